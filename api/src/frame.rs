@@ -1,0 +1,97 @@
+//! One message on the socket: a version byte, the length as a little-endian `u32`, then that much JSON.
+
+use std::io::{self, Read, Write};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// The version of the protocol. An agent and a plugin of different versions refuse each other by name.
+pub const VERSION: u8 = 1;
+
+/// Version byte and length.
+pub const HEADER: usize = 5;
+
+/// The longest message, in bytes: room for the nodes of a cluster of 5,000.
+const LONGEST: usize = 16 << 20;
+
+/// A message that could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// The other side speaks another version.
+    #[error("protocol version {0} where {VERSION} is spoken: plugin and agent are of different releases")]
+    Version(u8),
+    /// The message is longer than any that is sent.
+    #[error("message of {0} bytes, over the limit of {LONGEST}")]
+    Length(usize),
+    /// The message is not what was expected.
+    #[error("message that cannot be understood")]
+    Json(#[from] serde_json::Error),
+    /// The socket broke, or its deadline passed.
+    #[error("socket")]
+    Io(#[from] io::Error),
+}
+
+/// `message` as it goes over the socket.
+pub fn encode(message: &impl Serialize) -> Result<Vec<u8>, FrameError> {
+    let mut frame = vec![0; HEADER];
+    serde_json::to_writer(&mut frame, message)?;
+    let length = frame.len() - HEADER;
+    let announced = u32::try_from(length).ok().filter(|_| length <= LONGEST);
+    frame[0] = VERSION;
+    frame[1..HEADER].copy_from_slice(&announced.ok_or(FrameError::Length(length))?.to_le_bytes());
+    Ok(frame)
+}
+
+/// How many bytes follow this header.
+pub fn body_length(header: [u8; HEADER]) -> Result<usize, FrameError> {
+    let [version, length @ ..] = header;
+    let length = u32::from_le_bytes(length) as usize;
+    match version {
+        VERSION if length <= LONGEST => Ok(length),
+        VERSION => Err(FrameError::Length(length)),
+        other => Err(FrameError::Version(other)),
+    }
+}
+
+/// Writes `message` and flushes.
+pub fn write(to: &mut impl Write, message: &impl Serialize) -> Result<(), FrameError> {
+    to.write_all(&encode(message)?)?;
+    Ok(to.flush()?)
+}
+
+/// Reads one message; the end of the stream before its first byte is `UnexpectedEof`.
+pub fn read<T: DeserializeOwned>(from: &mut impl Read) -> Result<T, FrameError> {
+    let mut header = [0; HEADER];
+    from.read_exact(&mut header)?;
+    let mut body = vec![0; body_length(header)?];
+    from.read_exact(&mut body)?;
+    Ok(serde_json::from_slice(&body)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Request;
+
+    #[test]
+    fn a_message_comes_out_as_it_went_in() {
+        let request = Request::Del("net/c1/eth0".parse().unwrap());
+        let mut wire = Vec::new();
+        write(&mut wire, &request).unwrap();
+        assert_eq!(read::<Request>(&mut wire.as_slice()).unwrap(), request);
+    }
+
+    #[test]
+    fn another_version_or_an_absurd_length_is_refused_before_anything_is_read() {
+        assert!(matches!(body_length([9, 1, 0, 0, 0]), Err(FrameError::Version(9))));
+        assert!(matches!(body_length([VERSION, 255, 255, 255, 255]), Err(FrameError::Length(_))));
+    }
+
+    #[test]
+    fn a_torn_message_is_an_error() {
+        let wire = encode(&Request::Status).unwrap();
+        for cut in 0..wire.len() {
+            assert!(read::<Request>(&mut &wire[..cut]).is_err(), "{cut} of {} bytes were enough", wire.len());
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! The words that plugin, ctl and agent share, and the messages between them.
+//!
+//! This crate is linked into the CNI plugin, which is executed for every pod, so it stays tiny: serde types,
+//! framing and a blocking client, no runtime.
+
+mod attachment;
+pub mod client;
+mod family;
+pub mod frame;
+mod mac;
+pub mod message;
+mod name;
+pub mod status;
+
+pub use attachment::{Attachment, Pod};
+pub use family::Family;
+pub use mac::{Mac, ParseMacError};
+pub use name::{ContainerId, IfName, InvalidName, NetworkName, NodeName, PoolName};
+
+/// Where the agent listens unless its configuration says otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/polder/agent.sock";
+
+/// The bridge that every pod's traffic passes; it carries the node's gateway addresses.
+pub const BRIDGE: &str = "polder0";
+
+/// What the name of every host-side pod interface starts with.
+pub const POD_INTERFACE_PREFIX: &str = "pld";

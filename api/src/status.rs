@@ -1,0 +1,143 @@
+//! How a node is, for `polderctl` and whoever reads its JSON.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+
+use crate::{Family, NodeName, PoolName};
+
+/// One node as its agent sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The node's name.
+    pub node: NodeName,
+    /// The agent's release.
+    pub version: String,
+    /// Whether an ADD would be served; `reasons` say why not.
+    pub ready: bool,
+    /// What stands in the way of being ready, each with its remedy.
+    pub reasons: Vec<String>,
+    /// What is wrong or degraded although the node serves: refused records, unreachable peers, missing features.
+    pub problems: Vec<String>,
+    /// The cluster, once known.
+    pub cluster: Option<ClusterStatus>,
+    /// The store behind it.
+    pub store: StoreStatus,
+    /// The node's own addresses on the underlay, and how each was chosen.
+    pub underlay: Vec<UnderlayStatus>,
+    /// MTU that new pods get, in bytes.
+    pub mtu: Option<u32>,
+    /// The blocks that the node owns.
+    pub blocks: Vec<BlockStatus>,
+    /// Attachments in the ledger.
+    pub pods: usize,
+    /// What this kernel lacks of what Polder uses.
+    pub missing_features: Vec<String>,
+    /// The last pass over the kernel's state.
+    pub last_pass: Option<PassStatus>,
+}
+
+/// The settings that all nodes share.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// Random identity, made when the cluster was.
+    pub id: String,
+    /// `auto`, `direct` or `vxlan`.
+    pub backend: String,
+    /// `bridge` or `routed`.
+    pub attach: String,
+}
+
+/// Where the cluster's records come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum StoreStatus {
+    /// Records are current as of this store revision.
+    Connected {
+        /// The store.
+        store: String,
+        /// Revision of the last record seen.
+        revision: i64,
+    },
+    /// The store cannot be reached; the last known records are in force.
+    Disconnected {
+        /// The store.
+        store: String,
+        /// Why, and what to look at.
+        reason: String,
+    },
+}
+
+/// One address of the node that peers reach it at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnderlayStatus {
+    /// The address.
+    pub address: IpAddr,
+    /// The interface that has it.
+    pub interface: String,
+    /// The MTU of that interface, in bytes.
+    pub mtu: u32,
+    /// Why this one.
+    pub chosen_by: String,
+}
+
+/// One block and what has become of its addresses. The four counts add up to the block's size.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockStatus {
+    /// The block.
+    pub block: IpNetwork,
+    /// Its pool.
+    pub pool: PoolName,
+    /// Allocated to an attachment or to the node itself.
+    pub used: u64,
+    /// Freed less than the cool-down ago.
+    pub resting: u64,
+    /// Ready to be allocated.
+    pub free: u64,
+    /// Never allocated: the first and last address of the pool.
+    pub excluded: u64,
+}
+
+/// One pass over the kernel's state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PassStatus {
+    /// How many passes there were since the agent started.
+    pub count: u64,
+    /// Writes of the last one: 0 says that the kernel was as it should be.
+    pub writes: usize,
+    /// How long it took, in microseconds.
+    pub took_us: u64,
+    /// What could not be done.
+    pub failures: Vec<String>,
+}
+
+/// A node of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Its name.
+    pub name: NodeName,
+    /// Where peers reach it.
+    pub underlay: Vec<IpAddr>,
+    /// Its gateway addresses.
+    pub gateways: Vec<IpAddr>,
+    /// The blocks that it owns.
+    pub blocks: Vec<IpNetwork>,
+    /// How this node reaches it.
+    pub paths: Vec<PathStatus>,
+    /// Whether its lease is alive; `None` where the store could not be asked.
+    pub alive: Option<bool>,
+    /// The release of its agent.
+    pub version: String,
+}
+
+/// How the blocks of one family of a peer are reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathStatus {
+    /// The family of the pods' addresses.
+    pub family: Family,
+    /// `local`, `direct`, `vxlan` or `unreachable`.
+    pub path: String,
+    /// The peer's underlay address that is used, or why there is none.
+    pub via: String,
+}

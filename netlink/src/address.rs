@@ -1,0 +1,92 @@
+//! Addresses of interfaces.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use crate::{Error, Operation, RouteSocket};
+
+/// An address of an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Address {
+    /// The interface.
+    pub index: u32,
+    /// The address with the length of its on-link prefix.
+    pub address: IpNetwork,
+    /// Whether it is for the world, not for this link or host alone.
+    pub global: bool,
+    /// Whether it is about to go: deprecated, temporary, or refused by duplicate address detection.
+    pub fleeting: bool,
+}
+
+/// Gives the interface the address, for global use and at once: without waiting for duplicate address detection,
+/// and without a route of the kernel's own making. Succeeds where it has it already.
+pub fn add(index: u32, address: IpNetwork) -> Operation {
+    let mut message = message(index, address);
+    message.header.flags = AddressHeaderFlags::Nodad;
+    message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad | AddressFlags::Noprefixroute));
+    Operation::new(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_REPLACE)
+}
+
+/// Takes the address away from the interface.
+pub fn delete(index: u32, address: IpNetwork) -> Operation {
+    Operation::new(RouteNetlinkMessage::DelAddress(message(index, address)), 0)
+}
+
+fn message(index: u32, address: IpNetwork) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.index = index;
+    message.header.family = family(address.ip());
+    message.header.prefix_len = address.prefix();
+    message.attributes = vec![AddressAttribute::Address(address.ip()), AddressAttribute::Local(address.ip())];
+    message
+}
+
+pub(crate) fn family(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+impl RouteSocket {
+    /// All addresses of both families.
+    pub fn addresses(&mut self) -> Result<Vec<Address>, Error> {
+        let dump = self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+        let addresses = dump.into_iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewAddress(message) => decode(&message),
+            _ => None,
+        });
+        Ok(addresses.collect())
+    }
+}
+
+fn decode(message: &AddressMessage) -> Option<Address> {
+    let mut address = None;
+    let mut local = None;
+    let mut flags = AddressFlags::from_bits_retain(u32::from(message.header.flags.bits()));
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Address(ip) => address = Some(*ip),
+            // On a point-to-point link the address is the other side's, and this one is our own.
+            AddressAttribute::Local(ip) => local = Some(*ip),
+            AddressAttribute::Flags(all) => flags = *all,
+            _ => {}
+        }
+    }
+    let passing = AddressFlags::Secondary | AddressFlags::Deprecated | AddressFlags::Dadfailed;
+    // IFA_F_SECONDARY is IFA_F_TEMPORARY for IPv6; an IPv4 secondary is as lasting as any.
+    let ip = local.or(address)?;
+    let passing = if ip.is_ipv4() { AddressFlags::Deprecated } else { passing };
+    Some(Address {
+        index: message.header.index,
+        address: IpNetwork::new(ip, message.header.prefix_len).ok()?,
+        global: message.header.scope == AddressScope::Universe,
+        fleeting: flags.intersects(passing),
+    })
+}

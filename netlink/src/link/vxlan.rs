@@ -1,0 +1,57 @@
+//! A VXLAN tunnel end point (RFC 7348).
+
+use std::net::IpAddr;
+
+use netlink_packet_route::link::InfoVxlan;
+use polder_api::Mac;
+use rtnetlink::{LinkMessageBuilder, LinkVxlan};
+
+use super::{change, create};
+use crate::Operation;
+
+/// What makes one VXLAN device another than the next. None of it can be changed once the device is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vxlan {
+    /// VXLAN network identifier, 24 bits.
+    pub vni: u32,
+    /// UDP port, its own and that of its peers.
+    pub port: u16,
+    /// The underlay address that it sends from; its family is that of the tunnel.
+    pub local: Option<IpAddr>,
+    /// Whether it learns peers from what they send.
+    pub learning: bool,
+}
+
+impl Vxlan {
+    pub(super) fn from_attributes(attributes: &[InfoVxlan]) -> Self {
+        let mut vxlan = Self { vni: 0, port: 0, local: None, learning: false };
+        for attribute in attributes {
+            match attribute {
+                InfoVxlan::Id(vni) => vxlan.vni = *vni,
+                InfoVxlan::Port(port) => vxlan.port = *port,
+                InfoVxlan::Local(local) => vxlan.local = Some((*local).into()),
+                InfoVxlan::Local6(local) => vxlan.local = Some((*local).into()),
+                InfoVxlan::Learning(on) => vxlan.learning = *on,
+                _ => {}
+            }
+        }
+        vxlan
+    }
+}
+
+/// Creates the device, up, without an IPv6 address of its own making. It is bound to an address and not to an
+/// interface, so that it follows the host's routes to a peer, and outlives the interface.
+pub fn create_vxlan(name: &str, vxlan: &Vxlan, mac: Mac, mtu: u32) -> [Operation; 2] {
+    let mut device = LinkMessageBuilder::<LinkVxlan>::new(name)
+        .id(vxlan.vni)
+        .port(vxlan.port)
+        .learning(vxlan.learning)
+        .address(mac.0.to_vec())
+        .mtu(mtu);
+    match vxlan.local {
+        Some(IpAddr::V4(local)) => device = device.local(local),
+        Some(IpAddr::V6(local)) => device = device.local6(local),
+        None => {}
+    }
+    [create(device.build()), change(name).without_link_local().up().into()]
+}

@@ -1,0 +1,161 @@
+//! Neighbour entries: which link-layer address has an IP address, and behind which port or peer a link-layer
+//! address is.
+
+use std::net::IpAddr;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use polder_api::Mac;
+
+use crate::address::family;
+use crate::{Error, Operation, RouteSocket};
+
+/// A permanent entry of the ARP or neighbour discovery table. The kernel never asks for it, ages it, or counts it
+/// against the limits of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Neighbour {
+    /// The interface behind which the neighbour is.
+    pub index: u32,
+    /// Its IP address.
+    pub address: IpAddr,
+    /// Its link-layer address.
+    pub mac: Mac,
+}
+
+/// A permanent entry of a forwarding database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Forward {
+    /// The bridge port or VXLAN device.
+    pub index: u32,
+    /// The link-layer address that it is about.
+    pub mac: Mac,
+    /// Where frames to it go.
+    pub to: Destination,
+}
+
+/// Where a forwarding database entry leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Destination {
+    /// Out of the bridge port that has the entry.
+    Port,
+    /// Through the tunnel, to the end point with this underlay address.
+    Remote(IpAddr),
+}
+
+impl Neighbour {
+    /// Makes the entry, whatever was there for its address.
+    pub fn replace(&self) -> Operation {
+        Operation::new(RouteNetlinkMessage::NewNeighbour(self.message()), NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// Deletes the entry.
+    pub fn delete(&self) -> Operation {
+        Operation::new(RouteNetlinkMessage::DelNeighbour(self.message()), 0)
+    }
+
+    fn message(&self) -> NeighbourMessage {
+        let mut message = NeighbourMessage::default();
+        message.header.family = family(self.address);
+        message.header.ifindex = self.index;
+        message.header.state = NeighbourState::Permanent;
+        message.attributes = vec![
+            NeighbourAttribute::Destination(self.address.into()),
+            NeighbourAttribute::LinkLayerAddress(self.mac.0.to_vec()),
+        ];
+        message
+    }
+}
+
+impl Forward {
+    /// Makes the entry, whatever was there for its link-layer address.
+    pub fn replace(&self) -> Operation {
+        Operation::new(RouteNetlinkMessage::NewNeighbour(self.message()), NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// Deletes the entry.
+    pub fn delete(&self) -> Operation {
+        Operation::new(RouteNetlinkMessage::DelNeighbour(self.message()), 0)
+    }
+
+    fn message(&self) -> NeighbourMessage {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Bridge;
+        message.header.ifindex = self.index;
+        message.attributes = vec![NeighbourAttribute::LinkLayerAddress(self.mac.0.to_vec())];
+        match self.to {
+            // Not permanent in the bridge's words: that would be an address of the host. `NoArp` is a static entry.
+            Destination::Port => {
+                message.header.state = NeighbourState::Noarp;
+                message.header.flags = NeighbourFlags::Controller;
+            }
+            Destination::Remote(underlay) => {
+                message.header.state = NeighbourState::Permanent;
+                message.header.flags = NeighbourFlags::Own;
+                message.attributes.push(NeighbourAttribute::Destination(underlay.into()));
+            }
+        }
+        message
+    }
+}
+
+impl RouteSocket {
+    /// The permanent neighbours behind all interfaces, of both families.
+    pub fn neighbours(&mut self) -> Result<Vec<Neighbour>, Error> {
+        let dump = self.dump(RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default()))?;
+        Ok(dump.iter().filter_map(neighbour).collect())
+    }
+
+    /// The static forwarding entries of all bridge ports and tunnels, without those of their own addresses.
+    pub fn forwards(&mut self) -> Result<Vec<Forward>, Error> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Bridge;
+        let dump = self.dump(RouteNetlinkMessage::GetNeighbour(message))?;
+        Ok(dump.iter().filter_map(forward).collect())
+    }
+}
+
+fn neighbour(message: &RouteNetlinkMessage) -> Option<Neighbour> {
+    let RouteNetlinkMessage::NewNeighbour(message) = message else { return None };
+    if message.header.state != NeighbourState::Permanent {
+        return None;
+    }
+    let mut address = None;
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some((*v4).into()),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => address = Some((*v6).into()),
+            _ => {}
+        }
+    }
+    Some(Neighbour { index: message.header.ifindex, address: address?, mac: mac(message)? })
+}
+
+fn forward(message: &RouteNetlinkMessage) -> Option<Forward> {
+    let RouteNetlinkMessage::NewNeighbour(message) = message else { return None };
+    let remote = message.attributes.iter().find_map(|attribute| match attribute {
+        // The family of the entry is the bridge's, so the address comes as bytes.
+        NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => ip(bytes),
+        _ => None,
+    });
+    let to = match (message.header.state, remote) {
+        (NeighbourState::Permanent, Some(underlay)) => Destination::Remote(underlay),
+        (NeighbourState::Noarp, None) => Destination::Port,
+        _ => return None,
+    };
+    Some(Forward { index: message.header.ifindex, mac: mac(message)?, to })
+}
+
+fn mac(message: &NeighbourMessage) -> Option<Mac> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(bytes) => bytes.as_slice().try_into().ok().map(Mac),
+        _ => None,
+    })
+}
+
+fn ip(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from).ok();
+    v4.or_else(|| <[u8; 16]>::try_from(bytes).map(IpAddr::from).ok())
+}

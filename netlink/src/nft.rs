@@ -1,0 +1,239 @@
+//! nftables: one table of ours, made and changed in transactions.
+//!
+//! A [`Table`] says what is fixed: sets, chains and rules. What comes and goes are the [`Element`]s of the sets. The
+//! kernel is spoken to directly, so that a pod's entry costs a system call and not a process, and nothing that
+//! comes from the cluster's store is ever given to another program.
+
+mod decode;
+mod element;
+mod encode;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use netlink_packet_netfilter::NetfilterMessage;
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use polder_api::Family;
+
+pub use self::element::{Element, Key};
+use crate::{Error, Operation, Protocol, Socket};
+
+impl Protocol for NetfilterMessage {
+    const NUMBER: isize = NETLINK_NETFILTER;
+}
+
+/// A socket for nftables.
+pub type FilterSocket = Socket<NetfilterMessage>;
+
+/// A table of family `inet`: everything of it but the elements of its sets.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Table {
+    /// Its name.
+    pub name: &'static str,
+    /// Its sets.
+    pub sets: Vec<Set>,
+    /// Its chains.
+    pub chains: Vec<Chain>,
+}
+
+/// A set of elements, to which rules refer by name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Set {
+    /// Its name.
+    pub name: &'static str,
+    /// What its elements are.
+    pub key: Key,
+}
+
+/// A base chain. Its policy is to accept: what Polder does not name, it does not judge.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Chain {
+    /// Its name.
+    pub name: &'static str,
+    /// Where it hangs.
+    pub hook: Hook,
+    /// Its rules, in order.
+    pub rules: Vec<Rule>,
+}
+
+/// Where a chain hangs, and with which priority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Hook {
+    /// Everything that comes in, before connection tracking sees it (prerouting, -300).
+    Raw,
+    /// What is for the host itself (input, 0).
+    Input,
+    /// The source address of what goes out (nat, postrouting, 100).
+    SourceNat,
+}
+
+/// A rule: if all matches hold, the verdict.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Rule {
+    /// What it is for, in words; `nft list` shows it.
+    pub comment: &'static str,
+    /// What must hold.
+    pub matches: Vec<Match>,
+    /// What then happens. Packets are counted.
+    pub verdict: Verdict,
+}
+
+/// A property of a packet.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Match {
+    /// It came in through this interface, or one whose name starts so.
+    Input(Interface),
+    /// It is of this family. Stands before every match that looks at addresses.
+    Family(Family),
+    /// It is UDP to this port.
+    UdpTo(u16),
+    /// It is VXLAN of this network identifier. Stands after [`Match::UdpTo`].
+    VxlanOf(u32),
+    /// Its source address is, or is not, in the set.
+    Source(Within),
+    /// Its destination address is, or is not, in the set.
+    Destination(Within),
+    /// Its sender's link-layer address together with its source address is, or is not, in the set.
+    Sender(Within),
+    /// Its destination is one address, neither multicast nor broadcast.
+    Unicast,
+}
+
+/// An interface, by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Interface {
+    /// The one of this name.
+    Named(&'static str),
+    /// All whose name starts so.
+    Prefixed(&'static str),
+}
+
+/// Membership of a set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Within {
+    /// It is in the set.
+    Set(Family, &'static str),
+    /// It is not in the set.
+    NotSet(Family, &'static str),
+}
+
+/// What happens to a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// It is dropped.
+    Drop,
+    /// It leaves with the address of the interface that it leaves through, and a random port.
+    Masquerade,
+}
+
+/// The elements of a table's sets, by the name of the set.
+pub type Elements = BTreeMap<&'static str, BTreeSet<Element>>;
+
+/// What the kernel has in the place of a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// The very table, with these elements.
+    Intact(Elements),
+    /// Nothing, or something else: why it is not the table.
+    Different(String),
+}
+
+/// Changes that happen together or not at all.
+#[derive(Debug)]
+pub struct Transaction(Vec<Operation<NetfilterMessage>>);
+
+impl Table {
+    /// A number that is another for another table. The kernel keeps it in the table's comment.
+    fn fingerprint(&self) -> String {
+        let mut hasher = DefaultHasher::new();
+        self.hash(&mut hasher);
+        format!("polder {:016x}", hasher.finish())
+    }
+
+    /// Makes the table with these elements, in place of whatever is there under its name.
+    pub fn install(&self, elements: &Elements) -> Transaction {
+        let mut all = vec![encode::add_table(self.name, None), encode::delete_table(self.name)];
+        all.push(encode::add_table(self.name, Some(&self.fingerprint())));
+        all.extend(self.sets.iter().zip(1..).map(|(set, id)| encode::add_set(self.name, set, id)));
+        for set in &self.sets {
+            let members = elements.get(set.name).into_iter().flatten();
+            all.extend(encode::add_elements(self.name, set.name, members));
+        }
+        for chain in &self.chains {
+            all.push(encode::add_chain(self.name, chain));
+            all.extend(chain.rules.iter().map(|rule| encode::add_rule(self.name, chain.name, rule)));
+        }
+        Transaction(all)
+    }
+
+    /// Changes the elements of one set. The transaction fails if one that is to go is not there.
+    pub fn change<'a>(
+        &self,
+        set: &'static str,
+        add: impl IntoIterator<Item = &'a Element>,
+        remove: impl IntoIterator<Item = &'a Element>,
+    ) -> Transaction {
+        let mut all = encode::delete_elements(self.name, set, remove);
+        all.extend(encode::add_elements(self.name, set, add));
+        Transaction(all)
+    }
+
+    /// Puts `elements` in the place of all that the set has.
+    pub fn refill(&self, set: &'static str, elements: &BTreeSet<Element>) -> Transaction {
+        let mut all = vec![encode::flush_set(self.name, set)];
+        all.extend(encode::add_elements(self.name, set, elements));
+        Transaction(all)
+    }
+
+    /// Takes the table away, with all that is in it.
+    pub fn delete(&self) -> Transaction {
+        Transaction(vec![encode::delete_table(self.name)])
+    }
+}
+
+impl FilterSocket {
+    /// Carries out a transaction. Done or not at all.
+    pub fn commit(&mut self, transaction: Transaction) -> Result<(), Error> {
+        if transaction.0.is_empty() {
+            return Ok(());
+        }
+        self.transact(encode::begin(), transaction.0, encode::end())
+    }
+
+    /// Reads what the kernel has in the place of `table`.
+    pub fn find(&mut self, table: &Table) -> Result<Found, Error> {
+        match self.read(table) {
+            Ok(found) => Ok(found),
+            Err(error) if error.is_missing() => Ok(Found::Different("a part of it is missing".to_owned())),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn read(&mut self, table: &Table) -> Result<Found, Error> {
+        let comment = decode::table_comment(&self.get(encode::get_table(table.name))?);
+        if comment.as_deref() != Some(table.fingerprint().as_str()) {
+            return Ok(Found::Different(format!("made as {:?}", comment.unwrap_or_default())));
+        }
+        for chain in &table.chains {
+            let found = self.get(encode::get_chain(table.name, chain.name))?;
+            if !decode::accepts_by_policy(&found) {
+                return Ok(Found::Different(format!("chain {} has another policy", chain.name)));
+            }
+        }
+        let rules = self.dump(encode::get_rules(table.name))?;
+        let rules: Vec<_> = rules.iter().filter_map(|rule| decode::rule(rule, table.name)).collect();
+        for chain in &table.chains {
+            let found =
+                rules.iter().filter(|rule| rule.chain == chain.name).map(|rule| rule.comment.as_str());
+            if !found.eq(chain.rules.iter().map(|rule| rule.comment)) {
+                return Ok(Found::Different(format!("chain {} has other rules", chain.name)));
+            }
+        }
+        let mut elements = Elements::new();
+        for set in &table.sets {
+            let found = self.dump(encode::get_elements(table.name, set.name))?;
+            elements.insert(set.name, found.iter().flat_map(decode::elements).collect());
+        }
+        Ok(Found::Intact(elements))
+    }
+}

@@ -1,0 +1,148 @@
+//! The elements of a set, as the kernel compares them.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnetwork::IpNetwork;
+use polder_api::{Family, Mac};
+
+/// What the elements of a set are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Key {
+    /// Single addresses.
+    Address(Family),
+    /// Ranges of addresses.
+    Network(Family),
+    /// A link-layer address together with an address.
+    Sender(Family),
+}
+
+/// One element of a set, or one end of a range: a key, and whether it is the first address behind a range.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Element {
+    pub(super) key: Vec<u8>,
+    pub(super) ends_range: bool,
+}
+
+impl Element {
+    /// An address, for [`Key::Address`].
+    pub fn address(address: IpAddr) -> Self {
+        Self { key: octets(address), ends_range: false }
+    }
+
+    /// A sender, for [`Key::Sender`]. Parts of a key start at multiples of four bytes.
+    pub fn sender(mac: Mac, address: IpAddr) -> Self {
+        let key = [&mac.0[..], &[0, 0], &octets(address)].concat();
+        Self { key, ends_range: false }
+    }
+
+    /// The ends of the ranges that cover exactly these networks of one family, for [`Key::Network`].
+    pub fn networks(networks: impl IntoIterator<Item = IpNetwork>) -> Vec<Self> {
+        let mut ranges: Vec<(IpAddr, Option<IpAddr>)> =
+            networks.into_iter().map(|network| (network.network(), behind(network))).collect();
+        ranges.sort();
+        let mut merged: Vec<(IpAddr, Option<IpAddr>)> = Vec::new();
+        for (first, behind) in ranges {
+            match merged.last_mut() {
+                // `None` is behind the last address that there is.
+                Some((_, end)) if end.is_none_or(|end| first <= end) => {
+                    *end = end.and_then(|end| behind.map(|behind| end.max(behind)));
+                }
+                _ => merged.push((first, behind)),
+            }
+        }
+        merged
+            .into_iter()
+            .flat_map(|(first, behind)| {
+                let end = behind.map(|behind| Self { key: octets(behind), ends_range: true });
+                std::iter::once(Self::address(first)).chain(end)
+            })
+            .collect()
+    }
+}
+
+impl Key {
+    /// `nft`'s number for the type of the key, by which it prints elements (`include/datatype.h`).
+    pub(super) fn type_number(self) -> u32 {
+        const ETHER_ADDRESS: u32 = 9;
+        match self {
+            Self::Address(family) | Self::Network(family) => family_number(family),
+            Self::Sender(family) => ETHER_ADDRESS << 6 | family_number(family),
+        }
+    }
+
+    /// Length of a key, in bytes.
+    pub(super) fn length(self) -> u32 {
+        match self {
+            Self::Address(family) | Self::Network(family) => address_length(family),
+            Self::Sender(family) => 8 + address_length(family),
+        }
+    }
+
+    pub(super) fn has_ranges(self) -> bool {
+        matches!(self, Self::Network(_))
+    }
+}
+
+fn family_number(family: Family) -> u32 {
+    match family {
+        Family::V4 => 7,
+        Family::V6 => 8,
+    }
+}
+
+fn address_length(family: Family) -> u32 {
+    u32::from(family.bits() / 8)
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+/// The first address behind the network, if there is one.
+fn behind(network: IpNetwork) -> Option<IpAddr> {
+    match network {
+        IpNetwork::V4(v4) => {
+            v4.broadcast().to_bits().checked_add(1).map(|bits| Ipv4Addr::from_bits(bits).into())
+        }
+        IpNetwork::V6(v6) => {
+            v6.broadcast().to_bits().checked_add(1).map(|bits| Ipv6Addr::from_bits(bits).into())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ranges(networks: &[&str]) -> Vec<String> {
+        let elements = Element::networks(networks.iter().map(|network| network.parse().unwrap()));
+        let text = |element: &Element| {
+            let octets = <[u8; 4]>::try_from(element.key.as_slice()).unwrap();
+            format!("{}{}", if element.ends_range { "<" } else { "" }, Ipv4Addr::from(octets))
+        };
+        elements.iter().map(text).collect()
+    }
+
+    #[test]
+    fn a_network_is_a_range_from_its_first_to_behind_its_last_address() {
+        assert_eq!(ranges(&["10.1.0.0/16"]), ["10.1.0.0", "<10.2.0.0"]);
+    }
+
+    #[test]
+    fn touching_and_nested_networks_become_one_range() {
+        assert_eq!(ranges(&["10.0.1.0/24", "10.0.0.0/24", "10.0.0.128/25"]), ["10.0.0.0", "<10.0.2.0"]);
+        assert_eq!(
+            ranges(&["10.0.0.0/24", "10.9.0.0/24"]),
+            ["10.0.0.0", "<10.0.1.0", "10.9.0.0", "<10.9.1.0"]
+        );
+    }
+
+    #[test]
+    fn the_range_that_reaches_the_last_address_has_no_end() {
+        assert_eq!(ranges(&["255.0.0.0/8"]), ["255.0.0.0"]);
+        assert_eq!(ranges(&["0.0.0.0/0", "10.0.0.0/8"]), ["0.0.0.0"]);
+    }
+}

@@ -1,0 +1,333 @@
+//! nftables messages: what `include/uapi/linux/netfilter/nf_tables.h` wants for each part of a table.
+
+use netlink_packet_core::{DefaultNla, NLM_F_APPEND, NLM_F_CREATE};
+use netlink_packet_netfilter::nftables::{
+    ChainAttribute, ChainMessage, Cmp, DataAttribute, Expressions, Hook as HookAttribute, Immediate,
+    InetHookNumber, ListAttribute, Lookup, Meta, MetaKey, NfTablesMessage, Operator, Payload, Register,
+    RuleAttribute, RuleMessage, SetAttribute, SetElementAttribute, SetElementFlags, SetElementList,
+    SetElementMessage, SetFlags, SetMessage, TableAttribute, TableMessage, Verdict as VerdictNumber,
+    VerdictAttribute,
+};
+use netlink_packet_netfilter::none::ControlMessage;
+use netlink_packet_netfilter::{
+    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
+};
+use polder_api::Family;
+
+use super::{Chain, Element, Hook, Interface, Match, Rule, Set, Verdict, Within};
+use crate::Operation;
+
+/// Elements in one message: an attribute is at most 64 KiB long, an element some 60 bytes.
+const ELEMENTS_PER_MESSAGE: usize = 512;
+
+const NFNL_SUBSYS_NFTABLES: u16 = 10;
+
+pub(super) fn begin() -> NetfilterMessage {
+    control(ControlMessage::BatchBegin)
+}
+
+pub(super) fn end() -> NetfilterMessage {
+    control(ControlMessage::BatchEnd)
+}
+
+fn control(message: ControlMessage) -> NetfilterMessage {
+    let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, NFNL_SUBSYS_NFTABLES);
+    NetfilterMessage::new(header, message)
+}
+
+fn inet(message: impl Into<NetfilterMessageInner>) -> NetfilterMessage {
+    NetfilterMessage::new(NetfilterHeader::new(NetfilterProtoFamily::Inet, 0, 0), message)
+}
+
+fn create(message: NfTablesMessage) -> Operation<NetfilterMessage> {
+    Operation::new(inet(message), NLM_F_CREATE)
+}
+
+pub(super) fn add_table(name: &str, comment: Option<&str>) -> Operation<NetfilterMessage> {
+    let mut attributes = vec![TableAttribute::Name(name.to_owned())];
+    attributes.extend(comment.map(|comment| TableAttribute::UserData(user_data(comment))));
+    create(NfTablesMessage::NewTable(TableMessage { attributes }))
+}
+
+pub(super) fn get_table(name: &str) -> NetfilterMessage {
+    inet(NfTablesMessage::GetTable(TableMessage { attributes: vec![TableAttribute::Name(name.to_owned())] }))
+}
+
+pub(super) fn delete_table(name: &str) -> Operation<NetfilterMessage> {
+    let attributes = vec![TableAttribute::Name(name.to_owned())];
+    Operation::new(inet(NfTablesMessage::DeleteTable(TableMessage { attributes })), 0)
+}
+
+pub(super) fn add_chain(table: &str, chain: &Chain) -> Operation<NetfilterMessage> {
+    let (kind, hook, priority) = match chain.hook {
+        Hook::Raw => ("filter", InetHookNumber::PreRouting, -300_i32),
+        Hook::Input => ("filter", InetHookNumber::LocalIn, 0),
+        Hook::SourceNat => ("nat", InetHookNumber::PostRouting, 100),
+    };
+    let attributes = vec![
+        ChainAttribute::Table(table.to_owned()),
+        ChainAttribute::Name(chain.name.to_owned()),
+        ChainAttribute::Hook(vec![
+            HookAttribute::Number(hook.into()),
+            HookAttribute::Priority(priority.cast_unsigned()),
+        ]),
+        ChainAttribute::Policy(super::decode::NF_ACCEPT),
+        ChainAttribute::Type(kind.to_owned()),
+    ];
+    create(NfTablesMessage::NewChain(ChainMessage { attributes }))
+}
+
+pub(super) fn get_chain(table: &str, chain: &str) -> NetfilterMessage {
+    let attributes = vec![ChainAttribute::Table(table.to_owned()), ChainAttribute::Name(chain.to_owned())];
+    inet(NfTablesMessage::GetChain(ChainMessage { attributes }))
+}
+
+/// `id` names the set within its transaction.
+pub(super) fn add_set(table: &str, set: &Set, id: u32) -> Operation<NetfilterMessage> {
+    let flags = if set.key.has_ranges() { SetFlags::Interval } else { SetFlags::empty() };
+    let attributes = vec![
+        SetAttribute::Table(table.to_owned()),
+        SetAttribute::Name(set.name.to_owned()),
+        SetAttribute::Flags(flags),
+        SetAttribute::KeyType(set.key.type_number()),
+        SetAttribute::KeyLen(set.key.length()),
+        SetAttribute::Id(id),
+    ];
+    create(NfTablesMessage::NewSet(SetMessage { attributes }))
+}
+
+pub(super) fn add_elements<'a>(
+    table: &str,
+    set: &str,
+    elements: impl IntoIterator<Item = &'a Element>,
+) -> Vec<Operation<NetfilterMessage>> {
+    let chunks = element_messages(table, set, elements);
+    chunks.into_iter().map(|message| create(NfTablesMessage::NewSetElement(message))).collect()
+}
+
+pub(super) fn delete_elements<'a>(
+    table: &str,
+    set: &str,
+    elements: impl IntoIterator<Item = &'a Element>,
+) -> Vec<Operation<NetfilterMessage>> {
+    let chunks = element_messages(table, set, elements).into_iter();
+    chunks.map(|message| Operation::new(inet(NfTablesMessage::DeleteSetElement(message)), 0)).collect()
+}
+
+/// Deletes all elements: none is named.
+pub(super) fn flush_set(table: &str, set: &str) -> Operation<NetfilterMessage> {
+    let message = SetElementMessage { attributes: of_set(table, set) };
+    Operation::new(inet(NfTablesMessage::DeleteSetElement(message)), 0)
+}
+
+pub(super) fn get_elements(table: &str, set: &str) -> NetfilterMessage {
+    inet(NfTablesMessage::GetSetElement(SetElementMessage { attributes: of_set(table, set) }))
+}
+
+fn of_set(table: &str, set: &str) -> Vec<SetElementList> {
+    vec![SetElementList::Table(table.to_owned()), SetElementList::Set(set.to_owned())]
+}
+
+fn element_messages<'a>(
+    table: &str,
+    set: &str,
+    elements: impl IntoIterator<Item = &'a Element>,
+) -> Vec<SetElementMessage> {
+    let list: Vec<_> = elements.into_iter().map(element).collect();
+    let message = |chunk: &[_]| {
+        let mut attributes = of_set(table, set);
+        attributes.push(SetElementList::Elements(chunk.to_vec()));
+        SetElementMessage { attributes }
+    };
+    list.chunks(ELEMENTS_PER_MESSAGE).map(message).collect()
+}
+
+fn element(element: &Element) -> ListAttribute<SetElementAttribute> {
+    let mut attributes = vec![SetElementAttribute::Key(DataAttribute::Value(element.key.clone()))];
+    if element.ends_range {
+        attributes.push(SetElementAttribute::Flags(SetElementFlags::IntervalEnd));
+    }
+    ListAttribute::Element(attributes)
+}
+
+pub(super) fn get_rules(table: &str) -> NetfilterMessage {
+    inet(NfTablesMessage::GetRule(RuleMessage { attributes: vec![RuleAttribute::Table(table.to_owned())] }))
+}
+
+pub(super) fn add_rule(table: &str, chain: &str, rule: &Rule) -> Operation<NetfilterMessage> {
+    let mut expressions: Vec<Expressions> = rule.matches.iter().flat_map(matching).collect();
+    expressions.push(Expressions::Other { expression_type: "counter".to_owned(), attributes: Vec::new() });
+    expressions.push(verdict(rule.verdict));
+    let attributes = vec![
+        RuleAttribute::Table(table.to_owned()),
+        RuleAttribute::Chain(chain.to_owned()),
+        RuleAttribute::Expressions(expressions.into_iter().map(ListAttribute::from).collect()),
+        RuleAttribute::UserData(user_data(rule.comment)),
+    ];
+    let message = NfTablesMessage::NewRule(RuleMessage { attributes });
+    Operation::new(inet(message), NLM_F_CREATE | NLM_F_APPEND)
+}
+
+/// A comment as `nft` keeps it: type 0, length, text with its NUL.
+fn user_data(comment: &str) -> Vec<u8> {
+    let text = &comment.as_bytes()[..comment.len().min(120)];
+    let length = u8::try_from(text.len() + 1).expect("at most 121");
+    [&[0, length], text, &[0]].concat()
+}
+
+/// The kind of interface on which frames have link-layer addresses of six bytes (`include/uapi/linux/if_arp.h`).
+const ARPHRD_ETHER: u16 = 1;
+
+/// Where in a packet something stands: base (`enum nft_payload_bases`), offset and length in bytes.
+#[derive(Clone, Copy)]
+struct Field(u32, u32, u32);
+
+const SENDER_MAC: Field = Field(0, 6, 6);
+const UDP_DESTINATION: Field = Field(2, 2, 2);
+/// Behind the UDP header (8 bytes) come the VXLAN flags (4 bytes), then the identifier (RFC 7348, section 5).
+const VXLAN_VNI: Field = Field(2, 12, 3);
+
+fn source(family: Family) -> Field {
+    match family {
+        Family::V4 => Field(1, 12, 4),
+        Family::V6 => Field(1, 8, 16),
+    }
+}
+
+fn destination(family: Family) -> Field {
+    match family {
+        Family::V4 => Field(1, 16, 4),
+        Family::V6 => Field(1, 24, 16),
+    }
+}
+
+/// `NFPROTO_*`.
+fn protocol_number(family: Family) -> u8 {
+    match family {
+        Family::V4 => 2,
+        Family::V6 => 10,
+    }
+}
+
+fn matching(what: &Match) -> Vec<Expressions> {
+    match *what {
+        Match::Input(interface) => {
+            // A whole name is compared with its NULs, the start of one without.
+            let name = match interface {
+                Interface::Named(name) => [name.as_bytes(), &[0; 16][name.len().min(16)..]].concat(),
+                Interface::Prefixed(prefix) => prefix.as_bytes().to_vec(),
+            };
+            vec![load_meta(MetaKey::Iifname), equal(name)]
+        }
+        Match::Family(family) => vec![load_meta(MetaKey::Nfproto), equal(vec![protocol_number(family)])],
+        Match::UdpTo(port) => {
+            const UDP: u8 = 17;
+            let protocol = [load_meta(MetaKey::L4Proto), equal(vec![UDP])];
+            let port = [load(UDP_DESTINATION, Register::Reg1), equal(port.to_be_bytes().to_vec())];
+            [protocol, port].concat()
+        }
+        Match::VxlanOf(vni) => {
+            vec![load(VXLAN_VNI, Register::Reg1), equal(vni.to_be_bytes()[1..].to_vec())]
+        }
+        Match::Source(within) => vec![load(source(within.family()), Register::Reg1), lookup(within)],
+        Match::Destination(within) => {
+            vec![load(destination(within.family()), Register::Reg1), lookup(within)]
+        }
+        Match::Sender(within) => vec![
+            load_meta(MetaKey::Iftype),
+            equal(ARPHRD_ETHER.to_ne_bytes().to_vec()),
+            load(SENDER_MAC, Register::Reg1),
+            // The six bytes take two registers of four.
+            load(source(within.family()), Register::Reg32_02),
+            lookup(within),
+        ],
+        Match::Unicast => {
+            const RTN_UNICAST: u32 = 1;
+            vec![load_destination_type(), equal(RTN_UNICAST.to_ne_bytes().to_vec())]
+        }
+    }
+}
+
+impl Within {
+    fn family(self) -> Family {
+        match self {
+            Self::Set(family, _) | Self::NotSet(family, _) => family,
+        }
+    }
+}
+
+fn load_meta(key: MetaKey) -> Expressions {
+    Expressions::Meta(vec![Meta::Key(key), Meta::DestinationRegister(Register::Reg1)])
+}
+
+fn load(Field(base, offset, length): Field, register: Register) -> Expressions {
+    Expressions::Payload(vec![
+        Payload::DestinationRegister(register),
+        Payload::Base(base),
+        Payload::Offset(offset),
+        Payload::Len(length),
+    ])
+}
+
+fn equal(value: Vec<u8>) -> Expressions {
+    Expressions::Cmp(vec![
+        Cmp::SourceRegister(Register::Reg1),
+        Cmp::Op(Operator::Equal),
+        Cmp::Data(DataAttribute::Value(value)),
+    ])
+}
+
+fn lookup(within: Within) -> Expressions {
+    const NFT_LOOKUP_F_INV: u32 = 1;
+    let (set, flags) = match within {
+        Within::Set(_, set) => (set, 0),
+        Within::NotSet(_, set) => (set, NFT_LOOKUP_F_INV),
+    };
+    Expressions::Lookup(vec![
+        Lookup::Set(set.to_owned()),
+        Lookup::SourceRegister(Register::Reg1),
+        Lookup::Flags(flags),
+    ])
+}
+
+/// `fib daddr type`: what the routing tables say that the destination is.
+fn load_destination_type() -> Expressions {
+    const NFTA_FIB_DREG: u16 = 1;
+    const NFTA_FIB_RESULT: u16 = 2;
+    const NFTA_FIB_FLAGS: u16 = 3;
+    const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
+    const NFTA_FIB_F_DADDR: u32 = 1 << 1;
+    other(
+        "fib",
+        &[
+            (NFTA_FIB_FLAGS, NFTA_FIB_F_DADDR),
+            (NFTA_FIB_RESULT, NFT_FIB_RESULT_ADDRTYPE),
+            (NFTA_FIB_DREG, Register::Reg1.into()),
+        ],
+    )
+}
+
+fn verdict(verdict: Verdict) -> Expressions {
+    match verdict {
+        Verdict::Drop => {
+            const NF_DROP: u32 = 0;
+            let code = VerdictAttribute::Code(VerdictNumber::Other(NF_DROP));
+            Expressions::Immediate(vec![
+                Immediate::DestinationRegister(Register::Verdict),
+                Immediate::Data(DataAttribute::Verdict(vec![code])),
+            ])
+        }
+        Verdict::Masquerade => {
+            const NFTA_MASQ_FLAGS: u16 = 1;
+            const NF_NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 1 << 4;
+            other("masq", &[(NFTA_MASQ_FLAGS, NF_NAT_RANGE_PROTO_RANDOM_FULLY)])
+        }
+    }
+}
+
+/// An expression that the library has no type for, of 32-bit attributes in network order.
+fn other(name: &str, attributes: &[(u16, u32)]) -> Expressions {
+    let attributes =
+        attributes.iter().map(|(kind, value)| DefaultNla::new(*kind, value.to_be_bytes().to_vec())).collect();
+    Expressions::Other { expression_type: name.to_owned(), attributes }
+}

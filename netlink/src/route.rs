@@ -1,0 +1,221 @@
+//! Routes of the main table.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
+    RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::RouteMessageBuilder;
+
+use crate::address::family;
+use crate::{Error, Operation, ROUTE_PROTOCOL, RouteSocket};
+
+/// The priority of our routes. A route of somebody else to the same destination has another one, almost certainly,
+/// so that neither replaces the other: replacing goes by destination and priority, not by protocol.
+const PRIORITY: u32 = 84;
+
+/// One of our routes: in the main table, with our protocol number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Route {
+    /// Where to.
+    pub destination: IpNetwork,
+    /// Which way.
+    pub target: Target,
+    /// The source address of what the host itself sends this way.
+    pub source: Option<IpAddr>,
+    /// The longest packet that goes this way, in bytes, if that is less than the interface takes.
+    pub mtu: Option<u32>,
+}
+
+/// Which way a route leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// Its destinations are neighbours on the interface.
+    Link {
+        /// The interface.
+        index: u32,
+    },
+    /// The gateway takes it on.
+    Gateway {
+        /// The interface that leads to the gateway.
+        index: u32,
+        /// The gateway.
+        gateway: IpAddr,
+        /// The gateway is a neighbour on the interface although no route says so.
+        onlink: bool,
+    },
+    /// Nowhere: senders are told that the destination is unreachable.
+    Unreachable,
+}
+
+/// Makes it the route to its destination, in one step with taking away one of ours that was there.
+pub fn replace(route: &Route) -> Operation {
+    Operation::new(RouteNetlinkMessage::NewRoute(message(route)), NLM_F_CREATE | NLM_F_REPLACE)
+}
+
+/// Deletes our route to the destination. A route that others made there is none of ours.
+pub fn delete(destination: IpNetwork) -> Operation {
+    let mut message = builder(destination).build();
+    message.header.scope = RouteScope::NoWhere;
+    message.header.kind = RouteType::Unspec;
+    Operation::new(RouteNetlinkMessage::DelRoute(message), 0)
+}
+
+fn builder(destination: IpNetwork) -> RouteMessageBuilder {
+    RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(destination.ip(), destination.prefix())
+        .expect("the prefix length of a network is in range")
+        .protocol(RouteProtocol::from(ROUTE_PROTOCOL))
+        .priority(PRIORITY)
+}
+
+fn message(route: &Route) -> RouteMessage {
+    let mut builder = builder(route.destination);
+    builder = match route.target {
+        Target::Link { index } => builder.output_interface(index).scope(RouteScope::Link),
+        Target::Gateway { index, gateway, onlink } => {
+            let builder = builder.output_interface(index).gateway(gateway).expect("gateway of the family");
+            if onlink { builder.onlink() } else { builder }
+        }
+        Target::Unreachable => builder.kind(RouteType::Unreachable),
+    };
+    if let Some(source) = route.source {
+        builder = builder.pref_source(source).expect("source of the family");
+    }
+    if let Some(mtu) = route.mtu {
+        builder.get_mut().attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
+    }
+    builder.build()
+}
+
+/// How the host would reach an address now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lookup {
+    /// The interface that it would use.
+    pub index: u32,
+    /// The router that it would give the packet to; `None` says that the address is on the link itself.
+    pub gateway: Option<IpAddr>,
+    /// The source address that it would use.
+    pub source: Option<IpAddr>,
+    /// Whether the address is the host's own.
+    pub local: bool,
+}
+
+impl RouteSocket {
+    /// Our routes in the main table, of both families.
+    pub fn routes(&mut self) -> Result<Vec<Route>, Error> {
+        let mut routes = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut filter = RouteMessage::default();
+            filter.header.address_family = family;
+            filter.header.table = RouteHeader::RT_TABLE_MAIN;
+            filter.header.protocol = RouteProtocol::from(ROUTE_PROTOCOL);
+            match self.dump(RouteNetlinkMessage::GetRoute(filter)) {
+                Ok(dump) => routes.extend(dump.iter().filter_map(|message| match message {
+                    RouteNetlinkMessage::NewRoute(message) => ours(message),
+                    _ => None,
+                })),
+                // The filter has nothing to look in: the main table of a new namespace is not made yet.
+                Err(error) if error.is_missing() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(routes)
+    }
+
+    /// Asks the kernel which way it would send a packet to `address`; `None` if it knows none.
+    pub fn look_up(&mut self, address: IpAddr) -> Result<Option<Lookup>, Error> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(address);
+        message.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
+        message.attributes.push(RouteAttribute::Destination(address.into()));
+        match self.get(RouteNetlinkMessage::GetRoute(message)) {
+            Ok(RouteNetlinkMessage::NewRoute(message)) => Ok(looked_up(&message)),
+            Ok(_) => Err(Error::NoAnswer),
+            Err(Error::Refused { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// What a route message says, by attribute.
+#[derive(Default)]
+struct Attributes {
+    destination: Option<IpAddr>,
+    gateway: Option<IpAddr>,
+    source: Option<IpAddr>,
+    index: Option<u32>,
+    mtu: Option<u32>,
+}
+
+impl Attributes {
+    fn of(message: &RouteMessage) -> Self {
+        let mut all = Self::default();
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Destination(address) => all.destination = ip(address),
+                RouteAttribute::Gateway(address) => all.gateway = ip(address),
+                RouteAttribute::PrefSource(address) => all.source = ip(address),
+                RouteAttribute::Oif(index) => all.index = Some(*index),
+                RouteAttribute::Metrics(metrics) => {
+                    all.mtu = metrics.iter().find_map(|metric| match metric {
+                        RouteMetric::Mtu(mtu) => Some(*mtu),
+                        _ => None,
+                    });
+                }
+                _ => {}
+            }
+        }
+        all
+    }
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(v4) => Some((*v4).into()),
+        RouteAddress::Inet6(v6) => Some((*v6).into()),
+        _ => None,
+    }
+}
+
+fn ours(message: &RouteMessage) -> Option<Route> {
+    if u8::from(message.header.protocol) != ROUTE_PROTOCOL {
+        return None;
+    }
+    let attributes = Attributes::of(message);
+    let unspecified = match message.header.address_family {
+        AddressFamily::Inet => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+        _ => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
+    };
+    let destination = attributes.destination.unwrap_or(unspecified);
+    let target = match (message.header.kind, attributes.index, attributes.gateway) {
+        (RouteType::Unicast, Some(index), Some(gateway)) => {
+            Target::Gateway { index, gateway, onlink: message.header.flags.contains(RouteFlags::Onlink) }
+        }
+        (RouteType::Unicast, Some(index), None) => Target::Link { index },
+        _ => Target::Unreachable,
+    };
+    Some(Route {
+        destination: IpNetwork::new(destination, message.header.destination_prefix_length).ok()?,
+        target,
+        source: attributes.source,
+        mtu: attributes.mtu,
+    })
+}
+
+fn looked_up(message: &RouteMessage) -> Option<Lookup> {
+    let attributes = Attributes::of(message);
+    match message.header.kind {
+        kind @ (RouteType::Unicast | RouteType::Local) => Some(Lookup {
+            index: attributes.index?,
+            gateway: attributes.gateway,
+            source: attributes.source,
+            local: kind == RouteType::Local,
+        }),
+        _ => None,
+    }
+}

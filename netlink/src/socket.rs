@@ -1,0 +1,253 @@
+//! One blocking netlink socket: requests go out in batches, and every request gets its own outcome.
+//!
+//! What the usual libraries lose on the way is kept here: the error that ends a failed dump, the mark of a dump
+//! that changed while it was read, the kernel's explanation of an error, and answers to a request that an earlier
+//! caller gave up on are not taken for ours.
+
+use std::fmt::Debug;
+use std::marker::PhantomData;
+
+use netlink_packet_core::{
+    DecodeError, Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkDeserializable,
+    NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable, Parseable,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::SocketAddr;
+use netlink_sys::protocols::NETLINK_ROUTE;
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+use crate::Error;
+
+/// Room for the largest message that the kernel puts into a dump (32 KiB), and for single ones of any size seen.
+const RECEIVE_BUFFER: usize = 64 << 10;
+
+/// Acknowledgements wait in the receive queue, about 800 bytes of it each: this many always fit.
+const BATCH: usize = 128;
+
+/// The kernel answers within the send; this only guards against waiting for ever for an answer that got lost.
+const PATIENCE_SECONDS: i64 = 10;
+
+/// How often a dump is read again because the table changed under it.
+const DUMP_ATTEMPTS: usize = 10;
+
+/// `NLM_F_DUMP_INTR` (`include/uapi/linux/netlink.h`).
+const DUMP_INTERRUPTED: u16 = 0x10;
+
+/// A netlink protocol: its messages and its number.
+pub trait Protocol: NetlinkSerializable + NetlinkDeserializable + Debug {
+    /// `NETLINK_*`.
+    const NUMBER: isize;
+}
+
+impl Protocol for RouteNetlinkMessage {
+    const NUMBER: isize = NETLINK_ROUTE;
+}
+
+/// A socket for links, addresses, routes and neighbours.
+pub type RouteSocket = Socket<RouteNetlinkMessage>;
+
+/// A change to the kernel's state, ready to be sent.
+#[derive(Debug, Clone)]
+pub struct Operation<M = RouteNetlinkMessage> {
+    message: M,
+    flags: u16,
+}
+
+impl<M> Operation<M> {
+    /// `flags` are the `NLM_F_*` beyond request and acknowledgement.
+    pub fn new(message: impl Into<M>, flags: u16) -> Self {
+        Self { message: message.into(), flags }
+    }
+}
+
+/// A blocking socket of one protocol, in the network namespace in which it was opened, wherever it is used.
+#[derive(Debug)]
+pub struct Socket<M> {
+    inner: netlink_sys::Socket,
+    sequence: u32,
+    buffer: Vec<u8>,
+    protocol: PhantomData<M>,
+}
+
+/// What came back for one request.
+struct Answer<M> {
+    messages: Vec<M>,
+    end: Option<Result<(), Error>>,
+    interrupted: bool,
+}
+
+impl<M: Protocol> Socket<M> {
+    /// Opens a socket in the network namespace of the calling thread.
+    pub fn open() -> Result<Self, Error> {
+        let mut inner = netlink_sys::Socket::new(M::NUMBER).map_err(Error::socket("open"))?;
+        inner.bind_auto().map_err(Error::socket("bind"))?;
+        // The text of an error, and no copy of the request with it.
+        inner.set_ext_ack(true).map_err(Error::socket("configure"))?;
+        inner.set_cap_ack(true).map_err(Error::socket("configure"))?;
+        // Filters of a dump are the kernel's to apply; one that it does not know is an error, not ignored.
+        inner.set_netlink_get_strict_chk(true).map_err(Error::socket("configure"))?;
+        let timeout = TimeVal::seconds(PATIENCE_SECONDS);
+        setsockopt(&inner, sockopt::ReceiveTimeout, &timeout)
+            .and_then(|()| setsockopt(&inner, sockopt::RcvBufForce, &(1 << 20)))
+            .and_then(|()| setsockopt(&inner, sockopt::SndBufForce, &(8 << 20)))
+            .map_err(|errno| Error::socket("configure")(errno.into()))?;
+        Ok(Self { inner, sequence: 0, buffer: Vec::with_capacity(RECEIVE_BUFFER), protocol: PhantomData })
+    }
+
+    /// Carries out the operations in order and says for each how it went. One that fails does not stop the rest.
+    ///
+    /// The outer error means that the socket failed, and that it is not known what was done.
+    pub fn execute(
+        &mut self,
+        operations: impl IntoIterator<Item = Operation<M>>,
+    ) -> Result<Vec<Result<(), Error>>, Error> {
+        let mut outcomes = Vec::new();
+        let mut operations = operations.into_iter();
+        loop {
+            let batch: Vec<_> = operations.by_ref().take(BATCH).map(|op| (op.message, op.flags)).collect();
+            if batch.is_empty() {
+                return Ok(outcomes);
+            }
+            let answers = self.exchange(batch, NLM_F_ACK, all_ended)?;
+            outcomes.extend(answers.into_iter().map(|answer| answer.end.unwrap_or(Err(Error::NoAnswer))));
+        }
+    }
+
+    /// Carries out the operations in order; the first failure is the result, but does not stop the rest.
+    pub fn execute_all(&mut self, operations: impl IntoIterator<Item = Operation<M>>) -> Result<(), Error> {
+        self.execute(operations)?.into_iter().collect()
+    }
+
+    /// Carries out all operations between `begin` and `end`, or none (nftables). Never split.
+    ///
+    /// What concerns the transaction as a whole, the kernel answers to its beginning.
+    pub(crate) fn transact(&mut self, begin: M, operations: Vec<Operation<M>>, end: M) -> Result<(), Error> {
+        let inner = operations.into_iter().map(|op| (op.message, op.flags | NLM_F_ACK));
+        let batch = std::iter::once((begin, 0)).chain(inner).chain([(end, 0)]).collect();
+        let finished = |answers: &[Answer<M>]| match answers {
+            [begin, inner @ .., _] => begin.end.is_some() || all_ended(inner),
+            _ => true,
+        };
+        self.exchange(batch, 0, finished)?.into_iter().try_for_each(|answer| answer.end.unwrap_or(Ok(())))
+    }
+
+    /// Asks for one object.
+    pub(crate) fn get(&mut self, message: impl Into<M>) -> Result<M, Error> {
+        let mut answers = self.exchange(vec![(message.into(), 0)], NLM_F_ACK, all_ended)?;
+        let answer = answers.pop().ok_or(Error::NoAnswer)?;
+        answer.end.unwrap_or(Ok(()))?;
+        answer.messages.into_iter().next().ok_or(Error::NoAnswer)
+    }
+
+    /// Asks for all objects of a kind: all of them as they were at one moment, or an error.
+    pub(crate) fn dump(&mut self, message: impl Into<M>) -> Result<Vec<M>, Error>
+    where
+        M: Clone,
+    {
+        let message = message.into();
+        for _ in 0..DUMP_ATTEMPTS {
+            let mut answers = self.exchange(vec![(message.clone(), 0)], NLM_F_DUMP, all_ended)?;
+            let answer = answers.pop().ok_or(Error::NoAnswer)?;
+            answer.end.unwrap_or(Err(Error::NoAnswer))?;
+            if !answer.interrupted {
+                return Ok(answer.messages);
+            }
+        }
+        Err(Error::Interrupted(DUMP_ATTEMPTS))
+    }
+
+    /// Sends all in one go, each with the flags in `extra`, and reads until `finished`.
+    fn exchange(
+        &mut self,
+        batch: Vec<(M, u16)>,
+        extra: u16,
+        finished: impl Fn(&[Answer<M>]) -> bool,
+    ) -> Result<Vec<Answer<M>>, Error> {
+        let first = self.sequence.wrapping_add(1);
+        let mut answers = Vec::with_capacity(batch.len());
+        let mut request = Vec::new();
+        for (message, flags) in batch {
+            self.sequence = self.sequence.wrapping_add(1);
+            append(&mut request, message, NLM_F_REQUEST | extra | flags, self.sequence);
+            answers.push(Answer::default());
+        }
+        let sent = self.inner.send_to(&request, &SocketAddr::new(0, 0), 0);
+        if sent.map_err(Error::socket("send to"))? != request.len() {
+            return Err(Error::socket("send to")(std::io::ErrorKind::WriteZero.into()));
+        }
+        while !finished(&answers) {
+            self.receive(first, &mut answers)?;
+        }
+        Ok(answers)
+    }
+
+    /// Reads one datagram into `answers`, which are those to the sequence numbers from `first`.
+    fn receive(&mut self, first: u32, answers: &mut [Answer<M>]) -> Result<(), Error> {
+        self.buffer.clear();
+        let length = loop {
+            match self.inner.recv(&mut self.buffer, nix::libc::MSG_TRUNC) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                other => break other.map_err(Error::socket("receive from"))?,
+            }
+        };
+        if length > self.buffer.len() {
+            return Err(DecodeError::from(format!("{length} bytes in one message")).into());
+        }
+        let mut rest = &self.buffer[..];
+        while !rest.is_empty() {
+            let length = NetlinkBuffer::new_checked(rest)?.length() as usize;
+            let header = NetlinkHeader::parse(&NetlinkBuffer::new(&rest))?;
+            // What an earlier caller did not wait for is not an answer to us.
+            if let Some(answer) = answers.get_mut(header.sequence_number.wrapping_sub(first) as usize) {
+                answer.take(NetlinkMessage::deserialize(&rest[..length])?);
+            }
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+        Ok(())
+    }
+}
+
+impl<M> Default for Answer<M> {
+    fn default() -> Self {
+        Self { messages: Vec::new(), end: None, interrupted: false }
+    }
+}
+
+impl<M> Answer<M> {
+    fn take(&mut self, message: NetlinkMessage<M>) {
+        self.interrupted |= message.header.flags & DUMP_INTERRUPTED != 0;
+        let end = match message.payload {
+            NetlinkPayload::InnerMessage(inner) => return self.messages.push(inner),
+            NetlinkPayload::Done(done) if done.code == 0 => Ok(()),
+            NetlinkPayload::Done(done) => Err(Error::refused(done.code, &done.extended_ack)),
+            NetlinkPayload::Error(error) => match error.code {
+                None => Ok(()),
+                // With NETLINK_CAP_ACK the request's bare header comes first, then the attributes.
+                Some(code) => Err(Error::refused(
+                    code.get(),
+                    error.header.get(NetlinkHeader::default().buffer_len()..).unwrap_or_default(),
+                )),
+            },
+            _ => return,
+        };
+        self.end.get_or_insert(end);
+    }
+}
+
+fn all_ended<M>(answers: &[Answer<M>]) -> bool {
+    answers.iter().all(|answer| answer.end.is_some())
+}
+
+/// Appends `message` to `request`, framed and aligned.
+fn append<M: NetlinkSerializable>(request: &mut Vec<u8>, message: M, flags: u16, sequence: u32) {
+    let mut header = NetlinkHeader::default();
+    header.flags = flags;
+    header.sequence_number = sequence;
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
+    message.finalize();
+    let start = request.len();
+    let length = message.buffer_len();
+    request.resize(start + length.next_multiple_of(4), 0);
+    message.serialize(&mut request[start..start + length]);
+}

@@ -1,0 +1,460 @@
+//! The verbs against the real kernel, each test in a network namespace of its own. Needs root.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::fs::File;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+
+use ipnetwork::IpNetwork;
+use polder_api::{Family, IfName, Mac};
+use polder_netlink::link::{Kind, Port, VethPair, Vxlan};
+use polder_netlink::monitor::{Event, Monitor};
+use polder_netlink::neighbour::{Destination, Forward, Neighbour};
+use polder_netlink::nft::{
+    Chain, Element, Elements, FilterSocket, Found, Hook, Interface, Key, Match, Rule, Set, Table, Verdict,
+    Within,
+};
+use polder_netlink::route::{Route, Target};
+use polder_netlink::{RouteSocket, address, link, namespace, route};
+
+const BRIDGE_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
+const POD_MAC: Mac = Mac([2, 0, 0, 0, 0, 2]);
+
+fn in_a_new_namespace(test: impl FnOnce(&mut RouteSocket) + Send) {
+    namespace::in_a_new_one(|| test(&mut RouteSocket::open().unwrap()))
+        .expect("tests of the kernel need root");
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn network(text: &str) -> IpNetwork {
+    text.parse().unwrap()
+}
+
+/// A bridge named `br`, up; its index.
+fn bridge(socket: &mut RouteSocket) -> u32 {
+    socket.execute_all(link::create_bridge("br", BRIDGE_MAC, 1450)).unwrap();
+    socket.link("br").unwrap().expect("the bridge").index
+}
+
+/// A pair whose one end `host` is a port of the bridge, and whose other end `eth0` is in a new namespace.
+/// The pair lives as long as the namespace, and that as long as the file.
+#[must_use]
+fn pod(socket: &mut RouteSocket, bridge: u32) -> File {
+    let pod = namespace::in_a_new_one(|| File::open("/proc/thread-self/ns/net")).unwrap().unwrap();
+    let (name, peer_name): (IfName, IfName) = ("host".parse().unwrap(), "eth0".parse().unwrap());
+    let pair = VethPair {
+        name: &name,
+        mac: None,
+        peer_name: &peer_name,
+        peer_mac: POD_MAC,
+        peer_namespace: pod.as_fd(),
+        mtu: 1450,
+        controller: Some(bridge),
+    };
+    socket.execute_all([link::create_veth(&pair)]).unwrap();
+    pod
+}
+
+#[test]
+fn a_bridge_keeps_the_address_it_was_given_and_makes_none_of_its_own() {
+    in_a_new_namespace(|socket| {
+        let index = bridge(socket);
+        let _pod = pod(socket, index);
+        let bridge = socket.link("br").unwrap().unwrap();
+        assert_eq!((bridge.kind, bridge.up, bridge.mtu), (Kind::Bridge, true, 1450));
+        assert_eq!(bridge.mac, Some(BRIDGE_MAC), "it follows its ports");
+        assert_eq!(bridge.makes_link_local, Some(false));
+        assert_eq!(socket.addresses().unwrap(), [], "it made itself an address");
+    });
+}
+
+#[test]
+fn the_far_end_of_a_pair_is_born_in_its_own_namespace_under_its_last_name() {
+    in_a_new_namespace(|socket| {
+        let bridge = bridge(socket);
+        let pod = pod(socket, bridge);
+        let host = socket.link("host").unwrap().unwrap();
+        assert_eq!((host.kind, host.controller), (Kind::Veth, Some(bridge)));
+        let mut inside = namespace::within(&pod, RouteSocket::open).unwrap().unwrap();
+        let eth0 = inside.link("eth0").unwrap().expect("eth0");
+        assert_eq!((eth0.mac, eth0.mtu, eth0.up), (Some(POD_MAC), 1450, false));
+        assert!(socket.link("eth0").unwrap().is_none(), "it is here too");
+    });
+}
+
+#[test]
+fn the_settings_of_a_pod_port_are_read_back_as_they_were_made() {
+    in_a_new_namespace(|socket| {
+        let bridge = bridge(socket);
+        let _pod = pod(socket, bridge);
+        let port = Port::of_pod(true);
+        let before = socket.link("host").unwrap().unwrap().port.expect("a port");
+        assert!(!before.is_set_like(&port), "it is so by itself, and the test proves nothing");
+        let change = link::change("host").without_link_local().alias("net/c/eth0 ns/pod").port(&port);
+        socket.execute_all([change.into(), link::change("host").up().into()]).unwrap();
+        let host = socket.link("host").unwrap().unwrap();
+        assert!(host.port.unwrap().is_set_like(&port), "{:?}", host.port);
+        assert_eq!(host.alias.as_deref(), Some("net/c/eth0 ns/pod"));
+        assert!(host.up);
+    });
+}
+
+#[test]
+fn a_vxlan_device_is_read_back_as_it_was_made() {
+    in_a_new_namespace(|socket| {
+        for (name, local) in [("vx4", "10.9.0.1"), ("vx6", "fd09::1")] {
+            let vxlan = Vxlan { vni: 77, port: 8472, local: Some(ip(local)), learning: false };
+            socket.execute_all(link::create_vxlan(name, &vxlan, POD_MAC, 1430)).unwrap();
+            let found = socket.link(name).unwrap().unwrap();
+            assert_eq!(found.kind, Kind::Vxlan(vxlan));
+            assert_eq!((found.mac, found.mtu, found.up), (Some(POD_MAC), 1430, true));
+        }
+    });
+}
+
+#[test]
+fn what_is_not_there_is_none_and_deleting_it_says_that_it_is_missing() {
+    in_a_new_namespace(|socket| {
+        assert_eq!(socket.link("nobody").unwrap(), None);
+        assert!(socket.execute_all([link::delete(4711)]).unwrap_err().is_missing());
+        assert!(socket.execute_all([route::delete(network("10.0.0.0/8"))]).unwrap_err().is_missing());
+        let index = bridge(socket);
+        let neighbour = Neighbour { index, address: ip("10.0.0.1"), mac: POD_MAC };
+        assert!(socket.execute_all([neighbour.delete()]).unwrap_err().is_missing());
+        assert!(
+            socket.execute_all([address::delete(index, network("10.0.0.1/32"))]).unwrap_err().is_missing()
+        );
+    });
+}
+
+#[test]
+fn an_error_carries_the_kernels_own_words() {
+    in_a_new_namespace(|socket| {
+        let vxlan = Vxlan { vni: 77, port: 8472, local: Some(ip("10.9.0.1")), learning: false };
+        socket.execute_all(link::create_vxlan("vx1", &vxlan, POD_MAC, 1430)).unwrap();
+        let [first, _] = link::create_vxlan("vx2", &vxlan, POD_MAC, 1430);
+        let error = socket.execute_all([first]).unwrap_err();
+        assert!(error.is_exists());
+        assert_eq!(error.to_string(), "File exists: A VXLAN device with the specified VNI already exists");
+    });
+}
+
+#[test]
+fn every_operation_of_a_batch_has_its_own_outcome() {
+    in_a_new_namespace(|socket| {
+        let index = bridge(socket);
+        let good = |last: u8| address::add(index, IpNetwork::new([10, 0, 0, last].into(), 32).unwrap());
+        let operations = (0..200).flat_map(|n| [good(n), link::delete(4711)]);
+        let outcomes = socket.execute(operations).unwrap();
+        assert_eq!(outcomes.len(), 400);
+        for pair in outcomes.chunks(2) {
+            assert!(pair[0].is_ok(), "{pair:?}");
+            assert!(matches!(&pair[1], Err(error) if error.is_missing()), "{pair:?}");
+        }
+        assert_eq!(socket.addresses().unwrap().len(), 200);
+    });
+}
+
+#[test]
+fn an_ipv6_address_is_usable_at_once() {
+    in_a_new_namespace(|socket| {
+        let index = bridge(socket);
+        socket.execute_all([address::add(index, network("fd00::1/128"))]).unwrap();
+        std::net::UdpSocket::bind("[fd00::1]:0").expect("no wait for duplicate address detection");
+        let addresses = socket.addresses().unwrap();
+        assert_eq!(addresses.len(), 1);
+        assert!(addresses[0].global && !addresses[0].fleeting);
+    });
+}
+
+#[test]
+fn routes_are_read_back_as_they_were_made_and_those_of_others_are_not_ours() {
+    in_a_new_namespace(|socket| {
+        let index = bridge(socket);
+        for own in ["10.1.0.1/32", "fd01::1/128"] {
+            socket.execute_all([address::add(index, network(own))]).unwrap();
+        }
+        let mut made = Vec::new();
+        for (link, onlink, none, gateway, own) in [
+            ("10.2.0.0/24", "10.3.0.0/26", "10.4.0.0/26", "10.9.9.9", "10.1.0.1"),
+            ("fd02::/64", "fd03::/122", "fd04::/122", "fd09::9", "fd01::1"),
+        ] {
+            let plain = |destination, target| Route { destination, target, source: None, mtu: None };
+            made.push(plain(network(link), Target::Link { index }));
+            let target = Target::Gateway { index, gateway: ip(gateway), onlink: true };
+            made.push(Route { source: Some(ip(own)), mtu: Some(1400), ..plain(network(onlink), target) });
+            made.push(plain(network(none), Target::Unreachable));
+        }
+        socket.execute_all(made.iter().map(route::replace)).unwrap();
+        socket.execute_all(made.iter().map(route::replace)).expect("a second time changes nothing");
+        let ours = |socket: &mut RouteSocket| {
+            let mut routes = socket.routes().unwrap();
+            routes.sort_by_key(|route| route.destination);
+            routes
+        };
+        made.sort_by_key(|route| route.destination);
+        assert_eq!(ours(socket), made);
+
+        run("ip", &["route", "add", "10.2.0.0/24", "dev", "br", "metric", "5"]);
+        run("ip", &["-6", "route", "add", "fd02::/64", "dev", "br", "metric", "5"]);
+        assert_eq!(ours(socket), made, "a foreign route is taken for ours");
+        socket.execute_all(made.iter().map(|route| route::delete(route.destination))).unwrap();
+        assert_eq!(ours(socket), []);
+        assert!(run("ip", &["route"]).contains("10.2.0.0/24 dev br"), "the foreign route is gone too");
+    });
+}
+
+#[test]
+fn a_look_up_tells_on_link_from_behind_a_router_and_from_nowhere() {
+    in_a_new_namespace(|socket| {
+        bridge(socket);
+        run("ip", &["address", "add", "10.1.0.1/24", "dev", "br"]);
+        run("ip", &["route", "add", "10.2.0.0/24", "via", "10.1.0.254"]);
+        let near = socket.look_up(ip("10.1.0.2")).unwrap().unwrap();
+        assert_eq!((near.gateway, near.source, near.local), (None, Some(ip("10.1.0.1")), false));
+        let far = socket.look_up(ip("10.2.0.2")).unwrap().unwrap();
+        assert_eq!(far.gateway, Some(ip("10.1.0.254")));
+        assert!(socket.look_up(ip("10.1.0.1")).unwrap().unwrap().local);
+        assert_eq!(socket.look_up(ip("10.3.0.1")).unwrap(), None);
+        assert_eq!(socket.look_up(ip("fd00::1")).unwrap(), None);
+    });
+}
+
+#[test]
+fn neighbours_and_forwards_are_read_back_as_they_were_made() {
+    in_a_new_namespace(|socket| {
+        let bridge = bridge(socket);
+        let _pod = pod(socket, bridge);
+        let port = socket.link("host").unwrap().unwrap().index;
+        let vxlan = Vxlan { vni: 1, port: 8472, local: Some(ip("10.9.0.1")), learning: false };
+        socket.execute_all(link::create_vxlan("vx", &vxlan, BRIDGE_MAC, 1450)).unwrap();
+        let tunnel = socket.link("vx").unwrap().unwrap().index;
+
+        let neighbours = ["10.1.0.5", "fd01::5"].map(|address| Neighbour {
+            index: bridge,
+            address: ip(address),
+            mac: POD_MAC,
+        });
+        let forwards = [
+            Forward { index: port, mac: POD_MAC, to: Destination::Port },
+            Forward { index: tunnel, mac: POD_MAC, to: Destination::Remote(ip("10.9.0.2")) },
+        ];
+        for _ in 0..2 {
+            let all = neighbours.iter().map(Neighbour::replace).chain(forwards.iter().map(Forward::replace));
+            socket.execute_all(all).unwrap();
+            assert_eq!(socket.neighbours().unwrap(), neighbours);
+            assert_eq!(sorted(socket.forwards().unwrap()), sorted(forwards.to_vec()));
+        }
+        let moved = Forward { to: Destination::Remote(ip("10.9.0.3")), ..forwards[1] };
+        socket.execute_all([moved.replace()]).unwrap();
+        assert_eq!(sorted(socket.forwards().unwrap()), sorted(vec![forwards[0], moved]));
+        socket.execute_all([moved.delete(), forwards[0].delete(), neighbours[0].delete()]).unwrap();
+        assert_eq!(socket.forwards().unwrap(), []);
+        assert_eq!(socket.neighbours().unwrap(), neighbours[1..]);
+    });
+}
+
+fn sorted(mut forwards: Vec<Forward>) -> Vec<Forward> {
+    forwards.sort_by_key(|forward| forward.index);
+    forwards
+}
+
+#[test]
+fn a_group_of_interfaces_goes_in_one_request() {
+    in_a_new_namespace(|socket| {
+        let bridge = bridge(socket);
+        let _pod = pod(socket, bridge);
+        socket.execute_all([link::change("host").group(7040).into(), link::delete_group(7040)]).unwrap();
+        assert_eq!(socket.link("host").unwrap(), None);
+        assert!(socket.link("br").unwrap().is_some());
+    });
+}
+
+#[test]
+fn the_monitor_tells_of_an_interface_that_goes_but_not_of_one_that_leaves_its_bridge() {
+    in_a_new_namespace(|socket| {
+        let bridge = bridge(socket);
+        let _pod = pod(socket, bridge);
+        let index = socket.link("host").unwrap().unwrap().index;
+        let mut monitor = Monitor::open().unwrap();
+        run("ip", &["link", "set", "host", "nomaster"]);
+        run("ip", &["address", "add", "10.1.0.1/24", "dev", "br"]);
+        socket.execute_all([link::delete(index)]).unwrap();
+        let mut seen = Vec::new();
+        while !seen.contains(&Event::LinkGone { index, name: "host".to_owned() }) {
+            seen.extend(monitor.wait().unwrap());
+        }
+        assert_eq!(
+            seen.iter().filter(|event| matches!(event, Event::LinkGone { .. })).count(),
+            1,
+            "{seen:?}"
+        );
+        assert!(seen.contains(&Event::Address { index: bridge }), "{seen:?}");
+        assert!(seen.contains(&Event::ForeignRoute), "{seen:?}");
+    });
+}
+
+fn table() -> Table {
+    let bridge = Match::Input(Interface::Named("br"));
+    Table {
+        name: "lab",
+        sets: vec![
+            Set { name: "networks", key: Key::Network(Family::V4) },
+            Set { name: "senders", key: Key::Sender(Family::V6) },
+            Set { name: "peers", key: Key::Address(Family::V6) },
+        ],
+        chains: vec![
+            Chain {
+                name: "raw",
+                hook: Hook::Raw,
+                rules: vec![Rule {
+                    comment: "not its own address",
+                    matches: vec![
+                        bridge.clone(),
+                        Match::Family(Family::V6),
+                        Match::Sender(Within::NotSet(Family::V6, "senders")),
+                    ],
+                    verdict: Verdict::Drop,
+                }],
+            },
+            Chain {
+                name: "input",
+                hook: Hook::Input,
+                rules: vec![Rule {
+                    comment: "tunnel of a stranger",
+                    matches: vec![
+                        Match::UdpTo(8472),
+                        Match::VxlanOf(1),
+                        Match::Family(Family::V6),
+                        Match::Source(Within::NotSet(Family::V6, "peers")),
+                    ],
+                    verdict: Verdict::Drop,
+                }],
+            },
+            Chain {
+                name: "masquerade",
+                hook: Hook::SourceNat,
+                rules: vec![Rule {
+                    comment: "to the world",
+                    matches: vec![
+                        Match::Input(Interface::Prefixed("pld")),
+                        Match::Family(Family::V4),
+                        Match::Source(Within::Set(Family::V4, "networks")),
+                        Match::Destination(Within::NotSet(Family::V4, "networks")),
+                        Match::Unicast,
+                    ],
+                    verdict: Verdict::Masquerade,
+                }],
+            },
+        ],
+    }
+}
+
+fn elements() -> Elements {
+    Elements::from([
+        (
+            "networks",
+            Element::networks([network("10.1.0.0/16"), network("10.9.0.0/24")]).into_iter().collect(),
+        ),
+        ("senders", (1..=1500).map(|n| Element::sender(POD_MAC, ip(&format!("fd00::{n:x}")))).collect()),
+        ("peers", [Element::address(ip("fd09::1"))].into()),
+    ])
+}
+
+#[test]
+fn a_table_is_found_intact_as_it_was_made_and_nft_reads_it_in_the_same_way() {
+    in_a_new_namespace(|_| {
+        let mut filter = FilterSocket::open().unwrap();
+        let table = table();
+        assert!(matches!(filter.find(&table).unwrap(), Found::Different(_)));
+        for _ in 0..2 {
+            filter.commit(table.install(&elements())).unwrap();
+            assert_eq!(filter.find(&table).unwrap(), Found::Intact(elements()));
+        }
+        let text = run("nft", &["list", "table", "inet", "lab"]);
+        for rule in [
+            r#"iifname "br" ether saddr . ip6 saddr != @senders counter packets 0 bytes 0 drop comment "not its own address""#,
+            "udp dport 8472 @th,96,24 0x1 ip6 saddr != @peers counter packets 0 bytes 0 drop",
+            r#"iifname "pld*" ip saddr @networks ip daddr != @networks fib daddr type unicast counter packets 0 bytes 0 masquerade fully-random"#,
+            "elements = { 10.1.0.0/16, 10.9.0.0/24 }",
+            "elements = { fd09::1 }",
+            "type filter hook prerouting priority raw; policy accept;",
+            "type filter hook input priority filter; policy accept;",
+            "type nat hook postrouting priority srcnat; policy accept;",
+        ] {
+            assert!(text.contains(rule), "nft does not show {rule:?} but\n{text}");
+        }
+    });
+}
+
+#[test]
+fn elements_come_and_go_without_the_rest_of_the_table() {
+    in_a_new_namespace(|_| {
+        let mut filter = FilterSocket::open().unwrap();
+        let table = table();
+        filter.commit(table.install(&elements())).unwrap();
+        let (old, new) = (Element::address(ip("fd09::1")), Element::address(ip("fd09::2")));
+        filter.commit(table.change("peers", [&new], [&old])).unwrap();
+        let networks: std::collections::BTreeSet<_> =
+            Element::networks([network("10.1.0.0/17")]).into_iter().collect();
+        filter.commit(table.refill("networks", &networks)).unwrap();
+        let mut expected = elements();
+        expected.insert("peers", [new].into());
+        expected.insert("networks", networks);
+        assert_eq!(filter.find(&table).unwrap(), Found::Intact(expected));
+    });
+}
+
+#[test]
+fn a_transaction_that_fails_in_the_middle_changes_nothing() {
+    in_a_new_namespace(|_| {
+        let mut filter = FilterSocket::open().unwrap();
+        let table = table();
+        filter.commit(table.install(&elements())).unwrap();
+        let (new, missing) = (Element::address(ip("fd09::2")), Element::address(ip("fd09::3")));
+        let error = filter.commit(table.change("peers", [&new], [&missing])).unwrap_err();
+        assert!(error.is_missing(), "{error}");
+        assert_eq!(filter.find(&table).unwrap(), Found::Intact(elements()));
+        filter.commit(table.delete()).unwrap();
+        assert!(filter.commit(table.delete()).unwrap_err().is_missing());
+    });
+}
+
+#[test]
+fn a_table_that_somebody_changed_is_not_intact() {
+    for change in [
+        "delete table inet lab",
+        "flush chain inet lab raw",
+        "add rule inet lab raw drop",
+        "chain inet lab input { policy drop; }",
+        "flush chain inet lab input; delete chain inet lab input",
+    ] {
+        in_a_new_namespace(|_| {
+            let mut filter = FilterSocket::open().unwrap();
+            filter.commit(table().install(&elements())).unwrap();
+            run("nft", &[change]);
+            assert!(matches!(filter.find(&table()).unwrap(), Found::Different(_)), "{change}");
+        });
+    }
+}
+
+#[test]
+fn a_dump_that_the_kernel_refuses_is_an_error_and_not_an_empty_table() {
+    in_a_new_namespace(|_| {
+        let mut filter = FilterSocket::open().unwrap();
+        let mut table = table();
+        filter.commit(table.install(&Elements::new())).unwrap();
+        table.sets.push(Set { name: "not there", key: Key::Address(Family::V4) });
+        assert!(matches!(filter.find(&table).unwrap(), Found::Different(_)));
+    });
+}
+
+fn run(program: &str, arguments: &[&str]) -> String {
+    let output = std::process::Command::new(program).args(arguments).output().expect(program);
+    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
