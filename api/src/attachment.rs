@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -64,6 +65,18 @@ impl FromStr for Attachment {
             }),
         }
     }
+}
+
+/// The note that a plugin leaves for an agent that is away: the attachment was taken down and its addresses are to
+/// be freed. It stands beside the agent's socket, under a name of the attachment's own, and holds the attachment as
+/// text. A reboot takes it away, and the attachment with it.
+pub fn tombstone(socket: &Path, attachment: &Attachment) -> PathBuf {
+    tombstones(socket).join(attachment.host_interface().as_str())
+}
+
+/// Where such notes are.
+pub fn tombstones(socket: &Path) -> PathBuf {
+    socket.with_file_name("tombstones")
 }
 
 /// The pod behind an attachment, as the runtime names it. For people and tools, never for a decision.

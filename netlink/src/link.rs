@@ -58,16 +58,17 @@ pub enum Kind {
     Other,
 }
 
-/// Creates a bridge, up. Its MAC address, being set, does not follow its ports. It has no multicast snooping, which
+/// Creates a bridge, up. Its MAC address and its MTU, being set, do not follow its ports; the MTU only because it is
+/// changed once the bridge is there (`net/bridge/br_if.c`, `br_mtu_auto_adjust`). It has no multicast snooping, which
 /// would cost 10 % of an ADD, and no IPv6 address of its own making.
 pub fn create_bridge(name: &str, mac: Mac, mtu: u32) -> [Operation; 2] {
     let bridge = LinkMessageBuilder::<LinkBridge>::new(name)
         .address(mac.0.to_vec())
-        .mtu(mtu)
+        .mtu(mtu - 1)
         .mcast_snooping(false)
         .stp_state(netlink_packet_route::link::BridgeStpState::Disabled)
         .build();
-    [create(bridge), change(name).without_link_local().up().into()]
+    [create(bridge), change(name).mtu(mtu).without_link_local().up().into()]
 }
 
 fn create(message: LinkMessage) -> Operation {

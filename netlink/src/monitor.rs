@@ -1,5 +1,7 @@
 //! Notifications: what changes in the kernel, as it changes.
 
+use std::time::Duration;
+
 use netlink_packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_packet_route::route::RouteProtocol;
@@ -7,11 +9,18 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::{Error, ROUTE_PROTOCOL};
 
-/// `RTNLGRP_*` (`include/uapi/linux/rtnetlink.h`): links, addresses and routes of both families.
-const GROUPS: [u32; 5] = [1, 5, 7, 9, 11];
+/// `RTNLGRP_LINK` (`include/uapi/linux/rtnetlink.h`).
+const LINKS: u32 = 1;
+
+/// Addresses and routes of both families: `RTNLGRP_IPV4_IFADDR` and so on.
+const ADDRESSES_AND_ROUTES: [u32; 4] = [5, 7, 9, 11];
+
+/// `include/uapi/linux/rtnetlink.h`
+const RT_TABLE_LOCAL: u8 = 255;
 
 /// A burst of notifications waits in the kernel while we are busy; what does not fit is reported as an overrun.
 const RECEIVE_QUEUE: usize = 4 << 20;
@@ -52,19 +61,33 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// Starts listening in the network namespace of the calling thread.
+    /// Starts listening to everything in the network namespace of the calling thread.
     pub fn open() -> Result<Self, Error> {
+        let monitor = Self::of_links()?;
+        for group in ADDRESSES_AND_ROUTES {
+            monitor.inner.add_membership(group).map_err(Error::socket("subscribe"))?;
+        }
+        Ok(monitor)
+    }
+
+    /// Starts listening to what happens to interfaces.
+    pub fn of_links() -> Result<Self, Error> {
         let mut inner = netlink_sys::Socket::new(NETLINK_ROUTE).map_err(Error::socket("open"))?;
         inner.bind_auto().map_err(Error::socket("bind"))?;
         setsockopt(&inner, sockopt::RcvBufForce, &RECEIVE_QUEUE)
             .map_err(|errno| Error::socket("configure")(errno.into()))?;
-        for group in GROUPS {
-            inner.add_membership(group).map_err(Error::socket("subscribe"))?;
-        }
+        inner.add_membership(LINKS).map_err(Error::socket("subscribe"))?;
         Ok(Self { inner, buffer: Vec::with_capacity(64 << 10) })
     }
 
-    /// Waits for the next events, as many as came together.
+    /// Gives up waiting after that time: [`Monitor::wait`] is then an error.
+    pub fn set_patience(&self, patience: Duration) -> Result<(), Error> {
+        let patience = TimeVal::milliseconds(i64::try_from(patience.as_millis()).unwrap_or(i64::MAX));
+        setsockopt(&self.inner, sockopt::ReceiveTimeout, &patience)
+            .map_err(|errno| Error::socket("configure")(errno.into()))
+    }
+
+    /// Waits for the next events, as many as came together. There may be none: some of what is heard is not told.
     pub fn wait(&mut self) -> Result<Vec<Event>, Error> {
         self.buffer.clear();
         match self.inner.recv(&mut self.buffer, 0) {
@@ -114,7 +137,9 @@ fn event(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<Event> {
         }
         RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
             let ours = route.header.protocol == RouteProtocol::from(ROUTE_PROTOCOL);
-            (!ours).then_some(Event::ForeignRoute)
+            // What the kernel itself routes for each address and interface goes with those.
+            let kernels = route.header.table == RT_TABLE_LOCAL;
+            (!ours && !kernels).then_some(Event::ForeignRoute)
         }
         _ => None,
     }

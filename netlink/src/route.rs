@@ -57,6 +57,19 @@ pub fn replace(route: &Route) -> Operation {
     Operation::new(RouteNetlinkMessage::NewRoute(message(route)), NLM_F_CREATE | NLM_F_REPLACE)
 }
 
+/// Makes the default route of a pod, through a gateway that no other route says to be on the link. It is the pod's
+/// own: it has the priority that a default route has, and no protocol number of ours.
+pub fn default_onlink(index: u32, gateway: IpAddr) -> Operation {
+    let everything = match family(gateway) {
+        AddressFamily::Inet => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+        _ => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
+    };
+    let builder = RouteMessageBuilder::<IpAddr>::new().destination_prefix(everything, 0);
+    let builder = builder.expect("0 is a length of every prefix").output_interface(index).onlink();
+    let message = builder.gateway(gateway).expect("gateway of the family").build();
+    Operation::new(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
+}
+
 /// Deletes our route to the destination. A route that others made there is none of ours.
 pub fn delete(destination: IpNetwork) -> Operation {
     let mut message = builder(destination).build();
@@ -114,17 +127,41 @@ impl RouteSocket {
             filter.header.address_family = family;
             filter.header.table = RouteHeader::RT_TABLE_MAIN;
             filter.header.protocol = RouteProtocol::from(ROUTE_PROTOCOL);
-            match self.dump(RouteNetlinkMessage::GetRoute(filter)) {
-                Ok(dump) => routes.extend(dump.iter().filter_map(|message| match message {
-                    RouteNetlinkMessage::NewRoute(message) => ours(message),
-                    _ => None,
-                })),
-                // The filter has nothing to look in: the main table of a new namespace is not made yet.
-                Err(error) if error.is_missing() => {}
-                Err(error) => return Err(error),
-            }
+            routes.extend(self.route_dump(filter)?.iter().filter_map(ours));
         }
         Ok(routes)
+    }
+
+    /// The default routes of the main table that go through a gateway: interface and gateway.
+    pub fn default_gateways(&mut self) -> Result<Vec<(u32, IpAddr)>, Error> {
+        let mut gateways = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut filter = RouteMessage::default();
+            filter.header.address_family = family;
+            filter.header.table = RouteHeader::RT_TABLE_MAIN;
+            for message in self.route_dump(filter)? {
+                let attributes = Attributes::of(&message);
+                if let (0, Some(index), Some(gateway)) =
+                    (message.header.destination_prefix_length, attributes.index, attributes.gateway)
+                {
+                    gateways.push((index, gateway));
+                }
+            }
+        }
+        Ok(gateways)
+    }
+
+    fn route_dump(&mut self, filter: RouteMessage) -> Result<Vec<RouteMessage>, Error> {
+        let dump = match self.dump(RouteNetlinkMessage::GetRoute(filter)) {
+            // The filter has nothing to look in: the main table of a new namespace is not made yet.
+            Err(error) if error.is_missing() => return Ok(Vec::new()),
+            other => other?,
+        };
+        let routes = dump.into_iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewRoute(message) => Some(message),
+            _ => None,
+        });
+        Ok(routes.collect())
     }
 
     /// Asks the kernel which way it would send a packet to `address`; `None` if it knows none.

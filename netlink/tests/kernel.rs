@@ -73,6 +73,18 @@ fn a_bridge_keeps_the_address_it_was_given_and_makes_none_of_its_own() {
 }
 
 #[test]
+fn a_bridge_keeps_the_mtu_it_was_given_when_its_ports_come_and_go() {
+    in_a_new_namespace(|socket| {
+        let index = bridge(socket);
+        let pod = pod(socket, index);
+        let port = socket.link("host").unwrap().unwrap().index;
+        socket.execute_all([link::change("host").mtu(1300).into(), link::delete(port)]).unwrap();
+        drop(pod);
+        assert_eq!(socket.link("br").unwrap().unwrap().mtu, 1450);
+    });
+}
+
+#[test]
 fn the_far_end_of_a_pair_is_born_in_its_own_namespace_under_its_last_name() {
     in_a_new_namespace(|socket| {
         let bridge = bridge(socket);

@@ -1,0 +1,139 @@
+//! The agent's parts, put together.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use nix::fcntl::{Flock, FlockArg};
+use polder_api::Attachment;
+use polder_ipam::node::NodeIpam;
+use polder_ipam::store::Store;
+use polder_ipam::store::embedded::Embedded;
+use polder_ipam::store::etcd::Etcd;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, mpsc};
+use tracing::{info, warn};
+
+use crate::board::Board;
+use crate::config::{Config, StoreConfig};
+use crate::kernel::Kernel;
+use crate::kernel::features::Features;
+use crate::kernel::reaper::Reaper;
+use crate::machine::Machine;
+use crate::owner::Owner;
+use crate::registrar::ClaimRequest;
+use crate::service::InFlight;
+use crate::{engine, follower, http, monitor, publisher, recovery, registrar, server, sweeper};
+
+/// Claims that wait before whoever wants another has to.
+const CLAIMS_WAITING: usize = 256;
+
+/// What all tasks of the agent share.
+#[derive(Debug)]
+pub struct Agent {
+    /// What the operator said.
+    pub config: Config,
+    /// The machine.
+    pub machine: Machine,
+    /// What its kernel can do.
+    pub features: Features,
+    /// Where the cluster's records are.
+    pub store: Store,
+    /// The node's addresses.
+    pub ipam: Owner<NodeIpam>,
+    /// The kernel, for passes over all of it.
+    pub kernel: Owner<Kernel>,
+    /// The kernel, for what a single pod needs at once.
+    pub pods: Owner<Kernel>,
+    /// Deletes pods' interfaces.
+    pub reaper: Reaper,
+    /// What the tasks tell each other.
+    pub board: Board,
+    /// Attachments that a plugin is wiring.
+    pub in_flight: Arc<InFlight>,
+    /// Where blocks are asked for.
+    pub claims: mpsc::Sender<ClaimRequest>,
+    /// Rings when something that is not ours changed in the kernel.
+    pub underlay_changed: Notify,
+    /// Rings when an attachment came or went.
+    pub attachments_changed: Notify,
+}
+
+/// Runs the agent until it is told to stop. What it has made in the kernel stays when it is gone.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let _lock = lock_state(&config.state_dir)?;
+    let machine = Machine::read()?;
+    let features = Features::probe()?;
+    features.missing().iter().for_each(|missing| warn!("{missing}"));
+
+    let (mut ipam, void) =
+        NodeIpam::open(&config.state_dir.join("ledger.db"), &machine.boot_id, config.cooldown)?;
+    if !void.is_empty() {
+        info!(attachments = void.len(), "the machine was booted: earlier attachments are void");
+    }
+    let mut kernel = Kernel::open()?;
+    recovery::recover(&mut ipam, &mut kernel)?;
+    let leaving: Vec<Attachment> =
+        ipam.attachments().filter(|held| held.leaving).map(|held| held.attachment.clone()).collect();
+
+    let store = match &config.store {
+        StoreConfig::Etcd(etcd) => Store::Etcd(Etcd::new(etcd).await?),
+        StoreConfig::Embedded => Store::Embedded(Embedded::open(&config.state_dir.join("store.db"))?),
+    };
+    let (claims, wanted) = mpsc::channel(CLAIMS_WAITING);
+    let agent = Arc::new(Agent {
+        machine,
+        features,
+        store,
+        ipam: Owner::spawn("ledger", ipam)?,
+        kernel: Owner::spawn("kernel", kernel)?,
+        pods: Owner::spawn("pods", Kernel::open()?)?,
+        reaper: Reaper::start()?,
+        board: Board::default(),
+        in_flight: Arc::default(),
+        claims,
+        underlay_changed: Notify::new(),
+        attachments_changed: Notify::new(),
+        config,
+    });
+    let api = server::bind(&agent.config.socket)?;
+    let web = http::bind(agent.config.http).await?;
+    info!(node = %agent.config.node, store = agent.store.name(), "polder-agent {}", env!("CARGO_PKG_VERSION"));
+
+    monitor::start(&agent)?;
+    sweeper::take_notes(&agent).await;
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(follower::run(Arc::clone(&agent)));
+    tasks.spawn(registrar::run(Arc::clone(&agent), wanted));
+    tasks.spawn(engine::run(Arc::clone(&agent)));
+    tasks.spawn(publisher::run(Arc::clone(&agent)));
+    tasks.spawn(sweeper::run(Arc::clone(&agent), leaving));
+    tasks.spawn(server::run(Arc::clone(&agent), api));
+    tasks.spawn(http::run(Arc::clone(&agent), web));
+
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        _ = terminate.recv() => info!("told to stop: what is in the kernel stays"),
+        _ = tokio::signal::ctrl_c() => info!("interrupted: what is in the kernel stays"),
+        // None of the tasks ends by itself.
+        ended = tasks.join_next() => bail!("a task of the agent has ended: {ended:?}"),
+    }
+    Ok(())
+}
+
+/// Makes the state folder, and makes sure that no other agent uses it.
+fn lock_state(folder: &Path) -> anyhow::Result<Flock<fs::File>> {
+    let writable = || format!("state_dir {}: can the agent write there?", folder.display());
+    fs::create_dir_all(folder).with_context(writable)?;
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).with_context(writable)?;
+    let file = fs::File::create(folder.join("lock")).with_context(writable)?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+            bail!("state_dir {}: another polder-agent uses it", folder.display())
+        }
+        Err((_, errno)) => Err(errno).with_context(writable),
+    }
+}

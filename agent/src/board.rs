@@ -1,0 +1,144 @@
+//! Where the agent's tasks tell each other what they know. Each entry has one writer; everybody may read and wait.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use polder_api::{Family, NodeName};
+use polder_ipam::ledger::{Identity, OwnedBlock};
+use tokio::sync::watch;
+
+use crate::kernel::desired::Path;
+use crate::peers::Problem;
+use crate::underlay::Underlay;
+use crate::view::View;
+
+/// The entries.
+#[derive(Debug)]
+pub struct Board {
+    /// The cluster. Written by the follower.
+    pub view: watch::Sender<Arc<View>>,
+    /// The node's addresses on the underlay, or why there are none. Written by the engine.
+    pub underlay: watch::Sender<Result<Arc<Underlay>, String>>,
+    /// What the node owns. Written by the registrar.
+    pub holdings: watch::Sender<Arc<Holdings>>,
+    /// Whether the store knows the node. Written by the registrar.
+    pub registration: watch::Sender<Registration>,
+    /// The last pass over the kernel. Written by the engine.
+    pub pass: watch::Sender<Option<Arc<Pass>>>,
+}
+
+/// What the node owns, as its ledger says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Holdings {
+    /// Who it is, in which cluster.
+    pub identity: Option<Identity>,
+    /// Its blocks.
+    pub blocks: Vec<OwnedBlock>,
+    /// Its own addresses.
+    pub gateways: Vec<IpAddr>,
+}
+
+/// Whether the store knows the node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Registration {
+    /// Not yet, or not as it is now; what is waited for. What the node owns it may use meanwhile.
+    Waiting(String),
+    /// As it is.
+    Registered,
+    /// Somebody else is who this node says it is: it must not serve.
+    Conflict(String),
+}
+
+/// A pass over the kernel.
+#[derive(Debug, Clone, Default)]
+pub struct Pass {
+    /// The how manyeth.
+    pub count: u64,
+    /// Changes that it made.
+    pub writes: usize,
+    /// How long it took.
+    pub took: Duration,
+    /// What it could not do of what the node needs to serve its pods.
+    pub local_failures: Vec<String>,
+    /// What else it could not do.
+    pub other_failures: Vec<String>,
+    /// The node's own addresses that are in place.
+    pub gateways: Vec<IpAddr>,
+    /// The MTU of pods, in bytes.
+    pub mtu: u32,
+    /// Records that were not applied.
+    pub problems: Vec<Problem>,
+    /// How each peer's blocks of each family are reached.
+    pub paths: BTreeMap<(NodeName, Family), Path>,
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        Self {
+            view: watch::Sender::new(Arc::default()),
+            underlay: watch::Sender::new(Err("not chosen yet".to_owned())),
+            holdings: watch::Sender::new(Arc::default()),
+            registration: watch::Sender::new(Registration::Waiting("the agent has just started".to_owned())),
+            pass: watch::Sender::new(None),
+        }
+    }
+}
+
+impl Board {
+    /// The cluster as it is known now.
+    pub fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view.borrow())
+    }
+
+    /// The node's addresses on the underlay, or why there are none.
+    pub fn underlay(&self) -> Result<Arc<Underlay>, String> {
+        self.underlay.borrow().clone()
+    }
+
+    /// What the node owns.
+    pub fn holdings(&self) -> Arc<Holdings> {
+        Arc::clone(&self.holdings.borrow())
+    }
+
+    /// The last pass over the kernel.
+    pub fn pass(&self) -> Option<Arc<Pass>> {
+        self.pass.borrow().clone()
+    }
+
+    /// Why an ADD would not be served. Empty if it would.
+    pub fn obstacles(&self) -> Vec<String> {
+        let view = self.view();
+        if let Registration::Conflict(reason) = &*self.registration.borrow() {
+            return vec![reason.clone()];
+        }
+        let holdings = self.holdings();
+        if view.cluster.is_none() || holdings.identity.is_none() {
+            let waiting = match &*self.registration.borrow() {
+                Registration::Waiting(reason) => reason.clone(),
+                _ => "the cluster's settings are not there".to_owned(),
+            };
+            return vec![view.lost.clone().unwrap_or(waiting)];
+        }
+        if let Err(reason) = self.underlay() {
+            return vec![reason];
+        }
+        let mut obstacles = Vec::new();
+        let pass = self.pass().unwrap_or_default();
+        for family in view.families() {
+            let is_family = |gateway: &&IpAddr| Family::of(**gateway) == family;
+            if !holdings.gateways.iter().any(|gateway| is_family(&gateway)) {
+                let why = match &*self.registration.borrow() {
+                    Registration::Waiting(reason) => reason.clone(),
+                    _ => "it is being claimed".to_owned(),
+                };
+                obstacles.push(format!("the node has no {family} block: {why}"));
+            } else if !pass.gateways.iter().any(|gateway| is_family(&gateway)) {
+                obstacles.push(format!("the {family} gateway address is not in place yet"));
+            }
+        }
+        obstacles.extend(pass.local_failures.iter().cloned());
+        obstacles
+    }
+}

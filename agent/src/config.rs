@@ -1,0 +1,477 @@
+//! The agent's configuration: a file, and flags that override it, checked as a whole before anything is touched.
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Parser;
+use polder_api::{DEFAULT_SOCKET, Family, NodeName, PoolName};
+use polder_ipam::Cidr;
+use polder_ipam::allocator::{SHORTEST_REST, USUAL_REST};
+use polder_ipam::pool::{Pool, PoolState, default_block_length};
+use polder_ipam::record::{AttachMode, Backend, Masquerade, VxlanSettings};
+use polder_ipam::store::etcd::EtcdConfig;
+use serde::Deserialize;
+
+use crate::machine::{MachineError, default_node_name};
+
+/// Where the configuration is unless a flag says otherwise. It may be missing there.
+const DEFAULT_FILE: &str = "/etc/polder/agent.toml";
+
+/// The daemon of one node of a Polder network.
+#[derive(Debug, Default, Parser)]
+#[command(version, about)]
+pub struct Flags {
+    /// The configuration file [default: /etc/polder/agent.toml, if it is there]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The node's name [default: the host name]
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<NodeName>,
+    /// Where the ledger and the snapshot of the cluster are [default: /var/lib/polder]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Where the agent listens for the plugin and polderctl [default: /run/polder/agent.sock]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// The etcd members
+    #[arg(long, value_name = "URL", value_delimiter = ',')]
+    pub etcd: Option<Vec<String>>,
+    /// Where the CNI configuration is written [default: /etc/cni/net.d]
+    #[arg(long, value_name = "DIR")]
+    pub cni_conf_dir: Option<PathBuf>,
+    /// Where metrics and health are served [default: 127.0.0.1:9474]
+    #[arg(long, value_name = "ADDR")]
+    pub http: Option<SocketAddr>,
+    /// Check the configuration, say what is wrong with it, and exit
+    #[arg(long)]
+    pub check_config: bool,
+}
+
+/// The configuration, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The node's name.
+    pub node: NodeName,
+    /// Where the ledger and the snapshot of the cluster are.
+    pub state_dir: PathBuf,
+    /// Where the agent listens.
+    pub socket: PathBuf,
+    /// Where the CNI configuration is written.
+    pub cni_conf_dir: PathBuf,
+    /// Where metrics and health are served.
+    pub http: SocketAddr,
+    /// Where the cluster's records are.
+    pub store: StoreConfig,
+    /// What was said about the node's own addresses.
+    pub underlay: UnderlayConfig,
+    /// MTU of the pods, in bytes, instead of the one that fits the underlay.
+    pub mtu: Option<u32>,
+    /// How long a freed address rests.
+    pub cooldown: Duration,
+    /// Time between two passes over the kernel's state that nothing else asked for.
+    pub resync: Duration,
+    /// What the cluster is to be, if it is not yet.
+    pub bootstrap: Option<Bootstrap>,
+}
+
+/// Where the cluster's records are.
+#[derive(Debug, Clone)]
+pub enum StoreConfig {
+    /// In etcd.
+    Etcd(EtcdConfig),
+    /// In a file of this node alone.
+    Embedded,
+}
+
+/// Which of the node's addresses peers are to use.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UnderlayConfig {
+    /// Those of this interface.
+    pub interface: Option<String>,
+    /// These: at most one of a family.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// The first settings of a cluster, written where there are none.
+#[derive(Debug, Clone)]
+pub struct Bootstrap {
+    /// Its pools.
+    pub pools: Vec<Pool>,
+    /// How nodes reach each other.
+    pub backend: Backend,
+    /// How pods hang on their node.
+    pub attach: AttachMode,
+    /// The tunnels.
+    pub vxlan: VxlanSettings,
+    /// What pods look like from outside.
+    pub masquerade: Masquerade,
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("{}:{line}: {message}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where in it.
+        line: usize,
+        /// What is wrong.
+        message: String,
+    },
+    /// A value that is there does not make sense.
+    #[error("{key}: {problem}")]
+    Value {
+        /// The key or flag.
+        key: &'static str,
+        /// What is wrong, and the remedy.
+        problem: String,
+    },
+    /// The machine has no name.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+}
+
+/// The file as it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    node: Option<NodeName>,
+    state_dir: Option<PathBuf>,
+    socket: Option<PathBuf>,
+    cni_conf_dir: Option<PathBuf>,
+    http: Option<SocketAddr>,
+    store: StoreKind,
+    mtu: Option<u32>,
+    resync_seconds: Option<u64>,
+    etcd: EtcdFile,
+    underlay: UnderlayConfig,
+    ipam: IpamFile,
+    bootstrap: Option<BootstrapFile>,
+}
+
+#[derive(Debug, Default, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum StoreKind {
+    #[default]
+    Etcd,
+    Embedded,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct EtcdFile {
+    endpoints: Vec<String>,
+    ca: Option<PathBuf>,
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct IpamFile {
+    cooldown_seconds: Option<u64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BootstrapFile {
+    pools: Vec<String>,
+    #[serde(default)]
+    backend: Backend,
+    #[serde(default)]
+    attach: AttachMode,
+    #[serde(default)]
+    vxlan: VxlanSettings,
+    #[serde(default = "yes")]
+    masquerade: bool,
+    #[serde(default)]
+    masquerade_except: Vec<String>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Config {
+    /// Reads the file that the flags name, and lets the flags override it.
+    pub fn load(flags: Flags) -> Result<Self, ConfigError> {
+        let file = match &flags.config {
+            Some(path) => read(path)?,
+            None if Path::new(DEFAULT_FILE).exists() => read(Path::new(DEFAULT_FILE))?,
+            None => File::default(),
+        };
+        Self::check(file, flags)
+    }
+
+    fn check(file: File, flags: Flags) -> Result<Self, ConfigError> {
+        let resync = file.resync_seconds.unwrap_or(30);
+        let cooldown = file.ipam.cooldown_seconds.map_or(USUAL_REST, Duration::from_secs);
+        if cooldown < SHORTEST_REST {
+            return value(
+                "ipam.cooldown_seconds",
+                format!("a freed address rests for at least {} s", SHORTEST_REST.as_secs()),
+            );
+        }
+        if resync == 0 {
+            return value("resync_seconds", "must be at least 1".to_owned());
+        }
+        if let Some(mtu) = file.mtu.filter(|mtu| !MTU_RANGE.contains(mtu)) {
+            return value("mtu", format!("{mtu} is not in {} to {}", MTU_RANGE.start(), MTU_RANGE.end()));
+        }
+        for family in Family::BOTH {
+            if file.underlay.addresses.iter().filter(|address| Family::of(**address) == family).count() > 1 {
+                return value("underlay.addresses", format!("more than one {family} address"));
+            }
+        }
+        Ok(Self {
+            node: flags.node.or(file.node).map_or_else(default_node_name, Ok)?,
+            state_dir: flags.state_dir.or(file.state_dir).unwrap_or_else(|| "/var/lib/polder".into()),
+            socket: flags.socket.or(file.socket).unwrap_or_else(|| DEFAULT_SOCKET.into()),
+            cni_conf_dir: flags.cni_conf_dir.or(file.cni_conf_dir).unwrap_or_else(|| "/etc/cni/net.d".into()),
+            http: flags.http.or(file.http).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9474))),
+            store: store(file.store, file.etcd, flags.etcd)?,
+            underlay: file.underlay,
+            mtu: file.mtu,
+            cooldown,
+            resync: Duration::from_secs(resync),
+            bootstrap: file.bootstrap.map(bootstrap).transpose()?,
+        })
+    }
+}
+
+/// From the smallest that IPv6 allows (RFC 8200, section 5) to the largest that an interface takes.
+pub const MTU_RANGE: std::ops::RangeInclusive<u32> = 1280..=65535;
+
+fn value<T>(key: &'static str, problem: String) -> Result<T, ConfigError> {
+    Err(ConfigError::Value { key, problem })
+}
+
+fn read(path: &Path) -> Result<File, ConfigError> {
+    let text =
+        fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    toml::from_str(&text).map_err(|error| {
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        ConfigError::Parse {
+            path: path.to_owned(),
+            line: before.matches('\n').count() + 1,
+            message: error.message().replace('\n', " "),
+        }
+    })
+}
+
+fn store(kind: StoreKind, file: EtcdFile, flag: Option<Vec<String>>) -> Result<StoreConfig, ConfigError> {
+    let endpoints = flag.unwrap_or(file.endpoints);
+    if matches!(kind, StoreKind::Embedded) {
+        if !endpoints.is_empty() {
+            return value("store", "\"embedded\" has no etcd endpoints: remove one or the other".to_owned());
+        }
+        return Ok(StoreConfig::Embedded);
+    }
+    if endpoints.is_empty() {
+        let problem =
+            "no endpoint is given: set it, or --etcd, or store = \"embedded\" for a node of its own";
+        return value("etcd.endpoints", problem.to_owned());
+    }
+    for endpoint in &endpoints {
+        if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
+            let problem = format!("{endpoint:?} is not a URL: write http://HOST:PORT or https://HOST:PORT");
+            return value("etcd.endpoints", problem);
+        }
+    }
+    let secure = endpoints.iter().filter(|endpoint| endpoint.starts_with("https://")).count();
+    if secure != 0 && secure != endpoints.len() {
+        return value("etcd.endpoints", "http:// and https:// are mixed".to_owned());
+    }
+    let has_files = file.ca.is_some() || file.cert.is_some() || file.key.is_some();
+    if secure == 0 && has_files {
+        return value("etcd.ca", "certificates are given, but the endpoints are http://".to_owned());
+    }
+    let identity = match (&file.cert, &file.key) {
+        (Some(certificate), Some(key)) => Some((pem("etcd.cert", certificate)?, pem("etcd.key", key)?)),
+        (None, None) => None,
+        _ => return value("etcd.cert", "a certificate and its key go together: set both".to_owned()),
+    };
+    let ca = file.ca.as_deref().map(|path| pem("etcd.ca", path)).transpose()?;
+    if secure > 0 && ca.is_none() {
+        return value("etcd.ca", "https:// needs the authority that signed etcd's certificate".to_owned());
+    }
+    Ok(StoreConfig::Etcd(EtcdConfig { endpoints, ca, identity }))
+}
+
+/// Reads a file of PEM blocks.
+fn pem(key: &'static str, path: &Path) -> Result<Vec<u8>, ConfigError> {
+    match fs::read(path) {
+        Ok(bytes) if String::from_utf8_lossy(&bytes).contains("-----BEGIN ") => Ok(bytes),
+        Ok(_) => value(key, format!("{} holds no PEM block", path.display())),
+        Err(error) => value(key, format!("{}: {error}", path.display())),
+    }
+}
+
+fn bootstrap(file: BootstrapFile) -> Result<Bootstrap, ConfigError> {
+    const POOLS: &str = "bootstrap.pools";
+    let mut pools: Vec<Pool> = Vec::new();
+    for text in &file.pools {
+        let cidr: Cidr = text
+            .parse()
+            .or_else(|error: polder_ipam::cidr::ParseCidrError| value(POOLS, error.to_string()))?;
+        if let Some(other) = pools.iter().find(|other| other.cidr().overlaps(cidr)) {
+            return value(
+                POOLS,
+                format!("{cidr} and {} overlap: every address is in one pool", other.cidr()),
+            );
+        }
+        let of_family = pools.iter().filter(|pool| pool.family() == cidr.family()).count();
+        let pool = Pool::new(
+            pool_name(cidr.family(), of_family),
+            cidr,
+            default_block_length(cidr.family()),
+            PoolState::Active,
+        );
+        pools.push(pool.or_else(|error| value(POOLS, error.to_string()))?);
+    }
+    if pools.is_empty() {
+        return value(POOLS, "give at least one, like \"10.244.0.0/16\"".to_owned());
+    }
+    if file.vxlan.vni == 0 || file.vxlan.vni >= 1 << 24 {
+        return value("bootstrap.vxlan.vni", format!("{} is not in 1 to {}", file.vxlan.vni, (1 << 24) - 1));
+    }
+    if file.vxlan.port == 0 {
+        return value("bootstrap.vxlan.port", "0 is no port".to_owned());
+    }
+    let except = file.masquerade_except.iter().map(|text| {
+        text.parse().or_else(|error: polder_ipam::cidr::ParseCidrError| {
+            value("bootstrap.masquerade_except", error.to_string())
+        })
+    });
+    Ok(Bootstrap {
+        pools,
+        backend: file.backend,
+        attach: file.attach,
+        vxlan: file.vxlan,
+        masquerade: Masquerade { enabled: file.masquerade, except: except.collect::<Result<_, _>>()? },
+    })
+}
+
+/// `ipv4`, `ipv6`; further ones of a family are numbered from 2.
+fn pool_name(family: Family, others: usize) -> PoolName {
+    let family = family.to_string().to_lowercase();
+    let name = if others == 0 { family } else { format!("{family}-{}", others + 1) };
+    name.parse().expect("letters, digits and a dash")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str) -> Result<Config, ConfigError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent.toml");
+        fs::write(&path, text).unwrap();
+        Config::load(Flags { config: Some(path), node: Some("n1".parse().unwrap()), ..Flags::default() })
+    }
+
+    fn refused(text: &str) -> String {
+        check(text).expect_err(text).to_string()
+    }
+
+    const ETCD: &str = "[etcd]\nendpoints = [\"http://127.0.0.1:2379\"]\n";
+
+    #[test]
+    fn what_is_not_set_has_the_documented_default() {
+        let config = check(ETCD).unwrap();
+        assert_eq!(config.state_dir, Path::new("/var/lib/polder"));
+        assert_eq!(config.socket, Path::new("/run/polder/agent.sock"));
+        assert_eq!(config.cni_conf_dir, Path::new("/etc/cni/net.d"));
+        assert_eq!(config.http.to_string(), "127.0.0.1:9474");
+        assert_eq!((config.cooldown.as_secs(), config.resync.as_secs()), (60, 30));
+        assert!(config.bootstrap.is_none());
+    }
+
+    #[test]
+    fn flags_override_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent.toml");
+        fs::write(&path, format!("node = \"file\"\nsocket = \"/file\"\n{ETCD}")).unwrap();
+        let flags =
+            ["polder-agent", "--node", "flag", "--etcd", "http://a:1,http://b:2", "--socket", "/flag"];
+        let mut flags = Flags::parse_from(flags);
+        flags.config = Some(path);
+        let config = Config::load(flags).unwrap();
+        assert_eq!((config.node.as_str(), config.socket.as_path()), ("flag", Path::new("/flag")));
+        let StoreConfig::Etcd(etcd) = config.store else { panic!("not etcd") };
+        assert_eq!(etcd.endpoints, ["http://a:1", "http://b:2"]);
+    }
+
+    #[test]
+    fn an_unknown_key_or_a_wrong_type_is_named_with_its_line() {
+        let error = refused("node = \"n1\"\nsokcet = \"/x\"\n");
+        assert!(error.contains("agent.toml:2: unknown field `sokcet`"), "{error}");
+        let error = refused("[etcd]\nendpoint = []\n");
+        assert!(error.contains("agent.toml:2: unknown field `endpoint`"), "{error}");
+        let error = refused("mtu = \"big\"\n");
+        assert!(error.contains("agent.toml:1: invalid type: string \"big\""), "{error}");
+        let error = refused("node = \"a/b\"\n");
+        assert!(error.contains("node name \"a/b\" is not valid"), "{error}");
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_refused_with_the_remedy() {
+        for (text, problem) in [
+            ("", "etcd.endpoints: no endpoint is given"),
+            ("[etcd]\nendpoints = [\"127.0.0.1:2379\"]", "is not a URL"),
+            ("[etcd]\nendpoints = [\"https://a:1\"]", "etcd.ca: https:// needs the authority"),
+            ("[etcd]\nendpoints = [\"https://a:1\", \"http://b:1\"]", "mixed"),
+            ("[etcd]\nendpoints = [\"http://a:1\"]\nca = \"/nowhere\"", "the endpoints are http://"),
+            ("[etcd]\nendpoints = [\"https://a:1\"]\nca = \"/nowhere\"", "etcd.ca: /nowhere: No such file"),
+            ("[etcd]\nendpoints = [\"https://a:1\"]\ncert = \"/x\"", "go together"),
+            ("[etcd]\nendpoints = [\"https://a:1\"]\nca = \"/proc/version\"", "holds no PEM block"),
+            ("store = \"embedded\"\n[etcd]\nendpoints = [\"http://a:1\"]", "remove one or the other"),
+            ("mtu = 1000", "mtu: 1000 is not in 1280 to 65535"),
+            ("resync_seconds = 0", "resync_seconds"),
+            ("[ipam]\ncooldown_seconds = 9", "at least 10 s"),
+            ("[underlay]\naddresses = [\"10.0.0.1\", \"10.0.0.2\"]", "more than one IPv4 address"),
+        ] {
+            let error = refused(text);
+            assert!(error.contains(problem), "{text:?} says {error:?}, not {problem:?}");
+        }
+    }
+
+    #[test]
+    fn pools_that_cannot_be_are_refused() {
+        for (pools, problem) in [
+            ("[]", "give at least one"),
+            ("[\"10.0.0.0\"]", "is not a network"),
+            ("[\"10.0.0.1/16\"]", "did you mean 10.0.0.0/16?"),
+            ("[\"10.0.0.0/28\"]", "smaller than one block of /26"),
+            ("[\"10.0.0.0/8\", \"10.1.0.0/16\"]", "10.1.0.0/16 and 10.0.0.0/8 overlap"),
+        ] {
+            let error = refused(&format!("{ETCD}[bootstrap]\npools = {pools}"));
+            assert!(
+                error.starts_with("bootstrap.pools: ") && error.contains(problem),
+                "{pools} says {error:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn pools_are_named_after_their_family() {
+        let text = format!("{ETCD}[bootstrap]\npools = [\"10.0.0.0/16\", \"fd00::/56\", \"10.1.0.0/16\"]");
+        let pools = check(&text).unwrap().bootstrap.unwrap().pools;
+        let names: Vec<_> = pools.iter().map(|pool| pool.name.as_str()).collect();
+        assert_eq!(names, ["ipv4", "ipv6", "ipv4-2"]);
+    }
+}

@@ -1,0 +1,313 @@
+//! Makes the kernel what it should be, whenever one or the other may have changed.
+//!
+//! A pass reads everything, plans, applies, and looks again until there is nothing left to do. Nothing is patched
+//! on the word of an event.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use polder_api::Family;
+use polder_ipam::record::ClusterRecord;
+use polder_ipam::{Block, Cidr};
+use polder_netlink::route::Lookup;
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tracing::{debug, info, warn};
+
+use crate::agent::Agent;
+use crate::board::{Pass, Registration};
+use crate::config::StoreConfig;
+use crate::conflist;
+use crate::kernel::apply::Report;
+use crate::kernel::desired::{Inputs, Path, desired, pod_mtu};
+use crate::kernel::plan::{Prune, plan, summary};
+use crate::kernel::{ruleset, sysctl};
+use crate::peers::{Peer, peers};
+use crate::underlay::Underlay;
+use crate::view::{Source, View};
+
+/// Events that come together are answered together.
+const SETTLE: Duration = Duration::from_millis(10);
+
+/// Passes in a row before a difference that does not go away waits for the next event or the clock.
+const PASSES: usize = 3;
+
+/// Peers that are asked for the way to them when the underlay is chosen.
+const PEERS_ASKED: usize = 8;
+
+/// Addresses that are nobody's (RFC 5737, RFC 3849): the way to them is the default route.
+const WORLD: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
+
+/// What woke the engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// Records or holdings changed: the ways to known peers did not.
+    Records,
+    /// The underlay may have changed, or it is time to look.
+    Underlay,
+}
+
+/// Runs for ever.
+pub async fn run(agent: Arc<Agent>) {
+    let mut view = agent.board.view.subscribe();
+    let mut holdings = agent.board.holdings.subscribe();
+    let mut engine = Engine { agent, reach: BTreeMap::new(), count: 0, announced: false };
+    let mut cause = Cause::Underlay;
+    loop {
+        view.mark_unchanged();
+        holdings.mark_unchanged();
+        engine.work(cause).await;
+        cause = engine.wait(&mut view, &mut holdings).await;
+        sleep(SETTLE).await;
+    }
+}
+
+struct Engine {
+    agent: Arc<Agent>,
+    /// How the host reaches the peers' underlay addresses.
+    reach: BTreeMap<IpAddr, Option<Lookup>>,
+    count: u64,
+    /// Whether the CNI configuration is in place.
+    announced: bool,
+}
+
+impl Engine {
+    async fn wait<V, H>(&self, view: &mut watch::Receiver<V>, holdings: &mut watch::Receiver<H>) -> Cause {
+        // Cancel-safe, all of them: what is not taken is seen the next time.
+        tokio::select! {
+            _ = view.changed() => Cause::Records,
+            _ = holdings.changed() => Cause::Records,
+            () = self.agent.underlay_changed.notified() => Cause::Underlay,
+            () = sleep(self.agent.config.resync) => Cause::Underlay,
+        }
+    }
+
+    async fn work(&mut self, cause: Cause) {
+        let view = self.agent.board.view();
+        if view.source == Source::Nowhere {
+            return;
+        }
+        let (peers, problems) = peers(&view, &self.agent.config.node);
+        if cause == Cause::Underlay || self.agent.board.underlay().is_err() {
+            self.choose_underlay(&peers).await;
+            self.reach.clear();
+        }
+        self.look_for(&peers).await;
+        // Until the registrar has made sure that this node is who it says it is, the kernel is left alone.
+        let holdings = self.agent.board.holdings();
+        let conflict = matches!(*self.agent.board.registration.borrow(), Registration::Conflict(_));
+        let (Some(cluster), Ok(underlay), Some(_), false) =
+            (&view.cluster, self.agent.board.underlay(), &holdings.identity, conflict)
+        else {
+            return;
+        };
+        for _ in 0..PASSES {
+            let started = Instant::now();
+            let mut pass = self.pass(&view, &cluster.record, &underlay, &peers).await;
+            self.count += 1;
+            pass.count = self.count;
+            pass.took = started.elapsed();
+            pass.problems.clone_from(&problems);
+            let (settled, failed) = (pass.writes == 0, !pass.local_failures.is_empty());
+            self.agent.board.pass.send_replace(Some(Arc::new(pass)));
+            if settled || failed {
+                break;
+            }
+        }
+        self.announce();
+    }
+
+    async fn pass(
+        &self,
+        view: &View,
+        cluster: &Arc<ClusterRecord>,
+        underlay: &Arc<Underlay>,
+        peers: &[Peer],
+    ) -> Pass {
+        let agent = &self.agent;
+        let table = ruleset::table(cluster);
+        // First the kernel, then the ledger: an attachment is in the ledger before it is in the kernel, and in the
+        // kernel no more when it leaves the ledger. So what is in the kernel and not in the ledger is nobody's.
+        let mut actual = match agent.kernel.run(move |kernel| kernel.snapshot(&table)).await {
+            Ok(actual) => actual,
+            Err(error) => return failed(format!("read the kernel's state: {error}")),
+        };
+        let (blocks, gateways, pods) = agent
+            .ipam
+            .run(|ipam| {
+                let blocks: Vec<Block> = ipam.blocks().iter().map(|owned| owned.block).collect();
+                (blocks, ipam.gateways().to_vec(), ipam.attachments().cloned().collect::<Vec<_>>())
+            })
+            .await;
+        let Some(mtu) = agent.config.mtu.or_else(|| pod_mtu(underlay, cluster.backend)) else {
+            return failed("the underlay has no MTU".to_owned());
+        };
+        let pools: Vec<Cidr> = view.pools.values().map(|pool| pool.record.cidr()).collect();
+        let families = view.families();
+        let inputs = Inputs {
+            cluster,
+            pools: &pools,
+            node: &agent.config.node,
+            blocks: &blocks,
+            gateways: &gateways,
+            underlay,
+            mtu,
+            peers,
+            reach: &self.reach,
+            pods: &pods,
+            families: &families,
+            features: agent.features,
+        };
+        let present: BTreeSet<_> = actual.state.pods.keys().cloned().collect();
+        let desired = desired(&inputs, &present, &actual.advertised_to);
+        actual.sysctls = sysctl::read(desired.sysctls.iter().map(|(path, _)| path));
+        let prune = if view.source == Source::Store { Prune::Yes } else { Prune::No };
+        let changes = plan(&desired, &actual, prune);
+        let writes = changes.len();
+        if writes > 0 {
+            info!("changing the kernel: {}", summary(&changes));
+            changes.iter().for_each(|change| debug!("{change}"));
+        }
+        let indexes = actual.indexes;
+        let applied = agent.kernel.run(move |kernel| kernel.apply(changes, &desired, indexes)).await;
+        let paths = paths(&inputs);
+        match applied {
+            Ok(report) => self.digest(report, Pass { writes, gateways, mtu, paths, ..Pass::default() }).await,
+            Err(error) => failed(format!("change the kernel's state: {error}")),
+        }
+    }
+
+    async fn digest(&self, report: Report, mut pass: Pass) -> Pass {
+        for failure in &report.failures {
+            warn!("{failure}");
+            let list =
+                if failure.change.is_local() { &mut pass.local_failures } else { &mut pass.other_failures };
+            list.push(failure.to_string());
+        }
+        let previous = report.previous_sysctls;
+        if !previous.is_empty() {
+            let kept = self
+                .agent
+                .ipam
+                .run(move |ipam| previous.iter().try_for_each(|(path, value)| ipam.keep_sysctl(path, value)));
+            if let Err(error) = kept.await {
+                warn!(%error, "previous kernel settings were not written down");
+            }
+        }
+        pass
+    }
+
+    async fn choose_underlay(&self, peers: &[Peer]) {
+        let mut asked: Vec<(String, IpAddr)> = Vec::new();
+        for peer in peers.iter().take(PEERS_ASKED) {
+            asked
+                .extend(peer.record.underlay.iter().map(|address| (format!("node {}", peer.name), *address)));
+        }
+        if let StoreConfig::Etcd(etcd) = &self.agent.config.store {
+            asked.extend(etcd.endpoints.iter().filter_map(|url| Some(("etcd".to_owned(), host(url)?))));
+        }
+        asked.extend(WORLD.iter().filter_map(|world| Some(("the world".to_owned(), world.parse().ok()?))));
+        let current = self.agent.board.underlay().unwrap_or_default();
+        let facts = self.agent.kernel.run(move |kernel| kernel.underlay_facts(&asked)).await;
+        let chosen = facts
+            .map_err(|error| format!("read the interfaces: {error}"))
+            .and_then(|facts| Underlay::choose(&self.agent.config.underlay, &facts, &current))
+            .map(Arc::new);
+        let changed = self.agent.board.underlay.send_if_modified(|known| {
+            let changed = *known != chosen;
+            known.clone_from(&chosen);
+            changed
+        });
+        match chosen {
+            Ok(chosen) if changed => {
+                for uplink in chosen.uplinks.values() {
+                    info!(
+                        "underlay address {} on {}: {}",
+                        uplink.address, uplink.interface, uplink.chosen_by
+                    );
+                }
+            }
+            Err(reason) if changed => warn!("{reason}"),
+            _ => {}
+        }
+    }
+
+    /// Asks for the way to addresses that it is not known of.
+    async fn look_for(&mut self, peers: &[Peer]) {
+        let addresses: BTreeSet<IpAddr> =
+            peers.iter().flat_map(|peer| peer.record.underlay.iter().copied()).collect();
+        self.reach.retain(|address, _| addresses.contains(address));
+        let new: Vec<IpAddr> =
+            addresses.into_iter().filter(|address| !self.reach.contains_key(address)).collect();
+        if new.is_empty() {
+            return;
+        }
+        match self.agent.kernel.run(move |kernel| kernel.look_up(&new)).await {
+            Ok(found) => self.reach.extend(found),
+            Err(error) => warn!(%error, "the ways to peers could not be looked up"),
+        }
+    }
+
+    /// Puts the CNI configuration in place once an ADD would be served.
+    fn announce(&mut self) {
+        if self.announced || !self.agent.board.obstacles().is_empty() {
+            return;
+        }
+        let (folder, socket) = (&self.agent.config.cni_conf_dir, &self.agent.config.socket);
+        match conflist::write(folder, socket) {
+            Ok(path) => {
+                self.announced = true;
+                info!(file = %path.display(), "ready: the CNI configuration is in place");
+            }
+            Err(error) => {
+                warn!(folder = %folder.display(), %error, "the CNI configuration cannot be written");
+            }
+        }
+    }
+}
+
+fn failed(reason: String) -> Pass {
+    warn!("{reason}");
+    Pass { local_failures: vec![reason], ..Pass::default() }
+}
+
+fn paths(inputs: &Inputs<'_>) -> BTreeMap<(polder_api::NodeName, Family), Path> {
+    let mut paths = BTreeMap::new();
+    for peer in inputs.peers {
+        for family in Family::BOTH {
+            if peer.blocks.iter().any(|block| block.family() == family) {
+                paths.insert((peer.name.clone(), family), inputs.path(peer, family));
+            }
+        }
+    }
+    paths
+}
+
+/// The address in a URL, if it is one and not a name.
+fn host(url: &str) -> Option<IpAddr> {
+    let rest = url.split_once("://")?.1;
+    let authority = rest.split('/').next()?;
+    if let Some(v6) = authority.strip_prefix('[') {
+        return v6.split(']').next()?.parse().ok();
+    }
+    authority.rsplit_once(':').map_or(authority, |(host, _)| host).parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_of_an_endpoint_is_found_in_its_url() {
+        for (url, address) in [
+            ("http://10.0.0.1:2379", Some("10.0.0.1")),
+            ("https://[fd00::1]:2379", Some("fd00::1")),
+            ("http://10.0.0.1", Some("10.0.0.1")),
+            ("http://etcd.example:2379", None),
+        ] {
+            assert_eq!(host(url), address.map(|address| address.parse().unwrap()), "{url}");
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Follows the cluster's records, and writes them down for an agent that starts while the store is away.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use polder_ipam::key::Key;
+use polder_ipam::store::{Contents, Entry, Update};
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep_until};
+use tracing::{info, warn};
+
+use crate::agent::Agent;
+use crate::view::{Source, View};
+
+/// How long the store has to answer before an agent that starts goes by what was written down.
+const STORE_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Between a change and its being written down, so that a burst is written once.
+const WRITE_DELAY: Duration = Duration::from_secs(2);
+
+/// Follows for ever.
+pub async fn run(agent: Arc<Agent>) {
+    let file = agent.config.state_dir.join("cluster.json");
+    let mut updates = agent.store.follow(Key::followed());
+    let mut records = Records::default();
+    let fall_back = Instant::now() + STORE_PATIENCE;
+    let mut write_at: Option<Instant> = None;
+    loop {
+        let source = agent.board.view.borrow().source;
+        tokio::select! {
+            // Cancel-safe: a message stays in the channel until it is received.
+            update = updates.recv() => {
+                let Some(update) = update else { return };
+                records.apply(&update);
+                match &update {
+                    Update::Loaded(contents) => info!(revision = contents.revision, "records loaded"),
+                    Update::Lost { reason } if agent.board.view.borrow().lost.is_none() => {
+                        warn!(reason, "the store is away");
+                    }
+                    Update::Back { .. } => info!("the store is back"),
+                    _ => {}
+                }
+                if matches!(update, Update::Loaded(_) | Update::Changed { .. }) {
+                    write_at.get_or_insert(Instant::now() + WRITE_DELAY);
+                }
+                agent.board.view.send_modify(|view| Arc::make_mut(view).apply(update));
+            }
+            () = sleep_until(fall_back), if source == Source::Nowhere => {
+                let lost = agent.board.view.borrow().lost.clone();
+                match read(&file) {
+                    Ok(contents) => {
+                        info!(revision = contents.revision, "the store is away: going by what was written down");
+                        let view = View { lost, ..View::from_snapshot(contents) };
+                        agent.board.view.send_replace(Arc::new(view));
+                    }
+                    Err(reason) => {
+                        info!(reason, "nothing is written down to go by: waiting for the store");
+                        let Some(update) = updates.recv().await else { return };
+                        agent.board.view.send_modify(|view| Arc::make_mut(view).apply(update));
+                    }
+                }
+            }
+            () = sleep_until(write_at.unwrap_or(fall_back)), if write_at.is_some() => {
+                write_at = None;
+                if let Err(error) = write(&file, &records) {
+                    warn!(file = %file.display(), %error, "the records could not be written down");
+                }
+            }
+        }
+    }
+}
+
+/// The records as they came, unread: whoever starts from them reads them as strictly.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Records {
+    revision: i64,
+    entries: std::collections::BTreeMap<String, (i64, String)>,
+}
+
+impl Records {
+    fn apply(&mut self, update: &Update) {
+        match update {
+            Update::Loaded(contents) => {
+                self.revision = contents.revision;
+                self.entries = contents.entries.iter().filter_map(text).collect();
+            }
+            Update::Changed { revision, changes } => {
+                self.revision = *revision;
+                for change in changes {
+                    match change.entry.as_ref().and_then(text) {
+                        Some((key, value)) => drop(self.entries.insert(key, value)),
+                        None => drop(self.entries.remove(&change.key)),
+                    }
+                }
+            }
+            Update::Lost { .. } | Update::Back { .. } => {}
+        }
+    }
+}
+
+/// A record that is no text is no record either, and is not written down.
+fn text(entry: &Entry) -> Option<(String, (i64, String))> {
+    Some((entry.key.clone(), (entry.revision, String::from_utf8(entry.value.clone()).ok()?)))
+}
+
+fn write(path: &Path, records: &Records) -> std::io::Result<()> {
+    let temporary: PathBuf = path.with_extension("new");
+    let mut file = fs::File::create(&temporary)?;
+    file.write_all(&serde_json::to_vec(records)?)?;
+    file.sync_data()?;
+    fs::rename(&temporary, path)
+}
+
+fn read(path: &Path) -> Result<Contents, String> {
+    let text = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let records: Records =
+        serde_json::from_slice(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+    let entry =
+        |(key, (revision, value)): (String, (i64, String))| Entry { key, revision, value: value.into() };
+    Ok(Contents { revision: records.revision, entries: records.entries.into_iter().map(entry).collect() })
+}
+
+#[cfg(test)]
+mod tests {
+    use polder_ipam::store::Change;
+
+    use super::*;
+
+    fn entry(key: &str, revision: i64) -> Entry {
+        Entry { key: key.to_owned(), value: b"{}".to_vec(), revision }
+    }
+
+    #[test]
+    fn what_was_written_down_is_what_was_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("cluster.json");
+        let mut records = Records::default();
+        records.apply(&Update::Loaded(Contents { revision: 5, entries: vec![entry("a", 3), entry("b", 4)] }));
+        let gone = Change { key: "a".to_owned(), entry: None };
+        let new = Change { key: "c".to_owned(), entry: Some(entry("c", 6)) };
+        records.apply(&Update::Changed { revision: 6, changes: vec![gone, new] });
+        write(&file, &records).unwrap();
+        assert_eq!(
+            read(&file).unwrap(),
+            Contents { revision: 6, entries: vec![entry("b", 4), entry("c", 6)] }
+        );
+    }
+
+    #[test]
+    fn a_torn_file_is_named_and_not_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("cluster.json");
+        fs::write(&file, "{\"revision\":5").unwrap();
+        assert!(read(&file).unwrap_err().contains("cluster.json"));
+    }
+}

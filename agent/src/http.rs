@@ -1,0 +1,85 @@
+//! Health and metrics over HTTP, for probes and Prometheus. It only tells.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context;
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use polder_api::status::StoreStatus;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::family::Family as Metrics;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tracing::warn;
+
+use crate::agent::Agent;
+use crate::status;
+
+/// Makes the socket.
+pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let hint = || format!("http {address}: cannot listen there, give another address with --http");
+    TcpListener::bind(address).await.with_context(hint)
+}
+
+/// Serves for ever.
+pub async fn run(agent: Arc<Agent>, listener: TcpListener) {
+    let router = Router::new()
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .with_state(agent);
+    if let Err(error) = axum::serve(listener, router).await {
+        warn!(%error, "health and metrics are not served any more");
+    }
+}
+
+async fn ready(State(agent): State<Arc<Agent>>) -> (StatusCode, String) {
+    let obstacles = agent.board.obstacles();
+    if obstacles.is_empty() {
+        (StatusCode::OK, "ok\n".to_owned())
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, obstacles.join("\n") + "\n")
+    }
+}
+
+async fn metrics(State(agent): State<Arc<Agent>>) -> (StatusCode, String) {
+    let mut text = String::new();
+    match encode(&mut text, &registry(&agent).await) {
+        Ok(()) => (StatusCode::OK, text),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
+}
+
+/// The node's status as gauges. Made for every scrape, so that nothing has to be kept in step.
+async fn registry(agent: &Agent) -> Registry {
+    let status = status::status(agent).await;
+    let mut registry = Registry::with_prefix("polder");
+    let mut gauge = |name: &str, help: &str, value: i64| {
+        let gauge: Gauge = Gauge::default();
+        gauge.set(value);
+        registry.register(name, help, gauge);
+    };
+    let connected = matches!(status.store, StoreStatus::Connected { .. });
+    let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+    gauge("ready", "Whether an ADD would be served", i64::from(status.ready));
+    gauge("store_connected", "Whether the cluster's records are current", i64::from(connected));
+    gauge("attachments", "Attachments in the ledger", count(status.pods));
+    gauge("problems", "Records refused, peers unreachable and changes failed", count(status.problems.len()));
+    if let Some(pass) = &status.last_pass {
+        gauge("last_pass_writes", "Changes that the last pass made in the kernel", count(pass.writes));
+        gauge("last_pass_failures", "Changes that the last pass could not make", count(pass.failures.len()));
+    }
+    let addresses: Metrics<[(&'static str, String); 2], Gauge> = Metrics::default();
+    for block in &status.blocks {
+        for (state, number) in [("used", block.used), ("resting", block.resting), ("free", block.free)] {
+            let labels = [("pool", block.pool.to_string()), ("state", state.to_owned())];
+            addresses.get_or_create(&labels).inc_by(i64::try_from(number).unwrap_or(i64::MAX));
+        }
+    }
+    registry.register("addresses", "Addresses of this node's blocks", addresses);
+    registry
+}

@@ -1,0 +1,77 @@
+//! The kernel of this node: read, planned for, changed. All of it blocks, and belongs on an [`Owner`]'s thread.
+//!
+//! [`state`] has the words, [`desired`] says how it should be, [`plan`] what is to be done; those decide and touch
+//! nothing. [`Kernel`] is the rim: it reads, and does what it is told.
+//!
+//! [`Owner`]: crate::owner::Owner
+
+pub mod desired;
+pub mod features;
+pub mod plan;
+pub mod reaper;
+pub mod ruleset;
+pub mod state;
+pub mod sysctl;
+
+pub mod apply;
+mod snapshot;
+
+use std::net::IpAddr;
+
+use polder_api::Mac;
+use polder_netlink::neighbour::Neighbour;
+use polder_netlink::nft::{Element, FilterSocket, Table};
+use polder_netlink::route::Lookup;
+use polder_netlink::{Error, RouteSocket};
+
+use self::ruleset::Sets;
+
+/// The sockets to one node's kernel.
+#[derive(Debug)]
+pub struct Kernel {
+    routes: RouteSocket,
+    filter: FilterSocket,
+}
+
+impl Kernel {
+    /// Opens sockets in the network namespace of the calling thread.
+    pub fn open() -> Result<Self, Error> {
+        Ok(Self { routes: RouteSocket::open()?, filter: FilterSocket::open()? })
+    }
+
+    /// Which way the host would send a packet to each of the addresses.
+    pub fn look_up(&mut self, addresses: &[IpAddr]) -> Result<Vec<(IpAddr, Option<Lookup>)>, Error> {
+        let look_up = |address: &IpAddr| Ok((*address, self.routes.look_up(*address)?));
+        addresses.iter().map(look_up).collect()
+    }
+
+    /// Lets a pod send under its addresses, before it has an interface.
+    pub fn admit_pod(&mut self, table: &Table, mac: Mac, addresses: &[IpAddr]) -> Result<(), Error> {
+        for (set, element) in senders(mac, addresses) {
+            self.filter.commit(table.change(set, [&element], []))?;
+        }
+        Ok(())
+    }
+
+    /// Forgets a pod whose interface is gone: its neighbour entries on the bridge, and its right to send. What is
+    /// not there is forgotten already.
+    pub fn forget_pod(&mut self, table: &Table, mac: Mac, addresses: &[IpAddr]) -> Result<(), Error> {
+        let there_or_not = |result: Result<(), Error>| match result {
+            Err(error) if !error.is_missing() => Err(error),
+            _ => Ok(()),
+        };
+        for (set, element) in senders(mac, addresses) {
+            there_or_not(self.filter.commit(table.change(set, [], [&element])))?;
+        }
+        let Some(bridge) = self.routes.link(polder_api::BRIDGE)? else { return Ok(()) };
+        let entries =
+            addresses.iter().map(|address| Neighbour { index: bridge.index, address: *address, mac });
+        let outcomes = self.routes.execute(entries.map(|entry| entry.delete()))?;
+        outcomes.into_iter().try_for_each(there_or_not)
+    }
+}
+
+fn senders(mac: Mac, addresses: &[IpAddr]) -> impl Iterator<Item = (&'static str, Element)> {
+    let set = |address: IpAddr| Sets::of(polder_api::Family::of(address)).senders;
+    addresses.iter().map(move |address| (set(*address), Element::sender(mac, *address)))
+}

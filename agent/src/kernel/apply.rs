@@ -1,0 +1,230 @@
+//! Carrying out a plan: nothing is decided here.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use polder_netlink::link::{self, create_bridge, create_vxlan};
+use polder_netlink::neighbour::{Destination, Forward, Neighbour};
+use polder_netlink::route::{self, Route, Target as KernelTarget};
+use polder_netlink::{Error, Operation, address};
+
+use super::Kernel;
+use super::plan::Change;
+use super::state::{Desired, Device, OwnKind, Target, Way};
+use super::sysctl;
+
+/// A change that did not happen.
+#[derive(Debug)]
+pub struct Failure {
+    /// The change.
+    pub change: Change,
+    /// Why.
+    pub reason: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.change, self.reason)
+    }
+}
+
+/// What came of a plan.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// How many changes happened.
+    pub done: usize,
+    /// Which did not.
+    pub failures: Vec<Failure>,
+    /// Settings that were changed: path and what was there before.
+    pub previous_sysctls: Vec<(String, String)>,
+}
+
+impl Kernel {
+    /// Carries out the changes in order. One that fails does not stop the others.
+    pub fn apply(
+        &mut self,
+        changes: Vec<Change>,
+        desired: &Desired,
+        indexes: BTreeMap<Device, u32>,
+    ) -> Result<Report, Error> {
+        let mut report = Report::default();
+        let mut indexes = indexes;
+        // Changes by netlink wait here, to go together.
+        let mut waiting: Vec<(Change, Vec<Operation>)> = Vec::new();
+        for change in changes {
+            match operations(&change, &indexes) {
+                Some(operations) => waiting.push((change, operations)),
+                None => {
+                    self.send(std::mem::take(&mut waiting), &mut report)?;
+                    let outcome = self.apply_alone(&change, desired, &mut indexes, &mut report);
+                    record(&mut report, change, outcome);
+                }
+            }
+        }
+        self.send(waiting, &mut report)?;
+        Ok(report)
+    }
+
+    fn send(&mut self, changes: Vec<(Change, Vec<Operation>)>, report: &mut Report) -> Result<(), Error> {
+        let counts: Vec<_> = changes.iter().map(|(_, operations)| operations.len()).collect();
+        let (changes, operations): (Vec<_>, Vec<_>) = changes.into_iter().unzip();
+        let mut outcomes = self.routes.execute(operations.into_iter().flatten())?.into_iter();
+        for (change, count) in changes.into_iter().zip(counts) {
+            let outcome = outcomes.by_ref().take(count).collect::<Result<Vec<()>, Error>>();
+            record(report, change, outcome.map(|_| ()).map_err(Problem::from));
+        }
+        Ok(())
+    }
+
+    /// Changes on which later ones depend, or that do not go by netlink.
+    fn apply_alone(
+        &mut self,
+        change: &Change,
+        desired: &Desired,
+        indexes: &mut BTreeMap<Device, u32>,
+        report: &mut Report,
+    ) -> Result<(), Problem> {
+        match change {
+            Change::CreateLink(device, own) => {
+                let name = device.name().ok_or(Problem::NotOurs)?;
+                let operations = match &own.kind {
+                    OwnKind::Bridge => create_bridge(name, own.mac, own.mtu),
+                    OwnKind::Tunnel(vxlan) => create_vxlan(name, vxlan, own.mac, own.mtu),
+                    OwnKind::Foreign => return Err(Problem::NotOurs),
+                };
+                self.routes.execute_all(operations)?;
+                let made = self.routes.link(name)?.ok_or(Problem::Vanished)?;
+                indexes.insert(device.clone(), made.index);
+                Ok(())
+            }
+            Change::DeleteLink(device, index) => {
+                indexes.remove(device);
+                Ok(self.routes.execute_all([link::delete(*index)])?)
+            }
+            Change::SetSysctl { path, value } => {
+                let previous = sysctl::get(path)?;
+                sysctl::set(path, value)?;
+                report.previous_sysctls.push((path.clone(), previous));
+                Ok(())
+            }
+            Change::InstallFilter(_) => Ok(self.filter.commit(desired.table.install(&desired.elements))?),
+            Change::UpdateSet { set, add, remove } => {
+                Ok(self.filter.commit(desired.table.change(set, add, remove))?)
+            }
+            Change::RefillSet(set) => {
+                let elements = desired.elements.get(set).cloned().unwrap_or_default();
+                Ok(self.filter.commit(desired.table.refill(set, &elements))?)
+            }
+            // All others are operations, unless their device is not there.
+            _ => Err(Problem::NoDevice),
+        }
+    }
+}
+
+fn record(report: &mut Report, change: Change, outcome: Result<(), Problem>) {
+    match outcome {
+        Ok(()) => report.done += 1,
+        // What was to go is gone: somebody was faster. Another look will tell.
+        Err(Problem::Netlink(error)) if error.is_missing() && deletes(&change) => {}
+        Err(problem) => report.failures.push(Failure { change, reason: problem.to_string() }),
+    }
+}
+
+fn deletes(change: &Change) -> bool {
+    matches!(
+        change,
+        Change::UpdateSet { .. }
+            | Change::DeleteLink(..)
+            | Change::DeleteRoute(_)
+            | Change::DeleteForward(..)
+            | Change::DeleteNeighbour(..)
+            | Change::DeleteAddress(..)
+            | Change::DeletePod(..)
+    )
+}
+
+/// Why a change did not happen.
+#[derive(Debug, thiserror::Error)]
+enum Problem {
+    #[error(transparent)]
+    Netlink(#[from] Error),
+    #[error(transparent)]
+    Sysctl(#[from] std::io::Error),
+    #[error("its device is not there")]
+    NoDevice,
+    #[error("the device was made and is gone again")]
+    Vanished,
+    #[error("it is not a device of ours")]
+    NotOurs,
+}
+
+/// The operations that make the change; `None` if it is not made by operations, or its device is not there.
+fn operations(change: &Change, indexes: &BTreeMap<Device, u32>) -> Option<Vec<Operation>> {
+    let index = |device: &Device| match device {
+        Device::Uplink(index) => Some(*index),
+        _ => indexes.get(device).copied(),
+    };
+    let one = |operation| Some(vec![operation]);
+    match change {
+        Change::AdjustLink(device, own) => {
+            one(link::change_index(index(device)?).mac(own.mac).mtu(own.mtu).up().into())
+        }
+        Change::AddAddress(device, network) => one(address::add(index(device)?, *network)),
+        Change::DeleteAddress(device, network) => one(address::delete(index(device)?, *network)),
+        Change::SetPod(name, port) => {
+            let pod = index(&Device::Pod(name.clone()))?;
+            let mut operations = Vec::new();
+            if let Some(port) = port {
+                let bridge = index(&Device::Bridge)?;
+                operations.push(link::change_index(pod).controller(bridge).into());
+                operations.push(link::change_index(pod).port(port).into());
+            }
+            operations.push(link::change_index(pod).up().into());
+            Some(operations)
+        }
+        Change::SetNeighbour(device, address, mac) => {
+            one(Neighbour { index: index(device)?, address: *address, mac: *mac }.replace())
+        }
+        Change::DeleteNeighbour(device, address, mac) => {
+            one(Neighbour { index: index(device)?, address: *address, mac: *mac }.delete())
+        }
+        Change::SetForward(device, mac, to) => {
+            one(Forward { index: index(device)?, mac: *mac, to: destination(*to) }.replace())
+        }
+        Change::DeleteForward(device, mac, to) => {
+            one(Forward { index: index(device)?, mac: *mac, to: destination(*to) }.delete())
+        }
+        Change::SetRoute(destination, way) => one(route::replace(&Route {
+            destination: *destination,
+            target: kernel_target(way, &index)?,
+            source: way.source,
+            mtu: way.mtu,
+        })),
+        Change::DeleteRoute(destination) => one(route::delete(*destination)),
+        Change::DeletePod(_, index) => one(link::delete(*index)),
+        Change::CreateLink(..)
+        | Change::DeleteLink(..)
+        | Change::SetSysctl { .. }
+        | Change::InstallFilter(_)
+        | Change::UpdateSet { .. }
+        | Change::RefillSet(_) => None,
+    }
+}
+
+fn destination(to: Option<std::net::IpAddr>) -> Destination {
+    to.map_or(Destination::Port, Destination::Remote)
+}
+
+fn kernel_target(way: &Way, index: &impl Fn(&Device) -> Option<u32>) -> Option<KernelTarget> {
+    Some(match &way.target {
+        Target::Device(device) => KernelTarget::Link { index: index(device)? },
+        Target::Unreachable => KernelTarget::Unreachable,
+        Target::Direct(device, via) => {
+            KernelTarget::Gateway { index: index(device)?, gateway: *via, onlink: false }
+        }
+        Target::Tunnel(family, gateway) => {
+            let index = index(&Device::Tunnel(*family))?;
+            KernelTarget::Gateway { index, gateway: *gateway, onlink: true }
+        }
+    })
+}

@@ -1,0 +1,256 @@
+//! How the kernel should be: a function of the cluster, the node and its pods, and of nothing else.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use polder_api::{Family, IfName, Mac, NodeName};
+use polder_ipam::ledger::Held;
+use polder_ipam::record::{AttachMode, Backend, ClusterRecord};
+use polder_ipam::{Block, Cidr};
+use polder_netlink::link::{Port, Vxlan};
+use polder_netlink::route::Lookup;
+
+use super::features::Features;
+use super::ruleset::{self, Members};
+use super::state::{Desired, Device, OwnKind, OwnLink, PodLink, State, Target, Way};
+use super::sysctl;
+use crate::peers::Peer;
+use crate::underlay::Underlay;
+
+/// What a tunnel adds to a packet: outer IP header, UDP, VXLAN and the inner Ethernet header.
+const fn overhead(underlay: Family) -> u32 {
+    let ip = match underlay {
+        Family::V4 => 20,
+        Family::V6 => 40,
+    };
+    ip + 8 + 8 + 14
+}
+
+/// What the desired state is made from.
+#[derive(Debug, Clone)]
+pub struct Inputs<'a> {
+    /// The settings of the cluster.
+    pub cluster: &'a ClusterRecord,
+    /// All pools.
+    pub pools: &'a [Cidr],
+    /// This node.
+    pub node: &'a NodeName,
+    /// Its own blocks.
+    pub blocks: &'a [Block],
+    /// Its own addresses.
+    pub gateways: &'a [IpAddr],
+    /// Its addresses on the underlay.
+    pub underlay: &'a Underlay,
+    /// The MTU of its pods, in bytes.
+    pub mtu: u32,
+    /// The other nodes.
+    pub peers: &'a [Peer],
+    /// How the host reaches the peers' underlay addresses.
+    pub reach: &'a BTreeMap<IpAddr, Option<Lookup>>,
+    /// The attachments of the ledger.
+    pub pods: &'a [Held],
+    /// The families of which every pod has an address.
+    pub families: &'a BTreeSet<Family>,
+    /// What this kernel can do.
+    pub features: Features,
+}
+
+/// How a peer's blocks of one family are reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Path {
+    /// Straight to its underlay address.
+    Direct {
+        /// That address.
+        via: IpAddr,
+        /// The interface that leads there.
+        index: u32,
+    },
+    /// Through a tunnel.
+    Vxlan {
+        /// The family of the underlay.
+        over: Family,
+        /// The peer's underlay address.
+        remote: IpAddr,
+        /// Its own address, behind the tunnel.
+        gateway: IpAddr,
+    },
+    /// Not at all, and why.
+    Unreachable(String),
+}
+
+impl Inputs<'_> {
+    /// How the peer's blocks of that family are reached.
+    pub fn path(&self, peer: &Peer, family: Family) -> Path {
+        let on_link = self.on_link(peer, family);
+        match (self.cluster.backend, on_link) {
+            (Backend::Auto | Backend::Direct, Ok(path)) => path,
+            (Backend::Direct, Err(reason)) => {
+                Path::Unreachable(format!("{reason}, and the backend is direct"))
+            }
+            (Backend::Auto | Backend::Vxlan, _) => self.tunnelled(peer, family),
+        }
+    }
+
+    fn on_link(&self, peer: &Peer, family: Family) -> Result<Path, String> {
+        let via = peer.underlay(family).ok_or_else(|| format!("it has no {family} underlay address"))?;
+        match self.reach.get(&via).copied().flatten() {
+            None => Err(format!("there is no route to {via}")),
+            Some(Lookup { local: true, .. }) => Err(format!("{via} is an address of this node")),
+            Some(Lookup { gateway: Some(router), .. }) => Err(format!("{via} is behind router {router}")),
+            Some(Lookup { index, .. }) => Ok(Path::Direct { via, index }),
+        }
+    }
+
+    fn tunnelled(&self, peer: &Peer, family: Family) -> Path {
+        if !self.features.vxlan {
+            return Path::Unreachable("it is not on the same link, and this kernel has no vxlan".to_owned());
+        }
+        let Some(gateway) = peer.gateway(family) else {
+            return Path::Unreachable(format!("it has no {family} gateway address yet"));
+        };
+        let mut reasons = Vec::new();
+        for over in self.underlay.tunnel_families() {
+            let Some(remote) = peer.underlay(over) else {
+                reasons.push(format!("it has no {over} underlay address"));
+                continue;
+            };
+            match self.reach.get(&remote).copied().flatten() {
+                Some(lookup) if !lookup.local => return Path::Vxlan { over, remote, gateway },
+                _ => reasons.push(format!("there is no route to {remote}: add one, or a default route")),
+            }
+        }
+        Path::Unreachable(reasons.join("; "))
+    }
+}
+
+/// The MTU of pods on this underlay, in bytes: what the narrowest uplink takes, less what a tunnel adds to it.
+pub fn pod_mtu(underlay: &Underlay, backend: Backend) -> Option<u32> {
+    let over = underlay.tunnel_families().next()?;
+    let narrowest = underlay.uplinks.values().map(|uplink| uplink.mtu).min()?;
+    match backend {
+        Backend::Direct => Some(narrowest),
+        Backend::Auto | Backend::Vxlan => Some(narrowest - overhead(over)),
+    }
+}
+
+/// The MAC address of the bridge: the node's own, so that pods find their gateway even if it was made anew.
+pub fn bridge_mac(node: &NodeName) -> Mac {
+    Mac::hashed(0x06, &[b"bridge", node.as_str().as_bytes()])
+}
+
+/// The MAC address of the node's end of the tunnels.
+pub fn vtep_mac(cluster: &ClusterRecord, node: &NodeName) -> Mac {
+    Mac::hashed(0x06, &[b"vtep", cluster.id.0.as_bytes(), node.as_str().as_bytes()])
+}
+
+/// How the kernel should be. What can be made only by others is taken from what is there: the pods' interfaces, and
+/// who depends on router advertisements.
+pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &[String]) -> Desired {
+    let mut state = State::default();
+    devices(inputs, &mut state);
+    for gateway in inputs.gateways {
+        state.addresses.insert((Device::Bridge, host_prefix(*gateway)));
+    }
+    for block in inputs.blocks {
+        let target = match inputs.cluster.attach {
+            AttachMode::Bridge => Target::Device(Device::Bridge),
+            AttachMode::Routed => Target::Unreachable,
+        };
+        state.routes.insert(block.cidr().into(), Way { target, source: None, mtu: None });
+    }
+    let mut members = Members {
+        pools: inputs.pools.iter().map(|pool| (*pool).into()).collect(),
+        local: inputs.blocks.iter().map(|block| block.cidr().into()).collect(),
+        unmasqueraded: inputs.cluster.masquerade.except.iter().map(|cidr| (*cidr).into()).collect(),
+        ..Members::default()
+    };
+    for peer in inputs.peers {
+        members.peers.extend(&peer.record.underlay);
+        reach_peer(inputs, peer, &mut state, &mut members);
+    }
+    for pod in inputs.pods.iter().filter(|pod| !pod.leaving) {
+        members.senders.extend(pod.addresses.iter().map(|address| (pod.mac, *address)));
+        let name = pod.attachment.host_interface();
+        if present.contains(&name) {
+            wire_pod(inputs, pod, name, &mut state);
+        }
+    }
+    Desired {
+        sysctls: sysctl::desired(inputs.families, &state, advertised_to),
+        state,
+        table: ruleset::table(inputs.cluster),
+        elements: ruleset::elements(&members),
+    }
+}
+
+fn devices(inputs: &Inputs<'_>, state: &mut State) {
+    let bridge = OwnLink { kind: OwnKind::Bridge, mac: bridge_mac(inputs.node), mtu: inputs.mtu, up: true };
+    state.links.insert(Device::Bridge, bridge);
+    for (family, uplink) in inputs.underlay.uplinks.iter().filter(|_| inputs.features.vxlan) {
+        let settings = inputs.cluster.vxlan;
+        let vxlan =
+            Vxlan { vni: settings.vni, port: settings.port, local: Some(uplink.address), learning: false };
+        let tunnel = OwnLink {
+            kind: OwnKind::Tunnel(vxlan),
+            mac: vtep_mac(inputs.cluster, inputs.node),
+            mtu: uplink.mtu - overhead(*family),
+            up: true,
+        };
+        state.links.insert(Device::Tunnel(*family), tunnel);
+    }
+}
+
+fn reach_peer(inputs: &Inputs<'_>, peer: &Peer, state: &mut State, members: &mut Members) {
+    // A packet that the peer's pods cannot take is refused here, where its sender can be told.
+    let mtu = (peer.record.mtu < inputs.mtu).then_some(peer.record.mtu);
+    for family in Family::BOTH {
+        let mut blocks = peer.blocks.iter().filter(|block| block.family() == family).peekable();
+        if blocks.peek().is_none() {
+            continue;
+        }
+        let way = match inputs.path(peer, family) {
+            Path::Unreachable(_) => continue,
+            Path::Direct { via, index } => {
+                members.unmasqueraded.push(host_prefix(via));
+                Way { target: Target::Direct(Device::Uplink(index), via), source: None, mtu }
+            }
+            Path::Vxlan { over, remote, gateway } => {
+                let device = Device::Tunnel(over);
+                state.neighbours.insert((device.clone(), gateway), peer.record.vtep_mac);
+                state.forwards.insert((device, peer.record.vtep_mac), Some(remote));
+                // What the node itself sends comes back the same way only if it comes from the pod network.
+                let source = inputs.gateways.iter().copied().find(|own| Family::of(*own) == family);
+                Way { target: Target::Tunnel(over, gateway), source, mtu }
+            }
+        };
+        for block in blocks {
+            state.routes.insert(block.cidr().into(), way.clone());
+        }
+    }
+}
+
+fn wire_pod(inputs: &Inputs<'_>, pod: &Held, name: IfName, state: &mut State) {
+    let device = Device::Pod(name.clone());
+    let (behind, port) = match inputs.cluster.attach {
+        AttachMode::Bridge => {
+            state.forwards.insert((device, pod.mac), None);
+            (Device::Bridge, Some(Port::of_pod(inputs.features.locked_ports)))
+        }
+        AttachMode::Routed => {
+            for address in &pod.addresses {
+                let way = Way { target: Target::Device(device.clone()), source: None, mtu: None };
+                state.routes.insert(host_prefix(*address), way);
+            }
+            (device, None)
+        }
+    };
+    for address in &pod.addresses {
+        state.neighbours.insert((behind.clone(), *address), pod.mac);
+    }
+    state.pods.insert(name, PodLink { port, up: true });
+}
+
+fn host_prefix(address: IpAddr) -> IpNetwork {
+    IpNetwork::new(address, Family::of(address).bits()).expect("the length of a whole address")
+}

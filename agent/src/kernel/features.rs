@@ -1,0 +1,135 @@
+//! What this kernel can do of what Polder uses, found out by trying it in a network namespace of its own.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+
+use polder_api::{Family, IfName, Mac};
+use polder_ipam::record::{AttachMode, Backend, ClusterId, ClusterRecord, Masquerade, VxlanSettings};
+use polder_netlink::link::{Port, VethPair, Vxlan};
+use polder_netlink::nft::{Elements, FilterSocket};
+use polder_netlink::{Error, RouteSocket, link, namespace};
+
+use super::{ruleset, sysctl};
+
+/// What this kernel can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Features {
+    /// Bridge ports can be locked to a MAC address (Linux 5.18).
+    pub locked_ports: bool,
+    /// There are tunnels.
+    pub vxlan: bool,
+    /// There is IPv6.
+    pub ipv6: bool,
+}
+
+/// The kernel lacks something without which there is no pod network.
+#[derive(Debug, thiserror::Error)]
+pub enum FeatureError {
+    /// A namespace to try things in cannot be made.
+    #[error("make a network namespace to try the kernel in: is the agent root, with CAP_SYS_ADMIN?")]
+    Namespace(#[source] std::io::Error),
+    /// A thing that is needed does not work.
+    #[error("the kernel cannot {what}: {remedy}")]
+    Missing {
+        /// What it should do.
+        what: &'static str,
+        /// What to do about it.
+        remedy: &'static str,
+        /// What it said.
+        #[source]
+        source: Error,
+    },
+    /// A thing that is needed is taken and not done.
+    #[error("the kernel ignores that bridge ports are to be isolated: Linux 5.15 or newer is needed")]
+    NotIsolated,
+}
+
+const TRIAL_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
+
+impl Features {
+    /// Tries everything that is needed, and finds out what is there of the rest.
+    pub fn probe() -> Result<Self, FeatureError> {
+        namespace::in_a_new_one(probe).map_err(FeatureError::Namespace)?
+    }
+
+    /// What is missing, and what that means.
+    pub fn missing(&self) -> Vec<String> {
+        let consequences = [
+            (
+                self.locked_ports,
+                "bridge ports cannot be locked (Linux 5.18): a pod can send under another MAC address, though not under another IP address",
+            ),
+            (self.vxlan, "there is no vxlan (module vxlan): only peers on the same link can be reached"),
+            (self.ipv6, "there is no IPv6: pods get no IPv6 address"),
+        ];
+        consequences.iter().filter(|(there, _)| !there).map(|(_, what)| (*what).to_owned()).collect()
+    }
+}
+
+fn missing(what: &'static str, remedy: &'static str) -> impl FnOnce(Error) -> FeatureError {
+    move |source| FeatureError::Missing { what, remedy, source }
+}
+
+fn probe() -> Result<Features, FeatureError> {
+    const NETLINK: &str = "is the agent root, with CAP_NET_ADMIN?";
+    let mut socket = RouteSocket::open().map_err(missing("be spoken to by netlink", NETLINK))?;
+    socket
+        .execute_all(link::create_bridge("trial", TRIAL_MAC, 1450))
+        .map_err(missing("make a bridge", "load module bridge"))?;
+    let port = try_port(&mut socket)?;
+    if !port.isolated {
+        return Err(FeatureError::NotIsolated);
+    }
+    let nftables =
+        missing("filter with nftables", "load modules nf_tables, nft_fib_inet, nft_masq and nft_chain_nat");
+    let mut filter = FilterSocket::open().map_err(missing("be spoken to by netlink", NETLINK))?;
+    filter.commit(ruleset::table(&trial_cluster()).install(&Elements::new())).map_err(nftables)?;
+    let vxlan = Vxlan { vni: 1, port: 8472, local: None, learning: false };
+    let vxlan = socket.execute_all(link::create_vxlan("trialvx", &vxlan, TRIAL_MAC, 1450)).is_ok();
+    Ok(Features { locked_ports: port.locked, vxlan, ipv6: sysctl::has_family(Family::V6) })
+}
+
+/// Makes a port like a pod's, and reads back what the kernel made of it: older ones ignore what they do not know.
+fn try_port(socket: &mut RouteSocket) -> Result<Port, FeatureError> {
+    const VETH: &str = "load module veth";
+    let name = |name: &str| -> IfName { name.parse().expect("a valid name") };
+    let here = File::open("/proc/thread-self/ns/net").map_err(FeatureError::Namespace)?;
+    let bridge = socket.link("trial").map_err(missing("find a bridge", VETH))?;
+    let pair = VethPair {
+        name: &name("trialhost"),
+        mac: None,
+        peer_name: &name("trialpod"),
+        peer_mac: TRIAL_MAC,
+        peer_namespace: here.as_fd(),
+        mtu: 1450,
+        controller: bridge.map(|bridge| bridge.index),
+    };
+    let port = Port::of_pod(true);
+    let operations = [link::create_veth(&pair), link::change("trialhost").port(&port).into()];
+    socket.execute_all(operations).map_err(missing("make a pair of interfaces", VETH))?;
+    let made = socket.link("trialhost").map_err(missing("find an interface", VETH))?;
+    Ok(made.and_then(|link| link.port).unwrap_or(Port { isolated: false, locked: false, ..port }))
+}
+
+fn trial_cluster() -> ClusterRecord {
+    ClusterRecord {
+        id: ClusterId(String::new()),
+        backend: Backend::Auto,
+        attach: AttachMode::Bridge,
+        vxlan: VxlanSettings::default(),
+        masquerade: Masquerade::default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_kernel_lacks_is_said_with_what_it_means() {
+        let all = Features { locked_ports: true, vxlan: true, ipv6: true };
+        assert_eq!(all.missing(), Vec::<String>::new());
+        let old = Features { locked_ports: false, ..all };
+        assert!(old.missing()[0].contains("5.18"), "{:?}", old.missing());
+    }
+}

@@ -1,0 +1,314 @@
+//! The plan: the ordered list of changes that turns what is into what should be.
+//!
+//! The order is the point. What protects comes before what opens a way; a tunnel's neighbour and forwarding entry
+//! come before the route that needs them, and go after it; what is replaced is replaced in one step.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use polder_api::{IfName, Mac};
+use polder_netlink::link::Port;
+use polder_netlink::nft::{Element, Elements, Found, Key};
+
+use super::state::{Actual, Desired, Device, OwnKind, OwnLink, State, Target, Way};
+
+/// One change to the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Writes a kernel setting.
+    SetSysctl {
+        /// Its path under `/proc/sys`.
+        path: String,
+        /// What it is to be.
+        value: String,
+    },
+    /// Makes a device of ours.
+    CreateLink(Device, OwnLink),
+    /// Deletes the device with that number, which has a name of ours and is not what it should be.
+    DeleteLink(Device, u32),
+    /// Sets what can be set of a device of ours.
+    AdjustLink(Device, OwnLink),
+    /// Makes the packet filter anew, and why.
+    InstallFilter(String),
+    /// Adds and removes elements of one of its sets.
+    UpdateSet {
+        /// The set.
+        set: &'static str,
+        /// What comes.
+        add: Vec<Element>,
+        /// What goes.
+        remove: Vec<Element>,
+    },
+    /// Replaces all elements of one of its sets.
+    RefillSet(&'static str),
+    /// Gives a device an address.
+    AddAddress(Device, IpNetwork),
+    /// Makes a pod's interface a port of the bridge, with these settings, and switches it on.
+    SetPod(IfName, Option<Port>),
+    /// Makes a neighbour entry.
+    SetNeighbour(Device, IpAddr, Mac),
+    /// Makes a forwarding entry.
+    SetForward(Device, Mac, Option<IpAddr>),
+    /// Makes a route.
+    SetRoute(IpNetwork, Way),
+    /// Deletes a route.
+    DeleteRoute(IpNetwork),
+    /// Deletes a forwarding entry.
+    DeleteForward(Device, Mac, Option<IpAddr>),
+    /// Deletes a neighbour entry.
+    DeleteNeighbour(Device, IpAddr, Mac),
+    /// Takes an address from a device.
+    DeleteAddress(Device, IpNetwork),
+    /// Deletes the interface with that number, which was a pod's and is nobody's.
+    DeletePod(IfName, u32),
+}
+
+/// Whether what is there and not wanted may be deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prune {
+    /// All records are known: what is in none of them is garbage.
+    Yes,
+    /// Records may be missing: what looks like garbage may be a peer.
+    No,
+}
+
+/// The changes that turn `actual` into `desired`, in order. None, if it is so already.
+pub fn plan(desired: &Desired, actual: &Actual, prune: Prune) -> Vec<Change> {
+    let mut changes = Vec::new();
+    let (want, have) = (&desired.state, &actual.state);
+    let remade = links(want, actual, &mut changes);
+    // What hung on a device that is made anew is gone with it.
+    let gone = |device: &Device| remade.contains(device);
+    sysctls(desired, actual, &mut changes);
+    filter(desired, &actual.filter, prune, &mut changes);
+    let is_there = |device: &Device| !gone(device) && actual.indexes.contains_key(device);
+
+    for (device, address) in &want.addresses {
+        if gone(device) || !have.addresses.contains(&(device.clone(), *address)) {
+            changes.push(Change::AddAddress(device.clone(), *address));
+        }
+    }
+    for (name, link) in &want.pods {
+        let right = have.pods.get(name).is_some_and(|found| {
+            let port = match (link.port, found.port) {
+                (Some(want), Some(have)) => have.is_set_like(&want),
+                (want, have) => want.is_none() && have.is_none(),
+            };
+            port && found.up == link.up
+        });
+        if !right || (link.port.is_some() && gone(&Device::Bridge)) {
+            changes.push(Change::SetPod(name.clone(), link.port));
+        }
+    }
+    for ((device, address), mac) in &want.neighbours {
+        if gone(device) || have.neighbours.get(&(device.clone(), *address)) != Some(mac) {
+            changes.push(Change::SetNeighbour(device.clone(), *address, *mac));
+        }
+    }
+    for ((device, mac), to) in &want.forwards {
+        let lost = gone(device) || (matches!(device, Device::Pod(_)) && gone(&Device::Bridge));
+        if lost || have.forwards.get(&(device.clone(), *mac)) != Some(to) {
+            changes.push(Change::SetForward(device.clone(), *mac, *to));
+        }
+    }
+    for (destination, way) in &want.routes {
+        if device_of(way).is_some_and(|device| gone(&device)) || have.routes.get(destination) != Some(way) {
+            changes.push(Change::SetRoute(*destination, way.clone()));
+        }
+    }
+    if prune == Prune::Yes {
+        garbage(want, actual, is_there, &mut changes);
+    }
+    changes
+}
+
+/// Bridge and tunnels. Returns those that are made anew.
+fn links(want: &State, actual: &Actual, changes: &mut Vec<Change>) -> BTreeSet<Device> {
+    let mut remade = BTreeSet::new();
+    for (device, link) in &want.links {
+        match actual.state.links.get(device) {
+            Some(found) if found == link => {}
+            Some(found) if found.kind == link.kind => {
+                changes.push(Change::AdjustLink(device.clone(), link.clone()));
+            }
+            found => {
+                if let (Some(_), Some(index)) = (found, actual.indexes.get(device)) {
+                    changes.push(Change::DeleteLink(device.clone(), *index));
+                }
+                changes.push(Change::CreateLink(device.clone(), link.clone()));
+                remade.insert(device.clone());
+            }
+        }
+    }
+    remade
+}
+
+fn sysctls(desired: &Desired, actual: &Actual, changes: &mut Vec<Change>) {
+    for (path, value) in &desired.sysctls {
+        if actual.sysctls.get(path) != Some(value) {
+            changes.push(Change::SetSysctl { path: path.clone(), value: value.clone() });
+        }
+    }
+}
+
+fn filter(desired: &Desired, found: &Found, prune: Prune, changes: &mut Vec<Change>) {
+    let have: &Elements = match found {
+        Found::Intact(elements) => elements,
+        Found::Different(why) => return changes.push(Change::InstallFilter(why.clone())),
+    };
+    let none = BTreeSet::new();
+    for set in &desired.table.sets {
+        let want = desired.elements.get(set.name).unwrap_or(&none);
+        let have = have.get(set.name).unwrap_or(&none);
+        if want == have {
+            continue;
+        }
+        if matches!(set.key, Key::Network(_)) {
+            changes.push(Change::RefillSet(set.name));
+            continue;
+        }
+        let add: Vec<_> = want.difference(have).cloned().collect();
+        let remove: Vec<_> = match prune {
+            Prune::Yes => have.difference(want).cloned().collect(),
+            Prune::No => Vec::new(),
+        };
+        if !add.is_empty() || !remove.is_empty() {
+            changes.push(Change::UpdateSet { set: set.name, add, remove });
+        }
+    }
+}
+
+/// What is there and should not be, in the reverse order of its making.
+fn garbage(want: &State, actual: &Actual, is_there: impl Fn(&Device) -> bool, changes: &mut Vec<Change>) {
+    let have = &actual.state;
+    let routes = have.routes.keys().filter(|destination| !want.routes.contains_key(destination));
+    changes.extend(routes.map(|destination| Change::DeleteRoute(*destination)));
+    for (key, to) in have.forwards.iter().filter(|(key, _)| !want.forwards.contains_key(key)) {
+        if is_there(&key.0) {
+            changes.push(Change::DeleteForward(key.0.clone(), key.1, *to));
+        }
+    }
+    for (key, mac) in have.neighbours.iter().filter(|(key, _)| !want.neighbours.contains_key(key)) {
+        if is_there(&key.0) {
+            changes.push(Change::DeleteNeighbour(key.0.clone(), key.1, *mac));
+        }
+    }
+    for (device, address) in have.addresses.difference(&want.addresses) {
+        if is_there(device) {
+            changes.push(Change::DeleteAddress(device.clone(), *address));
+        }
+    }
+    let nobodys = have.pods.keys().filter(|name| !want.pods.contains_key(name));
+    changes.extend(nobodys.filter_map(|name| {
+        let index = actual.indexes.get(&Device::Pod(name.clone()))?;
+        Some(Change::DeletePod(name.clone(), *index))
+    }));
+    for device in have.links.keys().filter(|device| !want.links.contains_key(device)) {
+        if let Some(index) = actual.indexes.get(device) {
+            changes.push(Change::DeleteLink(device.clone(), *index));
+        }
+    }
+}
+
+fn device_of(way: &Way) -> Option<Device> {
+    match &way.target {
+        Target::Device(device) | Target::Direct(device, _) => Some(device.clone()),
+        Target::Tunnel(family, _) => Some(Device::Tunnel(*family)),
+        Target::Unreachable => None,
+    }
+}
+
+impl Change {
+    /// Whether it concerns what the node itself needs to serve its pods, and not the way to one peer.
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::SetRoute(_, way) => !matches!(way.target, Target::Tunnel(..) | Target::Direct(..)),
+            Self::SetNeighbour(device, ..) | Self::SetForward(device, ..) => {
+                !matches!(device, Device::Tunnel(_))
+            }
+            Self::DeleteRoute(_)
+            | Self::DeleteForward(..)
+            | Self::DeleteNeighbour(..)
+            | Self::DeleteAddress(..)
+            | Self::DeletePod(..) => false,
+            _ => true,
+        }
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SetSysctl { path, value } => write!(f, "set {path} to {value}"),
+            Self::CreateLink(device, link) => write!(f, "create {device}: {link}"),
+            Self::DeleteLink(device, _) => write!(f, "delete {device}"),
+            Self::AdjustLink(device, link) => write!(f, "adjust {device}: {link}"),
+            Self::InstallFilter(why) => write!(f, "install table inet polder: {why}"),
+            Self::UpdateSet { set, add, remove } => {
+                write!(f, "set {set}: add {}, remove {}", add.len(), remove.len())
+            }
+            Self::RefillSet(set) => write!(f, "set {set}: fill anew"),
+            Self::AddAddress(device, address) => write!(f, "add address {address} to {device}"),
+            Self::SetPod(name, Some(_)) => write!(f, "set {name} as a pod's port of the bridge"),
+            Self::SetPod(name, None) => write!(f, "set {name} as a pod's interface"),
+            Self::SetNeighbour(device, address, mac) => write!(f, "neighbour {address} is {mac} on {device}"),
+            Self::SetForward(device, mac, None) => write!(f, "forward {mac} to port {device}"),
+            Self::SetForward(device, mac, Some(remote)) => {
+                write!(f, "forward {mac} through {device} to {remote}")
+            }
+            Self::SetRoute(destination, way) => write!(f, "route {destination} {way}"),
+            Self::DeleteRoute(destination) => write!(f, "delete route {destination}"),
+            Self::DeleteForward(device, mac, _) => write!(f, "delete forward of {mac} on {device}"),
+            Self::DeleteNeighbour(device, address, _) => write!(f, "delete neighbour {address} on {device}"),
+            Self::DeleteAddress(device, address) => write!(f, "delete address {address} from {device}"),
+            Self::DeletePod(name, _) => write!(f, "delete {name}, which belongs to no attachment"),
+        }
+    }
+}
+
+impl fmt::Display for OwnLink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            OwnKind::Bridge => write!(f, "bridge")?,
+            OwnKind::Tunnel(vxlan) => write!(f, "vxlan {} on port {}", vxlan.vni, vxlan.port)?,
+            OwnKind::Foreign => write!(f, "not ours")?,
+        }
+        write!(f, ", {}, mtu {}", self.mac, self.mtu)
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.target {
+            Target::Device(device) => write!(f, "is on {device}")?,
+            Target::Tunnel(family, gateway) => {
+                write!(f, "through {} to {gateway}", Device::Tunnel(*family))?;
+            }
+            Target::Direct(_, via) => write!(f, "direct via {via}")?,
+            Target::Unreachable => write!(f, "is unreachable")?,
+        }
+        self.mtu.map_or(Ok(()), |mtu| write!(f, ", mtu {mtu}"))
+    }
+}
+
+/// How many of each kind, for the log.
+pub fn summary(changes: &[Change]) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for change in changes {
+        let kind = match change {
+            Change::SetSysctl { .. } => "sysctls",
+            Change::CreateLink(..) | Change::DeleteLink(..) | Change::AdjustLink(..) => "links",
+            Change::InstallFilter(_) | Change::UpdateSet { .. } | Change::RefillSet(_) => "filter changes",
+            Change::AddAddress(..) | Change::DeleteAddress(..) => "addresses",
+            Change::SetPod(..) | Change::DeletePod(..) => "pod interfaces",
+            Change::SetNeighbour(..) | Change::DeleteNeighbour(..) => "neighbours",
+            Change::SetForward(..) | Change::DeleteForward(..) => "forwards",
+            Change::SetRoute(..) | Change::DeleteRoute(_) => "routes",
+        };
+        *counts.entry(kind).or_default() += 1;
+    }
+    let parts: Vec<_> = counts.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+    parts.join(", ")
+}

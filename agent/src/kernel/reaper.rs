@@ -1,0 +1,125 @@
+//! Deleting pods' interfaces.
+//!
+//! The kernel keeps whoever deletes an interface for some 20 ms, in an RCU barrier, after the interface is gone and
+//! everybody was told. So threads sit that out, whoever waits for the interface to be gone is told by the
+//! notification, and interfaces that queue up meanwhile go as a group, for the price of one.
+
+use std::collections::HashMap;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use polder_api::IfName;
+use polder_netlink::{Error, RouteSocket, link};
+use tokio::sync::oneshot;
+use tracing::warn;
+
+/// Threads that wait for the kernel.
+const THREADS: u32 = 16;
+
+/// Interfaces that go together at most: a large group keeps the kernel's lock for long.
+const GROUP: usize = 8;
+
+/// The first of the group numbers that are used while interfaces go ("PLD").
+const FIRST_GROUP: u32 = 0x50_4c_44_00;
+
+type Done = oneshot::Sender<Result<(), String>>;
+
+/// A handle to the threads.
+#[derive(Debug, Clone)]
+pub struct Reaper {
+    queue: Sender<(IfName, Done)>,
+    waiting: Waiting,
+}
+
+/// Who waits for which interface, by its number.
+#[derive(Debug, Clone, Default)]
+struct Waiting(Arc<Mutex<HashMap<u32, Vec<Done>>>>);
+
+impl Waiting {
+    fn add(&self, index: u32, done: Done) {
+        self.lock().entry(index).or_default().push(done);
+    }
+
+    fn finish(&self, index: u32, result: &Result<(), String>) {
+        let waiting = self.lock().remove(&index);
+        waiting.into_iter().flatten().for_each(|done| drop(done.send(result.clone())));
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Vec<Done>>> {
+        // A map of senders is whole, whoever panicked.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Reaper {
+    /// Starts the threads, in the network namespace of the calling one.
+    pub fn start() -> Result<Self, Error> {
+        let (queue, jobs) = channel();
+        let jobs = Arc::new(Mutex::new(jobs));
+        let reaper = Self { queue, waiting: Waiting::default() };
+        for number in 0..THREADS {
+            let socket = RouteSocket::open()?;
+            let (jobs, waiting) = (Arc::clone(&jobs), reaper.waiting.clone());
+            let work = move || work(socket, FIRST_GROUP + number, &jobs, &waiting);
+            let spawned = thread::Builder::new().name(format!("reaper-{number}")).spawn(work);
+            spawned.map_err(|source| Error::Socket { action: "start a thread for", source })?;
+        }
+        Ok(reaper)
+    }
+
+    /// Deletes the interface, and returns when it is gone. Succeeds where there is none.
+    pub async fn delete(&self, name: IfName) -> Result<(), String> {
+        let (done, gone) = oneshot::channel();
+        let stopped = || format!("delete {name}: the threads for that have stopped");
+        self.queue.send((name.clone(), done)).map_err(|_| stopped())?;
+        gone.await.map_err(|_| stopped())?
+    }
+
+    /// Says that the interface with that number is gone.
+    pub fn is_gone(&self, index: u32) {
+        self.waiting.finish(index, &Ok(()));
+    }
+}
+
+fn work(mut socket: RouteSocket, group: u32, jobs: &Mutex<Receiver<(IfName, Done)>>, waiting: &Waiting) {
+    while let Some(batch) = next_batch(jobs) {
+        let mut indexes = Vec::new();
+        for (name, done) in batch {
+            match socket.link(name.as_str()) {
+                Ok(Some(link)) => {
+                    waiting.add(link.index, done);
+                    indexes.push((link.index, name));
+                }
+                Ok(None) => drop(done.send(Ok(()))),
+                Err(error) => drop(done.send(Err(format!("find {name}: {error}")))),
+            }
+        }
+        let outcome = match indexes.as_slice() {
+            [] => continue,
+            [(index, _)] => socket.execute_all([link::delete(*index)]),
+            several => {
+                let mark = several.iter().map(|(index, _)| link::change_index(*index).group(group).into());
+                socket.execute_all(mark.chain([link::delete_group(group)]))
+            }
+        };
+        // One of a group may have gone by itself, and then the others are gone nevertheless: look.
+        for (index, name) in indexes {
+            let result = match (&outcome, socket.link_by_index(index)) {
+                (_, Ok(None)) | (Ok(()), _) => Ok(()),
+                (Err(error), _) => Err(format!("delete {name}: {error}")),
+            };
+            if let Err(reason) = &result {
+                warn!(interface = %name, reason, "interface not deleted");
+            }
+            waiting.finish(index, &result);
+        }
+    }
+}
+
+/// Waits for work, then takes what else has queued up.
+fn next_batch(jobs: &Mutex<Receiver<(IfName, Done)>>) -> Option<Vec<(IfName, Done)>> {
+    let jobs = jobs.lock().unwrap_or_else(PoisonError::into_inner);
+    let first = jobs.recv().ok()?;
+    Some(std::iter::once(first).chain(jobs.try_iter().take(GROUP - 1)).collect())
+}

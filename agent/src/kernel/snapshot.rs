@@ -1,0 +1,173 @@
+//! Reading the kernel: what of it is ours, in the words of the desired state.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use polder_api::{IfName, POD_INTERFACE_PREFIX};
+use polder_netlink::Error;
+use polder_netlink::link::{Kind, Link};
+use polder_netlink::neighbour::Destination;
+use polder_netlink::nft::Table;
+use polder_netlink::route::Target as KernelTarget;
+
+use super::Kernel;
+use super::state::{Actual, Device, OwnKind, OwnLink, PodLink, State, Target, Way};
+use super::sysctl;
+use crate::underlay::Facts;
+
+impl Kernel {
+    /// Reads all that is ours. The packet filter is compared with `table`, if there is one to compare with.
+    pub fn snapshot(&mut self, table: &Table) -> Result<Actual, Error> {
+        let links = self.routes.links()?;
+        let mut state = State::default();
+        let mut indexes = BTreeMap::new();
+        let bridge = links.get(polder_api::BRIDGE).map(|bridge| bridge.index);
+        for link in links.values() {
+            let Some(device) = device(link) else { continue };
+            match &device {
+                Device::Pod(name) => {
+                    let joined = link.port.filter(|_| link.controller == bridge);
+                    state.pods.insert(name.clone(), PodLink { port: joined, up: link.up });
+                }
+                _ => drop(state.links.insert(device.clone(), own_link(link))),
+            }
+            indexes.insert(device, link.index);
+        }
+        let devices: BTreeMap<u32, Device> =
+            indexes.iter().map(|(device, index)| (*index, device.clone())).collect();
+        let ours = |index: u32| devices.get(&index).cloned();
+        for address in self.routes.addresses()? {
+            // An address that is for the link alone is the kernel's business.
+            if let Some(device) = ours(address.index).filter(|_| address.global) {
+                state.addresses.insert((device, address.address));
+            }
+        }
+        for route in self.routes.routes()? {
+            let way = Way { target: target(route.target, &devices), source: route.source, mtu: route.mtu };
+            state.routes.insert(route.destination, way);
+        }
+        for neighbour in self.routes.neighbours()? {
+            if let Some(device) = ours(neighbour.index) {
+                state.neighbours.insert((device, neighbour.address), neighbour.mac);
+            }
+        }
+        for forward in self.routes.forwards()? {
+            let to = match forward.to {
+                Destination::Port => None,
+                Destination::Remote(address) => Some(address),
+            };
+            if let Some(device) = ours(forward.index) {
+                state.forwards.insert((device, forward.mac), to);
+            }
+        }
+        let filter = self.filter.find(table)?;
+        Ok(Actual {
+            state,
+            sysctls: BTreeMap::new(),
+            filter,
+            indexes,
+            advertised_to: sysctl::advertised_to(),
+        })
+    }
+
+    /// Reads what the choice of the underlay is made from. `asked` are those that the node has to reach.
+    pub fn underlay_facts(&mut self, asked: &[(String, IpAddr)]) -> Result<Facts, Error> {
+        let links = self.routes.links()?;
+        let usable = links.values().filter(|link| link.up && device(link).is_none());
+        let mut facts = Facts {
+            interfaces: usable.map(|link| (link.index, (link.name.clone(), link.mtu))).collect(),
+            addresses: self.routes.addresses()?,
+            routes: Vec::new(),
+        };
+        for (what, address) in asked {
+            if let Some(lookup) = self.routes.look_up(*address)? {
+                facts.routes.push((what.clone(), lookup));
+            }
+        }
+        Ok(facts)
+    }
+
+    /// The names of the pods' interfaces.
+    pub fn pod_interfaces(&mut self) -> Result<BTreeSet<IfName>, Error> {
+        let links = self.routes.links()?;
+        let pods = links.values().filter_map(|link| match device(link) {
+            Some(Device::Pod(name)) => Some(name),
+            _ => None,
+        });
+        Ok(pods.collect())
+    }
+
+    /// The node's own addresses, on the bridge.
+    pub fn gateways(&mut self) -> Result<Vec<IpAddr>, Error> {
+        let Some(bridge) = self.routes.link(polder_api::BRIDGE)? else { return Ok(Vec::new()) };
+        let on_bridge = self.routes.addresses()?.into_iter().filter(|found| found.index == bridge.index);
+        Ok(on_bridge.filter(|found| found.global).map(|found| found.address.ip()).collect())
+    }
+
+    /// The pods' interfaces with their aliases, and the addresses behind each: what an attachment leaves in the
+    /// kernel.
+    pub fn attached(&mut self) -> Result<Vec<AttachedPod>, Error> {
+        let links = self.routes.links()?;
+        let forwards = self.routes.forwards()?;
+        let neighbours = self.routes.neighbours()?;
+        let mut pods = Vec::new();
+        for link in links.values() {
+            let (Some(Device::Pod(name)), Some(alias)) = (device(link), &link.alias) else { continue };
+            // The neighbours are behind the interface itself, or behind the bridge with the port's address.
+            let macs: BTreeSet<_> =
+                forwards.iter().filter(|f| f.index == link.index).map(|f| f.mac).collect();
+            let behind = neighbours.iter().filter(|n| n.index == link.index || macs.contains(&n.mac));
+            let found: Vec<_> = behind.collect();
+            let Some(mac) = found.first().map(|neighbour| neighbour.mac) else { continue };
+            let mut addresses: Vec<IpAddr> = found.iter().map(|neighbour| neighbour.address).collect();
+            addresses.sort();
+            pods.push(AttachedPod { name, alias: alias.clone(), mac, mtu: link.mtu, addresses });
+        }
+        Ok(pods)
+    }
+}
+
+/// A pod's interface as the kernel has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttachedPod {
+    /// Name of the host's end.
+    pub name: IfName,
+    /// Its `ifalias`.
+    pub alias: String,
+    /// The MAC address of the pod's end.
+    pub mac: polder_api::Mac,
+    /// MTU, in bytes.
+    pub mtu: u32,
+    /// The pod's addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// What the interface is for, if it is ours.
+fn device(link: &Link) -> Option<Device> {
+    let own = Device::OWN.into_iter().find(|device| device.name() == Some(link.name.as_str()));
+    own.or_else(|| {
+        let ours = link.name.starts_with(POD_INTERFACE_PREFIX) && link.kind == Kind::Veth;
+        ours.then(|| link.name.parse().ok().map(Device::Pod)).flatten()
+    })
+}
+
+fn own_link(link: &Link) -> OwnLink {
+    let kind = match &link.kind {
+        Kind::Bridge => OwnKind::Bridge,
+        Kind::Vxlan(vxlan) => OwnKind::Tunnel(*vxlan),
+        Kind::Veth | Kind::Other => OwnKind::Foreign,
+    };
+    OwnLink { kind, mac: link.mac.unwrap_or(polder_api::Mac([0; 6])), mtu: link.mtu, up: link.up }
+}
+
+fn target(target: KernelTarget, devices: &BTreeMap<u32, Device>) -> Target {
+    let device = |index| devices.get(&index).cloned().unwrap_or(Device::Uplink(index));
+    match target {
+        KernelTarget::Link { index } => Target::Device(device(index)),
+        KernelTarget::Unreachable => Target::Unreachable,
+        KernelTarget::Gateway { index, gateway, onlink } => match device(index) {
+            Device::Tunnel(family) if onlink => Target::Tunnel(family, gateway),
+            other => Target::Direct(other, gateway),
+        },
+    }
+}

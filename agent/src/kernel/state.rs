@@ -1,0 +1,152 @@
+//! The part of a node's kernel that is ours: as it is, and as it should be, in the same words.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use polder_api::{BRIDGE, Family, IfName, Mac};
+use polder_netlink::link::{Port, Vxlan};
+use polder_netlink::nft::{Elements, Found, Table};
+
+/// An interface, by what it is for. Its number in the kernel changes whenever it is made anew.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Device {
+    /// `polder0`.
+    Bridge,
+    /// The tunnels over an underlay of that family.
+    Tunnel(Family),
+    /// The host's end of a pod's pair.
+    Pod(IfName),
+    /// An interface of the underlay, which is not ours.
+    Uplink(u32),
+}
+
+impl Device {
+    /// The devices that the agent makes.
+    pub const OWN: [Self; 3] = [Self::Bridge, Self::Tunnel(Family::V4), Self::Tunnel(Family::V6)];
+
+    /// The name of a device of ours.
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Self::Bridge => Some(BRIDGE),
+            Self::Tunnel(Family::V4) => Some("polder.vx"),
+            Self::Tunnel(Family::V6) => Some("polder.vx6"),
+            Self::Pod(name) => Some(name.as_str()),
+            Self::Uplink(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.name(), self) {
+            (Some(name), _) => f.pad(name),
+            (None, Self::Uplink(index)) => write!(f, "interface {index}"),
+            (None, _) => Ok(()),
+        }
+    }
+}
+
+/// A device that the agent makes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnLink {
+    /// What it is. It cannot be changed into something else.
+    pub kind: OwnKind,
+    /// Its MAC address.
+    pub mac: Mac,
+    /// Its MTU, in bytes.
+    pub mtu: u32,
+    /// Whether it is switched on.
+    pub up: bool,
+}
+
+/// What a device of ours is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OwnKind {
+    /// The bridge of the pods.
+    Bridge,
+    /// A tunnel end point.
+    Tunnel(Vxlan),
+    /// Not ours, although it has a name of ours.
+    Foreign,
+}
+
+/// The host's end of a pod's pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PodLink {
+    /// Its settings as a port of the bridge, if it is one.
+    pub port: Option<Port>,
+    /// Whether it is switched on.
+    pub up: bool,
+}
+
+/// A route of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Way {
+    /// Which way.
+    pub target: Target,
+    /// The source address of what the node itself sends this way.
+    pub source: Option<IpAddr>,
+    /// The longest packet, in bytes, if that is less than the interface takes.
+    pub mtu: Option<u32>,
+}
+
+/// Which way a route leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// The destinations are on the device.
+    Device(Device),
+    /// Through a tunnel, to the peer with this gateway address.
+    Tunnel(Family, IpAddr),
+    /// Straight to a peer's underlay address.
+    Direct(Device, IpAddr),
+    /// Nowhere.
+    Unreachable,
+}
+
+/// Interfaces, addresses, routes, neighbours and forwarding entries.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct State {
+    /// Bridge and tunnels.
+    pub links: BTreeMap<Device, OwnLink>,
+    /// The pods' interfaces.
+    pub pods: BTreeMap<IfName, PodLink>,
+    /// Addresses of devices of ours.
+    pub addresses: BTreeSet<(Device, IpNetwork)>,
+    /// Routes, by destination.
+    pub routes: BTreeMap<IpNetwork, Way>,
+    /// Permanent neighbours behind devices of ours.
+    pub neighbours: BTreeMap<(Device, IpAddr), Mac>,
+    /// Static forwarding entries of devices of ours: out of a port, or to a remote address.
+    pub forwards: BTreeMap<(Device, Mac), Option<IpAddr>>,
+}
+
+/// How the kernel should be.
+#[derive(Debug, Clone)]
+pub struct Desired {
+    /// Everything that netlink tells.
+    pub state: State,
+    /// Kernel settings in the order in which to make them: path under `/proc/sys` and value.
+    pub sysctls: Vec<(String, String)>,
+    /// The packet filter.
+    pub table: Table,
+    /// The elements of its sets.
+    pub elements: Elements,
+}
+
+/// How the kernel is.
+#[derive(Debug, Clone)]
+pub struct Actual {
+    /// Everything that netlink tells.
+    pub state: State,
+    /// Kernel settings, by their path under `/proc/sys`.
+    pub sysctls: BTreeMap<String, String>,
+    /// The packet filter.
+    pub filter: Found,
+    /// The number of each device that is there now.
+    pub indexes: BTreeMap<Device, u32>,
+    /// Settings of interfaces that are not ours which take in router advertisements only as long as the host does
+    /// not forward IPv6, which it does not yet.
+    pub advertised_to: Vec<String>,
+}

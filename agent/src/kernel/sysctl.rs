@@ -1,0 +1,90 @@
+//! Kernel settings under `/proc/sys`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use polder_api::Family;
+
+use super::state::{Device, State};
+
+const ROOT: &str = "/proc/sys";
+
+/// What the settings are to be, in the order in which to make them.
+///
+/// `advertised_to` are the settings of interfaces of others that would lose their router advertisements.
+pub fn desired(
+    families: &BTreeSet<Family>,
+    state: &State,
+    advertised_to: &[String],
+) -> Vec<(String, String)> {
+    let mut settings = Vec::new();
+    let mut set = |path: &str, value: &str| settings.push((path.to_owned(), value.to_owned()));
+    if families.contains(&Family::V4) {
+        set("net/ipv4/ip_forward", "1");
+        // A pod's packet to another pod of its node leaves through the bridge that it came in by. The host would tell
+        // the sender of a better way, which is none: ports are isolated. The setting of "all" is or-ed to the bridge's.
+        set("net/ipv4/conf/all/send_redirects", "0");
+    }
+    if families.contains(&Family::V6) {
+        // A host that forwards ignores router advertisements, and with them loses its own default route, unless it
+        // is told before to take them all the same.
+        advertised_to.iter().for_each(|path| set(path, "2"));
+        set("net/ipv6/conf/all/forwarding", "1");
+    }
+    for name in state.links.keys().filter_map(Device::name) {
+        if families.contains(&Family::V4) {
+            set(&format!("net/ipv4/conf/{name}/send_redirects"), "0");
+            // The packet filter binds every pod to its own address, and a tunnel may carry what comes back directly.
+            set(&format!("net/ipv4/conf/{name}/rp_filter"), "0");
+        }
+        if families.contains(&Family::V6) {
+            set(&format!("net/ipv6/conf/{name}/accept_ra"), "0");
+        }
+    }
+    settings
+}
+
+/// Reads the settings that are there.
+pub fn read<'a>(paths: impl IntoIterator<Item = &'a String>) -> BTreeMap<String, String> {
+    let value = |path: &String| Some((path.clone(), get(path).ok()?));
+    paths.into_iter().filter_map(value).collect()
+}
+
+/// Reads one setting.
+pub fn get(path: &str) -> io::Result<String> {
+    Ok(fs::read_to_string(full(path))?.trim().to_owned())
+}
+
+/// Writes one setting.
+pub fn set(path: &str, value: &str) -> io::Result<()> {
+    fs::write(full(path), value)
+}
+
+/// Whether this kernel has that family.
+pub fn has_family(family: Family) -> bool {
+    let folder = match family {
+        Family::V4 => "net/ipv4",
+        Family::V6 => "net/ipv6/conf/all",
+    };
+    full(folder).exists()
+}
+
+/// The `accept_ra` settings of interfaces of others that take in router advertisements only as long as the host does
+/// not forward IPv6, which it does not yet.
+pub fn advertised_to() -> Vec<String> {
+    if get("net/ipv6/conf/all/forwarding").is_ok_and(|value| value != "0") {
+        return Vec::new();
+    }
+    let Ok(interfaces) = fs::read_dir(full("net/ipv6/conf")) else { return Vec::new() };
+    let names = interfaces.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let of_others = names.filter(|name| !name.starts_with("pld") && !name.starts_with("polder"));
+    let paths = of_others.filter(|name| !["all", "default", "lo"].contains(&name.as_str()));
+    let paths = paths.map(|name| format!("net/ipv6/conf/{name}/accept_ra"));
+    paths.filter(|path| get(path).is_ok_and(|value| value == "1")).collect()
+}
+
+fn full(path: &str) -> PathBuf {
+    Path::new(ROOT).join(path)
+}

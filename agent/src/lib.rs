@@ -1,0 +1,28 @@
+//! The daemon of one node.
+//!
+//! It follows the cluster's records ([`follower`]), keeps the node registered and its blocks claimed ([`registrar`]),
+//! makes the kernel what it should be ([`engine`]), and serves the plugin ([`service`]). Each is one task that owns
+//! what it decides about, and tells the others on the [`board`].
+
+pub mod agent;
+pub mod board;
+pub mod config;
+pub mod conflist;
+pub mod ctl;
+pub mod engine;
+pub mod follower;
+pub mod http;
+pub mod kernel;
+pub mod machine;
+pub mod monitor;
+pub mod owner;
+pub mod peers;
+pub mod publisher;
+pub mod recovery;
+pub mod registrar;
+pub mod server;
+pub mod service;
+pub mod status;
+pub mod sweeper;
+pub mod underlay;
+pub mod view;

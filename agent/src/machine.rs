@@ -1,0 +1,76 @@
+//! What tells this machine, and this boot of it, from others.
+
+use std::fs;
+use std::path::Path;
+
+use polder_api::NodeName;
+use polder_ipam::Moment;
+
+const MACHINE_ID: &str = "/etc/machine-id";
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+const RANDOM_UUID: &str = "/proc/sys/kernel/random/uuid";
+
+/// The machine's identity cannot be told.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// A file that every machine has is missing or empty.
+    #[error("{path} {problem}: {remedy}")]
+    File {
+        /// The file.
+        path: &'static str,
+        /// What is wrong with it.
+        problem: String,
+        /// What to do about it.
+        remedy: &'static str,
+    },
+    /// The host name is no node name.
+    #[error("the host name cannot be used as node name, give one with --node")]
+    HostName(#[source] polder_api::InvalidName),
+}
+
+/// The machine that the agent runs on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    /// `/etc/machine-id`: stays as long as the installation.
+    pub machine_id: String,
+    /// Changes with every boot.
+    pub boot_id: String,
+}
+
+impl Machine {
+    /// Reads who this machine is.
+    pub fn read() -> Result<Self, MachineError> {
+        Ok(Self {
+            machine_id: line(MACHINE_ID, "make it with systemd-machine-id-setup, or mount the host's")?,
+            boot_id: line(BOOT_ID, "is /proc mounted?")?,
+        })
+    }
+}
+
+fn line(path: &'static str, remedy: &'static str) -> Result<String, MachineError> {
+    let problem = match fs::read_to_string(Path::new(path)) {
+        Ok(text) if !text.trim().is_empty() => return Ok(text.trim().to_owned()),
+        Ok(_) => "is empty".to_owned(),
+        Err(error) => format!("cannot be read ({error})"),
+    };
+    Err(MachineError::File { path, problem, remedy })
+}
+
+/// The node's name where none is given: the host name in lower case, as Kubernetes does it.
+pub fn default_node_name() -> Result<NodeName, MachineError> {
+    let name = nix::unistd::gethostname().unwrap_or_default();
+    name.to_string_lossy().to_lowercase().parse().map_err(MachineError::HostName)
+}
+
+/// Now, on the clock that neither stops in sleep nor jumps when somebody sets the time.
+pub fn now() -> Moment {
+    let clock = nix::time::ClockId::CLOCK_BOOTTIME;
+    let time = nix::time::clock_gettime(clock).expect("every kernel since 2.6.39 has this clock");
+    let (seconds, nanos) = (time.tv_sec().cast_unsigned(), time.tv_nsec().cast_unsigned());
+    Moment::from_millis(seconds * 1000 + nanos / 1_000_000)
+}
+
+/// A name that nobody else has.
+pub fn random_name() -> Result<String, MachineError> {
+    line(RANDOM_UUID, "is /proc mounted?")
+}

@@ -1,0 +1,362 @@
+//! The other nodes, as far as their records can be believed.
+//!
+//! Anybody who can write to the store could write a record that draws other pods' traffic. So a record that does
+//! not fit the others is refused and named. Of two that contradict each other the older one stands.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use polder_api::{Family, NodeName};
+use polder_ipam::Block;
+use polder_ipam::key::Key;
+use polder_ipam::record::{BlockRecord, NodeRecord};
+
+use crate::config::MTU_RANGE;
+use crate::view::{Known, View};
+
+/// Another node, with the blocks that are its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Its name.
+    pub name: NodeName,
+    /// What it says of itself.
+    pub record: Arc<NodeRecord>,
+    /// Its blocks.
+    pub blocks: Vec<Block>,
+}
+
+/// A record that is not applied, and why.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// Its key.
+    pub key: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "record {} is not applied: {}", self.key, self.reason)
+    }
+}
+
+impl Peer {
+    /// Its underlay address of that family.
+    pub fn underlay(&self, family: Family) -> Option<IpAddr> {
+        of_family(&self.record.underlay, family)
+    }
+
+    /// Its own address in the pod network.
+    pub fn gateway(&self, family: Family) -> Option<IpAddr> {
+        of_family(&self.record.gateways, family)
+    }
+}
+
+fn of_family(addresses: &[IpAddr], family: Family) -> Option<IpAddr> {
+    addresses.iter().copied().find(|address| Family::of(*address) == family)
+}
+
+/// The nodes other than `me`, and the records that are refused.
+pub fn peers(view: &View, me: &NodeName) -> (Vec<Peer>, Vec<Problem>) {
+    let mut problems: Vec<Problem> = view
+        .refused
+        .iter()
+        .map(|(key, reason)| Problem { key: key.clone(), reason: reason.clone() })
+        .collect();
+    let nodes = believable_nodes(view, me, &mut problems);
+    let mut blocks = believable_blocks(view, &nodes, &mut problems);
+    let peers = nodes.into_iter().filter(|(name, _)| *name != me).map(|(name, known)| Peer {
+        name: name.clone(),
+        record: Arc::clone(&known.record),
+        blocks: blocks.remove(name).unwrap_or_default(),
+    });
+    let peers = peers.collect();
+    problems.sort();
+    (peers, problems)
+}
+
+type Nodes<'a> = BTreeMap<&'a NodeName, &'a Known<NodeRecord>>;
+
+fn believable_nodes<'a>(view: &'a View, me: &NodeName, problems: &mut Vec<Problem>) -> Nodes<'a> {
+    let mut oldest_first: Vec<_> = view.nodes.iter().collect();
+    // What this node says of itself it knows to be true.
+    oldest_first.sort_by_key(|(name, known)| (*name != me, known.revision));
+    let mut owners: HashMap<String, &NodeName> = HashMap::new();
+    let mut nodes = Nodes::new();
+    for (name, known) in oldest_first {
+        match check_node(view, &known.record, &owners) {
+            Ok(()) => {
+                owners.extend(identities(&known.record).map(|identity| (identity, name)));
+                nodes.insert(name, known);
+            }
+            Err(reason) => problems.push(Problem { key: Key::Node(name.clone()).to_string(), reason }),
+        }
+    }
+    nodes
+}
+
+/// What no two nodes can share.
+fn identities(record: &NodeRecord) -> impl Iterator<Item = String> {
+    let underlay = record.underlay.iter().map(|address| format!("underlay address {address}"));
+    let gateways = record.gateways.iter().map(|address| format!("gateway address {address}"));
+    underlay.chain(gateways).chain([format!("tunnel MAC address {}", record.vtep_mac)])
+}
+
+fn check_node(view: &View, record: &NodeRecord, owners: &HashMap<String, &NodeName>) -> Result<(), String> {
+    if let Some((identity, owner)) = identities(record).find_map(|identity| owners.get_key_value(&identity)) {
+        return Err(format!("its {identity} is that of node {owner}"));
+    }
+    for family in Family::BOTH {
+        for (kind, addresses) in [("underlay", &record.underlay), ("gateway", &record.gateways)] {
+            if addresses.iter().filter(|address| Family::of(**address) == family).count() > 1 {
+                return Err(format!("it has more than one {family} {kind} address"));
+            }
+        }
+    }
+    for address in &record.underlay {
+        if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
+            return Err(format!("{address} is no address to reach a node at"));
+        }
+        if let Some(pool) = view.pools.values().find(|pool| pool.record.cidr().has(*address)) {
+            return Err(format!("its underlay address {address} is inside pool {}", pool.record.name));
+        }
+    }
+    for gateway in &record.gateways {
+        if !view.pools.values().any(|pool| pool.record.cidr().has(*gateway)) {
+            return Err(format!("its gateway address {gateway} is in no pool"));
+        }
+    }
+    let first = record.vtep_mac.0[0];
+    if first & 1 != 0 || record.vtep_mac.0 == [0; 6] {
+        return Err(format!("{} is no MAC address of a single interface", record.vtep_mac));
+    }
+    if !MTU_RANGE.contains(&record.mtu) {
+        return Err(format!("its MTU {} is not in {} to {}", record.mtu, MTU_RANGE.start(), MTU_RANGE.end()));
+    }
+    Ok(())
+}
+
+fn believable_blocks(
+    view: &View,
+    nodes: &Nodes<'_>,
+    problems: &mut Vec<Problem>,
+) -> BTreeMap<NodeName, Vec<Block>> {
+    let mut blocks: BTreeMap<NodeName, Vec<Block>> = BTreeMap::new();
+    let overlapping = overlapping(view);
+    for (block, known) in &view.blocks {
+        let checked = match overlapping.get(block) {
+            Some(first) => Err(format!(
+                "it overlaps {first}, which node {} claimed first",
+                view.blocks[first].record.node
+            )),
+            None => check_block(view, nodes, *block, &known.record),
+        };
+        match checked {
+            Ok(()) => blocks.entry(known.record.node.clone()).or_default().push(*block),
+            Err(reason) => problems.push(Problem { key: Key::Block(*block).to_string(), reason }),
+        }
+    }
+    blocks
+}
+
+/// The blocks that overlap one that was claimed before, with that one. Blocks of one pool are of one size, and pools
+/// do not overlap, unless somebody wrote one by hand.
+fn overlapping(view: &View) -> BTreeMap<Block, Block> {
+    let mut later = BTreeMap::new();
+    // In the order of the keys a block comes behind all that cover it, and those are the ones still open.
+    let mut open: Vec<(Block, i64)> = Vec::new();
+    for (block, known) in &view.blocks {
+        open.retain(|(outer, _)| outer.cidr().covers(block.cidr()));
+        for (outer, revision) in &open {
+            if *revision < known.revision {
+                later.insert(*block, *outer);
+            } else {
+                later.insert(*outer, *block);
+            }
+        }
+        open.push((*block, known.revision));
+    }
+    later
+}
+
+fn check_block(view: &View, nodes: &Nodes<'_>, block: Block, claim: &BlockRecord) -> Result<(), String> {
+    match view.pools.get(&claim.pool) {
+        None => return Err(format!("there is no pool {}", claim.pool)),
+        Some(pool) if !pool.record.has_block(block) => {
+            return Err(format!(
+                "pool {} is {}, cut into blocks of /{}",
+                claim.pool,
+                pool.record.cidr(),
+                pool.record.block_length()
+            ));
+        }
+        Some(_) => {}
+    }
+    match nodes.get(&claim.node) {
+        None => Err(format!("its owner {} is not a node of the cluster", claim.node)),
+        Some(node) if node.record.incarnation != claim.incarnation => {
+            Err(format!("it belongs to an earlier incarnation of node {}", claim.node))
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use polder_ipam::record::{Incarnation, Nonce, PoolRecord, encode};
+    use polder_ipam::store::{Contents, Entry, Update};
+
+    use super::*;
+
+    /// A cluster of `me`, `a` and `b` with a block each.
+    struct Cluster {
+        entries: Vec<Entry>,
+    }
+
+    fn node(n: u8) -> NodeRecord {
+        NodeRecord {
+            incarnation: Incarnation(format!("i{n}")),
+            machine_id: format!("m{n}"),
+            boot_id: "b".into(),
+            underlay: vec![IpAddr::from([10, 1, 0, n])],
+            gateways: vec![IpAddr::from([10, 244, n, 1])],
+            vtep_mac: polder_api::Mac([2, 0, 0, 0, 0, n]),
+            mtu: 1450,
+            version: "0".into(),
+        }
+    }
+
+    impl Cluster {
+        fn new() -> Self {
+            let mut cluster = Self { entries: Vec::new() };
+            cluster.put("/polder/v1/pools/p", encode(&PoolRecord::new("10.244.0.0/16".parse().unwrap())));
+            for (name, n) in [("me", 0), ("a", 1), ("b", 2)] {
+                cluster.node(name, &node(n));
+                cluster.block(&format!("10.244.{n}.0/26"), name, n);
+            }
+            cluster
+        }
+
+        fn put(&mut self, key: &str, value: Vec<u8>) {
+            self.entries.retain(|entry| entry.key != key);
+            let revision = i64::try_from(self.entries.len()).unwrap() + 1;
+            self.entries.push(Entry { key: key.to_owned(), value, revision });
+        }
+
+        fn node(&mut self, name: &str, record: &NodeRecord) {
+            self.put(&format!("/polder/v1/nodes/{name}"), encode(record));
+        }
+
+        fn block(&mut self, block: &str, owner: &str, n: u8) {
+            let record = BlockRecord {
+                node: owner.parse().unwrap(),
+                incarnation: Incarnation(format!("i{n}")),
+                pool: "p".parse().unwrap(),
+                nonce: Nonce("x".into()),
+            };
+            let key = Key::Block(Block::new(block.parse().unwrap()));
+            self.put(&key.to_string(), encode(&record));
+        }
+
+        /// The names of the peers with the number of their blocks, and the only problem.
+        fn seen(self) -> (Vec<(String, usize)>, String) {
+            let mut view = View::default();
+            view.apply(Update::Loaded(Contents { revision: 99, entries: self.entries }));
+            let (peers, problems) = peers(&view, &"me".parse().unwrap());
+            assert!(problems.len() < 2, "{problems:?}");
+            let peers = peers.iter().map(|peer| (peer.name.to_string(), peer.blocks.len())).collect();
+            (peers, problems.first().map(ToString::to_string).unwrap_or_default())
+        }
+    }
+
+    fn both() -> Vec<(String, usize)> {
+        vec![("a".to_owned(), 1), ("b".to_owned(), 1)]
+    }
+
+    #[test]
+    fn the_other_nodes_are_peers_and_the_node_itself_is_none() {
+        assert_eq!(Cluster::new().seen(), (both(), String::new()));
+    }
+
+    #[test]
+    fn a_node_that_claims_what_is_anothers_is_refused_and_the_first_one_stands() {
+        for (change, sign) in [
+            (
+                NodeRecord { underlay: node(1).underlay, ..node(3) },
+                "underlay address 10.1.0.1 is that of node a",
+            ),
+            (
+                NodeRecord { gateways: node(1).gateways, ..node(3) },
+                "gateway address 10.244.1.1 is that of node a",
+            ),
+            (
+                NodeRecord { vtep_mac: node(1).vtep_mac, ..node(3) },
+                "MAC address 02:00:00:00:00:01 is that of node a",
+            ),
+            (
+                NodeRecord { underlay: node(0).underlay, ..node(3) },
+                "underlay address 10.1.0.0 is that of node me",
+            ),
+        ] {
+            let mut cluster = Cluster::new();
+            cluster.node("evil", &change);
+            let (peers, problem) = cluster.seen();
+            assert_eq!(peers, both());
+            assert!(problem.contains("/polder/v1/nodes/evil") && problem.contains(sign), "{problem}");
+        }
+    }
+
+    #[test]
+    fn a_node_record_that_makes_no_sense_is_refused() {
+        let multicast = polder_api::Mac([1, 0, 0, 0, 0, 1]);
+        for (change, sign) in [
+            (NodeRecord { underlay: vec!["127.0.0.1".parse().unwrap()], ..node(3) }, "no address to reach"),
+            (NodeRecord { underlay: vec!["10.244.9.9".parse().unwrap()], ..node(3) }, "inside pool p"),
+            (NodeRecord { gateways: vec!["10.9.0.1".parse().unwrap()], ..node(3) }, "in no pool"),
+            (NodeRecord { vtep_mac: multicast, ..node(3) }, "no MAC address of a single interface"),
+            (NodeRecord { mtu: 100, ..node(3) }, "its MTU 100"),
+            (
+                NodeRecord { underlay: [node(3).underlay, node(4).underlay].concat(), ..node(3) },
+                "more than one",
+            ),
+        ] {
+            let mut cluster = Cluster::new();
+            cluster.node("evil", &change);
+            let (peers, problem) = cluster.seen();
+            assert_eq!(peers, both());
+            assert!(problem.contains(sign), "{problem}");
+        }
+    }
+
+    #[test]
+    fn a_claim_that_does_not_fit_is_refused_and_draws_no_traffic() {
+        for (block, owner, n, sign) in [
+            ("10.9.0.0/26", "a", 1, "pool p is 10.244.0.0/16"),
+            ("10.244.9.0/27", "a", 1, "cut into blocks of /26"),
+            ("10.244.9.0/26", "nobody", 1, "nobody is not a node"),
+            ("10.244.9.0/26", "a", 7, "earlier incarnation of node a"),
+        ] {
+            let mut cluster = Cluster::new();
+            cluster.block(block, owner, n);
+            let (peers, problem) = cluster.seen();
+            assert_eq!(peers, both());
+            assert!(problem.contains(sign), "{problem}");
+        }
+    }
+
+    #[test]
+    fn of_two_claims_that_overlap_the_older_one_stands_whichever_is_larger() {
+        for (first, second) in [("10.244.8.0/26", "10.244.8.0/25"), ("10.244.8.0/25", "10.244.8.64/26")] {
+            let mut cluster = Cluster::new();
+            cluster.block(first, "a", 1);
+            cluster.block(second, "b", 2);
+            let mut view = View::default();
+            view.apply(Update::Loaded(Contents { revision: 99, entries: cluster.entries }));
+            let later = overlapping(&view);
+            let (first, second) = (Block::new(first.parse().unwrap()), Block::new(second.parse().unwrap()));
+            assert_eq!(later, BTreeMap::from([(second, first)]));
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Tells the store who has which address: for people and tools, behind the ADD, never for safety.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use polder_ipam::key::Key;
+use polder_ipam::record::{AddressRecord, encode};
+use polder_ipam::store::{Compare, LARGEST_TXN, Outcome, StoreError, Txn, Write};
+use tokio::time::sleep;
+use tracing::debug;
+
+use crate::agent::Agent;
+use crate::board::Registration;
+
+/// What happens within this time goes together.
+const BATCH: Duration = Duration::from_millis(100);
+
+/// Before another attempt.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Runs for ever. Keeps the cluster's records of a living node, too.
+pub async fn run(agent: Arc<Agent>) {
+    let mut registration = agent.board.registration.subscribe();
+    let registered = registration.wait_for(|state| *state == Registration::Registered).await.is_ok();
+    if !registered {
+        return;
+    }
+    let alive = Key::Alive(agent.config.node.clone());
+    tokio::join!(agent.store.hold(&alive, ALIVE_SECONDS), publish(&agent));
+}
+
+/// A node whose agent has not been heard for this long is not alive. Nothing is ever freed for that.
+const ALIVE_SECONDS: i64 = 30;
+
+async fn publish(agent: &Agent) {
+    // What the store has; `None` before it was read, and after a doubt.
+    let mut published: Option<BTreeMap<String, Vec<u8>>> = None;
+    loop {
+        match synchronize(agent, published.take()).await {
+            Ok(now) => {
+                published = Some(now);
+                agent.attachments_changed.notified().await;
+                sleep(BATCH).await;
+            }
+            Err(error) => {
+                debug!(%error, "addresses are not published");
+                sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+/// Makes the store say what the ledger says. Returns what it says now.
+async fn synchronize(
+    agent: &Agent,
+    published: Option<BTreeMap<String, Vec<u8>>>,
+) -> Result<BTreeMap<String, Vec<u8>>, StoreError> {
+    let node = &agent.config.node;
+    let published = match published {
+        Some(published) => published,
+        None => {
+            let contents = agent.store.range(&Key::addresses_of(node)).await?;
+            contents.entries.into_iter().map(|entry| (entry.key, entry.value)).collect()
+        }
+    };
+    let wanted = wanted(agent).await;
+    let puts = wanted.iter().filter(|(key, value)| published.get(*key) != Some(value));
+    let puts = puts.map(|(key, value)| Write::Put { key: key.clone(), value: value.clone() });
+    let deletes = published.keys().filter(|key| !wanted.contains_key(*key));
+    let deletes = deletes.map(|key| Write::Delete { key: key.clone() });
+    let writes: Vec<Write> = deletes.chain(puts).collect();
+    // A node that was removed or replaced meanwhile must not write any more.
+    let revision = agent.board.view().nodes.get(node).map_or(0, |known| known.revision);
+    for chunk in writes.chunks(LARGEST_TXN) {
+        let unchanged = Compare::Unchanged { key: Key::Node(node.clone()).to_string(), revision };
+        let txn = Txn { compares: vec![unchanged], writes: chunk.to_vec() };
+        if agent.store.commit(&txn).await? == Outcome::Refused {
+            let reason = "the node's record has changed".to_owned();
+            return Err(StoreError::NoAnswer { store: agent.store.name(), reason });
+        }
+    }
+    Ok(wanted)
+}
+
+async fn wanted(agent: &Agent) -> BTreeMap<String, Vec<u8>> {
+    let attachments = agent.ipam.run(|ipam| ipam.attachments().cloned().collect::<Vec<_>>()).await;
+    let mut records = BTreeMap::new();
+    for held in attachments {
+        let value = encode(&AddressRecord { attachment: held.attachment, pod: held.pod });
+        for address in held.addresses {
+            let key = Key::Address(agent.config.node.clone(), address);
+            records.insert(key.to_string(), value.clone());
+        }
+    }
+    records
+}

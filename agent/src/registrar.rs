@@ -1,0 +1,502 @@
+//! Keeps the node known to the cluster: its record, the claims of its blocks, and the first settings of a cluster
+//! that has none.
+//!
+//! Everything here is a transaction that rests on the records that led to it. What fails is looked at again when
+//! the records change, and now and then.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use polder_api::{Family, PoolName};
+use polder_ipam::claim::{Claim, Grounds, candidates};
+use polder_ipam::key::Key;
+use polder_ipam::ledger::{Identity, LedgerError, OwnedBlock};
+use polder_ipam::pool::PoolState;
+use polder_ipam::record::{
+    BlockRecord, ClusterId, ClusterRecord, Incarnation, NodeRecord, Nonce, PoolRecord, encode,
+};
+use polder_ipam::store::{Compare, Outcome, Range, StoreError, Txn, Write};
+use polder_ipam::{Block, Pool};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+use crate::agent::Agent;
+use crate::board::{Holdings, Registration};
+use crate::kernel::desired::{pod_mtu, vtep_mac};
+use crate::machine::{MachineError, now, random_name};
+use crate::view::{Known, Source, View};
+
+/// Between looks while something is waited for that no record announces.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// How long the own view of the records may be behind what was just written.
+const CATCH_UP: Duration = Duration::from_secs(5);
+
+/// Attempts at a block before whoever needs it is told: each fails only because somebody else got one.
+const ATTEMPTS: usize = 50;
+
+/// A node with fewer free addresses of a family than this claims the next block before it needs it.
+pub const LOW_WATER: u64 = 16;
+
+/// A wish for another block.
+#[derive(Debug)]
+pub struct ClaimRequest {
+    /// Of that family.
+    pub family: Family,
+    /// Of that pool.
+    pub pool: Option<PoolName>,
+    /// Who waits for it. With nobody waiting, it is for later.
+    pub reply: Option<oneshot::Sender<Result<(), ClaimError>>>,
+}
+
+/// There is no block to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    /// All blocks are claimed, or there is no pool to claim from.
+    #[error("{0}")]
+    Exhausted(String),
+    /// The store or the ledger failed: try again.
+    #[error("no block can be claimed: {0}")]
+    Unavailable(String),
+}
+
+impl From<StoreError> for ClaimError {
+    fn from(error: StoreError) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
+
+impl From<LedgerError> for ClaimError {
+    fn from(error: LedgerError) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
+
+/// Why the node is not registered.
+#[derive(Debug)]
+enum Halt {
+    Waiting(String),
+    Conflict(String),
+}
+
+impl<E: std::error::Error> From<E> for Halt {
+    fn from(error: E) -> Self {
+        Self::Waiting(error.to_string())
+    }
+}
+
+/// Runs for ever.
+pub async fn run(agent: Arc<Agent>, mut requests: mpsc::Receiver<ClaimRequest>) {
+    let mut view = agent.board.view.subscribe();
+    let mut underlay = agent.board.underlay.subscribe();
+    let registrar = Registrar { agent };
+    loop {
+        view.mark_unchanged();
+        underlay.mark_unchanged();
+        let registration = match registrar.register().await {
+            Ok(()) => Registration::Registered,
+            Err(Halt::Waiting(reason)) => Registration::Waiting(reason),
+            Err(Halt::Conflict(reason)) => Registration::Conflict(reason),
+        };
+        registrar.publish(registration);
+        // Cancel-safe, all of them: what is not taken is seen the next time.
+        tokio::select! {
+            _ = view.changed() => {}
+            _ = underlay.changed() => {}
+            request = requests.recv() => {
+                let Some(request) = request else { return };
+                registrar.serve(request).await;
+            }
+            () = sleep(RETRY) => {}
+        }
+    }
+}
+
+struct Registrar {
+    agent: Arc<Agent>,
+}
+
+impl Registrar {
+    /// Brings everything about this node into the store, as far as it goes now.
+    async fn register(&self) -> Result<(), Halt> {
+        let view = self.agent.board.view();
+        if view.source == Source::Nowhere {
+            let reason = view.lost.clone().unwrap_or_else(|| "the records are being read".to_owned());
+            return Err(Halt::Waiting(reason));
+        }
+        let cluster = match &view.cluster {
+            Some(cluster) => Arc::clone(&cluster.record),
+            None => return self.bootstrap(&view).await,
+        };
+        self.learn_pools(&view).await?;
+        let identity = self.identify(&view, &cluster).await?;
+        self.announce_holdings(Some(&identity)).await;
+        if view.source == Source::Snapshot {
+            let store = self.agent.store.name();
+            return Err(Halt::Waiting(format!("{store} is away, going by what was written down")));
+        }
+        let view = self.write_node_record(view, &cluster, &identity).await?;
+        self.reconcile_blocks(&view, &identity).await?;
+        self.first_blocks(&view).await?;
+        if self.agent.ipam.run(|ipam| ipam.take_gateways(now())).await? {
+            self.announce_holdings(Some(&identity)).await;
+            self.write_node_record(self.agent.board.view(), &cluster, &identity).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes the first settings of the cluster, if it has none and the configuration has some.
+    async fn bootstrap(&self, view: &View) -> Result<(), Halt> {
+        let Some(bootstrap) = &self.agent.config.bootstrap else {
+            return Err(Halt::Waiting(
+                "the cluster has no settings yet, and the configuration has no [bootstrap] to make them from"
+                    .to_owned(),
+            ));
+        };
+        if view.source != Source::Store {
+            return Err(Halt::Waiting("the cluster's settings are not known".to_owned()));
+        }
+        if let Some(reason) = view.refused.get(&Key::Cluster.to_string()) {
+            return Err(Halt::Waiting(format!("record {} is refused: {reason}", Key::Cluster)));
+        }
+        let record = ClusterRecord {
+            id: ClusterId(random_name()?),
+            backend: bootstrap.backend,
+            attach: bootstrap.attach,
+            vxlan: bootstrap.vxlan,
+            masquerade: bootstrap.masquerade.clone(),
+        };
+        let put = |key: Key, value| Write::Put { key: key.to_string(), value };
+        let pools = bootstrap
+            .pools
+            .iter()
+            .map(|pool| put(Key::Pool(pool.name.clone()), encode(&PoolRecord::from(pool))));
+        let no_pools = Range::prefix(format!("{}pools/", polder_ipam::key::PREFIX));
+        let txn = Txn {
+            compares: vec![Compare::absent(&Key::Cluster), Compare::Empty(no_pools)],
+            writes: std::iter::once(put(Key::Cluster, encode(&record))).chain(pools).collect(),
+        };
+        match self.agent.store.commit(&txn).await? {
+            Outcome::Applied { revision } => {
+                info!(id = %record.id, "made the cluster's first settings");
+                self.caught_up(revision).await?;
+            }
+            Outcome::Refused => info!("another node makes the cluster's first settings"),
+        }
+        Err(Halt::Waiting("the cluster's first settings are being made".to_owned()))
+    }
+
+    async fn learn_pools(&self, view: &View) -> Result<(), LedgerError> {
+        let pools: Vec<Pool> = view.pools.values().map(|pool| (*pool.record).clone()).collect();
+        self.agent.ipam.run(move |ipam| ipam.learn_pools(&pools)).await
+    }
+
+    /// Who this node is: what its ledger says, or what it now becomes.
+    async fn identify(&self, view: &View, cluster: &ClusterRecord) -> Result<Identity, Halt> {
+        let me = &self.agent.config.node;
+        let registered = view.nodes.get(me);
+        if let Some(other) = registered.filter(|node| node.record.machine_id != self.agent.machine.machine_id)
+        {
+            return Err(Halt::Conflict(format!(
+                "node {me} is registered by another machine (machine id {}): give this one another name with \
+                 --node, or remove the old node's record",
+                other.record.machine_id
+            )));
+        }
+        if let Some(identity) = self.agent.ipam.run(|ipam| ipam.identity()).await? {
+            return check_identity(identity, view, cluster, me, &self.agent.config.state_dir);
+        }
+        let incarnation = match registered {
+            Some(node) => node.record.incarnation.clone(),
+            None => Incarnation(random_name()?),
+        };
+        let identity = Identity { node: me.clone(), incarnation, cluster: cluster.id.clone() };
+        let write = identity.clone();
+        self.agent.ipam.run(move |ipam| ipam.identify(&write)).await?;
+        Ok(identity)
+    }
+
+    /// Writes the node's record if it is not as it should be. Returns a view in which it is.
+    async fn write_node_record(
+        &self,
+        view: Arc<View>,
+        cluster: &ClusterRecord,
+        identity: &Identity,
+    ) -> Result<Arc<View>, Halt> {
+        let underlay = self.agent.board.underlay().map_err(Halt::Waiting)?;
+        let mtu = self.agent.config.mtu.or_else(|| pod_mtu(&underlay, cluster.backend));
+        let record = NodeRecord {
+            incarnation: identity.incarnation.clone(),
+            machine_id: self.agent.machine.machine_id.clone(),
+            boot_id: self.agent.machine.boot_id.clone(),
+            underlay: underlay.addresses(),
+            gateways: self.agent.ipam.run(|ipam| ipam.gateways().to_vec()).await,
+            vtep_mac: vtep_mac(cluster, &identity.node),
+            mtu: mtu.ok_or_else(|| Halt::Waiting("the underlay has no MTU".to_owned()))?,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let known = view.nodes.get(&identity.node);
+        if known.is_some_and(|known| *known.record == record) {
+            return Ok(view);
+        }
+        let key = Key::Node(identity.node.clone()).to_string();
+        let revision = known.map_or(0, |known| known.revision);
+        let txn = Txn {
+            compares: vec![Compare::Unchanged { key: key.clone(), revision }],
+            writes: vec![Write::Put { key, value: encode(&record) }],
+        };
+        match self.agent.store.commit(&txn).await? {
+            Outcome::Applied { revision } => {
+                info!(underlay = ?record.underlay, gateways = ?record.gateways, "registered");
+                Ok(self.caught_up(revision).await?)
+            }
+            Outcome::Refused => Err(Halt::Waiting("the node's record has just changed".to_owned())),
+        }
+    }
+
+    /// Takes over what the store says is ours, and puts back what the ledger says is.
+    async fn reconcile_blocks(&self, view: &View, identity: &Identity) -> Result<(), Halt> {
+        let owned = self.agent.ipam.run(|ipam| ipam.blocks().to_vec()).await;
+        let ours =
+            |claim: &BlockRecord| claim.node == identity.node && claim.incarnation == identity.incarnation;
+        for (block, known) in view.blocks.iter().filter(|(_, known)| ours(&known.record)) {
+            if !owned.iter().any(|owned| owned.block == *block) {
+                // A claim whose outcome was never known, or one that the ledger has lost.
+                info!(%block, "taking over a block that the store says is ours");
+                self.add_block(view, *block, &known.record).await?;
+            }
+        }
+        for lost in owned.iter().filter(|owned| !view.blocks.contains_key(&owned.block)) {
+            warn!(block = %lost.block, "the claim of a block that this node uses is gone from the store");
+            self.claim_again(view, identity, lost).await?;
+        }
+        let foreign = owned
+            .iter()
+            .find(|owned| view.blocks.get(&owned.block).is_some_and(|known| !ours(&known.record)));
+        match foreign {
+            None => Ok(()),
+            Some(owned) => Err(Halt::Conflict(format!(
+                "block {} of this node's ledger is claimed by node {}: no address is handed out before one of them \
+                 gives it up",
+                owned.block, view.blocks[&owned.block].record.node
+            ))),
+        }
+    }
+
+    async fn claim_again(&self, view: &View, identity: &Identity, lost: &OwnedBlock) -> Result<(), Halt> {
+        let (Some(node), Some(pool)) = (view.nodes.get(&identity.node), view.pools.get(&lost.pool)) else {
+            let reason = format!("pool {} of this node's block {} is gone", lost.pool, lost.block);
+            return Err(Halt::Waiting(reason));
+        };
+        let grounds = grounds(identity, node, pool);
+        let claim = Claim::new(&grounds, lost.block, lost.nonce.clone());
+        match self.agent.store.commit(&claim.txn).await? {
+            Outcome::Applied { revision } => {
+                self.caught_up(revision).await?;
+                Ok(())
+            }
+            Outcome::Refused => Err(Halt::Waiting("the records have just changed".to_owned())),
+        }
+    }
+
+    /// Claims the first block of each family that has none.
+    async fn first_blocks(&self, view: &View) -> Result<(), Halt> {
+        for family in view.families() {
+            let blocks = self.agent.ipam.run(|ipam| ipam.blocks().to_vec()).await;
+            if !blocks.iter().any(|owned| owned.block.family() == family) {
+                self.claim(family, None).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Serves a wish for another block, unless there are free addresses again.
+    async fn serve(&self, request: ClaimRequest) {
+        let ClaimRequest { family, pool, reply } = request;
+        let enough = if reply.is_some() { 1 } else { LOW_WATER };
+        let wanted = pool.clone();
+        let free = self.agent.ipam.run(move |ipam| ipam.total(family, wanted.as_ref(), now()).free).await;
+        let result = if free >= enough { Ok(()) } else { self.claim(family, pool).await };
+        match (reply, result) {
+            (Some(reply), result) => drop(reply.send(result)),
+            (None, Err(error)) => warn!(%family, "few addresses are left: {error}"),
+            (None, Ok(())) => {}
+        }
+    }
+
+    /// Claims a block.
+    async fn claim(&self, family: Family, pool: Option<PoolName>) -> Result<(), ClaimError> {
+        let me = &self.agent.config.node;
+        let mut lost: BTreeSet<Block> = BTreeSet::new();
+        for _ in 0..ATTEMPTS {
+            let view = self.agent.board.view();
+            let identity = self.agent.ipam.run(|ipam| ipam.identity()).await?;
+            let (Some(identity), Some(node)) = (identity, view.nodes.get(me)) else {
+                return Err(ClaimError::Unavailable("the node is not registered".to_owned()));
+            };
+            if view.source != Source::Store || view.lost.is_some() {
+                let reason = view.lost.clone().unwrap_or_else(|| "the store is away".to_owned());
+                return Err(ClaimError::Unavailable(reason));
+            }
+            let (pool, block) = next_block(&view, me, family, pool.as_ref(), &lost)?;
+            let nonce =
+                random_name().map_err(|error: MachineError| ClaimError::Unavailable(error.to_string()))?;
+            let claim = Claim::new(&grounds(&identity, node, pool), block, Nonce(nonce));
+            if self.commit(&claim).await? {
+                self.add_block(&view, block, &claim.record).await?;
+                info!(%block, pool = %claim.record.pool, "claimed");
+                self.announce_holdings(Some(&identity)).await;
+                return Ok(());
+            }
+            lost.insert(block);
+            // Somebody was faster: what he did is about to be seen.
+            let mut changed = self.agent.board.view.subscribe();
+            let _ = timeout(Duration::from_millis(200), changed.changed()).await;
+        }
+        Err(ClaimError::Unavailable(format!("{ATTEMPTS} attempts were lost to other nodes")))
+    }
+
+    /// Carries out a claim; true if it is ours. An outcome that is not known is looked up, not tried again.
+    async fn commit(&self, claim: &Claim) -> Result<bool, ClaimError> {
+        match self.agent.store.commit(&claim.txn).await {
+            Ok(Outcome::Applied { revision }) => {
+                self.caught_up(revision).await?;
+                Ok(true)
+            }
+            Ok(Outcome::Refused) => Ok(false),
+            Err(error) => {
+                let key = Key::Block(claim.block).to_string();
+                let range = Range { end: format!("{key}\0"), start: key };
+                let found = self.agent.store.range(&range).await.map_err(|_| error)?;
+                // Gone or never there: should it still come to pass, it is taken over when it is seen.
+                Ok(found.entries.first().is_some_and(|entry| entry.value == encode(&claim.record)))
+            }
+        }
+    }
+
+    async fn add_block(&self, view: &View, block: Block, claim: &BlockRecord) -> Result<(), LedgerError> {
+        let Some(pool) = view.pools.get(&claim.pool) else { return Ok(()) };
+        let (pool, owned) = (
+            (*pool.record).clone(),
+            OwnedBlock { block, pool: claim.pool.clone(), nonce: claim.nonce.clone() },
+        );
+        self.agent.ipam.run(move |ipam| ipam.add_block(owned, &pool)).await
+    }
+
+    /// Waits until the view shows what was written at that revision.
+    async fn caught_up(&self, revision: i64) -> Result<Arc<View>, StoreError> {
+        let mut views = self.agent.board.view.subscribe();
+        let seen = timeout(CATCH_UP, views.wait_for(|view| view.revision >= revision)).await;
+        match seen {
+            Ok(Ok(view)) => Ok(Arc::clone(&view)),
+            _ => Err(StoreError::NoAnswer {
+                store: self.agent.store.name(),
+                reason: format!("what was written is not seen within {} s", CATCH_UP.as_secs()),
+            }),
+        }
+    }
+
+    async fn announce_holdings(&self, identity: Option<&Identity>) {
+        let (blocks, gateways) =
+            self.agent.ipam.run(|ipam| (ipam.blocks().to_vec(), ipam.gateways().to_vec())).await;
+        let holdings = Holdings { identity: identity.cloned(), blocks, gateways };
+        self.agent.board.holdings.send_if_modified(|known| {
+            let changed = **known != holdings;
+            if changed {
+                *known = Arc::new(holdings);
+            }
+            changed
+        });
+    }
+
+    fn publish(&self, registration: Registration) {
+        self.agent.board.registration.send_if_modified(|known| {
+            let changed = *known != registration;
+            if changed {
+                match &registration {
+                    Registration::Registered => info!("this node is registered"),
+                    Registration::Waiting(reason) => info!("waiting: {reason}"),
+                    Registration::Conflict(reason) => warn!("not serving: {reason}"),
+                }
+                *known = registration;
+            }
+            changed
+        });
+    }
+}
+
+fn grounds<'a>(identity: &'a Identity, node: &Known<NodeRecord>, pool: &'a Known<Pool>) -> Grounds<'a> {
+    Grounds {
+        node: &identity.node,
+        incarnation: &identity.incarnation,
+        node_revision: node.revision,
+        pool: &pool.record,
+        pool_revision: pool.revision,
+    }
+}
+
+/// The block to try next, and its pool.
+fn next_block<'a>(
+    view: &'a View,
+    me: &polder_api::NodeName,
+    family: Family,
+    wanted: Option<&PoolName>,
+    lost: &BTreeSet<Block>,
+) -> Result<(&'a Known<Pool>, Block), ClaimError> {
+    let mut tried = Vec::new();
+    for (name, pool) in &view.pools {
+        let usable = pool.record.state == PoolState::Active && pool.record.family() == family;
+        if !usable || wanted.is_some_and(|wanted| wanted != name) {
+            continue;
+        }
+        let is_taken = |block| view.blocks.contains_key(&block) || lost.contains(&block);
+        if let Some(block) = candidates(me, &pool.record, is_taken).next() {
+            return Ok((pool, block));
+        }
+        let blocks = pool.record.last_block().saturating_add(1);
+        tried.push(format!(
+            "pool {name} ({}) has no free block, all {blocks} are claimed",
+            pool.record.cidr()
+        ));
+    }
+    Err(ClaimError::Exhausted(match (tried.is_empty(), wanted) {
+        (false, _) => tried.join("; "),
+        (true, Some(wanted)) => format!("there is no active {family} pool {wanted}"),
+        (true, None) => format!("there is no active {family} pool"),
+    }))
+}
+
+/// Whether the identity in the ledger is still the node's.
+fn check_identity(
+    identity: Identity,
+    view: &View,
+    cluster: &ClusterRecord,
+    me: &polder_api::NodeName,
+    state_dir: &std::path::Path,
+) -> Result<Identity, Halt> {
+    let folder = state_dir.display();
+    if identity.node != *me {
+        return Err(Halt::Conflict(format!(
+            "state_dir {folder} belongs to node {}, and this is {me}: start the agent under its old name, or drain \
+             the node and give it another folder",
+            identity.node
+        )));
+    }
+    if identity.cluster != cluster.id {
+        return Err(Halt::Conflict(format!(
+            "state_dir {folder} belongs to cluster {}, and the store holds cluster {}: point the agent at the right \
+             store, or drain the node and give it another folder",
+            identity.cluster, cluster.id
+        )));
+    }
+    match view.nodes.get(me) {
+        Some(node) if node.record.incarnation != identity.incarnation => Err(Halt::Conflict(format!(
+            "node {me} is registered as incarnation {}, and state_dir {folder} holds incarnation {}: it is older, or \
+             another machine's",
+            node.record.incarnation, identity.incarnation
+        ))),
+        _ => Ok(identity),
+    }
+}

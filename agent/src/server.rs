@@ -1,0 +1,132 @@
+//! The socket: who may ask, and what becomes of what he asks.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream as BlockingStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use polder_api::frame::{self, FrameError, HEADER};
+use polder_api::message::{Refusal, RefusalKind, Reply, Request};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, warn};
+
+use crate::agent::Agent;
+use crate::service::{self, Wired};
+use crate::status;
+
+/// Connections at once: more than a node has pods that come at once.
+const CONNECTIONS: usize = 512;
+
+/// How long a connection may say nothing. A plugin that takes longer to wire a pod has hung.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// Makes the socket. One that an agent left behind is replaced, one that an agent answers on is not.
+pub fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+    if BlockingStream::connect(path).is_ok() {
+        bail!("socket {}: another polder-agent answers there", path.display());
+    }
+    let writable = || format!("socket {}: can the agent write there?", path.display());
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).with_context(writable)?;
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).with_context(writable)?,
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).with_context(writable)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).with_context(writable)?;
+    Ok(listener)
+}
+
+/// Serves for ever.
+pub async fn run(agent: Arc<Agent>, listener: UnixListener) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let agent = Arc::clone(&agent);
+                tokio::spawn(async move {
+                    serve(&agent, stream).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                warn!(%error, "a connection cannot be accepted");
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// Serves one connection to its end.
+async fn serve(agent: &Arc<Agent>, mut stream: UnixStream) {
+    match stream.peer_cred() {
+        Ok(peer) if peer.uid() == 0 => {}
+        _ => return debug!("a caller that is not root is not served"),
+    }
+    let mut wiring: Option<Wired> = None;
+    loop {
+        let request = match timeout(SILENCE, read(&mut stream)).await {
+            Ok(Ok(Some(request))) => request,
+            Ok(Ok(None)) | Err(_) => break,
+            Ok(Err(error)) => {
+                let refusal =
+                    Refusal::new(RefusalKind::Invalid, format!("the request is not understood: {error}"));
+                let _ = write(&mut stream, &Reply::Refused(refusal)).await;
+                break;
+            }
+        };
+        let reply = answer(agent, request, &mut wiring).await;
+        if let Err(error) = write(&mut stream, &reply).await {
+            debug!(%error, "the caller is gone");
+            break;
+        }
+    }
+    if let Some(wired) = wiring {
+        service::abandoned(agent, wired).await;
+    }
+}
+
+async fn answer(agent: &Arc<Agent>, request: Request, wiring: &mut Option<Wired>) -> Reply {
+    let done = match request {
+        Request::Add(request) => service::add(agent, request).await.map(|(reply, wired)| {
+            *wiring = Some(wired);
+            Reply::Wiring(reply)
+        }),
+        Request::Del(attachment) => {
+            // The plugin that is wiring it gives it up.
+            if wiring.as_ref().is_some_and(|wired| *wired.attachment() == attachment) {
+                *wiring = None;
+            }
+            service::del(agent, &attachment).await.map(|()| Reply::Deleted)
+        }
+        Request::Check(attachment) => service::check(agent, attachment).await.map(Reply::Wiring),
+        Request::Status => Ok(Reply::Status(Box::new(status::status(agent).await))),
+        Request::Nodes => Ok(Reply::Nodes(status::nodes(agent).await)),
+    };
+    done.unwrap_or_else(Reply::Refused)
+}
+
+/// Reads one request; `None` at the end of the stream.
+async fn read(stream: &mut UnixStream) -> Result<Option<Request>, FrameError> {
+    let mut header = [0; HEADER];
+    match stream.read_exact(&mut header).await {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        other => drop(other?),
+    }
+    let mut body = vec![0; frame::body_length(header)?];
+    stream.read_exact(&mut body).await?;
+    Ok(Some(serde_json::from_slice(&body)?))
+}
+
+async fn write(stream: &mut UnixStream, reply: &Reply) -> Result<(), FrameError> {
+    Ok(stream.write_all(&frame::encode(reply)?).await?)
+}

@@ -1,0 +1,142 @@
+//! How this node is, put together from what the agent's tasks have told each other.
+
+use std::collections::BTreeSet;
+
+use polder_api::status::{
+    BlockStatus, ClusterStatus, NodeStatus, PassStatus, PathStatus, Status, StoreStatus, UnderlayStatus,
+};
+use polder_api::{Family, NodeName};
+use polder_ipam::key::Key;
+
+use crate::agent::Agent;
+use crate::board::Pass;
+use crate::kernel::desired::Path;
+use crate::machine::now;
+use crate::view::{Source, View};
+
+/// This node.
+pub async fn status(agent: &Agent) -> Status {
+    let view = agent.board.view();
+    let pass = agent.board.pass();
+    let reasons = agent.board.obstacles();
+    let (counts, pods) = agent.ipam.run(|ipam| (ipam.counts(now()), ipam.attachments().count())).await;
+    let uplinks = agent.board.underlay().map(|underlay| underlay.uplinks.clone()).unwrap_or_default();
+    Status {
+        node: agent.config.node.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ready: reasons.is_empty(),
+        reasons,
+        problems: problems(&view, pass.as_deref()),
+        cluster: view.cluster.as_ref().map(|cluster| ClusterStatus {
+            id: cluster.record.id.to_string(),
+            backend: format!("{:?}", cluster.record.backend).to_lowercase(),
+            attach: format!("{:?}", cluster.record.attach).to_lowercase(),
+        }),
+        store: store(agent, &view),
+        underlay: uplinks
+            .into_values()
+            .map(|uplink| UnderlayStatus {
+                address: uplink.address,
+                interface: uplink.interface,
+                mtu: uplink.mtu,
+                chosen_by: uplink.chosen_by,
+            })
+            .collect(),
+        mtu: pass.as_ref().map(|pass| pass.mtu),
+        blocks: counts
+            .into_iter()
+            .map(|(owned, counts)| BlockStatus {
+                block: owned.block.cidr().into(),
+                pool: owned.pool,
+                used: counts.used,
+                resting: counts.resting,
+                free: counts.free,
+                excluded: counts.excluded,
+            })
+            .collect(),
+        pods,
+        missing_features: agent.features.missing(),
+        last_pass: pass.map(|pass| PassStatus {
+            count: pass.count,
+            writes: pass.writes,
+            took_us: u64::try_from(pass.took.as_micros()).unwrap_or(u64::MAX),
+            failures: [pass.local_failures.as_slice(), &pass.other_failures].concat(),
+        }),
+    }
+}
+
+fn store(agent: &Agent, view: &View) -> StoreStatus {
+    let store = agent.store.name();
+    let waiting = || match view.source {
+        Source::Nowhere => Some("the records are being read".to_owned()),
+        Source::Snapshot => Some("going by what was written down".to_owned()),
+        Source::Store => None,
+    };
+    match view.lost.clone().or_else(waiting) {
+        Some(reason) => StoreStatus::Disconnected { store, reason },
+        None => StoreStatus::Connected { store, revision: view.revision },
+    }
+}
+
+fn problems(view: &View, pass: Option<&Pass>) -> Vec<String> {
+    let Some(pass) = pass else {
+        return view
+            .refused
+            .iter()
+            .map(|(key, reason)| format!("record {key} is refused: {reason}"))
+            .collect();
+    };
+    let unreachable = pass.paths.iter().filter_map(|((node, family), path)| match path {
+        Path::Unreachable(reason) => Some(format!("{family} pods of node {node} are unreachable: {reason}")),
+        _ => None,
+    });
+    let refused = pass.problems.iter().map(ToString::to_string);
+    refused.chain(unreachable).chain(pass.other_failures.iter().cloned()).collect()
+}
+
+/// The nodes of the cluster.
+pub async fn nodes(agent: &Agent) -> Vec<NodeStatus> {
+    let view = agent.board.view();
+    let pass = agent.board.pass();
+    // The leases are not followed, because they change all the time: they are asked for.
+    let alive = agent.store.range(&Key::all_alive()).await.ok().map(|contents| {
+        let keys = contents.entries.into_iter().map(|entry| entry.key);
+        keys.collect::<BTreeSet<String>>()
+    });
+    let node = |(name, known): (&NodeName, &crate::view::Known<_>)| {
+        let record: &polder_ipam::record::NodeRecord = &known.record;
+        NodeStatus {
+            name: name.clone(),
+            underlay: record.underlay.clone(),
+            gateways: record.gateways.clone(),
+            blocks: view
+                .blocks
+                .iter()
+                .filter(|(_, claim)| claim.record.node == *name)
+                .map(|(block, _)| block.cidr().into())
+                .collect(),
+            paths: paths(agent, pass.as_deref(), name),
+            alive: alive.as_ref().map(|alive| alive.contains(&Key::Alive(name.clone()).to_string())),
+            version: record.version.clone(),
+        }
+    };
+    view.nodes.iter().map(node).collect()
+}
+
+fn paths(agent: &Agent, pass: Option<&Pass>, name: &NodeName) -> Vec<PathStatus> {
+    if *name == agent.config.node {
+        let families = agent.board.view().families().into_iter();
+        return families
+            .map(|family| PathStatus { family, path: "local".to_owned(), via: String::new() })
+            .collect();
+    }
+    let path = |family: Family| {
+        let (path, via) = match pass?.paths.get(&(name.clone(), family))? {
+            Path::Direct { via, .. } => ("direct", via.to_string()),
+            Path::Vxlan { remote, .. } => ("vxlan", remote.to_string()),
+            Path::Unreachable(reason) => ("unreachable", reason.clone()),
+        };
+        Some(PathStatus { family, path: path.to_owned(), via })
+    };
+    Family::BOTH.into_iter().filter_map(path).collect()
+}

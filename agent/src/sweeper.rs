@@ -1,0 +1,91 @@
+//! Gives back what nobody gives back: the addresses of pods that are gone without a DEL.
+//!
+//! The truth is the kernel: an attachment lives as long as its interface. One whose interface is missing twice, a
+//! grace period apart, and that nobody is wiring, is released.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use polder_api::{Attachment, tombstones};
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use crate::agent::Agent;
+use crate::kernel::Kernel;
+use crate::service;
+
+/// Between two looks.
+const EVERY: Duration = Duration::from_secs(20);
+
+/// How long an interface has to be missing. Longer than any plugin takes.
+const GRACE: Duration = Duration::from_secs(60);
+
+/// Frees what plugins took down while the agent was away, as their notes say. To be done before the first ADD: it
+/// might be for an attachment that a note is about.
+pub async fn take_notes(agent: &Agent) {
+    let folder = tombstones(&agent.config.socket);
+    // Most of the time there is none.
+    let Ok(entries) = fs::read_dir(&folder) else { return };
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        take_note(agent, &path).await;
+    }
+}
+
+/// Frees what one note says, if it is there.
+pub async fn take_note(agent: &Agent, path: &Path) {
+    let Ok(text) = fs::read_to_string(path) else { return };
+    match text.parse() {
+        Ok(attachment) => release(agent, &attachment, "a plugin took it down while the agent was away").await,
+        Err(error) => warn!(file = %path.display(), %error, "a note that cannot be read is thrown away"),
+    }
+    if let Err(error) = fs::remove_file(path) {
+        warn!(file = %path.display(), %error, "a note cannot be removed");
+    }
+}
+
+/// Runs for ever. First finishes taking away the attachments that an earlier agent had begun to take away.
+pub async fn run(agent: Arc<Agent>, leaving: Vec<Attachment>) {
+    for attachment in leaving {
+        release(&agent, &attachment, "an earlier agent had begun to release it").await;
+    }
+    let mut missing: BTreeMap<Attachment, Instant> = BTreeMap::new();
+    loop {
+        sleep(EVERY).await;
+        take_notes(&agent).await;
+        match look(&agent).await {
+            Ok(now_missing) => {
+                missing.retain(|attachment, _| now_missing.contains(attachment));
+                for attachment in now_missing {
+                    let since = *missing.entry(attachment.clone()).or_insert_with(Instant::now);
+                    if since.elapsed() >= GRACE {
+                        release(&agent, &attachment, "its interface has been gone for a minute").await;
+                        missing.remove(&attachment);
+                    }
+                }
+            }
+            Err(error) => warn!(error, "the pods' interfaces cannot be looked at"),
+        }
+    }
+}
+
+/// The attachments that have no interface and that nobody is wiring.
+async fn look(agent: &Agent) -> Result<Vec<Attachment>, String> {
+    // First the ledger, then the kernel: what comes meanwhile is not taken for gone.
+    let attachments: Vec<Attachment> =
+        agent.ipam.run(|ipam| ipam.attachments().map(|held| held.attachment.clone()).collect()).await;
+    let links = agent.pods.run(Kernel::pod_interfaces).await.map_err(|error| error.to_string())?;
+    let gone = |attachment: &Attachment| {
+        !links.contains(&attachment.host_interface()) && !agent.in_flight.has(attachment)
+    };
+    Ok(attachments.into_iter().filter(gone).collect())
+}
+
+async fn release(agent: &Agent, attachment: &Attachment, why: &str) {
+    info!(%attachment, why, "releasing");
+    if let Err(refusal) = service::release(agent, attachment).await {
+        warn!(%attachment, %refusal, "not released, to be tried again");
+    }
+}

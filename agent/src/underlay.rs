@@ -1,0 +1,225 @@
+//! Which of the node's addresses its peers are to use: chosen by the route to them, not by the default route.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use polder_api::Family;
+use polder_netlink::address::Address;
+use polder_netlink::route::Lookup;
+
+use crate::config::UnderlayConfig;
+
+/// The node's addresses on the network that joins the nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Underlay {
+    /// At most one of a family.
+    pub uplinks: BTreeMap<Family, Uplink>,
+}
+
+/// One address, and the interface that has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Uplink {
+    /// The address.
+    pub address: IpAddr,
+    /// Index of the interface.
+    pub index: u32,
+    /// Its name.
+    pub interface: String,
+    /// Its MTU, in bytes.
+    pub mtu: u32,
+    /// Why this address.
+    pub chosen_by: String,
+}
+
+/// What the choice is made from.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    /// Name and MTU of every interface that is up and not ours, by index.
+    pub interfaces: BTreeMap<u32, (String, u32)>,
+    /// The addresses of all interfaces.
+    pub addresses: Vec<Address>,
+    /// How the host would reach those that it has to reach, the most telling first: what it is, and the way.
+    pub routes: Vec<(String, Lookup)>,
+}
+
+impl Facts {
+    /// The addresses that peers could use, in the kernel's order.
+    fn candidates(&self, family: Family) -> impl Iterator<Item = (&Address, &(String, u32))> {
+        let usable = move |address: &&Address| {
+            let ip = address.address.ip();
+            Family::of(ip) == family && address.global && !address.fleeting && !ip.is_loopback()
+        };
+        let with_interface = |address| Some((address, self.interfaces.get(&(address as &Address).index)?));
+        self.addresses.iter().filter(usable).filter_map(with_interface)
+    }
+
+    fn uplink(&self, address: IpAddr, chosen_by: String) -> Option<Uplink> {
+        let mut candidates = self.candidates(Family::of(address));
+        let (found, (interface, mtu)) = candidates.find(|(found, _)| found.address.ip() == address)?;
+        Some(Uplink { address, index: found.index, interface: interface.clone(), mtu: *mtu, chosen_by })
+    }
+}
+
+impl Underlay {
+    /// Chooses anew. What was in use stays in use as long as it is there: a change makes every peer follow.
+    pub fn choose(config: &UnderlayConfig, facts: &Facts, current: &Self) -> Result<Self, String> {
+        let mut uplinks = BTreeMap::new();
+        for family in Family::BOTH {
+            if let Some(uplink) = choose(family, config, facts, current.uplinks.get(&family))? {
+                uplinks.insert(family, uplink);
+            }
+        }
+        if uplinks.is_empty() {
+            let seen: Vec<_> = Family::BOTH.iter().flat_map(|family| facts.candidates(*family)).collect();
+            let seen: Vec<_> =
+                seen.iter().map(|(found, (name, _))| format!("{} on {name}", found.address.ip())).collect();
+            return Err(format!(
+                "cannot tell at which address peers reach this node: there is no route to peers, to etcd or to the \
+                 world, and the addresses are [{}]. Set underlay.interface or underlay.addresses",
+                seen.join(", ")
+            ));
+        }
+        Ok(Self { uplinks })
+    }
+
+    /// The addresses, IPv4 first.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        self.uplinks.values().map(|uplink| uplink.address).collect()
+    }
+
+    /// The address of that family.
+    pub fn address(&self, family: Family) -> Option<IpAddr> {
+        Some(self.uplinks.get(&family)?.address)
+    }
+
+    /// The family of the underlay that tunnels go over first.
+    pub fn tunnel_families(&self) -> impl Iterator<Item = Family> {
+        self.uplinks.keys().copied()
+    }
+}
+
+fn choose(
+    family: Family,
+    config: &UnderlayConfig,
+    facts: &Facts,
+    current: Option<&Uplink>,
+) -> Result<Option<Uplink>, String> {
+    if !config.addresses.is_empty() {
+        let Some(address) = config.addresses.iter().find(|address| Family::of(**address) == family) else {
+            return Ok(None);
+        };
+        let uplink = facts.uplink(*address, "underlay.addresses".to_owned());
+        return uplink.map(Some).ok_or_else(|| {
+            format!("underlay.addresses: no interface that is up has {address} as a lasting global address")
+        });
+    }
+    if let Some(name) = &config.interface {
+        if !facts.interfaces.values().any(|(interface, _)| interface == name) {
+            return Err(format!("underlay.interface: there is no interface {name} that is up"));
+        }
+        let mut on_it = facts.candidates(family).filter(|(_, (interface, _))| interface == name);
+        let found = on_it.next().map(|(found, _)| found.address.ip());
+        return Ok(found.and_then(|address| facts.uplink(address, "underlay.interface".to_owned())));
+    }
+    if let Some(uplink) = current.and_then(|uplink| facts.uplink(uplink.address, uplink.chosen_by.clone())) {
+        return Ok(Some(uplink));
+    }
+    let by_route = facts.routes.iter().find_map(|(what, lookup)| {
+        let source = lookup.source.filter(|source| Family::of(*source) == family && !lookup.local)?;
+        facts.uplink(source, format!("the route to {what}"))
+    });
+    if by_route.is_some() {
+        return Ok(by_route);
+    }
+    let mut candidates = facts.candidates(family);
+    match (candidates.next(), candidates.next()) {
+        (Some((only, _)), None) => Ok(facts.uplink(only.address.ip(), format!("the only {family} address"))),
+        _ => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(index: u32, address: &str) -> Address {
+        Address { index, address: address.parse().unwrap(), global: true, fleeting: false }
+    }
+
+    /// A host with a front (`eth0`, default route) and a back (`eth1`, the route to a peer).
+    fn facts() -> Facts {
+        let lookup =
+            |index, source: &str| Lookup { index, gateway: None, source: source.parse().ok(), local: false };
+        Facts {
+            interfaces: [(2, ("eth0".to_owned(), 1500)), (3, ("eth1".to_owned(), 9000))].into(),
+            addresses: vec![
+                address(1, "127.0.0.1/8"),
+                address(2, "192.0.2.7/24"),
+                address(3, "10.0.0.7/24"),
+                address(3, "10.0.0.8/24"),
+                Address { fleeting: true, ..address(3, "fd00::bad/64") },
+                address(3, "fd00::7/64"),
+                Address { global: false, ..address(3, "fe80::7/64") },
+            ],
+            routes: vec![
+                ("node n2".to_owned(), lookup(3, "10.0.0.7")),
+                ("the world".to_owned(), lookup(2, "192.0.2.7")),
+            ],
+        }
+    }
+
+    fn chosen(config: &UnderlayConfig, facts: &Facts, current: &Underlay) -> Vec<String> {
+        let underlay = Underlay::choose(config, facts, current).unwrap();
+        let text =
+            |uplink: &Uplink| format!("{} on {} by {}", uplink.address, uplink.interface, uplink.chosen_by);
+        underlay.uplinks.values().map(text).collect()
+    }
+
+    #[test]
+    fn the_route_to_a_peer_says_more_than_the_default_route() {
+        let chosen = chosen(&UnderlayConfig::default(), &facts(), &Underlay::default());
+        assert_eq!(
+            chosen,
+            ["10.0.0.7 on eth1 by the route to node n2", "fd00::7 on eth1 by the only IPv6 address"]
+        );
+    }
+
+    #[test]
+    fn what_is_configured_stands_and_must_be_there() {
+        let interface = UnderlayConfig { interface: Some("eth0".to_owned()), addresses: Vec::new() };
+        assert_eq!(
+            chosen(&interface, &facts(), &Underlay::default()),
+            ["192.0.2.7 on eth0 by underlay.interface"]
+        );
+        let config =
+            |address: &str| UnderlayConfig { interface: None, addresses: vec![address.parse().unwrap()] };
+        assert_eq!(
+            chosen(&config("10.0.0.8"), &facts(), &Underlay::default()),
+            ["10.0.0.8 on eth1 by underlay.addresses"]
+        );
+        let missing = Underlay::choose(&config("10.0.0.9"), &facts(), &Underlay::default()).unwrap_err();
+        assert!(missing.contains("10.0.0.9"), "{missing}");
+        let fleeting = Underlay::choose(&config("fd00::bad"), &facts(), &Underlay::default()).unwrap_err();
+        assert!(fleeting.contains("lasting"), "{fleeting}");
+    }
+
+    #[test]
+    fn what_is_in_use_stays_in_use_as_long_as_it_is_there() {
+        let mut facts = facts();
+        let first = Underlay::choose(&UnderlayConfig::default(), &facts, &Underlay::default()).unwrap();
+        facts.routes.remove(0);
+        assert_eq!(Underlay::choose(&UnderlayConfig::default(), &facts, &first).unwrap(), first);
+        facts.addresses.retain(|address| address.address.ip().to_string() != "10.0.0.7");
+        let then = Underlay::choose(&UnderlayConfig::default(), &facts, &first).unwrap();
+        assert_eq!(then.address(Family::V4).unwrap().to_string(), "192.0.2.7");
+    }
+
+    #[test]
+    fn a_host_without_any_route_is_told_what_to_set() {
+        let mut facts = facts();
+        facts.routes.clear();
+        facts.addresses.retain(|address| address.address.is_ipv4());
+        let error = Underlay::choose(&UnderlayConfig::default(), &facts, &Underlay::default()).unwrap_err();
+        assert!(error.contains("192.0.2.7 on eth0") && error.contains("Set underlay.interface"), "{error}");
+    }
+}

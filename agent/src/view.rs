@@ -1,0 +1,192 @@
+//! The cluster as this node sees it: the store's records, decoded, and those that were refused.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use polder_api::{Family, NodeName, PoolName};
+use polder_ipam::pool::PoolState;
+use polder_ipam::record::{BlockRecord, ClusterRecord, NodeRecord, Record, decode};
+use polder_ipam::store::{Change, Contents, Entry, Update};
+use polder_ipam::{Block, Pool};
+
+/// A record as of the revision that last changed it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known<T> {
+    /// What it says. Shared, because a view is copied at every change.
+    pub record: Arc<T>,
+    /// The revision.
+    pub revision: i64,
+}
+
+/// Where the view comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Source {
+    /// Nowhere yet: nothing is known, not even that there is nothing.
+    #[default]
+    Nowhere,
+    /// From what an earlier agent wrote down. It may be old: nothing may be deleted on its word.
+    Snapshot,
+    /// From the store.
+    Store,
+}
+
+/// The records of the cluster.
+#[derive(Debug, Clone, Default)]
+pub struct View {
+    /// Where it comes from.
+    pub source: Source,
+    /// The revision of the store that it shows.
+    pub revision: i64,
+    /// Why nothing is heard from the store, while that is so.
+    pub lost: Option<String>,
+    /// The settings.
+    pub cluster: Option<Known<ClusterRecord>>,
+    /// The pools.
+    pub pools: BTreeMap<PoolName, Known<Pool>>,
+    /// The nodes.
+    pub nodes: BTreeMap<NodeName, Known<NodeRecord>>,
+    /// The claims.
+    pub blocks: BTreeMap<Block, Known<BlockRecord>>,
+    /// The keys whose records were refused, with the reason.
+    pub refused: BTreeMap<String, String>,
+}
+
+impl View {
+    /// A view of what was written down earlier.
+    pub fn from_snapshot(contents: Contents) -> Self {
+        let mut view = Self { source: Source::Snapshot, revision: contents.revision, ..Self::default() };
+        view.take_all(contents.entries);
+        view
+    }
+
+    /// Takes in an update.
+    pub fn apply(&mut self, update: Update) {
+        match update {
+            Update::Loaded(contents) => {
+                *self = Self { source: Source::Store, revision: contents.revision, ..Self::default() };
+                self.take_all(contents.entries);
+            }
+            Update::Changed { revision, changes } => {
+                self.revision = revision;
+                self.lost = None;
+                changes.into_iter().for_each(|change| self.change(change));
+            }
+            Update::Lost { reason } => self.lost = Some(reason),
+            Update::Back { revision } => {
+                self.revision = self.revision.max(revision);
+                self.lost = None;
+            }
+        }
+    }
+
+    fn take_all(&mut self, entries: Vec<Entry>) {
+        for entry in entries {
+            self.change(Change { key: entry.key.clone(), entry: Some(entry) });
+        }
+    }
+
+    fn change(&mut self, Change { key, entry }: Change) {
+        self.forget(&key);
+        let Some(entry) = entry else { return };
+        let revision = entry.revision;
+        match decode(&key, &entry.value) {
+            Ok(Record::Cluster(record)) => self.cluster = Some(known(record, revision)),
+            Ok(Record::Pool(pool)) => drop(self.pools.insert(pool.name.clone(), known(pool, revision))),
+            Ok(Record::Node(name, record)) => drop(self.nodes.insert(name, known(record, revision))),
+            Ok(Record::Block(block, record)) => drop(self.blocks.insert(block, known(record, revision))),
+            Err(refused) => drop(self.refused.insert(key, refused.reason)),
+        }
+    }
+
+    fn forget(&mut self, key: &str) {
+        use polder_ipam::key::Key;
+        self.refused.remove(key);
+        match key.parse() {
+            Ok(Key::Cluster) => self.cluster = None,
+            Ok(Key::Pool(name)) => drop(self.pools.remove(&name)),
+            Ok(Key::Node(name)) => drop(self.nodes.remove(&name)),
+            Ok(Key::Block(block)) => drop(self.blocks.remove(&block)),
+            Ok(Key::Address(..) | Key::Alive(_)) | Err(_) => {}
+        }
+    }
+
+    /// The families of which every pod gets an address: those of the pools that are in use.
+    pub fn families(&self) -> BTreeSet<Family> {
+        let in_use = |pool: &&Known<Pool>| pool.record.state != PoolState::Retired;
+        self.pools.values().filter(in_use).map(|pool| pool.record.family()).collect()
+    }
+}
+
+fn known<T>(record: T, revision: i64) -> Known<T> {
+    Known { record: Arc::new(record), revision }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(key: &str, value: &str, revision: i64) -> Entry {
+        Entry { key: format!("/polder/v1/{key}"), value: value.into(), revision }
+    }
+
+    fn changed(revision: i64, key: &str, value: Option<&str>) -> Update {
+        let entry = value.map(|value| entry(key, value, revision));
+        Update::Changed { revision, changes: vec![Change { key: format!("/polder/v1/{key}"), entry }] }
+    }
+
+    const POOL: &str = r#"{"cidr":"10.0.0.0/16","block_length":26,"state":"active"}"#;
+
+    fn loaded() -> View {
+        let mut view = View::default();
+        view.apply(Update::Loaded(Contents { revision: 7, entries: vec![entry("pools/p", POOL, 5)] }));
+        view
+    }
+
+    #[test]
+    fn a_change_that_makes_a_record_unreadable_takes_it_away_and_names_it() {
+        let mut view = loaded();
+        assert_eq!(view.pools.len(), 1);
+        view.apply(changed(8, "pools/p", Some("{}")));
+        assert!(view.pools.is_empty());
+        assert!(view.refused["/polder/v1/pools/p"].contains("missing field"));
+        view.apply(changed(9, "pools/p", Some(POOL)));
+        assert_eq!((view.pools.len(), view.refused.len()), (1, 0));
+        view.apply(changed(10, "pools/p", None));
+        assert!(view.pools.is_empty());
+    }
+
+    #[test]
+    fn a_new_load_replaces_everything() {
+        let mut view = loaded();
+        view.apply(changed(8, "strange", Some("{}")));
+        view.apply(Update::Loaded(Contents { revision: 3, entries: Vec::new() }));
+        assert_eq!((view.pools.len(), view.refused.len(), view.revision), (0, 0, 3));
+    }
+
+    #[test]
+    fn what_is_known_stays_known_while_the_store_is_away() {
+        let mut view = loaded();
+        view.apply(Update::Lost { reason: "gone".into() });
+        assert_eq!((view.pools.len(), view.lost.as_deref()), (1, Some("gone")));
+        view.apply(Update::Back { revision: 7 });
+        assert_eq!(view.lost, None);
+    }
+
+    #[test]
+    fn pods_get_an_address_of_each_family_that_has_a_pool_in_use() {
+        let mut view = loaded();
+        assert_eq!(view.families(), [Family::V4].into());
+        view.apply(changed(
+            8,
+            "pools/six",
+            Some(r#"{"cidr":"fd00::/64","block_length":122,"state":"draining"}"#),
+        ));
+        assert_eq!(view.families(), [Family::V4, Family::V6].into());
+        view.apply(changed(
+            9,
+            "pools/six",
+            Some(r#"{"cidr":"fd00::/64","block_length":122,"state":"retired"}"#),
+        ));
+        assert_eq!(view.families(), [Family::V4].into());
+    }
+}

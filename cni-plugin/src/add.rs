@@ -1,0 +1,152 @@
+//! ADD: one question to the agent, then the wiring of one interface, all of it or nothing.
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use polder_api::client::Client;
+use polder_api::message::{AddRequest, Attach, Refusal, RefusalKind, Reply, Request, Wiring};
+use polder_api::{BRIDGE, Mac};
+use polder_netlink::link::{self, Link, Port, VethPair};
+use polder_netlink::monitor::Monitor;
+use polder_netlink::neighbour::{Destination, Forward, Neighbour};
+use polder_netlink::route::{self, Route, Target};
+use polder_netlink::{Operation, RouteSocket};
+
+use crate::command::Call;
+use crate::error::Error;
+use crate::pod::{PodNamespace, host_prefix};
+use crate::result::{Made, result};
+
+/// How long the agent has to answer: it may have to claim a block first.
+const AGENT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long the bridge has to let a new port forward. It is a matter of microseconds on an idle machine.
+const PORT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Attaches the container, and returns the result for the runtime.
+pub fn add(call: &Call) -> Result<String, Error> {
+    let mut pod = PodNamespace::open(&call.environment)?;
+    let interface = &call.environment.interface;
+    if pod.link(interface)?.is_some() {
+        return Err(Error::InterfaceExists(interface.clone()));
+    }
+    // The connection holds the attachment until this function returns.
+    let mut agent = Client::connect(&call.conf.socket, AGENT_PATIENCE)?;
+    let wiring = match agent.ask(&Request::Add(request(call)))? {
+        Reply::Wiring(wiring) => wiring,
+        other => return Err(unexpected(other)),
+    };
+    let wired = wire(&mut pod, call, &wiring);
+    if wired.is_err() {
+        // The agent takes away what there is of the interface, then frees the addresses.
+        let _ = agent.ask(&Request::Del(call.attachment()));
+    }
+    let host = wired?;
+    let netns = call.environment.netns.as_deref().unwrap_or_else(|| std::path::Path::new(""));
+    Ok(result(&call.conf, &Made { wiring: &wiring, host_mac: host.mac, interface, netns }))
+}
+
+fn request(call: &Call) -> AddRequest {
+    let netns = call.environment.netns.as_deref().map(|path| path.to_string_lossy().into_owned());
+    AddRequest {
+        attachment: call.attachment(),
+        netns: netns.unwrap_or_default(),
+        pod: call.environment.pod.clone(),
+        pool: call.conf.pool.clone(),
+        mtu: call.conf.mtu,
+    }
+}
+
+/// What an answer is that is not the one that was asked for.
+pub(crate) fn unexpected(reply: Reply) -> Error {
+    Error::Refused(match reply {
+        Reply::Refused(refusal) => refusal,
+        other => Refusal::new(RefusalKind::Failed, format!("the agent answered something else: {other:?}")),
+    })
+}
+
+/// Makes the pair and configures both ends. Returns the host's end.
+fn wire(pod: &mut PodNamespace, call: &Call, wiring: &Wiring) -> Result<Link, Error> {
+    let mut host = RouteSocket::open().map_err(Error::kernel("open a socket on the host"))?;
+    let bridge = match wiring.attach {
+        Attach::Bridge { .. } => Some(bridge(&mut host)?),
+        Attach::Routed => None,
+    };
+    let pair = VethPair {
+        name: &wiring.host_interface,
+        // A routed pod's gateway is its own host's end, and has to have the address that the pod sends to.
+        mac: bridge.is_none().then_some(wiring.gateway_mac),
+        peer_name: &call.environment.interface,
+        peer_mac: wiring.mac,
+        peer_namespace: pod.file.as_fd(),
+        mtu: wiring.mtu,
+        controller: bridge,
+    };
+    let name = wiring.host_interface.as_str();
+    let mut settings = link::change(name).without_link_local().alias(&wiring.alias);
+    if let Attach::Bridge { locked } = wiring.attach {
+        settings = settings.port(&Port::of_pod(locked));
+    }
+    let made = host.execute_all([link::create_veth(&pair), settings.into(), link::change(name).up().into()]);
+    made.map_err(Error::kernel(format!("make {name} and {} in the pod", call.environment.interface)))?;
+    let link = find(&mut host, name)?;
+    host.execute_all(towards_pod(wiring, bridge, link.index))
+        .map_err(Error::kernel(format!("make the way to {name}")))?;
+    pod.configure(&call.environment.interface, wiring)?;
+    if bridge.is_some() { wait_until_forwarding(&mut host, name) } else { Ok(link) }
+}
+
+fn bridge(host: &mut RouteSocket) -> Result<u32, Error> {
+    let found = host.link(BRIDGE).map_err(Error::kernel(format!("look for {BRIDGE}")))?;
+    let gone = || {
+        Refusal::new(RefusalKind::TryAgain, format!("{BRIDGE} is gone: the agent is about to make it anew"))
+    };
+    Ok(found.ok_or_else(gone)?.index)
+}
+
+/// What leads the host's packets to the pod, without anybody having to ask who it is.
+fn towards_pod(wiring: &Wiring, bridge: Option<u32>, port: u32) -> Vec<Operation> {
+    let neighbour = |index, mac: Mac| {
+        wiring.addresses.iter().map(move |own| Neighbour { index, address: own.address, mac }.replace())
+    };
+    match bridge {
+        Some(bridge) => {
+            let forward = Forward { index: port, mac: wiring.mac, to: Destination::Port };
+            std::iter::once(forward.replace()).chain(neighbour(bridge, wiring.mac)).collect()
+        }
+        None => {
+            let target = Target::Link { index: port };
+            let routes = wiring.addresses.iter().map(|own| {
+                let destination = host_prefix(own.address);
+                route::replace(&Route { destination, target, source: None, mtu: None })
+            });
+            routes.chain(neighbour(port, wiring.mac)).collect()
+        }
+    }
+}
+
+fn find(host: &mut RouteSocket, name: &str) -> Result<Link, Error> {
+    let found = host.link(name).map_err(Error::kernel(format!("look for {name}")))?;
+    let gone = || Refusal::new(RefusalKind::Failed, format!("{name} was made and is gone again"));
+    Ok(found.ok_or_else(gone)?)
+}
+
+/// Waits until the bridge lets the port forward, so that the pod's first packet is not lost: the kernel sees to it
+/// a moment after the pod's end is up, from a work queue.
+fn wait_until_forwarding(host: &mut RouteSocket, name: &str) -> Result<Link, Error> {
+    let forwards = |link: &Link| link.port.is_some_and(|port| port.forwarding);
+    let mut link = find(host, name)?;
+    if forwards(&link) {
+        return Ok(link);
+    }
+    let failed = || Error::kernel(format!("wait until {name} forwards"));
+    let mut monitor = Monitor::of_links().map_err(failed())?;
+    monitor.set_patience(PORT_PATIENCE).map_err(failed())?;
+    loop {
+        link = find(host, name)?;
+        if forwards(&link) {
+            return Ok(link);
+        }
+        monitor.wait().map_err(failed())?;
+    }
+}

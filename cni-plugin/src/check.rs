@@ -1,0 +1,112 @@
+//! CHECK: whether everything that was made is still there. What other plugins added is not our business.
+
+use std::time::Duration;
+
+use polder_api::client::Client;
+use polder_api::message::{Attach, Reply, Request, Wiring};
+use polder_api::{BRIDGE, IfName};
+use polder_netlink::RouteSocket;
+use polder_netlink::link::{Link, Port};
+use serde_json::Value;
+
+use crate::add::unexpected;
+use crate::command::Call;
+use crate::error::Error;
+use crate::pod::{PodNamespace, host_prefix};
+
+const AGENT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Compares what is with what should be, and names the first difference.
+pub fn check(call: &Call) -> Result<(), Error> {
+    let request = Request::Check(call.attachment());
+    let wiring = match Client::connect(&call.conf.socket, AGENT_PATIENCE)?.ask(&request)? {
+        Reply::Wiring(wiring) => wiring,
+        other => return Err(unexpected(other)),
+    };
+    check_previous(call, &wiring)?;
+    let mut pod = PodNamespace::open(&call.environment)?;
+    check_pod(&mut pod, &call.environment.interface, &wiring)?;
+    check_host(&wiring)
+}
+
+fn differs<T>(what: impl Into<String>) -> Result<T, Error> {
+    Err(Error::NotAsAttached(what.into()))
+}
+
+/// The runtime's own record must name the addresses that the pod has.
+fn check_previous(call: &Call, wiring: &Wiring) -> Result<(), Error> {
+    let Some(previous) = &call.conf.previous else {
+        return Err(Error::Config("prevResult is missing: CHECK needs the result of the ADD".to_owned()));
+    };
+    let ips = previous.get("ips").and_then(Value::as_array).cloned().unwrap_or_default();
+    for own in &wiring.addresses {
+        let prefix = host_prefix(own.address).to_string();
+        if !ips.iter().any(|ip| ip["address"] == prefix.as_str()) {
+            return differs(format!("prevResult does not have the address {prefix} that the ledger has"));
+        }
+    }
+    Ok(())
+}
+
+fn check_pod(pod: &mut PodNamespace, name: &IfName, wiring: &Wiring) -> Result<(), Error> {
+    let Some(link) = pod.link(name)? else { return differs(format!("the pod has no interface {name}")) };
+    if !link.up {
+        return differs(format!("{name} in the pod is switched off"));
+    }
+    if link.mac != Some(wiring.mac) {
+        let found = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
+        return differs(format!("{name} in the pod has MAC address {found} instead of {}", wiring.mac));
+    }
+    let read = || Error::kernel("read the pod's addresses and routes");
+    let addresses = pod.socket.addresses().map_err(read())?;
+    let neighbours = pod.socket.neighbours().map_err(read())?;
+    for own in &wiring.addresses {
+        let prefix = host_prefix(own.address);
+        if !addresses.iter().any(|found| found.index == link.index && found.address == prefix) {
+            return differs(format!("{name} in the pod does not have the address {prefix}"));
+        }
+        let gateway = |found: &&polder_netlink::neighbour::Neighbour| {
+            found.index == link.index && found.address == own.gateway && found.mac == wiring.gateway_mac
+        };
+        if !neighbours.iter().any(|found| gateway(&found)) {
+            return differs(format!(
+                "the pod does not know its gateway {} at {}",
+                own.gateway, wiring.gateway_mac
+            ));
+        }
+        let gateways = pod.socket.default_gateways().map_err(read())?;
+        if !gateways.contains(&(link.index, own.gateway)) {
+            return differs(format!("the pod has no default route through {}", own.gateway));
+        }
+    }
+    Ok(())
+}
+
+fn check_host(wiring: &Wiring) -> Result<(), Error> {
+    let read = || Error::kernel("read the host's interfaces");
+    let mut host = RouteSocket::open().map_err(read())?;
+    let name = &wiring.host_interface;
+    let link: Link = match host.link(name.as_str()).map_err(read())? {
+        Some(link) => link,
+        None => return differs(format!("the host has no interface {name}")),
+    };
+    if !link.up {
+        return differs(format!("{name} on the host is switched off"));
+    }
+    if let Attach::Bridge { locked } = wiring.attach {
+        let bridge = host.link(BRIDGE).map_err(read())?.map(|bridge| bridge.index);
+        if bridge.is_none() || link.controller != bridge {
+            return differs(format!("{name} is not a port of {BRIDGE}"));
+        }
+        if !link.port.is_some_and(|port| port.is_set_like(&Port::of_pod(locked))) {
+            return differs(format!("{name} is not set as a pod's port"));
+        }
+    }
+    let neighbours = host.neighbours().map_err(read())?;
+    for own in &wiring.addresses {
+        if !neighbours.iter().any(|found| found.address == own.address && found.mac == wiring.mac) {
+            return differs(format!("the host does not know {} at {}", own.address, wiring.mac));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,187 @@
+//! The parameters that a runtime passes in the environment (CNI specification, section 2, "Parameters").
+
+use std::path::PathBuf;
+
+use polder_api::{ContainerId, IfName, Pod};
+
+use crate::error::Error;
+
+/// What the runtime wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verb {
+    /// An interface for a container.
+    Add,
+    /// The interface's end.
+    Del,
+    /// Whether the interface is as it was made.
+    Check,
+    /// Which versions are spoken.
+    Version,
+}
+
+impl Verb {
+    /// The verb of that name.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        match text {
+            "ADD" => Ok(Self::Add),
+            "DEL" => Ok(Self::Del),
+            "CHECK" => Ok(Self::Check),
+            "VERSION" => Ok(Self::Version),
+            other => {
+                let problem = format!("CNI_COMMAND is {other:?}: give ADD, DEL, CHECK or VERSION");
+                Err(Error::Environment(problem))
+            }
+        }
+    }
+
+    fn needs_namespace(self) -> bool {
+        matches!(self, Self::Add | Self::Check)
+    }
+}
+
+/// Which interface of which container, where, and whose.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Environment {
+    /// `CNI_CONTAINERID`.
+    pub container: ContainerId,
+    /// `CNI_IFNAME`.
+    pub interface: IfName,
+    /// `CNI_NETNS`. A DEL may come without.
+    pub netns: Option<PathBuf>,
+    /// `CNI_NETNS_OVERRIDE`: the namespace may be the one that the plugin runs in.
+    pub own_netns_allowed: bool,
+    /// The pod that `CNI_ARGS` name.
+    pub pod: Option<Pod>,
+}
+
+impl Environment {
+    /// Reads what the verb needs. Everything that is wrong is named at once.
+    pub fn read(verb: Verb, variable: impl Fn(&str) -> Option<String>) -> Result<Self, Error> {
+        let value = |name: &str| variable(name).filter(|value| !value.is_empty());
+        let mut problems = Vec::new();
+        let mut required = |name: &'static str| {
+            value(name).or_else(|| {
+                problems.push(format!("{name} is not set"));
+                None
+            })
+        };
+        let container = required("CNI_CONTAINERID");
+        let interface = required("CNI_IFNAME");
+        let netns = if verb.needs_namespace() { required("CNI_NETNS") } else { value("CNI_NETNS") };
+        let container: Option<ContainerId> = checked("CNI_CONTAINERID", container, &mut problems);
+        let interface: Option<IfName> = checked("CNI_IFNAME", interface, &mut problems);
+        let pod = pod(&variable("CNI_ARGS").unwrap_or_default()).unwrap_or_else(|problem| {
+            problems.push(problem);
+            None
+        });
+        match (container, interface) {
+            (Some(container), Some(interface)) if problems.is_empty() => Ok(Self {
+                container,
+                interface,
+                netns: netns.map(PathBuf::from),
+                own_netns_allowed: matches!(
+                    variable("CNI_NETNS_OVERRIDE").as_deref(),
+                    Some("TRUE" | "true" | "1")
+                ),
+                pod,
+            }),
+            _ => Err(Error::Environment(problems.join("; "))),
+        }
+    }
+}
+
+fn checked<T: std::str::FromStr<Err: std::fmt::Display>>(
+    name: &str,
+    value: Option<String>,
+    problems: &mut Vec<String>,
+) -> Option<T> {
+    match value?.parse() {
+        Ok(value) => Some(value),
+        Err(error) => {
+            problems.push(format!("{name}: {error}"));
+            None
+        }
+    }
+}
+
+/// Reads `CNI_ARGS`: pairs `KEY=VALUE`, joined by semicolons.
+fn pod(arguments: &str) -> Result<Option<Pod>, String> {
+    let (mut namespace, mut name, mut uid) = (None, None, None);
+    let mut unknown = Vec::new();
+    let mut ignores_unknown = false;
+    for pair in arguments.split(';').filter(|pair| !pair.is_empty()) {
+        let (key, value) = match pair.split_once('=') {
+            Some((key, value)) if !value.contains('=') => (key, value),
+            _ => return Err(format!("CNI_ARGS has {pair:?}, which is not KEY=VALUE")),
+        };
+        match key {
+            "IgnoreUnknown" => ignores_unknown = matches!(value, "1" | "true" | "TRUE" | "True"),
+            "K8S_POD_NAMESPACE" => namespace = Some(value.to_owned()),
+            "K8S_POD_NAME" => name = Some(value.to_owned()),
+            "K8S_POD_UID" => uid = Some(value.to_owned()).filter(|uid| !uid.is_empty()),
+            "K8S_POD_INFRA_CONTAINER_ID" => {}
+            other => unknown.push(other.to_owned()),
+        }
+    }
+    if !unknown.is_empty() && !ignores_unknown {
+        return Err(format!("CNI_ARGS has keys that polder does not know: {}", unknown.join(", ")));
+    }
+    Ok(namespace.zip(name).map(|(namespace, name)| Pod { namespace, name, uid }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(verb: Verb, variables: &[(&str, &str)]) -> Result<Environment, Error> {
+        Environment::read(verb, |name| {
+            let found = variables.iter().rev().find(|(variable, _)| *variable == name);
+            found.map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    const ALL: [(&str, &str); 3] =
+        [("CNI_CONTAINERID", "c1"), ("CNI_IFNAME", "eth0"), ("CNI_NETNS", "/run/netns/c1")];
+
+    #[test]
+    fn everything_that_is_missing_is_named_at_once() {
+        let error = read(Verb::Add, &[]).unwrap_err();
+        assert_eq!(error.code(), 4);
+        for name in ["CNI_CONTAINERID", "CNI_IFNAME", "CNI_NETNS"] {
+            assert!(error.to_string().contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_del_needs_no_namespace() {
+        assert_eq!(read(Verb::Del, &ALL[..2]).unwrap().netns, None);
+        assert!(read(Verb::Check, &ALL[..2]).is_err());
+    }
+
+    #[test]
+    fn bad_names_are_refused_with_the_variable_and_the_rule() {
+        for (name, value) in
+            [("CNI_IFNAME", "a/b"), ("CNI_IFNAME", "sixteen-bytes-xx"), ("CNI_CONTAINERID", "a b")]
+        {
+            let error = read(Verb::Add, &[&ALL[..], &[(name, value)]].concat()).unwrap_err();
+            assert_eq!(error.code(), 4);
+            assert!(error.to_string().contains(&format!("{name}: ")), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_pod_is_read_from_what_kubernetes_passes() {
+        let arguments = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;K8S_POD_INFRA_CONTAINER_ID=c1;K8S_POD_UID=u1;FOO=BAR";
+        let pod = read(Verb::Add, &[&ALL[..], &[("CNI_ARGS", arguments)]].concat()).unwrap().pod.unwrap();
+        assert_eq!((pod.to_string().as_str(), pod.uid.as_deref()), ("default/web-0", Some("u1")));
+    }
+
+    #[test]
+    fn arguments_that_are_not_pairs_or_not_known_are_refused() {
+        for (arguments, sign) in [("FOO=BAR", "FOO"), ("K8S_POD_UID=a=b", "K8S_POD_UID=a=b"), ("x", "\"x\"")]
+        {
+            let error = read(Verb::Add, &[&ALL[..], &[("CNI_ARGS", arguments)]].concat()).unwrap_err();
+            assert!(error.code() == 4 && error.to_string().contains(sign), "{error}");
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! What can go wrong, and the code that the CNI specification (section "Error") gives it.
+
+use polder_api::IfName;
+use polder_api::client::ClientError;
+use polder_api::message::{Refusal, RefusalKind};
+use serde_json::json;
+
+use crate::version::Version;
+
+/// An error that the runtime is told.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration is of a version that is not spoken.
+    #[error("cniVersion {given:?} is not spoken here: give one of {}", spoken())]
+    Version {
+        /// What it says.
+        given: String,
+    },
+    /// The configuration has a key that is not known.
+    #[error("the configuration has a key that polder does not know: {key:?} with value {value}")]
+    UnknownKey {
+        /// The key.
+        key: String,
+        /// Its value.
+        value: String,
+    },
+    /// The environment is not as it should be.
+    #[error("{0}")]
+    Environment(String),
+    /// Standard input cannot be read.
+    #[error("the configuration cannot be read from standard input")]
+    Input(#[source] std::io::Error),
+    /// Standard input is not JSON.
+    #[error("the configuration is not a JSON object: {0}")]
+    Decode(String),
+    /// The configuration makes no sense.
+    #[error("{0}")]
+    Config(String),
+    /// The container has an interface of that name already.
+    #[error("the container has an interface {0} already")]
+    InterfaceExists(IfName),
+    /// The agent cannot be asked.
+    #[error(transparent)]
+    Agent(#[from] ClientError),
+    /// The agent said no.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The kernel said no.
+    #[error("{action}")]
+    Kernel {
+        /// What was being done.
+        action: String,
+        /// What it said.
+        #[source]
+        source: polder_netlink::Error,
+    },
+    /// A file or a namespace cannot be used.
+    #[error("{action}")]
+    File {
+        /// What was being done.
+        action: String,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The interface is not as it was attached.
+    #[error("{0}")]
+    NotAsAttached(String),
+}
+
+fn spoken() -> String {
+    Version::ALL.map(Version::as_str).join(", ")
+}
+
+impl Error {
+    /// For a kernel that refuses: what was being done.
+    pub fn kernel(action: impl Into<String>) -> impl FnOnce(polder_netlink::Error) -> Self {
+        let action = action.into();
+        move |source| Self::Kernel { action, source }
+    }
+
+    /// For a file that cannot be used: what was being done.
+    pub fn file(action: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let action = action.into();
+        move |source| Self::File { action, source }
+    }
+
+    /// The code: 1 to 99 are the specification's, from 100 on they are ours.
+    pub fn code(&self) -> u32 {
+        match self {
+            Self::Version { .. } => 1,
+            Self::UnknownKey { .. } => 2,
+            Self::Environment(_) => 4,
+            Self::Input(_) | Self::Kernel { .. } | Self::File { .. } => 5,
+            Self::Decode(_) => 6,
+            Self::Config(_) => 7,
+            Self::Agent(_) => 11,
+            Self::InterfaceExists(_) => 102,
+            Self::NotAsAttached(_) => 110,
+            Self::Refused(refusal) => match refusal.kind {
+                RefusalKind::Missing => 3,
+                RefusalKind::Failed => 5,
+                RefusalKind::Invalid => 7,
+                RefusalKind::TryAgain => 11,
+                RefusalKind::PoolExhausted => 100,
+                RefusalKind::Exists => 102,
+            },
+        }
+    }
+
+    /// As the runtime reads it. What lies behind the error is in `details`.
+    pub fn to_json(&self, version: Version) -> String {
+        let mut details = Vec::new();
+        let mut source = std::error::Error::source(self);
+        while let Some(cause) = source {
+            details.push(cause.to_string());
+            source = cause.source();
+        }
+        let error = json!({
+            "cniVersion": version,
+            "code": self.code(),
+            "msg": format!("polder: {self}"),
+            "details": details.join(": "),
+        });
+        format!("{error:#}\n")
+    }
+}

@@ -1,0 +1,16 @@
+//! The CNI plugin: what a container runtime calls for every pod.
+//!
+//! It is executed, reads its environment and standard input, asks the agent once, wires one interface, prints one
+//! result and ends. So it is a static program without a runtime, and everything that can be done before an ADD is
+//! done by the agent before an ADD.
+
+pub mod add;
+pub mod check;
+pub mod command;
+pub mod del;
+pub mod environment;
+pub mod error;
+pub mod netconf;
+pub mod pod;
+pub mod result;
+pub mod version;

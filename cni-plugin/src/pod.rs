@@ -1,0 +1,77 @@
+//! The pod's network namespace, and what is wired in it.
+
+use std::fs::File;
+use std::path::Path;
+
+use ipnetwork::IpNetwork;
+use polder_api::message::Wiring;
+use polder_api::{Family, IfName};
+use polder_netlink::link::Link;
+use polder_netlink::namespace::{self, NamespaceId};
+use polder_netlink::neighbour::Neighbour;
+use polder_netlink::{Operation, RouteSocket, address, link, route};
+
+use crate::environment::Environment;
+use crate::error::Error;
+
+/// An open namespace with a socket in it.
+#[derive(Debug)]
+pub struct PodNamespace {
+    /// The namespace.
+    pub file: File,
+    /// A socket in it.
+    pub socket: RouteSocket,
+}
+
+impl PodNamespace {
+    /// Opens the namespace that the runtime named, which must not be the host's own.
+    pub fn open(environment: &Environment) -> Result<Self, Error> {
+        let path = environment.netns.as_deref().unwrap_or(Path::new(""));
+        let unusable =
+            |problem: String| Error::Environment(format!("CNI_NETNS {}: {problem}", path.display()));
+        let file = namespace::open(path).map_err(|error| unusable(error.to_string()))?;
+        let same = NamespaceId::of(&file)
+            .and_then(|id| Ok(id == NamespaceId::own()?))
+            .map_err(|error| unusable(error.to_string()))?;
+        if same && !environment.own_netns_allowed {
+            return Err(unusable(
+                "is the namespace that the plugin itself runs in: the host's network is not touched"
+                    .to_owned(),
+            ));
+        }
+        let inside = namespace::within(&file, RouteSocket::open)
+            .map_err(|error| unusable(format!("is no network namespace ({error})")))?;
+        let socket = inside.map_err(Error::kernel("open a socket in the pod's namespace"))?;
+        Ok(Self { file, socket })
+    }
+
+    /// The interface of that name in it.
+    pub fn link(&mut self, name: &IfName) -> Result<Option<Link>, Error> {
+        self.socket.link(name.as_str()).map_err(Error::kernel(format!("look for {name} in the pod")))
+    }
+
+    /// Gives the pod's interface its addresses, its neighbour and its way out, and switches it on.
+    pub fn configure(&mut self, interface: &IfName, wiring: &Wiring) -> Result<(), Error> {
+        let index = self.link(interface)?.map_or(0, |link| link.index);
+        let mut operations: Vec<Operation> = vec![
+            // Some runtimes do it, and some pods have no runtime.
+            link::change("lo").up().into(),
+            link::change_index(index).without_link_local().into(),
+        ];
+        operations.extend(wiring.addresses.iter().map(|own| address::add(index, host_prefix(own.address))));
+        operations.push(link::change_index(index).up().into());
+        for own in &wiring.addresses {
+            let gateway = Neighbour { index, address: own.gateway, mac: wiring.gateway_mac };
+            operations.push(gateway.replace());
+            operations.push(route::default_onlink(index, own.gateway));
+        }
+        self.socket
+            .execute_all(operations)
+            .map_err(Error::kernel(format!("configure {interface} in the pod")))
+    }
+}
+
+/// The prefix that has only that address.
+pub fn host_prefix(address: std::net::IpAddr) -> IpNetwork {
+    IpNetwork::new(address, Family::of(address).bits()).expect("the length of a whole address")
+}

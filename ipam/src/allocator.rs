@@ -1,0 +1,333 @@
+//! Which address goes out next: plain data over the node's own blocks.
+//!
+//! An address is free, used, or resting after it was freed. Resting ones are not free: somewhere a packet to the
+//! old owner may still be under way, a neighbour entry still valid, a client still believing in it. The one that
+//! has been free longest goes out first, so that after a rest it stays unused as long as possible.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use polder_api::{Family, PoolName};
+
+use crate::moment::Moment;
+use crate::pool::{Block, Pool};
+
+/// How long a freed address rests at least, whatever else is asked for.
+pub const SHORTEST_REST: Duration = Duration::from_secs(10);
+
+/// How long a freed address rests unless the configuration says otherwise.
+pub const USUAL_REST: Duration = Duration::from_mins(1);
+
+/// The addresses of one node's blocks.
+#[derive(Debug, Clone)]
+pub struct Allocator {
+    rest: Duration,
+    blocks: BTreeMap<Block, Addresses>,
+}
+
+#[derive(Debug, Clone)]
+struct Addresses {
+    pool: PoolName,
+    used: BTreeSet<IpAddr>,
+    /// With the moment when they were freed; never used ones come first. Those that still rest come last.
+    unused: BTreeSet<(Option<Moment>, IpAddr)>,
+    excluded: u64,
+}
+
+/// What has become of the addresses of a block, or of several. The four add up to the size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Allocated.
+    pub used: u64,
+    /// Freed, and not yet rested.
+    pub resting: u64,
+    /// Ready to be allocated.
+    pub free: u64,
+    /// Never allocated.
+    pub excluded: u64,
+}
+
+/// How much rest is required of an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rest {
+    /// All of the cool-down.
+    Full,
+    /// The least that is ever allowed: for when there is no other address and no other block.
+    Shortest,
+}
+
+/// An address that cannot be marked as used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Untakable {
+    /// It is used already.
+    #[error("{0} is used already")]
+    Used(IpAddr),
+    /// It is in none of the node's blocks, or one that is never handed out.
+    #[error("{0} is not in a block of this node")]
+    Foreign(IpAddr),
+}
+
+impl Allocator {
+    /// An allocator without blocks. A `rest` below [`SHORTEST_REST`] is raised to it.
+    pub fn new(rest: Duration) -> Self {
+        Self { rest: rest.max(SHORTEST_REST), blocks: BTreeMap::new() }
+    }
+
+    /// Adds a block of the pool, all of it never used. Adding one that is there changes nothing.
+    pub fn add(&mut self, block: Block, pool: &Pool) {
+        self.blocks.entry(block).or_insert_with(|| {
+            let (excluded, usable): (Vec<_>, Vec<_>) =
+                block.cidr().addresses().partition(|address| pool.excludes(*address));
+            Addresses {
+                pool: pool.name.clone(),
+                used: BTreeSet::new(),
+                unused: usable.into_iter().map(|address| (None, address)).collect(),
+                excluded: excluded.len() as u64,
+            }
+        });
+    }
+
+    /// The address that would go out next: of that family, and of that pool if one is named.
+    pub fn next(&self, family: Family, pool: Option<&PoolName>, rest: Rest, now: Moment) -> Option<IpAddr> {
+        let of_pool = |addresses: &&Addresses| pool.is_none_or(|pool| *pool == addresses.pool);
+        let blocks = self.blocks.iter().filter(|(block, _)| block.family() == family);
+        let firsts = blocks.map(|(_, addresses)| addresses).filter(of_pool);
+        let (freed, address) = firsts.filter_map(|addresses| addresses.unused.first()).min()?;
+        let required = match rest {
+            Rest::Full => self.rest,
+            Rest::Shortest => SHORTEST_REST,
+        };
+        has_rested(*freed, required, now).then_some(*address)
+    }
+
+    /// Marks the address as used.
+    pub fn take(&mut self, address: IpAddr) -> Result<(), Untakable> {
+        let addresses = self.block_of(address).ok_or(Untakable::Foreign(address))?;
+        if addresses.used.contains(&address) {
+            return Err(Untakable::Used(address));
+        }
+        let unused = addresses.unused.iter().find(|(_, unused)| *unused == address).copied();
+        let entry = unused.ok_or(Untakable::Foreign(address))?;
+        addresses.unused.remove(&entry);
+        addresses.used.insert(address);
+        Ok(())
+    }
+
+    /// Puts a used address, or one that was never used, to rest as freed at that moment. True if it is ours.
+    pub fn free(&mut self, address: IpAddr, freed: Moment) -> bool {
+        let Some(addresses) = self.block_of(address) else { return false };
+        let known = addresses.used.remove(&address) || addresses.unused.remove(&(None, address));
+        if known {
+            addresses.unused.insert((Some(freed), address));
+        }
+        known
+    }
+
+    /// The blocks, each with its pool and the counts at that moment.
+    pub fn blocks(&self, now: Moment) -> impl Iterator<Item = (Block, &PoolName, Counts)> {
+        self.blocks
+            .iter()
+            .map(move |(block, addresses)| (*block, &addresses.pool, self.counts(addresses, now)))
+    }
+
+    /// The counts of one family, and of one pool if one is named.
+    pub fn total(&self, family: Family, pool: Option<&PoolName>, now: Moment) -> Counts {
+        let wanted = |name: &PoolName| pool.is_none_or(|pool| pool == name);
+        let of_family = self.blocks(now).filter(|(block, name, _)| block.family() == family && wanted(name));
+        of_family.map(|(_, _, counts)| counts).fold(Counts::default(), |sum, counts| Counts {
+            used: sum.used + counts.used,
+            resting: sum.resting + counts.resting,
+            free: sum.free + counts.free,
+            excluded: sum.excluded + counts.excluded,
+        })
+    }
+
+    fn counts(&self, addresses: &Addresses, now: Moment) -> Counts {
+        let rested =
+            addresses.unused.iter().filter(|(freed, _)| has_rested(*freed, self.rest, now)).count() as u64;
+        Counts {
+            used: addresses.used.len() as u64,
+            resting: addresses.unused.len() as u64 - rested,
+            free: rested,
+            excluded: addresses.excluded,
+        }
+    }
+
+    fn block_of(&mut self, address: IpAddr) -> Option<&mut Addresses> {
+        self.blocks.iter_mut().find(|(block, _)| block.cidr().has(address)).map(|(_, addresses)| addresses)
+    }
+}
+
+fn has_rested(freed: Option<Moment>, required: Duration, now: Moment) -> bool {
+    freed.is_none_or(|freed| now.since(freed) >= required)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::pool::PoolState;
+
+    const START: Moment = Moment::from_millis(1_000_000);
+
+    fn pool(name: &str, cidr: &str, block_length: u8) -> Pool {
+        Pool::new(name.parse().unwrap(), cidr.parse().unwrap(), block_length, PoolState::Active).unwrap()
+    }
+
+    /// An allocator over the first `blocks` blocks of 4 addresses of 10.0.0.0/24, and over one of `fd00::/120`.
+    fn allocator(blocks: u128) -> Allocator {
+        let (v4, v6) = (pool("four", "10.0.0.0/24", 30), pool("six", "fd00::/120", 126));
+        let mut allocator = Allocator::new(USUAL_REST);
+        (0..blocks).for_each(|index| allocator.add(v4.block(index), &v4));
+        allocator.add(v6.block(0), &v6);
+        allocator
+    }
+
+    fn allocate(allocator: &mut Allocator, now: Moment) -> Option<IpAddr> {
+        let address = allocator.next(Family::V4, None, Rest::Full, now)?;
+        allocator.take(address).unwrap();
+        Some(address)
+    }
+
+    #[test]
+    fn every_address_but_the_ends_of_the_pool_goes_out_once() {
+        let mut allocator = allocator(2);
+        let all: Vec<_> = std::iter::from_fn(|| allocate(&mut allocator, START)).collect();
+        let expected: Vec<IpAddr> = (1..8).map(|last| IpAddr::from([10, 0, 0, last])).collect();
+        assert_eq!(all, expected);
+        let counts = allocator.total(Family::V4, None, START);
+        assert_eq!(counts, Counts { used: 7, resting: 0, free: 0, excluded: 1 });
+    }
+
+    #[test]
+    fn a_freed_address_rests_and_the_longest_free_goes_out_first() {
+        let mut allocator = allocator(1);
+        let all: Vec<_> = std::iter::from_fn(|| allocate(&mut allocator, START)).collect();
+        let order = [all[1], all[0], all[2]];
+        for (address, second) in order.iter().zip(0..) {
+            assert!(allocator.free(*address, START + Duration::from_secs(second)));
+        }
+        assert_eq!(allocate(&mut allocator, START + Duration::from_secs(59)), None);
+        let late = START + Duration::from_secs(100);
+        assert_eq!(std::iter::from_fn(|| allocate(&mut allocator, late)).collect::<Vec<_>>(), order);
+    }
+
+    #[test]
+    fn in_need_an_address_goes_out_after_the_shortest_rest_but_not_before() {
+        let mut allocator = allocator(1);
+        while allocate(&mut allocator, START).is_some() {}
+        allocator.free("10.0.0.2".parse().unwrap(), START);
+        let needed =
+            |seconds| allocator.next(Family::V4, None, Rest::Shortest, START + Duration::from_secs(seconds));
+        assert_eq!(needed(9), None);
+        assert_eq!(needed(10), Some("10.0.0.2".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_rest_below_the_shortest_cannot_be_configured() {
+        let v4 = pool("four", "10.0.0.0/30", 30);
+        let mut allocator = Allocator::new(Duration::ZERO);
+        allocator.add(v4.block(0), &v4);
+        while allocate(&mut allocator, START).is_some() {}
+        allocator.free("10.0.0.1".parse().unwrap(), START);
+        assert_eq!(allocate(&mut allocator, START + Duration::from_secs(9)), None);
+    }
+
+    #[test]
+    fn the_pool_that_is_named_is_the_only_one_asked() {
+        let (one, two) = (pool("one", "10.0.0.0/24", 30), pool("two", "10.1.0.0/24", 30));
+        let mut allocator = Allocator::new(USUAL_REST);
+        allocator.add(one.block(0), &one);
+        let named = |allocator: &Allocator| allocator.next(Family::V4, Some(&two.name), Rest::Full, START);
+        assert_eq!(named(&allocator), None);
+        allocator.add(two.block(0), &two);
+        assert_eq!(named(&allocator), Some("10.1.0.1".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_block_that_is_added_again_keeps_what_it_knows() {
+        let mut allocator = allocator(1);
+        let taken = allocate(&mut allocator, START).unwrap();
+        let v4 = pool("four", "10.0.0.0/24", 30);
+        allocator.add(v4.block(0), &v4);
+        assert_eq!(allocator.take(taken), Err(Untakable::Used(taken)));
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Allocate { family: bool, shortest: bool },
+        Take(u8),
+        Free(u8),
+        Wait(u32),
+        AddBlock(u8),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => any::<(bool, bool)>().prop_map(|(family, shortest)| Step::Allocate { family, shortest }),
+            1 => (0..20_u8).prop_map(Step::Take),
+            4 => (0..20_u8).prop_map(Step::Free),
+            2 => (0..40_000_u32).prop_map(Step::Wait),
+            1 => (0..4_u8).prop_map(Step::AddBlock),
+        ]
+    }
+
+    proptest! {
+        /// Against a model that keeps for every address who has it and since when it has not been used.
+        #[test]
+        fn no_address_is_out_twice_none_too_early_and_none_is_lost(steps in prop::collection::vec(step(), 0..200)) {
+            let v4 = pool("four", "10.0.0.0/24", 30);
+            let mut allocator = allocator(1);
+            let mut now = START;
+            let mut used: BTreeSet<IpAddr> = BTreeSet::new();
+            let mut freed: BTreeMap<IpAddr, Moment> = BTreeMap::new();
+            let mut blocks: BTreeSet<u8> = [0].into();
+            for step in steps {
+                match step {
+                    Step::Allocate { family, shortest } => {
+                        let family = if family { Family::V4 } else { Family::V6 };
+                        let rest = if shortest { Rest::Shortest } else { Rest::Full };
+                        if let Some(address) = allocator.next(family, None, rest, now) {
+                            prop_assert_eq!(Family::of(address), family);
+                            prop_assert!(used.insert(address), "{} is out twice", address);
+                            let required = if shortest { SHORTEST_REST } else { USUAL_REST };
+                            if let Some(freed) = freed.get(&address) {
+                                prop_assert!(now.since(*freed) >= required, "{} did not rest", address);
+                            }
+                            prop_assert!(allocator.take(address).is_ok());
+                        }
+                    }
+                    Step::Take(last) => {
+                        let address = IpAddr::from([10, 0, 0, last]);
+                        let ours = last != 0 && blocks.contains(&(last / 4));
+                        match allocator.take(address) {
+                            Ok(()) => prop_assert!(ours && used.insert(address)),
+                            Err(Untakable::Used(_)) => prop_assert!(used.contains(&address)),
+                            Err(Untakable::Foreign(_)) => prop_assert!(!ours),
+                        }
+                    }
+                    Step::Free(last) => {
+                        let address = IpAddr::from([10, 0, 0, last]);
+                        if used.remove(&address) {
+                            prop_assert!(allocator.free(address, now));
+                            freed.insert(address, now);
+                        }
+                    }
+                    Step::Wait(millis) => now = now + Duration::from_millis(millis.into()),
+                    Step::AddBlock(index) => {
+                        allocator.add(v4.block(index.into()), &v4);
+                        blocks.insert(index);
+                    }
+                }
+                for (block, _, counts) in allocator.blocks(now) {
+                    let sum = counts.used + counts.resting + counts.free + counts.excluded;
+                    prop_assert_eq!(sum, 4, "{}: {:?}", block, counts);
+                    let really = used.iter().filter(|address| block.cidr().has(**address)).count();
+                    prop_assert_eq!(counts.used, really as u64);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Claiming a block: where to look, and the one transaction that does it.
+//!
+//! There are no locks and there is no pending state: either the claim is in the store or it is not. An attempt
+//! whose outcome is unknown is never repeated blindly. It is looked up, and its nonce says whose it is.
+
+use polder_api::NodeName;
+use sha2::{Digest, Sha256};
+
+use crate::key::Key;
+use crate::pool::{Block, Pool};
+use crate::record::{BlockRecord, Incarnation, Nonce, encode};
+use crate::store::{Compare, Txn, Write};
+
+/// What a claim rests on: records that must still be as they were when it takes effect.
+#[derive(Debug, Clone)]
+pub struct Grounds<'a> {
+    /// The claiming node.
+    pub node: &'a NodeName,
+    /// Its incarnation.
+    pub incarnation: &'a Incarnation,
+    /// Revision of its record.
+    pub node_revision: i64,
+    /// The pool to claim from.
+    pub pool: &'a Pool,
+    /// Revision of its record.
+    pub pool_revision: i64,
+}
+
+/// An attempt to claim a block.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    /// The block.
+    pub block: Block,
+    /// What will stand behind it.
+    pub record: BlockRecord,
+    /// What makes it so.
+    pub txn: Txn,
+}
+
+impl Claim {
+    /// Prepares the transaction: if node and pool are unchanged, and there is no claim inside the block or around
+    /// it, then the claim is made.
+    pub fn new(grounds: &Grounds<'_>, block: Block, nonce: Nonce) -> Self {
+        let record = BlockRecord {
+            node: grounds.node.clone(),
+            incarnation: grounds.incarnation.clone(),
+            pool: grounds.pool.name.clone(),
+            nonce,
+        };
+        let mut compares = vec![
+            Compare::Unchanged {
+                key: Key::Node(grounds.node.clone()).to_string(),
+                revision: grounds.node_revision,
+            },
+            Compare::Unchanged {
+                key: Key::Pool(grounds.pool.name.clone()).to_string(),
+                revision: grounds.pool_revision,
+            },
+            Compare::Empty(Key::blocks_in(block.cidr())),
+        ];
+        // A larger claim starts before the block, or where the block starts; there it is found by the range.
+        compares.extend(around(grounds.pool, block).map(|larger| Compare::absent(&Key::Block(larger))));
+        let put = Write::Put { key: Key::Block(block).to_string(), value: encode(&record) };
+        Self { block, record, txn: Txn { compares, writes: vec![put] } }
+    }
+}
+
+/// The larger ranges of the pool that `block` is in: there are no claims of that size, unless somebody made one by
+/// hand or the pool was once cut differently.
+fn around(pool: &Pool, block: Block) -> impl Iterator<Item = Block> {
+    let first = block.cidr().first();
+    (pool.cidr().length()..block.cidr().length())
+        .map(move |length| Block::new(crate::Cidr::around(first, length)))
+        .filter(move |larger| larger.cidr().first() != first)
+}
+
+/// The free blocks of the pool, in the order in which the node should try them: from a place of its own, so that
+/// nodes that start together do not meet, then on and round.
+pub fn candidates<'a>(
+    node: &NodeName,
+    pool: &'a Pool,
+    is_taken: impl Fn(Block) -> bool + 'a,
+) -> impl Iterator<Item = Block> + 'a {
+    let last = pool.last_block();
+    let start = place(node, pool) % last.saturating_add(1);
+    (start..=last).chain(0..start).map(|index| pool.block(index)).filter(move |block| !is_taken(*block))
+}
+
+/// A number that is the node's own in that pool, and the same at every start.
+fn place(node: &NodeName, pool: &Pool) -> u128 {
+    let mut hash = Sha256::new();
+    hash.update(node.as_str());
+    hash.update([0]);
+    hash.update(pool.cidr().to_string());
+    let digest = hash.finalize();
+    u128::from_be_bytes(digest[..16].try_into().expect("SHA-256 has 32 bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::pool::PoolState;
+
+    fn pool(cidr: &str, block_length: u8) -> Pool {
+        Pool::new("p".parse().unwrap(), cidr.parse().unwrap(), block_length, PoolState::Active).unwrap()
+    }
+
+    #[test]
+    fn a_node_tries_every_free_block_once_and_starts_at_a_place_of_its_own() {
+        let pool = pool("10.0.0.0/20", 26);
+        let taken = pool.block(7);
+        let order = |node: &str| -> Vec<_> {
+            candidates(&node.parse().unwrap(), &pool, |block| block == taken).collect()
+        };
+        let all: BTreeSet<_> = order("n1").into_iter().collect();
+        assert_eq!((order("n1").len(), all.len()), (63, 63));
+        assert!(!all.contains(&taken));
+        assert_eq!(order("n1"), order("n1"));
+        let starts: BTreeSet<_> = (0..30).map(|n| order(&format!("n{n}"))[0]).collect();
+        assert!(starts.len() > 15, "30 nodes start at {} places", starts.len());
+    }
+
+    #[test]
+    fn a_pool_of_2_to_the_66_blocks_is_not_counted_through() {
+        let pool = pool("fd00:244::/56", 122);
+        let first = candidates(&"n1".parse().unwrap(), &pool, |_| false).next().unwrap();
+        assert!(pool.has_block(first), "{first}");
+    }
+
+    #[test]
+    fn a_claim_rests_on_node_pool_and_the_absence_of_any_other() {
+        let pool = pool("10.0.0.0/24", 26);
+        let (node, incarnation) = ("n1".parse().unwrap(), Incarnation("i".into()));
+        let grounds = Grounds {
+            node: &node,
+            incarnation: &incarnation,
+            node_revision: 5,
+            pool: &pool,
+            pool_revision: 3,
+        };
+        let claim = Claim::new(&grounds, pool.block(3), Nonce("x".into()));
+        let absent = |block: &str| Compare::absent(&Key::Block(Block::new(block.parse().unwrap())));
+        assert_eq!(
+            claim.txn.compares,
+            [
+                Compare::Unchanged { key: "/polder/v1/nodes/n1".into(), revision: 5 },
+                Compare::Unchanged { key: "/polder/v1/pools/p".into(), revision: 3 },
+                Compare::Empty(Key::blocks_in("10.0.0.192/26".parse().unwrap())),
+                absent("10.0.0.0/24"),
+                absent("10.0.0.128/25"),
+            ]
+        );
+        assert_eq!(claim.txn.writes.len(), 1);
+    }
+}

@@ -1,0 +1,184 @@
+//! Where in the store each record is.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use polder_api::{Family, NodeName, PoolName};
+
+use crate::store::Range;
+use crate::{Block, Cidr};
+
+/// What every key starts with.
+pub const PREFIX: &str = "/polder/v1/";
+
+/// The key of a record.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Key {
+    /// The settings of the cluster.
+    Cluster,
+    /// A pool.
+    Pool(PoolName),
+    /// A node.
+    Node(NodeName),
+    /// The claim of a block. Sorts by address: the claims inside a range of addresses are a range of keys.
+    Block(Block),
+    /// What has an address, for people and tools.
+    Address(NodeName, IpAddr),
+    /// The lease of a living node.
+    Alive(NodeName),
+}
+
+/// A key that names no record.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0} is not a key of a known kind")]
+pub struct UnknownKey(String);
+
+impl Key {
+    /// All records that every agent follows: claims, settings, nodes, pools. Addresses and leases, which change with
+    /// every pod and every minute, sort before them and are left out.
+    pub fn followed() -> Range {
+        Range { start: format!("{PREFIX}b"), end: "/polder/v2".to_owned() }
+    }
+
+    /// The records of all addresses of a node.
+    pub fn addresses_of(node: &NodeName) -> Range {
+        Range::prefix(format!("{PREFIX}addresses/{node}/"))
+    }
+
+    /// The leases of all nodes.
+    pub fn all_alive() -> Range {
+        Range::prefix(format!("{PREFIX}alive/"))
+    }
+
+    /// The claims of all blocks that start inside `cidr`, whatever their size.
+    pub fn blocks_in(cidr: Cidr) -> Range {
+        let end = format!("{}~", block_base(cidr.family(), cidr.last()));
+        Range { start: block_base(cidr.family(), cidr.first()), end }
+    }
+}
+
+/// The key of a block up to its length. The hex digits sort like the addresses, and `~` sorts behind everything
+/// that can follow.
+fn block_base(family: Family, base: IpAddr) -> String {
+    let (family, hex) = match base {
+        IpAddr::V4(v4) => (family, format!("{:08x}", v4.to_bits())),
+        IpAddr::V6(v6) => (family, format!("{:032x}", v6.to_bits())),
+    };
+    let number = if family == Family::V4 { '4' } else { '6' };
+    format!("{PREFIX}blocks/{number}-{hex}")
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cluster => write!(f, "{PREFIX}cluster"),
+            Self::Pool(name) => write!(f, "{PREFIX}pools/{name}"),
+            Self::Node(name) => write!(f, "{PREFIX}nodes/{name}"),
+            Self::Block(block) => {
+                let cidr = block.cidr();
+                write!(f, "{}-{}", block_base(cidr.family(), cidr.first()), cidr.length())
+            }
+            Self::Address(node, ip) => write!(f, "{PREFIX}addresses/{node}/{ip}"),
+            Self::Alive(node) => write!(f, "{PREFIX}alive/{node}"),
+        }
+    }
+}
+
+impl FromStr for Key {
+    type Err = UnknownKey;
+    fn from_str(text: &str) -> Result<Self, UnknownKey> {
+        parse(text).filter(|key| key.to_string() == text).ok_or_else(|| UnknownKey(text.to_owned()))
+    }
+}
+
+fn parse(text: &str) -> Option<Key> {
+    let parts: Vec<_> = text.strip_prefix(PREFIX)?.split('/').collect();
+    match parts.as_slice() {
+        ["cluster"] => Some(Key::Cluster),
+        ["pools", name] => Some(Key::Pool(name.parse().ok()?)),
+        ["nodes", name] => Some(Key::Node(name.parse().ok()?)),
+        ["addresses", node, ip] => Some(Key::Address(node.parse().ok()?, ip.parse().ok()?)),
+        ["alive", node] => Some(Key::Alive(node.parse().ok()?)),
+        ["blocks", block] => {
+            let (family, rest) = block.split_once('-')?;
+            let (hex, length) = rest.split_once('-')?;
+            let base: IpAddr = match family {
+                "4" => std::net::Ipv4Addr::from_bits(u32::from_str_radix(hex, 16).ok()?).into(),
+                "6" => std::net::Ipv6Addr::from_bits(u128::from_str_radix(hex, 16).ok()?).into(),
+                _ => return None,
+            };
+            Some(Key::Block(Block::new(Cidr::around(base, length.parse().ok()?))))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(text: &str) -> Key {
+        Key::Block(Block::new(text.parse().unwrap()))
+    }
+
+    #[test]
+    fn a_key_reads_as_it_was_written() {
+        for (key, text) in [
+            (Key::Cluster, "/polder/v1/cluster"),
+            (Key::Pool("main".parse().unwrap()), "/polder/v1/pools/main"),
+            (Key::Node("n1".parse().unwrap()), "/polder/v1/nodes/n1"),
+            (block("10.244.0.64/26"), "/polder/v1/blocks/4-0af40040-26"),
+            (block("fd00::40/122"), "/polder/v1/blocks/6-fd000000000000000000000000000040-122"),
+            (
+                Key::Address("n1".parse().unwrap(), "10.244.0.65".parse().unwrap()),
+                "/polder/v1/addresses/n1/10.244.0.65",
+            ),
+            (Key::Alive("n1".parse().unwrap()), "/polder/v1/alive/n1"),
+        ] {
+            assert_eq!(key.to_string(), text);
+            assert_eq!(text.parse::<Key>().unwrap(), key);
+        }
+    }
+
+    #[test]
+    fn a_second_spelling_of_a_block_is_not_its_key() {
+        for bad in
+            ["4-0af40041-26", "4-AF40040-26", "4-0AF40040-26", "4-af40040-26", "4-0af40040-026", "5-00-1"]
+        {
+            assert!(format!("{PREFIX}blocks/{bad}").parse::<Key>().is_err(), "{bad} was taken");
+        }
+    }
+
+    #[test]
+    fn the_claims_inside_a_range_are_a_range_of_keys() {
+        let range = Key::blocks_in("10.244.0.64/26".parse().unwrap());
+        for (other, inside) in [
+            ("10.244.0.64/26", true),
+            ("10.244.0.64/28", true),
+            ("10.244.0.127/32", true),
+            ("10.244.0.128/26", false),
+            ("10.244.0.63/32", false),
+            ("10.244.0.0/26", false),
+        ] {
+            assert_eq!(range.has(&block(other).to_string()), inside, "{other}");
+        }
+    }
+
+    #[test]
+    fn agents_follow_what_concerns_all_and_not_what_changes_with_every_pod() {
+        let followed = Key::followed();
+        for key in [
+            Key::Cluster,
+            Key::Pool("p".parse().unwrap()),
+            Key::Node("n".parse().unwrap()),
+            block("0.0.0.0/26"),
+        ] {
+            assert!(followed.has(&key.to_string()), "{key}");
+        }
+        let node: NodeName = "n".parse().unwrap();
+        for key in [Key::Alive(node.clone()), Key::Address(node, "10.0.0.1".parse().unwrap())] {
+            assert!(!followed.has(&key.to_string()), "{key}");
+        }
+    }
+}

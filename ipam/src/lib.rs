@@ -1,0 +1,24 @@
+//! Who owns which address.
+//!
+//! Ownership of blocks is decided in the cluster's store, in one transaction per claim. Addresses inside a node's
+//! own blocks are decided by that node alone, and kept in its ledger. So an address can be handed out while the
+//! store is away, and still never twice.
+//!
+//! What decides is pure: [`pool`], [`claim`] and [`allocator`] know no clock, no randomness and no input or output.
+//! What acts stands beside it: [`store`] speaks to etcd or to a file, [`ledger`] to SQLite; [`node`] puts the
+//! allocator and the ledger together.
+
+pub mod allocator;
+pub mod cidr;
+pub mod claim;
+pub mod key;
+pub mod ledger;
+pub mod moment;
+pub mod node;
+pub mod pool;
+pub mod record;
+pub mod store;
+
+pub use cidr::Cidr;
+pub use moment::Moment;
+pub use pool::{Block, Pool};

@@ -1,0 +1,306 @@
+//! What stands behind each key of the store: small JSON objects, read strictly.
+//!
+//! A record comes from outside. One that has an unknown field, lacks one or contradicts its key is refused with the
+//! key named, and never applied in part.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use polder_api::{Attachment, Mac, NodeName, Pod, PoolName};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::key::Key;
+use crate::pool::{Pool, PoolState, default_block_length};
+use crate::{Block, Cidr};
+
+/// A record that is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("record {key} is refused: {reason}")]
+pub struct RefusedRecord {
+    /// Where it is.
+    pub key: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// A record of a kind that agents follow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    /// At [`Key::Cluster`].
+    Cluster(ClusterRecord),
+    /// At [`Key::Pool`].
+    Pool(Pool),
+    /// At [`Key::Node`].
+    Node(NodeName, NodeRecord),
+    /// At [`Key::Block`].
+    Block(Block, BlockRecord),
+}
+
+/// The settings that all nodes share.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterRecord {
+    /// Random, made with the cluster: what else has the same names in another cluster is not ours.
+    pub id: ClusterId,
+    /// How peers are reached.
+    pub backend: Backend,
+    /// How pods hang on their node.
+    pub attach: AttachMode,
+    /// The tunnels.
+    pub vxlan: VxlanSettings,
+    /// What pods look like from outside.
+    pub masquerade: Masquerade,
+}
+
+/// How the nodes reach each other's pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// Directly where the peer is on the same link, else through a tunnel.
+    #[default]
+    Auto,
+    /// Directly or not at all.
+    Direct,
+    /// Always through a tunnel.
+    Vxlan,
+}
+
+/// How pods hang on their node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AttachMode {
+    /// As ports of a bridge.
+    #[default]
+    Bridge,
+    /// With a host route each.
+    Routed,
+}
+
+/// The tunnels' parameters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VxlanSettings {
+    /// VXLAN network identifier, 24 bits.
+    pub vni: u32,
+    /// UDP port.
+    pub port: u16,
+}
+
+impl Default for VxlanSettings {
+    fn default() -> Self {
+        Self { vni: 1, port: 8472 }
+    }
+}
+
+/// Whether pods leave the cluster with their node's address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Masquerade {
+    /// Whether they do at all.
+    pub enabled: bool,
+    /// Where they keep their own address nevertheless, besides the pools.
+    pub except: Vec<Cidr>,
+}
+
+impl Default for Masquerade {
+    fn default() -> Self {
+        Self { enabled: true, except: Vec::new() }
+    }
+}
+
+/// A pool, under its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolRecord {
+    /// Its range.
+    pub cidr: Cidr,
+    /// The prefix length of its blocks.
+    pub block_length: u8,
+    /// What may happen in it.
+    pub state: PoolState,
+}
+
+impl From<&Pool> for PoolRecord {
+    fn from(pool: &Pool) -> Self {
+        Self { cidr: pool.cidr(), block_length: pool.block_length(), state: pool.state }
+    }
+}
+
+impl PoolRecord {
+    /// An active pool with blocks of the usual size.
+    pub fn new(cidr: Cidr) -> Self {
+        Self { cidr, block_length: default_block_length(cidr.family()), state: PoolState::Active }
+    }
+}
+
+/// A node, written by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeRecord {
+    /// Which of the nodes that had this name it is.
+    pub incarnation: Incarnation,
+    /// `/etc/machine-id`.
+    pub machine_id: String,
+    /// Which boot of the machine (`/proc/sys/kernel/random/boot_id`).
+    pub boot_id: String,
+    /// Where peers reach it: at most one address of a family.
+    pub underlay: Vec<IpAddr>,
+    /// Its own addresses in the pod network, one of a family: the gateways of its pods.
+    pub gateways: Vec<IpAddr>,
+    /// The MAC address of its end of the tunnels.
+    pub vtep_mac: Mac,
+    /// The MTU of its pods, in bytes.
+    pub mtu: u32,
+    /// The release of its agent.
+    pub version: String,
+}
+
+/// The claim of a block, under the block.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlockRecord {
+    /// Whose it is.
+    pub node: NodeName,
+    /// Which of the nodes that had this name.
+    pub incarnation: Incarnation,
+    /// The pool that it is cut from.
+    pub pool: PoolName,
+    /// Tells this claim from any other attempt to make the same one.
+    pub nonce: Nonce,
+}
+
+/// What has an address, for people and tools.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddressRecord {
+    /// The attachment.
+    pub attachment: Attachment,
+    /// The pod, where the runtime named it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Pod>,
+}
+
+macro_rules! random_identity {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub String);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&self.0, f)
+            }
+        }
+    };
+}
+
+random_identity!(
+    /// Which of all clusters.
+    ClusterId
+);
+random_identity!(
+    /// Which of the nodes that had the same name. Made when a node first registers, kept in its ledger.
+    Incarnation
+);
+random_identity!(
+    /// Which of the attempts to write the same record.
+    Nonce
+);
+
+/// Reads the record behind a key that agents follow.
+pub fn decode(key: &str, value: &[u8]) -> Result<Record, RefusedRecord> {
+    let refused = |reason: String| RefusedRecord { key: key.to_owned(), reason };
+    let parsed: Key = key.parse().map_err(|error: crate::key::UnknownKey| refused(error.to_string()))?;
+    let record = match parsed {
+        Key::Cluster => Record::Cluster(json(value).map_err(refused)?),
+        Key::Node(name) => Record::Node(name, json(value).map_err(refused)?),
+        Key::Block(block) => Record::Block(block, json(value).map_err(refused)?),
+        Key::Pool(name) => {
+            let record: PoolRecord = json(value).map_err(refused)?;
+            let pool = Pool::new(name, record.cidr, record.block_length, record.state);
+            Record::Pool(pool.map_err(|error| refused(error.to_string()))?)
+        }
+        Key::Address(..) | Key::Alive(_) => return Err(refused("agents do not follow it".to_owned())),
+    };
+    Ok(record)
+}
+
+fn json<T: DeserializeOwned>(value: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(value).map_err(|error| error.to_string())
+}
+
+/// A record as it goes into the store.
+pub fn encode(record: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(record).expect("records are plain data with text keys")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_that_is_not_exactly_one_is_refused_with_its_key() {
+        for (key, value, reason) in [
+            ("/polder/v1/cluster", "{", "EOF"),
+            ("/polder/v1/pools/p", r#"{"cidr":"10.0.0.0/16","block_length":26}"#, "missing field `state`"),
+            (
+                "/polder/v1/pools/p",
+                r#"{"cidr":"10.0.0.0/16","block_length":26,"state":"active","x":1}"#,
+                "unknown field `x`",
+            ),
+            (
+                "/polder/v1/pools/p",
+                r#"{"cidr":"10.0.0.1/16","block_length":26,"state":"active"}"#,
+                "did you mean",
+            ),
+            (
+                "/polder/v1/pools/p",
+                r#"{"cidr":"10.0.0.0/28","block_length":26,"state":"active"}"#,
+                "smaller than one",
+            ),
+            (
+                "/polder/v1/pools/p",
+                r#"{"cidr":"10.0.0.0/16","block_length":26,"state":"open"}"#,
+                "unknown variant",
+            ),
+            ("/polder/v1/strange", "{}", "not a key of a known kind"),
+        ] {
+            let error = decode(key, value.as_bytes()).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("record {key} is refused: ")), "{error}");
+            assert!(error.contains(reason), "{error} does not say {reason:?}");
+        }
+    }
+
+    #[test]
+    fn records_stay_readable_by_every_later_release() {
+        let golden = [
+            (
+                "/polder/v1/cluster",
+                r#"{"id":"c0ffee","backend":"auto","attach":"bridge","vxlan":{"vni":1,"port":8472},"masquerade":{"enabled":true,"except":["192.0.2.0/24"]}}"#,
+            ),
+            ("/polder/v1/pools/p", r#"{"cidr":"10.0.0.0/16","block_length":26,"state":"draining"}"#),
+            (
+                "/polder/v1/nodes/n",
+                r#"{"incarnation":"i","machine_id":"m","boot_id":"b","underlay":["10.1.0.1","fd01::1"],"gateways":["10.0.0.1"],"vtep_mac":"02:00:00:00:00:01","mtu":1450,"version":"0.1.0"}"#,
+            ),
+            ("/polder/v1/blocks/4-0a000000-26", r#"{"node":"n","incarnation":"i","pool":"p","nonce":"x"}"#),
+        ];
+        for (key, text) in golden {
+            let again = match decode(key, text.as_bytes()).unwrap() {
+                Record::Cluster(record) => encode(&record),
+                Record::Pool(pool) => encode(&PoolRecord::from(&pool)),
+                Record::Node(_, record) => encode(&record),
+                Record::Block(_, record) => encode(&record),
+            };
+            assert_eq!(String::from_utf8(again).unwrap(), text);
+        }
+    }
+}

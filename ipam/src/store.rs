@@ -1,0 +1,231 @@
+//! The cluster's records: read, followed, and changed in transactions.
+//!
+//! Transactions are data ([`Txn`]), so that what decides about them needs no store. They are carried out by
+//! [`etcd`], or on a node of its own by [`embedded`].
+
+pub mod embedded;
+pub mod etcd;
+mod lease;
+mod watch;
+
+use tokio::sync::mpsc;
+
+use crate::key::Key;
+
+/// The keys from `start` up to but not including `end`, by their bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Range {
+    /// The first key that is in it.
+    pub start: String,
+    /// The first key behind it.
+    pub end: String,
+}
+
+impl Range {
+    /// The keys that start with `prefix`, which must not be empty and not end with the last character there is.
+    pub fn prefix(prefix: String) -> Self {
+        let mut end = prefix.clone();
+        let last = end.pop().and_then(|last| char::from_u32(u32::from(last) + 1));
+        end.push(last.expect("a prefix that ends with '/'"));
+        Self { start: prefix, end }
+    }
+
+    /// Whether the key is in it.
+    pub fn has(&self, key: &str) -> bool {
+        self.start.as_str() <= key && key < self.end.as_str()
+    }
+}
+
+/// A key with its value, as of the revision that last changed it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The key.
+    pub key: String,
+    /// What stands behind it.
+    pub value: Vec<u8>,
+    /// The revision that put it there.
+    pub revision: i64,
+}
+
+/// All entries of a range as of one revision.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Contents {
+    /// The revision of the store.
+    pub revision: i64,
+    /// The entries, by key.
+    pub entries: Vec<Entry>,
+}
+
+/// What must hold for a transaction to take effect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Compare {
+    /// There is no key in the range.
+    Empty(Range),
+    /// The key was last changed at this revision; 0 says that it is not there.
+    Unchanged {
+        /// The key.
+        key: String,
+        /// The revision.
+        revision: i64,
+    },
+}
+
+impl Compare {
+    /// The key is not there.
+    pub fn absent(key: &Key) -> Self {
+        Self::Unchanged { key: key.to_string(), revision: 0 }
+    }
+}
+
+/// What a transaction does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Write {
+    /// Puts the value behind the key.
+    Put {
+        /// The key.
+        key: String,
+        /// The value.
+        value: Vec<u8>,
+    },
+    /// Deletes the key, if it is there.
+    Delete {
+        /// The key.
+        key: String,
+    },
+}
+
+/// If all compares hold, all writes happen at one revision; else nothing does.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Txn {
+    /// What must hold.
+    pub compares: Vec<Compare>,
+    /// What then happens.
+    pub writes: Vec<Write>,
+}
+
+/// How many compares, and how many writes, etcd takes in one transaction (`--max-txn-ops`).
+pub const LARGEST_TXN: usize = 128;
+
+/// How a transaction ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It took effect, at this revision.
+    Applied {
+        /// The revision.
+        revision: i64,
+    },
+    /// A compare did not hold.
+    Refused,
+}
+
+/// The store did not do what it was asked, or it is not known whether it did.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// Nothing was read. Of a transaction, the outcome is not known: it may have taken effect, or may still.
+    #[error("{store} does not answer: {reason}")]
+    NoAnswer {
+        /// Which store.
+        store: String,
+        /// Why, and what to look at.
+        reason: String,
+    },
+    /// The store cannot be used as it is configured.
+    #[error("{store} cannot be used: {reason}")]
+    Unusable {
+        /// Which store.
+        store: String,
+        /// Why, and what to look at.
+        reason: String,
+    },
+}
+
+/// A key that changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The key.
+    pub key: String,
+    /// What stands behind it now; `None` if it was deleted.
+    pub entry: Option<Entry>,
+}
+
+/// What happens in a followed range.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Update {
+    /// These are all entries. It is the first update; a later one replaces everything that was known.
+    Loaded(Contents),
+    /// These keys changed.
+    Changed {
+        /// The revision of the store.
+        revision: i64,
+        /// What changed, in order.
+        changes: Vec<Change>,
+    },
+    /// Nothing is heard from the store. What is known stays known; the next update says that it is back.
+    Lost {
+        /// Why, and what to look at.
+        reason: String,
+    },
+    /// The store is heard again, and nothing was missed.
+    Back {
+        /// The revision of the store.
+        revision: i64,
+    },
+}
+
+/// The place where the cluster's records are.
+#[derive(Debug, Clone)]
+pub enum Store {
+    /// An etcd cluster.
+    Etcd(etcd::Etcd),
+    /// A file of this node alone.
+    Embedded(embedded::Embedded),
+}
+
+/// Updates that a slow reader leaves waiting before the store is asked to wait, too.
+const UPDATES_WAITING: usize = 64;
+
+impl Store {
+    /// The store, for people.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Etcd(etcd) => etcd.name(),
+            Self::Embedded(embedded) => embedded.name(),
+        }
+    }
+
+    /// Reads all entries of the range, as of one revision.
+    pub async fn range(&self, range: &Range) -> Result<Contents, StoreError> {
+        match self {
+            Self::Etcd(etcd) => etcd.range(range).await,
+            Self::Embedded(embedded) => embedded.range(range),
+        }
+    }
+
+    /// Carries out a transaction. After an error it is not known whether it took effect.
+    pub async fn commit(&self, txn: &Txn) -> Result<Outcome, StoreError> {
+        match self {
+            Self::Etcd(etcd) => etcd.commit(txn).await,
+            Self::Embedded(embedded) => embedded.commit(txn),
+        }
+    }
+
+    /// Follows the range until the receiver is dropped: first all of it, then every change, through every
+    /// disconnection.
+    pub fn follow(&self, range: Range) -> mpsc::Receiver<Update> {
+        let (updates, receiver) = mpsc::channel(UPDATES_WAITING);
+        match self.clone() {
+            Self::Etcd(etcd) => tokio::spawn(watch::follow(etcd, range, updates)),
+            Self::Embedded(embedded) => tokio::spawn(embedded.follow(range, updates)),
+        };
+        receiver
+    }
+
+    /// Keeps the key there as long as this runs, and lets it vanish when it has not run for `ttl_seconds`.
+    pub async fn hold(&self, key: &Key, ttl_seconds: i64) {
+        match self {
+            Self::Etcd(etcd) => lease::hold(etcd, key, ttl_seconds).await,
+            // A node of its own knows that it is alive.
+            Self::Embedded(_) => std::future::pending().await,
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! The store of a node that has no etcd: the same records and transactions, in a SQLite file.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use tokio::sync::{broadcast, mpsc};
+
+use super::{Change, Compare, Contents, Entry, Outcome, Range, StoreError, Txn, Update, Write};
+use crate::ledger::{LedgerError, open_database};
+
+/// Changes that a follower may be behind before it has to read everything again.
+const CHANGES_KEPT: usize = 256;
+
+const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS store (key TEXT PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS store_revision (revision INTEGER NOT NULL) STRICT;
+INSERT INTO store_revision SELECT 1 WHERE NOT EXISTS (SELECT * FROM store_revision);
+";
+
+/// A store in a file, for one process.
+#[derive(Debug, Clone)]
+pub struct Embedded {
+    path: PathBuf,
+    database: Arc<Mutex<Connection>>,
+    changes: broadcast::Sender<(i64, Vec<Change>)>,
+}
+
+impl Embedded {
+    /// Opens the file, or makes it.
+    pub fn open(path: &Path) -> Result<Self, LedgerError> {
+        let database = open_database(path, SCHEMA)?;
+        let changes = broadcast::Sender::new(CHANGES_KEPT);
+        Ok(Self { path: path.to_owned(), database: Arc::new(Mutex::new(database)), changes })
+    }
+
+    pub(super) fn name(&self) -> String {
+        format!("embedded store {}", self.path.display())
+    }
+
+    pub(super) fn range(&self, range: &Range) -> Result<Contents, StoreError> {
+        self.with(|database| {
+            let snapshot = database.transaction()?;
+            let mut select = snapshot.prepare_cached(
+                "SELECT key, value, revision FROM store WHERE key >= ?1 AND key < ?2 ORDER BY key",
+            )?;
+            let entries = select.query_map(params![range.start, range.end], |row| {
+                Ok(Entry { key: row.get(0)?, value: row.get(1)?, revision: row.get(2)? })
+            })?;
+            Ok(Contents { revision: revision(&snapshot)?, entries: entries.collect::<Result<_, _>>()? })
+        })
+    }
+
+    pub(super) fn commit(&self, txn: &Txn) -> Result<Outcome, StoreError> {
+        let applied = self.with(|database| {
+            let transaction = database.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            for compare in &txn.compares {
+                if !holds(&transaction, compare)? {
+                    return Ok(None);
+                }
+            }
+            let revision = revision(&transaction)? + 1;
+            let mut changes = Vec::new();
+            for write in &txn.writes {
+                changes.extend(apply(&transaction, write, revision)?);
+            }
+            transaction.execute("UPDATE store_revision SET revision = ?1", params![revision])?;
+            transaction.commit()?;
+            Ok(Some((revision, changes)))
+        })?;
+        let Some((revision, changes)) = applied else { return Ok(Outcome::Refused) };
+        // Nobody has to listen.
+        let _ = self.changes.send((revision, changes));
+        Ok(Outcome::Applied { revision })
+    }
+
+    pub(super) async fn follow(self, range: Range, updates: mpsc::Sender<Update>) {
+        let mut changes = self.changes.subscribe();
+        let mut known = None;
+        loop {
+            let update = match known {
+                None => match self.range(&range) {
+                    Ok(contents) => {
+                        known = Some(contents.revision);
+                        Update::Loaded(contents)
+                    }
+                    Err(error) => Update::Lost { reason: error.to_string() },
+                },
+                Some(revision) => match changes.recv().await {
+                    // What happened between subscribing and reading was read.
+                    Ok((at, _)) if at <= revision => continue,
+                    Ok((at, mut changes)) => {
+                        known = Some(at);
+                        changes.retain(|change| range.has(&change.key));
+                        Update::Changed { revision: at, changes }
+                    }
+                    Err(broadcast::error::RecvError::Lagged(_)) => {
+                        known = None;
+                        continue;
+                    }
+                    // This holds a sender itself.
+                    Err(broadcast::error::RecvError::Closed) => return,
+                },
+            };
+            if updates.send(update).await.is_err() {
+                return;
+            }
+            if known.is_none() {
+                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+            }
+        }
+    }
+
+    fn with<T>(
+        &self,
+        job: impl FnOnce(&mut Connection) -> Result<T, rusqlite::Error>,
+    ) -> Result<T, StoreError> {
+        // A panic elsewhere cannot have left a transaction half done: SQLite rolls it back.
+        let mut database = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        job(&mut database)
+            .map_err(|error| StoreError::NoAnswer { store: self.name(), reason: error.to_string() })
+    }
+}
+
+fn revision(transaction: &Transaction<'_>) -> Result<i64, rusqlite::Error> {
+    transaction.query_one("SELECT revision FROM store_revision", [], |row| row.get(0))
+}
+
+fn holds(transaction: &Transaction<'_>, compare: &Compare) -> Result<bool, rusqlite::Error> {
+    match compare {
+        Compare::Empty(range) => transaction.query_one(
+            "SELECT NOT EXISTS (SELECT * FROM store WHERE key >= ?1 AND key < ?2)",
+            params![range.start, range.end],
+            |row| row.get(0),
+        ),
+        Compare::Unchanged { key, revision } => {
+            let select = "SELECT revision FROM store WHERE key = ?1";
+            let found: Option<i64> =
+                transaction.query_row(select, params![key], |row| row.get(0)).optional()?;
+            Ok(found.unwrap_or(0) == *revision)
+        }
+    }
+}
+
+fn apply(
+    transaction: &Transaction<'_>,
+    write: &Write,
+    revision: i64,
+) -> Result<Option<Change>, rusqlite::Error> {
+    match write {
+        Write::Put { key, value } => {
+            let upsert = "INSERT OR REPLACE INTO store (key, value, revision) VALUES (?1, ?2, ?3)";
+            transaction.execute(upsert, params![key, value, revision])?;
+            let entry = Entry { key: key.clone(), value: value.clone(), revision };
+            Ok(Some(Change { key: key.clone(), entry: Some(entry) }))
+        }
+        Write::Delete { key } => {
+            let deleted = transaction.execute("DELETE FROM store WHERE key = ?1", params![key])?;
+            Ok((deleted > 0).then(|| Change { key: key.clone(), entry: None }))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(key: &str, value: &str) -> Write {
+        Write::Put { key: key.to_owned(), value: value.into() }
+    }
+
+    fn unchanged(key: &str, revision: i64) -> Compare {
+        Compare::Unchanged { key: key.to_owned(), revision }
+    }
+
+    fn store() -> (tempfile::TempDir, Embedded) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Embedded::open(&folder.path().join("store.db")).unwrap();
+        (folder, store)
+    }
+
+    #[test]
+    fn a_transaction_happens_at_one_revision_or_not_at_all() {
+        let (_folder, store) = store();
+        let both = Txn { compares: vec![unchanged("a", 0)], writes: vec![put("a", "1"), put("b", "1")] };
+        assert_eq!(store.commit(&both).unwrap(), Outcome::Applied { revision: 2 });
+        assert_eq!(store.commit(&both).unwrap(), Outcome::Refused);
+        let range = Range { start: "a".into(), end: "c".into() };
+        let empty = Txn { compares: vec![Compare::Empty(range.clone())], writes: vec![put("c", "1")] };
+        assert_eq!(store.commit(&empty).unwrap(), Outcome::Refused);
+        let later =
+            Txn { compares: vec![unchanged("a", 2)], writes: vec![Write::Delete { key: "a".into() }] };
+        assert_eq!(store.commit(&later).unwrap(), Outcome::Applied { revision: 3 });
+        let contents = store.range(&range).unwrap();
+        assert_eq!(contents.revision, 3);
+        assert_eq!(contents.entries, [Entry { key: "b".into(), value: "1".into(), revision: 2 }]);
+    }
+
+    #[tokio::test]
+    async fn a_follower_gets_everything_once_and_then_every_change_of_its_range() {
+        let (_folder, store) = store();
+        store.commit(&Txn { writes: vec![put("b1", "1"), put("z", "1")], ..Txn::default() }).unwrap();
+        let (sender, mut updates) = mpsc::channel(8);
+        tokio::spawn(store.clone().follow(Range::prefix("b".into()), sender));
+        let Some(Update::Loaded(contents)) = updates.recv().await else { panic!("not loaded") };
+        assert_eq!(contents.entries.len(), 1);
+        store.commit(&Txn { writes: vec![put("z", "2")], ..Txn::default() }).unwrap();
+        store.commit(&Txn { writes: vec![Write::Delete { key: "b1".into() }], ..Txn::default() }).unwrap();
+        assert_eq!(updates.recv().await, Some(Update::Changed { revision: 3, changes: vec![] }));
+        let gone = vec![Change { key: "b1".to_owned(), entry: None }];
+        assert_eq!(updates.recv().await, Some(Update::Changed { revision: 4, changes: gone }));
+    }
+
+    #[test]
+    fn what_was_stored_is_there_after_opening_again() {
+        let (folder, store) = store();
+        store.commit(&Txn { writes: vec![put("a", "1")], ..Txn::default() }).unwrap();
+        drop(store);
+        let store = Embedded::open(&folder.path().join("store.db")).unwrap();
+        assert_eq!(store.range(&Range::prefix("a".into())).unwrap().revision, 2);
+    }
+}

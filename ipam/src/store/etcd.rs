@@ -1,0 +1,234 @@
+//! etcd, with what its client leaves to the caller: deadlines, another member when one fails, pages, and reasons
+//! that tell an operator what to look at.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use etcd_client::{Client, CompareOp, ConnectOptions, GetOptions, TlsOptions, TxnOp};
+
+use super::{Compare, Contents, Entry, Outcome, Range, StoreError, Txn, Write};
+
+/// How long a member has for one answer. A leader that was lost is replaced within about a second.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A connection that carries nothing is asked for a sign of life this often, and has this long to give it.
+const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
+
+/// Entries in one page: far below the 4 MiB that the client decodes at once.
+const PAGE: i64 = 2000;
+
+/// An etcd cluster.
+///
+/// Each member has a connection of its own, and one of them is in use. The client's balancing over several would
+/// send every other request to a member that is known to be down.
+#[derive(Clone)]
+pub struct Etcd {
+    members: Arc<[Member]>,
+    current: Arc<AtomicUsize>,
+}
+
+struct Member {
+    endpoint: String,
+    client: Client,
+}
+
+/// How to reach etcd.
+#[derive(Debug, Clone, Default)]
+pub struct EtcdConfig {
+    /// URLs of the members.
+    pub endpoints: Vec<String>,
+    /// PEM of the authority that signed the members' certificates; the system has none that would be right.
+    pub ca: Option<Vec<u8>>,
+    /// PEM of our own certificate and of its key.
+    pub identity: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl std::fmt::Debug for Etcd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name())
+    }
+}
+
+impl Etcd {
+    /// Prepares connections to all members. Succeeds whether or not one of them is there.
+    pub async fn new(config: &EtcdConfig) -> Result<Self, StoreError> {
+        let mut options = ConnectOptions::new()
+            .with_connect_timeout(CONNECT_PATIENCE)
+            .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
+            .with_keep_alive_while_idle(true)
+            // A member that lost touch with the others ends its streams, instead of going quiet.
+            .with_require_leader(true);
+        if let Some(tls) = tls(config) {
+            options = options.with_tls(tls);
+        }
+        let mut members = Vec::new();
+        for endpoint in &config.endpoints {
+            let client = Client::connect([endpoint], Some(options.clone())).await;
+            let unusable = |error| StoreError::Unusable {
+                store: format!("etcd at {endpoint}"),
+                reason: explain(&error),
+            };
+            members.push(Member { endpoint: endpoint.clone(), client: client.map_err(unusable)? });
+        }
+        if members.is_empty() {
+            let reason = "no endpoint is given".to_owned();
+            return Err(StoreError::Unusable { store: "etcd".to_owned(), reason });
+        }
+        Ok(Self { members: members.into(), current: Arc::default() })
+    }
+
+    pub(super) fn name(&self) -> String {
+        let endpoints: Vec<_> = self.members.iter().map(|member| member.endpoint.as_str()).collect();
+        format!("etcd at {}", endpoints.join(", "))
+    }
+
+    /// The member in use: a client, and its number for [`Etcd::leave`].
+    pub(super) fn member(&self) -> (usize, Client) {
+        let number = self.current.load(Ordering::Relaxed) % self.members.len();
+        (number, self.members[number].client.clone())
+    }
+
+    /// Goes on to the next member, unless somebody else has left that one already.
+    pub(super) fn leave(&self, member: usize) {
+        let next = (member + 1) % self.members.len();
+        let _ = self.current.compare_exchange(member, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    pub(super) fn no_answer(&self, reason: String) -> StoreError {
+        StoreError::NoAnswer { store: self.name(), reason }
+    }
+
+    /// Calls the member in use; at a failure it is left for the next.
+    pub(super) async fn call<T, F>(&self, call: impl FnOnce(Client) -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        let (number, client) = self.member();
+        let reason = match tokio::time::timeout(PATIENCE, call(client)).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) => explain(&error),
+            Err(_) => format!("nothing within {} s", PATIENCE.as_secs()),
+        };
+        self.leave(number);
+        Err(self.no_answer(format!("{}: {reason}", self.members[number].endpoint)))
+    }
+
+    /// Reading can be repeated: every member is asked until one answers.
+    pub(super) async fn range(&self, range: &Range) -> Result<Contents, StoreError> {
+        let mut outcome = self.range_once(range).await;
+        for _ in 1..self.members.len() {
+            if outcome.is_ok() {
+                break;
+            }
+            outcome = self.range_once(range).await;
+        }
+        outcome
+    }
+
+    async fn range_once(&self, range: &Range) -> Result<Contents, StoreError> {
+        let mut contents = Contents::default();
+        let mut start = range.start.clone();
+        loop {
+            let mut options = GetOptions::new().with_range(range.end.as_str()).with_limit(PAGE);
+            if contents.revision > 0 {
+                options = options.with_revision(contents.revision);
+            }
+            let page = start.clone();
+            let mut answer =
+                self.call(|mut client| async move { client.get(page, Some(options)).await }).await?;
+            if contents.revision == 0 {
+                contents.revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+            }
+            let more = answer.more();
+            contents.entries.extend(answer.take_kvs().into_iter().filter_map(entry));
+            match contents.entries.last() {
+                // The smallest key behind the last one of this page.
+                Some(last) if more => start = format!("{}\0", last.key),
+                _ => return Ok(contents),
+            }
+        }
+    }
+
+    /// A transaction goes to one member, once: whoever asked must find out what became of it.
+    pub(super) async fn commit(&self, txn: &Txn) -> Result<Outcome, StoreError> {
+        let request = etcd_client::Txn::new()
+            .when(txn.compares.iter().map(compare).collect::<Vec<_>>())
+            .and_then(txn.writes.iter().map(write).collect::<Vec<_>>());
+        let answer = self.call(|mut client| async move { client.txn(request).await }).await?;
+        let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+        Ok(if answer.succeeded() { Outcome::Applied { revision } } else { Outcome::Refused })
+    }
+}
+
+fn tls(config: &EtcdConfig) -> Option<TlsOptions> {
+    if !config.endpoints.iter().any(|endpoint| endpoint.starts_with("https://")) {
+        return None;
+    }
+    let mut tls = TlsOptions::new();
+    if let Some(ca) = &config.ca {
+        tls = tls.ca_certificate(etcd_client::Certificate::from_pem(ca));
+    }
+    if let Some((certificate, key)) = &config.identity {
+        tls = tls.identity(etcd_client::Identity::from_pem(certificate, key));
+    }
+    Some(tls)
+}
+
+/// An entry of ours: our keys are text.
+pub(super) fn entry(pair: etcd_client::KeyValue) -> Option<Entry> {
+    let revision = pair.mod_revision();
+    let (key, value) = pair.into_key_value();
+    Some(Entry { key: String::from_utf8(key).ok()?, value, revision })
+}
+
+fn compare(compare: &Compare) -> etcd_client::Compare {
+    match compare {
+        // Every key of the range must hold, and none that is there has version 0.
+        Compare::Empty(range) => {
+            let none = etcd_client::Compare::version(range.start.as_str(), CompareOp::Equal, 0);
+            none.with_range(range.end.as_str())
+        }
+        Compare::Unchanged { key, revision } => {
+            etcd_client::Compare::mod_revision(key.as_str(), CompareOp::Equal, *revision)
+        }
+    }
+}
+
+fn write(write: &Write) -> TxnOp {
+    match write {
+        Write::Put { key, value } => TxnOp::put(key.as_str(), value.as_slice(), None),
+        Write::Delete { key } => TxnOp::delete(key.as_str(), None),
+    }
+}
+
+/// The error with all that lies behind it, and what to look at where that is known.
+pub(super) fn explain(error: &etcd_client::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    let hints = [
+        ("UnknownIssuer", "is etcd.ca the authority that signed etcd's certificate?"),
+        ("NotValidForName", "does etcd's certificate name the host of the endpoint?"),
+        ("CertificateRequired", "etcd wants a client certificate: set etcd.cert and etcd.key"),
+        ("BadCertificate", "was etcd.cert signed by the authority that etcd trusts?"),
+        ("UnknownCA", "was etcd.cert signed by the authority that etcd trusts?"),
+        ("DecryptError", "was etcd.cert signed by the authority that etcd trusts?"),
+        ("InvalidContentType", "etcd speaks no TLS there: is the endpoint http:// ?"),
+        ("Connection refused", "is etcd running there?"),
+        ("permission denied", "may this client's user read and write /polder/v1/ ?"),
+    ];
+    match hints.iter().find(|(sign, _)| text.contains(sign)) {
+        Some((_, hint)) => format!("{text} ({hint})"),
+        None => text,
+    }
+}

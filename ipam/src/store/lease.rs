@@ -1,0 +1,50 @@
+//! A key that lives as long as its owner.
+
+use std::time::Duration;
+
+use etcd_client::PutOptions;
+use tokio::time::{sleep, timeout};
+use tracing::debug;
+
+use super::StoreError;
+use super::etcd::Etcd;
+use crate::key::Key;
+
+/// Before a lost lease is taken anew.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// Keeps `key` there. Never ends; when it is dropped, the key vanishes within `ttl_seconds`.
+pub(super) async fn hold(etcd: &Etcd, key: &Key, ttl_seconds: i64) {
+    let key = key.to_string();
+    loop {
+        if let Err(error) = hold_once(etcd, &key, ttl_seconds).await {
+            debug!(key, %error, "lease lost");
+        }
+        sleep(RETRY).await;
+    }
+}
+
+/// Holds one lease until it is lost.
+async fn hold_once(etcd: &Etcd, key: &str, ttl_seconds: i64) -> Result<(), StoreError> {
+    let id =
+        etcd.call(|mut client| async move { Ok(client.lease_grant(ttl_seconds, None).await?.id()) }).await?;
+    let options = PutOptions::new().with_lease(id);
+    let owned = key.to_owned();
+    etcd.call(|mut client| async move { client.put(owned, "{}", Some(options)).await }).await?;
+    let (mut keeper, mut answers) =
+        etcd.call(|mut client| async move { client.lease_keep_alive(id).await }).await?;
+    let every = Duration::from_secs(u64::try_from(ttl_seconds).unwrap_or(3) / 3);
+    loop {
+        let renewal = async {
+            keeper.keep_alive().await?;
+            answers.message().await
+        };
+        match timeout(every, renewal).await {
+            // An expired lease is not an error to etcd: its time to live is 0.
+            Ok(Ok(Some(answer))) if answer.ttl() > 0 => sleep(every).await,
+            Ok(Ok(_)) => return Err(etcd.no_answer("the lease expired".to_owned())),
+            Ok(Err(error)) => return Err(etcd.no_answer(super::etcd::explain(&error))),
+            Err(_) => return Err(etcd.no_answer("the lease was not renewed in time".to_owned())),
+        }
+    }
+}
