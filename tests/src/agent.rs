@@ -1,0 +1,238 @@
+//! The real agent on a node of the lab, and the real plugin beside it.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::node::{Node, Process};
+use crate::pod::Pod;
+use crate::wait;
+
+/// Where the node's CNI configuration is written.
+pub const CNI_CONF: &str = "/run/cni/net.d/10-polder.conflist";
+
+const CONFIG: &str = "/etc/polder/agent.toml";
+const LOG: &str = "agent.log";
+
+/// A node with the agent's configuration, and the agent, if it runs.
+#[derive(Debug)]
+pub struct Worker {
+    /// The machine.
+    pub node: Node,
+    /// The segment that it is on.
+    pub segment: u8,
+    agent: Option<Process>,
+}
+
+/// The folder with the binaries that are tested: those of `scripts/build`, unless `POLDER_DIST` names others.
+pub fn dist() -> PathBuf {
+    let named = std::env::var_os("POLDER_DIST").map(PathBuf::from);
+    let folder = named.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../dist"));
+    folder.canonicalize().unwrap_or_else(|_| panic!("{} is not there: run scripts/build", folder.display()))
+}
+
+impl Worker {
+    /// A node with this configuration. The agent does not run yet.
+    pub fn new(node: Node, segment: u8, config: &str) -> Self {
+        let worker = Self { node, segment, agent: None };
+        worker.configure(config);
+        worker
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.node.name()
+    }
+
+    /// Replaces the agent's configuration.
+    pub fn configure(&self, config: &str) {
+        self.node.write(CONFIG, config);
+    }
+
+    /// The agent's configuration.
+    pub fn configuration(&self) -> String {
+        self.node.read(CONFIG).expect("the configuration was written")
+    }
+
+    /// Starts the agent.
+    pub fn start(&mut self) {
+        assert!(self.agent.is_none(), "the agent of {} runs already", self.name());
+        let mut command = self.node.command(dist().join("polder-agent"));
+        command.env("RUST_LOG", "polder_agent=debug,info");
+        self.agent = Some(self.node.spawn(&mut command, LOG));
+    }
+
+    /// Starts the agent and waits until it serves.
+    pub fn start_and_wait(&mut self) {
+        self.start();
+        self.wait_until_ready();
+    }
+
+    /// Waits until the agent serves: until a runtime would see its configuration, and its status says so, too.
+    pub fn wait_until_ready(&self) {
+        wait::until(&format!("the agent of {} to be ready", self.name()), || {
+            let status = self.try_status()?;
+            let reasons = status["reasons"].to_string();
+            if status["ready"] == json!(true) { Ok(()) } else { Err(reasons) }
+        });
+        wait::until_true("the CNI configuration", || self.node.read(CNI_CONF).is_ok());
+    }
+
+    /// Ends the agent without any warning.
+    pub fn kill(&mut self) {
+        if let Some(agent) = self.agent.take() {
+            agent.kill();
+        }
+    }
+
+    /// Asks the agent to end; true if it ended well.
+    pub fn stop(&mut self) -> bool {
+        self.agent.take().is_none_or(Process::stop)
+    }
+
+    /// Stops or continues the agent, without ending it.
+    pub fn freeze(&self, frozen: bool) {
+        let signal = if frozen { Signal::SIGSTOP } else { Signal::SIGCONT };
+        self.agent.as_ref().expect("the agent runs").signal(signal);
+    }
+
+    /// Pulls the node's plug, and boots it again, without network and without agent.
+    pub fn reboot(&mut self) {
+        self.kill();
+        self.node.reboot();
+    }
+
+    /// Waits until the agent ends by itself, and returns its exit code and what it said.
+    pub fn wait_until_ended(&mut self) -> (Option<i32>, String) {
+        let agent = self.agent.as_mut().expect("the agent runs");
+        let status = wait::until("the agent to end", || agent.ended().ok_or("it still runs".to_owned()));
+        self.agent = None;
+        (status.code(), self.log())
+    }
+
+    /// What the agent has said.
+    pub fn log(&self) -> String {
+        self.node.log(LOG)
+    }
+
+    /// Runs `polderctl` and returns its JSON.
+    pub fn ctl(&self, arguments: &[&str]) -> Value {
+        self.try_ctl(arguments).unwrap_or_else(|error| panic!("polderctl {arguments:?} on {}: {error}", self.name()))
+    }
+
+    fn try_ctl(&self, arguments: &[&str]) -> Result<Value, String> {
+        let mut command = self.node.command(dist().join("polderctl"));
+        let output = command.args(["-o", "json"]).args(arguments).output().map_err(|error| error.to_string())?;
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
+        serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())
+    }
+
+    /// The node's status.
+    pub fn status(&self) -> Value {
+        self.ctl(&["status"])
+    }
+
+    /// The node's status, if the agent answers.
+    pub fn try_status(&self) -> Result<Value, String> {
+        self.try_ctl(&["status"])
+    }
+
+    /// Waits until the status is such that `look` finds something in it.
+    pub fn wait_for_status<T>(&self, what: &str, mut look: impl FnMut(&Value) -> Option<T>) -> T {
+        wait::until(&format!("{what} on {}", self.name()), || {
+            let status = self.try_status()?;
+            look(&status).ok_or_else(|| status.to_string())
+        })
+    }
+
+    /// How this node reaches the pods of another: `direct`, `vxlan` or `unreachable`, by family.
+    pub fn path_to(&self, other: &str, family: &str) -> String {
+        let nodes = self.ctl(&["node", "list"]);
+        let node = nodes.as_array().into_iter().flatten().find(|node| node["name"] == other);
+        let paths = node.and_then(|node| node["paths"].as_array()).into_iter().flatten();
+        let path = paths.into_iter().find(|path| path["family"] == family);
+        path.and_then(|path| path["path"].as_str()).unwrap_or("none").to_owned()
+    }
+
+    /// The network configuration as a runtime passes it to the plugin, in that version.
+    pub fn netconf(version: &str) -> Value {
+        json!({ "cniVersion": version, "name": "polder", "type": "polder" })
+    }
+
+    /// Runs the plugin as a runtime does: the variables are all the environment that it has.
+    pub fn plugin(&self, variables: &[(&str, &str)], input: &str) -> Output {
+        let mut command = self.node.command("env");
+        command.arg("-i").args(variables.iter().map(|(name, value)| format!("{name}={value}")));
+        command.arg(dist().join("polder"));
+        feed(&mut command, input)
+    }
+
+    /// Runs the plugin for an attachment. Its JSON is the result, or the error.
+    pub fn cni(&self, verb: &str, container: &str, netns: &str, conf: &Value) -> Result<Value, Value> {
+        let variables = [
+            ("CNI_COMMAND", verb),
+            ("CNI_CONTAINERID", container),
+            ("CNI_NETNS", netns),
+            ("CNI_IFNAME", "eth0"),
+            ("CNI_PATH", "/opt/cni/bin"),
+            ("CNI_ARGS", &format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=lab;K8S_POD_NAME={container}")),
+        ];
+        let output = self.plugin(&variables, &conf.to_string());
+        let text = String::from_utf8_lossy(&output.stdout);
+        let json = if text.is_empty() {
+            Value::Null
+        } else {
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{verb} printed {text:?}: {error}"))
+        };
+        if output.status.success() { Ok(json) } else { Err(json) }
+    }
+
+    /// Makes a pod and attaches it.
+    pub fn pod(&self, name: &str) -> Pod {
+        self.pod_with(name, &Self::netconf("1.1.0"))
+    }
+
+    /// Makes a pod and attaches it with this configuration.
+    pub fn pod_with(&self, name: &str, conf: &Value) -> Pod {
+        self.try_pod(name, conf).unwrap_or_else(|error| panic!("ADD of {name} on {}: {error:#}", self.name()))
+    }
+
+    /// Makes a pod and tries to attach it.
+    pub fn try_pod(&self, name: &str, conf: &Value) -> Result<Pod, Value> {
+        let netns = self.namespace(name);
+        let result = self.cni("ADD", name, &netns, conf)?;
+        Ok(Pod::new(&self.node, name, &netns, conf.clone(), result))
+    }
+
+    /// Makes an empty network namespace; its path in the node.
+    pub fn namespace(&self, name: &str) -> String {
+        self.node.run("ip", &["netns", "add", name]);
+        format!("/run/netns/{name}")
+    }
+
+    /// Detaches a pod and takes its namespace away.
+    pub fn delete(&self, pod: &Pod) {
+        let result = self.cni("DEL", pod.name(), pod.netns(), pod.conf());
+        assert!(result.is_ok(), "DEL of {} on {}: {result:?}", pod.name(), self.name());
+        self.node.run("ip", &["netns", "delete", pod.name()]);
+    }
+
+    /// Lets the node and the agent outlive this program.
+    pub fn keep(&mut self) {
+        std::mem::forget(self.agent.take());
+        self.node.keep();
+    }
+}
+
+fn feed(command: &mut Command, input: &str) -> Output {
+    let piped = || Stdio::piped();
+    let mut child = command.stdin(piped()).stdout(piped()).stderr(piped()).spawn().expect("nsenter is installed");
+    // A program that ends without reading is no failure of the test.
+    let _ = child.stdin.take().expect("piped").write_all(input.as_bytes());
+    child.wait_with_output().expect("a child can be waited for")
+}

@@ -1,0 +1,85 @@
+//! The first process of a lab node: it sets the node up, and its end is the node's end.
+//!
+//! To be run as `unshare --mount --net --uts --pid --fork --kill-child lab-node NAME FOLDER BOOT_ID`. It says
+//! `ready PID` when the node is there, with the process number that the host knows it by, and then lives until its
+//! standard input ends. The line `keep` makes it outlive that.
+
+use std::fs;
+use std::io::{self, BufRead, Write};
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, bail};
+use nix::mount::{MsFlags, mount};
+use nix::sys::wait::wait;
+
+fn main() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [name, folder, boot_id] = arguments.as_slice() else { bail!("NAME FOLDER BOOT_ID") };
+    // While /proc is still the host's, it tells what the host calls this process.
+    let pid = fs::read_link("/proc/self").context("read /proc/self")?;
+    set_up(name, Path::new(folder), boot_id)?;
+    // A first process has to take note of the end of every process that has lost its parent.
+    std::thread::spawn(|| {
+        loop {
+            if wait().is_err() {
+                std::thread::park_timeout(std::time::Duration::from_millis(50));
+            }
+        }
+    });
+    println!("ready {}", pid.display());
+    io::stdout().flush()?;
+    let mut keep = false;
+    for line in io::stdin().lock().lines() {
+        keep |= line.is_ok_and(|line| line == "keep");
+    }
+    while keep {
+        std::thread::park();
+    }
+    Ok(())
+}
+
+fn set_up(name: &str, folder: &Path, boot_id: &str) -> anyhow::Result<()> {
+    nix::unistd::sethostname(name).context("set the host name")?;
+    // What the host mounts later must not appear here, and the other way round.
+    bind_flags("/", MsFlags::MS_REC | MsFlags::MS_PRIVATE)?;
+    mount_new("tmpfs", "/run", None)?;
+    fs::create_dir_all("/run/netns")?;
+    fs::create_dir_all("/run/lock")?;
+    let var_lib = folder.join("var-lib");
+    fs::create_dir_all(&var_lib)?;
+    bind(&var_lib, Path::new("/var/lib"))?;
+    // /etc is the host's, except for what is written here: that stays with the node.
+    let (upper, work) = (folder.join("etc"), folder.join("etc-work"));
+    fs::create_dir_all(&upper)?;
+    fs::create_dir_all(&work)?;
+    let layers = format!("lowerdir=/etc,upperdir={},workdir={}", upper.display(), work.display());
+    mount_new("overlay", "/etc", Some(&layers))?;
+    let machine_id = upper.join("machine-id");
+    if !machine_id.exists() {
+        fs::write("/etc/machine-id", fs::read_to_string("/proc/sys/kernel/random/uuid")?.replace('-', ""))?;
+    }
+    mount_new("proc", "/proc", None)?;
+    fs::write("/run/boot-id", format!("{boot_id}\n"))?;
+    bind(Path::new("/run/boot-id"), Path::new("/proc/sys/kernel/random/boot_id"))?;
+    if !Path::new("/etc/mtab").exists() {
+        let _ = symlink("/proc/self/mounts", "/etc/mtab");
+    }
+    let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().context("run ip")?;
+    if up.success() { Ok(()) } else { bail!("lo cannot be switched on") }
+}
+
+fn mount_new(kind: &str, target: &str, data: Option<&str>) -> anyhow::Result<()> {
+    mount(Some(kind), target, Some(kind), MsFlags::empty(), data)
+        .with_context(|| format!("mount {kind} on {target}"))
+}
+
+fn bind(source: &Path, target: &Path) -> anyhow::Result<()> {
+    mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .with_context(|| format!("bind {} to {}", source.display(), target.display()))
+}
+
+fn bind_flags(target: &str, flags: MsFlags) -> anyhow::Result<()> {
+    mount(None::<&str>, target, None::<&str>, flags, None::<&str>).with_context(|| format!("change {target}"))
+}

@@ -1,0 +1,151 @@
+//! A real etcd, on machines of its own.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use crate::node::{Node, Process};
+use crate::wait;
+
+/// An etcd cluster of one or more members, each on its machine.
+#[derive(Debug)]
+pub struct Etcd {
+    members: Vec<Member>,
+    tls: Option<Tls>,
+}
+
+#[derive(Debug)]
+struct Member {
+    node: Node,
+    address: IpAddr,
+    process: Option<Process>,
+}
+
+/// Certificates for etcd, as files that its machines can read.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    /// The authority that clients must be signed by.
+    pub ca: PathBuf,
+    /// etcd's own certificate.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
+impl Etcd {
+    /// Starts a member on each of the machines.
+    pub fn start(machines: Vec<(Node, IpAddr)>, tls: Option<Tls>) -> Self {
+        let members =
+            machines.into_iter().map(|(node, address)| Member { node, address, process: None }).collect();
+        let mut etcd = Self { members, tls };
+        (0..etcd.members.len()).for_each(|number| etcd.start_member(number));
+        etcd.wait_until_healthy();
+        etcd
+    }
+
+    /// Starts a member that is not running.
+    pub fn start_member(&mut self, number: usize) {
+        let scheme = self.scheme();
+        let url = |member: &Member, port| format!("{scheme}://{}:{port}", bracketed(member.address));
+        let peer = |member: &Member| format!("http://{}:2380", bracketed(member.address));
+        let cluster: Vec<_> =
+            self.members.iter().map(|member| format!("{}={}", member.node.name(), peer(member))).collect();
+        let member = &self.members[number];
+        let mut command = member.node.command("etcd");
+        command.args(["--name", member.node.name(), "--data-dir", "/var/lib/etcd", "--logger", "zap"]);
+        command.args(["--listen-client-urls", &url(member, 2379), "--advertise-client-urls", &url(member, 2379)]);
+        command.args(["--listen-peer-urls", &peer(member), "--initial-advertise-peer-urls", &peer(member)]);
+        command.args(["--initial-cluster", &cluster.join(",")]);
+        // The disk of a busy test machine is slow: that is no reason for an election.
+        command.args(["--heartbeat-interval", "200", "--election-timeout", "2000"]);
+        if let Some(tls) = &self.tls {
+            command.arg("--client-cert-auth");
+            command.arg("--trusted-ca-file").arg(&tls.ca);
+            command.arg("--cert-file").arg(&tls.certificate).arg("--key-file").arg(&tls.key);
+        }
+        let process = member.node.spawn(&mut command, "etcd.log");
+        self.members[number].process = Some(process);
+    }
+
+    /// Ends a member without any warning.
+    pub fn kill_member(&mut self, number: usize) {
+        if let Some(process) = self.members[number].process.take() {
+            process.kill();
+        }
+    }
+
+    /// Ends all members without any warning.
+    pub fn kill(&mut self) {
+        (0..self.members.len()).for_each(|number| self.kill_member(number));
+    }
+
+    /// Starts all members again.
+    pub fn start_again(&mut self) {
+        (0..self.members.len()).for_each(|number| self.start_member(number));
+        self.wait_until_healthy();
+    }
+
+    /// The URLs of the members.
+    pub fn endpoints(&self) -> Vec<String> {
+        let scheme = self.scheme();
+        self.members.iter().map(|member| format!("{scheme}://{}:2379", bracketed(member.address))).collect()
+    }
+
+    /// The machines.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.members.iter().map(|member| &member.node)
+    }
+
+    /// Lets them outlive this program.
+    pub fn keep(&mut self) {
+        for member in &mut self.members {
+            std::mem::forget(member.process.take());
+            member.node.keep();
+        }
+    }
+
+    /// Runs `etcdctl` and returns what it prints.
+    pub fn ctl(&self, arguments: &[&str]) -> String {
+        let member = &self.members[0];
+        let endpoints = self.endpoints().join(",");
+        crate::node::output(
+            member.node.command("env").args(["ETCDCTL_API=3", "etcdctl", "--endpoints", &endpoints]).args(arguments),
+        )
+    }
+
+    /// The keys that start with a prefix.
+    pub fn keys(&self, prefix: &str) -> Vec<String> {
+        let keys = self.ctl(&["get", "--prefix", "--keys-only", prefix]);
+        keys.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
+    }
+
+    fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
+
+    fn wait_until_healthy(&self) {
+        if self.tls.is_some() {
+            // Only a client with a certificate could ask: a listening socket must do.
+            return wait::until_true("etcd to listen", || {
+                self.members[0].node.shell("ss -Hltn 'sport = :2379'").contains(":2379")
+            });
+        }
+        let endpoints = self.endpoints().join(",");
+        wait::until("etcd to be healthy", || {
+            let member = &self.members[0];
+            let health = member
+                .node
+                .command("env")
+                .args(["ETCDCTL_API=3", "etcdctl", "--endpoints", &endpoints, "endpoint", "health"])
+                .output();
+            let health = health.map_err(|error| error.to_string())?;
+            if health.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&health.stderr).into_owned()) }
+        });
+    }
+}
+
+fn bracketed(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(v4) => v4.to_string(),
+        IpAddr::V6(v6) => format!("[{v6}]"),
+    }
+}

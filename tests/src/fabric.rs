@@ -1,0 +1,128 @@
+//! The network that joins the nodes: segments, each of them one link, and a router between them.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use crate::node::{Node, output};
+use crate::wait;
+
+/// The number of the segment on which hosts are that are not nodes.
+pub const WORLD: u8 = 9;
+
+/// Switches and a router, in a namespace of their own.
+#[derive(Debug)]
+pub struct Fabric {
+    node: Node,
+    families: Families,
+}
+
+/// The families of the underlay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Families {
+    /// IPv4.
+    pub v4: bool,
+    /// IPv6.
+    pub v6: bool,
+}
+
+impl Families {
+    /// IPv4 alone.
+    pub const V4: Self = Self { v4: true, v6: false };
+    /// IPv6 alone.
+    pub const V6: Self = Self { v4: false, v6: true };
+    /// Both.
+    pub const DUAL: Self = Self { v4: true, v6: true };
+}
+
+/// The address of host `host` on segment `segment`.
+pub fn address(segment: u8, host: u8, v6: bool) -> IpAddr {
+    if v6 {
+        IpAddr::from([0xfd10, segment.into(), 0, 0, 0, 0, 0, host.into()])
+    } else {
+        IpAddr::from([10, 10, segment, host])
+    }
+}
+
+/// The router has this number on every segment.
+const ROUTER: u8 = 254;
+
+impl Fabric {
+    /// Makes the segments. With a router they are joined; without one each is on its own.
+    pub fn new(folder: &Path, segments: &[u8], families: Families, router: bool) -> Self {
+        let node = Node::boot("fabric", folder);
+        let mut lines = String::new();
+        for segment in segments {
+            lines += &format!(
+                "ip link add seg{segment} type bridge mcast_snooping 0\n\
+                 echo 0 > /proc/sys/net/ipv6/conf/seg{segment}/accept_dad\n\
+                 ip link set seg{segment} up\n"
+            );
+            if router && families.v4 {
+                lines += &format!("ip address add {}/24 dev seg{segment}\n", address(*segment, ROUTER, false));
+            }
+            if router && families.v6 {
+                lines += &format!("ip address add {}/64 dev seg{segment} nodad\n", address(*segment, ROUTER, true));
+            }
+        }
+        if router {
+            lines += "echo 1 > /proc/sys/net/ipv4/ip_forward\n\
+                      echo 1 > /proc/sys/net/ipv6/conf/all/forwarding\n";
+        }
+        node.shell(&lines);
+        Self { node, families }
+    }
+
+    /// The namespace.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// Lets it outlive this program.
+    pub fn keep(&mut self) {
+        self.node.keep();
+    }
+
+    /// Joins a node to a segment as host `host`, with an interface `eth0` of that MTU.
+    pub fn join(&self, node: &Node, segment: u8, host: u8, mtu: u32) {
+        let port = format!("{}-{segment}", node.name());
+        // That of an earlier boot goes a moment after its node.
+        wait::until_true("the node's last cable to be gone", || {
+            !self.node.command("ip").args(["link", "show", "dev", &port]).output().is_ok_and(|o| o.status.success())
+        });
+        // Both ends are born where they belong; the host has none of it.
+        let (here, there) = (self.node.pid().to_string(), node.pid().to_string());
+        let ends = [port.as_str(), "netns", &here, "type", "veth", "peer", "name", "eth0", "netns", &there];
+        output(std::process::Command::new("ip").args(["link", "add"]).args(ends));
+        self.node.shell(&format!("ip link set {port} mtu {mtu} master seg{segment} up"));
+        let mut lines = format!(
+            "echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad\nip link set eth0 mtu {mtu} up\n"
+        );
+        if self.families.v4 {
+            lines += &format!("ip address add {}/24 dev eth0\n", address(segment, host, false));
+        }
+        if self.families.v6 {
+            lines += &format!("ip address add {}/64 dev eth0 nodad\n", address(segment, host, true));
+        }
+        node.shell(&lines);
+    }
+
+    /// Gives a node a default route through the router of its segment.
+    pub fn default_route(&self, node: &Node, segment: u8) {
+        if self.families.v4 {
+            node.run("ip", &["route", "add", "default", "via", &address(segment, ROUTER, false).to_string()]);
+        }
+        if self.families.v6 {
+            node.run("ip", &["-6", "route", "add", "default", "via", &address(segment, ROUTER, true).to_string()]);
+        }
+    }
+
+    /// Pulls the cable between a node and its segment.
+    pub fn cut(&self, node: &Node, segment: u8) {
+        self.node.run("ip", &["link", "set", &format!("{}-{segment}", node.name()), "down"]);
+    }
+
+    /// Plugs the cable in again.
+    pub fn mend(&self, node: &Node, segment: u8) {
+        self.node.run("ip", &["link", "set", &format!("{}-{segment}", node.name()), "up"]);
+    }
+}

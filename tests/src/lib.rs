@@ -1,0 +1,19 @@
+//! The lab: nodes made of namespaces, joined by segments and a router, with a real etcd, real agents and the real
+//! plugin.
+//!
+//! A node has its own network, mounts (`/run`, `/var/lib`, `/etc`), processes, host name, machine id and boot id. All
+//! that runs in it ends with it, and it ends with the program that made it, however that ends.
+
+pub mod agent;
+pub mod etcd;
+pub mod fabric;
+pub mod lab;
+pub mod matrix;
+pub mod node;
+pub mod pod;
+pub mod probe;
+pub mod wait;
+
+pub use lab::{Lab, Topology};
+pub use node::Node;
+pub use pod::Pod;

@@ -1,0 +1,275 @@
+//! A machine of the lab.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::wait;
+
+/// A machine: namespaces, and a first process that holds them.
+#[derive(Debug)]
+pub struct Node {
+    name: String,
+    folder: PathBuf,
+    boots: AtomicU32,
+    running: Option<Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    /// `unshare`, whose child is the node's first process.
+    outer: Child,
+    /// Its end is the node's end.
+    input: Option<ChildStdin>,
+    /// The first process, as the host numbers it.
+    pid: i32,
+}
+
+/// A process in a node, ended when it is dropped.
+#[derive(Debug)]
+pub struct Process {
+    /// `nsenter`, which stays until its child ends.
+    outer: Child,
+    /// The process itself, as the host numbers it.
+    pid: Pid,
+}
+
+impl Node {
+    /// Boots a machine of that name. What it writes under `/var/lib` and `/etc` is in `folder`.
+    pub fn boot(name: &str, folder: &Path) -> Self {
+        let folder = folder.join(name);
+        fs::create_dir_all(&folder).expect("a folder for the node");
+        let mut node =
+            Self { name: name.to_owned(), folder, boots: AtomicU32::new(0), running: None };
+        node.running = Some(node.start());
+        node
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where its files are, as the host sees them.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Its first process, as the host numbers it.
+    pub fn pid(&self) -> i32 {
+        self.running.as_ref().expect("the node runs").pid
+    }
+
+    /// How a person enters it.
+    pub fn how_to_enter(&self) -> String {
+        format!("nsenter --target {} --mount --net --uts --pid", self.pid())
+    }
+
+    fn start(&self) -> Running {
+        let boot = self.boots.fetch_add(1, Ordering::Relaxed);
+        let boot_id = format!("{:08x}-0000-4000-8000-{:012x}", std::process::id(), boot);
+        let mut outer = Command::new("unshare")
+            .args(["--mount", "--net", "--uts", "--pid", "--fork", "--kill-child=SIGKILL", "--"])
+            .arg(helper("lab-node"))
+            .args([OsStr::new(&self.name), self.folder.as_os_str(), OsStr::new(&boot_id)])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("unshare of util-linux is installed, and this is root");
+        let input = outer.stdin.take();
+        let mut line = String::new();
+        let output = outer.stdout.take().expect("piped");
+        BufReader::new(output).read_line(&mut line).expect("the node's first process speaks");
+        let pid = line.trim().strip_prefix("ready ").and_then(|pid| pid.parse().ok());
+        let pid = pid.unwrap_or_else(|| panic!("node {} did not boot: it said {line:?}", self.name));
+        Running { outer, input, pid }
+    }
+
+    /// Pulls the plug: everything that runs ends at once, what is in memory is gone, what is on disk stays. Then
+    /// boots again, without any network connection.
+    pub fn reboot(&mut self) {
+        self.halt();
+        self.running = Some(self.start());
+    }
+
+    /// Pulls the plug.
+    pub fn halt(&mut self) {
+        if let Some(mut running) = self.running.take() {
+            drop(running.input.take());
+            let _ = running.outer.wait();
+        }
+    }
+
+    /// Lets the node outlive this program.
+    pub fn keep(&mut self) {
+        if let Some(input) = self.running.as_mut().and_then(|running| running.input.as_mut()) {
+            let _ = input.write_all(b"keep\n");
+        }
+        if let Some(running) = self.running.take() {
+            std::mem::forget(running.outer);
+        }
+    }
+
+    /// A command to be run in the node.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = self.enter(&[]);
+        command.arg(program);
+        command
+    }
+
+    fn enter(&self, more: &[String]) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &self.pid().to_string(), "--mount", "--uts", "--pid"]);
+        if more.is_empty() {
+            command.arg("--net");
+        }
+        command.args(more).arg("--");
+        command
+    }
+
+    /// A command to be run in a network namespace that the node knows by that path.
+    pub fn command_in(&self, netns: &Path, program: impl AsRef<OsStr>) -> Command {
+        let mut command = self.enter(&[format!("--net={}", self.outside(netns).display())]);
+        command.arg(program);
+        command
+    }
+
+    /// Runs a command in the node, and returns what it prints.
+    pub fn run(&self, program: &str, arguments: &[&str]) -> String {
+        output(self.command(program).args(arguments))
+    }
+
+    /// Runs a line of shell in the node.
+    pub fn shell(&self, line: &str) -> String {
+        self.run("sh", &["-ec", line])
+    }
+
+    /// A path in the node, as the host sees it.
+    pub fn outside(&self, path: &Path) -> PathBuf {
+        let relative = path.strip_prefix("/").unwrap_or(path);
+        Path::new("/proc").join(self.pid().to_string()).join("root").join(relative)
+    }
+
+    /// Reads a file in the node.
+    pub fn read(&self, path: &str) -> std::io::Result<String> {
+        fs::read_to_string(self.outside(Path::new(path)))
+    }
+
+    /// Writes a file in the node.
+    pub fn write(&self, path: &str, text: &str) {
+        let path = self.outside(Path::new(path));
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).expect("a folder in the node");
+        }
+        fs::write(&path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    }
+
+    /// Runs a job on a thread in the node's network namespace.
+    pub fn within<T: Send>(&self, job: impl FnOnce() -> T + Send) -> T {
+        within(&self.outside(Path::new("/proc/1/ns/net")), job)
+    }
+
+    /// Starts a process in the node; what it says goes to that file in the node's folder.
+    pub fn spawn(&self, command: &mut Command, log: &str) -> Process {
+        let log = File::options().create(true).append(true).open(self.folder.join(log)).expect("a log file");
+        command.stdin(Stdio::null());
+        command.stdout(log.try_clone().expect("a second handle")).stderr(log);
+        let outer = command.spawn().expect("nsenter of util-linux is installed");
+        let nsenter = outer.id();
+        let pid = wait::until("nsenter to start its command", || child_of(nsenter));
+        Process { outer, pid: Pid::from_raw(pid) }
+    }
+
+    /// Reads a log that a process of the node has written.
+    pub fn log(&self, log: &str) -> String {
+        fs::read_to_string(self.folder.join(log)).unwrap_or_default()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.halt();
+    }
+}
+
+impl Process {
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        let _ = kill(self.pid, signal);
+    }
+
+    /// Ends it without any warning, and waits until it is gone.
+    pub fn kill(mut self) {
+        self.end();
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub fn stop(mut self) -> bool {
+        self.signal(Signal::SIGTERM);
+        self.outer.wait().is_ok_and(|status| status.success())
+    }
+
+    /// Whether it has ended, and how.
+    pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
+        self.outer.try_wait().expect("a child can be waited for")
+    }
+
+    /// Its number, as the host numbers it.
+    pub fn pid(&self) -> i32 {
+        self.pid.as_raw()
+    }
+
+    fn end(&mut self) {
+        if self.ended().is_none() {
+            self.signal(Signal::SIGKILL);
+            let _ = self.outer.wait();
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Runs a job on a thread in the network namespace at that path.
+pub fn within<T: Send>(netns: &Path, job: impl FnOnce() -> T + Send) -> T {
+    let netns = File::open(netns).unwrap_or_else(|error| panic!("{}: {error}", netns.display()));
+    std::thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            setns(&netns, CloneFlags::CLONE_NEWNET).expect("root enters any namespace");
+            job()
+        });
+        inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Runs a command to its end, and returns what it prints. A failure is a panic that says what was run.
+pub fn output(command: &mut Command) -> String {
+    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {}\n{text}{error}", output.status);
+    text
+}
+
+fn child_of(pid: u32) -> Result<i32, String> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let children = fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
+    children.split_whitespace().next().and_then(|child| child.parse().ok()).ok_or("no child yet".to_owned())
+}
+
+/// A program that is built together with the one that runs.
+pub fn helper(name: &str) -> PathBuf {
+    let this = std::env::current_exe().expect("the program that runs has a path");
+    let found = this.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.exists());
+    found.unwrap_or_else(|| panic!("{name} is not built: cargo build -p polder-tests"))
+}

@@ -1,0 +1,119 @@
+//! A pod of the lab: a network namespace that the plugin has attached.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::node::{Node, within};
+
+/// A pod.
+#[derive(Debug, Clone)]
+pub struct Pod {
+    name: String,
+    node: String,
+    netns: String,
+    outside: PathBuf,
+    enter: Vec<String>,
+    conf: Value,
+    result: Value,
+}
+
+impl Pod {
+    /// The pod that the plugin has attached with that result.
+    pub fn new(node: &Node, name: &str, netns: &str, conf: Value, result: Value) -> Self {
+        let command = node.command_in(Path::new(netns), "");
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let mut enter: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+        enter.pop();
+        Self {
+            name: name.to_owned(),
+            node: node.name().to_owned(),
+            netns: netns.to_owned(),
+            outside: node.outside(Path::new(netns)),
+            enter,
+            conf,
+            result,
+        }
+    }
+
+    /// Its name, which is its container's ID, too.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The name of its node.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// The path of its namespace, in the node.
+    pub fn netns(&self) -> &str {
+        &self.netns
+    }
+
+    /// The configuration that it was attached with.
+    pub fn conf(&self) -> &Value {
+        &self.conf
+    }
+
+    /// What the plugin said.
+    pub fn result(&self) -> &Value {
+        &self.result
+    }
+
+    /// Its addresses.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let ips = self.result["ips"].as_array().into_iter().flatten();
+        let address = |ip: &Value| ip["address"].as_str()?.split('/').next()?.parse().ok();
+        ips.filter_map(address).collect()
+    }
+
+    /// Its address of the family that `other` is of.
+    pub fn address_like(&self, other: IpAddr) -> IpAddr {
+        let same = |address: &IpAddr| address.is_ipv4() == other.is_ipv4();
+        self.addresses().into_iter().find(same).expect("both pods have the same families")
+    }
+
+    /// Its IPv4 address.
+    pub fn v4(&self) -> IpAddr {
+        self.addresses().into_iter().find(IpAddr::is_ipv4).expect("an IPv4 address")
+    }
+
+    /// Its gateway of the family of `address`.
+    pub fn gateway(&self, address: IpAddr) -> IpAddr {
+        let ips = self.result["ips"].as_array().into_iter().flatten();
+        let gateways = ips.filter_map(|ip| ip["gateway"].as_str()?.parse::<IpAddr>().ok());
+        gateways.into_iter().find(|gateway| gateway.is_ipv4() == address.is_ipv4()).expect("a gateway")
+    }
+
+    /// The name of the host's end of its pair.
+    pub fn host_interface(&self) -> &str {
+        let interfaces = self.result["interfaces"].as_array().expect("interfaces");
+        let names = interfaces.iter().filter_map(|interface| interface["name"].as_str());
+        names.into_iter().find(|name| name.starts_with("pld")).expect("the host's end")
+    }
+
+    /// A command to be run in the pod.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(&self.enter[0]);
+        command.args(&self.enter[1..]).arg(program);
+        command
+    }
+
+    /// How a person enters it.
+    pub fn how_to_enter(&self) -> String {
+        self.enter.join(" ").trim_end_matches(" --").to_owned()
+    }
+
+    /// Runs a command in the pod, and returns what it prints.
+    pub fn run(&self, program: &str, arguments: &[&str]) -> String {
+        crate::node::output(self.command(program).args(arguments))
+    }
+
+    /// Runs a job on a thread in the pod's network namespace.
+    pub fn within<T: Send>(&self, job: impl FnOnce() -> T + Send) -> T {
+        within(&self.outside, job)
+    }
+}

@@ -1,0 +1,162 @@
+//! Traffic: what a pod sends, and what the one that it sends to sees.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Where echo servers listen. Different pods use the same port.
+pub const PORT: u16 = 7007;
+
+/// How long a probe waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How often an idle server looks whether it is still wanted.
+const IDLE: Duration = Duration::from_millis(50);
+
+/// A server that tells everybody which address it sees them at.
+#[derive(Debug)]
+pub struct Echo {
+    wanted: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Echo {
+    /// Starts a TCP and a UDP server on the address, in the network namespace of the calling thread.
+    pub fn start(address: IpAddr) -> Self {
+        let wanted = Arc::new(AtomicBool::new(true));
+        let udp = UdpSocket::bind((address, PORT)).unwrap_or_else(|error| panic!("bind {address}: {error}"));
+        udp.set_read_timeout(Some(IDLE)).expect("a time-out");
+        let tcp = TcpListener::bind((address, PORT)).unwrap_or_else(|error| panic!("bind {address}: {error}"));
+        tcp.set_nonblocking(true).expect("non-blocking");
+        let (udp_wanted, tcp_wanted) = (Arc::clone(&wanted), Arc::clone(&wanted));
+        let threads = vec![
+            std::thread::spawn(move || {
+                let mut buffer = [0; 65536];
+                while udp_wanted.load(Ordering::Relaxed) {
+                    if let Ok((length, from)) = udp.recv_from(&mut buffer) {
+                        let _ = udp.send_to(&answer(from, &buffer[..length]), from);
+                    }
+                }
+            }),
+            std::thread::spawn(move || {
+                while tcp_wanted.load(Ordering::Relaxed) {
+                    match tcp.accept() {
+                        Ok((stream, from)) => drop(std::thread::spawn(move || serve(stream, from))),
+                        Err(_) => std::thread::park_timeout(Duration::from_millis(2)),
+                    }
+                }
+            }),
+        ];
+        Self { wanted, threads }
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        self.wanted.store(false, Ordering::Relaxed);
+        self.threads.drain(..).for_each(|thread| drop(thread.join()));
+    }
+}
+
+/// The sender's address, then as many bytes as he sent.
+fn answer(from: SocketAddr, sent: &[u8]) -> Vec<u8> {
+    let mut answer = format!("{}\n", from.ip()).into_bytes();
+    answer.resize(answer.len().max(sent.len()), b'.');
+    answer
+}
+
+fn serve(mut stream: TcpStream, from: SocketAddr) {
+    let _ = stream.set_nonblocking(false);
+    let _ = stream.set_read_timeout(Some(PATIENCE));
+    let mut sent = Vec::new();
+    // The client closes its side when it has sent everything.
+    if stream.read_to_end(&mut sent).is_ok() {
+        let _ = stream.write_all(&answer(from, &sent));
+    }
+}
+
+fn seen(answer: &[u8]) -> Result<IpAddr, String> {
+    let text = String::from_utf8_lossy(answer);
+    text.lines().next().and_then(|line| line.parse().ok()).ok_or(format!("an answer that is none: {text:?}"))
+}
+
+/// Sends a datagram of that many bytes from the calling thread's namespace; the source address that the echo server
+/// saw, and the time until its answer came.
+pub fn udp(from: IpAddr, to: IpAddr, bytes: usize) -> Result<(IpAddr, Duration), String> {
+    let error = |error: std::io::Error| format!("udp {from} to {to}: {error}");
+    let socket = UdpSocket::bind((from, 0)).map_err(error)?;
+    socket.connect((to, PORT)).map_err(error)?;
+    socket.set_read_timeout(Some(PATIENCE)).map_err(error)?;
+    let mut buffer = vec![0; 65536];
+    let start = Instant::now();
+    socket.send(&vec![b'.'; bytes]).map_err(error)?;
+    let length = socket.recv(&mut buffer).map_err(error)?;
+    Ok((seen(&buffer[..length])?, start.elapsed()))
+}
+
+/// Connects, sends that many bytes, and reads as many back; the source address that the echo server saw.
+pub fn tcp(to: IpAddr, bytes: usize) -> Result<IpAddr, String> {
+    let error = |error: std::io::Error| format!("tcp to {to}: {error}");
+    let mut stream = TcpStream::connect_timeout(&SocketAddr::new(to, PORT), PATIENCE).map_err(error)?;
+    stream.set_read_timeout(Some(PATIENCE)).map_err(error)?;
+    stream.write_all(&vec![b'.'; bytes]).map_err(error)?;
+    stream.shutdown(std::net::Shutdown::Write).map_err(error)?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).map_err(error)?;
+    if answer.len() < bytes {
+        return Err(format!("tcp to {to}: {} of {bytes} bytes came back", answer.len()));
+    }
+    seen(&answer)
+}
+
+/// Pings once with that many bytes of data, which must not be fragmented; what `ping` says.
+pub fn ping(mut command: Command, to: IpAddr, bytes: usize) -> Result<String, String> {
+    command.args(["-n", "-c", "1", "-W", "3", "-M", "do", "-s", &bytes.to_string(), &to.to_string()]);
+    let output = command.output().map_err(|error| error.to_string())?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    if output.status.success() { Ok(text) } else { Err(text) }
+}
+
+/// A ping that goes on in the background.
+#[derive(Debug)]
+pub struct Pinging {
+    child: Child,
+}
+
+impl Pinging {
+    /// Starts pinging, a hundred times a second.
+    pub fn start(mut command: Command, to: IpAddr) -> Self {
+        command.args(["-n", "-q", "-i", "0.01", "-W", "3", &to.to_string()]);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+        Self { child: child.expect("ping of iputils is installed") }
+    }
+
+    /// Ends it, and returns how many were sent and how many came back.
+    pub fn finish(self) -> (u32, u32) {
+        // `nsenter` has become `ping`: the namespaces that a pod's command enters need no further process but for the
+        // process namespace, whose child it then is.
+        let pid = i32::try_from(self.child.id()).expect("a process number");
+        let target = child_of(pid).unwrap_or(pid);
+        let _ = kill(Pid::from_raw(target), Signal::SIGINT);
+        let output = self.child.wait_with_output().expect("ping ends when it is asked to");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let number = |marker: &str| {
+            let before = text.split(marker).next()?;
+            before.split_whitespace().next_back()?.parse().ok()
+        };
+        let sent = number(" packets transmitted").unwrap_or_else(|| panic!("ping said {text:?}"));
+        (sent, number(" received").unwrap_or_else(|| panic!("ping said {text:?}")))
+    }
+}
+
+fn child_of(pid: i32) -> Option<i32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    children.split_whitespace().next()?.parse().ok()
+}

@@ -1,0 +1,39 @@
+//! Waiting for conditions, with a deadline.
+
+use std::time::{Duration, Instant};
+
+/// Longer than anything takes on a slow and busy machine, shorter than a person's patience.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Waits until `look` finds something, and returns it. At the deadline it panics with what was waited for and what
+/// the last look said.
+pub fn until<T>(what: &str, look: impl FnMut() -> Result<T, String>) -> T {
+    within(PATIENCE, what, look)
+}
+
+/// Like [`until`], with another deadline.
+pub fn within<T>(patience: Duration, what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
+    let deadline = Instant::now() + patience;
+    loop {
+        match look() {
+            Ok(found) => return found,
+            Err(seen) if Instant::now() > deadline => {
+                panic!("waited {patience:?} for {what}, and the last look said: {seen}")
+            }
+            Err(_) => pause(),
+        }
+    }
+}
+
+/// Waits until the condition holds.
+pub fn until_true(what: &str, mut condition: impl FnMut() -> bool) {
+    until(what, || if condition() { Ok(()) } else { Err("not yet".to_owned()) });
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one place that looks at a condition again and again")]
+fn pause() {
+    std::thread::sleep(PAUSE);
+}
