@@ -61,14 +61,14 @@ pub enum Kind {
 /// Creates a bridge, up. Its MAC address and its MTU, being set, do not follow its ports; the MTU only because it is
 /// changed once the bridge is there (`net/bridge/br_if.c`, `br_mtu_auto_adjust`). It has no multicast snooping, which
 /// would cost 10 % of an ADD, and no IPv6 address of its own making.
-pub fn create_bridge(name: &str, mac: Mac, mtu: u32) -> [Operation; 2] {
+pub fn create_bridge(name: &str, mac: Mac, mtu: u32) -> [Operation; 3] {
     let bridge = LinkMessageBuilder::<LinkBridge>::new(name)
         .address(mac.0.to_vec())
         .mtu(mtu - 1)
         .mcast_snooping(false)
         .stp_state(netlink_packet_route::link::BridgeStpState::Disabled)
         .build();
-    [create(bridge), change(name).mtu(mtu).without_link_local().up().into()]
+    [create(bridge), change(name).mtu(mtu).without_link_local().into(), change(name).up().into()]
 }
 
 fn create(message: LinkMessage) -> Operation {
@@ -138,7 +138,8 @@ impl Change {
         Self(self.0.alias(alias))
     }
 
-    /// Keeps it from making itself an IPv6 link-local address; to be said before it is up.
+    /// Keeps it from making itself an IPv6 link-local address. To be said before it is up, in a change of its own: the
+    /// kernel switches an interface on before it looks at the rest of the message.
     #[must_use]
     pub fn without_link_local(self) -> Self {
         let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);

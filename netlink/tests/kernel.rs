@@ -124,6 +124,7 @@ fn a_vxlan_device_is_read_back_as_it_was_made() {
             let found = socket.link(name).unwrap().unwrap();
             assert_eq!(found.kind, Kind::Vxlan(vxlan));
             assert_eq!((found.mac, found.mtu, found.up), (Some(POD_MAC), 1430, true));
+            assert_eq!(socket.addresses().unwrap(), [], "it made itself an address");
         }
     });
 }
@@ -148,7 +149,7 @@ fn an_error_carries_the_kernels_own_words() {
     in_a_new_namespace(|socket| {
         let vxlan = Vxlan { vni: 77, port: 8472, local: Some(ip("10.9.0.1")), learning: false };
         socket.execute_all(link::create_vxlan("vx1", &vxlan, POD_MAC, 1430)).unwrap();
-        let [first, _] = link::create_vxlan("vx2", &vxlan, POD_MAC, 1430);
+        let [first, ..] = link::create_vxlan("vx2", &vxlan, POD_MAC, 1430);
         let error = socket.execute_all([first]).unwrap_err();
         assert!(error.is_exists());
         assert_eq!(error.to_string(), "File exists: A VXLAN device with the specified VNI already exists");

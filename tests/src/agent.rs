@@ -120,12 +120,14 @@ impl Worker {
 
     /// Runs `polderctl` and returns its JSON.
     pub fn ctl(&self, arguments: &[&str]) -> Value {
-        self.try_ctl(arguments).unwrap_or_else(|error| panic!("polderctl {arguments:?} on {}: {error}", self.name()))
+        self.try_ctl(arguments)
+            .unwrap_or_else(|error| panic!("polderctl {arguments:?} on {}: {error}", self.name()))
     }
 
     fn try_ctl(&self, arguments: &[&str]) -> Result<Value, String> {
         let mut command = self.node.command(dist().join("polderctl"));
-        let output = command.args(["-o", "json"]).args(arguments).output().map_err(|error| error.to_string())?;
+        let output =
+            command.args(["-o", "json"]).args(arguments).output().map_err(|error| error.to_string())?;
         if !output.status.success() {
             return Err(String::from_utf8_lossy(&output.stderr).into_owned());
         }
@@ -231,7 +233,8 @@ impl Worker {
 
 fn feed(command: &mut Command, input: &str) -> Output {
     let piped = || Stdio::piped();
-    let mut child = command.stdin(piped()).stdout(piped()).stderr(piped()).spawn().expect("nsenter is installed");
+    let mut child =
+        command.stdin(piped()).stdout(piped()).stderr(piped()).spawn().expect("nsenter is installed");
     // A program that ends without reading is no failure of the test.
     let _ = child.stdin.take().expect("piped").write_all(input.as_bytes());
     child.wait_with_output().expect("a child can be waited for")

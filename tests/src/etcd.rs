@@ -52,7 +52,12 @@ impl Etcd {
         let member = &self.members[number];
         let mut command = member.node.command("etcd");
         command.args(["--name", member.node.name(), "--data-dir", "/var/lib/etcd", "--logger", "zap"]);
-        command.args(["--listen-client-urls", &url(member, 2379), "--advertise-client-urls", &url(member, 2379)]);
+        command.args([
+            "--listen-client-urls",
+            &url(member, 2379),
+            "--advertise-client-urls",
+            &url(member, 2379),
+        ]);
         command.args(["--listen-peer-urls", &peer(member), "--initial-advertise-peer-urls", &peer(member)]);
         command.args(["--initial-cluster", &cluster.join(",")]);
         // The disk of a busy test machine is slow: that is no reason for an election.
@@ -108,7 +113,11 @@ impl Etcd {
         let member = &self.members[0];
         let endpoints = self.endpoints().join(",");
         crate::node::output(
-            member.node.command("env").args(["ETCDCTL_API=3", "etcdctl", "--endpoints", &endpoints]).args(arguments),
+            member
+                .node
+                .command("env")
+                .args(["ETCDCTL_API=3", "etcdctl", "--endpoints", &endpoints])
+                .args(arguments),
         )
     }
 
@@ -138,7 +147,11 @@ impl Etcd {
                 .args(["ETCDCTL_API=3", "etcdctl", "--endpoints", &endpoints, "endpoint", "health"])
                 .output();
             let health = health.map_err(|error| error.to_string())?;
-            if health.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&health.stderr).into_owned()) }
+            if health.status.success() {
+                Ok(())
+            } else {
+                Err(String::from_utf8_lossy(&health.stderr).into_owned())
+            }
         });
     }
 }

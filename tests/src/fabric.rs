@@ -58,10 +58,14 @@ impl Fabric {
                  ip link set seg{segment} up\n"
             );
             if router && families.v4 {
-                lines += &format!("ip address add {}/24 dev seg{segment}\n", address(*segment, ROUTER, false));
+                lines +=
+                    &format!("ip address add {}/24 dev seg{segment}\n", address(*segment, ROUTER, false));
             }
             if router && families.v6 {
-                lines += &format!("ip address add {}/64 dev seg{segment} nodad\n", address(*segment, ROUTER, true));
+                lines += &format!(
+                    "ip address add {}/64 dev seg{segment} nodad\n",
+                    address(*segment, ROUTER, true)
+                );
             }
         }
         if router {
@@ -87,16 +91,20 @@ impl Fabric {
         let port = format!("{}-{segment}", node.name());
         // That of an earlier boot goes a moment after its node.
         wait::until_true("the node's last cable to be gone", || {
-            !self.node.command("ip").args(["link", "show", "dev", &port]).output().is_ok_and(|o| o.status.success())
+            !self
+                .node
+                .command("ip")
+                .args(["link", "show", "dev", &port])
+                .output()
+                .is_ok_and(|o| o.status.success())
         });
         // Both ends are born where they belong; the host has none of it.
         let (here, there) = (self.node.pid().to_string(), node.pid().to_string());
         let ends = [port.as_str(), "netns", &here, "type", "veth", "peer", "name", "eth0", "netns", &there];
         output(std::process::Command::new("ip").args(["link", "add"]).args(ends));
         self.node.shell(&format!("ip link set {port} mtu {mtu} master seg{segment} up"));
-        let mut lines = format!(
-            "echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad\nip link set eth0 mtu {mtu} up\n"
-        );
+        let mut lines =
+            format!("echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad\nip link set eth0 mtu {mtu} up\n");
         if self.families.v4 {
             lines += &format!("ip address add {}/24 dev eth0\n", address(segment, host, false));
         }
@@ -112,7 +120,10 @@ impl Fabric {
             node.run("ip", &["route", "add", "default", "via", &address(segment, ROUTER, false).to_string()]);
         }
         if self.families.v6 {
-            node.run("ip", &["-6", "route", "add", "default", "via", &address(segment, ROUTER, true).to_string()]);
+            node.run(
+                "ip",
+                &["-6", "route", "add", "default", "via", &address(segment, ROUTER, true).to_string()],
+            );
         }
     }
 

@@ -137,8 +137,8 @@ impl Lab {
         let etcd_addresses: Vec<IpAddr> =
             (0..topology.etcd_members).map(|number| address(1, ETCD_HOST + number, v6)).collect();
         let etcd_machines = (0..topology.etcd_members).zip(&etcd_addresses);
-        let etcd_machines =
-            etcd_machines.map(|(number, address)| (machine(&format!("etcd{number}"), 1, ETCD_HOST + number), *address));
+        let etcd_machines = etcd_machines
+            .map(|(number, address)| (machine(&format!("etcd{number}"), 1, ETCD_HOST + number), *address));
         let etcd = Etcd::start(etcd_machines.collect(), tls(&etcd_addresses));
         let world = topology.router.then(|| machine("world", WORLD, WORLD_HOST));
         let mut lab =
@@ -179,7 +179,7 @@ impl Lab {
     }
 
     /// The address of the host that is no node.
-    pub fn world_address(&self, v6: bool) -> IpAddr {
+    pub fn world_address(v6: bool) -> IpAddr {
         address(WORLD, WORLD_HOST, v6)
     }
 

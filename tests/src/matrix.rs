@@ -34,7 +34,9 @@ pub fn pairs(pods: &[Pod]) -> Vec<Pair<'_>> {
 
 /// Starts echo servers on all addresses of all pods. They end when they are dropped.
 pub fn listen(pods: &[Pod]) -> Vec<Echo> {
-    pods.iter().flat_map(|pod| pod.addresses().into_iter().map(|address| pod.within(|| Echo::start(address)))).collect()
+    pods.iter()
+        .flat_map(|pod| pod.addresses().into_iter().map(|address| pod.within(|| Echo::start(address))))
+        .collect()
 }
 
 /// Ping, UDP and TCP between all pairs, in both directions, with the largest packet that the MTU allows, too. Fails
@@ -58,7 +60,8 @@ pub fn check(pair: &Pair<'_>, mtu: usize) -> Result<(), String> {
     };
     let headers = if from_address.is_ipv4() { 20 + 8 } else { 40 + 8 };
     for bytes in [56, mtu - headers] {
-        probe::ping(from.command("ping"), to_address, bytes).map_err(|error| wrong(format!("ping of {bytes}: {error}")))?;
+        probe::ping(from.command("ping"), to_address, bytes)
+            .map_err(|error| wrong(format!("ping of {bytes}: {error}")))?;
     }
     from.within(|| {
         for bytes in [10, mtu - headers] {

@@ -46,8 +46,7 @@ impl Node {
     pub fn boot(name: &str, folder: &Path) -> Self {
         let folder = folder.join(name);
         fs::create_dir_all(&folder).expect("a folder for the node");
-        let mut node =
-            Self { name: name.to_owned(), folder, boots: AtomicU32::new(0), running: None };
+        let mut node = Self { name: name.to_owned(), folder, boots: AtomicU32::new(0), running: None };
         node.running = Some(node.start());
         node
     }
@@ -75,12 +74,16 @@ impl Node {
     fn start(&self) -> Running {
         let boot = self.boots.fetch_add(1, Ordering::Relaxed);
         let boot_id = format!("{:08x}-0000-4000-8000-{:012x}", std::process::id(), boot);
+        // A node that is kept must not hold on to what this program says.
+        let errors =
+            File::options().create(true).append(true).open(self.folder.join("boot.log")).expect("a log file");
         let mut outer = Command::new("unshare")
             .args(["--mount", "--net", "--uts", "--pid", "--fork", "--kill-child=SIGKILL", "--"])
             .arg(helper("lab-node"))
             .args([OsStr::new(&self.name), self.folder.as_os_str(), OsStr::new(&boot_id)])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(errors)
             .spawn()
             .expect("unshare of util-linux is installed, and this is root");
         let input = outer.stdin.take();

@@ -2,14 +2,11 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 /// Where echo servers listen. Different pods use the same port.
 pub const PORT: u16 = 7007;
@@ -33,7 +30,8 @@ impl Echo {
         let wanted = Arc::new(AtomicBool::new(true));
         let udp = UdpSocket::bind((address, PORT)).unwrap_or_else(|error| panic!("bind {address}: {error}"));
         udp.set_read_timeout(Some(IDLE)).expect("a time-out");
-        let tcp = TcpListener::bind((address, PORT)).unwrap_or_else(|error| panic!("bind {address}: {error}"));
+        let tcp =
+            TcpListener::bind((address, PORT)).unwrap_or_else(|error| panic!("bind {address}: {error}"));
         tcp.set_nonblocking(true).expect("non-blocking");
         let (udp_wanted, tcp_wanted) = (Arc::clone(&wanted), Arc::clone(&wanted));
         let threads = vec![
@@ -120,43 +118,65 @@ pub fn tcp(to: IpAddr, bytes: usize) -> Result<IpAddr, String> {
 pub fn ping(mut command: Command, to: IpAddr, bytes: usize) -> Result<String, String> {
     command.args(["-n", "-c", "1", "-W", "3", "-M", "do", "-s", &bytes.to_string(), &to.to_string()]);
     let output = command.output().map_err(|error| error.to_string())?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     if output.status.success() { Ok(text) } else { Err(text) }
 }
 
-/// A ping that goes on in the background.
+/// Datagrams that go on in the background, a hundred in a second, each of which has to come back.
 #[derive(Debug)]
-pub struct Pinging {
-    child: Child,
+pub struct Stream {
+    wanted: Arc<AtomicBool>,
+    sender: JoinHandle<(u32, u32)>,
 }
 
-impl Pinging {
-    /// Starts pinging, a hundred times a second.
-    pub fn start(mut command: Command, to: IpAddr) -> Self {
-        command.args(["-n", "-q", "-i", "0.01", "-W", "3", &to.to_string()]);
-        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
-        Self { child: child.expect("ping of iputils is installed") }
+/// Between two datagrams.
+const PACE: Duration = Duration::from_millis(10);
+
+/// How many are sent before anything may happen, and after it has happened.
+const BEFORE_AND_AFTER: u32 = 30;
+
+impl Stream {
+    /// Starts sending, in the network namespace of the calling thread, to an echo server. Returns when it flows.
+    pub fn start(from: IpAddr, to: IpAddr) -> Self {
+        let socket = UdpSocket::bind((from, 0)).and_then(|socket| {
+            socket.connect((to, PORT))?;
+            socket.set_read_timeout(Some(PACE))?;
+            Ok(socket)
+        });
+        let socket = socket.unwrap_or_else(|error| panic!("{from} to {to}: {error}"));
+        let wanted = Arc::new(AtomicBool::new(true));
+        let flag = Arc::clone(&wanted);
+        let (flows, flowing) = std::sync::mpsc::channel();
+        let sender = std::thread::spawn(move || {
+            let (mut sent, mut received, mut left) = (0, 0, BEFORE_AND_AFTER);
+            let mut receive = |until: Instant| {
+                let mut buffer = [0; 64];
+                while Instant::now() < until {
+                    received += u32::from(socket.recv(&mut buffer).is_ok());
+                }
+                received
+            };
+            while left > 0 {
+                let due = Instant::now() + PACE;
+                sent += u32::from(socket.send(b"still there?").is_ok());
+                receive(due);
+                if sent == BEFORE_AND_AFTER {
+                    let _ = flows.send(());
+                }
+                left -= u32::from(!flag.load(Ordering::Relaxed));
+            }
+            let deadline = Instant::now() + PATIENCE;
+            while receive(Instant::now() + PACE) < sent && Instant::now() < deadline {}
+            (sent, receive(Instant::now()))
+        });
+        flowing.recv().unwrap_or_else(|_| panic!("{from} to {to}: nothing flows"));
+        Self { wanted, sender }
     }
 
-    /// Ends it, and returns how many were sent and how many came back.
+    /// Goes on a little, then ends; how many were sent and how many came back.
     pub fn finish(self) -> (u32, u32) {
-        // `nsenter` has become `ping`: the namespaces that a pod's command enters need no further process but for the
-        // process namespace, whose child it then is.
-        let pid = i32::try_from(self.child.id()).expect("a process number");
-        let target = child_of(pid).unwrap_or(pid);
-        let _ = kill(Pid::from_raw(target), Signal::SIGINT);
-        let output = self.child.wait_with_output().expect("ping ends when it is asked to");
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let number = |marker: &str| {
-            let before = text.split(marker).next()?;
-            before.split_whitespace().next_back()?.parse().ok()
-        };
-        let sent = number(" packets transmitted").unwrap_or_else(|| panic!("ping said {text:?}"));
-        (sent, number(" received").unwrap_or_else(|| panic!("ping said {text:?}")))
+        self.wanted.store(false, Ordering::Relaxed);
+        self.sender.join().expect("the sender does not panic")
     }
-}
-
-fn child_of(pid: i32) -> Option<i32> {
-    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
-    children.split_whitespace().next()?.parse().ok()
 }

@@ -1,5 +1,7 @@
 //! What Kubernetes promises: every pod reaches every other at its own address, whatever joins the nodes.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use polder_tests::fabric::Families;
 use polder_tests::lab::{POOL4, POOL6};
 use polder_tests::matrix::assert_flat;
@@ -7,7 +9,10 @@ use polder_tests::{Lab, Pod, Topology};
 
 /// Two pods on every node.
 fn pods(lab: &Lab) -> Vec<Pod> {
-    lab.workers.iter().flat_map(|worker| ["a", "b"].map(|name| worker.pod(&format!("{}-{name}", worker.name())))).collect()
+    lab.workers
+        .iter()
+        .flat_map(|worker| ["a", "b"].map(|name| worker.pod(&format!("{}-{name}", worker.name()))))
+        .collect()
 }
 
 fn assert_flat_on(topology: Topology, overhead: usize, direct: &[&str]) {
@@ -19,7 +24,11 @@ fn assert_flat_on(topology: Topology, overhead: usize, direct: &[&str]) {
         let name = lab.workers[number + 1].name();
         for pool in &lab.topology.pools {
             let family = if pool.contains(':') { "ipv6" } else { "ipv4" };
-            assert_eq!(lab.workers[0].path_to(name, family), *path, "the path from n1 to {name} for {family}");
+            assert_eq!(
+                lab.workers[0].path_to(name, family),
+                *path,
+                "the path from n1 to {name} for {family}"
+            );
         }
     }
 }
@@ -60,7 +69,11 @@ fn the_families_of_pods_and_underlay_need_not_be_the_same() {
     let lab = Lab::start(both);
     assert_flat(&pods(&lab), 1450);
     assert_eq!(lab.workers[0].path_to("n2", "ipv4"), "direct");
-    assert_eq!(lab.workers[0].path_to("n2", "ipv6"), "vxlan", "there is no IPv6 underlay to go over directly");
+    assert_eq!(
+        lab.workers[0].path_to("n2", "ipv6"),
+        "vxlan",
+        "there is no IPv6 underlay to go over directly"
+    );
 }
 
 #[test]

@@ -152,6 +152,11 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &
     for gateway in inputs.gateways {
         state.addresses.insert((Device::Bridge, host_prefix(*gateway)));
     }
+    // What no node owns is nowhere: without this it would follow the default route, out into the world.
+    for pool in inputs.pools {
+        let nowhere = Way { target: Target::Unreachable, source: None, mtu: None };
+        state.routes.insert((*pool).into(), nowhere);
+    }
     for block in inputs.blocks {
         let target = match inputs.cluster.attach {
             AttachMode::Bridge => Target::Device(Device::Bridge),

@@ -41,7 +41,7 @@ impl Vxlan {
 
 /// Creates the device, up, without an IPv6 address of its own making. It is bound to an address and not to an
 /// interface, so that it follows the host's routes to a peer, and outlives the interface.
-pub fn create_vxlan(name: &str, vxlan: &Vxlan, mac: Mac, mtu: u32) -> [Operation; 2] {
+pub fn create_vxlan(name: &str, vxlan: &Vxlan, mac: Mac, mtu: u32) -> [Operation; 3] {
     let mut device = LinkMessageBuilder::<LinkVxlan>::new(name)
         .id(vxlan.vni)
         .port(vxlan.port)
@@ -53,5 +53,5 @@ pub fn create_vxlan(name: &str, vxlan: &Vxlan, mac: Mac, mtu: u32) -> [Operation
         Some(IpAddr::V6(local)) => device = device.local6(local),
         None => {}
     }
-    [create(device.build()), change(name).without_link_local().up().into()]
+    [create(device.build()), change(name).without_link_local().into(), change(name).up().into()]
 }

@@ -34,8 +34,10 @@ fn main() -> anyhow::Result<()> {
     for line in io::stdin().lock().lines() {
         keep |= line.is_ok_and(|line| line == "keep");
     }
-    while keep {
-        std::thread::park();
+    if keep {
+        loop {
+            std::thread::park();
+        }
     }
     Ok(())
 }

@@ -1,0 +1,354 @@
+//! Attachments: what a runtime may do with them, in which order it likes, and what is left afterwards.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::collections::BTreeSet;
+
+use polder_tests::agent::Worker;
+use polder_tests::fabric::Families;
+use polder_tests::matrix::assert_flat;
+use polder_tests::{Lab, Topology, wait};
+use serde_json::{Value, json};
+
+fn node() -> Lab {
+    Lab::start(Topology::one_segment(1).families(Families::DUAL))
+}
+
+fn code(error: Result<Value, Value>) -> u64 {
+    error.expect_err("an error")["code"].as_u64().expect("a code")
+}
+
+/// Everything that belongs to attachments: interfaces, kernel entries, ledger, etcd. Empty if there are none.
+fn traces(lab: &Lab, worker: &Worker) -> String {
+    let mut traces = worker.node.shell(
+        "set +e; ip -o link show | grep -o 'pld[0-9a-f]*' | sort -u; ip neigh show dev polder0 nud permanent; \
+         bridge fdb show br polder0 | grep -v 'dev polder0'; \
+         nft list set inet polder senders4 | grep elements; nft list set inet polder senders6 | grep elements; true",
+    );
+    if worker.status()["pods"] != 0 {
+        traces += &format!("ledger: {}\n", worker.status()["pods"]);
+    }
+    lab.etcd.keys("/polder/v1/addresses/").iter().for_each(|key| traces += &format!("{key}\n"));
+    traces
+}
+
+fn assert_nothing_left(lab: &Lab, worker: &Worker) {
+    wait::until("nothing to be left", || {
+        let traces = traces(lab, worker);
+        if traces.is_empty() { Ok(()) } else { Err(traces) }
+    });
+}
+
+#[test]
+fn an_add_makes_what_it_says_and_a_del_leaves_nothing() {
+    let lab = node();
+    let worker = &lab.workers[0];
+    let pod = worker.pod("a");
+    let inside = pod.run("ip", &["-o", "address", "show", "dev", "eth0"]);
+    for own in pod.addresses() {
+        assert!(
+            inside.contains(&format!("{own}/{}", if own.is_ipv4() { 32 } else { 128 })),
+            "{own} in {inside}"
+        );
+    }
+    let result = pod.result();
+    let link = pod.run("ip", &["link", "show", "dev", "eth0"]);
+    assert!(link.contains(result["interfaces"][2]["mac"].as_str().unwrap()), "{link}");
+    assert!(link.contains("mtu 1450") && result["interfaces"][2]["mtu"] == 1450);
+    assert_eq!(result["interfaces"][2]["sandbox"], pod.netns());
+    let host = worker.node.run("ip", &["-d", "link", "show", "dev", pod.host_interface()]);
+    for sign in [
+        "master polder0",
+        "locked on",
+        "isolated on",
+        "learning off",
+        "flood off",
+        "alias polder/a/eth0 lab/a",
+    ] {
+        assert!(host.contains(sign), "{sign} in {host}");
+    }
+    assert!(host.contains(result["interfaces"][1]["mac"].as_str().unwrap()));
+    wait::until_true("etcd to be told", || lab.etcd.keys("/polder/v1/addresses/n1/").len() == 2);
+    assert!(!traces(&lab, worker).is_empty(), "the traces are not looked for in the right places");
+    worker.delete(&pod);
+    assert_nothing_left(&lab, worker);
+}
+
+#[test]
+fn each_version_gets_the_shape_that_it_knows() {
+    let lab = node();
+    for version in ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+        let pod = lab.workers[0].pod_with(&format!("v{version}"), &Worker::netconf(version));
+        let result = pod.result();
+        assert_eq!(result["cniVersion"], version);
+        assert_eq!(result["ips"][0].get("version").is_some(), version < "1.0.0", "{result}");
+        assert_eq!(result["interfaces"][0].get("mtu").is_some(), version == "1.1.0", "{result}");
+    }
+}
+
+#[test]
+fn a_second_add_is_refused_and_the_first_attachment_is_whole() {
+    let lab = node();
+    let worker = &lab.workers[0];
+    let (pod, other) = (worker.pod("a"), worker.pod("b"));
+    let before = traces(&lab, worker);
+    assert_eq!(code(worker.cni("ADD", "a", pod.netns(), pod.conf())), 102);
+    // The same attachment for another namespace, in which there is no such interface yet.
+    let elsewhere = worker.namespace("elsewhere");
+    assert_eq!(code(worker.cni("ADD", "a", &elsewhere, pod.conf())), 102);
+    assert_eq!(worker.status()["pods"], 2);
+    assert_eq!(traces(&lab, worker).lines().filter(|l| l.starts_with("pld")).count(), 2, "{before}");
+    assert_flat(&[pod, other], 1450);
+}
+
+#[test]
+fn an_add_where_the_interface_exists_is_refused_and_leaks_nothing() {
+    let lab = node();
+    let worker = &lab.workers[0];
+    let netns = worker.namespace("a");
+    worker.node.shell("ip -n a link add eth0 type bridge");
+    assert_eq!(code(worker.cni("ADD", "a", &netns, &Worker::netconf("1.1.0"))), 102);
+    assert!(
+        worker.node.shell("ip -d -n a link show eth0").contains("bridge"),
+        "the container's own interface is gone"
+    );
+    assert_nothing_left(&lab, worker);
+}
+
+#[test]
+fn two_interfaces_of_one_container_are_two_attachments() {
+    let lab = node();
+    let worker = &lab.workers[0];
+    let pod = worker.pod("a");
+    let call = |verb: &str, interface: &str| {
+        let variables = [
+            ("CNI_COMMAND", verb),
+            ("CNI_CONTAINERID", "a"),
+            ("CNI_NETNS", pod.netns()),
+            ("CNI_IFNAME", interface),
+        ];
+        worker.plugin(&variables, &pod.conf().to_string()).status.success()
+    };
+    assert!(call("ADD", "net1"));
+    assert_eq!(worker.status()["pods"], 2);
+    assert!(call("DEL", "net1"));
+    assert_eq!(worker.status()["pods"], 1);
+    assert!(pod.run("ip", &["link", "show"]).contains("eth0"), "the other interface went with it");
+}
+
+#[test]
+fn a_del_succeeds_twice_and_for_what_was_never_added_and_without_a_namespace() {
+    let lab = node();
+    let worker = &lab.workers[0];
+    let (pod, kept) = (worker.pod("a"), worker.pod("kept"));
+    let conf = Worker::netconf("1.1.0");
+    worker.node.run("ip", &["netns", "delete", "a"]);
+    let without_namespace = [("CNI_COMMAND", "DEL"), ("CNI_CONTAINERID", "a"), ("CNI_IFNAME", "eth0")];
+    for _ in 0..2 {
+        let output = worker.plugin(&without_namespace, &conf.to_string());
+        assert!(output.status.success() && output.stdout.is_empty(), "{output:?}");
+    }
+    for netns in ["", "/run/netns/never", pod.netns(), kept.netns(), "/etc/passwd"] {
+        assert_eq!(
+            worker.cni("DEL", "never-added", netns, &conf),
+            Ok(Value::Null),
+            "with namespace {netns:?}"
+        );
+        // The namespace may be another container's by now.
+        assert_eq!(worker.cni("DEL", "a", netns, &conf), Ok(Value::Null), "with namespace {netns:?}");
+    }
+    let garbage =
+        json!({ "cniVersion": "1.1.0", "name": "polder", "type": "polder", "prevResult": { "ips": 5 } });
+    assert_eq!(worker.cni("DEL", "a", pod.netns(), &garbage), Ok(Value::Null));
+    assert_eq!(worker.status()["pods"], 1);
+    assert_flat(&[kept, worker.pod("b")], 1450);
+}
+
+#[test]
+fn a_late_del_takes_nothing_from_who_has_the_address_now() {
+    let mut lab = Lab::build(Topology { pools: vec!["10.244.0.0/26"], ..Topology::one_segment(1) });
+    lab.workers[0].configure(&format!("{}[ipam]\ncooldown_seconds = 10\n", lab.workers[0].configuration()));
+    lab.workers[0].start_and_wait();
+    let worker = &lab.workers[0];
+    let old = worker.pod("old");
+    worker.delete(&old);
+    // All other addresses of the only block are taken, so that the freed one has to go out again.
+    let mut pods: Vec<_> = (0..60).map(|number| worker.pod(&format!("p{number}"))).collect();
+    let new = wait::within(wait::PATIENCE * 2, "the freed address to have rested", || {
+        worker.try_pod("new", &Worker::netconf("1.1.0")).map_err(|error| {
+            worker.node.run("ip", &["netns", "delete", "new"]);
+            error.to_string()
+        })
+    });
+    assert_eq!(new.v4(), old.v4());
+    assert_eq!(worker.cni("DEL", "old", old.netns(), old.conf()), Ok(Value::Null));
+    assert_eq!(worker.status()["pods"], 61);
+    pods.truncate(1);
+    pods.push(new);
+    assert_flat(&pods, 1450);
+}
+
+#[test]
+fn an_exhausted_pool_is_named_with_what_has_become_of_it() {
+    let topology = Topology { pools: vec!["10.244.0.0/26"], ..Topology::one_segment(1) };
+    let lab = Lab::start(topology);
+    let worker = &lab.workers[0];
+    // Less the pool's first and last address, and the gateway.
+    let pods: Vec<_> = (0..61).map(|number| worker.pod(&format!("p{number}"))).collect();
+    let error = worker.try_pod("one-too-many", &Worker::netconf("1.1.0")).unwrap_err();
+    assert_eq!(error["code"], 100, "{error}");
+    let message = error["msg"].as_str().unwrap();
+    for sign in
+        ["62 of this node are used", "0 rest", "pool ipv4 (10.244.0.0/26)", "all 1 are claimed", "Add a pool"]
+    {
+        assert!(message.contains(sign), "{sign} in {message}");
+    }
+    assert_eq!(worker.status()["pods"], pods.len());
+}
+
+#[test]
+fn check_finds_what_is_missing_and_nothing_where_all_is_well() {
+    let lab = Lab::start(Topology::one_segment(1));
+    let worker = &lab.workers[0];
+    let pod = worker.pod("a");
+    let mut conf = pod.conf().clone();
+    conf["prevResult"] = pod.result().clone();
+    let check = || worker.cni("CHECK", "a", pod.netns(), &conf);
+    assert_eq!(check(), Ok(Value::Null));
+    // What a later plugin of the chain adds is none of our business.
+    pod.run("ip", &["route", "add", "192.0.2.0/24", "dev", "eth0"]);
+    pod.run("ip", &["link", "set", "eth0", "mtu", "1400"]);
+    assert_eq!(check(), Ok(Value::Null));
+    let own = pod.v4();
+    let gateway = pod.gateway(own);
+    let host = pod.host_interface();
+    let in_pod = |line: &str| pod.run("sh", &["-ec", line]);
+    for (damage, repair, sign) in [
+        (
+            "ip link set eth0 address 02:00:00:00:00:09".to_owned(),
+            String::new(),
+            "MAC address 02:00:00:00:00:09",
+        ),
+        (
+            format!("ip address del {own}/32 dev eth0"),
+            format!("ip address add {own}/32 dev eth0"),
+            "does not have the address",
+        ),
+        (
+            "ip route del default".to_owned(),
+            format!("ip route add default via {gateway} dev eth0 onlink"),
+            "no default route",
+        ),
+        (format!("ip neigh del {gateway} dev eth0"), String::new(), "does not know its gateway"),
+    ] {
+        let mac = pod.result()["interfaces"][2]["mac"].as_str().unwrap().to_owned();
+        let bridge = pod.result()["interfaces"][0]["mac"].as_str().unwrap().to_owned();
+        in_pod(&damage);
+        let error = check().expect_err(&damage);
+        assert!(error["msg"].as_str().unwrap().contains(sign), "{damage}: {error}");
+        in_pod(&repair);
+        in_pod(&format!(
+            "ip link set eth0 address {mac}; ip neigh replace {gateway} lladdr {bridge} dev eth0 nud permanent; \
+             ip route replace default via {gateway} dev eth0 onlink"
+        ));
+        assert_eq!(check(), Ok(Value::Null), "after the repair of {damage}");
+    }
+    worker.node.run("ip", &["link", "set", host, "down"]);
+    assert!(check().unwrap_err()["msg"].as_str().unwrap().contains(host));
+    worker.delete(&pod);
+    assert_eq!(code(check()), 3, "an attachment that is gone");
+}
+
+#[test]
+fn a_del_without_the_agent_takes_the_interface_and_the_agent_frees_the_address_later() {
+    let mut lab = node();
+    let pods = [lab.workers[0].pod("a"), lab.workers[0].pod("b")];
+    lab.workers[0].kill();
+    let worker = &lab.workers[0];
+    assert_eq!(worker.cni("DEL", "a", pods[0].netns(), pods[0].conf()), Ok(Value::Null));
+    assert_eq!(worker.cni("DEL", "a", pods[0].netns(), pods[0].conf()), Ok(Value::Null));
+    assert!(
+        !worker.node.run("ip", &["link"]).contains(pods[0].host_interface()),
+        "the interface is still there"
+    );
+    let error = worker.cni("ADD", "c", &worker.namespace("c"), pods[0].conf()).unwrap_err();
+    assert_eq!(error["code"], 11);
+    assert!(error["msg"].as_str().unwrap().contains("not reachable at /run/polder/agent.sock"), "{error}");
+    lab.workers[0].start_and_wait();
+    let worker = &lab.workers[0];
+    assert_eq!(worker.status()["pods"], 1, "the note was not taken");
+    assert_eq!(worker.node.shell("ls /run/polder/tombstones | wc -l").trim(), "0");
+    worker.delete(&pods[1]);
+    assert_nothing_left(&lab, worker);
+}
+
+#[test]
+fn a_plugin_that_dies_before_it_makes_an_interface_gives_the_address_back() {
+    let lab = node();
+    let worker = &lab.workers[0];
+    // A namespace whose path is no namespace is found out before the agent is asked; one without the right to make
+    // interfaces in it after. So the plugin is let die in the middle, by a limit of its CPU time that it cannot keep:
+    // it is easier, and the same to the agent, to speak to the agent and hang up.
+    let script = r#"
+import json, socket, struct
+agent = socket.socket(socket.AF_UNIX)
+agent.connect("/run/polder/agent.sock")
+request = json.dumps({"add": {"attachment": {"network": "polder", "container": "x", "interface": "eth0"},
+                              "netns": "/run/netns/x", "pod": None, "pool": None, "mtu": None}}).encode()
+agent.sendall(b"\x01" + struct.pack("<I", len(request)) + request)
+header = agent.recv(5, socket.MSG_WAITALL)
+print(agent.recv(struct.unpack("<I", header[1:])[0], socket.MSG_WAITALL).decode())
+"#;
+    let said = worker.node.run("python3", &["-c", script]);
+    assert!(said.contains("wiring"), "{said}");
+    assert_nothing_left(&lab, worker);
+}
+
+#[test]
+fn a_hundred_adds_at_once_and_a_hundred_dels_leave_no_trace() {
+    let lab = node();
+    let worker = &lab.workers[0];
+    let conf = Worker::netconf("1.1.0");
+    let names: Vec<String> = (0..100).map(|number| format!("p{number}")).collect();
+    let namespaces: Vec<String> = names.iter().map(|name| worker.namespace(name)).collect();
+    let all_at_once = |verb: &str| -> Vec<Result<Value, Value>> {
+        std::thread::scope(|scope| {
+            let calls: Vec<_> = names
+                .iter()
+                .zip(&namespaces)
+                .map(|(name, netns)| scope.spawn(|| worker.cni(verb, name, netns, &conf)))
+                .collect();
+            calls.into_iter().map(|call| call.join().unwrap()).collect()
+        })
+    };
+    let mut seen = BTreeSet::new();
+    for result in all_at_once("ADD") {
+        let result = result.expect("an ADD");
+        for ip in result["ips"].as_array().unwrap() {
+            assert!(seen.insert(ip["address"].to_string()), "{} is out twice", ip["address"]);
+        }
+    }
+    assert_eq!(seen.len(), 200);
+    assert_eq!(worker.status()["pods"], 100);
+    wait::until_true("etcd to be told", || lab.etcd.keys("/polder/v1/addresses/n1/").len() == 200);
+    for result in all_at_once("DEL") {
+        assert_eq!(result, Ok(Value::Null));
+    }
+    assert_nothing_left(&lab, worker);
+    let status = worker.status();
+    let used: u64 =
+        status["blocks"].as_array().unwrap().iter().map(|block| block["used"].as_u64().unwrap()).sum();
+    assert_eq!(used, 2, "the gateways: {status}");
+}
+
+#[test]
+fn the_pod_named_in_the_arguments_is_in_etcd_and_in_the_alias() {
+    let lab = node();
+    let pod = lab.workers[0].pod("web-0");
+    wait::until_true("etcd to be told", || lab.etcd.keys("/polder/v1/addresses/n1/").len() == 2);
+    let record =
+        lab.etcd.ctl(&["get", "--print-value-only", &format!("/polder/v1/addresses/n1/{}", pod.v4())]);
+    let record: Value = serde_json::from_str(record.trim()).unwrap();
+    assert_eq!(record["pod"], json!({ "namespace": "lab", "name": "web-0" }));
+    assert_eq!(record["attachment"]["container"], "web-0");
+}

@@ -1,0 +1,143 @@
+//! Nodes that come and go, and ways that change.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use polder_tests::agent::Worker;
+use polder_tests::fabric::Families;
+use polder_tests::matrix::assert_flat;
+use polder_tests::{Lab, Topology, wait};
+
+/// No pass happens because of the clock: what changes, changes because of what happened.
+fn without_the_clock(worker: &Worker) {
+    worker.configure(&format!("resync_seconds = 3600\n{}", worker.configuration()));
+}
+
+fn start(lab: &mut Lab) {
+    lab.workers.iter().for_each(without_the_clock);
+    lab.workers.iter_mut().for_each(Worker::start);
+    lab.workers.iter().for_each(Worker::wait_until_ready);
+}
+
+/// The blocks that a node owns.
+fn blocks(worker: &Worker) -> Vec<String> {
+    let status = worker.status();
+    let blocks = status["blocks"].as_array().unwrap();
+    blocks.iter().map(|block| block["block"].as_str().unwrap().to_owned()).collect()
+}
+
+fn routes(worker: &Worker) -> String {
+    worker.node.shell("ip route show proto 84; ip -6 route show proto 84")
+}
+
+#[test]
+fn a_node_that_joins_is_reachable_from_all_others_without_their_asking() {
+    let mut lab = Lab::build(Topology::two_segments().families(Families::DUAL));
+    start(&mut lab);
+    let mut pods: Vec<_> = lab.workers.iter().map(|worker| worker.pod("old")).collect();
+    for segment in [1, 2] {
+        let worker = lab.add_worker(segment);
+        without_the_clock(worker);
+        worker.start_and_wait();
+        pods.push(worker.pod("new"));
+        let new = blocks(lab.workers.last().unwrap());
+        for worker in &lab.workers {
+            for block in &new {
+                wait::until_true("the way to the new node", || routes(worker).contains(block));
+            }
+        }
+    }
+    assert_flat(&pods, 1450);
+}
+
+#[test]
+fn a_node_that_is_removed_leaves_nothing_behind_on_the_others() {
+    let mut lab = Lab::build(Topology::two_segments().families(Families::DUAL));
+    start(&mut lab);
+    let gone = lab.workers.remove(2);
+    let blocks = blocks(&gone);
+    let gateways = gone.status()["underlay"].to_string();
+    let nodes = lab.workers[0].ctl(&["node", "list"]);
+    let record = nodes.as_array().unwrap().iter().find(|node| node["name"] == gone.name()).unwrap().clone();
+    let traces: Vec<String> = blocks
+        .iter()
+        .cloned()
+        .chain(
+            record["gateways"].as_array().unwrap().iter().map(|address| address.as_str().unwrap().to_owned()),
+        )
+        .chain(
+            record["underlay"].as_array().unwrap().iter().map(|address| address.as_str().unwrap().to_owned()),
+        )
+        .collect();
+    let everything = |worker: &Worker| {
+        worker.node.shell(
+            "ip route; ip -6 route; ip neigh; bridge fdb show dev polder.vx; nft list table inet polder",
+        )
+    };
+    for worker in &lab.workers {
+        let before = everything(worker);
+        for trace in &traces {
+            assert!(before.contains(trace), "{trace} was never there, {gateways}: {before}");
+        }
+    }
+    drop(gone);
+    lab.etcd.ctl(&["del", "/polder/v1/nodes/n3"]);
+    let claims = lab.etcd.ctl(&["get", "--prefix", "/polder/v1/blocks/"]);
+    let keys: Vec<&str> = claims.lines().collect();
+    for pair in keys.chunks(2).filter(|pair| pair[1].contains("\"n3\"")) {
+        lab.etcd.ctl(&["del", pair[0]]);
+    }
+    for worker in &lab.workers {
+        wait::until(&format!("the removed node to be forgotten on {}", worker.name()), || {
+            let now = everything(worker);
+            match traces.iter().find(|trace| now.contains(*trace)) {
+                Some(trace) => Err(format!("{trace} is still in {now}")),
+                None => Ok(()),
+            }
+        });
+    }
+}
+
+#[test]
+fn auto_chooses_again_when_a_route_to_a_peer_changes() {
+    let mut lab = Lab::build(Topology { nodes: vec![1, 1], router: true, ..Topology::default() });
+    start(&mut lab);
+    let pods: Vec<_> = lab.workers.iter().map(|worker| worker.pod("a")).collect();
+    let (worker, peer) = (&lab.workers[0], lab.underlay(1, false).to_string());
+    let path = |wanted: &str| {
+        wait::until(&format!("the path to be {wanted}"), || {
+            let path = worker.path_to("n2", "ipv4");
+            if path == wanted { Ok(()) } else { Err(path) }
+        });
+    };
+    path("direct");
+    worker.node.run("ip", &["route", "add", &format!("{peer}/32"), "via", "10.10.1.254"]);
+    path("vxlan");
+    // The other node still sends directly: both ways are always open.
+    assert_eq!(lab.workers[1].path_to("n1", "ipv4"), "direct");
+    assert_flat(&pods, 1450);
+    worker.node.run("ip", &["route", "del", &format!("{peer}/32")]);
+    path("direct");
+    assert_flat(&pods, 1450);
+}
+
+#[test]
+fn a_peer_that_cannot_be_reached_is_named_and_comes_back_by_itself() {
+    let mut lab = Lab::build(Topology { nodes: vec![1, 2], router: true, ..Topology::default() });
+    start(&mut lab);
+    let worker = &lab.workers[0];
+    worker.node.run("ip", &["route", "del", "default"]);
+    // Keep etcd within reach: it is on the same segment.
+    let problem = worker.wait_for_status("the unreachable peer to be named", |status| {
+        let problems = status["problems"].as_array()?;
+        problems
+            .iter()
+            .find_map(|problem| Some(problem.as_str()?.to_owned()).filter(|p| p.contains("unreachable")))
+    });
+    assert!(problem.contains("n2") && problem.contains("there is no route to 10.10.2.2"), "{problem}");
+    lab.fabric.default_route(&worker.node, 1);
+    worker.wait_for_status("the problem to be gone", |status| {
+        status["problems"].as_array()?.is_empty().then_some(())
+    });
+    let pods: Vec<_> = lab.workers.iter().map(|worker| worker.pod("a")).collect();
+    assert_flat(&pods, 1450);
+}

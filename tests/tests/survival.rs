@@ -1,0 +1,211 @@
+//! What goes on when parts of Polder end.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use polder_tests::agent::Worker;
+use polder_tests::matrix::{self, assert_flat};
+use polder_tests::probe::Stream;
+use polder_tests::{Lab, Pod, Topology, wait};
+use serde_json::json;
+
+/// A lab with a pod on each node, on one segment and behind a router.
+fn lab() -> (Lab, Vec<Pod>) {
+    let lab = Lab::start(Topology::two_segments());
+    let pods = lab.workers.iter().map(|worker| worker.pod(&format!("{}-old", worker.name()))).collect();
+    (lab, pods)
+}
+
+/// Sends from the first pod to all others while something happens. Not one packet may be lost.
+fn while_talking(pods: &[Pod], happen: impl FnOnce()) {
+    let _servers = matrix::listen(&pods[1..]);
+    let streams: Vec<_> =
+        pods[1..].iter().map(|to| (to, pods[0].within(|| Stream::start(pods[0].v4(), to.v4())))).collect();
+    happen();
+    for (to, stream) in streams {
+        let (sent, received) = stream.finish();
+        assert_eq!(received, sent, "packets to {} were lost", to.name());
+    }
+}
+
+/// Everything of ours that is in a node's kernel, as other programs see it, without what counts or ages.
+fn kernel_state(worker: &Worker) -> Vec<String> {
+    let state = worker.node.shell(
+        "ip -d link show; ip address; ip route show table all; ip -6 route show table all; ip neigh show nud permanent; \
+         bridge fdb; nft --stateless list ruleset; sysctl -a 2>/dev/null | grep -E 'forwarding|send_redirects|rp_filter'",
+    );
+    let timers = |line: &str| match line.find("_timer") {
+        Some(at) => line[..at].to_owned(),
+        None => line.to_owned(),
+    };
+    state.lines().map(timers).collect()
+}
+
+fn assert_unchanged(worker: &Worker, before: &[String]) {
+    let now = kernel_state(worker);
+    let gone: Vec<_> = before.iter().filter(|line| !now.contains(line)).collect();
+    let new: Vec<_> = now.iter().filter(|line| !before.contains(line)).collect();
+    assert!(
+        gone.is_empty() && new.is_empty(),
+        "the kernel of {} lost {gone:#?} and got {new:#?}",
+        worker.name()
+    );
+}
+
+#[test]
+fn pods_keep_talking_when_the_agent_is_killed_and_when_it_comes_back() {
+    let (mut lab, pods) = lab();
+    let before: Vec<_> = lab.workers.iter().map(kernel_state).collect();
+    while_talking(&pods, || {
+        lab.workers.iter_mut().for_each(Worker::kill);
+        lab.workers.iter_mut().for_each(Worker::start_and_wait);
+    });
+    for (worker, before) in lab.workers.iter().zip(&before) {
+        let writes = worker.wait_for_status("a pass without writes", |status| {
+            Some(status["last_pass"]["writes"].as_u64()?).filter(|writes| *writes == 0)
+        });
+        assert_eq!(writes, 0);
+        assert_unchanged(worker, before);
+    }
+    let all: Vec<Pod> = pods.into_iter().chain(lab.workers.iter().map(|worker| worker.pod("new"))).collect();
+    assert_flat(&all, 1450);
+}
+
+#[test]
+fn an_agent_that_is_told_to_stop_ends_well_and_leaves_the_pods_talking() {
+    let (mut lab, pods) = lab();
+    while_talking(&pods, || assert!(lab.workers[0].stop()));
+    assert_flat(&pods, 1450);
+}
+
+#[test]
+fn a_second_pass_right_after_the_first_writes_nothing() {
+    let mut lab = Lab::build(Topology::two_segments());
+    for worker in &lab.workers {
+        worker.configure(&format!("resync_seconds = 1\n{}", worker.configuration()));
+    }
+    lab.workers.iter_mut().for_each(Worker::start);
+    lab.workers.iter().for_each(Worker::wait_until_ready);
+    let pods: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("a")).collect();
+    assert_flat(&pods, 1450);
+    for worker in &lab.workers {
+        let count = |status: &serde_json::Value| status["last_pass"]["count"].as_u64();
+        let settled = worker.wait_for_status("a pass without writes", |status| {
+            count(status).filter(|_| status["last_pass"]["writes"] == 0)
+        });
+        let before = kernel_state(worker);
+        worker.wait_for_status("three more passes", |status| count(status).filter(|now| *now >= settled + 3));
+        assert_eq!(worker.status()["last_pass"]["writes"], 0);
+        assert_unchanged(worker, &before);
+    }
+}
+
+#[test]
+fn with_etcd_dead_pods_keep_talking_and_come_and_go() {
+    let (mut lab, mut pods) = lab();
+    while_talking(&pods, || lab.etcd.kill());
+    lab.workers[0].wait_for_status("the loss of the store", |status| {
+        (status["store"]["state"] == "disconnected").then_some(())
+    });
+    for worker in &lab.workers {
+        let status = worker.status();
+        assert_eq!(status["ready"], json!(true), "{status}");
+        pods.push(worker.pod(&format!("{}-new", worker.name())));
+    }
+    assert_flat(&pods, 1450);
+    lab.workers[0].delete(&pods[0]);
+    lab.etcd.start_again();
+    lab.workers[0].wait_for_status("the store's return", |status| {
+        (status["store"]["state"] == "connected").then_some(())
+    });
+    wait::until("etcd to be told who has which address", || {
+        let keys = lab.etcd.keys("/polder/v1/addresses/");
+        // Three nodes, each with its old and its new pod, less the one that went.
+        if keys.len() == 5 { Ok(()) } else { Err(format!("{keys:?}")) }
+    });
+}
+
+#[test]
+fn an_agent_starts_without_etcd_from_what_was_written_down() {
+    let (mut lab, pods) = lab();
+    wait::until_true("the records to be written down", || {
+        lab.workers.iter().all(|worker| {
+            worker
+                .node
+                .read("/var/lib/polder/cluster.json")
+                .is_ok_and(|text| text.matches("blocks/").count() == 3)
+        })
+    });
+    lab.workers.iter_mut().for_each(Worker::kill);
+    lab.etcd.kill();
+    while_talking(&pods, || lab.workers.iter_mut().for_each(Worker::start_and_wait));
+    let new: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("new")).collect();
+    assert_flat(&[pods, new].concat(), 1450);
+    lab.etcd.start_again();
+    for worker in &lab.workers {
+        worker.wait_for_status("the store's return", |status| {
+            (status["store"]["state"] == "connected").then_some(())
+        });
+    }
+}
+
+#[test]
+fn after_a_reboot_the_node_has_its_block_and_no_old_attachment() {
+    let (mut lab, _pods) = lab();
+    let before = lab.workers[0].status();
+    lab.reboot(0);
+    lab.workers[0].start_and_wait();
+    let after = lab.workers[0].status();
+    assert_eq!(after["pods"], 0);
+    assert_eq!(after["blocks"][0]["block"], before["blocks"][0]["block"]);
+    assert_eq!(after["blocks"][0]["used"], 1, "the gateway's address alone");
+    wait::until_true("etcd to be told", || lab.etcd.keys("/polder/v1/addresses/n1/").is_empty());
+    let pods: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("new")).collect();
+    assert_flat(&pods, 1450);
+}
+
+#[test]
+fn a_ledger_that_is_lost_is_made_anew_before_an_address_goes_out() {
+    let (mut lab, mut pods) = lab();
+    let gateway = pods[0].gateway(pods[0].v4());
+    lab.workers[0].kill();
+    lab.workers[0].node.shell("rm /var/lib/polder/ledger.db*");
+    lab.workers[0].start_and_wait();
+    assert_eq!(lab.workers[0].status()["pods"], 1);
+    let new = lab.workers[0].pod("new");
+    assert_ne!(new.v4(), pods[0].v4(), "an address was handed out that is in use");
+    assert_eq!(new.gateway(new.v4()), gateway, "the gateway of running pods has changed");
+    pods.push(new);
+    assert_flat(&pods, 1450);
+    lab.workers[0].delete(&pods[0]);
+    assert_eq!(lab.workers[0].status()["pods"], 1);
+}
+
+#[test]
+fn devices_that_are_taken_away_come_back_with_all_that_hung_on_them() {
+    let mut lab = Lab::build(Topology::two_segments());
+    for worker in &lab.workers {
+        worker.configure(&format!("resync_seconds = 1\n{}", worker.configuration()));
+    }
+    lab.workers.iter_mut().for_each(Worker::start);
+    lab.workers.iter().for_each(Worker::wait_until_ready);
+    let pods: Vec<Pod> = lab.workers.iter().flat_map(|worker| [worker.pod("a"), worker.pod("b")]).collect();
+    for damage in [
+        "ip link del polder.vx",
+        "ip link del polder0",
+        "ip link set polder0 address 02:00:00:00:00:99",
+        "ip link set polder.vx down",
+        "nft flush ruleset",
+        "ip route flush proto 84",
+        "ip neigh flush dev polder0 nud permanent; ip neigh flush dev polder.vx nud permanent",
+        "for port in $(ls /sys/class/net | grep ^pld); do ip link set $port nomaster; done; true",
+        "ip address flush dev polder0",
+    ] {
+        let count = |status: &serde_json::Value| status["last_pass"]["count"].as_u64();
+        let before = count(&lab.workers[0].status()).unwrap();
+        lab.workers[0].node.shell(damage);
+        lab.workers[0].wait_for_status(&format!("repair of {damage:?}"), |status| {
+            count(status).filter(|now| *now >= before + 3 && status["last_pass"]["writes"] == 0)
+        });
+        assert_flat(&pods, 1450);
+    }
+}
