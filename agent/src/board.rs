@@ -125,6 +125,12 @@ impl Board {
             return vec![reason];
         }
         let mut obstacles = Vec::new();
+        if view.families().is_empty() {
+            let refused = view.refused.iter().filter(|(key, _)| key.contains("/pools/"));
+            let refused: Vec<_> =
+                refused.map(|(key, reason)| format!("; record {key} is refused: {reason}")).collect();
+            obstacles.push(format!("there is no pool to take addresses from{}", refused.concat()));
+        }
         let pass = self.pass().unwrap_or_default();
         for family in view.families() {
             let is_family = |gateway: &&IpAddr| Family::of(**gateway) == family;

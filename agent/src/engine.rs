@@ -24,7 +24,7 @@ use crate::kernel::apply::Report;
 use crate::kernel::desired::{Inputs, Path, desired, pod_mtu};
 use crate::kernel::plan::{Prune, plan, summary};
 use crate::kernel::{ruleset, sysctl};
-use crate::peers::{Peer, peers};
+use crate::peers::{Believed, Peer, believe};
 use crate::underlay::Underlay;
 use crate::view::{Source, View};
 
@@ -89,7 +89,7 @@ impl Engine {
         if view.source == Source::Nowhere {
             return;
         }
-        let (peers, problems) = peers(&view, &self.agent.config.node);
+        let Believed { peers, problems, .. } = believe(&view, &self.agent.config.node);
         if cause == Cause::Underlay || self.agent.board.underlay().is_err() {
             self.choose_underlay(&peers).await;
             self.reach.clear();
@@ -103,6 +103,14 @@ impl Engine {
         else {
             return;
         };
+        // Which records can be believed depends on the node's own addresses: the view is about to follow them.
+        if view.own != underlay.addresses() {
+            return;
+        }
+        // Without a pool there is nothing to be a gateway of.
+        if view.families().is_empty() && holdings.gateways.is_empty() {
+            return;
+        }
         for _ in 0..PASSES {
             let started = Instant::now();
             let mut pass = self.pass(&view, &cluster.record, &underlay, &peers).await;

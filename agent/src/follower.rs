@@ -25,6 +25,7 @@ const WRITE_DELAY: Duration = Duration::from_secs(2);
 pub async fn run(agent: Arc<Agent>) {
     let file = agent.config.state_dir.join("cluster.json");
     let mut updates = agent.store.follow(Key::followed());
+    let mut underlay = agent.board.underlay.subscribe();
     let mut records = Records::default();
     let fall_back = Instant::now() + STORE_PATIENCE;
     let mut write_at: Option<Instant> = None;
@@ -48,12 +49,18 @@ pub async fn run(agent: Arc<Agent>) {
                 }
                 agent.board.view.send_modify(|view| Arc::make_mut(view).apply(update));
             }
+            _ = underlay.changed() => {
+                let own = agent.board.underlay().map(|underlay| underlay.addresses()).unwrap_or_default();
+                agent.board.view.send_modify(|view| Arc::make_mut(view).set_own(own));
+            }
             () = sleep_until(fall_back), if source == Source::Nowhere => {
                 let lost = agent.board.view.borrow().lost.clone();
                 match read(&file) {
                     Ok(contents) => {
                         info!(revision = contents.revision, "the store is away: going by what was written down");
-                        let view = View { lost, ..View::from_snapshot(contents) };
+                        let mut view = View::from_snapshot(contents);
+                        view.lost = lost;
+                        view.set_own(agent.board.view.borrow().own.clone());
                         agent.board.view.send_replace(Arc::new(view));
                     }
                     Err(reason) => {

@@ -58,8 +58,19 @@ fn of_family(addresses: &[IpAddr], family: Family) -> Option<IpAddr> {
     addresses.iter().copied().find(|address| Family::of(*address) == family)
 }
 
-/// The nodes other than `me`, and the records that are refused.
-pub fn peers(view: &View, me: &NodeName) -> (Vec<Peer>, Vec<Problem>) {
+/// What is believed of the records.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Believed {
+    /// The other nodes.
+    pub peers: Vec<Peer>,
+    /// The blocks that this node itself claims.
+    pub own_blocks: Vec<Block>,
+    /// The records that are refused.
+    pub problems: Vec<Problem>,
+}
+
+/// What node `me` believes of the records.
+pub fn believe(view: &View, me: &NodeName) -> Believed {
     let mut problems: Vec<Problem> = view
         .refused
         .iter()
@@ -67,6 +78,7 @@ pub fn peers(view: &View, me: &NodeName) -> (Vec<Peer>, Vec<Problem>) {
         .collect();
     let nodes = believable_nodes(view, me, &mut problems);
     let mut blocks = believable_blocks(view, &nodes, &mut problems);
+    let own_blocks = blocks.remove(me).unwrap_or_default();
     let peers = nodes.into_iter().filter(|(name, _)| *name != me).map(|(name, known)| Peer {
         name: name.clone(),
         record: Arc::clone(&known.record),
@@ -74,7 +86,7 @@ pub fn peers(view: &View, me: &NodeName) -> (Vec<Peer>, Vec<Problem>) {
     });
     let peers = peers.collect();
     problems.sort();
-    (peers, problems)
+    Believed { peers, own_blocks, problems }
 }
 
 type Nodes<'a> = BTreeMap<&'a NodeName, &'a Known<NodeRecord>>;
@@ -264,10 +276,12 @@ mod tests {
         fn seen(self) -> (Vec<(String, usize)>, String) {
             let mut view = View::default();
             view.apply(Update::Loaded(Contents { revision: 99, entries: self.entries }));
-            let (peers, problems) = peers(&view, &"me".parse().unwrap());
-            assert!(problems.len() < 2, "{problems:?}");
-            let peers = peers.iter().map(|peer| (peer.name.to_string(), peer.blocks.len())).collect();
-            (peers, problems.first().map(ToString::to_string).unwrap_or_default())
+            let believed = believe(&view, &"me".parse().unwrap());
+            assert!(believed.problems.len() < 2, "{:?}", believed.problems);
+            assert_eq!(believed.own_blocks, [Block::new("10.244.0.0/26".parse().unwrap())]);
+            let peers =
+                believed.peers.iter().map(|peer| (peer.name.to_string(), peer.blocks.len())).collect();
+            (peers, believed.problems.first().map(ToString::to_string).unwrap_or_default())
         }
     }
 
@@ -334,6 +348,7 @@ mod tests {
     fn a_claim_that_does_not_fit_is_refused_and_draws_no_traffic() {
         for (block, owner, n, sign) in [
             ("10.9.0.0/26", "a", 1, "pool p is 10.244.0.0/16"),
+            ("10.9.0.0/26", "me", 0, "pool p is 10.244.0.0/16"),
             ("10.244.9.0/27", "a", 1, "cut into blocks of /26"),
             ("10.244.9.0/26", "nobody", 1, "nobody is not a node"),
             ("10.244.9.0/26", "a", 7, "earlier incarnation of node a"),

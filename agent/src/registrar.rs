@@ -26,6 +26,7 @@ use crate::agent::Agent;
 use crate::board::{Holdings, Registration};
 use crate::kernel::desired::{pod_mtu, vtep_mac};
 use crate::machine::{MachineError, now, random_name};
+use crate::peers::believe;
 use crate::view::{Known, Source, View};
 
 /// Between looks while something is waited for that no record announces.
@@ -226,6 +227,9 @@ impl Registrar {
         identity: &Identity,
     ) -> Result<Arc<View>, Halt> {
         let underlay = self.agent.board.underlay().map_err(Halt::Waiting)?;
+        if view.own != underlay.addresses() {
+            return Err(Halt::Waiting("the node's own addresses have just changed".to_owned()));
+        }
         let mtu = self.agent.config.mtu.or_else(|| pod_mtu(&underlay, cluster.backend));
         let record = NodeRecord {
             incarnation: identity.incarnation.clone(),
@@ -261,11 +265,11 @@ impl Registrar {
         let owned = self.agent.ipam.run(|ipam| ipam.blocks().to_vec()).await;
         let ours =
             |claim: &BlockRecord| claim.node == identity.node && claim.incarnation == identity.incarnation;
-        for (block, known) in view.blocks.iter().filter(|(_, known)| ours(&known.record)) {
-            if !owned.iter().any(|owned| owned.block == *block) {
+        for block in believe(view, &identity.node).own_blocks {
+            if !owned.iter().any(|owned| owned.block == block) {
                 // A claim whose outcome was never known, or one that the ledger has lost.
                 info!(%block, "taking over a block that the store says is ours");
-                self.add_block(view, *block, &known.record).await?;
+                self.add_block(view, block, &view.blocks[&block].record).await?;
             }
         }
         for lost in owned.iter().filter(|owned| !view.blocks.contains_key(&owned.block)) {

@@ -1,9 +1,11 @@
 //! The cluster as this node sees it: the store's records, decoded, and those that were refused.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use polder_api::{Family, NodeName, PoolName};
+use polder_ipam::key::Key;
 use polder_ipam::pool::PoolState;
 use polder_ipam::record::{BlockRecord, ClusterRecord, NodeRecord, Record, decode};
 use polder_ipam::store::{Change, Contents, Entry, Update};
@@ -41,8 +43,12 @@ pub struct View {
     pub lost: Option<String>,
     /// The settings.
     pub cluster: Option<Known<ClusterRecord>>,
-    /// The pools.
+    /// The pools that can be used here.
     pub pools: BTreeMap<PoolName, Known<Pool>>,
+    /// The pools that cannot, because addresses of this node itself are inside: it would lose them to its pods.
+    swallowing: BTreeMap<PoolName, Known<Pool>>,
+    /// The addresses of this node on the underlay.
+    pub own: Vec<IpAddr>,
     /// The nodes.
     pub nodes: BTreeMap<NodeName, Known<NodeRecord>>,
     /// The claims.
@@ -63,7 +69,8 @@ impl View {
     pub fn apply(&mut self, update: Update) {
         match update {
             Update::Loaded(contents) => {
-                *self = Self { source: Source::Store, revision: contents.revision, ..Self::default() };
+                let own = std::mem::take(&mut self.own);
+                *self = Self { source: Source::Store, revision: contents.revision, own, ..Self::default() };
                 self.take_all(contents.entries);
             }
             Update::Changed { revision, changes } => {
@@ -91,19 +98,47 @@ impl View {
         let revision = entry.revision;
         match decode(&key, &entry.value) {
             Ok(Record::Cluster(record)) => self.cluster = Some(known(record, revision)),
-            Ok(Record::Pool(pool)) => drop(self.pools.insert(pool.name.clone(), known(pool, revision))),
+            Ok(Record::Pool(pool)) => self.take_pool(known(pool, revision)),
             Ok(Record::Node(name, record)) => drop(self.nodes.insert(name, known(record, revision))),
             Ok(Record::Block(block, record)) => drop(self.blocks.insert(block, known(record, revision))),
             Err(refused) => drop(self.refused.insert(key, refused.reason)),
         }
     }
 
+    /// Takes in which addresses the node itself has.
+    pub fn set_own(&mut self, own: Vec<IpAddr>) {
+        self.own = own;
+        let pools = std::mem::take(&mut self.pools).into_values();
+        let swallowing = std::mem::take(&mut self.swallowing).into_values();
+        pools.chain(swallowing).for_each(|pool| self.take_pool(pool));
+    }
+
+    fn take_pool(&mut self, pool: Known<Pool>) {
+        let (name, cidr) = (pool.record.name.clone(), pool.record.cidr());
+        let key = Key::Pool(name.clone()).to_string();
+        match self.own.iter().find(|address| cidr.has(**address)) {
+            Some(address) => {
+                let reason = format!(
+                    "{cidr} has this node's own address {address} inside: nodes and pods need ranges of their own"
+                );
+                self.refused.insert(key, reason);
+                self.swallowing.insert(name, pool);
+            }
+            None => {
+                self.refused.remove(&key);
+                self.pools.insert(name, pool);
+            }
+        }
+    }
+
     fn forget(&mut self, key: &str) {
-        use polder_ipam::key::Key;
         self.refused.remove(key);
         match key.parse() {
             Ok(Key::Cluster) => self.cluster = None,
-            Ok(Key::Pool(name)) => drop(self.pools.remove(&name)),
+            Ok(Key::Pool(name)) => {
+                self.pools.remove(&name);
+                self.swallowing.remove(&name);
+            }
             Ok(Key::Node(name)) => drop(self.nodes.remove(&name)),
             Ok(Key::Block(block)) => drop(self.blocks.remove(&block)),
             Ok(Key::Address(..) | Key::Alive(_)) | Err(_) => {}
@@ -188,5 +223,17 @@ mod tests {
             Some(r#"{"cidr":"fd00::/64","block_length":122,"state":"retired"}"#),
         ));
         assert_eq!(view.families(), [Family::V4].into());
+    }
+
+    #[test]
+    fn a_pool_around_the_nodes_own_address_is_refused_as_long_as_that_is_so() {
+        let mut view = loaded();
+        view.set_own(vec!["10.0.9.9".parse().unwrap()]);
+        assert!(view.pools.is_empty());
+        assert!(view.refused["/polder/v1/pools/p"].contains("this node's own address 10.0.9.9"));
+        view.apply(changed(8, "pools/p", Some(POOL)));
+        assert!(view.pools.is_empty(), "a new revision makes it no better");
+        view.set_own(vec!["10.1.9.9".parse().unwrap()]);
+        assert_eq!((view.pools.len(), view.refused.len()), (1, 0));
     }
 }

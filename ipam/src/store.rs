@@ -224,8 +224,7 @@ impl Store {
     pub async fn hold(&self, key: &Key, ttl_seconds: i64) {
         match self {
             Self::Etcd(etcd) => lease::hold(etcd, key, ttl_seconds).await,
-            // A node of its own knows that it is alive.
-            Self::Embedded(_) => std::future::pending().await,
+            Self::Embedded(embedded) => embedded.hold(key).await,
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod matrix;
 pub mod node;
 pub mod pod;
 pub mod probe;
+pub mod tls;
 pub mod wait;
 
 pub use lab::{Lab, Topology};

@@ -37,8 +37,8 @@ struct Running {
 pub struct Process {
     /// `nsenter`, which stays until its child ends.
     outer: Child,
-    /// The process itself, as the host numbers it.
-    pid: Pid,
+    /// The process itself, as the host numbers it, if it lived long enough to be seen.
+    pid: Option<Pid>,
 }
 
 impl Node {
@@ -184,10 +184,14 @@ impl Node {
         let log = File::options().create(true).append(true).open(self.folder.join(log)).expect("a log file");
         command.stdin(Stdio::null());
         command.stdout(log.try_clone().expect("a second handle")).stderr(log);
-        let outer = command.spawn().expect("nsenter of util-linux is installed");
+        let mut outer = command.spawn().expect("nsenter of util-linux is installed");
         let nsenter = outer.id();
-        let pid = wait::until("nsenter to start its command", || child_of(nsenter));
-        Process { outer, pid: Pid::from_raw(pid) }
+        let pid = wait::until("nsenter to start its command", || match outer.try_wait() {
+            // It was over before it could be seen.
+            Ok(Some(_)) => Ok(None),
+            _ => child_of(nsenter).map(|pid| Some(Pid::from_raw(pid))),
+        });
+        Process { outer, pid }
     }
 
     /// Reads a log that a process of the node has written.
@@ -205,7 +209,9 @@ impl Drop for Node {
 impl Process {
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
-        let _ = kill(self.pid, signal);
+        if let Some(pid) = self.pid {
+            let _ = kill(pid, signal);
+        }
     }
 
     /// Ends it without any warning, and waits until it is gone.
@@ -222,11 +228,6 @@ impl Process {
     /// Whether it has ended, and how.
     pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
         self.outer.try_wait().expect("a child can be waited for")
-    }
-
-    /// Its number, as the host numbers it.
-    pub fn pid(&self) -> i32 {
-        self.pid.as_raw()
     }
 
     fn end(&mut self) {

@@ -7,6 +7,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 use tokio::sync::{broadcast, mpsc};
 
 use super::{Change, Compare, Contents, Entry, Outcome, Range, StoreError, Txn, Update, Write};
+use crate::key::Key;
 use crate::ledger::{LedgerError, open_database};
 
 /// Changes that a follower may be behind before it has to read everything again.
@@ -109,6 +110,13 @@ impl Embedded {
                 tokio::time::sleep(std::time::Duration::from_secs(1)).await;
             }
         }
+    }
+
+    /// There is nobody else to see that this node is gone: as long as somebody asks, it is there.
+    pub(super) async fn hold(&self, key: &Key) {
+        let put = Write::Put { key: key.to_string(), value: b"{}".to_vec() };
+        let _ = self.commit(&Txn { compares: Vec::new(), writes: vec![put] });
+        std::future::pending().await
     }
 
     fn with<T>(

@@ -205,6 +205,9 @@ fn write(write: &Write) -> TxnOp {
     }
 }
 
+const CLIENT_CERTIFICATE: &str = "does etcd want a client certificate? Then etcd.cert and etcd.key must be signed by \
+                                  the authority that it trusts";
+
 /// The error with all that lies behind it, and what to look at where that is known.
 pub(super) fn explain(error: &etcd_client::Error) -> String {
     let mut text = error.to_string();
@@ -219,10 +222,13 @@ pub(super) fn explain(error: &etcd_client::Error) -> String {
     let hints = [
         ("UnknownIssuer", "is etcd.ca the authority that signed etcd's certificate?"),
         ("NotValidForName", "does etcd's certificate name the host of the endpoint?"),
-        ("CertificateRequired", "etcd wants a client certificate: set etcd.cert and etcd.key"),
-        ("BadCertificate", "was etcd.cert signed by the authority that etcd trusts?"),
-        ("UnknownCA", "was etcd.cert signed by the authority that etcd trusts?"),
-        ("DecryptError", "was etcd.cert signed by the authority that etcd trusts?"),
+        ("CertificateRequired", CLIENT_CERTIFICATE),
+        ("BadCertificate", CLIENT_CERTIFICATE),
+        ("UnknownCA", CLIENT_CERTIFICATE),
+        ("DecryptError", CLIENT_CERTIFICATE),
+        // With TLS 1.3 the client may have gone on before it is told that its certificate is not enough.
+        ("broken pipe", CLIENT_CERTIFICATE),
+        ("connection reset", CLIENT_CERTIFICATE),
         ("InvalidContentType", "etcd speaks no TLS there: is the endpoint http:// ?"),
         ("Connection refused", "is etcd running there?"),
         ("permission denied", "may this client's user read and write /polder/v1/ ?"),

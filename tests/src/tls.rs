@@ -1,0 +1,54 @@
+//! Certificates for an etcd that wants them.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
+
+use crate::etcd::Tls;
+
+/// An authority, and a folder in which what it signs is put.
+#[derive(Debug)]
+pub struct Authority {
+    folder: PathBuf,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    /// Makes an authority; `ca.pem` in the folder is its certificate.
+    pub fn new(folder: &Path, name: &str) -> Self {
+        fs::create_dir_all(folder).expect("a folder for certificates");
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let certificate = params.self_signed(&key).expect("a certificate");
+        fs::write(folder.join("ca.pem"), certificate.pem()).expect("a file");
+        Self { folder: folder.to_owned(), issuer: Issuer::new(params, key) }
+    }
+
+    /// Its own certificate.
+    pub fn ca(&self) -> PathBuf {
+        self.folder.join("ca.pem")
+    }
+
+    /// Signs a certificate of that name for these addresses; its file and that of its key.
+    pub fn sign(&self, name: &str, addresses: &[IpAddr]) -> (PathBuf, PathBuf) {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.subject_alt_names = addresses.iter().copied().map(SanType::IpAddress).collect();
+        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
+        let paths = (self.folder.join(format!("{name}.pem")), self.folder.join(format!("{name}.key")));
+        fs::write(&paths.0, certificate.pem()).expect("a file");
+        fs::write(&paths.1, key.serialize_pem()).expect("a file");
+        paths
+    }
+
+    /// What an etcd at these addresses needs.
+    pub fn for_etcd(&self, addresses: &[IpAddr]) -> Tls {
+        let (certificate, key) = self.sign("etcd", addresses);
+        Tls { ca: self.ca(), certificate, key }
+    }
+}

@@ -1,0 +1,332 @@
+//! What is wrong is named, with the remedy, and nothing is half done.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use polder_tests::agent::{CNI_CONF, Worker};
+use polder_tests::matrix::assert_flat;
+use polder_tests::tls::Authority;
+use polder_tests::{Lab, Topology, wait};
+use serde_json::{Value, json};
+
+/// Starts the agent of the first node, which must end by itself; its exit code and what it said.
+fn refuses_to_start(lab: &mut Lab, config: &str) -> (Option<i32>, String) {
+    let worker = &mut lab.workers[0];
+    let said_before = worker.log().len();
+    worker.configure(config);
+    worker.start();
+    let (code, said) = worker.wait_until_ended();
+    (code, said[said_before..].to_owned())
+}
+
+/// Nothing of ours is in the kernel, and nothing in etcd.
+fn assert_untouched(lab: &Lab) {
+    let worker = &lab.workers[0];
+    let kernel = worker.node.shell("ip link; ip route show proto 84; nft list ruleset");
+    assert!(!kernel.contains("polder"), "{kernel}");
+    assert!(worker.node.read(CNI_CONF).is_err(), "the CNI configuration is there");
+    assert_eq!(lab.etcd.keys("/polder/"), Vec::<String>::new());
+}
+
+/// Why the agent of a node does not serve.
+fn reasons(worker: &Worker, sign: &str) -> String {
+    worker.wait_for_status(&format!("a reason with {sign:?}"), |status| {
+        let reasons = status["reasons"].to_string();
+        reasons.contains(sign).then_some(reasons)
+    })
+}
+
+#[test]
+fn a_configuration_that_makes_no_sense_ends_the_agent_before_it_touches_anything() {
+    let mut lab = Lab::build(Topology::one_segment(1));
+    let good = lab.workers[0].configuration();
+    let bootstrap = |pools: &str| {
+        format!("[etcd]\nendpoints = [\"http://10.10.1.200:2379\"]\n[bootstrap]\npools = [{pools}]\n")
+    };
+    for (config, sign) in [
+        (format!("colour = \"red\"\n{good}"), "agent.toml:1: unknown field `colour`"),
+        (format!("mtu = \"large\"\n{good}"), "agent.toml:1: invalid type: string \"large\""),
+        ("node = \"n1\"\n".to_owned(), "etcd.endpoints: no endpoint is given"),
+        (bootstrap("\"10.244.0.0/16\", \"10.244.7.0/24\""), "10.244.7.0/24 and 10.244.0.0/16 overlap"),
+        (bootstrap("\"10.244.0.0\""), "\"10.244.0.0\" is not a network"),
+        (bootstrap("\"10.244.0.0/27\""), "pool 10.244.0.0/27 is smaller than one block of /26"),
+    ] {
+        let (code, said) = refuses_to_start(&mut lab, &config);
+        assert_eq!(code, Some(78), "{said}");
+        assert!(said.contains(sign), "{said:?} does not say {sign:?}");
+        assert_eq!(said.trim().lines().count(), 1, "one clear error: {said}");
+        assert_untouched(&lab);
+    }
+}
+
+#[test]
+fn check_config_says_what_is_wrong_and_touches_nothing() {
+    let lab = Lab::build(Topology::one_segment(1));
+    let worker = &lab.workers[0];
+    let check = || {
+        let mut command = worker.node.command(polder_tests::agent::dist().join("polder-agent"));
+        let output = command.arg("--check-config").output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    assert_eq!(check().0, Some(0));
+    worker.configure("resync_seconds = 0\n");
+    let (code, said) = check();
+    assert!(code == Some(78) && said.contains("resync_seconds"), "{said}");
+    assert_untouched(&lab);
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_is_named() {
+    let mut lab = Lab::build(Topology::one_segment(1));
+    let good = lab.workers[0].configuration();
+    lab.workers[0].node.shell("mkdir /run/sealed; mount -t tmpfs -o ro tmpfs /run/sealed; touch /run/file");
+    for (folder, sign) in
+        [("/run/sealed/state", "Read-only file system"), ("/run/file/state", "Not a directory")]
+    {
+        let (code, said) = refuses_to_start(&mut lab, &format!("state_dir = \"{folder}\"\n{good}"));
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains(&format!("state_dir {folder}: can the agent write there?")), "{said}");
+        assert!(said.contains(sign), "{said}");
+        assert_untouched(&lab);
+    }
+}
+
+#[test]
+fn a_second_agent_on_the_same_node_is_refused() {
+    let lab = Lab::start(Topology::one_segment(1));
+    let worker = &lab.workers[0];
+    let second = |arguments: &[&str]| {
+        let mut command = worker.node.command(polder_tests::agent::dist().join("polder-agent"));
+        String::from_utf8_lossy(&command.args(arguments).output().unwrap().stderr).into_owned()
+    };
+    assert!(second(&[]).contains("state_dir /var/lib/polder: another polder-agent uses it"));
+    let said = second(&["--state-dir", "/run/other"]);
+    assert!(said.contains("socket /run/polder/agent.sock: another polder-agent answers there"), "{said}");
+    assert_eq!(worker.status()["ready"], true);
+}
+
+#[test]
+fn while_etcd_is_not_there_the_agent_waits_and_says_so_everywhere() {
+    let mut lab = Lab::build(Topology::one_segment(1));
+    lab.etcd.kill();
+    lab.workers[0].start();
+    let worker = &lab.workers[0];
+    let reason = reasons(worker, "Connection refused");
+    assert!(
+        reason.contains("etcd at http://10.10.1.200:2379") && reason.contains("is etcd running there?"),
+        "{reason}"
+    );
+    let ready =
+        worker.node.shell("wget -qO- --content-on-error http://127.0.0.1:9474/readyz 2>/dev/null || true");
+    assert!(ready.is_empty() || ready.contains("Connection refused"), "{ready}");
+    let error = worker.try_pod("a", &Worker::netconf("1.1.0")).unwrap_err();
+    assert_eq!(error["code"], 11);
+    assert!(error["msg"].as_str().unwrap().contains("Connection refused"), "{error}");
+    assert!(worker.node.read(CNI_CONF).is_err());
+    lab.etcd.start_again();
+    lab.workers[0].wait_until_ready();
+}
+
+#[test]
+fn a_wrong_authority_or_client_certificate_is_named_with_the_key_to_set() {
+    let mut mine = None;
+    let mut lab = Lab::build_with_tls(Topology::one_segment(1), |addresses| {
+        let folder = std::env::temp_dir().join(format!("polder-lab-tls-{}", std::process::id()));
+        let authority = Authority::new(&folder, "polder-lab");
+        let tls = authority.for_etcd(addresses);
+        mine = Some((authority, Authority::new(&folder.join("other"), "somebody-else"), folder));
+        Some(tls)
+    });
+    let (authority, other, folder) = mine.unwrap();
+    let (client, stranger) = (authority.sign("client", &[]), other.sign("stranger", &[]));
+    let good = lab.workers[0].configuration();
+    let config = |ca: &std::path::Path, identity: Option<&(std::path::PathBuf, std::path::PathBuf)>| {
+        let mut lines = format!("[etcd]\nca = {ca:?}\n");
+        if let Some((certificate, key)) = identity {
+            lines += &format!("cert = {certificate:?}\nkey = {key:?}\n");
+        }
+        good.replace("[etcd]\n", &lines)
+    };
+    for (config, signs) in [
+        (config(&other.ca(), Some(&client)), ["UnknownIssuer", "is etcd.ca the authority"]),
+        (config(&authority.ca(), None), ["does etcd want a client certificate?", "etcd.cert and etcd.key"]),
+        (
+            config(&authority.ca(), Some(&stranger)),
+            ["does etcd want a client certificate?", "the authority that it trusts"],
+        ),
+    ] {
+        lab.workers[0].configure(&config);
+        lab.workers[0].start();
+        let reason = reasons(&lab.workers[0], signs[0]);
+        assert!(reason.contains(signs[1]), "{reason}");
+        assert!(lab.workers[0].node.read(CNI_CONF).is_err());
+        lab.workers[0].kill();
+    }
+    lab.workers[0].configure(&config(&authority.ca(), Some(&client)));
+    lab.workers[0].start_and_wait();
+    lab.workers[0].pod("a");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn a_cluster_without_settings_is_waited_for_and_the_remedy_named() {
+    let mut lab = Lab::build(Topology::one_segment(1));
+    let config = lab.workers[0].configuration();
+    lab.workers[0].configure(config.split("[bootstrap]").next().unwrap());
+    lab.workers[0].start();
+    let reason = reasons(&lab.workers[0], "no settings yet");
+    assert!(reason.contains("no [bootstrap]"), "{reason}");
+    assert_untouched(&lab);
+}
+
+#[test]
+fn a_record_that_cannot_be_read_is_named_and_harms_nobody_else() {
+    let lab = Lab::start(Topology::one_segment(2));
+    let pods: Vec<_> = lab.workers.iter().map(|worker| worker.pod("a")).collect();
+    let claim = lab.etcd.ctl(&["get", "--prefix", "/polder/v1/blocks/"]);
+    let (key, value) =
+        claim.trim().split_once('\n').map(|(key, rest)| (key, rest.lines().next().unwrap())).unwrap();
+    let mut record: Value = serde_json::from_str(value).unwrap();
+    record["colour"] = json!("red");
+    for (key, value, sign) in [
+        ("/polder/v1/nodes/evil", "{".to_owned(), "EOF while parsing"),
+        (
+            "/polder/v1/pools/evil",
+            json!({ "cidr": "10.9.0.0/16" }).to_string(),
+            "missing field `block_length`",
+        ),
+        ("/polder/v1/what/is/this", "{}".to_owned(), "not a key of a known kind"),
+        ("/polder/v1/blocks/4-0a09000a-26", value.to_owned(), "not a key of a known kind"),
+        ("/polder/v1/blocks/4-0af4fe00-26", record.to_string(), "unknown field `colour`"),
+        ("/polder/v1/blocks/4-0a090000-26", value.to_owned(), "pool ipv4 is 10.244.0.0/16"),
+    ] {
+        assert_ne!(key, self::key(key), "the record is a new one");
+        lab.etcd.ctl(&["put", key, &value]);
+        for worker in &lab.workers {
+            let problem = worker.wait_for_status("the record to be named", |status| {
+                let problems = status["problems"].as_array()?.iter();
+                problems.filter_map(Value::as_str).find(|problem| problem.contains(key)).map(str::to_owned)
+            });
+            assert!(problem.contains(sign), "{problem:?} does not say {sign:?}");
+            let routes = worker.node.run("ip", &["route"]);
+            assert!(!routes.contains("10.9.0"), "the record is applied: {routes}");
+        }
+        lab.etcd.ctl(&["del", key]);
+    }
+    assert!(!key.is_empty());
+    for worker in &lab.workers {
+        worker.wait_for_status("all to be well", |status| {
+            (status["ready"] == true && status["problems"] == json!([])).then_some(())
+        });
+    }
+    assert_flat(&pods, 1450);
+}
+
+/// What a key would be if it were empty.
+fn key(key: &str) -> &str {
+    key.get(..0).unwrap()
+}
+
+#[test]
+fn a_node_name_that_is_taken_is_refused_to_the_newcomer() {
+    let mut lab = Lab::start(Topology::one_segment(2));
+    let old = lab.workers[0].pod("a");
+    let config = lab.workers[0].configuration();
+    let newcomer = lab.add_worker(1);
+    newcomer.configure(&config);
+    newcomer.start();
+    let reason = reasons(&lab.workers[2], "registered by another machine");
+    assert!(reason.contains("node n1") && reason.contains("--node"), "{reason}");
+    let kernel = lab.workers[2].node.shell("ip link; nft list ruleset");
+    assert!(!kernel.contains("polder"), "the newcomer touched its kernel: {kernel}");
+    let other = lab.workers[1].pod("b");
+    assert_flat(&[old, other], 1450);
+}
+
+#[test]
+fn a_node_that_cannot_tell_its_own_address_is_told_what_to_set() {
+    let mut lab = Lab::build(Topology::one_segment(1));
+    // Two addresses, etcd named by neither, and no route that tells which of them peers would use.
+    let worker = &lab.workers[0];
+    worker.node.shell("ip address add 192.0.2.1/24 dev eth0; echo 10.10.1.200 etcd.example >> /etc/hosts");
+    let config = worker.configuration().replace("10.10.1.200", "etcd.example");
+    worker.configure(&config);
+    lab.workers[0].start();
+    let reason = reasons(&lab.workers[0], "cannot tell at which address");
+    assert!(reason.contains("10.10.1.1 on eth0") && reason.contains("Set underlay.interface"), "{reason}");
+    lab.workers[0].kill();
+    lab.workers[0].configure(&format!("{config}[underlay]\naddresses = [\"10.10.1.77\"]\n"));
+    lab.workers[0].start();
+    reasons(&lab.workers[0], "underlay.addresses: no interface that is up has 10.10.1.77");
+    lab.workers[0].kill();
+    lab.workers[0].configure(&format!("{config}[underlay]\naddresses = [\"10.10.1.1\"]\n"));
+    lab.workers[0].start_and_wait();
+}
+
+#[test]
+fn a_pool_around_the_nodes_own_addresses_is_refused_before_it_swallows_them() {
+    let mut lab = Lab::build(Topology { pools: vec!["10.0.0.0/8"], ..Topology::one_segment(1) });
+    lab.workers[0].start();
+    let reason = reasons(&lab.workers[0], "10.10.1.1");
+    assert!(reason.contains("pools/ipv4") && reason.contains("10.0.0.0/8"), "{reason}");
+    let kernel = lab.workers[0].node.shell("ip route; ip link");
+    assert!(!kernel.contains("unreachable") && !kernel.contains("polder"), "{kernel}");
+}
+
+#[test]
+fn a_plugin_call_that_is_wrong_gets_one_error_object_and_has_no_effect() {
+    let lab = Lab::start(Topology::one_segment(1));
+    let worker = &lab.workers[0];
+    worker.namespace("a");
+    let all = [
+        ("CNI_COMMAND", "ADD"),
+        ("CNI_CONTAINERID", "a"),
+        ("CNI_NETNS", "/run/netns/a"),
+        ("CNI_IFNAME", "eth0"),
+    ];
+    let with = |name: &'static str, value: &'static str| {
+        let mut variables = all.to_vec();
+        variables.retain(|(other, _)| *other != name);
+        variables.push((name, value));
+        variables
+    };
+    let conf = |more: Value| {
+        let mut conf = Worker::netconf("1.1.0");
+        more.as_object().unwrap().iter().for_each(|(key, value)| conf[key] = value.clone());
+        conf.to_string()
+    };
+    let good = conf(json!({}));
+    for (variables, input, code, sign) in [
+        (with("CNI_COMMAND", "JUMP"), good.clone(), 4, "CNI_COMMAND"),
+        (with("CNI_IFNAME", "much-too-long-name"), good.clone(), 4, "CNI_IFNAME"),
+        (with("CNI_CONTAINERID", "some-%%id"), good.clone(), 4, "CNI_CONTAINERID"),
+        (with("CNI_NETNS", ""), good.clone(), 4, "CNI_NETNS is not set"),
+        (with("CNI_NETNS", "/run/netns/nobody"), good.clone(), 4, "CNI_NETNS /run/netns/nobody"),
+        (with("CNI_NETNS", "/etc/passwd"), good.clone(), 4, "is no network namespace"),
+        (with("CNI_NETNS", "/proc/self/ns/net"), good.clone(), 4, "the plugin itself runs in"),
+        (with("CNI_ARGS", "FOO=BAR"), good.clone(), 4, "FOO"),
+        (all.to_vec(), "{".to_owned(), 6, "not a JSON object"),
+        (all.to_vec(), conf(json!({ "cniVersion": "9.9.9" })), 1, "9.9.9"),
+        (all.to_vec(), conf(json!({ "name": "" })), 7, "name"),
+        (all.to_vec(), conf(json!({ "name": null })), 7, "name is missing"),
+        (
+            all.to_vec(),
+            conf(json!({ "ipam": { "type": "host-local" } })),
+            2,
+            "\"ipam\" with value {\"type\":\"host-local\"}",
+        ),
+        (all.to_vec(), conf(json!({ "mtu": "big" })), 7, "mtu"),
+        (all.to_vec(), conf(json!({ "mtu": 9000 })), 7, "1280 to 1450"),
+        (all.to_vec(), conf(json!({ "pool": "nobody" })), 7, "there is no pool nobody"),
+        (all.to_vec(), conf(json!({ "socket": "/run/nobody.sock" })), 11, "/run/nobody.sock"),
+    ] {
+        let output = worker.plugin(&variables, &input);
+        let error: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+        assert!(!output.status.success());
+        assert_eq!(error["code"], code, "{error}");
+        assert!(error["msg"].as_str().unwrap().contains(sign), "{error} does not say {sign:?}");
+        assert!(output.stderr.is_empty(), "{output:?}");
+        assert_eq!(worker.node.shell("ip -n a -o link | wc -l").trim(), "1", "the pod was touched");
+    }
+    assert_eq!(worker.status()["pods"], 0);
+    wait::until_true("nothing to be left", || !worker.node.run("ip", &["link"]).contains("pld"));
+}

@@ -1,0 +1,47 @@
+//! A node of its own, without etcd.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use polder_tests::matrix::assert_flat;
+use polder_tests::{Lab, Topology};
+
+/// A node whose agent keeps the cluster's records itself.
+fn lab() -> Lab {
+    let mut lab = Lab::build(Topology::one_segment(1));
+    lab.etcd.kill();
+    lab.workers[0].configure(
+        "store = \"embedded\"\ncni_conf_dir = \"/run/cni/net.d\"\n\
+         [bootstrap]\npools = [\"10.244.0.0/24\", \"fd00:244::/112\"]\n",
+    );
+    lab.workers[0].start_and_wait();
+    lab
+}
+
+#[test]
+fn a_node_without_etcd_serves_its_pods_and_knows_them_after_a_restart() {
+    let mut lab = lab();
+    let mut pods = vec![lab.workers[0].pod("a"), lab.workers[0].pod("b")];
+    assert_flat(&pods, 1450);
+    lab.workers[0].kill();
+    lab.workers[0].start_and_wait();
+    assert_eq!(lab.workers[0].status()["pods"], 2);
+    pods.push(lab.workers[0].pod("c"));
+    assert_flat(&pods, 1450);
+    let nodes = lab.workers[0].ctl(&["node", "list"]);
+    assert_eq!(nodes[0]["alive"], true, "{nodes}");
+}
+
+#[test]
+fn a_node_without_etcd_takes_one_block_after_another_until_there_is_none() {
+    let lab = lab();
+    let worker = &lab.workers[0];
+    // 256 less the first, the last and the gateway's.
+    for number in 0..253 {
+        worker.pod(&format!("p{number}"));
+    }
+    let status = worker.status();
+    let blocks = status["blocks"].as_array().unwrap();
+    assert_eq!(blocks.iter().filter(|block| block["pool"] == "ipv4").count(), 4, "{status}");
+    let error = worker.try_pod("one-too-many", &polder_tests::agent::Worker::netconf("1.1.0")).unwrap_err();
+    assert_eq!(error["code"], 100, "{error}");
+}
