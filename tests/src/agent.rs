@@ -1,6 +1,7 @@
 //! The real agent on a node of the lab, and the real plugin beside it.
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -149,6 +150,19 @@ impl Worker {
         wait::until(&format!("{what} on {}", self.name()), || {
             let status = self.try_status()?;
             look(&status).ok_or_else(|| status.to_string())
+        })
+    }
+
+    /// Asks the agent's own HTTP server; the status code, and the body.
+    pub fn http(&self, path: &str) -> (u16, String) {
+        self.node.within(|| {
+            let mut stream = TcpStream::connect(("127.0.0.1", 9474)).expect("the agent serves HTTP");
+            write!(stream, "GET {path} HTTP/1.0\r\n\r\n").expect("the agent reads");
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).expect("the agent answers");
+            let (head, body) = answer.split_once("\r\n\r\n").expect("an HTTP answer");
+            let code = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+            (code.expect("an HTTP status"), body.to_owned())
         })
     }
 

@@ -5,13 +5,16 @@
 //! that runs in it ends with it, and it ends with the program that made it, however that ends.
 
 pub mod agent;
+pub mod cgroup;
 pub mod etcd;
 pub mod fabric;
+pub mod image;
 pub mod lab;
 pub mod matrix;
 pub mod node;
 pub mod pod;
 pub mod probe;
+pub mod runtime;
 pub mod tls;
 pub mod wait;
 

@@ -11,7 +11,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::wait;
+use crate::{cgroup, wait};
 
 /// A machine: namespaces, and a first process that holds them.
 #[derive(Debug)]
@@ -202,7 +202,10 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        self.halt();
+        if self.running.is_some() {
+            self.halt();
+            cgroup::remove(&self.folder);
+        }
     }
 }
 

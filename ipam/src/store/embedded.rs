@@ -116,7 +116,7 @@ impl Embedded {
     pub(super) async fn hold(&self, key: &Key) {
         let put = Write::Put { key: key.to_string(), value: b"{}".to_vec() };
         let _ = self.commit(&Txn { compares: Vec::new(), writes: vec![put] });
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     fn with<T>(

@@ -1,0 +1,33 @@
+//! The control groups that a runtime on a node of the lab makes: the one thing that it does to the host.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// The group that all groups of a node are in, as `/polder-lab-x-n1`: named after the lab's folder, which is nobody
+/// else's, and the node's folder in it.
+pub fn of_node(folder: &Path) -> String {
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    format!("/{}-{}", folder.parent().map(name).unwrap_or_default(), name(folder))
+}
+
+/// Removes the group of a node with all in it, under each controller where it is (cgroup v1) and under the one
+/// tree (v2). Nobody may be in there any more.
+pub fn remove(folder: &Path) {
+    let group = of_node(folder);
+    let controllers = fs::read_dir(ROOT).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    for root in controllers.chain([PathBuf::from(ROOT)]) {
+        remove_tree(&root.join(group.trim_start_matches('/')));
+    }
+}
+
+fn remove_tree(group: &Path) {
+    let Ok(entries) = fs::read_dir(group) else { return };
+    entries
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir())
+        .for_each(|path| remove_tree(&path));
+    let _ = fs::remove_dir(group);
+}

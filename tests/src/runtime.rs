@@ -1,0 +1,207 @@
+//! A real container runtime on a node of the lab: containerd, driven over CRI as kubelet does it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
+use k8s_cri::v1::{
+    ContainerConfig, ContainerMetadata, CreateContainerRequest, ExecSyncRequest, ImageSpec,
+    LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxMetadata, PodSandboxStatusRequest,
+    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopPodSandboxRequest,
+};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::agent::{Worker, dist};
+use crate::cgroup;
+use crate::image::{self, IMAGE};
+use crate::node::Process;
+use crate::wait;
+
+/// Where Debian's package containernetworking-plugins has its plugins.
+const CNI_PLUGINS: &str = "/usr/lib/cni";
+
+const SOCKET: &str = "/run/containerd/containerd.sock";
+
+/// containerd on a node. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Runtime {
+    _containerd: Process,
+    tokio: tokio::runtime::Runtime,
+    client: RuntimeServiceClient<Channel>,
+    cgroup: String,
+}
+
+/// A pod as the runtime knows it.
+#[derive(Debug, Clone)]
+pub struct Sandbox {
+    /// The runtime's ID.
+    pub id: String,
+    /// The addresses that the runtime says it has.
+    pub addresses: Vec<String>,
+    config: PodSandboxConfig,
+}
+
+/// What a command in a container said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Said {
+    /// Its exit code.
+    pub code: i32,
+    /// Its output.
+    pub output: String,
+    /// Its complaints.
+    pub errors: String,
+}
+
+impl Runtime {
+    /// Starts containerd on a node whose agent serves, with all that it uses in the node's own folders.
+    pub fn start(worker: &Worker) -> Self {
+        let node = &worker.node;
+        node.shell("mkdir -p /run/cni/bin");
+        let plugins = [Path::new(CNI_PLUGINS).join("loopback"), dist().join("polder")];
+        for plugin in plugins {
+            node.shell(&format!("ln -s {} /run/cni/bin/", plugin.display()));
+        }
+        node.write("/etc/containerd/config.toml", &config());
+        let containerd = node.spawn(
+            node.command("containerd").args(["--config", "/etc/containerd/config.toml"]),
+            "containerd.log",
+        );
+        let archive = image::make(&node.folder().join("image"));
+        wait::until("containerd to import the image", || {
+            let mut ctr = node.command("ctr");
+            let import =
+                ctr.args(["--address", SOCKET, "--namespace", "k8s.io", "images", "import"]).arg(&archive);
+            let import = import.output().map_err(|error| error.to_string())?;
+            let said = String::from_utf8_lossy(&import.stderr).into_owned();
+            if import.status.success() { Ok(()) } else { Err(said + &node.log("containerd.log")) }
+        });
+        let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let url = format!("unix://{}", node.outside(Path::new(SOCKET)).display());
+        let connect = async { Endpoint::from_shared(url)?.timeout(Duration::from_secs(60)).connect().await };
+        let channel = tokio.block_on(connect).expect("containerd listens");
+        let cgroup = cgroup::of_node(node.folder());
+        let runtime =
+            Self { _containerd: containerd, tokio, client: RuntimeServiceClient::new(channel), cgroup };
+        runtime.wait_for_network();
+        runtime
+    }
+
+    /// Waits until the runtime says that the network is ready, as kubelet does.
+    fn wait_for_network(&self) {
+        wait::until("the runtime's network to be ready", || {
+            let status =
+                self.call(async |mut client| client.status(k8s_cri::v1::StatusRequest::default()).await)?;
+            let conditions = status.status.unwrap_or_default().conditions;
+            let network = conditions.iter().find(|condition| condition.r#type == "NetworkReady");
+            match network {
+                Some(network) if network.status => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        });
+    }
+
+    /// Runs a pod sandbox, which the plugin attaches.
+    pub fn run_pod(&self, name: &str) -> Sandbox {
+        let config = PodSandboxConfig {
+            metadata: Some(PodSandboxMetadata {
+                name: name.to_owned(),
+                uid: format!("uid-{name}"),
+                namespace: "default".to_owned(),
+                attempt: 0,
+            }),
+            hostname: name.to_owned(),
+            linux: Some(LinuxPodSandboxConfig { cgroup_parent: self.cgroup.clone(), ..Default::default() }),
+            ..Default::default()
+        };
+        let request = RunPodSandboxRequest { config: Some(config.clone()), ..Default::default() };
+        let id = self.must(async |mut client| client.run_pod_sandbox(request.clone()).await).pod_sandbox_id;
+        let status = PodSandboxStatusRequest { pod_sandbox_id: id.clone(), verbose: false };
+        let status = self.must(async |mut client| client.pod_sandbox_status(status.clone()).await);
+        let network = status.status.and_then(|status| status.network).unwrap_or_default();
+        let more = network.additional_ips.into_iter().map(|ip| ip.ip);
+        Sandbox { id, addresses: std::iter::once(network.ip).chain(more).collect(), config }
+    }
+
+    /// Runs a container in a pod; its ID.
+    pub fn run_container(&self, pod: &Sandbox, name: &str, command: &[&str]) -> String {
+        let config = ContainerConfig {
+            metadata: Some(ContainerMetadata { name: name.to_owned(), attempt: 0 }),
+            image: Some(ImageSpec { image: IMAGE.to_owned(), ..Default::default() }),
+            command: std::iter::once("/bin/busybox")
+                .chain(command.iter().copied())
+                .map(str::to_owned)
+                .collect(),
+            ..Default::default()
+        };
+        let request = CreateContainerRequest {
+            pod_sandbox_id: pod.id.clone(),
+            config: Some(config),
+            sandbox_config: Some(pod.config.clone()),
+        };
+        let container_id =
+            self.must(async |mut client| client.create_container(request.clone()).await).container_id;
+        let start = StartContainerRequest { container_id: container_id.clone() };
+        self.must(async |mut client| client.start_container(start.clone()).await);
+        container_id
+    }
+
+    /// Runs a busybox command in a container to its end.
+    pub fn exec(&self, container: &str, command: &[&str]) -> Said {
+        let request = ExecSyncRequest {
+            container_id: container.to_owned(),
+            cmd: std::iter::once("/bin/busybox").chain(command.iter().copied()).map(str::to_owned).collect(),
+            timeout: 20,
+        };
+        let said = self.must(async |mut client| client.exec_sync(request.clone()).await);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        Said { code: said.exit_code, output: text(&said.stdout), errors: text(&said.stderr) }
+    }
+
+    /// Stops a pod, which takes it off the network.
+    pub fn stop_pod(&self, pod: &Sandbox) {
+        let stop = StopPodSandboxRequest { pod_sandbox_id: pod.id.clone() };
+        self.must(async |mut client| client.stop_pod_sandbox(stop.clone()).await);
+    }
+
+    /// Stops and removes a pod.
+    pub fn remove_pod(&self, pod: &Sandbox) {
+        self.stop_pod(pod);
+        let remove = RemovePodSandboxRequest { pod_sandbox_id: pod.id.clone() };
+        self.must(async |mut client| client.remove_pod_sandbox(remove.clone()).await);
+    }
+
+    fn must<T>(
+        &self,
+        call: impl AsyncFn(RuntimeServiceClient<Channel>) -> Result<tonic::Response<T>, tonic::Status>,
+    ) -> T {
+        self.call(call).unwrap_or_else(|error| panic!("containerd: {error}"))
+    }
+
+    fn call<T>(
+        &self,
+        call: impl AsyncFn(RuntimeServiceClient<Channel>) -> Result<tonic::Response<T>, tonic::Status>,
+    ) -> Result<T, String> {
+        let answer = self.tokio.block_on(call(self.client.clone()));
+        answer.map(tonic::Response::into_inner).map_err(|status| status.message().to_owned())
+    }
+}
+
+fn config() -> String {
+    format!(
+        r#"version = 2
+root = "/var/lib/containerd"
+state = "/run/containerd"
+disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs"]
+[grpc]
+address = "{SOCKET}"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{IMAGE}"
+restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "native"
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "/run/cni/bin"
+conf_dir = "/run/cni/net.d"
+"#
+    )
+}

@@ -1,0 +1,115 @@
+//! A real container runtime: what Kubernetes promises of the containers of a pod, and of pods among each other.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use polder_tests::runtime::{Runtime, Sandbox};
+use polder_tests::{Lab, Topology, wait};
+
+const SLEEP: [&str; 2] = ["sleep", "86400"];
+
+/// A pod with two containers.
+struct Pod<'a> {
+    runtime: &'a Runtime,
+    sandbox: Sandbox,
+    first: String,
+    second: String,
+}
+
+impl<'a> Pod<'a> {
+    fn run(runtime: &'a Runtime, name: &str) -> Self {
+        let sandbox = runtime.run_pod(name);
+        let first = runtime.run_container(&sandbox, "first", &SLEEP);
+        let second = runtime.run_container(&sandbox, "second", &SLEEP);
+        Self { runtime, sandbox, first, second }
+    }
+
+    fn address(&self) -> &str {
+        &self.sandbox.addresses[0]
+    }
+
+    /// What a container says to a command that must succeed.
+    fn says(&self, container: &str, command: &[&str]) -> String {
+        let said = self.runtime.exec(container, command);
+        assert_eq!(said.code, 0, "{command:?}: {said:?}");
+        said.output
+    }
+
+    /// Starts a server in the first container; it goes on in the background.
+    fn serve(&self, listen: &str) {
+        self.says(&self.first, &["httpd", "-h", "/www", "-p", listen]);
+    }
+
+    /// Gets a page from a server, from the second container.
+    fn get(&self, server: &str, port: u16, page: &str) -> String {
+        let get = format!(r"printf 'GET {page} HTTP/1.0\r\n\r\n' | busybox nc -w 5 {server} {port}");
+        let answer = self.says(&self.second, &["sh", "-c", &get]);
+        assert!(answer.starts_with("HTTP/1.1 200"), "{server} says {answer}");
+        answer.lines().last().unwrap_or_default().to_owned()
+    }
+}
+
+#[test]
+fn the_containers_of_a_pod_share_one_address_one_loopback_and_one_port_space() {
+    let lab = Lab::start(Topology::one_segment(1));
+    let runtime = Runtime::start(&lab.workers[0]);
+    let pod = Pod::run(&runtime, "web");
+
+    let own = format!("inet {}/32", pod.address());
+    for container in [&pod.first, &pod.second] {
+        let interfaces = pod.says(container, &["ip", "-o", "address", "show", "dev", "eth0"]);
+        assert!(interfaces.contains(&own), "{own} in {interfaces}");
+    }
+
+    pod.serve("127.0.0.1:8081");
+    assert_eq!(pod.get("127.0.0.1", 8081, "/page"), "the page", "over the loopback that both share");
+
+    pod.serve("0.0.0.0:8080");
+    let second_bind = runtime.exec(&pod.second, &["httpd", "-f", "-h", "/www", "-p", "0.0.0.0:8080"]);
+    assert_ne!(second_bind.code, 0, "two containers of a pod listen on the same port");
+    assert!(second_bind.errors.contains("Address already in use"), "{second_bind:?}");
+
+    runtime.remove_pod(&pod.sandbox);
+}
+
+#[test]
+fn pods_use_the_same_port_and_see_each_others_own_address_on_one_node_and_across_nodes() {
+    let lab = Lab::start(Topology { nodes: vec![1, 2], router: true, ..Topology::default() });
+    let runtimes: Vec<_> = lab.workers.iter().map(Runtime::start).collect();
+    assert_eq!(lab.workers[0].path_to("n2", "ipv4"), "vxlan");
+    let pods = [
+        Pod::run(&runtimes[0], "near-one"),
+        Pod::run(&runtimes[0], "near-two"),
+        Pod::run(&runtimes[1], "far"),
+    ];
+    pods.iter().for_each(|pod| pod.serve("0.0.0.0:8080"));
+    for client in &pods {
+        for server in pods.iter().filter(|server| server.address() != client.address()) {
+            let seen = client.get(server.address(), 8080, "/cgi-bin/who");
+            assert_eq!(seen, client.address(), "{} sees somebody else", server.address());
+        }
+    }
+}
+
+#[test]
+fn a_pod_that_is_removed_gives_its_address_back() {
+    let lab = Lab::start(Topology::one_segment(1));
+    let worker = &lab.workers[0];
+    let runtime = Runtime::start(worker);
+    let used = || worker.status()["blocks"][0]["used"].as_u64().unwrap();
+    assert_eq!(used(), 1, "the gateway's");
+    let pods = ["a", "b"].map(|name| Pod::run(&runtime, name));
+    assert_eq!(used(), 3);
+    wait::until_true("etcd to be told of the pod", || {
+        let key = format!("/polder/v1/addresses/n1/{}", pods[0].address());
+        lab.etcd.ctl(&["get", "--print-value-only", &key]).contains(r#""namespace":"default","name":"a""#)
+    });
+    for pod in &pods {
+        // kubelet stops a pod again when it is not sure.
+        runtime.stop_pod(&pod.sandbox);
+        runtime.remove_pod(&pod.sandbox);
+    }
+    let status = worker.status();
+    assert_eq!((used(), &status["blocks"][0]["resting"], &status["pods"]), (1, &2.into(), &0.into()));
+    assert!(!worker.node.run("ip", &["link"]).contains("pld"), "an interface is left");
+    wait::until_true("etcd to be told", || lab.etcd.keys("/polder/v1/addresses/").is_empty());
+}
