@@ -120,7 +120,7 @@ impl Change {
         Self(self.0.address(mac.0.to_vec()))
     }
 
-    /// Makes it a port of the bridge with that index.
+    /// Makes it a port of the bridge with that index; of none, if that is 0.
     #[must_use]
     pub fn controller(self, bridge: u32) -> Self {
         Self(self.0.controller(bridge))

@@ -3,7 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
 
+use polder_api::Attachment;
+use polder_api::client::Client;
+use polder_api::message::{AddRequest, Reply, Request};
 use polder_tests::agent::Worker;
 use polder_tests::fabric::Families;
 use polder_tests::matrix::assert_flat;
@@ -286,21 +291,20 @@ fn a_del_without_the_agent_takes_the_interface_and_the_agent_frees_the_address_l
 fn a_plugin_that_dies_before_it_makes_an_interface_gives_the_address_back() {
     let lab = node();
     let worker = &lab.workers[0];
-    // A namespace whose path is no namespace is found out before the agent is asked; one without the right to make
-    // interfaces in it after. So the plugin is let die in the middle, by a limit of its CPU time that it cannot keep:
-    // it is easier, and the same to the agent, to speak to the agent and hang up.
-    let script = r#"
-import json, socket, struct
-agent = socket.socket(socket.AF_UNIX)
-agent.connect("/run/polder/agent.sock")
-request = json.dumps({"add": {"attachment": {"network": "polder", "container": "x", "interface": "eth0"},
-                              "netns": "/run/netns/x", "pod": None, "pool": None, "mtu": None}}).encode()
-agent.sendall(b"\x01" + struct.pack("<I", len(request)) + request)
-header = agent.recv(5, socket.MSG_WAITALL)
-print(agent.recv(struct.unpack("<I", header[1:])[0], socket.MSG_WAITALL).decode())
-"#;
-    let said = worker.node.run("python3", &["-c", script]);
-    assert!(said.contains("wiring"), "{said}");
+    // To the agent it is a caller that asks and hangs up.
+    let socket = worker.node.outside(Path::new("/run/polder/agent.sock"));
+    let mut plugin = Client::connect(&socket, Duration::from_secs(30)).unwrap();
+    let attachment = Attachment {
+        network: "polder".parse().unwrap(),
+        container: "x".parse().unwrap(),
+        interface: "eth0".parse().unwrap(),
+    };
+    let netns = "/run/netns/x".to_owned();
+    let add = AddRequest { attachment, netns, pod: None, pool: None, mtu: None };
+    let reply = plugin.ask(&Request::Add(add)).unwrap();
+    assert!(matches!(reply, Reply::Wiring(_)), "{reply:?}");
+    assert_eq!(worker.status()["pods"], 1);
+    drop(plugin);
     assert_nothing_left(&lab, worker);
 }
 

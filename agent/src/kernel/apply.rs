@@ -173,12 +173,9 @@ fn operations(change: &Change, indexes: &BTreeMap<Device, u32>) -> Option<Vec<Op
         Change::DeleteAddress(device, network) => one(address::delete(index(device)?, *network)),
         Change::SetPod(name, port) => {
             let pod = index(&Device::Pod(name.clone()))?;
-            let mut operations = Vec::new();
-            if let Some(port) = port {
-                let bridge = index(&Device::Bridge)?;
-                operations.push(link::change_index(pod).controller(bridge).into());
-                operations.push(link::change_index(pod).port(port).into());
-            }
+            let bridge = if port.is_some() { index(&Device::Bridge)? } else { 0 };
+            let mut operations = vec![link::change_index(pod).controller(bridge).into()];
+            operations.extend(port.map(|port| link::change_index(pod).port(&port).into()));
             operations.push(link::change_index(pod).up().into());
             Some(operations)
         }

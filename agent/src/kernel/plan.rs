@@ -1,7 +1,8 @@
 //! The plan: the ordered list of changes that turns what is into what should be.
 //!
-//! The order is the point. What protects comes before what opens a way; a tunnel's neighbour and forwarding entry
-//! come before the route that needs them, and go after it; what is replaced is replaced in one step.
+//! The order is the point. What protects comes before what opens a way; a tunnel's forwarding entry comes before the
+//! neighbour that needs it and that before the route, and they go in the reverse order; what is replaced is replaced in
+//! one step.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -81,9 +82,10 @@ pub fn plan(desired: &Desired, actual: &Actual, prune: Prune) -> Vec<Change> {
     let remade = links(want, actual, &mut changes);
     // What hung on a device that is made anew is gone with it.
     let gone = |device: &Device| remade.contains(device);
+    let forgot_forwards =
+        |device: &Device| gone(device) || (matches!(device, Device::Pod(_)) && gone(&Device::Bridge));
     sysctls(desired, actual, &mut changes);
     filter(desired, &actual.filter, prune, &mut changes);
-    let is_there = |device: &Device| !gone(device) && actual.indexes.contains_key(device);
 
     for (device, address) in &want.addresses {
         if gone(device) || !have.addresses.contains(&(device.clone(), *address)) {
@@ -102,15 +104,14 @@ pub fn plan(desired: &Desired, actual: &Actual, prune: Prune) -> Vec<Change> {
             changes.push(Change::SetPod(name.clone(), link.port));
         }
     }
+    for ((device, mac), to) in &want.forwards {
+        if forgot_forwards(device) || have.forwards.get(&(device.clone(), *mac)) != Some(to) {
+            changes.push(Change::SetForward(device.clone(), *mac, *to));
+        }
+    }
     for ((device, address), mac) in &want.neighbours {
         if gone(device) || have.neighbours.get(&(device.clone(), *address)) != Some(mac) {
             changes.push(Change::SetNeighbour(device.clone(), *address, *mac));
-        }
-    }
-    for ((device, mac), to) in &want.forwards {
-        let lost = gone(device) || (matches!(device, Device::Pod(_)) && gone(&Device::Bridge));
-        if lost || have.forwards.get(&(device.clone(), *mac)) != Some(to) {
-            changes.push(Change::SetForward(device.clone(), *mac, *to));
         }
     }
     for (destination, way) in &want.routes {
@@ -119,7 +120,7 @@ pub fn plan(desired: &Desired, actual: &Actual, prune: Prune) -> Vec<Change> {
         }
     }
     if prune == Prune::Yes {
-        garbage(want, actual, is_there, &mut changes);
+        garbage(want, actual, gone, forgot_forwards, &mut changes);
     }
     changes
 }
@@ -181,22 +182,31 @@ fn filter(desired: &Desired, found: &Found, prune: Prune, changes: &mut Vec<Chan
 }
 
 /// What is there and should not be, in the reverse order of its making.
-fn garbage(want: &State, actual: &Actual, is_there: impl Fn(&Device) -> bool, changes: &mut Vec<Change>) {
+fn garbage(
+    want: &State,
+    actual: &Actual,
+    gone: impl Fn(&Device) -> bool,
+    forgot_forwards: impl Fn(&Device) -> bool,
+    changes: &mut Vec<Change>,
+) {
     let have = &actual.state;
-    let routes = have.routes.keys().filter(|destination| !want.routes.contains_key(destination));
-    changes.extend(routes.map(|destination| Change::DeleteRoute(*destination)));
-    for (key, to) in have.forwards.iter().filter(|(key, _)| !want.forwards.contains_key(key)) {
-        if is_there(&key.0) {
-            changes.push(Change::DeleteForward(key.0.clone(), key.1, *to));
+    for (destination, way) in have.routes.iter().filter(|(key, _)| !want.routes.contains_key(key)) {
+        if !device_of(way).is_some_and(|device| gone(&device)) {
+            changes.push(Change::DeleteRoute(*destination));
         }
     }
     for (key, mac) in have.neighbours.iter().filter(|(key, _)| !want.neighbours.contains_key(key)) {
-        if is_there(&key.0) {
+        if !gone(&key.0) {
             changes.push(Change::DeleteNeighbour(key.0.clone(), key.1, *mac));
         }
     }
+    for (key, to) in have.forwards.iter().filter(|(key, _)| !want.forwards.contains_key(key)) {
+        if !forgot_forwards(&key.0) {
+            changes.push(Change::DeleteForward(key.0.clone(), key.1, *to));
+        }
+    }
     for (device, address) in have.addresses.difference(&want.addresses) {
-        if is_there(device) {
+        if !gone(device) {
             changes.push(Change::DeleteAddress(device.clone(), *address));
         }
     }
@@ -312,3 +322,6 @@ pub fn summary(changes: &[Change]) -> String {
     let parts: Vec<_> = counts.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
     parts.join(", ")
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,425 @@
+//! Plans are carried out on a model of the kernel, which refuses what the kernel would refuse.
+
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+use polder_api::{Attachment, Family, NodeName};
+use polder_ipam::ledger::Held;
+use polder_ipam::record::{
+    AttachMode, Backend, ClusterId, ClusterRecord, Incarnation, Masquerade, NodeRecord, VxlanSettings,
+};
+use polder_ipam::{Block, Cidr};
+use polder_netlink::nft::Table;
+use polder_netlink::route::Lookup;
+
+use super::*;
+use crate::kernel::desired::{Inputs, desired};
+use crate::kernel::features::Features;
+use crate::kernel::ruleset::Sets;
+use crate::kernel::state::PodLink;
+use crate::peers::Peer;
+use crate::underlay::{Underlay, Uplink};
+
+/// A node's view of its cluster, in the small.
+#[derive(Debug, Clone)]
+struct World {
+    attach: AttachMode,
+    backend: Backend,
+    vni: u32,
+    mtu: u32,
+    dual: bool,
+    /// By number: whether it is on the same link, and how many blocks of each family it has.
+    peers: BTreeMap<u8, (bool, u8)>,
+    pods: BTreeSet<u8>,
+}
+
+fn worlds() -> impl Strategy<Value = World> {
+    (
+        prop_oneof![Just(AttachMode::Bridge), Just(AttachMode::Routed)],
+        prop_oneof![Just(Backend::Auto), Just(Backend::Direct), Just(Backend::Vxlan)],
+        1..3_u32,
+        prop_oneof![Just(1500_u32), Just(9000)],
+        any::<bool>(),
+        prop::collection::btree_map(1..5_u8, (any::<bool>(), 0..3_u8), 0..4),
+        prop::collection::btree_set(1..6_u8, 0..5),
+    )
+        .prop_map(|(attach, backend, vni, mtu, dual, peers, pods)| World {
+            attach,
+            backend,
+            vni,
+            mtu,
+            dual,
+            peers,
+            pods,
+        })
+}
+
+fn underlay(node: u8, dual: bool) -> Vec<IpAddr> {
+    let v6 = dual.then(|| format!("fd0a::{node}").parse().unwrap());
+    std::iter::once(IpAddr::from([10, 1, 0, node])).chain(v6).collect()
+}
+
+/// The blocks of a node, and its own addresses: the first of the first block of each family.
+fn blocks(node: u8, count: u8, dual: bool) -> (Vec<Block>, Vec<IpAddr>) {
+    let block = |text: String| Block::new(text.parse().unwrap());
+    let v4 = (0..count).map(|number| block(format!("10.244.{node}.{}/26", number * 64)));
+    let v6 = (0..count).filter(|_| dual).map(|number| block(format!("fd00::{node}:{number}00/120")));
+    let gateways = v4.clone().take(1).chain(v6.clone().take(1)).map(|block| block.cidr().first());
+    (v4.clone().chain(v6.clone()).collect(), gateways.collect())
+}
+
+fn pod(number: u8) -> Held {
+    Held {
+        attachment: Attachment {
+            network: "polder".parse().unwrap(),
+            container: format!("pod{number}").parse().unwrap(),
+            interface: "eth0".parse().unwrap(),
+        },
+        addresses: vec![[10, 244, 0, number].into()],
+        mac: Mac([2, 0, 0, 0, 1, number]),
+        mtu: 1450,
+        netns: String::new(),
+        pod: None,
+        leaving: false,
+    }
+}
+
+impl World {
+    /// How the kernel should be, when the interfaces of these pods are there.
+    fn desired(&self, present: &BTreeSet<IfName>) -> Desired {
+        let cluster = ClusterRecord {
+            id: ClusterId("c".into()),
+            backend: self.backend,
+            attach: self.attach,
+            vxlan: VxlanSettings { vni: self.vni, port: 8472 },
+            masquerade: Masquerade::default(),
+        };
+        let uplinks = underlay(0, self.dual).into_iter().map(|address| {
+            let interface = "eth0".to_owned();
+            let uplink = Uplink { address, index: 2, interface, mtu: self.mtu, chosen_by: String::new() };
+            (Family::of(address), uplink)
+        });
+        let peers: Vec<Peer> =
+            self.peers.iter().map(|(number, (_, count))| self.peer(*number, *count)).collect();
+        let reach = self.peers.iter().flat_map(|(number, (on_link, _))| {
+            underlay(*number, self.dual).into_iter().map(move |address| {
+                let gateway = (!on_link).then(|| underlay(254, address.is_ipv6()).pop()).flatten();
+                (address, Some(Lookup { index: 2, gateway, source: None, local: false }))
+            })
+        });
+        let (blocks, gateways) = blocks(0, 2, self.dual);
+        let pools: Vec<Cidr> = ["10.244.0.0/16", "fd00::/64"].map(|cidr| cidr.parse().unwrap()).into();
+        let inputs = Inputs {
+            cluster: &cluster,
+            pools: &pools[..=usize::from(self.dual)],
+            node: &"me".parse().unwrap(),
+            blocks: &blocks,
+            gateways: &gateways,
+            underlay: &Underlay { uplinks: uplinks.collect() },
+            mtu: self.mtu - 50,
+            peers: &peers,
+            reach: &reach.collect(),
+            pods: &self.pods.iter().map(|number| pod(*number)).collect::<Vec<_>>(),
+            families: &Family::BOTH.into(),
+            features: Features { locked_ports: true, vxlan: true, ipv6: true },
+        };
+        desired(&inputs, present, &[])
+    }
+
+    fn peer(&self, number: u8, count: u8) -> Peer {
+        let (blocks, gateways) = blocks(number, count, self.dual);
+        let record = NodeRecord {
+            incarnation: Incarnation(String::new()),
+            machine_id: String::new(),
+            boot_id: String::new(),
+            underlay: underlay(number, self.dual),
+            gateways,
+            vtep_mac: Mac([6, 0, 0, 0, 0, number]),
+            mtu: 1450,
+            version: String::new(),
+        };
+        let name: NodeName = format!("n{number}").parse().unwrap();
+        Peer { name, record: record.into(), blocks }
+    }
+}
+
+/// A kernel, as far as plans are concerned with it.
+#[derive(Debug, Clone, Default)]
+struct Model {
+    state: State,
+    sysctls: BTreeMap<String, String>,
+    filter: Option<(Table, Elements)>,
+    indexes: BTreeMap<Device, u32>,
+    last_index: u32,
+}
+
+impl Model {
+    /// What the plugin does: a pair of interfaces, the host's end a port or not.
+    fn plug(&mut self, number: u8) {
+        let name = pod(number).attachment.host_interface();
+        if !self.state.pods.contains_key(&name) {
+            self.number(&Device::Pod(name.clone()));
+            self.state.pods.insert(name, PodLink { port: None, up: true });
+        }
+    }
+
+    fn number(&mut self, device: &Device) {
+        self.last_index += 1;
+        assert!(self.indexes.insert(device.clone(), self.last_index).is_none(), "{device} is there already");
+    }
+
+    fn present(&self) -> BTreeSet<IfName> {
+        self.state.pods.keys().cloned().collect()
+    }
+
+    fn actual(&self, desired: &Desired) -> Actual {
+        let filter = match &self.filter {
+            Some((table, elements)) if *table == desired.table => Found::Intact(elements.clone()),
+            _ => Found::Different("another".to_owned()),
+        };
+        Actual {
+            state: self.state.clone(),
+            sysctls: self.sysctls.clone(),
+            filter,
+            indexes: self.indexes.clone(),
+            advertised_to: Vec::new(),
+        }
+    }
+
+    /// A device goes, and all that hung on it.
+    fn unplug(&mut self, device: &Device) {
+        assert!(self.indexes.remove(device).is_some(), "{device} is not there");
+        let state = &mut self.state;
+        state.links.remove(device);
+        if let Device::Pod(name) = device {
+            state.pods.remove(name);
+        }
+        state.addresses.retain(|(on, _)| on != device);
+        state.neighbours.retain(|(on, _), _| on != device);
+        state.routes.retain(|_, way| device_of(way).as_ref() != Some(device));
+        state.forwards.retain(|(on, _), _| on != device);
+        if *device == Device::Bridge {
+            state.pods.values_mut().for_each(|pod| pod.port = None);
+            state.forwards.retain(|(on, _), _| !matches!(on, Device::Pod(_)));
+        }
+    }
+
+    fn is_there(&self, device: &Device) -> bool {
+        matches!(device, Device::Uplink(_)) || self.indexes.contains_key(device)
+    }
+
+    fn apply(&mut self, change: &Change, desired: &Desired) {
+        let there = |device: &Device| assert!(self.is_there(device), "{change}: {device} is not there");
+        match change.clone() {
+            Change::SetSysctl { path, value } => drop(self.sysctls.insert(path, value)),
+            Change::CreateLink(device, link) => {
+                self.number(&device);
+                self.state.links.insert(device, link);
+            }
+            Change::DeleteLink(device, index) => {
+                assert_eq!(self.indexes.get(&device), Some(&index), "{change}");
+                self.unplug(&device);
+            }
+            Change::AdjustLink(device, link) => {
+                there(&device);
+                let found = self.state.links.insert(device, link.clone()).unwrap();
+                assert_eq!(found.kind, link.kind, "what a device is cannot be changed");
+            }
+            Change::InstallFilter(_) => self.filter = Some((desired.table.clone(), desired.elements.clone())),
+            Change::RefillSet(set) => {
+                let (_, elements) = self.filter.as_mut().expect("a table");
+                elements.insert(set, desired.elements[set].clone());
+            }
+            Change::UpdateSet { set, add, remove } => {
+                let elements = self.filter.as_mut().expect("a table").1.entry(set).or_default();
+                assert!(remove.iter().all(|element| elements.remove(element)), "{change}: it is not there");
+                elements.extend(add);
+            }
+            Change::AddAddress(device, address) => {
+                there(&device);
+                assert!(self.state.addresses.insert((device, address)), "{change}: it is there already");
+            }
+            Change::SetPod(name, port) => {
+                there(&Device::Pod(name.clone()));
+                assert!(port.is_none() || self.is_there(&Device::Bridge), "{change}: no bridge");
+                self.state.pods.insert(name, PodLink { port, up: true });
+            }
+            Change::SetNeighbour(device, address, mac) => {
+                there(&device);
+                self.state.neighbours.insert((device, address), mac);
+            }
+            Change::SetForward(device, mac, to) => {
+                there(&device);
+                if let Device::Pod(name) = &device {
+                    assert!(self.state.pods[name].port.is_some(), "{change}: it is no port");
+                }
+                self.state.forwards.insert((device, mac), to);
+            }
+            Change::SetRoute(destination, way) => {
+                device_of(&way).iter().for_each(there);
+                self.state.routes.insert(destination, way);
+            }
+            Change::DeleteRoute(destination) => assert!(self.state.routes.remove(&destination).is_some()),
+            Change::DeleteForward(device, mac, _) => {
+                assert!(self.state.forwards.remove(&(device, mac)).is_some(), "{change}");
+            }
+            Change::DeleteNeighbour(device, address, _) => {
+                assert!(self.state.neighbours.remove(&(device, address)).is_some(), "{change}");
+            }
+            Change::DeleteAddress(device, address) => {
+                assert!(self.state.addresses.remove(&(device, address)), "{change}");
+            }
+            Change::DeletePod(name, index) => {
+                let device = Device::Pod(name);
+                assert_eq!(self.indexes.get(&device), Some(&index), "{change}");
+                self.unplug(&device);
+            }
+        }
+    }
+
+    /// The destinations that are lost in a tunnel: nobody knows the peer behind it.
+    fn holes(&self) -> BTreeSet<IpNetwork> {
+        let is_hole = |way: &Way| match way.target {
+            Target::Tunnel(family, gateway) => {
+                let device = Device::Tunnel(family);
+                let mac = self.state.neighbours.get(&(device.clone(), gateway));
+                !mac.is_some_and(|mac| self.state.forwards.contains_key(&(device, *mac)))
+            }
+            _ => false,
+        };
+        let ways = self.state.routes.iter();
+        ways.filter(|(_, way)| is_hole(way)).map(|(destination, _)| *destination).collect()
+    }
+
+    /// Plans for that world and carries the plan out; what was done.
+    fn become_like(&mut self, world: &World, prune: Prune) -> Vec<Change> {
+        let desired = world.desired(&self.present());
+        let changes = plan(&desired, &self.actual(&desired), prune);
+        changes.iter().for_each(|change| self.apply(change, &desired));
+        changes
+    }
+
+    /// A node of that world.
+    fn of(world: &World) -> Self {
+        let mut model = Self::default();
+        world.pods.iter().for_each(|number| model.plug(*number));
+        model.become_like(world, Prune::Yes);
+        model
+    }
+
+    /// Somebody takes one thing away.
+    fn vandalise(&mut self, what: u8, which: &Index) {
+        fn pick<T>(all: impl IntoIterator<Item = T>, which: &Index) -> Option<T> {
+            let mut all: Vec<T> = all.into_iter().collect();
+            (!all.is_empty()).then(|| all.swap_remove(which.index(all.len())))
+        }
+        let state = &mut self.state;
+        match what {
+            0 => {
+                if let Some(device) = pick(self.indexes.keys().cloned(), which) {
+                    self.unplug(&device);
+                }
+            }
+            1 => drop(pick(state.routes.keys().copied(), which).map(|key| state.routes.remove(&key))),
+            2 => drop(pick(state.neighbours.keys().cloned(), which).map(|key| state.neighbours.remove(&key))),
+            3 => drop(pick(state.forwards.keys().cloned(), which).map(|key| state.forwards.remove(&key))),
+            4 => drop(pick(state.addresses.iter().cloned(), which).map(|key| state.addresses.remove(&key))),
+            5 => self.filter = None,
+            6 => self.sysctls.clear(),
+            7 => drop(pick(state.links.values_mut(), which).map(|link| link.mtu = 1280)),
+            8 => drop(pick(state.links.values_mut(), which).map(|link| link.kind = OwnKind::Foreign)),
+            _ => drop(pick(state.pods.values_mut(), which).map(|link| link.port = None)),
+        }
+    }
+}
+
+fn vandalism() -> impl Strategy<Value = Vec<(u8, Index)>> {
+    prop::collection::vec((0..10_u8, any::<Index>()), 0..6)
+}
+
+proptest! {
+    /// From any state to any other, by one plan, and nothing is left to do.
+    #[test]
+    fn a_plan_makes_what_is_wanted_of_whatever_there_is(before in worlds(), after in worlds(), harm in vandalism()) {
+        let mut model = Model::of(&before);
+        harm.iter().for_each(|(what, which)| model.vandalise(*what, which));
+        after.pods.iter().for_each(|number| model.plug(*number));
+        model.become_like(&after, Prune::Yes);
+
+        let desired = after.desired(&model.present());
+        prop_assert_eq!(&model.state, &desired.state);
+        prop_assert_eq!(&model.filter, &Some((desired.table.clone(), desired.elements.clone())));
+        let settings: BTreeMap<_, _> = desired.sysctls.iter().cloned().collect();
+        prop_assert!(settings.iter().all(|(path, value)| model.sysctls.get(path) == Some(value)));
+        prop_assert_eq!(plan(&desired, &model.actual(&desired), Prune::Yes), []);
+    }
+
+    /// No step of a plan opens a hole: a route goes through a tunnel only while the tunnel knows the peer.
+    #[test]
+    fn no_step_on_the_way_loses_packets_in_a_tunnel(before in worlds(), after in worlds()) {
+        let mut model = Model::of(&before);
+        after.pods.iter().for_each(|number| model.plug(*number));
+        let desired = after.desired(&model.present());
+        for change in plan(&desired, &model.actual(&desired), Prune::Yes) {
+            model.apply(&change, &desired);
+            prop_assert_eq!(model.holes(), BTreeSet::new(), "after: {}", change);
+        }
+    }
+
+    /// A pod's packets pass only when the filter knows the pod, and nothing is routed before the filter is there.
+    #[test]
+    fn what_protects_comes_before_what_opens_a_way(before in worlds(), after in worlds()) {
+        let mut model = Model::of(&before);
+        after.pods.iter().for_each(|number| model.plug(*number));
+        let desired = after.desired(&model.present());
+        let changes = plan(&desired, &model.actual(&desired), Prune::Yes);
+        let protects = |change: &Change| {
+            matches!(change, Change::InstallFilter(_) | Change::UpdateSet { .. } | Change::RefillSet(_))
+        };
+        let opens = |change: &Change| matches!(change, Change::SetPod(..) | Change::SetRoute(..));
+        if let (Some(last), Some(first)) = (changes.iter().rposition(protects), changes.iter().position(opens)) {
+            prop_assert!(last < first, "{:#?}", changes);
+        }
+    }
+
+    /// While records may be missing nothing is taken away that is not replaced.
+    #[test]
+    fn without_all_records_nothing_is_taken_for_garbage(known in worlds(), fewer in vandalism()) {
+        let mut model = Model::of(&known);
+        let mut partial = known.clone();
+        for (what, which) in &fewer {
+            match what % 2 {
+                0 => drop(partial.peers.pop_first()),
+                _ => drop(partial.pods.iter().nth(which.index(partial.pods.len().max(1))).copied().map(|pod| partial.pods.remove(&pod))),
+            }
+        }
+        let before = model.clone();
+        model.become_like(&partial, Prune::No);
+        prop_assert_eq!(model.state, before.state);
+        let (before, after) = (before.filter.unwrap().1, model.filter.unwrap().1);
+        for set in Family::BOTH.map(Sets::of).iter().flat_map(|sets| [sets.senders, sets.peers]) {
+            prop_assert_eq!(&before[set], &after[set]);
+        }
+    }
+}
+
+#[test]
+fn a_device_that_is_made_anew_gets_back_all_that_hung_on_it() {
+    let peers = BTreeMap::from([(1, (false, 1))]);
+    let attach = AttachMode::Bridge;
+    let world =
+        World { attach, backend: Backend::Auto, vni: 1, mtu: 1500, dual: false, peers, pods: [1].into() };
+    let mut model = Model::of(&world);
+    model.state.links.get_mut(&Device::Bridge).unwrap().kind = OwnKind::Foreign;
+    let changes = model.become_like(&world, Prune::Yes);
+    let done: Vec<_> = changes.iter().map(ToString::to_string).collect();
+    for part in
+        ["delete polder0", "create polder0", "add address 10.244.0.0/32", "route 10.244.0.0/26 is on polder0"]
+    {
+        assert!(done.iter().any(|done| done.contains(part)), "{part} is not in {done:#?}");
+    }
+    assert!(
+        !done.iter().any(|done| done.contains("10.244.1.0")),
+        "the peer has nothing to do with it: {done:#?}"
+    );
+}
