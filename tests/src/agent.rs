@@ -53,6 +53,11 @@ impl Worker {
         self.node.write(CONFIG, config);
     }
 
+    /// Adds a line to the agent's configuration, before all tables.
+    pub fn configure_also(&self, line: &str) {
+        self.configure(&format!("{line}\n{}", self.configuration()));
+    }
+
     /// The agent's configuration.
     pub fn configuration(&self) -> String {
         self.node.read(CONFIG).expect("the configuration was written")

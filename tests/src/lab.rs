@@ -7,6 +7,7 @@ use crate::agent::Worker;
 use crate::etcd::{Etcd, Tls};
 use crate::fabric::{Fabric, Families, WORLD, address};
 use crate::node::Node;
+use crate::wait;
 
 /// What a lab is made of. The defaults are a segment with IPv4 and one etcd.
 #[derive(Debug, Clone)]
@@ -82,7 +83,7 @@ impl Topology {
     }
 }
 
-/// A running lab. When a test fails, it stays, and says how to enter it.
+/// A running lab.
 #[derive(Debug)]
 pub struct Lab {
     /// The nodes, `n1` first.
@@ -95,17 +96,35 @@ pub struct Lab {
     pub world: Option<Node>,
     /// What it is made of.
     pub topology: Topology,
+    /// Whether it stays when the program fails, and says how to enter it. Usually it does, except in a continuous
+    /// integration (`CI` is set), where nobody could look.
+    pub keep_failed: bool,
     folder: Option<tempfile::TempDir>,
-    keep: bool,
+    kept: bool,
 }
 
 impl Lab {
     /// Builds the lab, and starts all agents. Returns when they serve.
     pub fn start(topology: Topology) -> Self {
         let mut lab = Self::build(topology);
-        lab.workers.iter_mut().for_each(Worker::start);
-        lab.workers.iter().for_each(Worker::wait_until_ready);
+        lab.start_agents();
         lab
+    }
+
+    /// Starts all agents. Returns when they serve, and know each other.
+    pub fn start_agents(&mut self) {
+        self.workers.iter_mut().for_each(Worker::start);
+        self.workers.iter().for_each(Worker::wait_until_ready);
+        for worker in &self.workers {
+            for peer in self.workers.iter().filter(|peer| peer.name() != worker.name()) {
+                for pool in &self.topology.pools {
+                    let family = if pool.contains(':') { "ipv6" } else { "ipv4" };
+                    let what =
+                        format!("{} to know the way to the {family} pods of {}", worker.name(), peer.name());
+                    wait::until_true(&what, || worker.path_to(peer.name(), family) != "none");
+                }
+            }
+        }
     }
 
     /// Builds the lab. Only etcd runs.
@@ -141,8 +160,16 @@ impl Lab {
             .map(|(number, address)| (machine(&format!("etcd{number}"), 1, ETCD_HOST + number), *address));
         let etcd = Etcd::start(etcd_machines.collect(), tls(&etcd_addresses));
         let world = topology.router.then(|| machine("world", WORLD, WORLD_HOST));
-        let mut lab =
-            Self { workers: Vec::new(), etcd, fabric, world, topology, folder: Some(folder), keep: false };
+        let mut lab = Self {
+            workers: Vec::new(),
+            etcd,
+            fabric,
+            world,
+            topology,
+            keep_failed: std::env::var_os("CI").is_none(),
+            folder: Some(folder),
+            kept: false,
+        };
         for segment in lab.topology.nodes.clone() {
             lab.add_worker(segment);
         }
@@ -206,7 +233,7 @@ impl Lab {
 
     /// Lets the lab outlive this program; where its files are.
     pub fn keep(&mut self) -> PathBuf {
-        self.keep = true;
+        self.kept = true;
         self.workers.iter_mut().for_each(Worker::keep);
         self.etcd.keep();
         self.fabric.keep();
@@ -216,31 +243,31 @@ impl Lab {
         self.folder.take().expect("a lab is kept once").keep()
     }
 
-    fn say_how_to_enter(&self) {
-        eprintln!("\nThe lab is kept, for a look at what went wrong:");
-        let nodes = self.workers.iter().map(|worker| &worker.node);
-        for node in nodes.chain(self.etcd.nodes()).chain([self.fabric.node()]).chain(&self.world) {
-            eprintln!("  {:8} {}   (logs in {})", node.name(), node.how_to_enter(), node.folder().display());
-        }
-        let all = self.workers.iter().map(|worker| &worker.node).chain(self.etcd.nodes());
-        let all = all.chain([self.fabric.node()]).chain(&self.world);
-        let pids: Vec<_> = all.map(|node| node.pid().to_string()).collect();
-        eprintln!("  It ends with: kill -9 {}; rm -r {}\n", pids.join(" "), self.folder().display());
+    /// How a person enters the nodes, finds what they say, and ends the lab.
+    pub fn how_to_enter(&self) -> String {
+        let workers = self.workers.iter().map(|worker| &worker.node);
+        let all: Vec<_> =
+            workers.chain(self.etcd.nodes()).chain([self.fabric.node()]).chain(&self.world).collect();
+        let line = |node: &&Node| {
+            format!("  {:8} {}   (logs in {})\n", node.name(), node.how_to_enter(), node.folder().display())
+        };
+        let pids: Vec<_> = all.iter().map(|node| node.pid().to_string()).collect();
+        let lines: String = all.iter().map(line).collect();
+        format!("{lines}  It ends with: kill -9 {}; rm -r {}\n", pids.join(" "), self.folder().display())
     }
 }
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        if std::thread::panicking() && !self.keep {
+        if std::thread::panicking() && !self.kept {
             for worker in &self.workers {
                 let log = worker.log();
                 let lines: Vec<_> = log.lines().collect();
                 eprintln!("--- the end of the agent's log on {}:", worker.name());
                 lines[lines.len().saturating_sub(25)..].iter().for_each(|line| eprintln!("{line}"));
             }
-            // Nobody looks into the machine of a continuous integration.
-            if std::env::var_os("CI").is_none() {
-                self.say_how_to_enter();
+            if self.keep_failed {
+                eprintln!("\nThe lab is kept, for a look at what went wrong:\n{}", self.how_to_enter());
                 self.keep();
             }
         }

@@ -1,5 +1,7 @@
 //! Every pair of pods: whether each reaches the other at its own address, and is seen at its own.
 
+use std::collections::BTreeSet;
+use std::fmt;
 use std::net::IpAddr;
 
 use crate::pod::Pod;
@@ -39,37 +41,64 @@ pub fn listen(pods: &[Pod]) -> Vec<Echo> {
         .collect()
 }
 
+/// What a pair saw of each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// What `ping` measured.
+    pub round_trip: String,
+    /// The addresses under which the receiver saw the sender, over UDP and TCP.
+    pub sources: BTreeSet<IpAddr>,
+}
+
 /// Ping, UDP and TCP between all pairs, in both directions, with the largest packet that the MTU allows, too. Fails
 /// with all that went wrong.
 pub fn assert_flat(pods: &[Pod], mtu: usize) {
     let servers = listen(pods);
     let pairs = pairs(pods);
     assert!(pairs.len() >= pods.len() * (pods.len() - 1), "no pairs, no proof");
-    let problems: Vec<String> = pairs.iter().filter_map(|pair| check(pair, mtu).err()).collect();
+    let problems: Vec<String> = pairs.iter().filter_map(|pair| pair.check(mtu).err()).collect();
     drop(servers);
     assert!(problems.is_empty(), "{} of {} pairs: {problems:#?}", problems.len(), pairs.len());
 }
 
-/// One pair.
-pub fn check(pair: &Pair<'_>, mtu: usize) -> Result<(), String> {
-    let Pair { from, from_address, to_address, .. } = *pair;
-    let names = format!("{} on {} to {} on {}", from.name(), from.node(), pair.to.name(), pair.to.node());
-    let wrong = |problem: String| format!("{names} ({from_address} to {to_address}): {problem}");
-    let own = |what: &str, seen: IpAddr| {
-        if seen == from_address { Ok(()) } else { Err(wrong(format!("{what} is seen from {seen}"))) }
-    };
-    let headers = if from_address.is_ipv4() { 20 + 8 } else { 40 + 8 };
-    for bytes in [56, mtu - headers] {
-        probe::ping(from.command("ping"), to_address, bytes)
-            .map_err(|error| wrong(format!("ping of {bytes}: {error}")))?;
+impl Pair<'_> {
+    /// Ping, UDP and TCP: whether all arrives, and the receiver sees the sender's own address and no other.
+    pub fn check(&self, mtu: usize) -> Result<Seen, String> {
+        let seen = self.look(mtu).and_then(|seen| {
+            let own = seen.sources == BTreeSet::from([self.from_address]);
+            if own { Ok(seen) } else { Err(format!("the sender is seen as {:?}", seen.sources)) }
+        });
+        seen.map_err(|problem| format!("{self}: {problem}"))
     }
-    from.within(|| {
-        for bytes in [10, mtu - headers] {
-            own("udp", probe::udp(from_address, to_address, bytes).map_err(wrong)?.0)?;
+
+    /// Sends ping, UDP and TCP from one to the other, small and in the largest packet that the MTU allows. The echo
+    /// servers run.
+    fn look(&self, mtu: usize) -> Result<Seen, String> {
+        let Pair { from, from_address, to_address, .. } = *self;
+        let headers = if from_address.is_ipv4() { 20 + 8 } else { 40 + 8 };
+        let mut round_trip = String::new();
+        for bytes in [mtu - headers, 56] {
+            round_trip = probe::ping(from.command("ping"), to_address, bytes)
+                .map_err(|error| format!("ping of {bytes}: {error}"))?;
         }
-        for bytes in [10, 300_000] {
-            own("tcp", probe::tcp(to_address, bytes).map_err(wrong)?)?;
-        }
-        Ok(())
-    })
+        let mut sources = BTreeSet::new();
+        from.within(|| {
+            for bytes in [10, mtu - headers] {
+                sources.insert(probe::udp(from_address, to_address, bytes)?.0);
+            }
+            for bytes in [10, 300_000] {
+                sources.insert(probe::tcp(to_address, bytes)?);
+            }
+            Ok::<_, String>(())
+        })?;
+        Ok(Seen { round_trip, sources })
+    }
+}
+
+impl fmt::Display for Pair<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Pair { from, from_address, to, to_address } = self;
+        let (from, to) = ((from.name(), from.node()), (to.name(), to.node()));
+        write!(f, "{} on {} to {} on {} ({from_address} to {to_address})", from.0, from.1, to.0, to.1)
+    }
 }

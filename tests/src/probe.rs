@@ -114,13 +114,15 @@ pub fn tcp(to: IpAddr, bytes: usize) -> Result<IpAddr, String> {
     seen(&answer)
 }
 
-/// Pings once with that many bytes of data, which must not be fragmented; what `ping` says.
+/// Pings once with that many bytes of data, which must not be fragmented; the round-trip time as `ping` says it. An
+/// error is all that it says.
 pub fn ping(mut command: Command, to: IpAddr, bytes: usize) -> Result<String, String> {
     command.args(["-n", "-c", "1", "-W", "3", "-M", "do", "-s", &bytes.to_string(), &to.to_string()]);
     let output = command.output().map_err(|error| error.to_string())?;
     let text =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    if output.status.success() { Ok(text) } else { Err(text) }
+    let time = text.split_once("time=").and_then(|(_, rest)| rest.lines().next());
+    if output.status.success() { time.map(str::to_owned).ok_or(text) } else { Err(text) }
 }
 
 /// Datagrams that go on in the background, a hundred in a second, each of which has to come back.

@@ -8,14 +8,11 @@ use polder_tests::matrix::assert_flat;
 use polder_tests::{Lab, Topology, wait};
 
 /// No pass happens because of the clock: what changes, changes because of what happened.
-fn without_the_clock(worker: &Worker) {
-    worker.configure(&format!("resync_seconds = 3600\n{}", worker.configuration()));
-}
+const WITHOUT_THE_CLOCK: &str = "resync_seconds = 3600";
 
 fn start(lab: &mut Lab) {
-    lab.workers.iter().for_each(without_the_clock);
-    lab.workers.iter_mut().for_each(Worker::start);
-    lab.workers.iter().for_each(Worker::wait_until_ready);
+    lab.workers.iter().for_each(|worker| worker.configure_also(WITHOUT_THE_CLOCK));
+    lab.start_agents();
 }
 
 /// The blocks that a node owns.
@@ -36,7 +33,7 @@ fn a_node_that_joins_is_reachable_from_all_others_without_their_asking() {
     let mut pods: Vec<_> = lab.workers.iter().map(|worker| worker.pod("old")).collect();
     for segment in [1, 2] {
         let worker = lab.add_worker(segment);
-        without_the_clock(worker);
+        worker.configure_also(WITHOUT_THE_CLOCK);
         worker.start_and_wait();
         pods.push(worker.pod("new"));
         let new = blocks(lab.workers.last().unwrap());

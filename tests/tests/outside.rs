@@ -123,11 +123,9 @@ fn a_packet_that_is_too_large_for_a_pod_is_answered_with_the_size_that_is_not() 
 fn a_packet_that_is_too_large_for_a_peers_pods_is_answered_by_the_senders_node() {
     let mut lab = Lab::build(Topology::two_segments());
     for number in 1..3 {
-        let config = format!("mtu = 1400\n{}", lab.workers[number].configuration());
-        lab.workers[number].configure(&config);
+        lab.workers[number].configure_also("mtu = 1400");
     }
-    lab.workers.iter_mut().for_each(polder_tests::agent::Worker::start);
-    lab.workers.iter().for_each(polder_tests::agent::Worker::wait_until_ready);
+    lab.start_agents();
     let pod = lab.workers[0].pod("a");
     for (number, path) in [(1, "direct"), (2, "vxlan")] {
         let small = lab.workers[number].pod("b");

@@ -80,11 +80,8 @@ fn an_agent_that_is_told_to_stop_ends_well_and_leaves_the_pods_talking() {
 #[test]
 fn a_second_pass_right_after_the_first_writes_nothing() {
     let mut lab = Lab::build(Topology::two_segments());
-    for worker in &lab.workers {
-        worker.configure(&format!("resync_seconds = 1\n{}", worker.configuration()));
-    }
-    lab.workers.iter_mut().for_each(Worker::start);
-    lab.workers.iter().for_each(Worker::wait_until_ready);
+    lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 1"));
+    lab.start_agents();
     let pods: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("a")).collect();
     assert_flat(&pods, 1450);
     for worker in &lab.workers {
@@ -183,11 +180,8 @@ fn a_ledger_that_is_lost_is_made_anew_before_an_address_goes_out() {
 #[test]
 fn devices_that_are_taken_away_come_back_with_all_that_hung_on_them() {
     let mut lab = Lab::build(Topology::two_segments());
-    for worker in &lab.workers {
-        worker.configure(&format!("resync_seconds = 1\n{}", worker.configuration()));
-    }
-    lab.workers.iter_mut().for_each(Worker::start);
-    lab.workers.iter().for_each(Worker::wait_until_ready);
+    lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 1"));
+    lab.start_agents();
     let pods: Vec<Pod> = lab.workers.iter().flat_map(|worker| [worker.pod("a"), worker.pod("b")]).collect();
     for damage in [
         "ip link del polder.vx",

@@ -52,13 +52,9 @@ fn set_up(name: &str, folder: &Path, boot_id: &str) -> anyhow::Result<()> {
     let var_lib = folder.join("var-lib");
     fs::create_dir_all(&var_lib)?;
     bind(&var_lib, Path::new("/var/lib"))?;
-    // /etc is the host's, except for what is written here: that stays with the node.
-    let (upper, work) = (folder.join("etc"), folder.join("etc-work"));
-    fs::create_dir_all(&upper)?;
-    fs::create_dir_all(&work)?;
-    let layers = format!("lowerdir=/etc,upperdir={},workdir={}", upper.display(), work.display());
-    mount_new("overlay", "/etc", Some(&layers))?;
-    let machine_id = upper.join("machine-id");
+    let etc = folder.join("etc");
+    own_etc(&etc, &folder.join("etc-work"))?;
+    let machine_id = etc.join("machine-id");
     if !machine_id.exists() {
         fs::write("/etc/machine-id", fs::read_to_string("/proc/sys/kernel/random/uuid")?.replace('-', ""))?;
     }
@@ -70,6 +66,25 @@ fn set_up(name: &str, folder: &Path, boot_id: &str) -> anyhow::Result<()> {
     }
     let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().context("run ip")?;
     if up.success() { Ok(()) } else { bail!("lo cannot be switched on") }
+}
+
+/// `/etc` is the host's, except for what is written in the node: that is in `own`, and stays with the node.
+fn own_etc(own: &Path, work: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(own)?;
+    fs::create_dir_all(work)?;
+    let layers = format!("lowerdir=/etc,upperdir={},workdir={}", own.display(), work.display());
+    if mount_new("overlay", "/etc", Some(&layers)).is_ok() {
+        return Ok(());
+    }
+    // An overlay cannot be put on an overlay, which is what a container has for its files.
+    if !own.join("passwd").exists() {
+        let copied = Command::new("cp").arg("-a").arg("/etc/.").arg(own).status().context("run cp")?;
+        if !copied.success() {
+            bail!("/etc cannot be copied");
+        }
+        let _ = fs::remove_file(own.join("machine-id"));
+    }
+    bind(own, Path::new("/etc"))
 }
 
 fn mount_new(kind: &str, target: &str, data: Option<&str>) -> anyhow::Result<()> {
