@@ -402,6 +402,13 @@ mod tests {
     }
 
     #[test]
+    fn the_documented_configuration_is_right() {
+        let config = check(include_str!("../../docs/agent.toml")).unwrap();
+        assert_eq!(config.underlay.interface.as_deref(), Some("eth1"));
+        assert_eq!(config.bootstrap.unwrap().pools.len(), 2);
+    }
+
+    #[test]
     fn flags_override_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("agent.toml");

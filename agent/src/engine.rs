@@ -149,7 +149,7 @@ impl Engine {
                 (blocks, ipam.gateways().to_vec(), ipam.attachments().cloned().collect::<Vec<_>>())
             })
             .await;
-        let Some(mtu) = agent.config.mtu.or_else(|| pod_mtu(underlay, cluster.backend)) else {
+        let Some(mtu) = pod_mtu(underlay, cluster.backend, agent.config.mtu) else {
             return failed("the underlay has no MTU".to_owned());
         };
         let pools: Vec<Cidr> = view.pools.values().map(|pool| pool.record.cidr()).collect();

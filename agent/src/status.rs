@@ -26,7 +26,7 @@ pub async fn status(agent: &Agent) -> Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         ready: reasons.is_empty(),
         reasons,
-        problems: problems(&view, pass.as_deref()),
+        problems: problems(agent, &view, pass.as_deref()),
         cluster: view.cluster.as_ref().map(|cluster| ClusterStatus {
             id: cluster.record.id.to_string(),
             backend: format!("{:?}", cluster.record.backend).to_lowercase(),
@@ -78,7 +78,7 @@ fn store(agent: &Agent, view: &View) -> StoreStatus {
     }
 }
 
-fn problems(view: &View, pass: Option<&Pass>) -> Vec<String> {
+fn problems(agent: &Agent, view: &View, pass: Option<&Pass>) -> Vec<String> {
     let Some(pass) = pass else {
         return view
             .refused
@@ -91,7 +91,10 @@ fn problems(view: &View, pass: Option<&Pass>) -> Vec<String> {
         _ => None,
     });
     let refused = pass.problems.iter().map(ToString::to_string);
-    refused.chain(unreachable).chain(pass.other_failures.iter().cloned()).collect()
+    let mtu = agent.config.mtu.filter(|mtu| *mtu > pass.mtu).map(|mtu| {
+        format!("mtu {mtu} of the configuration is more than the underlay carries: pods get {}", pass.mtu)
+    });
+    refused.chain(unreachable).chain(mtu).chain(pass.other_failures.iter().cloned()).collect()
 }
 
 /// The nodes of the cluster.

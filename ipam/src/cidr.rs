@@ -78,8 +78,8 @@ impl Cidr {
         self.covers(other) || other.covers(self)
     }
 
-    /// How many parts of that prefix length it has, less one: the index of the last. (A range of all IPv6
-    /// addresses has one more part than a number can count.)
+    /// The index of its last part of that prefix length. The count of the parts would be one more than `u128`
+    /// holds, where all IPv6 addresses are cut into single ones.
     pub(crate) fn last_part(self, length: u8) -> u128 {
         host_mask(self.family, self.length)
             >> self.host_bits(length).min(127)

@@ -263,6 +263,17 @@ fn a_pool_around_the_nodes_own_addresses_is_refused_before_it_swallows_them() {
 }
 
 #[test]
+fn an_mtu_that_the_underlay_does_not_carry_is_named_and_not_used() {
+    let mut lab = Lab::build(Topology::one_segment(1));
+    lab.workers[0].configure_also("mtu = 9000");
+    lab.start_agents();
+    let status = lab.workers[0].status();
+    assert_eq!(status["mtu"], 1450);
+    let problem = "mtu 9000 of the configuration is more than the underlay carries: pods get 1450";
+    assert_eq!(status["problems"][0], problem);
+}
+
+#[test]
 fn a_plugin_call_that_is_wrong_gets_one_error_object_and_has_no_effect() {
     let lab = Lab::start(Topology::one_segment(1));
     let worker = &lab.workers[0];

@@ -124,14 +124,16 @@ impl Inputs<'_> {
     }
 }
 
-/// The MTU of pods on this underlay, in bytes: what the narrowest uplink takes, less what a tunnel adds to it.
-pub fn pod_mtu(underlay: &Underlay, backend: Backend) -> Option<u32> {
+/// The MTU of pods on this underlay, in bytes: what the narrowest uplink takes, less what a tunnel adds to it, or what
+/// was configured if that is less.
+pub fn pod_mtu(underlay: &Underlay, backend: Backend, configured: Option<u32>) -> Option<u32> {
     let over = underlay.tunnel_families().next()?;
     let narrowest = underlay.uplinks.values().map(|uplink| uplink.mtu).min()?;
-    match backend {
-        Backend::Direct => Some(narrowest),
-        Backend::Auto | Backend::Vxlan => Some(narrowest - overhead(over)),
-    }
+    let carried = match backend {
+        Backend::Direct => narrowest,
+        Backend::Auto | Backend::Vxlan => narrowest - overhead(over),
+    };
+    Some(configured.unwrap_or(carried).min(carried))
 }
 
 /// The MAC address of the bridge: the node's own, so that pods find their gateway even if it was made anew.
