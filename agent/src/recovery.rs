@@ -1,11 +1,12 @@
 //! A ledger that was lost, rebuilt from what the kernel has: before the first address goes out.
 
 use anyhow::Context;
-use polder_ipam::ledger::Held;
+use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::node::NodeIpam;
 use tracing::{info, warn};
 
 use crate::kernel::Kernel;
+use crate::machine::now;
 
 /// Where the ledger knows nobody and the kernel has pods, takes down who they are and which addresses they and the
 /// node itself have. A ledger that knows the node is left alone.
@@ -26,6 +27,8 @@ pub fn recover(ipam: &mut NodeIpam, kernel: &mut Kernel) -> anyhow::Result<()> {
         };
         let held = Held {
             attachment,
+            kind: Kind::Pod,
+            since: now(),
             addresses: pod.addresses,
             mac: pod.mac,
             mtu: pod.mtu,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use polder_api::message::{AddRequest, Attach, PodAddress, Refusal, RefusalKind, Wiring};
 use polder_api::{Attachment, Family, tombstone};
 use polder_ipam::allocator::Rest;
-use polder_ipam::ledger::{Held, LedgerError};
+use polder_ipam::ledger::{Held, Kind, LedgerError};
 use polder_ipam::node::{AllocateError, Wish};
 use polder_ipam::record::{AttachMode, ClusterRecord};
 use tokio::sync::{Notify, oneshot};
@@ -147,6 +147,7 @@ async fn allocate(agent: &Agent, view: &View, request: AddRequest, mtu: u32) -> 
     let pool = request.pool.clone();
     let wish = Wish {
         attachment: request.attachment,
+        kind: Kind::Pod,
         families: families.clone(),
         pool: request.pool,
         mtu,

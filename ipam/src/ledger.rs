@@ -16,19 +16,18 @@ use crate::moment::Moment;
 use crate::pool::Block;
 use crate::record::{ClusterId, Incarnation, Nonce};
 
-/// The layout of the tables. A later release that changes it reads the one before.
-const LAYOUT: u32 = 1;
-
-const SCHEMA: &str = "
+/// The layouts of the tables, each as the step from the one before: a ledger of any earlier release is read.
+const LAYOUTS: &[&str] = &[
+    "
 -- Exactly one row: whose ledger this is.
-CREATE TABLE IF NOT EXISTS identity (
+CREATE TABLE identity (
     one INTEGER PRIMARY KEY CHECK (one = 1),
     node TEXT NOT NULL, incarnation TEXT NOT NULL, cluster TEXT NOT NULL
 ) STRICT;
 -- Exactly one row: the boot to which attachments and moments belong.
-CREATE TABLE IF NOT EXISTS boot (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS blocks (block TEXT PRIMARY KEY, pool TEXT NOT NULL, nonce TEXT NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS attachments (
+CREATE TABLE boot (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL) STRICT;
+CREATE TABLE blocks (block TEXT PRIMARY KEY, pool TEXT NOT NULL, nonce TEXT NOT NULL) STRICT;
+CREATE TABLE attachments (
     id INTEGER PRIMARY KEY,
     attachment TEXT NOT NULL UNIQUE,
     netns TEXT NOT NULL, mac TEXT NOT NULL, mtu INTEGER NOT NULL,
@@ -36,17 +35,22 @@ CREATE TABLE IF NOT EXISTS attachments (
     leaving INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 -- An address is an attachment's, or the node's own (a gateway), or freed at a moment and resting.
-CREATE TABLE IF NOT EXISTS addresses (
+CREATE TABLE addresses (
     address TEXT PRIMARY KEY,
     attachment INTEGER REFERENCES attachments (id),
     gateway INTEGER NOT NULL DEFAULT 0,
     freed_ms INTEGER,
     CHECK ((attachment IS NOT NULL) + gateway + (freed_ms IS NOT NULL) = 1)
 ) STRICT;
-CREATE INDEX IF NOT EXISTS addresses_of_attachment ON addresses (attachment);
+CREATE INDEX addresses_of_attachment ON addresses (attachment);
 -- What was before we changed it, for the day when everything is put back.
-CREATE TABLE IF NOT EXISTS sysctls (path TEXT PRIMARY KEY, previous TEXT NOT NULL) STRICT;
-";
+CREATE TABLE sysctls (path TEXT PRIMARY KEY, previous TEXT NOT NULL) STRICT;
+",
+    "
+ALTER TABLE attachments ADD COLUMN kind TEXT NOT NULL DEFAULT 'pod';
+ALTER TABLE attachments ADD COLUMN since_ms INTEGER NOT NULL DEFAULT 0;
+",
+];
 
 /// The ledger cannot be used, or a write did not happen.
 #[derive(Debug, thiserror::Error)]
@@ -61,12 +65,14 @@ pub enum LedgerError {
         source: rusqlite::Error,
     },
     /// The file was written by a later release.
-    #[error("{} has layout {found}, and this release knows {LAYOUT}: go back to the release that wrote it", path.display())]
+    #[error("{} has layout {found}, and this release knows {known}: go back to the release that wrote it", path.display())]
     Layout {
         /// The file.
         path: PathBuf,
         /// Its layout.
-        found: u32,
+        found: usize,
+        /// The newest that is known.
+        known: usize,
     },
     /// A statement failed; nothing of its transaction happened.
     #[error("ledger")]
@@ -95,12 +101,47 @@ pub struct OwnedBlock {
     pub nonce: Nonce,
 }
 
+/// What an attachment is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// An interface of ours in the pod.
+    Pod,
+    /// Addresses alone: another plugin makes the interface.
+    Lease,
+}
+
+impl Kind {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pod => "pod",
+            Self::Lease => "lease",
+        }
+    }
+}
+
+/// A kind of attachment that no release knows.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is no kind of attachment")]
+pub struct UnknownKind(String);
+
+impl FromStr for Kind {
+    type Err = UnknownKind;
+    fn from_str(text: &str) -> Result<Self, UnknownKind> {
+        let known = [Self::Pod, Self::Lease].into_iter().find(|kind| kind.as_str() == text);
+        known.ok_or_else(|| UnknownKind(text.to_owned()))
+    }
+}
+
 /// An attachment with its addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
     /// Which one.
     pub attachment: Attachment,
-    /// Its addresses, IPv4 first.
+    /// What it is made of.
+    pub kind: Kind,
+    /// When it was added.
+    pub since: Moment,
+    /// Its addresses, IPv4 first. Those in none of the node's blocks come from another IPAM plugin.
     pub addresses: Vec<IpAddr>,
     /// The MAC address of the pod's end.
     pub mac: Mac,
@@ -123,7 +164,7 @@ pub struct Ledger {
 impl Ledger {
     /// Opens the ledger, or makes an empty one.
     pub fn open(path: &Path) -> Result<Self, LedgerError> {
-        Ok(Self { database: open_database(path, SCHEMA)? })
+        Ok(Self { database: open_database(path, LAYOUTS)? })
     }
 
     /// Whose ledger it is, if the node has ever registered.
@@ -151,14 +192,16 @@ impl Ledger {
         if known.as_deref() == Some(id) {
             return Ok(Vec::new());
         }
-        let void = self.attachments()?;
+        let (void, blocks) = (self.attachments()?, self.blocks()?);
         let transaction = self.transaction()?;
         transaction.execute("INSERT OR REPLACE INTO boot (one, id) VALUES (1, ?1)", params![id])?;
+        for held in &void {
+            end(&transaction, &held.attachment, &blocks, Moment::BOOT)?;
+        }
         transaction.execute(
-            "UPDATE addresses SET attachment = NULL, freed_ms = ?1 WHERE gateway = 0",
+            "UPDATE addresses SET freed_ms = ?1 WHERE freed_ms IS NOT NULL",
             params![millis(Moment::BOOT)],
         )?;
-        transaction.execute("DELETE FROM attachments", [])?;
         transaction.commit()?;
         Ok(void)
     }
@@ -213,17 +256,19 @@ impl Ledger {
                 Ok((row.get(0)?, row.get(1).map(Text::value)?))
             })?;
         addresses.sort();
-        let select = "SELECT id, attachment, netns, mac, mtu, pod_namespace, pod_name, pod_uid, leaving
-                      FROM attachments";
+        let select = "SELECT id, attachment, netns, mac, mtu, pod_namespace, pod_name, pod_uid, leaving,
+                      kind, since_ms FROM attachments";
         self.rows(select, |row| {
             let id: i64 = row.get(0)?;
-            let (Text(attachment), Text(mac)) = (row.get(1)?, row.get(3)?);
+            let (Text(attachment), Text(mac), Text(kind)) = (row.get(1)?, row.get(3)?, row.get(9)?);
             let first = addresses.partition_point(|(owner, _)| *owner < id);
             let own = addresses[first..].iter().take_while(|(owner, _)| *owner == id);
             let pod: (Option<String>, Option<String>) = (row.get(5)?, row.get(6)?);
             let uid = row.get(7)?;
             Ok(Held {
                 attachment,
+                kind,
+                since: moment(row.get(10)?),
                 addresses: own.map(|(_, address)| *address).collect(),
                 mac,
                 mtu: row.get(4)?,
@@ -243,8 +288,9 @@ impl Ledger {
         let pod = held.pod.as_ref();
         let transaction = self.transaction()?;
         transaction.execute(
-            "INSERT INTO attachments (attachment, netns, mac, mtu, pod_namespace, pod_name, pod_uid)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            "INSERT INTO attachments
+             (attachment, netns, mac, mtu, pod_namespace, pod_name, pod_uid, kind, since_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             params![
                 held.attachment.to_string(),
                 held.netns,
@@ -253,6 +299,8 @@ impl Ledger {
                 pod.map(|pod| &pod.namespace),
                 pod.map(|pod| &pod.name),
                 pod.and_then(|pod| pod.uid.as_ref()),
+                held.kind.as_str(),
+                millis(held.since),
             ],
         )?;
         let id = transaction.last_insert_rowid();
@@ -275,16 +323,12 @@ impl Ledger {
         Ok(())
     }
 
-    /// Removes the attachment; its addresses rest from `freed` on. Succeeds where there is none.
+    /// Removes the attachment; its addresses rest from `freed` on, those that are not the node's are forgotten.
+    /// Succeeds where there is none.
     pub fn remove_attachment(&mut self, attachment: &Attachment, freed: Moment) -> Result<(), LedgerError> {
+        let blocks = self.blocks()?;
         let transaction = self.transaction()?;
-        let key = attachment.to_string();
-        transaction.execute(
-            "UPDATE addresses SET attachment = NULL, freed_ms = ?2
-             WHERE attachment = (SELECT id FROM attachments WHERE attachment = ?1)",
-            params![key, millis(freed)],
-        )?;
-        transaction.execute("DELETE FROM attachments WHERE attachment = ?1", params![key])?;
+        end(&transaction, attachment, &blocks, freed)?;
         Ok(transaction.commit()?)
     }
 
@@ -310,6 +354,32 @@ impl Ledger {
         let rows = statement.query_map([], read)?.collect::<Result<_, _>>()?;
         Ok(rows)
     }
+}
+
+/// Ends an attachment: the addresses in one of these blocks rest, others are forgotten.
+fn end(
+    transaction: &Transaction<'_>,
+    attachment: &Attachment,
+    blocks: &[OwnedBlock],
+    freed: Moment,
+) -> Result<(), rusqlite::Error> {
+    let of_attachment = "attachment = (SELECT id FROM attachments WHERE attachment = ?1)";
+    let key = attachment.to_string();
+    let mut select =
+        transaction.prepare_cached(&format!("SELECT address FROM addresses WHERE {of_attachment}"))?;
+    let addresses: Vec<IpAddr> =
+        select.query_map(params![key], |row| row.get(0).map(Text::value))?.collect::<Result<_, _>>()?;
+    for address in
+        addresses.iter().filter(|address| !blocks.iter().any(|own| own.block.cidr().has(**address)))
+    {
+        transaction.execute("DELETE FROM addresses WHERE address = ?1", params![address.to_string()])?;
+    }
+    transaction.execute(
+        &format!("UPDATE addresses SET attachment = NULL, freed_ms = ?2 WHERE {of_attachment}"),
+        params![key, millis(freed)],
+    )?;
+    transaction.execute("DELETE FROM attachments WHERE attachment = ?1", params![key])?;
+    Ok(())
 }
 
 /// Forgets that an address rested, because it goes out again. One that is in use stays.
@@ -341,138 +411,35 @@ impl<T: FromStr<Err: std::error::Error + Send + Sync + 'static>> FromSql for Tex
     }
 }
 
-/// Opens a SQLite file of ours, and makes the tables that it lacks.
-pub(crate) fn open_database(path: &Path, schema: &str) -> Result<Connection, LedgerError> {
+/// Opens a SQLite file of ours, and brings it to the last of these layouts.
+pub(crate) fn open_database(path: &Path, layouts: &[&str]) -> Result<Connection, LedgerError> {
     let open = || {
-        let database = Connection::open(path)?;
+        let mut database = Connection::open(path)?;
         database.busy_timeout(std::time::Duration::from_secs(5))?;
         database.pragma_update(None, "journal_mode", "WAL")?;
         database.pragma_update(None, "synchronous", "NORMAL")?;
         database.pragma_update(None, "foreign_keys", true)?;
         let found: u32 = database.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        if found <= LAYOUT {
-            database.execute_batch(schema)?;
-            database.pragma_update(None, "user_version", LAYOUT)?;
+        let found = found as usize;
+        let missing = layouts.get(found..).unwrap_or_default();
+        if !missing.is_empty() {
+            let transaction = database.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            missing.iter().try_for_each(|step| transaction.execute_batch(step))?;
+            transaction.pragma_update(
+                None,
+                "user_version",
+                u32::try_from(layouts.len()).unwrap_or(u32::MAX),
+            )?;
+            transaction.commit()?;
         }
         Ok((database, found))
     };
     match open() {
-        Ok((database, found)) if found <= LAYOUT => Ok(database),
-        Ok((_, found)) => Err(LedgerError::Layout { path: path.to_owned(), found }),
+        Ok((database, found)) if found <= layouts.len() => Ok(database),
+        Ok((_, found)) => Err(LedgerError::Layout { path: path.to_owned(), found, known: layouts.len() }),
         Err(source) => Err(LedgerError::Open { path: path.to_owned(), source }),
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn ledger() -> (tempfile::TempDir, Ledger) {
-        let folder = tempfile::tempdir().unwrap();
-        let mut ledger = Ledger::open(&folder.path().join("ledger.db")).unwrap();
-        ledger.enter_boot("boot-1").unwrap();
-        (folder, ledger)
-    }
-
-    fn held(container: &str, addresses: &[&str]) -> Held {
-        Held {
-            attachment: format!("net/{container}/eth0").parse().unwrap(),
-            addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
-            mac: "0a:58:0a:00:00:05".parse().unwrap(),
-            mtu: 1450,
-            netns: format!("/run/netns/{container}"),
-            pod: Some(Pod { namespace: "default".into(), name: container.into(), uid: None }),
-            leaving: false,
-        }
-    }
-
-    #[test]
-    fn everything_is_there_after_opening_again() {
-        let (folder, mut ledger) = ledger();
-        let identity = Identity {
-            node: "n1".parse().unwrap(),
-            incarnation: Incarnation("i".into()),
-            cluster: ClusterId("c".into()),
-        };
-        let owned = OwnedBlock {
-            block: Block::new("10.0.0.0/26".parse().unwrap()),
-            pool: "p".parse().unwrap(),
-            nonce: Nonce("x".into()),
-        };
-        let (one, two) = (held("one", &["10.0.0.2", "fd00::2"]), held("two", &["10.0.0.3"]));
-        ledger.identify(&identity).unwrap();
-        ledger.add_block(&owned).unwrap();
-        ledger.add_gateway("10.0.0.1".parse().unwrap()).unwrap();
-        ledger.add_attachment(&one).unwrap();
-        ledger.add_attachment(&two).unwrap();
-        ledger.mark_leaving(&two.attachment).unwrap();
-        drop(ledger);
-
-        let ledger = Ledger::open(&folder.path().join("ledger.db")).unwrap();
-        assert_eq!(ledger.identity().unwrap(), Some(identity));
-        assert_eq!(ledger.blocks().unwrap(), [owned]);
-        assert_eq!(ledger.gateways().unwrap(), ["10.0.0.1".parse::<IpAddr>().unwrap()]);
-        assert_eq!(ledger.attachments().unwrap(), [one, Held { leaving: true, ..two }]);
-    }
-
-    #[test]
-    fn the_database_itself_refuses_an_address_that_is_in_use_and_an_attachment_that_is_there() {
-        let (_folder, mut ledger) = ledger();
-        ledger.add_gateway("10.0.0.1".parse().unwrap()).unwrap();
-        ledger.add_attachment(&held("one", &["10.0.0.2"])).unwrap();
-        assert!(ledger.add_attachment(&held("two", &["10.0.0.3", "10.0.0.2"])).is_err());
-        assert!(ledger.add_attachment(&held("two", &["10.0.0.1"])).is_err());
-        assert!(ledger.add_attachment(&held("one", &["10.0.0.4"])).is_err());
-        assert!(ledger.add_gateway("10.0.0.2".parse().unwrap()).is_err());
-        assert_eq!(ledger.attachments().unwrap(), [held("one", &["10.0.0.2"])], "something was half done");
-    }
-
-    #[test]
-    fn a_removed_attachment_leaves_its_addresses_resting_until_they_go_out_again() {
-        let (_folder, mut ledger) = ledger();
-        let one = held("one", &["10.0.0.2", "fd00::2"]);
-        ledger.add_attachment(&one).unwrap();
-        let freed = Moment::from_millis(5_000);
-        ledger.remove_attachment(&one.attachment, freed).unwrap();
-        ledger.remove_attachment(&one.attachment, Moment::from_millis(9_000)).unwrap();
-        assert_eq!(ledger.attachments().unwrap(), []);
-        assert_eq!(
-            ledger.resting().unwrap(),
-            [("10.0.0.2".parse().unwrap(), freed), ("fd00::2".parse().unwrap(), freed)]
-        );
-        ledger.add_attachment(&held("two", &["10.0.0.2"])).unwrap();
-        assert_eq!(ledger.resting().unwrap(), [("fd00::2".parse().unwrap(), freed)]);
-    }
-
-    #[test]
-    fn another_boot_voids_all_attachments_and_their_addresses_rest_from_its_beginning() {
-        let (_folder, mut ledger) = ledger();
-        let one = held("one", &["10.0.0.2"]);
-        ledger.add_gateway("10.0.0.1".parse().unwrap()).unwrap();
-        ledger.add_attachment(&one).unwrap();
-        ledger.add_attachment(&held("two", &["10.0.0.3"])).unwrap();
-        ledger.remove_attachment(&held("two", &[]).attachment, Moment::from_millis(99_000_000)).unwrap();
-        assert_eq!(ledger.enter_boot("boot-1").unwrap(), [], "the same boot voids nothing");
-        assert_eq!(ledger.enter_boot("boot-2").unwrap(), [one]);
-        assert_eq!(ledger.attachments().unwrap(), []);
-        let resting = ledger.resting().unwrap();
-        assert_eq!(resting.len(), 2);
-        assert!(resting.iter().all(|(_, freed)| *freed == Moment::BOOT), "{resting:?}");
-        assert_eq!(ledger.gateways().unwrap().len(), 1, "the node keeps its own address");
-    }
-
-    #[test]
-    fn a_ledger_of_a_later_release_is_not_touched() {
-        let (folder, ledger) = ledger();
-        ledger.database.pragma_update(None, "user_version", LAYOUT + 1).unwrap();
-        drop(ledger);
-        let error = Ledger::open(&folder.path().join("ledger.db")).unwrap_err().to_string();
-        assert!(error.contains("layout 2") && error.contains("ledger.db"), "{error}");
-    }
-
-    #[test]
-    fn a_folder_that_cannot_be_written_is_named() {
-        let error = Ledger::open(Path::new("/proc/nowhere/ledger.db")).unwrap_err().to_string();
-        assert!(error.contains("/proc/nowhere/ledger.db"), "{error}");
-    }
-}
+mod tests;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use polder_api::{Attachment, Family, Mac, Pod, PoolName};
 
 use crate::allocator::{Allocator, Counts, Rest};
-use crate::ledger::{Held, Identity, Ledger, LedgerError, OwnedBlock};
+use crate::ledger::{Held, Identity, Kind, Ledger, LedgerError, OwnedBlock};
 use crate::moment::Moment;
 use crate::pool::Pool;
 
@@ -29,6 +29,8 @@ pub struct NodeIpam {
 pub struct Wish {
     /// For which attachment.
     pub attachment: Attachment,
+    /// What it is made of.
+    pub kind: Kind,
     /// One address of each of these families, or none at all.
     pub families: Vec<Family>,
     /// Of this pool alone.
@@ -203,6 +205,8 @@ impl NodeIpam {
         let held = Held {
             mac: Mac::of_pod(*first),
             attachment: wish.attachment,
+            kind: wish.kind,
+            since: now,
             addresses,
             mtu: wish.mtu,
             netns: wish.netns,
@@ -292,6 +296,7 @@ mod tests {
     fn wish(container: &str, families: &[Family]) -> Wish {
         Wish {
             attachment: format!("net/{container}/eth0").parse().unwrap(),
+            kind: Kind::Pod,
             families: families.to_vec(),
             pool: None,
             mtu: 1450,

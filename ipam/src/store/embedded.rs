@@ -13,11 +13,11 @@ use crate::ledger::{LedgerError, open_database};
 /// Changes that a follower may be behind before it has to read everything again.
 const CHANGES_KEPT: usize = 256;
 
-const SCHEMA: &str = "
-CREATE TABLE IF NOT EXISTS store (key TEXT PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS store_revision (revision INTEGER NOT NULL) STRICT;
-INSERT INTO store_revision SELECT 1 WHERE NOT EXISTS (SELECT * FROM store_revision);
-";
+const LAYOUTS: &[&str] = &["
+CREATE TABLE store (key TEXT PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL) STRICT;
+CREATE TABLE store_revision (revision INTEGER NOT NULL) STRICT;
+INSERT INTO store_revision VALUES (1);
+"];
 
 /// A store in a file, for one process.
 #[derive(Debug, Clone)]
@@ -30,7 +30,7 @@ pub struct Embedded {
 impl Embedded {
     /// Opens the file, or makes it.
     pub fn open(path: &Path) -> Result<Self, LedgerError> {
-        let database = open_database(path, SCHEMA)?;
+        let database = open_database(path, LAYOUTS)?;
         let changes = broadcast::Sender::new(CHANGES_KEPT);
         Ok(Self { path: path.to_owned(), database: Arc::new(Mutex::new(database)), changes })
     }

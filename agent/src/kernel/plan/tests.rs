@@ -4,7 +4,8 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use polder_api::{Attachment, Family, NodeName};
-use polder_ipam::ledger::Held;
+use polder_ipam::Moment;
+use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::record::{
     AttachMode, Backend, ClusterId, ClusterRecord, Incarnation, Masquerade, NodeRecord, VxlanSettings,
 };
@@ -75,6 +76,8 @@ fn pod(number: u8) -> Held {
             container: format!("pod{number}").parse().unwrap(),
             interface: "eth0".parse().unwrap(),
         },
+        kind: Kind::Pod,
+        since: Moment::BOOT,
         addresses: vec![[10, 244, 0, number].into()],
         mac: Mac([2, 0, 0, 0, 1, number]),
         mtu: 1450,

@@ -1,0 +1,147 @@
+//! The ledger on disk.
+
+use super::*;
+
+fn ledger() -> (tempfile::TempDir, Ledger) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut ledger = Ledger::open(&folder.path().join("ledger.db")).unwrap();
+    ledger.enter_boot("boot-1").unwrap();
+    (folder, ledger)
+}
+
+/// The block that has all addresses of these tests but one.
+fn owned() -> OwnedBlock {
+    let block = Block::new("10.0.0.0/26".parse().unwrap());
+    OwnedBlock { block, pool: "p".parse().unwrap(), nonce: Nonce("x".into()) }
+}
+
+fn held(container: &str, addresses: &[&str]) -> Held {
+    Held {
+        attachment: format!("net/{container}/eth0").parse().unwrap(),
+        kind: Kind::Pod,
+        since: Moment::from_millis(1_000),
+        addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+        mac: "0a:58:0a:00:00:05".parse().unwrap(),
+        mtu: 1450,
+        netns: format!("/run/netns/{container}"),
+        pod: Some(Pod { namespace: "default".into(), name: container.into(), uid: None }),
+        leaving: false,
+    }
+}
+
+#[test]
+fn everything_is_there_after_opening_again() {
+    let (folder, mut ledger) = ledger();
+    let identity = Identity {
+        node: "n1".parse().unwrap(),
+        incarnation: Incarnation("i".into()),
+        cluster: ClusterId("c".into()),
+    };
+    let owned = owned();
+    let (one, two) = (held("one", &["10.0.0.2", "fd00::2"]), held("two", &["10.0.0.3"]));
+    ledger.identify(&identity).unwrap();
+    ledger.add_block(&owned).unwrap();
+    ledger.add_gateway("10.0.0.1".parse().unwrap()).unwrap();
+    ledger.add_attachment(&one).unwrap();
+    ledger.add_attachment(&two).unwrap();
+    ledger.mark_leaving(&two.attachment).unwrap();
+    drop(ledger);
+
+    let ledger = Ledger::open(&folder.path().join("ledger.db")).unwrap();
+    assert_eq!(ledger.identity().unwrap(), Some(identity));
+    assert_eq!(ledger.blocks().unwrap(), [owned]);
+    assert_eq!(ledger.gateways().unwrap(), ["10.0.0.1".parse::<IpAddr>().unwrap()]);
+    assert_eq!(ledger.attachments().unwrap(), [one, Held { leaving: true, ..two }]);
+}
+
+#[test]
+fn the_database_itself_refuses_an_address_that_is_in_use_and_an_attachment_that_is_there() {
+    let (_folder, mut ledger) = ledger();
+    ledger.add_gateway("10.0.0.1".parse().unwrap()).unwrap();
+    ledger.add_attachment(&held("one", &["10.0.0.2"])).unwrap();
+    assert!(ledger.add_attachment(&held("two", &["10.0.0.3", "10.0.0.2"])).is_err());
+    assert!(ledger.add_attachment(&held("two", &["10.0.0.1"])).is_err());
+    assert!(ledger.add_attachment(&held("one", &["10.0.0.4"])).is_err());
+    assert!(ledger.add_gateway("10.0.0.2".parse().unwrap()).is_err());
+    assert_eq!(ledger.attachments().unwrap(), [held("one", &["10.0.0.2"])], "something was half done");
+}
+
+#[test]
+fn a_removed_attachment_leaves_its_addresses_resting_until_they_go_out_again() {
+    let (_folder, mut ledger) = ledger();
+    ledger.add_block(&owned()).unwrap();
+    let six = OwnedBlock { block: Block::new("fd00::/122".parse().unwrap()), ..owned() };
+    ledger.add_block(&six).unwrap();
+    let one = held("one", &["10.0.0.2", "fd00::2"]);
+    ledger.add_attachment(&one).unwrap();
+    let freed = Moment::from_millis(5_000);
+    ledger.remove_attachment(&one.attachment, freed).unwrap();
+    ledger.remove_attachment(&one.attachment, Moment::from_millis(9_000)).unwrap();
+    assert_eq!(ledger.attachments().unwrap(), []);
+    assert_eq!(
+        ledger.resting().unwrap(),
+        [("10.0.0.2".parse().unwrap(), freed), ("fd00::2".parse().unwrap(), freed)]
+    );
+    ledger.add_attachment(&held("two", &["10.0.0.2"])).unwrap();
+    assert_eq!(ledger.resting().unwrap(), [("fd00::2".parse().unwrap(), freed)]);
+}
+
+#[test]
+fn another_boot_voids_all_attachments_and_their_addresses_rest_from_its_beginning() {
+    let (_folder, mut ledger) = ledger();
+    ledger.add_block(&owned()).unwrap();
+    let one = held("one", &["10.0.0.2"]);
+    ledger.add_gateway("10.0.0.1".parse().unwrap()).unwrap();
+    ledger.add_attachment(&one).unwrap();
+    ledger.add_attachment(&held("two", &["10.0.0.3"])).unwrap();
+    ledger.remove_attachment(&held("two", &[]).attachment, Moment::from_millis(99_000_000)).unwrap();
+    assert_eq!(ledger.enter_boot("boot-1").unwrap(), [], "the same boot voids nothing");
+    assert_eq!(ledger.enter_boot("boot-2").unwrap(), [one]);
+    assert_eq!(ledger.attachments().unwrap(), []);
+    let resting = ledger.resting().unwrap();
+    assert_eq!(resting.len(), 2);
+    assert!(resting.iter().all(|(_, freed)| *freed == Moment::BOOT), "{resting:?}");
+    assert_eq!(ledger.gateways().unwrap().len(), 1, "the node keeps its own address");
+}
+
+#[test]
+fn a_ledger_of_a_later_release_is_not_touched() {
+    let (folder, ledger) = ledger();
+    ledger.database.pragma_update(None, "user_version", 3).unwrap();
+    drop(ledger);
+    let error = Ledger::open(&folder.path().join("ledger.db")).unwrap_err().to_string();
+    assert!(error.contains("layout 3") && error.contains("ledger.db"), "{error}");
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_is_named() {
+    let error = Ledger::open(Path::new("/proc/nowhere/ledger.db")).unwrap_err().to_string();
+    assert!(error.contains("/proc/nowhere/ledger.db"), "{error}");
+}
+
+#[test]
+fn the_first_layout_is_read_and_brought_up_to_date() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.db");
+    drop(open_database(&path, &LAYOUTS[..1]).unwrap());
+    let old = Connection::open(&path).unwrap();
+    old.execute_batch(
+        "INSERT INTO attachments (attachment, netns, mac, mtu) VALUES ('net/c/eth0', '', '0a:58:0a:00:00:05', 1450);
+         INSERT INTO addresses (address, attachment) VALUES ('10.0.0.2', 1);",
+    )
+    .unwrap();
+    drop(old);
+    let ledger = Ledger::open(&path).unwrap();
+    let [held] = &ledger.attachments().unwrap()[..] else { panic!("one attachment was there") };
+    assert_eq!((held.kind, held.addresses.len()), (Kind::Pod, 1));
+}
+
+#[test]
+fn an_address_of_another_ipam_plugin_does_not_rest_here() {
+    let (_folder, mut ledger) = ledger();
+    ledger.add_block(&owned()).unwrap();
+    let one = held("one", &["10.0.0.2", "192.168.0.2"]);
+    ledger.add_attachment(&one).unwrap();
+    ledger.remove_attachment(&one.attachment, Moment::BOOT).unwrap();
+    assert_eq!(ledger.resting().unwrap(), [("10.0.0.2".parse().unwrap(), Moment::BOOT)]);
+}
