@@ -9,7 +9,7 @@ use polder_api::{Family, NodeName};
 use polder_ipam::ledger::{Identity, OwnedBlock};
 use tokio::sync::watch;
 
-use crate::kernel::desired::Path;
+use crate::kernel::desired::{Path, smallest_mtu};
 use crate::peers::Problem;
 use crate::underlay::Underlay;
 use crate::view::View;
@@ -51,13 +51,27 @@ pub enum Registration {
     Conflict(String),
 }
 
+/// Whether a pass came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Made {
+    /// It did.
+    #[default]
+    Yes,
+    /// It did not: what it says was found by an earlier one.
+    No,
+}
+
 /// A pass over the kernel.
 #[derive(Debug, Clone, Default)]
 pub struct Pass {
+    /// Whether it came to its end.
+    pub made: Made,
     /// The how manyeth.
     pub count: u64,
     /// Changes that it made.
     pub writes: usize,
+    /// Changes that all passes made so far.
+    pub written: u64,
     /// How long it took.
     pub took: Duration,
     /// What it could not do of what the node needs to serve its pods.
@@ -143,6 +157,14 @@ impl Board {
             } else if !pass.gateways.iter().any(|gateway| is_family(&gateway)) {
                 obstacles.push(format!("the {family} gateway address is not in place yet"));
             }
+        }
+        let smallest = smallest_mtu(&view.families());
+        if (1..smallest).contains(&pass.mtu) {
+            obstacles.push(format!(
+                "the underlay leaves pods an MTU of {}, and their families need {smallest}: raise the underlay's by {}",
+                pass.mtu,
+                smallest - pass.mtu
+            ));
         }
         obstacles.extend(pass.local_failures.iter().cloned());
         obstacles

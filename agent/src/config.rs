@@ -253,8 +253,8 @@ impl Config {
     }
 }
 
-/// From the smallest that IPv6 allows (RFC 8200, section 5) to the largest that an interface takes.
-pub const MTU_RANGE: std::ops::RangeInclusive<u32> = 1280..=65535;
+/// From what every IPv4 host takes (RFC 791, section 3.1) to the largest that an interface takes.
+pub const MTU_RANGE: std::ops::RangeInclusive<u32> = 576..=65535;
 
 fn value<T>(key: &'static str, problem: String) -> Result<T, ConfigError> {
     Err(ConfigError::Value { key, problem })
@@ -447,7 +447,7 @@ mod tests {
             ("[etcd]\nendpoints = [\"https://a:1\"]\ncert = \"/x\"", "go together"),
             ("[etcd]\nendpoints = [\"https://a:1\"]\nca = \"/proc/version\"", "holds no PEM block"),
             ("store = \"embedded\"\n[etcd]\nendpoints = [\"http://a:1\"]", "remove one or the other"),
-            ("mtu = 1000", "mtu: 1000 is not in 1280 to 65535"),
+            ("mtu = 500", "mtu: 500 is not in 576 to 65535"),
             ("resync_seconds = 0", "resync_seconds"),
             ("[ipam]\ncooldown_seconds = 9", "at least 10 s"),
             ("[underlay]\naddresses = [\"10.0.0.1\", \"10.0.0.2\"]", "more than one IPv4 address"),

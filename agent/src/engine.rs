@@ -9,20 +9,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use polder_api::Family;
+use polder_ipam::node::NodeIpam;
 use polder_ipam::record::ClusterRecord;
 use polder_ipam::{Block, Cidr};
 use polder_netlink::route::Lookup;
-use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use crate::agent::Agent;
-use crate::board::{Pass, Registration};
+use crate::board::{Made, Pass, Registration};
 use crate::config::StoreConfig;
 use crate::conflist;
-use crate::kernel::apply::Report;
 use crate::kernel::desired::{Inputs, Path, desired, pod_mtu};
-use crate::kernel::plan::{Prune, plan, summary};
+use crate::kernel::plan::{Change, Prune, plan, summary};
 use crate::kernel::{ruleset, sysctl};
 use crate::peers::{Believed, Peer, believe};
 use crate::underlay::Underlay;
@@ -40,6 +39,13 @@ const PEERS_ASKED: usize = 8;
 /// Addresses that are nobody's (RFC 5737, RFC 3849): the way to them is the default route.
 const WORLD: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
 
+/// How long what a load of all records lacks is kept nevertheless: a store that was emptied gets its records back from
+/// those who have them.
+const SHRUNK_GRACE: Duration = Duration::from_secs(60);
+
+/// After a pass that failed: at first soon, then slower.
+const RETRY: Duration = Duration::from_millis(200);
+
 /// What woke the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cause {
@@ -53,13 +59,32 @@ enum Cause {
 pub async fn run(agent: Arc<Agent>) {
     let mut view = agent.board.view.subscribe();
     let mut holdings = agent.board.holdings.subscribe();
-    let mut engine = Engine { agent, reach: BTreeMap::new(), count: 0, announced: false };
+    let mut registration = agent.board.registration.subscribe();
+    let mut engine = Engine {
+        agent,
+        reach: BTreeMap::new(),
+        doubt: false,
+        loads: 0,
+        prune_from: None,
+        retry: None,
+        count: 0,
+        written: 0,
+        announced: false,
+    };
     let mut cause = Cause::Underlay;
     loop {
         view.mark_unchanged();
         holdings.mark_unchanged();
+        registration.mark_unchanged();
         engine.work(cause).await;
-        cause = engine.wait(&mut view, &mut holdings).await;
+        // Cancel-safe, all of them: what is not taken is seen the next time.
+        cause = tokio::select! {
+            _ = view.changed() => Cause::Records,
+            _ = holdings.changed() => Cause::Records,
+            _ = registration.changed() => Cause::Records,
+            () = engine.agent.underlay_changed.notified() => Cause::Underlay,
+            () = sleep(engine.pause()) => Cause::Underlay,
+        };
         sleep(SETTLE).await;
     }
 }
@@ -68,20 +93,49 @@ struct Engine {
     agent: Arc<Agent>,
     /// How the host reaches the peers' underlay addresses.
     reach: BTreeMap<IpAddr, Option<Lookup>>,
+    /// Whether some of that could not be asked.
+    doubt: bool,
+    /// The load of all records that was seen last.
+    loads: u64,
+    /// When what is in no record is garbage again.
+    prune_from: Option<Instant>,
+    /// When a pass that failed is tried again.
+    retry: Option<Duration>,
     count: u64,
+    /// Changes to the kernel so far.
+    written: u64,
     /// Whether the CNI configuration is in place.
     announced: bool,
 }
 
 impl Engine {
-    async fn wait<V, H>(&self, view: &mut watch::Receiver<V>, holdings: &mut watch::Receiver<H>) -> Cause {
-        // Cancel-safe, all of them: what is not taken is seen the next time.
-        tokio::select! {
-            _ = view.changed() => Cause::Records,
-            _ = holdings.changed() => Cause::Records,
-            () = self.agent.underlay_changed.notified() => Cause::Underlay,
-            () = sleep(self.agent.config.resync) => Cause::Underlay,
+    /// How long to wait if nothing happens.
+    fn pause(&self) -> Duration {
+        let resync = self.agent.config.resync;
+        let prune = self.prune_from.map(|from| from.saturating_duration_since(Instant::now()));
+        [self.retry, prune].into_iter().flatten().fold(resync, Duration::min)
+    }
+
+    /// Whether all is known that the node is to have, so that what is in no record is garbage.
+    fn prune(&mut self, view: &View, own_blocks: &[Block], blocks: &[Block]) -> Prune {
+        if view.loads != self.loads {
+            self.loads = view.loads;
+            if view.shrunk {
+                warn!(
+                    "the store lacks nodes or claims that were there before: what leads to them stays for now"
+                );
+                self.prune_from = Some(Instant::now() + SHRUNK_GRACE);
+            }
         }
+        self.prune_from = self.prune_from.filter(|from| *from > Instant::now());
+        let holdings = self.agent.board.holdings();
+        let own = view.nodes.get(&self.agent.config.node);
+        let registered = own.is_some_and(|own| {
+            holdings.identity.as_ref().is_some_and(|identity| identity.incarnation == own.record.incarnation)
+        });
+        let adopted = own_blocks.iter().all(|block| blocks.contains(block));
+        let complete = view.source == Source::Store && registered && adopted && !self.doubt;
+        if complete && self.prune_from.is_none() { Prune::Yes } else { Prune::No }
     }
 
     async fn work(&mut self, cause: Cause) {
@@ -89,12 +143,12 @@ impl Engine {
         if view.source == Source::Nowhere {
             return;
         }
-        let Believed { peers, problems, .. } = believe(&view, &self.agent.config.node);
-        if cause == Cause::Underlay || self.agent.board.underlay().is_err() {
-            self.choose_underlay(&peers).await;
-            self.reach.clear();
+        let believed = believe(&view, &self.agent.config.node);
+        let anew = cause == Cause::Underlay || self.agent.board.underlay().is_err();
+        if anew {
+            self.choose_underlay(&believed.peers).await;
         }
-        self.look_for(&peers).await;
+        self.look_for(&believed.peers, anew).await;
         // Until the registrar has made sure that this node is who it says it is, the kernel is left alone.
         let holdings = self.agent.board.holdings();
         let conflict = matches!(*self.agent.board.registration.borrow(), Registration::Conflict(_));
@@ -113,13 +167,18 @@ impl Engine {
         }
         for _ in 0..PASSES {
             let started = Instant::now();
-            let mut pass = self.pass(&view, &cluster.record, &underlay, &peers).await;
+            let mut pass = self.pass(&view, &cluster.record, &underlay, &believed).await;
             self.count += 1;
             pass.count = self.count;
             pass.took = started.elapsed();
-            pass.problems.clone_from(&problems);
-            let (settled, failed) = (pass.writes == 0, !pass.local_failures.is_empty());
+            pass.problems.clone_from(&believed.problems);
+            self.written += pass.writes as u64;
+            pass.written = self.written;
+            let failed = pass.made == Made::No || !pass.local_failures.is_empty();
+            let settled = pass.writes == 0;
             self.agent.board.pass.send_replace(Some(Arc::new(pass)));
+            let resync = self.agent.config.resync;
+            self.retry = failed.then(|| self.retry.map_or(RETRY, |before| (before * 2).min(resync)));
             if settled || failed {
                 break;
             }
@@ -128,19 +187,19 @@ impl Engine {
     }
 
     async fn pass(
-        &self,
+        &mut self,
         view: &View,
         cluster: &Arc<ClusterRecord>,
         underlay: &Arc<Underlay>,
-        peers: &[Peer],
+        believed: &Believed,
     ) -> Pass {
-        let agent = &self.agent;
+        let agent = Arc::clone(&self.agent);
         let table = ruleset::table(cluster);
         // First the kernel, then the ledger: an attachment is in the ledger before it is in the kernel, and in the
         // kernel no more when it leaves the ledger. So what is in the kernel and not in the ledger is nobody's.
         let mut actual = match agent.kernel.run(move |kernel| kernel.snapshot(&table)).await {
             Ok(actual) => actual,
-            Err(error) => return failed(format!("read the kernel's state: {error}")),
+            Err(error) => return self.not_made(format!("read the kernel's state: {error}")),
         };
         let (blocks, gateways, pods) = agent
             .ipam
@@ -150,10 +209,12 @@ impl Engine {
             })
             .await;
         let Some(mtu) = pod_mtu(underlay, cluster.backend, agent.config.mtu) else {
-            return failed("the underlay has no MTU".to_owned());
+            return self.not_made("the underlay has no MTU".to_owned());
         };
         let pools: Vec<Cidr> = view.pools.values().map(|pool| pool.record.cidr()).collect();
         let families = view.families();
+        let prune = self.prune(view, &believed.own_blocks, &blocks);
+        let reach = self.reach.clone();
         let inputs = Inputs {
             cluster,
             pools: &pools,
@@ -162,8 +223,8 @@ impl Engine {
             gateways: &gateways,
             underlay,
             mtu,
-            peers,
-            reach: &self.reach,
+            peers: &believed.peers,
+            reach: &reach,
             pods: &pods,
             families: &families,
             features: agent.features,
@@ -171,38 +232,58 @@ impl Engine {
         let present: BTreeSet<_> = actual.state.pods.keys().cloned().collect();
         let desired = desired(&inputs, &present, &actual.advertised_to);
         actual.sysctls = sysctl::read(desired.sysctls.iter().map(|(path, _)| path));
-        let prune = if view.source == Source::Store { Prune::Yes } else { Prune::No };
         let changes = plan(&desired, &actual, prune);
         let writes = changes.len();
         if writes > 0 {
             info!("changing the kernel: {}", summary(&changes));
             changes.iter().for_each(|change| debug!("{change}"));
         }
+        self.keep_previous(&changes, &actual.sysctls).await;
         let indexes = actual.indexes;
         let applied = agent.kernel.run(move |kernel| kernel.apply(changes, &desired, indexes)).await;
         let paths = paths(&inputs);
-        match applied {
-            Ok(report) => self.digest(report, Pass { writes, gateways, mtu, paths, ..Pass::default() }).await,
-            Err(error) => failed(format!("change the kernel's state: {error}")),
-        }
-    }
-
-    async fn digest(&self, report: Report, mut pass: Pass) -> Pass {
-        for failure in &report.failures {
+        let failures = match applied {
+            Ok(failures) => failures,
+            Err(error) => return self.not_made(format!("change the kernel's state: {error}")),
+        };
+        let mut pass = Pass { writes, gateways, mtu, paths, ..Pass::default() };
+        for failure in failures {
             warn!("{failure}");
             let list =
                 if failure.change.is_local() { &mut pass.local_failures } else { &mut pass.other_failures };
             list.push(failure.to_string());
         }
-        let previous = report.previous_sysctls;
-        if !previous.is_empty() {
-            let kept = self
-                .agent
-                .ipam
-                .run(move |ipam| previous.iter().try_for_each(|(path, value)| ipam.keep_sysctl(path, value)));
-            if let Err(error) = kept.await {
-                warn!(%error, "previous kernel settings were not written down");
-            }
+        pass
+    }
+
+    /// Writes down what kernel settings were, before they are changed.
+    async fn keep_previous(&self, changes: &[Change], previous: &BTreeMap<String, String>) {
+        let change = |change: &Change| match change {
+            Change::SetSysctl { path, .. } => Some((path.clone(), previous.get(path)?.clone())),
+            _ => None,
+        };
+        let previous: Vec<_> = changes.iter().filter_map(change).collect();
+        if previous.is_empty() {
+            return;
+        }
+        let keep = move |ipam: &mut NodeIpam| {
+            previous.iter().try_for_each(|(path, value)| ipam.keep_sysctl(path, value))
+        };
+        if let Err(error) = self.agent.ipam.run(keep).await {
+            warn!(%error, "previous kernel settings were not written down");
+        }
+    }
+
+    /// A pass that came to nothing. What the one before found stays true as far as anybody knows: a node that served
+    /// goes on serving.
+    fn not_made(&self, reason: String) -> Pass {
+        warn!("{reason}");
+        let before = self.agent.board.pass().map(|before| (*before).clone()).unwrap_or_default();
+        let served = !before.gateways.is_empty() && before.local_failures.is_empty();
+        let mut pass = Pass { made: Made::No, writes: 0, ..before };
+        let list = if served { &mut pass.other_failures } else { &mut pass.local_failures };
+        if !list.contains(&reason) {
+            list.push(reason);
         }
         pass
     }
@@ -242,17 +323,20 @@ impl Engine {
         }
     }
 
-    /// Asks for the way to addresses that it is not known of.
-    async fn look_for(&mut self, peers: &[Peer]) {
+    /// Asks for the ways to the peers: to all of them, or to those to which it is not known. A way that cannot be asked
+    /// for stays as it was.
+    async fn look_for(&mut self, peers: &[Peer], anew: bool) {
         let addresses: BTreeSet<IpAddr> =
             peers.iter().flat_map(|peer| peer.record.underlay.iter().copied()).collect();
         self.reach.retain(|address, _| addresses.contains(address));
-        let new: Vec<IpAddr> =
-            addresses.into_iter().filter(|address| !self.reach.contains_key(address)).collect();
-        if new.is_empty() {
+        let unknown = |address: &IpAddr| anew || self.doubt || !self.reach.contains_key(address);
+        let asked: Vec<IpAddr> = addresses.into_iter().filter(unknown).collect();
+        if asked.is_empty() {
             return;
         }
-        match self.agent.kernel.run(move |kernel| kernel.look_up(&new)).await {
+        let found = self.agent.kernel.run(move |kernel| kernel.look_up(&asked)).await;
+        self.doubt = found.is_err();
+        match found {
             Ok(found) => self.reach.extend(found),
             Err(error) => warn!(%error, "the ways to peers could not be looked up"),
         }
@@ -274,11 +358,6 @@ impl Engine {
             }
         }
     }
-}
-
-fn failed(reason: String) -> Pass {
-    warn!("{reason}");
-    Pass { local_failures: vec![reason], ..Pass::default() }
 }
 
 fn paths(inputs: &Inputs<'_>) -> BTreeMap<(polder_api::NodeName, Family), Path> {

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use crate::agent::Agent;
-use crate::view::{Source, View};
+use crate::view::View;
 
 /// How long the store has to answer before an agent that starts goes by what was written down.
 const STORE_PATIENCE: Duration = Duration::from_secs(3);
@@ -27,17 +27,23 @@ pub async fn run(agent: Arc<Agent>) {
     let mut updates = agent.store.follow(Key::followed());
     let mut underlay = agent.board.underlay.subscribe();
     let mut records = Records::default();
+    // What an earlier agent knew, until there is something newer.
+    let mut earlier = Some(read(&file));
     let fall_back = Instant::now() + STORE_PATIENCE;
     let mut write_at: Option<Instant> = None;
     loop {
-        let source = agent.board.view.borrow().source;
         tokio::select! {
             // Cancel-safe: a message stays in the channel until it is received.
             update = updates.recv() => {
                 let Some(update) = update else { return };
                 records.apply(&update);
                 match &update {
-                    Update::Loaded(contents) => info!(revision = contents.revision, "records loaded"),
+                    Update::Loaded(contents) => {
+                        info!(revision = contents.revision, "records loaded");
+                        if let Some(Ok(earlier)) = earlier.take() {
+                            take(&agent, earlier);
+                        }
+                    }
                     Update::Lost { reason } if agent.board.view.borrow().lost.is_none() => {
                         warn!(reason, "the store is away");
                     }
@@ -53,23 +59,14 @@ pub async fn run(agent: Arc<Agent>) {
                 let own = agent.board.underlay().map(|underlay| underlay.addresses()).unwrap_or_default();
                 agent.board.view.send_modify(|view| Arc::make_mut(view).set_own(own));
             }
-            () = sleep_until(fall_back), if source == Source::Nowhere => {
-                let lost = agent.board.view.borrow().lost.clone();
-                match read(&file) {
-                    Ok(contents) => {
-                        info!(revision = contents.revision, "the store is away: going by what was written down");
-                        let mut view = View::from_snapshot(contents);
-                        view.lost = lost;
-                        view.set_own(agent.board.view.borrow().own.clone());
-                        agent.board.view.send_replace(Arc::new(view));
-                    }
-                    Err(reason) => {
-                        info!(reason, "nothing is written down to go by: waiting for the store");
-                        let Some(update) = updates.recv().await else { return };
-                        agent.board.view.send_modify(|view| Arc::make_mut(view).apply(update));
-                    }
+            () = sleep_until(fall_back), if earlier.is_some() => match earlier.take() {
+                Some(Ok(earlier)) => {
+                    info!(revision = earlier.revision, "the store is away: going by what was written down");
+                    take(&agent, earlier);
                 }
-            }
+                Some(Err(reason)) => info!(reason, "nothing is written down to go by: waiting for the store"),
+                None => {}
+            },
             () = sleep_until(write_at.unwrap_or(fall_back)), if write_at.is_some() => {
                 write_at = None;
                 if let Err(error) = write(&file, &records) {
@@ -78,6 +75,16 @@ pub async fn run(agent: Arc<Agent>) {
             }
         }
     }
+}
+
+/// Takes in what an earlier agent knew.
+fn take(agent: &Agent, earlier: Contents) {
+    agent.board.view.send_modify(|view| {
+        let mut earlier = View::from_snapshot(earlier);
+        earlier.lost.clone_from(&view.lost);
+        earlier.set_own(view.own.clone());
+        *view = Arc::new(earlier);
+    });
 }
 
 /// The records as they came, unread: whoever starts from them reads them as strictly.

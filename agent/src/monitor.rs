@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::thread;
 
-use polder_api::POD_INTERFACE_PREFIX;
 use polder_netlink::Error;
 use polder_netlink::monitor::{Event, Monitor};
 use tracing::{debug, warn};
 
 use crate::agent::Agent;
+use crate::kernel::state::Device;
 
 /// Starts listening, on a thread of its own that lives as long as the process.
 pub fn start(agent: &Arc<Agent>) -> Result<(), Error> {
@@ -47,5 +47,5 @@ fn ring(agent: &Agent, event: &Event) {
 }
 
 fn is_ours(name: &str) -> bool {
-    name.starts_with(POD_INTERFACE_PREFIX) || name.starts_with("polder")
+    Device::named(name).is_some()
 }

@@ -79,12 +79,11 @@ pub fn believe(view: &View, me: &NodeName) -> Believed {
     let nodes = believable_nodes(view, me, &mut problems);
     let mut blocks = believable_blocks(view, &nodes, &mut problems);
     let own_blocks = blocks.remove(me).unwrap_or_default();
-    let peers = nodes.into_iter().filter(|(name, _)| *name != me).map(|(name, known)| Peer {
-        name: name.clone(),
-        record: Arc::clone(&known.record),
-        blocks: blocks.remove(name).unwrap_or_default(),
-    });
-    let peers = peers.collect();
+    let mut peers = Vec::new();
+    for (name, known) in nodes.into_iter().filter(|(name, _)| *name != me) {
+        let record = with_usable_gateways(view, name, &known.record, &mut problems);
+        peers.push(Peer { name: name.clone(), record, blocks: blocks.remove(name).unwrap_or_default() });
+    }
     problems.sort();
     Believed { peers, own_blocks, problems }
 }
@@ -135,11 +134,6 @@ fn check_node(view: &View, record: &NodeRecord, owners: &HashMap<String, &NodeNa
             return Err(format!("its underlay address {address} is inside pool {}", pool.record.name));
         }
     }
-    for gateway in &record.gateways {
-        if !view.pools.values().any(|pool| pool.record.cidr().has(*gateway)) {
-            return Err(format!("its gateway address {gateway} is in no pool"));
-        }
-    }
     let first = record.vtep_mac.0[0];
     if first & 1 != 0 || record.vtep_mac.0 == [0; 6] {
         return Err(format!("{} is no MAC address of a single interface", record.vtep_mac));
@@ -148,6 +142,22 @@ fn check_node(view: &View, record: &NodeRecord, owners: &HashMap<String, &NodeNa
         return Err(format!("its MTU {} is not in {} to {}", record.mtu, MTU_RANGE.start(), MTU_RANGE.end()));
     }
     Ok(())
+}
+
+/// The record without the gateways that are in no pool: one family's pool may be gone, and the other's is none the
+/// worse for it.
+fn with_usable_gateways(
+    view: &View,
+    name: &NodeName,
+    record: &Arc<NodeRecord>,
+    problems: &mut Vec<Problem>,
+) -> Arc<NodeRecord> {
+    let in_a_pool = |gateway: &&IpAddr| view.pools.values().any(|pool| pool.record.cidr().has(**gateway));
+    let (usable, stray): (Vec<_>, Vec<_>) = record.gateways.iter().partition(in_a_pool);
+    let Some(first) = stray.first() else { return Arc::clone(record) };
+    let key = Key::Node(name.clone()).to_string();
+    problems.push(Problem { key, reason: format!("its gateway address {first} is in no pool") });
+    Arc::new(NodeRecord { gateways: usable, ..(**record).clone() })
 }
 
 fn believable_blocks(
@@ -328,7 +338,6 @@ mod tests {
         for (change, sign) in [
             (NodeRecord { underlay: vec!["127.0.0.1".parse().unwrap()], ..node(3) }, "no address to reach"),
             (NodeRecord { underlay: vec!["10.244.9.9".parse().unwrap()], ..node(3) }, "inside pool p"),
-            (NodeRecord { gateways: vec!["10.9.0.1".parse().unwrap()], ..node(3) }, "in no pool"),
             (NodeRecord { vtep_mac: multicast, ..node(3) }, "no MAC address of a single interface"),
             (NodeRecord { mtu: 100, ..node(3) }, "its MTU 100"),
             (
@@ -342,6 +351,19 @@ mod tests {
             assert_eq!(peers, both());
             assert!(problem.contains(sign), "{problem}");
         }
+    }
+
+    #[test]
+    fn a_gateway_in_no_pool_is_ignored_and_named_and_the_node_is_not() {
+        let mut cluster = Cluster::new();
+        let stray = NodeRecord {
+            gateways: vec!["10.244.1.1".parse().unwrap(), "fd00::1".parse().unwrap()],
+            ..node(1)
+        };
+        cluster.node("a", &stray);
+        let (peers, problem) = cluster.seen();
+        assert_eq!(peers, both());
+        assert!(problem.contains("its gateway address fd00::1 is in no pool"), "{problem}");
     }
 
     #[test]

@@ -36,11 +36,17 @@ const ALIVE_SECONDS: i64 = 30;
 async fn publish(agent: &Agent) {
     // What the store has; `None` before it was read, and after a doubt.
     let mut published: Option<BTreeMap<String, Vec<u8>>> = None;
+    let mut view = agent.board.view.subscribe();
     loop {
+        let loads = agent.board.view().loads;
         match synchronize(agent, published.take()).await {
             Ok(now) => {
-                published = Some(now);
-                agent.attachments_changed.notified().await;
+                tokio::select! {
+                    // Cancel-safe, both: a ring is kept, and a view is looked at again.
+                    () = agent.attachments_changed.notified() => published = Some(now),
+                    // Everything was read anew: it may be another store.
+                    _ = view.wait_for(|view| view.loads != loads) => {}
+                }
                 sleep(BATCH).await;
             }
             Err(error) => {

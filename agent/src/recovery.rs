@@ -1,6 +1,7 @@
 //! A ledger that was lost, rebuilt from what the kernel has: before the first address goes out.
 
 use anyhow::Context;
+use polder_api::Attachment;
 use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::node::NodeIpam;
 use tracing::{info, warn};
@@ -21,7 +22,8 @@ pub fn recover(ipam: &mut NodeIpam, kernel: &mut Kernel) -> anyhow::Result<()> {
     }
     for pod in pods {
         let (attachment, _) = pod.alias.split_once(' ').unwrap_or((&pod.alias, ""));
-        let Ok(attachment) = attachment.parse() else {
+        let whose = attachment.parse().ok();
+        let Some(attachment) = whose.filter(|whose: &Attachment| whose.host_interface() == pod.name) else {
             warn!(interface = %pod.name, alias = pod.alias, "the interface does not say whose it is");
             continue;
         };

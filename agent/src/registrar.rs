@@ -13,7 +13,7 @@ use polder_ipam::ledger::{Identity, LedgerError, OwnedBlock};
 use polder_ipam::record::{
     BlockRecord, ClusterId, ClusterRecord, Incarnation, NodeRecord, PoolRecord, encode,
 };
-use polder_ipam::store::{Compare, Outcome, Range, StoreError, Txn, Write};
+use polder_ipam::store::{Compare, Outcome, StoreError, Txn, Write};
 use polder_ipam::{Block, Pool};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
@@ -21,10 +21,11 @@ use tracing::{info, warn};
 
 use crate::agent::Agent;
 use crate::board::{Holdings, Registration};
+use crate::config::Bootstrap;
 use crate::kernel::desired::{pod_mtu, vtep_mac};
-use crate::machine::{now, random_name};
+use crate::machine::{MachineError, now, random_name};
 use crate::peers::believe;
-use crate::view::{Known, Source, View};
+use crate::view::{Known, Settings, Source, View};
 
 pub use claims::{ClaimError, ClaimRequest, LOW_WATER};
 
@@ -70,6 +71,9 @@ pub async fn run(agent: Arc<Agent>, mut requests: mpsc::Receiver<ClaimRequest>) 
             request = requests.recv() => {
                 let Some(request) = request else { return };
                 registrar.serve(request).await;
+                while let Ok(request) = requests.try_recv() {
+                    registrar.serve(request).await;
+                }
             }
             () = sleep(RETRY) => {}
         }
@@ -100,54 +104,63 @@ impl Registrar {
             return Err(Halt::Waiting(format!("{store} is away, going by what was written down")));
         }
         let view = self.write_node_record(view, &cluster, &identity).await?;
-        self.reconcile_blocks(&view, &identity).await?;
-        self.first_blocks(&view).await?;
+        let reconciled = self.reconcile_blocks(&view, &identity).await;
+        self.announce_holdings(Some(&identity)).await;
+        reconciled?;
+        let claimed = self.first_blocks(&view).await;
         if self.agent.ipam.run(|ipam| ipam.take_gateways(now())).await? {
             self.announce_holdings(Some(&identity)).await;
             self.write_node_record(self.agent.board.view(), &cluster, &identity).await?;
         }
-        Ok(())
+        Ok(claimed?)
     }
 
-    /// Writes the first settings of the cluster, if it has none and the configuration has some.
+    /// Writes the settings of a cluster that has none: those that it had, if the store has lost them, or the first
+    /// ones of the configuration.
     async fn bootstrap(&self, view: &View) -> Result<(), Halt> {
-        let Some(bootstrap) = &self.agent.config.bootstrap else {
-            return Err(Halt::Waiting(
-                "the cluster has no settings yet, and the configuration has no [bootstrap] to make them from"
-                    .to_owned(),
-            ));
-        };
         if view.source != Source::Store {
             return Err(Halt::Waiting("the cluster's settings are not known".to_owned()));
         }
         if let Some(reason) = view.refused.get(&Key::Cluster.to_string()) {
             return Err(Halt::Waiting(format!("record {} is refused: {reason}", Key::Cluster)));
         }
-        let record = ClusterRecord {
-            id: ClusterId(random_name()?),
-            backend: bootstrap.backend,
-            attach: bootstrap.attach,
-            vxlan: bootstrap.vxlan,
-            masquerade: bootstrap.masquerade.clone(),
+        let identity = self.agent.ipam.run(|ipam| ipam.identity()).await?;
+        let is_ours =
+            |lost: &&Settings| identity.as_ref().is_some_and(|identity| identity.cluster == lost.cluster.id);
+        let (record, pools) = match (view.remembered.as_ref().filter(is_ours), &self.agent.config.bootstrap) {
+            (Some(lost), _) => {
+                warn!(id = %lost.cluster.id, "the store has lost the cluster's settings: putting them back");
+                let pools = lost.pools.iter().map(|pool| (**pool).clone()).collect();
+                ((*lost.cluster).clone(), pools)
+            }
+            (None, Some(bootstrap)) => (first_settings(bootstrap, identity)?, bootstrap.pools.clone()),
+            (None, None) => {
+                return Err(Halt::Waiting(
+                    "the cluster has no settings yet, and the configuration has no [bootstrap] to make them from"
+                        .to_owned(),
+                ));
+            }
         };
-        let put = |key: Key, value| Write::Put { key: key.to_string(), value };
-        let pools = bootstrap
-            .pools
-            .iter()
-            .map(|pool| put(Key::Pool(pool.name.clone()), encode(&PoolRecord::from(pool))));
-        let no_pools = Range::prefix(format!("{}pools/", polder_ipam::key::PREFIX));
-        let txn = Txn {
-            compares: vec![Compare::absent(&Key::Cluster), Compare::Empty(no_pools)],
-            writes: std::iter::once(put(Key::Cluster, encode(&record))).chain(pools).collect(),
+        let mut txn = Txn {
+            compares: vec![Compare::absent(&Key::Cluster)],
+            writes: vec![put(&Key::Cluster, encode(&record))],
         };
+        // Pools that somebody has made already are the cluster's pools.
+        if view.pools.is_empty() {
+            txn.compares.push(Compare::Empty(Key::all_pools()));
+            let pools: Vec<Pool> = pools;
+            txn.writes.extend(
+                pools.iter().map(|pool| put(&Key::Pool(pool.name.clone()), encode(&PoolRecord::from(pool)))),
+            );
+        }
         match self.agent.store.commit(&txn).await? {
             Outcome::Applied { revision } => {
-                info!(id = %record.id, "made the cluster's first settings");
+                info!(id = %record.id, "made the cluster's settings");
                 self.caught_up(revision).await?;
             }
-            Outcome::Refused => info!("another node makes the cluster's first settings"),
+            Outcome::Refused => info!("another node makes the cluster's settings"),
         }
-        Err(Halt::Waiting("the cluster's first settings are being made".to_owned()))
+        Err(Halt::Waiting("the cluster's settings are being made".to_owned()))
     }
 
     async fn learn_pools(&self, view: &View) -> Result<(), LedgerError> {
@@ -233,21 +246,24 @@ impl Registrar {
                 self.add_block(view, block, &view.blocks[&block].record).await?;
             }
         }
+        let foreign = |owned: &OwnedBlock| {
+            let mut overlapping = view
+                .blocks
+                .iter()
+                .filter(|(block, known)| block.cidr().overlaps(owned.block.cidr()) && !ours(&known.record));
+            overlapping.next().map(|(block, known)| (owned.block, *block, known.record.node.clone()))
+        };
+        if let Some((own, block, node)) = owned.iter().find_map(foreign) {
+            return Err(Halt::Conflict(format!(
+                "block {own} of this node's ledger is claimed by node {node} as {block}: no address is handed out \
+                 before one of them gives it up"
+            )));
+        }
         for lost in owned.iter().filter(|owned| !view.blocks.contains_key(&owned.block)) {
             warn!(block = %lost.block, "the claim of a block that this node uses is gone from the store");
             self.claim_again(view, identity, lost).await?;
         }
-        let foreign = owned
-            .iter()
-            .find(|owned| view.blocks.get(&owned.block).is_some_and(|known| !ours(&known.record)));
-        match foreign {
-            None => Ok(()),
-            Some(owned) => Err(Halt::Conflict(format!(
-                "block {} of this node's ledger is claimed by node {}: no address is handed out before one of them \
-                 gives it up",
-                owned.block, view.blocks[&owned.block].record.node
-            ))),
-        }
+        Ok(())
     }
 
     async fn claim_again(&self, view: &View, identity: &Identity, lost: &OwnedBlock) -> Result<(), Halt> {
@@ -266,15 +282,17 @@ impl Registrar {
         }
     }
 
-    /// Claims the first block of each family that has none.
-    async fn first_blocks(&self, view: &View) -> Result<(), Halt> {
+    /// Claims the first block of each family that has none. The first failure is the result, but does not stop the
+    /// other family.
+    async fn first_blocks(&self, view: &View) -> Result<(), ClaimError> {
+        let mut outcome = Ok(());
         for family in view.families() {
             let blocks = self.agent.ipam.run(|ipam| ipam.blocks().to_vec()).await;
             if !blocks.iter().any(|owned| owned.block.family() == family) {
-                self.claim(family, None).await?;
+                outcome = outcome.and(self.claim(family, None).await);
             }
         }
-        Ok(())
+        outcome
     }
 
     async fn add_block(&self, view: &View, block: Block, claim: &BlockRecord) -> Result<(), LedgerError> {
@@ -326,6 +344,21 @@ impl Registrar {
             changed
         });
     }
+}
+
+fn first_settings(bootstrap: &Bootstrap, identity: Option<Identity>) -> Result<ClusterRecord, MachineError> {
+    Ok(ClusterRecord {
+        // A node that has been in a cluster is still in it.
+        id: identity.map_or_else(|| random_name().map(ClusterId), |identity| Ok(identity.cluster))?,
+        backend: bootstrap.backend,
+        attach: bootstrap.attach,
+        vxlan: bootstrap.vxlan,
+        masquerade: bootstrap.masquerade.clone(),
+    })
+}
+
+fn put(key: &Key, value: Vec<u8>) -> Write {
+    Write::Put { key: key.to_string(), value }
 }
 
 fn grounds<'a>(identity: &'a Identity, node: &Known<NodeRecord>, pool: &'a Known<Pool>) -> Grounds<'a> {

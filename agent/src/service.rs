@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use polder_api::message::{AddRequest, Attach, PodAddress, Refusal, RefusalKind, Wiring};
-use polder_api::{Attachment, Family, tombstone};
+use polder_api::{Attachment, Family};
 use polder_ipam::allocator::Rest;
 use polder_ipam::ledger::{Held, Kind, LedgerError};
 use polder_ipam::node::{AllocateError, Wish};
@@ -15,8 +15,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::agent::Agent;
-use crate::config::MTU_RANGE;
-use crate::kernel::desired::bridge_mac;
+use crate::kernel::desired::{bridge_mac, smallest_mtu};
 use crate::kernel::{Kernel, ruleset};
 use crate::machine::now;
 use crate::registrar::{ClaimError, ClaimRequest, LOW_WATER};
@@ -29,14 +28,14 @@ const CLAIM_PATIENCE: Duration = Duration::from_secs(15);
 /// How long a DEL waits for an ADD of the same attachment to end.
 const WIRING_PATIENCE: Duration = Duration::from_secs(10);
 
-/// The attachments that a plugin is wiring now.
+/// The attachments that somebody is working on: a plugin that wires, or who takes one away.
 #[derive(Debug, Default)]
 pub struct InFlight {
     attachments: Mutex<BTreeSet<Attachment>>,
     ended: Notify,
 }
 
-/// Holds an attachment as being wired, until it is dropped.
+/// Holds an attachment, so that nobody else works on it, until it is dropped.
 #[derive(Debug)]
 pub struct Wired {
     in_flight: Arc<InFlight>,
@@ -55,12 +54,12 @@ impl InFlight {
         self.lock().contains(attachment)
     }
 
-    /// Waits until nobody holds it.
-    async fn free(&self, attachment: &Attachment) {
+    /// Holds the attachment as soon as nobody else does.
+    async fn take(self: &Arc<Self>, attachment: &Attachment) -> Wired {
         loop {
             let ended = self.ended.notified();
-            if !self.has(attachment) {
-                return;
+            if let Some(wired) = self.hold(attachment) {
+                return wired;
             }
             ended.await;
         }
@@ -73,7 +72,7 @@ impl InFlight {
 }
 
 impl Wired {
-    /// What is being wired.
+    /// What is held.
     pub fn attachment(&self) -> &Attachment {
         &self.attachment
     }
@@ -99,7 +98,10 @@ fn ledger_failed(error: LedgerError) -> Refusal {
 pub async fn add(agent: &Agent, request: AddRequest) -> Result<(Wiring, Wired), Refusal> {
     let attachment = request.attachment.clone();
     let Some(wired) = agent.in_flight.hold(&attachment) else {
-        return refuse(RefusalKind::TryAgain, format!("{attachment} is being attached by another ADD"));
+        return refuse(
+            RefusalKind::TryAgain,
+            format!("{attachment} is being worked on by another ADD or DEL"),
+        );
     };
     let obstacles = agent.board.obstacles();
     if !obstacles.is_empty() {
@@ -110,17 +112,13 @@ pub async fn add(agent: &Agent, request: AddRequest) -> Result<(Wiring, Wired), 
         return refuse(RefusalKind::TryAgain, "this node is not ready");
     };
     let mtu = request.mtu.unwrap_or(pass.mtu);
-    if !MTU_RANGE.contains(&mtu) || mtu > pass.mtu {
-        return refuse(
-            RefusalKind::Invalid,
-            format!(
-                "mtu {mtu} is not in {} to {}, which is what this node can carry",
-                MTU_RANGE.start(),
-                pass.mtu
-            ),
-        );
+    let smallest = smallest_mtu(&view.families());
+    if !(smallest..=pass.mtu).contains(&mtu) {
+        let problem =
+            format!("mtu {mtu} is not in {smallest} to {}, which is what this node can carry", pass.mtu);
+        return refuse(RefusalKind::Invalid, problem);
     }
-    sweeper::take_note(agent, &tombstone(&agent.config.socket, &attachment)).await;
+    sweeper::take_note(agent, &attachment).await;
     let held = allocate(agent, &view, request, mtu).await?;
     let table = ruleset::table(&cluster.record);
     let (mac, addresses) = (held.mac, held.addresses.clone());
@@ -286,16 +284,21 @@ fn alias(held: &Held) -> String {
 /// Takes an attachment away: first its interface, then its addresses. Succeeds where there is nothing.
 pub async fn del(agent: &Agent, attachment: &Attachment) -> Result<(), Refusal> {
     // A plugin that still wires would make an interface for an attachment that is gone.
-    if timeout(WIRING_PATIENCE, agent.in_flight.free(attachment)).await.is_err() {
+    let held = timeout(WIRING_PATIENCE, agent.in_flight.take(attachment)).await;
+    if held.is_err() {
         warn!(%attachment, "its ADD does not end: taking it away nevertheless");
     }
     release(agent, attachment).await
 }
 
-/// Takes an attachment away without waiting for a plugin that is wiring it.
+/// Takes an attachment away, for whoever holds it. A ledger that cannot be written keeps the addresses, and nothing
+/// else: they are freed when the attachment is looked at again.
 pub async fn release(agent: &Agent, attachment: &Attachment) -> Result<(), Refusal> {
     let key = attachment.clone();
-    let held = agent.ipam.run(move |ipam| ipam.begin_release(&key)).await.map_err(ledger_failed)?;
+    let (held, written) = agent.ipam.run(move |ipam| ipam.begin_release(&key)).await;
+    if let Err(error) = written {
+        warn!(%attachment, "{}", ledger_failed(error));
+    }
     let failed = |reason: String| Refusal::new(RefusalKind::Failed, reason);
     agent.reaper.delete(attachment.host_interface()).await.map_err(failed)?;
     let Some(held) = held else { return Ok(()) };
@@ -303,15 +306,20 @@ pub async fn release(agent: &Agent, attachment: &Attachment) -> Result<(), Refus
         let table = ruleset::table(&cluster.record);
         let (mac, addresses) = (held.mac, held.addresses.clone());
         let forgotten = agent.pods.run(move |kernel| kernel.forget_pod(&table, mac, &addresses)).await;
-        // The next pass forgets it, too; the address rests longer than that takes.
+        // Until the next pass forgets it, too: no other pod has that MAC address with that address.
         if let Err(error) = forgotten {
             warn!(%attachment, %error, "not all of it is forgotten yet");
         }
     }
     let key = attachment.clone();
-    agent.ipam.run(move |ipam| ipam.release(&key, now())).await.map_err(ledger_failed)?;
+    let freed = agent.ipam.run(move |ipam| ipam.release(&key, now())).await;
     agent.attachments_changed.notify_one();
-    info!(%attachment, addresses = ?held.addresses, "released");
+    match freed {
+        Ok(()) => info!(%attachment, addresses = ?held.addresses, "released"),
+        Err(error) => {
+            warn!(%attachment, "its interface is gone, its addresses are not free: {}", ledger_failed(error));
+        }
+    }
     Ok(())
 }
 

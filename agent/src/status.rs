@@ -11,6 +11,7 @@ use polder_ipam::key::Key;
 use crate::agent::Agent;
 use crate::board::Pass;
 use crate::kernel::desired::Path;
+use crate::kernel::sysctl;
 use crate::machine::now;
 use crate::view::{Source, View};
 
@@ -59,6 +60,7 @@ pub async fn status(agent: &Agent) -> Status {
         last_pass: pass.map(|pass| PassStatus {
             count: pass.count,
             writes: pass.writes,
+            written: pass.written,
             took_us: u64::try_from(pass.took.as_micros()).unwrap_or(u64::MAX),
             failures: [pass.local_failures.as_slice(), &pass.other_failures].concat(),
         }),
@@ -94,7 +96,14 @@ fn problems(agent: &Agent, view: &View, pass: Option<&Pass>) -> Vec<String> {
     let mtu = agent.config.mtu.filter(|mtu| *mtu > pass.mtu).map(|mtu| {
         format!("mtu {mtu} of the configuration is more than the underlay carries: pods get {}", pass.mtu)
     });
-    refused.chain(unreachable).chain(mtu).chain(pass.other_failures.iter().cloned()).collect()
+    // The kernel goes by the stricter of "all" and the device, whatever ours says.
+    let filters = sysctl::get("net/ipv4/conf/all/rp_filter").is_ok_and(|value| value != "0");
+    let filter = filters.then(|| {
+        "net.ipv4.conf.all.rp_filter is not 0: packets are lost while two nodes reach each other by different ways. \
+         Set it to 0, and to 1 on the interfaces that need it"
+            .to_owned()
+    });
+    refused.chain(unreachable).chain(mtu).chain(filter).chain(pass.other_failures.iter().cloned()).collect()
 }
 
 /// The nodes of the cluster.

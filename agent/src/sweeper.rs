@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use polder_api::{Attachment, tombstones};
+use polder_api::{Attachment, tombstone, tombstones};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
@@ -30,25 +30,40 @@ pub async fn take_notes(agent: &Agent) {
     // Most of the time there is none.
     let Ok(entries) = fs::read_dir(&folder) else { return };
     for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
-        take_note(agent, &path).await;
+        match fs::read_to_string(&path).map(|text| text.parse::<Attachment>()) {
+            // Who else works on it takes the note himself.
+            Ok(Ok(attachment)) => {
+                let Some(_held) = agent.in_flight.hold(&attachment) else { continue };
+                take_note(agent, &attachment).await;
+            }
+            Ok(Err(error)) => {
+                warn!(file = %path.display(), %error, "a note that cannot be read is thrown away");
+                remove(&path);
+            }
+            Err(error) => warn!(file = %path.display(), %error, "a note cannot be read"),
+        }
     }
 }
 
-/// Frees what one note says, if it is there.
-pub async fn take_note(agent: &Agent, path: &Path) {
-    let Ok(text) = fs::read_to_string(path) else { return };
-    match text.parse() {
-        Ok(attachment) => release(agent, &attachment, "a plugin took it down while the agent was away").await,
-        Err(error) => warn!(file = %path.display(), %error, "a note that cannot be read is thrown away"),
+/// Frees what the note about the attachment says, if there is one. For whoever holds the attachment.
+pub async fn take_note(agent: &Agent, attachment: &Attachment) {
+    let note = tombstone(&agent.config.socket, attachment);
+    if note.exists() {
+        release(agent, attachment, "a plugin took it down while the agent was away").await;
+        remove(&note);
     }
-    if let Err(error) = fs::remove_file(path) {
-        warn!(file = %path.display(), %error, "a note cannot be removed");
+}
+
+fn remove(note: &Path) {
+    if let Err(error) = fs::remove_file(note) {
+        warn!(file = %note.display(), %error, "a note cannot be removed");
     }
 }
 
 /// Runs for ever. First finishes taking away the attachments that an earlier agent had begun to take away.
 pub async fn run(agent: Arc<Agent>, leaving: Vec<Attachment>) {
     for attachment in leaving {
+        let Some(_held) = agent.in_flight.hold(&attachment) else { continue };
         release(&agent, &attachment, "an earlier agent had begun to release it").await;
     }
     let mut missing: BTreeMap<Attachment, Instant> = BTreeMap::new();
@@ -61,13 +76,23 @@ pub async fn run(agent: Arc<Agent>, leaving: Vec<Attachment>) {
                 for attachment in now_missing {
                     let since = *missing.entry(attachment.clone()).or_insert_with(Instant::now);
                     if since.elapsed() >= GRACE {
-                        release(&agent, &attachment, "its interface has been gone for a minute").await;
+                        sweep(&agent, &attachment).await;
                         missing.remove(&attachment);
                     }
                 }
             }
             Err(error) => warn!(error, "the pods' interfaces cannot be looked at"),
         }
+    }
+}
+
+/// Releases an attachment that has no interface, if it still has none when nobody else works on it.
+async fn sweep(agent: &Agent, attachment: &Attachment) {
+    let Some(_held) = agent.in_flight.hold(attachment) else { return };
+    match agent.pods.run(Kernel::pod_interfaces).await {
+        Ok(interfaces) if interfaces.contains(&attachment.host_interface()) => {}
+        Ok(_) => release(agent, attachment, "its interface has been gone for a minute").await,
+        Err(error) => warn!(%error, "the pods' interfaces cannot be looked at"),
     }
 }
 

@@ -53,8 +53,23 @@ pub struct View {
     pub nodes: BTreeMap<NodeName, Known<NodeRecord>>,
     /// The claims.
     pub blocks: BTreeMap<Block, Known<BlockRecord>>,
-    /// The keys whose records were refused, with the reason.
+    /// The keys whose records were refused, with the reason. Where an earlier record could be read, it stays in force.
     pub refused: BTreeMap<String, String>,
+    /// How often everything was loaded.
+    pub loads: u64,
+    /// Whether the last load lacks nodes or claims that were known before it.
+    pub shrunk: bool,
+    /// The last settings that were known: for a store that has lost them.
+    pub remembered: Option<Settings>,
+}
+
+/// What makes a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The settings.
+    pub cluster: Arc<ClusterRecord>,
+    /// The pools.
+    pub pools: Vec<Arc<Pool>>,
 }
 
 impl View {
@@ -68,11 +83,7 @@ impl View {
     /// Takes in an update.
     pub fn apply(&mut self, update: Update) {
         match update {
-            Update::Loaded(contents) => {
-                let own = std::mem::take(&mut self.own);
-                *self = Self { source: Source::Store, revision: contents.revision, own, ..Self::default() };
-                self.take_all(contents.entries);
-            }
+            Update::Loaded(contents) => self.load(contents),
             Update::Changed { revision, changes } => {
                 self.revision = revision;
                 self.lost = None;
@@ -86,6 +97,50 @@ impl View {
         }
     }
 
+    fn load(&mut self, contents: Contents) {
+        let before = std::mem::take(self);
+        self.source = Source::Store;
+        self.revision = contents.revision;
+        self.loads = before.loads + 1;
+        self.own.clone_from(&before.own);
+        self.take_all(contents.entries);
+        let unreadable: Vec<String> = self.refused.keys().cloned().collect();
+        unreadable.iter().for_each(|key| self.keep(key, &before));
+        self.shrunk = before.nodes.keys().any(|name| !self.nodes.contains_key(name))
+            || before.blocks.keys().any(|block| !self.blocks.contains_key(block));
+        if self.cluster.is_none() {
+            self.remembered = before.settings();
+        }
+    }
+
+    /// Goes on with what the record of that key said before it could not be read any more.
+    fn keep(&mut self, key: &str, before: &Self) {
+        fn kept<K: Ord + Clone, T: Clone>(now: &mut BTreeMap<K, T>, before: &BTreeMap<K, T>, key: &K) {
+            if let (false, Some(record)) = (now.contains_key(key), before.get(key)) {
+                now.insert(key.clone(), record.clone());
+            }
+        }
+        match key.parse() {
+            Ok(Key::Cluster) if self.cluster.is_none() => self.cluster.clone_from(&before.cluster),
+            Ok(Key::Pool(name)) if !self.swallowing.contains_key(&name) => {
+                kept(&mut self.pools, &before.pools, &name);
+            }
+            Ok(Key::Node(name)) => kept(&mut self.nodes, &before.nodes, &name),
+            Ok(Key::Block(block)) => kept(&mut self.blocks, &before.blocks, &block),
+            _ => {}
+        }
+    }
+
+    /// The settings as they are, or as they were last known.
+    pub fn settings(&self) -> Option<Settings> {
+        let Some(cluster) = &self.cluster else { return self.remembered.clone() };
+        let pools = self.pools.values().chain(self.swallowing.values());
+        Some(Settings {
+            cluster: Arc::clone(&cluster.record),
+            pools: pools.map(|pool| Arc::clone(&pool.record)).collect(),
+        })
+    }
+
     fn take_all(&mut self, entries: Vec<Entry>) {
         for entry in entries {
             self.change(Change { key: entry.key.clone(), entry: Some(entry) });
@@ -93,10 +148,13 @@ impl View {
     }
 
     fn change(&mut self, Change { key, entry }: Change) {
-        self.forget(&key);
-        let Some(entry) = entry else { return };
+        let Some(entry) = entry else { return self.forget(&key) };
         let revision = entry.revision;
-        match decode(&key, &entry.value) {
+        let record = decode(&key, &entry.value);
+        if record.is_ok() {
+            self.forget(&key);
+        }
+        match record {
             Ok(Record::Cluster(record)) => self.cluster = Some(known(record, revision)),
             Ok(Record::Pool(pool)) => self.take_pool(known(pool, revision)),
             Ok(Record::Node(name, record)) => drop(self.nodes.insert(name, known(record, revision))),
@@ -134,7 +192,10 @@ impl View {
     fn forget(&mut self, key: &str) {
         self.refused.remove(key);
         match key.parse() {
-            Ok(Key::Cluster) => self.cluster = None,
+            Ok(Key::Cluster) => {
+                self.remembered = self.settings();
+                self.cluster = None;
+            }
             Ok(Key::Pool(name)) => {
                 self.pools.remove(&name);
                 self.swallowing.remove(&name);
@@ -178,16 +239,44 @@ mod tests {
     }
 
     #[test]
-    fn a_change_that_makes_a_record_unreadable_takes_it_away_and_names_it() {
+    fn a_record_that_becomes_unreadable_is_named_and_what_it_said_before_stays_in_force() {
         let mut view = loaded();
-        assert_eq!(view.pools.len(), 1);
         view.apply(changed(8, "pools/p", Some("{}")));
-        assert!(view.pools.is_empty());
         assert!(view.refused["/polder/v1/pools/p"].contains("missing field"));
+        assert_eq!(view.pools.len(), 1);
+        let entries = vec![entry("pools/p", "{}", 8)];
+        view.apply(Update::Loaded(Contents { revision: 8, entries }));
+        assert_eq!((view.pools.len(), view.refused.len()), (1, 1), "after another load, too");
         view.apply(changed(9, "pools/p", Some(POOL)));
         assert_eq!((view.pools.len(), view.refused.len()), (1, 0));
         view.apply(changed(10, "pools/p", None));
         assert!(view.pools.is_empty());
+    }
+
+    #[test]
+    fn the_settings_of_a_cluster_that_is_gone_from_the_store_are_remembered() {
+        const CLUSTER: &str = r#"{"id":"c","backend":"auto","attach":"bridge","vxlan":{"vni":1,"port":8472},
+            "masquerade":{"enabled":true,"except":[]}}"#;
+        let mut view = loaded();
+        view.apply(changed(8, "cluster", Some(CLUSTER)));
+        let settings = view.settings().unwrap();
+        assert_eq!((settings.cluster.id.to_string().as_str(), settings.pools.len()), ("c", 1));
+        let empty = || Update::Loaded(Contents { revision: 1, entries: Vec::new() });
+        view.apply(empty());
+        view.apply(empty());
+        assert_eq!((view.cluster.is_none(), view.settings()), (true, Some(settings)));
+    }
+
+    #[test]
+    fn a_load_that_lacks_what_was_known_says_so() {
+        const CLAIM: &str = r#"{"node":"n","incarnation":"i","pool":"p","nonce":"x"}"#;
+        let mut view = loaded();
+        view.apply(changed(8, "blocks/4-0a000000-26", Some(CLAIM)));
+        assert_eq!((view.blocks.len(), view.shrunk), (1, false), "{:?}", view.refused);
+        view.apply(Update::Loaded(Contents { revision: 9, entries: Vec::new() }));
+        assert_eq!((view.shrunk, view.loads), (true, 2));
+        view.apply(Update::Loaded(Contents { revision: 9, entries: Vec::new() }));
+        assert!(!view.shrunk);
     }
 
     #[test]

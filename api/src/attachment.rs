@@ -43,6 +43,12 @@ impl Attachment {
     }
 }
 
+/// Whether [`Attachment::host_interface`] gives such names.
+pub fn is_host_interface(name: &str) -> bool {
+    let digits = name.strip_prefix(POD_INTERFACE_PREFIX);
+    digits.is_some_and(|digits| digits.len() == 12 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
+}
+
 impl fmt::Display for Attachment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}/{}", self.network, self.container, self.interface)
@@ -110,7 +116,10 @@ mod tests {
     fn the_host_interface_is_a_valid_name_of_its_own() {
         let one = attachment("net/c1/eth0").host_interface();
         assert_eq!(one.as_str().len(), 15);
-        assert!(one.as_str().starts_with("pld"));
+        assert!(is_host_interface(one.as_str()));
+        for other in ["pld", "pld0", "pldveth-of-mine", "eth0"] {
+            assert!(!is_host_interface(other), "{other} was taken for ours");
+        }
         assert_ne!(one, attachment("net/c1/eth1").host_interface());
         assert_ne!(one, attachment("net/c2/eth0").host_interface());
         assert_ne!(one, attachment("net2/c1/eth0").host_interface());

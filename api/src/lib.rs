@@ -12,7 +12,7 @@ pub mod message;
 mod name;
 pub mod status;
 
-pub use attachment::{Attachment, Pod, tombstone, tombstones};
+pub use attachment::{Attachment, Pod, is_host_interface, tombstone, tombstones};
 pub use family::Family;
 pub use mac::{Mac, ParseMacError};
 pub use name::{ContainerId, IfName, InvalidName, NetworkName, NodeName, PoolName};

@@ -106,6 +106,8 @@ pub struct PassStatus {
     pub count: u64,
     /// Writes of the last one: 0 says that the kernel was as it should be.
     pub writes: usize,
+    /// Writes of all passes since the agent started.
+    pub written: u64,
     /// How long it took, in microseconds.
     pub took_us: u64,
     /// What could not be done.

@@ -24,6 +24,8 @@ pub const USUAL_REST: Duration = Duration::from_mins(1);
 pub struct Allocator {
     rest: Duration,
     blocks: BTreeMap<Block, Addresses>,
+    /// Pools of which nothing goes out any more.
+    closed: BTreeSet<PoolName>,
 }
 
 #[derive(Debug, Clone)]
@@ -71,7 +73,12 @@ pub enum Untakable {
 impl Allocator {
     /// An allocator without blocks. A `rest` below [`SHORTEST_REST`] is raised to it.
     pub fn new(rest: Duration) -> Self {
-        Self { rest: rest.max(SHORTEST_REST), blocks: BTreeMap::new() }
+        Self { rest: rest.max(SHORTEST_REST), blocks: BTreeMap::new(), closed: BTreeSet::new() }
+    }
+
+    /// From now on nothing goes out of these pools. What is used stays used.
+    pub fn close(&mut self, pools: BTreeSet<PoolName>) {
+        self.closed = pools;
     }
 
     /// Adds a block of the pool, all of it never used. Adding one that is there changes nothing.
@@ -90,7 +97,9 @@ impl Allocator {
 
     /// The address that would go out next: of that family, and of that pool if one is named.
     pub fn next(&self, family: Family, pool: Option<&PoolName>, rest: Rest, now: Moment) -> Option<IpAddr> {
-        let of_pool = |addresses: &&Addresses| pool.is_none_or(|pool| *pool == addresses.pool);
+        let of_pool = |addresses: &&Addresses| {
+            pool.is_none_or(|pool| *pool == addresses.pool) && !self.closed.contains(&addresses.pool)
+        };
         let blocks = self.blocks.iter().filter(|(block, _)| block.family() == family);
         let firsts = blocks.map(|(_, addresses)| addresses).filter(of_pool);
         let (freed, address) = firsts.filter_map(|addresses| addresses.unused.first()).min()?;
@@ -131,9 +140,9 @@ impl Allocator {
             .map(move |(block, addresses)| (*block, &addresses.pool, self.counts(addresses, now)))
     }
 
-    /// The counts of one family, and of one pool if one is named.
+    /// The counts of one family, and of one pool if one is named, without pools that are closed.
     pub fn total(&self, family: Family, pool: Option<&PoolName>, now: Moment) -> Counts {
-        let wanted = |name: &PoolName| pool.is_none_or(|pool| pool == name);
+        let wanted = |name: &PoolName| pool.is_none_or(|pool| pool == name) && !self.closed.contains(name);
         let of_family = self.blocks(now).filter(|(block, name, _)| block.family() == family && wanted(name));
         of_family.map(|(_, _, counts)| counts).fold(Counts::default(), |sum, counts| Counts {
             used: sum.used + counts.used,

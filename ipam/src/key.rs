@@ -51,6 +51,11 @@ impl Key {
         Range::prefix(format!("{PREFIX}alive/"))
     }
 
+    /// All pools.
+    pub fn all_pools() -> Range {
+        Range::prefix(format!("{PREFIX}pools/"))
+    }
+
     /// The claims of all blocks that start inside `cidr`, whatever their size.
     pub fn blocks_in(cidr: Cidr) -> Range {
         let end = format!("{}~", block_base(cidr.family(), cidr.last()));

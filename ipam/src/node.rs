@@ -10,7 +10,7 @@ use polder_api::{Attachment, Family, Mac, Pod, PoolName};
 use crate::allocator::{Allocator, Counts, Rest};
 use crate::ledger::{Held, Identity, Kind, Ledger, LedgerError, OwnedBlock};
 use crate::moment::Moment;
-use crate::pool::Pool;
+use crate::pool::{Pool, PoolState};
 
 /// The addresses of one node.
 #[derive(Debug)]
@@ -95,23 +95,34 @@ impl NodeIpam {
         self.ledger.keep_sysctl(path, previous)
     }
 
-    /// Takes down an attachment that is there and that the ledger has lost.
+    /// Takes down an attachment that is there and that the ledger has lost. Succeeds where the ledger has it.
     pub fn restore(&mut self, held: Held) -> Result<(), LedgerError> {
+        if self.attachments.contains_key(&held.attachment) {
+            return Ok(());
+        }
         self.ledger.add_attachment(&held)?;
         self.attachments.insert(held.attachment.clone(), held);
         Ok(())
     }
 
-    /// Takes down an address of the node itself that is there and that the ledger has lost.
+    /// Takes down an address of the node itself that is there and that the ledger has lost. Succeeds where it has it.
     pub fn restore_gateway(&mut self, address: IpAddr) -> Result<(), LedgerError> {
+        if self.gateways.contains(&address) {
+            return Ok(());
+        }
         self.ledger.add_gateway(address)?;
         self.gateways.push(address);
         self.gateways.sort();
         Ok(())
     }
 
-    /// Makes the blocks of the ledger usable whose pools are among these.
-    pub fn learn_pools<'a>(&mut self, pools: impl IntoIterator<Item = &'a Pool>) -> Result<(), LedgerError> {
+    /// Takes in which pools there are: makes the blocks of the ledger usable whose pools are among them, and hands
+    /// nothing out of blocks whose pools are not active.
+    pub fn learn_pools(&mut self, pools: &[Pool]) -> Result<(), LedgerError> {
+        let active =
+            |name: &PoolName| pools.iter().any(|pool| pool.name == *name && pool.state == PoolState::Active);
+        let closed = self.blocks.iter().map(|owned| &owned.pool).filter(|name| !active(name)).cloned();
+        self.allocator.close(closed.collect());
         if self.dormant.is_empty() {
             return Ok(());
         }
@@ -232,14 +243,13 @@ impl NodeIpam {
         self.attachments.values()
     }
 
-    /// Notes that the attachment is being taken away. It keeps its addresses; `None` if it is not there.
-    pub fn begin_release(&mut self, attachment: &Attachment) -> Result<Option<Held>, LedgerError> {
-        let Some(held) = self.attachments.get_mut(attachment) else { return Ok(None) };
-        if !held.leaving {
-            self.ledger.mark_leaving(attachment)?;
-            held.leaving = true;
-        }
-        Ok(Some(held.clone()))
+    /// Notes that the attachment is being taken away. It keeps its addresses; `None` if it is not there. It is
+    /// leaving even if that could not be written down.
+    pub fn begin_release(&mut self, attachment: &Attachment) -> (Option<Held>, Result<(), LedgerError>) {
+        let Some(held) = self.attachments.get_mut(attachment) else { return (None, Ok(())) };
+        let written = if held.leaving { Ok(()) } else { self.ledger.mark_leaving(attachment) };
+        held.leaving = true;
+        (Some(held.clone()), written)
     }
 
     /// Puts the addresses of an attachment to rest, whose interface is gone. Succeeds where there is none.
@@ -270,7 +280,6 @@ impl NodeIpam {
 mod tests {
     use super::*;
     use crate::allocator::USUAL_REST;
-    use crate::pool::PoolState;
     use crate::record::Nonce;
 
     const NOW: Moment = Moment::from_millis(1_000_000);
@@ -343,13 +352,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut node = node(&folder);
         let held = allocate(&mut node, "a").unwrap();
-        assert!(node.begin_release(&held.attachment).unwrap().unwrap().leaving);
+        assert!(node.begin_release(&held.attachment).0.unwrap().leaving);
         assert_eq!(node.total(Family::V4, None, NOW).used, 2);
         node.release(&held.attachment, NOW).unwrap();
         let counts = node.total(Family::V4, None, NOW);
         assert_eq!((counts.used, counts.resting), (1, 1));
         node.release(&held.attachment, NOW).unwrap();
-        assert_eq!(node.begin_release(&held.attachment).unwrap(), None);
+        assert_eq!(node.begin_release(&held.attachment).0, None);
     }
 
     #[test]
@@ -369,6 +378,20 @@ mod tests {
         let addresses: Vec<_> = all.iter().flat_map(|held| held.addresses.clone()).collect();
         let expected: Vec<IpAddr> = (4..8).map(|last| IpAddr::from([10, 0, 0, last])).collect();
         assert_eq!(addresses, expected, "2 is kept and 3 rests");
+    }
+
+    #[test]
+    fn nothing_goes_out_of_a_pool_that_is_not_active_any_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut node = node(&folder);
+        let kept = allocate(&mut node, "a").unwrap();
+        let mut draining = pool("10.0.0.0/24", 29);
+        draining.state = PoolState::Draining;
+        node.learn_pools(&[draining]).unwrap();
+        assert!(matches!(allocate(&mut node, "b"), Err(AllocateError::Shortage { .. })));
+        assert_eq!(node.get(&kept.attachment), Some(&kept));
+        node.learn_pools(&[pool("10.0.0.0/24", 29)]).unwrap();
+        assert!(allocate(&mut node, "b").is_ok());
     }
 
     #[test]

@@ -30,6 +30,12 @@ impl Range {
         Self { start: prefix, end }
     }
 
+    /// That key alone.
+    pub fn single(key: String) -> Self {
+        let end = format!("{key}\0");
+        Self { start: key, end }
+    }
+
     /// Whether the key is in it.
     pub fn has(&self, key: &str) -> bool {
         self.start.as_str() <= key && key < self.end.as_str()

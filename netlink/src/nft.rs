@@ -15,7 +15,7 @@ use netlink_packet_netfilter::NetfilterMessage;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use polder_api::Family;
 
-pub use self::element::{Element, Key};
+pub use self::element::{Element, Key, union};
 use crate::{Error, Operation, Protocol, Socket};
 
 impl Protocol for NetfilterMessage {

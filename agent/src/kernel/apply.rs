@@ -28,26 +28,15 @@ impl fmt::Display for Failure {
     }
 }
 
-/// What came of a plan.
-#[derive(Debug, Default)]
-pub struct Report {
-    /// How many changes happened.
-    pub done: usize,
-    /// Which did not.
-    pub failures: Vec<Failure>,
-    /// Settings that were changed: path and what was there before.
-    pub previous_sysctls: Vec<(String, String)>,
-}
-
 impl Kernel {
-    /// Carries out the changes in order. One that fails does not stop the others.
+    /// Carries out the changes in order. One that fails does not stop the others; returns those.
     pub fn apply(
         &mut self,
         changes: Vec<Change>,
         desired: &Desired,
         indexes: BTreeMap<Device, u32>,
-    ) -> Result<Report, Error> {
-        let mut report = Report::default();
+    ) -> Result<Vec<Failure>, Error> {
+        let mut failures = Vec::new();
         let mut indexes = indexes;
         // Changes by netlink wait here, to go together.
         let mut waiting: Vec<(Change, Vec<Operation>)> = Vec::new();
@@ -55,23 +44,27 @@ impl Kernel {
             match operations(&change, &indexes) {
                 Some(operations) => waiting.push((change, operations)),
                 None => {
-                    self.send(std::mem::take(&mut waiting), &mut report)?;
-                    let outcome = self.apply_alone(&change, desired, &mut indexes, &mut report);
-                    record(&mut report, change, outcome);
+                    self.send(std::mem::take(&mut waiting), &mut failures)?;
+                    let outcome = self.apply_alone(&change, desired, &mut indexes);
+                    record(&mut failures, change, outcome);
                 }
             }
         }
-        self.send(waiting, &mut report)?;
-        Ok(report)
+        self.send(waiting, &mut failures)?;
+        Ok(failures)
     }
 
-    fn send(&mut self, changes: Vec<(Change, Vec<Operation>)>, report: &mut Report) -> Result<(), Error> {
+    fn send(
+        &mut self,
+        changes: Vec<(Change, Vec<Operation>)>,
+        failures: &mut Vec<Failure>,
+    ) -> Result<(), Error> {
         let counts: Vec<_> = changes.iter().map(|(_, operations)| operations.len()).collect();
         let (changes, operations): (Vec<_>, Vec<_>) = changes.into_iter().unzip();
         let mut outcomes = self.routes.execute(operations.into_iter().flatten())?.into_iter();
         for (change, count) in changes.into_iter().zip(counts) {
             let outcome = outcomes.by_ref().take(count).collect::<Result<Vec<()>, Error>>();
-            record(report, change, outcome.map(|_| ()).map_err(Problem::from));
+            record(failures, change, outcome.map(|_| ()).map_err(Problem::from));
         }
         Ok(())
     }
@@ -82,7 +75,6 @@ impl Kernel {
         change: &Change,
         desired: &Desired,
         indexes: &mut BTreeMap<Device, u32>,
-        report: &mut Report,
     ) -> Result<(), Problem> {
         match change {
             Change::CreateLink(device, own) => {
@@ -101,19 +93,13 @@ impl Kernel {
                 indexes.remove(device);
                 Ok(self.routes.execute_all([link::delete(*index)])?)
             }
-            Change::SetSysctl { path, value } => {
-                let previous = sysctl::get(path)?;
-                sysctl::set(path, value)?;
-                report.previous_sysctls.push((path.clone(), previous));
-                Ok(())
-            }
+            Change::SetSysctl { path, value } => Ok(sysctl::set(path, value)?),
             Change::InstallFilter(_) => Ok(self.filter.commit(desired.table.install(&desired.elements))?),
             Change::UpdateSet { set, add, remove } => {
                 Ok(self.filter.commit(desired.table.change(set, add, remove))?)
             }
-            Change::RefillSet(set) => {
-                let elements = desired.elements.get(set).cloned().unwrap_or_default();
-                Ok(self.filter.commit(desired.table.refill(set, &elements))?)
+            Change::RefillSet { set, elements } => {
+                Ok(self.filter.commit(desired.table.refill(set, elements))?)
             }
             // All others are operations, unless their device is not there.
             _ => Err(Problem::NoDevice),
@@ -121,26 +107,31 @@ impl Kernel {
     }
 }
 
-fn record(report: &mut Report, change: Change, outcome: Result<(), Problem>) {
+fn record(failures: &mut Vec<Failure>, change: Change, outcome: Result<(), Problem>) {
     match outcome {
-        Ok(()) => report.done += 1,
-        // What was to go is gone: somebody was faster. Another look will tell.
-        Err(Problem::Netlink(error)) if error.is_missing() && deletes(&change) => {}
-        Err(problem) => report.failures.push(Failure { change, reason: problem.to_string() }),
+        Ok(()) => {}
+        // What was to go is gone, or what was to be set has gone with its pod. Another look will tell.
+        Err(Problem::Netlink(error)) if error.is_missing() && may_be_gone(&change) => {}
+        Err(problem) => failures.push(Failure { change, reason: problem.to_string() }),
     }
 }
 
-fn deletes(change: &Change) -> bool {
-    matches!(
-        change,
+/// Whether it is no failure that what the change is about is not there.
+fn may_be_gone(change: &Change) -> bool {
+    match change {
         Change::UpdateSet { .. }
-            | Change::DeleteLink(..)
-            | Change::DeleteRoute(_)
-            | Change::DeleteForward(..)
-            | Change::DeleteNeighbour(..)
-            | Change::DeleteAddress(..)
-            | Change::DeletePod(..)
-    )
+        | Change::DeleteLink(..)
+        | Change::DeleteRoute(_)
+        | Change::DeleteForward(..)
+        | Change::DeleteNeighbour(..)
+        | Change::DeleteAddress(..)
+        | Change::DeletePod(..)
+        | Change::SetPod(..)
+        | Change::SetForward(Device::Pod(_), ..)
+        | Change::SetNeighbour(Device::Pod(_), ..) => true,
+        Change::SetRoute(_, way) => matches!(way.target, Target::Device(Device::Pod(_))),
+        _ => false,
+    }
 }
 
 /// Why a change did not happen.
@@ -204,7 +195,7 @@ fn operations(change: &Change, indexes: &BTreeMap<Device, u32>) -> Option<Vec<Op
         | Change::SetSysctl { .. }
         | Change::InstallFilter(_)
         | Change::UpdateSet { .. }
-        | Change::RefillSet(_) => None,
+        | Change::RefillSet { .. } => None,
     }
 }
 

@@ -15,6 +15,7 @@ use super::features::Features;
 use super::ruleset::{self, Members};
 use super::state::{Desired, Device, OwnKind, OwnLink, PodLink, State, Target, Way};
 use super::sysctl;
+use crate::config::MTU_RANGE;
 use crate::peers::Peer;
 use crate::underlay::Underlay;
 
@@ -131,9 +132,14 @@ pub fn pod_mtu(underlay: &Underlay, backend: Backend, configured: Option<u32>) -
     let narrowest = underlay.uplinks.values().map(|uplink| uplink.mtu).min()?;
     let carried = match backend {
         Backend::Direct => narrowest,
-        Backend::Auto | Backend::Vxlan => narrowest - overhead(over),
+        Backend::Auto | Backend::Vxlan => narrowest.saturating_sub(overhead(over)),
     };
     Some(configured.unwrap_or(carried).min(carried))
+}
+
+/// The smallest MTU of pods with addresses of these families, in bytes (IPv6: RFC 8200, section 5).
+pub fn smallest_mtu(families: &BTreeSet<Family>) -> u32 {
+    if families.contains(&Family::V6) { 1280 } else { *MTU_RANGE.start() }
 }
 
 /// The MAC address of the bridge: the node's own, so that pods find their gateway even if it was made anew.
@@ -201,7 +207,7 @@ fn devices(inputs: &Inputs<'_>, state: &mut State) {
         let tunnel = OwnLink {
             kind: OwnKind::Tunnel(vxlan),
             mac: vtep_mac(inputs.cluster, inputs.node),
-            mtu: uplink.mtu - overhead(*family),
+            mtu: uplink.mtu.saturating_sub(overhead(*family)),
             up: true,
         };
         state.links.insert(Device::Tunnel(*family), tunnel);

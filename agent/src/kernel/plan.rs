@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use polder_api::{IfName, Mac};
 use polder_netlink::link::Port;
-use polder_netlink::nft::{Element, Elements, Found, Key};
+use polder_netlink::nft::{Element, Elements, Found, Key, union};
 
 use super::state::{Actual, Desired, Device, OwnKind, OwnLink, State, Target, Way};
 
@@ -43,7 +43,12 @@ pub enum Change {
         remove: Vec<Element>,
     },
     /// Replaces all elements of one of its sets.
-    RefillSet(&'static str),
+    RefillSet {
+        /// The set.
+        set: &'static str,
+        /// All that it then has.
+        elements: BTreeSet<Element>,
+    },
     /// Gives a device an address.
     AddAddress(Device, IpNetwork),
     /// Makes a pod's interface a port of the bridge, with these settings, and switches it on.
@@ -167,7 +172,13 @@ fn filter(desired: &Desired, found: &Found, prune: Prune, changes: &mut Vec<Chan
             continue;
         }
         if matches!(set.key, Key::Network(_)) {
-            changes.push(Change::RefillSet(set.name));
+            let elements = match prune {
+                Prune::Yes => want.clone(),
+                Prune::No => union(want, have),
+            };
+            if elements != *have {
+                changes.push(Change::RefillSet { set: set.name, elements });
+            }
             continue;
         }
         let add: Vec<_> = want.difference(have).cloned().collect();
@@ -259,7 +270,7 @@ impl fmt::Display for Change {
             Self::UpdateSet { set, add, remove } => {
                 write!(f, "set {set}: add {}, remove {}", add.len(), remove.len())
             }
-            Self::RefillSet(set) => write!(f, "set {set}: fill anew"),
+            Self::RefillSet { set, .. } => write!(f, "set {set}: fill anew"),
             Self::AddAddress(device, address) => write!(f, "add address {address} to {device}"),
             Self::SetPod(name, Some(_)) => write!(f, "set {name} as a pod's port of the bridge"),
             Self::SetPod(name, None) => write!(f, "set {name} as a pod's interface"),
@@ -310,7 +321,9 @@ pub fn summary(changes: &[Change]) -> String {
         let kind = match change {
             Change::SetSysctl { .. } => "sysctls",
             Change::CreateLink(..) | Change::DeleteLink(..) | Change::AdjustLink(..) => "links",
-            Change::InstallFilter(_) | Change::UpdateSet { .. } | Change::RefillSet(_) => "filter changes",
+            Change::InstallFilter(_) | Change::UpdateSet { .. } | Change::RefillSet { .. } => {
+                "filter changes"
+            }
             Change::AddAddress(..) | Change::DeleteAddress(..) => "addresses",
             Change::SetPod(..) | Change::DeletePod(..) => "pod interfaces",
             Change::SetNeighbour(..) | Change::DeleteNeighbour(..) => "neighbours",

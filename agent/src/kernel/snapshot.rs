@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use polder_api::{IfName, POD_INTERFACE_PREFIX};
+use polder_api::IfName;
 use polder_netlink::Error;
 use polder_netlink::link::{Kind, Link};
 use polder_netlink::neighbour::Destination;
@@ -144,11 +144,8 @@ pub struct AttachedPod {
 
 /// What the interface is for, if it is ours.
 fn device(link: &Link) -> Option<Device> {
-    let own = Device::OWN.into_iter().find(|device| device.name() == Some(link.name.as_str()));
-    own.or_else(|| {
-        let ours = link.name.starts_with(POD_INTERFACE_PREFIX) && link.kind == Kind::Veth;
-        ours.then(|| link.name.parse().ok().map(Device::Pod)).flatten()
-    })
+    // What has the name of a pod's interface and is none is somebody else's.
+    Device::named(&link.name).filter(|device| !matches!(device, Device::Pod(_)) || link.kind == Kind::Veth)
 }
 
 fn own_link(link: &Link) -> OwnLink {

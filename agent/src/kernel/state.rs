@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use polder_api::{BRIDGE, Family, IfName, Mac};
+use polder_api::{BRIDGE, Family, IfName, Mac, is_host_interface};
 use polder_netlink::link::{Port, Vxlan};
 use polder_netlink::nft::{Elements, Found, Table};
 
@@ -25,6 +25,12 @@ pub enum Device {
 impl Device {
     /// The devices that the agent makes.
     pub const OWN: [Self; 3] = [Self::Bridge, Self::Tunnel(Family::V4), Self::Tunnel(Family::V6)];
+
+    /// The device of that name, if it is a name of ours.
+    pub fn named(name: &str) -> Option<Self> {
+        let own = Self::OWN.into_iter().find(|device| device.name() == Some(name));
+        own.or_else(|| is_host_interface(name).then(|| name.parse().ok().map(Self::Pod)).flatten())
+    }
 
     /// The name of a device of ours.
     pub fn name(&self) -> Option<&str> {

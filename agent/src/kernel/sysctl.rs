@@ -81,7 +81,7 @@ pub fn advertised_to() -> Vec<String> {
     }
     let Ok(interfaces) = fs::read_dir(full("net/ipv6/conf")) else { return Vec::new() };
     let names = interfaces.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let of_others = names.filter(|name| !name.starts_with("pld") && !name.starts_with("polder"));
+    let of_others = names.filter(|name| Device::named(name).is_none());
     let paths = of_others.filter(|name| !["all", "default", "lo"].contains(&name.as_str()));
     let paths = paths.map(|name| format!("net/ipv6/conf/{name}/accept_ra"));
     paths.filter(|path| get(path).is_ok_and(|value| value == "1")).collect()

@@ -116,8 +116,7 @@ impl Registrar {
             }
             Ok(Outcome::Refused) => Ok(false),
             Err(error) => {
-                let key = Key::Block(claim.block).to_string();
-                let range = Range { end: format!("{key}\0"), start: key };
+                let range = Range::single(Key::Block(claim.block).to_string());
                 let found = self.agent.store.range(&range).await.map_err(|_| error)?;
                 // Gone or never there: should it still come to pass, it is taken over when it is seen.
                 Ok(found.entries.first().is_some_and(|entry| entry.value == encode(&claim.record)))
@@ -140,7 +139,14 @@ fn next_block<'a>(
         if !usable || wanted.is_some_and(|wanted| wanted != name) {
             continue;
         }
-        let is_taken = |block| view.blocks.contains_key(&block) || lost.contains(&block);
+        // Claims of another size are rare: pools that were cut anew, or what somebody wrote by hand.
+        let sized = |block: &&Block| block.cidr().length() != pool.record.block_length();
+        let odd: Vec<&Block> = view.blocks.keys().filter(sized).collect();
+        let is_taken = |block: Block| {
+            view.blocks.contains_key(&block)
+                || lost.contains(&block)
+                || odd.iter().any(|odd| odd.cidr().overlaps(block.cidr()))
+        };
         if let Some(block) = candidates(me, &pool.record, is_taken).next() {
             return Ok((pool, block));
         }

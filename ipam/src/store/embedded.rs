@@ -67,12 +67,11 @@ impl Embedded {
             }
             transaction.execute("UPDATE store_revision SET revision = ?1", params![revision])?;
             transaction.commit()?;
-            Ok(Some((revision, changes)))
+            // Here, so that followers hear of changes in their order. Nobody has to listen.
+            let _ = self.changes.send((revision, changes));
+            Ok(Some(revision))
         })?;
-        let Some((revision, changes)) = applied else { return Ok(Outcome::Refused) };
-        // Nobody has to listen.
-        let _ = self.changes.send((revision, changes));
-        Ok(Outcome::Applied { revision })
+        Ok(applied.map_or(Outcome::Refused, |revision| Outcome::Applied { revision }))
     }
 
     pub(super) async fn follow(self, range: Range, updates: mpsc::Sender<Update>) {

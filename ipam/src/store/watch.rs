@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
 use super::etcd::{Etcd, entry, explain};
-use super::{Change, Contents, Range, Update};
+use super::{Change, Contents, Entry, Range, StoreError, Update};
 
 /// A silent stream is asked for a sign of life this often ...
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
@@ -47,13 +47,15 @@ struct Follower {
     updates: mpsc::Sender<Update>,
     /// Revision up to which everything is known; `None` before the first load.
     known: Option<i64>,
+    /// The entry that changed last, if that was no deletion. A store that has it has what was known.
+    witness: Option<Entry>,
     /// Whether the last word was that nothing is heard.
     lost: bool,
 }
 
 /// Follows until nobody listens any more.
 pub(super) async fn follow(etcd: Etcd, range: Range, updates: mpsc::Sender<Update>) {
-    let mut follower = Follower { etcd, range, updates, known: None, lost: false };
+    let mut follower = Follower { etcd, range, updates, known: None, witness: None, lost: false };
     let mut pause = RETRY.0;
     loop {
         let started = Instant::now();
@@ -78,7 +80,11 @@ impl Follower {
     /// Loads if need be, then follows one stream to its end.
     async fn run(&mut self) -> Ended {
         let known = match self.known {
-            Some(revision) => revision,
+            Some(revision) => match self.is_the_same_store().await {
+                Ok(true) => revision,
+                Ok(false) => return Ended::Gap("the store is not what it was".to_owned()),
+                Err(error) => return Ended::Broken(error.to_string()),
+            },
             None => match self.etcd.range(&self.range).await {
                 Ok(contents) => match self.load(contents).await {
                     Ok(revision) => revision,
@@ -132,8 +138,18 @@ impl Follower {
         }
     }
 
+    /// Whether the store still has what was known of it. A store that was emptied, or set back to an earlier state,
+    /// may have gone on to any revision by now; one that has the last change as it was has all before it, too. A
+    /// wrong no costs one load.
+    async fn is_the_same_store(&self) -> Result<bool, StoreError> {
+        let Some(witness) = &self.witness else { return Ok(false) };
+        let found = self.etcd.range(&Range::single(witness.key.clone())).await?;
+        Ok(found.entries.first() == Some(witness))
+    }
+
     async fn load(&mut self, contents: Contents) -> Result<i64, Unwanted> {
         let revision = contents.revision;
+        self.witness = contents.entries.iter().max_by_key(|entry| entry.revision).cloned();
         self.send(Update::Loaded(contents)).await?;
         self.known = Some(revision);
         self.lost = false;
@@ -160,7 +176,8 @@ impl Follower {
         let update = match changes.iter().map(|(revision, _)| *revision).max() {
             Some(revision) => {
                 self.known = Some(revision);
-                let changes = changes.into_iter().map(|(_, change)| change).collect();
+                let changes: Vec<Change> = changes.into_iter().map(|(_, change)| change).collect();
+                self.witness = changes.last().and_then(|change| change.entry.clone());
                 Update::Changed { revision, changes }
             }
             None if self.lost => Update::Back { revision: known },

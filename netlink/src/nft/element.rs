@@ -1,5 +1,6 @@
 //! The elements of a set, as the kernel compares them.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
@@ -58,6 +59,22 @@ impl Element {
             })
             .collect()
     }
+}
+
+/// The ends of the ranges that cover what either covers.
+pub fn union(some: &BTreeSet<Element>, others: &BTreeSet<Element>) -> BTreeSet<Element> {
+    let mut ends: Vec<&Element> = some.iter().chain(others).collect();
+    // Where a range begins that another ends at, they become one.
+    ends.sort_by_key(|end| (&end.key, end.ends_range));
+    let (mut depth, mut union) = (0_usize, BTreeSet::new());
+    for end in ends {
+        let before = depth;
+        depth = if end.ends_range { depth.saturating_sub(1) } else { depth + 1 };
+        if before == 0 || depth == 0 {
+            union.insert(end.clone());
+        }
+    }
+    union
 }
 
 impl Key {
@@ -138,6 +155,21 @@ mod tests {
             ranges(&["10.0.0.0/24", "10.9.0.0/24"]),
             ["10.0.0.0", "<10.0.1.0", "10.9.0.0", "<10.9.1.0"]
         );
+    }
+
+    #[test]
+    fn the_union_covers_what_either_covers() {
+        let set = |networks: &[&str]| -> BTreeSet<Element> {
+            Element::networks(networks.iter().map(|network| network.parse().unwrap())).into_iter().collect()
+        };
+        for (some, others, both) in [
+            (&["10.0.0.0/24"][..], &["10.0.1.0/24", "10.9.0.0/24"][..], &["10.0.0.0/23", "10.9.0.0/24"][..]),
+            (&["10.0.0.0/8"], &["10.1.0.0/16"], &["10.0.0.0/8"]),
+            (&["255.0.0.0/8"], &["255.255.0.0/16"], &["255.0.0.0/8"]),
+            (&[], &["10.0.0.0/8"], &["10.0.0.0/8"]),
+        ] {
+            assert_eq!(union(&set(some), &set(others)), set(both), "{some:?} and {others:?}");
+        }
     }
 
     #[test]

@@ -16,7 +16,6 @@ use polder_netlink::route::Lookup;
 use super::*;
 use crate::kernel::desired::{Inputs, desired};
 use crate::kernel::features::Features;
-use crate::kernel::ruleset::Sets;
 use crate::kernel::state::PodLink;
 use crate::peers::Peer;
 use crate::underlay::{Underlay, Uplink};
@@ -229,9 +228,8 @@ impl Model {
                 assert_eq!(found.kind, link.kind, "what a device is cannot be changed");
             }
             Change::InstallFilter(_) => self.filter = Some((desired.table.clone(), desired.elements.clone())),
-            Change::RefillSet(set) => {
-                let (_, elements) = self.filter.as_mut().expect("a table");
-                elements.insert(set, desired.elements[set].clone());
+            Change::RefillSet { set, elements } => {
+                self.filter.as_mut().expect("a table").1.insert(set, elements.clone());
             }
             Change::UpdateSet { set, add, remove } => {
                 let elements = self.filter.as_mut().expect("a table").1.entry(set).or_default();
@@ -377,7 +375,7 @@ proptest! {
         let desired = after.desired(&model.present());
         let changes = plan(&desired, &model.actual(&desired), Prune::Yes);
         let protects = |change: &Change| {
-            matches!(change, Change::InstallFilter(_) | Change::UpdateSet { .. } | Change::RefillSet(_))
+            matches!(change, Change::InstallFilter(_) | Change::UpdateSet { .. } | Change::RefillSet { .. })
         };
         let opens = |change: &Change| matches!(change, Change::SetPod(..) | Change::SetRoute(..));
         if let (Some(last), Some(first)) = (changes.iter().rposition(protects), changes.iter().position(opens)) {
@@ -400,8 +398,8 @@ proptest! {
         model.become_like(&partial, Prune::No);
         prop_assert_eq!(model.state, before.state);
         let (before, after) = (before.filter.unwrap().1, model.filter.unwrap().1);
-        for set in Family::BOTH.map(Sets::of).iter().flat_map(|sets| [sets.senders, sets.peers]) {
-            prop_assert_eq!(&before[set], &after[set]);
+        for (set, elements) in &before {
+            prop_assert_eq!(elements, &after[set], "{}", set);
         }
     }
 }
