@@ -39,9 +39,8 @@ const PEERS_ASKED: usize = 8;
 /// Addresses that are nobody's (RFC 5737, RFC 3849): the way to them is the default route.
 const WORLD: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
 
-/// How long what a load of all records lacks is kept nevertheless: a store that was emptied gets its records back from
-/// those who have them.
-const SHRUNK_GRACE: Duration = Duration::from_secs(60);
+/// How long what the store has lost is kept nevertheless: it gets its records back from those who have them.
+const LOSS_GRACE: Duration = Duration::from_secs(60);
 
 /// After a pass that failed: at first soon, then slower.
 const RETRY: Duration = Duration::from_millis(200);
@@ -64,7 +63,7 @@ pub async fn run(agent: Arc<Agent>) {
         agent,
         reach: BTreeMap::new(),
         doubt: false,
-        loads: 0,
+        losses: 0,
         prune_from: None,
         retry: None,
         count: 0,
@@ -95,8 +94,8 @@ struct Engine {
     reach: BTreeMap<IpAddr, Option<Lookup>>,
     /// Whether some of that could not be asked.
     doubt: bool,
-    /// The load of all records that was seen last.
-    loads: u64,
+    /// Losses of the store that are known.
+    losses: u64,
     /// When what is in no record is garbage again.
     prune_from: Option<Instant>,
     /// When a pass that failed is tried again.
@@ -118,14 +117,10 @@ impl Engine {
 
     /// Whether all is known that the node is to have, so that what is in no record is garbage.
     fn prune(&mut self, view: &View, own_blocks: &[Block], blocks: &[Block]) -> Prune {
-        if view.loads != self.loads {
-            self.loads = view.loads;
-            if view.shrunk {
-                warn!(
-                    "the store lacks nodes or claims that were there before: what leads to them stays for now"
-                );
-                self.prune_from = Some(Instant::now() + SHRUNK_GRACE);
-            }
+        if view.losses != self.losses {
+            self.losses = view.losses;
+            warn!("the store has lost records: what leads to the nodes that they were about stays for now");
+            self.prune_from = Some(Instant::now() + LOSS_GRACE);
         }
         self.prune_from = self.prune_from.filter(|from| *from > Instant::now());
         let holdings = self.agent.board.holdings();

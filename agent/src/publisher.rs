@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use tracing::debug;
 
 use crate::agent::Agent;
-use crate::board::Registration;
+use crate::view::{Source, View};
 
 /// What happens within this time goes together.
 const BATCH: Duration = Duration::from_millis(100);
@@ -19,34 +19,48 @@ const BATCH: Duration = Duration::from_millis(100);
 /// Before another attempt.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Runs for ever. Keeps the cluster's records of a living node, too.
-pub async fn run(agent: Arc<Agent>) {
-    let mut registration = agent.board.registration.subscribe();
-    let registered = registration.wait_for(|state| *state == Registration::Registered).await.is_ok();
-    if !registered {
-        return;
-    }
-    let alive = Key::Alive(agent.config.node.clone());
-    tokio::join!(agent.store.hold(&alive, ALIVE_SECONDS), publish(&agent));
-}
-
 /// A node whose agent has not been heard for this long is not alive. Nothing is ever freed for that.
 const ALIVE_SECONDS: i64 = 30;
+
+/// Runs for ever. Keeps the lease of a living node, too. Begins anew whenever the node's own record was written: the
+/// store may have lost more than that.
+pub async fn run(agent: Arc<Agent>) {
+    let mut view = agent.board.view.subscribe();
+    loop {
+        let Ok(known) =
+            view.wait_for(|view| own_revision(&agent, view) != 0).await.map(|view| Arc::clone(&view))
+        else {
+            return;
+        };
+        let revision = own_revision(&agent, &known);
+        let alive = Key::Alive(agent.config.node.clone());
+        let work = async { tokio::join!(agent.store.hold(&alive, ALIVE_SECONDS), publish(&agent)) };
+        tokio::select! {
+            _ = work => {}
+            // Cancel-safe: what was begun is read back by the next round.
+            _ = view.wait_for(|view| own_revision(&agent, view) != revision) => {}
+        }
+    }
+}
+
+/// The revision of the node's own record in the store; 0 if it is not there, or not this node's.
+fn own_revision(agent: &Agent, view: &View) -> i64 {
+    let identity = agent.board.holdings().identity.clone();
+    let own = view
+        .nodes
+        .get(&agent.config.node)
+        .filter(|own| identity.is_some_and(|identity| identity.incarnation == own.record.incarnation));
+    own.filter(|_| view.source == Source::Store).map_or(0, |own| own.revision)
+}
 
 async fn publish(agent: &Agent) {
     // What the store has; `None` before it was read, and after a doubt.
     let mut published: Option<BTreeMap<String, Vec<u8>>> = None;
-    let mut view = agent.board.view.subscribe();
     loop {
-        let loads = agent.board.view().loads;
         match synchronize(agent, published.take()).await {
             Ok(now) => {
-                tokio::select! {
-                    // Cancel-safe, both: a ring is kept, and a view is looked at again.
-                    () = agent.attachments_changed.notified() => published = Some(now),
-                    // Everything was read anew: it may be another store.
-                    _ = view.wait_for(|view| view.loads != loads) => {}
-                }
+                published = Some(now);
+                agent.attachments_changed.notified().await;
                 sleep(BATCH).await;
             }
             Err(error) => {

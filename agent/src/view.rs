@@ -55,10 +55,9 @@ pub struct View {
     pub blocks: BTreeMap<Block, Known<BlockRecord>>,
     /// The keys whose records were refused, with the reason. Where an earlier record could be read, it stays in force.
     pub refused: BTreeMap<String, String>,
-    /// How often everything was loaded.
-    pub loads: u64,
-    /// Whether the last load lacks nodes or claims that were known before it.
-    pub shrunk: bool,
+    /// How often the store seems to have lost records: it lost the settings, which nobody deletes, or came back without
+    /// nodes or claims that were known before.
+    pub losses: u64,
     /// The last settings that were known: for a store that has lost them.
     pub remembered: Option<Settings>,
 }
@@ -101,13 +100,14 @@ impl View {
         let before = std::mem::take(self);
         self.source = Source::Store;
         self.revision = contents.revision;
-        self.loads = before.loads + 1;
         self.own.clone_from(&before.own);
         self.take_all(contents.entries);
         let unreadable: Vec<String> = self.refused.keys().cloned().collect();
         unreadable.iter().for_each(|key| self.keep(key, &before));
-        self.shrunk = before.nodes.keys().any(|name| !self.nodes.contains_key(name))
-            || before.blocks.keys().any(|block| !self.blocks.contains_key(block));
+        let lost = before.nodes.keys().any(|name| !self.nodes.contains_key(name))
+            || before.blocks.keys().any(|block| !self.blocks.contains_key(block))
+            || before.cluster.is_some() && self.cluster.is_none();
+        self.losses = before.losses + u64::from(lost);
         if self.cluster.is_none() {
             self.remembered = before.settings();
         }
@@ -148,7 +148,10 @@ impl View {
     }
 
     fn change(&mut self, Change { key, entry }: Change) {
-        let Some(entry) = entry else { return self.forget(&key) };
+        let Some(entry) = entry else {
+            self.losses += u64::from(self.cluster.is_some() && key == Key::Cluster.to_string());
+            return self.forget(&key);
+        };
         let revision = entry.revision;
         let record = decode(&key, &entry.value);
         if record.is_ok() {
@@ -268,15 +271,18 @@ mod tests {
     }
 
     #[test]
-    fn a_load_that_lacks_what_was_known_says_so() {
+    fn what_is_lost_without_anybodys_deleting_it_is_counted() {
         const CLAIM: &str = r#"{"node":"n","incarnation":"i","pool":"p","nonce":"x"}"#;
         let mut view = loaded();
         view.apply(changed(8, "blocks/4-0a000000-26", Some(CLAIM)));
-        assert_eq!((view.blocks.len(), view.shrunk), (1, false), "{:?}", view.refused);
-        view.apply(Update::Loaded(Contents { revision: 9, entries: Vec::new() }));
-        assert_eq!((view.shrunk, view.loads), (true, 2));
-        view.apply(Update::Loaded(Contents { revision: 9, entries: Vec::new() }));
-        assert!(!view.shrunk);
+        assert_eq!((view.blocks.len(), view.losses), (1, 0), "{:?}", view.refused);
+        let empty = || Update::Loaded(Contents { revision: 9, entries: Vec::new() });
+        view.apply(empty());
+        assert_eq!(view.losses, 1);
+        view.apply(empty());
+        view.apply(changed(10, "blocks/4-0a000000-26", Some(CLAIM)));
+        view.apply(changed(11, "blocks/4-0a000000-26", None));
+        assert_eq!(view.losses, 1, "a claim that is deleted is not lost");
     }
 
     #[test]

@@ -127,6 +127,20 @@ impl Etcd {
         keys.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
     }
 
+    /// Whether every member answers.
+    pub fn is_healthy(&self) -> bool {
+        self.health().is_ok()
+    }
+
+    fn health(&self) -> Result<(), String> {
+        let endpoints = self.endpoints().join(",");
+        let mut command = self.members[0].node.command("env");
+        command.args(["ETCDCTL_API=3", "etcdctl", "--endpoints", &endpoints, "endpoint", "health"]);
+        let health = command.output().map_err(|error| error.to_string())?;
+        let said = || String::from_utf8_lossy(&health.stderr).into_owned();
+        health.status.success().then_some(()).ok_or_else(said)
+    }
+
     fn scheme(&self) -> &'static str {
         if self.tls.is_some() { "https" } else { "http" }
     }
@@ -138,21 +152,7 @@ impl Etcd {
                 self.members[0].node.shell("ss -Hltn 'sport = :2379'").contains(":2379")
             });
         }
-        let endpoints = self.endpoints().join(",");
-        wait::until("etcd to be healthy", || {
-            let member = &self.members[0];
-            let health = member
-                .node
-                .command("env")
-                .args(["ETCDCTL_API=3", "etcdctl", "--endpoints", &endpoints, "endpoint", "health"])
-                .output();
-            let health = health.map_err(|error| error.to_string())?;
-            if health.status.success() {
-                Ok(())
-            } else {
-                Err(String::from_utf8_lossy(&health.stderr).into_owned())
-            }
-        });
+        wait::until("etcd to be healthy", || self.health());
     }
 }
 

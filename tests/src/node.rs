@@ -215,6 +215,10 @@ impl Process {
         if let Some(pid) = self.pid {
             let _ = kill(pid, signal);
         }
+        // `nsenter` stops when its child does, and has to be woken.
+        if let (Signal::SIGCONT | Signal::SIGKILL, Ok(outer)) = (signal, i32::try_from(self.outer.id())) {
+            let _ = kill(Pid::from_raw(outer), Signal::SIGCONT);
+        }
     }
 
     /// Ends it without any warning, and waits until it is gone.

@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use polder_tests::agent::Worker;
-use polder_tests::matrix::{self, assert_flat};
-use polder_tests::probe::Stream;
+use polder_tests::matrix::assert_flat;
+use polder_tests::talk::while_talking;
 use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::json;
 
@@ -13,18 +13,6 @@ fn lab() -> (Lab, Vec<Pod>) {
     let lab = Lab::start(Topology::two_segments());
     let pods = lab.workers.iter().map(|worker| worker.pod(&format!("{}-old", worker.name()))).collect();
     (lab, pods)
-}
-
-/// Sends from the first pod to all others while something happens. Not one packet may be lost.
-fn while_talking(pods: &[Pod], happen: impl FnOnce()) {
-    let _servers = matrix::listen(&pods[1..]);
-    let streams: Vec<_> =
-        pods[1..].iter().map(|to| (to, pods[0].within(|| Stream::start(pods[0].v4(), to.v4())))).collect();
-    happen();
-    for (to, stream) in streams {
-        let (sent, received) = stream.finish();
-        assert_eq!(received, sent, "packets to {} were lost", to.name());
-    }
 }
 
 /// Everything of ours that is in a node's kernel, as other programs see it, without what counts or ages.
@@ -60,10 +48,7 @@ fn pods_keep_talking_when_the_agent_is_killed_and_when_it_comes_back() {
         lab.workers.iter_mut().for_each(Worker::start_and_wait);
     });
     for (worker, before) in lab.workers.iter().zip(&before) {
-        let writes = worker.wait_for_status("a pass without writes", |status| {
-            Some(status["last_pass"]["writes"].as_u64()?).filter(|writes| *writes == 0)
-        });
-        assert_eq!(writes, 0);
+        assert_eq!(worker.status()["last_pass"]["written"], 0, "{}", worker.log());
         assert_unchanged(worker, before);
     }
     let all: Vec<Pod> = pods.into_iter().chain(lab.workers.iter().map(|worker| worker.pod("new"))).collect();
@@ -73,7 +58,9 @@ fn pods_keep_talking_when_the_agent_is_killed_and_when_it_comes_back() {
 #[test]
 fn an_agent_that_is_told_to_stop_ends_well_and_leaves_the_pods_talking() {
     let (mut lab, pods) = lab();
+    let before = kernel_state(&lab.workers[0]);
     while_talking(&pods, || assert!(lab.workers[0].stop()));
+    assert_unchanged(&lab.workers[0], &before);
     assert_flat(&pods, 1450);
 }
 
@@ -85,13 +72,16 @@ fn a_second_pass_right_after_the_first_writes_nothing() {
     let pods: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("a")).collect();
     assert_flat(&pods, 1450);
     for worker in &lab.workers {
-        let count = |status: &serde_json::Value| status["last_pass"]["count"].as_u64();
-        let settled = worker.wait_for_status("a pass without writes", |status| {
-            count(status).filter(|_| status["last_pass"]["writes"] == 0)
+        let of_passes = |status: &serde_json::Value, field: &str| status["last_pass"][field].as_u64();
+        let (settled, written) = worker.wait_for_status("a pass without writes", |status| {
+            let pass = of_passes(status, "count").zip(of_passes(status, "written"));
+            pass.filter(|_| status["last_pass"]["writes"] == 0)
         });
         let before = kernel_state(worker);
-        worker.wait_for_status("three more passes", |status| count(status).filter(|now| *now >= settled + 3));
-        assert_eq!(worker.status()["last_pass"]["writes"], 0);
+        worker.wait_for_status("three more passes", |status| {
+            of_passes(status, "count").filter(|now| *now >= settled + 3)
+        });
+        assert_eq!(of_passes(&worker.status(), "written"), Some(written), "{}", worker.log());
         assert_unchanged(worker, &before);
     }
 }
@@ -99,9 +89,16 @@ fn a_second_pass_right_after_the_first_writes_nothing() {
 #[test]
 fn with_etcd_dead_pods_keep_talking_and_come_and_go() {
     let (mut lab, mut pods) = lab();
-    while_talking(&pods, || lab.etcd.kill());
-    lab.workers[0].wait_for_status("the loss of the store", |status| {
-        (status["store"]["state"] == "disconnected").then_some(())
+    let store = |lab: &Lab, state: &str| {
+        for worker in &lab.workers {
+            worker.wait_for_status(&format!("the store to be {state}"), |status| {
+                (status["store"]["state"] == state).then_some(())
+            });
+        }
+    };
+    while_talking(&pods, || {
+        lab.etcd.kill();
+        store(&lab, "disconnected");
     });
     for worker in &lab.workers {
         let status = worker.status();
@@ -109,10 +106,10 @@ fn with_etcd_dead_pods_keep_talking_and_come_and_go() {
         pods.push(worker.pod(&format!("{}-new", worker.name())));
     }
     assert_flat(&pods, 1450);
-    lab.workers[0].delete(&pods[0]);
-    lab.etcd.start_again();
-    lab.workers[0].wait_for_status("the store's return", |status| {
-        (status["store"]["state"] == "connected").then_some(())
+    lab.workers[0].delete(&pods.remove(0));
+    while_talking(&pods, || {
+        lab.etcd.start_again();
+        store(&lab, "connected");
     });
     wait::until("etcd to be told who has which address", || {
         let keys = lab.etcd.keys("/polder/v1/addresses/");
@@ -175,6 +172,40 @@ fn a_ledger_that_is_lost_is_made_anew_before_an_address_goes_out() {
     assert_flat(&pods, 1450);
     lab.workers[0].delete(&pods[0]);
     assert_eq!(lab.workers[0].status()["pods"], 1);
+}
+
+#[test]
+fn a_ledger_that_is_lost_while_etcd_is_away_survives_any_number_of_starts() {
+    let (mut lab, pods) = lab();
+    lab.workers[0].kill();
+    lab.etcd.kill();
+    lab.workers[0].node.shell("rm -r /var/lib/polder");
+    for _ in 0..2 {
+        lab.workers[0].start();
+        lab.workers[0].wait_for_status("the agent to wait for etcd", |status| {
+            status["reasons"].to_string().contains("etcd").then_some(())
+        });
+        lab.workers[0].kill();
+    }
+    lab.etcd.start_again();
+    while_talking(&pods, || lab.workers[0].start_and_wait());
+    assert_eq!(lab.workers[0].status()["pods"], 1);
+}
+
+#[test]
+fn with_a_ledger_that_cannot_be_written_pods_can_still_be_taken_away() {
+    let mut lab = Lab::build(Topology::one_segment(1));
+    lab.workers[0].node.shell("mkdir -p /var/lib/polder; mount -t tmpfs -o size=1m none /var/lib/polder");
+    lab.start_agents();
+    let worker = &lab.workers[0];
+    let pod = worker.pod("a");
+    worker.node.shell("dd if=/dev/zero of=/var/lib/polder/full bs=4k 2>/dev/null || true");
+    worker.delete(&pod);
+    assert!(!worker.node.shell("ip -o link").contains("pld"), "its interface is still there");
+    let refused = worker.try_pod("b", &Worker::netconf("1.1.0")).unwrap_err();
+    assert!(refused["msg"].as_str().unwrap().contains("ledger"), "{refused}");
+    worker.node.shell("rm /var/lib/polder/full");
+    worker.cni("ADD", "b", "/run/netns/b", &Worker::netconf("1.1.0")).unwrap();
 }
 
 #[test]

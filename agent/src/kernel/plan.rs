@@ -84,13 +84,13 @@ pub enum Prune {
 pub fn plan(desired: &Desired, actual: &Actual, prune: Prune) -> Vec<Change> {
     let mut changes = Vec::new();
     let (want, have) = (&desired.state, &actual.state);
+    filter(desired, &actual.filter, prune, &mut changes);
     let remade = links(want, actual, &mut changes);
     // What hung on a device that is made anew is gone with it.
     let gone = |device: &Device| remade.contains(device);
     let forgot_forwards =
         |device: &Device| gone(device) || (matches!(device, Device::Pod(_)) && gone(&Device::Bridge));
     sysctls(desired, actual, &mut changes);
-    filter(desired, &actual.filter, prune, &mut changes);
 
     for (device, address) in &want.addresses {
         if gone(device) || !have.addresses.contains(&(device.clone(), *address)) {

@@ -377,7 +377,9 @@ proptest! {
         let protects = |change: &Change| {
             matches!(change, Change::InstallFilter(_) | Change::UpdateSet { .. } | Change::RefillSet { .. })
         };
-        let opens = |change: &Change| matches!(change, Change::SetPod(..) | Change::SetRoute(..));
+        let opens = |change: &Change| {
+            matches!(change, Change::CreateLink(..) | Change::SetPod(..) | Change::SetRoute(..))
+        };
         if let (Some(last), Some(first)) = (changes.iter().rposition(protects), changes.iter().position(opens)) {
             prop_assert!(last < first, "{:#?}", changes);
         }

@@ -1,0 +1,17 @@
+//! Pods that talk while something happens to the network.
+
+use crate::matrix::listen;
+use crate::pod::Pod;
+use crate::probe::Stream;
+
+/// Sends from the first pod to all others while something happens. Not one packet may be lost.
+pub fn while_talking(pods: &[Pod], happen: impl FnOnce()) {
+    let _servers = listen(&pods[1..]);
+    let streams: Vec<_> =
+        pods[1..].iter().map(|to| (to, pods[0].within(|| Stream::start(pods[0].v4(), to.v4())))).collect();
+    happen();
+    for (to, stream) in streams {
+        let (sent, received) = stream.finish();
+        assert_eq!(received, sent, "packets to {} were lost", to.name());
+    }
+}

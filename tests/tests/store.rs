@@ -1,0 +1,170 @@
+//! What goes on when etcd loses, garbles or replaces what it had.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use polder_tests::agent::Worker;
+use polder_tests::fabric::Families;
+use polder_tests::matrix::assert_flat;
+use polder_tests::talk::while_talking;
+use polder_tests::{Lab, Pod, Topology, wait};
+
+fn pods(lab: &Lab, name: &str) -> Vec<Pod> {
+    lab.workers.iter().map(|worker| worker.pod(name)).collect()
+}
+
+/// The keys of everything that agents write.
+fn keys(lab: &Lab) -> Vec<String> {
+    lab.etcd.keys("/polder/")
+}
+
+/// Waits until the store has the same keys as before, and all nodes serve and know the ways to all others.
+fn assert_restored(lab: &Lab, before: &[String]) {
+    wait::until("all records to be back", || {
+        let now = keys(lab);
+        if now == before { Ok(()) } else { Err(format!("{now:#?}")) }
+    });
+    for worker in &lab.workers {
+        worker.wait_for_status("the node to be known and to serve", |status| {
+            (status["ready"] == true && status["problems"].as_array()?.is_empty()).then_some(())
+        });
+        for peer in lab.workers.iter().filter(|peer| peer.name() != worker.name()) {
+            wait::until_true("the peer to be known", || worker.path_to(peer.name(), "ipv4") != "none");
+        }
+    }
+}
+
+#[test]
+fn a_store_that_is_emptied_gets_everything_back_and_pods_keep_talking() {
+    let lab = Lab::start(Topology::two_segments());
+    let old = pods(&lab, "old");
+    wait::until_true("the addresses to be published", || keys(&lab).len() == 14);
+    let (before, cluster) = (keys(&lab), lab.etcd.ctl(&["get", "/polder/v1/cluster"]));
+    while_talking(&old, || {
+        lab.etcd.ctl(&["del", "--prefix", "/polder/"]);
+        assert_restored(&lab, &before);
+    });
+    assert_eq!(lab.etcd.ctl(&["get", "/polder/v1/cluster"]), cluster, "it is another cluster now");
+    assert_flat(&[old, pods(&lab, "new")].concat(), 1450);
+}
+
+#[test]
+fn a_store_that_is_replaced_by_an_empty_one_gets_everything_back_without_the_first_settings() {
+    let mut lab = Lab::build(Topology::two_segments());
+    lab.start_agents();
+    let old = pods(&lab, "old");
+    wait::until_true("the addresses to be published", || keys(&lab).len() == 14);
+    let before = keys(&lab);
+    wait::until_true("the records to be written down", || {
+        let written = lab.workers[0].node.read("/var/lib/polder/cluster.json");
+        written.is_ok_and(|text| text.matches("blocks/").count() == 3)
+    });
+    for worker in &lab.workers {
+        // The agents that run know the settings, and those of the configuration do not matter any more.
+        let config = worker.configuration();
+        worker.configure(config.split("[bootstrap]").next().unwrap());
+    }
+    while_talking(&old, || {
+        lab.etcd.kill();
+        lab.etcd.nodes().for_each(|node| drop(node.shell("rm -r /var/lib/etcd")));
+        lab.workers[0].kill();
+        lab.etcd.start_again();
+        lab.workers[0].start();
+        assert_restored(&lab, &before);
+    });
+    assert_flat(&[old, pods(&lab, "new")].concat(), 1450);
+}
+
+#[test]
+fn a_store_that_went_on_without_us_is_read_anew() {
+    let mut lab = Lab::start(Topology::one_segment(2));
+    let old = pods(&lab, "old");
+    wait::until_true("the addresses to be published", || keys(&lab).len() == 10);
+    let before = keys(&lab);
+    // Another store, and one that is further than the old one ever was.
+    lab.workers.iter().for_each(|worker| worker.freeze(true));
+    lab.etcd.kill();
+    lab.etcd.nodes().for_each(|node| drop(node.shell("rm -r /var/lib/etcd")));
+    lab.etcd.start_again();
+    lab.etcd.nodes().next().unwrap().shell(
+        "for n in $(seq 150); do ETCDCTL_API=3 etcdctl --endpoints http://10.10.1.200:2379 put unrelated $n; done",
+    );
+    while_talking(&old, || {
+        lab.workers.iter().for_each(|worker| worker.freeze(false));
+        assert_restored(&lab, &before);
+    });
+}
+
+#[test]
+fn changes_that_were_missed_and_compacted_away_are_known_all_the_same() {
+    let mut lab = Lab::start(Topology::one_segment(2));
+    lab.workers[0].freeze(true);
+    lab.etcd.kill();
+    lab.etcd.start_again();
+    let new = lab.add_worker(1);
+    new.start_and_wait();
+    let status = lab.etcd.ctl(&["endpoint", "status", "--write-out", "json"]);
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let revision = status[0]["Status"]["header"]["revision"].to_string();
+    lab.etcd.ctl(&["compact", &revision]);
+    lab.workers[0].freeze(false);
+    wait::until_true("the new node to be known", || lab.workers[0].path_to("n3", "ipv4") == "direct");
+    assert_flat(&pods(&lab, "a"), 1450);
+}
+
+#[test]
+fn any_member_of_three_may_end() {
+    let mut lab = Lab::start(Topology { etcd_members: 3, ..Topology::one_segment(2) });
+    let old = pods(&lab, "old");
+    for number in 0..3 {
+        while_talking(&old, || lab.etcd.kill_member(number));
+        // What needs etcd works with the other two: a node comes, and everybody knows it.
+        lab.add_worker(1).start_and_wait();
+        let new = lab.workers.last().unwrap().name().to_owned();
+        for worker in lab.workers.iter().filter(|worker| worker.name() != new) {
+            wait::until_true("the new node to be known", || worker.path_to(&new, "ipv4") == "direct");
+        }
+        lab.etcd.start_member(number);
+        wait::until_true("the member to be back", || lab.etcd.is_healthy());
+    }
+    assert_flat(&pods(&lab, "new"), 1450);
+}
+
+#[test]
+fn a_record_that_is_garbled_is_named_and_what_it_said_before_goes_on() {
+    let lab = Lab::start(Topology::two_segments());
+    let old = pods(&lab, "old");
+    for key in ["/polder/v1/pools/ipv4", "/polder/v1/cluster", "/polder/v1/nodes/n3"] {
+        let record = lab.etcd.ctl(&["get", "--print-value-only", key]);
+        while_talking(&old, || {
+            lab.etcd.ctl(&["put", key, "{\"cidr\": 7}"]);
+            for worker in &lab.workers[..2] {
+                worker.wait_for_status("the record to be named", |status| {
+                    status["problems"].to_string().contains(key).then_some(())
+                });
+            }
+        });
+        lab.etcd.ctl(&["put", key, record.trim()]);
+        for worker in &lab.workers {
+            worker.wait_for_status("the problem to be gone", |status| {
+                status["problems"].as_array()?.is_empty().then_some(())
+            });
+        }
+    }
+    assert_flat(&[old, pods(&lab, "new")].concat(), 1450);
+}
+
+#[test]
+fn the_pool_of_one_family_may_go_without_harm_to_the_other() {
+    let lab = Lab::start(Topology::two_segments().families(Families::DUAL));
+    let old = pods(&lab, "old");
+    while_talking(&old, || {
+        lab.etcd.ctl(&["del", "/polder/v1/pools/ipv6"]);
+        for worker in &lab.workers {
+            worker.wait_for_status("the loss to be named", |status| {
+                status["problems"].to_string().contains("is in no pool").then_some(())
+            });
+        }
+    });
+    let new = lab.workers[0].pod_with("new", &Worker::netconf("1.1.0"));
+    assert!(new.addresses().iter().all(std::net::IpAddr::is_ipv4), "{:?}", new.addresses());
+}
