@@ -83,11 +83,16 @@ fn wire(pod: &mut PodNamespace, call: &Call, wiring: &Wiring) -> Result<Link, Er
         controller: bridge,
     };
     let name = wiring.host_interface.as_str();
-    let mut settings = link::change(name).without_link_local().alias(&wiring.alias);
+    let mut settings = link::change(name).alias(&wiring.alias);
     if let Attach::Bridge { locked } = wiring.attach {
         settings = settings.port(&Port::of_pod(locked));
     }
-    let made = host.execute_all([link::create_veth(&pair), settings.into(), link::change(name).up().into()]);
+    let made = host.execute_all([
+        link::create_veth(&pair),
+        link::without_link_local(name),
+        settings.into(),
+        link::change(name).up().into(),
+    ]);
     made.map_err(Error::kernel(format!("make {name} and {} in the pod", call.environment.interface)))?;
     let link = find(&mut host, name)?;
     host.execute_all(towards_pod(wiring, bridge, link.index))

@@ -56,7 +56,7 @@ impl PodNamespace {
         let mut operations: Vec<Operation> = vec![
             // Some runtimes do it, and some pods have no runtime.
             link::change("lo").up().into(),
-            link::change_index(index).without_link_local().into(),
+            link::without_link_local(interface.as_str()),
         ];
         operations.extend(wiring.addresses.iter().map(|own| address::add(index, host_prefix(own.address))));
         operations.push(link::change_index(index).up().into());

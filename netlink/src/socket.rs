@@ -14,6 +14,7 @@ use netlink_packet_core::{
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::SocketAddr;
 use netlink_sys::protocols::NETLINK_ROUTE;
+use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 
@@ -52,12 +53,19 @@ pub type RouteSocket = Socket<RouteNetlinkMessage>;
 pub struct Operation<M = RouteNetlinkMessage> {
     message: M,
     flags: u16,
+    harmless: Option<Errno>,
 }
 
 impl<M> Operation<M> {
     /// `flags` are the `NLM_F_*` beyond request and acknowledgement.
     pub fn new(message: impl Into<M>, flags: u16) -> Self {
-        Self { message: message.into(), flags }
+        Self { message: message.into(), flags, harmless: None }
+    }
+
+    /// Where the kernel answers with that error, all is well.
+    #[must_use]
+    pub fn harmless_if(self, errno: Errno) -> Self {
+        Self { harmless: Some(errno), ..self }
     }
 }
 
@@ -105,12 +113,18 @@ impl<M: Protocol> Socket<M> {
         let mut outcomes = Vec::new();
         let mut operations = operations.into_iter();
         loop {
-            let batch: Vec<_> = operations.by_ref().take(BATCH).map(|op| (op.message, op.flags)).collect();
+            let batch = operations.by_ref().take(BATCH).map(|op| ((op.message, op.flags), op.harmless));
+            let (batch, harmless): (Vec<_>, Vec<_>) = batch.unzip();
             if batch.is_empty() {
                 return Ok(outcomes);
             }
             let answers = self.exchange(batch, NLM_F_ACK, all_ended)?;
-            outcomes.extend(answers.into_iter().map(|answer| answer.end.unwrap_or(Err(Error::NoAnswer))));
+            outcomes.extend(answers.into_iter().zip(harmless).map(|(answer, harmless)| {
+                match answer.end.unwrap_or(Err(Error::NoAnswer)) {
+                    Err(error) if harmless.is_some() && error.errno() == harmless => Ok(()),
+                    end => end,
+                }
+            }));
         }
     }
 

@@ -6,9 +6,11 @@ mod common;
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use common::{POD_MAC, in_a_new_namespace, ip, network, run};
 use ipnetwork::IpNetwork;
+use nix::errno::Errno;
 use polder_api::{IfName, Mac};
 use polder_netlink::link::{Kind, Port, VethPair, Vxlan};
 use polder_netlink::monitor::{Event, Monitor};
@@ -20,7 +22,11 @@ const BRIDGE_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 
 /// A bridge named `br`, up; its index.
 fn bridge(socket: &mut RouteSocket) -> u32 {
-    socket.execute_all(link::create_bridge("br", BRIDGE_MAC, 1450)).unwrap();
+    bridge_with(socket, 1450)
+}
+
+fn bridge_with(socket: &mut RouteSocket, mtu: u32) -> u32 {
+    socket.execute_all(link::create_bridge("br", BRIDGE_MAC, mtu)).unwrap();
     socket.link("br").unwrap().expect("the bridge").index
 }
 
@@ -90,8 +96,9 @@ fn the_settings_of_a_pod_port_are_read_back_as_they_were_made() {
         let port = Port::of_pod(true);
         let before = socket.link("host").unwrap().unwrap().port.expect("a port");
         assert!(!before.is_set_like(&port), "it is so by itself, and the test proves nothing");
-        let change = link::change("host").without_link_local().alias("net/c/eth0 ns/pod").port(&port);
-        socket.execute_all([change.into(), link::change("host").up().into()]).unwrap();
+        let change = link::change("host").alias("net/c/eth0 ns/pod").port(&port);
+        let up = link::change("host").up().into();
+        socket.execute_all([link::without_link_local("host"), change.into(), up]).unwrap();
         let host = socket.link("host").unwrap().unwrap();
         assert!(host.port.unwrap().is_set_like(&port), "{:?}", host.port);
         assert_eq!(host.alias.as_deref(), Some("net/c/eth0 ns/pod"));
@@ -110,6 +117,34 @@ fn a_vxlan_device_is_read_back_as_it_was_made() {
             assert_eq!((found.mac, found.mtu, found.up), (Some(POD_MAC), 1430, true));
             assert_eq!(socket.addresses().unwrap(), [], "it made itself an address");
         }
+    });
+}
+
+#[test]
+fn a_device_too_small_for_ipv6_is_made_all_the_same() {
+    for mtu in [1280, 1279, 1000, 65_535] {
+        in_a_new_namespace(|socket| {
+            let index = bridge_with(socket, mtu);
+            let _pod = pod(socket, index);
+            let vxlan = Vxlan { vni: 77, port: 8472, local: Some(ip("10.9.0.1")), learning: false };
+            socket.execute_all(link::create_vxlan("vx", &vxlan, POD_MAC, mtu)).unwrap();
+            for name in ["br", "vx"] {
+                let made = socket.link(name).unwrap().unwrap();
+                assert_eq!((made.up, made.mtu), (true, mtu));
+                // Below 1280 there is no IPv6 on it.
+                assert_eq!(made.makes_link_local, (mtu >= 1280).then_some(false));
+            }
+            assert_eq!(socket.addresses().unwrap(), [], "one made itself an address");
+        });
+    }
+}
+
+#[test]
+fn only_the_error_that_an_operation_calls_harmless_is() {
+    in_a_new_namespace(|socket| {
+        let missing = || link::delete(4711);
+        socket.execute_all([missing().harmless_if(Errno::ENODEV)]).unwrap();
+        assert!(socket.execute_all([missing().harmless_if(Errno::EEXIST)]).unwrap_err().is_missing());
     });
 }
 
@@ -278,6 +313,8 @@ fn the_monitor_tells_of_an_interface_that_goes_but_not_of_one_that_leaves_its_br
         let _pod = pod(socket, bridge);
         let index = socket.link("host").unwrap().unwrap().index;
         let mut monitor = Monitor::open().unwrap();
+        // An event that is lost is a failure, and no wait for ever.
+        monitor.set_patience(Duration::from_secs(10)).unwrap();
         run("ip", &["link", "set", "host", "nomaster"]);
         run("ip", &["address", "add", "10.1.0.1/24", "dev", "br"]);
         socket.execute_all([link::delete(index)]).unwrap();
