@@ -1,6 +1,7 @@
 //! Network interfaces: what they are, and what can be done with them.
 
 mod port;
+mod unreadable;
 mod veth;
 mod vxlan;
 
@@ -17,6 +18,7 @@ use polder_api::Mac;
 use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec};
 
 pub use self::port::Port;
+pub(crate) use self::unreadable::undecodable;
 pub use self::veth::{VethPair, create_veth};
 pub use self::vxlan::{Vxlan, create_vxlan};
 use crate::{Error, Operation, RouteSocket};

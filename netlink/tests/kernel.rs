@@ -149,6 +149,23 @@ fn only_the_error_that_an_operation_calls_harmless_is() {
 }
 
 #[test]
+fn an_interface_of_somebody_else_that_cannot_be_read_is_passed_over() {
+    in_a_new_namespace(|socket| {
+        bridge(socket);
+        run("ip", &["link", "add", "q0", "type", "bridge"]);
+        run("sh", &["-ec", r"ip link set q0 alias $(printf 'caf\351')"]);
+        assert!(socket.links().unwrap().contains_key("br"));
+        for ours in ["polder9", "pld9"] {
+            run("ip", &["link", "set", "q0", "name", ours]);
+            let error = socket.links().unwrap_err().to_string();
+            assert!(error.contains(ours) && error.contains("UTF-8"), "{error}");
+            run("ip", &["link", "set", ours, "name", "q0"]);
+        }
+        assert!(socket.links().unwrap().contains_key("br"), "an error is left behind");
+    });
+}
+
+#[test]
 fn what_is_not_there_is_none_and_deleting_it_says_that_it_is_missing() {
     in_a_new_namespace(|socket| {
         assert_eq!(socket.link("nobody").unwrap(), None);
