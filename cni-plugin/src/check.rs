@@ -74,8 +74,7 @@ fn check_pod(pod: &mut PodNamespace, name: &IfName, wiring: &Wiring) -> Result<(
                 own.gateway, wiring.gateway_mac
             ));
         }
-        let gateways = pod.socket.default_gateways().map_err(read())?;
-        if !gateways.contains(&(link.index, own.gateway)) {
+        if !pod.has_way_out(link.index, own)? {
             return differs(format!("the pod has no default route through {}", own.gateway));
         }
     }

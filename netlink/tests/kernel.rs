@@ -11,11 +11,12 @@ use std::time::Duration;
 use common::{POD_MAC, in_a_new_namespace, ip, network, run};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
-use polder_api::{IfName, Mac};
+use polder_api::{Family, IfName, Mac};
 use polder_netlink::link::{Kind, Port, VethPair, Vxlan};
 use polder_netlink::monitor::{Event, Monitor};
 use polder_netlink::neighbour::{Destination, Forward, Neighbour};
-use polder_netlink::route::{Route, Target};
+use polder_netlink::route::{DefaultRoute, Route, Table, Target};
+use polder_netlink::rule::Rule;
 use polder_netlink::{RouteSocket, address, link, namespace, route};
 
 const BRIDGE_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
@@ -254,6 +255,30 @@ fn routes_are_read_back_as_they_were_made_and_those_of_others_are_not_ours() {
         socket.execute_all(made.iter().map(|route| route::delete(route.destination))).unwrap();
         assert_eq!(ours(socket), []);
         assert!(run("ip", &["route"]).contains("10.2.0.0/24 dev br"), "the foreign route is gone too");
+    });
+}
+
+#[test]
+fn an_interface_has_a_default_route_of_its_own_beside_that_of_the_main_table() {
+    in_a_new_namespace(|socket| {
+        let index = bridge(socket);
+        let own = Table::of_interface(index);
+        for (family, address, gateway) in
+            [(Family::V4, "10.1.0.1", "10.1.0.254"), (Family::V6, "fd01::1", "fd01::ff")]
+        {
+            let route = DefaultRoute { family, index: Some(index), gateway: Some(ip(gateway)) };
+            let rule = Rule { source: ip(address), table: own };
+            let address = IpNetwork::from(ip(address));
+            let way = route::default_onlink(own, index, ip(gateway));
+            socket.execute_all([address::add(index, address), way, rule.add(), rule.add()]).unwrap();
+            let found = socket.default_routes(own).unwrap();
+            assert_eq!(found.into_iter().filter(|found| found.family == family).collect::<Vec<_>>(), [route]);
+            assert!(socket.rules().unwrap().contains(&rule));
+            let again = socket.execute_all([route::default_onlink(own, index, ip(gateway))]);
+            assert!(again.unwrap_err().is_exists(), "a default route is replaced");
+        }
+        assert_eq!(socket.rules().unwrap().len(), 2, "a rule is there twice, or is none of ours");
+        assert_eq!(socket.default_routes(Table::MAIN).unwrap(), []);
     });
 }
 

@@ -12,7 +12,8 @@ use polder_api::message::{AddRequest, Reply, Request};
 use polder_tests::agent::Worker;
 use polder_tests::fabric::Families;
 use polder_tests::matrix::assert_flat;
-use polder_tests::{Lab, Topology, wait};
+use polder_tests::probe::{self, Echo};
+use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::{Value, json};
 
 fn node() -> Lab {
@@ -121,24 +122,42 @@ fn an_add_where_the_interface_exists_is_refused_and_leaks_nothing() {
 }
 
 #[test]
-fn two_interfaces_of_one_container_are_two_attachments() {
+fn two_interfaces_of_one_container_are_two_attachments_and_both_answer() {
     let lab = node();
     let worker = &lab.workers[0];
-    let pod = worker.pod("a");
-    let call = |verb: &str, interface: &str| {
-        let variables = [
-            ("CNI_COMMAND", verb),
-            ("CNI_CONTAINERID", "a"),
-            ("CNI_NETNS", pod.netns()),
-            ("CNI_IFNAME", interface),
-        ];
-        worker.plugin(&variables, &pod.conf().to_string()).status.success()
+    let first = worker.pod("a");
+    let call = |interface: &str, verb: &str, result: &Value| {
+        let mut conf = first.conf().clone();
+        conf["prevResult"] = result.clone();
+        worker.cni_for(interface, verb, "a", first.netns(), &conf).unwrap_or_else(|error| panic!("{error}"))
     };
-    assert!(call("ADD", "net1"));
-    assert_eq!(worker.status()["pods"], 2);
-    assert!(call("DEL", "net1"));
-    assert_eq!(worker.status()["pods"], 1);
-    assert!(pod.run("ip", &["link", "show"]).contains("eth0"), "the other interface went with it");
+    let reached = |pod: &Pod| {
+        for own in pod.addresses() {
+            probe::ping(worker.node.command("ping"), own, 56).expect("the node reaches the pod");
+            let gateway = pod.gateway(own);
+            let _echo = worker.node.within(|| Echo::start(gateway));
+            assert_eq!(pod.within(|| probe::udp(own, gateway, 100)).expect("and the pod the node").0, own);
+        }
+    };
+    // The second time, what the first has left in the container is still there.
+    for _ in 0..2 {
+        let result = call("net1", "ADD", &Value::Null);
+        let second = Pod::new(&worker.node, "a", first.netns(), first.conf().clone(), result);
+        assert_eq!(worker.status()["pods"], 2);
+        [&first, &second].into_iter().for_each(reached);
+        call("eth0", "CHECK", first.result());
+        call("net1", "CHECK", second.result());
+        let rule = format!("ip rule del from {}", second.v4());
+        first.run("sh", &["-ec", &rule]);
+        let mut conf = first.conf().clone();
+        conf["prevResult"] = second.result().clone();
+        let error = worker.cni_for("net1", "CHECK", "a", first.netns(), &conf).unwrap_err();
+        assert!(error["msg"].as_str().unwrap().contains("no default route"), "{error}");
+        call("net1", "DEL", second.result());
+        assert_eq!(worker.status()["pods"], 1);
+        reached(&first);
+        call("eth0", "CHECK", first.result());
+    }
 }
 
 #[test]
