@@ -1,7 +1,7 @@
 //! ADD: one question to the agent, then the wiring of one interface, all of it or nothing.
 
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use polder_api::client::Client;
 use polder_api::message::{AddRequest, Attach, Refusal, RefusalKind, Reply, Request, Wiring};
@@ -13,6 +13,7 @@ use polder_netlink::route::{self, Route, Target};
 use polder_netlink::{Operation, RouteSocket};
 
 use crate::command::Call;
+use crate::del;
 use crate::error::Error;
 use crate::pod::{PodNamespace, host_prefix};
 use crate::result::{Made, result};
@@ -36,14 +37,22 @@ pub fn add(call: &Call) -> Result<String, Error> {
         Reply::Wiring(wiring) => wiring,
         other => return Err(unexpected(other)),
     };
-    let wired = wire(&mut pod, call, &wiring);
+    let wired =
+        wire(&mut pod, call, &wiring).and_then(|host| if agent.holds() { Ok(host) } else { Err(lost()) });
     if wired.is_err() {
-        // The agent takes away what there is of the interface, then frees the addresses.
-        let _ = agent.ask(&Request::Del(call.attachment()));
+        // The agent takes away what there is of the interface, then frees the addresses. This agent, or the next one.
+        let _ = agent.ask(&Request::Del(call.attachment())).map(drop).or_else(|_| del::del(call));
     }
     let host = wired?;
     let netns = call.environment.netns.as_deref().unwrap_or_else(|| std::path::Path::new(""));
     Ok(result(&call.conf, &Made { wiring: &wiring, host_mac: host.mac, interface, netns }))
+}
+
+/// What it is that the agent does not wait for any more, or has gone meanwhile: somebody else may have the addresses.
+fn lost() -> Error {
+    let problem =
+        "polder-agent has ended the connection before the interface was ready: its addresses are not held";
+    Error::Refused(Refusal::new(RefusalKind::TryAgain, problem))
 }
 
 fn request(call: &Call) -> AddRequest {
@@ -146,12 +155,20 @@ fn wait_until_forwarding(host: &mut RouteSocket, name: &str) -> Result<Link, Err
     }
     let failed = || Error::kernel(format!("wait until {name} forwards"));
     let mut monitor = Monitor::of_links().map_err(failed())?;
-    monitor.set_patience(PORT_PATIENCE).map_err(failed())?;
+    let deadline = Instant::now() + PORT_PATIENCE;
     loop {
         link = find(host, name)?;
         if forwards(&link) {
             return Ok(link);
         }
+        // What happens to other interfaces does not make it longer.
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left < Duration::from_millis(1) {
+            return Err(
+                Refusal::new(RefusalKind::Failed, format!("{BRIDGE} does not let {name} forward")).into()
+            );
+        }
+        monitor.set_patience(left).map_err(failed())?;
         monitor.wait().map_err(failed())?;
     }
 }
