@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 
 use crate::address::family;
@@ -43,14 +43,8 @@ impl Rule {
 impl RouteSocket {
     /// The rules for single source addresses, of both families.
     pub fn rules(&mut self) -> Result<Vec<Rule>, Error> {
-        let mut rules = Vec::new();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let mut message = RuleMessage::default();
-            message.header.family = family;
-            let dump = self.dump(RouteNetlinkMessage::GetRule(message))?;
-            rules.extend(dump.iter().filter_map(rule));
-        }
-        Ok(rules)
+        let dump = self.dump(RouteNetlinkMessage::GetRule(RuleMessage::default()))?;
+        Ok(dump.iter().filter_map(rule).collect())
     }
 }
 

@@ -68,7 +68,7 @@ impl<M> Operation<M> {
         Self { message: message.into(), flags, harmless: None }
     }
 
-    /// Where the kernel answers with that error, all is well.
+    /// Where the kernel answers with that error, all is well. Not in a transaction, which is done as a whole.
     #[must_use]
     pub fn harmless_if(self, errno: Errno) -> Self {
         Self { harmless: Some(errno), ..self }
