@@ -1,6 +1,7 @@
 //! What can go wrong between us and the kernel.
 
 use std::io;
+use std::ops::Range;
 
 use netlink_packet_core::{DecodeError, NLA_HEADER_SIZE};
 use nix::errno::Errno;
@@ -87,16 +88,24 @@ fn message_text(attributes: &[u8]) -> Option<String> {
 }
 
 /// The text in the first attribute of that kind, without the NUL that ends it.
-pub(crate) fn text(mut attributes: &[u8], kind: u16) -> Option<String> {
+pub(crate) fn text(attributes: &[u8], kind: u16) -> Option<String> {
+    let value = attributes.get(attribute(attributes, kind)?)?;
+    let text = value.strip_suffix(&[0]).unwrap_or(value);
+    Some(String::from_utf8_lossy(text).into_owned())
+}
+
+/// Where the value of the first attribute of that kind is.
+pub(crate) fn attribute(attributes: &[u8], kind: u16) -> Option<Range<usize>> {
     const TYPE_MASK: u16 = 0x3fff;
-    while let [l0, l1, k0, k1, rest @ ..] = attributes {
+    let mut at = 0;
+    while let [l0, l1, k0, k1, rest @ ..] = attributes.get(at..)? {
         let length = usize::from(u16::from_ne_bytes([*l0, *l1])).checked_sub(NLA_HEADER_SIZE)?;
-        let value = rest.get(..length)?;
+        rest.get(..length)?;
+        at += NLA_HEADER_SIZE;
         if u16::from_ne_bytes([*k0, *k1]) & TYPE_MASK == kind {
-            let text = value.strip_suffix(&[0]).unwrap_or(value);
-            return Some(String::from_utf8_lossy(text).into_owned());
+            return Some(at..at + length);
         }
-        attributes = rest.get(length.next_multiple_of(4)..)?;
+        at += length.next_multiple_of(4);
     }
     None
 }

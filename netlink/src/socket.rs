@@ -37,8 +37,9 @@ pub trait Protocol: NetlinkSerializable + NetlinkDeserializable + Debug {
     /// `NETLINK_*`.
     const NUMBER: isize;
 
-    /// What it means that a message cannot be decoded: nothing may be concluded from the others either.
-    fn undecodable(_message: &[u8], error: DecodeError) -> Result<(), Error> {
+    /// What it means that a message cannot be decoded: nothing may be concluded from the others either. Unless it can be
+    /// read in another form, which is returned, or does not concern us.
+    fn undecodable(_message: &[u8], error: DecodeError) -> Result<Option<Vec<u8>>, Error> {
         Err(error.into())
     }
 }
@@ -46,7 +47,7 @@ pub trait Protocol: NetlinkSerializable + NetlinkDeserializable + Debug {
 impl Protocol for RouteNetlinkMessage {
     const NUMBER: isize = NETLINK_ROUTE;
 
-    fn undecodable(message: &[u8], error: DecodeError) -> Result<(), Error> {
+    fn undecodable(message: &[u8], error: DecodeError) -> Result<Option<Vec<u8>>, Error> {
         crate::link::undecodable(message, error)
     }
 }

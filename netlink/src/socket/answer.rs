@@ -68,10 +68,12 @@ pub(super) fn take<M: Protocol>(datagram: &[u8], first: u32, answers: &mut [Answ
         let header = NetlinkHeader::parse(&NetlinkBuffer::new(&rest))?;
         // What an earlier caller did not wait for is not an answer to us.
         if let Some(answer) = answers.get_mut(header.sequence_number.wrapping_sub(first) as usize) {
-            match NetlinkMessage::deserialize(&rest[..length]) {
-                Ok(message) => answer.take(message),
-                Err(error) => M::undecodable(&rest[..length], error)?,
-            }
+            let message = match NetlinkMessage::deserialize(&rest[..length]) {
+                Ok(message) => Some(message),
+                Err(error) => M::undecodable(&rest[..length], error)?
+                    .and_then(|readable| NetlinkMessage::deserialize(&readable).ok()),
+            };
+            message.into_iter().for_each(|message| answer.take(message));
         }
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
@@ -199,6 +201,25 @@ mod tests {
 
         let never = || Ok(answers(1, &[link(DUMP_INTERRUPTED, 7, b"one\0"), done(7, 0)]).pop().unwrap());
         assert!(matches!(whole(never), Err(Error::Interrupted(DUMP_ATTEMPTS))));
+    }
+
+    #[test]
+    fn an_interface_that_cannot_be_read_is_an_error_only_if_it_may_be_ours() {
+        // An `IFLA_MTU` of one byte.
+        let broken = |name: &[u8]| {
+            let mut bytes = link(0, 7, name);
+            bytes.extend([5, 0, 4, 0, 9, 0, 0, 0]);
+            let length = u32::try_from(bytes.len()).unwrap();
+            bytes[..4].copy_from_slice(&length.to_ne_bytes());
+            bytes
+        };
+        let answer = answers(1, &[broken(b"one\0"), link(0, 7, b"two\0")]).pop().unwrap();
+        assert_eq!(names(&answer.messages), ["two"]);
+        for ours in ["polder0", "pld0123456789ab"] {
+            let mut answers = [Answer::<RouteNetlinkMessage>::default()];
+            let error = take(&broken(ours.as_bytes()), 7, &mut answers).unwrap_err();
+            assert!(matches!(&error, Error::Interface { name, .. } if name == ours), "{error}");
+        }
     }
 
     #[test]
