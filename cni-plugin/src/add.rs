@@ -40,7 +40,8 @@ pub fn add(call: &Call) -> Result<String, Error> {
     let wired =
         wire(&mut pod, call, &wiring).and_then(|host| if agent.holds() { Ok(host) } else { Err(lost()) });
     if wired.is_err() {
-        // The agent takes away what there is of the interface, then frees the addresses. This agent, or the next one.
+        // The agent takes away what there is of the interface, then frees the addresses. If it has gone, this is a DEL
+        // like any other: for the next agent, or with a note.
         let _ = agent.ask(&Request::Del(call.attachment())).map(drop).or_else(|_| del::del(call));
     }
     let host = wired?;
@@ -48,7 +49,7 @@ pub fn add(call: &Call) -> Result<String, Error> {
     Ok(result(&call.conf, &Made { wiring: &wiring, host_mac: host.mac, interface, netns }))
 }
 
-/// What it is that the agent does not wait for any more, or has gone meanwhile: somebody else may have the addresses.
+/// What it is if all is wired and nobody holds the addresses any more: another pod may get them.
 fn lost() -> Error {
     let problem =
         "polder-agent has ended the connection before the interface was ready: its addresses are not held";
