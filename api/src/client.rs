@@ -1,6 +1,6 @@
 //! A blocking client of the agent's socket.
 
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -57,5 +57,48 @@ impl Client {
     pub fn ask(&mut self, request: &Request) -> Result<Reply, ClientError> {
         let answered = frame::write(&mut self.stream, request).and_then(|()| frame::read(&mut self.stream));
         answered.map_err(|source| ClientError::NoAnswer { socket: self.socket.clone(), source })
+    }
+
+    /// Whether the agent still holds what was added on this connection. Nobody is asked: the agent says nothing by
+    /// itself, and ends the connection when it ends the hold.
+    pub fn holds(&mut self) -> bool {
+        let heard = self.stream.set_nonblocking(true).and_then(|()| self.stream.read(&mut [0]));
+        let silent = heard.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        silent && self.stream.set_nonblocking(false).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::message::{Refusal, RefusalKind};
+
+    fn connected() -> (Client, UnixStream) {
+        let (stream, agent) = UnixStream::pair().unwrap();
+        (Client { stream, socket: PathBuf::new() }, agent)
+    }
+
+    #[test]
+    fn a_connection_holds_until_it_ends_or_something_comes_unasked() {
+        let (mut client, mut agent) = connected();
+        assert!(client.holds());
+        // To have looked changes nothing: the next question waits for its answer.
+        let refusal = Reply::Refused(Refusal::new(RefusalKind::Missing, "nothing"));
+        let answer = refusal.clone();
+        let agent = std::thread::spawn(move || {
+            frame::read::<Request>(&mut agent).unwrap();
+            frame::write(&mut agent, &answer).unwrap();
+            agent
+        });
+        assert_eq!(client.ask(&Request::Status).unwrap(), refusal);
+        assert!(client.holds());
+        drop(agent.join().unwrap());
+        assert!(!client.holds(), "the agent has ended the connection");
+
+        let (mut client, mut agent) = connected();
+        agent.write_all(b"?").unwrap();
+        assert!(!client.holds());
     }
 }

@@ -1,7 +1,7 @@
 //! ADD: one question to the agent, then the wiring of one interface, all of it or nothing.
 
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use polder_api::client::Client;
 use polder_api::message::{AddRequest, Attach, Refusal, RefusalKind, Reply, Request, Wiring};
@@ -13,6 +13,7 @@ use polder_netlink::route::{self, Route, Target};
 use polder_netlink::{Operation, RouteSocket};
 
 use crate::command::Call;
+use crate::del;
 use crate::error::Error;
 use crate::pod::{PodNamespace, host_prefix};
 use crate::result::{Made, result};
@@ -36,14 +37,23 @@ pub fn add(call: &Call) -> Result<String, Error> {
         Reply::Wiring(wiring) => wiring,
         other => return Err(unexpected(other)),
     };
-    let wired = wire(&mut pod, call, &wiring);
+    let wired =
+        wire(&mut pod, call, &wiring).and_then(|host| if agent.holds() { Ok(host) } else { Err(lost()) });
     if wired.is_err() {
-        // The agent takes away what there is of the interface, then frees the addresses.
-        let _ = agent.ask(&Request::Del(call.attachment()));
+        // The agent takes away what there is of the interface, then frees the addresses. If it has gone, this is a DEL
+        // like any other: for the next agent, or with a note.
+        let _ = agent.ask(&Request::Del(call.attachment())).map(drop).or_else(|_| del::del(call));
     }
     let host = wired?;
     let netns = call.environment.netns.as_deref().unwrap_or_else(|| std::path::Path::new(""));
     Ok(result(&call.conf, &Made { wiring: &wiring, host_mac: host.mac, interface, netns }))
+}
+
+/// What it is if all is wired and nobody holds the addresses any more: another pod may get them.
+fn lost() -> Error {
+    let problem =
+        "polder-agent has ended the connection before the interface was ready: its addresses are not held";
+    Error::Refused(Refusal::new(RefusalKind::TryAgain, problem))
 }
 
 fn request(call: &Call) -> AddRequest {
@@ -83,11 +93,16 @@ fn wire(pod: &mut PodNamespace, call: &Call, wiring: &Wiring) -> Result<Link, Er
         controller: bridge,
     };
     let name = wiring.host_interface.as_str();
-    let mut settings = link::change(name).without_link_local().alias(&wiring.alias);
+    let mut settings = link::change(name).alias(&wiring.alias);
     if let Attach::Bridge { locked } = wiring.attach {
         settings = settings.port(&Port::of_pod(locked));
     }
-    let made = host.execute_all([link::create_veth(&pair), settings.into(), link::change(name).up().into()]);
+    let made = host.execute_all([
+        link::create_veth(&pair),
+        link::without_link_local(name),
+        settings.into(),
+        link::change(name).up().into(),
+    ]);
     made.map_err(Error::kernel(format!("make {name} and {} in the pod", call.environment.interface)))?;
     let link = find(&mut host, name)?;
     host.execute_all(towards_pod(wiring, bridge, link.index))
@@ -141,12 +156,20 @@ fn wait_until_forwarding(host: &mut RouteSocket, name: &str) -> Result<Link, Err
     }
     let failed = || Error::kernel(format!("wait until {name} forwards"));
     let mut monitor = Monitor::of_links().map_err(failed())?;
-    monitor.set_patience(PORT_PATIENCE).map_err(failed())?;
+    let deadline = Instant::now() + PORT_PATIENCE;
     loop {
         link = find(host, name)?;
         if forwards(&link) {
             return Ok(link);
         }
+        // What happens to other interfaces does not make it longer.
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left < Duration::from_millis(1) {
+            return Err(
+                Refusal::new(RefusalKind::Failed, format!("{BRIDGE} does not let {name} forward")).into()
+            );
+        }
+        monitor.set_patience(left).map_err(failed())?;
         monitor.wait().map_err(failed())?;
     }
 }

@@ -7,6 +7,8 @@ use polder_api::message::{Attach, Reply, Request, Wiring};
 use polder_api::{BRIDGE, IfName};
 use polder_netlink::RouteSocket;
 use polder_netlink::link::{Link, Port};
+use polder_netlink::neighbour::{Destination, Forward, Neighbour};
+use polder_netlink::route::{Route, Target};
 use serde_json::Value;
 
 use crate::add::unexpected;
@@ -65,17 +67,14 @@ fn check_pod(pod: &mut PodNamespace, name: &IfName, wiring: &Wiring) -> Result<(
         if !addresses.iter().any(|found| found.index == link.index && found.address == prefix) {
             return differs(format!("{name} in the pod does not have the address {prefix}"));
         }
-        let gateway = |found: &&polder_netlink::neighbour::Neighbour| {
-            found.index == link.index && found.address == own.gateway && found.mac == wiring.gateway_mac
-        };
-        if !neighbours.iter().any(|found| gateway(&found)) {
+        let gateway = Neighbour { index: link.index, address: own.gateway, mac: wiring.gateway_mac };
+        if !neighbours.contains(&gateway) {
             return differs(format!(
                 "the pod does not know its gateway {} at {}",
                 own.gateway, wiring.gateway_mac
             ));
         }
-        let gateways = pod.socket.default_gateways().map_err(read())?;
-        if !gateways.contains(&(link.index, own.gateway)) {
+        if !pod.has_way_out(link.index, own)? {
             return differs(format!("the pod has no default route through {}", own.gateway));
         }
     }
@@ -93,20 +92,49 @@ fn check_host(wiring: &Wiring) -> Result<(), Error> {
     if !link.up {
         return differs(format!("{name} on the host is switched off"));
     }
-    if let Attach::Bridge { locked } = wiring.attach {
-        let bridge = host.link(BRIDGE).map_err(read())?.map(|bridge| bridge.index);
-        if bridge.is_none() || link.controller != bridge {
-            return differs(format!("{name} is not a port of {BRIDGE}"));
-        }
-        if !link.port.is_some_and(|port| port.is_set_like(&Port::of_pod(locked))) {
-            return differs(format!("{name} is not set as a pod's port"));
-        }
-    }
+    let index = match wiring.attach {
+        Attach::Bridge { locked } => check_port(&mut host, &link, locked, wiring)?,
+        Attach::Routed => check_routes(&mut host, &link, wiring)?,
+    };
     let neighbours = host.neighbours().map_err(read())?;
     for own in &wiring.addresses {
-        if !neighbours.iter().any(|found| found.address == own.address && found.mac == wiring.mac) {
+        let neighbour = Neighbour { index, address: own.address, mac: wiring.mac };
+        if !neighbours.contains(&neighbour) {
             return differs(format!("the host does not know {} at {}", own.address, wiring.mac));
         }
     }
     Ok(())
+}
+
+/// The way through the bridge. Returns the interface on which the pod is a neighbour.
+fn check_port(host: &mut RouteSocket, link: &Link, locked: bool, wiring: &Wiring) -> Result<u32, Error> {
+    let read = || Error::kernel("read the host's bridge");
+    let name = &wiring.host_interface;
+    let bridge = host.link(BRIDGE).map_err(read())?.map(|bridge| bridge.index);
+    let Some(bridge) = bridge.filter(|_| link.controller == bridge) else {
+        return differs(format!("{name} is not a port of {BRIDGE}"));
+    };
+    if !link.port.is_some_and(|port| port.is_set_like(&Port::of_pod(locked))) {
+        return differs(format!("{name} is not set as a pod's port"));
+    }
+    let forward = Forward { index: link.index, mac: wiring.mac, to: Destination::Port };
+    if !host.forwards().map_err(read())?.contains(&forward) {
+        return differs(format!("{BRIDGE} does not know that {} is behind {name}", wiring.mac));
+    }
+    Ok(bridge)
+}
+
+/// The way without a bridge. Returns the interface on which the pod is a neighbour.
+fn check_routes(host: &mut RouteSocket, link: &Link, wiring: &Wiring) -> Result<u32, Error> {
+    let routes = host.routes().map_err(Error::kernel("read the host's routes"))?;
+    for own in &wiring.addresses {
+        let leads = |route: &Route| {
+            route.destination == host_prefix(own.address)
+                && route.target == Target::Link { index: link.index }
+        };
+        if !routes.iter().any(leads) {
+            return differs(format!("the host has no route to {} through {}", own.address, link.name));
+        }
+    }
+    Ok(link.index)
 }

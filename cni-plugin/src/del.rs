@@ -36,7 +36,7 @@ fn ask(socket: &Path, attachment: &Attachment) -> Result<Reply, ClientError> {
 /// whose interface is gone without one is found, but only after a while.
 fn alone(socket: &Path, attachment: &Attachment) -> Result<(), Error> {
     let note = polder_api::tombstone(socket, attachment);
-    bury(&note, attachment).map_err(Error::file(format!("leave {} for the agent", note.display())))?;
+    bury(socket, attachment).map_err(Error::file(format!("leave {} for the agent", note.display())))?;
     let name = attachment.host_interface();
     let failed = || Error::kernel(format!("delete {name}"));
     let mut host = RouteSocket::open().map_err(failed())?;
@@ -47,11 +47,44 @@ fn alone(socket: &Path, attachment: &Attachment) -> Result<(), Error> {
     }
 }
 
-fn bury(note: &Path, attachment: &Attachment) -> io::Result<()> {
-    if let Some(folder) = note.parent() {
-        fs::create_dir_all(folder)?;
+/// The agent reads whatever is in the folder: there the note is whole or not at all.
+fn bury(socket: &Path, attachment: &Attachment) -> io::Result<()> {
+    fs::create_dir_all(polder_api::tombstones(socket))?;
+    let unfinished = format!("{}.{}", attachment.host_interface(), std::process::id());
+    let unfinished = socket.with_file_name(unfinished);
+    fs::write(&unfinished, attachment.to_string())?;
+    fs::rename(&unfinished, polder_api::tombstone(socket, attachment))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_reads_the_notes_finds_them_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("agent.sock");
+        let notes = polder_api::tombstones(&socket);
+        fs::create_dir(&notes).unwrap();
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut found = 0;
+                while found < 100 {
+                    for path in fs::read_dir(&notes).unwrap().map(|entry| entry.unwrap().path()) {
+                        let attachment: Attachment = fs::read_to_string(&path).unwrap().parse().unwrap();
+                        assert_eq!(path, polder_api::tombstone(&socket, &attachment));
+                        fs::remove_file(path).unwrap();
+                        found += 1;
+                    }
+                }
+            });
+            for number in 0.. {
+                if reader.is_finished() {
+                    break;
+                }
+                let attachment = format!("network/c{number}/eth0").parse().unwrap();
+                bury(&socket, &attachment).unwrap();
+            }
+        });
     }
-    let temporary = note.with_extension("new");
-    fs::write(&temporary, attachment.to_string())?;
-    fs::rename(&temporary, note)
 }

@@ -4,11 +4,13 @@ use std::fs::File;
 use std::path::Path;
 
 use ipnetwork::IpNetwork;
-use polder_api::message::Wiring;
+use polder_api::message::{PodAddress, Wiring};
 use polder_api::{Family, IfName};
 use polder_netlink::link::Link;
 use polder_netlink::namespace::{self, NamespaceId};
 use polder_netlink::neighbour::Neighbour;
+use polder_netlink::route::{DefaultRoute, Table};
+use polder_netlink::rule::Rule;
 use polder_netlink::{Operation, RouteSocket, address, link, route};
 
 use crate::environment::Environment;
@@ -51,23 +53,45 @@ impl PodNamespace {
     }
 
     /// Gives the pod's interface its addresses, its neighbour and its way out, and switches it on.
+    ///
+    /// The first interface has the pod's default route. A later one has one for what is sent from its own addresses:
+    /// the answer to what comes in through an interface must go out through it, or the node drops it.
     pub fn configure(&mut self, interface: &IfName, wiring: &Wiring) -> Result<(), Error> {
+        let failed = || Error::kernel(format!("configure {interface} in the pod"));
         let index = self.link(interface)?.map_or(0, |link| link.index);
+        let taken = self.socket.default_routes(Table::MAIN).map_err(failed())?;
         let mut operations: Vec<Operation> = vec![
             // Some runtimes do it, and some pods have no runtime.
             link::change("lo").up().into(),
-            link::change_index(index).without_link_local().into(),
+            link::without_link_local(interface.as_str()),
         ];
         operations.extend(wiring.addresses.iter().map(|own| address::add(index, host_prefix(own.address))));
         operations.push(link::change_index(index).up().into());
         for own in &wiring.addresses {
             let gateway = Neighbour { index, address: own.gateway, mac: wiring.gateway_mac };
             operations.push(gateway.replace());
-            operations.push(route::default_onlink(index, own.gateway));
+            let is_first = !taken.iter().any(|route| route.family == Family::of(own.address));
+            let table = if is_first { Table::MAIN } else { Table::of_interface(index) };
+            operations.push(route::default_onlink(table, index, own.gateway));
+            if !is_first {
+                operations.push(Rule { source: own.address, table }.add());
+            }
         }
-        self.socket
-            .execute_all(operations)
-            .map_err(Error::kernel(format!("configure {interface} in the pod")))
+        self.socket.execute_all(operations).map_err(failed())
+    }
+
+    /// Whether what the interface sends from the address goes to the gateway: by the pod's default route, or by one
+    /// that it has for itself.
+    pub fn has_way_out(&mut self, index: u32, own: &PodAddress) -> Result<bool, Error> {
+        let failed = || Error::kernel("read the pod's routes");
+        let leads = |route: &DefaultRoute| route.index == Some(index) && route.gateway == Some(own.gateway);
+        if self.socket.default_routes(Table::MAIN).map_err(failed())?.iter().any(leads) {
+            return Ok(true);
+        }
+        let table = Table::of_interface(index);
+        let rule = Rule { source: own.address, table };
+        Ok(self.socket.rules().map_err(failed())?.contains(&rule)
+            && self.socket.default_routes(table).map_err(failed())?.iter().any(leads))
     }
 }
 

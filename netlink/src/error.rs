@@ -1,6 +1,7 @@
 //! What can go wrong between us and the kernel.
 
 use std::io;
+use std::ops::Range;
 
 use netlink_packet_core::{DecodeError, NLA_HEADER_SIZE};
 use nix::errno::Errno;
@@ -27,10 +28,18 @@ pub enum Error {
     },
     /// The tables changed under every attempt to read them whole (`NLM_F_DUMP_INTR`).
     #[error("dump interrupted by changes {0} times in a row")]
-    Interrupted(usize),
+    Interrupted(u32),
     /// The kernel sent what we cannot read. Nothing may be concluded from the rest either.
-    #[error("message from the kernel that cannot be decoded")]
-    Decode(#[from] DecodeError),
+    #[error("message from the kernel that cannot be decoded: {0}")]
+    Decode(DecodeError),
+    /// What the kernel says of one of our interfaces cannot be read.
+    #[error("what the kernel says of interface {name} cannot be decoded: {problem}")]
+    Interface {
+        /// The interface.
+        name: String,
+        /// What cannot be read.
+        problem: DecodeError,
+    },
     /// The kernel said that all is well and did not send what was asked for.
     #[error("the kernel's answer is missing")]
     NoAnswer,
@@ -65,18 +74,38 @@ impl Error {
     }
 }
 
+/// It is a part of the message, and so no source besides.
+impl From<DecodeError> for Error {
+    fn from(problem: DecodeError) -> Self {
+        Self::Decode(problem)
+    }
+}
+
 /// `NLMSGERR_ATTR_MSG` (`include/uapi/linux/netlink.h`), a text that ends with a NUL.
-fn message_text(mut attributes: &[u8]) -> Option<String> {
+fn message_text(attributes: &[u8]) -> Option<String> {
     const NLMSGERR_ATTR_MSG: u16 = 1;
+    text(attributes, NLMSGERR_ATTR_MSG)
+}
+
+/// The text in the first attribute of that kind, without the NUL that ends it.
+pub(crate) fn text(attributes: &[u8], kind: u16) -> Option<String> {
+    let value = attributes.get(attribute(attributes, kind)?)?;
+    let text = value.strip_suffix(&[0]).unwrap_or(value);
+    Some(String::from_utf8_lossy(text).into_owned())
+}
+
+/// Where the value of the first attribute of that kind is.
+pub(crate) fn attribute(attributes: &[u8], kind: u16) -> Option<Range<usize>> {
     const TYPE_MASK: u16 = 0x3fff;
-    while let [l0, l1, k0, k1, rest @ ..] = attributes {
+    let mut at = 0;
+    while let [l0, l1, k0, k1, rest @ ..] = attributes.get(at..)? {
         let length = usize::from(u16::from_ne_bytes([*l0, *l1])).checked_sub(NLA_HEADER_SIZE)?;
-        let value = rest.get(..length)?;
-        if u16::from_ne_bytes([*k0, *k1]) & TYPE_MASK == NLMSGERR_ATTR_MSG {
-            let text = value.strip_suffix(&[0]).unwrap_or(value);
-            return Some(String::from_utf8_lossy(text).into_owned());
+        rest.get(..length)?;
+        at += NLA_HEADER_SIZE;
+        if u16::from_ne_bytes([*k0, *k1]) & TYPE_MASK == kind {
+            return Some(at..at + length);
         }
-        attributes = rest.get(length.next_multiple_of(4)..)?;
+        at += length.next_multiple_of(4);
     }
     None
 }

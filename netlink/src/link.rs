@@ -1,6 +1,7 @@
 //! Network interfaces: what they are, and what can be done with them.
 
 mod port;
+mod unreadable;
 mod veth;
 mod vxlan;
 
@@ -12,13 +13,18 @@ use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoPortData, LinkAttribute, LinkFlags,
     LinkInfo, LinkMessage,
 };
+use nix::errno::Errno;
 use polder_api::Mac;
 use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec};
 
 pub use self::port::Port;
+pub(crate) use self::unreadable::undecodable;
 pub use self::veth::{VethPair, create_veth};
 pub use self::vxlan::{Vxlan, create_vxlan};
 use crate::{Error, Operation, RouteSocket};
+
+/// The largest MTU of a bridge (`ETH_MAX_MTU`).
+const LARGEST_MTU: u32 = 65_535;
 
 /// An interface as the kernel has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,13 +68,15 @@ pub enum Kind {
 /// changed once the bridge is there (`net/bridge/br_if.c`, `br_mtu_auto_adjust`). It has no multicast snooping, which
 /// would cost 10 % of an ADD, and no IPv6 address of its own making.
 pub fn create_bridge(name: &str, mac: Mac, mtu: u32) -> [Operation; 3] {
+    // Rather one more than one less, which might be too little for IPv6.
+    let first = if mtu < LARGEST_MTU { mtu + 1 } else { mtu - 1 };
     let bridge = LinkMessageBuilder::<LinkBridge>::new(name)
         .address(mac.0.to_vec())
-        .mtu(mtu - 1)
+        .mtu(first)
         .mcast_snooping(false)
         .stp_state(netlink_packet_route::link::BridgeStpState::Disabled)
         .build();
-    [create(bridge), change(name).mtu(mtu).without_link_local().into(), change(name).up().into()]
+    [create(bridge), without_link_local(name), change(name).mtu(mtu).up().into()]
 }
 
 fn create(message: LinkMessage) -> Operation {
@@ -95,6 +103,16 @@ pub fn change(name: &str) -> Change {
 /// A change to the interface with that index.
 pub fn change_index(index: u32) -> Change {
     Change(LinkUnspec::new_with_index(index))
+}
+
+/// Keeps the interface of that name from making itself an IPv6 link-local address. To be said before it is up, in a
+/// change of its own: the kernel switches an interface on before it looks at the rest of the message. Where there is no
+/// IPv6, because the kernel has none or the MTU is too small for it, there is nothing to switch off.
+pub fn without_link_local(name: &str) -> Operation {
+    let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+    let attribute = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]);
+    let change = Change(LinkUnspec::new_with_name(name).append_extra_attribute(attribute));
+    Operation::from(change).harmless_if(Errno::EAFNOSUPPORT)
 }
 
 /// What is to be different about an interface. Sent as `RTM_NEWLINK`, because `RTM_SETLINK` ignores port settings.
@@ -136,15 +154,6 @@ impl Change {
     #[must_use]
     pub fn alias(self, alias: &str) -> Self {
         Self(self.0.alias(alias))
-    }
-
-    /// Keeps it from making itself an IPv6 link-local address. To be said before it is up, in a change of its own: the
-    /// kernel switches an interface on before it looks at the rest of the message.
-    #[must_use]
-    pub fn without_link_local(self) -> Self {
-        let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
-        let attribute = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]);
-        Self(self.0.append_extra_attribute(attribute))
     }
 
     /// Sets it as a bridge port.

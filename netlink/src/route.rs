@@ -1,14 +1,15 @@
-//! Routes of the main table.
+//! Routes: ours in the main table, and the default routes of pods.
 
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
     RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use polder_api::Family;
 use rtnetlink::RouteMessageBuilder;
 
 use crate::address::family;
@@ -17,6 +18,45 @@ use crate::{Error, Operation, ROUTE_PROTOCOL, RouteSocket};
 /// The priority of our routes. A route of somebody else to the same destination has another one, almost certainly,
 /// so that neither replaces the other: replacing goes by destination and priority, not by protocol.
 const PRIORITY: u32 = 84;
+
+/// What the index of an interface is added to for the number of its own table. Few others count so far.
+const OWN_TABLES: u32 = 84_000;
+
+/// A routing table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Table(u32);
+
+impl Table {
+    /// The one that everybody uses.
+    pub const MAIN: Self = Self(RouteHeader::RT_TABLE_MAIN as u32);
+
+    /// The one that is an interface's alone.
+    pub const fn of_interface(index: u32) -> Self {
+        Self(OWN_TABLES + index)
+    }
+
+    /// Its number.
+    pub(crate) const fn number(self) -> u32 {
+        self.0
+    }
+}
+
+impl From<u32> for Table {
+    fn from(number: u32) -> Self {
+        Self(number)
+    }
+}
+
+/// A route to everywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DefaultRoute {
+    /// The addresses that it is for.
+    pub family: Family,
+    /// The interface that it leaves through. `None` if it is several.
+    pub index: Option<u32>,
+    /// The router that it leads to, if there is one.
+    pub gateway: Option<IpAddr>,
+}
 
 /// One of our routes: in the main table, with our protocol number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -57,17 +97,18 @@ pub fn replace(route: &Route) -> Operation {
     Operation::new(RouteNetlinkMessage::NewRoute(message(route)), NLM_F_CREATE | NLM_F_REPLACE)
 }
 
-/// Makes the default route of a pod, through a gateway that no other route says to be on the link. It is the pod's
-/// own: it has the priority that a default route has, and no protocol number of ours.
-pub fn default_onlink(index: u32, gateway: IpAddr) -> Operation {
+/// Makes a default route of a pod, through a gateway that no other route says to be on the link. It is the pod's
+/// own: it has the priority that a default route has, and no protocol number of ours. One that is there is an error.
+pub fn default_onlink(table: Table, index: u32, gateway: IpAddr) -> Operation {
     let everything = match family(gateway) {
         AddressFamily::Inet => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
         _ => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
     };
     let builder = RouteMessageBuilder::<IpAddr>::new().destination_prefix(everything, 0);
     let builder = builder.expect("0 is a length of every prefix").output_interface(index).onlink();
-    let message = builder.gateway(gateway).expect("gateway of the family").build();
-    Operation::new(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
+    let builder = builder.gateway(gateway).expect("gateway of the family");
+    let message = builder.table_id(table.number()).build();
+    Operation::new(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL)
 }
 
 /// Deletes our route to the destination. A route that others made there is none of ours.
@@ -132,23 +173,28 @@ impl RouteSocket {
         Ok(routes)
     }
 
-    /// The default routes of the main table that go through a gateway: interface and gateway.
-    pub fn default_gateways(&mut self) -> Result<Vec<(u32, IpAddr)>, Error> {
-        let mut gateways = Vec::new();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+    /// The default routes of a table.
+    pub fn default_routes(&mut self, table: Table) -> Result<Vec<DefaultRoute>, Error> {
+        let mut routes = Vec::new();
+        for family in Family::BOTH {
             let mut filter = RouteMessage::default();
-            filter.header.address_family = family;
-            filter.header.table = RouteHeader::RT_TABLE_MAIN;
-            for message in self.route_dump(filter)? {
-                let attributes = Attributes::of(&message);
-                if let (0, Some(index), Some(gateway)) =
-                    (message.header.destination_prefix_length, attributes.index, attributes.gateway)
-                {
-                    gateways.push((index, gateway));
-                }
-            }
+            filter.header.address_family = match family {
+                Family::V4 => AddressFamily::Inet,
+                Family::V6 => AddressFamily::Inet6,
+            };
+            filter.attributes.push(RouteAttribute::Table(table.number()));
+            let dump = self.route_dump(filter)?;
+            let everywhere = dump
+                .iter()
+                .filter(|message| message.header.destination_prefix_length == 0)
+                .map(Attributes::of);
+            routes.extend(everywhere.map(|found| DefaultRoute {
+                family,
+                index: found.index,
+                gateway: found.gateway,
+            }));
         }
-        Ok(gateways)
+        Ok(routes)
     }
 
     fn route_dump(&mut self, filter: RouteMessage) -> Result<Vec<RouteMessage>, Error> {

@@ -4,19 +4,23 @@
 //! that changed while it was read, the kernel's explanation of an error, and answers to a request that an earlier
 //! caller gave up on are not taken for ours.
 
+mod answer;
+
 use std::fmt::Debug;
 use std::marker::PhantomData;
 
 use netlink_packet_core::{
-    DecodeError, Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkDeserializable,
-    NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable, Parseable,
+    DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload, NetlinkSerializable,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::SocketAddr;
 use netlink_sys::protocols::NETLINK_ROUTE;
+use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 
+use self::answer::{Answer, all_ended};
 use crate::Error;
 
 /// Room for the largest message that the kernel puts into a dump (32 KiB), and for single ones of any size seen.
@@ -28,20 +32,24 @@ const BATCH: usize = 128;
 /// The kernel answers within the send; this only guards against waiting for ever for an answer that got lost.
 const PATIENCE_SECONDS: i64 = 10;
 
-/// How often a dump is read again because the table changed under it.
-const DUMP_ATTEMPTS: usize = 10;
-
-/// `NLM_F_DUMP_INTR` (`include/uapi/linux/netlink.h`).
-const DUMP_INTERRUPTED: u16 = 0x10;
-
 /// A netlink protocol: its messages and its number.
 pub trait Protocol: NetlinkSerializable + NetlinkDeserializable + Debug {
     /// `NETLINK_*`.
     const NUMBER: isize;
+
+    /// What it means that a message cannot be decoded: nothing may be concluded from the others either. Unless it can be
+    /// read in another form, which is returned, or does not concern us.
+    fn undecodable(_message: &[u8], error: DecodeError) -> Result<Option<Vec<u8>>, Error> {
+        Err(error.into())
+    }
 }
 
 impl Protocol for RouteNetlinkMessage {
     const NUMBER: isize = NETLINK_ROUTE;
+
+    fn undecodable(message: &[u8], error: DecodeError) -> Result<Option<Vec<u8>>, Error> {
+        crate::link::undecodable(message, error)
+    }
 }
 
 /// A socket for links, addresses, routes and neighbours.
@@ -52,12 +60,19 @@ pub type RouteSocket = Socket<RouteNetlinkMessage>;
 pub struct Operation<M = RouteNetlinkMessage> {
     message: M,
     flags: u16,
+    harmless: Option<Errno>,
 }
 
 impl<M> Operation<M> {
     /// `flags` are the `NLM_F_*` beyond request and acknowledgement.
     pub fn new(message: impl Into<M>, flags: u16) -> Self {
-        Self { message: message.into(), flags }
+        Self { message: message.into(), flags, harmless: None }
+    }
+
+    /// Where the kernel answers with that error, all is well. Not in a transaction, which is done as a whole.
+    #[must_use]
+    pub fn harmless_if(self, errno: Errno) -> Self {
+        Self { harmless: Some(errno), ..self }
     }
 }
 
@@ -68,13 +83,6 @@ pub struct Socket<M> {
     sequence: u32,
     buffer: Vec<u8>,
     protocol: PhantomData<M>,
-}
-
-/// What came back for one request.
-struct Answer<M> {
-    messages: Vec<M>,
-    end: Option<Result<(), Error>>,
-    interrupted: bool,
 }
 
 impl<M: Protocol> Socket<M> {
@@ -105,12 +113,18 @@ impl<M: Protocol> Socket<M> {
         let mut outcomes = Vec::new();
         let mut operations = operations.into_iter();
         loop {
-            let batch: Vec<_> = operations.by_ref().take(BATCH).map(|op| (op.message, op.flags)).collect();
+            let batch = operations.by_ref().take(BATCH).map(|op| ((op.message, op.flags), op.harmless));
+            let (batch, harmless): (Vec<_>, Vec<_>) = batch.unzip();
             if batch.is_empty() {
                 return Ok(outcomes);
             }
             let answers = self.exchange(batch, NLM_F_ACK, all_ended)?;
-            outcomes.extend(answers.into_iter().map(|answer| answer.end.unwrap_or(Err(Error::NoAnswer))));
+            outcomes.extend(answers.into_iter().zip(harmless).map(|(answer, harmless)| {
+                match answer.end.unwrap_or(Err(Error::NoAnswer)) {
+                    Err(error) if harmless.is_some() && error.errno() == harmless => Ok(()),
+                    end => end,
+                }
+            }));
         }
     }
 
@@ -146,15 +160,10 @@ impl<M: Protocol> Socket<M> {
         M: Clone,
     {
         let message = message.into();
-        for _ in 0..DUMP_ATTEMPTS {
+        answer::whole(|| {
             let mut answers = self.exchange(vec![(message.clone(), 0)], NLM_F_DUMP, all_ended)?;
-            let answer = answers.pop().ok_or(Error::NoAnswer)?;
-            answer.end.unwrap_or(Err(Error::NoAnswer))?;
-            if !answer.interrupted {
-                return Ok(answer.messages);
-            }
-        }
-        Err(Error::Interrupted(DUMP_ATTEMPTS))
+            answers.pop().ok_or(Error::NoAnswer)
+        })
     }
 
     /// Sends all in one go, each with the flags in `extra`, and reads until `finished`.
@@ -194,49 +203,8 @@ impl<M: Protocol> Socket<M> {
         if length > self.buffer.len() {
             return Err(DecodeError::from(format!("{length} bytes in one message")).into());
         }
-        let mut rest = &self.buffer[..];
-        while !rest.is_empty() {
-            let length = NetlinkBuffer::new_checked(rest)?.length() as usize;
-            let header = NetlinkHeader::parse(&NetlinkBuffer::new(&rest))?;
-            // What an earlier caller did not wait for is not an answer to us.
-            if let Some(answer) = answers.get_mut(header.sequence_number.wrapping_sub(first) as usize) {
-                answer.take(NetlinkMessage::deserialize(&rest[..length])?);
-            }
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        }
-        Ok(())
+        answer::take(&self.buffer, first, answers)
     }
-}
-
-impl<M> Default for Answer<M> {
-    fn default() -> Self {
-        Self { messages: Vec::new(), end: None, interrupted: false }
-    }
-}
-
-impl<M> Answer<M> {
-    fn take(&mut self, message: NetlinkMessage<M>) {
-        self.interrupted |= message.header.flags & DUMP_INTERRUPTED != 0;
-        let end = match message.payload {
-            NetlinkPayload::InnerMessage(inner) => return self.messages.push(inner),
-            NetlinkPayload::Done(done) if done.code == 0 => Ok(()),
-            NetlinkPayload::Done(done) => Err(Error::refused(done.code, &done.extended_ack)),
-            NetlinkPayload::Error(error) => match error.code {
-                None => Ok(()),
-                // With NETLINK_CAP_ACK the request's bare header comes first, then the attributes.
-                Some(code) => Err(Error::refused(
-                    code.get(),
-                    error.header.get(NetlinkHeader::default().buffer_len()..).unwrap_or_default(),
-                )),
-            },
-            _ => return,
-        };
-        self.end.get_or_insert(end);
-    }
-}
-
-fn all_ended<M>(answers: &[Answer<M>]) -> bool {
-    answers.iter().all(|answer| answer.end.is_some())
 }
 
 /// Appends `message` to `request`, framed and aligned.

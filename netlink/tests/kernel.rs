@@ -2,41 +2,32 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::fs::File;
-use std::net::IpAddr;
-use std::os::fd::AsFd;
+mod common;
 
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use common::{POD_MAC, in_a_new_namespace, ip, network, run};
 use ipnetwork::IpNetwork;
+use nix::errno::Errno;
 use polder_api::{Family, IfName, Mac};
 use polder_netlink::link::{Kind, Port, VethPair, Vxlan};
 use polder_netlink::monitor::{Event, Monitor};
 use polder_netlink::neighbour::{Destination, Forward, Neighbour};
-use polder_netlink::nft::{
-    Chain, Element, Elements, FilterSocket, Found, Hook, Interface, Key, Match, Rule, Set, Table, Verdict,
-    Within,
-};
-use polder_netlink::route::{Route, Target};
+use polder_netlink::route::{DefaultRoute, Route, Table, Target};
+use polder_netlink::rule::Rule;
 use polder_netlink::{RouteSocket, address, link, namespace, route};
 
 const BRIDGE_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
-const POD_MAC: Mac = Mac([2, 0, 0, 0, 0, 2]);
-
-fn in_a_new_namespace(test: impl FnOnce(&mut RouteSocket) + Send) {
-    namespace::in_a_new_one(|| test(&mut RouteSocket::open().unwrap()))
-        .expect("tests of the kernel need root");
-}
-
-fn ip(text: &str) -> IpAddr {
-    text.parse().unwrap()
-}
-
-fn network(text: &str) -> IpNetwork {
-    text.parse().unwrap()
-}
 
 /// A bridge named `br`, up; its index.
 fn bridge(socket: &mut RouteSocket) -> u32 {
-    socket.execute_all(link::create_bridge("br", BRIDGE_MAC, 1450)).unwrap();
+    bridge_with(socket, 1450)
+}
+
+fn bridge_with(socket: &mut RouteSocket, mtu: u32) -> u32 {
+    socket.execute_all(link::create_bridge("br", BRIDGE_MAC, mtu)).unwrap();
     socket.link("br").unwrap().expect("the bridge").index
 }
 
@@ -106,8 +97,9 @@ fn the_settings_of_a_pod_port_are_read_back_as_they_were_made() {
         let port = Port::of_pod(true);
         let before = socket.link("host").unwrap().unwrap().port.expect("a port");
         assert!(!before.is_set_like(&port), "it is so by itself, and the test proves nothing");
-        let change = link::change("host").without_link_local().alias("net/c/eth0 ns/pod").port(&port);
-        socket.execute_all([change.into(), link::change("host").up().into()]).unwrap();
+        let change = link::change("host").alias("net/c/eth0 ns/pod").port(&port);
+        let up = link::change("host").up().into();
+        socket.execute_all([link::without_link_local("host"), change.into(), up]).unwrap();
         let host = socket.link("host").unwrap().unwrap();
         assert!(host.port.unwrap().is_set_like(&port), "{:?}", host.port);
         assert_eq!(host.alias.as_deref(), Some("net/c/eth0 ns/pod"));
@@ -126,6 +118,52 @@ fn a_vxlan_device_is_read_back_as_it_was_made() {
             assert_eq!((found.mac, found.mtu, found.up), (Some(POD_MAC), 1430, true));
             assert_eq!(socket.addresses().unwrap(), [], "it made itself an address");
         }
+    });
+}
+
+#[test]
+fn a_device_too_small_for_ipv6_is_made_all_the_same() {
+    for mtu in [1280, 1279, 1000, 65_535] {
+        in_a_new_namespace(|socket| {
+            let index = bridge_with(socket, mtu);
+            let _pod = pod(socket, index);
+            let vxlan = Vxlan { vni: 77, port: 8472, local: Some(ip("10.9.0.1")), learning: false };
+            socket.execute_all(link::create_vxlan("vx", &vxlan, POD_MAC, mtu)).unwrap();
+            for name in ["br", "vx"] {
+                let made = socket.link(name).unwrap().unwrap();
+                assert_eq!((made.up, made.mtu), (true, mtu));
+                // Below 1280 there is no IPv6 on it.
+                assert_eq!(made.makes_link_local, (mtu >= 1280).then_some(false));
+            }
+            assert_eq!(socket.addresses().unwrap(), [], "one made itself an address");
+        });
+    }
+}
+
+#[test]
+fn only_the_error_that_an_operation_calls_harmless_is() {
+    in_a_new_namespace(|socket| {
+        let missing = || link::delete(4711);
+        socket.execute_all([missing().harmless_if(Errno::ENODEV)]).unwrap();
+        assert!(socket.execute_all([missing().harmless_if(Errno::EEXIST)]).unwrap_err().is_missing());
+    });
+}
+
+#[test]
+fn an_alias_that_is_no_text_harms_only_an_interface_of_ours() {
+    in_a_new_namespace(|socket| {
+        bridge(socket);
+        run("ip", &["link", "add", "q0", "type", "bridge"]);
+        run("sh", &["-ec", r"ip link set q0 alias $(printf 'caf\351')"]);
+        let links = socket.links().unwrap();
+        assert!(links.contains_key("br") && links["q0"].alias.as_deref() == Some("caf?"), "{links:?}");
+        for ours in ["polder9", "pld9"] {
+            run("ip", &["link", "set", "q0", "name", ours]);
+            let error = socket.links().unwrap_err().to_string();
+            assert!(error.contains(ours) && error.contains("UTF-8"), "{error}");
+            run("ip", &["link", "set", ours, "name", "q0"]);
+        }
+        assert!(socket.links().unwrap().contains_key("br"), "an error is left behind");
     });
 }
 
@@ -222,6 +260,30 @@ fn routes_are_read_back_as_they_were_made_and_those_of_others_are_not_ours() {
 }
 
 #[test]
+fn an_interface_has_a_default_route_of_its_own_beside_that_of_the_main_table() {
+    in_a_new_namespace(|socket| {
+        let index = bridge(socket);
+        let own = Table::of_interface(index);
+        for (family, address, gateway) in
+            [(Family::V4, "10.1.0.1", "10.1.0.254"), (Family::V6, "fd01::1", "fd01::ff")]
+        {
+            let route = DefaultRoute { family, index: Some(index), gateway: Some(ip(gateway)) };
+            let rule = Rule { source: ip(address), table: own };
+            let address = IpNetwork::from(ip(address));
+            let way = route::default_onlink(own, index, ip(gateway));
+            socket.execute_all([address::add(index, address), way, rule.add(), rule.add()]).unwrap();
+            let found = socket.default_routes(own).unwrap();
+            assert_eq!(found.into_iter().filter(|found| found.family == family).collect::<Vec<_>>(), [route]);
+            assert!(socket.rules().unwrap().contains(&rule));
+            let again = socket.execute_all([route::default_onlink(own, index, ip(gateway))]);
+            assert!(again.unwrap_err().is_exists(), "a default route is replaced");
+        }
+        assert_eq!(socket.rules().unwrap().len(), 2, "a rule is there twice, or is none of ours");
+        assert_eq!(socket.default_routes(Table::MAIN).unwrap(), []);
+    });
+}
+
+#[test]
 fn a_look_up_tells_on_link_from_behind_a_router_and_from_nowhere() {
     in_a_new_namespace(|socket| {
         bridge(socket);
@@ -294,6 +356,8 @@ fn the_monitor_tells_of_an_interface_that_goes_but_not_of_one_that_leaves_its_br
         let _pod = pod(socket, bridge);
         let index = socket.link("host").unwrap().unwrap().index;
         let mut monitor = Monitor::open().unwrap();
+        // An event that is lost is a failure, and no wait for ever.
+        monitor.set_patience(Duration::from_secs(10)).unwrap();
         run("ip", &["link", "set", "host", "nomaster"]);
         run("ip", &["address", "add", "10.1.0.1/24", "dev", "br"]);
         socket.execute_all([link::delete(index)]).unwrap();
@@ -309,165 +373,4 @@ fn the_monitor_tells_of_an_interface_that_goes_but_not_of_one_that_leaves_its_br
         assert!(seen.contains(&Event::Address { index: bridge }), "{seen:?}");
         assert!(seen.contains(&Event::ForeignRoute), "{seen:?}");
     });
-}
-
-fn table() -> Table {
-    let bridge = Match::Input(Interface::Named("br"));
-    Table {
-        name: "lab",
-        sets: vec![
-            Set { name: "networks", key: Key::Network(Family::V4) },
-            Set { name: "senders", key: Key::Sender(Family::V6) },
-            Set { name: "peers", key: Key::Address(Family::V6) },
-        ],
-        chains: vec![
-            Chain {
-                name: "raw",
-                hook: Hook::Raw,
-                rules: vec![Rule {
-                    comment: "not its own address",
-                    matches: vec![
-                        bridge.clone(),
-                        Match::Family(Family::V6),
-                        Match::Sender(Within::NotSet(Family::V6, "senders")),
-                    ],
-                    verdict: Verdict::Drop,
-                }],
-            },
-            Chain {
-                name: "input",
-                hook: Hook::Input,
-                rules: vec![Rule {
-                    comment: "tunnel of a stranger",
-                    matches: vec![
-                        Match::UdpTo(8472),
-                        Match::VxlanOf(1),
-                        Match::Family(Family::V6),
-                        Match::Source(Within::NotSet(Family::V6, "peers")),
-                    ],
-                    verdict: Verdict::Drop,
-                }],
-            },
-            Chain {
-                name: "masquerade",
-                hook: Hook::SourceNat,
-                rules: vec![Rule {
-                    comment: "to the world",
-                    matches: vec![
-                        Match::Input(Interface::Prefixed("pld")),
-                        Match::Family(Family::V4),
-                        Match::Source(Within::Set(Family::V4, "networks")),
-                        Match::Destination(Within::NotSet(Family::V4, "networks")),
-                        Match::Unicast,
-                    ],
-                    verdict: Verdict::Masquerade,
-                }],
-            },
-        ],
-    }
-}
-
-fn elements() -> Elements {
-    Elements::from([
-        (
-            "networks",
-            Element::networks([network("10.1.0.0/16"), network("10.9.0.0/24")]).into_iter().collect(),
-        ),
-        ("senders", (1..=1500).map(|n| Element::sender(POD_MAC, ip(&format!("fd00::{n:x}")))).collect()),
-        ("peers", [Element::address(ip("fd09::1"))].into()),
-    ])
-}
-
-#[test]
-fn a_table_is_found_intact_as_it_was_made_and_nft_reads_it_in_the_same_way() {
-    in_a_new_namespace(|_| {
-        let mut filter = FilterSocket::open().unwrap();
-        let table = table();
-        assert!(matches!(filter.find(&table).unwrap(), Found::Different(_)));
-        for _ in 0..2 {
-            filter.commit(table.install(&elements())).unwrap();
-            assert_eq!(filter.find(&table).unwrap(), Found::Intact(elements()));
-        }
-        let text = run("nft", &["list", "table", "inet", "lab"]);
-        for rule in [
-            r#"iifname "br" ether saddr . ip6 saddr != @senders counter packets 0 bytes 0 drop comment "not its own address""#,
-            "udp dport 8472 @th,96,24 0x1 ip6 saddr != @peers counter packets 0 bytes 0 drop",
-            r#"iifname "pld*" ip saddr @networks ip daddr != @networks fib daddr type unicast counter packets 0 bytes 0 masquerade fully-random"#,
-            "elements = { 10.1.0.0/16, 10.9.0.0/24 }",
-            "elements = { fd09::1 }",
-            "type filter hook prerouting priority raw; policy accept;",
-            "type filter hook input priority filter; policy accept;",
-            "type nat hook postrouting priority srcnat; policy accept;",
-        ] {
-            assert!(text.contains(rule), "nft does not show {rule:?} but\n{text}");
-        }
-    });
-}
-
-#[test]
-fn elements_come_and_go_without_the_rest_of_the_table() {
-    in_a_new_namespace(|_| {
-        let mut filter = FilterSocket::open().unwrap();
-        let table = table();
-        filter.commit(table.install(&elements())).unwrap();
-        let (old, new) = (Element::address(ip("fd09::1")), Element::address(ip("fd09::2")));
-        filter.commit(table.change("peers", [&new], [&old])).unwrap();
-        let networks: std::collections::BTreeSet<_> =
-            Element::networks([network("10.1.0.0/17")]).into_iter().collect();
-        filter.commit(table.refill("networks", &networks)).unwrap();
-        let mut expected = elements();
-        expected.insert("peers", [new].into());
-        expected.insert("networks", networks);
-        assert_eq!(filter.find(&table).unwrap(), Found::Intact(expected));
-    });
-}
-
-#[test]
-fn a_transaction_that_fails_in_the_middle_changes_nothing() {
-    in_a_new_namespace(|_| {
-        let mut filter = FilterSocket::open().unwrap();
-        let table = table();
-        filter.commit(table.install(&elements())).unwrap();
-        let (new, missing) = (Element::address(ip("fd09::2")), Element::address(ip("fd09::3")));
-        let error = filter.commit(table.change("peers", [&new], [&missing])).unwrap_err();
-        assert!(error.is_missing(), "{error}");
-        assert_eq!(filter.find(&table).unwrap(), Found::Intact(elements()));
-        filter.commit(table.delete()).unwrap();
-        assert!(filter.commit(table.delete()).unwrap_err().is_missing());
-    });
-}
-
-#[test]
-fn a_table_that_somebody_changed_is_not_intact() {
-    for change in [
-        "delete table inet lab",
-        "flush chain inet lab raw",
-        "add rule inet lab raw drop",
-        "chain inet lab input { policy drop; }",
-        "flush chain inet lab input; delete chain inet lab input",
-    ] {
-        in_a_new_namespace(|_| {
-            let mut filter = FilterSocket::open().unwrap();
-            filter.commit(table().install(&elements())).unwrap();
-            run("nft", &[change]);
-            assert!(matches!(filter.find(&table()).unwrap(), Found::Different(_)), "{change}");
-        });
-    }
-}
-
-#[test]
-fn a_dump_that_the_kernel_refuses_is_an_error_and_not_an_empty_table() {
-    in_a_new_namespace(|_| {
-        let mut filter = FilterSocket::open().unwrap();
-        let mut table = table();
-        filter.commit(table.install(&Elements::new())).unwrap();
-        table.sets.push(Set { name: "not there", key: Key::Address(Family::V4) });
-        assert!(matches!(filter.find(&table).unwrap(), Found::Different(_)));
-    });
-}
-
-fn run(program: &str, arguments: &[&str]) -> String {
-    let output = std::process::Command::new(program).args(arguments).output().expect(program);
-    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
 }

@@ -22,36 +22,59 @@ as_user() {
     if [ "$(id -u)" = 0 ] && [ -n "${SUDO_USER:-}" ]; then user=$SUDO_USER; fi
     [ "$user" = "$(id -un)" ] || run=(sudo -u "$user" -H)
     # rustup puts cargo where only the user's own profile finds it.
-    "${run[@]}" env PATH="$(getent passwd "$user" | cut -d: -f6)/.cargo/bin:$PATH" "${passed_on[@]}" "$@"
+    "${run[@]}" env "${passed_on[@]}" PATH="$(getent passwd "$user" | cut -d: -f6)/.cargo/bin:$PATH" "$@"
 }
 passed_on=()
 
-# Installs what is missing of these Debian packages; only root can.
+# Whether that program or file is on this machine, whoever has brought it.
+is_there() {
+    case "$1" in
+        /*) [ -e "$1" ] ;;
+        *) PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null ;;
+    esac
+}
+
+# Installs what is missing of these Debian packages, each given as PACKAGE:WHAT-IT-IS-NEEDED-FOR; only root can. It
+# takes no other software away, and leaves no service behind that runs.
 need_packages() {
     local missing=() package
     for package in "$@"; do
-        dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+        is_there "${package#*:}" || missing+=("${package%%:*}")
     done
     [ ${#missing[@]} -gt 0 ] || return 0
+    is_there apt-get || die "these Debian packages are missing, or what they bring: ${missing[*]}"
     [ "$(id -u)" = 0 ] || die "Debian packages are missing: sudo apt-get install --no-install-recommends ${missing[*]}"
     say "installing ${missing[*]}"
     local log status=0
     log=$(mktemp)
     # A package that brings a service must not start it: the tests start their own.
-    local policy=/usr/sbin/policy-rc.d
+    local policy=/usr/sbin/policy-rc.d made=
     if [ ! -e "$policy" ]; then
+        made=$policy
         at_exit+=("rm -f $policy")
         printf '#!/bin/sh\nexit 101\n' >"$policy"
         chmod +x "$policy"
     fi
     {
         apt-get update &&
-            DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"
+            DEBIAN_FRONTEND=noninteractive apt-get install -y --no-remove --no-install-recommends "${missing[@]}"
     } >"$log" 2>&1 </dev/null || status=$?
+    if [ -n "$made" ]; then
+        rm -f "$made"
+        unset 'at_exit[-1]'
+    fi
     if [ $status -ne 0 ]; then
         tail -n 20 "$log" >&2
+        ! grep -q 'remove is disabled' "$log" ||
+            die "installing ${missing[*]} would remove other software, so nothing was installed: see $log"
         die "the packages could not be installed, see $log"
     fi
+    # Nor at the next boot.
+    for package in etcd-server containerd; do
+        if [[ " ${missing[*]} " == *" $package "* ]] && is_there systemctl; then
+            systemctl disable "${package%-server}.service" >>"$log" 2>&1 || say "its service is not disabled: $package"
+        fi
+    done
     rm -f "$log"
 }
 
@@ -62,23 +85,44 @@ make_lab_folder() {
 }
 
 # What building needs: protoc for etcd's client, a C compiler for SQLite.
-build_packages=(protobuf-compiler libprotobuf-dev gcc libc6-dev)
+build_packages=(protobuf-compiler:protoc libprotobuf-dev:/usr/include/google/protobuf/any.proto gcc:cc
+    libc6-dev:/usr/include/stdlib.h)
 
 # What the lab needs: nodes made of namespaces, a real etcd, tools to look with.
-lab_packages=(etcd-server etcd-client iproute2 iputils-ping nftables util-linux procps)
+lab_packages=(etcd-server:etcd etcd-client:etcdctl iproute2:ip iputils-ping:ping nftables:nft util-linux:nsenter
+    procps:sysctl)
 
 # What the tests need besides: a container runtime, and what an image is made of.
-test_packages=(containerd runc containernetworking-plugins busybox-static)
+test_packages=(containerd:containerd runc:runc containernetworking-plugins:/usr/lib/cni/portmap
+    busybox-static:/bin/busybox)
 
+# Looks for Rust, new enough, and for these subcommands of cargo.
 need_cargo() {
     as_user cargo --version >/dev/null 2>&1 || die "cargo does not run: install Rust with rustup, as the user who builds"
+    local needed found command
+    needed=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' "$top/Cargo.toml")
+    found=$(as_user rustc --version | cut -d ' ' -f 2)
+    [ "$(printf '%s\n' "$needed" "${found%%-*}" | sort -V | head -n 1)" = "$needed" ] ||
+        die "Rust $found is too old, $needed is needed: rustup update"
+    for command in "$@"; do
+        as_user cargo "$command" --version >/dev/null 2>&1 ||
+            die "cargo $command does not run: rustup component add ${command/#fmt/rustfmt}"
+    done
 }
 
 # The binaries are static: they run on every node, whatever its libc. Only with an explicit target does that not
-# concern what runs while building.
+# concern what runs while building. RUSTFLAGS would take the place of the flags of a target, and is added to them.
 use_static_target() {
     target=$(as_user rustc -vV | sed -n 's/^host: //p')
     local variable
     variable=CARGO_TARGET_$(tr 'a-z-' 'A-Z_' <<<"$target")_RUSTFLAGS
-    passed_on+=("$variable=-C target-feature=+crt-static")
+    passed_on=(-u RUSTFLAGS -u CARGO_ENCODED_RUSTFLAGS "$variable=${RUSTFLAGS:-} -C target-feature=+crt-static")
+}
+
+# Refuses a program that needs libraries of the machine where it runs.
+need_static() {
+    case "$(LC_ALL=C ldd "$1" 2>&1 || true)" in
+        *"statically linked"* | *"not a dynamic executable"*) ;;
+        *) die "$1 is not static: something in cargo's configuration overrides the flags that it is built with" ;;
+    esac
 }

@@ -193,13 +193,25 @@ impl Worker {
         feed(&mut command, input)
     }
 
-    /// Runs the plugin for an attachment. Its JSON is the result, or the error.
+    /// Runs the plugin for a container's `eth0`. Its JSON is the result, or the error.
     pub fn cni(&self, verb: &str, container: &str, netns: &str, conf: &Value) -> Result<Value, Value> {
+        self.cni_for("eth0", verb, container, netns, conf)
+    }
+
+    /// Runs the plugin for an interface of a container.
+    pub fn cni_for(
+        &self,
+        interface: &str,
+        verb: &str,
+        container: &str,
+        netns: &str,
+        conf: &Value,
+    ) -> Result<Value, Value> {
         let variables = [
             ("CNI_COMMAND", verb),
             ("CNI_CONTAINERID", container),
             ("CNI_NETNS", netns),
-            ("CNI_IFNAME", "eth0"),
+            ("CNI_IFNAME", interface),
             ("CNI_PATH", "/opt/cni/bin"),
             ("CNI_ARGS", &format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=lab;K8S_POD_NAME={container}")),
         ];

@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::path::Path;
 
+use polder_api::Family;
+
 use crate::node::{Node, output};
 use crate::wait;
 
@@ -32,6 +34,20 @@ impl Families {
     pub const V6: Self = Self { v4: false, v6: true };
     /// Both.
     pub const DUAL: Self = Self { v4: true, v6: true };
+
+    /// Those of the addresses or prefixes.
+    pub fn of<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> Self {
+        texts.into_iter().fold(Self { v4: false, v6: false }, |all, text| {
+            let v6 = text.as_ref().contains(':');
+            Self { v4: all.v4 || !v6, v6: all.v6 || v6 }
+        })
+    }
+
+    /// Each of them.
+    pub fn each(self) -> impl Iterator<Item = Family> {
+        let wanted = move |family: &Family| if *family == Family::V4 { self.v4 } else { self.v6 };
+        Family::BOTH.into_iter().filter(wanted)
+    }
 }
 
 /// The address of host `host` on segment `segment`.

@@ -1,4 +1,4 @@
-//! A container image made on the spot, from the one static program that is on the machine.
+//! A container image made on the spot, from the one program that is on every machine.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -13,7 +13,7 @@ use crate::node::output;
 /// The name of the image.
 pub const IMAGE: &str = "polder.test/busybox:1";
 
-/// Of Debian's package busybox-static.
+/// Of Debian's package busybox-static, or of busybox, which is on many machines and which the other would replace.
 const BUSYBOX: &str = "/bin/busybox";
 
 /// Makes the image as an archive that `ctr images import` reads; the file. Beside busybox it has a page, `/www/page`,
@@ -24,7 +24,11 @@ pub fn make(folder: &Path) -> PathBuf {
         fs::create_dir_all(root.join(part)).expect("a folder for the image");
     }
     fs::create_dir_all(&archive).expect("a folder for the archive");
-    fs::copy(BUSYBOX, root.join("bin/busybox")).expect("busybox-static is installed");
+    for file in libraries(BUSYBOX).into_iter().chain([PathBuf::from(BUSYBOX)]) {
+        let inside = root.join(file.strip_prefix("/").unwrap_or(&file));
+        fs::create_dir_all(inside.parent().expect("a folder")).expect("a folder for the image");
+        fs::copy(&file, inside).expect("busybox-static is installed");
+    }
     fs::write(root.join("www/page"), "the page\n").expect("a file");
     let who = root.join("www/cgi-bin/who");
     fs::write(&who, "#!/bin/busybox sh\necho Content-Type: text/plain\necho\necho $REMOTE_ADDR\n")
@@ -48,6 +52,13 @@ pub fn make(folder: &Path) -> PathBuf {
     let image = folder.join("image.tar");
     tar(&archive, &image);
     image
+}
+
+/// The libraries that a program needs. A static one needs none.
+fn libraries(program: &str) -> Vec<PathBuf> {
+    let output = Command::new("ldd").arg(program).output().expect("ldd is installed");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect()
 }
 
 fn tar(folder: &Path, file: &Path) {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
+use crate::fabric::Families;
 use crate::pod::Pod;
 use crate::probe::{self, Echo};
 
@@ -20,15 +21,17 @@ pub struct Pair<'a> {
     pub to_address: IpAddr,
 }
 
-/// All ordered pairs of different pods, once for each family.
-pub fn pairs(pods: &[Pod]) -> Vec<Pair<'_>> {
+/// All ordered pairs of different pods, once for each family. Every pod has to have an address of each.
+pub fn pairs(pods: &[Pod], families: Families) -> Vec<Pair<'_>> {
     let mut pairs = Vec::new();
     for from in pods {
         for to in pods.iter().filter(|to| to.netns() != from.netns() || to.node() != from.node()) {
-            for from_address in from.addresses() {
-                let to_address = to.address_like(from_address);
-                pairs.push(Pair { from, from_address, to, to_address });
-            }
+            pairs.extend(families.each().map(|family| Pair {
+                from,
+                from_address: from.address_of(family),
+                to,
+                to_address: to.address_of(family),
+            }));
         }
     }
     pairs
@@ -51,11 +54,18 @@ pub struct Seen {
 }
 
 /// Ping, UDP and TCP between all pairs, in both directions, with the largest packet that the MTU allows, too. Fails
-/// with all that went wrong.
+/// with all that went wrong. A family that one pod has, all must have.
 pub fn assert_flat(pods: &[Pod], mtu: usize) {
+    let addresses = pods.iter().flat_map(Pod::addresses);
+    assert_flat_over(Families::of(addresses.map(|address| address.to_string())), pods, mtu);
+}
+
+/// Like [`assert_flat`], over these families: pods without one of them are a failure, too.
+pub fn assert_flat_over(families: Families, pods: &[Pod], mtu: usize) {
     let servers = listen(pods);
-    let pairs = pairs(pods);
-    assert!(pairs.len() >= pods.len() * (pods.len() - 1), "no pairs, no proof");
+    let pairs = pairs(pods, families);
+    let expected = pods.len() * (pods.len() - 1) * families.each().count();
+    assert!(pairs.len() == expected && expected > 0, "{} pairs instead of {expected}", pairs.len());
     let problems: Vec<String> = pairs.iter().filter_map(|pair| pair.check(mtu).err()).collect();
     drop(servers);
     assert!(problems.is_empty(), "{} of {} pairs: {problems:#?}", problems.len(), pairs.len());

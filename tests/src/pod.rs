@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use polder_api::Family;
 use serde_json::Value;
 
 use crate::node::{Node, within};
@@ -70,15 +71,20 @@ impl Pod {
         ips.filter_map(address).collect()
     }
 
+    /// Its address of that family, which it has to have.
+    pub fn address_of(&self, family: Family) -> IpAddr {
+        let found = self.addresses().into_iter().find(|address| Family::of(*address) == family);
+        found.unwrap_or_else(|| panic!("{} on {} has no {family} address", self.name, self.node))
+    }
+
     /// Its address of the family that `other` is of.
     pub fn address_like(&self, other: IpAddr) -> IpAddr {
-        let same = |address: &IpAddr| address.is_ipv4() == other.is_ipv4();
-        self.addresses().into_iter().find(same).expect("both pods have the same families")
+        self.address_of(Family::of(other))
     }
 
     /// Its IPv4 address.
     pub fn v4(&self) -> IpAddr {
-        self.addresses().into_iter().find(IpAddr::is_ipv4).expect("an IPv4 address")
+        self.address_of(Family::V4)
     }
 
     /// Its gateway of the family of `address`.

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,8 +11,9 @@ use polder_api::client::Client;
 use polder_api::message::{AddRequest, Reply, Request};
 use polder_tests::agent::Worker;
 use polder_tests::fabric::Families;
-use polder_tests::matrix::assert_flat;
-use polder_tests::{Lab, Topology, wait};
+use polder_tests::matrix::{assert_flat, assert_flat_over};
+use polder_tests::probe::{self, Echo};
+use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::{Value, json};
 
 fn node() -> Lab {
@@ -23,24 +24,37 @@ fn code(error: Result<Value, Value>) -> u64 {
     error.expect_err("an error")["code"].as_u64().expect("a code")
 }
 
-/// Everything that belongs to attachments: interfaces, kernel entries, ledger, etcd. Empty if there are none.
-fn traces(lab: &Lab, worker: &Worker) -> String {
-    let mut traces = worker.node.shell(
-        "set +e; ip -o link show | grep -o 'pld[0-9a-f]*' | sort -u; ip neigh show dev polder0 nud permanent; \
-         bridge fdb show br polder0 | grep -v 'dev polder0'; \
-         nft list set inet polder senders4 | grep elements; nft list set inet polder senders6 | grep elements; true",
-    );
-    if worker.status()["pods"] != 0 {
-        traces += &format!("ledger: {}\n", worker.status()["pods"]);
-    }
-    lab.etcd.keys("/polder/v1/addresses/").iter().for_each(|key| traces += &format!("{key}\n"));
-    traces
+/// Everything that belongs to attachments, by where it is. Each is empty if there are none.
+fn traces(lab: &Lab, worker: &Worker) -> BTreeMap<&'static str, String> {
+    let lines = |text: String, sign: &str| {
+        text.lines().filter(|line| line.contains(sign)).collect::<Vec<_>>().join("\n")
+    };
+    let run = |program: &str, line: &str| worker.node.run(program, &line.split(' ').collect::<Vec<_>>());
+    let status = worker.status();
+    let more = |count: u64, than: u64| if count > than { count.to_string() } else { String::new() };
+    BTreeMap::from([
+        ("interfaces", lines(run("ip", "-o link show"), ": pld")),
+        ("neighbours", run("ip", "neigh show dev polder0 nud permanent")),
+        ("fdb", lines(run("bridge", "fdb show br polder0"), "dev pld")),
+        ("senders4", lines(run("nft", "list set inet polder senders4"), "elements")),
+        ("senders6", lines(run("nft", "list set inet polder senders6"), "elements")),
+        ("ledger", more(status["pods"].as_u64().unwrap(), 0)),
+        // The gateways are of no attachment.
+        ("addresses", more(used(&status), 2)),
+        ("etcd", lab.etcd.keys("/polder/v1/addresses/").join("\n")),
+    ])
+}
+
+/// How many addresses of the node's blocks are out.
+fn used(status: &Value) -> u64 {
+    status["blocks"].as_array().unwrap().iter().map(|block| block["used"].as_u64().unwrap()).sum()
 }
 
 fn assert_nothing_left(lab: &Lab, worker: &Worker) {
     wait::until("nothing to be left", || {
-        let traces = traces(lab, worker);
-        if traces.is_empty() { Ok(()) } else { Err(traces) }
+        let mut traces = traces(lab, worker);
+        traces.retain(|_, found| !found.is_empty());
+        if traces.is_empty() { Ok(()) } else { Err(format!("{traces:?}")) }
     });
 }
 
@@ -74,7 +88,9 @@ fn an_add_makes_what_it_says_and_a_del_leaves_nothing() {
     }
     assert!(host.contains(result["interfaces"][1]["mac"].as_str().unwrap()));
     wait::until_true("etcd to be told", || lab.etcd.keys("/polder/v1/addresses/n1/").len() == 2);
-    assert!(!traces(&lab, worker).is_empty(), "the traces are not looked for in the right places");
+    for (place, found) in traces(&lab, worker) {
+        assert!(!found.is_empty(), "{place} is not looked at in the right place");
+    }
     worker.delete(&pod);
     assert_nothing_left(&lab, worker);
 }
@@ -87,7 +103,7 @@ fn each_version_gets_the_shape_that_it_knows() {
         let result = pod.result();
         assert_eq!(result["cniVersion"], version);
         assert_eq!(result["ips"][0].get("version").is_some(), version < "1.0.0", "{result}");
-        assert_eq!(result["interfaces"][0].get("mtu").is_some(), version == "1.1.0", "{result}");
+        assert_eq!(result["interfaces"][1].get("mtu").is_some(), version == "1.1.0", "{result}");
     }
 }
 
@@ -102,8 +118,9 @@ fn a_second_add_is_refused_and_the_first_attachment_is_whole() {
     let elsewhere = worker.namespace("elsewhere");
     assert_eq!(code(worker.cni("ADD", "a", &elsewhere, pod.conf())), 102);
     assert_eq!(worker.status()["pods"], 2);
-    assert_eq!(traces(&lab, worker).lines().filter(|l| l.starts_with("pld")).count(), 2, "{before}");
-    assert_flat(&[pod, other], 1450);
+    let interfaces = traces(&lab, worker)["interfaces"].clone();
+    assert_eq!(interfaces.lines().count(), 2, "{before:?} became {interfaces}");
+    assert_flat_over(Families::DUAL, &[pod, other], 1450);
 }
 
 #[test]
@@ -121,24 +138,81 @@ fn an_add_where_the_interface_exists_is_refused_and_leaks_nothing() {
 }
 
 #[test]
-fn two_interfaces_of_one_container_are_two_attachments() {
+fn an_add_whose_wiring_fails_is_undone() {
     let lab = node();
     let worker = &lab.workers[0];
-    let pod = worker.pod("a");
-    let call = |verb: &str, interface: &str| {
-        let variables = [
-            ("CNI_COMMAND", verb),
-            ("CNI_CONTAINERID", "a"),
-            ("CNI_NETNS", pod.netns()),
-            ("CNI_IFNAME", interface),
-        ];
-        worker.plugin(&variables, &pod.conf().to_string()).status.success()
+    let netns = worker.namespace("a");
+    worker.node.shell("ip netns exec a sysctl -q net.ipv6.conf.default.disable_ipv6=1");
+    let error = worker.cni("ADD", "a", &netns, &Worker::netconf("1.1.0")).unwrap_err();
+    assert_eq!(error["code"], 5, "{error}");
+    assert!(error["details"].as_str().unwrap().contains("IPv6 is disabled"), "{error}");
+    let inside = worker.node.run("ip", &["-n", "a", "link", "show"]);
+    assert!(!inside.contains("eth0"), "{inside}");
+    assert_eq!(traces(&lab, worker)["ledger"], "", "the answer came before the undoing was over");
+    assert_nothing_left(&lab, worker);
+}
+
+#[test]
+fn of_two_adds_of_one_attachment_at_once_one_succeeds_and_the_other_leaves_it_alone() {
+    let lab = node();
+    let worker = &lab.workers[0];
+    for name in ["a", "b", "c", "d", "e"] {
+        let (netns, mut conf) = (worker.namespace(name), Worker::netconf("1.1.0"));
+        let add = || worker.cni("ADD", name, &netns, &conf);
+        let results = std::thread::scope(|scope| {
+            let other = scope.spawn(add);
+            [add(), other.join().unwrap()]
+        });
+        let (result, error) = match results {
+            [Ok(result), Err(error)] | [Err(error), Ok(result)] => (result, error),
+            both => panic!("{both:?}"),
+        };
+        assert!([11, 102].contains(&error["code"].as_u64().unwrap()), "{error}");
+        conf["prevResult"] = result;
+        assert_eq!(worker.cni("CHECK", name, &netns, &conf), Ok(Value::Null));
+        assert_eq!(used(&worker.status()), 2 + 2, "the gateways, and one attachment");
+        assert_eq!(worker.cni("DEL", name, &netns, &conf), Ok(Value::Null));
+        assert_nothing_left(&lab, worker);
+    }
+}
+
+#[test]
+fn two_interfaces_of_one_container_are_two_attachments_and_both_answer() {
+    let lab = node();
+    let worker = &lab.workers[0];
+    let first = worker.pod("a");
+    let call = |interface: &str, verb: &str, result: &Value| {
+        let mut conf = first.conf().clone();
+        conf["prevResult"] = result.clone();
+        worker.cni_for(interface, verb, "a", first.netns(), &conf).unwrap_or_else(|error| panic!("{error}"))
     };
-    assert!(call("ADD", "net1"));
-    assert_eq!(worker.status()["pods"], 2);
-    assert!(call("DEL", "net1"));
-    assert_eq!(worker.status()["pods"], 1);
-    assert!(pod.run("ip", &["link", "show"]).contains("eth0"), "the other interface went with it");
+    let reached = |pod: &Pod| {
+        for own in pod.addresses() {
+            probe::ping(worker.node.command("ping"), own, 56).expect("the node reaches the pod");
+            let gateway = pod.gateway(own);
+            let _echo = worker.node.within(|| Echo::start(gateway));
+            assert_eq!(pod.within(|| probe::udp(own, gateway, 100)).expect("and the pod the node").0, own);
+        }
+    };
+    // The second time, what the first has left in the container is still there.
+    for _ in 0..2 {
+        let result = call("net1", "ADD", &Value::Null);
+        let second = Pod::new(&worker.node, "a", first.netns(), first.conf().clone(), result);
+        assert_eq!(worker.status()["pods"], 2);
+        [&first, &second].into_iter().for_each(reached);
+        call("eth0", "CHECK", first.result());
+        call("net1", "CHECK", second.result());
+        let rule = format!("ip rule del from {}", second.v4());
+        first.run("sh", &["-ec", &rule]);
+        let mut conf = first.conf().clone();
+        conf["prevResult"] = second.result().clone();
+        let error = worker.cni_for("net1", "CHECK", "a", first.netns(), &conf).unwrap_err();
+        assert!(error["msg"].as_str().unwrap().contains("no default route"), "{error}");
+        call("net1", "DEL", second.result());
+        assert_eq!(worker.status()["pods"], 1);
+        reached(&first);
+        call("eth0", "CHECK", first.result());
+    }
 }
 
 #[test]
@@ -166,7 +240,7 @@ fn a_del_succeeds_twice_and_for_what_was_never_added_and_without_a_namespace() {
         json!({ "cniVersion": "1.1.0", "name": "polder", "type": "polder", "prevResult": { "ips": 5 } });
     assert_eq!(worker.cni("DEL", "a", pod.netns(), &garbage), Ok(Value::Null));
     assert_eq!(worker.status()["pods"], 1);
-    assert_flat(&[kept, worker.pod("b")], 1450);
+    assert_flat_over(Families::DUAL, &[kept, worker.pod("b")], 1450);
 }
 
 #[test]
@@ -258,10 +332,44 @@ fn check_finds_what_is_missing_and_nothing_where_all_is_well() {
         ));
         assert_eq!(check(), Ok(Value::Null), "after the repair of {damage}");
     }
+    let mac = pod.result()["interfaces"][2]["mac"].as_str().unwrap();
+    for (damage, repair, sign) in [
+        (
+            format!("bridge fdb del {mac} dev {host} master"),
+            format!("bridge fdb add {mac} dev {host} master static"),
+            "does not know that".to_owned(),
+        ),
+        (
+            format!(
+                "ip neigh del {own} dev polder0; ip neigh add {own} lladdr {mac} dev {host} nud permanent"
+            ),
+            format!("ip neigh replace {own} lladdr {mac} dev polder0 nud permanent"),
+            format!("does not know {own}"),
+        ),
+    ] {
+        worker.node.shell(&damage);
+        let error = check().expect_err(&damage);
+        assert!(error["msg"].as_str().unwrap().contains(&sign), "{damage}: {error}");
+        worker.node.shell(&repair);
+        assert_eq!(check(), Ok(Value::Null), "after the repair of {damage}");
+    }
     worker.node.run("ip", &["link", "set", host, "down"]);
     assert!(check().unwrap_err()["msg"].as_str().unwrap().contains(host));
     worker.delete(&pod);
     assert_eq!(code(check()), 3, "an attachment that is gone");
+}
+
+#[test]
+fn check_misses_the_route_to_a_pod_without_a_bridge() {
+    let lab = Lab::start(Topology::one_segment(1).bootstrap("attach = \"routed\""));
+    let worker = &lab.workers[0];
+    let pod = worker.pod("a");
+    let mut conf = pod.conf().clone();
+    conf["prevResult"] = pod.result().clone();
+    let check = || worker.cni("CHECK", "a", pod.netns(), &conf);
+    assert_eq!(check(), Ok(Value::Null));
+    worker.node.run("ip", &["route", "del", &pod.v4().to_string(), "dev", pod.host_interface()]);
+    assert!(check().unwrap_err()["msg"].as_str().unwrap().contains("has no route to"));
 }
 
 #[test]
@@ -339,10 +447,7 @@ fn a_hundred_adds_at_once_and_a_hundred_dels_leave_no_trace() {
         assert_eq!(result, Ok(Value::Null));
     }
     assert_nothing_left(&lab, worker);
-    let status = worker.status();
-    let used: u64 =
-        status["blocks"].as_array().unwrap().iter().map(|block| block["used"].as_u64().unwrap()).sum();
-    assert_eq!(used, 2, "the gateways: {status}");
+    assert_eq!(used(&worker.status()), 2, "the gateways");
 }
 
 #[test]

@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use polder_tests::matrix::assert_flat;
+use polder_tests::fabric::Families;
+use polder_tests::matrix::assert_flat_over;
 use polder_tests::{Lab, Topology};
 
 /// A node whose agent keeps the cluster's records itself.
@@ -21,12 +22,12 @@ fn lab() -> Lab {
 fn a_node_without_etcd_serves_its_pods_and_knows_them_after_a_restart() {
     let mut lab = lab();
     let mut pods = vec![lab.workers[0].pod("a"), lab.workers[0].pod("b")];
-    assert_flat(&pods, 1450);
+    assert_flat_over(Families::DUAL, &pods, 1450);
     lab.workers[0].kill();
     lab.workers[0].start_and_wait();
     assert_eq!(lab.workers[0].status()["pods"], 2);
     pods.push(lab.workers[0].pod("c"));
-    assert_flat(&pods, 1450);
+    assert_flat_over(Families::DUAL, &pods, 1450);
     let nodes = lab.workers[0].ctl(&["node", "list"]);
     assert_eq!(nodes[0]["alive"], true, "{nodes}");
 }

@@ -4,7 +4,7 @@
 
 use polder_tests::fabric::Families;
 use polder_tests::lab::{POOL4, POOL6};
-use polder_tests::matrix::assert_flat;
+use polder_tests::matrix::assert_flat_over;
 use polder_tests::{Lab, Pod, Topology};
 
 /// Two pods on every node.
@@ -17,9 +17,10 @@ fn pods(lab: &Lab) -> Vec<Pod> {
 
 fn assert_flat_on(topology: Topology, overhead: usize, direct: &[&str]) {
     let mtu = topology.mtu as usize - overhead;
+    let families = Families::of(&topology.pools);
     let lab = Lab::start(topology);
     let pods = pods(&lab);
-    assert_flat(&pods, mtu);
+    assert_flat_over(families, &pods, mtu);
     for (number, path) in direct.iter().enumerate() {
         let name = lab.workers[number + 1].name();
         for pool in &lab.topology.pools {
@@ -67,7 +68,7 @@ fn pods_behind_a_router_reach_each_other_over_both_families() {
 fn the_families_of_pods_and_underlay_need_not_be_the_same() {
     let both = Topology { underlay: Families::V4, pools: vec![POOL4, POOL6], ..Topology::two_segments() };
     let lab = Lab::start(both);
-    assert_flat(&pods(&lab), 1450);
+    assert_flat_over(Families::DUAL, &pods(&lab), 1450);
     assert_eq!(lab.workers[0].path_to("n2", "ipv4"), "direct");
     assert_eq!(
         lab.workers[0].path_to("n2", "ipv6"),
@@ -94,7 +95,7 @@ fn every_backend_makes_the_same_flat_network() {
 fn pods_without_a_bridge_reach_each_other_all_the_same() {
     let topology = Topology::two_segments().families(Families::DUAL).bootstrap("attach = \"routed\"");
     let lab = Lab::start(topology);
-    assert_flat(&pods(&lab), 1450);
+    assert_flat_over(Families::DUAL, &pods(&lab), 1450);
     let links = lab.workers[0].node.run("ip", &["-d", "link", "show", "type", "veth"]);
     assert!(!links.contains("master polder0"), "pods hang on the bridge: {links}");
 }

@@ -4,6 +4,7 @@
 
 use std::net::IpAddr;
 
+use polder_api::Family;
 use polder_tests::fabric::Families;
 use polder_tests::probe::{self, Echo};
 use polder_tests::{Lab, Node, Pod, Topology};
@@ -121,7 +122,7 @@ fn a_packet_that_is_too_large_for_a_pod_is_answered_with_the_size_that_is_not() 
 
 #[test]
 fn a_packet_that_is_too_large_for_a_peers_pods_is_answered_by_the_senders_node() {
-    let mut lab = Lab::build(Topology::two_segments());
+    let mut lab = Lab::build(Topology::two_segments().families(Families::DUAL));
     for number in 1..3 {
         lab.workers[number].configure_also("mtu = 1400");
     }
@@ -129,11 +130,15 @@ fn a_packet_that_is_too_large_for_a_peers_pods_is_answered_by_the_senders_node()
     let pod = lab.workers[0].pod("a");
     for (number, path) in [(1, "direct"), (2, "vxlan")] {
         let small = lab.workers[number].pod("b");
-        assert_eq!(lab.workers[0].path_to(lab.workers[number].name(), "ipv4"), path);
-        probe::ping(pod.command("ping"), small.v4(), 1400 - 28).expect("the largest packet that fits");
-        let answer =
-            probe::ping(pod.command("ping"), small.v4(), 1450 - 28).expect_err("a packet that does not fit");
-        assert!(answer.contains("mtu = 1400"), "over {path}, ping says {answer:?}");
+        for (family, headers, sign) in [(Family::V4, 28, "mtu = 1400"), (Family::V6, 48, "mtu=1400")] {
+            let to = small.address_of(family);
+            let name = family.to_string().to_lowercase();
+            assert_eq!(lab.workers[0].path_to(lab.workers[number].name(), &name), path);
+            probe::ping(pod.command("ping"), to, 1400 - headers).expect("the largest packet that fits");
+            let answer =
+                probe::ping(pod.command("ping"), to, 1450 - headers).expect_err("a packet that does not fit");
+            assert!(answer.contains(sign), "{family} over {path}, ping says {answer:?}");
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use netlink_packet_route::link::InfoVxlan;
 use polder_api::Mac;
 use rtnetlink::{LinkMessageBuilder, LinkVxlan};
 
-use super::{change, create};
+use super::{change, create, without_link_local};
 use crate::Operation;
 
 /// What makes one VXLAN device another than the next. None of it can be changed once the device is there.
@@ -53,5 +53,5 @@ pub fn create_vxlan(name: &str, vxlan: &Vxlan, mac: Mac, mtu: u32) -> [Operation
         Some(IpAddr::V6(local)) => device = device.local6(local),
         None => {}
     }
-    [create(device.build()), change(name).without_link_local().into(), change(name).up().into()]
+    [create(device.build()), without_link_local(name), change(name).up().into()]
 }

@@ -50,11 +50,12 @@ fn main() -> anyhow::Result<ExitCode> {
     let mtu = lab.workers[0].status()["mtu"].as_u64().context("the node's MTU")?;
 
     println!("\nEvery pod to every other: ping, UDP and TCP, up to the largest packet ({mtu} bytes):\n");
-    let problems = prove(&lab, &pods, usize::try_from(mtu)?)?;
+    let pairs = pairs(&pods, families);
+    let problems = prove(&lab, &pods, &pairs, usize::try_from(mtu)?)?;
     println!("\nThe routes of n1, in words:\n");
     explain_routes(&lab.workers[0])?;
 
-    let count = pairs(&pods).len();
+    let count = pairs.len();
     let works = problems.is_empty();
     if works {
         println!("\nAll {count} pairs reach each other, and each sees the other's own address.");
@@ -107,12 +108,12 @@ fn attach(lab: &Lab) -> Vec<Pod> {
 }
 
 /// Tries every pair, and prints the table; what does not work.
-fn prove(lab: &Lab, pods: &[Pod], mtu: usize) -> anyhow::Result<Vec<String>> {
+fn prove(lab: &Lab, pods: &[Pod], pairs: &[Pair<'_>], mtu: usize) -> anyhow::Result<Vec<String>> {
     let servers = listen(pods);
     let mut table = Table::new();
     table.load_style(NOTHING).set_header(["FROM", "TO", "PATH", "ROUND TRIP", "SOURCE SEEN", ""]);
     let mut problems = Vec::new();
-    for pair in pairs(pods) {
+    for pair in pairs {
         let (round_trip, seen, verdict) = match pair.check(mtu) {
             Ok(seen) => {
                 let sources: Vec<_> = seen.sources.iter().map(ToString::to_string).collect();
@@ -125,7 +126,7 @@ fn prove(lab: &Lab, pods: &[Pod], mtu: usize) -> anyhow::Result<Vec<String>> {
         };
         let end = |pod: &Pod, address: IpAddr| format!("{} {address}", pod.name());
         let (from, to) = (end(pair.from, pair.from_address), end(pair.to, pair.to_address));
-        table.add_row([from, to, path(lab, &pair)?, round_trip, seen, verdict.to_owned()]);
+        table.add_row([from, to, path(lab, pair)?, round_trip, seen, verdict.to_owned()]);
     }
     drop(servers);
     print_table(table);

@@ -1,0 +1,235 @@
+//! What the kernel sends back, taken apart: each message goes to the request that it answers.
+
+use std::time::Duration;
+
+use netlink_packet_core::{
+    Emitable, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload, Parseable,
+};
+
+use super::Protocol;
+use crate::Error;
+
+/// How often a dump is read again because the table changed under it.
+const DUMP_ATTEMPTS: u32 = 10;
+
+/// Before the second attempt; it grows by as much with each.
+const DUMP_PAUSE: Duration = Duration::from_millis(2);
+
+/// `NLM_F_DUMP_INTR` (`include/uapi/linux/netlink.h`).
+const DUMP_INTERRUPTED: u16 = 0x10;
+
+/// What came back for one request.
+#[derive(Debug)]
+pub(super) struct Answer<M> {
+    /// The objects.
+    pub(super) messages: Vec<M>,
+    /// How it ended, once it has.
+    pub(super) end: Option<Result<(), Error>>,
+    interrupted: bool,
+}
+
+impl<M> Default for Answer<M> {
+    fn default() -> Self {
+        Self { messages: Vec::new(), end: None, interrupted: false }
+    }
+}
+
+impl<M> Answer<M> {
+    fn take(&mut self, message: NetlinkMessage<M>) {
+        self.interrupted |= message.header.flags & DUMP_INTERRUPTED != 0;
+        let end = match message.payload {
+            NetlinkPayload::InnerMessage(inner) => return self.messages.push(inner),
+            NetlinkPayload::Done(done) if done.code == 0 => Ok(()),
+            NetlinkPayload::Done(done) => Err(Error::refused(done.code, &done.extended_ack)),
+            NetlinkPayload::Error(error) => match error.code {
+                None => Ok(()),
+                // With NETLINK_CAP_ACK the request's bare header comes first, then the attributes.
+                Some(code) => Err(Error::refused(
+                    code.get(),
+                    error.header.get(NetlinkHeader::default().buffer_len()..).unwrap_or_default(),
+                )),
+            },
+            _ => return,
+        };
+        self.end.get_or_insert(end);
+    }
+}
+
+/// Whether nothing more will come.
+pub(super) fn all_ended<M>(answers: &[Answer<M>]) -> bool {
+    answers.iter().all(|answer| answer.end.is_some())
+}
+
+/// Takes one datagram apart into `answers`, which are those to the sequence numbers from `first`.
+pub(super) fn take<M: Protocol>(datagram: &[u8], first: u32, answers: &mut [Answer<M>]) -> Result<(), Error> {
+    let mut rest = datagram;
+    while !rest.is_empty() {
+        let length = NetlinkBuffer::new_checked(rest)?.length() as usize;
+        let header = NetlinkHeader::parse(&NetlinkBuffer::new(&rest))?;
+        // What an earlier caller did not wait for is not an answer to us.
+        if let Some(answer) = answers.get_mut(header.sequence_number.wrapping_sub(first) as usize) {
+            let message = match NetlinkMessage::deserialize(&rest[..length]) {
+                Ok(message) => Some(message),
+                Err(error) => M::undecodable(&rest[..length], error)?
+                    .and_then(|readable| NetlinkMessage::deserialize(&readable).ok()),
+            };
+            message.into_iter().for_each(|message| answer.take(message));
+        }
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(())
+}
+
+/// Reads a dump again and again, until it is whole.
+pub(super) fn whole<M>(mut read: impl FnMut() -> Result<Answer<M>, Error>) -> Result<Vec<M>, Error> {
+    for attempt in 0..DUMP_ATTEMPTS {
+        pause(attempt);
+        let answer = read()?;
+        answer.end.unwrap_or(Err(Error::NoAnswer))?;
+        if !answer.interrupted {
+            return Ok(answer.messages);
+        }
+    }
+    Err(Error::Interrupted(DUMP_ATTEMPTS))
+}
+
+#[expect(clippy::disallowed_methods, reason = "who changes the table cannot be waited for")]
+fn pause(attempt: u32) {
+    if attempt > 0 {
+        std::thread::sleep(DUMP_PAUSE * attempt);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_route::RouteNetlinkMessage;
+    use netlink_packet_route::link::LinkAttribute;
+    use nix::errno::Errno;
+
+    use super::*;
+
+    /// `NLMSG_ERROR`, `NLMSG_DONE`, `RTM_NEWLINK` and `IFLA_IFNAME`.
+    const ERROR: u16 = 2;
+    const DONE: u16 = 3;
+    const NEW_LINK: u16 = 16;
+    const NAME: u16 = 3;
+
+    fn message(kind: u16, flags: u16, sequence: u32, payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(16 + payload.len()).unwrap();
+        let mut bytes = [
+            &length.to_ne_bytes()[..],
+            &kind.to_ne_bytes(),
+            &flags.to_ne_bytes(),
+            &sequence.to_ne_bytes(),
+            &[0; 4],
+            payload,
+        ]
+        .concat();
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn link(flags: u16, sequence: u32, name: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(4 + name.len()).unwrap();
+        let attribute = [&length.to_ne_bytes()[..], &NAME.to_ne_bytes(), name].concat();
+        message(NEW_LINK, flags, sequence, &[&[0; 16][..], &attribute].concat())
+    }
+
+    fn done(sequence: u32, code: i32) -> Vec<u8> {
+        message(DONE, 0, sequence, &code.to_ne_bytes())
+    }
+
+    /// What `requests` requests from number 7 on are answered by these datagrams.
+    fn answers(requests: usize, datagrams: &[Vec<u8>]) -> Vec<Answer<RouteNetlinkMessage>> {
+        let mut answers: Vec<_> = (0..requests).map(|_| Answer::default()).collect();
+        datagrams.iter().for_each(|datagram| take(datagram, 7, &mut answers).unwrap());
+        answers
+    }
+
+    fn names(messages: &[RouteNetlinkMessage]) -> Vec<&str> {
+        messages
+            .iter()
+            .filter_map(|message| match message {
+                RouteNetlinkMessage::NewLink(link) => {
+                    link.attributes.iter().find_map(|attribute| match attribute {
+                        LinkAttribute::IfName(name) => Some(name.as_str()),
+                        _ => None,
+                    })
+                }
+                _ => None,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn each_message_goes_to_its_request_and_what_is_for_an_earlier_one_to_none() {
+        let late = [link(0, 6, b"late\0"), done(6, 0), link(0, 9, b"early\0")].concat();
+        let ours = [link(0, 7, b"one\0"), link(0, 8, b"two\0"), done(8, 0)].concat();
+        let [one, two] = <[_; 2]>::try_from(answers(2, &[late, ours])).unwrap();
+        assert_eq!((names(&one.messages), names(&two.messages)), (vec!["one"], vec!["two"]));
+        assert!(one.end.is_none(), "another request's end is taken for its own");
+        assert!(matches!(two.end, Some(Ok(()))));
+    }
+
+    #[test]
+    fn an_error_ends_its_request_alone_and_is_kept() {
+        let refused = message(ERROR, 0, 7, &[&(-17_i32).to_ne_bytes()[..], &[0; 16]].concat());
+        let fine = message(ERROR, 0, 8, &[0; 20]);
+        let [one, two] = <[_; 2]>::try_from(answers(2, &[[refused, fine].concat(), done(7, 0)])).unwrap();
+        assert!(matches!(one.end, Some(Err(error)) if error.is_exists()));
+        assert!(matches!(two.end, Some(Ok(()))));
+    }
+
+    #[test]
+    fn an_error_at_the_end_of_a_dump_is_the_dumps() {
+        let mut read = || Ok(answers(1, &[link(0, 7, b"one\0"), done(7, -12)]).pop().unwrap());
+        assert_eq!(whole(&mut read).unwrap_err().errno(), Some(Errno::ENOMEM));
+        let mut read = || Ok(answers(1, &[link(0, 7, b"one\0")]).pop().unwrap());
+        assert!(matches!(whole(&mut read), Err(Error::NoAnswer)), "a dump without an end is taken");
+    }
+
+    #[test]
+    fn a_dump_that_changed_while_it_was_read_is_read_again() {
+        let mut attempts = 0;
+        let messages = whole(|| {
+            attempts += 1;
+            let flags = if attempts < 3 { DUMP_INTERRUPTED } else { 0 };
+            let name = format!("attempt{attempts}\0");
+            Ok(answers(1, &[link(flags, 7, name.as_bytes()), done(7, 0)]).pop().unwrap())
+        });
+        assert_eq!(names(&messages.unwrap()), ["attempt3"]);
+
+        let never = || Ok(answers(1, &[link(DUMP_INTERRUPTED, 7, b"one\0"), done(7, 0)]).pop().unwrap());
+        assert!(matches!(whole(never), Err(Error::Interrupted(DUMP_ATTEMPTS))));
+    }
+
+    #[test]
+    fn an_interface_that_cannot_be_read_is_an_error_only_if_it_may_be_ours() {
+        // An `IFLA_MTU` of one byte.
+        let broken = |name: &[u8]| {
+            let mut bytes = link(0, 7, name);
+            bytes.extend([5, 0, 4, 0, 9, 0, 0, 0]);
+            let length = u32::try_from(bytes.len()).unwrap();
+            bytes[..4].copy_from_slice(&length.to_ne_bytes());
+            bytes
+        };
+        let answer = answers(1, &[broken(b"one\0"), link(0, 7, b"two\0")]).pop().unwrap();
+        assert_eq!(names(&answer.messages), ["two"]);
+        for ours in ["polder0", "pld0123456789ab"] {
+            let mut answers = [Answer::<RouteNetlinkMessage>::default()];
+            let error = take(&broken(ours.as_bytes()), 7, &mut answers).unwrap_err();
+            assert!(matches!(&error, Error::Interface { name, .. } if name == ours), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_torn_or_cannot_be_read_is_an_error() {
+        let whole = link(0, 7, b"one\0");
+        let mut answers = [Answer::<RouteNetlinkMessage>::default()];
+        for cut in 1..whole.len() {
+            assert!(take(&whole[..cut], 7, &mut answers).is_err(), "{cut} bytes were enough");
+        }
+        let error = take(&message(NEW_LINK, 0, 7, &[0; 3]), 7, &mut answers).unwrap_err();
+        assert!(error.to_string().contains("caused by"), "{error}");
+    }
+}
