@@ -4,7 +4,7 @@
 
 use polder_tests::agent::Worker;
 use polder_tests::fabric::Families;
-use polder_tests::matrix::assert_flat;
+use polder_tests::matrix::{assert_flat, assert_flat_over};
 use polder_tests::{Lab, Topology, wait};
 
 /// No pass happens because of the clock: what changes, changes because of what happened.
@@ -43,7 +43,7 @@ fn a_node_that_joins_is_reachable_from_all_others_without_their_asking() {
             }
         }
     }
-    assert_flat(&pods, 1450);
+    assert_flat_over(Families::DUAL, &pods, 1450);
 }
 
 #[test]
