@@ -18,13 +18,14 @@ use tracing::{info, warn};
 
 use crate::board::Board;
 use crate::config::{Config, StoreConfig};
+use crate::in_flight::InFlight;
 use crate::kernel::Kernel;
 use crate::kernel::features::Features;
 use crate::kernel::reaper::Reaper;
 use crate::machine::Machine;
 use crate::owner::Owner;
 use crate::registrar::ClaimRequest;
-use crate::service::InFlight;
+
 use crate::{engine, follower, http, monitor, publisher, recovery, registrar, server, sweeper};
 
 /// Claims that wait before whoever wants another has to.

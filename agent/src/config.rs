@@ -70,6 +70,8 @@ pub struct Config {
     pub mtu: Option<u32>,
     /// How long a freed address rests.
     pub cooldown: Duration,
+    /// How long a pod has to be gone before its addresses are freed without a DEL.
+    pub grace: Duration,
     /// Time between two passes over the kernel's state that nothing else asked for.
     pub resync: Duration,
     /// What the cluster is to be, if it is not yet.
@@ -184,6 +186,7 @@ struct EtcdFile {
 #[serde(deny_unknown_fields, default)]
 struct IpamFile {
     cooldown_seconds: Option<u64>,
+    grace_seconds: Option<u64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -226,6 +229,10 @@ impl Config {
                 format!("a freed address rests for at least {} s", SHORTEST_REST.as_secs()),
             );
         }
+        let grace = file.ipam.grace_seconds.unwrap_or(60);
+        if grace == 0 {
+            return value("ipam.grace_seconds", "must be at least 1".to_owned());
+        }
         if resync == 0 {
             return value("resync_seconds", "must be at least 1".to_owned());
         }
@@ -247,6 +254,7 @@ impl Config {
             underlay: file.underlay,
             mtu: file.mtu,
             cooldown,
+            grace: Duration::from_secs(grace),
             resync: Duration::from_secs(resync),
             bootstrap: file.bootstrap.map(bootstrap).transpose()?,
         })

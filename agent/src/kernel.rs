@@ -18,10 +18,11 @@ mod snapshot;
 
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
 use polder_api::Mac;
 use polder_netlink::neighbour::Neighbour;
 use polder_netlink::nft::{Element, FilterSocket, Table};
-use polder_netlink::route::Lookup;
+use polder_netlink::route::{self, Lookup};
 use polder_netlink::{Error, RouteSocket};
 
 use self::ruleset::Sets;
@@ -53,8 +54,8 @@ impl Kernel {
         Ok(())
     }
 
-    /// Forgets a pod whose interface is gone: its neighbour entries on the bridge, and its right to send. What is
-    /// not there is forgotten already.
+    /// Forgets a pod whose interface is gone: its neighbour entries on the bridge, its right to send, and the routes to
+    /// those of its addresses that are in no block. What is not there is forgotten already.
     pub fn forget_pod(&mut self, table: &Table, mac: Mac, addresses: &[IpAddr]) -> Result<(), Error> {
         let there_or_not = |result: Result<(), Error>| match result {
             Err(error) if !error.is_missing() => Err(error),
@@ -66,7 +67,8 @@ impl Kernel {
         let Some(bridge) = self.routes.link(polder_api::BRIDGE)? else { return Ok(()) };
         let entries =
             addresses.iter().map(|address| Neighbour { index: bridge.index, address: *address, mac });
-        let outcomes = self.routes.execute(entries.map(|entry| entry.delete()))?;
+        let routes = addresses.iter().map(|address| route::delete(IpNetwork::from(*address)));
+        let outcomes = self.routes.execute(entries.map(|entry| entry.delete()).chain(routes))?;
         outcomes.into_iter().try_for_each(there_or_not)
     }
 }

@@ -5,13 +5,17 @@
 //! what it decides about, and tells the others on the [`board`].
 
 pub mod agent;
+pub mod allocation;
 pub mod board;
+pub mod collect;
 pub mod config;
 pub mod conflist;
 pub mod ctl;
 pub mod engine;
 pub mod follower;
+pub mod health;
 pub mod http;
+pub mod in_flight;
 pub mod kernel;
 pub mod machine;
 pub mod monitor;

@@ -27,7 +27,7 @@ use crate::machine::{MachineError, now, random_name};
 use crate::peers::believe;
 use crate::view::{Known, Settings, Source, View};
 
-pub use claims::{ClaimError, ClaimRequest, LOW_WATER};
+pub use claims::{ClaimError, ClaimRequest, LOW_WATER, Wanted, could_claim};
 
 mod claims;
 
@@ -289,7 +289,7 @@ impl Registrar {
         for family in view.families() {
             let blocks = self.agent.ipam.run(|ipam| ipam.blocks().to_vec()).await;
             if !blocks.iter().any(|owned| owned.block.family() == family) {
-                outcome = outcome.and(self.claim(family, None).await);
+                outcome = outcome.and(self.claim(Wanted::Any(family, None)).await);
             }
         }
         outcome

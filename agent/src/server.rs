@@ -10,16 +10,18 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use polder_api::frame::{self, FrameError, HEADER};
-use polder_api::message::{Refusal, RefusalKind, Reply, Request};
+use polder_api::message::{Question, Refusal, RefusalKind, Reply, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
-use tracing::{debug, warn};
+use tracing::{Instrument, Span, debug, info_span, warn};
 
 use crate::agent::Agent;
-use crate::service::{self, Wired};
+use crate::in_flight::Wired;
+use crate::service;
 use crate::status;
+use crate::{collect, health};
 
 /// Connections at once: more than a node has pods that come at once.
 const CONNECTIONS: usize = 512;
@@ -74,8 +76,8 @@ async fn serve(agent: &Arc<Agent>, mut stream: UnixStream) {
     }
     let mut wiring: Option<Wired> = None;
     loop {
-        let request = match timeout(SILENCE, read(&mut stream)).await {
-            Ok(Ok(Some(request))) => request,
+        let question = match timeout(SILENCE, read(&mut stream)).await {
+            Ok(Ok(Some(question))) => question,
             Ok(Ok(None)) | Err(_) => break,
             Ok(Err(error)) => {
                 let refusal =
@@ -84,7 +86,11 @@ async fn serve(agent: &Arc<Agent>, mut stream: UnixStream) {
                 break;
             }
         };
-        let reply = answer(agent, request, &mut wiring).await;
+        let span = match &question.trace {
+            Some(trace) => info_span!("call", traceparent = trace),
+            None => Span::none(),
+        };
+        let reply = answer(agent, question.request, &mut wiring).instrument(span).await;
         if let Err(error) = write(&mut stream, &reply).await {
             debug!(%error, "the caller is gone");
             break;
@@ -109,6 +115,10 @@ async fn answer(agent: &Arc<Agent>, request: Request, wiring: &mut Option<Wired>
             service::del(agent, &attachment).await.map(|()| Reply::Deleted)
         }
         Request::Check(attachment) => service::check(agent, attachment).await.map(Reply::Wiring),
+        Request::Lease(request) => service::lease(agent, request).await.map(Reply::Leased),
+        Request::Leased(attachment) => service::leased(agent, attachment).await.map(Reply::Leased),
+        Request::Collect(collection) => collect::collect(agent, collection).await.map(|()| Reply::Deleted),
+        Request::Health(request) => Ok(Reply::Health(health::health(agent, &request).await)),
         Request::Status => Ok(Reply::Status(Box::new(status::status(agent).await))),
         Request::Nodes => Ok(Reply::Nodes(status::nodes(agent).await)),
     };
@@ -116,7 +126,7 @@ async fn answer(agent: &Arc<Agent>, request: Request, wiring: &mut Option<Wired>
 }
 
 /// Reads one request; `None` at the end of the stream.
-async fn read(stream: &mut UnixStream) -> Result<Option<Request>, FrameError> {
+async fn read(stream: &mut UnixStream) -> Result<Option<Question>, FrameError> {
     let mut header = [0; HEADER];
     match stream.read_exact(&mut header).await {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),

@@ -1,112 +1,56 @@
 //! What the plugin asks for: attachments come, are checked, and go.
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
-use polder_api::message::{AddRequest, Attach, PodAddress, Refusal, RefusalKind, Wiring};
+use ipnetwork::IpNetwork;
+use polder_api::message::{AddRequest, Attach, LeasedAddress, PodAddress, Refusal, RefusalKind, Wiring};
 use polder_api::{Attachment, Family};
-use polder_ipam::allocator::Rest;
+use polder_ipam::Block;
 use polder_ipam::ledger::{Held, Kind, LedgerError};
-use polder_ipam::node::{AllocateError, Wish};
 use polder_ipam::record::{AttachMode, ClusterRecord};
-use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::agent::Agent;
+use crate::allocation::{Allocated, allocate};
+use crate::in_flight::Wired;
 use crate::kernel::desired::{bridge_mac, smallest_mtu};
 use crate::kernel::{Kernel, ruleset};
 use crate::machine::now;
-use crate::registrar::{ClaimError, ClaimRequest, LOW_WATER};
 use crate::sweeper;
-use crate::view::View;
-
-/// How long an ADD waits for another block.
-const CLAIM_PATIENCE: Duration = Duration::from_secs(15);
 
 /// How long a DEL waits for an ADD of the same attachment to end.
 const WIRING_PATIENCE: Duration = Duration::from_secs(10);
 
-/// The attachments that somebody is working on: a plugin that wires, or who takes one away.
-#[derive(Debug, Default)]
-pub struct InFlight {
-    attachments: Mutex<BTreeSet<Attachment>>,
-    ended: Notify,
-}
-
-/// Holds an attachment, so that nobody else works on it, until it is dropped.
-#[derive(Debug)]
-pub struct Wired {
-    in_flight: Arc<InFlight>,
-    attachment: Attachment,
-}
-
-impl InFlight {
-    /// Holds the attachment; `None` if somebody else does.
-    pub fn hold(self: &Arc<Self>, attachment: &Attachment) -> Option<Wired> {
-        let new = self.lock().insert(attachment.clone());
-        new.then(|| Wired { in_flight: Arc::clone(self), attachment: attachment.clone() })
-    }
-
-    /// Whether somebody holds it.
-    pub fn has(&self, attachment: &Attachment) -> bool {
-        self.lock().contains(attachment)
-    }
-
-    /// Holds the attachment as soon as nobody else does.
-    async fn take(self: &Arc<Self>, attachment: &Attachment) -> Wired {
-        loop {
-            let ended = self.ended.notified();
-            if let Some(wired) = self.hold(attachment) {
-                return wired;
-            }
-            ended.await;
-        }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeSet<Attachment>> {
-        // A set of names is whole, whoever panicked.
-        self.attachments.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Wired {
-    /// What is held.
-    pub fn attachment(&self) -> &Attachment {
-        &self.attachment
-    }
-}
-
-impl Drop for Wired {
-    fn drop(&mut self) {
-        self.in_flight.lock().remove(&self.attachment);
-        self.in_flight.ended.notify_waiters();
-    }
-}
-
-fn refuse<T>(kind: RefusalKind, message: impl Into<String>) -> Result<T, Refusal> {
+pub(crate) fn refuse<T>(kind: RefusalKind, message: impl Into<String>) -> Result<T, Refusal> {
     Err(Refusal::new(kind, message))
 }
 
-fn ledger_failed(error: LedgerError) -> Refusal {
+pub(crate) fn ledger_failed(error: LedgerError) -> Refusal {
     let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
     Refusal::new(RefusalKind::Failed, format!("the ledger cannot be written: {error}{source}"))
 }
 
-/// Gives the attachment its addresses. What is returned with the wiring holds the attachment as being wired.
-pub async fn add(agent: &Agent, request: AddRequest) -> Result<(Wiring, Wired), Refusal> {
-    let attachment = request.attachment.clone();
-    let Some(wired) = agent.in_flight.hold(&attachment) else {
-        return refuse(
-            RefusalKind::TryAgain,
-            format!("{attachment} is being worked on by another ADD or DEL"),
-        );
+/// Holds the attachment for somebody who wants to add it, if the node serves.
+async fn admit(agent: &Agent, attachment: &Attachment) -> Result<Wired, Refusal> {
+    let Some(held) = agent.in_flight.hold(attachment) else {
+        let problem = format!("{attachment} is being worked on by another ADD or DEL");
+        return refuse(RefusalKind::TryAgain, problem);
     };
     let obstacles = agent.board.obstacles();
     if !obstacles.is_empty() {
         return refuse(RefusalKind::TryAgain, format!("this node is not ready: {}", obstacles.join("; ")));
     }
+    sweeper::take_note(agent, attachment).await;
+    Ok(held)
+}
+
+/// Gives the attachment its addresses. What is returned with the wiring holds the attachment as being wired.
+pub async fn add(agent: &Agent, request: AddRequest) -> Result<(Wiring, Wired), Refusal> {
+    let attachment = request.attachment.clone();
+    let wired = admit(agent, &attachment).await?;
     let view = agent.board.view();
     let (Some(cluster), Some(pass)) = (&view.cluster, agent.board.pass()) else {
         return refuse(RefusalKind::TryAgain, "this node is not ready");
@@ -118,8 +62,10 @@ pub async fn add(agent: &Agent, request: AddRequest) -> Result<(Wiring, Wired), 
             format!("mtu {mtu} is not in {smallest} to {}, which is what this node can carry", pass.mtu);
         return refuse(RefusalKind::Invalid, problem);
     }
-    sweeper::take_note(agent, &attachment).await;
-    let held = allocate(agent, &view, request, mtu).await?;
+    let held = match allocate(agent, &view, Kind::Pod, request, mtu).await? {
+        Allocated::New(held) => held,
+        Allocated::Exists(held) => already_there(agent, &held).await?,
+    };
     let table = ruleset::table(&cluster.record);
     let (mac, addresses) = (held.mac, held.addresses.clone());
     if let Err(error) = agent.pods.run(move |kernel| kernel.admit_pod(&table, mac, &addresses)).await {
@@ -129,91 +75,6 @@ pub async fn add(agent: &Agent, request: AddRequest) -> Result<(Wiring, Wired), 
     agent.attachments_changed.notify_one();
     info!(%attachment, addresses = ?held.addresses, pod = held.pod.as_ref().map(ToString::to_string), "added");
     Ok((wiring(agent, &cluster.record, &held), wired))
-}
-
-async fn allocate(agent: &Agent, view: &View, request: AddRequest, mtu: u32) -> Result<Held, Refusal> {
-    let families: Vec<Family> = match &request.pool {
-        None => view.families().into_iter().collect(),
-        Some(name) => match view.pools.get(name) {
-            Some(pool) => vec![pool.record.family()],
-            None => return refuse(RefusalKind::Invalid, format!("there is no pool {name}")),
-        },
-    };
-    if families.contains(&Family::V6) && !agent.features.ipv6 {
-        return refuse(RefusalKind::Failed, "the cluster has an IPv6 pool, and this kernel has no IPv6");
-    }
-    let pool = request.pool.clone();
-    let wish = Wish {
-        attachment: request.attachment,
-        kind: Kind::Pod,
-        families: families.clone(),
-        pool: request.pool,
-        mtu,
-        netns: request.netns,
-        pod: request.pod,
-    };
-    let mut rest = Rest::Full;
-    loop {
-        let (again, how) = (wish.clone(), rest);
-        let (allocated, free) = agent
-            .ipam
-            .run(move |ipam| {
-                let at = now();
-                let allocated = ipam.allocate(again, how, at);
-                (allocated, Family::BOTH.map(|family| (family, ipam.total(family, None, at).free)))
-            })
-            .await;
-        let (family, counts) = match allocated {
-            Ok(held) => {
-                for (family, free) in free {
-                    if free < LOW_WATER && families.contains(&family) {
-                        // If the queue is full, whoever asked before will have done it.
-                        let _ = agent.claims.try_send(ClaimRequest { family, pool: None, reply: None });
-                    }
-                }
-                return Ok(held);
-            }
-            Err(AllocateError::Exists(held)) => return already_there(agent, &held).await,
-            Err(AllocateError::Ledger(error)) => return Err(ledger_failed(error)),
-            Err(AllocateError::Shortage { family, counts }) => (family, counts),
-        };
-        match (claim(agent, family, pool.clone()).await, rest) {
-            (Ok(()), _) => {}
-            // No other address and no other block: one that has rested the shortest time must do.
-            (Err(ClaimError::Exhausted(_)), Rest::Full) => rest = Rest::Shortest,
-            (Err(ClaimError::Exhausted(why)), Rest::Shortest) => {
-                return refuse(
-                    RefusalKind::PoolExhausted,
-                    format!(
-                        "no free {family} address: {} of this node are used, {} rest, {} are free; {why}. Add a pool \
-                         or remove nodes that are gone",
-                        counts.used, counts.resting, counts.free
-                    ),
-                );
-            }
-            (Err(error @ ClaimError::Unavailable(_)), _) => {
-                return refuse(
-                    RefusalKind::TryAgain,
-                    format!(
-                        "no free {family} address ({} used, {} resting), and {error}",
-                        counts.used, counts.resting
-                    ),
-                );
-            }
-        }
-    }
-}
-
-/// Asks for another block, and waits for it.
-async fn claim(agent: &Agent, family: Family, pool: Option<polder_api::PoolName>) -> Result<(), ClaimError> {
-    let unavailable = |why: &str| ClaimError::Unavailable(why.to_owned());
-    let (reply, answer) = oneshot::channel();
-    let request = ClaimRequest { family, pool, reply: Some(reply) };
-    let asked = async {
-        agent.claims.send(request).await.map_err(|_| unavailable("the agent is stopping"))?;
-        answer.await.map_err(|_| unavailable("the agent is stopping"))?
-    };
-    timeout(CLAIM_PATIENCE, asked).await.unwrap_or_else(|_| Err(unavailable("the store is too slow")))
 }
 
 /// What a second ADD of the same attachment gets: a refusal, if the first one is in place. One that came to nothing
@@ -233,6 +94,47 @@ async fn already_there(agent: &Agent, held: &Held) -> Result<Held, Refusal> {
     }
 }
 
+/// Gives the attachment addresses for an interface that another plugin makes. What ends it is its DEL, or the end of
+/// its network namespace.
+pub async fn lease(agent: &Agent, request: AddRequest) -> Result<Vec<LeasedAddress>, Refusal> {
+    let attachment = request.attachment.clone();
+    let _held = admit(agent, &attachment).await?;
+    let view = agent.board.view();
+    let mut request = request;
+    // A path that cannot be seen from here says nothing when it cannot be seen later.
+    if !Path::new(&request.netns).exists() {
+        request.netns.clear();
+    }
+    let held = match allocate(agent, &view, Kind::Lease, request, 0).await? {
+        Allocated::New(held) => held,
+        Allocated::Exists(_) => {
+            let problem = format!("{attachment} has addresses already: it needs a DEL before another ADD");
+            return refuse(RefusalKind::Exists, problem);
+        }
+    };
+    agent.attachments_changed.notify_one();
+    info!(%attachment, addresses = ?held.addresses, "leased");
+    leased(agent, attachment).await
+}
+
+/// The addresses of an attachment whose interface is another plugin's.
+pub async fn leased(agent: &Agent, attachment: Attachment) -> Result<Vec<LeasedAddress>, Refusal> {
+    let key = attachment.clone();
+    let found = agent.ipam.run(move |ipam| {
+        let held = ipam.get(&key).filter(|held| held.kind == Kind::Lease && !held.leaving)?;
+        let address = |address: &IpAddr| Some((*address, ipam.neighbourhood(*address)?));
+        held.addresses.iter().map(address).collect::<Option<Vec<_>>>()
+    });
+    let Some(found) = found.await else {
+        return refuse(RefusalKind::Missing, format!("{attachment} has no addresses"));
+    };
+    let leased = |(address, (block, gateway)): (IpAddr, (Block, IpAddr))| LeasedAddress {
+        address: IpNetwork::new(address, block.cidr().length()).expect("the length of a block"),
+        gateway,
+    };
+    Ok(found.into_iter().map(leased).collect())
+}
+
 /// Says how an attachment that is there should be wired.
 pub async fn check(agent: &Agent, attachment: Attachment) -> Result<Wiring, Refusal> {
     let view = agent.board.view();
@@ -241,16 +143,18 @@ pub async fn check(agent: &Agent, attachment: Attachment) -> Result<Wiring, Refu
     };
     let key = attachment.clone();
     match agent.ipam.run(move |ipam| ipam.get(&key).cloned()).await {
-        Some(held) if !held.leaving => Ok(wiring(agent, &cluster.record, &held)),
+        Some(held) if !held.leaving && held.kind == Kind::Pod => Ok(wiring(agent, &cluster.record, &held)),
         _ => refuse(RefusalKind::Missing, format!("{attachment} is not attached")),
     }
 }
 
 fn wiring(agent: &Agent, cluster: &ClusterRecord, held: &Held) -> Wiring {
-    let gateways = agent.board.holdings().gateways.clone();
+    let holdings = agent.board.holdings();
+    let gateways = &holdings.gateways;
+    let own = |address: &IpAddr| holdings.blocks.iter().any(|owned| owned.block.cidr().has(*address));
     let bridge = bridge_mac(&agent.config.node);
     let addresses = held.addresses.iter().filter_map(|address| {
-        let same_family = |gateway: &&std::net::IpAddr| Family::of(**gateway) == Family::of(*address);
+        let same_family = |gateway: &&IpAddr| Family::of(**gateway) == Family::of(*address);
         let gateway = *gateways.iter().find(same_family)?;
         Some(PodAddress { address: *address, gateway })
     });
@@ -265,6 +169,7 @@ fn wiring(agent: &Agent, cluster: &ClusterRecord, held: &Held) -> Wiring {
         mtu: held.mtu,
         addresses: addresses.collect(),
         gateway_mac: bridge,
+        strays: held.addresses.iter().copied().filter(|address| !own(address)).collect(),
     }
 }
 

@@ -1,27 +1,23 @@
 //! Gives back what nobody gives back: the addresses of pods that are gone without a DEL.
 //!
-//! The truth is the kernel: an attachment lives as long as its interface. One whose interface is missing twice, a
+//! The truth is the kernel: an attachment lives as long as its interface, or as its namespace where the interface is
+//! another plugin's. One whose interface is missing twice, a
 //! grace period apart, and that nobody is wiring, is released.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use polder_api::{Attachment, tombstone, tombstones};
+use polder_ipam::ledger::{Held, Kind};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::agent::Agent;
 use crate::kernel::Kernel;
 use crate::service;
-
-/// Between two looks.
-const EVERY: Duration = Duration::from_secs(20);
-
-/// How long an interface has to be missing. Longer than any plugin takes.
-const GRACE: Duration = Duration::from_secs(60);
 
 /// Frees what plugins took down while the agent was away, as their notes say. To be done before the first ADD: it
 /// might be for an attachment that a note is about.
@@ -68,14 +64,15 @@ pub async fn run(agent: Arc<Agent>, leaving: Vec<Attachment>) {
     }
     let mut missing: BTreeMap<Attachment, Instant> = BTreeMap::new();
     loop {
-        sleep(EVERY).await;
+        // Whatever is released has been seen missing at least twice.
+        sleep(agent.config.grace / 3).await;
         take_notes(&agent).await;
         match look(&agent).await {
             Ok(now_missing) => {
                 missing.retain(|attachment, _| now_missing.contains(attachment));
-                for attachment in now_missing {
+                for attachment in now_missing.into_iter().filter(|gone| !agent.in_flight.has(gone)) {
                     let since = *missing.entry(attachment.clone()).or_insert_with(Instant::now);
-                    if since.elapsed() >= GRACE {
+                    if since.elapsed() >= agent.config.grace {
                         sweep(&agent, &attachment).await;
                         missing.remove(&attachment);
                     }
@@ -86,26 +83,29 @@ pub async fn run(agent: Arc<Agent>, leaving: Vec<Attachment>) {
     }
 }
 
-/// Releases an attachment that has no interface, if it still has none when nobody else works on it.
+/// Releases an attachment that is gone, if it still is when nobody else works on it.
 async fn sweep(agent: &Agent, attachment: &Attachment) {
     let Some(_held) = agent.in_flight.hold(attachment) else { return };
-    match agent.pods.run(Kernel::pod_interfaces).await {
-        Ok(interfaces) if interfaces.contains(&attachment.host_interface()) => {}
-        Ok(_) => release(agent, attachment, "its interface has been gone for a minute").await,
+    match look(agent).await {
+        Ok(gone) if gone.contains(attachment) => {
+            release(agent, attachment, "it has been gone for longer than the grace period").await;
+        }
+        Ok(_) => {}
         Err(error) => warn!(%error, "the pods' interfaces cannot be looked at"),
     }
 }
 
-/// The attachments that have no interface and that nobody is wiring.
-async fn look(agent: &Agent) -> Result<Vec<Attachment>, String> {
+/// The attachments that have no interface any more, or no namespace for one.
+async fn look(agent: &Agent) -> Result<BTreeSet<Attachment>, String> {
     // First the ledger, then the kernel: what comes meanwhile is not taken for gone.
-    let attachments: Vec<Attachment> =
-        agent.ipam.run(|ipam| ipam.attachments().map(|held| held.attachment.clone()).collect()).await;
+    let held: Vec<Held> = agent.ipam.run(|ipam| ipam.attachments().cloned().collect()).await;
     let links = agent.pods.run(Kernel::pod_interfaces).await.map_err(|error| error.to_string())?;
-    let gone = |attachment: &Attachment| {
-        !links.contains(&attachment.host_interface()) && !agent.in_flight.has(attachment)
+    let gone = |held: &Held| match held.kind {
+        Kind::Pod => !links.contains(&held.attachment.host_interface()),
+        // Another plugin's interface has no name that we know. It is not longer there than its namespace.
+        Kind::Lease => !held.netns.is_empty() && !Path::new(&held.netns).exists(),
     };
-    Ok(attachments.into_iter().filter(gone).collect())
+    Ok(held.into_iter().filter(gone).map(|held| held.attachment).collect())
 }
 
 async fn release(agent: &Agent, attachment: &Attachment, why: &str) {

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::frame::{self, FrameError};
-use crate::message::{Reply, Request};
+use crate::message::{Question, Reply, Request};
 
 /// A connection to the agent. It holds what was added on it until it is dropped.
 #[derive(Debug)]
 pub struct Client {
     stream: UnixStream,
     socket: PathBuf,
+    trace: Option<String>,
 }
 
 /// Why there was no answer.
@@ -48,14 +49,22 @@ impl Client {
             Ok(stream)
         };
         match connect() {
-            Ok(stream) => Ok(Self { stream, socket: socket.to_owned() }),
+            Ok(stream) => Ok(Self { stream, socket: socket.to_owned(), trace: None }),
             Err(source) => Err(ClientError::Unreachable { socket: socket.to_owned(), source }),
         }
     }
 
+    /// With what ties its requests to a trace.
+    #[must_use]
+    pub fn traced(mut self, trace: Option<String>) -> Self {
+        self.trace = trace;
+        self
+    }
+
     /// Asks and waits for the answer.
     pub fn ask(&mut self, request: &Request) -> Result<Reply, ClientError> {
-        let answered = frame::write(&mut self.stream, request).and_then(|()| frame::read(&mut self.stream));
+        let question = Question { trace: self.trace.clone(), request: request.clone() };
+        let answered = frame::write(&mut self.stream, &question).and_then(|()| frame::read(&mut self.stream));
         answered.map_err(|source| ClientError::NoAnswer { socket: self.socket.clone(), source })
     }
 
@@ -77,7 +86,7 @@ mod tests {
 
     fn connected() -> (Client, UnixStream) {
         let (stream, agent) = UnixStream::pair().unwrap();
-        (Client { stream, socket: PathBuf::new() }, agent)
+        (Client { stream, socket: PathBuf::new(), trace: None }, agent)
     }
 
     #[test]
@@ -88,7 +97,7 @@ mod tests {
         let refusal = Reply::Refused(Refusal::new(RefusalKind::Missing, "nothing"));
         let answer = refusal.clone();
         let agent = std::thread::spawn(move || {
-            frame::read::<Request>(&mut agent).unwrap();
+            frame::read::<Question>(&mut agent).unwrap();
             frame::write(&mut agent, &answer).unwrap();
             agent
         });

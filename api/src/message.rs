@@ -6,12 +6,24 @@
 
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::status::{NodeStatus, Status};
-use crate::{Attachment, IfName, Mac, Pod, PoolName};
+use crate::{Attachment, IfName, Mac, NetworkName, Pod, PoolName};
 
-/// A question to the agent.
+/// A request as it goes over the socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Question {
+    /// What ties it to the runtime's call in a trace (W3C Trace Context, `traceparent`), for the logs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<String>,
+    /// The request.
+    pub request: Request,
+}
+
+/// What is wanted of the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
@@ -21,6 +33,14 @@ pub enum Request {
     Del(Attachment),
     /// Say how the attachment should be wired.
     Check(Attachment),
+    /// Give the attachment addresses, for an interface that another plugin makes.
+    Lease(AddRequest),
+    /// Say which addresses the attachment has, for an interface that another plugin has made.
+    Leased(Attachment),
+    /// Take away every attachment of a network that is not among the valid ones.
+    Collect(Collection),
+    /// Say whether an ADD would be served.
+    Health(HealthRequest),
     /// How this node is.
     Status,
     /// The nodes of the cluster, as this node sees them.
@@ -37,10 +57,79 @@ pub struct AddRequest {
     pub netns: String,
     /// The pod, where the runtime named it.
     pub pod: Option<Pod>,
-    /// Take the addresses from this pool alone.
-    pub pool: Option<PoolName>,
+    /// Where the addresses come from.
+    pub source: AddressSource,
+    /// Use this MAC address instead of one made from the address.
+    #[serde(default)]
+    pub mac: Option<Mac>,
     /// Use this MTU instead of the node's, in bytes.
     pub mtu: Option<u32>,
+}
+
+/// Where the addresses of an attachment come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum AddressSource {
+    /// From the node's blocks, one of each family of the cluster.
+    Pools {
+        /// From this pool alone.
+        pool: Option<PoolName>,
+        /// These, where there is one of the family.
+        addresses: Vec<IpAddr>,
+    },
+    /// From another IPAM plugin, which has given these.
+    Delegated(Vec<IpAddr>),
+}
+
+/// What is left of a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Collection {
+    /// The network.
+    pub network: NetworkName,
+    /// Its attachments that are there.
+    pub valid: Vec<Attachment>,
+    /// When the call began, in milliseconds since boot (`CLOCK_BOOTTIME`): what was added later is not known to whoever
+    /// said what is valid.
+    pub began_ms: u64,
+}
+
+/// What an ADD would need.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HealthRequest {
+    /// Whether it would need addresses of the node's blocks, and of which pool.
+    pub pools: Needed,
+}
+
+/// Whether addresses of the node's blocks are needed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Needed {
+    /// One of each family; of this pool alone, if one is named.
+    Addresses(Option<PoolName>),
+    /// None: another IPAM plugin has them.
+    Nothing,
+}
+
+/// Whether an ADD would be served, and whether running pods are well.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Health {
+    /// Why an ADD would not be served.
+    pub unavailable: Vec<String>,
+    /// Why pods that run may be cut off.
+    pub limited: Vec<String>,
+}
+
+/// An address that was given for an interface of another plugin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeasedAddress {
+    /// The address, with the length of the block that it is from: its neighbours are on this node.
+    pub address: IpNetwork,
+    /// The block's own gateway.
+    pub gateway: IpAddr,
 }
 
 /// An answer of the agent.
@@ -49,8 +138,12 @@ pub struct AddRequest {
 pub enum Reply {
     /// To Add and Check: what the wiring is to be.
     Wiring(Wiring),
-    /// To Del: interface and addresses are gone.
+    /// To Lease and Leased.
+    Leased(Vec<LeasedAddress>),
+    /// To Del: interface and addresses are gone. To Collect: those of all that were not valid are.
     Deleted,
+    /// To Health.
+    Health(Health),
     /// To Status.
     Status(Box<Status>),
     /// To Nodes.
@@ -77,6 +170,8 @@ pub struct Wiring {
     pub addresses: Vec<PodAddress>,
     /// The MAC address that answers for every gateway.
     pub gateway_mac: Mac,
+    /// Which of the addresses no block of the node has: the host needs a route to each.
+    pub strays: Vec<IpAddr>,
 }
 
 /// One address of a pod, as a host prefix, and the gateway of its family.
@@ -123,6 +218,8 @@ pub enum RefusalKind {
     TryAgain,
     /// No address is free, and no block can be claimed.
     PoolExhausted,
+    /// An address that was asked for is not to be had.
+    AddressTaken,
     /// The attachment is there already.
     Exists,
     /// The attachment is not there.

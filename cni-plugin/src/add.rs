@@ -1,10 +1,10 @@
 //! ADD: one question to the agent, then the wiring of one interface, all of it or nothing.
 
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use polder_api::client::Client;
-use polder_api::message::{AddRequest, Attach, Refusal, RefusalKind, Reply, Request, Wiring};
+use polder_api::message::{AddRequest, AddressSource, Attach, Refusal, RefusalKind, Reply, Request, Wiring};
 use polder_api::{BRIDGE, Mac};
 use polder_netlink::link::{self, Link, Port, VethPair};
 use polder_netlink::monitor::Monitor;
@@ -13,10 +13,12 @@ use polder_netlink::route::{self, Route, Target};
 use polder_netlink::{Operation, RouteSocket};
 
 use crate::command::Call;
-use crate::del;
+use crate::delegate::{Given, GivenRoute};
+use crate::environment::Verb;
 use crate::error::Error;
 use crate::pod::{PodNamespace, host_prefix};
 use crate::result::{Made, result};
+use crate::{del, delegate};
 
 /// How long the agent has to answer: it may have to claim a block first.
 const AGENT_PATIENCE: Duration = Duration::from_secs(30);
@@ -31,22 +33,38 @@ pub fn add(call: &Call) -> Result<String, Error> {
     if pod.link(interface)?.is_some() {
         return Err(Error::InterfaceExists(interface.clone()));
     }
+    let Some(plugin) = &call.network.conf.delegate else {
+        return attach(call, &mut pod, None);
+    };
+    let attached =
+        delegate::add(&call.network, plugin).and_then(|given| attach(call, &mut pod, Some(&given)));
+    if attached.is_err() {
+        // Whatever it had given, or half given, is free again.
+        let _ = delegate::call(&call.network, plugin, Verb::Del);
+    }
+    attached
+}
+
+/// Attaches the container under the agent's addresses, or those that another plugin has given.
+fn attach(call: &Call, pod: &mut PodNamespace, given: Option<&Given>) -> Result<String, Error> {
+    let interface = &call.environment.interface;
     // The connection holds the attachment until this function returns.
-    let mut agent = Client::connect(&call.conf.socket, AGENT_PATIENCE)?;
-    let wiring = match agent.ask(&Request::Add(request(call)))? {
+    let mut agent = call.network.agent(AGENT_PATIENCE)?;
+    let wiring = match agent.ask(&Request::Add(request(call, given)))? {
         Reply::Wiring(wiring) => wiring,
         other => return Err(unexpected(other)),
     };
+    let routes = given.map_or(&[][..], |given| &given.routes);
     let wired =
-        wire(&mut pod, call, &wiring).and_then(|host| if agent.holds() { Ok(host) } else { Err(lost()) });
+        wire(pod, call, &wiring, routes).and_then(|host| if agent.holds() { Ok(host) } else { Err(lost()) });
     if wired.is_err() {
         // The agent takes away what there is of the interface, then frees the addresses. If it has gone, this is a DEL
         // like any other: for the next agent, or with a note.
-        let _ = agent.ask(&Request::Del(call.attachment())).map(drop).or_else(|_| del::del(call));
+        let _ = agent.ask(&Request::Del(call.attachment())).map(drop).or_else(|_| del::interface(call));
     }
     let host = wired?;
     let netns = call.environment.netns.as_deref().unwrap_or_else(|| std::path::Path::new(""));
-    Ok(result(&call.conf, &Made { wiring: &wiring, host_mac: host.mac, interface, netns }))
+    Ok(result(&call.network.conf, &Made { wiring: &wiring, host_mac: host.mac, interface, netns, given }))
 }
 
 /// What it is if all is wired and nobody holds the addresses any more: another pod may get them.
@@ -56,14 +74,34 @@ fn lost() -> Error {
     Error::Refused(Refusal::new(RefusalKind::TryAgain, problem))
 }
 
-fn request(call: &Call) -> AddRequest {
+fn request(call: &Call, given: Option<&Given>) -> AddRequest {
+    AddRequest {
+        source: match given {
+            None => own_addresses(call),
+            Some(given) => AddressSource::Delegated(given.addresses.clone()),
+        },
+        ..add_request(call)
+    }
+}
+
+/// One address of each family, as this pod and this network want them.
+pub(crate) fn own_addresses(call: &Call) -> AddressSource {
+    AddressSource::Pools {
+        pool: call.wishes.pool.clone().or_else(|| call.network.conf.pool.clone()),
+        addresses: call.wishes.addresses.clone(),
+    }
+}
+
+/// What the agent is told of an attachment.
+pub(crate) fn add_request(call: &Call) -> AddRequest {
     let netns = call.environment.netns.as_deref().map(|path| path.to_string_lossy().into_owned());
     AddRequest {
         attachment: call.attachment(),
         netns: netns.unwrap_or_default(),
-        pod: call.environment.pod.clone(),
-        pool: call.conf.pool.clone(),
-        mtu: call.conf.mtu,
+        pod: call.environment.arguments.pod.clone(),
+        source: own_addresses(call),
+        mac: call.wishes.mac,
+        mtu: call.network.conf.mtu,
     }
 }
 
@@ -76,7 +114,7 @@ pub(crate) fn unexpected(reply: Reply) -> Error {
 }
 
 /// Makes the pair and configures both ends. Returns the host's end.
-fn wire(pod: &mut PodNamespace, call: &Call, wiring: &Wiring) -> Result<Link, Error> {
+fn wire(pod: &mut PodNamespace, call: &Call, wiring: &Wiring, routes: &[GivenRoute]) -> Result<Link, Error> {
     let mut host = RouteSocket::open().map_err(Error::kernel("open a socket on the host"))?;
     let bridge = match wiring.attach {
         Attach::Bridge { .. } => Some(bridge(&mut host)?),
@@ -107,7 +145,7 @@ fn wire(pod: &mut PodNamespace, call: &Call, wiring: &Wiring) -> Result<Link, Er
     let link = find(&mut host, name)?;
     host.execute_all(towards_pod(wiring, bridge, link.index))
         .map_err(Error::kernel(format!("make the way to {name}")))?;
-    pod.configure(&call.environment.interface, wiring)?;
+    pod.configure(&call.environment.interface, wiring, routes)?;
     if bridge.is_some() { wait_until_forwarding(&mut host, name) } else { Ok(link) }
 }
 
@@ -127,17 +165,21 @@ fn towards_pod(wiring: &Wiring, bridge: Option<u32>, port: u32) -> Vec<Operation
     match bridge {
         Some(bridge) => {
             let forward = Forward { index: port, mac: wiring.mac, to: Destination::Port };
-            std::iter::once(forward.replace()).chain(neighbour(bridge, wiring.mac)).collect()
+            let strays = routes(&wiring.strays, bridge);
+            std::iter::once(forward.replace()).chain(neighbour(bridge, wiring.mac)).chain(strays).collect()
         }
         None => {
-            let target = Target::Link { index: port };
-            let routes = wiring.addresses.iter().map(|own| {
-                let destination = host_prefix(own.address);
-                route::replace(&Route { destination, target, source: None, mtu: None })
-            });
-            routes.chain(neighbour(port, wiring.mac)).collect()
+            let all: Vec<IpAddr> = wiring.addresses.iter().map(|own| own.address).collect();
+            routes(&all, port).chain(neighbour(port, wiring.mac)).collect()
         }
     }
+}
+
+fn routes(addresses: &[IpAddr], index: u32) -> impl Iterator<Item = Operation> {
+    addresses.iter().map(move |address| {
+        let destination = host_prefix(*address);
+        route::replace(&Route { destination, target: Target::Link { index }, source: None, mtu: None })
+    })
 }
 
 fn find(host: &mut RouteSocket, name: &str) -> Result<Link, Error> {

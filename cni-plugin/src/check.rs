@@ -1,8 +1,9 @@
 //! CHECK: whether everything that was made is still there. What other plugins added is not our business.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
-use polder_api::client::Client;
+use ipnetwork::IpNetwork;
 use polder_api::message::{Attach, Reply, Request, Wiring};
 use polder_api::{BRIDGE, IfName};
 use polder_netlink::RouteSocket;
@@ -13,6 +14,8 @@ use serde_json::Value;
 
 use crate::add::unexpected;
 use crate::command::Call;
+use crate::delegate;
+use crate::environment::Verb;
 use crate::error::Error;
 use crate::pod::{PodNamespace, host_prefix};
 
@@ -20,31 +23,35 @@ const AGENT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Compares what is with what should be, and names the first difference.
 pub fn check(call: &Call) -> Result<(), Error> {
+    if let Some(plugin) = &call.network.conf.delegate {
+        delegate::call(&call.network, plugin, Verb::Check)?;
+    }
     let request = Request::Check(call.attachment());
-    let wiring = match Client::connect(&call.conf.socket, AGENT_PATIENCE)?.ask(&request)? {
+    let wiring = match call.network.agent(AGENT_PATIENCE)?.ask(&request)? {
         Reply::Wiring(wiring) => wiring,
         other => return Err(unexpected(other)),
     };
-    check_previous(call, &wiring)?;
+    let addresses = wiring.addresses.iter().map(|own| own.address);
+    check_previous(call, addresses)?;
     let mut pod = PodNamespace::open(&call.environment)?;
     check_pod(&mut pod, &call.environment.interface, &wiring)?;
     check_host(&wiring)
 }
 
-fn differs<T>(what: impl Into<String>) -> Result<T, Error> {
+pub(crate) fn differs<T>(what: impl Into<String>) -> Result<T, Error> {
     Err(Error::NotAsAttached(what.into()))
 }
 
 /// The runtime's own record must name the addresses that the pod has.
-fn check_previous(call: &Call, wiring: &Wiring) -> Result<(), Error> {
-    let Some(previous) = &call.conf.previous else {
+pub(crate) fn check_previous(call: &Call, addresses: impl Iterator<Item = IpAddr>) -> Result<(), Error> {
+    let Some(previous) = &call.network.conf.previous else {
         return Err(Error::Config("prevResult is missing: CHECK needs the result of the ADD".to_owned()));
     };
     let ips = previous.get("ips").and_then(Value::as_array).cloned().unwrap_or_default();
-    for own in &wiring.addresses {
-        let prefix = host_prefix(own.address).to_string();
-        if !ips.iter().any(|ip| ip["address"] == prefix.as_str()) {
-            return differs(format!("prevResult does not have the address {prefix} that the ledger has"));
+    let known: Vec<IpNetwork> = ips.iter().filter_map(|ip| ip["address"].as_str()?.parse().ok()).collect();
+    for address in addresses {
+        if !known.iter().any(|known| known.ip() == address) {
+            return differs(format!("prevResult does not have the address {address} that the ledger has"));
         }
     }
     Ok(())

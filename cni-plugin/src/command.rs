@@ -1,15 +1,20 @@
 //! One call of the plugin, from its parameters to its answer.
 
 use std::io::Read;
+use std::path::PathBuf;
+use std::time::Duration;
 
+use nix::time::{ClockId, clock_gettime};
 use polder_api::Attachment;
+use polder_api::client::Client;
 use serde_json::json;
 
-use crate::environment::{Environment, Verb};
+use crate::environment::{Environment, Verb, search_path, trace};
 use crate::error::Error;
 use crate::netconf::{self, NetConf};
 use crate::version::Version;
-use crate::{add, check, del};
+use crate::wishes::Wishes;
+use crate::{add, check, del, gc, lease, status};
 
 /// How a call ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -22,20 +27,60 @@ pub enum Answer {
     About(String),
 }
 
-/// A call that is complete.
+/// Which of the plugins is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Program {
+    /// `polder`: interfaces with addresses.
+    Polder,
+    /// `polder-ipam`: addresses for the interfaces of another plugin.
+    PolderIpam,
+}
+
+impl Program {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Polder => "polder",
+            Self::PolderIpam => "polder-ipam",
+        }
+    }
+}
+
+/// A network, and what a call says beside its configuration.
+#[derive(Debug)]
+pub struct Network {
+    /// What the runtime passes on standard input.
+    pub conf: NetConf,
+    /// Where other plugins are.
+    pub path: Vec<PathBuf>,
+    /// What ties the call to others in a trace.
+    pub trace: Option<String>,
+    /// When the call began.
+    pub began: Duration,
+}
+
+impl Network {
+    /// Connects to the agent.
+    pub fn agent(&self, patience: Duration) -> Result<Client, Error> {
+        Ok(Client::connect(&self.conf.socket, patience)?.traced(self.trace.clone()))
+    }
+}
+
+/// A call about an attachment.
 #[derive(Debug)]
 pub struct Call {
     /// What the runtime passes in the environment.
     pub environment: Environment,
-    /// What it passes on standard input.
-    pub conf: NetConf,
+    /// What is asked for this pod in particular.
+    pub wishes: Wishes,
+    /// The network.
+    pub network: Network,
 }
 
 impl Call {
     /// What it is about.
     pub fn attachment(&self) -> Attachment {
         Attachment {
-            network: self.conf.name.clone(),
+            network: self.network.conf.name.clone(),
             container: self.environment.container.clone(),
             interface: self.environment.interface.clone(),
         }
@@ -43,23 +88,33 @@ impl Call {
 }
 
 /// Does what the environment and the standard input say.
-pub fn run(variable: impl Fn(&str) -> Option<String>, input: &mut impl Read) -> Answer {
+pub fn run(program: Program, variable: impl Fn(&str) -> Option<String>, input: &mut impl Read) -> Answer {
+    // Before anything is read: what is added from now on is unknown to whoever called.
+    let began = since_boot();
     let Some(command) = variable("CNI_COMMAND") else {
         let versions = Version::ALL.map(Version::as_str).join(", ");
-        return Answer::About(format!("CNI plugin polder {}, speaks {versions}", env!("CARGO_PKG_VERSION")));
+        let (name, release) = (program.name(), env!("CARGO_PKG_VERSION"));
+        return Answer::About(format!("CNI plugin {name} {release}, speaks {versions}"));
     };
     let mut version = Version::NEWEST;
-    match call(&command, variable, input, &mut version) {
+    match call(program, &command, variable, input, began, &mut version) {
         Ok(text) => Answer::Output(text),
-        Err(error) => Answer::Error(error.to_json(version)),
+        Err(error) => Answer::Error(error.to_json(program.name(), version)),
     }
+}
+
+fn since_boot() -> Duration {
+    let time = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("every kernel since 2.6.39 has this clock");
+    Duration::from(time)
 }
 
 /// `version` becomes the one that the configuration says as soon as it is known, for the error that may follow.
 fn call(
+    program: Program,
     command: &str,
     variable: impl Fn(&str) -> Option<String>,
     input: &mut impl Read,
+    began: Duration,
     version: &mut Version,
 ) -> Result<String, Error> {
     let verb = Verb::parse(command)?;
@@ -67,20 +122,43 @@ fn call(
         let supported = json!({ "cniVersion": Version::NEWEST, "supportedVersions": Version::ALL });
         return Ok(format!("{supported:#}\n"));
     }
-    let environment = Environment::read(verb, variable)?;
+    let environment = match verb {
+        Verb::Add | Verb::Del | Verb::Check => Some(Environment::read(verb, &variable)?),
+        Verb::Gc | Verb::Status | Verb::Version => None,
+    };
+    let path = match search_path(&variable) {
+        Err(error) if verb == Verb::Gc => return Err(error),
+        path => path.unwrap_or_default(),
+    };
     let mut text = String::with_capacity(4096);
     input.read_to_string(&mut text).map_err(Error::Input)?;
     let (spoken, conf) = netconf::version(&text)?;
     *version = spoken;
-    let call = Call { environment, conf: NetConf::read(spoken, &conf)? };
-    match verb {
-        Verb::Add => add::add(&call),
-        Verb::Del => del::del(&call).map(|()| String::new()),
-        Verb::Check if spoken < Version::V0_4_0 => {
-            Err(Error::Config(format!("there is no CHECK in CNI {spoken}")))
-        }
-        Verb::Check => check::check(&call).map(|()| String::new()),
-        Verb::Version => unreachable!("answered above"),
+    if spoken < verb.since() {
+        return Err(Error::Config(format!("there is no {command} in CNI {spoken}")));
+    }
+    let wishes = environment.as_ref().map(|environment| Wishes::read(&conf, &environment.arguments));
+    let conf = match program {
+        Program::Polder => NetConf::read(spoken, conf)?,
+        Program::PolderIpam => NetConf::read_ipam(spoken, conf)?,
+    };
+    let network = Network { conf, path, trace: trace(&variable), began };
+    let nothing = |()| String::new();
+    let (Some(environment), Some(wishes)) = (environment, wishes) else {
+        return match verb {
+            Verb::Gc => gc::gc(&network).map(nothing),
+            _ => status::status(program, &network).map(nothing),
+        };
+    };
+    let call = |wishes| Call { environment, wishes, network };
+    match (program, verb) {
+        // A DEL must succeed whatever was asked for.
+        (Program::Polder, Verb::Del) => del::del(&call(wishes.unwrap_or_default())).map(nothing),
+        (Program::PolderIpam, Verb::Del) => lease::del(&call(wishes.unwrap_or_default())).map(nothing),
+        (Program::Polder, Verb::Add) => add::add(&call(wishes?)),
+        (Program::PolderIpam, Verb::Add) => lease::add(&call(wishes?)),
+        (Program::Polder, _) => check::check(&call(wishes?)).map(nothing),
+        (Program::PolderIpam, _) => lease::check(&call(wishes?)).map(nothing),
     }
 }
 
@@ -100,14 +178,16 @@ mod tests {
     #[test]
     fn version_answers_without_reading_standard_input() {
         let command = |name: &str| (name == "CNI_COMMAND").then(|| "VERSION".to_owned());
-        let Answer::Output(text) = run(command, &mut Untouched) else { panic!("no output") };
+        let Answer::Output(text) = run(Program::Polder, command, &mut Untouched) else { panic!("no output") };
         let answer: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(answer["supportedVersions"], json!(["0.3.1", "0.4.0", "1.0.0", "1.1.0"]));
+        assert_eq!(answer["supportedVersions"], json!(Version::ALL));
     }
 
     #[test]
     fn without_a_command_it_says_what_it_is() {
-        assert!(matches!(run(|_| None, &mut Untouched), Answer::About(text) if text.contains("polder")));
+        assert!(
+            matches!(run(Program::PolderIpam, |_| None, &mut Untouched), Answer::About(text) if text.contains("polder-ipam"))
+        );
     }
 
     #[test]
@@ -117,7 +197,7 @@ mod tests {
             "CNI_CONTAINERID" | "CNI_IFNAME" | "CNI_NETNS" => Some("x".to_owned()),
             _ => None,
         };
-        let answer = run(variable, &mut r#"{"cniVersion":"0.3.1","name":"n"}"#.as_bytes());
+        let answer = run(Program::Polder, variable, &mut r#"{"cniVersion":"0.3.1","name":"n"}"#.as_bytes());
         let Answer::Error(text) = answer else { panic!("no error") };
         let error: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!((&error["cniVersion"], &error["code"]), (&json!("0.3.1"), &json!(7)));

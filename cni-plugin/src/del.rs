@@ -6,35 +6,47 @@ use std::path::Path;
 use std::time::Duration;
 
 use polder_api::Attachment;
-use polder_api::client::{Client, ClientError};
 use polder_api::message::{Reply, Request};
 use polder_netlink::{RouteSocket, link};
 
 use crate::add::unexpected;
 use crate::command::Call;
+use crate::delegate;
+use crate::environment::Verb;
 use crate::error::Error;
 
 /// How long the agent has to answer before the plugin does it alone.
 const AGENT_PATIENCE: Duration = Duration::from_secs(20);
 
-/// Takes the attachment away. Succeeds where there is nothing, and wherever its namespace path leads now: the
-/// host's end of the pair is found by its name, which no other attachment has.
+/// Takes the attachment away, and then the addresses that another plugin has given: while the interface is there,
+/// they are in use.
 pub fn del(call: &Call) -> Result<(), Error> {
-    let attachment = call.attachment();
-    match ask(&call.conf.socket, &attachment) {
-        Ok(Reply::Deleted) => Ok(()),
-        Ok(other) => Err(unexpected(other)),
-        Err(_) => alone(&call.conf.socket, &attachment),
+    interface(call)?;
+    match &call.network.conf.delegate {
+        Some(plugin) => delegate::call(&call.network, plugin, Verb::Del).map(drop),
+        None => Ok(()),
     }
 }
 
-fn ask(socket: &Path, attachment: &Attachment) -> Result<Reply, ClientError> {
-    Client::connect(socket, AGENT_PATIENCE)?.ask(&Request::Del(attachment.clone()))
+/// Takes the interface away. Succeeds where there is nothing, and wherever its namespace path leads now: the host's end
+/// of the pair is found by its name, which no other attachment has.
+pub fn interface(call: &Call) -> Result<(), Error> {
+    let attachment = call.attachment();
+    match ask(call, &attachment) {
+        Ok(Reply::Deleted) => Ok(()),
+        Ok(other) => Err(unexpected(other)),
+        Err(_) => alone(&call.network.conf.socket, &attachment),
+    }
+}
+
+/// Asks the agent to take the attachment away.
+pub(crate) fn ask(call: &Call, attachment: &Attachment) -> Result<Reply, Error> {
+    Ok(call.network.agent(AGENT_PATIENCE)?.ask(&Request::Del(attachment.clone()))?)
 }
 
 /// Deletes the interface, and leaves a note by which the agent will free the addresses. First the note: an address
 /// whose interface is gone without one is found, but only after a while.
-fn alone(socket: &Path, attachment: &Attachment) -> Result<(), Error> {
+pub(crate) fn alone(socket: &Path, attachment: &Attachment) -> Result<(), Error> {
     let note = polder_api::tombstone(socket, attachment);
     bury(socket, attachment).map_err(Error::file(format!("leave {} for the agent", note.display())))?;
     let name = attachment.host_interface();

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use polder_api::{ContainerId, IfName, Pod};
 
 use crate::error::Error;
+use crate::version::Version;
 
 /// What the runtime wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,22 +16,44 @@ pub enum Verb {
     Del,
     /// Whether the interface is as it was made.
     Check,
+    /// The end of what the runtime does not know any more.
+    Gc,
+    /// Whether an ADD would be served.
+    Status,
     /// Which versions are spoken.
     Version,
 }
 
 impl Verb {
+    /// All of them.
+    const ALL: [Self; 6] = [Self::Add, Self::Del, Self::Check, Self::Gc, Self::Status, Self::Version];
+
+    /// As `CNI_COMMAND` has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Add => "ADD",
+            Self::Del => "DEL",
+            Self::Check => "CHECK",
+            Self::Gc => "GC",
+            Self::Status => "STATUS",
+            Self::Version => "VERSION",
+        }
+    }
+
     /// The verb of that name.
     pub fn parse(text: &str) -> Result<Self, Error> {
-        match text {
-            "ADD" => Ok(Self::Add),
-            "DEL" => Ok(Self::Del),
-            "CHECK" => Ok(Self::Check),
-            "VERSION" => Ok(Self::Version),
-            other => {
-                let problem = format!("CNI_COMMAND is {other:?}: give ADD, DEL, CHECK or VERSION");
-                Err(Error::Environment(problem))
-            }
+        Self::ALL.into_iter().find(|verb| verb.as_str() == text).ok_or_else(|| {
+            let known = Self::ALL.map(Self::as_str).join(", ");
+            Error::Environment(format!("CNI_COMMAND is {text:?}: give one of {known}"))
+        })
+    }
+
+    /// The first version of the specification that has it.
+    pub fn since(self) -> Version {
+        match self {
+            Self::Add | Self::Del | Self::Version => Version::V0_1_0,
+            Self::Check => Version::V0_4_0,
+            Self::Gc | Self::Status => Version::V1_1_0,
         }
     }
 
@@ -50,8 +73,31 @@ pub struct Environment {
     pub netns: Option<PathBuf>,
     /// `CNI_NETNS_OVERRIDE`: the namespace may be the one that the plugin runs in.
     pub own_netns_allowed: bool,
-    /// The pod that `CNI_ARGS` name.
+    /// What `CNI_ARGS` say.
+    pub arguments: Arguments,
+}
+
+/// What `CNI_ARGS` say.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Arguments {
+    /// The pod.
     pub pod: Option<Pod>,
+    /// `IP`: the address that it is to have.
+    pub address: Option<String>,
+    /// `MAC`: the MAC address that it is to have.
+    pub mac: Option<String>,
+}
+
+/// `CNI_PATH`: where other plugins are.
+pub fn search_path(variable: impl Fn(&str) -> Option<String>) -> Result<Vec<PathBuf>, Error> {
+    let path = variable("CNI_PATH").filter(|path| !path.is_empty());
+    let path = path.ok_or_else(|| Error::Environment("CNI_PATH is not set".to_owned()))?;
+    Ok(std::env::split_paths(&path).collect())
+}
+
+/// What ties this call to others in a trace (W3C Trace Context), for the logs.
+pub fn trace(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
+    variable("TRACEPARENT").filter(|trace| trace.len() <= 128 && trace.is_ascii())
 }
 
 impl Environment {
@@ -70,9 +116,9 @@ impl Environment {
         let netns = if verb.needs_namespace() { required("CNI_NETNS") } else { value("CNI_NETNS") };
         let container: Option<ContainerId> = checked("CNI_CONTAINERID", container, &mut problems);
         let interface: Option<IfName> = checked("CNI_IFNAME", interface, &mut problems);
-        let pod = pod(&variable("CNI_ARGS").unwrap_or_default()).unwrap_or_else(|problem| {
+        let arguments = arguments(&variable("CNI_ARGS").unwrap_or_default()).unwrap_or_else(|problem| {
             problems.push(problem);
-            None
+            Arguments::default()
         });
         match (container, interface) {
             (Some(container), Some(interface)) if problems.is_empty() => Ok(Self {
@@ -83,7 +129,7 @@ impl Environment {
                     variable("CNI_NETNS_OVERRIDE").as_deref(),
                     Some("TRUE" | "true" | "1")
                 ),
-                pod,
+                arguments,
             }),
             _ => Err(Error::Environment(problems.join("; "))),
         }
@@ -105,28 +151,35 @@ fn checked<T: std::str::FromStr<Err: std::fmt::Display>>(
 }
 
 /// Reads `CNI_ARGS`: pairs `KEY=VALUE`, joined by semicolons.
-fn pod(arguments: &str) -> Result<Option<Pod>, String> {
+fn arguments(text: &str) -> Result<Arguments, String> {
     let (mut namespace, mut name, mut uid) = (None, None, None);
+    let mut arguments = Arguments::default();
     let mut unknown = Vec::new();
     let mut ignores_unknown = false;
-    for pair in arguments.split(';').filter(|pair| !pair.is_empty()) {
+    for pair in text.split(';').filter(|pair| !pair.is_empty()) {
         let (key, value) = match pair.split_once('=') {
-            Some((key, value)) if !value.contains('=') => (key, value),
+            Some((key, value)) if !value.contains('=') => (key, value.to_owned()),
             _ => return Err(format!("CNI_ARGS has {pair:?}, which is not KEY=VALUE")),
         };
+        let value = Some(value).filter(|value| !value.is_empty());
         match key {
-            "IgnoreUnknown" => ignores_unknown = matches!(value, "1" | "true" | "TRUE" | "True"),
-            "K8S_POD_NAMESPACE" => namespace = Some(value.to_owned()),
-            "K8S_POD_NAME" => name = Some(value.to_owned()),
-            "K8S_POD_UID" => uid = Some(value.to_owned()).filter(|uid| !uid.is_empty()),
+            "IgnoreUnknown" => {
+                ignores_unknown = matches!(value.as_deref(), Some("1" | "true" | "TRUE" | "True"));
+            }
+            "K8S_POD_NAMESPACE" => namespace = value,
+            "K8S_POD_NAME" => name = value,
+            "K8S_POD_UID" => uid = value,
             "K8S_POD_INFRA_CONTAINER_ID" => {}
+            "IP" => arguments.address = value,
+            "MAC" => arguments.mac = value,
             other => unknown.push(other.to_owned()),
         }
     }
     if !unknown.is_empty() && !ignores_unknown {
         return Err(format!("CNI_ARGS has keys that polder does not know: {}", unknown.join(", ")));
     }
-    Ok(namespace.zip(name).map(|(namespace, name)| Pod { namespace, name, uid }))
+    arguments.pod = namespace.zip(name).map(|(namespace, name)| Pod { namespace, name, uid });
+    Ok(arguments)
 }
 
 #[cfg(test)]
@@ -172,7 +225,8 @@ mod tests {
     #[test]
     fn the_pod_is_read_from_what_kubernetes_passes() {
         let arguments = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;K8S_POD_INFRA_CONTAINER_ID=c1;K8S_POD_UID=u1;FOO=BAR";
-        let pod = read(Verb::Add, &[&ALL[..], &[("CNI_ARGS", arguments)]].concat()).unwrap().pod.unwrap();
+        let pod =
+            read(Verb::Add, &[&ALL[..], &[("CNI_ARGS", arguments)]].concat()).unwrap().arguments.pod.unwrap();
         assert_eq!((pod.to_string().as_str(), pod.uid.as_deref()), ("default/web-0", Some("u1")));
     }
 

@@ -63,6 +63,25 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// Another plugin said no.
+    #[error("{plugin}: {message}")]
+    Delegate {
+        /// The plugin.
+        plugin: String,
+        /// Its code.
+        code: u32,
+        /// What it said.
+        message: String,
+    },
+    /// Two things went wrong, each by itself.
+    #[error("{0}; {1}")]
+    Both(Box<Error>, Box<Error>),
+    /// An ADD would not be served.
+    #[error("{0}")]
+    NotAvailable(String),
+    /// An ADD would not be served, and running pods may be cut off.
+    #[error("{0}")]
+    Limited(String),
     /// The interface is not as it was attached.
     #[error("{0}")]
     NotAsAttached(String),
@@ -96,6 +115,10 @@ impl Error {
             Self::Config(_) => 7,
             Self::Agent(_) => 11,
             Self::InterfaceExists(_) => 102,
+            Self::Both(first, _) => first.code(),
+            Self::NotAvailable(_) => 50,
+            Self::Limited(_) => 51,
+            Self::Delegate { code, .. } => *code,
             Self::NotAsAttached(_) => 110,
             Self::Refused(refusal) => match refusal.kind {
                 RefusalKind::Missing => 3,
@@ -103,13 +126,14 @@ impl Error {
                 RefusalKind::Invalid => 7,
                 RefusalKind::TryAgain => 11,
                 RefusalKind::PoolExhausted => 100,
+                RefusalKind::AddressTaken => 101,
                 RefusalKind::Exists => 102,
             },
         }
     }
 
     /// As the runtime reads it. What lies behind the error is in `details`.
-    pub fn to_json(&self, version: Version) -> String {
+    pub fn to_json(&self, program: &str, version: Version) -> String {
         let mut details = Vec::new();
         let mut source = std::error::Error::source(self);
         while let Some(cause) = source {
@@ -119,7 +143,7 @@ impl Error {
         let error = json!({
             "cniVersion": version,
             "code": self.code(),
-            "msg": format!("polder: {self}"),
+            "msg": format!("{program}: {self}"),
             "details": details.join(": "),
         });
         format!("{error:#}\n")

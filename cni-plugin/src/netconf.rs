@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use polder_api::{DEFAULT_SOCKET, NetworkName, PoolName};
+use polder_api::{ContainerId, DEFAULT_SOCKET, IfName, NetworkName, PoolName};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -26,14 +27,44 @@ pub struct NetConf {
     pub dns: Option<Value>,
     /// What the plugins before this one did; what this one did, for CHECK and DEL.
     pub previous: Option<Map<String, Value>>,
+    /// The routes that a pod is to have, instead of one to everywhere.
+    pub routes: Option<Vec<Value>>,
+    /// The IPAM plugin that has the addresses, instead of the agent.
+    pub delegate: Option<String>,
+    /// The attachments that the runtime knows, for GC. None is not the same as an empty list.
+    pub valid: Option<Vec<ValidAttachment>>,
+    /// All of it, as it came.
+    pub text: Map<String, Value>,
+}
+
+/// An attachment that the runtime knows.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct ValidAttachment {
+    /// The container.
+    #[serde(rename = "containerID")]
+    pub container: ContainerId,
+    /// Its interface.
+    #[serde(rename = "ifname")]
+    pub interface: IfName,
+}
+
+#[derive(Debug, Deserialize)]
+struct Ipam {
+    #[serde(rename = "type")]
+    plugin: Option<String>,
 }
 
 /// What runtimes put in, for all plugins or for those that ask for it, and that this one has no use for.
-const TAKEN: [&str; 6] =
-    ["type", "capabilities", "runtimeConfig", "args", "cni.dev/valid-attachments", "cni.dev/attachments"];
+const TAKEN: [&str; 4] = ["type", "capabilities", "runtimeConfig", "args"];
 
 /// What is read.
-const READ: [&str; 7] = ["cniVersion", "name", "socket", "pool", "mtu", "dns", "prevResult"];
+const READ: [&str; 10] =
+    ["cniVersion", "name", "socket", "pool", "mtu", "dns", "prevResult", "ipam", VALID, VALID_BEFORE_1_1];
+
+const VALID: &str = "cni.dev/valid-attachments";
+
+/// What runtimes called it before the specification had a name for it.
+const VALID_BEFORE_1_1: &str = "cni.dev/attachments";
 
 /// The version that the configuration says, or an error that says which are spoken.
 pub fn version(text: &str) -> Result<(Version, Map<String, Value>), Error> {
@@ -49,26 +80,69 @@ pub fn version(text: &str) -> Result<(Version, Map<String, Value>), Error> {
 
 impl NetConf {
     /// Checks the configuration as a whole.
-    pub fn read(version: Version, conf: &Map<String, Value>) -> Result<Self, Error> {
-        let known = |key: &str| READ.contains(&key) || TAKEN.contains(&key);
-        if let Some((key, value)) = conf.iter().find(|(key, _)| !known(key)) {
-            return Err(Error::UnknownKey { key: key.clone(), value: value.to_string() });
-        }
+    pub fn read(version: Version, conf: Map<String, Value>) -> Result<Self, Error> {
+        only(&conf, &[&READ[..], &TAKEN].concat())?;
+        let delegate = delegate(field::<Ipam>(&conf, "ipam")?)?;
+        Ok(Self { delegate, mtu: field(&conf, "mtu")?, ..Self::of_network(version, &conf, &conf)? })
+    }
+
+    /// Checks the configuration of another plugin, whose `ipam` is ours.
+    pub fn read_ipam(version: Version, conf: Map<String, Value>) -> Result<Self, Error> {
+        let missing = || Error::Config("ipam is missing".to_owned());
+        let own: Map<String, Value> = field(&conf, "ipam")?.ok_or_else(missing)?;
+        only(&own, &["type", "socket", "pool", "routes"])?;
+        Ok(Self { routes: field(&own, "routes")?, ..Self::of_network(version, &conf, &own)? })
+    }
+
+    /// What every network has, and what is ours in it.
+    fn of_network(
+        version: Version,
+        conf: &Map<String, Value>,
+        own: &Map<String, Value>,
+    ) -> Result<Self, Error> {
         let name = field(conf, "name")?.ok_or_else(|| Error::Config("name is missing".to_owned()))?;
         Ok(Self {
             version,
             name,
-            socket: field(conf, "socket")?.unwrap_or_else(|| DEFAULT_SOCKET.into()),
-            pool: field(conf, "pool")?,
-            mtu: field(conf, "mtu")?,
+            socket: field(own, "socket")?.unwrap_or_else(|| DEFAULT_SOCKET.into()),
+            pool: field(own, "pool")?,
+            mtu: None,
             dns: field(conf, "dns")?,
             previous: field(conf, "prevResult")?,
+            delegate: None,
+            routes: None,
+            valid: match field(conf, VALID)? {
+                Some(valid) => Some(valid),
+                None => field(conf, VALID_BEFORE_1_1)?,
+            },
+            text: conf.clone(),
         })
     }
 }
 
+/// Refuses keys that are none of these: what is not understood must not be taken for done.
+fn only(conf: &Map<String, Value>, known: &[&str]) -> Result<(), Error> {
+    match conf.iter().find(|(key, _)| !known.contains(&key.as_str())) {
+        Some((key, value)) => Err(Error::UnknownKey { key: key.clone(), value: value.to_string() }),
+        None => Ok(()),
+    }
+}
+
+/// The plugin that is to be asked for addresses, if its name can be one of a file in a folder.
+fn delegate(ipam: Option<Ipam>) -> Result<Option<String>, Error> {
+    let Some(plugin) = ipam.and_then(|ipam| ipam.plugin) else { return Ok(None) };
+    if plugin.is_empty() || plugin.contains('/') || plugin == "." || plugin == ".." {
+        return Err(Error::Config(format!("ipam.type: {plugin:?} is no name of a plugin")));
+    }
+    if plugin == "polder-ipam" {
+        let problem = "ipam.type: polder takes addresses of its own pools by itself: leave ipam out";
+        return Err(Error::Config(problem.to_owned()));
+    }
+    Ok(Some(plugin))
+}
+
 /// The value of a key; `null` is none.
-fn field<T: DeserializeOwned>(conf: &Map<String, Value>, key: &str) -> Result<Option<T>, Error> {
+pub(crate) fn field<T: DeserializeOwned>(conf: &Map<String, Value>, key: &str) -> Result<Option<T>, Error> {
     match conf.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(value) => match serde_json::from_value(value.clone()) {
@@ -84,7 +158,7 @@ mod tests {
 
     fn read(text: &str) -> Result<NetConf, Error> {
         let (version, conf) = version(text)?;
-        NetConf::read(version, &conf)
+        NetConf::read(version, conf)
     }
 
     #[test]
@@ -103,7 +177,6 @@ mod tests {
         for (text, code, sign) in [
             ("{", 6, "EOF"),
             ("[]", 6, "expected a map"),
-            (r#"{"name":"n"}"#, 1, "0.1.0"),
             (r#"{"cniVersion":"1.2.0","name":"n"}"#, 1, "1.2.0"),
             (r#"{"cniVersion":"1.0.0"}"#, 7, "name is missing"),
             (r#"{"cniVersion":"1.0.0","name":"a b"}"#, 7, "name: "),
@@ -112,6 +185,9 @@ mod tests {
             (r#"{"cniVersion":"1.0.0","name":"n","pool":"a/b"}"#, 7, "pool: "),
             (r#"{"cniVersion":"1.0.0","name":"n","bridge":"cni0"}"#, 2, "\"bridge\" with value \"cni0\""),
             (r#"{"cniVersion":1,"name":"n"}"#, 7, "cniVersion: "),
+            (r#"{"cniVersion":"1.0.0","name":"n","ipam":{"type":"../sh"}}"#, 7, "ipam.type: "),
+            (r#"{"cniVersion":"1.0.0","name":"n","ipam":{"type":"polder-ipam"}}"#, 7, "leave ipam out"),
+            (r#"{"cniVersion":"1.1.0","name":"n","cni.dev/valid-attachments":{}}"#, 7, "valid-attachments: "),
         ] {
             let error = read(text).expect_err(text);
             assert_eq!(error.code(), code, "{text}: {error}");

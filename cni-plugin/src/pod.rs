@@ -9,10 +9,11 @@ use polder_api::{Family, IfName};
 use polder_netlink::link::Link;
 use polder_netlink::namespace::{self, NamespaceId};
 use polder_netlink::neighbour::Neighbour;
-use polder_netlink::route::{DefaultRoute, Table};
+use polder_netlink::route::{DefaultRoute, OnlinkRoute, Table};
 use polder_netlink::rule::Rule;
 use polder_netlink::{Operation, RouteSocket, address, link, route};
 
+use crate::delegate::GivenRoute;
 use crate::environment::Environment;
 use crate::error::Error;
 
@@ -56,7 +57,12 @@ impl PodNamespace {
     ///
     /// The first interface has the pod's default route. A later one has one for what is sent from its own addresses:
     /// the answer to what comes in through an interface must go out through it, or the node drops it.
-    pub fn configure(&mut self, interface: &IfName, wiring: &Wiring) -> Result<(), Error> {
+    pub fn configure(
+        &mut self,
+        interface: &IfName,
+        wiring: &Wiring,
+        routes: &[GivenRoute],
+    ) -> Result<(), Error> {
         let failed = || Error::kernel(format!("configure {interface} in the pod"));
         let index = self.link(interface)?.map_or(0, |link| link.index);
         let taken = self.socket.default_routes(Table::MAIN).map_err(failed())?;
@@ -72,7 +78,15 @@ impl PodNamespace {
             operations.push(gateway.replace());
             let is_first = !taken.iter().any(|route| route.family == Family::of(own.address));
             let table = if is_first { Table::MAIN } else { Table::of_interface(index) };
-            operations.push(route::default_onlink(table, index, own.gateway));
+            if routes.is_empty() {
+                operations.push(route::onlink(index, own.gateway, &OnlinkRoute::to_everywhere(table)));
+            }
+            let of_family = |route: &&GivenRoute| Family::of(route.dst.ip()) == Family::of(own.address);
+            operations.extend(routes.iter().filter(of_family).map(|given| {
+                let GivenRoute { dst, mtu, advmss, priority } = *given;
+                let route = OnlinkRoute { table, destination: Some(dst), mtu, advmss, priority };
+                route::onlink(index, own.gateway, &route)
+            }));
             if !is_first {
                 operations.push(Rule { source: own.address, table }.add());
             }

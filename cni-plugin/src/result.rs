@@ -1,13 +1,16 @@
 //! The result of an ADD, in the shape of each version (CNI specification, section 5).
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use ipnetwork::IpNetwork;
-use polder_api::message::{Attach, Wiring};
+use polder_api::message::{Attach, LeasedAddress, Wiring};
 use polder_api::{BRIDGE, Family, IfName, Mac};
 use serde_json::{Map, Value, json};
 
+use crate::delegate::{Given, GivenRoute};
 use crate::netconf::NetConf;
+use crate::pod::host_prefix;
 use crate::version::Version;
 
 /// What was made.
@@ -21,48 +24,198 @@ pub struct Made<'a> {
     pub interface: &'a IfName,
     /// Its namespace.
     pub netns: &'a Path,
+    /// What another IPAM plugin has given.
+    pub given: Option<&'a Given>,
 }
 
 /// The result, behind that of the plugins before this one.
 pub fn result(conf: &NetConf, made: &Made<'_>) -> String {
-    let mut result = conf.previous.clone().unwrap_or_default();
-    result.insert("cniVersion".to_owned(), json!(conf.version));
-    let before = list(&mut result, "interfaces").len();
-    let interfaces = interfaces(conf.version, made);
-    let pods = before + interfaces.len() - 1;
-    list(&mut result, "interfaces").extend(interfaces);
-    for address in &made.wiring.addresses {
-        let family = Family::of(address.address);
-        let prefix = IpNetwork::new(address.address, family.bits()).expect("the length of a whole address");
-        let mut ip = json!({ "address": prefix, "gateway": address.gateway, "interface": pods });
-        if conf.version < Version::V1_0_0 {
+    let wiring = made.wiring;
+    let mut result = Shape::behind(conf);
+    let pod = result.interfaces(interfaces(conf.version, made));
+    for own in &wiring.addresses {
+        result.address(host_prefix(own.address), own.gateway, pod);
+    }
+    let given = made.given.map_or(&[][..], |given| &given.routes);
+    for own in &wiring.addresses {
+        let family = Family::of(own.address);
+        let of_family = |route: &&GivenRoute| Family::of(route.dst.ip()) == family;
+        for route in given.iter().filter(of_family) {
+            let mtu = route.mtu.unwrap_or(wiring.mtu);
+            result.route(route.dst, own.gateway, mtu, route.advmss, route.priority);
+        }
+        if given.is_empty() {
+            result.route(everywhere(family), own.gateway, wiring.mtu, None, None);
+        }
+    }
+    result.text(made.given.and_then(|given| given.dns.as_ref()))
+}
+
+/// The abbreviated result of an IPAM plugin: addresses, and the routes that the interface is to have.
+pub fn ipam_result(conf: &NetConf, addresses: &[LeasedAddress]) -> String {
+    let mut result = Shape::of(conf.version, Map::new(), conf.dns.clone());
+    for leased in addresses {
+        result.abbreviated_address(leased.address, leased.gateway);
+    }
+    match &conf.routes {
+        Some(routes) => routes.iter().for_each(|route| result.given_route(route)),
+        None => {
+            for leased in addresses {
+                let everywhere = everywhere(Family::of(leased.gateway));
+                result.given_route(&json!({ "dst": everywhere, "gw": leased.gateway }));
+            }
+        }
+    }
+    result.text(None)
+}
+
+/// A result that grows, in the shape of one version.
+struct Shape {
+    version: Version,
+    result: Map<String, Value>,
+    dns: Option<Value>,
+}
+
+impl Shape {
+    fn behind(conf: &NetConf) -> Self {
+        Self::of(conf.version, conf.previous.clone().unwrap_or_default(), conf.dns.clone())
+    }
+
+    fn of(version: Version, mut result: Map<String, Value>, dns: Option<Value>) -> Self {
+        result.insert("cniVersion".to_owned(), json!(version));
+        Self { version, result, dns }
+    }
+
+    /// Before 0.3.0 a result had one address of each family, with its routes, and nothing else.
+    fn is_old(&self) -> bool {
+        self.version < Version::V0_3_0
+    }
+
+    /// Adds interfaces; the index of the last.
+    fn interfaces(&mut self, interfaces: Vec<Value>) -> usize {
+        if self.is_old() {
+            return 0;
+        }
+        let list = list(&mut self.result, "interfaces");
+        list.extend(interfaces);
+        list.len() - 1
+    }
+
+    fn address(&mut self, address: IpNetwork, gateway: IpAddr, interface: usize) {
+        self.abbreviated_address(address, gateway);
+        if !self.is_old() {
+            let last = list(&mut self.result, "ips").last_mut();
+            last.into_iter().for_each(|ip| ip["interface"] = json!(interface));
+        }
+    }
+
+    fn abbreviated_address(&mut self, address: IpNetwork, gateway: IpAddr) {
+        let family = Family::of(gateway);
+        if self.is_old() {
+            let old = json!({ "ip": address, "gateway": gateway, "routes": [] });
+            self.result.insert(old_key(family).to_owned(), old);
+            return;
+        }
+        let mut ip = json!({ "address": address, "gateway": gateway });
+        if self.version < Version::V1_0_0 {
             ip["version"] = json!(if family == Family::V4 { "4" } else { "6" });
         }
-        list(&mut result, "ips").push(ip);
-        let everywhere = if family == Family::V4 { "0.0.0.0/0" } else { "::/0" };
-        list(&mut result, "routes").push(json!({ "dst": everywhere, "gw": address.gateway }));
+        list(&mut self.result, "ips").push(ip);
     }
-    match &conf.dns {
-        Some(dns) => drop(result.insert("dns".to_owned(), dns.clone())),
-        None => drop(result.entry("dns").or_insert_with(|| json!({}))),
+
+    fn route(
+        &mut self,
+        to: IpNetwork,
+        gateway: IpAddr,
+        mtu: u32,
+        advmss: Option<u32>,
+        priority: Option<u32>,
+    ) {
+        let mut route = json!({ "dst": to, "gw": gateway });
+        if self.version >= Version::V1_1_0 {
+            let family = Family::of(gateway);
+            route["mtu"] = json!(mtu);
+            route["advmss"] = json!(advmss.unwrap_or(mtu - tcp_overhead(family)));
+            route["priority"] = json!(priority.unwrap_or(usual_metric(family)));
+            route["table"] = json!(MAIN_TABLE);
+            route["scope"] = json!(UNIVERSE);
+        }
+        self.given_route(&route);
     }
-    format!("{:#}\n", Value::Object(result))
+
+    fn given_route(&mut self, route: &Value) {
+        if !self.is_old() {
+            return list(&mut self.result, "routes").push(route.clone());
+        }
+        let v6 = route["dst"].as_str().is_some_and(|to| to.contains(':'));
+        let key = old_key(if v6 { Family::V6 } else { Family::V4 });
+        if let Some(routes) = self.result.get_mut(key).and_then(|address| address["routes"].as_array_mut()) {
+            routes.push(route.clone());
+        }
+    }
+
+    fn text(mut self, dns: Option<&Value>) -> String {
+        match self.dns.as_ref().or(dns) {
+            Some(dns) => drop(self.result.insert("dns".to_owned(), dns.clone())),
+            None => drop(self.result.entry("dns").or_insert_with(|| json!({}))),
+        }
+        format!("{:#}\n", Value::Object(self.result))
+    }
+}
+
+/// `RT_TABLE_MAIN` (`include/uapi/linux/rtnetlink.h`).
+const MAIN_TABLE: u32 = 254;
+
+/// `RT_SCOPE_UNIVERSE`.
+const UNIVERSE: u32 = 0;
+
+/// The metric of a route where none is given; that of IPv6 is `IP6_RT_PRIO_USER` (`include/uapi/linux/ipv6_route.h`).
+const fn usual_metric(family: Family) -> u32 {
+    match family {
+        Family::V4 => 0,
+        Family::V6 => 1024,
+    }
+}
+
+/// What IP and TCP headers take of a packet.
+const fn tcp_overhead(family: Family) -> u32 {
+    match family {
+        Family::V4 => 40,
+        Family::V6 => 60,
+    }
+}
+
+const fn old_key(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip4",
+        Family::V6 => "ip6",
+    }
+}
+
+/// All addresses of a family.
+fn everywhere(family: Family) -> IpNetwork {
+    let unspecified: IpAddr = match family {
+        Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+        Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    IpNetwork::new(unspecified, 0).expect("0 is a length of every prefix")
 }
 
 /// The bridge, the host's end and the pod's, which is last and the only one that is in a sandbox.
 fn interfaces(version: Version, made: &Made<'_>) -> Vec<Value> {
     let wiring = made.wiring;
-    let mut interfaces = Vec::new();
-    if let Attach::Bridge { .. } = wiring.attach {
-        interfaces.push(json!({ "name": BRIDGE, "mac": wiring.gateway_mac }));
-    }
-    interfaces.push(json!({ "name": wiring.host_interface, "mac": made.host_mac }));
-    interfaces.push(json!({ "name": made.interface, "mac": wiring.mac, "sandbox": made.netns }));
+    let mut pair = [
+        json!({ "name": wiring.host_interface, "mac": made.host_mac }),
+        json!({ "name": made.interface, "mac": wiring.mac, "sandbox": made.netns }),
+    ];
     if version >= Version::V1_1_0 {
-        // The bridge has an MTU of its own, which is not ours to know.
-        interfaces.iter_mut().rev().take(2).for_each(|interface| interface["mtu"] = json!(wiring.mtu));
+        pair.iter_mut().for_each(|interface| interface["mtu"] = json!(wiring.mtu));
     }
-    interfaces
+    let bridge = match wiring.attach {
+        Attach::Bridge { .. } => Some(json!({ "name": BRIDGE, "mac": wiring.gateway_mac })),
+        Attach::Routed => None,
+    };
+    bridge.into_iter().chain(pair).collect()
 }
 
 /// The list of that name, made if it is not there. What is there and no list is not the specification's.
@@ -93,50 +246,52 @@ mod tests {
             mtu: 1450,
             addresses: vec![address("10.244.0.5", "10.244.0.1"), address("fd00:244::5", "fd00:244::1")],
             gateway_mac: "06:00:00:00:00:01".parse().unwrap(),
+            strays: Vec::new(),
         }
     }
 
     fn made(version: &str, previous: Option<Value>) -> Value {
         let conf = json!({ "cniVersion": version, "name": "n", "prevResult": previous });
-        let conf = NetConf::read(Version::parse(version).unwrap(), conf.as_object().unwrap()).unwrap();
+        let conf =
+            NetConf::read(Version::parse(version).unwrap(), conf.as_object().unwrap().clone()).unwrap();
         let (wiring, interface) = (wiring(), "eth0".parse().unwrap());
         let made = Made {
             wiring: &wiring,
             host_mac: "06:00:00:00:00:02".parse().ok(),
             interface: &interface,
             netns: Path::new("/run/netns/c1"),
+            given: None,
         };
         serde_json::from_str(&result(&conf, &made)).unwrap()
+    }
+
+    /// The file with the result of that version.
+    fn golden(name: &str) -> Value {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+        let text =
+            std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        serde_json::from_str(&text).unwrap()
     }
 
     #[test]
     fn each_version_has_its_shape() {
         for version in Version::ALL {
-            let mut expected = json!({
-                "cniVersion": version,
-                "interfaces": [
-                    { "name": "polder0", "mac": "06:00:00:00:00:01" },
-                    { "name": "pld0123456789ab", "mac": "06:00:00:00:00:02" },
-                    { "name": "eth0", "mac": "0a:58:0a:f4:00:05", "sandbox": "/run/netns/c1" },
-                ],
-                "ips": [
-                    { "interface": 2, "address": "10.244.0.5/32", "gateway": "10.244.0.1" },
-                    { "interface": 2, "address": "fd00:244::5/128", "gateway": "fd00:244::1" },
-                ],
-                "routes": [
-                    { "dst": "0.0.0.0/0", "gw": "10.244.0.1" },
-                    { "dst": "::/0", "gw": "fd00:244::1" },
-                ],
-                "dns": {},
-            });
-            if version < Version::V1_0_0 {
-                expected["ips"][0]["version"] = json!("4");
-                expected["ips"][1]["version"] = json!("6");
-            }
-            if version == Version::V1_1_0 {
-                (1..3).for_each(|n| expected["interfaces"][n]["mtu"] = json!(1450));
-            }
-            assert_eq!(made(version.as_str(), None), expected);
+            assert_eq!(made(version.as_str(), None), golden(&format!("add-{version}.json")), "{version}");
+        }
+    }
+
+    #[test]
+    fn addresses_alone_have_the_shape_of_each_version_too() {
+        let leased = |address: &str, gateway: &str| LeasedAddress {
+            address: address.parse().unwrap(),
+            gateway: gateway.parse().unwrap(),
+        };
+        let addresses = [leased("10.244.0.5/26", "10.244.0.1"), leased("fd00:244::5/122", "fd00:244::1")];
+        for version in Version::ALL {
+            let conf = json!({ "cniVersion": version, "name": "n", "ipam": { "type": "polder-ipam" } });
+            let conf = NetConf::read_ipam(version, conf.as_object().unwrap().clone()).unwrap();
+            let result: Value = serde_json::from_str(&ipam_result(&conf, &addresses)).unwrap();
+            assert_eq!(result, golden(&format!("ipam-{version}.json")), "{version}");
         }
     }
 

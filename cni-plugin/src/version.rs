@@ -7,19 +7,26 @@ use serde::Serialize;
 /// A version of the specification. Matched exactly, as the specification wants it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Version {
+    /// 0.1.0: one address of a family, no list of plugins.
+    V0_1_0,
+    /// 0.2.0: VERSION.
+    V0_2_0,
+    /// 0.3.0: interfaces, any number of addresses, plugins in a row.
+    V0_3_0,
     /// 0.3.1
     V0_3_1,
     /// 0.4.0: CHECK.
     V0_4_0,
     /// 1.0.0: addresses without `version`.
     V1_0_0,
-    /// 1.1.0: interfaces with `mtu`.
+    /// 1.1.0: GC, STATUS, and more about interfaces and routes.
     V1_1_0,
 }
 
 impl Version {
     /// All of them, the oldest first.
-    pub const ALL: [Self; 4] = [Self::V0_3_1, Self::V0_4_0, Self::V1_0_0, Self::V1_1_0];
+    pub const ALL: [Self; 7] =
+        [Self::V0_1_0, Self::V0_2_0, Self::V0_3_0, Self::V0_3_1, Self::V0_4_0, Self::V1_0_0, Self::V1_1_0];
 
     /// The newest.
     pub const NEWEST: Self = Self::V1_1_0;
@@ -32,6 +39,9 @@ impl Version {
     /// As it is written.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::V0_1_0 => "0.1.0",
+            Self::V0_2_0 => "0.2.0",
+            Self::V0_3_0 => "0.3.0",
             Self::V0_3_1 => "0.3.1",
             Self::V0_4_0 => "0.4.0",
             Self::V1_0_0 => "1.0.0",

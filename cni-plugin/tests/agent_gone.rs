@@ -9,9 +9,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
-use polder_api::message::{Attach, PodAddress, Reply, Request, Wiring};
+use polder_api::message::{Attach, PodAddress, Question, Reply, Request, Wiring};
 use polder_api::{Attachment, frame, tombstones};
-use polder_cni_plugin::command::{Answer, run};
+use polder_cni_plugin::command::{Answer, Program, run};
 use polder_netlink::{RouteSocket, namespace};
 use serde_json::{Value, json};
 
@@ -25,7 +25,8 @@ fn add(folder: &Path, pod: &File) -> Value {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let (mut plugin, _) = listener.accept().unwrap();
-            let Request::Add(request) = frame::read(&mut plugin).unwrap() else { panic!("no ADD") };
+            let question: Question = frame::read(&mut plugin).unwrap();
+            let Request::Add(request) = question.request else { panic!("no ADD") };
             fs::remove_file(&socket).unwrap();
             let mut answer = frame::encode(&Reply::Wiring(wiring(&request.attachment))).unwrap();
             // With the answer, so that there is no moment in which the hold is not lost yet.
@@ -39,7 +40,7 @@ fn add(folder: &Path, pod: &File) -> Value {
             "CNI_NETNS" => Some(netns.clone()),
             _ => None,
         };
-        match run(variable, &mut conf.as_bytes()) {
+        match run(Program::Polder, variable, &mut conf.as_bytes()) {
             Answer::Error(text) => serde_json::from_str(&text).unwrap(),
             other => panic!("no error, but {other:?}"),
         }
@@ -59,6 +60,7 @@ fn wiring(attachment: &Attachment) -> Wiring {
         mtu: 1450,
         addresses: vec![address("10.244.0.5", "10.244.0.1"), address("fd00:244::5", "fd00:244::1")],
         gateway_mac: "06:00:00:00:00:01".parse().unwrap(),
+        strays: Vec::new(),
     }
 }
 

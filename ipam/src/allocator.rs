@@ -35,6 +35,8 @@ struct Addresses {
     /// With the moment when they were freed; never used ones come first. Those that still rest come last.
     unused: BTreeSet<(Option<Moment>, IpAddr)>,
     excluded: u64,
+    /// The first address, where it is kept for the block's own gateway.
+    gateway: Option<IpAddr>,
 }
 
 /// What has become of the addresses of a block, or of several. The four add up to the size.
@@ -57,6 +59,17 @@ pub enum Rest {
     Full,
     /// The least that is ever allowed: for when there is no other address and no other block.
     Shortest,
+}
+
+/// Why an address that was asked for cannot go out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// It is used.
+    Used,
+    /// It still rests, for that long.
+    Resting(Duration),
+    /// It is in none of the node's blocks, or one that is never handed out.
+    NotHere,
 }
 
 /// An address that cannot be marked as used.
@@ -91,6 +104,7 @@ impl Allocator {
                 used: BTreeSet::new(),
                 unused: usable.into_iter().map(|address| (None, address)).collect(),
                 excluded: excluded.len() as u64,
+                gateway: None,
             }
         });
     }
@@ -108,6 +122,39 @@ impl Allocator {
             Rest::Shortest => SHORTEST_REST,
         };
         has_rested(*freed, required, now).then_some(*address)
+    }
+
+    /// Whether that very address may go out. Whoever asks for one has a reason: the shortest rest is enough.
+    pub fn ask(&self, address: IpAddr, now: Moment) -> Result<(), Refused> {
+        let (_, addresses) =
+            self.blocks.iter().find(|(block, _)| block.cidr().has(address)).ok_or(Refused::NotHere)?;
+        if addresses.used.contains(&address) {
+            return Err(Refused::Used);
+        }
+        let (freed, _) =
+            addresses.unused.iter().find(|(_, unused)| *unused == address).ok_or(Refused::NotHere)?;
+        let rested = freed.map_or(SHORTEST_REST, |freed| now.since(freed));
+        match SHORTEST_REST.checked_sub(rested) {
+            None | Some(Duration::ZERO) => Ok(()),
+            Some(left) => Err(Refused::Resting(left)),
+        }
+    }
+
+    /// Keeps the first address of a block for its gateway, unless it was ever used.
+    pub fn reserve_gateway(&mut self, block: Block) {
+        let Some(addresses) = self.blocks.get_mut(&block) else { return };
+        let first = addresses.unused.first().copied().filter(|(freed, _)| freed.is_none());
+        let least = addresses.used.iter().chain(addresses.unused.iter().map(|(_, address)| address)).min();
+        if let Some(entry) = first.filter(|(_, first)| Some(first) == least) {
+            addresses.unused.remove(&entry);
+            addresses.excluded += 1;
+            addresses.gateway = Some(entry.1);
+        }
+    }
+
+    /// The gateway that is kept for a block.
+    pub fn gateway(&self, block: Block) -> Option<IpAddr> {
+        self.blocks.get(&block)?.gateway
     }
 
     /// Marks the address as used.

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use polder_api::{Attachment, Family, Mac, Pod, PoolName};
 
-use crate::allocator::{Allocator, Counts, Rest};
+use crate::allocator::{Allocator, Counts, Refused, Rest};
 use crate::ledger::{Held, Identity, Kind, Ledger, LedgerError, OwnedBlock};
 use crate::moment::Moment;
-use crate::pool::{Pool, PoolState};
+use crate::pool::{Block, Pool, PoolState};
 
 /// The addresses of one node.
 #[derive(Debug)]
@@ -31,16 +31,32 @@ pub struct Wish {
     pub attachment: Attachment,
     /// What it is made of.
     pub kind: Kind,
-    /// One address of each of these families, or none at all.
-    pub families: Vec<Family>,
-    /// Of this pool alone.
-    pub pool: Option<PoolName>,
+    /// Where the addresses come from.
+    pub source: Source,
+    /// The MAC address, if it is not to be made from the first address.
+    pub mac: Option<Mac>,
     /// MTU, in bytes.
     pub mtu: u32,
     /// Path of the network namespace.
     pub netns: String,
     /// The pod.
     pub pod: Option<Pod>,
+}
+
+/// Where the addresses of an attachment come from.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// From the node's blocks: one address of each of these families, or none at all.
+    Blocks {
+        /// The families.
+        families: Vec<Family>,
+        /// Of this pool alone.
+        pool: Option<PoolName>,
+        /// These, where there is one of the family.
+        requested: Vec<IpAddr>,
+    },
+    /// From elsewhere: these, which are none of the node's.
+    Elsewhere(Vec<IpAddr>),
 }
 
 /// A wish that was not fulfilled; nothing was allocated.
@@ -56,6 +72,24 @@ pub enum AllocateError {
         family: Family,
         /// What has become of the node's addresses, of that family and pool.
         counts: Counts,
+    },
+    /// The address that was asked for cannot be had.
+    #[error("{address} cannot be had")]
+    Refused {
+        /// The address.
+        address: IpAddr,
+        /// Why.
+        why: Refused,
+        /// Who has it.
+        holder: Option<Attachment>,
+    },
+    /// The MAC address that was asked for is another pod's.
+    #[error("MAC address {mac} is that of {holder}")]
+    MacTaken {
+        /// The MAC address.
+        mac: Mac,
+        /// Who has it.
+        holder: Attachment,
     },
     /// It could not be written down.
     #[error(transparent)]
@@ -153,6 +187,11 @@ impl NodeIpam {
                 self.allocator.free(address, freed);
             }
         }
+        let mut gateways =
+            self.gateways.iter().filter(|gateway| Family::of(**gateway) == owned.block.family());
+        if gateways.clone().next().is_some() && !gateways.any(inside) {
+            self.allocator.reserve_gateway(owned.block);
+        }
         Ok(())
     }
 
@@ -201,20 +240,28 @@ impl NodeIpam {
         if let Some(held) = self.attachments.get(&wish.attachment) {
             return Err(AllocateError::Exists(Box::new(held.clone())));
         }
-        let mut addresses = Vec::new();
-        for family in &wish.families {
-            let next = self.allocator.next(*family, wish.pool.as_ref(), rest, now);
-            addresses.push(next.ok_or_else(|| AllocateError::Shortage {
-                family: *family,
-                counts: self.allocator.total(*family, wish.pool.as_ref(), now),
-            })?);
-        }
+        let mut addresses = match &wish.source {
+            Source::Blocks { families, pool, requested } => {
+                self.choose(families, pool.as_ref(), requested, rest, now)?
+            }
+            Source::Elsewhere(addresses) => addresses.clone(),
+        };
         addresses.sort();
+        if let Some((address, holder)) =
+            addresses.iter().find_map(|address| Some((*address, self.holder(*address)?)))
+        {
+            return Err(AllocateError::Refused { address, why: Refused::Used, holder: Some(holder) });
+        }
         let Some(first) = addresses.first() else {
             return Err(AllocateError::Shortage { family: Family::V4, counts: Counts::default() });
         };
+        let mac = wish.mac.unwrap_or_else(|| Mac::of_pod(*first));
+        let same = |held: &&Held| held.kind == Kind::Pod && held.mac == mac && wish.kind == Kind::Pod;
+        if let Some(holder) = self.attachments.values().find(same) {
+            return Err(AllocateError::MacTaken { mac, holder: holder.attachment.clone() });
+        }
         let held = Held {
-            mac: Mac::of_pod(*first),
+            mac,
             attachment: wish.attachment,
             kind: wish.kind,
             since: now,
@@ -226,11 +273,55 @@ impl NodeIpam {
         };
         self.ledger.add_attachment(&held)?;
         for address in &held.addresses {
-            let taken = self.allocator.take(*address);
-            debug_assert_eq!(taken, Ok(()), "the allocator named the address as the next");
+            // Those from elsewhere are not the allocator's.
+            let _ = self.allocator.take(*address);
         }
         self.attachments.insert(held.attachment.clone(), held.clone());
         Ok(held)
+    }
+
+    fn choose(
+        &self,
+        families: &[Family],
+        pool: Option<&PoolName>,
+        requested: &[IpAddr],
+        rest: Rest,
+        now: Moment,
+    ) -> Result<Vec<IpAddr>, AllocateError> {
+        let choose = |family: &Family| {
+            if let Some(address) = requested.iter().copied().find(|address| Family::of(*address) == *family) {
+                let refused = |why| AllocateError::Refused { address, why, holder: self.holder(address) };
+                return self.allocator.ask(address, now).map(|()| address).map_err(refused);
+            }
+            self.allocator.next(*family, pool, rest, now).ok_or_else(|| AllocateError::Shortage {
+                family: *family,
+                counts: self.allocator.total(*family, pool, now),
+            })
+        };
+        families.iter().map(choose).collect()
+    }
+
+    /// Who has the address.
+    fn holder(&self, address: IpAddr) -> Option<Attachment> {
+        let held = self.attachments.values().find(|held| held.addresses.contains(&address))?;
+        Some(held.attachment.clone())
+    }
+
+    /// The block of an address, and the gateway for those of its addresses whose interfaces are not ours: the node's
+    /// own, or the one that is kept for the block.
+    pub fn neighbourhood(&self, address: IpAddr) -> Option<(Block, IpAddr)> {
+        let block = self.blocks.iter().map(|owned| owned.block).find(|block| block.cidr().has(address))?;
+        let own = self.gateways.iter().copied();
+        let inside = own.clone().find(|gateway| block.cidr().has(*gateway));
+        let gateway = inside.or_else(|| self.allocator.gateway(block));
+        // A block whose first address went to a pod has none: the node's own does, where routes are followed.
+        let gateway = gateway.or_else(|| own.clone().find(|own| Family::of(*own) == block.family()))?;
+        Some((block, gateway))
+    }
+
+    /// Whether there is an address to give.
+    pub fn could_allocate(&self, family: Family, pool: Option<&PoolName>, rest: Rest, now: Moment) -> bool {
+        self.allocator.next(family, pool, rest, now).is_some()
     }
 
     /// The attachment, if it is there.
@@ -277,135 +368,4 @@ impl NodeIpam {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::allocator::USUAL_REST;
-    use crate::record::Nonce;
-
-    const NOW: Moment = Moment::from_millis(1_000_000);
-
-    fn pool(cidr: &str, block_length: u8) -> Pool {
-        Pool::new("p".parse().unwrap(), cidr.parse().unwrap(), block_length, PoolState::Active).unwrap()
-    }
-
-    fn open(folder: &tempfile::TempDir, boot: &str) -> (NodeIpam, Vec<Held>) {
-        NodeIpam::open(&folder.path().join("ledger.db"), boot, USUAL_REST).unwrap()
-    }
-
-    /// A node with the first block of 8 addresses of 10.0.0.0/24, and its gateway 10.0.0.1.
-    fn node(folder: &tempfile::TempDir) -> NodeIpam {
-        let (mut node, _) = open(folder, "boot-1");
-        let pool = pool("10.0.0.0/24", 29);
-        let owned = OwnedBlock { block: pool.block(0), pool: pool.name.clone(), nonce: Nonce("x".into()) };
-        node.add_block(owned, &pool).unwrap();
-        assert!(node.take_gateways(NOW).unwrap());
-        node
-    }
-
-    fn wish(container: &str, families: &[Family]) -> Wish {
-        Wish {
-            attachment: format!("net/{container}/eth0").parse().unwrap(),
-            kind: Kind::Pod,
-            families: families.to_vec(),
-            pool: None,
-            mtu: 1450,
-            netns: String::new(),
-            pod: None,
-        }
-    }
-
-    fn allocate(node: &mut NodeIpam, container: &str) -> Result<Held, AllocateError> {
-        node.allocate(wish(container, &[Family::V4]), Rest::Full, NOW)
-    }
-
-    #[test]
-    fn the_gateway_is_the_first_address_of_the_first_block_and_is_taken_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut node = node(&folder);
-        assert_eq!(node.gateways(), ["10.0.0.1".parse::<IpAddr>().unwrap()]);
-        assert!(!node.take_gateways(NOW).unwrap());
-        assert_eq!(allocate(&mut node, "a").unwrap().addresses, ["10.0.0.2".parse::<IpAddr>().unwrap()]);
-    }
-
-    #[test]
-    fn all_addresses_of_a_wish_are_allocated_or_none() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut node = node(&folder);
-        let both = node.allocate(wish("a", &Family::BOTH), Rest::Full, NOW);
-        assert!(matches!(both, Err(AllocateError::Shortage { family: Family::V6, .. })));
-        assert_eq!(node.total(Family::V4, None, NOW).used, 1, "the gateway's");
-        assert_eq!(node.attachments().count(), 0);
-    }
-
-    #[test]
-    fn a_second_wish_for_an_attachment_gets_the_first_ones_answer_and_nothing_new() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut node = node(&folder);
-        let first = allocate(&mut node, "a").unwrap();
-        let Err(AllocateError::Exists(held)) = allocate(&mut node, "a") else { panic!("allocated twice") };
-        assert_eq!(*held, first);
-        assert_eq!(node.total(Family::V4, None, NOW).used, 2);
-    }
-
-    #[test]
-    fn an_address_is_held_until_its_interface_is_gone_and_then_rests() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut node = node(&folder);
-        let held = allocate(&mut node, "a").unwrap();
-        assert!(node.begin_release(&held.attachment).0.unwrap().leaving);
-        assert_eq!(node.total(Family::V4, None, NOW).used, 2);
-        node.release(&held.attachment, NOW).unwrap();
-        let counts = node.total(Family::V4, None, NOW);
-        assert_eq!((counts.used, counts.resting), (1, 1));
-        node.release(&held.attachment, NOW).unwrap();
-        assert_eq!(node.begin_release(&held.attachment).0, None);
-    }
-
-    #[test]
-    fn a_restart_knows_what_is_used_and_what_rests() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut before = node(&folder);
-        let (kept, freed) = (allocate(&mut before, "kept").unwrap(), allocate(&mut before, "freed").unwrap());
-        before.release(&freed.attachment, NOW).unwrap();
-        drop(before);
-
-        let (mut after, void) = open(&folder, "boot-1");
-        assert_eq!(void, []);
-        assert!(matches!(allocate(&mut after, "new"), Err(AllocateError::Shortage { .. })), "pool unknown");
-        after.learn_pools(&[pool("10.0.0.0/24", 29)]).unwrap();
-        assert_eq!(after.get(&kept.attachment), Some(&kept));
-        let all: Vec<_> = (0..).map_while(|n| allocate(&mut after, &format!("new{n}")).ok()).collect();
-        let addresses: Vec<_> = all.iter().flat_map(|held| held.addresses.clone()).collect();
-        let expected: Vec<IpAddr> = (4..8).map(|last| IpAddr::from([10, 0, 0, last])).collect();
-        assert_eq!(addresses, expected, "2 is kept and 3 rests");
-    }
-
-    #[test]
-    fn nothing_goes_out_of_a_pool_that_is_not_active_any_more() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut node = node(&folder);
-        let kept = allocate(&mut node, "a").unwrap();
-        let mut draining = pool("10.0.0.0/24", 29);
-        draining.state = PoolState::Draining;
-        node.learn_pools(&[draining]).unwrap();
-        assert!(matches!(allocate(&mut node, "b"), Err(AllocateError::Shortage { .. })));
-        assert_eq!(node.get(&kept.attachment), Some(&kept));
-        node.learn_pools(&[pool("10.0.0.0/24", 29)]).unwrap();
-        assert!(allocate(&mut node, "b").is_ok());
-    }
-
-    #[test]
-    fn a_reboot_frees_everything_but_the_gateway_and_lets_it_rest() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut before = node(&folder);
-        let held = allocate(&mut before, "a").unwrap();
-        drop(before);
-        let (mut after, void) = open(&folder, "boot-2");
-        assert_eq!(void, [held]);
-        after.learn_pools(&[pool("10.0.0.0/24", 29)]).unwrap();
-        let soon_after_boot = Moment::from_millis(20_000);
-        let counts = after.total(Family::V4, None, soon_after_boot);
-        assert_eq!((counts.used, counts.resting), (1, 1));
-        assert_eq!(after.total(Family::V4, None, NOW).resting, 0);
-    }
-}
+mod tests;

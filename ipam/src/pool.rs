@@ -121,6 +121,11 @@ impl Pool {
         Block(self.cidr.part(self.block_length, index))
     }
 
+    /// The block that an address of the pool is in.
+    pub fn block_of(&self, address: IpAddr) -> Block {
+        Block(Cidr::around(address, self.block_length))
+    }
+
     /// Whether the address is never handed out: the first and the last of the pool, which older software takes for
     /// the network and its broadcast address. A pool of one or two addresses has none to spare.
     pub fn excludes(&self, address: IpAddr) -> bool {

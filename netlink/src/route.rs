@@ -97,18 +97,47 @@ pub fn replace(route: &Route) -> Operation {
     Operation::new(RouteNetlinkMessage::NewRoute(message(route)), NLM_F_CREATE | NLM_F_REPLACE)
 }
 
-/// Makes a default route of a pod, through a gateway that no other route says to be on the link. It is the pod's
-/// own: it has the priority that a default route has, and no protocol number of ours. One that is there is an error.
-pub fn default_onlink(table: Table, index: u32, gateway: IpAddr) -> Operation {
+/// A route of a pod. It is the pod's own: it has no protocol number of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OnlinkRoute {
+    /// The table that it is in.
+    pub table: Table,
+    /// Where to; `None` is everywhere.
+    pub destination: Option<IpNetwork>,
+    /// The longest packet that goes this way, in bytes, if that is less than the interface takes.
+    pub mtu: Option<u32>,
+    /// The longest TCP segment, in bytes, if it is not to follow from that.
+    pub advmss: Option<u32>,
+    /// Its metric, if not the usual one.
+    pub priority: Option<u32>,
+}
+
+impl OnlinkRoute {
+    /// The default route of that table.
+    pub const fn to_everywhere(table: Table) -> Self {
+        Self { table, destination: None, mtu: None, advmss: None, priority: None }
+    }
+}
+
+/// Makes a route of a pod, through a gateway that no other route says to be on the link. One that is there is an error.
+pub fn onlink(index: u32, gateway: IpAddr, route: &OnlinkRoute) -> Operation {
     let everything = match family(gateway) {
         AddressFamily::Inet => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
         _ => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
     };
-    let builder = RouteMessageBuilder::<IpAddr>::new().destination_prefix(everything, 0);
-    let builder = builder.expect("0 is a length of every prefix").output_interface(index).onlink();
-    let builder = builder.gateway(gateway).expect("gateway of the family");
-    let message = builder.table_id(table.number()).build();
-    Operation::new(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL)
+    let (to, length) = route.destination.map_or((everything, 0), |to| (to.network(), to.prefix()));
+    let builder = RouteMessageBuilder::<IpAddr>::new().destination_prefix(to, length);
+    let builder = builder.expect("the length of a network is in range").output_interface(index).onlink();
+    let mut builder = builder.gateway(gateway).expect("gateway of the family").table_id(route.table.number());
+    if let Some(priority) = route.priority {
+        builder = builder.priority(priority);
+    }
+    let metrics: Vec<RouteMetric> =
+        route.mtu.map(RouteMetric::Mtu).into_iter().chain(route.advmss.map(RouteMetric::Advmss)).collect();
+    if !metrics.is_empty() {
+        builder.get_mut().attributes.push(RouteAttribute::Metrics(metrics));
+    }
+    Operation::new(RouteNetlinkMessage::NewRoute(builder.build()), NLM_F_CREATE | NLM_F_EXCL)
 }
 
 /// Deletes our route to the destination. A route that others made there is none of ours.

@@ -15,7 +15,7 @@ use polder_api::{Family, IfName, Mac};
 use polder_netlink::link::{Kind, Port, VethPair, Vxlan};
 use polder_netlink::monitor::{Event, Monitor};
 use polder_netlink::neighbour::{Destination, Forward, Neighbour};
-use polder_netlink::route::{DefaultRoute, Route, Table, Target};
+use polder_netlink::route::{DefaultRoute, OnlinkRoute, Route, Table, Target};
 use polder_netlink::rule::Rule;
 use polder_netlink::{RouteSocket, address, link, namespace, route};
 
@@ -270,12 +270,13 @@ fn an_interface_has_a_default_route_of_its_own_beside_that_of_the_main_table() {
             let route = DefaultRoute { family, index: Some(index), gateway: Some(ip(gateway)) };
             let rule = Rule { source: ip(address), table: own };
             let address = IpNetwork::from(ip(address));
-            let way = route::default_onlink(own, index, ip(gateway));
+            let way = route::onlink(index, ip(gateway), &OnlinkRoute::to_everywhere(own));
             socket.execute_all([address::add(index, address), way, rule.add(), rule.add()]).unwrap();
             let found = socket.default_routes(own).unwrap();
             assert_eq!(found.into_iter().filter(|found| found.family == family).collect::<Vec<_>>(), [route]);
             assert!(socket.rules().unwrap().contains(&rule));
-            let again = socket.execute_all([route::default_onlink(own, index, ip(gateway))]);
+            let again =
+                socket.execute_all([route::onlink(index, ip(gateway), &OnlinkRoute::to_everywhere(own))]);
             assert!(again.unwrap_err().is_exists(), "a default route is replaced");
         }
         assert_eq!(socket.rules().unwrap().len(), 2, "a rule is there twice, or is none of ours");

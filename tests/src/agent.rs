@@ -8,9 +8,12 @@ use std::process::{Command, Output, Stdio};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::node::{Node, Process};
+use crate::node::{self, Node, Process};
 use crate::pod::Pod;
 use crate::wait;
+
+/// Where Debian's package containernetworking-plugins has its plugins.
+pub const CNI_PLUGINS: &str = "/usr/lib/cni";
 
 /// Where the node's CNI configuration is written.
 pub const CNI_CONF: &str = "/run/cni/net.d/10-polder.conflist";
@@ -26,6 +29,20 @@ pub struct Worker {
     /// The segment that it is on.
     pub segment: u8,
     agent: Option<Process>,
+}
+
+/// A plugin that waits for its configuration.
+#[derive(Debug)]
+pub struct Pending(std::process::Child);
+
+impl Pending {
+    /// Gives it the configuration, and waits for its end; true if it ended well.
+    pub fn finish(mut self, input: &str) -> bool {
+        let mut pipe = self.0.stdin.take().expect("piped");
+        pipe.write_all(input.as_bytes()).expect("the plugin reads");
+        drop(pipe);
+        self.0.wait().is_ok_and(|status| status.success())
+    }
 }
 
 /// The folder with the binaries that are tested: those of `scripts/build`, unless `POLDER_DIST` names others.
@@ -187,10 +204,40 @@ impl Worker {
 
     /// Runs the plugin as a runtime does: the variables are all the environment that it has.
     pub fn plugin(&self, variables: &[(&str, &str)], input: &str) -> Output {
+        self.any_plugin("polder", variables, input)
+    }
+
+    /// Runs one of our plugins, or of the reference plugins.
+    pub fn any_plugin(&self, name: &str, variables: &[(&str, &str)], input: &str) -> Output {
+        let own = dist().join(name);
+        let program = if own.exists() { own } else { Path::new(CNI_PLUGINS).join(name) };
         let mut command = self.node.command("env");
         command.arg("-i").args(variables.iter().map(|(name, value)| format!("{name}={value}")));
-        command.arg(dist().join("polder"));
-        feed(&mut command, input)
+        feed(command.arg(program), input)
+    }
+
+    /// Starts the plugin, and returns when it waits for its configuration.
+    pub fn pending(&self, variables: &[(&str, &str)]) -> Pending {
+        let mut command = self.node.command("env");
+        command.arg("-i").args(variables.iter().map(|(name, value)| format!("{name}={value}")));
+        command.arg(dist().join("polder")).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let child = command.spawn().expect("nsenter is installed");
+        let nsenter = child.id();
+        wait::until("the plugin to read its configuration", || {
+            let plugin = node::child_of(nsenter)?;
+            let path = format!("/proc/{plugin}/syscall");
+            let call = std::fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
+            // read(0, ...) on x86-64 and, with another number, elsewhere: the first argument is the descriptor.
+            let name = std::fs::read_to_string(format!("/proc/{plugin}/comm")).unwrap_or_default();
+            let reads = call.split(' ').nth(1) == Some("0x0") && name.trim() == "polder";
+            if reads { Ok(()) } else { Err(format!("{name}: {call}")) }
+        });
+        Pending(child)
+    }
+
+    /// Where a runtime of this node would look for plugins.
+    pub fn cni_path() -> String {
+        format!("{}:{CNI_PLUGINS}", dist().display())
     }
 
     /// Runs the plugin for a container's `eth0`. Its JSON is the result, or the error.
@@ -198,7 +245,7 @@ impl Worker {
         self.cni_for("eth0", verb, container, netns, conf)
     }
 
-    /// Runs the plugin for an interface of a container.
+    /// Runs the plugin that the configuration names for an interface of a container.
     pub fn cni_for(
         &self,
         interface: &str,
@@ -212,10 +259,13 @@ impl Worker {
             ("CNI_CONTAINERID", container),
             ("CNI_NETNS", netns),
             ("CNI_IFNAME", interface),
-            ("CNI_PATH", "/opt/cni/bin"),
+            ("CNI_PATH", &Self::cni_path()),
+            // The reference plugins run programs of the system.
+            ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
             ("CNI_ARGS", &format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=lab;K8S_POD_NAME={container}")),
         ];
-        let output = self.plugin(&variables, &conf.to_string());
+        let name = conf["type"].as_str().expect("a plugin's name");
+        let output = self.any_plugin(name, &variables, &conf.to_string());
         let text = String::from_utf8_lossy(&output.stdout);
         let json = if text.is_empty() {
             Value::Null

@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use nix::sys::signal::Signal;
+
 use crate::node::{Node, Process};
 use crate::wait;
 
@@ -76,6 +78,15 @@ impl Etcd {
         if let Some(process) = self.members[number].process.take() {
             process.kill();
         }
+    }
+
+    /// Stops or continues all members, without ending them.
+    pub fn freeze(&self, frozen: bool) {
+        let signal = if frozen { Signal::SIGSTOP } else { Signal::SIGCONT };
+        self.members
+            .iter()
+            .filter_map(|member| member.process.as_ref())
+            .for_each(|process| process.signal(signal));
     }
 
     /// Ends all members without any warning.

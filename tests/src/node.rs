@@ -272,7 +272,7 @@ pub fn output(command: &mut Command) -> String {
     text
 }
 
-fn child_of(pid: u32) -> Result<i32, String> {
+pub(crate) fn child_of(pid: u32) -> Result<i32, String> {
     let path = format!("/proc/{pid}/task/{pid}/children");
     let children = fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
     children.split_whitespace().next().and_then(|child| child.parse().ok()).ok_or("no child yet".to_owned())

@@ -11,14 +11,11 @@ use k8s_cri::v1::{
 };
 use tonic::transport::{Channel, Endpoint};
 
-use crate::agent::{Worker, dist};
+use crate::agent::{CNI_PLUGINS, Worker, dist};
 use crate::cgroup;
 use crate::image::{self, IMAGE};
 use crate::node::Process;
 use crate::wait;
-
-/// Where Debian's package containernetworking-plugins has its plugins.
-const CNI_PLUGINS: &str = "/usr/lib/cni";
 
 const SOCKET: &str = "/run/containerd/containerd.sock";
 

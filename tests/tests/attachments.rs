@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use polder_api::Attachment;
 use polder_api::client::Client;
-use polder_api::message::{AddRequest, Reply, Request};
+use polder_api::message::{AddRequest, AddressSource, Reply, Request};
 use polder_tests::agent::Worker;
 use polder_tests::fabric::Families;
 use polder_tests::matrix::{assert_flat, assert_flat_over};
@@ -408,7 +408,8 @@ fn a_plugin_that_dies_before_it_makes_an_interface_gives_the_address_back() {
         interface: "eth0".parse().unwrap(),
     };
     let netns = "/run/netns/x".to_owned();
-    let add = AddRequest { attachment, netns, pod: None, pool: None, mtu: None };
+    let source = AddressSource::Pools { pool: None, addresses: Vec::new() };
+    let add = AddRequest { attachment, netns, pod: None, source, mac: None, mtu: None };
     let reply = plugin.ask(&Request::Add(add)).unwrap();
     assert!(matches!(reply, Reply::Wiring(_)), "{reply:?}");
     assert_eq!(worker.status()["pods"], 1);

@@ -311,12 +311,12 @@ fn a_plugin_call_that_is_wrong_gets_one_error_object_and_has_no_effect() {
         (all.to_vec(), conf(json!({ "name": null })), 7, "name is missing"),
         (
             all.to_vec(),
-            conf(json!({ "ipam": { "type": "host-local" } })),
+            conf(json!({ "bridge": { "name": "cni0" } })),
             2,
-            "\"ipam\" with value {\"type\":\"host-local\"}",
+            "\"bridge\" with value {\"name\":\"cni0\"}",
         ),
         (all.to_vec(), conf(json!({ "mtu": "big" })), 7, "mtu"),
-        (all.to_vec(), conf(json!({ "mtu": 9000 })), 7, "1280 to 1450"),
+        (all.to_vec(), conf(json!({ "mtu": 9000 })), 7, "576 to 1450"),
         (all.to_vec(), conf(json!({ "pool": "nobody" })), 7, "there is no pool nobody"),
         (all.to_vec(), conf(json!({ "socket": "/run/nobody.sock" })), 11, "/run/nobody.sock"),
     ] {

@@ -36,8 +36,8 @@ fn a_node_without_etcd_serves_its_pods_and_knows_them_after_a_restart() {
 fn a_node_without_etcd_takes_one_block_after_another_until_there_is_none() {
     let lab = lab();
     let worker = &lab.workers[0];
-    // 256 less the first, the last and the gateway's.
-    for number in 0..253 {
+    // 256 less the first, the last and the gateway of each of four blocks.
+    for number in 0..250 {
         worker.pod(&format!("p{number}"));
     }
     let status = worker.status();

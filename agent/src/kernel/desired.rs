@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use polder_api::{Family, IfName, Mac, NodeName};
-use polder_ipam::ledger::Held;
+use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::record::{AttachMode, Backend, ClusterRecord};
 use polder_ipam::{Block, Cidr};
 use polder_netlink::link::{Port, Vxlan};
@@ -81,6 +81,13 @@ pub enum Path {
 }
 
 impl Inputs<'_> {
+    /// The addresses of a pod that are in none of the node's blocks, and have to be routed one by one.
+    fn strays<'p>(&self, pod: &'p Held) -> impl Iterator<Item = IpAddr> + use<'p, '_> {
+        let blocks = self.blocks;
+        let stray = |address: &IpAddr| !blocks.iter().any(|block| block.cidr().has(*address));
+        pod.addresses.iter().copied().filter(stray)
+    }
+
     /// How the peer's blocks of that family are reached.
     pub fn path(&self, peer: &Peer, family: Family) -> Path {
         let on_link = self.on_link(peer, family);
@@ -182,7 +189,10 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &
         members.peers.extend(&peer.record.underlay);
         reach_peer(inputs, peer, &mut state, &mut members);
     }
-    for pod in inputs.pods.iter().filter(|pod| !pod.leaving) {
+    for pod in inputs.pods.iter().filter(|pod| !pod.leaving && pod.kind == Kind::Pod) {
+        // Addresses that are not of our blocks: the pod leaves for the world like any other, and is none of it.
+        members.local.extend(inputs.strays(pod).map(host_prefix));
+        members.unmasqueraded.extend(inputs.strays(pod).map(host_prefix));
         members.senders.extend(pod.addresses.iter().map(|address| (pod.mac, *address)));
         let name = pod.attachment.host_interface();
         if present.contains(&name) {
@@ -258,6 +268,10 @@ fn wire_pod(inputs: &Inputs<'_>, pod: &Held, name: IfName, state: &mut State) {
             (device, None)
         }
     };
+    for address in inputs.strays(pod) {
+        let way = Way { target: Target::Device(behind.clone()), source: None, mtu: None };
+        state.routes.insert(host_prefix(address), way);
+    }
     for address in &pod.addresses {
         state.neighbours.insert((behind.clone(), *address), pod.mac);
     }

@@ -26,13 +26,20 @@ const ATTEMPTS: usize = 50;
 /// A node with fewer free addresses of a family than this claims the next block before it needs it.
 pub const LOW_WATER: u64 = 16;
 
+/// Which block is wanted.
+#[derive(Debug, Clone)]
+pub enum Wanted {
+    /// One of that family, and of that pool if one is named.
+    Any(Family, Option<PoolName>),
+    /// That one.
+    This(Block),
+}
+
 /// A wish for another block.
 #[derive(Debug)]
 pub struct ClaimRequest {
-    /// Of that family.
-    pub family: Family,
-    /// Of that pool.
-    pub pool: Option<PoolName>,
+    /// Which one.
+    pub wanted: Wanted,
     /// Who waits for it. With nobody waiting, it is for later.
     pub reply: Option<oneshot::Sender<Result<(), ClaimError>>>,
 }
@@ -63,20 +70,23 @@ impl From<LedgerError> for ClaimError {
 impl Registrar {
     /// Serves a wish for another block, unless there are free addresses again.
     pub(super) async fn serve(&self, request: ClaimRequest) {
-        let ClaimRequest { family, pool, reply } = request;
+        let ClaimRequest { wanted, reply } = request;
         let enough = if reply.is_some() { 1 } else { LOW_WATER };
-        let wanted = pool.clone();
-        let free = self.agent.ipam.run(move |ipam| ipam.total(family, wanted.as_ref(), now()).free).await;
-        let result = if free >= enough { Ok(()) } else { self.claim(family, pool).await };
+        let sought = wanted.clone();
+        let served = self.agent.ipam.run(move |ipam| match sought {
+            Wanted::Any(family, pool) => ipam.total(family, pool.as_ref(), now()).free >= enough,
+            Wanted::This(block) => ipam.blocks().iter().any(|owned| owned.block == block),
+        });
+        let result = if served.await { Ok(()) } else { self.claim(wanted).await };
         match (reply, result) {
             (Some(reply), result) => drop(reply.send(result)),
-            (None, Err(error)) => warn!(%family, "few addresses are left: {error}"),
+            (None, Err(error)) => warn!("few addresses are left: {error}"),
             (None, Ok(())) => {}
         }
     }
 
     /// Claims a block.
-    pub(super) async fn claim(&self, family: Family, pool: Option<PoolName>) -> Result<(), ClaimError> {
+    pub(super) async fn claim(&self, wanted: Wanted) -> Result<(), ClaimError> {
         let me = &self.agent.config.node;
         let mut lost: BTreeSet<Block> = BTreeSet::new();
         for _ in 0..ATTEMPTS {
@@ -89,7 +99,7 @@ impl Registrar {
                 let reason = view.lost.clone().unwrap_or_else(|| "the store is away".to_owned());
                 return Err(ClaimError::Unavailable(reason));
             }
-            let (pool, block) = next_block(&view, me, family, pool.as_ref(), &lost)?;
+            let (pool, block) = next_block(&view, me, &wanted, &lost)?;
             let nonce =
                 random_name().map_err(|error: MachineError| ClaimError::Unavailable(error.to_string()))?;
             let claim = Claim::new(&grounds(&identity, node, pool), block, Nonce(nonce));
@@ -125,20 +135,28 @@ impl Registrar {
     }
 }
 
+/// Whether there is a block to be had, as far as that is known here.
+pub fn could_claim(
+    view: &View,
+    me: &NodeName,
+    family: Family,
+    pool: Option<&PoolName>,
+) -> Result<(), ClaimError> {
+    if let Some(reason) = &view.lost {
+        return Err(ClaimError::Unavailable(reason.clone()));
+    }
+    next_block(view, me, &Wanted::Any(family, pool.cloned()), &BTreeSet::new()).map(|_| ())
+}
+
 /// The block to try next, and its pool.
 fn next_block<'a>(
     view: &'a View,
     me: &NodeName,
-    family: Family,
-    wanted: Option<&PoolName>,
+    wanted: &Wanted,
     lost: &BTreeSet<Block>,
 ) -> Result<(&'a Known<Pool>, Block), ClaimError> {
     let mut tried = Vec::new();
-    for (name, pool) in &view.pools {
-        let usable = pool.record.state == PoolState::Active && pool.record.family() == family;
-        if !usable || wanted.is_some_and(|wanted| wanted != name) {
-            continue;
-        }
+    for (name, pool) in view.pools.iter().filter(|(_, pool)| pool.record.state == PoolState::Active) {
         // Claims of another size are rare: pools that were cut anew, or what somebody wrote by hand.
         let sized = |block: &&Block| block.cidr().length() != pool.record.block_length();
         let odd: Vec<&Block> = view.blocks.keys().filter(sized).collect();
@@ -147,18 +165,32 @@ fn next_block<'a>(
                 || lost.contains(&block)
                 || odd.iter().any(|odd| odd.cidr().overlaps(block.cidr()))
         };
-        if let Some(block) = candidates(me, &pool.record, is_taken).next() {
+        let found = match wanted {
+            Wanted::Any(family, only) => {
+                if *family != pool.record.family() || only.as_ref().is_some_and(|only| only != name) {
+                    continue;
+                }
+                candidates(me, &pool.record, is_taken).next()
+            }
+            Wanted::This(block) if !pool.record.has_block(*block) => continue,
+            Wanted::This(block) => Some(*block).filter(|block| !is_taken(*block)),
+        };
+        if let Some(block) = found {
             return Ok((pool, block));
         }
-        let blocks = pool.record.last_block().saturating_add(1);
-        tried.push(format!(
-            "pool {name} ({}) has no free block, all {blocks} are claimed",
-            pool.record.cidr()
-        ));
+        tried.push(match wanted {
+            Wanted::This(block) => format!("block {block} is claimed"),
+            Wanted::Any(..) => {
+                let blocks = pool.record.last_block().saturating_add(1);
+                let cidr = pool.record.cidr();
+                format!("pool {name} ({cidr}) has no free block, all {blocks} are claimed")
+            }
+        });
     }
     Err(ClaimError::Exhausted(match (tried.is_empty(), wanted) {
         (false, _) => tried.join("; "),
-        (true, Some(wanted)) => format!("there is no active {family} pool {wanted}"),
-        (true, None) => format!("there is no active {family} pool"),
+        (true, Wanted::Any(family, Some(pool))) => format!("there is no active {family} pool {pool}"),
+        (true, Wanted::Any(family, None)) => format!("there is no active {family} pool"),
+        (true, Wanted::This(block)) => format!("there is no active pool with block {block}"),
     }))
 }

@@ -1,0 +1,42 @@
+//! GC: takes away what a runtime does not know any more.
+
+use std::collections::BTreeSet;
+
+use polder_api::Attachment;
+use polder_api::message::{Collection, Refusal, RefusalKind};
+use polder_ipam::Moment;
+use tracing::info;
+
+use crate::agent::Agent;
+use crate::service;
+
+/// Takes away every attachment of the network that is not valid and was there before the call began. Goes on after
+/// what fails, and names all of it.
+pub async fn collect(agent: &Agent, collection: Collection) -> Result<(), Refusal> {
+    let valid: BTreeSet<Attachment> = collection.valid.into_iter().collect();
+    let (network, began) = (collection.network, Moment::from_millis(collection.began_ms));
+    let stale: Vec<Attachment> = agent
+        .ipam
+        .run(move |ipam| {
+            let of_network = ipam.attachments().filter(|held| held.attachment.network == network);
+            let stale = of_network.filter(|held| held.since < began && !valid.contains(&held.attachment));
+            stale.map(|held| held.attachment.clone()).collect()
+        })
+        .await;
+    let mut problems = Vec::new();
+    for attachment in stale {
+        // An ADD or a DEL that is under way knows better.
+        let Some(_held) = agent.in_flight.hold(&attachment) else { continue };
+        info!(%attachment, "the runtime does not know it any more");
+        if let Err(refusal) = service::release(agent, &attachment).await {
+            problems.push(format!("{attachment}: {refusal}"));
+        }
+    }
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        RefusalKind::Failed,
+        format!("not everything could be taken away: {}", problems.join("; ")),
+    ))
+}

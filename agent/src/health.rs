@@ -1,0 +1,55 @@
+//! STATUS: whether an ADD would be served, and whether running pods are well. Answered from what is known here: etcd
+//! is not asked.
+
+use polder_api::message::{Health, HealthRequest, Needed};
+use polder_api::{Family, PoolName};
+use polder_ipam::allocator::Rest;
+
+use crate::agent::Agent;
+use crate::board::Registration;
+use crate::machine::now;
+use crate::registrar::could_claim;
+
+/// How this node is, for a runtime.
+pub async fn health(agent: &Agent, request: &HealthRequest) -> Health {
+    let mut health = Health { unavailable: agent.board.obstacles(), limited: Vec::new() };
+    if let Registration::Conflict(reason) = &*agent.board.registration.borrow() {
+        health.limited.push(reason.clone());
+    }
+    if let Some(pass) = agent.board.pass() {
+        health.limited.extend(pass.local_failures.iter().cloned());
+    }
+    if let (Needed::Addresses(pool), true) = (&request.pools, health.unavailable.is_empty()) {
+        for family in agent.board.view().families() {
+            health.unavailable.extend(exhausted(agent, family, pool.as_ref()).await);
+        }
+    }
+    health
+}
+
+/// Why there is no address of that family, if there is none.
+async fn exhausted(agent: &Agent, family: Family, pool: Option<&PoolName>) -> Option<String> {
+    let view = agent.board.view();
+    if pool.is_some_and(|name| view.pools.get(name).is_some_and(|pool| pool.record.family() != family)) {
+        return None;
+    }
+    let wanted = pool.cloned();
+    let (there_is_one, counts) = agent
+        .ipam
+        .run(move |ipam| {
+            let at = now();
+            (
+                ipam.could_allocate(family, wanted.as_ref(), Rest::Shortest, at),
+                ipam.total(family, wanted.as_ref(), at),
+            )
+        })
+        .await;
+    if there_is_one {
+        return None;
+    }
+    let why = could_claim(&view, &agent.config.node, family, pool).err()?;
+    Some(format!(
+        "no free {family} address: {} of this node are used, {} rest, and {why}",
+        counts.used, counts.resting
+    ))
+}

@@ -1,0 +1,9 @@
+//! The plugin that gives other plugins addresses.
+
+use std::process::ExitCode;
+
+use polder_cni_plugin::command::Program;
+
+fn main() -> ExitCode {
+    polder_cni_plugin::process::main(Program::PolderIpam)
+}

@@ -1,0 +1,44 @@
+//! `polder-ipam`: addresses of our pools for the interfaces of another plugin (CNI specification, section 4).
+
+use std::time::Duration;
+
+use polder_api::message::{LeasedAddress, Refusal, RefusalKind, Reply, Request};
+
+use crate::add::{add_request, unexpected};
+use crate::check::check_previous;
+use crate::command::Call;
+use crate::del;
+use crate::error::Error;
+use crate::result::ipam_result;
+
+/// How long the agent has to answer: it may have to claim a block first.
+const AGENT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Gives the container's interface addresses.
+pub fn add(call: &Call) -> Result<String, Error> {
+    let request = Request::Lease(add_request(call));
+    let addresses = leased(call.network.agent(AGENT_PATIENCE)?.ask(&request)?)?;
+    Ok(ipam_result(&call.network.conf, &addresses))
+}
+
+/// Takes them back. Succeeds where there are none.
+pub fn del(call: &Call) -> Result<(), Error> {
+    del::interface(call)
+}
+
+/// Whether the addresses are those of the ledger.
+pub fn check(call: &Call) -> Result<(), Error> {
+    let request = Request::Leased(call.attachment());
+    let addresses = leased(call.network.agent(AGENT_PATIENCE)?.ask(&request)?)?;
+    check_previous(call, addresses.iter().map(|leased| leased.address.ip()))
+}
+
+fn leased(reply: Reply) -> Result<Vec<LeasedAddress>, Error> {
+    match reply {
+        Reply::Leased(addresses) if addresses.is_empty() => {
+            Err(Refusal::new(RefusalKind::Failed, "the agent gave no address").into())
+        }
+        Reply::Leased(addresses) => Ok(addresses),
+        other => Err(unexpected(other)),
+    }
+}

@@ -1,0 +1,154 @@
+//! What is asked for one pod in particular: its addresses, its MAC address, its pool.
+//!
+//! The runtime's word (`runtimeConfig`) goes before that of the configuration (`args.cni`), and that before `CNI_ARGS`.
+//! What is known of a pod's annotations came from the runtime.
+
+use std::net::IpAddr;
+
+use polder_api::{Mac, PoolName};
+use serde_json::{Map, Value};
+
+use crate::environment::Arguments;
+use crate::error::Error;
+use crate::netconf::field;
+
+/// The capability by which containerd and CRI-O pass annotations.
+const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
+
+/// Names the addresses of a pod, separated by commas.
+const ADDRESS: &str = "polder.dev/address";
+
+/// Names the pool that a pod's addresses come from.
+const POOL: &str = "polder.dev/pool";
+
+/// What is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Wishes {
+    /// Addresses, at most one of a family.
+    pub addresses: Vec<IpAddr>,
+    /// The MAC address.
+    pub mac: Option<Mac>,
+    /// The pool, if not the configuration's.
+    pub pool: Option<PoolName>,
+}
+
+impl Wishes {
+    /// Reads them out of the configuration and what `CNI_ARGS` say.
+    pub fn read(conf: &Map<String, Value>, arguments: &Arguments) -> Result<Self, Error> {
+        let runtime = field::<Map<String, Value>>(conf, "runtimeConfig")?.unwrap_or_default();
+        let args = field::<Map<String, Value>>(conf, "args")?.unwrap_or_default();
+        let args = field::<Map<String, Value>>(&args, "cni")?.unwrap_or_default();
+        let annotations = field::<Map<String, Value>>(&runtime, ANNOTATIONS)?.unwrap_or_default();
+        let annotation = |key: &str| field::<String>(&annotations, key);
+        let listed =
+            annotation(ADDRESS)?.map(|text| text.split(',').map(|item| item.trim().to_owned()).collect());
+        let addresses = first([
+            ("runtimeConfig.ips", field::<Vec<String>>(&runtime, "ips")?),
+            (ADDRESS, listed),
+            ("args.cni.ips", field(&args, "ips")?),
+            ("CNI_ARGS: IP", arguments.address.clone().map(|address| vec![address])),
+        ]);
+        let mac = first([
+            ("runtimeConfig.mac", field::<String>(&runtime, "mac")?),
+            ("args.cni.mac", field(&args, "mac")?),
+            ("CNI_ARGS: MAC", arguments.mac.clone()),
+        ]);
+        Ok(Self {
+            addresses: match addresses {
+                Some((key, texts)) => {
+                    texts.iter().map(|text| address(key, text)).collect::<Result<_, _>>()?
+                }
+                None => Vec::new(),
+            },
+            mac: mac.map(|(key, text)| single(key, &text)).transpose()?,
+            pool: match annotation(POOL)? {
+                Some(name) => {
+                    Some(name.parse().map_err(|error| Error::Config(format!("annotation {POOL}: {error}")))?)
+                }
+                None => None,
+            },
+        })
+    }
+}
+
+/// The first that is there, with where it is.
+fn first<T, const N: usize>(found: [(&'static str, Option<T>); N]) -> Option<(&'static str, T)> {
+    found.into_iter().find_map(|(key, value)| Some((key, value?)))
+}
+
+/// An address, as it is or with the length of its network.
+fn address(key: &str, text: &str) -> Result<IpAddr, Error> {
+    let address = text.split_once('/').map_or(text, |(address, _)| address);
+    address.parse().map_err(|_| Error::Config(format!("{key}: {text:?} is no IP address")))
+}
+
+/// The MAC address of one interface.
+fn single(key: &str, text: &str) -> Result<Mac, Error> {
+    let mac: Mac = text.parse().map_err(|error| Error::Config(format!("{key}: {error}")))?;
+    if mac.0[0] & 1 != 0 || mac.0 == [0; 6] {
+        return Err(Error::Config(format!("{key}: {mac} is no MAC address of a single interface")));
+    }
+    Ok(mac)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(conf: &Value, arguments: &Arguments) -> Result<Wishes, Error> {
+        Wishes::read(conf.as_object().unwrap(), arguments)
+    }
+
+    fn arguments() -> Arguments {
+        Arguments { pod: None, address: Some("10.0.0.4".into()), mac: Some("02:00:00:00:00:04".into()) }
+    }
+
+    #[test]
+    fn the_runtime_goes_before_the_configuration_and_that_before_the_arguments() {
+        let mut conf = json!({
+            "runtimeConfig": {
+                "ips": ["10.0.0.1/24", "fd00::1"], "mac": "02:00:00:00:00:01",
+                ANNOTATIONS: { ADDRESS: "10.0.0.2, fd00::2", POOL: "blue" },
+            },
+            "args": { "cni": { "ips": ["10.0.0.3"], "mac": "02:00:00:00:00:03" } },
+        });
+        let mut seen = |last: u8| {
+            let wishes = read(&conf, &arguments()).unwrap();
+            assert_eq!(wishes.addresses[0], IpAddr::from([10, 0, 0, last]));
+            let step = conf["runtimeConfig"].as_object_mut().unwrap();
+            match last {
+                1 => drop(step.remove("ips")),
+                2 => drop(step.remove(ANNOTATIONS)),
+                _ => drop(conf.as_object_mut().unwrap().remove("args")),
+            }
+            wishes
+        };
+        assert_eq!(seen(1).pool.unwrap().as_str(), "blue");
+        assert_eq!(seen(2).addresses.len(), 2);
+        assert_eq!(seen(3).mac.unwrap().to_string(), "02:00:00:00:00:01");
+        assert_eq!(seen(4).addresses.len(), 1);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_named_with_its_place() {
+        for (conf, sign) in [
+            (json!({ "runtimeConfig": { "ips": ["10.0.0.256"] } }), "runtimeConfig.ips: \"10.0.0.256\""),
+            (json!({ "runtimeConfig": { "ips": "10.0.0.1" } }), "ips: "),
+            (
+                json!({ "runtimeConfig": { "mac": "01:00:00:00:00:01" } }),
+                "runtimeConfig.mac: 01:00:00:00:00:01",
+            ),
+            (
+                json!({ "runtimeConfig": { ANNOTATIONS: { ADDRESS: "here" } } }),
+                "polder.dev/address: \"here\"",
+            ),
+            (json!({ "runtimeConfig": { ANNOTATIONS: { POOL: "a/b" } } }), "annotation polder.dev/pool"),
+            (json!({ "args": { "cni": { "mac": "x" } } }), "args.cni.mac: "),
+        ] {
+            let error = read(&conf, &Arguments::default()).expect_err(&conf.to_string());
+            assert!(error.code() == 7 && error.to_string().contains(sign), "{conf}: {error}");
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! What a node decides about its addresses.
+
+use super::*;
+use crate::allocator::USUAL_REST;
+use crate::record::Nonce;
+
+const NOW: Moment = Moment::from_millis(1_000_000);
+
+fn pool(cidr: &str, block_length: u8) -> Pool {
+    Pool::new("p".parse().unwrap(), cidr.parse().unwrap(), block_length, PoolState::Active).unwrap()
+}
+
+fn open(folder: &tempfile::TempDir, boot: &str) -> (NodeIpam, Vec<Held>) {
+    NodeIpam::open(&folder.path().join("ledger.db"), boot, USUAL_REST).unwrap()
+}
+
+/// A node with the first block of 8 addresses of 10.0.0.0/24, and its gateway 10.0.0.1.
+fn node(folder: &tempfile::TempDir) -> NodeIpam {
+    let (mut node, _) = open(folder, "boot-1");
+    let pool = pool("10.0.0.0/24", 29);
+    let owned = OwnedBlock { block: pool.block(0), pool: pool.name.clone(), nonce: Nonce("x".into()) };
+    node.add_block(owned, &pool).unwrap();
+    assert!(node.take_gateways(NOW).unwrap());
+    node
+}
+
+fn wish(container: &str, families: &[Family]) -> Wish {
+    Wish {
+        attachment: format!("net/{container}/eth0").parse().unwrap(),
+        kind: Kind::Pod,
+        source: Source::Blocks { families: families.to_vec(), pool: None, requested: Vec::new() },
+        mac: None,
+        mtu: 1450,
+        netns: String::new(),
+        pod: None,
+    }
+}
+
+fn from_elsewhere(container: &str, address: &str) -> Wish {
+    Wish { source: Source::Elsewhere(vec![address.parse().unwrap()]), ..wish(container, &[]) }
+}
+
+fn asking_for(container: &str, address: &str) -> Wish {
+    let requested = vec![address.parse().unwrap()];
+    Wish {
+        source: Source::Blocks { families: vec![Family::V4], pool: None, requested },
+        ..wish(container, &[])
+    }
+}
+
+fn allocate(node: &mut NodeIpam, container: &str) -> Result<Held, AllocateError> {
+    node.allocate(wish(container, &[Family::V4]), Rest::Full, NOW)
+}
+
+#[test]
+fn the_gateway_is_the_first_address_of_the_first_block_and_is_taken_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut node = node(&folder);
+    assert_eq!(node.gateways(), ["10.0.0.1".parse::<IpAddr>().unwrap()]);
+    assert!(!node.take_gateways(NOW).unwrap());
+    assert_eq!(allocate(&mut node, "a").unwrap().addresses, ["10.0.0.2".parse::<IpAddr>().unwrap()]);
+}
+
+#[test]
+fn all_addresses_of_a_wish_are_allocated_or_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut node = node(&folder);
+    let both = node.allocate(wish("a", &Family::BOTH), Rest::Full, NOW);
+    assert!(matches!(both, Err(AllocateError::Shortage { family: Family::V6, .. })));
+    assert_eq!(node.total(Family::V4, None, NOW).used, 1, "the gateway's");
+    assert_eq!(node.attachments().count(), 0);
+}
+
+#[test]
+fn a_second_wish_for_an_attachment_gets_the_first_ones_answer_and_nothing_new() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut node = node(&folder);
+    let first = allocate(&mut node, "a").unwrap();
+    let Err(AllocateError::Exists(held)) = allocate(&mut node, "a") else { panic!("allocated twice") };
+    assert_eq!(*held, first);
+    assert_eq!(node.total(Family::V4, None, NOW).used, 2);
+}
+
+#[test]
+fn an_address_is_held_until_its_interface_is_gone_and_then_rests() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut node = node(&folder);
+    let held = allocate(&mut node, "a").unwrap();
+    assert!(node.begin_release(&held.attachment).0.unwrap().leaving);
+    assert_eq!(node.total(Family::V4, None, NOW).used, 2);
+    node.release(&held.attachment, NOW).unwrap();
+    let counts = node.total(Family::V4, None, NOW);
+    assert_eq!((counts.used, counts.resting), (1, 1));
+    node.release(&held.attachment, NOW).unwrap();
+    assert_eq!(node.begin_release(&held.attachment).0, None);
+}
+
+#[test]
+fn a_restart_knows_what_is_used_and_what_rests() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut before = node(&folder);
+    let (kept, freed) = (allocate(&mut before, "kept").unwrap(), allocate(&mut before, "freed").unwrap());
+    before.release(&freed.attachment, NOW).unwrap();
+    drop(before);
+
+    let (mut after, void) = open(&folder, "boot-1");
+    assert_eq!(void, []);
+    assert!(matches!(allocate(&mut after, "new"), Err(AllocateError::Shortage { .. })), "pool unknown");
+    after.learn_pools(&[pool("10.0.0.0/24", 29)]).unwrap();
+    assert_eq!(after.get(&kept.attachment), Some(&kept));
+    let all: Vec<_> = (0..).map_while(|n| allocate(&mut after, &format!("new{n}")).ok()).collect();
+    let addresses: Vec<_> = all.iter().flat_map(|held| held.addresses.clone()).collect();
+    let expected: Vec<IpAddr> = (4..8).map(|last| IpAddr::from([10, 0, 0, last])).collect();
+    assert_eq!(addresses, expected, "2 is kept and 3 rests");
+}
+
+#[test]
+fn nothing_goes_out_of_a_pool_that_is_not_active_any_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut node = node(&folder);
+    let kept = allocate(&mut node, "a").unwrap();
+    let mut draining = pool("10.0.0.0/24", 29);
+    draining.state = PoolState::Draining;
+    node.learn_pools(&[draining]).unwrap();
+    assert!(matches!(allocate(&mut node, "b"), Err(AllocateError::Shortage { .. })));
+    assert_eq!(node.get(&kept.attachment), Some(&kept));
+    node.learn_pools(&[pool("10.0.0.0/24", 29)]).unwrap();
+    assert!(allocate(&mut node, "b").is_ok());
+}
+
+#[test]
+fn a_reboot_frees_everything_but_the_gateway_and_lets_it_rest() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut before = node(&folder);
+    let held = allocate(&mut before, "a").unwrap();
+    drop(before);
+    let (mut after, void) = open(&folder, "boot-2");
+    assert_eq!(void, [held]);
+    after.learn_pools(&[pool("10.0.0.0/24", 29)]).unwrap();
+    let soon_after_boot = Moment::from_millis(20_000);
+    let counts = after.total(Family::V4, None, soon_after_boot);
+    assert_eq!((counts.used, counts.resting), (1, 1));
+    assert_eq!(after.total(Family::V4, None, NOW).resting, 0);
+}
+
+#[test]
+fn an_address_that_is_asked_for_is_given_or_it_is_said_why_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut node = node(&folder);
+    let held = node.allocate(asking_for("a", "10.0.0.5"), Rest::Full, NOW).unwrap();
+    assert_eq!(held.addresses, ["10.0.0.5".parse::<IpAddr>().unwrap()]);
+    let why = |node: &mut NodeIpam, address: &str, now: Moment| match node.allocate(
+        asking_for("b", address),
+        Rest::Full,
+        now,
+    ) {
+        Err(AllocateError::Refused { why, holder, .. }) => (why, holder),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(why(&mut node, "10.0.0.5", NOW), (Refused::Used, Some(held.attachment.clone())));
+    assert_eq!(why(&mut node, "10.0.0.1", NOW), (Refused::Used, None), "the gateway's");
+    assert_eq!(why(&mut node, "10.9.0.1", NOW), (Refused::NotHere, None));
+    node.release(&held.attachment, NOW).unwrap();
+    let soon = NOW + Duration::from_secs(4);
+    assert_eq!(why(&mut node, "10.0.0.5", soon), (Refused::Resting(Duration::from_secs(6)), None));
+    let later = NOW + Duration::from_secs(10);
+    assert!(node.allocate(asking_for("b", "10.0.0.5"), Rest::Full, later).is_ok());
+}
+
+#[test]
+fn addresses_from_elsewhere_are_held_once_and_do_not_rest() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut node = node(&folder);
+    let held = node.allocate(from_elsewhere("a", "192.0.2.5"), Rest::Full, NOW).unwrap();
+    let again = node.allocate(from_elsewhere("b", "192.0.2.5"), Rest::Full, NOW);
+    assert!(matches!(again, Err(AllocateError::Refused { why: Refused::Used, .. })));
+    node.release(&held.attachment, NOW).unwrap();
+    assert!(node.allocate(from_elsewhere("b", "192.0.2.5"), Rest::Full, NOW).is_ok());
+}
+
+#[test]
+fn no_two_pods_have_the_same_mac_address() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut node = node(&folder);
+    let mac = Some("02:00:00:00:00:07".parse().unwrap());
+    let held = node.allocate(Wish { mac, ..wish("a", &[Family::V4]) }, Rest::Full, NOW).unwrap();
+    assert_eq!(Some(held.mac), mac);
+    let again = node.allocate(Wish { mac, ..wish("b", &[Family::V4]) }, Rest::Full, NOW);
+    assert!(matches!(again, Err(AllocateError::MacTaken { holder, .. }) if holder == held.attachment));
+}
+
+#[test]
+fn every_block_has_a_gateway_of_its_own_that_no_pod_gets() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut node = node(&folder);
+    let pool = pool("10.0.0.0/24", 29);
+    let owned = OwnedBlock { block: pool.block(1), pool: pool.name.clone(), nonce: Nonce("y".into()) };
+    node.add_block(owned, &pool).unwrap();
+    let gateway =
+        |node: &NodeIpam, address: &str| node.neighbourhood(address.parse().unwrap()).unwrap().1.to_string();
+    assert_eq!(gateway(&node, "10.0.0.3"), "10.0.0.1", "the node's own");
+    assert_eq!(gateway(&node, "10.0.0.11"), "10.0.0.8");
+    let all: Vec<_> = (0..).map_while(|n| allocate(&mut node, &format!("c{n}")).ok()).collect();
+    assert_eq!(all.len(), 6 + 7, "8 less the pool's first address and the node's own; 8 less the gateway");
+    assert_eq!(node.neighbourhood("10.9.0.1".parse().unwrap()), None);
+}

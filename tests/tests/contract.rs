@@ -1,0 +1,311 @@
+//! The CNI specification, from outside: every verb in every version, what a pod may ask for, plugins in a row, plugins
+//! behind plugins.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::net::IpAddr;
+
+use polder_tests::agent::Worker;
+use polder_tests::fabric::Families;
+use polder_tests::matrix::{assert_flat, assert_flat_over};
+use polder_tests::probe::{self, Echo};
+use polder_tests::{Lab, Pod, Topology, wait};
+use serde_json::{Value, json};
+
+const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+
+fn node() -> Lab {
+    Lab::start(Topology::one_segment(1).families(Families::DUAL))
+}
+
+/// The configuration of `polder`, with more in it.
+fn conf(version: &str, more: &Value) -> Value {
+    let mut conf = Worker::netconf(version);
+    more.as_object().unwrap().iter().for_each(|(key, value)| conf[key] = value.clone());
+    conf
+}
+
+fn code(outcome: Result<Value, Value>) -> u64 {
+    outcome.expect_err("it should have failed")["code"].as_u64().unwrap()
+}
+
+fn message(outcome: Result<Value, Value>) -> String {
+    outcome.expect_err("it should have failed")["msg"].as_str().unwrap().to_owned()
+}
+
+/// GC with these valid attachments, or without a list.
+fn gc(worker: &Worker, network: &str, valid: Option<&[&Pod]>) -> Result<Value, Value> {
+    let mut conf = conf("1.1.0", &json!({ "name": network }));
+    if let Some(valid) = valid {
+        let valid = valid.iter().map(|pod| json!({ "containerID": pod.name(), "ifname": "eth0" }));
+        conf["cni.dev/valid-attachments"] = valid.collect();
+    }
+    worker.cni("GC", "", "", &conf)
+}
+
+#[test]
+fn every_version_adds_checks_and_deletes_in_its_own_shape() {
+    let lab = node();
+    let worker = &lab.workers[0];
+    for version in VERSIONS {
+        let name = format!("v{}", version.replace('.', "-"));
+        let pod = worker.pod_with(&name, &conf(version, &json!({})));
+        let result = pod.result();
+        assert_eq!(result["cniVersion"], version);
+        if version < "0.3.0" {
+            assert!(result["ip4"]["ip"].is_string() && result["ip6"]["ip"].is_string(), "{result}");
+            assert!(result.get("ips").is_none() && result.get("interfaces").is_none(), "{result}");
+        } else {
+            assert_eq!(
+                (result["ips"].as_array().unwrap().len(), result["interfaces"].as_array().unwrap().len()),
+                (2, 3)
+            );
+            assert_eq!(result["ips"][0].get("version").is_some(), version < "1.0.0", "{result}");
+            assert_eq!(result["routes"][0].get("mtu").is_some(), version == "1.1.0", "{result}");
+        }
+        let check = worker.cni("CHECK", &name, pod.netns(), &conf(version, &json!({ "prevResult": result })));
+        if version < "0.4.0" {
+            assert_eq!(code(check), 7);
+        } else {
+            assert_eq!(check, Ok(Value::Null));
+        }
+        for verb in ["GC", "STATUS"] {
+            let outcome =
+                worker.cni(verb, "", "", &conf(version, &json!({ "cni.dev/valid-attachments": null })));
+            if version < "1.1.0" {
+                assert_eq!(code(outcome), 7, "{verb}");
+            } else {
+                assert_eq!(outcome, Ok(Value::Null));
+            }
+        }
+        worker.delete(&pod);
+    }
+    assert_eq!(worker.status()["pods"], 0);
+}
+
+#[test]
+fn gc_takes_away_what_the_runtime_does_not_know_and_nothing_else() {
+    let lab = node();
+    let worker = &lab.workers[0];
+    let (kept, stale) = (worker.pod("kept"), worker.pod("stale"));
+    let other = worker.pod_with("other", &conf("1.1.0", &json!({ "name": "other-network" })));
+    assert_eq!(gc(worker, "polder", None), Ok(Value::Null), "no list is no knowledge");
+    assert_eq!(worker.status()["pods"], 3);
+    assert_eq!(gc(worker, "polder", Some(&[&kept])), Ok(Value::Null));
+    assert_eq!(worker.status()["pods"], 2);
+    assert!(!worker.node.run("ip", &["-o", "link"]).contains(stale.host_interface()));
+    assert_flat_over(Families::DUAL, &[kept, other.clone()], 1450);
+    assert_eq!(gc(worker, "polder", Some(&[])), Ok(Value::Null));
+    assert_eq!(worker.status()["pods"], 1, "the other network's is left");
+    probe::ping(worker.node.command("ping"), other.v4(), 56).unwrap();
+}
+
+#[test]
+fn gc_spares_what_was_added_after_it_began() {
+    let lab = node();
+    let worker = &lab.workers[0];
+    let _old = worker.pod("old");
+    let path = Worker::cni_path();
+    // The runtime has made its list, and started the plugin, which does not have it yet.
+    let plugin = worker.pending(&[("CNI_COMMAND", "GC"), ("CNI_PATH", &path)]);
+    let new = worker.pod("new");
+    assert!(plugin.finish(&conf("1.1.0", &json!({ "cni.dev/valid-attachments": [] })).to_string()));
+    assert_eq!(worker.status()["pods"], 1, "the old one went, and the new one did not");
+    probe::ping(worker.node.command("ping"), new.v4(), 56).unwrap();
+}
+
+#[test]
+fn status_says_what_stands_in_the_way_of_an_add() {
+    let mut lab = Lab::start(Topology { pools: vec!["10.244.0.0/26"], ..Topology::one_segment(1) });
+    let status = |worker: &Worker| worker.cni("STATUS", "", "", &conf("1.1.0", &json!({})));
+    assert_eq!(status(&lab.workers[0]), Ok(Value::Null));
+    // With etcd frozen nobody waits for it: longer than the agent has to answer would be a failure.
+    lab.etcd.freeze(true);
+    assert_eq!(status(&lab.workers[0]), Ok(Value::Null));
+    lab.etcd.freeze(false);
+    let worker = &lab.workers[0];
+    let pods: Vec<Pod> = (0..61).map(|number| worker.pod(&format!("p{number}"))).collect();
+    let error = status(worker).unwrap_err();
+    assert_eq!(error["code"], 50, "{error}");
+    assert!(
+        error["msg"].as_str().unwrap().contains("pool ipv4 (10.244.0.0/26) has no free block"),
+        "{error}"
+    );
+    drop(pods);
+    lab.workers[0].kill();
+    let error = status(&lab.workers[0]).unwrap_err();
+    assert_eq!(error["code"], 50, "{error}");
+    assert!(error["msg"].as_str().unwrap().contains("/run/polder/agent.sock"), "{error}");
+}
+
+#[test]
+fn status_says_that_running_pods_may_be_cut_off() {
+    let lab = Lab::start(Topology::one_segment(1));
+    let worker = &lab.workers[0];
+    let key = lab.etcd.keys("/polder/v1/blocks/").remove(0);
+    let claim = lab.etcd.ctl(&["get", "--print-value-only", &key]);
+    lab.etcd.ctl(&["put", &key, &claim.trim().replace("\"n1\"", "\"n9\"")]);
+    wait::until("the loss of the block to be told", || {
+        let status = worker.cni("STATUS", "", "", &conf("1.1.0", &json!({})));
+        match status {
+            Err(error) if error["code"] == 51 && error["msg"].to_string().contains("claimed by node n9") => {
+                Ok(())
+            }
+            other => Err(format!("{other:?}")),
+        }
+    });
+}
+
+#[test]
+fn a_pod_gets_the_addresses_the_mac_address_and_the_pool_that_it_asks_for() {
+    let lab = node();
+    let worker = &lab.workers[0];
+    let block = worker.status()["blocks"][0]["block"].as_str().unwrap().to_owned();
+    let first: std::net::Ipv4Addr = block.split('/').next().unwrap().parse().unwrap();
+    let nth = |n: u32| IpAddr::from(std::net::Ipv4Addr::from_bits(first.to_bits() + n));
+    let asking = |runtime: Value| conf("1.1.0", &json!({ "runtimeConfig": runtime }));
+
+    let pod = worker
+        .pod_with("a", &asking(json!({ "ips": [format!("{}/26", nth(40))], "mac": "02:00:00:00:00:07" })));
+    assert_eq!(pod.v4(), nth(40));
+    assert_eq!(pod.addresses().len(), 2, "the other family has an address of the agent's choice");
+    assert!(pod.run("ip", &["link", "show", "eth0"]).contains("02:00:00:00:00:07"));
+    let annotated = json!({ "io.kubernetes.cri.pod-annotations": { "polder.dev/address": nth(41).to_string(), "polder.dev/pool": "ipv4" } });
+    let other = worker.pod_with("b", &asking(annotated));
+    assert_eq!(other.addresses(), [nth(41)], "one pool is one family");
+    probe::ping(pod.command("ping"), other.v4(), 56).unwrap();
+
+    let refused = |name: &str, runtime: Value| {
+        let netns = worker.namespace(name);
+        worker.cni("ADD", name, &netns, &asking(runtime))
+    };
+    let taken = refused("c", json!({ "ips": [nth(40).to_string()] })).unwrap_err();
+    assert!(taken["code"] == 101 && taken["msg"].as_str().unwrap().contains("polder/a/eth0"), "{taken}");
+    assert_eq!(code(refused("d", json!({ "ips": [nth(0).to_string()] }))), 101, "the gateway's");
+    assert_eq!(code(refused("e", json!({ "ips": ["192.0.2.9"] }))), 7, "in no pool");
+    assert_eq!(code(refused("f", json!({ "mac": "02:00:00:00:00:07" }))), 101);
+    worker.delete(&pod);
+    assert_eq!(code(refused("g", json!({ "ips": [nth(40).to_string()] }))), 11, "it rests");
+    assert_eq!(worker.status()["pods"], 1, "a refusal leaves nothing");
+}
+
+#[test]
+fn an_address_in_a_block_that_nobody_owns_is_claimed_and_one_of_another_node_is_refused() {
+    let lab = Lab::start(Topology::one_segment(2));
+    let asking = |address: &str| conf("1.1.0", &json!({ "runtimeConfig": { "ips": [address] } }));
+    let pod = lab.workers[0].pod_with("a", &asking("10.244.255.77"));
+    let other = lab.workers[1].pod("b");
+    wait::until_true("the way to the block", || {
+        lab.workers[1].node.run("ip", &["route"]).contains("10.244.255.64/26")
+    });
+    assert_flat(&[pod, other], 1450);
+    lab.workers[1].namespace("c");
+    let refused = message(lab.workers[1].cni("ADD", "c", "/run/netns/c", &asking("10.244.255.78")));
+    assert!(refused.contains("in block 10.244.255.64/26 of node n1"), "{refused}");
+}
+
+#[test]
+fn another_ipam_plugin_gives_the_addresses_and_takes_them_back() {
+    let lab = node();
+    let worker = &lab.workers[0];
+    let ipam = json!({
+        "type": "host-local", "dataDir": "/run/host-local",
+        "ranges": [[{ "subnet": "192.168.77.0/24" }]], "routes": [{ "dst": "0.0.0.0/0" }],
+    });
+    let with_ipam = |ipam: &Value| conf("1.0.0", &json!({ "ipam": ipam }));
+    let given = || {
+        worker.node.shell("ls /run/host-local/polder 2>/dev/null | grep -c ^192 || true").trim().to_owned()
+    };
+    let (a, b) = (worker.pod_with("a", &with_ipam(&ipam)), worker.pod_with("b", &with_ipam(&ipam)));
+    let own = worker.pod("own");
+    assert!(a.v4().to_string().starts_with("192.168.77."), "{}", a.v4());
+    assert_eq!(given(), "2");
+    for (from, to) in [(&a, &b), (&b, &a), (&a, &own), (&own, &a)] {
+        let _echo = to.within(|| Echo::start(to.v4()));
+        assert_eq!(from.within(|| probe::udp(from.v4(), to.v4(), 100)).unwrap().0, from.v4());
+    }
+    let check = |conf: &Value| worker.cni("CHECK", "a", a.netns(), conf);
+    let mut checked = with_ipam(&ipam);
+    checked["prevResult"] = a.result().clone();
+    assert_eq!(check(&checked), Ok(Value::Null));
+
+    // What fails behind the plugin is undone before it.
+    worker.namespace("c");
+    let missing = worker.cni("ADD", "c", "/run/netns/c", &with_ipam(&json!({ "type": "nobody" })));
+    assert!(message(missing).contains("there is no plugin nobody"));
+    let within = json!({ "type": "host-local", "dataDir": "/run/host-local", "ranges": [[{ "subnet": "10.244.7.0/24" }]] });
+    let refused = message(worker.cni("ADD", "c", "/run/netns/c", &with_ipam(&within)));
+    assert!(refused.contains("is of pool ipv4, which Polder hands out itself"), "{refused}");
+    let full = json!({ "type": "host-local", "dataDir": "/run/full", "ranges": [[{ "subnet": "192.168.78.0/30", "rangeStart": "192.168.78.2", "rangeEnd": "192.168.78.2" }]] });
+    let only = worker.pod_with("only", &with_ipam(&full));
+    let none = message(worker.cni("ADD", "c", "/run/netns/c", &with_ipam(&full)));
+    assert!(none.contains("host-local: ") && none.contains("no IP addresses available"), "{none}");
+    assert_eq!(worker.node.shell("ls /run/host-local/polder | grep -c ^10.244 || true").trim(), "0");
+
+    // Without its namespace, and without the agent.
+    worker.node.run("ip", &["netns", "delete", "b"]);
+    assert_eq!(worker.cni("DEL", "b", "", b.conf()), Ok(Value::Null));
+    worker.delete(&a);
+    worker.delete(&only);
+    assert_eq!((given().as_str(), worker.status()["pods"].as_u64()), ("0", Some(1)));
+    assert!(!worker.node.run("ip", &["route"]).contains("192.168.7"), "a route is left");
+}
+
+#[test]
+fn other_plugins_get_addresses_of_our_pools() {
+    let lab = Lab::start(Topology::one_segment(2));
+    let ipam = json!({ "type": "polder-ipam" });
+    for (number, worker) in lab.workers.iter().enumerate() {
+        worker.node.shell("ip link add uplink0 type veth peer name uplink1; ip link set uplink0 up");
+        let block = worker.status()["blocks"][0]["block"].as_str().unwrap().to_owned();
+        let three: String = block.rsplit_once('.').unwrap().0.to_owned();
+        let mut conf = json!({ "cniVersion": "1.0.0", "name": "other", "ipam": ipam });
+        for (plugin, more) in [
+            ("ptp", json!({})),
+            ("bridge", json!({ "bridge": "cni0", "isDefaultGateway": true })),
+            ("macvlan", json!({ "master": "uplink0" })),
+        ] {
+            conf["type"] = plugin.into();
+            let mut this = conf.clone();
+            more.as_object().unwrap().iter().for_each(|(key, value)| this[key] = value.clone());
+            let pod = worker.pod_with(&format!("{plugin}{number}"), &this);
+            assert!(pod.v4().to_string().starts_with(&three), "{plugin} got {}", pod.v4());
+            this["prevResult"] = pod.result().clone();
+            assert_eq!(worker.cni("CHECK", pod.name(), pod.netns(), &this), Ok(Value::Null), "{plugin}");
+            worker.delete(&pod);
+        }
+        // Not every kernel has ipvlan: its plugin would ask with this.
+        let variables = |verb| {
+            [
+                ("CNI_COMMAND", verb),
+                ("CNI_CONTAINERID", "i"),
+                ("CNI_NETNS", "/run/netns/i"),
+                ("CNI_IFNAME", "eth0"),
+            ]
+        };
+        conf["type"] = "ipvlan".into();
+        let given = worker.any_plugin("polder-ipam", &variables("ADD"), &conf.to_string());
+        let given: Value = serde_json::from_slice(&given.stdout).unwrap();
+        assert!(given["ips"][0]["address"].as_str().unwrap().starts_with(&three), "{given}");
+        assert!(given.get("interfaces").is_none(), "{given}");
+        assert!(worker.any_plugin("polder-ipam", &variables("DEL"), &conf.to_string()).status.success());
+        assert_eq!(worker.status()["pods"], 0);
+    }
+    // Pods of the point-to-point plugin are part of the flat network.
+    let conf = json!({ "cniVersion": "1.0.0", "name": "other", "type": "ptp", "ipam": ipam });
+    let pods: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod_with("x", &conf)).collect();
+    assert_flat(&pods, 1450);
+}
+
+#[test]
+fn a_pod_whose_namespace_is_gone_gives_leased_addresses_back_without_a_del() {
+    let mut lab = Lab::build(Topology::one_segment(1));
+    lab.workers[0].configure_also("ipam.grace_seconds = 1");
+    lab.start_agents();
+    let worker = &lab.workers[0];
+    let conf =
+        json!({ "cniVersion": "1.0.0", "name": "other", "type": "ptp", "ipam": { "type": "polder-ipam" } });
+    let (_gone, _pod) = (worker.pod_with("a", &conf), worker.pod("b"));
+    worker.node.shell("ip netns delete a; ip netns delete b");
+    worker.wait_for_status("the addresses to be free", |status| (status["pods"] == 0).then_some(()));
+}
