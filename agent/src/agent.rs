@@ -12,6 +12,7 @@ use polder_ipam::node::NodeIpam;
 use polder_ipam::store::Store;
 use polder_ipam::store::embedded::Embedded;
 use polder_ipam::store::etcd::Etcd;
+use polder_netlink::nft::FilterSocket;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 use tracing::{info, warn};
@@ -48,6 +49,8 @@ pub struct Agent {
     pub kernel: Owner<Kernel>,
     /// The kernel, for what a single pod needs at once.
     pub pods: Owner<Kernel>,
+    /// The kernel, for the connections of addresses that are freed.
+    pub connections: Owner<FilterSocket>,
     /// Deletes pods' interfaces.
     pub reaper: Reaper,
     /// What the tasks tell each other.
@@ -91,6 +94,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         ipam: Owner::spawn("ledger", ipam)?,
         kernel: Owner::spawn("kernel", kernel)?,
         pods: Owner::spawn("pods", Kernel::open()?)?,
+        connections: Owner::spawn("connections", FilterSocket::open()?)?,
         reaper: Reaper::start()?,
         board: Board::default(),
         in_flight: Arc::default(),

@@ -10,8 +10,9 @@ use polder_api::{Attachment, Family};
 use polder_ipam::Block;
 use polder_ipam::ledger::{Held, Kind, LedgerError};
 use polder_ipam::record::{AttachMode, ClusterRecord};
+use polder_netlink::nft::FilterSocket;
 use tokio::time::timeout;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::agent::Agent;
 use crate::allocation::{Allocated, allocate};
@@ -216,6 +217,7 @@ pub async fn release(agent: &Agent, attachment: &Attachment) -> Result<(), Refus
             warn!(%attachment, %error, "not all of it is forgotten yet");
         }
     }
+    forget_connections(agent, held.addresses.clone());
     let key = attachment.clone();
     let freed = agent.ipam.run(move |ipam| ipam.release(&key, now())).await;
     agent.attachments_changed.notify_one();
@@ -226,6 +228,20 @@ pub async fn release(agent: &Agent, attachment: &Attachment) -> Result<(), Refus
         }
     }
     Ok(())
+}
+
+/// Lets the kernel forget what the addresses were connected to: the next pod that has one is not to get the last one's
+/// packets. Nobody waits for it, for it looks at every connection of the node, and the addresses rest for longer.
+fn forget_connections(agent: &Agent, addresses: Vec<IpAddr>) {
+    let connections = agent.connections.clone();
+    tokio::spawn(async move {
+        let forget = move |socket: &mut FilterSocket| {
+            addresses.iter().try_for_each(|address| socket.forget_connections(*address).map(drop))
+        };
+        if let Err(error) = connections.run(forget).await {
+            debug!(%error, "connections of freed addresses are not forgotten");
+        }
+    });
 }
 
 /// What becomes of an attachment whose plugin has gone away: if there is no interface, there never will be one.

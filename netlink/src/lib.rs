@@ -7,6 +7,7 @@
 //! asynchronous are notifications, which have a socket of their own in [`monitor`].
 
 pub mod address;
+pub mod conntrack;
 mod error;
 pub mod link;
 pub mod monitor;

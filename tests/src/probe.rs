@@ -101,8 +101,13 @@ pub fn udp(from: IpAddr, to: IpAddr, bytes: usize) -> Result<(IpAddr, Duration),
 
 /// Connects, sends that many bytes, and reads as many back; the source address that the echo server saw.
 pub fn tcp(to: IpAddr, bytes: usize) -> Result<IpAddr, String> {
+    tcp_at(to, PORT, bytes)
+}
+
+/// Like [`tcp`], at a port from which the echo server's is reached.
+pub fn tcp_at(to: IpAddr, port: u16, bytes: usize) -> Result<IpAddr, String> {
     let error = |error: std::io::Error| format!("tcp to {to}: {error}");
-    let mut stream = TcpStream::connect_timeout(&SocketAddr::new(to, PORT), PATIENCE).map_err(error)?;
+    let mut stream = TcpStream::connect_timeout(&SocketAddr::new(to, port), PATIENCE).map_err(error)?;
     stream.set_read_timeout(Some(PATIENCE)).map_err(error)?;
     stream.write_all(&vec![b'.'; bytes]).map_err(error)?;
     stream.shutdown(std::net::Shutdown::Write).map_err(error)?;

@@ -309,3 +309,102 @@ fn a_pod_whose_namespace_is_gone_gives_leased_addresses_back_without_a_del() {
     worker.node.shell("ip netns delete a; ip netns delete b");
     worker.wait_for_status("the addresses to be free", |status| (status["pods"] == 0).then_some(()));
 }
+
+#[test]
+fn a_pod_with_an_address_that_another_had_is_reached_at_once_and_gets_nothing_of_the_others() {
+    let lab = Lab::start(Topology::two_segments());
+    let others: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("other")).collect();
+    let worker = &lab.workers[0];
+    // Connections are followed only where a rule needs it.
+    worker.node.shell("nft 'add table ip followed; add chain ip followed every { type filter hook prerouting priority 0; }; add rule ip followed every ct state new counter'");
+    let first = worker.pod("first");
+    let address = first.v4();
+    {
+        let _echo = first.within(|| Echo::start(address));
+        for other in &others {
+            other.within(|| probe::udp(other.v4(), address, 100)).unwrap();
+            other.within(|| probe::tcp(address, 1000)).unwrap();
+        }
+    }
+    let followed = || worker.node.run("conntrack", &["--dump"]);
+    assert!(followed().contains(&address.to_string()), "{}", followed());
+    worker.delete(&first);
+    wait::until("the connections to be forgotten", || {
+        let left = followed();
+        if left.contains(&address.to_string()) { Err(left) } else { Ok(()) }
+    });
+    let asking = conf("1.1.0", &json!({ "runtimeConfig": { "ips": [address.to_string()] } }));
+    let netns = worker.namespace("second");
+    let result = wait::until("the address to have rested", || {
+        worker.cni("ADD", "second", &netns, &asking).map_err(|error| error.to_string())
+    });
+    let second = Pod::new(&worker.node, "second", &netns, asking, result);
+    assert_eq!(second.v4(), address);
+    let _echo = second.within(|| Echo::start(address));
+    for other in &others {
+        assert_eq!(other.within(|| probe::udp(other.v4(), address, 100)).unwrap().0, other.v4());
+    }
+    probe::ping(worker.node.command("ping"), address, 56).unwrap();
+}
+
+/// Calls the plugins of a list as a runtime does: each gets the result of the one before; a DEL goes backwards.
+fn chain(worker: &Worker, verb: &str, name: &str, plugins: &[Value], last: &Value) -> Result<Value, Value> {
+    let (netns, mut result) = (format!("/run/netns/{name}"), last.clone());
+    let mut order: Vec<&Value> = plugins.iter().collect();
+    if verb == "DEL" {
+        order.reverse();
+    }
+    for plugin in order {
+        let mut conf = plugin.clone();
+        conf["cniVersion"] = "1.0.0".into();
+        conf["name"] = "polder".into();
+        if !result.is_null() {
+            conf["prevResult"] = result.clone();
+        }
+        let said = worker.cni(verb, name, &netns, &conf)?;
+        if verb == "ADD" {
+            result = said;
+        }
+    }
+    Ok(result)
+}
+
+#[test]
+fn plugins_behind_polder_do_their_work_and_a_host_port_answers_the_world() {
+    let lab = Lab::start(Topology::two_segments());
+    let worker = &lab.workers[0];
+    let plugins = [
+        json!({ "type": "polder" }),
+        json!({ "type": "portmap", "snat": false, "runtimeConfig": { "portMappings": [
+            { "hostPort": 8088, "containerPort": probe::PORT, "protocol": "tcp" },
+        ] } }),
+        json!({ "type": "bandwidth", "runtimeConfig": { "bandwidth": {
+            "ingressRate": 1_000_000_000, "ingressBurst": 1_000_000_000, "egressRate": 1_000_000_000, "egressBurst": 1_000_000_000,
+        } } }),
+        json!({ "type": "tuning", "sysctl": { "net.core.somaxconn": "500" } }),
+        json!({ "type": "firewall" }),
+    ];
+    let netns = worker.namespace("a");
+    let result = chain(worker, "ADD", "a", &plugins, &Value::Null).unwrap();
+    let pod = Pod::new(&worker.node, "a", &netns, json!({ "type": "polder" }), result.clone());
+    // After all that the others have done, what is ours is as it was made.
+    assert_eq!(chain(worker, "CHECK", "a", &plugins[..1], &result), Ok(result.clone()));
+    assert_eq!(pod.run("cat", &["/proc/sys/net/core/somaxconn"]).trim(), "500");
+    assert!(worker.node.run("tc", &["qdisc"]).contains("tbf"), "bandwidth is not limited");
+
+    let world = lab.world.as_ref().unwrap();
+    let echo = pod.within(|| Echo::start(pod.v4()));
+    let seen = world.within(|| probe::tcp_at(lab.underlay(0, false), 8088, 1000)).unwrap();
+    assert_eq!(seen, Lab::world_address(false), "the pod sees who it is");
+    drop(echo);
+    assert_flat(&[pod, lab.workers[2].pod("b")], 1450);
+
+    assert!(chain(worker, "DEL", "a", &plugins, &result).is_ok());
+    assert_eq!(worker.status()["pods"], 0);
+    // A plugin before ours: what it did is passed on.
+    let before = json!({ "cniVersion": "1.0.0", "interfaces": [{ "name": "x0", "sandbox": "/run/netns/b" }], "ips": [{ "interface": 0, "address": "192.0.2.5/24" }] });
+    worker.namespace("b");
+    let behind = chain(worker, "ADD", "b", &plugins[..1], &before).unwrap();
+    assert_eq!((&behind["interfaces"][0], &behind["ips"][0]), (&before["interfaces"][0], &before["ips"][0]));
+    assert_eq!(behind["ips"][1]["interface"], 3);
+}

@@ -1,0 +1,109 @@
+//! Connection tracking: what the kernel remembers of an address that changes hands.
+
+use std::net::IpAddr;
+
+use netlink_packet_core::{DefaultNla, Emitable};
+use netlink_packet_netfilter::conntrack::{
+    ConntrackAttribute, ConntrackMessage, ConntrackMessageType, IPTuple, Tuple,
+};
+use netlink_packet_netfilter::{
+    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
+};
+use polder_api::Family;
+
+use crate::nft::FilterSocket;
+use crate::{Error, Operation};
+
+/// `CTA_FILTER` (`include/uapi/linux/netfilter/nfnetlink_conntrack.h`): a dump of those that fit, since Linux 5.8.
+const CTA_FILTER: u16 = 25;
+const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_FILTER_ORIG_FLAGS: u16 = 1;
+const CTA_FILTER_REPLY_FLAGS: u16 = 2;
+
+/// `CTA_FILTER_F_CTA_IP_SRC` (`net/netfilter/nf_internals.h`).
+const BY_SOURCE: u32 = 1;
+
+/// Nested attributes say so (`NLA_F_NESTED`).
+const NESTED: u16 = 1 << 15;
+
+/// The direction in which an address is the source of a connection's packets.
+#[derive(Clone, Copy)]
+enum Direction {
+    /// It began the connection.
+    Original,
+    /// It answers, whatever address it was spoken to at.
+    Reply,
+}
+
+impl FilterSocket {
+    /// Forgets all connections of the address, those that it began and those that it answers. How many there were.
+    pub fn forget_connections(&mut self, address: IpAddr) -> Result<usize, Error> {
+        let found = match Family::of(address) {
+            Family::V4 => {
+                let mut found = self.dump(of_address(address, Direction::Original))?;
+                found.extend(self.dump(of_address(address, Direction::Reply))?);
+                found
+            }
+            // The kernel's filter lets through all IPv6 addresses but the one that is asked for
+            // (`ctnetlink_filter_match_tuple` in `net/netfilter/nf_conntrack_netlink.c` takes equal for different).
+            Family::V6 => self.dump(message(address, ConntrackMessage::Get(Vec::new())))?,
+        };
+        let deletes: Vec<_> = found.into_iter().filter_map(|found| delete(address, found)).collect();
+        let mut count = 0;
+        for outcome in self.execute(deletes)? {
+            match outcome {
+                Ok(()) => count += 1,
+                // It has ended by itself.
+                Err(error) if error.is_missing() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(count)
+    }
+}
+
+fn message(address: IpAddr, message: ConntrackMessage) -> NetfilterMessage {
+    let family = match Family::of(address) {
+        Family::V4 => NetfilterProtoFamily::IPv4,
+        Family::V6 => NetfilterProtoFamily::IPv6,
+    };
+    NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), message)
+}
+
+fn of_address(address: IpAddr, direction: Direction) -> NetfilterMessage {
+    let (tuple, flags) = match direction {
+        Direction::Original => (CTA_TUPLE_ORIG, CTA_FILTER_ORIG_FLAGS),
+        Direction::Reply => (CTA_TUPLE_REPLY, CTA_FILTER_REPLY_FLAGS),
+    };
+    let source = Tuple::Ip(vec![IPTuple::SourceAddress(address)]);
+    let mut bytes = vec![0; source.buffer_len()];
+    source.emit(&mut bytes);
+    // One attribute in another: 8 bytes long, with its header.
+    let flags = [&8_u16.to_ne_bytes()[..], &flags.to_ne_bytes(), &BY_SOURCE.to_ne_bytes()].concat();
+    // Of an attribute that it does not know, the crate loses the mark that others are in it. Not of a whole message.
+    let attributes =
+        vec![DefaultNla::new(tuple | NESTED, bytes), DefaultNla::new(CTA_FILTER | NESTED, flags)];
+    message(address, ConntrackMessage::Other { message_type: ConntrackMessageType::Get.into(), attributes })
+}
+
+/// Deletes a connection that was found, by what its first packet was, if it is one of the address.
+fn delete(address: IpAddr, found: NetfilterMessage) -> Option<Operation<NetfilterMessage>> {
+    let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = found.inner else {
+        return None;
+    };
+    let is_source = |tuple: &Tuple| match tuple {
+        Tuple::Ip(ends) => ends.contains(&IPTuple::SourceAddress(address)),
+        _ => false,
+    };
+    let is_its = |attribute: &ConntrackAttribute| match attribute {
+        ConntrackAttribute::CtaTupleOrig(tuple) | ConntrackAttribute::CtaTupleReply(tuple) => {
+            tuple.iter().any(is_source)
+        }
+        _ => false,
+    };
+    attributes.iter().any(is_its).then_some(())?;
+    let original = |attribute: &ConntrackAttribute| matches!(attribute, ConntrackAttribute::CtaTupleOrig(_));
+    let original = attributes.into_iter().find(original)?;
+    Some(Operation::new(message(address, ConntrackMessage::Delete(vec![original])), 0))
+}

@@ -1,0 +1,33 @@
+//! The verbs of connection tracking, against the real kernel. Needs root.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
+
+use polder_netlink::nft::FilterSocket;
+use polder_netlink::{RouteSocket, link, namespace};
+
+#[test]
+fn the_connections_of_an_address_are_forgotten_and_no_others() {
+    namespace::in_a_new_one(|| {
+        RouteSocket::open().unwrap().execute_all([link::change("lo").up().into()]).unwrap();
+        // Connections are followed only where a rule needs it.
+        let rules = "add table inet t; add chain inet t c { type filter hook input priority 0; }; add rule inet t c ct state new counter";
+        assert!(Command::new("nft").arg(rules).status().unwrap().success());
+        let mut socket = FilterSocket::open().unwrap();
+        for loopback in ["127.0.0.5", "::1"] {
+            let tcp = TcpListener::bind((loopback, 7)).unwrap();
+            let udp = UdpSocket::bind((loopback, 7)).unwrap();
+            let _client = TcpStream::connect((loopback, 7)).unwrap();
+            udp.send_to(b"x", (loopback, 9)).unwrap();
+            drop(tcp);
+            let address = loopback.parse().unwrap();
+            assert_eq!(socket.forget_connections("127.0.0.77".parse().unwrap()).unwrap(), 0);
+            let forgotten = socket.forget_connections(address).unwrap();
+            assert!(forgotten >= 2, "{forgotten} connections of {loopback}");
+            assert_eq!(socket.forget_connections(address).unwrap(), 0, "they are back");
+        }
+    })
+    .unwrap();
+}
