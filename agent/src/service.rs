@@ -74,8 +74,13 @@ pub async fn add(agent: &Agent, request: AddRequest) -> Result<(Wiring, Wired), 
         return refuse(RefusalKind::Failed, format!("let {attachment} send under its address: {error}"));
     }
     agent.attachments_changed.notify_one();
+    let wiring = wiring(agent, &cluster.record, &held);
+    if !wiring.strays.is_empty() {
+        // The filter has to know addresses that are in none of the node's blocks.
+        agent.board.holdings.send_modify(|_| {});
+    }
     info!(%attachment, addresses = ?held.addresses, pod = held.pod.as_ref().map(ToString::to_string), "added");
-    Ok((wiring(agent, &cluster.record, &held), wired))
+    Ok((wiring, wired))
 }
 
 /// What a second ADD of the same attachment gets: a refusal, if the first one is in place. One that came to nothing

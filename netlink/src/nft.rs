@@ -83,6 +83,8 @@ pub struct Rule {
 pub enum Match {
     /// It came in through this interface, or one whose name starts so.
     Input(Interface),
+    /// It does not go out through this interface, nor one whose name starts so.
+    NotOutput(Interface),
     /// It is of this family. Stands before every match that looks at addresses.
     Family(Family),
     /// It is UDP to this port.

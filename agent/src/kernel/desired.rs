@@ -190,9 +190,8 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &
         reach_peer(inputs, peer, &mut state, &mut members);
     }
     for pod in inputs.pods.iter().filter(|pod| !pod.leaving && pod.kind == Kind::Pod) {
-        // Addresses that are not of our blocks: the pod leaves for the world like any other, and is none of it.
+        // Addresses that are not of our blocks: the pod leaves for the world like any other.
         members.local.extend(inputs.strays(pod).map(host_prefix));
-        members.unmasqueraded.extend(inputs.strays(pod).map(host_prefix));
         members.senders.extend(pod.addresses.iter().map(|address| (pod.mac, *address)));
         let name = pod.attachment.host_interface();
         if present.contains(&name) {

@@ -75,11 +75,16 @@ fn sets(family: Family) -> [Set; 5] {
     ]
 }
 
-fn from_pods(cluster: &ClusterRecord) -> Vec<Rule> {
-    let pods = match cluster.attach {
+/// Where pods are.
+fn pods(cluster: &ClusterRecord) -> Interface {
+    match cluster.attach {
         AttachMode::Bridge => Interface::Named(BRIDGE),
         AttachMode::Routed => Interface::Prefixed(POD_INTERFACE_PREFIX),
-    };
+    }
+}
+
+fn from_pods(cluster: &ClusterRecord) -> Vec<Rule> {
+    let pods = pods(cluster);
     let mut rules = Vec::new();
     for family in Family::BOTH {
         let sets = Sets::of(family);
@@ -129,6 +134,8 @@ fn masquerade(cluster: &ClusterRecord) -> Vec<Rule> {
     let rule = |family| Rule {
         comment: "a pod leaves for the world with its node's address",
         matches: vec![
+            // A pod of this node is not the world, wherever its address is from.
+            Match::NotOutput(pods(cluster)),
             Match::Family(family),
             Match::Source(Within::Set(family, Sets::of(family).local)),
             Match::Destination(Within::NotSet(family, Sets::of(family).unmasqueraded)),

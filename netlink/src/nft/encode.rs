@@ -211,14 +211,8 @@ fn protocol_number(family: Family) -> u8 {
 
 fn matching(what: &Match) -> Vec<Expressions> {
     match *what {
-        Match::Input(interface) => {
-            // A whole name is compared with its NULs, the start of one without.
-            let name = match interface {
-                Interface::Named(name) => [name.as_bytes(), &[0; 16][name.len().min(16)..]].concat(),
-                Interface::Prefixed(prefix) => prefix.as_bytes().to_vec(),
-            };
-            vec![load_meta(MetaKey::Iifname), equal(name)]
-        }
+        Match::Input(interface) => vec![load_meta(MetaKey::Iifname), equal(name_of(interface))],
+        Match::NotOutput(interface) => vec![load_meta(MetaKey::Oifname), differs(name_of(interface))],
         Match::Family(family) => vec![load_meta(MetaKey::Nfproto), equal(vec![protocol_number(family)])],
         Match::UdpTo(port) => {
             const UDP: u8 = 17;
@@ -269,10 +263,26 @@ fn load(Field(base, offset, length): Field, register: Register) -> Expressions {
     ])
 }
 
+/// A whole name is compared with its NULs, the start of one without.
+fn name_of(interface: Interface) -> Vec<u8> {
+    match interface {
+        Interface::Named(name) => [name.as_bytes(), &[0; 16][name.len().min(16)..]].concat(),
+        Interface::Prefixed(prefix) => prefix.as_bytes().to_vec(),
+    }
+}
+
 fn equal(value: Vec<u8>) -> Expressions {
+    compare(Operator::Equal, value)
+}
+
+fn differs(value: Vec<u8>) -> Expressions {
+    compare(Operator::NotEqual, value)
+}
+
+fn compare(operator: Operator, value: Vec<u8>) -> Expressions {
     Expressions::Cmp(vec![
         Cmp::SourceRegister(Register::Reg1),
-        Cmp::Op(Operator::Equal),
+        Cmp::Op(operator),
         Cmp::Data(DataAttribute::Value(value)),
     ])
 }
