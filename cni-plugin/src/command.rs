@@ -108,7 +108,6 @@ fn since_boot() -> Duration {
     Duration::from(time)
 }
 
-/// `version` becomes the one that the configuration says as soon as it is known, for the error that may follow.
 fn call(
     program: Program,
     command: &str,
@@ -117,10 +116,53 @@ fn call(
     began: Duration,
     version: &mut Version,
 ) -> Result<String, Error> {
+    let nothing = |()| String::new();
+    match (program, read(program, command, variable, input, began, version)?) {
+        (_, Errand::Version) => {
+            let supported = json!({ "cniVersion": Version::NEWEST, "supportedVersions": Version::ALL });
+            Ok(format!("{supported:#}\n"))
+        }
+        (_, Errand::Gc(network)) => gc::gc(&network).map(nothing),
+        (_, Errand::Status(network)) => status::status(program, &network).map(nothing),
+        (Program::Polder, Errand::Add(call)) => add::add(&call),
+        (Program::Polder, Errand::Del(call)) => del::del(&call).map(nothing),
+        (Program::Polder, Errand::Check(call)) => check::check(&call).map(nothing),
+        (Program::PolderIpam, Errand::Add(call)) => lease::add(&call),
+        (Program::PolderIpam, Errand::Del(call)) => lease::del(&call).map(nothing),
+        (Program::PolderIpam, Errand::Check(call)) => lease::check(&call).map(nothing),
+    }
+}
+
+/// What a runtime wants, read and checked.
+#[derive(Debug)]
+pub enum Errand {
+    /// An interface for a container.
+    Add(Call),
+    /// The interface's end.
+    Del(Call),
+    /// Whether the interface is as it was made.
+    Check(Call),
+    /// The end of what the runtime does not know any more.
+    Gc(Network),
+    /// Whether an ADD would be served.
+    Status(Network),
+    /// Which versions are spoken.
+    Version,
+}
+
+/// Reads what a runtime wants, and touches nothing. `version` becomes the one that the configuration says as soon as it
+/// is known, for the error that may follow.
+pub fn read(
+    program: Program,
+    command: &str,
+    variable: impl Fn(&str) -> Option<String>,
+    input: &mut impl Read,
+    began: Duration,
+    version: &mut Version,
+) -> Result<Errand, Error> {
     let verb = Verb::parse(command)?;
     if verb == Verb::Version {
-        let supported = json!({ "cniVersion": Version::NEWEST, "supportedVersions": Version::ALL });
-        return Ok(format!("{supported:#}\n"));
+        return Ok(Errand::Version);
     }
     let environment = match verb {
         Verb::Add | Verb::Del | Verb::Check => Some(Environment::read(verb, &variable)?),
@@ -132,34 +174,34 @@ fn call(
     };
     let mut text = String::with_capacity(4096);
     input.read_to_string(&mut text).map_err(Error::Input)?;
-    let (spoken, conf) = netconf::version(&text)?;
+    let (spoken, text) = netconf::version(&text)?;
     *version = spoken;
     if spoken < verb.since() {
         return Err(Error::Config(format!("there is no {command} in CNI {spoken}")));
     }
-    let wishes = environment.as_ref().map(|environment| Wishes::read(&conf, &environment.arguments));
-    let conf = match program {
-        Program::Polder => NetConf::read(spoken, conf)?,
-        Program::PolderIpam => NetConf::read_ipam(spoken, conf)?,
-    };
-    let network = Network { conf, path, trace: trace(&variable), began };
-    let nothing = |()| String::new();
-    let (Some(environment), Some(wishes)) = (environment, wishes) else {
-        return match verb {
-            Verb::Gc => gc::gc(&network).map(nothing),
-            _ => status::status(program, &network).map(nothing),
-        };
-    };
-    let call = |wishes| Call { environment, wishes, network };
-    match (program, verb) {
-        // A DEL must succeed whatever was asked for.
-        (Program::Polder, Verb::Del) => del::del(&call(wishes.unwrap_or_default())).map(nothing),
-        (Program::PolderIpam, Verb::Del) => lease::del(&call(wishes.unwrap_or_default())).map(nothing),
-        (Program::Polder, Verb::Add) => add::add(&call(wishes?)),
-        (Program::PolderIpam, Verb::Add) => lease::add(&call(wishes?)),
-        (Program::Polder, _) => check::check(&call(wishes?)).map(nothing),
-        (Program::PolderIpam, _) => lease::check(&call(wishes?)).map(nothing),
+    let mut needed = text.clone();
+    if verb == Verb::Del {
+        // It must succeed whatever the runtime has kept of the ADD, and whatever was asked for then.
+        ["prevResult", "runtimeConfig", "args"].iter().for_each(|key| drop(needed.remove(*key)));
     }
+    let wishes = match &environment {
+        Some(environment) if verb != Verb::Del => Wishes::read(&needed, &environment.arguments)?,
+        _ => Wishes::default(),
+    };
+    let conf = match program {
+        Program::Polder => NetConf::read(spoken, needed)?,
+        Program::PolderIpam => NetConf::read_ipam(spoken, needed)?,
+    };
+    let network = Network { conf: NetConf { text, ..conf }, path, trace: trace(&variable), began };
+    let Some(environment) = environment else {
+        return Ok(if verb == Verb::Gc { Errand::Gc(network) } else { Errand::Status(network) });
+    };
+    let call = Call { environment, wishes, network };
+    Ok(match verb {
+        Verb::Add => Errand::Add(call),
+        Verb::Del => Errand::Del(call),
+        _ => Errand::Check(call),
+    })
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ pub mod node;
 pub mod pod;
 pub mod probe;
 pub mod runtime;
+pub mod steps;
 pub mod talk;
 pub mod tls;
 pub mod wait;

@@ -1,0 +1,145 @@
+//! A plugin that is killed after each of its system calls: nothing is lost, nothing is left, and the next call works.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::path::PathBuf;
+
+use polder_tests::agent::{Worker, dist};
+use polder_tests::steps::{End, kill_after};
+use polder_tests::{Lab, Topology, wait};
+
+/// More system calls than a plugin makes.
+const ENOUGH: usize = 2000;
+
+fn lab() -> Lab {
+    let mut lab = Lab::build(Topology::one_segment(1));
+    lab.workers[0].configure_also("ipam.grace_seconds = 1");
+    lab.start_agents();
+    lab
+}
+
+/// Runs the plugin for a container, and kills it after that many system calls.
+fn killed(worker: &Worker, verb: &str, container: &str, after: usize) -> End {
+    let input: PathBuf = worker.node.folder().join("netconf.json");
+    std::fs::write(&input, Worker::netconf("1.1.0").to_string()).unwrap();
+    let mut command = worker.node.command("env");
+    command.arg("-i").args([
+        format!("CNI_COMMAND={verb}"),
+        format!("CNI_CONTAINERID={container}"),
+        format!("CNI_NETNS=/run/netns/{container}"),
+        "CNI_IFNAME=eth0".to_owned(),
+    ]);
+    kill_after(after, command.arg(dist().join("polder")), &input)
+}
+
+fn call(worker: &Worker, verb: &str, container: &str) {
+    let outcome = worker.cni(verb, container, &format!("/run/netns/{container}"), &Worker::netconf("1.1.0"));
+    assert!(outcome.is_ok(), "{verb} of {container}: {outcome:?}");
+}
+
+/// Nothing of any pod is there: not in the kernel, not in the ledger, not in etcd.
+fn assert_nothing_left(lab: &Lab, context: &str) {
+    let worker = &lab.workers[0];
+    wait::until(&format!("nothing to be left {context}"), || {
+        let (status, links) = (worker.try_status()?, worker.node.run("ip", &["-o", "link"]));
+        let used: u64 =
+            status["blocks"].as_array().unwrap().iter().map(|block| block["used"].as_u64().unwrap()).sum();
+        let keys = lab.etcd.keys("/polder/v1/addresses/");
+        let nothing = status["pods"] == 0 && used == 1 && !links.contains("pld") && keys.is_empty();
+        if nothing { Ok(()) } else { Err(format!("{used} used, {keys:?}, {links}")) }
+    });
+}
+
+#[test]
+fn an_add_that_is_killed_after_any_system_call_is_undone_by_its_del() {
+    let lab = lab();
+    let worker = &lab.workers[0];
+    let mut steps = 0;
+    for after in 1..ENOUGH {
+        let name = format!("k{after}");
+        worker.namespace(&name);
+        let end = killed(worker, "ADD", &name, after);
+        call(worker, "DEL", &name);
+        let links = worker.node.run("ip", &["-o", "link"]);
+        assert!(!links.contains("pld"), "after system call {after}: {links}");
+        assert_eq!(worker.status()["pods"], 0, "after system call {after}");
+        // The same attachment again, from the beginning.
+        call(worker, "ADD", &name);
+        call(worker, "DEL", &name);
+        worker.node.run("ip", &["netns", "delete", &name]);
+        if end == End::Ended {
+            break;
+        }
+        steps = after;
+    }
+    println!("killed after each of {steps} system calls");
+    assert!(steps > 50 && steps < ENOUGH - 2, "{steps} system calls are not those of an ADD");
+    assert_nothing_left(&lab, "after the last DEL");
+}
+
+#[test]
+fn what_a_killed_add_leaves_is_gone_with_the_pod_or_with_a_reboot_without_any_del() {
+    let mut lab = lab();
+    for reboots in [false, true] {
+        let mut names = Vec::new();
+        for after in 1..ENOUGH {
+            let name = format!("k{reboots}{after}");
+            let worker = &lab.workers[0];
+            worker.namespace(&name);
+            names.push(name.clone());
+            if killed(worker, "ADD", &name, after) == End::Ended {
+                break;
+            }
+        }
+        assert!(names.len() > 50);
+        let in_use = lab.workers[0].node.shell("ip neigh show dev polder0 nud permanent");
+        let mut addresses: Vec<&str> = in_use.lines().filter_map(|line| line.split(' ').next()).collect();
+        addresses.sort_unstable();
+        assert!(addresses.windows(2).all(|pair| pair[0] != pair[1]), "an address is used twice: {in_use}");
+        if reboots {
+            lab.reboot(0);
+            lab.workers[0].start_and_wait();
+        } else {
+            names.iter().for_each(|name| drop(lab.workers[0].node.run("ip", &["netns", "delete", name])));
+        }
+        assert_nothing_left(&lab, if reboots { "after a reboot" } else { "after the pods' end" });
+        let worker = &lab.workers[0];
+        for name in &names {
+            worker.namespace(name);
+            call(worker, "ADD", name);
+        }
+        assert_eq!(worker.status()["pods"], names.len());
+        for name in &names {
+            call(worker, "DEL", name);
+            worker.node.run("ip", &["netns", "delete", name]);
+        }
+        assert_nothing_left(&lab, "after all was deleted");
+    }
+}
+
+#[test]
+fn a_del_that_is_killed_after_any_system_call_can_be_repeated_or_forgotten() {
+    let lab = lab();
+    let worker = &lab.workers[0];
+    let mut steps = 0;
+    for after in 1..ENOUGH {
+        let name = format!("k{after}");
+        worker.namespace(&name);
+        call(worker, "ADD", &name);
+        let end = killed(worker, "DEL", &name, after);
+        if after % 2 == 0 {
+            call(worker, "DEL", &name);
+            // The same attachment again, from the beginning.
+            call(worker, "ADD", &name);
+            call(worker, "DEL", &name);
+        }
+        worker.node.run("ip", &["netns", "delete", &name]);
+        if end == End::Ended {
+            break;
+        }
+        steps = after;
+    }
+    println!("killed after each of {steps} system calls");
+    assert!(steps > 20 && steps < ENOUGH - 2, "{steps} system calls are not those of a DEL");
+    assert_nothing_left(&lab, "after the last one");
+}
