@@ -1,0 +1,246 @@
+//! What a runtime may say, and how the plugins answer: codes, names, one JSON object or nothing. No call here has any
+//! effect, and that is part of what is tested.
+//!
+//! The cases are those by which the reference plugins can be told from the specification, as far as they concern the
+//! protocol; those about attachments are in `attachments.rs`, `contract.rs` and `crashes.rs`. Not here, because they are
+//! about options of the reference `bridge` plugin that `polder` does not have: hairpin and promiscuous mode, VLANs, MAC
+//! spoofing checks as an option (they are always on), several subnets in one pool.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::process::Output;
+
+use polder_tests::agent::Worker;
+use polder_tests::{Lab, Topology};
+use serde_json::{Value, json};
+
+const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+
+const PLUGINS: [&str; 2] = ["polder", "polder-ipam"];
+
+/// A call that is right in every way, but for its namespace: there is nothing at that path.
+const CALL: [(&str, &str); 4] = [
+    ("CNI_CONTAINERID", "c1"),
+    ("CNI_NETNS", "/run/netns/nobody"),
+    ("CNI_IFNAME", "eth0"),
+    ("CNI_PATH", "/opt/cni/bin"),
+];
+
+struct Case<'a> {
+    worker: &'a Worker,
+    plugin: &'static str,
+    version: &'static str,
+}
+
+impl Case<'_> {
+    fn conf(&self) -> Value {
+        json!({ "cniVersion": self.version, "name": "n", "type": self.plugin, "ipam": { "type": "polder-ipam" } })
+    }
+
+    fn run(&self, verb: &str, without: &[&str], with: &[(&str, &str)], input: &str) -> Output {
+        let mut variables: Vec<(&str, &str)> = vec![("CNI_COMMAND", verb)];
+        variables.extend(CALL.iter().filter(|(name, _)| !without.contains(name)));
+        variables.retain(|(name, _)| with.iter().all(|(other, _)| other != name));
+        variables.extend(with);
+        self.worker.any_plugin(self.plugin, &variables, input)
+    }
+
+    /// The code and the message of an error that is presented as it should be.
+    fn refused(&self, verb: &str, without: &[&str], with: &[(&str, &str)], input: &Value) -> (u64, String) {
+        let output = self.run(verb, without, with, &input.to_string());
+        self.error(&output)
+    }
+
+    fn error(&self, output: &Output) -> (u64, String) {
+        assert!(!output.status.success(), "{} {}: {output:?}", self.plugin, self.version);
+        assert!(output.stderr.is_empty(), "{output:?}");
+        let error: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+        assert!(error["cniVersion"].is_string(), "{error}");
+        (error["code"].as_u64().unwrap(), error["msg"].as_str().unwrap().to_owned())
+    }
+}
+
+/// Tries every plugin in every version. Afterwards the node is as it was.
+fn every(test: impl Fn(&Case<'_>)) {
+    let lab = Lab::start(Topology::one_segment(1));
+    let worker = &lab.workers[0];
+    let before = worker.node.shell("ip -o link | wc -l; ip route; ls /run/polder");
+    for plugin in PLUGINS {
+        for version in VERSIONS {
+            test(&Case { worker, plugin, version });
+        }
+    }
+    assert_eq!(worker.node.shell("ip -o link | wc -l; ip route; ls /run/polder"), before);
+    assert_eq!(worker.status()["pods"], 0);
+}
+
+/// The configuration of `polder` alone: it knows its own keys, and `polder-ipam` only those in `ipam`.
+fn own(case: &Case<'_>) -> Value {
+    let mut conf = case.conf();
+    if case.plugin == "polder" {
+        conf.as_object_mut().unwrap().remove("ipam");
+    }
+    conf
+}
+
+#[test]
+fn version_lists_all_versions_without_waiting_for_input() {
+    every(|case| {
+        for plugin in PLUGINS {
+            let output = case.worker.any_plugin(plugin, &[("CNI_COMMAND", "VERSION")], "");
+            let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(answer["supportedVersions"], json!(VERSIONS));
+        }
+    });
+}
+
+#[test]
+fn without_a_command_it_says_what_it_is_and_nothing_on_standard_output() {
+    every(|case| {
+        let output = case.worker.any_plugin(case.plugin, &[], "");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && output.stdout.is_empty(), "{output:?}");
+        assert!(said.contains(case.plugin) && said.contains(case.version), "{said}");
+    });
+}
+
+#[test]
+fn what_is_missing_in_the_environment_is_named_all_at_once() {
+    every(|case| {
+        for (verb, required) in [
+            ("ADD", &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"][..]),
+            ("DEL", &["CNI_CONTAINERID", "CNI_IFNAME"]),
+            ("CHECK", &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"]),
+            ("GC", &["CNI_PATH"]),
+        ] {
+            for name in required {
+                let (code, said) = case.refused(verb, &[name], &[], &own(case));
+                assert!(code == 4 && said.contains(name), "{verb} without {name}: {code} {said}");
+            }
+            let (_, said) = case.refused(verb, required, &[], &own(case));
+            assert!(required.iter().all(|name| said.contains(name)), "{verb}: {said}");
+        }
+        let (code, said) = case.refused("JUMP", &[], &[], &own(case));
+        assert!(code == 4 && said.contains("CNI_COMMAND"), "{said}");
+    });
+}
+
+#[test]
+fn names_that_are_none_are_refused_with_their_variable() {
+    every(|case| {
+        for (name, values) in [
+            ("CNI_CONTAINERID", &["some-%%id", "-x", "a/b"][..]),
+            ("CNI_IFNAME", &["sixteen-bytes-xx", ".", "..", "a/b", "a:b", "a b"]),
+        ] {
+            for value in values {
+                let (code, said) = case.refused("ADD", &[], &[(name, value)], &own(case));
+                assert!(code == 4 && said.contains(name), "{name}={value}: {code} {said}");
+            }
+        }
+        for (arguments, sign) in [("FOO=BAR", "FOO"), ("K8S_POD_UID=a=b", "K8S_POD_UID=a=b")] {
+            let (code, said) = case.refused("ADD", &[], &[("CNI_ARGS", arguments)], &own(case));
+            assert!(code == 4 && said.contains(sign), "{said}");
+        }
+        // Unknown keys that may be ignored are; then the namespace is what is wrong.
+        let ignored = [("CNI_ARGS", "IgnoreUnknown=1;FOO=BAR")];
+        if case.plugin == "polder" {
+            let (code, said) = case.refused("ADD", &[], &ignored, &own(case));
+            assert!(code == 4 && said.contains("CNI_NETNS /run/netns/nobody"), "{said}");
+        }
+    });
+}
+
+#[test]
+fn a_configuration_that_is_wrong_is_refused_with_its_code_and_its_key() {
+    every(|case| {
+        let with = |key: &str, value: Value| {
+            let mut conf = own(case);
+            conf[key] = value;
+            conf
+        };
+        for (conf, code, sign) in [
+            (with("cniVersion", json!("9.9.9")), 1, "9.9.9"),
+            (with("name", json!("a b")), 7, "name"),
+            (with("name", Value::Null), 7, "name is missing"),
+            (
+                with("ipam", json!({ "type": "../../bin/sh" })),
+                if case.plugin == "polder" { 7 } else { 0 },
+                "ipam.type",
+            ),
+            (
+                with("ipam", json!({ "type": "x", "subnet": "10.0.0.0/8" })),
+                if case.plugin == "polder" { 0 } else { 2 },
+                "subnet",
+            ),
+            (with("vlan", json!(7)), if case.plugin == "polder" { 2 } else { 0 }, "\"vlan\" with value 7"),
+        ] {
+            if code > 0 {
+                let (found, said) = case.refused("ADD", &[], &[], &conf);
+                assert!(found == code && said.contains(sign), "{conf}: {found} {said}");
+            }
+        }
+        for input in ["", "{", "[]", "null", "7"] {
+            let (code, _) = case.error(&case.run("ADD", &[], &[], input));
+            assert_eq!(code, 6, "{input:?}");
+        }
+    });
+    every(|case| {
+        // Before there was a version, there was 0.1.0: it has no CHECK.
+        let mut conf = own(case);
+        conf.as_object_mut().unwrap().remove("cniVersion");
+        let (code, said) = case.refused("CHECK", &[], &[], &conf);
+        assert!(code == 7 && said.contains("no CHECK in CNI 0.1.0"), "{said}");
+    });
+}
+
+#[test]
+fn a_verb_that_the_version_does_not_have_is_refused() {
+    every(|case| {
+        for (verb, since) in [("CHECK", "0.4.0"), ("GC", "1.1.0"), ("STATUS", "1.1.0")] {
+            if case.version < since {
+                let (code, said) = case.refused(verb, &[], &[], &own(case));
+                assert!(code == 7 && said.contains(&format!("no {verb} in CNI {}", case.version)), "{said}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_del_succeeds_whatever_is_wrong_with_its_past() {
+    every(|case| {
+        let mut conf = own(case);
+        for garbage in [json!("garbage"), json!({ "ips": 7 }), json!([]), Value::Null] {
+            conf["prevResult"] = garbage.clone();
+            conf["runtimeConfig"] = json!({ "ips": garbage });
+            let output = case.run("DEL", &["CNI_NETNS"], &[], &conf.to_string());
+            assert!(output.status.success() && output.stdout.is_empty(), "{output:?}");
+        }
+    });
+}
+
+#[test]
+fn the_namespace_of_the_host_is_touched_only_on_demand() {
+    let lab = Lab::start(Topology::one_segment(1));
+    let case = Case { worker: &lab.workers[0], plugin: "polder", version: "1.1.0" };
+    let host = [("CNI_NETNS", "/proc/1/ns/net")];
+    let (code, said) = case.refused("ADD", &[], &host, &own(&case));
+    assert!(code == 4 && said.contains("is not touched"), "{said}");
+    // On demand it is a namespace like any other: and here it has an interface of that name.
+    let demanded = [host[0], ("CNI_NETNS_OVERRIDE", "1")];
+    let (code, said) = case.refused("ADD", &[], &demanded, &own(&case));
+    assert!(code == 102 && said.contains("eth0"), "{said}");
+}
+
+#[test]
+fn a_call_can_be_found_in_the_agents_log_by_its_trace() {
+    let lab = Lab::start(Topology::one_segment(1));
+    let worker = &lab.workers[0];
+    let case = Case { worker, plugin: "polder", version: "1.1.0" };
+    worker.namespace("traced");
+    let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let with = [("CNI_NETNS", "/run/netns/traced"), ("TRACEPARENT", trace)];
+    assert!(case.run("ADD", &[], &with, &own(&case).to_string()).status.success());
+    let log = worker.log();
+    let line = log.lines().find(|line| line.contains("added attachment=")).unwrap();
+    assert!(line.contains(trace), "{line}");
+}
