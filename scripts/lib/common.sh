@@ -84,6 +84,26 @@ make_lab_folder() {
     at_exit+=('[ -n "${keep_lab:-}" ] || rm -rf "$lab_folder"')
 }
 
+# Gets a containerd that speaks CNI 1.1 out of Debian's next release, into the lab's folder: nothing is installed. Fails
+# where there is no such thing.
+fetch_newer_containerd() {
+    local folder=$lab_folder/newer mirror options
+    mirror=$(apt-get indextargets --format '$(ORIGIN) $(SITE)' 'Created-By: Packages' |
+        awk '$1 == "Debian" && $2 !~ /security/ { print $2; exit }')
+    [ -n "$mirror" ] || return 1
+    mkdir -p "$folder/lists/partial" "$folder/cache/archives/partial"
+    printf '%s\n' 'Types: deb' "URIs: $mirror" 'Suites: testing' 'Components: main' \
+        'Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg' >"$folder/debian.sources"
+    options=(-o "Dir::Etc::sourcelist=$folder/debian.sources" -o Dir::Etc::sourceparts=/dev/null
+        -o "Dir::State::lists=$folder/lists" -o "Dir::Cache=$folder/cache")
+    (
+        cd "$folder"
+        apt-get "${options[@]}" update && apt-get "${options[@]}" download containerd && dpkg-deb -x containerd_*.deb .
+    ) >"$folder/log" 2>&1 </dev/null || return 1
+    newer_containerd=$folder/usr/bin
+    "$newer_containerd/containerd" --version >/dev/null 2>&1
+}
+
 # What building needs: protoc for etcd's client, a C compiler for SQLite.
 build_packages=(protobuf-compiler:protoc libprotobuf-dev:/usr/include/google/protobuf/any.proto gcc:cc
     libc6-dev:/usr/include/stdlib.h)

@@ -1,6 +1,6 @@
 //! A real container runtime on a node of the lab: containerd, driven over CRI as kubelet does it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
@@ -49,10 +49,36 @@ pub struct Said {
     pub errors: String,
 }
 
+/// Which containerd it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Release {
+    /// The one that is installed: it speaks CNI 1.0.
+    Installed,
+    /// One with its programs in this folder, which speaks CNI 1.1.
+    Newer(PathBuf),
+}
+
+impl Release {
+    /// The newer one, where `scripts/test` could get it and says where it is.
+    pub fn newer() -> Option<Self> {
+        std::env::var_os("POLDER_NEWER_CONTAINERD").map(|folder| Self::Newer(folder.into()))
+    }
+
+    /// `PATH` with its programs first.
+    fn path(&self) -> String {
+        let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+        match self {
+            Self::Installed => path.to_owned(),
+            Self::Newer(folder) => format!("{}:{path}", folder.display()),
+        }
+    }
+}
+
 impl Runtime {
     /// Starts containerd on a node whose agent serves, with all that it uses in the node's own folders.
-    pub fn start(worker: &Worker) -> Self {
+    pub fn start(worker: &Worker, release: &Release) -> Self {
         let node = &worker.node;
+        let path = format!("PATH={}", release.path());
         node.shell("mkdir -p /run/cni/bin");
         let plugins = [Path::new(CNI_PLUGINS).join("loopback"), dist().join("polder")];
         for plugin in plugins {
@@ -60,14 +86,15 @@ impl Runtime {
         }
         node.write("/etc/containerd/config.toml", &config());
         let containerd = node.spawn(
-            node.command("containerd").args(["--config", "/etc/containerd/config.toml"]),
+            node.command("env").args([&path, "containerd", "--config", "/etc/containerd/config.toml"]),
             "containerd.log",
         );
         let archive = image::make(&node.folder().join("image"));
         wait::until("containerd to import the image", || {
-            let mut ctr = node.command("ctr");
-            let import =
-                ctr.args(["--address", SOCKET, "--namespace", "k8s.io", "images", "import"]).arg(&archive);
+            let mut ctr = node.command("env");
+            let import = ctr
+                .args([&path, "ctr", "--address", SOCKET, "--namespace", "k8s.io", "images", "import"])
+                .arg(&archive);
             let import = import.output().map_err(|error| error.to_string())?;
             let said = String::from_utf8_lossy(&import.stderr).into_owned();
             if import.status.success() { Ok(()) } else { Err(said + &node.log("containerd.log")) }
@@ -85,16 +112,22 @@ impl Runtime {
 
     /// Waits until the runtime says that the network is ready, as kubelet does.
     fn wait_for_network(&self) {
-        wait::until("the runtime's network to be ready", || {
-            let status =
-                self.call(async |mut client| client.status(k8s_cri::v1::StatusRequest::default()).await)?;
-            let conditions = status.status.unwrap_or_default().conditions;
-            let network = conditions.iter().find(|condition| condition.r#type == "NetworkReady");
-            match network {
-                Some(network) if network.status => Ok(()),
-                other => Err(format!("{other:?}")),
-            }
-        });
+        wait::until("the runtime's network to be ready", || self.network_problem().map_or(Ok(()), Err));
+    }
+
+    /// Why the runtime takes the network for not ready, if it does.
+    pub fn network_problem(&self) -> Option<String> {
+        let request = k8s_cri::v1::StatusRequest::default;
+        let status = match self.call(async |mut client| client.status(request()).await) {
+            Ok(status) => status.status.unwrap_or_default(),
+            Err(error) => return Some(error),
+        };
+        let network = status.conditions.into_iter().find(|condition| condition.r#type == "NetworkReady");
+        match network {
+            Some(network) if network.status => None,
+            Some(network) => Some(network.message),
+            None => Some("it says nothing of its network".to_owned()),
+        }
     }
 
     /// Runs a pod sandbox, which the plugin attaches.

@@ -408,3 +408,60 @@ fn plugins_behind_polder_do_their_work_and_a_host_port_answers_the_world() {
     assert_eq!((&behind["interfaces"][0], &behind["ips"][0]), (&before["interfaces"][0], &before["ips"][0]));
     assert_eq!(behind["ips"][1]["interface"], 3);
 }
+
+/// An IPAM plugin that writes down what it is asked, and answers what it is told to.
+fn fake_ipam(worker: &Worker) {
+    worker.node.write(
+        "/run/fake/fake-ipam",
+        "#!/bin/sh\necho $CNI_COMMAND >> /run/fake/asked\nif [ -e /run/fake/fails ]; then cat /run/fake/fails; exit 1; fi\n\
+         if [ $CNI_COMMAND = ADD ]; then echo '{\"ips\":[{\"address\":\"192.168.7.7/24\"}]}'; fi\n",
+    );
+    worker.node.shell("chmod +x /run/fake/fake-ipam");
+}
+
+#[test]
+fn every_verb_goes_on_to_the_ipam_plugin_and_what_it_says_comes_back() {
+    let lab = Lab::start(Topology::one_segment(1));
+    let worker = &lab.workers[0];
+    fake_ipam(worker);
+    worker.namespace("a");
+    let input = conf("1.1.0", &json!({ "ipam": { "type": "fake-ipam" }, "cni.dev/valid-attachments": [] }));
+    let call = |verb: &str, more: &Value| {
+        let variables = [
+            ("CNI_COMMAND", verb),
+            ("CNI_CONTAINERID", "a"),
+            ("CNI_NETNS", "/run/netns/a"),
+            ("CNI_IFNAME", "eth0"),
+            ("CNI_PATH", "/nowhere:/run/fake"),
+            ("PATH", "/usr/bin:/bin"),
+        ];
+        let mut input = input.clone();
+        more.as_object().unwrap().iter().for_each(|(key, value)| input[key] = value.clone());
+        let output = worker.plugin(&variables, &input.to_string());
+        let said = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+        if output.status.success() { Ok(said) } else { Err(said) }
+    };
+    let asked =
+        || worker.node.shell("cat /run/fake/asked; rm /run/fake/asked").replace('\n', " ").trim().to_owned();
+    let result = call("ADD", &json!({})).unwrap();
+    assert_eq!(result["ips"][0]["address"], "192.168.7.7/32");
+    call("CHECK", &json!({ "prevResult": result })).unwrap();
+    call("STATUS", &json!({})).unwrap();
+    call("GC", &json!({})).unwrap();
+    assert_eq!(worker.status()["pods"], 0, "GC without a valid attachment");
+    call("DEL", &json!({})).unwrap();
+    assert_eq!(asked(), "ADD CHECK STATUS GC DEL");
+
+    worker.node.write("/run/fake/fails", r#"{"code": 50, "msg": "no more", "details": "at all"}"#);
+    for verb in ["ADD", "STATUS", "GC", "DEL"] {
+        let error = call(verb, &json!({})).expect_err(verb);
+        assert_eq!(
+            (&error["code"], error["msg"].as_str()),
+            (&json!(50), Some("polder: fake-ipam: no more: at all")),
+            "{verb}"
+        );
+    }
+    assert_eq!(asked(), "ADD DEL STATUS GC DEL", "a failed ADD is undone");
+    worker.node.write("/run/fake/fails", "Segmentation fault");
+    assert!(message(call("STATUS", &json!({}))).contains("said \"Segmentation fault\""));
+}

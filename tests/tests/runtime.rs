@@ -2,10 +2,21 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use polder_tests::runtime::{Runtime, Sandbox};
+use polder_tests::runtime::{Release, Runtime, Sandbox};
 use polder_tests::{Lab, Topology, wait};
 
 const SLEEP: [&str; 2] = ["sleep", "86400"];
+
+/// The installed runtime, and the newer one where there is one.
+fn releases() -> Vec<Release> {
+    let newer = Release::newer();
+    if newer.is_none() {
+        println!(
+            "NOT TESTED with a runtime that speaks CNI 1.1: POLDER_NEWER_CONTAINERD does not say where one is"
+        );
+    }
+    [Some(Release::Installed), newer].into_iter().flatten().collect()
+}
 
 /// A pod with two containers.
 struct Pod<'a> {
@@ -50,8 +61,12 @@ impl<'a> Pod<'a> {
 
 #[test]
 fn the_containers_of_a_pod_share_one_address_one_loopback_and_one_port_space() {
+    releases().iter().for_each(share);
+}
+
+fn share(release: &Release) {
     let lab = Lab::start(Topology::one_segment(1));
-    let runtime = Runtime::start(&lab.workers[0]);
+    let runtime = Runtime::start(&lab.workers[0], release);
     let pod = Pod::run(&runtime, "web");
 
     let own = format!("inet {}/32", pod.address());
@@ -73,8 +88,12 @@ fn the_containers_of_a_pod_share_one_address_one_loopback_and_one_port_space() {
 
 #[test]
 fn pods_use_the_same_port_and_see_each_others_own_address_on_one_node_and_across_nodes() {
+    releases().iter().for_each(meet);
+}
+
+fn meet(release: &Release) {
     let lab = Lab::start(Topology { nodes: vec![1, 2], router: true, ..Topology::default() });
-    let runtimes: Vec<_> = lab.workers.iter().map(Runtime::start).collect();
+    let runtimes: Vec<_> = lab.workers.iter().map(|worker| Runtime::start(worker, release)).collect();
     assert_eq!(lab.workers[0].path_to("n2", "ipv4"), "vxlan");
     let pods = [
         Pod::run(&runtimes[0], "near-one"),
@@ -92,9 +111,13 @@ fn pods_use_the_same_port_and_see_each_others_own_address_on_one_node_and_across
 
 #[test]
 fn a_pod_that_is_removed_gives_its_address_back() {
+    releases().iter().for_each(give_back);
+}
+
+fn give_back(release: &Release) {
     let lab = Lab::start(Topology::one_segment(1));
     let worker = &lab.workers[0];
-    let runtime = Runtime::start(worker);
+    let runtime = Runtime::start(worker, release);
     let used = || worker.status()["blocks"][0]["used"].as_u64().unwrap();
     assert_eq!(used(), 1, "the gateway's");
     let pods = ["a", "b"].map(|name| Pod::run(&runtime, name));
@@ -112,4 +135,19 @@ fn a_pod_that_is_removed_gives_its_address_back() {
     assert_eq!((used(), &status["blocks"][0]["resting"], &status["pods"]), (1, &2.into(), &0.into()));
     assert!(!worker.node.run("ip", &["link"]).contains("pld"), "an interface is left");
     wait::until_true("etcd to be told", || lab.etcd.keys("/polder/v1/addresses/").is_empty());
+}
+
+#[test]
+fn a_runtime_that_asks_is_told_when_pods_could_not_be_served() {
+    for release in releases().into_iter().filter(|release| *release != Release::Installed) {
+        let mut lab = Lab::start(Topology::one_segment(1));
+        let runtime = Runtime::start(&lab.workers[0], &release);
+        lab.workers[0].kill();
+        let told = wait::until("the runtime to notice", || {
+            runtime.network_problem().ok_or("all is well".to_owned())
+        });
+        assert!(told.contains("polder-agent is not reachable"), "{told}");
+        lab.workers[0].start_and_wait();
+        wait::until_true("the runtime to notice the return", || runtime.network_problem().is_none());
+    }
 }
