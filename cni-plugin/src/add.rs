@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use polder_api::message::{AddRequest, AddressSource, Attach, Refusal, RefusalKind, Reply, Request, Wiring};
 use polder_api::{BRIDGE, Mac};
 use polder_netlink::link::{self, Link, Port, VethPair};
@@ -141,7 +142,11 @@ fn wire(pod: &mut PodNamespace, call: &Call, wiring: &Wiring, routes: &[GivenRou
         settings.into(),
         link::change(name).up().into(),
     ]);
-    made.map_err(Error::kernel(format!("make {name} and {} in the pod", call.environment.interface)))?;
+    made.map_err(|error| match error.errno() {
+        // `BR_MAX_PORTS` of net/bridge/br_private.h.
+        Some(Errno::EXFULL) => Error::BridgeFull,
+        _ => Error::kernel(format!("make {name} and {} in the pod", call.environment.interface))(error),
+    })?;
     let link = find(&mut host, name)?;
     host.execute_all(towards_pod(wiring, bridge, link.index))
         .map_err(Error::kernel(format!("make the way to {name}")))?;

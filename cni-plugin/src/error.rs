@@ -39,6 +39,12 @@ pub enum Error {
     /// The container has an interface of that name already.
     #[error("the container has an interface {0} already")]
     InterfaceExists(IfName),
+    /// The bridge has all the ports that a bridge can have.
+    #[error(
+        "{} has 1023 ports, and a bridge has no more: run pods on other nodes, or set attach to \"routed\" for the cluster",
+        polder_api::BRIDGE
+    )]
+    BridgeFull,
     /// The agent cannot be asked.
     #[error(transparent)]
     Agent(#[from] ClientError),
@@ -110,7 +116,7 @@ impl Error {
             Self::Version { .. } => 1,
             Self::UnknownKey { .. } => 2,
             Self::Environment(_) => 4,
-            Self::Input(_) | Self::Kernel { .. } | Self::File { .. } => 5,
+            Self::Input(_) | Self::Kernel { .. } | Self::File { .. } | Self::BridgeFull => 5,
             Self::Decode(_) => 6,
             Self::Config(_) => 7,
             Self::Agent(_) => 11,

@@ -1,6 +1,7 @@
 //! The pod's network namespace, and what is wired in it.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::Path;
 
 use ipnetwork::IpNetwork;
@@ -65,6 +66,7 @@ impl PodNamespace {
     ) -> Result<(), Error> {
         let failed = || Error::kernel(format!("configure {interface} in the pod"));
         let index = self.link(interface)?.map_or(0, |link| link.index);
+        self.keep_addresses(interface)?;
         let taken = self.socket.default_routes(Table::MAIN).map_err(failed())?;
         let mut operations: Vec<Operation> = vec![
             // Some runtimes do it, and some pods have no runtime.
@@ -92,6 +94,20 @@ impl PodNamespace {
             }
         }
         self.socket.execute_all(operations).map_err(failed())
+    }
+
+    /// Lets IPv6 addresses survive the interface's being switched off and on, as others do to change something else of it.
+    fn keep_addresses(&self, interface: &IfName) -> Result<(), Error> {
+        let setting = format!("/proc/sys/net/ipv6/conf/{interface}/keep_addr_on_down");
+        let failed = || Error::file(format!("set {setting} in the pod"));
+        let written = namespace::within(&self.file, || fs::write(&setting, "1")).map_err(failed())?;
+        match written {
+            // There is no IPv6, or settings cannot be changed here: no pod has to do without a network for that.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ReadOnlyFilesystem) => {
+                Ok(())
+            }
+            written => written.map_err(failed()),
+        }
     }
 
     /// Whether what the interface sends from the address goes to the gateway: by the pod's default route, or by one

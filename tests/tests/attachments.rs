@@ -462,3 +462,31 @@ fn the_pod_named_in_the_arguments_is_in_etcd_and_in_the_alias() {
     assert_eq!(record["pod"], json!({ "namespace": "lab", "name": "web-0" }));
     assert_eq!(record["attachment"]["container"], "web-0");
 }
+
+#[test]
+fn a_bridge_that_is_full_is_named_with_what_to_do_and_nothing_is_left() {
+    let lab = node();
+    let worker = &lab.workers[0];
+    // 1,023 ports, as if there were as many pods.
+    worker.node.shell(
+        "for n in $(seq 1023); do echo link add q$n type veth peer name r$n; echo link set q$n master polder0; done \
+         | ip -batch -",
+    );
+    let error = worker.try_pod("a", &Worker::netconf("1.1.0")).unwrap_err();
+    assert!(error["code"] == 5 && error["msg"].as_str().unwrap().contains("1023 ports"), "{error}");
+    assert_eq!(worker.status()["pods"], 0);
+    assert!(!worker.node.run("ip", &["-o", "link"]).contains("pld"));
+    worker.node.run("ip", &["link", "del", "q1"]);
+    worker.cni("ADD", "a", "/run/netns/a", &Worker::netconf("1.1.0")).unwrap();
+}
+
+#[test]
+fn an_interface_that_is_switched_off_and_on_keeps_its_addresses() {
+    let lab = node();
+    let pod = lab.workers[0].pod("a");
+    pod.run("sh", &["-ec", "ip link set eth0 down; ip link set eth0 up"]);
+    let addresses = pod.run("ip", &["-o", "address", "show", "dev", "eth0"]);
+    for own in pod.addresses() {
+        assert!(addresses.contains(&own.to_string()), "{own} is not in {addresses}");
+    }
+}

@@ -206,6 +206,16 @@ fn a_verb_that_the_version_does_not_have_is_refused() {
 }
 
 #[test]
+fn a_container_that_is_not_known_is_said_to_be_so() {
+    every(|case| {
+        if case.version >= "0.4.0" {
+            let (code, said) = case.refused("CHECK", &[], &[], &own(case));
+            assert!(code == 3 && said.contains("n/c1/eth0"), "{code} {said}");
+        }
+    });
+}
+
+#[test]
 fn a_del_succeeds_whatever_is_wrong_with_its_past() {
     every(|case| {
         let mut conf = own(case);
