@@ -87,7 +87,7 @@ async fn serve(agent: &Arc<Agent>, mut stream: UnixStream) {
             }
         };
         let span = match &question.trace {
-            Some(trace) => info_span!("call", traceparent = trace),
+            Some(trace) => info_span!("call", trace),
             None => Span::none(),
         };
         let reply = answer(agent, question.request, &mut wiring).instrument(span).await;

@@ -16,7 +16,7 @@ use crate::{Attachment, IfName, Mac, NetworkName, Pod, PoolName};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Question {
-    /// What ties it to the runtime's call in a trace (W3C Trace Context, `traceparent`), for the logs.
+    /// What ties it to the runtime's call in a trace (W3C Trace Context), for the logs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<String>,
     /// The request.

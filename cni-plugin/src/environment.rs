@@ -95,9 +95,24 @@ pub fn search_path(variable: impl Fn(&str) -> Option<String>) -> Result<Vec<Path
     Ok(std::env::split_paths(&path).collect())
 }
 
-/// What ties this call to others in a trace (W3C Trace Context), for the logs.
+/// What ties this call to others in a trace (W3C Trace Context and Baggage), for the logs: `traceparent`, and behind it
+/// what else there is.
 pub fn trace(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
-    variable("TRACEPARENT").filter(|trace| trace.len() <= 128 && trace.is_ascii())
+    const LONGEST: usize = 512;
+    let value = |name: &str| {
+        variable(name).filter(|value| {
+            !value.is_empty()
+                && value.len() <= LONGEST
+                && value.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ')
+        })
+    };
+    let mut trace = value("TRACEPARENT")?;
+    for (name, key) in [("TRACESTATE", "tracestate"), ("BAGGAGE", "baggage")] {
+        if let Some(value) = value(name) {
+            trace = format!("{trace} {key}={value}");
+        }
+    }
+    Some(trace)
 }
 
 impl Environment {

@@ -143,3 +143,27 @@ fn a_del_that_is_killed_after_any_system_call_can_be_repeated_or_forgotten() {
     assert!(steps > 20 && steps < ENOUGH - 2, "{steps} system calls are not those of a DEL");
     assert_nothing_left(&lab, "after the last one");
 }
+
+#[test]
+fn a_reboot_ends_what_a_killed_del_has_begun() {
+    let mut lab = lab();
+    let mut names = Vec::new();
+    for after in 1..ENOUGH {
+        let (name, worker) = (format!("k{after}"), &lab.workers[0]);
+        worker.namespace(&name);
+        call(worker, "ADD", &name);
+        names.push(name.clone());
+        if killed(worker, "DEL", &name, after) == End::Ended {
+            break;
+        }
+    }
+    assert!(names.len() > 20);
+    lab.reboot(0);
+    lab.workers[0].start_and_wait();
+    assert_nothing_left(&lab, "after the reboot");
+    for name in &names {
+        lab.workers[0].namespace(name);
+        call(&lab.workers[0], "ADD", name);
+    }
+    assert_eq!(lab.workers[0].status()["pods"], names.len());
+}

@@ -248,9 +248,14 @@ fn a_call_can_be_found_in_the_agents_log_by_its_trace() {
     let case = Case { worker, plugin: "polder", version: "1.1.0" };
     worker.namespace("traced");
     let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-    let with = [("CNI_NETNS", "/run/netns/traced"), ("TRACEPARENT", trace)];
+    let with = [
+        ("CNI_NETNS", "/run/netns/traced"),
+        ("TRACEPARENT", trace),
+        ("TRACESTATE", "vendor=1"),
+        ("BAGGAGE", "pod=traced"),
+    ];
     assert!(case.run("ADD", &[], &with, &own(&case).to_string()).status.success());
     let log = worker.log();
     let line = log.lines().find(|line| line.contains("added attachment=")).unwrap();
-    assert!(line.contains(trace), "{line}");
+    assert!(line.contains(&format!("{trace} tracestate=vendor=1 baggage=pod=traced")), "{line}");
 }
