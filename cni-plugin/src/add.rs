@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use polder_api::message::{AddRequest, AddressSource, Attach, Refusal, RefusalKind, Reply, Request, Wiring};
-use polder_api::{BRIDGE, Mac};
+use polder_api::{BRIDGE, Family, Mac};
 use polder_netlink::link::{self, Link, Port, VethPair};
 use polder_netlink::monitor::Monitor;
 use polder_netlink::neighbour::{Destination, Forward, Neighbour};
@@ -19,6 +19,7 @@ use crate::environment::Verb;
 use crate::error::Error;
 use crate::pod::{PodNamespace, host_prefix};
 use crate::result::{Made, result};
+use crate::version::Version;
 use crate::{del, delegate};
 
 /// How long the agent has to answer: it may have to claim a block first.
@@ -37,13 +38,27 @@ pub fn add(call: &Call) -> Result<String, Error> {
     let Some(plugin) = &call.network.conf.delegate else {
         return attach(call, &mut pod, None);
     };
-    let attached =
-        delegate::add(&call.network, plugin).and_then(|given| attach(call, &mut pod, Some(&given)));
+    let attached = delegate::add(&call.network, plugin).and_then(|given| {
+        can_be_told(call.network.conf.version, &given)?;
+        attach(call, &mut pod, Some(&given))
+    });
     if attached.is_err() {
         // Whatever it had given, or half given, is free again.
         let _ = delegate::call(&call.network, plugin, Verb::Del);
     }
     attached
+}
+
+/// Whether the result can name all addresses: before 0.3.0 it has room for one of each family.
+fn can_be_told(version: Version, given: &Given) -> Result<(), Error> {
+    let several =
+        |family: &Family| given.addresses.iter().filter(|own| Family::of(**own) == *family).count() > 1;
+    match Family::BOTH.iter().find(|family| several(family)) {
+        Some(family) if version < Version::V0_3_0 => Err(Error::Config(format!(
+            "the IPAM plugin gave more than one {family} address, and a result of CNI {version} has only one"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Attaches the container under the agent's addresses, or those that another plugin has given.

@@ -75,11 +75,20 @@ impl PodNamespace {
         ];
         operations.extend(wiring.addresses.iter().map(|own| address::add(index, host_prefix(own.address))));
         operations.push(link::change_index(index).up().into());
+        let mut led_out = Vec::new();
         for own in &wiring.addresses {
             let gateway = Neighbour { index, address: own.gateway, mac: wiring.gateway_mac };
             operations.push(gateway.replace());
             let is_first = !taken.iter().any(|route| route.family == Family::of(own.address));
             let table = if is_first { Table::MAIN } else { Table::of_interface(index) };
+            if !is_first {
+                operations.push(Rule { source: own.address, table }.add());
+            }
+            // Further addresses of a family go the same way.
+            if led_out.contains(&Family::of(own.address)) {
+                continue;
+            }
+            led_out.push(Family::of(own.address));
             if routes.is_empty() {
                 operations.push(route::onlink(index, own.gateway, &OnlinkRoute::to_everywhere(table)));
             }
@@ -89,9 +98,6 @@ impl PodNamespace {
                 let route = OnlinkRoute { table, destination: Some(dst), mtu, advmss, priority };
                 route::onlink(index, own.gateway, &route)
             }));
-            if !is_first {
-                operations.push(Rule { source: own.address, table }.add());
-            }
         }
         self.socket.execute_all(operations).map_err(failed())
     }

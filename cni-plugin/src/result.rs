@@ -37,7 +37,9 @@ pub fn result(conf: &NetConf, made: &Made<'_>) -> String {
         result.address(host_prefix(own.address), own.gateway, pod);
     }
     let given = made.given.map_or(&[][..], |given| &given.routes);
-    for own in &wiring.addresses {
+    let firsts =
+        Family::BOTH.map(|family| wiring.addresses.iter().find(move |own| Family::of(own.address) == family));
+    for own in firsts.into_iter().flatten() {
         let family = Family::of(own.address);
         let of_family = |route: &&GivenRoute| Family::of(route.dst.ip()) == family;
         for route in given.iter().filter(of_family) {

@@ -452,6 +452,22 @@ fn every_verb_goes_on_to_the_ipam_plugin_and_what_it_says_comes_back() {
     call("DEL", &json!({})).unwrap();
     assert_eq!(asked(), "ADD CHECK STATUS GC DEL");
 
+    // Several addresses of a family, where the result has room for them.
+    let many = "#!/bin/sh\necho $CNI_COMMAND >> /run/fake/asked\n\
+                echo '{\"ips\":[{\"address\":\"192.168.7.8/24\"},{\"address\":\"192.168.8.8/24\"}]}'\n";
+    let one = worker.node.read("/run/fake/fake-ipam").unwrap();
+    worker.node.write("/run/fake/fake-ipam", many);
+    let result = call("ADD", &json!({})).unwrap();
+    assert_eq!((result["ips"].as_array().unwrap().len(), result["routes"].as_array().unwrap().len()), (2, 1));
+    for address in ["192.168.7.8", "192.168.8.8"] {
+        probe::ping(worker.node.command("ping"), address.parse().unwrap(), 56).unwrap();
+    }
+    call("DEL", &json!({})).unwrap();
+    let old = message(call("ADD", &json!({ "cniVersion": "0.2.0" })));
+    assert!(old.contains("more than one IPv4 address"), "{old}");
+    assert_eq!(asked(), "ADD DEL ADD DEL");
+    worker.node.write("/run/fake/fake-ipam", &one);
+
     worker.node.write("/run/fake/fails", r#"{"code": 50, "msg": "no more", "details": "at all"}"#);
     for verb in ["ADD", "STATUS", "GC", "DEL"] {
         let error = call(verb, &json!({})).expect_err(verb);
