@@ -434,6 +434,8 @@ fn a_hundred_adds_at_once_and_a_hundred_dels_leave_no_trace() {
             calls.into_iter().map(|call| call.join().unwrap()).collect()
         })
     };
+    let bridge = || worker.node.shell("cat /sys/class/net/polder0/ifindex /sys/class/net/polder0/address");
+    let before = bridge();
     let mut seen = BTreeSet::new();
     for result in all_at_once("ADD") {
         let result = result.expect("an ADD");
@@ -449,6 +451,7 @@ fn a_hundred_adds_at_once_and_a_hundred_dels_leave_no_trace() {
     }
     assert_nothing_left(&lab, worker);
     assert_eq!(used(&worker.status()), 2, "the gateways");
+    assert_eq!(bridge(), before, "the bridge is another, or has another MAC address");
 }
 
 #[test]
