@@ -434,7 +434,11 @@ fn a_hundred_adds_at_once_and_a_hundred_dels_leave_no_trace() {
             calls.into_iter().map(|call| call.join().unwrap()).collect()
         })
     };
-    let bridge = || worker.node.shell("cat /sys/class/net/polder0/ifindex /sys/class/net/polder0/address");
+    let bridge = || {
+        let link: Value =
+            serde_json::from_str(&worker.node.run("ip", &["-j", "link", "show", "polder0"])).unwrap();
+        (link[0]["ifindex"].clone(), link[0]["address"].clone())
+    };
     let before = bridge();
     let mut seen = BTreeSet::new();
     for result in all_at_once("ADD") {

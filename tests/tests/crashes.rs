@@ -50,48 +50,67 @@ fn assert_nothing_left(lab: &Lab, context: &str) {
     });
 }
 
+/// Kills an ADD, or a DEL of what was added, after each of its system calls, each time for another container; the
+/// containers' names. After each, `then` is told which one it was.
+fn after_each_call(worker: &Worker, verb: &str, round: &str, then: impl Fn(usize, &str)) -> Vec<String> {
+    let mut names = Vec::new();
+    for after in 1..ENOUGH {
+        let name = format!("{round}{after}");
+        worker.namespace(&name);
+        if verb == "DEL" {
+            call(worker, "ADD", &name);
+        }
+        let end = killed(worker, verb, &name, after);
+        then(after, &name);
+        names.push(name);
+        if end == End::Ended {
+            println!("{verb} was killed after each of {} system calls", after - 1);
+            break;
+        }
+    }
+    assert!(
+        names.len() > 50 && names.len() < ENOUGH - 1,
+        "{} system calls are not those of {verb}",
+        names.len()
+    );
+    names
+}
+
+/// What works with a container that nothing is left of.
+fn add_and_del(worker: &Worker, names: &[String]) {
+    for name in names {
+        worker.namespace(name);
+        call(worker, "ADD", name);
+    }
+    assert_eq!(worker.status()["pods"], names.len());
+    for name in names {
+        call(worker, "DEL", name);
+        worker.node.run("ip", &["netns", "delete", name]);
+    }
+}
+
 #[test]
 fn an_add_that_is_killed_after_any_system_call_is_undone_by_its_del() {
     let lab = lab();
     let worker = &lab.workers[0];
-    let mut steps = 0;
-    for after in 1..ENOUGH {
-        let name = format!("k{after}");
-        worker.namespace(&name);
-        let end = killed(worker, "ADD", &name, after);
-        call(worker, "DEL", &name);
+    after_each_call(worker, "ADD", "k", |after, name| {
+        call(worker, "DEL", name);
         let links = worker.node.run("ip", &["-o", "link"]);
         assert!(!links.contains("pld"), "after system call {after}: {links}");
         assert_eq!(worker.status()["pods"], 0, "after system call {after}");
         // The same attachment again, from the beginning.
-        call(worker, "ADD", &name);
-        call(worker, "DEL", &name);
-        worker.node.run("ip", &["netns", "delete", &name]);
-        if end == End::Ended {
-            break;
-        }
-        steps = after;
-    }
-    println!("killed after each of {steps} system calls");
-    assert!(steps > 50 && steps < ENOUGH - 2, "{steps} system calls are not those of an ADD");
+        call(worker, "ADD", name);
+        call(worker, "DEL", name);
+        worker.node.run("ip", &["netns", "delete", name]);
+    });
     assert_nothing_left(&lab, "after the last DEL");
 }
 
 #[test]
 fn what_a_killed_add_leaves_is_gone_with_the_pod_or_with_a_reboot_without_any_del() {
     let mut lab = lab();
-    for reboots in [false, true] {
-        let mut names = Vec::new();
-        for after in 1..ENOUGH {
-            let name = format!("k{reboots}{after}");
-            let worker = &lab.workers[0];
-            worker.namespace(&name);
-            names.push(name.clone());
-            if killed(worker, "ADD", &name, after) == End::Ended {
-                break;
-            }
-        }
-        assert!(names.len() > 50);
+    for (round, reboots) in [("gone", false), ("boot", true)] {
+        let names = after_each_call(&lab.workers[0], "ADD", round, |_, _| ());
         let in_use = lab.workers[0].node.shell("ip neigh show dev polder0 nud permanent");
         let mut addresses: Vec<&str> = in_use.lines().filter_map(|line| line.split(' ').next()).collect();
         addresses.sort_unstable();
@@ -103,16 +122,7 @@ fn what_a_killed_add_leaves_is_gone_with_the_pod_or_with_a_reboot_without_any_de
             names.iter().for_each(|name| drop(lab.workers[0].node.run("ip", &["netns", "delete", name])));
         }
         assert_nothing_left(&lab, if reboots { "after a reboot" } else { "after the pods' end" });
-        let worker = &lab.workers[0];
-        for name in &names {
-            worker.namespace(name);
-            call(worker, "ADD", name);
-        }
-        assert_eq!(worker.status()["pods"], names.len());
-        for name in &names {
-            call(worker, "DEL", name);
-            worker.node.run("ip", &["netns", "delete", name]);
-        }
+        add_and_del(&lab.workers[0], &names);
         assert_nothing_left(&lab, "after all was deleted");
     }
 }
@@ -121,49 +131,24 @@ fn what_a_killed_add_leaves_is_gone_with_the_pod_or_with_a_reboot_without_any_de
 fn a_del_that_is_killed_after_any_system_call_can_be_repeated_or_forgotten() {
     let lab = lab();
     let worker = &lab.workers[0];
-    let mut steps = 0;
-    for after in 1..ENOUGH {
-        let name = format!("k{after}");
-        worker.namespace(&name);
-        call(worker, "ADD", &name);
-        let end = killed(worker, "DEL", &name, after);
+    after_each_call(worker, "DEL", "k", |after, name| {
         if after % 2 == 0 {
-            call(worker, "DEL", &name);
+            call(worker, "DEL", name);
             // The same attachment again, from the beginning.
-            call(worker, "ADD", &name);
-            call(worker, "DEL", &name);
+            call(worker, "ADD", name);
+            call(worker, "DEL", name);
         }
-        worker.node.run("ip", &["netns", "delete", &name]);
-        if end == End::Ended {
-            break;
-        }
-        steps = after;
-    }
-    println!("killed after each of {steps} system calls");
-    assert!(steps > 20 && steps < ENOUGH - 2, "{steps} system calls are not those of a DEL");
+        worker.node.run("ip", &["netns", "delete", name]);
+    });
     assert_nothing_left(&lab, "after the last one");
 }
 
 #[test]
 fn a_reboot_ends_what_a_killed_del_has_begun() {
     let mut lab = lab();
-    let mut names = Vec::new();
-    for after in 1..ENOUGH {
-        let (name, worker) = (format!("k{after}"), &lab.workers[0]);
-        worker.namespace(&name);
-        call(worker, "ADD", &name);
-        names.push(name.clone());
-        if killed(worker, "DEL", &name, after) == End::Ended {
-            break;
-        }
-    }
-    assert!(names.len() > 20);
+    let names = after_each_call(&lab.workers[0], "DEL", "k", |_, _| ());
     lab.reboot(0);
     lab.workers[0].start_and_wait();
     assert_nothing_left(&lab, "after the reboot");
-    for name in &names {
-        lab.workers[0].namespace(name);
-        call(&lab.workers[0], "ADD", name);
-    }
-    assert_eq!(lab.workers[0].status()["pods"], names.len());
+    add_and_del(&lab.workers[0], &names);
 }
