@@ -69,7 +69,7 @@ fn after_each_call(worker: &Worker, verb: &str, round: &str, then: impl Fn(usize
         }
     }
     assert!(
-        names.len() > 50 && names.len() < ENOUGH - 1,
+        names.len() > 20 && names.len() < ENOUGH - 1,
         "{} system calls are not those of {verb}",
         names.len()
     );
