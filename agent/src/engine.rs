@@ -63,6 +63,7 @@ pub async fn run(agent: Arc<Agent>) {
         agent,
         reach: BTreeMap::new(),
         doubt: false,
+        unread: false,
         losses: 0,
         prune_from: None,
         retry: None,
@@ -94,6 +95,8 @@ struct Engine {
     reach: BTreeMap<IpAddr, Option<Lookup>>,
     /// Whether some of that could not be asked.
     doubt: bool,
+    /// Whether the interfaces could not be read.
+    unread: bool,
     /// Losses of the store that are known.
     losses: u64,
     /// When what is in no record is garbage again.
@@ -112,7 +115,8 @@ impl Engine {
     fn pause(&self) -> Duration {
         let resync = self.agent.config.resync;
         let prune = self.prune_from.map(|from| from.saturating_duration_since(Instant::now()));
-        [self.retry, prune].into_iter().flatten().fold(resync, Duration::min)
+        let again = (self.unread || self.doubt).then_some(RETRY);
+        [self.retry, prune, again].into_iter().flatten().fold(resync, Duration::min)
     }
 
     /// Whether all is known that the node is to have, so that what is in no record is garbage.
@@ -283,7 +287,8 @@ impl Engine {
         pass
     }
 
-    async fn choose_underlay(&self, peers: &[Peer]) {
+    /// Chooses the node's addresses on the underlay anew. What cannot be read now stays as it was, and is read soon.
+    async fn choose_underlay(&mut self, peers: &[Peer]) {
         let mut asked: Vec<(String, IpAddr)> = Vec::new();
         for peer in peers.iter().take(PEERS_ASKED) {
             asked
@@ -293,8 +298,13 @@ impl Engine {
             asked.extend(etcd.endpoints.iter().filter_map(|url| Some(("etcd".to_owned(), host(url)?))));
         }
         asked.extend(WORLD.iter().filter_map(|world| Some(("the world".to_owned(), world.parse().ok()?))));
-        let current = self.agent.board.underlay().unwrap_or_default();
+        let known = self.agent.board.underlay();
         let facts = self.agent.kernel.run(move |kernel| kernel.underlay_facts(&asked)).await;
+        self.unread = facts.is_err();
+        if let (Err(error), Ok(_)) = (&facts, &known) {
+            return warn!(%error, "the interfaces cannot be read: the underlay is taken for what it was");
+        }
+        let current = known.unwrap_or_default();
         let chosen = facts
             .map_err(|error| format!("read the interfaces: {error}"))
             .and_then(|facts| Underlay::choose(&self.agent.config.underlay, &facts, &current))
