@@ -16,7 +16,7 @@ use crate::agent::Agent;
 use crate::machine::now;
 use crate::registrar::{ClaimError, ClaimRequest, LOW_WATER, Wanted};
 use crate::service::{ledger_failed, refuse};
-use crate::view::View;
+use polder_ipam::view::View;
 
 /// How long an ADD waits for another block.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(15);

@@ -10,9 +10,9 @@ use polder_ipam::ledger::{Identity, OwnedBlock};
 use tokio::sync::watch;
 
 use crate::kernel::desired::{Path, smallest_mtu};
-use crate::peers::Problem;
 use crate::underlay::Underlay;
-use crate::view::View;
+use polder_ipam::peers::Problem;
+use polder_ipam::view::View;
 
 /// The entries.
 #[derive(Debug)]

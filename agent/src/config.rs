@@ -10,7 +10,7 @@ use polder_api::{DEFAULT_SOCKET, Family, NodeName, PoolName};
 use polder_ipam::Cidr;
 use polder_ipam::allocator::{SHORTEST_REST, USUAL_REST};
 use polder_ipam::pool::{Pool, PoolState, default_block_length};
-use polder_ipam::record::{AttachMode, Backend, Masquerade, VxlanSettings};
+use polder_ipam::record::{AttachMode, Backend, MTU_RANGE, Masquerade, VxlanSettings};
 use polder_ipam::store::etcd::EtcdConfig;
 use serde::Deserialize;
 
@@ -260,9 +260,6 @@ impl Config {
         })
     }
 }
-
-/// From what every IPv4 host takes (RFC 791, section 3.1) to the largest that an interface takes.
-pub const MTU_RANGE: std::ops::RangeInclusive<u32> = 576..=65535;
 
 fn value<T>(key: &'static str, problem: String) -> Result<T, ConfigError> {
     Err(ConfigError::Value { key, problem })

@@ -23,9 +23,9 @@ use crate::conflist;
 use crate::kernel::desired::{Inputs, Path, desired, pod_mtu};
 use crate::kernel::plan::{Change, Prune, plan, summary};
 use crate::kernel::{ruleset, sysctl};
-use crate::peers::{Believed, Peer, believe};
 use crate::underlay::Underlay;
-use crate::view::{Source, View};
+use polder_ipam::peers::{Believed, Peer, believe};
+use polder_ipam::view::{Source, View};
 
 /// Events that come together are answered together.
 const SETTLE: Duration = Duration::from_millis(10);

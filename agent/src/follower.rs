@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use crate::agent::Agent;
-use crate::view::View;
+use polder_ipam::view::View;
 
 /// How long the store has to answer before an agent that starts goes by what was written down.
 const STORE_PATIENCE: Duration = Duration::from_secs(3);

@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use tracing::debug;
 
 use crate::agent::Agent;
-use crate::view::{Source, View};
+use polder_ipam::view::{Source, View};
 
 /// What happens within this time goes together.
 const BATCH: Duration = Duration::from_millis(100);

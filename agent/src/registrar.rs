@@ -24,8 +24,8 @@ use crate::board::{Holdings, Registration};
 use crate::config::Bootstrap;
 use crate::kernel::desired::{pod_mtu, vtep_mac};
 use crate::machine::{MachineError, now, random_name};
-use crate::peers::believe;
-use crate::view::{Known, Settings, Source, View};
+use polder_ipam::peers::believe;
+use polder_ipam::view::{Known, Settings, Source, View};
 
 pub use claims::{ClaimError, ClaimRequest, LOW_WATER, Wanted, could_claim};
 

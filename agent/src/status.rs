@@ -13,7 +13,7 @@ use crate::board::Pass;
 use crate::kernel::desired::Path;
 use crate::kernel::sysctl;
 use crate::machine::now;
-use crate::view::{Source, View};
+use polder_ipam::view::{Source, View};
 
 /// This node.
 pub async fn status(agent: &Agent) -> Status {
@@ -115,7 +115,7 @@ pub async fn nodes(agent: &Agent) -> Vec<NodeStatus> {
         let keys = contents.entries.into_iter().map(|entry| entry.key);
         keys.collect::<BTreeSet<String>>()
     });
-    let node = |(name, known): (&NodeName, &crate::view::Known<_>)| {
+    let node = |(name, known): (&NodeName, &polder_ipam::view::Known<_>)| {
         let record: &polder_ipam::record::NodeRecord = &known.record;
         NodeStatus {
             name: name.clone(),

@@ -4,7 +4,8 @@
 //! own blocks are decided by that node alone, and kept in its ledger. So an address can be handed out while the
 //! store is away, and still never twice.
 //!
-//! What decides is pure: [`pool`], [`claim`] and [`allocator`] know no clock, no randomness and no input or output.
+//! What decides is pure: [`pool`], [`view`], [`peers`], [`claim`] and [`allocator`] know no clock, no randomness and no
+//! input or output.
 //! What acts stands beside it: [`store`] speaks to etcd or to a file, [`ledger`] to SQLite; [`node`] puts the
 //! allocator and the ledger together.
 
@@ -15,9 +16,11 @@ pub mod key;
 pub mod ledger;
 pub mod moment;
 pub mod node;
+pub mod peers;
 pub mod pool;
 pub mod record;
 pub mod store;
+pub mod view;
 
 pub use cidr::Cidr;
 pub use moment::Moment;

@@ -14,6 +14,9 @@ use crate::key::Key;
 use crate::pool::{Pool, PoolState, default_block_length};
 use crate::{Block, Cidr};
 
+/// From what every IPv4 host takes (RFC 791, section 3.1) to the largest that an interface takes.
+pub const MTU_RANGE: std::ops::RangeInclusive<u32> = 576..=65535;
+
 /// A record that is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("record {key} is refused: {reason}")]

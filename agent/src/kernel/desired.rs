@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use polder_api::{Family, IfName, Mac, NodeName};
 use polder_ipam::ledger::{Held, Kind};
-use polder_ipam::record::{AttachMode, Backend, ClusterRecord};
+use polder_ipam::record::{AttachMode, Backend, ClusterRecord, MTU_RANGE};
 use polder_ipam::{Block, Cidr};
 use polder_netlink::link::{Port, Vxlan};
 use polder_netlink::route::Lookup;
@@ -15,9 +15,8 @@ use super::features::Features;
 use super::ruleset::{self, Members};
 use super::state::{Desired, Device, OwnKind, OwnLink, PodLink, State, Target, Way};
 use super::sysctl;
-use crate::config::MTU_RANGE;
-use crate::peers::Peer;
 use crate::underlay::Underlay;
+use polder_ipam::peers::Peer;
 
 /// What a tunnel adds to a packet: outer IP header, UDP, VXLAN and the inner Ethernet header.
 const fn overhead(underlay: Family) -> u32 {

@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use super::{Registrar, grounds};
 use crate::machine::{MachineError, now, random_name};
-use crate::view::{Known, Source, View};
+use polder_ipam::view::{Known, Source, View};
 
 /// Attempts at a block before whoever needs it is told: each fails only because somebody else got one.
 const ATTEMPTS: usize = 50;

@@ -17,8 +17,8 @@ use super::*;
 use crate::kernel::desired::{Inputs, desired};
 use crate::kernel::features::Features;
 use crate::kernel::state::PodLink;
-use crate::peers::Peer;
 use crate::underlay::{Underlay, Uplink};
+use polder_ipam::peers::Peer;
 
 /// A node's view of its cluster, in the small.
 #[derive(Debug, Clone)]

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::key::Key;
+use crate::pool::PoolState;
+use crate::record::{BlockRecord, ClusterRecord, NodeRecord, Record, decode};
+use crate::store::{Change, Contents, Entry, Update};
+use crate::{Block, Pool};
 use polder_api::{Family, NodeName, PoolName};
-use polder_ipam::key::Key;
-use polder_ipam::pool::PoolState;
-use polder_ipam::record::{BlockRecord, ClusterRecord, NodeRecord, Record, decode};
-use polder_ipam::store::{Change, Contents, Entry, Update};
-use polder_ipam::{Block, Pool};
 
 /// A record as of the revision that last changed it.
 #[derive(Debug, Clone, PartialEq, Eq)]

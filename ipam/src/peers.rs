@@ -8,12 +8,12 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::Block;
+use crate::key::Key;
+use crate::record::{BlockRecord, NodeRecord};
 use polder_api::{Family, NodeName};
-use polder_ipam::Block;
-use polder_ipam::key::Key;
-use polder_ipam::record::{BlockRecord, NodeRecord};
 
-use crate::config::MTU_RANGE;
+use crate::record::MTU_RANGE;
 use crate::view::{Known, View};
 
 /// Another node, with the blocks that are its own.
@@ -227,8 +227,8 @@ fn check_block(view: &View, nodes: &Nodes<'_>, block: Block, claim: &BlockRecord
 
 #[cfg(test)]
 mod tests {
-    use polder_ipam::record::{Incarnation, Nonce, PoolRecord, encode};
-    use polder_ipam::store::{Contents, Entry, Update};
+    use crate::record::{Incarnation, Nonce, PoolRecord, encode};
+    use crate::store::{Contents, Entry, Update};
 
     use super::*;
 
