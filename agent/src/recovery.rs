@@ -37,6 +37,7 @@ pub fn recover(ipam: &mut NodeIpam, kernel: &mut Kernel) -> anyhow::Result<()> {
             netns: String::new(),
             pod: None,
             leaving: false,
+            gateways: Vec::new(),
         };
         info!(attachment = %held.attachment, addresses = ?held.addresses, "restored from the kernel");
         ipam.restore(held).with_context(|| format!("restore {}", pod.name))?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use polder_ipam::claim::{Claim, Grounds};
 use polder_ipam::key::Key;
-use polder_ipam::ledger::{Identity, LedgerError, OwnedBlock};
+use polder_ipam::ledger::{Identity, LedgerError, OwnedBlock, Standing};
 use polder_ipam::record::{
     BlockRecord, ClusterId, ClusterRecord, Incarnation, NodeRecord, PoolRecord, encode,
 };
@@ -187,7 +187,12 @@ impl Registrar {
             Some(node) => node.record.incarnation.clone(),
             None => Incarnation(random_name()?),
         };
-        let identity = Identity { node: me.clone(), incarnation, cluster: cluster.id.clone() };
+        let identity = Identity {
+            node: me.clone(),
+            incarnation,
+            cluster: cluster.id.clone(),
+            standing: Standing::Member,
+        };
         let write = identity.clone();
         self.agent.ipam.run(move |ipam| ipam.identify(&write)).await?;
         Ok(identity)
@@ -299,7 +304,7 @@ impl Registrar {
         let Some(pool) = view.pools.get(&claim.pool) else { return Ok(()) };
         let (pool, owned) = (
             (*pool.record).clone(),
-            OwnedBlock { block, pool: claim.pool.clone(), nonce: claim.nonce.clone() },
+            OwnedBlock { block, pool: claim.pool.clone(), nonce: claim.nonce.clone(), leaving: false },
         );
         self.agent.ipam.run(move |ipam| ipam.add_block(owned, &pool)).await
     }

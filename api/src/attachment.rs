@@ -86,7 +86,7 @@ pub fn tombstones(socket: &Path) -> PathBuf {
 }
 
 /// The pod behind an attachment, as the runtime names it. For people and tools, never for a decision.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pod {
     /// Kubernetes namespace.

@@ -1,56 +1,20 @@
-//! The node's own durable record of its blocks, attachments and addresses, in SQLite.
+//! The node's own durable record of its blocks, attachments and addresses: what it says, and how it is changed.
 //!
-//! A committed write survives the death of the process (WAL, `synchronous=NORMAL`). A power cut may take the last
-//! ones with it; it takes the pods, too, and every attachment belongs to a boot. That no address is recorded twice
-//! is the database's word, not ours: it is a primary key.
+//! Every change is all or nothing. On a node the ledger is a file ([`sqlite`]); where many nodes are played through,
+//! it is plain data ([`memory`]).
+
+pub mod memory;
+pub mod sqlite;
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use polder_api::{Attachment, Mac, Pod, PoolName};
-use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
-use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params};
 
 use crate::moment::Moment;
 use crate::pool::Block;
 use crate::record::{ClusterId, Incarnation, Nonce};
-
-/// The layouts of the tables, each as the step from the one before: a ledger of any earlier release is read.
-const LAYOUTS: &[&str] = &[
-    "
--- Exactly one row: whose ledger this is.
-CREATE TABLE identity (
-    one INTEGER PRIMARY KEY CHECK (one = 1),
-    node TEXT NOT NULL, incarnation TEXT NOT NULL, cluster TEXT NOT NULL
-) STRICT;
--- Exactly one row: the boot to which attachments and moments belong.
-CREATE TABLE boot (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL) STRICT;
-CREATE TABLE blocks (block TEXT PRIMARY KEY, pool TEXT NOT NULL, nonce TEXT NOT NULL) STRICT;
-CREATE TABLE attachments (
-    id INTEGER PRIMARY KEY,
-    attachment TEXT NOT NULL UNIQUE,
-    netns TEXT NOT NULL, mac TEXT NOT NULL, mtu INTEGER NOT NULL,
-    pod_namespace TEXT, pod_name TEXT, pod_uid TEXT,
-    leaving INTEGER NOT NULL DEFAULT 0
-) STRICT;
--- An address is an attachment's, or the node's own (a gateway), or freed at a moment and resting.
-CREATE TABLE addresses (
-    address TEXT PRIMARY KEY,
-    attachment INTEGER REFERENCES attachments (id),
-    gateway INTEGER NOT NULL DEFAULT 0,
-    freed_ms INTEGER,
-    CHECK ((attachment IS NOT NULL) + gateway + (freed_ms IS NOT NULL) = 1)
-) STRICT;
-CREATE INDEX addresses_of_attachment ON addresses (attachment);
--- What was before we changed it, for the day when everything is put back.
-CREATE TABLE sysctls (path TEXT PRIMARY KEY, previous TEXT NOT NULL) STRICT;
-",
-    "
-ALTER TABLE attachments ADD COLUMN kind TEXT NOT NULL DEFAULT 'pod';
-ALTER TABLE attachments ADD COLUMN since_ms INTEGER NOT NULL DEFAULT 0;
-",
-];
 
 /// The ledger cannot be used, or a write did not happen.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +44,7 @@ pub enum LedgerError {
 }
 
 /// Whose ledger it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Identity {
     /// The name under which the node registered.
     pub node: polder_api::NodeName,
@@ -88,10 +52,21 @@ pub struct Identity {
     pub incarnation: Incarnation,
     /// In which cluster.
     pub cluster: ClusterId,
+    /// Whether it is still in it.
+    pub standing: Standing,
+}
+
+/// Whether a node belongs to its cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Standing {
+    /// It does.
+    Member,
+    /// It was removed: nothing that it had is its own any more.
+    Removed,
 }
 
 /// A block that the node owns.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct OwnedBlock {
     /// The block.
     pub block: Block,
@@ -99,6 +74,8 @@ pub struct OwnedBlock {
     pub pool: PoolName,
     /// That of the claim.
     pub nonce: Nonce,
+    /// Whether it is being given back: nothing goes out of it any more.
+    pub leaving: bool,
 }
 
 /// What an attachment is made of.
@@ -133,7 +110,7 @@ impl FromStr for Kind {
 }
 
 /// An attachment with its addresses.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Held {
     /// Which one.
     pub attachment: Attachment,
@@ -141,7 +118,7 @@ pub struct Held {
     pub kind: Kind,
     /// When it was added.
     pub since: Moment,
-    /// Its addresses, IPv4 first. Those in none of the node's blocks come from another IPAM plugin.
+    /// Its addresses, IPv4 first. Those in none of the node's blocks are reserved, or come from another IPAM plugin.
     pub addresses: Vec<IpAddr>,
     /// The MAC address of the pod's end.
     pub mac: Mac,
@@ -153,293 +130,61 @@ pub struct Held {
     pub pod: Option<Pod>,
     /// Whether it is being taken away: it holds its addresses until its interface is gone.
     pub leaving: bool,
+    /// The gateways that it was made with, where they are not the node's any more.
+    pub gateways: Vec<IpAddr>,
 }
 
-/// The open ledger.
-#[derive(Debug)]
-pub struct Ledger {
-    database: Connection,
-}
-
-impl Ledger {
-    /// Opens the ledger, or makes an empty one.
-    pub fn open(path: &Path) -> Result<Self, LedgerError> {
-        Ok(Self { database: open_database(path, LAYOUTS)? })
-    }
-
+/// What is kept. After an error nothing has changed.
+pub trait Ledger {
     /// Whose ledger it is, if the node has ever registered.
-    pub fn identity(&self) -> Result<Option<Identity>, LedgerError> {
-        let found = self.rows("SELECT node, incarnation, cluster FROM identity", |row| {
-            let (Text(node), incarnation, cluster) = (row.get(0)?, row.get(1)?, row.get(2)?);
-            Ok(Identity { node, incarnation: Incarnation(incarnation), cluster: ClusterId(cluster) })
-        })?;
-        Ok(found.into_iter().next())
-    }
+    fn identity(&self) -> Result<Option<Identity>, LedgerError>;
 
     /// Writes down whose ledger it is.
-    pub fn identify(&mut self, identity: &Identity) -> Result<(), LedgerError> {
-        self.database.execute(
-            "INSERT OR REPLACE INTO identity (one, node, incarnation, cluster) VALUES (1, ?1, ?2, ?3)",
-            params![identity.node.as_str(), identity.incarnation.0, identity.cluster.0],
-        )?;
-        Ok(())
-    }
+    fn identify(&mut self, identity: &Identity) -> Result<(), LedgerError>;
 
     /// Says which boot it is. After another one every attachment is void, for its interface and its namespace are
     /// gone: its addresses rest as if freed when this boot began. Returns the attachments that became void.
-    pub fn enter_boot(&mut self, id: &str) -> Result<Vec<Held>, LedgerError> {
-        let known: Option<String> = self.rows("SELECT id FROM boot", |row| row.get(0))?.into_iter().next();
-        if known.as_deref() == Some(id) {
-            return Ok(Vec::new());
-        }
-        let (void, blocks) = (self.attachments()?, self.blocks()?);
-        let transaction = self.transaction()?;
-        transaction.execute("INSERT OR REPLACE INTO boot (one, id) VALUES (1, ?1)", params![id])?;
-        for held in &void {
-            end(&transaction, &held.attachment, &blocks, Moment::BOOT)?;
-        }
-        transaction.execute(
-            "UPDATE addresses SET freed_ms = ?1 WHERE freed_ms IS NOT NULL",
-            params![millis(Moment::BOOT)],
-        )?;
-        transaction.commit()?;
-        Ok(void)
-    }
+    fn enter_boot(&mut self, id: &str) -> Result<Vec<Held>, LedgerError>;
 
     /// The blocks that the node owns.
-    pub fn blocks(&self) -> Result<Vec<OwnedBlock>, LedgerError> {
-        self.rows("SELECT block, pool, nonce FROM blocks ORDER BY rowid", |row| {
-            let (Text(cidr), Text(pool)) = (row.get(0)?, row.get(1)?);
-            Ok(OwnedBlock { block: Block::new(cidr), pool, nonce: Nonce(row.get(2)?) })
-        })
-    }
+    fn blocks(&self) -> Result<Vec<OwnedBlock>, LedgerError>;
 
     /// Adds a block that the node owns.
-    pub fn add_block(&mut self, owned: &OwnedBlock) -> Result<(), LedgerError> {
-        self.database.execute(
-            "INSERT OR REPLACE INTO blocks (block, pool, nonce) VALUES (?1, ?2, ?3)",
-            params![owned.block.to_string(), owned.pool.as_str(), owned.nonce.0],
-        )?;
-        Ok(())
-    }
+    fn add_block(&mut self, owned: &OwnedBlock) -> Result<(), LedgerError>;
+
+    /// Notes that the block is being given back.
+    fn mark_block_leaving(&mut self, block: Block) -> Result<(), LedgerError>;
+
+    /// Removes a block that the node does not own any more, and what rests in it. Fails where an address of it is used.
+    fn remove_block(&mut self, block: Block) -> Result<(), LedgerError>;
 
     /// The node's own addresses, IPv4 first.
-    pub fn gateways(&self) -> Result<Vec<IpAddr>, LedgerError> {
-        let mut gateways =
-            self.rows("SELECT address FROM addresses WHERE gateway = 1", |row| row.get(0).map(Text::value))?;
-        gateways.sort();
-        Ok(gateways)
-    }
+    fn gateways(&self) -> Result<Vec<IpAddr>, LedgerError>;
 
     /// Allocates an address to the node itself. An address that rested is used again.
-    pub fn add_gateway(&mut self, address: IpAddr) -> Result<(), LedgerError> {
-        let transaction = self.transaction()?;
-        end_rest(&transaction, address)?;
-        transaction.execute(
-            "INSERT INTO addresses (address, gateway) VALUES (?1, 1)",
-            params![address.to_string()],
-        )?;
-        Ok(transaction.commit()?)
-    }
+    fn add_gateway(&mut self, address: IpAddr) -> Result<(), LedgerError>;
+
+    /// Puts the node's own address `old` to rest and allocates `new` in its place. The attachments that there are keep the
+    /// gateways that they were made with.
+    fn replace_gateway(&mut self, old: IpAddr, new: IpAddr, freed: Moment) -> Result<(), LedgerError>;
 
     /// The addresses that were freed, and when. Those of past boots were freed when this one began.
-    pub fn resting(&self) -> Result<Vec<(IpAddr, Moment)>, LedgerError> {
-        self.rows("SELECT address, freed_ms FROM addresses WHERE freed_ms IS NOT NULL", |row| {
-            Ok((row.get(0).map(Text::value)?, moment(row.get(1)?)))
-        })
-    }
+    fn resting(&self) -> Result<Vec<(IpAddr, Moment)>, LedgerError>;
 
     /// All attachments.
-    pub fn attachments(&self) -> Result<Vec<Held>, LedgerError> {
-        let mut addresses: Vec<(i64, IpAddr)> = self
-            .rows("SELECT attachment, address FROM addresses WHERE attachment IS NOT NULL", |row| {
-                Ok((row.get(0)?, row.get(1).map(Text::value)?))
-            })?;
-        addresses.sort();
-        let select = "SELECT id, attachment, netns, mac, mtu, pod_namespace, pod_name, pod_uid, leaving,
-                      kind, since_ms FROM attachments";
-        self.rows(select, |row| {
-            let id: i64 = row.get(0)?;
-            let (Text(attachment), Text(mac), Text(kind)) = (row.get(1)?, row.get(3)?, row.get(9)?);
-            let first = addresses.partition_point(|(owner, _)| *owner < id);
-            let own = addresses[first..].iter().take_while(|(owner, _)| *owner == id);
-            let pod: (Option<String>, Option<String>) = (row.get(5)?, row.get(6)?);
-            let uid = row.get(7)?;
-            Ok(Held {
-                attachment,
-                kind,
-                since: moment(row.get(10)?),
-                addresses: own.map(|(_, address)| *address).collect(),
-                mac,
-                mtu: row.get(4)?,
-                netns: row.get(2)?,
-                pod: match pod {
-                    (Some(namespace), Some(name)) => Some(Pod { namespace, name, uid }),
-                    _ => None,
-                },
-                leaving: row.get(8)?,
-            })
-        })
-    }
+    fn attachments(&self) -> Result<Vec<Held>, LedgerError>;
 
     /// Adds an attachment with its addresses. Fails, and changes nothing, where the attachment is there already or
     /// one of the addresses is in use.
-    pub fn add_attachment(&mut self, held: &Held) -> Result<(), LedgerError> {
-        let pod = held.pod.as_ref();
-        let transaction = self.transaction()?;
-        transaction.execute(
-            "INSERT INTO attachments
-             (attachment, netns, mac, mtu, pod_namespace, pod_name, pod_uid, kind, since_ms)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-            params![
-                held.attachment.to_string(),
-                held.netns,
-                held.mac.to_string(),
-                held.mtu,
-                pod.map(|pod| &pod.namespace),
-                pod.map(|pod| &pod.name),
-                pod.and_then(|pod| pod.uid.as_ref()),
-                held.kind.as_str(),
-                millis(held.since),
-            ],
-        )?;
-        let id = transaction.last_insert_rowid();
-        for address in &held.addresses {
-            end_rest(&transaction, *address)?;
-            transaction.execute(
-                "INSERT INTO addresses (address, attachment) VALUES (?1, ?2)",
-                params![address.to_string(), id],
-            )?;
-        }
-        Ok(transaction.commit()?)
-    }
+    fn add_attachment(&mut self, held: &Held) -> Result<(), LedgerError>;
 
     /// Notes that the attachment is being taken away.
-    pub fn mark_leaving(&mut self, attachment: &Attachment) -> Result<(), LedgerError> {
-        self.database.execute(
-            "UPDATE attachments SET leaving = 1 WHERE attachment = ?1",
-            params![attachment.to_string()],
-        )?;
-        Ok(())
-    }
+    fn mark_leaving(&mut self, attachment: &Attachment) -> Result<(), LedgerError>;
 
     /// Removes the attachment; its addresses rest from `freed` on, those that are not the node's are forgotten.
     /// Succeeds where there is none.
-    pub fn remove_attachment(&mut self, attachment: &Attachment, freed: Moment) -> Result<(), LedgerError> {
-        let blocks = self.blocks()?;
-        let transaction = self.transaction()?;
-        end(&transaction, attachment, &blocks, freed)?;
-        Ok(transaction.commit()?)
-    }
+    fn remove_attachment(&mut self, attachment: &Attachment, freed: Moment) -> Result<(), LedgerError>;
 
     /// Notes what a kernel setting was before it was changed, unless that is noted already.
-    pub fn keep_sysctl(&mut self, path: &str, previous: &str) -> Result<(), LedgerError> {
-        self.database.execute(
-            "INSERT OR IGNORE INTO sysctls (path, previous) VALUES (?1, ?2)",
-            params![path, previous],
-        )?;
-        Ok(())
-    }
-
-    fn transaction(&mut self) -> Result<Transaction<'_>, rusqlite::Error> {
-        self.database.transaction_with_behavior(TransactionBehavior::Immediate)
-    }
-
-    fn rows<T>(
-        &self,
-        select: &str,
-        read: impl FnMut(&Row<'_>) -> Result<T, rusqlite::Error>,
-    ) -> Result<Vec<T>, LedgerError> {
-        let mut statement = self.database.prepare_cached(select)?;
-        let rows = statement.query_map([], read)?.collect::<Result<_, _>>()?;
-        Ok(rows)
-    }
+    fn keep_sysctl(&mut self, path: &str, previous: &str) -> Result<(), LedgerError>;
 }
-
-/// Ends an attachment: the addresses in one of these blocks rest, others are forgotten.
-fn end(
-    transaction: &Transaction<'_>,
-    attachment: &Attachment,
-    blocks: &[OwnedBlock],
-    freed: Moment,
-) -> Result<(), rusqlite::Error> {
-    let of_attachment = "attachment = (SELECT id FROM attachments WHERE attachment = ?1)";
-    let key = attachment.to_string();
-    let mut select =
-        transaction.prepare_cached(&format!("SELECT address FROM addresses WHERE {of_attachment}"))?;
-    let addresses: Vec<IpAddr> =
-        select.query_map(params![key], |row| row.get(0).map(Text::value))?.collect::<Result<_, _>>()?;
-    for address in
-        addresses.iter().filter(|address| !blocks.iter().any(|own| own.block.cidr().has(**address)))
-    {
-        transaction.execute("DELETE FROM addresses WHERE address = ?1", params![address.to_string()])?;
-    }
-    transaction.execute(
-        &format!("UPDATE addresses SET attachment = NULL, freed_ms = ?2 WHERE {of_attachment}"),
-        params![key, millis(freed)],
-    )?;
-    transaction.execute("DELETE FROM attachments WHERE attachment = ?1", params![key])?;
-    Ok(())
-}
-
-/// Forgets that an address rested, because it goes out again. One that is in use stays.
-fn end_rest(transaction: &Transaction<'_>, address: IpAddr) -> Result<(), rusqlite::Error> {
-    let delete = "DELETE FROM addresses WHERE address = ?1 AND freed_ms IS NOT NULL";
-    transaction.execute(delete, params![address.to_string()]).map(|_| ())
-}
-
-fn millis(moment: Moment) -> i64 {
-    i64::try_from(moment.millis()).unwrap_or(i64::MAX)
-}
-
-fn moment(millis: i64) -> Moment {
-    Moment::from_millis(u64::try_from(millis).unwrap_or_default())
-}
-
-/// A column of text that is read as something else.
-struct Text<T>(T);
-
-impl<T> Text<T> {
-    fn value(self) -> T {
-        self.0
-    }
-}
-
-impl<T: FromStr<Err: std::error::Error + Send + Sync + 'static>> FromSql for Text<T> {
-    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
-        value.as_str()?.parse().map(Text).map_err(|error| FromSqlError::Other(Box::new(error)))
-    }
-}
-
-/// Opens a SQLite file of ours, and brings it to the last of these layouts.
-pub(crate) fn open_database(path: &Path, layouts: &[&str]) -> Result<Connection, LedgerError> {
-    let open = || {
-        let mut database = Connection::open(path)?;
-        database.busy_timeout(std::time::Duration::from_secs(5))?;
-        database.pragma_update(None, "journal_mode", "WAL")?;
-        database.pragma_update(None, "synchronous", "NORMAL")?;
-        database.pragma_update(None, "foreign_keys", true)?;
-        let found: u32 = database.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        let found = found as usize;
-        let missing = layouts.get(found..).unwrap_or_default();
-        if !missing.is_empty() {
-            let transaction = database.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            missing.iter().try_for_each(|step| transaction.execute_batch(step))?;
-            transaction.pragma_update(
-                None,
-                "user_version",
-                u32::try_from(layouts.len()).unwrap_or(u32::MAX),
-            )?;
-            transaction.commit()?;
-        }
-        Ok((database, found))
-    };
-    match open() {
-        Ok((database, found)) if found <= layouts.len() => Ok(database),
-        Ok((_, found)) => Err(LedgerError::Layout { path: path.to_owned(), found, known: layouts.len() }),
-        Err(source) => Err(LedgerError::Open { path: path.to_owned(), source }),
-    }
-}
-
-#[cfg(test)]
-mod tests;

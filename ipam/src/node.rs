@@ -8,14 +8,15 @@ use std::time::Duration;
 use polder_api::{Attachment, Family, Mac, Pod, PoolName};
 
 use crate::allocator::{Allocator, Counts, Refused, Rest};
+use crate::ledger::sqlite::Sqlite;
 use crate::ledger::{Held, Identity, Kind, Ledger, LedgerError, OwnedBlock};
 use crate::moment::Moment;
 use crate::pool::{Block, Pool, PoolState};
 
 /// The addresses of one node.
-#[derive(Debug)]
-pub struct NodeIpam {
-    ledger: Ledger,
+#[derive(Debug, Clone)]
+pub struct NodeIpam<L = Sqlite> {
+    ledger: L,
     allocator: Allocator,
     blocks: Vec<OwnedBlock>,
     gateways: Vec<IpAddr>,
@@ -97,9 +98,15 @@ pub enum AllocateError {
 }
 
 impl NodeIpam {
-    /// Opens the ledger for this boot. Returns the attachments of another boot, which are void now.
+    /// Opens the ledger on disk for this boot. Returns the attachments of another boot, which are void now.
     pub fn open(path: &Path, boot_id: &str, rest: Duration) -> Result<(Self, Vec<Held>), LedgerError> {
-        let mut ledger = Ledger::open(path)?;
+        Self::with(Sqlite::open(path)?, boot_id, rest)
+    }
+}
+
+impl<L: Ledger> NodeIpam<L> {
+    /// Goes by that ledger in this boot. Returns the attachments of another boot, which are void now.
+    pub fn with(mut ledger: L, boot_id: &str, rest: Duration) -> Result<(Self, Vec<Held>), LedgerError> {
         let void = ledger.enter_boot(boot_id)?;
         let dormant = ledger.blocks()?;
         let attachments = ledger.attachments()?;
@@ -270,6 +277,7 @@ impl NodeIpam {
             netns: wish.netns,
             pod: wish.pod,
             leaving: false,
+            gateways: Vec::new(),
         };
         self.ledger.add_attachment(&held)?;
         for address in &held.addresses {

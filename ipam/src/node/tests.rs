@@ -18,7 +18,12 @@ fn open(folder: &tempfile::TempDir, boot: &str) -> (NodeIpam, Vec<Held>) {
 fn node(folder: &tempfile::TempDir) -> NodeIpam {
     let (mut node, _) = open(folder, "boot-1");
     let pool = pool("10.0.0.0/24", 29);
-    let owned = OwnedBlock { block: pool.block(0), pool: pool.name.clone(), nonce: Nonce("x".into()) };
+    let owned = OwnedBlock {
+        block: pool.block(0),
+        pool: pool.name.clone(),
+        nonce: Nonce("x".into()),
+        leaving: false,
+    };
     node.add_block(owned, &pool).unwrap();
     assert!(node.take_gateways(NOW).unwrap());
     node
@@ -194,7 +199,12 @@ fn every_block_has_a_gateway_of_its_own_that_no_pod_gets() {
     let folder = tempfile::tempdir().unwrap();
     let mut node = node(&folder);
     let pool = pool("10.0.0.0/24", 29);
-    let owned = OwnedBlock { block: pool.block(1), pool: pool.name.clone(), nonce: Nonce("y".into()) };
+    let owned = OwnedBlock {
+        block: pool.block(1),
+        pool: pool.name.clone(),
+        nonce: Nonce("y".into()),
+        leaving: false,
+    };
     node.add_block(owned, &pool).unwrap();
     let gateway =
         |node: &NodeIpam, address: &str| node.neighbourhood(address.parse().unwrap()).unwrap().1.to_string();

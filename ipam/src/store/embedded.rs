@@ -8,7 +8,8 @@ use tokio::sync::{broadcast, mpsc};
 
 use super::{Change, Compare, Contents, Entry, Outcome, Range, StoreError, Txn, Update, Write};
 use crate::key::Key;
-use crate::ledger::{LedgerError, open_database};
+use crate::ledger::LedgerError;
+use crate::ledger::sqlite::open_database;
 
 /// Changes that a follower may be behind before it has to read everything again.
 const CHANGES_KEPT: usize = 256;

@@ -83,6 +83,7 @@ fn pod(number: u8) -> Held {
         netns: String::new(),
         pod: None,
         leaving: false,
+        gateways: Vec::new(),
     }
 }
 

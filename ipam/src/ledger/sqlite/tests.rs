@@ -1,10 +1,11 @@
 //! The ledger on disk.
 
 use super::*;
+use crate::ledger::Kind;
 
-fn ledger() -> (tempfile::TempDir, Ledger) {
+fn ledger() -> (tempfile::TempDir, Sqlite) {
     let folder = tempfile::tempdir().unwrap();
-    let mut ledger = Ledger::open(&folder.path().join("ledger.db")).unwrap();
+    let mut ledger = Sqlite::open(&folder.path().join("ledger.db")).unwrap();
     ledger.enter_boot("boot-1").unwrap();
     (folder, ledger)
 }
@@ -12,7 +13,7 @@ fn ledger() -> (tempfile::TempDir, Ledger) {
 /// The block that has all addresses of these tests but one.
 fn owned() -> OwnedBlock {
     let block = Block::new("10.0.0.0/26".parse().unwrap());
-    OwnedBlock { block, pool: "p".parse().unwrap(), nonce: Nonce("x".into()) }
+    OwnedBlock { block, pool: "p".parse().unwrap(), nonce: Nonce("x".into()), leaving: false }
 }
 
 fn held(container: &str, addresses: &[&str]) -> Held {
@@ -26,6 +27,7 @@ fn held(container: &str, addresses: &[&str]) -> Held {
         netns: format!("/run/netns/{container}"),
         pod: Some(Pod { namespace: "default".into(), name: container.into(), uid: None }),
         leaving: false,
+        gateways: Vec::new(),
     }
 }
 
@@ -36,6 +38,7 @@ fn everything_is_there_after_opening_again() {
         node: "n1".parse().unwrap(),
         incarnation: Incarnation("i".into()),
         cluster: ClusterId("c".into()),
+        standing: Standing::Member,
     };
     let owned = owned();
     let (one, two) = (held("one", &["10.0.0.2", "fd00::2"]), held("two", &["10.0.0.3"]));
@@ -47,7 +50,7 @@ fn everything_is_there_after_opening_again() {
     ledger.mark_leaving(&two.attachment).unwrap();
     drop(ledger);
 
-    let ledger = Ledger::open(&folder.path().join("ledger.db")).unwrap();
+    let ledger = Sqlite::open(&folder.path().join("ledger.db")).unwrap();
     assert_eq!(ledger.identity().unwrap(), Some(identity));
     assert_eq!(ledger.blocks().unwrap(), [owned]);
     assert_eq!(ledger.gateways().unwrap(), ["10.0.0.1".parse::<IpAddr>().unwrap()]);
@@ -107,15 +110,18 @@ fn another_boot_voids_all_attachments_and_their_addresses_rest_from_its_beginnin
 #[test]
 fn a_ledger_of_a_later_release_is_not_touched() {
     let (folder, ledger) = ledger();
-    ledger.database.pragma_update(None, "user_version", 3).unwrap();
+    ledger.database.pragma_update(None, "user_version", u32::try_from(LAYOUTS.len()).unwrap() + 1).unwrap();
     drop(ledger);
-    let error = Ledger::open(&folder.path().join("ledger.db")).unwrap_err().to_string();
-    assert!(error.contains("layout 3") && error.contains("ledger.db"), "{error}");
+    let error = Sqlite::open(&folder.path().join("ledger.db")).unwrap_err().to_string();
+    assert!(
+        error.contains(&format!("layout {}", LAYOUTS.len() + 1)) && error.contains("ledger.db"),
+        "{error}"
+    );
 }
 
 #[test]
 fn a_folder_that_cannot_be_written_is_named() {
-    let error = Ledger::open(Path::new("/proc/nowhere/ledger.db")).unwrap_err().to_string();
+    let error = Sqlite::open(Path::new("/proc/nowhere/ledger.db")).unwrap_err().to_string();
     assert!(error.contains("/proc/nowhere/ledger.db"), "{error}");
 }
 
@@ -131,7 +137,7 @@ fn the_first_layout_is_read_and_brought_up_to_date() {
     )
     .unwrap();
     drop(old);
-    let ledger = Ledger::open(&path).unwrap();
+    let ledger = Sqlite::open(&path).unwrap();
     let [held] = &ledger.attachments().unwrap()[..] else { panic!("one attachment was there") };
     assert_eq!((held.kind, held.addresses.len()), (Kind::Pod, 1));
 }
@@ -144,4 +150,37 @@ fn an_address_of_another_ipam_plugin_does_not_rest_here() {
     ledger.add_attachment(&one).unwrap();
     ledger.remove_attachment(&one.attachment, Moment::BOOT).unwrap();
     assert_eq!(ledger.resting().unwrap(), [("10.0.0.2".parse().unwrap(), Moment::BOOT)]);
+}
+
+#[test]
+fn a_block_goes_only_when_nothing_of_it_is_used_and_what_rested_in_it_goes_with_it() {
+    let (_folder, mut ledger) = ledger();
+    ledger.add_block(&owned()).unwrap();
+    let one = held("one", &["10.0.0.2"]);
+    ledger.add_attachment(&one).unwrap();
+    ledger.mark_block_leaving(owned().block).unwrap();
+    let error = ledger.remove_block(owned().block).unwrap_err();
+    assert!(format!("{error:?}").contains("10.0.0.2 of block 10.0.0.0/26 is in use"), "{error:?}");
+    assert_eq!(ledger.blocks().unwrap(), [OwnedBlock { leaving: true, ..owned() }]);
+    ledger.remove_attachment(&one.attachment, Moment::from_millis(5)).unwrap();
+    ledger.remove_block(owned().block).unwrap();
+    assert_eq!((ledger.blocks().unwrap().len(), ledger.resting().unwrap().len()), (0, 0));
+}
+
+#[test]
+fn an_attachment_keeps_the_gateways_that_it_was_made_with() {
+    let (_folder, mut ledger) = ledger();
+    let [first, second, third] = ["10.0.0.1", "10.0.1.1", "10.0.2.1"].map(|address| address.parse().unwrap());
+    ledger.add_gateway(first).unwrap();
+    ledger.add_attachment(&held("one", &["10.0.0.2"])).unwrap();
+    ledger.replace_gateway(first, second, Moment::from_millis(5)).unwrap();
+    ledger.add_attachment(&held("two", &["10.0.0.3"])).unwrap();
+    ledger.replace_gateway(second, third, Moment::from_millis(6)).unwrap();
+    let made_with: Vec<_> = ledger.attachments().unwrap().into_iter().map(|held| held.gateways).collect();
+    assert_eq!(made_with, [vec![first], vec![second]]);
+    assert_eq!(ledger.gateways().unwrap(), [third]);
+    assert_eq!(
+        ledger.resting().unwrap(),
+        [(first, Moment::from_millis(5)), (second, Moment::from_millis(6))]
+    );
 }

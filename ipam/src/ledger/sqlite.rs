@@ -1,0 +1,405 @@
+//! The ledger on disk, in SQLite.
+//!
+//! A committed write survives the death of the process (WAL, `synchronous=NORMAL`). A power cut may take the last
+//! ones with it; it takes the pods, too, and every attachment belongs to a boot. That no address is recorded twice
+//! is the database's word, not ours: it is a primary key.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::str::FromStr;
+
+use polder_api::{Attachment, Pod};
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
+use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params};
+
+use super::{Held, Identity, Ledger, LedgerError, OwnedBlock, Standing};
+use crate::moment::Moment;
+use crate::pool::Block;
+use crate::record::{ClusterId, Incarnation, Nonce};
+
+/// The layouts of the tables, each as the step from the one before: a ledger of any earlier release is read.
+const LAYOUTS: &[&str] = &[
+    "
+-- Exactly one row: whose ledger this is.
+CREATE TABLE identity (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    node TEXT NOT NULL, incarnation TEXT NOT NULL, cluster TEXT NOT NULL
+) STRICT;
+-- Exactly one row: the boot to which attachments and moments belong.
+CREATE TABLE boot (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL) STRICT;
+CREATE TABLE blocks (block TEXT PRIMARY KEY, pool TEXT NOT NULL, nonce TEXT NOT NULL) STRICT;
+CREATE TABLE attachments (
+    id INTEGER PRIMARY KEY,
+    attachment TEXT NOT NULL UNIQUE,
+    netns TEXT NOT NULL, mac TEXT NOT NULL, mtu INTEGER NOT NULL,
+    pod_namespace TEXT, pod_name TEXT, pod_uid TEXT,
+    leaving INTEGER NOT NULL DEFAULT 0
+) STRICT;
+-- An address is an attachment's, or the node's own (a gateway), or freed at a moment and resting.
+CREATE TABLE addresses (
+    address TEXT PRIMARY KEY,
+    attachment INTEGER REFERENCES attachments (id),
+    gateway INTEGER NOT NULL DEFAULT 0,
+    freed_ms INTEGER,
+    CHECK ((attachment IS NOT NULL) + gateway + (freed_ms IS NOT NULL) = 1)
+) STRICT;
+CREATE INDEX addresses_of_attachment ON addresses (attachment);
+-- What was before we changed it, for the day when everything is put back.
+CREATE TABLE sysctls (path TEXT PRIMARY KEY, previous TEXT NOT NULL) STRICT;
+",
+    "
+ALTER TABLE attachments ADD COLUMN kind TEXT NOT NULL DEFAULT 'pod';
+ALTER TABLE attachments ADD COLUMN since_ms INTEGER NOT NULL DEFAULT 0;
+",
+    "
+-- Whether the node was removed from its cluster.
+ALTER TABLE identity ADD COLUMN removed INTEGER NOT NULL DEFAULT 0;
+-- Whether the block is being given back.
+ALTER TABLE blocks ADD COLUMN leaving INTEGER NOT NULL DEFAULT 0;
+-- The gateways that the attachment was made with, where they are not the node's any more; separated by spaces.
+ALTER TABLE attachments ADD COLUMN gateways TEXT NOT NULL DEFAULT '';
+",
+];
+
+/// The open ledger.
+#[derive(Debug)]
+pub struct Sqlite {
+    database: Connection,
+}
+
+impl Sqlite {
+    /// Opens the ledger, or makes an empty one.
+    pub fn open(path: &Path) -> Result<Self, LedgerError> {
+        Ok(Self { database: open_database(path, LAYOUTS)? })
+    }
+
+    fn transaction(&mut self) -> Result<Transaction<'_>, rusqlite::Error> {
+        self.database.transaction_with_behavior(TransactionBehavior::Immediate)
+    }
+
+    fn rows<T>(
+        &self,
+        select: &str,
+        read: impl FnMut(&Row<'_>) -> Result<T, rusqlite::Error>,
+    ) -> Result<Vec<T>, LedgerError> {
+        let mut statement = self.database.prepare_cached(select)?;
+        let rows = statement.query_map([], read)?.collect::<Result<_, _>>()?;
+        Ok(rows)
+    }
+}
+
+impl Ledger for Sqlite {
+    fn identity(&self) -> Result<Option<Identity>, LedgerError> {
+        let found = self.rows("SELECT node, incarnation, cluster, removed FROM identity", |row| {
+            let (Text(node), incarnation, cluster) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            let standing = if row.get(3)? { Standing::Removed } else { Standing::Member };
+            Ok(Identity {
+                node,
+                incarnation: Incarnation(incarnation),
+                cluster: ClusterId(cluster),
+                standing,
+            })
+        })?;
+        Ok(found.into_iter().next())
+    }
+
+    fn identify(&mut self, identity: &Identity) -> Result<(), LedgerError> {
+        self.database.execute(
+            "INSERT OR REPLACE INTO identity (one, node, incarnation, cluster, removed) VALUES (1, ?1, ?2, ?3, ?4)",
+            params![
+                identity.node.as_str(),
+                identity.incarnation.0,
+                identity.cluster.0,
+                identity.standing == Standing::Removed
+            ],
+        )?;
+        Ok(())
+    }
+
+    fn enter_boot(&mut self, id: &str) -> Result<Vec<Held>, LedgerError> {
+        let known: Option<String> = self.rows("SELECT id FROM boot", |row| row.get(0))?.into_iter().next();
+        if known.as_deref() == Some(id) {
+            return Ok(Vec::new());
+        }
+        let (void, blocks) = (self.attachments()?, self.blocks()?);
+        let transaction = self.transaction()?;
+        transaction.execute("INSERT OR REPLACE INTO boot (one, id) VALUES (1, ?1)", params![id])?;
+        for held in &void {
+            end(&transaction, &held.attachment, &blocks, Moment::BOOT)?;
+        }
+        transaction.execute(
+            "UPDATE addresses SET freed_ms = ?1 WHERE freed_ms IS NOT NULL",
+            params![millis(Moment::BOOT)],
+        )?;
+        transaction.commit()?;
+        Ok(void)
+    }
+
+    fn blocks(&self) -> Result<Vec<OwnedBlock>, LedgerError> {
+        self.rows("SELECT block, pool, nonce, leaving FROM blocks ORDER BY rowid", |row| {
+            let (Text(cidr), Text(pool)) = (row.get(0)?, row.get(1)?);
+            Ok(OwnedBlock { block: Block::new(cidr), pool, nonce: Nonce(row.get(2)?), leaving: row.get(3)? })
+        })
+    }
+
+    fn add_block(&mut self, owned: &OwnedBlock) -> Result<(), LedgerError> {
+        self.database.execute(
+            "INSERT OR REPLACE INTO blocks (block, pool, nonce, leaving) VALUES (?1, ?2, ?3, ?4)",
+            params![owned.block.to_string(), owned.pool.as_str(), owned.nonce.0, owned.leaving],
+        )?;
+        Ok(())
+    }
+
+    fn mark_block_leaving(&mut self, block: Block) -> Result<(), LedgerError> {
+        let update = "UPDATE blocks SET leaving = 1 WHERE block = ?1";
+        self.database.execute(update, params![block.to_string()])?;
+        Ok(())
+    }
+
+    fn remove_block(&mut self, block: Block) -> Result<(), LedgerError> {
+        let transaction = self.transaction()?;
+        let inside = |address: &IpAddr| block.cidr().has(*address);
+        let addresses: Vec<IpAddr> = {
+            let mut select = transaction.prepare_cached("SELECT address FROM addresses")?;
+            let all = select.query_map([], |row| row.get(0).map(Text::value))?;
+            all.collect::<Result<Vec<IpAddr>, _>>()?.into_iter().filter(inside).collect()
+        };
+        for address in addresses {
+            end_rest(&transaction, address)?;
+            let left = "SELECT count(*) FROM addresses WHERE address = ?1";
+            if transaction.query_one(left, params![address.to_string()], |row| row.get::<_, i64>(0))? > 0 {
+                return Err(constraint(format!("{address} of block {block} is in use")).into());
+            }
+        }
+        transaction.execute("DELETE FROM blocks WHERE block = ?1", params![block.to_string()])?;
+        Ok(transaction.commit()?)
+    }
+
+    fn gateways(&self) -> Result<Vec<IpAddr>, LedgerError> {
+        let mut gateways =
+            self.rows("SELECT address FROM addresses WHERE gateway = 1", |row| row.get(0).map(Text::value))?;
+        gateways.sort();
+        Ok(gateways)
+    }
+
+    fn add_gateway(&mut self, address: IpAddr) -> Result<(), LedgerError> {
+        let transaction = self.transaction()?;
+        end_rest(&transaction, address)?;
+        transaction.execute(
+            "INSERT INTO addresses (address, gateway) VALUES (?1, 1)",
+            params![address.to_string()],
+        )?;
+        Ok(transaction.commit()?)
+    }
+
+    fn replace_gateway(&mut self, old: IpAddr, new: IpAddr, freed: Moment) -> Result<(), LedgerError> {
+        let gateways = self.gateways()?.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        let transaction = self.transaction()?;
+        transaction.execute("UPDATE attachments SET gateways = ?1 WHERE gateways = ''", params![gateways])?;
+        transaction.execute(
+            "UPDATE addresses SET gateway = 0, freed_ms = ?2 WHERE address = ?1 AND gateway = 1",
+            params![old.to_string(), millis(freed)],
+        )?;
+        end_rest(&transaction, new)?;
+        transaction
+            .execute("INSERT INTO addresses (address, gateway) VALUES (?1, 1)", params![new.to_string()])?;
+        Ok(transaction.commit()?)
+    }
+
+    fn resting(&self) -> Result<Vec<(IpAddr, Moment)>, LedgerError> {
+        self.rows("SELECT address, freed_ms FROM addresses WHERE freed_ms IS NOT NULL", |row| {
+            Ok((row.get(0).map(Text::value)?, moment(row.get(1)?)))
+        })
+    }
+
+    fn attachments(&self) -> Result<Vec<Held>, LedgerError> {
+        let mut addresses: Vec<(i64, IpAddr)> = self
+            .rows("SELECT attachment, address FROM addresses WHERE attachment IS NOT NULL", |row| {
+                Ok((row.get(0)?, row.get(1).map(Text::value)?))
+            })?;
+        addresses.sort();
+        let select = "SELECT id, attachment, netns, mac, mtu, pod_namespace, pod_name, pod_uid, leaving,
+                      kind, since_ms, gateways FROM attachments";
+        self.rows(select, |row| {
+            let id: i64 = row.get(0)?;
+            let (Text(attachment), Text(mac), Text(kind)) = (row.get(1)?, row.get(3)?, row.get(9)?);
+            let first = addresses.partition_point(|(owner, _)| *owner < id);
+            let own = addresses[first..].iter().take_while(|(owner, _)| *owner == id);
+            let pod: (Option<String>, Option<String>) = (row.get(5)?, row.get(6)?);
+            let uid = row.get(7)?;
+            Ok(Held {
+                attachment,
+                kind,
+                since: moment(row.get(10)?),
+                addresses: own.map(|(_, address)| *address).collect(),
+                mac,
+                mtu: row.get(4)?,
+                netns: row.get(2)?,
+                pod: match pod {
+                    (Some(namespace), Some(name)) => Some(Pod { namespace, name, uid }),
+                    _ => None,
+                },
+                leaving: row.get(8)?,
+                gateways: row.get::<_, Spaced>(11)?.0,
+            })
+        })
+    }
+
+    fn add_attachment(&mut self, held: &Held) -> Result<(), LedgerError> {
+        let pod = held.pod.as_ref();
+        let transaction = self.transaction()?;
+        transaction.execute(
+            "INSERT INTO attachments
+             (attachment, netns, mac, mtu, pod_namespace, pod_name, pod_uid, kind, since_ms, gateways)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+            params![
+                held.attachment.to_string(),
+                held.netns,
+                held.mac.to_string(),
+                held.mtu,
+                pod.map(|pod| &pod.namespace),
+                pod.map(|pod| &pod.name),
+                pod.and_then(|pod| pod.uid.as_ref()),
+                held.kind.as_str(),
+                millis(held.since),
+                held.gateways.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+            ],
+        )?;
+        let id = transaction.last_insert_rowid();
+        for address in &held.addresses {
+            end_rest(&transaction, *address)?;
+            transaction.execute(
+                "INSERT INTO addresses (address, attachment) VALUES (?1, ?2)",
+                params![address.to_string(), id],
+            )?;
+        }
+        Ok(transaction.commit()?)
+    }
+
+    fn mark_leaving(&mut self, attachment: &Attachment) -> Result<(), LedgerError> {
+        self.database.execute(
+            "UPDATE attachments SET leaving = 1 WHERE attachment = ?1",
+            params![attachment.to_string()],
+        )?;
+        Ok(())
+    }
+
+    fn remove_attachment(&mut self, attachment: &Attachment, freed: Moment) -> Result<(), LedgerError> {
+        let blocks = self.blocks()?;
+        let transaction = self.transaction()?;
+        end(&transaction, attachment, &blocks, freed)?;
+        Ok(transaction.commit()?)
+    }
+
+    fn keep_sysctl(&mut self, path: &str, previous: &str) -> Result<(), LedgerError> {
+        self.database.execute(
+            "INSERT OR IGNORE INTO sysctls (path, previous) VALUES (?1, ?2)",
+            params![path, previous],
+        )?;
+        Ok(())
+    }
+}
+
+/// Ends an attachment: the addresses in one of these blocks rest, others are forgotten.
+fn end(
+    transaction: &Transaction<'_>,
+    attachment: &Attachment,
+    blocks: &[OwnedBlock],
+    freed: Moment,
+) -> Result<(), rusqlite::Error> {
+    let of_attachment = "attachment = (SELECT id FROM attachments WHERE attachment = ?1)";
+    let key = attachment.to_string();
+    let mut select =
+        transaction.prepare_cached(&format!("SELECT address FROM addresses WHERE {of_attachment}"))?;
+    let addresses: Vec<IpAddr> =
+        select.query_map(params![key], |row| row.get(0).map(Text::value))?.collect::<Result<_, _>>()?;
+    for address in
+        addresses.iter().filter(|address| !blocks.iter().any(|own| own.block.cidr().has(**address)))
+    {
+        transaction.execute("DELETE FROM addresses WHERE address = ?1", params![address.to_string()])?;
+    }
+    transaction.execute(
+        &format!("UPDATE addresses SET attachment = NULL, freed_ms = ?2 WHERE {of_attachment}"),
+        params![key, millis(freed)],
+    )?;
+    transaction.execute("DELETE FROM attachments WHERE attachment = ?1", params![key])?;
+    Ok(())
+}
+
+/// Forgets that an address rested, because it goes out again. One that is in use stays.
+fn end_rest(transaction: &Transaction<'_>, address: IpAddr) -> Result<(), rusqlite::Error> {
+    let delete = "DELETE FROM addresses WHERE address = ?1 AND freed_ms IS NOT NULL";
+    transaction.execute(delete, params![address.to_string()]).map(|_| ())
+}
+
+/// What SQLite says where a rule of the tables is broken.
+pub(super) fn constraint(what: String) -> rusqlite::Error {
+    let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CONSTRAINT);
+    rusqlite::Error::SqliteFailure(code, Some(what))
+}
+
+fn millis(moment: Moment) -> i64 {
+    i64::try_from(moment.millis()).unwrap_or(i64::MAX)
+}
+
+fn moment(millis: i64) -> Moment {
+    Moment::from_millis(u64::try_from(millis).unwrap_or_default())
+}
+
+/// A column of text that is read as something else.
+struct Text<T>(T);
+
+impl<T> Text<T> {
+    fn value(self) -> T {
+        self.0
+    }
+}
+
+/// A column of addresses that are separated by spaces.
+struct Spaced(Vec<IpAddr>);
+
+impl FromSql for Spaced {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let parse = |text: &str| text.parse().map_err(|error| FromSqlError::Other(Box::new(error)));
+        value.as_str()?.split_whitespace().map(parse).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl<T: FromStr<Err: std::error::Error + Send + Sync + 'static>> FromSql for Text<T> {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        value.as_str()?.parse().map(Text).map_err(|error| FromSqlError::Other(Box::new(error)))
+    }
+}
+
+/// Opens a SQLite file of ours, and brings it to the last of these layouts.
+pub(crate) fn open_database(path: &Path, layouts: &[&str]) -> Result<Connection, LedgerError> {
+    let open = || {
+        let mut database = Connection::open(path)?;
+        database.busy_timeout(std::time::Duration::from_secs(5))?;
+        database.pragma_update(None, "journal_mode", "WAL")?;
+        database.pragma_update(None, "synchronous", "NORMAL")?;
+        database.pragma_update(None, "foreign_keys", true)?;
+        let found: u32 = database.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        let found = found as usize;
+        let missing = layouts.get(found..).unwrap_or_default();
+        if !missing.is_empty() {
+            let transaction = database.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            missing.iter().try_for_each(|step| transaction.execute_batch(step))?;
+            transaction.pragma_update(
+                None,
+                "user_version",
+                u32::try_from(layouts.len()).unwrap_or(u32::MAX),
+            )?;
+            transaction.commit()?;
+        }
+        Ok((database, found))
+    };
+    match open() {
+        Ok((database, found)) if found <= layouts.len() => Ok(database),
+        Ok((_, found)) => Err(LedgerError::Layout { path: path.to_owned(), found, known: layouts.len() }),
+        Err(source) => Err(LedgerError::Open { path: path.to_owned(), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests;
