@@ -61,8 +61,10 @@ pub struct Agent {
     pub claims: mpsc::Sender<ClaimRequest>,
     /// Rings when something that is not ours changed in the kernel.
     pub underlay_changed: Notify,
-    /// Rings when an attachment came or went.
+    /// Rings when an attachment came or went: for the publisher.
     pub attachments_changed: Notify,
+    /// Rings when one went: for the registrar, who may have something to give back.
+    pub holdings_changed: Notify,
 }
 
 /// Runs the agent until it is told to stop. What it has made in the kernel stays when it is gone.
@@ -101,6 +103,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         claims,
         underlay_changed: Notify::new(),
         attachments_changed: Notify::new(),
+        holdings_changed: Notify::new(),
         config,
     });
     let api = server::bind(&agent.config.socket)?;

@@ -7,6 +7,7 @@ use polder_api::message::{AddRequest, AddressSource, Refusal, RefusalKind};
 use polder_api::{Family, PoolName};
 use polder_ipam::Pool;
 use polder_ipam::allocator::{Counts, Refused, Rest};
+use polder_ipam::claim::{LOW_WATER, Wanted};
 use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::node::{AllocateError, Source, Wish};
 use tokio::sync::oneshot;
@@ -14,7 +15,7 @@ use tokio::time::timeout;
 
 use crate::agent::Agent;
 use crate::machine::now;
-use crate::registrar::{ClaimError, ClaimRequest, LOW_WATER, Wanted};
+use crate::registrar::{ClaimError, ClaimRequest};
 use crate::service::{ledger_failed, refuse};
 use polder_ipam::view::View;
 
@@ -115,7 +116,12 @@ fn source(agent: &Agent, view: &View, source: &AddressSource) -> Result<Source, 
                     return refuse(RefusalKind::Invalid, format!("{address} is not in {pools}"));
                 }
             }
-            Ok(Source::Blocks { families, pool: pool.clone(), requested: addresses.clone() })
+            Ok(Source::Blocks {
+                families,
+                pool: pool.clone(),
+                requested: addresses.clone(),
+                reserved: Vec::new(),
+            })
         }
         AddressSource::Delegated(addresses) => {
             let gateways = agent.board.holdings().gateways.clone();

@@ -49,6 +49,18 @@ pub enum Registration {
     Registered,
     /// Somebody else is who this node says it is: it must not serve.
     Conflict(String),
+    /// The node was removed from the cluster: it must not serve.
+    Removed(String),
+}
+
+impl Registration {
+    /// Why the node must not serve, if it must not.
+    pub fn forbids(&self) -> Option<&str> {
+        match self {
+            Self::Conflict(reason) | Self::Removed(reason) => Some(reason),
+            Self::Waiting(_) | Self::Registered => None,
+        }
+    }
 }
 
 /// Whether a pass came to its end.
@@ -124,8 +136,8 @@ impl Board {
     /// Why an ADD would not be served. Empty if it would.
     pub fn obstacles(&self) -> Vec<String> {
         let view = self.view();
-        if let Registration::Conflict(reason) = &*self.registration.borrow() {
-            return vec![reason.clone()];
+        if let Some(reason) = self.registration.borrow().forbids() {
+            return vec![reason.to_owned()];
         }
         let holdings = self.holdings();
         if view.cluster.is_none() || holdings.identity.is_none() {

@@ -9,7 +9,7 @@ use clap::Parser;
 use polder_api::{DEFAULT_SOCKET, Family, NodeName, PoolName};
 use polder_ipam::Cidr;
 use polder_ipam::allocator::{SHORTEST_REST, USUAL_REST};
-use polder_ipam::pool::{Pool, PoolState, default_block_length};
+use polder_ipam::pool::{Labels, Pool, PoolState, default_block_length};
 use polder_ipam::record::{AttachMode, Backend, MTU_RANGE, Masquerade, VxlanSettings};
 use polder_ipam::store::etcd::EtcdConfig;
 use serde::Deserialize;
@@ -74,6 +74,8 @@ pub struct Config {
     pub grace: Duration,
     /// Time between two passes over the kernel's state that nothing else asked for.
     pub resync: Duration,
+    /// What pools may choose the node by.
+    pub labels: Labels,
     /// What the cluster is to be, if it is not yet.
     pub bootstrap: Option<Bootstrap>,
 }
@@ -162,6 +164,7 @@ struct File {
     etcd: EtcdFile,
     underlay: UnderlayConfig,
     ipam: IpamFile,
+    labels: Labels,
     bootstrap: Option<BootstrapFile>,
 }
 
@@ -256,6 +259,7 @@ impl Config {
             cooldown,
             grace: Duration::from_secs(grace),
             resync: Duration::from_secs(resync),
+            labels: file.labels,
             bootstrap: file.bootstrap.map(bootstrap).transpose()?,
         })
     }

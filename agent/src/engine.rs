@@ -17,7 +17,7 @@ use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use crate::agent::Agent;
-use crate::board::{Made, Pass, Registration};
+use crate::board::{Made, Pass};
 use crate::config::StoreConfig;
 use crate::conflist;
 use crate::kernel::desired::{Inputs, Path, desired, pod_mtu};
@@ -150,9 +150,9 @@ impl Engine {
         self.look_for(&believed.peers, anew).await;
         // Until the registrar has made sure that this node is who it says it is, the kernel is left alone.
         let holdings = self.agent.board.holdings();
-        let conflict = matches!(*self.agent.board.registration.borrow(), Registration::Conflict(_));
+        let forbidden = self.agent.board.registration.borrow().forbids().is_some();
         let (Some(cluster), Ok(underlay), Some(_), false) =
-            (&view.cluster, self.agent.board.underlay(), &holdings.identity, conflict)
+            (&view.cluster, self.agent.board.underlay(), &holdings.identity, forbidden)
         else {
             return;
         };

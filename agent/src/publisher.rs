@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_ipam::key::Key;
-use polder_ipam::record::{AddressRecord, encode};
+use polder_ipam::record::{AddressRecord, Alive, encode};
 use polder_ipam::store::{Compare, LARGEST_TXN, Outcome, StoreError, Txn, Write};
 use tokio::time::sleep;
 use tracing::debug;
@@ -20,7 +20,7 @@ const BATCH: Duration = Duration::from_millis(100);
 const RETRY: Duration = Duration::from_secs(5);
 
 /// A node whose agent has not been heard for this long is not alive. Nothing is ever freed for that.
-const ALIVE_SECONDS: i64 = 30;
+const ALIVE_SECONDS: i64 = 10;
 
 /// Runs for ever. Keeps the lease of a living node, too. Begins anew whenever the node's own record was written: the
 /// store may have lost more than that.
@@ -34,7 +34,8 @@ pub async fn run(agent: Arc<Agent>) {
         };
         let revision = own_revision(&agent, &known);
         let alive = Key::Alive(agent.config.node.clone());
-        let work = async { tokio::join!(agent.store.hold(&alive, ALIVE_SECONDS), publish(&agent)) };
+        let sign = encode(&Alive { boot_id: agent.machine.boot_id.clone() });
+        let work = async { tokio::join!(agent.store.hold(&alive, sign, ALIVE_SECONDS), publish(&agent)) };
         tokio::select! {
             _ = work => {}
             // Cancel-safe: what was begun is read back by the next round.

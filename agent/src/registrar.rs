@@ -1,22 +1,25 @@
-//! Keeps the node known to the cluster: its record, the claims of its blocks, and the first settings of a cluster
-//! that has none.
+//! Carries out what the node's steward decides ([`polder_ipam::steward`]): keeps the node known to the cluster, its
+//! blocks claimed, and makes the first settings of a cluster that has none.
 //!
 //! Everything here is a transaction that rests on the records that led to it. What fails is looked at again when
 //! the records change, and now and then.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use polder_ipam::claim::{Claim, Grounds};
+use polder_api::{Attachment, Family};
+use polder_ipam::Pool;
+use polder_ipam::claim::Wanted;
 use polder_ipam::key::Key;
 use polder_ipam::ledger::{Identity, LedgerError, OwnedBlock, Standing};
-use polder_ipam::record::{
-    BlockRecord, ClusterId, ClusterRecord, Incarnation, NodeRecord, PoolRecord, encode,
-};
-use polder_ipam::store::{Compare, Outcome, StoreError, Txn, Write};
-use polder_ipam::{Block, Pool};
+use polder_ipam::record::{Alive, ClusterId, ClusterRecord, PoolRecord, encode};
+use polder_ipam::removal::Quarantine;
+use polder_ipam::steward::{self, Double, Facts, Presence, Purpose, Step};
+use polder_ipam::store::{Compare, Outcome, Range, StoreError, Txn, Write};
+use polder_ipam::view::{Settings, Source, View};
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use crate::agent::Agent;
@@ -24,10 +27,9 @@ use crate::board::{Holdings, Registration};
 use crate::config::Bootstrap;
 use crate::kernel::desired::{pod_mtu, vtep_mac};
 use crate::machine::{MachineError, now, random_name};
-use polder_ipam::peers::believe;
-use polder_ipam::view::{Known, Settings, Source, View};
+use crate::service;
 
-pub use claims::{ClaimError, ClaimRequest, LOW_WATER, Wanted, could_claim};
+pub use claims::{ClaimError, ClaimRequest, could_claim};
 
 mod claims;
 
@@ -37,16 +39,19 @@ const RETRY: Duration = Duration::from_secs(5);
 /// How long the own view of the records may be behind what was just written.
 const CATCH_UP: Duration = Duration::from_secs(5);
 
-/// Why the node is not registered.
-#[derive(Debug)]
-enum Halt {
-    Waiting(String),
-    Conflict(String),
-}
+/// Steps in a row before others get a turn.
+const STEPS: usize = 64;
 
-impl<E: std::error::Error> From<E> for Halt {
+/// How long nothing is claimed after the store has lost records: their owners are putting them back.
+const CAUTION: Duration = Duration::from_secs(60);
+
+/// Why a step was not carried out: it is tried again.
+#[derive(Debug)]
+struct Waiting(String);
+
+impl<E: std::error::Error> From<E> for Waiting {
     fn from(error: E) -> Self {
-        Self::Waiting(error.to_string())
+        Self(error.to_string())
     }
 }
 
@@ -54,20 +59,19 @@ impl<E: std::error::Error> From<E> for Halt {
 pub async fn run(agent: Arc<Agent>, mut requests: mpsc::Receiver<ClaimRequest>) {
     let mut view = agent.board.view.subscribe();
     let mut underlay = agent.board.underlay.subscribe();
-    let registrar = Registrar { agent };
+    let quarantine = Quarantine::new(agent.config.cooldown);
+    let mut registrar =
+        Registrar { agent, quarantine, double: Double::Unasked, losses: 0, caution_until: None };
     loop {
         view.mark_unchanged();
         underlay.mark_unchanged();
-        let registration = match registrar.register().await {
-            Ok(()) => Registration::Registered,
-            Err(Halt::Waiting(reason)) => Registration::Waiting(reason),
-            Err(Halt::Conflict(reason)) => Registration::Conflict(reason),
-        };
+        let registration = registrar.round().await.unwrap_or_else(|Waiting(why)| Registration::Waiting(why));
         registrar.publish(registration);
         // Cancel-safe, all of them: what is not taken is seen the next time.
         tokio::select! {
             _ = view.changed() => {}
             _ = underlay.changed() => {}
+            () = registrar.agent.holdings_changed.notified() => {}
             request = requests.recv() => {
                 let Some(request) = request else { return };
                 registrar.serve(request).await;
@@ -82,47 +86,177 @@ pub async fn run(agent: Arc<Agent>, mut requests: mpsc::Receiver<ClaimRequest>) 
 
 struct Registrar {
     agent: Arc<Agent>,
+    /// The removed nodes whose blocks rest.
+    quarantine: Quarantine,
+    /// Whether somebody else lives under this node's name.
+    double: Double,
+    /// Losses of the store that are known.
+    losses: u64,
+    /// Until when nothing is claimed.
+    caution_until: Option<Instant>,
 }
 
 impl Registrar {
-    /// Brings everything about this node into the store, as far as it goes now.
-    async fn register(&self) -> Result<(), Halt> {
-        let view = self.agent.board.view();
-        if view.source == Source::Nowhere {
-            let reason = view.lost.clone().unwrap_or_else(|| "the records are being read".to_owned());
-            return Err(Halt::Waiting(reason));
+    /// Does what there is to do, step by step.
+    async fn round(&mut self) -> Result<Registration, Waiting> {
+        let mut unclaimable = BTreeMap::new();
+        self.double = Double::Unasked;
+        for _ in 0..STEPS {
+            let step = self.next_step(&unclaimable).await?;
+            match step {
+                Step::Settled => return Ok(Registration::Registered),
+                Step::Wait(reason) => return Ok(Registration::Waiting(reason)),
+                Step::Conflict(reason) => return Ok(Registration::Conflict(reason)),
+                Step::Removed(reason) => return Ok(Registration::Removed(reason)),
+                Step::Claim(Wanted::Any(family, pool)) => {
+                    if let Err(error) = self.claim(Wanted::Any(family, pool)).await {
+                        unclaimable.insert(family, error.to_string());
+                    }
+                }
+                step => self.carry_out(step).await?,
+            }
         }
-        let cluster = match &view.cluster {
-            Some(cluster) => Arc::clone(&cluster.record),
-            None => return self.bootstrap(&view).await,
-        };
-        self.learn_pools(&view).await?;
-        let identity = self.identify(&view, &cluster).await?;
-        self.announce_holdings(Some(&identity)).await;
-        if view.source == Source::Snapshot {
-            let store = self.agent.store.name();
-            return Err(Halt::Waiting(format!("{store} is away, going by what was written down")));
+        Err(Waiting("there is more to do".to_owned()))
+    }
+
+    async fn next_step(&mut self, unclaimable: &BTreeMap<Family, String>) -> Result<Step, Waiting> {
+        let agent = &self.agent;
+        let view = agent.board.view();
+        if view.losses != self.losses {
+            self.losses = view.losses;
+            self.caution_until = Some(Instant::now() + CAUTION);
         }
-        let view = self.write_node_record(view, &cluster, &identity).await?;
-        let reconciled = self.reconcile_blocks(&view, &identity).await;
-        self.announce_holdings(Some(&identity)).await;
-        reconciled?;
-        let claimed = self.first_blocks(&view).await;
-        if self.agent.ipam.run(|ipam| ipam.take_gateways(now())).await? {
-            self.announce_holdings(Some(&identity)).await;
-            self.write_node_record(self.agent.board.view(), &cluster, &identity).await?;
+        self.quarantine.observe(&view, now());
+        let pools: Vec<Pool> = view.pools.values().map(|pool| (*pool.record).clone()).collect();
+        let labels = agent.config.labels.clone();
+        let own = agent
+            .ipam
+            .run(move |ipam| ipam.learn_pools(&pools, &labels).and_then(|()| ipam.own(now())))
+            .await?;
+        self.announce(&own.identity, &own.blocks, &own.gateways);
+        Ok(steward::next(&Facts {
+            me: &agent.config.node,
+            machine_id: &agent.machine.machine_id,
+            boot_id: &agent.machine.boot_id,
+            labels: &agent.config.labels,
+            view: &view,
+            own: &own,
+            presence: &self.presence(&view),
+            double: self.double.clone(),
+            caution: self.is_cautious(),
+            quarantine: &self.quarantine,
+            unclaimable,
+            fresh: &random_name()?,
+            now: now(),
+        }))
+    }
+
+    fn is_cautious(&self) -> bool {
+        self.caution_until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// How this node is reached.
+    fn presence(&self, view: &View) -> Result<Presence, String> {
+        let (node, config) = (&self.agent.config.node, &self.agent.config);
+        let underlay = self.agent.board.underlay()?;
+        let Some(cluster) = &view.cluster else { return Err("the cluster has no settings yet".to_owned()) };
+        if view.own != underlay.addresses() {
+            return Err("the node's own addresses have just changed".to_owned());
         }
-        Ok(claimed?)
+        Ok(Presence {
+            underlay: underlay.addresses(),
+            vtep_mac: vtep_mac(&cluster.record, node),
+            mtu: pod_mtu(&underlay, cluster.record.backend, config.mtu).ok_or("the underlay has no MTU")?,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        })
+    }
+
+    async fn carry_out(&mut self, step: Step) -> Result<(), Waiting> {
+        let ipam = &self.agent.ipam;
+        match step {
+            Step::Bootstrap => self.bootstrap(&self.agent.board.view()).await?,
+            Step::Identify(identity) => {
+                if identity.standing == Standing::Removed {
+                    warn!(node = %identity.node, "this node was removed from the cluster");
+                }
+                ipam.run(move |ipam| ipam.identify(&identity)).await?;
+            }
+            Step::AskForDouble => self.double = self.ask_for_double().await?,
+            Step::CutOff => self.cut_off().await?,
+            Step::Commit(purpose, txn) => self.commit_step(purpose, &txn).await?,
+            Step::Own(owned) => {
+                info!(block = %owned.block, "taking over a block that the store says is ours");
+                self.add_block(owned).await?;
+            }
+            Step::Leave(block) => {
+                if ipam.run(move |ipam| ipam.leave(block, now())).await? {
+                    info!(%block, "giving back a block that is not needed");
+                }
+            }
+            Step::Disown(block) => ipam.run(move |ipam| ipam.disown(block)).await?,
+            Step::TakeGateways => drop(ipam.run(|ipam| ipam.take_gateways(now())).await?),
+            Step::MoveGateway(old) => {
+                info!(%old, "the node takes another address for its own");
+                ipam.run(move |ipam| ipam.move_gateway(old, now())).await?;
+            }
+            Step::Settled | Step::Wait(_) | Step::Conflict(_) | Step::Removed(_) | Step::Claim(_) => {}
+        }
+        Ok(())
+    }
+
+    async fn commit_step(&self, purpose: Purpose, txn: &Txn) -> Result<(), Waiting> {
+        match self.agent.store.commit(txn).await? {
+            Outcome::Applied { revision } => {
+                match purpose {
+                    Purpose::ClaimAgain(block) => {
+                        warn!(%block, "the claim of a block that this node uses was gone from the store");
+                    }
+                    Purpose::ReserveAgain(address) => {
+                        warn!(%address, "the reservation of an address that is in use here was gone from the store");
+                    }
+                    Purpose::ConfirmRemoval => info!("confirmed that the pods of this node are gone"),
+                    _ => info!(?purpose, "written"),
+                }
+                self.caught_up(revision).await?;
+                Ok(())
+            }
+            Outcome::Refused => Err(Waiting("the records have just changed".to_owned())),
+        }
+    }
+
+    /// Whether somebody holds the lease of this node's name who was booted as another.
+    async fn ask_for_double(&self) -> Result<Double, StoreError> {
+        let key = Key::Alive(self.agent.config.node.clone()).to_string();
+        let found = self.agent.store.range(&Range::single(key)).await?;
+        let alive =
+            found.entries.first().and_then(|entry| serde_json::from_slice::<Alive>(&entry.value).ok());
+        let other = alive.filter(|alive| alive.boot_id != self.agent.machine.boot_id);
+        Ok(other.map_or(Double::None, |alive| Double::Alive(alive.boot_id)))
+    }
+
+    /// Takes away all pods of this node, and forgets what it owned.
+    async fn cut_off(&self) -> Result<(), Waiting> {
+        let attachments: Vec<Attachment> = self
+            .agent
+            .ipam
+            .run(|ipam| ipam.attachments().map(|held| held.attachment.clone()).collect())
+            .await;
+        for attachment in attachments {
+            warn!(%attachment, "cutting it off: this node was removed");
+            service::del(&self.agent, &attachment).await.map_err(|refusal| Waiting(refusal.message))?;
+        }
+        self.agent.ipam.run(|ipam| ipam.forget_all()).await?;
+        Ok(())
     }
 
     /// Writes the settings of a cluster that has none: those that it had, if the store has lost them, or the first
     /// ones of the configuration.
-    async fn bootstrap(&self, view: &View) -> Result<(), Halt> {
+    async fn bootstrap(&self, view: &View) -> Result<(), Waiting> {
         if view.source != Source::Store {
-            return Err(Halt::Waiting("the cluster's settings are not known".to_owned()));
+            return Err(Waiting("the cluster's settings are not known".to_owned()));
         }
         if let Some(reason) = view.refused.get(&Key::Cluster.to_string()) {
-            return Err(Halt::Waiting(format!("record {} is refused: {reason}", Key::Cluster)));
+            return Err(Waiting(format!("record {} is refused: {reason}", Key::Cluster)));
         }
         let identity = self.agent.ipam.run(|ipam| ipam.identity()).await?;
         let is_ours =
@@ -135,7 +269,7 @@ impl Registrar {
             }
             (None, Some(bootstrap)) => (first_settings(bootstrap, identity)?, bootstrap.pools.clone()),
             (None, None) => {
-                return Err(Halt::Waiting(
+                return Err(Waiting(
                     "the cluster has no settings yet, and the configuration has no [bootstrap] to make them from"
                         .to_owned(),
                 ));
@@ -158,154 +292,15 @@ impl Registrar {
                 info!(id = %record.id, "made the cluster's settings");
                 self.caught_up(revision).await?;
             }
-            Outcome::Refused => info!("another node makes the cluster's settings"),
-        }
-        Err(Halt::Waiting("the cluster's settings are being made".to_owned()))
-    }
-
-    async fn learn_pools(&self, view: &View) -> Result<(), LedgerError> {
-        let pools: Vec<Pool> = view.pools.values().map(|pool| (*pool.record).clone()).collect();
-        self.agent.ipam.run(move |ipam| ipam.learn_pools(&pools)).await
-    }
-
-    /// Who this node is: what its ledger says, or what it now becomes.
-    async fn identify(&self, view: &View, cluster: &ClusterRecord) -> Result<Identity, Halt> {
-        let me = &self.agent.config.node;
-        let registered = view.nodes.get(me);
-        if let Some(other) = registered.filter(|node| node.record.machine_id != self.agent.machine.machine_id)
-        {
-            return Err(Halt::Conflict(format!(
-                "node {me} is registered by another machine (machine id {}): give this one another name with \
-                 --node, or remove the old node's record",
-                other.record.machine_id
-            )));
-        }
-        if let Some(identity) = self.agent.ipam.run(|ipam| ipam.identity()).await? {
-            return check_identity(identity, view, cluster, me, &self.agent.config.state_dir);
-        }
-        let incarnation = match registered {
-            Some(node) => node.record.incarnation.clone(),
-            None => Incarnation(random_name()?),
-        };
-        let identity = Identity {
-            node: me.clone(),
-            incarnation,
-            cluster: cluster.id.clone(),
-            standing: Standing::Member,
-        };
-        let write = identity.clone();
-        self.agent.ipam.run(move |ipam| ipam.identify(&write)).await?;
-        Ok(identity)
-    }
-
-    /// Writes the node's record if it is not as it should be. Returns a view in which it is.
-    async fn write_node_record(
-        &self,
-        view: Arc<View>,
-        cluster: &ClusterRecord,
-        identity: &Identity,
-    ) -> Result<Arc<View>, Halt> {
-        let underlay = self.agent.board.underlay().map_err(Halt::Waiting)?;
-        if view.own != underlay.addresses() {
-            return Err(Halt::Waiting("the node's own addresses have just changed".to_owned()));
-        }
-        let mtu = pod_mtu(&underlay, cluster.backend, self.agent.config.mtu);
-        let record = NodeRecord {
-            incarnation: identity.incarnation.clone(),
-            machine_id: self.agent.machine.machine_id.clone(),
-            boot_id: self.agent.machine.boot_id.clone(),
-            underlay: underlay.addresses(),
-            gateways: self.agent.ipam.run(|ipam| ipam.gateways().to_vec()).await,
-            vtep_mac: vtep_mac(cluster, &identity.node),
-            mtu: mtu.ok_or_else(|| Halt::Waiting("the underlay has no MTU".to_owned()))?,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-        };
-        let known = view.nodes.get(&identity.node);
-        if known.is_some_and(|known| *known.record == record) {
-            return Ok(view);
-        }
-        let key = Key::Node(identity.node.clone()).to_string();
-        let revision = known.map_or(0, |known| known.revision);
-        let txn = Txn {
-            compares: vec![Compare::Unchanged { key: key.clone(), revision }],
-            writes: vec![Write::Put { key, value: encode(&record) }],
-        };
-        match self.agent.store.commit(&txn).await? {
-            Outcome::Applied { revision } => {
-                info!(underlay = ?record.underlay, gateways = ?record.gateways, "registered");
-                Ok(self.caught_up(revision).await?)
-            }
-            Outcome::Refused => Err(Halt::Waiting("the node's record has just changed".to_owned())),
-        }
-    }
-
-    /// Takes over what the store says is ours, and puts back what the ledger says is.
-    async fn reconcile_blocks(&self, view: &View, identity: &Identity) -> Result<(), Halt> {
-        let owned = self.agent.ipam.run(|ipam| ipam.blocks().to_vec()).await;
-        let ours =
-            |claim: &BlockRecord| claim.node == identity.node && claim.incarnation == identity.incarnation;
-        for block in believe(view, &identity.node).own_blocks {
-            if !owned.iter().any(|owned| owned.block == block) {
-                // A claim whose outcome was never known, or one that the ledger has lost.
-                info!(%block, "taking over a block that the store says is ours");
-                self.add_block(view, block, &view.blocks[&block].record).await?;
-            }
-        }
-        let foreign = |owned: &OwnedBlock| {
-            let mut overlapping = view
-                .blocks
-                .iter()
-                .filter(|(block, known)| block.cidr().overlaps(owned.block.cidr()) && !ours(&known.record));
-            overlapping.next().map(|(block, known)| (owned.block, *block, known.record.node.clone()))
-        };
-        if let Some((own, block, node)) = owned.iter().find_map(foreign) {
-            return Err(Halt::Conflict(format!(
-                "block {own} of this node's ledger is claimed by node {node} as {block}: no address is handed out \
-                 before one of them gives it up"
-            )));
-        }
-        for lost in owned.iter().filter(|owned| !view.blocks.contains_key(&owned.block)) {
-            warn!(block = %lost.block, "the claim of a block that this node uses is gone from the store");
-            self.claim_again(view, identity, lost).await?;
+            Outcome::Refused => return Err(Waiting("another node makes the cluster's settings".to_owned())),
         }
         Ok(())
     }
 
-    async fn claim_again(&self, view: &View, identity: &Identity, lost: &OwnedBlock) -> Result<(), Halt> {
-        let (Some(node), Some(pool)) = (view.nodes.get(&identity.node), view.pools.get(&lost.pool)) else {
-            let reason = format!("pool {} of this node's block {} is gone", lost.pool, lost.block);
-            return Err(Halt::Waiting(reason));
-        };
-        let grounds = grounds(identity, node, pool);
-        let claim = Claim::new(&grounds, lost.block, lost.nonce.clone());
-        match self.agent.store.commit(&claim.txn).await? {
-            Outcome::Applied { revision } => {
-                self.caught_up(revision).await?;
-                Ok(())
-            }
-            Outcome::Refused => Err(Halt::Waiting("the records have just changed".to_owned())),
-        }
-    }
-
-    /// Claims the first block of each family that has none. The first failure is the result, but does not stop the
-    /// other family.
-    async fn first_blocks(&self, view: &View) -> Result<(), ClaimError> {
-        let mut outcome = Ok(());
-        for family in view.families() {
-            let blocks = self.agent.ipam.run(|ipam| ipam.blocks().to_vec()).await;
-            if !blocks.iter().any(|owned| owned.block.family() == family) {
-                outcome = outcome.and(self.claim(Wanted::Any(family, None)).await);
-            }
-        }
-        outcome
-    }
-
-    async fn add_block(&self, view: &View, block: Block, claim: &BlockRecord) -> Result<(), LedgerError> {
-        let Some(pool) = view.pools.get(&claim.pool) else { return Ok(()) };
-        let (pool, owned) = (
-            (*pool.record).clone(),
-            OwnedBlock { block, pool: claim.pool.clone(), nonce: claim.nonce.clone(), leaving: false },
-        );
+    async fn add_block(&self, owned: OwnedBlock) -> Result<(), LedgerError> {
+        let view = self.agent.board.view();
+        let Some(pool) = view.pools.get(&owned.pool) else { return Ok(()) };
+        let pool = (*pool.record).clone();
         self.agent.ipam.run(move |ipam| ipam.add_block(owned, &pool)).await
     }
 
@@ -322,10 +317,10 @@ impl Registrar {
         }
     }
 
-    async fn announce_holdings(&self, identity: Option<&Identity>) {
-        let (blocks, gateways) =
-            self.agent.ipam.run(|ipam| (ipam.blocks().to_vec(), ipam.gateways().to_vec())).await;
-        let holdings = Holdings { identity: identity.cloned(), blocks, gateways };
+    /// Tells the others what the node owns.
+    fn announce(&self, identity: &Option<Identity>, blocks: &[OwnedBlock], gateways: &[std::net::IpAddr]) {
+        let (identity, blocks) = (identity.clone(), blocks.to_vec());
+        let holdings = Holdings { identity, blocks, gateways: gateways.to_vec() };
         self.agent.board.holdings.send_if_modified(|known| {
             let changed = **known != holdings;
             if changed {
@@ -342,7 +337,9 @@ impl Registrar {
                 match &registration {
                     Registration::Registered => info!("this node is registered"),
                     Registration::Waiting(reason) => info!("waiting: {reason}"),
-                    Registration::Conflict(reason) => warn!("not serving: {reason}"),
+                    Registration::Conflict(reason) | Registration::Removed(reason) => {
+                        warn!("not serving: {reason}");
+                    }
                 }
                 *known = registration;
             }
@@ -364,47 +361,4 @@ fn first_settings(bootstrap: &Bootstrap, identity: Option<Identity>) -> Result<C
 
 fn put(key: &Key, value: Vec<u8>) -> Write {
     Write::Put { key: key.to_string(), value }
-}
-
-fn grounds<'a>(identity: &'a Identity, node: &Known<NodeRecord>, pool: &'a Known<Pool>) -> Grounds<'a> {
-    Grounds {
-        node: &identity.node,
-        incarnation: &identity.incarnation,
-        node_revision: node.revision,
-        pool: &pool.record,
-        pool_revision: pool.revision,
-    }
-}
-
-/// Whether the identity in the ledger is still the node's.
-fn check_identity(
-    identity: Identity,
-    view: &View,
-    cluster: &ClusterRecord,
-    me: &polder_api::NodeName,
-    state_dir: &std::path::Path,
-) -> Result<Identity, Halt> {
-    let folder = state_dir.display();
-    if identity.node != *me {
-        return Err(Halt::Conflict(format!(
-            "state_dir {folder} belongs to node {}, and this is {me}: start the agent under its old name, or drain \
-             the node and give it another folder",
-            identity.node
-        )));
-    }
-    if identity.cluster != cluster.id {
-        return Err(Halt::Conflict(format!(
-            "state_dir {folder} belongs to cluster {}, and the store holds cluster {}: point the agent at the right \
-             store, or drain the node and give it another folder",
-            identity.cluster, cluster.id
-        )));
-    }
-    match view.nodes.get(me) {
-        Some(node) if node.record.incarnation != identity.incarnation => Err(Halt::Conflict(format!(
-            "node {me} is registered as incarnation {}, and state_dir {folder} holds incarnation {}: it is older, or \
-             another machine's",
-            node.record.incarnation, identity.incarnation
-        ))),
-        _ => Ok(identity),
-    }
 }

@@ -161,7 +161,7 @@ fn wiring(agent: &Agent, cluster: &ClusterRecord, held: &Held) -> Wiring {
     let bridge = bridge_mac(&agent.config.node);
     let addresses = held.addresses.iter().filter_map(|address| {
         let same_family = |gateway: &&IpAddr| Family::of(**gateway) == Family::of(*address);
-        let gateway = *gateways.iter().find(same_family)?;
+        let gateway = *held.gateways.iter().chain(gateways).find(same_family)?;
         Some(PodAddress { address: *address, gateway })
     });
     Wiring {
@@ -226,6 +226,7 @@ pub async fn release(agent: &Agent, attachment: &Attachment) -> Result<(), Refus
     let key = attachment.clone();
     let freed = agent.ipam.run(move |ipam| ipam.release(&key, now())).await;
     agent.attachments_changed.notify_one();
+    agent.holdings_changed.notify_one();
     match freed {
         Ok(()) => info!(%attachment, addresses = ?held.addresses, "released"),
         Err(error) => {

@@ -94,6 +94,16 @@ impl Allocator {
         self.closed = pools;
     }
 
+    /// Whether nothing goes out of the pool.
+    pub fn is_closed(&self, pool: &PoolName) -> bool {
+        self.closed.contains(pool)
+    }
+
+    /// Removes a block.
+    pub fn remove(&mut self, block: Block) {
+        self.blocks.remove(&block);
+    }
+
     /// Adds a block of the pool, all of it never used. Adding one that is there changes nothing.
     pub fn add(&mut self, block: Block, pool: &Pool) {
         self.blocks.entry(block).or_insert_with(|| {

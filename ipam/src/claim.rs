@@ -3,13 +3,21 @@
 //! There are no locks and there is no pending state: either the claim is in the store or it is not. An attempt
 //! whose outcome is unknown is never repeated blindly. It is looked up, and its nonce says whose it is.
 
-use polder_api::NodeName;
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
+
+use polder_api::{Family, NodeName, PoolName};
 use sha2::{Digest, Sha256};
 
 use crate::key::Key;
-use crate::pool::{Block, Pool};
+use crate::pool::{Block, Labels, Pool};
 use crate::record::{BlockRecord, Incarnation, Nonce, encode};
-use crate::store::{Compare, Txn, Write};
+use crate::store::{Compare, Entry, Txn, Write};
+use crate::view::{Known, View};
+
+/// A node with fewer free addresses of a family than this claims the next block before it needs it; and it keeps twice as
+/// many when it gives a block back.
+pub const LOW_WATER: u64 = 16;
 
 /// What a claim rests on: records that must still be as they were when it takes effect.
 #[derive(Debug, Clone)]
@@ -63,6 +71,12 @@ impl Claim {
         let put = Write::Put { key: Key::Block(block).to_string(), value: encode(&record) };
         Self { block, record, txn: Txn { compares, writes: vec![put] } }
     }
+
+    /// Whether what was read back behind the block's key is this claim. Where the outcome of an attempt is not known,
+    /// a no is not final: it may still take effect, and is taken over when it is seen.
+    pub fn is_made(&self, found: Option<&Entry>) -> bool {
+        found.is_some_and(|entry| entry.value == encode(&self.record))
+    }
 }
 
 /// The larger ranges of the pool that `block` is in: there are no claims of that size, unless somebody made one by
@@ -86,6 +100,67 @@ pub fn candidates<'a>(
     (start..=last).chain(0..start).map(|index| pool.block(index)).filter(move |block| !is_taken(*block))
 }
 
+/// Which block is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// One of that family, and of that pool if one is named.
+    Any(Family, Option<PoolName>),
+    /// That one.
+    This(Block),
+}
+
+/// The block that node `me` with these labels should try next, and its pool; or why there is none. Pools that ask for
+/// labels come before those that are for all.
+pub fn next_block<'a>(
+    view: &'a View,
+    me: &NodeName,
+    labels: &Labels,
+    wanted: &Wanted,
+    lost: &BTreeSet<Block>,
+) -> Result<(&'a Known<Pool>, Block), String> {
+    let mut tried = Vec::new();
+    let mut pools: Vec<_> = view.pools.values().filter(|pool| pool.record.is_open_to(labels)).collect();
+    pools.sort_by_key(|pool| Reverse(pool.record.nodes.len()));
+    for pool in pools {
+        let name = &pool.record.name;
+        // Claims of another size are rare: pools that were cut anew, or what somebody wrote by hand.
+        let sized = |block: &&Block| block.cidr().length() != pool.record.block_length();
+        let odd: Vec<&Block> = view.blocks.keys().filter(sized).collect();
+        let is_taken = |block: Block| {
+            view.blocks.contains_key(&block)
+                || lost.contains(&block)
+                || odd.iter().any(|odd| odd.cidr().overlaps(block.cidr()))
+        };
+        let found = match wanted {
+            Wanted::Any(family, only) => {
+                if *family != pool.record.family() || only.as_ref().is_some_and(|only| only != name) {
+                    continue;
+                }
+                candidates(me, &pool.record, is_taken).next()
+            }
+            Wanted::This(block) if !pool.record.has_block(*block) => continue,
+            Wanted::This(block) => Some(*block).filter(|block| !is_taken(*block)),
+        };
+        if let Some(block) = found {
+            return Ok((pool, block));
+        }
+        tried.push(match wanted {
+            Wanted::This(block) => format!("block {block} is claimed"),
+            Wanted::Any(..) => {
+                let blocks = pool.record.last_block().saturating_add(1);
+                let cidr = pool.record.cidr();
+                format!("pool {name} ({cidr}) has no free block, all {blocks} are claimed")
+            }
+        });
+    }
+    Err(match (tried.is_empty(), wanted) {
+        (false, _) => tried.join("; "),
+        (true, Wanted::Any(family, Some(pool))) => format!("there is no active {family} pool {pool}"),
+        (true, Wanted::Any(family, None)) => format!("there is no active {family} pool"),
+        (true, Wanted::This(block)) => format!("there is no active pool with block {block}"),
+    })
+}
+
 /// A number that is the node's own in that pool, and the same at every start.
 fn place(node: &NodeName, pool: &Pool) -> u128 {
     let mut hash = Sha256::new();
@@ -98,8 +173,6 @@ fn place(node: &NodeName, pool: &Pool) -> u128 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
     use crate::pool::PoolState;
 

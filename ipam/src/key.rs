@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use polder_api::{Family, NodeName, PoolName};
 
+use crate::record::Incarnation;
 use crate::store::Range;
 use crate::{Block, Cidr};
 
@@ -27,6 +28,10 @@ pub enum Key {
     Address(NodeName, IpAddr),
     /// The lease of a living node.
     Alive(NodeName),
+    /// A node that was removed.
+    Fence(Incarnation),
+    /// An address that belongs to a workload by name.
+    Reservation(IpAddr),
 }
 
 /// A key that names no record.
@@ -35,7 +40,7 @@ pub enum Key {
 pub struct UnknownKey(String);
 
 impl Key {
-    /// All records that every agent follows: claims, settings, nodes, pools. Addresses and leases, which change with
+    /// All records that every agent follows: claims, settings, fences, nodes, pools, reservations. Addresses and leases, which change with
     /// every pod and every minute, sort before them and are left out.
     pub fn followed() -> Range {
         Range { start: format!("{PREFIX}b"), end: "/polder/v2".to_owned() }
@@ -54,6 +59,11 @@ impl Key {
     /// All pools.
     pub fn all_pools() -> Range {
         Range::prefix(format!("{PREFIX}pools/"))
+    }
+
+    /// All reservations.
+    pub fn all_reservations() -> Range {
+        Range::prefix(format!("{PREFIX}reservations/"))
     }
 
     /// The claims of all blocks that start inside `cidr`, whatever their size.
@@ -86,6 +96,8 @@ impl fmt::Display for Key {
             }
             Self::Address(node, ip) => write!(f, "{PREFIX}addresses/{node}/{ip}"),
             Self::Alive(node) => write!(f, "{PREFIX}alive/{node}"),
+            Self::Fence(incarnation) => write!(f, "{PREFIX}fences/{incarnation}"),
+            Self::Reservation(ip) => write!(f, "{PREFIX}reservations/{ip}"),
         }
     }
 }
@@ -105,6 +117,10 @@ fn parse(text: &str) -> Option<Key> {
         ["nodes", name] => Some(Key::Node(name.parse().ok()?)),
         ["addresses", node, ip] => Some(Key::Address(node.parse().ok()?, ip.parse().ok()?)),
         ["alive", node] => Some(Key::Alive(node.parse().ok()?)),
+        ["fences", incarnation] if !incarnation.is_empty() => {
+            Some(Key::Fence(Incarnation((*incarnation).to_owned())))
+        }
+        ["reservations", ip] => Some(Key::Reservation(ip.parse().ok()?)),
         ["blocks", block] => {
             let (family, rest) = block.split_once('-')?;
             let (hex, length) = rest.split_once('-')?;

@@ -185,6 +185,9 @@ pub trait Ledger {
     /// Succeeds where there is none.
     fn remove_attachment(&mut self, attachment: &Attachment, freed: Moment) -> Result<(), LedgerError>;
 
+    /// Removes all blocks, the node's own addresses and all that rests. Fails where there is an attachment.
+    fn clear(&mut self) -> Result<(), LedgerError>;
+
     /// Notes what a kernel setting was before it was changed, unless that is noted already.
     fn keep_sysctl(&mut self, path: &str, previous: &str) -> Result<(), LedgerError>;
 }

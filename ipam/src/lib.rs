@@ -19,6 +19,9 @@ pub mod node;
 pub mod peers;
 pub mod pool;
 pub mod record;
+pub mod removal;
+pub mod reservation;
+pub mod steward;
 pub mod store;
 pub mod view;
 

@@ -1,6 +1,6 @@
 //! What one node decides alone: its blocks, its attachments and their addresses. Ledger first, memory second.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::allocator::{Allocator, Counts, Refused, Rest};
 use crate::ledger::sqlite::Sqlite;
 use crate::ledger::{Held, Identity, Kind, Ledger, LedgerError, OwnedBlock};
 use crate::moment::Moment;
-use crate::pool::{Block, Pool, PoolState};
+use crate::pool::{Block, Labels, Pool};
 
 /// The addresses of one node.
 #[derive(Debug, Clone)]
@@ -23,6 +23,8 @@ pub struct NodeIpam<L = Sqlite> {
     attachments: BTreeMap<Attachment, Held>,
     /// Blocks of the ledger whose pool is not known yet: nothing is allocated from them.
     dormant: Vec<OwnedBlock>,
+    /// Reserved addresses that are being handed over to this node.
+    expected: BTreeSet<IpAddr>,
 }
 
 /// A wish for addresses.
@@ -55,6 +57,8 @@ pub enum Source {
         pool: Option<PoolName>,
         /// These, where there is one of the family.
         requested: Vec<IpAddr>,
+        /// These, which are reserved for the pod and which this node holds, where there is one of the family.
+        reserved: Vec<IpAddr>,
     },
     /// From elsewhere: these, which are none of the node's.
     Elsewhere(Vec<IpAddr>),
@@ -117,6 +121,7 @@ impl<L: Ledger> NodeIpam<L> {
             attachments: attachments.into_iter().map(|held| (held.attachment.clone(), held)).collect(),
             dormant,
             ledger,
+            expected: BTreeSet::new(),
         };
         Ok((node, void))
     }
@@ -158,11 +163,10 @@ impl<L: Ledger> NodeIpam<L> {
     }
 
     /// Takes in which pools there are: makes the blocks of the ledger usable whose pools are among them, and hands
-    /// nothing out of blocks whose pools are not active.
-    pub fn learn_pools(&mut self, pools: &[Pool]) -> Result<(), LedgerError> {
-        let active =
-            |name: &PoolName| pools.iter().any(|pool| pool.name == *name && pool.state == PoolState::Active);
-        let closed = self.blocks.iter().map(|owned| &owned.pool).filter(|name| !active(name)).cloned();
+    /// nothing out of blocks whose pools are not active, or not for a node with these labels.
+    pub fn learn_pools(&mut self, pools: &[Pool], labels: &Labels) -> Result<(), LedgerError> {
+        let open = |name: &PoolName| pools.iter().any(|pool| pool.name == *name && pool.is_open_to(labels));
+        let closed = self.blocks.iter().map(|owned| &owned.pool).filter(|name| !open(name)).cloned();
         self.allocator.close(closed.collect());
         if self.dormant.is_empty() {
             return Ok(());
@@ -182,6 +186,9 @@ impl<L: Ledger> NodeIpam<L> {
 
     /// Gives the allocator a block, with all that the ledger knows of its addresses.
     fn wake(&mut self, owned: &OwnedBlock, pool: &Pool) -> Result<(), LedgerError> {
+        if owned.leaving {
+            return Ok(());
+        }
         self.allocator.add(owned.block, pool);
         let inside = |address: &IpAddr| owned.block.cidr().has(*address);
         let held = self.attachments.values().flat_map(|held| &held.addresses);
@@ -248,8 +255,8 @@ impl<L: Ledger> NodeIpam<L> {
             return Err(AllocateError::Exists(Box::new(held.clone())));
         }
         let mut addresses = match &wish.source {
-            Source::Blocks { families, pool, requested } => {
-                self.choose(families, pool.as_ref(), requested, rest, now)?
+            Source::Blocks { families, pool, requested, reserved } => {
+                self.choose(families, pool.as_ref(), requested, reserved, rest, now)?
             }
             Source::Elsewhere(addresses) => addresses.clone(),
         };
@@ -283,6 +290,7 @@ impl<L: Ledger> NodeIpam<L> {
         for address in &held.addresses {
             // Those from elsewhere are not the allocator's.
             let _ = self.allocator.take(*address);
+            self.expected.remove(address);
         }
         self.attachments.insert(held.attachment.clone(), held.clone());
         Ok(held)
@@ -293,10 +301,14 @@ impl<L: Ledger> NodeIpam<L> {
         families: &[Family],
         pool: Option<&PoolName>,
         requested: &[IpAddr],
+        reserved: &[IpAddr],
         rest: Rest,
         now: Moment,
     ) -> Result<Vec<IpAddr>, AllocateError> {
         let choose = |family: &Family| {
+            if let Some(address) = reserved.iter().copied().find(|address| Family::of(*address) == *family) {
+                return Ok(address);
+            }
             if let Some(address) = requested.iter().copied().find(|address| Family::of(*address) == *family) {
                 let refused = |why| AllocateError::Refused { address, why, holder: self.holder(address) };
                 return self.allocator.ask(address, now).map(|()| address).map_err(refused);
@@ -374,6 +386,10 @@ impl<L: Ledger> NodeIpam<L> {
         self.allocator.total(family, pool, now)
     }
 }
+
+mod own;
+
+pub use own::{Own, Stray};
 
 #[cfg(test)]
 mod tests;

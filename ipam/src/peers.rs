@@ -8,9 +8,10 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::Block;
 use crate::key::Key;
-use crate::record::{BlockRecord, NodeRecord};
+use crate::record::{BlockRecord, Incarnation, NodeRecord};
+use crate::reservation;
+use crate::{Block, Cidr};
 use polder_api::{Family, NodeName};
 
 use crate::record::MTU_RANGE;
@@ -23,7 +24,7 @@ pub struct Peer {
     pub name: NodeName,
     /// What it says of itself.
     pub record: Arc<NodeRecord>,
-    /// Its blocks.
+    /// Its blocks; and the reserved addresses that it holds, as blocks of one address.
     pub blocks: Vec<Block>,
 }
 
@@ -79,10 +80,13 @@ pub fn believe(view: &View, me: &NodeName) -> Believed {
     let nodes = believable_nodes(view, me, &mut problems);
     let mut blocks = believable_blocks(view, &nodes, &mut problems);
     let own_blocks = blocks.remove(me).unwrap_or_default();
+    let mut held = held_addresses(view, &mut problems);
     let mut peers = Vec::new();
     for (name, known) in nodes.into_iter().filter(|(name, _)| *name != me) {
         let record = with_usable_gateways(view, name, &known.record, &mut problems);
-        peers.push(Peer { name: name.clone(), record, blocks: blocks.remove(name).unwrap_or_default() });
+        let mut blocks = blocks.remove(name).unwrap_or_default();
+        blocks.extend(held.remove(&known.record.incarnation).into_iter().flatten());
+        peers.push(Peer { name: name.clone(), record, blocks });
     }
     problems.sort();
     Believed { peers, own_blocks, problems }
@@ -183,6 +187,21 @@ fn believable_blocks(
     blocks
 }
 
+/// The reserved addresses, by the incarnation that holds them.
+fn held_addresses(view: &View, problems: &mut Vec<Problem>) -> BTreeMap<Incarnation, Vec<Block>> {
+    let mut held: BTreeMap<Incarnation, Vec<Block>> = BTreeMap::new();
+    for (address, known) in &view.reservations {
+        if reservation::pool_of(view, *address).is_none() {
+            let key = Key::Reservation(*address).to_string();
+            problems.push(Problem { key, reason: "it is in no pool for reservations".to_owned() });
+        } else if let Some(holder) = &known.record.holder {
+            let block = Block::new(Cidr::around(*address, Family::of(*address).bits()));
+            held.entry(holder.incarnation.clone()).or_default().push(block);
+        }
+    }
+    held
+}
+
 /// The blocks that overlap one that was claimed before, with that one. Blocks of one pool are of one size, and pools
 /// do not overlap, unless somebody wrote one by hand.
 fn overlapping(view: &View) -> BTreeMap<Block, Block> {
@@ -216,6 +235,12 @@ fn check_block(view: &View, nodes: &Nodes<'_>, block: Block, claim: &BlockRecord
         }
         Some(_) => {}
     }
+    if view.fences.contains_key(&claim.incarnation) {
+        return Err(format!(
+            "its owner {} was removed: it rests until the pods there are surely gone",
+            claim.node
+        ));
+    }
     match nodes.get(&claim.node) {
         None => Err(format!("its owner {} is not a node of the cluster", claim.node)),
         Some(node) if node.record.incarnation != claim.incarnation => {
@@ -227,7 +252,7 @@ fn check_block(view: &View, nodes: &Nodes<'_>, block: Block, claim: &BlockRecord
 
 #[cfg(test)]
 mod tests {
-    use crate::record::{Incarnation, Nonce, PoolRecord, encode};
+    use crate::record::{Nonce, PoolRecord, encode};
     use crate::store::{Contents, Entry, Update};
 
     use super::*;

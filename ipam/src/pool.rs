@@ -1,5 +1,6 @@
 //! Pools and the blocks that they are cut into.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -17,6 +18,24 @@ pub struct Pool {
     block_length: u8,
     /// Whether blocks of it may be claimed.
     pub state: PoolState,
+    /// What its addresses are for.
+    pub purpose: Purpose,
+    /// The labels that a node must have to take addresses from it.
+    pub nodes: Labels,
+}
+
+/// What is said of a node, for pools to choose by.
+pub type Labels = BTreeMap<String, String>;
+
+/// What the addresses of a pool are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Purpose {
+    /// For whichever pod comes: nodes claim blocks of them.
+    #[default]
+    Blocks,
+    /// For workloads that keep theirs by name. No node owns any of them.
+    Reservations,
 }
 
 /// What may happen in a pool.
@@ -78,7 +97,7 @@ pub fn default_block_length(family: Family) -> u8 {
 }
 
 impl Pool {
-    /// A pool, if there can be one of these measures.
+    /// A pool for all nodes and any pod, if there can be one of these measures.
     pub fn new(name: PoolName, cidr: Cidr, block_length: u8, state: PoolState) -> Result<Self, InvalidPool> {
         if block_length > cidr.family().bits() {
             Err(InvalidPool::NoSuchLength { cidr, block_length })
@@ -87,8 +106,18 @@ impl Pool {
         } else if block_length < smallest_length(cidr.family()) {
             Err(InvalidPool::BlockTooLarge { cidr, block_length })
         } else {
-            Ok(Self { name, cidr, block_length, state })
+            Ok(Self { name, cidr, block_length, state, purpose: Purpose::default(), nodes: Labels::new() })
         }
+    }
+
+    /// Whether a node with these labels may take addresses from it.
+    pub fn serves(&self, labels: &Labels) -> bool {
+        self.nodes.iter().all(|(label, value)| labels.get(label) == Some(value))
+    }
+
+    /// Whether a node with these labels may claim a block of it.
+    pub fn is_open_to(&self, labels: &Labels) -> bool {
+        self.state == PoolState::Active && self.purpose == Purpose::Blocks && self.serves(labels)
     }
 
     /// Its range.

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::key::Key;
-use crate::pool::{Pool, PoolState, default_block_length};
+use crate::pool::{Labels, Pool, PoolState, Purpose, default_block_length};
 use crate::{Block, Cidr};
 
 /// From what every IPv4 host takes (RFC 791, section 3.1) to the largest that an interface takes.
@@ -38,6 +38,10 @@ pub enum Record {
     Node(NodeName, NodeRecord),
     /// At [`Key::Block`].
     Block(Block, BlockRecord),
+    /// At [`Key::Fence`].
+    Fence(Incarnation, FenceRecord),
+    /// At [`Key::Reservation`].
+    Reservation(IpAddr, ReservationRecord),
 }
 
 /// The settings that all nodes share.
@@ -122,18 +126,40 @@ pub struct PoolRecord {
     pub block_length: u8,
     /// What may happen in it.
     pub state: PoolState,
+    /// What its addresses are for.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub purpose: Purpose,
+    /// The labels that a node must have to take addresses from it.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub nodes: Labels,
+}
+
+fn is_usual(purpose: &Purpose) -> bool {
+    *purpose == Purpose::default()
 }
 
 impl From<&Pool> for PoolRecord {
     fn from(pool: &Pool) -> Self {
-        Self { cidr: pool.cidr(), block_length: pool.block_length(), state: pool.state }
+        Self {
+            cidr: pool.cidr(),
+            block_length: pool.block_length(),
+            state: pool.state,
+            purpose: pool.purpose,
+            nodes: pool.nodes.clone(),
+        }
     }
 }
 
 impl PoolRecord {
     /// An active pool with blocks of the usual size.
     pub fn new(cidr: Cidr) -> Self {
-        Self { cidr, block_length: default_block_length(cidr.family()), state: PoolState::Active }
+        Self {
+            cidr,
+            block_length: default_block_length(cidr.family()),
+            state: PoolState::Active,
+            purpose: Purpose::default(),
+            nodes: Labels::new(),
+        }
     }
 }
 
@@ -173,6 +199,65 @@ pub struct BlockRecord {
     pub nonce: Nonce,
 }
 
+/// A node that was removed, under its incarnation. As long as this is there, its blocks rest: its pods may live.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FenceRecord {
+    /// Its name.
+    pub node: NodeName,
+    /// In which boot it was: a node whose ledger is lost knows itself by it.
+    pub boot_id: String,
+    /// Whether it is known that its pods are gone.
+    pub pods: PodsGone,
+}
+
+/// Whether it is known that the pods of a removed node are gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PodsGone {
+    /// It is not.
+    Unknown,
+    /// The node itself has cut them off.
+    Confirmed,
+    /// An operator says so.
+    Vouched,
+}
+
+/// An address that belongs to a workload by name, under the address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReservationRecord {
+    /// The workload: `namespace/name` of its pod.
+    pub owner: String,
+    /// Who has it now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<Holder>,
+    /// Counts the hands that it went through: what an earlier holder does late changes nothing.
+    pub generation: u64,
+}
+
+/// Who has a reserved address.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Holder {
+    /// On which node.
+    pub node: NodeName,
+    /// Which of the nodes that had this name.
+    pub incarnation: Incarnation,
+    /// In which boot: after another one the pod is gone.
+    pub boot_id: String,
+    /// The attachment.
+    pub attachment: Attachment,
+}
+
+/// A sign of life of a node, under a lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Alive {
+    /// In which boot it is alive.
+    pub boot_id: String,
+}
+
 /// What has an address, for people and tools.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -187,7 +272,7 @@ pub struct AddressRecord {
 macro_rules! random_identity {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(transparent)]
         pub struct $name(pub String);
 
@@ -229,8 +314,13 @@ pub fn decode(key: &str, value: &[u8]) -> Result<Record, RefusedRecord> {
         Key::Pool(name) => {
             let record: PoolRecord = json(value).map_err(refused)?;
             let pool = Pool::new(name, record.cidr, record.block_length, record.state);
-            Record::Pool(pool.map_err(|error| refused(error.to_string()))?)
+            let mut pool = pool.map_err(|error| refused(error.to_string()))?;
+            pool.purpose = record.purpose;
+            pool.nodes = record.nodes;
+            Record::Pool(pool)
         }
+        Key::Fence(incarnation) => Record::Fence(incarnation, json(value).map_err(refused)?),
+        Key::Reservation(address) => Record::Reservation(address, json(value).map_err(refused)?),
         Key::Address(..) | Key::Alive(_) => return Err(refused("agents do not follow it".to_owned())),
     };
     Ok(record)
@@ -295,6 +385,16 @@ mod tests {
                 r#"{"incarnation":"i","machine_id":"m","boot_id":"b","underlay":["10.1.0.1","fd01::1"],"gateways":["10.0.0.1"],"vtep_mac":"02:00:00:00:00:01","mtu":1450,"version":"0.1.0"}"#,
             ),
             ("/polder/v1/blocks/4-0a000000-26", r#"{"node":"n","incarnation":"i","pool":"p","nonce":"x"}"#),
+            (
+                "/polder/v1/pools/static",
+                r#"{"cidr":"10.1.0.0/24","block_length":26,"state":"active","purpose":"reservations","nodes":{"zone":"a"}}"#,
+            ),
+            ("/polder/v1/fences/i", r#"{"node":"n","boot_id":"b","pods":"unknown"}"#),
+            (
+                "/polder/v1/reservations/10.1.0.5",
+                r#"{"owner":"default/db-0","holder":{"node":"n","incarnation":"i","boot_id":"b","attachment":{"network":"polder","container":"c","interface":"eth0"}},"generation":3}"#,
+            ),
+            ("/polder/v1/reservations/fd00::5", r#"{"owner":"default/db-0","generation":4}"#),
         ];
         for (key, text) in golden {
             let again = match decode(key, text.as_bytes()).unwrap() {
@@ -302,6 +402,8 @@ mod tests {
                 Record::Pool(pool) => encode(&PoolRecord::from(&pool)),
                 Record::Node(_, record) => encode(&record),
                 Record::Block(_, record) => encode(&record),
+                Record::Fence(_, record) => encode(&record),
+                Record::Reservation(_, record) => encode(&record),
             };
             assert_eq!(String::from_utf8(again).unwrap(), text);
         }

@@ -226,11 +226,11 @@ impl Store {
         receiver
     }
 
-    /// Keeps the key there as long as this runs, and lets it vanish when it has not run for `ttl_seconds`.
-    pub async fn hold(&self, key: &Key, ttl_seconds: i64) {
+    /// Keeps the value behind the key as long as this runs, and lets it vanish when it has not run for `ttl_seconds`.
+    pub async fn hold(&self, key: &Key, value: Vec<u8>, ttl_seconds: i64) {
         match self {
-            Self::Etcd(etcd) => lease::hold(etcd, key, ttl_seconds).await,
-            Self::Embedded(embedded) => embedded.hold(key).await,
+            Self::Etcd(etcd) => lease::hold(etcd, key, &value, ttl_seconds).await,
+            Self::Embedded(embedded) => embedded.hold(key, value).await,
         }
     }
 }

@@ -5,8 +5,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::key::Key;
-use crate::pool::PoolState;
-use crate::record::{BlockRecord, ClusterRecord, NodeRecord, Record, decode};
+use crate::pool::{PoolState, Purpose};
+use crate::record::{
+    BlockRecord, ClusterRecord, FenceRecord, Incarnation, NodeRecord, Record, ReservationRecord, decode,
+};
 use crate::store::{Change, Contents, Entry, Update};
 use crate::{Block, Pool};
 use polder_api::{Family, NodeName, PoolName};
@@ -53,6 +55,10 @@ pub struct View {
     pub nodes: BTreeMap<NodeName, Known<NodeRecord>>,
     /// The claims.
     pub blocks: BTreeMap<Block, Known<BlockRecord>>,
+    /// The nodes that were removed.
+    pub fences: BTreeMap<Incarnation, Known<FenceRecord>>,
+    /// The addresses that belong to workloads by name.
+    pub reservations: BTreeMap<IpAddr, Known<ReservationRecord>>,
     /// The keys whose records were refused, with the reason. Where an earlier record could be read, it stays in force.
     pub refused: BTreeMap<String, String>,
     /// How often the store seems to have lost records: it lost the settings, which nobody deletes, or came back without
@@ -127,6 +133,8 @@ impl View {
             }
             Ok(Key::Node(name)) => kept(&mut self.nodes, &before.nodes, &name),
             Ok(Key::Block(block)) => kept(&mut self.blocks, &before.blocks, &block),
+            Ok(Key::Fence(incarnation)) => kept(&mut self.fences, &before.fences, &incarnation),
+            Ok(Key::Reservation(address)) => kept(&mut self.reservations, &before.reservations, &address),
             _ => {}
         }
     }
@@ -162,6 +170,12 @@ impl View {
             Ok(Record::Pool(pool)) => self.take_pool(known(pool, revision)),
             Ok(Record::Node(name, record)) => drop(self.nodes.insert(name, known(record, revision))),
             Ok(Record::Block(block, record)) => drop(self.blocks.insert(block, known(record, revision))),
+            Ok(Record::Fence(incarnation, record)) => {
+                drop(self.fences.insert(incarnation, known(record, revision)));
+            }
+            Ok(Record::Reservation(address, record)) => {
+                drop(self.reservations.insert(address, known(record, revision)));
+            }
             Err(refused) => drop(self.refused.insert(key, refused.reason)),
         }
     }
@@ -205,13 +219,17 @@ impl View {
             }
             Ok(Key::Node(name)) => drop(self.nodes.remove(&name)),
             Ok(Key::Block(block)) => drop(self.blocks.remove(&block)),
+            Ok(Key::Fence(incarnation)) => drop(self.fences.remove(&incarnation)),
+            Ok(Key::Reservation(address)) => drop(self.reservations.remove(&address)),
             Ok(Key::Address(..) | Key::Alive(_)) | Err(_) => {}
         }
     }
 
     /// The families of which every pod gets an address: those of the pools that are in use.
     pub fn families(&self) -> BTreeSet<Family> {
-        let in_use = |pool: &&Known<Pool>| pool.record.state != PoolState::Retired;
+        let in_use = |pool: &&Known<Pool>| {
+            pool.record.state != PoolState::Retired && pool.record.purpose == Purpose::Blocks
+        };
         self.pools.values().filter(in_use).map(|pool| pool.record.family()).collect()
     }
 }

@@ -5,35 +5,22 @@ use std::time::Duration;
 
 use polder_api::{Family, NodeName, PoolName};
 use polder_ipam::Block;
-use polder_ipam::Pool;
-use polder_ipam::claim::{Claim, candidates};
+use polder_ipam::claim::{Claim, Grounds, LOW_WATER, Wanted, next_block};
 use polder_ipam::key::Key;
-use polder_ipam::ledger::LedgerError;
-use polder_ipam::pool::PoolState;
-use polder_ipam::record::{Nonce, encode};
+use polder_ipam::ledger::{LedgerError, OwnedBlock};
+use polder_ipam::pool::Labels;
+use polder_ipam::record::{BlockRecord, Nonce};
 use polder_ipam::store::{Outcome, Range, StoreError};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::{Registrar, grounds};
+use super::Registrar;
 use crate::machine::{MachineError, now, random_name};
-use polder_ipam::view::{Known, Source, View};
+use polder_ipam::view::{Source, View};
 
 /// Attempts at a block before whoever needs it is told: each fails only because somebody else got one.
 const ATTEMPTS: usize = 50;
-
-/// A node with fewer free addresses of a family than this claims the next block before it needs it.
-pub const LOW_WATER: u64 = 16;
-
-/// Which block is wanted.
-#[derive(Debug, Clone)]
-pub enum Wanted {
-    /// One of that family, and of that pool if one is named.
-    Any(Family, Option<PoolName>),
-    /// That one.
-    This(Block),
-}
 
 /// A wish for another block.
 #[derive(Debug)]
@@ -99,14 +86,30 @@ impl Registrar {
                 let reason = view.lost.clone().unwrap_or_else(|| "the store is away".to_owned());
                 return Err(ClaimError::Unavailable(reason));
             }
-            let (pool, block) = next_block(&view, me, &wanted, &lost)?;
+            if self.is_cautious() {
+                let reason = "the store has lost records, and their owners are putting them back".to_owned();
+                return Err(ClaimError::Unavailable(reason));
+            }
+            let labels = &self.agent.config.labels;
+            let (pool, block) =
+                next_block(&view, me, labels, &wanted, &lost).map_err(ClaimError::Exhausted)?;
             let nonce =
                 random_name().map_err(|error: MachineError| ClaimError::Unavailable(error.to_string()))?;
-            let claim = Claim::new(&grounds(&identity, node, pool), block, Nonce(nonce));
+            let grounds = Grounds {
+                node: &identity.node,
+                incarnation: &identity.incarnation,
+                node_revision: node.revision,
+                pool: &pool.record,
+                pool_revision: pool.revision,
+            };
+            let claim = Claim::new(&grounds, block, Nonce(nonce));
             if self.commit(&claim).await? {
-                self.add_block(&view, block, &claim.record).await?;
-                info!(%block, pool = %claim.record.pool, "claimed");
-                self.announce_holdings(Some(&identity)).await;
+                let BlockRecord { pool, nonce, .. } = claim.record;
+                info!(%block, %pool, "claimed");
+                self.add_block(OwnedBlock { block, pool, nonce, leaving: false }).await?;
+                let (blocks, gateways) =
+                    self.agent.ipam.run(|ipam| (ipam.blocks().to_vec(), ipam.gateways().to_vec())).await;
+                self.announce(&Some(identity), &blocks, &gateways);
                 return Ok(());
             }
             lost.insert(block);
@@ -129,7 +132,7 @@ impl Registrar {
                 let range = Range::single(Key::Block(claim.block).to_string());
                 let found = self.agent.store.range(&range).await.map_err(|_| error)?;
                 // Gone or never there: should it still come to pass, it is taken over when it is seen.
-                Ok(found.entries.first().is_some_and(|entry| entry.value == encode(&claim.record)))
+                Ok(claim.is_made(found.entries.first()))
             }
         }
     }
@@ -139,58 +142,13 @@ impl Registrar {
 pub fn could_claim(
     view: &View,
     me: &NodeName,
+    labels: &Labels,
     family: Family,
     pool: Option<&PoolName>,
 ) -> Result<(), ClaimError> {
     if let Some(reason) = &view.lost {
         return Err(ClaimError::Unavailable(reason.clone()));
     }
-    next_block(view, me, &Wanted::Any(family, pool.cloned()), &BTreeSet::new()).map(|_| ())
-}
-
-/// The block to try next, and its pool.
-fn next_block<'a>(
-    view: &'a View,
-    me: &NodeName,
-    wanted: &Wanted,
-    lost: &BTreeSet<Block>,
-) -> Result<(&'a Known<Pool>, Block), ClaimError> {
-    let mut tried = Vec::new();
-    for (name, pool) in view.pools.iter().filter(|(_, pool)| pool.record.state == PoolState::Active) {
-        // Claims of another size are rare: pools that were cut anew, or what somebody wrote by hand.
-        let sized = |block: &&Block| block.cidr().length() != pool.record.block_length();
-        let odd: Vec<&Block> = view.blocks.keys().filter(sized).collect();
-        let is_taken = |block: Block| {
-            view.blocks.contains_key(&block)
-                || lost.contains(&block)
-                || odd.iter().any(|odd| odd.cidr().overlaps(block.cidr()))
-        };
-        let found = match wanted {
-            Wanted::Any(family, only) => {
-                if *family != pool.record.family() || only.as_ref().is_some_and(|only| only != name) {
-                    continue;
-                }
-                candidates(me, &pool.record, is_taken).next()
-            }
-            Wanted::This(block) if !pool.record.has_block(*block) => continue,
-            Wanted::This(block) => Some(*block).filter(|block| !is_taken(*block)),
-        };
-        if let Some(block) = found {
-            return Ok((pool, block));
-        }
-        tried.push(match wanted {
-            Wanted::This(block) => format!("block {block} is claimed"),
-            Wanted::Any(..) => {
-                let blocks = pool.record.last_block().saturating_add(1);
-                let cidr = pool.record.cidr();
-                format!("pool {name} ({cidr}) has no free block, all {blocks} are claimed")
-            }
-        });
-    }
-    Err(ClaimError::Exhausted(match (tried.is_empty(), wanted) {
-        (false, _) => tried.join("; "),
-        (true, Wanted::Any(family, Some(pool))) => format!("there is no active {family} pool {pool}"),
-        (true, Wanted::Any(family, None)) => format!("there is no active {family} pool"),
-        (true, Wanted::This(block)) => format!("there is no active pool with block {block}"),
-    }))
+    let wanted = Wanted::Any(family, pool.cloned());
+    next_block(view, me, labels, &wanted, &BTreeSet::new()).map(|_| ()).map_err(ClaimError::Exhausted)
 }

@@ -162,6 +162,15 @@ impl Ledger for Memory {
         Ok(())
     }
 
+    fn clear(&mut self) -> Result<(), LedgerError> {
+        if let Some(held) = self.attachments.first() {
+            return Err(constraint(format!("{} is attached", held.attachment)).into());
+        }
+        self.blocks.clear();
+        self.addresses.clear();
+        Ok(())
+    }
+
     fn keep_sysctl(&mut self, path: &str, previous: &str) -> Result<(), LedgerError> {
         self.sysctls.entry(path.to_owned()).or_insert_with(|| previous.to_owned());
         Ok(())
@@ -191,6 +200,7 @@ mod tests {
         Attach(u8, u8, u8),
         Leave(u8),
         Detach(u8, u16),
+        Clear,
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -206,6 +216,7 @@ mod tests {
                 .prop_map(|(old, new, at)| Step::ReplaceGateway(old, new, at)),
             8 => (small.clone(), address.clone(), address).prop_map(|(who, one, two)| Step::Attach(who, one, two)),
             2 => small.clone().prop_map(Step::Leave),
+            1 => Just(Step::Clear),
             6 => (small, any::<u16>()).prop_map(|(who, at)| Step::Detach(who, at)),
         ]
     }
@@ -265,6 +276,7 @@ mod tests {
                 })
             }
             Step::Leave(who) => ledger.mark_leaving(&attachment(who)),
+            Step::Clear => ledger.clear(),
             Step::Detach(who, freed) => ledger.remove_attachment(&attachment(who), at(freed)),
         }
         .map(|()| Vec::new())

@@ -291,6 +291,16 @@ impl Ledger for Sqlite {
         Ok(transaction.commit()?)
     }
 
+    fn clear(&mut self) -> Result<(), LedgerError> {
+        let transaction = self.transaction()?;
+        let left = "SELECT count(*) FROM attachments";
+        if transaction.query_one(left, [], |row| row.get::<_, i64>(0))? > 0 {
+            return Err(constraint("something is attached".to_owned()).into());
+        }
+        transaction.execute_batch("DELETE FROM addresses; DELETE FROM blocks;")?;
+        Ok(transaction.commit()?)
+    }
+
     fn keep_sysctl(&mut self, path: &str, previous: &str) -> Result<(), LedgerError> {
         self.database.execute(
             "INSERT OR IGNORE INTO sysctls (path, previous) VALUES (?1, ?2)",

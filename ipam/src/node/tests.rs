@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::allocator::USUAL_REST;
+use crate::pool::PoolState;
 use crate::record::Nonce;
 
 const NOW: Moment = Moment::from_millis(1_000_000);
@@ -33,7 +34,12 @@ fn wish(container: &str, families: &[Family]) -> Wish {
     Wish {
         attachment: format!("net/{container}/eth0").parse().unwrap(),
         kind: Kind::Pod,
-        source: Source::Blocks { families: families.to_vec(), pool: None, requested: Vec::new() },
+        source: Source::Blocks {
+            families: families.to_vec(),
+            pool: None,
+            requested: Vec::new(),
+            reserved: Vec::new(),
+        },
         mac: None,
         mtu: 1450,
         netns: String::new(),
@@ -48,7 +54,7 @@ fn from_elsewhere(container: &str, address: &str) -> Wish {
 fn asking_for(container: &str, address: &str) -> Wish {
     let requested = vec![address.parse().unwrap()];
     Wish {
-        source: Source::Blocks { families: vec![Family::V4], pool: None, requested },
+        source: Source::Blocks { families: vec![Family::V4], pool: None, requested, reserved: Vec::new() },
         ..wish(container, &[])
     }
 }
@@ -111,7 +117,7 @@ fn a_restart_knows_what_is_used_and_what_rests() {
     let (mut after, void) = open(&folder, "boot-1");
     assert_eq!(void, []);
     assert!(matches!(allocate(&mut after, "new"), Err(AllocateError::Shortage { .. })), "pool unknown");
-    after.learn_pools(&[pool("10.0.0.0/24", 29)]).unwrap();
+    after.learn_pools(&[pool("10.0.0.0/24", 29)], &Labels::new()).unwrap();
     assert_eq!(after.get(&kept.attachment), Some(&kept));
     let all: Vec<_> = (0..).map_while(|n| allocate(&mut after, &format!("new{n}")).ok()).collect();
     let addresses: Vec<_> = all.iter().flat_map(|held| held.addresses.clone()).collect();
@@ -126,10 +132,10 @@ fn nothing_goes_out_of_a_pool_that_is_not_active_any_more() {
     let kept = allocate(&mut node, "a").unwrap();
     let mut draining = pool("10.0.0.0/24", 29);
     draining.state = PoolState::Draining;
-    node.learn_pools(&[draining]).unwrap();
+    node.learn_pools(&[draining], &Labels::new()).unwrap();
     assert!(matches!(allocate(&mut node, "b"), Err(AllocateError::Shortage { .. })));
     assert_eq!(node.get(&kept.attachment), Some(&kept));
-    node.learn_pools(&[pool("10.0.0.0/24", 29)]).unwrap();
+    node.learn_pools(&[pool("10.0.0.0/24", 29)], &Labels::new()).unwrap();
     assert!(allocate(&mut node, "b").is_ok());
 }
 
@@ -141,7 +147,7 @@ fn a_reboot_frees_everything_but_the_gateway_and_lets_it_rest() {
     drop(before);
     let (mut after, void) = open(&folder, "boot-2");
     assert_eq!(void, [held]);
-    after.learn_pools(&[pool("10.0.0.0/24", 29)]).unwrap();
+    after.learn_pools(&[pool("10.0.0.0/24", 29)], &Labels::new()).unwrap();
     let soon_after_boot = Moment::from_millis(20_000);
     let counts = after.total(Family::V4, None, soon_after_boot);
     assert_eq!((counts.used, counts.resting), (1, 1));

@@ -113,8 +113,8 @@ impl Embedded {
     }
 
     /// There is nobody else to see that this node is gone: as long as somebody asks, it is there.
-    pub(super) async fn hold(&self, key: &Key) {
-        let put = Write::Put { key: key.to_string(), value: b"{}".to_vec() };
+    pub(super) async fn hold(&self, key: &Key, value: Vec<u8>) {
+        let put = Write::Put { key: key.to_string(), value };
         let _ = self.commit(&Txn { compares: Vec::new(), writes: vec![put] });
         std::future::pending::<()>().await;
     }

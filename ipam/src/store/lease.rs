@@ -14,10 +14,10 @@ use crate::key::Key;
 const RETRY: Duration = Duration::from_secs(2);
 
 /// Keeps `key` there. Never ends; when it is dropped, the key vanishes within `ttl_seconds`.
-pub(super) async fn hold(etcd: &Etcd, key: &Key, ttl_seconds: i64) {
+pub(super) async fn hold(etcd: &Etcd, key: &Key, value: &[u8], ttl_seconds: i64) {
     let key = key.to_string();
     loop {
-        if let Err(error) = hold_once(etcd, &key, ttl_seconds).await {
+        if let Err(error) = hold_once(etcd, &key, value, ttl_seconds).await {
             debug!(key, %error, "lease lost");
         }
         sleep(RETRY).await;
@@ -25,12 +25,12 @@ pub(super) async fn hold(etcd: &Etcd, key: &Key, ttl_seconds: i64) {
 }
 
 /// Holds one lease until it is lost.
-async fn hold_once(etcd: &Etcd, key: &str, ttl_seconds: i64) -> Result<(), StoreError> {
+async fn hold_once(etcd: &Etcd, key: &str, value: &[u8], ttl_seconds: i64) -> Result<(), StoreError> {
     let id =
         etcd.call(|mut client| async move { Ok(client.lease_grant(ttl_seconds, None).await?.id()) }).await?;
     let options = PutOptions::new().with_lease(id);
-    let owned = key.to_owned();
-    etcd.call(|mut client| async move { client.put(owned, "{}", Some(options)).await }).await?;
+    let (key, value) = (key.to_owned(), value.to_vec());
+    etcd.call(|mut client| async move { client.put(key, value, Some(options)).await }).await?;
     let (mut keeper, mut answers) =
         etcd.call(|mut client| async move { client.lease_keep_alive(id).await }).await?;
     let every = Duration::from_secs(u64::try_from(ttl_seconds).unwrap_or(3) / 3);

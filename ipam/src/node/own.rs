@@ -1,0 +1,177 @@
+//! What a node has, as its steward looks at it, and how it parts with it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use polder_api::{Attachment, Family};
+
+use super::NodeIpam;
+use crate::allocator::Rest;
+use crate::claim::LOW_WATER;
+use crate::ledger::{Identity, Ledger, LedgerError, OwnedBlock};
+use crate::moment::Moment;
+use crate::pool::Block;
+
+/// What a node has.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Own {
+    /// Who it is, if it has ever been in a cluster.
+    pub identity: Option<Identity>,
+    /// Its blocks.
+    pub blocks: Vec<OwnedBlock>,
+    /// Its own addresses.
+    pub gateways: Vec<IpAddr>,
+    /// How many attachments there are.
+    pub attachments: usize,
+    /// The addresses of attachments that are in none of its blocks.
+    pub strays: Vec<Stray>,
+    /// Reserved addresses that are being handed over to it.
+    pub expected: BTreeSet<IpAddr>,
+    /// A block that it can do without.
+    pub spare: Option<Block>,
+    /// Its own addresses that are the last of their blocks, out of which nothing goes any more, and for which there is
+    /// another.
+    pub idle_gateways: Vec<IpAddr>,
+    /// The families of which it has no address of its own and could take one.
+    pub could_take_gateway: BTreeSet<Family>,
+}
+
+/// An address of an attachment that is in no block of the node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stray {
+    /// The address.
+    pub address: IpAddr,
+    /// The attachment.
+    pub attachment: Attachment,
+    /// The workload: `namespace/name` of its pod.
+    pub owner: Option<String>,
+}
+
+impl Own {
+    /// Whether it has nothing.
+    pub fn is_bare(&self) -> bool {
+        self.attachments == 0 && self.blocks.is_empty() && self.gateways.is_empty()
+    }
+}
+
+impl<L: Ledger> NodeIpam<L> {
+    /// What the node has at that moment.
+    pub fn own(&self, now: Moment) -> Result<Own, LedgerError> {
+        let in_a_block = |address: &IpAddr| self.blocks.iter().any(|owned| owned.block.cidr().has(*address));
+        let stray = |address: &IpAddr, held: &crate::ledger::Held| Stray {
+            address: *address,
+            attachment: held.attachment.clone(),
+            owner: held.pod.as_ref().map(ToString::to_string),
+        };
+        let strays = self.attachments.values().flat_map(|held| {
+            let outside = held.addresses.iter().filter(|address| !in_a_block(address));
+            outside.map(|address| stray(address, held)).collect::<Vec<_>>()
+        });
+        let has_next = |family: Family| self.allocator.next(family, None, Rest::Full, now).is_some();
+        let has_gateway = |family: &Family| self.gateways.iter().any(|own| Family::of(*own) == *family);
+        Ok(Own {
+            identity: self.identity()?,
+            blocks: self.blocks.clone(),
+            gateways: self.gateways.clone(),
+            attachments: self.attachments.len(),
+            strays: strays.collect(),
+            expected: self.expected.clone(),
+            spare: self.spare(now),
+            idle_gateways: self.idle_gateways(now),
+            could_take_gateway: Family::BOTH
+                .into_iter()
+                .filter(|family| !has_gateway(family) && has_next(*family))
+                .collect(),
+        })
+    }
+
+    /// A block of which nothing is used and nothing rests, and that the node does not need.
+    fn spare(&self, now: Moment) -> Option<Block> {
+        let mut free: BTreeMap<_, u64> = BTreeMap::new();
+        for (_, pool, counts) in self.allocator.blocks(now) {
+            *free.entry(pool).or_default() += counts.free;
+        }
+        let needless = |free: u64| free >= 2 * LOW_WATER;
+        self.allocator
+            .blocks(now)
+            .find(|(_, pool, counts)| {
+                counts.used == 0
+                    && counts.resting == 0
+                    && (self.allocator.is_closed(pool) || needless(free[pool] - counts.free))
+            })
+            .map(|(block, ..)| block)
+    }
+
+    fn idle_gateways(&self, now: Moment) -> Vec<IpAddr> {
+        let idle = |gateway: &&IpAddr| {
+            let mut blocks = self.allocator.blocks(now);
+            let alone = blocks.any(|(block, pool, counts)| {
+                block.cidr().has(**gateway) && counts.used == 1 && self.allocator.is_closed(pool)
+            });
+            alone && self.allocator.next(Family::of(**gateway), None, Rest::Full, now).is_some()
+        };
+        self.gateways.iter().filter(idle).copied().collect()
+    }
+
+    /// Begins to give a block back: nothing goes out of it any more. Refused, with false, where something of it is used
+    /// or rests by now.
+    pub fn leave(&mut self, block: Block, now: Moment) -> Result<bool, LedgerError> {
+        let empty = |(known, _, counts): (Block, _, crate::allocator::Counts)| {
+            known == block && counts.used == 0 && counts.resting == 0
+        };
+        if !self.allocator.blocks(now).any(empty) {
+            return Ok(false);
+        }
+        self.ledger.mark_block_leaving(block)?;
+        self.allocator.remove(block);
+        self.blocks.iter_mut().filter(|owned| owned.block == block).for_each(|owned| owned.leaving = true);
+        Ok(true)
+    }
+
+    /// Forgets a block that was given back. Succeeds where it is not known.
+    pub fn disown(&mut self, block: Block) -> Result<(), LedgerError> {
+        if self.blocks.iter().any(|owned| owned.block == block && owned.leaving) {
+            self.ledger.remove_block(block)?;
+            self.blocks.retain(|owned| owned.block != block);
+            self.dormant.retain(|owned| owned.block != block);
+        }
+        Ok(())
+    }
+
+    /// Takes another address for the node's own instead of that one, if there is one. Returns whether there was.
+    pub fn move_gateway(&mut self, old: IpAddr, now: Moment) -> Result<bool, LedgerError> {
+        let Some(new) = self.allocator.next(Family::of(old), None, Rest::Full, now) else { return Ok(false) };
+        let before = self.gateways.clone();
+        self.ledger.replace_gateway(old, new, now)?;
+        for held in self.attachments.values_mut().filter(|held| held.gateways.is_empty()) {
+            held.gateways.clone_from(&before);
+        }
+        self.allocator.free(old, now);
+        let _ = self.allocator.take(new);
+        self.gateways.retain(|gateway| *gateway != old);
+        self.gateways.push(new);
+        self.gateways.sort();
+        Ok(true)
+    }
+
+    /// Forgets all blocks and the node's own addresses: it was removed. No attachment may be left.
+    pub fn forget_all(&mut self) -> Result<(), LedgerError> {
+        self.ledger.clear()?;
+        for owned in std::mem::take(&mut self.blocks) {
+            self.allocator.remove(owned.block);
+        }
+        self.dormant.clear();
+        self.gateways.clear();
+        Ok(())
+    }
+
+    /// Expects that a reserved address is handed over to this node: until it is used or given up, it is not let go.
+    pub fn expect(&mut self, address: IpAddr) {
+        self.expected.insert(address);
+    }
+
+    /// Expects the address no more.
+    pub fn give_up(&mut self, address: IpAddr) {
+        self.expected.remove(&address);
+    }
+}

@@ -1,0 +1,178 @@
+//! A node that is removed, and what becomes of its blocks.
+//!
+//! The removal fences the node's incarnation: in one transaction its record goes and a fence stands in its place, so
+//! that nothing that the node still writes takes effect, for all of it rests on that record. Its pods may live, so its
+//! blocks rest: until the node itself has cut them off and says so, or an operator vouches that they are gone, and
+//! the cool-down is over. The cool-down is counted by whoever gives the blocks back, on a clock of his own, from when
+//! he first saw the confirmation: no two machines have to agree about the time.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use polder_api::NodeName;
+use sha2::{Digest, Sha256};
+
+use crate::key::Key;
+use crate::moment::Moment;
+use crate::pool::Block;
+use crate::record::{FenceRecord, Incarnation, PodsGone, encode};
+use crate::reservation;
+use crate::store::{Compare, LARGEST_TXN, Txn, Write};
+use crate::view::{Known, View};
+
+/// Whether somebody answers for it that the node and all its pods are gone for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Vouched {
+    /// Nobody does: the node has to confirm it.
+    No,
+    /// The operator does.
+    Yes,
+}
+
+/// Why a node is not removed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotRemoved {
+    /// Nobody of that name is there or was removed.
+    #[error("there is no node {0}, and none of that name whose blocks still rest: see polderctl node list")]
+    Unknown(NodeName),
+    /// It is removed already.
+    #[error(
+        "node {0} was removed before, and what it had rests: say --dead if you know that it is gone for good"
+    )]
+    Already(NodeName),
+}
+
+/// The transaction that removes the node; or that vouches for one that was removed before.
+pub fn remove(view: &View, name: &NodeName, vouched: Vouched) -> Result<Txn, NotRemoved> {
+    let pods = match vouched {
+        Vouched::No => PodsGone::Unknown,
+        Vouched::Yes => PodsGone::Vouched,
+    };
+    if let Some(node) = view.nodes.get(name) {
+        let key = Key::Node(name.clone()).to_string();
+        let fence = Key::Fence(node.record.incarnation.clone());
+        let record = FenceRecord { node: name.clone(), boot_id: node.record.boot_id.clone(), pods };
+        return Ok(Txn {
+            compares: vec![
+                Compare::Unchanged { key: key.clone(), revision: node.revision },
+                Compare::absent(&fence),
+            ],
+            writes: vec![
+                Write::Delete { key },
+                Write::Put { key: fence.to_string(), value: encode(&record) },
+            ],
+        });
+    }
+    let mut txn = Txn::default();
+    let of_name = || view.fences.iter().filter(|(_, fence)| fence.record.node == *name);
+    for (incarnation, fence) in of_name().filter(|(_, fence)| fence.record.pods == PodsGone::Unknown) {
+        if vouched == Vouched::No {
+            return Err(NotRemoved::Already(name.clone()));
+        }
+        set(&mut txn, incarnation, fence, PodsGone::Vouched);
+    }
+    if txn.writes.is_empty() && of_name().next().is_none() {
+        return Err(NotRemoved::Unknown(name.clone()));
+    }
+    Ok(txn)
+}
+
+/// The transaction by which a removed node says that its pods are gone.
+pub fn confirm(incarnation: &Incarnation, fence: &Known<FenceRecord>) -> Txn {
+    let mut txn = Txn::default();
+    set(&mut txn, incarnation, fence, PodsGone::Confirmed);
+    txn
+}
+
+fn set(txn: &mut Txn, incarnation: &Incarnation, fence: &Known<FenceRecord>, pods: PodsGone) {
+    let key = Key::Fence(incarnation.clone()).to_string();
+    let value = encode(&FenceRecord { pods, ..(*fence.record).clone() });
+    txn.compares.push(Compare::Unchanged { key: key.clone(), revision: fence.revision });
+    txn.writes.push(Write::Put { key, value });
+}
+
+/// What is to be given back of a removed node whose pods are gone, in one transaction; the rest by the next. `None` if
+/// there is nothing left to give back.
+///
+/// A fence that the node itself has confirmed goes last. One that was vouched for stays: should the node come back
+/// after all, it learns from it that nothing that it had is its own.
+pub fn give_back(view: &View, incarnation: &Incarnation) -> Option<Txn> {
+    let fence = view.fences.get(incarnation)?;
+    let key = Key::Fence(incarnation.clone()).to_string();
+    let unchanged = |key: String, revision| Compare::Unchanged { key, revision };
+    let mut txn = Txn { compares: vec![unchanged(key.clone(), fence.revision)], writes: Vec::new() };
+    for (block, claim) in blocks_of(view, incarnation).take(LARGEST_TXN - 1) {
+        let key = Key::Block(block).to_string();
+        txn.compares.push(unchanged(key.clone(), claim));
+        txn.writes.push(Write::Delete { key });
+    }
+    let room = (LARGEST_TXN - 1) - txn.writes.len();
+    let held = view.reservations.iter().filter(|(_, known)| {
+        known.record.holder.as_ref().is_some_and(|holder| holder.incarnation == *incarnation)
+    });
+    for (address, known) in held.take(room) {
+        let let_go = reservation::let_go(*address, known);
+        txn.compares.extend(let_go.compares);
+        txn.writes.extend(let_go.writes);
+    }
+    if txn.writes.is_empty() && fence.record.pods == PodsGone::Confirmed {
+        txn.writes.push(Write::Delete { key });
+    }
+    (!txn.writes.is_empty()).then_some(txn)
+}
+
+/// The blocks that an incarnation has claimed, with the revisions of the claims.
+pub fn blocks_of<'a>(view: &'a View, incarnation: &'a Incarnation) -> impl Iterator<Item = (Block, i64)> {
+    let own = view.blocks.iter().filter(move |(_, claim)| claim.record.incarnation == *incarnation);
+    own.map(|(block, claim)| (*block, claim.revision))
+}
+
+/// Since when it has been known here that the pods of removed nodes are gone.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Quarantine {
+    rest: Duration,
+    gone: BTreeMap<Incarnation, Moment>,
+}
+
+/// How long each of the other nodes, in an order that differs for each removed one, leaves it to those before.
+const TURN: Duration = Duration::from_secs(10);
+
+impl Quarantine {
+    /// For blocks that rest that long.
+    pub fn new(rest: Duration) -> Self {
+        Self { rest, gone: BTreeMap::new() }
+    }
+
+    /// Takes in what is known now.
+    pub fn observe(&mut self, view: &View, now: Moment) {
+        let is_gone = |incarnation: &Incarnation| {
+            view.fences.get(incarnation).is_some_and(|fence| fence.record.pods != PodsGone::Unknown)
+        };
+        self.gone.retain(|incarnation, _| is_gone(incarnation));
+        for incarnation in view.fences.keys().filter(|incarnation| is_gone(incarnation)) {
+            self.gone.entry(incarnation.clone()).or_insert(now);
+        }
+    }
+
+    /// The removed node of which node `me` is to give something back now.
+    pub fn over(&self, view: &View, me: &NodeName, now: Moment) -> Option<Txn> {
+        self.gone.iter().find_map(|(incarnation, since)| {
+            let turn = TURN * place(view, me, incarnation);
+            (now.since(*since) >= self.rest + turn).then(|| give_back(view, incarnation)).flatten()
+        })
+    }
+}
+
+/// How many nodes are to give back before `me`.
+fn place(view: &View, me: &NodeName, incarnation: &Incarnation) -> u32 {
+    let lot = |name: &NodeName| {
+        let mut hash = Sha256::new();
+        hash.update(&incarnation.0);
+        hash.update([0]);
+        hash.update(name.as_str());
+        hash.finalize()
+    };
+    let own = lot(me);
+    let before = view.nodes.keys().filter(|name| lot(name) < own).count();
+    u32::try_from(before).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,190 @@
+//! Addresses that belong to workloads by name, and move with them from node to node.
+//!
+//! They are of pools of their own, of which no node claims blocks, so that only the reservation itself says who may
+//! use one. Handing one over takes proof that the earlier holder is gone; that nobody hears from him is none.
+
+use std::net::IpAddr;
+
+use polder_api::PoolName;
+
+use crate::key::Key;
+use crate::pool::{Labels, Pool, PoolState, Purpose};
+use crate::record::{Holder, PodsGone, ReservationRecord, encode};
+use crate::store::{Compare, Txn, Write};
+use crate::view::{Known, View};
+
+/// Why a workload does not get an address.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    /// It belongs to another workload.
+    #[error("{address} is reserved for {owner}")]
+    Foreign {
+        /// The address.
+        address: IpAddr,
+        /// To whom.
+        owner: String,
+    },
+    /// It is the workload's, and its last pod may still have it.
+    #[error("{address} is still held by {} on node {}: {remedy}", holder.attachment, holder.node)]
+    Held {
+        /// The address.
+        address: IpAddr,
+        /// By whom.
+        holder: Box<Holder>,
+        /// What would let it go.
+        remedy: &'static str,
+    },
+    /// It cannot be reserved.
+    #[error("{address} cannot be reserved: {reason}")]
+    Unfit {
+        /// The address.
+        address: IpAddr,
+        /// Why.
+        reason: String,
+    },
+    /// There is none left.
+    #[error(
+        "pool {pool} has no address left: all {reserved} are reserved. Give one back with polderctl ipam release, or add a pool"
+    )]
+    Exhausted {
+        /// The pool.
+        pool: PoolName,
+        /// How many are.
+        reserved: usize,
+    },
+}
+
+/// A hand-over that is about to be tried.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HandOver {
+    /// The address.
+    pub address: IpAddr,
+    /// What will stand behind it.
+    pub record: ReservationRecord,
+    /// What makes it so.
+    pub txn: Txn,
+}
+
+/// Whether the attachment that holds an address on this node itself is gone.
+pub type IsGone<'a> = &'a dyn Fn(&Holder) -> bool;
+
+/// Hands the address to `holder`, a pod of workload `owner`. `own_revision` is that of the holder's node record.
+pub fn hand_over(
+    view: &View,
+    address: IpAddr,
+    owner: &str,
+    holder: &Holder,
+    own_revision: i64,
+    is_gone: IsGone<'_>,
+) -> Result<HandOver, Denied> {
+    let pool = pool_of(view, address).ok_or_else(|| unfit(address, "it is in no pool for reservations"))?;
+    let known = view.reservations.get(&address);
+    let generation = match known {
+        None if pool.record.state != PoolState::Active => {
+            return Err(unfit(address, &format!("pool {} is not active", pool.record.name)));
+        }
+        None if pool.record.excludes(address) => {
+            return Err(unfit(address, &format!("it is at the end of pool {}", pool.record.name)));
+        }
+        None => 1,
+        Some(known) if known.record.owner != owner => {
+            return Err(Denied::Foreign { address, owner: known.record.owner.clone() });
+        }
+        Some(known) => {
+            if let Some(last) = &known.record.holder {
+                check_gone(view, address, last, holder, is_gone)?;
+            }
+            known.record.generation + 1
+        }
+    };
+    let record = ReservationRecord { owner: owner.to_owned(), holder: Some(holder.clone()), generation };
+    let unchanged = |key: Key, revision| Compare::Unchanged { key: key.to_string(), revision };
+    let mut compares = vec![
+        unchanged(Key::Node(holder.node.clone()), own_revision),
+        unchanged(Key::Reservation(address), known.map_or(0, |known| known.revision)),
+    ];
+    if known.is_none() {
+        compares.push(unchanged(Key::Pool(pool.record.name.clone()), pool.revision));
+    }
+    let put = Write::Put { key: Key::Reservation(address).to_string(), value: encode(&record) };
+    Ok(HandOver { address, record, txn: Txn { compares, writes: vec![put] } })
+}
+
+fn unfit(address: IpAddr, reason: &str) -> Denied {
+    Denied::Unfit { address, reason: reason.to_owned() }
+}
+
+/// Whether the pod that had the address is gone beyond doubt.
+fn check_gone(
+    view: &View,
+    address: IpAddr,
+    last: &Holder,
+    next: &Holder,
+    is_gone: IsGone<'_>,
+) -> Result<(), Denied> {
+    let held = |remedy| Err(Denied::Held { address, holder: Box::new(last.clone()), remedy });
+    if last.incarnation == next.incarnation {
+        return if last.boot_id != next.boot_id || is_gone(last) {
+            Ok(())
+        } else {
+            held("delete that pod first")
+        };
+    }
+    if let Some(fence) = view.fences.get(&last.incarnation) {
+        return match fence.record.pods {
+            PodsGone::Confirmed | PodsGone::Vouched => Ok(()),
+            PodsGone::Unknown => held("its node was removed and has not confirmed that its pods are gone"),
+        };
+    }
+    match view.nodes.get(&last.node).filter(|node| node.record.incarnation == last.incarnation) {
+        // A pod does not outlive the boot of its node.
+        Some(node) if node.record.boot_id != last.boot_id => Ok(()),
+        Some(_) => held("delete that pod first; if the node is gone, remove it with polderctl node remove"),
+        None => {
+            held("its node is not known; if it is gone for good, say so with polderctl ipam release --dead")
+        }
+    }
+}
+
+/// The transaction by which a holder lets go of an address; the workload keeps it.
+pub fn let_go(address: IpAddr, known: &Known<ReservationRecord>) -> Txn {
+    let key = Key::Reservation(address).to_string();
+    let record = ReservationRecord { holder: None, ..(*known.record).clone() };
+    Txn {
+        compares: vec![Compare::Unchanged { key: key.clone(), revision: known.revision }],
+        writes: vec![Write::Put { key, value: encode(&record) }],
+    }
+}
+
+/// The transaction by which a workload gives its address up; nobody may hold it.
+pub fn give_up(address: IpAddr, known: &Known<ReservationRecord>) -> Txn {
+    let key = Key::Reservation(address).to_string();
+    Txn {
+        compares: vec![Compare::Unchanged { key: key.clone(), revision: known.revision }],
+        writes: vec![Write::Delete { key }],
+    }
+}
+
+/// The address of that pool for a workload that names none: the one that it has, or the first that nobody has.
+pub fn choose(view: &View, pool: &Known<Pool>, owner: &str) -> Result<IpAddr, Denied> {
+    let cidr = pool.record.cidr();
+    let of_pool = || view.reservations.iter().filter(|(address, _)| cidr.has(**address));
+    if let Some((address, _)) = of_pool().find(|(_, known)| known.record.owner == owner) {
+        return Ok(*address);
+    }
+    let free = |address: &IpAddr| !pool.record.excludes(*address) && !view.reservations.contains_key(address);
+    cidr.addresses()
+        .find(free)
+        .ok_or_else(|| Denied::Exhausted { pool: pool.record.name.clone(), reserved: of_pool().count() })
+}
+
+/// The pool for reservations that the address is in.
+pub fn pool_of(view: &View, address: IpAddr) -> Option<&Known<Pool>> {
+    let mut pools = view.pools.values();
+    pools.find(|pool| pool.record.purpose == Purpose::Reservations && pool.record.cidr().has(address))
+}
+
+/// Whether a pod of a node with these labels may have an address of the pool.
+pub fn serves(pool: &Pool, labels: &Labels) -> bool {
+    pool.purpose == Purpose::Reservations && pool.state != PoolState::Retired && pool.serves(labels)
+}

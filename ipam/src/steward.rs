@@ -1,0 +1,448 @@
+//! What a node does next about its own records: the order of business of a member of the cluster.
+//!
+//! Pure: from what is known, one step at a time. Whoever carries a step out comes back with what is known then. Every
+//! step can be carried out again, and none rests on one before it having been seen to succeed.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use polder_api::{Family, Mac, NodeName};
+
+use crate::claim::{Claim, Grounds, Wanted};
+use crate::key::Key;
+use crate::ledger::{Identity, OwnedBlock, Standing};
+use crate::moment::Moment;
+use crate::node::Own;
+use crate::peers::believe;
+use crate::pool::{Block, Labels};
+use crate::record::{
+    BlockRecord, ClusterRecord, Holder, Incarnation, NodeRecord, PodsGone, ReservationRecord, encode,
+};
+use crate::removal::{self, Quarantine};
+use crate::reservation;
+use crate::store::{Compare, Txn, Write};
+use crate::view::{Known, Source, View};
+
+/// What is known.
+#[derive(Debug)]
+pub struct Facts<'a> {
+    /// The node's name.
+    pub me: &'a NodeName,
+    /// `/etc/machine-id`.
+    pub machine_id: &'a str,
+    /// Which boot of the machine.
+    pub boot_id: &'a str,
+    /// What the configuration says of the node.
+    pub labels: &'a Labels,
+    /// The cluster.
+    pub view: &'a View,
+    /// What the ledger says.
+    pub own: &'a Own,
+    /// How the node is reached, or what that waits for.
+    pub presence: &'a Result<Presence, String>,
+    /// Whether the node was alive in another boot, or elsewhere, when that was last asked.
+    pub double: Double,
+    /// Whether claims wait: the store has lost records, and their owners are putting them back.
+    pub caution: bool,
+    /// The removed nodes whose blocks rest.
+    pub quarantine: &'a Quarantine,
+    /// The families of which no block could be claimed, with the reason. They are not tried again now.
+    pub unclaimable: &'a BTreeMap<Family, String>,
+    /// A name that nobody else has.
+    pub fresh: &'a str,
+    /// Now.
+    pub now: Moment,
+}
+
+/// How a node is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Presence {
+    /// Where peers reach it: at most one address of a family.
+    pub underlay: Vec<IpAddr>,
+    /// The MAC address of its end of the tunnels.
+    pub vtep_mac: Mac,
+    /// The MTU of its pods, in bytes.
+    pub mtu: u32,
+    /// The release of its agent.
+    pub version: String,
+}
+
+/// Whether somebody else lives under the node's name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Double {
+    /// It was not asked.
+    Unasked,
+    /// Nobody does.
+    None,
+    /// Somebody does, who was booted as this.
+    Alive(String),
+}
+
+/// What to do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing.
+    Settled,
+    /// Nothing, until what is named has changed. What the node owns it may use meanwhile.
+    Wait(String),
+    /// Nothing: somebody else is who this node says it is. It must not serve.
+    Conflict(String),
+    /// Nothing: the node was removed. It must not serve.
+    Removed(String),
+    /// The cluster has no settings: make them, or wait for them.
+    Bootstrap,
+    /// Write down who the node is.
+    Identify(Identity),
+    /// Ask whether somebody lives under the node's name.
+    AskForDouble,
+    /// Take everything away that the node had: it was removed.
+    CutOff,
+    /// Carry out the transaction.
+    Commit(Purpose, Txn),
+    /// Take down a block that is the node's own.
+    Own(OwnedBlock),
+    /// Begin to give a block back.
+    Leave(Block),
+    /// Forget a block that is given back.
+    Disown(Block),
+    /// Claim a block.
+    Claim(Wanted),
+    /// Allocate the node's own addresses that are missing.
+    TakeGateways,
+    /// Let another address be the node's own, for the pool of this one is closed and no pod is left in its block.
+    MoveGateway(IpAddr),
+}
+
+/// What a transaction is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Purpose {
+    /// The node's own record.
+    Register,
+    /// A claim that the store has lost.
+    ClaimAgain(Block),
+    /// A block that is given back.
+    GiveBack(Block),
+    /// To say that a removed node's pods are gone.
+    ConfirmRemoval,
+    /// To give back what a removed node had.
+    Inherit,
+    /// To let go of a reserved address.
+    LetGo(IpAddr),
+    /// To put back a reservation that the store has lost.
+    ReserveAgain(IpAddr),
+}
+
+/// What to do next.
+pub fn next(facts: &Facts<'_>) -> Step {
+    decide(facts).unwrap_or_else(|step| step)
+}
+
+/// The step; as an error where it bars the way to all others.
+fn decide(facts: &Facts<'_>) -> Result<Step, Step> {
+    let view = facts.view;
+    if view.source == Source::Nowhere {
+        let reason = view.lost.clone().unwrap_or_else(|| "the records are being read".to_owned());
+        return Err(Step::Wait(reason));
+    }
+    if let Some(identity) = facts.own.identity.as_ref().filter(|own| own.standing == Standing::Removed) {
+        return Ok(leave(facts, identity));
+    }
+    let Some(cluster) = &view.cluster else { return Err(Step::Bootstrap) };
+    let identity = identify(facts, &cluster.record)?;
+    if view.source == Source::Snapshot {
+        return Err(Step::Wait("the store is away, going by what was written down".to_owned()));
+    }
+    let own = register(facts, identity)?;
+    reconcile(facts, identity, own)?;
+    give_back(facts, identity)?;
+    let needs = needs(facts);
+    if let Some(step) = needs.step {
+        return Ok(step);
+    }
+    reservations(facts, identity, own)?;
+    if let Some(txn) = facts.quarantine.over(view, facts.me, facts.now) {
+        return Ok(Step::Commit(Purpose::Inherit, txn));
+    }
+    Ok(needs.reason.map_or(Step::Settled, Step::Wait))
+}
+
+/// What a node does that was removed.
+fn leave(facts: &Facts<'_>, identity: &Identity) -> Step {
+    if !facts.own.is_bare() {
+        return Step::CutOff;
+    }
+    let reason = format!(
+        "node {} was removed from the cluster, and its pods are cut off. To let it join again, stop the agent, delete \
+         its state folder and start it",
+        facts.me
+    );
+    match facts.view.fences.get(&identity.incarnation) {
+        Some(fence) if fence.record.pods != PodsGone::Confirmed && facts.view.source == Source::Store => {
+            Step::Commit(Purpose::ConfirmRemoval, removal::confirm(&identity.incarnation, fence))
+        }
+        _ => Step::Removed(reason),
+    }
+}
+
+/// Who this node is: what its ledger says, or what it now becomes.
+fn identify<'a>(facts: &'a Facts<'_>, cluster: &ClusterRecord) -> Result<&'a Identity, Step> {
+    let Facts { me, view, .. } = facts;
+    let registered = view.nodes.get(*me);
+    if let Some(other) = registered.filter(|node| node.record.machine_id != facts.machine_id) {
+        return Err(Step::Conflict(format!(
+            "node {me} is registered by another machine (machine id {}): give this one another name with --node, or \
+             remove the old node with polderctl node remove",
+            other.record.machine_id
+        )));
+    }
+    let Some(identity) = &facts.own.identity else { return Err(introduce(facts, cluster, registered)) };
+    if identity.node != **me {
+        return Err(Step::Conflict(format!(
+            "the state folder belongs to node {}, and this is {me}: start the agent under its old name, or drain the \
+             node and give it another folder",
+            identity.node
+        )));
+    }
+    if identity.cluster != cluster.id {
+        return Err(Step::Conflict(format!(
+            "the state folder belongs to cluster {}, and the store holds cluster {}: point the agent at the right \
+             store, or drain the node and give it another folder",
+            identity.cluster, cluster.id
+        )));
+    }
+    if view.source == Source::Store && view.fences.contains_key(&identity.incarnation) {
+        return Err(Step::Identify(Identity { standing: Standing::Removed, ..identity.clone() }));
+    }
+    match registered {
+        Some(node) if node.record.incarnation != identity.incarnation => Err(Step::Conflict(format!(
+            "node {me} is registered as incarnation {}, and the state folder holds incarnation {}: it is older, or \
+             another machine's",
+            node.record.incarnation, identity.incarnation
+        ))),
+        _ => Ok(identity),
+    }
+}
+
+/// What a node becomes whose ledger knows nobody.
+fn introduce(facts: &Facts<'_>, cluster: &ClusterRecord, registered: Option<&Known<NodeRecord>>) -> Step {
+    let become_one = |incarnation: &Incarnation, standing| {
+        let (node, incarnation) = (facts.me.clone(), incarnation.clone());
+        Step::Identify(Identity { node, incarnation, cluster: cluster.id.clone(), standing })
+    };
+    if let Some(node) = registered {
+        // Its ledger is lost. What lives in the same boot is the node itself.
+        return match is_double(facts, node) {
+            Some(step) => step,
+            None => become_one(&node.record.incarnation, Standing::Member),
+        };
+    }
+    let mut others = facts.view.nodes.iter();
+    if let Some((name, _)) = others.find(|(_, node)| node.record.machine_id == facts.machine_id) {
+        return Step::Conflict(format!(
+            "this machine (machine id {}) is registered as node {name}: a clone needs a machine id of its own \
+             (systemd-machine-id-setup); if the node was renamed, remove {name} with polderctl node remove",
+            facts.machine_id
+        ));
+    }
+    // Removed, and its ledger lost, but not its pods.
+    let same_life = |boot_id: &str| boot_id == facts.boot_id;
+    let mut fences = facts.view.fences.iter();
+    let fenced = fences.find(|(_, fence)| fence.record.node == *facts.me && same_life(&fence.record.boot_id));
+    match fenced {
+        Some((incarnation, fence)) if fence.record.pods != PodsGone::Confirmed => {
+            become_one(incarnation, Standing::Removed)
+        }
+        _ => become_one(&Incarnation(facts.fresh.to_owned()), Standing::Member),
+    }
+}
+
+/// What stands in the way of taking the node's record over from another boot: perhaps that is no earlier one.
+fn is_double(facts: &Facts<'_>, node: &Known<NodeRecord>) -> Option<Step> {
+    if node.record.boot_id == facts.boot_id || facts.view.source != Source::Store {
+        return None;
+    }
+    match &facts.double {
+        Double::None => None,
+        Double::Unasked => Some(Step::AskForDouble),
+        Double::Alive(boot_id) => Some(Step::Conflict(format!(
+            "node {} is alive in another boot ({boot_id}): if this machine has just been rebooted, that ends within \
+             seconds; if it is a clone, give it a machine id and a name of its own",
+            facts.me
+        ))),
+    }
+}
+
+/// Makes the node's record what it should be; returns it.
+fn register<'a>(facts: &'a Facts<'_>, identity: &Identity) -> Result<&'a Known<NodeRecord>, Step> {
+    let known = facts.view.nodes.get(facts.me);
+    if let Some(step) = known.and_then(|known| is_double(facts, known)) {
+        return Err(step);
+    }
+    let presence = facts.presence.as_ref().map_err(|reason| Step::Wait(reason.clone()))?;
+    let record = NodeRecord {
+        incarnation: identity.incarnation.clone(),
+        machine_id: facts.machine_id.to_owned(),
+        boot_id: facts.boot_id.to_owned(),
+        underlay: presence.underlay.clone(),
+        gateways: facts.own.gateways.clone(),
+        vtep_mac: presence.vtep_mac,
+        mtu: presence.mtu,
+        version: presence.version.clone(),
+    };
+    match known {
+        Some(known) if *known.record == record => Ok(known),
+        _ => {
+            let key = Key::Node(facts.me.clone()).to_string();
+            let revision = known.map_or(0, |known| known.revision);
+            let mut compares = vec![Compare::Unchanged { key: key.clone(), revision }];
+            if known.is_none() {
+                compares.push(Compare::absent(&Key::Fence(identity.incarnation.clone())));
+            }
+            let writes = vec![Write::Put { key, value: encode(&record) }];
+            Err(Step::Commit(Purpose::Register, Txn { compares, writes }))
+        }
+    }
+}
+
+/// Takes over what the store says is the node's, and puts back what the ledger says is.
+fn reconcile(facts: &Facts<'_>, identity: &Identity, own: &Known<NodeRecord>) -> Result<(), Step> {
+    let (view, blocks) = (facts.view, &facts.own.blocks);
+    for block in believe(view, facts.me).own_blocks {
+        if !blocks.iter().any(|owned| owned.block == block) {
+            // A claim whose outcome was never known, or one that the ledger has lost.
+            let BlockRecord { pool, nonce, .. } = (*view.blocks[&block].record).clone();
+            return Err(Step::Own(OwnedBlock { block, pool, nonce, leaving: false }));
+        }
+    }
+    let ours = |claim: &BlockRecord| claim.node == identity.node && claim.incarnation == identity.incarnation;
+    for owned in blocks.iter().filter(|owned| !owned.leaving) {
+        let foreign = |(block, known): &(&Block, &Known<BlockRecord>)| {
+            block.cidr().overlaps(owned.block.cidr()) && !ours(&known.record)
+        };
+        if let Some((block, known)) = view.blocks.iter().find(foreign) {
+            return Err(Step::Conflict(format!(
+                "block {} of this node's ledger is claimed by node {} as {block}: no address is handed out before one \
+                 of them gives it up",
+                owned.block, known.record.node
+            )));
+        }
+    }
+    let lost = |owned: &&OwnedBlock| !owned.leaving && !view.blocks.contains_key(&owned.block);
+    if let Some(lost) = blocks.iter().find(lost) {
+        let Some(pool) = view.pools.get(&lost.pool) else {
+            let reason = format!("pool {} of this node's block {} is gone", lost.pool, lost.block);
+            return Err(Step::Wait(reason));
+        };
+        let grounds = Grounds {
+            node: facts.me,
+            incarnation: &identity.incarnation,
+            node_revision: own.revision,
+            pool: &pool.record,
+            pool_revision: pool.revision,
+        };
+        let claim = Claim::new(&grounds, lost.block, lost.nonce.clone());
+        return Err(Step::Commit(Purpose::ClaimAgain(lost.block), claim.txn));
+    }
+    Ok(())
+}
+
+/// Gives back blocks that are not needed.
+fn give_back(facts: &Facts<'_>, identity: &Identity) -> Result<(), Step> {
+    if let Some(owned) = facts.own.blocks.iter().find(|owned| owned.leaving) {
+        let key = Key::Block(owned.block).to_string();
+        let claim = facts.view.blocks.get(&owned.block);
+        return Err(match claim.filter(|claim| claim.record.incarnation == identity.incarnation) {
+            Some(claim) => {
+                let unchanged = Compare::Unchanged { key: key.clone(), revision: claim.revision };
+                let txn = Txn { compares: vec![unchanged], writes: vec![Write::Delete { key }] };
+                Step::Commit(Purpose::GiveBack(owned.block), txn)
+            }
+            None => Step::Disown(owned.block),
+        });
+    }
+    // While others put back what the store has lost, this node's claims may be needed as witnesses.
+    facts.own.spare.filter(|_| !facts.caution).map_or(Ok(()), |block| Err(Step::Leave(block)))
+}
+
+/// What a node needs to serve.
+struct Needs {
+    /// How to get something that is missing.
+    step: Option<Step>,
+    /// What cannot be had.
+    reason: Option<String>,
+}
+
+/// Sees to it that there is a block of each family that addresses go out of, and an address of the node itself. What
+/// cannot be had of one family does not stop the other.
+fn needs(facts: &Facts<'_>) -> Needs {
+    let (view, own) = (facts.view, facts.own);
+    let mut reason = None;
+    let is_open = |owned: &&OwnedBlock| {
+        !owned.leaving && view.pools.get(&owned.pool).is_some_and(|pool| pool.record.is_open_to(facts.labels))
+    };
+    for family in view.families() {
+        let mut open = own.blocks.iter().filter(is_open);
+        let step = if !open.any(|owned| owned.block.family() == family) {
+            match facts.unclaimable.get(&family) {
+                Some(why) => {
+                    reason.get_or_insert_with(|| why.clone());
+                    None
+                }
+                None if facts.caution => {
+                    reason.get_or_insert_with(|| {
+                        "the store has lost records: nothing is claimed before their owners have put them back"
+                            .to_owned()
+                    });
+                    None
+                }
+                None => Some(Step::Claim(Wanted::Any(family, None))),
+            }
+        } else if own.could_take_gateway.contains(&family) {
+            Some(Step::TakeGateways)
+        } else {
+            let idle = own.idle_gateways.iter().find(|gateway| Family::of(**gateway) == family);
+            idle.map(|gateway| Step::MoveGateway(*gateway))
+        };
+        if step.is_some() {
+            return Needs { step, reason };
+        }
+    }
+    Needs { step: None, reason }
+}
+
+/// Lets go of reserved addresses that no attachment has any more, and puts back those that the store has lost.
+fn reservations(facts: &Facts<'_>, identity: &Identity, own: &Known<NodeRecord>) -> Result<(), Step> {
+    let mine = |holder: &&Holder| holder.incarnation == identity.incarnation;
+    for (address, known) in &facts.view.reservations {
+        let Some(holder) = known.record.holder.as_ref().filter(mine) else { continue };
+        let held = facts.own.strays.iter().any(|stray| stray.address == *address);
+        let wanted = held || facts.own.expected.contains(address);
+        if !wanted || holder.boot_id != facts.boot_id {
+            return Err(Step::Commit(Purpose::LetGo(*address), reservation::let_go(*address, known)));
+        }
+    }
+    for stray in &facts.own.strays {
+        let (Some(owner), None) = (&stray.owner, facts.view.reservations.get(&stray.address)) else {
+            continue;
+        };
+        if reservation::pool_of(facts.view, stray.address).is_none() {
+            continue;
+        }
+        let holder = Holder {
+            node: facts.me.clone(),
+            incarnation: identity.incarnation.clone(),
+            boot_id: facts.boot_id.to_owned(),
+            attachment: stray.attachment.clone(),
+        };
+        let record = ReservationRecord { owner: owner.clone(), holder: Some(holder), generation: 1 };
+        let unchanged = |key: Key, revision| Compare::Unchanged { key: key.to_string(), revision };
+        let put = Write::Put { key: Key::Reservation(stray.address).to_string(), value: encode(&record) };
+        let compares = vec![
+            unchanged(Key::Node(facts.me.clone()), own.revision),
+            Compare::absent(&Key::Reservation(stray.address)),
+        ];
+        let txn = Txn { compares, writes: vec![put] };
+        return Err(Step::Commit(Purpose::ReserveAgain(stray.address), txn));
+    }
+    Ok(())
+}
