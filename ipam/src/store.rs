@@ -74,6 +74,14 @@ pub enum Compare {
         /// The revision.
         revision: i64,
     },
+    /// No key that is in the range was changed after this revision. An empty range holds, and a deletion is not seen:
+    /// whoever must notice one keeps a key that every deletion changes, too.
+    NothingNewer {
+        /// The range.
+        range: Range,
+        /// The revision, 0 or more.
+        revision: i64,
+    },
 }
 
 impl Compare {
