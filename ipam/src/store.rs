@@ -6,6 +6,7 @@
 pub mod embedded;
 pub mod etcd;
 mod lease;
+pub mod position;
 mod watch;
 
 use tokio::sync::mpsc;
