@@ -1,5 +1,9 @@
 //! How far a follower of a range has come, and what it makes of what a watch says.
 //!
+//! A watch begins with the last revision that is known, and what it says of that is not heard again. To begin behind
+//! it would be wrong: if history was compacted at the first revision that is not known, etcd up to 3.4.33 and 3.5.15
+//! opens the watch and says nothing of what was deleted at that revision. So it refuses, and everything is read.
+//!
 //! This decides, and asks nobody: what asks is the follower of a real etcd, or that of a simulated one.
 
 use super::{Change, Contents, Entry, Update};
@@ -67,7 +71,7 @@ impl Position {
     /// has all before it, too. A wrong no costs one load.
     pub fn resume(&self, found: Option<&Entry>) -> Result<i64, Interruption> {
         match self.known {
-            Some(known) if self.witness.is_some() && self.witness.as_ref() == found => Ok(known + 1),
+            Some(known) if self.witness.is_some() && self.witness.as_ref() == found => Ok(known),
             _ => Err(Interruption::Gap("the store is not what it was".to_owned())),
         }
     }
@@ -77,10 +81,11 @@ impl Position {
         self.witness = contents.entries.iter().max_by_key(|entry| entry.revision).cloned();
         self.known = Some(contents.revision);
         self.lost = false;
-        (contents.revision + 1, Update::Loaded(contents))
+        (contents.revision, Update::Loaded(contents))
     }
 
-    /// Takes in what a watch says. Returns what there is to say about it, which may be nothing.
+    /// Takes in what a watch says; what is known already is left out. Returns what there is to say about it, which
+    /// may be nothing.
     pub fn hear(&mut self, heard: Heard) -> Result<Option<Update>, Interruption> {
         let known = self.known.unwrap_or_default();
         let changes = match heard {
@@ -99,6 +104,7 @@ impl Position {
             Heard::Opened { .. } => Vec::new(),
             Heard::Changes { changes, .. } => changes,
         };
+        let changes: Vec<_> = changes.into_iter().filter(|(revision, _)| *revision > known).collect();
         let update = match changes.iter().map(|(revision, _)| *revision).max() {
             Some(revision) => {
                 self.known = Some(revision);
@@ -153,11 +159,11 @@ mod tests {
     fn following_goes_on_where_the_last_change_is_as_it_was() {
         let mut position = loaded(7, vec![entry("a", 3), entry("b", 5), entry("c", 4)]);
         assert_eq!(position.witness(), Some("b"));
-        assert_eq!(position.resume(Some(&entry("b", 5))), Ok(8));
+        assert_eq!(position.resume(Some(&entry("b", 5))), Ok(7));
         assert!(matches!(position.resume(Some(&entry("b", 6))), Err(Interruption::Gap(_))));
         assert!(matches!(position.resume(None), Err(Interruption::Gap(_))));
         position.hear(Heard::Changes { revision: 9, changes: vec![put("c", 8), put("a", 9)] }).unwrap();
-        assert_eq!(position.resume(Some(&entry("a", 9))), Ok(10));
+        assert_eq!(position.resume(Some(&entry("a", 9))), Ok(9));
     }
 
     #[test]
@@ -167,6 +173,18 @@ mod tests {
         assert_eq!(position.witness(), None);
         assert!(matches!(position.resume(None), Err(Interruption::Gap(_))));
         assert!(matches!(loaded(7, vec![]).resume(None), Err(Interruption::Gap(_))));
+    }
+
+    #[test]
+    fn what_is_known_already_is_not_heard_again() {
+        let mut position = loaded(7, vec![entry("a", 7)]);
+        let again = vec![deleted("b", 6), put("a", 7)];
+        assert_eq!(position.hear(Heard::Changes { revision: 8, changes: again.clone() }), Ok(None));
+        let changes = [again, vec![put("c", 8)]].concat();
+        let new = vec![put("c", 8).1];
+        let update = position.hear(Heard::Changes { revision: 8, changes });
+        assert_eq!(update, Ok(Some(Update::Changed { revision: 8, changes: new })));
+        assert_eq!(position.resume(Some(&entry("c", 8))), Ok(8));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Following a range of etcd: everything once, then every change, whatever happens on the way.
 //!
 //! The client's watch ends with its stream, and says nothing of what was missed. Here the revision of the last
-//! change is remembered and the watch goes on behind it, at another member if need be. Where that cannot be done
+//! change is remembered and the watch goes on from there, at another member if need be. Where that cannot be done
 //! (the history is compacted away, the store is another one or was set back in time) everything is read again.
 
 use std::convert::Infallible;
