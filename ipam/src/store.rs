@@ -6,6 +6,7 @@
 pub mod embedded;
 pub mod etcd;
 mod lease;
+pub mod position;
 mod watch;
 
 use tokio::sync::mpsc;
@@ -72,6 +73,14 @@ pub enum Compare {
         /// The key.
         key: String,
         /// The revision.
+        revision: i64,
+    },
+    /// No key that is in the range was changed after this revision. An empty range holds, and a deletion is not seen:
+    /// whoever must notice one keeps a key that every deletion changes, too.
+    NothingNewer {
+        /// The range.
+        range: Range,
+        /// The revision, 0 or more.
         revision: i64,
     },
 }

@@ -147,6 +147,11 @@ fn holds(transaction: &Transaction<'_>, compare: &Compare) -> Result<bool, rusql
                 transaction.query_row(select, params![key], |row| row.get(0)).optional()?;
             Ok(found.unwrap_or(0) == *revision)
         }
+        Compare::NothingNewer { range, revision } => transaction.query_one(
+            "SELECT NOT EXISTS (SELECT * FROM store WHERE key >= ?1 AND key < ?2 AND revision > ?3)",
+            params![range.start, range.end, revision],
+            |row| row.get(0),
+        ),
     }
 }
 
@@ -202,6 +207,29 @@ mod tests {
         let contents = store.range(&range).unwrap();
         assert_eq!(contents.revision, 3);
         assert_eq!(contents.entries, [Entry { key: "b".into(), value: "1".into(), revision: 2 }]);
+    }
+
+    #[test]
+    fn a_range_may_be_demanded_to_be_no_newer_than_what_was_read() {
+        let (_folder, store) = store();
+        let range = Range { start: "b".into(), end: "c".into() };
+        let attempt = |revision, writes| {
+            let compares = vec![Compare::NothingNewer { range: range.clone(), revision }];
+            store.commit(&Txn { compares, writes }).unwrap()
+        };
+        // Nothing is there, and the keys beside the range do not matter.
+        assert_eq!(attempt(0, vec![put("a", "1"), put("c", "1")]), Outcome::Applied { revision: 2 });
+        assert_eq!(attempt(0, vec![put("b1", "1"), put("b2", "1")]), Outcome::Applied { revision: 3 });
+        assert_eq!(attempt(2, vec![put("b1", "2")]), Outcome::Refused);
+        assert_eq!(attempt(3, vec![put("b1", "2")]), Outcome::Applied { revision: 4 });
+        assert_eq!(attempt(3, vec![]), Outcome::Refused, "one key of two is newer");
+        let gone = vec![Write::Delete { key: "b1".into() }];
+        assert_eq!(attempt(4, gone), Outcome::Applied { revision: 5 });
+        assert_eq!(
+            attempt(3, vec![put("b2", "2")]),
+            Outcome::Applied { revision: 6 },
+            "a deletion is not seen"
+        );
     }
 
     #[tokio::test]

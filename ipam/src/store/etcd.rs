@@ -195,6 +195,12 @@ fn compare(compare: &Compare) -> etcd_client::Compare {
         Compare::Unchanged { key, revision } => {
             etcd_client::Compare::mod_revision(key.as_str(), CompareOp::Equal, *revision)
         }
+        // There is no "less or equal". What is not there was changed at revision 0.
+        Compare::NothingNewer { range, revision } => {
+            let limit = revision.saturating_add(1);
+            let older = etcd_client::Compare::mod_revision(range.start.as_str(), CompareOp::Less, limit);
+            older.with_range(range.end.as_str())
+        }
     }
 }
 

@@ -1,0 +1,208 @@
+//! How far a follower of a range has come, and what it makes of what a watch says.
+//!
+//! A watch begins with the last revision that is known, and what it says of that is not heard again. To begin behind
+//! it would be wrong: if history was compacted at the first revision that is not known, etcd up to 3.4.33 and 3.5.15
+//! opens the watch and says nothing of what was deleted at that revision. So it refuses, and everything is read.
+//!
+//! This decides, and asks nobody: what asks is the follower of a real etcd, or that of a simulated one.
+
+use super::{Change, Contents, Entry, Update};
+
+/// How far a follower has come.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Position {
+    /// Revision up to which everything is known; `None` before the first load.
+    known: Option<i64>,
+    /// The entry that changed last, if that was no deletion. A store that has it has what was known.
+    witness: Option<Entry>,
+    /// Whether the last word was that nothing is heard.
+    lost: bool,
+}
+
+/// What a watch says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Heard {
+    /// It is open.
+    Opened {
+        /// The revision of the store.
+        revision: i64,
+    },
+    /// These keys changed. None at all is a sign of life.
+    Changes {
+        /// The revision of the store.
+        revision: i64,
+        /// What changed, in order, and the revision of each.
+        changes: Vec<(i64, Change)>,
+    },
+    /// It is closed, because changes that it should tell of are before this revision and forgotten.
+    Compacted {
+        /// The revision.
+        revision: i64,
+    },
+    /// It is closed for this reason.
+    Cancelled {
+        /// The reason.
+        reason: String,
+    },
+}
+
+/// Why following has to be interrupted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Interruption {
+    /// It goes on behind what is known.
+    Broken(String),
+    /// It begins anew.
+    Gap(String),
+}
+
+impl Position {
+    /// Whether everything was read once, and following can go on from there.
+    pub fn is_loaded(&self) -> bool {
+        self.known.is_some()
+    }
+
+    /// The key to read before following goes on, for [`Self::resume`].
+    pub fn witness(&self) -> Option<&str> {
+        self.witness.as_ref().map(|entry| entry.key.as_str())
+    }
+
+    /// The revision to watch from, given what now stands behind the key of the witness. A store that was emptied, or
+    /// set back to an earlier state, may have gone on to any revision by now; one that has the last change as it was
+    /// has all before it, too. A wrong no costs one load.
+    pub fn resume(&self, found: Option<&Entry>) -> Result<i64, Interruption> {
+        match self.known {
+            Some(known) if self.witness.is_some() && self.witness.as_ref() == found => Ok(known),
+            _ => Err(Interruption::Gap("the store is not what it was".to_owned())),
+        }
+    }
+
+    /// Begins anew with all entries. The revision to watch from, and what there is to say.
+    pub fn load(&mut self, contents: Contents) -> (i64, Update) {
+        self.witness = contents.entries.iter().max_by_key(|entry| entry.revision).cloned();
+        self.known = Some(contents.revision);
+        self.lost = false;
+        (contents.revision, Update::Loaded(contents))
+    }
+
+    /// Takes in what a watch says; what is known already is left out. Returns what there is to say about it, which
+    /// may be nothing.
+    pub fn hear(&mut self, heard: Heard) -> Result<Option<Update>, Interruption> {
+        let known = self.known.unwrap_or_default();
+        let changes = match heard {
+            Heard::Compacted { revision } => {
+                return Err(Interruption::Gap(format!("history before {revision} is gone")));
+            }
+            Heard::Cancelled { reason } => {
+                return Err(Interruption::Broken(format!("the watch was cancelled: {reason}")));
+            }
+            Heard::Opened { revision } if revision < known => {
+                let gap = format!("the store is at revision {revision} and was at {known}");
+                return Err(Interruption::Gap(gap));
+            }
+            // An event is never older than what is known: this is a late answer to a request for progress.
+            Heard::Changes { revision, .. } if revision < known => return Ok(None),
+            Heard::Opened { .. } => Vec::new(),
+            Heard::Changes { changes, .. } => changes,
+        };
+        let changes: Vec<_> = changes.into_iter().filter(|(revision, _)| *revision > known).collect();
+        let update = match changes.iter().map(|(revision, _)| *revision).max() {
+            Some(revision) => {
+                self.known = Some(revision);
+                let changes: Vec<Change> = changes.into_iter().map(|(_, change)| change).collect();
+                self.witness = changes.last().and_then(|change| change.entry.clone());
+                Update::Changed { revision, changes }
+            }
+            None if self.lost => Update::Back { revision: known },
+            None => return Ok(None),
+        };
+        self.lost = false;
+        Ok(Some(update))
+    }
+
+    /// Notes that nothing is heard any more, and says so.
+    pub fn lose(&mut self, interruption: Interruption) -> Update {
+        self.lost = true;
+        let reason = match interruption {
+            Interruption::Broken(reason) => reason,
+            Interruption::Gap(reason) => {
+                self.known = None;
+                reason
+            }
+        };
+        Update::Lost { reason }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(key: &str, revision: i64) -> Entry {
+        Entry { key: key.to_owned(), value: Vec::new(), revision }
+    }
+
+    fn put(key: &str, revision: i64) -> (i64, Change) {
+        (revision, Change { key: key.to_owned(), entry: Some(entry(key, revision)) })
+    }
+
+    fn deleted(key: &str, revision: i64) -> (i64, Change) {
+        (revision, Change { key: key.to_owned(), entry: None })
+    }
+
+    fn loaded(revision: i64, entries: Vec<Entry>) -> Position {
+        let mut position = Position::default();
+        position.load(Contents { revision, entries });
+        position
+    }
+
+    #[test]
+    fn following_goes_on_where_the_last_change_is_as_it_was() {
+        let mut position = loaded(7, vec![entry("a", 3), entry("b", 5), entry("c", 4)]);
+        assert_eq!(position.witness(), Some("b"));
+        assert_eq!(position.resume(Some(&entry("b", 5))), Ok(7));
+        assert!(matches!(position.resume(Some(&entry("b", 6))), Err(Interruption::Gap(_))));
+        assert!(matches!(position.resume(None), Err(Interruption::Gap(_))));
+        position.hear(Heard::Changes { revision: 9, changes: vec![put("c", 8), put("a", 9)] }).unwrap();
+        assert_eq!(position.resume(Some(&entry("a", 9))), Ok(9));
+    }
+
+    #[test]
+    fn a_deletion_leaves_no_witness_and_following_begins_anew() {
+        let mut position = loaded(7, vec![entry("a", 3)]);
+        position.hear(Heard::Changes { revision: 8, changes: vec![deleted("a", 8)] }).unwrap();
+        assert_eq!(position.witness(), None);
+        assert!(matches!(position.resume(None), Err(Interruption::Gap(_))));
+        assert!(matches!(loaded(7, vec![]).resume(None), Err(Interruption::Gap(_))));
+    }
+
+    #[test]
+    fn what_is_known_already_is_not_heard_again() {
+        let mut position = loaded(7, vec![entry("a", 7)]);
+        let again = vec![deleted("b", 6), put("a", 7)];
+        assert_eq!(position.hear(Heard::Changes { revision: 8, changes: again.clone() }), Ok(None));
+        let changes = [again, vec![put("c", 8)]].concat();
+        let new = vec![put("c", 8).1];
+        let update = position.hear(Heard::Changes { revision: 8, changes });
+        assert_eq!(update, Ok(Some(Update::Changed { revision: 8, changes: new })));
+        assert_eq!(position.resume(Some(&entry("c", 8))), Ok(8));
+    }
+
+    #[test]
+    fn a_store_that_is_behind_what_is_known_is_another_one() {
+        let mut position = loaded(7, vec![entry("a", 3)]);
+        assert!(matches!(position.hear(Heard::Opened { revision: 6 }), Err(Interruption::Gap(_))));
+        assert_eq!(position.hear(Heard::Changes { revision: 6, changes: vec![] }), Ok(None));
+    }
+
+    #[test]
+    fn only_a_gap_makes_what_is_known_void() {
+        let mut position = loaded(7, vec![entry("a", 3)]);
+        let cancelled = position.hear(Heard::Cancelled { reason: "why".to_owned() }).unwrap_err();
+        position.lose(cancelled);
+        assert_eq!(position.hear(Heard::Opened { revision: 9 }), Ok(Some(Update::Back { revision: 7 })));
+        assert_eq!(position.hear(Heard::Opened { revision: 9 }), Ok(None), "that was said already");
+        let compacted = position.hear(Heard::Compacted { revision: 9 }).unwrap_err();
+        position.lose(compacted);
+        assert!(!position.is_loaded());
+    }
+}

@@ -1,0 +1,151 @@
+//! What follows a range of the model: it decides as the follower of a real etcd does, and goes on when it is told to.
+
+use std::collections::VecDeque;
+
+use polder_ipam::store::position::{Heard, Interruption, Position};
+use polder_ipam::store::{Range, Update};
+
+use crate::etcd::{Event, Model, Said, Watch};
+
+/// A follower of a range. What it says is what [`polder_ipam::store::Store::follow`] says.
+#[derive(Debug, Clone)]
+pub struct Follower {
+    range: Range,
+    position: Position,
+    stream: Option<Stream>,
+    link: Link,
+}
+
+/// A watch, and what it has said that has not arrived.
+#[derive(Debug, Clone)]
+struct Stream {
+    watch: Watch,
+    under_way: VecDeque<Said>,
+}
+
+/// The way to etcd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Link {
+    Whole,
+    /// Nothing arrives, and nobody knows yet.
+    Slow,
+    Cut,
+}
+
+impl Follower {
+    /// A follower that has heard nothing yet.
+    pub fn new(range: Range) -> Self {
+        Self { range, position: Position::default(), stream: None, link: Link::Whole }
+    }
+
+    /// Goes on, and returns what there is to say: one attempt to reach etcd where nothing is heard from it, else all
+    /// that has arrived.
+    pub fn poll(&mut self, etcd: &Model) -> Vec<Update> {
+        match self.link {
+            Link::Cut => vec![self.lose(Interruption::Broken("etcd cannot be reached".to_owned()))],
+            Link::Slow => {
+                self.send(etcd);
+                Vec::new()
+            }
+            Link::Whole if self.stream.is_none() => {
+                let (watch, said) = self.connect(etcd);
+                self.stream = watch.map(|watch| Stream { watch, under_way: VecDeque::new() });
+                said.into_iter().collect()
+            }
+            Link::Whole => {
+                self.send(etcd);
+                self.receive()
+            }
+        }
+    }
+
+    /// Lets etcd send what it has to say, without anything arriving. What is under way is safe from compaction.
+    pub fn send(&mut self, etcd: &Model) {
+        let Some(stream) = &mut self.stream else { return };
+        while !stream.under_way.back().is_some_and(Said::is_last) {
+            let Some(said) = stream.watch.send(etcd) else { return };
+            stream.under_way.push_back(said);
+        }
+    }
+
+    /// Ends the stream. What was under way is lost.
+    pub fn disconnect(&mut self) {
+        if let Some(stream) = &mut self.stream {
+            stream.under_way = VecDeque::from([Said::Closed]);
+        }
+    }
+
+    /// Ends the stream, and lets no other come about until the link is mended.
+    pub fn cut(&mut self) {
+        self.stream = None;
+        self.link = Link::Cut;
+    }
+
+    /// Lets nothing arrive until the link is mended; then everything does.
+    pub fn delay(&mut self) {
+        if self.link == Link::Whole {
+            self.link = Link::Slow;
+        }
+    }
+
+    /// Puts an end to delay or cut.
+    pub fn mend(&mut self) {
+        self.link = Link::Whole;
+    }
+
+    /// Lets etcd send the last revisions again, as many as it still knows.
+    pub fn repeat(&mut self, etcd: &Model, revisions: i64) {
+        if let Some(stream) = &mut self.stream {
+            stream.watch.repeat(etcd, revisions);
+        }
+    }
+
+    /// The range.
+    pub fn range(&self) -> &Range {
+        &self.range
+    }
+
+    fn connect(&mut self, etcd: &Model) -> (Option<Watch>, Option<Update>) {
+        let watch = |from| Some(etcd.watch(self.range.clone(), from));
+        if !self.position.is_loaded() {
+            let (from, loaded) = self.position.load(etcd.range(&self.range));
+            return (watch(from), Some(loaded));
+        }
+        let witness = self.position.witness().map(|key| Range::single(key.to_owned()));
+        let found = witness.and_then(|key| etcd.range(&key).entries.pop());
+        match self.position.resume(found.as_ref()) {
+            Ok(from) => (watch(from), None),
+            Err(interruption) => (None, Some(self.position.lose(interruption))),
+        }
+    }
+
+    fn receive(&mut self) -> Vec<Update> {
+        let mut updates = Vec::new();
+        while let Some(said) = self.stream.as_mut().and_then(|stream| stream.under_way.pop_front()) {
+            match hear(said).and_then(|heard| self.position.hear(heard)) {
+                Ok(update) => updates.extend(update),
+                Err(interruption) => updates.push(self.lose(interruption)),
+            }
+        }
+        updates
+    }
+
+    fn lose(&mut self, interruption: Interruption) -> Update {
+        self.stream = None;
+        self.position.lose(interruption)
+    }
+}
+
+fn hear(said: Said) -> Result<Heard, Interruption> {
+    Ok(match said {
+        Said::Opened { revision } => Heard::Opened { revision },
+        Said::Events { revision, events } => {
+            Heard::Changes { revision, changes: events.iter().map(Event::change).collect() }
+        }
+        Said::Compacted { revision } => Heard::Compacted { revision },
+        Said::Closed => return Err(Interruption::Broken("the watch was closed".to_owned())),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,166 @@
+//! What a follower knows after faults is what is there.
+
+use std::collections::BTreeMap;
+
+use polder_ipam::store::{Entry, Txn, Write};
+
+use super::*;
+use crate::Random;
+
+/// What somebody knows who takes in updates as they come.
+#[derive(Debug, Default)]
+struct Copy {
+    entries: BTreeMap<String, Entry>,
+    lost: bool,
+}
+
+impl Copy {
+    fn apply(&mut self, update: Update) {
+        self.lost = matches!(update, Update::Lost { .. });
+        match update {
+            Update::Loaded(contents) => {
+                self.entries = contents.entries.into_iter().map(|entry| (entry.key.clone(), entry)).collect();
+            }
+            Update::Changed { changes, .. } => {
+                for change in changes {
+                    match change.entry {
+                        Some(entry) => drop(self.entries.insert(change.key, entry)),
+                        None => drop(self.entries.remove(&change.key)),
+                    }
+                }
+            }
+            Update::Lost { .. } | Update::Back { .. } => {}
+        }
+    }
+}
+
+fn write(etcd: &mut Model, write: Write) {
+    etcd.commit(&Txn { compares: Vec::new(), writes: vec![write] }).unwrap();
+}
+
+fn put(etcd: &mut Model, key: &str) {
+    write(etcd, Write::Put { key: key.to_owned(), value: Vec::new() });
+}
+
+fn delete(etcd: &mut Model, key: &str) {
+    write(etcd, Write::Delete { key: key.to_owned() });
+}
+
+fn follower() -> Follower {
+    Follower::new(Range::prefix("b".to_owned()))
+}
+
+/// What the updates are, in a word each.
+fn words(updates: &[Update]) -> Vec<&'static str> {
+    updates
+        .iter()
+        .map(|update| match update {
+            Update::Loaded(_) => "loaded",
+            Update::Changed { .. } => "changed",
+            Update::Lost { .. } => "lost",
+            Update::Back { .. } => "back",
+        })
+        .collect()
+}
+
+fn polls<const N: usize>(follower: &mut Follower, etcd: &Model) -> [Vec<&'static str>; N] {
+    [(); N].map(|()| words(&follower.poll(etcd)))
+}
+
+#[test]
+fn a_stream_that_ends_goes_on_behind_the_last_change() {
+    let (mut etcd, mut follower) = (Model::new(), follower());
+    put(&mut etcd, "b1");
+    assert_eq!(polls(&mut follower, &etcd), [vec!["loaded"], vec![]]);
+    put(&mut etcd, "b2");
+    follower.disconnect();
+    assert_eq!(polls(&mut follower, &etcd), [vec!["lost"], vec![], vec!["back", "changed"]]);
+    follower.disconnect();
+    assert_eq!(polls(&mut follower, &etcd), [vec!["lost"], vec![], vec!["back"]]);
+}
+
+#[test]
+fn history_that_is_gone_leads_to_a_new_load() {
+    let (mut etcd, mut follower) = (Model::new(), follower());
+    put(&mut etcd, "b1");
+    polls::<2>(&mut follower, &etcd);
+    follower.cut();
+    (0..3).for_each(|_| put(&mut etcd, "b2"));
+    etcd.compact(5).unwrap();
+    assert_eq!(polls(&mut follower, &etcd), [["lost"], ["lost"]]);
+    follower.mend();
+    assert_eq!(polls(&mut follower, &etcd), [vec![], vec!["back", "lost"], vec!["loaded"]]);
+}
+
+#[test]
+fn a_deletion_at_the_revision_of_a_compaction_is_not_missed() {
+    let (mut etcd, mut follower) = (Model::new(), follower());
+    put(&mut etcd, "b1");
+    put(&mut etcd, "b2");
+    polls::<2>(&mut follower, &etcd);
+    follower.disconnect();
+    delete(&mut etcd, "b1");
+    etcd.compact(4).unwrap();
+    assert_eq!(polls(&mut follower, &etcd), [vec!["lost"], vec![], vec!["back", "lost"], vec!["loaded"]]);
+}
+
+#[test]
+fn what_is_under_way_is_late_but_arrives() {
+    let (mut etcd, mut follower) = (Model::new(), follower());
+    polls::<2>(&mut follower, &etcd);
+    follower.delay();
+    put(&mut etcd, "b1");
+    assert_eq!(polls(&mut follower, &etcd), [[""; 0]]);
+    put(&mut etcd, "b2");
+    etcd.compact(3).unwrap();
+    follower.mend();
+    assert_eq!(polls(&mut follower, &etcd), [["changed", "changed"]]);
+}
+
+#[test]
+fn another_store_is_read_anew() {
+    let (mut etcd, mut follower) = (Model::new(), follower());
+    put(&mut etcd, "b1");
+    let backup = etcd.clone();
+    put(&mut etcd, "b2");
+    polls::<2>(&mut follower, &etcd);
+    etcd.restore(&backup);
+    assert_eq!(polls(&mut follower, &etcd), [["lost"], ["lost"], ["loaded"]]);
+    etcd.empty();
+    assert_eq!(polls(&mut follower, &etcd), [["lost"], ["lost"], ["loaded"]]);
+}
+
+/// One step of chance: a change, a fault, or a poll.
+fn step(random: &mut Random, etcd: &mut Model, follower: &mut Follower, copy: &mut Copy) {
+    let key = *random.one_of(&["a", "b1", "b2", "b3"]);
+    match random.below(12) {
+        0..3 => put(etcd, key),
+        3 => delete(etcd, key),
+        4 => follower.disconnect(),
+        5 => follower.cut(),
+        6 => follower.delay(),
+        7 => follower.repeat(etcd, 3),
+        8 => follower.mend(),
+        9 => drop(etcd.compact(etcd.revision() - i64::from(random.once_in(2)))),
+        10 => follower.send(etcd),
+        _ => follower.poll(etcd).into_iter().for_each(|update| copy.apply(update)),
+    }
+}
+
+#[test]
+fn a_follower_that_is_left_alone_knows_in_the_end_what_is_there() {
+    for seed in 0..3000 {
+        let mut random = Random::new(seed);
+        let (mut etcd, mut follower, mut copy) = (Model::new(), follower(), Copy::default());
+        for _ in 0..40 {
+            step(&mut random, &mut etcd, &mut follower, &mut copy);
+        }
+        follower.mend();
+        for _ in 0..6 {
+            follower.poll(&etcd).into_iter().for_each(|update| copy.apply(update));
+        }
+        let known: Vec<Entry> = copy.entries.into_values().collect();
+        assert_eq!(known, etcd.range(follower.range()).entries, "seed {seed}");
+        assert!(!copy.lost, "seed {seed}");
+    }
+}

@@ -1,0 +1,217 @@
+//! The model of etcd that the simulations run on, beside a real etcd: whatever one is asked, the other says the same.
+//!
+//! The operations are made up at random. A failure names the seed; `POLDER_SEED` makes up the same ones again.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod etcd_model {
+    pub(crate) mod chance;
+    pub(crate) mod real;
+}
+
+use std::collections::VecDeque;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+use etcd_model::chance::{Chance, Step};
+use etcd_model::real::{Real, Stream};
+use polder_ipam::store::{Contents, Outcome, Range};
+use polder_simulation::Model;
+use polder_simulation::etcd::{Deletions, KeyValue, LeaseId, Operation, Said, Watch};
+use polder_tests::Node;
+use polder_tests::etcd::Etcd;
+
+/// How many operations are compared.
+const STEPS: usize = 3000;
+
+/// Watches that are open at a time.
+const WATCHES: usize = 20;
+
+/// Steps that a failure shows.
+const SHOWN: usize = 40;
+
+/// How long a lease lasts, in seconds: longer than the test.
+const LEASE: u32 = 3600;
+
+/// What is said to a step.
+#[derive(Debug, Clone, PartialEq)]
+enum Answer {
+    Outcome(Outcome),
+    Keys(Vec<KeyValue>),
+    /// For how many seconds it was granted, and its keys; none if there is no such lease.
+    Lease(Option<(u64, Vec<String>)>),
+    Kept(Option<u64>),
+    Done,
+}
+
+/// The same store twice.
+struct Pair {
+    real: Real,
+    model: Model,
+    watches: VecDeque<(Watch, Stream, Range)>,
+    events: usize,
+}
+
+#[test]
+fn the_model_says_what_a_real_etcd_says() {
+    let seed = match std::env::var("POLDER_SEED") {
+        Ok(seed) => seed.parse().expect("POLDER_SEED is a number"),
+        Err(_) => SystemTime::UNIX_EPOCH.elapsed().unwrap().subsec_nanos().into(),
+    };
+    in_a_new_etcd(async |mut pair| {
+        let (started, mut chance, mut done) = (Instant::now(), Chance::new(seed), Vec::new());
+        for _ in 0..STEPS {
+            done.push(chance.step(&pair.model));
+            if let Err(difference) = pair.carry_out(done.last().unwrap()).await {
+                let last: Vec<_> = done.iter().skip(done.len().saturating_sub(SHOWN)).collect();
+                panic!("{difference}\nthe last of {} steps, POLDER_SEED={seed}:\n{last:#?}", done.len());
+            }
+        }
+        // A word too many in a watch shows at the next one.
+        for range in pair.watches.iter().map(|(_, _, range)| range.clone()).collect::<Vec<_>>() {
+            let put = Operation::Put { key: range.start, value: Vec::new(), lease: None };
+            pair.carry_out(&Step::Transact(Vec::new(), vec![put])).await.unwrap();
+        }
+        println!("{STEPS} steps and {} events of watches in {:?}", pair.events, started.elapsed());
+    });
+}
+
+/// Runs a job beside an etcd that was never written to.
+fn in_a_new_etcd(job: impl AsyncFnOnce(Pair) + Send) {
+    let memory = Path::new("/dev/shm");
+    let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+    let folder = tempfile::Builder::new().prefix("polder-lab-").tempdir_in(parent).unwrap();
+    let node = Node::boot("etcd", folder.path());
+    let etcd = Etcd::start(vec![(node, Ipv4Addr::LOCALHOST.into())], None);
+    let endpoint = etcd.endpoints().remove(0);
+    etcd.nodes().next().unwrap().within(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut real = Real::connect(&endpoint).await;
+            let model = Model::with(real.deletions().await);
+            job(Pair { real, model, watches: VecDeque::new(), events: 0 }).await;
+        });
+    });
+}
+
+impl Pair {
+    /// Does it to both, and looks for differences.
+    async fn carry_out(&mut self, step: &Step) -> Result<(), String> {
+        if let Step::Watch(asked) = step {
+            for (range, from) in asked {
+                self.watch(range, *from).await?;
+            }
+        } else {
+            let (real, model) = (self.real.carry_out(step).await, carry_out(&mut self.model, step));
+            same(&format!("{step:?}"), real, model)?;
+        }
+        let everything = Range { start: "\u{1}".to_owned(), end: "~".to_owned() };
+        let (revision, keys) = self.real.range_at(&everything, 0).await?;
+        same("the revision", revision, self.model.revision())?;
+        let entries = keys.iter().map(KeyValue::entry).collect();
+        same("what Polder reads", Contents { revision, entries }, self.model.range(&everything))?;
+        same("what is there", keys, self.model.range_at(&everything, 0).unwrap())?;
+        self.listen().await
+    }
+
+    async fn watch(&mut self, range: &Range, from: i64) -> Result<(), String> {
+        let mut watch = self.model.watch(range.clone(), from);
+        let mut stream = self.real.watch(range, from).await?;
+        same("the opening of a watch", stream.hear(0).await?, watch.send(&self.model).unwrap())?;
+        self.watches.push_back((watch, stream, range.clone()));
+        if self.watches.len() > WATCHES {
+            self.watches.pop_front();
+        }
+        Ok(())
+    }
+
+    /// Compares what all watches have to say now.
+    async fn listen(&mut self) -> Result<(), String> {
+        let mut open = VecDeque::new();
+        for (mut watch, mut stream, range) in self.watches.drain(..) {
+            let said = watch.send(&self.model);
+            if let Some(said) = &said {
+                let expected = if let Said::Events { events, .. } = said { events.len() } else { 0 };
+                let what = || format!("a watch of {range:?}");
+                let heard =
+                    stream.hear(expected).await.map_err(|error| format!("{}: {error}: {said:?}", what()))?;
+                same(&what(), heard, said.clone())?;
+                self.events += expected;
+            }
+            if !said.is_some_and(|said| said.is_last()) {
+                open.push_back((watch, stream, range));
+            }
+        }
+        self.watches = open;
+        Ok(())
+    }
+}
+
+fn same<T: PartialEq + std::fmt::Debug>(what: &str, real: T, model: T) -> Result<(), String> {
+    if real == model {
+        Ok(())
+    } else {
+        Err(format!("{what}:\netcd says {real:#?}\nthe model says {model:#?}"))
+    }
+}
+
+/// Does it to the model.
+fn carry_out(model: &mut Model, step: &Step) -> Result<Answer, String> {
+    let answer = match step {
+        Step::Commit(txn) => model.commit(txn).map(Answer::Outcome),
+        Step::Transact(when, then) => model.transact(when, then).map(Answer::Outcome),
+        Step::Read(range, revision) => model.range_at(range, *revision).map(Answer::Keys),
+        Step::Compact(revision) => model.compact(*revision).map(|()| Answer::Done),
+        Step::Grant(id) => model.grant(*id, LEASE.into()).map(|()| Answer::Done),
+        Step::Revoke(id) => model.revoke(*id).map(|()| Answer::Done),
+        Step::KeepAlive(id) => Ok(Answer::Kept(model.keep_alive(*id))),
+        Step::Lease(id) => Ok(lease(model, *id)),
+        Step::Watch(_) => Ok(Answer::Done),
+    };
+    answer.map_err(|error| error.to_string())
+}
+
+fn lease(model: &Model, id: LeaseId) -> Answer {
+    let lease = model.lease(id);
+    Answer::Lease(lease.map(|lease| (lease.seconds, lease.keys.iter().cloned().collect())))
+}
+
+#[test]
+fn a_deletion_at_the_revision_of_a_compaction_is_heard_of_or_not_as_the_version_has_it() {
+    in_a_new_etcd(async |mut pair| {
+        let put = |key: &str| Operation::Put { key: key.to_owned(), value: Vec::new(), lease: None };
+        let all = Range { start: "a".to_owned(), end: "z".to_owned() };
+        for step in [
+            Step::Transact(vec![], vec![put("a"), put("b")]),
+            Step::Transact(vec![], vec![Operation::Delete(Range::single("a".to_owned())), put("c")]),
+            Step::Compact(3),
+            Step::Watch(vec![(all, 3)]),
+            Step::Transact(vec![], vec![put("d")]),
+        ] {
+            pair.carry_out(&step).await.unwrap();
+        }
+        // c and d, and a where it is not forgotten.
+        let forgotten = pair.real.deletions().await == Deletions::Forgotten;
+        assert_eq!(pair.events, if forgotten { 2 } else { 3 });
+    });
+}
+
+/// A lease of two seconds ends by itself within this.
+const END_OF_A_LEASE: Duration = Duration::from_secs(15);
+
+#[test]
+fn a_lease_that_runs_out_deletes_its_keys_at_one_revision() {
+    in_a_new_etcd(async |mut pair| {
+        pair.real.grant(7, 2).await.unwrap();
+        pair.model.grant(7, 2).unwrap();
+        let leased = |key: &str| Operation::Put { key: key.to_owned(), value: Vec::new(), lease: Some(7) };
+        let all = Range { start: "a".to_owned(), end: "z".to_owned() };
+        pair.carry_out(&Step::Watch(vec![(all, 0)])).await.unwrap();
+        pair.carry_out(&Step::Transact(vec![], vec![leased("b"), leased("a")])).await.unwrap();
+        assert_eq!(pair.model.advance(2), [7]);
+        // The watch waits for the end.
+        tokio::time::timeout(END_OF_A_LEASE, pair.listen()).await.unwrap().unwrap();
+        pair.carry_out(&Step::Lease(7)).await.unwrap();
+    });
+}
