@@ -12,6 +12,7 @@
 pub mod allocator;
 pub mod cidr;
 pub mod claim;
+pub mod invariants;
 pub mod key;
 pub mod ledger;
 pub mod moment;
