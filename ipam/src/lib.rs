@@ -15,6 +15,7 @@ pub mod claim;
 pub mod invariants;
 pub mod key;
 pub mod ledger;
+pub mod missing;
 pub mod moment;
 pub mod node;
 pub mod peers;
