@@ -7,7 +7,6 @@ use polder_api::{Attachment, Family};
 
 use super::NodeIpam;
 use crate::allocator::Rest;
-use crate::claim::LOW_WATER;
 use crate::ledger::{Identity, Ledger, LedgerError, OwnedBlock};
 use crate::moment::Moment;
 use crate::pool::Block;
@@ -91,7 +90,7 @@ impl<L: Ledger> NodeIpam<L> {
         for (_, pool, counts) in self.allocator.blocks(now) {
             *free.entry(pool).or_default() += counts.free;
         }
-        let needless = |free: u64| free >= 2 * LOW_WATER;
+        let needless = |free: u64| free >= 2 * self.low_water;
         self.allocator
             .blocks(now)
             .find(|(_, pool, counts)| {
