@@ -16,6 +16,7 @@ use tracing::{debug, info, warn};
 
 use crate::agent::Agent;
 use crate::allocation::{Allocated, allocate};
+use crate::board::Registration;
 use crate::in_flight::Wired;
 use crate::kernel::desired::{bridge_mac, smallest_mtu};
 use crate::kernel::{Kernel, ruleset};
@@ -42,7 +43,9 @@ async fn admit(agent: &Agent, attachment: &Attachment) -> Result<Wired, Refusal>
     };
     let obstacles = agent.board.obstacles();
     if !obstacles.is_empty() {
-        return refuse(RefusalKind::TryAgain, format!("this node is not ready: {}", obstacles.join("; ")));
+        let removed = matches!(*agent.board.registration.borrow(), Registration::Removed(_));
+        let kind = if removed { RefusalKind::Removed } else { RefusalKind::TryAgain };
+        return refuse(kind, format!("this node is not ready: {}", obstacles.join("; ")));
     }
     sweeper::take_note(agent, attachment).await;
     Ok(held)
