@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod caller;
 pub mod cgroup;
+pub mod churn;
 pub mod disk;
 pub mod etcd;
 pub mod fabric;
