@@ -1,7 +1,8 @@
-//! Three nodes and three members of etcd, on which everything fails while pods come and go.
+//! Pods that come and go while the agent repairs, and on three nodes and three members of etcd while everything fails.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use polder_tests::agent::Worker;
@@ -143,4 +144,42 @@ fn pod_of(lab: &Lab, running: &Running) -> Pod {
     let worker = lab.workers.iter().find(|worker| worker.name() == node).unwrap();
     let netns = format!("/run/netns/{container}");
     Pod::new(&worker.node, container, &netns, Worker::netconf("1.1.0"), result.clone())
+}
+
+/// Pods that each thread adds one after the other, and the threads.
+const ROUNDS: usize = 15;
+const THREADS: usize = 6;
+
+#[test]
+fn what_an_add_has_made_stays_whatever_the_agent_repairs_meanwhile() {
+    let lab = Lab::start(Topology::one_segment(1).families(Families::DUAL));
+    let worker = &lab.workers[0];
+    let busy = AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        let adding: Vec<_> = (0..THREADS)
+            .map(|thread| {
+                scope.spawn(move || {
+                    for round in 0..ROUNDS {
+                        let pod = worker.pod(&format!("p{thread}-{round}"));
+                        let mut conf = pod.conf().clone();
+                        conf["prevResult"] = pod.result().clone();
+                        let check = worker.cni("CHECK", pod.name(), pod.netns(), &conf);
+                        assert!(check.is_ok(), "{} is not as it was made: {check:?}", pod.name());
+                        worker.delete(&pod);
+                    }
+                })
+            })
+            .collect();
+        scope.spawn(|| {
+            while busy.load(Ordering::Relaxed) {
+                // Nobody's, so that there is something to be repaired.
+                worker
+                    .node
+                    .shell("ip neigh replace 10.244.0.1 lladdr 02:00:00:00:00:01 dev polder0 nud permanent");
+            }
+        });
+        let failed: Vec<_> = adding.into_iter().filter_map(|thread| thread.join().err()).collect();
+        busy.store(false, Ordering::Relaxed);
+        assert!(failed.is_empty(), "{} of {THREADS} threads failed", failed.len());
+    });
 }
