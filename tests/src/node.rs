@@ -240,10 +240,14 @@ impl Process {
     }
 
     fn end(&mut self) {
-        if self.ended().is_none() {
-            self.signal(Signal::SIGKILL);
-            let _ = self.outer.wait();
-        }
+        // `nsenter` may just be about to stop, and has to be woken then, too.
+        wait::until_true("a killed process to be gone", || {
+            let ended = self.ended().is_some();
+            if !ended {
+                self.signal(Signal::SIGKILL);
+            }
+            ended
+        });
     }
 }
 
