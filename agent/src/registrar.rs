@@ -196,7 +196,7 @@ impl Registrar {
             Step::Commit(purpose, txn) => self.commit_step(purpose, &txn).await?,
             Step::Own(owned) => {
                 info!(block = %owned.block, "taking over a block that the store says is ours");
-                self.add_block(owned).await?;
+                self.adopt_block(owned).await?;
             }
             Step::Leave(block) => {
                 if ipam.run(move |ipam| ipam.leave(block, now())).await? {
@@ -323,11 +323,11 @@ impl Registrar {
         Ok(())
     }
 
-    async fn add_block(&self, owned: OwnedBlock) -> Result<(), LedgerError> {
+    async fn adopt_block(&self, owned: OwnedBlock) -> Result<(), LedgerError> {
         let view = self.agent.board.view();
         let Some(pool) = view.pools.get(&owned.pool) else { return Ok(()) };
         let pool = (*pool.record).clone();
-        self.agent.ipam.run(move |ipam| ipam.add_block(owned, &pool)).await
+        self.agent.ipam.run(move |ipam| ipam.adopt_block(owned, &pool, now())).await
     }
 
     /// Waits until the view shows what was written at that revision.

@@ -95,6 +95,7 @@ impl Registrar {
                 next_block(&view, me, labels, &wanted, &lost).map_err(ClaimError::Exhausted)?;
             let nonce =
                 random_name().map_err(|error: MachineError| ClaimError::Unavailable(error.to_string()))?;
+            let of_block = (*pool.record).clone();
             let grounds = Grounds {
                 node: &identity.node,
                 incarnation: &identity.incarnation,
@@ -106,7 +107,8 @@ impl Registrar {
             if self.commit(&claim).await? {
                 let BlockRecord { pool, nonce, .. } = claim.record;
                 info!(%block, %pool, "claimed");
-                self.add_block(OwnedBlock { block, pool, nonce, leaving: false }).await?;
+                let owned = OwnedBlock { block, pool, nonce, leaving: false };
+                self.agent.ipam.run(move |ipam| ipam.add_block(owned, &of_block)).await?;
                 let (blocks, gateways) =
                     self.agent.ipam.run(|ipam| (ipam.blocks().to_vec(), ipam.gateways().to_vec())).await;
                 self.announce(&Some(identity), &blocks, &gateways);
