@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod cgroup;
+pub mod cni;
 pub mod etcd;
 pub mod fabric;
 pub mod image;
@@ -15,9 +16,11 @@ pub mod node;
 pub mod pod;
 pub mod probe;
 pub mod runtime;
+pub mod scripted;
 pub mod steps;
 pub mod talk;
 pub mod tls;
+pub mod traces;
 pub mod wait;
 
 pub use lab::{Lab, Topology};
