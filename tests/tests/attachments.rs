@@ -372,6 +372,21 @@ fn a_plugin_that_dies_before_it_makes_an_interface_gives_the_address_back() {
 }
 
 #[test]
+fn the_only_pod_of_a_node_gets_the_very_first_packet() {
+    for attach in ["bridge", "routed"] {
+        let lab = Lab::start(Topology::one_segment(1).bootstrap(&format!("attach = {attach:?}")));
+        let worker = &lab.workers[0];
+        // Without a port the bridge carries nothing. It is made to carry in the background, so that once is not enough.
+        for round in 0..40 {
+            let pod = worker.pod(&format!("p{round}"));
+            let answer = probe::ping(worker.node.command("ping"), pod.v4(), 56);
+            assert!(answer.is_ok(), "{attach}, pod {round}: {answer:?}");
+            worker.delete(&pod);
+        }
+    }
+}
+
+#[test]
 fn a_hundred_adds_at_once_and_a_hundred_dels_leave_no_trace() {
     let lab = node();
     let worker = &lab.workers[0];
