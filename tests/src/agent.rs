@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::caller::{Caller, feed};
 use crate::node::{self, Node, Process};
 use crate::pod::Pod;
+use crate::scripted::SCRIPTED_PLUGINS;
 use crate::wait;
 
 /// Where Debian's package containernetworking-plugins has its plugins.
@@ -246,9 +247,9 @@ impl Worker {
         Pending(child)
     }
 
-    /// Where a runtime of this node would look for plugins.
+    /// Where a runtime of this node would look for plugins: our own, the reference plugins, and the scripted ones.
     pub fn cni_path() -> String {
-        format!("{}:{CNI_PLUGINS}", dist().display())
+        format!("{}:{CNI_PLUGINS}:{SCRIPTED_PLUGINS}", dist().display())
     }
 
     /// Runs the plugin for a container's `eth0`. Its JSON is the result, or the error.

@@ -125,7 +125,7 @@ pub fn plan(desired: &Desired, actual: &Actual, prune: Prune) -> Vec<Change> {
         }
     }
     if prune == Prune::Yes {
-        garbage(want, actual, gone, forgot_forwards, &mut changes);
+        garbage(desired, actual, gone, forgot_forwards, &mut changes);
     }
     changes
 }
@@ -194,19 +194,22 @@ fn filter(desired: &Desired, found: &Found, prune: Prune, changes: &mut Vec<Chan
 
 /// What is there and should not be, in the reverse order of its making.
 fn garbage(
-    want: &State,
+    desired: &Desired,
     actual: &Actual,
     gone: impl Fn(&Device) -> bool,
     forgot_forwards: impl Fn(&Device) -> bool,
     changes: &mut Vec<Change>,
 ) {
-    let have = &actual.state;
-    for (destination, way) in have.routes.iter().filter(|(key, _)| !want.routes.contains_key(key)) {
+    let (want, allowed, have) = (&desired.state, &desired.allowed, &actual.state);
+    let no_route = |key: &IpNetwork| !want.routes.contains_key(key) && !allowed.routes.contains_key(key);
+    for (destination, way) in have.routes.iter().filter(|(key, _)| no_route(key)) {
         if !device_of(way).is_some_and(|device| gone(&device)) {
             changes.push(Change::DeleteRoute(*destination));
         }
     }
-    for (key, mac) in have.neighbours.iter().filter(|(key, _)| !want.neighbours.contains_key(key)) {
+    let nobody =
+        |key: &(Device, IpAddr)| !want.neighbours.contains_key(key) && !allowed.neighbours.contains_key(key);
+    for (key, mac) in have.neighbours.iter().filter(|(key, _)| nobody(key)) {
         if !gone(&key.0) {
             changes.push(Change::DeleteNeighbour(key.0.clone(), key.1, *mac));
         }

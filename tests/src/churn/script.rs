@@ -185,11 +185,8 @@ impl Saboteur<'_> {
             Fault::QuorumKilled => two.into_iter().for_each(|number| self.lab.etcd.start_member(number)),
             Fault::QuorumFrozen => self.lab.etcd.freeze(false),
             Fault::QuorumCut => two.into_iter().for_each(|number| self.mend_member(number)),
-            Fault::AgentKilled | Fault::NodeRebooted => self.lab.workers[target].start(),
-            Fault::LedgerLost | Fault::LedgerLostAndRebooted => {
-                // What was freed meanwhile is in no ledger either.
-                self.truth.forgets(self.lab.workers[target].name());
-                self.lab.workers[target].start();
+            Fault::AgentKilled | Fault::NodeRebooted | Fault::LedgerLost | Fault::LedgerLostAndRebooted => {
+                self.lab.workers[target].start()
             }
             Fault::AgentRestarted => self.restart(target),
             Fault::AgentFrozen => self.lab.workers[target].freeze(false),
@@ -231,7 +228,6 @@ impl Saboteur<'_> {
     fn lose_ledger(&mut self, target: usize) {
         let worker = &mut self.lab.workers[target];
         worker.kill();
-        self.truth.forgets(worker.name());
         worker.node.shell(&format!("rm -f {LEDGER}"));
     }
 

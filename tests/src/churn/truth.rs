@@ -1,11 +1,11 @@
 //! What the test itself knows of who has which address, whatever Polder says.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The shortest time that a freed address rests, if the node that freed it remembers it.
+/// The shortest time that a freed address rests.
 const REST: Duration = Duration::from_secs(10);
 
 /// A pod on a node.
@@ -27,7 +27,6 @@ struct State {
     boots: BTreeMap<String, u64>,
     live: BTreeMap<IpAddr, Holder>,
     freed: BTreeMap<IpAddr, (Holder, Instant)>,
-    forgetful: BTreeSet<String>,
     wrong: Vec<String>,
 }
 
@@ -48,19 +47,11 @@ impl Truth {
         *boot
     }
 
-    /// The node has no memory of who has had which address until when, before its next ADD that succeeds.
-    pub fn forgets(&self, node: &str) {
-        self.state().forgetful.insert(node.to_owned());
-    }
-
     /// An ADD of that boot has returned these addresses; false if that boot is over.
     pub fn came(&self, holder: &Holder, boot: u64, addresses: &[IpAddr]) -> bool {
         let mut state = self.state();
         if state.boots.get(&holder.node).copied().unwrap_or_default() != boot {
             return false;
-        }
-        if state.forgetful.remove(&holder.node) {
-            state.freed.retain(|_, (before, _)| before.node != holder.node);
         }
         for address in addresses {
             if let Some(other) = state.live.insert(*address, holder.clone()) {
@@ -140,19 +131,6 @@ mod tests {
         assert!(truth.wrong().is_empty());
         truth.goes(&holder("n1", "a"));
         truth.came(&holder("n1", "b"), 0, &[address(1)]);
-        assert_eq!(truth.wrong().len(), 1);
-    }
-
-    #[test]
-    fn a_node_without_memory_may_give_out_an_address_too_early_once() {
-        let truth = Truth::default();
-        truth.came(&holder("n1", "a"), 0, &[address(1)]);
-        truth.forgets("n1");
-        truth.goes(&holder("n1", "a"));
-        truth.came(&holder("n1", "b"), 0, &[address(1)]);
-        assert!(truth.wrong().is_empty());
-        truth.goes(&holder("n1", "b"));
-        truth.came(&holder("n1", "c"), 0, &[address(1)]);
         assert_eq!(truth.wrong().len(), 1);
     }
 
