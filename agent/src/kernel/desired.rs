@@ -184,7 +184,6 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &
         unmasqueraded: inputs.cluster.masquerade.except.iter().map(|cidr| (*cidr).into()).collect(),
         ..Members::default()
     };
-    let mut allowed = State::default();
     for peer in inputs.peers {
         members.peers.extend(&peer.record.underlay);
         reach_peer(inputs, peer, &mut state, &mut members);
@@ -194,15 +193,13 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &
         members.local.extend(inputs.strays(pod).map(host_prefix));
         members.senders.extend(pod.addresses.iter().map(|address| (pod.mac, *address)));
         let name = pod.attachment.host_interface();
-        // Interfaces are read before what hangs on them, and meanwhile an ADD goes on: what there is for an interface
-        // that was not seen is no garbage.
-        let state = if present.contains(&name) { &mut state } else { &mut allowed };
-        wire_pod(inputs, pod, name, state);
+        if present.contains(&name) {
+            wire_pod(inputs, pod, name, &mut state);
+        }
     }
     Desired {
         sysctls: sysctl::desired(inputs.families, &state, advertised_to),
         state,
-        allowed,
         table: ruleset::table(inputs.cluster),
         elements: ruleset::elements(&members),
     }

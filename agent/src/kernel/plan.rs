@@ -125,7 +125,7 @@ pub fn plan(desired: &Desired, actual: &Actual, prune: Prune) -> Vec<Change> {
         }
     }
     if prune == Prune::Yes {
-        garbage(desired, actual, gone, forgot_forwards, &mut changes);
+        garbage(want, actual, gone, forgot_forwards, &mut changes);
     }
     changes
 }
@@ -194,22 +194,19 @@ fn filter(desired: &Desired, found: &Found, prune: Prune, changes: &mut Vec<Chan
 
 /// What is there and should not be, in the reverse order of its making.
 fn garbage(
-    desired: &Desired,
+    want: &State,
     actual: &Actual,
     gone: impl Fn(&Device) -> bool,
     forgot_forwards: impl Fn(&Device) -> bool,
     changes: &mut Vec<Change>,
 ) {
-    let (want, allowed, have) = (&desired.state, &desired.allowed, &actual.state);
-    let no_route = |key: &IpNetwork| !want.routes.contains_key(key) && !allowed.routes.contains_key(key);
-    for (destination, way) in have.routes.iter().filter(|(key, _)| no_route(key)) {
+    let have = &actual.state;
+    for (destination, way) in have.routes.iter().filter(|(key, _)| !want.routes.contains_key(key)) {
         if !device_of(way).is_some_and(|device| gone(&device)) {
             changes.push(Change::DeleteRoute(*destination));
         }
     }
-    let nobody =
-        |key: &(Device, IpAddr)| !want.neighbours.contains_key(key) && !allowed.neighbours.contains_key(key);
-    for (key, mac) in have.neighbours.iter().filter(|(key, _)| nobody(key)) {
+    for (key, mac) in have.neighbours.iter().filter(|(key, _)| !want.neighbours.contains_key(key)) {
         if !gone(&key.0) {
             changes.push(Change::DeleteNeighbour(key.0.clone(), key.1, *mac));
         }

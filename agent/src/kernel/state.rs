@@ -133,8 +133,6 @@ pub struct State {
 pub struct Desired {
     /// Everything that netlink tells.
     pub state: State,
-    /// What there may be besides: what belongs to attachments whose interface was not to be seen.
-    pub allowed: State,
     /// Kernel settings in the order in which to make them: path under `/proc/sys` and value.
     pub sysctls: Vec<(String, String)>,
     /// The packet filter.

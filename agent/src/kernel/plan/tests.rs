@@ -207,20 +207,6 @@ impl Model {
         }
     }
 
-    /// A pod's interface is there, but was not when the interfaces were read: what hangs on it is on an unknown one.
-    fn unsee(&mut self, number: u8) {
-        let name = pod(number).attachment.host_interface();
-        let device = Device::Pod(name.clone());
-        let index = self.indexes.remove(&device).expect("it is there");
-        let state = &mut self.state;
-        state.pods.remove(&name);
-        state.neighbours.retain(|(on, _), _| *on != device);
-        state.forwards.retain(|(on, _), _| *on != device);
-        for way in state.routes.values_mut().filter(|way| device_of(way).as_ref() == Some(&device)) {
-            way.target = Target::Device(Device::Uplink(index));
-        }
-    }
-
     fn is_there(&self, device: &Device) -> bool {
         matches!(device, Device::Uplink(_)) || self.indexes.contains_key(device)
     }
@@ -440,28 +426,4 @@ fn a_device_that_is_made_anew_gets_back_all_that_hung_on_it() {
         !done.iter().any(|done| done.contains("10.244.1.0")),
         "the peer has nothing to do with it: {done:#?}"
     );
-}
-
-#[test]
-fn what_an_add_is_making_is_no_garbage_while_its_interface_is_not_seen() {
-    for attach in [AttachMode::Bridge, AttachMode::Routed] {
-        let world = World {
-            attach,
-            backend: Backend::Auto,
-            vni: 1,
-            mtu: 1500,
-            dual: false,
-            peers: BTreeMap::new(),
-            pods: [1].into(),
-        };
-        // The interfaces were read before the ADD, all else behind it.
-        let mut model = Model::of(&world);
-        model.unsee(1);
-        let desired = world.desired(&model.present());
-        assert_eq!(plan(&desired, &model.actual(&desired), Prune::Yes), [], "{attach:?}");
-        // Of no attachment, it is.
-        let empty = World { pods: BTreeSet::new(), ..world }.desired(&model.present());
-        let garbage = plan(&empty, &model.actual(&empty), Prune::Yes);
-        assert!(garbage.iter().any(|change| change.to_string().contains("delete")), "{garbage:?}");
-    }
 }
