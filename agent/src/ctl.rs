@@ -55,7 +55,7 @@ pub fn nodes(nodes: &[NodeStatus]) -> String {
     let mut table = Table::new();
     table
         .load_style(NOTHING)
-        .set_header(["NODE", "ALIVE", "UNDERLAY", "GATEWAYS", "BLOCKS", "PATH", "VERSION"]);
+        .set_header(["NODE", "ALIVE", "STANDING", "UNDERLAY", "GATEWAYS", "BLOCKS", "PATH", "VERSION"]);
     for node in nodes {
         let join = |items: Vec<String>| if items.is_empty() { "-".to_owned() } else { items.join("\n") };
         let alive = match node.alive {
@@ -67,6 +67,7 @@ pub fn nodes(nodes: &[NodeStatus]) -> String {
         table.add_row([
             node.name.to_string(),
             alive.to_owned(),
+            node.standing.clone(),
             join(node.underlay.iter().map(ToString::to_string).collect()),
             join(node.gateways.iter().map(ToString::to_string).collect()),
             join(node.blocks.iter().map(ToString::to_string).collect()),

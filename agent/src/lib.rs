@@ -23,6 +23,7 @@ pub mod owner;
 pub mod publisher;
 pub mod recovery;
 pub mod registrar;
+pub mod removal;
 pub mod server;
 pub mod service;
 pub mod status;

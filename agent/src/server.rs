@@ -19,9 +19,7 @@ use tracing::{Instrument, Span, debug, info_span, warn};
 
 use crate::agent::Agent;
 use crate::in_flight::Wired;
-use crate::service;
-use crate::status;
-use crate::{collect, health};
+use crate::{collect, health, removal, service, status};
 
 /// Connections at once: more than a node has pods that come at once.
 const CONNECTIONS: usize = 512;
@@ -121,6 +119,7 @@ async fn answer(agent: &Arc<Agent>, request: Request, wiring: &mut Option<Wired>
         Request::Health(request) => Ok(Reply::Health(health::health(agent, &request).await)),
         Request::Status => Ok(Reply::Status(Box::new(status::status(agent).await))),
         Request::Nodes => Ok(Reply::Nodes(status::nodes(agent).await)),
+        Request::RemoveNode(removal) => removal::remove(agent, removal).await.map(Reply::Done),
     };
     done.unwrap_or_else(Reply::Refused)
 }

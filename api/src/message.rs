@@ -10,7 +10,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::status::{NodeStatus, Status};
-use crate::{Attachment, IfName, Mac, NetworkName, Pod, PoolName};
+use crate::{Attachment, IfName, Mac, NetworkName, NodeName, Pod, PoolName};
 
 /// A request as it goes over the socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +45,18 @@ pub enum Request {
     Status,
     /// The nodes of the cluster, as this node sees them.
     Nodes,
+    /// Remove a node from the cluster.
+    RemoveNode(Removal),
+}
+
+/// A node that is to be removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Removal {
+    /// Its name.
+    pub node: NodeName,
+    /// Whether whoever asks knows that it and its pods are gone for good: nobody waits for it to confirm that.
+    pub dead: bool,
 }
 
 /// A new attachment.
@@ -148,6 +160,8 @@ pub enum Reply {
     Status(Box<Status>),
     /// To Nodes.
     Nodes(Vec<NodeStatus>),
+    /// To what an operator wants changed: what has come of it, in words.
+    Done(String),
     /// It could not be done, and nothing was.
     Refused(Refusal),
 }
@@ -220,6 +234,8 @@ pub enum RefusalKind {
     PoolExhausted,
     /// An address that was asked for is not to be had.
     AddressTaken,
+    /// The node was removed from the cluster.
+    Removed,
     /// The attachment is there already.
     Exists,
     /// The attachment is not there.

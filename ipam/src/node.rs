@@ -248,7 +248,7 @@ impl<L: Ledger> NodeIpam<L> {
             if self.gateways.iter().any(|gateway| Family::of(*gateway) == family) {
                 continue;
             }
-            if let Some(address) = self.allocator.next(family, None, Rest::Full, now) {
+            if let Some(address) = self.allocator.next(family, None, Rest::Shortest, now) {
                 self.ledger.add_gateway(address)?;
                 let _ = self.allocator.take(address);
                 self.gateways.push(address);

@@ -8,9 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use polder_agent::ctl;
-use polder_api::DEFAULT_SOCKET;
 use polder_api::client::Client;
-use polder_api::message::{Reply, Request};
+use polder_api::message::{Removal, Reply, Request};
+use polder_api::{DEFAULT_SOCKET, NodeName};
 
 /// Looks after a Polder network.
 #[derive(Debug, Parser)]
@@ -45,6 +45,14 @@ enum Command {
 enum NodeCommand {
     /// Lists them, and how this node reaches each
     List,
+    /// Removes one that is not to come back: it cuts its pods off, and its blocks go back when it has confirmed that
+    Remove {
+        /// Its name
+        name: NodeName,
+        /// The node and its pods are gone for good, I know that: do not wait for its confirmation
+        #[arg(long)]
+        dead: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -63,9 +71,12 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<String> {
-    let request = match arguments.command {
+    let request = match &arguments.command {
         Command::Status => Request::Status,
         Command::Node(NodeCommand::List) => Request::Nodes,
+        Command::Node(NodeCommand::Remove { name, dead }) => {
+            Request::RemoveNode(Removal { node: name.clone(), dead: *dead })
+        }
     };
     let mut client = Client::connect(&arguments.socket, Duration::from_secs(15))
         .context("is polder-agent running on this node, and are you root?")?;
@@ -74,6 +85,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<String> {
         (Reply::Status(status), Output::Json) => serde_json::to_string_pretty(&status)? + "\n",
         (Reply::Nodes(nodes), Output::Table) => ctl::nodes(&nodes),
         (Reply::Nodes(nodes), Output::Json) => serde_json::to_string_pretty(&nodes)? + "\n",
+        (Reply::Done(what), Output::Table) => what + "\n",
+        (Reply::Done(what), Output::Json) => serde_json::to_string_pretty(&what)? + "\n",
         (Reply::Refused(refusal), _) => bail!(refusal),
         (other, _) => bail!("the agent answered something else: {other:?}"),
     })
