@@ -24,8 +24,8 @@ pub struct NodeIpam<L = Sqlite> {
     attachments: BTreeMap<Attachment, Held>,
     /// Blocks of the ledger whose pool is not known yet: nothing is allocated from them.
     dormant: Vec<OwnedBlock>,
-    /// Reserved addresses that are being handed over to this node.
-    expected: BTreeSet<IpAddr>,
+    /// Reserved addresses that are being handed over to this node, and for which attachment.
+    expected: BTreeSet<(IpAddr, Attachment)>,
     /// Of how many free addresses it keeps twice as many when it gives a block back.
     low_water: u64,
 }
@@ -300,7 +300,7 @@ impl<L: Ledger> NodeIpam<L> {
         for address in &held.addresses {
             // Those from elsewhere are not the allocator's.
             let _ = self.allocator.take(*address);
-            self.expected.remove(address);
+            self.expected.remove(&(*address, held.attachment.clone()));
         }
         self.attachments.insert(held.attachment.clone(), held.clone());
         Ok(held)

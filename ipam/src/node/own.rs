@@ -74,7 +74,7 @@ impl<L: Ledger> NodeIpam<L> {
             gateways: self.gateways.clone(),
             attachments: self.attachments.len(),
             strays: strays.collect(),
-            expected: self.expected.clone(),
+            expected: self.expected.iter().map(|(address, _)| *address).collect(),
             spare: self.spare(now),
             idle_gateways: self.idle_gateways(now),
             could_take_gateway: Family::BOTH
@@ -181,13 +181,14 @@ impl<L: Ledger> NodeIpam<L> {
         Ok(())
     }
 
-    /// Expects that a reserved address is handed over to this node: until it is used or given up, it is not let go.
-    pub fn expect(&mut self, address: IpAddr) {
-        self.expected.insert(address);
+    /// Expects that a reserved address is handed over to this node for that attachment: until it is used or given up, it
+    /// is not let go.
+    pub fn expect(&mut self, address: IpAddr, attachment: &Attachment) {
+        self.expected.insert((address, attachment.clone()));
     }
 
-    /// Expects the address no more.
-    pub fn give_up(&mut self, address: IpAddr) {
-        self.expected.remove(&address);
+    /// Expects the address no more for that attachment. Another may still.
+    pub fn give_up(&mut self, address: IpAddr, attachment: &Attachment) {
+        self.expected.remove(&(address, attachment.clone()));
     }
 }
