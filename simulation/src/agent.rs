@@ -214,6 +214,7 @@ pub fn start(world: &Shared, index: usize) -> bool {
         forbids: None,
         is_open: false,
         claims: VecDeque::new(),
+        reservations: VecDeque::new(),
         news: true,
         quarantine: Quarantine::new(COOL_DOWN),
         double: Double::Unasked,

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use polder_ipam::invariants::Deviation;
 use polder_ipam::key::Key;
 use polder_ipam::ledger::Ledger;
+use polder_ipam::removal::Vouched;
 use polder_ipam::record::{FenceRecord, Incarnation, PodsGone, encode};
 use polder_ipam::store::{Compare, Txn, Write};
 
@@ -163,6 +164,7 @@ fn heal(schedule: &mut Schedule, steps: &mut u64) -> Result<(), Wrong> {
         if second % 5 == 0 {
             let mut world = schedule.world.borrow_mut();
             operator::open_all_pools(&mut world);
+            remove_again(&mut world);
             vouch(&mut world);
         }
         for machine in (0..machines).filter(|_| second % 5 == 0 && second < TIME_TO_HEAL - 30) {
@@ -210,6 +212,16 @@ fn clear_up(schedule: &mut Schedule, machine: usize) {
     };
     twice.into_iter().for_each(|index| schedule.end_container(index));
     schedule.retry(machine);
+}
+
+/// An operator removes nodes whose machines are gone: what they had sent may have arrived after the first removal.
+fn remove_again(world: &mut World) {
+    let is_gone = |id: &str| world.machines.iter().any(|machine| machine.is_destroyed && machine.machine_id == id);
+    let mut nodes = world.truth.nodes.iter();
+    let gone = nodes.find(|(_, node)| is_gone(&node.record.machine_id)).map(|(name, _)| name.clone());
+    if let Some(name) = gone {
+        operator::remove_node(world, &name, Vouched::Yes);
+    }
 }
 
 /// An operator vouches for removed nodes of which no machine is left that could confirm it.

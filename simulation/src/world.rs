@@ -19,6 +19,7 @@ use polder_ipam::store::{Contents, Outcome, Range, StoreError, Txn};
 use polder_ipam::view::View;
 
 use crate::agent::claims::ClaimRequest;
+use crate::agent::reservations::ReserveRequest;
 use crate::disk::Disk;
 use crate::runtime::Container;
 use crate::task::Task;
@@ -94,6 +95,8 @@ pub struct Agent {
     pub is_open: bool,
     /// Wishes for blocks.
     pub claims: VecDeque<ClaimRequest>,
+    /// Wishes for reserved addresses.
+    pub reservations: VecDeque<ReserveRequest>,
     /// Whether the registrar has reason to look.
     pub news: bool,
     /// The removed nodes whose blocks rest.

@@ -60,21 +60,22 @@ fn renew(hand: &Hand) {
     });
 }
 
-/// Makes the store say what the ledger says, again and again.
+/// Makes the store say what the ledger says, again and again. Begins anew whenever the node's own record was written.
 pub async fn run(hand: Hand) {
     let mut published = None;
+    let mut revision = 0;
     loop {
         hand.sleep(100).await;
+        if own_revision(&hand) != revision {
+            revision = own_revision(&hand);
+            published = None;
+        }
         let wanted = wanted(&hand);
-        if published.as_ref() != Some(&wanted) && own_revision(&hand) != 0 {
-            published = synchronize(&hand, published.take(), wanted).await.ok();
+        if published.as_ref() != Some(&wanted) && revision != 0 {
+            published = synchronize(&hand, revision, published.take(), wanted).await.ok();
             if published.is_none() {
                 hand.sleep(RETRY_MS).await;
             }
-        }
-        // The store may have lost them with the rest.
-        if hand.agent(|agent| agent.view.losses != agent.losses) {
-            published = None;
         }
     }
 }
@@ -83,13 +84,11 @@ type Records = BTreeMap<String, Vec<u8>>;
 
 async fn synchronize(
     hand: &Hand,
+    revision: i64,
     published: Option<Records>,
     wanted: Records,
 ) -> Result<Records, StoreError> {
-    let (name, revision) = (hand.with(|world| world.machines[hand.machine].name.clone()), own_revision(hand));
-    if revision == 0 {
-        return Err(no_answer());
-    }
+    let name = hand.with(|world| world.machines[hand.machine].name.clone());
     let published = match published {
         Some(published) => published,
         None => {

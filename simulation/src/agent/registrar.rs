@@ -2,18 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use polder_api::{Attachment, Family};
+use polder_api::{Attachment, Family, NodeName};
 use polder_ipam::Pool;
 use polder_ipam::claim::Wanted;
 use polder_ipam::key::Key;
 use polder_ipam::ledger::OwnedBlock;
 use polder_ipam::pool::Labels;
 use polder_ipam::record::{Alive, encode};
-use polder_ipam::steward::{self, Double, Facts, Presence, Step};
-use polder_ipam::store::{Compare, Outcome, Range, Txn, Write};
+use polder_ipam::steward::{self, Double, Facts, Presence, Purpose, Step};
+use polder_ipam::store::{Compare, LARGEST_TXN, Outcome, Range, Txn, Write};
 use polder_ipam::view::{Settings, Source};
 
-use super::{Hand, claims, service};
+use super::{Hand, claims, reservations, service};
 use crate::operator;
 use crate::task::Wait;
 
@@ -44,6 +44,10 @@ pub async fn run(hand: Hand) {
         hand.wait(Wait::News(hand.clock() + RETRY_MS)).await;
         while let Some(request) = hand.agent(|agent| agent.claims.pop_front()) {
             claims::serve(&hand, request).await;
+        }
+        if let Some(request) = hand.agent(|agent| agent.reservations.pop_front()) {
+            reservations::serve(&hand, request).await;
+            hand.agent(|agent| agent.news = true);
         }
     }
 }
@@ -128,8 +132,13 @@ async fn carry_out(hand: &Hand, step: Step) -> Result<(), Waiting> {
             hand.agent(|agent| agent.double = double);
         }
         Step::CutOff => cut_off(hand).await?,
-        Step::Commit(_, txn) => match hand.commit(&txn).await? {
-            Outcome::Applied { revision } => hand.caught_up(revision).await?,
+        Step::Commit(purpose, txn) => match hand.commit(&txn).await? {
+            Outcome::Applied { revision } => {
+                if let Purpose::Inherit(node) = purpose {
+                    forget_addresses(hand, node).await?;
+                }
+                hand.caught_up(revision).await?;
+            }
             Outcome::Refused => return Err(Waiting),
         },
         Step::Own(owned) => own(hand, owned)?,
@@ -145,7 +154,7 @@ async fn carry_out(hand: &Hand, step: Step) -> Result<(), Waiting> {
 fn own(hand: &Hand, owned: OwnedBlock) -> Result<(), Waiting> {
     let view = hand.view();
     let Some(pool) = view.pools.get(&owned.pool) else { return Ok(()) };
-    Ok(hand.ipam(|ipam, _| ipam.add_block(owned, &pool.record))?)
+    Ok(hand.ipam(|ipam, now| ipam.adopt_block(owned, &pool.record, now))?)
 }
 
 async fn ask_for_double(hand: &Hand) -> Result<Double, Waiting> {
@@ -177,6 +186,18 @@ async fn cut_off(hand: &Hand) -> Result<(), Waiting> {
         }
     }
     hand.ipam(|ipam, _| ipam.forget_all())?;
+    let me = hand.with(|world| world.machines[hand.machine].name.clone());
+    forget_addresses(hand, me).await
+}
+
+/// Deletes what the store says of the addresses of a removed node, unless there is another of its name by now.
+async fn forget_addresses(hand: &Hand, node: NodeName) -> Result<(), Waiting> {
+    let contents = hand.range(Key::addresses_of(&node)).await?;
+    for entries in contents.entries.chunks(LARGEST_TXN) {
+        let deletes = entries.iter().map(|entry| Write::Delete { key: entry.key.clone() });
+        let compares = vec![Compare::absent(&Key::Node(node.clone()))];
+        hand.commit(&Txn { compares, writes: deletes.collect() }).await?;
+    }
     Ok(())
 }
 

@@ -49,7 +49,7 @@ async fn admitted(hand: &Hand, wanting: &Wanting) -> Option<Vec<IpAddr>> {
     let families: Vec<Family> = hand.view().families().into_iter().collect();
     let reserved = if wanting.reserved {
         {
-            let handed = reservations::hand_over(hand, wanting).await;
+            let handed = reservations::ask(hand, wanting).await;
             hand.note(|| format!("hand-over: {handed:?}"));
             handed.ok()?
         }
@@ -58,7 +58,7 @@ async fn admitted(hand: &Hand, wanting: &Wanting) -> Option<Vec<IpAddr>> {
     };
     hand.turn().await;
     let held = allocate(hand, wanting, families, reserved.clone()).await;
-    hand.agent(|agent| reserved.iter().for_each(|address| agent.ipam.give_up(*address)));
+    hand.agent(|agent| reserved.iter().for_each(|address| agent.ipam.give_up(*address, &wanting.attachment)));
     hand.agent(|agent| agent.news = true);
     let held = held?;
     hand.turn().await;
