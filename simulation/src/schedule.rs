@@ -274,6 +274,7 @@ impl Schedule {
             world.kill_agent(machine);
             world.machines[machine].disk.delete();
             world.machines[machine].ledger_is_whole = false;
+            world.machines[machine].promised.clear();
             world.count("node joined again");
             world.note(|| format!("operator: {machine} is to join again"));
         }
