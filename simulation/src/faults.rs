@@ -246,7 +246,8 @@ impl Schedule {
             };
             machine.is_destroyed || machine.ledger_is_whole && machine.agent.as_ref().is_some_and(follows)
         };
-        if !world.machines.iter().all(follows) || (fault == Fault::StoreRestored && world.backups.is_empty()) {
+        if !world.machines.iter().all(follows) || (fault == Fault::StoreRestored && world.backups.is_empty())
+        {
             return false;
         }
         if fault == Fault::StoreEmptied {

@@ -8,15 +8,15 @@ use std::rc::Rc;
 use polder_ipam::invariants::Deviation;
 use polder_ipam::key::Key;
 use polder_ipam::ledger::Ledger;
-use polder_ipam::removal::Vouched;
 use polder_ipam::record::{FenceRecord, Incarnation, PodsGone, encode};
+use polder_ipam::removal::Vouched;
 use polder_ipam::store::{Compare, Txn, Write};
 
 use crate::faults::Fault;
 use crate::judge::{Strictness, judge};
 use crate::operator;
 use crate::schedule::{Schedule, add_machine};
-use crate::world::{Record, World};
+use crate::world::{Machine, Record, World};
 
 /// Steps with faults.
 const STEPS: u64 = 350;
@@ -212,9 +212,20 @@ fn clear_up(schedule: &mut Schedule, machine: usize) {
     schedule.retry(machine);
 }
 
-/// An operator removes nodes whose machines are gone: what they had sent may have arrived after the first removal.
+/// An operator removes nodes whose machines are gone: what they had sent may have arrived after the first removal. And
+/// those that have joined anew since a backup was made that was put back.
 fn remove_again(world: &mut World) {
-    let is_gone = |id: &str| world.machines.iter().any(|machine| machine.is_destroyed && machine.machine_id == id);
+    let is_older = |machine: &&Machine| {
+        let node = world.truth.nodes.get(&machine.name);
+        let is_same = node.is_some_and(|node| node.record.machine_id == machine.machine_id);
+        let agent = machine.agent.as_ref().filter(|_| is_same && !machine.is_destroyed);
+        agent.is_some_and(|agent| agent.last_step.contains("is registered as incarnation"))
+    };
+    if let Some(name) = world.machines.iter().find(is_older).map(|machine| machine.name.clone()) {
+        operator::remove_node(world, &name, Vouched::Yes);
+    }
+    let is_gone =
+        |id: &str| world.machines.iter().any(|machine| machine.is_destroyed && machine.machine_id == id);
     let mut nodes = world.truth.nodes.iter();
     let gone = nodes.find(|(_, node)| is_gone(&node.record.machine_id)).map(|(name, _)| name.clone());
     if let Some(name) = gone {
