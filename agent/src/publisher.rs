@@ -22,8 +22,8 @@ const RETRY: Duration = Duration::from_secs(5);
 /// A node whose agent has not been heard for this long is not alive. Nothing is ever freed for that.
 const ALIVE_SECONDS: i64 = 10;
 
-/// Runs for ever. Keeps the lease of a living node, too. Begins anew whenever the node's own record was written: the
-/// store may have lost more than that.
+/// Runs for ever. Keeps the lease of a living node, too. Begins anew whenever the node's own record was written, or
+/// the store has lost records: these may be among them, or be there again.
 pub async fn run(agent: Arc<Agent>) {
     let mut view = agent.board.view.subscribe();
     loop {
@@ -40,7 +40,7 @@ pub async fn run(agent: Arc<Agent>) {
         tokio::select! {
             _ = work => {}
             // Cancel-safe: what was begun is read back by the next round.
-            _ = view.wait_for(|view| own_revision(&agent, view) != revision) => {}
+            _ = view.wait_for(|view| own_revision(&agent, view) != revision || view.losses != known.losses) => {}
         }
     }
 }

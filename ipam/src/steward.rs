@@ -423,10 +423,15 @@ fn reservations(facts: &Facts<'_>, identity: &Identity, own: &Known<NodeRecord>)
         }
     }
     for stray in &facts.own.strays {
-        let (Some(owner), None) = (&stray.owner, facts.view.reservations.get(&stray.address)) else {
-            continue;
-        };
-        if reservation::pool_of(facts.view, stray.address).is_none() {
+        let Some(owner) = &stray.owner else { continue };
+        let known = facts.view.reservations.get(&stray.address);
+        // A store that was set back knows an earlier holder, or none. If he is another node's, that one lets go first.
+        let is_right = known.and_then(|known| Some((known, known.record.holder.as_ref()?)));
+        let is_right = is_right.is_some_and(|(known, holder)| {
+            let lives = || facts.own.strays.iter().any(|stray| stray.attachment == holder.attachment);
+            !mine(&holder) || known.record.owner == *owner || lives()
+        });
+        if is_right || reservation::pool_of(facts.view, stray.address).is_none() {
             continue;
         }
         let holder = Holder {
@@ -435,12 +440,13 @@ fn reservations(facts: &Facts<'_>, identity: &Identity, own: &Known<NodeRecord>)
             boot_id: facts.boot_id.to_owned(),
             attachment: stray.attachment.clone(),
         };
-        let record = ReservationRecord { owner: owner.clone(), holder: Some(holder), generation: 1 };
+        let generation = known.map_or(1, |known| known.record.generation + 1);
+        let record = ReservationRecord { owner: owner.clone(), holder: Some(holder), generation };
         let unchanged = |key: Key, revision| Compare::Unchanged { key: key.to_string(), revision };
         let put = Write::Put { key: Key::Reservation(stray.address).to_string(), value: encode(&record) };
         let compares = vec![
             unchanged(Key::Node(facts.me.clone()), own.revision),
-            Compare::absent(&Key::Reservation(stray.address)),
+            unchanged(Key::Reservation(stray.address), known.map_or(0, |known| known.revision)),
         ];
         let txn = Txn { compares, writes: vec![put] };
         return Err(Step::Commit(Purpose::ReserveAgain(stray.address), txn));

@@ -62,7 +62,7 @@ pub struct View {
     /// The keys whose records were refused, with the reason. Where an earlier record could be read, it stays in force.
     pub refused: BTreeMap<String, String>,
     /// How often the store seems to have lost records: it lost the settings, which nobody deletes, or came back without
-    /// nodes or claims that were known before.
+    /// nodes, claims or reservations that were known before, or as it was earlier.
     pub losses: u64,
     /// The last settings that were known: for a store that has lost them.
     pub remembered: Option<Settings>,
@@ -112,6 +112,11 @@ impl View {
         unreadable.iter().for_each(|key| self.keep(key, &before));
         let lost = before.nodes.keys().any(|name| !self.nodes.contains_key(name))
             || before.blocks.keys().any(|block| !self.blocks.contains_key(block))
+            || before.reservations.iter().any(|(address, known)| {
+                let now = self.reservations.get(address);
+                now.is_none_or(|now| now.record.generation < known.record.generation)
+            })
+            || self.revision < before.revision && before.source == Source::Store
             || before.cluster.is_some() && self.cluster.is_none();
         self.losses = before.losses + u64::from(lost);
         if self.cluster.is_none() {
@@ -301,6 +306,22 @@ mod tests {
         view.apply(changed(10, "blocks/4-0a000000-26", Some(CLAIM)));
         view.apply(changed(11, "blocks/4-0a000000-26", None));
         assert_eq!(view.losses, 1, "a claim that is deleted is not lost");
+    }
+
+    #[test]
+    fn a_store_that_comes_back_as_it_was_earlier_has_lost_what_came_later() {
+        let reservation = |generation: u64| format!(r#"{{"owner":"d/a","generation":{generation}}}"#);
+        let load = |revision, generation| {
+            let reservation = entry("reservations/10.9.0.1", &reservation(generation), revision);
+            Update::Loaded(Contents { revision, entries: vec![entry("pools/p", POOL, 5), reservation] })
+        };
+        let mut view = loaded();
+        view.apply(load(8, 2));
+        assert_eq!(view.losses, 0);
+        view.apply(load(9, 1));
+        assert_eq!(view.losses, 1, "an earlier hand-over");
+        view.apply(load(8, 1));
+        assert_eq!(view.losses, 2, "an earlier revision");
     }
 
     #[test]

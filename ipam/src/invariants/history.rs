@@ -7,11 +7,11 @@ use std::time::Duration;
 use polder_api::{Attachment, NodeName, PoolName};
 
 use super::{Deviation, Facts, Invariant, deviation};
+use crate::Cidr;
 use crate::ledger::Held;
 use crate::moment::Moment;
 use crate::pool::{PoolState, Purpose};
 use crate::record::Incarnation;
-use crate::reservation;
 use crate::view::View;
 
 /// What was seen before.
@@ -21,6 +21,8 @@ pub struct History {
     rest: Duration,
     /// Who lived last with each address, and when he was last seen.
     lived: BTreeMap<IpAddr, (NodeName, Attachment, Moment)>,
+    /// The pools for reservations that there were.
+    reserved: BTreeSet<Cidr>,
     /// What the store said.
     before: Option<Records>,
 }
@@ -38,7 +40,7 @@ struct Records {
 impl History {
     /// Nothing was seen; an address has to rest that long.
     pub fn new(rest: Duration) -> Self {
-        Self { rest, lived: BTreeMap::new(), before: None }
+        Self { rest, lived: BTreeMap::new(), reserved: BTreeSet::new(), before: None }
     }
 
     /// Forgets what the store said: it was set back.
@@ -64,8 +66,9 @@ impl History {
 
     /// I6. A reserved address is its workload's, whose next pod need not wait.
     fn cool_down(&mut self, facts: &Facts<'_>, now: Moment, found: &mut Vec<Deviation>) {
-        let reserved =
-            |address: IpAddr| facts.view.is_some_and(|view| reservation::pool_of(view, address).is_some());
+        let pools = facts.view.iter().flat_map(|view| view.pools.values());
+        let pools = pools.filter(|pool| pool.record.purpose == Purpose::Reservations);
+        self.reserved.extend(pools.map(|pool| pool.record.cidr()));
         for node in facts.nodes {
             let interfaces = node.kernel.iter().flat_map(|kernel| &kernel.interfaces);
             for (interface, address) in
@@ -77,7 +80,7 @@ impl History {
                         continue;
                     }
                     let rested = now.since(*seen);
-                    if rested < self.rest && !reserved(address) {
+                    if rested < self.rest && !self.reserved.iter().any(|pool| pool.has(address)) {
                         let what = format!(
                             "{address} went to {} on {} {rested:?} after {attachment} on {name} had it",
                             interface.attachment, node.name

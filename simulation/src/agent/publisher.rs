@@ -60,16 +60,19 @@ fn renew(hand: &Hand) {
     });
 }
 
-/// Makes the store say what the ledger says, again and again. Begins anew whenever the node's own record was written.
+/// Makes the store say what the ledger says, again and again. Begins anew whenever the node's own record was
+/// written, or the store has lost records.
 pub async fn run(hand: Hand) {
     let mut published = None;
-    let mut revision = 0;
+    let mut known = (0, 0);
     loop {
         hand.sleep(1_000).await;
-        if own_revision(&hand) != revision {
-            revision = own_revision(&hand);
+        let now = (own_revision(&hand), hand.view().losses);
+        if now != known {
+            known = now;
             published = None;
         }
+        let (revision, _) = known;
         let wanted = wanted(&hand);
         if published.as_ref() != Some(&wanted) && revision != 0 {
             published = synchronize(&hand, revision, published.take(), wanted).await.ok();
