@@ -1,7 +1,7 @@
 //! A ledger that was lost, rebuilt from what the kernel has: before the first address goes out.
 
 use anyhow::Context;
-use polder_api::Attachment;
+use polder_ipam::alias;
 use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::node::NodeIpam;
 use tracing::{info, warn};
@@ -21,9 +21,8 @@ pub fn recover(ipam: &mut NodeIpam, kernel: &mut Kernel) -> anyhow::Result<()> {
         ipam.restore_gateway(gateway).with_context(|| format!("restore gateway {gateway}"))?;
     }
     for pod in pods {
-        let (attachment, _) = pod.alias.split_once(' ').unwrap_or((&pod.alias, ""));
-        let whose = attachment.parse().ok();
-        let Some(attachment) = whose.filter(|whose: &Attachment| whose.host_interface() == pod.name) else {
+        let whose = alias::read(&pod.alias).filter(|(whose, _)| whose.host_interface() == pod.name);
+        let Some((attachment, of_pod)) = whose else {
             warn!(interface = %pod.name, alias = pod.alias, "the interface does not say whose it is");
             continue;
         };
@@ -35,7 +34,7 @@ pub fn recover(ipam: &mut NodeIpam, kernel: &mut Kernel) -> anyhow::Result<()> {
             mac: pod.mac,
             mtu: pod.mtu,
             netns: String::new(),
-            pod: None,
+            pod: of_pod,
             leaving: false,
             gateways: Vec::new(),
         };

@@ -7,9 +7,9 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use polder_api::message::{AddRequest, Attach, LeasedAddress, PodAddress, Refusal, RefusalKind, Wiring};
 use polder_api::{Attachment, Family};
-use polder_ipam::Block;
 use polder_ipam::ledger::{Held, Kind, LedgerError};
 use polder_ipam::record::{AttachMode, ClusterRecord};
+use polder_ipam::{Block, alias};
 use polder_netlink::nft::FilterSocket;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
@@ -169,7 +169,7 @@ fn wiring(agent: &Agent, cluster: &ClusterRecord, held: &Held) -> Wiring {
     });
     Wiring {
         host_interface: held.attachment.host_interface(),
-        alias: alias(held),
+        alias: alias::write(&held.attachment, held.pod.as_ref()),
         attach: match cluster.attach {
             AttachMode::Bridge => Attach::Bridge { locked: agent.features.locked_ports },
             AttachMode::Routed => Attach::Routed,
@@ -180,19 +180,6 @@ fn wiring(agent: &Agent, cluster: &ClusterRecord, held: &Held) -> Wiring {
         gateway_mac: bridge,
         strays: held.addresses.iter().copied().filter(|address| !own(address)).collect(),
     }
-}
-
-/// The attachment in words, for `ip link`, and for a ledger that has to be made anew: the attachment first.
-fn alias(held: &Held) -> String {
-    /// `IFALIASZ` (`include/uapi/linux/if.h`) less the NUL.
-    const LONGEST: usize = 255;
-    let mut alias = held.attachment.to_string();
-    if let Some(pod) = &held.pod {
-        alias.push(' ');
-        alias.push_str(&pod.to_string());
-    }
-    alias.truncate(alias.floor_char_boundary(LONGEST));
-    alias
 }
 
 /// Takes an attachment away: first its interface, then its addresses. Succeeds where there is nothing.

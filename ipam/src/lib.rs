@@ -9,6 +9,7 @@
 //! What acts stands beside it: [`store`] speaks to etcd or to a file, [`ledger`] to SQLite; [`node`] puts the
 //! allocator and the ledger together.
 
+pub mod alias;
 pub mod allocator;
 pub mod cidr;
 pub mod claim;

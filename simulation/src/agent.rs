@@ -16,7 +16,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_api::Attachment;
-use polder_ipam::Moment;
 use polder_ipam::key::Key;
 use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::node::NodeIpam;
@@ -25,6 +24,7 @@ use polder_ipam::removal::Quarantine;
 use polder_ipam::steward::Double;
 use polder_ipam::store::{Contents, Outcome, Range, StoreError, Txn};
 use polder_ipam::view::View;
+use polder_ipam::{Moment, alias};
 
 use crate::Follower;
 use crate::disk::Disk;
@@ -253,15 +253,17 @@ fn recover(
         ipam.restore_gateway(*gateway)?;
     }
     for (attachment, addresses) in &kernel.interfaces {
+        let read = kernel.aliases.get(attachment).and_then(|alias| alias::read(alias));
+        let Some((attachment, pod)) = read else { continue };
         ipam.restore(Held {
-            attachment: attachment.clone(),
+            attachment,
             kind: Kind::Pod,
             since: now,
             addresses: addresses.clone(),
             mac: polder_api::Mac::of_pod(addresses[0]),
             mtu: 1450,
             netns: String::new(),
-            pod: None,
+            pod,
             leaving: false,
             gateways: Vec::new(),
         })?;

@@ -86,6 +86,7 @@ pub fn add(world: &Shared, container: usize) {
 async fn wire(hand: &Hand, wanting: Wanting) -> Option<Vec<IpAddr>> {
     hand.turn().await;
     let attachment = wanting.attachment.clone();
+    let alias = polder_ipam::alias::write(&attachment, Some(&wanting.pod));
     let epoch = hand.with(|world| {
         let machine = &world.machines[hand.machine];
         machine.agent.as_ref().filter(|agent| agent.is_open).map(|agent| agent.epoch)
@@ -103,6 +104,7 @@ async fn wire(hand: &Hand, wanting: Wanting) -> Option<Vec<IpAddr>> {
         let is_made = is_new && kernel.namespaces.contains(attachment.container.as_str());
         if is_made {
             kernel.interfaces.insert(attachment.clone(), addresses.clone());
+            kernel.aliases.insert(attachment.clone(), alias.clone());
         }
         is_made
     });

@@ -71,6 +71,8 @@ pub struct Machine {
 pub struct Kernel {
     /// The pods' interfaces, with their addresses.
     pub interfaces: BTreeMap<Attachment, Vec<IpAddr>>,
+    /// What the interfaces say of their attachments.
+    pub aliases: BTreeMap<Attachment, String>,
     /// The network namespaces, by container.
     pub namespaces: BTreeSet<String>,
     /// The node's own addresses.

@@ -1,0 +1,49 @@
+//! What a pod's interface says of its attachment: for `ip link`, and for a ledger that has to be made anew.
+
+use polder_api::{Attachment, Pod};
+
+/// `IFALIASZ` (`include/uapi/linux/if.h`) less the NUL.
+const LONGEST: usize = 255;
+
+/// The attachment and its pod in words, the attachment first.
+pub fn write(attachment: &Attachment, pod: Option<&Pod>) -> String {
+    let mut alias = attachment.to_string();
+    if let Some(pod) = pod {
+        alias.push(' ');
+        alias.push_str(&pod.to_string());
+    }
+    alias.truncate(alias.floor_char_boundary(LONGEST));
+    alias
+}
+
+/// The attachment that an alias names, and the pod, if its name is there and whole: by it the pod keeps its reserved
+/// address.
+pub fn read(alias: &str) -> Option<(Attachment, Option<Pod>)> {
+    let (attachment, pod) =
+        alias.split_once(' ').map_or((alias, None), |(attachment, pod)| (attachment, Some(pod)));
+    let is_whole = alias.len() < LONGEST;
+    let pod = pod.filter(|_| is_whole).and_then(|pod| pod.split_once('/'));
+    let pod = pod.map(|(namespace, name)| Pod {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        uid: None,
+    });
+    Some((attachment.parse().ok()?, pod))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interface_says_whose_it_is_and_which_pods() {
+        let attachment: Attachment = "net/c1/eth0".parse().unwrap();
+        let pod = |name: &str| Pod { namespace: "default".into(), name: name.into(), uid: None };
+        assert_eq!(read(&write(&attachment, None)), Some((attachment.clone(), None)));
+        let db = Some(pod("db-0"));
+        assert_eq!(read(&write(&attachment, db.as_ref())), Some((attachment.clone(), db)));
+        let long = pod(&"x".repeat(300));
+        assert_eq!(read(&write(&attachment, Some(&long))), Some((attachment, None)), "the name is not whole");
+        assert_eq!(read("uplink of somebody"), None);
+    }
+}
