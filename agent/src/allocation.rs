@@ -57,7 +57,9 @@ pub async fn allocate(
     let allocated = allocate_wish(agent, view, &wish, &families, pool.as_ref()).await;
     if !reserved.is_empty() {
         // It has them by now, or what was handed over for it is let go.
-        let give_up = move |ipam: &mut NodeIpam| reserved.iter().for_each(|address| ipam.give_up(*address));
+        let give_up = move |ipam: &mut NodeIpam| {
+            reserved.iter().for_each(|address| ipam.give_up(*address, &wish.attachment));
+        };
         agent.ipam.run(give_up).await;
         agent.holdings_changed.notify_one();
     }

@@ -8,6 +8,7 @@ use polder_api::message::{Refusal, RefusalKind};
 use polder_api::{Attachment, PoolName};
 use polder_ipam::key::Key;
 use polder_ipam::ledger::Standing;
+use polder_ipam::node::NodeIpam;
 use polder_ipam::record::{Holder, encode};
 use polder_ipam::reservation::{self, Denied, HandOver};
 use polder_ipam::store::{Outcome, Range};
@@ -78,18 +79,21 @@ impl Registrar {
             let prepared = self.prepare(&view, wanted, owner, attachment).await?;
             let address = prepared.address;
             // Before the transaction: the steward lets go of what nobody expects.
-            self.agent.ipam.run(move |ipam| ipam.expect(address)).await;
+            let whose = attachment.clone();
+            self.agent.ipam.run(move |ipam| ipam.expect(address, &whose)).await;
+            let whose = attachment.clone();
+            let give_up = move |ipam: &mut NodeIpam| ipam.give_up(address, &whose);
             match self.carry_over(&prepared).await {
                 Ok(true) => {
                     info!(%address, owner, %attachment, generation = prepared.record.generation, "handed over");
                     return Ok(address);
                 }
                 Ok(false) => {
-                    self.agent.ipam.run(move |ipam| ipam.give_up(address)).await;
+                    self.agent.ipam.run(give_up).await;
                     let _ = timeout(Duration::from_millis(500), views.changed()).await;
                 }
                 Err(refusal) => {
-                    self.agent.ipam.run(move |ipam| ipam.give_up(address)).await;
+                    self.agent.ipam.run(give_up).await;
                     return Err(refusal);
                 }
             }

@@ -7,7 +7,6 @@ use polder_api::{Attachment, Family};
 
 use super::NodeIpam;
 use crate::allocator::Rest;
-use crate::claim::LOW_WATER;
 use crate::ledger::{Identity, Ledger, LedgerError, OwnedBlock};
 use crate::moment::Moment;
 use crate::pool::{Block, Pool};
@@ -75,7 +74,7 @@ impl<L: Ledger> NodeIpam<L> {
             gateways: self.gateways.clone(),
             attachments: self.attachments.len(),
             strays: strays.collect(),
-            expected: self.expected.clone(),
+            expected: self.expected.iter().map(|(address, _)| *address).collect(),
             spare: self.spare(now),
             idle_gateways: self.idle_gateways(now),
             could_take_gateway: Family::BOTH
@@ -91,7 +90,7 @@ impl<L: Ledger> NodeIpam<L> {
         for (_, pool, counts) in self.allocator.blocks(now) {
             *free.entry(pool).or_default() += counts.free;
         }
-        let needless = |free: u64| free >= 2 * LOW_WATER;
+        let needless = |free: u64| free >= 2 * self.low_water;
         self.allocator
             .blocks(now)
             .find(|(_, pool, counts)| {
@@ -182,13 +181,14 @@ impl<L: Ledger> NodeIpam<L> {
         Ok(())
     }
 
-    /// Expects that a reserved address is handed over to this node: until it is used or given up, it is not let go.
-    pub fn expect(&mut self, address: IpAddr) {
-        self.expected.insert(address);
+    /// Expects that a reserved address is handed over to this node for that attachment: until it is used or given up, it
+    /// is not let go.
+    pub fn expect(&mut self, address: IpAddr, attachment: &Attachment) {
+        self.expected.insert((address, attachment.clone()));
     }
 
-    /// Expects the address no more.
-    pub fn give_up(&mut self, address: IpAddr) {
-        self.expected.remove(&address);
+    /// Expects the address no more for that attachment. Another may still.
+    pub fn give_up(&mut self, address: IpAddr, attachment: &Attachment) {
+        self.expected.remove(&(address, attachment.clone()));
     }
 }

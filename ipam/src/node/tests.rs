@@ -241,3 +241,17 @@ fn a_block_of_which_the_ledger_knows_nothing_rests_before_anything_goes_out_of_i
     node.learn_pools(&[pool], &Labels::new()).unwrap();
     assert_eq!((free(&node, 59), free(&node, 60)), (0, 8), "after a restart, too");
 }
+
+#[test]
+fn an_address_that_one_attachment_gives_up_is_still_expected_for_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut node = node(&folder);
+    let address: IpAddr = "10.9.0.1".parse().unwrap();
+    let [one, other] = ["one", "other"].map(|container| wish(container, &[]).attachment);
+    node.expect(address, &one);
+    node.expect(address, &other);
+    node.give_up(address, &other);
+    assert!(node.own(NOW).unwrap().expected.contains(&address), "the first one may have it by now");
+    node.give_up(address, &one);
+    assert!(node.own(NOW).unwrap().expected.is_empty());
+}
