@@ -21,7 +21,7 @@ use crate::agent::Agent;
 use crate::in_flight::Wired;
 use crate::service;
 use crate::status;
-use crate::{collect, health};
+use crate::{collect, health, pools};
 
 /// Connections at once: more than a node has pods that come at once.
 const CONNECTIONS: usize = 512;
@@ -121,6 +121,9 @@ async fn answer(agent: &Arc<Agent>, request: Request, wiring: &mut Option<Wired>
         Request::Health(request) => Ok(Reply::Health(health::health(agent, &request).await)),
         Request::Status => Ok(Reply::Status(Box::new(status::status(agent).await))),
         Request::Nodes => Ok(Reply::Nodes(status::nodes(agent).await)),
+        Request::Pools => Ok(Reply::Pools(pools::list(agent).await)),
+        Request::Blocks => Ok(Reply::Blocks(pools::blocks(agent).await)),
+        Request::ChangePool(change) => pools::change(agent, change).await.map(Reply::Done),
     };
     done.unwrap_or_else(Reply::Refused)
 }
