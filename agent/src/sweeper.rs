@@ -4,19 +4,20 @@
 //! another plugin's. One whose interface is missing twice, a
 //! grace period apart, and that nobody is wiring, is released.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
 use polder_api::{Attachment, tombstone, tombstones};
 use polder_ipam::ledger::{Held, Kind};
+use polder_ipam::missing::Missing;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::agent::Agent;
 use crate::kernel::Kernel;
+use crate::machine::now;
 use crate::service;
 
 /// Frees what plugins took down while the agent was away, as their notes say. To be done before the first ADD: it
@@ -62,20 +63,16 @@ pub async fn run(agent: Arc<Agent>, leaving: Vec<Attachment>) {
         let Some(_held) = agent.in_flight.hold(&attachment) else { continue };
         release(&agent, &attachment, "an earlier agent had begun to release it").await;
     }
-    let mut missing: BTreeMap<Attachment, Instant> = BTreeMap::new();
+    let mut missing = Missing::default();
     loop {
         // Whatever is released has been seen missing at least twice.
         sleep(agent.config.grace / 3).await;
         take_notes(&agent).await;
         match look(&agent).await {
-            Ok(now_missing) => {
-                missing.retain(|attachment, _| now_missing.contains(attachment));
-                for attachment in now_missing.into_iter().filter(|gone| !agent.in_flight.has(gone)) {
-                    let since = *missing.entry(attachment.clone()).or_insert_with(Instant::now);
-                    if since.elapsed() >= agent.config.grace {
-                        sweep(&agent, &attachment).await;
-                        missing.remove(&attachment);
-                    }
+            Ok(gone) => {
+                let is_in_flight = |attachment: &Attachment| agent.in_flight.has(attachment);
+                for attachment in missing.observe(&gone, is_in_flight, agent.config.grace, now()) {
+                    sweep(&agent, &attachment).await;
                 }
             }
             Err(error) => warn!(error, "the pods' interfaces cannot be looked at"),

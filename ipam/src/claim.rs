@@ -10,11 +10,12 @@ use polder_api::{Family, NodeName, PoolName};
 use sha2::{Digest, Sha256};
 
 use crate::key::Key;
+use crate::ledger::{Identity, LedgerError};
 use crate::pool::{Block, Labels, Pool};
 use crate::record::{BlockRecord, Incarnation, Nonce, encode};
 use crate::shortage;
-use crate::store::{Compare, Entry, Txn, Write};
-use crate::view::{Known, View};
+use crate::store::{Compare, Entry, StoreError, Txn, Write};
+use crate::view::{Known, Source, View};
 
 /// A node with fewer free addresses of a family than this claims the next block before it needs it; and it keeps twice as
 /// many when it gives a block back.
@@ -77,6 +78,71 @@ impl Claim {
     /// a no is not final: it may still take effect, and is taken over when it is seen.
     pub fn is_made(&self, found: Option<&Entry>) -> bool {
         found.is_some_and(|entry| entry.value == encode(&self.record))
+    }
+}
+
+/// Who wants to claim, and what he knows.
+#[derive(Debug, Clone)]
+pub struct Claimant<'a> {
+    /// The node's name.
+    pub me: &'a NodeName,
+    /// What the configuration says of it.
+    pub labels: &'a Labels,
+    /// Who it is, as its ledger says.
+    pub identity: Option<&'a Identity>,
+    /// The cluster.
+    pub view: &'a View,
+    /// Whether claims wait: the store has lost records, and their owners are putting them back.
+    pub caution: bool,
+}
+
+/// Why there is nothing to try.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoClaim {
+    /// All blocks are claimed, or there is no pool to claim from.
+    #[error("{0}")]
+    Exhausted(String),
+    /// Nothing can be claimed now.
+    #[error("no block can be claimed: {0}")]
+    Unavailable(String),
+}
+
+impl From<StoreError> for NoClaim {
+    fn from(error: StoreError) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
+
+impl From<LedgerError> for NoClaim {
+    fn from(error: LedgerError) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
+
+impl Claimant<'_> {
+    /// The claim to try next. `lost` are those blocks that others were faster at.
+    pub fn attempt(&self, wanted: &Wanted, lost: &BTreeSet<Block>, nonce: Nonce) -> Result<Claim, NoClaim> {
+        let unavailable = |reason: &str| Err(NoClaim::Unavailable(reason.to_owned()));
+        let view = self.view;
+        let (Some(identity), Some(node)) = (self.identity, view.nodes.get(self.me)) else {
+            return unavailable("the node is not registered");
+        };
+        if view.source != Source::Store || view.lost.is_some() {
+            return unavailable(view.lost.as_deref().unwrap_or("the store is away"));
+        }
+        if self.caution {
+            return unavailable("the store has lost records, and their owners are putting them back");
+        }
+        let (pool, block) =
+            next_block(view, self.me, self.labels, wanted, lost).map_err(NoClaim::Exhausted)?;
+        let grounds = Grounds {
+            node: &identity.node,
+            incarnation: &identity.incarnation,
+            node_revision: node.revision,
+            pool: &pool.record,
+            pool_revision: pool.revision,
+        };
+        Ok(Claim::new(&grounds, block, nonce))
     }
 }
 

@@ -12,8 +12,10 @@
 pub mod allocator;
 pub mod cidr;
 pub mod claim;
+pub mod invariants;
 pub mod key;
 pub mod ledger;
+pub mod missing;
 pub mod moment;
 pub mod node;
 pub mod peers;

@@ -246,8 +246,9 @@ fn introduce(facts: &Facts<'_>, cluster: &ClusterRecord, registered: Option<&Kno
     }
     // Removed, and its ledger lost, but not its pods.
     let same_life = |boot_id: &str| boot_id == facts.boot_id;
-    let mut fences = facts.view.fences.iter();
-    let fenced = fences.find(|(_, fence)| fence.record.node == *facts.me && same_life(&fence.record.boot_id));
+    let mut removed = facts.view.fences.iter();
+    let fenced =
+        removed.find(|(_, fence)| fence.record.node == *facts.me && same_life(&fence.record.boot_id));
     match fenced {
         Some((incarnation, fence)) if fence.record.pods != PodsGone::Confirmed => {
             become_one(incarnation, Standing::Removed)

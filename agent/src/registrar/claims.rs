@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use polder_api::{Family, NodeName, PoolName};
 use polder_ipam::Block;
-use polder_ipam::claim::{Claim, Grounds, LOW_WATER, Wanted, next_block};
+use polder_ipam::claim::{Claim, Claimant, LOW_WATER, NoClaim, Wanted, next_block};
 use polder_ipam::key::Key;
 use polder_ipam::ledger::{LedgerError, OwnedBlock};
 use polder_ipam::pool::Labels;
@@ -32,27 +32,7 @@ pub struct ClaimRequest {
 }
 
 /// There is no block to be had.
-#[derive(Debug, thiserror::Error)]
-pub enum ClaimError {
-    /// All blocks are claimed, or there is no pool to claim from.
-    #[error("{0}")]
-    Exhausted(String),
-    /// The store or the ledger failed: try again.
-    #[error("no block can be claimed: {0}")]
-    Unavailable(String),
-}
-
-impl From<StoreError> for ClaimError {
-    fn from(error: StoreError) -> Self {
-        Self::Unavailable(error.to_string())
-    }
-}
-
-impl From<LedgerError> for ClaimError {
-    fn from(error: LedgerError) -> Self {
-        Self::Unavailable(error.to_string())
-    }
-}
+pub type ClaimError = NoClaim;
 
 impl Registrar {
     /// Serves a wish for another block, unless there are free addresses again.
@@ -74,42 +54,28 @@ impl Registrar {
 
     /// Claims a block.
     pub(super) async fn claim(&self, wanted: Wanted) -> Result<(), ClaimError> {
-        let me = &self.agent.config.node;
         let mut lost: BTreeSet<Block> = BTreeSet::new();
         for _ in 0..ATTEMPTS {
             let view = self.agent.board.view();
             let identity = self.agent.ipam.run(|ipam| ipam.identity()).await?;
-            let (Some(identity), Some(node)) = (identity, view.nodes.get(me)) else {
-                return Err(ClaimError::Unavailable("the node is not registered".to_owned()));
-            };
-            if view.source != Source::Store || view.lost.is_some() {
-                let reason = view.lost.clone().unwrap_or_else(|| "the store is away".to_owned());
-                return Err(ClaimError::Unavailable(reason));
-            }
-            if self.is_cautious() {
-                let reason = "the store has lost records, and their owners are putting them back".to_owned();
-                return Err(ClaimError::Unavailable(reason));
-            }
-            let labels = &self.agent.config.labels;
-            let (pool, block) =
-                next_block(&view, me, labels, &wanted, &lost).map_err(ClaimError::Exhausted)?;
             let nonce =
                 random_name().map_err(|error: MachineError| ClaimError::Unavailable(error.to_string()))?;
-            let grounds = Grounds {
-                node: &identity.node,
-                incarnation: &identity.incarnation,
-                node_revision: node.revision,
-                pool: &pool.record,
-                pool_revision: pool.revision,
+            let claimant = Claimant {
+                me: &self.agent.config.node,
+                labels: &self.agent.config.labels,
+                identity: identity.as_ref(),
+                view: &view,
+                caution: self.is_cautious(),
             };
-            let claim = Claim::new(&grounds, block, Nonce(nonce));
+            let claim = claimant.attempt(&wanted, &lost, Nonce(nonce))?;
+            let block = claim.block;
             if self.commit(&claim).await? {
                 let BlockRecord { pool, nonce, .. } = claim.record;
                 info!(%block, %pool, "claimed");
                 self.add_block(OwnedBlock { block, pool, nonce, leaving: false }).await?;
                 let (blocks, gateways) =
                     self.agent.ipam.run(|ipam| (ipam.blocks().to_vec(), ipam.gateways().to_vec())).await;
-                self.announce(&Some(identity), &blocks, &gateways);
+                self.announce(&identity, &blocks, &gateways);
                 return Ok(());
             }
             lost.insert(block);

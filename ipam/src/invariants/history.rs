@@ -1,0 +1,166 @@
+//! What must hold between one moment and the next.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use polder_api::{Attachment, NodeName};
+
+use super::{Deviation, Facts, Invariant, deviation};
+use crate::ledger::Held;
+use crate::moment::Moment;
+use crate::pool::{PoolState, Purpose};
+use crate::record::Incarnation;
+use crate::reservation;
+use crate::view::View;
+
+/// What was seen before.
+#[derive(Debug, Clone)]
+pub struct History {
+    /// How long an address rests at least.
+    rest: Duration,
+    /// Who lived last with each address, and when he was last seen.
+    lived: BTreeMap<IpAddr, (NodeName, Attachment, Moment)>,
+    /// What the store said.
+    before: Option<Records>,
+}
+
+/// What is remembered of the store.
+#[derive(Debug, Clone)]
+struct Records {
+    revision: i64,
+    fenced: BTreeSet<Incarnation>,
+    generations: BTreeMap<IpAddr, u64>,
+    closed: BTreeSet<polder_api::PoolName>,
+}
+
+impl History {
+    /// Nothing was seen; an address has to rest that long.
+    pub fn new(rest: Duration) -> Self {
+        Self { rest, lived: BTreeMap::new(), before: None }
+    }
+
+    /// Forgets what the store said: it was set back.
+    pub fn store_was_set_back(&mut self) {
+        self.before = None;
+    }
+
+    /// Takes in what is known at this moment, on a clock that all nodes share; returns what does not hold of the step
+    /// to it.
+    pub fn observe(&mut self, facts: &Facts<'_>, now: Moment) -> Vec<Deviation> {
+        let mut found = Vec::new();
+        self.cool_down(facts, now, &mut found);
+        if let Some(view) =
+            facts.view.filter(|view| self.before.as_ref().is_none_or(|known| known.revision != view.revision))
+        {
+            if let Some(before) = &self.before {
+                before.compare(view, facts.putting_back, &mut found);
+            }
+            self.before = Some(Records::of(view));
+        }
+        found
+    }
+
+    /// I6. A reserved address is its workload's, whose next pod need not wait.
+    fn cool_down(&mut self, facts: &Facts<'_>, now: Moment, found: &mut Vec<Deviation>) {
+        let reserved =
+            |address: IpAddr| facts.view.is_some_and(|view| reservation::pool_of(view, address).is_some());
+        for node in facts.nodes {
+            let interfaces = node.kernel.iter().flat_map(|kernel| &kernel.interfaces);
+            for (interface, address) in
+                interfaces.flat_map(|one| one.addresses.iter().map(move |address| (one, *address)))
+            {
+                if let Some((name, attachment, seen)) = self.lived.get_mut(&address) {
+                    if *attachment == interface.attachment && *name == node.name {
+                        *seen = now;
+                        continue;
+                    }
+                    let rested = now.since(*seen);
+                    if rested < self.rest && !reserved(address) {
+                        let what = format!(
+                            "{address} went to {} on {} {rested:?} after {attachment} on {name} had it",
+                            interface.attachment, node.name
+                        );
+                        found.push(deviation(Invariant::CoolDown, Some(&node.name), what, "report it"));
+                    }
+                }
+                self.lived.insert(address, (node.name.clone(), interface.attachment.clone(), now));
+            }
+        }
+    }
+}
+
+impl Records {
+    fn of(view: &View) -> Self {
+        Self {
+            revision: view.revision,
+            fenced: view.fences.keys().cloned().collect(),
+            generations: view
+                .reservations
+                .iter()
+                .map(|(address, known)| (*address, known.record.generation))
+                .collect(),
+            closed: view
+                .pools
+                .values()
+                .filter(|pool| {
+                    pool.record.state != PoolState::Active || pool.record.purpose != Purpose::Blocks
+                })
+                .map(|pool| pool.record.name.clone())
+                .collect(),
+        }
+    }
+
+    fn compare(&self, view: &View, putting_back: bool, found: &mut Vec<Deviation>) {
+        let since = |revision: i64| revision > self.revision;
+        let blocks = || view.blocks.iter().filter(|(_, claim)| since(claim.revision));
+        // I9.
+        let claims = blocks().map(|(block, claim)| {
+            (&claim.record.node, &claim.record.incarnation, format!("claimed {block}"))
+        });
+        let nodes = view.nodes.iter().filter(|(_, node)| since(node.revision));
+        let nodes = nodes.map(|(name, node)| (name, &node.record.incarnation, "registered".to_owned()));
+        let held = view.reservations.iter().filter(|(_, known)| since(known.revision));
+        let held = held.filter_map(|(address, known)| {
+            let holder = known.record.holder.as_ref()?;
+            Some((&holder.node, &holder.incarnation, format!("took {address}")))
+        });
+        for (node, _, what) in claims.chain(nodes).chain(held).filter(|(_, by, _)| self.fenced.contains(by)) {
+            let what = format!("node {node} was removed, and has {what}");
+            found.push(deviation(Invariant::Fenced, Some(node), what, "report it"));
+        }
+        // I10: what the store has lost is put back whatever has become of its pool.
+        for (block, claim) in
+            blocks().filter(|(_, claim)| !putting_back && self.closed.contains(&claim.record.pool))
+        {
+            let what = format!("{block} was claimed of pool {}, which is closed", claim.record.pool);
+            found.push(deviation(Invariant::BlockTree, Some(&claim.record.node), what, "report it"));
+        }
+        // I7.
+        for (address, known) in &view.reservations {
+            let (before, now) =
+                (self.generations.get(address).copied().unwrap_or(0), known.record.generation);
+            if now < before {
+                let what =
+                    format!("the reservation of {address} went back from generation {before} to {now}");
+                found.push(deviation(Invariant::StaleDel, None, what, "report it"));
+            }
+        }
+    }
+}
+
+/// I7: what taking an attachment away has changed besides.
+pub fn check_release(
+    node: &NodeName,
+    released: &Attachment,
+    before: &[Held],
+    after: &[Held],
+) -> Vec<Deviation> {
+    let others = before.iter().filter(|held| held.attachment != *released);
+    let lost = others.filter(|held| !after.contains(held));
+    lost.map(|held| {
+        let what = format!("taking {released} away from {node} has changed {}", held.attachment);
+        deviation(Invariant::StaleDel, Some(node), what, "report it")
+    })
+    .collect()
+}

@@ -1,0 +1,206 @@
+//! One node: its ledger against its kernel, and both against the records.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::{Deviation, Facts, Interface, Invariant, KernelFacts, LedgerFacts, NodeFacts, Repair, deviation};
+use crate::ledger::{Held, Kind};
+use crate::pool::Purpose;
+use crate::record::Incarnation;
+use crate::view::View;
+
+pub(super) fn check(facts: &Facts<'_>, node: &NodeFacts, found: &mut Vec<Deviation>) {
+    if let Some(ledger) = &node.ledger {
+        conservation(node, ledger, found);
+        promises(node, ledger, found);
+        if let Some(kernel) = &node.kernel {
+            leaks(node, ledger, kernel, found);
+            interfaces(node, ledger, kernel, found);
+        }
+        if let (Some(view), Some(identity), false) = (facts.view, &ledger.identity, facts.putting_back) {
+            reservations(view, node, ledger, &identity.incarnation, found);
+        }
+    }
+    if let (Some(view), false) = (facts.view, facts.putting_back) {
+        owners(view, node, found);
+    }
+}
+
+/// I3.
+fn conservation(node: &NodeFacts, ledger: &LedgerFacts, found: &mut Vec<Deviation>) {
+    const REMEDY: &str = "restart the node's agent, and report what its ledger says";
+    let mut add =
+        |what: String| found.push(deviation(Invariant::Conservation, Some(&node.name), what, REMEDY));
+    let mut used = BTreeSet::new();
+    let all = ledger.attachments.iter().flat_map(|held| &held.addresses).chain(&ledger.gateways);
+    for address in all {
+        if !used.insert(*address) {
+            add(format!("{address} is used twice in the ledger of {}", node.name));
+        }
+    }
+    for (number, (owned, counts)) in ledger.blocks.iter().enumerate() {
+        let cidr = owned.block.cidr();
+        if let Some((other, _)) =
+            ledger.blocks[..number].iter().find(|(other, _)| other.block.cidr().overlaps(cidr))
+        {
+            add(format!(
+                "block {} overlaps block {} in the ledger of {}",
+                owned.block, other.block, node.name
+            ));
+        }
+        let Some(counts) = counts else { continue };
+        let size = 1_u128 << (owned.block.family().bits() - cidr.length()).min(127);
+        let sum = counts.used + counts.resting + counts.free + counts.excluded;
+        if u128::from(sum) != size {
+            add(format!("block {} has {size} addresses, and {counts:?} are {sum}", owned.block));
+        }
+        let inside = used.iter().filter(|address| cidr.has(**address)).count() as u64;
+        if inside != counts.used {
+            add(format!("block {} counts {} used addresses, and {inside} are", owned.block, counts.used));
+        }
+    }
+}
+
+/// I8.
+fn promises(node: &NodeFacts, ledger: &LedgerFacts, found: &mut Vec<Deviation>) {
+    for (attachment, addresses) in &node.promised {
+        let held = ledger.attachments.iter().find(|held| held.attachment == *attachment);
+        if held.is_none_or(|held| held.addresses != *addresses) {
+            let what = format!(
+                "{attachment} was told that it has {addresses:?}, and the ledger of {} does not have it",
+                node.name
+            );
+            found.push(deviation(Invariant::Durable, Some(&node.name), what, "delete the pod"));
+        }
+    }
+}
+
+/// I4: attachments of which nothing is left.
+fn leaks(node: &NodeFacts, ledger: &LedgerFacts, kernel: &KernelFacts, found: &mut Vec<Deviation>) {
+    for held in ledger.attachments.iter().filter(|held| !node.in_flight.contains(&held.attachment)) {
+        if !is_alive(held, kernel) {
+            let what =
+                format!("{} on {} has {:?} and no interface", held.attachment, node.name, held.addresses);
+            let remedy = "the node's agent releases it after its grace period";
+            let mut leak = deviation(Invariant::NoLeak, Some(&node.name), what, remedy);
+            leak.repair = Some(Repair::Release(held.attachment.clone()));
+            found.push(leak);
+        }
+    }
+}
+
+fn is_alive(held: &Held, kernel: &KernelFacts) -> bool {
+    match held.kind {
+        Kind::Pod => kernel.interfaces.iter().any(|interface| interface.attachment == held.attachment),
+        // One whose namespace nobody can see from here ends with its DEL alone.
+        Kind::Lease => held.netns.is_empty() || kernel.namespaces.contains(&held.netns),
+    }
+}
+
+/// I5: interfaces whose addresses are not theirs any more.
+fn interfaces(node: &NodeFacts, ledger: &LedgerFacts, kernel: &KernelFacts, found: &mut Vec<Deviation>) {
+    for Interface { attachment, addresses } in &kernel.interfaces {
+        // Who has come to nothing keeps what he was given until his interface is gone, whoever works on him.
+        let held = ledger.attachments.iter().find(|held| held.attachment == *attachment);
+        for address in addresses {
+            if !held.is_some_and(|held| held.addresses.contains(address)) {
+                let what = format!(
+                    "{attachment} on {} lives with {address}, and the ledger does not have it: the address could go out",
+                    node.name
+                );
+                found.push(deviation(Invariant::NoEarlyFree, Some(&node.name), what, "delete the pod"));
+            }
+        }
+    }
+    for gateway in &kernel.gateways {
+        if !ledger.gateways.contains(gateway)
+            && ledger.attachments.iter().any(|held| held.addresses.contains(gateway))
+        {
+            let what = format!("{gateway} is the address of {} itself, and a pod's", node.name);
+            found.push(deviation(Invariant::NoEarlyFree, Some(&node.name), what, "delete the pod"));
+        }
+    }
+}
+
+/// I2.
+fn owners(view: &View, node: &NodeFacts, found: &mut Vec<Deviation>) {
+    let incarnation =
+        node.ledger.as_ref().and_then(|ledger| ledger.identity.as_ref()).map(|own| &own.incarnation);
+    let living: Vec<Interface> = match (&node.kernel, &node.ledger) {
+        (Some(kernel), _) => kernel.interfaces.clone(),
+        (None, Some(ledger)) => ledger
+            .attachments
+            .iter()
+            .map(|held| Interface { attachment: held.attachment.clone(), addresses: held.addresses.clone() })
+            .collect(),
+        (None, None) => return,
+    };
+    for Interface { attachment, addresses } in &living {
+        for address in addresses {
+            if let Err(why) = check_owner(view, node, incarnation, *address) {
+                let what = format!("{attachment} on {} lives with {address}: {why}", node.name);
+                found.push(deviation(Invariant::Owner, Some(&node.name), what, "delete the pod"));
+            }
+        }
+    }
+}
+
+fn check_owner(
+    view: &View,
+    node: &NodeFacts,
+    own: Option<&Incarnation>,
+    address: IpAddr,
+) -> Result<(), String> {
+    let Some(pool) = view.pools.values().find(|pool| pool.record.cidr().has(address)) else { return Ok(()) };
+    let mine = |name: &polder_api::NodeName, incarnation: &Incarnation| {
+        *name == node.name && own.is_none_or(|own| own == incarnation)
+    };
+    if pool.record.purpose == Purpose::Reservations {
+        let holder = view.reservations.get(&address).and_then(|known| known.record.holder.as_ref());
+        return match holder {
+            Some(holder) if mine(&holder.node, &holder.incarnation) => Ok(()),
+            Some(holder) => Err(format!("it is held by {} on node {}", holder.attachment, holder.node)),
+            None => Err("nobody holds the reservation".to_owned()),
+        };
+    }
+    if let Some(ledger) = &node.ledger {
+        let owned = ledger.blocks.iter().find(|(owned, _)| owned.block.cidr().has(address));
+        match owned {
+            None => return Err("it is in no block of the node's ledger".to_owned()),
+            Some((owned, _)) if owned.leaving => {
+                return Err(format!("block {} is being given back", owned.block));
+            }
+            Some(_) => {}
+        }
+    }
+    let claim = view.blocks.iter().find(|(block, _)| block.cidr().has(address));
+    match claim {
+        Some((_, claim)) if mine(&claim.record.node, &claim.record.incarnation) => Ok(()),
+        Some((block, claim)) => Err(format!("block {block} is claimed by node {}", claim.record.node)),
+        None => Err("its block is claimed by nobody".to_owned()),
+    }
+}
+
+/// I4: reserved addresses that are held for attachments that are not there.
+fn reservations(
+    view: &View,
+    node: &NodeFacts,
+    ledger: &LedgerFacts,
+    own: &Incarnation,
+    found: &mut Vec<Deviation>,
+) {
+    for (address, known) in &view.reservations {
+        let Some(holder) = known.record.holder.as_ref().filter(|holder| holder.incarnation == *own) else {
+            continue;
+        };
+        let held = ledger.attachments.iter().any(|held| held.addresses.contains(address));
+        if !held && !node.in_flight.contains(&holder.attachment) {
+            let what =
+                format!("{address} is held for {} on {}, which is not there", holder.attachment, node.name);
+            let remedy = "the node's agent lets go of it within seconds while it runs";
+            let mut leak = deviation(Invariant::NoLeak, Some(&node.name), what, remedy);
+            leak.repair = Some(Repair::LetGo(*address));
+            found.push(leak);
+        }
+    }
+}

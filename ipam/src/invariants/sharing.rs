@@ -1,0 +1,52 @@
+//! One address, one interface.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use polder_api::NodeName;
+
+use super::{Deviation, Facts, Invariant, NodeFacts, deviation};
+
+/// Who has an address.
+struct User<'a> {
+    node: &'a NodeName,
+    who: String,
+}
+
+pub(super) fn check(facts: &Facts<'_>, found: &mut Vec<Deviation>) {
+    let mut users: BTreeMap<IpAddr, Vec<User<'_>>> = BTreeMap::new();
+    for node in facts.nodes {
+        for (address, who) in uses(node) {
+            users.entry(address).or_default().push(User { node: &node.name, who: who() });
+        }
+    }
+    for (address, users) in users.iter().filter(|(_, users)| users.len() > 1) {
+        let all: Vec<String> = users.iter().map(|User { node, who }| format!("{who} on {node}")).collect();
+        found.push(deviation(
+            Invariant::Unique,
+            Some(users[0].node),
+            format!("{address} is that of {}", all.join(" and of ")),
+            "delete all of these pods but one",
+        ));
+    }
+}
+
+type Name<'a> = Box<dyn Fn() -> String + 'a>;
+
+/// The addresses that live on a node, as its kernel says; as its ledger says, where the kernel was not asked.
+fn uses(node: &NodeFacts) -> Vec<(IpAddr, Name<'_>)> {
+    let gateway = |address: &IpAddr| (*address, Box::new(|| "the node itself".to_owned()) as Name<'_>);
+    if let Some(kernel) = &node.kernel {
+        let interfaces = kernel.interfaces.iter().flat_map(|interface| {
+            let name = || Box::new(|| interface.attachment.to_string()) as Name<'_>;
+            interface.addresses.iter().map(move |address| (*address, name()))
+        });
+        return interfaces.chain(kernel.gateways.iter().map(gateway)).collect();
+    }
+    let Some(ledger) = &node.ledger else { return Vec::new() };
+    let attachments = ledger.attachments.iter().flat_map(|held| {
+        let name = || Box::new(|| held.attachment.to_string()) as Name<'_>;
+        held.addresses.iter().map(move |address| (*address, name()))
+    });
+    attachments.chain(ledger.gateways.iter().map(gateway)).collect()
+}

@@ -1,0 +1,150 @@
+//! A node's disk: the ledger on it, which outlives the agent and the boot, and what can happen to it.
+
+use std::cell::RefCell;
+use std::net::IpAddr;
+use std::rc::Rc;
+
+use polder_api::Attachment;
+use polder_ipam::Moment;
+use polder_ipam::ledger::memory::Memory;
+use polder_ipam::ledger::{Held, Identity, Ledger, LedgerError, OwnedBlock};
+use polder_ipam::pool::Block;
+
+/// How many earlier states of the ledger a power cut can bring back.
+const TAIL: usize = 4;
+
+/// A handle to a disk. Handles to the same disk see the same ledger.
+#[derive(Debug, Clone, Default)]
+pub struct Disk(Rc<RefCell<State>>);
+
+#[derive(Debug, Clone, Default)]
+struct State {
+    ledger: Memory,
+    /// What the ledger was before its last writes, the last one at the end.
+    earlier: Vec<Memory>,
+    full: bool,
+    writes: u64,
+}
+
+impl Disk {
+    /// The ledger as it is now.
+    pub fn ledger(&self) -> Memory {
+        self.0.borrow().ledger.clone()
+    }
+
+    /// How often it was written: as long as that is the same, so is the ledger.
+    pub fn writes(&self) -> u64 {
+        self.0.borrow().writes
+    }
+
+    /// Lets writes fail, or succeed again.
+    pub fn fill(&self, full: bool) {
+        self.0.borrow_mut().full = full;
+    }
+
+    /// Whether writes fail.
+    pub fn is_full(&self) -> bool {
+        self.0.borrow().full
+    }
+
+    /// Loses the ledger.
+    pub fn delete(&self) {
+        let mut state = self.0.borrow_mut();
+        *state = State { writes: state.writes + 1, full: state.full, ..State::default() };
+    }
+
+    /// Loses the last writes: what a power cut does to a file that is not synchronized at each.
+    pub fn lose_tail(&self, writes: usize) {
+        let mut state = self.0.borrow_mut();
+        for _ in 0..writes {
+            let Some(earlier) = state.earlier.pop() else { break };
+            state.ledger = earlier;
+        }
+        state.writes += 1;
+    }
+
+    fn write<T>(&self, change: impl FnOnce(&mut Memory) -> Result<T, LedgerError>) -> Result<T, LedgerError> {
+        let mut state = self.0.borrow_mut();
+        if state.full {
+            return Err(rusqlite::Error::InvalidQuery.into());
+        }
+        let before = state.ledger.clone();
+        let changed = change(&mut state.ledger)?;
+        state.earlier.push(before);
+        if state.earlier.len() > TAIL {
+            state.earlier.remove(0);
+        }
+        state.writes += 1;
+        Ok(changed)
+    }
+}
+
+impl Ledger for Disk {
+    fn identity(&self) -> Result<Option<Identity>, LedgerError> {
+        self.0.borrow().ledger.identity()
+    }
+
+    fn identify(&mut self, identity: &Identity) -> Result<(), LedgerError> {
+        self.write(|ledger| ledger.identify(identity))
+    }
+
+    fn enter_boot(&mut self, id: &str) -> Result<Vec<Held>, LedgerError> {
+        self.write(|ledger| ledger.enter_boot(id))
+    }
+
+    fn blocks(&self) -> Result<Vec<OwnedBlock>, LedgerError> {
+        self.0.borrow().ledger.blocks()
+    }
+
+    fn add_block(&mut self, owned: &OwnedBlock) -> Result<(), LedgerError> {
+        self.write(|ledger| ledger.add_block(owned))
+    }
+
+    fn mark_block_leaving(&mut self, block: Block) -> Result<(), LedgerError> {
+        self.write(|ledger| ledger.mark_block_leaving(block))
+    }
+
+    fn remove_block(&mut self, block: Block) -> Result<(), LedgerError> {
+        self.write(|ledger| ledger.remove_block(block))
+    }
+
+    fn gateways(&self) -> Result<Vec<IpAddr>, LedgerError> {
+        self.0.borrow().ledger.gateways()
+    }
+
+    fn add_gateway(&mut self, address: IpAddr) -> Result<(), LedgerError> {
+        self.write(|ledger| ledger.add_gateway(address))
+    }
+
+    fn replace_gateway(&mut self, old: IpAddr, new: IpAddr, freed: Moment) -> Result<(), LedgerError> {
+        self.write(|ledger| ledger.replace_gateway(old, new, freed))
+    }
+
+    fn resting(&self) -> Result<Vec<(IpAddr, Moment)>, LedgerError> {
+        self.0.borrow().ledger.resting()
+    }
+
+    fn attachments(&self) -> Result<Vec<Held>, LedgerError> {
+        self.0.borrow().ledger.attachments()
+    }
+
+    fn add_attachment(&mut self, held: &Held) -> Result<(), LedgerError> {
+        self.write(|ledger| ledger.add_attachment(held))
+    }
+
+    fn mark_leaving(&mut self, attachment: &Attachment) -> Result<(), LedgerError> {
+        self.write(|ledger| ledger.mark_leaving(attachment))
+    }
+
+    fn remove_attachment(&mut self, attachment: &Attachment, freed: Moment) -> Result<(), LedgerError> {
+        self.write(|ledger| ledger.remove_attachment(attachment, freed))
+    }
+
+    fn clear(&mut self) -> Result<(), LedgerError> {
+        self.write(Ledger::clear)
+    }
+
+    fn keep_sysctl(&mut self, path: &str, previous: &str) -> Result<(), LedgerError> {
+        self.write(|ledger| ledger.keep_sysctl(path, previous))
+    }
+}

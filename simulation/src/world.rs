@@ -1,0 +1,343 @@
+//! All that there is: machines, the store, what is under way between them, and time.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use polder_api::{Attachment, NodeName};
+use polder_ipam::Moment;
+use polder_ipam::allocator::SHORTEST_REST;
+use polder_ipam::invariants::history::History;
+use polder_ipam::key::Key;
+use polder_ipam::node::NodeIpam;
+use polder_ipam::removal::Quarantine;
+use polder_ipam::steward::Double;
+use polder_ipam::store::{Contents, Outcome, Range, StoreError, Txn};
+use polder_ipam::view::View;
+
+use crate::agent::claims::ClaimRequest;
+use crate::disk::Disk;
+use crate::runtime::Container;
+use crate::{Follower, Model, Random};
+
+/// How long a freed address rests where there are others.
+pub const COOL_DOWN: Duration = Duration::from_secs(20);
+
+/// How long an interface is missed before its address is free.
+pub const GRACE_MS: u64 = 9_000;
+
+/// How many of the last steps are kept for whoever looks at a failure.
+const LOG: usize = 60;
+
+/// A machine, and the node that it is.
+pub struct Machine {
+    /// The node's name. Another machine can have it, too.
+    pub name: NodeName,
+    /// `/etc/machine-id`.
+    pub machine_id: String,
+    /// Which boot it is.
+    pub boot_id: String,
+    /// Milliseconds since boot, as its clock says.
+    pub clock: u64,
+    /// How many thousandths of a second its clock gains in a second.
+    pub rate: u64,
+    /// Whether it was switched off for good.
+    pub is_destroyed: bool,
+    /// Its kernel.
+    pub kernel: Kernel,
+    /// What its disk holds.
+    pub disk: Disk,
+    /// Whether what the ledger says was compared with the kernel since it was lost.
+    pub ledger_is_whole: bool,
+    /// How many agents were started.
+    pub epoch: u64,
+    /// The agent that runs.
+    pub agent: Option<Agent>,
+    /// Whether nothing gets from it to the store or back.
+    pub is_cut: bool,
+    /// What plugins took down while no agent ran.
+    pub notes: BTreeSet<Attachment>,
+    /// What the runtime was told that its containers have.
+    pub promised: BTreeMap<Attachment, Vec<IpAddr>>,
+}
+
+/// What is in a kernel until the next boot.
+#[derive(Debug, Clone, Default)]
+pub struct Kernel {
+    /// The pods' interfaces, with their addresses.
+    pub interfaces: BTreeMap<Attachment, Vec<IpAddr>>,
+    /// The network namespaces, by container.
+    pub namespaces: BTreeSet<String>,
+    /// The node's own addresses.
+    pub gateways: Vec<IpAddr>,
+}
+
+/// What an agent knows, and forgets when it ends.
+pub struct Agent {
+    /// Which one it is.
+    pub epoch: u64,
+    /// The node's addresses.
+    pub ipam: NodeIpam<Disk>,
+    /// The cluster.
+    pub view: Arc<View>,
+    /// How it learns of it.
+    pub follower: Follower,
+    /// Who works on which attachment.
+    pub in_flight: BTreeSet<Attachment>,
+    /// Why it does not serve, if it does not.
+    pub forbids: Option<String>,
+    /// Whether it serves at all yet.
+    pub is_open: bool,
+    /// Wishes for blocks.
+    pub claims: VecDeque<ClaimRequest>,
+    /// Whether the registrar has reason to look.
+    pub news: bool,
+    /// The removed nodes whose blocks rest.
+    pub quarantine: Quarantine,
+    /// Whether somebody else lives under its name.
+    pub double: Double,
+    /// Losses of the store that it knows of.
+    pub losses: u64,
+    /// Until when it claims nothing.
+    pub caution_until: Option<u64>,
+    /// What the last step of its registrar was, for people.
+    pub last_step: String,
+}
+
+impl Machine {
+    /// The time on its clock.
+    pub fn now(&self) -> Moment {
+        Moment::from_millis(self.clock)
+    }
+
+    /// The agent that runs, as a number.
+    pub fn epoch_running(&self) -> Option<u64> {
+        self.agent.as_ref().map(|agent| agent.epoch)
+    }
+}
+
+impl Agent {
+    /// Whether nothing is claimed now.
+    pub fn is_cautious(&self, clock: u64) -> bool {
+        self.view.losses != self.losses || self.caution_until.is_some_and(|until| clock < until)
+    }
+}
+
+/// Something that a node asks of the store.
+pub struct Request {
+    /// Its number.
+    pub id: u64,
+    /// Who asks.
+    pub machine: usize,
+    /// What for.
+    pub question: Question,
+    /// How far it has come.
+    pub state: Progress,
+}
+
+/// What is asked.
+#[derive(Debug, Clone)]
+pub enum Question {
+    /// All entries of a range.
+    Range(Range),
+    /// A transaction.
+    Commit(Txn),
+}
+
+/// How far a request has come.
+#[derive(Debug, Clone)]
+pub enum Progress {
+    /// It is on its way to the store.
+    Sent,
+    /// It was given up by who asked, and is still on its way.
+    Late,
+    /// The answer is on its way back.
+    Served(Answer),
+    /// The answer is there, or that there will be none.
+    Answered(Result<Answer, StoreError>),
+}
+
+/// What the store says.
+#[derive(Debug, Clone)]
+pub enum Answer {
+    /// To a range.
+    Contents(Contents),
+    /// To a transaction.
+    Outcome(Outcome),
+}
+
+/// All that there is.
+pub struct World {
+    /// Chance.
+    pub random: Random,
+    /// Milliseconds since the beginning, by no machine's clock.
+    pub now: u64,
+    /// The store.
+    pub etcd: Model,
+    /// What it was before.
+    pub backups: Vec<Model>,
+    /// The machines.
+    pub machines: Vec<Machine>,
+    /// What is on its way to the store and back.
+    pub requests: Vec<Request>,
+    /// The containers that the runtimes know of, and those that they have forgotten.
+    pub containers: Vec<Container>,
+    /// The records as they are.
+    pub truth: View,
+    /// How they are read.
+    pub truth_follower: Follower,
+    /// What was seen before.
+    pub history: History,
+    /// Until when the owners of lost records are putting them back.
+    pub putting_back: bool,
+    /// The last steps.
+    pub log: VecDeque<String>,
+    /// How often each thing happened.
+    pub counts: BTreeMap<&'static str, u64>,
+    /// Whether all of every step is kept.
+    pub verbose: bool,
+    numbers: u64,
+}
+
+impl World {
+    /// An empty one.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            random: Random::new(seed),
+            now: 0,
+            etcd: Model::new(),
+            backups: Vec::new(),
+            machines: Vec::new(),
+            requests: Vec::new(),
+            containers: Vec::new(),
+            truth: View::default(),
+            truth_follower: Follower::new(Key::followed()),
+            history: History::new(SHORTEST_REST),
+            putting_back: false,
+            log: VecDeque::new(),
+            counts: BTreeMap::new(),
+            verbose: false,
+            numbers: 0,
+        }
+    }
+
+    /// A number that was not given before.
+    pub fn number(&mut self) -> u64 {
+        self.numbers += 1;
+        self.numbers
+    }
+
+    /// Keeps what happens for whoever looks at a failure.
+    pub fn note(&mut self, what: impl FnOnce() -> String) {
+        let line = format!("{:>9.3} s  {}", Duration::from_millis(self.now).as_secs_f64(), what());
+        if self.verbose {
+            println!("{line}");
+        }
+        self.log.push_back(line);
+        if self.log.len() > LOG {
+            self.log.pop_front();
+        }
+    }
+
+    /// Counts something that happened.
+    pub fn count(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
+    }
+
+    /// Asks the store.
+    pub fn ask(&mut self, machine: usize, question: Question) -> u64 {
+        let id = self.number();
+        let state = if self.machines[machine].is_cut { Progress::Answered(Err(no_answer())) } else { Progress::Sent };
+        self.requests.push(Request { id, machine, question, state });
+        id
+    }
+
+    /// Whether the store has answered that request, or never will.
+    pub fn is_answered(&self, id: u64) -> bool {
+        self.requests.iter().any(|request| request.id == id && matches!(request.state, Progress::Answered(_)))
+    }
+
+    /// Takes the answer.
+    pub fn take_answer(&mut self, id: u64) -> Result<Answer, StoreError> {
+        let found = self.requests.iter().position(|request| request.id == id);
+        match found.map(|index| self.requests.swap_remove(index).state) {
+            Some(Progress::Answered(answer)) => answer,
+            _ => Err(no_answer()),
+        }
+    }
+
+    /// Lets the store answer a request.
+    pub fn serve(&mut self, index: usize) {
+        let question = self.requests[index].question.clone();
+        let (machine, late) = (self.requests[index].machine, matches!(self.requests[index].state, Progress::Late));
+        let answer = match &question {
+            Question::Range(range) => Answer::Contents(self.etcd.range(range)),
+            Question::Commit(txn) => {
+                Answer::Outcome(self.etcd.commit(txn).expect("a transaction that etcd looks at"))
+            }
+        };
+        self.note(|| format!("store: {machine} asked {}{} -> {}", if late { "late " } else { "" }, brief(&question), short(&answer)));
+        if late {
+            self.requests.swap_remove(index);
+        } else {
+            self.requests[index].state = Progress::Served(answer);
+        }
+        self.look();
+    }
+
+    /// Keeps the truth true.
+    pub fn look(&mut self) {
+        if self.truth.revision == self.etcd.revision() && self.truth.cluster.is_some() {
+            return;
+        }
+        for _ in 0..3 {
+            for update in self.truth_follower.poll(&self.etcd) {
+                self.truth.apply(update);
+            }
+        }
+    }
+
+    /// Ends an agent. Its tasks are the scheduler's to end.
+    pub fn kill_agent(&mut self, machine: usize) {
+        self.machines[machine].agent = None;
+        // What it had asked may still arrive.
+        for request in self.requests.iter_mut().filter(|request| request.machine == machine) {
+            if matches!(request.state, Progress::Sent) {
+                request.state = Progress::Late;
+            }
+        }
+        self.requests.retain(|request| request.machine != machine || matches!(request.state, Progress::Late));
+    }
+}
+
+/// What a request comes to that is never answered.
+pub fn no_answer() -> StoreError {
+    StoreError::NoAnswer { store: "etcd".to_owned(), reason: "nothing is heard of it".to_owned() }
+}
+
+fn brief(question: &Question) -> String {
+    match question {
+        Question::Range(range) => format!("for {}", range.start),
+        Question::Commit(txn) => {
+            let writes = txn.writes.iter().map(|write| match write {
+                polder_ipam::store::Write::Put { key, value } => {
+                    format!("{key}={}", String::from_utf8_lossy(value))
+                }
+                polder_ipam::store::Write::Delete { key } => format!("-{key}"),
+            });
+            format!("to write {}", writes.collect::<Vec<_>>().join(" "))
+        }
+    }
+}
+
+fn short(answer: &Answer) -> String {
+    match answer {
+        Answer::Contents(contents) => format!("{} entries", contents.entries.len()),
+        Answer::Outcome(outcome) => format!("{outcome:?}"),
+    }
+}
+
+/// All that there is, shared by the tasks.
+pub type Shared = Rc<std::cell::RefCell<World>>;
