@@ -147,7 +147,8 @@ impl Worker {
             .unwrap_or_else(|error| panic!("polderctl {arguments:?} on {}: {error}", self.name()))
     }
 
-    fn try_ctl(&self, arguments: &[&str]) -> Result<Value, String> {
+    /// Runs `polderctl` and returns its JSON, or what it says is wrong.
+    pub fn try_ctl(&self, arguments: &[&str]) -> Result<Value, String> {
         let mut command = self.node.command(dist().join("polderctl"));
         let output =
             command.args(["-o", "json"]).args(arguments).output().map_err(|error| error.to_string())?;
