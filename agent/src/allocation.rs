@@ -11,6 +11,7 @@ use polder_ipam::claim::{LOW_WATER, Wanted};
 use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::node::{AllocateError, NodeIpam, Source, Wish};
 use polder_ipam::pool::Purpose;
+use polder_ipam::shortage;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -272,19 +273,12 @@ fn refused(error: &AllocateError) -> Refusal {
 }
 
 fn short(family: Family, counts: Counts, error: &ClaimError) -> Refusal {
-    let Counts { used, resting, free, .. } = counts;
+    let own = shortage::own_share(family, counts);
     match error {
-        ClaimError::Exhausted(why) => Refusal::new(
-            RefusalKind::PoolExhausted,
-            format!(
-                "no free {family} address: {used} of this node are used, {resting} rest, {free} are free; {why}. Add a \
-                 pool or remove nodes that are gone"
-            ),
-        ),
-        ClaimError::Unavailable(_) => Refusal::new(
-            RefusalKind::TryAgain,
-            format!("no free {family} address ({used} used, {resting} resting), and {error}"),
-        ),
+        ClaimError::Exhausted(why) => {
+            Refusal::new(RefusalKind::PoolExhausted, format!("{own}; {why}. {}", shortage::REMEDY))
+        }
+        ClaimError::Unavailable(_) => Refusal::new(RefusalKind::TryAgain, format!("{own}, and {error}")),
     }
 }
 

@@ -20,6 +20,7 @@ pub mod kernel;
 pub mod machine;
 pub mod monitor;
 pub mod owner;
+pub mod pools;
 pub mod publisher;
 pub mod recovery;
 pub mod registrar;

@@ -19,7 +19,7 @@ use tracing::{Instrument, Span, debug, info_span, warn};
 
 use crate::agent::Agent;
 use crate::in_flight::Wired;
-use crate::{collect, health, removal, service, status};
+use crate::{collect, health, pools, removal, service, status};
 
 /// Connections at once: more than a node has pods that come at once.
 const CONNECTIONS: usize = 512;
@@ -120,6 +120,9 @@ async fn answer(agent: &Arc<Agent>, request: Request, wiring: &mut Option<Wired>
         Request::Status => Ok(Reply::Status(Box::new(status::status(agent).await))),
         Request::Nodes => Ok(Reply::Nodes(status::nodes(agent).await)),
         Request::RemoveNode(removal) => removal::remove(agent, removal).await.map(Reply::Done),
+        Request::Pools => Ok(Reply::Pools(pools::list(agent).await)),
+        Request::Blocks => Ok(Reply::Blocks(pools::blocks(agent).await)),
+        Request::ChangePool(change) => pools::change(agent, change).await.map(Reply::Done),
     };
     done.unwrap_or_else(Reply::Refused)
 }

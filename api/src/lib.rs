@@ -10,6 +10,7 @@ pub mod frame;
 mod mac;
 pub mod message;
 mod name;
+pub mod pool;
 pub mod status;
 
 pub use attachment::{Attachment, Pod, is_host_interface, tombstone, tombstones};

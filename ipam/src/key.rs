@@ -56,6 +56,16 @@ impl Key {
         Range::prefix(format!("{PREFIX}alive/"))
     }
 
+    /// The records of all addresses of all nodes.
+    pub fn all_addresses() -> Range {
+        Range::prefix(format!("{PREFIX}addresses/"))
+    }
+
+    /// All nodes.
+    pub fn all_nodes() -> Range {
+        Range::prefix(format!("{PREFIX}nodes/"))
+    }
+
     /// All pools.
     pub fn all_pools() -> Range {
         Range::prefix(format!("{PREFIX}pools/"))

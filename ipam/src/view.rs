@@ -142,11 +142,15 @@ impl View {
     /// The settings as they are, or as they were last known.
     pub fn settings(&self) -> Option<Settings> {
         let Some(cluster) = &self.cluster else { return self.remembered.clone() };
-        let pools = self.pools.values().chain(self.swallowing.values());
         Some(Settings {
             cluster: Arc::clone(&cluster.record),
-            pools: pools.map(|pool| Arc::clone(&pool.record)).collect(),
+            pools: self.every_pool().map(|pool| Arc::clone(&pool.record)).collect(),
         })
+    }
+
+    /// All pools, also those that cannot be used here.
+    pub fn every_pool(&self) -> impl Iterator<Item = &Known<Pool>> {
+        self.pools.values().chain(self.swallowing.values())
     }
 
     fn take_all(&mut self, entries: Vec<Entry>) {

@@ -8,8 +8,8 @@ use std::rc::Rc;
 use polder_ipam::invariants::Deviation;
 use polder_ipam::key::Key;
 use polder_ipam::ledger::Ledger;
-use polder_ipam::removal::Vouched;
 use polder_ipam::record::{FenceRecord, Incarnation, PodsGone, encode};
+use polder_ipam::removal::Vouched;
 use polder_ipam::store::{Compare, Txn, Write};
 
 use crate::faults::Fault;
@@ -216,7 +216,8 @@ fn clear_up(schedule: &mut Schedule, machine: usize) {
 
 /// An operator removes nodes whose machines are gone: what they had sent may have arrived after the first removal.
 fn remove_again(world: &mut World) {
-    let is_gone = |id: &str| world.machines.iter().any(|machine| machine.is_destroyed && machine.machine_id == id);
+    let is_gone =
+        |id: &str| world.machines.iter().any(|machine| machine.is_destroyed && machine.machine_id == id);
     let mut nodes = world.truth.nodes.iter();
     let gone = nodes.find(|(_, node)| is_gone(&node.record.machine_id)).map(|(name, _)| name.clone());
     if let Some(name) = gone {

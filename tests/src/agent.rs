@@ -160,7 +160,7 @@ impl Worker {
             .unwrap_or_else(|error| panic!("polderctl {arguments:?} on {}: {error}", self.name()))
     }
 
-    /// Runs `polderctl`; its JSON, or what it complains of.
+    /// Runs `polderctl` and returns its JSON, or what it says is wrong.
     pub fn try_ctl(&self, arguments: &[&str]) -> Result<Value, String> {
         let mut command = self.node.command(dist().join("polderctl"));
         let output =

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use polder_agent::ctl;
+use polder_agent::ctl::command::{BlockCommand, PoolCommand};
 use polder_api::client::Client;
 use polder_api::message::{Removal, Reply, Request};
 use polder_api::{DEFAULT_SOCKET, NodeName};
@@ -39,6 +40,12 @@ enum Command {
     /// The nodes of the cluster
     #[command(subcommand)]
     Node(NodeCommand),
+    /// The ranges that pods' addresses come from
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// The blocks of the pools that nodes have claimed
+    #[command(subcommand)]
+    Block(BlockCommand),
 }
 
 #[derive(Debug, Subcommand)]
@@ -77,6 +84,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<String> {
         Command::Node(NodeCommand::Remove { name, dead }) => {
             Request::RemoveNode(Removal { node: name.clone(), dead: *dead })
         }
+        Command::Pool(command) => command.request(),
+        Command::Block(BlockCommand::List) => Request::Blocks,
     };
     let mut client = Client::connect(&arguments.socket, Duration::from_secs(15))
         .context("is polder-agent running on this node, and are you root?")?;
@@ -85,6 +94,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<String> {
         (Reply::Status(status), Output::Json) => serde_json::to_string_pretty(&status)? + "\n",
         (Reply::Nodes(nodes), Output::Table) => ctl::nodes(&nodes),
         (Reply::Nodes(nodes), Output::Json) => serde_json::to_string_pretty(&nodes)? + "\n",
+        (Reply::Pools(pools), Output::Table) => ctl::pool::pools(&pools),
+        (Reply::Pools(pools), Output::Json) => serde_json::to_string_pretty(&pools)? + "\n",
+        (Reply::Blocks(blocks), Output::Table) => ctl::pool::blocks(&blocks),
+        (Reply::Blocks(blocks), Output::Json) => serde_json::to_string_pretty(&blocks)? + "\n",
         (Reply::Done(what), Output::Table) => what + "\n",
         (Reply::Done(what), Output::Json) => serde_json::to_string_pretty(&what)? + "\n",
         (Reply::Refused(refusal), _) => bail!(refusal),
