@@ -5,6 +5,7 @@ use comfy_table::presets::NOTHING;
 use polder_api::status::{NodeStatus, Status, StoreStatus};
 
 pub mod command;
+pub mod ipam;
 pub mod pool;
 
 /// A table without lines.

@@ -21,7 +21,7 @@ use crate::agent::Agent;
 use crate::in_flight::Wired;
 use crate::service;
 use crate::status;
-use crate::{collect, health, pools};
+use crate::{collect, health, inspection, pools, release, show};
 
 /// Connections at once: more than a node has pods that come at once.
 const CONNECTIONS: usize = 512;
@@ -123,6 +123,11 @@ async fn answer(agent: &Arc<Agent>, request: Request, wiring: &mut Option<Wired>
         Request::Nodes => Ok(Reply::Nodes(status::nodes(agent).await)),
         Request::Pools => Ok(Reply::Pools(pools::list(agent).await)),
         Request::Blocks => Ok(Reply::Blocks(pools::blocks(agent).await)),
+        Request::Show(subject) => show::show(agent, subject).await.map(|shown| Reply::Shown(Box::new(shown))),
+        Request::Inspect(repairs) => {
+            inspection::check(agent, repairs).await.map(|checked| Reply::Checked(Box::new(checked)))
+        }
+        Request::Release(address) => release::release(agent, address).await.map(Reply::Done),
         Request::ChangePool(change) => pools::change(agent, change).await.map(Reply::Done),
     };
     done.unwrap_or_else(Reply::Refused)

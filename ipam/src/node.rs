@@ -147,6 +147,10 @@ impl<L: Ledger> NodeIpam<L> {
             return Ok(());
         }
         self.ledger.add_attachment(&held)?;
+        for address in &held.addresses {
+            // Those of blocks that are not usable yet are taken when they are.
+            let _ = self.allocator.take(*address);
+        }
         self.attachments.insert(held.attachment.clone(), held);
         Ok(())
     }
@@ -387,8 +391,10 @@ impl<L: Ledger> NodeIpam<L> {
     }
 }
 
+mod facts;
 mod own;
 
+pub use facts::Condition;
 pub use own::{Own, Stray};
 
 #[cfg(test)]
