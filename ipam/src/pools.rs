@@ -76,7 +76,7 @@ pub enum NotChanged {
     #[error("there is no pool {0}: see polderctl pool list")]
     Unknown(PoolName),
     /// It is in use.
-    #[error("pool {name} is in use: {}{remedy}", list(rests))]
+    #[error("pool {name} is in use: {}: {remedy}", rests.join("; "))]
     InUse {
         /// Its name.
         name: PoolName,
@@ -85,10 +85,6 @@ pub enum NotChanged {
         /// What to do.
         remedy: String,
     },
-}
-
-fn list(items: &[String]) -> String {
-    items.iter().map(|item| format!("{item}; ")).collect()
 }
 
 /// Adds the pool; one of the same measures that is being drained becomes active again.
@@ -166,7 +162,7 @@ fn check_room(view: &View, pool: &Pool) -> Result<(), NotChanged> {
     Ok(())
 }
 
-fn unreadable_address(key: &String) -> Option<IpAddr> {
+fn unreadable_address(key: &str) -> Option<IpAddr> {
     match key.parse() {
         Ok(Key::Reservation(address)) => Some(address),
         _ => None,
