@@ -25,7 +25,7 @@ use crate::kernel::features::Features;
 use crate::kernel::reaper::Reaper;
 use crate::machine::Machine;
 use crate::owner::Owner;
-use crate::registrar::ClaimRequest;
+use crate::registrar::{ClaimRequest, ReserveRequest};
 
 use crate::{engine, follower, http, inspection, monitor, publisher, recovery, registrar, server, sweeper};
 
@@ -59,6 +59,8 @@ pub struct Agent {
     pub in_flight: Arc<InFlight>,
     /// Where blocks are asked for.
     pub claims: mpsc::Sender<ClaimRequest>,
+    /// Where reserved addresses are asked for.
+    pub reservations: mpsc::Sender<ReserveRequest>,
     /// Rings when something that is not ours changed in the kernel.
     pub underlay_changed: Notify,
     /// Rings when an attachment came or went: for the publisher.
@@ -89,6 +91,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         StoreConfig::Embedded => Store::Embedded(Embedded::open(&config.state_dir.join("store.db"))?),
     };
     let (claims, wanted) = mpsc::channel(CLAIMS_WAITING);
+    let (reservations, reserved) = mpsc::channel(CLAIMS_WAITING);
     let agent = Arc::new(Agent {
         machine,
         features,
@@ -101,6 +104,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         board: Board::default(),
         in_flight: Arc::default(),
         claims,
+        reservations,
         underlay_changed: Notify::new(),
         attachments_changed: Notify::new(),
         holdings_changed: Notify::new(),
@@ -114,7 +118,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     sweeper::take_notes(&agent).await;
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(follower::run(Arc::clone(&agent)));
-    tasks.spawn(registrar::run(Arc::clone(&agent), wanted));
+    tasks.spawn(registrar::run(Arc::clone(&agent), wanted, reserved));
     tasks.spawn(engine::run(Arc::clone(&agent)));
     tasks.spawn(publisher::run(Arc::clone(&agent)));
     tasks.spawn(inspection::run(Arc::clone(&agent)));

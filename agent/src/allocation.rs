@@ -9,14 +9,15 @@ use polder_ipam::Pool;
 use polder_ipam::allocator::{Counts, Refused, Rest};
 use polder_ipam::claim::{LOW_WATER, Wanted};
 use polder_ipam::ledger::{Held, Kind};
-use polder_ipam::node::{AllocateError, Source, Wish};
+use polder_ipam::node::{AllocateError, NodeIpam, Source, Wish};
+use polder_ipam::pool::Purpose;
 use polder_ipam::shortage;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::agent::Agent;
 use crate::machine::now;
-use crate::registrar::{ClaimError, ClaimRequest};
+use crate::registrar::{ClaimError, ClaimRequest, ReserveRequest, Workload};
 use crate::service::{ledger_failed, refuse};
 use polder_ipam::view::View;
 
@@ -40,10 +41,10 @@ pub async fn allocate(
     request: AddRequest,
     mtu: u32,
 ) -> Result<Allocated, Refusal> {
-    let source = source(agent, view, &request.source)?;
-    let (families, pool) = match &source {
-        Source::Blocks { families, pool, .. } => (families.clone(), pool.clone()),
-        Source::Elsewhere(_) => (Vec::new(), None),
+    let source = source(agent, view, &request).await?;
+    let (families, pool, reserved) = match &source {
+        Source::Blocks { families, pool, reserved, .. } => (families.clone(), pool.clone(), reserved.clone()),
+        Source::Elsewhere(_) => (Vec::new(), None, Vec::new()),
     };
     let wish = Wish {
         attachment: request.attachment,
@@ -54,6 +55,26 @@ pub async fn allocate(
         netns: request.netns,
         pod: request.pod,
     };
+    let allocated = allocate_wish(agent, view, &wish, &families, pool.as_ref()).await;
+    if !reserved.is_empty() {
+        // It has them by now, or what was handed over for it is let go.
+        let give_up = move |ipam: &mut NodeIpam| {
+            reserved.iter().for_each(|address| ipam.give_up(*address, &wish.attachment));
+        };
+        agent.ipam.run(give_up).await;
+        agent.holdings_changed.notify_one();
+    }
+    allocated
+}
+
+/// Fulfils a wish, with another block if it takes one.
+async fn allocate_wish(
+    agent: &Agent,
+    view: &View,
+    wish: &Wish,
+    families: &[Family],
+    pool: Option<&PoolName>,
+) -> Result<Allocated, Refusal> {
     let (mut rest, mut claimed) = (Rest::Full, None);
     loop {
         let (again, how) = (wish.clone(), rest);
@@ -90,7 +111,7 @@ pub async fn allocate(
             }
             Err(AllocateError::Shortage { family, counts }) => (family, counts),
         };
-        match (claim(agent, Wanted::Any(family, pool.clone())).await, rest) {
+        match (claim(agent, Wanted::Any(family, pool.cloned())).await, rest) {
             (Ok(()), _) => {}
             // No other address and no other block: one that has rested the shortest time must do.
             (Err(ClaimError::Exhausted(_)), Rest::Full) => rest = Rest::Shortest,
@@ -99,9 +120,9 @@ pub async fn allocate(
     }
 }
 
-/// Where the addresses are to come from, if that makes sense in this cluster.
-fn source(agent: &Agent, view: &View, source: &AddressSource) -> Result<Source, Refusal> {
-    match source {
+/// Where the addresses are to come from, if that makes sense in this cluster. Reserved ones are handed over.
+async fn source(agent: &Agent, view: &View, request: &AddRequest) -> Result<Source, Refusal> {
+    match &request.source {
         AddressSource::Pools { pool, addresses } => {
             let families = families(agent, view, pool.as_ref())?;
             for family in Family::BOTH {
@@ -110,19 +131,32 @@ fn source(agent: &Agent, view: &View, source: &AddressSource) -> Result<Source, 
                     return refuse(RefusalKind::Invalid, problem);
                 }
             }
+            let mut requested = Vec::new();
+            let mut workloads = Vec::new();
             for address in addresses {
-                let usable = |found: &Pool| pool.as_ref().is_none_or(|pool| found.name == *pool);
-                if !pool_of(view, *address).is_some_and(usable) {
+                let of_pool = |found: &&Pool| pool.as_ref().is_none_or(|pool| found.name == *pool);
+                let Some(found) = pool_of(view, *address).filter(of_pool) else {
                     let pools = pool.as_ref().map_or("any pool".to_owned(), |pool| format!("pool {pool}"));
                     return refuse(RefusalKind::Invalid, format!("{address} is not in {pools}"));
+                };
+                check_labels(agent, found)?;
+                match found.purpose {
+                    Purpose::Blocks => requested.push(*address),
+                    Purpose::Reservations => workloads.push(Workload::Address(*address)),
                 }
             }
-            Ok(Source::Blocks {
-                families,
-                pool: pool.clone(),
-                requested: addresses.clone(),
-                reserved: Vec::new(),
-            })
+            let named = pool.as_ref().and_then(|name| view.pools.get(name)).map(|known| &known.record);
+            if let (Some(pool), true) = (named, addresses.is_empty()) {
+                check_labels(agent, pool)?;
+                if pool.purpose == Purpose::Reservations {
+                    workloads.push(Workload::Pool(pool.name.clone()));
+                }
+            }
+            let mut reserved = Vec::new();
+            for workload in workloads {
+                reserved.push(reserve(agent, request, workload).await?);
+            }
+            Ok(Source::Blocks { families, pool: pool.clone(), requested, reserved })
         }
         AddressSource::Delegated(addresses) => {
             let gateways = agent.board.holdings().gateways.clone();
@@ -146,6 +180,32 @@ fn source(agent: &Agent, view: &View, source: &AddressSource) -> Result<Source, 
             Ok(Source::Elsewhere(addresses.clone()))
         }
     }
+}
+
+/// Refuses a pool that is for nodes with other labels.
+fn check_labels(agent: &Agent, pool: &Pool) -> Result<(), Refusal> {
+    match shortage::foreign(pool, &agent.config.labels) {
+        None => Ok(()),
+        Some(problem) => refuse(RefusalKind::Invalid, format!("pool {} {problem}", pool.name)),
+    }
+}
+
+/// Has a reserved address handed over to the pod.
+async fn reserve(agent: &Agent, request: &AddRequest, wanted: Workload) -> Result<IpAddr, Refusal> {
+    let Some(pod) = &request.pod else {
+        let problem = "a reserved address belongs to a pod by name, and the runtime has not named it";
+        return refuse(RefusalKind::Invalid, problem);
+    };
+    let stopping = || Refusal::new(RefusalKind::TryAgain, "the agent is stopping");
+    let (reply, answer) = oneshot::channel();
+    let (owner, attachment) = (pod.to_string(), request.attachment.clone());
+    let asked = async {
+        let request = ReserveRequest { wanted, owner, attachment, reply };
+        agent.reservations.send(request).await.map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())?
+    };
+    let late = || Refusal::new(RefusalKind::TryAgain, "the store is too slow");
+    timeout(CLAIM_PATIENCE, asked).await.unwrap_or_else(|_| Err(late()))
 }
 
 fn families(agent: &Agent, view: &View, pool: Option<&PoolName>) -> Result<Vec<Family>, Refusal> {

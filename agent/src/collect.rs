@@ -8,7 +8,7 @@ use polder_ipam::Moment;
 use tracing::info;
 
 use crate::agent::Agent;
-use crate::service;
+use crate::service::{self, Addresses};
 
 /// Takes away every attachment of the network that is not valid and was there before the call began. Goes on after
 /// what fails, and names all of it.
@@ -28,8 +28,10 @@ pub async fn collect(agent: &Agent, collection: Collection) -> Result<(), Refusa
         // An ADD or a DEL that is under way knows better.
         let Some(_held) = agent.in_flight.hold(&attachment) else { continue };
         info!(%attachment, "the runtime does not know it any more");
-        if let Err(refusal) = service::release(agent, &attachment).await {
-            problems.push(format!("{attachment}: {refusal}"));
+        match service::release(agent, &attachment).await {
+            Ok(Addresses::Freed) => {}
+            Ok(Addresses::Kept(reason)) => problems.push(format!("the addresses of {attachment}: {reason}")),
+            Err(refusal) => problems.push(format!("{attachment}: {refusal}")),
         }
     }
     if problems.is_empty() {

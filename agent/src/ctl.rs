@@ -71,7 +71,8 @@ pub fn status(status: &Status) -> String {
 
 /// The nodes of the cluster, for people.
 pub fn nodes(nodes: &[NodeStatus]) -> String {
-    let mut table = table(["NODE", "ALIVE", "UNDERLAY", "GATEWAYS", "BLOCKS", "PATH", "VERSION"]);
+    let header = ["NODE", "ALIVE", "STANDING", "UNDERLAY", "GATEWAYS", "BLOCKS", "PATH", "VERSION"];
+    let mut table = table(header);
     for node in nodes {
         let join = |items: Vec<String>| if items.is_empty() { "-".to_owned() } else { items.join("\n") };
         let alive = match node.alive {
@@ -83,6 +84,7 @@ pub fn nodes(nodes: &[NodeStatus]) -> String {
         table.add_row([
             node.name.to_string(),
             alive.to_owned(),
+            node.standing.clone(),
             join(node.underlay.iter().map(ToString::to_string).collect()),
             join(node.gateways.iter().map(ToString::to_string).collect()),
             join(node.blocks.iter().map(ToString::to_string).collect()),

@@ -7,14 +7,15 @@ use polder_ipam::allocator::Rest;
 use polder_ipam::shortage;
 
 use crate::agent::Agent;
+use crate::board::Registration;
 use crate::machine::now;
 use crate::registrar::could_claim;
 
 /// How this node is, for a runtime.
 pub async fn health(agent: &Agent, request: &HealthRequest) -> Health {
     let mut health = Health { unavailable: agent.board.obstacles(), limited: Vec::new() };
-    if let Some(reason) = agent.board.registration.borrow().forbids() {
-        health.limited.push(reason.to_owned());
+    if let Registration::Conflict(reason) = &*agent.board.registration.borrow() {
+        health.limited.push(reason.clone());
     }
     if let Some(pass) = agent.board.pass() {
         health.limited.extend(pass.local_failures.iter().cloned());

@@ -27,6 +27,7 @@ pub mod publisher;
 pub mod recovery;
 pub mod registrar;
 pub mod release;
+pub mod removal;
 pub mod server;
 pub mod service;
 pub mod show;

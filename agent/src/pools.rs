@@ -102,11 +102,11 @@ pub async fn read(store: &Store) -> Result<View, StoreError> {
 /// The pools, as this node knows them.
 pub async fn list(agent: &Agent) -> Vec<PoolStatus> {
     let (view, used) = (agent.board.view(), Addresses::read(&agent.store).await.ok());
-    view.every_pool().map(|known| status(&view, &known.record, &used)).collect()
+    view.every_pool().map(|known| status(&view, &known.record, used.as_ref())).collect()
 }
 
 /// One pool.
-pub fn status(view: &View, pool: &Pool, used: &Option<Addresses>) -> PoolStatus {
+pub fn status(view: &View, pool: &Pool, used: Option<&Addresses>) -> PoolStatus {
     let claimed = Claimed::of(view, pool);
     PoolStatus {
         name: pool.name.clone(),
@@ -122,24 +122,24 @@ pub fn status(view: &View, pool: &Pool, used: &Option<Addresses>) -> PoolStatus 
         blocks_resting: claimed.resting,
         blocks_total: claimed.total,
         reserved: view.reservations.keys().filter(|address| pool.cidr().has(**address)).count() as u64,
-        addresses_used: used.as_ref().map(|used| used.count_in(pool.cidr())),
+        addresses_used: used.map(|used| used.count_in(pool.cidr())),
     }
 }
 
 /// The blocks that are claimed, as this node knows them.
 pub async fn blocks(agent: &Agent) -> Vec<ClaimStatus> {
     let (view, used) = (agent.board.view(), Addresses::read(&agent.store).await.ok());
-    claims(agent, &view, &used)
+    claims(agent, &view, used.as_ref())
 }
 
 /// The claims of all blocks.
-pub fn claims(agent: &Agent, view: &View, used: &Option<Addresses>) -> Vec<ClaimStatus> {
+pub fn claims(agent: &Agent, view: &View, used: Option<&Addresses>) -> Vec<ClaimStatus> {
     let problems = believe(view, &agent.config.node).problems.into_iter();
     let refused: BTreeMap<String, String> = problems.map(|problem| (problem.key, problem.reason)).collect();
     let mut counts: BTreeMap<Cidr, u64> = BTreeMap::new();
     let mut blocks: Vec<Cidr> = view.blocks.keys().map(|block| block.cidr()).collect();
     blocks.sort();
-    for address in used.iter().flat_map(Addresses::all) {
+    for address in used.into_iter().flat_map(Addresses::all) {
         // Blocks do not overlap, or are refused: the last that begins at or before the address has it, or none.
         let behind = blocks.partition_point(|block| *block <= Cidr::around(address, u8::MAX));
         if let Some(block) =
@@ -162,7 +162,7 @@ pub fn claims(agent: &Agent, view: &View, used: &Option<Addresses>) -> Vec<Claim
             node: claim.node.clone(),
             incarnation: claim.incarnation.to_string(),
             revision: known.revision,
-            addresses_used: used.as_ref().map(|_| counts.get(&block.cidr()).copied().unwrap_or(0)),
+            addresses_used: used.map(|_| counts.get(&block.cidr()).copied().unwrap_or(0)),
             standing,
         }
     });

@@ -35,7 +35,8 @@ pub async fn run(agent: Arc<Agent>) {
         let revision = own_revision(&agent, &known);
         let alive = Key::Alive(agent.config.node.clone());
         let sign = encode(&Alive { boot_id: agent.machine.boot_id.clone() });
-        let work = async { tokio::join!(agent.store.hold(&alive, sign, ALIVE_SECONDS), publish(&agent)) };
+        let work =
+            async { tokio::join!(agent.store.hold(&alive, sign, ALIVE_SECONDS), publish(&agent, revision)) };
         tokio::select! {
             _ = work => {}
             // Cancel-safe: what was begun is read back by the next round.
@@ -54,11 +55,12 @@ fn own_revision(agent: &Agent, view: &View) -> i64 {
     own.filter(|_| view.source == Source::Store).map_or(0, |own| own.revision)
 }
 
-async fn publish(agent: &Agent) {
+/// Publishes as the node whose record was written at that revision.
+async fn publish(agent: &Agent, revision: i64) {
     // What the store has; `None` before it was read, and after a doubt.
     let mut published: Option<BTreeMap<String, Vec<u8>>> = None;
     loop {
-        match synchronize(agent, published.take()).await {
+        match synchronize(agent, revision, published.take()).await {
             Ok(now) => {
                 published = Some(now);
                 agent.attachments_changed.notified().await;
@@ -75,6 +77,7 @@ async fn publish(agent: &Agent) {
 /// Makes the store say what the ledger says. Returns what it says now.
 async fn synchronize(
     agent: &Agent,
+    revision: i64,
     published: Option<BTreeMap<String, Vec<u8>>>,
 ) -> Result<BTreeMap<String, Vec<u8>>, StoreError> {
     let node = &agent.config.node;
@@ -92,7 +95,6 @@ async fn synchronize(
     let deletes = deletes.map(|key| Write::Delete { key: key.clone() });
     let writes: Vec<Write> = deletes.chain(puts).collect();
     // A node that was removed or replaced meanwhile must not write any more.
-    let revision = agent.board.view().nodes.get(node).map_or(0, |known| known.revision);
     for chunk in writes.chunks(LARGEST_TXN) {
         let unchanged = Compare::Unchanged { key: Key::Node(node.clone()).to_string(), revision };
         let txn = Txn { compares: vec![unchanged], writes: chunk.to_vec() };

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use polder_api::{Attachment, Family};
+use polder_api::{Attachment, Family, NodeName};
 use polder_ipam::Pool;
 use polder_ipam::claim::Wanted;
 use polder_ipam::key::Key;
@@ -16,7 +16,7 @@ use polder_ipam::ledger::{Identity, LedgerError, OwnedBlock, Standing};
 use polder_ipam::record::{Alive, ClusterId, ClusterRecord, PoolRecord, encode};
 use polder_ipam::removal::Quarantine;
 use polder_ipam::steward::{self, Double, Facts, Presence, Purpose, Step};
-use polder_ipam::store::{Compare, Outcome, Range, StoreError, Txn, Write};
+use polder_ipam::store::{Compare, LARGEST_TXN, Outcome, Range, StoreError, Txn, Write};
 use polder_ipam::view::{Settings, Source, View};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
@@ -30,8 +30,10 @@ use crate::machine::{MachineError, now, random_name};
 use crate::service;
 
 pub use claims::{ClaimError, ClaimRequest, could_claim};
+pub use reservations::{ReserveRequest, Workload};
 
 mod claims;
+mod reservations;
 
 /// Between looks while something is waited for that no record announces.
 const RETRY: Duration = Duration::from_secs(5);
@@ -56,7 +58,11 @@ impl<E: std::error::Error> From<E> for Waiting {
 }
 
 /// Runs for ever.
-pub async fn run(agent: Arc<Agent>, mut requests: mpsc::Receiver<ClaimRequest>) {
+pub async fn run(
+    agent: Arc<Agent>,
+    mut claims: mpsc::Receiver<ClaimRequest>,
+    mut reservations: mpsc::Receiver<ReserveRequest>,
+) {
     let mut view = agent.board.view.subscribe();
     let mut underlay = agent.board.underlay.subscribe();
     let quarantine = Quarantine::new(agent.config.cooldown);
@@ -72,12 +78,16 @@ pub async fn run(agent: Arc<Agent>, mut requests: mpsc::Receiver<ClaimRequest>) 
             _ = view.changed() => {}
             _ = underlay.changed() => {}
             () = registrar.agent.holdings_changed.notified() => {}
-            request = requests.recv() => {
+            request = claims.recv() => {
                 let Some(request) = request else { return };
                 registrar.serve(request).await;
-                while let Ok(request) = requests.try_recv() {
+                while let Ok(request) = claims.try_recv() {
                     registrar.serve(request).await;
                 }
+            }
+            request = reservations.recv() => {
+                let Some(request) = request else { return };
+                registrar.reserve(request).await;
             }
             () = sleep(RETRY) => {}
         }
@@ -186,7 +196,7 @@ impl Registrar {
             Step::Commit(purpose, txn) => self.commit_step(purpose, &txn).await?,
             Step::Own(owned) => {
                 info!(block = %owned.block, "taking over a block that the store says is ours");
-                self.add_block(owned).await?;
+                self.adopt_block(owned).await?;
             }
             Step::Leave(block) => {
                 if ipam.run(move |ipam| ipam.leave(block, now())).await? {
@@ -208,6 +218,10 @@ impl Registrar {
         match self.agent.store.commit(txn).await? {
             Outcome::Applied { revision } => {
                 match purpose {
+                    Purpose::Inherit(node) => {
+                        info!(%node, "gave back what a removed node had");
+                        self.forget_addresses(&node).await?;
+                    }
                     Purpose::ClaimAgain(block) => {
                         warn!(%block, "the claim of a block that this node uses was gone from the store");
                     }
@@ -246,6 +260,18 @@ impl Registrar {
             service::del(&self.agent, &attachment).await.map_err(|refusal| Waiting(refusal.message))?;
         }
         self.agent.ipam.run(|ipam| ipam.forget_all()).await?;
+        self.forget_addresses(&self.agent.config.node).await
+    }
+
+    /// Deletes what the store says of the addresses of a removed node, unless there is another of its name by now: that
+    /// one looks after them itself.
+    async fn forget_addresses(&self, node: &NodeName) -> Result<(), Waiting> {
+        let contents = self.agent.store.range(&Key::addresses_of(node)).await?;
+        for entries in contents.entries.chunks(LARGEST_TXN) {
+            let deletes = entries.iter().map(|entry| Write::Delete { key: entry.key.clone() });
+            let compares = vec![Compare::absent(&Key::Node(node.clone()))];
+            self.agent.store.commit(&Txn { compares, writes: deletes.collect() }).await?;
+        }
         Ok(())
     }
 
@@ -297,11 +323,11 @@ impl Registrar {
         Ok(())
     }
 
-    async fn add_block(&self, owned: OwnedBlock) -> Result<(), LedgerError> {
+    async fn adopt_block(&self, owned: OwnedBlock) -> Result<(), LedgerError> {
         let view = self.agent.board.view();
         let Some(pool) = view.pools.get(&owned.pool) else { return Ok(()) };
         let pool = (*pool.record).clone();
-        self.agent.ipam.run(move |ipam| ipam.add_block(owned, &pool)).await
+        self.agent.ipam.run(move |ipam| ipam.adopt_block(owned, &pool, now())).await
     }
 
     /// Waits until the view shows what was written at that revision.

@@ -39,10 +39,10 @@ pub async fn release(agent: &Agent, release: Release) -> Result<String, Refusal>
         let address = release.address;
         let view = pools::read(&agent.store).await.map_err(try_again)?;
         let Some(known) = view.reservations.get(&address) else {
-            return match tried {
-                true => Ok(format!("the reservation of {address} is given up")),
-                false => of_a_block(agent, &view, address).await,
-            };
+            if tried {
+                return Ok(format!("the reservation of {address} is given up"));
+            }
+            return of_a_block(agent, &view, address).await;
         };
         if let Some(holder) = &known.record.holder {
             check_gone(agent, &view, address, holder, release.dead).await?;

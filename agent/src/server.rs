@@ -19,9 +19,7 @@ use tracing::{Instrument, Span, debug, info_span, warn};
 
 use crate::agent::Agent;
 use crate::in_flight::Wired;
-use crate::service;
-use crate::status;
-use crate::{collect, health, inspection, pools, release, show};
+use crate::{collect, health, inspection, pools, release, removal, service, show, status};
 
 /// Connections at once: more than a node has pods that come at once.
 const CONNECTIONS: usize = 512;
@@ -129,6 +127,7 @@ async fn answer(agent: &Arc<Agent>, request: Request, wiring: &mut Option<Wired>
         }
         Request::Release(address) => release::release(agent, address).await.map(Reply::Done),
         Request::ChangePool(change) => pools::change(agent, change).await.map(Reply::Done),
+        Request::RemoveNode(removal) => removal::remove(agent, removal).await.map(Reply::Done),
     };
     done.unwrap_or_else(Reply::Refused)
 }

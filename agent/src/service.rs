@@ -16,6 +16,7 @@ use tracing::{debug, info, warn};
 
 use crate::agent::Agent;
 use crate::allocation::{Allocated, allocate};
+use crate::board::Registration;
 use crate::in_flight::Wired;
 use crate::kernel::desired::{bridge_mac, smallest_mtu};
 use crate::kernel::{Kernel, ruleset};
@@ -42,7 +43,9 @@ async fn admit(agent: &Agent, attachment: &Attachment) -> Result<Wired, Refusal>
     };
     let obstacles = agent.board.obstacles();
     if !obstacles.is_empty() {
-        return refuse(RefusalKind::TryAgain, format!("this node is not ready: {}", obstacles.join("; ")));
+        let removed = matches!(*agent.board.registration.borrow(), Registration::Removed(_));
+        let kind = if removed { RefusalKind::Removed } else { RefusalKind::TryAgain };
+        return refuse(kind, format!("this node is not ready: {}", obstacles.join("; ")));
     }
     sweeper::take_note(agent, attachment).await;
     Ok(held)
@@ -199,12 +202,23 @@ pub async fn del(agent: &Agent, attachment: &Attachment) -> Result<(), Refusal> 
     if held.is_err() {
         warn!(%attachment, "its ADD does not end: taking it away nevertheless");
     }
-    release(agent, attachment).await
+    // A runtime must not be kept from forgetting a pod that is gone.
+    release(agent, attachment).await.map(drop)
+}
+
+/// What became of the addresses of an attachment whose interface is gone.
+#[derive(Debug)]
+#[must_use]
+pub enum Addresses {
+    /// They are free, or there were none.
+    Freed,
+    /// The ledger cannot be written, for that reason: they are freed when the attachment is looked at again.
+    Kept(Refusal),
 }
 
 /// Takes an attachment away, for whoever holds it. A ledger that cannot be written keeps the addresses, and nothing
-/// else: they are freed when the attachment is looked at again.
-pub async fn release(agent: &Agent, attachment: &Attachment) -> Result<(), Refusal> {
+/// else.
+pub async fn release(agent: &Agent, attachment: &Attachment) -> Result<Addresses, Refusal> {
     let key = attachment.clone();
     let (held, written) = agent.ipam.run(move |ipam| ipam.begin_release(&key)).await;
     if let Err(error) = written {
@@ -212,7 +226,7 @@ pub async fn release(agent: &Agent, attachment: &Attachment) -> Result<(), Refus
     }
     let failed = |reason: String| Refusal::new(RefusalKind::Failed, reason);
     agent.reaper.delete(attachment.host_interface()).await.map_err(failed)?;
-    let Some(held) = held else { return Ok(()) };
+    let Some(held) = held else { return Ok(Addresses::Freed) };
     if let Some(cluster) = &agent.board.view().cluster {
         let table = ruleset::table(&cluster.record);
         let (mac, addresses) = (held.mac, held.addresses.clone());
@@ -227,13 +241,17 @@ pub async fn release(agent: &Agent, attachment: &Attachment) -> Result<(), Refus
     let freed = agent.ipam.run(move |ipam| ipam.release(&key, now())).await;
     agent.attachments_changed.notify_one();
     agent.holdings_changed.notify_one();
-    match freed {
-        Ok(()) => info!(%attachment, addresses = ?held.addresses, "released"),
-        Err(error) => {
-            warn!(%attachment, "its interface is gone, its addresses are not free: {}", ledger_failed(error));
+    Ok(match freed {
+        Ok(()) => {
+            info!(%attachment, addresses = ?held.addresses, "released");
+            Addresses::Freed
         }
-    }
-    Ok(())
+        Err(error) => {
+            let reason = ledger_failed(error);
+            warn!(%attachment, "its interface is gone, its addresses are not free: {reason}");
+            Addresses::Kept(reason)
+        }
+    })
 }
 
 /// Lets the kernel forget what the addresses were connected to: the next pod that has one is not to get the last one's

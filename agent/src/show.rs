@@ -64,7 +64,8 @@ struct Look<'a> {
 impl Look<'_> {
     fn cluster(&self, shown: &mut Shown) {
         let pools = self.view.every_pool();
-        shown.pools = pools.map(|known| pools::status(&self.view, &known.record, &self.published)).collect();
+        shown.pools =
+            pools.map(|known| pools::status(&self.view, &known.record, self.published.as_ref())).collect();
         shown.nodes = self.view.nodes.keys().map(|name| self.share(name)).collect();
         let removed = self.view.fences.iter().map(|(incarnation, fence)| {
             let blocks =
@@ -102,7 +103,7 @@ impl Look<'_> {
 
     fn pool(&self, known: &Known<Pool>, shown: &mut Shown) {
         let pool = &*known.record;
-        shown.pools = vec![pools::status(&self.view, pool, &self.published)];
+        shown.pools = vec![pools::status(&self.view, pool, self.published.as_ref())];
         shown.blocks = self.claims(|block| pool.cidr().covers(block));
         let reserved = self.view.reservations.keys().filter(|address| pool.cidr().has(**address));
         shown.addresses = reserved.map(|address| self.known_elsewhere(*address)).collect();
@@ -112,7 +113,7 @@ impl Look<'_> {
     }
 
     fn claims(&self, wanted: impl Fn(Cidr) -> bool) -> Vec<polder_api::pool::ClaimStatus> {
-        let claims = pools::claims(self.agent, &self.view, &self.published).into_iter();
+        let claims = pools::claims(self.agent, &self.view, self.published.as_ref()).into_iter();
         claims.filter(|claim| claim.block.to_string().parse().is_ok_and(&wanted)).collect()
     }
 
@@ -152,14 +153,12 @@ impl Look<'_> {
                 "incarnation {incarnation} of node {name} was removed; that its pods are gone is {pods}"
             ));
         }
-        match self.view.nodes.contains_key(name) {
-            true => shown.nodes = vec![self.share(name)],
-            false if removed.is_empty() => {
-                return missing(format!("there is no node {name}: see polderctl node list"));
-            }
-            false => {}
+        if self.view.nodes.contains_key(name) {
+            shown.nodes = vec![self.share(name)];
+        } else if removed.is_empty() {
+            return missing(format!("there is no node {name}: see polderctl node list"));
         }
-        shown.blocks = pools::claims(self.agent, &self.view, &self.published);
+        shown.blocks = pools::claims(self.agent, &self.view, self.published.as_ref());
         shown.blocks.retain(|claim| claim.node == *name);
         if *name == self.agent.config.node {
             self.own_counts(|_| true, shown);

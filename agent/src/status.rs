@@ -13,6 +13,7 @@ use crate::board::Pass;
 use crate::kernel::desired::Path;
 use crate::kernel::sysctl;
 use crate::machine::now;
+use crate::removal;
 use polder_ipam::shortage;
 use polder_ipam::view::{Source, View};
 
@@ -130,6 +131,7 @@ pub async fn nodes(agent: &Agent) -> Vec<NodeStatus> {
         let record: &polder_ipam::record::NodeRecord = &known.record;
         NodeStatus {
             name: name.clone(),
+            standing: "member".to_owned(),
             underlay: record.underlay.clone(),
             gateways: record.gateways.clone(),
             blocks: view
@@ -143,7 +145,17 @@ pub async fn nodes(agent: &Agent) -> Vec<NodeStatus> {
             version: record.version.clone(),
         }
     };
-    view.nodes.iter().map(node).collect()
+    let removed = removal::standings(&view).into_iter().map(|(name, standing)| NodeStatus {
+        name,
+        standing,
+        underlay: Vec::new(),
+        gateways: Vec::new(),
+        blocks: Vec::new(),
+        paths: Vec::new(),
+        alive: None,
+        version: String::new(),
+    });
+    view.nodes.iter().map(node).chain(removed).collect()
 }
 
 fn paths(agent: &Agent, pass: Option<&Pass>, name: &NodeName) -> Vec<PathStatus> {

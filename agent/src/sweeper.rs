@@ -18,7 +18,7 @@ use tracing::{info, warn};
 use crate::agent::Agent;
 use crate::kernel::Kernel;
 use crate::machine::now;
-use crate::service;
+use crate::service::{self, Addresses};
 
 /// Frees what plugins took down while the agent was away, as their notes say. To be done before the first ADD: it
 /// might be for an attachment that a note is about.
@@ -101,8 +101,10 @@ pub async fn sweep(agent: &Agent, attachment: &Attachment, why: &str) -> Result<
         return Ok(Swept::Alive);
     }
     info!(%attachment, why, "releasing");
-    service::release(agent, attachment).await.map_err(|refusal| refusal.message)?;
-    Ok(Swept::Released)
+    match service::release(agent, attachment).await.map_err(|refusal| refusal.message)? {
+        Addresses::Freed => Ok(Swept::Released),
+        Addresses::Kept(refusal) => Err(refusal.message),
+    }
 }
 
 /// The attachments that have no interface any more, or no namespace for one.

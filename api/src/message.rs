@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::ipam::{Checked, Release, Repairs, Shown, Subject};
 use crate::pool::{ClaimStatus, PoolChange, PoolStatus};
 use crate::status::{NodeStatus, Status};
-use crate::{Attachment, IfName, Mac, NetworkName, Pod, PoolName};
+use crate::{Attachment, IfName, Mac, NetworkName, NodeName, Pod, PoolName};
 
 /// A request as it goes over the socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +47,8 @@ pub enum Request {
     Status,
     /// The nodes of the cluster, as this node sees them.
     Nodes,
+    /// Remove a node from the cluster.
+    RemoveNode(Removal),
     /// The pools of the cluster, as this node sees them.
     Pools,
     /// The blocks that are claimed, as this node sees them.
@@ -59,6 +61,16 @@ pub enum Request {
     Inspect(Repairs),
     /// Give an address up.
     Release(Release),
+}
+
+/// A node that is to be removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Removal {
+    /// Its name.
+    pub node: NodeName,
+    /// Whether whoever asks knows that it and its pods are gone for good: nobody waits for it to confirm that.
+    pub dead: bool,
 }
 
 /// A new attachment.
@@ -244,6 +256,8 @@ pub enum RefusalKind {
     PoolExhausted,
     /// An address that was asked for is not to be had.
     AddressTaken,
+    /// The node was removed from the cluster.
+    Removed,
     /// The attachment is there already.
     Exists,
     /// The attachment is not there.

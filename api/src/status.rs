@@ -119,6 +119,8 @@ pub struct PassStatus {
 pub struct NodeStatus {
     /// Its name.
     pub name: NodeName,
+    /// `member`; or of a removed one, what its blocks wait for.
+    pub standing: String,
     /// Where peers reach it.
     pub underlay: Vec<IpAddr>,
     /// Its gateway addresses.

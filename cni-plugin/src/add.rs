@@ -25,8 +25,8 @@ use crate::{del, delegate};
 /// How long the agent has to answer: it may have to claim a block first.
 const AGENT_PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long the bridge has to let a new port forward. It is a matter of microseconds on an idle machine.
-const PORT_PATIENCE: Duration = Duration::from_secs(5);
+/// How long the kernel has to let the way to the pod carry. It is a matter of microseconds on an idle machine.
+const CARRIER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Attaches the container, and returns the result for the runtime.
 pub fn add(call: &Call) -> Result<String, Error> {
@@ -166,7 +166,7 @@ fn wire(pod: &mut PodNamespace, call: &Call, wiring: &Wiring, routes: &[GivenRou
     host.execute_all(towards_pod(wiring, bridge, link.index))
         .map_err(Error::kernel(format!("make the way to {name}")))?;
     pod.configure(&call.environment.interface, wiring, routes)?;
-    if bridge.is_some() { wait_until_forwarding(&mut host, name) } else { Ok(link) }
+    wait_until_it_carries(&mut host, name, wiring.attach)
 }
 
 fn bridge(host: &mut RouteSocket) -> Result<u32, Error> {
@@ -208,30 +208,37 @@ fn find(host: &mut RouteSocket, name: &str) -> Result<Link, Error> {
     Ok(found.ok_or_else(gone)?)
 }
 
-/// Waits until the bridge lets the port forward, so that the pod's first packet is not lost: the kernel sees to it
-/// a moment after the pod's end is up, from a work queue.
-fn wait_until_forwarding(host: &mut RouteSocket, name: &str) -> Result<Link, Error> {
-    let forwards = |link: &Link| link.port.is_some_and(|port| port.forwarding);
-    let mut link = find(host, name)?;
-    if forwards(&link) {
+/// Waits until the way to the pod carries, so that its first packet is not lost, in either direction: the kernel sees to
+/// it a moment after the pod's end is up, from a work queue.
+fn wait_until_it_carries(host: &mut RouteSocket, name: &str, attach: Attach) -> Result<Link, Error> {
+    if let Some(link) = carrying(host, name, attach)? {
         return Ok(link);
     }
-    let failed = || Error::kernel(format!("wait until {name} forwards"));
+    let failed = || Error::kernel(format!("wait until {name} carries"));
     let mut monitor = Monitor::of_links().map_err(failed())?;
-    let deadline = Instant::now() + PORT_PATIENCE;
+    let deadline = Instant::now() + CARRIER_PATIENCE;
     loop {
-        link = find(host, name)?;
-        if forwards(&link) {
+        if let Some(link) = carrying(host, name, attach)? {
             return Ok(link);
         }
         // What happens to other interfaces does not make it longer.
         let left = deadline.saturating_duration_since(Instant::now());
         if left < Duration::from_millis(1) {
-            return Err(
-                Refusal::new(RefusalKind::Failed, format!("{BRIDGE} does not let {name} forward")).into()
-            );
+            let problem = format!("the way through {name} does not carry");
+            return Err(Refusal::new(RefusalKind::Failed, problem).into());
         }
         monitor.set_patience(left).map_err(failed())?;
         monitor.wait().map_err(failed())?;
     }
+}
+
+/// The host's end of the pair, if the way through it carries. A bridge that had no port drops what the host sends until
+/// it has one that forwards.
+fn carrying(host: &mut RouteSocket, name: &str, attach: Attach) -> Result<Option<Link>, Error> {
+    let link = find(host, name)?;
+    let carries = match attach {
+        Attach::Bridge { .. } => link.port.is_some_and(|port| port.forwarding) && find(host, BRIDGE)?.running,
+        Attach::Routed => link.running,
+    };
+    Ok(carries.then_some(link))
 }

@@ -97,7 +97,8 @@ pub fn run(program: Program, variable: impl Fn(&str) -> Option<String>, input: &
         return Answer::About(format!("CNI plugin {name} {release}, speaks {versions}"));
     };
     let mut version = Version::NEWEST;
-    match call(program, &command, variable, input, began, &mut version) {
+    let errand = read(program, &command, variable, input, began, &mut version);
+    match errand.and_then(|errand| carry_out(program, &errand)) {
         Ok(text) => Answer::Output(text),
         Err(error) => Answer::Error(error.to_json(program.name(), version)),
     }
@@ -108,28 +109,22 @@ fn since_boot() -> Duration {
     Duration::from(time)
 }
 
-fn call(
-    program: Program,
-    command: &str,
-    variable: impl Fn(&str) -> Option<String>,
-    input: &mut impl Read,
-    began: Duration,
-    version: &mut Version,
-) -> Result<String, Error> {
+/// Does what a runtime wants; what is to be printed.
+fn carry_out(program: Program, errand: &Errand) -> Result<String, Error> {
     let nothing = |()| String::new();
-    match (program, read(program, command, variable, input, began, version)?) {
+    match (program, errand) {
         (_, Errand::Version) => {
             let supported = json!({ "cniVersion": Version::NEWEST, "supportedVersions": Version::ALL });
             Ok(format!("{supported:#}\n"))
         }
-        (_, Errand::Gc(network)) => gc::gc(&network).map(nothing),
-        (_, Errand::Status(network)) => status::status(program, &network).map(nothing),
-        (Program::Polder, Errand::Add(call)) => add::add(&call),
-        (Program::Polder, Errand::Del(call)) => del::del(&call).map(nothing),
-        (Program::Polder, Errand::Check(call)) => check::check(&call).map(nothing),
-        (Program::PolderIpam, Errand::Add(call)) => lease::add(&call),
-        (Program::PolderIpam, Errand::Del(call)) => lease::del(&call).map(nothing),
-        (Program::PolderIpam, Errand::Check(call)) => lease::check(&call).map(nothing),
+        (_, Errand::Gc(network)) => gc::gc(network).map(nothing),
+        (_, Errand::Status(network)) => status::status(program, network).map(nothing),
+        (Program::Polder, Errand::Add(call)) => add::add(call),
+        (Program::Polder, Errand::Del(call)) => del::del(call).map(nothing),
+        (Program::Polder, Errand::Check(call)) => check::check(call).map(nothing),
+        (Program::PolderIpam, Errand::Add(call)) => lease::add(call),
+        (Program::PolderIpam, Errand::Del(call)) => lease::del(call).map(nothing),
+        (Program::PolderIpam, Errand::Check(call)) => lease::check(call).map(nothing),
     }
 }
 

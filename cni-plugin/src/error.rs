@@ -134,6 +134,7 @@ impl Error {
                 RefusalKind::PoolExhausted => 100,
                 RefusalKind::AddressTaken => 101,
                 RefusalKind::Exists => 102,
+                RefusalKind::Removed => 103,
             },
         }
     }

@@ -152,6 +152,9 @@ pub trait Ledger {
     /// Adds a block that the node owns.
     fn add_block(&mut self, owned: &OwnedBlock) -> Result<(), LedgerError>;
 
+    /// Puts addresses of which nothing is known to rest. What is used stays so.
+    fn rest(&mut self, addresses: &[IpAddr], freed: Moment) -> Result<(), LedgerError>;
+
     /// Notes that the block is being given back.
     fn mark_block_leaving(&mut self, block: Block) -> Result<(), LedgerError>;
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use polder_api::{Attachment, Family, Mac, Pod, PoolName};
 
 use crate::allocator::{Allocator, Counts, Refused, Rest};
+use crate::claim::LOW_WATER;
 use crate::ledger::sqlite::Sqlite;
 use crate::ledger::{Held, Identity, Kind, Ledger, LedgerError, OwnedBlock};
 use crate::moment::Moment;
@@ -23,8 +24,10 @@ pub struct NodeIpam<L = Sqlite> {
     attachments: BTreeMap<Attachment, Held>,
     /// Blocks of the ledger whose pool is not known yet: nothing is allocated from them.
     dormant: Vec<OwnedBlock>,
-    /// Reserved addresses that are being handed over to this node.
-    expected: BTreeSet<IpAddr>,
+    /// Reserved addresses that are being handed over to this node, and for which attachment.
+    expected: BTreeSet<(IpAddr, Attachment)>,
+    /// Of how many free addresses it keeps twice as many when it gives a block back.
+    low_water: u64,
 }
 
 /// A wish for addresses.
@@ -122,8 +125,15 @@ impl<L: Ledger> NodeIpam<L> {
             dormant,
             ledger,
             expected: BTreeSet::new(),
+            low_water: LOW_WATER,
         };
         Ok((node, void))
+    }
+
+    /// Keeps twice as many free addresses when it gives a block back, instead of twice [`LOW_WATER`].
+    #[must_use]
+    pub fn with_low_water(self, low_water: u64) -> Self {
+        Self { low_water, ..self }
     }
 
     /// Whose ledger it is.
@@ -242,7 +252,7 @@ impl<L: Ledger> NodeIpam<L> {
             if self.gateways.iter().any(|gateway| Family::of(*gateway) == family) {
                 continue;
             }
-            if let Some(address) = self.allocator.next(family, None, Rest::Full, now) {
+            if let Some(address) = self.allocator.next(family, None, Rest::Shortest, now) {
                 self.ledger.add_gateway(address)?;
                 let _ = self.allocator.take(address);
                 self.gateways.push(address);
@@ -294,7 +304,7 @@ impl<L: Ledger> NodeIpam<L> {
         for address in &held.addresses {
             // Those from elsewhere are not the allocator's.
             let _ = self.allocator.take(*address);
-            self.expected.remove(address);
+            self.expected.remove(&(*address, held.attachment.clone()));
         }
         self.attachments.insert(held.attachment.clone(), held.clone());
         Ok(held)
@@ -389,6 +399,16 @@ impl<L: Ledger> NodeIpam<L> {
     pub fn total(&self, family: Family, pool: Option<&PoolName>, now: Moment) -> Counts {
         self.allocator.total(family, pool, now)
     }
+}
+
+/// What a GC takes away: what is there of a network, is not valid, and was there before the call began.
+pub fn stale<'a>(
+    there: impl Iterator<Item = &'a Held>,
+    began: Moment,
+    valid: &[Attachment],
+) -> Vec<Attachment> {
+    let stale = there.filter(|held| held.since < began && !valid.contains(&held.attachment));
+    stale.map(|held| held.attachment.clone()).collect()
 }
 
 mod facts;

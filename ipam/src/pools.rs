@@ -151,13 +151,12 @@ fn check_room(view: &View, pool: &Pool) -> Result<(), NotChanged> {
             return inhabited(what, "nodes and pods need ranges of their own, choose another");
         }
     }
-    let reserved =
-        view.reservations.keys().copied().chain(view.refused.keys().filter_map(unreadable_address));
-    if let Some(address) = reserved.into_iter().find(|address| cidr.has(*address)) {
-        if pool.purpose != Purpose::Reservations {
-            let what = format!("{address}, which is reserved,");
-            return inhabited(what, "choose another range, or give it up with polderctl ipam release");
-        }
+    let unreadable = view.refused.keys().filter_map(|key| unreadable_address(key));
+    let mut reserved = view.reservations.keys().copied().chain(unreadable);
+    let reserved = reserved.find(|address| cidr.has(*address));
+    if let Some(address) = reserved.filter(|_| pool.purpose != Purpose::Reservations) {
+        let what = format!("{address}, which is reserved,");
+        return inhabited(what, "choose another range, or give it up with polderctl ipam release");
     }
     Ok(())
 }

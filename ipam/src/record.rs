@@ -358,6 +358,11 @@ pub fn decode(key: &str, value: &[u8]) -> Result<Record, RefusedRecord> {
     Ok(record)
 }
 
+/// Reads the record behind [`Key::Address`].
+pub fn address(value: &[u8]) -> Result<AddressRecord, String> {
+    json(value)
+}
+
 fn json<T: DeserializeOwned>(value: &[u8]) -> Result<T, String> {
     serde_json::from_slice(value).map_err(|error| error.to_string())
 }

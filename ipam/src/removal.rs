@@ -154,11 +154,13 @@ impl Quarantine {
         }
     }
 
-    /// The removed node of which node `me` is to give something back now.
-    pub fn over(&self, view: &View, me: &NodeName, now: Moment) -> Option<Txn> {
+    /// The removed node of which node `me` is to give something back now, and what.
+    pub fn over(&self, view: &View, me: &NodeName, now: Moment) -> Option<(NodeName, Txn)> {
         self.gone.iter().find_map(|(incarnation, since)| {
             let turn = TURN * place(view, me, incarnation);
-            (now.since(*since) >= self.rest + turn).then(|| give_back(view, incarnation)).flatten()
+            let txn =
+                (now.since(*since) >= self.rest + turn).then(|| give_back(view, incarnation)).flatten()?;
+            Some((view.fences.get(incarnation)?.record.node.clone(), txn))
         })
     }
 }

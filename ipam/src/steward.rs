@@ -114,7 +114,7 @@ pub enum Step {
 }
 
 /// What a transaction is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Purpose {
     /// The node's own record.
     Register,
@@ -125,7 +125,7 @@ pub enum Purpose {
     /// To say that a removed node's pods are gone.
     ConfirmRemoval,
     /// To give back what a removed node had.
-    Inherit,
+    Inherit(NodeName),
     /// To let go of a reserved address.
     LetGo(IpAddr),
     /// To put back a reservation that the store has lost.
@@ -160,8 +160,8 @@ fn decide(facts: &Facts<'_>) -> Result<Step, Step> {
         return Ok(step);
     }
     reservations(facts, identity, own)?;
-    if let Some(txn) = facts.quarantine.over(view, facts.me, facts.now) {
-        return Ok(Step::Commit(Purpose::Inherit, txn));
+    if let Some((node, txn)) = facts.quarantine.over(view, facts.me, facts.now) {
+        return Ok(Step::Commit(Purpose::Inherit(node), txn));
     }
     Ok(needs.reason.map_or(Step::Settled, Step::Wait))
 }

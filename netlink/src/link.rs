@@ -35,6 +35,8 @@ pub struct Link {
     pub name: String,
     /// `IFF_UP`: whether somebody switched it on.
     pub up: bool,
+    /// `IFF_RUNNING`: whether what is sent through it goes out, and is not dropped. The kernel's to decide.
+    pub running: bool,
     /// Its link-layer address, where it has one of six bytes.
     pub mac: Option<Mac>,
     /// In bytes.
@@ -208,6 +210,7 @@ impl From<LinkMessage> for Link {
             index: message.header.index,
             name: String::new(),
             up: message.header.flags.contains(LinkFlags::Up),
+            running: message.header.flags.contains(LinkFlags::Running),
             mac: None,
             mtu: 0,
             controller: None,

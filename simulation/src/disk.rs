@@ -124,6 +124,10 @@ impl Ledger for Disk {
         self.0.borrow().ledger.resting()
     }
 
+    fn rest(&mut self, addresses: &[IpAddr], since: Moment) -> Result<(), LedgerError> {
+        self.write(|ledger| ledger.rest(addresses, since))
+    }
+
     fn attachments(&self) -> Result<Vec<Held>, LedgerError> {
         self.0.borrow().ledger.attachments()
     }

@@ -1,12 +1,22 @@
-//! The cluster's store as plain data, with the faults that a test chooses, and chance that happens the same way
-//! twice.
+//! Many nodes over a store that is plain data, through every fault at every step, the same way twice for the same seed.
 //!
-//! Nothing here has a clock, threads, or input and output. Whether [`etcd::Model`] answers as etcd does is found out
-//! by asking both, with operations made up at random.
+//! Nothing here has a clock, threads, or input and output. What decides is `polder-ipam`'s, as on a node; what carries
+//! it out does so in the same order as the agent. Whether [`etcd::Model`] answers as etcd does is found out by asking
+//! both, with operations made up at random.
 
+pub mod agent;
+pub mod disk;
 pub mod etcd;
+pub mod faults;
 pub mod follower;
+pub mod judge;
+pub mod operator;
+pub mod play;
 pub mod random;
+pub mod runtime;
+pub mod schedule;
+pub mod task;
+pub mod world;
 
 pub use etcd::Model;
 pub use follower::Follower;

@@ -40,6 +40,8 @@ pub struct Task {
     pub life: Life,
     /// What it is, for people.
     pub name: String,
+    /// Since when, in milliseconds of nobody's clock.
+    pub since: u64,
     /// What it waits for.
     pub wait: Waiting,
     future: Pin<Box<dyn Future<Output = ()>>>,
@@ -60,16 +62,22 @@ impl Task {
         machine: usize,
         life: Life,
         name: String,
+        since: u64,
         wait: Waiting,
         future: impl Future<Output = ()> + 'static,
     ) -> Self {
-        Self { machine, life, name, wait, future: Box::pin(future) }
+        Self { machine, life, name, since, wait, future: Box::pin(future) }
     }
 
     /// Goes on up to its next effect. True if that was its end.
     pub fn go_on(&mut self) -> bool {
         let mut context = Context::from_waker(Waker::noop());
         self.future.as_mut().poll(&mut context) == Poll::Ready(())
+    }
+
+    /// Whether it is a plugin.
+    pub fn is_plugin(&self) -> bool {
+        matches!(self.life, Life::Plugin(_))
     }
 
     /// Whether it could go on.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use polder_api::{Attachment, NodeName};
 use polder_ipam::Moment;
 use polder_ipam::allocator::SHORTEST_REST;
+use polder_ipam::invariants::Deviation;
 use polder_ipam::invariants::history::History;
 use polder_ipam::key::Key;
 use polder_ipam::node::NodeIpam;
@@ -18,8 +19,10 @@ use polder_ipam::store::{Contents, Outcome, Range, StoreError, Txn};
 use polder_ipam::view::View;
 
 use crate::agent::claims::ClaimRequest;
+use crate::agent::reservations::ReserveRequest;
 use crate::disk::Disk;
 use crate::runtime::Container;
+use crate::task::Task;
 use crate::{Follower, Model, Random};
 
 /// How long a freed address rests where there are others.
@@ -92,6 +95,8 @@ pub struct Agent {
     pub is_open: bool,
     /// Wishes for blocks.
     pub claims: VecDeque<ClaimRequest>,
+    /// Wishes for reserved addresses.
+    pub reservations: VecDeque<ReserveRequest>,
     /// Whether the registrar has reason to look.
     pub news: bool,
     /// The removed nodes whose blocks rest.
@@ -168,6 +173,17 @@ pub enum Answer {
     Outcome(Outcome),
 }
 
+/// What is kept of the steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Record {
+    /// Nothing: a seed that fails is played again.
+    Nothing,
+    /// The last ones.
+    Last,
+    /// All of them are printed.
+    Printed,
+}
+
 /// All that there is.
 pub struct World {
     /// Chance.
@@ -196,8 +212,12 @@ pub struct World {
     pub log: VecDeque<String>,
     /// How often each thing happened.
     pub counts: BTreeMap<&'static str, u64>,
-    /// Whether all of every step is kept.
-    pub verbose: bool,
+    /// What was found to be wrong in the middle of a step.
+    pub found: Vec<Deviation>,
+    /// Tasks that have not begun.
+    pub spawned: Vec<Task>,
+    /// What is kept of the steps.
+    pub record: Record,
     numbers: u64,
 }
 
@@ -218,7 +238,9 @@ impl World {
             putting_back: false,
             log: VecDeque::new(),
             counts: BTreeMap::new(),
-            verbose: false,
+            found: Vec::new(),
+            spawned: Vec::new(),
+            record: Record::Nothing,
             numbers: 0,
         }
     }
@@ -231,8 +253,11 @@ impl World {
 
     /// Keeps what happens for whoever looks at a failure.
     pub fn note(&mut self, what: impl FnOnce() -> String) {
+        if self.record == Record::Nothing {
+            return;
+        }
         let line = format!("{:>9.3} s  {}", Duration::from_millis(self.now).as_secs_f64(), what());
-        if self.verbose {
+        if self.record == Record::Printed {
             println!("{line}");
         }
         self.log.push_back(line);
@@ -249,7 +274,8 @@ impl World {
     /// Asks the store.
     pub fn ask(&mut self, machine: usize, question: Question) -> u64 {
         let id = self.number();
-        let state = if self.machines[machine].is_cut { Progress::Answered(Err(no_answer())) } else { Progress::Sent };
+        let state =
+            if self.machines[machine].is_cut { Progress::Answered(Err(no_answer())) } else { Progress::Sent };
         self.requests.push(Request { id, machine, question, state });
         id
     }
@@ -271,14 +297,22 @@ impl World {
     /// Lets the store answer a request.
     pub fn serve(&mut self, index: usize) {
         let question = self.requests[index].question.clone();
-        let (machine, late) = (self.requests[index].machine, matches!(self.requests[index].state, Progress::Late));
+        let (machine, late) =
+            (self.requests[index].machine, matches!(self.requests[index].state, Progress::Late));
         let answer = match &question {
             Question::Range(range) => Answer::Contents(self.etcd.range(range)),
             Question::Commit(txn) => {
                 Answer::Outcome(self.etcd.commit(txn).expect("a transaction that etcd looks at"))
             }
         };
-        self.note(|| format!("store: {machine} asked {}{} -> {}", if late { "late " } else { "" }, brief(&question), short(&answer)));
+        self.note(|| {
+            format!(
+                "store: {machine} asked {}{} -> {}",
+                if late { "late " } else { "" },
+                brief(&question),
+                short(&answer)
+            )
+        });
         if late {
             self.requests.swap_remove(index);
         } else {

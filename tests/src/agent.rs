@@ -3,13 +3,15 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use crate::caller::{Caller, feed};
 use crate::node::{self, Node, Process};
 use crate::pod::Pod;
+use crate::scripted::SCRIPTED_PLUGINS;
 use crate::wait;
 
 /// Where Debian's package containernetworking-plugins has its plugins.
@@ -50,6 +52,12 @@ pub fn dist() -> PathBuf {
     let named = std::env::var_os("POLDER_DIST").map(PathBuf::from);
     let folder = named.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../dist"));
     folder.canonicalize().unwrap_or_else(|_| panic!("{} is not there: run scripts/build", folder.display()))
+}
+
+/// One of our programs, or of the reference plugins.
+pub(crate) fn program(name: &str) -> PathBuf {
+    let own = dist().join(name);
+    if own.exists() { own } else { Path::new(CNI_PLUGINS).join(name) }
 }
 
 impl Worker {
@@ -109,6 +117,11 @@ impl Worker {
         if let Some(agent) = self.agent.take() {
             agent.kill();
         }
+    }
+
+    /// Whether the agent was started and has not ended, by itself or otherwise.
+    pub fn runs(&mut self) -> bool {
+        self.agent.as_mut().is_some_and(|agent| agent.ended().is_none())
     }
 
     /// Asks the agent to end; true if it ended well.
@@ -220,11 +233,9 @@ impl Worker {
 
     /// Runs one of our plugins, or of the reference plugins.
     pub fn any_plugin(&self, name: &str, variables: &[(&str, &str)], input: &str) -> Output {
-        let own = dist().join(name);
-        let program = if own.exists() { own } else { Path::new(CNI_PLUGINS).join(name) };
         let mut command = self.node.command("env");
         command.arg("-i").args(variables.iter().map(|(name, value)| format!("{name}={value}")));
-        feed(command.arg(program), input)
+        feed(command.arg(program(name)), input)
     }
 
     /// Starts the plugin, and returns when it waits for its configuration.
@@ -246,9 +257,9 @@ impl Worker {
         Pending(child)
     }
 
-    /// Where a runtime of this node would look for plugins.
+    /// Where a runtime of this node would look for plugins: our own, the reference plugins, and the scripted ones.
     pub fn cni_path() -> String {
-        format!("{}:{CNI_PLUGINS}", dist().display())
+        format!("{}:{CNI_PLUGINS}:{SCRIPTED_PLUGINS}", dist().display())
     }
 
     /// Runs the plugin for a container's `eth0`. Its JSON is the result, or the error.
@@ -265,25 +276,7 @@ impl Worker {
         netns: &str,
         conf: &Value,
     ) -> Result<Value, Value> {
-        let variables = [
-            ("CNI_COMMAND", verb),
-            ("CNI_CONTAINERID", container),
-            ("CNI_NETNS", netns),
-            ("CNI_IFNAME", interface),
-            ("CNI_PATH", &Self::cni_path()),
-            // The reference plugins run programs of the system.
-            ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
-            ("CNI_ARGS", &format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=lab;K8S_POD_NAME={container}")),
-        ];
-        let name = conf["type"].as_str().expect("a plugin's name");
-        let output = self.any_plugin(name, &variables, &conf.to_string());
-        let text = String::from_utf8_lossy(&output.stdout);
-        let json = if text.is_empty() {
-            Value::Null
-        } else {
-            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{verb} printed {text:?}: {error}"))
-        };
-        if output.status.success() { Ok(json) } else { Err(json) }
+        Caller::of(&self.node).cni(interface, verb, container, netns, conf)
     }
 
     /// Makes a pod and attaches it.
@@ -321,13 +314,4 @@ impl Worker {
         std::mem::forget(self.agent.take());
         self.node.keep();
     }
-}
-
-fn feed(command: &mut Command, input: &str) -> Output {
-    let piped = || Stdio::piped();
-    let mut child =
-        command.stdin(piped()).stdout(piped()).stderr(piped()).spawn().expect("nsenter is installed");
-    // A program that ends without reading is no failure of the test.
-    let _ = child.stdin.take().expect("piped").write_all(input.as_bytes());
-    child.wait_with_output().expect("a child can be waited for")
 }

@@ -82,11 +82,18 @@ impl Etcd {
 
     /// Stops or continues all members, without ending them.
     pub fn freeze(&self, frozen: bool) {
+        (0..self.members.len()).for_each(|number| self.freeze_member(number, frozen));
+    }
+
+    /// Stops or continues a member, without ending it.
+    pub fn freeze_member(&self, number: usize, frozen: bool) {
         let signal = if frozen { Signal::SIGSTOP } else { Signal::SIGCONT };
-        self.members
-            .iter()
-            .filter_map(|member| member.process.as_ref())
-            .for_each(|process| process.signal(signal));
+        self.members[number].process.iter().for_each(|process| process.signal(signal));
+    }
+
+    /// The machine of a member.
+    pub fn machine(&self, number: usize) -> &Node {
+        &self.members[number].node
     }
 
     /// Ends all members without any warning.
@@ -121,15 +128,16 @@ impl Etcd {
 
     /// Runs `etcdctl` and returns what it prints.
     pub fn ctl(&self, arguments: &[&str]) -> String {
-        let member = &self.members[0];
-        let endpoints = self.endpoints().join(",");
-        crate::node::output(
-            member
-                .node
-                .command("env")
-                .args(["ETCDCTL_API=3", "etcdctl", "--endpoints", &endpoints])
-                .args(arguments),
-        )
+        self.try_ctl(arguments).unwrap_or_else(|error| panic!("etcdctl {arguments:?}: {error}"))
+    }
+
+    /// Runs `etcdctl` and returns what it prints, if etcd answers.
+    pub fn try_ctl(&self, arguments: &[&str]) -> Result<String, String> {
+        let mut command = self.members[0].node.command("env");
+        command.args(["ETCDCTL_API=3", "etcdctl", "--endpoints", &self.endpoints().join(",")]);
+        let output = command.args(arguments).output().map_err(|error| error.to_string())?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
 
     /// The keys that start with a prefix.

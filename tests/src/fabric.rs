@@ -6,7 +6,6 @@ use std::path::Path;
 use polder_api::Family;
 
 use crate::node::{Node, output};
-use crate::wait;
 
 /// The number of the segment on which hosts are that are not nodes.
 pub const WORLD: u8 = 9;
@@ -105,15 +104,8 @@ impl Fabric {
     /// Joins a node to a segment as host `host`, with an interface `eth0` of that MTU.
     pub fn join(&self, node: &Node, segment: u8, host: u8, mtu: u32) {
         let port = format!("{}-{segment}", node.name());
-        // That of an earlier boot goes a moment after its node.
-        wait::until_true("the node's last cable to be gone", || {
-            !self
-                .node
-                .command("ip")
-                .args(["link", "show", "dev", &port])
-                .output()
-                .is_ok_and(|o| o.status.success())
-        });
+        // That of an earlier boot goes with what is left of it, which takes a while on a busy machine.
+        let _ = self.node.command("ip").args(["link", "delete", "dev", &port]).output();
         // Both ends are born where they belong; the host has none of it.
         let (here, there) = (self.node.pid().to_string(), node.pid().to_string());
         let ends = [port.as_str(), "netns", &here, "type", "veth", "peer", "name", "eth0", "netns", &there];

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use crate::agent::Worker;
+use crate::disk::Disk;
 use crate::etcd::{Etcd, Tls};
 use crate::fabric::{Fabric, Families, WORLD, address};
 use crate::node::Node;
@@ -26,6 +27,8 @@ pub struct Topology {
     pub bootstrap: String,
     /// Members of etcd.
     pub etcd_members: u8,
+    /// The size of each node's `/var/lib` in MiB, if it is to be a disk of its own.
+    pub disk: Option<u32>,
 }
 
 impl Default for Topology {
@@ -38,6 +41,7 @@ impl Default for Topology {
             pools: vec![POOL4],
             bootstrap: String::new(),
             etcd_members: 1,
+            disk: None,
         }
     }
 }
@@ -99,6 +103,7 @@ pub struct Lab {
     /// Whether it stays when the program fails, and says how to enter it. Usually it does, except in a continuous
     /// integration (`CI` is set), where nobody could look.
     pub keep_failed: bool,
+    disks: Vec<Disk>,
     folder: Option<tempfile::TempDir>,
     kept: bool,
 }
@@ -167,6 +172,7 @@ impl Lab {
             world,
             topology,
             keep_failed: std::env::var_os("CI").is_none(),
+            disks: Vec::new(),
             folder: Some(folder),
             kept: false,
         };
@@ -179,7 +185,11 @@ impl Lab {
     /// Boots another node on that segment. Its agent does not run yet.
     pub fn add_worker(&mut self, segment: u8) -> &mut Worker {
         let number = u8::try_from(self.workers.len()).expect("a small lab");
-        let node = Node::boot(&format!("n{}", number + 1), self.folder());
+        let name = format!("n{}", number + 1);
+        if let Some(size) = self.topology.disk {
+            self.disks.push(Disk::mount(&self.folder().join(&name).join("var-lib"), size));
+        }
+        let node = Node::boot(&name, self.folder());
         self.plug_in(&node, segment, number);
         let config = self.config(node.name());
         self.workers.push(Worker::new(node, segment, &config));

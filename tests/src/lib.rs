@@ -5,7 +5,11 @@
 //! that runs in it ends with it, and it ends with the program that made it, however that ends.
 
 pub mod agent;
+pub mod caller;
 pub mod cgroup;
+pub mod churn;
+pub mod cni;
+pub mod disk;
 pub mod etcd;
 pub mod fabric;
 pub mod image;
@@ -14,10 +18,13 @@ pub mod matrix;
 pub mod node;
 pub mod pod;
 pub mod probe;
+pub mod random;
 pub mod runtime;
+pub mod scripted;
 pub mod steps;
 pub mod talk;
 pub mod tls;
+pub mod traces;
 pub mod wait;
 
 pub use lab::{Lab, Topology};

@@ -60,6 +60,25 @@ pub fn assert_flat(pods: &[Pod], mtu: usize) {
     assert_flat_over(Families::of(addresses.map(|address| address.to_string())), pods, mtu);
 }
 
+/// A datagram and its answer between all pairs, in both directions: for more pods than [`assert_flat`] has time for.
+/// The receiver has to see the sender at his own address.
+pub fn assert_reachable(pods: &[Pod], families: Families) {
+    let servers = listen(pods);
+    let pairs = pairs(pods, families);
+    let mut problems = Vec::new();
+    for from in pods {
+        let own = pairs.iter().filter(|pair| std::ptr::eq(pair.from, from));
+        let check = |pair: &Pair<'_>| match probe::udp(pair.from_address, pair.to_address, 100) {
+            Ok((seen, _)) if seen == pair.from_address => None,
+            Ok((seen, _)) => Some(format!("{pair}: the sender is seen as {seen}")),
+            Err(error) => Some(format!("{pair}: {error}")),
+        };
+        problems.extend(from.within(|| own.filter_map(check).collect::<Vec<_>>()));
+    }
+    drop(servers);
+    assert!(problems.is_empty(), "{} of {} pairs: {problems:#?}", problems.len(), pairs.len());
+}
+
 /// Like [`assert_flat`], over these families: pods without one of them are a failure, too.
 pub fn assert_flat_over(families: Families, pods: &[Pod], mtu: usize) {
     let servers = listen(pods);

@@ -13,12 +13,14 @@ use nix::unistd::Pid;
 
 use crate::{cgroup, wait};
 
+/// How often a machine was booted: no two boots have the same id, on whichever machine.
+static BOOTS: AtomicU32 = AtomicU32::new(0);
+
 /// A machine: namespaces, and a first process that holds them.
 #[derive(Debug)]
 pub struct Node {
     name: String,
     folder: PathBuf,
-    boots: AtomicU32,
     running: Option<Running>,
 }
 
@@ -46,7 +48,7 @@ impl Node {
     pub fn boot(name: &str, folder: &Path) -> Self {
         let folder = folder.join(name);
         fs::create_dir_all(&folder).expect("a folder for the node");
-        let mut node = Self { name: name.to_owned(), folder, boots: AtomicU32::new(0), running: None };
+        let mut node = Self { name: name.to_owned(), folder, running: None };
         node.running = Some(node.start());
         node
     }
@@ -72,7 +74,7 @@ impl Node {
     }
 
     fn start(&self) -> Running {
-        let boot = self.boots.fetch_add(1, Ordering::Relaxed);
+        let boot = BOOTS.fetch_add(1, Ordering::Relaxed);
         let boot_id = format!("{:08x}-0000-4000-8000-{:012x}", std::process::id(), boot);
         // A node that is kept must not hold on to what this program says.
         let errors =
@@ -238,10 +240,14 @@ impl Process {
     }
 
     fn end(&mut self) {
-        if self.ended().is_none() {
-            self.signal(Signal::SIGKILL);
-            let _ = self.outer.wait();
-        }
+        // `nsenter` may just be about to stop, and has to be woken then, too.
+        wait::until_true("a killed process to be gone", || {
+            let ended = self.ended().is_some();
+            if !ended {
+                self.signal(Signal::SIGKILL);
+            }
+            ended
+        });
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use polder_api::Family;
+use polder_api::{Attachment, Family};
 use serde_json::Value;
 
 use crate::node::{Node, within};
@@ -64,11 +64,26 @@ impl Pod {
         &self.result
     }
 
+    /// The configuration as the runtime passes it from then on: with what the plugin said.
+    pub fn later_conf(&self) -> Value {
+        let mut conf = self.conf.clone();
+        conf["prevResult"] = self.result.clone();
+        conf
+    }
+
+    /// What the result says of each address. Before CNI 0.3.0 it had one of each family, under other names.
+    fn ips(&self) -> impl Iterator<Item = &Value> {
+        let old = ["ip4", "ip6"].into_iter().filter_map(|key| self.result.get(key));
+        self.result["ips"].as_array().into_iter().flatten().chain(old)
+    }
+
     /// Its addresses.
     pub fn addresses(&self) -> Vec<IpAddr> {
-        let ips = self.result["ips"].as_array().into_iter().flatten();
-        let address = |ip: &Value| ip["address"].as_str()?.split('/').next()?.parse().ok();
-        ips.filter_map(address).collect()
+        let address = |ip: &Value| {
+            let text = ip.get("address").or_else(|| ip.get("ip"))?.as_str()?;
+            text.split('/').next()?.parse().ok()
+        };
+        self.ips().filter_map(address).collect()
     }
 
     /// Its address of that family, which it has to have.
@@ -89,16 +104,18 @@ impl Pod {
 
     /// Its gateway of the family of `address`.
     pub fn gateway(&self, address: IpAddr) -> IpAddr {
-        let ips = self.result["ips"].as_array().into_iter().flatten();
-        let gateways = ips.filter_map(|ip| ip["gateway"].as_str()?.parse::<IpAddr>().ok());
-        gateways.into_iter().find(|gateway| gateway.is_ipv4() == address.is_ipv4()).expect("a gateway")
+        let mut gateways = self.ips().filter_map(|ip| ip["gateway"].as_str()?.parse::<IpAddr>().ok());
+        gateways.find(|gateway| gateway.is_ipv4() == address.is_ipv4()).expect("a gateway")
     }
 
-    /// The name of the host's end of its pair.
-    pub fn host_interface(&self) -> &str {
-        let interfaces = self.result["interfaces"].as_array().expect("interfaces");
-        let names = interfaces.iter().filter_map(|interface| interface["name"].as_str());
-        names.into_iter().find(|name| name.starts_with("pld")).expect("the host's end")
+    /// The name of the host's end of its `eth0`. It does not come from the result: before CNI 0.3.0 that named none.
+    pub fn host_interface(&self) -> String {
+        let attachment = Attachment {
+            network: self.conf["name"].as_str().expect("a network").parse().expect("a network's name"),
+            container: self.name.parse().expect("a container's name"),
+            interface: "eth0".parse().expect("an interface's name"),
+        };
+        attachment.host_interface().as_str().to_owned()
     }
 
     /// A command to be run in the pod.

@@ -132,6 +132,12 @@ impl Runtime {
 
     /// Runs a pod sandbox, which the plugin attaches.
     pub fn run_pod(&self, name: &str) -> Sandbox {
+        self.try_run_pod(name, &[]).unwrap_or_else(|error| panic!("containerd: {error}"))
+    }
+
+    /// Tries to run a pod sandbox with these annotations.
+    pub fn try_run_pod(&self, name: &str, annotations: &[(&str, &str)]) -> Result<Sandbox, String> {
+        let annotations = annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
         let config = PodSandboxConfig {
             metadata: Some(PodSandboxMetadata {
                 name: name.to_owned(),
@@ -140,16 +146,17 @@ impl Runtime {
                 attempt: 0,
             }),
             hostname: name.to_owned(),
+            annotations: annotations.collect(),
             linux: Some(LinuxPodSandboxConfig { cgroup_parent: self.cgroup.clone(), ..Default::default() }),
             ..Default::default()
         };
         let request = RunPodSandboxRequest { config: Some(config.clone()), ..Default::default() };
-        let id = self.must(async |mut client| client.run_pod_sandbox(request.clone()).await).pod_sandbox_id;
+        let id = self.call(async |mut client| client.run_pod_sandbox(request.clone()).await)?.pod_sandbox_id;
         let status = PodSandboxStatusRequest { pod_sandbox_id: id.clone(), verbose: false };
         let status = self.must(async |mut client| client.pod_sandbox_status(status.clone()).await);
         let network = status.status.and_then(|status| status.network).unwrap_or_default();
         let more = network.additional_ips.into_iter().map(|ip| ip.ip);
-        Sandbox { id, addresses: std::iter::once(network.ip).chain(more).collect(), config }
+        Ok(Sandbox { id, addresses: std::iter::once(network.ip).chain(more).collect(), config })
     }
 
     /// Runs a container in a pod; its ID.

@@ -1,4 +1,5 @@
 //! A plugin that is killed after each of its system calls: nothing is lost, nothing is left, and the next call works.
+//! In one version, for all of them make the same system calls: what differs is the text that is read and printed.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

@@ -321,8 +321,24 @@ fn an_address_is_given_up_if_nothing_lives_that_has_it() {
     assert_eq!(first.status()["pods"], 1);
     let again = release(first, gone.v4(), &[]).unwrap();
     assert!(again.as_str().unwrap().contains("there is nothing to release"), "{again}");
-    // A reserved address that a pod of a node holds which is not there any more.
+    // A reserved address belongs to the pod's name also when the pod is gone; but not while it lives is it given up.
     second.ctl(&["pool", "add", "static", "10.250.0.0/28", "--reservations"]);
+    wait::until_true("the pool to be known", || first.ctl(&["pool", "list"]).to_string().contains("static"));
+    let mut conf = Worker::netconf("1.1.0");
+    conf["pool"] = json!("static");
+    let named = first.pod_with("named", &conf);
+    for (worker, sign) in [(first, "its interface is there"), (second, "that node is alive and says so")] {
+        wait_until_published(&lab, &[&named]);
+        for more in [&[][..], &["--dead"]] {
+            let said = release(worker, named.v4(), more).unwrap_err();
+            assert!(said.contains("held by polder/named/eth0 on node n1") && said.contains(sign), "{said}");
+        }
+    }
+    let shown = second.ctl(&["ipam", "show", "pod", "lab/named"])["addresses"][0].clone();
+    assert_eq!((&shown["standing"], &shown["node"]), (&json!("reserved"), &json!("n1")), "{shown}");
+    first.delete(&named);
+    wait::until("the reservation to be given up", || release(second, named.v4(), &[]));
+    // One that a pod of a node holds which is not there any more.
     let node = lab.etcd.ctl(&["get", "--print-value-only", "/polder/v1/nodes/n1"]);
     let node: Value = serde_json::from_str(node.trim()).unwrap();
     let attachment = json!({ "network": "polder", "container": "db", "interface": "eth0" });

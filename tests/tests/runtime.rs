@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use polder_tests::fabric::Families;
 use polder_tests::runtime::{Release, Runtime, Sandbox};
 use polder_tests::{Lab, Topology, wait};
 
@@ -135,6 +136,33 @@ fn give_back(release: &Release) {
     assert_eq!((used(), &status["blocks"][0]["resting"], &status["pods"]), (1, &2.into(), &0.into()));
     assert!(!worker.node.run("ip", &["link"]).contains("pld"), "an interface is left");
     wait::until_true("etcd to be told", || lab.etcd.keys("/polder/v1/addresses/").is_empty());
+}
+
+#[test]
+fn a_pod_gets_the_address_and_the_pool_that_its_annotations_name() {
+    releases().iter().for_each(annotate);
+}
+
+fn annotate(release: &Release) {
+    let lab = Lab::start(Topology::one_segment(1).families(Families::DUAL));
+    let runtime = Runtime::start(&lab.workers[0], release);
+    // In a block that nobody has yet, so that no other pod has it by chance.
+    let wanted = "10.244.255.77";
+    let asked =
+        [("polder.dev/address", wanted), ("polder.dev/pool", "ipv4"), ("example.com/other", "anything")];
+    let pod = runtime.try_run_pod("asks", &asked).unwrap();
+    assert_eq!(pod.addresses, [wanted], "one pool is one family");
+    assert_eq!(runtime.run_pod("asks-nothing").addresses.len(), 2);
+    let container = runtime.run_container(&pod, "first", &SLEEP);
+    let inside = runtime.exec(&container, &["ip", "-o", "address", "show", "dev", "eth0"]).output;
+    assert!(inside.contains(&format!("inet {wanted}/32")), "{inside}");
+
+    // What cannot be had is said to whoever looks at the pod.
+    let refused = runtime.try_run_pod("asks-too", &asked).unwrap_err();
+    assert!(refused.contains(wanted) && refused.contains(&pod.id), "{refused}");
+    let refused = runtime.try_run_pod("asks-wrongly", &[("polder.dev/pool", "nobody")]).unwrap_err();
+    assert!(refused.contains("there is no pool nobody"), "{refused}");
+    assert_eq!(lab.workers[0].status()["pods"], 2);
 }
 
 #[test]

@@ -9,9 +9,9 @@ use anyhow::{Context, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use polder_agent::ctl;
 use polder_agent::ctl::command::{BlockCommand, IpamCommand, PoolCommand};
-use polder_api::DEFAULT_SOCKET;
 use polder_api::client::Client;
-use polder_api::message::{Reply, Request};
+use polder_api::message::{Removal, Reply, Request};
+use polder_api::{DEFAULT_SOCKET, NodeName};
 
 /// How long the agent has to answer: it asks all nodes, for a check.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -58,6 +58,14 @@ enum Command {
 enum NodeCommand {
     /// Lists them, and how this node reaches each
     List,
+    /// Removes one that is not to come back: it cuts its pods off, and its blocks go back when it has confirmed that
+    Remove {
+        /// Its name
+        name: NodeName,
+        /// The node and its pods are gone for good, I know that: do not wait for its confirmation
+        #[arg(long)]
+        dead: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -80,6 +88,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<(String, ExitCode)> {
     let request = match &arguments.command {
         Command::Status => Request::Status,
         Command::Node(NodeCommand::List) => Request::Nodes,
+        Command::Node(NodeCommand::Remove { name, dead }) => {
+            Request::RemoveNode(Removal { node: name.clone(), dead: *dead })
+        }
         Command::Pool(command) => command.request(),
         Command::Block(BlockCommand::List) => Request::Blocks,
         Command::Ipam(command) => command.request().map_err(anyhow::Error::msg)?,

@@ -33,7 +33,7 @@ pub enum PoolCommand {
 pub struct PoolArguments {
     /// Its name
     name: PoolName,
-    /// Its range, like 10.245.0.0/16 or fd00:245::/56
+    /// Its range, like `10.245.0.0/16` or `fd00:245::/56`
     cidr: Cidr,
     /// The prefix length of its blocks [default: 26 for IPv4, 122 for IPv6]
     #[arg(long, value_name = "BITS")]
@@ -62,10 +62,7 @@ impl PoolCommand {
                 name: pool.name.clone(),
                 cidr: pool.cidr.into(),
                 block_length: pool.block_length,
-                purpose: match pool.reservations {
-                    true => PoolPurpose::Reservations,
-                    false => PoolPurpose::Blocks,
-                },
+                purpose: if pool.reservations { PoolPurpose::Reservations } else { PoolPurpose::Blocks },
                 nodes: pool.nodes.iter().cloned().collect(),
             })),
             Self::Drain { name } => Request::ChangePool(PoolChange::Drain(name.clone())),

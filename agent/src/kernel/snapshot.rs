@@ -18,6 +18,12 @@ use crate::underlay::Facts;
 impl Kernel {
     /// Reads all that is ours. The packet filter is compared with `table`, if there is one to compare with.
     pub fn snapshot(&mut self, table: &Table) -> Result<Actual, Error> {
+        // First what hangs on interfaces, then the interfaces: a plugin makes them in the other order, and what it makes
+        // meanwhile is not to look as if its interface were missing.
+        let addresses = self.routes.addresses()?;
+        let routes = self.routes.routes()?;
+        let neighbours = self.routes.neighbours()?;
+        let forwards = self.routes.forwards()?;
         let links = self.routes.links()?;
         let mut state = State::default();
         let mut indexes = BTreeMap::new();
@@ -36,22 +42,22 @@ impl Kernel {
         let devices: BTreeMap<u32, Device> =
             indexes.iter().map(|(device, index)| (*index, device.clone())).collect();
         let ours = |index: u32| devices.get(&index).cloned();
-        for address in self.routes.addresses()? {
+        for address in addresses {
             // An address that is for the link alone is the kernel's business.
             if let Some(device) = ours(address.index).filter(|_| address.global) {
                 state.addresses.insert((device, address.address));
             }
         }
-        for route in self.routes.routes()? {
+        for route in routes {
             let way = Way { target: target(route.target, &devices), source: route.source, mtu: route.mtu };
             state.routes.insert(route.destination, way);
         }
-        for neighbour in self.routes.neighbours()? {
+        for neighbour in neighbours {
             if let Some(device) = ours(neighbour.index) {
                 state.neighbours.insert((device, neighbour.address), neighbour.mac);
             }
         }
-        for forward in self.routes.forwards()? {
+        for forward in forwards {
             let to = match forward.to {
                 Destination::Port => None,
                 Destination::Remote(address) => Some(address),

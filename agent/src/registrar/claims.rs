@@ -7,17 +7,17 @@ use polder_api::{Family, NodeName, PoolName};
 use polder_ipam::Block;
 use polder_ipam::claim::{Claim, Claimant, LOW_WATER, NoClaim, Wanted, next_block};
 use polder_ipam::key::Key;
-use polder_ipam::ledger::{LedgerError, OwnedBlock};
+use polder_ipam::ledger::OwnedBlock;
 use polder_ipam::pool::Labels;
 use polder_ipam::record::{BlockRecord, Nonce};
-use polder_ipam::store::{Outcome, Range, StoreError};
+use polder_ipam::store::{Outcome, Range};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::Registrar;
 use crate::machine::{MachineError, now, random_name};
-use polder_ipam::view::{Source, View};
+use polder_ipam::view::View;
 
 /// Attempts at a block before whoever needs it is told: each fails only because somebody else got one.
 const ATTEMPTS: usize = 50;
@@ -72,7 +72,10 @@ impl Registrar {
             if self.commit(&claim).await? {
                 let BlockRecord { pool, nonce, .. } = claim.record;
                 info!(%block, %pool, "claimed");
-                self.add_block(OwnedBlock { block, pool, nonce, leaving: false }).await?;
+                let owned = OwnedBlock { block, pool, nonce, leaving: false };
+                if let Some(pool) = view.pools.get(&owned.pool).map(|pool| (*pool.record).clone()) {
+                    self.agent.ipam.run(move |ipam| ipam.add_block(owned, &pool)).await?;
+                }
                 let (blocks, gateways) =
                     self.agent.ipam.run(|ipam| (ipam.blocks().to_vec(), ipam.gateways().to_vec())).await;
                 self.announce(&identity, &blocks, &gateways);

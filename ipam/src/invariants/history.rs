@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use polder_api::{Attachment, NodeName};
+use polder_api::{Attachment, NodeName, PoolName};
 
 use super::{Deviation, Facts, Invariant, deviation};
 use crate::ledger::Held;
@@ -31,7 +31,8 @@ struct Records {
     revision: i64,
     fenced: BTreeSet<Incarnation>,
     generations: BTreeMap<IpAddr, u64>,
-    closed: BTreeSet<polder_api::PoolName>,
+    /// The pools that no block may be claimed of, and since which revision.
+    closed: BTreeMap<PoolName, i64>,
 }
 
 impl History {
@@ -106,7 +107,7 @@ impl Records {
                 .filter(|pool| {
                     pool.record.state != PoolState::Active || pool.record.purpose != Purpose::Blocks
                 })
-                .map(|pool| pool.record.name.clone())
+                .map(|pool| (pool.record.name.clone(), pool.revision))
                 .collect(),
         }
     }
@@ -130,8 +131,11 @@ impl Records {
             found.push(deviation(Invariant::Fenced, Some(node), what, "report it"));
         }
         // I10: what the store has lost is put back whatever has become of its pool.
-        for (block, claim) in
-            blocks().filter(|(_, claim)| !putting_back && self.closed.contains(&claim.record.pool))
+        let still_closed = |name: &PoolName| {
+            let revision = view.pools.get(name).map(|pool| pool.revision);
+            revision.is_some() && self.closed.get(name).copied() == revision
+        };
+        for (block, claim) in blocks().filter(|(_, claim)| !putting_back && still_closed(&claim.record.pool))
         {
             let what = format!("{block} was claimed of pool {}, which is closed", claim.record.pool);
             found.push(deviation(Invariant::BlockTree, Some(&claim.record.node), what, "report it"));

@@ -88,6 +88,13 @@ impl Ledger for Memory {
         Ok(())
     }
 
+    fn rest(&mut self, addresses: &[IpAddr], freed: Moment) -> Result<(), LedgerError> {
+        for address in addresses {
+            self.addresses.entry(*address).or_insert(Use::Freed(freed));
+        }
+        Ok(())
+    }
+
     fn mark_block_leaving(&mut self, block: Block) -> Result<(), LedgerError> {
         let owned = self.blocks.iter_mut().filter(|owned| owned.block == block);
         owned.for_each(|owned| owned.leaving = true);
@@ -201,6 +208,7 @@ mod tests {
         Leave(u8),
         Detach(u8, u16),
         Clear,
+        Rest(u8, u16),
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -214,9 +222,10 @@ mod tests {
             2 => address.clone().prop_map(Step::Gateway),
             2 => (address.clone(), address.clone(), any::<u16>())
                 .prop_map(|(old, new, at)| Step::ReplaceGateway(old, new, at)),
-            8 => (small.clone(), address.clone(), address).prop_map(|(who, one, two)| Step::Attach(who, one, two)),
+            8 => (small.clone(), address.clone(), address.clone()).prop_map(|(who, one, two)| Step::Attach(who, one, two)),
             2 => small.clone().prop_map(Step::Leave),
             1 => Just(Step::Clear),
+            1 => (address.clone(), any::<u16>()).prop_map(|(last, at)| Step::Rest(last, at)),
             6 => (small, any::<u16>()).prop_map(|(who, at)| Step::Detach(who, at)),
         ]
     }
@@ -277,6 +286,7 @@ mod tests {
             }
             Step::Leave(who) => ledger.mark_leaving(&attachment(who)),
             Step::Clear => ledger.clear(),
+            Step::Rest(last, freed) => ledger.rest(&[address(last), address(last + 1)], at(freed)),
             Step::Detach(who, freed) => ledger.remove_attachment(&attachment(who), at(freed)),
         }
         .map(|()| Vec::new())

@@ -150,6 +150,17 @@ impl Ledger for Sqlite {
         Ok(())
     }
 
+    fn rest(&mut self, addresses: &[IpAddr], freed: Moment) -> Result<(), LedgerError> {
+        let transaction = self.transaction()?;
+        for address in addresses {
+            transaction.execute(
+                "INSERT OR IGNORE INTO addresses (address, freed_ms) VALUES (?1, ?2)",
+                params![address.to_string(), millis(freed)],
+            )?;
+        }
+        Ok(transaction.commit()?)
+    }
+
     fn mark_block_leaving(&mut self, block: Block) -> Result<(), LedgerError> {
         let update = "UPDATE blocks SET leaving = 1 WHERE block = ?1";
         self.database.execute(update, params![block.to_string()])?;

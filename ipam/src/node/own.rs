@@ -7,10 +7,9 @@ use polder_api::{Attachment, Family};
 
 use super::NodeIpam;
 use crate::allocator::Rest;
-use crate::claim::LOW_WATER;
 use crate::ledger::{Identity, Ledger, LedgerError, OwnedBlock};
 use crate::moment::Moment;
-use crate::pool::Block;
+use crate::pool::{Block, Pool};
 
 /// What a node has.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -67,7 +66,7 @@ impl<L: Ledger> NodeIpam<L> {
             let outside = held.addresses.iter().filter(|address| !in_a_block(address));
             outside.map(|address| stray(address, held)).collect::<Vec<_>>()
         });
-        let has_next = |family: Family| self.allocator.next(family, None, Rest::Full, now).is_some();
+        let has_next = |family: Family| self.allocator.next(family, None, Rest::Shortest, now).is_some();
         let has_gateway = |family: &Family| self.gateways.iter().any(|own| Family::of(*own) == *family);
         Ok(Own {
             identity: self.identity()?,
@@ -75,7 +74,7 @@ impl<L: Ledger> NodeIpam<L> {
             gateways: self.gateways.clone(),
             attachments: self.attachments.len(),
             strays: strays.collect(),
-            expected: self.expected.clone(),
+            expected: self.expected.iter().map(|(address, _)| *address).collect(),
             spare: self.spare(now),
             idle_gateways: self.idle_gateways(now),
             could_take_gateway: Family::BOTH
@@ -91,7 +90,7 @@ impl<L: Ledger> NodeIpam<L> {
         for (_, pool, counts) in self.allocator.blocks(now) {
             *free.entry(pool).or_default() += counts.free;
         }
-        let needless = |free: u64| free >= 2 * LOW_WATER;
+        let needless = |free: u64| free >= 2 * self.low_water;
         self.allocator
             .blocks(now)
             .find(|(_, pool, counts)| {
@@ -111,6 +110,23 @@ impl<L: Ledger> NodeIpam<L> {
             alone && self.allocator.next(Family::of(**gateway), None, Rest::Full, now).is_some()
         };
         self.gateways.iter().filter(idle).copied().collect()
+    }
+
+    /// Adds a block that the store says is the node's and of which the ledger knows nothing: whoever had an address of it
+    /// may have had it until now, so all that are not used rest. Succeeds where it is known.
+    pub fn adopt_block(&mut self, owned: OwnedBlock, pool: &Pool, now: Moment) -> Result<(), LedgerError> {
+        let used = |address: &IpAddr| {
+            let mut held = self.attachments.values().flat_map(|held| &held.addresses);
+            self.gateways.contains(address) || held.any(|held| held == address)
+        };
+        if self.blocks.iter().any(|known| known.block == owned.block) {
+            return Ok(());
+        }
+        let addresses = owned.block.cidr().addresses();
+        let unused: Vec<IpAddr> =
+            addresses.filter(|address| !pool.excludes(*address) && !used(address)).collect();
+        self.ledger.rest(&unused, now)?;
+        self.add_block(owned, pool)
     }
 
     /// Begins to give a block back: nothing goes out of it any more. Refused, with false, where something of it is used
@@ -165,13 +181,14 @@ impl<L: Ledger> NodeIpam<L> {
         Ok(())
     }
 
-    /// Expects that a reserved address is handed over to this node: until it is used or given up, it is not let go.
-    pub fn expect(&mut self, address: IpAddr) {
-        self.expected.insert(address);
+    /// Expects that a reserved address is handed over to this node for that attachment: until it is used or given up, it
+    /// is not let go.
+    pub fn expect(&mut self, address: IpAddr, attachment: &Attachment) {
+        self.expected.insert((address, attachment.clone()));
     }
 
-    /// Expects the address no more.
-    pub fn give_up(&mut self, address: IpAddr) {
-        self.expected.remove(&address);
+    /// Expects the address no more for that attachment. Another may still.
+    pub fn give_up(&mut self, address: IpAddr, attachment: &Attachment) {
+        self.expected.remove(&(address, attachment.clone()));
     }
 }

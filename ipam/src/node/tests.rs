@@ -220,3 +220,38 @@ fn every_block_has_a_gateway_of_its_own_that_no_pod_gets() {
     assert_eq!(all.len(), 6 + 7, "8 less the pool's first address and the node's own; 8 less the gateway");
     assert_eq!(node.neighbourhood("10.9.0.1".parse().unwrap()), None);
 }
+
+#[test]
+fn a_block_of_which_the_ledger_knows_nothing_rests_before_anything_goes_out_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut node, _) = open(&folder, "boot-1");
+    let pool = pool("10.0.0.0/24", 29);
+    let owned = OwnedBlock {
+        block: pool.block(1),
+        pool: pool.name.clone(),
+        nonce: Nonce("x".into()),
+        leaving: false,
+    };
+    node.adopt_block(owned, &pool, NOW).unwrap();
+    let free =
+        |node: &NodeIpam, seconds| node.total(Family::V4, None, NOW + Duration::from_secs(seconds)).free;
+    assert_eq!((free(&node, 59), free(&node, 60)), (0, 8));
+    drop(node);
+    let (mut node, _) = open(&folder, "boot-1");
+    node.learn_pools(&[pool], &Labels::new()).unwrap();
+    assert_eq!((free(&node, 59), free(&node, 60)), (0, 8), "after a restart, too");
+}
+
+#[test]
+fn an_address_that_one_attachment_gives_up_is_still_expected_for_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut node = node(&folder);
+    let address: IpAddr = "10.9.0.1".parse().unwrap();
+    let [one, other] = ["one", "other"].map(|container| wish(container, &[]).attachment);
+    node.expect(address, &one);
+    node.expect(address, &other);
+    node.give_up(address, &other);
+    assert!(node.own(NOW).unwrap().expected.contains(&address), "the first one may have it by now");
+    node.give_up(address, &one);
+    assert!(node.own(NOW).unwrap().expected.is_empty());
+}

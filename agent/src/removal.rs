@@ -1,0 +1,94 @@
+//! Removes a node from the cluster, for an operator.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use polder_api::NodeName;
+use polder_api::message::{Refusal, RefusalKind, Removal};
+use polder_ipam::record::PodsGone;
+use polder_ipam::removal::{self, Vouched, blocks_of};
+use polder_ipam::store::Outcome;
+use polder_ipam::view::{Source, View};
+use tokio::time::timeout;
+use tracing::warn;
+
+use crate::agent::Agent;
+
+/// Attempts at a record that changes at the same time.
+const ATTEMPTS: usize = 10;
+
+/// How long the own view of the records may be behind what was just written.
+const CATCH_UP: Duration = Duration::from_secs(5);
+
+/// Removes the node. Says what its blocks wait for now.
+pub async fn remove(agent: &Agent, removal: Removal) -> Result<String, Refusal> {
+    let Removal { node, dead } = removal;
+    let vouched = if dead { Vouched::Yes } else { Vouched::No };
+    let mut views = agent.board.view.subscribe();
+    for _ in 0..ATTEMPTS {
+        let view: Arc<View> = Arc::clone(&views.borrow_and_update());
+        if view.source != Source::Store || view.lost.is_some() {
+            let why = view.lost.clone().unwrap_or_else(|| "it has not been read yet".to_owned());
+            return Err(try_again(format!("{}: {why}", agent.store.name())));
+        }
+        let txn = removal::remove(&view, &node, vouched)
+            .map_err(|error| Refusal::new(RefusalKind::Invalid, error.to_string()))?;
+        if txn.writes.is_empty() {
+            return Ok(waits_for(&view, &node));
+        }
+        match agent.store.commit(&txn).await {
+            Ok(Outcome::Applied { revision }) => {
+                warn!(%node, dead, "removed from the cluster");
+                let seen = timeout(CATCH_UP, views.wait_for(|view| view.revision >= revision)).await;
+                let view = match seen {
+                    Ok(Ok(view)) => Arc::clone(&view),
+                    _ => return Ok(format!("node {node} is removed")),
+                };
+                return Ok(waits_for(&view, &node));
+            }
+            // The record has changed: that is about to be seen.
+            Ok(Outcome::Refused) => drop(timeout(CATCH_UP, views.changed()).await),
+            Err(error) => {
+                return Err(try_again(format!(
+                    "{error}. It is not known whether node {node} was removed: see polderctl node list"
+                )));
+            }
+        }
+    }
+    Err(try_again(format!("the record of node {node} changes all the time")))
+}
+
+fn try_again(message: String) -> Refusal {
+    Refusal::new(RefusalKind::TryAgain, message)
+}
+
+fn waits_for(view: &View, node: &NodeName) -> String {
+    let standings = standings(view).into_iter().filter(|(name, _)| name == node);
+    let standings: Vec<String> = standings.map(|(_, standing)| standing).collect();
+    if standings.is_empty() {
+        format!("node {node} is removed, and nothing of it is left")
+    } else {
+        format!("node {node} is {}", standings.join("; "))
+    }
+}
+
+/// The nodes that were removed, and what their blocks wait for.
+pub fn standings(view: &View) -> Vec<(NodeName, String)> {
+    let standing = |pods, blocks: usize| match pods {
+        PodsGone::Unknown => format!(
+            "removed: its {blocks} blocks rest until it has cut its pods off and says so, or you vouch with \
+             polderctl node remove --dead that they are gone"
+        ),
+        PodsGone::Confirmed | PodsGone::Vouched if blocks == 0 => {
+            "removed, and nothing of it is left".to_owned()
+        }
+        PodsGone::Confirmed | PodsGone::Vouched => {
+            format!("removed, and its pods are gone: its {blocks} blocks rest for the cool-down")
+        }
+    };
+    let fences = view.fences.iter().map(|(incarnation, fence)| {
+        let blocks = blocks_of(view, incarnation).count();
+        (fence.record.node.clone(), standing(fence.record.pods, blocks))
+    });
+    fences.collect()
+}

@@ -1,0 +1,273 @@
+//! The agent as its tasks carry out what `polder-ipam` decides: the same effects in the same order as on a node, each a
+//! step of its own.
+
+pub mod claims;
+pub mod engine;
+pub mod publisher;
+pub mod registrar;
+pub mod reservations;
+pub mod service;
+pub mod sweeper;
+
+use std::cell::RefCell;
+use std::collections::{BTreeSet, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use polder_api::Attachment;
+use polder_ipam::Moment;
+use polder_ipam::key::Key;
+use polder_ipam::ledger::{Held, Kind};
+use polder_ipam::node::NodeIpam;
+use polder_ipam::record::Nonce;
+use polder_ipam::removal::Quarantine;
+use polder_ipam::steward::Double;
+use polder_ipam::store::{Contents, Outcome, Range, StoreError, Txn};
+use polder_ipam::view::View;
+
+use crate::Follower;
+use crate::disk::Disk;
+use crate::task::{Life, Pause, Task, Wait, Waiting};
+use crate::world::{Agent, Answer, COOL_DOWN, Question, Shared, World, no_answer};
+
+/// How long the own view of the records may be behind what was just written.
+const CATCH_UP_MS: u64 = 5_000;
+
+/// The hand of a task in the world.
+#[derive(Clone)]
+pub struct Hand {
+    /// The world.
+    pub world: Shared,
+    /// On which machine the task is.
+    pub machine: usize,
+    /// Which agent it belongs to.
+    pub epoch: u64,
+    waiting: Waiting,
+}
+
+impl Hand {
+    /// A hand for a new task of the agent.
+    pub fn new(world: &Shared, machine: usize, epoch: u64) -> Self {
+        Self { world: Rc::clone(world), machine, epoch, waiting: Rc::new(RefCell::new(Wait::Turn)) }
+    }
+
+    /// Does something in the world.
+    pub fn with<T>(&self, action: impl FnOnce(&mut World) -> T) -> T {
+        action(&mut self.world.borrow_mut())
+    }
+
+    /// Does something with the agent, which lives as long as its tasks.
+    pub fn agent<T>(&self, action: impl FnOnce(&mut Agent) -> T) -> T {
+        self.with(|world| {
+            let agent = world.machines[self.machine].agent.as_mut();
+            action(agent.expect("a task of an agent ends with it"))
+        })
+    }
+
+    /// Does something with the node's addresses, which is written down when this returns.
+    pub fn ipam<T>(&self, action: impl FnOnce(&mut NodeIpam<Disk>, Moment) -> T) -> T {
+        self.with(|world| {
+            let machine = &mut world.machines[self.machine];
+            let now = machine.now();
+            action(&mut machine.agent.as_mut().expect("a task of an agent ends with it").ipam, now)
+        })
+    }
+
+    /// The machine's clock.
+    pub fn clock(&self) -> u64 {
+        self.with(|world| world.machines[self.machine].clock)
+    }
+
+    /// What the agent knows of the cluster.
+    pub fn view(&self) -> Arc<View> {
+        self.agent(|agent| Arc::clone(&agent.view))
+    }
+
+    /// Waits.
+    pub async fn wait(&self, wait: Wait) {
+        Pause::new(&self.waiting, wait).await;
+    }
+
+    /// Ends a step.
+    pub async fn turn(&self) {
+        self.wait(Wait::Turn).await;
+    }
+
+    /// Waits until that much time has passed on the machine's clock.
+    pub async fn sleep(&self, millis: u64) {
+        self.wait(Wait::Until(self.clock() + millis)).await;
+    }
+
+    /// Carries out a transaction.
+    pub async fn commit(&self, txn: &Txn) -> Result<Outcome, StoreError> {
+        match self.ask(Question::Commit(txn.clone())).await? {
+            Answer::Outcome(outcome) => Ok(outcome),
+            Answer::Contents(_) => Err(no_answer()),
+        }
+    }
+
+    /// Reads a range.
+    pub async fn range(&self, range: Range) -> Result<Contents, StoreError> {
+        match self.ask(Question::Range(range)).await? {
+            Answer::Contents(contents) => Ok(contents),
+            Answer::Outcome(_) => Err(no_answer()),
+        }
+    }
+
+    async fn ask(&self, question: Question) -> Result<Answer, StoreError> {
+        let id = self.with(|world| world.ask(self.machine, question));
+        self.wait(Wait::Reply(id)).await;
+        self.with(|world| world.take_answer(id))
+    }
+
+    /// Waits until the agent's view shows what was written at that revision.
+    pub async fn caught_up(&self, revision: i64) -> Result<(), StoreError> {
+        self.wait(Wait::Revision(revision, self.clock() + CATCH_UP_MS)).await;
+        if self.view().revision >= revision { Ok(()) } else { Err(no_answer()) }
+    }
+
+    /// Holds the attachment; false if somebody else does.
+    pub fn hold(&self, attachment: &Attachment) -> bool {
+        self.agent(|agent| agent.in_flight.insert(attachment.clone()))
+    }
+
+    /// Holds it no more.
+    pub fn let_go(&self, attachment: &Attachment) {
+        self.agent(|agent| agent.in_flight.remove(attachment));
+    }
+
+    /// A name that nobody else has.
+    pub fn fresh(&self) -> String {
+        self.with(|world| format!("x{}", world.number()))
+    }
+
+    /// A nonce that nobody else has.
+    pub fn nonce(&self) -> Nonce {
+        Nonce(self.fresh())
+    }
+
+    /// Keeps what happens for whoever looks at a failure.
+    pub fn note(&self, what: impl FnOnce() -> String) {
+        self.with(|world| {
+            let name = format!("{}/{}", self.machine, world.machines[self.machine].name);
+            world.note(|| format!("{name}: {}", what()));
+        });
+    }
+}
+
+/// Begins a task of the agent.
+pub fn spawn<F: Future<Output = ()> + 'static>(
+    world: &Shared,
+    machine: usize,
+    epoch: u64,
+    name: &str,
+    task: impl FnOnce(Hand) -> F,
+) {
+    let hand = Hand::new(world, machine, epoch);
+    let waiting = Rc::clone(&hand.waiting);
+    let since = world.borrow().now;
+    let task = Task::new(machine, Life::Agent(epoch), name.to_owned(), since, waiting, task(hand));
+    world.borrow_mut().spawned.push(task);
+}
+
+/// Begins a task that outlives the agent.
+pub fn spawn_plugin<F: Future<Output = ()> + 'static>(
+    world: &Shared,
+    machine: usize,
+    name: &str,
+    task: impl FnOnce(Hand, u64) -> F,
+) -> u64 {
+    let number = world.borrow_mut().number();
+    let hand = Hand::new(world, machine, 0);
+    let waiting = Rc::clone(&hand.waiting);
+    let since = world.borrow().now;
+    let task = Task::new(machine, Life::Plugin(number), name.to_owned(), since, waiting, task(hand, number));
+    world.borrow_mut().spawned.push(task);
+    number
+}
+
+/// Starts the agent of a machine that has none. What the ledger has lost is taken from the kernel, before anything else.
+/// A disk that is full lets no agent start.
+pub fn start(world: &Shared, index: usize) -> bool {
+    let number = world.borrow_mut().number();
+    let mut guard = world.borrow_mut();
+    let World { machines, .. } = &mut *guard;
+    let machine = &mut machines[index];
+    let Ok((ipam, void)) = NodeIpam::with(machine.disk.clone(), &machine.boot_id, COOL_DOWN) else {
+        return false;
+    };
+    let mut ipam = ipam.with_low_water(2);
+    if recover(&mut ipam, &machine.kernel, machine.now()).is_err() {
+        return false;
+    }
+    machine.ledger_is_whole = true;
+    machine.epoch = number;
+    let leaving: Vec<Attachment> =
+        ipam.attachments().filter(|held| held.leaving).map(|held| held.attachment.clone()).collect();
+    machine.agent = Some(Agent {
+        epoch: number,
+        ipam,
+        view: Arc::default(),
+        follower: Follower::new(Key::followed()),
+        in_flight: BTreeSet::new(),
+        forbids: None,
+        is_open: false,
+        claims: VecDeque::new(),
+        reservations: VecDeque::new(),
+        news: true,
+        quarantine: Quarantine::new(COOL_DOWN),
+        double: Double::Unasked,
+        losses: 0,
+        caution_until: None,
+        last_step: String::new(),
+    });
+    if machine.is_cut {
+        machine.agent.as_mut().expect("just made").follower.cut();
+    }
+    guard.note(|| format!("{index}: agent {number} starts, {} attachments are void", void.len()));
+    drop(guard);
+    spawn(world, index, number, "main", |hand| async move {
+        sweeper::take_notes(&hand).await;
+        hand.agent(|agent| agent.is_open = true);
+        let Hand { world, machine, epoch, .. } = &hand;
+        spawn(world, *machine, *epoch, "registrar", registrar::run);
+        spawn(world, *machine, *epoch, "engine", engine::run);
+        spawn(world, *machine, *epoch, "lease", publisher::stay_alive);
+        spawn(world, *machine, *epoch, "publisher", publisher::run);
+        spawn(world, *machine, *epoch, "sweeper", |hand| sweeper::run(hand, leaving));
+    });
+    true
+}
+
+/// Where the ledger knows nobody, takes down what the kernel has.
+fn recover(
+    ipam: &mut NodeIpam<Disk>,
+    kernel: &crate::world::Kernel,
+    now: Moment,
+) -> Result<(), polder_ipam::ledger::LedgerError> {
+    if ipam.identity()?.is_some() {
+        return Ok(());
+    }
+    for gateway in &kernel.gateways {
+        ipam.restore_gateway(*gateway)?;
+    }
+    for (attachment, addresses) in &kernel.interfaces {
+        ipam.restore(Held {
+            attachment: attachment.clone(),
+            kind: Kind::Pod,
+            since: now,
+            addresses: addresses.clone(),
+            mac: polder_api::Mac::of_pod(addresses[0]),
+            mtu: 1450,
+            netns: String::new(),
+            pod: None,
+            leaving: false,
+            gateways: Vec::new(),
+        })?;
+    }
+    Ok(())
+}
+
+/// How long an interface may be missing.
+pub const GRACE: Duration = Duration::from_millis(crate::world::GRACE_MS);

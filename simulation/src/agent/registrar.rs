@@ -1,0 +1,238 @@
+//! Carries out what the steward decides.
+
+use std::collections::BTreeMap;
+
+use polder_api::{Attachment, Family, NodeName};
+use polder_ipam::Pool;
+use polder_ipam::claim::Wanted;
+use polder_ipam::key::Key;
+use polder_ipam::ledger::OwnedBlock;
+use polder_ipam::pool::Labels;
+use polder_ipam::record::{Alive, encode};
+use polder_ipam::steward::{self, Double, Facts, Presence, Purpose, Step};
+use polder_ipam::store::{Compare, LARGEST_TXN, Outcome, Range, Txn, Write};
+use polder_ipam::view::{Settings, Source};
+
+use super::{Hand, claims, reservations, service};
+use crate::operator;
+use crate::task::Wait;
+
+/// Between looks while something is waited for that no record announces.
+const RETRY_MS: u64 = 5_000;
+
+/// Steps in a row before others get a turn.
+const STEPS: usize = 64;
+
+/// How long nothing is claimed after the store has lost records.
+pub const CAUTION_MS: u64 = 60_000;
+
+/// Why a step was not carried out: it is tried again.
+struct Waiting;
+
+impl<E: std::error::Error> From<E> for Waiting {
+    fn from(_: E) -> Self {
+        Self
+    }
+}
+
+/// Runs as long as the agent.
+pub async fn run(hand: Hand) {
+    loop {
+        hand.agent(|agent| agent.news = false);
+        let forbids = round(&hand).await.unwrap_or(None);
+        hand.agent(|agent| agent.forbids = forbids);
+        hand.wait(Wait::News(hand.clock() + RETRY_MS)).await;
+        while let Some(request) = hand.agent(|agent| agent.claims.pop_front()) {
+            claims::serve(&hand, request).await;
+        }
+        if let Some(request) = hand.agent(|agent| agent.reservations.pop_front()) {
+            reservations::serve(&hand, request).await;
+            hand.agent(|agent| agent.news = true);
+        }
+    }
+}
+
+/// Does what there is to do, step by step. Returns why the node must not serve, if it must not.
+async fn round(hand: &Hand) -> Result<Option<String>, Waiting> {
+    let mut unclaimable = BTreeMap::new();
+    hand.agent(|agent| agent.double = Double::Unasked);
+    for _ in 0..STEPS {
+        hand.turn().await;
+        let step = next_step(hand, &unclaimable)?;
+        hand.note(|| format!("steward: {}", brief(&step)));
+        match step {
+            Step::Settled | Step::Wait(_) => return Ok(None),
+            Step::Conflict(reason) | Step::Removed(reason) => return Ok(Some(reason)),
+            Step::Claim(Wanted::Any(family, pool)) => {
+                if let Err(error) = claims::claim(hand, Wanted::Any(family, pool)).await {
+                    unclaimable.insert(family, error.to_string());
+                }
+            }
+            step => carry_out(hand, step).await?,
+        }
+    }
+    Err(Waiting)
+}
+
+fn brief(step: &Step) -> String {
+    match step {
+        Step::Commit(purpose, _) => format!("{purpose:?}"),
+        other => format!("{other:?}"),
+    }
+}
+
+fn next_step(hand: &Hand, unclaimable: &BTreeMap<Family, String>) -> Result<Step, Waiting> {
+    let fresh = hand.fresh();
+    hand.with(|world| {
+        let machine = &mut world.machines[hand.machine];
+        let (clock, now) = (machine.clock, machine.now());
+        let agent = machine.agent.as_mut().ok_or(Waiting)?;
+        if agent.view.losses != agent.losses {
+            agent.losses = agent.view.losses;
+            agent.caution_until = Some(clock + CAUTION_MS);
+        }
+        agent.quarantine.observe(&agent.view, now);
+        let pools: Vec<Pool> = agent.view.pools.values().map(|pool| (*pool.record).clone()).collect();
+        agent.ipam.learn_pools(&pools, &Labels::new())?;
+        let own = agent.ipam.own(now)?;
+        let presence = Presence {
+            underlay: vec![
+                std::net::Ipv4Addr::new(192, 0, 2, 1 + u8::try_from(hand.machine).unwrap_or(0)).into(),
+            ],
+            vtep_mac: polder_api::Mac([2, 0, 0, 0, 0, 1 + u8::try_from(hand.machine).unwrap_or(0)]),
+            mtu: 1450,
+            version: "0".to_owned(),
+        };
+        let step = steward::next(&Facts {
+            me: &machine.name,
+            machine_id: &machine.machine_id,
+            boot_id: &machine.boot_id,
+            labels: &Labels::new(),
+            view: &agent.view,
+            own: &own,
+            presence: &Ok(presence),
+            double: agent.double.clone(),
+            caution: agent.is_cautious(clock),
+            quarantine: &agent.quarantine,
+            unclaimable,
+            fresh: &fresh,
+            now,
+        });
+        agent.last_step = brief(&step);
+        Ok(step)
+    })
+}
+
+async fn carry_out(hand: &Hand, step: Step) -> Result<(), Waiting> {
+    match step {
+        Step::Bootstrap => bootstrap(hand).await?,
+        Step::Identify(identity) => hand.ipam(|ipam, _| ipam.identify(&identity))?,
+        Step::AskForDouble => {
+            let double = ask_for_double(hand).await?;
+            hand.agent(|agent| agent.double = double);
+        }
+        Step::CutOff => cut_off(hand).await?,
+        Step::Commit(purpose, txn) => match hand.commit(&txn).await? {
+            Outcome::Applied { revision } => {
+                if let Purpose::Inherit(node) = purpose {
+                    forget_addresses(hand, node).await?;
+                }
+                hand.caught_up(revision).await?;
+            }
+            Outcome::Refused => return Err(Waiting),
+        },
+        Step::Own(owned) => own(hand, owned)?,
+        Step::Leave(block) => drop(hand.ipam(|ipam, now| ipam.leave(block, now))?),
+        Step::Disown(block) => hand.ipam(|ipam, _| ipam.disown(block))?,
+        Step::TakeGateways => drop(hand.ipam(|ipam, now| ipam.take_gateways(now))?),
+        Step::MoveGateway(old) => drop(hand.ipam(|ipam, now| ipam.move_gateway(old, now))?),
+        Step::Settled | Step::Wait(_) | Step::Conflict(_) | Step::Removed(_) | Step::Claim(_) => {}
+    }
+    Ok(())
+}
+
+fn own(hand: &Hand, owned: OwnedBlock) -> Result<(), Waiting> {
+    let view = hand.view();
+    let Some(pool) = view.pools.get(&owned.pool) else { return Ok(()) };
+    Ok(hand.ipam(|ipam, now| ipam.adopt_block(owned, &pool.record, now))?)
+}
+
+async fn ask_for_double(hand: &Hand) -> Result<Double, Waiting> {
+    let (name, boot_id) = hand.with(|world| {
+        let machine = &world.machines[hand.machine];
+        (machine.name.clone(), machine.boot_id.clone())
+    });
+    let found = hand.range(Range::single(Key::Alive(name).to_string())).await?;
+    let alive = found.entries.first().and_then(|entry| decode_alive(&entry.value));
+    let other = alive.filter(|alive| *alive != boot_id);
+    Ok(other.map_or(Double::None, Double::Alive))
+}
+
+/// In which boot somebody is alive who wrote that.
+fn decode_alive(value: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(value).ok()?;
+    let boot_id = text.strip_prefix(r#"{"boot_id":""#)?.strip_suffix(r#""}"#)?.to_owned();
+    debug_assert_eq!(encode(&Alive { boot_id: boot_id.clone() }), value);
+    Some(boot_id)
+}
+
+/// Takes away all pods of this node, and forgets what it owned.
+async fn cut_off(hand: &Hand) -> Result<(), Waiting> {
+    let attachments: Vec<Attachment> =
+        hand.ipam(|ipam, _| ipam.attachments().map(|held| held.attachment.clone()).collect());
+    for attachment in attachments {
+        if !service::del(hand, &attachment).await {
+            return Err(Waiting);
+        }
+    }
+    hand.ipam(|ipam, _| ipam.forget_all())?;
+    let me = hand.with(|world| world.machines[hand.machine].name.clone());
+    forget_addresses(hand, me).await
+}
+
+/// Deletes what the store says of the addresses of a removed node, unless there is another of its name by now.
+async fn forget_addresses(hand: &Hand, node: NodeName) -> Result<(), Waiting> {
+    let contents = hand.range(Key::addresses_of(&node)).await?;
+    for entries in contents.entries.chunks(LARGEST_TXN) {
+        let deletes = entries.iter().map(|entry| Write::Delete { key: entry.key.clone() });
+        let compares = vec![Compare::absent(&Key::Node(node.clone()))];
+        hand.commit(&Txn { compares, writes: deletes.collect() }).await?;
+    }
+    Ok(())
+}
+
+/// Writes the settings of a cluster that has none.
+async fn bootstrap(hand: &Hand) -> Result<(), Waiting> {
+    let view = hand.view();
+    if view.source != Source::Store {
+        return Err(Waiting);
+    }
+    let identity = hand.ipam(|ipam, _| ipam.identity())?;
+    let is_ours =
+        |lost: &&Settings| identity.as_ref().is_some_and(|identity| identity.cluster == lost.cluster.id);
+    let (record, pools): (_, Vec<Pool>) = match view.remembered.as_ref().filter(is_ours) {
+        Some(lost) => ((*lost.cluster).clone(), lost.pools.iter().map(|pool| (**pool).clone()).collect()),
+        None => {
+            let mut settings = operator::first_settings();
+            if let Some(identity) = identity {
+                settings.id = identity.cluster;
+            }
+            (settings, hand.with(operator::first_pools))
+        }
+    };
+    let put = |key: Key, value| Write::Put { key: key.to_string(), value };
+    let mut txn = Txn {
+        compares: vec![Compare::absent(&Key::Cluster)],
+        writes: vec![put(Key::Cluster, encode(&record))],
+    };
+    if view.pools.is_empty() {
+        txn.compares.push(Compare::Empty(Key::all_pools()));
+        let record = |pool: &Pool| encode(&polder_ipam::record::PoolRecord::from(pool));
+        txn.writes.extend(pools.iter().map(|pool| put(Key::Pool(pool.name.clone()), record(pool))));
+    }
+    match hand.commit(&txn).await? {
+        Outcome::Applied { revision } => hand.caught_up(revision).await?,
+        Outcome::Refused => return Err(Waiting),
+    }
+    Ok(())
+}

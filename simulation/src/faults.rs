@@ -1,0 +1,376 @@
+//! What goes wrong, at any step: to agents, machines, disks, and the way to the store.
+
+use polder_ipam::removal::Vouched;
+
+use crate::agent;
+use crate::operator;
+use crate::runtime;
+use crate::schedule::Schedule;
+use crate::world::{Machine, Progress, World, no_answer};
+
+/// Something that can go wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// The agent dies, and what it had in memory.
+    Crash,
+    /// The machine is booted. All that was in its kernel is gone.
+    Reboot,
+    /// The power is cut: with the kernel, the last writes to the ledger are gone.
+    PowerCut,
+    /// The agent ends, and somebody deletes its ledger.
+    LedgerDeleted,
+    /// The machine is booted with an empty disk.
+    DiskWiped,
+    /// Nothing more can be written to the disk, or again.
+    DiskFull,
+    /// A request never arrives.
+    RequestLost,
+    /// A request arrives after who asked has given it up.
+    RequestLate,
+    /// A request takes effect, and its reply is lost.
+    ReplyLost,
+    /// Nothing gets from a node to the store or back, or again.
+    Partition,
+    /// The store chooses another leader: what is under way is given up.
+    LeaderChange,
+    /// A watch ends, and begins again.
+    WatchEnds,
+    /// What a watch says arrives late, or at last.
+    WatchDelayed,
+    /// A watch says something again.
+    WatchRepeats,
+    /// The store forgets its history.
+    Compaction,
+    /// The store is emptied.
+    StoreEmptied,
+    /// The store is set back to what it was.
+    StoreRestored,
+    /// A plugin is killed.
+    PluginKilled,
+    /// A node is removed that lives.
+    NodeRemoved,
+    /// A machine is gone for good, its node is removed, and another of its name comes.
+    NodeReplaced,
+    /// The clock of a machine begins to run at another speed.
+    ClockSpeed,
+    /// A pool is drained, or used again.
+    PoolTurned,
+    /// A pool is added.
+    PoolAdded,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: [Self; 23] = [
+        Self::Crash,
+        Self::Reboot,
+        Self::PowerCut,
+        Self::LedgerDeleted,
+        Self::DiskWiped,
+        Self::DiskFull,
+        Self::RequestLost,
+        Self::RequestLate,
+        Self::ReplyLost,
+        Self::Partition,
+        Self::LeaderChange,
+        Self::WatchEnds,
+        Self::WatchDelayed,
+        Self::WatchRepeats,
+        Self::Compaction,
+        Self::StoreEmptied,
+        Self::StoreRestored,
+        Self::PluginKilled,
+        Self::NodeRemoved,
+        Self::NodeReplaced,
+        Self::ClockSpeed,
+        Self::PoolTurned,
+        Self::PoolAdded,
+    ];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Crash => "agent crashed",
+            Self::Reboot => "machine rebooted",
+            Self::PowerCut => "ledger's tail lost",
+            Self::LedgerDeleted => "ledger deleted",
+            Self::DiskWiped => "disk wiped",
+            Self::DiskFull => "disk full",
+            Self::RequestLost => "request lost",
+            Self::RequestLate => "request late",
+            Self::ReplyLost => "reply lost",
+            Self::Partition => "partition",
+            Self::LeaderChange => "leader change",
+            Self::WatchEnds => "watch ended",
+            Self::WatchDelayed => "watch delayed",
+            Self::WatchRepeats => "watch repeated",
+            Self::Compaction => "compaction",
+            Self::StoreEmptied => "store emptied",
+            Self::StoreRestored => "store restored",
+            Self::PluginKilled => "plugin killed",
+            Self::NodeRemoved => "living node removed",
+            Self::NodeReplaced => "node replaced",
+            Self::ClockSpeed => "clock speed changed",
+            Self::PoolTurned => "pool turned",
+            Self::PoolAdded => "pool added",
+        }
+    }
+}
+
+/// How many machines there are at most, with those that are gone.
+const MACHINES: usize = 6;
+
+impl Schedule {
+    /// Lets that happen, if it can now.
+    pub fn inject(&mut self, fault: Fault) {
+        let machine = {
+            let mut world = self.world.borrow_mut();
+            let end = world.machines.len();
+            world.random.below(end)
+        };
+        if self.world.borrow().machines[machine].is_destroyed || self.is_quiet() {
+            return;
+        }
+        if self.happens(fault, machine) {
+            let mut world = self.world.borrow_mut();
+            world.count(fault.name());
+            world.note(|| format!("FAULT {fault:?} on {machine}"));
+        }
+    }
+
+    fn happens(&mut self, fault: Fault, machine: usize) -> bool {
+        match fault {
+            Fault::Crash => self.crash(machine),
+            Fault::Reboot => self.reboot(machine),
+            Fault::PowerCut => {
+                let tail = self.world.borrow_mut().random.below(4);
+                self.reboot(machine);
+                self.world.borrow().machines[machine].disk.lose_tail(tail);
+                true
+            }
+            Fault::LedgerDeleted => {
+                // A plugin that has been given addresses and has made no interface is known to nobody then.
+                self.end_plugins(machine);
+                self.crash(machine);
+                self.lose_ledger(machine);
+                true
+            }
+            Fault::DiskWiped => {
+                self.reboot(machine);
+                self.lose_ledger(machine);
+                true
+            }
+            Fault::NodeRemoved => {
+                let mut world = self.world.borrow_mut();
+                let name = world.machines[machine].name.clone();
+                operator::remove_node(&mut world, &name, Vouched::No)
+            }
+            Fault::NodeReplaced => self.replace(machine),
+            Fault::PluginKilled => self.kill_plugin(),
+            Fault::StoreEmptied | Fault::StoreRestored => self.set_store_back(fault),
+            _ => happens_outside(&mut self.world.borrow_mut(), fault, machine),
+        }
+    }
+
+    fn crash(&mut self, machine: usize) -> bool {
+        let was_there = self.world.borrow().machines[machine].agent.is_some();
+        self.world.borrow_mut().kill_agent(machine);
+        self.end_tasks();
+        was_there
+    }
+
+    fn reboot(&mut self, machine: usize) -> bool {
+        self.end_plugins(machine);
+        self.crash(machine);
+        let mut world = self.world.borrow_mut();
+        let boot = world.number();
+        let Machine { boot_id, clock, kernel, promised, notes, .. } = &mut world.machines[machine];
+        *boot_id = format!("boot-{boot}");
+        *clock = 0;
+        *kernel = crate::world::Kernel::default();
+        promised.clear();
+        notes.clear();
+        for index in 0..world.containers.len() {
+            if world.containers[index].machine == machine {
+                runtime::over(&mut world, index);
+            }
+        }
+        true
+    }
+
+    fn lose_ledger(&self, machine: usize) {
+        let mut world = self.world.borrow_mut();
+        world.machines[machine].disk.delete();
+        world.machines[machine].ledger_is_whole = false;
+        // What only the ledger knew is not known any more: a promise holds as far as there is an interface.
+        let Machine { promised, kernel, .. } = &mut world.machines[machine];
+        promised.retain(|attachment, _| kernel.interfaces.contains_key(attachment));
+    }
+
+    fn replace(&mut self, machine: usize) -> bool {
+        if self.world.borrow().machines.len() >= MACHINES {
+            return false;
+        }
+        self.reboot(machine);
+        let mut world = self.world.borrow_mut();
+        let name = world.machines[machine].name.clone();
+        world.machines[machine].is_destroyed = true;
+        world.machines[machine].ledger_is_whole = false;
+        operator::remove_node(&mut world, &name, Vouched::Yes);
+        crate::schedule::add_machine(&mut world, name);
+        true
+    }
+
+    fn kill_plugin(&mut self) -> bool {
+        let plugins: Vec<usize> =
+            (0..self.tasks.len()).filter(|index| self.tasks[*index].is_plugin()).collect();
+        if plugins.is_empty() {
+            return false;
+        }
+        let index = *self.world.borrow_mut().random.one_of(&plugins);
+        drop(self.tasks.swap_remove(index));
+        true
+    }
+
+    /// Only while all agents are there and follow: who is away when it happens learns nothing of what was lost.
+    fn set_store_back(&mut self, fault: Fault) -> bool {
+        let mut world = self.world.borrow_mut();
+        let follows = |machine: &Machine| {
+            machine.is_destroyed
+                || !machine.is_cut
+                    && machine.ledger_is_whole
+                    && machine.agent.as_ref().is_some_and(|agent| {
+                        agent.view.revision == world.etcd.revision() && agent.view.cluster.is_some()
+                    })
+        };
+        if !world.machines.iter().all(follows) || world.putting_back {
+            return false;
+        }
+        if fault == Fault::StoreEmptied {
+            world.etcd.empty();
+        } else {
+            if world.backups.is_empty() {
+                return false;
+            }
+            let backups = world.backups.clone();
+            let backup = world.random.one_of(&backups).clone();
+            world.etcd.restore(&backup);
+        }
+        world.requests.retain(|request| !matches!(request.state, Progress::Late));
+        for request in &mut world.requests {
+            request.state = Progress::Answered(Err(no_answer()));
+        }
+        world.putting_back = true;
+        world.history.store_was_set_back();
+        world.look();
+        true
+    }
+
+    /// Starts what is not running and can be.
+    pub fn start_agents(&mut self) {
+        let down: Vec<usize> = {
+            let world = self.world.borrow();
+            let down = |index: &usize| {
+                let machine = &world.machines[*index];
+                machine.agent.is_none() && !machine.is_destroyed
+            };
+            (0..world.machines.len()).filter(down).collect()
+        };
+        for machine in down {
+            agent::start(&self.world, machine);
+        }
+    }
+}
+
+/// What happens between the nodes and the store.
+fn happens_outside(world: &mut World, fault: Fault, machine: usize) -> bool {
+    match fault {
+        Fault::DiskFull => {
+            let disk = &world.machines[machine].disk;
+            disk.fill(!disk.is_full());
+        }
+        Fault::RequestLost | Fault::RequestLate | Fault::ReplyLost => return lose(world, fault),
+        Fault::Partition => cut(world, machine),
+        Fault::LeaderChange => {
+            for index in 0..world.requests.len() {
+                give_up(world, index);
+            }
+        }
+        Fault::Compaction => {
+            let revision = world.etcd.revision();
+            return world.etcd.compact(revision).is_ok();
+        }
+        Fault::ClockSpeed => {
+            let rate = 500 + world.random.below(501);
+            world.machines[machine].rate = u64::try_from(rate).unwrap_or(1_000);
+        }
+        Fault::PoolTurned => return operator::turn_pool(world),
+        Fault::PoolAdded => return operator::add_pool(world),
+        _ => return disturb_watch(world, fault, machine),
+    }
+    true
+}
+
+fn disturb_watch(world: &mut World, fault: Fault, machine: usize) -> bool {
+    let World { machines, etcd, random, .. } = world;
+    let is_cut = machines[machine].is_cut;
+    let Some(agent) = machines[machine].agent.as_mut().filter(|_| !is_cut) else { return false };
+    match fault {
+        Fault::WatchEnds => agent.follower.disconnect(),
+        Fault::WatchDelayed if random.once_in(2) => agent.follower.delay(),
+        Fault::WatchDelayed => agent.follower.mend(),
+        _ => agent.follower.repeat(etcd, 3),
+    }
+    true
+}
+
+fn lose(world: &mut World, fault: Fault) -> bool {
+    let is_open =
+        |index: &usize| matches!(world.requests[*index].state, Progress::Sent | Progress::Served(_));
+    let open: Vec<usize> = (0..world.requests.len()).filter(is_open).collect();
+    if open.is_empty() {
+        return false;
+    }
+    let index = *world.random.one_of(&open);
+    match fault {
+        Fault::RequestLate => give_up(world, index),
+        Fault::ReplyLost => {
+            if matches!(world.requests[index].state, Progress::Sent) {
+                world.serve(index);
+            }
+            world.requests[index].state = Progress::Answered(Err(no_answer()));
+        }
+        _ => world.requests[index].state = Progress::Answered(Err(no_answer())),
+    }
+    true
+}
+
+/// Who has asked is told that there is no answer; the request goes on, where it has not arrived.
+fn give_up(world: &mut World, index: usize) {
+    let (machine, question) = (world.requests[index].machine, world.requests[index].question.clone());
+    match world.requests[index].state {
+        Progress::Sent => {
+            let id = world.number();
+            let late = crate::world::Request { id, machine, question, state: Progress::Late };
+            world.requests[index].state = Progress::Answered(Err(no_answer()));
+            world.requests.push(late);
+        }
+        Progress::Served(_) => world.requests[index].state = Progress::Answered(Err(no_answer())),
+        Progress::Late | Progress::Answered(_) => {}
+    }
+}
+
+fn cut(world: &mut World, machine: usize) {
+    let is_cut = !world.machines[machine].is_cut;
+    world.machines[machine].is_cut = is_cut;
+    if let Some(agent) = &mut world.machines[machine].agent {
+        if is_cut { agent.follower.cut() } else { agent.follower.mend() }
+    }
+    if is_cut {
+        for index in 0..world.requests.len() {
+            if world.requests[index].machine == machine {
+                give_up(world, index);
+            }
+        }
+    }
+}

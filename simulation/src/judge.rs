@@ -1,0 +1,108 @@
+//! Looks whether all that must hold does.
+
+use std::collections::BTreeSet;
+
+use polder_ipam::Moment;
+use polder_ipam::invariants::{
+    Deviation, Facts, Interface, KernelFacts, LedgerFacts, NodeFacts, Published, check,
+};
+use polder_ipam::key::Key;
+use polder_ipam::ledger::Ledger;
+use polder_ipam::store::Range;
+
+use crate::world::{Machine, World};
+
+/// How much is held against what is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strictness {
+    /// What has no interface may be about to be noticed.
+    Lenient,
+    /// Nothing is under way any more.
+    Strict,
+}
+
+/// What does not hold.
+pub fn judge(world: &mut World, strictness: Strictness) -> Vec<Deviation> {
+    let nodes: Vec<NodeFacts> =
+        world.machines.iter().map(|machine| node(world, machine, strictness)).collect();
+    let published = match strictness {
+        Strictness::Lenient => Vec::new(),
+        Strictness::Strict => published(world),
+    };
+    let facts = Facts {
+        view: Some(&world.truth),
+        putting_back: world.putting_back,
+        published: &published,
+        nodes: &nodes,
+    };
+    let mut found = check(&facts);
+    found.extend(world.history.observe(&facts, Moment::from_millis(world.now)));
+    found.append(&mut world.found);
+    found
+}
+
+fn node(world: &World, machine: &Machine, strictness: Strictness) -> NodeFacts {
+    let interfaces = &machine.kernel.interfaces;
+    let ledger = machine.ledger_is_whole.then(|| ledger(machine));
+    let in_flight: BTreeSet<_> = match strictness {
+        Strictness::Strict => BTreeSet::new(),
+        Strictness::Lenient => {
+            let held =
+                ledger.iter().flat_map(|ledger| ledger.attachments.iter().map(|held| &held.attachment));
+            let holders = world.truth.reservations.values().filter_map(|known| known.record.holder.as_ref());
+            held.filter(|attachment| !interfaces.contains_key(attachment))
+                .chain(holders.map(|holder| &holder.attachment))
+                .cloned()
+                .collect()
+        }
+    };
+    NodeFacts {
+        name: machine.name.clone(),
+        boot_id: machine.boot_id.clone(),
+        ledger,
+        kernel: Some(KernelFacts {
+            interfaces: interfaces
+                .iter()
+                .map(|(attachment, addresses)| Interface {
+                    attachment: attachment.clone(),
+                    addresses: addresses.clone(),
+                })
+                .collect(),
+            gateways: machine.kernel.gateways.clone(),
+            namespaces: BTreeSet::new(),
+        }),
+        in_flight,
+        promised: machine.promised.clone(),
+    }
+}
+
+fn ledger(machine: &Machine) -> LedgerFacts {
+    let disk = machine.disk.ledger();
+    let counts = machine.agent.as_ref().map(|agent| agent.ipam.counts(machine.now())).unwrap_or_default();
+    let count = |block| counts.iter().find(|(owned, _)| owned.block == block).map(|(_, counts)| *counts);
+    // A ledger in memory always answers.
+    LedgerFacts {
+        identity: disk.identity().unwrap_or_default(),
+        blocks: disk
+            .blocks()
+            .unwrap_or_default()
+            .into_iter()
+            .map(|owned| (owned.clone(), count(owned.block)))
+            .collect(),
+        gateways: disk.gateways().unwrap_or_default(),
+        attachments: disk.attachments().unwrap_or_default(),
+    }
+}
+
+fn published(world: &World) -> Vec<Published> {
+    let prefix = format!("{}addresses/", polder_ipam::key::PREFIX);
+    let found = world.etcd.range(&Range::prefix(prefix));
+    let read = |entry: &polder_ipam::store::Entry| match entry.key.parse() {
+        Ok(Key::Address(node, address)) => {
+            let record = polder_ipam::record::address(&entry.value).ok()?;
+            Some(Published { node, address, record })
+        }
+        _ => None,
+    };
+    found.entries.iter().filter_map(read).collect()
+}

@@ -1,0 +1,93 @@
+//! What an operator does: pools, and nodes that are gone.
+
+use polder_api::NodeName;
+use polder_ipam::Pool;
+use polder_ipam::key::Key;
+use polder_ipam::pool::{PoolState, Purpose};
+use polder_ipam::record::{
+    AttachMode, Backend, ClusterId, ClusterRecord, Masquerade, PoolRecord, VxlanSettings, encode,
+};
+use polder_ipam::removal::{Vouched, remove};
+use polder_ipam::store::{Compare, Outcome, Txn, Write};
+
+use crate::world::World;
+
+/// The settings of a new cluster.
+pub fn first_settings() -> ClusterRecord {
+    ClusterRecord {
+        id: ClusterId("cluster".to_owned()),
+        backend: Backend::Auto,
+        attach: AttachMode::Bridge,
+        vxlan: VxlanSettings::default(),
+        masquerade: Masquerade::default(),
+    }
+}
+
+fn pool(name: &str, cidr: &str, block_length: u8) -> Pool {
+    let (name, cidr) = (name.parse().expect("a name"), cidr.parse().expect("a range"));
+    Pool::new(name, cidr, block_length, PoolState::Active).expect("a pool that can be")
+}
+
+/// The pools of a new cluster: one of each purpose, and sometimes one of the other family.
+pub fn first_pools(world: &mut World) -> Vec<Pool> {
+    let mut reserved = pool("reserved", "10.9.0.0/29", 29);
+    reserved.purpose = Purpose::Reservations;
+    let mut pools = vec![pool("main", "10.0.0.0/26", *world.random.one_of(&[29, 30])), reserved];
+    if world.random.once_in(3) {
+        pools.push(pool("six", "fd00::/121", 125));
+    }
+    pools
+}
+
+/// Adds a pool that was not there, if there is none of that name.
+pub fn add_pool(world: &mut World) -> bool {
+    if world.truth.cluster.is_none() {
+        return false;
+    }
+    let added = pool("more", "10.1.0.0/27", 30);
+    let key = Key::Pool(added.name.clone());
+    let compares = vec![Compare::absent(&key)];
+    let writes = vec![Write::Put { key: key.to_string(), value: encode(&PoolRecord::from(&added)) }];
+    commit(world, Txn { compares, writes })
+}
+
+/// Lets a pool be drained, or used again.
+pub fn turn_pool(world: &mut World) -> bool {
+    let blocks = |pool: &&Pool| pool.purpose == Purpose::Blocks;
+    let pools: Vec<_> =
+        world.truth.pools.values().map(|known| (known.revision, (*known.record).clone())).collect();
+    let pools: Vec<_> = pools.into_iter().filter(|(_, pool)| blocks(&pool)).collect();
+    if pools.is_empty() {
+        return false;
+    }
+    let (revision, pool) = world.random.one_of(&pools).clone();
+    let state = if pool.state == PoolState::Active { PoolState::Draining } else { PoolState::Active };
+    set_state(world, revision, &pool, state)
+}
+
+/// Lets all pools be used.
+pub fn open_all_pools(world: &mut World) {
+    let pools: Vec<_> = world.truth.pools.values().cloned().collect();
+    for pool in pools.iter().filter(|pool| pool.record.state != PoolState::Active) {
+        set_state(world, pool.revision, &pool.record, PoolState::Active);
+    }
+}
+
+fn set_state(world: &mut World, revision: i64, pool: &Pool, state: PoolState) -> bool {
+    let key = Key::Pool(pool.name.clone()).to_string();
+    let compares = vec![Compare::Unchanged { key: key.clone(), revision }];
+    let record = PoolRecord { state, ..PoolRecord::from(pool) };
+    let writes = vec![Write::Put { key, value: encode(&record) }];
+    commit(world, Txn { compares, writes })
+}
+
+/// Removes a node. Nobody vouches for pods that live.
+pub fn remove_node(world: &mut World, name: &NodeName, vouched: Vouched) -> bool {
+    remove(&world.truth, name, vouched).is_ok_and(|txn| commit(world, txn))
+}
+
+fn commit(world: &mut World, txn: Txn) -> bool {
+    let outcome = world.etcd.commit(&txn);
+    world.look();
+    matches!(outcome, Ok(Outcome::Applied { .. }))
+}

@@ -1,0 +1,445 @@
+//! Chooses what happens next, step by step.
+
+use std::sync::Arc;
+
+use polder_api::NodeName;
+
+use crate::disk::Disk;
+use crate::faults::Fault;
+use crate::runtime::{self, Container};
+use crate::task::{Life, Task};
+use crate::world::{Kernel, Machine, Progress, Shared, World};
+
+/// The containers that the runtime may still say something about.
+const REMEMBERED: usize = 10;
+
+/// The containers of a machine that are to live at once.
+const CONTAINERS: usize = 3;
+
+/// For how long a plugin that could go on does not. One that is frozen for longer than a node waits for a missing
+/// interface, and whose agent has ended meanwhile, makes an interface that nobody expects any more, for as long as it
+/// takes to notice that: that is not played.
+const PATIENCE_MS: u64 = 4_000;
+
+/// What goes on, and what could go wrong.
+pub struct Schedule {
+    /// All that there is.
+    pub world: Shared,
+    /// What goes on.
+    pub tasks: Vec<Task>,
+    /// What can go wrong.
+    pub faults: Vec<Fault>,
+    /// One step in so many goes wrong.
+    pub rarity: usize,
+}
+
+/// Adds a machine that has never been in the cluster.
+pub fn add_machine(world: &mut World, name: NodeName) {
+    let number = world.number();
+    let rate = 700 + world.random.below(301);
+    world.machines.push(Machine {
+        name,
+        machine_id: format!("machine-{number}"),
+        boot_id: format!("boot-{number}"),
+        clock: 0,
+        rate: u64::try_from(rate).unwrap_or(1_000),
+        is_destroyed: false,
+        kernel: Kernel::default(),
+        disk: Disk::default(),
+        ledger_is_whole: false,
+        epoch: 0,
+        agent: None,
+        is_cut: false,
+        notes: std::collections::BTreeSet::new(),
+        promised: std::collections::BTreeMap::new(),
+    });
+}
+
+impl Schedule {
+    /// Whether nothing may go wrong now: lost records are being put back.
+    pub fn is_quiet(&self) -> bool {
+        self.world.borrow().putting_back
+    }
+
+    fn chance(&self, end: usize) -> usize {
+        self.world.borrow_mut().random.below(end)
+    }
+
+    fn any_machine(&self) -> usize {
+        let machines = self.world.borrow().machines.len();
+        self.chance(machines)
+    }
+
+    /// Ends the tasks of agents that are gone.
+    pub fn end_tasks(&mut self) {
+        let ended: Vec<Task> = {
+            let world = self.world.borrow();
+            let lives = |task: &Task| match task.life {
+                Life::Agent(epoch) => world.machines[task.machine].epoch_running() == Some(epoch),
+                Life::Plugin(_) => true,
+            };
+            let (living, ended) = std::mem::take(&mut self.tasks).into_iter().partition(lives);
+            self.tasks = living;
+            ended
+        };
+        drop(ended);
+    }
+
+    /// Ends the plugins of a machine.
+    pub fn end_plugins(&mut self, machine: usize) {
+        let (ended, going_on) = std::mem::take(&mut self.tasks)
+            .into_iter()
+            .partition(|task| task.is_plugin() && task.machine == machine);
+        self.tasks = going_on;
+        drop::<Vec<Task>>(ended);
+    }
+
+    /// Lets one thing happen.
+    pub fn step(&mut self) {
+        if !self.faults.is_empty() && self.chance(self.rarity) == 0 {
+            let fault = self.faults[self.chance(self.faults.len())];
+            self.inject(fault);
+            return self.adopt();
+        }
+        match self.chance(100) {
+            0..=54 => drop(self.go_on()),
+            55..=74 => self.pass_on(),
+            75..=83 => {
+                let machine = self.any_machine();
+                self.follow(machine);
+            }
+            84..=90 => self.call(),
+            91..=97 => self.let_time_pass(),
+            98 => self.start_agents(),
+            _ => self.care(),
+        }
+        self.adopt();
+    }
+
+    /// Takes in the tasks that have been begun.
+    fn adopt(&mut self) {
+        let spawned = std::mem::take(&mut self.world.borrow_mut().spawned);
+        self.tasks.extend(spawned);
+        self.end_tasks();
+    }
+
+    /// Lets a task go on that can. False if there is none.
+    fn go_on(&mut self) -> bool {
+        let ready: Vec<usize> = {
+            let world = self.world.borrow();
+            (0..self.tasks.len()).filter(|index| self.tasks[*index].is_ready(&world)).collect()
+        };
+        if ready.is_empty() {
+            return false;
+        }
+        let index = ready[self.chance(ready.len())];
+        self.poll(index);
+        true
+    }
+
+    fn poll(&mut self, index: usize) {
+        if self.tasks[index].go_on() {
+            drop(self.tasks.swap_remove(index));
+        }
+    }
+
+    /// Lets a request or a reply arrive.
+    fn pass_on(&mut self) {
+        let mut world = self.world.borrow_mut();
+        let open: Vec<usize> = (0..world.requests.len())
+            .filter(|index| !matches!(world.requests[*index].state, Progress::Answered(_)))
+            .collect();
+        if open.is_empty() {
+            return;
+        }
+        let index = *world.random.one_of(&open);
+        pass_on(&mut world, index);
+    }
+
+    /// Lets an agent hear what there is to hear. False if that is nothing.
+    fn follow(&mut self, machine: usize) -> bool {
+        let mut world = self.world.borrow_mut();
+        let World { machines, etcd, .. } = &mut *world;
+        let Some(agent) = &mut machines[machine].agent else { return false };
+        let before = (agent.view.revision, agent.view.lost.is_some());
+        for update in agent.follower.poll(etcd) {
+            Arc::make_mut(&mut agent.view).apply(update);
+        }
+        let has_news = before != (agent.view.revision, agent.view.lost.is_some());
+        agent.news |= has_news;
+        has_news
+    }
+
+    /// Lets time pass: mostly a moment, sometimes longer. While lost records are put back, only as nobody has
+    /// anything to do.
+    fn let_time_pass(&mut self) {
+        if self.is_quiet() {
+            self.settle();
+            return self.advance(1_000);
+        }
+        let span = match self.chance(20) {
+            0 => 1_000 + self.chance(24_000),
+            1..=4 => 500 + self.chance(2_000),
+            _ => self.chance(300),
+        };
+        self.advance(u64::try_from(span).unwrap_or(1));
+    }
+
+    /// Lets that much time pass, on each machine as its clock says.
+    pub fn advance(&mut self, millis: u64) {
+        self.push_on(millis);
+        let mut world = self.world.borrow_mut();
+        let (before, after) = (world.now / 1_000, (world.now + millis) / 1_000);
+        world.now += millis;
+        for machine in &mut world.machines {
+            machine.clock += (millis * machine.rate).div_ceil(1_000);
+        }
+        if after > before {
+            world.etcd.advance(after - before);
+            world.look();
+        }
+    }
+
+    /// No plugin stands still for ever, and kernels are put in order in time.
+    fn push_on(&mut self, millis: u64) {
+        for _ in 0..50 {
+            let index = {
+                let world = self.world.borrow();
+                let must = |task: &&Task| {
+                    let waits = task.is_plugin() && world.now.saturating_sub(task.since) > PATIENCE_MS;
+                    waits || millis > 500 && (task.is_plugin() || task.name == "engine")
+                };
+                let ready = |task: &Task| must(&task) && task.is_ready(&world);
+                self.tasks.iter().position(ready)
+            };
+            let Some(index) = index else { return };
+            self.poll(index);
+            self.adopt();
+        }
+    }
+
+    /// Lets everybody do what there is to do now. False if there is no end to it.
+    pub fn settle(&mut self) -> bool {
+        for _ in 0..3_000 {
+            self.adopt();
+            let mut has_gone_on = self.go_on();
+            {
+                let mut world = self.world.borrow_mut();
+                let open =
+                    world.requests.iter().position(|request| !matches!(request.state, Progress::Answered(_)));
+                if let Some(index) = open {
+                    pass_on(&mut world, index);
+                    has_gone_on = true;
+                }
+            }
+            let machines = self.world.borrow().machines.len();
+            for machine in 0..machines {
+                has_gone_on |= self.follow(machine);
+            }
+            if !has_gone_on {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// What operators and time do now and then.
+    fn care(&mut self) {
+        if self.is_quiet() {
+            return;
+        }
+        self.rejoin();
+        let mut world = self.world.borrow_mut();
+        if world.random.once_in(2) {
+            let backup = world.etcd.clone();
+            world.backups.push(backup);
+            if world.backups.len() > 2 {
+                world.backups.remove(0);
+            }
+        }
+    }
+
+    /// Lets nodes join again that were removed and have nothing any more.
+    pub fn rejoin(&mut self) {
+        let removed: Vec<usize> = {
+            let world = self.world.borrow();
+            let removed = |index: &usize| {
+                let agent = world.machines[*index].agent.as_ref();
+                agent.is_some_and(|agent| agent.last_step.starts_with("Removed") && agent.forbids.is_some())
+            };
+            (0..world.machines.len()).filter(removed).collect()
+        };
+        for machine in removed {
+            let mut world = self.world.borrow_mut();
+            world.kill_agent(machine);
+            world.machines[machine].disk.delete();
+            world.machines[machine].ledger_is_whole = false;
+            world.count("node joined again");
+            world.note(|| format!("operator: {machine} is to join again"));
+        }
+        self.end_tasks();
+    }
+
+    /// Lets a runtime do something.
+    fn call(&mut self) {
+        let (machine, choice) = {
+            let mut world = self.world.borrow_mut();
+            let end = world.machines.len();
+            (world.random.below(end), world.random.below(12))
+        };
+        if self.world.borrow().machines[machine].is_destroyed {
+            return;
+        }
+        match choice {
+            0..=3 => {
+                self.start_container(machine, None);
+            }
+            4..=8 => self.trouble_container(machine),
+            9 => runtime::collect(&self.world, machine),
+            _ => self.retry(machine),
+        }
+    }
+
+    /// Starts a container, of a pod if one is given.
+    pub fn start_container(&mut self, machine: usize, pod: Option<(polder_api::Pod, bool)>) -> Option<usize> {
+        let index = {
+            let mut world = self.world.borrow_mut();
+            let boot_id = world.machines[machine].boot_id.clone();
+            let here = |one: &&Container| one.machine == machine && one.boot_id == boot_id && one.is_wanted;
+            if pod.is_none() && world.containers.iter().filter(here).count() >= CONTAINERS {
+                return None;
+            }
+            let number = world.number();
+            let (pod, reserved) = match pod {
+                Some(pod) => pod,
+                None if world.random.once_in(4) => {
+                    let name = format!("r{}", world.random.below(3));
+                    (polder_api::Pod { namespace: "d".to_owned(), name, uid: None }, true)
+                }
+                None => {
+                    let name = format!("p{number}");
+                    (polder_api::Pod { namespace: "d".to_owned(), name, uid: None }, false)
+                }
+            };
+            let attachment: polder_api::Attachment = format!("net/c{number}/eth0").parse().expect("a name");
+            world.machines[machine].kernel.namespaces.insert(attachment.container.as_str().to_owned());
+            world.containers.push(Container {
+                attachment,
+                pod,
+                reserved,
+                machine,
+                boot_id,
+                is_wanted: true,
+                is_attached: false,
+                plugins: Vec::new(),
+            });
+            world.containers.len() - 1
+        };
+        runtime::add(&self.world, index);
+        Some(index)
+    }
+
+    /// The last containers of a machine in this boot.
+    fn containers(&self, machine: usize, is_wanted: bool) -> Vec<usize> {
+        let world = self.world.borrow();
+        let boot_id = &world.machines[machine].boot_id;
+        let here = |(_, one): &(usize, &Container)| {
+            one.machine == machine && one.boot_id == *boot_id && one.is_wanted == is_wanted
+        };
+        world
+            .containers
+            .iter()
+            .enumerate()
+            .rev()
+            .filter(here)
+            .map(|(index, _)| index)
+            .take(REMEMBERED)
+            .collect()
+    }
+
+    fn trouble_container(&mut self, machine: usize) {
+        let (wanted, over) = (self.containers(machine, true), self.containers(machine, false));
+        if !wanted.is_empty() && self.chance(2) == 0 {
+            let index = wanted[self.chance(wanted.len())];
+            match self.chance(8) {
+                0 => runtime::add(&self.world, index),
+                1 => {
+                    // A new sandbox before the DEL of the old one, perhaps on another machine.
+                    let (pod, reserved) = {
+                        let world = self.world.borrow();
+                        (world.containers[index].pod.clone(), world.containers[index].reserved)
+                    };
+                    let elsewhere = self.any_machine();
+                    let to = if self.world.borrow().machines[elsewhere].is_destroyed {
+                        machine
+                    } else {
+                        elsewhere
+                    };
+                    self.start_container(to, Some((pod, reserved)));
+                    self.end_container(index);
+                }
+                _ => self.end_container(index),
+            }
+        } else if !over.is_empty() {
+            let index = over[self.chance(over.len())];
+            match self.chance(4) {
+                0 => runtime::add(&self.world, index),
+                1 => self.remove_namespace(index),
+                _ => runtime::del(&self.world, index),
+            }
+        }
+    }
+
+    /// Ends a container in one of the ways in which that happens.
+    pub fn end_container(&mut self, index: usize) {
+        runtime::over(&mut self.world.borrow_mut(), index);
+        match self.chance(4) {
+            // Its DEL is lost, or comes late.
+            0 => self.remove_namespace(index),
+            1 => {
+                self.remove_namespace(index);
+                runtime::del(&self.world, index);
+            }
+            _ => runtime::del(&self.world, index),
+        }
+    }
+
+    /// Removes the namespace of a container that is over, and the interface with it.
+    pub fn remove_namespace(&mut self, index: usize) {
+        let mut world = self.world.borrow_mut();
+        let Container { attachment, machine, boot_id, .. } = world.containers[index].clone();
+        if world.machines[machine].boot_id != boot_id {
+            return;
+        }
+        let kernel = &mut world.machines[machine].kernel;
+        kernel.namespaces.remove(attachment.container.as_str());
+        kernel.interfaces.remove(&attachment);
+        world.count("namespace gone");
+        world.note(|| format!("runtime {machine}: the namespace of {attachment} is gone"));
+    }
+
+    /// Gives pods another container each, where the first one could not be attached.
+    pub fn retry(&mut self, machine: usize) {
+        for index in self.containers(machine, true) {
+            let (failed, pod, reserved) = {
+                let world = self.world.borrow();
+                let Container { is_attached, plugins, pod, reserved, .. } = &world.containers[index];
+                let runs = |plugin: &u64| self.tasks.iter().any(|task| task.life == Life::Plugin(*plugin));
+                (!is_attached && !plugins.iter().any(runs), pod.clone(), *reserved)
+            };
+            if failed {
+                self.end_container(index);
+                self.start_container(machine, Some((pod, reserved)));
+            }
+        }
+    }
+}
+
+/// Lets a request or a reply get one step further.
+fn pass_on(world: &mut World, index: usize) {
+    match world.requests[index].state.clone() {
+        Progress::Sent | Progress::Late => world.serve(index),
+        Progress::Served(answer) => world.requests[index].state = Progress::Answered(Ok(answer)),
+        Progress::Answered(_) => {}
+    }
+}

@@ -1,0 +1,100 @@
+//! A runtime's way into a node, to call plugins there while others end, cut off or reboot the node.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::agent::{Worker, program};
+use crate::node::Node;
+
+/// Holds the namespaces of a node as it is in this boot. After a reboot whatever is run through it fails, wherever the
+/// numbers of the node's processes went.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    namespaces: Arc<Vec<(&'static str, File)>>,
+}
+
+impl Caller {
+    /// The way into that node, which runs.
+    pub fn of(node: &Node) -> Self {
+        let folder = Path::new("/proc").join(node.pid().to_string()).join("ns");
+        let open = |(option, name): (&'static str, &str)| {
+            let path = folder.join(name);
+            (option, File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
+        };
+        let all = [("--mount", "mnt"), ("--net", "net"), ("--uts", "uts"), ("--pid", "pid")];
+        Self { namespaces: Arc::new(all.into_iter().map(open).collect()) }
+    }
+
+    /// A command to be run in the node.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(
+            self.namespaces.iter().map(|(option, file)| {
+                format!("{option}=/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())
+            }),
+        );
+        command.arg("--").arg(program);
+        command
+    }
+
+    /// Runs a command; what it says, if it ends well.
+    pub fn attempt(&self, program: &str, arguments: &[&str]) -> Option<String> {
+        let output = self.command(program).args(arguments).stdin(Stdio::null()).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// The plugin that the configuration names, for an interface of a container. It waits to be told the configuration.
+    pub fn plugin(&self, interface: &str, verb: &str, container: &str, netns: &str, conf: &Value) -> Command {
+        let variables = [
+            ("CNI_COMMAND", verb),
+            ("CNI_CONTAINERID", container),
+            ("CNI_NETNS", netns),
+            ("CNI_IFNAME", interface),
+            ("CNI_PATH", &Worker::cni_path()),
+            // The reference plugins run programs of the system.
+            ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
+            ("CNI_ARGS", &format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=lab;K8S_POD_NAME={container}")),
+        ];
+        let mut command = self.command("env");
+        command.arg("-i").args(variables.iter().map(|(name, value)| format!("{name}={value}")));
+        command.arg(program(conf["type"].as_str().expect("a plugin's name")));
+        command
+    }
+
+    /// Runs the plugin. Its JSON is the result, or the error; that of a plugin which came to no end is null.
+    pub fn cni(
+        &self,
+        interface: &str,
+        verb: &str,
+        container: &str,
+        netns: &str,
+        conf: &Value,
+    ) -> Result<Value, Value> {
+        let mut command = self.plugin(interface, verb, container, netns, conf);
+        let output = feed(&mut command, &conf.to_string());
+        let text = String::from_utf8_lossy(&output.stdout);
+        let json = if text.is_empty() {
+            Value::Null
+        } else {
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{verb} printed {text:?}: {error}"))
+        };
+        if output.status.success() { Ok(json) } else { Err(json) }
+    }
+}
+
+/// Runs a command to its end, and tells it that.
+pub(crate) fn feed(command: &mut Command, input: &str) -> Output {
+    let piped = || Stdio::piped();
+    let mut child =
+        command.stdin(piped()).stdout(piped()).stderr(piped()).spawn().expect("nsenter is installed");
+    // A program that ends without reading is no failure of the test.
+    let _ = child.stdin.take().expect("piped").write_all(input.as_bytes());
+    child.wait_with_output().expect("a child can be waited for")
+}

@@ -1,0 +1,148 @@
+//! What the test itself knows of who has which address, whatever Polder says.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The shortest time that a freed address rests.
+const REST: Duration = Duration::from_secs(10);
+
+/// A pod on a node.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Holder {
+    /// The node.
+    pub node: String,
+    /// The container.
+    pub container: String,
+}
+
+/// Who has which address, and what has been seen that must never be. An address is somebody's from the moment when an
+/// ADD returns it until the moment before its end begins.
+#[derive(Debug, Default)]
+pub struct Truth(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    boots: BTreeMap<String, u64>,
+    live: BTreeMap<IpAddr, Holder>,
+    freed: BTreeMap<IpAddr, (Holder, Instant)>,
+    wrong: Vec<String>,
+}
+
+impl Truth {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Each change is whole, whoever panicked.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The node's plug is about to be pulled: whatever runs there ends, and whatever an ADD of before says is about
+    /// nothing. The number of the boot that comes.
+    pub fn boots(&self, node: &str) -> u64 {
+        let mut state = self.state();
+        state.live.retain(|_, holder| holder.node != node);
+        state.freed.retain(|_, (holder, _)| holder.node != node);
+        let boot = state.boots.entry(node.to_owned()).or_default();
+        *boot += 1;
+        *boot
+    }
+
+    /// An ADD of that boot has returned these addresses; false if that boot is over.
+    pub fn came(&self, holder: &Holder, boot: u64, addresses: &[IpAddr]) -> bool {
+        let mut state = self.state();
+        if state.boots.get(&holder.node).copied().unwrap_or_default() != boot {
+            return false;
+        }
+        for address in addresses {
+            if let Some(other) = state.live.insert(*address, holder.clone()) {
+                state.wrong.push(format!("{address} was given to {holder:?}, and {other:?} has it"));
+            }
+            if let Some((before, freed)) = state.freed.remove(address) {
+                let rested = freed.elapsed();
+                // Who comes again before he was missed has what he had.
+                if rested < REST && before != *holder {
+                    state.wrong.push(format!("{address} of {before:?} went to {holder:?} after {rested:?}"));
+                }
+            }
+        }
+        true
+    }
+
+    /// The end of the pod is about to begin.
+    pub fn goes(&self, holder: &Holder) {
+        let mut state = self.state();
+        let (gone, live) =
+            std::mem::take(&mut state.live).into_iter().partition(|(_, whose)| whose == holder);
+        state.live = live;
+        let gone: BTreeMap<IpAddr, Holder> = gone;
+        let now = Instant::now();
+        state.freed.extend(gone.into_iter().map(|(address, holder)| (address, (holder, now))));
+    }
+
+    /// Something is not as it must be.
+    pub fn is_wrong(&self, what: String) {
+        self.state().wrong.push(what);
+    }
+
+    /// What has been seen that must never be.
+    pub fn wrong(&self) -> Vec<String> {
+        self.state().wrong.clone()
+    }
+
+    /// Whether any of that has been seen: then nothing else matters.
+    pub fn is_known_to_be_wrong(&self) -> bool {
+        !self.state().wrong.is_empty()
+    }
+
+    /// Who has which address.
+    pub fn live(&self) -> BTreeMap<IpAddr, Holder> {
+        self.state().live.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn holder(node: &str, container: &str) -> Holder {
+        Holder { node: node.to_owned(), container: container.to_owned() }
+    }
+
+    fn address(last: u8) -> IpAddr {
+        IpAddr::from([10, 0, 0, last])
+    }
+
+    #[test]
+    fn an_address_that_two_pods_have_is_noticed() {
+        let truth = Truth::default();
+        assert!(truth.came(&holder("n1", "a"), 0, &[address(1)]));
+        assert!(truth.came(&holder("n1", "b"), 0, &[address(2)]));
+        assert!(truth.wrong().is_empty());
+        truth.came(&holder("n2", "c"), 0, &[address(2)]);
+        assert_eq!(truth.wrong().len(), 1);
+    }
+
+    #[test]
+    fn an_address_that_did_not_rest_is_noticed_unless_the_same_pod_has_it_again() {
+        let truth = Truth::default();
+        truth.came(&holder("n1", "a"), 0, &[address(1)]);
+        truth.goes(&holder("n1", "a"));
+        truth.came(&holder("n1", "a"), 0, &[address(1)]);
+        assert!(truth.wrong().is_empty());
+        truth.goes(&holder("n1", "a"));
+        truth.came(&holder("n1", "b"), 0, &[address(1)]);
+        assert_eq!(truth.wrong().len(), 1);
+    }
+
+    #[test]
+    fn a_reboot_ends_all_pods_and_what_was_under_way() {
+        let truth = Truth::default();
+        truth.came(&holder("n1", "a"), 0, &[address(1)]);
+        truth.came(&holder("n2", "b"), 0, &[address(2)]);
+        assert_eq!(truth.boots("n1"), 1);
+        assert!(!truth.came(&holder("n1", "late"), 0, &[address(3)]));
+        assert_eq!(truth.live().into_keys().collect::<Vec<_>>(), [address(2)]);
+        assert!(truth.came(&holder("n1", "c"), 1, &[address(1)]));
+        assert!(truth.wrong().is_empty());
+    }
+}

@@ -1,0 +1,162 @@
+//! GC: it takes away what the runtime does not know any more, and nothing else. There is only one version with it.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use polder_tests::agent::Worker;
+use polder_tests::cni::{WITH_GC, conf, message};
+use polder_tests::fabric::Families;
+use polder_tests::matrix::assert_flat_over;
+use polder_tests::probe;
+use polder_tests::scripted::ScriptedIpam;
+use polder_tests::traces::assert_nothing_left;
+use polder_tests::{Lab, Pod, Topology};
+use serde_json::{Value, json};
+
+/// GC of a network, with these valid attachments, or without a list.
+fn gc(worker: &Worker, network: &Value, valid: Option<&[&Pod]>) -> Result<Value, Value> {
+    let mut conf = conf(WITH_GC, network);
+    if let Some(valid) = valid {
+        let valid = valid.iter().map(|pod| json!({ "containerID": pod.name(), "ifname": "eth0" }));
+        conf["cni.dev/valid-attachments"] = valid.collect();
+    }
+    worker.cni("GC", "", "", &conf)
+}
+
+#[test]
+fn gc_takes_away_what_the_runtime_does_not_know_and_nothing_else() {
+    let lab = Lab::start(Topology::one_segment(1).families(Families::DUAL));
+    let worker = &lab.workers[0];
+    let (kept, stale) = (worker.pod("kept"), worker.pod("stale"));
+    let other = worker.pod_with("other", &conf(WITH_GC, &json!({ "name": "other-network" })));
+    assert_eq!(gc(worker, &json!({}), None), Ok(Value::Null), "no list is no knowledge");
+    assert_eq!(worker.status()["pods"], 3);
+    assert_eq!(gc(worker, &json!({}), Some(&[&kept])), Ok(Value::Null));
+    assert_eq!(worker.status()["pods"], 2);
+    assert!(!worker.node.run("ip", &["-o", "link"]).contains(&stale.host_interface()));
+    assert_flat_over(Families::DUAL, &[kept, other.clone()], 1450);
+    assert_eq!(gc(worker, &json!({}), Some(&[])), Ok(Value::Null));
+    assert_eq!(worker.status()["pods"], 1, "the other network's is left");
+    probe::ping(worker.node.command("ping"), other.v4(), 56).unwrap();
+}
+
+#[test]
+fn gc_spares_what_was_added_after_it_began() {
+    let lab = Lab::start(Topology::one_segment(1));
+    let worker = &lab.workers[0];
+    let _old = worker.pod("old");
+    let path = Worker::cni_path();
+    // The runtime has made its list, and started the plugin, which does not have it yet.
+    let plugin = worker.pending(&[("CNI_COMMAND", "GC"), ("CNI_PATH", &path)]);
+    let new = worker.pod("new");
+    assert!(plugin.finish(&conf(WITH_GC, &json!({ "cni.dev/valid-attachments": [] })).to_string()));
+    assert_eq!(worker.status()["pods"], 1, "the old one went, and the new one did not");
+    probe::ping(worker.node.command("ping"), new.v4(), 56).unwrap();
+}
+
+/// Something that the kernel does not delete has the name of the host's end of the pair, which is gone: the loopback
+/// interface, which has many names here.
+fn put_in_the_way(worker: &Worker, pods: &[&Pod]) {
+    for name in pods.iter().map(|pod| pod.host_interface()) {
+        worker.node.shell(&format!("ip link del {name}; ip link property add dev lo altname {name}"));
+    }
+}
+
+fn clear_the_way(worker: &Worker, pods: &[&Pod]) {
+    for name in pods.iter().map(|pod| pod.host_interface()) {
+        worker.node.shell(&format!("ip link property del dev lo altname {name}"));
+    }
+}
+
+/// What an error says of these attachments, and whether it says something of others.
+#[track_caller]
+fn assert_names(error: &str, network: &str, failed: &[&Pod], others: &[&Pod]) {
+    let names = |pod: &&Pod| error.contains(&format!("{network}/{}/eth0", pod.name()));
+    assert!(failed.iter().all(names) && !others.iter().any(names), "{error}");
+}
+
+#[test]
+fn gc_goes_on_after_what_it_cannot_take_away_and_names_all_of_it() {
+    let lab = Lab::start(Topology::one_segment(1).families(Families::DUAL));
+    let worker = &lab.workers[0];
+    // GC comes to them in the order of their names: each that fails has one behind it that does not.
+    let [a, b, c, d, kept] = ["a", "b", "c", "d", "kept"].map(|name| worker.pod(name));
+    put_in_the_way(worker, &[&a, &c]);
+    let error = message(gc(worker, &json!({}), Some(&[&kept])));
+    assert_names(&error, "polder", &[&a, &c], &[&b, &d, &kept]);
+    assert_eq!(error.matches("Operation not supported").count(), 2, "the kernel's own words: {error}");
+    let links = worker.node.run("ip", &["-o", "link"]);
+    for gone in [&b, &d] {
+        assert!(!links.contains(&format!(": {}@", gone.host_interface())), "{links}");
+    }
+    assert_eq!(worker.status()["pods"], 3, "those that failed keep their addresses");
+    probe::ping(worker.node.command("ping"), kept.v4(), 56).unwrap();
+
+    clear_the_way(worker, &[&a, &c]);
+    assert_eq!(gc(worker, &json!({}), Some(&[&kept])), Ok(Value::Null));
+    assert_eq!(worker.status()["pods"], 1);
+    worker.delete(&kept);
+    assert_nothing_left(&lab, worker);
+}
+
+#[test]
+fn gc_names_every_address_that_a_ledger_does_not_let_go() {
+    let mut lab = Lab::build(Topology::one_segment(1));
+    lab.workers[0].node.shell("mkdir -p /var/lib/polder; mount -t tmpfs -o size=1m none /var/lib/polder");
+    lab.start_agents();
+    let worker = &lab.workers[0];
+    let [a, b, kept] = ["a", "b", "kept"].map(|name| worker.pod(name));
+    worker.node.shell("dd if=/dev/zero of=/var/lib/polder/full bs=4k 2>/dev/null || true");
+    let error = message(gc(worker, &json!({}), Some(&[&kept])));
+    assert_names(&error, "polder", &[&a, &b], &[&kept]);
+    assert!(error.contains("the ledger cannot be written"), "{error}");
+    let links = worker.node.run("ip", &["-o", "link"]);
+    assert_eq!(links.matches(": pld").count(), 1, "the interfaces are gone nevertheless: {links}");
+    worker.node.run("rm", &["/var/lib/polder/full"]);
+    assert_eq!(gc(worker, &json!({}), Some(&[&kept])), Ok(Value::Null));
+    assert_eq!(worker.status()["pods"], 1);
+}
+
+#[test]
+fn gc_goes_on_to_the_ipam_plugin_and_neither_waits_for_the_others_success() {
+    let lab = Lab::start(Topology::one_segment(1));
+    let worker = &lab.workers[0];
+    let scripted = ScriptedIpam::new(&worker.node);
+    let mut other = ScriptedIpam::conf();
+    other["name"] = "other".into();
+    let [a, b, c] =
+        [("a", "192.168.7.1/24"), ("b", "192.168.7.2/24"), ("c", "192.168.7.3/24")].map(|(name, address)| {
+            scripted.gives(WITH_GC, &[address]);
+            worker.pod_with(name, &conf(WITH_GC, &other))
+        });
+    let own = worker.pod("own");
+    assert_eq!(scripted.asked(), "ADD ADD ADD");
+
+    // Both fail, each by itself: both are named, and what could be taken away is gone.
+    scripted.fails(r#"{"code": 5, "msg": "no way", "details": "today"}"#);
+    put_in_the_way(worker, &[&a]);
+    let error = message(gc(worker, &other, Some(&[&c])));
+    assert_names(&error, "other", &[&a], &[&b, &c]);
+    assert!(error.contains("scripted-ipam: no way: today"), "{error}");
+    assert_eq!(scripted.asked(), "GC");
+    assert_eq!(worker.status()["pods"], 3);
+
+    // The plugin behind alone.
+    clear_the_way(worker, &[&a]);
+    let error = message(gc(worker, &other, Some(&[&c])));
+    assert_names(&error, "other", &[], &[&a, &b, &c]);
+    assert!(error.contains("scripted-ipam: no way: today"), "{error}");
+    assert_eq!(worker.status()["pods"], 2);
+
+    // Our own alone, then nothing.
+    scripted.recovers();
+    put_in_the_way(worker, &[&c]);
+    assert_names(&message(gc(worker, &other, Some(&[]))), "other", &[&c], &[&own]);
+    clear_the_way(worker, &[&c]);
+    assert_eq!(gc(worker, &other, Some(&[])), Ok(Value::Null));
+    assert_eq!(scripted.asked(), "GC GC GC");
+    assert_eq!(worker.status()["pods"], 1);
+    // Without a list nothing is known; that is for the plugin behind to judge for itself.
+    assert_eq!(gc(worker, &other, None), Ok(Value::Null));
+    assert_eq!(scripted.asked(), "GC");
+    probe::ping(worker.node.command("ping"), own.v4(), 56).unwrap();
+}

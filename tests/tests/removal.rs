@@ -1,0 +1,194 @@
+//! Nodes that are removed, nodes that come under a name that was another's, and blocks that go back.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use polder_tests::agent::Worker;
+use polder_tests::matrix::assert_flat;
+use polder_tests::{Lab, Pod, Topology, wait};
+use serde_json::Value;
+
+/// Freed addresses rest as short as they can: what waits for that waits for ten seconds.
+const SHORT_REST: &str = "[ipam]\ncooldown_seconds = 10";
+
+/// A lab whose nodes are not started, with that pool.
+fn lab(nodes: usize, pool: &'static str) -> Lab {
+    let lab = Lab::build(Topology { pools: vec![pool], ..Topology::one_segment(nodes) });
+    lab.workers.iter().for_each(rest_shortly);
+    lab
+}
+
+fn rest_shortly(worker: &Worker) {
+    worker.configure(&format!("{}{SHORT_REST}\n", worker.configuration()));
+}
+
+/// The blocks that are claimed, with the nodes' names.
+fn claims(lab: &Lab) -> Vec<(String, String)> {
+    let node = |key: &String| {
+        let record: Value = serde_json::from_str(lab.etcd.ctl(&["get", "--print-value-only", key]).trim())
+            .unwrap_or_default();
+        (key.clone(), record["node"].as_str().unwrap_or_default().to_owned())
+    };
+    lab.etcd.keys("/polder/v1/blocks/").iter().map(node).collect()
+}
+
+fn claims_of(lab: &Lab, name: &str) -> usize {
+    claims(lab).iter().filter(|(_, node)| node == name).count()
+}
+
+fn pod_interfaces(worker: &Worker) -> usize {
+    worker.node.run("ip", &["-o", "link"]).matches(": pld").count()
+}
+
+fn add(worker: &Worker, name: &str) -> Result<Pod, Value> {
+    worker.try_pod(name, &Worker::netconf("1.1.0"))
+}
+
+/// What the node says while it does not serve.
+fn reason(worker: &Worker, sign: &str) -> String {
+    worker.wait_for_status(&format!("a reason with {sign:?}"), |status| {
+        let reasons = status["reasons"].to_string();
+        (status["ready"] == false && reasons.contains(sign)).then_some(reasons)
+    })
+}
+
+#[test]
+fn a_removed_node_cuts_its_pods_off_and_its_block_goes_to_another_after_the_cool_down() {
+    // Two blocks, and both have owners.
+    let mut lab = lab(2, "10.244.0.0/25");
+    lab.start_agents();
+    let kept = lab.workers[0].pod("kept");
+    let pod = lab.workers[1].pod("a");
+    let block = claims(&lab).into_iter().find(|(_, node)| node == "n2").unwrap().0;
+    let said = lab.workers[0].ctl(&["node", "remove", "n2"]);
+    assert!(said.as_str().unwrap().contains("rest until it has cut its pods off"), "{said}");
+
+    let removed = &lab.workers[1];
+    wait::until_true("the pods of the removed node to be cut off", || pod_interfaces(removed) == 0);
+    let told = reason(removed, "was removed from the cluster");
+    assert!(told.contains("delete its state folder"), "{told}");
+    let error = add(removed, "b").unwrap_err();
+    assert!(error["code"] == 103 && error["msg"].as_str().unwrap().contains("was removed"), "{error}");
+    let error = removed.cni("STATUS", "", "", &Worker::netconf("1.1.0")).unwrap_err();
+    assert_eq!(error["code"], 50, "{error}");
+    assert_eq!(removed.cni("DEL", "a", pod.netns(), pod.conf()), Ok(Value::Null));
+    wait::until_true("its addresses to be gone from etcd", || {
+        lab.etcd.keys("/polder/v1/addresses/n2/").is_empty()
+    });
+
+    let newcomer = lab.add_worker(1);
+    rest_shortly(newcomer);
+    newcomer.start_and_wait();
+    assert!(claims(&lab).contains(&(block, "n3".to_owned())), "the block has gone to another");
+    wait::until_true("nothing to be left of it", || lab.etcd.keys("/polder/v1/fences/").is_empty());
+    let new = lab.workers[2].pod("new");
+    assert_flat(&[kept, new], 1450);
+}
+
+#[test]
+fn what_a_node_had_that_was_removed_while_it_was_away_rests_until_it_has_confirmed_or_somebody_vouches() {
+    let mut lab = lab(3, "10.244.0.0/24");
+    lab.start_agents();
+    let pod = lab.workers[1].pod("a");
+    lab.workers[1].kill();
+    lab.workers[2].kill();
+    let operator = &lab.workers[0];
+    operator.ctl(&["node", "remove", "n2"]);
+    operator.ctl(&["node", "remove", "n3"]);
+    let said = operator.ctl(&["node", "remove", "n3", "--dead"]);
+    assert!(said.as_str().unwrap().contains("its pods are gone"), "{said}");
+    wait::until_true("the block that was vouched for to go back", || claims_of(&lab, "n3") == 0);
+    assert_eq!(claims_of(&lab, "n2"), 1, "the other was removed before, and still rests");
+    assert_eq!(pod_interfaces(&lab.workers[1]), 1, "nobody is there to cut the pod off");
+    let nodes = operator.ctl(&["node", "list"]).to_string();
+    assert!(nodes.contains("1 blocks rest until it has cut its pods off"), "{nodes}");
+
+    // Both come back, and learn that they are not in the cluster any more.
+    for number in [1, 2] {
+        lab.workers[number].start();
+        reason(&lab.workers[number], "was removed from the cluster");
+    }
+    assert_eq!(pod_interfaces(&lab.workers[1]), 0, "the pod is cut off");
+    wait::until_true("the other block to go back", || claims_of(&lab, "n2") == 0);
+
+    // Without its ledger the machine is a new node of the old name.
+    let worker = &mut lab.workers[1];
+    worker.kill();
+    worker.node.shell("rm -r /var/lib/polder; ip netns delete a");
+    worker.start_and_wait();
+    assert_ne!(worker.pod("b").netns(), pod.netns());
+    assert_flat(&[lab.workers[0].pod("c"), lab.workers[1].pod("d")], 1450);
+}
+
+#[test]
+fn a_node_that_lost_its_ledger_and_was_removed_does_not_come_back_with_the_old_pods() {
+    let mut lab = lab(2, "10.244.0.0/24");
+    lab.start_agents();
+    let _pod = lab.workers[1].pod("a");
+    lab.workers[1].kill();
+    lab.workers[0].ctl(&["node", "remove", "n2"]);
+    lab.workers[1].node.shell("rm /var/lib/polder/ledger.db*");
+    lab.workers[1].start();
+    reason(&lab.workers[1], "was removed from the cluster");
+    assert_eq!(pod_interfaces(&lab.workers[1]), 0);
+    wait::until_true("its block to go back", || claims_of(&lab, "n2") == 0);
+}
+
+#[test]
+fn removing_says_what_is_wrong_with_the_name() {
+    let lab = Lab::start(Topology::one_segment(1));
+    let error = lab.workers[0].try_ctl(&["node", "remove", "n7"]).unwrap_err();
+    assert!(error.contains("there is no node n7"), "{error}");
+}
+
+#[test]
+fn a_clone_of_a_living_machine_does_not_serve_and_says_why() {
+    let mut lab = lab(1, "10.244.0.0/24");
+    lab.start_agents();
+    let pod = lab.workers[0].pod("a");
+    let machine_id = lab.workers[0].node.read("/etc/machine-id").unwrap();
+    // Under a name of its own, and under the same one, with and without a copy of the ledger.
+    lab.add_worker(1);
+    let clone = &mut lab.workers[1];
+    rest_shortly(clone);
+    clone.node.write("/etc/machine-id", &machine_id);
+    clone.start();
+    let told = reason(clone, "is registered as node n1");
+    assert!(told.contains("systemd-machine-id-setup"), "{told}");
+    clone.kill();
+
+    clone.configure(&clone.configuration().replace("node = \"n2\"", "node = \"n1\""));
+    clone.start();
+    reason(clone, "node n1 is alive in another boot");
+    clone.kill();
+    let ledger = std::fs::read(lab.workers[0].node.outside("/var/lib/polder/ledger.db".as_ref())).unwrap();
+    let clone = &mut lab.workers[1];
+    std::fs::write(clone.node.outside("/var/lib/polder/ledger.db".as_ref()), ledger).unwrap();
+    clone.start();
+    reason(clone, "node n1 is alive in another boot");
+    assert_eq!(add(clone, "b").unwrap_err()["code"], 11);
+
+    // When the first is gone for good, the second is it.
+    assert!(lab.workers[0].stop());
+    lab.workers[0].node.shell(&format!("ip link del {}", pod.host_interface()));
+    lab.workers[1].wait_until_ready();
+}
+
+#[test]
+fn blocks_that_are_not_needed_any_more_go_back() {
+    let mut lab = lab(2, "10.244.0.0/24");
+    lab.start_agents();
+    let worker = &lab.workers[0];
+    // One block has 64 addresses, and the next is claimed before they are out.
+    let pods: Vec<Pod> = (0..61).map(|number| worker.pod(&format!("p{number}"))).collect();
+    wait::until_true("another block", || claims_of(&lab, "n1") == 2);
+    let (kept, rest) = pods.split_at(2);
+    rest.iter().for_each(|pod| worker.delete(pod));
+    wait::until_true("the block to go back", || claims_of(&lab, "n1") == 1);
+    assert_eq!(worker.status()["blocks"].as_array().unwrap().len(), 1);
+    let route = |worker: &Worker| worker.node.run("ip", &["route", "show", "proto", "84"]);
+    wait::until_true("the way to it to be gone", || {
+        route(worker).matches("dev polder0").count() == 1
+            && route(&lab.workers[1]).matches(" via ").count() == 1
+    });
+    assert_flat(&[kept, &[lab.workers[1].pod("b")]].concat(), 1450);
+}

@@ -1,0 +1,192 @@
+//! Addresses that belong to workloads by name, on whatever node they come back.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::net::IpAddr;
+
+use polder_tests::agent::Worker;
+use polder_tests::fabric::Families;
+use polder_tests::matrix::assert_flat_over;
+use polder_tests::probe::{self, Echo};
+use polder_tests::{Lab, Pod, Topology, wait};
+use serde_json::{Value, json};
+
+const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
+
+/// Two nodes, with a pool for reservations.
+fn lab() -> Lab {
+    let lab = Lab::start(Topology::two_segments().families(Families::DUAL));
+    let pool = r#"{"cidr":"10.99.0.0/24","block_length":26,"state":"active","purpose":"reservations"}"#;
+    lab.etcd.ctl(&["put", "/polder/v1/pools/static", pool]);
+    for worker in &lab.workers {
+        wait::until_true("the pool to be known", || {
+            worker.node.run("ip", &["route", "show", "proto", "84"]).contains("10.99.0.0/24")
+        });
+    }
+    lab
+}
+
+fn asking(annotations: Value) -> Value {
+    let mut conf = Worker::netconf("1.1.0");
+    conf["runtimeConfig"] = json!({ ANNOTATIONS: annotations });
+    conf
+}
+
+fn by_name() -> Value {
+    asking(json!({ "polder.dev/pool": "static" }))
+}
+
+fn address(last: u8) -> IpAddr {
+    IpAddr::from([10, 99, 0, last])
+}
+
+/// Tries to add another sandbox of a pod.
+fn add_sandbox(
+    worker: &Worker,
+    pod: &str,
+    container: &str,
+    verb: &str,
+    conf: &Value,
+) -> Result<Value, Value> {
+    if verb == "ADD" {
+        worker.namespace(container);
+    }
+    let variables = [
+        ("CNI_COMMAND", verb),
+        ("CNI_CONTAINERID", container),
+        ("CNI_NETNS", &format!("/run/netns/{container}")),
+        ("CNI_IFNAME", "eth0"),
+        ("CNI_PATH", &Worker::cni_path()),
+        ("CNI_ARGS", &format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=lab;K8S_POD_NAME={pod}")),
+    ];
+    let output = worker.plugin(&variables, &conf.to_string());
+    let json = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    if output.status.success() { Ok(json) } else { Err(json) }
+}
+
+fn assert_reachable(from: &Pod, to: &Pod) {
+    let _echo = to.within(|| Echo::start(to.v4()));
+    let seen =
+        wait::until("the address to be reached", || from.within(|| probe::udp(from.v4(), to.v4(), 100)));
+    assert_eq!(seen.0, from.v4(), "the workload sees who calls");
+}
+
+fn holder(lab: &Lab, address: IpAddr) -> Value {
+    let key = format!("/polder/v1/reservations/{address}");
+    serde_json::from_str(lab.etcd.ctl(&["get", "--print-value-only", &key]).trim()).unwrap_or_default()
+}
+
+#[test]
+fn a_workload_keeps_its_address_on_whatever_node_it_comes_back() {
+    let lab = lab();
+    let (here, there) = (&lab.workers[0], &lab.workers[1]);
+    let others = [here.pod("other"), there.pod("another")];
+    let pod = here.pod_with("web-0", &by_name());
+    let own = pod.v4();
+    assert_eq!(own, address(1));
+    others.iter().for_each(|other| assert_reachable(other, &pod));
+    assert_eq!(here.pod_with("web-1", &by_name()).v4(), address(2), "another workload has another");
+
+    here.delete(&pod);
+    wait::until_true("the address to be let go", || holder(&lab, own)["holder"].is_null());
+    assert_eq!(holder(&lab, own)["owner"], "lab/web-0", "the workload keeps it");
+    let pod = there.pod_with("web-0", &by_name());
+    assert_eq!(pod.v4(), own);
+    others.iter().for_each(|other| assert_reachable(other, &pod));
+
+    // What the old sandbox's runtime does late changes nothing.
+    for _ in 0..2 {
+        assert!(here.cni("DEL", "web-0", "", &by_name()).is_ok());
+    }
+    assert_eq!(holder(&lab, own)["holder"]["node"], "n2");
+    others.iter().for_each(|other| assert_reachable(other, &pod));
+}
+
+#[test]
+fn an_address_that_is_asked_for_comes_with_one_of_the_other_family_and_is_the_workloads_from_then_on() {
+    let lab = lab();
+    let pod =
+        lab.workers[0].pod_with("db-0", &asking(json!({ "polder.dev/address": address(40).to_string() })));
+    assert_eq!((pod.v4(), pod.addresses().len()), (address(40), 2));
+    assert_flat_over(Families::DUAL, &[pod, lab.workers[1].pod("b"), lab.workers[0].pod("c")], 1450);
+    let wanted = asking(json!({ "polder.dev/address": address(40).to_string() }));
+    let error = lab.workers[1].try_pod("db-1", &wanted).unwrap_err();
+    assert!(error["code"] == 101, "{error}");
+    assert!(error["msg"].as_str().unwrap().contains("10.99.0.40 is reserved for lab/db-0"), "{error}");
+}
+
+#[test]
+fn an_address_is_not_handed_over_while_its_holder_may_live() {
+    let mut lab = lab();
+    let pod = lab.workers[0].pod_with("web-0", &by_name());
+    let own = pod.v4();
+    let refused = |worker: &Worker, container: &str| {
+        let error = add_sandbox(worker, "web-0", container, "ADD", &by_name()).unwrap_err();
+        assert_eq!(error["code"], 101, "{error}");
+        error["msg"].as_str().unwrap().to_owned()
+    };
+    let said = refused(&lab.workers[1], "again");
+    assert!(said.contains("still held by polder/web-0/eth0 on node n1"), "{said}");
+    let said = refused(&lab.workers[0], "again");
+    assert!(said.contains("delete that pod first"), "{said}");
+    // Not to be heard from is not to be gone.
+    lab.workers[0].kill();
+    lab.etcd.ctl(&["del", "/polder/v1/alive/n1"]);
+    refused(&lab.workers[1], "still");
+    lab.workers[1].ctl(&["node", "remove", "n1"]);
+    let said = refused(&lab.workers[1], "and-still");
+    assert!(said.contains("has not confirmed"), "{said}");
+    // The node comes back, cuts the pod off and says so.
+    lab.workers[0].start();
+    let there = &lab.workers[1];
+    let result = wait::until("the address to be handed over", || add_sandbox_again(there, "web-0", "retry"));
+    assert_eq!(result["ips"][0]["address"], format!("{own}/32"));
+}
+
+fn add_sandbox_again(worker: &Worker, pod: &str, container: &str) -> Result<Value, String> {
+    worker.node.shell(&format!("ip netns del {container} 2>/dev/null || true"));
+    add_sandbox(worker, pod, container, "ADD", &by_name()).map_err(|error| error.to_string())
+}
+
+#[test]
+fn after_a_reboot_of_its_node_an_address_can_be_handed_over() {
+    let mut lab = lab();
+    let pod = lab.workers[0].pod_with("web-0", &by_name());
+    lab.reboot(0);
+    lab.workers[0].start_and_wait();
+    let there = &lab.workers[1];
+    let result = wait::until("the address to be handed over", || add_sandbox_again(there, "web-0", "retry"));
+    assert_eq!(result["ips"][0]["address"], format!("{}/32", pod.v4()));
+}
+
+#[test]
+fn a_store_that_is_emptied_gets_the_reservations_in_use_back() {
+    let lab = lab();
+    let pod = lab.workers[0].pod_with("web-0", &by_name());
+    lab.etcd.ctl(&["del", "--prefix", "/polder/v1/"]);
+    wait::until_true("the reservation to be back", || {
+        holder(&lab, pod.v4())["holder"]["attachment"]["container"] == "web-0"
+    });
+    assert_eq!(holder(&lab, pod.v4())["owner"], "lab/web-0");
+    assert_reachable(&lab.workers[1].pod("b"), &pod);
+}
+
+#[test]
+fn a_pod_without_a_name_has_no_address_by_name() {
+    let lab = lab();
+    let worker = &lab.workers[0];
+    worker.namespace("x");
+    let variables = [
+        ("CNI_COMMAND", "ADD"),
+        ("CNI_CONTAINERID", "x"),
+        ("CNI_NETNS", "/run/netns/x"),
+        ("CNI_IFNAME", "eth0"),
+        ("CNI_PATH", &Worker::cni_path()),
+    ];
+    let output = worker.plugin(&variables, &by_name().to_string());
+    let error: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(
+        error["code"] == 7 && error["msg"].as_str().unwrap().contains("belongs to a pod by name"),
+        "{error}"
+    );
+}
