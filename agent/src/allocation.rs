@@ -184,12 +184,10 @@ async fn source(agent: &Agent, view: &View, request: &AddRequest) -> Result<Sour
 
 /// Refuses a pool that is for nodes with other labels.
 fn check_labels(agent: &Agent, pool: &Pool) -> Result<(), Refusal> {
-    if pool.serves(&agent.config.labels) {
-        return Ok(());
+    match shortage::foreign(pool, &agent.config.labels) {
+        None => Ok(()),
+        Some(problem) => refuse(RefusalKind::Invalid, format!("pool {} {problem}", pool.name)),
     }
-    let labels: Vec<_> = pool.nodes.iter().map(|(label, value)| format!("{label}={value}")).collect();
-    let problem = format!("pool {} is for nodes with the labels {}", pool.name, labels.join(", "));
-    refuse(RefusalKind::Invalid, problem)
 }
 
 /// Has a reserved address handed over to the pod.

@@ -5,6 +5,7 @@ use comfy_table::presets::NOTHING;
 use polder_api::status::{NodeStatus, Status, StoreStatus};
 
 pub mod command;
+pub mod ipam;
 pub mod pool;
 
 /// A table without lines.
@@ -70,7 +71,8 @@ pub fn status(status: &Status) -> String {
 
 /// The nodes of the cluster, for people.
 pub fn nodes(nodes: &[NodeStatus]) -> String {
-    let mut table = table(["NODE", "ALIVE", "STANDING", "UNDERLAY", "GATEWAYS", "BLOCKS", "PATH", "VERSION"]);
+    let header = ["NODE", "ALIVE", "STANDING", "UNDERLAY", "GATEWAYS", "BLOCKS", "PATH", "VERSION"];
+    let mut table = table(header);
     for node in nodes {
         let join = |items: Vec<String>| if items.is_empty() { "-".to_owned() } else { items.join("\n") };
         let alive = match node.alive {

@@ -1,7 +1,6 @@
 //! The cluster's pools, as an operator sees and changes them.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use polder_api::message::{Refusal, RefusalKind};
 use polder_api::pool::{ClaimStatus, NewPool, PoolChange, PoolPurpose, PoolStatus};
@@ -17,6 +16,7 @@ use polder_ipam::{Cidr, Pool};
 use tracing::info;
 
 use crate::agent::Agent;
+use crate::published::Addresses;
 
 /// How often a change is tried whose grounds others change meanwhile, or whose outcome is not known.
 const ATTEMPTS: usize = 8;
@@ -99,29 +99,14 @@ pub async fn read(store: &Store) -> Result<View, StoreError> {
     Ok(view)
 }
 
-/// The addresses that pods have, as their nodes have published them. `None` where the store cannot be asked.
-pub async fn published(store: &Store) -> Option<Vec<IpAddr>> {
-    let contents = store.range(&Key::all_addresses()).await.ok()?;
-    let address = |key: &str| match key.parse() {
-        Ok(Key::Address(_, address)) => Some(address),
-        _ => None,
-    };
-    Some(contents.entries.iter().filter_map(|entry| address(&entry.key)).collect())
-}
-
-/// How many of the addresses are inside.
-fn inside(addresses: &Option<Vec<IpAddr>>, cidr: Cidr) -> Option<u64> {
-    Some(addresses.as_ref()?.iter().filter(|address| cidr.has(**address)).count() as u64)
-}
-
 /// The pools, as this node knows them.
 pub async fn list(agent: &Agent) -> Vec<PoolStatus> {
-    let (view, used) = (agent.board.view(), published(&agent.store).await);
-    view.every_pool().map(|known| status(&view, &known.record, &used)).collect()
+    let (view, used) = (agent.board.view(), Addresses::read(&agent.store).await.ok());
+    view.every_pool().map(|known| status(&view, &known.record, used.as_ref())).collect()
 }
 
 /// One pool.
-pub fn status(view: &View, pool: &Pool, used: &Option<Vec<IpAddr>>) -> PoolStatus {
+pub fn status(view: &View, pool: &Pool, used: Option<&Addresses>) -> PoolStatus {
     let claimed = Claimed::of(view, pool);
     PoolStatus {
         name: pool.name.clone(),
@@ -137,28 +122,28 @@ pub fn status(view: &View, pool: &Pool, used: &Option<Vec<IpAddr>>) -> PoolStatu
         blocks_resting: claimed.resting,
         blocks_total: claimed.total,
         reserved: view.reservations.keys().filter(|address| pool.cidr().has(**address)).count() as u64,
-        addresses_used: inside(used, pool.cidr()),
+        addresses_used: used.map(|used| used.count_in(pool.cidr())),
     }
 }
 
 /// The blocks that are claimed, as this node knows them.
 pub async fn blocks(agent: &Agent) -> Vec<ClaimStatus> {
-    let (view, used) = (agent.board.view(), published(&agent.store).await);
-    claims(agent, &view, &used)
+    let (view, used) = (agent.board.view(), Addresses::read(&agent.store).await.ok());
+    claims(agent, &view, used.as_ref())
 }
 
 /// The claims of all blocks.
-pub fn claims(agent: &Agent, view: &View, used: &Option<Vec<IpAddr>>) -> Vec<ClaimStatus> {
+pub fn claims(agent: &Agent, view: &View, used: Option<&Addresses>) -> Vec<ClaimStatus> {
     let problems = believe(view, &agent.config.node).problems.into_iter();
     let refused: BTreeMap<String, String> = problems.map(|problem| (problem.key, problem.reason)).collect();
     let mut counts: BTreeMap<Cidr, u64> = BTreeMap::new();
     let mut blocks: Vec<Cidr> = view.blocks.keys().map(|block| block.cidr()).collect();
     blocks.sort();
-    for address in used.iter().flatten() {
+    for address in used.into_iter().flat_map(Addresses::all) {
         // Blocks do not overlap, or are refused: the last that begins at or before the address has it, or none.
-        let behind = blocks.partition_point(|block| *block <= Cidr::around(*address, u8::MAX));
+        let behind = blocks.partition_point(|block| *block <= Cidr::around(address, u8::MAX));
         if let Some(block) =
-            behind.checked_sub(1).map(|index| blocks[index]).filter(|block| block.has(*address))
+            behind.checked_sub(1).map(|index| blocks[index]).filter(|block| block.has(address))
         {
             *counts.entry(block).or_default() += 1;
         }
@@ -177,7 +162,7 @@ pub fn claims(agent: &Agent, view: &View, used: &Option<Vec<IpAddr>>) -> Vec<Cla
             node: claim.node.clone(),
             incarnation: claim.incarnation.to_string(),
             revision: known.revision,
-            addresses_used: used.as_ref().map(|_| counts.get(&block.cidr()).copied().unwrap_or(0)),
+            addresses_used: used.map(|_| counts.get(&block.cidr()).copied().unwrap_or(0)),
             standing,
         }
     });

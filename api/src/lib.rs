@@ -7,6 +7,7 @@ mod attachment;
 pub mod client;
 mod family;
 pub mod frame;
+pub mod ipam;
 mod mac;
 pub mod message;
 mod name;

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+use crate::ipam::{Checked, Release, Repairs, Shown, Subject};
 use crate::pool::{ClaimStatus, PoolChange, PoolStatus};
 use crate::status::{NodeStatus, Status};
 use crate::{Attachment, IfName, Mac, NetworkName, NodeName, Pod, PoolName};
@@ -54,6 +55,12 @@ pub enum Request {
     Blocks,
     /// Change the cluster's pools.
     ChangePool(PoolChange),
+    /// Say who has which address, and why.
+    Show(Subject),
+    /// Check the records of the cluster, and ledger and kernel of every node.
+    Inspect(Repairs),
+    /// Give an address up.
+    Release(Release),
 }
 
 /// A node that is to be removed.
@@ -171,6 +178,10 @@ pub enum Reply {
     Pools(Vec<PoolStatus>),
     /// To Blocks.
     Blocks(Vec<ClaimStatus>),
+    /// To Show.
+    Shown(Box<Shown>),
+    /// To Inspect.
+    Checked(Box<Checked>),
     /// To what an operator wants changed: what has come of it, in words.
     Done(String),
     /// It could not be done, and nothing was.

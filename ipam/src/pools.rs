@@ -76,7 +76,7 @@ pub enum NotChanged {
     #[error("there is no pool {0}: see polderctl pool list")]
     Unknown(PoolName),
     /// It is in use.
-    #[error("pool {name} is in use: {}{remedy}", list(rests))]
+    #[error("pool {name} is in use: {}: {remedy}", rests.join("; "))]
     InUse {
         /// Its name.
         name: PoolName,
@@ -85,10 +85,6 @@ pub enum NotChanged {
         /// What to do.
         remedy: String,
     },
-}
-
-fn list(items: &[String]) -> String {
-    items.iter().map(|item| format!("{item}; ")).collect()
 }
 
 /// Adds the pool; one of the same measures that is being drained becomes active again.
@@ -155,18 +151,17 @@ fn check_room(view: &View, pool: &Pool) -> Result<(), NotChanged> {
             return inhabited(what, "nodes and pods need ranges of their own, choose another");
         }
     }
-    let reserved =
-        view.reservations.keys().copied().chain(view.refused.keys().filter_map(unreadable_address));
-    if let Some(address) = reserved.into_iter().find(|address| cidr.has(*address)) {
-        if pool.purpose != Purpose::Reservations {
-            let what = format!("{address}, which is reserved,");
-            return inhabited(what, "choose another range, or give it up with polderctl ipam release");
-        }
+    let unreadable = view.refused.keys().filter_map(|key| unreadable_address(key));
+    let mut reserved = view.reservations.keys().copied().chain(unreadable);
+    let reserved = reserved.find(|address| cidr.has(*address));
+    if let Some(address) = reserved.filter(|_| pool.purpose != Purpose::Reservations) {
+        let what = format!("{address}, which is reserved,");
+        return inhabited(what, "choose another range, or give it up with polderctl ipam release");
     }
     Ok(())
 }
 
-fn unreadable_address(key: &String) -> Option<IpAddr> {
+fn unreadable_address(key: &str) -> Option<IpAddr> {
     match key.parse() {
         Ok(Key::Reservation(address)) => Some(address),
         _ => None,

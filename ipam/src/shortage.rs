@@ -116,18 +116,18 @@ fn closed(pool: &Pool, labels: &Labels) -> Option<String> {
     if pool.purpose == Purpose::Reservations {
         return Some("is for reservations".to_owned());
     }
-    if !pool.serves(labels) {
-        let own = if labels.is_empty() { "none".to_owned() } else { words(labels) };
-        return Some(format!(
-            "is for nodes with the labels {}, and this node's are {own}",
-            words(&pool.nodes)
-        ));
-    }
-    match pool.state {
+    foreign(pool, labels).or_else(|| match pool.state {
         PoolState::Active => None,
         PoolState::Draining => Some("is draining".to_owned()),
         PoolState::Retired => Some("is retired".to_owned()),
-    }
+    })
+}
+
+/// Why the pool is not for a node with these labels, if that is so.
+pub fn foreign(pool: &Pool, labels: &Labels) -> Option<String> {
+    let own = if labels.is_empty() { "none".to_owned() } else { words(labels) };
+    let why = || format!("is for nodes with the labels {}, and this node's are {own}", words(&pool.nodes));
+    (!pool.serves(labels)).then(why)
 }
 
 /// What is said of the node's own addresses where there is none left: of that family and of the pools that were asked.

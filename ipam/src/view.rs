@@ -7,7 +7,8 @@ use std::sync::Arc;
 use crate::key::Key;
 use crate::pool::{PoolState, Purpose};
 use crate::record::{
-    BlockRecord, ClusterRecord, FenceRecord, Incarnation, NodeRecord, Record, ReservationRecord, decode,
+    BlockRecord, ClusterRecord, FenceRecord, Incarnation, InspectionRecord, NodeRecord, Record,
+    ReservationRecord, decode,
 };
 use crate::store::{Change, Contents, Entry, Update};
 use crate::{Block, Pool};
@@ -59,6 +60,8 @@ pub struct View {
     pub fences: BTreeMap<Incarnation, Known<FenceRecord>>,
     /// The addresses that belong to workloads by name.
     pub reservations: BTreeMap<IpAddr, Known<ReservationRecord>>,
+    /// The wish that every node looks at itself.
+    pub inspection: Option<Known<InspectionRecord>>,
     /// The keys whose records were refused, with the reason. Where an earlier record could be read, it stays in force.
     pub refused: BTreeMap<String, String>,
     /// How often the store seems to have lost records: it lost the settings, which nobody deletes, or came back without
@@ -180,6 +183,7 @@ impl View {
             Ok(Record::Reservation(address, record)) => {
                 drop(self.reservations.insert(address, known(record, revision)));
             }
+            Ok(Record::Inspection(record)) => self.inspection = Some(known(record, revision)),
             Err(refused) => drop(self.refused.insert(key, refused.reason)),
         }
     }
@@ -225,7 +229,8 @@ impl View {
             Ok(Key::Block(block)) => drop(self.blocks.remove(&block)),
             Ok(Key::Fence(incarnation)) => drop(self.fences.remove(&incarnation)),
             Ok(Key::Reservation(address)) => drop(self.reservations.remove(&address)),
-            Ok(Key::Address(..) | Key::Alive(_)) | Err(_) => {}
+            Ok(Key::Inspection) => self.inspection = None,
+            Ok(Key::Address(..) | Key::Alive(_) | Key::Answer(_)) | Err(_) => {}
         }
     }
 

@@ -171,6 +171,16 @@ impl Worker {
         serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())
     }
 
+    /// Runs `polderctl` and returns whether it ended well, with its JSON.
+    pub fn ctl_verdict(&self, arguments: &[&str]) -> (bool, Value) {
+        let mut command = self.node.command(dist().join("polderctl"));
+        let output = command.args(["-o", "json"]).args(arguments).output().expect("nsenter is installed");
+        let json = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+            panic!("polderctl {arguments:?} on {}: {error}: {output:?}", self.name())
+        });
+        (output.status.success(), json)
+    }
+
     /// The node's status.
     pub fn status(&self) -> Value {
         self.ctl(&["status"])

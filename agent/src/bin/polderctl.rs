@@ -8,10 +8,13 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use polder_agent::ctl;
-use polder_agent::ctl::command::{BlockCommand, PoolCommand};
+use polder_agent::ctl::command::{BlockCommand, IpamCommand, PoolCommand};
 use polder_api::client::Client;
 use polder_api::message::{Removal, Reply, Request};
 use polder_api::{DEFAULT_SOCKET, NodeName};
+
+/// How long the agent has to answer: it asks all nodes, for a check.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Looks after a Polder network.
 #[derive(Debug, Parser)]
@@ -46,6 +49,9 @@ enum Command {
     /// The blocks of the pools that nodes have claimed
     #[command(subcommand)]
     Block(BlockCommand),
+    /// Who has which address, whether all is right, and giving one up
+    #[command(subcommand)]
+    Ipam(IpamCommand),
 }
 
 #[derive(Debug, Subcommand)]
@@ -64,10 +70,10 @@ enum NodeCommand {
 
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {
-        Ok(text) => match io::stdout().write_all(text.as_bytes()) {
-            Ok(()) => ExitCode::SUCCESS,
+        Ok((text, code)) => match io::stdout().write_all(text.as_bytes()) {
+            Ok(()) => code,
             // Whoever reads has read enough.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => code,
             Err(_) => ExitCode::FAILURE,
         },
         Err(error) => {
@@ -77,7 +83,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments) -> anyhow::Result<String> {
+/// What is to be printed, and whether all is well.
+fn run(arguments: &Arguments) -> anyhow::Result<(String, ExitCode)> {
     let request = match &arguments.command {
         Command::Status => Request::Status,
         Command::Node(NodeCommand::List) => Request::Nodes,
@@ -86,10 +93,16 @@ fn run(arguments: &Arguments) -> anyhow::Result<String> {
         }
         Command::Pool(command) => command.request(),
         Command::Block(BlockCommand::List) => Request::Blocks,
+        Command::Ipam(command) => command.request().map_err(anyhow::Error::msg)?,
     };
-    let mut client = Client::connect(&arguments.socket, Duration::from_secs(15))
+    let mut client = Client::connect(&arguments.socket, PATIENCE)
         .context("is polder-agent running on this node, and are you root?")?;
-    Ok(match (client.ask(&request)?, arguments.output) {
+    let reply = client.ask(&request)?;
+    let code = match &reply {
+        Reply::Checked(checked) if !checked.is_clean() => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
+    };
+    let text = match (reply, arguments.output) {
         (Reply::Status(status), Output::Table) => ctl::status(&status),
         (Reply::Status(status), Output::Json) => serde_json::to_string_pretty(&status)? + "\n",
         (Reply::Nodes(nodes), Output::Table) => ctl::nodes(&nodes),
@@ -100,7 +113,12 @@ fn run(arguments: &Arguments) -> anyhow::Result<String> {
         (Reply::Blocks(blocks), Output::Json) => serde_json::to_string_pretty(&blocks)? + "\n",
         (Reply::Done(what), Output::Table) => what + "\n",
         (Reply::Done(what), Output::Json) => serde_json::to_string_pretty(&what)? + "\n",
+        (Reply::Shown(shown), Output::Table) => ctl::ipam::shown(&shown),
+        (Reply::Shown(shown), Output::Json) => serde_json::to_string_pretty(&shown)? + "\n",
+        (Reply::Checked(checked), Output::Table) => ctl::ipam::checked(&checked),
+        (Reply::Checked(checked), Output::Json) => serde_json::to_string_pretty(&checked)? + "\n",
         (Reply::Refused(refusal), _) => bail!(refusal),
         (other, _) => bail!("the agent answered something else: {other:?}"),
-    })
+    };
+    Ok((text, code))
 }
