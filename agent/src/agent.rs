@@ -27,7 +27,7 @@ use crate::machine::Machine;
 use crate::owner::Owner;
 use crate::registrar::{ClaimRequest, ReserveRequest};
 
-use crate::{engine, follower, http, monitor, publisher, recovery, registrar, server, sweeper};
+use crate::{engine, follower, http, inspection, monitor, publisher, recovery, registrar, server, sweeper};
 
 /// Claims that wait before whoever wants another has to.
 const CLAIMS_WAITING: usize = 256;
@@ -121,6 +121,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tasks.spawn(registrar::run(Arc::clone(&agent), wanted, reserved));
     tasks.spawn(engine::run(Arc::clone(&agent)));
     tasks.spawn(publisher::run(Arc::clone(&agent)));
+    tasks.spawn(inspection::run(Arc::clone(&agent)));
     tasks.spawn(sweeper::run(Arc::clone(&agent), leaving));
     tasks.spawn(server::run(Arc::clone(&agent), api));
     tasks.spawn(http::run(Arc::clone(&agent), web));

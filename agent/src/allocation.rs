@@ -11,6 +11,7 @@ use polder_ipam::claim::{LOW_WATER, Wanted};
 use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::node::{AllocateError, NodeIpam, Source, Wish};
 use polder_ipam::pool::Purpose;
+use polder_ipam::shortage;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -183,12 +184,10 @@ async fn source(agent: &Agent, view: &View, request: &AddRequest) -> Result<Sour
 
 /// Refuses a pool that is for nodes with other labels.
 fn check_labels(agent: &Agent, pool: &Pool) -> Result<(), Refusal> {
-    if pool.serves(&agent.config.labels) {
-        return Ok(());
+    match shortage::foreign(pool, &agent.config.labels) {
+        None => Ok(()),
+        Some(problem) => refuse(RefusalKind::Invalid, format!("pool {} {problem}", pool.name)),
     }
-    let labels: Vec<_> = pool.nodes.iter().map(|(label, value)| format!("{label}={value}")).collect();
-    let problem = format!("pool {} is for nodes with the labels {}", pool.name, labels.join(", "));
-    refuse(RefusalKind::Invalid, problem)
 }
 
 /// Has a reserved address handed over to the pod.
@@ -272,19 +271,12 @@ fn refused(error: &AllocateError) -> Refusal {
 }
 
 fn short(family: Family, counts: Counts, error: &ClaimError) -> Refusal {
-    let Counts { used, resting, free, .. } = counts;
+    let own = shortage::own_share(family, counts);
     match error {
-        ClaimError::Exhausted(why) => Refusal::new(
-            RefusalKind::PoolExhausted,
-            format!(
-                "no free {family} address: {used} of this node are used, {resting} rest, {free} are free; {why}. Add a \
-                 pool or remove nodes that are gone"
-            ),
-        ),
-        ClaimError::Unavailable(_) => Refusal::new(
-            RefusalKind::TryAgain,
-            format!("no free {family} address ({used} used, {resting} resting), and {error}"),
-        ),
+        ClaimError::Exhausted(why) => {
+            Refusal::new(RefusalKind::PoolExhausted, format!("{own}; {why}. {}", shortage::REMEDY))
+        }
+        ClaimError::Unavailable(_) => Refusal::new(RefusalKind::TryAgain, format!("{own}, and {error}")),
     }
 }
 

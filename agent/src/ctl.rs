@@ -4,6 +4,25 @@ use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use polder_api::status::{NodeStatus, Status, StoreStatus};
 
+pub mod command;
+pub mod ipam;
+pub mod pool;
+
+/// A table without lines.
+fn table<const COLUMNS: usize>(header: [&str; COLUMNS]) -> Table {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header(header);
+    table
+}
+
+/// The table as text.
+fn print(mut table: Table) -> String {
+    table.column_iter_mut().for_each(|column| {
+        column.set_padding((0, 2));
+    });
+    table.trim_fmt() + "\n"
+}
+
 /// The status of a node, for people.
 pub fn status(status: &Status) -> String {
     let mut lines = vec![
@@ -52,10 +71,8 @@ pub fn status(status: &Status) -> String {
 
 /// The nodes of the cluster, for people.
 pub fn nodes(nodes: &[NodeStatus]) -> String {
-    let mut table = Table::new();
-    table
-        .load_style(NOTHING)
-        .set_header(["NODE", "ALIVE", "STANDING", "UNDERLAY", "GATEWAYS", "BLOCKS", "PATH", "VERSION"]);
+    let header = ["NODE", "ALIVE", "STANDING", "UNDERLAY", "GATEWAYS", "BLOCKS", "PATH", "VERSION"];
+    let mut table = table(header);
     for node in nodes {
         let join = |items: Vec<String>| if items.is_empty() { "-".to_owned() } else { items.join("\n") };
         let alive = match node.alive {
@@ -75,8 +92,5 @@ pub fn nodes(nodes: &[NodeStatus]) -> String {
             node.version.clone(),
         ]);
     }
-    table.column_iter_mut().for_each(|column| {
-        column.set_padding((0, 2));
-    });
-    table.trim_fmt() + "\n"
+    print(table)
 }

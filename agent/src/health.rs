@@ -4,6 +4,7 @@
 use polder_api::message::{Health, HealthRequest, Needed};
 use polder_api::{Family, PoolName};
 use polder_ipam::allocator::Rest;
+use polder_ipam::shortage;
 
 use crate::agent::Agent;
 use crate::board::Registration;
@@ -48,8 +49,5 @@ async fn exhausted(agent: &Agent, family: Family, pool: Option<&PoolName>) -> Op
         return None;
     }
     let why = could_claim(&view, &agent.config.node, &agent.config.labels, family, pool).err()?;
-    Some(format!(
-        "no free {family} address: {} of this node are used, {} rest, and {why}",
-        counts.used, counts.resting
-    ))
+    Some(format!("{}; {why}. {}", shortage::own_share(family, counts), shortage::REMEDY))
 }

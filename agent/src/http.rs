@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use anyhow::Context;
 use axum::Router;
@@ -9,6 +10,8 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
 use polder_api::status::StoreStatus;
+use polder_ipam::pool::Purpose;
+use polder_ipam::shortage::Claimed;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::family::Family as Metrics;
 use prometheus_client::metrics::gauge::Gauge;
@@ -81,5 +84,29 @@ async fn registry(agent: &Agent) -> Registry {
         }
     }
     registry.register("addresses", "Addresses of this node's blocks", addresses);
+    register_pools(&mut registry, agent);
     registry
+}
+
+/// A gauge that may be a fraction, or larger than any whole number that is counted with.
+type Fraction = Gauge<f64, AtomicU64>;
+
+/// What is claimed of the pools: an alarm at 80 % leaves time to add one.
+fn register_pools(registry: &mut Registry, agent: &Agent) {
+    let view = agent.board.view();
+    let blocks: Metrics<[(&'static str, String); 2], Fraction> = Metrics::default();
+    let ratio: Metrics<[(&'static str, String); 1], Fraction> = Metrics::default();
+    for known in view.every_pool().filter(|known| known.record.purpose == Purpose::Blocks) {
+        let (pool, name) = (&known.record, known.record.name.to_string());
+        let claimed = Claimed::of(&view, pool);
+        for (state, number) in
+            [("owned", claimed.owned), ("resting", claimed.resting), ("free", claimed.free())]
+        {
+            #[expect(clippy::cast_precision_loss, reason = "of 2^53 blocks one more or less is none")]
+            blocks.get_or_create(&[("pool", name.clone()), ("state", state.to_owned())]).set(number as f64);
+        }
+        ratio.get_or_create(&[("pool", name)]).set(claimed.ratio());
+    }
+    registry.register("pool_blocks", "Blocks of each pool in the cluster", blocks);
+    registry.register("pool_used_ratio", "Blocks of each pool that are claimed, of all that it has", ratio);
 }

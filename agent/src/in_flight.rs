@@ -32,6 +32,11 @@ impl InFlight {
         self.lock().contains(attachment)
     }
 
+    /// All that somebody holds.
+    pub fn all(&self) -> BTreeSet<Attachment> {
+        self.lock().clone()
+    }
+
     /// Holds the attachment as soon as nobody else does.
     pub async fn take(self: &Arc<Self>, attachment: &Attachment) -> Wired {
         loop {

@@ -7,6 +7,7 @@
 
 pub mod desired;
 pub mod features;
+pub mod inspection;
 pub mod plan;
 pub mod reaper;
 pub mod ruleset;
@@ -14,7 +15,7 @@ pub mod state;
 pub mod sysctl;
 
 pub mod apply;
-mod snapshot;
+pub mod snapshot;
 
 use std::net::IpAddr;
 

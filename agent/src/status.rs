@@ -14,6 +14,7 @@ use crate::kernel::desired::Path;
 use crate::kernel::sysctl;
 use crate::machine::now;
 use crate::removal;
+use polder_ipam::shortage;
 use polder_ipam::view::{Source, View};
 
 /// This node.
@@ -21,14 +22,24 @@ pub async fn status(agent: &Agent) -> Status {
     let view = agent.board.view();
     let pass = agent.board.pass();
     let reasons = agent.board.obstacles();
-    let (counts, pods) = agent.ipam.run(|ipam| (ipam.counts(now()), ipam.attachments().count())).await;
+    let (counts, totals, pods) = agent
+        .ipam
+        .run(|ipam| {
+            let totals = Family::BOTH.map(|family| (family, ipam.total(family, None, now())));
+            (ipam.counts(now()), totals, ipam.attachments().count())
+        })
+        .await;
+    let mut problems = problems(agent, &view, pass.as_deref());
+    let totals = totals.into_iter().collect();
+    let shortages = shortage::warnings(&view, &agent.config.labels, &totals);
+    problems.extend(shortages.iter().map(ToString::to_string));
     let uplinks = agent.board.underlay().map(|underlay| underlay.uplinks.clone()).unwrap_or_default();
     Status {
         node: agent.config.node.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         ready: reasons.is_empty(),
         reasons,
-        problems: problems(agent, &view, pass.as_deref()),
+        problems,
         cluster: view.cluster.as_ref().map(|cluster| ClusterStatus {
             id: cluster.record.id.to_string(),
             backend: format!("{:?}", cluster.record.backend).to_lowercase(),

@@ -18,7 +18,7 @@ use tracing::{info, warn};
 use crate::agent::Agent;
 use crate::kernel::Kernel;
 use crate::machine::now;
-use crate::service;
+use crate::service::{self, Addresses};
 
 /// Frees what plugins took down while the agent was away, as their notes say. To be done before the first ADD: it
 /// might be for an attachment that a note is about.
@@ -72,7 +72,10 @@ pub async fn run(agent: Arc<Agent>, leaving: Vec<Attachment>) {
             Ok(gone) => {
                 let is_in_flight = |attachment: &Attachment| agent.in_flight.has(attachment);
                 for attachment in missing.observe(&gone, is_in_flight, agent.config.grace, now()) {
-                    sweep(&agent, &attachment).await;
+                    let why = "it has been gone for longer than the grace period";
+                    if let Err(error) = sweep(&agent, &attachment, why).await {
+                        warn!(%attachment, error, "not released, to be tried again");
+                    }
                 }
             }
             Err(error) => warn!(error, "the pods' interfaces cannot be looked at"),
@@ -80,15 +83,27 @@ pub async fn run(agent: Arc<Agent>, leaving: Vec<Attachment>) {
     }
 }
 
+/// What became of an attachment that seemed to be gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Swept {
+    /// It was, and is released.
+    Released,
+    /// It is not: its interface is there, or its namespace, where the interface is another plugin's.
+    Alive,
+    /// Somebody works on it.
+    Busy,
+}
+
 /// Releases an attachment that is gone, if it still is when nobody else works on it.
-async fn sweep(agent: &Agent, attachment: &Attachment) {
-    let Some(_held) = agent.in_flight.hold(attachment) else { return };
-    match look(agent).await {
-        Ok(gone) if gone.contains(attachment) => {
-            release(agent, attachment, "it has been gone for longer than the grace period").await;
-        }
-        Ok(_) => {}
-        Err(error) => warn!(%error, "the pods' interfaces cannot be looked at"),
+pub async fn sweep(agent: &Agent, attachment: &Attachment, why: &str) -> Result<Swept, String> {
+    let Some(_held) = agent.in_flight.hold(attachment) else { return Ok(Swept::Busy) };
+    if !look(agent).await?.contains(attachment) {
+        return Ok(Swept::Alive);
+    }
+    info!(%attachment, why, "releasing");
+    match service::release(agent, attachment).await.map_err(|refusal| refusal.message)? {
+        Addresses::Freed => Ok(Swept::Released),
+        Addresses::Kept(refusal) => Err(refusal.message),
     }
 }
 

@@ -7,9 +7,11 @@ mod attachment;
 pub mod client;
 mod family;
 pub mod frame;
+pub mod ipam;
 mod mac;
 pub mod message;
 mod name;
+pub mod pool;
 pub mod status;
 
 pub use attachment::{Attachment, Pod, is_host_interface, tombstone, tombstones};

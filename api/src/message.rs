@@ -9,6 +9,8 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+use crate::ipam::{Checked, Release, Repairs, Shown, Subject};
+use crate::pool::{ClaimStatus, PoolChange, PoolStatus};
 use crate::status::{NodeStatus, Status};
 use crate::{Attachment, IfName, Mac, NetworkName, NodeName, Pod, PoolName};
 
@@ -47,6 +49,18 @@ pub enum Request {
     Nodes,
     /// Remove a node from the cluster.
     RemoveNode(Removal),
+    /// The pools of the cluster, as this node sees them.
+    Pools,
+    /// The blocks that are claimed, as this node sees them.
+    Blocks,
+    /// Change the cluster's pools.
+    ChangePool(PoolChange),
+    /// Say who has which address, and why.
+    Show(Subject),
+    /// Check the records of the cluster, and ledger and kernel of every node.
+    Inspect(Repairs),
+    /// Give an address up.
+    Release(Release),
 }
 
 /// A node that is to be removed.
@@ -160,6 +174,14 @@ pub enum Reply {
     Status(Box<Status>),
     /// To Nodes.
     Nodes(Vec<NodeStatus>),
+    /// To Pools.
+    Pools(Vec<PoolStatus>),
+    /// To Blocks.
+    Blocks(Vec<ClaimStatus>),
+    /// To Show.
+    Shown(Box<Shown>),
+    /// To Inspect.
+    Checked(Box<Checked>),
     /// To what an operator wants changed: what has come of it, in words.
     Done(String),
     /// It could not be done, and nothing was.

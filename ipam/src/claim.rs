@@ -13,6 +13,7 @@ use crate::key::Key;
 use crate::ledger::{Identity, LedgerError};
 use crate::pool::{Block, Labels, Pool};
 use crate::record::{BlockRecord, Incarnation, Nonce, encode};
+use crate::shortage;
 use crate::store::{Compare, Entry, StoreError, Txn, Write};
 use crate::view::{Known, Source, View};
 
@@ -212,19 +213,10 @@ pub fn next_block<'a>(
         }
         tried.push(match wanted {
             Wanted::This(block) => format!("block {block} is claimed"),
-            Wanted::Any(..) => {
-                let blocks = pool.record.last_block().saturating_add(1);
-                let cidr = pool.record.cidr();
-                format!("pool {name} ({cidr}) has no free block, all {blocks} are claimed")
-            }
+            Wanted::Any(..) => shortage::all_claimed(view, &pool.record),
         });
     }
-    Err(match (tried.is_empty(), wanted) {
-        (false, _) => tried.join("; "),
-        (true, Wanted::Any(family, Some(pool))) => format!("there is no active {family} pool {pool}"),
-        (true, Wanted::Any(family, None)) => format!("there is no active {family} pool"),
-        (true, Wanted::This(block)) => format!("there is no active pool with block {block}"),
-    })
+    Err(if tried.is_empty() { shortage::no_pool(view, labels, wanted) } else { tried.join("; ") })
 }
 
 /// A number that is the node's own in that pool, and the same at every start.

@@ -32,6 +32,10 @@ pub enum Key {
     Fence(Incarnation),
     /// An address that belongs to a workload by name.
     Reservation(IpAddr),
+    /// The wish that every node looks at itself.
+    Inspection,
+    /// What a node has found that looked at itself.
+    Answer(NodeName),
 }
 
 /// A key that names no record.
@@ -40,8 +44,9 @@ pub enum Key {
 pub struct UnknownKey(String);
 
 impl Key {
-    /// All records that every agent follows: claims, settings, fences, nodes, pools, reservations. Addresses and leases, which change with
-    /// every pod and every minute, sort before them and are left out.
+    /// All records that every agent follows: claims, settings, fences, inspections, nodes, pools, reservations. Addresses,
+    /// leases and answers, which change with every pod and every minute or concern one reader alone, sort before them
+    /// and are left out.
     pub fn followed() -> Range {
         Range { start: format!("{PREFIX}b"), end: "/polder/v2".to_owned() }
     }
@@ -54,6 +59,21 @@ impl Key {
     /// The leases of all nodes.
     pub fn all_alive() -> Range {
         Range::prefix(format!("{PREFIX}alive/"))
+    }
+
+    /// The records of all addresses of all nodes.
+    pub fn all_addresses() -> Range {
+        Range::prefix(format!("{PREFIX}addresses/"))
+    }
+
+    /// What all nodes have answered.
+    pub fn all_answers() -> Range {
+        Range::prefix(format!("{PREFIX}answers/"))
+    }
+
+    /// All nodes.
+    pub fn all_nodes() -> Range {
+        Range::prefix(format!("{PREFIX}nodes/"))
     }
 
     /// All pools.
@@ -98,6 +118,8 @@ impl fmt::Display for Key {
             Self::Alive(node) => write!(f, "{PREFIX}alive/{node}"),
             Self::Fence(incarnation) => write!(f, "{PREFIX}fences/{incarnation}"),
             Self::Reservation(ip) => write!(f, "{PREFIX}reservations/{ip}"),
+            Self::Inspection => write!(f, "{PREFIX}inspection"),
+            Self::Answer(node) => write!(f, "{PREFIX}answers/{node}"),
         }
     }
 }
@@ -113,6 +135,8 @@ fn parse(text: &str) -> Option<Key> {
     let parts: Vec<_> = text.strip_prefix(PREFIX)?.split('/').collect();
     match parts.as_slice() {
         ["cluster"] => Some(Key::Cluster),
+        ["inspection"] => Some(Key::Inspection),
+        ["answers", node] => Some(Key::Answer(node.parse().ok()?)),
         ["pools", name] => Some(Key::Pool(name.parse().ok()?)),
         ["nodes", name] => Some(Key::Node(name.parse().ok()?)),
         ["addresses", node, ip] => Some(Key::Address(node.parse().ok()?, ip.parse().ok()?)),
@@ -156,6 +180,8 @@ mod tests {
                 "/polder/v1/addresses/n1/10.244.0.65",
             ),
             (Key::Alive("n1".parse().unwrap()), "/polder/v1/alive/n1"),
+            (Key::Inspection, "/polder/v1/inspection"),
+            (Key::Answer("n1".parse().unwrap()), "/polder/v1/answers/n1"),
         ] {
             assert_eq!(key.to_string(), text);
             assert_eq!(text.parse::<Key>().unwrap(), key);
@@ -193,12 +219,14 @@ mod tests {
             Key::Cluster,
             Key::Pool("p".parse().unwrap()),
             Key::Node("n".parse().unwrap()),
+            Key::Inspection,
             block("0.0.0.0/26"),
         ] {
             assert!(followed.has(&key.to_string()), "{key}");
         }
         let node: NodeName = "n".parse().unwrap();
-        for key in [Key::Alive(node.clone()), Key::Address(node, "10.0.0.1".parse().unwrap())] {
+        let address = Key::Address(node.clone(), "10.0.0.1".parse().unwrap());
+        for key in [Key::Alive(node.clone()), Key::Answer(node), address] {
             assert!(!followed.has(&key.to_string()), "{key}");
         }
     }

@@ -4,7 +4,7 @@
 //! own blocks are decided by that node alone, and kept in its ledger. So an address can be handed out while the
 //! store is away, and still never twice.
 //!
-//! What decides is pure: [`pool`], [`view`], [`peers`], [`claim`] and [`allocator`] know no clock, no randomness and no
+//! What decides is pure: [`pool`], [`pools`], [`view`], [`peers`], [`claim`] and [`allocator`] know no clock, no randomness and no
 //! input or output.
 //! What acts stands beside it: [`store`] speaks to etcd or to a file, [`ledger`] to SQLite; [`node`] puts the
 //! allocator and the ledger together.
@@ -21,9 +21,11 @@ pub mod moment;
 pub mod node;
 pub mod peers;
 pub mod pool;
+pub mod pools;
 pub mod record;
 pub mod removal;
 pub mod reservation;
+pub mod shortage;
 pub mod steward;
 pub mod store;
 pub mod view;

@@ -157,6 +157,10 @@ impl<L: Ledger> NodeIpam<L> {
             return Ok(());
         }
         self.ledger.add_attachment(&held)?;
+        for address in &held.addresses {
+            // Those of blocks that are not usable yet are taken when they are.
+            let _ = self.allocator.take(*address);
+        }
         self.attachments.insert(held.attachment.clone(), held);
         Ok(())
     }
@@ -408,8 +412,10 @@ pub fn stale<'a>(
     stale.map(|held| held.attachment.clone()).collect()
 }
 
+mod facts;
 mod own;
 
+pub use facts::Condition;
 pub use own::{Own, Stray};
 
 #[cfg(test)]

@@ -110,6 +110,12 @@ impl Pool {
         }
     }
 
+    /// The same pool in that state.
+    #[must_use]
+    pub fn in_state(&self, state: PoolState) -> Self {
+        Self { state, ..self.clone() }
+    }
+
     /// Whether a node with these labels may take addresses from it.
     pub fn serves(&self, labels: &Labels) -> bool {
         self.nodes.iter().all(|(label, value)| labels.get(label) == Some(value))

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use polder_api::ipam::{DeviationStatus, Repairs};
 use polder_api::{Attachment, Mac, NodeName, Pod, PoolName};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -42,6 +43,8 @@ pub enum Record {
     Fence(Incarnation, FenceRecord),
     /// At [`Key::Reservation`].
     Reservation(IpAddr, ReservationRecord),
+    /// At [`Key::Inspection`].
+    Inspection(InspectionRecord),
 }
 
 /// The settings that all nodes share.
@@ -269,6 +272,32 @@ pub struct AddressRecord {
     pub pod: Option<Pod>,
 }
 
+/// The wish that every node looks at itself, and answers at [`Key::Answer`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InspectionRecord {
+    /// Tells it from any other.
+    pub id: Nonce,
+    /// Whether what is found is to be put right.
+    pub repairs: Repairs,
+}
+
+/// What a node has found that looked at itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AnswerRecord {
+    /// Which inspection it answers.
+    pub id: Nonce,
+    /// How many attachments its ledger has.
+    pub attachments: u64,
+    /// How many interfaces of pods its kernel has.
+    pub interfaces: u64,
+    /// What is not as it should be.
+    pub deviations: Vec<DeviationStatus>,
+    /// How many more there are, for which there was no room.
+    pub left_out: u64,
+}
+
 macro_rules! random_identity {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -321,7 +350,10 @@ pub fn decode(key: &str, value: &[u8]) -> Result<Record, RefusedRecord> {
         }
         Key::Fence(incarnation) => Record::Fence(incarnation, json(value).map_err(refused)?),
         Key::Reservation(address) => Record::Reservation(address, json(value).map_err(refused)?),
-        Key::Address(..) | Key::Alive(_) => return Err(refused("agents do not follow it".to_owned())),
+        Key::Inspection => Record::Inspection(json(value).map_err(refused)?),
+        Key::Address(..) | Key::Alive(_) | Key::Answer(_) => {
+            return Err(refused("agents do not follow it".to_owned()));
+        }
     };
     Ok(record)
 }
@@ -400,6 +432,7 @@ mod tests {
                 r#"{"owner":"default/db-0","holder":{"node":"n","incarnation":"i","boot_id":"b","attachment":{"network":"polder","container":"c","interface":"eth0"}},"generation":3}"#,
             ),
             ("/polder/v1/reservations/fd00::5", r#"{"owner":"default/db-0","generation":4}"#),
+            ("/polder/v1/inspection", r#"{"id":"x","repairs":"safe"}"#),
         ];
         for (key, text) in golden {
             let again = match decode(key, text.as_bytes()).unwrap() {
@@ -409,6 +442,7 @@ mod tests {
                 Record::Block(_, record) => encode(&record),
                 Record::Fence(_, record) => encode(&record),
                 Record::Reservation(_, record) => encode(&record),
+                Record::Inspection(record) => encode(&record),
             };
             assert_eq!(String::from_utf8(again).unwrap(), text);
         }

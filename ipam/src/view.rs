@@ -7,7 +7,8 @@ use std::sync::Arc;
 use crate::key::Key;
 use crate::pool::{PoolState, Purpose};
 use crate::record::{
-    BlockRecord, ClusterRecord, FenceRecord, Incarnation, NodeRecord, Record, ReservationRecord, decode,
+    BlockRecord, ClusterRecord, FenceRecord, Incarnation, InspectionRecord, NodeRecord, Record,
+    ReservationRecord, decode,
 };
 use crate::store::{Change, Contents, Entry, Update};
 use crate::{Block, Pool};
@@ -59,6 +60,8 @@ pub struct View {
     pub fences: BTreeMap<Incarnation, Known<FenceRecord>>,
     /// The addresses that belong to workloads by name.
     pub reservations: BTreeMap<IpAddr, Known<ReservationRecord>>,
+    /// The wish that every node looks at itself.
+    pub inspection: Option<Known<InspectionRecord>>,
     /// The keys whose records were refused, with the reason. Where an earlier record could be read, it stays in force.
     pub refused: BTreeMap<String, String>,
     /// How often the store seems to have lost records: it lost the settings, which nobody deletes, or came back without
@@ -147,11 +150,15 @@ impl View {
     /// The settings as they are, or as they were last known.
     pub fn settings(&self) -> Option<Settings> {
         let Some(cluster) = &self.cluster else { return self.remembered.clone() };
-        let pools = self.pools.values().chain(self.swallowing.values());
         Some(Settings {
             cluster: Arc::clone(&cluster.record),
-            pools: pools.map(|pool| Arc::clone(&pool.record)).collect(),
+            pools: self.every_pool().map(|pool| Arc::clone(&pool.record)).collect(),
         })
+    }
+
+    /// All pools, also those that cannot be used here.
+    pub fn every_pool(&self) -> impl Iterator<Item = &Known<Pool>> {
+        self.pools.values().chain(self.swallowing.values())
     }
 
     fn take_all(&mut self, entries: Vec<Entry>) {
@@ -181,6 +188,7 @@ impl View {
             Ok(Record::Reservation(address, record)) => {
                 drop(self.reservations.insert(address, known(record, revision)));
             }
+            Ok(Record::Inspection(record)) => self.inspection = Some(known(record, revision)),
             Err(refused) => drop(self.refused.insert(key, refused.reason)),
         }
     }
@@ -226,7 +234,8 @@ impl View {
             Ok(Key::Block(block)) => drop(self.blocks.remove(&block)),
             Ok(Key::Fence(incarnation)) => drop(self.fences.remove(&incarnation)),
             Ok(Key::Reservation(address)) => drop(self.reservations.remove(&address)),
-            Ok(Key::Address(..) | Key::Alive(_)) | Err(_) => {}
+            Ok(Key::Inspection) => self.inspection = None,
+            Ok(Key::Address(..) | Key::Alive(_) | Key::Answer(_)) | Err(_) => {}
         }
     }
 

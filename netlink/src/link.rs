@@ -43,6 +43,8 @@ pub struct Link {
     pub mtu: u32,
     /// The bridge that it is a port of.
     pub controller: Option<u32>,
+    /// The number of what it hangs on: of a veth its other end, perhaps in another namespace.
+    pub peer: Option<u32>,
     /// `ifalias`.
     pub alias: Option<String>,
     /// What made it.
@@ -212,6 +214,7 @@ impl From<LinkMessage> for Link {
             mac: None,
             mtu: 0,
             controller: None,
+            peer: None,
             alias: None,
             kind: Kind::Other,
             port: None,
@@ -223,6 +226,7 @@ impl From<LinkMessage> for Link {
                 LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(Mac),
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::Controller(index) => link.controller = Some(index),
+                LinkAttribute::Link(index) => link.peer = Some(index),
                 LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
                 LinkAttribute::LinkInfo(infos) => link.take_info(infos),
                 LinkAttribute::AfSpecUnspec(families) => {

@@ -160,7 +160,7 @@ impl Worker {
             .unwrap_or_else(|error| panic!("polderctl {arguments:?} on {}: {error}", self.name()))
     }
 
-    /// Runs `polderctl`; its JSON, or what it complains of.
+    /// Runs `polderctl` and returns its JSON, or what it says is wrong.
     pub fn try_ctl(&self, arguments: &[&str]) -> Result<Value, String> {
         let mut command = self.node.command(dist().join("polderctl"));
         let output =
@@ -169,6 +169,16 @@ impl Worker {
             return Err(String::from_utf8_lossy(&output.stderr).into_owned());
         }
         serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())
+    }
+
+    /// Runs `polderctl` and returns whether it ended well, with its JSON.
+    pub fn ctl_verdict(&self, arguments: &[&str]) -> (bool, Value) {
+        let mut command = self.node.command(dist().join("polderctl"));
+        let output = command.args(["-o", "json"]).args(arguments).output().expect("nsenter is installed");
+        let json = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+            panic!("polderctl {arguments:?} on {}: {error}: {output:?}", self.name())
+        });
+        (output.status.success(), json)
     }
 
     /// The node's status.

@@ -8,9 +8,13 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use polder_agent::ctl;
+use polder_agent::ctl::command::{BlockCommand, IpamCommand, PoolCommand};
 use polder_api::client::Client;
 use polder_api::message::{Removal, Reply, Request};
 use polder_api::{DEFAULT_SOCKET, NodeName};
+
+/// How long the agent has to answer: it asks all nodes, for a check.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Looks after a Polder network.
 #[derive(Debug, Parser)]
@@ -39,6 +43,15 @@ enum Command {
     /// The nodes of the cluster
     #[command(subcommand)]
     Node(NodeCommand),
+    /// The ranges that pods' addresses come from
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// The blocks of the pools that nodes have claimed
+    #[command(subcommand)]
+    Block(BlockCommand),
+    /// Who has which address, whether all is right, and giving one up
+    #[command(subcommand)]
+    Ipam(IpamCommand),
 }
 
 #[derive(Debug, Subcommand)]
@@ -57,10 +70,10 @@ enum NodeCommand {
 
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {
-        Ok(text) => match io::stdout().write_all(text.as_bytes()) {
-            Ok(()) => ExitCode::SUCCESS,
+        Ok((text, code)) => match io::stdout().write_all(text.as_bytes()) {
+            Ok(()) => code,
             // Whoever reads has read enough.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => code,
             Err(_) => ExitCode::FAILURE,
         },
         Err(error) => {
@@ -70,24 +83,42 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments) -> anyhow::Result<String> {
+/// What is to be printed, and whether all is well.
+fn run(arguments: &Arguments) -> anyhow::Result<(String, ExitCode)> {
     let request = match &arguments.command {
         Command::Status => Request::Status,
         Command::Node(NodeCommand::List) => Request::Nodes,
         Command::Node(NodeCommand::Remove { name, dead }) => {
             Request::RemoveNode(Removal { node: name.clone(), dead: *dead })
         }
+        Command::Pool(command) => command.request(),
+        Command::Block(BlockCommand::List) => Request::Blocks,
+        Command::Ipam(command) => command.request().map_err(anyhow::Error::msg)?,
     };
-    let mut client = Client::connect(&arguments.socket, Duration::from_secs(15))
+    let mut client = Client::connect(&arguments.socket, PATIENCE)
         .context("is polder-agent running on this node, and are you root?")?;
-    Ok(match (client.ask(&request)?, arguments.output) {
+    let reply = client.ask(&request)?;
+    let code = match &reply {
+        Reply::Checked(checked) if !checked.is_clean() => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
+    };
+    let text = match (reply, arguments.output) {
         (Reply::Status(status), Output::Table) => ctl::status(&status),
         (Reply::Status(status), Output::Json) => serde_json::to_string_pretty(&status)? + "\n",
         (Reply::Nodes(nodes), Output::Table) => ctl::nodes(&nodes),
         (Reply::Nodes(nodes), Output::Json) => serde_json::to_string_pretty(&nodes)? + "\n",
+        (Reply::Pools(pools), Output::Table) => ctl::pool::pools(&pools),
+        (Reply::Pools(pools), Output::Json) => serde_json::to_string_pretty(&pools)? + "\n",
+        (Reply::Blocks(blocks), Output::Table) => ctl::pool::blocks(&blocks),
+        (Reply::Blocks(blocks), Output::Json) => serde_json::to_string_pretty(&blocks)? + "\n",
         (Reply::Done(what), Output::Table) => what + "\n",
         (Reply::Done(what), Output::Json) => serde_json::to_string_pretty(&what)? + "\n",
+        (Reply::Shown(shown), Output::Table) => ctl::ipam::shown(&shown),
+        (Reply::Shown(shown), Output::Json) => serde_json::to_string_pretty(&shown)? + "\n",
+        (Reply::Checked(checked), Output::Table) => ctl::ipam::checked(&checked),
+        (Reply::Checked(checked), Output::Json) => serde_json::to_string_pretty(&checked)? + "\n",
         (Reply::Refused(refusal), _) => bail!(refusal),
         (other, _) => bail!("the agent answered something else: {other:?}"),
-    })
+    };
+    Ok((text, code))
 }

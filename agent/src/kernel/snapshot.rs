@@ -96,11 +96,7 @@ impl Kernel {
     /// The names of the pods' interfaces.
     pub fn pod_interfaces(&mut self) -> Result<BTreeSet<IfName>, Error> {
         let links = self.routes.links()?;
-        let pods = links.values().filter_map(|link| match device(link) {
-            Some(Device::Pod(name)) => Some(name),
-            _ => None,
-        });
-        Ok(pods.collect())
+        Ok(links.values().filter_map(pod).collect())
     }
 
     /// The node's own addresses, on the bridge.
@@ -146,6 +142,14 @@ pub struct AttachedPod {
     pub mtu: u32,
     /// The pod's addresses.
     pub addresses: Vec<IpAddr>,
+}
+
+/// The name of the interface, if it is a pod's.
+pub(super) fn pod(link: &Link) -> Option<IfName> {
+    match device(link) {
+        Some(Device::Pod(name)) => Some(name),
+        _ => None,
+    }
 }
 
 /// What the interface is for, if it is ours.

@@ -1,0 +1,220 @@
+//! Checks the cluster, for an operator: the records among themselves, and each node's ledger and kernel.
+//!
+//! Whoever is asked writes a wish into the store, which every agent follows. Each looks at itself and answers in the store;
+//! answers and wish are taken away in the end, also those of somebody who did not come to his end.
+
+mod answer;
+mod mend;
+mod own;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use polder_api::NodeName;
+use polder_api::ipam::{Checked, DeviationStatus, NodeChecked, Repairs};
+use polder_api::message::{Refusal, RefusalKind};
+use polder_ipam::invariants::{self, Deviation, Facts, Published, Repair};
+use polder_ipam::key::Key;
+use polder_ipam::record::{AnswerRecord, InspectionRecord, Nonce, encode};
+use polder_ipam::store::{Compare, LARGEST_TXN, Outcome, Store, StoreError, Txn, Write};
+use polder_ipam::view::View;
+use tokio::time::{Instant, sleep};
+use tracing::warn;
+
+use crate::agent::Agent;
+use crate::machine::random_name;
+use crate::pools;
+use crate::published::Addresses;
+
+pub use answer::run;
+
+/// How long the nodes have to answer; when they put something right, twice as long.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Between two looks at the answers.
+const PAUSE: Duration = Duration::from_millis(200);
+
+fn try_again(error: impl std::fmt::Display) -> Refusal {
+    Refusal::new(RefusalKind::TryAgain, format!("the cluster cannot be checked: {error}"))
+}
+
+/// Checks the cluster.
+pub async fn check(agent: &Agent, repairs: Repairs) -> Result<Checked, Refusal> {
+    let store = &agent.store;
+    let id = Nonce(random_name().map_err(try_again)?);
+    let record = InspectionRecord { id: id.clone(), repairs };
+    let put = Write::Put { key: Key::Inspection.to_string(), value: encode(&record) };
+    let sent = store.commit(&Txn { compares: Vec::new(), writes: vec![put] }).await;
+    // An outcome that is not known shows itself: without the wish there are no answers.
+    let checked = match sent {
+        Ok(_) => ask(agent, &id, repairs).await,
+        Err(error) => Err(try_again(error)),
+    };
+    if let Err(error) = clean_up(store, &id).await {
+        warn!(%error, "what a check has left in the store goes with the next one");
+    }
+    checked
+}
+
+async fn ask(agent: &Agent, id: &Nonce, repairs: Repairs) -> Result<Checked, Refusal> {
+    let store = &agent.store;
+    let started = Instant::now();
+    let view = pools::read(store).await.map_err(try_again)?;
+    let alive = alive(store).await.map_err(try_again)?;
+    let (expected, absent): (BTreeSet<NodeName>, BTreeSet<NodeName>) =
+        view.nodes.keys().cloned().partition(|name| alive.contains(name));
+    let mut among = look(&view, store).await.map_err(try_again)?;
+    let patience = if repairs == Repairs::Safe { PATIENCE * 2 } else { PATIENCE };
+    let mut answers = BTreeMap::new();
+    while answers.len() < expected.len() && started.elapsed() < patience {
+        sleep(PAUSE).await;
+        answers = read_answers(store, id, &expected).await.map_err(try_again)?;
+    }
+    while !among.is_empty() && started.elapsed() < answer::CERTAIN {
+        sleep(PAUSE).await;
+    }
+    // While blocks and addresses come and go, one look may find what is not so.
+    let view = pools::read(store).await.map_err(try_again)?;
+    if view.inspection.as_ref().is_none_or(|asked| asked.record.id != *id) {
+        return Err(try_again("somebody else has begun to check it at the same time. Try again"));
+    }
+    if !among.is_empty() {
+        let again = look(&view, store).await.map_err(try_again)?;
+        among.retain(|found| again.iter().any(|other| other.deviation.what == found.deviation.what));
+    }
+    let mut checked = Checked {
+        silent: expected.iter().filter(|name| !answers.contains_key(*name)).cloned().collect(),
+        absent: absent.into_iter().collect(),
+        ..Checked::default()
+    };
+    for (name, answer) in answers {
+        checked.nodes.push(NodeChecked {
+            name,
+            attachments: answer.attachments,
+            interfaces: answer.interfaces,
+        });
+        checked.left_out += answer.left_out;
+        checked.deviations.extend(answer.deviations);
+    }
+    for found in among {
+        if checked.deviations.iter().any(|known| known.what == found.deviation.what) {
+            continue;
+        }
+        let repaired = repairs == Repairs::Safe && withdraw(store, &view, &found).await;
+        checked.deviations.push(found.status(repaired));
+    }
+    Ok(checked)
+}
+
+/// Something that is wrong with the records among themselves.
+struct Found {
+    deviation: Deviation,
+    /// The record of an address that nobody can have.
+    record: Option<(String, i64)>,
+}
+
+impl Found {
+    fn status(self, repaired: bool) -> DeviationStatus {
+        let Deviation { invariant, what, remedy, node, .. } = self.deviation;
+        DeviationStatus { invariant: invariant.to_string(), node, what, remedy, repaired }
+    }
+}
+
+/// What is wrong with the records among themselves.
+async fn look(view: &View, store: &Store) -> Result<Vec<Found>, StoreError> {
+    let addresses = Addresses::read(store).await?;
+    let published: Vec<Published> =
+        addresses.records.iter().map(|(published, _)| published.clone()).collect();
+    let facts = Facts { view: Some(view), putting_back: false, published: &published, nodes: &[] };
+    let revision = |deviation: &Deviation| match (&deviation.repair, &deviation.node) {
+        (Some(Repair::Withdraw(address)), Some(node)) => {
+            let records = addresses.records.iter();
+            let mut same = records.filter(|(known, _)| known.address == *address && known.node == *node);
+            let (_, revision) = same.next()?;
+            Some((Key::Address(node.clone(), *address).to_string(), *revision))
+        }
+        _ => None,
+    };
+    let mut found: Vec<Found> = invariants::check(&facts)
+        .into_iter()
+        .map(|deviation| Found { record: revision(&deviation), deviation })
+        .collect();
+    found.extend(view.refused.iter().map(|(key, reason)| unreadable(key, reason, None)));
+    let strays = addresses.unreadable.iter();
+    found.extend(strays.map(|(key, reason, revision)| unreadable(key, reason, Some(*revision))));
+    Ok(found)
+}
+
+fn unreadable(key: &str, reason: &str, revision: Option<i64>) -> Found {
+    // One of a node's own addresses that node names, too, and in the same words.
+    let node = key.strip_prefix(polder_ipam::key::PREFIX).and_then(|key| key.strip_prefix("addresses/"));
+    let node: Option<NodeName> = node.and_then(|rest| rest.split('/').next()?.parse().ok());
+    let what = match &node {
+        Some(_) => format!("record {key} of this node's addresses cannot be read: {reason}"),
+        None => format!("record {key} cannot be read: {reason}"),
+    };
+    let (invariant, remedy) = (invariants::Invariant::NoLeak, "correct or delete it".to_owned());
+    Found {
+        deviation: Deviation { invariant, what, remedy, node, repair: None },
+        record: revision.map(|revision| (key.to_owned(), revision)),
+    }
+}
+
+/// Deletes the record of an address that says of a node that is not there what nobody can withdraw but us.
+async fn withdraw(store: &Store, view: &View, found: &Found) -> bool {
+    let (Some((key, revision)), Some(node)) = (&found.record, &found.deviation.node) else { return false };
+    if view.nodes.contains_key(node) {
+        return false;
+    }
+    let compares = vec![
+        Compare::Unchanged { key: key.clone(), revision: *revision },
+        Compare::absent(&Key::Node(node.clone())),
+    ];
+    let txn = Txn { compares, writes: vec![Write::Delete { key: key.clone() }] };
+    matches!(store.commit(&txn).await, Ok(Outcome::Applied { .. }))
+}
+
+/// The nodes whose agents give signs of life.
+async fn alive(store: &Store) -> Result<BTreeSet<NodeName>, StoreError> {
+    let contents = store.range(&Key::all_alive()).await?;
+    let name = |key: &str| match key.parse() {
+        Ok(Key::Alive(name)) => Some(name),
+        _ => None,
+    };
+    Ok(contents.entries.iter().filter_map(|entry| name(&entry.key)).collect())
+}
+
+/// The answers to that check, of nodes that are expected to answer.
+async fn read_answers(
+    store: &Store,
+    id: &Nonce,
+    expected: &BTreeSet<NodeName>,
+) -> Result<BTreeMap<NodeName, AnswerRecord>, StoreError> {
+    let contents = store.range(&Key::all_answers()).await?;
+    let answers = contents.entries.iter().filter_map(|entry| {
+        let Ok(Key::Answer(name)) = entry.key.parse() else { return None };
+        let answer: AnswerRecord = serde_json::from_slice(&entry.value).ok()?;
+        (answer.id == *id && expected.contains(&name)).then_some((name, answer))
+    });
+    Ok(answers.collect())
+}
+
+/// Takes the wish away, and all answers, also those to earlier ones. A newer wish of somebody else stays.
+async fn clean_up(store: &Store, id: &Nonce) -> Result<(), StoreError> {
+    let view = pools::read(store).await?;
+    if let Some(asked) = &view.inspection {
+        if asked.record.id != *id {
+            return Ok(());
+        }
+        let key = Key::Inspection.to_string();
+        let unchanged = Compare::Unchanged { key: key.clone(), revision: asked.revision };
+        store.commit(&Txn { compares: vec![unchanged], writes: vec![Write::Delete { key }] }).await?;
+    }
+    let answers = store.range(&Key::all_answers()).await?;
+    for chunk in answers.entries.chunks(LARGEST_TXN) {
+        let writes = chunk.iter().map(|entry| Write::Delete { key: entry.key.clone() }).collect();
+        let compares = vec![Compare::absent(&Key::Inspection)];
+        store.commit(&Txn { compares, writes }).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,152 @@
+//! Answers a check: looks at the node itself, again until what it finds is certain, and puts right what it can.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use polder_api::ipam::{DeviationStatus, Repairs};
+use polder_ipam::key::Key;
+use polder_ipam::record::{AnswerRecord, InspectionRecord, Nonce, encode};
+use polder_ipam::store::{Compare, Txn, Write};
+use polder_ipam::view::{Known, Source};
+use tokio::time::{Instant, sleep};
+use tracing::{debug, warn};
+
+use super::mend::mend;
+use super::own::{Finding, Look, look};
+use crate::agent::Agent;
+
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// For how long something has to deviate. Pods come and go meanwhile, and what is told of them is some way behind.
+pub(super) const CERTAIN: Duration = Duration::from_secs(3);
+
+/// How long the store's loss of records excuses what is missing in it.
+const PUTTING_BACK: Duration = Duration::from_secs(60);
+
+/// Deviations in one answer, and the characters of each: together a few KiB.
+const ROOM: usize = 16;
+const LONGEST: usize = 240;
+
+/// Answers every check that is asked for from now on, for ever.
+pub async fn run(agent: Arc<Agent>) {
+    let mut views = agent.board.view.subscribe();
+    let mut answered: Option<Nonce> = None;
+    let mut losses = (0, None);
+    let mut known = false;
+    loop {
+        let view = Arc::clone(&views.borrow_and_update());
+        if view.losses != losses.0 {
+            losses = (view.losses, Some(Instant::now()));
+        }
+        let asked = view.inspection.as_ref().filter(|_| view.source == Source::Store);
+        let is_new = asked.is_some_and(|asked| answered.as_ref() != Some(&asked.record.id));
+        if let Some(asked) = asked.filter(|_| is_new) {
+            answered = Some(asked.record.id.clone());
+            // What was asked for before this agent was there, nobody waits for.
+            if known {
+                let putting_back = losses.1.is_some_and(|lost: Instant| lost.elapsed() < PUTTING_BACK);
+                answer(&agent, asked, putting_back).await;
+            }
+        }
+        known |= view.source == Source::Store;
+        if views.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn answer(agent: &Agent, asked: &Known<InspectionRecord>, putting_back: bool) {
+    match examine(agent, asked.record.repairs, putting_back).await {
+        Ok((deviations, look)) => {
+            let left_out = deviations.len().saturating_sub(ROOM) as u64;
+            let record = AnswerRecord {
+                id: asked.record.id.clone(),
+                attachments: look.attachments,
+                interfaces: look.interfaces,
+                deviations: deviations.into_iter().take(ROOM).map(short).collect(),
+                left_out,
+            };
+            let key = Key::Answer(agent.config.node.clone()).to_string();
+            let txn = Txn {
+                // One that was answered too late leaves nothing behind.
+                compares: vec![Compare::Unchanged {
+                    key: Key::Inspection.to_string(),
+                    revision: asked.revision,
+                }],
+                writes: vec![Write::Put { key, value: encode(&record) }],
+            };
+            match agent.store.commit(&txn).await {
+                Ok(outcome) => debug!(?outcome, "answered a check"),
+                Err(error) => warn!(%error, "a check is not answered"),
+            }
+        }
+        Err(error) => warn!(error, "this node cannot look at itself"),
+    }
+}
+
+fn short(mut deviation: DeviationStatus) -> DeviationStatus {
+    if deviation.what.len() > LONGEST {
+        deviation.what.truncate(deviation.what.floor_char_boundary(LONGEST));
+        deviation.what.push_str(" ...");
+    }
+    deviation
+}
+
+/// What deviates on this node, and was put right.
+async fn examine(
+    agent: &Agent,
+    repairs: Repairs,
+    putting_back: bool,
+) -> Result<(Vec<DeviationStatus>, Look), String> {
+    let first = look(agent, putting_back).await?;
+    let (findings, last) = settle(agent, first, putting_back).await?;
+    if findings.is_empty() || repairs == Repairs::None {
+        return Ok((findings.iter().map(|finding| status(finding, false)).collect(), last));
+    }
+    for finding in &findings {
+        if let Some(repair) = finding.mend.clone() {
+            mend(agent, repair).await;
+        }
+    }
+    let again = look(agent, putting_back).await?;
+    let counts = Look { findings: findings.clone(), ..again.clone() };
+    let until = Instant::now() + CERTAIN;
+    let mut left = again;
+    while findings.iter().any(|finding| finding.mend.is_some() && has(&left, finding))
+        && Instant::now() < until
+    {
+        sleep(PAUSE).await;
+        left = look(agent, putting_back).await?;
+    }
+    let mended = findings.iter().map(|finding| status(finding, !has(&left, finding)));
+    Ok((mended.collect(), Look { attachments: left.attachments, interfaces: left.interfaces, ..counts }))
+}
+
+/// Looks until what deviates has done so for long enough, or nothing does.
+async fn settle(agent: &Agent, mut last: Look, putting_back: bool) -> Result<(Vec<Finding>, Look), String> {
+    let mut findings = last.findings.clone();
+    let until = Instant::now() + CERTAIN;
+    while !findings.is_empty() && Instant::now() < until {
+        sleep(PAUSE).await;
+        last = look(agent, putting_back).await?;
+        findings.retain(|finding| has(&last, finding));
+    }
+    Ok((findings, last))
+}
+
+/// Whether the look has found the same.
+fn has(look: &Look, finding: &Finding) -> bool {
+    look.findings.iter().any(|other| other.deviation.what == finding.deviation.what)
+}
+
+fn status(finding: &Finding, repaired: bool) -> DeviationStatus {
+    let deviation = &finding.deviation;
+    DeviationStatus {
+        invariant: deviation.invariant.to_string(),
+        node: deviation.node.clone(),
+        what: deviation.what.clone(),
+        remedy: deviation.remedy.clone(),
+        repaired,
+    }
+}

@@ -1,0 +1,87 @@
+//! Puts right what a node has found of itself. Nothing here takes anything from what lives.
+
+use polder_api::{Attachment, InvalidName};
+use polder_ipam::key::Key;
+use polder_ipam::ledger::{Held, Kind};
+use polder_ipam::record::{AddressRecord, encode};
+use polder_ipam::store::{Compare, Txn, Write};
+use tracing::{info, warn};
+
+use super::own::Mend;
+use crate::agent::Agent;
+use crate::kernel::snapshot::AttachedPod;
+use crate::machine::now;
+use crate::sweeper;
+
+/// Carries a repair out. Whether it has succeeded, another look tells.
+pub(super) async fn mend(agent: &Agent, mend: Mend) {
+    let done = match &mend {
+        Mend::Release(attachment) => {
+            sweeper::sweep(agent, attachment, "a check has found that it is gone").await.map(drop)
+        }
+        Mend::Publish(held, address) => publish(agent, held, *address).await,
+        Mend::Withdraw { key, revision } => {
+            let unchanged = Compare::Unchanged { key: key.clone(), revision: *revision };
+            commit(agent, vec![unchanged], Write::Delete { key: key.clone() }).await
+        }
+        Mend::Restore(pod) => restore(agent, pod).await,
+        Mend::Reconcile => {
+            agent.holdings_changed.notify_one();
+            Ok(())
+        }
+    };
+    match done {
+        Ok(()) => info!(?mend, "put right"),
+        Err(error) => warn!(?mend, error, "not put right"),
+    }
+}
+
+async fn commit(agent: &Agent, mut compares: Vec<Compare>, write: Write) -> Result<(), String> {
+    let node = &agent.config.node;
+    let revision = agent.board.view().nodes.get(node).map_or(0, |known| known.revision);
+    compares.push(Compare::Unchanged { key: Key::Node(node.clone()).to_string(), revision });
+    let txn = Txn { compares, writes: vec![write] };
+    agent.store.commit(&txn).await.map(drop).map_err(|error| error.to_string())
+}
+
+/// Publishes that the attachment has the address, while nobody can take it away.
+async fn publish(agent: &Agent, held: &Held, address: std::net::IpAddr) -> Result<(), String> {
+    let Some(_held) = agent.in_flight.hold(&held.attachment) else { return Ok(()) };
+    let attachment = held.attachment.clone();
+    let is_there = agent.ipam.run(move |ipam| ipam.get(&attachment).is_some_and(|held| !held.leaving)).await;
+    if !is_there {
+        return Ok(());
+    }
+    let record = AddressRecord { attachment: held.attachment.clone(), pod: held.pod.clone() };
+    let key = Key::Address(agent.config.node.clone(), address).to_string();
+    commit(agent, Vec::new(), Write::Put { key, value: encode(&record) }).await
+}
+
+/// Takes down a pod that lives and that the ledger does not have.
+async fn restore(agent: &Agent, pod: &AttachedPod) -> Result<(), String> {
+    let (attachment, _) = pod.alias.split_once(' ').unwrap_or((&pod.alias, ""));
+    let attachment: Attachment = attachment.parse().map_err(|error: InvalidName| error.to_string())?;
+    let Some(_held) = agent.in_flight.hold(&attachment) else { return Ok(()) };
+    let interfaces = agent.pods.run(crate::kernel::Kernel::pod_interfaces).await;
+    if !interfaces.map_err(|error| error.to_string())?.contains(&pod.name) {
+        return Ok(());
+    }
+    let held = Held {
+        attachment,
+        kind: Kind::Pod,
+        since: now(),
+        addresses: pod.addresses.clone(),
+        mac: pod.mac,
+        mtu: pod.mtu,
+        netns: String::new(),
+        pod: None,
+        leaving: false,
+        gateways: Vec::new(),
+    };
+    let restored = agent.ipam.run(move |ipam| ipam.restore(held)).await;
+    restored.map_err(|error| error.to_string())?;
+    agent.attachments_changed.notify_one();
+    // The filter has to know its addresses.
+    agent.board.holdings.send_modify(|_| {});
+    Ok(())
+}

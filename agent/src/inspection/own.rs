@@ -1,0 +1,260 @@
+//! What a node finds that looks at itself: its ledger against its kernel, and both against the records.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::Path;
+
+use polder_api::{Attachment, NodeName};
+use polder_ipam::invariants::{
+    Deviation, Facts, Interface, Invariant, KernelFacts, LedgerFacts, NodeFacts, Published, Repair, check,
+};
+use polder_ipam::key::Key;
+use polder_ipam::ledger::Held;
+use polder_ipam::view::View;
+
+use crate::agent::Agent;
+use crate::kernel::Kernel;
+use crate::kernel::inspection::SeenPod;
+use crate::kernel::snapshot::AttachedPod;
+use crate::machine::now;
+use crate::published::Addresses;
+
+/// Something that does not hold, and how it can be put right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Finding {
+    /// What does not hold.
+    pub deviation: Deviation,
+    /// What would put it right without taking anything from the living.
+    pub mend: Option<Mend>,
+}
+
+/// What the node can put right by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Mend {
+    /// Release an attachment of which nothing is left.
+    Release(Attachment),
+    /// Publish that the attachment has the address.
+    Publish(Held, IpAddr),
+    /// Delete a record of an address, of that revision.
+    Withdraw {
+        /// Its key.
+        key: String,
+        /// The revision.
+        revision: i64,
+    },
+    /// Take down a pod that the ledger does not have.
+    Restore(AttachedPod),
+    /// Let the registrar look at what the node owns and holds.
+    Reconcile,
+}
+
+/// What a look has found.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Look {
+    /// What does not hold.
+    pub findings: Vec<Finding>,
+    /// How many attachments the ledger has.
+    pub attachments: u64,
+    /// How many interfaces of pods there are.
+    pub interfaces: u64,
+}
+
+/// What is read of a node, all of it at about the same time.
+struct Read {
+    ledger: LedgerFacts,
+    astray: Vec<Held>,
+    seen: Vec<SeenPod>,
+    unknown: Unknown,
+    gateways: Vec<IpAddr>,
+    published: Addresses,
+}
+
+/// The pods that live and that the ledger does not have, by their attachments.
+type Unknown = BTreeMap<Attachment, Option<AttachedPod>>;
+
+/// Looks at the node. While its pods come and go, one look may find what is not so: only what another finds, too, is.
+pub(super) async fn look(agent: &Agent, putting_back: bool) -> Result<Look, String> {
+    let range = Key::addresses_of(&agent.config.node);
+    let published = Addresses::read_range(&agent.store, &range).await.map_err(|error| error.to_string())?;
+    let before = agent.in_flight.all();
+    let read = agent.ipam.run(|ipam| Ok((ipam.facts(now())?, ipam.astray()?))).await;
+    let (ledger, astray) =
+        read.map_err(|error: polder_ipam::ledger::LedgerError| format!("read the ledger: {error}"))?;
+    let kernel = agent.pods.run(|kernel: &mut Kernel| Ok((kernel.seen_pods()?, kernel.gateways()?))).await;
+    let (seen, gateways) =
+        kernel.map_err(|error: polder_netlink::Error| format!("read the interfaces: {error}"))?;
+    let in_flight = before.union(&agent.in_flight.all()).cloned().collect();
+    let mut unknown = Unknown::new();
+    for attachment in seen.iter().filter_map(SeenPod::attachment) {
+        if !ledger.attachments.iter().any(|held| held.attachment == attachment) {
+            let sought = attachment.clone();
+            let inside = agent.pods.run(move |kernel: &mut Kernel| kernel.look_inside(&sought)).await;
+            unknown.insert(attachment, inside.map_err(|error| format!("look into a pod: {error}"))?);
+        }
+    }
+    let read = Read { ledger, astray, seen, unknown, gateways, published };
+    Ok(judge(agent, &agent.board.view(), read, in_flight, putting_back))
+}
+
+fn judge(
+    agent: &Agent,
+    view: &View,
+    read: Read,
+    in_flight: BTreeSet<Attachment>,
+    putting_back: bool,
+) -> Look {
+    let Read { ledger, astray, seen, unknown, gateways, published } = read;
+    let me = &agent.config.node;
+    let interfaces: Vec<Interface> = seen.iter().filter_map(|pod| interface(pod, &ledger)).collect();
+    let namespaces = ledger.attachments.iter().map(|held| held.netns.clone());
+    let kernel = KernelFacts {
+        interfaces,
+        gateways,
+        namespaces: namespaces.filter(|path| Path::new(path).exists()).collect(),
+    };
+    let node = NodeFacts {
+        name: me.clone(),
+        boot_id: agent.machine.boot_id.clone(),
+        ledger: Some(ledger.clone()),
+        kernel: Some(kernel),
+        in_flight: in_flight.clone(),
+        promised: BTreeMap::new(),
+    };
+    let records: Vec<Published> = published.records.iter().map(|(published, _)| published.clone()).collect();
+    let facts = Facts { view: Some(view), putting_back, published: &records, nodes: &[node] };
+    // What is wrong with the records among themselves, whoever asks finds out.
+    let among = Facts { view: Some(view), putting_back, published: &[], nodes: &[] };
+    let others = check(&among);
+    let own = check(&facts).into_iter().filter(|deviation| !others.contains(deviation));
+    let mut findings: Vec<Finding> = own.map(|deviation| mendable(deviation, &published, me)).collect();
+    findings.extend(nameless(&seen, &ledger, me));
+    findings.extend(unwritten(&unknown, &ledger, &in_flight, view, me));
+    findings.extend(unpublished(&ledger, &records, &in_flight, putting_back, me));
+    findings.extend(published.unreadable.iter().map(|(key, reason, revision)| Finding {
+        deviation: deviation(
+            Invariant::NoLeak,
+            me,
+            format!("record {key} of this node's addresses cannot be read: {reason}"),
+            "delete it",
+        ),
+        mend: Some(Mend::Withdraw { key: key.clone(), revision: *revision }),
+    }));
+    let busy = |held: &&Held| !in_flight.contains(&held.attachment);
+    findings.extend(astray.iter().filter(busy).map(|held| Finding {
+        deviation: deviation(
+            Invariant::Durable,
+            me,
+            format!("the agent of {me} and its ledger do not say the same of {}", held.attachment),
+            "somebody has changed the ledger: restart the agent, and look at that pod",
+        ),
+        mend: None,
+    }));
+    Look { findings, attachments: ledger.attachments.len() as u64, interfaces: seen.len() as u64 }
+}
+
+fn deviation(invariant: Invariant, me: &NodeName, what: String, remedy: &str) -> Deviation {
+    Deviation { invariant, what, remedy: remedy.to_owned(), node: Some(me.clone()), repair: None }
+}
+
+/// Whose interface it is: what the ledger calls so, or what it calls itself.
+fn owner(pod: &SeenPod, ledger: &LedgerFacts) -> Option<Attachment> {
+    let mut held = ledger.attachments.iter().map(|held| &held.attachment);
+    held.find(|attachment| attachment.host_interface() == pod.name).cloned().or_else(|| pod.attachment())
+}
+
+fn interface(pod: &SeenPod, ledger: &LedgerFacts) -> Option<Interface> {
+    Some(Interface { attachment: owner(pod, ledger)?, addresses: pod.addresses.clone() })
+}
+
+/// How what the invariants say can be put right.
+fn mendable(deviation: Deviation, published: &Addresses, me: &NodeName) -> Finding {
+    let mend = match &deviation.repair {
+        Some(Repair::Release(attachment)) => Some(Mend::Release(attachment.clone())),
+        Some(Repair::LetGo(_)) => Some(Mend::Reconcile),
+        Some(Repair::Withdraw(address)) => {
+            let record = published.records.iter().find(|(published, _)| published.address == *address);
+            record.map(|(_, revision)| Mend::Withdraw {
+                key: Key::Address(me.clone(), *address).to_string(),
+                revision: *revision,
+            })
+        }
+        None if deviation.invariant == Invariant::Owner => Some(Mend::Reconcile),
+        None => None,
+    };
+    Finding { deviation, mend }
+}
+
+/// Interfaces of pods that do not say whose they are.
+fn nameless(seen: &[SeenPod], ledger: &LedgerFacts, me: &NodeName) -> Vec<Finding> {
+    let nameless = seen.iter().filter(|pod| owner(pod, ledger).is_none());
+    let finding = |pod: &SeenPod| {
+        let alias = pod.alias.as_deref().unwrap_or("none");
+        let what = format!("interface {} on {me} does not say whose it is (ifalias: {alias})", pod.name);
+        let remedy = "find the pod that has its other end and delete it, or ip link delete it";
+        Finding { deviation: deviation(Invariant::Durable, me, what, remedy), mend: None }
+    };
+    nameless.map(finding).collect()
+}
+
+/// Pods that live and that the ledger does not have.
+fn unwritten(
+    unknown: &Unknown,
+    ledger: &LedgerFacts,
+    in_flight: &BTreeSet<Attachment>,
+    view: &View,
+    me: &NodeName,
+) -> Vec<Finding> {
+    let free = |address: &IpAddr| {
+        let held = ledger.attachments.iter().any(|held| held.addresses.contains(address));
+        let own = ledger.blocks.iter().any(|(owned, _)| owned.block.cidr().has(*address));
+        let pooled = view.every_pool().any(|pool| pool.record.cidr().has(*address));
+        !held && !ledger.gateways.contains(address) && (own || !pooled)
+    };
+    let idle = unknown.iter().filter(|(attachment, _)| !in_flight.contains(attachment));
+    let finding = |(attachment, pod): (&Attachment, &Option<AttachedPod>)| {
+        let restorable = pod.clone().filter(|pod| pod.addresses.iter().all(free));
+        let addresses = match pod {
+            Some(pod) => format!("{:?}", pod.addresses),
+            None => "addresses that are not known".to_owned(),
+        };
+        let what = format!("{attachment} lives on {me} with {addresses}, and the ledger does not have it");
+        let remedy = match restorable {
+            Some(_) => "polderctl ipam check --repair takes it down in the ledger; or delete the pod",
+            None => "delete the pod: its addresses are not known, or another's",
+        };
+        Finding {
+            deviation: deviation(Invariant::Durable, me, what, remedy),
+            mend: restorable.map(Mend::Restore),
+        }
+    };
+    idle.map(finding).collect()
+}
+
+/// Addresses that the store does not say who has.
+fn unpublished(
+    ledger: &LedgerFacts,
+    records: &[Published],
+    in_flight: &BTreeSet<Attachment>,
+    putting_back: bool,
+    me: &NodeName,
+) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let held =
+        ledger.attachments.iter().filter(|held| !held.leaving && !in_flight.contains(&held.attachment));
+    for held in held.filter(|_| !putting_back) {
+        for address in &held.addresses {
+            let says = |published: &&Published| {
+                published.address == *address && published.record.attachment == held.attachment
+            };
+            if !records.iter().any(|published| says(&published)) {
+                let what = format!("the store does not say that {} on {me} has {address}", held.attachment);
+                let remedy = "polderctl ipam check --repair publishes it; so does a restart of the agent";
+                findings.push(Finding {
+                    deviation: deviation(Invariant::Durable, me, what, remedy),
+                    mend: Some(Mend::Publish(held.clone(), *address)),
+                });
+            }
+        }
+    }
+    findings
+}

@@ -1,0 +1,83 @@
+//! The pods' interfaces, all of them: also those that nobody would know again.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use polder_api::{Attachment, IfName};
+use polder_netlink::link::{Kind, Link};
+use polder_netlink::{Error, RouteSocket, namespace};
+
+use super::Kernel;
+use super::snapshot::{AttachedPod, pod};
+
+/// Where container runtimes keep the network namespaces of their pods.
+const NAMESPACES: [&str; 2] = ["/run/netns", "/run/docker/netns"];
+
+/// An interface with the name of a pod's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenPod {
+    /// Its name.
+    pub name: IfName,
+    /// Its `ifalias`.
+    pub alias: Option<String>,
+    /// The addresses behind it.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl SeenPod {
+    /// Whose it is, as it says itself. Nobody's, where its name says something else.
+    pub fn attachment(&self) -> Option<Attachment> {
+        let attachment: Attachment = self.alias.as_deref()?.split(' ').next()?.parse().ok()?;
+        (attachment.host_interface() == self.name).then_some(attachment)
+    }
+}
+
+impl Kernel {
+    /// All interfaces of pods.
+    pub fn seen_pods(&mut self) -> Result<Vec<SeenPod>, Error> {
+        let links = self.routes.links()?;
+        let attached = self.attached()?.into_iter();
+        let mut addresses: BTreeMap<IfName, Vec<IpAddr>> =
+            attached.map(|pod| (pod.name, pod.addresses)).collect();
+        let seen = links.values().filter_map(|link| {
+            let name = pod(link)?;
+            let addresses = addresses.remove(&name).unwrap_or_default();
+            Some(SeenPod { addresses, alias: link.alias.clone(), name })
+        });
+        Ok(seen.collect())
+    }
+
+    /// What is behind an interface of a pod, as the pod itself has it: for one of which the host has forgotten the rest.
+    /// `None` if its namespace is not where namespaces are, or has no such interface.
+    pub fn look_inside(&mut self, attachment: &Attachment) -> Result<Option<AttachedPod>, Error> {
+        let name = attachment.host_interface();
+        let Some(host) = self.routes.link(name.as_str())? else { return Ok(None) };
+        for path in namespaces() {
+            // One that goes away meanwhile is not the one that is looked for.
+            let Some((mac, addresses)) = inside(&path, attachment, &host) else { continue };
+            let alias = host.alias.clone().unwrap_or_default();
+            return Ok(Some(AttachedPod { name, alias, mac, mtu: host.mtu, addresses }));
+        }
+        Ok(None)
+    }
+}
+
+fn namespaces() -> Vec<PathBuf> {
+    let entries = NAMESPACES.iter().filter_map(|folder| fs::read_dir(folder).ok());
+    entries.flatten().filter_map(|entry| Some(entry.ok()?.path())).collect()
+}
+
+/// MAC address and addresses of the other end of `host`, if it is in the namespace at that path.
+fn inside(path: &Path, attachment: &Attachment, host: &Link) -> Option<(polder_api::Mac, Vec<IpAddr>)> {
+    let file = namespace::open(path).ok()?;
+    let mut socket = namespace::within(&file, RouteSocket::open).ok()?.ok()?;
+    let link = socket.link(attachment.interface.as_str()).ok()??;
+    let is_pair = link.kind == Kind::Veth && link.peer == Some(host.index) && host.peer == Some(link.index);
+    let mac = link.mac.filter(|_| is_pair)?;
+    let own = socket.addresses().ok()?.into_iter().filter(|found| found.index == link.index && found.global);
+    let mut addresses: Vec<IpAddr> = own.map(|found| found.address.ip()).collect();
+    addresses.sort();
+    (!addresses.is_empty()).then_some((mac, addresses))
+}

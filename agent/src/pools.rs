@@ -1,0 +1,170 @@
+//! The cluster's pools, as an operator sees and changes them.
+
+use std::collections::BTreeMap;
+
+use polder_api::message::{Refusal, RefusalKind};
+use polder_api::pool::{ClaimStatus, NewPool, PoolChange, PoolPurpose, PoolStatus};
+use polder_ipam::cidr::ParseCidrError;
+use polder_ipam::key::Key;
+use polder_ipam::peers::believe;
+use polder_ipam::pool::{PoolState, Purpose, default_block_length};
+use polder_ipam::pools::{self, Change, NotChanged};
+use polder_ipam::shortage::Claimed;
+use polder_ipam::store::{Outcome, Store, StoreError, Update};
+use polder_ipam::view::View;
+use polder_ipam::{Cidr, Pool};
+use tracing::info;
+
+use crate::agent::Agent;
+use crate::published::Addresses;
+
+/// How often a change is tried whose grounds others change meanwhile, or whose outcome is not known.
+const ATTEMPTS: usize = 8;
+
+/// Changes the pools, and says what has come of it.
+pub async fn change(agent: &Agent, change: PoolChange) -> Result<String, Refusal> {
+    let done = match change {
+        PoolChange::Add(new) => {
+            let pool = parse(new)?;
+            apply(&agent.store, |view| pools::add(view, &pool)).await?
+        }
+        PoolChange::Drain(name) => apply(&agent.store, |view| pools::drain(view, &name)).await?,
+        PoolChange::Remove(name) => apply(&agent.store, |view| pools::remove(view, &name)).await?,
+    };
+    info!("{done}");
+    Ok(done)
+}
+
+fn parse(new: NewPool) -> Result<Pool, Refusal> {
+    let invalid = |problem: String| Refusal::new(RefusalKind::Invalid, problem);
+    let cidr: Cidr =
+        new.cidr.to_string().parse().map_err(|error: ParseCidrError| invalid(error.to_string()))?;
+    let usual = match new.purpose {
+        PoolPurpose::Blocks => default_block_length(cidr.family()),
+        // No node claims blocks of it: a small one needs no block length.
+        PoolPurpose::Reservations => default_block_length(cidr.family()).max(cidr.length()),
+    };
+    let length = new.block_length.unwrap_or(usual);
+    let mut pool = Pool::new(new.name, cidr, length, PoolState::Active)
+        .map_err(|error| invalid(format!("{error} (--block-length)")))?;
+    pool.purpose = match new.purpose {
+        PoolPurpose::Blocks => Purpose::Blocks,
+        PoolPurpose::Reservations => Purpose::Reservations,
+    };
+    pool.nodes = new.nodes;
+    Ok(pool)
+}
+
+/// Carries a change out. Whatever becomes of an attempt, the next one begins with what is there: what it finds done
+/// is done, and a transaction that takes effect late finds its grounds changed.
+async fn apply(
+    store: &Store,
+    decide: impl Fn(&View) -> Result<Change, NotChanged>,
+) -> Result<String, Refusal> {
+    let mut failure = "others change the records all the time: try again".to_owned();
+    let mut said = None;
+    for _ in 0..ATTEMPTS {
+        let view = match read(store).await {
+            Ok(view) => view,
+            Err(error) => {
+                failure = error.to_string();
+                continue;
+            }
+        };
+        match decide(&view) {
+            // An attempt whose answer was lost has done it.
+            Ok(Change::Already(already)) => return Ok(said.unwrap_or(already)),
+            Err(refused) => return Err(Refusal::new(RefusalKind::Invalid, refused.to_string())),
+            Ok(Change::Commit { txn, done }) => match store.commit(&txn).await {
+                Ok(Outcome::Applied { .. }) => return Ok(done),
+                Ok(Outcome::Refused) => said = None,
+                Err(error) => {
+                    failure = error.to_string();
+                    said = Some(done);
+                }
+            },
+        }
+    }
+    let unknown = match said {
+        Some(_) => "; whether the last attempt has taken effect is not known: see polderctl pool list",
+        None => "",
+    };
+    Err(Refusal::new(RefusalKind::TryAgain, format!("{failure}{unknown}")))
+}
+
+/// All records that agents follow, as the store has them now.
+pub async fn read(store: &Store) -> Result<View, StoreError> {
+    let mut view = View::default();
+    view.apply(Update::Loaded(store.range(&Key::followed()).await?));
+    Ok(view)
+}
+
+/// The pools, as this node knows them.
+pub async fn list(agent: &Agent) -> Vec<PoolStatus> {
+    let (view, used) = (agent.board.view(), Addresses::read(&agent.store).await.ok());
+    view.every_pool().map(|known| status(&view, &known.record, used.as_ref())).collect()
+}
+
+/// One pool.
+pub fn status(view: &View, pool: &Pool, used: Option<&Addresses>) -> PoolStatus {
+    let claimed = Claimed::of(view, pool);
+    PoolStatus {
+        name: pool.name.clone(),
+        cidr: pool.cidr().into(),
+        block_length: pool.block_length(),
+        purpose: match pool.purpose {
+            Purpose::Blocks => PoolPurpose::Blocks,
+            Purpose::Reservations => PoolPurpose::Reservations,
+        },
+        state: format!("{:?}", pool.state).to_lowercase(),
+        nodes: pool.nodes.clone(),
+        blocks_owned: claimed.owned,
+        blocks_resting: claimed.resting,
+        blocks_total: claimed.total,
+        reserved: view.reservations.keys().filter(|address| pool.cidr().has(**address)).count() as u64,
+        addresses_used: used.map(|used| used.count_in(pool.cidr())),
+    }
+}
+
+/// The blocks that are claimed, as this node knows them.
+pub async fn blocks(agent: &Agent) -> Vec<ClaimStatus> {
+    let (view, used) = (agent.board.view(), Addresses::read(&agent.store).await.ok());
+    claims(agent, &view, used.as_ref())
+}
+
+/// The claims of all blocks.
+pub fn claims(agent: &Agent, view: &View, used: Option<&Addresses>) -> Vec<ClaimStatus> {
+    let problems = believe(view, &agent.config.node).problems.into_iter();
+    let refused: BTreeMap<String, String> = problems.map(|problem| (problem.key, problem.reason)).collect();
+    let mut counts: BTreeMap<Cidr, u64> = BTreeMap::new();
+    let mut blocks: Vec<Cidr> = view.blocks.keys().map(|block| block.cidr()).collect();
+    blocks.sort();
+    for address in used.into_iter().flat_map(Addresses::all) {
+        // Blocks do not overlap, or are refused: the last that begins at or before the address has it, or none.
+        let behind = blocks.partition_point(|block| *block <= Cidr::around(address, u8::MAX));
+        if let Some(block) =
+            behind.checked_sub(1).map(|index| blocks[index]).filter(|block| block.has(address))
+        {
+            *counts.entry(block).or_default() += 1;
+        }
+    }
+    let claims = view.blocks.iter().map(|(block, known)| {
+        let claim = &*known.record;
+        let standing = if view.fences.contains_key(&claim.incarnation) {
+            "rests (node removed)".to_owned()
+        } else {
+            let reason = refused.get(&Key::Block(*block).to_string());
+            reason.map_or("owned".to_owned(), |reason| format!("refused: {reason}"))
+        };
+        ClaimStatus {
+            block: block.cidr().into(),
+            pool: claim.pool.clone(),
+            node: claim.node.clone(),
+            incarnation: claim.incarnation.to_string(),
+            revision: known.revision,
+            addresses_used: used.map(|_| counts.get(&block.cidr()).copied().unwrap_or(0)),
+            standing,
+        }
+    });
+    claims.collect()
+}

@@ -1,0 +1,78 @@
+//! What nodes have published of their addresses: for people and tools, as everything there.
+
+use std::net::IpAddr;
+
+use polder_ipam::Cidr;
+use polder_ipam::invariants::Published;
+use polder_ipam::key::Key;
+use polder_ipam::store::{Contents, Range, Store, StoreError};
+
+/// The records of addresses, as of one revision.
+#[derive(Debug, Clone, Default)]
+pub struct Addresses {
+    /// Those that can be read, each with the revision that put it there.
+    pub records: Vec<(Published, i64)>,
+    /// The keys of the others, with what is wrong and the revision.
+    pub unreadable: Vec<(String, String, i64)>,
+}
+
+impl Addresses {
+    /// Reads those of all nodes.
+    pub async fn read(store: &Store) -> Result<Self, StoreError> {
+        Self::read_range(store, &Key::all_addresses()).await
+    }
+
+    /// Reads those in the range.
+    pub async fn read_range(store: &Store, range: &Range) -> Result<Self, StoreError> {
+        Ok(Self::parse(store.range(range).await?))
+    }
+
+    fn parse(contents: Contents) -> Self {
+        let mut addresses = Self::default();
+        for entry in contents.entries {
+            let read = match entry.key.parse() {
+                Ok(Key::Address(node, address)) => serde_json::from_slice(&entry.value)
+                    .map(|record| Published { node, address, record })
+                    .map_err(|error| error.to_string()),
+                _ => Err("its name is not that of a node's address".to_owned()),
+            };
+            match read {
+                Ok(published) => addresses.records.push((published, entry.revision)),
+                Err(reason) => addresses.unreadable.push((entry.key, reason, entry.revision)),
+            }
+        }
+        addresses
+    }
+
+    /// How many of them are inside.
+    pub fn count_in(&self, cidr: Cidr) -> u64 {
+        self.records.iter().filter(|(published, _)| cidr.has(published.address)).count() as u64
+    }
+
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = IpAddr> {
+        self.records.iter().map(|(published, _)| published.address)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use polder_ipam::store::Entry;
+
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_read_is_kept_apart_with_its_key() {
+        let entry = |key: &str, value: &str| Entry { key: key.to_owned(), value: value.into(), revision: 5 };
+        let record = r#"{"attachment":{"network":"polder","container":"c","interface":"eth0"}}"#;
+        let entries = vec![
+            entry("/polder/v1/addresses/n1/10.0.0.1", record),
+            entry("/polder/v1/addresses/n1/10.0.0.2", "{}"),
+            entry("/polder/v1/addresses/n1/x", record),
+        ];
+        let addresses = Addresses::parse(Contents { revision: 9, entries });
+        assert_eq!(addresses.count_in("10.0.0.0/24".parse().unwrap()), 1);
+        let keys: Vec<&str> = addresses.unreadable.iter().map(|(key, ..)| key.as_str()).collect();
+        assert_eq!(keys, ["/polder/v1/addresses/n1/10.0.0.2", "/polder/v1/addresses/n1/x"]);
+    }
+}

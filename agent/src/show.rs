@@ -1,0 +1,348 @@
+//! Who has which address, since when and why: from the store's records and, for this node, from its ledger.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use polder_api::NodeName;
+use polder_api::ipam::{AddressStatus, NodeShare, Shown, Subject};
+use polder_api::message::{Refusal, RefusalKind};
+use polder_ipam::invariants::LedgerFacts;
+use polder_ipam::node::Condition;
+use polder_ipam::pool::Purpose;
+use polder_ipam::pools::words;
+use polder_ipam::view::{Known, View};
+use polder_ipam::{Cidr, Moment, Pool};
+
+use crate::agent::Agent;
+use crate::machine::now;
+use crate::pools;
+use crate::published::Addresses;
+use crate::service::ledger_failed;
+
+/// Says what is known of the subject.
+pub async fn show(agent: &Agent, subject: Subject) -> Result<Shown, Refusal> {
+    let facts = agent.ipam.run(|ipam| ipam.facts(now())).await.map_err(ledger_failed)?;
+    let view = agent.board.view();
+    let published = Addresses::read(&agent.store).await;
+    let mut shown = Shown::default();
+    if let Some(reason) = &view.lost {
+        shown.remarks.push(format!("the store is away ({reason}): this is what was known last"));
+    } else if let Err(error) = &published {
+        shown.remarks.push(format!("what other nodes have published is not known: {error}"));
+    }
+    let look = Look { agent, view, published: published.ok(), facts, now: now() };
+    match subject {
+        Subject::Cluster => look.cluster(&mut shown),
+        Subject::Pool(name) => match look.view.every_pool().find(|known| known.record.name == name) {
+            Some(known) => look.pool(known, &mut shown),
+            None => return missing(format!("there is no pool {name}: see polderctl pool list")),
+        },
+        Subject::Block(block) => look.block(block.to_string().parse().map_err(invalid)?, &mut shown),
+        Subject::Node(name) => look.node(&name, &mut shown)?,
+        Subject::Address(address) => shown.addresses.push(look.address(address).await?),
+        Subject::Pod(pod) => look.pod(&pod, &mut shown)?,
+    }
+    Ok(shown)
+}
+
+fn missing<T>(problem: String) -> Result<T, Refusal> {
+    Err(Refusal::new(RefusalKind::Missing, problem))
+}
+
+fn invalid(error: impl std::fmt::Display) -> Refusal {
+    Refusal::new(RefusalKind::Invalid, error.to_string())
+}
+
+struct Look<'a> {
+    agent: &'a Agent,
+    view: Arc<View>,
+    published: Option<Addresses>,
+    facts: LedgerFacts,
+    now: Moment,
+}
+
+impl Look<'_> {
+    fn cluster(&self, shown: &mut Shown) {
+        let pools = self.view.every_pool();
+        shown.pools =
+            pools.map(|known| pools::status(&self.view, &known.record, self.published.as_ref())).collect();
+        shown.nodes = self.view.nodes.keys().map(|name| self.share(name)).collect();
+        let removed = self.view.fences.iter().map(|(incarnation, fence)| {
+            let blocks =
+                self.view.blocks.values().filter(|claim| claim.record.incarnation == *incarnation).count();
+            NodeShare {
+                name: fence.record.node.clone(),
+                incarnation: incarnation.to_string(),
+                standing: format!("removed, pods gone: {:?}", fence.record.pods).to_lowercase(),
+                gateways: Vec::new(),
+                blocks: blocks as u64,
+                addresses_used: None,
+            }
+        });
+        shown.nodes.extend(removed);
+    }
+
+    fn share(&self, name: &NodeName) -> NodeShare {
+        let record = &self.view.nodes[name].record;
+        let published = self.published.as_ref().map(|published| {
+            published.records.iter().filter(|(published, _)| published.node == *name).count() as u64
+        });
+        let own = |claim: &&Known<_>| {
+            let claim: &polder_ipam::record::BlockRecord = &claim.record;
+            claim.incarnation == record.incarnation
+        };
+        NodeShare {
+            name: name.clone(),
+            incarnation: record.incarnation.to_string(),
+            standing: "member".to_owned(),
+            gateways: record.gateways.clone(),
+            blocks: self.view.blocks.values().filter(own).count() as u64,
+            addresses_used: published,
+        }
+    }
+
+    fn pool(&self, known: &Known<Pool>, shown: &mut Shown) {
+        let pool = &*known.record;
+        shown.pools = vec![pools::status(&self.view, pool, self.published.as_ref())];
+        shown.blocks = self.claims(|block| pool.cidr().covers(block));
+        let reserved = self.view.reservations.keys().filter(|address| pool.cidr().has(**address));
+        shown.addresses = reserved.map(|address| self.known_elsewhere(*address)).collect();
+        if !pool.nodes.is_empty() {
+            shown.remarks.push(format!("it is for nodes with the labels {}", words(&pool.nodes)));
+        }
+    }
+
+    fn claims(&self, wanted: impl Fn(Cidr) -> bool) -> Vec<polder_api::pool::ClaimStatus> {
+        let claims = pools::claims(self.agent, &self.view, self.published.as_ref()).into_iter();
+        claims.filter(|claim| claim.block.to_string().parse().is_ok_and(&wanted)).collect()
+    }
+
+    fn block(&self, block: Cidr, shown: &mut Shown) {
+        shown.blocks = self.claims(|claimed| claimed.overlaps(block));
+        if shown.blocks.is_empty() {
+            let pool = self.view.every_pool().find(|pool| pool.record.cidr().covers(block));
+            shown.remarks.push(match pool {
+                Some(pool) => format!("no node has claimed {block}, of pool {}", pool.record.name),
+                None => format!("{block} is in no pool"),
+            });
+        }
+        self.own_counts(|owned| owned.overlaps(block), shown);
+        shown.addresses = self.published_where(|address, _| block.has(address));
+    }
+
+    /// What this node's own ledger says of its blocks.
+    fn own_counts(&self, wanted: impl Fn(Cidr) -> bool, shown: &mut Shown) {
+        for (owned, counts) in self.facts.blocks.iter().filter(|(owned, _)| wanted(owned.block.cidr())) {
+            let block = owned.block;
+            shown.remarks.push(match counts {
+                Some(counts) => format!(
+                    "the ledger of this node: of block {block} {} used, {} resting, {} free, {} never handed out",
+                    counts.used, counts.resting, counts.free, counts.excluded
+                ),
+                None => format!("the ledger of this node: nothing goes out of block {block}"),
+            });
+        }
+    }
+
+    fn node(&self, name: &NodeName, shown: &mut Shown) -> Result<(), Refusal> {
+        let removed: Vec<_> =
+            self.view.fences.iter().filter(|(_, fence)| fence.record.node == *name).collect();
+        for (incarnation, fence) in &removed {
+            let pods = format!("{:?}", fence.record.pods).to_lowercase();
+            shown.remarks.push(format!(
+                "incarnation {incarnation} of node {name} was removed; that its pods are gone is {pods}"
+            ));
+        }
+        if self.view.nodes.contains_key(name) {
+            shown.nodes = vec![self.share(name)];
+        } else if removed.is_empty() {
+            return missing(format!("there is no node {name}: see polderctl node list"));
+        }
+        shown.blocks = pools::claims(self.agent, &self.view, self.published.as_ref());
+        shown.blocks.retain(|claim| claim.node == *name);
+        if *name == self.agent.config.node {
+            self.own_counts(|_| true, shown);
+        }
+        shown.addresses = self.published_where(|_, published| published.node == *name);
+        Ok(())
+    }
+
+    fn pod(&self, pod: &str, shown: &mut Shown) -> Result<(), Refusal> {
+        let named = |of: &Option<polder_api::Pod>| of.as_ref().is_some_and(|of| of.to_string() == pod);
+        shown.addresses = self.published_where(|_, published| named(&published.record.pod));
+        for held in self.facts.attachments.iter().filter(|held| named(&held.pod)) {
+            for address in &held.addresses {
+                if !shown.addresses.iter().any(|known| known.address == *address) {
+                    let condition = Condition::Held(Box::new(held.clone()));
+                    shown.addresses.push(self.own(*address, condition));
+                }
+            }
+        }
+        for (address, known) in &self.view.reservations {
+            if known.record.owner == pod && !shown.addresses.iter().any(|known| known.address == *address) {
+                shown.addresses.push(self.known_elsewhere(*address));
+            }
+        }
+        if shown.addresses.is_empty() {
+            return missing(format!("nothing is known of a pod {pod}: write it as NAMESPACE/NAME"));
+        }
+        Ok(())
+    }
+
+    /// The addresses that nodes have published: for those of this node, its ledger is asked.
+    fn published_where(
+        &self,
+        wanted: impl Fn(IpAddr, &polder_ipam::invariants::Published) -> bool,
+    ) -> Vec<AddressStatus> {
+        let records = self.published.iter().flat_map(|published| &published.records);
+        let wanted = records.filter(|(published, _)| wanted(published.address, published));
+        let status = wanted.map(|(published, _)| {
+            let held = (published.node == self.agent.config.node)
+                .then(|| {
+                    self.facts.attachments.iter().find(|held| held.addresses.contains(&published.address))
+                })
+                .flatten();
+            match held {
+                Some(held) => self.own(published.address, Condition::Held(Box::new(held.clone()))),
+                None => self.known_elsewhere(published.address),
+            }
+        });
+        status.collect()
+    }
+
+    async fn address(&self, address: IpAddr) -> Result<AddressStatus, Refusal> {
+        let at = self.now;
+        let condition = self.agent.ipam.run(move |ipam| ipam.condition(address, at)).await;
+        Ok(match condition.map_err(ledger_failed)? {
+            Some(condition) => self.own(address, condition),
+            None => self.known_elsewhere(address),
+        })
+    }
+
+    /// What this node's ledger says.
+    fn own(&self, address: IpAddr, condition: Condition) -> AddressStatus {
+        let ago = |moment: Moment| format!("{} s ago", self.now.since(moment).as_secs());
+        let mut status = self.blank(address);
+        status.node = Some(self.agent.config.node.clone());
+        status.incarnation = self.facts.identity.as_ref().map(|own| own.incarnation.to_string());
+        let (standing, why) = match condition {
+            Condition::Held(held) => {
+                status.attachment = Some(held.attachment.clone());
+                status.pod = held.pod.as_ref().map(ToString::to_string).or(status.pod);
+                status.since = Some(ago(held.since));
+                let why = if held.leaving { "is being released" } else { "has it" };
+                ("used", format!("this node's ledger says that the attachment {why}"))
+            }
+            Condition::Gateway => ("gateway", "it is the node's own, the gateway of its pods".to_owned()),
+            Condition::Freed(moment) => {
+                status.since = Some(ago(moment));
+                let rest = self.agent.config.cooldown.saturating_sub(self.now.since(moment));
+                let left = rest.as_secs();
+                match left {
+                    0 => ("free", "it was freed and has rested".to_owned()),
+                    _ => ("resting", format!("it was freed, and goes to nobody for another {left} s")),
+                }
+            }
+            Condition::Unused => ("free", "nobody has ever had it since the block was claimed".to_owned()),
+            Condition::Excluded => (
+                "excluded",
+                "it is never handed out: the end of its pool, kept for the gateway of its block, or in a block that \
+                 is given back"
+                    .to_owned(),
+            ),
+        };
+        (status.standing, status.why) = (standing.to_owned(), why);
+        status
+    }
+
+    /// What the records say.
+    fn known_elsewhere(&self, address: IpAddr) -> AddressStatus {
+        let mut status = self.blank(address);
+        let said = |standing: &str, why: String| (standing.to_owned(), why);
+        let pool = self.view.every_pool().find(|pool| pool.record.cidr().has(address));
+        let records = self.published.iter().flat_map(|published| &published.records);
+        let published = records.into_iter().find(|(published, _)| published.address == address);
+        if let Some((published, revision)) = published {
+            status.node = Some(published.node.clone());
+            status.attachment = Some(published.record.attachment.clone());
+            status.pod = published.record.pod.as_ref().map(ToString::to_string);
+            status.since = Some(format!("store revision {revision}"));
+        }
+        let reservation = self.view.reservations.get(&address);
+        (status.standing, status.why) = match (pool, reservation, published) {
+            (_, Some(known), _) => {
+                let record = &known.record;
+                status.pod = Some(record.owner.clone());
+                status.since = Some(format!("store revision {}", known.revision));
+                let generation = record.generation;
+                match &record.holder {
+                    Some(holder) => {
+                        status.node = Some(holder.node.clone());
+                        status.incarnation = Some(holder.incarnation.to_string());
+                        status.attachment = Some(holder.attachment.clone());
+                        said("reserved", format!("it is reserved, and held in generation {generation}"))
+                    }
+                    None => {
+                        said("reserved", format!("it is reserved, and nobody holds it after {generation}"))
+                    }
+                }
+            }
+            (None, None, _) => said("foreign", "it is in no pool".to_owned()),
+            (Some(pool), None, _) if pool.record.excludes(address) => {
+                said("excluded", "it is never handed out: the end of its pool".to_owned())
+            }
+            (Some(pool), None, _) if pool.record.purpose == Purpose::Reservations => {
+                said("free", "it is for reservations, and nobody has reserved it".to_owned())
+            }
+            (Some(_), None, Some((published, _))) => {
+                said("used", format!("node {} has published that", published.node))
+            }
+            (Some(_), None, None) => self.unpublished(address, &mut status),
+        };
+        status
+    }
+
+    /// An address of a pool that nobody has published.
+    fn unpublished(&self, address: IpAddr, status: &mut AddressStatus) -> (String, String) {
+        let said = |standing: &str, why: String| (standing.to_owned(), why);
+        let claim = self.view.blocks.iter().find(|(block, _)| block.cidr().has(address));
+        let Some((block, claim)) = claim else {
+            return said("unclaimed", "no node has claimed its block".to_owned());
+        };
+        let claim = &claim.record;
+        status.node = Some(claim.node.clone());
+        status.incarnation = Some(claim.incarnation.to_string());
+        let node = self.view.nodes.get(&claim.node);
+        if self.view.fences.contains_key(&claim.incarnation) {
+            said("resting", format!("its block {block} rests, for node {} was removed", claim.node))
+        } else if node.is_some_and(|node| node.record.gateways.contains(&address)) {
+            said("gateway", format!("it is the own address of node {}, the gateway of its pods", claim.node))
+        } else {
+            let node = &claim.node;
+            said(
+                "free",
+                format!(
+                    "node {node} has not published that it is used; only there is known whether it rests"
+                ),
+            )
+        }
+    }
+
+    /// An address of which nothing is known but where it is.
+    fn blank(&self, address: IpAddr) -> AddressStatus {
+        let pool = self.view.every_pool().find(|pool| pool.record.cidr().has(address));
+        let block = self.view.blocks.keys().find(|block| block.cidr().has(address));
+        AddressStatus {
+            address,
+            standing: String::new(),
+            pool: pool.map(|pool| pool.record.name.clone()),
+            block: block.map(|block| block.cidr().into()),
+            node: None,
+            incarnation: None,
+            attachment: None,
+            pod: self.view.reservations.get(&address).map(|known| known.record.owner.clone()),
+            since: None,
+            why: String::new(),
+        }
+    }
+}

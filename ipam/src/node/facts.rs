@@ -1,0 +1,159 @@
+//! What a node knows of its addresses, for whoever looks at it from outside.
+
+use std::net::IpAddr;
+
+use super::NodeIpam;
+use crate::allocator::Refused;
+use crate::invariants::LedgerFacts;
+use crate::ledger::{Held, Ledger, LedgerError};
+use crate::moment::Moment;
+
+/// What has become of an address of one of the node's blocks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Condition {
+    /// An attachment has it.
+    Held(Box<Held>),
+    /// It is the node's own.
+    Gateway,
+    /// It was freed at that moment, and nobody has had it since.
+    Freed(Moment),
+    /// Nobody has ever had it.
+    Unused,
+    /// It is never handed out: it is at the end of its pool, or kept for the gateway of its block.
+    Excluded,
+}
+
+impl<L: Ledger> NodeIpam<L> {
+    /// What the ledger says, with the counts by which addresses are handed out.
+    pub fn facts(&self, now: Moment) -> Result<LedgerFacts, LedgerError> {
+        let counts = |block| self.allocator.blocks(now).find(|(known, ..)| *known == block);
+        let blocks = self.ledger.blocks()?.into_iter();
+        Ok(LedgerFacts {
+            identity: self.ledger.identity()?,
+            blocks: blocks
+                .map(|owned| {
+                    let counts = counts(owned.block).map(|(_, _, counts)| counts);
+                    (owned, counts)
+                })
+                .collect(),
+            gateways: self.ledger.gateways()?,
+            attachments: self.ledger.attachments()?,
+        })
+    }
+
+    /// The attachments that the node goes by and that its ledger does not have, or has otherwise, and the other way round:
+    /// somebody has changed the file.
+    pub fn astray(&self) -> Result<Vec<Held>, LedgerError> {
+        let written = self.ledger.attachments()?;
+        let unwritten = self.attachments.values().filter(|held| !written.contains(held)).cloned();
+        let unknown = written.iter().filter(|held| !self.attachments.contains_key(&held.attachment)).cloned();
+        Ok(unwritten.chain(unknown).collect())
+    }
+
+    /// What has become of an address; `None` if it is in none of the node's blocks, and nobody has it here.
+    pub fn condition(&self, address: IpAddr, now: Moment) -> Result<Option<Condition>, LedgerError> {
+        if let Some(held) = self.attachments.values().find(|held| held.addresses.contains(&address)) {
+            return Ok(Some(Condition::Held(Box::new(held.clone()))));
+        }
+        if self.gateways.contains(&address) {
+            return Ok(Some(Condition::Gateway));
+        }
+        if !self.blocks.iter().any(|owned| owned.block.cidr().has(address)) {
+            return Ok(None);
+        }
+        if let Some((_, freed)) = self.ledger.resting()?.into_iter().find(|(resting, _)| *resting == address)
+        {
+            return Ok(Some(Condition::Freed(freed)));
+        }
+        Ok(Some(match self.allocator.ask(address, now) {
+            Err(Refused::NotHere) => Condition::Excluded,
+            _ => Condition::Unused,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::{AllocateError, Source, Wish};
+    use super::*;
+    use crate::allocator::{Rest, USUAL_REST};
+    use crate::ledger::{Kind, OwnedBlock};
+    use crate::pool::{Pool, PoolState};
+    use crate::record::Nonce;
+
+    const NOW: Moment = Moment::from_millis(1_000_000);
+
+    fn node(folder: &tempfile::TempDir) -> NodeIpam {
+        let (mut node, _) = NodeIpam::open(&folder.path().join("ledger.db"), "boot", USUAL_REST).unwrap();
+        let pool =
+            Pool::new("p".parse().unwrap(), "10.0.0.0/24".parse().unwrap(), 29, PoolState::Active).unwrap();
+        let (block, name) = (pool.block(0), pool.name.clone());
+        let owned = OwnedBlock { block, pool: name, nonce: Nonce("x".into()), leaving: false };
+        node.add_block(owned, &pool).unwrap();
+        assert!(node.take_gateways(NOW).unwrap());
+        node
+    }
+
+    fn allocate(node: &mut NodeIpam, container: &str) -> Result<Held, AllocateError> {
+        let source = Source::Blocks {
+            families: vec![polder_api::Family::V4],
+            pool: None,
+            requested: Vec::new(),
+            reserved: Vec::new(),
+        };
+        let wish = Wish {
+            attachment: format!("net/{container}/eth0").parse().unwrap(),
+            kind: Kind::Pod,
+            source,
+            mac: None,
+            mtu: 1450,
+            netns: String::new(),
+            pod: None,
+        };
+        node.allocate(wish, Rest::Full, NOW)
+    }
+
+    #[test]
+    fn every_address_of_a_block_has_one_condition() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut node = node(&folder);
+        let held = allocate(&mut node, "a").unwrap();
+        let freed = allocate(&mut node, "b").unwrap();
+        let later = NOW + Duration::from_secs(5);
+        node.release(&freed.attachment, later).unwrap();
+        let condition = |last: u8| node.condition(IpAddr::from([10, 0, 0, last]), later).unwrap();
+        assert_eq!(condition(0), Some(Condition::Excluded));
+        assert_eq!(condition(1), Some(Condition::Gateway));
+        assert_eq!(condition(2), Some(Condition::Held(Box::new(held))));
+        assert_eq!(condition(3), Some(Condition::Freed(later)));
+        assert_eq!(condition(4), Some(Condition::Unused));
+        assert_eq!(condition(8), None);
+    }
+
+    #[test]
+    fn an_attachment_that_is_restored_while_addresses_go_out_keeps_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut node = node(&folder);
+        let mut held = allocate(&mut node, "a").unwrap();
+        node.release(&held.attachment, NOW).unwrap();
+        held.attachment = "net/b/eth0".parse().unwrap();
+        node.restore(held.clone()).unwrap();
+        assert_eq!(node.facts(NOW).unwrap().blocks[0].1.unwrap().used, 2);
+        let others = (0..8).map_while(|number| allocate(&mut node, &format!("c{number}")).ok());
+        assert!(others.into_iter().all(|other| other.addresses != held.addresses));
+    }
+
+    #[test]
+    fn a_ledger_that_somebody_else_has_changed_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut node = node(&folder);
+        let held = allocate(&mut node, "a").unwrap();
+        assert_eq!(node.astray().unwrap(), []);
+        assert_eq!(node.facts(NOW).unwrap().attachments, std::slice::from_ref(&held));
+        let mut hand = crate::ledger::sqlite::Sqlite::open(&folder.path().join("ledger.db")).unwrap();
+        hand.remove_attachment(&held.attachment, NOW).unwrap();
+        assert_eq!(node.astray().unwrap(), [held]);
+    }
+}

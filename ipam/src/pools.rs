@@ -1,0 +1,306 @@
+//! How the pools of a cluster change: added, drained, removed; each in one transaction, or refused with the reason.
+//!
+//! Pure: from all records as of one revision. What a change rests on is compared in its transaction: pools that do not
+//! overlap now do not overlap then, and a pool that is empty now is empty then. Every change can be asked for again.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use polder_api::{NodeName, PoolName};
+
+use crate::key::Key;
+use crate::pool::{Block, Labels, Pool, PoolState, Purpose};
+use crate::record::{PoolRecord, encode};
+use crate::store::{Compare, Range, Txn, Write};
+use crate::view::{Known, View};
+use crate::{Cidr, shortage};
+
+/// What comes of a wish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// It is as it was wished for already.
+    Already(String),
+    /// It will be when the transaction has taken effect.
+    Commit {
+        /// The transaction.
+        txn: Txn,
+        /// What is to be said then.
+        done: String,
+    },
+}
+
+/// Why the pools stay as they are.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotChanged {
+    /// A record cannot be read, so that nobody knows what stands in the way.
+    #[error("record {key} cannot be read ({reason}): correct it or delete it first")]
+    Unreadable {
+        /// Its key.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// There is one of that name, and it is another.
+    #[error(
+        "pool {name} is there already, as {there}: give the new one another name, or drain and remove that one"
+    )]
+    Different {
+        /// The name.
+        name: PoolName,
+        /// What it is.
+        there: String,
+    },
+    /// Some of its addresses are in another pool.
+    #[error(
+        "{cidr} overlaps pool {other} ({other_cidr}), and every address is in one pool: choose another range"
+    )]
+    Overlaps {
+        /// The range that was wished for.
+        cidr: Cidr,
+        /// The pool that is there.
+        other: PoolName,
+        /// Its range.
+        other_cidr: Cidr,
+    },
+    /// Something lies inside that is not the pool's.
+    #[error("{what} lies inside {cidr}: {remedy}")]
+    Inhabited {
+        /// The range that was wished for.
+        cidr: Cidr,
+        /// What is inside.
+        what: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// There is none of that name.
+    #[error("there is no pool {0}: see polderctl pool list")]
+    Unknown(PoolName),
+    /// It is in use.
+    #[error("pool {name} is in use: {}: {remedy}", rests.join("; "))]
+    InUse {
+        /// Its name.
+        name: PoolName,
+        /// What uses it.
+        rests: Vec<String>,
+        /// What to do.
+        remedy: String,
+    },
+}
+
+/// Adds the pool; one of the same measures that is being drained becomes active again.
+pub fn add(view: &View, pool: &Pool) -> Result<Change, NotChanged> {
+    let name = &pool.name;
+    let key = Key::Pool(name.clone());
+    if let Some(known) = view.pools.get(name) {
+        let there = &*known.record;
+        if *there != pool.in_state(there.state) {
+            return Err(NotChanged::Different { name: name.clone(), there: describe(there) });
+        }
+        if there.state == PoolState::Active {
+            return Ok(Change::Already(format!("pool {name} is there already: {}", describe(there))));
+        }
+        let again = there.in_state(PoolState::Active);
+        return Ok(Change::Commit {
+            txn: replace(known, &again),
+            done: format!("pool {name} is active again: {}", describe(there)),
+        });
+    }
+    check_room(view, pool)?;
+    let nothing_newer = |range: Range| Compare::NothingNewer { range, revision: view.revision };
+    let compares = vec![
+        Compare::absent(&key),
+        nothing_newer(Key::all_pools()),
+        nothing_newer(Key::all_nodes()),
+        nothing_newer(Key::all_reservations()),
+        nothing_newer(Key::blocks_in(pool.cidr())),
+    ];
+    let put = Write::Put { key: key.to_string(), value: encode(&PoolRecord::from(pool)) };
+    Ok(Change::Commit {
+        txn: Txn { compares, writes: vec![put] },
+        done: format!("pool {name} is added: {}", describe(pool)),
+    })
+}
+
+/// Whether nothing is in the way of the pool.
+fn check_room(view: &View, pool: &Pool) -> Result<(), NotChanged> {
+    let cidr = pool.cidr();
+    let pools = Key::all_pools();
+    if let Some((key, reason)) = view.refused.iter().find(|(key, _)| pools.has(key)) {
+        return Err(NotChanged::Unreadable { key: key.clone(), reason: reason.clone() });
+    }
+    if let Some(other) = view.pools.values().find(|other| other.record.cidr().overlaps(cidr)) {
+        let (other, other_cidr) = (other.record.name.clone(), other.record.cidr());
+        return Err(NotChanged::Overlaps { cidr, other, other_cidr });
+    }
+    let inhabited = |what: String, remedy| Err(NotChanged::Inhabited { cidr, what, remedy });
+    // Blocks of a pool that somebody has deleted by hand belong to it when it is back.
+    let own = |block: Block, known: &str| known == pool.name.as_str() && pool.has_block(block);
+    let claims = view.blocks.iter().map(|(block, known)| (*block, known.record.pool.as_str()));
+    let unreadable = view.refused.keys().filter_map(|key| match key.parse() {
+        Ok(Key::Block(block)) => Some((block, "")),
+        _ => None,
+    });
+    let foreign = |(block, of): &(Block, &str)| block.cidr().overlaps(cidr) && !own(*block, of);
+    if let Some((block, of)) = claims.chain(unreadable).find(foreign) {
+        let of = if of.is_empty() { String::new() } else { format!(", which was claimed from pool {of},") };
+        return inhabited(format!("block {block}{of}"), "choose another range, or let that block go first");
+    }
+    for (node, known) in &view.nodes {
+        if let Some(address) = known.record.underlay.iter().find(|address| cidr.has(**address)) {
+            let what = format!("{address}, the underlay address of node {node},");
+            return inhabited(what, "nodes and pods need ranges of their own, choose another");
+        }
+    }
+    let unreadable = view.refused.keys().filter_map(|key| unreadable_address(key));
+    let mut reserved = view.reservations.keys().copied().chain(unreadable);
+    let reserved = reserved.find(|address| cidr.has(*address));
+    if let Some(address) = reserved.filter(|_| pool.purpose != Purpose::Reservations) {
+        let what = format!("{address}, which is reserved,");
+        return inhabited(what, "choose another range, or give it up with polderctl ipam release");
+    }
+    Ok(())
+}
+
+fn unreadable_address(key: &str) -> Option<IpAddr> {
+    match key.parse() {
+        Ok(Key::Reservation(address)) => Some(address),
+        _ => None,
+    }
+}
+
+/// Lets no more blocks be claimed from the pool. Pods that have addresses of it keep them.
+pub fn drain(view: &View, name: &PoolName) -> Result<Change, NotChanged> {
+    let known = find(view, name)?.ok_or_else(|| NotChanged::Unknown(name.clone()))?;
+    if known.record.state != PoolState::Active {
+        return Ok(Change::Already(format!("pool {name} is drained already, and {}", drained(view, known))));
+    }
+    let draining = known.record.in_state(PoolState::Draining);
+    Ok(Change::Commit {
+        txn: replace(known, &draining),
+        done: format!("pool {name} is drained: no address of it goes to a new pod, {}", drained(view, known)),
+    })
+}
+
+/// What is left of a pool that is drained, and what would follow.
+fn drained(view: &View, known: &Known<Pool>) -> String {
+    let pool = &*known.record;
+    let (blocks, reserved) = users(view, pool);
+    let count = blocks.values().sum::<usize>();
+    if count == 0 && reserved.is_empty() {
+        return format!("nothing of it is in use: polderctl pool remove {}", pool.name);
+    }
+    let rest = format!("{count} blocks and {} reserved addresses are still in use", reserved.len());
+    let open = |other: &&Known<Pool>| {
+        let other = &*other.record;
+        other.name != pool.name && other.family() == pool.family() && other.is_open_to(&pool.nodes)
+    };
+    if pool.purpose == Purpose::Blocks && !view.pools.values().any(|other| open(&other)) {
+        let family = pool.family();
+        return format!(
+            "{rest}; there is no other active {family} pool for its nodes: they keep a block of it for their own \
+             addresses, and start no pods that need one, before you add one with polderctl pool add"
+        );
+    }
+    rest
+}
+
+/// Removes the pool, if nothing of it is in use. Succeeds where there is none.
+pub fn remove(view: &View, name: &PoolName) -> Result<Change, NotChanged> {
+    let Some(known) = find(view, name)? else {
+        return Ok(Change::Already(format!("there is no pool {name}")));
+    };
+    let pool = &*known.record;
+    let (blocks, reserved) = users(view, pool);
+    let mut rests = Vec::new();
+    if !blocks.is_empty() {
+        let count = blocks.values().sum::<usize>();
+        rests.push(format!("{count} blocks are claimed ({})", shortage::largest(&blocks)));
+    }
+    if let [first, ..] = reserved.as_slice() {
+        rests.push(format!("{} addresses are reserved, like {first}", reserved.len()));
+    }
+    if !rests.is_empty() {
+        let remedy = match (pool.state, pool.purpose) {
+            (PoolState::Active, _) => format!("drain it first, with polderctl pool drain {name}"),
+            (_, Purpose::Reservations) => "give them up with polderctl ipam release".to_owned(),
+            _ => format!(
+                "blocks go back when their pods are gone and their addresses have rested, those of a node that was \
+                 removed when it has confirmed that: see polderctl ipam show pool {name}"
+            ),
+        };
+        return Err(NotChanged::InUse { name: name.clone(), rests, remedy });
+    }
+    let key = Key::Pool(name.clone()).to_string();
+    let compares = vec![
+        Compare::Unchanged { key: key.clone(), revision: known.revision },
+        Compare::Empty(Key::blocks_in(pool.cidr())),
+        Compare::NothingNewer { range: Key::all_reservations(), revision: view.revision },
+    ];
+    Ok(Change::Commit {
+        txn: Txn { compares, writes: vec![Write::Delete { key }] },
+        done: format!("pool {name} is removed: {} is free for other uses", pool.cidr()),
+    })
+}
+
+/// The pool, which may be one that cannot be read.
+fn find<'a>(view: &'a View, name: &PoolName) -> Result<Option<&'a Known<Pool>>, NotChanged> {
+    let key = Key::Pool(name.clone()).to_string();
+    match (view.pools.get(name), view.refused.get(&key)) {
+        (Some(known), _) => Ok(Some(known)),
+        (None, Some(reason)) => Err(NotChanged::Unreadable { key, reason: reason.clone() }),
+        (None, None) => Ok(None),
+    }
+}
+
+/// How many blocks inside the pool each node has claimed, and which addresses of it are reserved. What cannot be read
+/// counts, too.
+fn users(view: &View, pool: &Pool) -> (BTreeMap<NodeName, usize>, Vec<IpAddr>) {
+    let mut blocks: BTreeMap<NodeName, usize> = BTreeMap::new();
+    for (_, known) in view.blocks.iter().filter(|(block, _)| block.cidr().overlaps(pool.cidr())) {
+        *blocks.entry(known.record.node.clone()).or_default() += 1;
+    }
+    let mut reserved: Vec<IpAddr> = view.reservations.keys().copied().collect();
+    for key in view.refused.keys() {
+        match key.parse() {
+            Ok(Key::Reservation(address)) => reserved.push(address),
+            Ok(Key::Block(block)) if block.cidr().overlaps(pool.cidr()) => {
+                let nobody = "unreadable".parse().expect("letters");
+                *blocks.entry(nobody).or_default() += 1;
+            }
+            _ => {}
+        }
+    }
+    reserved.retain(|address| pool.cidr().has(*address));
+    (blocks, reserved)
+}
+
+fn replace(known: &Known<Pool>, pool: &Pool) -> Txn {
+    let key = Key::Pool(pool.name.clone()).to_string();
+    Txn {
+        compares: vec![Compare::Unchanged { key: key.clone(), revision: known.revision }],
+        writes: vec![Write::Put { key, value: encode(&PoolRecord::from(pool)) }],
+    }
+}
+
+/// The measures of a pool, in words.
+fn describe(pool: &Pool) -> String {
+    let uses = match pool.purpose {
+        Purpose::Blocks => format!("in blocks of /{}", pool.block_length()),
+        Purpose::Reservations => "for reservations".to_owned(),
+    };
+    let nodes = if pool.nodes.is_empty() {
+        "all nodes".to_owned()
+    } else {
+        format!("nodes with {}", words(&pool.nodes))
+    };
+    format!("{} {uses}, for {nodes}", pool.cidr())
+}
+
+/// Labels, as they are written on a command line.
+pub fn words(labels: &Labels) -> String {
+    let words: Vec<_> = labels.iter().map(|(label, value)| format!("{label}={value}")).collect();
+    words.join(",")
+}
+
+#[cfg(test)]
+mod tests;

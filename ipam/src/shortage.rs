@@ -1,0 +1,309 @@
+//! Running out of addresses: what is said when there are none, and before.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use polder_api::{Family, NodeName, PoolName};
+
+use crate::allocator::Counts;
+use crate::claim::Wanted;
+use crate::pool::{Labels, Pool, PoolState, Purpose};
+use crate::pools::words;
+use crate::view::View;
+
+/// How many nodes are named of those that have the most blocks.
+const NAMED: usize = 3;
+
+/// From how much in use on it is said that there will be a shortage, in percent.
+const LEVELS: [u8; 2] = [80, 95];
+
+/// What is claimed of a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Claimed {
+    /// Blocks of nodes of the cluster.
+    pub owned: u64,
+    /// Blocks of nodes that were removed.
+    pub resting: u64,
+    /// All blocks that it is cut into, claimed or not. One that cannot be counted has `u64::MAX`.
+    pub total: u64,
+}
+
+impl Claimed {
+    /// What is claimed of that pool.
+    pub fn of(view: &View, pool: &Pool) -> Self {
+        let total = u64::try_from(pool.last_block()).unwrap_or(u64::MAX).saturating_add(1);
+        let mut claimed = Self { total, ..Self::default() };
+        for known in view.blocks.values().filter(|known| known.record.pool == pool.name) {
+            let removed = u64::from(view.fences.contains_key(&known.record.incarnation));
+            claimed.resting += removed;
+            claimed.owned += 1 - removed;
+        }
+        claimed
+    }
+
+    /// How many nobody has claimed.
+    pub fn free(self) -> u64 {
+        self.total.saturating_sub(self.owned + self.resting)
+    }
+
+    /// The part that is claimed, of 1.
+    #[expect(clippy::cast_precision_loss, reason = "of 2^53 blocks one more or less is none")]
+    pub fn ratio(self) -> f64 {
+        (self.owned + self.resting) as f64 / self.total.max(1) as f64
+    }
+}
+
+/// The blocks of a pool, by their nodes.
+pub fn by_node(view: &View, pool: &PoolName) -> BTreeMap<NodeName, usize> {
+    let mut blocks = BTreeMap::new();
+    for known in view.blocks.values().filter(|known| known.record.pool == *pool) {
+        *blocks.entry(known.record.node.clone()).or_default() += 1;
+    }
+    blocks
+}
+
+/// The largest few, in words.
+pub fn largest(blocks: &BTreeMap<NodeName, usize>) -> String {
+    let mut largest: Vec<_> = blocks.iter().collect();
+    largest.sort_by_key(|(name, count)| (std::cmp::Reverse(**count), *name));
+    let named: Vec<_> =
+        largest.iter().take(NAMED).map(|(name, count)| format!("{name} has {count}")).collect();
+    let others: usize = largest.iter().skip(NAMED).map(|(_, count)| **count).sum();
+    let others = if others == 0 { String::new() } else { format!(", others {others}") };
+    named.join(", ") + &others
+}
+
+/// Why no block of that pool can be claimed, of which all are.
+pub(crate) fn all_claimed(view: &View, pool: &Pool) -> String {
+    let (name, cidr) = (&pool.name, pool.cidr());
+    let bits = u32::from(cidr.family().bits() - cidr.length());
+    let addresses = 1_u128.checked_shl(bits).unwrap_or(u128::MAX);
+    let claimed = Claimed::of(view, pool);
+    let rest = match claimed.resting {
+        0 => String::new(),
+        resting => format!("; {resting} of them rest, for their nodes were removed"),
+    };
+    format!(
+        "pool {name} ({cidr}) has no free block, all {} are claimed, of {addresses} addresses: {}{rest}",
+        claimed.total,
+        largest(&by_node(view, name))
+    )
+}
+
+/// Why a node with these labels can claim no block of any pool: what there is, and is not for it.
+pub(crate) fn no_pool(view: &View, labels: &Labels, wanted: &Wanted) -> String {
+    let fits = |pool: &Pool| match wanted {
+        Wanted::Any(family, None) => pool.family() == *family,
+        Wanted::Any(family, Some(name)) => pool.family() == *family && pool.name == *name,
+        Wanted::This(block) => pool.has_block(*block),
+    };
+    let pools: Vec<&Pool> = view.pools.values().map(|pool| &*pool.record).collect();
+    let closed: Vec<String> = pools
+        .into_iter()
+        .filter(|pool| fits(pool))
+        .filter_map(|pool| Some(format!("pool {} ({}) {}", pool.name, pool.cidr(), closed(pool, labels)?)))
+        .collect();
+    let none = match wanted {
+        Wanted::Any(family, Some(pool)) => format!("there is no active {family} pool {pool} for this node"),
+        Wanted::Any(family, None) => format!("there is no active {family} pool for this node"),
+        Wanted::This(block) => format!("there is no active pool for this node with block {block}"),
+    };
+    if closed.is_empty() { none } else { format!("{none}: {}", closed.join("; ")) }
+}
+
+/// Why no block of the pool is for a node with these labels, if that is so.
+fn closed(pool: &Pool, labels: &Labels) -> Option<String> {
+    if pool.purpose == Purpose::Reservations {
+        return Some("is for reservations".to_owned());
+    }
+    foreign(pool, labels).or_else(|| match pool.state {
+        PoolState::Active => None,
+        PoolState::Draining => Some("is draining".to_owned()),
+        PoolState::Retired => Some("is retired".to_owned()),
+    })
+}
+
+/// Why the pool is not for a node with these labels, if that is so.
+pub fn foreign(pool: &Pool, labels: &Labels) -> Option<String> {
+    let own = if labels.is_empty() { "none".to_owned() } else { words(labels) };
+    let why = || format!("is for nodes with the labels {}, and this node's are {own}", words(&pool.nodes));
+    (!pool.serves(labels)).then(why)
+}
+
+/// What is said of the node's own addresses where there is none left: of that family and of the pools that were asked.
+pub fn own_share(family: Family, counts: Counts) -> String {
+    let Counts { used, resting, free, excluded } = counts;
+    let total = used + resting + free + excluded;
+    format!(
+        "no free {family} address: of {total} that this node has, {used} of this node are used, {resting} rest, \
+         {excluded} are never handed out, {free} are free"
+    )
+}
+
+/// What can be done where there is no address left.
+pub const REMEDY: &str = "Add a pool with polderctl pool add, or remove nodes that are gone with polderctl node remove; \
+                          an address whose pod is deleted can be used again after 10 s";
+
+/// A shortage that is to come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    /// The level that is passed, in percent.
+    pub level: u8,
+    /// Of what.
+    what: String,
+    used: u64,
+    total: u64,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { level, what, used, total } = self;
+        write!(
+            f,
+            "{what}: {used} of {total}, more than {level} %. Add a pool with polderctl pool add before there is none left"
+        )
+    }
+}
+
+/// The level that so much in use has passed.
+fn level(used: u64, total: u64) -> Option<u8> {
+    let percent = |level: &&u8| used.saturating_mul(100) >= total.saturating_mul(u64::from(**level));
+    LEVELS.iter().rev().find(percent).copied().filter(|_| total > 0)
+}
+
+/// The shortages that are to come on a node with these labels: pools of which most blocks are claimed, and families of
+/// which no block is left and most of the node's addresses are in use. A pool of one block never had another.
+pub fn warnings(view: &View, labels: &Labels, own: &BTreeMap<Family, Counts>) -> Vec<Warning> {
+    let open: Vec<_> = view.pools.values().filter(|pool| pool.record.is_open_to(labels)).collect();
+    let mut warnings = Vec::new();
+    for pool in &open {
+        let claimed = Claimed::of(view, &pool.record);
+        let used = claimed.owned + claimed.resting;
+        if let Some(level) = level(used, claimed.total).filter(|_| claimed.total > 1) {
+            let what = format!("blocks of pool {} ({}) are claimed", pool.record.name, pool.record.cidr());
+            warnings.push(Warning { level, what, used, total: claimed.total });
+        }
+    }
+    for (family, counts) in own {
+        let of_family = open.iter().filter(|pool| pool.record.family() == *family);
+        let left: u64 = of_family.map(|pool| Claimed::of(view, &pool.record).free().min(1)).sum();
+        let (used, total) = (counts.used, counts.used + counts.resting + counts.free);
+        if let Some(level) = level(used, total).filter(|_| left == 0) {
+            let what = format!("{family} addresses of this node are used, and no block is left to claim");
+            warnings.push(Warning { level, what, used, total });
+        }
+    }
+    warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{BlockRecord, Incarnation, Nonce, PoolRecord, encode};
+    use crate::store::{Contents, Entry, Update};
+    use crate::{Block, key::Key};
+
+    /// A cluster with pool `p` of eight blocks, of which `owners` have claimed the first ones.
+    fn cluster(record: PoolRecord, owners: &[&str]) -> View {
+        let name: PoolName = "p".parse().unwrap();
+        let pool = Pool::new(name.clone(), record.cidr, record.block_length, record.state).unwrap();
+        let entry = |key: Key, value| Entry { key: key.to_string(), value, revision: 1 };
+        let mut entries = vec![entry(Key::Pool(name.clone()), encode(&record))];
+        for (index, owner) in owners.iter().enumerate() {
+            let claim = BlockRecord {
+                node: owner.parse().unwrap(),
+                incarnation: Incarnation((*owner).to_owned()),
+                pool: name.clone(),
+                nonce: Nonce("x".into()),
+            };
+            entries.push(entry(Key::Block(pool.block(index as u128)), encode(&claim)));
+        }
+        let mut view = View::default();
+        view.apply(Update::Loaded(Contents { revision: 9, entries }));
+        view
+    }
+
+    fn record(cidr: &str, block_length: u8) -> PoolRecord {
+        PoolRecord { block_length, ..PoolRecord::new(cidr.parse().unwrap()) }
+    }
+
+    fn pool(view: &View) -> &Pool {
+        &view.pools.values().next().unwrap().record
+    }
+
+    #[test]
+    fn a_pool_without_a_free_block_names_who_has_the_most() {
+        let owners = ["n1", "n2", "n2", "n2", "n3", "n4", "n5", "n5"];
+        let view = cluster(record("10.0.0.0/27", 30), &owners);
+        assert_eq!(
+            all_claimed(&view, pool(&view)),
+            "pool p (10.0.0.0/27) has no free block, all 8 are claimed, of 32 addresses: n2 has 3, n5 has 2, n1 has 1, \
+             others 2"
+        );
+    }
+
+    #[test]
+    fn a_pool_that_is_not_for_a_node_is_named_with_the_labels_of_both() {
+        let mut view = cluster(record("10.0.0.0/24", 26), &[]);
+        let mut changed = record("10.0.0.0/24", 26);
+        changed.nodes.insert("zone".into(), "a".into());
+        let wanted = Wanted::Any(Family::V4, Some("p".parse().unwrap()));
+        let zone_b: Labels = [("zone".to_owned(), "b".to_owned())].into();
+        view.apply(Update::Changed {
+            revision: 10,
+            changes: vec![crate::store::Change {
+                key: "/polder/v1/pools/p".into(),
+                entry: Some(Entry {
+                    key: "/polder/v1/pools/p".into(),
+                    value: encode(&changed),
+                    revision: 10,
+                }),
+            }],
+        });
+        let why = no_pool(&view, &zone_b, &wanted);
+        assert!(why.contains("labels zone=a, and this node's are zone=b"), "{why}");
+        assert!(no_pool(&view, &Labels::new(), &wanted).ends_with("this node's are none"));
+        let zone_a: Labels = [("zone".to_owned(), "a".to_owned())].into();
+        assert!(!no_pool(&view, &zone_a, &wanted).contains("labels"));
+    }
+
+    #[test]
+    fn a_shortage_is_announced_at_80_and_at_95_percent_of_the_blocks() {
+        let levels = |claimed: usize| -> Vec<u8> {
+            let view = cluster(record("10.0.0.0/24", 32), &vec!["n1"; claimed]);
+            warnings(&view, &Labels::new(), &BTreeMap::new()).iter().map(|warning| warning.level).collect()
+        };
+        assert_eq!(levels(204), [] as [u8; 0]);
+        assert_eq!(levels(205), [80]);
+        assert_eq!(levels(243), [80]);
+        assert_eq!(levels(244), [95]);
+        assert_eq!(levels(256), [95]);
+    }
+
+    #[test]
+    fn the_nodes_own_addresses_count_when_no_block_is_left_and_not_before() {
+        let used = |used| [(Family::V4, Counts { used, resting: 2, free: 8 - used, excluded: 2 })].into();
+        let last = cluster(record("10.0.0.0/28", 28), &["n1"]);
+        let said = |view: &View, own| -> Vec<String> {
+            warnings(view, &Labels::new(), &own).iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(said(&last, used(7)), [] as [&str; 0], "a pool of one block never had another");
+        let warning = said(&last, used(8));
+        assert!(warning[0].contains("8 of 10, more than 80 %") && warning.len() == 1, "{warning:?}");
+        let another = cluster(record("10.0.0.0/24", 28), &["n1"]);
+        assert_eq!(said(&another, used(8)), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn blocks_of_removed_nodes_are_claimed_and_counted_apart() {
+        let mut view = cluster(record("10.0.0.0/27", 30), &["n1", "n2"]);
+        let key = "/polder/v1/fences/n2".to_owned();
+        let value = br#"{"node":"n2","boot_id":"b","pods":"unknown"}"#.to_vec();
+        let entry = Some(Entry { key: key.clone(), value, revision: 10 });
+        view.apply(Update::Changed { revision: 10, changes: vec![crate::store::Change { key, entry }] });
+        let claimed = Claimed::of(&view, pool(&view));
+        assert_eq!(claimed, Claimed { owned: 1, resting: 1, total: 8 });
+        assert_eq!(claimed.free(), 6);
+        assert_eq!(Block::new("10.0.0.0/30".parse().unwrap()), pool(&view).block(0));
+    }
+}
