@@ -37,6 +37,8 @@ struct Addresses {
     excluded: u64,
     /// The first address, where it is kept for the block's own gateway.
     gateway: Option<IpAddr>,
+    /// Whether what seems never used may have been in use until the machine was booted.
+    is_doubted: bool,
 }
 
 /// What has become of the addresses of a block, or of several. The four add up to the size.
@@ -115,8 +117,17 @@ impl Allocator {
                 unused: usable.into_iter().map(|address| (None, address)).collect(),
                 excluded: excluded.len() as u64,
                 gateway: None,
+                is_doubted: false,
             }
         });
+    }
+
+    /// Lets what was never used of a block rest for the shortest time since the machine was booted: a power cut can have
+    /// taken the last words about it with it.
+    pub fn doubt(&mut self, block: Block) {
+        if let Some(addresses) = self.blocks.get_mut(&block) {
+            addresses.is_doubted = true;
+        }
     }
 
     /// The address that would go out next: of that family, and of that pool if one is named.
@@ -125,13 +136,15 @@ impl Allocator {
             pool.is_none_or(|pool| *pool == addresses.pool) && !self.closed.contains(&addresses.pool)
         };
         let blocks = self.blocks.iter().filter(|(block, _)| block.family() == family);
-        let firsts = blocks.map(|(_, addresses)| addresses).filter(of_pool);
-        let (freed, address) = firsts.filter_map(|addresses| addresses.unused.first()).min()?;
         let required = match rest {
             Rest::Full => self.rest,
             Rest::Shortest => SHORTEST_REST,
         };
-        has_rested(*freed, required, now).then_some(*address)
+        let firsts = blocks.map(|(_, addresses)| addresses).filter(of_pool).filter_map(|addresses| {
+            let first = addresses.unused.first()?;
+            addresses.has_rested(first.0, required, now).then_some(first)
+        });
+        firsts.min().map(|(_, address)| *address)
     }
 
     /// Whether that very address may go out. Whoever asks for one has a reason: the shortest rest is enough.
@@ -143,7 +156,11 @@ impl Allocator {
         }
         let (freed, _) =
             addresses.unused.iter().find(|(_, unused)| *unused == address).ok_or(Refused::NotHere)?;
-        let rested = freed.map_or(SHORTEST_REST, |freed| now.since(freed));
+        let rested = match freed {
+            Some(freed) => now.since(*freed),
+            None if addresses.is_doubted => now.since(Moment::BOOT),
+            None => SHORTEST_REST,
+        };
         match SHORTEST_REST.checked_sub(rested) {
             None | Some(Duration::ZERO) => Ok(()),
             Some(left) => Err(Refused::Resting(left)),
@@ -211,7 +228,8 @@ impl Allocator {
 
     fn counts(&self, addresses: &Addresses, now: Moment) -> Counts {
         let rested =
-            addresses.unused.iter().filter(|(freed, _)| has_rested(*freed, self.rest, now)).count() as u64;
+            addresses.unused.iter().filter(|(freed, _)| addresses.has_rested(*freed, self.rest, now)).count()
+                as u64;
         Counts {
             used: addresses.used.len() as u64,
             resting: addresses.unused.len() as u64 - rested,
@@ -225,8 +243,13 @@ impl Allocator {
     }
 }
 
-fn has_rested(freed: Option<Moment>, required: Duration, now: Moment) -> bool {
-    freed.is_none_or(|freed| now.since(freed) >= required)
+impl Addresses {
+    fn has_rested(&self, freed: Option<Moment>, required: Duration, now: Moment) -> bool {
+        match freed {
+            Some(freed) => now.since(freed) >= required,
+            None => !self.is_doubted || now.since(Moment::BOOT) >= SHORTEST_REST,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -299,6 +322,25 @@ mod tests {
         while allocate(&mut allocator, START).is_some() {}
         allocator.free("10.0.0.1".parse().unwrap(), START);
         assert_eq!(allocate(&mut allocator, START + Duration::from_secs(9)), None);
+    }
+
+    #[test]
+    fn what_seems_never_used_after_a_boot_rests_where_that_is_doubted() {
+        let mut allocator = allocator(2);
+        let next = |allocator: &Allocator, millis| {
+            allocator.next(Family::V4, None, Rest::Full, Moment::from_millis(millis))
+        };
+        allocator.doubt(pool("four", "10.0.0.0/24", 30).block(0));
+        assert_eq!(
+            next(&allocator, 9_999),
+            Some("10.0.0.4".parse().unwrap()),
+            "of a block that is not doubted"
+        );
+        assert_eq!(next(&allocator, 10_000), Some("10.0.0.1".parse().unwrap()));
+        assert_eq!(
+            allocator.ask("10.0.0.1".parse().unwrap(), Moment::from_millis(4_000)),
+            Err(Refused::Resting(Duration::from_secs(6)))
+        );
     }
 
     #[test]

@@ -193,6 +193,7 @@ impl<L: Ledger> NodeIpam<L> {
             let known: Vec<OwnedBlock> = known;
             for owned in known {
                 self.wake(&owned, pool)?;
+                self.allocator.doubt(owned.block);
             }
         }
         Ok(())

@@ -232,30 +232,33 @@ impl Schedule {
         true
     }
 
-    /// Only while all agents are there and follow: who is away when it happens learns nothing of what was lost.
+    /// Only while all agents are there and follow: who is away when it happens learns nothing of what was lost, and can
+    /// do nothing about it in the time in which nobody claims.
     fn set_store_back(&mut self, fault: Fault) -> bool {
+        self.mend();
+        self.start_agents();
+        self.settle();
         let mut world = self.world.borrow_mut();
+        let revision = world.etcd.revision();
         let follows = |machine: &Machine| {
-            machine.is_destroyed
-                || !machine.is_cut
-                    && machine.ledger_is_whole
-                    && machine.agent.as_ref().is_some_and(|agent| {
-                        agent.view.revision == world.etcd.revision() && agent.view.cluster.is_some()
-                    })
+            let follows = |agent: &crate::world::Agent| {
+                agent.view.revision == revision && agent.view.cluster.is_some() && agent.forbids.is_none()
+            };
+            machine.is_destroyed || machine.ledger_is_whole && machine.agent.as_ref().is_some_and(follows)
         };
-        if !world.machines.iter().all(follows) || world.putting_back {
+        if !world.machines.iter().all(follows) || (fault == Fault::StoreRestored && world.backups.is_empty())
+        {
             return false;
         }
         if fault == Fault::StoreEmptied {
             world.etcd.empty();
         } else {
-            if world.backups.is_empty() {
-                return false;
-            }
-            let backups = world.backups.clone();
-            let backup = world.random.one_of(&backups).clone();
-            world.etcd.restore(&backup);
+            let backups = std::mem::take(&mut world.backups);
+            let backup = world.random.one_of(&backups);
+            world.etcd.restore(backup);
+            world.backups = backups;
         }
+        // What was under way was under way to what is gone.
         world.requests.retain(|request| !matches!(request.state, Progress::Late));
         for request in &mut world.requests {
             request.state = Progress::Answered(Err(no_answer()));
@@ -264,6 +267,18 @@ impl Schedule {
         world.history.store_was_set_back();
         world.look();
         true
+    }
+
+    /// Puts an end to what goes on going wrong.
+    pub fn mend(&mut self) {
+        let mut world = self.world.borrow_mut();
+        for machine in &mut world.machines {
+            machine.disk.fill(false);
+            machine.is_cut = false;
+            if let Some(agent) = &mut machine.agent {
+                agent.follower.mend();
+            }
+        }
     }
 
     /// Starts what is not running and can be.

@@ -1,13 +1,13 @@
 //! Looks whether all that must hold does.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use polder_ipam::Moment;
 use polder_ipam::invariants::{
     Deviation, Facts, Interface, KernelFacts, LedgerFacts, NodeFacts, Published, check,
 };
 use polder_ipam::key::Key;
-use polder_ipam::ledger::Ledger;
+use polder_ipam::ledger::{Ledger, Standing};
 use polder_ipam::store::Range;
 
 use crate::world::{Machine, World};
@@ -56,6 +56,9 @@ fn node(world: &World, machine: &Machine, strictness: Strictness) -> NodeFacts {
                 .collect()
         }
     };
+    // A node that was removed breaks its promises.
+    let is_removed = ledger.as_ref().and_then(|ledger| ledger.identity.as_ref());
+    let is_removed = is_removed.is_some_and(|identity| identity.standing == Standing::Removed);
     NodeFacts {
         name: machine.name.clone(),
         boot_id: machine.boot_id.clone(),
@@ -72,7 +75,7 @@ fn node(world: &World, machine: &Machine, strictness: Strictness) -> NodeFacts {
             namespaces: BTreeSet::new(),
         }),
         in_flight,
-        promised: machine.promised.clone(),
+        promised: if is_removed { BTreeMap::new() } else { machine.promised.clone() },
     }
 }
 

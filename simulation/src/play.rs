@@ -16,7 +16,7 @@ use crate::faults::Fault;
 use crate::judge::{Strictness, judge};
 use crate::operator;
 use crate::schedule::{Schedule, add_machine};
-use crate::world::{Record, World};
+use crate::world::{Machine, Record, World};
 
 /// Steps with faults.
 const STEPS: u64 = 350;
@@ -92,6 +92,13 @@ pub fn play_with(seed: u64, record: Record) -> Result<Report, Box<Failure>> {
     let rarity = *world.random.one_of(&[15, 30, 60]);
     let mut schedule = Schedule { world: Rc::new(RefCell::new(world)), tasks: Vec::new(), faults, rarity };
     schedule.start_agents();
+    if schedule.world.borrow_mut().random.below(4) > 0 {
+        // A cluster that has come up. In the others its coming up is what goes wrong.
+        for _ in 0..5 {
+            schedule.settle();
+            schedule.advance(1_000);
+        }
+    }
     let mut steps = 0;
     let played = (0..STEPS)
         .try_for_each(|_| {
@@ -140,17 +147,8 @@ fn is_put_back(world: &World) -> bool {
 /// Nothing goes wrong any more. Everything must come right.
 fn heal(schedule: &mut Schedule, steps: &mut u64) -> Result<(), Wrong> {
     schedule.faults.clear();
-    {
-        let mut world = schedule.world.borrow_mut();
-        world.note(|| "nothing goes wrong any more".to_owned());
-        for machine in &mut world.machines {
-            machine.disk.fill(false);
-            machine.is_cut = false;
-            if let Some(agent) = &mut machine.agent {
-                agent.follower.mend();
-            }
-        }
-    }
+    schedule.mend();
+    schedule.world.borrow_mut().note(|| "nothing goes wrong any more".to_owned());
     for second in 0..TIME_TO_HEAL {
         schedule.start_agents();
         if !schedule.settle() {
@@ -214,8 +212,18 @@ fn clear_up(schedule: &mut Schedule, machine: usize) {
     schedule.retry(machine);
 }
 
-/// An operator removes nodes whose machines are gone: what they had sent may have arrived after the first removal.
+/// An operator removes nodes whose machines are gone: what they had sent may have arrived after the first removal. And
+/// those that have joined anew since a backup was made that was put back.
 fn remove_again(world: &mut World) {
+    let is_older = |machine: &&Machine| {
+        let node = world.truth.nodes.get(&machine.name);
+        let is_same = node.is_some_and(|node| node.record.machine_id == machine.machine_id);
+        let agent = machine.agent.as_ref().filter(|_| is_same && !machine.is_destroyed);
+        agent.is_some_and(|agent| agent.last_step.contains("is registered as incarnation"))
+    };
+    if let Some(name) = world.machines.iter().find(is_older).map(|machine| machine.name.clone()) {
+        operator::remove_node(world, &name, Vouched::Yes);
+    }
     let is_gone =
         |id: &str| world.machines.iter().any(|machine| machine.is_destroyed && machine.machine_id == id);
     let mut nodes = world.truth.nodes.iter();

@@ -71,6 +71,7 @@ pub fn add(world: &Shared, container: usize) {
             if let (Some(addresses), true) = (&added, this.is_wanted) {
                 this.is_attached = true;
                 machine.promised.insert(this.attachment.clone(), addresses.clone());
+                *world.counts.entry("pod attached").or_default() += 1;
             }
         });
         hand.note(|| format!("ADD of container {container} ends with {added:?}"));

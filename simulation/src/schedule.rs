@@ -274,6 +274,7 @@ impl Schedule {
             world.kill_agent(machine);
             world.machines[machine].disk.delete();
             world.machines[machine].ledger_is_whole = false;
+            world.machines[machine].promised.clear();
             world.count("node joined again");
             world.note(|| format!("operator: {machine} is to join again"));
         }
@@ -423,9 +424,13 @@ impl Schedule {
         for index in self.containers(machine, true) {
             let (failed, pod, reserved) = {
                 let world = self.world.borrow();
-                let Container { is_attached, plugins, pod, reserved, .. } = &world.containers[index];
+                let Container { attachment, is_attached, plugins, pod, reserved, .. } =
+                    &world.containers[index];
+                // A pod that was cut off is no better than one that was never attached.
+                let lives =
+                    *is_attached && world.machines[machine].kernel.interfaces.contains_key(attachment);
                 let runs = |plugin: &u64| self.tasks.iter().any(|task| task.life == Life::Plugin(*plugin));
-                (!is_attached && !plugins.iter().any(runs), pod.clone(), *reserved)
+                (!lives && !plugins.iter().any(runs), pod.clone(), *reserved)
             };
             if failed {
                 self.end_container(index);

@@ -135,6 +135,16 @@ fn owners(view: &View, node: &NodeFacts, found: &mut Vec<Deviation>) {
             .collect(),
         (None, None) => return,
     };
+    for gateway in node.kernel.iter().flat_map(|kernel| &kernel.gateways) {
+        let claim = view.blocks.iter().find(|(block, _)| block.cidr().has(*gateway));
+        if let Some((block, claim)) = claim.filter(|(_, claim)| claim.record.node != node.name) {
+            let what = format!(
+                "{} itself has {gateway}, and block {block} is claimed by node {}",
+                node.name, claim.record.node
+            );
+            found.push(deviation(Invariant::Owner, Some(&node.name), what, "restart the node's agent"));
+        }
+    }
     for Interface { attachment, addresses } in &living {
         for address in addresses {
             if let Err(why) = check_owner(view, node, incarnation, *address) {
@@ -163,15 +173,10 @@ fn check_owner(
             None => Err("nobody holds the reservation".to_owned()),
         };
     }
-    if let Some(ledger) = &node.ledger {
-        let owned = ledger.blocks.iter().find(|(owned, _)| owned.block.cidr().has(address));
-        match owned {
-            None => return Err("it is in no block of the node's ledger".to_owned()),
-            Some((owned, _)) if owned.leaving => {
-                return Err(format!("block {} is being given back", owned.block));
-            }
-            Some(_) => {}
-        }
+    // A block that the ledger has lost is taken over from the records; one that it gives back has nobody in it.
+    let mut owned = node.ledger.iter().flat_map(|ledger| &ledger.blocks).map(|(owned, _)| owned);
+    if let Some(owned) = owned.find(|owned| owned.leaving && owned.block.cidr().has(address)) {
+        return Err(format!("block {} is being given back", owned.block));
     }
     let claim = view.blocks.iter().find(|(block, _)| block.cidr().has(address));
     match claim {

@@ -28,8 +28,8 @@ pub struct Own {
     pub expected: BTreeSet<IpAddr>,
     /// A block that it can do without.
     pub spare: Option<Block>,
-    /// Its own addresses that are the last of their blocks, out of which nothing goes any more, and for which there is
-    /// another.
+    /// Its own addresses that are in none of its blocks, or the last of their blocks, out of which nothing goes any more,
+    /// and for which there is another.
     pub idle_gateways: Vec<IpAddr>,
     /// The families of which it has no address of its own and could take one.
     pub could_take_gateway: BTreeSet<Family>,
@@ -107,7 +107,9 @@ impl<L: Ledger> NodeIpam<L> {
             let alone = blocks.any(|(block, pool, counts)| {
                 block.cidr().has(**gateway) && counts.used == 1 && self.allocator.is_closed(pool)
             });
-            alone && self.allocator.next(Family::of(**gateway), None, Rest::Full, now).is_some()
+            // One that was found in the kernel can be of an earlier node of this name.
+            let stray = !self.blocks.iter().any(|owned| owned.block.cidr().has(**gateway));
+            (alone || stray) && self.allocator.next(Family::of(**gateway), None, Rest::Full, now).is_some()
         };
         self.gateways.iter().filter(idle).copied().collect()
     }

@@ -255,3 +255,18 @@ fn an_address_that_one_attachment_gives_up_is_still_expected_for_another() {
     node.give_up(address, &one);
     assert!(node.own(NOW).unwrap().expected.is_empty());
 }
+
+#[test]
+fn a_gateway_that_was_found_in_the_kernel_and_is_in_no_block_of_the_node_is_moved() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut node, _) = open(&folder, "boot-1");
+    let earlier: IpAddr = "10.0.0.33".parse().unwrap();
+    node.restore_gateway(earlier).unwrap();
+    assert!(node.own(NOW).unwrap().idle_gateways.is_empty(), "there is no other");
+    let pool = pool("10.0.0.0/24", 29);
+    let (block, nonce) = (pool.block(0), Nonce("x".into()));
+    node.add_block(OwnedBlock { block, pool: pool.name.clone(), nonce, leaving: false }, &pool).unwrap();
+    assert_eq!(node.own(NOW).unwrap().idle_gateways, [earlier]);
+    assert!(node.move_gateway(earlier, NOW).unwrap());
+    assert!(pool.block(0).cidr().has(node.gateways()[0]));
+}

@@ -6,7 +6,7 @@ use super::Hand;
 pub async fn run(hand: Hand) {
     loop {
         pass(&hand);
-        hand.sleep(1_000).await;
+        hand.sleep(2_000).await;
     }
 }
 

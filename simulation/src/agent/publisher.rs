@@ -65,7 +65,7 @@ pub async fn run(hand: Hand) {
     let mut published = None;
     let mut revision = 0;
     loop {
-        hand.sleep(100).await;
+        hand.sleep(1_000).await;
         if own_revision(&hand) != revision {
             revision = own_revision(&hand);
             published = None;
