@@ -104,7 +104,7 @@ pub struct Checked {
     pub absent: Vec<NodeName>,
     /// What is not as it should be.
     pub deviations: Vec<DeviationStatus>,
-    /// How many more there are, of which nodes have only told the number.
+    /// How many more there are that were not put right: nodes have only told the number.
     pub left_out: u64,
 }
 

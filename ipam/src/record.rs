@@ -294,7 +294,7 @@ pub struct AnswerRecord {
     pub interfaces: u64,
     /// What is not as it should be.
     pub deviations: Vec<DeviationStatus>,
-    /// How many more there are, for which there was no room.
+    /// How many more there are that were not put right, for which there was no room.
     pub left_out: u64,
 }
 

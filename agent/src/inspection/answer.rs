@@ -24,7 +24,7 @@ pub(super) const CERTAIN: Duration = Duration::from_secs(3);
 /// How long the store's loss of records excuses what is missing in it.
 const PUTTING_BACK: Duration = Duration::from_secs(60);
 
-/// Deviations in one answer, and the characters of each: together a few KiB.
+/// Deviations in one answer, those first that are not put right, and the bytes of each: together a few KiB.
 const ROOM: usize = 16;
 const LONGEST: usize = 240;
 
@@ -58,8 +58,10 @@ pub async fn run(agent: Arc<Agent>) {
 
 async fn answer(agent: &Agent, asked: &Known<InspectionRecord>, putting_back: bool) {
     match examine(agent, asked.record.repairs, putting_back).await {
-        Ok((deviations, look)) => {
-            let left_out = deviations.len().saturating_sub(ROOM) as u64;
+        Ok((mut deviations, look)) => {
+            deviations.sort_by_key(|deviation| deviation.repaired);
+            let left_out =
+                deviations.iter().skip(ROOM).filter(|deviation| !deviation.repaired).count() as u64;
             let record = AnswerRecord {
                 id: asked.record.id.clone(),
                 attachments: look.attachments,
