@@ -72,6 +72,8 @@ pub enum Refused {
     Resting(Duration),
     /// It is in none of the node's blocks, or one that is never handed out.
     NotHere,
+    /// It is reserved, and not handed over to this node; or the node was removed before its pod had it.
+    NotExpected,
 }
 
 /// An address that cannot be marked as used.
