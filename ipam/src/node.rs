@@ -15,7 +15,7 @@ use crate::moment::Moment;
 use crate::pool::{Block, Labels, Pool};
 
 /// The addresses of one node.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct NodeIpam<L = Sqlite> {
     ledger: L,
     allocator: Allocator,
@@ -135,6 +135,11 @@ impl<L: Ledger> NodeIpam<L> {
     #[must_use]
     pub fn with_low_water(self, low_water: u64) -> Self {
         Self { low_water, ..self }
+    }
+
+    /// What it goes by.
+    pub fn ledger(&self) -> &L {
+        &self.ledger
     }
 
     /// Whose ledger it is.
@@ -272,7 +277,8 @@ impl<L: Ledger> NodeIpam<L> {
         }
         let mut addresses = match &wish.source {
             Source::Blocks { families, pool, requested, reserved } => {
-                let expected = |address: &IpAddr| self.expected.contains(&(*address, wish.attachment.clone()));
+                let expected =
+                    |address: &IpAddr| self.expected.contains(&(*address, wish.attachment.clone()));
                 if let Some(address) = reserved.iter().copied().find(|address| !expected(address)) {
                     let why = Refused::NotExpected;
                     return Err(AllocateError::Refused { address, why, holder: None });
