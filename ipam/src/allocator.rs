@@ -20,7 +20,7 @@ pub const SHORTEST_REST: Duration = Duration::from_secs(10);
 pub const USUAL_REST: Duration = Duration::from_mins(1);
 
 /// The addresses of one node's blocks.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Allocator {
     rest: Duration,
     blocks: BTreeMap<Block, Addresses>,
@@ -28,7 +28,7 @@ pub struct Allocator {
     closed: BTreeSet<PoolName>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Addresses {
     pool: PoolName,
     used: BTreeSet<IpAddr>,
@@ -72,6 +72,8 @@ pub enum Refused {
     Resting(Duration),
     /// It is in none of the node's blocks, or one that is never handed out.
     NotHere,
+    /// It is reserved, and not handed over to this node; or the node was removed before its pod had it.
+    NotExpected,
 }
 
 /// An address that cannot be marked as used.

@@ -15,7 +15,7 @@ use crate::moment::Moment;
 use crate::pool::{Block, Labels, Pool};
 
 /// The addresses of one node.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct NodeIpam<L = Sqlite> {
     ledger: L,
     allocator: Allocator,
@@ -60,7 +60,8 @@ pub enum Source {
         pool: Option<PoolName>,
         /// These, where there is one of the family.
         requested: Vec<IpAddr>,
-        /// These, which are reserved for the pod and which this node holds, where there is one of the family.
+        /// These, which are reserved for the pod, where there is one of the family. This node holds them, and expects
+        /// them still.
         reserved: Vec<IpAddr>,
     },
     /// From elsewhere: these, which are none of the node's.
@@ -134,6 +135,11 @@ impl<L: Ledger> NodeIpam<L> {
     #[must_use]
     pub fn with_low_water(self, low_water: u64) -> Self {
         Self { low_water, ..self }
+    }
+
+    /// What it goes by.
+    pub fn ledger(&self) -> &L {
+        &self.ledger
     }
 
     /// Whose ledger it is.
@@ -271,6 +277,12 @@ impl<L: Ledger> NodeIpam<L> {
         }
         let mut addresses = match &wish.source {
             Source::Blocks { families, pool, requested, reserved } => {
+                let expected =
+                    |address: &IpAddr| self.expected.contains(&(*address, wish.attachment.clone()));
+                if let Some(address) = reserved.iter().copied().find(|address| !expected(address)) {
+                    let why = Refused::NotExpected;
+                    return Err(AllocateError::Refused { address, why, holder: None });
+                }
                 self.choose(families, pool.as_ref(), requested, reserved, rest, now)?
             }
             Source::Elsewhere(addresses) => addresses.clone(),

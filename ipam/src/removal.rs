@@ -91,6 +91,10 @@ fn set(txn: &mut Txn, incarnation: &Incarnation, fence: &Known<FenceRecord>, pod
     txn.writes.push(Write::Put { key, value });
 }
 
+/// What a transaction that gives back can change at once: the fence and the record of the node that gives back are
+/// compared, too.
+const AT_ONCE: usize = LARGEST_TXN - 2;
+
 /// What is to be given back of a removed node whose pods are gone, in one transaction; the rest by the next. `None` if
 /// there is nothing left to give back.
 ///
@@ -101,12 +105,12 @@ pub fn give_back(view: &View, incarnation: &Incarnation) -> Option<Txn> {
     let key = Key::Fence(incarnation.clone()).to_string();
     let unchanged = |key: String, revision| Compare::Unchanged { key, revision };
     let mut txn = Txn { compares: vec![unchanged(key.clone(), fence.revision)], writes: Vec::new() };
-    for (block, claim) in blocks_of(view, incarnation).take(LARGEST_TXN - 1) {
+    for (block, claim) in blocks_of(view, incarnation).take(AT_ONCE) {
         let key = Key::Block(block).to_string();
         txn.compares.push(unchanged(key.clone(), claim));
         txn.writes.push(Write::Delete { key });
     }
-    let room = (LARGEST_TXN - 1) - txn.writes.len();
+    let room = AT_ONCE - txn.writes.len();
     let held = view.reservations.iter().filter(|(_, known)| {
         known.record.holder.as_ref().is_some_and(|holder| holder.incarnation == *incarnation)
     });

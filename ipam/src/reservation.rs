@@ -5,11 +5,11 @@
 
 use std::net::IpAddr;
 
-use polder_api::PoolName;
+use polder_api::{NodeName, PoolName};
 
 use crate::key::Key;
 use crate::pool::{Labels, Pool, PoolState, Purpose};
-use crate::record::{Holder, PodsGone, ReservationRecord, encode};
+use crate::record::{Holder, NodeRecord, PodsGone, ReservationRecord, encode};
 use crate::store::{Compare, Txn, Write};
 use crate::view::{Known, View};
 
@@ -42,6 +42,16 @@ pub enum Denied {
         /// Why.
         reason: String,
     },
+    /// The node that is to have it has not registered in its boot.
+    #[error(
+        "{address} is not handed over to node {node}, which has not registered since it was booted: try again"
+    )]
+    Unregistered {
+        /// The address.
+        address: IpAddr,
+        /// The node.
+        node: NodeName,
+    },
     /// There is none left.
     #[error(
         "pool {pool} has no address left: all {reserved} are reserved. Give one back with polderctl ipam release, or add a pool"
@@ -68,7 +78,8 @@ pub struct HandOver {
 /// Whether the attachment that holds an address on this node itself is gone.
 pub type IsGone<'a> = &'a dyn Fn(&Holder) -> bool;
 
-/// Hands the address to `holder`, a pod of workload `owner`. `own_revision` is that of the holder's node record.
+/// Hands the address to `holder`, a pod of workload `owner`. `own_revision` is that of the holder's node record, which
+/// must be of his boot: others take a pod of another boot for gone.
 pub fn hand_over(
     view: &View,
     address: IpAddr,
@@ -78,6 +89,10 @@ pub fn hand_over(
     is_gone: IsGone<'_>,
 ) -> Result<HandOver, Denied> {
     let pool = pool_of(view, address).ok_or_else(|| unfit(address, "it is in no pool for reservations"))?;
+    let is_he = |node: &NodeRecord| node.incarnation == holder.incarnation && node.boot_id == holder.boot_id;
+    if !view.nodes.get(&holder.node).is_some_and(|node| is_he(&node.record)) {
+        return Err(Denied::Unregistered { address, node: holder.node.clone() });
+    }
     let known = view.reservations.get(&address);
     let generation = match known {
         None if pool.record.state != PoolState::Active => {
@@ -187,4 +202,43 @@ pub fn pool_of(view: &View, address: IpAddr) -> Option<&Known<Pool>> {
 /// Whether a pod of a node with these labels may have an address of the pool.
 pub fn serves(pool: &Pool, labels: &Labels) -> bool {
     pool.purpose == Purpose::Reservations && pool.state != PoolState::Retired && pool.serves(labels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Contents, Entry, Update};
+
+    /// A cluster with a pool for reservations, and a node that has registered in that boot.
+    fn view(boot_id: &str) -> View {
+        let pool = r#"{"cidr":"10.1.0.0/24","block_length":26,"state":"active","purpose":"reservations"}"#;
+        let node = format!(
+            r#"{{"incarnation":"i","machine_id":"m","boot_id":"{boot_id}","underlay":[],"gateways":[],
+                "vtep_mac":"02:00:00:00:00:01","mtu":1450,"version":"0"}}"#
+        );
+        let entry = |key: &str, value: &str| Entry {
+            key: format!("/polder/v1/{key}"),
+            value: value.into(),
+            revision: 7,
+        };
+        let entries = vec![entry("nodes/n", &node), entry("pools/p", pool)];
+        let mut view = View::default();
+        view.apply(Update::Loaded(Contents { revision: 7, entries }));
+        view
+    }
+
+    #[test]
+    fn nothing_is_handed_over_to_a_node_whose_record_is_of_an_earlier_boot() {
+        let address = "10.1.0.5".parse().unwrap();
+        let holder = Holder {
+            node: "n".parse().unwrap(),
+            incarnation: crate::record::Incarnation("i".into()),
+            boot_id: "boot-2".to_owned(),
+            attachment: "net/a/eth0".parse().unwrap(),
+        };
+        let handed_over =
+            |boot_id| hand_over(&view(boot_id), address, "default/db", &holder, 7, &|_: &Holder| true);
+        assert!(matches!(handed_over("boot-1"), Err(Denied::Unregistered { .. })));
+        assert!(handed_over("boot-2").is_ok());
+    }
 }

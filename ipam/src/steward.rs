@@ -154,14 +154,14 @@ fn decide(facts: &Facts<'_>) -> Result<Step, Step> {
     }
     let own = register(facts, identity)?;
     reconcile(facts, identity, own)?;
-    give_back(facts, identity)?;
+    give_back(facts, identity, own)?;
     let needs = needs(facts);
     if let Some(step) = needs.step {
         return Ok(step);
     }
     reservations(facts, identity, own)?;
     if let Some((node, txn)) = facts.quarantine.over(view, facts.me, facts.now) {
-        return Ok(Step::Commit(Purpose::Inherit(node), txn));
+        return Ok(Step::Commit(Purpose::Inherit(node), resting_on(facts.me, own, txn)));
     }
     Ok(needs.reason.map_or(Step::Settled, Step::Wait))
 }
@@ -305,6 +305,12 @@ fn register<'a>(facts: &'a Facts<'_>, identity: &Identity) -> Result<&'a Known<N
     }
 }
 
+/// The transaction, resting on the node's record: once the node is removed, it changes nothing.
+fn resting_on(me: &NodeName, own: &Known<NodeRecord>, mut txn: Txn) -> Txn {
+    txn.compares.push(Compare::Unchanged { key: Key::Node(me.clone()).to_string(), revision: own.revision });
+    txn
+}
+
 /// Takes over what the store says is the node's, and puts back what the ledger says is.
 fn reconcile(facts: &Facts<'_>, identity: &Identity, own: &Known<NodeRecord>) -> Result<(), Step> {
     let (view, blocks) = (facts.view, &facts.own.blocks);
@@ -348,7 +354,7 @@ fn reconcile(facts: &Facts<'_>, identity: &Identity, own: &Known<NodeRecord>) ->
 }
 
 /// Gives back blocks that are not needed.
-fn give_back(facts: &Facts<'_>, identity: &Identity) -> Result<(), Step> {
+fn give_back(facts: &Facts<'_>, identity: &Identity, own: &Known<NodeRecord>) -> Result<(), Step> {
     if let Some(owned) = facts.own.blocks.iter().find(|owned| owned.leaving) {
         let key = Key::Block(owned.block).to_string();
         let claim = facts.view.blocks.get(&owned.block);
@@ -356,7 +362,7 @@ fn give_back(facts: &Facts<'_>, identity: &Identity) -> Result<(), Step> {
             Some(claim) => {
                 let unchanged = Compare::Unchanged { key: key.clone(), revision: claim.revision };
                 let txn = Txn { compares: vec![unchanged], writes: vec![Write::Delete { key }] };
-                Step::Commit(Purpose::GiveBack(owned.block), txn)
+                Step::Commit(Purpose::GiveBack(owned.block), resting_on(facts.me, own, txn))
             }
             None => Step::Disown(owned.block),
         });
@@ -419,7 +425,8 @@ fn reservations(facts: &Facts<'_>, identity: &Identity, own: &Known<NodeRecord>)
         let held = facts.own.strays.iter().any(|stray| stray.address == *address);
         let wanted = held || facts.own.expected.contains(address);
         if !wanted || holder.boot_id != facts.boot_id {
-            return Err(Step::Commit(Purpose::LetGo(*address), reservation::let_go(*address, known)));
+            let let_go = resting_on(facts.me, own, reservation::let_go(*address, known));
+            return Err(Step::Commit(Purpose::LetGo(*address), let_go));
         }
     }
     for stray in &facts.own.strays {
@@ -453,3 +460,6 @@ fn reservations(facts: &Facts<'_>, identity: &Identity, own: &Known<NodeRecord>)
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@
 //!
 //! Nothing here has a clock, threads, or input and output. What decides is `polder-ipam`'s, as on a node; what carries
 //! it out does so in the same order as the agent. Whether [`etcd::Model`] answers as etcd does is found out by asking
-//! both, with operations made up at random.
+//! both, with operations made up at random. What a few nodes do in every order of things is explored in [`model`].
 
 pub mod agent;
 pub mod disk;
@@ -10,6 +10,7 @@ pub mod etcd;
 pub mod faults;
 pub mod follower;
 pub mod judge;
+pub mod model;
 pub mod operator;
 pub mod play;
 pub mod random;

@@ -51,6 +51,7 @@ fn try_again(message: impl Into<String>) -> Refusal {
 fn denied(denied: &Denied) -> Refusal {
     let kind = match denied {
         Denied::Exhausted { .. } => RefusalKind::PoolExhausted,
+        Denied::Unregistered { .. } => RefusalKind::TryAgain,
         Denied::Foreign { .. } | Denied::Held { .. } | Denied::Unfit { .. } => RefusalKind::AddressTaken,
     };
     Refusal::new(kind, denied.to_string())

@@ -180,11 +180,13 @@ impl<L: Ledger> NodeIpam<L> {
         }
         self.dormant.clear();
         self.gateways.clear();
+        // What is handed over to it now is no pod's any more: it is about to say that its pods are gone.
+        self.expected.clear();
         Ok(())
     }
 
     /// Expects that a reserved address is handed over to this node for that attachment: until it is used or given up, it
-    /// is not let go.
+    /// is not let go. Only meanwhile the attachment can have it.
     pub fn expect(&mut self, address: IpAddr, attachment: &Attachment) {
         self.expected.insert((address, attachment.clone()));
     }

@@ -270,3 +270,30 @@ fn a_gateway_that_was_found_in_the_kernel_and_is_in_no_block_of_the_node_is_move
     assert!(node.move_gateway(earlier, NOW).unwrap());
     assert!(pool.block(0).cidr().has(node.gateways()[0]));
 }
+
+#[test]
+fn a_reserved_address_goes_to_a_pod_only_while_it_is_expected() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut node, _) = open(&folder, "boot-1");
+    let address: IpAddr = "10.1.0.5".parse().unwrap();
+    let reserved = |container: &str| Wish {
+        source: Source::Blocks {
+            families: vec![Family::V4],
+            pool: None,
+            requested: Vec::new(),
+            reserved: vec![address],
+        },
+        ..wish(container, &[])
+    };
+    let unexpected = |allocated: Result<Held, AllocateError>| {
+        matches!(allocated, Err(AllocateError::Refused { why: Refused::NotExpected, .. }))
+    };
+    assert!(unexpected(node.allocate(reserved("a"), Rest::Full, NOW)));
+    let attachment = wish("a", &[]).attachment;
+    node.expect(address, &attachment);
+    assert!(unexpected(node.allocate(reserved("b"), Rest::Full, NOW)), "it is for another pod");
+    node.forget_all().unwrap();
+    assert!(unexpected(node.allocate(reserved("a"), Rest::Full, NOW)), "the node was removed meanwhile");
+    node.expect(address, &attachment);
+    assert_eq!(node.allocate(reserved("a"), Rest::Full, NOW).unwrap().addresses, [address]);
+}

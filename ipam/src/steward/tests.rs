@@ -1,0 +1,141 @@
+//! What the transactions of a node rest on.
+
+use super::*;
+use crate::allocator::USUAL_REST;
+use crate::record::{
+    AttachMode, Backend, ClusterId, FenceRecord, Masquerade, Nonce, PoolRecord, VxlanSettings,
+};
+use crate::removal::Quarantine;
+use crate::store::{Contents, Entry, Update};
+
+const NODE_REVISION: i64 = 7;
+const LATE: Moment = Moment::from_millis(10_000_000);
+
+fn name() -> NodeName {
+    "n1".parse().unwrap()
+}
+
+fn presence() -> Presence {
+    Presence {
+        underlay: vec!["192.0.2.1".parse().unwrap()],
+        vtep_mac: "02:00:00:00:00:01".parse().unwrap(),
+        mtu: 1450,
+        version: "0".to_owned(),
+    }
+}
+
+fn identity() -> Identity {
+    Identity {
+        node: name(),
+        incarnation: Incarnation("i1".into()),
+        cluster: ClusterId("c".into()),
+        standing: Standing::Member,
+    }
+}
+
+/// The view of a node that is registered, with these records besides.
+fn view(more: Vec<(Key, Vec<u8>)>) -> View {
+    let cluster = ClusterRecord {
+        id: ClusterId("c".into()),
+        backend: Backend::Auto,
+        attach: AttachMode::Bridge,
+        vxlan: VxlanSettings::default(),
+        masquerade: Masquerade::default(),
+    };
+    let Presence { underlay, vtep_mac, mtu, version } = presence();
+    let node = NodeRecord {
+        incarnation: identity().incarnation,
+        machine_id: "m".to_owned(),
+        boot_id: "b".to_owned(),
+        underlay,
+        gateways: Vec::new(),
+        vtep_mac,
+        mtu,
+        version,
+    };
+    let mut records = vec![(Key::Cluster, encode(&cluster)), (Key::Node(name()), encode(&node))];
+    records.extend(more);
+    let entry = |(key, value): (Key, Vec<u8>)| Entry { key: key.to_string(), value, revision: NODE_REVISION };
+    let mut view = View::default();
+    let entries = records.into_iter().map(entry).collect();
+    view.apply(Update::Loaded(Contents { revision: NODE_REVISION, entries }));
+    assert_eq!(view.refused, BTreeMap::new());
+    view
+}
+
+fn step(view: &View, own: Own) -> Step {
+    let mut quarantine = Quarantine::new(USUAL_REST);
+    quarantine.observe(view, Moment::BOOT);
+    next(&Facts {
+        me: &name(),
+        machine_id: "m",
+        boot_id: "b",
+        labels: &Labels::new(),
+        view,
+        own: &Own { identity: Some(identity()), ..own },
+        presence: &Ok(presence()),
+        double: Double::None,
+        caution: false,
+        quarantine: &quarantine,
+        unclaimable: &BTreeMap::new(),
+        fresh: "i2",
+        now: LATE,
+    })
+}
+
+/// What is written, if it rests on the node's record.
+fn purpose(step: Step) -> Option<Purpose> {
+    let Step::Commit(purpose, txn) = step else { return None };
+    let own = Compare::Unchanged { key: Key::Node(name()).to_string(), revision: NODE_REVISION };
+    txn.compares.contains(&own).then_some(purpose)
+}
+
+fn claim(block: Block, incarnation: &str) -> (Key, Vec<u8>) {
+    let record = BlockRecord {
+        node: name(),
+        incarnation: Incarnation(incarnation.into()),
+        pool: "p".parse().unwrap(),
+        nonce: Nonce("x".into()),
+    };
+    (Key::Block(block), encode(&record))
+}
+
+fn pool(cidr: &str, purpose: crate::pool::Purpose) -> (Key, Vec<u8>) {
+    let record = PoolRecord { purpose, ..PoolRecord::new(cidr.parse().unwrap()) };
+    (Key::Pool("p".parse().unwrap()), encode(&record))
+}
+
+#[test]
+fn a_block_is_given_back_only_by_a_node_that_is_not_removed() {
+    let block = Block::new("10.0.0.0/26".parse().unwrap());
+    let (pool, nonce) = ("p".parse().unwrap(), Nonce("x".into()));
+    let own = Own { blocks: vec![OwnedBlock { block, pool, nonce, leaving: true }], ..Own::default() };
+    let view = view(vec![claim(block, "i1")]);
+    assert_eq!(purpose(step(&view, own)), Some(Purpose::GiveBack(block)));
+}
+
+#[test]
+fn a_reserved_address_is_let_go_only_by_a_node_that_is_not_removed() {
+    let address: IpAddr = "10.1.0.5".parse().unwrap();
+    let holder = Holder {
+        node: name(),
+        incarnation: identity().incarnation,
+        boot_id: "b".to_owned(),
+        attachment: "net/a/eth0".parse().unwrap(),
+    };
+    let record = ReservationRecord { owner: "default/db".to_owned(), holder: Some(holder), generation: 1 };
+    let view = view(vec![
+        pool("10.1.0.0/24", crate::pool::Purpose::Reservations),
+        (Key::Reservation(address), encode(&record)),
+    ]);
+    assert_eq!(purpose(step(&view, Own::default())), Some(Purpose::LetGo(address)));
+}
+
+#[test]
+fn a_removed_nodes_blocks_are_given_back_only_by_a_node_that_is_not_removed_itself() {
+    let gone: NodeName = "n2".parse().unwrap();
+    let fence = FenceRecord { node: gone.clone(), boot_id: "b2".to_owned(), pods: PodsGone::Vouched };
+    let block = Block::new("10.0.0.0/26".parse().unwrap());
+    let view = view(vec![(Key::Fence(Incarnation("i2".into())), encode(&fence)), claim(block, "i2")]);
+    assert_eq!(purpose(step(&view, Own::default())), Some(Purpose::Inherit(gone)));
+}

@@ -1,0 +1,157 @@
+//! What can happen next to a cluster.
+
+use std::sync::Arc;
+
+use polder_ipam::ledger::Standing;
+use polder_ipam::record::{Incarnation, PodsGone};
+use polder_ipam::removal::Vouched;
+
+use super::action::{Action, Errands, Fate};
+use super::cluster::Cluster;
+use super::machine::{Errand, Goal, Machine, Power, Service, Stage, Who};
+use super::watcher::Behind;
+
+/// Everything that can happen next.
+pub(super) fn choices(cluster: &Cluster, actions: &mut Vec<Action>) {
+    for (who, machine) in cluster.machines.iter().enumerate() {
+        match machine.power {
+            Power::Blank if cluster.left.newcomers > 0 => actions.push(Action::Begin(who)),
+            Power::Blank | Power::Gone => {}
+            Power::On => {
+                agent(cluster, who, machine, actions);
+                pods(cluster, who, machine, actions);
+                faults(cluster, who, machine, actions);
+            }
+        }
+    }
+    actions.extend((0..cluster.late.len()).map(Action::Arrive));
+    if cluster.left.removals > 0 {
+        for who in [0, 1] {
+            actions.push(Action::Remove(who, Vouched::No));
+            if may_vouch(cluster, who) {
+                actions.push(Action::Remove(who, Vouched::Yes));
+            }
+        }
+    }
+    if cluster.left.ticks > 0 {
+        actions.push(Action::Rest);
+    }
+}
+
+fn agent(cluster: &Cluster, who: Who, machine: &Machine, actions: &mut Vec<Action>) {
+    let (left, agent) = (&cluster.left, &machine.agent);
+    if !agent.watcher.is_current() {
+        actions.push(Action::Hear(who));
+    }
+    match &agent.registrar {
+        None if agent.is_handing_over() => {}
+        None => {
+            // Until it has read something, it waits.
+            if !matches!(agent.watcher.behind, Behind::Unread) {
+                actions.push(Action::Decide(who));
+            }
+            let is_member = machine.identity().is_some_and(|identity| identity.standing == Standing::Member);
+            if is_member && agent.service == Service::Open {
+                if left.appetite > 0 {
+                    actions.push(Action::Wish(who));
+                }
+                let open = || machine.ipam.blocks().iter().filter(|owned| !owned.leaving);
+                if left.spares > 0 && open().count() > 1 {
+                    actions.extend(open().map(|owned| Action::Spare(who, owned.block)));
+                }
+            }
+        }
+        Some(errand) => {
+            self::errand(cluster, who, Errands::Registrar, errand, actions);
+            if let Stage::Won(revision) = errand.stage
+                && !agent.watcher.shows(revision)
+                && left.impatience > 0
+            {
+                actions.push(Action::LosePatience(who));
+            }
+        }
+    }
+    if let Some(errand) = &agent.adding {
+        self::errand(cluster, who, Errands::Adding, errand, actions);
+    }
+}
+
+fn errand(cluster: &Cluster, who: Who, whose: Errands, errand: &Errand, actions: &mut Vec<Action>) {
+    let (left, watcher) = (&cluster.left, &cluster.machines[who].agent.watcher);
+    match &errand.stage {
+        Stage::Ready => actions.push(Action::Decide(who)),
+        Stage::UnderWay(_) => {
+            let is_left = |fate: &Fate| match fate {
+                Fate::Answered => true,
+                Fate::ReplyLost | Fate::Lost => left.lost > 0,
+                Fate::AnsweredAndRepeated | Fate::Late => left.late > 0,
+            };
+            let fates = Fate::ALL.into_iter().filter(is_left);
+            actions.extend(fates.map(|fate| Action::Meet(who, whose, fate)));
+        }
+        Stage::Unknown(_) => {
+            actions.push(Action::Look(who, whose));
+            if left.in_vain > 0 {
+                actions.push(Action::LookInVain(who, whose));
+            }
+        }
+        // An ADD does not wait for the view.
+        Stage::Won(revision) if whose == Errands::Adding || watcher.shows(*revision) => {
+            if !matches!(errand.goal, Goal::Write(_)) {
+                actions.push(Action::Take(who, whose));
+            }
+        }
+        Stage::Won(_) => {}
+    }
+}
+
+fn pods(cluster: &Cluster, who: Who, machine: &Machine, actions: &mut Vec<Action>) {
+    if cluster.left.pods > 0 {
+        actions.push(Action::Add(who));
+    }
+    if cluster.left.reserved > 0 && machine.agent.adding.is_none() && machine.agent.is_idle() {
+        actions.push(Action::AddReserved(who));
+    }
+    // A runtime that says it late says it of pods that are long gone, too.
+    actions.extend((1..=machine.containers).map(|container| Action::Del(who, container)));
+    actions.extend(machine.leaving().into_iter().map(|container| Action::Release(who, container)));
+    if cluster.left.ends > 0 {
+        actions.extend(machine.plugged.keys().map(|container| Action::End(who, *container)));
+    }
+}
+
+fn faults(cluster: &Cluster, who: Who, machine: &Machine, actions: &mut Vec<Action>) {
+    let left = &cluster.left;
+    if left.crashes > 0 {
+        actions.push(Action::Crash(who));
+    }
+    if left.reboots > 0 {
+        actions.push(Action::Reboot(who));
+    }
+    if left.deaths > 0 {
+        actions.push(Action::Die(who));
+    }
+    let removed = || machine.identity().is_some_and(|identity| identity.standing == Standing::Removed);
+    if left.rejoins > 0
+        && machine.agent.service == Service::Forbidden
+        && removed()
+        && machine.ipam.blocks().is_empty()
+    {
+        actions.push(Action::Rejoin(who));
+    }
+}
+
+/// Whether an operator may say of everybody who was known under that name that he is gone: he is careful.
+fn may_vouch(cluster: &Cluster, who: Who) -> bool {
+    let (view, name) = (&cluster.truth.view, &cluster.machines[who].name);
+    if let Some(node) = view.nodes.get(name) {
+        return is_gone(cluster, &node.record.incarnation);
+    }
+    let mut fences = view.fences.iter().filter(|(_, fence)| fence.record.node == *name);
+    fences.all(|(incarnation, fence)| fence.record.pods != PodsGone::Unknown || is_gone(cluster, incarnation))
+}
+
+fn is_gone(cluster: &Cluster, incarnation: &Incarnation) -> bool {
+    let made_it = |machine: &&Arc<Machine>| incarnation.0.starts_with(machine.id);
+    cluster.machines.iter().find(made_it).is_some_and(|machine| machine.power == Power::Gone)
+}

@@ -1,0 +1,219 @@
+//! One thing after another happens to the cluster.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use polder_ipam::removal::{self, Vouched};
+use polder_ipam::store::Outcome;
+
+use super::Space;
+use super::action::{Action, Errands};
+use super::cluster::{Broken, Cluster, Remains};
+use super::machine::{Container, Errand, Goal, Machine, Power, Sent, Stage, Who};
+use super::tally::Happening;
+use super::watcher::Watcher;
+
+/// A cluster to which something happens.
+pub(super) struct Play<'a> {
+    /// By whose rules.
+    pub(super) space: &'a Space,
+    /// The cluster.
+    pub(super) cluster: Cluster,
+}
+
+impl Play<'_> {
+    /// Lets it happen. False if it comes to nothing.
+    pub(super) fn act(&mut self, action: &Action) -> bool {
+        match *action {
+            Action::Hear(who) => self.hear(who),
+            Action::Decide(who) => self.decide(who),
+            Action::Meet(who, whose, fate) => self.meet(who, whose, fate),
+            Action::Look(who, whose) => self.look(who, whose),
+            Action::LookInVain(who, whose) => {
+                self.cluster.left.in_vain -= 1;
+                self.fail(who, whose)
+            }
+            Action::Take(who, whose) => self.take(who, whose),
+            Action::LosePatience(who) => {
+                self.cluster.left.impatience -= 1;
+                self.lose_patience(who)
+            }
+            Action::Arrive(index) => self.arrive(index),
+            Action::Add(who) => self.add(who),
+            Action::AddReserved(who) => self.add_reserved(who),
+            Action::Del(who, container) => self.del(who, container),
+            Action::Release(who, container) => self.release(who, container),
+            Action::End(who, container) => {
+                self.cluster.left.ends -= 1;
+                self.unplug(who, container)
+            }
+            Action::Wish(who) => {
+                self.cluster.left.appetite -= 1;
+                self.wish(who)
+            }
+            Action::Spare(who, block) => {
+                self.cluster.left.spares -= 1;
+                let now = self.cluster.machines[who].now(self.cluster.tick);
+                self.machine(who).ipam().leave(block, now).expect("a ledger in memory")
+            }
+            Action::Crash(who) => {
+                self.cluster.left.crashes -= 1;
+                self.abandon(who);
+                self.machine(who).restart();
+                true
+            }
+            Action::Reboot(who) => {
+                self.cluster.left.reboots -= 1;
+                self.reboot(who)
+            }
+            Action::Die(who) => {
+                self.cluster.left.deaths -= 1;
+                self.die(who)
+            }
+            Action::Begin(who) => {
+                self.cluster.left.newcomers -= 1;
+                let tick = self.cluster.tick;
+                let machine = self.machine(who);
+                machine.power = Power::On;
+                machine.booted = tick;
+                true
+            }
+            Action::Rejoin(who) => {
+                self.cluster.left.rejoins -= 1;
+                self.abandon(who);
+                self.machine(who).forget();
+                true
+            }
+            Action::Remove(who, vouched) => {
+                self.cluster.left.removals -= 1;
+                self.remove(who, vouched)
+            }
+            Action::Rest => {
+                self.cluster.left.ticks -= 1;
+                self.rest()
+            }
+        }
+    }
+
+    pub(super) fn machine(&mut self, who: Who) -> &mut Machine {
+        self.cluster.machine(who)
+    }
+
+    pub(super) fn errand(&mut self, who: Who, whose: Errands) -> &mut Option<Errand> {
+        let agent = &mut self.machine(who).agent;
+        match whose {
+            Errands::Registrar => &mut agent.registrar,
+            Errands::Adding => &mut agent.adding,
+        }
+    }
+
+    pub(super) fn count(&self, happening: Happening) {
+        self.space.tally.count(happening);
+    }
+
+    fn hear(&mut self, who: Who) -> bool {
+        let etcd = Arc::clone(&self.cluster.etcd);
+        let agent = &mut self.machine(who).agent;
+        agent.watcher.hear(&etcd);
+        if let Some(Errand { goal: Goal::Write(_), stage: Stage::Won(revision) }) = &agent.registrar
+            && agent.watcher.shows(*revision)
+        {
+            agent.registrar = None;
+        }
+        true
+    }
+
+    /// Lets the store carry a transaction out.
+    pub(super) fn commit(&mut self, sent: &Sent) -> Outcome {
+        let outcome = self.cluster.commit(sent);
+        let removed = sent.by.as_ref().is_some_and(|by| self.cluster.removed.contains_key(by));
+        if removed && outcome == Outcome::Refused {
+            self.count(Happening::FencedRefused);
+        }
+        outcome
+    }
+
+    fn arrive(&mut self, index: usize) -> bool {
+        let sent = self.cluster.late.remove(index);
+        let outcome = self.commit(&sent);
+        self.count(if outcome == Outcome::Refused { Happening::LateRefused } else { Happening::LateApplied });
+        true
+    }
+
+    /// Leaves what is under way to itself.
+    fn abandon(&mut self, who: Who) {
+        let machine = Arc::clone(&self.cluster.machines[who]);
+        for errand in machine.agent.errands() {
+            if let Stage::UnderWay(sent) = &errand.stage {
+                self.cluster.late.push(sent.clone());
+            }
+        }
+    }
+
+    /// Takes the interface of a pod away.
+    pub(super) fn unplug(&mut self, who: Who, container: Container) -> bool {
+        let addresses = self.machine(who).plugged.remove(&container).unwrap_or_default();
+        self.cluster.warm.extend(addresses);
+        true
+    }
+
+    fn unplug_all(&mut self, who: Who) {
+        for container in 1..=self.cluster.machines[who].containers {
+            self.unplug(who, container);
+        }
+    }
+
+    /// Gives a pod its interface.
+    pub(super) fn plug(&mut self, who: Who, container: Container, addresses: Vec<IpAddr>, reserved: bool) {
+        // What belongs to a workload by name goes with it.
+        if !reserved && addresses.iter().any(|address| self.cluster.warm.contains(address)) {
+            self.cluster.breaks(Broken::ReusedWarm);
+        }
+        self.machine(who).plugged.insert(container, addresses);
+    }
+
+    fn reboot(&mut self, who: Who) -> bool {
+        self.abandon(who);
+        self.unplug_all(who);
+        let tick = self.cluster.tick;
+        let machine = self.machine(who);
+        machine.boots += 1;
+        machine.booted = tick;
+        machine.restart();
+        true
+    }
+
+    fn die(&mut self, who: Who) -> bool {
+        self.abandon(who);
+        self.unplug_all(who);
+        let machine = self.machine(who);
+        machine.restart();
+        machine.agent.watcher = Watcher::default();
+        machine.power = Power::Gone;
+        true
+    }
+
+    fn remove(&mut self, who: Who, vouched: Vouched) -> bool {
+        let name = self.cluster.machines[who].name.clone();
+        let Ok(txn) = removal::remove(&self.cluster.truth.view, &name, vouched) else { return false };
+        if txn.writes.is_empty() {
+            return false;
+        }
+        self.commit(&Sent { by: None, confirms: false, txn: Arc::new(txn) });
+        true
+    }
+
+    fn rest(&mut self) -> bool {
+        self.cluster.tick += 1;
+        self.cluster.warm.clear();
+        for remains in self.cluster.removed.values_mut().filter(|remains| **remains == Remains::Warm) {
+            *remains = Remains::Cold;
+        }
+        for who in 0..self.cluster.machines.len() {
+            if self.cluster.machines[who].agent.cautious {
+                self.machine(who).agent.cautious = false;
+            }
+        }
+        true
+    }
+}

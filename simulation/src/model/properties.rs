@@ -1,0 +1,123 @@
+//! What must hold in every state.
+
+use std::collections::BTreeSet;
+
+use polder_ipam::allocator::Counts;
+use polder_ipam::ledger::OwnedBlock;
+use stateright::Property;
+
+use super::cluster::{Broken, Cluster};
+use super::machine::{Machine, Power};
+use super::{RESERVED, Space};
+
+/// More pods than this may need another block.
+const A_BLOCK: u8 = 3;
+
+/// All of them.
+pub(super) fn all() -> Vec<Property<Space>> {
+    vec![
+        Property::always("no address is on two live pods", no_address_is_on_two),
+        Property::always("a live address is its node's, or reserved for it", every_address_is_owned),
+        Property::always("claims are disjoint, and inside their pools", claims_are_disjoint),
+        Property::always("a removed node changes nothing", |_, cluster| {
+            lacks(cluster, Broken::WroteAfterFence)
+        }),
+        Property::always("a removed node's blocks rest until its pods are gone", |_, cluster| {
+            lacks(cluster, Broken::GivenBackEarly)
+        }),
+        Property::always("what is said to be gone is gone", |_, cluster| {
+            lacks(cluster, Broken::ConfirmedEarly)
+        }),
+        Property::always("an address rests before another pod has it", |_, cluster| {
+            lacks(cluster, Broken::ReusedWarm)
+        }),
+        Property::always("a DEL frees nothing of another", |_, cluster| {
+            lacks(cluster, Broken::FreedAnothers)
+        }),
+        Property::always("a live pod's address is used in the ledger", every_pod_is_written_down),
+        Property::always("no address is lost", no_address_is_lost),
+        Property::always("no wish is granted twice", no_wish_is_granted_twice),
+    ]
+}
+
+fn lacks(cluster: &Cluster, broken: Broken) -> bool {
+    cluster.broken != Some(broken)
+}
+
+fn running(cluster: &Cluster) -> impl Iterator<Item = &Machine> {
+    cluster.machines.iter().map(|machine| &**machine).filter(|machine| machine.power == Power::On)
+}
+
+fn no_address_is_on_two(_: &Space, cluster: &Cluster) -> bool {
+    let mut seen = BTreeSet::new();
+    cluster.machines.iter().flat_map(|machine| machine.live()).all(|address| seen.insert(address))
+}
+
+fn every_address_is_owned(_: &Space, cluster: &Cluster) -> bool {
+    let view = &cluster.truth.view;
+    running(cluster).all(|machine| {
+        let Some(identity) = machine.identity() else { return machine.live().next().is_none() };
+        machine.live().all(|address| {
+            if address == RESERVED {
+                let holder = view.reservations.get(&address).and_then(|known| known.record.holder.as_ref());
+                return holder.is_some_and(|holder| {
+                    let has_it = |(container, addresses): (&u8, &Vec<_>)| {
+                        addresses.contains(&address) && *machine.attachment(*container) == holder.attachment
+                    };
+                    holder.incarnation == identity.incarnation && machine.plugged.iter().any(has_it)
+                });
+            }
+            let claim = view.blocks.iter().find(|(block, _)| block.cidr().has(address));
+            claim.is_some_and(|(_, claim)| claim.record.incarnation == identity.incarnation)
+        })
+    })
+}
+
+fn claims_are_disjoint(_: &Space, cluster: &Cluster) -> bool {
+    let view = &cluster.truth.view;
+    let blocks: Vec<_> = view.blocks.keys().collect();
+    let apart = blocks
+        .iter()
+        .enumerate()
+        .all(|(index, block)| blocks[..index].iter().all(|other| !other.cidr().overlaps(block.cidr())));
+    apart
+        && view.blocks.iter().all(|(block, claim)| {
+            view.pools.get(&claim.record.pool).is_some_and(|pool| pool.record.has_block(*block))
+        })
+}
+
+fn every_pod_is_written_down(_: &Space, cluster: &Cluster) -> bool {
+    running(cluster).all(|machine| {
+        machine.plugged.iter().all(|(container, addresses)| {
+            machine.ipam.get(machine.attachment(*container)).is_some_and(|held| held.addresses == *addresses)
+        })
+    })
+}
+
+fn no_address_is_lost(_: &Space, cluster: &Cluster) -> bool {
+    running(cluster).all(|machine| {
+        let counts = machine.ipam.counts(machine.now(cluster.tick));
+        counts.iter().all(|(owned, counts): &(OwnedBlock, Counts)| {
+            let size = 1_u64 << (32 - owned.block.cidr().length());
+            counts.used + counts.resting + counts.free + counts.excluded == size
+        })
+    })
+}
+
+/// Only what nobody could know is claimed besides what is wanted: that a transaction took effect that came late, or
+/// that could not be looked up, or of which an agent died.
+fn no_wish_is_granted_twice(space: &Space, cluster: &Cluster) -> bool {
+    let (left, limits) = (&cluster.left, &space.limits);
+    let accountable = left.late == limits.late
+        && left.in_vain == limits.in_vain
+        && left.impatience == limits.impatience
+        && left.crashes == limits.crashes
+        && left.reboots == limits.reboots
+        && left.appetite == limits.appetite
+        && limits.pods < A_BLOCK;
+    if !accountable {
+        return true;
+    }
+    let claims = || cluster.truth.view.blocks.values().map(|claim| &claim.record.incarnation);
+    claims().all(|incarnation| claims().filter(|other| *other == incarnation).count() == 1)
+}

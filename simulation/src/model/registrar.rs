@@ -1,0 +1,219 @@
+//! What a registrar does: what its steward says, one step at a time, and claims. It mirrors the agent's registrar.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use polder_api::Family;
+use polder_ipam::Pool;
+use polder_ipam::claim::{Claimant, Wanted};
+use polder_ipam::ledger::{Identity, OwnedBlock};
+use polder_ipam::pool::Labels;
+use polder_ipam::record::Nonce;
+use polder_ipam::steward::{self, Double, Facts, Presence, Purpose, Step};
+use polder_ipam::store::Txn;
+use polder_ipam::view::Source;
+
+use super::action::Errands;
+use super::machine::{Errand, Goal, Machine, Sent, Service, Stage, Who};
+use super::play::Play;
+use super::tally::Happening;
+
+/// Another block of IPv4 addresses.
+const WANTED: Wanted = Wanted::Any(Family::V4, None);
+
+impl Play<'_> {
+    /// The next step of a registrar that waits for nothing.
+    pub(super) fn decide(&mut self, who: Who) -> bool {
+        match &self.cluster.machines[who].agent.registrar {
+            None => self.step(who),
+            Some(Errand { goal: Goal::Claim { .. }, stage: Stage::Ready }) => self.attempt(who),
+            Some(_) => false,
+        }
+    }
+
+    fn step(&mut self, who: Who) -> bool {
+        let step = self.next_step(who);
+        self.carry_out(who, step)
+    }
+
+    fn next_step(&mut self, who: Who) -> Step {
+        let (space, tick) = (self.space, self.cluster.tick);
+        let machine = self.machine(who);
+        let now = machine.now(tick);
+        let view = space.bend(&machine.agent.watcher.view);
+        if view.losses != machine.agent.losses {
+            machine.agent.losses = view.losses;
+            machine.agent.cautious = true;
+        }
+        space.observe(&mut machine.agent.quarantine, &view, now);
+        if !machine.agent.learned && view.source != Source::Nowhere {
+            let pools: Vec<Pool> = view.pools.values().map(|pool| (*pool.record).clone()).collect();
+            machine.ipam().learn_pools(&pools, &Labels::new()).expect("a ledger in memory");
+            machine.agent.learned = true;
+        }
+        let own = space.bend_own(machine.ipam.own(now).expect("a ledger in memory"));
+        let unclaimable = machine.agent.unclaimable.then(|| (Family::V4, "there is none".to_owned()));
+        steward::next(&Facts {
+            me: &machine.name,
+            machine_id: machine.id,
+            boot_id: &machine.boot_id(),
+            labels: &Labels::new(),
+            view: &view,
+            own: &own,
+            presence: &Ok(presence(who)),
+            double: machine.agent.double.clone(),
+            caution: machine.agent.cautious,
+            quarantine: &space.judged(&machine.agent.quarantine, &view),
+            unclaimable: &unclaimable.into_iter().collect::<BTreeMap<_, _>>(),
+            fresh: &fresh(machine),
+            now,
+        })
+    }
+
+    fn carry_out(&mut self, who: Who, step: Step) -> bool {
+        let now = self.cluster.machines[who].now(self.cluster.tick);
+        match step {
+            Step::Settled | Step::Wait(_) | Step::Bootstrap => self.publish(who, Service::Open),
+            Step::Conflict(_) => {
+                self.count(Happening::Conflict);
+                self.publish(who, Service::Forbidden);
+            }
+            Step::Removed(_) => self.publish(who, Service::Forbidden),
+            Step::Identify(identity) => self.identify(who, &identity),
+            // Of an earlier boot nothing is alive, and another machine has another id.
+            Step::AskForDouble => self.machine(who).agent.double = Double::None,
+            Step::CutOff => return self.cut_off(who),
+            Step::Commit(purpose, txn) => self.write(who, purpose, txn),
+            Step::Own(owned) => {
+                self.count(Happening::TakenOver);
+                self.adopt_block(who, owned);
+            }
+            Step::Leave(block) => {
+                let _ = self.machine(who).ipam().leave(block, now).expect("a ledger in memory");
+            }
+            Step::Disown(block) => {
+                self.count(Happening::GivenBack);
+                self.machine(who).ipam().disown(block).expect("a ledger in memory");
+            }
+            Step::Claim(wanted) => {
+                debug_assert_eq!(wanted, WANTED, "there is one pool to claim from");
+                return self.wish(who);
+            }
+            Step::TakeGateways => drop(self.machine(who).ipam().take_gateways(now)),
+            Step::MoveGateway(old) => drop(self.machine(who).ipam().move_gateway(old, now)),
+        }
+        true
+    }
+
+    fn publish(&mut self, who: Who, service: Service) {
+        let agent = &mut self.machine(who).agent;
+        agent.service = service;
+        agent.end_round();
+    }
+
+    fn identify(&mut self, who: Who, identity: &Identity) {
+        let machine = self.machine(who);
+        if identity.incarnation.0 == fresh(machine) {
+            machine.lives += 1;
+        }
+        machine.ipam().identify(identity).expect("a ledger in memory");
+    }
+
+    /// Takes all pods away, one after another, and then everything else.
+    fn cut_off(&mut self, who: Who) -> bool {
+        let machine = &self.cluster.machines[who];
+        if !machine.leaving().is_empty() {
+            return false;
+        }
+        let first = machine.ipam.attachments().next().map(|held| held.attachment.clone());
+        let machine = self.machine(who);
+        match first {
+            Some(attachment) => drop(machine.ipam().begin_release(&attachment)),
+            None => machine.ipam().forget_all().expect("no attachment is left"),
+        }
+        true
+    }
+
+    fn write(&mut self, who: Who, purpose: Purpose, txn: Txn) {
+        let stage = Stage::UnderWay(self.sent(who, Some(&purpose), txn));
+        self.machine(who).agent.registrar = Some(Errand { goal: Goal::Write(purpose), stage });
+    }
+
+    /// The transaction of a machine.
+    pub(super) fn sent(&self, who: Who, purpose: Option<&Purpose>, txn: Txn) -> Sent {
+        let identity = self.cluster.machines[who].identity();
+        Sent {
+            by: identity.map(|identity| identity.incarnation),
+            confirms: purpose == Some(&Purpose::ConfirmRemoval),
+            txn: Arc::new(self.space.bend_txn(purpose, txn)),
+        }
+    }
+
+    fn adopt_block(&mut self, who: Who, owned: OwnedBlock) {
+        let now = self.cluster.machines[who].now(self.cluster.tick);
+        let machine = self.machine(who);
+        let view = Arc::clone(&machine.agent.watcher.view);
+        let Some(pool) = view.pools.get(&owned.pool) else { return };
+        machine.ipam().adopt_block(owned, &pool.record, now).expect("a ledger in memory");
+    }
+
+    pub(super) fn add_block(&mut self, who: Who, owned: OwnedBlock) {
+        let machine = self.machine(who);
+        let view = Arc::clone(&machine.agent.watcher.view);
+        let Some(pool) = view.pools.get(&owned.pool) else { return };
+        machine.ipam().add_block(owned, &pool.record).expect("a ledger in memory");
+    }
+
+    /// Begins to claim a block.
+    pub(super) fn wish(&mut self, who: Who) -> bool {
+        let goal = Goal::Claim { lost: BTreeSet::new(), attempt: None };
+        self.machine(who).agent.registrar = Some(Errand { goal, stage: Stage::Ready });
+        true
+    }
+
+    /// Tries to claim a block.
+    fn attempt(&mut self, who: Who) -> bool {
+        let machine = Arc::clone(&self.cluster.machines[who]);
+        let view = self.space.bend(&machine.agent.watcher.view);
+        let Some(Errand { goal: Goal::Claim { lost, .. }, .. }) = &machine.agent.registrar else {
+            return false;
+        };
+        let identity = machine.identity();
+        let claimant = Claimant {
+            me: &machine.name,
+            labels: &Labels::new(),
+            identity: identity.as_ref(),
+            view: &view,
+            caution: machine.agent.cautious,
+        };
+        let Ok(claim) = claimant.attempt(&WANTED, lost, Nonce(self.cluster.nonce(who))) else {
+            return self.fail(who, Errands::Registrar);
+        };
+        let owned = OwnedBlock {
+            block: claim.block,
+            pool: claim.record.pool.clone(),
+            nonce: claim.record.nonce.clone(),
+            leaving: false,
+        };
+        let goal = Goal::Claim { lost: lost.clone(), attempt: Some(owned) };
+        let stage = Stage::UnderWay(self.sent(who, None, claim.txn));
+        self.machine(who).agent.registrar = Some(Errand { goal, stage });
+        true
+    }
+}
+
+/// The next name that a machine makes up for itself.
+fn fresh(machine: &Machine) -> String {
+    format!("{}-i{}", machine.id, machine.lives + 1)
+}
+
+fn presence(who: Who) -> Presence {
+    let last = u8::try_from(who).expect("there are few machines") + 1;
+    Presence {
+        underlay: vec![IpAddr::from([192, 0, 2, last])],
+        vtep_mac: polder_api::Mac([2, 0, 0, 0, 0, last]),
+        mtu: 1450,
+        version: "0".to_owned(),
+    }
+}

@@ -1,0 +1,112 @@
+//! Where it begins.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use polder_ipam::key::Key;
+use polder_ipam::pool::{PoolState, Purpose};
+use polder_ipam::record::{
+    AttachMode, Backend, ClusterId, ClusterRecord, Masquerade, PoolRecord, VxlanSettings, encode,
+};
+use polder_ipam::store::{Txn, Write};
+
+use super::Space;
+use super::action::{Action, Errands, Fate};
+use super::cluster::Cluster;
+use super::limits::Limits;
+use super::machine::{EARLIER, Machine, NAMES, Power, Stage, Who};
+use super::play::Play;
+use super::watcher::Watcher;
+use crate::etcd;
+
+/// Where it begins. There is a pool of two blocks of four addresses, and one of which a workload has an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// Two machines know nothing yet.
+    Empty,
+    /// The first machine has a block, the second knows nothing yet.
+    One,
+    /// Two machines have a block each.
+    Settled,
+}
+
+/// The cluster at that start.
+pub(super) fn cluster(space: &Space) -> Cluster {
+    let mut etcd = etcd::Model::new();
+    let txn = Txn { compares: Vec::new(), writes: settings() };
+    etcd.commit(&txn).expect("a transaction that etcd looks at");
+    etcd.compact(etcd.revision()).expect("a new revision");
+    let mut truth = Watcher::default();
+    truth.hear(&etcd);
+    let mut cluster = Cluster {
+        etcd: Arc::new(etcd),
+        truth,
+        machines: NAMES.map(|(id, name)| Arc::new(Machine::new(id, name))),
+        late: Vec::new(),
+        left: Limits::default(),
+        tick: EARLIER,
+        warm: BTreeSet::new(),
+        removed: BTreeMap::new(),
+        broken: None,
+    };
+    [0, 1].into_iter().for_each(|who| cluster.machine(who).power = Power::On);
+    let first: &[Who] = match space.start {
+        Start::Empty => &[],
+        Start::One => &[0],
+        Start::Settled => &[0, 1],
+    };
+    // What leads to the start is none of what is explored.
+    let quiet = Space { flaw: None, tally: Arc::default(), ..space.clone() };
+    let mut play = Play { space: &quiet, cluster };
+    first.iter().for_each(|who| settle(&mut play, *who));
+    first.iter().for_each(|who| settle(&mut play, *who));
+    play.cluster.left = space.limits;
+    play.cluster
+}
+
+/// Lets a machine do all that there is to do, and nothing go wrong.
+fn settle(play: &mut Play<'_>, who: Who) {
+    loop {
+        let before = play.cluster.clone();
+        while !play.cluster.machines[who].agent.watcher.is_current() {
+            play.act(&Action::Hear(who));
+        }
+        let registrar =
+            play.cluster.machines[who].agent.registrar.as_ref().map(|errand| errand.stage.clone());
+        match registrar {
+            Some(Stage::UnderWay(_)) => play.act(&Action::Meet(who, Errands::Registrar, Fate::Answered)),
+            Some(Stage::Won(_)) => play.act(&Action::Take(who, Errands::Registrar)),
+            Some(Stage::Ready | Stage::Unknown(_)) | None => play.act(&Action::Decide(who)),
+        };
+        if play.cluster == before {
+            return;
+        }
+    }
+}
+
+fn settings() -> Vec<Write> {
+    let cluster = ClusterRecord {
+        id: ClusterId("c".to_owned()),
+        backend: Backend::Auto,
+        attach: AttachMode::Bridge,
+        vxlan: VxlanSettings::default(),
+        masquerade: Masquerade::default(),
+    };
+    let pool = |cidr: &str, block_length, purpose| PoolRecord {
+        cidr: cidr.parse().expect("a network"),
+        block_length,
+        state: PoolState::Active,
+        purpose,
+        nodes: BTreeMap::new(),
+    };
+    let pools = [
+        ("main", pool("10.0.0.0/29", 30, Purpose::Blocks)),
+        ("names", pool("10.1.0.0/30", 30, Purpose::Reservations)),
+    ];
+    let put = |key: Key, value: Vec<u8>| Write::Put { key: key.to_string(), value };
+    let mut writes = vec![put(Key::Cluster, encode(&cluster))];
+    writes.extend(
+        pools.iter().map(|(name, record)| put(Key::Pool(name.parse().expect("a name")), encode(record))),
+    );
+    writes
+}

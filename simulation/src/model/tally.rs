@@ -1,0 +1,53 @@
+//! What has happened at all while everything was played through: a model in which nothing happens proves nothing.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! happenings {
+    ($($name:ident $words:literal,)*) => {
+        /// Something that a complete exploration should have met.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Happening {
+            $(#[doc = $words] $name,)*
+        }
+
+        /// All of them, with words for them.
+        pub const HAPPENINGS: &[(Happening, &str)] = &[$((Happening::$name, $words),)*];
+    };
+}
+
+happenings! {
+    Claimed "a claim was made",
+    Beaten "a claim was refused",
+    FoundMade "an unknown outcome was looked up: it had taken effect",
+    FoundUnmade "an unknown outcome was looked up: it had not taken effect",
+    TakenOver "a block was taken over that the store says is the node's",
+    LateApplied "a late transaction took effect",
+    LateRefused "a late transaction was refused",
+    GivenBack "a block was given back",
+    Inherited "a removed node's block was given back",
+    Confirmed "a removed node said that its pods are gone",
+    FencedRefused "a removed node's transaction was refused",
+    Conflict "a node refused to serve, for another has its name",
+    Registered "a machine registered under the name of another",
+    HandedOver "a reserved address was handed over",
+    HandedOverRemoved "a reserved address was handed over from a removed node",
+    HandedOverRebooted "a reserved address was handed over from an earlier boot",
+    Denied "a hand-over was denied",
+    LetGo "a reserved address was let go",
+}
+
+/// How often each thing has happened.
+#[derive(Debug, Default)]
+pub struct Tally([AtomicU64; HAPPENINGS.len()]);
+
+impl Tally {
+    /// Counts it.
+    pub fn count(&self, happening: Happening) {
+        self.0[happening as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often it has happened.
+    pub fn of(&self, happening: Happening) -> u64 {
+        self.0[happening as usize].load(Ordering::Relaxed)
+    }
+}
