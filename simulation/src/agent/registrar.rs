@@ -144,7 +144,7 @@ async fn carry_out(hand: &Hand, step: Step) -> Result<(), Waiting> {
         Step::Own(owned) => own(hand, owned)?,
         Step::Leave(block) => drop(hand.ipam(|ipam, now| ipam.leave(block, now))?),
         Step::Disown(block) => hand.ipam(|ipam, _| ipam.disown(block))?,
-        Step::TakeGateways => drop(hand.ipam(|ipam, now| ipam.take_gateways(now))?),
+        Step::TakeGateways => drop(hand.ipam(polder_ipam::node::NodeIpam::take_gateways)?),
         Step::MoveGateway(old) => drop(hand.ipam(|ipam, now| ipam.move_gateway(old, now))?),
         Step::Settled | Step::Wait(_) | Step::Conflict(_) | Step::Removed(_) | Step::Claim(_) => {}
     }
