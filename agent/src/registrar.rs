@@ -222,6 +222,9 @@ impl Registrar {
                         info!(%node, "gave back what a removed node had");
                         self.forget_addresses(&node).await?;
                     }
+                    Purpose::PoolAgain(name) => {
+                        warn!(%name, "a pool that this node has addresses of was gone from the store");
+                    }
                     Purpose::ClaimAgain(block) => {
                         warn!(%block, "the claim of a block that this node uses was gone from the store");
                     }

@@ -150,7 +150,7 @@ impl Quarantine {
     /// Takes in what is known now.
     pub fn observe(&mut self, view: &View, now: Moment) {
         let is_gone = |incarnation: &Incarnation| {
-            view.fences.get(incarnation).is_some()
+            view.fences.get(incarnation).is_some_and(|fence| fence.record.pods != PodsGone::Unknown)
         };
         self.gone.retain(|incarnation, _| is_gone(incarnation));
         for incarnation in view.fences.keys().filter(|incarnation| is_gone(incarnation)) {

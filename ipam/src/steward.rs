@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use polder_api::{Family, Mac, NodeName};
+use polder_api::{Family, Mac, NodeName, PoolName};
 
 use crate::claim::{Claim, Grounds, Wanted};
 use crate::key::Key;
@@ -15,6 +15,7 @@ use crate::moment::Moment;
 use crate::node::Own;
 use crate::peers::believe;
 use crate::pool::{Block, Labels};
+use crate::pools::{self, Change};
 use crate::record::{
     BlockRecord, ClusterRecord, Holder, Incarnation, NodeRecord, PodsGone, ReservationRecord, encode,
 };
@@ -118,6 +119,8 @@ pub enum Step {
 pub enum Purpose {
     /// The node's own record.
     Register,
+    /// A pool that the store has lost.
+    PoolAgain(PoolName),
     /// A claim that the store has lost.
     ClaimAgain(Block),
     /// A block that is given back.
@@ -153,7 +156,7 @@ fn decide(facts: &Facts<'_>) -> Result<Step, Step> {
         return Err(Step::Wait("the store is away, going by what was written down".to_owned()));
     }
     let own = register(facts, identity)?;
-    reconcile(facts, identity, own)?;
+    let gone = reconcile(facts, identity, own)?;
     give_back(facts, identity, own)?;
     let needs = needs(facts);
     if let Some(step) = needs.step {
@@ -163,7 +166,7 @@ fn decide(facts: &Facts<'_>) -> Result<Step, Step> {
     if let Some((node, txn)) = facts.quarantine.over(view, facts.me, facts.now) {
         return Ok(Step::Commit(Purpose::Inherit(node), resting_on(facts.me, own, txn)));
     }
-    Ok(needs.reason.map_or(Step::Settled, Step::Wait))
+    Ok(needs.reason.or(gone).map_or(Step::Settled, Step::Wait))
 }
 
 /// What a node does that was removed.
@@ -311,8 +314,12 @@ fn resting_on(me: &NodeName, own: &Known<NodeRecord>, mut txn: Txn) -> Txn {
     txn
 }
 
-/// Takes over what the store says is the node's, and puts back what the ledger says is.
-fn reconcile(facts: &Facts<'_>, identity: &Identity, own: &Known<NodeRecord>) -> Result<(), Step> {
+/// Takes over what the store says is the node's, and puts back what the ledger says is. Returns what cannot be put back.
+fn reconcile(
+    facts: &Facts<'_>,
+    identity: &Identity,
+    own: &Known<NodeRecord>,
+) -> Result<Option<String>, Step> {
     let (view, blocks) = (facts.view, &facts.own.blocks);
     for block in believe(view, facts.me).own_blocks {
         if !blocks.iter().any(|owned| owned.block == block) {
@@ -334,11 +341,15 @@ fn reconcile(facts: &Facts<'_>, identity: &Identity, own: &Known<NodeRecord>) ->
             )));
         }
     }
-    let lost = |owned: &&OwnedBlock| !owned.leaving && !view.blocks.contains_key(&owned.block);
-    if let Some(lost) = blocks.iter().find(lost) {
+    put_back_pools(facts, own)?;
+    let mut gone = None;
+    for lost in blocks.iter().filter(|owned| !owned.leaving && !view.blocks.contains_key(&owned.block)) {
         let Some(pool) = view.pools.get(&lost.pool) else {
-            let reason = format!("pool {} of this node's block {} is gone", lost.pool, lost.block);
-            return Err(Step::Wait(reason));
+            gone = Some(format!(
+                "pool {} of this node's block {} is gone: add it again with polderctl pool add",
+                lost.pool, lost.block
+            ));
+            continue;
         };
         let grounds = Grounds {
             node: facts.me,
@@ -349,6 +360,23 @@ fn reconcile(facts: &Facts<'_>, identity: &Identity, own: &Known<NodeRecord>) ->
         };
         let claim = Claim::new(&grounds, lost.block, lost.nonce.clone());
         return Err(Step::Commit(Purpose::ClaimAgain(lost.block), claim.txn));
+    }
+    Ok(gone)
+}
+
+/// Puts back pools that the store has lost and that this node has addresses of: one that is in use cannot have been
+/// removed.
+fn put_back_pools(facts: &Facts<'_>, own: &Known<NodeRecord>) -> Result<(), Step> {
+    for (name, pool) in &facts.view.lost_pools {
+        let of_block = facts.own.blocks.iter().any(|owned| !owned.leaving && owned.pool == *name);
+        let of_stray = || facts.own.strays.iter().any(|stray| pool.cidr().has(stray.address));
+        if !of_block && !of_stray() {
+            continue;
+        }
+        if let Ok(Change::Commit { txn, .. }) = pools::add(facts.view, pool) {
+            let txn = resting_on(facts.me, own, txn);
+            return Err(Step::Commit(Purpose::PoolAgain(name.clone()), txn));
+        }
     }
     Ok(())
 }

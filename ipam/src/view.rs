@@ -69,6 +69,8 @@ pub struct View {
     pub losses: u64,
     /// The last settings that were known: for a store that has lost them.
     pub remembered: Option<Settings>,
+    /// The pools that the store had before it lost records, and has not any more.
+    pub lost_pools: BTreeMap<PoolName, Arc<Pool>>,
 }
 
 /// What makes a cluster.
@@ -122,6 +124,10 @@ impl View {
             || self.revision < before.revision && before.source == Source::Store
             || before.cluster.is_some() && self.cluster.is_none();
         self.losses = before.losses + u64::from(lost);
+        let known = before.pools.iter().map(|(name, known)| (name.clone(), Arc::clone(&known.record)));
+        self.lost_pools = before.lost_pools.clone().into_iter().chain(known).collect();
+        self.lost_pools
+            .retain(|name, _| !self.pools.contains_key(name) && !self.swallowing.contains_key(name));
         if self.cluster.is_none() {
             self.remembered = before.settings();
         }
@@ -203,6 +209,7 @@ impl View {
 
     fn take_pool(&mut self, pool: Known<Pool>) {
         let (name, cidr) = (pool.record.name.clone(), pool.record.cidr());
+        self.lost_pools.remove(&name);
         let key = Key::Pool(name.clone()).to_string();
         match self.own.iter().find(|address| cidr.has(**address)) {
             Some(address) => {

@@ -10,6 +10,7 @@ use polder_ipam::record::{
 use polder_ipam::removal::{Vouched, remove};
 use polder_ipam::store::{Compare, Outcome, Txn, Write};
 
+use crate::Random;
 use crate::world::World;
 
 /// The settings of a new cluster.
@@ -29,11 +30,11 @@ fn pool(name: &str, cidr: &str, block_length: u8) -> Pool {
 }
 
 /// The pools of a new cluster: one of each purpose, and sometimes one of the other family.
-pub fn first_pools(world: &mut World) -> Vec<Pool> {
+pub fn first_pools(random: &mut Random) -> Vec<Pool> {
     let mut reserved = pool("reserved", "10.9.0.0/29", 29);
     reserved.purpose = Purpose::Reservations;
-    let mut pools = vec![pool("main", "10.0.0.0/26", *world.random.one_of(&[29, 30])), reserved];
-    if world.random.once_in(3) {
+    let mut pools = vec![pool("main", "10.0.0.0/26", *random.one_of(&[29, 30])), reserved];
+    if random.once_in(3) {
         pools.push(pool("six", "fd00::/121", 125));
     }
     pools

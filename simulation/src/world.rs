@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_api::{Attachment, NodeName};
-use polder_ipam::Moment;
 use polder_ipam::allocator::SHORTEST_REST;
 use polder_ipam::invariants::Deviation;
 use polder_ipam::invariants::history::History;
@@ -17,10 +16,12 @@ use polder_ipam::removal::Quarantine;
 use polder_ipam::steward::Double;
 use polder_ipam::store::{Contents, Outcome, Range, StoreError, Txn};
 use polder_ipam::view::View;
+use polder_ipam::{Moment, Pool};
 
 use crate::agent::claims::ClaimRequest;
 use crate::agent::reservations::ReserveRequest;
 use crate::disk::Disk;
+use crate::operator;
 use crate::runtime::Container;
 use crate::task::Task;
 use crate::{Follower, Model, Random};
@@ -208,7 +209,9 @@ pub struct World {
     pub truth_follower: Follower,
     /// What was seen before.
     pub history: History,
-    /// Until when the owners of lost records are putting them back.
+    /// The pools that every node's configuration has for a new cluster.
+    pub first_pools: Vec<Pool>,
+    /// Whether the owners of lost records are putting them back.
     pub putting_back: bool,
     /// The last steps.
     pub log: VecDeque<String>,
@@ -226,8 +229,10 @@ pub struct World {
 impl World {
     /// An empty one.
     pub fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
         Self {
-            random: Random::new(seed),
+            first_pools: operator::first_pools(&mut random),
+            random,
             now: 0,
             etcd: Model::new(),
             backups: Vec::new(),

@@ -217,7 +217,7 @@ async fn bootstrap(hand: &Hand) -> Result<(), Waiting> {
             if let Some(identity) = identity {
                 settings.id = identity.cluster;
             }
-            (settings, hand.with(operator::first_pools))
+            (settings, hand.with(|world| world.first_pools.clone()))
         }
     };
     let put = |key: Key, value| Write::Put { key: key.to_string(), value };
