@@ -13,6 +13,7 @@ use polder_ipam::Pool;
 use polder_ipam::claim::Wanted;
 use polder_ipam::key::Key;
 use polder_ipam::ledger::{Identity, LedgerError, OwnedBlock, Standing};
+use polder_ipam::node::NodeIpam;
 use polder_ipam::record::{Alive, ClusterId, ClusterRecord, PoolRecord, encode};
 use polder_ipam::removal::Quarantine;
 use polder_ipam::steward::{self, Double, Facts, Presence, Purpose, Step};
@@ -143,7 +144,7 @@ impl Registrar {
             .ipam
             .run(move |ipam| ipam.learn_pools(&pools, &labels).and_then(|()| ipam.own(now())))
             .await?;
-        self.announce(&own.identity, &own.blocks, &own.gateways);
+        self.announce(own.identity.clone(), &own.blocks, &own.gateways);
         Ok(steward::next(&Facts {
             me: &agent.config.node,
             machine_id: &agent.machine.machine_id,
@@ -262,7 +263,7 @@ impl Registrar {
             warn!(%attachment, "cutting it off: this node was removed");
             service::del(&self.agent, &attachment).await.map_err(|refusal| Waiting(refusal.message))?;
         }
-        self.agent.ipam.run(|ipam| ipam.forget_all()).await?;
+        self.agent.ipam.run(NodeIpam::forget_all).await?;
         self.forget_addresses(&self.agent.config.node).await
     }
 
@@ -347,8 +348,8 @@ impl Registrar {
     }
 
     /// Tells the others what the node owns.
-    fn announce(&self, identity: &Option<Identity>, blocks: &[OwnedBlock], gateways: &[std::net::IpAddr]) {
-        let (identity, blocks) = (identity.clone(), blocks.to_vec());
+    fn announce(&self, identity: Option<Identity>, blocks: &[OwnedBlock], gateways: &[std::net::IpAddr]) {
+        let blocks = blocks.to_vec();
         let holdings = Holdings { identity, blocks, gateways: gateways.to_vec() };
         self.agent.board.holdings.send_if_modified(|known| {
             let changed = **known != holdings;

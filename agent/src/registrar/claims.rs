@@ -78,7 +78,7 @@ impl Registrar {
                 }
                 let (blocks, gateways) =
                     self.agent.ipam.run(|ipam| (ipam.blocks().to_vec(), ipam.gateways().to_vec())).await;
-                self.announce(&identity, &blocks, &gateways);
+                self.announce(identity, &blocks, &gateways);
                 return Ok(());
             }
             lost.insert(block);

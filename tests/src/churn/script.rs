@@ -186,7 +186,7 @@ impl Saboteur<'_> {
             Fault::QuorumFrozen => self.lab.etcd.freeze(false),
             Fault::QuorumCut => two.into_iter().for_each(|number| self.mend_member(number)),
             Fault::AgentKilled | Fault::NodeRebooted | Fault::LedgerLost | Fault::LedgerLostAndRebooted => {
-                self.lab.workers[target].start()
+                self.lab.workers[target].start();
             }
             Fault::AgentRestarted => self.restart(target),
             Fault::AgentFrozen => self.lab.workers[target].freeze(false),
