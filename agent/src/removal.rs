@@ -72,23 +72,20 @@ fn waits_for(view: &View, node: &NodeName) -> String {
     }
 }
 
-/// The nodes that were removed, and what their blocks wait for.
+/// The nodes that were removed and of which something is left, and what their blocks wait for.
 pub fn standings(view: &View) -> Vec<(NodeName, String)> {
     let standing = |pods, blocks: usize| match pods {
         PodsGone::Unknown => format!(
             "removed: its {blocks} blocks rest until it has cut its pods off and says so, or you vouch with \
              polderctl node remove --dead that they are gone"
         ),
-        PodsGone::Confirmed | PodsGone::Vouched if blocks == 0 => {
-            "removed, and nothing of it is left".to_owned()
-        }
         PodsGone::Confirmed | PodsGone::Vouched => {
             format!("removed, and its pods are gone: its {blocks} blocks rest for the cool-down")
         }
     };
-    let fences = view.fences.iter().map(|(incarnation, fence)| {
-        let blocks = blocks_of(view, incarnation).count();
-        (fence.record.node.clone(), standing(fence.record.pods, blocks))
+    let fences = view.fences.iter().filter_map(|(incarnation, fence)| {
+        let (pods, blocks) = (fence.record.pods, blocks_of(view, incarnation).count());
+        (blocks > 0 || pods == PodsGone::Unknown).then(|| (fence.record.node.clone(), standing(pods, blocks)))
     });
     fences.collect()
 }

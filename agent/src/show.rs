@@ -10,6 +10,8 @@ use polder_ipam::invariants::LedgerFacts;
 use polder_ipam::node::Condition;
 use polder_ipam::pool::Purpose;
 use polder_ipam::pools::words;
+use polder_ipam::record::PodsGone;
+use polder_ipam::removal::blocks_of;
 use polder_ipam::view::{Known, View};
 use polder_ipam::{Cidr, Moment, Pool};
 
@@ -67,17 +69,17 @@ impl Look<'_> {
         shown.pools =
             pools.map(|known| pools::status(&self.view, &known.record, self.published.as_ref())).collect();
         shown.nodes = self.view.nodes.keys().map(|name| self.share(name)).collect();
-        let removed = self.view.fences.iter().map(|(incarnation, fence)| {
-            let blocks =
-                self.view.blocks.values().filter(|claim| claim.record.incarnation == *incarnation).count();
-            NodeShare {
+        let removed = self.view.fences.iter().filter_map(|(incarnation, fence)| {
+            let blocks = blocks_of(&self.view, incarnation).count();
+            let is_waited_for = blocks > 0 || fence.record.pods == PodsGone::Unknown;
+            is_waited_for.then(|| NodeShare {
                 name: fence.record.node.clone(),
                 incarnation: incarnation.to_string(),
                 standing: format!("removed, pods gone: {:?}", fence.record.pods).to_lowercase(),
                 gateways: Vec::new(),
                 blocks: blocks as u64,
                 addresses_used: None,
-            }
+            })
         });
         shown.nodes.extend(removed);
     }

@@ -6,7 +6,7 @@
 //! the cool-down is over. The cool-down is counted by whoever gives the blocks back, on a clock of his own, from when
 //! he first saw the confirmation: no two machines have to agree about the time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use polder_api::NodeName;
@@ -95,16 +95,17 @@ fn set(txn: &mut Txn, incarnation: &Incarnation, fence: &Known<FenceRecord>, pod
 /// compared, too.
 const AT_ONCE: usize = LARGEST_TXN - 2;
 
+/// How many fences are kept of nodes of which nothing else is left: should one come back after all, or with what its
+/// ledger said earlier, it learns from its fence that nothing that it had is its own.
+pub const FENCES_KEPT: usize = 1_000;
+
 /// What is to be given back of a removed node whose pods are gone, in one transaction; the rest by the next. `None` if
-/// there is nothing left to give back.
-///
-/// A fence that the node itself has confirmed goes last. One that was vouched for stays: should the node come back
-/// after all, it learns from it that nothing that it had is its own.
+/// there is nothing left to give back. The fence stays.
 pub fn give_back(view: &View, incarnation: &Incarnation) -> Option<Txn> {
     let fence = view.fences.get(incarnation)?;
     let key = Key::Fence(incarnation.clone()).to_string();
     let unchanged = |key: String, revision| Compare::Unchanged { key, revision };
-    let mut txn = Txn { compares: vec![unchanged(key.clone(), fence.revision)], writes: Vec::new() };
+    let mut txn = Txn { compares: vec![unchanged(key, fence.revision)], writes: Vec::new() };
     for (block, claim) in blocks_of(view, incarnation).take(AT_ONCE) {
         let key = Key::Block(block).to_string();
         txn.compares.push(unchanged(key.clone(), claim));
@@ -119,10 +120,21 @@ pub fn give_back(view: &View, incarnation: &Incarnation) -> Option<Txn> {
         txn.compares.extend(let_go.compares);
         txn.writes.extend(let_go.writes);
     }
-    if txn.writes.is_empty() && fence.record.pods == PodsGone::Confirmed {
-        txn.writes.push(Write::Delete { key });
-    }
     (!txn.writes.is_empty()).then_some(txn)
+}
+
+/// The transaction that forgets a fence of which nothing else is left.
+fn forget(incarnation: &Incarnation, revision: i64) -> Txn {
+    let key = Key::Fence(incarnation.clone()).to_string();
+    let unchanged = Compare::Unchanged { key: key.clone(), revision };
+    Txn { compares: vec![unchanged], writes: vec![Write::Delete { key }] }
+}
+
+/// The incarnations that the store says have something.
+fn holders(view: &View) -> BTreeSet<&Incarnation> {
+    let claims = view.blocks.values().map(|claim| &claim.record.incarnation);
+    let held = view.reservations.values().filter_map(|known| known.record.holder.as_ref());
+    claims.chain(held.map(|holder| &holder.incarnation)).collect()
 }
 
 /// The blocks that an incarnation has claimed, with the revisions of the claims.
@@ -158,14 +170,28 @@ impl Quarantine {
         }
     }
 
-    /// The removed node of which node `me` is to give something back now, and what.
+    /// The removed node of which node `me` is to give something back now, and what. Where that is nothing, perhaps one that
+    /// was removed so long ago that it is forgotten.
     pub fn over(&self, view: &View, me: &NodeName, now: Moment) -> Option<(NodeName, Txn)> {
-        self.gone.iter().find_map(|(incarnation, since)| {
-            let turn = TURN * place(view, me, incarnation);
-            let txn =
-                (now.since(*since) >= self.rest + turn).then(|| give_back(view, incarnation)).flatten()?;
-            Some((view.fences.get(incarnation)?.record.node.clone(), txn))
-        })
+        let is_my_turn = |incarnation: &Incarnation| {
+            let since = self.gone.get(incarnation);
+            since.is_some_and(|since| now.since(*since) >= self.rest + TURN * place(view, me, incarnation))
+        };
+        let holders = holders(view);
+        let (held, spent): (Vec<_>, Vec<_>) = view
+            .fences
+            .iter()
+            .filter(|(incarnation, _)| self.gone.contains_key(*incarnation))
+            .partition(|(incarnation, _)| holders.contains(*incarnation));
+        let mut held = held.into_iter().filter(|(incarnation, _)| is_my_turn(incarnation));
+        if let Some((incarnation, fence)) = held.next() {
+            return Some((fence.record.node.clone(), give_back(view, incarnation)?));
+        }
+        let (incarnation, oldest) = spent
+            .iter()
+            .min_by_key(|(_, fence)| fence.revision)
+            .filter(|(incarnation, _)| spent.len() > FENCES_KEPT && is_my_turn(incarnation))?;
+        Some((oldest.record.node.clone(), forget(incarnation, oldest.revision)))
     }
 }
 
@@ -181,4 +207,41 @@ fn place(view: &View, me: &NodeName, incarnation: &Incarnation) -> u32 {
     let own = lot(me);
     let before = view.nodes.keys().filter(|name| lot(name) < own).count();
     u32::try_from(before).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Contents, Entry, Update};
+
+    fn view(fences: usize) -> View {
+        let fence = |number: usize| {
+            let record = FenceRecord {
+                node: "n".parse().unwrap(),
+                boot_id: "boot".to_owned(),
+                pods: PodsGone::Confirmed,
+            };
+            let key = Key::Fence(Incarnation(format!("i{}", fences - number))).to_string();
+            Entry { key, value: encode(&record), revision: 2 + i64::try_from(number).unwrap() }
+        };
+        let mut view = View::default();
+        let entries = (0..fences).map(fence).collect();
+        view.apply(Update::Loaded(Contents { revision: 1_000_000, entries }));
+        view
+    }
+
+    #[test]
+    fn a_spent_fence_stays_until_there_are_very_many_and_then_the_oldest_goes() {
+        let rest = Duration::from_secs(60);
+        let forgotten = |fences: usize, after: Duration| {
+            let view = view(fences);
+            let mut quarantine = Quarantine::new(rest);
+            quarantine.observe(&view, Moment::BOOT);
+            quarantine.over(&view, &"me".parse().unwrap(), Moment::BOOT + after).map(|(_, txn)| txn.writes)
+        };
+        assert_eq!(forgotten(FENCES_KEPT, rest), None);
+        let key = format!("/polder/v1/fences/i{}", FENCES_KEPT + 1);
+        assert_eq!(forgotten(FENCES_KEPT + 1, rest), Some(vec![Write::Delete { key }]));
+        assert_eq!(forgotten(FENCES_KEPT + 1, rest - Duration::from_secs(1)), None);
+    }
 }

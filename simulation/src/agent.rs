@@ -231,6 +231,7 @@ pub fn start(world: &Shared, index: usize) -> bool {
         sweeper::take_notes(&hand).await;
         hand.agent(|agent| agent.is_open = true);
         let Hand { world, machine, epoch, .. } = &hand;
+        spawn(world, *machine, *epoch, "verifier", verify);
         spawn(world, *machine, *epoch, "registrar", registrar::run);
         spawn(world, *machine, *epoch, "engine", engine::run);
         spawn(world, *machine, *epoch, "lease", publisher::stay_alive);
@@ -238,6 +239,21 @@ pub fn start(world: &Shared, index: usize) -> bool {
         spawn(world, *machine, *epoch, "sweeper", |hand| sweeper::run(hand, leaving));
     });
     true
+}
+
+/// Looks now and then whether the watch has told of everything.
+async fn verify(hand: Hand) {
+    loop {
+        hand.sleep(VERIFY_EVERY_MS).await;
+        hand.with(|world| {
+            let World { machines, etcd, .. } = world;
+            let agent = machines[hand.machine].agent.as_mut().expect("a task of an agent ends with it");
+            if let Some(update) = agent.follower.verify(etcd) {
+                Arc::make_mut(&mut agent.view).apply(update);
+                agent.news = true;
+            }
+        });
+    }
 }
 
 /// Where the ledger knows nobody, takes down what the kernel has.
@@ -270,6 +286,9 @@ fn recover(
     }
     Ok(())
 }
+
+/// How often an agent looks whether it has missed something.
+const VERIFY_EVERY_MS: u64 = 60_000;
 
 /// How long an interface may be missing.
 pub const GRACE: Duration = Duration::from_millis(crate::world::GRACE_MS);

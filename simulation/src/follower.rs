@@ -59,6 +59,16 @@ impl Follower {
         }
     }
 
+    /// Looks whether something was missed; then everything is read again, and the watch goes on.
+    pub fn verify(&mut self, etcd: &Model) -> Option<Update> {
+        if self.link != Link::Whole || self.stream.is_none() {
+            return None;
+        }
+        let known = etcd.range_at(&self.range, self.position.known()).map(|keys| keys.len());
+        let keys = known.unwrap_or_else(|_| etcd.range(&self.range).entries.len());
+        self.position.has_missed(keys).then(|| self.position.load(etcd.range(&self.range)).1)
+    }
+
     /// Lets etcd send what it has to say, without anything arriving. What is under way is safe from compaction.
     pub fn send(&mut self, etcd: &Model) {
         let Some(stream) = &mut self.stream else { return };

@@ -10,9 +10,9 @@ use super::{Deviation, Facts, Invariant, deviation};
 use crate::Cidr;
 use crate::ledger::Held;
 use crate::moment::Moment;
-use crate::pool::{PoolState, Purpose};
-use crate::record::Incarnation;
-use crate::view::View;
+use crate::pool::{Block, PoolState, Purpose};
+use crate::record::{BlockRecord, Incarnation, Nonce};
+use crate::view::{Known, View};
 
 /// What was seen before.
 #[derive(Debug, Clone)]
@@ -23,6 +23,8 @@ pub struct History {
     lived: BTreeMap<IpAddr, (NodeName, Attachment, Moment)>,
     /// The pools for reservations that there were.
     reserved: BTreeSet<Cidr>,
+    /// The claims that there were, each with its nonce.
+    claims: BTreeSet<(Block, Nonce)>,
     /// What the store said.
     before: Option<Records>,
 }
@@ -40,7 +42,13 @@ struct Records {
 impl History {
     /// Nothing was seen; an address has to rest that long.
     pub fn new(rest: Duration) -> Self {
-        Self { rest, lived: BTreeMap::new(), reserved: BTreeSet::new(), before: None }
+        Self {
+            rest,
+            lived: BTreeMap::new(),
+            reserved: BTreeSet::new(),
+            claims: BTreeSet::new(),
+            before: None,
+        }
     }
 
     /// Forgets what the store said: it was set back.
@@ -57,8 +65,9 @@ impl History {
             facts.view.filter(|view| self.before.as_ref().is_none_or(|known| known.revision != view.revision))
         {
             if let Some(before) = &self.before {
-                before.compare(view, facts.putting_back, &mut found);
+                before.compare(view, |claim| facts.putting_back || self.claims.contains(claim), &mut found);
             }
+            self.claims.extend(view.blocks.iter().map(|(block, claim)| (*block, claim.record.nonce.clone())));
             self.before = Some(Records::of(view));
         }
         found
@@ -115,7 +124,12 @@ impl Records {
         }
     }
 
-    fn compare(&self, view: &View, putting_back: bool, found: &mut Vec<Deviation>) {
+    fn compare(
+        &self,
+        view: &View,
+        is_put_back: impl Fn(&(Block, Nonce)) -> bool,
+        found: &mut Vec<Deviation>,
+    ) {
         let since = |revision: i64| revision > self.revision;
         let blocks = || view.blocks.iter().filter(|(_, claim)| since(claim.revision));
         // I9.
@@ -133,13 +147,15 @@ impl Records {
             let what = format!("node {node} was removed, and has {what}");
             found.push(deviation(Invariant::Fenced, Some(node), what, "report it"));
         }
-        // I10: what the store has lost is put back whatever has become of its pool.
+        // I10: a claim that is gone, and that its owner's ledger still has, is put back whatever has become of its pool.
         let still_closed = |name: &PoolName| {
             let revision = view.pools.get(name).map(|pool| pool.revision);
             revision.is_some() && self.closed.get(name).copied() == revision
         };
-        for (block, claim) in blocks().filter(|(_, claim)| !putting_back && still_closed(&claim.record.pool))
-        {
+        let is_new = |(block, claim): &(&Block, &Known<BlockRecord>)| {
+            still_closed(&claim.record.pool) && !is_put_back(&(**block, claim.record.nonce.clone()))
+        };
+        for (block, claim) in blocks().filter(is_new) {
             let what = format!("{block} was claimed of pool {}, which is closed", claim.record.pool);
             found.push(deviation(Invariant::BlockTree, Some(&claim.record.node), what, "report it"));
         }

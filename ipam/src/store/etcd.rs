@@ -10,6 +10,9 @@ use etcd_client::{Client, CompareOp, ConnectOptions, GetOptions, TlsOptions, Txn
 
 use super::{Compare, Contents, Entry, Outcome, Range, StoreError, Txn, Write};
 
+/// gRPC's code of a revision that is forgotten, or is yet to come.
+const OUT_OF_RANGE: i32 = 11;
+
 /// How long a member has for one answer. A leader that was lost is replaced within about a second.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -151,6 +154,32 @@ impl Etcd {
                 _ => return Ok(contents),
             }
         }
+    }
+
+    /// How many keys the range has: at that revision, or now where that is forgotten.
+    pub(super) async fn count(&self, range: &Range, revision: i64) -> Result<usize, StoreError> {
+        let count = async |revision| {
+            let options = GetOptions::new().with_range(range.end.as_str()).with_count_only();
+            let options = options.with_revision(revision);
+            let start = range.start.clone();
+            self.call(|mut client| async move {
+                match client.get(start, Some(options)).await {
+                    Ok(answer) => Ok(usize::try_from(answer.count()).ok()),
+                    Err(etcd_client::Error::GRpcStatus(status))
+                        if i32::from(status.code()) == OUT_OF_RANGE =>
+                    {
+                        Ok(None)
+                    }
+                    Err(error) => Err(error),
+                }
+            })
+            .await
+        };
+        let known = match count(revision).await? {
+            Some(number) => Some(number),
+            None => count(0).await?,
+        };
+        known.ok_or_else(|| self.no_answer("it does not know how many keys it has".to_owned()))
     }
 
     /// A transaction goes to one member, once: whoever asked must find out what became of it.

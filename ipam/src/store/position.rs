@@ -6,6 +6,8 @@
 //!
 //! This decides, and asks nobody: what asks is the follower of a real etcd, or that of a simulated one.
 
+use std::collections::BTreeSet;
+
 use super::{Change, Contents, Entry, Update};
 
 /// How far a follower has come.
@@ -15,6 +17,8 @@ pub struct Position {
     known: Option<i64>,
     /// The entry that changed last, if that was no deletion. A store that has it has what was known.
     witness: Option<Entry>,
+    /// The keys that are there.
+    keys: BTreeSet<String>,
     /// Whether the last word was that nothing is heard.
     lost: bool,
 }
@@ -61,6 +65,18 @@ impl Position {
         self.known.is_some()
     }
 
+    /// Up to which revision everything is known.
+    pub fn known(&self) -> i64 {
+        self.known.unwrap_or_default()
+    }
+
+    /// Whether something was missed, given how many keys there are. etcd does not send again what was deleted at the very
+    /// revision up to which it forgets, to a watch that it has not caught up with, and what it does not forget is no
+    /// deletion: so the number tells. A wrong yes costs one load.
+    pub fn has_missed(&self, keys: usize) -> bool {
+        self.is_loaded() && self.keys.len() != keys
+    }
+
     /// The key to read before following goes on, for [`Self::resume`].
     pub fn witness(&self) -> Option<&str> {
         self.witness.as_ref().map(|entry| entry.key.as_str())
@@ -80,6 +96,7 @@ impl Position {
     pub fn load(&mut self, contents: Contents) -> (i64, Update) {
         self.witness = contents.entries.iter().max_by_key(|entry| entry.revision).cloned();
         self.known = Some(contents.revision);
+        self.keys = contents.entries.iter().map(|entry| entry.key.clone()).collect();
         self.lost = false;
         (contents.revision, Update::Loaded(contents))
     }
@@ -87,7 +104,7 @@ impl Position {
     /// Takes in what a watch says; what is known already is left out. Returns what there is to say about it, which
     /// may be nothing.
     pub fn hear(&mut self, heard: Heard) -> Result<Option<Update>, Interruption> {
-        let known = self.known.unwrap_or_default();
+        let known = self.known();
         let changes = match heard {
             Heard::Compacted { revision } => {
                 return Err(Interruption::Gap(format!("history before {revision} is gone")));
@@ -109,6 +126,12 @@ impl Position {
             Some(revision) => {
                 self.known = Some(revision);
                 let changes: Vec<Change> = changes.into_iter().map(|(_, change)| change).collect();
+                for change in &changes {
+                    match &change.entry {
+                        Some(_) => self.keys.insert(change.key.clone()),
+                        None => self.keys.remove(&change.key),
+                    };
+                }
                 self.witness = changes.last().and_then(|change| change.entry.clone());
                 Update::Changed { revision, changes }
             }
@@ -192,6 +215,16 @@ mod tests {
         let mut position = loaded(7, vec![entry("a", 3)]);
         assert!(matches!(position.hear(Heard::Opened { revision: 6 }), Err(Interruption::Gap(_))));
         assert_eq!(position.hear(Heard::Changes { revision: 6, changes: vec![] }), Ok(None));
+    }
+
+    #[test]
+    fn a_deletion_that_was_not_heard_of_is_noticed_by_the_number_of_keys() {
+        let mut position = loaded(7, vec![entry("a", 3), entry("b", 7)]);
+        let changes = vec![put("a", 8), put("c", 8), deleted("b", 9)];
+        position.hear(Heard::Changes { revision: 9, changes }).unwrap();
+        assert!(!position.has_missed(2), "a and c");
+        assert!(position.has_missed(1));
+        assert!(!Position::default().has_missed(1), "nothing was read yet");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::time::Duration;
 use etcd_client::{EventType, WatchOptions, WatchResponse};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
+use tracing::warn;
 
 use super::etcd::{Etcd, entry, explain};
 use super::position::{Heard, Interruption, Position};
@@ -20,6 +21,9 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 
 /// ... and given up when it has said nothing for this long.
 const SILENCE: Duration = Duration::from_secs(15);
+
+/// How often it is looked whether something was missed.
+const VERIFY_EVERY: Duration = Duration::from_secs(180);
 
 /// Between attempts: at first at once, then slower, so that a whole cluster of agents does not hammer a store that
 /// comes back.
@@ -105,8 +109,12 @@ impl Follower {
                 return Err(broken(format!("no watch within {} s", SILENCE.as_secs())));
             }
         };
-        let mut heard = Instant::now();
+        let (mut heard, mut verified) = (Instant::now(), Instant::now());
         loop {
+            if verified.elapsed() > VERIFY_EVERY {
+                self.verify().await?;
+                verified = Instant::now();
+            }
             match timeout_at(Instant::now() + PROGRESS_EVERY, stream.message()).await {
                 Ok(Ok(Some(response))) => {
                     heard = Instant::now();
@@ -140,6 +148,17 @@ impl Follower {
         let Some(witness) = self.position.witness() else { return Ok(self.position.resume(None)?) };
         let found = self.etcd.range(&Range::single(witness.to_owned())).await?;
         Ok(self.position.resume(found.entries.first())?)
+    }
+
+    /// Reads everything again where something was missed. The watch goes on.
+    async fn verify(&mut self) -> Result<(), Ended> {
+        let keys = self.etcd.count(&self.range, self.position.known()).await?;
+        if !self.position.has_missed(keys) {
+            return Ok(());
+        }
+        warn!(keys, "the store has another number of records than it told of: reading all of them");
+        let (_, loaded) = self.position.load(self.etcd.range(&self.range).await?);
+        Ok(self.send(loaded).await?)
     }
 
     async fn send(&self, update: Update) -> Result<(), Unwanted> {
