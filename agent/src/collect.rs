@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use polder_api::Attachment;
 use polder_api::message::{Collection, Refusal, RefusalKind};
 use polder_ipam::Moment;
+use polder_ipam::node::stale;
 use tracing::info;
 
 use crate::agent::Agent;
@@ -18,9 +19,7 @@ pub async fn collect(agent: &Agent, collection: Collection) -> Result<(), Refusa
     let stale: Vec<Attachment> = agent
         .ipam
         .run(move |ipam| {
-            let of_network = ipam.attachments().filter(|held| held.attachment.network == network);
-            let stale = of_network.filter(|held| held.since < began && !valid.contains(&held.attachment));
-            stale.map(|held| held.attachment.clone()).collect()
+            stale(ipam.attachments().filter(|held| held.attachment.network == network), began, &valid)
         })
         .await;
     let mut problems = Vec::new();

@@ -10,6 +10,7 @@ pub mod frame;
 pub mod ipam;
 mod mac;
 pub mod message;
+pub mod mutant;
 mod name;
 pub mod pool;
 pub mod status;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use polder_api::Attachment;
 use polder_api::message::{Collection, Reply, Request};
+use polder_api::mutant::{self, Mutant};
 
 use crate::add::unexpected;
 use crate::command::Network;
@@ -19,6 +20,7 @@ const AGENT_PATIENCE: Duration = Duration::from_secs(60);
 pub fn gc(network: &Network) -> Result<(), Error> {
     let own = match &network.conf.valid {
         Some(_) => collect(network),
+        None if mutant::is(Mutant::NoListIsEmptyList) => collect(network),
         None => Ok(()),
     };
     let delegated = match &network.conf.delegate {
@@ -45,5 +47,27 @@ fn collect(network: &Network) -> Result<(), Error> {
     match network.agent(AGENT_PATIENCE)?.ask(&Request::Collect(collection))? {
         Reply::Deleted => Ok(()),
         other => Err(unexpected(other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::netconf::{NetConf, version};
+
+    #[test]
+    fn without_a_list_of_what_is_valid_the_agent_is_not_even_asked() {
+        let gc_with = |valid: serde_json::Value| {
+            let mut conf =
+                json!({"cniVersion": "1.1.0", "name": "n", "type": "polder", "socket": "/nowhere"});
+            conf["cni.dev/valid-attachments"] = valid;
+            let (version, conf) = version(&conf.to_string()).unwrap();
+            let conf = NetConf::read(version, conf).unwrap();
+            gc(&Network { conf, path: Vec::new(), trace: None, began: Duration::ZERO })
+        };
+        assert!(gc_with(serde_json::Value::Null).is_ok());
+        assert!(gc_with(json!([])).unwrap_err().to_string().contains("/nowhere"), "it would have been asked");
     }
 }

@@ -6,6 +6,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
+use polder_api::mutant::{self, Mutant};
 use polder_api::{Family, NodeName, PoolName};
 use sha2::{Digest, Sha256};
 
@@ -70,6 +71,7 @@ impl Claim {
         ];
         // A larger claim starts before the block, or where the block starts; there it is found by the range.
         compares.extend(around(grounds.pool, block).map(|larger| Compare::absent(&Key::Block(larger))));
+        compares.retain(|compare| !is_left_out(compare));
         let put = Write::Put { key: Key::Block(block).to_string(), value: encode(&record) };
         Self { block, record, txn: Txn { compares, writes: vec![put] } }
     }
@@ -77,8 +79,17 @@ impl Claim {
     /// Whether what was read back behind the block's key is this claim. Where the outcome of an attempt is not known,
     /// a no is not final: it may still take effect, and is taken over when it is seen.
     pub fn is_made(&self, found: Option<&Entry>) -> bool {
-        found.is_some_and(|entry| entry.value == encode(&self.record))
+        mutant::is(Mutant::ClaimIsPresumed) || found.is_some_and(|entry| entry.value == encode(&self.record))
     }
+}
+
+/// Whether a deliberate defect leaves the compare out.
+fn is_left_out(compare: &Compare) -> bool {
+    let of = |prefix: &str| matches!(compare, Compare::Unchanged { key, .. } if key.starts_with(prefix));
+    mutant::is(Mutant::ClaimIgnoresNode) && of("/polder/v1/nodes/")
+        || mutant::is(Mutant::ClaimIgnoresPool) && of("/polder/v1/pools/")
+        || mutant::is(Mutant::ClaimIgnoresClaims) && matches!(compare, Compare::Empty(_))
+        || mutant::is(Mutant::ClaimIgnoresLargerClaims) && of("/polder/v1/blocks/")
 }
 
 /// Who wants to claim, and what he knows.
@@ -130,7 +141,7 @@ impl Claimant<'_> {
         if view.source != Source::Store || view.lost.is_some() {
             return unavailable(view.lost.as_deref().unwrap_or("the store is away"));
         }
-        if self.caution {
+        if self.caution && !mutant::is(Mutant::NoCaution) {
             return unavailable("the store has lost records, and their owners are putting them back");
         }
         let (pool, block) =

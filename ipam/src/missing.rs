@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use polder_api::Attachment;
+use polder_api::mutant::{self, Mutant};
 
 use crate::moment::Moment;
 
@@ -25,7 +26,7 @@ impl Missing {
         let mut overdue = Vec::new();
         for attachment in missing.iter().filter(|attachment| !is_in_flight(attachment)) {
             let since = *self.0.entry(attachment.clone()).or_insert(now);
-            if now.since(since) >= grace {
+            if now.since(since) >= grace || mutant::is(Mutant::MissedOnce) {
                 self.0.remove(attachment);
                 overdue.push(attachment.clone());
             }

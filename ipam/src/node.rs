@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use polder_api::mutant::{self, Mutant};
 use polder_api::{Attachment, Family, Mac, Pod, PoolName};
 
 use crate::allocator::{Allocator, Counts, Refused, Rest};
@@ -115,7 +116,8 @@ impl NodeIpam {
 impl<L: Ledger> NodeIpam<L> {
     /// Goes by that ledger in this boot. Returns the attachments of another boot, which are void now.
     pub fn with(mut ledger: L, boot_id: &str, rest: Duration) -> Result<(Self, Vec<Held>), LedgerError> {
-        let void = ledger.enter_boot(boot_id)?;
+        let is_ignored = mutant::is(Mutant::BootIsIgnored);
+        let void = if is_ignored { Vec::new() } else { ledger.enter_boot(boot_id)? };
         let dormant = ledger.blocks()?;
         let attachments = ledger.attachments()?;
         let node = Self {
@@ -213,12 +215,13 @@ impl<L: Ledger> NodeIpam<L> {
         self.allocator.add(owned.block, pool);
         let inside = |address: &IpAddr| owned.block.cidr().has(*address);
         let held = self.attachments.values().flat_map(|held| &held.addresses);
-        for address in held.chain(&self.gateways).copied().filter(inside) {
+        let own = self.gateways.iter().filter(|_| !mutant::is(Mutant::GatewayIsForgotten));
+        for address in held.chain(own).copied().filter(inside) {
             // What the ledger says is used is used, whatever else stands in the way.
             let _ = self.allocator.take(address);
         }
         for (address, freed) in self.ledger.resting()? {
-            if inside(&address) {
+            if inside(&address) && !mutant::is(Mutant::RestIsForgotten) {
                 self.allocator.free(address, freed);
             }
         }
@@ -392,12 +395,17 @@ impl<L: Ledger> NodeIpam<L> {
 
     /// Puts the addresses of an attachment to rest, whose interface is gone. Succeeds where there is none.
     pub fn release(&mut self, attachment: &Attachment, now: Moment) -> Result<(), LedgerError> {
+        let of_pod =
+            |one: &Held| mutant::is(Mutant::ReleaseByPod) && one.pod == self.attachments[attachment].pod;
         if !self.attachments.contains_key(attachment) {
             return Ok(());
         }
-        self.ledger.remove_attachment(attachment, now)?;
-        for address in self.attachments.remove(attachment).into_iter().flat_map(|held| held.addresses) {
-            self.allocator.free(address, now);
+        let gone = self.attachments.values().filter(|one| one.attachment == *attachment || of_pod(one));
+        for attachment in gone.map(|one| one.attachment.clone()).collect::<Vec<_>>() {
+            self.ledger.remove_attachment(&attachment, now)?;
+            for address in self.attachments.remove(&attachment).into_iter().flat_map(|held| held.addresses) {
+                self.allocator.free(address, now);
+            }
         }
         Ok(())
     }
@@ -418,9 +426,10 @@ impl<L: Ledger> NodeIpam<L> {
 pub fn stale<'a>(
     there: impl Iterator<Item = &'a Held>,
     began: Moment,
-    valid: &[Attachment],
+    valid: &BTreeSet<Attachment>,
 ) -> Vec<Attachment> {
-    let stale = there.filter(|held| held.since < began && !valid.contains(&held.attachment));
+    let is_old = |held: &Held| held.since < began || mutant::is(Mutant::YoungIsStale);
+    let stale = there.filter(|held| is_old(held) && !valid.contains(&held.attachment));
     stale.map(|held| held.attachment.clone()).collect()
 }
 

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use polder_api::mutant::{self, Mutant};
 use polder_api::{Family, Mac, NodeName, PoolName};
 
 use crate::claim::{Claim, Grounds, Wanted};
@@ -213,7 +214,8 @@ fn identify<'a>(facts: &'a Facts<'_>, cluster: &ClusterRecord) -> Result<&'a Ide
             identity.cluster, cluster.id
         )));
     }
-    if view.source == Source::Store && view.fences.contains_key(&identity.incarnation) {
+    let is_removed = view.fences.contains_key(&identity.incarnation) && !mutant::is(Mutant::FenceIsIgnored);
+    if view.source == Source::Store && is_removed {
         return Err(Step::Identify(Identity { standing: Standing::Removed, ..identity.clone() }));
     }
     match registered {
@@ -262,7 +264,8 @@ fn introduce(facts: &Facts<'_>, cluster: &ClusterRecord, registered: Option<&Kno
 
 /// What stands in the way of taking the node's record over from another boot: perhaps that is no earlier one.
 fn is_double(facts: &Facts<'_>, node: &Known<NodeRecord>) -> Option<Step> {
-    if node.record.boot_id == facts.boot_id || facts.view.source != Source::Store {
+    let is_same = node.record.boot_id == facts.boot_id || mutant::is(Mutant::DoubleIsIgnored);
+    if is_same || facts.view.source != Source::Store {
         return None;
     }
     match &facts.double {
@@ -299,7 +302,7 @@ fn register<'a>(facts: &'a Facts<'_>, identity: &Identity) -> Result<&'a Known<N
             let key = Key::Node(facts.me.clone()).to_string();
             let revision = known.map_or(0, |known| known.revision);
             let mut compares = vec![Compare::Unchanged { key: key.clone(), revision }];
-            if known.is_none() {
+            if known.is_none() && !mutant::is(Mutant::FenceIsIgnored) {
                 compares.push(Compare::absent(&Key::Fence(identity.incarnation.clone())));
             }
             let writes = vec![Write::Put { key, value: encode(&record) }];
@@ -310,7 +313,10 @@ fn register<'a>(facts: &'a Facts<'_>, identity: &Identity) -> Result<&'a Known<N
 
 /// The transaction, resting on the node's record: once the node is removed, it changes nothing.
 fn resting_on(me: &NodeName, own: &Known<NodeRecord>, mut txn: Txn) -> Txn {
-    txn.compares.push(Compare::Unchanged { key: Key::Node(me.clone()).to_string(), revision: own.revision });
+    if !mutant::is(Mutant::WriteIgnoresNode) {
+        let key = Key::Node(me.clone()).to_string();
+        txn.compares.push(Compare::Unchanged { key, revision: own.revision });
+    }
     txn
 }
 
@@ -343,7 +349,8 @@ fn reconcile(
     }
     put_back_pools(facts, own)?;
     let mut gone = None;
-    for lost in blocks.iter().filter(|owned| !owned.leaving && !view.blocks.contains_key(&owned.block)) {
+    let is_lost = |owned: &&OwnedBlock| !owned.leaving && !view.blocks.contains_key(&owned.block);
+    for lost in blocks.iter().filter(|owned| is_lost(owned) && !mutant::is(Mutant::LostClaimStaysLost)) {
         let Some(pool) = view.pools.get(&lost.pool) else {
             gone = Some(format!(
                 "pool {} of this node's block {} is gone: add it again with polderctl pool add",
@@ -423,7 +430,7 @@ fn needs(facts: &Facts<'_>) -> Needs {
                     reason.get_or_insert_with(|| why.clone());
                     None
                 }
-                None if facts.caution => {
+                None if facts.caution && !mutant::is(Mutant::NoCaution) => {
                     reason.get_or_insert_with(|| {
                         "the store has lost records: nothing is claimed before their owners have put them back"
                             .to_owned()

@@ -1,6 +1,7 @@
 //! A container runtime that does what containerd does: it repeats, delays, reorders and loses its calls.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::rc::Rc;
 
@@ -205,7 +206,7 @@ pub fn collect(world: &Shared, machine: usize) {
         let world = world.borrow();
         let boot_id = &world.machines[machine].boot_id;
         let here = world.containers.iter().filter(|one| one.machine == machine && one.boot_id == *boot_id);
-        let valid: Vec<_> = here.filter(|one| one.is_wanted).map(|one| one.attachment.clone()).collect();
+        let valid: BTreeSet<_> = here.filter(|one| one.is_wanted).map(|one| one.attachment.clone()).collect();
         (valid, world.machines[machine].now())
     };
     world.borrow_mut().count("GC");

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use polder_api::mutant::{self, Mutant};
 use polder_api::{Attachment, Family};
 
 use super::NodeIpam;
@@ -94,7 +95,7 @@ impl<L: Ledger> NodeIpam<L> {
         self.allocator
             .blocks(now)
             .find(|(_, pool, counts)| {
-                counts.used == 0
+                (counts.used == 0 || mutant::is(Mutant::UsedBlockIsSpare))
                     && counts.resting == 0
                     && (self.allocator.is_closed(pool) || needless(free[pool] - counts.free))
             })
@@ -127,7 +128,9 @@ impl<L: Ledger> NodeIpam<L> {
         let addresses = owned.block.cidr().addresses();
         let unused: Vec<IpAddr> =
             addresses.filter(|address| !pool.excludes(*address) && !used(address)).collect();
-        self.ledger.rest(&unused, now)?;
+        if !mutant::is(Mutant::AdoptedBlockDoesNotRest) {
+            self.ledger.rest(&unused, now)?;
+        }
         self.add_block(owned, pool)
     }
 
@@ -135,7 +138,8 @@ impl<L: Ledger> NodeIpam<L> {
     /// or rests by now.
     pub fn leave(&mut self, block: Block, now: Moment) -> Result<bool, LedgerError> {
         let empty = |(known, _, counts): (Block, _, crate::allocator::Counts)| {
-            known == block && counts.used == 0 && counts.resting == 0
+            let is_used = counts.used > 0 && !mutant::is(Mutant::UsedBlockIsSpare);
+            known == block && !is_used && counts.resting == 0
         };
         if !self.allocator.blocks(now).any(empty) {
             return Ok(false);

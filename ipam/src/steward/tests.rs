@@ -64,17 +64,21 @@ fn view(more: Vec<(Key, Vec<u8>)>) -> View {
 }
 
 fn step(view: &View, own: Own) -> Step {
+    step_of_boot("b", Double::None, view, own)
+}
+
+fn step_of_boot(boot_id: &str, double: Double, view: &View, own: Own) -> Step {
     let mut quarantine = Quarantine::new(USUAL_REST);
     quarantine.observe(view, Moment::BOOT);
     next(&Facts {
         me: &name(),
         machine_id: "m",
-        boot_id: "b",
+        boot_id,
         labels: &Labels::new(),
         view,
         own: &Own { identity: Some(identity()), ..own },
         presence: &Ok(presence()),
-        double: Double::None,
+        double,
         caution: false,
         quarantine: &quarantine,
         unclaimable: &BTreeMap::new(),
@@ -138,4 +142,13 @@ fn a_removed_nodes_blocks_are_given_back_only_by_a_node_that_is_not_removed_itse
     let block = Block::new("10.0.0.0/26".parse().unwrap());
     let view = view(vec![(Key::Fence(Incarnation("i2".into())), encode(&fence)), claim(block, "i2")]);
     assert_eq!(purpose(step(&view, Own::default())), Some(Purpose::Inherit(gone)));
+}
+
+#[test]
+fn a_record_is_taken_over_from_another_boot_only_when_nobody_lives_in_that() {
+    let view = view(Vec::new());
+    let step = |double| step_of_boot("another", double, &view, Own::default());
+    assert_eq!(step(Double::Unasked), Step::AskForDouble);
+    assert!(matches!(step(Double::Alive("b".to_owned())), Step::Conflict(_)));
+    assert!(matches!(step(Double::None), Step::Commit(Purpose::Register, _)));
 }

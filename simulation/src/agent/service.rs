@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use polder_api::mutant::{self, Mutant};
 use polder_api::{Attachment, Family, Pod};
 use polder_ipam::allocator::Rest;
 use polder_ipam::claim::{NoClaim, Wanted};
@@ -159,6 +160,9 @@ pub async fn del(hand: &Hand, attachment: &Attachment) -> bool {
 pub async fn release(hand: &Hand, attachment: &Attachment) -> bool {
     hand.turn().await;
     let (held, _) = hand.ipam(|ipam, _| ipam.begin_release(attachment));
+    if mutant::is(Mutant::FreedFirst) {
+        let _ = hand.ipam(|ipam, now| ipam.release(attachment, now));
+    }
     hand.turn().await;
     hand.with(|world| world.machines[hand.machine].kernel.interfaces.remove(attachment));
     if held.is_none() {
