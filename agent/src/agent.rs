@@ -26,6 +26,7 @@ use crate::kernel::reaper::Reaper;
 use crate::machine::Machine;
 use crate::owner::Owner;
 use crate::registrar::{ClaimRequest, ReserveRequest};
+use crate::repair::Alarm;
 
 use crate::{engine, follower, http, inspection, monitor, publisher, recovery, registrar, server, sweeper};
 
@@ -63,6 +64,8 @@ pub struct Agent {
     pub reservations: mpsc::Sender<ReserveRequest>,
     /// Rings when something that is not ours changed in the kernel.
     pub underlay_changed: Notify,
+    /// Rings when somebody else has changed something of ours in the kernel.
+    pub alarm: Alarm,
     /// Rings when an attachment came or went: for the publisher.
     pub attachments_changed: Notify,
     /// Rings when one went: for the registrar, who may have something to give back.
@@ -92,13 +95,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     let (claims, wanted) = mpsc::channel(CLAIMS_WAITING);
     let (reservations, reserved) = mpsc::channel(CLAIMS_WAITING);
+    let pods = Kernel::open()?;
+    let own_ports = [kernel.ports()?, pods.ports()?].into_iter().flatten().collect();
     let agent = Arc::new(Agent {
         machine,
         features,
         store,
         ipam: Owner::spawn("ledger", ipam)?,
         kernel: Owner::spawn("kernel", kernel)?,
-        pods: Owner::spawn("pods", Kernel::open()?)?,
+        pods: Owner::spawn("pods", pods)?,
         connections: Owner::spawn("connections", FilterSocket::open()?)?,
         reaper: Reaper::start()?,
         board: Board::default(),
@@ -106,6 +111,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         claims,
         reservations,
         underlay_changed: Notify::new(),
+        alarm: Alarm::default(),
         attachments_changed: Notify::new(),
         holdings_changed: Notify::new(),
         config,
@@ -114,7 +120,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let web = http::bind(agent.config.http).await?;
     info!(node = %agent.config.node, store = agent.store.name(), "polder-agent {}", env!("CARGO_PKG_VERSION"));
 
-    monitor::start(&agent)?;
+    monitor::start(&agent, own_ports)?;
     sweeper::take_notes(&agent).await;
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(follower::run(Arc::clone(&agent)));

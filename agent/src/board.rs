@@ -1,6 +1,6 @@
 //! Where the agent's tasks tell each other what they know. Each entry has one writer; everybody may read and wait.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use polder_ipam::ledger::{Identity, OwnedBlock};
 use tokio::sync::watch;
 
 use crate::kernel::desired::{Path, smallest_mtu};
+use crate::repair::Repairs;
 use crate::underlay::Underlay;
 use polder_ipam::peers::Problem;
 use polder_ipam::view::View;
@@ -27,6 +28,10 @@ pub struct Board {
     pub registration: watch::Sender<Registration>,
     /// The last pass over the kernel. Written by the engine.
     pub pass: watch::Sender<Option<Arc<Pass>>>,
+    /// The neighbours that devices of ours are to have. Written by the engine.
+    pub neighbours: watch::Sender<BTreeSet<IpAddr>>,
+    /// What was put right in the kernel. Written by the engine.
+    pub repairs: watch::Sender<Repairs>,
 }
 
 /// What the node owns, as its ledger says.
@@ -108,6 +113,8 @@ impl Default for Board {
             holdings: watch::Sender::new(Arc::default()),
             registration: watch::Sender::new(Registration::Waiting("the agent has just started".to_owned())),
             pass: watch::Sender::new(None),
+            neighbours: watch::Sender::new(BTreeSet::new()),
+            repairs: watch::Sender::new(Repairs::default()),
         }
     }
 }
@@ -131,6 +138,11 @@ impl Board {
     /// The last pass over the kernel.
     pub fn pass(&self) -> Option<Arc<Pass>> {
         self.pass.borrow().clone()
+    }
+
+    /// Whether a device of ours is to have that neighbour.
+    pub fn is_neighbour(&self, address: IpAddr) -> bool {
+        self.neighbours.borrow().contains(&address)
     }
 
     /// Why an ADD would not be served. Empty if it would.

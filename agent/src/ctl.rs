@@ -1,5 +1,7 @@
 //! What `polderctl` prints.
 
+use std::time::{Duration, SystemTime};
+
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use polder_api::status::{NodeStatus, Status, StoreStatus};
@@ -64,6 +66,13 @@ pub fn status(status: &Status) -> String {
         ));
         lines.extend(pass.failures.iter().map(|failure| format!("          failed: {failure}")));
     }
+    lines.extend(status.repairs.iter().map(|repair| {
+        let ago = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + Duration::from_secs(repair.at));
+        let more = if repair.more > 0 { format!("; and {} more", repair.more) } else { String::new() };
+        let by = if repair.by.is_empty() { "somebody".to_owned() } else { repair.by.join(", ") };
+        let ago = ago.unwrap_or_default().as_secs();
+        format!("repaired  {ago} s ago, after {by}: {}{more}", repair.changes.join("; "))
+    }));
     lines.extend(status.missing_features.iter().map(|missing| format!("kernel    {missing}")));
     lines.extend(status.problems.iter().map(|problem| format!("problem   {problem}")));
     lines.join("\n") + "\n"

@@ -22,7 +22,9 @@ use crate::config::StoreConfig;
 use crate::conflist;
 use crate::kernel::desired::{Inputs, Path, desired, pod_mtu};
 use crate::kernel::plan::{Change, Prune, plan, summary};
+use crate::kernel::state::Desired;
 use crate::kernel::{ruleset, sysctl};
+use crate::repair::Pace;
 use crate::underlay::Underlay;
 use polder_ipam::peers::{Believed, Peer, believe};
 use polder_ipam::view::{Source, View};
@@ -42,6 +44,9 @@ const WORLD: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
 /// How long what the store has lost is kept nevertheless: it gets its records back from those who have them.
 const LOSS_GRACE: Duration = Duration::from_secs(60);
 
+/// How often it is looked whether the kernel settings are as they should be.
+const SETTINGS_EVERY: Duration = Duration::from_millis(400);
+
 /// After a pass that failed: at first soon, then slower.
 const RETRY: Duration = Duration::from_millis(200);
 
@@ -52,6 +57,8 @@ enum Cause {
     Records,
     /// The underlay may have changed, or it is time to look.
     Underlay,
+    /// Somebody has changed something of ours.
+    Disturbance,
 }
 
 /// Runs for ever.
@@ -70,6 +77,8 @@ pub async fn run(agent: Arc<Agent>) {
         count: 0,
         written: 0,
         announced: false,
+        pace: Pace::default(),
+        in_place: None,
     };
     let mut cause = Cause::Underlay;
     loop {
@@ -83,6 +92,7 @@ pub async fn run(agent: Arc<Agent>) {
             _ = holdings.changed() => Cause::Records,
             _ = registration.changed() => Cause::Records,
             () = engine.agent.underlay_changed.notified() => Cause::Underlay,
+            () = engine.disturbed() => Cause::Disturbance,
             () = sleep(engine.pause()) => Cause::Underlay,
         };
         sleep(SETTLE).await;
@@ -108,6 +118,10 @@ struct Engine {
     written: u64,
     /// Whether the CNI configuration is in place.
     announced: bool,
+    /// How soon the next repair may follow.
+    pace: Pace,
+    /// What was in place when a pass last found nothing to do.
+    in_place: Option<Desired>,
 }
 
 impl Engine {
@@ -117,6 +131,36 @@ impl Engine {
         let prune = self.prune_from.map(|from| from.saturating_duration_since(Instant::now()));
         let again = (self.unread || self.doubt).then_some(RETRY);
         [self.retry, prune, again].into_iter().flatten().fold(resync, Duration::min)
+    }
+
+    /// Waits until somebody has changed something of ours, and it may be repaired.
+    async fn disturbed(&self) {
+        let settings = async {
+            // Nobody tells of those.
+            loop {
+                sleep(SETTINGS_EVERY).await;
+                let Some(in_place) = &self.in_place else { continue };
+                let found = sysctl::read(in_place.sysctls.iter().map(|(path, _)| path));
+                let is_other = |path, value| found.get(path).is_some_and(|found| found != value);
+                if in_place.sysctls.iter().any(|(path, value)| is_other(path, value)) {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = self.agent.alarm.rung() => {}
+            () = settings => {}
+        }
+        let now = Instant::now();
+        sleep(self.pace.next(now) - now).await;
+    }
+
+    /// Remembers what was put right: what should be is what was in place, and is not.
+    fn note_repair(&self, changes: &[Change], by: Vec<String>) {
+        let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
+        let who = if by.is_empty() { "somebody".to_owned() } else { by.join(", ") };
+        warn!("{who} changed what is ours in the kernel; repaired: {}", changes.join("; "));
+        self.agent.board.repairs.send_modify(|repairs| repairs.add(&changes, by));
     }
 
     /// Whether all is known that the node is to have, so that what is in no record is garbage.
@@ -164,13 +208,17 @@ impl Engine {
         if view.families().is_empty() && holdings.gateways.is_empty() {
             return;
         }
-        for _ in 0..PASSES {
+        let by = self.agent.alarm.take();
+        for number in 0..PASSES {
             let started = Instant::now();
-            let mut pass = self.pass(&view, &cluster.record, &underlay, &believed).await;
+            let mut pass = self.pass(&view, &cluster.record, &underlay, &believed, by.clone()).await;
             self.count += 1;
             pass.count = self.count;
             pass.took = started.elapsed();
             pass.problems.clone_from(&believed.problems);
+            if cause == Cause::Disturbance && number == 0 {
+                self.pace.note(started, pass.writes > 0);
+            }
             self.written += pass.writes as u64;
             pass.written = self.written;
             let failed = pass.made == Made::No || !pass.local_failures.is_empty();
@@ -191,6 +239,7 @@ impl Engine {
         cluster: &Arc<ClusterRecord>,
         underlay: &Arc<Underlay>,
         believed: &Believed,
+        by: Vec<String>,
     ) -> Pass {
         let agent = Arc::clone(&self.agent);
         let table = ruleset::table(cluster);
@@ -237,15 +286,29 @@ impl Engine {
             info!("changing the kernel: {}", summary(&changes));
             changes.iter().for_each(|change| debug!("{change}"));
         }
+        if writes > 0 && self.in_place.as_ref() == Some(&desired) {
+            self.note_repair(&changes, by);
+        }
+        let neighbours: BTreeSet<IpAddr> =
+            desired.state.neighbours.keys().map(|(_, address)| *address).collect();
+        self.agent.board.neighbours.send_if_modified(|known| {
+            let is_other = *known != neighbours;
+            *known = neighbours;
+            is_other
+        });
         self.keep_previous(&changes, &actual.sysctls).await;
+        let paths = paths(&inputs);
+        let mut pass = Pass { writes, gateways, mtu, paths, ..Pass::default() };
+        if writes == 0 {
+            self.in_place = Some(desired);
+            return pass;
+        }
         let indexes = actual.indexes;
         let applied = agent.kernel.run(move |kernel| kernel.apply(changes, &desired, indexes)).await;
-        let paths = paths(&inputs);
         let failures = match applied {
             Ok(failures) => failures,
             Err(error) => return self.not_made(format!("change the kernel's state: {error}")),
         };
-        let mut pass = Pass { writes, gateways, mtu, paths, ..Pass::default() };
         for failure in failures {
             warn!("{failure}");
             let list =

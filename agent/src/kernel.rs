@@ -41,6 +41,11 @@ impl Kernel {
         Ok(Self { routes: RouteSocket::open()?, filter: FilterSocket::open()? })
     }
 
+    /// The ports by which the kernel's notifications name the sockets.
+    pub fn ports(&self) -> Result<[u32; 2], Error> {
+        Ok([self.routes.port()?, self.filter.port()?])
+    }
+
     /// Which way the host would send a packet to each of the addresses.
     pub fn look_up(&mut self, addresses: &[IpAddr]) -> Result<Vec<(IpAddr, Option<Lookup>)>, Error> {
         let look_up = |address: &IpAddr| Ok((*address, self.routes.look_up(*address)?));

@@ -28,6 +28,7 @@ pub mod recovery;
 pub mod registrar;
 pub mod release;
 pub mod removal;
+pub mod repair;
 pub mod server;
 pub mod service;
 pub mod show;

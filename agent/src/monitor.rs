@@ -1,51 +1,127 @@
 //! Listens to the kernel, and rings for whom it concerns.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::thread;
 
-use polder_netlink::Error;
-use polder_netlink::monitor::{Event, Monitor};
+use polder_netlink::monitor::{Event, Monitor, What};
+use polder_netlink::nft::{Author, FilterMonitor};
+use polder_netlink::{Error, RouteSocket};
 use tracing::{debug, warn};
 
 use crate::agent::Agent;
+use crate::kernel::ruleset;
 use crate::kernel::state::Device;
+use crate::repair;
 
-/// Starts listening, on a thread of its own that lives as long as the process.
-pub fn start(agent: &Arc<Agent>) -> Result<(), Error> {
+/// Starts listening, on threads of their own that live as long as the process. `own` are the ports of the agent's own
+/// sockets: what goes through those is no news.
+pub fn start(agent: &Arc<Agent>, own: BTreeSet<u32>) -> Result<(), Error> {
     let mut monitor = Monitor::open()?;
-    let agent = Arc::clone(agent);
-    let listen = move || {
+    let links = RouteSocket::open()?.links()?;
+    let ours = links.into_values().filter_map(|link| Some((link.index, Device::named(&link.name)?)));
+    let mut listener = Listener { agent: Arc::clone(agent), own, devices: ours.collect() };
+    let mut filter = FilterMonitor::open(ruleset::NAME)?;
+    let (agent, own) = (Arc::clone(agent), listener.own.clone());
+    spawn("monitor", move || {
         loop {
             match monitor.wait() {
-                Ok(events) => events.iter().for_each(|event| ring(&agent, event)),
-                Err(error) => {
-                    // Nothing is lost for good: every pass reads everything.
-                    warn!(%error, "notifications of the kernel are not heard any more");
-                    return;
-                }
+                Ok(events) => events.iter().for_each(|event| listener.hear(event)),
+                Err(error) => return error,
             }
         }
+    })?;
+    spawn("filter-monitor", move || {
+        loop {
+            match filter.wait() {
+                Ok(authors) => authors
+                    .iter()
+                    .filter(|author| !own.contains(&author.port))
+                    .for_each(|author| of_filter(&agent, author)),
+                Err(error) => return error,
+            }
+        }
+    })
+}
+
+fn spawn(name: &str, listen: impl FnOnce() -> Error + Send + 'static) -> Result<(), Error> {
+    let until_it_fails = move || {
+        // Nothing is lost for good: every pass reads everything.
+        let error = listen();
+        warn!(%error, "notifications of the kernel are not heard any more");
     };
-    let spawned = thread::Builder::new().name("monitor".to_owned()).spawn(listen);
+    let spawned = thread::Builder::new().name(name.to_owned()).spawn(until_it_fails);
     spawned.map(drop).map_err(|source| Error::Socket { action: "start a thread for", source })
 }
 
-fn ring(agent: &Agent, event: &Event) {
-    match event {
-        Event::LinkGone { index, name } => {
-            agent.reaper.is_gone(*index);
-            if !is_ours(name) {
-                agent.underlay_changed.notify_one();
+/// Somebody has changed the packet filter.
+fn of_filter(agent: &Agent, author: &Author) {
+    debug!(?author, "the packet filter was changed");
+    agent.alarm.ring(author.thread.map(|id| repair::process(id, author.name.as_deref())));
+}
+
+struct Listener {
+    agent: Arc<Agent>,
+    own: BTreeSet<u32>,
+    /// Which devices of ours there are.
+    devices: BTreeMap<u32, Device>,
+}
+
+impl Listener {
+    fn hear(&mut self, event: &Event) {
+        let is_own = self.own.contains(&event.port);
+        match &event.what {
+            What::LinkGone { index, name } => {
+                self.agent.reaper.is_gone(*index);
+                match self.devices.remove(index).or_else(|| Device::named(name)) {
+                    // A pod's end goes with the pod. Who looks for such is the sweeper.
+                    Some(Device::Pod(_)) => {}
+                    Some(_) => self.disturbed(event, is_own),
+                    None => self.underlay_changed(event),
+                }
+            }
+            What::Link { index, name } => {
+                let was_ours = self.devices.contains_key(index);
+                match Device::named(name) {
+                    Some(device) => drop(self.devices.insert(*index, device)),
+                    None => drop(self.devices.remove(index)),
+                }
+                match (was_ours, self.devices.contains_key(index)) {
+                    (false, false) => self.underlay_changed(event),
+                    _ => self.disturbed(event, is_own),
+                }
+            }
+            What::Address { index } if self.devices.contains_key(index) => self.disturbed(event, is_own),
+            What::Neighbour { index, address } => {
+                let is_expected = address.is_none_or(|address| self.agent.board.is_neighbour(address));
+                if self.devices.contains_key(index) && is_expected {
+                    self.disturbed(event, is_own);
+                }
+            }
+            What::OwnRoute => self.disturbed(event, is_own),
+            What::Address { .. } | What::ForeignRoute => self.underlay_changed(event),
+            What::Overrun => {
+                self.underlay_changed(event);
+                self.disturbed(event, false);
             }
         }
-        Event::Link { name, .. } if is_ours(name) => {}
-        Event::Link { .. } | Event::Address { .. } | Event::ForeignRoute | Event::Overrun => {
-            debug!(?event, "the underlay may have changed");
-            agent.underlay_changed.notify_one();
+    }
+
+    fn underlay_changed(&self, event: &Event) {
+        debug!(?event, "the underlay may have changed");
+        self.agent.underlay_changed.notify_one();
+    }
+
+    fn disturbed(&self, event: &Event, is_own: bool) {
+        if is_own {
+            return;
         }
+        debug!(?event, "something of ours was changed");
+        // The first socket of a process has its number, as a rule; others have numbers that no process can have.
+        let process = (1..=PID_MAX).contains(&event.port).then(|| repair::process(event.port, None));
+        self.agent.alarm.ring(process);
     }
 }
 
-fn is_ours(name: &str) -> bool {
-    Device::named(name).is_some()
-}
+/// `PID_MAX_LIMIT` of the kernel (`include/linux/threads.h`).
+const PID_MAX: u32 = 4 << 20;

@@ -7,10 +7,12 @@ use std::time::Duration;
 use polder_ipam::key::Key;
 use polder_ipam::record::{AddressRecord, Alive, encode};
 use polder_ipam::store::{Compare, LARGEST_TXN, Outcome, StoreError, Txn, Write};
+use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::debug;
 
 use crate::agent::Agent;
+use crate::board::Holdings;
 use polder_ipam::view::{Source, View};
 
 /// What happens within this time goes together.
@@ -25,14 +27,10 @@ const ALIVE_SECONDS: i64 = 10;
 /// Runs for ever. Keeps the lease of a living node, too. Begins anew whenever the node's own record was written, or
 /// the store has lost records: these may be among them, or be there again.
 pub async fn run(agent: Arc<Agent>) {
-    let mut view = agent.board.view.subscribe();
+    let mut records =
+        Records { view: agent.board.view.subscribe(), holdings: agent.board.holdings.subscribe() };
     loop {
-        let Ok(known) =
-            view.wait_for(|view| own_revision(&agent, view) != 0).await.map(|view| Arc::clone(&view))
-        else {
-            return;
-        };
-        let revision = own_revision(&agent, &known);
+        let (revision, losses) = records.wait_for(&agent, |revision, _| revision != 0).await;
         let alive = Key::Alive(agent.config.node.clone());
         let sign = encode(&Alive { boot_id: agent.machine.boot_id.clone() });
         let work =
@@ -40,7 +38,32 @@ pub async fn run(agent: Arc<Agent>) {
         tokio::select! {
             _ = work => {}
             // Cancel-safe: what was begun is read back by the next round.
-            _ = view.wait_for(|view| own_revision(&agent, view) != revision || view.losses != known.losses) => {}
+            _ = records.wait_for(&agent, |now, lost| now != revision || lost != losses) => {}
+        }
+    }
+}
+
+/// What the node's own record and whose it is are read from: either may be known before the other.
+struct Records {
+    view: watch::Receiver<Arc<View>>,
+    holdings: watch::Receiver<Arc<Holdings>>,
+}
+
+impl Records {
+    /// Waits until the revision of the node's own record, and how often the store has lost records, are such.
+    async fn wait_for(&mut self, agent: &Agent, are: impl Fn(i64, u64) -> bool) -> (i64, u64) {
+        loop {
+            let view = Arc::clone(&self.view.borrow_and_update());
+            self.holdings.mark_unchanged();
+            let now = (own_revision(agent, &view), view.losses);
+            if are(now.0, now.1) {
+                return now;
+            }
+            // The agent, which has their senders, outlives this.
+            tokio::select! {
+                _ = self.view.changed() => {}
+                _ = self.holdings.changed() => {}
+            }
         }
     }
 }

@@ -1,9 +1,11 @@
 //! How this node is, put together from what the agent's tasks have told each other.
 
 use std::collections::BTreeSet;
+use std::time::SystemTime;
 
 use polder_api::status::{
-    BlockStatus, ClusterStatus, NodeStatus, PassStatus, PathStatus, Status, StoreStatus, UnderlayStatus,
+    BlockStatus, ClusterStatus, NodeStatus, PassStatus, PathStatus, RepairStatus, Status, StoreStatus,
+    UnderlayStatus,
 };
 use polder_api::{Family, NodeName};
 use polder_ipam::key::Key;
@@ -14,6 +16,7 @@ use crate::kernel::desired::Path;
 use crate::kernel::sysctl;
 use crate::machine::now;
 use crate::removal;
+use crate::repair::Repair;
 use polder_ipam::shortage;
 use polder_ipam::view::{Source, View};
 
@@ -76,6 +79,18 @@ pub async fn status(agent: &Agent) -> Status {
             took_us: u64::try_from(pass.took.as_micros()).unwrap_or(u64::MAX),
             failures: [pass.local_failures.as_slice(), &pass.other_failures].concat(),
         }),
+        repair_count: agent.board.repairs.borrow().count,
+        repairs: agent.board.repairs.borrow().last.iter().map(repair).collect(),
+    }
+}
+
+fn repair(repair: &Repair) -> RepairStatus {
+    let since_1970 = repair.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    RepairStatus {
+        at: since_1970.as_secs(),
+        changes: repair.changes.clone(),
+        more: repair.more,
+        by: repair.by.clone(),
     }
 }
 

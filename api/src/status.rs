@@ -36,6 +36,10 @@ pub struct Status {
     pub missing_features: Vec<String>,
     /// The last pass over the kernel's state.
     pub last_pass: Option<PassStatus>,
+    /// What others have changed of ours in the kernel and was put right, the last at the end.
+    pub repairs: Vec<RepairStatus>,
+    /// How often that was, since the agent started.
+    pub repair_count: u64,
 }
 
 /// The settings that all nodes share.
@@ -112,6 +116,19 @@ pub struct PassStatus {
     pub took_us: u64,
     /// What could not be done.
     pub failures: Vec<String>,
+}
+
+/// Something of ours that somebody else has changed in the kernel, and that was put right.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepairStatus {
+    /// When, in seconds since 1970.
+    pub at: u64,
+    /// What was done, the first of it.
+    pub changes: Vec<String>,
+    /// How much more was done.
+    pub more: usize,
+    /// Who made it necessary, where the kernel tells.
+    pub by: Vec<String>,
 }
 
 /// A node of the cluster.

@@ -133,7 +133,7 @@ fn check_port(host: &mut RouteSocket, link: &Link, locked: bool, wiring: &Wiring
 
 /// The way without a bridge. Returns the interface on which the pod is a neighbour.
 fn check_routes(host: &mut RouteSocket, link: &Link, wiring: &Wiring) -> Result<u32, Error> {
-    let routes = host.routes().map_err(Error::kernel("read the host's routes"))?;
+    let (routes, _) = host.routes().map_err(Error::kernel("read the host's routes"))?;
     for own in &wiring.addresses {
         let leads = |route: &Route| {
             route.destination == host_prefix(own.address)

@@ -154,6 +154,18 @@ impl Change {
         Self(self.0.link_group(group))
     }
 
+    /// Switches it off.
+    #[must_use]
+    pub fn down(self) -> Self {
+        Self(self.0.down())
+    }
+
+    /// Gives it another name. Kernels before 6.2 rename only what is switched off.
+    #[must_use]
+    pub fn name(self, name: &str) -> Self {
+        Self(self.0.name(name))
+    }
+
     /// Gives it an `ifalias`; the kernel takes 255 bytes.
     #[must_use]
     pub fn alias(self, alias: &str) -> Self {

@@ -1,9 +1,11 @@
 //! Notifications: what changes in the kernel, as it changes.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use netlink_packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
 use netlink_packet_route::route::RouteProtocol;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -16,8 +18,8 @@ use crate::{Error, ROUTE_PROTOCOL};
 /// `RTNLGRP_LINK` (`include/uapi/linux/rtnetlink.h`).
 const LINKS: u32 = 1;
 
-/// Addresses and routes of both families: `RTNLGRP_IPV4_IFADDR` and so on.
-const ADDRESSES_AND_ROUTES: [u32; 4] = [5, 7, 9, 11];
+/// `RTNLGRP_NEIGH`, and addresses and routes of both families: `RTNLGRP_IPV4_IFADDR` and so on.
+const ALL_ELSE: [u32; 5] = [3, 5, 7, 9, 11];
 
 /// `include/uapi/linux/rtnetlink.h`
 const RT_TABLE_LOCAL: u8 = 255;
@@ -25,9 +27,19 @@ const RT_TABLE_LOCAL: u8 = 255;
 /// A burst of notifications waits in the kernel while we are busy; what does not fit is reported as an overrun.
 const RECEIVE_QUEUE: usize = 4 << 20;
 
+/// What happened, and who did it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// What.
+    pub what: What,
+    /// The port of the socket through which somebody asked for it, as [`crate::Socket::port`] says. 0 where nobody did, or
+    /// the kernel does not tell.
+    pub port: u32,
+}
+
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
+pub enum What {
     /// The interface is gone.
     LinkGone {
         /// The number that it had.
@@ -47,77 +59,123 @@ pub enum Event {
         /// The interface that has or had it.
         index: u32,
     },
+    /// A neighbour or forwarding entry came, went or changed.
+    Neighbour {
+        /// The interface that has or had it.
+        index: u32,
+        /// The neighbour. None of a forwarding entry.
+        address: Option<IpAddr>,
+    },
+    /// A route of ours came or went.
+    OwnRoute,
     /// A route that is not one of ours came or went.
     ForeignRoute,
     /// Notifications were lost, or could not be read: anything may have happened.
     Overrun,
 }
 
+impl Event {
+    const OVERRUN: Self = Self { what: What::Overrun, port: 0 };
+}
+
 /// A socket that hears what happens in one network namespace.
 #[derive(Debug)]
-pub struct Monitor {
-    inner: netlink_sys::Socket,
-    buffer: Vec<u8>,
-}
+pub struct Monitor(Inbox);
 
 impl Monitor {
     /// Starts listening to everything in the network namespace of the calling thread.
     pub fn open() -> Result<Self, Error> {
-        let monitor = Self::of_links()?;
-        for group in ADDRESSES_AND_ROUTES {
-            monitor.inner.add_membership(group).map_err(Error::socket("subscribe"))?;
-        }
-        Ok(monitor)
+        Inbox::open(NETLINK_ROUTE, ALL_ELSE.into_iter().chain([LINKS])).map(Self)
     }
 
     /// Starts listening to what happens to interfaces.
     pub fn of_links() -> Result<Self, Error> {
-        let mut inner = netlink_sys::Socket::new(NETLINK_ROUTE).map_err(Error::socket("open"))?;
-        inner.bind_auto().map_err(Error::socket("bind"))?;
-        setsockopt(&inner, sockopt::RcvBufForce, &RECEIVE_QUEUE)
-            .map_err(|errno| Error::socket("configure")(errno.into()))?;
-        inner.add_membership(LINKS).map_err(Error::socket("subscribe"))?;
-        Ok(Self { inner, buffer: Vec::with_capacity(64 << 10) })
+        Inbox::open(NETLINK_ROUTE, [LINKS]).map(Self)
     }
 
     /// Gives up waiting after that time: [`Monitor::wait`] is then an error.
     pub fn set_patience(&self, patience: Duration) -> Result<(), Error> {
+        self.0.set_patience(patience)
+    }
+
+    /// Waits for the next events, as many as came together. There may be none: some of what is heard is not told.
+    pub fn wait(&mut self) -> Result<Vec<Event>, Error> {
+        Ok(match self.0.receive()? {
+            Received::Messages(messages) => events(messages),
+            Received::Overrun => vec![Event::OVERRUN],
+        })
+    }
+}
+
+/// A socket for notifications.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    inner: netlink_sys::Socket,
+    buffer: Vec<u8>,
+}
+
+/// What came.
+#[derive(Debug)]
+pub(crate) enum Received<'a> {
+    /// These messages, one behind the other. None, if the wait was interrupted.
+    Messages(&'a [u8]),
+    /// More than was read in time: some of it is lost.
+    Overrun,
+}
+
+impl Inbox {
+    /// Starts listening to these groups in the network namespace of the calling thread.
+    pub(crate) fn open(protocol: isize, groups: impl IntoIterator<Item = u32>) -> Result<Self, Error> {
+        let mut inner = netlink_sys::Socket::new(protocol).map_err(Error::socket("open"))?;
+        inner.bind_auto().map_err(Error::socket("bind"))?;
+        setsockopt(&inner, sockopt::RcvBufForce, &RECEIVE_QUEUE)
+            .map_err(|errno| Error::socket("configure")(errno.into()))?;
+        for group in groups {
+            inner.add_membership(group).map_err(Error::socket("subscribe"))?;
+        }
+        Ok(Self { inner, buffer: Vec::with_capacity(64 << 10) })
+    }
+
+    /// Gives up waiting after that time: [`Inbox::receive`] is then an error.
+    pub(crate) fn set_patience(&self, patience: Duration) -> Result<(), Error> {
         let patience = TimeVal::milliseconds(i64::try_from(patience.as_millis()).unwrap_or(i64::MAX));
         setsockopt(&self.inner, sockopt::ReceiveTimeout, &patience)
             .map_err(|errno| Error::socket("configure")(errno.into()))
     }
 
-    /// Waits for the next events, as many as came together. There may be none: some of what is heard is not told.
-    pub fn wait(&mut self) -> Result<Vec<Event>, Error> {
+    /// Waits for the next messages.
+    pub(crate) fn receive(&mut self) -> Result<Received<'_>, Error> {
         self.buffer.clear();
         match self.inner.recv(&mut self.buffer, 0) {
-            Ok(_) => Ok(self.events()),
-            Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => Ok(vec![Event::Overrun]),
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Ok(Vec::new()),
+            Ok(_) => Ok(Received::Messages(&self.buffer)),
+            Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => Ok(Received::Overrun),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Ok(Received::Messages(&[])),
             Err(error) => Err(Error::socket("receive from")(error)),
         }
     }
-
-    fn events(&self) -> Vec<Event> {
-        let mut events = Vec::new();
-        let mut rest = &self.buffer[..];
-        while !rest.is_empty() {
-            let Ok(buffer) = NetlinkBuffer::new_checked(rest) else {
-                events.push(Event::Overrun);
-                break;
-            };
-            let length = buffer.length() as usize;
-            match NetlinkMessage::<RouteNetlinkMessage>::deserialize(&rest[..length]) {
-                Ok(message) => events.extend(event(message.payload)),
-                Err(_) => events.push(Event::Overrun),
-            }
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        }
-        events
-    }
 }
 
-fn event(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<Event> {
+fn events(mut rest: &[u8]) -> Vec<Event> {
+    let mut events = Vec::new();
+    while !rest.is_empty() {
+        let Ok(buffer) = NetlinkBuffer::new_checked(rest) else {
+            events.push(Event::OVERRUN);
+            break;
+        };
+        let length = buffer.length() as usize;
+        match NetlinkMessage::<RouteNetlinkMessage>::deserialize(&rest[..length]) {
+            Ok(message) => {
+                let port = message.header.port_number;
+                events.extend(what(message.payload).map(|what| Event { what, port }));
+            }
+            Err(_) => events.push(Event::OVERRUN),
+        }
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    events
+}
+
+fn what(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<What> {
     let NetlinkPayload::InnerMessage(message) = payload else { return None };
     match message {
         // A bridge tells of its ports in its own family: one that only left the bridge is not gone.
@@ -126,23 +184,37 @@ fn event(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<Event> {
         {
             None
         }
-        RouteNetlinkMessage::NewLink(link) => {
-            Some(Event::Link { index: link.header.index, name: name(link) })
-        }
+        RouteNetlinkMessage::NewLink(link) => Some(What::Link { index: link.header.index, name: name(link) }),
         RouteNetlinkMessage::DelLink(link) => {
-            Some(Event::LinkGone { index: link.header.index, name: name(link) })
+            Some(What::LinkGone { index: link.header.index, name: name(link) })
         }
         RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
-            Some(Event::Address { index: address.header.index })
+            Some(What::Address { index: address.header.index })
         }
         RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
             let ours = route.header.protocol == RouteProtocol::from(ROUTE_PROTOCOL);
             // What the kernel itself routes for each address and interface goes with those.
             let kernels = route.header.table == RT_TABLE_LOCAL;
-            (!ours && !kernels).then_some(Event::ForeignRoute)
+            match (ours, kernels) {
+                (true, _) => Some(What::OwnRoute),
+                (false, true) => None,
+                (false, false) => Some(What::ForeignRoute),
+            }
+        }
+        RouteNetlinkMessage::NewNeighbour(entry) | RouteNetlinkMessage::DelNeighbour(entry) => {
+            Some(What::Neighbour { index: entry.header.ifindex, address: neighbour(entry) })
         }
         _ => None,
     }
+}
+
+fn neighbour(entry: NeighbourMessage) -> Option<IpAddr> {
+    let is_forward = entry.header.family == AddressFamily::Bridge;
+    entry.attributes.into_iter().filter(|_| !is_forward).find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(address.into()),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some(address.into()),
+        _ => None,
+    })
 }
 
 fn name(link: LinkMessage) -> String {

@@ -7,6 +7,7 @@
 mod decode;
 mod element;
 mod encode;
+mod monitor;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -16,6 +17,7 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use polder_api::Family;
 
 pub use self::element::{Element, Key, union};
+pub use self::monitor::{Author, FilterMonitor};
 use crate::{Error, Operation, Protocol, Socket};
 
 impl Protocol for NetfilterMessage {

@@ -92,6 +92,22 @@ pub enum Target {
     Unreachable,
 }
 
+/// A route with our protocol number that is none of ours: of another priority, so that it stands beside ours, or before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Impostor {
+    /// Where to.
+    pub destination: IpNetwork,
+    /// Its priority; 0 comes before all others.
+    pub priority: u32,
+}
+
+impl Impostor {
+    /// Deletes it.
+    pub fn delete(&self) -> Operation {
+        delete_with(self.destination, self.priority)
+    }
+}
+
 /// Makes it the route to its destination, in one step with taking away one of ours that was there.
 pub fn replace(route: &Route) -> Operation {
     Operation::new(RouteNetlinkMessage::NewRoute(message(route)), NLM_F_CREATE | NLM_F_REPLACE)
@@ -142,7 +158,11 @@ pub fn onlink(index: u32, gateway: IpAddr, route: &OnlinkRoute) -> Operation {
 
 /// Deletes our route to the destination. A route that others made there is none of ours.
 pub fn delete(destination: IpNetwork) -> Operation {
-    let mut message = builder(destination).build();
+    delete_with(destination, PRIORITY)
+}
+
+fn delete_with(destination: IpNetwork, priority: u32) -> Operation {
+    let mut message = builder(destination).priority(priority).build();
     message.header.scope = RouteScope::NoWhere;
     message.header.kind = RouteType::Unspec;
     Operation::new(RouteNetlinkMessage::DelRoute(message), 0)
@@ -189,17 +209,22 @@ pub struct Lookup {
 }
 
 impl RouteSocket {
-    /// Our routes in the main table, of both families.
-    pub fn routes(&mut self) -> Result<Vec<Route>, Error> {
-        let mut routes = Vec::new();
+    /// Our routes in the main table, of both families, and those that only look like ours.
+    pub fn routes(&mut self) -> Result<(Vec<Route>, Vec<Impostor>), Error> {
+        let (mut routes, mut impostors) = (Vec::new(), Vec::new());
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut filter = RouteMessage::default();
             filter.header.address_family = family;
             filter.header.table = RouteHeader::RT_TABLE_MAIN;
             filter.header.protocol = RouteProtocol::from(ROUTE_PROTOCOL);
-            routes.extend(self.route_dump(filter)?.iter().filter_map(ours));
+            for (route, priority) in self.route_dump(filter)?.iter().filter_map(marked) {
+                match priority {
+                    PRIORITY => routes.push(route),
+                    _ => impostors.push(Impostor { destination: route.destination, priority }),
+                }
+            }
         }
-        Ok(routes)
+        Ok((routes, impostors))
     }
 
     /// The default routes of a table.
@@ -262,6 +287,7 @@ struct Attributes {
     source: Option<IpAddr>,
     index: Option<u32>,
     mtu: Option<u32>,
+    priority: u32,
 }
 
 impl Attributes {
@@ -273,6 +299,7 @@ impl Attributes {
                 RouteAttribute::Gateway(address) => all.gateway = ip(address),
                 RouteAttribute::PrefSource(address) => all.source = ip(address),
                 RouteAttribute::Oif(index) => all.index = Some(*index),
+                RouteAttribute::Priority(priority) => all.priority = *priority,
                 RouteAttribute::Metrics(metrics) => {
                     all.mtu = metrics.iter().find_map(|metric| match metric {
                         RouteMetric::Mtu(mtu) => Some(*mtu),
@@ -294,7 +321,8 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-fn ours(message: &RouteMessage) -> Option<Route> {
+/// A route with our protocol number, and its priority.
+fn marked(message: &RouteMessage) -> Option<(Route, u32)> {
     if u8::from(message.header.protocol) != ROUTE_PROTOCOL {
         return None;
     }
@@ -311,12 +339,9 @@ fn ours(message: &RouteMessage) -> Option<Route> {
         (RouteType::Unicast, Some(index), None) => Target::Link { index },
         _ => Target::Unreachable,
     };
-    Some(Route {
-        destination: IpNetwork::new(destination, message.header.destination_prefix_length).ok()?,
-        target,
-        source: attributes.source,
-        mtu: attributes.mtu,
-    })
+    let destination = IpNetwork::new(destination, message.header.destination_prefix_length).ok()?;
+    let route = Route { destination, target, source: attributes.source, mtu: attributes.mtu };
+    Some((route, attributes.priority))
 }
 
 fn looked_up(message: &RouteMessage) -> Option<Lookup> {

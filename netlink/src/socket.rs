@@ -103,6 +103,13 @@ impl<M: Protocol> Socket<M> {
         Ok(Self { inner, sequence: 0, buffer: Vec::with_capacity(RECEIVE_BUFFER), protocol: PhantomData })
     }
 
+    /// The number by which notifications name this socket.
+    pub fn port(&self) -> Result<u32, Error> {
+        let mut address = SocketAddr::new(0, 0);
+        self.inner.get_address(&mut address).map_err(Error::socket("ask"))?;
+        Ok(address.port_number())
+    }
+
     /// Carries out the operations in order and says for each how it went. One that fails does not stop the rest.
     ///
     /// The outer error means that the socket failed, and that it is not known what was done.

@@ -13,7 +13,7 @@ use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use polder_api::{Family, IfName, Mac};
 use polder_netlink::link::{Kind, Port, VethPair, Vxlan};
-use polder_netlink::monitor::{Event, Monitor};
+use polder_netlink::monitor::{Event, Monitor, What};
 use polder_netlink::neighbour::{Destination, Forward, Neighbour};
 use polder_netlink::route::{DefaultRoute, OnlinkRoute, Route, Table, Target};
 use polder_netlink::rule::Rule;
@@ -243,7 +243,7 @@ fn routes_are_read_back_as_they_were_made_and_those_of_others_are_not_ours() {
         socket.execute_all(made.iter().map(route::replace)).unwrap();
         socket.execute_all(made.iter().map(route::replace)).expect("a second time changes nothing");
         let ours = |socket: &mut RouteSocket| {
-            let mut routes = socket.routes().unwrap();
+            let (mut routes, _) = socket.routes().unwrap();
             routes.sort_by_key(|route| route.destination);
             routes
         };
@@ -361,17 +361,25 @@ fn the_monitor_tells_of_an_interface_that_goes_but_not_of_one_that_leaves_its_br
         monitor.set_patience(Duration::from_secs(10)).unwrap();
         run("ip", &["link", "set", "host", "nomaster"]);
         run("ip", &["address", "add", "10.1.0.1/24", "dev", "br"]);
+        run("ip", &["neigh", "add", "10.1.0.2", "lladdr", "02:00:00:00:00:02", "dev", "br"]);
+        run("ip", &["route", "add", "unreachable", "10.9.0.0/16", "proto", "84"]);
         socket.execute_all([link::delete(index)]).unwrap();
-        let mut seen = Vec::new();
-        while !seen.contains(&Event::LinkGone { index, name: "host".to_owned() }) {
+        let mut seen: Vec<Event> = Vec::new();
+        let saw = |seen: &[Event], what: &What| seen.iter().any(|event| event.what == *what);
+        while !saw(&seen, &What::LinkGone { index, name: "host".to_owned() }) {
             seen.extend(monitor.wait().unwrap());
         }
         assert_eq!(
-            seen.iter().filter(|event| matches!(event, Event::LinkGone { .. })).count(),
+            seen.iter().filter(|event| matches!(event.what, What::LinkGone { .. })).count(),
             1,
             "{seen:?}"
         );
-        assert!(seen.contains(&Event::Address { index: bridge }), "{seen:?}");
-        assert!(seen.contains(&Event::ForeignRoute), "{seen:?}");
+        let neighbour = What::Neighbour { index: bridge, address: "10.1.0.2".parse().ok() };
+        for what in [What::Address { index: bridge }, neighbour, What::ForeignRoute, What::OwnRoute] {
+            assert!(saw(&seen, &what), "{what:?} is not in {seen:?}");
+        }
+        let own = socket.port().unwrap();
+        let others = seen.iter().filter(|event| matches!(event.what, What::OwnRoute | What::Address { .. }));
+        assert!(others.into_iter().all(|event| event.port != 0 && event.port != own), "{seen:?}");
     });
 }

@@ -4,11 +4,13 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{POD_MAC, in_a_new_namespace, ip, network, run};
 use polder_api::Family;
 use polder_netlink::nft::{
-    Chain, Element, Elements, FilterSocket, Found, Hook, Interface, Key, Match, Rule, Set, Table, Verdict,
-    Within,
+    Chain, Element, Elements, FilterMonitor, FilterSocket, Found, Hook, Interface, Key, Match, Rule, Set,
+    Table, Verdict, Within,
 };
 
 fn table() -> Table {
@@ -167,5 +169,28 @@ fn a_dump_that_the_kernel_refuses_is_an_error_and_not_an_empty_table() {
         assert!(matches!(filter.find(&table).unwrap(), Found::Intact(_)));
         run("nft", &["delete set inet lab spare"]);
         assert_eq!(filter.find(&table).unwrap(), Found::Different("a part of it is missing".to_owned()));
+    });
+}
+
+#[test]
+fn the_monitor_tells_who_has_changed_the_table_and_nothing_of_other_tables() {
+    in_a_new_namespace(|_| {
+        let mut filter = FilterSocket::open().unwrap();
+        let table = table();
+        filter.commit(table.install(&elements())).unwrap();
+        let mut monitor = FilterMonitor::open("lab").unwrap();
+        monitor.set_patience(Duration::from_secs(10)).unwrap();
+        run("nft", &["add", "table", "inet", "another"]);
+        run("nft", &["add", "table", "ip", "lab"]);
+        run("nft", &["delete", "element", "inet", "lab", "peers", "{ fd09::1 }"]);
+        filter.commit(table.install(&elements())).unwrap();
+        let mut authors = Vec::new();
+        while authors.len() < 2 {
+            authors.extend(monitor.wait().unwrap());
+        }
+        let [other, own] = authors.try_into().unwrap();
+        assert_eq!(other.name.as_deref(), Some("nft"));
+        assert_eq!(own.port, filter.port().unwrap());
+        assert_ne!((other.port, other.thread), (own.port, own.thread));
     });
 }

@@ -13,6 +13,7 @@ pub mod disk;
 pub mod etcd;
 pub mod fabric;
 pub mod image;
+pub mod kernel_state;
 pub mod lab;
 pub mod matrix;
 pub mod node;

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::wait;
+
 /// Where echo servers listen. Different pods use the same port.
 pub const PORT: u16 = 7007;
 
@@ -28,10 +30,15 @@ impl Echo {
     /// Starts a TCP and a UDP server on the address, in the network namespace of the calling thread.
     pub fn start(address: IpAddr) -> Self {
         let wanted = Arc::new(AtomicBool::new(true));
-        let udp = UdpSocket::bind((address, PORT)).unwrap_or_else(|error| panic!("bind {address}: {error}"));
+        // The socket of the server before lives on for as long as a program takes to start that was started elsewhere
+        // just then, for it begins with a copy of all that is open.
+        let udp = wait::until(&format!("port {PORT} of {address} to be free"), || {
+            UdpSocket::bind((address, PORT)).map_err(|error| error.to_string())
+        });
         udp.set_read_timeout(Some(IDLE)).expect("a time-out");
-        let tcp =
-            TcpListener::bind((address, PORT)).unwrap_or_else(|error| panic!("bind {address}: {error}"));
+        let tcp = wait::until(&format!("port {PORT} of {address} to be free"), || {
+            TcpListener::bind((address, PORT)).map_err(|error| error.to_string())
+        });
         tcp.set_nonblocking(true).expect("non-blocking");
         let (udp_wanted, tcp_wanted) = (Arc::clone(&wanted), Arc::clone(&wanted));
         let threads = vec![

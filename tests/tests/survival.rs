@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use polder_tests::agent::Worker;
+use polder_tests::kernel_state::{assert_unchanged, kernel_state};
 use polder_tests::matrix::assert_flat;
 use polder_tests::talk::while_talking;
 use polder_tests::{Lab, Pod, Topology, wait};
@@ -13,30 +14,6 @@ fn lab() -> (Lab, Vec<Pod>) {
     let lab = Lab::start(Topology::two_segments());
     let pods = lab.workers.iter().map(|worker| worker.pod(&format!("{}-old", worker.name()))).collect();
     (lab, pods)
-}
-
-/// Everything of ours that is in a node's kernel, as other programs see it, without what counts or ages.
-fn kernel_state(worker: &Worker) -> Vec<String> {
-    let state = worker.node.shell(
-        "ip -d link show; ip address; ip route show table all; ip -6 route show table all; ip neigh show nud permanent; \
-         bridge fdb; nft --stateless list ruleset; sysctl -a 2>/dev/null | grep -E 'forwarding|send_redirects|rp_filter'",
-    );
-    let timers = |line: &str| match line.find("_timer") {
-        Some(at) => line[..at].to_owned(),
-        None => line.to_owned(),
-    };
-    state.lines().map(timers).collect()
-}
-
-fn assert_unchanged(worker: &Worker, before: &[String]) {
-    let now = kernel_state(worker);
-    let gone: Vec<_> = before.iter().filter(|line| !now.contains(line)).collect();
-    let new: Vec<_> = now.iter().filter(|line| !before.contains(line)).collect();
-    assert!(
-        gone.is_empty() && new.is_empty(),
-        "the kernel of {} lost {gone:#?} and got {new:#?}",
-        worker.name()
-    );
 }
 
 #[test]

@@ -84,7 +84,8 @@ impl Kernel {
                     OwnKind::Tunnel(vxlan) => create_vxlan(name, vxlan, own.mac, own.mtu),
                     OwnKind::Foreign => return Err(Problem::NotOurs),
                 };
-                self.routes.execute_all(operations)?;
+                let mark = device.mark().map(|mark| link::change(name).alias(&mark).into());
+                self.routes.execute_all(operations.into_iter().chain(mark))?;
                 let made = self.routes.link(name)?.ok_or(Problem::Vanished)?;
                 indexes.insert(device.clone(), made.index);
                 Ok(())
@@ -122,6 +123,7 @@ fn may_be_gone(change: &Change) -> bool {
         Change::UpdateSet { .. }
         | Change::DeleteLink(..)
         | Change::DeleteRoute(_)
+        | Change::DeleteImpostor(_)
         | Change::DeleteForward(..)
         | Change::DeleteNeighbour(..)
         | Change::DeleteAddress(..)
@@ -158,7 +160,12 @@ fn operations(change: &Change, indexes: &BTreeMap<Device, u32>) -> Option<Vec<Op
     let one = |operation| Some(vec![operation]);
     match change {
         Change::AdjustLink(device, own) => {
-            one(link::change_index(index(device)?).mac(own.mac).mtu(own.mtu).up().into())
+            let adjusted = link::change_index(index(device)?).mac(own.mac).mtu(own.mtu);
+            one(adjusted.alias(&device.mark()?).up().into())
+        }
+        Change::RenameLink(device, index) => {
+            let link = || link::change_index(*index);
+            Some(vec![link().down().into(), link().name(device.name()?).into(), link().up().into()])
         }
         Change::AddAddress(device, network) => one(address::add(index(device)?, *network)),
         Change::DeleteAddress(device, network) => one(address::delete(index(device)?, *network)),
@@ -189,6 +196,7 @@ fn operations(change: &Change, indexes: &BTreeMap<Device, u32>) -> Option<Vec<Op
             mtu: way.mtu,
         })),
         Change::DeleteRoute(destination) => one(route::delete(*destination)),
+        Change::DeleteImpostor(impostor) => one(impostor.delete()),
         Change::DeletePod(_, index) => one(link::delete(*index)),
         Change::CreateLink(..)
         | Change::DeleteLink(..)

@@ -13,7 +13,7 @@ use polder_netlink::route::Lookup;
 
 use super::features::Features;
 use super::ruleset::{self, Members};
-use super::state::{Desired, Device, OwnKind, OwnLink, PodLink, State, Target, Way};
+use super::state::{Desired, Device, Identity, OwnKind, OwnLink, PodLink, State, Target, Way};
 use super::sysctl;
 use crate::underlay::Underlay;
 use polder_ipam::peers::Peer;
@@ -206,7 +206,13 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &
 }
 
 fn devices(inputs: &Inputs<'_>, state: &mut State) {
-    let bridge = OwnLink { kind: OwnKind::Bridge, mac: bridge_mac(inputs.node), mtu: inputs.mtu, up: true };
+    let bridge = OwnLink {
+        kind: OwnKind::Bridge,
+        mac: bridge_mac(inputs.node),
+        mtu: inputs.mtu,
+        up: true,
+        identity: Identity::Whole,
+    };
     state.links.insert(Device::Bridge, bridge);
     for (family, uplink) in inputs.underlay.uplinks.iter().filter(|_| inputs.features.vxlan) {
         let settings = inputs.cluster.vxlan;
@@ -217,6 +223,7 @@ fn devices(inputs: &Inputs<'_>, state: &mut State) {
             mac: vtep_mac(inputs.cluster, inputs.node),
             mtu: uplink.mtu.saturating_sub(overhead(*family)),
             up: true,
+            identity: Identity::Whole,
         };
         state.links.insert(Device::Tunnel(*family), tunnel);
     }

@@ -12,8 +12,9 @@ use ipnetwork::IpNetwork;
 use polder_api::{IfName, Mac};
 use polder_netlink::link::Port;
 use polder_netlink::nft::{Element, Elements, Found, Key, union};
+use polder_netlink::route::Impostor;
 
-use super::state::{Actual, Desired, Device, OwnKind, OwnLink, State, Target, Way};
+use super::state::{Actual, Desired, Device, Identity, OwnKind, OwnLink, State, Target, Way};
 
 /// One change to the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub enum Change {
     CreateLink(Device, OwnLink),
     /// Deletes the device with that number, which has a name of ours and is not what it should be.
     DeleteLink(Device, u32),
+    /// Gives the device with that number, which somebody has renamed, its name again.
+    RenameLink(Device, u32),
     /// Sets what can be set of a device of ours.
     AdjustLink(Device, OwnLink),
     /// Makes the packet filter anew, and why.
@@ -61,6 +64,8 @@ pub enum Change {
     SetRoute(IpNetwork, Way),
     /// Deletes a route.
     DeleteRoute(IpNetwork),
+    /// Deletes a route that looks like ours and is none.
+    DeleteImpostor(Impostor),
     /// Deletes a forwarding entry.
     DeleteForward(Device, Mac, Option<IpAddr>),
     /// Deletes a neighbour entry.
@@ -137,6 +142,9 @@ fn links(want: &State, actual: &Actual, changes: &mut Vec<Change>) -> BTreeSet<D
         match actual.state.links.get(device) {
             Some(found) if found == link => {}
             Some(found) if found.kind == link.kind => {
+                if let (Identity::Renamed, Some(index)) = (found.identity, actual.indexes.get(device)) {
+                    changes.push(Change::RenameLink(device.clone(), *index));
+                }
                 changes.push(Change::AdjustLink(device.clone(), link.clone()));
             }
             found => {
@@ -201,6 +209,8 @@ fn garbage(
     changes: &mut Vec<Change>,
 ) {
     let have = &actual.state;
+    changes
+        .extend(have.impostors.difference(&want.impostors).map(|impostor| Change::DeleteImpostor(*impostor)));
     for (destination, way) in have.routes.iter().filter(|(key, _)| !want.routes.contains_key(key)) {
         if !device_of(way).is_some_and(|device| gone(&device)) {
             changes.push(Change::DeleteRoute(*destination));
@@ -250,6 +260,7 @@ impl Change {
                 !matches!(device, Device::Tunnel(_))
             }
             Self::DeleteRoute(_)
+            | Self::DeleteImpostor(_)
             | Self::DeleteForward(..)
             | Self::DeleteNeighbour(..)
             | Self::DeleteAddress(..)
@@ -265,6 +276,7 @@ impl fmt::Display for Change {
             Self::SetSysctl { path, value } => write!(f, "set {path} to {value}"),
             Self::CreateLink(device, link) => write!(f, "create {device}: {link}"),
             Self::DeleteLink(device, _) => write!(f, "delete {device}"),
+            Self::RenameLink(device, _) => write!(f, "give {device} its name again"),
             Self::AdjustLink(device, link) => write!(f, "adjust {device}: {link}"),
             Self::InstallFilter(why) => write!(f, "install table inet polder: {why}"),
             Self::UpdateSet { set, add, remove } => {
@@ -281,6 +293,9 @@ impl fmt::Display for Change {
             }
             Self::SetRoute(destination, way) => write!(f, "route {destination} {way}"),
             Self::DeleteRoute(destination) => write!(f, "delete route {destination}"),
+            Self::DeleteImpostor(Impostor { destination, priority }) => {
+                write!(f, "delete route {destination} metric {priority}, which is none of ours")
+            }
             Self::DeleteForward(device, mac, _) => write!(f, "delete forward of {mac} on {device}"),
             Self::DeleteNeighbour(device, address, _) => write!(f, "delete neighbour {address} on {device}"),
             Self::DeleteAddress(device, address) => write!(f, "delete address {address} from {device}"),
@@ -320,7 +335,10 @@ pub fn summary(changes: &[Change]) -> String {
     for change in changes {
         let kind = match change {
             Change::SetSysctl { .. } => "sysctls",
-            Change::CreateLink(..) | Change::DeleteLink(..) | Change::AdjustLink(..) => "links",
+            Change::CreateLink(..)
+            | Change::DeleteLink(..)
+            | Change::RenameLink(..)
+            | Change::AdjustLink(..) => "links",
             Change::InstallFilter(_) | Change::UpdateSet { .. } | Change::RefillSet { .. } => {
                 "filter changes"
             }
@@ -328,7 +346,7 @@ pub fn summary(changes: &[Change]) -> String {
             Change::SetPod(..) | Change::DeletePod(..) => "pod interfaces",
             Change::SetNeighbour(..) | Change::DeleteNeighbour(..) => "neighbours",
             Change::SetForward(..) | Change::DeleteForward(..) => "forwards",
-            Change::SetRoute(..) | Change::DeleteRoute(_) => "routes",
+            Change::SetRoute(..) | Change::DeleteRoute(_) | Change::DeleteImpostor(_) => "routes",
         };
         *counts.entry(kind).or_default() += 1;
     }

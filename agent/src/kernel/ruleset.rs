@@ -51,10 +51,13 @@ impl Sets {
     }
 }
 
+/// The name of the table.
+pub const NAME: &str = "polder";
+
 /// The table for a cluster with these settings.
 pub fn table(cluster: &ClusterRecord) -> Table {
     Table {
-        name: "polder",
+        name: NAME,
         sets: Family::BOTH.into_iter().flat_map(sets).collect(),
         chains: vec![
             Chain { name: "from_pods", hook: Hook::Raw, rules: from_pods(cluster) },

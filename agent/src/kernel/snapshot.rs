@@ -11,7 +11,7 @@ use polder_netlink::nft::Table;
 use polder_netlink::route::Target as KernelTarget;
 
 use super::Kernel;
-use super::state::{Actual, Device, OwnKind, OwnLink, PodLink, State, Target, Way};
+use super::state::{Actual, Device, Identity, OwnKind, OwnLink, PodLink, State, Target, Way};
 use super::sysctl;
 use crate::underlay::Facts;
 
@@ -21,21 +21,24 @@ impl Kernel {
         // First what hangs on interfaces, then the interfaces: a plugin makes them in the other order, and what it makes
         // meanwhile is not to look as if its interface were missing.
         let addresses = self.routes.addresses()?;
-        let routes = self.routes.routes()?;
+        let (routes, impostors) = self.routes.routes()?;
         let neighbours = self.routes.neighbours()?;
         let forwards = self.routes.forwards()?;
         let links = self.routes.links()?;
-        let mut state = State::default();
+        let mut state = State { impostors: impostors.into_iter().collect(), ..State::default() };
         let mut indexes = BTreeMap::new();
-        let bridge = links.get(polder_api::BRIDGE).map(|bridge| bridge.index);
+        let is_bridge = |link: &&Link| {
+            device(link).or_else(|| renamed(link, &links)).is_some_and(|device| device == Device::Bridge)
+        };
+        let bridge = links.values().find(is_bridge).map(|bridge| bridge.index);
         for link in links.values() {
-            let Some(device) = device(link) else { continue };
+            let Some(device) = device(link).or_else(|| renamed(link, &links)) else { continue };
             match &device {
                 Device::Pod(name) => {
                     let joined = link.port.filter(|_| link.controller == bridge);
                     state.pods.insert(name.clone(), PodLink { port: joined, up: link.up });
                 }
-                _ => drop(state.links.insert(device.clone(), own_link(link))),
+                _ => drop(state.links.insert(device.clone(), own_link(link, &device))),
             }
             indexes.insert(device, link.index);
         }
@@ -158,13 +161,29 @@ fn device(link: &Link) -> Option<Device> {
     Device::named(&link.name).filter(|device| !matches!(device, Device::Pod(_)) || link.kind == Kind::Veth)
 }
 
-fn own_link(link: &Link) -> OwnLink {
+/// The device that this is under another name, if there is none of its own name.
+fn renamed(link: &Link, links: &BTreeMap<String, Link>) -> Option<Device> {
+    let device = link.alias.as_deref().and_then(Device::marked)?;
+    let is_of_kind = match device {
+        Device::Bridge => link.kind == Kind::Bridge,
+        _ => matches!(link.kind, Kind::Vxlan(_)),
+    };
+    (is_of_kind && !links.contains_key(device.name()?)).then_some(device)
+}
+
+fn own_link(link: &Link, device: &Device) -> OwnLink {
     let kind = match &link.kind {
         Kind::Bridge => OwnKind::Bridge,
         Kind::Vxlan(vxlan) => OwnKind::Tunnel(*vxlan),
         Kind::Veth | Kind::Other => OwnKind::Foreign,
     };
-    OwnLink { kind, mac: link.mac.unwrap_or(polder_api::Mac([0; 6])), mtu: link.mtu, up: link.up }
+    let identity = match (device.name() == Some(&link.name), device.mark() == link.alias) {
+        (true, true) => Identity::Whole,
+        (true, false) => Identity::Unmarked,
+        (false, _) => Identity::Renamed,
+    };
+    let mac = link.mac.unwrap_or(polder_api::Mac([0; 6]));
+    OwnLink { kind, mac, mtu: link.mtu, up: link.up, identity }
 }
 
 fn target(target: KernelTarget, devices: &BTreeMap<u32, Device>) -> Target {

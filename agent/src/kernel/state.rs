@@ -8,6 +8,7 @@ use ipnetwork::IpNetwork;
 use polder_api::{BRIDGE, Family, IfName, Mac, is_host_interface};
 use polder_netlink::link::{Port, Vxlan};
 use polder_netlink::nft::{Elements, Found, Table};
+use polder_netlink::route::Impostor;
 
 /// An interface, by what it is for. Its number in the kernel changes whenever it is made anew.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,6 +31,16 @@ impl Device {
     pub fn named(name: &str) -> Option<Self> {
         let own = Self::OWN.into_iter().find(|device| device.name() == Some(name));
         own.or_else(|| is_host_interface(name).then(|| name.parse().ok().map(Self::Pod)).flatten())
+    }
+
+    /// The `ifalias` by which a device that the agent made is known even under another name.
+    pub fn mark(&self) -> Option<String> {
+        Some(format!("polder: {}", self.name()?))
+    }
+
+    /// The device that the agent made with that `ifalias`.
+    pub fn marked(alias: &str) -> Option<Self> {
+        Self::OWN.into_iter().find(|device| device.mark().as_deref() == Some(alias))
     }
 
     /// The name of a device of ours.
@@ -65,6 +76,19 @@ pub struct OwnLink {
     pub mtu: u32,
     /// Whether it is switched on.
     pub up: bool,
+    /// What of its identity is right.
+    pub identity: Identity,
+}
+
+/// By what a device of ours is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Identity {
+    /// By its name and its mark.
+    Whole,
+    /// By its name alone.
+    Unmarked,
+    /// By its mark alone: somebody has renamed it.
+    Renamed,
 }
 
 /// What a device of ours is.
@@ -122,6 +146,8 @@ pub struct State {
     pub addresses: BTreeSet<(Device, IpNetwork)>,
     /// Routes, by destination.
     pub routes: BTreeMap<IpNetwork, Way>,
+    /// Routes that look like ours and are none.
+    pub impostors: BTreeSet<Impostor>,
     /// Permanent neighbours behind devices of ours.
     pub neighbours: BTreeMap<(Device, IpAddr), Mac>,
     /// Static forwarding entries of devices of ours: out of a port, or to a remote address.
@@ -129,7 +155,7 @@ pub struct State {
 }
 
 /// How the kernel should be.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Desired {
     /// Everything that netlink tells.
     pub state: State,

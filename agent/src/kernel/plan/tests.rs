@@ -223,6 +223,10 @@ impl Model {
                 assert_eq!(self.indexes.get(&device), Some(&index), "{change}");
                 self.unplug(&device);
             }
+            Change::RenameLink(device, index) => {
+                assert_eq!(self.indexes.get(&device), Some(&index), "{change}");
+                self.state.links.get_mut(&device).unwrap().identity = Identity::Whole;
+            }
             Change::AdjustLink(device, link) => {
                 there(&device);
                 let found = self.state.links.insert(device, link.clone()).unwrap();
@@ -262,6 +266,7 @@ impl Model {
                 self.state.routes.insert(destination, way);
             }
             Change::DeleteRoute(destination) => assert!(self.state.routes.remove(&destination).is_some()),
+            Change::DeleteImpostor(impostor) => assert!(self.state.impostors.remove(&impostor)),
             Change::DeleteForward(device, mac, _) => {
                 assert!(self.state.forwards.remove(&(device, mac)).is_some(), "{change}");
             }

@@ -1,0 +1,166 @@
+//! What others have changed of ours in the kernel: heard of at once, put right within a second, and remembered.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::Notify;
+
+/// The shortest time between two repairs ...
+const SHORTEST_GAP: Duration = Duration::from_millis(150);
+
+/// ... and the longest, to which it grows while somebody does not stop.
+const LONGEST_GAP: Duration = Duration::from_millis(700);
+
+/// Who does nothing for so long has stopped.
+const CALM: Duration = Duration::from_secs(10);
+
+/// Repairs that are remembered.
+const REMEMBERED: usize = 16;
+
+/// Changes of a repair that are remembered.
+const NAMED: usize = 8;
+
+/// Rings when somebody else has changed something of ours.
+#[derive(Debug, Default)]
+pub struct Alarm {
+    bell: Notify,
+    by: Mutex<BTreeSet<String>>,
+}
+
+impl Alarm {
+    /// Rings; `by` says who it was, where the kernel tells.
+    pub fn ring(&self, by: Option<String>) {
+        self.authors().extend(by);
+        self.bell.notify_one();
+    }
+
+    /// Waits until it rings.
+    pub async fn rung(&self) {
+        self.bell.notified().await;
+    }
+
+    /// Who it was, since this was last asked.
+    pub fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.authors()).into_iter().collect()
+    }
+
+    fn authors(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
+        // A set of names is whole, whoever panicked.
+        self.by.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A process, in words.
+pub fn process(id: u32, name: Option<&str>) -> String {
+    let comm = || std::fs::read_to_string(format!("/proc/{id}/comm")).ok();
+    match name.map(str::to_owned).or_else(comm) {
+        Some(name) => format!("process {id} ({})", name.trim()),
+        None => format!("process {id}, which has ended"),
+    }
+}
+
+/// Something that was put right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repair {
+    /// When.
+    pub at: SystemTime,
+    /// The first of the changes that it took.
+    pub changes: Vec<String>,
+    /// How many it took besides.
+    pub more: usize,
+    /// Who made them necessary, as far as the kernel tells.
+    pub by: Vec<String>,
+}
+
+/// The last repairs, and how many there were.
+#[derive(Debug, Clone, Default)]
+pub struct Repairs {
+    /// The last ones, the very last at the end.
+    pub last: VecDeque<Repair>,
+    /// All since the agent started.
+    pub count: u64,
+}
+
+impl Repairs {
+    /// Remembers one.
+    pub fn add(&mut self, changes: &[String], by: Vec<String>) {
+        let named = changes.iter().take(NAMED).cloned().collect();
+        let more = changes.len().saturating_sub(NAMED);
+        self.last.push_back(Repair { at: SystemTime::now(), changes: named, more, by });
+        if self.last.len() > REMEMBERED {
+            self.last.pop_front();
+        }
+        self.count += 1;
+    }
+}
+
+/// How soon the next repair may follow: a fight with somebody who does not stop is not to take all of the node's time.
+#[derive(Debug, Default)]
+pub struct Pace {
+    last: Option<Instant>,
+    gap: Duration,
+}
+
+impl Pace {
+    /// When the next repair may begin.
+    pub fn next(&self, now: Instant) -> Instant {
+        self.last.map_or(now, |last| (last + self.gap).max(now))
+    }
+
+    /// Notes that there was a look at everything, and whether there was something to repair.
+    pub fn note(&mut self, now: Instant, repaired: bool) {
+        let calm = self.last.is_none_or(|last| now.duration_since(last) > CALM);
+        self.gap = match (calm, repaired) {
+            (true, _) => SHORTEST_GAP,
+            (false, true) => (self.gap * 2).min(LONGEST_GAP),
+            (false, false) => self.gap.max(SHORTEST_GAP),
+        };
+        self.last = Some(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_repair_comes_at_once_and_those_of_a_fight_come_slower_but_within_a_second() {
+        let mut pace = Pace::default();
+        let start = Instant::now();
+        assert_eq!(pace.next(start), start);
+        let mut now = start;
+        let mut gaps = Vec::new();
+        for _ in 0..5 {
+            pace.note(now, true);
+            let next = pace.next(now);
+            gaps.push((next - now).as_millis());
+            now = next;
+        }
+        assert_eq!(gaps, [150, 300, 600, 700, 700]);
+        now += CALM * 2;
+        assert_eq!(pace.next(now), now);
+        pace.note(now, true);
+        assert_eq!(pace.next(now) - now, SHORTEST_GAP, "it was calm in between");
+    }
+
+    #[test]
+    fn looks_that_find_nothing_do_not_make_the_next_repair_wait_longer() {
+        let mut pace = Pace::default();
+        let mut now = Instant::now();
+        for _ in 0..20 {
+            pace.note(now, false);
+            assert_eq!(pace.next(now) - now, SHORTEST_GAP);
+            now = pace.next(now);
+        }
+    }
+
+    #[test]
+    fn only_the_last_repairs_are_remembered_and_all_are_counted() {
+        let mut repairs = Repairs::default();
+        let changes: Vec<String> = (0..NAMED + 2).map(|number| number.to_string()).collect();
+        (0..REMEMBERED + 3).for_each(|_| repairs.add(&changes, Vec::new()));
+        assert_eq!((repairs.last.len(), repairs.count), (REMEMBERED, REMEMBERED as u64 + 3));
+        assert_eq!((repairs.last[0].changes.len(), repairs.last[0].more), (NAMED, 2));
+    }
+}

@@ -1,0 +1,136 @@
+//! Notifications: who changes a table of the packet filter, as it is changed.
+
+use std::time::Duration;
+
+use netlink_sys::protocols::NETLINK_NETFILTER;
+
+use crate::Error;
+use crate::monitor::{Inbox, Received};
+
+/// `NFNLGRP_NFTABLES` (`include/uapi/linux/netfilter/nfnetlink.h`).
+const GROUP: u32 = 7;
+
+/// `NFNL_SUBSYS_NFTABLES`
+const NFTABLES: u8 = 10;
+
+/// `NFT_MSG_NEWGEN` (`include/uapi/linux/netfilter/nf_tables.h`): ends every transaction, and says whose it was.
+const NEW_GENERATION: u8 = 15;
+
+/// `NFPROTO_INET`
+const INET: u8 = 1;
+
+/// The first attribute of everything that is in a table: its name (`NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE` and so on).
+const TABLE: u16 = 1;
+
+/// `NFTA_GEN_PROC_PID`, big-endian, and `NFTA_GEN_PROC_NAME`.
+const PROCESS: (u16, u16) = (2, 3);
+
+/// Where `nlmsg_pid` is in `struct nlmsghdr`, in bytes.
+const PORT: usize = 12;
+
+/// `struct nlmsghdr`, `struct nfgenmsg` and `struct nlattr`, in bytes.
+const HEADERS: (usize, usize, usize) = (16, 4, 4);
+
+/// Who changed the table. Nobody is known, where notifications were lost: one may have been about it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Author {
+    /// The port of the socket through which it was done, as [`crate::Socket::port`] says.
+    pub port: u32,
+    /// The thread, by its number outside of all PID namespaces.
+    pub thread: Option<u32>,
+    /// The thread's name.
+    pub name: Option<String>,
+}
+
+/// A socket that hears who changes one table of family `inet`.
+#[derive(Debug)]
+pub struct FilterMonitor {
+    inbox: Inbox,
+    table: Transactions,
+}
+
+/// What is told of transactions.
+#[derive(Debug)]
+struct Transactions {
+    /// The table that is listened for.
+    table: &'static str,
+    /// Whether the transaction that is being told of has touched it.
+    touched: bool,
+}
+
+impl FilterMonitor {
+    /// Starts listening to changes of that table in the network namespace of the calling thread.
+    pub fn open(table: &'static str) -> Result<Self, Error> {
+        let inbox = Inbox::open(NETLINK_NETFILTER, [GROUP])?;
+        Ok(Self { inbox, table: Transactions { table, touched: false } })
+    }
+
+    /// Gives up waiting after that time: [`FilterMonitor::wait`] is then an error.
+    pub fn set_patience(&self, patience: Duration) -> Result<(), Error> {
+        self.inbox.set_patience(patience)
+    }
+
+    /// Waits for what comes next; returns who has changed the table. That may be nobody, for much is told of others.
+    pub fn wait(&mut self) -> Result<Vec<Author>, Error> {
+        Ok(match self.inbox.receive()? {
+            Received::Messages(messages) => self.table.authors(messages),
+            Received::Overrun => vec![Author::default()],
+        })
+    }
+}
+
+impl Transactions {
+    fn authors(&mut self, messages: &[u8]) -> Vec<Author> {
+        let mut authors = Vec::new();
+        let number = |bytes: &[u8]| bytes.first_chunk::<4>().copied();
+        for message in parts(messages, |header| usize::try_from(u32::from_ne_bytes(number(header)?)).ok()) {
+            let (Some(&[kind, subsystem]), Some(family)) =
+                (message.get(4..6).and_then(|bytes| bytes.first_chunk::<2>()), message.get(HEADERS.0))
+            else {
+                continue;
+            };
+            if subsystem != NFTABLES {
+                continue;
+            }
+            let attributes = message.get(HEADERS.0 + HEADERS.1..).unwrap_or_default();
+            if kind != NEW_GENERATION {
+                let table = attribute(attributes, TABLE).and_then(text);
+                self.touched |= *family == INET && table.as_deref() == Some(self.table);
+            } else if std::mem::take(&mut self.touched) {
+                let thread = attribute(attributes, PROCESS.0).and_then(number);
+                authors.push(Author {
+                    port: message.get(PORT..).and_then(number).map_or(0, u32::from_ne_bytes),
+                    thread: thread.map(u32::from_be_bytes),
+                    name: attribute(attributes, PROCESS.1).and_then(text),
+                });
+            }
+        }
+        authors
+    }
+}
+
+/// The parts of a buffer, each of which begins with its length and is padded to four bytes.
+fn parts<'a>(
+    buffer: &'a [u8],
+    length: impl Fn(&[u8]) -> Option<usize> + 'a,
+) -> impl Iterator<Item = &'a [u8]> + 'a {
+    let mut rest = buffer;
+    std::iter::from_fn(move || {
+        let size = length(rest).filter(|size| *size >= HEADERS.2)?;
+        let part = rest.get(..size)?;
+        rest = rest.get(size.next_multiple_of(4)..).unwrap_or_default();
+        Some(part)
+    })
+}
+
+/// What an attribute has, if it is there.
+fn attribute(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    let number = |bytes: &[u8]| bytes.first_chunk::<2>().map(|bytes| u16::from_ne_bytes(*bytes));
+    let mut found = parts(attributes, move |header| number(header).map(usize::from));
+    found.find(|part| number(&part[2..]) == Some(wanted)).map(|part| &part[HEADERS.2..])
+}
+
+fn text(bytes: &[u8]) -> Option<String> {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    std::str::from_utf8(&bytes[..end]).ok().map(str::to_owned)
+}

@@ -1,0 +1,38 @@
+//! What is in a node's kernel, as other programs than ours see it.
+
+use crate::agent::Worker;
+
+/// Everything of ours that is in a node's kernel, without what counts, ages or depends on when a device was made.
+pub fn kernel_state(worker: &Worker) -> Vec<String> {
+    let state = worker.node.shell(
+        "ip -d link show; ip address; ip route show table all; ip -6 route show table all; ip neigh show nud permanent; \
+         bridge fdb; nft --stateless list ruleset; sysctl -a 2>/dev/null | grep -E 'forwarding|send_redirects|rp_filter'",
+    );
+    let mut lines: Vec<String> = state.lines().map(lasting).collect();
+    lines.sort();
+    lines
+}
+
+/// The line without timers, and without the number of a device.
+fn lasting(line: &str) -> String {
+    let line = line.find("_timer").map_or(line, |at| &line[..at]);
+    let name = line.split_once(": ").filter(|(number, _)| number.bytes().all(|byte| byte.is_ascii_digit()));
+    name.map_or(line, |(_, rest)| rest).to_owned()
+}
+
+/// What is different now, in words.
+pub fn difference(worker: &Worker, before: &[String]) -> Option<String> {
+    let now = kernel_state(worker);
+    let gone: Vec<_> = before.iter().filter(|line| !now.contains(line)).collect();
+    let new: Vec<_> = now.iter().filter(|line| !before.contains(line)).collect();
+    let is_same = gone.is_empty() && new.is_empty();
+    (!is_same).then(|| format!("the kernel of {} lost {gone:#?} and got {new:#?}", worker.name()))
+}
+
+/// Nothing is different now.
+#[track_caller]
+pub fn assert_unchanged(worker: &Worker, before: &[String]) {
+    if let Some(difference) = difference(worker, before) {
+        panic!("{difference}");
+    }
+}

@@ -1,0 +1,146 @@
+//! Whoever changes what is ours in the kernel: it is put right because the kernel tells, and remembered.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use polder_tests::agent::Worker;
+use polder_tests::kernel_state::{difference, kernel_state};
+use polder_tests::matrix::assert_flat;
+use polder_tests::{Lab, Pod, Topology, wait};
+use serde_json::{Value, json};
+
+/// Three nodes that would look by themselves only after hours, with a pod on each.
+fn lab() -> (Lab, Vec<Pod>) {
+    let mut lab = Lab::build(Topology::two_segments());
+    lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 3600"));
+    lab.start_agents();
+    let pods: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("a")).collect();
+    assert_flat(&pods, 1450);
+    (lab, pods)
+}
+
+fn repairs(worker: &Worker) -> u64 {
+    worker.status()["repair_count"].as_u64().unwrap()
+}
+
+/// The repair that says so, among those behind the first `earlier`.
+fn repair(worker: &Worker, earlier: u64, words: &str) -> Value {
+    worker.wait_for_status(&format!("a repair that says {words:?}"), |status| {
+        let new = usize::try_from(status["repair_count"].as_u64()? - earlier).unwrap();
+        let mut repairs = status["repairs"].as_array()?.iter().rev().take(new);
+        repairs.find(|repair| repair["changes"].to_string().contains(words)).cloned()
+    })
+}
+
+#[test]
+fn whatever_somebody_changes_is_put_right_and_the_status_says_what_it_was() {
+    let (lab, pods) = lab();
+    let worker = &lab.workers[0];
+    let sh = |command: &str| worker.node.shell(command).trim().to_owned();
+    let peer = |name: &str| {
+        let nodes = worker.ctl(&["node", "list"]);
+        let node = nodes.as_array().unwrap().iter().find(|node| node["name"] == name).unwrap().clone();
+        let first = |key: &str| node[key][0].as_str().unwrap().to_owned();
+        (first("blocks"), first("gateways"))
+    };
+    let ((direct, _), (tunnelled, gateway)) = (peer("n2"), peer("n3"));
+    let vtep = sh(&format!("ip neigh show {gateway} dev polder.vx | grep -o 'lladdr [^ ]*' | cut -d' ' -f2"));
+    let remote =
+        sh(&format!("bridge fdb show dev polder.vx | grep {vtep} | grep -o 'dst [^ ]*' | cut -d' ' -f2"));
+    let (own, pod, port) =
+        (worker.ctl(&["node", "list"])[0]["gateways"][0].clone(), pods[0].v4(), pods[0].host_interface());
+    let own = own.as_str().unwrap();
+    let before = kernel_state(worker);
+
+    // What somebody does, and a word of what it takes to put it right.
+    let disturbances = [
+        (format!("ip route delete {direct}"), format!("route {direct} direct")),
+        (
+            format!("ip route replace blackhole {tunnelled} proto 84"),
+            format!("delete route {tunnelled} metric 0"),
+        ),
+        (format!("ip neigh delete {gateway} dev polder.vx"), format!("neighbour {gateway}")),
+        (
+            format!("ip neigh replace {gateway} lladdr 02:00:00:00:00:99 nud permanent dev polder.vx"),
+            format!("neighbour {gateway}"),
+        ),
+        (format!("bridge fdb delete {vtep} dev polder.vx dst {remote}"), format!("forward {vtep}")),
+        (
+            format!("bridge fdb replace {vtep} dev polder.vx dst 192.0.2.9 self permanent"),
+            format!("forward {vtep}"),
+        ),
+        (format!("ip address delete {own}/32 dev polder0"), format!("add address {own}/32")),
+        ("ip link set polder0 down".to_owned(), "adjust polder0".to_owned()),
+        ("ip link set polder0 address 02:00:00:00:00:77".to_owned(), "adjust polder0".to_owned()),
+        ("ip link set polder.vx mtu 1300".to_owned(), "adjust polder.vx".to_owned()),
+        (
+            "ip link set polder0 down; ip link set polder0 name other; ip link set other up".to_owned(),
+            "give polder0 its name again".to_owned(),
+        ),
+        ("ip link delete polder0".to_owned(), "create polder0".to_owned()),
+        ("ip link delete polder.vx".to_owned(), "create polder.vx".to_owned()),
+        (format!("ip link set {port} nomaster"), format!("set {port} as a pod's port")),
+        (format!("ip link set {port} down"), format!("set {port} as a pod's port")),
+        (format!("bridge link set dev {port} isolated off"), format!("set {port} as a pod's port")),
+        (format!("ip neigh delete {pod} dev polder0"), format!("neighbour {pod}")),
+        ("nft delete table inet polder".to_owned(), "install table inet polder".to_owned()),
+        ("nft flush set inet polder senders4".to_owned(), "set senders4: add".to_owned()),
+        ("sysctl -w net.ipv4.ip_forward=0".to_owned(), "net/ipv4/ip_forward to 1".to_owned()),
+    ];
+    for (disturbance, words) in &disturbances {
+        let earlier = repairs(worker);
+        sh(disturbance);
+        wait::until(&format!("{disturbance:?} to be put right"), || {
+            difference(worker, &before).map_or(Ok(()), Err)
+        });
+        repair(worker, earlier, words);
+    }
+    assert_flat(&pods, 1450);
+    worker.wait_for_status("a pass that finds nothing", |status| {
+        (status["last_pass"]["writes"] == 0).then_some(())
+    });
+    assert!(worker.log().contains("changed what is ours in the kernel; repaired: route"), "{}", worker.log());
+}
+
+#[test]
+fn the_status_says_which_process_it_was_where_the_kernel_tells() {
+    let (lab, _pods) = lab();
+    let worker = &lab.workers[0];
+    worker.node.shell("nft flush set inet polder senders4");
+    let by = repair(worker, 0, "set senders4")["by"].to_string();
+    assert!(by.contains("process") && by.contains("(nft)"), "{by}");
+    // One that lives on when it is asked for its name.
+    worker.node.shell("(echo 'route delete 10.244.0.0/16'; sleep 1) | ip -batch -");
+    let by = repair(worker, 0, "route 10.244.0.0/16")["by"].to_string();
+    assert!(by.contains("(ip)"), "{by}");
+}
+
+#[test]
+fn pods_that_come_and_go_are_no_repairs_and_what_is_not_ours_is_left_alone() {
+    let (lab, pods) = lab();
+    let worker = &lab.workers[0];
+    assert_eq!(repairs(worker), 0);
+    let new: Vec<Pod> = (0..10).map(|number| worker.pod(&format!("p{number}"))).collect();
+    new.iter().for_each(|pod| worker.delete(pod));
+    worker.node.shell(
+        "ip link add other type bridge; ip address add 192.0.2.1/24 dev other; ip link set other up; \
+         ip route add 198.51.100.0/24 via 192.0.2.2; nft add table inet other; nft add chain inet other c",
+    );
+    let foreign = || {
+        worker.node.shell("ip address show other; ip route show 198.51.100.0/24; nft list table inet other")
+    };
+    let theirs = foreign();
+    // While much else changes, something that is put right may go with that, and is no repair of its own.
+    wait::until("a repair", || {
+        worker.node.shell("ip route delete 10.244.0.0/16");
+        wait::until_true("the route to be back", || {
+            worker.node.shell("ip route").contains("unreachable 10.244.0.0/16")
+        });
+        let repairs = worker.status()["repairs"].clone();
+        if repairs == json!([]) { Err("none".to_owned()) } else { Ok(()) }
+    });
+    for repair in worker.status()["repairs"].as_array().unwrap() {
+        assert_eq!(repair["changes"], json!(["route 10.244.0.0/16 is unreachable"]), "{repair}");
+    }
+    assert_eq!(foreign(), theirs);
+    assert_flat(&pods, 1450);
+}
