@@ -27,6 +27,7 @@ use crate::machine::Machine;
 use crate::owner::Owner;
 use crate::registrar::{ClaimRequest, ReserveRequest};
 use crate::repair::Alarm;
+use crate::uninstall::{LEDGER, STORE};
 
 use crate::{engine, follower, http, inspection, monitor, publisher, recovery, registrar, server, sweeper};
 
@@ -62,6 +63,8 @@ pub struct Agent {
     pub claims: mpsc::Sender<ClaimRequest>,
     /// Where reserved addresses are asked for.
     pub reservations: mpsc::Sender<ReserveRequest>,
+    /// Where it is asked what the next pass would change.
+    pub plans: mpsc::Sender<engine::Asked>,
     /// Rings when something that is not ours changed in the kernel.
     pub underlay_changed: Notify,
     /// Rings when somebody else has changed something of ours in the kernel.
@@ -79,8 +82,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let features = Features::probe()?;
     features.missing().iter().for_each(|missing| warn!("{missing}"));
 
-    let (mut ipam, void) =
-        NodeIpam::open(&config.state_dir.join("ledger.db"), &machine.boot_id, config.cooldown)?;
+    let (mut ipam, void) = NodeIpam::open(&config.state_dir.join(LEDGER), &machine.boot_id, config.cooldown)?;
     if !void.is_empty() {
         info!(attachments = void.len(), "the machine was booted: earlier attachments are void");
     }
@@ -91,10 +93,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let store = match &config.store {
         StoreConfig::Etcd(etcd) => Store::Etcd(Etcd::new(etcd).await?),
-        StoreConfig::Embedded => Store::Embedded(Embedded::open(&config.state_dir.join("store.db"))?),
+        StoreConfig::Embedded => Store::Embedded(Embedded::open(&config.state_dir.join(STORE))?),
     };
     let (claims, wanted) = mpsc::channel(CLAIMS_WAITING);
     let (reservations, reserved) = mpsc::channel(CLAIMS_WAITING);
+    let (plans, asked) = mpsc::channel(1);
     let pods = Kernel::open()?;
     let own_ports = [kernel.ports()?, pods.ports()?].into_iter().flatten().collect();
     let agent = Arc::new(Agent {
@@ -110,6 +113,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         in_flight: Arc::default(),
         claims,
         reservations,
+        plans,
         underlay_changed: Notify::new(),
         alarm: Alarm::default(),
         attachments_changed: Notify::new(),
@@ -125,7 +129,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(follower::run(Arc::clone(&agent)));
     tasks.spawn(registrar::run(Arc::clone(&agent), wanted, reserved));
-    tasks.spawn(engine::run(Arc::clone(&agent)));
+    tasks.spawn(engine::run(Arc::clone(&agent), asked));
     tasks.spawn(publisher::run(Arc::clone(&agent)));
     tasks.spawn(inspection::run(Arc::clone(&agent)));
     tasks.spawn(sweeper::run(Arc::clone(&agent), leaving));
@@ -143,7 +147,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 }
 
 /// Makes the state folder, and makes sure that no other agent uses it.
-fn lock_state(folder: &Path) -> anyhow::Result<Flock<fs::File>> {
+pub(crate) fn lock_state(folder: &Path) -> anyhow::Result<Flock<fs::File>> {
     let writable = || format!("state_dir {}: can the agent write there?", folder.display());
     fs::create_dir_all(folder).with_context(writable)?;
     fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).with_context(writable)?;

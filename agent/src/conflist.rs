@@ -28,6 +28,15 @@ pub fn write(folder: &Path, socket: &Path) -> io::Result<PathBuf> {
     Ok(path)
 }
 
+/// Deletes the configuration from `folder`. Returns whether it was there.
+pub fn remove(folder: &Path) -> io::Result<bool> {
+    match fs::remove_file(folder.join(FILE)) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 fn text(socket: &Path) -> String {
     let list = json!({
         // The version that runtimes since 2021 speak; newer ones choose from the list.

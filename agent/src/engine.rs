@@ -3,31 +3,32 @@
 //! A pass reads everything, plans, applies, and looks again until there is nothing left to do. Nothing is patched
 //! on the word of an event.
 
+mod draft;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use polder_api::Family;
+use polder_api::message::{Refusal, RefusalKind};
 use polder_ipam::node::NodeIpam;
-use polder_ipam::record::ClusterRecord;
-use polder_ipam::{Block, Cidr};
+use polder_ipam::peers::{Peer, believe};
+use polder_ipam::view::Source;
 use polder_netlink::route::Lookup;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
+use self::draft::{Draft, Grounds};
 use crate::agent::Agent;
 use crate::board::{Made, Pass};
 use crate::config::StoreConfig;
 use crate::conflist;
-use crate::kernel::desired::{Inputs, Path, desired, pod_mtu};
-use crate::kernel::plan::{Change, Prune, plan, summary};
+use crate::kernel::plan::{Change, summary};
 use crate::kernel::state::Desired;
-use crate::kernel::{ruleset, sysctl};
+use crate::kernel::sysctl;
 use crate::repair::Pace;
 use crate::underlay::Underlay;
-use polder_ipam::peers::{Believed, Peer, believe};
-use polder_ipam::view::{Source, View};
 
 /// Events that come together are answered together.
 const SETTLE: Duration = Duration::from_millis(10);
@@ -61,8 +62,20 @@ enum Cause {
     Disturbance,
 }
 
+/// Who asks what the next pass would change.
+pub type Asked = oneshot::Sender<Result<Vec<String>, String>>;
+
+/// What the next pass would change, in order.
+pub async fn ask(agent: &Agent) -> Result<Vec<String>, Refusal> {
+    let (reply, answer) = oneshot::channel();
+    let sent = agent.plans.send(reply).await;
+    let answered = async { sent.ok().and(answer.await.ok()) }.await;
+    let planned = answered.unwrap_or_else(|| Err("the engine has stopped".to_owned()));
+    planned.map_err(|reason| Refusal::new(RefusalKind::TryAgain, reason))
+}
+
 /// Runs for ever.
-pub async fn run(agent: Arc<Agent>) {
+pub async fn run(agent: Arc<Agent>, mut asked: mpsc::Receiver<Asked>) {
     let mut view = agent.board.view.subscribe();
     let mut holdings = agent.board.holdings.subscribe();
     let mut registration = agent.board.registration.subscribe();
@@ -86,14 +99,21 @@ pub async fn run(agent: Arc<Agent>) {
         holdings.mark_unchanged();
         registration.mark_unchanged();
         engine.work(cause).await;
-        // Cancel-safe, all of them: what is not taken is seen the next time.
-        cause = tokio::select! {
-            _ = view.changed() => Cause::Records,
-            _ = holdings.changed() => Cause::Records,
-            _ = registration.changed() => Cause::Records,
-            () = engine.agent.underlay_changed.notified() => Cause::Underlay,
-            () = engine.disturbed() => Cause::Disturbance,
-            () = sleep(engine.pause()) => Cause::Underlay,
+        cause = loop {
+            // Cancel-safe, all of them: what is not taken is seen the next time.
+            break tokio::select! {
+                _ = view.changed() => Cause::Records,
+                _ = holdings.changed() => Cause::Records,
+                _ = registration.changed() => Cause::Records,
+                () = engine.agent.underlay_changed.notified() => Cause::Underlay,
+                () = engine.disturbed() => Cause::Disturbance,
+                () = sleep(engine.pause()) => Cause::Underlay,
+                Some(reply) = asked.recv() => {
+                    // Whoever asked may be gone.
+                    let _ = reply.send(engine.plan().await);
+                    continue;
+                }
+            };
         };
         sleep(SETTLE).await;
     }
@@ -163,24 +183,6 @@ impl Engine {
         self.agent.board.repairs.send_modify(|repairs| repairs.add(&changes, by));
     }
 
-    /// Whether all is known that the node is to have, so that what is in no record is garbage.
-    fn prune(&mut self, view: &View, own_blocks: &[Block], blocks: &[Block]) -> Prune {
-        if view.losses != self.losses {
-            self.losses = view.losses;
-            warn!("the store has lost records: what leads to the nodes that they were about stays for now");
-            self.prune_from = Some(Instant::now() + LOSS_GRACE);
-        }
-        self.prune_from = self.prune_from.filter(|from| *from > Instant::now());
-        let holdings = self.agent.board.holdings();
-        let own = view.nodes.get(&self.agent.config.node);
-        let registered = own.is_some_and(|own| {
-            holdings.identity.as_ref().is_some_and(|identity| identity.incarnation == own.record.incarnation)
-        });
-        let adopted = own_blocks.iter().all(|block| blocks.contains(block));
-        let complete = view.source == Source::Store && registered && adopted && !self.doubt;
-        if complete && self.prune_from.is_none() { Prune::Yes } else { Prune::No }
-    }
-
     async fn work(&mut self, cause: Cause) {
         let view = self.agent.board.view();
         if view.source == Source::Nowhere {
@@ -192,30 +194,15 @@ impl Engine {
             self.choose_underlay(&believed.peers).await;
         }
         self.look_for(&believed.peers, anew).await;
-        // Until the registrar has made sure that this node is who it says it is, the kernel is left alone.
-        let holdings = self.agent.board.holdings();
-        let forbidden = self.agent.board.registration.borrow().forbids().is_some();
-        let (Some(cluster), Ok(underlay), Some(_), false) =
-            (&view.cluster, self.agent.board.underlay(), &holdings.identity, forbidden)
-        else {
-            return;
-        };
-        // Which records can be believed depends on the node's own addresses: the view is about to follow them.
-        if view.own != underlay.addresses() {
-            return;
-        }
-        // Without a pool there is nothing to be a gateway of.
-        if view.families().is_empty() && holdings.gateways.is_empty() {
-            return;
-        }
+        let Ok(grounds) = self.grounds(view, believed) else { return };
         let by = self.agent.alarm.take();
         for number in 0..PASSES {
             let started = Instant::now();
-            let mut pass = self.pass(&view, &cluster.record, &underlay, &believed, by.clone()).await;
+            let mut pass = self.pass(&grounds, by.clone()).await;
             self.count += 1;
             pass.count = self.count;
             pass.took = started.elapsed();
-            pass.problems.clone_from(&believed.problems);
+            pass.problems.clone_from(&grounds.believed.problems);
             if cause == Cause::Disturbance && number == 0 {
                 self.pace.note(started, pass.writes > 0);
             }
@@ -233,78 +220,22 @@ impl Engine {
         self.announce();
     }
 
-    async fn pass(
-        &mut self,
-        view: &View,
-        cluster: &Arc<ClusterRecord>,
-        underlay: &Arc<Underlay>,
-        believed: &Believed,
-        by: Vec<String>,
-    ) -> Pass {
-        let agent = Arc::clone(&self.agent);
-        let table = ruleset::table(cluster);
-        // First the kernel, then the ledger: an attachment is in the ledger before it is in the kernel, and in the
-        // kernel no more when it leaves the ledger. So what is in the kernel and not in the ledger is nobody's.
-        let mut actual = match agent.kernel.run(move |kernel| kernel.snapshot(&table)).await {
-            Ok(actual) => actual,
-            Err(error) => return self.not_made(format!("read the kernel's state: {error}")),
+    async fn pass(&mut self, grounds: &Grounds, by: Vec<String>) -> Pass {
+        let Draft { desired, changes, indexes, sysctls, mut pass } = match self.draft(grounds).await {
+            Ok(draft) => draft,
+            Err(reason) => return self.not_made(reason),
         };
-        let (blocks, gateways, pods) = agent
-            .ipam
-            .run(|ipam| {
-                let blocks: Vec<Block> = ipam.blocks().iter().map(|owned| owned.block).collect();
-                (blocks, ipam.gateways().to_vec(), ipam.attachments().cloned().collect::<Vec<_>>())
-            })
-            .await;
-        let Some(mtu) = pod_mtu(underlay, cluster.backend, agent.config.mtu) else {
-            return self.not_made("the underlay has no MTU".to_owned());
-        };
-        let pools: Vec<Cidr> = view.pools.values().map(|pool| pool.record.cidr()).collect();
-        let families = view.families();
-        let prune = self.prune(view, &believed.own_blocks, &blocks);
-        let reach = self.reach.clone();
-        let inputs = Inputs {
-            cluster,
-            pools: &pools,
-            node: &agent.config.node,
-            blocks: &blocks,
-            gateways: &gateways,
-            underlay,
-            mtu,
-            peers: &believed.peers,
-            reach: &reach,
-            pods: &pods,
-            families: &families,
-            features: agent.features,
-        };
-        let present: BTreeSet<_> = actual.state.pods.keys().cloned().collect();
-        let desired = desired(&inputs, &present, &actual.advertised_to);
-        actual.sysctls = sysctl::read(desired.sysctls.iter().map(|(path, _)| path));
-        let changes = plan(&desired, &actual, prune);
-        let writes = changes.len();
-        if writes > 0 {
-            info!("changing the kernel: {}", summary(&changes));
-            changes.iter().for_each(|change| debug!("{change}"));
-        }
-        if writes > 0 && self.in_place.as_ref() == Some(&desired) {
-            self.note_repair(&changes, by);
-        }
-        let neighbours: BTreeSet<IpAddr> =
-            desired.state.neighbours.keys().map(|(_, address)| *address).collect();
-        self.agent.board.neighbours.send_if_modified(|known| {
-            let is_other = *known != neighbours;
-            *known = neighbours;
-            is_other
-        });
-        self.keep_previous(&changes, &actual.sysctls).await;
-        let paths = paths(&inputs);
-        let mut pass = Pass { writes, gateways, mtu, paths, ..Pass::default() };
-        if writes == 0 {
+        if changes.is_empty() {
             self.in_place = Some(desired);
             return pass;
         }
-        let indexes = actual.indexes;
-        let applied = agent.kernel.run(move |kernel| kernel.apply(changes, &desired, indexes)).await;
+        info!("changing the kernel: {}", summary(&changes));
+        changes.iter().for_each(|change| debug!("{change}"));
+        if self.in_place.as_ref() == Some(&desired) {
+            self.note_repair(&changes, by);
+        }
+        self.keep_previous(&changes, &sysctls).await;
+        let applied = self.agent.kernel.run(move |kernel| kernel.apply(changes, &desired, indexes)).await;
         let failures = match applied {
             Ok(failures) => failures,
             Err(error) => return self.not_made(format!("change the kernel's state: {error}")),
@@ -426,18 +357,6 @@ impl Engine {
             }
         }
     }
-}
-
-fn paths(inputs: &Inputs<'_>) -> BTreeMap<(polder_api::NodeName, Family), Path> {
-    let mut paths = BTreeMap::new();
-    for peer in inputs.peers {
-        for family in Family::BOTH {
-            if peer.blocks.iter().any(|block| block.family() == family) {
-                paths.insert((peer.name.clone(), family), inputs.path(peer, family));
-            }
-        }
-    }
-    paths
 }
 
 /// The address in a URL, if it is one and not a name.

@@ -15,6 +15,9 @@ use tracing::{info, warn};
 use crate::agent::Agent;
 use polder_ipam::view::View;
 
+/// The file in the state folder that has what the store said last.
+pub const SNAPSHOT: &str = "cluster.json";
+
 /// How long the store has to answer before an agent that starts goes by what was written down.
 const STORE_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -23,7 +26,7 @@ const WRITE_DELAY: Duration = Duration::from_secs(2);
 
 /// Follows for ever.
 pub async fn run(agent: Arc<Agent>) {
-    let file = agent.config.state_dir.join("cluster.json");
+    let file = agent.config.state_dir.join(SNAPSHOT);
     let mut updates = agent.store.follow(Key::followed());
     let mut underlay = agent.board.underlay.subscribe();
     let mut records = Records::default();

@@ -10,6 +10,7 @@ pub mod features;
 pub mod inspection;
 pub mod plan;
 pub mod reaper;
+mod remove;
 pub mod ruleset;
 pub mod state;
 pub mod sysctl;

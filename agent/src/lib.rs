@@ -35,3 +35,4 @@ pub mod show;
 pub mod status;
 pub mod sweeper;
 pub mod underlay;
+pub mod uninstall;

@@ -19,7 +19,7 @@ use tracing::{Instrument, Span, debug, info_span, warn};
 
 use crate::agent::Agent;
 use crate::in_flight::Wired;
-use crate::{collect, health, inspection, pools, release, removal, service, show, status};
+use crate::{collect, engine, health, inspection, pools, release, removal, service, show, status};
 
 /// Connections at once: more than a node has pods that come at once.
 const CONNECTIONS: usize = 512;
@@ -118,6 +118,7 @@ async fn answer(agent: &Arc<Agent>, request: Request, wiring: &mut Option<Wired>
         Request::Collect(collection) => collect::collect(agent, collection).await.map(|()| Reply::Deleted),
         Request::Health(request) => Ok(Reply::Health(health::health(agent, &request).await)),
         Request::Status => Ok(Reply::Status(Box::new(status::status(agent).await))),
+        Request::Plan => engine::ask(agent).await.map(Reply::Planned),
         Request::Nodes => Ok(Reply::Nodes(status::nodes(agent).await)),
         Request::Pools => Ok(Reply::Pools(pools::list(agent).await)),
         Request::Blocks => Ok(Reply::Blocks(pools::blocks(agent).await)),

@@ -45,6 +45,8 @@ pub enum Request {
     Health(HealthRequest),
     /// How this node is.
     Status,
+    /// What the next pass over the kernel would change.
+    Plan,
     /// The nodes of the cluster, as this node sees them.
     Nodes,
     /// Remove a node from the cluster.
@@ -172,6 +174,8 @@ pub enum Reply {
     Health(Health),
     /// To Status.
     Status(Box<Status>),
+    /// To Plan: the changes, in order.
+    Planned(Vec<String>),
     /// To Nodes.
     Nodes(Vec<NodeStatus>),
     /// To Pools.

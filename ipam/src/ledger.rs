@@ -193,4 +193,7 @@ pub trait Ledger {
 
     /// Notes what a kernel setting was before it was changed, unless that is noted already.
     fn keep_sysctl(&mut self, path: &str, previous: &str) -> Result<(), LedgerError>;
+
+    /// What kernel settings were before they were changed, the last changed first.
+    fn sysctls(&self) -> Result<Vec<(String, String)>, LedgerError>;
 }

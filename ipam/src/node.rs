@@ -27,9 +27,14 @@ pub struct NodeIpam<L = Sqlite> {
     dormant: Vec<OwnedBlock>,
     /// Reserved addresses that are being handed over to this node, and for which attachment.
     expected: BTreeSet<(IpAddr, Attachment)>,
+    /// Blocks that were claimed not long ago, and when: whoever they were claimed for is about to take an address.
+    fresh: BTreeMap<Block, Moment>,
     /// Of how many free addresses it keeps twice as many when it gives a block back.
     low_water: u64,
 }
+
+/// How long a block is kept at least that was just claimed.
+const FRESH: Duration = Duration::from_secs(10);
 
 /// A wish for addresses.
 #[derive(Debug, Clone)]
@@ -128,6 +133,7 @@ impl<L: Ledger> NodeIpam<L> {
             dormant,
             ledger,
             expected: BTreeSet::new(),
+            fresh: BTreeMap::new(),
             low_water: LOW_WATER,
         };
         Ok((node, void))
@@ -233,13 +239,16 @@ impl<L: Ledger> NodeIpam<L> {
         Ok(())
     }
 
-    /// Adds a block that the node now owns. Succeeds where it owns it already.
-    pub fn add_block(&mut self, owned: OwnedBlock, pool: &Pool) -> Result<(), LedgerError> {
+    /// Adds a block that the node now owns. It is not given back before whoever it was claimed for had time to use it.
+    /// Succeeds where the node owns it already.
+    pub fn add_block(&mut self, owned: OwnedBlock, pool: &Pool, now: Moment) -> Result<(), LedgerError> {
         if self.blocks.iter().any(|known| known.block == owned.block) {
             return Ok(());
         }
         self.ledger.add_block(&owned)?;
         self.wake(&owned, pool)?;
+        self.fresh.retain(|_, claimed| now.since(*claimed) < FRESH);
+        self.fresh.insert(owned.block, now);
         self.blocks.push(owned);
         Ok(())
     }

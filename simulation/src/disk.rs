@@ -151,4 +151,8 @@ impl Ledger for Disk {
     fn keep_sysctl(&mut self, path: &str, previous: &str) -> Result<(), LedgerError> {
         self.write(|ledger| ledger.keep_sysctl(path, previous))
     }
+
+    fn sysctls(&self) -> Result<Vec<(String, String)>, LedgerError> {
+        self.0.borrow().ledger.sysctls()
+    }
 }

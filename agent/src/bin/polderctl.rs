@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand, ValueEnum};
+use polder_agent::config::{Config, Flags};
 use polder_agent::ctl;
 use polder_agent::ctl::command::{BlockCommand, IpamCommand, PoolCommand};
+use polder_agent::uninstall::Attached;
 use polder_api::client::Client;
 use polder_api::message::{Removal, Reply, Request};
 use polder_api::{DEFAULT_SOCKET, NodeName};
@@ -40,6 +42,17 @@ enum Output {
 enum Command {
     /// How this node is, and what stands in its way
     Status,
+    /// What the next pass over the kernel would change; nothing, where all is as it should be
+    Plan,
+    /// Takes away everything that the agent has made on this machine, and puts kernel settings back to what they were
+    Uninstall {
+        /// The agent's configuration file [default: /etc/polder/agent.toml, if it is there]
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Cut off the pods that are still attached
+        #[arg(long)]
+        with_pods: bool,
+    },
     /// The nodes of the cluster
     #[command(subcommand)]
     Node(NodeCommand),
@@ -83,10 +96,32 @@ fn main() -> ExitCode {
     }
 }
 
+/// What is printed a line each.
+fn lines(lines: &[String], output: Output) -> anyhow::Result<String> {
+    Ok(match output {
+        Output::Table if lines.is_empty() => "nothing\n".to_owned(),
+        Output::Table => lines.join("\n") + "\n",
+        Output::Json => serde_json::to_string_pretty(lines)? + "\n",
+    })
+}
+
+fn uninstall(config: Option<PathBuf>, with_pods: bool) -> anyhow::Result<Vec<String>> {
+    let config = Config::load(Flags { config, ..Flags::default() })?;
+    let attached = if with_pods { Attached::CutOff } else { Attached::Stay };
+    polder_agent::uninstall::uninstall(&config, attached)
+}
+
 /// What is to be printed, and whether all is well.
 fn run(arguments: &Arguments) -> anyhow::Result<(String, ExitCode)> {
     let request = match &arguments.command {
+        Command::Uninstall { config, with_pods } => {
+            return Ok((
+                lines(&uninstall(config.clone(), *with_pods)?, arguments.output)?,
+                ExitCode::SUCCESS,
+            ));
+        }
         Command::Status => Request::Status,
+        Command::Plan => Request::Plan,
         Command::Node(NodeCommand::List) => Request::Nodes,
         Command::Node(NodeCommand::Remove { name, dead }) => {
             Request::RemoveNode(Removal { node: name.clone(), dead: *dead })
@@ -105,6 +140,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<(String, ExitCode)> {
     let text = match (reply, arguments.output) {
         (Reply::Status(status), Output::Table) => ctl::status(&status),
         (Reply::Status(status), Output::Json) => serde_json::to_string_pretty(&status)? + "\n",
+        (Reply::Planned(changes), output) => lines(&changes, output)?,
         (Reply::Nodes(nodes), Output::Table) => ctl::nodes(&nodes),
         (Reply::Nodes(nodes), Output::Json) => serde_json::to_string_pretty(&nodes)? + "\n",
         (Reply::Pools(pools), Output::Table) => ctl::pool::pools(&pools),

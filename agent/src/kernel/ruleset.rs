@@ -11,7 +11,7 @@ use ipnetwork::IpNetwork;
 use polder_api::{BRIDGE, Family, Mac, POD_INTERFACE_PREFIX};
 use polder_ipam::record::{AttachMode, ClusterRecord};
 use polder_netlink::nft::{
-    Chain, Element, Elements, Hook, Interface, Key, Match, Rule, Set, Table, Verdict, Within,
+    Chain, Element, Elements, Hook, Interface, Key, Match, Rule, Set, Table, Transaction, Verdict, Within,
 };
 
 /// The sets of one family.
@@ -53,6 +53,11 @@ impl Sets {
 
 /// The name of the table.
 pub const NAME: &str = "polder";
+
+/// The transaction that takes the table away, whatever the cluster's settings were.
+pub fn delete() -> Transaction {
+    Table { name: NAME, sets: Vec::new(), chains: Vec::new() }.delete()
+}
 
 /// The table for a cluster with these settings.
 pub fn table(cluster: &ClusterRecord) -> Table {

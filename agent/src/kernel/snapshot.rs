@@ -96,6 +96,13 @@ impl Kernel {
         Ok(facts)
     }
 
+    /// The numbers of all devices of ours.
+    pub(super) fn own_devices(&mut self) -> Result<BTreeSet<u32>, Error> {
+        let links = self.routes.links()?;
+        let is_ours = |link: &&Link| device(link).or_else(|| renamed(link, &links)).is_some();
+        Ok(links.values().filter(is_ours).map(|link| link.index).collect())
+    }
+
     /// The names of the pods' interfaces.
     pub fn pod_interfaces(&mut self) -> Result<BTreeSet<IfName>, Error> {
         let links = self.routes.links()?;

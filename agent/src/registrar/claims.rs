@@ -74,7 +74,7 @@ impl Registrar {
                 info!(%block, %pool, "claimed");
                 let owned = OwnedBlock { block, pool, nonce, leaving: false };
                 if let Some(pool) = view.pools.get(&owned.pool).map(|pool| (*pool.record).clone()) {
-                    self.agent.ipam.run(move |ipam| ipam.add_block(owned, &pool)).await?;
+                    self.agent.ipam.run(move |ipam| ipam.add_block(owned, &pool, now())).await?;
                 }
                 let (blocks, gateways) =
                     self.agent.ipam.run(|ipam| (ipam.blocks().to_vec(), ipam.gateways().to_vec())).await;

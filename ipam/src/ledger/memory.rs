@@ -19,7 +19,7 @@ pub struct Memory {
     blocks: Vec<OwnedBlock>,
     attachments: Vec<Held>,
     addresses: BTreeMap<IpAddr, Use>,
-    sysctls: BTreeMap<String, String>,
+    sysctls: Vec<(String, String)>,
 }
 
 /// What has become of an address that was ever used.
@@ -179,8 +179,14 @@ impl Ledger for Memory {
     }
 
     fn keep_sysctl(&mut self, path: &str, previous: &str) -> Result<(), LedgerError> {
-        self.sysctls.entry(path.to_owned()).or_insert_with(|| previous.to_owned());
+        if !self.sysctls.iter().any(|(known, _)| known == path) {
+            self.sysctls.push((path.to_owned(), previous.to_owned()));
+        }
         Ok(())
+    }
+
+    fn sysctls(&self) -> Result<Vec<(String, String)>, LedgerError> {
+        Ok(self.sysctls.iter().rev().cloned().collect())
     }
 }
 

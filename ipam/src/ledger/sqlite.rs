@@ -319,6 +319,12 @@ impl Ledger for Sqlite {
         )?;
         Ok(())
     }
+
+    fn sysctls(&self) -> Result<Vec<(String, String)>, LedgerError> {
+        self.rows("SELECT path, previous FROM sysctls ORDER BY rowid DESC", |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
+    }
 }
 
 /// Ends an attachment: the addresses in one of these blocks rest, others are forgotten.

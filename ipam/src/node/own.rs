@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use polder_api::mutant::{self, Mutant};
 use polder_api::{Attachment, Family};
 
-use super::NodeIpam;
+use super::{FRESH, NodeIpam};
 use crate::allocator::Rest;
 use crate::ledger::{Identity, Ledger, LedgerError, OwnedBlock};
 use crate::moment::Moment;
@@ -92,10 +92,13 @@ impl<L: Ledger> NodeIpam<L> {
             *free.entry(pool).or_default() += counts.free;
         }
         let needless = |free: u64| free >= 2 * self.low_water;
+        let is_fresh =
+            |block: &Block| self.fresh.get(block).is_some_and(|claimed| now.since(*claimed) < FRESH);
         self.allocator
             .blocks(now)
-            .find(|(_, pool, counts)| {
-                (counts.used == 0 || mutant::is(Mutant::UsedBlockIsSpare))
+            .find(|(block, pool, counts)| {
+                !is_fresh(block)
+                    && (counts.used == 0 || mutant::is(Mutant::UsedBlockIsSpare))
                     && counts.resting == 0
                     && (self.allocator.is_closed(pool) || needless(free[pool] - counts.free))
             })
@@ -131,7 +134,7 @@ impl<L: Ledger> NodeIpam<L> {
         if !mutant::is(Mutant::AdoptedBlockDoesNotRest) {
             self.ledger.rest(&unused, now)?;
         }
-        self.add_block(owned, pool)
+        self.add_block(owned, pool, now)
     }
 
     /// Begins to give a block back: nothing goes out of it any more. Refused, with false, where something of it is used

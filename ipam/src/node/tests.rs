@@ -25,7 +25,7 @@ fn node(folder: &tempfile::TempDir) -> NodeIpam {
         nonce: Nonce("x".into()),
         leaving: false,
     };
-    node.add_block(owned, &pool).unwrap();
+    node.add_block(owned, &pool, Moment::BOOT).unwrap();
     assert!(node.take_gateways(NOW).unwrap());
     node
 }
@@ -211,7 +211,7 @@ fn every_block_has_a_gateway_of_its_own_that_no_pod_gets() {
         nonce: Nonce("y".into()),
         leaving: false,
     };
-    node.add_block(owned, &pool).unwrap();
+    node.add_block(owned, &pool, Moment::BOOT).unwrap();
     let gateway =
         |node: &NodeIpam, address: &str| node.neighbourhood(address.parse().unwrap()).unwrap().1.to_string();
     assert_eq!(gateway(&node, "10.0.0.3"), "10.0.0.1", "the node's own");
@@ -243,6 +243,17 @@ fn a_block_of_which_the_ledger_knows_nothing_rests_before_anything_goes_out_of_i
 }
 
 #[test]
+fn a_block_that_was_just_claimed_is_kept_for_whoever_wanted_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut node = node(&folder).with_low_water(1);
+    let pool = pool("10.0.0.0/24", 29);
+    let (block, nonce) = (pool.block(3), Nonce("y".into()));
+    node.add_block(OwnedBlock { block, pool: pool.name.clone(), nonce, leaving: false }, &pool, NOW).unwrap();
+    let spare = |seconds| node.own(NOW + Duration::from_secs(seconds)).unwrap().spare;
+    assert_eq!((spare(0), spare(9), spare(10)), (None, None, Some(block)));
+}
+
+#[test]
 fn an_address_that_one_attachment_gives_up_is_still_expected_for_another() {
     let folder = tempfile::tempdir().unwrap();
     let mut node = node(&folder);
@@ -265,7 +276,8 @@ fn a_gateway_that_was_found_in_the_kernel_and_is_in_no_block_of_the_node_is_move
     assert!(node.own(NOW).unwrap().idle_gateways.is_empty(), "there is no other");
     let pool = pool("10.0.0.0/24", 29);
     let (block, nonce) = (pool.block(0), Nonce("x".into()));
-    node.add_block(OwnedBlock { block, pool: pool.name.clone(), nonce, leaving: false }, &pool).unwrap();
+    node.add_block(OwnedBlock { block, pool: pool.name.clone(), nonce, leaving: false }, &pool, Moment::BOOT)
+        .unwrap();
     assert_eq!(node.own(NOW).unwrap().idle_gateways, [earlier]);
     assert!(node.move_gateway(earlier, NOW).unwrap());
     assert!(pool.block(0).cidr().has(node.gateways()[0]));

@@ -95,7 +95,7 @@ pub async fn claim(hand: &Hand, wanted: Wanted) -> Result<(), NoClaim> {
             if let Some(pool) = view.pools.get(&pool) {
                 let owned =
                     OwnedBlock { block: claim.block, pool: pool.record.name.clone(), nonce, leaving: false };
-                hand.ipam(|ipam, _| ipam.add_block(owned, &pool.record))?;
+                hand.ipam(|ipam, now| ipam.add_block(owned, &pool.record, now))?;
             }
             return Ok(());
         }

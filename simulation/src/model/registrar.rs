@@ -159,10 +159,11 @@ impl Play<'_> {
     }
 
     pub(super) fn add_block(&mut self, who: Who, owned: OwnedBlock) {
+        let now = self.cluster.machines[who].now(self.cluster.tick);
         let machine = self.machine(who);
         let view = Arc::clone(&machine.agent.watcher.view);
         let Some(pool) = view.pools.get(&owned.pool) else { return };
-        machine.ipam().add_block(owned, &pool.record).expect("a ledger in memory");
+        machine.ipam().add_block(owned, &pool.record, now).expect("a ledger in memory");
     }
 
     /// Begins to claim a block.

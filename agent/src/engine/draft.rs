@@ -1,0 +1,163 @@
+//! What a pass would do: all that it goes by is read, and nothing is changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use polder_api::{Family, NodeName};
+use polder_ipam::peers::{Believed, believe};
+use polder_ipam::record::ClusterRecord;
+use polder_ipam::view::{Source, View};
+use polder_ipam::{Block, Cidr};
+use tracing::warn;
+
+use super::{Engine, LOSS_GRACE};
+use crate::board::Pass;
+use crate::kernel::desired::{Inputs, Path, desired, pod_mtu};
+use crate::kernel::plan::{Change, Prune, plan};
+use crate::kernel::state::{Desired, Device};
+use crate::kernel::{ruleset, sysctl};
+use crate::underlay::Underlay;
+
+/// What a pass goes by.
+pub(super) struct Grounds {
+    view: Arc<View>,
+    cluster: Arc<ClusterRecord>,
+    underlay: Arc<Underlay>,
+    pub(super) believed: Believed,
+}
+
+/// What a pass would do.
+pub(super) struct Draft {
+    /// How the kernel should be.
+    pub(super) desired: Desired,
+    /// What makes it so.
+    pub(super) changes: Vec<Change>,
+    /// The devices that there are.
+    pub(super) indexes: BTreeMap<Device, u32>,
+    /// The kernel settings that there are.
+    pub(super) sysctls: BTreeMap<String, String>,
+    /// What there is to say about it.
+    pub(super) pass: Pass,
+}
+
+impl Engine {
+    /// What the next pass would change, in order.
+    pub(super) async fn plan(&mut self) -> Result<Vec<String>, String> {
+        let view = self.agent.board.view();
+        let believed = believe(&view, &self.agent.config.node);
+        let grounds = self.grounds(view, believed)?;
+        let draft = self.draft(&grounds).await?;
+        Ok(draft.changes.iter().map(ToString::to_string).collect())
+    }
+
+    /// What a pass goes by; or why the kernel is left alone.
+    pub(super) fn grounds(&self, view: Arc<View>, believed: Believed) -> Result<Grounds, String> {
+        let board = &self.agent.board;
+        let alone = || Err(format!("the kernel is left alone as it is: {}", board.obstacles().join("; ")));
+        let holdings = board.holdings();
+        // Until the registrar has made sure that this node is who it says it is, the kernel is left alone.
+        let forbidden = board.registration.borrow().forbids().is_some();
+        let (Some(cluster), Ok(underlay), Some(_), false) =
+            (&view.cluster, board.underlay(), &holdings.identity, forbidden)
+        else {
+            return alone();
+        };
+        // Which records can be believed depends on the node's own addresses: the view is about to follow them.
+        if view.own != underlay.addresses() {
+            return alone();
+        }
+        // Without a pool there is nothing to be a gateway of.
+        if view.families().is_empty() && holdings.gateways.is_empty() {
+            return alone();
+        }
+        let cluster = Arc::clone(&cluster.record);
+        Ok(Grounds { view, cluster, underlay, believed })
+    }
+
+    /// Reads all that there is, and decides what a pass would do.
+    pub(super) async fn draft(&mut self, grounds: &Grounds) -> Result<Draft, String> {
+        let Grounds { view, cluster, underlay, believed } = grounds;
+        let agent = Arc::clone(&self.agent);
+        let table = ruleset::table(cluster);
+        // First the kernel, then the ledger: an attachment is in the ledger before it is in the kernel, and in the
+        // kernel no more when it leaves the ledger. So what is in the kernel and not in the ledger is nobody's.
+        let mut actual = match agent.kernel.run(move |kernel| kernel.snapshot(&table)).await {
+            Ok(actual) => actual,
+            Err(error) => return Err(format!("read the kernel's state: {error}")),
+        };
+        let (blocks, gateways, pods) = agent
+            .ipam
+            .run(|ipam| {
+                let blocks: Vec<Block> = ipam.blocks().iter().map(|owned| owned.block).collect();
+                (blocks, ipam.gateways().to_vec(), ipam.attachments().cloned().collect::<Vec<_>>())
+            })
+            .await;
+        let Some(mtu) = pod_mtu(underlay, cluster.backend, agent.config.mtu) else {
+            return Err("the underlay has no MTU".to_owned());
+        };
+        let pools: Vec<Cidr> = view.pools.values().map(|pool| pool.record.cidr()).collect();
+        let families = view.families();
+        let prune = self.prune(view, &believed.own_blocks, &blocks);
+        let reach = self.reach.clone();
+        let inputs = Inputs {
+            cluster,
+            pools: &pools,
+            node: &agent.config.node,
+            blocks: &blocks,
+            gateways: &gateways,
+            underlay,
+            mtu,
+            peers: &believed.peers,
+            reach: &reach,
+            pods: &pods,
+            families: &families,
+            features: agent.features,
+        };
+        let present: BTreeSet<_> = actual.state.pods.keys().cloned().collect();
+        let desired = desired(&inputs, &present, &actual.advertised_to);
+        actual.sysctls = sysctl::read(desired.sysctls.iter().map(|(path, _)| path));
+        let changes = plan(&desired, &actual, prune);
+        let neighbours: BTreeSet<IpAddr> =
+            desired.state.neighbours.keys().map(|(_, address)| *address).collect();
+        agent.board.neighbours.send_if_modified(|known| {
+            let is_other = *known != neighbours;
+            *known = neighbours;
+            is_other
+        });
+        let paths = paths(&inputs);
+        let pass = Pass { writes: changes.len(), gateways, mtu, paths, ..Pass::default() };
+        Ok(Draft { desired, changes, indexes: actual.indexes, sysctls: actual.sysctls, pass })
+    }
+
+    /// Whether all is known that the node is to have, so that what is in no record is garbage.
+    fn prune(&mut self, view: &View, own_blocks: &[Block], blocks: &[Block]) -> Prune {
+        if view.losses != self.losses {
+            self.losses = view.losses;
+            warn!("the store has lost records: what leads to the nodes that they were about stays for now");
+            self.prune_from = Some(Instant::now() + LOSS_GRACE);
+        }
+        self.prune_from = self.prune_from.filter(|from| *from > Instant::now());
+        let holdings = self.agent.board.holdings();
+        let own = view.nodes.get(&self.agent.config.node);
+        let registered = own.is_some_and(|own| {
+            holdings.identity.as_ref().is_some_and(|identity| identity.incarnation == own.record.incarnation)
+        });
+        let adopted = own_blocks.iter().all(|block| blocks.contains(block));
+        let complete = view.source == Source::Store && registered && adopted && !self.doubt;
+        if complete && self.prune_from.is_none() { Prune::Yes } else { Prune::No }
+    }
+}
+
+fn paths(inputs: &Inputs<'_>) -> BTreeMap<(NodeName, Family), Path> {
+    let mut paths = BTreeMap::new();
+    for peer in inputs.peers {
+        for family in Family::BOTH {
+            if peer.blocks.iter().any(|block| block.family() == family) {
+                paths.insert((peer.name.clone(), family), inputs.path(peer, family));
+            }
+        }
+    }
+    paths
+}

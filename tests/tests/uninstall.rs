@@ -1,0 +1,79 @@
+//! What an operator does to a node: looks at what would be changed, and takes everything away again.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use polder_tests::agent::Worker;
+use polder_tests::fabric::Families;
+use polder_tests::kernel_state::{assert_unchanged, kernel_state};
+use polder_tests::matrix::assert_flat;
+use polder_tests::{Lab, Pod, Topology};
+use serde_json::{Value, json};
+
+/// Everything of ours outside the kernel.
+fn files(worker: &Worker) -> String {
+    worker.node.shell("find /var/lib/polder /run/polder /run/cni/net.d -mindepth 1 2>/dev/null || true")
+}
+
+#[test]
+fn an_uninstall_leaves_the_kernel_and_the_folders_as_they_were_before_the_agent() {
+    let mut lab = Lab::build(Topology::two_segments().families(Families::DUAL));
+    let before: Vec<_> = lab.workers.iter().map(|worker| (kernel_state(worker), files(worker))).collect();
+    lab.start_agents();
+    let pods: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("a")).collect();
+    assert_flat(&pods, 1450);
+    // What only looks like ours goes, too.
+    lab.workers[0]
+        .node
+        .shell("ip route add blackhole 198.51.100.0/24 proto 84; ip link set polder0 name other");
+
+    let error = lab.workers[0].try_ctl(&["uninstall"]).unwrap_err();
+    assert!(error.contains("stop the agent first"), "{error}");
+    lab.workers.iter_mut().for_each(|worker| assert!(worker.stop()));
+    let error = lab.workers[0].try_ctl(&["uninstall"]).unwrap_err();
+    assert!(error.contains("1 pods are attached") && error.contains("--with-pods"), "{error}");
+    assert_ne!(files(&lab.workers[0]), before[0].1, "nothing is half done");
+    for (worker, (kernel, files_before)) in lab.workers.iter().zip(&before) {
+        let said = worker.ctl(&["uninstall", "--with-pods"]).to_string();
+        assert!(said.contains(&format!("polderctl node remove {} --dead", worker.name())), "{said}");
+        assert_unchanged(worker, kernel);
+        assert_eq!(files(worker), *files_before);
+        assert_eq!(worker.ctl(&["uninstall"]), json!([]), "the second time there is nothing to do");
+    }
+
+    // The machine joins again as if it had never been there, once its old self is removed.
+    lab.start_agents();
+    let pods: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("again")).collect();
+    assert_flat(&pods, 1450);
+}
+
+#[test]
+fn a_plan_says_what_the_next_pass_would_change_and_changes_nothing() {
+    let mut lab = Lab::start(Topology::one_segment(1));
+    let worker = &lab.workers[0];
+    worker.wait_for_status("a pass that finds nothing", |status| {
+        (status["last_pass"]["writes"] == 0).then_some(())
+    });
+    assert_eq!(worker.ctl(&["plan"]), json!([]));
+    // Something that every pass tries, and that fails.
+    worker.node.shell(
+        "echo 0 > /tmp/zero; mount --bind /tmp/zero /proc/sys/net/ipv4/ip_forward; \
+         mount -o remount,ro,bind /proc/sys/net/ipv4/ip_forward",
+    );
+    let plan = || worker.ctl(&["plan"]);
+    assert_eq!(plan(), json!(["set net/ipv4/ip_forward to 1"]));
+    let written = |status: &Value| status["last_pass"]["written"].clone();
+    let failed = worker.wait_for_status("the failure", |status| {
+        status["reasons"].to_string().contains("set net/ipv4/ip_forward to 1").then(|| written(status))
+    });
+    assert_ne!(failed, json!(null));
+    assert_eq!(plan(), json!(["set net/ipv4/ip_forward to 1"]));
+
+    // An agent that leaves the kernel alone says why.
+    lab.etcd.kill();
+    lab.workers[0].kill();
+    lab.workers[0].node.shell("umount /proc/sys/net/ipv4/ip_forward; rm -r /var/lib/polder");
+    lab.workers[0].start();
+    lab.workers[0].wait_for_status("the socket", |_| Some(()));
+    let error = lab.workers[0].try_ctl(&["plan"]).unwrap_err();
+    assert!(error.contains("the kernel is left alone as it is"), "{error}");
+}
