@@ -1,7 +1,7 @@
 //! Follows the cluster's records, and writes them down for an agent that starts while the store is away.
 
 use std::fs;
-use std::io::Write;
+use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -126,9 +126,9 @@ fn text(entry: &Entry) -> Option<(String, (i64, String))> {
 
 fn write(path: &Path, records: &Records) -> std::io::Result<()> {
     let temporary: PathBuf = path.with_extension("new");
-    let mut file = fs::File::create(&temporary)?;
-    file.write_all(&serde_json::to_vec(records)?)?;
-    file.sync_data()?;
+    let mut file = BufWriter::new(fs::File::create(&temporary)?);
+    serde_json::to_writer(&mut file, records)?;
+    file.into_inner()?.sync_data()?;
     fs::rename(&temporary, path)
 }
 

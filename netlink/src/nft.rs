@@ -12,6 +12,7 @@ mod monitor;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use netlink_packet_core::{DecodeError, NetlinkMessage};
 use netlink_packet_netfilter::NetfilterMessage;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use polder_api::Family;
@@ -22,6 +23,10 @@ use crate::{Error, Operation, Protocol, Socket};
 
 impl Protocol for NetfilterMessage {
     const NUMBER: isize = NETLINK_NETFILTER;
+
+    fn decode(message: &[u8]) -> Result<NetlinkMessage<Self>, DecodeError> {
+        decode::undigested(message).unwrap_or_else(|| NetlinkMessage::deserialize(message))
+    }
 }
 
 /// A socket for nftables.
@@ -236,7 +241,8 @@ impl FilterSocket {
         let mut elements = Elements::new();
         for set in &table.sets {
             let found = self.dump(encode::get_elements(table.name, set.name))?;
-            elements.insert(set.name, found.iter().flat_map(decode::elements).collect());
+            let found: Result<Vec<_>, _> = found.iter().map(decode::elements).collect();
+            elements.insert(set.name, found?.into_iter().flatten().collect());
         }
         Ok(Found::Intact(elements))
     }

@@ -37,6 +37,11 @@ pub trait Protocol: NetlinkSerializable + NetlinkDeserializable + Debug {
     /// `NETLINK_*`.
     const NUMBER: isize;
 
+    /// Decodes one message.
+    fn decode(message: &[u8]) -> Result<NetlinkMessage<Self>, DecodeError> {
+        NetlinkMessage::deserialize(message)
+    }
+
     /// What it means that a message cannot be decoded: nothing may be concluded from the others either. Unless it can be
     /// read in another form, which is returned, or does not concern us.
     fn undecodable(_message: &[u8], error: DecodeError) -> Result<Option<Vec<u8>>, Error> {

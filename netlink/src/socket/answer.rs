@@ -68,10 +68,11 @@ pub(super) fn take<M: Protocol>(datagram: &[u8], first: u32, answers: &mut [Answ
         let header = NetlinkHeader::parse(&NetlinkBuffer::new(&rest))?;
         // What an earlier caller did not wait for is not an answer to us.
         if let Some(answer) = answers.get_mut(header.sequence_number.wrapping_sub(first) as usize) {
-            let message = match NetlinkMessage::deserialize(&rest[..length]) {
+            let message = match M::decode(&rest[..length]) {
                 Ok(message) => Some(message),
-                Err(error) => M::undecodable(&rest[..length], error)?
-                    .and_then(|readable| NetlinkMessage::deserialize(&readable).ok()),
+                Err(error) => {
+                    M::undecodable(&rest[..length], error)?.and_then(|readable| M::decode(&readable).ok())
+                }
             };
             message.into_iter().for_each(|message| answer.take(message));
         }
