@@ -19,7 +19,7 @@ use polder_ipam::view::View;
 pub const SNAPSHOT: &str = "cluster.json";
 
 /// How long the store has to answer before an agent that starts goes by what was written down.
-const STORE_PATIENCE: Duration = Duration::from_secs(3);
+const STORE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Between a change and its being written down, so that a burst is written once.
 const WRITE_DELAY: Duration = Duration::from_secs(2);

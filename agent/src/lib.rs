@@ -19,6 +19,7 @@ pub mod in_flight;
 pub mod inspection;
 pub mod kernel;
 pub mod machine;
+pub mod memory;
 pub mod monitor;
 pub mod owner;
 pub mod pools;

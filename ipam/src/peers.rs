@@ -12,7 +12,7 @@ use crate::key::Key;
 use crate::record::{BlockRecord, Incarnation, NodeRecord};
 use crate::reservation;
 use crate::{Block, Cidr};
-use polder_api::{Family, NodeName};
+use polder_api::{Family, Mac, NodeName};
 
 use crate::record::MTU_RANGE;
 use crate::view::{Known, View};
@@ -98,12 +98,12 @@ fn believable_nodes<'a>(view: &'a View, me: &NodeName, problems: &mut Vec<Proble
     let mut oldest_first: Vec<_> = view.nodes.iter().collect();
     // What this node says of itself it knows to be true.
     oldest_first.sort_by_key(|(name, known)| (*name != me, known.revision));
-    let mut owners: HashMap<String, &NodeName> = HashMap::new();
+    let mut owners: HashMap<Identity, &NodeName> = HashMap::new();
     let mut nodes = Nodes::new();
     for (name, known) in oldest_first {
         match check_node(view, &known.record, &owners) {
             Ok(()) => {
-                owners.extend(identities(&known.record).map(|identity| (identity, name)));
+                owners.extend(Identity::all(&known.record).map(|identity| (identity, name)));
                 nodes.insert(name, known);
             }
             Err(reason) => problems.push(Problem { key: Key::Node(name.clone()).to_string(), reason }),
@@ -113,14 +113,35 @@ fn believable_nodes<'a>(view: &'a View, me: &NodeName, problems: &mut Vec<Proble
 }
 
 /// What no two nodes can share.
-fn identities(record: &NodeRecord) -> impl Iterator<Item = String> {
-    let underlay = record.underlay.iter().map(|address| format!("underlay address {address}"));
-    let gateways = record.gateways.iter().map(|address| format!("gateway address {address}"));
-    underlay.chain(gateways).chain([format!("tunnel MAC address {}", record.vtep_mac)])
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Identity {
+    Underlay(IpAddr),
+    Gateway(IpAddr),
+    Tunnel(Mac),
 }
 
-fn check_node(view: &View, record: &NodeRecord, owners: &HashMap<String, &NodeName>) -> Result<(), String> {
-    if let Some((identity, owner)) = identities(record).find_map(|identity| owners.get_key_value(&identity)) {
+impl Identity {
+    fn all(record: &NodeRecord) -> impl Iterator<Item = Self> {
+        let underlay = record.underlay.iter().copied().map(Self::Underlay);
+        let gateways = record.gateways.iter().copied().map(Self::Gateway);
+        underlay.chain(gateways).chain([Self::Tunnel(record.vtep_mac)])
+    }
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Underlay(address) => write!(f, "underlay address {address}"),
+            Self::Gateway(address) => write!(f, "gateway address {address}"),
+            Self::Tunnel(mac) => write!(f, "tunnel MAC address {mac}"),
+        }
+    }
+}
+
+fn check_node(view: &View, record: &NodeRecord, owners: &HashMap<Identity, &NodeName>) -> Result<(), String> {
+    if let Some((identity, owner)) =
+        Identity::all(record).find_map(|identity| owners.get_key_value(&identity))
+    {
         return Err(format!("its {identity} is that of node {owner}"));
     }
     for family in Family::BOTH {
@@ -269,7 +290,7 @@ mod tests {
             boot_id: "b".into(),
             underlay: vec![IpAddr::from([10, 1, 0, n])],
             gateways: vec![IpAddr::from([10, 244, n, 1])],
-            vtep_mac: polder_api::Mac([2, 0, 0, 0, 0, n]),
+            vtep_mac: Mac([2, 0, 0, 0, 0, n]),
             mtu: 1450,
             version: "0".into(),
         }
@@ -359,7 +380,7 @@ mod tests {
 
     #[test]
     fn a_node_record_that_makes_no_sense_is_refused() {
-        let multicast = polder_api::Mac([1, 0, 0, 0, 0, 1]);
+        let multicast = Mac([1, 0, 0, 0, 0, 1]);
         for (change, sign) in [
             (NodeRecord { underlay: vec!["127.0.0.1".parse().unwrap()], ..node(3) }, "no address to reach"),
             (NodeRecord { underlay: vec!["10.244.9.9".parse().unwrap()], ..node(3) }, "inside pool p"),

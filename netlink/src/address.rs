@@ -57,12 +57,10 @@ pub(crate) fn family(address: IpAddr) -> AddressFamily {
 impl RouteSocket {
     /// All addresses of both families.
     pub fn addresses(&mut self) -> Result<Vec<Address>, Error> {
-        let dump = self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
-        let addresses = dump.into_iter().filter_map(|message| match message {
+        self.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()), |message| match message {
             RouteNetlinkMessage::NewAddress(message) => decode(&message),
             _ => None,
-        });
-        Ok(addresses.collect())
+        })
     }
 }
 

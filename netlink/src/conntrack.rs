@@ -39,17 +39,16 @@ enum Direction {
 impl FilterSocket {
     /// Forgets all connections of the address, those that it began and those that it answers. How many there were.
     pub fn forget_connections(&mut self, address: IpAddr) -> Result<usize, Error> {
-        let found = match Family::of(address) {
-            Family::V4 => {
-                let mut found = self.dump(of_address(address, Direction::Original))?;
-                found.extend(self.dump(of_address(address, Direction::Reply))?);
-                found
-            }
+        let requests = match Family::of(address) {
+            Family::V4 => [Direction::Original, Direction::Reply].map(|of| of_address(address, of)).into(),
             // The kernel's filter lets through all IPv6 addresses but the one that is asked for
             // (`ctnetlink_filter_match_tuple` in `net/netfilter/nf_conntrack_netlink.c` takes equal for different).
-            Family::V6 => self.dump(message(address, ConntrackMessage::Get(Vec::new())))?,
+            Family::V6 => vec![message(address, ConntrackMessage::Get(Vec::new()))],
         };
-        let deletes: Vec<_> = found.into_iter().filter_map(|found| delete(address, found)).collect();
+        let mut deletes = Vec::new();
+        for request in requests {
+            deletes.extend(self.dump(request, |found| delete(address, found))?);
+        }
         let mut count = 0;
         for outcome in self.execute(deletes)? {
             match outcome {

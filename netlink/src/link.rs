@@ -207,12 +207,12 @@ impl RouteSocket {
 
     /// All interfaces, by name.
     pub fn links(&mut self) -> Result<BTreeMap<String, Link>, Error> {
-        let dump = self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
-        let links = dump.into_iter().filter_map(|message| match message {
+        let message = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        let links = self.dump(message, |message| match message {
             RouteNetlinkMessage::NewLink(message) => Some(Link::from(message)),
             _ => None,
-        });
-        Ok(links.map(|link| (link.name.clone(), link)).collect())
+        })?;
+        Ok(links.into_iter().map(|link| (link.name.clone(), link)).collect())
     }
 }
 

@@ -104,16 +104,15 @@ impl Forward {
 impl RouteSocket {
     /// The permanent neighbours behind all interfaces, of both families.
     pub fn neighbours(&mut self) -> Result<Vec<Neighbour>, Error> {
-        let dump = self.dump(RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default()))?;
-        Ok(dump.iter().filter_map(neighbour).collect())
+        let message = NeighbourMessage::default();
+        self.dump(RouteNetlinkMessage::GetNeighbour(message), |message| neighbour(&message))
     }
 
     /// The static forwarding entries of all bridge ports and tunnels, without those of their own addresses.
     pub fn forwards(&mut self) -> Result<Vec<Forward>, Error> {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Bridge;
-        let dump = self.dump(RouteNetlinkMessage::GetNeighbour(message))?;
-        Ok(dump.iter().filter_map(forward).collect())
+        self.dump(RouteNetlinkMessage::GetNeighbour(message), |message| forward(&message))
     }
 }
 

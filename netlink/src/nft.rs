@@ -229,8 +229,7 @@ impl FilterSocket {
                 return Ok(Found::Different(format!("chain {} has another policy", chain.name)));
             }
         }
-        let rules = self.dump(encode::get_rules(table.name))?;
-        let rules: Vec<_> = rules.iter().filter_map(|rule| decode::rule(rule, table.name)).collect();
+        let rules = self.dump(encode::get_rules(table.name), |message| decode::rule(&message, table.name))?;
         for chain in &table.chains {
             let found =
                 rules.iter().filter(|rule| rule.chain == chain.name).map(|rule| rule.comment.as_str());
@@ -240,9 +239,11 @@ impl FilterSocket {
         }
         let mut elements = Elements::new();
         for set in &table.sets {
-            let found = self.dump(encode::get_elements(table.name, set.name))?;
-            let found: Result<Vec<_>, _> = found.iter().map(decode::elements).collect();
-            elements.insert(set.name, found?.into_iter().flatten().collect());
+            let found = self.dump(encode::get_elements(table.name, set.name), |message| {
+                Some(decode::elements(&message))
+            })?;
+            let found: Vec<_> = found.into_iter().collect::<Result<_, _>>()?;
+            elements.insert(set.name, found.into_iter().flatten().collect());
         }
         Ok(Found::Intact(elements))
     }

@@ -217,7 +217,7 @@ impl RouteSocket {
             filter.header.address_family = family;
             filter.header.table = RouteHeader::RT_TABLE_MAIN;
             filter.header.protocol = RouteProtocol::from(ROUTE_PROTOCOL);
-            for (route, priority) in self.route_dump(filter)?.iter().filter_map(marked) {
+            for (route, priority) in self.route_dump(filter, marked)? {
                 match priority {
                     PRIORITY => routes.push(route),
                     _ => impostors.push(Impostor { destination: route.destination, priority }),
@@ -237,31 +237,29 @@ impl RouteSocket {
                 Family::V6 => AddressFamily::Inet6,
             };
             filter.attributes.push(RouteAttribute::Table(table.number()));
-            let dump = self.route_dump(filter)?;
-            let everywhere = dump
-                .iter()
-                .filter(|message| message.header.destination_prefix_length == 0)
-                .map(Attributes::of);
-            routes.extend(everywhere.map(|found| DefaultRoute {
-                family,
-                index: found.index,
-                gateway: found.gateway,
-            }));
+            routes.extend(self.route_dump(filter, |message| {
+                let found = Attributes::of(message);
+                let is_default = message.header.destination_prefix_length == 0;
+                is_default.then_some(DefaultRoute { family, index: found.index, gateway: found.gateway })
+            })?);
         }
         Ok(routes)
     }
 
-    fn route_dump(&mut self, filter: RouteMessage) -> Result<Vec<RouteMessage>, Error> {
-        let dump = match self.dump(RouteNetlinkMessage::GetRoute(filter)) {
-            // The filter has nothing to look in: the main table of a new namespace is not made yet.
-            Err(error) if error.is_missing() => return Ok(Vec::new()),
-            other => other?,
-        };
-        let routes = dump.into_iter().filter_map(|message| match message {
-            RouteNetlinkMessage::NewRoute(message) => Some(message),
+    fn route_dump<T>(
+        &mut self,
+        filter: RouteMessage,
+        mut put: impl FnMut(&RouteMessage) -> Option<T>,
+    ) -> Result<Vec<T>, Error> {
+        let dump = self.dump(RouteNetlinkMessage::GetRoute(filter), |message| match message {
+            RouteNetlinkMessage::NewRoute(message) => put(&message),
             _ => None,
         });
-        Ok(routes.collect())
+        match dump {
+            // The filter has nothing to look in: the main table of a new namespace is not made yet.
+            Err(error) if error.is_missing() => Ok(Vec::new()),
+            other => other,
+        }
     }
 
     /// Asks the kernel which way it would send a packet to `address`; `None` if it knows none.

@@ -43,8 +43,7 @@ impl Rule {
 impl RouteSocket {
     /// The rules for single source addresses, of both families.
     pub fn rules(&mut self) -> Result<Vec<Rule>, Error> {
-        let dump = self.dump(RouteNetlinkMessage::GetRule(RuleMessage::default()))?;
-        Ok(dump.iter().filter_map(rule).collect())
+        self.dump(RouteNetlinkMessage::GetRule(RuleMessage::default()), |message| rule(&message))
     }
 }
 

@@ -130,7 +130,7 @@ impl<M: Protocol> Socket<M> {
             if batch.is_empty() {
                 return Ok(outcomes);
             }
-            let answers = self.exchange(batch, NLM_F_ACK, all_ended)?;
+            let answers = self.exchange(batch, NLM_F_ACK, |answers| all_ended(answers))?;
             outcomes.extend(answers.into_iter().zip(harmless).map(|(answer, harmless)| {
                 match answer.end.unwrap_or(Err(Error::NoAnswer)) {
                     Err(error) if harmless.is_some() && error.errno() == harmless => Ok(()),
@@ -151,7 +151,7 @@ impl<M: Protocol> Socket<M> {
     pub(crate) fn transact(&mut self, begin: M, operations: Vec<Operation<M>>, end: M) -> Result<(), Error> {
         let inner = operations.into_iter().map(|op| (op.message, op.flags | NLM_F_ACK));
         let batch = std::iter::once((begin, 0)).chain(inner).chain([(end, 0)]).collect();
-        let finished = |answers: &[Answer<M>]| match answers {
+        let finished = |answers: &mut [Answer<M>]| match answers {
             [begin, inner @ .., _] => begin.end.is_some() || all_ended(inner),
             _ => true,
         };
@@ -160,21 +160,32 @@ impl<M: Protocol> Socket<M> {
 
     /// Asks for one object.
     pub(crate) fn get(&mut self, message: impl Into<M>) -> Result<M, Error> {
-        let mut answers = self.exchange(vec![(message.into(), 0)], NLM_F_ACK, all_ended)?;
+        let mut answers =
+            self.exchange(vec![(message.into(), 0)], NLM_F_ACK, |answers| all_ended(answers))?;
         let answer = answers.pop().ok_or(Error::NoAnswer)?;
         answer.end.unwrap_or(Ok(()))?;
         answer.messages.into_iter().next().ok_or(Error::NoAnswer)
     }
 
-    /// Asks for all objects of a kind: all of them as they were at one moment, or an error.
-    pub(crate) fn dump(&mut self, message: impl Into<M>) -> Result<Vec<M>, Error>
+    /// Asks for all objects of a kind: all of them as they were at one moment, or an error. Each is put into our words as
+    /// soon as it comes: of thousands the kernel's own take a kilobyte each.
+    pub(crate) fn dump<T>(
+        &mut self,
+        message: impl Into<M>,
+        mut put: impl FnMut(M) -> Option<T>,
+    ) -> Result<Vec<T>, Error>
     where
         M: Clone,
     {
         let message = message.into();
         answer::whole(|| {
-            let mut answers = self.exchange(vec![(message.clone(), 0)], NLM_F_DUMP, all_ended)?;
-            answers.pop().ok_or(Error::NoAnswer)
+            let mut found = Vec::new();
+            let mut answers = self.exchange(vec![(message.clone(), 0)], NLM_F_DUMP, |answers| {
+                let came = answers.iter_mut().flat_map(|answer| answer.messages.drain(..));
+                found.extend(came.filter_map(&mut put));
+                all_ended(answers)
+            })?;
+            Ok(answers.pop().ok_or(Error::NoAnswer)?.with(found))
         })
     }
 
@@ -183,7 +194,7 @@ impl<M: Protocol> Socket<M> {
         &mut self,
         batch: Vec<(M, u16)>,
         extra: u16,
-        finished: impl Fn(&[Answer<M>]) -> bool,
+        mut finished: impl FnMut(&mut [Answer<M>]) -> bool,
     ) -> Result<Vec<Answer<M>>, Error> {
         let first = self.sequence.wrapping_add(1);
         let mut answers = Vec::with_capacity(batch.len());
@@ -197,7 +208,7 @@ impl<M: Protocol> Socket<M> {
         if sent.map_err(Error::socket("send to"))? != request.len() {
             return Err(Error::socket("send to")(std::io::ErrorKind::WriteZero.into()));
         }
-        while !finished(&answers) {
+        while !finished(&mut answers) {
             self.receive(first, &mut answers)?;
         }
         Ok(answers)

@@ -5,10 +5,12 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use polder_agent::config::{Config, Flags};
+use polder_agent::memory;
 use tracing::error;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    memory::share();
     let flags = Flags::parse();
     let check = flags.check_config;
     let config = match Config::load(flags) {

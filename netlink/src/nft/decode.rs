@@ -126,7 +126,8 @@ fn element(bytes: &[u8]) -> Result<Element, DecodeError> {
             _ => {}
         }
     }
-    key.map(|key| Element { key, ends_range }).ok_or_else(|| "an element of a set without a key".into())
+    key.and_then(|key| Element::new(&key, ends_range))
+        .ok_or_else(|| "an element of a set with no key of ours".into())
 }
 
 fn attributes(bytes: &[u8]) -> impl Iterator<Item = Result<NlaBuffer<&[u8]>, DecodeError>> {

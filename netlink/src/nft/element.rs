@@ -20,20 +20,47 @@ pub enum Key {
 /// One element of a set, or one end of a range: a key, and whether it is the first address behind a range.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Element {
-    pub(super) key: Vec<u8>,
-    pub(super) ends_range: bool,
+    /// The key, and zeros.
+    bytes: [u8; LONGEST],
+    /// How many of them are the key.
+    length: u8,
+    ends_range: bool,
 }
 
+/// The longest key, in bytes: a sender's.
+const LONGEST: usize = 24;
+
 impl Element {
+    /// An element with that key, unless it is too long for any of ours.
+    pub(super) fn new(key: &[u8], ends_range: bool) -> Option<Self> {
+        let mut bytes = [0; LONGEST];
+        bytes.get_mut(..key.len())?.copy_from_slice(key);
+        Some(Self { bytes, length: u8::try_from(key.len()).ok()?, ends_range })
+    }
+
+    /// The key.
+    pub(super) fn key(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.length)]
+    }
+
+    /// Whether it is the first behind a range.
+    pub(super) fn ends_range(&self) -> bool {
+        self.ends_range
+    }
+
+    fn of(key: &[u8], ends_range: bool) -> Self {
+        Self::new(key, ends_range).expect("a key of ours")
+    }
+
     /// An address, for [`Key::Address`].
     pub fn address(address: IpAddr) -> Self {
-        Self { key: octets(address), ends_range: false }
+        Self::of(&octets(address), false)
     }
 
     /// A sender, for [`Key::Sender`]. Parts of a key start at multiples of four bytes.
     pub fn sender(mac: Mac, address: IpAddr) -> Self {
         let key = [&mac.0[..], &[0, 0], &octets(address)].concat();
-        Self { key, ends_range: false }
+        Self::of(&key, false)
     }
 
     /// The ends of the ranges that cover exactly these networks of one family, for [`Key::Network`].
@@ -54,7 +81,7 @@ impl Element {
         merged
             .into_iter()
             .flat_map(|(first, behind)| {
-                let end = behind.map(|behind| Self { key: octets(behind), ends_range: true });
+                let end = behind.map(|behind| Self::of(&octets(behind), true));
                 std::iter::once(Self::address(first)).chain(end)
             })
             .collect()
@@ -65,7 +92,7 @@ impl Element {
 pub fn union(some: &BTreeSet<Element>, others: &BTreeSet<Element>) -> BTreeSet<Element> {
     let mut ends: Vec<&Element> = some.iter().chain(others).collect();
     // Where a range begins that another ends at, they become one.
-    ends.sort_by_key(|end| (&end.key, end.ends_range));
+    ends.sort_by_key(|end| (end.key(), end.ends_range));
     let (mut depth, mut union) = (0_usize, BTreeSet::new());
     for end in ends {
         let before = depth;
@@ -137,7 +164,7 @@ mod tests {
     fn ranges(networks: &[&str]) -> Vec<String> {
         let elements = Element::networks(networks.iter().map(|network| network.parse().unwrap()));
         let text = |element: &Element| {
-            let octets = <[u8; 4]>::try_from(element.key.as_slice()).unwrap();
+            let octets = <[u8; 4]>::try_from(element.key()).unwrap();
             format!("{}{}", if element.ends_range { "<" } else { "" }, Ipv4Addr::from(octets))
         };
         elements.iter().map(text).collect()

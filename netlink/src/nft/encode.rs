@@ -143,8 +143,8 @@ fn element_messages<'a>(
 }
 
 fn element(element: &Element) -> ListAttribute<SetElementAttribute> {
-    let mut attributes = vec![SetElementAttribute::Key(DataAttribute::Value(element.key.clone()))];
-    if element.ends_range {
+    let mut attributes = vec![SetElementAttribute::Key(DataAttribute::Value(element.key().to_vec()))];
+    if element.ends_range() {
         attributes.push(SetElementAttribute::Flags(SetElementFlags::IntervalEnd));
     }
     ListAttribute::Element(attributes)

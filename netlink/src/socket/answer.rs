@@ -53,6 +53,11 @@ impl<M> Answer<M> {
         };
         self.end.get_or_insert(end);
     }
+
+    /// The same answer with other objects.
+    pub(super) fn with<T>(self, messages: Vec<T>) -> Answer<T> {
+        Answer { messages, end: self.end, interrupted: self.interrupted }
+    }
 }
 
 /// Whether nothing more will come.

@@ -75,7 +75,7 @@ fn main() -> anyhow::Result<()> {
     ensure!(lab.workers[0].stop(), "the agent ends well");
     lab.etcd.kill();
     lab.workers[0].node.shell("ip link delete polder.vx; ip route flush proto 84");
-    measure_start(&mut lab.workers[0], routes, "restart from the snapshot, with 3 s of waiting for etcd");
+    measure_start(&mut lab.workers[0], routes, "restart from the snapshot, with 1 s of waiting for etcd");
     memory(&lab.workers[0], "after the restart");
     Ok(())
 }
