@@ -114,20 +114,21 @@ pub(super) fn elements(message: &NetfilterMessage) -> Result<Vec<Element>, Decod
 }
 
 fn element(bytes: &[u8]) -> Result<Element, DecodeError> {
-    let mut key = None;
+    let mut element = None;
     let mut ends_range = false;
     for attribute in attributes(bytes) {
         let attribute = attribute?;
         match attribute.kind() {
             KEY => {
-                key = attributes(attribute.value()).next().transpose()?.map(|value| value.value().to_vec())
+                let value = attributes(attribute.value()).next().transpose()?;
+                element = value.and_then(|value| Element::with_key(value.value()));
             }
             FLAGS => ends_range = parse_u32_be(attribute.value())? & INTERVAL_END != 0,
             _ => {}
         }
     }
-    key.and_then(|key| Element::new(&key, ends_range))
-        .ok_or_else(|| "an element of a set with no key of ours".into())
+    let element = element.ok_or_else(|| DecodeError::from("an element of a set with no key of ours"))?;
+    Ok(if ends_range { element.behind_range() } else { element })
 }
 
 fn attributes(bytes: &[u8]) -> impl Iterator<Item = Result<NlaBuffer<&[u8]>, DecodeError>> {

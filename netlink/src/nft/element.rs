@@ -31,11 +31,16 @@ pub struct Element {
 const LONGEST: usize = 24;
 
 impl Element {
-    /// An element with that key, unless it is too long for any of ours.
-    pub(super) fn new(key: &[u8], ends_range: bool) -> Option<Self> {
+    /// The element with that key, unless it is longer than any of ours.
+    pub(super) fn with_key(key: &[u8]) -> Option<Self> {
         let mut bytes = [0; LONGEST];
         bytes.get_mut(..key.len())?.copy_from_slice(key);
-        Some(Self { bytes, length: u8::try_from(key.len()).ok()?, ends_range })
+        Some(Self { bytes, length: u8::try_from(key.len()).ok()?, ends_range: false })
+    }
+
+    /// The same as the first behind a range.
+    pub(super) fn behind_range(self) -> Self {
+        Self { ends_range: true, ..self }
     }
 
     /// The key.
@@ -48,19 +53,15 @@ impl Element {
         self.ends_range
     }
 
-    fn of(key: &[u8], ends_range: bool) -> Self {
-        Self::new(key, ends_range).expect("a key of ours")
-    }
-
     /// An address, for [`Key::Address`].
     pub fn address(address: IpAddr) -> Self {
-        Self::of(&octets(address), false)
+        Self::with_key(&octets(address)).expect("an address is no longer")
     }
 
     /// A sender, for [`Key::Sender`]. Parts of a key start at multiples of four bytes.
     pub fn sender(mac: Mac, address: IpAddr) -> Self {
         let key = [&mac.0[..], &[0, 0], &octets(address)].concat();
-        Self::of(&key, false)
+        Self::with_key(&key).expect("no key of ours is longer")
     }
 
     /// The ends of the ranges that cover exactly these networks of one family, for [`Key::Network`].
@@ -81,7 +82,7 @@ impl Element {
         merged
             .into_iter()
             .flat_map(|(first, behind)| {
-                let end = behind.map(|behind| Self::of(&octets(behind), true));
+                let end = behind.map(|behind| Self::address(behind).behind_range());
                 std::iter::once(Self::address(first)).chain(end)
             })
             .collect()

@@ -1,0 +1,102 @@
+use super::*;
+
+fn check(text: &str) -> Result<Config, ConfigError> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("agent.toml");
+    fs::write(&path, text).unwrap();
+    Config::load(Flags { config: Some(path), node: Some("n1".parse().unwrap()), ..Flags::default() })
+}
+
+fn refused(text: &str) -> String {
+    check(text).expect_err(text).to_string()
+}
+
+const ETCD: &str = "[etcd]\nendpoints = [\"http://127.0.0.1:2379\"]\n";
+
+#[test]
+fn what_is_not_set_has_the_documented_default() {
+    let config = check(ETCD).unwrap();
+    assert_eq!(config.state_dir, Path::new("/var/lib/polder"));
+    assert_eq!(config.socket, Path::new("/run/polder/agent.sock"));
+    assert_eq!(config.cni_conf_dir, Path::new("/etc/cni/net.d"));
+    assert_eq!(config.http.to_string(), "127.0.0.1:9474");
+    assert_eq!((config.cooldown.as_secs(), config.resync.as_secs()), (60, 30));
+    assert!(config.bootstrap.is_none());
+}
+
+#[test]
+fn the_documented_configuration_is_right() {
+    let config = check(include_str!("../../docs/agent.toml")).unwrap();
+    assert_eq!(config.underlay.interface.as_deref(), Some("eth1"));
+    assert_eq!(config.bootstrap.unwrap().pools.len(), 2);
+}
+
+#[test]
+fn flags_override_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("agent.toml");
+    fs::write(&path, format!("node = \"file\"\nsocket = \"/file\"\n{ETCD}")).unwrap();
+    let flags = ["polder-agent", "--node", "flag", "--etcd", "http://a:1,http://b:2", "--socket", "/flag"];
+    let mut flags = Flags::parse_from(flags);
+    flags.config = Some(path);
+    let config = Config::load(flags).unwrap();
+    assert_eq!((config.node.as_str(), config.socket.as_path()), ("flag", Path::new("/flag")));
+    let StoreConfig::Etcd(etcd) = config.store else { panic!("not etcd") };
+    assert_eq!(etcd.endpoints, ["http://a:1", "http://b:2"]);
+}
+
+#[test]
+fn an_unknown_key_or_a_wrong_type_is_named_with_its_line() {
+    let error = refused("node = \"n1\"\nsokcet = \"/x\"\n");
+    assert!(error.contains("agent.toml:2: unknown field `sokcet`"), "{error}");
+    let error = refused("[etcd]\nendpoint = []\n");
+    assert!(error.contains("agent.toml:2: unknown field `endpoint`"), "{error}");
+    let error = refused("mtu = \"big\"\n");
+    assert!(error.contains("agent.toml:1: invalid type: string \"big\""), "{error}");
+    let error = refused("node = \"a/b\"\n");
+    assert!(error.contains("node name \"a/b\" is not valid"), "{error}");
+}
+
+#[test]
+fn values_that_make_no_sense_are_refused_with_the_remedy() {
+    for (text, problem) in [
+        ("", "etcd.endpoints: no endpoint is given"),
+        ("[etcd]\nendpoints = [\"127.0.0.1:2379\"]", "is not a URL"),
+        ("[etcd]\nendpoints = [\"https://a:1\"]", "etcd.ca: https:// needs the authority"),
+        ("[etcd]\nendpoints = [\"https://a:1\", \"http://b:1\"]", "mixed"),
+        ("[etcd]\nendpoints = [\"http://a:1\"]\nca = \"/nowhere\"", "the endpoints are http://"),
+        ("[etcd]\nendpoints = [\"https://a:1\"]\nca = \"/nowhere\"", "etcd.ca: /nowhere: No such file"),
+        ("[etcd]\nendpoints = [\"https://a:1\"]\ncert = \"/x\"", "go together"),
+        ("[etcd]\nendpoints = [\"https://a:1\"]\nca = \"/proc/version\"", "holds no PEM block"),
+        ("store = \"embedded\"\n[etcd]\nendpoints = [\"http://a:1\"]", "remove one or the other"),
+        ("mtu = 500", "mtu: 500 is not in 576 to 65535"),
+        ("resync_seconds = 0", "resync_seconds"),
+        ("[ipam]\ncooldown_seconds = 9", "at least 10 s"),
+        ("[underlay]\naddresses = [\"10.0.0.1\", \"10.0.0.2\"]", "more than one IPv4 address"),
+    ] {
+        let error = refused(text);
+        assert!(error.contains(problem), "{text:?} says {error:?}, not {problem:?}");
+    }
+}
+
+#[test]
+fn pools_that_cannot_be_are_refused() {
+    for (pools, problem) in [
+        ("[]", "give at least one"),
+        ("[\"10.0.0.0\"]", "is not a network"),
+        ("[\"10.0.0.1/16\"]", "did you mean 10.0.0.0/16?"),
+        ("[\"10.0.0.0/28\"]", "smaller than one block of /26"),
+        ("[\"10.0.0.0/8\", \"10.1.0.0/16\"]", "10.1.0.0/16 and 10.0.0.0/8 overlap"),
+    ] {
+        let error = refused(&format!("{ETCD}[bootstrap]\npools = {pools}"));
+        assert!(error.starts_with("bootstrap.pools: ") && error.contains(problem), "{pools} says {error:?}");
+    }
+}
+
+#[test]
+fn pools_are_named_after_their_family() {
+    let text = format!("{ETCD}[bootstrap]\npools = [\"10.0.0.0/16\", \"fd00::/56\", \"10.1.0.0/16\"]");
+    let pools = check(&text).unwrap().bootstrap.unwrap().pools;
+    let names: Vec<_> = pools.iter().map(|pool| pool.name.as_str()).collect();
+    assert_eq!(names, ["ipv4", "ipv6", "ipv4-2"]);
+}
