@@ -5,11 +5,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use polder_api::{Family, NodeName};
+use polder_api::Family;
 use polder_ipam::ledger::{Identity, OwnedBlock};
 use tokio::sync::watch;
 
-use crate::kernel::desired::{Path, smallest_mtu};
+use crate::kernel::desired::{Reached, smallest_mtu};
+use crate::probe::schedule::{Key, Verdict};
 use crate::repair::Repairs;
 use crate::underlay::Underlay;
 use polder_ipam::peers::Problem;
@@ -32,6 +33,11 @@ pub struct Board {
     pub neighbours: watch::Sender<BTreeSet<IpAddr>>,
     /// What was put right in the kernel. Written by the engine.
     pub repairs: watch::Sender<Repairs>,
+    /// Whether the ways to the peers were seen to be open, or there are none; why not yet. Once they were, it stays so:
+    /// what happens to them later is no reason to turn pods away. Written by the prober.
+    pub probed: watch::Sender<Result<(), String>>,
+    /// What is known of the way to each peer. Written by the prober.
+    pub verdicts: watch::Sender<Arc<BTreeMap<Key, Verdict>>>,
 }
 
 /// What the node owns, as its ledger says.
@@ -102,7 +108,7 @@ pub struct Pass {
     /// Records that were not applied.
     pub problems: Vec<Problem>,
     /// How each peer's blocks of each family are reached.
-    pub paths: BTreeMap<(NodeName, Family), Path>,
+    pub paths: BTreeMap<Key, Reached>,
 }
 
 impl Default for Board {
@@ -115,6 +121,8 @@ impl Default for Board {
             pass: watch::Sender::new(None),
             neighbours: watch::Sender::new(BTreeSet::new()),
             repairs: watch::Sender::new(Repairs::default()),
+            probed: watch::Sender::new(Err("the ways to the peers are not known yet".to_owned())),
+            verdicts: watch::Sender::new(Arc::default()),
         }
     }
 }
@@ -143,6 +151,21 @@ impl Board {
     /// Whether a device of ours is to have that neighbour.
     pub fn is_neighbour(&self, address: IpAddr) -> bool {
         self.neighbours.borrow().contains(&address)
+    }
+
+    /// Why the node is not ready for pods. Empty if it is.
+    pub fn reasons(&self) -> Vec<String> {
+        let mut reasons = self.obstacles();
+        if let (true, Err(reason)) = (reasons.is_empty(), &*self.probed.borrow()) {
+            reasons.push(reason.clone());
+        }
+        reasons
+    }
+
+    /// Whether no peer answers, although there are some and some did.
+    pub fn is_alone(&self) -> bool {
+        let verdicts = self.verdicts.borrow();
+        !verdicts.is_empty() && verdicts.values().all(|verdict| *verdict == Verdict::Silent)
     }
 
     /// Why an ADD would not be served. Empty if it would.

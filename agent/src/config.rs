@@ -74,6 +74,8 @@ pub struct Config {
     pub grace: Duration,
     /// Time between two passes over the kernel's state that nothing else asked for.
     pub resync: Duration,
+    /// Whether a node is ready only when a peer answers, if there are any that live.
+    pub probe_peers: bool,
     /// What pools may choose the node by.
     pub labels: Labels,
     /// What the cluster is to be, if it is not yet.
@@ -161,6 +163,7 @@ struct File {
     store: StoreKind,
     mtu: Option<u32>,
     resync_seconds: Option<u64>,
+    probe_peers: Option<bool>,
     etcd: EtcdFile,
     underlay: UnderlayConfig,
     ipam: IpamFile,
@@ -259,6 +262,7 @@ impl Config {
             cooldown,
             grace: Duration::from_secs(grace),
             resync: Duration::from_secs(resync),
+            probe_peers: file.probe_peers.unwrap_or(true),
             labels: file.labels,
             bootstrap: file.bootstrap.map(bootstrap).transpose()?,
         })

@@ -89,7 +89,8 @@ pub fn nodes(nodes: &[NodeStatus]) -> String {
             Some(false) => "no",
             None => "?",
         };
-        let paths = node.paths.iter().map(|path| format!("{} {} {}", path.family, path.path, path.via));
+        let paths = node.paths.iter();
+        let paths = paths.map(|path| format!("{} {} {} {}", path.family, path.path, path.via, path.probe));
         table.add_row([
             node.name.to_string(),
             alive.to_owned(),

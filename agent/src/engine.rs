@@ -79,6 +79,7 @@ pub async fn run(agent: Arc<Agent>, mut asked: mpsc::Receiver<Asked>) {
     let mut view = agent.board.view.subscribe();
     let mut holdings = agent.board.holdings.subscribe();
     let mut registration = agent.board.registration.subscribe();
+    let mut probed = agent.board.probed.subscribe();
     let mut engine = Engine {
         agent,
         reach: BTreeMap::new(),
@@ -108,6 +109,10 @@ pub async fn run(agent: Arc<Agent>, mut asked: mpsc::Receiver<Asked>) {
                 () = engine.agent.underlay_changed.notified() => Cause::Underlay,
                 () = engine.disturbed() => Cause::Disturbance,
                 () = sleep(engine.pause()) => Cause::Underlay,
+                _ = probed.changed() => {
+                    engine.announce();
+                    continue;
+                }
                 Some(reply) = asked.recv() => {
                     // Whoever asked may be gone.
                     let _ = reply.send(engine.plan().await);
@@ -343,7 +348,7 @@ impl Engine {
 
     /// Puts the CNI configuration in place once an ADD would be served.
     fn announce(&mut self) {
-        if self.announced || !self.agent.board.obstacles().is_empty() {
+        if self.announced || !self.agent.board.reasons().is_empty() {
             return;
         }
         let (folder, socket) = (&self.agent.config.cni_conf_dir, &self.agent.config.socket);

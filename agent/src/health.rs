@@ -13,12 +13,15 @@ use crate::registrar::could_claim;
 
 /// How this node is, for a runtime.
 pub async fn health(agent: &Agent, request: &HealthRequest) -> Health {
-    let mut health = Health { unavailable: agent.board.obstacles(), limited: Vec::new() };
+    let mut health = Health { unavailable: agent.board.reasons(), limited: Vec::new() };
     if let Registration::Conflict(reason) = &*agent.board.registration.borrow() {
         health.limited.push(reason.clone());
     }
     if let Some(pass) = agent.board.pass() {
         health.limited.extend(pass.local_failures.iter().cloned());
+    }
+    if health.unavailable.is_empty() && agent.board.is_alone() {
+        health.limited.push("no peer answers over the way that pods use".to_owned());
     }
     if let (Needed::Addresses(pool), true) = (&request.pools, health.unavailable.is_empty()) {
         for family in agent.board.view().families() {

@@ -41,11 +41,11 @@ pub async fn run(agent: Arc<Agent>, listener: TcpListener) {
 }
 
 async fn ready(State(agent): State<Arc<Agent>>) -> (StatusCode, String) {
-    let obstacles = agent.board.obstacles();
-    if obstacles.is_empty() {
+    let reasons = agent.board.reasons();
+    if reasons.is_empty() {
         (StatusCode::OK, "ok\n".to_owned())
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, obstacles.join("\n") + "\n")
+        (StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n")
     }
 }
 

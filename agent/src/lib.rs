@@ -23,6 +23,7 @@ pub mod memory;
 pub mod monitor;
 pub mod owner;
 pub mod pools;
+pub mod probe;
 pub mod published;
 pub mod publisher;
 pub mod recovery;

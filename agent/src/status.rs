@@ -15,6 +15,7 @@ use crate::board::Pass;
 use crate::kernel::desired::Path;
 use crate::kernel::sysctl;
 use crate::machine::now;
+use crate::probe;
 use crate::removal;
 use crate::repair::Repair;
 use polder_ipam::shortage;
@@ -24,7 +25,7 @@ use polder_ipam::view::{Source, View};
 pub async fn status(agent: &Agent) -> Status {
     let view = agent.board.view();
     let pass = agent.board.pass();
-    let reasons = agent.board.obstacles();
+    let reasons = agent.board.reasons();
     let (counts, totals, pods) = agent
         .ipam
         .run(|ipam| {
@@ -115,7 +116,7 @@ fn problems(agent: &Agent, view: &View, pass: Option<&Pass>) -> Vec<String> {
             .map(|(key, reason)| format!("record {key} is refused: {reason}"))
             .collect();
     };
-    let unreachable = pass.paths.iter().filter_map(|((node, family), path)| match path {
+    let unreachable = pass.paths.iter().filter_map(|((node, family), reached)| match &reached.path {
         Path::Unreachable(reason) => Some(format!("{family} pods of node {node} are unreachable: {reason}")),
         _ => None,
     });
@@ -130,7 +131,16 @@ fn problems(agent: &Agent, view: &View, pass: Option<&Pass>) -> Vec<String> {
          Set it to 0, and to 1 on the interfaces that need it"
             .to_owned()
     });
-    refused.chain(unreachable).chain(mtu).chain(filter).chain(pass.other_failures.iter().cloned()).collect()
+    let verdicts = agent.board.verdicts.borrow().clone();
+    let closed =
+        verdicts.iter().filter_map(|(key, verdict)| probe::problem(key, *verdict, pass.paths.get(key)?));
+    refused
+        .chain(unreachable)
+        .chain(closed)
+        .chain(mtu)
+        .chain(filter)
+        .chain(pass.other_failures.iter().cloned())
+        .collect()
 }
 
 /// The nodes of the cluster.
@@ -177,16 +187,22 @@ fn paths(agent: &Agent, pass: Option<&Pass>, name: &NodeName) -> Vec<PathStatus>
     if *name == agent.config.node {
         let families = agent.board.view().families().into_iter();
         return families
-            .map(|family| PathStatus { family, path: "local".to_owned(), via: String::new() })
+            .map(|family| PathStatus {
+                family,
+                path: "local".to_owned(),
+                via: String::new(),
+                probe: String::new(),
+            })
             .collect();
     }
     let path = |family: Family| {
-        let (path, via) = match pass?.paths.get(&(name.clone(), family))? {
+        let (path, via) = match &pass?.paths.get(&(name.clone(), family))?.path {
             Path::Direct { via, .. } => ("direct", via.to_string()),
             Path::Vxlan { remote, .. } => ("vxlan", remote.to_string()),
             Path::Unreachable(reason) => ("unreachable", reason.clone()),
         };
-        Some(PathStatus { family, path: path.to_owned(), via })
+        let probe = probe::word(agent.board.verdicts.borrow().get(&(name.clone(), family))).to_owned();
+        Some(PathStatus { family, path: path.to_owned(), via, probe })
     };
     Family::BOTH.into_iter().filter_map(path).collect()
 }

@@ -161,4 +161,6 @@ pub struct PathStatus {
     pub path: String,
     /// The peer's underlay address that is used, or why there is none.
     pub via: String,
+    /// What probes over it have shown: `answers`, `silent`, `narrow` (only small packets get there), or nothing yet.
+    pub probe: String,
 }

@@ -12,6 +12,7 @@ pub mod cni;
 pub mod disk;
 pub mod etcd;
 pub mod fabric;
+pub mod frame;
 pub mod image;
 pub mod kernel_state;
 pub mod lab;

@@ -26,7 +26,7 @@ fn what_is_not_set_has_the_documented_default() {
 
 #[test]
 fn the_documented_configuration_is_right() {
-    let config = check(include_str!("../../docs/agent.toml")).unwrap();
+    let config = check(include_str!("../../../docs/agent.toml")).unwrap();
     assert_eq!(config.underlay.interface.as_deref(), Some("eth1"));
     assert_eq!(config.bootstrap.unwrap().pools.len(), 2);
 }

@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use polder_api::{Family, NodeName};
 use polder_ipam::peers::{Believed, believe};
 use polder_ipam::record::ClusterRecord;
 use polder_ipam::view::{Source, View};
@@ -14,7 +13,7 @@ use tracing::warn;
 
 use super::{Engine, LOSS_GRACE};
 use crate::board::Pass;
-use crate::kernel::desired::{Inputs, Path, desired, pod_mtu};
+use crate::kernel::desired::{Inputs, desired, pod_mtu};
 use crate::kernel::plan::{Change, Prune, plan};
 use crate::kernel::state::{Desired, Device};
 use crate::kernel::{ruleset, sysctl};
@@ -126,7 +125,7 @@ impl Engine {
             *known = neighbours;
             is_other
         });
-        let paths = paths(&inputs);
+        let paths = inputs.reached();
         let pass = Pass { writes: changes.len(), gateways, mtu, paths, ..Pass::default() };
         Ok(Draft { desired, changes, indexes: actual.indexes, sysctls: actual.sysctls, pass })
     }
@@ -148,16 +147,4 @@ impl Engine {
         let complete = view.source == Source::Store && registered && adopted && !self.doubt;
         if complete && self.prune_from.is_none() { Prune::Yes } else { Prune::No }
     }
-}
-
-fn paths(inputs: &Inputs<'_>) -> BTreeMap<(NodeName, Family), Path> {
-    let mut paths = BTreeMap::new();
-    for peer in inputs.peers {
-        for family in Family::BOTH {
-            if peer.blocks.iter().any(|block| block.family() == family) {
-                paths.insert((peer.name.clone(), family), inputs.path(peer, family));
-            }
-        }
-    }
-    paths
 }

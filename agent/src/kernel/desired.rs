@@ -79,7 +79,33 @@ pub enum Path {
     Unreachable(String),
 }
 
+/// How a peer's pods of one family are reached, and what gets there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reached {
+    /// The way.
+    pub path: Path,
+    /// The peer's own address among them, if it has one.
+    pub gateway: Option<IpAddr>,
+    /// Length of the longest packet that may be sent there, in bytes.
+    pub mtu: u32,
+}
+
 impl Inputs<'_> {
+    /// How the peers' pods are reached, where there can be any.
+    pub fn reached(&self) -> BTreeMap<(NodeName, Family), Reached> {
+        let mut reached = BTreeMap::new();
+        for peer in self.peers {
+            for family in Family::BOTH {
+                if peer.blocks.iter().any(|block| block.family() == family) {
+                    let (path, gateway) = (self.path(peer, family), peer.gateway(family));
+                    let mtu = self.mtu.min(peer.record.mtu);
+                    reached.insert((peer.name.clone(), family), Reached { path, gateway, mtu });
+                }
+            }
+        }
+        reached
+    }
+
     /// The addresses of a pod that are in none of the node's blocks, and have to be routed one by one.
     fn strays<'p>(&self, pod: &'p Held) -> impl Iterator<Item = IpAddr> + use<'p, '_> {
         let blocks = self.blocks;

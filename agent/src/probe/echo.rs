@@ -1,0 +1,189 @@
+//! Echo requests and their answers, with the node's own address in the pod network as their source (RFC 792, RFC 4443).
+//!
+//! The peer's kernel answers, whether its agent runs or not. Nothing on the way may take them apart: they say so in IPv4, and
+//! in IPv6 nobody may.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
+};
+use tokio::net::UdpSocket;
+
+use super::schedule::{Size, Token};
+
+/// Echo request and echo reply, in ICMP and in `ICMPv6`.
+const REQUEST: (u8, u8) = (8, 128);
+const REPLY: (u8, u8) = (0, 129);
+
+/// Lengths of the headers, in bytes: IPv4, IPv6, ICMP.
+const V4_HEADER: usize = 20;
+const V6_HEADER: usize = 40;
+const ICMP_HEADER: usize = 8;
+
+/// What marks a probe as one of ours, at the beginning of its data; then come the target's number and the size.
+const MARK: &[u8; 6] = b"polder";
+const DATA: usize = MARK.len() + 4 + 1;
+
+/// The sockets of one family.
+///
+/// They are raw ones. What the library calls a UDP socket does no more than to send and to receive, which is the same for
+/// those.
+#[derive(Debug)]
+pub(super) struct Echo {
+    source: IpAddr,
+    /// Which of all pings on this node are this agent's.
+    identifier: u16,
+    /// Answers come in here; in IPv6 requests go out here, too.
+    inbox: UdpSocket,
+    /// Whole IPv4 packets, with their header.
+    packets: Option<UdpSocket>,
+}
+
+impl Echo {
+    /// Opens the sockets in the network namespace of the calling thread.
+    pub(super) fn open(source: IpAddr, identifier: u16) -> io::Result<Self> {
+        let raw = |family, protocol| {
+            let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+            socket(family, SockType::Raw, flags, protocol)
+        };
+        let (inbox, packets) = match source {
+            IpAddr::V4(_) => {
+                let packets = raw(AddressFamily::Inet, SockProtocol::Raw)?;
+                (raw(AddressFamily::Inet, SockProtocol::Icmp)?, Some(asynchronous(packets)?))
+            }
+            IpAddr::V6(_) => {
+                let inbox = raw(AddressFamily::Inet6, SockProtocol::IcmpV6)?;
+                setsockopt(&inbox, sockopt::Ipv6DontFrag, &true)?;
+                (inbox, None)
+            }
+        };
+        bind(inbox.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(source, 0)))?;
+        Ok(Self { source, identifier, inbox: asynchronous(inbox)?, packets })
+    }
+
+    /// The address that the probes come from.
+    pub(super) fn source(&self) -> IpAddr {
+        self.source
+    }
+
+    /// Sends a probe in a packet of that length, in bytes, or of the shortest that there is. An error says that the node
+    /// itself cannot send it.
+    pub(super) async fn send(&self, to: IpAddr, length: usize, token: Token) -> io::Result<()> {
+        let (header, socket) = match &self.packets {
+            Some(packets) => (V4_HEADER, packets),
+            None => (V6_HEADER, &self.inbox),
+        };
+        let message = request(self.source.is_ipv4(), self.identifier, length.saturating_sub(header), token);
+        let bytes = match (self.source, to) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                [&v4_header(from, to, message.len())[..], &message].concat()
+            }
+            _ => message,
+        };
+        socket.send_to(&bytes, SocketAddr::new(to, 0)).await.map(drop)
+    }
+
+    /// Waits for the next answer to a probe of this agent. Cancel-safe: what is not waited for stays in the socket.
+    pub(super) async fn receive(&self) -> io::Result<(IpAddr, Token)> {
+        // The rest of a long one is of no interest.
+        let mut buffer = [0; 128];
+        loop {
+            let (length, from) = self.inbox.recv_from(&mut buffer).await?;
+            let header = if self.packets.is_some() { V4_HEADER } else { 0 };
+            let message = buffer.get(header..length).unwrap_or_default();
+            if let Some(token) = reply(self.source.is_ipv4(), self.identifier, message) {
+                return Ok((from.ip(), token));
+            }
+        }
+    }
+}
+
+fn asynchronous(socket: OwnedFd) -> io::Result<UdpSocket> {
+    UdpSocket::from_std(socket.into())
+}
+
+/// An echo request of that length, in bytes; at least as long as what it carries.
+fn request(is_v4: bool, identifier: u16, length: usize, token: Token) -> Vec<u8> {
+    let mut message = vec![if is_v4 { REQUEST.0 } else { REQUEST.1 }, 0, 0, 0];
+    message.extend(identifier.to_be_bytes());
+    message.extend([0, 0]);
+    message.extend(MARK);
+    message.extend(token.number.to_be_bytes());
+    message.push(u8::from(token.size == Size::Full));
+    message.resize(length.max(ICMP_HEADER + DATA), 0);
+    if is_v4 {
+        // In IPv6 the kernel does it.
+        let sum = checksum(&message);
+        message[2..4].copy_from_slice(&sum.to_be_bytes());
+    }
+    message
+}
+
+/// What an echo reply carries, if it is one to that identifier.
+fn reply(is_v4: bool, identifier: u16, message: &[u8]) -> Option<Token> {
+    let wanted = if is_v4 { REPLY.0 } else { REPLY.1 };
+    let (header, data) = message.split_at_checked(ICMP_HEADER)?;
+    let is_ours = header[0] == wanted && header[4..6] == identifier.to_be_bytes();
+    let rest = data.strip_prefix(MARK.as_slice()).filter(|_| is_ours)?;
+    let (number, rest) = rest.split_first_chunk::<4>()?;
+    let size = if *rest.first()? == 0 { Size::Small } else { Size::Full };
+    Some(Token { number: u32::from_be_bytes(*number), size })
+}
+
+/// An IPv4 header (RFC 791) that forbids fragments. Length, checksum and identification are filled in by the kernel (raw(7)).
+fn v4_header(from: Ipv4Addr, to: Ipv4Addr, data: usize) -> [u8; V4_HEADER] {
+    const VERSION_AND_LENGTH: u8 = 0x45;
+    const DO_NOT_FRAGMENT: u8 = 0x40;
+    const HOPS: u8 = 64;
+    const ICMP: u8 = 1;
+    let length = u16::try_from(V4_HEADER + data).unwrap_or(u16::MAX).to_be_bytes();
+    let mut header = [0; V4_HEADER];
+    header[0] = VERSION_AND_LENGTH;
+    header[2..4].copy_from_slice(&length);
+    header[6] = DO_NOT_FRAGMENT;
+    header[8] = HOPS;
+    header[9] = ICMP;
+    header[12..16].copy_from_slice(&from.octets());
+    header[16..20].copy_from_slice(&to.octets());
+    header
+}
+
+/// RFC 1071.
+fn checksum(bytes: &[u8]) -> u16 {
+    let words = bytes.chunks(2).map(|pair| u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
+    let mut sum: u32 = words.map(u32::from).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !u16::try_from(sum).expect("its carries were added")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOKEN: Token = Token { number: 0x0102_0304, size: Size::Full };
+
+    #[test]
+    fn what_is_asked_comes_back_in_the_reply() {
+        for is_v4 in [true, false] {
+            let mut message = request(is_v4, 77, 100, TOKEN);
+            assert_eq!(message.len(), 100);
+            assert_eq!(reply(is_v4, 77, &message), None, "the request itself is no reply");
+            message[0] = if is_v4 { REPLY.0 } else { REPLY.1 };
+            assert_eq!(reply(is_v4, 77, &message), Some(TOKEN));
+            assert_eq!(reply(is_v4, 78, &message), None, "somebody else's");
+            assert_eq!(reply(is_v4, 77, &message[..ICMP_HEADER + DATA - 1]), None, "cut off");
+        }
+    }
+
+    #[test]
+    fn the_sum_over_a_message_with_its_checksum_is_nothing() {
+        for length in [0, 84, 85] {
+            assert_eq!(checksum(&request(true, 77, length, TOKEN)), 0, "{length} bytes");
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! When which peer is probed, and what is concluded from what comes back. Without a clock and without sockets.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use polder_api::{Family, NodeName};
+
+use crate::kernel::desired::{Path, Reached};
+
+/// A peer's pods of one family.
+pub type Key = (NodeName, Family);
+
+/// Where probes go, and how. Another way is probed anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// The peer's own address in the pod network.
+    pub address: IpAddr,
+    /// The way there, and what it carries.
+    pub reached: Reached,
+}
+
+impl Target {
+    /// What is to be probed of a peer that is reached so, if anything can be.
+    pub fn of(reached: &Reached) -> Option<Self> {
+        let address = reached.gateway.filter(|_| !matches!(reached.path, Path::Unreachable(_)))?;
+        Some(Self { address, reached: reached.clone() })
+    }
+}
+
+/// What is known of a way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing yet.
+    Unknown,
+    /// The peer answers, to packets of every size.
+    Answers,
+    /// It answers to small packets, and not to those of that length, in bytes.
+    Narrow(u32),
+    /// It does not answer.
+    Silent,
+}
+
+impl Verdict {
+    /// Whether anything comes back.
+    pub fn is_open(self) -> bool {
+        matches!(self, Self::Answers | Self::Narrow(_))
+    }
+}
+
+/// What a probe carries to and fro.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Token {
+    /// Which target it is for.
+    pub number: u32,
+    /// How large it is.
+    pub size: Size,
+}
+
+/// How large a probe is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Size {
+    /// As small as it can be.
+    Small,
+    /// As long as the longest packet of a pod.
+    Full,
+}
+
+/// A probe of each size is to be sent there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shot {
+    /// Which target it is for.
+    pub number: u32,
+    /// To whom.
+    pub to: IpAddr,
+    /// Length of the larger packet, in bytes.
+    pub full: u32,
+}
+
+/// Rounds that fail one after the other, before it is said so.
+const FAILURES: u8 = 3;
+
+/// Between two rounds: while nothing is settled, and where something is wrong.
+const SOON: Duration = Duration::from_millis(500);
+const AGAIN: Duration = Duration::from_secs(5);
+
+#[derive(Debug)]
+struct State {
+    target: Target,
+    number: u32,
+    verdict: Verdict,
+    /// Whether a round was sent of which the outcome has not been counted.
+    open: bool,
+    /// Which sizes came back in it.
+    small: bool,
+    full: bool,
+    /// Rounds one after the other in which nothing came back; and in which only the small one did.
+    silent: u8,
+    narrow: u8,
+    due: Instant,
+}
+
+/// All targets.
+#[derive(Debug)]
+pub struct Schedule {
+    /// Between two rounds where all is well.
+    steady: Duration,
+    states: BTreeMap<Key, State>,
+    numbers: BTreeMap<u32, Key>,
+    due: BTreeSet<(Instant, Key)>,
+    next: u32,
+}
+
+impl Schedule {
+    /// Without any target yet. Where all is well, they are probed again after that time.
+    pub fn new(steady: Duration) -> Self {
+        Self { steady, states: BTreeMap::new(), numbers: BTreeMap::new(), due: BTreeSet::new(), next: 0 }
+    }
+
+    /// Probes exactly these from now on. Those that are new, or are reached another way, are probed at once. Whether
+    /// anything is different.
+    pub fn aim(&mut self, targets: &BTreeMap<Key, Target>, now: Instant) -> bool {
+        let is_old = |(key, state): &(&Key, &State)| targets.get(key) != Some(&state.target);
+        let old: Vec<Key> = self.states.iter().filter(is_old).map(|(key, _)| key.clone()).collect();
+        for key in &old {
+            if let Some(state) = self.states.remove(key) {
+                self.numbers.remove(&state.number);
+                self.due.remove(&(state.due, key.clone()));
+            }
+        }
+        let new: Vec<_> = targets.iter().filter(|(key, _)| !self.states.contains_key(key)).collect();
+        let is_other = !old.is_empty() || !new.is_empty();
+        for (key, target) in new {
+            self.next = self.next.wrapping_add(1);
+            let state = State {
+                target: target.clone(),
+                number: self.next,
+                verdict: Verdict::Unknown,
+                open: false,
+                small: false,
+                full: false,
+                silent: 0,
+                narrow: 0,
+                due: now,
+            };
+            self.numbers.insert(state.number, key.clone());
+            self.due.insert((now, key.clone()));
+            self.states.insert(key.clone(), state);
+        }
+        is_other
+    }
+
+    /// Begins a round for those whose time has come, at most so many; and counts the outcome of their last one.
+    pub fn shoot(&mut self, now: Instant, at_most: usize) -> Vec<Shot> {
+        let ready = self.due.iter().take_while(|(due, _)| *due <= now).take(at_most);
+        let ready: Vec<_> = ready.cloned().collect();
+        let mut shots = Vec::new();
+        for entry in ready {
+            self.due.remove(&entry);
+            let (_, key) = entry;
+            let Some(state) = self.states.get_mut(&key) else { continue };
+            state.count();
+            state.due = now + state.pause(self.steady);
+            shots.push(Shot {
+                number: state.number,
+                to: state.target.address,
+                full: state.target.reached.mtu,
+            });
+            self.due.insert((state.due, key));
+        }
+        shots
+    }
+
+    /// Takes in that a probe has come back from there, however late: the way is there.
+    pub fn take(&mut self, from: IpAddr, token: Token) {
+        let state = self.numbers.get(&token.number).and_then(|key| self.states.get_mut(key));
+        let Some(state) = state.filter(|state| state.target.address == from) else { return };
+        state.small = true;
+        state.silent = 0;
+        if token.size == Size::Full {
+            state.full = true;
+            state.narrow = 0;
+            state.verdict = Verdict::Answers;
+        } else if matches!(state.verdict, Verdict::Silent) {
+            state.verdict = Verdict::Unknown;
+        }
+    }
+
+    /// When something is to be sent.
+    pub fn next(&self) -> Option<Instant> {
+        self.due.first().map(|(due, _)| *due)
+    }
+
+    /// What is known.
+    pub fn verdicts(&self) -> BTreeMap<Key, Verdict> {
+        self.states.iter().map(|(key, state)| (key.clone(), state.verdict)).collect()
+    }
+}
+
+impl State {
+    /// Counts the outcome of the last round, and opens another.
+    fn count(&mut self) {
+        let (small, full) = (std::mem::take(&mut self.small), std::mem::take(&mut self.full));
+        if std::mem::replace(&mut self.open, true) {
+            match (small, full) {
+                (false, _) => self.silent = self.silent.saturating_add(1),
+                (true, false) => self.narrow = self.narrow.saturating_add(1),
+                (true, true) => {}
+            }
+        }
+        if self.silent >= FAILURES {
+            self.verdict = Verdict::Silent;
+        } else if self.narrow >= FAILURES {
+            self.verdict = Verdict::Narrow(self.target.reached.mtu);
+        }
+    }
+
+    /// How long until the next round.
+    fn pause(&self, steady: Duration) -> Duration {
+        match self.verdict {
+            Verdict::Silent | Verdict::Narrow(_) => AGAIN,
+            Verdict::Answers if self.silent == 0 && self.narrow == 0 => {
+                // Not all at the same time.
+                steady + steady / 64 * (self.number % 16)
+            }
+            Verdict::Answers | Verdict::Unknown => SOON,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(address: &str) -> Target {
+        let address: IpAddr = address.parse().unwrap();
+        let path = Path::Direct { via: "10.0.0.2".parse().unwrap(), index: 2 };
+        Target { address, reached: Reached { path, gateway: Some(address), mtu: 1450 } }
+    }
+
+    fn key() -> Key {
+        ("n2".parse().unwrap(), Family::V4)
+    }
+
+    /// A schedule with one target, its clock, and what of each round comes back.
+    struct Play {
+        schedule: Schedule,
+        now: Instant,
+    }
+
+    impl Play {
+        fn new() -> Self {
+            let (mut schedule, now) = (Schedule::new(STEADY), Instant::now());
+            assert!(schedule.aim(&BTreeMap::from([(key(), target("10.244.1.1"))]), now));
+            Self { schedule, now }
+        }
+
+        /// Plays rounds of which these sizes come back; the verdict, and how long it is until the next one.
+        fn rounds(&mut self, number: usize, sizes: &[Size]) -> (Verdict, Duration) {
+            for _ in 0..number {
+                self.now = self.schedule.next().unwrap();
+                let shots = self.schedule.shoot(self.now, 10);
+                assert_eq!(shots.len(), 1);
+                for size in sizes {
+                    let token = Token { number: shots[0].number, size: *size };
+                    self.schedule.take(shots[0].to, token);
+                }
+            }
+            (self.schedule.verdicts()[&key()], self.schedule.next().unwrap() - self.now)
+        }
+    }
+
+    const STEADY: Duration = Duration::from_secs(30);
+    const ALL: &[Size] = &[Size::Small, Size::Full];
+
+    #[test]
+    fn a_peer_that_answers_is_asked_again_after_a_while() {
+        let mut play = Play::new();
+        assert_eq!(play.rounds(1, ALL).0, Verdict::Answers);
+        let (verdict, pause) = play.rounds(1, ALL);
+        assert!(verdict == Verdict::Answers && pause >= STEADY, "{pause:?}");
+    }
+
+    #[test]
+    fn one_lost_probe_is_none_and_three_are_silence_until_one_comes_back() {
+        let mut play = Play::new();
+        play.rounds(2, ALL);
+        assert_eq!(play.rounds(2, &[]), (Verdict::Answers, SOON));
+        assert_eq!(play.rounds(1, ALL).0, Verdict::Answers);
+        assert_eq!(play.rounds(4, &[]), (Verdict::Silent, AGAIN));
+        assert_eq!(play.rounds(1, ALL).0, Verdict::Answers);
+    }
+
+    #[test]
+    fn a_way_that_carries_only_small_packets_is_narrow_until_a_large_one_comes_back() {
+        let mut play = Play::new();
+        play.rounds(1, ALL);
+        assert_eq!(play.rounds(4, &[Size::Small]), (Verdict::Narrow(1450), AGAIN));
+        assert_eq!(play.rounds(1, &[Size::Small]).0, Verdict::Narrow(1450));
+        assert_eq!(play.rounds(1, ALL).0, Verdict::Answers);
+    }
+
+    #[test]
+    fn nothing_is_known_of_a_peer_that_is_new_or_reached_another_way() {
+        let mut play = Play::new();
+        play.rounds(1, ALL);
+        let other = Path::Vxlan {
+            over: Family::V4,
+            remote: "10.0.0.2".parse().unwrap(),
+            gateway: "10.244.1.1".parse().unwrap(),
+        };
+        let mut target = target("10.244.1.1");
+        target.reached.path = other;
+        let moved = BTreeMap::from([(key(), target)]);
+        assert!(play.schedule.aim(&moved, play.now));
+        assert!(!play.schedule.aim(&moved, play.now), "it is the same");
+        assert_eq!(play.schedule.verdicts()[&key()], Verdict::Unknown);
+        assert_eq!(play.schedule.next(), Some(play.now));
+        assert!(play.schedule.aim(&BTreeMap::new(), play.now));
+        assert_eq!((play.schedule.verdicts().len(), play.schedule.next()), (0, None));
+    }
+
+    #[test]
+    fn what_comes_from_elsewhere_is_no_answer() {
+        let mut play = Play::new();
+        let shots = play.schedule.shoot(play.now, 10);
+        let token = Token { number: shots[0].number, size: Size::Full };
+        play.schedule.take("10.244.1.2".parse().unwrap(), token);
+        assert_eq!(play.schedule.verdicts()[&key()], Verdict::Unknown);
+    }
+}

@@ -1,0 +1,136 @@
+//! A node is ready when the way that its pods will use is open, and says of each peer whether it is.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use polder_tests::agent::{CNI_CONF, Worker};
+use polder_tests::matrix::assert_flat;
+use polder_tests::{Lab, Pod, Topology, wait};
+use serde_json::Value;
+
+/// Two nodes on one segment that probe each other every second. No agent runs.
+fn lab() -> Lab {
+    let lab = Lab::build(Topology::one_segment(2));
+    lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 1"));
+    lab
+}
+
+/// Lets the underlay drop what pods send to each other, and nothing else.
+fn close(lab: &Lab) {
+    lab.fabric.node().shell(
+        "nft 'add table bridge pods; add chain bridge pods c { type filter hook forward priority 0; }; \
+         add rule bridge pods c ip daddr 10.244.0.0/16 drop'",
+    );
+}
+
+fn open(lab: &Lab) {
+    lab.fabric.node().shell("nft delete table bridge pods");
+}
+
+fn cni_status(worker: &Worker) -> Result<Value, Value> {
+    worker.cni("STATUS", "", "", &Worker::netconf("1.1.0"))
+}
+
+/// The problem of that node in which these words are.
+fn problem(worker: &Worker, words: &str) -> String {
+    worker.wait_for_status(&format!("a problem with {words:?}"), |status| {
+        let problems = status["problems"].as_array()?.iter().filter_map(Value::as_str);
+        problems.map(str::to_owned).find(|problem| problem.contains(words))
+    })
+}
+
+fn wait_for_no_problem(worker: &Worker) {
+    worker
+        .wait_for_status("no problem", |status| (status["problems"] == serde_json::json!([])).then_some(()));
+}
+
+/// What probes of that node say of the other.
+fn probed(worker: &Worker, other: &str) -> String {
+    let nodes = worker.ctl(&["node", "list"]);
+    let node = nodes.as_array().unwrap().iter().find(|node| node["name"] == other).unwrap();
+    node["paths"][0]["probe"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_node_is_ready_only_when_a_peer_that_lives_answers_over_the_way_of_the_pods() {
+    let mut lab = lab();
+    close(&lab);
+    // There is nobody yet who could answer.
+    lab.workers[0].start_and_wait();
+    lab.workers[1].start();
+    let newcomer = &lab.workers[1];
+    let reason = newcomer.wait_for_status("a reason", |status| {
+        let reasons = status["reasons"].to_string();
+        (status["ready"] == false && reasons.contains("no peer answers")).then_some(reasons)
+    });
+    assert!(reason.contains("n1") && reason.contains("probe_peers"), "{reason}");
+    let (code, text) = newcomer.http("/readyz");
+    assert!(code == 503 && text.contains("no peer answers"), "{code} {text}");
+    let error = cni_status(newcomer).unwrap_err();
+    assert!(error["code"] == 50 && error.to_string().contains("no peer answers"), "{error}");
+    assert!(newcomer.node.read(CNI_CONF).is_err(), "a runtime is told that the node is ready");
+    assert_eq!(newcomer.http("/livez").0, 200);
+
+    open(&lab);
+    newcomer.wait_until_ready();
+    assert_eq!((newcomer.http("/readyz").0, cni_status(newcomer)), (200, Ok(Value::Null)));
+    let pods: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("a")).collect();
+    assert_flat(&pods, 1450);
+    lab.workers.iter().for_each(wait_for_no_problem);
+
+    // Later it is no reason to turn pods away, but it is said.
+    close(&lab);
+    let newcomer = &lab.workers[1];
+    let silent = problem(newcomer, "does not answer");
+    assert!(silent.contains("node n1") && silent.contains("directly to 10.10.1.1"), "{silent}");
+    let error = cni_status(newcomer).unwrap_err();
+    assert!(error["code"] == 51 && error.to_string().contains("no peer answers"), "{error}");
+    assert_eq!((newcomer.http("/readyz").0, probed(newcomer, "n1").as_str()), (200, "silent"));
+    newcomer.pod("b");
+    open(&lab);
+    lab.workers.iter().for_each(wait_for_no_problem);
+    assert_eq!(
+        (cni_status(&lab.workers[1]), probed(&lab.workers[1], "n1").as_str()),
+        (Ok(Value::Null), "answers")
+    );
+}
+
+#[test]
+fn peers_that_do_not_live_are_not_waited_for() {
+    let mut lab = lab();
+    lab.start_agents();
+    lab.workers[1].kill();
+    assert!(lab.workers[0].stop());
+    lab.workers[1].node.run("ip", &["link", "set", "eth0", "down"]);
+    lab.workers[0].node.run("rm", &[CNI_CONF]);
+    // As if its lease had run out.
+    lab.etcd.ctl(&["del", "/polder/v1/alive/n2"]);
+    lab.workers[0].start_and_wait();
+    problem(&lab.workers[0], "node n2 does not answer");
+}
+
+#[test]
+fn a_way_that_loses_long_packets_is_named() {
+    let mut lab = lab();
+    lab.start_agents();
+    lab.workers.iter().for_each(wait_for_no_problem);
+    let port = |mtu: &str| lab.fabric.node().run("ip", &["link", "set", "n2-1", "mtu", mtu]);
+    port("1400");
+    let narrow = problem(&lab.workers[0], "packets of 1450 bytes do not get to");
+    assert!(narrow.contains("node n2") && narrow.contains("Set mtu"), "{narrow}");
+    assert_eq!(probed(&lab.workers[0], "n2"), "narrow");
+    lab.workers.iter().for_each(Worker::wait_until_ready);
+    port("1500");
+    lab.workers.iter().for_each(wait_for_no_problem);
+    assert_eq!(probed(&lab.workers[0], "n2"), "answers");
+
+    // What the message says to do helps, too.
+    port("1400");
+    problem(&lab.workers[0], "packets of 1450 bytes");
+    for worker in &mut lab.workers {
+        worker.stop();
+        worker.configure_also("mtu = 1400");
+        worker.start_and_wait();
+    }
+    lab.workers.iter().for_each(wait_for_no_problem);
+    wait::until_true("the way to be wide enough", || probed(&lab.workers[0], "n2") == "answers");
+}
