@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Parser;
-use polder_api::{DEFAULT_SOCKET, Family, NodeName, PoolName};
+use polder_api::{Backend, DEFAULT_SOCKET, Family, NodeName, PoolName};
 use polder_ipam::Cidr;
 use polder_ipam::allocator::{SHORTEST_REST, USUAL_REST};
 use polder_ipam::pool::{Labels, Pool, PoolState, default_block_length};
-use polder_ipam::record::{AttachMode, Backend, MTU_RANGE, Masquerade, VxlanSettings};
+use polder_ipam::record::{AttachMode, MTU_RANGE, Masquerade, VxlanSettings};
 use polder_ipam::store::etcd::EtcdConfig;
 use serde::Deserialize;
 

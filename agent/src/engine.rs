@@ -4,6 +4,7 @@
 //! on the word of an event.
 
 mod draft;
+mod moves;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -20,6 +21,7 @@ use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use self::draft::{Draft, Grounds};
+use self::moves::Moves;
 use crate::agent::Agent;
 use crate::board::{Made, Pass};
 use crate::config::StoreConfig;
@@ -83,6 +85,8 @@ pub async fn run(agent: Arc<Agent>, mut asked: mpsc::Receiver<Asked>) {
     let mut engine = Engine {
         agent,
         reach: BTreeMap::new(),
+        moves: Moves::default(),
+        own: BTreeSet::new(),
         doubt: false,
         unread: false,
         losses: 0,
@@ -128,6 +132,10 @@ struct Engine {
     agent: Arc<Agent>,
     /// How the host reaches the peers' underlay addresses.
     reach: BTreeMap<IpAddr, Option<Lookup>>,
+    /// Who has another underlay address than before.
+    moves: Moves,
+    /// All addresses of this node that are not its pods'.
+    own: BTreeSet<IpAddr>,
     /// Whether some of that could not be asked.
     doubt: bool,
     /// Whether the interfaces could not be read.
@@ -153,9 +161,10 @@ impl Engine {
     /// How long to wait if nothing happens.
     fn pause(&self) -> Duration {
         let resync = self.agent.config.resync;
-        let prune = self.prune_from.map(|from| from.saturating_duration_since(Instant::now()));
+        let until = |at: Instant| at.saturating_duration_since(Instant::now());
+        let (prune, moved) = (self.prune_from.map(until), self.moves.next().map(until));
         let again = (self.unread || self.doubt).then_some(RETRY);
-        [self.retry, prune, again].into_iter().flatten().fold(resync, Duration::min)
+        [self.retry, prune, moved, again].into_iter().flatten().fold(resync, Duration::min)
     }
 
     /// Waits until somebody has changed something of ours, and it may be repaired.
@@ -199,6 +208,7 @@ impl Engine {
             self.choose_underlay(&believed.peers).await;
         }
         self.look_for(&believed.peers, anew).await;
+        self.moves.observe(&believed.peers, Instant::now());
         let Ok(grounds) = self.grounds(view, believed) else { return };
         let by = self.agent.alarm.take();
         for number in 0..PASSES {
@@ -302,6 +312,9 @@ impl Engine {
         self.unread = facts.is_err();
         if let (Err(error), Ok(_)) = (&facts, &known) {
             return warn!(%error, "the interfaces cannot be read: the underlay is taken for what it was");
+        }
+        if let Ok(facts) = &facts {
+            self.own = facts.addresses.iter().map(|found| found.address.ip()).collect();
         }
         let current = known.unwrap_or_default();
         let chosen = facts

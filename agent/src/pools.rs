@@ -1,7 +1,8 @@
-//! The cluster's pools, as an operator sees and changes them.
+//! The cluster's pools and settings, as an operator sees and changes them.
 
 use std::collections::BTreeMap;
 
+use polder_api::Backend;
 use polder_api::message::{Refusal, RefusalKind};
 use polder_api::pool::{ClaimStatus, NewPool, PoolChange, PoolPurpose, PoolStatus};
 use polder_ipam::cidr::ParseCidrError;
@@ -12,7 +13,7 @@ use polder_ipam::pools::{self, Change, NotChanged};
 use polder_ipam::shortage::Claimed;
 use polder_ipam::store::{Outcome, Store, StoreError, Update};
 use polder_ipam::view::View;
-use polder_ipam::{Cidr, Pool};
+use polder_ipam::{Cidr, Pool, settings};
 use tracing::info;
 
 use crate::agent::Agent;
@@ -31,6 +32,13 @@ pub async fn change(agent: &Agent, change: PoolChange) -> Result<String, Refusal
         PoolChange::Drain(name) => apply(&agent.store, |view| pools::drain(view, &name)).await?,
         PoolChange::Remove(name) => apply(&agent.store, |view| pools::remove(view, &name)).await?,
     };
+    info!("{done}");
+    Ok(done)
+}
+
+/// Changes how the nodes reach each other's pods, and says what has come of it.
+pub async fn change_backend(agent: &Agent, backend: Backend) -> Result<String, Refusal> {
+    let done = apply(&agent.store, |view| settings::change_backend(view, backend)).await?;
     info!("{done}");
     Ok(done)
 }
@@ -86,7 +94,7 @@ async fn apply(
         }
     }
     let unknown = match said {
-        Some(_) => "; whether the last attempt has taken effect is not known: see polderctl pool list",
+        Some(_) => "; whether the last attempt has taken effect is not known: look whether it has",
         None => "",
     };
     Err(Refusal::new(RefusalKind::TryAgain, format!("{failure}{unknown}")))

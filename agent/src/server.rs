@@ -128,6 +128,7 @@ async fn answer(agent: &Arc<Agent>, request: Request, wiring: &mut Option<Wired>
         }
         Request::Release(address) => release::release(agent, address).await.map(Reply::Done),
         Request::ChangePool(change) => pools::change(agent, change).await.map(Reply::Done),
+        Request::ChangeBackend(backend) => pools::change_backend(agent, backend).await.map(Reply::Done),
         Request::RemoveNode(removal) => removal::remove(agent, removal).await.map(Reply::Done),
     };
     done.unwrap_or_else(Reply::Refused)

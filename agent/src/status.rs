@@ -46,7 +46,7 @@ pub async fn status(agent: &Agent) -> Status {
         problems,
         cluster: view.cluster.as_ref().map(|cluster| ClusterStatus {
             id: cluster.record.id.to_string(),
-            backend: format!("{:?}", cluster.record.backend).to_lowercase(),
+            backend: cluster.record.backend.to_string(),
             attach: format!("{:?}", cluster.record.attach).to_lowercase(),
         }),
         store: store(agent, &view),

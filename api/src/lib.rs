@@ -4,6 +4,7 @@
 //! framing and a blocking client, no runtime.
 
 mod attachment;
+mod backend;
 pub mod client;
 mod family;
 pub mod frame;
@@ -16,6 +17,7 @@ pub mod pool;
 pub mod status;
 
 pub use attachment::{Attachment, Pod, is_host_interface, tombstone, tombstones};
+pub use backend::{Backend, UnknownBackend};
 pub use family::Family;
 pub use mac::{Mac, ParseMacError};
 pub use name::{ContainerId, IfName, InvalidName, NetworkName, NodeName, PoolName};

@@ -1,7 +1,7 @@
 //! A link-layer address.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,19 @@ impl Mac {
             }
             IpAddr::V6(v6) => Self::hashed(0x0e, &[&v6.octets()]),
         }
+    }
+
+    /// The link-local address that belongs to it (RFC 4291, appendix A).
+    pub fn link_local(self) -> Ipv6Addr {
+        let (vendor, device) = self.0.split_at(3);
+        let mut octets = [0; 16];
+        octets[..2].copy_from_slice(&[0xfe, 0x80]);
+        octets[8..11].copy_from_slice(vendor);
+        octets[11..13].copy_from_slice(&[0xff, 0xfe]);
+        octets[13..].copy_from_slice(device);
+        // Whether it is locally administered, the other way round.
+        octets[8] ^= 2;
+        octets.into()
     }
 
     /// A locally administered unicast address that starts with `first` and goes on with a hash of `parts`.
@@ -90,6 +103,12 @@ impl fmt::Debug for Mac {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_link_local_address_is_that_of_the_example_in_the_rfc() {
+        let mac: Mac = "34:56:78:9a:bc:de".parse().unwrap();
+        assert_eq!(mac.link_local().to_string(), "fe80::3656:78ff:fe9a:bcde");
+    }
 
     #[test]
     fn text_and_octets_are_the_same_address() {

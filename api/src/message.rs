@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::ipam::{Checked, Release, Repairs, Shown, Subject};
 use crate::pool::{ClaimStatus, PoolChange, PoolStatus};
 use crate::status::{NodeStatus, Status};
-use crate::{Attachment, IfName, Mac, NetworkName, NodeName, Pod, PoolName};
+use crate::{Attachment, Backend, IfName, Mac, NetworkName, NodeName, Pod, PoolName};
 
 /// A request as it goes over the socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +57,8 @@ pub enum Request {
     Blocks,
     /// Change the cluster's pools.
     ChangePool(PoolChange),
+    /// Let the nodes reach each other's pods in this way.
+    ChangeBackend(Backend),
     /// Say who has which address, and why.
     Show(Subject),
     /// Check the records of the cluster, and ledger and kernel of every node.

@@ -25,6 +25,7 @@ pub mod pools;
 pub mod record;
 pub mod removal;
 pub mod reservation;
+pub mod settings;
 pub mod shortage;
 pub mod steward;
 pub mod store;

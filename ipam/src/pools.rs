@@ -29,7 +29,7 @@ pub enum Change {
     },
 }
 
-/// Why the pools stay as they are.
+/// Why the pools, or the settings, stay as they are.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotChanged {
     /// A record cannot be read, so that nobody knows what stands in the way.
@@ -72,6 +72,9 @@ pub enum NotChanged {
         /// What to do.
         remedy: &'static str,
     },
+    /// There are no settings to change.
+    #[error("the cluster has no settings yet: an agent whose configuration has [bootstrap] makes them")]
+    NoCluster,
     /// There is none of that name.
     #[error("there is no pool {0}: see polderctl pool list")]
     Unknown(PoolName),

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+pub use polder_api::Backend;
 use polder_api::ipam::{DeviationStatus, Repairs};
 use polder_api::{Attachment, Mac, NodeName, Pod, PoolName};
 use serde::de::DeserializeOwned;
@@ -61,19 +62,6 @@ pub struct ClusterRecord {
     pub vxlan: VxlanSettings,
     /// What pods look like from outside.
     pub masquerade: Masquerade,
-}
-
-/// How the nodes reach each other's pods.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Backend {
-    /// Directly where the peer is on the same link, else through a tunnel.
-    #[default]
-    Auto,
-    /// Directly or not at all.
-    Direct,
-    /// Always through a tunnel.
-    Vxlan,
 }
 
 /// How pods hang on their node.

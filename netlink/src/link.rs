@@ -20,7 +20,7 @@ use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec};
 pub use self::port::Port;
 pub(crate) use self::unreadable::undecodable;
 pub use self::veth::{VethPair, create_veth};
-pub use self::vxlan::{Vxlan, create_vxlan};
+pub use self::vxlan::{Vxlan, create_vxlan, send_from};
 use crate::{Error, Operation, RouteSocket};
 
 /// The largest MTU of a bridge (`ETH_MAX_MTU`).

@@ -22,12 +22,14 @@ pub mod pod;
 pub mod probe;
 pub mod random;
 pub mod runtime;
+pub mod sabotage;
 pub mod scripted;
 pub mod steps;
 pub mod talk;
 pub mod tls;
 pub mod traces;
 pub mod wait;
+pub mod ways;
 
 pub use lab::{Lab, Topology};
 pub use node::Node;

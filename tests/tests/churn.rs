@@ -17,6 +17,7 @@ use polder_tests::churn::truth::Truth;
 use polder_tests::fabric::Families;
 use polder_tests::matrix::{assert_flat, assert_reachable};
 use polder_tests::random::{Random, announced_seed};
+use polder_tests::ways::wait_for_ways;
 use polder_tests::{Lab, Pod, Topology, wait};
 
 /// Steps of all runtimes together, up to the end of the last fault; and those after it, without a quorum.
@@ -122,8 +123,11 @@ fn whatever_fails_every_address_that_is_used_is_that_of_one_live_interface() {
     let repaired = assert_exact(&lab, &truth, "after the last fault");
 
     let pods: Vec<Pod> = running.iter().map(|pod| pod_of(&lab, pod)).collect();
+    wait_for_ways(&lab, PATIENCE);
     assert_reachable(&pods, Families::DUAL);
     let one_each: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("last")).collect();
+    // They may have needed new blocks, of which the others hear a moment later.
+    wait_for_ways(&lab, PATIENCE);
     assert_flat(&one_each, 1450);
     for pod in pods.iter().chain(&one_each) {
         let worker = lab.workers.iter().find(|worker| worker.name() == pod.node()).unwrap();

@@ -13,7 +13,7 @@ use polder_agent::ctl::command::{BlockCommand, IpamCommand, PoolCommand};
 use polder_agent::uninstall::Attached;
 use polder_api::client::Client;
 use polder_api::message::{Removal, Reply, Request};
-use polder_api::{DEFAULT_SOCKET, NodeName};
+use polder_api::{Backend, DEFAULT_SOCKET, NodeName};
 
 /// How long the agent has to answer: it asks all nodes, for a check.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -56,6 +56,9 @@ enum Command {
     /// The nodes of the cluster
     #[command(subcommand)]
     Node(NodeCommand),
+    /// The settings that all nodes share
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
     /// The ranges that pods' addresses come from
     #[command(subcommand)]
     Pool(PoolCommand),
@@ -65,6 +68,16 @@ enum Command {
     /// Who has which address, whether all is right, and giving one up
     #[command(subcommand)]
     Ipam(IpamCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum ClusterCommand {
+    /// Changes them while pods talk; no packet is lost
+    Set {
+        /// How nodes reach each other's pods: auto, direct or vxlan
+        #[arg(long)]
+        backend: Backend,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -126,6 +139,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<(String, ExitCode)> {
         Command::Node(NodeCommand::Remove { name, dead }) => {
             Request::RemoveNode(Removal { node: name.clone(), dead: *dead })
         }
+        Command::Cluster(ClusterCommand::Set { backend }) => Request::ChangeBackend(*backend),
         Command::Pool(command) => command.request(),
         Command::Block(BlockCommand::List) => Request::Blocks,
         Command::Ipam(command) => command.request().map_err(anyhow::Error::msg)?,

@@ -100,15 +100,18 @@ impl Engine {
         let families = view.families();
         let prune = self.prune(view, &believed.own_blocks, &blocks);
         let reach = self.reach.clone();
+        let registered = view.nodes.get(&agent.config.node).map(|known| known.record.underlay.as_slice());
+        let sources = self.moves.sources(underlay, registered.unwrap_or_default(), &self.own, Instant::now());
         let inputs = Inputs {
             cluster,
             pools: &pools,
             node: &agent.config.node,
             blocks: &blocks,
             gateways: &gateways,
-            underlay,
+            underlay: &sources,
             mtu,
             peers: &believed.peers,
+            left: &self.moves.left(),
             reach: &reach,
             pods: &pods,
             families: &families,

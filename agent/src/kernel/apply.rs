@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use polder_netlink::link::{self, create_bridge, create_vxlan};
+use polder_netlink::link::{self, Vxlan, create_bridge, create_vxlan};
 use polder_netlink::neighbour::{Destination, Forward, Neighbour};
 use polder_netlink::route::{self, Route, Target as KernelTarget};
 use polder_netlink::{Error, Operation, address};
@@ -160,8 +160,13 @@ fn operations(change: &Change, indexes: &BTreeMap<Device, u32>) -> Option<Vec<Op
     let one = |operation| Some(vec![operation]);
     match change {
         Change::AdjustLink(device, own) => {
-            let adjusted = link::change_index(index(device)?).mac(own.mac).mtu(own.mtu);
-            one(adjusted.alias(&device.mark()?).up().into())
+            let index = index(device)?;
+            let adjusted = link::change_index(index).mac(own.mac).mtu(own.mtu);
+            let mut operations = vec![adjusted.alias(&device.mark()?).up().into()];
+            if let OwnKind::Tunnel(Vxlan { local: Some(local), .. }) = own.kind {
+                operations.push(link::send_from(index, local));
+            }
+            Some(operations)
         }
         Change::RenameLink(device, index) => {
             let link = || link::change_index(*index);

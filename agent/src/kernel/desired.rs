@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use polder_api::{Family, IfName, Mac, NodeName};
+use polder_api::{Backend, Family, IfName, Mac, NodeName};
 use polder_ipam::ledger::{Held, Kind};
-use polder_ipam::record::{AttachMode, Backend, ClusterRecord, MTU_RANGE};
+use polder_ipam::record::{AttachMode, ClusterRecord, MTU_RANGE};
 use polder_ipam::{Block, Cidr};
 use polder_netlink::link::{Port, Vxlan};
 use polder_netlink::route::Lookup;
@@ -46,6 +46,8 @@ pub struct Inputs<'a> {
     pub mtu: u32,
     /// The other nodes.
     pub peers: &'a [Peer],
+    /// Underlay addresses that they have left a moment ago.
+    pub left: &'a [IpAddr],
     /// How the host reaches the peers' underlay addresses.
     pub reach: &'a BTreeMap<IpAddr, Option<Lookup>>,
     /// The attachments of the ledger.
@@ -72,8 +74,10 @@ pub enum Path {
         over: Family,
         /// The peer's underlay address.
         remote: IpAddr,
-        /// Its own address, behind the tunnel.
-        gateway: IpAddr,
+        /// The address behind the tunnel that routes lead to: in IPv4 the peer's own in the pod network, in IPv6 one for the
+        /// tunnel alone. For the kernel refuses to route an IPv6 prefix to an address inside of it as long as the prefix
+        /// leads through another device (`ip6_route_check_nh_onlink` in `net/ipv6/route.c`).
+        next_hop: IpAddr,
     },
     /// Not at all, and why.
     Unreachable(String),
@@ -142,6 +146,10 @@ impl Inputs<'_> {
         let Some(gateway) = peer.gateway(family) else {
             return Path::Unreachable(format!("it has no {family} gateway address yet"));
         };
+        let next_hop = match family {
+            Family::V4 => gateway,
+            Family::V6 => peer.record.vtep_mac.link_local().into(),
+        };
         let mut reasons = Vec::new();
         for over in self.underlay.tunnel_families() {
             let Some(remote) = peer.underlay(over) else {
@@ -149,7 +157,7 @@ impl Inputs<'_> {
                 continue;
             };
             match self.reach.get(&remote).copied().flatten() {
-                Some(lookup) if !lookup.local => return Path::Vxlan { over, remote, gateway },
+                Some(lookup) if !lookup.local => return Path::Vxlan { over, remote, next_hop },
                 _ => reasons.push(format!("there is no route to {remote}: add one, or a default route")),
             }
         }
@@ -210,6 +218,7 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &
         unmasqueraded: inputs.cluster.masquerade.except.iter().map(|cidr| (*cidr).into()).collect(),
         ..Members::default()
     };
+    members.peers.extend(inputs.left);
     for peer in inputs.peers {
         members.peers.extend(&peer.record.underlay);
         reach_peer(inputs, peer, &mut state, &mut members);
@@ -269,13 +278,13 @@ fn reach_peer(inputs: &Inputs<'_>, peer: &Peer, state: &mut State, members: &mut
                 members.unmasqueraded.push(host_prefix(via));
                 Way { target: Target::Direct(Device::Uplink(index), via), source: None, mtu }
             }
-            Path::Vxlan { over, remote, gateway } => {
+            Path::Vxlan { over, remote, next_hop } => {
                 let device = Device::Tunnel(over);
-                state.neighbours.insert((device.clone(), gateway), peer.record.vtep_mac);
+                state.neighbours.insert((device.clone(), next_hop), peer.record.vtep_mac);
                 state.forwards.insert((device, peer.record.vtep_mac), Some(remote));
                 // What the node itself sends comes back the same way only if it comes from the pod network.
                 let source = inputs.gateways.iter().copied().find(|own| Family::of(*own) == family);
-                Way { target: Target::Tunnel(over, gateway), source, mtu }
+                Way { target: Target::Tunnel(over, next_hop), source, mtu }
             }
         };
         for block in blocks {

@@ -141,7 +141,7 @@ fn links(want: &State, actual: &Actual, changes: &mut Vec<Change>) -> BTreeSet<D
     for (device, link) in &want.links {
         match actual.state.links.get(device) {
             Some(found) if found == link => {}
-            Some(found) if found.kind == link.kind => {
+            Some(found) if found.kind.can_become(&link.kind) => {
                 if let (Identity::Renamed, Some(index)) = (found.identity, actual.indexes.get(device)) {
                     changes.push(Change::RenameLink(device.clone(), *index));
                 }
@@ -308,7 +308,10 @@ impl fmt::Display for OwnLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
             OwnKind::Bridge => write!(f, "bridge")?,
-            OwnKind::Tunnel(vxlan) => write!(f, "vxlan {} on port {}", vxlan.vni, vxlan.port)?,
+            OwnKind::Tunnel(vxlan) => {
+                write!(f, "vxlan {} on port {}", vxlan.vni, vxlan.port)?;
+                vxlan.local.map_or(Ok(()), |local| write!(f, " from {local}"))?;
+            }
             OwnKind::Foreign => write!(f, "not ours")?,
         }
         write!(f, ", {}, mtu {}", self.mac, self.mtu)

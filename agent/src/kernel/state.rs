@@ -102,6 +102,16 @@ pub enum OwnKind {
     Foreign,
 }
 
+impl OwnKind {
+    /// Whether a device of this kind can be made into one of the other while it is there.
+    pub fn can_become(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Tunnel(is), Self::Tunnel(other)) => is.can_become(other),
+            _ => self == other,
+        }
+    }
+}
+
 /// The host's end of a pod's pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PodLink {
@@ -127,7 +137,7 @@ pub struct Way {
 pub enum Target {
     /// The destinations are on the device.
     Device(Device),
-    /// Through a tunnel, to the peer with this gateway address.
+    /// Through a tunnel, to the peer that has this address there.
     Tunnel(Family, IpAddr),
     /// Straight to a peer's underlay address.
     Direct(Device, IpAddr),

@@ -307,7 +307,7 @@ mod tests {
         let other = Path::Vxlan {
             over: Family::V4,
             remote: "10.0.0.2".parse().unwrap(),
-            gateway: "10.244.1.1".parse().unwrap(),
+            next_hop: "10.244.1.1".parse().unwrap(),
         };
         let mut target = target("10.244.1.1");
         target.reached.path = other;

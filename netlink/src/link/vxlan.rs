@@ -2,14 +2,15 @@
 
 use std::net::IpAddr;
 
-use netlink_packet_route::link::InfoVxlan;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{InfoKind, InfoVxlan};
 use polder_api::Mac;
 use rtnetlink::{LinkMessageBuilder, LinkVxlan};
 
 use super::{change, create, without_link_local};
 use crate::Operation;
 
-/// What makes one VXLAN device another than the next. None of it can be changed once the device is there.
+/// What makes one VXLAN device another than the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Vxlan {
     /// VXLAN network identifier, 24 bits.
@@ -23,6 +24,16 @@ pub struct Vxlan {
 }
 
 impl Vxlan {
+    /// Whether a device like this can be made into one like the other while it is there: only the address that it sends from
+    /// can be changed, and only within its family (`vxlan_nl2conf` in `drivers/net/vxlan/vxlan_core.c`).
+    pub fn can_become(&self, other: &Self) -> bool {
+        let same_family = match (self.local, other.local) {
+            (Some(is), Some(other)) => is.is_ipv4() == other.is_ipv4(),
+            (is, other) => is == other,
+        };
+        same_family && Self { local: other.local, ..*self } == *other
+    }
+
     pub(super) fn from_attributes(attributes: &[InfoVxlan]) -> Self {
         let mut vxlan = Self { vni: 0, port: 0, local: None, learning: false };
         for attribute in attributes {
@@ -48,10 +59,21 @@ pub fn create_vxlan(name: &str, vxlan: &Vxlan, mac: Mac, mtu: u32) -> [Operation
         .learning(vxlan.learning)
         .address(mac.0.to_vec())
         .mtu(mtu);
-    match vxlan.local {
-        Some(IpAddr::V4(local)) => device = device.local(local),
-        Some(IpAddr::V6(local)) => device = device.local6(local),
-        None => {}
+    if let Some(local) = vxlan.local {
+        device = from(device, local);
     }
     [create(device.build()), without_link_local(name), change(name).up().into()]
+}
+
+/// Lets a device send from that address. What it forwards, and to whom, stays.
+pub fn send_from(index: u32, local: IpAddr) -> Operation {
+    let device = LinkMessageBuilder::<LinkVxlan>::new_with_info_kind(InfoKind::Vxlan).index(index);
+    Operation::new(RouteNetlinkMessage::NewLink(from(device, local).build()), 0)
+}
+
+fn from(device: LinkMessageBuilder<LinkVxlan>, local: IpAddr) -> LinkMessageBuilder<LinkVxlan> {
+    match local {
+        IpAddr::V4(local) => device.local(local),
+        IpAddr::V6(local) => device.local6(local),
+    }
 }

@@ -121,6 +121,7 @@ impl World {
             underlay: &Underlay { uplinks: uplinks.collect() },
             mtu: self.mtu - 50,
             peers: &peers,
+            left: &[],
             reach: &reach.collect(),
             pods: &self.pods.iter().map(|number| pod(*number)).collect::<Vec<_>>(),
             families: &Family::BOTH.into(),
@@ -230,7 +231,7 @@ impl Model {
             Change::AdjustLink(device, link) => {
                 there(&device);
                 let found = self.state.links.insert(device, link.clone()).unwrap();
-                assert_eq!(found.kind, link.kind, "what a device is cannot be changed");
+                assert!(found.kind.can_become(&link.kind), "what a device is cannot be changed");
             }
             Change::InstallFilter(_) => self.filter = Some((desired.table.clone(), desired.elements.clone())),
             Change::RefillSet { set, elements } => {
@@ -263,6 +264,12 @@ impl Model {
             }
             Change::SetRoute(destination, way) => {
                 device_of(&way).iter().for_each(there);
+                if let Target::Tunnel(family, IpAddr::V6(next_hop)) = way.target {
+                    let elsewhere = self.state.routes.iter().any(|(there, leads)| {
+                        there.contains(next_hop.into()) && device_of(leads) != Some(Device::Tunnel(family))
+                    });
+                    assert!(!elsewhere, "{change}: the kernel refuses a next hop that is routed elsewhere");
+                }
                 self.state.routes.insert(destination, way);
             }
             Change::DeleteRoute(destination) => assert!(self.state.routes.remove(&destination).is_some()),

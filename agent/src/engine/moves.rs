@@ -1,0 +1,168 @@
+//! Underlay addresses that change, of peers and of this node, without a packet being lost: as long as not everybody knows the
+//! new one, the old one is good, too.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use polder_api::{Family, NodeName};
+use polder_ipam::peers::Peer;
+use polder_ipam::record::NodeRecord;
+
+use crate::underlay::Underlay;
+
+/// For how long tunnels from an address that a peer has left are let in.
+const GRACE: Duration = Duration::from_secs(60);
+
+/// For how long this node goes on sending from the old one when its record has the new one.
+const OVERLAP: Duration = Duration::from_secs(1);
+
+/// Who has moved, and when.
+#[derive(Debug, Default)]
+pub(super) struct Moves {
+    /// The peers as they were last.
+    peers: BTreeMap<NodeName, Arc<NodeRecord>>,
+    /// The addresses that they have left, and until when those are good.
+    left: BTreeMap<IpAddr, Instant>,
+    /// Addresses that this node itself is about to leave; and when, once its record has the new one.
+    leaving: BTreeMap<Family, (IpAddr, Option<Instant>)>,
+}
+
+impl Moves {
+    /// Takes in how the peers are now.
+    pub(super) fn observe(&mut self, peers: &[Peer], now: Instant) {
+        let mut still_there = BTreeMap::new();
+        for peer in peers {
+            let before = self.peers.remove(&peer.name);
+            // Another node of that name has nothing to do with the first.
+            let before = before.filter(|before| before.incarnation == peer.record.incarnation);
+            let before = before.iter().flat_map(|before| before.underlay.iter().copied());
+            let left = before.filter(|address| !peer.record.underlay.contains(address));
+            self.left.extend(left.map(|address| (address, now + GRACE)));
+            still_there.insert(peer.name.clone(), Arc::clone(&peer.record));
+        }
+        // What is no peer any more is let in no more.
+        for gone in self.peers.values() {
+            self.left.retain(|address, _| !gone.underlay.contains(address));
+        }
+        self.peers = still_there;
+        self.left.retain(|_, until| *until > now);
+    }
+
+    /// The addresses that peers have left a short while ago.
+    pub(super) fn left(&self) -> Vec<IpAddr> {
+        self.left.keys().copied().collect()
+    }
+
+    /// The underlay with the addresses that tunnels are to be sent from: those that the peers know, as long as this node still
+    /// has them. `registered` are those of its record, `own` all that it has.
+    pub(super) fn sources(
+        &mut self,
+        underlay: &Underlay,
+        registered: &[IpAddr],
+        own: &BTreeSet<IpAddr>,
+        now: Instant,
+    ) -> Underlay {
+        let mut sources = underlay.clone();
+        for (family, uplink) in &mut sources.uplinks {
+            match registered.iter().copied().find(|address| Family::of(*address) == *family) {
+                Some(known) if known != uplink.address => {
+                    self.leaving.insert(*family, (known, None));
+                }
+                _ => {
+                    if let Some((_, until)) = self.leaving.get_mut(family) {
+                        until.get_or_insert(now + OVERLAP);
+                    }
+                }
+            }
+            let is_good = |(address, until): &(IpAddr, Option<Instant>)| {
+                own.contains(address) && until.is_none_or(|until| until > now)
+            };
+            match self.leaving.get(family).copied().filter(is_good) {
+                Some((address, _)) => uplink.address = address,
+                None => drop(self.leaving.remove(family)),
+            }
+        }
+        sources
+    }
+
+    /// When something of it runs out.
+    pub(super) fn next(&self) -> Option<Instant> {
+        let leaving = self.leaving.values().filter_map(|(_, until)| *until);
+        leaving.chain(self.left.values().copied()).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use polder_api::Mac;
+    use polder_ipam::record::Incarnation;
+
+    use super::*;
+    use crate::underlay::Uplink;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn peer(incarnation: &str, underlay: &str) -> Peer {
+        let record = NodeRecord {
+            incarnation: Incarnation(incarnation.to_owned()),
+            machine_id: String::new(),
+            boot_id: String::new(),
+            underlay: vec![ip(underlay)],
+            gateways: Vec::new(),
+            vtep_mac: Mac([2; 6]),
+            mtu: 1450,
+            version: String::new(),
+        };
+        Peer { name: "n2".parse().unwrap(), record: Arc::new(record), blocks: Vec::new() }
+    }
+
+    #[test]
+    fn what_a_peer_has_left_is_good_for_a_while() {
+        let (mut moves, now) = (Moves::default(), Instant::now());
+        moves.observe(&[peer("a", "10.0.0.2")], now);
+        moves.observe(&[peer("a", "10.0.0.3")], now);
+        assert_eq!((moves.left(), moves.next()), (vec![ip("10.0.0.2")], Some(now + GRACE)));
+        moves.observe(&[peer("a", "10.0.0.3")], now + GRACE);
+        assert_eq!((moves.left(), moves.next()), (vec![], None));
+    }
+
+    #[test]
+    fn a_node_that_is_gone_or_another_has_left_nothing() {
+        let (mut moves, now) = (Moves::default(), Instant::now());
+        moves.observe(&[peer("a", "10.0.0.2")], now);
+        moves.observe(&[peer("b", "10.0.0.3")], now);
+        assert_eq!(moves.left(), [] as [IpAddr; 0]);
+        moves.observe(&[peer("b", "10.0.0.4")], now);
+        assert_eq!(moves.left(), [ip("10.0.0.3")]);
+        moves.observe(&[], now);
+        moves.observe(&[], now);
+        assert_eq!(moves.peers.len(), 0);
+    }
+
+    #[test]
+    fn this_node_sends_from_its_old_address_until_the_others_know_the_new_one() {
+        let (mut moves, now) = (Moves::default(), Instant::now());
+        let uplink = Uplink {
+            address: ip("10.0.0.9"),
+            index: 2,
+            interface: "eth0".to_owned(),
+            mtu: 1500,
+            chosen_by: String::new(),
+        };
+        let underlay = Underlay { uplinks: [(Family::V4, uplink)].into() };
+        let both = BTreeSet::from([ip("10.0.0.1"), ip("10.0.0.9")]);
+        let mut from = |registered: &str, own: &BTreeSet<IpAddr>, at| {
+            moves.sources(&underlay, &[ip(registered)], own, at).address(Family::V4).unwrap().to_string()
+        };
+        assert_eq!(from("10.0.0.1", &both, now), "10.0.0.1");
+        assert_eq!(from("10.0.0.9", &both, now), "10.0.0.1", "the others hear of it just now");
+        assert_eq!(from("10.0.0.9", &both, now + OVERLAP), "10.0.0.9");
+        // What it has no more it cannot send from.
+        assert_eq!(from("10.0.0.1", &both, now), "10.0.0.1");
+        assert_eq!(from("10.0.0.1", &BTreeSet::from([ip("10.0.0.9")]), now), "10.0.0.9");
+    }
+}

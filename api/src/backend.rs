@@ -1,0 +1,58 @@
+//! How the nodes reach each other's pods.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// How the nodes reach each other's pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// Directly where the peer is on the same link, else through a tunnel.
+    #[default]
+    Auto,
+    /// Directly or not at all.
+    Direct,
+    /// Always through a tunnel.
+    Vxlan,
+}
+
+/// Something that is no backend.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no backend: auto, direct or vxlan")]
+pub struct UnknownBackend(String);
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Auto => "auto",
+            Self::Direct => "direct",
+            Self::Vxlan => "vxlan",
+        })
+    }
+}
+
+impl FromStr for Backend {
+    type Err = UnknownBackend;
+
+    fn from_str(text: &str) -> Result<Self, UnknownBackend> {
+        let all = [Self::Auto, Self::Direct, Self::Vxlan];
+        let found = all.into_iter().find(|backend| backend.to_string() == text);
+        found.ok_or_else(|| UnknownBackend(text.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backend_is_written_in_one_way() {
+        for backend in [Backend::Auto, Backend::Direct, Backend::Vxlan] {
+            assert_eq!(backend.to_string().parse(), Ok(backend));
+            assert_eq!(serde_json::to_string(&backend).unwrap(), format!("\"{backend}\""));
+        }
+        assert!("Auto".parse::<Backend>().unwrap_err().to_string().contains("auto, direct or vxlan"));
+    }
+}

@@ -1,0 +1,315 @@
+//! Frames made by hand, sent past the sender's own IP stack, and heard before the receiver's.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::errno::Errno;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, recvfrom, sendto, setsockopt,
+    socket, sockopt::RcvBufForce,
+};
+use nix::unistd::Pid;
+use polder_api::Mac;
+
+use crate::wait;
+
+/// To everybody on the link.
+pub const BROADCAST: Mac = Mac([0xff; 6]);
+/// To every IPv6 host on the link (RFC 2464, section 7).
+pub const ALL_NODES_MAC: Mac = Mac([0x33, 0x33, 0, 0, 0, 1]);
+/// Every IPv6 host on the link.
+pub const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+
+const IPV4: u16 = 0x0800;
+const ARP: u16 = 0x0806;
+const VLAN: u16 = 0x8100;
+const IPV6: u16 = 0x86dd;
+const UDP: u8 = 17;
+const ICMP6: u8 = 58;
+
+/// What every mark begins with.
+const SIGN: [u8; 8] = *b"LabMark:";
+
+/// Bytes that are in one packet of the whole lab alone, however that is wrapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mark(u64);
+
+impl Mark {
+    /// One that was never there before.
+    #[expect(clippy::new_without_default, reason = "no two are the same: none is the default")]
+    pub fn new() -> Self {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        Self(LAST.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Its 16 bytes.
+    pub fn bytes(self) -> Vec<u8> {
+        [SIGN, self.0.to_be_bytes()].concat()
+    }
+
+    /// The mark that is in these bytes.
+    pub fn find(bytes: &[u8]) -> Option<Self> {
+        let at = bytes.windows(SIGN.len()).position(|window| window == SIGN)? + SIGN.len();
+        let number = bytes.get(at..at + 8)?.try_into().ok()?;
+        Some(Self(u64::from_be_bytes(number)))
+    }
+}
+
+/// An Ethernet frame with an IP packet.
+pub fn ip_frame(to: Mac, from: Mac, packet: &[u8]) -> Vec<u8> {
+    ethernet(to, from, if packet[0] >> 4 == 4 { IPV4 } else { IPV6 }, packet)
+}
+
+/// The same frame with a tag that gives it a priority and no VLAN: hosts take it like one without.
+pub fn with_priority(frame: &[u8]) -> Vec<u8> {
+    let (addresses, rest) = frame.split_at(12);
+    [addresses, &VLAN.to_be_bytes(), &[0xa0, 0], rest].concat()
+}
+
+fn ethernet(to: Mac, from: Mac, kind: u16, payload: &[u8]) -> Vec<u8> {
+    [&to.0[..], &from.0, &kind.to_be_bytes(), payload].concat()
+}
+
+/// An IP packet with a datagram.
+pub fn udp(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Vec<u8> {
+    let length = length(8 + payload.len()).to_be_bytes();
+    let mut datagram =
+        [&from.port().to_be_bytes()[..], &to.port().to_be_bytes(), &length, &[0, 0], payload].concat();
+    let sum = checksum(&[&pseudo_header(from.ip(), to.ip(), UDP, datagram.len()), &datagram]);
+    // 0 would mean that there is none (RFC 768).
+    datagram[6..8].copy_from_slice(&if sum == 0 { [0xff; 2] } else { sum.to_be_bytes() });
+    ip(from.ip(), to.ip(), UDP, &datagram)
+}
+
+/// What a VXLAN datagram carries (RFC 7348).
+pub fn vxlan(vni: u32, inner: &[u8]) -> Vec<u8> {
+    [&[0x08, 0, 0, 0][..], &(vni << 8).to_be_bytes(), inner].concat()
+}
+
+/// What an ARP packet is for, by its number (RFC 826).
+#[derive(Debug, Clone, Copy)]
+pub enum Operation {
+    /// Who has that address?
+    Request = 1,
+    /// I have it.
+    Reply = 2,
+}
+
+/// A frame with an ARP packet. The mark is behind it, where a frame that is too short is filled up.
+pub fn arp(
+    (to, from): (Mac, Mac),
+    operation: Operation,
+    sender: (Mac, Ipv4Addr),
+    target: (Mac, Ipv4Addr),
+    mark: Mark,
+) -> Vec<u8> {
+    let head = [0, 1, 8, 0, 6, 4, 0, operation as u8];
+    let [sender, target] = [sender, target].map(|(mac, ip)| [&mac.0[..], &ip.octets()].concat());
+    ethernet(to, from, ARP, &[&head[..], &sender, &target, &mark.bytes()].concat())
+}
+
+/// Whether the frame is the answer to a question that was put to the address: who has it, or whether it is there.
+pub fn is_answer(frame: &[u8], address: IpAddr) -> bool {
+    let has = |at: usize, value: &[u8]| frame.get(at..at + value.len()) == Some(value);
+    match address {
+        IpAddr::V4(v4) => has(12, &ARP.to_be_bytes()) && has(21, &[2]) && has(28, &v4.octets()),
+        IpAddr::V6(v6) => {
+            let told = has(54, &[136]) && has(62, &v6.octets());
+            let echoed = has(54, &[129]) && has(22, &v6.octets());
+            has(12, &IPV6.to_be_bytes()) && has(20, &[ICMP6]) && (told || echoed)
+        }
+    }
+}
+
+/// An IPv6 packet that asks for an answer with the same mark (RFC 4443, section 4.1).
+pub fn echo_request(from: Ipv6Addr, to: Ipv6Addr, mark: Mark) -> Vec<u8> {
+    icmp6(from, to, &[&[128, 0, 0, 0, 0, 0, 0, 0]], mark)
+}
+
+/// An IPv6 packet that asks who has the address (RFC 4861, section 4.3).
+pub fn solicitation(from: Ipv6Addr, to: Ipv6Addr, target: Ipv6Addr, mac: Mac, mark: Mark) -> Vec<u8> {
+    icmp6(from, to, &[&[135, 0, 0, 0, 0, 0, 0, 0][..], &target.octets(), &[1, 1], &mac.0], mark)
+}
+
+/// An IPv6 packet that says that the address is at that MAC address, whatever was said before (section 4.4).
+pub fn advertisement(from: Ipv6Addr, to: Ipv6Addr, target: Ipv6Addr, mac: Mac, mark: Mark) -> Vec<u8> {
+    icmp6(from, to, &[&[136, 0, 0, 0, 0x20, 0, 0, 0][..], &target.octets(), &[2, 1], &mac.0], mark)
+}
+
+/// An IPv6 packet that offers its sender as a router, and a prefix of 64 bits for an address (section 4.2).
+pub fn router_advertisement(from: Ipv6Addr, to: Ipv6Addr, prefix: Ipv6Addr, mac: Mac, mark: Mark) -> Vec<u8> {
+    let router = [134, 0, 0, 0, 64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0];
+    // On this link, to make addresses of; for an hour, and as long preferred.
+    let information = [3, 4, 64, 0xc0, 0, 0, 0x0e, 0x10, 0, 0, 0x0e, 0x10, 0, 0, 0, 0];
+    icmp6(from, to, &[&router, &[1, 1], &mac.0, &information, &prefix.octets()], mark)
+}
+
+/// The mark goes with it as an option that nobody knows, and hosts pass over (section 4.6).
+fn icmp6(from: Ipv6Addr, to: Ipv6Addr, parts: &[&[u8]], mark: Mark) -> Vec<u8> {
+    let mut message = [&parts.concat()[..], &[253, 3, 0, 0, 0, 0, 0, 0], &mark.bytes()].concat();
+    let sum = checksum(&[&pseudo_header(from.into(), to.into(), ICMP6, message.len()), &message]);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    ip(from.into(), to.into(), ICMP6, &message)
+}
+
+/// Hosts take neighbour discovery only with a hop limit of 255, which no router has lowered.
+const HOPS: u8 = 255;
+
+fn ip(from: IpAddr, to: IpAddr, protocol: u8, body: &[u8]) -> Vec<u8> {
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let [high, low] = length(20 + body.len()).to_be_bytes();
+            let head = [0x45, 0, high, low, 0, 0, 0, 0, HOPS, protocol, 0, 0];
+            let mut header = [&head[..], &from.octets(), &to.octets()].concat();
+            let sum = checksum(&[&header]);
+            header[10..12].copy_from_slice(&sum.to_be_bytes());
+            [&header, body].concat()
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let [high, low] = length(body.len()).to_be_bytes();
+            let head = [0x60, 0, 0, 0, high, low, protocol, HOPS];
+            [&head[..], &from.octets(), &to.octets(), body].concat()
+        }
+        _ => panic!("{from} and {to} are of different families"),
+    }
+}
+
+fn pseudo_header(from: IpAddr, to: IpAddr, protocol: u8, bytes: usize) -> Vec<u8> {
+    let octets = |address: IpAddr| match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    };
+    [&octets(from)[..], &octets(to), &[0, protocol], &length(bytes).to_be_bytes()].concat()
+}
+
+fn length(bytes: usize) -> u16 {
+    u16::try_from(bytes).expect("a packet that fits")
+}
+
+/// The Internet checksum (RFC 1071) of parts that have an even length, but for the last.
+fn checksum(parts: &[&[u8]]) -> u16 {
+    let words = parts.iter().flat_map(|part| part.chunks(2));
+    let mut sum: u32 =
+        words.map(|word| u32::from(word[0]) << 8 | word.get(1).copied().map_or(0, u32::from)).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !u16::try_from(sum).expect("folded")
+}
+
+/// As much of a frame as is looked at: what has a mark is shorter.
+const LONGEST: usize = 2048;
+
+/// Binds the calling thread to one processor, always the same. Packets wait their turn for each processor apart: only
+/// what was sent on one and the same arrives in the order in which it was sent.
+pub fn keep_in_order() {
+    let this = Pid::from_raw(0);
+    let allowed = sched_getaffinity(this).expect("every thread may ask");
+    let first = (0..CpuSet::count()).find(|cpu| allowed.is_set(*cpu).unwrap_or(false));
+    let mut one = CpuSet::new();
+    one.set(first.expect("it runs somewhere")).expect("a processor that there is");
+    sched_setaffinity(this, &one).expect("one of those that are allowed");
+}
+
+fn packet_socket() -> OwnedFd {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll);
+    let socket = socket.expect("root may hear everything");
+    // Room for all that passes while nobody reads.
+    setsockopt(&socket, RcvBufForce, &(8 << 20)).expect("root may have a large buffer");
+    socket
+}
+
+/// The next frame that was heard, and where that was.
+fn next(socket: &OwnedFd, buffer: &mut [u8]) -> Option<(usize, Option<SockaddrStorage>)> {
+    match recvfrom(socket.as_raw_fd(), buffer) {
+        Ok(heard) => Some(heard),
+        Err(Errno::EAGAIN) => None,
+        Err(errno) => panic!("hear frames: {errno}"),
+    }
+}
+
+/// Hears every frame that comes in or goes out by any interface of a network namespace, before any filter can drop
+/// what comes in.
+#[derive(Debug)]
+pub struct Ear {
+    socket: OwnedFd,
+    marks: BTreeSet<Mark>,
+}
+
+impl Ear {
+    /// Opens one in the calling thread's namespace.
+    pub fn open() -> Self {
+        Self { socket: packet_socket(), marks: BTreeSet::new() }
+    }
+
+    /// Whether a packet with that mark was there until now.
+    pub fn has_heard(&mut self, mark: Mark) -> bool {
+        self.any(|_| false);
+        self.marks.contains(&mark)
+    }
+
+    /// Waits for a packet with that mark.
+    pub fn wait_for(&mut self, what: &str, mark: Mark) {
+        wait::until_true(what, || self.has_heard(mark));
+    }
+
+    /// Waits for a frame such as that, among those that nobody has asked for yet.
+    pub fn wait_for_any(&mut self, what: &str, is_it: impl Fn(&[u8]) -> bool) {
+        wait::until_true(what, || self.any(&is_it));
+    }
+
+    /// Takes note of all that was heard, and tells whether a frame such as that was among it.
+    fn any(&mut self, is_it: impl Fn(&[u8]) -> bool) -> bool {
+        let mut buffer = [0; LONGEST];
+        let mut found = false;
+        while let Some((length, _)) = next(&self.socket, &mut buffer) {
+            self.marks.extend(Mark::find(&buffer[..length]));
+            found |= is_it(&buffer[..length]);
+        }
+        found
+    }
+}
+
+/// Sends frames as they are.
+#[derive(Debug)]
+pub struct Mouth {
+    socket: OwnedFd,
+    interface: SockaddrStorage,
+}
+
+impl Mouth {
+    /// Opens one in the calling thread's namespace, on the interface that leads to that address.
+    pub fn towards(address: IpAddr) -> Self {
+        let socket = packet_socket();
+        // The kernel says which interface that is with the first frame that leaves by it.
+        let mark = Mark::new();
+        let any: IpAddr =
+            if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let sent = UdpSocket::bind((any, 0)).and_then(|udp| udp.send_to(&mark.bytes(), (address, 9)));
+        sent.unwrap_or_else(|error| panic!("send to {address}: {error}"));
+        let mut buffer = [0; LONGEST];
+        let interface = wait::until("a frame to leave", || {
+            while let Some((length, interface)) = next(&socket, &mut buffer) {
+                if Mark::find(&buffer[..length]) == Some(mark) {
+                    return interface.ok_or("no interface".to_owned());
+                }
+            }
+            Err("not yet".to_owned())
+        });
+        Self { socket, interface }
+    }
+
+    /// Sends a frame, behind all that was sent before.
+    pub fn send(&self, frame: &[u8]) {
+        let job = || {
+            keep_in_order();
+            sendto(self.socket.as_raw_fd(), frame, &self.interface, MsgFlags::empty())
+        };
+        let sent = std::thread::scope(|scope| scope.spawn(job).join().expect("it does not panic"));
+        assert_eq!(sent, Ok(frame.len()), "a frame was not sent");
+    }
+}

@@ -1,0 +1,122 @@
+//! What others do to what is ours in a node's kernel, at random.
+
+use crate::agent::Worker;
+use crate::random::Random;
+
+/// Something that somebody does: what, and the shell that does it. `$F` is a family, 4 or 6, `pick` one of the lines that it
+/// reads. What is not there to be spoiled is left alone.
+const DEEDS: [(&str, &str); 30] = [
+    (
+        "deletes a route",
+        "ip -$F route delete $(ip -$F route show proto 84 | sed 's/^unreachable //' | pick | cut -d' ' -f1)",
+    ),
+    ("deletes all routes", "ip -$F route flush proto 84"),
+    (
+        "turns a route away",
+        "ip -$F route replace blackhole $(ip -$F route show proto 84 | sed 's/^unreachable //' | pick | cut -d' ' -f1) proto 84",
+    ),
+    (
+        "bends a route",
+        "ip -$F route change $(ip -$F route show proto 84 | sed 's/^unreachable //' | pick | cut -d' ' -f1) dev polder0 proto 84",
+    ),
+    ("adds a route of ours to nowhere", "ip -$F route add $(net 7) dev polder0 proto 84"),
+    (
+        "deletes a neighbour",
+        "ip -$F neigh delete $(ip -$F neigh show nud permanent | grep 'dev polder' | pick | cut -d' ' -f1-3)",
+    ),
+    (
+        "changes a neighbour",
+        "ip -$F neigh replace $(ip -$F neigh show nud permanent | grep 'dev polder' | pick | cut -d' ' -f1-3) \
+         lladdr 02:00:00:00:00:99 nud permanent",
+    ),
+    ("adds a neighbour", "ip -$F neigh add $(host 7) lladdr 02:00:00:00:00:98 nud permanent dev polder.vx"),
+    (
+        "deletes a forwarding entry",
+        "set -- $(bridge fdb show dev polder.vx | grep dst | pick); bridge fdb delete $1 dev polder.vx dst $3",
+    ),
+    (
+        "changes a forwarding entry",
+        "set -- $(bridge fdb show dev polder.vx | grep dst | pick); \
+         bridge fdb replace $1 dev polder.vx dst 192.0.2.9 self permanent",
+    ),
+    (
+        "adds a forwarding entry",
+        "bridge fdb append 02:00:00:00:00:97 dev polder.vx dst 192.0.2.8 self permanent",
+    ),
+    (
+        "deletes a pod's forwarding entry",
+        "port=$(ls /sys/class/net | grep ^pld | pick); set -- $(bridge fdb show dev $port | grep 'static' | pick); \
+         bridge fdb delete $1 dev $port master",
+    ),
+    (
+        "deletes an address",
+        "ip -$F address delete $(ip -$F -o address show dev polder0 scope global | pick | awk '{print $4}') dev polder0",
+    ),
+    ("adds an address", "ip -$F address add $(host 6) dev polder0"),
+    ("sets the bridge down", "ip link set polder0 down"),
+    ("sets the tunnel down", "ip link set polder.vx down"),
+    ("changes the bridge's MAC address", "ip link set polder0 address 02:00:00:00:00:96"),
+    ("changes the tunnel's MTU", "ip link set polder.vx mtu 1300"),
+    ("deletes the bridge", "ip link delete polder0"),
+    ("deletes the tunnel", "ip link delete polder.vx"),
+    (
+        "renames the bridge",
+        "ip link set polder0 down && ip link set polder0 name elsewhere && ip link set elsewhere up",
+    ),
+    ("takes a pod off the bridge", "ip link set $(ls /sys/class/net | grep ^pld | pick) nomaster"),
+    ("sets a pod's interface down", "ip link set $(ls /sys/class/net | grep ^pld | pick) down"),
+    (
+        "unlocks a pod's port",
+        "bridge link set dev $(ls /sys/class/net | grep ^pld | pick) isolated off flood on learning on",
+    ),
+    ("deletes the filter", "nft delete table inet polder"),
+    (
+        "empties a set of the filter",
+        "nft flush set inet polder $(nft list sets inet | grep -o 'set [a-z]*[46]' | pick | cut -d' ' -f2)",
+    ),
+    ("empties a chain of the filter", "nft flush chain inet polder from_pods"),
+    ("lets somebody in", "nft add element inet polder peers4 '{ 192.0.2.7 }'"),
+    ("stops IPv4 forwarding", "sysctl -qw net.ipv4.ip_forward=0"),
+    ("stops IPv6 forwarding", "sysctl -qw net.ipv6.conf.all.forwarding=0"),
+];
+
+/// Does one of these things on the node; says which.
+pub fn spoil(worker: &Worker, random: &mut Random) -> &'static str {
+    let (what, deed) = *random.one_of(&DEEDS);
+    let (number, family) = (random.below(1000), if random.chance(50) { 4 } else { 6 });
+    worker.node.shell(&format!(
+        "F={family}\n\
+         pick() {{ lines=$(cat); count=$(echo \"$lines\" | wc -l); echo \"$lines\" | sed -n \"$(({number} % count + 1))p\"; }}\n\
+         host() {{ if [ $F = 4 ]; then echo 10.244.255.$1/32; else echo fd00:244::ffff:$1/128; fi; }}\n\
+         net() {{ if [ $F = 4 ]; then echo 10.244.25$1.0/26; else echo fd00:244:0:f$1::/122; fi; }}\n\
+         ({deed}) 2>/dev/null || true"
+    ));
+    what
+}
+
+/// Makes what is not ours, and looks like ours.
+pub fn make_foreign(worker: &Worker) {
+    worker.node.shell(
+        "ip link add other0 type bridge; ip address add 192.0.2.1/24 dev other0; ip link set other0 up\n\
+         ip link add name other.vx type vxlan id 7 dstport 4790 local 192.0.2.1 nolearning; ip link set other.vx up\n\
+         ip link add pld-not-ours type bridge; ip link set pld-not-ours up\n\
+         ip route add 198.51.100.0/24 via 192.0.2.2; ip route add 203.0.113.0/24 via 192.0.2.2 proto 85\n\
+         ip neigh add 192.0.2.2 lladdr 02:00:00:00:01:01 nud permanent dev other0\n\
+         bridge fdb append 02:00:00:00:01:02 dev other.vx dst 192.0.2.3 self permanent\n\
+         ip rule add from 192.0.2.1 lookup 100; ip route add default via 192.0.2.2 table 100\n\
+         nft 'add table inet other; add set inet other s { type ipv4_addr; elements = { 192.0.2.4 }; }; \
+              add chain inet other c { type filter hook forward priority 10; }; add rule inet other c counter'\n\
+         sysctl -qw net.ipv4.conf.other0.rp_filter=1",
+    );
+}
+
+/// What is there of it.
+pub fn foreign(worker: &Worker) -> String {
+    worker.node.shell(
+        "ip -o link show other0 | cut -d: -f2-; ip -o link show other.vx | cut -d: -f2-\n\
+         ip -o link show pld-not-ours | cut -d: -f2-; ip -o -4 address show dev other0 | cut -d: -f2-\n\
+         ip route show 198.51.100.0/24; ip route show 203.0.113.0/24; ip route show table 100; ip rule show\n\
+         ip neigh show dev other0 nud permanent; bridge fdb show dev other.vx\n\
+         nft --stateless list table inet other; sysctl net.ipv4.conf.other0.rp_filter",
+    )
+}

@@ -1,0 +1,106 @@
+//! The ways between nodes change under pods that talk.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use polder_tests::agent::Worker;
+use polder_tests::fabric::Families;
+use polder_tests::matrix::assert_flat;
+use polder_tests::talk::while_talking;
+use polder_tests::{Lab, Pod, Topology, wait};
+
+/// A pod on each node.
+fn pods(lab: &Lab) -> Vec<Pod> {
+    lab.workers.iter().map(|worker| worker.pod("a")).collect()
+}
+
+fn wait_for_paths(lab: &Lab, path: &str) {
+    for worker in &lab.workers {
+        for other in lab.workers.iter().filter(|other| other.name() != worker.name()) {
+            for family in ["ipv4", "ipv6"] {
+                let what = format!("{family} from {} to {} to be {path}", worker.name(), other.name());
+                wait::until_true(&what, || worker.path_to(other.name(), family) == path);
+            }
+        }
+        // What was made before is gone, too.
+        worker.wait_for_status("nothing to do", |status| (status["last_pass"]["writes"] == 0).then_some(()));
+    }
+}
+
+#[test]
+fn the_backend_is_switched_for_the_whole_cluster_and_no_packet_is_lost() {
+    let lab = Lab::start(Topology::one_segment(3).families(Families::DUAL));
+    let pods = pods(&lab);
+    while_talking(&pods, || {
+        for (backend, path) in
+            [("vxlan", "vxlan"), ("direct", "direct"), ("vxlan", "vxlan"), ("auto", "direct")]
+        {
+            let said = lab.workers[1].ctl(&["cluster", "set", "--backend", backend]);
+            assert!(said.as_str().unwrap().contains(&format!("is {backend}, and was")), "{said}");
+            wait_for_paths(&lab, path);
+        }
+    });
+    let said = lab.workers[2].ctl(&["cluster", "set", "--backend", "auto"]);
+    assert_eq!(said, "the backend is auto already");
+    let error = lab.workers[2].try_ctl(&["cluster", "set", "--backend", "ipip"]).unwrap_err();
+    assert!(error.contains("auto, direct or vxlan"), "{error}");
+    assert_flat(&pods, 1450);
+}
+
+/// The underlay addresses of a node, as another knows them.
+fn known(worker: &Worker, name: &str) -> String {
+    let nodes = worker.ctl(&["node", "list"]);
+    let node = nodes.as_array().unwrap().iter().find(|node| node["name"] == name).unwrap().clone();
+    node["underlay"].to_string()
+}
+
+#[test]
+fn a_node_moves_to_another_underlay_address_and_no_packet_is_lost() {
+    // To the second node it is direct, to the third through a tunnel.
+    let mut lab = Lab::start(Topology::two_segments());
+    let pods = pods(&lab);
+    let (old, new) = ("10.10.1.1", "10.10.1.101");
+    while_talking(&pods, || {
+        lab.workers[0].node.run("ip", &["address", "add", &format!("{new}/24"), "dev", "eth0"]);
+        assert!(lab.workers[0].stop());
+        lab.workers[0]
+            .configure(&format!("{}[underlay]\naddresses = [\"{new}\"]\n", lab.workers[0].configuration()));
+        lab.workers[0].start_and_wait();
+        for worker in &lab.workers {
+            wait::until_true("the new address to be known", || known(worker, "n1").contains(new));
+            worker.wait_for_status("nothing to do", |status| {
+                (status["last_pass"]["writes"] == 0).then_some(())
+            });
+        }
+        wait::until_true("the node itself to go by it", || {
+            lab.workers[0].node.run("ip", &["-d", "link", "show", "polder.vx"]).contains(new)
+        });
+        lab.workers[0].node.run("ip", &["address", "delete", &format!("{old}/24"), "dev", "eth0"]);
+    });
+    assert_flat(&pods, 1450);
+    for worker in &lab.workers[1..] {
+        let all = worker.node.shell("ip route; bridge fdb show dev polder.vx");
+        assert!(!all.contains(&format!("{old} ")), "{} still goes by the old address: {all}", worker.name());
+    }
+}
+
+#[test]
+fn a_node_whose_address_was_replaced_is_found_at_the_new_one() {
+    let lab = Lab::start(Topology::two_segments());
+    let pods = pods(&lab);
+    // As when a lease of DHCP is another: the connections of the agent to etcd are dead, too.
+    lab.workers[0].node.shell(
+        "ip address flush dev eth0; ip address add 10.10.1.101/24 dev eth0; ip route add default via 10.10.1.254",
+    );
+    for worker in &lab.workers {
+        wait::within(std::time::Duration::from_secs(60), "the new address to be known", || {
+            let known = known(worker, "n1");
+            if known.contains("10.10.1.101") { Ok(()) } else { Err(known) }
+        });
+    }
+    lab.workers.iter().for_each(|worker| {
+        worker.wait_for_status("nothing to do", |status| {
+            (status["last_pass"]["writes"] == 0 && status["problems"] == serde_json::json!([])).then_some(())
+        });
+    });
+    assert_flat(&pods, 1450);
+}

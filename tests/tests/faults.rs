@@ -1,0 +1,306 @@
+//! Everything that is ours is spoiled at random, on nodes that fail, while all pods talk; and then it is as it should be.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use polder_tests::agent::Worker;
+use polder_tests::fabric::Families;
+use polder_tests::matrix::{assert_flat_over, listen};
+use polder_tests::probe::{Echo, Stream};
+use polder_tests::random::{Random, announced_seed};
+use polder_tests::sabotage::{foreign, make_foreign, spoil};
+use polder_tests::ways::wait_for_ways;
+use polder_tests::{Lab, Pod, Topology, wait};
+use serde_json::{Value, json};
+
+/// Things that happen.
+const STEPS: usize = 150;
+
+/// Members of etcd.
+const MEMBERS: usize = 3;
+
+/// Pods of a crowd: with the others on its node they need another block.
+const CROWD: usize = 14;
+
+/// How long it may take until all is as it should be.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// What may happen in a step, and how often it does of a hundred times.
+const HAPPENINGS: [(usize, Happening); 8] = [
+    (60, Happening::Spoilt),
+    (8, Happening::AgentKilled),
+    (6, Happening::AgentAway),
+    (6, Happening::LinkFlaps),
+    (6, Happening::CableCut),
+    (6, Happening::MemberKilled),
+    (5, Happening::Crowd),
+    (3, Happening::NodeMadeAnew),
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Happening {
+    /// Somebody changes something of ours in the kernel.
+    Spoilt,
+    /// The agent is killed and started at once.
+    AgentKilled,
+    /// It stays away until it is this again.
+    AgentAway,
+    /// The interface to the underlay goes down and up, and loses what it had.
+    LinkFlaps,
+    /// The cable is pulled until it is this again.
+    CableCut,
+    /// A member of etcd stays away until it is this again.
+    MemberKilled,
+    /// Many pods come and go, so that blocks are claimed and given back.
+    Crowd,
+    /// The node dies, is removed, and another of its name takes its place.
+    NodeMadeAnew,
+}
+
+/// The lab, and what is wrong with it now.
+struct Site {
+    lab: Lab,
+    random: Random,
+    /// The pod of each node, and what goes on from there.
+    pods: Vec<Pod>,
+    servers: Vec<Vec<Echo>>,
+    streams: Vec<Stream>,
+    /// What was there of others.
+    foreign: Vec<String>,
+    away: BTreeSet<usize>,
+    cut: BTreeSet<usize>,
+    member: Option<usize>,
+    happened: BTreeMap<String, usize>,
+}
+
+impl Site {
+    fn new(random: Random) -> Self {
+        let topology = Topology { nodes: vec![1, 1, 2, 2], etcd_members: 3, ..Topology::two_segments() };
+        let mut lab = Lab::build(topology.families(Families::DUAL));
+        for (name, pool) in [("ipv4", ("10.244.0.0/16", 28)), ("ipv6", ("fd00:244::/56", 124))] {
+            let record = json!({ "cidr": pool.0, "block_length": pool.1, "state": "active" });
+            lab.etcd.ctl(&["put", &format!("/polder/v1/pools/{name}"), &record.to_string()]);
+        }
+        for worker in &lab.workers {
+            worker.configure_also("ipam.grace_seconds = 1\nipam.cooldown_seconds = 10");
+        }
+        lab.start_agents();
+        lab.workers.iter().for_each(make_foreign);
+        let foreign = lab.workers.iter().map(foreign).collect();
+        let pods: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("a")).collect();
+        let servers = pods.iter().map(|pod| listen(std::slice::from_ref(pod))).collect();
+        let mut site = Self {
+            lab,
+            random,
+            pods,
+            servers,
+            streams: Vec::new(),
+            foreign,
+            away: BTreeSet::new(),
+            cut: BTreeSet::new(),
+            member: None,
+            happened: BTreeMap::new(),
+        };
+        (0..site.pods.len()).for_each(|number| site.talk(number));
+        site
+    }
+
+    /// Lets the pod of that node talk to all others.
+    fn talk(&mut self, number: usize) {
+        let from = &self.pods[number];
+        let others = self.pods.iter().filter(|to| to.node() != from.node());
+        let streams = others.map(|to| from.within(|| Stream::start(from.v4(), to.v4())));
+        self.streams.extend(streams);
+    }
+
+    fn step(&mut self, step: usize) {
+        let mut share = self.random.below(100);
+        let happening = HAPPENINGS.iter().find(|(percent, _)| {
+            let is_it = share < *percent;
+            share = share.saturating_sub(*percent);
+            is_it
+        });
+        let (_, happening) = happening.expect("a hundred in all");
+        let number = self.random.below(self.lab.workers.len());
+        let what = match happening {
+            Happening::Spoilt => spoil(&self.lab.workers[number], &mut self.random).to_owned(),
+            other => {
+                self.happen(*other, number);
+                format!("{other:?}")
+            }
+        };
+        println!("step {step}: n{}: {what}", number + 1);
+        *self.happened.entry(what).or_default() += 1;
+        // Often it is put right before something else happens, and often not.
+        if self.random.chance(30) && !self.away.contains(&number) {
+            self.lab.workers[number].wait_for_status("a pass that finds nothing", settled);
+        }
+    }
+
+    fn happen(&mut self, happening: Happening, number: usize) {
+        match happening {
+            Happening::Spoilt => {}
+            Happening::AgentKilled => {
+                self.lab.workers[number].kill();
+                self.start(number);
+            }
+            Happening::AgentAway if self.away.contains(&number) => self.start(number),
+            Happening::AgentAway => {
+                self.lab.workers[number].kill();
+                self.away.insert(number);
+            }
+            Happening::LinkFlaps => self.flap(number),
+            Happening::CableCut if self.cut.contains(&number) => self.mend(number),
+            Happening::CableCut => {
+                let worker = &self.lab.workers[number];
+                self.lab.fabric.cut(&worker.node, worker.segment);
+                self.cut.insert(number);
+            }
+            Happening::MemberKilled => match self.member.take() {
+                Some(member) => self.lab.etcd.start_member(member),
+                None => {
+                    let member = self.random.below(MEMBERS);
+                    self.lab.etcd.kill_member(member);
+                    self.member = Some(member);
+                }
+            },
+            Happening::Crowd => self.crowd(number),
+            Happening::NodeMadeAnew => self.make_anew(number),
+        }
+    }
+
+    fn start(&mut self, number: usize) {
+        self.away.remove(&number);
+        self.lab.workers[number].start();
+    }
+
+    fn mend(&mut self, number: usize) {
+        let worker = &self.lab.workers[number];
+        self.lab.fabric.mend(&worker.node, worker.segment);
+        self.cut.remove(&number);
+    }
+
+    /// As a network manager does it: down, and up with what it should have.
+    fn flap(&self, number: usize) {
+        let worker = &self.lab.workers[number];
+        let v6 = self.lab.underlay(number, true);
+        worker.node.shell(&format!(
+            "ip link set eth0 down; ip link set eth0 up; ip address replace {v6}/64 dev eth0 nodad\n\
+             ip route flush default; ip -6 route flush default"
+        ));
+        self.lab.fabric.default_route(&worker.node, worker.segment);
+    }
+
+    /// Pods for which the node needs another block, one after the other. Those that get no address while the node cannot claim
+    /// one are none.
+    fn crowd(&self, number: usize) {
+        if self.away.contains(&number) {
+            return;
+        }
+        let worker = &self.lab.workers[number];
+        let names = (0..CROWD).map(|pod| format!("crowd{pod}"));
+        let pods: Vec<_> =
+            names.map(|name| (worker.try_pod(&name, &Worker::netconf("1.1.0")), name)).collect();
+        for (pod, name) in pods {
+            match pod {
+                Ok(pod) => worker.delete(&pod),
+                Err(_) => drop(worker.node.run("ip", &["netns", "delete", &name])),
+            }
+        }
+    }
+
+    /// Another machine of the same name, with nothing of what the first one had.
+    fn make_anew(&mut self, number: usize) {
+        let other = (number + 1) % self.lab.workers.len();
+        if self.away.contains(&other) || self.cut.contains(&other) {
+            return;
+        }
+        let name = self.lab.workers[number].name().to_owned();
+        self.lab.workers[number].kill();
+        // The store may be busy with an election.
+        wait::until("the node to be removed", || {
+            self.lab.workers[other].try_ctl(&["node", "remove", &name, "--dead"]).map(drop)
+        });
+        self.lab.reboot(number);
+        if self.cut.contains(&number) {
+            self.mend(number);
+        }
+        self.lab.workers[number].node.shell("rm -rf /var/lib/polder");
+        make_foreign(&self.lab.workers[number]);
+        self.foreign[number] = foreign(&self.lab.workers[number]);
+        self.start(number);
+        let worker = &self.lab.workers[number];
+        let pod = wait::within(PATIENCE, "a pod on the new node", || {
+            let pod = worker.try_pod("a", &Worker::netconf("1.1.0"));
+            pod.map_err(|error| {
+                worker.node.run("ip", &["netns", "delete", "a"]);
+                error.to_string()
+            })
+        });
+        self.servers[number] = listen(std::slice::from_ref(&pod));
+        self.pods[number] = pod;
+        self.talk(number);
+    }
+
+    /// Lets everything work again.
+    fn end_all(&mut self) {
+        self.cut.clone().into_iter().for_each(|number| self.mend(number));
+        self.away.clone().into_iter().for_each(|number| self.start(number));
+        if let Some(member) = self.member.take() {
+            self.lab.etcd.start_member(member);
+        }
+        for worker in &mut self.lab.workers {
+            assert!(worker.runs(), "the agent of {} has ended: {}", worker.name(), worker.log());
+        }
+    }
+}
+
+fn settled(status: &Value) -> Option<()> {
+    let pass = &status["last_pass"];
+    (pass["writes"] == 0 && pass["failures"] == json!([])).then_some(())
+}
+
+#[test]
+fn whatever_is_spoilt_on_nodes_that_fail_in_the_end_the_kernel_is_as_it_should_be() {
+    let mut site = Site::new(Random::new(announced_seed()));
+    (0..STEPS).for_each(|step| site.step(step));
+    site.end_all();
+    let workers = &site.lab.workers;
+    for worker in workers {
+        wait::within(PATIENCE, &format!("{} to be ready", worker.name()), || {
+            let status = worker.try_status()?;
+            let is_well = status["ready"] == true && status["problems"] == json!([]);
+            if is_well { Ok(()) } else { Err(status.to_string()) }
+        });
+    }
+    wait_for_ways(&site.lab, PATIENCE);
+    // Neither now nor in the next passes there is anything to do.
+    let written = |worker: &Worker| {
+        worker.wait_for_status("nothing to do", |status| {
+            settled(status)?;
+            Some((status["last_pass"]["written"].clone(), status["last_pass"]["count"].as_u64()?))
+        })
+    };
+    let before: Vec<_> = workers.iter().map(written).collect();
+    for (worker, (writes, count)) in workers.iter().zip(before) {
+        assert_eq!(worker.ctl(&["plan"]), json!([]), "{}", worker.name());
+        worker.node.run("ip", &["address", "add", "192.0.2.99/32", "dev", "other0"]);
+        worker.wait_for_status("another pass", |status| {
+            (status["last_pass"]["count"].as_u64()? > count).then_some(())
+        });
+        worker.node.run("ip", &["address", "delete", "192.0.2.99/32", "dev", "other0"]);
+        assert_eq!(worker.status()["last_pass"]["written"], writes, "{} writes and writes", worker.name());
+    }
+    site.servers.clear();
+    let streams = std::mem::take(&mut site.streams);
+    let (sent, received) =
+        streams.into_iter().map(Stream::finish).fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1));
+    assert_flat_over(Families::DUAL, &site.pods, 1450);
+    for (worker, before) in workers.iter().zip(&site.foreign) {
+        assert_eq!(foreign(worker), *before, "what is not ours on {}", worker.name());
+    }
+    println!("{:#?}", site.happened);
+    println!("{received} of {sent} datagrams came back");
+}
