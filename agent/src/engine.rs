@@ -27,7 +27,7 @@ use crate::board::{Made, Pass};
 use crate::config::StoreConfig;
 use crate::conflist;
 use crate::kernel::plan::{Change, summary};
-use crate::kernel::state::Desired;
+use crate::kernel::state::Known;
 use crate::kernel::sysctl;
 use crate::repair::Pace;
 use crate::underlay::Underlay;
@@ -154,7 +154,7 @@ struct Engine {
     /// How soon the next repair may follow.
     pace: Pace,
     /// What was in place when a pass last found nothing to do.
-    in_place: Option<Desired>,
+    in_place: Option<Known>,
 }
 
 impl Engine {
@@ -241,12 +241,12 @@ impl Engine {
             Err(reason) => return self.not_made(reason),
         };
         if changes.is_empty() {
-            self.in_place = Some(desired);
+            self.in_place = Some(desired.known());
             return pass;
         }
         info!("changing the kernel: {}", summary(&changes));
         changes.iter().for_each(|change| debug!("{change}"));
-        if self.in_place.as_ref() == Some(&desired) {
+        if self.in_place.as_ref() == Some(&desired.known()) {
             self.note_repair(&changes, by);
         }
         self.keep_previous(&changes, &sysctls).await;

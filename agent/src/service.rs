@@ -70,7 +70,7 @@ pub async fn add(agent: &Agent, request: AddRequest) -> Result<(Wiring, Wired), 
         Allocated::New(held) => held,
         Allocated::Exists(held) => already_there(agent, &held).await?,
     };
-    let table = ruleset::table(&cluster.record);
+    let table = ruleset::table(&cluster.record, &ruleset::Lengths::new());
     let (mac, addresses) = (held.mac, held.addresses.clone());
     if let Err(error) = agent.pods.run(move |kernel| kernel.admit_pod(&table, mac, &addresses)).await {
         let _ = release(agent, &attachment).await;
@@ -215,7 +215,7 @@ pub async fn release(agent: &Agent, attachment: &Attachment) -> Result<Addresses
     agent.reaper.delete(attachment.host_interface()).await.map_err(failed)?;
     let Some(held) = held else { return Ok(Addresses::Freed) };
     if let Some(cluster) = &agent.board.view().cluster {
-        let table = ruleset::table(&cluster.record);
+        let table = ruleset::table(&cluster.record, &ruleset::Lengths::new());
         let (mac, addresses) = (held.mac, held.addresses.clone());
         let forgotten = agent.pods.run(move |kernel| kernel.forget_pod(&table, mac, &addresses)).await;
         // Until the next pass forgets it, too: no other pod has that MAC address with that address.

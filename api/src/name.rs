@@ -1,6 +1,7 @@
 //! Names that come from outside, checked once where they enter.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -16,12 +17,13 @@ pub struct InvalidName {
     pub rule: &'static str,
 }
 
+// Shared: there are few of them, and many who know them.
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident, $kind:literal, $valid:expr, $rule:literal) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(Box<str>);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// The name as text.
@@ -51,7 +53,7 @@ macro_rules! name {
 
         impl From<$name> for String {
             fn from(name: $name) -> String {
-                name.0.into()
+                name.as_str().to_owned()
             }
         }
 

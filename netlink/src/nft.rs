@@ -1,6 +1,7 @@
 //! nftables: one table of ours, made and changed in transactions.
 //!
-//! A [`Table`] says what is fixed: sets, chains and rules. What comes and goes are the [`Element`]s of the sets. The
+//! A [`Table`] says what is fixed: sets, chains and rules. In the kernel it is two of the same name, one for IP and one for
+//! ARP, which are made and changed together. What comes and goes are the [`Element`]s of the sets. The
 //! kernel is spoken to directly, so that a pod's entry costs a system call and not a process, and nothing that
 //! comes from the cluster's store is ever given to another program.
 
@@ -32,7 +33,7 @@ impl Protocol for NetfilterMessage {
 /// A socket for nftables.
 pub type FilterSocket = Socket<NetfilterMessage>;
 
-/// A table of family `inet`: everything of it but the elements of its sets.
+/// The tables of families `inet` and `arp` with one name: everything of them but the elements of their sets.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Table {
     /// Its name.
@@ -43,9 +44,24 @@ pub struct Table {
     pub chains: Vec<Chain>,
 }
 
-/// A set of elements, to which rules refer by name.
+/// What the kernel keeps apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Side {
+    /// IPv4 and IPv6 (family `inet`).
+    Ip,
+    /// ARP (family `arp`).
+    Arp,
+}
+
+impl Side {
+    const BOTH: [Self; 2] = [Self::Ip, Self::Arp];
+}
+
+/// A set of elements, to which rules refer by name. One that is on both sides has the same elements on both.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Set {
+    /// Where it is.
+    pub side: Side,
     /// Its name.
     pub name: &'static str,
     /// What its elements are.
@@ -70,8 +86,20 @@ pub enum Hook {
     Raw,
     /// What is for the host itself (input, 0).
     Input,
+    /// ARP that is for the host itself (input, 0).
+    ArpInput,
     /// The source address of what goes out (nat, postrouting, 100).
     SourceNat,
+}
+
+impl Hook {
+    /// What comes by there.
+    pub fn side(self) -> Side {
+        match self {
+            Self::Raw | Self::Input | Self::SourceNat => Side::Ip,
+            Self::ArpInput => Side::Arp,
+        }
+    }
 }
 
 /// A rule: if all matches hold, the verdict.
@@ -106,6 +134,24 @@ pub enum Match {
     Sender(Within),
     /// Its destination is one address, neither multicast nor broadcast.
     Unicast,
+    /// It is ICMP for IPv6 of this type.
+    Icmpv6(u8),
+    /// The packet in the tunnel is of this family. Stands after [`Match::UdpTo`].
+    Carries(Family),
+    /// Its source address together with the first bits of that of the packet in the tunnel is, or is not, in the set. Stands
+    /// after [`Match::Family`] and [`Match::Carries`].
+    Bearer {
+        /// The family of the packet in the tunnel.
+        carried: Family,
+        /// How many bits of its source address count.
+        length: u8,
+        /// Of the family of the tunnel.
+        within: Within,
+    },
+    /// It is an answer over ARP.
+    ArpReply,
+    /// The link-layer address together with the address that it tells over ARP is, or is not, in the set.
+    ArpSender(Within),
 }
 
 /// An interface, by name.
@@ -131,6 +177,8 @@ pub enum Within {
 pub enum Verdict {
     /// It is dropped.
     Drop,
+    /// No later rule of the chain judges it.
+    Accept,
     /// It leaves with the address of the interface that it leaves through, and a random port.
     Masquerade,
 }
@@ -147,6 +195,9 @@ pub enum Found {
     Different(String),
 }
 
+/// How often a set that is on both sides is read again because they differ.
+const ATTEMPTS: usize = 3;
+
 /// Changes that happen together or not at all.
 #[derive(Debug)]
 pub struct Transaction(Vec<Operation<NetfilterMessage>>);
@@ -161,16 +212,17 @@ impl Table {
 
     /// Makes the table with these elements, in place of whatever is there under its name.
     pub fn install(&self, elements: &Elements) -> Transaction {
-        let mut all = vec![encode::add_table(self.name, None), encode::delete_table(self.name)];
-        all.push(encode::add_table(self.name, Some(&self.fingerprint())));
+        let mut all = self.delete().0;
+        let fingerprint = self.fingerprint();
+        all.extend(Side::BOTH.map(|side| encode::add_table(side, self.name, Some(&fingerprint))));
         all.extend(self.sets.iter().zip(1..).map(|(set, id)| encode::add_set(self.name, set, id)));
         for set in &self.sets {
             let members = elements.get(set.name).into_iter().flatten();
-            all.extend(encode::add_elements(self.name, set.name, members));
+            all.extend(encode::add_elements(self.name, set, members));
         }
         for chain in &self.chains {
             all.push(encode::add_chain(self.name, chain));
-            all.extend(chain.rules.iter().map(|rule| encode::add_rule(self.name, chain.name, rule)));
+            all.extend(chain.rules.iter().map(|rule| encode::add_rule(self.name, chain, rule)));
         }
         Transaction(all)
     }
@@ -179,24 +231,37 @@ impl Table {
     pub fn change<'a>(
         &self,
         set: &'static str,
-        add: impl IntoIterator<Item = &'a Element>,
-        remove: impl IntoIterator<Item = &'a Element>,
+        add: impl IntoIterator<Item = &'a Element, IntoIter: Clone>,
+        remove: impl IntoIterator<Item = &'a Element, IntoIter: Clone>,
     ) -> Transaction {
-        let mut all = encode::delete_elements(self.name, set, remove);
-        all.extend(encode::add_elements(self.name, set, add));
-        Transaction(all)
+        let (add, remove) = (add.into_iter(), remove.into_iter());
+        let change = |set| {
+            let mut all = encode::delete_elements(self.name, set, remove.clone());
+            all.extend(encode::add_elements(self.name, set, add.clone()));
+            all
+        };
+        Transaction(self.named(set).flat_map(change).collect())
+    }
+
+    /// The set, on each side where it is.
+    fn named(&self, name: &'static str) -> impl Iterator<Item = &Set> {
+        self.sets.iter().filter(move |set| set.name == name)
     }
 
     /// Puts `elements` in the place of all that the set has.
     pub fn refill(&self, set: &'static str, elements: &BTreeSet<Element>) -> Transaction {
-        let mut all = vec![encode::flush_set(self.name, set)];
-        all.extend(encode::add_elements(self.name, set, elements));
-        Transaction(all)
+        let refill = |set| {
+            let mut all = vec![encode::flush_set(self.name, set)];
+            all.extend(encode::add_elements(self.name, set, elements));
+            all
+        };
+        Transaction(self.named(set).flat_map(refill).collect())
     }
 
-    /// Takes the table away, with all that is in it.
+    /// Takes the table away, with all that is in it. It need not be there.
     pub fn delete(&self) -> Transaction {
-        Transaction(vec![encode::delete_table(self.name)])
+        let delete = |side| [encode::add_table(side, self.name, None), encode::delete_table(side, self.name)];
+        Transaction(Side::BOTH.into_iter().flat_map(delete).collect())
     }
 }
 
@@ -209,6 +274,18 @@ impl FilterSocket {
         self.transact(encode::begin(), transaction.0, encode::end())
     }
 
+    /// Whether there is anything in the place of `table`.
+    pub fn has(&mut self, table: &Table) -> Result<bool, Error> {
+        for side in Side::BOTH {
+            match self.get(encode::get_table(side, table.name)) {
+                Ok(_) => return Ok(true),
+                Err(error) if error.is_missing() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
+    }
+
     /// Reads what the kernel has in the place of `table`.
     pub fn find(&mut self, table: &Table) -> Result<Found, Error> {
         match self.read(table) {
@@ -219,17 +296,23 @@ impl FilterSocket {
     }
 
     fn read(&mut self, table: &Table) -> Result<Found, Error> {
-        let comment = decode::table_comment(&self.get(encode::get_table(table.name))?);
-        if comment.as_deref() != Some(table.fingerprint().as_str()) {
-            return Ok(Found::Different(format!("made as {:?}", comment.unwrap_or_default())));
+        for side in Side::BOTH {
+            let comment = decode::table_comment(&self.get(encode::get_table(side, table.name))?);
+            if comment.as_deref() != Some(table.fingerprint().as_str()) {
+                return Ok(Found::Different(format!("made as {:?}", comment.unwrap_or_default())));
+            }
         }
         for chain in &table.chains {
-            let found = self.get(encode::get_chain(table.name, chain.name))?;
+            let found = self.get(encode::get_chain(table.name, chain))?;
             if !decode::accepts_by_policy(&found) {
                 return Ok(Found::Different(format!("chain {} has another policy", chain.name)));
             }
         }
-        let rules = self.dump(encode::get_rules(table.name), |message| decode::rule(&message, table.name))?;
+        let mut rules = Vec::new();
+        for side in Side::BOTH {
+            let message = encode::get_rules(side, table.name);
+            rules.extend(self.dump(message, |message| decode::rule(&message, table.name))?);
+        }
         for chain in &table.chains {
             let found =
                 rules.iter().filter(|rule| rule.chain == chain.name).map(|rule| rule.comment.as_str());
@@ -239,12 +322,28 @@ impl FilterSocket {
         }
         let mut elements = Elements::new();
         for set in &table.sets {
-            let found = self.dump(encode::get_elements(table.name, set.name), |message| {
-                Some(decode::elements(&message))
-            })?;
-            let found: Vec<_> = found.into_iter().collect::<Result<_, _>>()?;
-            elements.insert(set.name, found.into_iter().flatten().collect());
+            let mut found = self.elements(table, set)?;
+            for _ in 0..ATTEMPTS {
+                let before = elements.entry(set.name).or_insert_with(|| found.clone());
+                if *before == found {
+                    break;
+                }
+                // It may have changed between the looks at the two sides.
+                let other = table.named(set.name).next().unwrap_or(set);
+                *before = self.elements(table, other)?;
+                found = self.elements(table, set)?;
+            }
+            if elements.get(set.name) != Some(&found) {
+                return Ok(Found::Different(format!("set {} is not the same on both sides", set.name)));
+            }
         }
         Ok(Found::Intact(elements))
+    }
+
+    fn elements(&mut self, table: &Table, set: &Set) -> Result<BTreeSet<Element>, Error> {
+        let found =
+            self.dump(encode::get_elements(table.name, set), |message| Some(decode::elements(&message)))?;
+        let found: Vec<_> = found.into_iter().collect::<Result<_, _>>()?;
+        Ok(found.into_iter().flatten().collect())
     }
 }

@@ -10,7 +10,7 @@ use common::{POD_MAC, in_a_new_namespace, ip, network, run};
 use polder_api::Family;
 use polder_netlink::nft::{
     Chain, Element, Elements, FilterMonitor, FilterSocket, Found, Hook, Interface, Key, Match, Rule, Set,
-    Table, Verdict, Within,
+    Side, Table, Verdict, Within,
 };
 
 fn table() -> Table {
@@ -18,9 +18,12 @@ fn table() -> Table {
     Table {
         name: "lab",
         sets: vec![
-            Set { name: "networks", key: Key::Network(Family::V4) },
-            Set { name: "senders", key: Key::Sender(Family::V6) },
-            Set { name: "peers", key: Key::Address(Family::V6) },
+            Set { side: Side::Ip, name: "networks", key: Key::Network(Family::V4) },
+            Set { side: Side::Ip, name: "senders", key: Key::Sender(Family::V6) },
+            Set { side: Side::Ip, name: "peers", key: Key::Address(Family::V6) },
+            Set { side: Side::Ip, name: "bearers", key: Key::Bearer(Family::V4, Family::V6) },
+            Set { side: Side::Ip, name: "neighbours", key: Key::Sender(Family::V4) },
+            Set { side: Side::Arp, name: "neighbours", key: Key::Sender(Family::V4) },
         ],
         chains: vec![
             Chain {
@@ -51,6 +54,46 @@ fn table() -> Table {
                 }],
             },
             Chain {
+                name: "carried",
+                hook: Hook::Input,
+                rules: vec![
+                    Rule {
+                        comment: "from its own network",
+                        matches: vec![
+                            Match::UdpTo(8472),
+                            Match::Family(Family::V4),
+                            Match::Carries(Family::V6),
+                            Match::Bearer {
+                                carried: Family::V6,
+                                length: 122,
+                                within: Within::Set(Family::V4, "bearers"),
+                            },
+                        ],
+                        verdict: Verdict::Accept,
+                    },
+                    Rule { comment: "answers", matches: vec![Match::Icmpv6(136)], verdict: Verdict::Drop },
+                ],
+            },
+            Chain {
+                name: "answers",
+                hook: Hook::ArpInput,
+                rules: vec![
+                    Rule {
+                        comment: "no answers",
+                        matches: vec![bridge.clone(), Match::ArpReply],
+                        verdict: Verdict::Drop,
+                    },
+                    Rule {
+                        comment: "nobody else",
+                        matches: vec![
+                            bridge.clone(),
+                            Match::ArpSender(Within::NotSet(Family::V4, "neighbours")),
+                        ],
+                        verdict: Verdict::Drop,
+                    },
+                ],
+            },
+            Chain {
                 name: "masquerade",
                 hook: Hook::SourceNat,
                 rules: vec![Rule {
@@ -78,6 +121,8 @@ fn elements() -> Elements {
         ),
         ("senders", (1..=1500).map(|n| Element::sender(POD_MAC, ip(&format!("fd00::{n:x}")))).collect()),
         ("peers", [Element::address(ip("fd09::1"))].into()),
+        ("bearers", [Element::bearer(ip("10.9.0.1"), network("fd00::40/122"))].into()),
+        ("neighbours", [Element::sender(POD_MAC, ip("10.1.0.5"))].into()),
     ])
 }
 
@@ -98,9 +143,19 @@ fn a_table_is_found_intact_as_it_was_made_and_nft_reads_it_in_the_same_way() {
             r#"iifname "pld*" oifname != "br" ip saddr @networks ip daddr != @networks fib daddr type unicast counter packets 0 bytes 0 masquerade fully-random"#,
             "elements = { 10.1.0.0/16, 10.9.0.0/24 }",
             "elements = { fd09::1 }",
+            "elements = { 10.9.0.1 . fd00::40 }",
+            r#"icmpv6 type nd-neighbor-advert counter packets 0 bytes 0 drop comment "answers""#,
             "type filter hook prerouting priority raw; policy accept;",
             "type filter hook input priority filter; policy accept;",
             "type nat hook postrouting priority srcnat; policy accept;",
+        ] {
+            assert!(text.contains(rule), "nft does not show {rule:?} but\n{text}");
+        }
+        let text = run("nft", &["list", "table", "arp", "lab"]);
+        for rule in [
+            r#"iifname "br" arp operation reply counter packets 0 bytes 0 drop comment "no answers""#,
+            r#"arp saddr ether . arp saddr ip != @neighbours counter packets 0 bytes 0 drop comment "nobody else""#,
+            "type filter hook input priority filter; policy accept;",
         ] {
             assert!(text.contains(rule), "nft does not show {rule:?} but\n{text}");
         }
@@ -135,8 +190,10 @@ fn a_transaction_that_fails_in_the_middle_changes_nothing() {
         let error = filter.commit(table.change("peers", [&new], [&missing])).unwrap_err();
         assert!(error.is_missing(), "{error}");
         assert_eq!(filter.find(&table).unwrap(), Found::Intact(elements()));
-        filter.commit(table.delete()).unwrap();
-        assert!(filter.commit(table.delete()).unwrap_err().is_missing());
+        for _ in 0..2 {
+            filter.commit(table.delete()).unwrap();
+            assert!(!filter.has(&table).unwrap());
+        }
     });
 }
 
@@ -144,6 +201,9 @@ fn a_transaction_that_fails_in_the_middle_changes_nothing() {
 fn a_table_that_somebody_changed_is_not_intact() {
     for change in [
         "delete table inet lab",
+        "delete table arp lab",
+        "flush chain arp lab answers",
+        "flush set arp lab neighbours",
         "flush chain inet lab raw",
         "add rule inet lab raw drop",
         "chain inet lab input { policy drop; }",
@@ -164,7 +224,7 @@ fn a_dump_that_the_kernel_refuses_is_an_error_and_not_an_empty_table() {
         let mut filter = FilterSocket::open().unwrap();
         let mut table = table();
         // A set that no rule needs can go without anything else that would tell.
-        table.sets.push(Set { name: "spare", key: Key::Address(Family::V4) });
+        table.sets.push(Set { side: Side::Ip, name: "spare", key: Key::Address(Family::V4) });
         filter.commit(table.install(&Elements::new())).unwrap();
         assert!(matches!(filter.find(&table).unwrap(), Found::Intact(_)));
         run("nft", &["delete set inet lab spare"]);

@@ -60,7 +60,10 @@ fn a_node_moves_to_another_underlay_address_and_no_packet_is_lost() {
     let pods = pods(&lab);
     let (old, new) = ("10.10.1.1", "10.10.1.101");
     while_talking(&pods, || {
-        lab.workers[0].node.run("ip", &["address", "add", &format!("{new}/24"), "dev", "eth0"]);
+        // As systemd has it: without, a second address goes with the first.
+        lab.workers[0].node.shell(&format!(
+            "sysctl -qw net.ipv4.conf.eth0.promote_secondaries=1; ip address add {new}/24 dev eth0"
+        ));
         assert!(lab.workers[0].stop());
         lab.workers[0]
             .configure(&format!("{}[underlay]\naddresses = [\"{new}\"]\n", lab.workers[0].configuration()));

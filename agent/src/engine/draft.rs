@@ -79,7 +79,8 @@ impl Engine {
     pub(super) async fn draft(&mut self, grounds: &Grounds) -> Result<Draft, String> {
         let Grounds { view, cluster, underlay, believed } = grounds;
         let agent = Arc::clone(&self.agent);
-        let table = ruleset::table(cluster);
+        let lengths = ruleset::lengths(view.pools.values().map(|pool| &*pool.record));
+        let table = ruleset::table(cluster, &lengths);
         // First the kernel, then the ledger: an attachment is in the ledger before it is in the kernel, and in the
         // kernel no more when it leaves the ledger. So what is in the kernel and not in the ledger is nobody's.
         let mut actual = match agent.kernel.run(move |kernel| kernel.snapshot(&table)).await {
@@ -105,6 +106,7 @@ impl Engine {
         let inputs = Inputs {
             cluster,
             pools: &pools,
+            lengths: &lengths,
             node: &agent.config.node,
             blocks: &blocks,
             gateways: &gateways,

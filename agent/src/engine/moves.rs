@@ -24,7 +24,7 @@ pub(super) struct Moves {
     /// The peers as they were last.
     peers: BTreeMap<NodeName, Arc<NodeRecord>>,
     /// The addresses that they have left, and until when those are good.
-    left: BTreeMap<IpAddr, Instant>,
+    left: BTreeMap<IpAddr, (NodeName, Instant)>,
     /// Addresses that this node itself is about to leave; and when, once its record has the new one.
     leaving: BTreeMap<Family, (IpAddr, Option<Instant>)>,
 }
@@ -39,20 +39,20 @@ impl Moves {
             let before = before.filter(|before| before.incarnation == peer.record.incarnation);
             let before = before.iter().flat_map(|before| before.underlay.iter().copied());
             let left = before.filter(|address| !peer.record.underlay.contains(address));
-            self.left.extend(left.map(|address| (address, now + GRACE)));
+            self.left.extend(left.map(|address| (address, (peer.name.clone(), now + GRACE))));
             still_there.insert(peer.name.clone(), Arc::clone(&peer.record));
         }
-        // What is no peer any more is let in no more.
-        for gone in self.peers.values() {
-            self.left.retain(|address, _| !gone.underlay.contains(address));
-        }
         self.peers = still_there;
-        self.left.retain(|_, until| *until > now);
+        self.left.retain(|_, (name, until)| *until > now && self.peers.contains_key(name));
     }
 
     /// The addresses that peers have left a short while ago.
-    pub(super) fn left(&self) -> Vec<IpAddr> {
-        self.left.keys().copied().collect()
+    pub(super) fn left(&self) -> BTreeMap<NodeName, Vec<IpAddr>> {
+        let mut left: BTreeMap<NodeName, Vec<IpAddr>> = BTreeMap::new();
+        for (address, (name, _)) in &self.left {
+            left.entry(name.clone()).or_default().push(*address);
+        }
+        left
     }
 
     /// The underlay with the addresses that tunnels are to be sent from: those that the peers know, as long as this node still
@@ -90,7 +90,7 @@ impl Moves {
     /// When something of it runs out.
     pub(super) fn next(&self) -> Option<Instant> {
         let leaving = self.leaving.values().filter_map(|(_, until)| *until);
-        leaving.chain(self.left.values().copied()).min()
+        leaving.chain(self.left.values().map(|(_, until)| *until)).min()
     }
 }
 
@@ -120,14 +120,18 @@ mod tests {
         Peer { name: "n2".parse().unwrap(), record: Arc::new(record), blocks: Vec::new() }
     }
 
+    fn left(moves: &Moves) -> Vec<IpAddr> {
+        moves.left().into_values().flatten().collect()
+    }
+
     #[test]
     fn what_a_peer_has_left_is_good_for_a_while() {
         let (mut moves, now) = (Moves::default(), Instant::now());
         moves.observe(&[peer("a", "10.0.0.2")], now);
         moves.observe(&[peer("a", "10.0.0.3")], now);
-        assert_eq!((moves.left(), moves.next()), (vec![ip("10.0.0.2")], Some(now + GRACE)));
+        assert_eq!((left(&moves), moves.next()), (vec![ip("10.0.0.2")], Some(now + GRACE)));
         moves.observe(&[peer("a", "10.0.0.3")], now + GRACE);
-        assert_eq!((moves.left(), moves.next()), (vec![], None));
+        assert_eq!((left(&moves), moves.next()), (vec![], None));
     }
 
     #[test]
@@ -135,12 +139,11 @@ mod tests {
         let (mut moves, now) = (Moves::default(), Instant::now());
         moves.observe(&[peer("a", "10.0.0.2")], now);
         moves.observe(&[peer("b", "10.0.0.3")], now);
-        assert_eq!(moves.left(), [] as [IpAddr; 0]);
+        assert!(left(&moves).is_empty());
         moves.observe(&[peer("b", "10.0.0.4")], now);
-        assert_eq!(moves.left(), [ip("10.0.0.3")]);
+        assert_eq!(left(&moves), [ip("10.0.0.3")]);
         moves.observe(&[], now);
-        moves.observe(&[], now);
-        assert_eq!(moves.peers.len(), 0);
+        assert!(left(&moves).is_empty());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use polder_netlink::link::{Port, Vxlan};
 use polder_netlink::route::Lookup;
 
 use super::features::Features;
-use super::ruleset::{self, Members};
+use super::ruleset::{self, Lengths, Members};
 use super::state::{Desired, Device, Identity, OwnKind, OwnLink, PodLink, State, Target, Way};
 use super::sysctl;
 use crate::underlay::Underlay;
@@ -34,6 +34,8 @@ pub struct Inputs<'a> {
     pub cluster: &'a ClusterRecord,
     /// All pools.
     pub pools: &'a [Cidr],
+    /// How long the prefixes are that peers have addresses in.
+    pub lengths: &'a Lengths,
     /// This node.
     pub node: &'a NodeName,
     /// Its own blocks.
@@ -47,7 +49,7 @@ pub struct Inputs<'a> {
     /// The other nodes.
     pub peers: &'a [Peer],
     /// Underlay addresses that they have left a moment ago.
-    pub left: &'a [IpAddr],
+    pub left: &'a BTreeMap<NodeName, Vec<IpAddr>>,
     /// How the host reaches the peers' underlay addresses.
     pub reach: &'a BTreeMap<IpAddr, Option<Lookup>>,
     /// The attachments of the ledger.
@@ -218,9 +220,15 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &
         unmasqueraded: inputs.cluster.masquerade.except.iter().map(|cidr| (*cidr).into()).collect(),
         ..Members::default()
     };
-    members.peers.extend(inputs.left);
     for peer in inputs.peers {
-        members.peers.extend(&peer.record.underlay);
+        let left = inputs.left.get(&peer.name).into_iter().flatten();
+        for underlay in peer.record.underlay.iter().chain(left) {
+            members.peers.push(*underlay);
+            let pods = peer.blocks.iter().map(|block| block.cidr().into());
+            // What has no address in the pod network leaves a node with one of the underlay, like what it masquerades.
+            let own = peer.record.underlay.iter().map(|own| host_prefix(*own));
+            members.bearers.extend(pods.chain(own).map(|network| (*underlay, network)));
+        }
         reach_peer(inputs, peer, &mut state, &mut members);
     }
     for pod in inputs.pods.iter().filter(|pod| !pod.leaving && pod.kind == Kind::Pod) {
@@ -235,8 +243,8 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &
     Desired {
         sysctls: sysctl::desired(inputs.families, &state, advertised_to),
         state,
-        table: ruleset::table(inputs.cluster),
-        elements: ruleset::elements(&members),
+        table: ruleset::table(inputs.cluster, inputs.lengths),
+        elements: ruleset::elements(&members, inputs.lengths),
     }
 }
 

@@ -83,7 +83,9 @@ fn probe() -> Result<Features, FeatureError> {
     let nftables =
         missing("filter with nftables", "load modules nf_tables, nft_fib_inet, nft_masq and nft_chain_nat");
     let mut filter = FilterSocket::open().map_err(missing("be spoken to by netlink", NETLINK))?;
-    filter.commit(ruleset::table(&trial_cluster()).install(&Elements::new())).map_err(nftables)?;
+    filter
+        .commit(ruleset::table(&trial_cluster(), &ruleset::lengths([])).install(&Elements::new()))
+        .map_err(nftables)?;
     let vxlan = Vxlan { vni: 1, port: 8472, local: None, learning: false };
     let vxlan = socket.execute_all(link::create_vxlan("trialvx", &vxlan, TRIAL_MAC, 1450)).is_ok();
     Ok(Features { locked_ports: port.locked, vxlan, ipv6: sysctl::has_family(Family::V6) })

@@ -173,7 +173,9 @@ fn filter(desired: &Desired, found: &Found, prune: Prune, changes: &mut Vec<Chan
         Found::Different(why) => return changes.push(Change::InstallFilter(why.clone())),
     };
     let none = BTreeSet::new();
-    for set in &desired.table.sets {
+    // One that is on both sides is changed on both at once.
+    let mut seen = BTreeSet::new();
+    for set in desired.table.sets.iter().filter(|set| seen.insert(set.name)) {
         let want = desired.elements.get(set.name).unwrap_or(&none);
         let have = have.get(set.name).unwrap_or(&none);
         if want == have {
@@ -278,7 +280,7 @@ impl fmt::Display for Change {
             Self::DeleteLink(device, _) => write!(f, "delete {device}"),
             Self::RenameLink(device, _) => write!(f, "give {device} its name again"),
             Self::AdjustLink(device, link) => write!(f, "adjust {device}: {link}"),
-            Self::InstallFilter(why) => write!(f, "install table inet polder: {why}"),
+            Self::InstallFilter(why) => write!(f, "install the packet filter: {why}"),
             Self::UpdateSet { set, add, remove } => {
                 write!(f, "set {set}: add {}, remove {}", add.len(), remove.len())
             }

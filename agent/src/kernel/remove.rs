@@ -15,10 +15,10 @@ impl Kernel {
         let mut removed = self.remove(ways.chain(impostors.iter().map(Impostor::delete)))?;
         let devices: BTreeSet<u32> = self.own_devices()?;
         removed += self.remove(devices.into_iter().map(link::delete))?;
-        match self.filter.commit(ruleset::delete()) {
-            Ok(()) => removed += 1,
-            Err(error) if error.is_missing() => {}
-            Err(error) => return Err(error),
+        let table = ruleset::empty();
+        if self.filter.has(&table)? {
+            self.filter.commit(table.delete())?;
+            removed += 1;
         }
         Ok(removed)
     }

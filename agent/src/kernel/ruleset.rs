@@ -1,17 +1,18 @@
 //! The packet filter: what is in table `inet polder`, and why.
 //!
-//! It judges only what comes from a pod, what claims to come through a tunnel, and the source address of what leaves
-//! for the world. There is no chain for forwarded traffic: in nftables accepting a packet does not keep another
+//! It judges only what comes from a pod, what comes through a tunnel, and the source address of what leaves for the world. There is no chain for forwarded traffic: in nftables accepting a packet does not keep another
 //! table from dropping it, so a rule that accepts ours would promise what it cannot hold.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::LazyLock;
 
 use ipnetwork::IpNetwork;
 use polder_api::{BRIDGE, Family, Mac, POD_INTERFACE_PREFIX};
+use polder_ipam::Pool;
 use polder_ipam::record::{AttachMode, ClusterRecord};
 use polder_netlink::nft::{
-    Chain, Element, Elements, Hook, Interface, Key, Match, Rule, Set, Table, Transaction, Verdict, Within,
+    Chain, Element, Elements, Hook, Interface, Key, Match, Rule, Set, Side, Table, Verdict, Within,
 };
 
 /// The sets of one family.
@@ -54,33 +55,89 @@ impl Sets {
 /// The name of the table.
 pub const NAME: &str = "polder";
 
-/// The transaction that takes the table away, whatever the cluster's settings were.
-pub fn delete() -> Transaction {
-    Table { name: NAME, sets: Vec::new(), chains: Vec::new() }.delete()
+/// The table with nothing in it: to take it away, whatever the cluster's settings were.
+pub fn empty() -> Table {
+    Table { name: NAME, sets: Vec::new(), chains: Vec::new() }
 }
 
-/// The table for a cluster with these settings.
-pub fn table(cluster: &ClusterRecord) -> Table {
+/// How long the prefixes are that peers have addresses in: blocks of the pools, and single addresses.
+pub type Lengths = BTreeSet<(Family, u8)>;
+
+/// The lengths, where pods get addresses of these pools.
+pub fn lengths<'a>(pools: impl IntoIterator<Item = &'a Pool>) -> Lengths {
+    let single = Family::BOTH.map(|family| (family, family.bits()));
+    pools.into_iter().map(|pool| (pool.family(), pool.block_length())).chain(single).collect()
+}
+
+/// The table for a cluster with these settings, whose blocks have these lengths.
+pub fn table(cluster: &ClusterRecord, lengths: &Lengths) -> Table {
+    let bearers = Bearers::all(lengths);
     Table {
         name: NAME,
-        sets: Family::BOTH.into_iter().flat_map(sets).collect(),
+        sets: Family::BOTH.into_iter().flat_map(sets).chain(bearers.iter().map(Bearers::set)).collect(),
         chains: vec![
             Chain { name: "from_pods", hook: Hook::Raw, rules: from_pods(cluster) },
-            Chain { name: "tunnels", hook: Hook::Input, rules: tunnels(cluster) },
+            Chain { name: "arp_from_pods", hook: Hook::ArpInput, rules: arp_from_pods(cluster) },
+            Chain { name: "tunnels", hook: Hook::Input, rules: tunnels(cluster, &bearers) },
             Chain { name: "masquerade", hook: Hook::SourceNat, rules: masquerade(cluster) },
         ],
     }
 }
 
-fn sets(family: Family) -> [Set; 5] {
+fn sets(family: Family) -> Vec<Set> {
     let sets = Sets::of(family);
-    [
-        Set { name: sets.senders, key: Key::Sender(family) },
-        Set { name: sets.peers, key: Key::Address(family) },
-        Set { name: sets.pools, key: Key::Network(family) },
-        Set { name: sets.local, key: Key::Network(family) },
-        Set { name: sets.unmasqueraded, key: Key::Network(family) },
-    ]
+    let of = |side, name, key| Set { side, name, key };
+    let mut all = vec![
+        of(Side::Ip, sets.senders, Key::Sender(family)),
+        of(Side::Ip, sets.peers, Key::Address(family)),
+        of(Side::Ip, sets.pools, Key::Network(family)),
+        of(Side::Ip, sets.local, Key::Network(family)),
+        of(Side::Ip, sets.unmasqueraded, Key::Network(family)),
+    ];
+    if family == Family::V4 {
+        all.push(of(Side::Arp, sets.senders, Key::Sender(family)));
+    }
+    all
+}
+
+/// Who may bring packets of one family through tunnels of one family, by networks of one length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Bearers {
+    tunnel: Family,
+    carried: Family,
+    length: u8,
+}
+
+/// The names of their sets, of which there can be no more than these.
+static BEARERS: LazyLock<BTreeMap<Bearers, String>> = LazyLock::new(|| {
+    let number = |family| if family == Family::V4 { 4 } else { 6 };
+    let mut all = BTreeMap::new();
+    for tunnel in Family::BOTH {
+        for carried in Family::BOTH {
+            for length in 0..=carried.bits() {
+                let name = format!("bearers{}_{}_{length}", number(tunnel), number(carried));
+                all.insert(Bearers { tunnel, carried, length }, name);
+            }
+        }
+    }
+    all
+});
+
+impl Bearers {
+    fn all(lengths: &Lengths) -> Vec<Self> {
+        let of = |tunnel| {
+            lengths.iter().map(move |(carried, length)| Self { tunnel, carried: *carried, length: *length })
+        };
+        Family::BOTH.into_iter().flat_map(of).collect()
+    }
+
+    fn name(&self) -> &'static str {
+        BEARERS.get(self).map(String::as_str).expect("a prefix is no longer than an address")
+    }
+
+    fn set(&self) -> Set {
+        Set { side: Side::Ip, name: self.name(), key: Key::Bearer(self.tunnel, self.carried) }
+    }
 }
 
 /// Where pods are.
@@ -118,21 +175,65 @@ fn from_pods(cluster: &ClusterRecord) -> Vec<Rule> {
             verdict: Verdict::Drop,
         });
     }
+    // The host knows where its pods are. Whoever answers for an address that no pod has would get what is sent to it.
+    rules.push(Rule {
+        comment: "a pod has nothing to advertise",
+        matches: vec![Match::Input(pods), Match::Icmpv6(NEIGHBOUR_ADVERTISEMENT)],
+        verdict: Verdict::Drop,
+    });
     rules
 }
 
-fn tunnels(cluster: &ClusterRecord) -> Vec<Rule> {
-    let rule = |family| Rule {
+/// The type in ICMP for IPv6 (RFC 4861, section 4.4).
+const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+
+fn arp_from_pods(cluster: &ClusterRecord) -> Vec<Rule> {
+    let pods = pods(cluster);
+    let senders = Sets::of(Family::V4).senders;
+    vec![
+        Rule {
+            comment: "a pod has nothing to answer",
+            matches: vec![Match::Input(pods), Match::ArpReply],
+            verdict: Verdict::Drop,
+        },
+        Rule {
+            comment: "a pod asks under its own address only",
+            matches: vec![Match::Input(pods), Match::ArpSender(Within::NotSet(Family::V4, senders))],
+            verdict: Verdict::Drop,
+        },
+    ]
+}
+
+fn tunnels(cluster: &ClusterRecord, bearers: &[Bearers]) -> Vec<Rule> {
+    let tunnel = |family| {
+        vec![Match::UdpTo(cluster.vxlan.port), Match::VxlanOf(cluster.vxlan.vni), Match::Family(family)]
+    };
+    let stranger = |family| Rule {
         comment: "only a peer's tunnel ends here",
-        matches: vec![
-            Match::UdpTo(cluster.vxlan.port),
-            Match::VxlanOf(cluster.vxlan.vni),
-            Match::Family(family),
-            Match::Source(Within::NotSet(family, Sets::of(family).peers)),
-        ],
+        matches: [tunnel(family), vec![Match::Source(Within::NotSet(family, Sets::of(family).peers))]]
+            .concat(),
         verdict: Verdict::Drop,
     };
-    Family::BOTH.map(rule).into()
+    let own = |bearers: &Bearers| {
+        let Bearers { tunnel: family, carried, length } = *bearers;
+        let within = Within::Set(family, bearers.name());
+        Rule {
+            comment: "a peer brings what comes from its own pods",
+            matches: [
+                tunnel(family),
+                vec![Match::Carries(carried), Match::Bearer { carried, length, within }],
+            ]
+            .concat(),
+            verdict: Verdict::Accept,
+        }
+    };
+    let other = |family| Rule {
+        comment: "a peer brings nothing else",
+        matches: tunnel(family),
+        verdict: Verdict::Drop,
+    };
+    let strangers = Family::BOTH.map(stranger).into_iter();
+    strangers.chain(bearers.iter().map(own)).chain(Family::BOTH.map(other)).collect()
 }
 
 fn masquerade(cluster: &ClusterRecord) -> Vec<Rule> {
@@ -161,6 +262,8 @@ pub struct Members {
     pub senders: Vec<(Mac, IpAddr)>,
     /// The underlay addresses of all peers.
     pub peers: Vec<IpAddr>,
+    /// From which of those packets with a source address in the network may come.
+    pub bearers: Vec<(IpAddr, IpNetwork)>,
     /// All pools.
     pub pools: Vec<IpNetwork>,
     /// The node's own blocks.
@@ -170,8 +273,14 @@ pub struct Members {
 }
 
 /// The elements of all sets.
-pub fn elements(members: &Members) -> Elements {
-    let mut elements = Elements::new();
+pub fn elements(members: &Members, lengths: &Lengths) -> Elements {
+    let mut elements: Elements =
+        Bearers::all(lengths).iter().map(|bearers| (bearers.name(), BTreeSet::new())).collect();
+    for (bearer, network) in &members.bearers {
+        let carried = Family::of(network.ip());
+        let bearers = Bearers { tunnel: Family::of(*bearer), carried, length: network.prefix() };
+        elements.entry(bearers.name()).or_default().insert(Element::bearer(*bearer, *network));
+    }
     for family in Family::BOTH {
         let sets = Sets::of(family);
         let of_family = |address: &IpAddr| Family::of(*address) == family;

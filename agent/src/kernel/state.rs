@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -66,7 +67,7 @@ impl fmt::Display for Device {
 }
 
 /// A device that the agent makes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct OwnLink {
     /// What it is. It cannot be changed into something else.
     pub kind: OwnKind,
@@ -81,7 +82,7 @@ pub struct OwnLink {
 }
 
 /// By what a device of ours is known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Identity {
     /// By its name and its mark.
     Whole,
@@ -92,7 +93,7 @@ pub enum Identity {
 }
 
 /// What a device of ours is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum OwnKind {
     /// The bridge of the pods.
     Bridge,
@@ -113,7 +114,7 @@ impl OwnKind {
 }
 
 /// The host's end of a pod's pair.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PodLink {
     /// Its settings as a port of the bridge, if it is one.
     pub port: Option<Port>,
@@ -122,7 +123,7 @@ pub struct PodLink {
 }
 
 /// A route of ours.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Way {
     /// Which way.
     pub target: Target,
@@ -133,7 +134,7 @@ pub struct Way {
 }
 
 /// Which way a route leads.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Target {
     /// The destinations are on the device.
     Device(Device),
@@ -146,7 +147,7 @@ pub enum Target {
 }
 
 /// Interfaces, addresses, routes, neighbours and forwarding entries.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct State {
     /// Bridge and tunnels.
     pub links: BTreeMap<Device, OwnLink>,
@@ -165,7 +166,7 @@ pub struct State {
 }
 
 /// How the kernel should be.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Hash)]
 pub struct Desired {
     /// Everything that netlink tells.
     pub state: State,
@@ -175,6 +176,24 @@ pub struct Desired {
     pub table: Table,
     /// The elements of its sets.
     pub elements: Elements,
+}
+
+/// What is remembered of a desired state: enough to know it again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// Another number for another state.
+    fingerprint: u64,
+    /// Its kernel settings.
+    pub sysctls: Vec<(String, String)>,
+}
+
+impl Desired {
+    /// What is to be remembered of it.
+    pub fn known(&self) -> Known {
+        let mut hasher = DefaultHasher::new();
+        self.hash(&mut hasher);
+        Known { fingerprint: hasher.finish(), sysctls: self.sysctls.clone() }
+    }
 }
 
 /// How the kernel is.

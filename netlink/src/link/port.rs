@@ -5,7 +5,7 @@ use netlink_packet_route::link::{BridgePortState, InfoBridgePort, InfoPortKind};
 pub(super) const KIND: InfoPortKind = InfoPortKind::Bridge;
 
 /// How the bridge treats one of its ports (`net/bridge/br_netlink.c`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[expect(clippy::struct_excessive_bools, reason = "each is one flag of the kernel's")]
 pub struct Port {
     /// Whether frames pass. The kernel's to decide, not ours: it is ignored where a port is set.

@@ -11,7 +11,7 @@ use super::{change, create, without_link_local};
 use crate::Operation;
 
 /// What makes one VXLAN device another than the next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Vxlan {
     /// VXLAN network identifier, 24 bits.
     pub vni: u32,

@@ -15,6 +15,8 @@ pub enum Key {
     Network(Family),
     /// A link-layer address together with an address.
     Sender(Family),
+    /// An address together with a network: of a tunnel, and of what it carries.
+    Bearer(Family, Family),
 }
 
 /// One element of a set, or one end of a range: a key, and whether it is the first address behind a range.
@@ -27,8 +29,8 @@ pub struct Element {
     ends_range: bool,
 }
 
-/// The longest key, in bytes: a sender's.
-const LONGEST: usize = 24;
+/// The longest key, in bytes: two IPv6 addresses.
+const LONGEST: usize = 32;
 
 impl Element {
     /// The element with that key, unless it is longer than any of ours.
@@ -61,6 +63,12 @@ impl Element {
     /// A sender, for [`Key::Sender`]. Parts of a key start at multiples of four bytes.
     pub fn sender(mac: Mac, address: IpAddr) -> Self {
         let key = [&mac.0[..], &[0, 0], &octets(address)].concat();
+        Self::with_key(&key).expect("no key of ours is longer")
+    }
+
+    /// Who may bring packets from a network, for [`Key::Bearer`].
+    pub fn bearer(bearer: IpAddr, network: IpNetwork) -> Self {
+        let key = [octets(bearer), octets(network.network())].concat();
         Self::with_key(&key).expect("no key of ours is longer")
     }
 
@@ -112,6 +120,7 @@ impl Key {
         match self {
             Self::Address(family) | Self::Network(family) => family_number(family),
             Self::Sender(family) => ETHER_ADDRESS << 6 | family_number(family),
+            Self::Bearer(bearer, carried) => family_number(bearer) << 6 | family_number(carried),
         }
     }
 
@@ -120,6 +129,7 @@ impl Key {
         match self {
             Self::Address(family) | Self::Network(family) => address_length(family),
             Self::Sender(family) => 8 + address_length(family),
+            Self::Bearer(bearer, carried) => address_length(bearer) + address_length(carried),
         }
     }
 

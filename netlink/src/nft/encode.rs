@@ -2,11 +2,11 @@
 
 use netlink_packet_core::{DefaultNla, NLM_F_APPEND, NLM_F_CREATE};
 use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, Cmp, DataAttribute, Expressions, Hook as HookAttribute, Immediate,
-    InetHookNumber, ListAttribute, Lookup, Meta, MetaKey, NfTablesMessage, Operator, Payload, Register,
-    RuleAttribute, RuleMessage, SetAttribute, SetElementAttribute, SetElementFlags, SetElementList,
-    SetElementMessage, SetFlags, SetMessage, TableAttribute, TableMessage, Verdict as VerdictNumber,
-    VerdictAttribute,
+    Bitwise, ChainAttribute, ChainMessage, Cmp, DataAttribute, Expressions, Hook as HookAttribute,
+    HookNumber, Immediate, InetHookNumber, ListAttribute, Lookup, Meta, MetaKey, NfTablesMessage, Operator,
+    Payload, Register, RuleAttribute, RuleMessage, SetAttribute, SetElementAttribute, SetElementFlags,
+    SetElementList, SetElementMessage, SetFlags, SetMessage, TableAttribute, TableMessage,
+    Verdict as VerdictNumber, VerdictAttribute,
 };
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{
@@ -14,7 +14,7 @@ use netlink_packet_netfilter::{
 };
 use polder_api::Family;
 
-use super::{Chain, Element, Hook, Interface, Match, Rule, Set, Verdict, Within};
+use super::{Chain, Element, Hook, Interface, Match, Rule, Set, Side, Verdict, Within};
 use crate::Operation;
 
 /// Elements in one message: an attribute is at most 64 KiB long, an element some 60 bytes.
@@ -35,51 +35,60 @@ fn control(message: ControlMessage) -> NetfilterMessage {
     NetfilterMessage::new(header, message)
 }
 
-fn inet(message: impl Into<NetfilterMessageInner>) -> NetfilterMessage {
-    NetfilterMessage::new(NetfilterHeader::new(NetfilterProtoFamily::Inet, 0, 0), message)
+fn about(side: Side, message: impl Into<NetfilterMessageInner>) -> NetfilterMessage {
+    let family = match side {
+        Side::Ip => NetfilterProtoFamily::Inet,
+        Side::Arp => NetfilterProtoFamily::ARP,
+    };
+    NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), message)
 }
 
-fn create(message: NfTablesMessage) -> Operation<NetfilterMessage> {
-    Operation::new(inet(message), NLM_F_CREATE)
+fn create(side: Side, message: NfTablesMessage) -> Operation<NetfilterMessage> {
+    Operation::new(about(side, message), NLM_F_CREATE)
 }
 
-pub(super) fn add_table(name: &str, comment: Option<&str>) -> Operation<NetfilterMessage> {
+pub(super) fn add_table(side: Side, name: &str, comment: Option<&str>) -> Operation<NetfilterMessage> {
     let mut attributes = vec![TableAttribute::Name(name.to_owned())];
     attributes.extend(comment.map(|comment| TableAttribute::UserData(user_data(comment))));
-    create(NfTablesMessage::NewTable(TableMessage { attributes }))
+    create(side, NfTablesMessage::NewTable(TableMessage { attributes }))
 }
 
-pub(super) fn get_table(name: &str) -> NetfilterMessage {
-    inet(NfTablesMessage::GetTable(TableMessage { attributes: vec![TableAttribute::Name(name.to_owned())] }))
-}
-
-pub(super) fn delete_table(name: &str) -> Operation<NetfilterMessage> {
+pub(super) fn get_table(side: Side, name: &str) -> NetfilterMessage {
     let attributes = vec![TableAttribute::Name(name.to_owned())];
-    Operation::new(inet(NfTablesMessage::DeleteTable(TableMessage { attributes })), 0)
+    about(side, NfTablesMessage::GetTable(TableMessage { attributes }))
+}
+
+pub(super) fn delete_table(side: Side, name: &str) -> Operation<NetfilterMessage> {
+    let attributes = vec![TableAttribute::Name(name.to_owned())];
+    Operation::new(about(side, NfTablesMessage::DeleteTable(TableMessage { attributes })), 0)
 }
 
 pub(super) fn add_chain(table: &str, chain: &Chain) -> Operation<NetfilterMessage> {
+    /// `include/uapi/linux/netfilter_arp.h`
+    const NF_ARP_IN: HookNumber = HookNumber::Other(0);
     let (kind, hook, priority) = match chain.hook {
-        Hook::Raw => ("filter", InetHookNumber::PreRouting, -300_i32),
-        Hook::Input => ("filter", InetHookNumber::LocalIn, 0),
-        Hook::SourceNat => ("nat", InetHookNumber::PostRouting, 100),
+        Hook::Raw => ("filter", InetHookNumber::PreRouting.into(), -300_i32),
+        Hook::Input => ("filter", InetHookNumber::LocalIn.into(), 0),
+        Hook::ArpInput => ("filter", NF_ARP_IN, 0),
+        Hook::SourceNat => ("nat", InetHookNumber::PostRouting.into(), 100),
     };
     let attributes = vec![
         ChainAttribute::Table(table.to_owned()),
         ChainAttribute::Name(chain.name.to_owned()),
         ChainAttribute::Hook(vec![
-            HookAttribute::Number(hook.into()),
+            HookAttribute::Number(hook),
             HookAttribute::Priority(priority.cast_unsigned()),
         ]),
         ChainAttribute::Policy(super::decode::NF_ACCEPT),
         ChainAttribute::Type(kind.to_owned()),
     ];
-    create(NfTablesMessage::NewChain(ChainMessage { attributes }))
+    create(chain.hook.side(), NfTablesMessage::NewChain(ChainMessage { attributes }))
 }
 
-pub(super) fn get_chain(table: &str, chain: &str) -> NetfilterMessage {
-    let attributes = vec![ChainAttribute::Table(table.to_owned()), ChainAttribute::Name(chain.to_owned())];
-    inet(NfTablesMessage::GetChain(ChainMessage { attributes }))
+pub(super) fn get_chain(table: &str, chain: &Chain) -> NetfilterMessage {
+    let attributes =
+        vec![ChainAttribute::Table(table.to_owned()), ChainAttribute::Name(chain.name.to_owned())];
+    about(chain.hook.side(), NfTablesMessage::GetChain(ChainMessage { attributes }))
 }
 
 /// `id` names the set within its transaction.
@@ -93,44 +102,46 @@ pub(super) fn add_set(table: &str, set: &Set, id: u32) -> Operation<NetfilterMes
         SetAttribute::KeyLen(set.key.length()),
         SetAttribute::Id(id),
     ];
-    create(NfTablesMessage::NewSet(SetMessage { attributes }))
+    create(set.side, NfTablesMessage::NewSet(SetMessage { attributes }))
 }
 
 pub(super) fn add_elements<'a>(
     table: &str,
-    set: &str,
+    set: &Set,
     elements: impl IntoIterator<Item = &'a Element>,
 ) -> Vec<Operation<NetfilterMessage>> {
-    let chunks = element_messages(table, set, elements);
-    chunks.into_iter().map(|message| create(NfTablesMessage::NewSetElement(message))).collect()
+    let chunks = element_messages(table, set, elements).into_iter();
+    chunks.map(|message| create(set.side, NfTablesMessage::NewSetElement(message))).collect()
 }
 
 pub(super) fn delete_elements<'a>(
     table: &str,
-    set: &str,
+    set: &Set,
     elements: impl IntoIterator<Item = &'a Element>,
 ) -> Vec<Operation<NetfilterMessage>> {
     let chunks = element_messages(table, set, elements).into_iter();
-    chunks.map(|message| Operation::new(inet(NfTablesMessage::DeleteSetElement(message)), 0)).collect()
+    chunks
+        .map(|message| Operation::new(about(set.side, NfTablesMessage::DeleteSetElement(message)), 0))
+        .collect()
 }
 
 /// Deletes all elements: none is named.
-pub(super) fn flush_set(table: &str, set: &str) -> Operation<NetfilterMessage> {
+pub(super) fn flush_set(table: &str, set: &Set) -> Operation<NetfilterMessage> {
     let message = SetElementMessage { attributes: of_set(table, set) };
-    Operation::new(inet(NfTablesMessage::DeleteSetElement(message)), 0)
+    Operation::new(about(set.side, NfTablesMessage::DeleteSetElement(message)), 0)
 }
 
-pub(super) fn get_elements(table: &str, set: &str) -> NetfilterMessage {
-    inet(NfTablesMessage::GetSetElement(SetElementMessage { attributes: of_set(table, set) }))
+pub(super) fn get_elements(table: &str, set: &Set) -> NetfilterMessage {
+    about(set.side, NfTablesMessage::GetSetElement(SetElementMessage { attributes: of_set(table, set) }))
 }
 
-fn of_set(table: &str, set: &str) -> Vec<SetElementList> {
-    vec![SetElementList::Table(table.to_owned()), SetElementList::Set(set.to_owned())]
+fn of_set(table: &str, set: &Set) -> Vec<SetElementList> {
+    vec![SetElementList::Table(table.to_owned()), SetElementList::Set(set.name.to_owned())]
 }
 
 fn element_messages<'a>(
     table: &str,
-    set: &str,
+    set: &Set,
     elements: impl IntoIterator<Item = &'a Element>,
 ) -> Vec<SetElementMessage> {
     let list: Vec<_> = elements.into_iter().map(element).collect();
@@ -150,22 +161,23 @@ fn element(element: &Element) -> ListAttribute<SetElementAttribute> {
     ListAttribute::Element(attributes)
 }
 
-pub(super) fn get_rules(table: &str) -> NetfilterMessage {
-    inet(NfTablesMessage::GetRule(RuleMessage { attributes: vec![RuleAttribute::Table(table.to_owned())] }))
+pub(super) fn get_rules(side: Side, table: &str) -> NetfilterMessage {
+    let attributes = vec![RuleAttribute::Table(table.to_owned())];
+    about(side, NfTablesMessage::GetRule(RuleMessage { attributes }))
 }
 
-pub(super) fn add_rule(table: &str, chain: &str, rule: &Rule) -> Operation<NetfilterMessage> {
+pub(super) fn add_rule(table: &str, chain: &Chain, rule: &Rule) -> Operation<NetfilterMessage> {
     let mut expressions: Vec<Expressions> = rule.matches.iter().flat_map(matching).collect();
     expressions.push(Expressions::Other { expression_type: "counter".to_owned(), attributes: Vec::new() });
     expressions.push(verdict(rule.verdict));
     let attributes = vec![
         RuleAttribute::Table(table.to_owned()),
-        RuleAttribute::Chain(chain.to_owned()),
+        RuleAttribute::Chain(chain.name.to_owned()),
         RuleAttribute::Expressions(expressions.into_iter().map(ListAttribute::from).collect()),
         RuleAttribute::UserData(user_data(rule.comment)),
     ];
     let message = NfTablesMessage::NewRule(RuleMessage { attributes });
-    Operation::new(inet(message), NLM_F_CREATE | NLM_F_APPEND)
+    Operation::new(about(chain.hook.side(), message), NLM_F_CREATE | NLM_F_APPEND)
 }
 
 /// A comment as `nft` keeps it: type 0, length, text with its NUL.
@@ -186,6 +198,29 @@ const SENDER_MAC: Field = Field(0, 6, 6);
 const UDP_DESTINATION: Field = Field(2, 2, 2);
 /// Behind the UDP header (8 bytes) come the VXLAN flags (4 bytes), then the identifier (RFC 7348, section 5).
 const VXLAN_VNI: Field = Field(2, 12, 3);
+/// Behind the VXLAN header (8 bytes) come the addresses of the frame in the tunnel (12 bytes), then its type.
+const CARRIED_TYPE: Field = Field(2, 28, 2);
+const ICMP_TYPE: Field = Field(2, 0, 1);
+/// RFC 826, for Ethernet and IPv4.
+const ARP_OPERATION: Field = Field(1, 6, 2);
+const ARP_SENDER_MAC: Field = Field(1, 8, 6);
+const ARP_SENDER: Field = Field(1, 14, 4);
+
+/// The source address of the packet in a tunnel.
+fn carried_source(family: Family) -> Field {
+    match family {
+        Family::V4 => Field(2, 42, 4),
+        Family::V6 => Field(2, 38, 16),
+    }
+}
+
+/// `ETH_P_IP` and `ETH_P_IPV6`.
+fn ether_type(family: Family) -> u16 {
+    match family {
+        Family::V4 => 0x0800,
+        Family::V6 => 0x86dd,
+    }
+}
 
 fn source(family: Family) -> Field {
     match family {
@@ -235,6 +270,36 @@ fn matching(what: &Match) -> Vec<Expressions> {
             load(source(within.family()), Register::Reg32_02),
             lookup(within),
         ],
+        Match::Icmpv6(number) => {
+            const ICMPV6: u8 = 58;
+            let protocol = [load_meta(MetaKey::L4Proto), equal(vec![ICMPV6])];
+            [protocol, [load(ICMP_TYPE, Register::Reg1), equal(vec![number])]].concat()
+        }
+        Match::Carries(family) => {
+            let number = ether_type(family).to_be_bytes();
+            vec![load(CARRIED_TYPE, Register::Reg1), equal(number.to_vec())]
+        }
+        Match::Bearer { carried, length, within } => {
+            // Each part of a key takes as many registers of four bytes as it needs.
+            let register = match within.family() {
+                Family::V4 => Register::Reg32_01,
+                Family::V6 => Register::Reg32_04,
+            };
+            let Field(_, _, bytes) = carried_source(carried);
+            vec![
+                load(source(within.family()), Register::Reg1),
+                load(carried_source(carried), register),
+                mask(register, bytes, length),
+                lookup(within),
+            ]
+        }
+        Match::ArpReply => {
+            const ARPOP_REPLY: u16 = 2;
+            vec![load(ARP_OPERATION, Register::Reg1), equal(ARPOP_REPLY.to_be_bytes().to_vec())]
+        }
+        Match::ArpSender(within) => {
+            vec![load(ARP_SENDER_MAC, Register::Reg1), load(ARP_SENDER, Register::Reg32_02), lookup(within)]
+        }
         Match::Unicast => {
             const RTN_UNICAST: u32 = 1;
             vec![load_destination_type(), equal(RTN_UNICAST.to_ne_bytes().to_vec())]
@@ -260,6 +325,21 @@ fn load(Field(base, offset, length): Field, register: Register) -> Expressions {
         Payload::Base(base),
         Payload::Offset(offset),
         Payload::Len(length),
+    ])
+}
+
+/// Keeps the first bits of what is in the register.
+fn mask(register: Register, bytes: u32, length: u8) -> Expressions {
+    let mask = (0..bytes).map(|byte| {
+        let ones = u32::from(length).saturating_sub(byte * 8).min(8);
+        (0xff00_u16 >> ones).to_be_bytes()[1]
+    });
+    Expressions::Bitwise(vec![
+        Bitwise::SourceRegister(register),
+        Bitwise::DestinationRegister(register),
+        Bitwise::Length(bytes),
+        Bitwise::Mask(DataAttribute::Value(mask.collect())),
+        Bitwise::Xor(DataAttribute::Value(vec![0; bytes as usize])),
     ])
 }
 
@@ -321,18 +401,23 @@ fn verdict(verdict: Verdict) -> Expressions {
     match verdict {
         Verdict::Drop => {
             const NF_DROP: u32 = 0;
-            let code = VerdictAttribute::Code(VerdictNumber::Other(NF_DROP));
-            Expressions::Immediate(vec![
-                Immediate::DestinationRegister(Register::Verdict),
-                Immediate::Data(DataAttribute::Verdict(vec![code])),
-            ])
+            immediate(NF_DROP)
         }
+        Verdict::Accept => immediate(super::decode::NF_ACCEPT),
         Verdict::Masquerade => {
             const NFTA_MASQ_FLAGS: u16 = 1;
             const NF_NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 1 << 4;
             other("masq", &[(NFTA_MASQ_FLAGS, NF_NAT_RANGE_PROTO_RANDOM_FULLY)])
         }
     }
+}
+
+fn immediate(verdict: u32) -> Expressions {
+    let code = VerdictAttribute::Code(VerdictNumber::Other(verdict));
+    Expressions::Immediate(vec![
+        Immediate::DestinationRegister(Register::Verdict),
+        Immediate::Data(DataAttribute::Verdict(vec![code])),
+    ])
 }
 
 /// An expression that the library has no type for, of 32-bit attributes in network order.

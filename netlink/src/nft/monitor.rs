@@ -16,8 +16,8 @@ const NFTABLES: u8 = 10;
 /// `NFT_MSG_NEWGEN` (`include/uapi/linux/netfilter/nf_tables.h`): ends every transaction, and says whose it was.
 const NEW_GENERATION: u8 = 15;
 
-/// `NFPROTO_INET`
-const INET: u8 = 1;
+/// `NFPROTO_INET` and `NFPROTO_ARP`
+const FAMILIES: [u8; 2] = [1, 3];
 
 /// The first attribute of everything that is in a table: its name (`NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE` and so on).
 const TABLE: u16 = 1;
@@ -42,7 +42,7 @@ pub struct Author {
     pub name: Option<String>,
 }
 
-/// A socket that hears who changes one table of family `inet`.
+/// A socket that hears who changes the tables of one name.
 #[derive(Debug)]
 pub struct FilterMonitor {
     inbox: Inbox,
@@ -95,7 +95,7 @@ impl Transactions {
             let attributes = message.get(HEADERS.0 + HEADERS.1..).unwrap_or_default();
             if kind != NEW_GENERATION {
                 let table = attribute(attributes, TABLE).and_then(text);
-                self.touched |= *family == INET && table.as_deref() == Some(self.table);
+                self.touched |= FAMILIES.contains(family) && table.as_deref() == Some(self.table);
             } else if std::mem::take(&mut self.touched) {
                 let thread = attribute(attributes, PROCESS.0).and_then(number);
                 authors.push(Author {

@@ -60,6 +60,9 @@ fn underlay(node: u8, dual: bool) -> Vec<IpAddr> {
 }
 
 /// The blocks of a node, and its own addresses: the first of the first block of each family.
+/// How long the blocks are.
+const LENGTHS: [(Family, u8); 4] = [(Family::V4, 26), (Family::V4, 32), (Family::V6, 120), (Family::V6, 128)];
+
 fn blocks(node: u8, count: u8, dual: bool) -> (Vec<Block>, Vec<IpAddr>) {
     let block = |text: String| Block::new(text.parse().unwrap());
     let v4 = (0..count).map(|number| block(format!("10.244.{node}.{}/26", number * 64)));
@@ -121,7 +124,8 @@ impl World {
             underlay: &Underlay { uplinks: uplinks.collect() },
             mtu: self.mtu - 50,
             peers: &peers,
-            left: &[],
+            left: &BTreeMap::new(),
+            lengths: &LENGTHS.into(),
             reach: &reach.collect(),
             pods: &self.pods.iter().map(|number| pod(*number)).collect::<Vec<_>>(),
             families: &Family::BOTH.into(),
