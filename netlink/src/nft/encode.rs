@@ -14,6 +14,7 @@ use netlink_packet_netfilter::{
 };
 use polder_api::Family;
 
+use super::foreign::TableFamily;
 use super::{Chain, Element, Hook, Interface, Match, Rule, Set, Verdict, Within};
 use crate::Operation;
 
@@ -36,7 +37,11 @@ fn control(message: ControlMessage) -> NetfilterMessage {
 }
 
 fn inet(message: impl Into<NetfilterMessageInner>) -> NetfilterMessage {
-    NetfilterMessage::new(NetfilterHeader::new(NetfilterProtoFamily::Inet, 0, 0), message)
+    of_family(NetfilterProtoFamily::Inet, message)
+}
+
+fn of_family(family: NetfilterProtoFamily, message: impl Into<NetfilterMessageInner>) -> NetfilterMessage {
+    NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), message)
 }
 
 fn create(message: NfTablesMessage) -> Operation<NetfilterMessage> {
@@ -82,6 +87,12 @@ pub(super) fn get_chain(table: &str, chain: &str) -> NetfilterMessage {
     inet(NfTablesMessage::GetChain(ChainMessage { attributes }))
 }
 
+/// Asks for the chains of all tables of all families.
+pub(super) fn get_all_chains() -> NetfilterMessage {
+    let all = ChainMessage { attributes: Vec::new() };
+    of_family(NetfilterProtoFamily::Unspec, NfTablesMessage::GetChain(all))
+}
+
 /// `id` names the set within its transaction.
 pub(super) fn add_set(table: &str, set: &Set, id: u32) -> Operation<NetfilterMessage> {
     let flags = if set.key.has_ranges() { SetFlags::Interval } else { SetFlags::empty() };
@@ -121,7 +132,12 @@ pub(super) fn flush_set(table: &str, set: &str) -> Operation<NetfilterMessage> {
 }
 
 pub(super) fn get_elements(table: &str, set: &str) -> NetfilterMessage {
-    inet(NfTablesMessage::GetSetElement(SetElementMessage { attributes: of_set(table, set) }))
+    get_elements_of(TableFamily::Inet, table, set)
+}
+
+pub(super) fn get_elements_of(family: TableFamily, table: &str, set: &str) -> NetfilterMessage {
+    let message = SetElementMessage { attributes: of_set(table, set) };
+    of_family(family.number(), NfTablesMessage::GetSetElement(message))
 }
 
 fn of_set(table: &str, set: &str) -> Vec<SetElementList> {
@@ -152,6 +168,11 @@ fn element(element: &Element) -> ListAttribute<SetElementAttribute> {
 
 pub(super) fn get_rules(table: &str) -> NetfilterMessage {
     inet(NfTablesMessage::GetRule(RuleMessage { attributes: vec![RuleAttribute::Table(table.to_owned())] }))
+}
+
+pub(super) fn get_rules_of_chain(family: TableFamily, table: &str, chain: &str) -> NetfilterMessage {
+    let attributes = vec![RuleAttribute::Table(table.to_owned()), RuleAttribute::Chain(chain.to_owned())];
+    of_family(family.number(), NfTablesMessage::GetRule(RuleMessage { attributes }))
 }
 
 pub(super) fn add_rule(table: &str, chain: &str, rule: &Rule) -> Operation<NetfilterMessage> {
