@@ -29,7 +29,9 @@ use crate::registrar::{ClaimRequest, ReserveRequest};
 use crate::repair::Alarm;
 use crate::uninstall::{LEDGER, STORE};
 
-use crate::{engine, follower, http, inspection, monitor, publisher, recovery, registrar, server, sweeper};
+use crate::{
+    engine, follower, host, http, inspection, monitor, publisher, recovery, registrar, server, sweeper,
+};
 
 /// Claims that wait before whoever wants another has to.
 const CLAIMS_WAITING: usize = 256;
@@ -132,6 +134,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tasks.spawn(engine::run(Arc::clone(&agent), asked));
     tasks.spawn(publisher::run(Arc::clone(&agent)));
     tasks.spawn(inspection::run(Arc::clone(&agent)));
+    tasks.spawn(host::run(Arc::clone(&agent)));
     tasks.spawn(sweeper::run(Arc::clone(&agent), leaving));
     tasks.spawn(server::run(Arc::clone(&agent), api));
     tasks.spawn(http::run(Arc::clone(&agent), web));

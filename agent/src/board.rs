@@ -32,6 +32,8 @@ pub struct Board {
     pub neighbours: watch::Sender<BTreeSet<IpAddr>>,
     /// What was put right in the kernel. Written by the engine.
     pub repairs: watch::Sender<Repairs>,
+    /// What others on the host do to pods or could do, each with its remedy. Written by the task of `host`.
+    pub host: watch::Sender<Vec<String>>,
 }
 
 /// What the node owns, as its ledger says.
@@ -103,6 +105,8 @@ pub struct Pass {
     pub problems: Vec<Problem>,
     /// How each peer's blocks of each family are reached.
     pub paths: BTreeMap<(NodeName, Family), Path>,
+    /// Neighbours on the underlay through which peers are reached, by family.
+    pub next_hops: BTreeMap<Family, usize>,
 }
 
 impl Default for Board {
@@ -115,6 +119,7 @@ impl Default for Board {
             pass: watch::Sender::new(None),
             neighbours: watch::Sender::new(BTreeSet::new()),
             repairs: watch::Sender::new(Repairs::default()),
+            host: watch::Sender::new(Vec::new()),
         }
     }
 }
