@@ -30,7 +30,7 @@ use crate::repair::Alarm;
 use crate::uninstall::{LEDGER, STORE};
 
 use crate::{
-    engine, follower, http, inspection, monitor, probe, publisher, recovery, registrar, server, sweeper,
+    engine, follower, host, http, inspection, monitor, probe, publisher, recovery, registrar, server, sweeper,
 };
 
 /// Claims that wait before whoever wants another has to.
@@ -135,6 +135,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tasks.spawn(probe::run(Arc::clone(&agent)));
     tasks.spawn(publisher::run(Arc::clone(&agent)));
     tasks.spawn(inspection::run(Arc::clone(&agent)));
+    tasks.spawn(host::run(Arc::clone(&agent)));
     tasks.spawn(sweeper::run(Arc::clone(&agent), leaving));
     tasks.spawn(server::run(Arc::clone(&agent), api));
     tasks.spawn(http::run(Arc::clone(&agent), web));

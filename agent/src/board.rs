@@ -38,6 +38,8 @@ pub struct Board {
     pub probed: watch::Sender<Result<(), String>>,
     /// What is known of the way to each peer. Written by the prober.
     pub verdicts: watch::Sender<Arc<BTreeMap<Key, Verdict>>>,
+    /// What others on the host do to pods or could do, each with its remedy. Written by the task of `host`.
+    pub host: watch::Sender<Vec<String>>,
 }
 
 /// What the node owns, as its ledger says.
@@ -109,6 +111,8 @@ pub struct Pass {
     pub problems: Vec<Problem>,
     /// How each peer's blocks of each family are reached.
     pub paths: BTreeMap<Key, Reached>,
+    /// Neighbours on the underlay through which peers are reached, by family.
+    pub next_hops: BTreeMap<Family, usize>,
 }
 
 impl Default for Board {
@@ -123,6 +127,7 @@ impl Default for Board {
             repairs: watch::Sender::new(Repairs::default()),
             probed: watch::Sender::new(Err("the ways to the peers are not known yet".to_owned())),
             verdicts: watch::Sender::new(Arc::default()),
+            host: watch::Sender::new(Vec::new()),
         }
     }
 }

@@ -71,7 +71,11 @@ async fn registry(agent: &Agent) -> Registry {
     gauge("ready", "Whether an ADD would be served", i64::from(status.ready));
     gauge("store_connected", "Whether the cluster's records are current", i64::from(connected));
     gauge("attachments", "Attachments in the ledger", count(status.pods));
-    gauge("problems", "Records refused, peers unreachable and changes failed", count(status.problems.len()));
+    gauge(
+        "problems",
+        "Records refused, peers unreachable, changes failed, and what others on the host do",
+        count(status.problems.len()),
+    );
     if let Some(pass) = &status.last_pass {
         gauge("last_pass_writes", "Changes that the last pass made in the kernel", count(pass.writes));
         gauge("last_pass_failures", "Changes that the last pass could not make", count(pass.failures.len()));

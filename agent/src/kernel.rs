@@ -17,6 +17,7 @@ pub mod sysctl;
 
 pub mod apply;
 pub mod snapshot;
+mod surroundings;
 
 use std::net::IpAddr;
 

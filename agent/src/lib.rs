@@ -14,6 +14,7 @@ pub mod ctl;
 pub mod engine;
 pub mod follower;
 pub mod health;
+pub mod host;
 pub mod http;
 pub mod in_flight;
 pub mod inspection;

@@ -13,7 +13,6 @@ use polder_ipam::key::Key;
 use crate::agent::Agent;
 use crate::board::Pass;
 use crate::kernel::desired::Path;
-use crate::kernel::sysctl;
 use crate::machine::now;
 use crate::probe;
 use crate::removal;
@@ -34,6 +33,7 @@ pub async fn status(agent: &Agent) -> Status {
         })
         .await;
     let mut problems = problems(agent, &view, pass.as_deref());
+    problems.extend(agent.board.host.borrow().iter().cloned());
     let totals = totals.into_iter().collect();
     let shortages = shortage::warnings(&view, &agent.config.labels, &totals);
     problems.extend(shortages.iter().map(ToString::to_string));
@@ -124,23 +124,10 @@ fn problems(agent: &Agent, view: &View, pass: Option<&Pass>) -> Vec<String> {
     let mtu = agent.config.mtu.filter(|mtu| *mtu > pass.mtu).map(|mtu| {
         format!("mtu {mtu} of the configuration is more than the underlay carries: pods get {}", pass.mtu)
     });
-    // The kernel goes by the stricter of "all" and the device, whatever ours says.
-    let filters = sysctl::get("net/ipv4/conf/all/rp_filter").is_ok_and(|value| value != "0");
-    let filter = filters.then(|| {
-        "net.ipv4.conf.all.rp_filter is not 0: packets are lost while two nodes reach each other by different ways. \
-         Set it to 0, and to 1 on the interfaces that need it"
-            .to_owned()
-    });
     let verdicts = agent.board.verdicts.borrow().clone();
     let closed =
         verdicts.iter().filter_map(|(key, verdict)| probe::problem(key, *verdict, pass.paths.get(key)?));
-    refused
-        .chain(unreachable)
-        .chain(closed)
-        .chain(mtu)
-        .chain(filter)
-        .chain(pass.other_failures.iter().cloned())
-        .collect()
+    refused.chain(unreachable).chain(closed).chain(mtu).chain(pass.other_failures.iter().cloned()).collect()
 }
 
 /// The nodes of the cluster.

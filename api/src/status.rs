@@ -18,7 +18,8 @@ pub struct Status {
     pub ready: bool,
     /// What stands in the way of being ready, each with its remedy.
     pub reasons: Vec<String>,
-    /// What is wrong or degraded although the node serves: refused records, unreachable peers, missing features.
+    /// What is wrong or degraded although the node serves: refused records, unreachable peers, what others on the
+    /// host do.
     pub problems: Vec<String>,
     /// The cluster, once known.
     pub cluster: Option<ClusterStatus>,

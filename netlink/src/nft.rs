@@ -3,11 +3,13 @@
 //! A [`Table`] says what is fixed: sets, chains and rules. In the kernel it is two of the same name, one for IP and one for
 //! ARP, which are made and changed together. What comes and goes are the [`Element`]s of the sets. The
 //! kernel is spoken to directly, so that a pod's entry costs a system call and not a process, and nothing that
-//! comes from the cluster's store is ever given to another program.
+//! comes from the cluster's store is ever given to another program. Of tables of others, [`foreign`] reads what they make of
+//! forwarded packets.
 
 mod decode;
 mod element;
 mod encode;
+pub mod foreign;
 mod monitor;
 
 use std::collections::{BTreeMap, BTreeSet};

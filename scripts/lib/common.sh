@@ -113,7 +113,7 @@ lab_packages=(etcd-server:etcd etcd-client:etcdctl iproute2:ip iputils-ping:ping
     procps:sysctl)
 
 # What the tests need besides: a container runtime, and what an image is made of.
-test_packages=(conntrack:conntrack containerd:containerd runc:runc containernetworking-plugins:/usr/lib/cni/portmap
+test_packages=(conntrack:conntrack iptables:iptables containerd:containerd runc:runc containernetworking-plugins:/usr/lib/cni/portmap
     busybox-static:/bin/busybox)
 
 # Looks for Rust, new enough, and for these subcommands of cargo.

@@ -5,15 +5,17 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use polder_api::{Family, NodeName};
 use polder_ipam::peers::{Believed, believe};
 use polder_ipam::record::ClusterRecord;
 use polder_ipam::view::{Source, View};
 use polder_ipam::{Block, Cidr};
+use polder_netlink::route::Lookup;
 use tracing::warn;
 
 use super::{Engine, LOSS_GRACE};
 use crate::board::Pass;
-use crate::kernel::desired::{Inputs, desired, pod_mtu};
+use crate::kernel::desired::{Inputs, Path, Reached, desired, pod_mtu};
 use crate::kernel::plan::{Change, Prune, plan};
 use crate::kernel::state::{Desired, Device};
 use crate::kernel::{ruleset, sysctl};
@@ -131,7 +133,8 @@ impl Engine {
             is_other
         });
         let paths = inputs.reached();
-        let pass = Pass { writes: changes.len(), gateways, mtu, paths, ..Pass::default() };
+        let next_hops = next_hops(&paths, &reach);
+        let pass = Pass { writes: changes.len(), gateways, mtu, paths, next_hops, ..Pass::default() };
         Ok(Draft { desired, changes, indexes: actual.indexes, sysctls: actual.sysctls, pass })
     }
 
@@ -152,4 +155,23 @@ impl Engine {
         let complete = view.source == Source::Store && registered && adopted && !self.doubt;
         if complete && self.prune_from.is_none() { Prune::Yes } else { Prune::No }
     }
+}
+
+/// How many neighbours on the underlay the ways to all peers need, of each family.
+fn next_hops(
+    paths: &BTreeMap<(NodeName, Family), Reached>,
+    reach: &BTreeMap<IpAddr, Option<Lookup>>,
+) -> BTreeMap<Family, usize> {
+    let next_hop = |reached: &Reached| match &reached.path {
+        Path::Direct { via, .. } => Some(*via),
+        Path::Vxlan { remote, .. } => {
+            let router = reach.get(remote).copied().flatten().and_then(|lookup| lookup.gateway);
+            Some(router.unwrap_or(*remote))
+        }
+        Path::Unreachable(_) => None,
+    };
+    let distinct: BTreeSet<IpAddr> = paths.values().filter_map(next_hop).collect();
+    let mut count = BTreeMap::new();
+    distinct.into_iter().for_each(|address| *count.entry(Family::of(address)).or_default() += 1);
+    count
 }

@@ -241,7 +241,7 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &
         }
     }
     Desired {
-        sysctls: sysctl::desired(inputs.families, &state, advertised_to),
+        sysctls: sysctl::desired(inputs.families, inputs.cluster.attach, &state, advertised_to),
         state,
         table: ruleset::table(inputs.cluster, inputs.lengths),
         elements: ruleset::elements(&members, inputs.lengths),

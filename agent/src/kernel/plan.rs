@@ -15,6 +15,7 @@ use polder_netlink::nft::{Element, Elements, Found, Key, union};
 use polder_netlink::route::Impostor;
 
 use super::state::{Actual, Desired, Device, Identity, OwnKind, OwnLink, State, Target, Way};
+use super::sysctl;
 
 /// One change to the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -161,7 +162,8 @@ fn links(want: &State, actual: &Actual, changes: &mut Vec<Change>) -> BTreeSet<D
 
 fn sysctls(desired: &Desired, actual: &Actual, changes: &mut Vec<Change>) {
     for (path, value) in &desired.sysctls {
-        if actual.sysctls.get(path) != Some(value) {
+        let found = actual.sysctls.get(path);
+        if found != Some(value) && (found.is_some() || !sysctl::may_be_missing(path)) {
             changes.push(Change::SetSysctl { path: path.clone(), value: value.clone() });
         }
     }

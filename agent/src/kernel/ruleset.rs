@@ -1,7 +1,9 @@
 //! The packet filter: what is in table `inet polder`, and why.
 //!
-//! It judges only what comes from a pod, what comes through a tunnel, and the source address of what leaves for the world. There is no chain for forwarded traffic: in nftables accepting a packet does not keep another
-//! table from dropping it, so a rule that accepts ours would promise what it cannot hold.
+//! It judges only what comes from a pod, what comes through a tunnel, and the source address of what leaves for the world.
+//! There is no chain for forwarded traffic: in nftables accepting a packet does not keep another table from dropping it, so
+//! a rule that accepts ours would promise what it cannot hold. Chains of others that drop it are found and named instead
+//! ([`crate::host::firewall`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use polder_api::Family;
+use polder_ipam::record::AttachMode;
 
 use super::state::{Device, State};
 
@@ -16,6 +17,7 @@ const ROOT: &str = "/proc/sys";
 /// `advertised_to` are the settings of interfaces of others that would lose their router advertisements.
 pub fn desired(
     families: &BTreeSet<Family>,
+    attach: AttachMode,
     state: &State,
     advertised_to: &[String],
 ) -> Vec<(String, String)> {
@@ -33,6 +35,13 @@ pub fn desired(
         advertised_to.iter().for_each(|path| set(path, "2"));
         set("net/ipv6/conf/all/forwarding", "1");
     }
+    if attach == AttachMode::Bridge {
+        // With br_netfilter, rules of the IP stack see a frame as soon as it is on the bridge. If one then gives it to
+        // another pod of the same bridge, as a service does, the bridge itself carries it on, past the IP stack
+        // (br_nf_pre_routing_finish in net/bridge/br_netfilter_hooks.c), and its ports are isolated: it is lost. Every
+        // packet of a pod goes through the IP stack anyway.
+        families.iter().for_each(|family| set(bridge_calls(*family), "0"));
+    }
     for name in state.links.keys().filter_map(Device::name) {
         if families.contains(&Family::V4) {
             set(&format!("net/ipv4/conf/{name}/send_redirects"), "0");
@@ -46,6 +55,20 @@ pub fn desired(
         }
     }
     settings
+}
+
+/// Whether rules of the IP stack see what is on bridges.
+const fn bridge_calls(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "net/bridge/bridge-nf-call-iptables",
+        Family::V6 => "net/bridge/bridge-nf-call-ip6tables",
+    }
+}
+
+/// Whether a kernel that does not have the setting (yet) is as it should be: without the module `br_netfilter` nobody
+/// looks at bridges.
+pub fn may_be_missing(path: &str) -> bool {
+    Family::BOTH.map(bridge_calls).contains(&path)
 }
 
 /// Reads the settings that are there.

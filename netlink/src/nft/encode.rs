@@ -14,6 +14,7 @@ use netlink_packet_netfilter::{
 };
 use polder_api::Family;
 
+use super::foreign::TableFamily;
 use super::{Chain, Element, Hook, Interface, Match, Rule, Set, Side, Verdict, Within};
 use crate::Operation;
 
@@ -40,6 +41,10 @@ fn about(side: Side, message: impl Into<NetfilterMessageInner>) -> NetfilterMess
         Side::Ip => NetfilterProtoFamily::Inet,
         Side::Arp => NetfilterProtoFamily::ARP,
     };
+    of_family(family, message)
+}
+
+fn of_family(family: NetfilterProtoFamily, message: impl Into<NetfilterMessageInner>) -> NetfilterMessage {
     NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), message)
 }
 
@@ -91,6 +96,12 @@ pub(super) fn get_chain(table: &str, chain: &Chain) -> NetfilterMessage {
     about(chain.hook.side(), NfTablesMessage::GetChain(ChainMessage { attributes }))
 }
 
+/// Asks for the chains of all tables of all families.
+pub(super) fn get_all_chains() -> NetfilterMessage {
+    let all = ChainMessage { attributes: Vec::new() };
+    of_family(NetfilterProtoFamily::Unspec, NfTablesMessage::GetChain(all))
+}
+
 /// `id` names the set within its transaction.
 pub(super) fn add_set(table: &str, set: &Set, id: u32) -> Operation<NetfilterMessage> {
     let flags = if set.key.has_ranges() { SetFlags::Interval } else { SetFlags::empty() };
@@ -127,16 +138,22 @@ pub(super) fn delete_elements<'a>(
 
 /// Deletes all elements: none is named.
 pub(super) fn flush_set(table: &str, set: &Set) -> Operation<NetfilterMessage> {
-    let message = SetElementMessage { attributes: of_set(table, set) };
+    let message = SetElementMessage { attributes: of_set(table, set.name) };
     Operation::new(about(set.side, NfTablesMessage::DeleteSetElement(message)), 0)
 }
 
 pub(super) fn get_elements(table: &str, set: &Set) -> NetfilterMessage {
-    about(set.side, NfTablesMessage::GetSetElement(SetElementMessage { attributes: of_set(table, set) }))
+    let message = SetElementMessage { attributes: of_set(table, set.name) };
+    about(set.side, NfTablesMessage::GetSetElement(message))
 }
 
-fn of_set(table: &str, set: &Set) -> Vec<SetElementList> {
-    vec![SetElementList::Table(table.to_owned()), SetElementList::Set(set.name.to_owned())]
+pub(super) fn get_elements_of(family: TableFamily, table: &str, set: &str) -> NetfilterMessage {
+    let message = SetElementMessage { attributes: of_set(table, set) };
+    of_family(family.number(), NfTablesMessage::GetSetElement(message))
+}
+
+fn of_set(table: &str, set: &str) -> Vec<SetElementList> {
+    vec![SetElementList::Table(table.to_owned()), SetElementList::Set(set.to_owned())]
 }
 
 fn element_messages<'a>(
@@ -146,7 +163,7 @@ fn element_messages<'a>(
 ) -> Vec<SetElementMessage> {
     let list: Vec<_> = elements.into_iter().map(element).collect();
     let message = |chunk: &[_]| {
-        let mut attributes = of_set(table, set);
+        let mut attributes = of_set(table, set.name);
         attributes.push(SetElementList::Elements(chunk.to_vec()));
         SetElementMessage { attributes }
     };
@@ -164,6 +181,11 @@ fn element(element: &Element) -> ListAttribute<SetElementAttribute> {
 pub(super) fn get_rules(side: Side, table: &str) -> NetfilterMessage {
     let attributes = vec![RuleAttribute::Table(table.to_owned())];
     about(side, NfTablesMessage::GetRule(RuleMessage { attributes }))
+}
+
+pub(super) fn get_rules_of_chain(family: TableFamily, table: &str, chain: &str) -> NetfilterMessage {
+    let attributes = vec![RuleAttribute::Table(table.to_owned()), RuleAttribute::Chain(chain.to_owned())];
+    of_family(family.number(), NfTablesMessage::GetRule(RuleMessage { attributes }))
 }
 
 pub(super) fn add_rule(table: &str, chain: &Chain, rule: &Rule) -> Operation<NetfilterMessage> {

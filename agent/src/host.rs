@@ -1,0 +1,125 @@
+//! What others on the host do to pods and could do: looked at from time to time, and said in `status` with its remedy.
+//! Nothing of it is changed: it is not ours.
+
+pub mod firewall;
+pub mod limits;
+pub mod managers;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use polder_api::Family;
+use polder_ipam::record::AttachMode;
+use tokio::time::sleep;
+use tracing::{debug, info, warn};
+
+use self::firewall::Filter;
+use self::limits::NeighbourLimits;
+use self::managers::Gap;
+use crate::agent::Agent;
+
+/// The longest time between two looks.
+const EVERY: Duration = Duration::from_secs(30);
+
+/// What there is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Facts {
+    /// Chains of others that judge what is forwarded.
+    pub filters: Vec<Filter>,
+    /// The families of which legacy iptables has a table `filter`. Netlink does not tell what is in it.
+    pub legacy_filters: BTreeSet<Family>,
+    /// How many neighbours the kernel keeps. Unknown outside of the machine's first network namespace.
+    pub neighbours: BTreeMap<Family, NeighbourLimits>,
+    /// Ports of our bridge.
+    pub bridge_ports: usize,
+    /// What those who manage interfaces have not been told.
+    pub gaps: Vec<Gap>,
+    /// Whether the source address of what comes in is checked on all interfaces.
+    pub filters_all_sources: bool,
+}
+
+/// What it is judged by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Needs {
+    /// How pods are attached.
+    pub attach: AttachMode,
+    /// Neighbours on the underlay through which peers are reached, by family.
+    pub neighbours: BTreeMap<Family, usize>,
+}
+
+/// What is wrong, each with its remedy.
+pub fn problems(facts: &Facts, needs: &Needs) -> Vec<String> {
+    let filters = facts.filters.iter().filter_map(|filter| filter.problem(needs.attach));
+    let legacy = facts.legacy_filters.iter().map(|family| firewall::unreadable(*family, needs.attach));
+    let neighbours = needs.neighbours.iter().filter_map(|(family, needed)| {
+        facts.neighbours.get(family).and_then(|limits| limits.problem(*family, *needed))
+    });
+    let ports = match needs.attach {
+        AttachMode::Bridge => limits::ports(facts.bridge_ports),
+        AttachMode::Routed => None,
+    };
+    let gaps = facts.gaps.iter().map(ToString::to_string);
+    // The kernel goes by the stricter of "all" and the device, whatever ours says.
+    let sources = facts.filters_all_sources.then(|| {
+        "net.ipv4.conf.all.rp_filter is not 0: packets are lost while two nodes reach each other by different ways. \
+         Set it to 0, and to 1 on the interfaces that need it"
+            .to_owned()
+    });
+    filters.chain(legacy).chain(neighbours).chain(ports).chain(gaps).chain(sources).collect()
+}
+
+/// Runs for ever.
+pub async fn run(agent: Arc<Agent>) {
+    let mut view = agent.board.view.subscribe();
+    loop {
+        let attach = view.borrow_and_update().cluster.as_ref().map(|cluster| cluster.record.attach);
+        let Some(attach) = attach else {
+            // Its end is the agent's.
+            let _ = view.changed().await;
+            continue;
+        };
+        look(&agent, attach).await;
+        sleep(agent.config.resync.min(EVERY)).await;
+    }
+}
+
+async fn look(agent: &Agent, attach: AttachMode) {
+    let facts = match agent.kernel.run(|kernel| kernel.host_facts(Path::new("/"))).await {
+        Ok(facts) => facts,
+        // Others change their rules while they are read. What was seen before stays true as far as anybody knows.
+        Err(error) => return debug!(%error, "the packet filters of others cannot be read"),
+    };
+    let neighbours = agent.board.pass().map(|pass| pass.next_hops.clone()).unwrap_or_default();
+    let problems = problems(&facts, &Needs { attach, neighbours });
+    agent.board.host.send_if_modified(|known| {
+        problems.iter().filter(|problem| !known.contains(problem)).for_each(|problem| warn!("{problem}"));
+        known
+            .iter()
+            .filter(|problem| !problems.contains(problem))
+            .for_each(|problem| info!("over: {problem}"));
+        let is_other = *known != problems;
+        *known = problems;
+        is_other
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_does_nothing_to_us_has_no_problems() {
+        let needs = Needs { attach: AttachMode::Bridge, neighbours: [(Family::V4, 100)].into() };
+        assert_eq!(problems(&Facts::default(), &needs), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_bridge_that_is_nearly_full_is_a_problem_only_where_pods_are_on_it() {
+        let facts = Facts { bridge_ports: 1000, ..Facts::default() };
+        let needs = |attach| Needs { attach, neighbours: BTreeMap::new() };
+        assert_eq!(problems(&facts, &needs(AttachMode::Bridge)).len(), 1);
+        assert_eq!(problems(&facts, &needs(AttachMode::Routed)), Vec::<String>::new());
+    }
+}

@@ -1,0 +1,145 @@
+//! Filters as others make them.
+
+use super::*;
+
+fn rule(conditions: &[Condition], judgement: Judgement) -> ForeignRule {
+    ForeignRule { conditions: conditions.to_vec(), judgement }
+}
+
+fn from(name: &str) -> Condition {
+    Condition::Input(vec![Names::Exactly(name.to_owned())])
+}
+
+fn to(name: &str) -> Condition {
+    Condition::Output(vec![Names::Exactly(name.to_owned())])
+}
+
+fn jump(chain: &str) -> ForeignRule {
+    rule(&[], Judgement::Jump(chain.to_owned()))
+}
+
+fn accept(condition: Condition) -> ForeignRule {
+    rule(&[condition], Judgement::Accept)
+}
+
+fn filter(
+    (family, table, name): (TableFamily, &str, &str),
+    policy: Policy,
+    chains: &[(&str, Vec<ForeignRule>)],
+) -> Filter {
+    let chains = chains.iter().map(|(name, rules)| ((*name).to_owned(), rules.clone())).collect();
+    let base = ForwardChain { family, table: table.to_owned(), name: name.to_owned(), policy };
+    Filter { base, chains }
+}
+
+const FORWARD: (TableFamily, &str, &str) = (TableFamily::Ip, "filter", "FORWARD");
+
+/// What Docker makes: its own bridge is accepted, and the operator has a chain.
+fn docker(user: Vec<ForeignRule>) -> Filter {
+    let forward = vec![
+        jump("DOCKER-USER"),
+        rule(&[to("docker0"), Condition::Other], Judgement::Accept),
+        rule(&[to("docker0")], Judgement::Jump("DOCKER".to_owned())),
+        accept(from("docker0")),
+    ];
+    filter(FORWARD, Policy::Drop, &[("FORWARD", forward), ("DOCKER-USER", user)])
+}
+
+#[test]
+fn a_policy_that_drops_is_named_with_its_chain_and_the_commands_that_help() {
+    let bare = filter(FORWARD, Policy::Drop, &[("FORWARD", Vec::new())]);
+    let problem = bare.problem(AttachMode::Bridge).unwrap();
+    for words in [
+        "chain FORWARD of table ip filter",
+        "what comes from pods or goes to them",
+        "`iptables -I FORWARD -i polder0 -j ACCEPT` and `iptables -I FORWARD -o polder0 -j ACCEPT`",
+    ] {
+        assert!(problem.contains(words), "{problem}");
+    }
+    let routed = bare.problem(AttachMode::Routed).unwrap();
+    assert!(routed.contains("-i pld+ -j ACCEPT"), "{routed}");
+    let v6 = filter((TableFamily::Ip6, "filter", "FORWARD"), Policy::Drop, &[]);
+    assert!(v6.problem(AttachMode::Bridge).unwrap().contains("`ip6tables -I FORWARD -i polder0"));
+    let own = filter((TableFamily::Inet, "mine", "fwd"), Policy::Drop, &[]);
+    let problem = own.problem(AttachMode::Routed).unwrap();
+    assert!(problem.contains("`nft insert rule inet mine fwd iifname 'pld*' accept`"), "{problem}");
+}
+
+#[test]
+fn who_accepts_both_ways_is_no_problem_and_who_accepts_one_is_told_the_other() {
+    let with = |rules: Vec<ForeignRule>| filter(FORWARD, Policy::Drop, &[("FORWARD", rules)]);
+    let both = with(vec![accept(from("polder0")), accept(to("polder0"))]);
+    assert_eq!(both.problem(AttachMode::Bridge), None);
+    assert!(both.problem(AttachMode::Routed).is_some(), "the interfaces of pods are others");
+    let one = with(vec![accept(from("polder0"))]).problem(AttachMode::Bridge).unwrap();
+    assert!(one.contains("what goes to pods") && !one.contains("-i polder0"), "{one}");
+    let all = Names::Prefixed("pld".to_owned());
+    let routed = with(vec![
+        accept(Condition::Input(vec![Names::Exactly("eth0".to_owned()), all.clone()])),
+        accept(Condition::Output(vec![all])),
+    ]);
+    assert_eq!(routed.problem(AttachMode::Routed), None);
+    assert_eq!(with(vec![rule(&[], Judgement::Accept)]).problem(AttachMode::Bridge), None);
+    let narrow = with(vec![rule(&[from("polder0"), to("polder0")], Judgement::Accept)]);
+    assert!(narrow.problem(AttachMode::Bridge).is_some(), "only what stays on the node is accepted");
+}
+
+#[test]
+fn docker_and_ufw_have_a_place_of_their_own_for_it() {
+    let problem = docker(vec![rule(&[], Judgement::Return)]).problem(AttachMode::Bridge).unwrap();
+    assert!(problem.contains("`iptables -I DOCKER-USER -i polder0 -j ACCEPT`"), "{problem}");
+    let told = docker(vec![accept(from("polder0")), accept(to("polder0")), rule(&[], Judgement::Return)]);
+    assert_eq!(told.problem(AttachMode::Bridge), None);
+    let ufw = |user: Vec<ForeignRule>| {
+        let chains = [
+            ("FORWARD", vec![jump("ufw-before-forward")]),
+            ("ufw-before-forward", vec![accept(Condition::Other), jump("ufw-user-forward")]),
+            ("ufw-user-forward", user),
+        ];
+        filter(FORWARD, Policy::Drop, &chains).problem(AttachMode::Bridge)
+    };
+    let problem = ufw(Vec::new()).unwrap();
+    assert!(
+        problem.contains("`ufw route allow in on polder0` and `ufw route allow out on polder0`"),
+        "{problem}"
+    );
+    assert_eq!(ufw(vec![accept(from("polder0")), accept(to("polder0"))]), None);
+}
+
+#[test]
+fn a_chain_that_refuses_at_its_end_drops_whatever_its_policy() {
+    let firewalld = |policies: Vec<ForeignRule>, zones: Vec<ForeignRule>| {
+        let refuse = rule(&[], Judgement::Drop);
+        let chains = [
+            ("filter_FORWARD", vec![accept(Condition::Other), jump("filter_FORWARD_ZONES"), refuse.clone()]),
+            ("filter_FORWARD_ZONES", [zones, vec![rule(&[], Judgement::Goto("public".to_owned()))]].concat()),
+            ("public", vec![jump("policies"), refuse]),
+            ("policies", policies),
+            ("trusted", vec![rule(&[], Judgement::Accept)]),
+        ];
+        let base = (TableFamily::Inet, "firewalld", "filter_FORWARD");
+        filter(base, Policy::Accept, &chains).problem(AttachMode::Bridge)
+    };
+    let problem = firewalld(Vec::new(), Vec::new()).unwrap();
+    assert!(
+        problem.contains("table inet firewalld") && problem.contains("firewall-cmd --reload"),
+        "{problem}"
+    );
+    let zones = vec![rule(&[from("polder0")], Judgement::Goto("trusted".to_owned()))];
+    assert!(firewalld(Vec::new(), zones.clone()).unwrap().contains("known to accept what goes to pods"));
+    assert_eq!(firewalld(vec![accept(to("polder0"))], zones), None);
+}
+
+#[test]
+fn chains_that_jump_in_a_circle_come_to_an_end() {
+    let circle = [("FORWARD", vec![jump("a")]), ("a", vec![jump("FORWARD")])];
+    assert!(filter(FORWARD, Policy::Drop, &circle).problem(AttachMode::Bridge).is_some());
+}
+
+#[test]
+fn legacy_iptables_is_only_asked_after() {
+    let said = unreadable(Family::V6, AttachMode::Bridge);
+    for words in ["/proc/net/ip6_tables_names", "`ip6tables-legacy -S FORWARD`", "-o polder0 -j ACCEPT"] {
+        assert!(said.contains(words), "{said}");
+    }
+}

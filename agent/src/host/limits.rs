@@ -1,0 +1,90 @@
+//! Limits of the kernel that a large cluster reaches.
+
+use polder_api::{BRIDGE, Family};
+
+/// Ports that a bridge can have: their numbers have ten bits, and 0 is none of them (`BR_PORT_BITS` in
+/// `net/bridge/br_private.h`).
+const PORTS: usize = 1023;
+
+/// From then on it is time to do something.
+const MANY_PORTS: usize = PORTS * 9 / 10;
+
+/// What is to be said of that many ports of our bridge.
+pub fn ports(used: usize) -> Option<String> {
+    (used > MANY_PORTS).then(|| {
+        format!(
+            "bridge {BRIDGE} has {used} ports, and a bridge can have {PORTS}: pods beyond that are not attached. Let \
+             fewer pods run on this node (maxPods of the kubelet), or do without the bridge: attach = \"routed\" in the \
+             settings of the cluster"
+        )
+    })
+}
+
+/// How many neighbours the kernel keeps, in all network namespaces together.
+///
+/// Permanent entries, as ours of pods and tunnels are, do not count (`exempt_from_gc` in `net/core/neighbour.c`, Linux
+/// 5.0). Those on the underlay do: peers that are reached directly, or to whose tunnel the way is direct.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NeighbourLimits {
+    /// `gc_thresh2`: with more, the kernel forgets some every few seconds, those in use not excepted.
+    pub soft: usize,
+    /// `gc_thresh3`: with so many there is no new one, and what is sent there is lost.
+    pub hard: usize,
+}
+
+impl NeighbourLimits {
+    /// What is to be said if that many are needed. Others of the same link need some, too: a quarter is left for them.
+    pub fn problem(self, family: Family, needed: usize) -> Option<String> {
+        let Self { soft, hard } = self;
+        if needed <= soft && needed <= hard / 4 * 3 {
+            return None;
+        }
+        let settings = match family {
+            Family::V4 => "net.ipv4.neigh.default",
+            Family::V6 => "net.ipv6.neigh.default",
+        };
+        let ample = (needed * 2).next_power_of_two();
+        Some(format!(
+            "peers are reached through {needed} {family} neighbours, and the kernel keeps {hard} of all together \
+             ({settings}.gc_thresh3), and from {soft} on forgets some again (gc_thresh2): set {settings}.gc_thresh3 to \
+             {ample} and {settings}.gc_thresh2 to {}",
+            ample / 2
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_of_neighbours_is_enough_when_it_is_done() {
+        let usual = NeighbourLimits { soft: 512, hard: 1024 };
+        assert_eq!(usual.problem(Family::V4, 512), None);
+        let problem = usual.problem(Family::V6, 5000).unwrap();
+        assert!(problem.contains("net.ipv6.neigh.default.gc_thresh3 to 16384"), "{problem}");
+        assert!(problem.contains("net.ipv6.neigh.default.gc_thresh2 to 8192"), "{problem}");
+        for needed in [513, 800, 1024, 5000, 8192] {
+            let ample = (needed * 2_usize).next_power_of_two();
+            let done = NeighbourLimits { soft: ample / 2, hard: ample };
+            assert!(usual.problem(Family::V4, needed).is_some(), "{needed}");
+            assert_eq!(done.problem(Family::V4, needed), None, "{needed}");
+        }
+    }
+
+    #[test]
+    fn a_quarter_of_the_neighbours_is_for_others() {
+        let even = NeighbourLimits { soft: 1000, hard: 1000 };
+        assert_eq!(even.problem(Family::V4, 750), None);
+        assert!(even.problem(Family::V4, 751).is_some());
+    }
+
+    #[test]
+    fn a_bridge_is_said_to_be_nearly_full_before_it_is() {
+        assert_eq!(ports(920), None);
+        let problem = ports(921).unwrap();
+        for words in ["921", "1023", "polder0", "attach = \"routed\""] {
+            assert!(problem.contains(words), "{problem}");
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Tables of others: which of their chains judge forwarded packets, and what their rules say, as far as it can be told.
+
+mod rule;
+
+use netlink_packet_netfilter::NetfilterProtoFamily;
+
+use self::rule::{NF_DROP, ReadRule, names, read};
+use super::decode::{self, number, value};
+use super::{FilterSocket, encode};
+use crate::Error;
+use crate::error::text;
+
+/// The family of a table: of what packets it sees. Bridges and single devices are not of interest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TableFamily {
+    /// IPv4.
+    Ip,
+    /// IPv6.
+    Ip6,
+    /// Both.
+    Inet,
+}
+
+impl TableFamily {
+    pub(super) fn number(self) -> NetfilterProtoFamily {
+        match self {
+            Self::Ip => NetfilterProtoFamily::IPv4,
+            Self::Ip6 => NetfilterProtoFamily::IPv6,
+            Self::Inet => NetfilterProtoFamily::Inet,
+        }
+    }
+
+    fn of(number: NetfilterProtoFamily) -> Option<Self> {
+        [Self::Ip, Self::Ip6, Self::Inet].into_iter().find(|family| family.number() == number)
+    }
+}
+
+impl std::fmt::Display for TableFamily {
+    /// As `nft` calls it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Ip => "ip",
+            Self::Ip6 => "ip6",
+            Self::Inet => "inet",
+        })
+    }
+}
+
+/// What becomes of a packet that no rule of a base chain judges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Policy {
+    /// It passes.
+    Accept,
+    /// It is dropped.
+    Drop,
+}
+
+/// A chain on hook forward.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForwardChain {
+    /// The family of its table.
+    pub family: TableFamily,
+    /// Its table.
+    pub table: String,
+    /// Its name.
+    pub name: String,
+    /// Its policy.
+    pub policy: Policy,
+}
+
+/// Names of interfaces in a rule.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Names {
+    /// This one.
+    Exactly(String),
+    /// All that begin so.
+    Prefixed(String),
+}
+
+/// What must hold for a rule to apply.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Condition {
+    /// The packet came in through an interface of one of these names.
+    Input(Vec<Names>),
+    /// The packet goes out through an interface of one of these names.
+    Output(Vec<Names>),
+    /// Something else.
+    Other,
+}
+
+/// What a rule does with a packet to which it applies.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Judgement {
+    /// The packet passes this base chain.
+    Accept,
+    /// It is dropped or refused.
+    Drop,
+    /// It goes to that chain, and comes back if that does not judge it.
+    Jump(String),
+    /// It goes to that chain, and then back to where this one was jumped to from.
+    Goto(String),
+    /// It goes back to where this chain was jumped to from.
+    Return,
+    /// It goes to the next rule.
+    None,
+}
+
+/// A rule of others.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ForeignRule {
+    /// All of these must hold.
+    pub conditions: Vec<Condition>,
+    /// What then happens.
+    pub judgement: Judgement,
+}
+
+impl FilterSocket {
+    /// All chains on hook forward, of all tables.
+    pub fn forward_chains(&mut self) -> Result<Vec<ForwardChain>, Error> {
+        self.dump(encode::get_all_chains(), |message| {
+            let family = TableFamily::of(message.header.family)?;
+            forward_chain(family, &decode::body(&message, decode::NEW_CHAIN)?)
+        })
+    }
+
+    /// The rules of one chain, in order. Of a chain that is not there, none.
+    pub fn rules_of(
+        &mut self,
+        family: TableFamily,
+        table: &str,
+        chain: &str,
+    ) -> Result<Vec<ForeignRule>, Error> {
+        let found = self.dump(encode::get_rules_of_chain(family, table, chain), |message| {
+            let body = decode::body(&message, decode::NEW_RULE)?;
+            // Kernels before 5.2 send those of all chains.
+            let is_of_chain = text(&body, decode::RULE_TABLE).as_deref() == Some(table)
+                && text(&body, decode::RULE_CHAIN).as_deref() == Some(chain);
+            is_of_chain.then(|| read(&body))
+        });
+        let read = match found {
+            Err(error) if error.is_missing() => return Ok(Vec::new()),
+            found => found?,
+        };
+        read.into_iter().map(|rule| self.resolve(family, table, rule)).collect()
+    }
+
+    /// Looks up the names that a rule has in sets.
+    fn resolve(&mut self, family: TableFamily, table: &str, rule: ReadRule) -> Result<ForeignRule, Error> {
+        let mut conditions = rule.conditions;
+        for (side, set) in rule.sets {
+            let elements = self.dump(encode::get_elements_of(family, table, &set), |message| {
+                decode::keys(&message, |key, ends_range| Ok((key.to_vec(), ends_range))).ok()
+            })?;
+            let names = elements.iter().flatten().map(|(key, _)| names(key));
+            conditions.push(side.condition(names.collect()));
+        }
+        Ok(ForeignRule { conditions, judgement: rule.judgement })
+    }
+}
+
+// `include/uapi/linux/netfilter/nf_tables.h` and `include/uapi/linux/netfilter.h`, all of these.
+const NFTA_CHAIN_TABLE: u16 = 1;
+const NFTA_CHAIN_NAME: u16 = 3;
+const NFTA_CHAIN_HOOK: u16 = 4;
+const NFTA_HOOK_HOOKNUM: u16 = 1;
+const NF_INET_FORWARD: u32 = 2;
+
+fn forward_chain(family: TableFamily, body: &[u8]) -> Option<ForwardChain> {
+    let hook = value(body, NFTA_CHAIN_HOOK)?;
+    (number(hook, NFTA_HOOK_HOOKNUM)? == NF_INET_FORWARD).then_some(())?;
+    let drops = number(body, decode::CHAIN_POLICY) == Some(NF_DROP.cast_unsigned());
+    Some(ForwardChain {
+        family,
+        table: text(body, NFTA_CHAIN_TABLE)?,
+        name: text(body, NFTA_CHAIN_NAME)?,
+        policy: if drops { Policy::Drop } else { Policy::Accept },
+    })
+}

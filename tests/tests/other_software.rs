@@ -1,0 +1,194 @@
+//! What other software on a node does to pods, and what `status` says of it.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use polder_tests::agent::Worker;
+use polder_tests::fabric::Families;
+use polder_tests::matrix::{assert_flat, listen, pairs};
+use polder_tests::{Lab, Pod, Topology};
+use serde_json::Value;
+
+/// Two nodes on a link and one behind a router, that look around every second, and a pod on each.
+fn lab(bootstrap: &str) -> (Lab, Vec<Pod>) {
+    let mut lab = Lab::build(Topology::two_segments().families(Families::DUAL).bootstrap(bootstrap));
+    lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 1"));
+    lab.start_agents();
+    let pods: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("a")).collect();
+    assert_flat(&pods, 1450);
+    (lab, pods)
+}
+
+fn texts(status: &Value) -> Vec<String> {
+    let problems = status["problems"].as_array().into_iter().flatten();
+    problems.map(|problem| problem.as_str().unwrap().to_owned()).collect()
+}
+
+/// The problem that says so, once the agent has seen it.
+fn problem(worker: &Worker, words: &str) -> String {
+    worker.wait_for_status(&format!("a problem that says {words:?}"), |status| {
+        texts(status).into_iter().find(|text| text.contains(words))
+    })
+}
+
+fn wait_for_no_problem(worker: &Worker) {
+    worker.wait_for_status("no problem", |status| texts(status).is_empty().then_some(()));
+}
+
+/// The commands in a text.
+fn commands(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
+/// Which pairs of pods do not reach each other over that family.
+fn cut_off(pods: &[Pod], families: Families) -> Vec<String> {
+    let _servers = listen(pods);
+    let all = pairs(pods, families);
+    let cut = all.iter().filter(|pair| pair.check(1450).is_err());
+    cut.map(|pair| format!("{} to {}", pair.from.node(), pair.to.node())).collect()
+}
+
+fn nft(worker: &Worker, rules: &str) {
+    worker.node.write("/run/others.nft", rules);
+    worker.node.run("nft", &["-f", "/run/others.nft"]);
+}
+
+/// What Docker makes of the chain that judges what is forwarded: it drops all but what comes from Docker's own bridge.
+fn docker(table: &str) -> String {
+    format!(
+        "table {table} filter {{\n\
+         chain DOCKER {{\n}}\n\
+         chain DOCKER-USER {{\ncounter return\n}}\n\
+         chain FORWARD {{\ntype filter hook forward priority filter; policy drop;\n\
+         counter jump DOCKER-USER\n\
+         oifname \"docker0\" ct state related,established counter accept\n\
+         oifname \"docker0\" counter jump DOCKER\n\
+         iifname \"docker0\" oifname != \"docker0\" counter accept\n}}\n}}\n"
+    )
+}
+
+/// On the first node somebody makes a filter that cuts its pods off; `status` says which, and the commands that it names put
+/// an end to it.
+fn assert_the_commands_help(lab: &Lab, pods: &[Pod], families: Families, filter: &str, named: &[&str]) {
+    let worker = &lab.workers[0];
+    assert_eq!(texts(&worker.status()), Vec::<String>::new());
+    nft(worker, filter);
+    let cut = cut_off(pods, families);
+    let of_node: Vec<&String> = cut.iter().filter(|pair| pair.contains("n1")).collect();
+    assert_eq!(
+        (of_node.len(), cut.len()),
+        (4, 4),
+        "the filter cuts the first node off, and no other: {cut:?}"
+    );
+    let text = problem(worker, named[0]);
+    assert!(named.iter().all(|words| text.contains(words)), "{named:?} in {text}");
+    assert_eq!(texts(&lab.workers[1].status()), Vec::<String>::new());
+    let commands = commands(&text);
+    assert_eq!(commands.len(), 2, "{text}");
+    commands.iter().for_each(|command| drop(worker.node.shell(command)));
+    assert_eq!(cut_off(pods, families), Vec::<String>::new(), "after {commands:?}");
+    wait_for_no_problem(worker);
+}
+
+#[test]
+fn a_filter_like_dockers_is_named_and_the_commands_that_are_named_let_pods_through() {
+    let (lab, pods) = lab("");
+    let chain = "chain FORWARD of table ip filter";
+    let command = "`iptables -I DOCKER-USER -i polder0 -j ACCEPT`";
+    assert_the_commands_help(&lab, &pods, Families::V4, &docker("ip"), &[chain, command]);
+    let chain = "chain FORWARD of table ip6 filter";
+    let command = "`ip6tables -I DOCKER-USER -o polder0 -j ACCEPT`";
+    assert_the_commands_help(&lab, &pods, Families::V6, &docker("ip6"), &[chain, command]);
+    // Another that does not drop is no business of ours, and neither is what comes later to the world alone.
+    nft(
+        &lab.workers[0],
+        "table inet others {\nchain watch {\ntype filter hook forward priority 10\niifname \"eth0\" tcp dport 25 drop\n}\n}\n",
+    );
+    assert_eq!(cut_off(&pods, Families::DUAL), Vec::<String>::new());
+    wait_for_no_problem(&lab.workers[0]);
+}
+
+#[test]
+fn a_filter_of_anybody_is_named_with_commands_for_nft_also_without_a_bridge() {
+    let (lab, pods) = lab("attach = \"routed\"");
+    let filter = "table inet mine {\nchain ahead {\ntype filter hook forward priority -5; policy drop;\n\
+                  ct state established accept\n}\n}\n";
+    let command = "`nft insert rule inet mine ahead oifname 'pld*' accept`";
+    let worker = &lab.workers[0];
+    assert_the_commands_help(&lab, &pods, Families::V4, filter, &["chain ahead of table inet mine", command]);
+    // The chain of those who use iptables and not Docker.
+    let plain =
+        "table ip filter {\nchain FORWARD {\ntype filter hook forward priority filter; policy drop;\n}\n}\n";
+    assert_the_commands_help(&lab, &pods, Families::V4, plain, &["`iptables -I FORWARD -i pld+ -j ACCEPT`"]);
+    // Rules in other words are understood, too.
+    worker.node.shell("nft flush chain inet mine ahead");
+    problem(worker, "chain ahead");
+    worker.node.shell(
+        "nft add rule inet mine ahead iifname vmap '{ \"nobody\" : drop }'; \
+         nft add chain inet mine user; nft add rule inet mine ahead jump user; \
+         nft add rule inet mine user 'iifname \"pld*\" log prefix \"pods\" counter accept'; \
+         nft add rule inet mine user 'oifname \"p*\" accept comment \"to pods\"'",
+    );
+    assert_eq!(cut_off(&pods, Families::DUAL), Vec::<String>::new());
+    wait_for_no_problem(worker);
+}
+
+/// What firewalld 1.3 makes with one zone, without what is not about forwarding. The default zone refuses; `polder.xml` and
+/// `polder-pods.xml` of `deploy/host` make the rest.
+fn firewalld(zones: &str, policies: &str) -> String {
+    format!(
+        "table inet firewalld {{}}\ndelete table inet firewalld\ntable inet firewalld {{\n\
+         chain to_pods {{\naccept\n}}\n\
+         chain policies_pre {{\n{policies}\n}}\n\
+         chain filter_FWD_polder {{\njump policies_pre\naccept\n}}\n\
+         chain filter_FWD_public {{\njump policies_pre\nreject with icmpx admin-prohibited\n}}\n\
+         chain filter_FORWARD_ZONES {{\n{zones}\ngoto filter_FWD_public\n}}\n\
+         chain filter_FORWARD {{\ntype filter hook forward priority filter + 10; policy accept;\n\
+         ct state {{ established, related }} accept\nct status dnat accept\niifname \"lo\" accept\nct state invalid drop\n\
+         jump filter_FORWARD_ZONES\nreject with icmpx admin-prohibited\n}}\n}}\n"
+    )
+}
+
+#[test]
+fn firewalld_refuses_pods_with_a_policy_that_accepts_and_is_seen_through() {
+    let (lab, pods) = lab("");
+    let worker = &lab.workers[0];
+    nft(worker, &firewalld("", ""));
+    assert_eq!(cut_off(&pods, Families::DUAL).len(), 8);
+    let text = problem(worker, "chain filter_FORWARD of table inet firewalld");
+    for file in ["zones/polder.xml", "policies/polder-pods.xml"] {
+        assert!(text.contains(&format!("deploy/host/firewalld/{file}")), "{text}");
+    }
+    let zones = "iifname \"polder.vx\" goto filter_FWD_polder\niifname \"polder0\" goto filter_FWD_polder";
+    nft(worker, &firewalld(zones, ""));
+    problem(worker, "known to accept what goes to pods");
+    let policies = "oifname { \"polder0\", \"polder.vx\", \"polder.vx6\" } jump to_pods";
+    nft(worker, &firewalld(zones, policies));
+    assert_eq!(cut_off(&pods, Families::DUAL), Vec::<String>::new());
+    wait_for_no_problem(worker);
+}
+
+#[test]
+fn those_who_manage_interfaces_are_named_until_they_are_told_to_leave_ours_alone() {
+    let mut lab = Lab::build(Topology::one_segment(1));
+    lab.workers[0].configure_also("resync_seconds = 1");
+    lab.start_agents();
+    let worker = &lab.workers[0];
+    assert_eq!(texts(&worker.status()), Vec::<String>::new());
+    // What they leave there when they run.
+    worker.node.write("/run/systemd/netif/state", "OPER_STATE=routable\n");
+    worker.node.write("/run/NetworkManager/no-stub-resolv.conf", "");
+    let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    for words in ["systemd-networkd runs, and no .network", "deletes routes of others", "NetworkManager runs"]
+    {
+        let text = problem(worker, words);
+        // Done as it says: the file goes into the folder.
+        let file = text.split(' ').find(|word| word.starts_with("deploy/host/")).unwrap();
+        let folder = text.split([' ', ',']).find(|word| word.starts_with("/etc/")).unwrap();
+        worker.node.shell(&format!("mkdir -p {folder} && cp {shipped}/{file} {folder}/"));
+        worker.wait_for_status(&format!("no problem that says {words:?}"), |status| {
+            (!texts(status).iter().any(|text| text.contains(words))).then_some(())
+        });
+    }
+    wait_for_no_problem(worker);
+    assert!(worker.log().contains("over: NetworkManager runs"), "{}", worker.log());
+}

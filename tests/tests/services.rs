@@ -1,0 +1,115 @@
+//! Services as kube-proxy makes them, with NAT on every node: a pod's packet has to pass the node's IP stack once, and
+//! the other end sees who sent it.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::net::IpAddr;
+
+use polder_tests::agent::Worker;
+use polder_tests::fabric::Families;
+use polder_tests::probe::{self, Echo, PORT};
+use polder_tests::{Lab, Pod, Topology, wait};
+
+/// With `br_netfilter`, rules of the IP stack see what is on bridges. A new network namespace begins with 1, and
+/// Kubernetes' installers set that, too.
+const BRIDGE_CALLS: [&str; 2] = ["net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables"];
+
+fn lab(bootstrap: &str) -> Lab {
+    Lab::start(Topology::two_segments().families(Families::DUAL).bootstrap(bootstrap))
+}
+
+fn service(v6: bool) -> IpAddr {
+    if v6 { "fd00:10:96::1".parse().unwrap() } else { "10.96.0.1".parse().unwrap() }
+}
+
+/// Makes the service on that node, in place of any other: one address, one pod behind it. Only what a pod sends to itself
+/// is masqueraded.
+fn serve(worker: &Worker, pod: &Pod) {
+    for own in pod.addresses() {
+        let v6 = own.is_ipv6();
+        let (table, to) =
+            if v6 { ("ip6", format!("[{own}]:{PORT}")) } else { ("ip", format!("{own}:{PORT}")) };
+        let dnat = format!("{table} daddr {} tcp dport 80 dnat to {to}", service(v6));
+        worker.node.write(
+            "/run/service.nft",
+            &format!(
+                "table {table} nat {{}}\ndelete table {table} nat\ntable {table} nat {{\n\
+                 chain prerouting {{\ntype nat hook prerouting priority -100\n{dnat}\n}}\n\
+                 chain output {{\ntype nat hook output priority -100\n{dnat}\n}}\n\
+                 chain postrouting {{\ntype nat hook postrouting priority 100\n\
+                 {table} saddr {own} {table} daddr {own} masquerade\n}}\n}}\n"
+            ),
+        );
+        worker.node.run("nft", &["-f", "/run/service.nft"]);
+    }
+}
+
+/// Pods behind the service on the same node, on one on the same link, and on one behind a router: all are reached from a
+/// pod, from the node, and the first from itself.
+fn assert_services_work(lab: &Lab, round: &str) {
+    let worker = &lab.workers[0];
+    let client = worker.pod(&format!("client{round}"));
+    for (number, place) in ["the same node", "the same link", "behind a router"].iter().enumerate() {
+        let server = lab.workers[number].pod(&format!("server{round}"));
+        serve(worker, &server);
+        for own in server.addresses() {
+            let _echo = server.within(|| Echo::start(own));
+            let (v6, address) = (own.is_ipv6(), service(own.is_ipv6()));
+            let seen = client.within(|| probe::tcp_at(address, 80, 300_000));
+            assert_eq!(seen, Ok(client.address_like(own)), "a pod to one on {place}, {round}");
+            let seen = worker.node.within(|| probe::tcp_at(address, 80, 300_000));
+            assert_eq!(seen, Ok(lab.underlay(0, v6)), "the node to a pod on {place}, {round}");
+            if number == 0 {
+                let seen = server.within(|| probe::tcp_at(address, 80, 300_000)).expect("a pod to itself");
+                let of_node = [server.gateway(own), lab.underlay(0, v6)];
+                assert!(of_node.contains(&seen), "a pod sees itself as {seen}, {round}");
+            }
+        }
+        lab.workers[number].delete(&server);
+    }
+    worker.delete(&client);
+}
+
+/// What `br_netfilter` is set to, or nothing, if this kernel has none: then it says what is not tested.
+fn bridge_calls(worker: &Worker) -> Option<[String; 2]> {
+    // The node's own are seen by what runs in it alone.
+    let read = |setting| worker.node.shell(&format!("sysctl -n {setting}")).trim().to_owned();
+    let is_there = worker.node.shell("ls /proc/sys/net").lines().any(|folder| folder == "bridge");
+    if !is_there {
+        eprintln!("NOT TESTED: this kernel has no br_netfilter, so that it cannot be in the way of services");
+    }
+    is_there.then(|| BRIDGE_CALLS.map(read))
+}
+
+fn switch_on_bridge_calls(worker: &Worker) {
+    BRIDGE_CALLS.iter().for_each(|setting| drop(worker.node.run("sysctl", &["-w", &format!("{setting}=1")])));
+}
+
+#[test]
+fn a_service_is_reached_from_pods_and_nodes_and_br_netfilter_does_not_get_in_the_way() {
+    let lab = lab("");
+    let worker = &lab.workers[0];
+    assert_services_work(&lab, "-1");
+    if bridge_calls(worker).is_some() {
+        switch_on_bridge_calls(worker);
+        wait::until("br_netfilter to be switched off", || match bridge_calls(worker) {
+            Some(found) if found == ["0", "0"] => Ok(()),
+            found => Err(format!("{found:?}")),
+        });
+        assert_services_work(&lab, "-2");
+    }
+}
+
+#[test]
+fn without_a_bridge_of_ours_br_netfilter_is_left_alone_and_services_work_too() {
+    let lab = lab("attach = \"routed\"");
+    let worker = &lab.workers[0];
+    let is_there = bridge_calls(worker).is_some();
+    if is_there {
+        switch_on_bridge_calls(worker);
+    }
+    assert_services_work(&lab, "-routed");
+    if is_there {
+        assert_eq!(bridge_calls(worker).unwrap(), ["1", "1"]);
+    }
+}
