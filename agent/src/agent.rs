@@ -27,11 +27,16 @@ use crate::machine::Machine;
 use crate::owner::Owner;
 use crate::registrar::{ClaimRequest, ReserveRequest};
 use crate::repair::Alarm;
-use crate::uninstall::{LEDGER, STORE};
 
 use crate::{
     engine, follower, host, http, inspection, monitor, probe, publisher, recovery, registrar, server, sweeper,
 };
+
+/// The ledger's file, in the state folder.
+pub(crate) const LEDGER: &str = "ledger.db";
+
+/// The file of a store of this node's own.
+pub(crate) const STORE: &str = "store.db";
 
 /// Claims that wait before whoever wants another has to.
 const CLAIMS_WAITING: usize = 256;

@@ -48,6 +48,10 @@ pub fn status(status: &Status) -> String {
             uplink.address, uplink.interface, uplink.mtu, uplink.chosen_by
         ));
     }
+    for other in &status.not_underlay {
+        let interface = other.interface.as_ref().map(|name| format!(" on {name}")).unwrap_or_default();
+        lines.push(format!("          not {}{interface}: {}", other.address, other.reason));
+    }
     let mtu = status.mtu.map(|mtu| format!(", mtu {mtu}")).unwrap_or_default();
     lines.push(format!("pods      {}{mtu}", status.pods));
     for block in &status.blocks {

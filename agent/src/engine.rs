@@ -321,10 +321,14 @@ impl Engine {
             .map_err(|error| format!("read the interfaces: {error}"))
             .and_then(|facts| Underlay::choose(&self.agent.config.underlay, &facts, &current))
             .map(Arc::new);
-        let changed = self.agent.board.underlay.send_if_modified(|known| {
-            let changed = *known != chosen;
+        let mut changed = false;
+        self.agent.board.underlay.send_if_modified(|known| {
+            let uplinks =
+                |known: &Result<Arc<Underlay>, String>| known.clone().map(|known| known.uplinks.clone());
+            changed = uplinks(known) != uplinks(&chosen);
+            let is_other = *known != chosen;
             known.clone_from(&chosen);
-            changed
+            is_other
         });
         match chosen {
             Ok(chosen) if changed => {

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::time::SystemTime;
 
 use polder_api::status::{
-    BlockStatus, ClusterStatus, NodeStatus, PassStatus, PathStatus, RepairStatus, Status, StoreStatus,
-    UnderlayStatus,
+    BlockStatus, ClusterStatus, NodeStatus, NotUnderlayStatus, PassStatus, PathStatus, RepairStatus, Status,
+    StoreStatus, UnderlayStatus,
 };
 use polder_api::{Family, NodeName};
 use polder_ipam::key::Key;
@@ -17,6 +17,7 @@ use crate::machine::now;
 use crate::probe;
 use crate::removal;
 use crate::repair::Repair;
+use crate::underlay::{Other, Underlay};
 use polder_ipam::shortage;
 use polder_ipam::view::{Source, View};
 
@@ -37,7 +38,8 @@ pub async fn status(agent: &Agent) -> Status {
     let totals = totals.into_iter().collect();
     let shortages = shortage::warnings(&view, &agent.config.labels, &totals);
     problems.extend(shortages.iter().map(ToString::to_string));
-    let uplinks = agent.board.underlay().map(|underlay| underlay.uplinks.clone()).unwrap_or_default();
+    let Underlay { uplinks, others } =
+        agent.board.underlay().map(|underlay| (*underlay).clone()).unwrap_or_default();
     Status {
         node: agent.config.node.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -58,6 +60,10 @@ pub async fn status(agent: &Agent) -> Status {
                 mtu: uplink.mtu,
                 chosen_by: uplink.chosen_by,
             })
+            .collect(),
+        not_underlay: others
+            .into_iter()
+            .map(|Other { address, interface, reason }| NotUnderlayStatus { address, interface, reason })
             .collect(),
         mtu: pass.as_ref().map(|pass| pass.mtu),
         blocks: counts

@@ -1,6 +1,6 @@
 //! Which of the node's addresses its peers are to use: chosen by the route to them, not by the default route.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use polder_api::Family;
@@ -14,6 +14,19 @@ use crate::config::UnderlayConfig;
 pub struct Underlay {
     /// At most one of a family.
     pub uplinks: BTreeMap<Family, Uplink>,
+    /// The other addresses of the node, and why it is not one of those.
+    pub others: Vec<Other>,
+}
+
+/// An address that was not chosen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Other {
+    /// The address.
+    pub address: IpAddr,
+    /// The interface that has it, if that is up and not ours.
+    pub interface: Option<String>,
+    /// Why it was not.
+    pub reason: String,
 }
 
 /// One address, and the interface that has it.
@@ -36,6 +49,8 @@ pub struct Uplink {
 pub struct Facts {
     /// Name and MTU of every interface that is up and not ours, by index.
     pub interfaces: BTreeMap<u32, (String, u32)>,
+    /// The interfaces that are ours.
+    pub own: BTreeSet<u32>,
     /// The addresses of all interfaces.
     pub addresses: Vec<Address>,
     /// How the host would reach those that it has to reach, the most telling first: what it is, and the way.
@@ -51,6 +66,32 @@ impl Facts {
         };
         let with_interface = |address| Some((address, self.interfaces.get(&(address as &Address).index)?));
         self.addresses.iter().filter(usable).filter_map(with_interface)
+    }
+
+    /// Why these addresses were not chosen, where that can be asked at all.
+    fn others(&self, uplinks: &BTreeMap<Family, Uplink>) -> Vec<Other> {
+        let other = |found: &Address| {
+            let address = found.address.ip();
+            let uplink = uplinks.get(&Family::of(address));
+            let is_chosen = uplink.is_some_and(|uplink| uplink.address == address);
+            // An interface of ours is never asked, nor is what every host has of itself.
+            if address.is_loopback() || is_chosen || self.own.contains(&found.index) {
+                return None;
+            }
+            let interface = self.interfaces.get(&found.index).map(|(name, _)| name.clone());
+            let reason = match (&interface, uplink) {
+                (None, _) => "its interface is down".to_owned(),
+                _ if !found.global => "it is good on its own link alone".to_owned(),
+                _ if found.fleeting => "it is temporary, deprecated or a duplicate".to_owned(),
+                (_, Some(uplink)) => format!("{} was chosen by {}", uplink.address, uplink.chosen_by),
+                (_, None) => {
+                    "it is not one of those that were configured, and nothing leads to peers from it"
+                        .to_owned()
+                }
+            };
+            Some(Other { address, interface, reason })
+        };
+        self.addresses.iter().filter_map(other).collect()
     }
 
     fn uplink(&self, address: IpAddr, chosen_by: String) -> Option<Uplink> {
@@ -79,7 +120,8 @@ impl Underlay {
                 seen.join(", ")
             ));
         }
-        Ok(Self { uplinks })
+        let others = facts.others(&uplinks);
+        Ok(Self { uplinks, others })
     }
 
     /// The addresses, IPv4 first.
@@ -152,7 +194,9 @@ mod tests {
             |index, source: &str| Lookup { index, gateway: None, source: source.parse().ok(), local: false };
         Facts {
             interfaces: [(2, ("eth0".to_owned(), 1500)), (3, ("eth1".to_owned(), 9000))].into(),
+            own: [5].into(),
             addresses: vec![
+                address(5, "10.244.0.1/32"),
                 address(1, "127.0.0.1/8"),
                 address(2, "192.0.2.7/24"),
                 address(3, "10.0.0.7/24"),
@@ -181,6 +225,25 @@ mod tests {
         assert_eq!(
             chosen,
             ["10.0.0.7 on eth1 by the route to node n2", "fd00::7 on eth1 by the only IPv6 address"]
+        );
+    }
+
+    #[test]
+    fn of_every_other_address_it_is_said_why_it_was_not_chosen() {
+        let mut facts = facts();
+        facts.addresses.push(address(4, "10.9.0.7/24"));
+        let underlay = Underlay::choose(&UnderlayConfig::default(), &facts, &Underlay::default()).unwrap();
+        let others: Vec<_> =
+            underlay.others.iter().map(|other| format!("{}: {}", other.address, other.reason)).collect();
+        assert_eq!(
+            others,
+            [
+                "192.0.2.7: 10.0.0.7 was chosen by the route to node n2",
+                "10.0.0.8: 10.0.0.7 was chosen by the route to node n2",
+                "fd00::bad: it is temporary, deprecated or a duplicate",
+                "fe80::7: it is good on its own link alone",
+                "10.9.0.7: its interface is down",
+            ]
         );
     }
 

@@ -9,7 +9,7 @@ use polder_api::tombstones;
 use polder_ipam::ledger::Ledger;
 use polder_ipam::ledger::sqlite::Sqlite;
 
-use crate::agent::lock_state;
+use crate::agent::{LEDGER, STORE, lock_state};
 use crate::config::Config;
 use crate::conflist;
 use crate::follower;
@@ -23,12 +23,6 @@ pub enum Attached {
     /// They are cut off.
     CutOff,
 }
-
-/// The ledger's file, in the state folder.
-pub const LEDGER: &str = "ledger.db";
-
-/// The file of a store of this node's own.
-pub const STORE: &str = "store.db";
 
 /// What SQLite keeps beside a file of its own.
 const BESIDE: [&str; 3] = ["", "-wal", "-shm"];

@@ -27,6 +27,8 @@ pub struct Status {
     pub store: StoreStatus,
     /// The node's own addresses on the underlay, and how each was chosen.
     pub underlay: Vec<UnderlayStatus>,
+    /// The node's other addresses, and why each was not chosen.
+    pub not_underlay: Vec<NotUnderlayStatus>,
     /// MTU that new pods get, in bytes.
     pub mtu: Option<u32>,
     /// The blocks that the node owns.
@@ -85,6 +87,17 @@ pub struct UnderlayStatus {
     pub mtu: u32,
     /// Why this one.
     pub chosen_by: String,
+}
+
+/// One address of the node that peers do not reach it at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotUnderlayStatus {
+    /// The address.
+    pub address: IpAddr,
+    /// The interface that has it, if that is up.
+    pub interface: Option<String>,
+    /// Why it was not chosen.
+    pub reason: String,
 }
 
 /// One block and what has become of its addresses. The four counts add up to the block's size.

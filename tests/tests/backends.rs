@@ -77,6 +77,9 @@ fn a_node_moves_to_another_underlay_address_and_no_packet_is_lost() {
         wait::until_true("the node itself to go by it", || {
             lab.workers[0].node.run("ip", &["-d", "link", "show", "polder.vx"]).contains(new)
         });
+        let others = lab.workers[0].status()["not_underlay"].clone();
+        let reason = format!("{new} was chosen by underlay.addresses");
+        assert_eq!(others[0]["reason"], reason, "{others}");
         lab.workers[0].node.run("ip", &["address", "delete", &format!("{old}/24"), "dev", "eth0"]);
     });
     assert_flat(&pods, 1450);

@@ -85,6 +85,7 @@ impl Kernel {
         let usable = links.values().filter(|link| link.up && device(link).is_none());
         let mut facts = Facts {
             interfaces: usable.map(|link| (link.index, (link.name.clone(), link.mtu))).collect(),
+            own: links.values().filter(|link| device(link).is_some()).map(|link| link.index).collect(),
             addresses: self.routes.addresses()?,
             routes: Vec::new(),
         };

@@ -121,7 +121,7 @@ impl World {
             node: &"me".parse().unwrap(),
             blocks: &blocks,
             gateways: &gateways,
-            underlay: &Underlay { uplinks: uplinks.collect() },
+            underlay: &Underlay { uplinks: uplinks.collect(), others: Vec::new() },
             mtu: self.mtu - 50,
             peers: &peers,
             left: &BTreeMap::new(),
