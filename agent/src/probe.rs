@@ -55,11 +55,15 @@ pub async fn run(agent: Arc<Agent>) {
     loop {
         // Before the node has an address of its own, nothing is known of anybody.
         let pass = passes.borrow_and_update().clone().filter(|pass| !pass.gateways.is_empty());
-        if let Some(pass) = pass {
-            prober.aim(&pass);
-            prober.shoot().await;
-            prober.tell().await;
-        }
+        let Some(pass) = pass else {
+            if passes.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
+        prober.aim(&pass);
+        prober.shoot().await;
+        prober.tell().await;
         // Cancel-safe, all of them: what is not taken is seen the next time.
         tokio::select! {
             _ = passes.changed() => {}

@@ -108,7 +108,11 @@ impl Fabric {
         let _ = self.node.command("ip").args(["link", "delete", "dev", &port]).output();
         // Both ends are born where they belong; the host has none of it.
         let (here, there) = (self.node.pid().to_string(), node.pid().to_string());
-        let ends = [port.as_str(), "netns", &here, "type", "veth", "peer", "name", "eth0", "netns", &there];
+        // A machine has the same one after each boot. Who has just heard of one does not believe in another for a second.
+        let mac = format!("52:54:00:00:{segment:02x}:{host:02x}");
+        let outer = [port.as_str(), "netns", &here, "type", "veth"];
+        let inner = ["peer", "name", "eth0", "address", &mac, "netns", &there];
+        let ends = [outer.as_slice(), &inner].concat();
         output(std::process::Command::new("ip").args(["link", "add"]).args(ends));
         self.node.shell(&format!("ip link set {port} mtu {mtu} master seg{segment} up"));
         let mut lines =

@@ -64,10 +64,24 @@ fn a_node_moves_to_another_underlay_address_and_no_packet_is_lost() {
         lab.workers[0].node.shell(&format!(
             "sysctl -qw net.ipv4.conf.eth0.promote_secondaries=1; ip address add {new}/24 dev eth0"
         ));
+        wait::until_true("the records to be written down", || {
+            let written = lab.workers[0].node.read("/var/lib/polder/cluster.json").unwrap_or_default();
+            ["n1", "n2", "n3"].iter().all(|name| written.contains(&format!("/polder/v1/nodes/{name}")))
+        });
         assert!(lab.workers[0].stop());
         lab.workers[0]
             .configure(&format!("{}[underlay]\naddresses = [\"{new}\"]\n", lab.workers[0].configuration()));
-        lab.workers[0].start_and_wait();
+        // As long as it can tell nobody of the new address, it sends from the old one.
+        lab.etcd.freeze(true);
+        lab.workers[0].start();
+        lab.workers[0].wait_for_status("the new address to be chosen", |status| {
+            let is_chosen = status["underlay"][0]["address"] == new;
+            (is_chosen && status["last_pass"]["writes"] == 0).then_some(())
+        });
+        let tunnel = |worker: &Worker| worker.node.run("ip", &["-d", "link", "show", "polder.vx"]);
+        assert!(tunnel(&lab.workers[0]).contains(&format!("local {old} ")), "{}", tunnel(&lab.workers[0]));
+        lab.etcd.freeze(false);
+        lab.workers[0].wait_until_ready();
         for worker in &lab.workers {
             wait::until_true("the new address to be known", || known(worker, "n1").contains(new));
             worker.wait_for_status("nothing to do", |status| {
@@ -75,7 +89,7 @@ fn a_node_moves_to_another_underlay_address_and_no_packet_is_lost() {
             });
         }
         wait::until_true("the node itself to go by it", || {
-            lab.workers[0].node.run("ip", &["-d", "link", "show", "polder.vx"]).contains(new)
+            tunnel(&lab.workers[0]).contains(&format!("local {new} "))
         });
         let others = lab.workers[0].status()["not_underlay"].clone();
         let reason = format!("{new} was chosen by underlay.addresses");
