@@ -134,7 +134,8 @@ impl Site {
         println!("step {step}: n{}: {what}", number + 1);
         *self.happened.entry(what).or_default() += 1;
         // Often it is put right before something else happens, and often not.
-        if self.random.chance(30) && !self.away.contains(&number) {
+        // One that hears nothing of the others may know too little for that.
+        if self.random.chance(30) && !self.away.contains(&number) && !self.cut.contains(&number) {
             self.lab.workers[number].wait_for_status("a pass that finds nothing", settled);
         }
     }
