@@ -47,6 +47,7 @@ pub async fn run(agent: Arc<Agent>) {
         schedule: Schedule::new(agent.config.resync),
         agent,
         echoes: BTreeMap::new(),
+        blind: BTreeMap::new(),
         // There may be nobody to wait for.
         tell_at: Some(Instant::now()),
         silent_since: None,
@@ -79,6 +80,8 @@ struct Prober {
     schedule: Schedule,
     /// The sockets, where the node has an address of its own in the pod network.
     echoes: BTreeMap<Family, Echo>,
+    /// Why there are none, although it has an address.
+    blind: BTreeMap<Family, String>,
     /// When the others are told what is known.
     tell_at: Option<Instant>,
     /// Since when no peer answers that ought to before the node is ready.
@@ -107,10 +110,17 @@ impl Prober {
                 continue;
             }
             self.echoes.remove(&family);
+            let before = self.blind.remove(&family);
             let Some(source) = own(family) else { continue };
             match Echo::open(source, self.identifier) {
                 Ok(echo) => drop(self.echoes.insert(family, echo)),
-                Err(error) => warn!(%source, %error, "peers cannot be probed"),
+                Err(error) => {
+                    let reason = format!("peers cannot be probed from {source}: {error}");
+                    if before.as_ref() != Some(&reason) {
+                        warn!("{reason}");
+                    }
+                    self.blind.insert(family, reason);
+                }
             }
         }
         let targets = pass.paths.iter().filter(|((_, family), _)| self.echoes.contains_key(family));
@@ -187,6 +197,10 @@ impl Prober {
     /// Whether the node is ready, as far as peers have a say in it: in every family one of them answers, or there is none that
     /// could.
     async fn judge(&mut self, verdicts: &BTreeMap<Key, Verdict>) -> Result<(), String> {
+        if let Some(reason) = self.blind.values().next() {
+            self.ask_at = Some(Instant::now() + ASK_AGAIN);
+            return Err(format!("{reason}; probe_peers = false in the configuration does without"));
+        }
         let mut silent = Vec::new();
         for family in Family::BOTH {
             let mut known = verdicts.iter().filter(|((_, of), _)| *of == family).peekable();

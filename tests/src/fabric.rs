@@ -68,7 +68,9 @@ impl Fabric {
         let mut lines = String::new();
         for segment in segments {
             lines += &format!(
-                "ip link add seg{segment} type bridge mcast_snooping 0\n\
+                // With an address of its own: else it takes that of a port, and the router is another one for all who know
+                // it whenever a node is plugged in.
+                "ip link add seg{segment} address 52:54:00:ff:00:{segment:02x} type bridge mcast_snooping 0\n\
                  echo 0 > /proc/sys/net/ipv6/conf/seg{segment}/accept_dad\n\
                  ip link set seg{segment} up\n"
             );
