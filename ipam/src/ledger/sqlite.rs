@@ -12,14 +12,16 @@ use polder_api::{Attachment, Pod};
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
 use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params};
 
+use self::layout::{Step, open_database};
 use super::{Held, Identity, Ledger, LedgerError, OwnedBlock, Standing};
 use crate::moment::Moment;
 use crate::pool::Block;
 use crate::record::{ClusterId, Incarnation, Nonce};
 
 /// The layouts of the tables, each as the step from the one before: a ledger of any earlier release is read.
-const LAYOUTS: &[&str] = &[
-    "
+const LAYOUTS: &[Step] = &[
+    Step::Remakes(
+        "
 -- Exactly one row: whose ledger this is.
 CREATE TABLE identity (
     one INTEGER PRIMARY KEY CHECK (one = 1),
@@ -47,11 +49,15 @@ CREATE INDEX addresses_of_attachment ON addresses (attachment);
 -- What was before we changed it, for the day when everything is put back.
 CREATE TABLE sysctls (path TEXT PRIMARY KEY, previous TEXT NOT NULL) STRICT;
 ",
-    "
+    ),
+    Step::Adds(
+        "
 ALTER TABLE attachments ADD COLUMN kind TEXT NOT NULL DEFAULT 'pod';
 ALTER TABLE attachments ADD COLUMN since_ms INTEGER NOT NULL DEFAULT 0;
 ",
-    "
+    ),
+    Step::Remakes(
+        "
 -- Whether the node was removed from its cluster.
 ALTER TABLE identity ADD COLUMN removed INTEGER NOT NULL DEFAULT 0;
 -- Whether the block is being given back.
@@ -59,6 +65,7 @@ ALTER TABLE blocks ADD COLUMN leaving INTEGER NOT NULL DEFAULT 0;
 -- The gateways that the attachment was made with, where they are not the node's any more; separated by spaces.
 ALTER TABLE attachments ADD COLUMN gateways TEXT NOT NULL DEFAULT '';
 ",
+    ),
 ];
 
 /// The open ledger.
@@ -398,35 +405,6 @@ impl<T: FromStr<Err: std::error::Error + Send + Sync + 'static>> FromSql for Tex
     }
 }
 
-/// Opens a SQLite file of ours, and brings it to the last of these layouts.
-pub(crate) fn open_database(path: &Path, layouts: &[&str]) -> Result<Connection, LedgerError> {
-    let open = || {
-        let mut database = Connection::open(path)?;
-        database.busy_timeout(std::time::Duration::from_secs(5))?;
-        database.pragma_update(None, "journal_mode", "WAL")?;
-        database.pragma_update(None, "synchronous", "NORMAL")?;
-        database.pragma_update(None, "foreign_keys", true)?;
-        let found: u32 = database.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        let found = found as usize;
-        let missing = layouts.get(found..).unwrap_or_default();
-        if !missing.is_empty() {
-            let transaction = database.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            missing.iter().try_for_each(|step| transaction.execute_batch(step))?;
-            transaction.pragma_update(
-                None,
-                "user_version",
-                u32::try_from(layouts.len()).unwrap_or(u32::MAX),
-            )?;
-            transaction.commit()?;
-        }
-        Ok((database, found))
-    };
-    match open() {
-        Ok((database, found)) if found <= layouts.len() => Ok(database),
-        Ok((_, found)) => Err(LedgerError::Layout { path: path.to_owned(), found, known: layouts.len() }),
-        Err(source) => Err(LedgerError::Open { path: path.to_owned(), source }),
-    }
-}
-
+pub(crate) mod layout;
 #[cfg(test)]
 mod tests;

@@ -9,16 +9,18 @@ use tokio::sync::{broadcast, mpsc};
 use super::{Change, Compare, Contents, Entry, Outcome, Range, StoreError, Txn, Update, Write};
 use crate::key::Key;
 use crate::ledger::LedgerError;
-use crate::ledger::sqlite::open_database;
+use crate::ledger::sqlite::layout::{Step, open_database};
 
 /// Changes that a follower may be behind before it has to read everything again.
 const CHANGES_KEPT: usize = 256;
 
-const LAYOUTS: &[&str] = &["
+const LAYOUTS: &[Step] = &[Step::Remakes(
+    "
 CREATE TABLE store (key TEXT PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL) STRICT;
 CREATE TABLE store_revision (revision INTEGER NOT NULL) STRICT;
 INSERT INTO store_revision VALUES (1);
-"];
+",
+)];
 
 /// A store in a file, for one process.
 #[derive(Debug, Clone)]

@@ -107,16 +107,59 @@ fn another_boot_voids_all_attachments_and_their_addresses_rest_from_its_beginnin
     assert_eq!(ledger.gateways().unwrap().len(), 1, "the node keeps its own address");
 }
 
+/// What a later release does to the ledger.
+fn upgrade(path: &Path, step: Step) {
+    let layouts = [LAYOUTS, &[step]].concat();
+    drop(open_database(path, &layouts).unwrap());
+}
+
 #[test]
-fn a_ledger_of_a_later_release_is_not_touched() {
+fn a_ledger_of_a_later_release_is_not_touched_where_it_was_remade() {
     let (folder, ledger) = ledger();
+    drop(ledger);
+    let path = folder.path().join("ledger.db");
+    upgrade(&path, Step::Adds("CREATE TABLE more (x TEXT) STRICT"));
+    let remade =
+        [LAYOUTS, &[Step::Adds(""), Step::Remakes("ALTER TABLE blocks RENAME TO slices"), Step::Adds("")]];
+    drop(open_database(&path, &remade.concat()).unwrap());
+    let error = Sqlite::open(&path).unwrap_err().to_string();
+    let layout = format!("layout {}", LAYOUTS.len() + 3);
+    assert!(error.contains(&layout) && error.contains("ledger.db"), "{error}");
+}
+
+#[test]
+fn a_ledger_of_which_nobody_says_who_can_read_it_is_not_touched() {
+    let (folder, ledger) = ledger();
+    ledger.database.execute_batch("DROP TABLE readable").unwrap();
     ledger.database.pragma_update(None, "user_version", u32::try_from(LAYOUTS.len()).unwrap() + 1).unwrap();
     drop(ledger);
     let error = Sqlite::open(&folder.path().join("ledger.db")).unwrap_err().to_string();
-    assert!(
-        error.contains(&format!("layout {}", LAYOUTS.len() + 1)) && error.contains("ledger.db"),
-        "{error}"
+    assert!(error.contains(&format!("layout {}", LAYOUTS.len() + 1)), "{error}");
+}
+
+#[test]
+fn a_ledger_to_which_a_later_release_has_added_goes_back_and_forth_between_the_two() {
+    let (folder, mut ledger) = ledger();
+    ledger.add_block(&owned()).unwrap();
+    let (one, two) = (held("one", &["10.0.0.2"]), held("two", &["10.0.0.3"]));
+    ledger.add_attachment(&one).unwrap();
+    drop(ledger);
+    let path = folder.path().join("ledger.db");
+    let addition = Step::Adds(
+        "ALTER TABLE attachments ADD COLUMN colour TEXT NOT NULL DEFAULT 'none';
+         ALTER TABLE blocks ADD COLUMN weight INTEGER NOT NULL DEFAULT 1;",
     );
+    upgrade(&path, addition);
+    let mut earlier = Sqlite::open(&path).unwrap();
+    assert_eq!(earlier.attachments().unwrap(), [one.clone()]);
+    earlier.add_attachment(&two).unwrap();
+    earlier.remove_attachment(&one.attachment, Moment::from_millis(5)).unwrap();
+    drop(earlier);
+    upgrade(&path, addition);
+    let later = Sqlite::open(&path).unwrap();
+    assert_eq!(later.attachments().unwrap(), [two]);
+    let colours = later.rows("SELECT colour FROM attachments", |row| row.get::<_, String>(0)).unwrap();
+    assert_eq!(colours, ["none"]);
 }
 
 #[test]

@@ -1,0 +1,92 @@
+//! The layouts of a SQLite file of ours: how one becomes the next, and which releases can work with it.
+//!
+//! `user_version` is the file's layout. What a later release has added does not keep an earlier one from working with
+//! the file, so that a node can go back to it: the earlier one names the columns that it knows, and the others get their defaults.
+
+use std::path::Path;
+
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
+
+use crate::ledger::LedgerError;
+
+/// The step from one layout to the next, in SQL.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Step {
+    /// Only adds columns and tables. The release before can leave them at their defaults, and do without what they say.
+    Adds(&'static str),
+    /// Changes what the release before relies on, or adds what it must not ignore.
+    Remakes(&'static str),
+}
+
+impl Step {
+    fn sql(self) -> &'static str {
+        match self {
+            Self::Adds(sql) | Self::Remakes(sql) => sql,
+        }
+    }
+}
+
+/// The earliest layout whose release can work with the last of these.
+fn readable_from(layouts: &[Step]) -> usize {
+    layouts.iter().rposition(|step| matches!(step, Step::Remakes(_))).map_or(0, |index| index + 1)
+}
+
+/// Opens a SQLite file of ours, and brings it to the last of these layouts. One of a later layout is opened as it is, where the
+/// release that made it said that this one can work with it.
+pub(crate) fn open_database(path: &Path, layouts: &[Step]) -> Result<Connection, LedgerError> {
+    match open(path, layouts) {
+        Ok((database, found, needed)) if needed <= layouts.len() => {
+            if found > layouts.len() {
+                tracing::warn!(file = %path.display(), found, known = layouts.len(), "a later release has written it");
+            }
+            Ok(database)
+        }
+        Ok((_, found, _)) => Err(LedgerError::Layout { path: path.to_owned(), found, known: layouts.len() }),
+        Err(source) => Err(LedgerError::Open { path: path.to_owned(), source }),
+    }
+}
+
+fn number(layout: usize) -> u32 {
+    u32::try_from(layout).unwrap_or(u32::MAX)
+}
+
+/// The file, its layout as it was found, and the layout that one has to know.
+fn open(path: &Path, layouts: &[Step]) -> Result<(Connection, usize, usize), rusqlite::Error> {
+    let mut database = Connection::open(path)?;
+    database.busy_timeout(std::time::Duration::from_secs(5))?;
+    database.pragma_update(None, "journal_mode", "WAL")?;
+    database.pragma_update(None, "synchronous", "NORMAL")?;
+    database.pragma_update(None, "foreign_keys", true)?;
+    let found = database.pragma_query_value(None, "user_version", |row| row.get::<_, u32>(0))? as usize;
+    if found > layouts.len() {
+        let needed = readable_by(&database)?.unwrap_or(found);
+        return Ok((database, found, needed));
+    }
+    let missing = &layouts[found..];
+    if !missing.is_empty() {
+        let transaction = database.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        missing.iter().try_for_each(|step| transaction.execute_batch(step.sql()))?;
+        transaction.execute_batch(
+            "-- Exactly one row: the earliest layout whose release can work with the file.
+             CREATE TABLE IF NOT EXISTS readable (one INTEGER PRIMARY KEY CHECK (one = 1), since INTEGER NOT NULL) STRICT;",
+        )?;
+        transaction.execute(
+            "INSERT OR REPLACE INTO readable (one, since) VALUES (1, ?1)",
+            [number(readable_from(layouts))],
+        )?;
+        transaction.pragma_update(None, "user_version", number(layouts.len()))?;
+        transaction.commit()?;
+    }
+    Ok((database, found, 0))
+}
+
+/// The earliest layout whose release can work with this file, where that was written down.
+fn readable_by(database: &Connection) -> Result<Option<usize>, rusqlite::Error> {
+    let table = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'readable'";
+    if !database.prepare(table)?.exists([])? {
+        return Ok(None);
+    }
+    let since =
+        database.query_row("SELECT since FROM readable", [], |row| row.get::<_, u32>(0)).optional()?;
+    Ok(since.map(|since| since as usize))
+}
