@@ -48,6 +48,7 @@ pub async fn run(agent: Arc<Agent>) {
         agent,
         echoes: BTreeMap::new(),
         blind: BTreeMap::new(),
+        aimed_by: None,
         // There may be nobody to wait for.
         tell_at: Some(Instant::now()),
         silent_since: None,
@@ -64,7 +65,7 @@ pub async fn run(agent: Arc<Agent>) {
         };
         prober.aim(&pass);
         prober.shoot().await;
-        prober.tell().await;
+        prober.tell(&pass).await;
         // Cancel-safe, all of them: what is not taken is seen the next time.
         tokio::select! {
             _ = passes.changed() => {}
@@ -82,6 +83,8 @@ struct Prober {
     echoes: BTreeMap<Family, Echo>,
     /// Why there are none, although it has an address.
     blind: BTreeMap<Family, String>,
+    /// The pass that the targets are from.
+    aimed_by: Option<Arc<Pass>>,
     /// When the others are told what is known.
     tell_at: Option<Instant>,
     /// Since when no peer answers that ought to before the node is ready.
@@ -103,31 +106,37 @@ async fn answer(echoes: &BTreeMap<Family, Echo>) -> (Family, io::Result<(IpAddr,
 
 impl Prober {
     /// Goes by what the last pass over the kernel has found.
-    fn aim(&mut self, pass: &Pass) {
-        let own = |family: Family| pass.gateways.iter().copied().find(|own| Family::of(*own) == family);
+    fn aim(&mut self, pass: &Arc<Pass>) {
+        if self.aimed_by.as_ref().is_some_and(|by| Arc::ptr_eq(by, pass)) {
+            return;
+        }
+        self.aimed_by = Some(Arc::clone(pass));
         for family in Family::BOTH {
-            if self.echoes.get(&family).map(Echo::source) == own(family) {
-                continue;
-            }
-            self.echoes.remove(&family);
-            let before = self.blind.remove(&family);
-            let Some(source) = own(family) else { continue };
-            match Echo::open(source, self.identifier) {
-                Ok(echo) => drop(self.echoes.insert(family, echo)),
-                Err(error) => {
-                    let reason = format!("peers cannot be probed from {source}: {error}");
-                    if before.as_ref() != Some(&reason) {
-                        warn!("{reason}");
-                    }
-                    self.blind.insert(family, reason);
-                }
+            let own = pass.gateways.iter().copied().find(|own| Family::of(*own) == family);
+            if own.is_none() || self.echoes.get(&family).map(Echo::source) != own {
+                self.echoes.remove(&family);
+                self.open(family, own);
             }
         }
         let targets = pass.paths.iter().filter(|((_, family), _)| self.echoes.contains_key(family));
         let targets =
             targets.filter_map(|(key, reached)| Some((key.clone(), Target::of(reached)?))).collect();
-        if self.schedule.aim(&targets, Instant::now()) {
-            self.tell_at.get_or_insert(Instant::now());
+        self.schedule.aim(&targets, Instant::now());
+        self.tell_at.get_or_insert(Instant::now());
+    }
+
+    fn open(&mut self, family: Family, own: Option<IpAddr>) {
+        let before = self.blind.remove(&family);
+        let Some(source) = own else { return };
+        match Echo::open(source, self.identifier) {
+            Ok(echo) => drop(self.echoes.insert(family, echo)),
+            Err(error) => {
+                let reason = format!("peers cannot be probed from {source}: {error}");
+                if before.as_ref() != Some(&reason) {
+                    warn!("{reason}");
+                }
+                self.blind.insert(family, reason);
+            }
         }
     }
 
@@ -146,12 +155,13 @@ impl Prober {
     fn take(&mut self, family: Family, answer: io::Result<(IpAddr, Token)>) {
         match answer {
             Ok((from, token)) => {
-                self.schedule.take(from, token);
+                self.schedule.take(from, token, Instant::now());
                 self.tell_at.get_or_insert(Instant::now() + SETTLE);
             }
             Err(error) => {
                 warn!(%family, %error, "answers to probes cannot be read");
                 self.echoes.remove(&family);
+                self.aimed_by = None;
             }
         }
     }
@@ -164,7 +174,7 @@ impl Prober {
     }
 
     /// Tells the others what is known, if it is time to.
-    async fn tell(&mut self) {
+    async fn tell(&mut self, pass: &Pass) {
         let now = Instant::now();
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if !is_due(self.tell_at) && !is_due(self.ask_at) {
@@ -174,7 +184,7 @@ impl Prober {
         self.ask_at = None;
         let verdicts = self.schedule.verdicts();
         if self.agent.board.probed.borrow().is_err() {
-            let probed = self.judge(&verdicts).await;
+            let probed = self.judge(pass, &verdicts).await;
             self.agent.board.probed.send_if_modified(|known| {
                 let is_other = *known != probed;
                 if is_other && probed.is_ok() {
@@ -195,22 +205,23 @@ impl Prober {
     }
 
     /// Whether the node is ready, as far as peers have a say in it: in every family one of them answers, or there is none that
-    /// could.
-    async fn judge(&mut self, verdicts: &BTreeMap<Key, Verdict>) -> Result<(), String> {
+    /// could. One to which there is no way yet does not answer either.
+    async fn judge(&mut self, pass: &Pass, verdicts: &BTreeMap<Key, Verdict>) -> Result<(), String> {
         if let Some(reason) = self.blind.values().next() {
-            self.ask_at = Some(Instant::now() + ASK_AGAIN);
             return Err(format!("{reason}; probe_peers = false in the configuration does without"));
         }
         let mut silent = Vec::new();
-        for family in Family::BOTH {
-            let mut known = verdicts.iter().filter(|((_, of), _)| *of == family).peekable();
-            if known.peek().is_none() || known.clone().any(|(_, verdict)| verdict.is_open()) {
+        for family in self.echoes.keys() {
+            let has_pods = |((_, of), reached): &(&Key, &Reached)| of == family && reached.gateway.is_some();
+            let peers: Vec<&Key> = pass.paths.iter().filter(has_pods).map(|(key, _)| key).collect();
+            let known = || peers.iter().filter_map(|key| verdicts.get(*key));
+            if known().any(|verdict| verdict.is_open()) {
                 continue;
             }
-            if known.clone().any(|(_, verdict)| *verdict == Verdict::Unknown) {
+            if known().any(|verdict| *verdict == Verdict::Unknown) {
                 return Err("the ways to the peers are being probed".to_owned());
             }
-            silent.extend(known.map(|((name, _), _)| name.clone()));
+            silent.extend(peers.into_iter().map(|(name, _)| name.clone()));
         }
         if silent.is_empty() {
             return Ok(());

@@ -95,6 +95,22 @@ fn a_node_is_ready_only_when_a_peer_that_lives_answers_over_the_way_of_the_pods(
 }
 
 #[test]
+fn a_node_without_a_way_to_any_peer_that_lives_is_not_ready() {
+    let topology = Topology { nodes: vec![1, 2], router: true, ..Topology::default() };
+    let mut lab = Lab::build(topology.bootstrap("backend = \"direct\""));
+    lab.workers[0].start_and_wait();
+    lab.workers[1].start();
+    let newcomer = &lab.workers[1];
+    newcomer.wait_for_status("a reason", |status| {
+        let is_told = status["reasons"].to_string().contains("no peer answers");
+        (is_told && status["problems"].to_string().contains("n1 are unreachable")).then_some(())
+    });
+    assert!(newcomer.node.read(CNI_CONF).is_err(), "a runtime is told that the node is ready");
+    newcomer.ctl(&["cluster", "set", "--backend", "auto"]);
+    newcomer.wait_until_ready();
+}
+
+#[test]
 fn peers_that_do_not_live_are_not_waited_for() {
     let mut lab = lab();
     lab.start_agents();

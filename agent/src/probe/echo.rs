@@ -23,6 +23,9 @@ const V4_HEADER: usize = 20;
 const V6_HEADER: usize = 40;
 const ICMP_HEADER: usize = 8;
 
+/// Bytes of answers that may wait: those of a large cluster, while this thread does not get to run.
+const RECEIVE_QUEUE: usize = 4 << 20;
+
 /// What marks a probe as one of ours, at the beginning of its data; then come the target's number and the size.
 const MARK: &[u8; 6] = b"polder";
 const DATA: usize = MARK.len() + 4 + 1;
@@ -60,6 +63,7 @@ impl Echo {
                 (inbox, None)
             }
         };
+        setsockopt(&inbox, sockopt::RcvBufForce, &RECEIVE_QUEUE)?;
         bind(inbox.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(source, 0)))?;
         Ok(Self { source, identifier, inbox: asynchronous(inbox)?, packets })
     }

@@ -80,7 +80,7 @@ pub struct Shot {
 /// Rounds that fail one after the other, before it is said so.
 const FAILURES: u8 = 3;
 
-/// Between two rounds: while nothing is settled, and where something is wrong.
+/// Between two rounds: where an answer is missing, and where it has been for a while.
 const SOON: Duration = Duration::from_millis(500);
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -117,9 +117,8 @@ impl Schedule {
         Self { steady, states: BTreeMap::new(), numbers: BTreeMap::new(), due: BTreeSet::new(), next: 0 }
     }
 
-    /// Probes exactly these from now on. Those that are new, or are reached another way, are probed at once. Whether
-    /// anything is different.
-    pub fn aim(&mut self, targets: &BTreeMap<Key, Target>, now: Instant) -> bool {
+    /// Probes exactly these from now on. Those that are new, or are reached another way, are probed at once.
+    pub fn aim(&mut self, targets: &BTreeMap<Key, Target>, now: Instant) {
         let is_old = |(key, state): &(&Key, &State)| targets.get(key) != Some(&state.target);
         let old: Vec<Key> = self.states.iter().filter(is_old).map(|(key, _)| key.clone()).collect();
         for key in &old {
@@ -129,7 +128,6 @@ impl Schedule {
             }
         }
         let new: Vec<_> = targets.iter().filter(|(key, _)| !self.states.contains_key(key)).collect();
-        let is_other = !old.is_empty() || !new.is_empty();
         for (key, target) in new {
             self.next = self.next.wrapping_add(1);
             let state = State {
@@ -147,7 +145,6 @@ impl Schedule {
             self.due.insert((now, key.clone()));
             self.states.insert(key.clone(), state);
         }
-        is_other
     }
 
     /// Begins a round for those whose time has come, at most so many; and counts the outcome of their last one.
@@ -160,7 +157,7 @@ impl Schedule {
             let (_, key) = entry;
             let Some(state) = self.states.get_mut(&key) else { continue };
             state.count();
-            state.due = now + state.pause(self.steady);
+            state.due = now + state.pause();
             shots.push(Shot {
                 number: state.number,
                 to: state.target.address,
@@ -172,15 +169,20 @@ impl Schedule {
     }
 
     /// Takes in that a probe has come back from there, however late: the way is there.
-    pub fn take(&mut self, from: IpAddr, token: Token) {
-        let state = self.numbers.get(&token.number).and_then(|key| self.states.get_mut(key));
-        let Some(state) = state.filter(|state| state.target.address == from) else { return };
+    pub fn take(&mut self, from: IpAddr, token: Token, now: Instant) {
+        let Some(key) = self.numbers.get(&token.number) else { return };
+        let state = self.states.get_mut(key).filter(|state| state.target.address == from);
+        let Some(state) = state else { return };
         state.small = true;
         state.silent = 0;
         if token.size == Size::Full {
             state.full = true;
             state.narrow = 0;
             state.verdict = Verdict::Answers;
+            self.due.remove(&(state.due, key.clone()));
+            // Not all at the same time.
+            state.due = now + self.steady + self.steady / 64 * (state.number % 16);
+            self.due.insert((state.due, key.clone()));
         } else if matches!(state.verdict, Verdict::Silent) {
             state.verdict = Verdict::Unknown;
         }
@@ -215,14 +217,10 @@ impl State {
         }
     }
 
-    /// How long until the next round.
-    fn pause(&self, steady: Duration) -> Duration {
+    /// How long until the next round, unless an answer comes.
+    fn pause(&self) -> Duration {
         match self.verdict {
             Verdict::Silent | Verdict::Narrow(_) => AGAIN,
-            Verdict::Answers if self.silent == 0 && self.narrow == 0 => {
-                // Not all at the same time.
-                steady + steady / 64 * (self.number % 16)
-            }
             Verdict::Answers | Verdict::Unknown => SOON,
         }
     }
@@ -251,7 +249,7 @@ mod tests {
     impl Play {
         fn new() -> Self {
             let (mut schedule, now) = (Schedule::new(STEADY), Instant::now());
-            assert!(schedule.aim(&BTreeMap::from([(key(), target("10.244.1.1"))]), now));
+            schedule.aim(&BTreeMap::from([(key(), target("10.244.1.1"))]), now);
             Self { schedule, now }
         }
 
@@ -263,7 +261,7 @@ mod tests {
                 assert_eq!(shots.len(), 1);
                 for size in sizes {
                     let token = Token { number: shots[0].number, size: *size };
-                    self.schedule.take(shots[0].to, token);
+                    self.schedule.take(shots[0].to, token, self.now);
                 }
             }
             (self.schedule.verdicts()[&key()], self.schedule.next().unwrap() - self.now)
@@ -285,9 +283,12 @@ mod tests {
     fn one_lost_probe_is_none_and_three_are_silence_until_one_comes_back() {
         let mut play = Play::new();
         play.rounds(2, ALL);
-        assert_eq!(play.rounds(2, &[]), (Verdict::Answers, SOON));
+        for _ in 0..2 {
+            assert_eq!(play.rounds(1, &[]), (Verdict::Answers, SOON));
+        }
         assert_eq!(play.rounds(1, ALL).0, Verdict::Answers);
-        assert_eq!(play.rounds(4, &[]), (Verdict::Silent, AGAIN));
+        assert_eq!(play.rounds(3, &[]), (Verdict::Answers, SOON), "the third one may still be answered");
+        assert_eq!(play.rounds(1, &[]), (Verdict::Silent, AGAIN));
         assert_eq!(play.rounds(1, ALL).0, Verdict::Answers);
     }
 
@@ -312,11 +313,13 @@ mod tests {
         let mut target = target("10.244.1.1");
         target.reached.path = other;
         let moved = BTreeMap::from([(key(), target)]);
-        assert!(play.schedule.aim(&moved, play.now));
-        assert!(!play.schedule.aim(&moved, play.now), "it is the same");
+        play.schedule.aim(&moved, play.now);
         assert_eq!(play.schedule.verdicts()[&key()], Verdict::Unknown);
         assert_eq!(play.schedule.next(), Some(play.now));
-        assert!(play.schedule.aim(&BTreeMap::new(), play.now));
+        play.schedule.shoot(play.now, 10);
+        play.schedule.aim(&moved, play.now);
+        assert_ne!(play.schedule.next(), Some(play.now), "it is the same");
+        play.schedule.aim(&BTreeMap::new(), play.now);
         assert_eq!((play.schedule.verdicts().len(), play.schedule.next()), (0, None));
     }
 
@@ -325,7 +328,7 @@ mod tests {
         let mut play = Play::new();
         let shots = play.schedule.shoot(play.now, 10);
         let token = Token { number: shots[0].number, size: Size::Full };
-        play.schedule.take("10.244.1.2".parse().unwrap(), token);
+        play.schedule.take("10.244.1.2".parse().unwrap(), token, play.now);
         assert_eq!(play.schedule.verdicts()[&key()], Verdict::Unknown);
     }
 }
