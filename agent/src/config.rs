@@ -82,6 +82,19 @@ pub struct Config {
     pub bootstrap: Option<Bootstrap>,
 }
 
+/// Where on this machine the agent keeps what, and as which node: all that it takes to undo what it did.
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// The node's name.
+    pub node: NodeName,
+    /// Where the ledger and the snapshot of the cluster are.
+    pub state_dir: PathBuf,
+    /// Where the agent listens.
+    pub socket: PathBuf,
+    /// Where the CNI configuration is written.
+    pub cni_conf_dir: PathBuf,
+}
+
 /// Where the cluster's records are.
 #[derive(Debug, Clone)]
 pub enum StoreConfig {
@@ -218,12 +231,7 @@ fn yes() -> bool {
 impl Config {
     /// Reads the file that the flags name, and lets the flags override it.
     pub fn load(flags: Flags) -> Result<Self, ConfigError> {
-        let file = match &flags.config {
-            Some(path) => read(path)?,
-            None if Path::new(DEFAULT_FILE).exists() => read(Path::new(DEFAULT_FILE))?,
-            None => File::default(),
-        };
-        Self::check(file, flags)
+        Self::check(File::named_by(&flags)?, flags)
     }
 
     fn check(file: File, flags: Flags) -> Result<Self, ConfigError> {
@@ -250,11 +258,12 @@ impl Config {
                 return value("underlay.addresses", format!("more than one {family} address"));
             }
         }
+        let Places { node, state_dir, socket, cni_conf_dir } = Places::of(&file, &flags)?;
         Ok(Self {
-            node: flags.node.or(file.node).map_or_else(default_node_name, Ok)?,
-            state_dir: flags.state_dir.or(file.state_dir).unwrap_or_else(|| "/var/lib/polder".into()),
-            socket: flags.socket.or(file.socket).unwrap_or_else(|| DEFAULT_SOCKET.into()),
-            cni_conf_dir: flags.cni_conf_dir.or(file.cni_conf_dir).unwrap_or_else(|| "/etc/cni/net.d".into()),
+            node,
+            state_dir,
+            socket,
+            cni_conf_dir,
             http: flags.http.or(file.http).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9474))),
             store: store(file.store, file.etcd, flags.etcd)?,
             underlay: file.underlay,
@@ -266,6 +275,35 @@ impl Config {
             labels: file.labels,
             bootstrap: file.bootstrap.map(bootstrap).transpose()?,
         })
+    }
+}
+
+impl Places {
+    /// From the file that the flags name, and the flags, whatever else may be wrong with them.
+    pub fn load(flags: &Flags) -> Result<Self, ConfigError> {
+        Self::of(&File::named_by(flags)?, flags)
+    }
+
+    fn of(file: &File, flags: &Flags) -> Result<Self, ConfigError> {
+        let path = |flag: &Option<PathBuf>, file: &Option<PathBuf>, usual: &str| {
+            flag.as_ref().or(file.as_ref()).cloned().unwrap_or_else(|| usual.into())
+        };
+        Ok(Self {
+            node: flags.node.as_ref().or(file.node.as_ref()).cloned().map_or_else(default_node_name, Ok)?,
+            state_dir: path(&flags.state_dir, &file.state_dir, "/var/lib/polder"),
+            socket: path(&flags.socket, &file.socket, DEFAULT_SOCKET),
+            cni_conf_dir: path(&flags.cni_conf_dir, &file.cni_conf_dir, "/etc/cni/net.d"),
+        })
+    }
+}
+
+impl File {
+    fn named_by(flags: &Flags) -> Result<Self, ConfigError> {
+        match &flags.config {
+            Some(path) => read(path),
+            None if Path::new(DEFAULT_FILE).exists() => read(Path::new(DEFAULT_FILE)),
+            None => Ok(Self::default()),
+        }
     }
 }
 

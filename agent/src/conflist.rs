@@ -19,7 +19,7 @@ pub fn write(folder: &Path, socket: &Path) -> io::Result<PathBuf> {
         return Ok(path);
     }
     fs::create_dir_all(folder)?;
-    let temporary = folder.join(format!(".{FILE}.new"));
+    let temporary = temporary(folder);
     let mut file =
         fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&temporary)?;
     file.write_all(text.as_bytes())?;
@@ -28,13 +28,20 @@ pub fn write(folder: &Path, socket: &Path) -> io::Result<PathBuf> {
     Ok(path)
 }
 
-/// Deletes the configuration from `folder`. Returns whether it was there.
+/// Deletes the configuration from `folder`, and what was left of writing it. Returns whether it was there.
 pub fn remove(folder: &Path) -> io::Result<bool> {
-    match fs::remove_file(folder.join(FILE)) {
+    let delete = |path| match fs::remove_file(path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
-    }
+    };
+    delete(temporary(folder))?;
+    delete(folder.join(FILE))
+}
+
+/// Where it is written before it is whole.
+fn temporary(folder: &Path) -> PathBuf {
+    folder.join(format!(".{FILE}.new"))
 }
 
 fn text(socket: &Path) -> String {

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::BufWriter;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +17,9 @@ use polder_ipam::view::View;
 
 /// The file in the state folder that has what the store said last.
 pub const SNAPSHOT: &str = "cluster.json";
+
+/// Where it is written before it is whole.
+pub const SNAPSHOT_BEFORE: &str = "cluster.new";
 
 /// How long the store has to answer before an agent that starts goes by what was written down.
 const STORE_PATIENCE: Duration = Duration::from_secs(1);
@@ -60,7 +63,13 @@ pub async fn run(agent: Arc<Agent>) {
             }
             _ = underlay.changed() => {
                 let own = agent.board.underlay().map(|underlay| underlay.addresses()).unwrap_or_default();
-                agent.board.view.send_modify(|view| Arc::make_mut(view).set_own(own));
+                agent.board.view.send_if_modified(|view| {
+                    let is_other = view.own != own;
+                    if is_other {
+                        Arc::make_mut(view).set_own(own);
+                    }
+                    is_other
+                });
             }
             () = sleep_until(fall_back), if earlier.is_some() => match earlier.take() {
                 Some(Ok(earlier)) => {
@@ -125,7 +134,7 @@ fn text(entry: &Entry) -> Option<(String, (i64, String))> {
 }
 
 fn write(path: &Path, records: &Records) -> std::io::Result<()> {
-    let temporary: PathBuf = path.with_extension("new");
+    let temporary = path.with_file_name(SNAPSHOT_BEFORE);
     let mut file = BufWriter::new(fs::File::create(&temporary)?);
     serde_json::to_writer(&mut file, records)?;
     file.into_inner()?.sync_data()?;

@@ -2,17 +2,18 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use anyhow::{Context, bail};
 use polder_api::tombstones;
-use polder_ipam::ledger::Ledger;
 use polder_ipam::ledger::sqlite::Sqlite;
+use polder_ipam::ledger::{Kind, Ledger};
 
 use crate::agent::{LEDGER, STORE, lock_state};
-use crate::config::Config;
+use crate::config::Places;
 use crate::conflist;
-use crate::follower;
+use crate::follower::{SNAPSHOT, SNAPSHOT_BEFORE};
 use crate::kernel::{Kernel, sysctl};
 
 /// What becomes of pods that are still attached.
@@ -27,65 +28,98 @@ pub enum Attached {
 /// What SQLite keeps beside a file of its own.
 const BESIDE: [&str; 3] = ["", "-wal", "-shm"];
 
-/// Takes everything away. What is gone already is no error. Returns what was done, in words.
-pub fn uninstall(config: &Config, attached: Attached) -> anyhow::Result<Vec<String>> {
-    let state = &config.state_dir;
+/// Takes everything away. What is gone already is no error, and what cannot be taken away keeps nothing else from going.
+/// Returns what was done, in words.
+pub fn uninstall(places: &Places, attached: Attached) -> anyhow::Result<Vec<String>> {
+    const STOP: &str = "stop the agent first, and see to it that nobody starts it again";
+    let state = &places.state_dir;
     let is_there = state.exists();
-    let lock = is_there
-        .then(|| lock_state(state).context("stop the agent first, and see to it that nobody starts it again"))
-        .transpose()?;
+    let lock = is_there.then(|| lock_state(state).context(STOP)).transpose()?;
+    if UnixStream::connect(&places.socket).is_ok() {
+        bail!(
+            "{STOP}: it answers on {}, and its state is not in {}",
+            places.socket.display(),
+            state.display()
+        );
+    }
+    let ledger = state.join(LEDGER);
+    let ledger = ledger.exists().then(|| Sqlite::open(&ledger)).transpose()?;
     let mut kernel = Kernel::open()?;
-    let pods = kernel.pod_interfaces()?;
-    if attached == Attached::Stay && !pods.is_empty() {
-        bail!("{} pods are attached: delete them first, or cut them off with --with-pods", pods.len());
+    if attached == Attached::Stay {
+        refuse_if_attached(&mut kernel, ledger.as_ref())?;
     }
-    let mut done = Vec::new();
+    let (mut done, mut failures) = (Vec::new(), Vec::new());
     // First what lets others begin anything with us.
-    if conflist::remove(&config.cni_conf_dir).context("the CNI configuration")? {
-        done.push(format!("the CNI configuration in {} is deleted", config.cni_conf_dir.display()));
+    let folder = places.cni_conf_dir.display();
+    match conflist::remove(&places.cni_conf_dir) {
+        Ok(true) => done.push(format!("the CNI configuration in {folder} is deleted")),
+        Ok(false) => {}
+        Err(error) => failures.push(format!("delete the CNI configuration in {folder}: {error}")),
     }
-    let removed = kernel.remove_all()?;
+    let (removed, left) = kernel.remove_all();
+    failures.extend(left.iter().map(ToString::to_string));
     if removed > 0 {
         done.push(format!("{removed} devices, routes and tables are deleted"));
     }
-    let ledger = state.join(LEDGER);
-    if ledger.exists() {
-        put_settings_back(&ledger, &mut done)?;
+    for (path, previous) in ledger.as_ref().map(Ledger::sysctls).transpose()?.unwrap_or_default() {
+        match put_back(&path, &previous) {
+            Ok(true) => done.push(format!("{path} is {previous} again")),
+            Ok(false) => {}
+            Err(error) => failures.push(format!("set {path} back to {previous}: {error}")),
+        }
     }
-    let run = &config.socket;
-    delete(run)?;
-    delete_folder(&tombstones(run))?;
-    for name in [LEDGER, STORE] {
-        BESIDE.iter().try_for_each(|beside| delete(&state.join(format!("{name}{beside}"))))?;
+    drop(ledger);
+    if !failures.is_empty() {
+        bail!("{}. The rest is done, and {} is kept: say it again", failures.join("; "), state.display());
     }
-    delete(&state.join(follower::SNAPSHOT))?;
-    delete(&state.join("lock"))?;
+    delete_files(places)?;
     drop(lock);
     // What else is in these is not ours.
-    let leave = [run.parent(), Some(state)];
+    let leave = [places.socket.parent(), Some(state)];
     leave.into_iter().flatten().for_each(|folder| drop(fs::remove_dir(folder)));
     if is_there {
         done.push(format!("the state in {} is deleted", state.display()));
         done.push(format!(
             "node {} is still in the cluster: say polderctl node remove {} --dead on another",
-            config.node, config.node
+            places.node, places.node
         ));
     }
     Ok(done)
 }
 
-/// Puts kernel settings back to what they were, the last changed first. Those of devices that are gone went with them.
-fn put_settings_back(ledger: &Path, done: &mut Vec<String>) -> anyhow::Result<()> {
-    for (path, previous) in Sqlite::open(ledger)?.sysctls()? {
-        match sysctl::get(&path) {
-            Ok(now) if now != previous => {
-                sysctl::set(&path, &previous).with_context(|| format!("set {path} back to {previous}"))?;
-                done.push(format!("{path} is {previous} again"));
-            }
-            _ => {}
-        }
+fn refuse_if_attached(kernel: &mut Kernel, ledger: Option<&Sqlite>) -> anyhow::Result<()> {
+    let pods = kernel.pod_interfaces()?.len();
+    if pods > 0 {
+        bail!("{pods} pods are attached: delete them first, or cut them off with --with-pods");
+    }
+    let attachments = ledger.map(Ledger::attachments).transpose()?.unwrap_or_default();
+    let leases = attachments.iter().filter(|held| held.kind == Kind::Lease).count();
+    if leases > 0 {
+        bail!(
+            "{leases} interfaces that another plugin made have addresses of this node: delete their pods first, or give the \
+             addresses up with --with-pods"
+        );
     }
     Ok(())
+}
+
+/// Puts a kernel setting back to what it was. Whether it was something else, and is still there: those of devices that are gone
+/// went with them.
+fn put_back(path: &str, previous: &str) -> io::Result<bool> {
+    match sysctl::get(path) {
+        Ok(now) if now != previous => sysctl::set(path, previous).map(|()| true),
+        _ => Ok(false),
+    }
+}
+
+fn delete_files(places: &Places) -> anyhow::Result<()> {
+    let state = &places.state_dir;
+    delete(&places.socket)?;
+    delete_folder(&tombstones(&places.socket))?;
+    for name in [LEDGER, STORE] {
+        BESIDE.iter().try_for_each(|beside| delete(&state.join(format!("{name}{beside}"))))?;
+    }
+    [SNAPSHOT, SNAPSHOT_BEFORE, "lock"].iter().try_for_each(|name| delete(&state.join(name)))
 }
 
 fn delete(file: &Path) -> anyhow::Result<()> {

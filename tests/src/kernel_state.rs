@@ -7,7 +7,7 @@ pub fn kernel_state(worker: &Worker) -> Vec<String> {
     let state = worker.node.shell(
         "ip -d link show; ip address; ip route show table all; ip -6 route show table all; ip neigh show nud permanent; \
          bridge fdb; nft --stateless list ruleset; \
-         sysctl -a 2>/dev/null | grep -E 'forwarding|send_redirects|rp_filter|bridge-nf-call-ip'",
+         sysctl -a 2>/dev/null | grep -E 'forwarding|_redirects|rp_filter|bridge-nf-call-ip'",
     );
     let mut lines: Vec<String> = state.lines().map(lasting).collect();
     lines.sort();

@@ -17,6 +17,11 @@ fn files(worker: &Worker) -> String {
 #[test]
 fn an_uninstall_leaves_the_kernel_and_the_folders_as_they_were_before_the_agent() {
     let mut lab = Lab::build(Topology::two_segments().families(Families::DUAL));
+    // The kernel changes these together with forwarding.
+    lab.workers[1].node.shell(
+        "echo 0 > /proc/sys/net/ipv4/conf/all/accept_redirects; echo 1 > /proc/sys/net/ipv6/conf/eth0/forwarding; \
+         echo 1 > /proc/sys/net/ipv4/conf/eth0/forwarding",
+    );
     let before: Vec<_> = lab.workers.iter().map(|worker| (kernel_state(worker), files(worker))).collect();
     lab.start_agents();
     let pods: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("a")).collect();
@@ -32,6 +37,8 @@ fn an_uninstall_leaves_the_kernel_and_the_folders_as_they_were_before_the_agent(
     let error = lab.workers[0].try_ctl(&["uninstall"]).unwrap_err();
     assert!(error.contains("1 pods are attached") && error.contains("--with-pods"), "{error}");
     assert_ne!(files(&lab.workers[0]), before[0].1, "nothing is half done");
+    // What is left where an agent was killed while it wrote.
+    lab.workers[0].node.shell("touch /var/lib/polder/cluster.new /run/cni/net.d/.10-polder.conflist.new");
     for (worker, (kernel, files_before)) in lab.workers.iter().zip(&before) {
         let said = worker.ctl(&["uninstall", "--with-pods"]).to_string();
         assert!(said.contains(&format!("polderctl node remove {} --dead", worker.name())), "{said}");
@@ -44,6 +51,45 @@ fn an_uninstall_leaves_the_kernel_and_the_folders_as_they_were_before_the_agent(
     lab.start_agents();
     let pods: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("again")).collect();
     assert_flat(&pods, 1450);
+}
+
+#[test]
+fn an_uninstall_takes_nothing_from_under_an_agent_whose_folders_it_was_not_told() {
+    let mut lab = Lab::build(Topology::one_segment(1));
+    let worker = &mut lab.workers[0];
+    worker.configure(&format!("state_dir = \"/var/lib/elsewhere\"\n{}", worker.configuration()));
+    worker.start_and_wait();
+    let uninstall = ["uninstall", "--config", "/dev/null", "--cni-conf-dir", "/run/cni/net.d"];
+    let error = worker.try_ctl(&uninstall).unwrap_err();
+    assert!(error.contains("/var/lib/polder") && error.contains("stop the agent first"), "{error}");
+    worker.wait_until_ready();
+    assert!(worker.stop());
+    let told = [uninstall.as_slice(), &["--state-dir", "/var/lib/elsewhere", "--node", "n1"]].concat();
+    let said = worker.ctl(&told).to_string();
+    assert!(said.contains("/var/lib/elsewhere is deleted") && said.contains("node remove n1"), "{said}");
+    assert_eq!(worker.node.shell("find /var/lib/elsewhere 2>/dev/null || true"), "");
+}
+
+#[test]
+fn an_uninstall_does_not_give_up_addresses_that_other_plugins_interfaces_have() {
+    let mut lab = Lab::start(Topology::one_segment(1));
+    let worker = &mut lab.workers[0];
+    let netns = worker.namespace("leased");
+    let conf = json!({ "cniVersion": "1.1.0", "name": "other", "type": "bridge", "ipam": { "type": "polder-ipam" } });
+    let variables = [
+        ("CNI_COMMAND", "ADD"),
+        ("CNI_CONTAINERID", "leased"),
+        ("CNI_NETNS", netns.as_str()),
+        ("CNI_IFNAME", "eth0"),
+        ("CNI_PATH", "/nowhere"),
+    ];
+    let added = worker.any_plugin("polder-ipam", &variables, &conf.to_string());
+    assert!(added.status.success(), "{added:?}");
+    assert!(worker.stop());
+    let error = worker.try_ctl(&["uninstall"]).unwrap_err();
+    assert!(error.contains("1 interfaces that another plugin made"), "{error}");
+    let said = worker.ctl(&["uninstall", "--with-pods"]).to_string();
+    assert!(said.contains("is deleted"), "{said}");
 }
 
 #[test]

@@ -1,16 +1,16 @@
 //! Asks the agent of this node, and prints what it says.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand, ValueEnum};
-use polder_agent::config::{Config, Flags};
+use polder_agent::config::{Flags, Places};
 use polder_agent::ctl;
 use polder_agent::ctl::command::{BlockCommand, IpamCommand, PoolCommand};
-use polder_agent::uninstall::Attached;
+use polder_agent::uninstall::{Attached, uninstall};
 use polder_api::client::Client;
 use polder_api::message::{Removal, Reply, Request};
 use polder_api::{Backend, DEFAULT_SOCKET, NodeName};
@@ -22,9 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug, Parser)]
 #[command(name = "polderctl", version)]
 struct Arguments {
-    /// The agent's socket
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, global = true)]
-    socket: PathBuf,
+    /// The agent's socket [default: /run/polder/agent.sock]
+    #[arg(long, value_name = "PATH", global = true)]
+    socket: Option<PathBuf>,
     /// How to print
     #[arg(short, value_enum, default_value_t = Output::Table, global = true)]
     output: Output,
@@ -49,6 +49,15 @@ enum Command {
         /// The agent's configuration file [default: /etc/polder/agent.toml, if it is there]
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
+        /// The agent's folder of state, if it was started with --state-dir
+        #[arg(long, value_name = "DIR")]
+        state_dir: Option<PathBuf>,
+        /// Where the agent writes the CNI configuration, if it was started with --cni-conf-dir
+        #[arg(long, value_name = "DIR")]
+        cni_conf_dir: Option<PathBuf>,
+        /// The node's name, if the agent was started with --node
+        #[arg(long, value_name = "NAME")]
+        node: Option<NodeName>,
         /// Cut off the pods that are still attached
         #[arg(long)]
         with_pods: bool,
@@ -118,20 +127,21 @@ fn lines(lines: &[String], output: Output) -> anyhow::Result<String> {
     })
 }
 
-fn uninstall(config: Option<PathBuf>, with_pods: bool) -> anyhow::Result<Vec<String>> {
-    let config = Config::load(Flags { config, ..Flags::default() })?;
-    let attached = if with_pods { Attached::CutOff } else { Attached::Stay };
-    polder_agent::uninstall::uninstall(&config, attached)
-}
-
 /// What is to be printed, and whether all is well.
 fn run(arguments: &Arguments) -> anyhow::Result<(String, ExitCode)> {
     let request = match &arguments.command {
-        Command::Uninstall { config, with_pods } => {
-            return Ok((
-                lines(&uninstall(config.clone(), *with_pods)?, arguments.output)?,
-                ExitCode::SUCCESS,
-            ));
+        Command::Uninstall { config, state_dir, cni_conf_dir, node, with_pods } => {
+            let places = Places::load(&Flags {
+                config: config.clone(),
+                node: node.clone(),
+                state_dir: state_dir.clone(),
+                socket: arguments.socket.clone(),
+                cni_conf_dir: cni_conf_dir.clone(),
+                ..Flags::default()
+            })?;
+            let attached = if *with_pods { Attached::CutOff } else { Attached::Stay };
+            let done = uninstall(&places, attached)?;
+            return Ok((lines(&done, arguments.output)?, ExitCode::SUCCESS));
         }
         Command::Status => Request::Status,
         Command::Plan => Request::Plan,
@@ -144,7 +154,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<(String, ExitCode)> {
         Command::Block(BlockCommand::List) => Request::Blocks,
         Command::Ipam(command) => command.request().map_err(anyhow::Error::msg)?,
     };
-    let mut client = Client::connect(&arguments.socket, PATIENCE)
+    let socket = arguments.socket.as_deref().unwrap_or(Path::new(DEFAULT_SOCKET));
+    let mut client = Client::connect(socket, PATIENCE)
         .context("is polder-agent running on this node, and are you root?")?;
     let reply = client.ask(&request)?;
     let code = match &reply {

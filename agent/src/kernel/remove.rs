@@ -3,36 +3,39 @@
 use std::collections::BTreeSet;
 
 use polder_netlink::route::Impostor;
-use polder_netlink::{Error, Operation, link, route};
+use polder_netlink::{Error, link, route};
 
 use super::{Kernel, ruleset};
 
 impl Kernel {
-    /// Deletes every device, route and table of ours. What hangs on a device goes with it. Returns how much there was.
-    pub fn remove_all(&mut self) -> Result<usize, Error> {
-        let (routes, impostors) = self.routes.routes()?;
-        let ways = routes.iter().map(|route| route::delete(route.destination));
-        let mut removed = self.remove(ways.chain(impostors.iter().map(Impostor::delete)))?;
-        let devices: BTreeSet<u32> = self.own_devices()?;
-        removed += self.remove(devices.into_iter().map(link::delete))?;
-        let table = ruleset::empty();
-        if self.filter.has(&table)? {
-            self.filter.commit(table.delete())?;
-            removed += 1;
-        }
-        Ok(removed)
-    }
-
-    /// How many of these there were.
-    fn remove(&mut self, operations: impl Iterator<Item = Operation>) -> Result<usize, Error> {
-        let mut removed = 0;
-        for outcome in self.routes.execute(operations)? {
+    /// Deletes every device, route and table of ours. What hangs on a device goes with it. Returns how much there was, and what
+    /// could not be deleted.
+    pub fn remove_all(&mut self) -> (usize, Vec<Error>) {
+        let parts = [self.remove_routes(), self.remove_devices(), self.remove_filter()];
+        let (mut removed, mut failures) = (0, Vec::new());
+        for outcome in parts.into_iter().flat_map(|part| part.unwrap_or_else(|error| vec![Err(error)])) {
             match outcome {
                 Ok(()) => removed += 1,
                 Err(error) if error.is_missing() => {}
-                Err(error) => return Err(error),
+                Err(error) => failures.push(error),
             }
         }
-        Ok(removed)
+        (removed, failures)
+    }
+
+    fn remove_routes(&mut self) -> Result<Vec<Result<(), Error>>, Error> {
+        let (routes, impostors) = self.routes.routes()?;
+        let ways = routes.iter().map(|route| route::delete(route.destination));
+        self.routes.execute(ways.chain(impostors.iter().map(Impostor::delete)))
+    }
+
+    fn remove_devices(&mut self) -> Result<Vec<Result<(), Error>>, Error> {
+        let devices: BTreeSet<u32> = self.own_devices()?;
+        self.routes.execute(devices.into_iter().map(link::delete))
+    }
+
+    fn remove_filter(&mut self) -> Result<Vec<Result<(), Error>>, Error> {
+        let table = ruleset::empty();
+        Ok(if self.filter.has(&table)? { vec![self.filter.commit(table.delete())] } else { Vec::new() })
     }
 }

@@ -87,6 +87,25 @@ pub fn set(path: &str, value: &str) -> io::Result<()> {
     fs::write(full(path), value)
 }
 
+/// What the kernel changes together with that setting, and what it is now where that is not what the kernel would make of it
+/// when the setting is put back: `inet_forward_change` in `net/ipv4/devinet.c`, and `addrconf_fixup_forwarding` in
+/// `net/ipv6/addrconf.c`.
+pub fn dragged_along(path: &str) -> Vec<(String, String)> {
+    let folder = match path {
+        "net/ipv4/ip_forward" => "net/ipv4/conf",
+        "net/ipv6/conf/all/forwarding" => "net/ipv6/conf",
+        _ => return Vec::new(),
+    };
+    let interfaces = fs::read_dir(full(folder)).into_iter().flatten().flatten();
+    let names = interfaces.filter_map(|entry| entry.file_name().into_string().ok());
+    let forwarding = names.filter(|name| name != "all").map(|name| format!("{folder}/{name}/forwarding"));
+    let redirects = "net/ipv4/conf/all/accept_redirects".to_owned();
+    let all = forwarding.map(|path| (path, "1")).chain([(redirects, "0")]);
+    let is_so =
+        |(path, value): &(String, &str)| path.starts_with(folder) && get(path).is_ok_and(|now| now == *value);
+    all.filter(is_so).map(|(path, value)| (path, value.to_owned())).collect()
+}
+
 /// Whether this kernel has that family.
 pub fn has_family(family: Family) -> bool {
     let folder = match family {

@@ -68,6 +68,7 @@ impl Ledger for Memory {
             return Ok(Vec::new());
         }
         self.boot = Some(id.to_owned());
+        self.sysctls.clear();
         let void = self.attachments.clone();
         void.iter().for_each(|held| self.end(&held.attachment, Moment::BOOT));
         for what in self.addresses.values_mut() {

@@ -134,6 +134,8 @@ impl Ledger for Sqlite {
         for held in &void {
             end(&transaction, &held.attachment, &blocks, Moment::BOOT)?;
         }
+        // The kernel has begun anew, and what others want of it may be something else now.
+        transaction.execute("DELETE FROM sysctls", [])?;
         transaction.execute(
             "UPDATE addresses SET freed_ms = ?1 WHERE freed_ms IS NOT NULL",
             params![millis(Moment::BOOT)],

@@ -98,13 +98,16 @@ fn another_boot_voids_all_attachments_and_their_addresses_rest_from_its_beginnin
     ledger.add_attachment(&one).unwrap();
     ledger.add_attachment(&held("two", &["10.0.0.3"])).unwrap();
     ledger.remove_attachment(&held("two", &[]).attachment, Moment::from_millis(99_000_000)).unwrap();
+    ledger.keep_sysctl("net/ipv4/ip_forward", "0").unwrap();
     assert_eq!(ledger.enter_boot("boot-1").unwrap(), [], "the same boot voids nothing");
+    assert_eq!(ledger.sysctls().unwrap().len(), 1);
     assert_eq!(ledger.enter_boot("boot-2").unwrap(), [one]);
     assert_eq!(ledger.attachments().unwrap(), []);
     let resting = ledger.resting().unwrap();
     assert_eq!(resting.len(), 2);
     assert!(resting.iter().all(|(_, freed)| *freed == Moment::BOOT), "{resting:?}");
     assert_eq!(ledger.gateways().unwrap().len(), 1, "the node keeps its own address");
+    assert_eq!(ledger.sysctls().unwrap(), [], "what was set before the boot is not what was before");
 }
 
 /// What a later release does to the ledger.
@@ -151,7 +154,7 @@ fn a_ledger_to_which_a_later_release_has_added_goes_back_and_forth_between_the_t
     );
     upgrade(&path, addition);
     let mut earlier = Sqlite::open(&path).unwrap();
-    assert_eq!(earlier.attachments().unwrap(), [one.clone()]);
+    assert_eq!(earlier.attachments().unwrap(), std::slice::from_ref(&one));
     earlier.add_attachment(&two).unwrap();
     earlier.remove_attachment(&one.attachment, Moment::from_millis(5)).unwrap();
     drop(earlier);
