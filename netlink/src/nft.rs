@@ -120,6 +120,8 @@ pub struct Rule {
 pub enum Match {
     /// It came in through this interface, or one whose name starts so.
     Input(Interface),
+    /// It goes out through this interface, or one whose name starts so.
+    Output(Interface),
     /// It does not go out through this interface, nor one whose name starts so.
     NotOutput(Interface),
     /// It is of this family. Stands before every match that looks at addresses.
@@ -324,18 +326,20 @@ impl FilterSocket {
         }
         let mut elements = Elements::new();
         for set in &table.sets {
-            let mut found = self.elements(table, set)?;
+            let found = self.elements(table, set)?;
+            let Some(before) = elements.insert(set.name, found.clone()) else { continue };
+            let mut differ: BTreeSet<Element> = before.symmetric_difference(&found).cloned().collect();
+            // What has changed between the looks at the two sides is the same when one looks again.
             for _ in 0..ATTEMPTS {
-                let before = elements.entry(set.name).or_insert_with(|| found.clone());
-                if *before == found {
+                if differ.is_empty() {
                     break;
                 }
-                // It may have changed between the looks at the two sides.
                 let other = table.named(set.name).next().unwrap_or(set);
-                *before = self.elements(table, other)?;
-                found = self.elements(table, set)?;
+                let (one, two) = (self.elements(table, other)?, self.elements(table, set)?);
+                differ.retain(|element| one.contains(element) != two.contains(element));
+                elements.insert(set.name, two);
             }
-            if elements.get(set.name) != Some(&found) {
+            if !differ.is_empty() {
                 return Ok(Found::Different(format!("set {} is not the same on both sides", set.name)));
             }
         }

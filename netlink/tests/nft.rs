@@ -100,6 +100,7 @@ fn table() -> Table {
                     comment: "to the world",
                     matches: vec![
                         Match::Input(Interface::Prefixed("pld")),
+                        Match::Output(Interface::Prefixed("eth")),
                         Match::NotOutput(Interface::Named("br")),
                         Match::Family(Family::V4),
                         Match::Source(Within::Set(Family::V4, "networks")),

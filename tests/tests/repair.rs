@@ -69,6 +69,7 @@ fn whatever_somebody_changes_is_put_right_and_the_status_says_what_it_was() {
             format!("forward {vtep}"),
         ),
         (format!("ip address delete {own}/32 dev polder0"), format!("add address {own}/32")),
+        (format!("ip address delete {own}/32 dev polder.vx"), format!("add address {own}/32")),
         ("ip link set polder0 down".to_owned(), "adjust polder0".to_owned()),
         ("ip link set polder0 address 02:00:00:00:00:77".to_owned(), "adjust polder0".to_owned()),
         ("ip link set polder.vx mtu 1300".to_owned(), "adjust polder.vx".to_owned()),

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use polder_tests::agent::Worker;
-use polder_tests::fabric::Families;
+use polder_tests::fabric::{Families, address};
 use polder_tests::probe::{self, Echo, PORT};
 use polder_tests::{Lab, Pod, Topology, wait};
 
@@ -58,7 +58,9 @@ fn assert_services_work(lab: &Lab, round: &str) {
             let seen = client.within(|| probe::tcp_at(address, 80, 300_000));
             assert_eq!(seen, Ok(client.address_like(own)), "a pod to one on {place}, {round}");
             let seen = worker.node.within(|| probe::tcp_at(address, 80, 300_000));
-            assert_eq!(seen, Ok(lab.underlay(0, v6)), "the node to a pod on {place}, {round}");
+            // Whoever asks for a service has an address before it is known which way it goes.
+            let of_node = if number == 2 { client.gateway(own) } else { lab.underlay(0, v6) };
+            assert_eq!(seen, Ok(of_node), "the node to a pod on {place}, {round}");
             if number == 0 {
                 let seen = server.within(|| probe::tcp_at(address, 80, 300_000)).expect("a pod to itself");
                 let of_node = [server.gateway(own), lab.underlay(0, v6)];
@@ -111,5 +113,36 @@ fn without_a_bridge_of_ours_br_netfilter_is_left_alone_and_services_work_too() {
     assert_services_work(&lab, "-routed");
     if is_there {
         assert_eq!(bridge_calls(worker).unwrap(), ["1", "1"]);
+    }
+}
+
+#[test]
+fn a_node_with_addresses_that_are_not_of_the_underlay_reaches_pods_behind_tunnels_through_services() {
+    let lab = lab("");
+    let (worker, server) = (&lab.workers[0], lab.workers[2].pod("server"));
+    let gateway = |own: IpAddr| worker.pod(&format!("client{}", own.is_ipv6())).gateway(own);
+    serve(worker, &server);
+    for (own, v6) in [("192.0.2.9", false), ("2001:db8:9::9", true)] {
+        let router = address(1, 254, v6);
+        worker.node.shell(&format!(
+            "ip address add {own} dev lo; ip route replace default via {router} dev eth0 src {own}"
+        ));
+    }
+    // Who comes from outside gets an address of the node, as kube-proxy does it for node ports.
+    worker.node.shell(
+        "nft 'add table inet nodeport; add chain inet nodeport c { type nat hook postrouting priority 100; }; \
+         add rule inet nodeport c iifname eth0 ct status dnat masquerade'",
+    );
+    let world = lab.world.as_ref().unwrap();
+    for own in server.addresses() {
+        let (v6, service, gateway) = (own.is_ipv6(), service(own.is_ipv6()), gateway(own));
+        let _echo = server.within(|| Echo::start(own));
+        let seen = worker.node.within(|| probe::tcp_at(service, 80, 300_000));
+        assert_eq!(seen, Ok(gateway), "the node itself");
+        let family = if v6 { "-6" } else { "-4" };
+        let node = lab.underlay(0, v6).to_string();
+        lab.fabric.node().run("ip", &[family, "route", "add", &service.to_string(), "via", &node]);
+        let seen = world.within(|| probe::tcp_at(service, 80, 300_000));
+        assert_eq!(seen, Ok(gateway), "from outside");
     }
 }

@@ -199,8 +199,10 @@ pub fn vtep_mac(cluster: &ClusterRecord, node: &NodeName) -> Mac {
 pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &[String]) -> Desired {
     let mut state = State::default();
     devices(inputs, &mut state);
-    for gateway in inputs.gateways {
-        state.addresses.insert((Device::Bridge, host_prefix(*gateway)));
+    // On the tunnels, too: what is masqueraded into one gets an address of its device. A peer lets in no other.
+    for device in state.links.keys() {
+        let on_it = inputs.gateways.iter().map(|gateway| (device.clone(), host_prefix(*gateway)));
+        state.addresses.extend(on_it);
     }
     // What no node owns is nowhere: without this it would follow the default route, out into the world.
     for pool in inputs.pools {
@@ -225,7 +227,7 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &
         for underlay in peer.record.underlay.iter().chain(left) {
             members.peers.push(*underlay);
             let pods = peer.blocks.iter().map(|block| block.cidr().into());
-            // What has no address in the pod network leaves a node with one of the underlay, like what it masquerades.
+            // And what the node itself sends.
             let own = peer.record.underlay.iter().map(|own| host_prefix(*own));
             members.bearers.extend(pods.chain(own).map(|network| (*underlay, network)));
         }

@@ -1,4 +1,4 @@
-//! The packet filter: what is in table `inet polder`, and why.
+//! The packet filter: what is in the tables `inet polder` and `arp polder`, and why.
 //!
 //! It judges only what comes from a pod, what comes through a tunnel, and the source address of what leaves for the world.
 //! There is no chain for forwarded traffic: in nftables accepting a packet does not keep another table from dropping it, so
@@ -16,6 +16,8 @@ use polder_ipam::record::{AttachMode, ClusterRecord};
 use polder_netlink::nft::{
     Chain, Element, Elements, Hook, Interface, Key, Match, Rule, Set, Side, Table, Verdict, Within,
 };
+
+use super::state::TUNNEL;
 
 /// The sets of one family.
 #[derive(Debug, Clone, Copy)]
@@ -239,8 +241,21 @@ fn tunnels(cluster: &ClusterRecord, bearers: &[Bearers]) -> Vec<Rule> {
 }
 
 fn masquerade(cluster: &ClusterRecord) -> Vec<Rule> {
+    // What comes from no pod goes to one of another node under this node's own address in the pod network: its answer comes
+    // back here, and the other node lets in nothing else.
+    let guest = |family| Rule {
+        comment: "a node's tunnels carry addresses of the pod network",
+        matches: vec![
+            Match::Output(Interface::Prefixed(TUNNEL)),
+            Match::Family(family),
+            Match::Source(Within::NotSet(family, Sets::of(family).pools)),
+            Match::Unicast,
+        ],
+        verdict: Verdict::Masquerade,
+    };
+    let guests = Family::BOTH.map(guest);
     if !cluster.masquerade.enabled {
-        return Vec::new();
+        return guests.into();
     }
     let rule = |family| Rule {
         comment: "a pod leaves for the world with its node's address",
@@ -254,7 +269,7 @@ fn masquerade(cluster: &ClusterRecord) -> Vec<Rule> {
         ],
         verdict: Verdict::Masquerade,
     };
-    Family::BOTH.map(rule).into()
+    guests.into_iter().chain(Family::BOTH.map(rule)).collect()
 }
 
 /// What the sets are filled with.

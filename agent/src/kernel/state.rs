@@ -11,6 +11,9 @@ use polder_netlink::link::{Port, Vxlan};
 use polder_netlink::nft::{Elements, Found, Table};
 use polder_netlink::route::Impostor;
 
+/// The tunnel over an IPv4 underlay; the names of all tunnels begin so.
+pub const TUNNEL: &str = "polder.vx";
+
 /// An interface, by what it is for. Its number in the kernel changes whenever it is made anew.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Device {
@@ -48,7 +51,7 @@ impl Device {
     pub fn name(&self) -> Option<&str> {
         match self {
             Self::Bridge => Some(BRIDGE),
-            Self::Tunnel(Family::V4) => Some("polder.vx"),
+            Self::Tunnel(Family::V4) => Some(TUNNEL),
             Self::Tunnel(Family::V6) => Some("polder.vx6"),
             Self::Pod(name) => Some(name.as_str()),
             Self::Uplink(_) => None,
@@ -69,7 +72,7 @@ impl fmt::Display for Device {
 /// A device that the agent makes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct OwnLink {
-    /// What it is. It cannot be changed into something else.
+    /// What it is. A tunnel's own address can be changed, and nothing else of it.
     pub kind: OwnKind,
     /// Its MAC address.
     pub mac: Mac,

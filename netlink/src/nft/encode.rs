@@ -269,6 +269,7 @@ fn protocol_number(family: Family) -> u8 {
 fn matching(what: &Match) -> Vec<Expressions> {
     match *what {
         Match::Input(interface) => vec![load_meta(MetaKey::Iifname), equal(name_of(interface))],
+        Match::Output(interface) => vec![load_meta(MetaKey::Oifname), equal(name_of(interface))],
         Match::NotOutput(interface) => vec![load_meta(MetaKey::Oifname), differs(name_of(interface))],
         Match::Family(family) => vec![load_meta(MetaKey::Nfproto), equal(vec![protocol_number(family)])],
         Match::UdpTo(port) => {
@@ -421,10 +422,7 @@ fn load_destination_type() -> Expressions {
 
 fn verdict(verdict: Verdict) -> Expressions {
     match verdict {
-        Verdict::Drop => {
-            const NF_DROP: u32 = 0;
-            immediate(NF_DROP)
-        }
+        Verdict::Drop => immediate(super::decode::NF_DROP),
         Verdict::Accept => immediate(super::decode::NF_ACCEPT),
         Verdict::Masquerade => {
             const NFTA_MASQ_FLAGS: u16 = 1;
