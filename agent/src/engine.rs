@@ -17,7 +17,7 @@ use polder_ipam::peers::{Peer, believe};
 use polder_ipam::view::Source;
 use polder_netlink::route::Lookup;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::sleep;
+use tokio::time::{sleep, sleep_until};
 use tracing::{debug, info, warn};
 
 use self::draft::{Draft, Grounds};
@@ -97,22 +97,26 @@ pub async fn run(agent: Arc<Agent>, mut asked: mpsc::Receiver<Asked>) {
         announced: false,
         pace: Pace::default(),
         in_place: None,
+        rung: None,
+        settings_due: Instant::now(),
     };
+    let agent = Arc::clone(&engine.agent);
     let mut cause = Cause::Underlay;
     loop {
         view.mark_unchanged();
         holdings.mark_unchanged();
         registration.mark_unchanged();
         engine.work(cause).await;
+        let wake = Instant::now() + engine.pause();
         cause = loop {
             // Cancel-safe, all of them: what is not taken is seen the next time.
             break tokio::select! {
                 _ = view.changed() => Cause::Records,
                 _ = holdings.changed() => Cause::Records,
                 _ = registration.changed() => Cause::Records,
-                () = engine.agent.underlay_changed.notified() => Cause::Underlay,
+                () = agent.underlay_changed.notified() => Cause::Underlay,
                 () = engine.disturbed() => Cause::Disturbance,
-                () = sleep(engine.pause()) => Cause::Underlay,
+                () = sleep_until(wake.into()) => Cause::Underlay,
                 _ = probed.changed() => {
                     engine.announce();
                     continue;
@@ -155,6 +159,10 @@ struct Engine {
     pace: Pace,
     /// What was in place when a pass last found nothing to do.
     in_place: Option<Known>,
+    /// When somebody has changed something of ours, since the last pass.
+    rung: Option<Instant>,
+    /// When it is looked next whether the kernel settings are as they should be.
+    settings_due: Instant,
 }
 
 impl Engine {
@@ -168,25 +176,29 @@ impl Engine {
     }
 
     /// Waits until somebody has changed something of ours, and it may be repaired.
-    async fn disturbed(&self) {
-        let settings = async {
-            // Nobody tells of those.
-            loop {
-                sleep(SETTINGS_EVERY).await;
-                let Some(in_place) = &self.in_place else { continue };
-                let found = sysctl::read(in_place.sysctls.iter().map(|(path, _)| path));
-                let is_other = |path, value| found.get(path).is_some_and(|found| found != value);
-                if in_place.sysctls.iter().any(|(path, value)| is_other(path, value)) {
-                    return;
+    async fn disturbed(&mut self) {
+        let rung = loop {
+            if let Some(rung) = self.rung {
+                break rung;
+            }
+            tokio::select! {
+                () = self.agent.alarm.rung() => self.rung = Some(Instant::now()),
+                // Nobody tells of those.
+                () = sleep_until(self.settings_due.into()) => {
+                    self.settings_due = Instant::now() + SETTINGS_EVERY;
+                    self.rung = self.settings_differ().then(Instant::now);
                 }
             }
         };
-        tokio::select! {
-            () = self.agent.alarm.rung() => {}
-            () = settings => {}
-        }
-        let now = Instant::now();
-        sleep(self.pace.next(now) - now).await;
+        sleep_until(self.pace.next(rung).into()).await;
+    }
+
+    /// Whether a kernel setting is not what it was when a pass last found nothing to do.
+    fn settings_differ(&self) -> bool {
+        let Some(in_place) = &self.in_place else { return false };
+        let found = sysctl::read(in_place.sysctls.iter().map(|(path, _)| path));
+        let is_other = |path, value| found.get(path).is_some_and(|found| found != value);
+        in_place.sysctls.iter().any(|(path, value)| is_other(path, value))
     }
 
     /// Remembers what was put right: what should be is what was in place, and is not.
@@ -209,6 +221,8 @@ impl Engine {
         }
         self.look_for(&believed.peers, anew).await;
         self.moves.observe(&believed.peers, Instant::now());
+        self.prune_from = self.prune_from.filter(|from| *from > Instant::now());
+        self.rung = None;
         let Ok(grounds) = self.grounds(view, believed) else { return };
         let by = self.agent.alarm.take();
         for number in 0..PASSES {
@@ -240,6 +254,12 @@ impl Engine {
             Ok(draft) => draft,
             Err(reason) => return self.not_made(reason),
         };
+        let neighbours = desired.state.neighbours.keys().map(|(_, address)| *address).collect();
+        self.agent.board.neighbours.send_if_modified(|known| {
+            let is_other = *known != neighbours;
+            *known = neighbours;
+            is_other
+        });
         if changes.is_empty() {
             self.in_place = Some(desired.known());
             return pass;
@@ -266,11 +286,14 @@ impl Engine {
 
     /// Writes down what kernel settings were, before they are changed.
     async fn keep_previous(&self, changes: &[Change], previous: &BTreeMap<String, String>) {
-        let change = |change: &Change| match change {
-            Change::SetSysctl { path, .. } => Some((path.clone(), previous.get(path)?.clone())),
-            _ => None,
-        };
-        let previous: Vec<_> = changes.iter().filter_map(change).collect();
+        let mut kept: Vec<(String, String)> = Vec::new();
+        for change in changes {
+            let Change::SetSysctl { path, .. } = change else { continue };
+            // Put back in the opposite order: what goes along with a setting comes after it.
+            kept.extend(sysctl::dragged_along(path));
+            kept.extend(previous.get(path).map(|value| (path.clone(), value.clone())));
+        }
+        let previous = kept;
         if previous.is_empty() {
             return;
         }

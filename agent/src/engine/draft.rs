@@ -1,4 +1,4 @@
-//! What a pass would do: all that it goes by is read, and nothing is changed.
+//! What a pass would do: all that it goes by is read, and nothing is changed in the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -48,6 +48,8 @@ impl Engine {
     pub(super) async fn plan(&mut self) -> Result<Vec<String>, String> {
         let view = self.agent.board.view();
         let believed = believe(&view, &self.agent.config.node);
+        self.look_for(&believed.peers, false).await;
+        self.moves.observe(&believed.peers, Instant::now());
         let grounds = self.grounds(view, believed)?;
         let draft = self.draft(&grounds).await?;
         Ok(draft.changes.iter().map(ToString::to_string).collect())
@@ -56,7 +58,15 @@ impl Engine {
     /// What a pass goes by; or why the kernel is left alone.
     pub(super) fn grounds(&self, view: Arc<View>, believed: Believed) -> Result<Grounds, String> {
         let board = &self.agent.board;
-        let alone = || Err(format!("the kernel is left alone as it is: {}", board.obstacles().join("; ")));
+        let alone = || {
+            let mut reasons = board.obstacles();
+            if reasons.is_empty() {
+                reasons.push(
+                    "the records are being read anew, after an address of this node changed".to_owned(),
+                );
+            }
+            Err(format!("the kernel is left alone as it is: {}", reasons.join("; ")))
+        };
         let holdings = board.holdings();
         // Until the registrar has made sure that this node is who it says it is, the kernel is left alone.
         let forbidden = board.registration.borrow().forbids().is_some();
@@ -81,7 +91,9 @@ impl Engine {
     pub(super) async fn draft(&mut self, grounds: &Grounds) -> Result<Draft, String> {
         let Grounds { view, cluster, underlay, believed } = grounds;
         let agent = Arc::clone(&self.agent);
-        let lengths = ruleset::lengths(view.pools.values().map(|pool| &*pool.record));
+        // A pool that the store has lost goes on as it was.
+        let pools = view.pools.values().map(|pool| &pool.record).chain(view.lost_pools.values());
+        let lengths = ruleset::lengths(pools.map(|pool| &**pool));
         let table = ruleset::table(cluster, &lengths);
         // First the kernel, then the ledger: an attachment is in the ledger before it is in the kernel, and in the
         // kernel no more when it leaves the ledger. So what is in the kernel and not in the ledger is nobody's.
@@ -125,13 +137,6 @@ impl Engine {
         let desired = desired(&inputs, &present, &actual.advertised_to);
         actual.sysctls = sysctl::read(desired.sysctls.iter().map(|(path, _)| path));
         let changes = plan(&desired, &actual, prune);
-        let neighbours: BTreeSet<IpAddr> =
-            desired.state.neighbours.keys().map(|(_, address)| *address).collect();
-        agent.board.neighbours.send_if_modified(|known| {
-            let is_other = *known != neighbours;
-            *known = neighbours;
-            is_other
-        });
         let paths = inputs.reached();
         let next_hops = next_hops(&paths, &reach);
         let pass = Pass { writes: changes.len(), gateways, mtu, paths, next_hops, ..Pass::default() };
@@ -145,7 +150,6 @@ impl Engine {
             warn!("the store has lost records: what leads to the nodes that they were about stays for now");
             self.prune_from = Some(Instant::now() + LOSS_GRACE);
         }
-        self.prune_from = self.prune_from.filter(|from| *from > Instant::now());
         let holdings = self.agent.board.holdings();
         let own = view.nodes.get(&self.agent.config.node);
         let registered = own.is_some_and(|own| {

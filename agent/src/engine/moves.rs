@@ -44,6 +44,7 @@ impl Moves {
         }
         self.peers = still_there;
         self.left.retain(|_, (name, until)| *until > now && self.peers.contains_key(name));
+        self.leaving.retain(|_, (_, until)| until.is_none_or(|until| until > now));
     }
 
     /// The addresses that peers have left a short while ago.
