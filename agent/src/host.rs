@@ -6,7 +6,6 @@ pub mod limits;
 pub mod managers;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +18,7 @@ use self::firewall::Filter;
 use self::limits::NeighbourLimits;
 use self::managers::Gap;
 use crate::agent::Agent;
+use crate::kernel::Kernel;
 
 /// The longest time between two looks.
 const EVERY: Duration = Duration::from_secs(30);
@@ -86,7 +86,7 @@ pub async fn run(agent: Arc<Agent>) {
 }
 
 async fn look(agent: &Agent, attach: AttachMode) {
-    let facts = match agent.kernel.run(|kernel| kernel.host_facts(Path::new("/"))).await {
+    let facts = match agent.kernel.run(Kernel::host_facts).await {
         Ok(facts) => facts,
         // Others change their rules while they are read. What was seen before stays true as far as anybody knows.
         Err(error) => return debug!(%error, "the packet filters of others cannot be read"),

@@ -68,7 +68,7 @@ async fn registry(agent: &Agent) -> Registry {
     };
     let connected = matches!(status.store, StoreStatus::Connected { .. });
     let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-    gauge("ready", "Whether an ADD would be served", i64::from(status.ready));
+    gauge("ready", "Whether the node is ready", i64::from(status.ready));
     gauge("store_connected", "Whether the cluster's records are current", i64::from(connected));
     gauge("attachments", "Attachments in the ledger", count(status.pods));
     gauge(

@@ -44,6 +44,9 @@ pub struct Uplink {
     pub chosen_by: String,
 }
 
+/// Addresses of which it is said why they were not chosen: a host may have one for every service.
+const OTHERS: usize = 16;
+
 /// What the choice is made from.
 #[derive(Debug, Clone, Default)]
 pub struct Facts {
@@ -91,13 +94,26 @@ impl Facts {
             };
             Some(Other { address, interface, reason })
         };
-        self.addresses.iter().filter_map(other).collect()
+        self.addresses.iter().filter_map(other).take(OTHERS).collect()
     }
 
     fn uplink(&self, address: IpAddr, chosen_by: String) -> Option<Uplink> {
         let mut candidates = self.candidates(Family::of(address));
-        let (found, (interface, mtu)) = candidates.find(|(found, _)| found.address.ip() == address)?;
-        Some(Uplink { address, index: found.index, interface: interface.clone(), mtu: *mtu, chosen_by })
+        let (found, (interface, _)) = candidates.find(|(found, _)| found.address.ip() == address)?;
+        let mtu = self.mtu(found)?;
+        Some(Uplink { address, index: found.index, interface: interface.clone(), mtu, chosen_by })
+    }
+
+    /// What carries packets from that address: an address of the host as a whole is on an interface that none leave by.
+    fn mtu(&self, of: &Address) -> Option<u32> {
+        let own = self.interfaces.get(&of.index)?.1;
+        let from_it = |(_, way): &&(String, Lookup)| way.source == Some(of.address.ip()) && !way.local;
+        let ways = self.routes.iter().filter(from_it).map(|(_, way)| way.index);
+        if ways.clone().any(|index| index == of.index) {
+            return Some(own);
+        }
+        let carried = ways.filter_map(|index| self.interfaces.get(&index).map(|(_, mtu)| *mtu));
+        Some(carried.fold(own, u32::min))
     }
 }
 
@@ -275,6 +291,18 @@ mod tests {
         facts.addresses.retain(|address| address.address.ip().to_string() != "10.0.0.7");
         let then = Underlay::choose(&UnderlayConfig::default(), &facts, &first).unwrap();
         assert_eq!(then.address(Family::V4).unwrap().to_string(), "192.0.2.7");
+    }
+
+    #[test]
+    fn an_address_of_the_host_as_a_whole_has_the_mtu_of_what_its_packets_leave_by() {
+        let mut facts = facts();
+        facts.interfaces.insert(1, ("lo".to_owned(), 65536));
+        facts.addresses.push(address(1, "10.255.0.7/32"));
+        facts.routes[0].1.source = "10.255.0.7".parse().ok();
+        let first = Underlay::choose(&UnderlayConfig::default(), &facts, &Underlay::default()).unwrap();
+        let uplink = &first.uplinks[&Family::V4];
+        assert_eq!((uplink.address.to_string().as_str(), uplink.mtu), ("10.255.0.7", 9000));
+        assert_eq!(Underlay::choose(&UnderlayConfig::default(), &facts, &first).unwrap(), first);
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub struct Status {
     pub node: NodeName,
     /// The agent's release.
     pub version: String,
-    /// Whether an ADD would be served; `reasons` say why not.
+    /// Whether pods should come to the node; `reasons` say why not.
     pub ready: bool,
     /// What stands in the way of being ready, each with its remedy.
     pub reasons: Vec<String>,

@@ -124,3 +124,34 @@ fn a_node_whose_address_was_replaced_is_found_at_the_new_one() {
     });
     assert_flat(&pods, 1450);
 }
+
+#[test]
+fn pods_follow_the_underlays_mtu() {
+    let lab = Lab::start(Topology::two_segments().families(Families::DUAL));
+    let before = pods(&lab);
+    let set = |mtu: &str| lab.workers[0].node.run("ip", &["link", "set", "eth0", "mtu", mtu]);
+    let wait_for = |mtu: u32| {
+        lab.workers[0].wait_for_status(&format!("pods of {mtu} bytes"), |status| {
+            (status["mtu"] == mtu && status["last_pass"]["writes"] == 0).then_some(())
+        });
+        // The others have to know it, too: a packet that is too long for a peer's pods is refused by its sender's node.
+        for other in &lab.workers[1..] {
+            wait::until_true("the others to know", || {
+                other.node.shell("ip route show proto 84").contains("mtu 1350") == (mtu == 1350)
+            });
+            other.wait_for_status("nothing to do", |status| {
+                (status["last_pass"]["writes"] == 0).then_some(())
+            });
+        }
+    };
+    set("1400");
+    wait_for(1350);
+    let new = lab.workers[0].pod("new");
+    assert!(new.run("ip", &["link", "show", "eth0"]).contains("mtu 1350"));
+    assert_flat(&[before.as_slice(), &[new]].concat(), 1350);
+    set("1500");
+    wait_for(1450);
+    // What was learned of a way is forgotten after ten minutes, and new pods know nothing of it.
+    let after: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("after")).collect();
+    assert_flat(&after, 1450);
+}

@@ -135,6 +135,26 @@ fn after_a_reboot_the_node_has_its_block_and_no_old_attachment() {
 }
 
 #[test]
+fn an_agent_that_waits_for_etcd_leaves_the_machine_to_others() {
+    let mut lab = Lab::build(Topology::one_segment(1));
+    lab.etcd.freeze(true);
+    lab.workers[0].start();
+    let times = || {
+        let worker = &lab.workers[0];
+        let line = worker.node.shell("ps -o etimes=,times= -C polder-agent");
+        let mut numbers = line.split_whitespace().map(|number| number.parse::<u64>().unwrap());
+        (numbers.next().unwrap(), numbers.next().unwrap())
+    };
+    let (lived, worked) = wait::until("it to have lived for a while", || {
+        let times = times();
+        if times.0 >= 6 { Ok(times) } else { Err(format!("{times:?}")) }
+    });
+    assert!(worked * 2 < lived, "of {lived} s it worked {worked}");
+    lab.etcd.freeze(false);
+    lab.workers[0].wait_until_ready();
+}
+
+#[test]
 fn a_ledger_that_is_lost_is_made_anew_before_an_address_goes_out() {
     let (mut lab, mut pods) = lab();
     let gateway = pods[0].gateway(pods[0].v4());

@@ -80,8 +80,10 @@ fn probe() -> Result<Features, FeatureError> {
     if !port.isolated {
         return Err(FeatureError::NotIsolated);
     }
-    let nftables =
-        missing("filter with nftables", "load modules nf_tables, nft_fib_inet, nft_masq and nft_chain_nat");
+    let nftables = missing(
+        "filter with nftables",
+        "load modules nf_tables, nft_masq and nft_chain_nat; the kernel needs CONFIG_NF_TABLES_INET and CONFIG_NF_TABLES_ARP",
+    );
     let mut filter = FilterSocket::open().map_err(missing("be spoken to by netlink", NETLINK))?;
     filter
         .commit(ruleset::table(&trial_cluster(), &ruleset::lengths([])).install(&Elements::new()))

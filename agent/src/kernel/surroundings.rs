@@ -19,14 +19,14 @@ use crate::host::managers;
 const CHAINS: usize = 64;
 
 impl Kernel {
-    /// Reads all of it. `root` is where files are looked for.
-    pub fn host_facts(&mut self, root: &Path) -> Result<Facts, Error> {
+    /// Reads all of it.
+    pub fn host_facts(&mut self) -> Result<Facts, Error> {
         Ok(Facts {
             filters: self.foreign_filters()?,
             legacy_filters: Family::BOTH.into_iter().filter(|family| has_legacy_filter(*family)).collect(),
             neighbours: Family::BOTH.into_iter().filter_map(neighbour_limits).collect(),
             bridge_ports: self.bridge_ports()?,
-            gaps: managers::gaps(root),
+            gaps: managers::gaps(Path::new("/")),
             filters_all_sources: sysctl::get("net/ipv4/conf/all/rp_filter").is_ok_and(|value| value != "0"),
         })
     }

@@ -13,6 +13,7 @@ use super::Element;
 use crate::error::{attribute, text};
 
 /// The policy of a chain that lets pass what no rule judges (`include/uapi/linux/netfilter.h`).
+pub(super) const NF_DROP: u32 = 0;
 pub(super) const NF_ACCEPT: u32 = 1;
 
 /// `NFT_MSG_NEWCHAIN` (`include/uapi/linux/netfilter/nf_tables.h`, as all of these).
@@ -37,7 +38,7 @@ const LIST: u16 = 3;
 
 /// `NFTA_SET_ELEM_KEY`, and `NFTA_DATA_VALUE` in it.
 const KEY: u16 = 1;
-const VALUE: u16 = 1;
+pub(super) const VALUE: u16 = 1;
 
 /// `NFTA_SET_ELEM_FLAGS`, and of those `NFT_SET_ELEM_INTERVAL_END`.
 const FLAGS: u16 = 3;
@@ -120,7 +121,7 @@ pub(super) fn body(message: &NetfilterMessage, of_type: u8) -> Option<Vec<u8>> {
 /// The elements in a message about elements of a set of ours.
 pub(super) fn elements(message: &NetfilterMessage) -> Result<Vec<Element>, DecodeError> {
     keys(message, |key, ends_range| {
-        let element = Element::with_key(key).ok_or("an element of a set with no key of ours")?;
+        let element = key.and_then(Element::with_key).ok_or("an element of a set with no key of ours")?;
         Ok(if ends_range { element.behind_range() } else { element })
     })
 }
@@ -128,7 +129,7 @@ pub(super) fn elements(message: &NetfilterMessage) -> Result<Vec<Element>, Decod
 /// What `put` makes of the key of each element in such a message, and whether that is the first behind a range.
 pub(super) fn keys<T>(
     message: &NetfilterMessage,
-    put: impl Fn(&[u8], bool) -> Result<T, DecodeError>,
+    put: impl Fn(Option<&[u8]>, bool) -> Result<T, DecodeError>,
 ) -> Result<Vec<T>, DecodeError> {
     let NetfilterMessageInner::Other { message_type: NEW_SET_ELEMENT, attributes: all, .. } = &message.inner
     else {
@@ -142,7 +143,6 @@ pub(super) fn keys<T>(
             let element = element?;
             let key = value(element.value(), KEY).and_then(|key| value(key, VALUE));
             let flags = number(element.value(), FLAGS).unwrap_or_default();
-            let key = key.ok_or("an element of a set without a key")?;
             found.push(put(key, flags & INTERVAL_END != 0)?);
         }
     }

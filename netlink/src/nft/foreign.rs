@@ -4,7 +4,7 @@ mod rule;
 
 use netlink_packet_netfilter::NetfilterProtoFamily;
 
-use self::rule::{NF_DROP, ReadRule, names, read};
+use self::rule::{ReadRule, names, read};
 use super::decode::{self, number, value};
 use super::{FilterSocket, encode};
 use crate::Error;
@@ -148,11 +148,13 @@ impl FilterSocket {
     fn resolve(&mut self, family: TableFamily, table: &str, rule: ReadRule) -> Result<ForeignRule, Error> {
         let mut conditions = rule.conditions;
         for (side, set) in rule.sets {
+            // Ranges, and what stands for everything, are not names: of such a set nobody knows what is in it.
             let elements = self.dump(encode::get_elements_of(family, table, &set), |message| {
-                decode::keys(&message, |key, ends_range| Ok((key.to_vec(), ends_range))).ok()
+                Some(decode::keys(&message, |key, ends_range| Ok(key.filter(|_| !ends_range).map(names))))
             })?;
-            let names = elements.iter().flatten().map(|(key, _)| names(key));
-            conditions.push(side.condition(names.collect()));
+            let elements: Result<Vec<_>, _> = elements.into_iter().collect();
+            let names: Option<Vec<Names>> = elements?.into_iter().flatten().collect();
+            conditions.push(names.map_or(Condition::Other, |names| side.condition(names)));
         }
         Ok(ForeignRule { conditions, judgement: rule.judgement })
     }
@@ -168,7 +170,7 @@ const NF_INET_FORWARD: u32 = 2;
 fn forward_chain(family: TableFamily, body: &[u8]) -> Option<ForwardChain> {
     let hook = value(body, NFTA_CHAIN_HOOK)?;
     (number(hook, NFTA_HOOK_HOOKNUM)? == NF_INET_FORWARD).then_some(())?;
-    let drops = number(body, decode::CHAIN_POLICY) == Some(NF_DROP.cast_unsigned());
+    let drops = number(body, decode::CHAIN_POLICY) == Some(decode::NF_DROP);
     Some(ForwardChain {
         family,
         table: text(body, NFTA_CHAIN_TABLE)?,

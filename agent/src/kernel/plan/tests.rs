@@ -59,10 +59,10 @@ fn underlay(node: u8, dual: bool) -> Vec<IpAddr> {
     std::iter::once(IpAddr::from([10, 1, 0, node])).chain(v6).collect()
 }
 
-/// The blocks of a node, and its own addresses: the first of the first block of each family.
 /// How long the blocks are.
 const LENGTHS: [(Family, u8); 4] = [(Family::V4, 26), (Family::V4, 32), (Family::V6, 120), (Family::V6, 128)];
 
+/// The blocks of a node, and its own addresses: the first of the first block of each family.
 fn blocks(node: u8, count: u8, dual: bool) -> (Vec<Block>, Vec<IpAddr>) {
     let block = |text: String| Block::new(text.parse().unwrap());
     let v4 = (0..count).map(|number| block(format!("10.244.{node}.{}/26", number * 64)));

@@ -3,7 +3,7 @@
 
 use super::{Condition, Judgement, Names};
 use crate::error::text;
-use crate::nft::decode::{attributes, number, value};
+use crate::nft::decode::{self, NF_ACCEPT, NF_DROP, attributes, number, value};
 
 // `include/uapi/linux/netfilter/nf_tables.h` and `include/uapi/linux/netfilter.h`, all of these.
 const NFTA_LIST_ELEM: u16 = 1;
@@ -21,15 +21,12 @@ const NFTA_LOOKUP_SET: u16 = 1;
 const NFTA_LOOKUP_DREG: u16 = 3;
 const NFTA_LOOKUP_FLAGS: u16 = 5;
 const NFTA_IMMEDIATE_DATA: u16 = 2;
-const NFTA_DATA_VALUE: u16 = 1;
 const NFTA_DATA_VERDICT: u16 = 2;
 const NFTA_VERDICT_CODE: u16 = 1;
 const NFTA_VERDICT_CHAIN: u16 = 2;
-pub(super) const NF_DROP: i32 = 0;
-const NF_ACCEPT: i32 = 1;
-const NFT_JUMP: i32 = -3;
-const NFT_GOTO: i32 = -4;
-const NFT_RETURN: i32 = -5;
+const NFT_JUMP: u32 = (-3_i32).cast_unsigned();
+const NFT_GOTO: u32 = (-4_i32).cast_unsigned();
+const NFT_RETURN: u32 = (-5_i32).cast_unsigned();
 /// `NFTA_MATCH_NAME` and `NFTA_TARGET_NAME`: what `iptables` had before nftables, and still calls.
 const XTABLES_NAME: u16 = 1;
 
@@ -78,13 +75,15 @@ impl ReadRule {
         match (name.as_str(), loaded) {
             ("meta", _) if value(data, NFTA_META_DREG).is_some() => {
                 return match number(data, NFTA_META_KEY) {
+                    // Two names in a row are looked up together.
+                    _ if loaded.is_some() => None,
                     Some(NFT_META_IIFNAME) => Some(Side::Input),
                     Some(NFT_META_OIFNAME) => Some(Side::Output),
                     _ => None,
                 };
             }
             ("cmp", Some(side)) if number(data, NFTA_CMP_OP) == Some(NFT_CMP_EQ) => {
-                let key = value(data, NFTA_CMP_DATA).and_then(|data| value(data, NFTA_DATA_VALUE));
+                let key = value(data, NFTA_CMP_DATA).and_then(|data| value(data, decode::VALUE));
                 self.conditions.push(key.map_or(Condition::Other, |key| side.condition(vec![names(key)])));
             }
             ("lookup", Some(side)) if is_plain_lookup(data) => {
@@ -114,7 +113,7 @@ fn is_plain_lookup(lookup: &[u8]) -> bool {
 
 fn judgement(verdict: &[u8]) -> Judgement {
     let chain = || text(verdict, NFTA_VERDICT_CHAIN).unwrap_or_default();
-    match number(verdict, NFTA_VERDICT_CODE).map(u32::cast_signed) {
+    match number(verdict, NFTA_VERDICT_CODE) {
         Some(NF_ACCEPT) => Judgement::Accept,
         Some(NF_DROP) => Judgement::Drop,
         Some(NFT_JUMP) => Judgement::Jump(chain()),
@@ -153,11 +152,11 @@ mod tests {
     }
 
     fn compare(operator: u32, name: &[u8]) -> Vec<u8> {
-        let data = attribute(NFTA_CMP_DATA, &attribute(NFTA_DATA_VALUE, name));
+        let data = attribute(NFTA_CMP_DATA, &attribute(decode::VALUE, name));
         expression("cmp", &[attribute(NFTA_CMP_OP, &operator.to_be_bytes()), data])
     }
 
-    fn verdict(code: i32, chain: &[u8]) -> Vec<u8> {
+    fn verdict(code: u32, chain: &[u8]) -> Vec<u8> {
         let code = attribute(NFTA_VERDICT_CODE, &code.to_be_bytes());
         let verdict = [code, attribute(NFTA_VERDICT_CHAIN, chain)].concat();
         let data = attribute(NFTA_IMMEDIATE_DATA, &attribute(NFTA_DATA_VERDICT, &verdict));
@@ -205,7 +204,13 @@ mod tests {
         ]);
         let mark = rule(&[meta(3), compare(0, b"\0\0\0\x01"), verdict(NF_ACCEPT, b"")]);
         let new = rule(&[expression("from the future", &[]), verdict(NF_ACCEPT, b"")]);
-        for rule in [not, other_register, mark, new, rule(&[xtables("match", "conntrack")])] {
+        let two = rule(&[
+            meta(NFT_META_IIFNAME),
+            meta(NFT_META_OIFNAME),
+            expression("lookup", &[attribute(NFTA_LOOKUP_SET, b"__set0\0")]),
+            verdict(NF_ACCEPT, b""),
+        ]);
+        for rule in [not, other_register, two, mark, new, rule(&[xtables("match", "conntrack")])] {
             assert_eq!(rule.conditions, [Condition::Other]);
         }
         let torn = read(&[200, 0, 4, 0, 1]);
