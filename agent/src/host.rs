@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_api::Family;
-use polder_ipam::record::AttachMode;
+use polder_ipam::record::{AttachMode, ClusterRecord};
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
@@ -19,6 +19,8 @@ use self::limits::NeighbourLimits;
 use self::managers::Gap;
 use crate::agent::Agent;
 use crate::kernel::Kernel;
+use crate::kernel::desired::{Path, Reached};
+use crate::probe::schedule::{Key, Verdict};
 
 /// The longest time between two looks.
 const EVERY: Duration = Duration::from_secs(30);
@@ -28,6 +30,8 @@ const EVERY: Duration = Duration::from_secs(30);
 pub struct Facts {
     /// Chains of others that judge what is forwarded.
     pub filters: Vec<Filter>,
+    /// Those that judge what is for the host itself.
+    pub host_filters: Vec<Filter>,
     /// The families of which legacy iptables has a table `filter`. Netlink does not tell what is in it.
     pub legacy_filters: BTreeSet<Family>,
     /// How many neighbours the kernel keeps. Unknown outside of the machine's first network namespace.
@@ -47,11 +51,20 @@ pub struct Needs {
     pub attach: AttachMode,
     /// Neighbours on the underlay through which peers are reached, by family.
     pub neighbours: BTreeMap<Family, usize>,
+    /// The families of the underlay over which tunnels lead to peers, and none of them answers.
+    pub closed_tunnels: BTreeSet<Family>,
+    /// The UDP port of the tunnels.
+    pub tunnel_port: u16,
 }
 
 /// What is wrong, each with its remedy.
 pub fn problems(facts: &Facts, needs: &Needs) -> Vec<String> {
     let filters = facts.filters.iter().filter_map(|filter| filter.problem(needs.attach));
+    let tunnels = facts
+        .host_filters
+        .iter()
+        .filter(|filter| needs.closed_tunnels.iter().any(|family| filter.judges(*family)))
+        .filter_map(|filter| filter.problem_of_tunnels(needs.tunnel_port));
     let legacy = facts.legacy_filters.iter().map(|family| firewall::unreadable(*family, needs.attach));
     let neighbours = needs.neighbours.iter().filter_map(|(family, needed)| {
         facts.neighbours.get(family).and_then(|limits| limits.problem(*family, *needed))
@@ -67,32 +80,38 @@ pub fn problems(facts: &Facts, needs: &Needs) -> Vec<String> {
          Set it to 0, and to 1 on the interfaces that need it"
             .to_owned()
     });
-    filters.chain(legacy).chain(neighbours).chain(ports).chain(gaps).chain(sources).collect()
+    filters.chain(tunnels).chain(legacy).chain(neighbours).chain(ports).chain(gaps).chain(sources).collect()
 }
 
 /// Runs for ever.
 pub async fn run(agent: Arc<Agent>) {
     let mut view = agent.board.view.subscribe();
     loop {
-        let attach = view.borrow_and_update().cluster.as_ref().map(|cluster| cluster.record.attach);
-        let Some(attach) = attach else {
+        let cluster = view.borrow_and_update().cluster.as_ref().map(|cluster| Arc::clone(&cluster.record));
+        let Some(cluster) = cluster else {
             // Its end is the agent's.
             let _ = view.changed().await;
             continue;
         };
-        look(&agent, attach).await;
+        look(&agent, &cluster).await;
         sleep(agent.config.resync.min(EVERY)).await;
     }
 }
 
-async fn look(agent: &Agent, attach: AttachMode) {
+async fn look(agent: &Agent, cluster: &ClusterRecord) {
     let facts = match agent.kernel.run(Kernel::host_facts).await {
         Ok(facts) => facts,
         // Others change their rules while they are read. What was seen before stays true as far as anybody knows.
         Err(error) => return debug!(%error, "the packet filters of others cannot be read"),
     };
-    let neighbours = agent.board.pass().map(|pass| pass.next_hops.clone()).unwrap_or_default();
-    let problems = problems(&facts, &Needs { attach, neighbours });
+    let pass = agent.board.pass().unwrap_or_default();
+    let needs = Needs {
+        attach: cluster.attach,
+        neighbours: pass.next_hops.clone(),
+        closed_tunnels: closed_tunnels(&pass.paths, &agent.board.verdicts.borrow()),
+        tunnel_port: cluster.vxlan.port,
+    };
+    let problems = problems(&facts, &needs);
     agent.board.host.send_if_modified(|known| {
         problems.iter().filter(|problem| !known.contains(problem)).for_each(|problem| warn!("{problem}"));
         known
@@ -105,20 +124,37 @@ async fn look(agent: &Agent, attach: AttachMode) {
     });
 }
 
+/// The families of the underlay over which there are tunnels, and none through which a peer answers.
+fn closed_tunnels(paths: &BTreeMap<Key, Reached>, verdicts: &BTreeMap<Key, Verdict>) -> BTreeSet<Family> {
+    let (mut closed, mut open) = (BTreeSet::new(), BTreeSet::new());
+    for (key, reached) in paths {
+        let Path::Vxlan { over, .. } = reached.path else { continue };
+        match verdicts.get(key) {
+            Some(Verdict::Silent) => drop(closed.insert(over)),
+            Some(verdict) if verdict.is_open() => drop(open.insert(over)),
+            _ => {}
+        }
+    }
+    &closed - &open
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn needs(attach: AttachMode) -> Needs {
+        Needs { attach, neighbours: BTreeMap::new(), closed_tunnels: BTreeSet::new(), tunnel_port: 8472 }
+    }
+
     #[test]
     fn a_host_that_does_nothing_to_us_has_no_problems() {
-        let needs = Needs { attach: AttachMode::Bridge, neighbours: [(Family::V4, 100)].into() };
+        let needs = Needs { neighbours: [(Family::V4, 100)].into(), ..needs(AttachMode::Bridge) };
         assert_eq!(problems(&Facts::default(), &needs), Vec::<String>::new());
     }
 
     #[test]
     fn a_bridge_that_is_nearly_full_is_a_problem_only_where_pods_are_on_it() {
         let facts = Facts { bridge_ports: 1000, ..Facts::default() };
-        let needs = |attach| Needs { attach, neighbours: BTreeMap::new() };
         assert_eq!(problems(&facts, &needs(AttachMode::Bridge)).len(), 1);
         assert_eq!(problems(&facts, &needs(AttachMode::Routed)), Vec::<String>::new());
     }

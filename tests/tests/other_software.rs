@@ -168,6 +168,23 @@ fn firewalld_refuses_pods_with_a_policy_that_accepts_and_is_seen_through() {
 }
 
 #[test]
+fn a_host_that_does_not_let_tunnels_in_is_named_and_the_command_that_is_named_lets_them_in() {
+    let (lab, pods) = lab("");
+    let worker = &lab.workers[2];
+    nft(
+        worker,
+        "table inet mine {\nchain in {\ntype filter hook input priority 0; policy drop;\n\
+         iifname { \"lo\", \"polder0\", \"polder.vx\", \"polder.vx6\" } accept\n\
+         meta l4proto { icmp, ipv6-icmp, tcp } accept\n}\n}\n",
+    );
+    let text = problem(worker, "chain in of table inet mine");
+    assert_eq!(cut_off(&pods, Families::V4).len(), 4, "it keeps all tunnels of the third node out");
+    worker.node.shell(commands(&text)[0]);
+    wait_for_no_problem(worker);
+    assert_eq!(cut_off(&pods, Families::DUAL), Vec::<String>::new());
+}
+
+#[test]
 fn those_who_manage_interfaces_are_named_until_they_are_told_to_leave_ours_alone() {
     let mut lab = Lab::build(Topology::one_segment(1));
     lab.workers[0].configure_also("resync_seconds = 1");

@@ -1,4 +1,4 @@
-//! Packet filters of others that drop what is forwarded, pods' packets with it.
+//! Packet filters of others that drop what is forwarded, pods' packets with it, or what comes through tunnels.
 //!
 //! No rule of ours could help: in nftables accepting a packet does not keep another table from dropping it. So what there
 //! is is judged, and said.
@@ -8,20 +8,23 @@ use std::collections::BTreeMap;
 use polder_api::{BRIDGE, Family, POD_INTERFACE_PREFIX};
 use polder_ipam::record::AttachMode;
 use polder_netlink::nft::foreign::{
-    Condition, ForeignRule, ForwardChain, Judgement, Names, Policy, TableFamily,
+    BaseChain, Condition, ForeignRule, Judgement, Names, Policy, TableFamily,
 };
 
 /// The kernel's own limit of jumps within jumps (`NFT_JUMP_STACK_SIZE`).
 const DEPTH: usize = 16;
 
-/// A chain that judges what is forwarded, with the chains that it jumps to.
+/// A chain of others that judges packets, with the chains that it jumps to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter {
     /// Where it hangs.
-    pub base: ForwardChain,
+    pub base: BaseChain,
     /// The rules of the chain and of those that it leads to, by the name of the chain.
     pub chains: BTreeMap<String, Vec<ForeignRule>>,
 }
+
+/// The chains of `ufw` for an operator's rules.
+const UFW: [&str; 4] = ["ufw-user-forward", "ufw6-user-forward", "ufw-user-input", "ufw6-user-input"];
 
 /// Which packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,17 +53,15 @@ enum Owner {
 impl Filter {
     /// What is to be said of it, if it drops pods' packets as far as its rules can be told.
     pub fn problem(&self, attach: AttachMode) -> Option<String> {
-        let dropped: Vec<Way> = [Way::FromPods, Way::ToPods]
-            .into_iter()
-            .filter(|way| self.fate(*way, attach) == Fate::Dropped)
-            .collect();
+        let drops = |way: &Way| self.fate(&|condition| way.fulfils(condition, attach)) == Fate::Dropped;
+        let dropped: Vec<Way> = [Way::FromPods, Way::ToPods].into_iter().filter(drops).collect();
         let what = match dropped.as_slice() {
             [] => return None,
             [Way::FromPods] => "what comes from pods",
             [Way::ToPods] => "what goes to pods",
             _ => "what comes from pods or goes to them",
         };
-        let ForwardChain { family, table, name, .. } = &self.base;
+        let BaseChain { family, table, name, .. } = &self.base;
         Some(format!(
             "chain {name} of table {family} {table} drops forwarded packets that no rule of it accepts, and none is \
              known to accept {what}: pods may not be reached. {}",
@@ -68,29 +69,60 @@ impl Filter {
         ))
     }
 
-    /// What happens to a packet of which nothing is known but that it comes from a pod, or goes to one. A rule that asks for
-    /// more is taken not to apply.
-    fn fate(&self, way: Way, attach: AttachMode) -> Fate {
+    /// What is to be said of it where it judges what is for the host and no peer answers through a tunnel, if it drops what comes
+    /// through those as far as its rules can be told.
+    pub fn problem_of_tunnels(&self, port: u16) -> Option<String> {
+        (self.fate(&|_| false) == Fate::Dropped).then_some(())?;
+        let BaseChain { family, table, name, .. } = &self.base;
+        let remedy = match self.owner() {
+            Owner::Firewalld => {
+                format!("`firewall-cmd --permanent --add-port={port}/udp` and `firewall-cmd --reload`")
+            }
+            Owner::Ufw => format!("`ufw allow {port}/udp`"),
+            Owner::Docker | Owner::Iptables => {
+                format!("`{} -I {name} -p udp --dport {port} -j ACCEPT`", self.iptables())
+            }
+            Owner::Somebody => format!("`nft insert rule {family} {table} {name} udp dport {port} accept`"),
+        };
+        Some(format!(
+            "no peer answers through a tunnel, and chain {name} of table {family} {table} drops what comes to this host and no \
+             rule of it accepts: if none lets in UDP port {port} from the other nodes, that is why. Let it in, and make that \
+             last: {remedy}"
+        ))
+    }
+
+    /// Whether it sees packets of that family.
+    pub fn judges(&self, family: Family) -> bool {
+        match self.base.family {
+            TableFamily::Ip => family == Family::V4,
+            TableFamily::Ip6 => family == Family::V6,
+            TableFamily::Inet => true,
+        }
+    }
+
+    /// What happens to a packet of which nothing is known but that it fulfils these conditions. A rule that asks for more is
+    /// taken not to apply.
+    fn fate(&self, fulfils: &dyn Fn(&Condition) -> bool) -> Fate {
         let of_policy = match self.base.policy {
             Policy::Accept => Fate::Accepted,
             Policy::Drop => Fate::Dropped,
         };
-        self.walk(&self.base.name, way, attach, DEPTH).unwrap_or(of_policy)
+        self.walk(&self.base.name, fulfils, DEPTH).unwrap_or(of_policy)
     }
 
-    fn walk(&self, chain: &str, way: Way, attach: AttachMode, depth: usize) -> Option<Fate> {
+    fn walk(&self, chain: &str, fulfils: &dyn Fn(&Condition) -> bool, depth: usize) -> Option<Fate> {
         let depth = depth.checked_sub(1)?;
         for rule in self.chains.get(chain)? {
-            if !rule.conditions.iter().all(|condition| way.fulfils(condition, attach)) {
+            if !rule.conditions.iter().all(fulfils) {
                 continue;
             }
             match &rule.judgement {
                 Judgement::Accept => return Some(Fate::Accepted),
                 Judgement::Drop => return Some(Fate::Dropped),
                 Judgement::Return => return None,
-                Judgement::Goto(to) => return self.walk(to, way, attach, depth),
+                Judgement::Goto(to) => return self.walk(to, fulfils, depth),
                 Judgement::Jump(to) => {
-                    if let Some(fate) = self.walk(to, way, attach, depth) {
+                    if let Some(fate) = self.walk(to, fulfils, depth) {
                         return Some(fate);
                     }
                 }
@@ -101,22 +133,29 @@ impl Filter {
     }
 
     fn owner(&self) -> Owner {
-        let ForwardChain { family, table, name, .. } = &self.base;
+        let BaseChain { family, table, name, .. } = &self.base;
         let leads_to = |chain: &str| self.chains.contains_key(chain);
-        let is_of_iptables = *family != TableFamily::Inet && table == "filter" && name == "FORWARD";
+        let is_of_iptables = *family != TableFamily::Inet
+            && table == "filter"
+            && ["FORWARD", "INPUT"].contains(&name.as_str());
         match is_of_iptables {
             true if leads_to("DOCKER-USER") => Owner::Docker,
-            true if leads_to("ufw-user-forward") || leads_to("ufw6-user-forward") => Owner::Ufw,
+            true if UFW.iter().any(|chain| leads_to(chain)) => Owner::Ufw,
             true => Owner::Iptables,
             false if table == "firewalld" => Owner::Firewalld,
             false => Owner::Somebody,
         }
     }
 
+    /// The program for its family.
+    fn iptables(&self) -> &'static str {
+        if self.base.family == TableFamily::Ip6 { "ip6tables" } else { "iptables" }
+    }
+
     /// What makes it let pods' packets pass.
     fn remedy(&self, dropped: &[Way], attach: AttachMode) -> String {
-        let ForwardChain { family, table, name, .. } = &self.base;
-        let iptables = if *family == TableFamily::Ip6 { "ip6tables" } else { "iptables" };
+        let BaseChain { family, table, name, .. } = &self.base;
+        let iptables = self.iptables();
         let command = |way: &Way| match self.owner() {
             Owner::Firewalld => None,
             Owner::Docker => Some(way.iptables(iptables, "DOCKER-USER", attach)),

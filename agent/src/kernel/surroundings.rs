@@ -7,7 +7,7 @@ use std::path::Path;
 
 use polder_api::{BRIDGE, Family};
 use polder_netlink::Error;
-use polder_netlink::nft::foreign::{Condition, ForeignRule, ForwardChain, Judgement};
+use polder_netlink::nft::foreign::{BaseChain, Condition, ForeignRule, Judged, Judgement};
 
 use super::{Kernel, ruleset, sysctl};
 use crate::host::Facts;
@@ -22,7 +22,8 @@ impl Kernel {
     /// Reads all of it.
     pub fn host_facts(&mut self) -> Result<Facts, Error> {
         Ok(Facts {
-            filters: self.foreign_filters()?,
+            filters: self.foreign_filters(Judged::Forwarded)?,
+            host_filters: self.foreign_filters(Judged::ForHost)?,
             legacy_filters: Family::BOTH.into_iter().filter(|family| has_legacy_filter(*family)).collect(),
             neighbours: Family::BOTH.into_iter().filter_map(neighbour_limits).collect(),
             bridge_ports: self.bridge_ports()?,
@@ -37,14 +38,14 @@ impl Kernel {
         Ok(links.values().filter(|link| bridge.is_some() && link.controller == bridge).count())
     }
 
-    fn foreign_filters(&mut self) -> Result<Vec<Filter>, Error> {
-        let chains = self.filter.forward_chains()?;
+    fn foreign_filters(&mut self, judged: Judged) -> Result<Vec<Filter>, Error> {
+        let chains = self.filter.base_chains(judged)?;
         let of_others = chains.into_iter().filter(|chain| chain.table != ruleset::NAME);
         of_others.map(|base| self.foreign_filter(base)).collect()
     }
 
     /// Reads a chain and those that it leads to, as far as it can be told that it does.
-    fn foreign_filter(&mut self, base: ForwardChain) -> Result<Filter, Error> {
+    fn foreign_filter(&mut self, base: BaseChain) -> Result<Filter, Error> {
         let mut chains = BTreeMap::new();
         let mut wanted = vec![base.name.clone()];
         while let Some(name) = wanted.pop().filter(|_| chains.len() < CHAINS) {

@@ -1,4 +1,4 @@
-//! Tables of others: which of their chains judge forwarded packets, and what their rules say, as far as it can be told.
+//! Tables of others: which of their chains judge packets, and what their rules say, as far as it can be told.
 
 mod rule;
 
@@ -55,9 +55,18 @@ pub enum Policy {
     Drop,
 }
 
-/// A chain on hook forward.
+/// What a chain judges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Judged {
+    /// What is for the host itself: hook input.
+    ForHost,
+    /// What is forwarded: hook forward.
+    Forwarded,
+}
+
+/// A chain on a hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ForwardChain {
+pub struct BaseChain {
     /// The family of its table.
     pub family: TableFamily,
     /// Its table.
@@ -115,11 +124,11 @@ pub struct ForeignRule {
 }
 
 impl FilterSocket {
-    /// All chains on hook forward, of all tables.
-    pub fn forward_chains(&mut self) -> Result<Vec<ForwardChain>, Error> {
+    /// All chains that judge that, of all tables.
+    pub fn base_chains(&mut self, judged: Judged) -> Result<Vec<BaseChain>, Error> {
         self.dump(encode::get_all_chains(), |message| {
             let family = TableFamily::of(message.header.family)?;
-            forward_chain(family, &decode::body(&message, decode::NEW_CHAIN)?)
+            base_chain(family, judged, &decode::body(&message, decode::NEW_CHAIN)?)
         })
     }
 
@@ -165,13 +174,18 @@ const NFTA_CHAIN_TABLE: u16 = 1;
 const NFTA_CHAIN_NAME: u16 = 3;
 const NFTA_CHAIN_HOOK: u16 = 4;
 const NFTA_HOOK_HOOKNUM: u16 = 1;
+const NF_INET_LOCAL_IN: u32 = 1;
 const NF_INET_FORWARD: u32 = 2;
 
-fn forward_chain(family: TableFamily, body: &[u8]) -> Option<ForwardChain> {
+fn base_chain(family: TableFamily, judged: Judged, body: &[u8]) -> Option<BaseChain> {
     let hook = value(body, NFTA_CHAIN_HOOK)?;
-    (number(hook, NFTA_HOOK_HOOKNUM)? == NF_INET_FORWARD).then_some(())?;
+    let wanted = match judged {
+        Judged::ForHost => NF_INET_LOCAL_IN,
+        Judged::Forwarded => NF_INET_FORWARD,
+    };
+    (number(hook, NFTA_HOOK_HOOKNUM)? == wanted).then_some(())?;
     let drops = number(body, decode::CHAIN_POLICY) == Some(decode::NF_DROP);
-    Some(ForwardChain {
+    Some(BaseChain {
         family,
         table: text(body, NFTA_CHAIN_TABLE)?,
         name: text(body, NFTA_CHAIN_NAME)?,

@@ -28,7 +28,7 @@ fn filter(
     chains: &[(&str, Vec<ForeignRule>)],
 ) -> Filter {
     let chains = chains.iter().map(|(name, rules)| ((*name).to_owned(), rules.clone())).collect();
-    let base = ForwardChain { family, table: table.to_owned(), name: name.to_owned(), policy };
+    let base = BaseChain { family, table: table.to_owned(), name: name.to_owned(), policy };
     Filter { base, chains }
 }
 
@@ -142,4 +142,19 @@ fn legacy_iptables_is_only_asked_after() {
     for words in ["/proc/net/ip6_tables_names", "`ip6tables-legacy -S FORWARD`", "-o polder0 -j ACCEPT"] {
         assert!(said.contains(words), "{said}");
     }
+}
+
+#[test]
+fn a_host_that_lets_nobody_in_is_named_with_the_command_that_lets_tunnels_in() {
+    let input = |table, name, user: &str| {
+        let chains =
+            [(name, vec![accept(from("lo")), accept(Condition::Other), jump(user)]), (user, Vec::new())];
+        filter((TableFamily::Ip, table, name), Policy::Drop, &chains).problem_of_tunnels(8472).unwrap()
+    };
+    assert!(input("filter", "INPUT", "x").contains("`iptables -I INPUT -p udp --dport 8472 -j ACCEPT`"));
+    assert!(input("filter", "INPUT", "ufw-user-input").contains("`ufw allow 8472/udp`"));
+    assert!(input("firewalld", "filter_INPUT", "x").contains("--add-port=8472/udp"));
+    assert!(input("mine", "in", "x").contains("`nft insert rule ip mine in udp dport 8472 accept`"));
+    let open = filter((TableFamily::Inet, "mine", "in"), Policy::Accept, &[("in", vec![jump("x")])]);
+    assert_eq!(open.problem_of_tunnels(8472), None);
 }
