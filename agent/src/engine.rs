@@ -224,10 +224,10 @@ impl Engine {
         self.prune_from = self.prune_from.filter(|from| *from > Instant::now());
         self.rung = None;
         let Ok(grounds) = self.grounds(view, believed) else { return };
-        let by = self.agent.alarm.take();
+        let mut by = self.agent.alarm.take();
         for number in 0..PASSES {
             let started = Instant::now();
-            let mut pass = self.pass(&grounds, by.clone()).await;
+            let mut pass = self.pass(&grounds, &mut by).await;
             self.count += 1;
             pass.count = self.count;
             pass.took = started.elapsed();
@@ -249,7 +249,7 @@ impl Engine {
         self.announce();
     }
 
-    async fn pass(&mut self, grounds: &Grounds, by: Vec<String>) -> Pass {
+    async fn pass(&mut self, grounds: &Grounds, by: &mut Vec<String>) -> Pass {
         let Draft { desired, changes, indexes, sysctls, mut pass } = match self.draft(grounds).await {
             Ok(draft) => draft,
             Err(reason) => return self.not_made(reason),
@@ -267,7 +267,11 @@ impl Engine {
         info!("changing the kernel: {}", summary(&changes));
         changes.iter().for_each(|change| debug!("{change}"));
         if self.in_place.as_ref() == Some(&desired.known()) {
-            self.note_repair(&changes, by);
+            // What was read just now may have been heard of just now.
+            by.extend(self.agent.alarm.take());
+            by.sort();
+            by.dedup();
+            self.note_repair(&changes, std::mem::take(by));
         }
         self.keep_previous(&changes, &sysctls).await;
         let applied = self.agent.kernel.run(move |kernel| kernel.apply(changes, &desired, indexes)).await;

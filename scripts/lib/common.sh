@@ -112,9 +112,9 @@ build_packages=(protobuf-compiler:protoc libprotobuf-dev:/usr/include/google/pro
 lab_packages=(etcd-server:etcd etcd-client:etcdctl iproute2:ip iputils-ping:ping nftables:nft util-linux:nsenter
     procps:sysctl)
 
-# What the tests need besides: a container runtime, and what an image is made of.
+# What the tests need besides: a container runtime, what an image is made of, and other software that looks after interfaces.
 test_packages=(conntrack:conntrack iptables:iptables containerd:containerd runc:runc containernetworking-plugins:/usr/lib/cni/portmap
-    busybox-static:/bin/busybox)
+    busybox-static:/bin/busybox systemd:/lib/systemd/systemd-networkd)
 
 # Looks for Rust, new enough, and for these subcommands of cargo.
 need_cargo() {

@@ -26,11 +26,12 @@ const LOG: &str = "agent.log";
 /// A node with the agent's configuration, and the agent, if it runs.
 #[derive(Debug)]
 pub struct Worker {
+    // Dropped first: a process that was stopped has to be woken before its machine can end.
+    agent: Option<Process>,
     /// The machine.
     pub node: Node,
     /// The segment that it is on.
     pub segment: u8,
-    agent: Option<Process>,
 }
 
 /// A plugin that waits for its configuration.

@@ -17,9 +17,10 @@ pub struct Etcd {
 
 #[derive(Debug)]
 struct Member {
+    // Dropped first: a process that was stopped has to be woken before its machine can end.
+    process: Option<Process>,
     node: Node,
     address: IpAddr,
-    process: Option<Process>,
 }
 
 /// Certificates for etcd, as files that its machines can read.

@@ -5,7 +5,9 @@
 use polder_tests::agent::Worker;
 use polder_tests::fabric::Families;
 use polder_tests::matrix::{assert_flat, listen, pairs};
-use polder_tests::{Lab, Pod, Topology};
+use polder_tests::node::Process;
+use polder_tests::talk::while_talking;
+use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::Value;
 
 /// Two nodes on a link and one behind a router, that look around every second, and a pod on each.
@@ -208,4 +210,49 @@ fn those_who_manage_interfaces_are_named_until_they_are_told_to_leave_ours_alone
     }
     wait_for_no_problem(worker);
     assert!(worker.log().contains("over: NetworkManager runs"), "{}", worker.log());
+}
+
+/// systemd-networkd itself. Returns when it has set up the node's uplink.
+fn networkd(worker: &Worker, log: &str) -> Process {
+    let mut command = worker.node.command("/lib/systemd/systemd-networkd");
+    let networkd = worker.node.spawn(command.env("SYSTEMD_LOG_LEVEL", "debug"), log);
+    wait::until("networkd to have set up the uplink", || {
+        let said = worker.node.log(log);
+        if said.contains("eth0: State changed: configuring -> configured") { Ok(()) } else { Err(said) }
+    });
+    networkd
+}
+
+#[test]
+fn networkd_leaves_ours_alone_with_the_files_that_are_shipped_for_it_and_not_without() {
+    let (lab, pods) = lab("");
+    let worker = &lab.workers[0];
+    // Without udev it goes on only where it cannot be there: in a container.
+    worker.node.shell(
+        "mount -t sysfs -o ro sys /sys; \
+         install -d -o systemd-network -g systemd-network /run/systemd/netif /run/systemd/netif/links \
+         /run/systemd/netif/leases",
+    );
+    // Many images bring a file for every interface.
+    let all = "[Match]\nName=*\n[Network]\nAddress=192.0.2.5/24\n";
+    worker.node.write("/etc/systemd/network/50-all.network", all);
+    let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/host/systemd");
+    worker.node.shell(&format!("cp -r {shipped}/* /etc/systemd/"));
+    while_talking(&pods, || networkd(worker, "networkd").kill());
+    assert_eq!(worker.status()["repairs"], serde_json::json!([]), "{}", worker.node.log("networkd"));
+    wait_for_no_problem(worker);
+
+    worker.node.shell("rm /etc/systemd/network/00-polder.network");
+    // It may have ended before anybody asks for its name.
+    let mut attempts = 0;
+    wait::until("what it does to be named with whose work it is", || {
+        attempts += 1;
+        let networkd = networkd(worker, &format!("networkd-{attempts}"));
+        let repairs = worker.status()["repairs"].clone();
+        networkd.kill();
+        let by = |repair: &Value| repair["by"].to_string().contains("systemd-network");
+        if repairs.as_array().unwrap().iter().any(by) { Ok(()) } else { Err(repairs.to_string()) }
+    });
+    problem(worker, "systemd-networkd runs, and no .network");
+    assert_eq!(cut_off(&pods, Families::DUAL), Vec::<String>::new());
 }
