@@ -210,6 +210,7 @@ impl Engine {
     }
 
     async fn work(&mut self, cause: Cause) {
+        self.rung = None;
         let view = self.agent.board.view();
         if view.source == Source::Nowhere {
             return;
@@ -222,7 +223,6 @@ impl Engine {
         self.look_for(&believed.peers, anew).await;
         self.moves.observe(&believed.peers, Instant::now());
         self.prune_from = self.prune_from.filter(|from| *from > Instant::now());
-        self.rung = None;
         let Ok(grounds) = self.grounds(view, believed) else { return };
         let mut by = self.agent.alarm.take();
         for number in 0..PASSES {
@@ -271,7 +271,7 @@ impl Engine {
             by.extend(self.agent.alarm.take());
             by.sort();
             by.dedup();
-            self.note_repair(&changes, std::mem::take(by));
+            self.note_repair(&changes, by.clone());
         }
         self.keep_previous(&changes, &sysctls).await;
         let applied = self.agent.kernel.run(move |kernel| kernel.apply(changes, &desired, indexes)).await;

@@ -18,7 +18,6 @@ use self::firewall::Filter;
 use self::limits::NeighbourLimits;
 use self::managers::Gap;
 use crate::agent::Agent;
-use crate::kernel::Kernel;
 use crate::kernel::desired::{Path, Reached};
 use crate::probe::schedule::{Key, Verdict};
 
@@ -99,17 +98,18 @@ pub async fn run(agent: Arc<Agent>) {
 }
 
 async fn look(agent: &Agent, cluster: &ClusterRecord) {
-    let facts = match agent.kernel.run(Kernel::host_facts).await {
-        Ok(facts) => facts,
-        // Others change their rules while they are read. What was seen before stays true as far as anybody knows.
-        Err(error) => return debug!(%error, "the packet filters of others cannot be read"),
-    };
     let pass = agent.board.pass().unwrap_or_default();
     let needs = Needs {
         attach: cluster.attach,
         neighbours: pass.next_hops.clone(),
         closed_tunnels: closed_tunnels(&pass.paths, &agent.board.verdicts.borrow()),
         tunnel_port: cluster.vxlan.port,
+    };
+    let closed = needs.closed_tunnels.clone();
+    let facts = match agent.kernel.run(move |kernel| kernel.host_facts(&closed)).await {
+        Ok(facts) => facts,
+        // Others change their rules while they are read. What was seen before stays true as far as anybody knows.
+        Err(error) => return debug!(%error, "the packet filters of others cannot be read"),
     };
     let problems = problems(&facts, &needs);
     agent.board.host.send_if_modified(|known| {

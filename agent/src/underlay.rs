@@ -47,6 +47,9 @@ pub struct Uplink {
 /// Addresses of which it is said why they were not chosen: a host may have one for every service.
 const OTHERS: usize = 16;
 
+/// The interface that every host has, and no packet leaves by.
+const LOOPBACK: &str = "lo";
+
 /// What the choice is made from.
 #[derive(Debug, Clone, Default)]
 pub struct Facts {
@@ -106,14 +109,21 @@ impl Facts {
 
     /// What carries packets from that address: an address of the host as a whole is on an interface that none leave by.
     fn mtu(&self, of: &Address) -> Option<u32> {
-        let own = self.interfaces.get(&of.index)?.1;
-        let from_it = |(_, way): &&(String, Lookup)| way.source == Some(of.address.ip()) && !way.local;
-        let ways = self.routes.iter().filter(from_it).map(|(_, way)| way.index);
-        if ways.clone().any(|index| index == of.index) {
-            return Some(own);
-        }
-        let carried = ways.filter_map(|index| self.interfaces.get(&index).map(|(_, mtu)| *mtu));
-        Some(carried.fold(own, u32::min))
+        let (interface, own) = self.interfaces.get(&of.index)?;
+        let family = Family::of(of.address.ip());
+        let ways = || self.routes.iter().map(|(_, way)| way).filter(|way| !way.local);
+        let from_it: Vec<u32> =
+            ways().filter(|way| way.source == Some(of.address.ip())).map(|way| way.index).collect();
+        let leave_by: Vec<u32> = match from_it.as_slice() {
+            // It is not said what packets from there leave by, but not by this.
+            [] if interface == LOOPBACK => {
+                ways().filter(|way| way.source.map(Family::of) == Some(family)).map(|way| way.index).collect()
+            }
+            known if known.contains(&of.index) => Vec::new(),
+            known => known.to_vec(),
+        };
+        let carried = leave_by.iter().filter_map(|index| self.interfaces.get(index).map(|(_, mtu)| *mtu));
+        Some(carried.fold(*own, u32::min))
     }
 }
 
@@ -303,6 +313,11 @@ mod tests {
         let uplink = &first.uplinks[&Family::V4];
         assert_eq!((uplink.address.to_string().as_str(), uplink.mtu), ("10.255.0.7", 9000));
         assert_eq!(Underlay::choose(&UnderlayConfig::default(), &facts, &first).unwrap(), first);
+        // It may be in the configuration and in no route.
+        facts.routes[0].1.source = "10.0.0.7".parse().ok();
+        let addresses = vec!["10.255.0.7".parse().unwrap()];
+        let config = UnderlayConfig { addresses, ..UnderlayConfig::default() };
+        assert_eq!(Underlay::choose(&config, &facts, &first).unwrap().uplinks[&Family::V4].mtu, 1500);
     }
 
     #[test]

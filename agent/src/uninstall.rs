@@ -6,15 +6,17 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use polder_api::tombstones;
+use polder_api::{tombstone, tombstones};
 use polder_ipam::ledger::sqlite::Sqlite;
-use polder_ipam::ledger::{Kind, Ledger};
+use polder_ipam::ledger::{Held, Kind, Ledger};
 
 use crate::agent::{LEDGER, STORE, lock_state};
 use crate::config::Places;
 use crate::conflist;
 use crate::follower::{SNAPSHOT, SNAPSHOT_BEFORE};
 use crate::kernel::{Kernel, sysctl};
+use crate::machine::Machine;
+use crate::sweeper::namespace_is_gone;
 
 /// What becomes of pods that are still attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,13 +44,20 @@ pub fn uninstall(places: &Places, attached: Attached) -> anyhow::Result<Vec<Stri
             state.display()
         );
     }
-    let ledger = state.join(LEDGER);
-    let ledger = ledger.exists().then(|| Sqlite::open(&ledger)).transpose()?;
+    let (mut done, mut failures) = (Vec::new(), Vec::new());
+    let ledger = match (open(&state.join(LEDGER)).transpose(), attached) {
+        (Some(Err(error)), Attached::CutOff) => {
+            done.push(format!(
+                "kernel settings are left as they are, because what they were cannot be read: {error:#}"
+            ));
+            None
+        }
+        (ledger, _) => ledger.transpose().context("go on without it with --with-pods")?,
+    };
     let mut kernel = Kernel::open()?;
     if attached == Attached::Stay {
-        refuse_if_attached(&mut kernel, ledger.as_ref())?;
+        refuse_if_attached(&mut kernel, ledger.as_ref(), &places.socket)?;
     }
-    let (mut done, mut failures) = (Vec::new(), Vec::new());
     // First what lets others begin anything with us.
     let folder = places.cni_conf_dir.display();
     match conflist::remove(&places.cni_conf_dir) {
@@ -87,13 +96,26 @@ pub fn uninstall(places: &Places, attached: Attached) -> anyhow::Result<Vec<Stri
     Ok(done)
 }
 
-fn refuse_if_attached(kernel: &mut Kernel, ledger: Option<&Sqlite>) -> anyhow::Result<()> {
+/// The ledger, if there is one. What it says of an earlier boot is void.
+fn open(ledger: &Path) -> anyhow::Result<Option<Sqlite>> {
+    if !ledger.exists() {
+        return Ok(None);
+    }
+    let mut ledger = Sqlite::open(ledger)?;
+    ledger.enter_boot(&Machine::read()?.boot_id)?;
+    Ok(Some(ledger))
+}
+
+fn refuse_if_attached(kernel: &mut Kernel, ledger: Option<&Sqlite>, socket: &Path) -> anyhow::Result<()> {
     let pods = kernel.pod_interfaces()?.len();
     if pods > 0 {
         bail!("{pods} pods are attached: delete them first, or cut them off with --with-pods");
     }
     let attachments = ledger.map(Ledger::attachments).transpose()?.unwrap_or_default();
-    let leases = attachments.iter().filter(|held| held.kind == Kind::Lease).count();
+    let lives = |held: &&Held| {
+        held.kind == Kind::Lease && !namespace_is_gone(held) && !tombstone(socket, &held.attachment).exists()
+    };
+    let leases = attachments.iter().filter(lives).count();
     if leases > 0 {
         bail!(
             "{leases} interfaces that another plugin made have addresses of this node: delete their pods first, or give the \

@@ -88,8 +88,24 @@ fn an_uninstall_does_not_give_up_addresses_that_other_plugins_interfaces_have() 
     assert!(worker.stop());
     let error = worker.try_ctl(&["uninstall"]).unwrap_err();
     assert!(error.contains("1 interfaces that another plugin made"), "{error}");
-    let said = worker.ctl(&["uninstall", "--with-pods"]).to_string();
+    // Its pod is deleted while no agent runs.
+    worker.node.shell("ip netns delete leased");
+    let said = worker.ctl(&["uninstall"]).to_string();
     assert!(said.contains("is deleted"), "{said}");
+}
+
+#[test]
+fn with_a_ledger_that_cannot_be_read_all_else_can_be_taken_away() {
+    let mut lab = Lab::start(Topology::one_segment(1));
+    let worker = &mut lab.workers[0];
+    assert!(worker.stop());
+    worker.node.shell("rm /var/lib/polder/ledger.db*; echo broken > /var/lib/polder/ledger.db");
+    let error = worker.try_ctl(&["uninstall"]).unwrap_err();
+    assert!(error.contains("ledger.db") && error.contains("--with-pods"), "{error}");
+    let said = worker.ctl(&["uninstall", "--with-pods"]).to_string();
+    assert!(said.contains("kernel settings are left as they are"), "{said}");
+    assert_eq!(files(worker), "");
+    assert!(!worker.node.shell("ip link; nft list ruleset").contains("polder"));
 }
 
 #[test]

@@ -218,6 +218,7 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &
     }
     let mut members = Members {
         pools: inputs.pools.iter().map(|pool| (*pool).into()).collect(),
+        underlay: inputs.underlay.addresses(),
         local: inputs.blocks.iter().map(|block| block.cidr().into()).collect(),
         unmasqueraded: inputs.cluster.masquerade.except.iter().map(|cidr| (*cidr).into()).collect(),
         ..Members::default()

@@ -82,7 +82,7 @@ fn probe() -> Result<Features, FeatureError> {
     }
     let nftables = missing(
         "filter with nftables",
-        "load modules nf_tables, nft_masq and nft_chain_nat; the kernel needs CONFIG_NF_TABLES_INET and CONFIG_NF_TABLES_ARP",
+        "load modules nf_tables, nft_fib_inet, nft_masq and nft_chain_nat; the kernel needs CONFIG_NF_TABLES_INET and CONFIG_NF_TABLES_ARP",
     );
     let mut filter = FilterSocket::open().map_err(missing("be spoken to by netlink", NETLINK))?;
     filter

@@ -28,6 +28,8 @@ pub struct Sets {
     pub peers: &'static str,
     /// All pools.
     pub pools: &'static str,
+    /// The node's own underlay addresses.
+    pub underlay: &'static str,
     /// The node's own blocks.
     pub local: &'static str,
     /// Where pods keep their own address.
@@ -42,6 +44,7 @@ impl Sets {
                 senders: "senders4",
                 peers: "peers4",
                 pools: "pools4",
+                underlay: "underlay4",
                 local: "local4",
                 unmasqueraded: "unmasqueraded4",
             },
@@ -49,6 +52,7 @@ impl Sets {
                 senders: "senders6",
                 peers: "peers6",
                 pools: "pools6",
+                underlay: "underlay6",
                 local: "local6",
                 unmasqueraded: "unmasqueraded6",
             },
@@ -95,6 +99,7 @@ fn sets(family: Family) -> Vec<Set> {
         of(Side::Ip, sets.senders, Key::Sender(family)),
         of(Side::Ip, sets.peers, Key::Address(family)),
         of(Side::Ip, sets.pools, Key::Network(family)),
+        of(Side::Ip, sets.underlay, Key::Address(family)),
         of(Side::Ip, sets.local, Key::Network(family)),
         of(Side::Ip, sets.unmasqueraded, Key::Network(family)),
     ];
@@ -242,13 +247,15 @@ fn tunnels(cluster: &ClusterRecord, bearers: &[Bearers]) -> Vec<Rule> {
 
 fn masquerade(cluster: &ClusterRecord) -> Vec<Rule> {
     // What comes from no pod goes to one of another node under this node's own address in the pod network: its answer comes
-    // back here, and the other node lets in nothing else.
+    // back here, and the other node lets in nothing else but the underlay address. That stays: a masqueraded connection ends
+    // when its way is another one.
     let guest = |family| Rule {
         comment: "a node's tunnels carry addresses of the pod network",
         matches: vec![
             Match::Output(Interface::Prefixed(TUNNEL)),
             Match::Family(family),
             Match::Source(Within::NotSet(family, Sets::of(family).pools)),
+            Match::Source(Within::NotSet(family, Sets::of(family).underlay)),
             Match::Unicast,
         ],
         verdict: Verdict::Masquerade,
@@ -283,6 +290,8 @@ pub struct Members {
     pub bearers: Vec<(IpAddr, IpNetwork)>,
     /// All pools.
     pub pools: Vec<IpNetwork>,
+    /// The node's own underlay addresses.
+    pub underlay: Vec<IpAddr>,
     /// The node's own blocks.
     pub local: Vec<IpNetwork>,
     /// Besides the pools: underlay addresses of direct peers, and what was configured.
@@ -307,9 +316,16 @@ pub fn elements(members: &Members, lengths: &Lengths) -> Elements {
         };
         let senders = members.senders.iter().filter(|(_, address)| of_family(address));
         let senders = senders.map(|(mac, address)| Element::sender(*mac, *address)).collect();
-        let peers = members.peers.iter().filter(|address| of_family(address));
+        let addresses = |addresses: &[IpAddr]| {
+            addresses
+                .iter()
+                .filter(|address| of_family(address))
+                .map(|address| Element::address(*address))
+                .collect()
+        };
         elements.insert(sets.senders, senders);
-        elements.insert(sets.peers, peers.map(|address| Element::address(*address)).collect());
+        elements.insert(sets.peers, addresses(&members.peers));
+        elements.insert(sets.underlay, addresses(&members.underlay));
         elements.insert(sets.pools, networks(&[&members.pools]));
         elements.insert(sets.local, networks(&[&members.local]));
         elements.insert(sets.unmasqueraded, networks(&[&members.pools, &members.unmasqueraded]));

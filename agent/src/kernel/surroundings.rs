@@ -1,7 +1,7 @@
 //! Reading what is on the host and not ours. It is judged elsewhere, and never changed.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -19,11 +19,12 @@ use crate::host::managers;
 const CHAINS: usize = 64;
 
 impl Kernel {
-    /// Reads all of it.
-    pub fn host_facts(&mut self) -> Result<Facts, Error> {
+    /// Reads all of it. What is for the host itself is of interest only where tunnels are closed.
+    pub fn host_facts(&mut self, closed_tunnels: &BTreeSet<Family>) -> Result<Facts, Error> {
+        let closed = !closed_tunnels.is_empty();
         Ok(Facts {
             filters: self.foreign_filters(Judged::Forwarded)?,
-            host_filters: self.foreign_filters(Judged::ForHost)?,
+            host_filters: if closed { self.foreign_filters(Judged::ForHost)? } else { Vec::new() },
             legacy_filters: Family::BOTH.into_iter().filter(|family| has_legacy_filter(*family)).collect(),
             neighbours: Family::BOTH.into_iter().filter_map(neighbour_limits).collect(),
             bridge_ports: self.bridge_ports()?,

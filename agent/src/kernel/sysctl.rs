@@ -46,8 +46,8 @@ pub fn desired(
         if families.contains(&Family::V4) {
             set(&format!("net/ipv4/conf/{name}/send_redirects"), "0");
             // The packet filter binds every pod to its own address, and a tunnel may carry what is answered directly.
-            // Only 0 lets that in: on a device without addresses loose (2) is as strict as strict
-            // (__fib_validate_source in net/ipv4/fib_frontend.c).
+            // Only 0 lets that in whatever else is there: as long as a device has no address, loose (2) is as strict as
+            // strict (__fib_validate_source in net/ipv4/fib_frontend.c).
             set(&format!("net/ipv4/conf/{name}/rp_filter"), "0");
         }
         if families.contains(&Family::V6) {
