@@ -141,7 +141,7 @@ fn a_table_is_found_intact_as_it_was_made_and_nft_reads_it_in_the_same_way() {
         for rule in [
             r#"iifname "br" ether saddr . ip6 saddr != @senders counter packets 0 bytes 0 drop comment "not its own address""#,
             "udp dport 8472 @th,96,24 0x1 ip6 saddr != @peers counter packets 0 bytes 0 drop",
-            r#"iifname "pld*" oifname != "br" ip saddr @networks ip daddr != @networks fib daddr type unicast counter packets 0 bytes 0 masquerade fully-random"#,
+            r#"iifname "pld*" oifname "eth*" oifname != "br" ip saddr @networks ip daddr != @networks fib daddr type unicast counter packets 0 bytes 0 masquerade fully-random"#,
             "elements = { 10.1.0.0/16, 10.9.0.0/24 }",
             "elements = { fd09::1 }",
             "elements = { 10.9.0.1 . fd00::40 }",
