@@ -233,9 +233,13 @@ fn networkd_leaves_ours_alone_with_the_files_that_are_shipped_for_it_and_not_wit
          install -d -o systemd-network -g systemd-network /run/systemd/netif /run/systemd/netif/links \
          /run/systemd/netif/leases",
     );
-    // Many images bring a file for every interface.
-    let all = "[Match]\nName=*\n[Network]\nAddress=192.0.2.5/24\n";
-    worker.node.write("/etc/systemd/network/50-all.network", all);
+    // Many images bring a file for every interface. What it takes away from others depends on the host, unless it is said.
+    let file = |name, keep, address| {
+        format!("[Match]\nName={name}\n[Network]\nKeepConfiguration={keep}\nAddress={address}\n")
+    };
+    let folder = "/etc/systemd/network";
+    worker.node.write(&format!("{folder}/10-uplink.network"), &file("eth0", "yes", "192.0.2.5/24"));
+    worker.node.write(&format!("{folder}/50-all.network"), &file("*", "no", "192.0.2.6/24"));
     let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/host/systemd");
     worker.node.shell(&format!("cp -r {shipped}/* /etc/systemd/"));
     while_talking(&pods, || networkd(worker, "networkd").kill());
