@@ -289,15 +289,14 @@ impl Engine {
     }
 
     /// Writes down what kernel settings were, before they are changed.
-    async fn keep_previous(&self, changes: &[Change], previous: &BTreeMap<String, String>) {
-        let mut kept: Vec<(String, String)> = Vec::new();
+    async fn keep_previous(&self, changes: &[Change], found: &BTreeMap<String, String>) {
+        let mut previous: Vec<(String, String)> = Vec::new();
         for change in changes {
             let Change::SetSysctl { path, .. } = change else { continue };
             // Put back in the opposite order: what goes along with a setting comes after it.
-            kept.extend(sysctl::dragged_along(path));
-            kept.extend(previous.get(path).map(|value| (path.clone(), value.clone())));
+            previous.extend(sysctl::dragged_along(path));
+            previous.extend(found.get(path).map(|value| (path.clone(), value.clone())));
         }
-        let previous = kept;
         if previous.is_empty() {
             return;
         }

@@ -199,7 +199,7 @@ pub fn vtep_mac(cluster: &ClusterRecord, node: &NodeName) -> Mac {
 pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &[String]) -> Desired {
     let mut state = State::default();
     devices(inputs, &mut state);
-    // On the tunnels, too: what is masqueraded into one gets an address of its device. A peer lets in no other.
+    // On the tunnels, too: what is masqueraded into one gets an address of its device, and has to be one that peers let in.
     for device in state.links.keys() {
         let on_it = inputs.gateways.iter().map(|gateway| (device.clone(), host_prefix(*gateway)));
         state.addresses.extend(on_it);

@@ -12,7 +12,7 @@ use netlink_packet_netfilter::{
 use super::Element;
 use crate::error::{attribute, text};
 
-/// The policy of a chain that lets pass what no rule judges (`include/uapi/linux/netfilter.h`).
+/// Verdicts, and policies of chains, which say what becomes of what no rule judges (`include/uapi/linux/netfilter.h`).
 pub(super) const NF_DROP: u32 = 0;
 pub(super) const NF_ACCEPT: u32 = 1;
 
