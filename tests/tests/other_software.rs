@@ -184,6 +184,14 @@ fn a_host_that_does_not_let_tunnels_in_is_named_and_the_command_that_is_named_le
     worker.node.shell(commands(&text)[0]);
     wait_for_no_problem(worker);
     assert_eq!(cut_off(&pods, Families::DUAL), Vec::<String>::new());
+    // As long as peers answer, nothing is said of it: whoever looked after this one was made has seen that they do.
+    nft(
+        worker,
+        "table inet later {\nchain ahead {\ntype filter hook forward priority 0; policy drop;\n}\n}\n",
+    );
+    problem(worker, "chain ahead of table inet later");
+    let said = texts(&worker.status());
+    assert!(!said.iter().any(|text| text.contains("chain in of table inet mine")), "{said:?}");
 }
 
 #[test]
