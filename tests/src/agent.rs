@@ -310,6 +310,15 @@ impl Worker {
         self.node.run("ip", &["netns", "delete", pod.name()]);
     }
 
+    /// Takes a pod's namespace away without a DEL. Returns when its interface is gone, too: the kernel takes namespaces
+    /// down later, one after the other.
+    pub fn lose(&self, pod: &Pod) {
+        self.node.run("ip", &["netns", "delete", pod.name()]);
+        let interface = pod.host_interface();
+        let is_there = || self.node.shell("ls /sys/class/net").lines().any(|name| name == interface);
+        wait::until_true(&format!("{interface} to be gone"), || !is_there());
+    }
+
     /// Lets the node and the agent outlive this program.
     pub fn keep(&mut self) {
         std::mem::forget(self.agent.take());

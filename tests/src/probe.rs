@@ -188,9 +188,10 @@ impl Stream {
         Self { wanted, sender }
     }
 
-    /// Goes on a little, then ends; how many were sent and how many came back.
-    pub fn finish(self) -> (u32, u32) {
-        self.wanted.store(false, Ordering::Relaxed);
-        self.sender.join().expect("the sender does not panic")
+    /// Lets all go on a little, then end; how many each has sent and how many came back.
+    pub fn finish(streams: Vec<Self>) -> Vec<(u32, u32)> {
+        streams.iter().for_each(|stream| stream.wanted.store(false, Ordering::Relaxed));
+        let counts = streams.into_iter().map(|stream| stream.sender.join());
+        counts.map(|count| count.expect("the sender does not panic")).collect()
     }
 }

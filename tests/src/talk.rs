@@ -7,11 +7,10 @@ use crate::probe::Stream;
 /// Sends from the first pod to all others while something happens. Not one packet may be lost.
 pub fn while_talking(pods: &[Pod], happen: impl FnOnce()) {
     let _servers = listen(&pods[1..]);
-    let streams: Vec<_> =
-        pods[1..].iter().map(|to| (to, pods[0].within(|| Stream::start(pods[0].v4(), to.v4())))).collect();
+    let streams =
+        pods[1..].iter().map(|to| pods[0].within(|| Stream::start(pods[0].v4(), to.v4()))).collect();
     happen();
-    for (to, stream) in streams {
-        let (sent, received) = stream.finish();
+    for (to, (sent, received)) in pods[1..].iter().zip(Stream::finish(streams)) {
         assert_eq!(received, sent, "packets to {} were lost", to.name());
     }
 }

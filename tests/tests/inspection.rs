@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 
 use polder_api::Attachment;
 use polder_tests::agent::Worker;
@@ -66,7 +66,7 @@ fn what_deviates_in_the_records_and_on_each_node_is_named_and_put_right() {
     lab.etcd.ctl(&["put", &key("n9", pods[0].v4()), &record("nowhere")]);
     lab.etcd.ctl(&["del", &key("n1", pods[1].v4())]);
     // Without a DEL, and long before the sweeper takes it for gone.
-    first.node.run("ip", &["netns", "delete", "gone"]);
+    first.lose(&pods[2]);
     let twice = pods[0].v4().to_string();
     let expected: Vec<Vec<String>> = [
         vec!["n1", "polder/ghost/eth0", "which it has not"],
@@ -199,14 +199,15 @@ fn an_address_that_lives_twice_is_named_and_not_taken_down_again() {
 #[test]
 fn a_healthy_cluster_whose_pods_come_and_go_has_nothing_to_be_told() {
     let lab = Lab::start(Topology::one_segment(3));
-    let ended = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        // Also a check that fails is one that is over.
+        let checking = Arc::new(());
         for worker in &lab.workers {
-            let ended = &ended;
+            let checking = Arc::downgrade(&checking);
             scope.spawn(move || {
                 let kept = worker.pod("kept");
                 for round in 0.. {
-                    if ended.load(Ordering::Relaxed) {
+                    if checking.strong_count() == 0 {
                         break;
                     }
                     let pods: Vec<Pod> =
@@ -218,7 +219,7 @@ fn a_healthy_cluster_whose_pods_come_and_go_has_nothing_to_be_told() {
         }
         let checks: Vec<(bool, Value)> =
             (0..8).map(|round| lab.workers[round % 3].ctl_verdict(&["ipam", "check", "--repair"])).collect();
-        ended.store(true, Ordering::Relaxed);
+        drop(checking);
         for (clean, checked) in checks {
             assert!(clean && checked["deviations"] == json!([]), "{checked:#}");
             assert_eq!(checked["nodes"].as_array().unwrap().len(), 3, "{checked:#}");
@@ -316,8 +317,8 @@ fn an_address_is_given_up_if_nothing_lives_that_has_it() {
     assert!(refused.contains("polder/a/eth0, which lives: delete the pod"), "{refused}");
     assert!(release(first, pod.gateway(pod.v4()), &[]).unwrap_err().contains("this node's own"));
     assert!(release(second, pod.v4(), &[]).unwrap_err().contains("of node n1: ask there"));
-    first.node.run("ip", &["netns", "delete", "gone"]);
-    wait::until("the address of the pod that is gone to be released", || release(first, gone.v4(), &[]));
+    first.lose(&gone);
+    release(first, gone.v4(), &[]).unwrap();
     assert_eq!(first.status()["pods"], 1);
     let again = release(first, gone.v4(), &[]).unwrap();
     assert!(again.as_str().unwrap().contains("there is nothing to release"), "{again}");
