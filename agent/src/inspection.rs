@@ -19,7 +19,7 @@ use polder_ipam::record::{AnswerRecord, InspectionRecord, Nonce, encode};
 use polder_ipam::store::{Compare, LARGEST_TXN, Outcome, Store, StoreError, Txn, Write};
 use polder_ipam::view::View;
 use tokio::time::{Instant, sleep};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::agent::Agent;
 use crate::machine::random_name;
@@ -68,7 +68,10 @@ async fn ask(agent: &Agent, id: &Nonce, repairs: Repairs) -> Result<Checked, Ref
     let mut answers = BTreeMap::new();
     while answers.len() < expected.len() && started.elapsed() < patience {
         sleep(PAUSE).await;
-        answers = read_answers(store, id, &expected).await.map_err(try_again)?;
+        match read_answers(store, id, &expected).await {
+            Ok(read) => answers = read,
+            Err(error) => debug!(%error, "the answers to a check cannot be read yet"),
+        }
     }
     while !among.is_empty() && started.elapsed() < answer::CERTAIN {
         sleep(PAUSE).await;

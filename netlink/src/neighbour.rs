@@ -25,7 +25,7 @@ pub struct Neighbour {
     pub mac: Mac,
 }
 
-/// A permanent entry of a forwarding database.
+/// A static entry of a forwarding database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Forward {
     /// The bridge port or VXLAN device.
@@ -43,6 +43,9 @@ pub enum Destination {
     Port,
     /// Through the tunnel, to the end point with this underlay address.
     Remote(IpAddr),
+    /// Through the tunnel in a way that none of ours has: for a while, or with a UDP port, a network identifier or an
+    /// interface of its own. Only read, and deleted.
+    Otherwise,
 }
 
 impl Neighbour {
@@ -72,10 +75,15 @@ impl Neighbour {
 impl Forward {
     /// Makes the entry, whatever was there for its link-layer address.
     pub fn replace(&self) -> Operation {
-        Operation::new(RouteNetlinkMessage::NewNeighbour(self.message()), NLM_F_CREATE | NLM_F_REPLACE)
+        let mut message = self.message();
+        if let Destination::Remote(underlay) = self.to {
+            message.attributes.push(NeighbourAttribute::Destination(underlay.into()));
+        }
+        Operation::new(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
     }
 
-    /// Deletes the entry.
+    /// Deletes the entry; of a tunnel all that it has for the link-layer address (`vxlan_fdb_delete`,
+    /// `drivers/net/vxlan/vxlan_core.c`).
     pub fn delete(&self) -> Operation {
         Operation::new(RouteNetlinkMessage::DelNeighbour(self.message()), 0)
     }
@@ -91,10 +99,9 @@ impl Forward {
                 message.header.state = NeighbourState::Noarp;
                 message.header.flags = NeighbourFlags::Controller;
             }
-            Destination::Remote(underlay) => {
+            Destination::Remote(_) | Destination::Otherwise => {
                 message.header.state = NeighbourState::Permanent;
                 message.header.flags = NeighbourFlags::Own;
-                message.attributes.push(NeighbourAttribute::Destination(underlay.into()));
             }
         }
         message
@@ -108,7 +115,8 @@ impl RouteSocket {
         self.dump(RouteNetlinkMessage::GetNeighbour(message), |message| neighbour(&message))
     }
 
-    /// The static forwarding entries of all bridge ports and tunnels, without those of their own addresses.
+    /// The forwarding entries of all bridge ports and tunnels, without those that ports have learned, and those of their
+    /// own addresses.
     pub fn forwards(&mut self) -> Result<Vec<Forward>, Error> {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Bridge;
@@ -139,8 +147,13 @@ fn forward(message: &RouteNetlinkMessage) -> Option<Forward> {
         NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => ip(bytes),
         _ => None,
     });
+    let has_more = message.attributes.iter().any(|attribute| {
+        use NeighbourAttribute::{IfIndex, Port, Vni};
+        matches!(attribute, Port(_) | Vni(_) | IfIndex(_))
+    });
     let to = match (message.header.state, remote) {
-        (NeighbourState::Permanent, Some(underlay)) => Destination::Remote(underlay),
+        (NeighbourState::Permanent, Some(underlay)) if !has_more => Destination::Remote(underlay),
+        (_, Some(_)) => Destination::Otherwise,
         (NeighbourState::Noarp, None) => Destination::Port,
         _ => return None,
     };

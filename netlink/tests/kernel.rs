@@ -328,6 +328,17 @@ fn neighbours_and_forwards_are_read_back_as_they_were_made() {
         let moved = Forward { to: Destination::Remote(ip("10.9.0.3")), ..forwards[1] };
         socket.execute_all([moved.replace()]).unwrap();
         assert_eq!(sorted(socket.forwards().unwrap()), sorted(vec![forwards[0], moved]));
+        // Whatever else somebody has put there is seen, and goes.
+        for odd in
+            ["dst 10.9.0.3 port 4790 permanent", "dst 10.9.0.3 vni 7 permanent", "dst 10.9.0.3 dynamic"]
+        {
+            run("sh", &["-ec", &format!("bridge fdb replace {POD_MAC} dev vx {odd} self")]);
+            let odd = Forward { to: Destination::Otherwise, ..moved };
+            assert_eq!(sorted(socket.forwards().unwrap()), sorted(vec![forwards[0], odd]));
+            socket.execute_all([odd.delete()]).unwrap();
+            assert_eq!(socket.forwards().unwrap(), forwards[..1]);
+        }
+        socket.execute_all([moved.replace()]).unwrap();
         socket.execute_all([moved.delete(), forwards[0].delete(), neighbours[0].delete()]).unwrap();
         assert_eq!(socket.forwards().unwrap(), []);
         assert_eq!(socket.neighbours().unwrap(), neighbours[1..]);

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -222,6 +223,12 @@ impl Worker {
         path.and_then(|path| path["path"].as_str()).unwrap_or("none").to_owned()
     }
 
+    /// Whether this node knows how to reach the pods of another: a peer whose record does not name its gateway yet has no
+    /// way.
+    pub fn has_path_to(&self, other: &str, family: &str) -> bool {
+        matches!(self.path_to(other, family).as_str(), "direct" | "vxlan")
+    }
+
     /// The network configuration as a runtime passes it to the plugin, in that version.
     pub fn netconf(version: &str) -> Value {
         json!({ "cniVersion": version, "name": "polder", "type": "polder" })
@@ -288,6 +295,16 @@ impl Worker {
     /// Makes a pod and attaches it with this configuration.
     pub fn pod_with(&self, name: &str, conf: &Value) -> Pod {
         self.try_pod(name, conf).unwrap_or_else(|error| panic!("ADD of {name} on {}: {error:#}", self.name()))
+    }
+
+    /// Makes a pod and attaches it, as a runtime does that tries again with another namespace.
+    pub fn pod_within(&self, patience: Duration, name: &str, conf: &Value) -> Pod {
+        wait::within(patience, &format!("ADD of {name} on {}", self.name()), || {
+            self.try_pod(name, conf).map_err(|error| {
+                self.node.run("ip", &["netns", "delete", name]);
+                error.to_string()
+            })
+        })
     }
 
     /// Makes a pod and tries to attach it.

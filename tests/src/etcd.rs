@@ -127,9 +127,10 @@ impl Etcd {
         }
     }
 
-    /// Runs `etcdctl` and returns what it prints.
+    /// Runs `etcdctl` and returns what it prints. A disk that stands still for some seconds makes it give up, and an
+    /// election, too: so it is run again. What it is asked for has to be the same when it is done twice.
     pub fn ctl(&self, arguments: &[&str]) -> String {
-        self.try_ctl(arguments).unwrap_or_else(|error| panic!("etcdctl {arguments:?}: {error}"))
+        wait::until(&format!("etcdctl {arguments:?}"), || self.try_ctl(arguments))
     }
 
     /// Runs `etcdctl` and returns what it prints, if etcd answers.

@@ -126,7 +126,7 @@ impl Lab {
                     let family = if pool.contains(':') { "ipv6" } else { "ipv4" };
                     let what =
                         format!("{} to know the way to the {family} pods of {}", worker.name(), peer.name());
-                    wait::until_true(&what, || worker.path_to(peer.name(), family) != "none");
+                    wait::until_true(&what, || worker.has_path_to(peer.name(), family));
                 }
             }
         }

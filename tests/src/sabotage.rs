@@ -5,7 +5,10 @@ use crate::random::Random;
 
 /// Something that somebody does: what, and the shell that does it. `$F` is a family, 4 or 6, `pick` one of the lines that it
 /// reads. What is not there to be spoiled is left alone.
-const DEEDS: [(&str, &str); 30] = [
+pub type Deed = (&'static str, &'static str);
+
+/// What is done.
+pub const DEEDS: [Deed; 30] = [
     (
         "deletes a route",
         "ip -$F route delete $(ip -$F route show proto 84 | sed 's/^unreachable //' | pick | cut -d' ' -f1)",
@@ -17,7 +20,7 @@ const DEEDS: [(&str, &str); 30] = [
     ),
     (
         "bends a route",
-        "ip -$F route change $(ip -$F route show proto 84 | sed 's/^unreachable //' | pick | cut -d' ' -f1) dev polder0 proto 84",
+        "ip -$F route change $(ip -$F route show proto 84 | sed 's/^unreachable //' | pick | cut -d' ' -f1) dev polder0 proto 84 metric 84",
     ),
     ("adds a route of ours to nowhere", "ip -$F route add $(net 7) dev polder0 proto 84"),
     (
@@ -82,16 +85,22 @@ const DEEDS: [(&str, &str); 30] = [
 
 /// Does one of these things on the node; says which.
 pub fn spoil(worker: &Worker, random: &mut Random) -> &'static str {
-    let (what, deed) = *random.one_of(&DEEDS);
+    let deed = random.one_of(&DEEDS);
+    commit(deed, worker, random);
+    deed.0
+}
+
+/// Does that.
+pub fn commit(deed: &Deed, worker: &Worker, random: &mut Random) {
     let (number, family) = (random.below(1000), if random.chance(50) { 4 } else { 6 });
     worker.node.shell(&format!(
         "F={family}\n\
          pick() {{ lines=$(cat); count=$(echo \"$lines\" | wc -l); echo \"$lines\" | sed -n \"$(({number} % count + 1))p\"; }}\n\
          host() {{ if [ $F = 4 ]; then echo 10.244.255.$1/32; else echo fd00:244::ffff:$1/128; fi; }}\n\
          net() {{ if [ $F = 4 ]; then echo 10.244.25$1.0/26; else echo fd00:244:0:f$1::/122; fi; }}\n\
-         ({deed}) 2>/dev/null || true"
+         ({}) 2>/dev/null || true",
+        deed.1
     ));
-    what
 }
 
 /// Makes what is not ours, and looks like ours.

@@ -96,10 +96,17 @@ fn a_node_moves_to_another_underlay_address_and_no_packet_is_lost() {
         assert_eq!(others[0]["reason"], reason, "{others}");
         lab.workers[0].node.run("ip", &["address", "delete", &format!("{old}/24"), "dev", "eth0"]);
     });
+    wait_until_given_up(&lab.workers[1..], old);
     assert_flat(&pods, 1450);
-    for worker in &lab.workers[1..] {
-        let all = worker.node.shell("ip route; bridge fdb show dev polder.vx");
-        assert!(!all.contains(&format!("{old} ")), "{} still goes by the old address: {all}", worker.name());
+}
+
+/// Waits until these nodes send nothing to that address any more.
+fn wait_until_given_up(workers: &[Worker], address: &str) {
+    for worker in workers {
+        wait::until(&format!("{} to go by another address than {address}", worker.name()), || {
+            let all = worker.node.shell("ip route; bridge fdb show dev polder.vx");
+            if all.contains(&format!("{address} ")) { Err(all) } else { Ok(()) }
+        });
     }
 }
 
@@ -122,6 +129,7 @@ fn a_node_whose_address_was_replaced_is_found_at_the_new_one() {
             (status["last_pass"]["writes"] == 0 && status["problems"] == serde_json::json!([])).then_some(())
         });
     });
+    wait_until_given_up(&lab.workers[1..], "10.10.1.1");
     assert_flat(&pods, 1450);
 }
 

@@ -10,6 +10,8 @@ use polder_tests::cni::{VERSIONS, WITH_CHECK, WITH_GC, WITH_RESULTS, code, conf,
 use polder_tests::fabric::Families;
 use polder_tests::matrix::assert_flat;
 use polder_tests::probe::{self, Echo};
+use polder_tests::wait::PATIENCE;
+use polder_tests::ways::wait_for_ways;
 use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::{Value, json};
 
@@ -185,9 +187,7 @@ fn an_address_in_a_block_that_nobody_owns_is_claimed_and_one_of_another_node_is_
     let asking = |address: &str| conf("1.1.0", &json!({ "runtimeConfig": { "ips": [address] } }));
     let pod = lab.workers[0].pod_with("a", &asking("10.244.255.77"));
     let other = lab.workers[1].pod("b");
-    wait::until_true("the way to the block", || {
-        lab.workers[1].node.run("ip", &["route"]).contains("10.244.255.64/26")
-    });
+    wait_for_ways(&lab, PATIENCE);
     assert_flat(&[pod, other], 1450);
     lab.workers[1].namespace("c");
     let refused = message(lab.workers[1].cni("ADD", "c", "/run/netns/c", &asking("10.244.255.78")));

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use polder_tests::agent::{Worker, dist};
 use polder_tests::steps::{End, kill_after};
+use polder_tests::wait::PATIENCE;
 use polder_tests::{Lab, Topology, wait};
 
 /// More system calls than a plugin makes.
@@ -41,7 +42,8 @@ fn call(worker: &Worker, verb: &str, container: &str) {
 /// Nothing of any pod is there: not in the kernel, not in the ledger, not in etcd.
 fn assert_nothing_left(lab: &Lab, context: &str) {
     let worker = &lab.workers[0];
-    wait::until(&format!("nothing to be left {context}"), || {
+    // More than a hundred network namespaces may be on their way out.
+    wait::within(PATIENCE * 3, &format!("nothing to be left {context}"), || {
         let (status, links) = (worker.try_status()?, worker.node.run("ip", &["-o", "link"]));
         let used: u64 =
             status["blocks"].as_array().unwrap().iter().map(|block| block["used"].as_u64().unwrap()).sum();

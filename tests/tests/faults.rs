@@ -10,7 +10,7 @@ use polder_tests::fabric::Families;
 use polder_tests::matrix::{assert_flat_over, listen};
 use polder_tests::probe::{Echo, Stream};
 use polder_tests::random::{Random, announced_seed};
-use polder_tests::sabotage::{foreign, make_foreign, spoil};
+use polder_tests::sabotage::{DEEDS, commit, foreign, make_foreign, spoil};
 use polder_tests::ways::wait_for_ways;
 use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::{Value, json};
@@ -241,13 +241,7 @@ impl Site {
         self.foreign[number] = foreign(&self.lab.workers[number]);
         self.start(number);
         let worker = &self.lab.workers[number];
-        let pod = wait::within(PATIENCE, "a pod on the new node", || {
-            let pod = worker.try_pod("a", &Worker::netconf("1.1.0"));
-            pod.map_err(|error| {
-                worker.node.run("ip", &["netns", "delete", "a"]);
-                error.to_string()
-            })
-        });
+        let pod = worker.pod_within(PATIENCE, "a", &Worker::netconf("1.1.0"));
         self.servers[number] = listen(std::slice::from_ref(&pod));
         self.pods[number] = pod;
         self.talk(number);
@@ -278,7 +272,7 @@ fn finds_nothing(worker: &Worker) -> Result<(), String> {
         settled(status)?;
         Some(status["last_pass"].clone())
     });
-    let plan = worker.ctl(&["plan"]);
+    let plan = worker.try_ctl(&["plan"])?;
     worker.node.run("ip", &["address", "add", "192.0.2.99/32", "dev", "other0"]);
     let after = worker.wait_for_status("another pass", |status| {
         let last = &status["last_pass"];
@@ -287,6 +281,26 @@ fn finds_nothing(worker: &Worker) -> Result<(), String> {
     worker.node.run("ip", &["address", "delete", "192.0.2.99/32", "dev", "other0"]);
     let is_idle = plan == json!([]) && after["written"] == before["written"];
     if is_idle { Ok(()) } else { Err(format!("planned {plan}, and {before} was followed by {after}")) }
+}
+
+#[test]
+fn each_thing_that_is_done_at_random_does_some_damage_that_is_put_right() {
+    let mut random = Random::new(announced_seed());
+    let lab = Lab::start(Topology::two_segments().families(Families::DUAL));
+    let worker = &lab.workers[0];
+    let _pod = worker.pod("a");
+    for deed in &DEEDS {
+        let before = worker.wait_for_status("a pass that finds nothing", |status| {
+            settled(status)?;
+            status["last_pass"]["written"].as_u64()
+        });
+        // Chance has it that there is nothing to be spoiled in one family, or nothing that the kernel lets one do.
+        wait::until(&format!("something to be written where somebody {}", deed.0), || {
+            commit(deed, worker, &mut random);
+            let written = worker.status()["last_pass"]["written"].as_u64();
+            if written > Some(before) { Ok(()) } else { Err("nothing".to_owned()) }
+        });
+    }
 }
 
 #[test]

@@ -10,6 +10,8 @@ use polder_tests::fabric::Families;
 use polder_tests::matrix::assert_flat;
 use polder_tests::pod::Pod;
 use polder_tests::talk::while_talking;
+use polder_tests::wait::PATIENCE;
+use polder_tests::ways::wait_for_ways;
 use polder_tests::{Lab, Topology, wait};
 use serde_json::{Value, json};
 
@@ -94,7 +96,7 @@ fn nodes_take_from_the_pools_that_are_for_them_and_pods_from_those_that_they_nam
     lab.workers[..2].iter_mut().for_each(Worker::start_and_wait);
     let [first, second, _] = lab.workers.as_slice() else { panic!("three nodes") };
     first.ctl(&["pool", "add", "zone-a", "10.245.0.0/24", "--block-length", "28", "--nodes", "zone=a"]);
-    wait_for_pool(second, "zone-a");
+    lab.workers[..2].iter().for_each(|worker| wait_for_pool(worker, "zone-a"));
     let named = first.pod_with("named", &of_pool("zone-a"));
     assert!(is_in(named.v4(), "10.245.0."), "{}", named.v4());
     let mut annotated = Worker::netconf("1.1.0");
@@ -117,6 +119,7 @@ fn nodes_take_from_the_pools_that_are_for_them_and_pods_from_those_that_they_nam
     let unasked = lab.workers[2].pod("unasked");
     assert!(is_in(unasked.v4(), "10.245.0."), "{}", unasked.v4());
     let other = lab.workers[1].pod("another");
+    wait_for_ways(&lab, PATIENCE);
     assert_flat(&[named, annotated, unasked, other], 1450);
 }
 
@@ -205,12 +208,19 @@ fn a_pool_is_drained_while_its_pods_go_on_and_removed_when_they_are_gone() {
             wait::until_true("the drain to be known", || pool(worker, "ipv4")["state"] == "draining");
             // What is claimed next comes from the other pool; what is free in the old one goes to nobody.
             let pod = wait::until("a pod of the other pool", || {
-                worker.try_pod("new", &Worker::netconf("1.1.0")).map_err(|error| {
-                    worker.node.run("ip", &["netns", "delete", "new"]);
-                    error.to_string()
-                })
+                match worker.try_pod("new", &Worker::netconf("1.1.0")) {
+                    Ok(pod) if is_in(pod.v4(), "10.245.") => Ok(pod),
+                    // The blocks are closed a moment later.
+                    Ok(pod) => {
+                        worker.delete(&pod);
+                        Err(format!("{} went out", pod.v4()))
+                    }
+                    Err(error) => {
+                        worker.node.run("ip", &["netns", "delete", "new"]);
+                        Err(error.to_string())
+                    }
+                }
             });
-            assert!(is_in(pod.v4(), "10.245."), "{}", pod.v4());
             new.push(pod);
         }
         let said = refused(worker, &["pool", "remove", "ipv4"]);
@@ -219,7 +229,7 @@ fn a_pool_is_drained_while_its_pods_go_on_and_removed_when_they_are_gone() {
     assert_flat(&[old.clone(), new.clone()].concat(), 1450);
     while_talking(&new, || {
         lab.workers.iter().zip(&old).for_each(|(worker, pod)| worker.delete(pod));
-        wait::within(wait::PATIENCE * 3, "all blocks to go back", || {
+        wait::within(PATIENCE * 3, "all blocks to go back", || {
             let pool = pool(worker, "ipv4");
             if pool["blocks_owned"] == 0 { Ok(()) } else { Err(pool.to_string()) }
         });
@@ -252,18 +262,18 @@ fn a_pool_that_was_drained_by_mistake_is_active_again_when_it_is_added_again() {
     worker.ctl(&["pool", "drain", "p"]);
     wait::until("nothing of it to go out", || match worker.try_pod("refused", &of_pool("p")) {
         Err(error) if error["msg"].as_str().unwrap().contains("pool p (10.245.0.0/24) is draining") => Ok(()),
-        other => {
+        // The agent may not have heard of it yet.
+        Ok(pod) => {
+            worker.delete(&pod);
+            Err(format!("{} went out", pod.v4()))
+        }
+        Err(other) => {
             worker.node.run("ip", &["netns", "delete", "refused"]);
-            Err(format!("{other:?}"))
+            Err(other.to_string())
         }
     });
     assert!(worker.ctl(&add).as_str().unwrap().contains("pool p is active again"));
-    let after = wait::until("a pod of it again", || {
-        worker.try_pod("after", &of_pool("p")).map_err(|error| {
-            worker.node.run("ip", &["netns", "delete", "after"]);
-            error.to_string()
-        })
-    });
+    let after = worker.pod_within(PATIENCE, "after", &of_pool("p"));
     assert_flat(&[before, after], 1450);
 }
 
@@ -319,12 +329,8 @@ fn a_shortage_is_announced_and_named_and_one_del_ends_it() {
     assert!(status["code"] == 50 && status.to_string().contains("22 of this node are used"), "{status}");
     let freed = pods.pop().unwrap();
     worker.delete(&freed);
-    let next = wait::within(wait::PATIENCE * 2, "the freed address to have rested", || {
-        worker.try_pod("next", &conf).map_err(|error| {
-            worker.node.run("ip", &["netns", "delete", "next"]);
-            error.to_string()
-        })
-    });
+    // It has to rest before.
+    let next = worker.pod_within(PATIENCE * 2, "next", &conf);
     assert_eq!(next.v4(), freed.v4());
     pods.push(next);
     let addresses: BTreeSet<IpAddr> = pods.iter().map(Pod::v4).collect();

@@ -68,13 +68,33 @@ fn whatever_somebody_changes_is_put_right_and_the_status_says_what_it_was() {
             format!("bridge fdb replace {vtep} dev polder.vx dst 192.0.2.9 self permanent"),
             format!("forward {vtep}"),
         ),
+        (
+            format!("bridge fdb replace {vtep} dev polder.vx dst {remote} port 4790 self permanent"),
+            format!("forward {vtep}"),
+        ),
+        (
+            format!("bridge fdb replace {vtep} dev polder.vx dst {remote} self dynamic"),
+            format!("forward {vtep}"),
+        ),
+        (
+            "bridge fdb append 02:00:00:00:00:97 dev polder.vx dst 192.0.2.8 self permanent".to_owned(),
+            "delete forward of 02:00:00:00:00:97".to_owned(),
+        ),
+        (
+            "bridge fdb append 00:00:00:00:00:00 dev polder.vx dst 192.0.2.8 self permanent; \
+             bridge fdb append 00:00:00:00:00:00 dev polder.vx dst 192.0.2.7 vni 7 self permanent"
+                .to_owned(),
+            "delete forward of 00:00:00:00:00:00".to_owned(),
+        ),
         (format!("ip address delete {own}/32 dev polder0"), format!("add address {own}/32")),
         (format!("ip address delete {own}/32 dev polder.vx"), format!("add address {own}/32")),
         ("ip link set polder0 down".to_owned(), "adjust polder0".to_owned()),
         ("ip link set polder0 address 02:00:00:00:00:77".to_owned(), "adjust polder0".to_owned()),
         ("ip link set polder.vx mtu 1300".to_owned(), "adjust polder.vx".to_owned()),
         (
-            "ip link set polder0 down; ip link set polder0 name other; ip link set other up".to_owned(),
+            // In one go: it may be repaired before the last of them.
+            "printf 'link set polder0 down\\nlink set polder0 name other\\nlink set other up\\n' | ip -batch - || true"
+                .to_owned(),
             "give polder0 its name again".to_owned(),
         ),
         ("ip link delete polder0".to_owned(), "create polder0".to_owned()),

@@ -8,6 +8,7 @@ use polder_tests::agent::Worker;
 use polder_tests::fabric::Families;
 use polder_tests::matrix::assert_flat_over;
 use polder_tests::probe::{self, Echo};
+use polder_tests::wait::PATIENCE;
 use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::{Value, json};
 
@@ -90,7 +91,8 @@ fn a_workload_keeps_its_address_on_whatever_node_it_comes_back() {
     here.delete(&pod);
     wait::until_true("the address to be let go", || holder(&lab, own)["holder"].is_null());
     assert_eq!(holder(&lab, own)["owner"], "lab/web-0", "the workload keeps it");
-    let pod = there.pod_with("web-0", &by_name());
+    // The other node may not have heard of it yet.
+    let pod = there.pod_within(PATIENCE, "web-0", &by_name());
     assert_eq!(pod.v4(), own);
     others.iter().for_each(|other| assert_reachable(other, &pod));
 
@@ -108,7 +110,9 @@ fn an_address_that_is_asked_for_comes_with_one_of_the_other_family_and_is_the_wo
     let pod =
         lab.workers[0].pod_with("db-0", &asking(json!({ "polder.dev/address": address(40).to_string() })));
     assert_eq!((pod.v4(), pod.addresses().len()), (address(40), 2));
-    assert_flat_over(Families::DUAL, &[pod, lab.workers[1].pod("b"), lab.workers[0].pod("c")], 1450);
+    let other = lab.workers[1].pod("b");
+    assert_reachable(&other, &pod);
+    assert_flat_over(Families::DUAL, &[pod, other, lab.workers[0].pod("c")], 1450);
     let wanted = asking(json!({ "polder.dev/address": address(40).to_string() }));
     let error = lab.workers[1].try_pod("db-1", &wanted).unwrap_err();
     assert!(error["code"] == 101, "{error}");

@@ -28,7 +28,7 @@ fn assert_restored(lab: &Lab, before: &[String]) {
             (status["ready"] == true && status["problems"].as_array()?.is_empty()).then_some(())
         });
         for peer in lab.workers.iter().filter(|peer| peer.name() != worker.name()) {
-            wait::until_true("the peer to be known", || worker.path_to(peer.name(), "ipv4") != "none");
+            wait::until_true("the peer to be known", || worker.has_path_to(peer.name(), "ipv4"));
         }
     }
 }

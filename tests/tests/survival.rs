@@ -6,6 +6,8 @@ use polder_tests::agent::Worker;
 use polder_tests::kernel_state::{assert_unchanged, kernel_state};
 use polder_tests::matrix::assert_flat;
 use polder_tests::talk::while_talking;
+use polder_tests::wait::PATIENCE;
+use polder_tests::ways::wait_for_ways;
 use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::json;
 
@@ -164,6 +166,7 @@ fn a_ledger_that_is_lost_is_made_anew_before_an_address_goes_out() {
     assert_ne!(new.v4(), pods[0].v4(), "an address was handed out that is in use");
     assert_eq!(new.gateway(new.v4()), gateway, "the gateway of running pods has changed");
     pods.push(new);
+    wait_for_ways(&lab, PATIENCE);
     assert_flat(&pods, 1450);
     lab.workers[0].delete(&pods[0]);
     assert_eq!(lab.workers[0].status()["pods"], 1);
@@ -221,8 +224,8 @@ fn devices_that_are_taken_away_come_back_with_all_that_hung_on_them() {
         "ip address flush dev polder0",
     ] {
         let count = |status: &serde_json::Value| status["last_pass"]["count"].as_u64();
-        let before = count(&lab.workers[0].status()).unwrap();
         lab.workers[0].node.shell(damage);
+        let before = count(&lab.workers[0].status()).unwrap();
         lab.workers[0].wait_for_status(&format!("repair of {damage:?}"), |status| {
             count(status).filter(|now| *now >= before + 3 && status["last_pass"]["writes"] == 0)
         });

@@ -6,6 +6,8 @@ use polder_tests::agent::Worker;
 use polder_tests::fabric::Families;
 use polder_tests::kernel_state::{assert_unchanged, kernel_state};
 use polder_tests::matrix::assert_flat;
+use polder_tests::wait::PATIENCE;
+use polder_tests::ways::wait_for_ways;
 use polder_tests::{Lab, Pod, Topology};
 use serde_json::{Value, json};
 
@@ -50,6 +52,8 @@ fn an_uninstall_leaves_the_kernel_and_the_folders_as_they_were_before_the_agent(
     // The machine joins again as if it had never been there, once its old self is removed.
     lab.start_agents();
     let pods: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("again")).collect();
+    // The addresses of the blocks that they had rest, so that these are others.
+    wait_for_ways(&lab, PATIENCE);
     assert_flat(&pods, 1450);
 }
 

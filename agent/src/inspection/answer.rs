@@ -11,6 +11,7 @@ use polder_ipam::view::{Known, Source};
 use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
+use super::PATIENCE;
 use super::mend::mend;
 use super::own::{Finding, Look, look};
 use crate::agent::Agent;
@@ -101,7 +102,7 @@ async fn examine(
     repairs: Repairs,
     putting_back: bool,
 ) -> Result<(Vec<DeviationStatus>, Look), String> {
-    let first = look(agent, putting_back).await?;
+    let first = look_again(agent, putting_back).await?;
     let (findings, last) = settle(agent, first, putting_back).await?;
     if findings.is_empty() || repairs == Repairs::None {
         return Ok((findings.iter().map(|finding| status(finding, false)).collect(), last));
@@ -111,7 +112,7 @@ async fn examine(
             mend(agent, repair).await;
         }
     }
-    let again = look(agent, putting_back).await?;
+    let again = look_again(agent, putting_back).await?;
     let counts = Look { findings: findings.clone(), ..again.clone() };
     let until = Instant::now() + CERTAIN;
     let mut left = again;
@@ -119,10 +120,24 @@ async fn examine(
         && Instant::now() < until
     {
         sleep(PAUSE).await;
-        left = look(agent, putting_back).await?;
+        left = look_again(agent, putting_back).await?;
     }
     let mended = findings.iter().map(|finding| status(finding, !has(&left, finding)));
     Ok((mended.collect(), Look { attachments: left.attachments, interfaces: left.interfaces, ..counts }))
+}
+
+/// Looks, and again if it cannot be done, for as long as somebody waits for what it finds: the store may be slow just now.
+async fn look_again(agent: &Agent, putting_back: bool) -> Result<Look, String> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match look(agent, putting_back).await {
+            Err(error) if Instant::now() < until => {
+                debug!(error, "this node cannot look at itself yet");
+                sleep(PAUSE).await;
+            }
+            done => return done,
+        }
+    }
 }
 
 /// Looks until what deviates has done so for long enough, or nothing does.
@@ -131,7 +146,7 @@ async fn settle(agent: &Agent, mut last: Look, putting_back: bool) -> Result<(Ve
     let until = Instant::now() + CERTAIN;
     while !findings.is_empty() && Instant::now() < until {
         sleep(PAUSE).await;
-        last = look(agent, putting_back).await?;
+        last = look_again(agent, putting_back).await?;
         findings.retain(|finding| has(&last, finding));
     }
     Ok((findings, last))

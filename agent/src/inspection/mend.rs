@@ -4,7 +4,7 @@ use polder_api::{Attachment, InvalidName};
 use polder_ipam::key::Key;
 use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::record::{AddressRecord, encode};
-use polder_ipam::store::{Compare, Txn, Write};
+use polder_ipam::store::{Compare, Outcome, Txn, Write};
 use tracing::{info, warn};
 
 use super::own::Mend;
@@ -41,7 +41,11 @@ async fn commit(agent: &Agent, mut compares: Vec<Compare>, write: Write) -> Resu
     let revision = agent.board.view().nodes.get(node).map_or(0, |known| known.revision);
     compares.push(Compare::Unchanged { key: Key::Node(node.clone()).to_string(), revision });
     let txn = Txn { compares, writes: vec![write] };
-    agent.store.commit(&txn).await.map(drop).map_err(|error| error.to_string())
+    match agent.store.commit(&txn).await {
+        Ok(Outcome::Applied { .. }) => Ok(()),
+        Ok(Outcome::Refused) => Err("its record, or that of this node, has changed meanwhile".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// Publishes that the attachment has the address, while nobody can take it away.

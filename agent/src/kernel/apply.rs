@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use polder_netlink::link::{self, Vxlan, create_bridge, create_vxlan};
-use polder_netlink::neighbour::{Destination, Forward, Neighbour};
+use polder_netlink::neighbour::{Forward, Neighbour};
 use polder_netlink::route::{self, Route, Target as KernelTarget};
 use polder_netlink::{Error, Operation, address};
 
@@ -189,10 +189,10 @@ fn operations(change: &Change, indexes: &BTreeMap<Device, u32>) -> Option<Vec<Op
             one(Neighbour { index: index(device)?, address: *address, mac: *mac }.delete())
         }
         Change::SetForward(device, mac, to) => {
-            one(Forward { index: index(device)?, mac: *mac, to: destination(*to) }.replace())
+            one(Forward { index: index(device)?, mac: *mac, to: *to }.replace())
         }
         Change::DeleteForward(device, mac, to) => {
-            one(Forward { index: index(device)?, mac: *mac, to: destination(*to) }.delete())
+            one(Forward { index: index(device)?, mac: *mac, to: *to }.delete())
         }
         Change::SetRoute(destination, way) => one(route::replace(&Route {
             destination: *destination,
@@ -210,10 +210,6 @@ fn operations(change: &Change, indexes: &BTreeMap<Device, u32>) -> Option<Vec<Op
         | Change::UpdateSet { .. }
         | Change::RefillSet { .. } => None,
     }
-}
-
-fn destination(to: Option<std::net::IpAddr>) -> Destination {
-    to.map_or(Destination::Port, Destination::Remote)
 }
 
 fn kernel_target(way: &Way, index: &impl Fn(&Device) -> Option<u32>) -> Option<KernelTarget> {

@@ -9,6 +9,7 @@ use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::record::{AttachMode, ClusterRecord, MTU_RANGE};
 use polder_ipam::{Block, Cidr};
 use polder_netlink::link::{Port, Vxlan};
+use polder_netlink::neighbour::Destination;
 use polder_netlink::route::Lookup;
 
 use super::features::Features;
@@ -292,7 +293,7 @@ fn reach_peer(inputs: &Inputs<'_>, peer: &Peer, state: &mut State, members: &mut
             Path::Vxlan { over, remote, next_hop } => {
                 let device = Device::Tunnel(over);
                 state.neighbours.insert((device.clone(), next_hop), peer.record.vtep_mac);
-                state.forwards.insert((device, peer.record.vtep_mac), Some(remote));
+                state.forwards.insert((device, peer.record.vtep_mac), Destination::Remote(remote));
                 // What the node itself sends comes back the same way only if it comes from the pod network.
                 let source = inputs.gateways.iter().copied().find(|own| Family::of(*own) == family);
                 Way { target: Target::Tunnel(over, next_hop), source, mtu }
@@ -308,7 +309,7 @@ fn wire_pod(inputs: &Inputs<'_>, pod: &Held, name: IfName, state: &mut State) {
     let device = Device::Pod(name.clone());
     let (behind, port) = match inputs.cluster.attach {
         AttachMode::Bridge => {
-            state.forwards.insert((device, pod.mac), None);
+            state.forwards.insert((device, pod.mac), Destination::Port);
             (Device::Bridge, Some(Port::of_pod(inputs.features.locked_ports)))
         }
         AttachMode::Routed => {

@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use polder_api::{IfName, Mac};
 use polder_netlink::link::Port;
+use polder_netlink::neighbour::Destination;
 use polder_netlink::nft::{Element, Elements, Found, Key, union};
 use polder_netlink::route::Impostor;
 
@@ -60,7 +61,7 @@ pub enum Change {
     /// Makes a neighbour entry.
     SetNeighbour(Device, IpAddr, Mac),
     /// Makes a forwarding entry.
-    SetForward(Device, Mac, Option<IpAddr>),
+    SetForward(Device, Mac, Destination),
     /// Makes a route.
     SetRoute(IpNetwork, Way),
     /// Deletes a route.
@@ -68,7 +69,7 @@ pub enum Change {
     /// Deletes a route that looks like ours and is none.
     DeleteImpostor(Impostor),
     /// Deletes a forwarding entry.
-    DeleteForward(Device, Mac, Option<IpAddr>),
+    DeleteForward(Device, Mac, Destination),
     /// Deletes a neighbour entry.
     DeleteNeighbour(Device, IpAddr, Mac),
     /// Takes an address from a device.
@@ -291,10 +292,10 @@ impl fmt::Display for Change {
             Self::SetPod(name, Some(_)) => write!(f, "set {name} as a pod's port of the bridge"),
             Self::SetPod(name, None) => write!(f, "set {name} as a pod's interface"),
             Self::SetNeighbour(device, address, mac) => write!(f, "neighbour {address} is {mac} on {device}"),
-            Self::SetForward(device, mac, None) => write!(f, "forward {mac} to port {device}"),
-            Self::SetForward(device, mac, Some(remote)) => {
+            Self::SetForward(device, mac, Destination::Remote(remote)) => {
                 write!(f, "forward {mac} through {device} to {remote}")
             }
+            Self::SetForward(device, mac, _) => write!(f, "forward {mac} to port {device}"),
             Self::SetRoute(destination, way) => write!(f, "route {destination} {way}"),
             Self::DeleteRoute(destination) => write!(f, "delete route {destination}"),
             Self::DeleteImpostor(Impostor { destination, priority }) => {

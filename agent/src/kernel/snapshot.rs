@@ -6,7 +6,6 @@ use std::net::IpAddr;
 use polder_api::IfName;
 use polder_netlink::Error;
 use polder_netlink::link::{Kind, Link};
-use polder_netlink::neighbour::Destination;
 use polder_netlink::nft::Table;
 use polder_netlink::route::Target as KernelTarget;
 
@@ -61,12 +60,8 @@ impl Kernel {
             }
         }
         for forward in forwards {
-            let to = match forward.to {
-                Destination::Port => None,
-                Destination::Remote(address) => Some(address),
-            };
             if let Some(device) = ours(forward.index) {
-                state.forwards.insert((device, forward.mac), to);
+                state.forwards.insert((device, forward.mac), forward.to);
             }
         }
         let filter = self.filter.find(table)?;

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use polder_api::{BRIDGE, Family, IfName, Mac, is_host_interface};
 use polder_netlink::link::{Port, Vxlan};
+use polder_netlink::neighbour::Destination;
 use polder_netlink::nft::{Elements, Found, Table};
 use polder_netlink::route::Impostor;
 
@@ -164,8 +165,8 @@ pub struct State {
     pub impostors: BTreeSet<Impostor>,
     /// Permanent neighbours behind devices of ours.
     pub neighbours: BTreeMap<(Device, IpAddr), Mac>,
-    /// Static forwarding entries of devices of ours: out of a port, or to a remote address.
-    pub forwards: BTreeMap<(Device, Mac), Option<IpAddr>>,
+    /// Forwarding entries of devices of ours.
+    pub forwards: BTreeMap<(Device, Mac), Destination>,
 }
 
 /// How the kernel should be.

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, bail};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::wait::wait;
 
 fn main() -> anyhow::Result<()> {
@@ -51,7 +51,8 @@ fn set_up(name: &str, folder: &Path, boot_id: &str) -> anyhow::Result<()> {
     fs::create_dir_all("/run/lock")?;
     let var_lib = folder.join("var-lib");
     fs::create_dir_all(&var_lib)?;
-    bind(&var_lib, Path::new("/var/lib"))?;
+    bind(&var_lib, Path::new("/var/lib"), MsFlags::empty())?;
+    own_sys()?;
     let etc = folder.join("etc");
     own_etc(&etc, &folder.join("etc-work"))?;
     let machine_id = etc.join("machine-id");
@@ -60,7 +61,7 @@ fn set_up(name: &str, folder: &Path, boot_id: &str) -> anyhow::Result<()> {
     }
     mount_new("proc", "/proc", None)?;
     fs::write("/run/boot-id", format!("{boot_id}\n"))?;
-    bind(Path::new("/run/boot-id"), Path::new("/proc/sys/kernel/random/boot_id"))?;
+    bind(Path::new("/run/boot-id"), Path::new("/proc/sys/kernel/random/boot_id"), MsFlags::empty())?;
     if !Path::new("/etc/mtab").exists() {
         let _ = symlink("/proc/self/mounts", "/etc/mtab");
     }
@@ -84,7 +85,18 @@ fn own_etc(own: &Path, work: &Path) -> anyhow::Result<()> {
         }
         let _ = fs::remove_file(own.join("machine-id"));
     }
-    bind(own, Path::new("/etc"))
+    bind(own, Path::new("/etc"), MsFlags::empty())
+}
+
+/// `/sys` names the node's own interfaces. The control groups in it are the host's.
+fn own_sys() -> anyhow::Result<()> {
+    let (groups, kept) = (Path::new("/sys/fs/cgroup"), Path::new("/run/cgroup"));
+    fs::create_dir(kept)?;
+    bind(groups, kept, MsFlags::MS_REC)?;
+    mount_new("sysfs", "/sys", None)?;
+    bind(kept, groups, MsFlags::MS_REC)?;
+    umount2(kept, MntFlags::MNT_DETACH).context("take /run/cgroup away")?;
+    Ok(fs::remove_dir(kept)?)
 }
 
 fn mount_new(kind: &str, target: &str, data: Option<&str>) -> anyhow::Result<()> {
@@ -92,8 +104,8 @@ fn mount_new(kind: &str, target: &str, data: Option<&str>) -> anyhow::Result<()>
         .with_context(|| format!("mount {kind} on {target}"))
 }
 
-fn bind(source: &Path, target: &Path) -> anyhow::Result<()> {
-    mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+fn bind(source: &Path, target: &Path, more: MsFlags) -> anyhow::Result<()> {
+    mount(Some(source), target, None::<&str>, MsFlags::MS_BIND | more, None::<&str>)
         .with_context(|| format!("bind {} to {}", source.display(), target.display()))
 }
 

@@ -95,7 +95,10 @@ pub(crate) fn speak(to: IpAddr, port: u16, payload: &[u8]) {
 
 /// A socket of a host, for what is sent to that address.
 pub(crate) fn listen(host: &Node, address: IpAddr) -> UdpSocket {
-    let socket = host.within(|| UdpSocket::bind((address, OTHER))).unwrap();
+    // The socket before may live on in a program that is just being started, see `Echo::start`.
+    let socket = wait::until(&format!("port {OTHER} of {address} to be free"), || {
+        host.within(|| UdpSocket::bind((address, OTHER))).map_err(|error| error.to_string())
+    });
     socket.set_nonblocking(true).unwrap();
     socket
 }
