@@ -4,7 +4,7 @@ use crate::agent::Worker;
 use crate::random::Random;
 
 /// Something that somebody does: what, and the shell that does it. `$F` is a family, 4 or 6, `pick` one of the lines that it
-/// reads. What is not there to be spoiled is left alone.
+/// reads, `ports` are the pods' interfaces. What is not there to be spoiled is left alone.
 pub type Deed = (&'static str, &'static str);
 
 /// What is done.
@@ -48,7 +48,7 @@ pub const DEEDS: [Deed; 30] = [
     ),
     (
         "deletes a pod's forwarding entry",
-        "port=$(ls /sys/class/net | grep ^pld | pick); set -- $(bridge fdb show dev $port | grep 'static' | pick); \
+        "port=$(ports | pick); set -- $(bridge fdb show dev $port | grep 'static' | pick); \
          bridge fdb delete $1 dev $port master",
     ),
     (
@@ -66,12 +66,9 @@ pub const DEEDS: [Deed; 30] = [
         "renames the bridge",
         "ip link set polder0 down && ip link set polder0 name elsewhere && ip link set elsewhere up",
     ),
-    ("takes a pod off the bridge", "ip link set $(ls /sys/class/net | grep ^pld | pick) nomaster"),
-    ("sets a pod's interface down", "ip link set $(ls /sys/class/net | grep ^pld | pick) down"),
-    (
-        "unlocks a pod's port",
-        "bridge link set dev $(ls /sys/class/net | grep ^pld | pick) isolated off flood on learning on",
-    ),
+    ("takes a pod off the bridge", "ip link set $(ports | pick) nomaster"),
+    ("sets a pod's interface down", "ip link set $(ports | pick) down"),
+    ("unlocks a pod's port", "bridge link set dev $(ports | pick) isolated off flood on learning on"),
     ("deletes the filter", "nft delete table inet polder"),
     (
         "empties a set of the filter",
@@ -96,8 +93,9 @@ pub fn commit(deed: &Deed, worker: &Worker, random: &mut Random) {
     worker.node.shell(&format!(
         "F={family}\n\
          pick() {{ lines=$(cat); count=$(echo \"$lines\" | wc -l); echo \"$lines\" | sed -n \"$(({number} % count + 1))p\"; }}\n\
-         host() {{ if [ $F = 4 ]; then echo 10.244.255.$1/32; else echo fd00:244::ffff:$1/128; fi; }}\n\
+         host() {{ if [ $F = 4 ]; then echo 10.244.255.$1; else echo fd00:244::ffff:$1; fi; }}\n\
          net() {{ if [ $F = 4 ]; then echo 10.244.25$1.0/26; else echo fd00:244:0:f$1::/122; fi; }}\n\
+         ports() {{ ls /sys/class/net | grep '^pld[0-9a-f]*$'; }}\n\
          ({}) 2>/dev/null || true",
         deed.1
     ));
