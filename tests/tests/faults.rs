@@ -16,7 +16,7 @@ use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::{Value, json};
 
 /// Things that happen.
-const STEPS: usize = 150;
+const STEPS: usize = 400;
 
 /// Members of etcd.
 const MEMBERS: usize = 3;
