@@ -16,7 +16,7 @@ use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::{Value, json};
 
 /// Things that happen.
-const STEPS: usize = 400;
+const STEPS: usize = 800;
 
 /// Members of etcd.
 const MEMBERS: usize = 3;

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::path::Path;
+
 use polder_tests::agent::Worker;
 use polder_tests::matrix::assert_flat;
 use polder_tests::wait::PATIENCE;
@@ -167,9 +169,12 @@ fn a_clone_of_a_living_machine_does_not_serve_and_says_why() {
     clone.start();
     reason(clone, "node n1 is alive in another boot");
     clone.kill();
-    let ledger = std::fs::read(lab.workers[0].node.outside("/var/lib/polder/ledger.db".as_ref())).unwrap();
-    let clone = &mut lab.workers[1];
-    std::fs::write(clone.node.outside("/var/lib/polder/ledger.db".as_ref()), ledger).unwrap();
+    let [original, clone] = lab.workers.as_mut_slice() else { panic!("two nodes") };
+    clone.node.shell("rm /var/lib/polder/ledger.db*");
+    for file in ["ledger.db", "ledger.db-wal"] {
+        let path = Path::new("/var/lib/polder").join(file);
+        std::fs::copy(original.node.outside(&path), clone.node.outside(&path)).unwrap();
+    }
     clone.start();
     reason(clone, "node n1 is alive in another boot");
     assert_eq!(add(clone, "b").unwrap_err()["code"], 11);
