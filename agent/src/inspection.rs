@@ -31,6 +31,13 @@ pub use answer::run;
 /// How long the nodes have to answer; when they put something right, twice as long.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+fn patience(repairs: Repairs) -> Duration {
+    match repairs {
+        Repairs::None => PATIENCE,
+        Repairs::Safe => PATIENCE * 2,
+    }
+}
+
 /// Between two looks at the answers.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -64,12 +71,13 @@ async fn ask(agent: &Agent, id: &Nonce, repairs: Repairs) -> Result<Checked, Ref
     let (expected, absent): (BTreeSet<NodeName>, BTreeSet<NodeName>) =
         view.nodes.keys().cloned().partition(|name| alive.contains(name));
     let mut among = look(&view, store).await.map_err(try_again)?;
-    let patience = if repairs == Repairs::Safe { PATIENCE * 2 } else { PATIENCE };
+    let patience = patience(repairs);
     let mut answers = BTreeMap::new();
     while answers.len() < expected.len() && started.elapsed() < patience {
         sleep(PAUSE).await;
         match read_answers(store, id, &expected).await {
             Ok(read) => answers = read,
+            Err(error) if started.elapsed() >= patience => return Err(try_again(error)),
             Err(error) => debug!(%error, "the answers to a check cannot be read yet"),
         }
     }

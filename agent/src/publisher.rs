@@ -70,7 +70,7 @@ impl Records {
 
 /// The revision of the node's own record in the store; 0 if it is not there, or not this node's. One of another boot is not:
 /// a clone has the ledger of its original, and must not seem to be the one that lives before it has asked.
-fn own_revision(agent: &Agent, view: &View) -> i64 {
+pub(crate) fn own_revision(agent: &Agent, view: &View) -> i64 {
     let identity = agent.board.holdings().identity.clone();
     let own = view
         .nodes

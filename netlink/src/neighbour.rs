@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE, Nla};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -12,6 +12,9 @@ use polder_api::Mac;
 
 use crate::address::family;
 use crate::{Error, Operation, RouteSocket};
+
+/// `NDA_NH_ID` (`include/uapi/linux/neighbour.h`).
+const NEXT_HOP_OBJECT: u16 = 13;
 
 /// A permanent entry of the ARP or neighbour discovery table. The kernel never asks for it, ages it, or counts it
 /// against the limits of the table.
@@ -25,7 +28,7 @@ pub struct Neighbour {
     pub mac: Mac,
 }
 
-/// A static entry of a forwarding database.
+/// An entry of a forwarding database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Forward {
     /// The bridge port or VXLAN device.
@@ -43,8 +46,8 @@ pub enum Destination {
     Port,
     /// Through the tunnel, to the end point with this underlay address.
     Remote(IpAddr),
-    /// Through the tunnel in a way that none of ours has: for a while, or with a UDP port, a network identifier or an
-    /// interface of its own. Only read, and deleted.
+    /// Through the tunnel in a way that none of ours has: for a while, by a next hop object, or with a UDP port, a network
+    /// identifier or an interface of its own. Only read, and deleted.
     Otherwise,
 }
 
@@ -73,7 +76,8 @@ impl Neighbour {
 }
 
 impl Forward {
-    /// Makes the entry, whatever was there for its link-layer address.
+    /// Makes the entry, whatever was there for its link-layer address; but not in place of one [`Destination::Otherwise`],
+    /// which is to be deleted before.
     pub fn replace(&self) -> Operation {
         let mut message = self.message();
         if let Destination::Remote(underlay) = self.to {
@@ -147,13 +151,15 @@ fn forward(message: &RouteNetlinkMessage) -> Option<Forward> {
         NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => ip(bytes),
         _ => None,
     });
-    let has_more = message.attributes.iter().any(|attribute| {
+    let is_by_object = message.attributes.iter().any(|attribute| attribute.kind() == NEXT_HOP_OBJECT);
+    let is_odd = message.attributes.iter().any(|attribute| {
         use NeighbourAttribute::{IfIndex, Port, Vni};
         matches!(attribute, Port(_) | Vni(_) | IfIndex(_))
     });
     let to = match (message.header.state, remote) {
-        (NeighbourState::Permanent, Some(underlay)) if !has_more => Destination::Remote(underlay),
+        (NeighbourState::Permanent, Some(underlay)) if !is_odd => Destination::Remote(underlay),
         (_, Some(_)) => Destination::Otherwise,
+        (_, None) if is_by_object => Destination::Otherwise,
         (NeighbourState::Noarp, None) => Destination::Port,
         _ => return None,
     };

@@ -329,10 +329,15 @@ fn neighbours_and_forwards_are_read_back_as_they_were_made() {
         socket.execute_all([moved.replace()]).unwrap();
         assert_eq!(sorted(socket.forwards().unwrap()), sorted(vec![forwards[0], moved]));
         // Whatever else somebody has put there is seen, and goes.
-        for odd in
-            ["dst 10.9.0.3 port 4790 permanent", "dst 10.9.0.3 vni 7 permanent", "dst 10.9.0.3 dynamic"]
-        {
-            run("sh", &["-ec", &format!("bridge fdb replace {POD_MAC} dev vx {odd} self")]);
+        socket.execute_all([moved.delete()]).unwrap();
+        run("sh", &["-ec", "ip nexthop add id 1 via 10.9.0.3 fdb; ip nexthop add id 2 group 1 fdb"]);
+        for odd in [
+            "dst 10.9.0.3 port 4790 permanent",
+            "dst 10.9.0.3 vni 7 permanent",
+            "dst 10.9.0.3 dynamic",
+            "nhid 2 permanent",
+        ] {
+            run("sh", &["-ec", &format!("bridge fdb add {POD_MAC} dev vx {odd} self")]);
             let odd = Forward { to: Destination::Otherwise, ..moved };
             assert_eq!(sorted(socket.forwards().unwrap()), sorted(vec![forwards[0], odd]));
             socket.execute_all([odd.delete()]).unwrap();

@@ -33,6 +33,16 @@ fn a_node_without_etcd_serves_its_pods_and_knows_them_after_a_restart() {
 }
 
 #[test]
+fn a_node_without_etcd_serves_again_after_a_reboot() {
+    let mut lab = lab();
+    lab.workers[0].pod("a");
+    lab.reboot(0);
+    lab.workers[0].start_and_wait();
+    let pods = [lab.workers[0].pod("b"), lab.workers[0].pod("c")];
+    assert_flat_over(Families::DUAL, &pods, 1450);
+}
+
+#[test]
 fn a_node_without_etcd_takes_one_block_after_another_until_there_is_none() {
     let lab = lab();
     let worker = &lab.workers[0];

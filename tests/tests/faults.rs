@@ -288,13 +288,11 @@ fn each_thing_that_is_done_at_random_does_some_damage_that_is_put_right() {
     let mut random = Random::new(announced_seed());
     let lab = Lab::start(Topology::two_segments().families(Families::DUAL));
     let worker = &lab.workers[0];
+    make_foreign(worker);
     let _pod = worker.pod("a");
     for deed in &DEEDS {
         // Of what was done before, nothing is left to be put right.
-        wait::until("nothing to do", || match worker.try_ctl(&["plan"])? {
-            plan if plan == json!([]) => Ok(()),
-            plan => Err(plan.to_string()),
-        });
+        wait::until("nothing to do", || finds_nothing(worker));
         let before = worker.status()["last_pass"]["written"].as_u64();
         // Chance has it that there is nothing to be spoiled in one family, or nothing that the kernel lets one do.
         wait::until(&format!("something to be written where somebody {}", deed.0), || {

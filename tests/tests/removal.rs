@@ -5,10 +5,11 @@
 use std::path::Path;
 
 use polder_tests::agent::Worker;
+use polder_tests::etcd::Etcd;
 use polder_tests::matrix::assert_flat;
 use polder_tests::wait::PATIENCE;
 use polder_tests::{Lab, Pod, Topology, wait};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Freed addresses rest as short as they can: what waits for that waits for ten seconds.
 const SHORT_REST: &str = "[ipam]\ncooldown_seconds = 10";
@@ -170,14 +171,28 @@ fn a_clone_of_a_living_machine_does_not_serve_and_says_why() {
     reason(clone, "node n1 is alive in another boot");
     clone.kill();
     let [original, clone] = lab.workers.as_mut_slice() else { panic!("two nodes") };
+    let records =
+        |etcd: &Etcd| ["nodes/n1", "alive/n1"].map(|key| etcd.ctl(&["get", &format!("/polder/v1/{key}")]));
+    let before = records(&lab.etcd);
+    original.freeze(true);
     clone.node.shell("rm /var/lib/polder/ledger.db*");
     for file in ["ledger.db", "ledger.db-wal"] {
         let path = Path::new("/var/lib/polder").join(file);
         std::fs::copy(original.node.outside(&path), clone.node.outside(&path)).unwrap();
     }
+    original.freeze(false);
     clone.start();
     reason(clone, "node n1 is alive in another boot");
+    assert_ne!(clone.status()["blocks"], json!([]), "it has the ledger");
     assert_eq!(add(clone, "b").unwrap_err()["code"], 11);
+    // It has to hear of something, look again, and still not take what is another's, nor answer in his place.
+    original.ctl(&["pool", "add", "more", "10.245.0.0/24"]);
+    wait::until_true("the clone to hear of it", || clone.ctl(&["pool", "list"]).to_string().contains("more"));
+    let (clean, checked) = original.ctl_verdict(&["ipam", "check", "--repair"]);
+    assert!(clean && checked["deviations"] == json!([]), "{checked}");
+    assert_eq!(checked["nodes"][0]["attachments"], 1, "{checked}");
+    reason(clone, "node n1 is alive in another boot");
+    assert_eq!(records(&lab.etcd), before);
 
     // When the first is gone for good, the second is it.
     assert!(lab.workers[0].stop());

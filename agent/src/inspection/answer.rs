@@ -11,10 +11,11 @@ use polder_ipam::view::{Known, Source};
 use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
-use super::PATIENCE;
 use super::mend::mend;
 use super::own::{Finding, Look, look};
+use super::patience;
 use crate::agent::Agent;
+use crate::publisher::own_revision;
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -40,7 +41,8 @@ pub async fn run(agent: Arc<Agent>) {
         if view.losses != losses.0 {
             losses = (view.losses, Some(Instant::now()));
         }
-        let asked = view.inspection.as_ref().filter(|_| view.source == Source::Store);
+        // One that is not who the records say must not answer in his place.
+        let asked = view.inspection.as_ref().filter(|_| own_revision(&agent, &view) != 0);
         let is_new = asked.is_some_and(|asked| answered.as_ref() != Some(&asked.record.id));
         if let Some(asked) = asked.filter(|_| is_new) {
             answered = Some(asked.record.id.clone());
@@ -102,9 +104,9 @@ async fn examine(
     repairs: Repairs,
     putting_back: bool,
 ) -> Result<(Vec<DeviationStatus>, Look), String> {
-    let first = look_again(agent, putting_back).await?;
-    let (findings, last) = settle(agent, first, putting_back).await?;
-    if findings.is_empty() || repairs == Repairs::None {
+    let looker = Looker { agent, putting_back, until: Instant::now() + patience(repairs) };
+    let (findings, last) = looker.settle().await?;
+    if findings.is_empty() || repairs == Repairs::None || Instant::now() >= looker.until {
         return Ok((findings.iter().map(|finding| status(finding, false)).collect(), last));
     }
     for finding in &findings {
@@ -112,7 +114,7 @@ async fn examine(
             mend(agent, repair).await;
         }
     }
-    let again = look_again(agent, putting_back).await?;
+    let again = looker.look().await?;
     let counts = Look { findings: findings.clone(), ..again.clone() };
     let until = Instant::now() + CERTAIN;
     let mut left = again;
@@ -120,36 +122,45 @@ async fn examine(
         && Instant::now() < until
     {
         sleep(PAUSE).await;
-        left = look_again(agent, putting_back).await?;
+        left = looker.look().await?;
     }
     let mended = findings.iter().map(|finding| status(finding, !has(&left, finding)));
     Ok((mended.collect(), Look { attachments: left.attachments, interfaces: left.interfaces, ..counts }))
 }
 
-/// Looks, and again if it cannot be done, for as long as somebody waits for what it finds: the store may be slow just now.
-async fn look_again(agent: &Agent, putting_back: bool) -> Result<Look, String> {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        match look(agent, putting_back).await {
-            Err(error) if Instant::now() < until => {
-                debug!(error, "this node cannot look at itself yet");
-                sleep(PAUSE).await;
-            }
-            done => return done,
-        }
-    }
+/// Looks at this node, as long as somebody waits for what it finds.
+struct Looker<'a> {
+    agent: &'a Agent,
+    putting_back: bool,
+    until: Instant,
 }
 
-/// Looks until what deviates has done so for long enough, or nothing does.
-async fn settle(agent: &Agent, mut last: Look, putting_back: bool) -> Result<(Vec<Finding>, Look), String> {
-    let mut findings = last.findings.clone();
-    let until = Instant::now() + CERTAIN;
-    while !findings.is_empty() && Instant::now() < until {
-        sleep(PAUSE).await;
-        last = look_again(agent, putting_back).await?;
-        findings.retain(|finding| has(&last, finding));
+impl Looker<'_> {
+    /// Looks, and again if it cannot be done: the store may be slow just now.
+    async fn look(&self) -> Result<Look, String> {
+        loop {
+            match look(self.agent, self.putting_back).await {
+                Err(error) if Instant::now() < self.until => {
+                    debug!(error, "this node cannot look at itself yet");
+                    sleep(PAUSE).await;
+                }
+                done => return done,
+            }
+        }
     }
-    Ok((findings, last))
+
+    /// Looks until what deviates has done so for long enough, or nothing does.
+    async fn settle(&self) -> Result<(Vec<Finding>, Look), String> {
+        let mut last = self.look().await?;
+        let mut findings = last.findings.clone();
+        let until = Instant::now() + CERTAIN;
+        while !findings.is_empty() && Instant::now() < until {
+            sleep(PAUSE).await;
+            last = self.look().await?;
+            findings.retain(|finding| has(&last, finding));
+        }
+        Ok((findings, last))
+    }
 }
 
 /// Whether the look has found the same.

@@ -11,6 +11,7 @@ use super::own::Mend;
 use crate::agent::Agent;
 use crate::kernel::snapshot::AttachedPod;
 use crate::machine::now;
+use crate::publisher::own_revision;
 use crate::sweeper;
 
 /// Carries a repair out. Whether it has succeeded, another look tells.
@@ -38,7 +39,7 @@ pub(super) async fn mend(agent: &Agent, mend: Mend) {
 
 async fn commit(agent: &Agent, mut compares: Vec<Compare>, write: Write) -> Result<(), String> {
     let node = &agent.config.node;
-    let revision = agent.board.view().nodes.get(node).map_or(0, |known| known.revision);
+    let revision = own_revision(agent, &agent.board.view());
     compares.push(Compare::Unchanged { key: Key::Node(node.clone()).to_string(), revision });
     let txn = Txn { compares, writes: vec![write] };
     match agent.store.commit(&txn).await {

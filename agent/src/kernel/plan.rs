@@ -117,7 +117,11 @@ pub fn plan(desired: &Desired, actual: &Actual, prune: Prune) -> Vec<Change> {
         }
     }
     for ((device, mac), to) in &want.forwards {
-        if forgot_forwards(device) || have.forwards.get(&(device.clone(), *mac)) != Some(to) {
+        let found = have.forwards.get(&(device.clone(), *mac)).filter(|_| !forgot_forwards(device));
+        if let Some(odd @ Destination::Otherwise) = found {
+            changes.push(Change::DeleteForward(device.clone(), *mac, *odd));
+        }
+        if found != Some(to) {
             changes.push(Change::SetForward(device.clone(), *mac, *to));
         }
     }

@@ -31,9 +31,12 @@ pub struct Embedded {
 }
 
 impl Embedded {
-    /// Opens the file, or makes it.
+    /// Opens the file, or makes it. Who was alive when it was closed, is not for that reason alive now.
     pub fn open(path: &Path) -> Result<Self, LedgerError> {
         let database = open_database(path, LAYOUTS)?;
+        let alive = Key::all_alive();
+        database
+            .execute("DELETE FROM store WHERE key >= ?1 AND key < ?2", params![alive.start, alive.end])?;
         let changes = broadcast::Sender::new(CHANGES_KEPT);
         Ok(Self { path: path.to_owned(), database: Arc::new(Mutex::new(database)), changes })
     }
