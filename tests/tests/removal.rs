@@ -191,6 +191,7 @@ fn a_clone_of_a_living_machine_does_not_serve_and_says_why() {
     let (clean, checked) = original.ctl_verdict(&["ipam", "check", "--repair"]);
     assert!(clean && checked["deviations"] == json!([]), "{checked}");
     assert_eq!(checked["nodes"][0]["attachments"], 1, "{checked}");
+    assert!(!clone.log().contains("answered a check"), "{}", clone.log());
     reason(clone, "node n1 is alive in another boot");
     assert_eq!(records(&lab.etcd), before);
 

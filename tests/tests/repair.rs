@@ -76,6 +76,15 @@ fn whatever_somebody_changes_is_put_right_and_the_status_says_what_it_was() {
             format!("bridge fdb replace {vtep} dev polder.vx dst {remote} self dynamic"),
             format!("forward {vtep}"),
         ),
+        // It may be put right before the last of them.
+        (
+            format!(
+                "ip nexthop add id 84 via {remote} fdb; ip nexthop add id 85 group 84 fdb; \
+                 bridge fdb delete {vtep} dev polder.vx; \
+                 bridge fdb add {vtep} dev polder.vx nhid 85 self permanent || true"
+            ),
+            format!("forward {vtep}"),
+        ),
         (
             "bridge fdb append 02:00:00:00:00:97 dev polder.vx dst 192.0.2.8 self permanent".to_owned(),
             "delete forward of 02:00:00:00:00:97".to_owned(),
