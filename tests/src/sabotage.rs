@@ -32,7 +32,10 @@ pub const DEEDS: [Deed; 30] = [
         "ip -$F neigh replace $(ip -$F neigh show nud permanent | grep 'dev polder' | pick | cut -d' ' -f1-3) \
          lladdr 02:00:00:00:00:99 nud permanent",
     ),
-    ("adds a neighbour", "ip -$F neigh add $(host 7) lladdr 02:00:00:00:00:98 nud permanent dev polder.vx"),
+    (
+        "adds a neighbour",
+        "ip -$F neigh replace $(host 7) lladdr 02:00:00:00:00:98 nud permanent dev polder.vx",
+    ),
     (
         "deletes a forwarding entry",
         "set -- $(bridge fdb show dev polder.vx | grep dst | pick); bridge fdb delete $1 dev polder.vx dst $3",
@@ -87,8 +90,8 @@ pub fn spoil(worker: &Worker, random: &mut Random) -> &'static str {
     deed.0
 }
 
-/// Does that.
-pub fn commit(deed: &Deed, worker: &Worker, random: &mut Random) {
+/// Does that. What the commands say is returned: some have nothing to spoil, or are refused.
+pub fn commit(deed: &Deed, worker: &Worker, random: &mut Random) -> String {
     let (number, family) = (random.below(1000), if random.chance(50) { 4 } else { 6 });
     worker.node.shell(&format!(
         "F={family}\n\
@@ -96,9 +99,9 @@ pub fn commit(deed: &Deed, worker: &Worker, random: &mut Random) {
          host() {{ if [ $F = 4 ]; then echo 10.244.255.$1; else echo fd00:244::ffff:$1; fi; }}\n\
          net() {{ if [ $F = 4 ]; then echo 10.244.25$1.0/26; else echo fd00:244:0:f$1::/122; fi; }}\n\
          ports() {{ ls /sys/class/net | grep '^pld[0-9a-f]*$'; }}\n\
-         ({}) 2>/dev/null || true",
+         ({}) 2>&1 || true",
         deed.1
-    ));
+    ))
 }
 
 /// Makes what is not ours, and looks like ours.

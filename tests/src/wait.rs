@@ -18,9 +18,11 @@ pub fn until<T>(what: &str, look: impl FnMut() -> Result<T, String>) -> T {
 pub fn within<T>(patience: Duration, what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
     let deadline = Instant::now() + patience;
     loop {
+        // One that the machine held up until after the deadline is not the last: what it waited for may just be happening.
+        let begun = Instant::now();
         match look() {
             Ok(found) => return found,
-            Err(seen) if Instant::now() > deadline => {
+            Err(seen) if begun > deadline => {
                 panic!("waited {patience:?} for {what}, and the last look said: {seen}")
             }
             Err(_) => pause(),

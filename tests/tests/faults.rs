@@ -296,9 +296,10 @@ fn each_thing_that_is_done_at_random_does_some_damage_that_is_put_right() {
         let before = worker.status()["last_pass"]["written"].as_u64();
         // Chance has it that there is nothing to be spoiled in one family, or nothing that the kernel lets one do.
         wait::until(&format!("something to be written where somebody {}", deed.0), || {
-            commit(deed, worker, &mut random);
-            let written = worker.status()["last_pass"]["written"].as_u64();
-            if written > before { Ok(()) } else { Err("nothing".to_owned()) }
+            let said = commit(deed, worker, &mut random);
+            let last = worker.status()["last_pass"].clone();
+            let is_noticed = last["written"].as_u64() > before;
+            if is_noticed { Ok(()) } else { Err(format!("it said {said:?}, and {last}")) }
         });
     }
 }
