@@ -93,9 +93,12 @@ impl Listener {
             }
             What::Address { index } if self.devices.contains_key(index) => self.disturbed(event, is_own),
             What::Neighbour { index, address } => {
+                // Pods that come and go have theirs on the bridge. In a tunnel there is nobody's but ours.
                 let is_expected = address.is_none_or(|address| self.agent.board.is_neighbour(address));
-                if self.devices.contains_key(index) && is_expected {
-                    self.disturbed(event, is_own);
+                match self.devices.get(index) {
+                    Some(Device::Tunnel(_)) => self.disturbed(event, is_own),
+                    Some(_) if is_expected => self.disturbed(event, is_own),
+                    _ => {}
                 }
             }
             What::OwnRoute => self.disturbed(event, is_own),

@@ -32,10 +32,7 @@ pub const DEEDS: [Deed; 30] = [
         "ip -$F neigh replace $(ip -$F neigh show nud permanent | grep 'dev polder' | pick | cut -d' ' -f1-3) \
          lladdr 02:00:00:00:00:99 nud permanent",
     ),
-    (
-        "adds a neighbour",
-        "ip -$F neigh replace $(host 7) lladdr 02:00:00:00:00:98 nud permanent dev polder.vx",
-    ),
+    ("adds a neighbour", "ip -$F neigh add $(host 7) lladdr 02:00:00:00:00:98 nud permanent dev polder.vx"),
     (
         "deletes a forwarding entry",
         "set -- $(bridge fdb show dev polder.vx | grep dst | pick); bridge fdb delete $1 dev polder.vx dst $3",

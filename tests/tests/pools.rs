@@ -211,14 +211,7 @@ fn a_pool_is_drained_while_its_pods_go_on_and_removed_when_they_are_gone() {
                 match worker.try_pod("new", &Worker::netconf("1.1.0")) {
                     Ok(pod) if is_in(pod.v4(), "10.245.") => Ok(pod),
                     // The blocks are closed a moment later.
-                    Ok(pod) => {
-                        worker.delete(&pod);
-                        Err(format!("{} went out", pod.v4()))
-                    }
-                    Err(error) => {
-                        worker.node.run("ip", &["netns", "delete", "new"]);
-                        Err(error.to_string())
-                    }
+                    other => Err(undo(worker, "new", other)),
                 }
             });
             new.push(pod);
@@ -251,6 +244,20 @@ fn a_pool_is_drained_while_its_pods_go_on_and_removed_when_they_are_gone() {
     assert_flat(&new, 1450);
 }
 
+/// Takes away what was made for a pod that is not what is waited for; says what it was.
+fn undo(worker: &Worker, name: &str, pod: Result<Pod, Value>) -> String {
+    match pod {
+        Ok(pod) => {
+            worker.delete(&pod);
+            format!("{} went out", pod.v4())
+        }
+        Err(error) => {
+            worker.node.run("ip", &["netns", "delete", name]);
+            error.to_string()
+        }
+    }
+}
+
 #[test]
 fn a_pool_that_was_drained_by_mistake_is_active_again_when_it_is_added_again() {
     let lab = Lab::start(Topology::one_segment(1));
@@ -263,14 +270,7 @@ fn a_pool_that_was_drained_by_mistake_is_active_again_when_it_is_added_again() {
     wait::until("nothing of it to go out", || match worker.try_pod("refused", &of_pool("p")) {
         Err(error) if error["msg"].as_str().unwrap().contains("pool p (10.245.0.0/24) is draining") => Ok(()),
         // The agent may not have heard of it yet.
-        Ok(pod) => {
-            worker.delete(&pod);
-            Err(format!("{} went out", pod.v4()))
-        }
-        Err(other) => {
-            worker.node.run("ip", &["netns", "delete", "refused"]);
-            Err(other.to_string())
-        }
+        other => Err(undo(worker, "refused", other)),
     });
     assert!(worker.ctl(&add).as_str().unwrap().contains("pool p is active again"));
     let after = worker.pod_within(PATIENCE, "after", &of_pool("p"));
