@@ -33,8 +33,8 @@ pub async fn run(agent: Arc<Agent>) {
         let (revision, losses) = records.wait_for(&agent, |revision, _| revision != 0).await;
         let alive = Key::Alive(agent.config.node.clone());
         let sign = encode(&Alive { boot_id: agent.machine.boot_id.clone() });
-        let work =
-            async { tokio::join!(agent.store.hold(&alive, sign, ALIVE_SECONDS), publish(&agent, revision)) };
+        let hold = agent.store.hold(&alive, sign, ALIVE_SECONDS, unchanged(&agent, revision));
+        let work = async { tokio::join!(hold, publish(&agent, revision)) };
         tokio::select! {
             _ = work => {}
             // Cancel-safe: what was begun is read back by the next round.
@@ -99,6 +99,11 @@ async fn publish(agent: &Agent, revision: i64) {
     }
 }
 
+/// A node that was removed or replaced meanwhile must not write any more.
+fn unchanged(agent: &Agent, revision: i64) -> Compare {
+    Compare::Unchanged { key: Key::Node(agent.config.node.clone()).to_string(), revision }
+}
+
 /// Makes the store say what the ledger says. Returns what it says now.
 async fn synchronize(
     agent: &Agent,
@@ -119,10 +124,8 @@ async fn synchronize(
     let deletes = published.keys().filter(|key| !wanted.contains_key(*key));
     let deletes = deletes.map(|key| Write::Delete { key: key.clone() });
     let writes: Vec<Write> = deletes.chain(puts).collect();
-    // A node that was removed or replaced meanwhile must not write any more.
     for chunk in writes.chunks(LARGEST_TXN) {
-        let unchanged = Compare::Unchanged { key: Key::Node(node.clone()).to_string(), revision };
-        let txn = Txn { compares: vec![unchanged], writes: chunk.to_vec() };
+        let txn = Txn { compares: vec![unchanged(agent, revision)], writes: chunk.to_vec() };
         if agent.store.commit(&txn).await? == Outcome::Refused {
             let reason = "the node's record has changed".to_owned();
             return Err(StoreError::NoAnswer { store: agent.store.name(), reason });

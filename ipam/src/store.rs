@@ -236,10 +236,11 @@ impl Store {
     }
 
     /// Keeps the value behind the key as long as this runs, and lets it vanish when it has not run for `ttl_seconds`.
-    pub async fn hold(&self, key: &Key, value: Vec<u8>, ttl_seconds: i64) {
+    /// Puts it there only where that holds: somebody else may have come to own the key while this could not run.
+    pub async fn hold(&self, key: &Key, value: Vec<u8>, ttl_seconds: i64, only_if: Compare) {
         match self {
-            Self::Etcd(etcd) => lease::hold(etcd, key, &value, ttl_seconds).await,
-            Self::Embedded(embedded) => embedded.hold(key, value).await,
+            Self::Etcd(etcd) => lease::hold(etcd, key, &value, ttl_seconds, &only_if).await,
+            Self::Embedded(embedded) => embedded.hold(key, value, only_if).await,
         }
     }
 }

@@ -2,11 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::time::{Duration, Instant};
+
+use polder_ipam::key::Key;
+use polder_ipam::store::etcd::{Etcd, EtcdConfig};
+use polder_ipam::store::{Compare, Store};
 use polder_tests::agent::Worker;
 use polder_tests::fabric::Families;
 use polder_tests::matrix::assert_flat;
 use polder_tests::talk::while_talking;
 use polder_tests::{Lab, Pod, Topology, wait};
+use serde_json::Value;
+use tokio::runtime;
 
 fn pods(lab: &Lab, name: &str) -> Vec<Pod> {
     lab.workers.iter().map(|worker| worker.pod(name)).collect()
@@ -103,12 +110,52 @@ fn changes_that_were_missed_and_compacted_away_are_known_all_the_same() {
     let new = lab.add_worker(1);
     new.start_and_wait();
     let status = lab.etcd.ctl(&["endpoint", "status", "--write-out", "json"]);
-    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let status: Value = serde_json::from_str(&status).unwrap();
     let revision = status[0]["Status"]["header"]["revision"].to_string();
     lab.etcd.try_ctl(&["compact", &revision]).unwrap();
     lab.workers[0].freeze(false);
     wait::until_true("the new node to be known", || lab.workers[0].path_to("n3", "ipv4") == "direct");
     assert_flat(&pods(&lab, "a"), 1450);
+}
+
+#[test]
+fn a_lease_is_not_taken_back_from_who_has_come_to_own_its_key() {
+    let lab = Lab::build(Topology::one_segment(1));
+    let machine = lab.etcd.nodes().next().unwrap();
+    let (node, alive) = (Key::Node("n1".parse().unwrap()), Key::Alive("n1".parse().unwrap()));
+    let is_held = || !lab.etcd.keys(&alive.to_string()).is_empty();
+    let write = |value: &str| {
+        lab.etcd.ctl(&["put", &node.to_string(), value]);
+        let shown = lab.etcd.ctl(&["get", &node.to_string(), "-w", "json"]);
+        serde_json::from_str::<Value>(&shown).unwrap()["kvs"][0]["mod_revision"].as_i64().unwrap()
+    };
+    let hold = |revision: i64, until: &(dyn Fn() -> bool + Sync)| {
+        machine.within(|| {
+            let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let config = EtcdConfig { endpoints: lab.etcd.endpoints(), ..EtcdConfig::default() };
+                let store = Store::Etcd(Etcd::new(&config).await.unwrap());
+                let only_if = Compare::Unchanged { key: node.to_string(), revision };
+                let end = async {
+                    while !until() {
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                };
+                tokio::select! {
+                    () = store.hold(&alive, b"first".to_vec(), 2, only_if) => {}
+                    () = end => {}
+                }
+            });
+        });
+    };
+    let first = write("first");
+    hold(first, &is_held);
+    write("second");
+    wait::until_true("the lease to run out", || !is_held());
+    // More than one attempt.
+    let started = Instant::now();
+    hold(first, &|| is_held() || started.elapsed() > Duration::from_secs(5));
+    assert!(!is_held());
 }
 
 #[test]

@@ -118,9 +118,9 @@ impl Embedded {
     }
 
     /// There is nobody else to see that this node is gone: as long as somebody asks, it is there.
-    pub(super) async fn hold(&self, key: &Key, value: Vec<u8>) {
+    pub(super) async fn hold(&self, key: &Key, value: Vec<u8>, only_if: Compare) {
         let put = Write::Put { key: key.to_string(), value };
-        let _ = self.commit(&Txn { compares: Vec::new(), writes: vec![put] });
+        let _ = self.commit(&Txn { compares: vec![only_if], writes: vec![put] });
         std::future::pending::<()>().await;
     }
 

@@ -73,7 +73,7 @@ impl Etcd {
             let client = Client::connect([endpoint], Some(options.clone())).await;
             let unusable = |error| StoreError::Unusable {
                 store: format!("etcd at {endpoint}"),
-                reason: explain(&error),
+                reason: explain(&error).0,
             };
             members.push(Member { endpoint: endpoint.clone(), client: client.map_err(unusable)? });
         }
@@ -101,6 +101,18 @@ impl Etcd {
         let _ = self.current.compare_exchange(member, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 
+    /// The error with all that lies behind it, and what to look at where that is known.
+    pub(super) fn explain(&self, error: &etcd_client::Error) -> String {
+        let (text, is_known) = explain(error);
+        // With TLS 1.3 the client may have gone on before it is told that its certificate is not enough.
+        let closed = ["broken pipe", "connection reset", "connection closed"];
+        let is_tls = self.members.iter().any(|member| member.endpoint.starts_with("https://"));
+        if is_known || !is_tls || !closed.iter().any(|sign| text.contains(sign)) {
+            return text;
+        }
+        format!("{text} ({CLIENT_CERTIFICATE})")
+    }
+
     pub(super) fn no_answer(&self, reason: String) -> StoreError {
         StoreError::NoAnswer { store: self.name(), reason }
     }
@@ -113,7 +125,7 @@ impl Etcd {
         let (number, client) = self.member();
         let reason = match tokio::time::timeout(PATIENCE, call(client)).await {
             Ok(Ok(answer)) => return Ok(answer),
-            Ok(Err(error)) => explain(&error),
+            Ok(Err(error)) => self.explain(&error),
             Err(_) => format!("nothing within {} s", PATIENCE.as_secs()),
         };
         self.leave(number);
@@ -214,7 +226,7 @@ pub(super) fn entry(pair: etcd_client::KeyValue) -> Option<Entry> {
     Some(Entry { key: String::from_utf8(key).ok()?, value, revision })
 }
 
-fn compare(compare: &Compare) -> etcd_client::Compare {
+pub(super) fn compare(compare: &Compare) -> etcd_client::Compare {
     match compare {
         // Every key of the range must hold, and none that is there has version 0.
         Compare::Empty(range) => {
@@ -243,8 +255,8 @@ fn write(write: &Write) -> TxnOp {
 const CLIENT_CERTIFICATE: &str = "does etcd want a client certificate? Then etcd.cert and etcd.key must be signed by \
                                   the authority that it trusts";
 
-/// The error with all that lies behind it, and what to look at where that is known.
-pub(super) fn explain(error: &etcd_client::Error) -> String {
+/// The error with all that lies behind it, and whether it is known what to look at, which is told then.
+fn explain(error: &etcd_client::Error) -> (String, bool) {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
@@ -261,15 +273,12 @@ pub(super) fn explain(error: &etcd_client::Error) -> String {
         ("BadCertificate", CLIENT_CERTIFICATE),
         ("UnknownCA", CLIENT_CERTIFICATE),
         ("DecryptError", CLIENT_CERTIFICATE),
-        // With TLS 1.3 the client may have gone on before it is told that its certificate is not enough.
-        ("broken pipe", CLIENT_CERTIFICATE),
-        ("connection reset", CLIENT_CERTIFICATE),
         ("InvalidContentType", "etcd speaks no TLS there: is the endpoint http:// ?"),
         ("Connection refused", "is etcd running there?"),
         ("permission denied", "may this client's user read and write /polder/v1/ ?"),
     ];
     match hints.iter().find(|(sign, _)| text.contains(sign)) {
-        Some((_, hint)) => format!("{text} ({hint})"),
-        None => text,
+        Some((_, hint)) => (format!("{text} ({hint})"), true),
+        None => (text, false),
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
-use super::etcd::{Etcd, entry, explain};
+use super::etcd::{Etcd, entry};
 use super::position::{Heard, Interruption, Position};
 use super::{Change, Range, StoreError, Update};
 
@@ -102,7 +102,7 @@ impl Follower {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
                 self.etcd.leave(member);
-                return Err(broken(explain(&error)));
+                return Err(broken(self.etcd.explain(&error)));
             }
             Err(_) => {
                 self.etcd.leave(member);
@@ -128,7 +128,7 @@ impl Follower {
                 }
                 Ok(Err(error)) => {
                     self.etcd.leave(member);
-                    return Err(broken(explain(&error)));
+                    return Err(broken(self.etcd.explain(&error)));
                 }
                 Err(_) if heard.elapsed() < SILENCE => {
                     // The answer counts as a sign of life and no more: etcd before 3.4.25 may send it ahead of events
