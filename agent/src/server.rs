@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::Path;
@@ -9,6 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
 use polder_api::frame::{self, FrameError, HEADER};
 use polder_api::message::{Question, Refusal, RefusalKind, Reply, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -88,7 +91,7 @@ async fn serve(agent: &Arc<Agent>, mut stream: UnixStream) {
             Some(trace) => info_span!("call", trace),
             None => Span::none(),
         };
-        let reply = answer(agent, question.request, &mut wiring).instrument(span).await;
+        let reply = answer(agent, question.request, &Caller(&stream), &mut wiring).instrument(span).await;
         if let Err(error) = write(&mut stream, &reply).await {
             debug!(%error, "the caller is gone");
             break;
@@ -99,9 +102,27 @@ async fn serve(agent: &Arc<Agent>, mut stream: UnixStream) {
     }
 }
 
-async fn answer(agent: &Arc<Agent>, request: Request, wiring: &mut Option<Wired>) -> Reply {
+/// Who has asked, and may have died since.
+#[derive(Debug)]
+pub struct Caller<'a>(&'a UnixStream);
+
+impl Caller<'_> {
+    /// Whether nobody waits for the answer any more.
+    pub fn is_gone(&self) -> bool {
+        let look = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        // Who waits says nothing.
+        recv(self.0.as_raw_fd(), &mut [0], look) != Err(Errno::EAGAIN)
+    }
+}
+
+async fn answer(
+    agent: &Arc<Agent>,
+    request: Request,
+    caller: &Caller<'_>,
+    wiring: &mut Option<Wired>,
+) -> Reply {
     let done = match request {
-        Request::Add(request) => service::add(agent, request).await.map(|(reply, wired)| {
+        Request::Add(request) => service::add(agent, request, caller).await.map(|(reply, wired)| {
             *wiring = Some(wired);
             Reply::Wiring(reply)
         }),
@@ -113,7 +134,7 @@ async fn answer(agent: &Arc<Agent>, request: Request, wiring: &mut Option<Wired>
             service::del(agent, &attachment).await.map(|()| Reply::Deleted)
         }
         Request::Check(attachment) => service::check(agent, attachment).await.map(Reply::Wiring),
-        Request::Lease(request) => service::lease(agent, request).await.map(Reply::Leased),
+        Request::Lease(request) => service::lease(agent, request, caller).await.map(Reply::Leased),
         Request::Leased(attachment) => service::leased(agent, attachment).await.map(Reply::Leased),
         Request::Collect(collection) => collect::collect(agent, collection).await.map(|()| Reply::Deleted),
         Request::Health(request) => Ok(Reply::Health(health::health(agent, &request).await)),

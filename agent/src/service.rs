@@ -21,6 +21,7 @@ use crate::in_flight::Wired;
 use crate::kernel::desired::{bridge_mac, smallest_mtu};
 use crate::kernel::{Kernel, ruleset};
 use crate::machine::now;
+use crate::server::Caller;
 use crate::sweeper;
 
 /// How long a DEL waits for an ADD of the same attachment to end.
@@ -36,11 +37,16 @@ pub(crate) fn ledger_failed(error: LedgerError) -> Refusal {
 }
 
 /// Holds the attachment for somebody who wants to add it, if the node serves.
-async fn admit(agent: &Agent, attachment: &Attachment) -> Result<Wired, Refusal> {
+async fn admit(agent: &Agent, attachment: &Attachment, caller: &Caller<'_>) -> Result<Wired, Refusal> {
     let Some(held) = agent.in_flight.hold(attachment) else {
         let problem = format!("{attachment} is being worked on by another ADD or DEL");
         return refuse(RefusalKind::TryAgain, problem);
     };
+    // Its DEL may have been served before it, and will not come again.
+    if caller.is_gone() {
+        info!(%attachment, "whoever wanted it added is gone");
+        return refuse(RefusalKind::Failed, "the caller is gone");
+    }
     let obstacles = agent.board.obstacles();
     if !obstacles.is_empty() {
         let removed = matches!(*agent.board.registration.borrow(), Registration::Removed(_));
@@ -52,9 +58,13 @@ async fn admit(agent: &Agent, attachment: &Attachment) -> Result<Wired, Refusal>
 }
 
 /// Gives the attachment its addresses. What is returned with the wiring holds the attachment as being wired.
-pub async fn add(agent: &Agent, request: AddRequest) -> Result<(Wiring, Wired), Refusal> {
+pub async fn add(
+    agent: &Agent,
+    request: AddRequest,
+    caller: &Caller<'_>,
+) -> Result<(Wiring, Wired), Refusal> {
     let attachment = request.attachment.clone();
-    let wired = admit(agent, &attachment).await?;
+    let wired = admit(agent, &attachment, caller).await?;
     let view = agent.board.view();
     let (Some(cluster), Some(pass)) = (&view.cluster, agent.board.pass()) else {
         return refuse(RefusalKind::TryAgain, "this node is not ready");
@@ -105,9 +115,13 @@ async fn already_there(agent: &Agent, held: &Held) -> Result<Held, Refusal> {
 
 /// Gives the attachment addresses for an interface that another plugin makes. What ends it is its DEL, or the end of
 /// its network namespace.
-pub async fn lease(agent: &Agent, request: AddRequest) -> Result<Vec<LeasedAddress>, Refusal> {
+pub async fn lease(
+    agent: &Agent,
+    request: AddRequest,
+    caller: &Caller<'_>,
+) -> Result<Vec<LeasedAddress>, Refusal> {
     let attachment = request.attachment.clone();
-    let _held = admit(agent, &attachment).await?;
+    let _held = admit(agent, &attachment, caller).await?;
     let view = agent.board.view();
     let mut request = request;
     // A path that cannot be seen from here says nothing when it cannot be seen later.

@@ -7,12 +7,14 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeSet;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use polder_api::Attachment;
 use polder_api::client::Client;
-use polder_api::message::{AddRequest, AddressSource, Reply, Request};
+use polder_api::frame;
+use polder_api::message::{AddRequest, AddressSource, Question, Reply, Request};
 use polder_tests::agent::Worker;
 use polder_tests::cni::{VERSIONS, WITH_CHECK, WITH_GC, WITH_RESULTS, code, conf, message};
 use polder_tests::fabric::Families;
@@ -352,19 +354,43 @@ fn a_plugin_that_dies_before_it_makes_an_interface_gives_the_address_back() {
     // To the agent it is a caller that asks and hangs up.
     let socket = worker.node.outside(Path::new("/run/polder/agent.sock"));
     let mut plugin = Client::connect(&socket, Duration::from_secs(30)).unwrap();
-    let attachment = Attachment {
-        network: "polder".parse().unwrap(),
-        container: "x".parse().unwrap(),
-        interface: "eth0".parse().unwrap(),
-    };
-    let netns = "/run/netns/x".to_owned();
-    let source = AddressSource::Pools { pool: None, addresses: Vec::new() };
-    let add = AddRequest { attachment, netns, pod: None, source, mac: None, mtu: None };
-    let reply = plugin.ask(&Request::Add(add)).unwrap();
+    let reply = plugin.ask(&Request::Add(an_add("x"))).unwrap();
     assert!(matches!(reply, Reply::Wiring(_)), "{reply:?}");
     assert_eq!(worker.status()["pods"], 1);
     drop(plugin);
     assert_nothing_left(&lab, worker);
+}
+
+#[test]
+fn a_plugin_that_dies_before_it_is_heard_gets_nothing() {
+    let lab = node();
+    let worker = &lab.workers[0];
+    let socket = worker.node.outside(Path::new("/run/polder/agent.sock"));
+    // The DEL of such a one may be heard before it.
+    worker.freeze(true);
+    for request in [Request::Add(an_add("x")), Request::Lease(an_add("y"))] {
+        let mut plugin = UnixStream::connect(&socket).unwrap();
+        frame::write(&mut plugin, &Question { trace: None, request }).unwrap();
+    }
+    worker.freeze(false);
+    wait::until("both to be found gone", || {
+        let log = worker.log();
+        if log.matches("whoever wanted it added is gone").count() == 2 { Ok(()) } else { Err(log) }
+    });
+    assert_eq!(worker.status()["pods"], 0);
+    assert_nothing_left(&lab, worker);
+}
+
+/// What a plugin asks for.
+fn an_add(container: &str) -> AddRequest {
+    let attachment = Attachment {
+        network: "polder".parse().unwrap(),
+        container: container.parse().unwrap(),
+        interface: "eth0".parse().unwrap(),
+    };
+    let netns = format!("/run/netns/{container}");
+    let source = AddressSource::Pools { pool: None, addresses: Vec::new() };
+    AddRequest { attachment, netns, pod: None, source, mac: None, mtu: None }
 }
 
 #[test]
