@@ -123,7 +123,7 @@ fn a_node_with_addresses_that_are_not_of_the_underlay_reaches_pods_behind_tunnel
     for (own, v6) in [("192.0.2.9", false), ("2001:db8:9::9", true)] {
         let router = address(1, 254, v6);
         worker.node.shell(&format!(
-            "ip address add {own} dev lo; ip route replace default via {router} dev eth0 src {own}"
+            "ip address add {own} dev lo nodad; ip route replace default via {router} dev eth0 src {own}"
         ));
     }
     // Who comes from outside gets an address of the node, as kube-proxy does it for node ports.
