@@ -91,7 +91,9 @@ impl Listener {
                     _ => self.disturbed(event, is_own),
                 }
             }
-            What::Address { index } if self.devices.contains_key(index) => self.disturbed(event, is_own),
+            What::Address { index } | What::Port { index } if self.devices.contains_key(index) => {
+                self.disturbed(event, is_own);
+            }
             What::Neighbour { index, address } => {
                 // Pods that come and go have theirs on the bridge. In a tunnel there is nobody's but ours.
                 let is_expected = address.is_none_or(|address| self.agent.board.is_neighbour(address));
@@ -102,6 +104,7 @@ impl Listener {
                 }
             }
             What::OwnRoute => self.disturbed(event, is_own),
+            What::Port { .. } => {}
             What::Address { .. } | What::ForeignRoute => self.underlay_changed(event),
             What::Overrun => {
                 self.underlay_changed(event);

@@ -54,6 +54,11 @@ pub enum What {
         /// Its name.
         name: String,
     },
+    /// What a bridge does with one of its ports changed. Some of that is told in no other way.
+    Port {
+        /// The interface that is or was the port.
+        index: u32,
+    },
     /// An address came or went.
     Address {
         /// The interface that has or had it.
@@ -182,7 +187,8 @@ fn what(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<What> {
         RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link)
             if link.header.interface_family != AddressFamily::Unspec =>
         {
-            None
+            let is_port = link.header.interface_family == AddressFamily::Bridge;
+            is_port.then_some(What::Port { index: link.header.index })
         }
         RouteNetlinkMessage::NewLink(link) => Some(What::Link { index: link.header.index, name: name(link) }),
         RouteNetlinkMessage::DelLink(link) => {

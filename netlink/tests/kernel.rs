@@ -367,6 +367,20 @@ fn a_group_of_interfaces_goes_in_one_request() {
 }
 
 #[test]
+fn the_monitor_tells_of_a_port_that_is_not_isolated_any_more() {
+    in_a_new_namespace(|socket| {
+        let bridge = bridge(socket);
+        let _pod = pod(socket, bridge);
+        let index = socket.link("host").unwrap().unwrap().index;
+        let mut monitor = Monitor::open().unwrap();
+        monitor.set_patience(Duration::from_secs(10)).unwrap();
+        run("bridge", &["link", "set", "dev", "host", "isolated", "off"]);
+        let port = Event { what: What::Port { index }, port: 0 };
+        while !monitor.wait().unwrap().contains(&port) {}
+    });
+}
+
+#[test]
 fn the_monitor_tells_of_an_interface_that_goes_but_not_of_one_that_leaves_its_bridge() {
     in_a_new_namespace(|socket| {
         let bridge = bridge(socket);

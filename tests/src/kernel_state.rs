@@ -6,7 +6,7 @@ use crate::agent::Worker;
 pub fn kernel_state(worker: &Worker) -> Vec<String> {
     let state = worker.node.shell(
         "ip -d link show; ip address; ip route show table all; ip -6 route show table all; ip neigh show nud permanent; \
-         bridge fdb; nft --stateless list ruleset; \
+         bridge fdb; bridge -d link; nft --stateless list ruleset; \
          sysctl -a 2>/dev/null | grep -E 'forwarding|_redirects|rp_filter|bridge-nf-call-ip'",
     );
     let mut lines: Vec<String> = state.lines().map(lasting).collect();

@@ -2,11 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::time::{Duration, Instant};
+
 use polder_tests::agent::Worker;
 use polder_tests::kernel_state::{difference, kernel_state};
 use polder_tests::matrix::assert_flat;
 use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::{Value, json};
+
+/// Longer than an agent that has been told of something waits before it looks.
+const LONGEST_GAP: Duration = Duration::from_secs(1);
 
 /// Three nodes that would look by themselves only after hours, with a pod on each.
 fn lab() -> (Lab, Vec<Pod>) {
@@ -29,6 +34,18 @@ fn repair(worker: &Worker, earlier: u64, words: &str) -> Value {
         let mut repairs = status["repairs"].as_array()?.iter().rev().take(new);
         repairs.find(|repair| repair["changes"].to_string().contains(words)).cloned()
     })
+}
+
+/// Waits until no pass is about to be made: it would find what the kernel has not told of.
+fn wait_until_nobody_looks(worker: &Worker) {
+    let (mut last, mut since) = (None, Instant::now());
+    wait::until("no more passes", || {
+        let count = worker.status()["last_pass"]["count"].as_u64();
+        if count != last {
+            (last, since) = (count, Instant::now());
+        }
+        if since.elapsed() > LONGEST_GAP { Ok(()) } else { Err(format!("{count:?}")) }
+    });
 }
 
 #[test]
@@ -120,6 +137,7 @@ fn whatever_somebody_changes_is_put_right_and_the_status_says_what_it_was() {
         ("sysctl -w net.ipv4.ip_forward=0".to_owned(), "net/ipv4/ip_forward to 1".to_owned()),
     ];
     for (disturbance, words) in &disturbances {
+        wait_until_nobody_looks(worker);
         let earlier = repairs(worker);
         sh(disturbance);
         wait::until(&format!("{disturbance:?} to be put right"), || {
