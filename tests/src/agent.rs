@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::caller::{Caller, feed};
@@ -133,8 +132,7 @@ impl Worker {
 
     /// Stops or continues the agent, without ending it.
     pub fn freeze(&self, frozen: bool) {
-        let signal = if frozen { Signal::SIGSTOP } else { Signal::SIGCONT };
-        self.agent.as_ref().expect("the agent runs").signal(signal);
+        self.agent.as_ref().expect("the agent runs").freeze(frozen);
     }
 
     /// Pulls the node's plug, and boots it again, without network and without agent.

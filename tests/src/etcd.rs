@@ -3,8 +3,6 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use nix::sys::signal::Signal;
-
 use crate::node::{Node, Process};
 use crate::wait;
 
@@ -88,8 +86,7 @@ impl Etcd {
 
     /// Stops or continues a member, without ending it.
     pub fn freeze_member(&self, number: usize, frozen: bool) {
-        let signal = if frozen { Signal::SIGSTOP } else { Signal::SIGCONT };
-        self.members[number].process.iter().for_each(|process| process.signal(signal));
+        self.members[number].process.iter().for_each(|process| process.freeze(frozen));
     }
 
     /// The machine of a member.

@@ -213,7 +213,7 @@ impl Drop for Node {
 
 impl Process {
     /// Sends it a signal.
-    pub fn signal(&self, signal: Signal) {
+    fn signal(&self, signal: Signal) {
         if let Some(pid) = self.pid {
             let _ = kill(pid, signal);
         }
@@ -221,6 +221,24 @@ impl Process {
         if let (Signal::SIGCONT | Signal::SIGKILL, Ok(outer)) = (signal, i32::try_from(self.outer.id())) {
             let _ = kill(Pid::from_raw(outer), Signal::SIGCONT);
         }
+    }
+
+    /// Stops it, or lets it go on. When it is stopped, none of its threads does anything any more: the signal alone may
+    /// return before the last of them has seen it.
+    pub fn freeze(&self, frozen: bool) {
+        self.signal(if frozen { Signal::SIGSTOP } else { Signal::SIGCONT });
+        let Some(pid) = self.pid.filter(|_| frozen) else { return };
+        wait::until(&format!("process {pid} to stand still"), || {
+            let threads = fs::read_dir(format!("/proc/{pid}/task")).map_err(|error| error.to_string())?;
+            for thread in threads.filter_map(Result::ok) {
+                let state = fs::read_to_string(thread.path().join("status")).unwrap_or_default();
+                let state = state.lines().find(|line| line.starts_with("State:")).unwrap_or_default();
+                if !state.contains("stopped") {
+                    return Err(format!("{}: {state}", thread.path().display()));
+                }
+            }
+            Ok(())
+        });
     }
 
     /// Ends it without any warning, and waits until it is gone.
