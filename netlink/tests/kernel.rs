@@ -366,14 +366,21 @@ fn a_group_of_interfaces_goes_in_one_request() {
     });
 }
 
+/// The number of the pod's interface, and who hears what happens to it from now on.
+fn listen(socket: &mut RouteSocket) -> (u32, Monitor) {
+    let index = socket.link("host").unwrap().unwrap().index;
+    let monitor = Monitor::open().unwrap();
+    // An event that is lost is a failure, and no wait for ever.
+    monitor.set_patience(Duration::from_secs(10)).unwrap();
+    (index, monitor)
+}
+
 #[test]
 fn the_monitor_tells_of_a_port_that_is_not_isolated_any_more() {
     in_a_new_namespace(|socket| {
         let bridge = bridge(socket);
         let _pod = pod(socket, bridge);
-        let index = socket.link("host").unwrap().unwrap().index;
-        let mut monitor = Monitor::open().unwrap();
-        monitor.set_patience(Duration::from_secs(10)).unwrap();
+        let (index, mut monitor) = listen(socket);
         run("bridge", &["link", "set", "dev", "host", "isolated", "off"]);
         let port = Event { what: What::Port { index }, port: 0 };
         while !monitor.wait().unwrap().contains(&port) {}
@@ -385,10 +392,7 @@ fn the_monitor_tells_of_an_interface_that_goes_but_not_of_one_that_leaves_its_br
     in_a_new_namespace(|socket| {
         let bridge = bridge(socket);
         let _pod = pod(socket, bridge);
-        let index = socket.link("host").unwrap().unwrap().index;
-        let mut monitor = Monitor::open().unwrap();
-        // An event that is lost is a failure, and no wait for ever.
-        monitor.set_patience(Duration::from_secs(10)).unwrap();
+        let (index, mut monitor) = listen(socket);
         run("ip", &["link", "set", "host", "nomaster"]);
         run("ip", &["address", "add", "10.1.0.1/24", "dev", "br"]);
         run("ip", &["neigh", "add", "10.1.0.2", "lladdr", "02:00:00:00:00:02", "dev", "br"]);
