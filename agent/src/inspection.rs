@@ -25,6 +25,7 @@ use crate::agent::Agent;
 use crate::machine::random_name;
 use crate::pools;
 use crate::published::Addresses;
+use crate::publisher::own_revision;
 
 pub use answer::run;
 
@@ -68,14 +69,20 @@ async fn ask(agent: &Agent, id: &Nonce, repairs: Repairs) -> Result<Checked, Ref
     let started = Instant::now();
     let view = pools::read(store).await.map_err(try_again)?;
     let alive = alive(store).await.map_err(try_again)?;
-    let (expected, absent): (BTreeSet<NodeName>, BTreeSet<NodeName>) =
-        view.nodes.keys().cloned().partition(|name| alive.contains(name));
+    let members: BTreeSet<NodeName> = view.nodes.keys().cloned().collect();
+    let unregistered = (own_revision(agent, &view) == 0).then(|| agent.config.node.clone());
     let mut among = look(&view, store).await.map_err(try_again)?;
     let patience = patience(repairs);
     let mut answers = BTreeMap::new();
-    while answers.len() < expected.len() && started.elapsed() < patience {
+    loop {
+        let (silent, absent) = unanswered(&members, &alive, &answers);
+        // An agent without a lease can answer, too: the store can have refused it one.
+        let is_over = silent.is_empty() && (absent.is_empty() || started.elapsed() >= answer::CERTAIN);
+        if is_over || started.elapsed() >= patience {
+            break;
+        }
         sleep(PAUSE).await;
-        match read_answers(store, id, &expected).await {
+        match read_answers(store, id, &members).await {
             Ok(read) => answers = read,
             Err(error) if started.elapsed() >= patience => return Err(try_again(error)),
             Err(error) => debug!(%error, "the answers to a check cannot be read yet"),
@@ -93,11 +100,8 @@ async fn ask(agent: &Agent, id: &Nonce, repairs: Repairs) -> Result<Checked, Ref
         let again = look(&view, store).await.map_err(try_again)?;
         among.retain(|found| again.iter().any(|other| other.deviation.what == found.deviation.what));
     }
-    let mut checked = Checked {
-        silent: expected.iter().filter(|name| !answers.contains_key(*name)).cloned().collect(),
-        absent: absent.into_iter().collect(),
-        ..Checked::default()
-    };
+    let (silent, absent) = unanswered(&members, &alive, &answers);
+    let mut checked = Checked { silent, absent, unregistered, ..Checked::default() };
     for (name, answer) in answers {
         checked.nodes.push(NodeChecked {
             name,
@@ -115,6 +119,16 @@ async fn ask(agent: &Agent, id: &Nonce, repairs: Repairs) -> Result<Checked, Ref
         checked.deviations.push(found.status(repaired));
     }
     Ok(checked)
+}
+
+/// The members that have not answered: those that are alive, and the others.
+fn unanswered<T>(
+    members: &BTreeSet<NodeName>,
+    alive: &BTreeSet<NodeName>,
+    answers: &BTreeMap<NodeName, T>,
+) -> (Vec<NodeName>, Vec<NodeName>) {
+    let unanswered = members.iter().filter(|name| !answers.contains_key(*name));
+    unanswered.cloned().partition(|name| alive.contains(name))
 }
 
 /// Something that is wrong with the records among themselves.
@@ -195,17 +209,17 @@ async fn alive(store: &Store) -> Result<BTreeSet<NodeName>, StoreError> {
     Ok(contents.entries.iter().filter_map(|entry| name(&entry.key)).collect())
 }
 
-/// The answers to that check, of nodes that are expected to answer.
+/// The answers to that check, of members of the cluster.
 async fn read_answers(
     store: &Store,
     id: &Nonce,
-    expected: &BTreeSet<NodeName>,
+    members: &BTreeSet<NodeName>,
 ) -> Result<BTreeMap<NodeName, AnswerRecord>, StoreError> {
     let contents = store.range(&Key::all_answers()).await?;
     let answers = contents.entries.iter().filter_map(|entry| {
         let Ok(Key::Answer(name)) = entry.key.parse() else { return None };
         let answer: AnswerRecord = serde_json::from_slice(&entry.value).ok()?;
-        (answer.id == *id && expected.contains(&name)).then_some((name, answer))
+        (answer.id == *id && members.contains(&name)).then_some((name, answer))
     });
     Ok(answers.collect())
 }
@@ -228,4 +242,22 @@ async fn clean_up(store: &Store, id: &Nonce) -> Result<(), StoreError> {
         store.commit(&Txn { compares, writes }).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(names: &[&str]) -> Vec<NodeName> {
+        names.iter().map(|name| name.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_member_that_has_not_answered_is_named_alive_or_not_and_one_without_a_lease_may_answer() {
+        let set = |list: &[&str]| names(list).into_iter().collect();
+        let answers = names(&["n1", "n4"]).into_iter().map(|name| (name, ())).collect();
+        let (silent, absent) =
+            unanswered(&set(&["n1", "n2", "n3", "n4"]), &set(&["n1", "n3", "n9"]), &answers);
+        assert_eq!((silent, absent), (names(&["n3"]), names(&["n2"])));
+    }
 }

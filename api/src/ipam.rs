@@ -100,8 +100,11 @@ pub struct Checked {
     pub nodes: Vec<NodeChecked>,
     /// Nodes that are alive and have not answered in time.
     pub silent: Vec<NodeName>,
-    /// Nodes of the cluster that are not alive: nobody asked them.
+    /// Nodes of the cluster that are not alive and have not answered.
     pub absent: Vec<NodeName>,
+    /// The node that was asked, if it is not a member of the cluster: nobody has checked it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unregistered: Option<NodeName>,
     /// What is not as it should be.
     pub deviations: Vec<DeviationStatus>,
     /// How many more there are that were not put right: nodes have only told the number.
@@ -136,9 +139,15 @@ pub struct DeviationStatus {
 }
 
 impl Checked {
-    /// Whether all nodes that are alive have answered, and nothing is left that is not as it should be.
+    /// Whether every node of the cluster has answered, and nothing is left that is not as it should be.
     pub fn is_clean(&self) -> bool {
-        self.silent.is_empty() && self.left_out == 0 && self.deviations.iter().all(|found| found.repaired)
+        self.is_complete() && self.left_out == 0 && self.deviations.iter().all(|found| found.repaired)
+    }
+
+    /// Whether every node of the cluster has answered, and there is one.
+    pub fn is_complete(&self) -> bool {
+        let all = self.silent.is_empty() && self.absent.is_empty() && self.unregistered.is_none();
+        all && !self.nodes.is_empty()
     }
 }
 

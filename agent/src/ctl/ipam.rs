@@ -77,26 +77,83 @@ pub fn checked(checked: &Checked) -> String {
     if checked.left_out > 0 {
         lines.push(format!("{} more are not shown: put these right and check again", checked.left_out));
     }
-    let names = |names: &[polder_api::NodeName]| {
-        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-        names.join(", ")
-    };
-    if !checked.silent.is_empty() {
-        lines.push(format!("alive, and has not answered in time: {}", names(&checked.silent)));
-    }
-    if !checked.absent.is_empty() {
-        lines.push(format!("not alive, and was not asked: {}", names(&checked.absent)));
-    }
+    lines.push(scope(checked));
+    lines.extend(
+        checked.absent.iter().map(|node| format!("{node} is not alive: nothing is known of its pods")),
+    );
+    lines.extend(checked.silent.iter().map(|node| {
+        format!("{node} is alive and has not answered in time: nothing is known of its pods. Read the log of its agent")
+    }));
+    lines.extend(checked.unregistered.iter().map(|node| {
+        format!(
+            "{node}, this node, is not registered as a member of the cluster: nothing is known of its pods. See \
+             polderctl status"
+        )
+    }));
+    lines.join("\n") + "\n"
+}
+
+/// How much was checked, and how much of it deviates.
+fn scope(checked: &Checked) -> String {
     let attachments: u64 = checked.nodes.iter().map(|node| node.attachments).sum();
     let interfaces: u64 = checked.nodes.iter().map(|node| node.interfaces).sum();
-    lines.push(format!(
-        "{} nodes have looked at themselves: {attachments} attachments, {interfaces} interfaces; {}",
-        checked.nodes.len(),
-        match checked.deviations.len() {
-            0 => "nothing deviates".to_owned(),
-            1 => "1 deviation".to_owned(),
-            number => format!("{number} deviations"),
+    let unregistered = usize::from(checked.unregistered.is_some());
+    let nodes = checked.nodes.len() + checked.silent.len() + checked.absent.len() + unregistered;
+    let found = match checked.deviations.len() as u64 + checked.left_out {
+        0 if checked.nodes.is_empty() => "no node has answered".to_owned(),
+        0 if checked.is_complete() => "nothing deviates".to_owned(),
+        0 => "nothing deviates on these".to_owned(),
+        1 => "1 deviation".to_owned(),
+        number => format!("{number} deviations"),
+    };
+    format!(
+        "{} of {nodes} nodes checked: {attachments} attachments, {interfaces} interfaces; {found}",
+        checked.nodes.len()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use polder_api::ipam::NodeChecked;
+
+    use super::*;
+
+    fn answers(names: &[&str]) -> Vec<NodeChecked> {
+        let checked =
+            |name: &&str| NodeChecked { name: name.parse().unwrap(), attachments: 2, interfaces: 2 };
+        names.iter().map(checked).collect()
+    }
+
+    #[test]
+    fn a_check_of_all_nodes_says_that_nothing_deviates() {
+        let text = checked(&Checked { nodes: answers(&["n1", "n2"]), ..Checked::default() });
+        assert_eq!(text, "2 of 2 nodes checked: 4 attachments, 4 interfaces; nothing deviates\n");
+    }
+
+    #[test]
+    fn nodes_that_were_not_checked_are_named_and_counted() {
+        let names = |name: &str| vec![name.parse().unwrap()];
+        let text = checked(&Checked {
+            nodes: answers(&["n1"]),
+            absent: names("n2"),
+            silent: names("n3"),
+            ..Checked::default()
+        });
+        assert!(
+            text.starts_with("1 of 3 nodes checked: ") && text.contains("nothing deviates on these\n"),
+            "{text}"
+        );
+        for sign in
+            ["n2 is not alive: nothing is known of its pods", "n3 is alive and has not answered in time: "]
+        {
+            assert!(text.contains(sign), "{text}");
         }
-    ));
-    lines.join("\n") + "\n"
+    }
+
+    #[test]
+    fn a_check_that_nobody_answered_does_not_say_that_nothing_deviates() {
+        let text = checked(&Checked { unregistered: Some("n1".parse().unwrap()), ..Checked::default() });
+        assert!(text.contains("0 of 1 nodes checked") && text.contains("no node has answered"), "{text}");
+        assert!(text.contains("n1, this node, is not registered") && !text.contains("deviates"), "{text}");
+    }
 }
