@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_api::Family;
+use polder_api::message::{Refusal, RefusalKind};
 use polder_ipam::ledger::{Identity, OwnedBlock};
 use tokio::sync::watch;
 
@@ -14,7 +15,7 @@ use crate::probe::schedule::{Key, Verdict};
 use crate::repair::Repairs;
 use crate::underlay::Underlay;
 use polder_ipam::peers::Problem;
-use polder_ipam::view::View;
+use polder_ipam::view::{Source, View};
 
 /// The entries.
 #[derive(Debug)]
@@ -136,6 +137,19 @@ impl Board {
     /// The cluster as it is known now.
     pub fn view(&self) -> Arc<View> {
         Arc::clone(&self.view.borrow())
+    }
+
+    /// The records of the cluster, for an operator who asks for them; refused as long as none were read.
+    pub fn records(&self) -> Result<Arc<View>, Refusal> {
+        let view = self.view();
+        if view.source != Source::Nowhere {
+            return Ok(view);
+        }
+        let why = view.lost.clone().unwrap_or_else(|| "they are being read".to_owned());
+        Err(Refusal::new(
+            RefusalKind::TryAgain,
+            format!("the records of the cluster are not known yet: {why}"),
+        ))
     }
 
     /// The node's addresses on the underlay, or why there are none.

@@ -14,6 +14,7 @@ use polder_ipam::record::{AttachMode, MTU_RANGE, Masquerade, VxlanSettings};
 use polder_ipam::store::etcd::EtcdConfig;
 use serde::Deserialize;
 
+use crate::exit::AGENT_HELP;
 use crate::machine::{MachineError, default_node_name};
 
 /// Where the configuration is unless a flag says otherwise. It may be missing there.
@@ -21,7 +22,7 @@ const DEFAULT_FILE: &str = "/etc/polder/agent.toml";
 
 /// The daemon of one node of a Polder network.
 #[derive(Debug, Default, Parser)]
-#[command(version, about)]
+#[command(version, about, after_help = AGENT_HELP)]
 pub struct Flags {
     /// The configuration file [default: /etc/polder/agent.toml, if it is there]
     #[arg(long, value_name = "FILE")]

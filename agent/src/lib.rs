@@ -12,6 +12,7 @@ pub mod config;
 pub mod conflist;
 pub mod ctl;
 pub mod engine;
+pub mod exit;
 pub mod follower;
 pub mod health;
 pub mod host;

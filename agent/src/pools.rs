@@ -43,7 +43,8 @@ pub async fn change_backend(agent: &Agent, backend: Backend) -> Result<String, R
     Ok(done)
 }
 
-fn parse(new: NewPool) -> Result<Pool, Refusal> {
+/// The pool that is asked for; or what is wrong with it, whatever else the cluster has.
+pub fn parse(new: NewPool) -> Result<Pool, Refusal> {
     let invalid = |problem: String| Refusal::new(RefusalKind::Invalid, problem);
     let cidr: Cidr =
         new.cidr.to_string().parse().map_err(|error: ParseCidrError| invalid(error.to_string()))?;
@@ -82,7 +83,7 @@ async fn apply(
         match decide(&view) {
             // An attempt whose answer was lost has done it.
             Ok(Change::Already(already)) => return Ok(said.unwrap_or(already)),
-            Err(refused) => return Err(Refusal::new(RefusalKind::Invalid, refused.to_string())),
+            Err(refused) => return settle(said, &refused),
             Ok(Change::Commit { txn, done }) => match store.commit(&txn).await {
                 Ok(Outcome::Applied { .. }) => return Ok(done),
                 Ok(Outcome::Refused) => said = None,
@@ -100,6 +101,15 @@ async fn apply(
     Err(Refusal::new(RefusalKind::TryAgain, format!("{failure}{unknown}")))
 }
 
+/// What comes of a change that is refused, after an attempt of unknown outcome that would have done what is `said`.
+fn settle(said: Option<String>, refused: &NotChanged) -> Result<String, Refusal> {
+    match (said, refused) {
+        // That attempt has removed the pool.
+        (Some(done), NotChanged::Unknown(_)) => Ok(done),
+        _ => Err(Refusal::new(RefusalKind::Invalid, refused.to_string())),
+    }
+}
+
 /// All records that agents follow, as the store has them now.
 pub async fn read(store: &Store) -> Result<View, StoreError> {
     let mut view = View::default();
@@ -108,9 +118,9 @@ pub async fn read(store: &Store) -> Result<View, StoreError> {
 }
 
 /// The pools, as this node knows them.
-pub async fn list(agent: &Agent) -> Vec<PoolStatus> {
-    let (view, used) = (agent.board.view(), Addresses::read(&agent.store).await.ok());
-    view.every_pool().map(|known| status(&view, &known.record, used.as_ref())).collect()
+pub async fn list(agent: &Agent) -> Result<Vec<PoolStatus>, Refusal> {
+    let (view, used) = (agent.board.records()?, Addresses::read(&agent.store).await.ok());
+    Ok(view.every_pool().map(|known| status(&view, &known.record, used.as_ref())).collect())
 }
 
 /// One pool.
@@ -135,9 +145,9 @@ pub fn status(view: &View, pool: &Pool, used: Option<&Addresses>) -> PoolStatus 
 }
 
 /// The blocks that are claimed, as this node knows them.
-pub async fn blocks(agent: &Agent) -> Vec<ClaimStatus> {
-    let (view, used) = (agent.board.view(), Addresses::read(&agent.store).await.ok());
-    claims(agent, &view, used.as_ref())
+pub async fn blocks(agent: &Agent) -> Result<Vec<ClaimStatus>, Refusal> {
+    let (view, used) = (agent.board.records()?, Addresses::read(&agent.store).await.ok());
+    Ok(claims(agent, &view, used.as_ref()))
 }
 
 /// The claims of all blocks.
@@ -175,4 +185,17 @@ pub fn claims(agent: &Agent, view: &View, used: Option<&Addresses>) -> Vec<Claim
         }
     });
     claims.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_that_is_not_there_was_removed_by_the_attempt_whose_answer_was_lost() {
+        let unknown = NotChanged::Unknown("p".parse().unwrap());
+        assert_eq!(settle(Some("pool p is removed".into()), &unknown).unwrap(), "pool p is removed");
+        assert!(settle(None, &unknown).unwrap_err().message.contains("there is no pool p"));
+        assert!(settle(Some("pool p is added".into()), &NotChanged::NoCluster).is_err());
+    }
 }

@@ -127,8 +127,11 @@ async fn of_a_block(agent: &Agent, view: &View, address: IpAddr) -> Result<Strin
                 Some((block, node)) if *node != agent.config.node => {
                     refuse(format!("{address} is of block {block} of node {node}: ask there"))
                 }
-                _ => Ok(format!(
-                    "{address} is neither reserved nor in a block of this node: there is nothing to release"
+                _ => Err(Refusal::new(
+                    RefusalKind::Missing,
+                    format!(
+                        "{address} is neither reserved nor in a block of this node: there is nothing to release"
+                    ),
                 )),
             }
         }

@@ -140,9 +140,9 @@ async fn answer(
         Request::Health(request) => Ok(Reply::Health(health::health(agent, &request).await)),
         Request::Status => Ok(Reply::Status(Box::new(status::status(agent).await))),
         Request::Plan => engine::ask(agent).await.map(Reply::Planned),
-        Request::Nodes => Ok(Reply::Nodes(status::nodes(agent).await)),
-        Request::Pools => Ok(Reply::Pools(pools::list(agent).await)),
-        Request::Blocks => Ok(Reply::Blocks(pools::blocks(agent).await)),
+        Request::Nodes => status::nodes(agent).await.map(Reply::Nodes),
+        Request::Pools => pools::list(agent).await.map(Reply::Pools),
+        Request::Blocks => pools::blocks(agent).await.map(Reply::Blocks),
         Request::Show(subject) => show::show(agent, subject).await.map(|shown| Reply::Shown(Box::new(shown))),
         Request::Inspect(repairs) => {
             inspection::check(agent, repairs).await.map(|checked| Reply::Checked(Box::new(checked)))

@@ -24,7 +24,11 @@ use crate::service::ledger_failed;
 /// Says what is known of the subject.
 pub async fn show(agent: &Agent, subject: Subject) -> Result<Shown, Refusal> {
     let facts = agent.ipam.run(|ipam| ipam.facts(now())).await.map_err(ledger_failed)?;
-    let view = agent.board.view();
+    let view = match subject {
+        // The ledger of this node can know it.
+        Subject::Address(_) | Subject::Pod(_) => agent.board.view(),
+        _ => agent.board.records()?,
+    };
     let published = Addresses::read(&agent.store).await;
     let mut shown = Shown::default();
     if let Some(reason) = &view.lost {
@@ -217,7 +221,10 @@ impl Look<'_> {
         let condition = self.agent.ipam.run(move |ipam| ipam.condition(address, at)).await;
         Ok(match condition.map_err(ledger_failed)? {
             Some(condition) => self.own(address, condition),
-            None => self.known_elsewhere(address),
+            None => {
+                self.agent.board.records()?;
+                self.known_elsewhere(address)
+            }
         })
     }
 

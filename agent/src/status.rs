@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::SystemTime;
 
+use polder_api::message::Refusal;
 use polder_api::status::{
     BlockStatus, ClusterStatus, NodeStatus, NotUnderlayStatus, PassStatus, PathStatus, RepairStatus, Status,
     StoreStatus, UnderlayStatus,
@@ -137,8 +138,8 @@ fn problems(agent: &Agent, view: &View, pass: Option<&Pass>) -> Vec<String> {
 }
 
 /// The nodes of the cluster.
-pub async fn nodes(agent: &Agent) -> Vec<NodeStatus> {
-    let view = agent.board.view();
+pub async fn nodes(agent: &Agent) -> Result<Vec<NodeStatus>, Refusal> {
+    let view = agent.board.records()?;
     let pass = agent.board.pass();
     // The leases are not followed, because they change all the time: they are asked for.
     let alive = agent.store.range(&Key::all_alive()).await.ok().map(|contents| {
@@ -173,7 +174,7 @@ pub async fn nodes(agent: &Agent) -> Vec<NodeStatus> {
         alive: None,
         version: String::new(),
     });
-    view.nodes.iter().map(node).chain(removed).collect()
+    Ok(view.nodes.iter().map(node).chain(removed).collect())
 }
 
 fn paths(agent: &Agent, pass: Option<&Pass>, name: &NodeName) -> Vec<PathStatus> {

@@ -45,6 +45,17 @@ pub struct Status {
     pub repair_count: u64,
 }
 
+impl Status {
+    /// Whether the node is ready, its store answers, its last pass did all, and no problem is named. What the kernel lacks and
+    /// what was repaired is no problem.
+    pub fn is_well(&self) -> bool {
+        self.ready
+            && self.problems.is_empty()
+            && matches!(self.store, StoreStatus::Connected { .. })
+            && self.last_pass.as_ref().is_none_or(|pass| pass.failures.is_empty())
+    }
+}
+
 /// The settings that all nodes share.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterStatus {

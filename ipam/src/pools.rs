@@ -207,11 +207,9 @@ fn drained(view: &View, known: &Known<Pool>) -> String {
     rest
 }
 
-/// Removes the pool, if nothing of it is in use. Succeeds where there is none.
+/// Removes the pool, if nothing of it is in use.
 pub fn remove(view: &View, name: &PoolName) -> Result<Change, NotChanged> {
-    let Some(known) = find(view, name)? else {
-        return Ok(Change::Already(format!("there is no pool {name}")));
-    };
+    let known = find(view, name)?.ok_or_else(|| NotChanged::Unknown(name.clone()))?;
     let pool = &*known.record;
     let (blocks, reserved) = users(view, pool);
     let mut rests = Vec::new();

@@ -160,25 +160,31 @@ impl Worker {
             .unwrap_or_else(|error| panic!("polderctl {arguments:?} on {}: {error}", self.name()))
     }
 
-    /// Runs `polderctl` and returns its JSON, or what it says is wrong.
+    /// Runs `polderctl` and returns its JSON, also where that names a problem; or why there is no answer.
     pub fn try_ctl(&self, arguments: &[&str]) -> Result<Value, String> {
-        let mut command = self.node.command(dist().join("polderctl"));
-        let output =
-            command.args(["-o", "json"]).args(arguments).output().map_err(|error| error.to_string())?;
-        if !output.status.success() {
-            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
-        }
-        serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())
+        self.verdict(arguments).map(|(_, json)| json)
     }
 
-    /// Runs `polderctl` and returns whether it ended well, with its JSON.
+    /// Runs `polderctl` and returns whether it found no problem, with its JSON.
     pub fn ctl_verdict(&self, arguments: &[&str]) -> (bool, Value) {
-        let mut command = self.node.command(dist().join("polderctl"));
-        let output = command.args(["-o", "json"]).args(arguments).output().expect("nsenter is installed");
-        let json = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
-            panic!("polderctl {arguments:?} on {}: {error}: {output:?}", self.name())
-        });
-        (output.status.success(), json)
+        self.verdict(arguments)
+            .unwrap_or_else(|error| panic!("polderctl {arguments:?} on {}: {error}", self.name()))
+    }
+
+    fn verdict(&self, arguments: &[&str]) -> Result<(bool, Value), String> {
+        let output = self.program("polderctl", &[&["-o", "json"], arguments].concat());
+        let found_no_problem = match output.status.code() {
+            Some(0) => true,
+            Some(3) => false,
+            _ => return Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        };
+        let json = serde_json::from_slice(&output.stdout).map_err(|error| format!("{error}: {output:?}"))?;
+        Ok((found_no_problem, json))
+    }
+
+    /// Runs one of our programs on the node, as a person would.
+    pub fn program(&self, name: &str, arguments: &[&str]) -> Output {
+        self.node.command(dist().join(name)).args(arguments).output().expect("nsenter is installed")
     }
 
     /// The node's status.

@@ -70,7 +70,7 @@ fn check_config_says_what_is_wrong_and_touches_nothing() {
     assert_eq!(check().0, Some(0));
     worker.configure("resync_seconds = 0\n");
     let (code, said) = check();
-    assert!(code == Some(78) && said.contains("resync_seconds"), "{said}");
+    assert!(code == Some(3) && said.contains("resync_seconds"), "{said}");
     assert_untouched(&lab);
 }
 

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use polder_agent::config::{Config, Flags};
+use polder_agent::exit::Exit;
 use polder_agent::memory;
 use tracing::error;
 use tracing_subscriber::EnvFilter;
@@ -16,9 +17,10 @@ fn main() -> ExitCode {
     let config = match Config::load(flags) {
         Ok(config) => config,
         Err(error) => {
+            let exit = Exit::of_config(&error);
             eprintln!("polder-agent: {:#}", anyhow::Error::from(error));
-            // EX_CONFIG of sysexits.h: a restart will not help.
-            return ExitCode::from(78);
+            // EX_CONFIG of sysexits.h: a restart does not help.
+            return if check { exit.into() } else { ExitCode::from(78) };
         }
     };
     if check {

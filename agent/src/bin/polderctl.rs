@@ -6,10 +6,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use polder_agent::config::{Flags, Places};
 use polder_agent::ctl;
 use polder_agent::ctl::command::{BlockCommand, IpamCommand, PoolCommand};
+use polder_agent::exit::{self, Exit};
 use polder_agent::uninstall::{Attached, uninstall};
 use polder_api::client::Client;
 use polder_api::message::{Removal, Reply, Request};
@@ -20,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Looks after a Polder network.
 #[derive(Debug, Parser)]
-#[command(name = "polderctl", version)]
+#[command(name = "polderctl", version, after_help = exit::HELP)]
 struct Arguments {
     /// The agent's socket [default: /run/polder/agent.sock]
     #[arg(long, value_name = "PATH", global = true)]
@@ -104,18 +106,28 @@ enum NodeCommand {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok((text, code)) => match io::stdout().write_all(text.as_bytes()) {
-            Ok(()) => code,
+    let arguments = Arguments::parse();
+    let exit = match run(&arguments) {
+        Ok((text, exit)) => match io::stdout().write_all(text.as_bytes()) {
+            Ok(()) => exit,
             // Whoever reads has read enough.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => code,
-            Err(_) => ExitCode::FAILURE,
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => exit,
+            Err(error) => {
+                eprintln!("polderctl: the answer cannot be written to standard output: {error}");
+                Exit::Failed
+            }
         },
         Err(error) => {
             eprintln!("polderctl: {error:#}");
-            ExitCode::FAILURE
+            Exit::Failed
         }
-    }
+    };
+    exit.into()
+}
+
+/// Ends the program, because an argument is wrong: says what, as for what `clap` finds.
+fn end_with_usage(problem: &str) -> ! {
+    Arguments::command().error(ErrorKind::ValueValidation, problem).exit()
 }
 
 /// What is printed a line each.
@@ -127,8 +139,8 @@ fn lines(lines: &[String], output: Output) -> anyhow::Result<String> {
     })
 }
 
-/// What is to be printed, and whether all is well.
-fn run(arguments: &Arguments) -> anyhow::Result<(String, ExitCode)> {
+/// What is to be printed, and how the command ends.
+fn run(arguments: &Arguments) -> anyhow::Result<(String, Exit)> {
     let request = match &arguments.command {
         Command::Uninstall { config, state_dir, cni_conf_dir, node, with_pods } => {
             let places = Places::load(&Flags {
@@ -141,7 +153,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<(String, ExitCode)> {
             })?;
             let attached = if *with_pods { Attached::CutOff } else { Attached::Stay };
             let done = uninstall(&places, attached)?;
-            return Ok((lines(&done, arguments.output)?, ExitCode::SUCCESS));
+            return Ok((lines(&done, arguments.output)?, Exit::Fine));
         }
         Command::Status => Request::Status,
         Command::Plan => Request::Plan,
@@ -150,18 +162,15 @@ fn run(arguments: &Arguments) -> anyhow::Result<(String, ExitCode)> {
             Request::RemoveNode(Removal { node: name.clone(), dead: *dead })
         }
         Command::Cluster(ClusterCommand::Set { backend }) => Request::ChangeBackend(*backend),
-        Command::Pool(command) => command.request(),
+        Command::Pool(command) => command.request().unwrap_or_else(|problem| end_with_usage(&problem)),
         Command::Block(BlockCommand::List) => Request::Blocks,
-        Command::Ipam(command) => command.request().map_err(anyhow::Error::msg)?,
+        Command::Ipam(command) => command.request().unwrap_or_else(|problem| end_with_usage(&problem)),
     };
     let socket = arguments.socket.as_deref().unwrap_or(Path::new(DEFAULT_SOCKET));
     let mut client = Client::connect(socket, PATIENCE)
         .context("is polder-agent running on this node, and are you root?")?;
     let reply = client.ask(&request)?;
-    let code = match &reply {
-        Reply::Checked(checked) if !checked.is_clean() => ExitCode::FAILURE,
-        _ => ExitCode::SUCCESS,
-    };
+    let exit = Exit::of(&reply);
     let text = match (reply, arguments.output) {
         (Reply::Status(status), Output::Table) => ctl::status(&status),
         (Reply::Status(status), Output::Json) => serde_json::to_string_pretty(&status)? + "\n",
@@ -181,5 +190,5 @@ fn run(arguments: &Arguments) -> anyhow::Result<(String, ExitCode)> {
         (Reply::Refused(refusal), _) => bail!(refusal),
         (other, _) => bail!("the agent answered something else: {other:?}"),
     };
-    Ok((text, code))
+    Ok((text, exit))
 }

@@ -9,6 +9,8 @@ use polder_api::message::Request;
 use polder_api::pool::{NewPool, PoolChange, PoolPurpose};
 use polder_ipam::Cidr;
 
+use crate::pools;
+
 /// About pools.
 #[derive(Debug, Subcommand)]
 pub enum PoolCommand {
@@ -54,20 +56,28 @@ fn label(text: &str) -> Result<(String, String), String> {
 }
 
 impl PoolCommand {
-    /// What is asked of the agent.
-    pub fn request(&self) -> Request {
-        match self {
+    /// What is asked of the agent; or what is wrong with the arguments, whatever the state of the cluster.
+    pub fn request(&self) -> Result<Request, String> {
+        Ok(match self {
             Self::List => Request::Pools,
-            Self::Add(pool) => Request::ChangePool(PoolChange::Add(NewPool {
-                name: pool.name.clone(),
-                cidr: pool.cidr.into(),
-                block_length: pool.block_length,
-                purpose: if pool.reservations { PoolPurpose::Reservations } else { PoolPurpose::Blocks },
-                nodes: pool.nodes.iter().cloned().collect(),
-            })),
+            Self::Add(pool) => Request::ChangePool(PoolChange::Add(pool.new_pool()?)),
             Self::Drain { name } => Request::ChangePool(PoolChange::Drain(name.clone())),
             Self::Remove { name } => Request::ChangePool(PoolChange::Remove(name.clone())),
-        }
+        })
+    }
+}
+
+impl PoolArguments {
+    fn new_pool(&self) -> Result<NewPool, String> {
+        let new = NewPool {
+            name: self.name.clone(),
+            cidr: self.cidr.into(),
+            block_length: self.block_length,
+            purpose: if self.reservations { PoolPurpose::Reservations } else { PoolPurpose::Blocks },
+            nodes: self.nodes.iter().cloned().collect(),
+        };
+        pools::parse(new.clone()).map_err(|refusal| refusal.message)?;
+        Ok(new)
     }
 }
 
@@ -104,7 +114,7 @@ pub enum IpamCommand {
 }
 
 impl IpamCommand {
-    /// What is asked of the agent.
+    /// What is asked of the agent; or what is wrong with the arguments.
     pub fn request(&self) -> Result<Request, String> {
         Ok(match self {
             Self::Show { subject } => Request::Show(parse(subject)?),
