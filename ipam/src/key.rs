@@ -48,7 +48,8 @@ impl Key {
     /// leases and answers, which change with every pod and every minute or concern one reader alone, sort before them
     /// and are left out.
     pub fn followed() -> Range {
-        Range { start: format!("{PREFIX}b"), end: "/polder/v2".to_owned() }
+        // No further than the prefix: etcd refuses the whole range where a role ends before it.
+        Range { start: format!("{PREFIX}b"), ..Range::prefix(PREFIX.to_owned()) }
     }
 
     /// The records of all addresses of a node.
@@ -229,5 +230,7 @@ mod tests {
         for key in [Key::Alive(node.clone()), Key::Answer(node), address] {
             assert!(!followed.has(&key.to_string()), "{key}");
         }
+        let granted = Range::prefix(PREFIX.to_owned());
+        assert!(followed.start > granted.start && followed.end <= granted.end, "{followed:?}");
     }
 }
