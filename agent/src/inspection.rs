@@ -56,6 +56,8 @@ pub async fn check(agent: &Agent, repairs: Repairs) -> Result<Checked, Refusal> 
     // An outcome that is not known shows itself: without the wish there are no answers.
     let checked = match sent {
         Ok(_) => ask(agent, &id, repairs).await,
+        // Nothing of it is in the store.
+        Err(error) if !error.needs_look() => return Err(try_again(error)),
         Err(error) => Err(try_again(error)),
     };
     if let Err(error) = clean_up(store, &id).await {

@@ -65,13 +65,13 @@ pub fn parse(new: NewPool) -> Result<Pool, Refusal> {
 }
 
 /// Carries a change out. Whatever becomes of an attempt, the next one begins with what is there: what it finds done
-/// is done, and a transaction that takes effect late finds its grounds changed.
+/// is done, and a transaction that takes effect late finds its grounds changed. A refusal is the last attempt.
 async fn apply(
     store: &Store,
     decide: impl Fn(&View) -> Result<Change, NotChanged>,
 ) -> Result<String, Refusal> {
     let mut failure = "others change the records all the time: try again".to_owned();
-    let mut said = None;
+    let (mut said, mut refused) = (None, None);
     for _ in 0..ATTEMPTS {
         let view = match read(store).await {
             Ok(view) => view,
@@ -82,14 +82,22 @@ async fn apply(
         };
         match decide(&view) {
             // An attempt whose answer was lost has done it.
-            Ok(Change::Already(already)) => return Ok(said.unwrap_or(already)),
-            Err(refused) => return settle(said, &refused),
+            Ok(Change::Already(already)) => return Ok(said.or(refused).unwrap_or(already)),
+            Err(not_changed) => return settle(said.or(refused), &not_changed),
+            // It was refused, and is not there.
+            Ok(Change::Commit { .. }) if refused.is_some() => break,
             Ok(Change::Commit { txn, done }) => match store.commit(&txn).await {
                 Ok(Outcome::Applied { .. }) => return Ok(done),
                 Ok(Outcome::Refused) => said = None,
                 Err(error) => {
                     failure = error.to_string();
-                    said = Some(done);
+                    if error.is_unknown() {
+                        said = Some(done);
+                    } else if error.needs_look() {
+                        refused = Some(done);
+                    } else {
+                        break;
+                    }
                 }
             },
         }

@@ -104,12 +104,21 @@ fn unchanged(agent: &Agent, revision: i64) -> Compare {
     Compare::Unchanged { key: Key::Node(agent.config.node.clone()).to_string(), revision }
 }
 
+/// Why the store does not say what the ledger says.
+#[derive(Debug, thiserror::Error)]
+enum NotPublished {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the node's record has changed")]
+    Replaced,
+}
+
 /// Makes the store say what the ledger says. Returns what it says now.
 async fn synchronize(
     agent: &Agent,
     revision: i64,
     published: Option<BTreeMap<String, Vec<u8>>>,
-) -> Result<BTreeMap<String, Vec<u8>>, StoreError> {
+) -> Result<BTreeMap<String, Vec<u8>>, NotPublished> {
     let node = &agent.config.node;
     let published = match published {
         Some(published) => published,
@@ -127,8 +136,7 @@ async fn synchronize(
     for chunk in writes.chunks(LARGEST_TXN) {
         let txn = Txn { compares: vec![unchanged(agent, revision)], writes: chunk.to_vec() };
         if agent.store.commit(&txn).await? == Outcome::Refused {
-            let reason = "the node's record has changed".to_owned();
-            return Err(StoreError::NoAnswer { store: agent.store.name(), reason });
+            return Err(NotPublished::Replaced);
         }
     }
     Ok(wanted)

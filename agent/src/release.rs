@@ -33,7 +33,7 @@ fn try_again(error: impl std::fmt::Display) -> Refusal {
 
 /// Gives the address up. Says what has come of it.
 pub async fn release(agent: &Agent, release: Release) -> Result<String, Refusal> {
-    let mut tried = false;
+    let (mut tried, mut refused) = (false, false);
     let mut failure = String::new();
     for _ in 0..ATTEMPTS {
         let address = release.address;
@@ -44,6 +44,9 @@ pub async fn release(agent: &Agent, release: Release) -> Result<String, Refusal>
             }
             return of_a_block(agent, &view, address).await;
         };
+        if refused {
+            break;
+        }
         if let Some(holder) = &known.record.holder {
             check_gone(agent, &view, address, holder, release.dead).await?;
         }
@@ -56,7 +59,11 @@ pub async fn release(agent: &Agent, release: Release) -> Result<String, Refusal>
             Ok(Outcome::Refused) => failure = "others change it all the time".to_owned(),
             Err(error) => {
                 failure = error.to_string();
-                tried = true;
+                tried |= error.needs_look();
+                refused = !error.is_unknown();
+                if !error.needs_look() {
+                    break;
+                }
             }
         }
     }

@@ -6,13 +6,14 @@ use std::time::Duration;
 use polder_api::NodeName;
 use polder_api::message::{Refusal, RefusalKind, Removal};
 use polder_ipam::record::PodsGone;
-use polder_ipam::removal::{self, Vouched, blocks_of};
-use polder_ipam::store::Outcome;
+use polder_ipam::removal::{self, NotRemoved, Vouched, blocks_of};
+use polder_ipam::store::{Outcome, StoreError};
 use polder_ipam::view::{Source, View};
 use tokio::time::timeout;
 use tracing::warn;
 
 use crate::agent::Agent;
+use crate::pools;
 
 /// Attempts at a record that changes at the same time.
 const ATTEMPTS: usize = 10;
@@ -48,14 +49,35 @@ pub async fn remove(agent: &Agent, removal: Removal) -> Result<String, Refusal> 
             }
             // The record has changed: that is about to be seen.
             Ok(Outcome::Refused) => drop(timeout(CATCH_UP, views.changed()).await),
-            Err(error) => {
-                return Err(try_again(format!(
-                    "{error}. It is not known whether node {node} was removed: see polderctl node list"
-                )));
-            }
+            Err(error) => return failed(agent, &node, vouched, &error).await,
         }
     }
     Err(try_again(format!("the record of node {node} changes all the time")))
+}
+
+/// What has become of a removal that the store has refused or not answered.
+async fn failed(
+    agent: &Agent,
+    node: &NodeName,
+    vouched: Vouched,
+    error: &StoreError,
+) -> Result<String, Refusal> {
+    let is_made = if error.needs_look() && !error.is_unknown() {
+        pools::read(&agent.store).await.ok().map(|now| match removal::remove(&now, node, vouched) {
+            Ok(txn) if txn.writes.is_empty() => Some(waits_for(&now, node)),
+            Err(NotRemoved::Already(_)) => Some(waits_for(&now, node)),
+            _ => None,
+        })
+    } else {
+        (!error.is_unknown()).then_some(None)
+    };
+    match is_made {
+        Some(Some(done)) => Ok(done),
+        Some(None) => Err(try_again(format!("node {node} was not removed: {error}"))),
+        None => Err(try_again(format!(
+            "{error}. It is not known whether node {node} was removed: see polderctl node list"
+        ))),
+    }
 }
 
 fn try_again(message: String) -> Refusal {

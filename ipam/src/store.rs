@@ -7,11 +7,15 @@ pub mod embedded;
 pub mod etcd;
 mod lease;
 pub mod position;
+pub mod refusal;
 mod watch;
+pub mod writes;
 
 use tokio::sync::mpsc;
 
 use crate::key::Key;
+use refusal::{Effect, Refusal};
+use writes::Writes;
 
 /// The keys from `start` up to but not including `end`, by their bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -133,7 +137,8 @@ pub enum Outcome {
     Refused,
 }
 
-/// The store did not do what it was asked, or it is not known whether it did.
+/// The store did not do what it was asked, or it is not known whether it did. Those are two things: see
+/// [`StoreError::is_unknown`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// Nothing was read. Of a transaction, the outcome is not known: it may have taken effect, or may still.
@@ -144,6 +149,14 @@ pub enum StoreError {
         /// Why, and what to look at.
         reason: String,
     },
+    /// The store has answered that it does not do it. Nothing was changed, but see [`Refusal::effect`].
+    #[error("{store} refuses this: {refusal}")]
+    Refused {
+        /// Which store.
+        store: String,
+        /// Why, and what helps.
+        refusal: Refusal,
+    },
     /// The store cannot be used as it is configured.
     #[error("{store} cannot be used: {reason}")]
     Unusable {
@@ -152,6 +165,22 @@ pub enum StoreError {
         /// Why, and what to look at.
         reason: String,
     },
+}
+
+impl StoreError {
+    /// Whether a transaction that failed so may have taken effect, or may still.
+    pub fn is_unknown(&self) -> bool {
+        matches!(self, Self::NoAnswer { .. })
+    }
+
+    /// Whether it is worth a look what a transaction that failed so has done. Of a refusal, only once.
+    pub fn needs_look(&self) -> bool {
+        match self {
+            Self::NoAnswer { .. } => true,
+            Self::Refused { refusal, .. } => refusal.effect() == Effect::Perhaps,
+            Self::Unusable { .. } => false,
+        }
+    }
 }
 
 /// A key that changed.
@@ -208,6 +237,14 @@ impl Store {
         }
     }
 
+    /// How the writes of this process have ended.
+    pub fn writes(&self) -> &Writes {
+        match self {
+            Self::Etcd(etcd) => etcd.writes(),
+            Self::Embedded(embedded) => embedded.writes(),
+        }
+    }
+
     /// Reads all entries of the range, as of one revision.
     pub async fn range(&self, range: &Range) -> Result<Contents, StoreError> {
         match self {
@@ -216,7 +253,7 @@ impl Store {
         }
     }
 
-    /// Carries out a transaction. After an error it is not known whether it took effect.
+    /// Carries out a transaction. After an error it may have taken effect, unless the error says that it has not.
     pub async fn commit(&self, txn: &Txn) -> Result<Outcome, StoreError> {
         match self {
             Self::Etcd(etcd) => etcd.commit(txn).await,

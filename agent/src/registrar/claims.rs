@@ -10,7 +10,7 @@ use polder_ipam::key::Key;
 use polder_ipam::ledger::OwnedBlock;
 use polder_ipam::pool::Labels;
 use polder_ipam::record::{BlockRecord, Nonce};
-use polder_ipam::store::{Outcome, Range};
+use polder_ipam::store::{Outcome, Range, StoreError};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -19,7 +19,8 @@ use super::Registrar;
 use crate::machine::{MachineError, now, random_name};
 use polder_ipam::view::View;
 
-/// Attempts at a block before whoever needs it is told: each fails only because somebody else got one.
+/// Attempts at a block before whoever needs it is told: each fails because somebody else got one, or nobody knows what
+/// became of it.
 const ATTEMPTS: usize = 50;
 
 /// A wish for another block.
@@ -33,6 +34,16 @@ pub struct ClaimRequest {
 
 /// There is no block to be had.
 pub type ClaimError = NoClaim;
+
+/// What became of a claim.
+enum Attempted {
+    /// It is ours.
+    Won,
+    /// Somebody else was faster.
+    Lost,
+    /// There was no answer, and there is nothing of it.
+    Unknown(StoreError),
+}
 
 impl Registrar {
     /// Serves a wish for another block, unless there are free addresses again.
@@ -55,6 +66,7 @@ impl Registrar {
     /// Claims a block.
     pub(super) async fn claim(&self, wanted: Wanted) -> Result<(), ClaimError> {
         let mut lost: BTreeSet<Block> = BTreeSet::new();
+        let mut unanswered = None;
         for _ in 0..ATTEMPTS {
             let view = self.agent.board.view();
             let identity = self.agent.ipam.run(|ipam| ipam.identity()).await?;
@@ -69,7 +81,8 @@ impl Registrar {
             };
             let claim = claimant.attempt(&wanted, &lost, Nonce(nonce))?;
             let block = claim.block;
-            if self.commit(&claim).await? {
+            let attempted = self.commit(&claim).await?;
+            if matches!(attempted, Attempted::Won) {
                 let BlockRecord { pool, nonce, .. } = claim.record;
                 info!(%block, %pool, "claimed");
                 let owned = OwnedBlock { block, pool, nonce, leaving: false };
@@ -82,28 +95,40 @@ impl Registrar {
                 return Ok(());
             }
             lost.insert(block);
+            unanswered = match attempted {
+                Attempted::Unknown(error) => Some(error),
+                Attempted::Won | Attempted::Lost => None,
+            };
             // Somebody was faster: what he did is about to be seen.
             let mut changed = self.agent.board.view.subscribe();
             let _ = timeout(Duration::from_millis(200), changed.changed()).await;
         }
-        Err(ClaimError::Unavailable(format!("{ATTEMPTS} attempts were lost to other nodes")))
+        Err(match unanswered {
+            Some(error) => error.into(),
+            None => ClaimError::Unavailable(format!("{ATTEMPTS} attempts were lost to other nodes")),
+        })
     }
 
-    /// Carries out a claim; true if it is ours. An outcome that is not known is looked up, not tried again.
-    async fn commit(&self, claim: &Claim) -> Result<bool, ClaimError> {
-        match self.agent.store.commit(&claim.txn).await {
+    /// Carries out a claim. An outcome that is not known is looked up, not tried again. A refusal ends the attempt: another
+    /// block would be refused, too.
+    async fn commit(&self, claim: &Claim) -> Result<Attempted, ClaimError> {
+        let error = match self.agent.store.commit(&claim.txn).await {
             Ok(Outcome::Applied { revision }) => {
                 self.caught_up(revision).await?;
-                Ok(true)
+                return Ok(Attempted::Won);
             }
-            Ok(Outcome::Refused) => Ok(false),
-            Err(error) => {
-                let range = Range::single(Key::Block(claim.block).to_string());
-                let found = self.agent.store.range(&range).await.map_err(|_| error)?;
-                // Gone or never there: should it still come to pass, it is taken over when it is seen.
-                Ok(claim.is_made(found.entries.first()))
+            Ok(Outcome::Refused) => return Ok(Attempted::Lost),
+            Err(error) => error,
+        };
+        if error.needs_look() {
+            let range = Range::single(Key::Block(claim.block).to_string());
+            let Ok(found) = self.agent.store.range(&range).await else { return Err(error.into()) };
+            if claim.is_made(found.entries.first()) {
+                return Ok(Attempted::Won);
             }
         }
+        // Gone or never there: should it still come to pass, it is taken over when it is seen.
+        if error.is_unknown() { Ok(Attempted::Unknown(error)) } else { Err(error.into()) }
     }
 }
 

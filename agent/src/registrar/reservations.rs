@@ -154,6 +154,7 @@ impl Registrar {
         match self.agent.store.commit(&prepared.txn).await {
             Ok(Outcome::Applied { .. }) => Ok(true),
             Ok(Outcome::Refused) => Ok(false),
+            Err(error) if !error.needs_look() => Err(try_again(error.to_string())),
             Err(error) => {
                 let range = Range::single(Key::Reservation(prepared.address).to_string());
                 let found = self.agent.store.range(&range).await.map_err(|_| try_again(error.to_string()))?;

@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params};
 use tokio::sync::{broadcast, mpsc};
 
+use super::refusal::{Cause, Refusal};
+use super::writes::{Writes, Written};
 use super::{Change, Compare, Contents, Entry, Outcome, Range, StoreError, Txn, Update, Write};
 use crate::key::Key;
 use crate::ledger::LedgerError;
@@ -28,6 +30,7 @@ pub struct Embedded {
     path: PathBuf,
     database: Arc<Mutex<Connection>>,
     changes: broadcast::Sender<(i64, Vec<Change>)>,
+    writes: Writes,
 }
 
 impl Embedded {
@@ -38,11 +41,16 @@ impl Embedded {
         database
             .execute("DELETE FROM store WHERE key >= ?1 AND key < ?2", params![alive.start, alive.end])?;
         let changes = broadcast::Sender::new(CHANGES_KEPT);
-        Ok(Self { path: path.to_owned(), database: Arc::new(Mutex::new(database)), changes })
+        let database = Arc::new(Mutex::new(database));
+        Ok(Self { path: path.to_owned(), database, changes, writes: Writes::default() })
     }
 
     pub(super) fn name(&self) -> String {
         format!("embedded store {}", self.path.display())
+    }
+
+    pub(super) fn writes(&self) -> &Writes {
+        &self.writes
     }
 
     pub(super) fn range(&self, range: &Range) -> Result<Contents, StoreError> {
@@ -76,8 +84,13 @@ impl Embedded {
             // Here, so that followers hear of changes in their order. Nobody has to listen.
             let _ = self.changes.send((revision, changes));
             Ok(Some(revision))
-        })?;
-        Ok(applied.map_or(Outcome::Refused, |revision| Outcome::Applied { revision }))
+        });
+        let written = Written::from(txn);
+        match &applied {
+            Ok(_) => self.writes.taken(&written),
+            Err(error) => self.writes.failed(&written, error),
+        }
+        Ok(applied?.map_or(Outcome::Refused, |revision| Outcome::Applied { revision }))
     }
 
     pub(super) async fn follow(self, range: Range, updates: mpsc::Sender<Update>) {
@@ -130,9 +143,22 @@ impl Embedded {
     ) -> Result<T, StoreError> {
         // A panic elsewhere cannot have left a transaction half done: SQLite rolls it back.
         let mut database = self.database.lock().unwrap_or_else(PoisonError::into_inner);
-        job(&mut database)
-            .map_err(|error| StoreError::NoAnswer { store: self.name(), reason: error.to_string() })
+        job(&mut database).map_err(|error| {
+            let (store, words) = (self.name(), error.to_string());
+            if is_refusal(&error) {
+                StoreError::Refused { store, refusal: Refusal { cause: Cause::Disk, words } }
+            } else {
+                StoreError::NoAnswer { store, reason: words }
+            }
+        })
     }
+}
+
+/// Whether nothing was written: SQLite finds out before it commits, and rolls back.
+fn is_refusal(error: &rusqlite::Error) -> bool {
+    let codes =
+        [ErrorCode::DiskFull, ErrorCode::ReadOnly, ErrorCode::PermissionDenied, ErrorCode::CannotOpen];
+    error.sqlite_error_code().is_some_and(|code| codes.contains(&code))
 }
 
 fn revision(transaction: &Transaction<'_>) -> Result<i64, rusqlite::Error> {

@@ -7,7 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use etcd_client::{Client, CompareOp, ConnectOptions, GetOptions, TlsOptions, TxnOp};
+use tokio::time::timeout;
 
+use super::refusal::{Cause, Refusal};
+use super::writes::{Writes, Written};
 use super::{Compare, Contents, Entry, Outcome, Range, StoreError, Txn, Write};
 
 /// gRPC's code of a revision that is forgotten, or is yet to come.
@@ -32,6 +35,7 @@ const PAGE: i64 = 2000;
 pub struct Etcd {
     members: Arc<[Member]>,
     current: Arc<AtomicUsize>,
+    writes: Writes,
 }
 
 struct Member {
@@ -81,12 +85,16 @@ impl Etcd {
             let reason = "no endpoint is given".to_owned();
             return Err(StoreError::Unusable { store: "etcd".to_owned(), reason });
         }
-        Ok(Self { members: members.into(), current: Arc::default() })
+        Ok(Self { members: members.into(), current: Arc::default(), writes: Writes::default() })
     }
 
     pub(super) fn name(&self) -> String {
         let endpoints: Vec<_> = self.members.iter().map(|member| member.endpoint.as_str()).collect();
         format!("etcd at {}", endpoints.join(", "))
+    }
+
+    pub(super) fn writes(&self) -> &Writes {
+        &self.writes
     }
 
     /// The member in use: a client, and its number for [`Etcd::leave`].
@@ -117,26 +125,73 @@ impl Etcd {
         StoreError::NoAnswer { store: self.name(), reason }
     }
 
-    /// Calls the member in use; at a failure it is left for the next.
-    pub(super) async fn call<T, F>(&self, call: impl FnOnce(Client) -> F) -> Result<T, StoreError>
+    /// What an error of that member means. It is left for the next, unless it has answered: who refuses is well. A learner
+    /// is left, too, because others serve what it refuses.
+    pub(super) fn failed(&self, member: usize, error: &etcd_client::Error) -> StoreError {
+        let store = format!("etcd at {}", self.members[member].endpoint);
+        match refusal(error) {
+            Some(refusal) => {
+                if refusal.cause == Cause::Learner {
+                    self.leave(member);
+                }
+                StoreError::Refused { store, refusal }
+            }
+            None => {
+                self.leave(member);
+                StoreError::NoAnswer { store, reason: self.explain(error) }
+            }
+        }
+    }
+
+    /// Calls the member in use; if it fails, it is left for the next.
+    pub(super) async fn call<T, F>(&self, call: impl Fn(Client) -> F) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
         let (number, client) = self.member();
-        let reason = match tokio::time::timeout(PATIENCE, call(client)).await {
-            Ok(Ok(answer)) => return Ok(answer),
-            Ok(Err(error)) => self.explain(&error),
-            Err(_) => format!("nothing within {} s", PATIENCE.as_secs()),
-        };
-        self.leave(number);
-        Err(self.no_answer(format!("{}: {reason}", self.members[number].endpoint)))
+        match again_if_stale(|| timeout(PATIENCE, call(client.clone())), is_stale).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(self.failed(number, &error)),
+            Err(_) => {
+                self.leave(number);
+                let store = format!("etcd at {}", self.members[number].endpoint);
+                Err(StoreError::NoAnswer {
+                    store,
+                    reason: format!("nothing within {} s", PATIENCE.as_secs()),
+                })
+            }
+        }
     }
 
-    /// Reading can be repeated: every member is asked until one answers.
+    /// Calls the member in use with a write, and keeps account of how it ends. A learner has done nothing: the others are
+    /// asked.
+    pub(super) async fn write<T, F>(
+        &self,
+        written: Written,
+        call: impl Fn(Client) -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        let mut outcome = self.call(&call).await;
+        for _ in 1..self.members.len() {
+            if !outcome.as_ref().is_err_and(is_from_learner) {
+                break;
+            }
+            outcome = self.call(&call).await;
+        }
+        match &outcome {
+            Ok(_) => self.writes.taken(&written),
+            Err(error) => self.writes.failed(&written, error),
+        }
+        outcome
+    }
+
+    /// Reading can be repeated: every member is asked until one answers. A refusal is an answer.
     pub(super) async fn range(&self, range: &Range) -> Result<Contents, StoreError> {
         let mut outcome = self.range_once(range).await;
         for _ in 1..self.members.len() {
-            if outcome.is_ok() {
+            if !outcome.as_ref().is_err_and(|error| error.is_unknown() || is_from_learner(error)) {
                 break;
             }
             outcome = self.range_once(range).await;
@@ -152,9 +207,12 @@ impl Etcd {
             if contents.revision > 0 {
                 options = options.with_revision(contents.revision);
             }
-            let page = start.clone();
-            let mut answer =
-                self.call(|mut client| async move { client.get(page, Some(options)).await }).await?;
+            let mut answer = self
+                .call(|mut client| {
+                    let (page, options) = (start.clone(), options.clone());
+                    async move { client.get(page, Some(options)).await }
+                })
+                .await?;
             if contents.revision == 0 {
                 contents.revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
             }
@@ -173,16 +231,18 @@ impl Etcd {
         let count = async |revision| {
             let options = GetOptions::new().with_range(range.end.as_str()).with_count_only();
             let options = options.with_revision(revision);
-            let start = range.start.clone();
-            self.call(|mut client| async move {
-                match client.get(start, Some(options)).await {
-                    Ok(answer) => Ok(usize::try_from(answer.count()).ok()),
-                    Err(etcd_client::Error::GRpcStatus(status))
-                        if i32::from(status.code()) == OUT_OF_RANGE =>
-                    {
-                        Ok(None)
+            self.call(|mut client| {
+                let (start, options) = (range.start.clone(), options.clone());
+                async move {
+                    match client.get(start, Some(options)).await {
+                        Ok(answer) => Ok(usize::try_from(answer.count()).ok()),
+                        Err(etcd_client::Error::GRpcStatus(status))
+                            if i32::from(status.code()) == OUT_OF_RANGE =>
+                        {
+                            Ok(None)
+                        }
+                        Err(error) => Err(error),
                     }
-                    Err(error) => Err(error),
                 }
             })
             .await
@@ -194,15 +254,49 @@ impl Etcd {
         known.ok_or_else(|| self.no_answer("it does not know how many keys it has".to_owned()))
     }
 
-    /// A transaction goes to one member, once: whoever asked must find out what became of it.
+    /// A transaction goes to one member, once: whoever asked must find out what became of it. It goes again only where it is
+    /// known that nothing did.
     pub(super) async fn commit(&self, txn: &Txn) -> Result<Outcome, StoreError> {
         let request = etcd_client::Txn::new()
             .when(txn.compares.iter().map(compare).collect::<Vec<_>>())
             .and_then(txn.writes.iter().map(write).collect::<Vec<_>>());
-        let answer = self.call(|mut client| async move { client.txn(request).await }).await?;
+        let answer = self
+            .write(Written::from(txn), |mut client| {
+                let request = request.clone();
+                async move { client.txn(request).await }
+            })
+            .await?;
         let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
         Ok(if answer.succeeded() { Outcome::Applied { revision } } else { Outcome::Refused })
     }
+}
+
+fn refusal(error: &etcd_client::Error) -> Option<Refusal> {
+    match error {
+        etcd_client::Error::GRpcStatus(status) => Refusal::read(status.code().into(), status.message()),
+        _ => None,
+    }
+}
+
+fn is_stale(error: &etcd_client::Error) -> bool {
+    refusal(error).is_some_and(|refusal| refusal.cause == Cause::StaleAuth)
+}
+
+fn is_from_learner(error: &StoreError) -> bool {
+    matches!(error, StoreError::Refused { refusal, .. } if refusal.cause == Cause::Learner)
+}
+
+/// Tries again, once and at once, what etcd has refused because users or roles were changed just then, as every client is
+/// refused for a moment, whatever it may do. Nothing was done, and the next attempt usually passes.
+async fn again_if_stale<T, E, L, F>(
+    attempt: impl Fn() -> F,
+    is_stale: impl Fn(&E) -> bool,
+) -> Result<Result<T, E>, L>
+where
+    F: Future<Output = Result<Result<T, E>, L>>,
+{
+    let outcome = attempt().await?;
+    if outcome.as_ref().is_err_and(&is_stale) { attempt().await } else { Ok(outcome) }
 }
 
 fn tls(config: &EtcdConfig) -> Option<TlsOptions> {
@@ -280,5 +374,37 @@ fn explain(error: &etcd_client::Error) -> (String, bool) {
     match hints.iter().find(|(sign, _)| text.contains(sign)) {
         Some((_, hint)) => (format!("{text} ({hint})"), true),
         None => (text, false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// How often it is tried, and how it ends, where the attempts end so.
+    async fn play(ends: &[Result<u8, &'static str>]) -> (usize, Result<Result<u8, &'static str>, ()>) {
+        let attempts = Cell::new(0);
+        let attempt = || {
+            let number = attempts.replace(attempts.get() + 1);
+            async move { Ok(ends[number]) }
+        };
+        let outcome = again_if_stale(attempt, |error| *error == "stale").await;
+        (attempts.get(), outcome)
+    }
+
+    #[tokio::test]
+    async fn what_was_refused_because_users_were_changed_is_tried_again_once() {
+        assert_eq!(play(&[Ok(1)]).await, (1, Ok(Ok(1))));
+        assert_eq!(play(&[Err("stale"), Ok(2)]).await, (2, Ok(Ok(2))));
+        assert_eq!(play(&[Err("stale"), Err("stale"), Ok(3)]).await, (2, Ok(Err("stale"))));
+        assert_eq!(play(&[Err("no space"), Ok(2)]).await, (1, Ok(Err("no space"))));
+    }
+
+    #[test]
+    fn errors_that_are_no_answer_are_no_refusal() {
+        let error = etcd_client::Error::LeaseKeepAliveError("etcdserver: permission denied".to_owned());
+        assert_eq!(refusal(&error), None);
     }
 }

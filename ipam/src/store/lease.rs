@@ -3,59 +3,98 @@
 use std::time::Duration;
 
 use etcd_client::{PutOptions, TxnOp};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
 use super::etcd::{Etcd, compare};
+use super::writes::Written;
 use super::{Compare, StoreError};
 use crate::key::Key;
 
 /// Before a lost lease is taken anew.
 const RETRY: Duration = Duration::from_secs(2);
 
+/// How often it is asked whether the store would still take the key. Renewals do not tell: etcd renews leases while it takes
+/// no writes, and for who may not write any more.
+const ASK_EVERY: Duration = Duration::from_secs(30);
+
 /// Keeps `key` there, put only where `only_if` holds. Never ends; when it is dropped, the key vanishes within
 /// `ttl_seconds`.
 pub(super) async fn hold(etcd: &Etcd, key: &Key, value: &[u8], ttl_seconds: i64, only_if: &Compare) {
-    let key = key.to_string();
+    let held = Held { etcd, key: &key.to_string(), value, ttl_seconds, only_if };
     loop {
-        if let Err(error) = hold_once(etcd, &key, value, ttl_seconds, only_if).await {
-            debug!(key, %error, "lease lost");
+        if let Err(error) = held.once().await {
+            debug!(%key, %error, "lease lost");
         }
         sleep(RETRY).await;
     }
 }
 
-/// Holds one lease until it is lost.
-async fn hold_once(
-    etcd: &Etcd,
-    key: &str,
-    value: &[u8],
+/// What is held.
+struct Held<'a> {
+    etcd: &'a Etcd,
+    key: &'a str,
+    value: &'a [u8],
     ttl_seconds: i64,
-    only_if: &Compare,
-) -> Result<(), StoreError> {
-    let id =
-        etcd.call(|mut client| async move { Ok(client.lease_grant(ttl_seconds, None).await?.id()) }).await?;
-    let options = PutOptions::new().with_lease(id);
-    let put =
-        etcd_client::Txn::new().when([compare(only_if)]).and_then([TxnOp::put(key, value, Some(options))]);
-    if !etcd.call(|mut client| async move { client.txn(put).await }).await?.succeeded() {
-        let _ = etcd.call(|mut client| async move { client.lease_revoke(id).await }).await;
-        return Err(etcd.no_answer("somebody else has come to own the key".to_owned()));
+    only_if: &'a Compare,
+}
+
+impl Held<'_> {
+    /// Holds one lease until it is lost.
+    async fn once(&self) -> Result<(), StoreError> {
+        let (etcd, ttl) = (self.etcd, self.ttl_seconds);
+        let grant = etcd
+            .write(Written::put(self.key), |mut client| async move { client.lease_grant(ttl, None).await });
+        let id = grant.await?.id();
+        let put = self.put(id, vec![compare(self.only_if)]).await;
+        if !matches!(put, Ok(true)) {
+            let _ = etcd.call(|mut client| async move { client.lease_revoke(id).await }).await;
+        }
+        if !put? {
+            return Err(etcd.no_answer("somebody else has come to own the key".to_owned()));
+        }
+        let (mut keeper, mut answers) =
+            etcd.call(|mut client| async move { client.lease_keep_alive(id).await }).await?;
+        let every = Duration::from_secs(u64::try_from(ttl).unwrap_or(3) / 3);
+        let mut asked = Instant::now();
+        loop {
+            let renewal = async {
+                keeper.keep_alive().await?;
+                answers.message().await
+            };
+            match timeout(every, renewal).await {
+                // An expired lease is not an error to etcd: its time to live is 0.
+                Ok(Ok(Some(answer))) if answer.ttl() > 0 => sleep(every).await,
+                Ok(Ok(_)) => return Err(etcd.no_answer("the lease expired".to_owned())),
+                Ok(Err(error)) => return Err(etcd.no_answer(etcd.explain(&error))),
+                Err(_) => return Err(etcd.no_answer("the lease was not renewed in time".to_owned())),
+            }
+            if asked.elapsed() >= ASK_EVERY {
+                asked = Instant::now();
+                self.ask(id).await;
+            }
+        }
     }
-    let (mut keeper, mut answers) =
-        etcd.call(|mut client| async move { client.lease_keep_alive(id).await }).await?;
-    let every = Duration::from_secs(u64::try_from(ttl_seconds).unwrap_or(3) / 3);
-    loop {
-        let renewal = async {
-            keeper.keep_alive().await?;
-            answers.message().await
-        };
-        match timeout(every, renewal).await {
-            // An expired lease is not an error to etcd: its time to live is 0.
-            Ok(Ok(Some(answer))) if answer.ttl() > 0 => sleep(every).await,
-            Ok(Ok(_)) => return Err(etcd.no_answer("the lease expired".to_owned())),
-            Ok(Err(error)) => return Err(etcd.no_answer(etcd.explain(&error))),
-            Err(_) => return Err(etcd.no_answer("the lease was not renewed in time".to_owned())),
+
+    /// Puts the key, unless a compare does not hold; true if it was put.
+    async fn put(&self, id: i64, compares: Vec<etcd_client::Compare>) -> Result<bool, StoreError> {
+        let put = TxnOp::put(self.key, self.value, Some(PutOptions::new().with_lease(id)));
+        let txn = etcd_client::Txn::new().when(compares).and_then([put]);
+        let answer = self.etcd.write(Written::put(self.key), |mut client| {
+            let txn = txn.clone();
+            async move { client.txn(txn).await }
+        });
+        Ok(answer.await?.succeeded())
+    }
+
+    /// Asks whether the key could be put: etcd refuses a transaction for a put that would not come to be, too. Nothing is
+    /// written where the key is there, as it should be.
+    async fn ask(&self, id: i64) {
+        let absent = Compare::Unchanged { key: self.key.to_owned(), revision: 0 };
+        match self.put(id, vec![compare(self.only_if), compare(&absent)]).await {
+            Ok(false) => {}
+            Ok(true) => debug!(key = self.key, "somebody had deleted it: it is there again"),
+            Err(error) => debug!(key = self.key, %error, "it could not be put again"),
         }
     }
 }

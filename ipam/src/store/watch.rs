@@ -100,10 +100,7 @@ impl Follower {
         let opening = client.watch(start, Some(options));
         let mut stream = match timeout_at(Instant::now() + SILENCE, opening).await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => {
-                self.etcd.leave(member);
-                return Err(broken(self.etcd.explain(&error)));
-            }
+            Ok(Err(error)) => return Err(self.etcd.failed(member, &error).into()),
             Err(_) => {
                 self.etcd.leave(member);
                 return Err(broken(format!("no watch within {} s", SILENCE.as_secs())));
@@ -126,10 +123,7 @@ impl Follower {
                     self.etcd.leave(member);
                     return Err(broken("the watch was closed".to_owned()));
                 }
-                Ok(Err(error)) => {
-                    self.etcd.leave(member);
-                    return Err(broken(self.etcd.explain(&error)));
-                }
+                Ok(Err(error)) => return Err(self.etcd.failed(member, &error).into()),
                 Err(_) if heard.elapsed() < SILENCE => {
                     // The answer counts as a sign of life and no more: etcd before 3.4.25 may send it ahead of events
                     // that it seems to confirm.

@@ -1,0 +1,287 @@
+//! How writes end: counted, and what is refused again and again is remembered until a write succeeds.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use tracing::{info, warn};
+
+use super::refusal::{Cause, Refusal};
+use super::{StoreError, Txn, Write};
+use crate::key::PREFIX;
+
+/// A refusal that is this old is no news any more: whoever still wants to write tries much more often.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(90);
+
+/// What a key is about: its first part behind [`PREFIX`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Topic {
+    /// The claims of blocks.
+    Blocks,
+    /// The addresses of pods.
+    Addresses,
+    /// The leases of living nodes.
+    Alive,
+    /// The nodes.
+    Nodes,
+    /// Pools and the settings of the cluster.
+    Settings,
+    /// Reserved addresses.
+    Reservations,
+    /// Removals of nodes.
+    Fences,
+    /// Checks of the cluster, and the answers to them.
+    Checks,
+    /// Anything else.
+    Other,
+}
+
+impl Topic {
+    fn of(key: &str) -> Self {
+        let first = key.strip_prefix(PREFIX).and_then(|rest| rest.split('/').next());
+        match first.unwrap_or_default() {
+            "blocks" => Self::Blocks,
+            "addresses" => Self::Addresses,
+            "alive" => Self::Alive,
+            "nodes" => Self::Nodes,
+            "cluster" | "pools" => Self::Settings,
+            "reservations" => Self::Reservations,
+            "fences" => Self::Fences,
+            "inspection" | "answers" => Self::Checks,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// What a request writes, as far as that matters for its refusal.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Written {
+    topics: BTreeSet<Topic>,
+    /// Whether it puts something: an etcd without space deletes, and puts nothing.
+    puts: bool,
+}
+
+impl Written {
+    /// A put of that key.
+    pub(super) fn put(key: &str) -> Self {
+        Self { topics: BTreeSet::from([Topic::of(key)]), puts: true }
+    }
+}
+
+impl From<&Txn> for Written {
+    fn from(txn: &Txn) -> Self {
+        let key = |write: &Write| match write {
+            Write::Put { key, .. } | Write::Delete { key } => Topic::of(key),
+        };
+        Self {
+            topics: txn.writes.iter().map(key).collect(),
+            puts: txn.writes.iter().any(|write| matches!(write, Write::Put { .. })),
+        }
+    }
+}
+
+/// What the store refuses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusing {
+    /// Why, in the store's words.
+    pub refusal: Refusal,
+    /// What was to be written.
+    pub topics: BTreeSet<Topic>,
+    /// Since when.
+    pub since: SystemTime,
+    /// How many writes were refused since then.
+    pub count: u64,
+}
+
+/// How many writes have failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Failures {
+    /// They were refused.
+    pub refused: u64,
+    /// Their outcome is not known.
+    pub unknown: u64,
+}
+
+/// How the writes of this process have ended. All clones are one.
+#[derive(Debug, Clone, Default)]
+pub struct Writes(Arc<Mutex<Account>>);
+
+impl Writes {
+    /// How many have failed.
+    pub fn failures(&self) -> Failures {
+        self.lock().failures
+    }
+
+    /// What the store refuses now.
+    pub fn refusing(&self) -> Vec<Refusing> {
+        self.lock().refusing(Instant::now())
+    }
+
+    /// The store has carried out a request, or found that a compare of it does not hold.
+    pub(super) fn taken(&self, written: &Written) {
+        if self.lock().take(written) {
+            info!("the store takes writes again");
+        }
+    }
+
+    /// A request has failed.
+    pub(super) fn failed(&self, written: &Written, error: &StoreError) {
+        let now = (Instant::now(), SystemTime::now());
+        let StoreError::Refused { store, refusal } = error else { return self.lock().failures.unknown += 1 };
+        if self.lock().refuse(written, refusal, now) {
+            warn!(store, "writes are refused: {refusal}");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Account> {
+        // Each change of it is whole, whoever panicked.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Account {
+    failures: Failures,
+    refused: BTreeMap<Cause, Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    words: String,
+    topics: BTreeMap<Topic, Instant>,
+    since: SystemTime,
+    last: Instant,
+    count: u64,
+}
+
+impl Known {
+    /// Whether it goes on: what may be over at once has to be refused again.
+    fn goes_on(&self, cause: Cause) -> bool {
+        cause.is_lasting() || self.count > 1
+    }
+}
+
+impl Account {
+    /// True if nothing is refused any more, and something was.
+    fn take(&mut self, written: &Written) -> bool {
+        let reported = self.refused.iter().any(|(cause, known)| known.goes_on(*cause));
+        self.refused.retain(|cause, known| {
+            if *cause == Cause::NoSpace {
+                return !written.puts;
+            }
+            known.topics.retain(|topic, _| !written.topics.contains(topic));
+            cause.is_partial() && !known.topics.is_empty()
+        });
+        reported && self.refused.is_empty()
+    }
+
+    /// True if this has to be reported, and was not yet.
+    fn refuse(&mut self, written: &Written, refusal: &Refusal, now: (Instant, SystemTime)) -> bool {
+        self.failures.refused += 1;
+        self.forget(now.0);
+        let cause = refusal.cause;
+        let known = self.refused.entry(cause).or_insert_with(|| Known {
+            words: String::new(),
+            topics: BTreeMap::new(),
+            since: now.1,
+            last: now.0,
+            count: 0,
+        });
+        let reported = known.count > 0 && known.goes_on(cause);
+        known.words.clone_from(&refusal.words);
+        known.topics.extend(written.topics.iter().map(|topic| (*topic, now.0)));
+        known.last = now.0;
+        known.count += 1;
+        !reported && known.goes_on(cause)
+    }
+
+    fn refusing(&mut self, now: Instant) -> Vec<Refusing> {
+        self.forget(now);
+        let goes_on = self.refused.iter().filter(|(cause, known)| known.goes_on(**cause));
+        let refusing = goes_on.map(|(cause, known)| Refusing {
+            refusal: Refusal { cause: *cause, words: known.words.clone() },
+            topics: known.topics.keys().copied().collect(),
+            since: known.since,
+            count: known.count,
+        });
+        refusing.collect()
+    }
+
+    fn forget(&mut self, now: Instant) {
+        let is_new = |then: Instant| now.saturating_duration_since(then) < FORGOTTEN_AFTER;
+        self.refused.retain(|_, known| {
+            known.topics.retain(|_, last| is_new(*last));
+            is_new(known.last)
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(cause: Cause) -> Refusal {
+        Refusal { cause, words: "etcdserver: no".to_owned() }
+    }
+
+    fn put(key: &str) -> Written {
+        Written::put(&format!("{PREFIX}{key}"))
+    }
+
+    fn delete(key: &str) -> Written {
+        Written { puts: false, ..put(key) }
+    }
+
+    fn at(seconds: u64) -> (Instant, SystemTime) {
+        // One beginning for all.
+        static BEGINNING: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+        let beginning = *BEGINNING.get_or_init(Instant::now);
+        let since_1970 = Duration::from_secs(1_000 + seconds);
+        (beginning + Duration::from_secs(seconds), SystemTime::UNIX_EPOCH + since_1970)
+    }
+
+    #[test]
+    fn what_is_refused_is_reported_once_with_its_beginning_and_is_over_with_the_next_put() {
+        let mut account = Account::default();
+        assert!(account.refuse(&put("addresses/n1/10.0.0.1"), &refusal(Cause::NoSpace), at(0)));
+        assert!(!account.refuse(&put("alive/n1"), &refusal(Cause::NoSpace), at(5)));
+        let found = account.refusing(at(6).0);
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].since, found[0].count), (at(0).1, 2));
+        assert_eq!(found[0].topics, BTreeSet::from([Topic::Addresses, Topic::Alive]));
+        assert!(!account.take(&delete("addresses/n1/10.0.0.1")), "etcd without space deletes");
+        assert!(account.take(&put("nodes/n1")));
+        assert_eq!(account.refusing(at(7).0), []);
+        assert_eq!(account.failures.refused, 2);
+    }
+
+    #[test]
+    fn a_permission_that_lacks_for_some_records_is_not_there_because_others_are_written() {
+        let mut account = Account::default();
+        assert!(account.refuse(&put("blocks/4-0a000000-26"), &refusal(Cause::Permission), at(0)));
+        account.refuse(&put("addresses/n1/10.0.0.1"), &refusal(Cause::Permission), at(0));
+        assert!(!account.take(&put("addresses/n1/10.0.0.1")));
+        assert_eq!(account.refusing(at(1).0)[0].topics, BTreeSet::from([Topic::Blocks]));
+        assert!(account.take(&delete("blocks/4-0a000000-26")));
+    }
+
+    #[test]
+    fn what_is_over_by_itself_is_reported_when_it_goes_on() {
+        let mut account = Account::default();
+        assert!(!account.refuse(&put("alive/n1"), &refusal(Cause::StaleAuth), at(0)));
+        assert_eq!(account.refusing(at(1).0), []);
+        assert!(!account.take(&put("alive/n1")), "nothing was reported");
+        assert!(!account.refuse(&put("alive/n1"), &refusal(Cause::StaleAuth), at(2)));
+        assert!(account.refuse(&put("alive/n1"), &refusal(Cause::StaleAuth), at(3)));
+        assert_eq!(account.refusing(at(4).0).len(), 1);
+    }
+
+    #[test]
+    fn what_nobody_wants_to_write_any_more_is_forgotten() {
+        let mut account = Account::default();
+        account.refuse(&put("pools/a"), &refusal(Cause::Permission), at(0));
+        assert_eq!(account.refusing(at(89).0).len(), 1);
+        assert_eq!(account.refusing(at(90).0), []);
+        assert!(account.refuse(&put("pools/a"), &refusal(Cause::Permission), at(91)), "it is news again");
+    }
+}
