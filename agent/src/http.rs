@@ -12,7 +12,9 @@ use axum::routing::get;
 use polder_api::status::StoreStatus;
 use polder_ipam::pool::Purpose;
 use polder_ipam::shortage::Claimed;
+use polder_ipam::store::writes::Failures;
 use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family as Metrics;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -70,6 +72,8 @@ async fn registry(agent: &Agent) -> Registry {
     let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
     gauge("ready", "Whether the node is ready", i64::from(status.ready));
     gauge("store_connected", "Whether the cluster's records are current", i64::from(connected));
+    let refusing = i64::from(!status.refused_writes.is_empty());
+    gauge("store_refusing_writes", "Whether the store refuses writes of this node", refusing);
     gauge("attachments", "Attachments in the ledger", count(status.pods));
     gauge(
         "problems",
@@ -89,7 +93,18 @@ async fn registry(agent: &Agent) -> Registry {
     }
     registry.register("addresses", "Addresses of this node's blocks", addresses);
     register_pools(&mut registry, agent);
+    register_failures(&mut registry, agent.store.writes().failures());
     registry
+}
+
+/// Writes that have failed since the agent started.
+fn register_failures(registry: &mut Registry, failures: Failures) {
+    let writes: Metrics<[(&'static str, &'static str); 1], Counter> = Metrics::default();
+    for (result, number) in [("refused", failures.refused), ("unknown", failures.unknown)] {
+        writes.get_or_create(&[("result", result)]).inc_by(number);
+    }
+    let help = "Writes that the store has refused, or whose outcome is unknown, since the agent started";
+    registry.register("store_write_failures", help, writes);
 }
 
 /// A gauge that may be a fraction, or larger than any whole number that is counted with.

@@ -29,6 +29,7 @@ pub mod probe;
 pub mod published;
 pub mod publisher;
 pub mod recovery;
+pub mod refused;
 pub mod registrar;
 pub mod release;
 pub mod removal;

@@ -16,6 +16,7 @@ use crate::board::Pass;
 use crate::kernel::desired::Path;
 use crate::machine::now;
 use crate::probe;
+use crate::refused;
 use crate::removal;
 use crate::repair::Repair;
 use crate::underlay::{Other, Underlay};
@@ -35,6 +36,7 @@ pub async fn status(agent: &Agent) -> Status {
         })
         .await;
     let mut problems = problems(agent, &view, pass.as_deref());
+    problems.extend(refused::problems(&agent.store));
     problems.extend(agent.board.host.borrow().iter().cloned());
     let totals = totals.into_iter().collect();
     let shortages = shortage::warnings(&view, &agent.config.labels, &totals);
@@ -89,6 +91,7 @@ pub async fn status(agent: &Agent) -> Status {
         }),
         repair_count: agent.board.repairs.borrow().count,
         repairs: agent.board.repairs.borrow().last.iter().map(repair).collect(),
+        refused_writes: refused::status(&agent.store),
     }
 }
 

@@ -43,6 +43,20 @@ pub struct Status {
     pub repairs: Vec<RepairStatus>,
     /// How often that was, since the agent started.
     pub repair_count: u64,
+    /// What the store refuses to write, and has not written since. `problems` say what that means and what helps.
+    #[serde(default)]
+    pub refused_writes: Vec<RefusedWrites>,
+}
+
+/// Writes that the store refuses again and again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedWrites {
+    /// Why, in the store's words.
+    pub reason: String,
+    /// Since when, in seconds since 1970.
+    pub since: u64,
+    /// How many writes of this node were refused since then.
+    pub count: u64,
 }
 
 impl Status {

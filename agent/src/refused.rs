@@ -1,0 +1,107 @@
+//! What it means for the node that the store refuses writes, and what helps: for `status` and metrics.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime};
+
+use polder_api::status::RefusedWrites;
+use polder_ipam::store::Store;
+use polder_ipam::store::refusal::Cause;
+use polder_ipam::store::writes::{Refusing, Topic};
+
+/// What the store refuses now, for programs.
+pub fn status(store: &Store) -> Vec<RefusedWrites> {
+    let status = |refusing: Refusing| RefusedWrites {
+        reason: refusing.refusal.words,
+        since: refusing.since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs(),
+        count: refusing.count,
+    };
+    store.writes().refusing().into_iter().map(status).collect()
+}
+
+/// What the store refuses now, for people.
+pub fn problems(store: &Store) -> Vec<String> {
+    let (name, now) = (store.name(), SystemTime::now());
+    store.writes().refusing().iter().map(|refusing| problem(&name, refusing, now)).collect()
+}
+
+fn problem(store: &str, refusing: &Refusing, now: SystemTime) -> String {
+    let lasts = duration(now.duration_since(refusing.since).unwrap_or_default());
+    let (what, topics) = if refusing.refusal.cause.is_partial() {
+        ("writes of this node", refusing.topics.clone())
+    } else {
+        // Whatever was tried so far, the rest would be refused, too.
+        ("all writes", BTreeSet::from([Topic::Blocks, Topic::Addresses, Topic::Alive, Topic::Settings]))
+    };
+    let consequences: Vec<_> = topics.into_iter().map(consequence).collect();
+    let remedy = refusing.refusal.cause.remedy();
+    let goes_on = match refusing.refusal.cause {
+        Cause::Disk => "running pods go on",
+        _ => "running pods go on, and new pods get addresses from the blocks that this node has",
+    };
+    format!(
+        "{store} has refused {what} for {lasts}: {}: {}; {goes_on}. Remedy: {remedy}",
+        refusing.refusal.words,
+        consequences.join(", ")
+    )
+}
+
+/// What does not happen while records of that kind are not written.
+fn consequence(topic: Topic) -> &'static str {
+    match topic {
+        Topic::Blocks => "no new block can be claimed",
+        Topic::Addresses => "addresses of new pods are not published (ipam show)",
+        Topic::Alive => "an agent that starts gets no lease (ALIVE no in node list)",
+        Topic::Nodes => "changes of this node's record are not written",
+        Topic::Settings => "pools and settings cannot be changed",
+        Topic::Reservations => "no reserved address is handed over",
+        Topic::Fences => "no removal of a node is made or confirmed",
+        Topic::Checks => "ipam check does not work",
+        Topic::Other => "other records are not written",
+    }
+}
+
+fn duration(lasts: Duration) -> String {
+    let seconds = lasts.as_secs();
+    match (seconds / 3600, seconds / 60 % 60) {
+        (0, 0) => format!("{seconds} s"),
+        (0, minutes) => format!("{minutes} min"),
+        (hours, minutes) => format!("{hours} h {minutes} min"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use polder_ipam::store::refusal::Refusal;
+
+    use super::*;
+
+    fn text(cause: Cause, words: &str, topics: &[Topic], seconds: u64) -> String {
+        let since = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
+        let refusal = Refusal { cause, words: words.to_owned() };
+        let refusing = Refusing { refusal, topics: topics.iter().copied().collect(), since, count: 3 };
+        problem("etcd at http://10.0.0.1:2379", &refusing, since + Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn an_etcd_without_space_concerns_all_writes_whatever_was_tried() {
+        let text = text(Cause::NoSpace, "etcdserver: mvcc: database space exceeded", &[Topic::Alive], 7_261);
+        for part in [
+            "etcd at http://10.0.0.1:2379 has refused all writes for 2 h 1 min: etcdserver: mvcc: database space exceeded:",
+            "no new block",
+            "not published",
+            "no lease",
+            "etcdctl alarm disarm",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_permission_that_lacks_concerns_what_was_tried() {
+        let text = text(Cause::Permission, "etcdserver: permission denied", &[Topic::Blocks], 59);
+        for part in ["refused writes of this node for 59 s", "no new block", "grant-permission"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(!text.contains("published"), "{text}");
+    }
+}
