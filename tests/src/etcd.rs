@@ -1,7 +1,8 @@
 //! A real etcd, on machines of its own.
 
-use std::net::IpAddr;
-use std::path::PathBuf;
+use std::io::{Read, Write};
+use std::net::{IpAddr, TcpStream};
+use std::path::{Path, PathBuf};
 
 use crate::node::{Node, Process};
 use crate::wait;
@@ -11,6 +12,8 @@ use crate::wait;
 pub struct Etcd {
     members: Vec<Member>,
     tls: Option<Tls>,
+    /// What `etcdctl` shows of itself.
+    client: Option<(PathBuf, PathBuf)>,
 }
 
 #[derive(Debug)]
@@ -37,7 +40,7 @@ impl Etcd {
     pub fn start(machines: Vec<(Node, IpAddr)>, tls: Option<Tls>) -> Self {
         let members =
             machines.into_iter().map(|(node, address)| Member { node, address, process: None }).collect();
-        let mut etcd = Self { members, tls };
+        let mut etcd = Self { members, tls, client: None };
         (0..etcd.members.len()).for_each(|number| etcd.start_member(number));
         etcd.wait_until_healthy();
         etcd
@@ -134,9 +137,47 @@ impl Etcd {
     pub fn try_ctl(&self, arguments: &[&str]) -> Result<String, String> {
         let mut command = self.members[0].node.command("env");
         command.args(["ETCDCTL_API=3", "etcdctl", "--endpoints", &self.endpoints().join(",")]);
+        if let (Some(tls), Some((certificate, key))) = (&self.tls, &self.client) {
+            command.arg("--cacert").arg(&tls.ca).arg("--cert").arg(certificate).arg("--key").arg(key);
+        }
         let output = command.args(arguments).output().map_err(|error| error.to_string())?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    }
+
+    /// Lets `etcdctl` use this certificate and key from now on.
+    pub fn identify(&mut self, certificate: &Path, key: &Path) {
+        self.client = Some((certificate.to_owned(), key.to_owned()));
+    }
+
+    /// Changes users or roles. What was done by an attempt that got no answer is not done again.
+    pub fn change_users(&self, arguments: &[&str]) {
+        wait::until(&format!("etcdctl {arguments:?}"), || match self.try_ctl(arguments) {
+            Err(error) if !error.contains("already exists") => Err(error),
+            _ => Ok(()),
+        });
+    }
+
+    /// Lets etcd refuse all writes as it does when its quota is used up: its alarm is raised, by its own API.
+    pub fn run_out_of_space(&self) {
+        let body = r#"{"action":"ACTIVATE","memberID":0,"alarm":"NOSPACE"}"#;
+        let Member { node, address, .. } = &self.members[0];
+        wait::until("the alarm to be raised", || {
+            let answer = node.within(|| {
+                let mut stream = TcpStream::connect((*address, 2379)).map_err(|error| error.to_string())?;
+                let head = "POST /v3/maintenance/alarm HTTP/1.0\r\nContent-Length";
+                write!(stream, "{head}: {}\r\n\r\n{body}", body.len()).map_err(|error| error.to_string())?;
+                let mut answer = String::new();
+                stream.read_to_string(&mut answer).map_err(|error| error.to_string())?;
+                Ok::<_, String>(answer)
+            })?;
+            if answer.contains("NOSPACE") { Ok(()) } else { Err(answer) }
+        });
+    }
+
+    /// Ends that.
+    pub fn have_space_again(&self) {
+        self.ctl(&["alarm", "disarm"]);
     }
 
     /// The keys that start with a prefix.

@@ -1,0 +1,272 @@
+//! An etcd that answers, and refuses to write: it has no space left, or its users and roles do not allow it.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use polder_ipam::store::etcd::{Etcd, EtcdConfig};
+use polder_ipam::store::{Outcome, Store, StoreError, Txn, Write};
+use polder_tests::agent::Worker;
+use polder_tests::tls::Authority;
+use polder_tests::{Lab, Topology, cni, wait};
+use serde_json::{Value, json};
+use tokio::runtime;
+
+/// A node that has nothing to write asks every 30 s.
+const TO_BE_NOTICED: Duration = Duration::from_secs(120);
+
+/// More pods than a block of the small pool has addresses for.
+const MANY: usize = 8;
+
+const NO_SPACE: &str = "database space exceeded";
+const NO_PERMISSION: &str = "permission denied";
+
+fn problem(worker: &Worker, words: &str) -> Option<String> {
+    let status = worker.try_status().ok()?;
+    let problems = status["problems"].as_array()?.iter().filter_map(Value::as_str);
+    problems.map(str::to_owned).find(|problem| problem.contains(words) && problem.contains("has refused"))
+}
+
+fn wait_for_problem(worker: &Worker, words: &str) -> String {
+    wait::within(TO_BE_NOTICED, &format!("{} to say what etcd refuses", worker.name()), || {
+        problem(worker, words).ok_or_else(|| worker.try_status().unwrap_or_default().to_string())
+    })
+}
+
+fn wait_until_well(worker: &Worker) {
+    wait::within(TO_BE_NOTICED, &format!("{} to have no problem", worker.name()), || {
+        let status = worker.try_status()?;
+        let is_well = status["problems"] == json!([]) && status["refused_writes"] == json!([]);
+        if is_well { Ok(()) } else { Err(status.to_string()) }
+    });
+}
+
+/// The value of a metric, by its name and labels.
+fn metric(worker: &Worker, name: &str) -> u64 {
+    let (_, text) = worker.http("/metrics");
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("{name} is not in {text}")).parse().unwrap()
+}
+
+fn of_small_pool() -> Value {
+    cni::conf("1.1.0", &json!({ "pool": "small" }))
+}
+
+/// Adds a pool with blocks of four addresses, of which the node has one then.
+fn add_small_pool(worker: &Worker) {
+    worker.ctl(&["pool", "add", "small", "10.245.0.0/24", "--block-length", "30"]);
+    wait::until_true("the pool to be known", || worker.ctl(&["pool", "list"]).to_string().contains("small"));
+    worker.pod_with("first", &of_small_pool());
+}
+
+/// Adds pods until there is no address for another; the error of its ADD.
+fn fill_block(worker: &Worker) -> Value {
+    let mut pods = (0..MANY).map(|number| worker.try_pod(&format!("pod{number}"), &of_small_pool()));
+    pods.find_map(Result::err).expect("the block is full at some time")
+}
+
+/// The lines of the agent's log that say it.
+fn said(worker: &Worker, words: &str) -> usize {
+    worker.log().lines().filter(|line| line.contains(words)).count()
+}
+
+/// An ADD that needs a block is told what etcd says, and nothing else is blamed.
+fn assert_true_reason(worker: &Worker, words: &str, remedy: &str) {
+    let error = fill_block(worker);
+    let message = error["msg"].as_str().unwrap();
+    assert!(error["code"] == 11 && message.contains(words) && message.contains(remedy), "{error}");
+    assert!(!message.contains("too slow") && !message.contains("does not answer"), "{error}");
+    let log = worker.log();
+    assert!(!log.contains("lost to other nodes") && !log.contains("too slow"), "{log}");
+}
+
+/// Commands that write say that etcd refuses, and not that nobody knows what they have done.
+fn assert_commands_refused(worker: &Worker, words: &str) {
+    for arguments in [
+        &["pool", "add", "another", "10.246.0.0/16"][..],
+        &["pool", "drain", "small"],
+        &["cluster", "set", "--backend", "vxlan"],
+        &["node", "remove", "n2"],
+        &["ipam", "check"],
+    ] {
+        let said = worker.try_ctl(arguments).expect_err(&format!("{arguments:?} was done"));
+        assert!(said.contains(words), "{arguments:?}: {said}");
+        assert!(!said.contains("known") && !said.contains("does not answer"), "{arguments:?}: {said}");
+    }
+}
+
+fn is_alive(observer: &Worker, name: &str) -> bool {
+    let nodes = observer.ctl(&["node", "list"]);
+    nodes.as_array().unwrap().iter().any(|node| node["name"] == name && node["alive"] == true)
+}
+
+#[test]
+fn an_etcd_without_space_is_named_by_all_nodes_and_by_the_add_that_needs_a_block() {
+    let mut lab = Lab::start(Topology::one_segment(2));
+    add_small_pool(&lab.workers[0]);
+    lab.etcd.run_out_of_space();
+    // Nothing happens on the second node: it finds out by itself.
+    for worker in &lab.workers {
+        let problem = wait_for_problem(worker, NO_SPACE);
+        for part in ["no new block", "not published", "no lease", "etcdctl alarm disarm"] {
+            assert!(problem.contains(part), "{part}: {problem}");
+        }
+        assert_eq!(worker.status()["ready"], true);
+        assert_eq!(metric(worker, "polder_store_refusing_writes"), 1);
+        assert!(metric(worker, "polder_store_write_failures_total{result=\"refused\"}") > 0);
+        assert_eq!(said(worker, "writes are refused"), 1, "{}", worker.log());
+    }
+    assert_true_reason(&lab.workers[0], NO_SPACE, "etcdctl alarm disarm");
+    assert_commands_refused(&lab.workers[0], NO_SPACE);
+
+    lab.workers[0].kill();
+    wait::until_true("the lease to run out", || !is_alive(&lab.workers[1], "n1"));
+    lab.workers[0].start_and_wait();
+    wait_for_problem(&lab.workers[0], NO_SPACE);
+    assert!(!is_alive(&lab.workers[1], "n1"));
+
+    lab.etcd.have_space_again();
+    lab.workers.iter().for_each(wait_until_well);
+    wait::until_true("the node to be alive", || is_alive(&lab.workers[1], "n1"));
+    lab.workers[0].pod_with("last", &of_small_pool());
+    for worker in &lab.workers {
+        assert_eq!(metric(worker, "polder_store_refusing_writes"), 0);
+        assert!(said(worker, "takes writes again") > 0, "{}", worker.log());
+    }
+}
+
+/// Gives `polder` that permission on what is ours, in place of what it had.
+fn permit(lab: &Lab, permission: &str) {
+    lab.etcd.change_users(&[
+        "role",
+        "grant-permission",
+        "polder",
+        "--prefix=true",
+        permission,
+        "/polder/v1/",
+    ]);
+}
+
+/// A lab whose etcd knows its clients by their certificates: `polder` may read and write what is ours, and no more.
+fn lab_with_users(folder: &Path) -> Lab {
+    let authority = Authority::new(folder, "polder-lab");
+    let mut lab =
+        Lab::build_with_tls(Topology::one_segment(2), |addresses| Some(authority.for_etcd(addresses)));
+    let (root, client) = (authority.sign("root", &[]), authority.sign("polder", &[]));
+    lab.etcd.identify(&root.0, &root.1);
+    for arguments in [
+        &["user", "add", "root:secret"][..],
+        &["user", "grant-role", "root", "root"],
+        &["role", "add", "polder"],
+        &["user", "add", "polder:secret"],
+        &["user", "grant-role", "polder", "polder"],
+    ] {
+        lab.etcd.change_users(arguments);
+    }
+    permit(&lab, "readwrite");
+    lab.etcd.change_users(&["auth", "enable"]);
+    let tls = format!("[etcd]\nca = {:?}\ncert = {:?}\nkey = {:?}\n", authority.ca(), client.0, client.1);
+    for worker in &lab.workers {
+        worker.configure(&worker.configuration().replace("[etcd]\n", &tls));
+    }
+    lab
+}
+
+#[test]
+fn a_role_that_may_read_only_is_named_with_what_is_refused_and_the_grant_that_helps() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut lab = lab_with_users(folder.path());
+    lab.start_agents();
+    add_small_pool(&lab.workers[0]);
+    permit(&lab, "read");
+    for worker in &lab.workers {
+        let problem = wait_for_problem(worker, NO_PERMISSION);
+        assert!(problem.contains("grant-permission") && problem.contains("no lease"), "{problem}");
+        assert_eq!(worker.status()["ready"], true);
+    }
+    assert_true_reason(&lab.workers[0], NO_PERMISSION, "grant-permission");
+    assert_commands_refused(&lab.workers[0], NO_PERMISSION);
+    // The commands that somebody gave are over; what the node itself wants to write is still refused.
+    lab.workers[0].kill();
+    wait::until_true("the lease to run out", || !is_alive(&lab.workers[1], "n1"));
+    lab.workers[0].start_and_wait();
+    let problem = wait_for_problem(&lab.workers[0], NO_PERMISSION);
+    assert!(problem.contains("no lease"), "{problem}");
+
+    // Revoked altogether: the watch that runs goes on.
+    lab.etcd.change_users(&["role", "revoke-permission", "polder", "--prefix=true", "/polder/v1/"]);
+    wait_for_problem(&lab.workers[1], NO_PERMISSION);
+
+    permit(&lab, "readwrite");
+    lab.workers.iter().for_each(wait_until_well);
+    wait::until_true("the node to be alive", || is_alive(&lab.workers[1], "n1"));
+    lab.workers[0].pod_with("last", &of_small_pool());
+}
+
+/// A client at etcd, by its certificate.
+fn etcd_config(lab: &Lab, folder: &Path) -> EtcdConfig {
+    let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
+    EtcdConfig {
+        endpoints: lab.etcd.endpoints(),
+        ca: Some(read("ca.pem")),
+        identity: Some((read("polder.pem"), read("polder.key"))),
+    }
+}
+
+#[test]
+fn a_write_that_meets_a_change_of_users_is_done_or_known_not_to_be() {
+    const WRITERS: usize = 12;
+    let folder = tempfile::tempdir().unwrap();
+    let lab = lab_with_users(folder.path());
+    let (done, written) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let write = async |store: &Store, writer: usize| {
+        for number in 0.. {
+            if done.load(Ordering::Relaxed) {
+                break;
+            }
+            let key = format!("/polder/v1/blocks/{writer}-{number}");
+            let put = Write::Put { key, value: b"{}".to_vec() };
+            match store.commit(&Txn { compares: Vec::new(), writes: vec![put] }).await {
+                Ok(Outcome::Applied { .. }) => drop(written.fetch_add(1, Ordering::Relaxed)),
+                // Changed twice in a row.
+                Err(StoreError::Refused { refusal, .. }) => {
+                    assert!(refusal.words.contains("revision of auth store is old"), "{refusal}");
+                }
+                other => panic!("nobody knows what became of it: {other:?}"),
+            }
+        }
+    };
+    let machine = lab.etcd.nodes().next().unwrap();
+    std::thread::scope(|scope| {
+        let writers = scope.spawn(|| {
+            machine.within(|| {
+                let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async {
+                    let store = Store::Etcd(Etcd::new(&etcd_config(&lab, folder.path())).await.unwrap());
+                    let store = &store;
+                    let mut tasks: Vec<_> =
+                        (0..WRITERS).map(|writer| Box::pin(write(store, writer))).collect();
+                    std::future::poll_fn(|context| {
+                        tasks.retain_mut(|task| task.as_mut().poll(context).is_pending());
+                        if tasks.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+                    })
+                    .await;
+                    assert_eq!(store.writes().failures().unknown, 0);
+                });
+            });
+        });
+        for number in 0..60 {
+            lab.etcd.change_users(&["role", "add", &format!("role{number}")]);
+            if writers.is_finished() {
+                break;
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        writers.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+    let there = lab.etcd.keys("/polder/v1/blocks/").len();
+    assert_eq!(there, written.load(Ordering::Relaxed), "what was refused must not be there");
+    assert!(there > WRITERS, "hardly anything was written");
+}
