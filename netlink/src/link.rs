@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoPortData, LinkAttribute, LinkFlags,
-    LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoData, InfoKind, InfoPortData, LinkAttribute,
+    LinkFlags, LinkInfo, LinkMessage,
 };
 use nix::errno::Errno;
 use polder_api::Mac;
@@ -49,6 +49,8 @@ pub struct Link {
     pub alias: Option<String>,
     /// What made it.
     pub kind: Kind,
+    /// Whether it is a bridge that looks frames up by their VLAN (`vlan_filtering`). Not where the kernel cannot.
+    pub filters_vlans: bool,
     /// How it is set as a bridge port, if it is one.
     pub port: Option<Port>,
     /// Whether it makes itself an IPv6 link-local address. `None` where the kernel has no IPv6.
@@ -81,6 +83,16 @@ pub fn create_bridge(name: &str, mac: Mac, mtu: u32) -> [Operation; 3] {
         .stp_state(netlink_packet_route::link::BridgeStpState::Disabled)
         .build();
     [create(bridge), without_link_local(name), change(name).mtu(mtu).up().into()]
+}
+
+/// Lets the bridge with that index look all frames up in VLAN 0. A kernel that knows no VLANs on bridges does nothing else.
+pub fn without_vlans(index: u32) -> Operation {
+    let info = vec![
+        LinkInfo::Kind(InfoKind::Bridge),
+        LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::VlanFiltering(false)])),
+    ];
+    let change = LinkUnspec::new_with_index(index).append_extra_attribute(LinkAttribute::LinkInfo(info));
+    Operation::from(Change(change)).harmless_if(Errno::EOPNOTSUPP)
 }
 
 fn create(message: LinkMessage) -> Operation {
@@ -229,6 +241,7 @@ impl From<LinkMessage> for Link {
             peer: None,
             alias: None,
             kind: Kind::Other,
+            filters_vlans: false,
             port: None,
             makes_link_local: None,
         };
@@ -257,6 +270,9 @@ impl Link {
             match info {
                 LinkInfo::Kind(InfoKind::Bridge) => self.kind = Kind::Bridge,
                 LinkInfo::Kind(InfoKind::Veth) => self.kind = Kind::Veth,
+                LinkInfo::Data(InfoData::Bridge(attributes)) => {
+                    self.filters_vlans = attributes.contains(&InfoBridge::VlanFiltering(true));
+                }
                 LinkInfo::Data(InfoData::Vxlan(attributes)) => {
                     self.kind = Kind::Vxlan(Vxlan::from_attributes(&attributes));
                 }

@@ -28,7 +28,11 @@ pub struct Neighbour {
     pub mac: Mac,
 }
 
-/// An entry of a forwarding database.
+/// An entry of a forwarding database; of a bridge, of VLAN 0.
+///
+/// A bridge has one table for each VLAN. As long as it does not filter VLANs it looks all frames up in VLAN 0
+/// (`br_allowed_ingress`, `net/bridge/br_vlan.c`). A kernel with `CONFIG_BRIDGE_VLAN_FILTERING` puts every port into VLAN 1, and
+/// repeats there what is made in VLAN 0 (`br_fdb_add`, `net/bridge/br_fdb.c`); what is deleted from VLAN 0 it deletes from all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Forward {
     /// The bridge port or VXLAN device.
@@ -119,8 +123,8 @@ impl RouteSocket {
         self.dump(RouteNetlinkMessage::GetNeighbour(message), |message| neighbour(&message))
     }
 
-    /// The forwarding entries of all bridge ports and tunnels, without those that ports have learned, and those of their
-    /// own addresses.
+    /// The forwarding entries of all bridge ports and tunnels, without those that ports have learned, those of their
+    /// own addresses, and those of other VLANs than 0.
     pub fn forwards(&mut self) -> Result<Vec<Forward>, Error> {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Bridge;
@@ -146,6 +150,9 @@ fn neighbour(message: &RouteNetlinkMessage) -> Option<Neighbour> {
 
 fn forward(message: &RouteNetlinkMessage) -> Option<Forward> {
     let RouteNetlinkMessage::NewNeighbour(message) = message else { return None };
+    if vlan(message) != 0 {
+        return None;
+    }
     let remote = message.attributes.iter().find_map(|attribute| match attribute {
         // The family of the entry is the bridge's, so the address comes as bytes.
         NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => ip(bytes),
@@ -166,6 +173,15 @@ fn forward(message: &RouteNetlinkMessage) -> Option<Forward> {
     Some(Forward { index: message.header.ifindex, mac: mac(message)?, to })
 }
 
+/// The VLAN of a bridge's entry. The kernel does not name VLAN 0 (`fdb_fill_info`, `net/bridge/br_fdb.c`).
+fn vlan(message: &NeighbourMessage) -> u16 {
+    let vlan = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Vlan(vlan) => Some(*vlan),
+        _ => None,
+    });
+    vlan.unwrap_or(0)
+}
+
 fn mac(message: &NeighbourMessage) -> Option<Mac> {
     message.attributes.iter().find_map(|attribute| match attribute {
         NeighbourAttribute::LinkLayerAddress(bytes) => bytes.as_slice().try_into().ok().map(Mac),
@@ -176,4 +192,33 @@ fn mac(message: &NeighbourMessage) -> Option<Mac> {
 fn ip(bytes: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from).ok();
     v4.or_else(|| <[u8; 16]>::try_from(bytes).map(IpAddr::from).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::{Emitable, Parseable};
+
+    use super::*;
+
+    const POD: Mac = Mac([2, 0, 0, 0, 0, 2]);
+
+    /// An entry of a bridge port as the kernel tells it, through the bytes of the message.
+    fn told(vlan: Option<u16>) -> RouteNetlinkMessage {
+        let mut message = Forward { index: 7, mac: POD, to: Destination::Port }.message();
+        message.attributes.push(NeighbourAttribute::Controller(3));
+        message.attributes.extend(vlan.map(NeighbourAttribute::Vlan));
+        let mut bytes = vec![0; message.buffer_len()];
+        message.emit(&mut bytes);
+        RouteNetlinkMessage::NewNeighbour(NeighbourMessage::parse(&bytes).unwrap())
+    }
+
+    #[test]
+    fn the_entry_that_a_bridge_uses_is_that_of_vlan_0_and_others_are_not_taken_for_it() {
+        let ours = Forward { index: 7, mac: POD, to: Destination::Port };
+        assert_eq!(forward(&told(None)), Some(ours));
+        assert_eq!(forward(&told(Some(0))), Some(ours));
+        for vlan in [1, 77, 4094] {
+            assert_eq!(forward(&told(Some(vlan))), None);
+        }
+    }
 }

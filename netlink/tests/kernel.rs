@@ -8,7 +8,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use common::{POD_MAC, in_a_new_namespace, ip, network, run};
+use common::{POD_MAC, in_a_new_namespace, ip, kernel_release, network, run};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use polder_api::{Family, IfName, Mac};
@@ -96,12 +96,22 @@ fn the_settings_of_a_pod_port_are_read_back_as_they_were_made() {
         let _pod = pod(socket, bridge);
         let port = Port::of_pod(true);
         let before = socket.link("host").unwrap().unwrap().port.expect("a port");
-        assert!(!before.is_set_like(&port), "it is so by itself, and the test proves nothing");
+        for locked in [true, false] {
+            assert!(
+                !before.is_set_like(&Port::of_pod(locked)),
+                "it is so by itself, and the test proves nothing"
+            );
+        }
         let change = link::change("host").alias("net/c/eth0 ns/pod").port(&port);
         let up = link::change("host").up().into();
         socket.execute_all([link::without_link_local("host"), change.into(), up]).unwrap();
         let host = socket.link("host").unwrap().unwrap();
-        assert!(host.port.unwrap().is_set_like(&port), "{:?}", host.port);
+        // An older kernel takes the lock and does nothing, unless it was backported: all else is as it was asked for.
+        let locked = kernel_release() >= (5, 18) || host.port.unwrap().locked;
+        if !locked {
+            println!("this kernel cannot lock bridge ports (Linux 5.18): tested without");
+        }
+        assert!(host.port.unwrap().is_set_like(&Port::of_pod(locked)), "{:?}", host.port);
         assert_eq!(host.alias.as_deref(), Some("net/c/eth0 ns/pod"));
         assert!(host.up);
     });
@@ -347,6 +357,61 @@ fn neighbours_and_forwards_are_read_back_as_they_were_made() {
         socket.execute_all([moved.delete(), forwards[0].delete(), neighbours[0].delete()]).unwrap();
         assert_eq!(socket.forwards().unwrap(), []);
         assert_eq!(socket.neighbours().unwrap(), neighbours[1..]);
+    });
+}
+
+/// Whether this kernel's bridges know VLANs (`CONFIG_BRIDGE_VLAN_FILTERING`).
+fn bridges_know_vlans() -> bool {
+    // Others tell `vlan_filtering`, too, and always 0.
+    run("ip", &["-d", "link", "show", "dev", "br"]).contains("vlan_default_pvid")
+}
+
+#[test]
+fn an_entry_of_another_vlan_is_not_ours_and_does_not_hide_that_ours_is_missing() {
+    in_a_new_namespace(|socket| {
+        let bridge = bridge(socket);
+        let _pod = pod(socket, bridge);
+        let port = socket.link("host").unwrap().unwrap().index;
+        let ours = Forward { index: port, mac: POD_MAC, to: Destination::Port };
+        socket.execute_all([ours.replace()]).unwrap();
+        let table = || run("bridge", &["fdb", "show", "dev", "host"]);
+        let entry = format!("{POD_MAC} vlan 1 master br static");
+        if !bridges_know_vlans() {
+            println!(
+                "this kernel's bridges know no VLANs (CONFIG_BRIDGE_VLAN_FILTERING): there is one entry, and no other"
+            );
+            assert_eq!(socket.forwards().unwrap(), [ours]);
+            assert!(!table().contains("vlan"), "{}", table());
+            return;
+        }
+        assert!(table().contains(&entry), "the kernel has not repeated it in VLAN 1: {}", table());
+        assert_eq!(socket.forwards().unwrap(), [ours]);
+        // `bridge` takes 0 for no VLAN, which is all of them: what is left alone in VLAN 1 was made there.
+        socket.execute_all([ours.delete()]).unwrap();
+        assert!(!table().contains("static"), "one is left: {}", table());
+        run("bridge", &["fdb", "add", &POD_MAC.to_string(), "dev", "host", "master", "static", "vlan", "1"]);
+        assert!(table().contains(&entry), "{}", table());
+        assert_eq!(socket.forwards().unwrap(), [], "it is taken for ours");
+        socket.execute_all([ours.replace()]).unwrap();
+        assert_eq!(socket.forwards().unwrap(), [ours]);
+    });
+}
+
+#[test]
+fn a_bridge_that_filters_vlans_is_told_from_one_that_does_not_and_made_one_that_does_not() {
+    in_a_new_namespace(|socket| {
+        let index = bridge(socket);
+        assert!(!socket.link("br").unwrap().unwrap().filters_vlans);
+        let knows = bridges_know_vlans();
+        if knows {
+            run("ip", &["link", "set", "dev", "br", "type", "bridge", "vlan_filtering", "1"]);
+        } else {
+            println!("this kernel's bridges know no VLANs (CONFIG_BRIDGE_VLAN_FILTERING): none filters them");
+        }
+        assert_eq!(socket.link("br").unwrap().unwrap().filters_vlans, knows);
+        socket.execute_all([link::without_vlans(index)]).unwrap();
+        let bridge = socket.link("br").unwrap().unwrap();
+        assert_eq!((bridge.filters_vlans, bridge.kind, bridge.mtu), (false, Kind::Bridge, 1450));
     });
 }
 

@@ -80,7 +80,7 @@ impl Kernel {
             Change::CreateLink(device, own) => {
                 let name = device.name().ok_or(Problem::NotOurs)?;
                 let operations = match &own.kind {
-                    OwnKind::Bridge => create_bridge(name, own.mac, own.mtu),
+                    OwnKind::Bridge { .. } => create_bridge(name, own.mac, own.mtu),
                     OwnKind::Tunnel(vxlan) => create_vxlan(name, vxlan, own.mac, own.mtu),
                     OwnKind::Foreign => return Err(Problem::NotOurs),
                 };
@@ -163,8 +163,12 @@ fn operations(change: &Change, indexes: &BTreeMap<Device, u32>) -> Option<Vec<Op
             let index = index(device)?;
             let adjusted = link::change_index(index).mac(own.mac).mtu(own.mtu);
             let mut operations = vec![adjusted.alias(&device.mark()?).up().into()];
-            if let OwnKind::Tunnel(Vxlan { local: Some(local), .. }) = own.kind {
-                operations.push(link::send_from(index, local));
+            match own.kind {
+                OwnKind::Tunnel(Vxlan { local: Some(local), .. }) => {
+                    operations.push(link::send_from(index, local));
+                }
+                OwnKind::Bridge { filters_vlans: false } => operations.push(link::without_vlans(index)),
+                _ => {}
             }
             Some(operations)
         }

@@ -254,7 +254,7 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &
 
 fn devices(inputs: &Inputs<'_>, state: &mut State) {
     let bridge = OwnLink {
-        kind: OwnKind::Bridge,
+        kind: OwnKind::Bridge { filters_vlans: false },
         mac: bridge_mac(inputs.node),
         mtu: inputs.mtu,
         up: true,

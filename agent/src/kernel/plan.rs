@@ -316,7 +316,8 @@ impl fmt::Display for Change {
 impl fmt::Display for OwnLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
-            OwnKind::Bridge => write!(f, "bridge")?,
+            OwnKind::Bridge { filters_vlans: false } => write!(f, "bridge")?,
+            OwnKind::Bridge { filters_vlans: true } => write!(f, "bridge that filters VLANs")?,
             OwnKind::Tunnel(vxlan) => {
                 write!(f, "vxlan {} on port {}", vxlan.vni, vxlan.port)?;
                 vxlan.local.map_or(Ok(()), |local| write!(f, " from {local}"))?;

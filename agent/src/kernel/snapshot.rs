@@ -176,7 +176,7 @@ fn renamed(link: &Link, links: &BTreeMap<String, Link>) -> Option<Device> {
 
 fn own_link(link: &Link, device: &Device) -> OwnLink {
     let kind = match &link.kind {
-        Kind::Bridge => OwnKind::Bridge,
+        Kind::Bridge => OwnKind::Bridge { filters_vlans: link.filters_vlans },
         Kind::Vxlan(vxlan) => OwnKind::Tunnel(*vxlan),
         Kind::Veth | Kind::Other => OwnKind::Foreign,
     };

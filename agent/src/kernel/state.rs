@@ -100,7 +100,10 @@ pub enum Identity {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum OwnKind {
     /// The bridge of the pods.
-    Bridge,
+    Bridge {
+        /// Whether it looks frames up by their VLAN. Forwarding entries of ours are of VLAN 0.
+        filters_vlans: bool,
+    },
     /// A tunnel end point.
     Tunnel(Vxlan),
     /// Not ours, although it has a name of ours.
@@ -112,6 +115,7 @@ impl OwnKind {
     pub fn can_become(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Tunnel(is), Self::Tunnel(other)) => is.can_become(other),
+            (Self::Bridge { .. }, Self::Bridge { .. }) => true,
             _ => self == other,
         }
     }

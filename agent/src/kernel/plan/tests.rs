@@ -450,3 +450,20 @@ fn a_device_that_is_made_anew_gets_back_all_that_hung_on_it() {
         "the peer has nothing to do with it: {done:#?}"
     );
 }
+
+#[test]
+fn a_bridge_that_filters_vlans_is_set_back_and_not_made_anew() {
+    let world = World {
+        attach: AttachMode::Bridge,
+        backend: Backend::Auto,
+        vni: 1,
+        mtu: 1500,
+        dual: false,
+        peers: BTreeMap::new(),
+        pods: [1].into(),
+    };
+    let mut model = Model::of(&world);
+    model.state.links.get_mut(&Device::Bridge).unwrap().kind = OwnKind::Bridge { filters_vlans: true };
+    let changes = model.become_like(&world, Prune::Yes);
+    assert!(matches!(changes.as_slice(), [Change::AdjustLink(Device::Bridge, _)]), "{changes:?}");
+}
