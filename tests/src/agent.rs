@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::caller::{Caller, feed};
+use crate::kernel_state;
 use crate::node::{self, Node, Process};
 use crate::pod::Pod;
 use crate::scripted::SCRIPTED_PLUGINS;
@@ -203,6 +204,18 @@ impl Worker {
             let status = self.try_status()?;
             look(&status).ok_or_else(|| status.to_string())
         })
+    }
+
+    /// Whether bridge ports of this kernel can be locked (Linux 5.18, or one to which it was backported). Where they cannot be,
+    /// the status says so, and a test asserts what is there instead.
+    pub fn locks_ports(&self) -> bool {
+        let missing = self.status()["missing_features"].to_string();
+        let locks = !missing.contains("bridge ports cannot be locked");
+        assert!(locks || kernel_state::release() < (5, 18), "this kernel can lock ports: {missing}");
+        if !locks {
+            println!("this kernel cannot lock bridge ports: tested without");
+        }
+        locks
     }
 
     /// Asks the agent's own HTTP server; the status code, and the body.

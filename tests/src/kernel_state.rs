@@ -2,6 +2,14 @@
 
 use crate::agent::Worker;
 
+/// The release of the kernel: its first two numbers.
+pub fn release() -> (u32, u32) {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("a release");
+    let mut numbers =
+        release.split(|other: char| !other.is_ascii_digit()).map_while(|part| part.parse().ok());
+    numbers.next().zip(numbers.next()).expect("two numbers")
+}
+
 /// Everything of ours that is in a node's kernel, without what counts, ages or depends on when a device was made.
 pub fn kernel_state(worker: &Worker) -> Vec<String> {
     let state = worker.node.shell(
