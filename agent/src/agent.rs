@@ -29,7 +29,8 @@ use crate::registrar::{ClaimRequest, ReserveRequest};
 use crate::repair::Alarm;
 
 use crate::{
-    engine, follower, host, http, inspection, monitor, probe, publisher, recovery, registrar, server, sweeper,
+    endpoints, engine, follower, host, http, inspection, monitor, probe, publisher, recovery, registrar,
+    server, sweeper,
 };
 
 /// The ledger's file, in the state folder.
@@ -136,6 +137,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(follower::run(Arc::clone(&agent)));
     tasks.spawn(registrar::run(Arc::clone(&agent), wanted, reserved));
+    tasks.spawn(endpoints::run(Arc::clone(&agent)));
     tasks.spawn(engine::run(Arc::clone(&agent), asked));
     tasks.spawn(probe::run(Arc::clone(&agent)));
     tasks.spawn(publisher::run(Arc::clone(&agent)));

@@ -14,6 +14,7 @@ use crate::kernel::desired::{Reached, smallest_mtu};
 use crate::probe::schedule::{Key, Verdict};
 use crate::repair::Repairs;
 use crate::underlay::Underlay;
+use polder_ipam::needed::Needed;
 use polder_ipam::peers::Problem;
 use polder_ipam::view::{Source, View};
 
@@ -24,6 +25,8 @@ pub struct Board {
     pub view: watch::Sender<Arc<View>>,
     /// The node's addresses on the underlay, or why there are none. Written by the engine.
     pub underlay: watch::Sender<Result<Arc<Underlay>, String>>,
+    /// Where etcd is; `None` until that was first looked for. Written by the task of `endpoints`.
+    pub endpoints: watch::Sender<Option<Vec<Needed>>>,
     /// What the node owns. Written by the registrar.
     pub holdings: watch::Sender<Arc<Holdings>>,
     /// Whether the store knows the node. Written by the registrar.
@@ -121,6 +124,7 @@ impl Default for Board {
         Self {
             view: watch::Sender::new(Arc::default()),
             underlay: watch::Sender::new(Err("not chosen yet".to_owned())),
+            endpoints: watch::Sender::new(None),
             holdings: watch::Sender::new(Arc::default()),
             registration: watch::Sender::new(Registration::Waiting("the agent has just started".to_owned())),
             pass: watch::Sender::new(None),

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use polder_api::message::{Refusal, RefusalKind};
+use polder_ipam::Cidr;
 use polder_ipam::node::NodeIpam;
 use polder_ipam::peers::{Peer, believe};
 use polder_ipam::view::Source;
@@ -26,6 +27,7 @@ use crate::agent::Agent;
 use crate::board::{Made, Pass};
 use crate::config::StoreConfig;
 use crate::conflist;
+use crate::endpoints;
 use crate::kernel::plan::{Change, summary};
 use crate::kernel::state::Known;
 use crate::kernel::sysctl;
@@ -213,7 +215,7 @@ impl Engine {
         self.rung = None;
         let view = self.agent.board.view();
         if view.source == Source::Nowhere {
-            return;
+            return self.free_store().await;
         }
         let believed = believe(&view, &self.agent.config.node);
         let anew = cause == Cause::Underlay || self.agent.board.underlay().is_err();
@@ -223,7 +225,7 @@ impl Engine {
         self.look_for(&believed.peers, anew).await;
         self.moves.observe(&believed.peers, Instant::now());
         self.prune_from = self.prune_from.filter(|from| *from > Instant::now());
-        let Ok(grounds) = self.grounds(view, believed) else { return };
+        let Ok(grounds) = self.grounds(view, believed) else { return self.free_store().await };
         let mut by = self.agent.alarm.take();
         for number in 0..PASSES {
             let started = Instant::now();
@@ -322,19 +324,38 @@ impl Engine {
         pass
     }
 
+    /// Lets the node reach etcd, where a route of ours that is left from before is in the way.
+    async fn free_store(&self) {
+        let Some(store) = self.agent.board.endpoints.borrow().clone() else { return };
+        match self.agent.kernel.run(move |kernel| kernel.free(&store)).await {
+            Ok(freed) => {
+                freed.iter().for_each(|route| warn!(%route, "deleted: it took etcd away from this node"))
+            }
+            Err(error) => warn!(%error, "whether a route takes etcd away from this node is not known"),
+        }
+    }
+
     /// Chooses the node's addresses on the underlay anew. What cannot be read now stays as it was, and is read soon.
     async fn choose_underlay(&mut self, peers: &[Peer]) {
+        // Until it is known where etcd is, nothing can be kept from taking it away: that rings when it is known.
+        let Some(store) = self.agent.board.endpoints.borrow().clone() else { return };
         let mut asked: Vec<(String, IpAddr)> = Vec::new();
         for peer in peers.iter().take(PEERS_ASKED) {
             asked
                 .extend(peer.record.underlay.iter().map(|address| (format!("node {}", peer.name), *address)));
         }
         if let StoreConfig::Etcd(etcd) = &self.agent.config.store {
-            asked.extend(etcd.endpoints.iter().filter_map(|url| Some(("etcd".to_owned(), host(url)?))));
+            asked.extend(
+                etcd.endpoints.iter().filter_map(|url| Some(("etcd".to_owned(), endpoints::address(url)?))),
+            );
         }
         asked.extend(WORLD.iter().filter_map(|world| Some(("the world".to_owned(), world.parse().ok()?))));
         let known = self.agent.board.underlay();
-        let facts = self.agent.kernel.run(move |kernel| kernel.underlay_facts(&asked)).await;
+        let mut facts = self.agent.kernel.run(move |kernel| kernel.underlay_facts(&asked)).await;
+        if let Ok(facts) = &mut facts {
+            facts.store = store;
+            facts.pods = self.agent.ipam.run(|ipam| own_ranges(ipam)).await;
+        }
         self.unread = facts.is_err();
         if let (Err(error), Ok(_)) = (&facts, &known) {
             return warn!(%error, "the interfaces cannot be read: the underlay is taken for what it was");
@@ -407,29 +428,9 @@ impl Engine {
     }
 }
 
-/// The address in a URL, if it is one and not a name.
-fn host(url: &str) -> Option<IpAddr> {
-    let rest = url.split_once("://")?.1;
-    let authority = rest.split('/').next()?;
-    if let Some(v6) = authority.strip_prefix('[') {
-        return v6.split(']').next()?.parse().ok();
-    }
-    authority.rsplit_once(':').map_or(authority, |(host, _)| host).parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_address_of_an_endpoint_is_found_in_its_url() {
-        for (url, address) in [
-            ("http://10.0.0.1:2379", Some("10.0.0.1")),
-            ("https://[fd00::1]:2379", Some("fd00::1")),
-            ("http://10.0.0.1", Some("10.0.0.1")),
-            ("http://etcd.example:2379", None),
-        ] {
-            assert_eq!(host(url), address.map(|address| address.parse().unwrap()), "{url}");
-        }
-    }
+/// The ranges of this node's own blocks, and the addresses of its attachments.
+fn own_ranges(ipam: &NodeIpam) -> Vec<Cidr> {
+    let blocks = ipam.blocks().iter().map(|owned| owned.block.cidr());
+    let held = ipam.attachments().flat_map(|held| &held.addresses);
+    blocks.chain(held.map(|address| Cidr::around(*address, u8::MAX))).collect()
 }

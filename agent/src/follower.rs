@@ -62,11 +62,13 @@ pub async fn run(agent: Arc<Agent>) {
                 agent.board.view.send_modify(|view| Arc::make_mut(view).apply(update));
             }
             _ = underlay.changed() => {
-                let own = agent.board.underlay().map(|underlay| underlay.addresses()).unwrap_or_default();
+                let underlay = agent.board.underlay();
+                let own = underlay.as_ref().map(|underlay| underlay.addresses()).unwrap_or_default();
+                let needed = underlay.map(|underlay| underlay.needed.clone()).unwrap_or_default();
                 agent.board.view.send_if_modified(|view| {
-                    let is_other = view.own != own;
+                    let is_other = view.own != own || view.needed != needed;
                     if is_other {
-                        Arc::make_mut(view).set_own(own);
+                        Arc::make_mut(view).set_surroundings(own, needed);
                     }
                     is_other
                 });
@@ -94,7 +96,7 @@ fn take(agent: &Agent, earlier: Contents) {
     agent.board.view.send_modify(|view| {
         let mut earlier = View::from_snapshot(earlier);
         earlier.lost.clone_from(&view.lost);
-        earlier.set_own(view.own.clone());
+        earlier.set_surroundings(view.own.clone(), view.needed.clone());
         *view = Arc::new(earlier);
     });
 }

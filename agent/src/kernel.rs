@@ -7,6 +7,7 @@
 
 pub mod desired;
 pub mod features;
+pub mod guard;
 pub mod inspection;
 pub mod plan;
 pub mod reaper;

@@ -8,12 +8,12 @@ use polder_api::pool::{ClaimStatus, NewPool, PoolChange, PoolPurpose, PoolStatus
 use polder_ipam::cidr::ParseCidrError;
 use polder_ipam::key::Key;
 use polder_ipam::peers::believe;
-use polder_ipam::pool::{PoolState, Purpose, default_block_length};
+use polder_ipam::pool::{InvalidPool, PoolState, Purpose, default_block_length};
 use polder_ipam::pools::{self, Change, NotChanged};
 use polder_ipam::shortage::Claimed;
 use polder_ipam::store::{Outcome, Store, StoreError, Update};
 use polder_ipam::view::View;
-use polder_ipam::{Cidr, Pool, settings};
+use polder_ipam::{Cidr, Pool, settings, special};
 use tracing::info;
 
 use crate::agent::Agent;
@@ -27,7 +27,14 @@ pub async fn change(agent: &Agent, change: PoolChange) -> Result<String, Refusal
     let done = match change {
         PoolChange::Add(new) => {
             let pool = parse(new)?;
-            apply(&agent.store, |view| pools::add(view, &pool)).await?
+            let known = agent.board.view();
+            let done = apply(&agent.store, |view| {
+                let mut view = view.clone();
+                view.own.clone_from(&known.own);
+                view.needed.clone_from(&known.needed);
+                pools::add(&view, &pool)
+            });
+            with_warnings(done.await?, &special::doubts(pool.cidr()))
         }
         PoolChange::Drain(name) => apply(&agent.store, |view| pools::drain(view, &name)).await?,
         PoolChange::Remove(name) => apply(&agent.store, |view| pools::remove(view, &name)).await?,
@@ -41,6 +48,12 @@ pub async fn change_backend(agent: &Agent, backend: Backend) -> Result<String, R
     let done = apply(&agent.store, |view| settings::change_backend(view, backend)).await?;
     info!("{done}");
     Ok(done)
+}
+
+/// What was done, and what may be wrong with it.
+fn with_warnings(done: String, warnings: &[String]) -> String {
+    let warnings = warnings.iter().map(|warning| format!("\nwarning: {warning}"));
+    done + &warnings.collect::<String>()
 }
 
 /// The pool that is asked for; or what is wrong with it, whatever else the cluster has.
@@ -61,7 +74,11 @@ pub fn parse(new: NewPool) -> Result<Pool, Refusal> {
         PoolPurpose::Reservations => Purpose::Reservations,
     };
     pool.nodes = new.nodes;
-    Ok(pool)
+    match pool.check_use() {
+        Ok(()) => Ok(pool),
+        Err(error @ InvalidPool::Special { .. }) => Err(invalid(error.to_string())),
+        Err(error) => Err(invalid(format!("{error} (--block-length)"))),
+    }
 }
 
 /// Carries a change out. Whatever becomes of an attempt, the next one begins with what is there: what it finds done

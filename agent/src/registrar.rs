@@ -14,6 +14,7 @@ use polder_ipam::claim::Wanted;
 use polder_ipam::key::Key;
 use polder_ipam::ledger::{Identity, LedgerError, OwnedBlock, Standing};
 use polder_ipam::node::NodeIpam;
+use polder_ipam::pools;
 use polder_ipam::record::{Alive, ClusterId, ClusterRecord, PoolRecord, encode};
 use polder_ipam::removal::Quarantine;
 use polder_ipam::steward::{self, Double, Facts, Presence, Purpose, Step};
@@ -297,7 +298,10 @@ impl Registrar {
                 let pools = lost.pools.iter().map(|pool| (**pool).clone()).collect();
                 ((*lost.cluster).clone(), pools)
             }
-            (None, Some(bootstrap)) => (first_settings(bootstrap, identity)?, bootstrap.pools.clone()),
+            (None, Some(bootstrap)) => {
+                self.check_first_pools(view, &bootstrap.pools)?;
+                (first_settings(bootstrap, identity)?, bootstrap.pools.clone())
+            }
             (None, None) => {
                 return Err(Waiting(
                     "the cluster has no settings yet, and the configuration has no [bootstrap] to make them from"
@@ -310,7 +314,7 @@ impl Registrar {
             writes: vec![put(&Key::Cluster, encode(&record))],
         };
         // Pools that somebody has made already are the cluster's pools.
-        if view.pools.is_empty() {
+        if view.every_pool().next().is_none() {
             txn.compares.push(Compare::Empty(Key::all_pools()));
             let pools: Vec<Pool> = pools;
             txn.writes.extend(
@@ -325,6 +329,21 @@ impl Registrar {
             Outcome::Refused => return Err(Waiting("another node makes the cluster's settings".to_owned())),
         }
         Ok(())
+    }
+
+    /// Whether the first pools can be made, as far as this node knows what is in use around it. Those that somebody has
+    /// made already are the cluster's instead.
+    fn check_first_pools(&self, view: &View, first: &[Pool]) -> Result<(), Waiting> {
+        let underlay = self.agent.board.underlay().map_err(Waiting)?;
+        if view.own != underlay.addresses() || view.needed != underlay.needed {
+            return Err(Waiting("this node's own addresses are being read".to_owned()));
+        }
+        if view.every_pool().next().is_some() {
+            return Ok(());
+        }
+        let refused = first.iter().find_map(|pool| pools::check_range(view, pool).err());
+        refused
+            .map_or(Ok(()), |reason| Err(Waiting(format!("bootstrap.pools in the configuration: {reason}"))))
     }
 
     async fn adopt_block(&self, owned: OwnedBlock) -> Result<(), LedgerError> {

@@ -41,7 +41,7 @@ pub async fn status(agent: &Agent) -> Status {
     let totals = totals.into_iter().collect();
     let shortages = shortage::warnings(&view, &agent.config.labels, &totals);
     problems.extend(shortages.iter().map(ToString::to_string));
-    let Underlay { uplinks, others } =
+    let Underlay { uplinks, others, .. } =
         agent.board.underlay().map(|underlay| (*underlay).clone()).unwrap_or_default();
     Status {
         node: agent.config.node.clone(),

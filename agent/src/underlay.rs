@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use polder_api::Family;
+use polder_ipam::Cidr;
+use polder_ipam::needed::{Needed, What};
 use polder_netlink::address::Address;
-use polder_netlink::route::Lookup;
+use polder_netlink::route::{ForeignRoute, Lookup};
 
 use crate::config::UnderlayConfig;
 
@@ -16,6 +18,8 @@ pub struct Underlay {
     pub uplinks: BTreeMap<Family, Uplink>,
     /// The other addresses of the node, and why it is not one of those.
     pub others: Vec<Other>,
+    /// What the node has to reach past the pods' network.
+    pub needed: Vec<Needed>,
 }
 
 /// An address that was not chosen.
@@ -47,6 +51,9 @@ pub struct Uplink {
 /// Addresses of which it is said why they were not chosen: a host may have one for every service.
 const OTHERS: usize = 16;
 
+/// Addresses of the host on no network that are looked after: a host may have one for every service.
+const OWN_ADDRESSES: usize = 64;
+
 /// The interface that every host has, and no packet leaves by.
 const LOOPBACK: &str = "lo";
 
@@ -61,6 +68,12 @@ pub struct Facts {
     pub addresses: Vec<Address>,
     /// How the host would reach those that it has to reach, the most telling first: what it is, and the way.
     pub routes: Vec<(String, Lookup)>,
+    /// The routes that the host is configured with.
+    pub configured: Vec<ForeignRoute>,
+    /// Where etcd is.
+    pub store: Vec<Needed>,
+    /// This node's own blocks and the addresses of its attachments. Another plugin may have routes to them.
+    pub pods: Vec<Cidr>,
 }
 
 impl Facts {
@@ -98,6 +111,50 @@ impl Facts {
             Some(Other { address, interface, reason })
         };
         self.addresses.iter().filter_map(other).take(OTHERS).collect()
+    }
+
+    /// What the node has to reach past the pods' network.
+    fn needed(&self) -> Vec<Needed> {
+        let is_elsewhere = |address: &IpAddr| match address {
+            IpAddr::V4(v4) => !v4.is_link_local() && !v4.is_loopback() && !v4.is_unspecified(),
+            IpAddr::V6(v6) => !v6.is_unicast_link_local() && !v6.is_loopback() && !v6.is_unspecified(),
+        };
+        let name = |index: u32| {
+            let interface = self.interfaces.get(&index).map(|(name, _)| name.clone());
+            interface.filter(|name| name != LOOPBACK && !self.own.contains(&index))
+        };
+        let is_pods = |range: Cidr| self.pods.iter().any(|pods| pods.covers(range));
+        let mut needed = self.store.clone();
+        for route in &self.configured {
+            if route.index.is_some_and(|index| self.own.contains(&index)) {
+                continue;
+            }
+            let range = Cidr::around(route.destination.ip(), route.destination.prefix());
+            let gateways = route.gateways.iter().copied().filter(is_elsewhere);
+            needed.extend(gateways.map(|gateway| Needed::host(gateway, What::Gateway)));
+            let is_network = route.gateways.is_empty() && range.length() > 0 && is_elsewhere(&range.first());
+            if let Some(interface) = route.index.and_then(name).filter(|_| is_network && !is_pods(range)) {
+                needed.push(Needed { range, what: What::Network(interface) });
+            }
+        }
+        let routers = self.routes.iter().filter_map(|(_, way)| way.gateway).filter(is_elsewhere);
+        needed.extend(routers.map(|router| Needed::host(router, What::Gateway)));
+        let in_a_network = |range: Cidr| {
+            needed
+                .iter()
+                .any(|network| matches!(network.what, What::Network(_)) && network.range.covers(range))
+        };
+        let alone = self.addresses.iter().filter_map(|found| {
+            let address = found.address.ip();
+            let (interface, _) = self.interfaces.get(&found.index)?;
+            let own = Needed::host(address, What::Own(interface.clone()));
+            (is_elsewhere(&address) && !in_a_network(own.range) && !is_pods(own.range)).then_some(own)
+        });
+        let alone: Vec<Needed> = alone.take(OWN_ADDRESSES).collect();
+        needed.extend(alone);
+        needed.sort();
+        needed.dedup();
+        needed
     }
 
     fn uplink(&self, address: IpAddr, chosen_by: String) -> Option<Uplink> {
@@ -147,7 +204,7 @@ impl Underlay {
             ));
         }
         let others = facts.others(&uplinks);
-        Ok(Self { uplinks, others })
+        Ok(Self { uplinks, others, needed: facts.needed() })
     }
 
     /// The addresses, IPv4 first.
@@ -235,6 +292,9 @@ mod tests {
                 ("node n2".to_owned(), lookup(3, "10.0.0.7")),
                 ("the world".to_owned(), lookup(2, "192.0.2.7")),
             ],
+            configured: Vec::new(),
+            store: Vec::new(),
+            pods: Vec::new(),
         }
     }
 

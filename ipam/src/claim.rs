@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use crate::key::Key;
 use crate::ledger::{Identity, LedgerError};
+use crate::needed;
 use crate::pool::{Block, Labels, Pool};
 use crate::record::{BlockRecord, Incarnation, Nonce, encode};
 use crate::shortage;
@@ -207,6 +208,7 @@ pub fn next_block<'a>(
         let is_taken = |block: Block| {
             view.blocks.contains_key(&block)
                 || lost.contains(&block)
+                || needed::overlapping(&view.needed, block.cidr()).is_some()
                 || odd.iter().any(|odd| odd.cidr().overlaps(block.cidr()))
         };
         let found = match wanted {

@@ -75,6 +75,7 @@ pub fn believe(view: &View, me: &NodeName) -> Believed {
     let mut problems: Vec<Problem> = view
         .refused
         .iter()
+        .chain(&view.doubtful)
         .map(|(key, reason)| Problem { key: key.clone(), reason: reason.clone() })
         .collect();
     let nodes = believable_nodes(view, me, &mut problems);
@@ -245,6 +246,9 @@ fn overlapping(view: &View) -> BTreeMap<Block, Block> {
 
 fn check_block(view: &View, nodes: &Nodes<'_>, block: Block, claim: &BlockRecord) -> Result<(), String> {
     match view.pools.get(&claim.pool) {
+        None if view.any_pool(&claim.pool).is_some() => {
+            return Err(format!("pool {} cannot be used on this node", claim.pool));
+        }
         None => return Err(format!("there is no pool {}", claim.pool)),
         Some(pool) if !pool.record.has_block(block) => {
             return Err(format!(

@@ -8,6 +8,7 @@ use polder_api::{Family, PoolName};
 use serde::{Deserialize, Serialize};
 
 use crate::Cidr;
+use crate::special::{self, Special};
 
 /// A range of addresses that the cluster hands out, cut into blocks of one size.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +75,24 @@ pub enum InvalidPool {
         /// The length of its blocks.
         block_length: u8,
     },
+    /// A node that claims one of its blocks may find no address for a pod in it.
+    #[error("blocks of /{block_length} in pool {cidr} are too small: a node's own address, and the first and the last of the pool, are not for pods; use a block length of at most {}, in a pool that is as large", cidr.family().bits() - 2)]
+    BlockTooSmall {
+        /// The pool.
+        cidr: Cidr,
+        /// The length of its blocks.
+        block_length: u8,
+    },
+    /// Pods cannot have addresses of that range.
+    #[error(
+        "{cidr} cannot be a pool: pods cannot use addresses of {special}; choose a private range, like one of 10.0.0.0/8 or fd00::/8"
+    )]
+    Special {
+        /// The pool.
+        cidr: Cidr,
+        /// The range that it overlaps.
+        special: Special,
+    },
     /// The length of a block is longer than an address.
     #[error("blocks of /{block_length} in pool {cidr} do not exist: an {} address has {} bits", cidr.family(), cidr.family().bits())]
     NoSuchLength {
@@ -108,6 +127,31 @@ impl Pool {
         } else {
             Ok(Self { name, cidr, block_length, state, purpose: Purpose::default(), nodes: Labels::new() })
         }
+    }
+
+    /// Whether pods can have addresses of it: in every block there is one for a pod, and the range is none that has another
+    /// meaning. Records of pools that fail this can be read, so that they can be named and removed.
+    pub fn check_use(&self) -> Result<(), InvalidPool> {
+        let Self { cidr, block_length, .. } = *self;
+        if let Some(special) = special::refused(cidr) {
+            return Err(InvalidPool::Special { cidr, special: *special });
+        }
+        if self.purpose == Purpose::Blocks && self.least_for_pods() == 0 {
+            return Err(InvalidPool::BlockTooSmall { cidr, block_length });
+        }
+        Ok(())
+    }
+
+    /// How many addresses for pods the poorest of its blocks has: a node keeps the first of each for a gateway.
+    fn least_for_pods(&self) -> u128 {
+        let size = 1_u128.checked_shl(u32::from(self.family().bits() - self.block_length));
+        let has_ends = self.cidr.length() + 2 <= self.family().bits();
+        let excluded = match (has_ends, self.cidr.length() == self.block_length) {
+            (false, _) => 0,
+            (true, false) => 1,
+            (true, true) => 2,
+        };
+        size.unwrap_or(u128::MAX).saturating_sub(excluded + 1)
     }
 
     /// The same pool in that state.
@@ -214,6 +258,46 @@ mod tests {
         assert!(large.contains("4096 addresses, which is /20"), "{large}");
         assert!(matches!(pool("10.0.0.0/8", 33), Err(InvalidPool::NoSuchLength { .. })));
         assert!(pool("10.0.0.0/26", 26).is_ok());
+    }
+
+    #[test]
+    fn a_pool_in_which_a_block_may_have_no_address_for_a_pod_is_not_for_use() {
+        for (cidr, length) in [
+            ("10.0.0.0/24", 26),
+            ("10.0.0.0/24", 30),
+            ("10.0.0.0/30", 30),
+            ("10.0.0.0/31", 31),
+            ("fd00::/64", 126),
+            ("fd00::/127", 127),
+            ("fd00::/52", 116),
+        ] {
+            assert_eq!(pool(cidr, length).unwrap().check_use(), Ok(()), "{cidr} in /{length}");
+        }
+        for (cidr, length) in [
+            ("10.0.0.0/24", 31),
+            ("10.0.0.0/24", 32),
+            ("10.0.0.0/8", 32),
+            ("10.0.0.0/30", 31),
+            ("10.0.0.0/32", 32),
+            ("fd00::/64", 127),
+            ("fd00::/64", 128),
+            ("fd00::/128", 128),
+        ] {
+            let unfit = pool(cidr, length).unwrap();
+            let said = unfit.check_use().unwrap_err().to_string();
+            let most = if cidr.contains(':') { "at most 126" } else { "at most 30" };
+            assert!(said.contains(most), "{cidr} in /{length}: {said}");
+            // Nobody claims a block for reserved addresses.
+            assert_eq!(Pool { purpose: Purpose::Reservations, ..unfit }.check_use(), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_pool_of_a_special_range_is_not_for_use_whatever_it_is_for() {
+        let multicast = pool("ff02::/64", 122).unwrap();
+        let said = multicast.check_use().unwrap_err().to_string();
+        assert!(said.contains("ff02::/64 cannot be a pool") && said.contains("multicast"), "{said}");
+        assert!(Pool { purpose: Purpose::Reservations, ..multicast }.check_use().is_err());
     }
 
     #[test]

@@ -9,7 +9,8 @@ use std::net::IpAddr;
 use polder_api::{NodeName, PoolName};
 
 use crate::key::Key;
-use crate::pool::{Block, Labels, Pool, PoolState, Purpose};
+use crate::needed;
+use crate::pool::{Block, InvalidPool, Labels, Pool, PoolState, Purpose};
 use crate::record::{PoolRecord, encode};
 use crate::store::{Compare, Range, Txn, Write};
 use crate::view::{Known, View};
@@ -62,6 +63,16 @@ pub enum NotChanged {
         /// Its range.
         other_cidr: Cidr,
     },
+    /// It lies inside of something that is not the pods'.
+    #[error("{cidr} lies inside {what}: {remedy}")]
+    Inside {
+        /// The range that was wished for.
+        cidr: Cidr,
+        /// What it is inside of.
+        what: String,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// Something lies inside that is not the pool's.
     #[error("{what} lies inside {cidr}: {remedy}")]
     Inhabited {
@@ -72,6 +83,9 @@ pub enum NotChanged {
         /// What to do.
         remedy: &'static str,
     },
+    /// Pods cannot have addresses of it.
+    #[error(transparent)]
+    Unfit(#[from] InvalidPool),
     /// There are no settings to change.
     #[error("the cluster has no settings yet: an agent whose configuration has [bootstrap] makes them")]
     NoCluster,
@@ -94,7 +108,7 @@ pub enum NotChanged {
 pub fn add(view: &View, pool: &Pool) -> Result<Change, NotChanged> {
     let name = &pool.name;
     let key = Key::Pool(name.clone());
-    if let Some(known) = view.pools.get(name) {
+    if let Some(known) = view.any_pool(name) {
         let there = &*known.record;
         if *there != pool.in_state(there.state) {
             return Err(NotChanged::Different { name: name.clone(), there: describe(there) });
@@ -102,6 +116,7 @@ pub fn add(view: &View, pool: &Pool) -> Result<Change, NotChanged> {
         if there.state == PoolState::Active {
             return Ok(Change::Already(format!("pool {name} is there already: {}", describe(there))));
         }
+        check_range(view, pool)?;
         let again = there.in_state(PoolState::Active);
         return Ok(Change::Commit {
             txn: replace(known, &again),
@@ -124,14 +139,45 @@ pub fn add(view: &View, pool: &Pool) -> Result<Change, NotChanged> {
     })
 }
 
+/// Whether pods can have addresses of the pool, as far as this node knows what is in use around it.
+pub fn check_range(view: &View, pool: &Pool) -> Result<(), NotChanged> {
+    pool.check_use()?;
+    let cidr = pool.cidr();
+    if let Some(address) = view.own.iter().find(|address| cidr.has(**address)) {
+        let what = format!("{address}, this node's own address,");
+        let remedy = "nodes and pods need ranges of their own, choose another";
+        return Err(NotChanged::Inhabited { cidr, what, remedy });
+    }
+    if let Some(needed) = needed::overlapping(&view.needed, cidr) {
+        let remedy = "pods and what nodes have to reach need ranges of their own, choose another";
+        return Err(if needed.range.covers(cidr) && needed.range != cidr {
+            NotChanged::Inside { cidr, what: needed.to_string(), remedy }
+        } else {
+            NotChanged::Inhabited { cidr, what: format!("{needed},"), remedy }
+        });
+    }
+    for (node, known) in &view.nodes {
+        if let Some(address) = known.record.underlay.iter().find(|address| cidr.has(**address)) {
+            let what = format!("{address}, the underlay address of node {node},");
+            let remedy = "nodes and pods need ranges of their own, choose another";
+            return Err(NotChanged::Inhabited { cidr, what, remedy });
+        }
+    }
+    Ok(())
+}
+
 /// Whether nothing is in the way of the pool.
 fn check_room(view: &View, pool: &Pool) -> Result<(), NotChanged> {
     let cidr = pool.cidr();
     let pools = Key::all_pools();
-    if let Some((key, reason)) = view.refused.iter().find(|(key, _)| pools.has(key)) {
+    let unreadable = |key: &str| match key.parse() {
+        Ok(Key::Pool(name)) => view.any_pool(&name).is_none(),
+        _ => pools.has(key),
+    };
+    if let Some((key, reason)) = view.refused.iter().find(|(key, _)| unreadable(key)) {
         return Err(NotChanged::Unreadable { key: key.clone(), reason: reason.clone() });
     }
-    if let Some(other) = view.pools.values().find(|other| other.record.cidr().overlaps(cidr)) {
+    if let Some(other) = view.every_pool().find(|other| other.record.cidr().overlaps(cidr)) {
         let (other, other_cidr) = (other.record.name.clone(), other.record.cidr());
         return Err(NotChanged::Overlaps { cidr, other, other_cidr });
     }
@@ -148,12 +194,7 @@ fn check_room(view: &View, pool: &Pool) -> Result<(), NotChanged> {
         let of = if of.is_empty() { String::new() } else { format!(", which was claimed from pool {of},") };
         return inhabited(format!("block {block}{of}"), "choose another range, or let that block go first");
     }
-    for (node, known) in &view.nodes {
-        if let Some(address) = known.record.underlay.iter().find(|address| cidr.has(**address)) {
-            let what = format!("{address}, the underlay address of node {node},");
-            return inhabited(what, "nodes and pods need ranges of their own, choose another");
-        }
-    }
+    check_range(view, pool)?;
     let unreadable = view.refused.keys().filter_map(|key| unreadable_address(key));
     let mut reserved = view.reservations.keys().copied().chain(unreadable);
     let reserved = reserved.find(|address| cidr.has(*address));
@@ -246,7 +287,7 @@ pub fn remove(view: &View, name: &PoolName) -> Result<Change, NotChanged> {
 /// The pool, which may be one that cannot be read.
 fn find<'a>(view: &'a View, name: &PoolName) -> Result<Option<&'a Known<Pool>>, NotChanged> {
     let key = Key::Pool(name.clone()).to_string();
-    match (view.pools.get(name), view.refused.get(&key)) {
+    match (view.any_pool(name), view.refused.get(&key)) {
         (Some(known), _) => Ok(Some(known)),
         (None, Some(reason)) => Err(NotChanged::Unreadable { key, reason: reason.clone() }),
         (None, None) => Ok(None),

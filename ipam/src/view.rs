@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::key::Key;
-use crate::pool::{PoolState, Purpose};
+use crate::needed::{self, Needed};
+use crate::pool::{InvalidPool, PoolState, Purpose};
 use crate::record::{
     BlockRecord, ClusterRecord, FenceRecord, Incarnation, InspectionRecord, NodeRecord, Record,
     ReservationRecord, decode,
@@ -48,10 +49,16 @@ pub struct View {
     pub cluster: Option<Known<ClusterRecord>>,
     /// The pools that can be used here.
     pub pools: BTreeMap<PoolName, Known<Pool>>,
-    /// The pools that cannot, because addresses of this node itself are inside: it would lose them to its pods.
-    swallowing: BTreeMap<PoolName, Known<Pool>>,
+    /// The pools that cannot: pods cannot have such addresses, or the node would lose addresses that it needs.
+    unusable: BTreeMap<PoolName, Known<Pool>>,
+    /// Their keys among the refused ones.
+    unusable_keys: BTreeSet<String>,
+    /// The pools that are used here although some of their addresses should not be pods': by key, with the reason.
+    pub doubtful: BTreeMap<String, String>,
     /// The addresses of this node on the underlay.
     pub own: Vec<IpAddr>,
+    /// What this node has to reach past the pods' network.
+    pub needed: Vec<Needed>,
     /// The nodes.
     pub nodes: BTreeMap<NodeName, Known<NodeRecord>>,
     /// The claims.
@@ -87,6 +94,7 @@ impl View {
     pub fn from_snapshot(contents: Contents) -> Self {
         let mut view = Self { source: Source::Snapshot, revision: contents.revision, ..Self::default() };
         view.take_all(contents.entries);
+        view.settle_pools();
         view
     }
 
@@ -97,7 +105,14 @@ impl View {
             Update::Changed { revision, changes } => {
                 self.revision = revision;
                 self.lost = None;
-                changes.into_iter().for_each(|change| self.change(change));
+                let mut unsettled = false;
+                for change in changes {
+                    unsettled |= self.concerns_pools(&change);
+                    self.change(change);
+                }
+                if unsettled {
+                    self.settle_pools();
+                }
             }
             Update::Lost { reason } => self.lost = Some(reason),
             Update::Back { revision } => {
@@ -112,9 +127,11 @@ impl View {
         self.source = Source::Store;
         self.revision = contents.revision;
         self.own.clone_from(&before.own);
+        self.needed.clone_from(&before.needed);
         self.take_all(contents.entries);
         let unreadable: Vec<String> = self.refused.keys().cloned().collect();
         unreadable.iter().for_each(|key| self.keep(key, &before));
+        self.settle_pools();
         let lost = before.nodes.keys().any(|name| !self.nodes.contains_key(name))
             || before.blocks.keys().any(|block| !self.blocks.contains_key(block))
             || before.reservations.iter().any(|(address, known)| {
@@ -126,8 +143,7 @@ impl View {
         self.losses = before.losses + u64::from(lost);
         let known = before.pools.iter().map(|(name, known)| (name.clone(), Arc::clone(&known.record)));
         self.lost_pools = before.lost_pools.clone().into_iter().chain(known).collect();
-        self.lost_pools
-            .retain(|name, _| !self.pools.contains_key(name) && !self.swallowing.contains_key(name));
+        self.lost_pools.retain(|name, _| !self.pools.contains_key(name) && !self.unusable.contains_key(name));
         if self.cluster.is_none() {
             self.remembered = before.settings();
         }
@@ -142,9 +158,7 @@ impl View {
         }
         match key.parse() {
             Ok(Key::Cluster) if self.cluster.is_none() => self.cluster.clone_from(&before.cluster),
-            Ok(Key::Pool(name)) if !self.swallowing.contains_key(&name) => {
-                kept(&mut self.pools, &before.pools, &name);
-            }
+            Ok(Key::Pool(name)) => kept(&mut self.pools, &before.pools, &name),
             Ok(Key::Node(name)) => kept(&mut self.nodes, &before.nodes, &name),
             Ok(Key::Block(block)) => kept(&mut self.blocks, &before.blocks, &block),
             Ok(Key::Fence(incarnation)) => kept(&mut self.fences, &before.fences, &incarnation),
@@ -164,7 +178,12 @@ impl View {
 
     /// All pools, also those that cannot be used here.
     pub fn every_pool(&self) -> impl Iterator<Item = &Known<Pool>> {
-        self.pools.values().chain(self.swallowing.values())
+        self.pools.values().chain(self.unusable.values())
+    }
+
+    /// The pool of that name, also one that cannot be used here.
+    pub fn any_pool(&self, name: &PoolName) -> Option<&Known<Pool>> {
+        self.pools.get(name).or_else(|| self.unusable.get(name))
     }
 
     fn take_all(&mut self, entries: Vec<Entry>) {
@@ -185,7 +204,10 @@ impl View {
         }
         match record {
             Ok(Record::Cluster(record)) => self.cluster = Some(known(record, revision)),
-            Ok(Record::Pool(pool)) => self.take_pool(known(pool, revision)),
+            Ok(Record::Pool(pool)) => {
+                self.lost_pools.remove(&pool.name);
+                self.pools.insert(pool.name.clone(), known(pool, revision));
+            }
             Ok(Record::Node(name, record)) => drop(self.nodes.insert(name, known(record, revision))),
             Ok(Record::Block(block, record)) => drop(self.blocks.insert(block, known(record, revision))),
             Ok(Record::Fence(incarnation, record)) => {
@@ -199,30 +221,112 @@ impl View {
         }
     }
 
-    /// Takes in which addresses the node itself has.
-    pub fn set_own(&mut self, own: Vec<IpAddr>) {
+    /// Takes in which addresses the node itself has, and what it has to reach.
+    pub fn set_surroundings(&mut self, own: Vec<IpAddr>, needed: Vec<Needed>) {
         self.own = own;
-        let pools = std::mem::take(&mut self.pools).into_values();
-        let swallowing = std::mem::take(&mut self.swallowing).into_values();
-        pools.chain(swallowing).for_each(|pool| self.take_pool(pool));
+        self.needed = needed;
+        self.settle_pools();
     }
 
-    fn take_pool(&mut self, pool: Known<Pool>) {
-        let (name, cidr) = (pool.record.name.clone(), pool.record.cidr());
-        self.lost_pools.remove(&name);
-        let key = Key::Pool(name.clone()).to_string();
-        match self.own.iter().find(|address| cidr.has(**address)) {
-            Some(address) => {
-                let reason = format!(
-                    "{cidr} has this node's own address {address} inside: nodes and pods need ranges of their own"
-                );
-                self.refused.insert(key, reason);
-                self.swallowing.insert(name, pool);
+    /// Whether the change may make a pool usable, or another one unusable. Called before the change is made.
+    fn concerns_pools(&self, change: &Change) -> bool {
+        let is_contested = !self.unusable.is_empty() || !self.doubtful.is_empty();
+        match change.key.parse() {
+            Ok(Key::Pool(_)) => true,
+            Ok(Key::Block(_) | Key::Reservation(_)) => is_contested,
+            Ok(Key::Node(name)) => {
+                let record = change.entry.as_ref().map(|entry| decode(&change.key, &entry.value));
+                let inside =
+                    |address: &IpAddr| self.every_pool().any(|pool| pool.record.cidr().has(*address));
+                let now = match &record {
+                    Some(Ok(Record::Node(_, record))) => record.underlay.iter().any(inside),
+                    _ => false,
+                };
+                let before =
+                    self.nodes.get(&name).is_some_and(|node| node.record.underlay.iter().any(inside));
+                now || before
             }
-            None => {
-                self.refused.remove(&key);
-                self.pools.insert(name, pool);
+            _ => false,
+        }
+    }
+
+    /// Decides which pools can be used here.
+    fn settle_pools(&mut self) {
+        for key in std::mem::take(&mut self.unusable_keys) {
+            self.refused.remove(&key);
+        }
+        self.doubtful.clear();
+        let pools = std::mem::take(&mut self.pools).into_values();
+        let pools: Vec<_> = pools.chain(std::mem::take(&mut self.unusable).into_values()).collect();
+        for pool in pools {
+            let name = pool.record.name.clone();
+            let key = Key::Pool(name.clone()).to_string();
+            match self.use_of(&pool.record) {
+                Use::Full => drop(self.pools.insert(name, pool)),
+                Use::Doubtful(reason) => {
+                    self.doubtful.insert(key, reason);
+                    self.pools.insert(name, pool);
+                }
+                Use::None(reason) => {
+                    self.refused.insert(key.clone(), reason);
+                    self.unusable_keys.insert(key);
+                    self.unusable.insert(name, pool);
+                }
             }
+        }
+    }
+
+    /// Whether the pool can be used here. One that nodes have blocks of stays in use as far as it can.
+    fn use_of(&self, pool: &Pool) -> Use {
+        let (name, cidr) = (&pool.name, pool.cidr());
+        if let Some(address) = self.own.iter().find(|address| cidr.has(**address)) {
+            return Use::None(format!(
+                "{cidr} has this node's own address {address} inside: nodes and pods need ranges of their own. Remove it \
+                 with polderctl pool remove {name}"
+            ));
+        }
+        let in_use = || {
+            let reserved = |address: &IpAddr| pool.purpose == Purpose::Reservations && cidr.has(*address);
+            self.blocks.values().any(|claim| claim.record.pool == *name)
+                || self.reservations.keys().any(reserved)
+        };
+        let otherwise = format!(
+            "no address of it is used on this node. Remove it with polderctl pool remove {name}, and add another range"
+        );
+        if let Err(error) = pool.check_use() {
+            let first = cidr.first();
+            let never = first.is_multicast() || first.is_loopback() || first.is_unspecified();
+            return if in_use() && !never {
+                Use::Doubtful(format!("{error}. It is in use: drain it with polderctl pool drain {name}"))
+            } else {
+                let reason = match error {
+                    InvalidPool::Special { special, .. } => format!("pods cannot use addresses of {special}"),
+                    other => other.to_string(),
+                };
+                Use::None(format!("{reason}: {otherwise}"))
+            };
+        }
+        if let Some(needed) = needed::overlapping(&self.needed, cidr) {
+            return if in_use() {
+                Use::Doubtful(format!(
+                    "it overlaps {needed}: addresses there are not routed to pods on this node. Give one of the two \
+                     another range"
+                ))
+            } else {
+                Use::None(format!("it overlaps {needed}: {otherwise}"))
+            };
+        }
+        let mut nodes = self.nodes.iter();
+        let inside = nodes.find_map(|(node, known)| {
+            Some((node, known.record.underlay.iter().find(|address| cidr.has(**address))?))
+        });
+        match inside {
+            // Its record is refused: an address of the pods' network is no node's.
+            Some(_) if in_use() => Use::Full,
+            Some((node, address)) => Use::None(format!(
+                "it has {address}, the underlay address of node {node}, inside: {otherwise}"
+            )),
+            None => Use::Full,
         }
     }
 
@@ -235,7 +339,9 @@ impl View {
             }
             Ok(Key::Pool(name)) => {
                 self.pools.remove(&name);
-                self.swallowing.remove(&name);
+                self.unusable.remove(&name);
+                self.unusable_keys.remove(key);
+                self.doubtful.remove(key);
             }
             Ok(Key::Node(name)) => drop(self.nodes.remove(&name)),
             Ok(Key::Block(block)) => drop(self.blocks.remove(&block)),
@@ -255,135 +361,19 @@ impl View {
     }
 }
 
+/// Whether a pool can be used on a node.
+enum Use {
+    /// It can.
+    Full,
+    /// It is used, although there is something wrong with it.
+    Doubtful(String),
+    /// It cannot, and why.
+    None(String),
+}
+
 fn known<T>(record: T, revision: i64) -> Known<T> {
     Known { record: Arc::new(record), revision }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn entry(key: &str, value: &str, revision: i64) -> Entry {
-        Entry { key: format!("/polder/v1/{key}"), value: value.into(), revision }
-    }
-
-    fn changed(revision: i64, key: &str, value: Option<&str>) -> Update {
-        let entry = value.map(|value| entry(key, value, revision));
-        Update::Changed { revision, changes: vec![Change { key: format!("/polder/v1/{key}"), entry }] }
-    }
-
-    const POOL: &str = r#"{"cidr":"10.0.0.0/16","block_length":26,"state":"active"}"#;
-
-    fn loaded() -> View {
-        let mut view = View::default();
-        view.apply(Update::Loaded(Contents { revision: 7, entries: vec![entry("pools/p", POOL, 5)] }));
-        view
-    }
-
-    #[test]
-    fn a_record_that_becomes_unreadable_is_named_and_what_it_said_before_stays_in_force() {
-        let mut view = loaded();
-        view.apply(changed(8, "pools/p", Some("{}")));
-        assert!(view.refused["/polder/v1/pools/p"].contains("missing field"));
-        assert_eq!(view.pools.len(), 1);
-        let entries = vec![entry("pools/p", "{}", 8)];
-        view.apply(Update::Loaded(Contents { revision: 8, entries }));
-        assert_eq!((view.pools.len(), view.refused.len()), (1, 1), "after another load, too");
-        view.apply(changed(9, "pools/p", Some(POOL)));
-        assert_eq!((view.pools.len(), view.refused.len()), (1, 0));
-        view.apply(changed(10, "pools/p", None));
-        assert!(view.pools.is_empty());
-    }
-
-    #[test]
-    fn the_settings_of_a_cluster_that_is_gone_from_the_store_are_remembered() {
-        const CLUSTER: &str = r#"{"id":"c","backend":"auto","attach":"bridge","vxlan":{"vni":1,"port":8472},
-            "masquerade":{"enabled":true,"except":[]}}"#;
-        let mut view = loaded();
-        view.apply(changed(8, "cluster", Some(CLUSTER)));
-        let settings = view.settings().unwrap();
-        assert_eq!((settings.cluster.id.to_string().as_str(), settings.pools.len()), ("c", 1));
-        let empty = || Update::Loaded(Contents { revision: 1, entries: Vec::new() });
-        view.apply(empty());
-        view.apply(empty());
-        assert_eq!((view.cluster.is_none(), view.settings()), (true, Some(settings)));
-    }
-
-    #[test]
-    fn what_is_lost_without_anybodys_deleting_it_is_counted() {
-        const CLAIM: &str = r#"{"node":"n","incarnation":"i","pool":"p","nonce":"x"}"#;
-        let mut view = loaded();
-        view.apply(changed(8, "blocks/4-0a000000-26", Some(CLAIM)));
-        assert_eq!((view.blocks.len(), view.losses), (1, 0), "{:?}", view.refused);
-        let empty = || Update::Loaded(Contents { revision: 9, entries: Vec::new() });
-        view.apply(empty());
-        assert_eq!(view.losses, 1);
-        view.apply(empty());
-        view.apply(changed(10, "blocks/4-0a000000-26", Some(CLAIM)));
-        view.apply(changed(11, "blocks/4-0a000000-26", None));
-        assert_eq!(view.losses, 1, "a claim that is deleted is not lost");
-    }
-
-    #[test]
-    fn a_store_that_comes_back_as_it_was_earlier_has_lost_what_came_later() {
-        let reservation = |generation: u64| format!(r#"{{"owner":"d/a","generation":{generation}}}"#);
-        let load = |revision, generation| {
-            let reservation = entry("reservations/10.9.0.1", &reservation(generation), revision);
-            Update::Loaded(Contents { revision, entries: vec![entry("pools/p", POOL, 5), reservation] })
-        };
-        let mut view = loaded();
-        view.apply(load(8, 2));
-        assert_eq!(view.losses, 0);
-        view.apply(load(9, 1));
-        assert_eq!(view.losses, 1, "an earlier hand-over");
-        view.apply(load(8, 1));
-        assert_eq!(view.losses, 2, "an earlier revision");
-    }
-
-    #[test]
-    fn a_new_load_replaces_everything() {
-        let mut view = loaded();
-        view.apply(changed(8, "strange", Some("{}")));
-        view.apply(Update::Loaded(Contents { revision: 3, entries: Vec::new() }));
-        assert_eq!((view.pools.len(), view.refused.len(), view.revision), (0, 0, 3));
-    }
-
-    #[test]
-    fn what_is_known_stays_known_while_the_store_is_away() {
-        let mut view = loaded();
-        view.apply(Update::Lost { reason: "gone".into() });
-        assert_eq!((view.pools.len(), view.lost.as_deref()), (1, Some("gone")));
-        view.apply(Update::Back { revision: 7 });
-        assert_eq!(view.lost, None);
-    }
-
-    #[test]
-    fn pods_get_an_address_of_each_family_that_has_a_pool_in_use() {
-        let mut view = loaded();
-        assert_eq!(view.families(), [Family::V4].into());
-        view.apply(changed(
-            8,
-            "pools/six",
-            Some(r#"{"cidr":"fd00::/64","block_length":122,"state":"draining"}"#),
-        ));
-        assert_eq!(view.families(), [Family::V4, Family::V6].into());
-        view.apply(changed(
-            9,
-            "pools/six",
-            Some(r#"{"cidr":"fd00::/64","block_length":122,"state":"retired"}"#),
-        ));
-        assert_eq!(view.families(), [Family::V4].into());
-    }
-
-    #[test]
-    fn a_pool_around_the_nodes_own_address_is_refused_as_long_as_that_is_so() {
-        let mut view = loaded();
-        view.set_own(vec!["10.0.9.9".parse().unwrap()]);
-        assert!(view.pools.is_empty());
-        assert!(view.refused["/polder/v1/pools/p"].contains("this node's own address 10.0.9.9"));
-        view.apply(changed(8, "pools/p", Some(POOL)));
-        assert!(view.pools.is_empty(), "a new revision makes it no better");
-        view.set_own(vec!["10.1.9.9".parse().unwrap()]);
-        assert_eq!((view.pools.len(), view.refused.len()), (1, 0));
-    }
-}
+mod tests;

@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
-    RouteScope, RouteType,
+    RouteScope, RouteType, RouteVia,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use polder_api::Family;
@@ -195,6 +195,27 @@ fn message(route: &Route) -> RouteMessage {
     builder.build()
 }
 
+/// A route of somebody else in the main table: of the kernel itself, an administrator, DHCP or router advertisements.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForeignRoute {
+    /// Where to.
+    pub destination: IpNetwork,
+    /// The interface that it leaves through. `None` if it is several.
+    pub index: Option<u32>,
+    /// The routers that it leads to. None, where the destinations are on the link themselves.
+    pub gateways: Vec<IpAddr>,
+}
+
+/// Who makes the routes that a host is configured with (`rtnetlink.h`). Routing daemons are left out: their routes can
+/// be very many, and the routers that they lead to are on networks that the kernel has a route to.
+const CONFIGURED: [RouteProtocol; 5] = [
+    RouteProtocol::Kernel,
+    RouteProtocol::Boot,
+    RouteProtocol::Static,
+    RouteProtocol::Ra,
+    RouteProtocol::Dhcp,
+];
+
 /// How the host would reach an address now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lookup {
@@ -225,6 +246,22 @@ impl RouteSocket {
             }
         }
         Ok((routes, impostors))
+    }
+
+    /// The routes of others in the main table that the host is configured with, of both families. Those that lead
+    /// nowhere are left out.
+    pub fn foreign_routes(&mut self) -> Result<Vec<ForeignRoute>, Error> {
+        let mut routes = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            for protocol in CONFIGURED {
+                let mut filter = RouteMessage::default();
+                filter.header.address_family = family;
+                filter.header.table = RouteHeader::RT_TABLE_MAIN;
+                filter.header.protocol = protocol;
+                routes.extend(self.route_dump(filter, foreign)?);
+            }
+        }
+        Ok(routes)
     }
 
     /// The default routes of a table.
@@ -340,6 +377,32 @@ fn marked(message: &RouteMessage) -> Option<(Route, u32)> {
     let destination = IpNetwork::new(destination, message.header.destination_prefix_length).ok()?;
     let route = Route { destination, target, source: attributes.source, mtu: attributes.mtu };
     Some((route, attributes.priority))
+}
+
+fn foreign(message: &RouteMessage) -> Option<ForeignRoute> {
+    let is_configured = CONFIGURED.contains(&message.header.protocol);
+    if !is_configured || message.header.kind != RouteType::Unicast {
+        return None;
+    }
+    let found = Attributes::of(message);
+    let unspecified = match message.header.address_family {
+        AddressFamily::Inet => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+        _ => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
+    };
+    let destination = found.destination.unwrap_or(unspecified);
+    let destination = IpNetwork::new(destination, message.header.destination_prefix_length).ok()?;
+    let several = message.attributes.iter().filter_map(|attribute| match attribute {
+        RouteAttribute::MultiPath(hops) => Some(hops.iter().flat_map(|hop| &hop.attributes)),
+        _ => None,
+    });
+    let gateways =
+        message.attributes.iter().chain(several.flatten()).filter_map(|attribute| match attribute {
+            RouteAttribute::Gateway(address) => ip(address),
+            RouteAttribute::Via(RouteVia::Inet(address)) => Some((*address).into()),
+            RouteAttribute::Via(RouteVia::Inet6(address)) => Some((*address).into()),
+            _ => None,
+        });
+    Some(ForeignRoute { destination, index: found.index, gateways: gateways.collect() })
 }
 
 fn looked_up(message: &RouteMessage) -> Option<Lookup> {

@@ -256,10 +256,11 @@ fn a_node_that_cannot_tell_its_own_address_is_told_what_to_set() {
 fn a_pool_around_the_nodes_own_addresses_is_refused_before_it_swallows_them() {
     let mut lab = Lab::build(Topology { pools: vec!["10.0.0.0/8"], ..Topology::one_segment(1) });
     lab.workers[0].start();
-    let reason = reasons(&lab.workers[0], "10.10.1.1");
-    assert!(reason.contains("pools/ipv4") && reason.contains("10.0.0.0/8"), "{reason}");
+    let reason = reasons(&lab.workers[0], "10.10.1.1, this node's own address,");
+    assert!(reason.contains("bootstrap.pools") && reason.contains("10.0.0.0/8"), "{reason}");
     let kernel = lab.workers[0].node.shell("ip route; ip link");
     assert!(!kernel.contains("unreachable") && !kernel.contains("polder"), "{kernel}");
+    assert_untouched(&lab);
 }
 
 #[test]

@@ -131,7 +131,7 @@ fn a_pool_that_is_in_the_way_of_something_is_refused_and_adding_one_twice_is_not
         (["p", "10.244.128.0/17"], "10.244.128.0/17 overlaps pool ipv4 (10.244.0.0/16)"),
         (["p", "10.0.0.0/8"], "10.0.0.0/8 overlaps pool ipv4 (10.244.0.0/16)"),
         (["p", "fd00:244:0:8::/64"], "overlaps pool ipv6 (fd00:244::/56)"),
-        (["p", "10.10.0.0/16"], "the underlay address of node n"),
+        (["p", "10.10.0.0/16"], "10.10.1.1, this node's own address, lies inside"),
         (["p", "10.245.0.0/28"], "at least 28 (--block-length)"),
         (["p", "10.245.0.1/24"], "did you mean 10.245.0.0/24?"),
         (["ipv4", "10.245.0.0/16"], "pool ipv4 is there already, as 10.244.0.0/16 in blocks of /26"),

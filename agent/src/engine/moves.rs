@@ -157,7 +157,7 @@ mod tests {
             mtu: 1500,
             chosen_by: String::new(),
         };
-        let underlay = Underlay { uplinks: [(Family::V4, uplink)].into(), others: Vec::new() };
+        let underlay = Underlay { uplinks: [(Family::V4, uplink)].into(), ..Underlay::default() };
         let both = BTreeSet::from([ip("10.0.0.1"), ip("10.0.0.9")]);
         let mut from = |registered: &str, own: &BTreeSet<IpAddr>, at| {
             moves.sources(&underlay, &[ip(registered)], own, at).address(Family::V4).unwrap().to_string()

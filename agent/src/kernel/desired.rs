@@ -13,6 +13,7 @@ use polder_netlink::neighbour::Destination;
 use polder_netlink::route::Lookup;
 
 use super::features::Features;
+use super::guard::Guard;
 use super::ruleset::{self, Lengths, Members};
 use super::state::{Desired, Device, Identity, OwnKind, OwnLink, PodLink, State, Target, Way};
 use super::sysctl;
@@ -244,7 +245,12 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &
             wire_pod(inputs, pod, name, &mut state);
         }
     }
+    let nodes = inputs.peers.iter().flat_map(|peer| peer.record.underlay.iter().copied());
+    let guard = Guard::new(&inputs.underlay.needed, nodes);
+    state.routes.retain(|destination, way| !guard.is_captured_by(destination, way));
+    state.addresses.retain(|(_, address)| !guard.is_host(address.ip()));
     Desired {
+        guard,
         sysctls: sysctl::desired(inputs.families, inputs.cluster.attach, &state, advertised_to),
         state,
         table: ruleset::table(inputs.cluster, inputs.lengths),

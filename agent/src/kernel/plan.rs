@@ -135,6 +135,13 @@ pub fn plan(desired: &Desired, actual: &Actual, prune: Prune) -> Vec<Change> {
             changes.push(Change::SetRoute(*destination, way.clone()));
         }
     }
+    if prune == Prune::No {
+        // What takes etcd away from the node would keep all records from it: that cannot wait for them.
+        let captured = have.routes.iter().filter(|(destination, way)| {
+            !want.routes.contains_key(*destination) && desired.guard.is_captured_by(destination, way)
+        });
+        changes.extend(captured.map(|(destination, _)| Change::DeleteRoute(*destination)));
+    }
     if prune == Prune::Yes {
         garbage(want, actual, gone, forgot_forwards, &mut changes);
     }

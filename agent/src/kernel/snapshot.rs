@@ -82,7 +82,8 @@ impl Kernel {
             interfaces: usable.map(|link| (link.index, (link.name.clone(), link.mtu))).collect(),
             own: links.values().filter(|link| device(link).is_some()).map(|link| link.index).collect(),
             addresses: self.routes.addresses()?,
-            routes: Vec::new(),
+            configured: self.routes.foreign_routes()?,
+            ..Facts::default()
         };
         for (what, address) in asked {
             if let Some(lookup) = self.routes.look_up(*address)? {

@@ -12,6 +12,8 @@ use polder_netlink::neighbour::Destination;
 use polder_netlink::nft::{Elements, Found, Table};
 use polder_netlink::route::Impostor;
 
+use super::guard::Guard;
+
 /// The tunnel over an IPv4 underlay; the names of all tunnels begin so.
 pub const TUNNEL: &str = "polder.vx";
 
@@ -184,6 +186,8 @@ pub struct Desired {
     pub table: Table,
     /// The elements of its sets.
     pub elements: Elements,
+    /// What no route of ours may be chosen for.
+    pub guard: Guard,
 }
 
 /// What is remembered of a desired state: enough to know it again.

@@ -217,3 +217,47 @@ fn a_reserved_address_keeps_its_pool() {
     assert!(said.contains("like 10.2.0.7") && said.contains("polderctl ipam release"), "{said}");
     assert!(remove(&cluster.view(), &name("p")).is_ok(), "one that it does not concern");
 }
+
+#[test]
+fn a_pool_over_what_this_node_has_to_reach_is_refused_with_what_that_is() {
+    use crate::needed::{Needed, What};
+
+    let mut view = Cluster::new().view();
+    view.own = vec!["10.1.0.1".parse().unwrap()];
+    view.needed = vec![
+        Needed { range: "10.1.0.0/24".parse().unwrap(), what: What::Network("eth0".to_owned()) },
+        Needed::host("10.1.0.254".parse().unwrap(), What::Gateway),
+        Needed::host(
+            "10.9.0.5".parse().unwrap(),
+            What::Store("the address of etcd (etcd.example)".to_owned()),
+        ),
+    ];
+    for (cidr, sign) in [
+        ("10.1.0.0/25", "10.1.0.1, this node's own address, lies inside 10.1.0.0/25"),
+        ("10.1.0.192/26", "10.1.0.254, a gateway of this node's routes, lies inside 10.1.0.192/26"),
+        (
+            "10.1.0.128/26",
+            "10.1.0.128/26 lies inside 10.1.0.0/24, the network of this node's interface eth0: ",
+        ),
+        ("10.9.0.0/16", "10.9.0.5, the address of etcd (etcd.example), lies inside 10.9.0.0/16"),
+    ] {
+        let said = add(&view, &pool("two", cidr)).unwrap_err().to_string();
+        assert!(said.contains(sign) && said.contains("choose another"), "{cidr}: {said}");
+    }
+    assert!(add(&view, &pool("two", "10.2.0.0/24")).is_ok());
+}
+
+#[test]
+fn a_pool_that_pods_cannot_use_is_not_added_and_one_that_is_there_is_removed() {
+    let said = add(&Cluster::new().view(), &pool("two", "ff02::/64")).unwrap_err().to_string();
+    assert!(said.contains("ff02::/64 cannot be a pool"), "{said}");
+    let mut cluster = Cluster::new();
+    cluster.pool("odd", &PoolRecord::new("ff02::/64".parse().unwrap()));
+    let view = cluster.view();
+    assert!(!view.pools.contains_key(&name("odd")));
+    assert_eq!(txn(remove(&view, &name("odd"))).writes.len(), 1);
+    // It is in nobody's way but its own.
+    assert!(add(&view, &pool("two", "10.1.0.0/24")).is_ok());
+    let overlapping = add(&view, &pool("two", "ff02::/72")).unwrap_err().to_string();
+    assert!(overlapping.contains("overlaps pool odd"), "{overlapping}");
+}

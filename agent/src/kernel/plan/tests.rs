@@ -121,7 +121,7 @@ impl World {
             node: &"me".parse().unwrap(),
             blocks: &blocks,
             gateways: &gateways,
-            underlay: &Underlay { uplinks: uplinks.collect(), others: Vec::new() },
+            underlay: &Underlay { uplinks: uplinks.collect(), others: Vec::new(), needed: Vec::new() },
             mtu: self.mtu - 50,
             peers: &peers,
             left: &BTreeMap::new(),
@@ -466,4 +466,31 @@ fn a_bridge_that_filters_vlans_is_set_back_and_not_made_anew() {
     model.state.links.get_mut(&Device::Bridge).unwrap().kind = OwnKind::Bridge { filters_vlans: true };
     let changes = model.become_like(&world, Prune::Yes);
     assert!(matches!(changes.as_slice(), [Change::AdjustLink(Device::Bridge, _)]), "{changes:?}");
+}
+
+#[test]
+fn a_route_that_takes_etcd_away_goes_before_the_records_are_known() {
+    use polder_ipam::needed::{Needed, What};
+
+    use crate::kernel::guard::Guard;
+
+    let world = World {
+        attach: AttachMode::Bridge,
+        backend: Backend::Auto,
+        vni: 1,
+        mtu: 1500,
+        dual: false,
+        peers: BTreeMap::new(),
+        pods: BTreeSet::new(),
+    };
+    let model = Model::of(&world);
+    let mut desired = world.desired(&BTreeSet::new());
+    let etcd = Needed::host("10.99.0.5".parse().unwrap(), What::Store("the address of etcd".to_owned()));
+    desired.guard = Guard::new(&[etcd], std::iter::empty());
+    let mut actual = model.actual(&desired);
+    let unreachable = Way { target: Target::Unreachable, source: None, mtu: None };
+    let [capturing, harmless] = ["10.99.0.0/24", "10.98.0.0/24"].map(|range| range.parse().unwrap());
+    actual.state.routes.insert(capturing, unreachable.clone());
+    actual.state.routes.insert(harmless, unreachable);
+    assert_eq!(plan(&desired, &actual, Prune::No), [Change::DeleteRoute(capturing)]);
 }

@@ -1,0 +1,213 @@
+//! At which addresses etcd is: those of the configuration, those that its names stand for, and those of the connections
+//! in use. The pods' network must not take them from the node ([`crate::kernel::guard`]).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::IpAddr;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::socket::{SockaddrStorage, getpeername};
+use polder_ipam::needed::{Needed, What};
+use tokio::net::lookup_host;
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+use crate::agent::Agent;
+use crate::config::StoreConfig;
+
+/// How long a name server has.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often names are looked up: after all of them were found, and after one was not.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(1));
+
+/// Where the host's name servers are written.
+const RESOLVER: &str = "/etc/resolv.conf";
+
+/// The host in the URL of an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Host {
+    /// It is an address.
+    Address(IpAddr),
+    /// It is a name, and the port with it.
+    Name(String, u16),
+}
+
+/// Host and port of an endpoint, if its URL has them.
+fn parse(url: &str) -> Option<Host> {
+    let (scheme, rest) = url.split_once("://")?;
+    let authority = rest.split('/').next()?;
+    if let Some(v6) = authority.strip_prefix('[') {
+        return Some(Host::Address(v6.split(']').next()?.parse().ok()?));
+    }
+    let usual = if scheme == "https" { 443 } else { 80 };
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) => (host, port.parse().ok()?),
+        None => (authority, usual),
+    };
+    Some(host.parse().map_or_else(|_| Host::Name(host.to_owned(), port), Host::Address))
+}
+
+/// The address in a URL, if it is one and not a name.
+pub fn address(url: &str) -> Option<IpAddr> {
+    match parse(url)? {
+        Host::Address(address) => Some(address),
+        Host::Name(..) => None,
+    }
+}
+
+/// The name servers of a `resolv.conf`.
+fn name_servers(text: &str) -> Vec<IpAddr> {
+    let servers = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver"));
+    servers.filter_map(|server| server.trim().parse().ok()).collect()
+}
+
+/// The other ends of this process's connections to one of the ports.
+fn connected_to(ports: &[u16]) -> Vec<IpAddr> {
+    let Ok(descriptors) = fs::read_dir("/proc/self/fd") else { return Vec::new() };
+    let numbers = descriptors.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let peers = numbers.filter_map(|descriptor: RawFd| {
+        // What is no socket, or is not connected, has none.
+        let peer: SockaddrStorage = getpeername(descriptor).ok()?;
+        let v4 = peer.as_sockaddr_in().map(|peer| (IpAddr::V4(peer.ip()), peer.port()));
+        v4.or_else(|| peer.as_sockaddr_in6().map(|peer| (IpAddr::V6(peer.ip()), peer.port())))
+    });
+    peers.filter(|(_, port)| ports.contains(port)).map(|(address, _)| address.to_canonical()).collect()
+}
+
+/// What the node needs for that, without repetition.
+fn needed(addresses: impl Iterator<Item = (String, IpAddr)>) -> Vec<Needed> {
+    let elsewhere = addresses.filter(|(_, address)| !address.is_loopback() && !address.is_unspecified());
+    // The first word about an address is the best one.
+    let mut by_address = BTreeMap::new();
+    for (what, address) in elsewhere {
+        by_address.entry(address).or_insert(what);
+    }
+    by_address.into_iter().map(|(address, what)| Needed::host(address, What::Store(what))).collect()
+}
+
+/// Runs for ever.
+pub async fn run(agent: Arc<Agent>) {
+    let endpoints = match &agent.config.store {
+        StoreConfig::Etcd(etcd) => etcd.endpoints.clone(),
+        StoreConfig::Embedded => Vec::new(),
+    };
+    let mut literal: Vec<(String, IpAddr)> = Vec::new();
+    let mut names: Vec<(String, u16)> = Vec::new();
+    for url in &endpoints {
+        match parse(url) {
+            Some(Host::Address(address)) => literal.push((format!("the address of etcd ({url})"), address)),
+            Some(Host::Name(name, port)) => names.push((name, port)),
+            None => {}
+        }
+    }
+    let ports: Vec<u16> = names.iter().map(|(_, port)| *port).collect();
+    // What a name stood for last, for as long as it cannot be looked up.
+    let mut known: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
+    loop {
+        let mut all_found = true;
+        for (name, port) in &names {
+            match timeout(PATIENCE, lookup_host((name.as_str(), *port))).await {
+                Ok(Ok(found)) => {
+                    known.insert(name.clone(), found.map(|address| address.ip().to_canonical()).collect());
+                }
+                _ => all_found = false,
+            }
+        }
+        let of_names = known.iter().flat_map(|(name, addresses)| {
+            addresses.iter().map(move |address| (format!("the address of etcd ({name})"), *address))
+        });
+        let connected = connected_to(&ports).into_iter();
+        let connected = connected.map(|address| ("the address of a connection to etcd".to_owned(), address));
+        let servers = if names.is_empty() {
+            Vec::new()
+        } else {
+            name_servers(&fs::read_to_string(RESOLVER).unwrap_or_default())
+        };
+        let servers = servers
+            .into_iter()
+            .map(|server| (format!("the name server ({RESOLVER}) that etcd is found by"), server));
+        let found = needed(literal.iter().cloned().chain(of_names).chain(connected).chain(servers));
+        publish(&agent, found);
+        if names.is_empty() {
+            std::future::pending::<()>().await;
+        }
+        sleep(if all_found { PAUSE.0 } else { PAUSE.1 }).await;
+    }
+}
+
+fn publish(agent: &Agent, found: Vec<Needed>) {
+    let changed = agent.board.endpoints.send_if_modified(|known| {
+        let is_other = known.as_ref() != Some(&found);
+        if is_other {
+            let words: Vec<String> = found.iter().map(ToString::to_string).collect();
+            match known {
+                None if words.is_empty() => {}
+                None => info!("etcd is at: {}", words.join("; ")),
+                Some(_) => warn!("etcd has moved. It is at: {}", words.join("; ")),
+            }
+            *known = Some(found);
+        }
+        is_other
+    });
+    if changed {
+        agent.underlay_changed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_of_an_endpoint_is_found_in_its_url() {
+        for (url, found) in [
+            ("http://10.0.0.1:2379", Some("10.0.0.1")),
+            ("https://[fd00::1]:2379", Some("fd00::1")),
+            ("http://10.0.0.1", Some("10.0.0.1")),
+            ("http://etcd.example:2379", None),
+        ] {
+            assert_eq!(address(url), found.map(|address| address.parse().unwrap()), "{url}");
+        }
+    }
+
+    #[test]
+    fn the_name_and_the_port_of_an_endpoint_are_found_in_its_url() {
+        for (url, name, port) in [
+            ("http://etcd.example:2379", "etcd.example", 2379),
+            ("https://etcd.example", "etcd.example", 443),
+            ("http://etcd.example:2379/path", "etcd.example", 2379),
+        ] {
+            assert_eq!(parse(url), Some(Host::Name(name.to_owned(), port)), "{url}");
+        }
+    }
+
+    #[test]
+    fn name_servers_are_read_from_the_resolvers_file() {
+        let text = "# nameserver 10.9.9.9\nsearch example\nnameserver 10.0.0.53\nnameserver fd00::53\n";
+        assert_eq!(
+            name_servers(text),
+            ["10.0.0.53", "fd00::53"].map(|server| server.parse::<IpAddr>().unwrap())
+        );
+    }
+
+    #[test]
+    fn the_other_end_of_a_connection_is_found_by_its_port() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        assert_eq!(connected_to(&[port]), Vec::<IpAddr>::new());
+        let _connection = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        assert_eq!(connected_to(&[port]), ["127.0.0.1".parse::<IpAddr>().unwrap()]);
+    }
+
+    #[test]
+    fn an_address_is_needed_once_and_one_of_this_host_alone_is_not() {
+        let found = [("first", "10.0.0.1"), ("second", "10.0.0.1"), ("local", "127.0.0.53")];
+        let found =
+            needed(found.map(|(what, address)| (what.to_owned(), address.parse().unwrap())).into_iter());
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].to_string(), "10.0.0.1, first");
+    }
+}

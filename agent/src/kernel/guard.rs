@@ -1,0 +1,166 @@
+//! What no route of ours may be chosen for, whatever a record says: etcd, gateways, other nodes, and the networks that
+//! the node is connected to. A node that loses one of those cannot be told any more that a record was wrong.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use polder_api::Family;
+use polder_ipam::Cidr;
+use polder_ipam::needed::{Needed, What, reached_by};
+use polder_netlink::{Error, route};
+
+use super::Kernel;
+use super::state::{Target, Way};
+
+/// What is guarded.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Hash)]
+pub struct Guard {
+    /// What the node needs, with the prefix length of the route that leads there, or less.
+    ranges: Vec<(Cidr, u8)>,
+    /// The hosts among them.
+    hosts: BTreeSet<IpAddr>,
+    /// The underlay addresses of other nodes, which can be thousands.
+    nodes: BTreeSet<IpAddr>,
+    /// The networks that the node is connected to.
+    networks: Vec<Cidr>,
+}
+
+impl Guard {
+    /// Guards what is needed, and the underlay addresses of other nodes.
+    pub fn new(needed: &[Needed], nodes: impl Iterator<Item = IpAddr>) -> Self {
+        // The kernel looks for its own addresses before it looks at any route of ours.
+        let needed_all = needed;
+        let routed = || needed_all.iter().filter(|needed| !matches!(needed.what, What::Own(_)));
+        Self {
+            ranges: routed().map(|needed| (needed.range, reached_by(needed_all, needed.range))).collect(),
+            hosts: routed().filter(|needed| needed.is_host()).map(|needed| needed.range.first()).collect(),
+            nodes: nodes.collect(),
+            networks: routed().filter(|needed| !needed.is_host()).map(|needed| needed.range).collect(),
+        }
+    }
+
+    /// Whether the kernel would choose this route for something that is guarded. The most specific route wins: one that is
+    /// wider than the network of an interface takes nothing from it.
+    pub fn is_captured_by(&self, destination: &IpNetwork, way: &Way) -> bool {
+        let range = Cidr::around(destination.ip(), destination.prefix());
+        let is_single = range.length() == range.family().bits();
+        if is_single && matches!(way.target, Target::Device(_)) {
+            // A pod of this node: its address was given to it here, by us or by another IPAM plugin.
+            return self.is_host(range.first());
+        }
+        let mut inside = self.nodes.range(range.first()..=range.last());
+        let is_nodes = |address: &IpAddr| {
+            let host = Cidr::around(*address, Family::of(*address).bits());
+            let around = self.networks.iter().filter(|network| network.covers(host));
+            range.length() >= around.map(|network| network.length()).max().unwrap_or(0)
+        };
+        self.ranges.iter().any(|(needed, reached_by)| needed.overlaps(range) && range.length() >= *reached_by)
+            || inside.any(is_nodes)
+    }
+
+    /// Whether it is a host that is guarded: no device of ours can have its address.
+    pub fn is_host(&self, address: IpAddr) -> bool {
+        self.hosts.contains(&address) || self.nodes.contains(&address)
+    }
+}
+
+impl Kernel {
+    /// Deletes the routes of ours that take etcd away from the node; where they led to. For when no record is known:
+    /// they may be what keeps the records away.
+    pub fn free(&mut self, store: &[Needed]) -> Result<Vec<IpNetwork>, Error> {
+        let guard = Guard::new(store, std::iter::empty());
+        let (routes, _) = self.routes.routes()?;
+        let captured = routes.into_iter().map(|route| route.destination).filter(|destination| {
+            let way = Way { target: Target::Unreachable, source: None, mtu: None };
+            guard.is_captured_by(destination, &way)
+        });
+        let captured: Vec<IpNetwork> = captured.collect();
+        for outcome in self.routes.execute(captured.iter().map(|destination| route::delete(*destination)))? {
+            match outcome {
+                Err(error) if !error.is_missing() => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(captured)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::state::Device;
+
+    fn needed() -> Vec<Needed> {
+        let network = |range: &str, interface: &str| Needed {
+            range: range.parse().unwrap(),
+            what: What::Network(interface.to_owned()),
+        };
+        let etcd = |address: &str| {
+            Needed::host(address.parse().unwrap(), What::Store("the address of etcd".to_owned()))
+        };
+        vec![
+            network("10.10.1.0/24", "eth0"),
+            network("172.17.0.0/16", "docker0"),
+            etcd("10.10.1.200"),
+            etcd("10.99.0.5"),
+            Needed::host("10.10.1.254".parse().unwrap(), What::Gateway),
+            Needed::host("10.98.0.1".parse().unwrap(), What::Own("lo".to_owned())),
+        ]
+    }
+
+    fn guard() -> Guard {
+        let nodes = ["10.10.1.2", "10.10.2.3"].map(|node| node.parse().unwrap());
+        Guard::new(&needed(), nodes.into_iter())
+    }
+
+    fn is_captured(guard: &Guard, destination: &str, target: Target) -> bool {
+        let way = Way { target, source: None, mtu: None };
+        guard.is_captured_by(&destination.parse().unwrap(), &way)
+    }
+
+    #[test]
+    fn a_route_for_which_etcd_a_gateway_a_node_or_a_network_would_be_lost_is_found() {
+        let guard = guard();
+        for destination in [
+            "10.10.1.192/26",
+            "10.10.1.0/24",
+            "10.10.1.64/27",
+            "10.10.2.0/26",
+            "10.99.0.0/16",
+            "10.99.0.5/32",
+            "10.0.0.0/8",
+            "172.17.3.0/26",
+        ] {
+            assert!(is_captured(&guard, destination, Target::Unreachable), "{destination}");
+        }
+    }
+
+    #[test]
+    fn a_route_that_takes_nothing_away_is_left_alone() {
+        let guard = guard();
+        for destination in [
+            "10.244.0.0/16",
+            // The routes of the interfaces are more specific.
+            "10.10.0.0/23",
+            "172.16.0.0/12",
+            // The kernel's own table is asked first.
+            "10.98.0.0/16",
+            "fd00::/56",
+        ] {
+            assert!(!is_captured(&guard, destination, Target::Unreachable), "{destination}");
+        }
+    }
+
+    #[test]
+    fn a_pod_of_the_node_may_have_an_address_of_its_network_but_not_one_of_a_host() {
+        let guard = guard();
+        let pod = || Target::Device(Device::Bridge);
+        assert!(!is_captured(&guard, "10.10.1.77/32", pod()));
+        assert!(is_captured(&guard, "10.10.1.200/32", pod()));
+        assert!(is_captured(&guard, "10.10.2.3/32", pod()));
+        assert!(is_captured(&guard, "10.10.1.77/32", Target::Unreachable), "a pod of another node");
+        assert!(guard.is_host("10.10.1.254".parse().unwrap()));
+        assert!(!guard.is_host("10.10.1.77".parse().unwrap()));
+    }
+}

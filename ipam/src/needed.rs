@@ -1,0 +1,116 @@
+//! What a node has to reach past the pods' network: etcd, routers, other nodes, the networks that it is connected to.
+//!
+//! Whatever a record says, none of our routes may be the kernel's choice for such an address. Pure.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use polder_api::Family;
+
+use crate::Cidr;
+
+/// A host or a network that the node has to reach.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Needed {
+    /// Its addresses. A host is a range of one.
+    pub range: Cidr,
+    /// What it is, in words that follow the range.
+    pub what: What,
+}
+
+/// What is to be reached.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum What {
+    /// A member of etcd, or what the agent needs to find it.
+    Store(String),
+    /// The next hop of a route of the host.
+    Gateway,
+    /// The network of the interface of that name.
+    Network(String),
+    /// An address of the node itself, on the interface of that name. The kernel prefers it to any route.
+    Own(String),
+}
+
+impl Needed {
+    /// A single host.
+    pub fn host(address: IpAddr, what: What) -> Self {
+        Self { range: Cidr::around(address, Family::of(address).bits()), what }
+    }
+
+    /// Whether it is a host by itself: it is reached by whichever route is the most specific one.
+    pub fn is_host(&self) -> bool {
+        !matches!(self.what, What::Network(_))
+    }
+}
+
+impl fmt::Display for Needed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.what {
+            What::Store(what) => write!(f, "{}, {what}", self.range.first()),
+            What::Gateway => write!(f, "{}, a gateway of this node's routes", self.range.first()),
+            What::Network(interface) => {
+                write!(f, "{}, the network of this node's interface {interface}", self.range)
+            }
+            What::Own(interface) => {
+                write!(f, "{}, the address of this node's interface {interface}", self.range.first())
+            }
+        }
+    }
+}
+
+/// The first of them that shares addresses with the range; hosts first, for they say more.
+pub fn overlapping(needed: &[Needed], range: Cidr) -> Option<&Needed> {
+    let mut inside: Vec<&Needed> = needed.iter().filter(|needed| needed.range.overlaps(range)).collect();
+    inside.sort_by_key(|needed| !needed.is_host());
+    inside.first().copied()
+}
+
+/// The prefix length of the most specific network of the node that the range is in; 0, where there is none: it is
+/// reached by a route that may be as wide as the default route.
+pub fn reached_by(needed: &[Needed], range: Cidr) -> u8 {
+    let networks = needed.iter().filter(|network| !network.is_host());
+    let around = networks.filter(|network| network.range.covers(range));
+    around.map(|network| network.range.length()).max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cidr(text: &str) -> Cidr {
+        text.parse().unwrap()
+    }
+
+    fn needed() -> Vec<Needed> {
+        vec![
+            Needed { range: cidr("10.10.1.0/24"), what: What::Network("eth0".to_owned()) },
+            Needed::host("10.10.1.254".parse().unwrap(), What::Gateway),
+            Needed::host("10.10.1.200".parse().unwrap(), What::Store("the address of etcd".to_owned())),
+            Needed::host("10.99.0.5".parse().unwrap(), What::Store("the address of etcd".to_owned())),
+        ]
+    }
+
+    #[test]
+    fn an_overlap_is_told_by_the_host_where_there_is_one() {
+        let needed = needed();
+        for (range, sign) in [
+            ("10.10.1.192/26", "10.10.1.254, a gateway"),
+            ("10.10.1.128/27", "10.10.1.0/24, the network of this node's interface eth0"),
+            ("10.99.0.0/16", "10.99.0.5, the address of etcd"),
+            ("10.0.0.0/8", "10.10.1.254"),
+        ] {
+            let found = overlapping(&needed, cidr(range)).unwrap().to_string();
+            assert!(found.contains(sign), "{range}: {found}");
+        }
+        assert_eq!(overlapping(&needed, cidr("10.244.0.0/16")), None);
+        assert_eq!(overlapping(&needed, cidr("fd00::/8")), None);
+    }
+
+    #[test]
+    fn a_host_is_reached_by_the_narrowest_network_that_it_is_in() {
+        let needed = needed();
+        for (range, length) in [("10.10.1.200/32", 24), ("10.10.1.0/24", 24), ("10.99.0.5/32", 0)] {
+            assert_eq!(reached_by(&needed, cidr(range)), length, "{range}");
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! Pools whose ranges the nodes need for something else, or that pods cannot use: refused, named, and undone.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use polder_tests::agent::Worker;
+use polder_tests::matrix::assert_flat;
+use polder_tests::wait::PATIENCE;
+use polder_tests::ways::wait_for_ways;
+use polder_tests::{Lab, Topology, wait};
+use serde_json::{Value, json};
+
+const ETCD: &str = "10.10.1.200";
+
+/// What `polderctl` says is wrong.
+fn refused(worker: &Worker, arguments: &[&str]) -> String {
+    worker.try_ctl(arguments).expect_err(&format!("{arguments:?} was done"))
+}
+
+/// Writes a pool's record, past `polderctl`.
+fn write_pool(lab: &Lab, name: &str, cidr: &str, block_length: u8) {
+    let record = json!({ "cidr": cidr, "block_length": block_length, "state": "active" });
+    lab.etcd.ctl(&["put", &format!("/polder/v1/pools/{name}"), &record.to_string()]);
+}
+
+/// What the node's status says of the record of that pool.
+fn problem(worker: &Worker, pool: &str) -> String {
+    let key = format!("/polder/v1/pools/{pool} ");
+    worker.wait_for_status(&format!("the record of pool {pool} to be named"), |status| {
+        let problems = status["problems"].as_array()?.iter();
+        problems.filter_map(Value::as_str).find(|problem| problem.contains(&key)).map(str::to_owned)
+    })
+}
+
+/// Waits until the node is ready, talks to etcd, and has no problem.
+fn wait_until_well(worker: &Worker) {
+    worker.wait_for_status("all to be well", |status| {
+        let is_well = status["ready"] == true && status["problems"] == json!([]);
+        (is_well && status["store"]["state"] == "connected").then_some(())
+    });
+}
+
+/// The route that the host's kernel chooses.
+fn route_to(worker: &Worker, address: &str) -> String {
+    worker.node.shell(&format!("ip route get {address} 2>&1 || true"))
+}
+
+fn assert_reaches_etcd(worker: &Worker) {
+    let route = route_to(worker, ETCD);
+    assert!(route.contains("dev eth0"), "{}: {route}", worker.name());
+    let own = worker.node.run("ip", &["route", "show", "proto", "84"]);
+    let leads_there = |line: &str| line.trim_start_matches("unreachable ").starts_with("10.10.1.");
+    assert!(!own.lines().any(leads_there), "{}: {own}", worker.name());
+}
+
+#[test]
+fn a_pool_around_what_the_nodes_need_is_not_added() {
+    let lab = Lab::start(Topology::two_segments());
+    for (worker, range, sign) in [
+        (0, "10.10.1.192/26", "10.10.1.200, the address of etcd"),
+        (2, "10.10.1.192/26", "10.10.1.200, the address of etcd"),
+        (0, "10.10.1.128/26", "10.10.1.0/24, the network of this node's interface eth0"),
+        (0, "10.10.1.0/24", "10.10.1.1, this node's own address"),
+        // Only the record of that node tells it here.
+        (0, "10.10.2.0/26", "10.10.2.3, the underlay address of node n3"),
+        (2, "10.10.2.192/26", "10.10.2.254, a gateway of this node's routes"),
+    ] {
+        let said = refused(&lab.workers[worker], &["pool", "add", "oops", range]);
+        assert!(said.contains(sign) && said.contains("choose another"), "{range}: {said}");
+    }
+    assert_eq!(lab.etcd.keys("/polder/v1/pools/"), ["/polder/v1/pools/ipv4"]);
+    lab.workers.iter().for_each(assert_reaches_etcd);
+}
+
+#[test]
+fn a_pool_record_around_etcd_takes_etcd_from_nobody_and_can_be_removed() {
+    let lab = Lab::start(Topology::two_segments());
+    let before = lab.workers[0].pod("before");
+    write_pool(&lab, "oops", "10.10.1.192/26", 26);
+    for worker in &lab.workers {
+        let said = problem(worker, "oops");
+        assert!(said.contains("10.10.1.200, the address of etcd"), "{said}");
+        assert!(said.contains("polderctl pool remove oops"), "{said}");
+        assert_reaches_etcd(worker);
+    }
+    // The rest goes on, and hears of what changes in etcd.
+    let after = lab.workers[2].pod("after");
+    assert_flat(&[before, after], 1450);
+    let claims = lab.workers[1].ctl(&["block", "list"]).to_string();
+    assert!(!claims.contains("10.10.1."), "{claims}");
+    lab.workers[1].ctl(&["pool", "drain", "oops"]);
+    let done = lab.workers[2].ctl(&["pool", "remove", "oops"]);
+    assert!(done.as_str().unwrap().contains("pool oops is removed"), "{done}");
+    for worker in &lab.workers {
+        wait_until_well(worker);
+        assert_reaches_etcd(worker);
+    }
+}
+
+#[test]
+fn etcd_that_has_a_name_is_not_taken_away_either() {
+    let mut lab = Lab::build(Topology::two_segments());
+    for worker in &lab.workers {
+        worker.node.shell(&format!("echo {ETCD} etcd.example >> /etc/hosts"));
+        worker.configure(&worker.configuration().replace(ETCD, "etcd.example"));
+    }
+    lab.start_agents();
+    // Behind a router: nothing but the name tells that its address is needed.
+    let worker = &lab.workers[2];
+    let said = refused(worker, &["pool", "add", "oops", "10.10.1.192/26"]);
+    assert!(said.contains("10.10.1.200, the address of etcd (etcd.example)"), "{said}");
+    write_pool(&lab, "oops", "10.10.1.192/26", 26);
+    let said = problem(worker, "oops");
+    assert!(said.contains("10.10.1.200, the address of etcd"), "{said}");
+    lab.workers.iter().for_each(assert_reaches_etcd);
+    worker.ctl(&["pool", "remove", "oops"]);
+    lab.workers.iter().for_each(wait_until_well);
+}
+
+#[test]
+fn a_route_over_etcd_that_is_left_from_before_goes_at_the_start_without_any_record() {
+    let mut lab = Lab::start(Topology::two_segments());
+    // With what was written down, and without.
+    for forget in ["true", "rm -f /var/lib/polder/cluster.json"] {
+        let worker = &mut lab.workers[2];
+        worker.kill();
+        worker.node.shell(&format!("{forget}; ip route add unreachable 10.10.1.192/26 metric 84 proto 84"));
+        assert!(!route_to(worker, ETCD).contains("dev eth0"), "etcd is not taken away");
+        worker.start();
+        wait_until_well(worker);
+        assert_reaches_etcd(worker);
+    }
+}
+
+#[test]
+fn first_pools_around_etcd_are_not_made_and_the_cluster_begins_with_others() {
+    let topology = Topology { pools: vec!["10.10.1.0/24"], nodes: vec![2, 2], ..Topology::two_segments() };
+    let mut lab = Lab::build(topology);
+    lab.workers.iter_mut().for_each(Worker::start);
+    for worker in &lab.workers {
+        worker.wait_for_status("the reason", |status| {
+            let reasons = status["reasons"].to_string();
+            let signs = ["bootstrap.pools", "10.10.1.200, the address of etcd", "10.10.1.0/24"];
+            signs.iter().all(|sign| reasons.contains(sign)).then_some(())
+        });
+        assert_reaches_etcd(worker);
+    }
+    assert_eq!(lab.etcd.keys("/polder/v1/pools/"), Vec::<String>::new());
+    for worker in &mut lab.workers {
+        worker.kill();
+        worker.configure(&worker.configuration().replace("\"10.10.1.0/24\"", "\"10.244.0.0/16\""));
+        worker.start();
+    }
+    lab.workers.iter().for_each(wait_until_well);
+    let pods: Vec<_> = lab.workers.iter().map(|worker| worker.pod("a")).collect();
+    wait_for_ways(&lab, PATIENCE);
+    assert_flat(&pods, 1450);
+}
+
+#[test]
+fn a_network_that_one_node_alone_knows_is_kept_there_and_the_overlap_named() {
+    let lab = Lab::start(Topology::one_segment(2));
+    let [first, second] = lab.workers.as_slice() else { panic!("two nodes") };
+    second.node.shell(
+        "ip link add other0 type bridge; ip address add 10.77.0.1/24 dev other0; ip link set other0 up",
+    );
+    wait::until("the network to be known", || {
+        let said = second.try_ctl(&["pool", "add", "p", "10.77.0.0/16"]).err().unwrap_or_default();
+        if !said.is_empty() {
+            return Ok(());
+        }
+        second.ctl(&["pool", "remove", "p"]);
+        Err("it was added".to_owned())
+    });
+    first.ctl(&["pool", "add", "p", "10.77.0.0/16"]);
+    let said = problem(second, "p");
+    assert!(said.contains("10.77.0.0/24, the network of this node's interface other0"), "{said}");
+    let mut conf = Worker::netconf("1.1.0");
+    conf["pool"] = json!("p");
+    let pod = first.pod_with("there", &conf);
+    assert!(pod.v4().to_string().starts_with("10.77."), "{}", pod.v4());
+    for address in ["10.77.0.2", "10.77.0.130", "10.77.0.254"] {
+        assert!(route_to(second, address).contains("dev other0"), "{address}: {}", route_to(second, address));
+    }
+    second.node.run("ip", &["link", "delete", "other0"]);
+    wait_until_well(second);
+    let here = second.pod_with("here", &conf);
+    wait_for_ways(&lab, PATIENCE);
+    assert_flat(&[pod, here], 1450);
+}
+
+#[test]
+fn a_range_that_pods_cannot_use_is_not_added() {
+    let lab = Lab::start(Topology::one_segment(1));
+    let worker = &lab.workers[0];
+    for (range, sign) in [
+        ("ff02::/64", "multicast"),
+        ("224.0.0.0/16", "multicast"),
+        ("169.254.0.0/16", "169.254.0.0/16 (link-local, with the metadata addresses of clouds, RFC 3927)"),
+        ("127.0.0.0/16", "loopback"),
+        ("fe80::/64", "link-local"),
+        ("0.0.0.0/8", "RFC 791"),
+        ("::/64", "RFC 4291"),
+        ("240.0.0.0/8", "reserved"),
+        ("255.255.255.0/24", "reserved"),
+        ("64:ff9b::/96", "NAT64"),
+        ("2002::/16", "6to4"),
+        ("2001:db8::/56", "documentation"),
+    ] {
+        let said = refused(worker, &["pool", "add", "odd", range]);
+        assert!(
+            said.contains(&format!("{range} cannot be a pool")) && said.contains(sign),
+            "{range}: {said}"
+        );
+        let said = refused(worker, &["pool", "add", "odd", range, "--reservations"]);
+        assert!(said.contains("cannot be a pool"), "{range}: {said}");
+    }
+    for (range, length) in [("10.245.0.0/24", "32"), ("10.245.0.0/24", "31"), ("fd00:9::/64", "128")] {
+        let said = refused(worker, &["pool", "add", "odd", range, "--block-length", length]);
+        assert!(said.contains("too small") && said.contains("--block-length"), "{range}: {said}");
+    }
+    assert_eq!(lab.etcd.keys("/polder/v1/pools/"), ["/polder/v1/pools/ipv4"]);
+    for (range, sign) in [
+        ("10.96.0.0/16", "kubeadm's default range for Services"),
+        ("100.64.0.0/16", "RFC 6598"),
+        ("11.1.0.0/16", "public address space"),
+    ] {
+        let done = worker.ctl(&["pool", "add", "doubtful", range]);
+        let done = done.as_str().unwrap();
+        assert!(done.contains("pool doubtful is added") && done.contains("\nwarning: "), "{done}");
+        assert!(done.contains(sign), "{done}");
+        worker.ctl(&["pool", "remove", "doubtful"]);
+    }
+}
+
+#[test]
+fn a_record_of_a_range_that_pods_cannot_use_stops_nobody_and_can_be_removed() {
+    let lab = Lab::start(Topology::one_segment(2));
+    write_pool(&lab, "odd", "ff02::/64", 122);
+    write_pool(&lab, "meta", "169.254.0.0/16", 26);
+    write_pool(&lab, "tiny", "10.245.0.0/24", 32);
+    for worker in &lab.workers {
+        for (pool, sign) in [("odd", "multicast"), ("meta", "link-local"), ("tiny", "too small")] {
+            let said = problem(worker, pool);
+            let remedy = format!("polderctl pool remove {pool}");
+            assert!(said.contains(sign) && said.contains(&remedy), "{said}");
+        }
+        assert_eq!(worker.status()["ready"], true);
+        let route = worker.node.shell("ip route; ip -6 route");
+        assert!(!route.contains("169.254.0.0/16") && !route.contains("10.245.0.0"), "{route}");
+    }
+    let pods: Vec<_> = lab.workers.iter().map(|worker| worker.pod("a")).collect();
+    assert_flat(&pods, 1450);
+    // Others can be added beside them.
+    lab.workers[0].ctl(&["pool", "add", "more", "10.246.0.0/16"]);
+    for pool in ["odd", "meta", "tiny"] {
+        let done = lab.workers[0].ctl(&["pool", "remove", pool]);
+        assert!(done.as_str().unwrap().contains(&format!("pool {pool} is removed")), "{done}");
+    }
+    lab.workers.iter().for_each(wait_until_well);
+}
+
+#[test]
+fn a_block_without_an_address_for_a_pod_ends_the_add_instead_of_the_next_claim() {
+    let lab = Lab::start(Topology::one_segment(2));
+    // Somebody has a block of it: it is in use, whatever it is like.
+    let record = lab.etcd.ctl(&["get", "--print-value-only", "/polder/v1/nodes/n2"]);
+    let record: Value = serde_json::from_str(record.trim()).unwrap();
+    let claim =
+        json!({ "node": "n2", "incarnation": record["incarnation"], "pool": "tiny", "nonce": "by-hand" });
+    lab.etcd.ctl(&["put", "/polder/v1/blocks/4-0af50005-32", &claim.to_string()]);
+    write_pool(&lab, "tiny", "10.245.0.0/24", 32);
+    let worker = &lab.workers[0];
+    let said = problem(worker, "tiny");
+    assert!(said.contains("too small") && said.contains("polderctl pool drain tiny"), "{said}");
+    let mut conf = Worker::netconf("1.1.0");
+    conf["pool"] = json!("tiny");
+    let error = worker.try_pod("a", &conf).unwrap_err();
+    let message = error["msg"].as_str().unwrap();
+    assert!(error["code"] == 100 && message.contains("has no address for a pod"), "{error}");
+    let claims = || lab.etcd.keys("/polder/v1/blocks/4-0af500").len();
+    let after = claims();
+    assert!(after <= 4, "{after} blocks");
+    // Nothing goes on behind it: another ADD is served, and nothing more is claimed.
+    worker.pod("b");
+    assert_eq!(claims(), after);
+}
+
+/// The smallest pools and blocks that are taken: each gives an address to a pod.
+#[test]
+fn the_smallest_pools_that_are_taken_give_addresses_to_pods() {
+    for (range, length) in [("10.244.0.0/31", 31), ("10.244.0.0/30", 30), ("10.244.0.0/29", 30)] {
+        let table = format!("{{ cidr = \"{range}\", block_length = {length} }}");
+        let mut lab = Lab::build(Topology::one_segment(1));
+        lab.workers[0].configure(&lab.workers[0].configuration().replace("\"10.244.0.0/16\"", &table));
+        lab.workers[0].start_and_wait();
+        lab.workers[0].pod("a");
+        // When there is no more, the ADD is told so, and nothing goes on behind it.
+        let error = wait::until("the pool to be used up", || {
+            let name = format!("more-{}", lab.workers[0].status()["pods"]);
+            lab.workers[0].try_pod(&name, &Worker::netconf("1.1.0")).err().ok_or_else(|| name.clone())
+        });
+        assert_eq!(error["code"], 100, "{range}: {error}");
+        let claims = lab.etcd.keys("/polder/v1/blocks/").len();
+        assert!(claims <= 2, "{range}: {claims} blocks");
+    }
+}
