@@ -200,12 +200,22 @@ impl Registrar {
                 info!(block = %owned.block, "taking over a block that the store says is ours");
                 self.adopt_block(owned).await?;
             }
-            Step::Leave(block) => {
-                if ipam.run(move |ipam| ipam.leave(block, now())).await? {
-                    info!(%block, "giving back a block that is not needed");
-                }
+            Step::Leave(blocks) => {
+                let leave = move |ipam: &mut NodeIpam| {
+                    blocks.into_iter().try_for_each(|block| {
+                        if ipam.leave(block, now())? {
+                            info!(%block, "giving back a block that is not needed");
+                        }
+                        Ok::<_, LedgerError>(())
+                    })
+                };
+                ipam.run(leave).await?;
             }
-            Step::Disown(block) => ipam.run(move |ipam| ipam.disown(block)).await?,
+            Step::Disown(blocks) => {
+                let disown =
+                    move |ipam: &mut NodeIpam| blocks.into_iter().try_for_each(|block| ipam.disown(block));
+                ipam.run(disown).await?;
+            }
             Step::TakeGateways => drop(ipam.run(|ipam| ipam.take_gateways(now())).await?),
             Step::MoveGateway(old) => {
                 info!(%old, "the node takes another address for its own");

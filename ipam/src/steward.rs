@@ -22,8 +22,11 @@ use crate::record::{
 };
 use crate::removal::{self, Quarantine};
 use crate::reservation;
-use crate::store::{Compare, Txn, Write};
+use crate::store::{Compare, LARGEST_TXN, Txn, Write};
 use crate::view::{Known, Source, View};
+
+/// How many blocks go back in one transaction: what it rests on has to have room in it, too.
+pub const AT_ONCE: usize = LARGEST_TXN - 2;
 
 /// What is known.
 #[derive(Debug)]
@@ -103,10 +106,10 @@ pub enum Step {
     Commit(Purpose, Txn),
     /// Take down a block that is the node's own.
     Own(OwnedBlock),
-    /// Begin to give a block back.
-    Leave(Block),
-    /// Forget a block that is given back.
-    Disown(Block),
+    /// Begin to give blocks back.
+    Leave(Vec<Block>),
+    /// Forget blocks that are given back.
+    Disown(Vec<Block>),
     /// Claim a block.
     Claim(Wanted),
     /// Allocate the node's own addresses that are missing.
@@ -124,8 +127,8 @@ pub enum Purpose {
     PoolAgain(PoolName),
     /// A claim that the store has lost.
     ClaimAgain(Block),
-    /// A block that is given back.
-    GiveBack(Block),
+    /// Blocks that are given back.
+    GiveBack(Vec<Block>),
     /// To say that a removed node's pods are gone.
     ConfirmRemoval,
     /// To give back what a removed node had.
@@ -388,22 +391,31 @@ fn put_back_pools(facts: &Facts<'_>, own: &Known<NodeRecord>) -> Result<(), Step
     Ok(())
 }
 
-/// Gives back blocks that are not needed.
+/// Gives back blocks that are not needed, many at once: a node can have thousands.
 fn give_back(facts: &Facts<'_>, identity: &Identity, own: &Known<NodeRecord>) -> Result<(), Step> {
-    if let Some(owned) = facts.own.blocks.iter().find(|owned| owned.leaving) {
-        let key = Key::Block(owned.block).to_string();
-        let claim = facts.view.blocks.get(&owned.block);
-        return Err(match claim.filter(|claim| claim.record.incarnation == identity.incarnation) {
-            Some(claim) => {
-                let unchanged = Compare::Unchanged { key: key.clone(), revision: claim.revision };
-                let txn = Txn { compares: vec![unchanged], writes: vec![Write::Delete { key }] };
-                Step::Commit(Purpose::GiveBack(owned.block), resting_on(facts.me, own, txn))
-            }
-            None => Step::Disown(owned.block),
-        });
+    let is_own = |claim: &Known<BlockRecord>| claim.record.incarnation == identity.incarnation;
+    let leaving = facts.own.blocks.iter().filter(|owned| owned.leaving).map(|owned| owned.block);
+    let (claimed, gone): (Vec<Block>, Vec<Block>) =
+        leaving.partition(|block| facts.view.blocks.get(block).is_some_and(is_own));
+    if !gone.is_empty() {
+        return Err(Step::Disown(gone));
+    }
+    if !claimed.is_empty() {
+        let blocks: Vec<Block> = claimed.into_iter().take(AT_ONCE).collect();
+        let mut txn = Txn::default();
+        for block in &blocks {
+            let key = Key::Block(*block).to_string();
+            let revision = facts.view.blocks[block].revision;
+            txn.compares.push(Compare::Unchanged { key: key.clone(), revision });
+            txn.writes.push(Write::Delete { key });
+        }
+        return Err(Step::Commit(Purpose::GiveBack(blocks), resting_on(facts.me, own, txn)));
     }
     // While others put back what the store has lost, this node's claims may be needed as witnesses.
-    facts.own.spare.filter(|_| !facts.caution).map_or(Ok(()), |block| Err(Step::Leave(block)))
+    if facts.own.spare.is_empty() || facts.caution {
+        return Ok(());
+    }
+    Err(Step::Leave(facts.own.spare.clone()))
 }
 
 /// What a node needs to serve.

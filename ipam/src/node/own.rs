@@ -11,6 +11,7 @@ use crate::allocator::Rest;
 use crate::ledger::{Identity, Ledger, LedgerError, OwnedBlock};
 use crate::moment::Moment;
 use crate::pool::{Block, Pool};
+use crate::steward::AT_ONCE;
 
 /// What a node has.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -27,8 +28,8 @@ pub struct Own {
     pub strays: Vec<Stray>,
     /// Reserved addresses that are being handed over to it.
     pub expected: BTreeSet<IpAddr>,
-    /// A block that it can do without.
-    pub spare: Option<Block>,
+    /// Blocks that it can do without.
+    pub spare: Vec<Block>,
     /// Its own addresses that are in none of its blocks, or the last of their blocks, out of which nothing goes any more,
     /// and for which there is another.
     pub idle_gateways: Vec<IpAddr>,
@@ -85,8 +86,14 @@ impl<L: Ledger> NodeIpam<L> {
         })
     }
 
-    /// A block of which nothing is used and nothing rests, and that the node does not need.
-    fn spare(&self, now: Moment) -> Option<Block> {
+    /// Whether the block has, or had, an address for a pod, or for the node itself.
+    pub fn is_for_pods(&self, block: Block, now: Moment) -> bool {
+        let found = self.allocator.blocks(now).find(|(known, ..)| *known == block);
+        found.is_none_or(|(_, _, counts)| counts.used + counts.resting + counts.free > 0)
+    }
+
+    /// Blocks of which nothing is used and nothing rests, and that the node does not need: as many as go back at once.
+    fn spare(&self, now: Moment) -> Vec<Block> {
         let mut free: BTreeMap<_, u64> = BTreeMap::new();
         for (_, pool, counts) in self.allocator.blocks(now) {
             *free.entry(pool).or_default() += counts.free;
@@ -94,15 +101,21 @@ impl<L: Ledger> NodeIpam<L> {
         let needless = |free: u64| free >= 2 * self.low_water;
         let is_fresh =
             |block: &Block| self.fresh.get(block).is_some_and(|claimed| now.since(*claimed) < FRESH);
-        self.allocator
-            .blocks(now)
-            .find(|(block, pool, counts)| {
-                !is_fresh(block)
-                    && (counts.used == 0 || mutant::is(Mutant::UsedBlockIsSpare))
-                    && counts.resting == 0
-                    && (self.allocator.is_closed(pool) || needless(free[pool] - counts.free))
-            })
-            .map(|(block, ..)| block)
+        let mut spare = Vec::new();
+        for (block, pool, counts) in self.allocator.blocks(now) {
+            let left = free[&pool] - counts.free;
+            let is_used = counts.used > 0 && !mutant::is(Mutant::UsedBlockIsSpare);
+            let is_needed = !self.allocator.is_closed(pool) && !needless(left);
+            if is_used || counts.resting > 0 || is_needed || is_fresh(&block) {
+                continue;
+            }
+            free.insert(pool, left);
+            spare.push(block);
+            if spare.len() == AT_ONCE {
+                break;
+            }
+        }
+        spare
     }
 
     fn idle_gateways(&self, now: Moment) -> Vec<IpAddr> {

@@ -250,7 +250,7 @@ fn a_block_that_was_just_claimed_is_kept_for_whoever_wanted_it() {
     let (block, nonce) = (pool.block(3), Nonce("y".into()));
     node.add_block(OwnedBlock { block, pool: pool.name.clone(), nonce, leaving: false }, &pool, NOW).unwrap();
     let spare = |seconds| node.own(NOW + Duration::from_secs(seconds)).unwrap().spare;
-    assert_eq!((spare(0), spare(9), spare(10)), (None, None, Some(block)));
+    assert_eq!([spare(0), spare(9), spare(10)], [vec![], vec![], vec![block]]);
 }
 
 #[test]
@@ -308,4 +308,24 @@ fn a_reserved_address_goes_to_a_pod_only_while_it_is_expected() {
     assert!(unexpected(node.allocate(reserved("a"), Rest::Full, NOW)), "the node was removed meanwhile");
     node.expect(address, &attachment);
     assert_eq!(node.allocate(reserved("a"), Rest::Full, NOW).unwrap().addresses, [address]);
+}
+
+#[test]
+fn all_blocks_that_are_not_needed_can_go_at_once_and_enough_is_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut node = node(&folder).with_low_water(4);
+    let pool = pool("10.0.0.0/24", 29);
+    for number in 2..32 {
+        let (block, nonce) = (pool.block(number), Nonce(number.to_string()));
+        let owned = OwnedBlock { block, pool: pool.name.clone(), nonce, leaving: false };
+        node.add_block(owned, &pool, NOW).unwrap();
+    }
+    let later = NOW + Duration::from_secs(100);
+    let spare = node.own(later).unwrap().spare;
+    assert!(spare.len() > 20, "{spare:?}");
+    for block in spare {
+        assert!(node.leave(block, later).unwrap(), "{block}");
+    }
+    assert!((8..16).contains(&node.total(Family::V4, None, later).free));
+    assert_eq!(node.own(later).unwrap().spare, []);
 }

@@ -1,7 +1,9 @@
 //! What the transactions of a node rest on.
 
 use super::*;
+use crate::Cidr;
 use crate::allocator::USUAL_REST;
+use crate::pool::{Pool, PoolState};
 use crate::record::{
     AttachMode, Backend, ClusterId, FenceRecord, Masquerade, Nonce, PoolRecord, VxlanSettings,
 };
@@ -115,7 +117,39 @@ fn a_block_is_given_back_only_by_a_node_that_is_not_removed() {
     let (pool, nonce) = ("p".parse().unwrap(), Nonce("x".into()));
     let own = Own { blocks: vec![OwnedBlock { block, pool, nonce, leaving: true }], ..Own::default() };
     let view = view(vec![claim(block, "i1")]);
-    assert_eq!(purpose(step(&view, own)), Some(Purpose::GiveBack(block)));
+    assert_eq!(purpose(step(&view, own)), Some(Purpose::GiveBack(vec![block])));
+}
+
+#[test]
+fn thousands_of_blocks_go_back_in_few_transactions() {
+    let range: Cidr = "10.0.0.0/14".parse().unwrap();
+    let pool = Pool::new("p".parse().unwrap(), range, 26, PoolState::Draining).unwrap();
+    let mut blocks: Vec<Block> = (0..3000).map(|number| pool.block(number)).collect();
+    let owned = |block: &Block| OwnedBlock {
+        block: *block,
+        pool: "p".parse().unwrap(),
+        nonce: Nonce("x".into()),
+        leaving: true,
+    };
+    let mut transactions = 0;
+    while !blocks.is_empty() {
+        let claimed = view(blocks.iter().map(|block| claim(*block, "i1")).collect());
+        let own = Own { blocks: blocks.iter().map(owned).collect(), ..Own::default() };
+        let Step::Commit(Purpose::GiveBack(back), txn) = step(&claimed, own) else {
+            panic!("not given back")
+        };
+        assert!(
+            txn.writes.len() == back.len() && txn.compares.len() <= LARGEST_TXN,
+            "{}",
+            txn.compares.len()
+        );
+        // What is gone from the store is forgotten in one step.
+        let own = Own { blocks: back.iter().map(owned).collect(), ..Own::default() };
+        assert_eq!(step(&view(Vec::new()), own), Step::Disown(back.clone()));
+        blocks.retain(|block| !back.contains(block));
+        transactions += 1;
+    }
+    assert!(transactions <= 30, "{transactions} transactions for 3000 blocks");
 }
 
 #[test]

@@ -142,8 +142,16 @@ async fn carry_out(hand: &Hand, step: Step) -> Result<(), Waiting> {
             Outcome::Refused => return Err(Waiting),
         },
         Step::Own(owned) => own(hand, owned)?,
-        Step::Leave(block) => drop(hand.ipam(|ipam, now| ipam.leave(block, now))?),
-        Step::Disown(block) => hand.ipam(|ipam, _| ipam.disown(block))?,
+        Step::Leave(blocks) => {
+            for block in blocks {
+                hand.ipam(|ipam, now| ipam.leave(block, now))?;
+            }
+        }
+        Step::Disown(blocks) => {
+            for block in blocks {
+                hand.ipam(|ipam, _| ipam.disown(block))?;
+            }
+        }
         Step::TakeGateways => drop(hand.ipam(polder_ipam::node::NodeIpam::take_gateways)?),
         Step::MoveGateway(old) => drop(hand.ipam(|ipam, now| ipam.move_gateway(old, now))?),
         Step::Settled | Step::Wait(_) | Step::Conflict(_) | Step::Removed(_) | Step::Claim(_) => {}

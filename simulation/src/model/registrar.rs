@@ -89,12 +89,16 @@ impl Play<'_> {
                 self.count(Happening::TakenOver);
                 self.adopt_block(who, owned);
             }
-            Step::Leave(block) => {
-                let _ = self.machine(who).ipam().leave(block, now).expect("a ledger in memory");
+            Step::Leave(blocks) => {
+                for block in blocks {
+                    let _ = self.machine(who).ipam().leave(block, now).expect("a ledger in memory");
+                }
             }
-            Step::Disown(block) => {
+            Step::Disown(blocks) => {
                 self.count(Happening::GivenBack);
-                self.machine(who).ipam().disown(block).expect("a ledger in memory");
+                for block in blocks {
+                    self.machine(who).ipam().disown(block).expect("a ledger in memory");
+                }
             }
             Step::Claim(wanted) => {
                 debug_assert_eq!(wanted, WANTED, "there is one pool to claim from");
