@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use crate::agent::Agent;
 use crate::machine::now;
 use crate::registrar::{ClaimError, ClaimRequest, ReserveRequest, Workload};
+use crate::server::Caller;
 use crate::service::{ledger_failed, refuse};
 use polder_ipam::view::View;
 
@@ -40,6 +41,7 @@ pub async fn allocate(
     kind: Kind,
     request: AddRequest,
     mtu: u32,
+    caller: &Caller<'_>,
 ) -> Result<Allocated, Refusal> {
     let source = source(agent, view, &request).await?;
     let (families, pool, reserved) = match &source {
@@ -55,7 +57,7 @@ pub async fn allocate(
         netns: request.netns,
         pod: request.pod,
     };
-    let allocated = allocate_wish(agent, view, &wish, &families, pool.as_ref()).await;
+    let allocated = allocate_wish(agent, view, &wish, &families, pool.as_ref(), caller).await;
     if !reserved.is_empty() {
         // It has them by now, or what was handed over for it is let go.
         let give_up = move |ipam: &mut NodeIpam| {
@@ -74,6 +76,7 @@ async fn allocate_wish(
     wish: &Wish,
     families: &[Family],
     pool: Option<&PoolName>,
+    caller: &Caller<'_>,
 ) -> Result<Allocated, Refusal> {
     let (mut rest, mut claimed) = (Rest::Full, None);
     loop {
@@ -111,6 +114,10 @@ async fn allocate_wish(
             }
             Err(AllocateError::Shortage { family, counts }) => (family, counts),
         };
+        if caller.is_gone() {
+            // Blocks that are claimed now would be for nobody.
+            return refuse(RefusalKind::Failed, "the caller is gone");
+        }
         match (claim(agent, Wanted::Any(family, pool.cloned())).await, rest) {
             (Ok(()), _) => {}
             // No other address and no other block: one that has rested the shortest time must do.

@@ -76,7 +76,7 @@ pub async fn add(
             format!("mtu {mtu} is not in {smallest} to {}, which is what this node can carry", pass.mtu);
         return refuse(RefusalKind::Invalid, problem);
     }
-    let held = match allocate(agent, &view, Kind::Pod, request, mtu).await? {
+    let held = match allocate(agent, &view, Kind::Pod, request, mtu, caller).await? {
         Allocated::New(held) => held,
         Allocated::Exists(held) => already_there(agent, &held).await?,
     };
@@ -128,7 +128,7 @@ pub async fn lease(
     if !Path::new(&request.netns).exists() {
         request.netns.clear();
     }
-    let held = match allocate(agent, &view, Kind::Lease, request, 0).await? {
+    let held = match allocate(agent, &view, Kind::Lease, request, 0, caller).await? {
         Allocated::New(held) => held,
         Allocated::Exists(_) => {
             let problem = format!("{attachment} has addresses already: it needs a DEL before another ADD");

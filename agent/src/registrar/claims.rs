@@ -7,7 +7,8 @@ use polder_api::{Family, NodeName, PoolName};
 use polder_ipam::Block;
 use polder_ipam::claim::{Claim, Claimant, LOW_WATER, NoClaim, Wanted, next_block};
 use polder_ipam::key::Key;
-use polder_ipam::ledger::OwnedBlock;
+use polder_ipam::ledger::{LedgerError, OwnedBlock};
+use polder_ipam::node::NodeIpam;
 use polder_ipam::pool::Labels;
 use polder_ipam::record::{BlockRecord, Nonce};
 use polder_ipam::store::{Outcome, Range, StoreError};
@@ -49,6 +50,10 @@ impl Registrar {
     /// Serves a wish for another block, unless there are free addresses again.
     pub(super) async fn serve(&self, request: ClaimRequest) {
         let ClaimRequest { wanted, reply } = request;
+        if reply.as_ref().is_some_and(oneshot::Sender::is_closed) {
+            // Whoever waited has given up, and been told that he gets nothing.
+            return;
+        }
         let enough = if reply.is_some() { 1 } else { LOW_WATER };
         let sought = wanted.clone();
         let served = self.agent.ipam.run(move |ipam| match sought {
@@ -86,12 +91,24 @@ impl Registrar {
                 let BlockRecord { pool, nonce, .. } = claim.record;
                 info!(%block, %pool, "claimed");
                 let owned = OwnedBlock { block, pool, nonce, leaving: false };
+                let name = owned.pool.clone();
+                let mut is_useless = false;
                 if let Some(pool) = view.pools.get(&owned.pool).map(|pool| (*pool.record).clone()) {
-                    self.agent.ipam.run(move |ipam| ipam.add_block(owned, &pool, now())).await?;
+                    let add = move |ipam: &mut NodeIpam| {
+                        ipam.add_block(owned, &pool, now())?;
+                        Ok::<_, LedgerError>(!ipam.is_for_pods(block, now()))
+                    };
+                    is_useless = self.agent.ipam.run(add).await?;
                 }
                 let (blocks, gateways) =
                     self.agent.ipam.run(|ipam| (ipam.blocks().to_vec(), ipam.gateways().to_vec())).await;
                 self.announce(identity, &blocks, &gateways);
+                if is_useless {
+                    return Err(ClaimError::Exhausted(format!(
+                        "block {block} of pool {name} is claimed and has no address for a pod: add a pool with larger \
+                         blocks"
+                    )));
+                }
                 return Ok(());
             }
             lost.insert(block);
