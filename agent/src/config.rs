@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Parser;
-use polder_api::{Backend, DEFAULT_SOCKET, Family, NodeName, PoolName};
-use polder_ipam::Cidr;
+use polder_api::{Backend, DEFAULT_SOCKET, Family, NodeName};
 use polder_ipam::allocator::{SHORTEST_REST, USUAL_REST};
-use polder_ipam::pool::{Labels, Pool, PoolState, default_block_length};
+use polder_ipam::pool::{Labels, Pool};
 use polder_ipam::record::{AttachMode, MTU_RANGE, Masquerade, VxlanSettings};
+use polder_ipam::special;
 use polder_ipam::store::etcd::EtcdConfig;
 use serde::Deserialize;
 
@@ -182,7 +182,7 @@ struct File {
     underlay: UnderlayConfig,
     ipam: IpamFile,
     labels: Labels,
-    bootstrap: Option<BootstrapFile>,
+    bootstrap: Option<bootstrap::File>,
 }
 
 #[derive(Debug, Default, Clone, Copy, Deserialize)]
@@ -207,26 +207,6 @@ struct EtcdFile {
 struct IpamFile {
     cooldown_seconds: Option<u64>,
     grace_seconds: Option<u64>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct BootstrapFile {
-    pools: Vec<String>,
-    #[serde(default)]
-    backend: Backend,
-    #[serde(default)]
-    attach: AttachMode,
-    #[serde(default)]
-    vxlan: VxlanSettings,
-    #[serde(default = "yes")]
-    masquerade: bool,
-    #[serde(default)]
-    masquerade_except: Vec<String>,
-}
-
-fn yes() -> bool {
-    true
 }
 
 impl Config {
@@ -274,8 +254,17 @@ impl Config {
             resync: Duration::from_secs(resync),
             probe_peers: file.probe_peers.unwrap_or(true),
             labels: file.labels,
-            bootstrap: file.bootstrap.map(bootstrap).transpose()?,
+            bootstrap: file.bootstrap.map(bootstrap::File::check).transpose()?,
         })
+    }
+}
+
+impl Config {
+    /// What may be wrong with it although it can be used, each with the remedy.
+    pub fn warnings(&self) -> Vec<String> {
+        let pools = self.bootstrap.iter().flat_map(|bootstrap| &bootstrap.pools);
+        let doubts = pools.flat_map(|pool| special::doubts(pool.cidr()));
+        doubts.map(|doubt| format!("bootstrap.pools: {doubt}")).collect()
     }
 }
 
@@ -286,14 +275,14 @@ impl Places {
     }
 
     fn of(file: &File, flags: &Flags) -> Result<Self, ConfigError> {
-        let path = |flag: &Option<PathBuf>, file: &Option<PathBuf>, usual: &str| {
-            flag.as_ref().or(file.as_ref()).cloned().unwrap_or_else(|| usual.into())
+        let path = |key, flag: &Option<PathBuf>, file: &Option<PathBuf>, usual: &str| {
+            absolute(key, flag.as_ref().or(file.as_ref()).cloned().unwrap_or_else(|| usual.into()))
         };
         Ok(Self {
             node: flags.node.as_ref().or(file.node.as_ref()).cloned().map_or_else(default_node_name, Ok)?,
-            state_dir: path(&flags.state_dir, &file.state_dir, "/var/lib/polder"),
-            socket: path(&flags.socket, &file.socket, DEFAULT_SOCKET),
-            cni_conf_dir: path(&flags.cni_conf_dir, &file.cni_conf_dir, "/etc/cni/net.d"),
+            state_dir: path("state_dir", &flags.state_dir, &file.state_dir, "/var/lib/polder")?,
+            socket: path("socket", &flags.socket, &file.socket, DEFAULT_SOCKET)?,
+            cni_conf_dir: path("cni_conf_dir", &flags.cni_conf_dir, &file.cni_conf_dir, "/etc/cni/net.d")?,
         })
     }
 }
@@ -306,6 +295,14 @@ impl File {
             None => Ok(Self::default()),
         }
     }
+}
+
+/// The path, if it is absolute. The plugin and `polderctl` have other working directories than the agent.
+fn absolute(key: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    value(key, format!("{} is a relative path: write it from the root, like /run/polder", path.display()))
 }
 
 fn value<T>(key: &'static str, problem: String) -> Result<T, ConfigError> {
@@ -366,64 +363,13 @@ fn store(kind: StoreKind, file: EtcdFile, flag: Option<Vec<String>>) -> Result<S
 
 /// Reads a file of PEM blocks.
 fn pem(key: &'static str, path: &Path) -> Result<Vec<u8>, ConfigError> {
-    match fs::read(path) {
+    match fs::read(absolute(key, path.to_owned())?) {
         Ok(bytes) if String::from_utf8_lossy(&bytes).contains("-----BEGIN ") => Ok(bytes),
         Ok(_) => value(key, format!("{} holds no PEM block", path.display())),
         Err(error) => value(key, format!("{}: {error}", path.display())),
     }
 }
 
-fn bootstrap(file: BootstrapFile) -> Result<Bootstrap, ConfigError> {
-    const POOLS: &str = "bootstrap.pools";
-    let mut pools: Vec<Pool> = Vec::new();
-    for text in &file.pools {
-        let cidr: Cidr = text
-            .parse()
-            .or_else(|error: polder_ipam::cidr::ParseCidrError| value(POOLS, error.to_string()))?;
-        if let Some(other) = pools.iter().find(|other| other.cidr().overlaps(cidr)) {
-            return value(
-                POOLS,
-                format!("{cidr} and {} overlap: every address is in one pool", other.cidr()),
-            );
-        }
-        let of_family = pools.iter().filter(|pool| pool.family() == cidr.family()).count();
-        let pool = Pool::new(
-            pool_name(cidr.family(), of_family),
-            cidr,
-            default_block_length(cidr.family()),
-            PoolState::Active,
-        );
-        pools.push(pool.or_else(|error| value(POOLS, error.to_string()))?);
-    }
-    if pools.is_empty() {
-        return value(POOLS, "give at least one, like \"10.244.0.0/16\"".to_owned());
-    }
-    if file.vxlan.vni == 0 || file.vxlan.vni >= 1 << 24 {
-        return value("bootstrap.vxlan.vni", format!("{} is not in 1 to {}", file.vxlan.vni, (1 << 24) - 1));
-    }
-    if file.vxlan.port == 0 {
-        return value("bootstrap.vxlan.port", "0 is no port".to_owned());
-    }
-    let except = file.masquerade_except.iter().map(|text| {
-        text.parse().or_else(|error: polder_ipam::cidr::ParseCidrError| {
-            value("bootstrap.masquerade_except", error.to_string())
-        })
-    });
-    Ok(Bootstrap {
-        pools,
-        backend: file.backend,
-        attach: file.attach,
-        vxlan: file.vxlan,
-        masquerade: Masquerade { enabled: file.masquerade, except: except.collect::<Result<_, _>>()? },
-    })
-}
-
-/// `ipv4`, `ipv6`; further ones of a family are numbered from 2.
-fn pool_name(family: Family, others: usize) -> PoolName {
-    let family = family.to_string().to_lowercase();
-    let name = if others == 0 { family } else { format!("{family}-{}", others + 1) };
-    name.parse().expect("letters, digits and a dash")
-}
-
+mod bootstrap;
 #[cfg(test)]
 mod tests;

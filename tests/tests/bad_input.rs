@@ -68,9 +68,21 @@ fn check_config_says_what_is_wrong_and_touches_nothing() {
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     assert_eq!(check().0, Some(0));
-    worker.configure("resync_seconds = 0\n");
+    let good = worker.configuration();
+    for (config, sign) in [
+        ("resync_seconds = 0\n".to_owned(), "resync_seconds"),
+        (format!("socket = \"run/b.sock\"\n{good}"), "socket: run/b.sock is a relative path"),
+        (format!("state_dir = \"lib\"\n{good}"), "state_dir: lib is a relative path"),
+        (good.replace("/run/cni/net.d", "net.d"), "cni_conf_dir: net.d is a relative path"),
+        (good.replace("10.244.0.0/16", "224.0.0.0/16"), "224.0.0.0/16 cannot be a pool"),
+    ] {
+        worker.configure(&config);
+        let (code, said) = check();
+        assert!(code == Some(3) && said.contains(sign), "{said}");
+    }
+    worker.configure(&good.replace("10.244.0.0/16", "10.96.0.0/16"));
     let (code, said) = check();
-    assert!(code == Some(3) && said.contains("resync_seconds"), "{said}");
+    assert!(code == Some(0) && said.contains("warning: bootstrap.pools: 10.96.0.0/16 overlaps"), "{said}");
     assert_untouched(&lab);
 }
 

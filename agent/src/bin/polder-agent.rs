@@ -7,7 +7,7 @@ use clap::Parser;
 use polder_agent::config::{Config, Flags};
 use polder_agent::exit::Exit;
 use polder_agent::memory;
-use tracing::error;
+use tracing::{error, warn};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         }
     };
     if check {
+        config.warnings().iter().for_each(|warning| eprintln!("polder-agent: warning: {warning}"));
         eprintln!("polder-agent: the configuration is fine");
         return ExitCode::SUCCESS;
     }
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
     let colours = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    config.warnings().iter().for_each(|warning| warn!("{warning}"));
     let outcome = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
         let outcome = runtime.block_on(polder_agent::agent::run(config));
         // Threads that wait for the kernel must not keep the process.

@@ -86,6 +86,20 @@ fn pools_that_cannot_be_are_refused() {
         ("[\"10.0.0.0\"]", "is not a network"),
         ("[\"10.0.0.1/16\"]", "did you mean 10.0.0.0/16?"),
         ("[\"10.0.0.0/28\"]", "smaller than one block of /26"),
+        (
+            "[\"10.0.0.0/28\"]",
+            "set a block length of at least 28 ({ cidr = \"10.0.0.0/28\", block_length = ... })",
+        ),
+        ("[{ cidr = \"10.0.0.0/16\", block_length = 32 }]", "too small"),
+        ("[{ cidr = \"10.0.0.0/32\", block_length = 32 }]", "too small"),
+        ("[{ cidr = \"fd00::/64\", block_length = 128 }]", "at most 126"),
+        ("[{ cidr = \"10.0.0.0/16\", block_length = 8 }]", "smaller than one block"),
+        (
+            "[\"ff02::/64\"]",
+            "ff02::/64 cannot be a pool: pods cannot use addresses of ff00::/8 (multicast, RFC 4291)",
+        ),
+        ("[\"10.0.0.0/16\", \"169.254.0.0/16\"]", "169.254.0.0/16 cannot be a pool"),
+        ("[\"10.0.0.0/16\", { cidr = \"fd00::/64\", name = \"ipv4\" }]", "have the same name, ipv4"),
         ("[\"10.0.0.0/8\", \"10.1.0.0/16\"]", "10.1.0.0/16 and 10.0.0.0/8 overlap"),
     ] {
         let error = refused(&format!("{ETCD}[bootstrap]\npools = {pools}"));
@@ -99,4 +113,57 @@ fn pools_are_named_after_their_family() {
     let pools = check(&text).unwrap().bootstrap.unwrap().pools;
     let names: Vec<_> = pools.iter().map(|pool| pool.name.as_str()).collect();
     assert_eq!(names, ["ipv4", "ipv6", "ipv4-2"]);
+}
+
+#[test]
+fn a_pool_can_be_given_with_its_name_and_the_length_of_its_blocks() {
+    let text = format!(
+        "{ETCD}[bootstrap]\npools = [\"10.0.0.0/16\", {{ cidr = \"10.1.0.0/28\", name = \"small\", block_length = 28 }}]"
+    );
+    let pools = check(&text).unwrap().bootstrap.unwrap().pools;
+    let found: Vec<_> = pools.iter().map(|pool| (pool.name.as_str(), pool.block_length())).collect();
+    assert_eq!(found, [("ipv4", 26), ("small", 28)]);
+    let tables =
+        format!("{ETCD}[bootstrap]\nmasquerade = false\n[[bootstrap.pools]]\ncidr = \"10.0.0.0/16\"\n");
+    assert_eq!(check(&tables).unwrap().bootstrap.unwrap().pools.len(), 1);
+    let error = refused(&format!("{ETCD}[[bootstrap.pools]]\ncidr = \"10.0.0.0/16\"\nlength = 28\n"));
+    assert!(error.contains("unknown field `length`"), "{error}");
+    let error = refused(&format!("{ETCD}[bootstrap]\npools = [16]\n"));
+    assert!(error.contains("a range like \"10.244.0.0/16\", or a table"), "{error}");
+}
+
+#[test]
+fn a_pool_that_others_are_likely_to_use_is_taken_with_a_warning() {
+    let config = check(&format!("{ETCD}[bootstrap]\npools = [\"10.96.0.0/16\", \"10.244.0.0/16\"]")).unwrap();
+    let warnings = config.warnings();
+    assert!(
+        warnings.len() == 1 && warnings[0].contains("kubeadm's default range for Services"),
+        "{warnings:?}"
+    );
+}
+
+#[test]
+fn each_setting_of_the_tunnels_has_a_default_of_its_own() {
+    for (lines, vni, port) in [("vni = 7", 7, 8472), ("port = 4789", 1, 4789), ("", 1, 8472)] {
+        let text = format!("{ETCD}[bootstrap]\npools = [\"10.0.0.0/16\"]\n[bootstrap.vxlan]\n{lines}\n");
+        let vxlan = check(&text).unwrap().bootstrap.unwrap().vxlan;
+        assert_eq!((vxlan.vni, vxlan.port), (vni, port), "{lines}");
+    }
+}
+
+#[test]
+fn a_relative_path_is_refused_in_the_file_and_as_a_flag() {
+    for key in ["socket", "state_dir", "cni_conf_dir"] {
+        let error = refused(&format!("{key} = \"run/b\"\n{ETCD}"));
+        assert!(error.starts_with(&format!("{key}: run/b is a relative path")), "{error}");
+        let flag = format!("--{}", key.replace('_', "-"));
+        let flags =
+            Flags::parse_from(["polder-agent", "--node", "n", "--etcd", "http://a:1", &flag, "run/b"]);
+        let error = Config::load(flags).expect_err(&flag).to_string();
+        assert!(error.starts_with(&format!("{key}: run/b is a relative path")), "{error}");
+    }
+    for (key, more) in [("ca", ""), ("cert", "key = \"/x\"\n")] {
+        let error = refused(&format!("[etcd]\nendpoints = [\"https://a:1\"]\n{key} = \"tls/x\"\n{more}"));
+        assert!(error.starts_with(&format!("etcd.{key}: tls/x is a relative path")), "{error}");
+    }
 }
