@@ -64,9 +64,12 @@ impl Exit {
                 Self::Fine
             }
             // The others are for plugins, and answer no question of polderctl.
-            Reply::Refused(_) | Reply::Wiring(_) | Reply::Leased(_) | Reply::Deleted | Reply::Health(_) => {
-                Self::Failed
-            }
+            Reply::Unconfirmed { .. }
+            | Reply::Refused(_)
+            | Reply::Wiring(_)
+            | Reply::Leased(_)
+            | Reply::Deleted
+            | Reply::Health(_) => Self::Failed,
         }
     }
 
@@ -94,6 +97,7 @@ mod tests {
             ready: true,
             reasons: Vec::new(),
             problems: Vec::new(),
+            refused_writes: Vec::new(),
             cluster: None,
             store: StoreStatus::Connected { store: "etcd".into(), revision: 1 },
             underlay: Vec::new(),

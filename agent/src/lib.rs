@@ -11,6 +11,7 @@ pub mod collect;
 pub mod config;
 pub mod conflist;
 pub mod ctl;
+pub mod disconnect;
 pub mod endpoints;
 pub mod engine;
 pub mod exit;

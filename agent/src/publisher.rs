@@ -22,7 +22,7 @@ const BATCH: Duration = Duration::from_millis(100);
 const RETRY: Duration = Duration::from_secs(5);
 
 /// A node whose agent has not been heard for this long is not alive. Nothing is ever freed for that.
-const ALIVE_SECONDS: i64 = 10;
+pub const ALIVE_SECONDS: i64 = 10;
 
 /// Runs for ever. Keeps the lease of a living node, too. Begins anew whenever the node's own record was written, or
 /// the store has lost records: these may be among them, or be there again.

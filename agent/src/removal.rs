@@ -23,7 +23,7 @@ const CATCH_UP: Duration = Duration::from_secs(5);
 
 /// Removes the node. Says what its blocks wait for now.
 pub async fn remove(agent: &Agent, removal: Removal) -> Result<String, Refusal> {
-    let Removal { node, dead } = removal;
+    let Removal { node, dead, .. } = removal;
     let vouched = if dead { Vouched::Yes } else { Vouched::No };
     let mut views = agent.board.view.subscribe();
     for _ in 0..ATTEMPTS {

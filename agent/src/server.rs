@@ -13,16 +13,20 @@ use anyhow::{Context, bail};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 use polder_api::frame::{self, FrameError, HEADER};
-use polder_api::message::{Question, Refusal, RefusalKind, Reply, Request};
+use polder_api::ipam::{Release, Repairs};
+use polder_api::message::{Question, Refusal, RefusalKind, Removal, Reply, Request};
+use polder_api::pool::PoolChange;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
-use tracing::{Instrument, Span, debug, info_span, warn};
+use tracing::{Instrument, Span, debug, info, info_span, warn};
 
 use crate::agent::Agent;
 use crate::in_flight::Wired;
-use crate::{collect, engine, health, inspection, pools, release, removal, service, show, status};
+use crate::{
+    collect, disconnect, engine, health, inspection, pools, release, removal, repair, service, show, status,
+};
 
 /// Connections at once: more than a node has pods that come at once.
 const CONNECTIONS: usize = 512;
@@ -113,6 +117,34 @@ impl Caller<'_> {
         // Who waits says nothing.
         recv(self.0.as_raw_fd(), &mut [0], look) != Err(Errno::EAGAIN)
     }
+
+    /// Who it is: the process at the other end of the socket.
+    fn name(&self) -> String {
+        let Ok(peer) = self.0.peer_cred() else { return "somebody".to_owned() };
+        let process = peer.pid().and_then(|id| u32::try_from(id).ok()).filter(|id| *id > 0);
+        let process = process.map_or("a process".to_owned(), |id| repair::process(id, None));
+        format!("{process}, uid {}", peer.uid())
+    }
+}
+
+/// What an operator wants changed, in words for the log.
+fn wish(request: &Request) -> Option<String> {
+    match request {
+        Request::RemoveNode(Removal { node, dead, disconnect_pods }) => {
+            let dead = if *dead { " --dead" } else { "" };
+            let pods = disconnect_pods.map(|pods| format!(" --disconnect-pods {pods}")).unwrap_or_default();
+            Some(format!("node remove {node}{dead}{pods}"))
+        }
+        Request::ChangePool(PoolChange::Add(pool)) => Some(format!("pool add {} {}", pool.name, pool.cidr)),
+        Request::ChangePool(PoolChange::Drain(name)) => Some(format!("pool drain {name}")),
+        Request::ChangePool(PoolChange::Remove(name)) => Some(format!("pool remove {name}")),
+        Request::ChangeBackend(backend) => Some(format!("cluster set --backend {backend}")),
+        Request::Release(Release { address, dead }) => {
+            Some(format!("ipam release {address}{}", if *dead { " --dead" } else { "" }))
+        }
+        Request::Inspect(Repairs::Safe) => Some("ipam check --repair".to_owned()),
+        _ => None,
+    }
 }
 
 async fn answer(
@@ -121,6 +153,9 @@ async fn answer(
     caller: &Caller<'_>,
     wiring: &mut Option<Wired>,
 ) -> Reply {
+    if let Some(wish) = wish(&request) {
+        info!("{wish} is asked for by {}", caller.name());
+    }
     let done = match request {
         Request::Add(request) => service::add(agent, request, caller).await.map(|(reply, wired)| {
             *wiring = Some(wired);
@@ -150,7 +185,10 @@ async fn answer(
         Request::Release(address) => release::release(agent, address).await.map(Reply::Done),
         Request::ChangePool(change) => pools::change(agent, change).await.map(Reply::Done),
         Request::ChangeBackend(backend) => pools::change_backend(agent, backend).await.map(Reply::Done),
-        Request::RemoveNode(removal) => removal::remove(agent, removal).await.map(Reply::Done),
+        Request::RemoveNode(removal) => match disconnect::allow(agent, &removal).await {
+            Ok(()) => removal::remove(agent, removal).await.map(Reply::Done),
+            Err(reply) => Ok(reply),
+        },
     };
     done.unwrap_or_else(Reply::Refused)
 }

@@ -75,6 +75,9 @@ pub struct Removal {
     pub node: NodeName,
     /// Whether whoever asks knows that it and its pods are gone for good: nobody waits for it to confirm that.
     pub dead: bool,
+    /// How many pods whoever asks knows to be disconnected by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disconnect_pods: Option<u64>,
 }
 
 /// A new attachment.
@@ -190,6 +193,13 @@ pub enum Reply {
     Checked(Box<Checked>),
     /// To what an operator wants changed: what has come of it, in words.
     Done(String),
+    /// To `RemoveNode`: nothing was done, because the node is alive and has pods. The request has to say how many.
+    Unconfirmed {
+        /// What would happen, and how to confirm it.
+        message: String,
+        /// How many pods would be disconnected.
+        pods: u64,
+    },
     /// It could not be done, and nothing was.
     Refused(Refusal),
 }

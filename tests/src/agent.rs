@@ -166,6 +166,13 @@ impl Worker {
         self.verdict(arguments).map(|(_, json)| json)
     }
 
+    /// Removes a node that is alive and has so many pods, once their addresses are published; what is said of it.
+    pub fn remove_node(&self, name: &str, pods: u64) -> Value {
+        let pods = pods.to_string();
+        let arguments = ["node", "remove", name, "--disconnect-pods", &pods];
+        wait::until(&format!("node {name} to be removed"), || self.try_ctl(&arguments))
+    }
+
     /// Runs `polderctl` and returns whether it found no problem, with its JSON.
     pub fn ctl_verdict(&self, arguments: &[&str]) -> (bool, Value) {
         self.verdict(arguments)

@@ -63,7 +63,7 @@ fn a_removed_node_cuts_its_pods_off_and_its_block_goes_to_another_after_the_cool
     let kept = lab.workers[0].pod("kept");
     let pod = lab.workers[1].pod("a");
     let block = claims(&lab).into_iter().find(|(_, node)| node == "n2").unwrap().0;
-    let said = lab.workers[0].ctl(&["node", "remove", "n2"]);
+    let said = lab.workers[0].remove_node("n2", 1);
     // It may have done so before this answer was made.
     let said = said.as_str().unwrap();
     let signs = ["rest until it has cut its pods off", "its pods are gone"];
@@ -102,7 +102,8 @@ fn what_a_node_had_that_was_removed_while_it_was_away_rests_until_it_has_confirm
     lab.workers[1].kill();
     lab.workers[2].kill();
     let operator = &lab.workers[0];
-    operator.ctl(&["node", "remove", "n2"]);
+    // Its lease may still be there.
+    operator.remove_node("n2", 1);
     operator.ctl(&["node", "remove", "n3"]);
     let said = operator.ctl(&["node", "remove", "n3", "--dead"]);
     assert!(said.as_str().unwrap().contains("its pods are gone"), "{said}");
@@ -135,12 +136,64 @@ fn a_node_that_lost_its_ledger_and_was_removed_does_not_come_back_with_the_old_p
     lab.start_agents();
     let _pod = lab.workers[1].pod("a");
     lab.workers[1].kill();
-    lab.workers[0].ctl(&["node", "remove", "n2"]);
+    lab.workers[0].remove_node("n2", 1);
     lab.workers[1].node.shell("rm /var/lib/polder/ledger.db*");
     lab.workers[1].start();
     reason(&lab.workers[1], "was removed from the cluster");
     assert_eq!(pod_interfaces(&lab.workers[1]), 0);
     wait::until_true("its block to go back", || claims_of(&lab, "n2") == 0);
+}
+
+#[test]
+fn a_living_node_with_pods_is_removed_only_by_who_says_how_many_there_are() {
+    let lab = Lab::start(Topology::one_segment(2));
+    let [first, second] = lab.workers.as_slice() else { panic!("two nodes") };
+    let pods = [second.pod("a"), second.pod("b")];
+    wait::until_true("the addresses to be published", || {
+        lab.etcd.keys("/polder/v1/addresses/n2/").len() == 2
+    });
+    for worker in [first, second] {
+        for (arguments, signs) in [
+            (&["n2"][..], ["is alive and has 2 pods", "--disconnect-pods 2"]),
+            (&["n2", "--disconnect-pods", "1"][..], ["has 2 pods, not 1", "nothing was done"]),
+            (&["n2", "--dead"][..], ["node n2 is alive", "--dead is for a machine that is gone for good"]),
+        ] {
+            let arguments = [&["node", "remove"], arguments].concat();
+            let said = worker.try_ctl(&arguments).unwrap_err();
+            assert!(signs.iter().all(|sign| said.contains(sign)), "{arguments:?}: {said}");
+        }
+    }
+    assert_eq!(pod_interfaces(second), 2, "nothing was cut off");
+    assert_flat(&pods, 1450);
+    assert_eq!(lab.etcd.keys("/polder/v1/nodes/").len(), 2);
+    let log = first.log();
+    for asked in ["node remove n2 is asked for by", "node remove n2 --dead is asked for by", "uid 0"] {
+        assert!(log.contains(asked), "{asked} in {log}");
+    }
+    first.ctl(&["node", "remove", "n2", "--disconnect-pods", "2"]);
+    wait::until_true("the pods to be cut off", || pod_interfaces(second) == 0);
+}
+
+#[test]
+fn at_a_terminal_a_person_confirms_with_the_number_of_pods_and_the_last_node_is_called_so() {
+    let lab = Lab::start(Topology::one_segment(1));
+    let worker = &lab.workers[0];
+    let _pods = [worker.pod("a"), worker.pod("b")];
+    let at_a_terminal = |typed: &str| {
+        let polderctl = polder_tests::agent::dist().join("polderctl");
+        worker.node.shell(&format!(
+            "printf '{typed}\\n' | script -qec '{} node remove n1' /dev/null || true",
+            polderctl.display()
+        ))
+    };
+    for typed in ["yes", "1", ""] {
+        let said = at_a_terminal(typed);
+        assert!(said.contains("It is the last node of the cluster"), "{typed:?}: {said}");
+        assert_eq!((pod_interfaces(worker), worker.status()["ready"].clone()), (2, json!(true)), "{said}");
+    }
+    let said = at_a_terminal("2");
+    assert!(said.contains("node n1 is removed"), "{said}");
+    wait::until_true("the pods to be cut off", || pod_interfaces(worker) == 0);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Asks the agent of this node, and prints what it says.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -102,6 +102,9 @@ enum NodeCommand {
         /// The node and its pods are gone for good, I know that: do not wait for its confirmation
         #[arg(long)]
         dead: bool,
+        /// How many pods of a living node lose their network: it must be the number that it has now
+        #[arg(long, value_name = "NUMBER")]
+        disconnect_pods: Option<u64>,
     },
 }
 
@@ -139,6 +142,17 @@ fn lines(lines: &[String], output: Output) -> anyhow::Result<String> {
     })
 }
 
+/// Whether a person at the terminal confirms it. Where there is no terminal there is nobody to ask.
+fn confirms(message: &str, pods: u64) -> anyhow::Result<bool> {
+    if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
+        return Ok(false);
+    }
+    eprint!("{message}\nOr type the number of pods now: ");
+    let mut typed = String::new();
+    io::stdin().read_line(&mut typed)?;
+    Ok(typed.trim() == pods.to_string())
+}
+
 /// What is to be printed, and how the command ends.
 fn run(arguments: &Arguments) -> anyhow::Result<(String, Exit)> {
     let request = match &arguments.command {
@@ -158,8 +172,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<(String, Exit)> {
         Command::Status => Request::Status,
         Command::Plan => Request::Plan,
         Command::Node(NodeCommand::List) => Request::Nodes,
-        Command::Node(NodeCommand::Remove { name, dead }) => {
-            Request::RemoveNode(Removal { node: name.clone(), dead: *dead })
+        Command::Node(NodeCommand::Remove { name, dead, disconnect_pods }) => {
+            let (node, disconnect_pods) = (name.clone(), *disconnect_pods);
+            Request::RemoveNode(Removal { node, dead: *dead, disconnect_pods })
         }
         Command::Cluster(ClusterCommand::Set { backend }) => Request::ChangeBackend(*backend),
         Command::Pool(command) => command.request().unwrap_or_else(|problem| end_with_usage(&problem)),
@@ -169,7 +184,16 @@ fn run(arguments: &Arguments) -> anyhow::Result<(String, Exit)> {
     let socket = arguments.socket.as_deref().unwrap_or(Path::new(DEFAULT_SOCKET));
     let mut client = Client::connect(socket, PATIENCE)
         .context("is polder-agent running on this node, and are you root?")?;
-    let reply = client.ask(&request)?;
+    let mut reply = client.ask(&request)?;
+    if let (Reply::Unconfirmed { message, pods }, Request::RemoveNode(removal)) = (&reply, &request) {
+        if !confirms(message, *pods)? {
+            bail!("{message}");
+        }
+        let removal = Removal { disconnect_pods: Some(*pods), ..removal.clone() };
+        // The agent does not wait for people.
+        client = Client::connect(socket, PATIENCE)?;
+        reply = client.ask(&Request::RemoveNode(removal))?;
+    }
     let exit = Exit::of(&reply);
     let text = match (reply, arguments.output) {
         (Reply::Status(status), Output::Table) => ctl::status(&status),

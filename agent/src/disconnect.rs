@@ -1,0 +1,150 @@
+//! Whether a node may be removed while it is alive: its pods lose their network at once, so whoever asks has to know how
+//! many there are.
+
+use std::collections::BTreeSet;
+
+use polder_api::message::{Refusal, RefusalKind, Removal, Reply};
+use polder_api::{Attachment, NodeName};
+use polder_ipam::key::Key;
+use polder_ipam::store::{Range, StoreError};
+
+use crate::agent::Agent;
+use crate::published::Addresses;
+use crate::publisher::{ALIVE_SECONDS, own_revision};
+
+/// What is known of a node that is to be removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Standing {
+    /// Whether it is a node of the cluster, and not removed before.
+    is_member: bool,
+    /// Whether its lease is there.
+    is_alive: bool,
+    /// How many pods it has, as far as that is known here.
+    pods: u64,
+    /// Whether there is no other node.
+    is_last: bool,
+}
+
+/// Why it is not removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Objection {
+    /// What was said of it is wrong.
+    Wrong(String),
+    /// Somebody has to say how many pods are disconnected.
+    Unconfirmed(String),
+}
+
+fn object(removal: &Removal, standing: Standing) -> Result<(), Objection> {
+    let Removal { node, dead, disconnect_pods } = removal;
+    let Standing { is_member, is_alive, pods, is_last } = standing;
+    if !is_member || !is_alive {
+        return Ok(());
+    }
+    if *dead {
+        return Err(Objection::Wrong(format!(
+            "node {node} is alive: its agent renews its lease. --dead is for a machine that is gone for good, and would \
+             let other nodes give the addresses of living pods to new ones. If the machine is gone, wait {ALIVE_SECONDS} s \
+             and try again; otherwise leave out --dead"
+        )));
+    }
+    let last = if is_last { " It is the last node of the cluster." } else { "" };
+    match disconnect_pods {
+        Some(known) if *known == pods => Ok(()),
+        None if pods == 0 => Ok(()),
+        Some(known) => Err(Objection::Wrong(format!(
+            "node {node} is alive and has {pods} pods, not {known}: nothing was done. Look at polderctl node list, and \
+             give the number that is there"
+        ))),
+        None => Err(Objection::Unconfirmed(format!(
+            "node {node} is alive and has {pods} pods, which would lose their network at once.{last} Drain the node in \
+             Kubernetes first, or confirm with: polderctl node remove {node} --disconnect-pods {pods}"
+        ))),
+    }
+}
+
+/// Succeeds if the node may be removed; otherwise with the answer for whoever asks.
+pub async fn allow(agent: &Agent, removal: &Removal) -> Result<(), Reply> {
+    let unknown = |error: StoreError| {
+        let problem = format!("{error}. Whether node {} is alive is not known: try again", removal.node);
+        Reply::Refused(Refusal::new(RefusalKind::TryAgain, problem))
+    };
+    let standing = look(agent, &removal.node).await.map_err(unknown)?;
+    object(removal, standing).map_err(|objection| match objection {
+        Objection::Wrong(problem) => Reply::Refused(Refusal::new(RefusalKind::Invalid, problem)),
+        Objection::Unconfirmed(message) => Reply::Unconfirmed { message, pods: standing.pods },
+    })
+}
+
+async fn look(agent: &Agent, node: &NodeName) -> Result<Standing, StoreError> {
+    let view = agent.board.view();
+    let lease = agent.store.range(&Range::single(Key::Alive(node.clone()).to_string())).await?;
+    // Another machine can have the name, while this one waits for it.
+    let is_own = *node == agent.config.node && own_revision(agent, &view) != 0;
+    let pods = if is_own {
+        agent.ipam.run(|ipam| ipam.attachments().filter(|held| !held.leaving).count()).await as u64
+    } else {
+        let published = Addresses::read_range(&agent.store, &Key::addresses_of(node)).await?;
+        let records = published.records.into_iter().map(|(published, _)| published.record.attachment);
+        records.collect::<BTreeSet<Attachment>>().len() as u64
+    };
+    let is_member = view.nodes.contains_key(node);
+    Ok(Standing {
+        is_member,
+        // Whoever answers here is alive, whatever became of its lease.
+        is_alive: is_own || !lease.entries.is_empty(),
+        pods,
+        is_last: is_member && view.nodes.len() == 1,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALIVE: Standing = Standing { is_member: true, is_alive: true, pods: 2, is_last: false };
+
+    fn asked(dead: bool, disconnect_pods: Option<u64>) -> Removal {
+        Removal { node: "n1".parse().unwrap(), dead, disconnect_pods }
+    }
+
+    fn said(removal: &Removal, standing: Standing) -> String {
+        match object(removal, standing) {
+            Ok(()) => String::new(),
+            Err(Objection::Wrong(text) | Objection::Unconfirmed(text)) => text,
+        }
+    }
+
+    #[test]
+    fn a_living_node_with_pods_is_removed_only_by_who_knows_how_many_there_are() {
+        assert_eq!(object(&asked(false, Some(2)), ALIVE), Ok(()));
+        let unconfirmed = said(&asked(false, None), ALIVE);
+        assert!(
+            unconfirmed.contains("has 2 pods") && unconfirmed.contains("--disconnect-pods 2"),
+            "{unconfirmed}"
+        );
+        assert!(!unconfirmed.contains("last node"), "{unconfirmed}");
+        for number in [0, 1, 3] {
+            let wrong = said(&asked(false, Some(number)), ALIVE);
+            assert!(wrong.contains(&format!("has 2 pods, not {number}")), "{wrong}");
+        }
+        let last = said(&asked(false, None), Standing { is_last: true, ..ALIVE });
+        assert!(last.contains("the last node of the cluster"), "{last}");
+    }
+
+    #[test]
+    fn a_node_without_pods_a_dead_one_and_one_that_was_removed_need_no_number() {
+        assert_eq!(object(&asked(false, None), Standing { pods: 0, ..ALIVE }), Ok(()));
+        for dead in [false, true] {
+            assert_eq!(object(&asked(dead, None), Standing { is_alive: false, ..ALIVE }), Ok(()));
+            assert_eq!(object(&asked(dead, None), Standing { is_member: false, ..ALIVE }), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_living_node_is_not_called_dead_with_or_without_pods() {
+        for pods in [0, 2] {
+            let wrong = said(&asked(true, Some(pods)), Standing { pods, ..ALIVE });
+            assert!(wrong.contains("node n1 is alive") && wrong.contains("--dead is for"), "{wrong}");
+        }
+    }
+}
