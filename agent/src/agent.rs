@@ -23,6 +23,7 @@ use crate::in_flight::InFlight;
 use crate::kernel::Kernel;
 use crate::kernel::features::Features;
 use crate::kernel::reaper::Reaper;
+use crate::lock::NodeLock;
 use crate::machine::Machine;
 use crate::owner::Owner;
 use crate::registrar::{ClaimRequest, ReserveRequest};
@@ -85,7 +86,9 @@ pub struct Agent {
 
 /// Runs the agent until it is told to stop. What it has made in the kernel stays when it is gone.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    let _lock = lock_state(&config.state_dir)?;
+    let _state = lock_state(&config.state_dir)?;
+    server::refuse_if_answered(&config.socket)?;
+    let _node = NodeLock::take()?;
     let machine = Machine::read()?;
     let features = Features::probe()?;
     features.missing().iter().for_each(|missing| warn!("{missing}"));

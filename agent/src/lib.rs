@@ -22,6 +22,7 @@ pub mod http;
 pub mod in_flight;
 pub mod inspection;
 pub mod kernel;
+pub mod lock;
 pub mod machine;
 pub mod memory;
 pub mod monitor;

@@ -34,11 +34,17 @@ const CONNECTIONS: usize = 512;
 /// How long a connection may say nothing. A plugin that takes longer to wire a pod has hung.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// Makes the socket. One that an agent left behind is replaced, one that an agent answers on is not.
-pub fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+/// Fails if an agent answers there.
+pub fn refuse_if_answered(path: &Path) -> anyhow::Result<()> {
     if BlockingStream::connect(path).is_ok() {
         bail!("socket {}: another polder-agent answers there", path.display());
     }
+    Ok(())
+}
+
+/// Makes the socket. One that an agent left behind is replaced, one that an agent answers on is not.
+pub fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+    refuse_if_answered(path)?;
     let writable = || format!("socket {}: can the agent write there?", path.display());
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).with_context(writable)?;

@@ -15,6 +15,7 @@ use crate::config::Places;
 use crate::conflist;
 use crate::follower::{SNAPSHOT, SNAPSHOT_BEFORE};
 use crate::kernel::{Kernel, sysctl};
+use crate::lock::NodeLock;
 use crate::machine::Machine;
 use crate::sweeper::namespace_is_gone;
 
@@ -44,6 +45,7 @@ pub fn uninstall(places: &Places, attached: Attached) -> anyhow::Result<Vec<Stri
             state.display()
         );
     }
+    let node = NodeLock::take().context(STOP)?;
     let (mut done, mut failures) = (Vec::new(), Vec::new());
     let ledger = match (open(&state.join(LEDGER)).transpose(), attached) {
         (Some(Err(error)), Attached::CutOff) => {
@@ -82,7 +84,7 @@ pub fn uninstall(places: &Places, attached: Attached) -> anyhow::Result<Vec<Stri
         bail!("{}. The rest is done, and {} is kept: say it again", failures.join("; "), state.display());
     }
     delete_files(places)?;
-    drop(lock);
+    drop((lock, node));
     // What else is in these is not ours.
     let leave = [places.socket.parent(), Some(state)];
     leave.into_iter().flatten().for_each(|folder| drop(fs::remove_dir(folder)));

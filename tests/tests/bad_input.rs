@@ -104,16 +104,37 @@ fn a_folder_that_cannot_be_written_is_named() {
 
 #[test]
 fn a_second_agent_on_the_same_node_is_refused() {
-    let lab = Lab::start(Topology::one_segment(1));
-    let worker = &lab.workers[0];
-    let second = |arguments: &[&str]| {
+    let mut lab = Lab::start(Topology::one_segment(2));
+    let second = |worker: &Worker, arguments: &[&str]| {
         let mut command = worker.node.command(polder_tests::agent::dist().join("polder-agent"));
-        String::from_utf8_lossy(&command.args(arguments).output().unwrap().stderr).into_owned()
+        let output = command.args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
     };
-    assert!(second(&[]).contains("state_dir /var/lib/polder: another polder-agent uses it"));
-    let said = second(&["--state-dir", "/run/other"]);
+    let worker = &lab.workers[0];
+    assert!(second(worker, &[]).contains("state_dir /var/lib/polder: another polder-agent uses it"));
+    let said = second(worker, &["--state-dir", "/run/other"]);
     assert!(said.contains("socket /run/polder/agent.sock: another polder-agent answers there"), "{said}");
+    let elsewhere =
+        ["--state-dir", "/run/other", "--socket", "/run/other/agent.sock", "--http", "127.0.0.1:9999"];
+    let said = second(worker, &elsewhere);
+    assert!(
+        said.contains("another polder-agent runs on this node") && said.contains("Stop that one"),
+        "{said}"
+    );
+    assert!(worker.node.read("/run/other/ledger.db").is_err(), "it has begun to be an agent");
     assert_eq!(worker.status()["ready"], true);
+    let error =
+        worker.try_ctl(&["--socket", "/run/other/agent.sock", "uninstall", "--state-dir", "/run/other"]);
+    assert!(error.unwrap_err().contains("stop the agent first"));
+
+    // What was held goes with the one that held it, and other nodes of the machine have their own.
+    let worker = &mut lab.workers[0];
+    worker.kill();
+    worker.start_and_wait();
+    assert!(worker.stop());
+    worker.start_and_wait();
+    assert_eq!(lab.workers[1].status()["ready"], true);
 }
 
 #[test]

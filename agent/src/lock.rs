@@ -1,0 +1,82 @@
+//! One agent on a node: its devices, routes and tables are one set, whatever folders two agents were given.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+
+use anyhow::{Context, bail};
+use nix::sys::socket::{getsockopt, sockopt};
+use tracing::warn;
+
+/// An abstract name belongs to a network namespace, as the devices do, and goes with the process that holds it.
+const NAME: &str = "polder-agent";
+
+/// The node, for as long as this is kept.
+#[derive(Debug)]
+pub struct NodeLock {
+    /// Nobody connects to it. `None` where another user's process has the name.
+    _listener: Option<UnixListener>,
+}
+
+impl NodeLock {
+    /// Takes the node, unless another agent of this network namespace has it.
+    pub fn take() -> anyhow::Result<Self> {
+        Self::take_named(NAME)
+    }
+
+    fn take_named(name: &str) -> anyhow::Result<Self> {
+        let action = || format!("take the abstract socket @{name}, which one polder-agent of a node holds");
+        let address = SocketAddr::from_abstract_name(name).with_context(action)?;
+        let error = match UnixListener::bind_addr(&address) {
+            Ok(listener) => return Ok(Self { _listener: Some(listener) }),
+            Err(error) => error,
+        };
+        if error.kind() != io::ErrorKind::AddrInUse {
+            return Err(error).with_context(action);
+        }
+        let holder = UnixStream::connect_addr(&address)
+            .and_then(|stream| Ok(getsockopt(&stream.as_fd(), sockopt::PeerCredentials)?));
+        match holder {
+            // Any user can take an abstract name, and must not keep the agent from starting.
+            Ok(holder) if holder.uid() != 0 => {
+                warn!(
+                    pid = holder.pid(),
+                    uid = holder.uid(),
+                    "a process that is not root holds the abstract socket @{name}: a second agent on this node would not be \
+                     noticed. End that process, and restart polder-agent"
+                );
+                Ok(Self { _listener: None })
+            }
+            Ok(holder) => bail!(
+                "another polder-agent runs on this node{}: a node has one, whatever its state_dir. Stop that one first, or do \
+                 not start this one",
+                process(holder.pid())
+            ),
+            Err(_) => bail!(
+                "another polder-agent runs on this node, or ends just now: a node has one, whatever its state_dir. Stop that \
+                 one first, or do not start this one"
+            ),
+        }
+    }
+}
+
+/// The process, if it has a number here: one of another PID namespace has none.
+fn process(pid: i32) -> String {
+    if pid == 0 { String::new() } else { format!(" (process {pid})") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_has_one_holder_until_that_one_drops_it() {
+        let name = format!("polder-agent-test-{}", std::process::id());
+        let first = NodeLock::take_named(&name).unwrap();
+        let said = NodeLock::take_named(&name).unwrap_err().to_string();
+        assert!(said.contains(&format!("process {}", std::process::id())) && said.contains("Stop"), "{said}");
+        drop(first);
+        NodeLock::take_named(&name).unwrap();
+    }
+}
