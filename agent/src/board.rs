@@ -185,13 +185,7 @@ impl Board {
         reasons
     }
 
-    /// Whether no peer answers, although there are some and some did.
-    pub fn is_alone(&self) -> bool {
-        let verdicts = self.verdicts.borrow();
-        !verdicts.is_empty() && verdicts.values().all(|verdict| *verdict == Verdict::Silent)
-    }
-
-    /// Why an ADD would not be served. Empty if it would.
+    /// Why an ADD would not be served. Empty if it would. ADD and STATUS both ask this.
     pub fn obstacles(&self) -> Vec<String> {
         let view = self.view();
         if let Some(reason) = self.registration.borrow().forbids() {

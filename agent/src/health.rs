@@ -1,9 +1,9 @@
-//! STATUS: whether an ADD would be served, and whether running pods are well. Answered from what is known here: etcd
-//! is not asked.
+//! What the agent says for STATUS: whether an ADD would be served. Answered from what is known here: etcd is not asked.
 
 use polder_api::message::{Health, HealthRequest, Needed};
 use polder_api::{Family, PoolName};
 use polder_ipam::allocator::Rest;
+use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::shortage;
 
 use crate::agent::Agent;
@@ -11,24 +11,35 @@ use crate::board::Registration;
 use crate::machine::now;
 use crate::registrar::could_claim;
 
-/// How this node is, for a runtime.
+/// How this node is, for a runtime: what an ADD would be refused for ([`Board::obstacles`](crate::board::Board::obstacles)),
+/// and whether there is an address for it.
 pub async fn health(agent: &Agent, request: &HealthRequest) -> Health {
-    let mut health = Health { unavailable: agent.board.reasons(), limited: Vec::new() };
+    let mut health = Health { unavailable: agent.board.obstacles(), limited: Vec::new() };
     if let Registration::Conflict(reason) = &*agent.board.registration.borrow() {
         health.limited.push(reason.clone());
     }
     if let Some(pass) = agent.board.pass() {
         health.limited.extend(pass.local_failures.iter().cloned());
     }
-    if health.unavailable.is_empty() && agent.board.is_alone() {
-        health.limited.push("no peer answers over the way that pods use".to_owned());
-    }
     if let (Needed::Addresses(pool), true) = (&request.pools, health.unavailable.is_empty()) {
-        for family in agent.board.view().families() {
-            health.unavailable.extend(exhausted(agent, family, pool.as_ref()).await);
-        }
+        health.unavailable = shortfalls(agent, pool.as_ref()).await;
+    }
+    // Interfaces of other plugins cannot be told from others in the kernel, where the plugin looks for pods: that such pods
+    // run, and would be evicted if STATUS failed, is known here alone.
+    let is_lease = |held: &Held| held.kind == Kind::Lease && !held.leaving;
+    if !health.unavailable.is_empty() && agent.ipam.run(move |ipam| ipam.attachments().any(is_lease)).await {
+        return Health::default();
     }
     health
+}
+
+/// The families of which a new pod would get no address, in words; of that pool, if one is named.
+pub async fn shortfalls(agent: &Agent, pool: Option<&PoolName>) -> Vec<String> {
+    let mut shortfalls = Vec::new();
+    for family in agent.board.view().families() {
+        shortfalls.extend(exhausted(agent, family, pool).await);
+    }
+    shortfalls
 }
 
 /// Why there is no address of that family, if there is none.

@@ -13,6 +13,7 @@ use polder_ipam::key::Key;
 
 use crate::agent::Agent;
 use crate::board::Pass;
+use crate::health;
 use crate::kernel::desired::Path;
 use crate::machine::now;
 use crate::probe;
@@ -41,6 +42,10 @@ pub async fn status(agent: &Agent) -> Status {
     let totals = totals.into_iter().collect();
     let shortages = shortage::warnings(&view, &agent.config.labels, &totals);
     problems.extend(shortages.iter().map(ToString::to_string));
+    if agent.board.obstacles().is_empty() {
+        let shortfalls = health::shortfalls(agent, None).await;
+        problems.extend(shortfalls.iter().map(|shortfall| format!("new pods get no address: {shortfall}")));
+    }
     let Underlay { uplinks, others, .. } =
         agent.board.underlay().map(|underlay| (*underlay).clone()).unwrap_or_default();
     Status {

@@ -149,9 +149,10 @@ pub enum Needed {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Health {
-    /// Why an ADD would not be served.
+    /// Why an ADD would not be served. Empty, too, while interfaces of other plugins have addresses of this node: their pods
+    /// would be evicted for it.
     pub unavailable: Vec<String>,
-    /// Why pods that run may be cut off.
+    /// Which of that may cut off pods that run.
     pub limited: Vec<String>,
 }
 

@@ -14,6 +14,7 @@ pub mod error;
 pub mod gc;
 pub mod lease;
 pub mod netconf;
+pub mod node;
 pub mod pod;
 pub mod process;
 pub mod result;

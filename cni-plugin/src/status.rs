@@ -1,4 +1,7 @@
-//! STATUS: whether an ADD would be served.
+//! STATUS: whether the runtime should take the node for one with a network.
+//!
+//! Kubernetes evicts the running pods of a node whose STATUS fails for five minutes. So it succeeds as long as pods of this
+//! boot are connected in the kernel, whatever an ADD would meet: docs/architecture.md has the reasoning.
 
 use std::time::Duration;
 
@@ -9,38 +12,99 @@ use crate::command::{Network, Program};
 use crate::delegate;
 use crate::environment::Verb;
 use crate::error::Error;
+use crate::node::NodeNetwork;
 
 /// How long the agent has to answer. It does so from memory; runtimes ask every few seconds, and hold a lock meanwhile.
 const AGENT_PATIENCE: Duration = Duration::from_millis(500);
 
-/// Succeeds if an ADD would be served.
-pub fn status(program: Program, network: &Network) -> Result<(), Error> {
-    let health = ask(network).map_err(|error| Error::NotAvailable(with_causes(&error)))?;
-    // Of running pods only those whose interfaces are ours are known to be well or not.
-    if program == Program::Polder && !health.limited.is_empty() {
-        return Err(Error::Limited(health.limited.join("; ")));
-    }
-    if !health.unavailable.is_empty() {
-        return Err(Error::NotAvailable(health.unavailable.join("; ")));
-    }
-    match &network.conf.delegate {
-        Some(plugin) => delegate::call(network, plugin, Verb::Status).map(drop),
-        None => Ok(()),
+/// Why an ADD would not be served.
+#[derive(Debug)]
+enum Obstacle {
+    /// The agent cannot be asked: it is not running, or it does not answer in time.
+    NoAgent(String),
+    /// The agent, or the plugin that has the addresses, says why.
+    Said(Error),
+}
+
+impl Obstacle {
+    fn into_error(self) -> Error {
+        match self {
+            Self::NoAgent(reason) => Error::NotAvailable(reason),
+            Self::Said(error) => error,
+        }
     }
 }
 
-fn ask(network: &Network) -> Result<Health, Error> {
+/// Succeeds if an ADD would be served, or pods would be harmed by a failure.
+pub fn status(program: Program, network: &Network) -> Result<(), Error> {
+    let agent = ask(program, network);
+    // The specification: a plugin that relies on another must execute its STATUS, too.
+    let delegated = match &network.conf.delegate {
+        Some(plugin) => delegate::call(network, plugin, Verb::Status).map(drop).map_err(Obstacle::Said),
+        None => Ok(()),
+    };
+    let Err(obstacle) = agent.and(delegated) else { return Ok(()) };
+    // Only now: to read all interfaces takes longer than to ask the agent.
+    match NodeNetwork::read() {
+        Ok(node) => judge(program, obstacle, node),
+        Err(source) => {
+            let action = format!("{}; look for pods in the kernel", obstacle.into_error());
+            Err(Error::NotAvailable(with_causes(&Error::Kernel { action, source })))
+        }
+    }
+}
+
+/// What the runtime is told of a node that would not serve an ADD.
+fn judge(program: Program, obstacle: Obstacle, node: NodeNetwork) -> Result<(), Error> {
+    if node.connected > 0 {
+        return Ok(());
+    }
+    match (program, obstacle) {
+        // The pods that have these addresses have interfaces of another plugin, which nobody but the agent can tell from
+        // others: there may be some, if the node was set up since its boot.
+        (Program::PolderIpam, Obstacle::NoAgent(_)) if node.set_up => Ok(()),
+        // They were connected once in this boot.
+        (Program::Polder, obstacle) if node.cut_off > 0 => Err(Error::Limited(format!(
+            "{} pods have no route: {}",
+            node.cut_off,
+            with_causes(&obstacle.into_error())
+        ))),
+        (_, Obstacle::NoAgent(reason)) if !node.set_up => Err(Error::NotAvailable(format!(
+            "this node has not been set up since it was booted, and {reason}"
+        ))),
+        (_, obstacle) => Err(obstacle.into_error()),
+    }
+}
+
+/// Asks the agent whether it would serve an ADD.
+fn ask(program: Program, network: &Network) -> Result<(), Obstacle> {
     let pools = match network.conf.delegate {
         None => Needed::Addresses(network.conf.pool.clone()),
         Some(_) => Needed::Nothing,
     };
-    match network.agent(AGENT_PATIENCE)?.ask(&Request::Health(HealthRequest { pools }))? {
-        Reply::Health(health) => Ok(health),
-        other => Err(unexpected(other)),
+    let health =
+        network.agent(AGENT_PATIENCE).map(|mut agent| agent.ask(&Request::Health(HealthRequest { pools })));
+    let health: Health = match health {
+        Ok(Ok(Reply::Health(health))) => health,
+        Ok(Ok(other)) => return Err(away(&unexpected(other))),
+        Ok(Err(error)) => return Err(away(&error.into())),
+        Err(error) => return Err(away(&error)),
+    };
+    // Of running pods only those whose interfaces are ours are known to be well or not.
+    if program == Program::Polder && !health.limited.is_empty() {
+        return Err(Obstacle::Said(Error::Limited(health.limited.join("; "))));
     }
+    if !health.unavailable.is_empty() {
+        return Err(Obstacle::Said(Error::NotAvailable(health.unavailable.join("; "))));
+    }
+    Ok(())
 }
 
 /// The agent that cannot be asked is the reason here, and what lies behind it is part of it.
+fn away(error: &Error) -> Obstacle {
+    Obstacle::NoAgent(with_causes(error))
+}
+
 fn with_causes(error: &Error) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
@@ -49,4 +113,57 @@ fn with_causes(error: &Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOOTED: NodeNetwork = NodeNetwork { set_up: false, connected: 0, cut_off: 0 };
+    const EMPTY: NodeNetwork = NodeNetwork { set_up: true, ..BOOTED };
+    const PODS: NodeNetwork = NodeNetwork { connected: 1, cut_off: 1, ..EMPTY };
+    const CUT_OFF: NodeNetwork = NodeNetwork { cut_off: 2, ..EMPTY };
+
+    fn no_agent() -> Obstacle {
+        Obstacle::NoAgent("polder-agent is not reachable".to_owned())
+    }
+
+    fn said() -> Obstacle {
+        Obstacle::Said(Error::NotAvailable("no address".to_owned()))
+    }
+
+    fn code(program: Program, obstacle: Obstacle, node: NodeNetwork) -> u32 {
+        judge(program, obstacle, node).map_or_else(|error| error.code(), |()| 0)
+    }
+
+    #[test]
+    fn nothing_fails_while_a_pod_is_connected() {
+        for program in [Program::Polder, Program::PolderIpam] {
+            assert_eq!((code(program, no_agent(), PODS), code(program, said(), PODS)), (0, 0));
+        }
+    }
+
+    #[test]
+    fn a_node_without_pods_fails_when_an_add_cannot_work() {
+        for node in [BOOTED, EMPTY] {
+            assert_eq!(code(Program::Polder, no_agent(), node), 50);
+            assert_eq!(code(Program::Polder, said(), node), 50);
+            assert_eq!(code(Program::PolderIpam, said(), node), 50);
+        }
+        let error = judge(Program::Polder, no_agent(), BOOTED).unwrap_err().to_string();
+        assert!(error.contains("has not been set up since it was booted") && error.contains("not reachable"));
+    }
+
+    #[test]
+    fn addresses_for_interfaces_of_others_may_have_pods_on_every_node_that_was_set_up() {
+        assert_eq!(code(Program::PolderIpam, no_agent(), EMPTY), 0);
+        assert_eq!(code(Program::PolderIpam, no_agent(), BOOTED), 50);
+    }
+
+    #[test]
+    fn pods_that_are_cut_off_are_told_apart_from_none() {
+        assert_eq!(code(Program::Polder, no_agent(), CUT_OFF), 51);
+        assert_eq!(code(Program::Polder, no_agent(), NodeNetwork { set_up: false, ..CUT_OFF }), 51);
+        assert_eq!(code(Program::Polder, said(), CUT_OFF), 51);
+    }
 }

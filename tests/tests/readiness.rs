@@ -65,8 +65,6 @@ fn a_node_is_ready_only_when_a_peer_that_lives_answers_over_the_way_of_the_pods(
     assert!(reason.contains("n1") && reason.contains("probe_peers"), "{reason}");
     let (code, text) = newcomer.http("/readyz");
     assert!(code == 503 && text.contains("no peer answers"), "{code} {text}");
-    let error = cni_status(newcomer).unwrap_err();
-    assert!(error["code"] == 50 && error.to_string().contains("no peer answers"), "{error}");
     assert!(newcomer.node.read(CNI_CONF).is_err(), "a runtime is told that the node is ready");
     assert_eq!(newcomer.http("/livez").0, 200);
 
@@ -82,16 +80,12 @@ fn a_node_is_ready_only_when_a_peer_that_lives_answers_over_the_way_of_the_pods(
     let newcomer = &lab.workers[1];
     let silent = problem(newcomer, "does not answer");
     assert!(silent.contains("node n1") && silent.contains("directly to 10.10.1.1"), "{silent}");
-    let error = cni_status(newcomer).unwrap_err();
-    assert!(error["code"] == 51 && error.to_string().contains("no peer answers"), "{error}");
+    assert_eq!(cni_status(newcomer), Ok(Value::Null));
     assert_eq!((newcomer.http("/readyz").0, probed(newcomer, "n1").as_str()), (200, "silent"));
     newcomer.pod("b");
     open(&lab);
     lab.workers.iter().for_each(wait_for_no_problem);
-    assert_eq!(
-        (cni_status(&lab.workers[1]), probed(&lab.workers[1], "n1").as_str()),
-        (Ok(Value::Null), "answers")
-    );
+    assert_eq!(probed(&lab.workers[1], "n1"), "answers");
 }
 
 #[test]

@@ -1,0 +1,111 @@
+//! What of the node's network is in the kernel. A boot takes all of it away, so what is there was made since.
+
+use std::collections::BTreeMap;
+
+use polder_api::{BRIDGE, is_host_interface};
+use polder_netlink::link::{Kind, Link};
+use polder_netlink::route::{Route, Target};
+use polder_netlink::{Error, RouteSocket};
+
+/// What of the node's network is in the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct NodeNetwork {
+    /// Whether the node was set up: the bridge is up, and there is a route with our protocol number.
+    pub set_up: bool,
+    /// Pods with an interface here and a route of ours that leads to it, by itself or over the bridge.
+    pub connected: usize,
+    /// Pods with an interface here and no such route.
+    pub cut_off: usize,
+}
+
+impl NodeNetwork {
+    /// Reads it from the network namespace of the calling thread.
+    pub fn read() -> Result<Self, Error> {
+        let mut socket = RouteSocket::open()?;
+        Ok(Self::of(&socket.links()?, &socket.routes()?.0))
+    }
+
+    /// What these interfaces and routes of ours amount to.
+    pub fn of(links: &BTreeMap<String, Link>, routes: &[Route]) -> Self {
+        let leads_to = |link: &Link| {
+            let to = |route: &Route| match route.target {
+                Target::Link { index } | Target::Gateway { index, .. } => Some(index),
+                Target::Unreachable => None,
+            };
+            link.up && routes.iter().any(|route| to(route) == Some(link.index))
+        };
+        let bridge = links.get(BRIDGE).filter(|bridge| bridge.kind == Kind::Bridge && bridge.up);
+        let reached = bridge.filter(|bridge| leads_to(bridge));
+        let is_port = |link: &Link| reached.is_some_and(|bridge| link.controller == Some(bridge.index));
+        let pods = links.values().filter(|link| link.kind == Kind::Veth && is_host_interface(&link.name));
+        let mut found = Self { set_up: bridge.is_some() && !routes.is_empty(), connected: 0, cut_off: 0 };
+        for pod in pods {
+            let is_connected = leads_to(pod) || (pod.up && is_port(pod));
+            *if is_connected { &mut found.connected } else { &mut found.cut_off } += 1;
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(index: u32, name: &str, kind: Kind, controller: Option<u32>) -> (String, Link) {
+        let link = Link {
+            index,
+            name: name.to_owned(),
+            up: true,
+            running: true,
+            mac: None,
+            mtu: 1500,
+            controller,
+            peer: None,
+            alias: None,
+            kind,
+            port: None,
+            makes_link_local: None,
+        };
+        (name.to_owned(), link)
+    }
+
+    fn route(target: Target) -> Route {
+        Route { destination: "10.244.0.0/26".parse().unwrap(), target, source: None, mtu: None }
+    }
+
+    const POD: &str = "pld0123456789ab";
+    const NOWHERE: Target = Target::Unreachable;
+    const TO_BRIDGE: Target = Target::Link { index: 2 };
+    const TO_POD: Target = Target::Link { index: 3 };
+
+    fn network(links: &[(String, Link)], targets: &[Target]) -> NodeNetwork {
+        let routes: Vec<Route> = targets.iter().map(|target| route(*target)).collect();
+        NodeNetwork::of(&links.iter().cloned().collect(), &routes)
+    }
+
+    #[test]
+    fn a_pod_is_connected_by_a_route_to_its_bridge_or_to_itself() {
+        let bridge = || link(2, BRIDGE, Kind::Bridge, None);
+        let on_bridge = [bridge(), link(3, POD, Kind::Veth, Some(2))];
+        let routed = [bridge(), link(3, POD, Kind::Veth, None)];
+        let is = |set_up, connected, cut_off| NodeNetwork { set_up, connected, cut_off };
+        assert_eq!(network(&on_bridge, &[NOWHERE, TO_BRIDGE]), is(true, 1, 0));
+        assert_eq!(network(&routed, &[NOWHERE, TO_POD]), is(true, 1, 0));
+        assert_eq!(network(&on_bridge, &[NOWHERE]), is(true, 0, 1), "no route leads to the bridge");
+        assert_eq!(network(&routed, &[NOWHERE, TO_BRIDGE]), is(true, 0, 1), "it is no port of the bridge");
+        assert_eq!(network(&on_bridge, &[]), is(false, 0, 1));
+        let mut down = on_bridge.clone();
+        down[0].1.up = false;
+        assert_eq!(network(&down, &[NOWHERE, TO_BRIDGE]), is(false, 0, 1), "the bridge is down");
+        assert_eq!(network(&[bridge()], &[NOWHERE, TO_BRIDGE]), is(true, 0, 0));
+        assert_eq!(network(&[], &[]), NodeNetwork::default());
+    }
+
+    #[test]
+    fn an_interface_that_only_has_a_pods_name_is_no_pod() {
+        let links = [link(2, BRIDGE, Kind::Bridge, None), link(3, POD, Kind::Other, Some(2))];
+        assert_eq!(network(&links, &[TO_BRIDGE, TO_POD]).connected, 0);
+        let links = [link(2, BRIDGE, Kind::Bridge, None), link(3, "pldx", Kind::Veth, Some(2))];
+        assert_eq!(network(&links, &[TO_BRIDGE, TO_POD]).connected, 0);
+    }
+}

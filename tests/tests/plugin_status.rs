@@ -1,0 +1,214 @@
+//! STATUS of the plugins. Kubernetes evicts the running pods of a node whose STATUS fails: it must not fail while pods of
+//! this boot are connected, whatever an ADD would meet.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use polder_tests::agent::Worker;
+use polder_tests::cni::{conf, message};
+use polder_tests::probe;
+use polder_tests::scripted::ScriptedIpam;
+use polder_tests::{Lab, Pod, Topology, wait};
+use serde_json::{Value, json};
+
+const WELL: Result<Value, Value> = Ok(Value::Null);
+
+fn status(worker: &Worker) -> Result<Value, Value> {
+    worker.cni("STATUS", "", "", &Worker::netconf("1.1.0"))
+}
+
+/// STATUS of `polder-ipam`, as a plugin asks it that has it for its addresses.
+fn ipam_status(worker: &Worker) -> Result<(), Value> {
+    let variables = [("CNI_COMMAND", "STATUS"), ("CNI_PATH", &Worker::cni_path())];
+    let output = worker.any_plugin("polder-ipam", &variables, &ipam_conf().to_string());
+    if output.status.success() { Ok(()) } else { Err(serde_json::from_slice(&output.stdout).unwrap()) }
+}
+
+fn ipam_conf() -> Value {
+    json!({ "cniVersion": "1.1.0", "name": "other", "type": "macvlan", "ipam": { "type": "polder-ipam" } })
+}
+
+/// Leases addresses for an interface of another plugin.
+fn lease(worker: &Worker, name: &str) {
+    let netns = worker.namespace(name);
+    let variables = [
+        ("CNI_COMMAND", "ADD"),
+        ("CNI_CONTAINERID", name),
+        ("CNI_NETNS", netns.as_str()),
+        ("CNI_IFNAME", "eth0"),
+        ("CNI_PATH", "/nowhere"),
+    ];
+    let added = worker.any_plugin("polder-ipam", &variables, &ipam_conf().to_string());
+    assert!(added.status.success(), "{added:?}");
+}
+
+/// Waits for a problem of that node in which these words are.
+fn wait_for_problem(worker: &Worker, words: &str) -> String {
+    worker.wait_for_status(&format!("a problem with {words:?}"), |status| {
+        let problems = status["problems"].as_array()?.iter().filter_map(Value::as_str);
+        problems.map(str::to_owned).find(|problem| problem.contains(words))
+    })
+}
+
+fn answers(worker: &Worker, pod: &Pod) {
+    probe::ping(worker.node.command("ping"), pod.v4(), 56).unwrap();
+}
+
+/// What it says that an ADD would meet, with this code.
+fn fails(outcome: Result<Value, Value>, code: u64, words: &str) {
+    let error = outcome.unwrap_err();
+    assert!(error["code"] == code && error["msg"].to_string().contains(words), "{error}");
+}
+
+#[test]
+fn status_succeeds_with_pods_when_no_address_is_left_and_the_agent_names_it() {
+    let lab = Lab::start(Topology { pools: vec!["10.244.0.0/26"], ..Topology::one_segment(1) });
+    let worker = &lab.workers[0];
+    assert_eq!(status(worker), WELL);
+    let mut pods: Vec<Pod> = Vec::new();
+    let error = loop {
+        match worker.try_pod(&format!("p{}", pods.len()), &Worker::netconf("1.1.0")) {
+            Ok(pod) => pods.push(pod),
+            Err(error) => break error,
+        }
+    };
+    assert!(error["code"] == 100 && !pods.is_empty(), "{error}");
+    assert_eq!(status(worker), WELL);
+    let problem = wait_for_problem(worker, "new pods get no address");
+    assert!(problem.contains("pool ipv4 (10.244.0.0/26) has no free block"), "{problem}");
+    assert_eq!(worker.status()["ready"], true);
+    answers(worker, &pods[0]);
+}
+
+#[test]
+fn status_fails_for_a_drained_pool_only_where_no_pod_is() {
+    let lab = Lab::start(Topology::one_segment(2));
+    let [with, without] = lab.workers.as_slice() else { panic!("two nodes") };
+    let pod = with.pod("a");
+    with.ctl(&["pool", "drain", "ipv4"]);
+    for worker in [with, without] {
+        wait_for_problem(worker, "new pods get no address");
+    }
+    assert_eq!(status(with), WELL);
+    fails(status(without), 50, "drain");
+    assert_eq!(with.try_pod("b", &Worker::netconf("1.1.0")).unwrap_err()["code"], 100);
+    answers(with, &pod);
+    with.ctl(&["pool", "add", "next", "10.245.0.0/24"]);
+    wait::until("an ADD to be possible again", || status(without).map_err(|error| error.to_string()));
+}
+
+/// The agent of a node with a pod, and that of a node without.
+fn assert_well_without_an_agent(attach: &str) {
+    let mut lab = Lab::start(Topology::one_segment(2).bootstrap(&format!("attach = \"{attach}\"")));
+    let pod = lab.workers[0].pod("a");
+    for worker in &lab.workers {
+        worker.freeze(true);
+    }
+    assert_eq!(status(&lab.workers[0]), WELL, "{attach}: the agent hangs");
+    fails(status(&lab.workers[1]), 50, "/run/polder/agent.sock did not answer");
+    lab.workers.iter_mut().for_each(Worker::kill);
+    assert_eq!(status(&lab.workers[0]), WELL, "{attach}: the agent was killed");
+    // Of this node nobody would lose a pod, and what is scheduled to it would wait.
+    fails(status(&lab.workers[1]), 50, "/run/polder/agent.sock");
+    answers(&lab.workers[0], &pod);
+
+    // It is no promise for ever: what is in the kernel decides.
+    let worker = &mut lab.workers[0];
+    worker.node.shell("ip route flush proto 84");
+    fails(status(worker), 51, "1 pods have no route");
+    worker.reboot();
+    fails(status(worker), 50, "has not been set up since it was booted");
+}
+
+#[test]
+fn status_needs_no_agent_while_pods_of_this_boot_are_connected_by_the_bridge() {
+    assert_well_without_an_agent("bridge");
+}
+
+#[test]
+fn status_needs_no_agent_while_pods_of_this_boot_are_connected_by_routes() {
+    assert_well_without_an_agent("routed");
+}
+
+#[test]
+fn status_does_not_depend_on_peers() {
+    let mut lab = Lab::build(Topology::one_segment(2));
+    lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 1"));
+    lab.start_agents();
+    let (survivor, peer) = (0, 1);
+    let pod = lab.workers[survivor].pod("a");
+    // ICMP is dropped by a firewall.
+    lab.fabric.node().shell(
+        "nft 'add table bridge f; add chain bridge f c { type filter hook forward priority 0; }; \
+         add rule bridge f c ip protocol icmp drop'",
+    );
+    wait_for_problem(&lab.workers[survivor], "does not answer");
+    assert_eq!(lab.workers.iter().map(status).collect::<Vec<_>>(), [WELL, WELL]);
+    lab.fabric.node().shell("nft delete table bridge f");
+
+    // The peer dies, and the survivor has no pod, either.
+    lab.workers[peer].kill();
+    lab.workers[peer].node.run("ip", &["link", "set", "eth0", "down"]);
+    let worker = &lab.workers[survivor];
+    wait_for_problem(worker, "does not answer");
+    assert_eq!(status(worker), WELL);
+    worker.delete(&pod);
+    assert_eq!(status(worker), WELL);
+    worker.pod("b");
+}
+
+#[test]
+fn status_of_a_node_in_conflict_fails_only_when_its_pods_are_gone() {
+    let lab = Lab::start(Topology::one_segment(1));
+    let worker = &lab.workers[0];
+    let pod = worker.pod("a");
+    let key = lab.etcd.keys("/polder/v1/blocks/").remove(0);
+    let claim = lab.etcd.ctl(&["get", "--print-value-only", &key]);
+    lab.etcd.ctl(&["put", &key, &claim.trim().replace("\"n1\"", "\"n9\"")]);
+    worker.wait_for_status("the loss of the block", |status| {
+        status["reasons"].to_string().contains("claimed by node n9").then_some(())
+    });
+    assert_eq!(status(worker), WELL, "its pod is connected");
+    assert!(message(worker.try_pod("b", &Worker::netconf("1.1.0")).map(|_| Value::Null)).contains("node n9"));
+    worker.delete(&pod);
+    fails(status(worker), 51, "claimed by node n9");
+}
+
+#[test]
+fn a_plugin_that_has_the_addresses_is_asked_and_takes_no_node_with_pods_out_of_service() {
+    let lab = Lab::start(Topology::one_segment(1));
+    let worker = &lab.workers[0];
+    let scripted = ScriptedIpam::new(&worker.node);
+    let delegating = conf("1.1.0", &ScriptedIpam::conf());
+    scripted.gives("1.1.0", &["192.168.7.7/24"]);
+    let pod = worker.pod_with("a", &delegating);
+    scripted.fails(r#"{"code": 50, "msg": "no more"}"#);
+    scripted.asked();
+    assert_eq!(worker.cni("STATUS", "", "", &delegating), WELL);
+    assert_eq!(scripted.asked(), "STATUS");
+    scripted.recovers();
+    worker.delete(&pod);
+    scripted.fails(r#"{"code": 50, "msg": "no more"}"#);
+    fails(worker.cni("STATUS", "", "", &delegating), 50, "no more");
+}
+
+#[test]
+fn status_of_addresses_for_other_plugins_succeeds_while_any_may_be_in_use() {
+    let mut lab = Lab::start(Topology::one_segment(2));
+    let [with, without] = lab.workers.as_slice() else { panic!("two nodes") };
+    lease(with, "leased");
+    with.ctl(&["pool", "drain", "ipv4"]);
+    for worker in [with, without] {
+        wait_for_problem(worker, "new pods get no address");
+    }
+    assert_eq!(ipam_status(with), Ok(()), "a pod has an address");
+    let error = ipam_status(without).unwrap_err();
+    assert!(error["code"] == 50 && error["msg"].to_string().contains("drain"), "{error}");
+
+    // Nobody else can tell the interfaces that have them.
+    let worker = &mut lab.workers[0];
+    worker.kill();
+    assert_eq!(ipam_status(worker), Ok(()));
+    worker.reboot();
+    let error = ipam_status(worker).unwrap_err();
+    assert!(error["code"] == 50 && error["msg"].to_string().contains("since it was booted"), "{error}");
+}
