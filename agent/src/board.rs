@@ -42,6 +42,8 @@ pub struct Board {
     pub probed: watch::Sender<Result<(), String>>,
     /// What is known of the way to each peer. Written by the prober.
     pub verdicts: watch::Sender<Arc<BTreeMap<Key, Verdict>>>,
+    /// Whether the CNI configuration is in place, or why it is not. Written by the engine.
+    pub announced: watch::Sender<Result<(), String>>,
     /// What others on the host do to pods or could do, each with its remedy. Written by the task of `host`.
     pub host: watch::Sender<Vec<String>>,
 }
@@ -132,6 +134,7 @@ impl Default for Board {
             repairs: watch::Sender::new(Repairs::default()),
             probed: watch::Sender::new(Err("the ways to the peers are not known yet".to_owned())),
             verdicts: watch::Sender::new(Arc::default()),
+            announced: watch::Sender::new(Err("the CNI configuration is not written yet".to_owned())),
             host: watch::Sender::new(Vec::new()),
         }
     }
@@ -176,8 +179,17 @@ impl Board {
         self.neighbours.borrow().contains(&address)
     }
 
-    /// Why the node is not ready for pods. Empty if it is.
+    /// Why the node is not ready for pods. Empty if it is: then a runtime finds the CNI configuration, too.
     pub fn reasons(&self) -> Vec<String> {
+        let mut reasons = self.unannounced();
+        if let (true, Err(reason)) = (reasons.is_empty(), &*self.announced.borrow()) {
+            reasons.push(reason.clone());
+        }
+        reasons
+    }
+
+    /// Why the CNI configuration is not put in place. Empty if it is.
+    pub fn unannounced(&self) -> Vec<String> {
         let mut reasons = self.obstacles();
         if let (true, Err(reason)) = (reasons.is_empty(), &*self.probed.borrow()) {
             reasons.push(reason.clone());

@@ -155,7 +155,7 @@ struct Engine {
     count: u64,
     /// Changes to the kernel so far.
     written: u64,
-    /// Whether the CNI configuration is in place.
+    /// Whether this agent has put the CNI configuration in place.
     announced: bool,
     /// How soon the next repair may follow.
     pace: Pace,
@@ -189,6 +189,7 @@ impl Engine {
                 () = sleep_until(self.settings_due.into()) => {
                     self.settings_due = Instant::now() + SETTINGS_EVERY;
                     self.rung = self.settings_differ().then(Instant::now);
+                    self.announce();
                 }
             }
         };
@@ -329,7 +330,7 @@ impl Engine {
         let Some(store) = self.agent.board.endpoints.borrow().clone() else { return };
         match self.agent.kernel.run(move |kernel| kernel.free(&store)).await {
             Ok(freed) => {
-                freed.iter().for_each(|route| warn!(%route, "deleted: it took etcd away from this node"))
+                freed.iter().for_each(|route| warn!(%route, "deleted: it took etcd away from this node"));
             }
             Err(error) => warn!(%error, "whether a route takes etcd away from this node is not known"),
         }
@@ -410,21 +411,36 @@ impl Engine {
         }
     }
 
-    /// Puts the CNI configuration in place once an ADD would be served.
+    /// Puts the CNI configuration in place once an ADD would be served, and again whenever it is not there any more.
     fn announce(&mut self) {
-        if self.announced || !self.agent.board.reasons().is_empty() {
+        let board = &self.agent.board;
+        if !board.unannounced().is_empty() {
             return;
         }
         let (folder, socket) = (&self.agent.config.cni_conf_dir, &self.agent.config.socket);
-        match conflist::write(folder, socket) {
-            Ok(path) => {
+        // An agent that starts brings its own text, which may be newer.
+        let written =
+            if self.announced { conflist::keep(folder, socket) } else { conflist::write(folder, socket) };
+        let outcome = match written {
+            Ok(written) => {
+                if written && self.announced {
+                    warn!(folder = %folder.display(), "the CNI configuration was deleted or damaged: written again");
+                } else if !self.announced {
+                    info!(folder = %folder.display(), "ready: the CNI configuration is in place");
+                }
                 self.announced = true;
-                info!(file = %path.display(), "ready: the CNI configuration is in place");
+                Ok(())
             }
-            Err(error) => {
-                warn!(folder = %folder.display(), %error, "the CNI configuration cannot be written");
+            Err(error) => Err(conflist::cannot_write(folder, &error)),
+        };
+        board.announced.send_if_modified(|known| {
+            let is_other = *known != outcome;
+            if let (true, Err(reason)) = (is_other, &outcome) {
+                warn!("{reason}");
             }
-        }
+            *known = outcome;
+            is_other
+        });
     }
 }
 

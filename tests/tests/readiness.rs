@@ -118,6 +118,63 @@ fn peers_that_do_not_live_are_not_waited_for() {
     problem(&lab.workers[0], "node n2 does not answer");
 }
 
+/// Whether the node calls itself ready, in every place where it does.
+fn is_ready(worker: &Worker) -> (bool, u16) {
+    (worker.status()["ready"] == true, worker.http("/readyz").0)
+}
+
+#[test]
+fn a_node_whose_cni_configuration_cannot_be_written_is_not_ready_until_it_can() {
+    let mut lab = Lab::build(Topology::one_segment(1));
+    let folder = "/run/cni/net.d";
+    lab.workers[0].node.shell(&format!("mkdir -p {folder}; mount -t tmpfs -o ro tmpfs {folder}"));
+    lab.workers[0].start();
+    let worker = &lab.workers[0];
+    let reason = worker.wait_for_status("the reason", |status| {
+        let reasons = status["reasons"].to_string();
+        (status["ready"] == false && reasons.contains("cannot be written")).then_some(reasons)
+    });
+    for sign in [CNI_CONF, "Read-only file system", "cni_conf_dir"] {
+        assert!(reason.contains(sign), "{sign} in {reason}");
+    }
+    let (code, text) = worker.http("/readyz");
+    assert!(code == 503 && text.contains(CNI_CONF), "{code} {text}");
+    assert!(worker.http("/metrics").1.contains("polder_ready 0"));
+    // Whoever calls the plugin nevertheless is served.
+    worker.pod("a");
+    worker.node.run("mount", &["-o", "remount,rw", folder]);
+    worker.wait_until_ready();
+    assert_eq!(is_ready(worker), (true, 200));
+}
+
+#[test]
+fn a_cni_configuration_that_is_deleted_or_damaged_is_written_again() {
+    let lab = Lab::start(Topology::one_segment(1));
+    let worker = &lab.workers[0];
+    let whole = worker.node.read(CNI_CONF).unwrap();
+    for damage in ["rm FILE", "echo garbage > FILE", "echo '{}' > FILE", ": > FILE"] {
+        worker.node.shell(&damage.replace("FILE", CNI_CONF));
+        wait::until_true(&format!("the configuration after {damage}"), || {
+            worker.node.read(CNI_CONF).is_ok_and(|text| text == whole)
+        });
+    }
+    // What another program has added stays.
+    let more = whole.replace("\"plugins\": [", "\"plugins\": [{ \"type\": \"portmap\" },");
+    worker.node.write(CNI_CONF, &more);
+    let passes = worker.status()["last_pass"]["count"].as_u64();
+    worker.node.shell("ip link set polder0 down");
+    worker.wait_for_status("a pass", |status| (status["last_pass"]["count"].as_u64() > passes).then_some(()));
+    assert_eq!(worker.node.read(CNI_CONF).unwrap(), more);
+
+    // And one that is gone and cannot be written is no readiness.
+    worker.node.shell("rm -r /run/cni/net.d; touch /run/cni/net.d");
+    let not_ready = |status: &Value| (status["ready"] == false).then(|| status["reasons"].to_string());
+    let reason = worker.wait_for_status("the reason", not_ready);
+    assert!(reason.contains(CNI_CONF) && reason.contains("os error"), "{reason}");
+    worker.node.shell("rm /run/cni/net.d");
+    worker.wait_until_ready();
+}
+
 #[test]
 fn a_way_that_loses_long_packets_is_named() {
     let mut lab = lab();
