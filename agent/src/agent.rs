@@ -30,8 +30,8 @@ use crate::registrar::{ClaimRequest, ReserveRequest};
 use crate::repair::Alarm;
 
 use crate::{
-    endpoints, engine, follower, host, http, inspection, monitor, probe, publisher, recovery, registrar,
-    server, sweeper,
+    endpoints, engine, follower, host, http, inspection, leases, monitor, probe, publisher, recovery,
+    registrar, server, sweeper,
 };
 
 /// The ledger's file, in the state folder.
@@ -146,6 +146,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tasks.spawn(publisher::run(Arc::clone(&agent)));
     tasks.spawn(inspection::run(Arc::clone(&agent)));
     tasks.spawn(host::run(Arc::clone(&agent)));
+    tasks.spawn(leases::run(Arc::clone(&agent)));
     tasks.spawn(sweeper::run(Arc::clone(&agent), leaving));
     tasks.spawn(server::run(Arc::clone(&agent), api));
     tasks.spawn(http::run(Arc::clone(&agent), web));

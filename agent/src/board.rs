@@ -11,6 +11,7 @@ use polder_ipam::ledger::{Identity, OwnedBlock};
 use tokio::sync::watch;
 
 use crate::kernel::desired::{Reached, smallest_mtu};
+use crate::leases::Leases;
 use crate::probe::schedule::{Key, Verdict};
 use crate::repair::Repairs;
 use crate::underlay::Underlay;
@@ -42,6 +43,8 @@ pub struct Board {
     pub probed: watch::Sender<Result<(), String>>,
     /// What is known of the way to each peer. Written by the prober.
     pub verdicts: watch::Sender<Arc<BTreeMap<Key, Verdict>>>,
+    /// Which other nodes' agents are not alive. Written by the task of `leases`.
+    pub leases: watch::Sender<Arc<Leases>>,
     /// Whether the CNI configuration is in place, or why it is not. Written by the engine.
     pub announced: watch::Sender<Result<(), String>>,
     /// What others on the host do to pods or could do, each with its remedy. Written by the task of `host`.
@@ -134,6 +137,7 @@ impl Default for Board {
             repairs: watch::Sender::new(Repairs::default()),
             probed: watch::Sender::new(Err("the ways to the peers are not known yet".to_owned())),
             verdicts: watch::Sender::new(Arc::default()),
+            leases: watch::Sender::new(Arc::default()),
             announced: watch::Sender::new(Err("the CNI configuration is not written yet".to_owned())),
             host: watch::Sender::new(Vec::new()),
         }

@@ -94,6 +94,7 @@ async fn registry(agent: &Agent) -> Registry {
     registry.register("addresses", "Addresses of this node's blocks", addresses);
     register_pools(&mut registry, agent);
     register_failures(&mut registry, agent.store.writes().failures());
+    register_nodes(&mut registry, agent);
     registry
 }
 
@@ -105,6 +106,21 @@ fn register_failures(registry: &mut Registry, failures: Failures) {
     }
     let help = "Writes that the store has refused, or whose outcome is unknown, since the agent started";
     registry.register("store_write_failures", help, writes);
+}
+
+/// The cluster's nodes by whether their agents are alive. Absent while the store cannot tell.
+fn register_nodes(registry: &mut Registry, agent: &Agent) {
+    let view = agent.board.view();
+    let leases = agent.board.leases.borrow().among(|name| view.nodes.contains_key(name));
+    if !leases.are_known() {
+        return;
+    }
+    let not_alive = leases.not_alive().count();
+    let nodes: Metrics<[(&'static str, String); 1], Gauge> = Metrics::default();
+    for (state, number) in [("alive", view.nodes.len() - not_alive), ("not_alive", not_alive)] {
+        nodes.get_or_create(&[("state", state.to_owned())]).set(i64::try_from(number).unwrap_or(i64::MAX));
+    }
+    registry.register("nodes", "Nodes of the cluster, by whether their agents renew their leases", nodes);
 }
 
 /// A gauge that may be a fraction, or larger than any whole number that is counted with.

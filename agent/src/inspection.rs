@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
 use crate::agent::Agent;
+use crate::leases;
 use crate::machine::random_name;
 use crate::pools;
 use crate::published::Addresses;
@@ -70,7 +71,7 @@ async fn ask(agent: &Agent, id: &Nonce, repairs: Repairs) -> Result<Checked, Ref
     let store = &agent.store;
     let started = Instant::now();
     let view = pools::read(store).await.map_err(try_again)?;
-    let alive = alive(store).await.map_err(try_again)?;
+    let alive = leases::living(store).await.map_err(try_again)?;
     let members: BTreeSet<NodeName> = view.nodes.keys().cloned().collect();
     let unregistered = (own_revision(agent, &view) == 0).then(|| agent.config.node.clone());
     let mut among = look(&view, store).await.map_err(try_again)?;
@@ -199,16 +200,6 @@ async fn withdraw(store: &Store, view: &View, found: &Found) -> bool {
     ];
     let txn = Txn { compares, writes: vec![Write::Delete { key: key.clone() }] };
     matches!(store.commit(&txn).await, Ok(Outcome::Applied { .. }))
-}
-
-/// The nodes whose agents give signs of life.
-async fn alive(store: &Store) -> Result<BTreeSet<NodeName>, StoreError> {
-    let contents = store.range(&Key::all_alive()).await?;
-    let name = |key: &str| match key.parse() {
-        Ok(Key::Alive(name)) => Some(name),
-        _ => None,
-    };
-    Ok(contents.entries.iter().filter_map(|entry| name(&entry.key)).collect())
 }
 
 /// The answers to that check, of members of the cluster.

@@ -22,6 +22,7 @@ pub mod http;
 pub mod in_flight;
 pub mod inspection;
 pub mod kernel;
+pub mod leases;
 pub mod lock;
 pub mod machine;
 pub mod memory;

@@ -10,8 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use polder_api::{Family, NodeName};
-use polder_ipam::key::Key as StoreKey;
+use polder_api::Family;
 use tokio::time::sleep_until;
 use tracing::{info, warn};
 
@@ -20,6 +19,7 @@ use self::schedule::{Key, Schedule, Shot, Size, Target, Token, Verdict};
 use crate::agent::Agent;
 use crate::board::Pass;
 use crate::kernel::desired::{Path, Reached};
+use crate::leases;
 
 /// Probes that go out at once, and the time before the next ones do.
 const VOLLEY: usize = 20;
@@ -229,12 +229,12 @@ impl Prober {
         let now = Instant::now();
         let since = *self.silent_since.get_or_insert(now);
         self.ask_at = Some(now + ASK_AGAIN);
-        let living = match self.living().await {
-            Some(living) => living,
-            None if now - since < PATIENCE => {
+        let living = match leases::living(&self.agent.store).await {
+            Ok(living) => living,
+            Err(_) if now - since < PATIENCE => {
                 return Err("no peer answers, and the store cannot be asked which of them live".to_owned());
             }
-            None => return Ok(()),
+            Err(_) => return Ok(()),
         };
         silent.retain(|name| living.contains(name));
         silent.sort();
@@ -250,16 +250,6 @@ impl Prober {
             silent.len(),
             names.join(", ")
         ))
-    }
-
-    /// The nodes whose agents live, if the store tells.
-    async fn living(&self) -> Option<Vec<NodeName>> {
-        let living = self.agent.store.range(&StoreKey::all_alive()).await.ok()?;
-        let name = |key: &str| match key.parse() {
-            Ok(StoreKey::Alive(name)) => Some(name),
-            _ => None,
-        };
-        Some(living.entries.iter().filter_map(|entry| name(&entry.key)).collect())
     }
 }
 

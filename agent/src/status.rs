@@ -1,6 +1,5 @@
 //! How this node is, put together from what the agent's tasks have told each other.
 
-use std::collections::BTreeSet;
 use std::time::SystemTime;
 
 use polder_api::message::Refusal;
@@ -9,12 +8,13 @@ use polder_api::status::{
     StoreStatus, UnderlayStatus,
 };
 use polder_api::{Family, NodeName};
-use polder_ipam::key::Key;
+use tokio::time::Instant;
 
 use crate::agent::Agent;
 use crate::board::Pass;
 use crate::health;
 use crate::kernel::desired::Path;
+use crate::leases;
 use crate::machine::now;
 use crate::probe;
 use crate::refused;
@@ -39,6 +39,8 @@ pub async fn status(agent: &Agent) -> Status {
     let mut problems = problems(agent, &view, pass.as_deref());
     problems.extend(refused::problems(&agent.store));
     problems.extend(agent.board.host.borrow().iter().cloned());
+    let leases = agent.board.leases.borrow().among(|name| view.nodes.contains_key(name));
+    problems.extend(leases.problems(Instant::now()));
     let totals = totals.into_iter().collect();
     let shortages = shortage::warnings(&view, &agent.config.labels, &totals);
     problems.extend(shortages.iter().map(ToString::to_string));
@@ -150,10 +152,7 @@ pub async fn nodes(agent: &Agent) -> Result<Vec<NodeStatus>, Refusal> {
     let view = agent.board.records()?;
     let pass = agent.board.pass();
     // The leases are not followed, because they change all the time: they are asked for.
-    let alive = agent.store.range(&Key::all_alive()).await.ok().map(|contents| {
-        let keys = contents.entries.into_iter().map(|entry| entry.key);
-        keys.collect::<BTreeSet<String>>()
-    });
+    let alive = leases::living(&agent.store).await.ok();
     let node = |(name, known): (&NodeName, &polder_ipam::view::Known<_>)| {
         let record: &polder_ipam::record::NodeRecord = &known.record;
         NodeStatus {
@@ -168,7 +167,7 @@ pub async fn nodes(agent: &Agent) -> Result<Vec<NodeStatus>, Refusal> {
                 .map(|(block, _)| block.cidr().into())
                 .collect(),
             paths: paths(agent, pass.as_deref(), name),
-            alive: alive.as_ref().map(|alive| alive.contains(&Key::Alive(name.clone()).to_string())),
+            alive: alive.as_ref().map(|alive| alive.contains(name)),
             version: record.version.clone(),
         }
     };

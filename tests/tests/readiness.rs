@@ -4,6 +4,7 @@
 
 use polder_tests::agent::{CNI_CONF, Worker};
 use polder_tests::matrix::assert_flat;
+use polder_tests::wait::PATIENCE;
 use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::Value;
 
@@ -173,6 +174,54 @@ fn a_cni_configuration_that_is_deleted_or_damaged_is_written_again() {
     assert!(reason.contains(CNI_CONF) && reason.contains("os error"), "{reason}");
     worker.node.shell("rm /run/cni/net.d");
     worker.wait_until_ready();
+}
+
+#[test]
+fn a_peer_whose_agent_is_dead_is_named_and_counted_until_it_is_back_or_removed() {
+    let mut lab = Lab::build(Topology::one_segment(3));
+    lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 1"));
+    lab.start_agents();
+    let counted = |worker: &Worker, alive: u8, not_alive: u8| {
+        let text = worker.http("/metrics").1;
+        text.contains(&format!("polder_nodes{{state=\"alive\"}} {alive}\n"))
+            && text.contains(&format!("polder_nodes{{state=\"not_alive\"}} {not_alive}\n"))
+    };
+    wait::until_true("all nodes to be counted", || counted(&lab.workers[0], 3, 0));
+    lab.workers[2].kill();
+    for worker in &lab.workers[..2] {
+        wait::within(PATIENCE * 2, "the dead agent to be named", || {
+            let problems = worker.status()["problems"].to_string();
+            let signs = ["node n3: its agent is not alive", "polderctl node remove n3 --dead"];
+            if signs.iter().all(|sign| problems.contains(sign)) { Ok(()) } else { Err(problems) }
+        });
+        assert!(counted(worker, 2, 1), "{}", worker.http("/metrics").1);
+        assert_eq!(is_ready(worker), (true, 200), "that is nothing to turn pods away for");
+    }
+
+    // Without the store nobody knows who lives, and right after its return nobody is called dead.
+    lab.workers[2].start_and_wait();
+    let worker = &lab.workers[0];
+    wait::until_true("the agent to be alive again", || counted(worker, 3, 0));
+    wait_for_no_problem(worker);
+    lab.etcd.kill();
+    wait::until_true("nothing to be claimed", || !worker.http("/metrics").1.contains("polder_nodes"));
+    lab.etcd.start_again();
+    wait::until("the nodes to be counted again", || {
+        let problems = worker.status()["problems"].to_string();
+        assert!(!problems.contains("not alive"), "{problems}");
+        let text = worker.http("/metrics").1;
+        if text.contains("polder_nodes{state=\"not_alive\"} 0\n") { Ok(()) } else { Err(text) }
+    });
+
+    lab.workers[2].kill();
+    let worker = &lab.workers[0];
+    wait::within(PATIENCE * 2, "the dead agent to be counted", || {
+        if counted(worker, 2, 1) { Ok(()) } else { Err(worker.http("/metrics").1) }
+    });
+    worker.ctl(&["node", "remove", "n3", "--dead"]);
+    wait::until_true("nothing to be left of it", || {
+        counted(worker, 2, 0) && !worker.status()["problems"].to_string().contains("not alive")
+    });
 }
 
 #[test]

@@ -1,0 +1,241 @@
+//! Which agents are alive: asked of the store now and then. The leases are not followed, because thousands of them are renewed
+//! all the time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use polder_api::NodeName;
+use polder_ipam::key::Key;
+use polder_ipam::store::{Store, StoreError};
+use polder_ipam::view::{Source, View};
+use tokio::time::{Instant, sleep_until};
+use tracing::{info, warn};
+
+use crate::agent::Agent;
+
+/// The longest time between two questions, in a cluster that is not large.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// What each node adds to that time: together the agents ask for some 20 lists of all leases a second, however many they are.
+const FOR_EACH: Duration = Duration::from_millis(50);
+
+/// How long a lease must be missing. An agent takes it anew within seconds after its start, or after the store's return.
+const CONFIRM: Duration = Duration::from_secs(15);
+
+/// Nodes that are named one by one.
+const NAMED: usize = 10;
+
+/// The nodes whose agents hold their leases.
+pub async fn living(store: &Store) -> Result<BTreeSet<NodeName>, StoreError> {
+    let contents = store.range(&Key::all_alive()).await?;
+    let name = |key: &str| match key.parse() {
+        Ok(Key::Alive(name)) => Some(name),
+        _ => None,
+    };
+    Ok(contents.entries.iter().filter_map(|entry| name(&entry.key)).collect())
+}
+
+/// What is known of the other nodes' leases.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Leases {
+    /// When they were asked for; `None` while the store cannot tell.
+    asked: Option<Instant>,
+    /// Since when each one is missing that is.
+    missing: BTreeMap<NodeName, Instant>,
+}
+
+impl Leases {
+    /// Takes in an answer of the store: `others` are to be alive, and `living` are.
+    fn take(&mut self, others: &BTreeSet<NodeName>, living: &BTreeSet<NodeName>, now: Instant) {
+        self.asked = Some(now);
+        let missing = others.difference(living);
+        self.missing =
+            missing.map(|name| (name.clone(), self.missing.get(name).copied().unwrap_or(now))).collect();
+    }
+
+    /// Whether there is an answer.
+    pub fn are_known(&self) -> bool {
+        self.asked.is_some()
+    }
+
+    /// What is known of these nodes: some may have been removed since the store was asked.
+    #[must_use]
+    pub fn among(&self, is_member: impl Fn(&NodeName) -> bool) -> Self {
+        let missing = self.missing.iter().filter(|(name, _)| is_member(name));
+        Self { missing: missing.map(|(name, since)| (name.clone(), *since)).collect(), ..*self }
+    }
+
+    /// The nodes whose agents are not alive, and since when at the latest.
+    pub fn not_alive(&self) -> impl Iterator<Item = (&NodeName, Instant)> {
+        let is_sure = |since: Instant| self.asked.is_some_and(|asked| asked - since >= CONFIRM);
+        self.missing.iter().map(|(name, since)| (name, *since)).filter(move |(_, since)| is_sure(*since))
+    }
+
+    /// When it is time to ask again, if `pause` is the usual time in between.
+    fn next(&self, pause: Duration, now: Instant) -> Instant {
+        let unsure = self.missing.values().map(|since| *since + CONFIRM).filter(|at| *at > now).min();
+        unsure.map_or(now + pause, |at| at.min(now + pause))
+    }
+
+    /// What is wrong, in words.
+    pub fn problems(&self, now: Instant) -> Vec<String> {
+        let not_alive: Vec<_> = self.not_alive().collect();
+        let mut problems: Vec<String> = not_alive
+            .iter()
+            .take(NAMED)
+            .map(|(name, since)| {
+                format!(
+                    "node {name}: its agent is not alive, it has not renewed its lease for at least {} s. Pods that run there \
+                     keep their network; new pods there get none, and the node learns of no change. Look at polder-agent on \
+                     {name}; if the machine is gone for good: polderctl node remove {name} --dead",
+                    (now - *since).as_secs()
+                )
+            })
+            .collect();
+        if let Some(more) = not_alive.len().checked_sub(NAMED).filter(|more| *more > 0) {
+            problems.push(format!("the agents of {more} more nodes are not alive: see polderctl node list"));
+        }
+        problems
+    }
+}
+
+/// Runs for ever.
+pub async fn run(agent: Arc<Agent>) {
+    let mut view = agent.board.view.subscribe();
+    // Agents that were started together do not ask together.
+    let mut next = Instant::now() + agent.config.resync.min(LONGEST).mul_f64(fraction(&agent.config.node));
+    loop {
+        if view.wait_for(|view| is_current(view)).await.is_err() {
+            return;
+        }
+        // Cancel-safe, both: nothing is taken by waiting.
+        let lost = tokio::select! {
+            () = sleep_until(next) => false,
+            lost = view.wait_for(|view| !is_current(view)) => lost.is_ok(),
+        };
+        let now = Instant::now();
+        if lost {
+            // Leases may be missing for no other reason than that the store was away.
+            drop(agent.board.leases.send_replace(Arc::default()));
+            next = now + CONFIRM;
+            continue;
+        }
+        let known = Arc::clone(&agent.board.leases.borrow());
+        let leases = look(&agent, &known).await;
+        log(&known, &leases);
+        next = leases.next(pause(&agent), now);
+        drop(agent.board.leases.send_replace(Arc::new(leases)));
+    }
+}
+
+/// Asks the store, if there is anybody to ask for.
+async fn look(agent: &Agent, known: &Leases) -> Leases {
+    let me = &agent.config.node;
+    let others: BTreeSet<NodeName> =
+        agent.board.view().nodes.keys().filter(|name| *name != me).cloned().collect();
+    let answer = if others.is_empty() { Ok(BTreeSet::new()) } else { living(&agent.store).await };
+    let mut leases = Leases::default();
+    // Without an answer nothing is known, also of those that were missing before.
+    if let Ok(living) = answer {
+        leases.clone_from(known);
+        leases.take(&others, &living, Instant::now());
+    }
+    leases
+}
+
+/// Whether the records are those of the store as it is.
+fn is_current(view: &View) -> bool {
+    view.source == Source::Store && view.lost.is_none()
+}
+
+/// The time between two questions: the one between two timed passes, or what a large cluster needs.
+fn pause(agent: &Agent) -> Duration {
+    let nodes = u32::try_from(agent.board.view().nodes.len()).unwrap_or(u32::MAX);
+    let pause = agent.config.resync.min(LONGEST).max(FOR_EACH.saturating_mul(nodes));
+    pause.mul_f64(0.9 + 0.2 * fraction(&agent.config.node))
+}
+
+/// A number from 0 to 1 that differs from node to node.
+fn fraction(node: &NodeName) -> f64 {
+    // FNV-1a.
+    let hash = node
+        .as_str()
+        .bytes()
+        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    f64::from(hash) / f64::from(u32::MAX)
+}
+
+fn log(before: &Leases, now: &Leases) {
+    let names = |leases: &Leases| leases.not_alive().map(|(name, _)| name.clone()).collect::<BTreeSet<_>>();
+    let (before, after) = (names(before), names(now));
+    after.difference(&before).for_each(|node| warn!(%node, "its agent is not alive"));
+    if now.are_known() {
+        before
+            .difference(&after)
+            .for_each(|node| info!(%node, "its agent is alive again, or the node is gone"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(names: &[&str]) -> BTreeSet<NodeName> {
+        names.iter().map(|name| name.parse().unwrap()).collect()
+    }
+
+    fn not_alive(leases: &Leases) -> Vec<&str> {
+        leases.not_alive().map(|(name, _)| name.as_str()).collect()
+    }
+
+    #[test]
+    fn a_lease_that_is_missing_for_a_moment_alarms_nobody() {
+        let (start, all) = (Instant::now(), names(&["n2", "n3"]));
+        let mut leases = Leases::default();
+        assert!(!leases.are_known());
+        leases.take(&all, &names(&["n2"]), start);
+        assert_eq!((leases.are_known(), not_alive(&leases)), (true, vec![]));
+        assert_eq!(
+            leases.next(CONFIRM * 4, start),
+            start + CONFIRM,
+            "it is looked again as soon as it counts"
+        );
+        leases.take(&all, &all, start + CONFIRM / 2);
+        leases.take(&all, &names(&["n2"]), start + CONFIRM);
+        assert_eq!(not_alive(&leases), Vec::<&str>::new(), "it was there in between");
+        assert_eq!(leases.next(CONFIRM / 3, start + CONFIRM), start + CONFIRM + CONFIRM / 3);
+    }
+
+    #[test]
+    fn an_agent_that_stays_away_is_named_with_what_to_do_until_it_is_back_or_removed() {
+        let (start, all) = (Instant::now(), names(&["n2", "n3"]));
+        let mut leases = Leases::default();
+        leases.take(&all, &names(&["n2"]), start);
+        leases.take(&all, &names(&["n2"]), start + CONFIRM);
+        assert_eq!(not_alive(&leases), ["n3"]);
+        let problems = leases.problems(start + CONFIRM * 2);
+        assert_eq!(problems.len(), 1);
+        for sign in ["node n3", "at least 30 s", "polderctl node remove n3 --dead"] {
+            assert!(problems[0].contains(sign), "{problems:?}");
+        }
+        let mut back = leases.clone();
+        back.take(&all, &all, start + CONFIRM * 2);
+        assert_eq!(back.problems(start + CONFIRM * 2), Vec::<String>::new());
+        leases.take(&names(&["n2"]), &names(&["n2"]), start + CONFIRM * 2);
+        assert_eq!(leases.problems(start + CONFIRM * 2), Vec::<String>::new());
+    }
+
+    #[test]
+    fn of_many_some_are_named_and_the_others_counted() {
+        let start = Instant::now();
+        let all: BTreeSet<NodeName> =
+            (0..NAMED + 2).map(|number| format!("n{number}").parse().unwrap()).collect();
+        let mut leases = Leases::default();
+        leases.take(&all, &BTreeSet::new(), start);
+        leases.take(&all, &BTreeSet::new(), start + CONFIRM);
+        let problems = leases.problems(start + CONFIRM);
+        assert_eq!(problems.len(), NAMED + 1);
+        assert!(problems[NAMED].contains("2 more nodes"), "{problems:?}");
+    }
+}
