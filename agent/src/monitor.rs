@@ -103,8 +103,11 @@ impl Listener {
                     _ => {}
                 }
             }
+            What::ForwardsNoMore { index } if self.devices.contains_key(index) => {
+                self.disturbed(event, is_own);
+            }
             What::OwnRoute => self.disturbed(event, is_own),
-            What::Port { .. } => {}
+            What::Port { .. } | What::ForwardsNoMore { .. } => {}
             What::Address { .. } | What::ForeignRoute => self.underlay_changed(event),
             What::Overrun => {
                 self.underlay_changed(event);

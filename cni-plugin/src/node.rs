@@ -63,8 +63,10 @@ mod tests {
             peer: None,
             alias: None,
             kind,
+            filters_vlans: false,
             port: None,
             makes_link_local: None,
+            forwards: true,
         };
         (name.to_owned(), link)
     }

@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoData, InfoKind, InfoPortData, LinkAttribute,
-    LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InetDevConf, InfoBridge, InfoData, InfoKind,
+    InfoPortData, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use nix::errno::Errno;
 use polder_api::Mac;
@@ -27,6 +27,7 @@ use crate::{Error, Operation, RouteSocket};
 const LARGEST_MTU: u32 = 65_535;
 
 /// An interface as the kernel has it.
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the kernel's own")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
     /// Its number in this namespace.
@@ -55,6 +56,8 @@ pub struct Link {
     pub port: Option<Port>,
     /// Whether it makes itself an IPv6 link-local address. `None` where the kernel has no IPv6.
     pub makes_link_local: Option<bool>,
+    /// Whether IPv4 packets that come in through it are forwarded. In IPv6 no single interface has a say in that.
+    pub forwards: bool,
 }
 
 /// What kind of interface it is.
@@ -166,6 +169,15 @@ impl Change {
         Self(self.0.link_group(group))
     }
 
+    /// Lets IPv4 packets that come in through it be forwarded, also where new interfaces do not (`conf/default`).
+    #[must_use]
+    pub fn forwarding(self) -> Self {
+        let mut settings = InetDevConf::default();
+        settings.forwarding = 1;
+        let family = AfSpecUnspec::Inet(vec![AfSpecInet::DevConfRequest(settings)]);
+        Self(self.0.append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![family])))
+    }
+
     /// Switches it off.
     #[must_use]
     pub fn down(self) -> Self {
@@ -244,6 +256,7 @@ impl From<LinkMessage> for Link {
             filters_vlans: false,
             port: None,
             makes_link_local: None,
+            forwards: false,
         };
         for attribute in message.attributes {
             match attribute {
@@ -256,6 +269,7 @@ impl From<LinkMessage> for Link {
                 LinkAttribute::LinkInfo(infos) => link.take_info(infos),
                 LinkAttribute::AfSpecUnspec(families) => {
                     link.makes_link_local = families.iter().find_map(makes_link_local);
+                    link.forwards = families.iter().any(forwards);
                 }
                 _ => {}
             }
@@ -291,4 +305,9 @@ fn makes_link_local(family: &AfSpecUnspec) -> Option<bool> {
         AfSpecInet6::AddrGenMode(mode) => Some(*mode != In6AddrGenMode::None),
         _ => None,
     })
+}
+
+fn forwards(family: &AfSpecUnspec) -> bool {
+    let AfSpecUnspec::Inet(attributes) = family else { return false };
+    attributes.iter().any(|attribute| matches!(attribute, AfSpecInet::DevConf(conf) if conf.forwarding != 0))
 }

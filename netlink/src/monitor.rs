@@ -1,5 +1,7 @@
 //! Notifications: what changes in the kernel, as it changes.
 
+mod netconf;
+
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -18,8 +20,8 @@ use crate::{Error, ROUTE_PROTOCOL};
 /// `RTNLGRP_LINK` (`include/uapi/linux/rtnetlink.h`).
 const LINKS: u32 = 1;
 
-/// `RTNLGRP_NEIGH`, and addresses and routes of both families: `RTNLGRP_IPV4_IFADDR` and so on.
-const ALL_ELSE: [u32; 5] = [3, 5, 7, 9, 11];
+/// `RTNLGRP_NEIGH`, addresses and routes of both families (`RTNLGRP_IPV4_IFADDR` and so on), and `RTNLGRP_IPV4_NETCONF`.
+const ALL_ELSE: [u32; 6] = [3, 5, 7, 9, 11, 24];
 
 /// `include/uapi/linux/rtnetlink.h`
 const RT_TABLE_LOCAL: u8 = 255;
@@ -70,6 +72,11 @@ pub enum What {
         index: u32,
         /// The neighbour. None of a forwarding entry.
         address: Option<IpAddr>,
+    },
+    /// Somebody set an interface to forward no IPv4 packets any more.
+    ForwardsNoMore {
+        /// The interface.
+        index: u32,
     },
     /// A route of ours came or went.
     OwnRoute,
@@ -168,6 +175,12 @@ fn events(mut rest: &[u8]) -> Vec<Event> {
             break;
         };
         let length = buffer.length() as usize;
+        if [netconf::NEW, netconf::DELETED].contains(&buffer.message_type()) {
+            let index = netconf::forwards_no_more(&rest[..length]);
+            events.extend(index.map(|index| Event { what: What::ForwardsNoMore { index }, port: 0 }));
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+            continue;
+        }
         match NetlinkMessage::<RouteNetlinkMessage>::deserialize(&rest[..length]) {
             Ok(message) => {
                 let port = message.header.port_number;

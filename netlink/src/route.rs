@@ -283,7 +283,7 @@ impl RouteSocket {
         Ok(routes)
     }
 
-    fn route_dump<T>(
+    pub(crate) fn route_dump<T>(
         &mut self,
         filter: RouteMessage,
         mut put: impl FnMut(&RouteMessage) -> Option<T>,
@@ -316,17 +316,17 @@ impl RouteSocket {
 
 /// What a route message says, by attribute.
 #[derive(Default)]
-struct Attributes {
-    destination: Option<IpAddr>,
-    gateway: Option<IpAddr>,
+pub(crate) struct Attributes {
+    pub(crate) destination: Option<IpAddr>,
+    pub(crate) gateway: Option<IpAddr>,
     source: Option<IpAddr>,
-    index: Option<u32>,
+    pub(crate) index: Option<u32>,
     mtu: Option<u32>,
-    priority: u32,
+    pub(crate) priority: u32,
 }
 
 impl Attributes {
-    fn of(message: &RouteMessage) -> Self {
+    pub(crate) fn of(message: &RouteMessage) -> Self {
         let mut all = Self::default();
         for attribute in &message.attributes {
             match attribute {

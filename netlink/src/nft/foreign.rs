@@ -2,7 +2,9 @@
 
 mod rule;
 
+use ipnetwork::IpNetwork;
 use netlink_packet_netfilter::NetfilterProtoFamily;
+use polder_api::Family;
 
 use self::rule::{ReadRule, names, read};
 use super::decode::{self, number, value};
@@ -62,6 +64,10 @@ pub enum Judged {
     ForHost,
     /// What is forwarded: hook forward.
     Forwarded,
+    /// All that comes in: hook prerouting.
+    Incoming,
+    /// All that goes out: hook postrouting.
+    Outgoing,
 }
 
 /// A chain on a hook.
@@ -93,6 +99,12 @@ pub enum Condition {
     Input(Vec<Names>),
     /// The packet goes out through an interface of one of these names.
     Output(Vec<Names>),
+    /// The packet is of that family.
+    Family(Family),
+    /// The packet comes from an address of that network.
+    Source(IpNetwork),
+    /// The packet goes to an address of that network.
+    Destination(IpNetwork),
     /// Something else.
     Other,
 }
@@ -173,17 +185,25 @@ impl FilterSocket {
 const NFTA_CHAIN_TABLE: u16 = 1;
 const NFTA_CHAIN_NAME: u16 = 3;
 const NFTA_CHAIN_HOOK: u16 = 4;
+const NFTA_CHAIN_TYPE: u16 = 7;
 const NFTA_HOOK_HOOKNUM: u16 = 1;
+const NF_INET_PRE_ROUTING: u32 = 0;
 const NF_INET_LOCAL_IN: u32 = 1;
 const NF_INET_FORWARD: u32 = 2;
+const NF_INET_POST_ROUTING: u32 = 4;
 
 fn base_chain(family: TableFamily, judged: Judged, body: &[u8]) -> Option<BaseChain> {
     let hook = value(body, NFTA_CHAIN_HOOK)?;
     let wanted = match judged {
         Judged::ForHost => NF_INET_LOCAL_IN,
         Judged::Forwarded => NF_INET_FORWARD,
+        Judged::Incoming => NF_INET_PRE_ROUTING,
+        Judged::Outgoing => NF_INET_POST_ROUTING,
     };
     (number(hook, NFTA_HOOK_HOOKNUM)? == wanted).then_some(())?;
+    // Chains for NAT do not drop, and services have thousands of rules there.
+    let is_filter = text(body, NFTA_CHAIN_TYPE).is_none_or(|kind| kind == "filter");
+    is_filter.then_some(())?;
     let drops = number(body, decode::CHAIN_POLICY) == Some(decode::NF_DROP);
     Some(BaseChain {
         family,

@@ -1,6 +1,11 @@
 //! What a rule of others says, taken from its expressions. What is not understood is a condition of which nobody knows
 //! whether it holds.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnetwork::IpNetwork;
+use polder_api::Family;
+
 use super::{Condition, Judgement, Names};
 use crate::error::text;
 use crate::nft::decode::{self, NF_ACCEPT, NF_DROP, attributes, number, value};
@@ -14,6 +19,15 @@ const NFTA_META_DREG: u16 = 1;
 const NFTA_META_KEY: u16 = 2;
 const NFT_META_IIFNAME: u32 = 6;
 const NFT_META_OIFNAME: u32 = 7;
+const NFT_META_NFPROTO: u32 = 15;
+const NFPROTO_IPV4: u8 = 2;
+const NFPROTO_IPV6: u8 = 10;
+const NFTA_PAYLOAD_DREG: u16 = 1;
+const NFTA_PAYLOAD_BASE: u16 = 2;
+const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
+const NFTA_PAYLOAD_OFFSET: u16 = 3;
+const NFTA_PAYLOAD_LEN: u16 = 4;
+const NFTA_BITWISE_MASK: u16 = 4;
 const NFTA_CMP_OP: u16 = 2;
 const NFT_CMP_EQ: u32 = 0;
 const NFTA_CMP_DATA: u16 = 3;
@@ -56,7 +70,7 @@ pub(super) struct ReadRule {
 
 pub(super) fn read(body: &[u8]) -> ReadRule {
     let mut rule = ReadRule { conditions: Vec::new(), sets: Vec::new(), judgement: Judgement::None };
-    let mut loaded = None;
+    let mut loaded = Loaded::Unknown;
     let list = value(body, NFTA_RULE_EXPRESSIONS).unwrap_or_default();
     for expression in attributes(list).flatten() {
         if expression.kind() == NFTA_LIST_ELEM {
@@ -67,8 +81,8 @@ pub(super) fn read(body: &[u8]) -> ReadRule {
 }
 
 impl ReadRule {
-    /// Takes in one expression. `loaded` is the interface whose name the expression before has put into a register.
-    fn take(&mut self, expression: &[u8], loaded: Option<Side>) -> Option<Side> {
+    /// Takes in one expression. `loaded` is what the expression before has put into a register.
+    fn take(&mut self, expression: &[u8], loaded: Loaded) -> Loaded {
         let name = text(expression, NFTA_EXPR_NAME).unwrap_or_default();
         let data = value(expression, NFTA_EXPR_DATA).unwrap_or_default();
         let xtables_name = || text(data, XTABLES_NAME).unwrap_or_default();
@@ -76,17 +90,30 @@ impl ReadRule {
             ("meta", _) if value(data, NFTA_META_DREG).is_some() => {
                 return match number(data, NFTA_META_KEY) {
                     // Two names in a row are looked up together.
-                    _ if loaded.is_some() => None,
-                    Some(NFT_META_IIFNAME) => Some(Side::Input),
-                    Some(NFT_META_OIFNAME) => Some(Side::Output),
-                    _ => None,
+                    _ if loaded != Loaded::Unknown => Loaded::Unknown,
+                    Some(NFT_META_IIFNAME) => Loaded::Name(Side::Input),
+                    Some(NFT_META_OIFNAME) => Loaded::Name(Side::Output),
+                    Some(NFT_META_NFPROTO) => Loaded::Family,
+                    _ => Loaded::Unknown,
                 };
             }
-            ("cmp", Some(side)) if number(data, NFTA_CMP_OP) == Some(NFT_CMP_EQ) => {
-                let key = value(data, NFTA_CMP_DATA).and_then(|data| value(data, decode::VALUE));
-                self.conditions.push(key.map_or(Condition::Other, |key| side.condition(vec![names(key)])));
+            ("payload", Loaded::Unknown) if value(data, NFTA_PAYLOAD_DREG).is_some() => return address(data),
+            ("bitwise", Loaded::Address { family, is_source, .. }) => {
+                let mask = value(data, NFTA_BITWISE_MASK).and_then(|data| value(data, decode::VALUE));
+                let length = mask.and_then(prefix_length);
+                return length.map_or(Loaded::Unknown, |length| Loaded::Address {
+                    family,
+                    is_source,
+                    length,
+                });
             }
-            ("lookup", Some(side)) if is_plain_lookup(data) => {
+            ("cmp", _) => {
+                let is_equal = number(data, NFTA_CMP_OP) == Some(NFT_CMP_EQ);
+                let key = value(data, NFTA_CMP_DATA).and_then(|data| value(data, decode::VALUE));
+                let condition = key.filter(|_| is_equal).and_then(|key| loaded.equals(key));
+                self.conditions.push(condition.unwrap_or(Condition::Other));
+            }
+            ("lookup", Loaded::Name(side)) if is_plain_lookup(data) => {
                 self.sets.extend(text(data, NFTA_LOOKUP_SET).map(|set| (side, set)));
             }
             ("immediate", _) => {
@@ -102,8 +129,75 @@ impl ReadRule {
             ("counter" | "log" | "meta" | "payload" | "ct" | "bitwise" | "target", _) => {}
             _ => self.conditions.push(Condition::Other),
         }
-        None
+        Loaded::Unknown
     }
+}
+
+/// What is in a register.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Loaded {
+    /// Something that is not understood, or nothing.
+    Unknown,
+    /// The name of an interface.
+    Name(Side),
+    /// The packet's family.
+    Family,
+    /// The first bits of an address of the packet.
+    Address { family: Family, is_source: bool, length: u8 },
+}
+
+impl Loaded {
+    /// What it means that it is equal to that.
+    fn equals(self, key: &[u8]) -> Option<Condition> {
+        match self {
+            Self::Unknown => None,
+            Self::Name(side) => Some(side.condition(vec![names(key)])),
+            Self::Family => match key.first() {
+                Some(&NFPROTO_IPV4) => Some(Condition::Family(Family::V4)),
+                Some(&NFPROTO_IPV6) => Some(Condition::Family(Family::V6)),
+                _ => None,
+            },
+            Self::Address { family, is_source, length } => {
+                let mut bytes = [0; 16];
+                bytes.get_mut(..key.len())?.copy_from_slice(key);
+                let address = match family {
+                    Family::V4 => IpAddr::V4(Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3])),
+                    Family::V6 => IpAddr::V6(Ipv6Addr::from(bytes)),
+                };
+                let network = IpNetwork::new(address, length).ok()?;
+                Some(if is_source { Condition::Source(network) } else { Condition::Destination(network) })
+            }
+        }
+    }
+}
+
+/// The part of an address that is put into a register, from its place in the header (RFC 791, RFC 8200). What is shorter than
+/// an address is its beginning.
+fn address(payload: &[u8]) -> Loaded {
+    let base = number(payload, NFTA_PAYLOAD_BASE);
+    let place = (number(payload, NFTA_PAYLOAD_OFFSET), number(payload, NFTA_PAYLOAD_LEN));
+    let (family, is_source, bytes) = match place {
+        (Some(12), Some(bytes @ 1..=4)) => (Family::V4, true, bytes),
+        (Some(16), Some(bytes @ 1..=4)) => (Family::V4, false, bytes),
+        // One byte there is the time to live of IPv4.
+        (Some(8), Some(bytes @ 2..=16)) => (Family::V6, true, bytes),
+        (Some(24), Some(bytes @ 1..=16)) => (Family::V6, false, bytes),
+        _ => return Loaded::Unknown,
+    };
+    match u8::try_from(bytes * 8) {
+        Ok(length) if base == Some(NFT_PAYLOAD_NETWORK_HEADER) => {
+            Loaded::Address { family, is_source, length }
+        }
+        _ => Loaded::Unknown,
+    }
+}
+
+/// How many bits a mask leaves, if those are the first ones.
+fn prefix_length(mask: &[u8]) -> Option<u8> {
+    let ones = mask.iter().map(|byte| byte.count_ones()).sum::<u32>();
+    let leading = mask.iter().map_while(|byte| (*byte == 0xff).then_some(8_u32)).sum::<u32>();
+    let next = mask.get(usize::try_from(leading / 8).ok()?).map_or(0, |byte| byte.leading_ones());
+    (leading + next == ones).then(|| u8::try_from(ones).ok()).flatten()
 }
 
 /// Whether it asks for nothing but membership.

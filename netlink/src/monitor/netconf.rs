@@ -1,0 +1,33 @@
+//! Notifications about settings of interfaces, of which the library does not know.
+
+use netlink_packet_core::NlasIterator;
+
+/// `RTM_NEWNETCONF` and `RTM_DELNETCONF` (`include/uapi/linux/rtnetlink.h`).
+pub(super) const NEW: u16 = 80;
+pub(super) const DELETED: u16 = 81;
+
+/// The headers in front of the attributes: that of netlink, and `struct netconfmsg`, padded.
+const HEADERS: usize = 16 + 4;
+
+/// `include/uapi/linux/netconf.h`, all of these.
+const IFINDEX: u16 = 1;
+const FORWARDING: u16 = 2;
+const RP_FILTER: u16 = 3;
+
+/// The interface that somebody set to forward nothing any more, if that is what the message says. One that is new tells
+/// all its settings: that is no change.
+pub(super) fn forwards_no_more(message: &[u8]) -> Option<u32> {
+    let (mut index, mut forwards, mut is_new) = (None, None, false);
+    for attribute in NlasIterator::new(message.get(HEADERS..)?) {
+        let attribute = attribute.ok()?;
+        let value = || Some(u32::from_ne_bytes(attribute.value().try_into().ok()?));
+        match attribute.kind() {
+            IFINDEX => index = value(),
+            FORWARDING => forwards = value(),
+            RP_FILTER => is_new = true,
+            _ => {}
+        }
+    }
+    // The settings of "all" and "default" have negative numbers.
+    index.filter(|index| !is_new && forwards == Some(0) && i32::try_from(*index).is_ok())
+}
