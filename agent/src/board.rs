@@ -122,6 +122,8 @@ pub struct Pass {
     pub paths: BTreeMap<Key, Reached>,
     /// Neighbours on the underlay through which peers are reached, by family.
     pub next_hops: BTreeMap<Family, usize>,
+    /// The interfaces of others through which pods' packets come in.
+    pub carriers: BTreeSet<String>,
 }
 
 impl Default for Board {

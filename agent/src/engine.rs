@@ -32,7 +32,7 @@ use crate::kernel::plan::{Change, summary};
 use crate::kernel::state::Known;
 use crate::kernel::sysctl;
 use crate::repair::Pace;
-use crate::underlay::Underlay;
+use crate::underlay::{Facts, Underlay};
 
 /// Events that come together are answered together.
 const SETTLE: Duration = Duration::from_millis(10);
@@ -45,6 +45,9 @@ const PEERS_ASKED: usize = 8;
 
 /// Addresses that are nobody's (RFC 5737, RFC 3849): the way to them is the default route.
 const WORLD: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
+
+/// What they are called.
+const THE_WORLD: &str = "the world";
 
 /// How long what the store has lost is kept nevertheless: it gets its records back from those who have them.
 const LOSS_GRACE: Duration = Duration::from_secs(60);
@@ -89,6 +92,7 @@ pub async fn run(agent: Arc<Agent>, mut asked: mpsc::Receiver<Asked>) {
         reach: BTreeMap::new(),
         moves: Moves::default(),
         own: BTreeSet::new(),
+        outward: Outward::default(),
         doubt: false,
         unread: false,
         losses: 0,
@@ -142,6 +146,8 @@ struct Engine {
     moves: Moves,
     /// All addresses of this node that are not its pods'.
     own: BTreeSet<IpAddr>,
+    /// What is known of the interfaces that are not ours.
+    outward: Outward,
     /// Whether some of that could not be asked.
     doubt: bool,
     /// Whether the interfaces could not be read.
@@ -165,6 +171,23 @@ struct Engine {
     rung: Option<Instant>,
     /// When it is looked next whether the kernel settings are as they should be.
     settings_due: Instant,
+}
+
+/// What is known of the interfaces that are not ours.
+#[derive(Default)]
+struct Outward {
+    /// Their names, by index.
+    interfaces: BTreeMap<u32, String>,
+    /// Those that lead out of the cluster.
+    world: BTreeSet<u32>,
+}
+
+impl Outward {
+    fn of(facts: &Facts) -> Self {
+        let interfaces = facts.interfaces.iter().map(|(index, (name, _))| (*index, name.clone())).collect();
+        let world = facts.routes.iter().filter(|(what, way)| what == THE_WORLD && !way.local);
+        Self { interfaces, world: world.map(|(_, way)| way.index).collect() }
+    }
 }
 
 impl Engine {
@@ -350,7 +373,7 @@ impl Engine {
                 etcd.endpoints.iter().filter_map(|url| Some(("etcd".to_owned(), endpoints::address(url)?))),
             );
         }
-        asked.extend(WORLD.iter().filter_map(|world| Some(("the world".to_owned(), world.parse().ok()?))));
+        asked.extend(WORLD.iter().filter_map(|world| Some((THE_WORLD.to_owned(), world.parse().ok()?))));
         let known = self.agent.board.underlay();
         let mut facts = self.agent.kernel.run(move |kernel| kernel.underlay_facts(&asked)).await;
         if let Ok(facts) = &mut facts {
@@ -363,6 +386,7 @@ impl Engine {
         }
         if let Ok(facts) = &facts {
             self.own = facts.addresses.iter().map(|found| found.address.ip()).collect();
+            self.outward = Outward::of(facts);
         }
         let current = known.unwrap_or_default();
         let chosen = facts

@@ -55,7 +55,7 @@ const OTHERS: usize = 16;
 const OWN_ADDRESSES: usize = 64;
 
 /// The interface that every host has, and no packet leaves by.
-const LOOPBACK: &str = "lo";
+pub const LOOPBACK: &str = "lo";
 
 /// What the choice is made from.
 #[derive(Debug, Clone, Default)]

@@ -1,5 +1,6 @@
 //! ADD: one question to the agent, then the wiring of one interface, all of it or nothing.
 
+use std::fs;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -147,10 +148,12 @@ fn wire(pod: &mut PodNamespace, call: &Call, wiring: &Wiring, routes: &[GivenRou
         controller: bridge,
     };
     let name = wiring.host_interface.as_str();
-    let mut settings = link::change(name).alias(&wiring.alias);
-    if let Attach::Bridge { locked } = wiring.attach {
-        settings = settings.port(&Port::of_pod(locked));
-    }
+    let settings = link::change(name).alias(&wiring.alias);
+    let settings = match wiring.attach {
+        Attach::Bridge { locked } => settings.port(&Port::of_pod(locked)),
+        // New interfaces of this host may not forward, and the agent would see to it only after the pod's first packets.
+        Attach::Routed => settings.forwarding(),
+    };
     let made = host.execute_all([
         link::create_veth(&pair),
         link::without_link_local(name),
@@ -163,10 +166,23 @@ fn wire(pod: &mut PodNamespace, call: &Call, wiring: &Wiring, routes: &[GivenRou
         _ => Error::kernel(format!("make {name} and {} in the pod", call.environment.interface))(error),
     })?;
     let link = find(&mut host, name)?;
+    if bridge.is_none() && wiring.addresses.iter().any(|own| own.address.is_ipv6()) {
+        allow_ipv6(name)?;
+    }
     host.execute_all(towards_pod(wiring, bridge, link.index))
         .map_err(Error::kernel(format!("make the way to {name}")))?;
     pod.configure(&call.environment.interface, wiring, routes)?;
     wait_until_it_carries(&mut host, name, wiring.attach)
+}
+
+/// Lets the host's end have IPv6 routes, where new interfaces of this host have no IPv6 (`conf/default`).
+fn allow_ipv6(name: &str) -> Result<(), Error> {
+    let setting = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
+    let is_disabled = fs::read_to_string(&setting).is_ok_and(|value| value.trim() != "0");
+    if !is_disabled {
+        return Ok(());
+    }
+    fs::write(&setting, "0").map_err(Error::file(format!("set {setting} to 0")))
 }
 
 fn bridge(host: &mut RouteSocket) -> Result<u32, Error> {

@@ -7,6 +7,7 @@ use ipnetwork::IpNetwork;
 use polder_api::message::{Attach, Reply, Request, Wiring};
 use polder_api::{BRIDGE, IfName};
 use polder_netlink::RouteSocket;
+use polder_netlink::inside::Inside;
 use polder_netlink::link::{Link, Port};
 use polder_netlink::neighbour::{Destination, Forward, Neighbour};
 use polder_netlink::route::{Route, Target};
@@ -58,34 +59,14 @@ pub(crate) fn check_previous(call: &Call, addresses: impl Iterator<Item = IpAddr
 }
 
 fn check_pod(pod: &mut PodNamespace, name: &IfName, wiring: &Wiring) -> Result<(), Error> {
-    let Some(link) = pod.link(name)? else { return differs(format!("the pod has no interface {name}")) };
-    if !link.up {
-        return differs(format!("{name} in the pod is switched off"));
-    }
-    if link.mac != Some(wiring.mac) {
-        let found = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
-        return differs(format!("{name} in the pod has MAC address {found} instead of {}", wiring.mac));
-    }
-    let read = || Error::kernel("read the pod's addresses and routes");
-    let addresses = pod.socket.addresses().map_err(read())?;
-    let neighbours = pod.socket.neighbours().map_err(read())?;
-    for own in &wiring.addresses {
-        let prefix = host_prefix(own.address);
-        if !addresses.iter().any(|found| found.index == link.index && found.address == prefix) {
-            return differs(format!("{name} in the pod does not have the address {prefix}"));
-        }
-        let gateway = Neighbour { index: link.index, address: own.gateway, mac: wiring.gateway_mac };
-        if !neighbours.contains(&gateway) {
-            return differs(format!(
-                "the pod does not know its gateway {} at {}",
-                own.gateway, wiring.gateway_mac
-            ));
-        }
-        if !pod.has_way_out(link.index, own)? {
-            return differs(format!("the pod has no default route through {}", own.gateway));
-        }
-    }
-    Ok(())
+    let inside = Inside {
+        interface: name.clone(),
+        mac: wiring.mac,
+        addresses: wiring.addresses.clone(),
+        gateway_mac: wiring.gateway_mac,
+    };
+    let found = inside.difference(&mut pod.socket).map_err(Error::kernel("read what the pod has"))?;
+    found.map_or(Ok(()), differs)
 }
 
 fn check_host(wiring: &Wiring) -> Result<(), Error> {
@@ -133,6 +114,9 @@ fn check_port(host: &mut RouteSocket, link: &Link, locked: bool, wiring: &Wiring
 
 /// The way without a bridge. Returns the interface on which the pod is a neighbour.
 fn check_routes(host: &mut RouteSocket, link: &Link, wiring: &Wiring) -> Result<u32, Error> {
+    if !link.forwards && wiring.addresses.iter().any(|own| own.address.is_ipv4()) {
+        return differs(format!("{} on the host does not forward what the pod sends", link.name));
+    }
     let (routes, _) = host.routes().map_err(Error::kernel("read the host's routes"))?;
     for own in &wiring.addresses {
         let leads = |route: &Route| {

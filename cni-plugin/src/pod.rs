@@ -5,12 +5,12 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use ipnetwork::IpNetwork;
-use polder_api::message::{PodAddress, Wiring};
+use polder_api::message::Wiring;
 use polder_api::{Family, IfName};
 use polder_netlink::link::Link;
 use polder_netlink::namespace::{self, NamespaceId};
 use polder_netlink::neighbour::Neighbour;
-use polder_netlink::route::{DefaultRoute, OnlinkRoute, Table};
+use polder_netlink::route::{OnlinkRoute, Table};
 use polder_netlink::rule::Rule;
 use polder_netlink::{Operation, RouteSocket, address, link, route};
 
@@ -114,20 +114,6 @@ impl PodNamespace {
             }
             written => written.map_err(failed()),
         }
-    }
-
-    /// Whether what the interface sends from the address goes to the gateway: by the pod's default route, or by one
-    /// that it has for itself.
-    pub fn has_way_out(&mut self, index: u32, own: &PodAddress) -> Result<bool, Error> {
-        let failed = || Error::kernel("read the pod's routes");
-        let leads = |route: &DefaultRoute| route.index == Some(index) && route.gateway == Some(own.gateway);
-        if self.socket.default_routes(Table::MAIN).map_err(failed())?.iter().any(leads) {
-            return Ok(true);
-        }
-        let table = Table::of_interface(index);
-        let rule = Rule { source: own.address, table };
-        Ok(self.socket.rules().map_err(failed())?.contains(&rule)
-            && self.socket.default_routes(table).map_err(failed())?.iter().any(leads))
     }
 }
 

@@ -67,6 +67,7 @@ fn whatever_somebody_changes_is_put_right_and_the_status_says_what_it_was() {
         (worker.ctl(&["node", "list"])[0]["gateways"][0].clone(), pods[0].v4(), pods[0].host_interface());
     let own = own.as_str().unwrap();
     let before = kernel_state(worker);
+    let forwards_no_more = |name: &str| format!("echo 0 > /proc/sys/net/ipv4/conf/{name}/forwarding");
 
     // What somebody does, and a word of what it takes to put it right.
     let disturbances = [
@@ -135,6 +136,9 @@ fn whatever_somebody_changes_is_put_right_and_the_status_says_what_it_was() {
         // It is there for ARP, too, and no longer the same.
         ("nft flush set inet polder senders4".to_owned(), "set senders4".to_owned()),
         ("sysctl -w net.ipv4.ip_forward=0".to_owned(), "net/ipv4/ip_forward to 1".to_owned()),
+        (forwards_no_more("eth0"), "net/ipv4/conf/eth0/forwarding to 1".to_owned()),
+        (forwards_no_more("polder0"), "net/ipv4/conf/polder0/forwarding to 1".to_owned()),
+        (forwards_no_more("polder.vx"), "net/ipv4/conf/polder.vx/forwarding to 1".to_owned()),
     ];
     for (disturbance, words) in &disturbances {
         wait_until_nobody_looks(worker);

@@ -19,7 +19,7 @@ use crate::kernel::desired::{Inputs, Path, Reached, desired, pod_mtu};
 use crate::kernel::plan::{Change, Prune, plan};
 use crate::kernel::state::{Desired, Device};
 use crate::kernel::{ruleset, sysctl};
-use crate::underlay::Underlay;
+use crate::underlay::{LOOPBACK, Underlay};
 
 /// What a pass goes by.
 pub(super) struct Grounds {
@@ -117,6 +117,7 @@ impl Engine {
         let reach = self.reach.clone();
         let registered = view.nodes.get(&agent.config.node).map(|known| known.record.underlay.as_slice());
         let sources = self.moves.sources(underlay, registered.unwrap_or_default(), &self.own, Instant::now());
+        let carriers = self.carriers(underlay);
         let inputs = Inputs {
             cluster,
             pools: &pools,
@@ -132,6 +133,7 @@ impl Engine {
             pods: &pods,
             families: &families,
             features: agent.features,
+            carriers: &carriers,
         };
         let present: BTreeSet<_> = actual.state.pods.keys().cloned().collect();
         let desired = desired(&inputs, &present, &actual.advertised_to);
@@ -139,8 +141,19 @@ impl Engine {
         let changes = plan(&desired, &actual, prune);
         let paths = inputs.reached();
         let next_hops = next_hops(&paths, &reach);
-        let pass = Pass { writes: changes.len(), gateways, mtu, paths, next_hops, ..Pass::default() };
+        let pass =
+            Pass { writes: changes.len(), gateways, mtu, paths, next_hops, carriers, ..Pass::default() };
         Ok(Draft { desired, changes, indexes: actual.indexes, sysctls: actual.sysctls, pass })
+    }
+
+    /// The interfaces of others through which pods' packets come in: from peers, whichever way those send, and from outside
+    /// the cluster.
+    fn carriers(&self, underlay: &Underlay) -> BTreeSet<String> {
+        let uplinks = underlay.uplinks.values().map(|uplink| uplink.index);
+        let peers = self.reach.values().flatten().filter(|way| !way.local).map(|way| way.index);
+        let all = uplinks.chain(peers).chain(self.outward.world.iter().copied());
+        let names = all.filter_map(|index| self.outward.interfaces.get(&index));
+        names.filter(|name| *name != LOOPBACK).cloned().collect()
     }
 
     /// Whether all is known that the node is to have, so that what is in no record is garbage.

@@ -94,7 +94,8 @@ impl Kernel {
                 indexes.remove(device);
                 Ok(self.routes.execute_all([link::delete(*index)])?)
             }
-            Change::SetSysctl { path, value } => Ok(sysctl::set(path, value)?),
+            Change::SetSysctl { path, value } => sysctl::set(path, value)
+                .map_err(|source| Problem::Sysctl { source, command: sysctl::command(path, value) }),
             Change::InstallFilter(_) => Ok(self.filter.commit(desired.table.install(&desired.elements))?),
             Change::UpdateSet { set, add, remove } => {
                 Ok(self.filter.commit(desired.table.change(set, add, remove))?)
@@ -113,6 +114,8 @@ fn record(failures: &mut Vec<Failure>, change: Change, outcome: Result<(), Probl
         Ok(()) => {}
         // What was to go is gone, or what was to be set has gone with its pod. Another look will tell.
         Err(Problem::Netlink(error)) if error.is_missing() && may_be_gone(&change) => {}
+        Err(Problem::Sysctl { source, .. })
+            if source.kind() == std::io::ErrorKind::NotFound && may_be_gone(&change) => {}
         Err(problem) => failures.push(Failure { change, reason: problem.to_string() }),
     }
 }
@@ -132,6 +135,7 @@ fn may_be_gone(change: &Change) -> bool {
         | Change::SetForward(Device::Pod(_), ..)
         | Change::SetNeighbour(Device::Pod(_), ..) => true,
         Change::SetRoute(_, way) => matches!(way.target, Target::Device(Device::Pod(_))),
+        Change::SetSysctl { path, .. } => sysctl::may_be_missing(path),
         _ => false,
     }
 }
@@ -141,8 +145,8 @@ fn may_be_gone(change: &Change) -> bool {
 enum Problem {
     #[error(transparent)]
     Netlink(#[from] Error),
-    #[error(transparent)]
-    Sysctl(#[from] std::io::Error),
+    #[error("{source}. Run `{command}` on the host, and make it last; or let the agent write /proc/sys")]
+    Sysctl { source: std::io::Error, command: String },
     #[error("its device is not there")]
     NoDevice,
     #[error("the device was made and is gone again")]
@@ -183,7 +187,10 @@ fn operations(change: &Change, indexes: &BTreeMap<Device, u32>) -> Option<Vec<Op
             let bridge = if port.is_some() { index(&Device::Bridge)? } else { 0 };
             let mut operations = vec![link::change_index(pod).controller(bridge).into()];
             operations.extend(port.map(|port| link::change_index(pod).port(&port).into()));
-            operations.push(link::change_index(pod).up().into());
+            // Without a bridge it is this one that the pod's packets come in by.
+            let settings = link::change_index(pod);
+            let settings = if port.is_none() { settings.forwarding() } else { settings };
+            operations.push(settings.up().into());
             Some(operations)
         }
         Change::SetNeighbour(device, address, mac) => {

@@ -60,6 +60,8 @@ pub struct Inputs<'a> {
     pub families: &'a BTreeSet<Family>,
     /// What this kernel can do.
     pub features: Features,
+    /// The interfaces of others through which pods' packets come in.
+    pub carriers: &'a BTreeSet<String>,
 }
 
 /// How a peer's blocks of one family are reached.
@@ -251,7 +253,13 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &
     state.addresses.retain(|(_, address)| !guard.is_host(address.ip()));
     Desired {
         guard,
-        sysctls: sysctl::desired(inputs.families, inputs.cluster.attach, &state, advertised_to),
+        sysctls: sysctl::desired(sysctl::Needs {
+            families: inputs.families,
+            attach: inputs.cluster.attach,
+            state: &state,
+            advertised_to,
+            carriers: inputs.carriers,
+        }),
         state,
         table: ruleset::table(inputs.cluster, inputs.lengths),
         elements: ruleset::elements(&members, inputs.lengths),
@@ -333,7 +341,8 @@ fn wire_pod(inputs: &Inputs<'_>, pod: &Held, name: IfName, state: &mut State) {
     for address in &pod.addresses {
         state.neighbours.insert((behind.clone(), *address), pod.mac);
     }
-    state.pods.insert(name, PodLink { port, up: true });
+    let forwards = inputs.cluster.attach == AttachMode::Routed && inputs.families.contains(&Family::V4);
+    state.pods.insert(name, PodLink { port, up: true, forwards });
 }
 
 fn host_prefix(address: IpAddr) -> IpNetwork {

@@ -110,7 +110,7 @@ pub fn plan(desired: &Desired, actual: &Actual, prune: Prune) -> Vec<Change> {
                 (Some(want), Some(have)) => have.is_set_like(&want),
                 (want, have) => want.is_none() && have.is_none(),
             };
-            port && found.up == link.up
+            port && found.up == link.up && (found.forwards || !link.forwards)
         });
         if !right || (link.port.is_some() && gone(&Device::Bridge)) {
             changes.push(Change::SetPod(name.clone(), link.port));

@@ -35,7 +35,9 @@ impl Kernel {
             match &device {
                 Device::Pod(name) => {
                     let joined = link.port.filter(|_| link.controller == bridge);
-                    state.pods.insert(name.clone(), PodLink { port: joined, up: link.up });
+                    state
+                        .pods
+                        .insert(name.clone(), PodLink { port: joined, up: link.up, forwards: link.forwards });
                 }
                 _ => drop(state.links.insert(device.clone(), own_link(link, &device))),
             }

@@ -130,6 +130,8 @@ pub struct PodLink {
     pub port: Option<Port>,
     /// Whether it is switched on.
     pub up: bool,
+    /// Whether IPv4 packets of the pod are forwarded. Those of a port of the bridge come in through the bridge.
+    pub forwards: bool,
 }
 
 /// A route of ours.

@@ -12,19 +12,33 @@ use super::state::{Device, State};
 
 const ROOT: &str = "/proc/sys";
 
+/// What the settings depend on.
+#[derive(Debug, Clone, Copy)]
+pub struct Needs<'a> {
+    /// The families of which every pod has an address.
+    pub families: &'a BTreeSet<Family>,
+    /// How pods are attached.
+    pub attach: AttachMode,
+    /// The devices that the agent makes.
+    pub state: &'a State,
+    /// The settings of interfaces of others that would lose their router advertisements.
+    pub advertised_to: &'a [String],
+    /// The interfaces of others through which pods' packets come in: from peers, and from outside the cluster.
+    pub carriers: &'a BTreeSet<String>,
+}
+
 /// What the settings are to be, in the order in which to make them.
-///
-/// `advertised_to` are the settings of interfaces of others that would lose their router advertisements.
-pub fn desired(
-    families: &BTreeSet<Family>,
-    attach: AttachMode,
-    state: &State,
-    advertised_to: &[String],
-) -> Vec<(String, String)> {
+pub fn desired(needs: Needs<'_>) -> Vec<(String, String)> {
+    let Needs { families, attach, state, advertised_to, carriers } = needs;
     let mut settings = Vec::new();
     let mut set = |path: &str, value: &str| settings.push((path.to_owned(), value.to_owned()));
     if families.contains(&Family::V4) {
+        // Before those of single interfaces: the kernel sets them all to the same when this one changes.
         set("net/ipv4/ip_forward", "1");
+        // In IPv4 the interface that a packet comes in by decides whether it is forwarded (`IN_DEV_FORWARD` in
+        // `ip_route_input_slow`, net/ipv4/route.c). In IPv6 only the setting of "all" does (`ip6_forward` in
+        // net/ipv6/ip6_output.c); an interface's own says whether it takes router advertisements, so it is left alone.
+        carriers.iter().for_each(|name| set(&forwarding(name), "1"));
         // A pod's packet to another pod of its node leaves through the bridge that it came in by. The host would tell
         // the sender of a better way, which is none: ports are isolated. The setting of "all" is or-ed to the bridge's.
         set("net/ipv4/conf/all/send_redirects", "0");
@@ -44,6 +58,7 @@ pub fn desired(
     }
     for name in state.links.keys().filter_map(Device::name) {
         if families.contains(&Family::V4) {
+            set(&forwarding(name), "1");
             set(&format!("net/ipv4/conf/{name}/send_redirects"), "0");
             // The packet filter binds every pod to its own address, and a tunnel may carry what is answered directly.
             // Only 0 lets that in whatever else is there: as long as a device has no address, loose (2) is as strict as
@@ -51,10 +66,22 @@ pub fn desired(
             set(&format!("net/ipv4/conf/{name}/rp_filter"), "0");
         }
         if families.contains(&Family::V6) {
+            // Where new interfaces have no IPv6, ours have: without it they can have neither addresses nor routes.
+            set(&format!("net/ipv6/conf/{name}/disable_ipv6"), "0");
             set(&format!("net/ipv6/conf/{name}/accept_ra"), "0");
         }
     }
     settings
+}
+
+/// Whether what comes in through that interface over IPv4 is forwarded.
+fn forwarding(interface: &str) -> String {
+    format!("net/ipv4/conf/{interface}/forwarding")
+}
+
+/// The command that makes a setting on the host, for an agent that cannot: a container's `/proc/sys` may be read-only.
+pub fn command(path: &str, value: &str) -> String {
+    format!("sysctl -w {path}={value}")
 }
 
 /// Whether rules of the IP stack see what is on bridges.
@@ -66,9 +93,11 @@ const fn bridge_calls(family: Family) -> &'static str {
 }
 
 /// Whether a kernel that does not have the setting (yet) is as it should be: without the module `br_netfilter` nobody
-/// looks at bridges.
+/// looks at bridges, and interfaces of others come and go.
 pub fn may_be_missing(path: &str) -> bool {
-    Family::BOTH.map(bridge_calls).contains(&path)
+    let interface = path.strip_prefix("net/ipv4/conf/").and_then(|rest| rest.strip_suffix("/forwarding"));
+    let is_of_others = interface.is_some_and(|name| Device::named(name).is_none());
+    is_of_others || Family::BOTH.map(bridge_calls).contains(&path)
 }
 
 /// Reads the settings that are there.

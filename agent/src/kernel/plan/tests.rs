@@ -130,6 +130,7 @@ impl World {
             pods: &self.pods.iter().map(|number| pod(*number)).collect::<Vec<_>>(),
             families: &Family::BOTH.into(),
             features: Features { locked_ports: true, vxlan: true, ipv6: true },
+            carriers: &BTreeSet::from(["eth0".to_owned()]),
         };
         desired(&inputs, present, &[])
     }
@@ -167,7 +168,7 @@ impl Model {
         let name = pod(number).attachment.host_interface();
         if !self.state.pods.contains_key(&name) {
             self.number(&Device::Pod(name.clone()));
-            self.state.pods.insert(name, PodLink { port: None, up: true });
+            self.state.pods.insert(name, PodLink { port: None, up: true, forwards: false });
         }
     }
 
@@ -253,7 +254,7 @@ impl Model {
             Change::SetPod(name, port) => {
                 there(&Device::Pod(name.clone()));
                 assert!(port.is_none() || self.is_there(&Device::Bridge), "{change}: no bridge");
-                self.state.pods.insert(name, PodLink { port, up: true });
+                self.state.pods.insert(name, PodLink { port, up: true, forwards: port.is_none() });
             }
             Change::SetNeighbour(device, address, mac) => {
                 there(&device);
