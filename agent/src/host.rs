@@ -2,21 +2,27 @@
 //! Nothing of it is changed: it is not ours.
 
 pub mod firewall;
+pub mod insides;
 pub mod limits;
 pub mod managers;
+pub mod routing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use polder_api::Family;
+use polder_ipam::ledger::Kind;
 use polder_ipam::record::{AttachMode, ClusterRecord};
+use polder_netlink::nft::foreign::Judged;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use self::firewall::Filter;
+use self::insides::Insides;
 use self::limits::NeighbourLimits;
 use self::managers::Gap;
+use self::routing::{Pods, Routing};
 use crate::agent::Agent;
 use crate::kernel::desired::{Path, Reached};
 use crate::probe::schedule::{Key, Verdict};
@@ -27,10 +33,14 @@ const EVERY: Duration = Duration::from_secs(30);
 /// What there is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Facts {
+    /// Routes and rules.
+    pub routing: Routing,
     /// Chains of others that judge what is forwarded.
     pub filters: Vec<Filter>,
     /// Those that judge what is for the host itself.
     pub host_filters: Vec<Filter>,
+    /// Those that judge all that comes in, or all that goes out.
+    pub other_filters: Vec<(Judged, Filter)>,
     /// The families of which legacy iptables has a table `filter`. Netlink does not tell what is in it.
     pub legacy_filters: BTreeSet<Family>,
     /// How many neighbours the kernel keeps. Unknown outside of the machine's first network namespace.
@@ -54,11 +64,17 @@ pub struct Needs {
     pub closed_tunnels: BTreeSet<Family>,
     /// The UDP port of the tunnels.
     pub tunnel_port: u16,
+    /// What pods need of routing.
+    pub pods: Pods,
 }
 
 /// What is wrong, each with its remedy.
 pub fn problems(facts: &Facts, needs: &Needs) -> Vec<String> {
-    let filters = facts.filters.iter().filter_map(|filter| filter.problem(needs.attach));
+    let between = |judged, filter: &Filter| filter.problem_between(judged, needs.attach, &needs.pods);
+    let forwarded =
+        |filter: &Filter| filter.problem(needs.attach).or_else(|| between(Judged::Forwarded, filter));
+    let others = facts.other_filters.iter().filter_map(|(judged, filter)| between(*judged, filter));
+    let filters = facts.filters.iter().filter_map(forwarded).chain(others);
     let tunnels = facts
         .host_filters
         .iter()
@@ -79,12 +95,15 @@ pub fn problems(facts: &Facts, needs: &Needs) -> Vec<String> {
          Set it to 0, and to 1 on the interfaces that need it"
             .to_owned()
     });
-    filters.chain(tunnels).chain(legacy).chain(neighbours).chain(ports).chain(gaps).chain(sources).collect()
+    let routing = routing::problems(&facts.routing, &needs.pods).into_iter();
+    let packets = filters.chain(tunnels).chain(routing);
+    packets.chain(legacy).chain(neighbours).chain(ports).chain(gaps).chain(sources).collect()
 }
 
 /// Runs for ever.
 pub async fn run(agent: Arc<Agent>) {
     let mut view = agent.board.view.subscribe();
+    let mut insides = Insides::default();
     loop {
         let cluster = view.borrow_and_update().cluster.as_ref().map(|cluster| Arc::clone(&cluster.record));
         let Some(cluster) = cluster else {
@@ -92,26 +111,35 @@ pub async fn run(agent: Arc<Agent>) {
             let _ = view.changed().await;
             continue;
         };
-        look(&agent, &cluster).await;
+        let of_pods = insides.look(&agent, &cluster).await;
+        look(&agent, &cluster, of_pods).await;
         sleep(agent.config.resync.min(EVERY)).await;
     }
 }
 
-async fn look(agent: &Agent, cluster: &ClusterRecord) {
+async fn look(agent: &Agent, cluster: &ClusterRecord, of_pods: Vec<String>) {
     let pass = agent.board.pass().unwrap_or_default();
+    let view = agent.board.view();
+    let pools = view.every_pool().map(|pool| (pool.record.cidr(), pool.record.block_length()));
+    let leased = agent.ipam.run(|ipam| {
+        let leases = ipam.attachments().filter(|held| held.kind == Kind::Lease);
+        leases.flat_map(|held| held.addresses.iter().copied()).collect()
+    });
+    let pods = Pods { pools: pools.collect(), leased: leased.await, carriers: pass.carriers.clone() };
     let needs = Needs {
         attach: cluster.attach,
         neighbours: pass.next_hops.clone(),
         closed_tunnels: closed_tunnels(&pass.paths, &agent.board.verdicts.borrow()),
         tunnel_port: cluster.vxlan.port,
+        pods,
     };
-    let closed = needs.closed_tunnels.clone();
-    let facts = match agent.kernel.run(move |kernel| kernel.host_facts(&closed)).await {
+    let asked = needs.clone();
+    let facts = match agent.kernel.run(move |kernel| kernel.host_facts(&asked)).await {
         Ok(facts) => facts,
         // Others change their rules while they are read. What was seen before stays true as far as anybody knows.
         Err(error) => return debug!(%error, "the packet filters of others cannot be read"),
     };
-    let problems = problems(&facts, &needs);
+    let problems = [problems(&facts, &needs), of_pods].concat();
     agent.board.host.send_if_modified(|known| {
         problems.iter().filter(|problem| !known.contains(problem)).for_each(|problem| warn!("{problem}"));
         known
@@ -143,7 +171,14 @@ mod tests {
     use super::*;
 
     fn needs(attach: AttachMode) -> Needs {
-        Needs { attach, neighbours: BTreeMap::new(), closed_tunnels: BTreeSet::new(), tunnel_port: 8472 }
+        let closed_tunnels = BTreeSet::new();
+        Needs {
+            attach,
+            neighbours: BTreeMap::new(),
+            closed_tunnels,
+            tunnel_port: 8472,
+            pods: Pods::default(),
+        }
     }
 
     #[test]

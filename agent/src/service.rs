@@ -171,7 +171,8 @@ pub async fn check(agent: &Agent, attachment: Attachment) -> Result<Wiring, Refu
     }
 }
 
-fn wiring(agent: &Agent, cluster: &ClusterRecord, held: &Held) -> Wiring {
+/// How an attachment should be wired.
+pub(crate) fn wiring(agent: &Agent, cluster: &ClusterRecord, held: &Held) -> Wiring {
     let holdings = agent.board.holdings();
     let gateways = &holdings.gateways;
     let own = |address: &IpAddr| holdings.blocks.iter().any(|owned| owned.block.cidr().has(*address));

@@ -43,6 +43,8 @@ pub enum Invariant {
     Fenced,
     /// I10: claims do not overlap, and each is a block of its pool.
     BlockTree,
+    /// I11: what was wired in a living pod is there. The simulation has no pods to look into.
+    Wired,
 }
 
 impl fmt::Display for Invariant {
@@ -58,6 +60,7 @@ impl fmt::Display for Invariant {
             Self::Durable => "durable",
             Self::Fenced => "fenced",
             Self::BlockTree => "block tree",
+            Self::Wired => "wired",
         })
     }
 }

@@ -5,11 +5,14 @@
 
 use std::collections::BTreeMap;
 
+use ipnetwork::IpNetwork;
 use polder_api::{BRIDGE, Family, POD_INTERFACE_PREFIX};
 use polder_ipam::record::AttachMode;
 use polder_netlink::nft::foreign::{
-    BaseChain, Condition, ForeignRule, Judgement, Names, Policy, TableFamily,
+    BaseChain, Condition, ForeignRule, Judged, Judgement, Names, Policy, TableFamily,
 };
+
+use super::routing::Pods;
 
 /// The kernel's own limit of jumps within jumps (`NFT_JUMP_STACK_SIZE`).
 const DEPTH: usize = 16;
@@ -23,6 +26,9 @@ pub struct Filter {
     pub chains: BTreeMap<String, Vec<ForeignRule>>,
 }
 
+/// The devices of our tunnels.
+const TUNNELS: [&str; 2] = ["polder.vx", "polder.vx6"];
+
 /// The chains of `ufw` for an operator's rules.
 const UFW: [&str; 4] = ["ufw-user-forward", "ufw6-user-forward", "ufw-user-input", "ufw6-user-input"];
 
@@ -31,6 +37,48 @@ const UFW: [&str; 4] = ["ufw-user-forward", "ufw6-user-forward", "ufw-user-input
 enum Way {
     FromPods,
     ToPods,
+}
+
+/// Packets between pods of which it is known where they come from and go to.
+#[derive(Debug, Clone, Copy)]
+struct Class<'a> {
+    way: Way,
+    /// The interface on the other side of this host.
+    outside: &'a str,
+    /// The pool of both addresses, and how long the prefixes of its blocks are.
+    pool: IpNetwork,
+    block: u8,
+}
+
+impl Class<'_> {
+    /// Whether packets of it meet the condition.
+    fn fulfils(self, condition: &Condition, judged: Judged, attach: AttachMode) -> bool {
+        let is_outside = |names: &[Names]| {
+            names.iter().any(|names| match names {
+                Names::Exactly(name) => name == self.outside,
+                Names::Prefixed(prefix) => self.outside.starts_with(prefix),
+            })
+        };
+        let of_pods = |names: &[Names]| names.iter().any(|names| are_pods(names, attach));
+        match (condition, self.way) {
+            // Before routing nobody knows the way out, and after it not every kernel tells the way in.
+            (Condition::Input(_), _) if judged == Judged::Outgoing => false,
+            (Condition::Output(_), _) if judged == Judged::Incoming => false,
+            (Condition::Input(names), Way::FromPods) | (Condition::Output(names), Way::ToPods) => {
+                of_pods(names)
+            }
+            (Condition::Input(names), Way::ToPods) | (Condition::Output(names), Way::FromPods) => {
+                is_outside(names)
+            }
+            (Condition::Family(family), _) => *family == Family::of(self.pool.ip()),
+            // Whoever turns away single addresses means those.
+            (Condition::Source(network) | Condition::Destination(network), _) => {
+                let covers = network.prefix() <= self.pool.prefix() && network.contains(self.pool.ip());
+                covers || (network.prefix() <= self.block && self.pool.contains(network.ip()))
+            }
+            (Condition::Other, _) => false,
+        }
+    }
 }
 
 /// What becomes of a packet.
@@ -66,6 +114,40 @@ impl Filter {
             "chain {name} of table {family} {table} drops forwarded packets that no rule of it accepts, and none is \
              known to accept {what}: pods may not be reached. {}",
             self.remedy(&dropped, attach)
+        ))
+    }
+
+    /// What is to be said of it, if a rule of it drops packets between pods for where they come from or go to: by addresses,
+    /// or by interfaces. Whatever its policy is, and whatever hook it is on.
+    pub fn problem_between(&self, judged: Judged, attach: AttachMode, pods: &Pods) -> Option<String> {
+        let mut classes =
+            pods.pools.iter().filter(|(pool, _)| self.judges(pool.family())).flat_map(|(pool, block)| {
+                let outside = pods.carriers.iter().map(String::as_str).chain(TUNNELS);
+                outside.flat_map(move |outside| {
+                    [Way::FromPods, Way::ToPods].map(|way| Class {
+                        way,
+                        outside,
+                        pool: (*pool).into(),
+                        block: *block,
+                    })
+                })
+            });
+        let drops = |class: &Class<'_>| {
+            let fulfils = |condition: &Condition| class.fulfils(condition, judged, attach);
+            self.walk(&self.base.name, &fulfils, DEPTH) == Some(Fate::Dropped)
+        };
+        let class = classes.find(drops)?;
+        let BaseChain { family, table, name, .. } = &self.base;
+        let ip = if class.pool.is_ipv4() { "ip" } else { "ip6" };
+        let (what, condition) = match class.way {
+            Way::FromPods => ("from", format!("{ip} saddr {}", class.pool)),
+            Way::ToPods => ("to", format!("{ip} daddr {}", class.pool)),
+        };
+        Some(format!(
+            "a rule that chain {name} of table {family} {table} leads to drops packets {what} pods ({} and {}): pods are not \
+             reached, though peers may answer. Delete that rule, or let pods' packets pass before it, and make that last: \
+             `nft insert rule {family} {table} {name} {condition} accept`",
+            class.pool, class.outside
         ))
     }
 

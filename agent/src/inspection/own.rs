@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use polder_api::{Attachment, NodeName};
 use polder_ipam::invariants::{
@@ -13,6 +14,7 @@ use polder_ipam::ledger::Held;
 use polder_ipam::view::View;
 
 use crate::agent::Agent;
+use crate::host::insides;
 use crate::kernel::Kernel;
 use crate::kernel::inspection::SeenPod;
 use crate::kernel::snapshot::AttachedPod;
@@ -92,8 +94,33 @@ pub(super) async fn look(agent: &Agent, putting_back: bool) -> Result<Look, Stri
             unknown.insert(attachment, inside.map_err(|error| format!("look into a pod: {error}"))?);
         }
     }
+    let inside = changed_inside(agent, &ledger, &in_flight).await;
     let read = Read { ledger, astray, seen, unknown, gateways, published };
-    Ok(judge(agent, &agent.board.view(), read, in_flight, putting_back))
+    let mut look = judge(agent, &agent.board.view(), read, in_flight, putting_back);
+    look.findings.extend(inside);
+    Ok(look)
+}
+
+/// Pods whose own side is not as it was wired.
+async fn changed_inside(
+    agent: &Agent,
+    ledger: &LedgerFacts,
+    in_flight: &BTreeSet<Attachment>,
+) -> Vec<Finding> {
+    let Some(cluster) = agent.board.view().cluster.as_ref().map(|cluster| Arc::clone(&cluster.record)) else {
+        return Vec::new();
+    };
+    let idle = |held: &&Held| insides::can_be_looked_into(held) && !in_flight.contains(&held.attachment);
+    let mut findings = Vec::new();
+    for held in ledger.attachments.iter().filter(idle) {
+        if let insides::Look::Different(what) = insides::look_into(agent, &cluster, held).await {
+            let what = format!("{} on {} is not as it was wired: {what}", held.attachment, agent.config.node);
+            let remedy = "make the pod anew: delete it, and let whoever made it make another";
+            let deviation = deviation(Invariant::Wired, &agent.config.node, what, remedy);
+            findings.push(Finding { deviation, mend: None });
+        }
+    }
+    findings
 }
 
 fn judge(

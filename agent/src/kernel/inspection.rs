@@ -49,6 +49,11 @@ impl Kernel {
         Ok(seen.collect())
     }
 
+    /// Whether there is an interface of that name.
+    pub fn has_pod(&mut self, name: &IfName) -> Result<bool, Error> {
+        Ok(self.routes.link(name.as_str())?.is_some())
+    }
+
     /// What is behind an interface of a pod, as the pod itself has it: for one of which the host has forgotten the rest.
     /// `None` if its namespace is not where namespaces are, or has no such interface.
     pub fn look_inside(&mut self, attachment: &Attachment) -> Result<Option<AttachedPod>, Error> {

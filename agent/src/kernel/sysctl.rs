@@ -161,3 +161,27 @@ pub fn advertised_to() -> Vec<String> {
 fn full(path: &str) -> PathBuf {
     Path::new(ROOT).join(path)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn single_interfaces_are_set_after_the_setting_that_changes_them_all() {
+        let (families, carriers) = (Family::BOTH.into(), BTreeSet::from(["eth0.7".to_owned()]));
+        let needs = Needs {
+            families: &families,
+            attach: AttachMode::Routed,
+            state: &State::default(),
+            advertised_to: &[],
+            carriers: &carriers,
+        };
+        let settings = desired(needs);
+        let at = |path: &str| settings.iter().position(|(found, _)| found == path);
+        let (all, one) = (at("net/ipv4/ip_forward"), at("net/ipv4/conf/eth0.7/forwarding"));
+        assert!(all.is_some() && all < one, "{settings:?}");
+        assert!(may_be_missing("net/ipv4/conf/eth0.7/forwarding"), "it may be unplugged");
+        assert!(!may_be_missing("net/ipv4/conf/polder0/forwarding"));
+        assert!(!settings.iter().any(|(path, _)| path.contains("ipv6/conf/eth0.7")), "{settings:?}");
+    }
+}

@@ -158,3 +158,64 @@ fn a_host_that_lets_nobody_in_is_named_with_the_command_that_lets_tunnels_in() {
     let open = filter((TableFamily::Inet, "mine", "in"), Policy::Accept, &[("in", vec![jump("x")])]);
     assert_eq!(open.problem_of_tunnels(8472), None);
 }
+
+fn pods() -> Pods {
+    Pods {
+        pools: vec![("10.244.0.0/16".parse().unwrap(), 26)],
+        carriers: std::collections::BTreeSet::from(["eth0".to_owned()]),
+        ..Pods::default()
+    }
+}
+
+fn destination(network: &str) -> Condition {
+    Condition::Destination(network.parse().unwrap())
+}
+
+#[test]
+fn a_rule_that_drops_between_pods_is_named_with_what_lets_them_pass_before_it() {
+    for (conditions, judged, command) in [
+        (
+            vec![destination("10.244.0.0/16")],
+            Judged::Forwarded,
+            "insert rule inet mine c ip saddr 10.244.0.0/16",
+        ),
+        (vec![destination("10.0.0.0/8")], Judged::Incoming, "insert rule inet mine c ip saddr 10.244.0.0/16"),
+        (
+            vec![destination("10.244.3.0/24")],
+            Judged::Outgoing,
+            "insert rule inet mine c ip saddr 10.244.0.0/16",
+        ),
+        (
+            vec![from("eth0"), to("polder0")],
+            Judged::Forwarded,
+            "insert rule inet mine c ip daddr 10.244.0.0/16",
+        ),
+        (vec![from("polder.vx")], Judged::Incoming, "insert rule inet mine c ip daddr 10.244.0.0/16"),
+    ] {
+        let drop = rule(&conditions, Judgement::Drop);
+        let filter = filter((TableFamily::Inet, "mine", "c"), Policy::Accept, &[("c", vec![drop])]);
+        let problem = filter.problem_between(judged, AttachMode::Bridge, &pods()).unwrap_or_default();
+        assert!(problem.contains(command), "{conditions:?}: {problem}");
+    }
+}
+
+#[test]
+fn rules_that_do_not_drop_what_goes_between_pods_are_not_named() {
+    for (conditions, judged) in [
+        (vec![destination("192.0.2.0/24")], Judged::Forwarded),
+        (vec![destination("10.244.1.7/32")], Judged::Forwarded),
+        (vec![destination("10.244.0.0/16"), Condition::Other], Judged::Forwarded),
+        (vec![destination("10.244.0.0/16"), Condition::Family(Family::V6)], Judged::Forwarded),
+        (vec![from("docker0")], Judged::Forwarded),
+        (vec![from("eth0"), to("docker0")], Judged::Forwarded),
+        (vec![to("polder0")], Judged::Incoming),
+    ] {
+        let drop = rule(&conditions, Judgement::Drop);
+        let filter = filter((TableFamily::Inet, "mine", "c"), Policy::Accept, &[("c", vec![drop])]);
+        assert_eq!(filter.problem_between(judged, AttachMode::Bridge, &pods()), None, "{conditions:?}");
+    }
+    // What is accepted before is not dropped.
+    let rules = vec![accept(destination("10.244.0.0/16")), rule(&[], Judgement::Drop)];
+    let filter = filter((TableFamily::Inet, "mine", "c"), Policy::Accept, &[("c", rules)]);
+    assert_eq!(filter.problem_between(Judged::Forwarded, AttachMode::Bridge, &pods()), None);
+}

@@ -311,6 +311,50 @@ mod tests {
         assert_eq!((torn.conditions, torn.judgement), (Vec::new(), Judgement::None));
     }
 
+    fn payload(offset: u32, bytes: u32) -> Vec<u8> {
+        let fields = [
+            (NFTA_PAYLOAD_DREG, 1),
+            (NFTA_PAYLOAD_BASE, NFT_PAYLOAD_NETWORK_HEADER),
+            (NFTA_PAYLOAD_OFFSET, offset),
+            (NFTA_PAYLOAD_LEN, bytes),
+        ];
+        expression(
+            "payload",
+            &fields.map(|(kind, number): (u16, u32)| attribute(kind, &number.to_be_bytes())),
+        )
+    }
+
+    fn masked(mask: &[u8]) -> Vec<u8> {
+        expression("bitwise", &[attribute(NFTA_BITWISE_MASK, &attribute(decode::VALUE, mask))])
+    }
+
+    #[test]
+    fn networks_are_read_whether_they_end_with_a_byte_or_not() {
+        let network = |text: &str| text.parse().unwrap();
+        let v4 = rule(&[payload(16, 2), compare(0, &[10, 244]), verdict(NF_DROP, b"")]);
+        assert_eq!(v4.conditions, [Condition::Destination(network("10.244.0.0/16"))]);
+        let whole = rule(&[payload(12, 4), compare(0, &[10, 244, 1, 7])]);
+        assert_eq!(whole.conditions, [Condition::Source(network("10.244.1.7/32"))]);
+        let part = rule(&[payload(12, 4), masked(&[255, 255, 255, 192]), compare(0, &[10, 244, 1, 64])]);
+        assert_eq!(part.conditions, [Condition::Source(network("10.244.1.64/26"))]);
+        let family = [meta(NFT_META_NFPROTO), compare(0, &[NFPROTO_IPV6]), payload(24, 7)];
+        let v6 = rule(&[family.concat(), compare(0, &[0xfd, 0, 2, 0x44, 0, 0, 0])]);
+        let all = [Condition::Family(Family::V6), Condition::Destination(network("fd00:244::/56"))];
+        assert_eq!(v6.conditions, all);
+    }
+
+    #[test]
+    fn what_only_looks_like_an_address_is_a_condition_of_which_nothing_is_known() {
+        for expressions in [
+            // The time to live; another network; bits in the middle.
+            [payload(8, 1), compare(0, &[64])].concat(),
+            [payload(16, 2), compare(1, &[10, 244])].concat(),
+            [payload(16, 4), masked(&[255, 0, 255, 0]), compare(0, &[10, 0, 1, 0])].concat(),
+        ] {
+            assert_eq!(rule(&[expressions]).conditions, [Condition::Other]);
+        }
+    }
+
     #[test]
     fn a_refusal_is_a_drop_and_a_set_is_looked_up_later() {
         assert_eq!(rule(&[expression("reject", &[])]).judgement, Judgement::Drop);

@@ -1,0 +1,266 @@
+//! Routes and rules of others that lead pods' packets elsewhere than ours do.
+//!
+//! They are not ours, and stay: each is named with the command that deletes it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use polder_api::{Family, is_host_interface};
+use polder_ipam::Cidr;
+use polder_netlink::address::Address;
+use polder_netlink::routing::{AnyRoute, AnyRule, Applies, LOCAL, Leads, MAIN, RuleTarget};
+
+use crate::kernel::state::Device;
+
+/// Routes and rules that are named at most, of each.
+const NAMED: usize = 8;
+
+/// The metric of our routes. One of others to the same destination is taken instead if it has less.
+const OUR_METRIC: u32 = 84;
+
+/// The usual priority of the rule that leads to the main table.
+const USUAL_PRIORITY: u32 = 32766;
+
+/// What there is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Routing {
+    /// The destinations of our routes.
+    pub own: BTreeSet<IpNetwork>,
+    /// Routes of others to addresses of pools, or to more than those.
+    pub routes: Vec<AnyRoute>,
+    /// All rules, in order.
+    pub rules: Vec<AnyRule>,
+    /// The names of the interfaces.
+    pub interfaces: BTreeMap<u32, String>,
+    /// The addresses of the host.
+    pub addresses: Vec<Address>,
+}
+
+/// What pods need of routing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Pods {
+    /// The pools, and how long the prefixes of their blocks are.
+    pub pools: Vec<(Cidr, u8)>,
+    /// Addresses that another plugin has given to interfaces of its own on this node: it routes them itself.
+    pub leased: Vec<IpAddr>,
+    /// The interfaces of others through which pods' packets come in.
+    pub carriers: BTreeSet<String>,
+}
+
+/// Whether routes to that destination are of interest.
+pub fn is_wanted(pools: &[(Cidr, u8)], destination: IpNetwork) -> bool {
+    pools.iter().any(|(pool, _)| overlap((*pool).into(), destination))
+}
+
+/// What is to be said of it.
+pub fn problems(routing: &Routing, pods: &Pods) -> Vec<String> {
+    let routes: Vec<String> = routing.routes.iter().filter_map(|route| routing.stray(route, pods)).collect();
+    // Rules for one pool are often for the others, too.
+    let mut rules = Vec::new();
+    for (source, _) in &pods.pools {
+        for (destination, _) in pods.pools.iter().filter(|(pool, _)| pool.family() == source.family()) {
+            for problem in routing.misled((*source).into(), (*destination).into(), pods) {
+                if !rules.contains(&problem) {
+                    rules.push(problem);
+                }
+            }
+        }
+    }
+    [routes, rules].into_iter().flat_map(shortened).collect()
+}
+
+/// So many that a person reads them.
+fn shortened(mut problems: Vec<String>) -> Vec<String> {
+    let more = problems.len().saturating_sub(NAMED);
+    problems.truncate(NAMED);
+    if let Some(last) = problems.last_mut().filter(|_| more > 0) {
+        *last = format!("{last} (and {more} more like it)");
+    }
+    problems
+}
+
+impl Routing {
+    /// What is to be said of a route in the tables that are always asked, if it leads pods' packets elsewhere.
+    fn stray(&self, route: &AnyRoute, pods: &Pods) -> Option<String> {
+        let to = route.destination;
+        let is_asked = route.table == MAIN || (route.table == LOCAL && route.leads == Leads::ToHost);
+        let own_device = self.device(route).is_some_and(|name| Device::named(name).is_some());
+        // A device of ours has the node's own addresses.
+        if route.ours || !is_asked || (route.table == LOCAL && own_device) {
+            return None;
+        }
+        let within = |(pool, _): &&(Cidr, u8)| contains((*pool).into(), to);
+        let (pool, block) = pods.pools.iter().find(within)?;
+        let is_taken = if self.own.contains(&to) {
+            route.priority < OUR_METRIC
+        } else {
+            // Less specific than a block, it is behind those of ours that lead anywhere.
+            to.prefix() > *block
+        };
+        let is_leased = pods.leased.iter().any(|address| to.contains(*address));
+        if !is_taken || is_leased {
+            return None;
+        }
+        Some(format!(
+            "a route of others, {}, leads packets to pods elsewhere: pods in {to} of pool {pool} are not reached from this node. \
+             Delete it, and see to it that nobody makes it again: `{}`",
+            self.words(route),
+            self.deletes(route)
+        ))
+    }
+
+    fn device(&self, route: &AnyRoute) -> Option<&str> {
+        self.interfaces.get(&route.index?).map(String::as_str)
+    }
+
+    /// The route in the words of `ip route`.
+    fn words(&self, route: &AnyRoute) -> String {
+        let destination = match route.leads {
+            Leads::On => route.destination.to_string(),
+            Leads::ToHost => format!("local {}", route.destination),
+            Leads::Nowhere(kind) => format!("{kind} {}", route.destination),
+        };
+        // What leads nowhere is on no interface, whatever the kernel says.
+        let device = self.device(route).filter(|_| !matches!(route.leads, Leads::Nowhere(_)));
+        let words = [
+            Some(destination),
+            route.gateway.map(|gateway| format!("via {gateway}")),
+            device.map(|device| format!("dev {device}")),
+            (route.priority > 0).then(|| format!("metric {}", route.priority)),
+            (route.table != MAIN).then(|| format!("table {}", route.table)),
+        ];
+        words.into_iter().flatten().collect::<Vec<_>>().join(" ")
+    }
+
+    fn deletes(&self, route: &AnyRoute) -> String {
+        let ip = ip(Family::of(route.destination.ip()));
+        // A route to the host itself comes with an address, and goes with it.
+        let address = self.addresses.iter().find(|found| found.address.ip() == route.destination.ip());
+        match (route.leads, address, address.and_then(|found| self.interfaces.get(&found.index))) {
+            (Leads::ToHost, Some(found), Some(device)) => {
+                format!("{ip} address del {} dev {device}", found.address)
+            }
+            _ => format!("{ip} route del {}", self.words(route)),
+        }
+    }
+
+    /// What is to be said of the rules that pods' packets from there to there meet before our routes.
+    fn misled(&self, source: IpNetwork, destination: IpNetwork, pods: &Pods) -> Vec<String> {
+        let (mut problems, mut skip_to, mut perhaps_main) = (Vec::new(), 0, false);
+        let family = Family::of(source.ip());
+        for rule in self.rules.iter().filter(|rule| rule.family == family) {
+            if rule.priority < skip_to {
+                continue;
+            }
+            let applies = applies(rule, source, destination, pods);
+            if applies == Applies::Never {
+                continue;
+            }
+            match &rule.action {
+                RuleTarget::Table(MAIN, suppressed) => {
+                    // Whatever the destination, the pool itself has a route there.
+                    let counts = suppressed.is_none_or(|length| u32::from(destination.prefix()) > length);
+                    match (applies, counts) {
+                        (Applies::Always, true) => return problems,
+                        (_, true) => perhaps_main = true,
+                        _ => {}
+                    }
+                }
+                RuleTarget::Table(LOCAL, _) | RuleTarget::Nothing => {}
+                RuleTarget::Table(table, suppressed) => {
+                    let leads = self.routes.iter().find(|route| {
+                        let counts =
+                            suppressed.is_none_or(|length| u32::from(route.destination.prefix()) > length);
+                        route.table == *table && counts && overlap(route.destination, destination)
+                    });
+                    problems.extend(leads.map(|route| misleads(rule, &self.words(route))));
+                }
+                RuleTarget::Nowhere(word) => problems.push(misleads(rule, word)),
+                RuleTarget::Goto(to) => {
+                    if applies == Applies::Always {
+                        skip_to = *to;
+                    }
+                }
+            }
+        }
+        if !perhaps_main {
+            let ip = ip(family);
+            problems.push(format!(
+                "no {family} rule leads pods' packets to the main routing table, where the routes to pods are: pods are not \
+                 reached. Add one, and make it last: `{ip} rule add pref {USUAL_PRIORITY} lookup main`"
+            ));
+        }
+        problems
+    }
+}
+
+fn misleads(rule: &AnyRule, way: &str) -> String {
+    let words = words(rule);
+    format!(
+        "a rule of others, {words}, leads pods' packets elsewhere than to their routes ({way}): pods may not be reached. \
+         Delete it, and see to it that nobody makes it again: `{} rule del {words}`; or let packets between pods pass before \
+         it",
+        ip(rule.family)
+    )
+}
+
+/// To how many of the packets between pods of these pools a rule applies.
+fn applies(rule: &AnyRule, source: IpNetwork, destination: IpNetwork, pods: &Pods) -> Applies {
+    let among = |asked: Option<IpNetwork>, pool: IpNetwork| match asked {
+        None => Applies::Always,
+        Some(asked) if contains(asked, pool) => Applies::Always,
+        Some(asked) if overlap(asked, pool) => Applies::Perhaps,
+        Some(_) => Applies::Never,
+    };
+    let input = match rule.input.as_deref() {
+        None => Applies::Always,
+        Some(name) if Device::named(name).is_some() || is_host_interface(name) => Applies::Perhaps,
+        Some(name) if pods.carriers.contains(name) => Applies::Perhaps,
+        Some(_) => Applies::Never,
+    };
+    let all = [among(rule.source, source), among(rule.destination, destination), input, rule.otherwise];
+    match (all.into_iter().min().unwrap_or(Applies::Always), rule.inverted) {
+        (applies, false) => applies,
+        (Applies::Never, true) => Applies::Always,
+        (Applies::Always, true) => Applies::Never,
+        (Applies::Perhaps, true) => Applies::Perhaps,
+    }
+}
+
+/// The rule in the words of `ip rule`, as far as they are known.
+fn words(rule: &AnyRule) -> String {
+    let action = match &rule.action {
+        RuleTarget::Table(table, _) => Some(format!("lookup {table}")),
+        RuleTarget::Nowhere(kind) => Some((*kind).to_owned()),
+        RuleTarget::Goto(to) => Some(format!("goto {to}")),
+        RuleTarget::Nothing => None,
+    };
+    let words = [
+        Some(format!("pref {}", rule.priority)),
+        rule.inverted.then(|| "not".to_owned()),
+        rule.source.map(|source| format!("from {source}")),
+        rule.destination.map(|destination| format!("to {destination}")),
+        rule.input.as_ref().map(|input| format!("iif {input}")),
+        action,
+    ];
+    words.into_iter().flatten().collect::<Vec<_>>().join(" ")
+}
+
+const fn ip(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip -6",
+    }
+}
+
+fn contains(outer: IpNetwork, inner: IpNetwork) -> bool {
+    outer.prefix() <= inner.prefix() && outer.contains(inner.network())
+}
+
+fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
+    contains(one, other) || contains(other, one)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,157 @@
+use super::*;
+
+fn net(text: &str) -> IpNetwork {
+    text.parse().unwrap()
+}
+
+fn route(table: u32, destination: &str, priority: u32) -> AnyRoute {
+    AnyRoute {
+        destination: net(destination),
+        table,
+        priority,
+        leads: Leads::On,
+        index: Some(2),
+        gateway: Some("192.0.2.9".parse().unwrap()),
+        ours: false,
+    }
+}
+
+fn rule(priority: u32, action: RuleTarget) -> AnyRule {
+    AnyRule {
+        family: Family::V4,
+        priority,
+        source: None,
+        destination: None,
+        input: None,
+        otherwise: Applies::Always,
+        inverted: false,
+        action,
+    }
+}
+
+fn lookup(priority: u32, table: u32) -> AnyRule {
+    rule(priority, RuleTarget::Table(table, None))
+}
+
+fn pods() -> Pods {
+    Pods {
+        pools: vec![("10.244.0.0/16".parse().unwrap(), 26)],
+        leased: vec!["10.244.9.5".parse().unwrap()],
+        carriers: BTreeSet::from(["eth0".to_owned()]),
+    }
+}
+
+/// Our route to a block, and the rules that every host has, with others.
+fn routing(routes: Vec<AnyRoute>, rules: Vec<AnyRule>) -> Routing {
+    let mut rules = [vec![lookup(0, LOCAL), lookup(32766, MAIN), lookup(32767, 253)], rules].concat();
+    rules.sort_by_key(|rule| rule.priority);
+    Routing {
+        own: BTreeSet::from([net("10.244.1.0/26"), net("10.244.0.0/16")]),
+        routes,
+        rules,
+        interfaces: BTreeMap::from([(2, "eth0".to_owned()), (7, "polder0".to_owned())]),
+        addresses: Vec::new(),
+    }
+}
+
+fn said(routes: Vec<AnyRoute>, rules: Vec<AnyRule>) -> Vec<String> {
+    problems(&routing(routes, rules), &pods())
+}
+
+#[test]
+fn a_route_is_named_where_the_kernel_takes_it_instead_of_ours() {
+    for (route, command) in [
+        (route(MAIN, "10.244.1.16/28", 0), "`ip route del 10.244.1.16/28 via 192.0.2.9 dev eth0`"),
+        (route(MAIN, "10.244.1.7/32", 500), "`ip route del 10.244.1.7/32 via 192.0.2.9 dev eth0 metric 500`"),
+        (route(MAIN, "10.244.1.0/26", 20), "`ip route del 10.244.1.0/26 via 192.0.2.9 dev eth0 metric 20`"),
+        (
+            AnyRoute { leads: Leads::Nowhere("blackhole"), gateway: None, ..route(MAIN, "10.244.1.7/32", 0) },
+            "`ip route del blackhole 10.244.1.7/32`",
+        ),
+    ] {
+        let said = said(vec![route], Vec::new());
+        assert!(said.len() == 1 && said[0].contains(command), "{said:?}");
+    }
+}
+
+#[test]
+fn routes_that_change_no_packets_way_are_not_named() {
+    let quiet = [
+        route(MAIN, "0.0.0.0/0", 0),
+        route(MAIN, "10.0.0.0/8", 0),
+        route(MAIN, "10.244.0.0/18", 0),
+        route(MAIN, "10.244.1.0/26", 100),
+        route(100, "10.244.1.7/32", 0),
+        // That of another plugin whose interface has the address.
+        route(MAIN, "10.244.9.5/32", 0),
+        AnyRoute { ours: true, ..route(MAIN, "10.244.1.7/32", 0) },
+        AnyRoute { leads: Leads::ToHost, index: Some(7), gateway: None, ..route(LOCAL, "10.244.1.1/32", 0) },
+    ];
+    assert_eq!(said(quiet.into(), Vec::new()), Vec::<String>::new());
+}
+
+#[test]
+fn many_routes_are_named_in_few_lines() {
+    let many = (0..30).map(|number| route(MAIN, &format!("10.244.1.{number}/32"), 0)).collect();
+    let said = said(many, Vec::new());
+    assert!(said.len() == 8 && said[7].contains("and 22 more"), "{said:?}");
+}
+
+#[test]
+fn a_rule_is_named_where_it_leads_pods_packets_elsewhere() {
+    let everywhere = || vec![route(100, "0.0.0.0/0", 0)];
+    let from_pool = AnyRule { source: Some(net("10.244.0.0/16")), ..lookup(50, 100) };
+    let said_of = said(everywhere(), vec![from_pool.clone()]);
+    assert!(said_of[0].contains("`ip rule del pref 50 from 10.244.0.0/16 lookup 100`"), "{said_of:?}");
+    for rule in [
+        lookup(50, 100),
+        AnyRule { destination: Some(net("10.244.1.0/26")), ..lookup(50, 100) },
+        AnyRule { input: Some("polder0".to_owned()), ..lookup(50, 100) },
+        AnyRule { input: Some("eth0".to_owned()), ..lookup(50, 100) },
+        // As wg-quick has it, without the rule before it.
+        AnyRule { otherwise: Applies::Never, inverted: true, ..lookup(50, 100) },
+        rule(50, RuleTarget::Nowhere("blackhole")),
+    ] {
+        assert_eq!(said(everywhere(), vec![rule.clone()]).len(), 1, "{rule:?}");
+    }
+}
+
+#[test]
+fn rules_that_change_no_pods_way_are_not_named() {
+    let everywhere = || vec![route(100, "0.0.0.0/0", 0), route(MAIN, "0.0.0.0/0", 0)];
+    for rules in [
+        vec![lookup(33000, 100)],
+        vec![AnyRule { source: Some(net("192.0.2.7/32")), ..lookup(50, 100) }],
+        vec![AnyRule { input: Some("lo".to_owned()), ..lookup(50, 100) }],
+        vec![AnyRule { otherwise: Applies::Never, ..lookup(50, 100) }],
+        // The table has no route for pods.
+        vec![lookup(50, 101)],
+        // What comes before leaves the way to pods to the main table.
+        vec![rule(40, RuleTarget::Table(MAIN, Some(0))), lookup(50, 100)],
+        vec![
+            AnyRule { destination: Some(net("10.0.0.0/8")), ..lookup(40, MAIN) },
+            AnyRule { source: Some(net("10.244.0.0/16")), ..lookup(50, 100) },
+        ],
+        vec![rule(50, RuleTarget::Table(100, Some(0)))],
+    ] {
+        assert_eq!(said(everywhere(), rules.clone()), Vec::<String>::new(), "{rules:?}");
+    }
+}
+
+#[test]
+fn a_host_without_the_rule_for_the_main_table_is_told_to_add_it() {
+    let mut routing = routing(Vec::new(), Vec::new());
+    routing.rules.retain(|rule| rule.priority != USUAL_PRIORITY);
+    let said = problems(&routing, &pods());
+    assert!(said.len() == 1 && said[0].contains("`ip rule add pref 32766 lookup main`"), "{said:?}");
+    let jumped = Routing {
+        rules: vec![
+            lookup(0, LOCAL),
+            rule(10, RuleTarget::Goto(32767)),
+            lookup(32766, MAIN),
+            lookup(32767, 253),
+        ],
+        ..routing
+    };
+    assert_eq!(problems(&jumped, &pods()).len(), 1);
+}
