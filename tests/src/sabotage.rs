@@ -8,7 +8,7 @@ use crate::random::Random;
 pub type Deed = (&'static str, &'static str);
 
 /// What is done.
-pub const DEEDS: [Deed; 30] = [
+pub const DEEDS: [Deed; 35] = [
     (
         "deletes a route",
         "ip -$F route delete $(ip -$F route show proto 84 | sed 's/^unreachable //' | pick | cut -d' ' -f1)",
@@ -78,7 +78,73 @@ pub const DEEDS: [Deed; 30] = [
     ("lets somebody in", "nft add element inet polder peers4 '{ 192.0.2.7 }'"),
     ("stops IPv4 forwarding", "sysctl -qw net.ipv4.ip_forward=0"),
     ("stops IPv6 forwarding", "sysctl -qw net.ipv6.conf.all.forwarding=0"),
+    ("stops forwarding from the uplink", "echo 0 > /proc/sys/net/ipv4/conf/eth0/forwarding"),
+    ("stops forwarding from the bridge", "echo 0 > /proc/sys/net/ipv4/conf/polder0/forwarding"),
+    ("stops forwarding from the tunnel", "echo 0 > /proc/sys/net/ipv4/conf/polder.vx/forwarding"),
+    (
+        "stops forwarding from new interfaces and deletes the bridge",
+        "echo 0 > /proc/sys/net/ipv4/conf/default/forwarding; ip link delete polder0",
+    ),
+    ("takes IPv6 from the bridge", "echo 1 > /proc/sys/net/ipv6/conf/polder0/disable_ipv6"),
 ];
+
+/// Something that is not ours to put right: what, the shell that does it, what `status` says of it, and the shell that undoes it
+/// for both families.
+#[derive(Debug, Clone, Copy)]
+pub struct Harm {
+    /// What is done, and how.
+    pub deed: Deed,
+    /// A word of what is said of it.
+    pub named: &'static str,
+    /// What undoes it.
+    pub undo: &'static str,
+}
+
+/// What is done that `status` has to name.
+pub const HARMS: [Harm; 5] = [
+    Harm {
+        deed: ("routes a pod's address elsewhere", "ip -$F route add blackhole $(host 9)"),
+        named: "route del blackhole",
+        undo: "ip -$F route del blackhole $(host 9)",
+    },
+    Harm {
+        deed: ("leads pods elsewhere by a rule", "ip -$F rule add pref 60 to $(host 9) blackhole"),
+        named: "rule del pref 60",
+        undo: "ip -$F rule del pref 60",
+    },
+    Harm {
+        deed: (
+            "drops what goes to pods",
+            "nft 'add table inet harm; add chain inet harm c { type filter hook forward priority 20; }; \
+             add rule inet harm c ip daddr 10.244.0.0/16 drop'",
+        ),
+        named: "table inet harm",
+        undo: "nft delete table inet harm",
+    },
+    Harm {
+        deed: (
+            "drops what comes from pods before it is routed",
+            "nft 'add table inet harm6; add chain inet harm6 c { type filter hook prerouting priority -200; }; \
+             add rule inet harm6 c ip6 saddr fd00:244::/56 drop'",
+        ),
+        named: "table inet harm6",
+        undo: "nft delete table inet harm6",
+    },
+    Harm {
+        deed: ("takes a pod's way out", "ip -n a -$F route del default"),
+        named: "no default route",
+        undo: "ip -n a -$F route replace default dev eth0 onlink \
+               via $(ip -n a -$F neigh show nud permanent | head -n1 | cut -d' ' -f1)",
+    },
+];
+
+/// Undoes a harm, if it is done.
+pub fn undo(harm: &Harm, worker: &Worker) {
+    let random = &mut Random::new(1);
+    for family in ["F=4", "F=6"] {
+        commit(&("", format!("{family}; {}", harm.undo).as_str()), worker, random);
+    }
+}
 
 /// Does one of these things on the node; says which.
 pub fn spoil(worker: &Worker, random: &mut Random) -> &'static str {
@@ -88,7 +154,7 @@ pub fn spoil(worker: &Worker, random: &mut Random) -> &'static str {
 }
 
 /// Does that. What the commands say is returned: some have nothing to spoil, or are refused.
-pub fn commit(deed: &Deed, worker: &Worker, random: &mut Random) -> String {
+pub fn commit(deed: &(&str, &str), worker: &Worker, random: &mut Random) -> String {
     let (number, family) = (random.below(1000), if random.chance(50) { 4 } else { 6 });
     worker.node.shell(&format!(
         "F={family}\n\

@@ -10,7 +10,7 @@ use polder_tests::fabric::Families;
 use polder_tests::matrix::{assert_flat_over, listen};
 use polder_tests::probe::{Echo, Stream};
 use polder_tests::random::{Random, announced_seed};
-use polder_tests::sabotage::{DEEDS, commit, foreign, make_foreign, spoil};
+use polder_tests::sabotage::{DEEDS, HARMS, commit, foreign, make_foreign, spoil, undo};
 use polder_tests::ways::wait_for_ways;
 use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::{Value, json};
@@ -28,8 +28,9 @@ const CROWD: usize = 14;
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// What may happen in a step, and how often it does of a hundred times.
-const HAPPENINGS: [(usize, Happening); 8] = [
-    (60, Happening::Spoilt),
+const HAPPENINGS: [(usize, Happening); 9] = [
+    (56, Happening::Spoilt),
+    (4, Happening::Harmed),
     (8, Happening::AgentKilled),
     (6, Happening::AgentAway),
     (6, Happening::LinkFlaps),
@@ -43,6 +44,8 @@ const HAPPENINGS: [(usize, Happening); 8] = [
 enum Happening {
     /// Somebody changes something of ours in the kernel.
     Spoilt,
+    /// Somebody does something that is not ours to put right, until it is this again.
+    Harmed,
     /// The agent is killed and started at once.
     AgentKilled,
     /// It stays away until it is this again.
@@ -71,6 +74,8 @@ struct Site {
     foreign: Vec<String>,
     away: BTreeSet<usize>,
     cut: BTreeSet<usize>,
+    /// Which of the harms is done where.
+    harmed: BTreeMap<usize, usize>,
     member: Option<usize>,
     steps: Vec<String>,
 }
@@ -109,6 +114,7 @@ impl Site {
             foreign,
             away: BTreeSet::new(),
             cut: BTreeSet::new(),
+            harmed: BTreeMap::new(),
             member: None,
             steps: Vec::new(),
         };
@@ -151,6 +157,7 @@ impl Site {
     fn happen(&mut self, happening: Happening, number: usize) {
         match happening {
             Happening::Spoilt => {}
+            Happening::Harmed => self.harm(number),
             Happening::AgentKilled => {
                 self.lab.workers[number].kill();
                 self.start(number);
@@ -177,6 +184,17 @@ impl Site {
             },
             Happening::Crowd => self.crowd(number),
             Happening::NodeMadeAnew => self.make_anew(number),
+        }
+    }
+
+    fn harm(&mut self, number: usize) {
+        match self.harmed.remove(&number) {
+            Some(which) => undo(&HARMS[which], &self.lab.workers[number]),
+            None => {
+                let which = self.random.below(HARMS.len());
+                commit(&HARMS[which].deed, &self.lab.workers[number], &mut self.random);
+                self.harmed.insert(number, which);
+            }
         }
     }
 
@@ -233,6 +251,8 @@ impl Site {
             self.lab.workers[other].try_ctl(&["node", "remove", &name, "--dead"]).map(drop)
         });
         self.lab.reboot(number);
+        // It has gone with the machine.
+        self.harmed.remove(&number);
         if self.cut.contains(&number) {
             self.mend(number);
         }
@@ -251,6 +271,7 @@ impl Site {
     fn end_all(&mut self) {
         self.cut.clone().into_iter().for_each(|number| self.mend(number));
         self.away.clone().into_iter().for_each(|number| self.start(number));
+        self.harmed.clone().into_keys().for_each(|number| self.harm(number));
         if let Some(member) = self.member.take() {
             self.lab.etcd.start_member(member);
         }
@@ -300,6 +321,26 @@ fn each_thing_that_is_done_at_random_does_some_damage_that_is_put_right() {
             let last = worker.status()["last_pass"].clone();
             let is_noticed = last["written"].as_u64() > before;
             if is_noticed { Ok(()) } else { Err(format!("it said {said:?}, and {last}")) }
+        });
+    }
+}
+
+#[test]
+fn each_harm_that_is_done_at_random_is_named_on_its_node_until_it_is_undone() {
+    let mut random = Random::new(announced_seed());
+    let mut lab = Lab::build(Topology::two_segments().families(Families::DUAL));
+    lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 1"));
+    lab.start_agents();
+    let worker = &lab.workers[0];
+    let _pod = worker.pod("a");
+    for harm in &HARMS {
+        let said = commit(&harm.deed, worker, &mut random);
+        let names = |status: &Value| status["problems"].to_string().contains(harm.named).then_some(());
+        worker.wait_for_status(&format!("somebody who {} ({said:?}) to be named", harm.deed.0), names);
+        assert_eq!(names(&lab.workers[1].status()), None, "{} on the first node alone", harm.deed.0);
+        undo(harm, worker);
+        worker.wait_for_status(&format!("nothing to be said, once {} is undone", harm.deed.0), |status| {
+            (status["problems"] == json!([])).then_some(())
         });
     }
 }
