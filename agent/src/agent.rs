@@ -30,8 +30,8 @@ use crate::registrar::{ClaimRequest, ReserveRequest};
 use crate::repair::Alarm;
 
 use crate::{
-    endpoints, engine, follower, host, http, inspection, leases, monitor, probe, publisher, recovery,
-    registrar, server, sweeper,
+    endpoint, engine, etcd_addresses, follower, host, http, inspection, leases, monitor, probe, publisher,
+    recovery, registrar, server, sweeper,
 };
 
 /// The ledger's file, in the state folder.
@@ -140,8 +140,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(follower::run(Arc::clone(&agent)));
     tasks.spawn(registrar::run(Arc::clone(&agent), wanted, reserved));
-    tasks.spawn(endpoints::run(Arc::clone(&agent)));
+    tasks.spawn(etcd_addresses::run(Arc::clone(&agent)));
     tasks.spawn(engine::run(Arc::clone(&agent), asked));
+    tasks.spawn(endpoint::run(Arc::clone(&agent)));
     tasks.spawn(probe::run(Arc::clone(&agent)));
     tasks.spawn(publisher::run(Arc::clone(&agent)));
     tasks.spawn(inspection::run(Arc::clone(&agent)));

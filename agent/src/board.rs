@@ -10,6 +10,7 @@ use polder_api::message::{Refusal, RefusalKind};
 use polder_ipam::ledger::{Identity, OwnedBlock};
 use tokio::sync::watch;
 
+use crate::endpoint::Endpoint;
 use crate::kernel::desired::{Reached, smallest_mtu};
 use crate::leases::Leases;
 use crate::probe::schedule::{Key, Verdict};
@@ -47,6 +48,8 @@ pub struct Board {
     pub leases: watch::Sender<Arc<Leases>>,
     /// Whether the CNI configuration is in place, or why it is not. Written by the engine.
     pub announced: watch::Sender<Result<(), String>>,
+    /// Whether the node has a probe endpoint. Written by its task.
+    pub endpoint: watch::Sender<Endpoint>,
     /// What others on the host do to pods or could do, each with its remedy. Written by the task of `host`.
     pub host: watch::Sender<Vec<String>>,
 }
@@ -141,6 +144,7 @@ impl Default for Board {
             verdicts: watch::Sender::new(Arc::default()),
             leases: watch::Sender::new(Arc::default()),
             announced: watch::Sender::new(Err("the CNI configuration is not written yet".to_owned())),
+            endpoint: watch::Sender::new(Endpoint::Awaited),
             host: watch::Sender::new(Vec::new()),
         }
     }

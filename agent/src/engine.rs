@@ -27,7 +27,7 @@ use crate::agent::Agent;
 use crate::board::{Made, Pass};
 use crate::config::StoreConfig;
 use crate::conflist;
-use crate::endpoints;
+use crate::etcd_addresses;
 use crate::kernel::plan::{Change, summary};
 use crate::kernel::state::Known;
 use crate::kernel::sysctl;
@@ -370,7 +370,9 @@ impl Engine {
         }
         if let StoreConfig::Etcd(etcd) = &self.agent.config.store {
             asked.extend(
-                etcd.endpoints.iter().filter_map(|url| Some(("etcd".to_owned(), endpoints::address(url)?))),
+                etcd.endpoints
+                    .iter()
+                    .filter_map(|url| Some(("etcd".to_owned(), etcd_addresses::address(url)?))),
             );
         }
         asked.extend(WORLD.iter().filter_map(|world| Some((THE_WORLD.to_owned(), world.parse().ok()?))));

@@ -6,6 +6,7 @@
 //! [`Owner`]: crate::owner::Owner
 
 pub mod desired;
+pub mod endpoint;
 pub mod features;
 pub mod guard;
 pub mod inspection;

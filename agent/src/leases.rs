@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use polder_api::NodeName;
 use polder_ipam::key::Key;
-use polder_ipam::store::{Store, StoreError};
+use polder_ipam::store::{Range, Store, StoreError};
 use polder_ipam::view::{Source, View};
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
@@ -23,6 +23,9 @@ const FOR_EACH: Duration = Duration::from_millis(50);
 /// How long a lease must be missing. An agent takes it anew within seconds after its start, or after the store's return.
 const CONFIRM: Duration = Duration::from_secs(15);
 
+/// Up to so many leases are asked for one by one, instead of the whole list.
+const ONE_BY_ONE: usize = 8;
+
 /// Nodes that are named one by one.
 const NAMED: usize = 10;
 
@@ -34,6 +37,21 @@ pub async fn living(store: &Store) -> Result<BTreeSet<NodeName>, StoreError> {
         _ => None,
     };
     Ok(contents.entries.iter().filter_map(|entry| name(&entry.key)).collect())
+}
+
+/// Those of the nodes whose agents hold their leases. A few are asked for one by one.
+pub async fn living_among(store: &Store, names: &[NodeName]) -> Result<BTreeSet<NodeName>, StoreError> {
+    if names.len() > ONE_BY_ONE {
+        return living(store).await;
+    }
+    let mut living = BTreeSet::new();
+    for name in names {
+        let key = Key::Alive(name.clone()).to_string();
+        if !store.range(&Range::single(key)).await?.entries.is_empty() {
+            living.insert(name.clone());
+        }
+    }
+    Ok(living)
 }
 
 /// What is known of the other nodes' leases.

@@ -1,24 +1,33 @@
-//! Probes: whether the peers answer over the very way that pods use, and whether it carries their longest packets.
+//! Probes: whether the peers answer over the very path that pods' packets take, and whether it carries their longest packets.
+//!
+//! Each peer is probed twice: from this node's probe endpoint to the peer's, which both hosts forward as they forward pods'
+//! packets; and from host to host, which tells a node that is down from one that drops what it should forward.
 
 mod echo;
 pub mod schedule;
+mod verdict;
+mod words;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use polder_api::Family;
-use tokio::time::sleep_until;
+use polder_api::{Family, NodeName};
+use polder_netlink::namespace;
+use tokio::time::{sleep_until, timeout};
 use tracing::{info, warn};
 
 use self::echo::Echo;
-use self::schedule::{Key, Schedule, Shot, Size, Target, Token, Verdict};
+use self::schedule::{Key, Schedule, Shot, Size, Sizes, Target, Token, Verdict};
+use self::verdict::{ENDPOINT_FAILURES, Living, combine, is_suspect};
+pub use self::words::{problem, word};
 use crate::agent::Agent;
 use crate::board::Pass;
-use crate::kernel::desired::{Path, Reached};
+use crate::endpoint::{Endpoint, Open};
+use crate::kernel::desired::Reached;
 use crate::leases;
 
 /// Probes that go out at once, and the time before the next ones do.
@@ -34,6 +43,12 @@ const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// For how long it is waited for an answer, where nobody can say whether there is anybody who could give one.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// For how long it is believed that a peer's agent is alive, or is not, once it has been asked for.
+const BELIEF: Duration = Duration::from_secs(30);
+
+/// How long it is waited for the store while probes go on.
+const STORE_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Runs for ever.
 pub async fn run(agent: Arc<Agent>) {
     if !agent.config.probe_peers {
@@ -41,14 +56,17 @@ pub async fn run(agent: Arc<Agent>) {
         return pending().await;
     }
     let mut passes = agent.board.pass.subscribe();
+    let mut endpoints = agent.board.endpoint.subscribe();
     let mut prober = Prober {
         // The number of this process, of which there is one on the node, or what fits of it.
         identifier: u16::try_from(std::process::id() & 0xffff).expect("16 bits"),
-        schedule: Schedule::new(agent.config.resync),
+        host: Side::new(agent.config.resync),
+        forwarded: Side::new(agent.config.resync),
         agent,
-        echoes: BTreeMap::new(),
         blind: BTreeMap::new(),
+        endpoint: None,
         aimed_by: None,
+        alive: BTreeMap::new(),
         // There may be nobody to wait for.
         tell_at: Some(Instant::now()),
         silent_since: None,
@@ -63,13 +81,16 @@ pub async fn run(agent: Arc<Agent>) {
             }
             continue;
         };
-        prober.aim(&pass);
+        let endpoint = endpoints.borrow_and_update().clone();
+        prober.aim(&pass, endpoint);
         prober.shoot().await;
         prober.tell(&pass).await;
         // Cancel-safe, all of them: what is not taken is seen the next time.
         tokio::select! {
             _ = passes.changed() => {}
-            (family, answer) = answer(&prober.echoes) => prober.take(family, answer),
+            _ = endpoints.changed() => {}
+            (family, answer) = answer(&prober.host.echoes) => prober.take(Route::Host, family, answer),
+            (family, answer) = answer(&prober.forwarded.echoes) => prober.take(Route::Forwarded, family, answer),
             () = sleep_until(prober.wake().into()) => {}
         }
     }
@@ -78,19 +99,43 @@ pub async fn run(agent: Arc<Agent>) {
 struct Prober {
     agent: Arc<Agent>,
     identifier: u16,
-    schedule: Schedule,
-    /// The sockets, where the node has an address of its own in the pod network.
-    echoes: BTreeMap<Family, Echo>,
-    /// Why there are none, although it has an address.
+    /// From the node's own addresses in the pod network to the peers' own: nothing of it is forwarded.
+    host: Side,
+    /// From endpoint to endpoint.
+    forwarded: Side,
+    /// Why there are no sockets on the host, although the node has an address.
     blind: BTreeMap<Family, String>,
+    /// The endpoint that the sockets of `forwarded` are in.
+    endpoint: Option<Arc<Open>>,
     /// The pass that the targets are from.
     aimed_by: Option<Arc<Pass>>,
+    /// Whether the agents of peers are alive whose endpoints do not answer, and when that was asked for.
+    alive: BTreeMap<NodeName, (bool, Instant)>,
     /// When the others are told what is known.
     tell_at: Option<Instant>,
     /// Since when no peer answers that ought to before the node is ready.
     silent_since: Option<Instant>,
     /// When the store is asked who lives.
     ask_at: Option<Instant>,
+}
+
+/// The probes that take one of the two routes.
+struct Side {
+    schedule: Schedule,
+    echoes: BTreeMap<Family, Echo>,
+}
+
+impl Side {
+    fn new(steady: Duration) -> Self {
+        Self { schedule: Schedule::new(steady), echoes: BTreeMap::new() }
+    }
+}
+
+/// How probes go.
+#[derive(Debug, Clone, Copy)]
+enum Route {
+    Host,
+    Forwarded,
 }
 
 async fn answer(echoes: &BTreeMap<Family, Echo>) -> (Family, io::Result<(IpAddr, Token)>) {
@@ -105,31 +150,66 @@ async fn answer(echoes: &BTreeMap<Family, Echo>) -> (Family, io::Result<(IpAddr,
 }
 
 impl Prober {
-    /// Goes by what the last pass over the kernel has found.
-    fn aim(&mut self, pass: &Arc<Pass>) {
-        if self.aimed_by.as_ref().is_some_and(|by| Arc::ptr_eq(by, pass)) {
+    /// Goes by what the last pass over the kernel has found, and by the endpoint that there is.
+    fn aim(&mut self, pass: &Arc<Pass>, endpoint: Endpoint) {
+        let endpoint = match endpoint {
+            Endpoint::Open(open) => Some(open),
+            Endpoint::Awaited | Endpoint::Without(_) | Endpoint::Unneeded => None,
+        };
+        let is_same = match (&self.endpoint, &endpoint) {
+            (Some(known), Some(now)) => Arc::ptr_eq(known, now),
+            (known, now) => known.is_none() && now.is_none(),
+        };
+        if !is_same {
+            self.enter(endpoint);
+        } else if self.aimed_by.as_ref().is_some_and(|by| Arc::ptr_eq(by, pass)) {
             return;
         }
         self.aimed_by = Some(Arc::clone(pass));
         for family in Family::BOTH {
             let own = pass.gateways.iter().copied().find(|own| Family::of(*own) == family);
-            if own.is_none() || self.echoes.get(&family).map(Echo::source) != own {
-                self.echoes.remove(&family);
+            if own.is_none() || self.host.echoes.get(&family).map(Echo::source) != own {
+                self.host.echoes.remove(&family);
                 self.open(family, own);
             }
         }
-        let targets = pass.paths.iter().filter(|((_, family), _)| self.echoes.contains_key(family));
-        let targets =
-            targets.filter_map(|(key, reached)| Some((key.clone(), Target::of(reached)?))).collect();
-        self.schedule.aim(&targets, Instant::now());
-        self.tell_at.get_or_insert(Instant::now());
+        let (mut hosts, mut endpoints) = (BTreeMap::new(), BTreeMap::new());
+        for (key, reached) in &pass.paths {
+            let can_forward = self.forwarded.echoes.contains_key(&key.1);
+            let endpoint = can_forward.then(|| Target::endpoint(reached)).flatten();
+            // The long ones take the path of pods, if there is one.
+            let sizes = if endpoint.is_some() { Sizes::Small } else { Sizes::Both };
+            if self.host.echoes.contains_key(&key.1) {
+                hosts.extend(Target::host(reached, sizes).map(|target| (key.clone(), target)));
+            }
+            endpoints.extend(endpoint.map(|target| (key.clone(), target)));
+        }
+        let now = Instant::now();
+        self.host.schedule.aim(&hosts, now);
+        self.forwarded.schedule.aim(&endpoints, now);
+        self.tell_at.get_or_insert(now);
+    }
+
+    /// Opens the sockets in the endpoint's namespace.
+    fn enter(&mut self, endpoint: Option<Arc<Open>>) {
+        self.forwarded.echoes.clear();
+        for source in endpoint.iter().flat_map(|open| &open.addresses) {
+            let namespace = endpoint.iter().map(|open| &open.namespace).next();
+            let opened =
+                namespace.map(|file| namespace::within(&**file, || Echo::open(*source, self.identifier)));
+            match opened.unwrap_or_else(|| Err(io::ErrorKind::NotFound.into())).and_then(|opened| opened) {
+                Ok(echo) => drop(self.forwarded.echoes.insert(Family::of(*source), echo)),
+                Err(error) => warn!(%source, %error, "the probe endpoint has no socket to probe peers with"),
+            }
+        }
+        self.endpoint = endpoint;
     }
 
     fn open(&mut self, family: Family, own: Option<IpAddr>) {
         let before = self.blind.remove(&family);
         let Some(source) = own else { return };
         match Echo::open(source, self.identifier) {
-            Ok(echo) => drop(self.echoes.insert(family, echo)),
+            Ok(echo) => drop(self.host.echoes.insert(family, echo)),
             Err(error) => {
                 let reason = format!("peers cannot be probed from {source}: {error}");
                 if before.as_ref() != Some(&reason) {
@@ -141,26 +221,34 @@ impl Prober {
     }
 
     async fn shoot(&mut self) {
-        for Shot { number, to, full } in self.schedule.shoot(Instant::now(), VOLLEY) {
-            let Some(echo) = self.echoes.get(&Family::of(to)) else { continue };
-            for (size, length) in [(Size::Small, 0), (Size::Full, full as usize)] {
-                // What cannot be sent does not come back: that is what counts.
-                let _ = echo.send(to, length, Token { number, size }).await;
-            }
-            // Which may be that an earlier one did not.
-            self.tell_at.get_or_insert(Instant::now() + SETTLE);
+        let now = Instant::now();
+        let shots = self.host.schedule.shoot(now, VOLLEY);
+        let forwarded = self.forwarded.schedule.shoot(now, VOLLEY);
+        // Where one does not answer it is soon known what the other does.
+        hurry(&shots, &self.host.schedule, &mut self.forwarded.schedule, now);
+        hurry(&forwarded, &self.forwarded.schedule, &mut self.host.schedule, now);
+        if shots.is_empty() && forwarded.is_empty() {
+            return;
         }
+        send(&self.host.echoes, shots).await;
+        send(&self.forwarded.echoes, forwarded).await;
+        // Which may be that an earlier one did not.
+        self.tell_at.get_or_insert(Instant::now() + SETTLE);
     }
 
-    fn take(&mut self, family: Family, answer: io::Result<(IpAddr, Token)>) {
+    fn take(&mut self, route: Route, family: Family, answer: io::Result<(IpAddr, Token)>) {
+        let side = match route {
+            Route::Host => &mut self.host,
+            Route::Forwarded => &mut self.forwarded,
+        };
         match answer {
             Ok((from, token)) => {
-                self.schedule.take(from, token, Instant::now());
+                side.schedule.take(from, token, Instant::now());
                 self.tell_at.get_or_insert(Instant::now() + SETTLE);
             }
             Err(error) => {
                 warn!(%family, %error, "answers to probes cannot be read");
-                self.echoes.remove(&family);
+                side.echoes.remove(&family);
                 self.aimed_by = None;
             }
         }
@@ -168,7 +256,8 @@ impl Prober {
 
     fn wake(&self) -> Instant {
         let now = Instant::now();
-        let next = self.schedule.next().map(|next| next.max(now + VOLLEYS_APART));
+        let next = [self.host.schedule.next(), self.forwarded.schedule.next()].into_iter().flatten().min();
+        let next = next.map(|next| next.max(now + VOLLEYS_APART));
         let far = now + PATIENCE;
         [next, self.tell_at, self.ask_at].into_iter().flatten().fold(far, Instant::min)
     }
@@ -182,7 +271,8 @@ impl Prober {
         }
         self.tell_at = None;
         self.ask_at = None;
-        let verdicts = self.schedule.verdicts();
+        self.ask_for_suspects().await;
+        let verdicts = self.verdicts();
         if self.agent.board.probed.borrow().is_err() {
             let probed = self.judge(pass, &verdicts).await;
             self.agent.board.probed.send_if_modified(|known| {
@@ -197,11 +287,65 @@ impl Prober {
         self.agent.board.verdicts.send_if_modified(|known| {
             let is_other = **known != verdicts;
             if is_other {
-                log(known, &verdicts);
+                words::log(known, &verdicts);
                 *known = Arc::new(verdicts);
             }
             is_other
         });
+    }
+
+    /// What is known of the paths to all peers.
+    fn verdicts(&self) -> BTreeMap<Key, Verdict> {
+        let keys: BTreeSet<&Key> = self.host.schedule.keys().chain(self.forwarded.schedule.keys()).collect();
+        let verdict = |key: &Key| {
+            let host = self.host.schedule.seen(key).map(|seen| seen.verdict);
+            let living = match self.alive.get(&key.0) {
+                Some((true, _)) => Living::Yes,
+                Some((false, _)) => Living::No,
+                None => Living::Unknown,
+            };
+            combine(host, self.forwarded.schedule.seen(key), living)
+        };
+        keys.into_iter().map(|key| (key.clone(), verdict(key))).collect()
+    }
+
+    /// Asks the store which agents are alive of those whose endpoints do not answer, although their hosts do.
+    async fn ask_for_suspects(&mut self) {
+        let mut suspects: BTreeMap<NodeName, u8> = BTreeMap::new();
+        for key in self.forwarded.schedule.keys() {
+            let host = self.host.schedule.seen(key).map(|seen| seen.verdict);
+            if let Some(seen) = self.forwarded.schedule.seen(key).filter(|seen| is_suspect(host, *seen)) {
+                let lost = suspects.entry(key.0.clone()).or_default();
+                *lost = seen.lost.max(*lost);
+            }
+        }
+        self.alive.retain(|name, _| suspects.contains_key(name));
+        let now = Instant::now();
+        let known = Arc::clone(&self.agent.board.verdicts.borrow());
+        let is_said = |name: &NodeName| {
+            Family::BOTH.iter().any(|family| known.get(&(name.clone(), *family)) == Some(&Verdict::Dropped))
+        };
+        // What is about to be said has to be so now: the lease of an agent that was killed goes on for a while.
+        let is_due = |(name, lost): (&NodeName, &u8)| match self.alive.get(name) {
+            None => true,
+            Some((true, at)) if *lost >= ENDPOINT_FAILURES && !is_said(name) => now - *at >= ASK_AGAIN,
+            Some((_, at)) => now - *at >= BELIEF,
+        };
+        if !suspects.iter().any(is_due) {
+            return;
+        }
+        let names: Vec<NodeName> = suspects.into_keys().collect();
+        let living = timeout(STORE_PATIENCE, leases::living_among(&self.agent.store, &names))
+            .await
+            .ok()
+            .and_then(Result::ok);
+        for name in names {
+            match &living {
+                Some(living) => drop(self.alive.insert(name.clone(), (living.contains(&name), now))),
+                // Nobody knows any more.
+                None => drop(self.alive.remove(&name)),
+            }
+        }
     }
 
     /// Whether the node is ready, as far as peers have a say in it: in every family one of them answers, or there is none that
@@ -210,8 +354,11 @@ impl Prober {
         if let Some(reason) = self.blind.values().next() {
             return Err(format!("{reason}; probe_peers = false in the configuration does without"));
         }
-        let mut silent = Vec::new();
-        for family in self.echoes.keys() {
+        if matches!(*self.agent.board.endpoint.borrow(), Endpoint::Awaited) {
+            return Err("the probe endpoint is being made".to_owned());
+        }
+        let (mut silent, mut dropped) = (Vec::new(), BTreeSet::new());
+        for family in self.host.echoes.keys() {
             let has_pods = |((_, of), reached): &(&Key, &Reached)| of == family && reached.gateway.is_some();
             let peers: Vec<&Key> = pass.paths.iter().filter(has_pods).map(|(key, _)| key).collect();
             let known = || peers.iter().filter_map(|key| verdicts.get(*key));
@@ -221,6 +368,8 @@ impl Prober {
             if known().any(|verdict| *verdict == Verdict::Unknown) {
                 return Err("the ways to the peers are being probed".to_owned());
             }
+            let drops = |key: &&&Key| verdicts.get(**key) == Some(&Verdict::Dropped);
+            dropped.extend(peers.iter().filter(drops).map(|(name, _)| name.clone()));
             silent.extend(peers.into_iter().map(|(name, _)| name.clone()));
         }
         if silent.is_empty() {
@@ -242,62 +391,44 @@ impl Prober {
         if silent.is_empty() {
             return Ok(());
         }
-        let names: Vec<_> = silent.iter().take(5).map(ToString::to_string).collect();
+        let list = |names: &mut dyn Iterator<Item = &NodeName>| {
+            names.take(5).map(ToString::to_string).collect::<Vec<_>>().join(", ")
+        };
+        if !dropped.is_empty() {
+            return Err(format!(
+                "no peer answers to packets that are forwarded as pods' are, although {} of them answer themselves, {} among \
+                 them: look at `polderctl status` on both nodes for forwarding settings and filters; probe_peers = false in \
+                 the configuration does without an answer",
+                dropped.len(),
+                list(&mut dropped.iter())
+            ));
+        }
         Err(format!(
             "no peer answers over the way that pods would use, although {} of them live, {} among them: look whether \
              the underlay lets through what `polderctl node list` names as their paths, and ICMP; probe_peers = false in the \
              configuration does without an answer",
             silent.len(),
-            names.join(", ")
+            list(&mut silent.iter())
         ))
     }
 }
 
-/// Says what is no longer as it was.
-fn log(before: &BTreeMap<Key, Verdict>, now: &BTreeMap<Key, Verdict>) {
-    for ((node, family), verdict) in now {
-        let was = before.get(&(node.clone(), *family)).copied().unwrap_or(Verdict::Unknown);
-        match (was, verdict) {
-            (Verdict::Silent | Verdict::Narrow(_), Verdict::Answers) => {
-                info!(%node, %family, "answers again");
-            }
-            (Verdict::Unknown | Verdict::Answers | Verdict::Narrow(_), Verdict::Silent) => {
-                warn!(%node, %family, "does not answer");
-            }
-            (Verdict::Unknown | Verdict::Answers | Verdict::Silent, Verdict::Narrow(bytes)) => {
-                warn!(%node, %family, bytes, "answers, but not to packets of that length");
-            }
-            _ => {}
+/// Has those probed at once by the other route that did not answer by this one.
+fn hurry(shots: &[Shot], schedule: &Schedule, other: &mut Schedule, now: Instant) {
+    for shot in shots.iter().filter(|shot| shot.lost) {
+        if let Some(key) = schedule.key_of(shot.number) {
+            other.hurry(key, now);
         }
     }
 }
 
-/// The verdict in a word; none, while nothing is known.
-pub fn word(verdict: Option<&Verdict>) -> &'static str {
-    match verdict {
-        Some(Verdict::Answers) => "answers",
-        Some(Verdict::Narrow(_)) => "narrow",
-        Some(Verdict::Silent) => "silent",
-        Some(Verdict::Unknown) | None => "",
-    }
-}
-
-/// What is wrong with the way to a peer, if anything is.
-pub fn problem((node, family): &Key, verdict: Verdict, reached: &Reached) -> Option<String> {
-    let way = match &reached.path {
-        Path::Direct { via, .. } => format!("directly to {via}"),
-        Path::Vxlan { remote, .. } => format!("through a tunnel to {remote}"),
-        Path::Unreachable(_) => return None,
-    };
-    match verdict {
-        Verdict::Unknown | Verdict::Answers => None,
-        Verdict::Silent => Some(format!(
-            "node {node} does not answer over the way that {family} pods use, {way}: it is down, or what is between does \
-             not let it through"
-        )),
-        Verdict::Narrow(bytes) => Some(format!(
-            "packets of {bytes} bytes do not get to {family} pods of node {node}, {way}, although small ones do: what is \
-             between carries less than the interfaces say. Set mtu in the configuration to what it carries, or raise its MTU"
-        )),
+async fn send(echoes: &BTreeMap<Family, Echo>, shots: Vec<Shot>) {
+    for Shot { number, to, full, .. } in shots {
+        let Some(echo) = echoes.get(&Family::of(to)) else { continue };
+        let full = full.map(|length| (Size::Full, length as usize));
+        for (size, length) in [(Size::Small, 0)].into_iter().chain(full) {
+            // What cannot be sent does not come back: that is what counts.
+            let _ = echo.send(to, length, Token { number, size }).await;
+        }
     }
 }

@@ -268,7 +268,7 @@ impl Registrar {
         let attachments: Vec<Attachment> = self
             .agent
             .ipam
-            .run(|ipam| ipam.attachments().map(|held| held.attachment.clone()).collect())
+            .run(|ipam| ipam.attachments().chain(ipam.probe()).map(|held| held.attachment.clone()).collect())
             .await;
         for attachment in attachments {
             warn!(%attachment, "cutting it off: this node was removed");

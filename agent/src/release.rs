@@ -125,6 +125,9 @@ async fn of_a_block(agent: &Agent, view: &View, address: IpAddr) -> Result<Strin
         Some(Condition::Gateway) => {
             refuse(format!("{address} is this node's own, the gateway of its pods: drain its pool instead"))
         }
+        Some(Condition::Probe) => refuse(format!(
+            "{address} is that of this node's probe endpoint: probe_peers = false does without one"
+        )),
         Some(Condition::Freed(_) | Condition::Unused | Condition::Excluded) => {
             Ok(format!("nobody has {address}: there is nothing to release"))
         }

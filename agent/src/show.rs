@@ -23,7 +23,13 @@ use crate::service::ledger_failed;
 
 /// Says what is known of the subject.
 pub async fn show(agent: &Agent, subject: Subject) -> Result<Shown, Refusal> {
-    let facts = agent.ipam.run(|ipam| ipam.facts(now())).await.map_err(ledger_failed)?;
+    let (facts, counts) = agent.ipam.run(|ipam| (ipam.facts(now()), ipam.counts(now()))).await;
+    let mut facts = facts.map_err(ledger_failed)?;
+    // The probe endpoint is none of the used addresses, as in `status`.
+    for (owned, counted) in &mut facts.blocks {
+        let of_block = counts.iter().find(|(known, _)| known.block == owned.block);
+        *counted = of_block.map(|(_, counts)| *counts);
+    }
     let view = match subject {
         // The ledger of this node can know it.
         Subject::Address(_) | Subject::Pod(_) => agent.board.view(),
@@ -58,6 +64,10 @@ fn missing<T>(problem: String) -> Result<T, Refusal> {
 fn invalid(error: impl std::fmt::Display) -> Refusal {
     Refusal::new(RefusalKind::Invalid, error.to_string())
 }
+
+/// What an address of the probe endpoint is.
+const PROBE: &str =
+    "it is that of this node's probe endpoint, from which the paths to other nodes are probed";
 
 struct Look<'a> {
     agent: &'a Agent,
@@ -243,6 +253,7 @@ impl Look<'_> {
                 ("used", format!("this node's ledger says that the attachment {why}"))
             }
             Condition::Gateway => ("gateway", "it is the node's own, the gateway of its pods".to_owned()),
+            Condition::Probe => ("probe", PROBE.to_owned()),
             Condition::Freed(moment) => {
                 status.since = Some(ago(moment));
                 let rest = self.agent.config.cooldown.saturating_sub(self.now.since(moment));
@@ -326,6 +337,8 @@ impl Look<'_> {
             said("resting", format!("its block {block} rests, for node {} was removed", claim.node))
         } else if node.is_some_and(|node| node.record.gateways.contains(&address)) {
             said("gateway", format!("it is the own address of node {}, the gateway of its pods", claim.node))
+        } else if node.is_some_and(|node| node.record.probes.contains(&address)) {
+            said("probe", format!("it is the address of the probe endpoint of node {}", claim.node))
         } else {
             let node = &claim.node;
             said(

@@ -88,7 +88,7 @@ pub async fn status(agent: &Agent) -> Status {
             })
             .collect(),
         pods,
-        missing_features: agent.features.missing(),
+        missing_features: missing(agent, &view),
         last_pass: pass.map(|pass| PassStatus {
             count: pass.count,
             writes: pass.writes,
@@ -100,6 +100,15 @@ pub async fn status(agent: &Agent) -> Status {
         repairs: agent.board.repairs.borrow().last.iter().map(repair).collect(),
         refused_writes: refused::status(&agent.store),
     }
+}
+
+/// What is done without.
+fn missing(agent: &Agent, view: &View) -> Vec<String> {
+    let mut missing = agent.features.missing();
+    if agent.config.probe_peers {
+        missing.extend(agent.board.endpoint.borrow().missing(&view.families()));
+    }
+    missing
 }
 
 fn repair(repair: &Repair) -> RepairStatus {

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{ContainerId, IfName, InvalidName, NetworkName, POD_INTERFACE_PREFIX};
+use crate::{ContainerId, IfName, InvalidName, NetworkName, POD_INTERFACE_PREFIX, PROBE_INTERFACE};
 
 /// The key that the CNI specification gives an attachment: network name, container ID, interface name.
 ///
@@ -24,12 +24,30 @@ pub struct Attachment {
     pub interface: IfName,
 }
 
+/// The attachment of a node's probe endpoint. A network of that name cannot be told from it.
+const PROBE: [&str; 3] = ["polder.probe", "node", "eth0"];
+
 impl Attachment {
+    /// That of the node's probe endpoint: an end point like a pod, from which the agent probes the ways to its peers.
+    pub fn of_probe() -> Self {
+        PROBE.join("/").parse().expect("three valid names")
+    }
+
+    /// Whether it is that of the node's probe endpoint.
+    pub fn is_probe(&self) -> bool {
+        [self.network.as_str(), self.container.as_str(), self.interface.as_str()] == PROBE
+    }
+
     /// The name of the host's end of the pair: `pld` and 12 hex digits of a hash of the attachment.
     ///
     /// It is found without asking anyone, so the plugin can take an attachment down while the agent is away, and
     /// it names this attachment alone, so a DEL that comes late cannot meet another pod's interface.
+    ///
+    /// The node's probe endpoint is no pod, and its interface has a name of its own.
     pub fn host_interface(&self) -> IfName {
+        if self.is_probe() {
+            return IfName::try_from(PROBE_INTERFACE.to_owned()).expect("twelve bytes, letters and a dot");
+        }
         let mut hash = Sha256::new();
         for part in [self.network.as_str(), self.container.as_str(), self.interface.as_str()] {
             hash.update((part.len() as u64).to_be_bytes());
@@ -117,7 +135,9 @@ mod tests {
         let one = attachment("net/c1/eth0").host_interface();
         assert_eq!(one.as_str().len(), 15);
         assert!(is_host_interface(one.as_str()));
-        for other in ["pld", "pld0", "pldveth-of-mine", "eth0"] {
+        assert_eq!(Attachment::of_probe().host_interface().as_str(), PROBE_INTERFACE);
+        assert!(Attachment::of_probe().is_probe() && !attachment("net/c1/eth0").is_probe());
+        for other in [PROBE_INTERFACE, "pld", "pld0", "pldveth-of-mine", "eth0"] {
             assert!(!is_host_interface(other), "{other} was taken for ours");
         }
         assert_ne!(one, attachment("net/c1/eth1").host_interface());

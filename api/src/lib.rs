@@ -30,3 +30,9 @@ pub const BRIDGE: &str = "polder0";
 
 /// What the name of every host-side pod interface starts with.
 pub const POD_INTERFACE_PREFIX: &str = "pld";
+
+/// The host's end of the pair of the node's probe endpoint, as a port of the bridge.
+pub const PROBE_INTERFACE: &str = "polder.probe";
+
+/// The same with `attach = "routed"`, where filters know pods by the prefix of their interfaces.
+pub const PROBE_INTERFACE_ROUTED: &str = "pldprobe";

@@ -38,6 +38,8 @@ struct Addresses {
     excluded: u64,
     /// The first address, where it is kept for the block's own gateway.
     gateway: Option<IpAddr>,
+    /// How many addresses its pool has.
+    pool_size: u128,
     /// Whether what seems never used may have been in use until the machine was booted.
     is_doubted: bool,
 }
@@ -120,6 +122,7 @@ impl Allocator {
                 unused: usable.into_iter().map(|address| (None, address)).collect(),
                 excluded: excluded.len() as u64,
                 gateway: None,
+                pool_size: pool.cidr().size(),
                 is_doubted: false,
             }
         });
@@ -185,6 +188,11 @@ impl Allocator {
     /// The gateway that is kept for a block.
     pub fn gateway(&self, block: Block) -> Option<IpAddr> {
         self.blocks.get(&block)?.gateway
+    }
+
+    /// How many addresses the pool of a block has.
+    pub fn pool_size(&self, block: Block) -> u128 {
+        self.blocks.get(&block).map_or(0, |addresses| addresses.pool_size)
     }
 
     /// Marks the address as used.

@@ -53,6 +53,11 @@ impl Cidr {
         self.length
     }
 
+    /// How many addresses there are; of all of IPv6, half of them.
+    pub fn size(self) -> u128 {
+        1 << (self.family().bits() - self.length()).min(127)
+    }
+
     /// Its first address.
     pub fn first(self) -> IpAddr {
         from_bits(self.family, self.base)

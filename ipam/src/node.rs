@@ -354,7 +354,7 @@ impl<L: Ledger> NodeIpam<L> {
             }
             self.allocator.next(*family, pool, rest, now).ok_or_else(|| AllocateError::Shortage {
                 family: *family,
-                counts: self.allocator.total(*family, pool, now),
+                counts: self.total(*family, pool, now),
             })
         };
         families.iter().map(choose).collect()
@@ -388,9 +388,9 @@ impl<L: Ledger> NodeIpam<L> {
         self.attachments.get(attachment)
     }
 
-    /// All attachments.
+    /// All attachments of pods. That of the probe endpoint is none ([`Self::probe`]).
     pub fn attachments(&self) -> impl Iterator<Item = &Held> {
-        self.attachments.values()
+        self.attachments.values().filter(|held| !held.attachment.is_probe())
     }
 
     /// Notes that the attachment is being taken away. It keeps its addresses; `None` if it is not there. It is
@@ -419,15 +419,23 @@ impl<L: Ledger> NodeIpam<L> {
         Ok(())
     }
 
-    /// The counts of each usable block at that moment.
+    /// The counts of each usable block at that moment. The address of the probe endpoint counts as excluded, as it is in
+    /// [`Self::total`].
     pub fn counts(&self, now: Moment) -> Vec<(OwnedBlock, Counts)> {
         let owned = |block| self.blocks.iter().find(|owned| owned.block == block).cloned();
-        self.allocator.blocks(now).filter_map(|(block, _, counts)| Some((owned(block)?, counts))).collect()
+        let counts = self.allocator.blocks(now).filter_map(|(block, _, counts)| {
+            Some((owned(block)?, self.without_probe(counts, |address| block.cidr().has(address))))
+        });
+        counts.collect()
     }
 
     /// The counts of one family, and of one pool if one is named.
     pub fn total(&self, family: Family, pool: Option<&PoolName>, now: Moment) -> Counts {
-        self.allocator.total(family, pool, now)
+        let counted = |address: IpAddr| {
+            let mut blocks = self.blocks.iter().filter(|owned| pool.is_none_or(|pool| owned.pool == *pool));
+            Family::of(address) == family && blocks.any(|owned| owned.block.cidr().has(address))
+        };
+        self.without_probe(self.allocator.total(family, pool, now), counted)
     }
 }
 
@@ -444,9 +452,11 @@ pub fn stale<'a>(
 
 mod facts;
 mod own;
+mod probe;
 
 pub use facts::Condition;
 pub use own::{Own, Stray};
+pub use probe::{SMALLEST_BLOCK, SMALLEST_POOL};
 
 #[cfg(test)]
 mod tests;

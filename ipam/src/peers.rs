@@ -53,6 +53,11 @@ impl Peer {
     pub fn gateway(&self, family: Family) -> Option<IpAddr> {
         of_family(&self.record.gateways, family)
     }
+
+    /// The address of its probe endpoint.
+    pub fn probe(&self, family: Family) -> Option<IpAddr> {
+        of_family(&self.record.probes, family)
+    }
 }
 
 fn of_family(addresses: &[IpAddr], family: Family) -> Option<IpAddr> {
@@ -86,6 +91,7 @@ pub fn believe(view: &View, me: &NodeName) -> Believed {
     for (name, known) in nodes.into_iter().filter(|(name, _)| *name != me) {
         let record = with_usable_gateways(view, name, &known.record, &mut problems);
         let mut blocks = blocks.remove(name).unwrap_or_default();
+        let record = with_usable_probes(name, record, &blocks, &mut problems);
         blocks.extend(held.remove(&known.record.incarnation).into_iter().flatten());
         peers.push(Peer { name: name.clone(), record, blocks });
     }
@@ -146,7 +152,9 @@ fn check_node(view: &View, record: &NodeRecord, owners: &HashMap<Identity, &Node
         return Err(format!("its {identity} is that of node {owner}"));
     }
     for family in Family::BOTH {
-        for (kind, addresses) in [("underlay", &record.underlay), ("gateway", &record.gateways)] {
+        for (kind, addresses) in
+            [("underlay", &record.underlay), ("gateway", &record.gateways), ("probe", &record.probes)]
+        {
             if addresses.iter().filter(|address| Family::of(**address) == family).count() > 1 {
                 return Err(format!("it has more than one {family} {kind} address"));
             }
@@ -184,6 +192,22 @@ fn with_usable_gateways(
     let key = Key::Node(name.clone()).to_string();
     problems.push(Problem { key, reason: format!("its gateway address {first} is in no pool") });
     Arc::new(NodeRecord { gateways: usable, ..(**record).clone() })
+}
+
+/// The record without the probe addresses that are in none of the node's blocks.
+fn with_usable_probes(
+    name: &NodeName,
+    record: Arc<NodeRecord>,
+    blocks: &[Block],
+    problems: &mut Vec<Problem>,
+) -> Arc<NodeRecord> {
+    let is_own = |probe: &&IpAddr| blocks.iter().any(|block| block.cidr().has(**probe));
+    let (usable, stray): (Vec<_>, Vec<_>) = record.probes.iter().partition(is_own);
+    let Some(first) = stray.first() else { return record };
+    let key = Key::Node(name.clone()).to_string();
+    let reason = format!("its probe address {first} is in no block of it: the address is not used");
+    problems.push(Problem { key, reason });
+    Arc::new(NodeRecord { probes: usable, ..(*record).clone() })
 }
 
 fn believable_blocks(
@@ -294,6 +318,7 @@ mod tests {
             boot_id: "b".into(),
             underlay: vec![IpAddr::from([10, 1, 0, n])],
             gateways: vec![IpAddr::from([10, 244, n, 1])],
+            probes: Vec::new(),
             vtep_mac: Mac([2, 0, 0, 0, 0, n]),
             mtu: 1450,
             version: "0".into(),
@@ -414,6 +439,19 @@ mod tests {
         let (peers, problem) = cluster.seen();
         assert_eq!(peers, both());
         assert!(problem.contains("its gateway address fd00::1 is in no pool"), "{problem}");
+    }
+
+    #[test]
+    fn a_probe_address_in_no_block_of_its_node_is_ignored_and_named_and_the_node_is_not() {
+        for (probe, sign) in
+            [("10.244.1.9", ""), ("10.244.2.9", "10.244.2.9 is in no block"), ("10.9.0.1", "10.9.0.1")]
+        {
+            let mut cluster = Cluster::new();
+            cluster.node("a", &NodeRecord { probes: vec![probe.parse().unwrap()], ..node(1) });
+            let (peers, problem) = cluster.seen();
+            assert_eq!(peers, both());
+            assert!(problem.contains(sign) && problem.is_empty() == sign.is_empty(), "{problem}");
+        }
     }
 
     #[test]

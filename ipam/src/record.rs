@@ -168,6 +168,9 @@ pub struct NodeRecord {
     pub underlay: Vec<IpAddr>,
     /// Its own addresses in the pod network, one of a family: the gateways of its pods.
     pub gateways: Vec<IpAddr>,
+    /// The addresses of its probe endpoint, at most one of a family: what is sent there is forwarded as a pod's packet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub probes: Vec<IpAddr>,
     /// The MAC address of its end of the tunnels.
     pub vtep_mac: Mac,
     /// The MTU of its pods, in bytes.

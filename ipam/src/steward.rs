@@ -295,6 +295,7 @@ fn register<'a>(facts: &'a Facts<'_>, identity: &Identity) -> Result<&'a Known<N
         boot_id: facts.boot_id.to_owned(),
         underlay: presence.underlay.clone(),
         gateways: facts.own.gateways.clone(),
+        probes: facts.own.probes.clone(),
         vtep_mac: presence.vtep_mac,
         mtu: presence.mtu,
         version: presence.version.clone(),

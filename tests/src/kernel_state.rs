@@ -10,12 +10,15 @@ pub fn release() -> (u32, u32) {
     numbers.next().zip(numbers.next()).expect("two numbers")
 }
 
-/// Everything of ours that is in a node's kernel, without what counts, ages or depends on when a device was made.
+/// Everything of ours that is in a node's kernel, without what counts, ages or depends on when a device was made, and without
+/// the interface of the probe endpoint, which ends with its agent.
 pub fn kernel_state(worker: &Worker) -> Vec<String> {
     let state = worker.node.shell(
-        "ip -d link show; ip address; ip route show table all; ip -6 route show table all; ip neigh show nud permanent; \
-         bridge fdb; bridge -d link; nft --stateless list ruleset; \
-         sysctl -a 2>/dev/null | grep -E 'forwarding|_redirects|rp_filter|bridge-nf-call-ip'",
+        "{ ip -o -d link show; ip -o address; ip route show table all; ip -6 route show table all; \
+         ip neigh show nud permanent; bridge fdb; bridge -o -d link; nft --stateless list ruleset; \
+         sysctl -a 2>/dev/null | grep -E 'forwarding|_redirects|rp_filter|bridge-nf-call-ip'; } | \
+         grep -vE 'polder[./]probe|pldprobe' | tr '\\\\' '\\n' | \
+         sed -E 's/ (port_id|port_no|designated_port) [^ ]+//g'",
     );
     let mut lines: Vec<String> = state.lines().map(lasting).collect();
     lines.sort();

@@ -464,9 +464,9 @@ fn the_pod_named_in_the_arguments_is_in_etcd_and_in_the_alias() {
 fn a_bridge_that_is_full_is_named_with_what_to_do_and_nothing_is_left() {
     let lab = node();
     let worker = &lab.workers[0];
-    // 1,023 ports, as if there were as many pods.
+    // 1,023 ports with that of the probe endpoint, as if there were as many pods.
     worker.node.shell(
-        "for n in $(seq 1023); do echo link add q$n type veth peer name r$n; echo link set q$n master polder0; done \
+        "for n in $(seq 1022); do echo link add q$n type veth peer name r$n; echo link set q$n master polder0; done \
          | ip -batch -",
     );
     let error = worker.try_pod("a", &Worker::netconf("1.1.0")).unwrap_err();

@@ -105,7 +105,8 @@ impl Engine {
             .ipam
             .run(|ipam| {
                 let blocks: Vec<Block> = ipam.blocks().iter().map(|owned| owned.block).collect();
-                (blocks, ipam.gateways().to_vec(), ipam.attachments().cloned().collect::<Vec<_>>())
+                let wired = ipam.attachments().chain(ipam.probe()).cloned();
+                (blocks, ipam.gateways().to_vec(), wired.collect::<Vec<_>>())
             })
             .await;
         let Some(mtu) = pod_mtu(underlay, cluster.backend, agent.config.mtu) else {

@@ -114,6 +114,7 @@ mod tests {
             boot_id: String::new(),
             underlay: vec![ip(underlay)],
             gateways: Vec::new(),
+            probes: Vec::new(),
             vtep_mac: Mac([2; 6]),
             mtu: 1450,
             version: String::new(),

@@ -12,6 +12,7 @@ use polder_netlink::link::{Port, Vxlan};
 use polder_netlink::neighbour::Destination;
 use polder_netlink::route::Lookup;
 
+use super::endpoint;
 use super::features::Features;
 use super::guard::Guard;
 use super::ruleset::{self, Lengths, Members};
@@ -96,6 +97,8 @@ pub struct Reached {
     pub path: Path,
     /// The peer's own address among them, if it has one.
     pub gateway: Option<IpAddr>,
+    /// The address of the peer's probe endpoint, if it has one: packets to it are forwarded as those to its pods.
+    pub probe: Option<IpAddr>,
     /// Length of the longest packet that may be sent there, in bytes.
     pub mtu: u32,
 }
@@ -109,7 +112,8 @@ impl Inputs<'_> {
                 if peer.blocks.iter().any(|block| block.family() == family) {
                     let (path, gateway) = (self.path(peer, family), peer.gateway(family));
                     let mtu = self.mtu.min(peer.record.mtu);
-                    reached.insert((peer.name.clone(), family), Reached { path, gateway, mtu });
+                    let probe = peer.probe(family);
+                    reached.insert((peer.name.clone(), family), Reached { path, gateway, probe, mtu });
                 }
             }
         }
@@ -242,9 +246,17 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &
         // Addresses that are not of our blocks: the pod leaves for the world like any other.
         members.local.extend(inputs.strays(pod).map(host_prefix));
         members.senders.extend(pod.addresses.iter().map(|address| (pod.mac, *address)));
-        let name = pod.attachment.host_interface();
+        let name = if pod.attachment.is_probe() {
+            endpoint::interface(inputs.cluster.attach)
+        } else {
+            pod.attachment.host_interface()
+        };
         if present.contains(&name) {
             wire_pod(inputs, pod, name, &mut state);
+        } else if pod.attachment.is_probe() && inputs.cluster.attach == AttachMode::Bridge {
+            // The interface of the probe endpoint ends with its agent. The next agent makes it again, with the same addresses.
+            let neighbours = pod.addresses.iter().map(|address| ((Device::Bridge, *address), pod.mac));
+            state.neighbours.extend(neighbours);
         }
     }
     let nodes = inputs.peers.iter().flat_map(|peer| peer.record.underlay.iter().copied());

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use polder_api::IfName;
+use polder_api::{IfName, is_host_interface};
 use polder_netlink::Error;
 use polder_netlink::link::{Kind, Link};
 use polder_netlink::nft::Table;
@@ -123,7 +123,7 @@ impl Kernel {
         let neighbours = self.routes.neighbours()?;
         let mut pods = Vec::new();
         for link in links.values() {
-            let (Some(Device::Pod(name)), Some(alias)) = (device(link), &link.alias) else { continue };
+            let (Some(name), Some(alias)) = (pod(link), &link.alias) else { continue };
             // The neighbours are behind the interface itself, or behind the bridge with the port's address.
             let macs: BTreeSet<_> =
                 forwards.iter().filter(|f| f.index == link.index).map(|f| f.mac).collect();
@@ -156,7 +156,7 @@ pub struct AttachedPod {
 /// The name of the interface, if it is a pod's.
 pub(super) fn pod(link: &Link) -> Option<IfName> {
     match device(link) {
-        Some(Device::Pod(name)) => Some(name),
+        Some(Device::Pod(name)) if is_host_interface(name.as_str()) => Some(name),
         _ => None,
     }
 }

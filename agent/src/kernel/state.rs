@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use polder_api::{BRIDGE, Family, IfName, Mac, is_host_interface};
+use polder_api::{BRIDGE, Family, IfName, Mac, PROBE_INTERFACE, PROBE_INTERFACE_ROUTED, is_host_interface};
 use polder_netlink::link::{Port, Vxlan};
 use polder_netlink::neighbour::Destination;
 use polder_netlink::nft::{Elements, Found, Table};
@@ -24,7 +24,7 @@ pub enum Device {
     Bridge,
     /// The tunnels over an underlay of that family.
     Tunnel(Family),
-    /// The host's end of a pod's pair.
+    /// The host's end of a pod's pair, or of that of the probe endpoint, which is wired like a pod.
     Pod(IfName),
     /// An interface of the underlay, which is not ours.
     Uplink(u32),
@@ -37,7 +37,8 @@ impl Device {
     /// The device of that name, if it is a name of ours.
     pub fn named(name: &str) -> Option<Self> {
         let own = Self::OWN.into_iter().find(|device| device.name() == Some(name));
-        own.or_else(|| is_host_interface(name).then(|| name.parse().ok().map(Self::Pod)).flatten())
+        let is_pod = is_host_interface(name) || [PROBE_INTERFACE, PROBE_INTERFACE_ROUTED].contains(&name);
+        own.or_else(|| is_pod.then(|| name.parse().ok().map(Self::Pod)).flatten())
     }
 
     /// The `ifalias` by which a device that the agent made is known even under another name.

@@ -14,17 +14,34 @@ pub type Key = (NodeName, Family);
 /// Where probes go, and how. Another way is probed anew.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
-    /// The peer's own address in the pod network.
+    /// The address that is probed: the peer's own in the pod network, or that of its probe endpoint.
     pub address: IpAddr,
     /// The way there, and what it carries.
     pub reached: Reached,
+    /// Which sizes are sent.
+    pub sizes: Sizes,
+}
+
+/// Which sizes of probes are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sizes {
+    /// Only the smallest.
+    Small,
+    /// The smallest, and the longest that a pod can send.
+    Both,
 }
 
 impl Target {
-    /// What is to be probed of a peer that is reached so, if anything can be.
-    pub fn of(reached: &Reached) -> Option<Self> {
+    /// What is to be probed of the host of a peer that is reached so, if anything can be.
+    pub fn host(reached: &Reached, sizes: Sizes) -> Option<Self> {
         let address = reached.gateway.filter(|_| !matches!(reached.path, Path::Unreachable(_)))?;
-        Some(Self { address, reached: reached.clone() })
+        Some(Self { address, reached: reached.clone(), sizes })
+    }
+
+    /// What is to be probed of the endpoint of a peer that is reached so, if it has one.
+    pub fn endpoint(reached: &Reached) -> Option<Self> {
+        let address = reached.probe.filter(|_| !matches!(reached.path, Path::Unreachable(_)))?;
+        Some(Self { address, reached: reached.clone(), sizes: Sizes::Both })
     }
 }
 
@@ -39,6 +56,19 @@ pub enum Verdict {
     Narrow(u32),
     /// It does not answer.
     Silent,
+    /// It answers itself, and what is forwarded as a pod's packet does not arrive, or its answer does not.
+    Dropped,
+}
+
+/// What has been seen of a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// What is known.
+    pub verdict: Verdict,
+    /// Rounds one after the other in which nothing came back.
+    pub lost: u8,
+    /// Whether anything ever came back.
+    pub answered: bool,
 }
 
 impl Verdict {
@@ -66,15 +96,17 @@ pub enum Size {
     Full,
 }
 
-/// A probe of each size is to be sent there.
+/// A probe is to be sent there, or one of each size.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shot {
     /// Which target it is for.
     pub number: u32,
     /// To whom.
     pub to: IpAddr,
-    /// Length of the larger packet, in bytes.
-    pub full: u32,
+    /// Length of the larger packet, in bytes, if there is to be one.
+    pub full: Option<u32>,
+    /// Whether nothing came back in the round before.
+    pub lost: bool,
 }
 
 /// Rounds that fail one after the other, before it is said so.
@@ -84,6 +116,7 @@ const FAILURES: u8 = 3;
 const SOON: Duration = Duration::from_millis(500);
 const AGAIN: Duration = Duration::from_secs(5);
 
+#[expect(clippy::struct_excessive_bools, reason = "each is seen by itself")]
 #[derive(Debug)]
 struct State {
     target: Target,
@@ -97,6 +130,8 @@ struct State {
     /// Rounds one after the other in which nothing came back; and in which only the small one did.
     silent: u8,
     narrow: u8,
+    /// Whether anything ever came back.
+    answered: bool,
     due: Instant,
 }
 
@@ -139,6 +174,7 @@ impl Schedule {
                 full: false,
                 silent: 0,
                 narrow: 0,
+                answered: false,
                 due: now,
             };
             self.numbers.insert(state.number, key.clone());
@@ -161,7 +197,8 @@ impl Schedule {
             shots.push(Shot {
                 number: state.number,
                 to: state.target.address,
-                full: state.target.reached.mtu,
+                full: (state.target.sizes == Sizes::Both).then_some(state.target.reached.mtu),
+                lost: state.silent > 0,
             });
             self.due.insert((state.due, key));
         }
@@ -175,7 +212,8 @@ impl Schedule {
         let Some(state) = state else { return };
         state.small = true;
         state.silent = 0;
-        if token.size == Size::Full {
+        state.answered = true;
+        if token.size == Size::Full || state.target.sizes == Sizes::Small {
             state.full = true;
             state.narrow = 0;
             state.verdict = Verdict::Answers;
@@ -188,14 +226,35 @@ impl Schedule {
         }
     }
 
+    /// Probes a target at once that answered when it was probed last, for there is a doubt.
+    pub fn hurry(&mut self, key: &Key, now: Instant) {
+        let Some(state) = self.states.get_mut(key).filter(|state| state.due > now + SOON) else { return };
+        if state.verdict.is_open() {
+            self.due.remove(&(state.due, key.clone()));
+            state.due = now;
+            self.due.insert((now, key.clone()));
+        }
+    }
+
+    /// Whose target has that number.
+    pub fn key_of(&self, number: u32) -> Option<&Key> {
+        self.numbers.get(&number)
+    }
+
+    /// What has been seen of a target, if it is one.
+    pub fn seen(&self, key: &Key) -> Option<Seen> {
+        let state = self.states.get(key)?;
+        Some(Seen { verdict: state.verdict, lost: state.silent, answered: state.answered })
+    }
+
+    /// The targets' keys.
+    pub fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.states.keys()
+    }
+
     /// When something is to be sent.
     pub fn next(&self) -> Option<Instant> {
         self.due.first().map(|(due, _)| *due)
-    }
-
-    /// What is known.
-    pub fn verdicts(&self) -> BTreeMap<Key, Verdict> {
-        self.states.iter().map(|(key, state)| (key.clone(), state.verdict)).collect()
     }
 }
 
@@ -203,6 +262,7 @@ impl State {
     /// Counts the outcome of the last round, and opens another.
     fn count(&mut self) {
         let (small, full) = (std::mem::take(&mut self.small), std::mem::take(&mut self.full));
+        let full = full || self.target.sizes == Sizes::Small;
         if std::mem::replace(&mut self.open, true) {
             match (small, full) {
                 (false, _) => self.silent = self.silent.saturating_add(1),
@@ -220,7 +280,7 @@ impl State {
     /// How long until the next round, unless an answer comes.
     fn pause(&self) -> Duration {
         match self.verdict {
-            Verdict::Silent | Verdict::Narrow(_) => AGAIN,
+            Verdict::Silent | Verdict::Narrow(_) | Verdict::Dropped => AGAIN,
             Verdict::Answers | Verdict::Unknown => SOON,
         }
     }
@@ -233,7 +293,8 @@ mod tests {
     fn target(address: &str) -> Target {
         let address: IpAddr = address.parse().unwrap();
         let path = Path::Direct { via: "10.0.0.2".parse().unwrap(), index: 2 };
-        Target { address, reached: Reached { path, gateway: Some(address), mtu: 1450 } }
+        let reached = Reached { path, gateway: Some(address), probe: None, mtu: 1450 };
+        Target { address, reached, sizes: Sizes::Both }
     }
 
     fn key() -> Key {
@@ -264,7 +325,7 @@ mod tests {
                     self.schedule.take(shots[0].to, token, self.now);
                 }
             }
-            (self.schedule.verdicts()[&key()], self.schedule.next().unwrap() - self.now)
+            (self.schedule.seen(&key()).unwrap().verdict, self.schedule.next().unwrap() - self.now)
         }
     }
 
@@ -314,13 +375,38 @@ mod tests {
         target.reached.path = other;
         let moved = BTreeMap::from([(key(), target)]);
         play.schedule.aim(&moved, play.now);
-        assert_eq!(play.schedule.verdicts()[&key()], Verdict::Unknown);
+        assert_eq!(play.schedule.seen(&key()).unwrap().verdict, Verdict::Unknown);
         assert_eq!(play.schedule.next(), Some(play.now));
         play.schedule.shoot(play.now, 10);
         play.schedule.aim(&moved, play.now);
         assert_ne!(play.schedule.next(), Some(play.now), "it is the same");
         play.schedule.aim(&BTreeMap::new(), play.now);
-        assert_eq!((play.schedule.verdicts().len(), play.schedule.next()), (0, None));
+        assert_eq!((play.schedule.keys().count(), play.schedule.next()), (0, None));
+    }
+
+    #[test]
+    fn where_only_small_packets_are_sent_they_are_enough() {
+        let mut play = Play::new();
+        let small = Target { sizes: Sizes::Small, ..target("10.244.1.1") };
+        play.schedule.aim(&BTreeMap::from([(key(), small)]), play.now);
+        let (verdict, pause) = play.rounds(5, &[Size::Small]);
+        assert!(verdict == Verdict::Answers && pause >= STEADY, "{verdict:?} {pause:?}");
+        assert_eq!(play.rounds(4, &[]).0, Verdict::Silent);
+    }
+
+    #[test]
+    fn lost_rounds_are_counted_until_something_comes_back_and_a_doubt_makes_the_next_one_come_early() {
+        let mut play = Play::new();
+        play.rounds(1, ALL);
+        play.schedule.hurry(&key(), play.now);
+        assert_eq!(play.schedule.next(), Some(play.now));
+        play.rounds(4, &[]);
+        assert_eq!(
+            play.schedule.seen(&key()),
+            Some(Seen { verdict: Verdict::Silent, lost: 3, answered: true })
+        );
+        play.rounds(1, &[Size::Small]);
+        assert_eq!(play.schedule.seen(&key()).unwrap().lost, 0);
     }
 
     #[test]
@@ -329,6 +415,6 @@ mod tests {
         let shots = play.schedule.shoot(play.now, 10);
         let token = Token { number: shots[0].number, size: Size::Full };
         play.schedule.take("10.244.1.2".parse().unwrap(), token, play.now);
-        assert_eq!(play.schedule.verdicts()[&key()], Verdict::Unknown);
+        assert_eq!(play.schedule.seen(&key()).unwrap().verdict, Verdict::Unknown);
     }
 }

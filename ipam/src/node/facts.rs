@@ -15,6 +15,8 @@ pub enum Condition {
     Held(Box<Held>),
     /// It is the node's own.
     Gateway,
+    /// It is that of the node's probe endpoint.
+    Probe,
     /// It was freed at that moment, and nobody has had it since.
     Freed(Moment),
     /// Nobody has ever had it.
@@ -28,6 +30,10 @@ impl<L: Ledger> NodeIpam<L> {
     pub fn facts(&self, now: Moment) -> Result<LedgerFacts, LedgerError> {
         let counts = |block| self.allocator.blocks(now).find(|(known, ..)| *known == block);
         let blocks = self.ledger.blocks()?.into_iter();
+        // The probe endpoint is the node's own, and no pod.
+        let (probes, attachments): (Vec<Held>, Vec<Held>) =
+            self.ledger.attachments()?.into_iter().partition(|held| held.attachment.is_probe());
+        let probes = probes.into_iter().flat_map(|held| held.addresses);
         Ok(LedgerFacts {
             identity: self.ledger.identity()?,
             blocks: blocks
@@ -36,8 +42,8 @@ impl<L: Ledger> NodeIpam<L> {
                     (owned, counts)
                 })
                 .collect(),
-            gateways: self.ledger.gateways()?,
-            attachments: self.ledger.attachments()?,
+            gateways: self.ledger.gateways()?.into_iter().chain(probes).collect(),
+            attachments,
         })
     }
 
@@ -53,6 +59,9 @@ impl<L: Ledger> NodeIpam<L> {
     /// What has become of an address; `None` if it is in none of the node's blocks, and nobody has it here.
     pub fn condition(&self, address: IpAddr, now: Moment) -> Result<Option<Condition>, LedgerError> {
         if let Some(held) = self.attachments.values().find(|held| held.addresses.contains(&address)) {
+            if held.attachment.is_probe() {
+                return Ok(Some(Condition::Probe));
+            }
             return Ok(Some(Condition::Held(Box::new(held.clone()))));
         }
         if self.gateways.contains(&address) {

@@ -22,7 +22,9 @@ pub struct Own {
     pub blocks: Vec<OwnedBlock>,
     /// Its own addresses.
     pub gateways: Vec<IpAddr>,
-    /// How many attachments there are.
+    /// The addresses of its probe endpoint.
+    pub probes: Vec<IpAddr>,
+    /// How many attachments there are, with that of the probe endpoint.
     pub attachments: usize,
     /// The addresses of attachments that are in none of its blocks.
     pub strays: Vec<Stray>,
@@ -74,6 +76,11 @@ impl<L: Ledger> NodeIpam<L> {
             identity: self.identity()?,
             blocks: self.blocks.clone(),
             gateways: self.gateways.clone(),
+            probes: self
+                .probe()
+                .filter(|held| !held.leaving)
+                .map(|held| held.addresses.clone())
+                .unwrap_or_default(),
             attachments: self.attachments.len(),
             strays: strays.collect(),
             expected: self.expected.iter().map(|(address, _)| *address).collect(),

@@ -41,6 +41,7 @@ impl Cluster {
             boot_id: "b".into(),
             underlay: vec![underlay.parse().unwrap()],
             gateways: Vec::new(),
+            probes: Vec::new(),
             vtep_mac: polder_api::Mac([2, 0, 0, 0, 0, 1]),
             mtu: 1450,
             version: "0".into(),

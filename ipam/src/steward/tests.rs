@@ -51,6 +51,7 @@ fn view(more: Vec<(Key, Vec<u8>)>) -> View {
         boot_id: "b".to_owned(),
         underlay,
         gateways: Vec::new(),
+        probes: Vec::new(),
         vtep_mac,
         mtu,
         version,

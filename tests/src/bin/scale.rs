@@ -110,6 +110,7 @@ impl Peer {
             boot_id: format!("00000000-0000-0000-0000-{:012x}", self.0),
             underlay: vec![Ipv4Addr::from(u32::from(FIRST.1) + self.0 + 1).into()],
             gateways: vec![self.gateway()],
+            probes: Vec::new(),
             vtep_mac: Mac([2, 0x84, a, b, c, d]),
             mtu: 1450,
             version: env!("CARGO_PKG_VERSION").to_owned(),

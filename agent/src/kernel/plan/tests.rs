@@ -143,6 +143,7 @@ impl World {
             boot_id: String::new(),
             underlay: underlay(number, self.dual),
             gateways,
+            probes: Vec::new(),
             vtep_mac: Mac([6, 0, 0, 0, 0, number]),
             mtu: 1450,
             version: String::new(),

@@ -1,0 +1,127 @@
+//! The interfaces of the node's probe endpoint, made as a plugin makes those of a pod.
+
+use std::fs;
+use std::fs::File;
+use std::os::fd::AsFd;
+
+use ipnetwork::IpNetwork;
+use polder_api::message::{Attach, Wiring};
+use polder_api::{BRIDGE, Family, IfName, PROBE_INTERFACE, PROBE_INTERFACE_ROUTED};
+use polder_ipam::record::AttachMode;
+use polder_netlink::link::{self, Port, VethPair};
+use polder_netlink::neighbour::{Destination, Forward, Neighbour};
+use polder_netlink::route::{self, OnlinkRoute, Route, Table, Target};
+use polder_netlink::{Error, Operation, RouteSocket, address, namespace};
+
+use super::Kernel;
+
+/// The interface inside the endpoint's namespace.
+const INSIDE: &str = "eth0";
+
+/// The endpoint's interface was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    /// The kernel refused it.
+    #[error("make its interfaces")]
+    Netlink(#[from] Error),
+    /// Its namespace cannot be entered.
+    #[error("enter its network namespace")]
+    Namespace(#[from] std::io::Error),
+    /// The bridge or the interface is gone again.
+    #[error("{0} is not there")]
+    Gone(IfName),
+}
+
+/// The name of the host's end.
+pub fn interface(attach: AttachMode) -> IfName {
+    name(match attach {
+        AttachMode::Bridge => PROBE_INTERFACE,
+        AttachMode::Routed => PROBE_INTERFACE_ROUTED,
+    })
+}
+
+fn name(name: &str) -> IfName {
+    IfName::try_from(name.to_owned()).expect("a name of ours is valid")
+}
+
+impl Kernel {
+    /// The number of the interface of that name, if it is there.
+    pub fn index_of(&mut self, name: &IfName) -> Result<Option<u32>, Error> {
+        Ok(self.routes.link(name.as_str())?.map(|link| link.index))
+    }
+
+    /// Makes the pair with its other end in `namespace`, and all that leads there and out of it. There must be none.
+    /// Returns the number of the host's end.
+    pub fn make_probe(&mut self, namespace: &File, wiring: &Wiring) -> Result<u32, EndpointError> {
+        let mut inside = namespace::within(namespace, || {
+            // Where new namespaces begin without IPv6; where there is none, there is nothing to switch on.
+            let _ = fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "0");
+            RouteSocket::open()
+        })??;
+        let bridge = match wiring.attach {
+            Attach::Bridge { .. } => {
+                Some(self.routes.link(BRIDGE)?.ok_or_else(|| EndpointError::Gone(name(BRIDGE)))?.index)
+            }
+            Attach::Routed => None,
+        };
+        let host = wiring.host_interface.as_str();
+        let gone = || EndpointError::Gone(wiring.host_interface.clone());
+        let pair = VethPair {
+            name: &wiring.host_interface,
+            mac: bridge.is_none().then_some(wiring.gateway_mac),
+            peer_name: &name(INSIDE),
+            peer_mac: wiring.mac,
+            peer_namespace: namespace.as_fd(),
+            mtu: wiring.mtu,
+            controller: bridge,
+        };
+        let mut settings = link::change(host).alias(&wiring.alias);
+        if let Attach::Bridge { locked } = wiring.attach {
+            settings = settings.port(&Port::of_pod(locked));
+        }
+        self.routes.execute_all([
+            link::create_veth(&pair),
+            link::without_link_local(host),
+            settings.into(),
+            link::change(host).up().into(),
+        ])?;
+        let index = self.index_of(&wiring.host_interface)?.ok_or_else(gone)?;
+        self.routes.execute_all(towards(wiring, bridge, index))?;
+        let index_inside = inside.link(INSIDE)?.ok_or_else(gone)?.index;
+        inside.execute_all(outwards(wiring, index_inside))?;
+        Ok(index)
+    }
+}
+
+/// What leads from the host to the endpoint.
+fn towards(wiring: &Wiring, bridge: Option<u32>, index: u32) -> Vec<Operation> {
+    let behind = bridge.unwrap_or(index);
+    let neighbours = wiring.addresses.iter().map(|own| own.address);
+    let neighbours =
+        neighbours.map(|address| Neighbour { index: behind, address, mac: wiring.mac }.replace());
+    if bridge.is_some() {
+        let forward = Forward { index, mac: wiring.mac, to: Destination::Port };
+        return std::iter::once(forward.replace()).chain(neighbours).collect();
+    }
+    let routes = wiring.addresses.iter().map(|own| {
+        let destination = host_prefix(own.address);
+        route::replace(&Route { destination, target: Target::Link { index }, source: None, mtu: None })
+    });
+    routes.chain(neighbours).collect()
+}
+
+/// What leads out of the endpoint's namespace.
+fn outwards(wiring: &Wiring, index: u32) -> Vec<Operation> {
+    let mut operations = vec![link::change("lo").up().into(), link::without_link_local(INSIDE)];
+    operations.extend(wiring.addresses.iter().map(|own| address::add(index, host_prefix(own.address))));
+    operations.push(link::change_index(index).up().into());
+    for own in &wiring.addresses {
+        operations.push(Neighbour { index, address: own.gateway, mac: wiring.gateway_mac }.replace());
+        operations.push(route::onlink(index, own.gateway, &OnlinkRoute::to_everywhere(Table::MAIN)));
+    }
+    operations
+}
+
+fn host_prefix(address: std::net::IpAddr) -> IpNetwork {
+    IpNetwork::new(address, Family::of(address).bits()).expect("the length of a whole address")
+}

@@ -1,0 +1,105 @@
+//! What is concluded about the path to a peer from probes of its host and of its probe endpoint. Pure.
+
+use super::schedule::{Seen, Verdict};
+
+/// Rounds one after the other without an answer of an endpoint before that is said. They take longer than the lease of an
+/// agent that was killed, and much longer than an upgrade: the endpoint is away as long as the agent is.
+pub(super) const ENDPOINT_FAILURES: u8 = 6;
+
+/// What the store says of the peer's agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Living {
+    /// It is alive.
+    Yes,
+    /// It is not, and its endpoint with it.
+    No,
+    /// The store has not been asked, or does not answer.
+    Unknown,
+}
+
+/// What is known of the path to a peer. `host` is what probes of the peer's own address say, which nobody forwards;
+/// `forwarded` what those of its endpoint say, if it has one.
+pub(super) fn combine(host: Option<Verdict>, forwarded: Option<Seen>, living: Living) -> Verdict {
+    let Some(forwarded) = forwarded else { return host.unwrap_or(Verdict::Unknown) };
+    let has_failed = forwarded.lost >= ENDPOINT_FAILURES;
+    match (host, forwarded.verdict) {
+        (None, verdict) | (_, verdict @ (Verdict::Answers | Verdict::Narrow(_) | Verdict::Dropped)) => {
+            verdict
+        }
+        (Some(Verdict::Silent), Verdict::Silent) => Verdict::Silent,
+        (Some(Verdict::Silent | Verdict::Unknown), _) => Verdict::Unknown,
+        (Some(_), _) if living == Living::Yes && has_failed => Verdict::Dropped,
+        // The endpoint is away with its agent, or will be back before it is missed.
+        (Some(host), _) if living == Living::No || has_failed || forwarded.answered => host,
+        (Some(_), _) => Verdict::Unknown,
+    }
+}
+
+/// Whether the outcome depends on whether the peer's agent is alive.
+pub(super) fn is_suspect(host: Option<Verdict>, forwarded: Seen) -> bool {
+    host.is_some_and(Verdict::is_open) && forwarded.verdict == Verdict::Silent
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NARROW: Verdict = Verdict::Narrow(1450);
+
+    #[expect(clippy::unnecessary_wraps, reason = "so that it is given as it is taken")]
+    fn seen(verdict: Verdict, lost: u8, answered: bool) -> Option<Seen> {
+        Some(Seen { verdict, lost, answered })
+    }
+
+    #[test]
+    fn a_peer_without_an_endpoint_is_judged_by_its_host() {
+        for host in [Verdict::Unknown, Verdict::Answers, NARROW, Verdict::Silent] {
+            assert_eq!(combine(Some(host), None, Living::Unknown), host);
+        }
+    }
+
+    #[test]
+    fn what_is_forwarded_counts_whether_the_host_answers_or_not() {
+        for host in [None, Some(Verdict::Unknown), Some(Verdict::Answers), Some(Verdict::Silent)] {
+            for verdict in [Verdict::Answers, NARROW] {
+                assert_eq!(combine(host, seen(verdict, 0, true), Living::Unknown), verdict, "{host:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_host_that_answers_while_its_endpoint_does_not_drops_what_is_forwarded() {
+        let silent = |lost| seen(Verdict::Silent, lost, true);
+        let combine = |lost, living| combine(Some(Verdict::Answers), silent(lost), living);
+        assert_eq!(combine(ENDPOINT_FAILURES, Living::Yes), Verdict::Dropped);
+        assert_eq!(
+            combine(ENDPOINT_FAILURES - 1, Living::Yes),
+            Verdict::Answers,
+            "a restart takes that long"
+        );
+        assert_eq!(combine(ENDPOINT_FAILURES, Living::No), Verdict::Answers, "the agent is away");
+        assert_eq!(combine(ENDPOINT_FAILURES, Living::Unknown), Verdict::Answers, "nobody knows");
+    }
+
+    #[test]
+    fn nothing_is_known_of_an_endpoint_that_has_not_answered_yet_unless_its_agent_is_away() {
+        let never =
+            |lost, living| combine(Some(Verdict::Answers), seen(Verdict::Silent, lost, false), living);
+        assert_eq!(never(3, Living::Yes), Verdict::Unknown);
+        assert_eq!(never(3, Living::Unknown), Verdict::Unknown);
+        assert_eq!(never(3, Living::No), Verdict::Answers);
+        assert_eq!(never(ENDPOINT_FAILURES, Living::Yes), Verdict::Dropped);
+        assert_eq!(
+            combine(Some(Verdict::Answers), seen(Verdict::Unknown, 0, false), Living::Yes),
+            Verdict::Unknown
+        );
+    }
+
+    #[test]
+    fn a_peer_is_silent_when_neither_answers() {
+        let both = |host, lost| combine(Some(host), seen(Verdict::Silent, lost, true), Living::Yes);
+        assert_eq!(both(Verdict::Silent, 3), Verdict::Silent);
+        assert_eq!(both(Verdict::Unknown, 9), Verdict::Unknown);
+        assert_eq!(combine(None, seen(Verdict::Silent, 3, true), Living::Yes), Verdict::Silent);
+    }
+}

@@ -1,0 +1,249 @@
+//! The node's probe endpoint: an attachment of the node's own, with an address of each family, that is no pod.
+//!
+//! It takes the last free address of a block, so that pods get the addresses that they would get without it.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use polder_api::{Attachment, Family};
+
+use super::{AllocateError, NodeIpam, Source, Wish};
+use crate::allocator::{Counts, Rest};
+use crate::ledger::{Held, Kind, Ledger, LedgerError, Standing};
+use crate::moment::Moment;
+use crate::pool::Block;
+
+/// Blocks with fewer addresses have none for the endpoint.
+pub const SMALLEST_BLOCK: u128 = 16;
+
+/// Pools with fewer addresses have none, either: their blocks are for pods.
+pub const SMALLEST_POOL: u128 = 256;
+
+/// So many addresses stay free for pods when the endpoint takes one.
+const LEFT_FOR_PODS: u64 = 4;
+
+/// So many addresses are looked at from the end of a block.
+const LOOKED_AT: u128 = 64;
+
+impl<L: Ledger> NodeIpam<L> {
+    /// The endpoint, if it has an address.
+    pub fn probe(&self) -> Option<&Held> {
+        self.attachments.get(&Attachment::of_probe())
+    }
+
+    /// Whether the endpoint has the addresses that it should have: one of each family, where there is one to have, and
+    /// none in a block that is to become empty.
+    pub fn probe_fits(&self, families: &BTreeSet<Family>, now: Moment) -> bool {
+        let Some(held) = self.probe() else {
+            return families.iter().all(|family| self.place(*family, now).is_none());
+        };
+        let stays =
+            |address: &IpAddr| families.contains(&Family::of(*address)) && self.may_stay(*address, now);
+        let has = |family: &Family| held.addresses.iter().any(|address| Family::of(*address) == *family);
+        let missing = families.iter().filter(|family| !has(family));
+        !held.leaving
+            && held.addresses.iter().all(stays)
+            && missing.into_iter().all(|family| self.place(*family, now).is_none())
+    }
+
+    /// Gives the endpoint its addresses, of those families of which there are any to have. `None` if there is none, or
+    /// the node is in no cluster. What it has it keeps.
+    pub fn take_probe(
+        &mut self,
+        families: &BTreeSet<Family>,
+        mtu: u32,
+        now: Moment,
+    ) -> Result<Option<Held>, LedgerError> {
+        if let Some(held) = self.probe() {
+            return Ok(Some(held.clone()));
+        }
+        if self.identity()?.is_none_or(|identity| identity.standing != Standing::Member) {
+            return Ok(None);
+        }
+        let requested: Vec<IpAddr> = families.iter().filter_map(|family| self.place(*family, now)).collect();
+        if requested.is_empty() {
+            return Ok(None);
+        }
+        let families = requested.iter().copied().map(Family::of).collect();
+        let wish = Wish {
+            attachment: Attachment::of_probe(),
+            kind: Kind::Pod,
+            source: Source::Blocks { families, pool: None, requested, reserved: Vec::new() },
+            mac: None,
+            mtu,
+            netns: String::new(),
+            pod: None,
+        };
+        match self.allocate(wish, Rest::Full, now) {
+            Ok(held) => Ok(Some(held)),
+            Err(AllocateError::Ledger(error)) => Err(error),
+            // Such as a MAC address that a pod has asked for.
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// The counts without the endpoint: its address is none that goes to pods.
+    pub(super) fn without_probe(&self, mut counts: Counts, is_counted: impl Fn(IpAddr) -> bool) -> Counts {
+        let own = self.probe().into_iter().flat_map(|held| &held.addresses);
+        let own = own.filter(|address| is_counted(**address)).count() as u64;
+        counts.used = counts.used.saturating_sub(own);
+        counts.excluded += own;
+        counts
+    }
+
+    /// Whether an address of the endpoint is where it may be: not in a block that is given back, and in none of a closed
+    /// pool that would become empty, or could once the gateway has moved.
+    fn may_stay(&self, address: IpAddr, now: Moment) -> bool {
+        let mut blocks = self.blocks.iter().filter(|owned| !owned.leaving);
+        let Some(owned) = blocks.find(|owned| owned.block.cidr().has(address)) else { return false };
+        let has_gateway = self.gateways.iter().any(|gateway| owned.block.cidr().has(*gateway));
+        let is_needed = has_gateway && self.place(Family::of(address), now).is_none();
+        !self.allocator.is_closed(&owned.pool) || is_needed
+    }
+
+    /// The address that the endpoint would get: the last free one of a block, if possible of the gateway's.
+    fn place(&self, family: Family, now: Moment) -> Option<IpAddr> {
+        let mut blocks: Vec<Block> = self
+            .allocator
+            .blocks(now)
+            .filter(|(block, pool, counts)| {
+                block.family() == family
+                    && !self.allocator.is_closed(pool)
+                    && block.cidr().size() >= SMALLEST_BLOCK
+                    && self.allocator.pool_size(*block) >= SMALLEST_POOL
+                    && counts.free > LEFT_FOR_PODS
+            })
+            .map(|(block, ..)| block)
+            .collect();
+        blocks.sort_by_key(|block| !self.gateways.iter().any(|gateway| block.cidr().has(*gateway)));
+        let from_the_end = |block: Block| {
+            (0..LOOKED_AT.min(block.cidr().size())).map(move |back| before(block.cidr().last(), back))
+        };
+        blocks.into_iter().flat_map(from_the_end).find(|address| self.allocator.ask(*address, now).is_ok())
+    }
+}
+
+/// The address that many places before that one, which must be in the same block.
+fn before(address: IpAddr, places: u128) -> IpAddr {
+    match address {
+        IpAddr::V4(v4) => {
+            let places = u32::try_from(places).unwrap_or(u32::MAX);
+            IpAddr::V4(u32::from(v4).saturating_sub(places).into())
+        }
+        IpAddr::V6(v6) => IpAddr::V6(u128::from(v6).saturating_sub(places).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::Pool;
+    use crate::ledger::memory::Memory;
+    use crate::ledger::{Identity, OwnedBlock};
+    use crate::pool::{Labels, PoolState};
+    use crate::record::{ClusterId, Incarnation, Nonce};
+
+    const NOW: Moment = Moment::from_millis(1_000_000);
+
+    fn pool(name: &str, cidr: &str, length: u8, state: PoolState) -> Pool {
+        Pool::new(name.parse().unwrap(), cidr.parse().unwrap(), length, state).unwrap()
+    }
+
+    fn node(pools: &[(&Pool, &str)]) -> NodeIpam<Memory> {
+        let (mut node, _) = NodeIpam::with(Memory::default(), "boot", Duration::from_mins(1)).unwrap();
+        node.identify(&Identity {
+            node: "n1".parse().unwrap(),
+            incarnation: Incarnation("i".into()),
+            cluster: ClusterId("c".into()),
+            standing: Standing::Member,
+        })
+        .unwrap();
+        for (pool, block) in pools {
+            let block = Block::new(block.parse().unwrap());
+            let owned =
+                OwnedBlock { block, pool: pool.name.clone(), nonce: Nonce("x".into()), leaving: false };
+            node.add_block(owned, pool, NOW).unwrap();
+        }
+        node.take_gateways(NOW).unwrap();
+        node
+    }
+
+    fn v4() -> BTreeSet<Family> {
+        BTreeSet::from([Family::V4])
+    }
+
+    fn taken(node: &mut NodeIpam<Memory>) -> Vec<String> {
+        let held = node.take_probe(&v4(), 1450, NOW).unwrap();
+        held.into_iter().flat_map(|held| held.addresses).map(|address| address.to_string()).collect()
+    }
+
+    #[test]
+    fn the_endpoint_takes_the_last_address_of_the_gateways_block_and_is_no_pod() {
+        let pool = pool("p", "10.0.0.0/24", 26, PoolState::Active);
+        let mut node = node(&[(&pool, "10.0.0.192/26"), (&pool, "10.0.0.0/26")]);
+        assert!(!node.probe_fits(&v4(), NOW), "it has none yet");
+        let gateway_block =
+            node.blocks().iter().find(|owned| owned.block.cidr().has(node.gateways()[0])).unwrap();
+        let expected = if gateway_block.block.cidr().last().to_string() == "10.0.0.255" {
+            "10.0.0.254"
+        } else {
+            "10.0.0.63"
+        };
+        assert_eq!(taken(&mut node), [expected]);
+        assert!(node.probe_fits(&v4(), NOW));
+        assert_eq!(taken(&mut node), [expected], "the same again");
+        assert_eq!(node.attachments().count(), 0);
+        let of_pods = node.total(Family::V4, None, NOW);
+        assert_eq!((of_pods.used, of_pods.excluded), (1, 3), "both ends of the pool, and the endpoint");
+        assert_eq!(node.own(NOW).unwrap().probes.len(), 1);
+        assert_eq!(node.facts(NOW).unwrap().attachments, []);
+        assert_eq!(
+            node.condition(expected.parse().unwrap(), NOW).unwrap(),
+            Some(crate::node::Condition::Probe)
+        );
+    }
+
+    #[test]
+    fn small_blocks_and_small_pools_have_no_address_for_the_endpoint_and_nobody_asks_again() {
+        for (cidr, length) in [("10.0.0.0/24", 29), ("10.0.0.0/25", 26)] {
+            let pool = pool("p", cidr, length, PoolState::Active);
+            let mut node = node(&[(&pool, &format!("10.0.0.0/{length}"))]);
+            assert_eq!(taken(&mut node), Vec::<String>::new());
+            assert!(node.probe_fits(&v4(), NOW));
+        }
+    }
+
+    #[test]
+    fn the_endpoint_leaves_a_pool_that_is_drained_if_there_is_another_or_it_keeps_a_block_alone() {
+        let (old, new) = (
+            pool("old", "10.0.0.0/24", 26, PoolState::Active),
+            pool("new", "10.1.0.0/24", 26, PoolState::Active),
+        );
+        let mut node = node(&[(&old, "10.0.0.0/26")]);
+        assert_eq!(taken(&mut node), ["10.0.0.63"]);
+        let drained = old.in_state(PoolState::Draining);
+        node.learn_pools(&[drained.clone(), new.clone()], &Labels::new()).unwrap();
+        assert!(
+            node.probe_fits(&v4(), NOW),
+            "there is no other address, and the gateway keeps the block anyway"
+        );
+        let block = Block::new("10.1.0.0/26".parse().unwrap());
+        let owned = OwnedBlock { block, pool: new.name.clone(), nonce: Nonce("y".into()), leaving: false };
+        node.add_block(owned, &new, NOW).unwrap();
+        assert!(!node.probe_fits(&v4(), NOW));
+        node.release(&Attachment::of_probe(), NOW).unwrap();
+        assert_eq!(taken(&mut node), ["10.1.0.63"]);
+        assert!(node.probe_fits(&v4(), NOW));
+    }
+
+    #[test]
+    fn a_node_that_was_removed_gets_no_endpoint() {
+        let pool = pool("p", "10.0.0.0/24", 26, PoolState::Active);
+        let mut node = node(&[(&pool, "10.0.0.0/26")]);
+        let identity = node.identity().unwrap().unwrap();
+        node.identify(&Identity { standing: Standing::Removed, ..identity }).unwrap();
+        assert_eq!(taken(&mut node), Vec::<String>::new());
+    }
+}

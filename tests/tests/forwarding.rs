@@ -1,0 +1,209 @@
+//! Peers are probed with packets that both hosts forward as they forward those of pods.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::time::Duration;
+
+use polder_tests::agent::{CNI_CONF, Worker};
+use polder_tests::fabric::Families;
+use polder_tests::traces::endpoint;
+use polder_tests::{Lab, Topology, wait};
+use serde_json::Value;
+
+/// What takes several rounds of probes, and more than the lease of an agent.
+const LONG: Duration = Duration::from_secs(90);
+
+const DROPPED: &str = "packets that are forwarded to its";
+
+/// Nodes on one segment that probe each other every second. No agent runs.
+fn lab(topology: Topology) -> Lab {
+    let lab = Lab::build(topology);
+    lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 1"));
+    lab
+}
+
+/// Has a node drop what it should forward to pods, between the underlay and its own, in a table of somebody else's. No probe of
+/// the node's own address passes there.
+fn drop_forwarded(worker: &Worker) {
+    worker.node.shell(
+        "nft 'add table inet x; add chain inet x forward { type filter hook forward priority 0; }; \
+         add rule inet x forward icmp type { echo-request, echo-reply } drop; \
+         add rule inet x forward icmpv6 type { echo-request, echo-reply } drop'",
+    );
+}
+
+fn forward_again(worker: &Worker) {
+    worker.node.shell("nft delete table inet x");
+}
+
+/// The words for what probes of that node say of the other, for each family.
+fn probed(worker: &Worker, other: &str) -> Vec<String> {
+    let nodes = worker.ctl(&["node", "list"]);
+    let node = nodes.as_array().unwrap().iter().find(|node| node["name"] == other).unwrap().clone();
+    let paths = node["paths"].as_array().unwrap().iter();
+    paths.map(|path| path["probe"].as_str().unwrap().to_owned()).collect()
+}
+
+fn wait_until_probed(worker: &Worker, other: &str, word: &str) {
+    let what = format!("{} to say of {other} that it {word}", worker.name());
+    wait::within(LONG, &what, || {
+        let found = probed(worker, other);
+        if found.iter().all(|found| found == word) { Ok(()) } else { Err(format!("{found:?}")) }
+    });
+}
+
+/// The problem of that node in which these words are.
+fn problem(worker: &Worker, words: &str) -> String {
+    wait::within(LONG, &format!("a problem with {words:?}"), || {
+        let status = worker.try_status()?;
+        let problems = status["problems"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let found = problems.map(str::to_owned).find(|problem| problem.contains(words));
+        found.ok_or_else(|| status["problems"].to_string())
+    })
+}
+
+/// Packets that went through hook forward of a node under an address.
+fn count_forwarded(worker: &Worker, address: &str) -> impl Fn() -> u64 {
+    let ip = if address.contains(':') { "ip6" } else { "ip" };
+    let chain = if address.contains(':') { "six" } else { "four" };
+    worker.node.shell(&format!(
+        "nft 'add table inet counted; add chain inet counted {chain} {{ type filter hook forward priority 10; }}; \
+         add rule inet counted {chain} {ip} daddr {address} counter'"
+    ));
+    let node = &worker.node;
+    move || {
+        let listed = node.shell(&format!("nft list chain inet counted {chain}"));
+        listed.split("packets ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
+    }
+}
+
+fn peers_answer_by_packets_that_are_forwarded(backend: &str, attach: &str) {
+    let bootstrap = format!("backend = \"{backend}\"\nattach = \"{attach}\"");
+    let mut lab = lab(Topology::one_segment(2).families(Families::DUAL).bootstrap(&bootstrap));
+    lab.start_agents();
+    let [first, second] = &lab.workers[..] else { panic!("two nodes") };
+    wait_until_probed(first, "n2", "answers");
+    wait_until_probed(second, "n1", "answers");
+    let addresses = endpoint(&lab, &lab.workers[1]);
+    assert_eq!(addresses.len(), 2, "one address of each family: {addresses:?}");
+    for address in addresses {
+        let requests = count_forwarded(second, &address);
+        let before = requests();
+        wait::until_true("the peer's probes to be forwarded", || requests() > before);
+        let shown = first.ctl(&["ipam", "show", &address]);
+        assert!(shown.to_string().contains("probe endpoint of node n2"), "{shown}");
+        let shown = second.ctl(&["ipam", "show", &address]);
+        assert!(shown.to_string().contains("this node's probe endpoint"), "{shown}");
+    }
+    for worker in &lab.workers {
+        let status = worker.status();
+        assert_eq!((&status["pods"], &status["blocks"][0]["used"]), (&0.into(), &1.into()), "{status}");
+        assert_eq!(status["problems"], serde_json::json!([]));
+        let checked = worker.ctl(&["ipam", "check"]);
+        assert_eq!(checked["deviations"], serde_json::json!([]), "{checked}");
+    }
+}
+
+#[test]
+fn peers_answer_by_packets_that_are_forwarded_with_bridge_and_direct() {
+    peers_answer_by_packets_that_are_forwarded("direct", "bridge");
+}
+
+#[test]
+fn peers_answer_by_packets_that_are_forwarded_with_bridge_and_vxlan() {
+    peers_answer_by_packets_that_are_forwarded("vxlan", "bridge");
+}
+
+#[test]
+fn peers_answer_by_packets_that_are_forwarded_with_routed_and_direct() {
+    peers_answer_by_packets_that_are_forwarded("direct", "routed");
+}
+
+#[test]
+fn peers_answer_by_packets_that_are_forwarded_with_routed_and_vxlan() {
+    peers_answer_by_packets_that_are_forwarded("vxlan", "routed");
+}
+
+#[test]
+fn a_peer_that_drops_what_it_should_forward_is_named_until_it_forwards_again() {
+    let mut lab = lab(Topology::one_segment(3).families(Families::DUAL));
+    lab.start_agents();
+    wait_until_probed(&lab.workers[0], "n2", "answers");
+    drop_forwarded(&lab.workers[1]);
+    wait_until_probed(&lab.workers[0], "n2", "dropped");
+    let said = problem(&lab.workers[0], DROPPED);
+    assert!(said.contains("node n2 answers") && said.contains("both nodes"), "{said}");
+    assert!(lab.workers[0].log().contains("are dropped"), "the log does not say it");
+    // The node itself sees it of all its peers, and what is between the others is well.
+    wait_until_probed(&lab.workers[1], "n1", "dropped");
+    wait_until_probed(&lab.workers[1], "n3", "dropped");
+    wait_until_probed(&lab.workers[0], "n3", "answers");
+    forward_again(&lab.workers[1]);
+    wait_until_probed(&lab.workers[0], "n2", "answers");
+    wait_until_probed(&lab.workers[1], "n3", "answers");
+}
+
+#[test]
+fn a_node_that_drops_what_it_should_forward_is_not_ready_and_says_why() {
+    let mut lab = lab(Topology::one_segment(2));
+    lab.workers[0].start_and_wait();
+    drop_forwarded(&lab.workers[1]);
+    lab.workers[1].start();
+    let newcomer = &lab.workers[1];
+    wait::within(LONG, "a reason", || {
+        let status = newcomer.try_status()?;
+        let reasons = status["reasons"].to_string();
+        let is_said =
+            status["ready"] == false && reasons.contains("forwarded as pods' are") && reasons.contains("n1");
+        if is_said { Ok(()) } else { Err(status.to_string()) }
+    });
+    assert!(newcomer.node.read(CNI_CONF).is_err(), "a runtime is told that the node is ready");
+    forward_again(newcomer);
+    newcomer.wait_until_ready();
+}
+
+#[test]
+fn an_agent_that_is_replaced_or_away_is_no_fault_of_forwarding() {
+    let mut lab = lab(Topology::one_segment(2));
+    lab.start_agents();
+    wait_until_probed(&lab.workers[0], "n2", "answers");
+    let before = endpoint(&lab, &lab.workers[1]);
+    for _ in 0..3 {
+        lab.workers[1].kill();
+        lab.workers[1].start_and_wait();
+    }
+    assert_eq!(endpoint(&lab, &lab.workers[1]), before, "the endpoint keeps its address");
+    wait_until_probed(&lab.workers[0], "n2", "answers");
+    lab.workers[1].kill();
+    wait::within(LONG, "the lease to run out", || {
+        let nodes = lab.workers[0].ctl(&["node", "list"]);
+        let node = nodes.as_array().unwrap().iter().find(|node| node["name"] == "n2").unwrap().clone();
+        if node["alive"] == false { Ok(()) } else { Err(node.to_string()) }
+    });
+    assert!(!lab.workers[0].log().contains("are dropped"), "{}", lab.workers[0].log());
+    let status = lab.workers[0].status();
+    assert!(!status["problems"].to_string().contains(DROPPED), "{status}");
+    // Its pods are reached as before, and its host says so.
+    assert_eq!(probed(&lab.workers[0], "n2"), ["answers"]);
+    // Another node does not wait for an endpoint that is away with its agent.
+    assert!(lab.workers[0].stop());
+    lab.workers[0].start();
+    wait::within(LONG, "n1 to be ready", || {
+        let status = lab.workers[0].try_status()?;
+        if status["ready"] == true { Ok(()) } else { Err(status["reasons"].to_string()) }
+    });
+}
+
+#[test]
+fn an_endpoint_whose_interface_is_deleted_is_made_again() {
+    let mut lab = lab(Topology::one_segment(2));
+    lab.start_agents();
+    wait_until_probed(&lab.workers[0], "n2", "answers");
+    let index = || lab.workers[1].node.shell("cat /sys/class/net/polder.probe/ifindex 2>/dev/null || true");
+    let before = index();
+    assert!(!before.is_empty(), "there is no endpoint");
+    lab.workers[1].node.run("ip", &["link", "delete", "polder.probe"]);
+    wait::until_true("another endpoint", || !index().is_empty() && index() != before);
+    wait_until_probed(&lab.workers[0], "n2", "answers");
+    wait_until_probed(&lab.workers[1], "n1", "answers");
+}
