@@ -18,6 +18,7 @@ use crate::repair::Repairs;
 use crate::underlay::Underlay;
 use polder_ipam::needed::Needed;
 use polder_ipam::peers::Problem;
+use polder_ipam::record::Alive;
 use polder_ipam::view::{Source, View};
 
 /// The entries.
@@ -52,6 +53,8 @@ pub struct Board {
     pub endpoint: watch::Sender<Endpoint>,
     /// What others on the host do to pods or could do, each with its remedy. Written by the task of `host`.
     pub host: watch::Sender<Vec<String>>,
+    /// The machine that an operator says this one is in place of.
+    pub adopted: watch::Sender<Option<Alive>>,
 }
 
 /// What the node owns, as its ledger says.
@@ -72,6 +75,8 @@ pub enum Registration {
     Waiting(String),
     /// As it is.
     Registered,
+    /// Whether another machine is this node is not known: it must not serve.
+    Unproven(String),
     /// Somebody else is who this node says it is: it must not serve.
     Conflict(String),
     /// The node was removed from the cluster: it must not serve.
@@ -82,7 +87,7 @@ impl Registration {
     /// Why the node must not serve, if it must not.
     pub fn forbids(&self) -> Option<&str> {
         match self {
-            Self::Conflict(reason) | Self::Removed(reason) => Some(reason),
+            Self::Unproven(reason) | Self::Conflict(reason) | Self::Removed(reason) => Some(reason),
             Self::Waiting(_) | Self::Registered => None,
         }
     }
@@ -146,6 +151,7 @@ impl Default for Board {
             announced: watch::Sender::new(Err("the CNI configuration is not written yet".to_owned())),
             endpoint: watch::Sender::new(Endpoint::Awaited),
             host: watch::Sender::new(Vec::new()),
+            adopted: watch::Sender::new(None),
         }
     }
 }

@@ -11,6 +11,7 @@ use polder_ipam::allocator::{SHORTEST_REST, USUAL_REST};
 use polder_ipam::pool::{Labels, Pool};
 use polder_ipam::record::{AttachMode, MTU_RANGE, Masquerade, VxlanSettings};
 use polder_ipam::special;
+use polder_ipam::steward::Proof;
 use polder_ipam::store::etcd::EtcdConfig;
 use serde::Deserialize;
 
@@ -77,6 +78,8 @@ pub struct Config {
     pub resync: Duration,
     /// Whether a node is ready only when a peer answers, if there are any that live.
     pub probe_peers: bool,
+    /// What proves that this machine is the node of its ledger.
+    pub identity: Proof,
     /// What pools may choose the node by.
     pub labels: Labels,
     /// What the cluster is to be, if it is not yet.
@@ -178,6 +181,7 @@ struct File {
     mtu: Option<u32>,
     resync_seconds: Option<u64>,
     probe_peers: Option<bool>,
+    identity: Proof,
     etcd: EtcdFile,
     underlay: UnderlayConfig,
     ipam: IpamFile,
@@ -253,6 +257,7 @@ impl Config {
             grace: Duration::from_secs(grace),
             resync: Duration::from_secs(resync),
             probe_peers: file.probe_peers.unwrap_or(true),
+            identity: file.identity,
             labels: file.labels,
             bootstrap: file.bootstrap.map(bootstrap::File::check).transpose()?,
         })

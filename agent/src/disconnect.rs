@@ -43,8 +43,8 @@ fn object(removal: &Removal, standing: Standing) -> Result<(), Objection> {
     if *dead {
         return Err(Objection::Wrong(format!(
             "node {node} is alive: its agent renews its lease. --dead is for a machine that is gone for good, and would \
-             let other nodes give the addresses of living pods to new ones. If the machine is gone, wait {ALIVE_SECONDS} s \
-             and try again; otherwise leave out --dead"
+             let other nodes give the addresses of living pods to new ones. If an earlier machine of that name is meant, add \
+             --earlier. If this machine is gone, wait {ALIVE_SECONDS} s and try again; otherwise leave out --dead"
         )));
     }
     let last = if is_last { " It is the last node of the cluster." } else { "" };
@@ -104,7 +104,7 @@ mod tests {
     const ALIVE: Standing = Standing { is_member: true, is_alive: true, pods: 2, is_last: false };
 
     fn asked(dead: bool, disconnect_pods: Option<u64>) -> Removal {
-        Removal { node: "n1".parse().unwrap(), dead, disconnect_pods }
+        Removal { node: "n1".parse().unwrap(), dead, disconnect_pods, earlier: false }
     }
 
     fn said(removal: &Removal, standing: Standing) -> String {

@@ -4,6 +4,7 @@
 //! makes the kernel what it should be ([`engine`]), and serves the plugin ([`service`]). Each is one task that owns
 //! what it decides about, and tells the others on the [`board`].
 
+pub mod adoption;
 pub mod agent;
 pub mod allocation;
 pub mod board;

@@ -5,8 +5,12 @@ use std::path::Path;
 
 use polder_api::NodeName;
 use polder_ipam::Moment;
+use polder_ipam::record::Life;
 
 const MACHINE_ID: &str = "/etc/machine-id";
+/// What systemd has there before it has made an id (machine-id(5)), and images that are made for many machines.
+const UNINITIALIZED: &str = "uninitialized";
+const MAKE_ID: &str = "make it with systemd-machine-id-setup, or mount the host's";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const RANDOM_UUID: &str = "/proc/sys/kernel/random/uuid";
 
@@ -40,10 +44,17 @@ pub struct Machine {
 impl Machine {
     /// Reads who this machine is.
     pub fn read() -> Result<Self, MachineError> {
-        Ok(Self {
-            machine_id: line(MACHINE_ID, "make it with systemd-machine-id-setup, or mount the host's")?,
-            boot_id: line(BOOT_ID, "is /proc mounted?")?,
-        })
+        let machine_id = line(MACHINE_ID, MAKE_ID)?;
+        if machine_id == UNINITIALIZED {
+            let problem = format!("says {UNINITIALIZED:?}, which identifies no machine");
+            return Err(MachineError::File { path: MACHINE_ID, problem, remedy: MAKE_ID });
+        }
+        Ok(Self { machine_id, boot_id: line(BOOT_ID, "is /proc mounted?")? })
+    }
+
+    /// The machine and its boot, to be compared with records.
+    pub fn life(&self) -> Life<'_> {
+        Life { machine_id: &self.machine_id, boot_id: &self.boot_id }
     }
 }
 

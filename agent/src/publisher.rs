@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_ipam::key::Key;
-use polder_ipam::record::{AddressRecord, Alive, encode};
+use polder_ipam::record::{AddressRecord, Alive, Life, encode};
 use polder_ipam::store::{Compare, LARGEST_TXN, Outcome, StoreError, Txn, Write};
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -13,6 +13,7 @@ use tracing::debug;
 
 use crate::agent::Agent;
 use crate::board::Holdings;
+use crate::machine::Machine;
 use polder_ipam::view::{Source, View};
 
 /// What happens within this time goes together.
@@ -32,7 +33,8 @@ pub async fn run(agent: Arc<Agent>) {
     loop {
         let (revision, losses) = records.wait_for(&agent, |revision, _| revision != 0).await;
         let alive = Key::Alive(agent.config.node.clone());
-        let sign = encode(&Alive { boot_id: agent.machine.boot_id.clone() });
+        let Machine { machine_id, boot_id } = agent.machine.clone();
+        let sign = encode(&Alive { boot_id, machine_id });
         let hold = agent.store.hold(&alive, sign, ALIVE_SECONDS, unchanged(&agent, revision));
         let work = async { tokio::join!(hold, publish(&agent, revision)) };
         tokio::select! {
@@ -68,15 +70,16 @@ impl Records {
     }
 }
 
-/// The revision of the node's own record in the store; 0 if it is not there, or not this node's. One of another boot is not:
-/// a clone has the ledger of its original, and must not seem to be the one that lives before it has asked.
+/// The revision of the node's own record in the store; 0 if it is not there, or not this node's. One of another boot
+/// or machine is not: a clone has the ledger of its original, and must not seem to be the one that lives before it has
+/// asked; and an original in whose place another machine came is not the node any more.
 pub(crate) fn own_revision(agent: &Agent, view: &View) -> i64 {
     let identity = agent.board.holdings().identity.clone();
     let own = view
         .nodes
         .get(&agent.config.node)
         .filter(|own| identity.is_some_and(|identity| identity.incarnation == own.record.incarnation))
-        .filter(|own| own.record.boot_id == agent.machine.boot_id);
+        .filter(|own| Life::from(&*own.record) == agent.machine.life());
     own.filter(|_| view.source == Source::Store).map_or(0, |own| own.revision)
 }
 

@@ -15,7 +15,7 @@ use polder_ipam::key::Key;
 use polder_ipam::ledger::{Identity, LedgerError, OwnedBlock, Standing};
 use polder_ipam::node::NodeIpam;
 use polder_ipam::pools;
-use polder_ipam::record::{Alive, ClusterId, ClusterRecord, PoolRecord, encode};
+use polder_ipam::record::{ClusterId, ClusterRecord, PoolRecord, encode};
 use polder_ipam::removal::Quarantine;
 use polder_ipam::steward::{self, Double, Facts, Presence, Purpose, Step};
 use polder_ipam::store::{Compare, LARGEST_TXN, Outcome, Range, StoreError, Txn, Write};
@@ -125,6 +125,14 @@ impl Registrar {
                         unclaimable.insert(family, error.to_string());
                     }
                 }
+                Step::AskForDouble => {
+                    if let Err(error) = self.look_for_double().await {
+                        return Ok(Registration::Unproven(format!(
+                            "whether another machine is node {} cannot be asked: {error}",
+                            self.agent.config.node
+                        )));
+                    }
+                }
                 step => self.carry_out(step).await?,
             }
         }
@@ -148,8 +156,9 @@ impl Registrar {
         self.announce(own.identity.clone(), &own.blocks, &own.gateways);
         Ok(steward::next(&Facts {
             me: &agent.config.node,
-            machine_id: &agent.machine.machine_id,
-            boot_id: &agent.machine.boot_id,
+            life: agent.machine.life(),
+            proof: agent.config.identity,
+            adopted: agent.board.adopted.borrow().as_ref(),
             labels: &agent.config.labels,
             view: &view,
             own: &own,
@@ -193,7 +202,6 @@ impl Registrar {
                 }
                 ipam.run(move |ipam| ipam.identify(&identity)).await?;
             }
-            Step::AskForDouble => self.double = self.ask_for_double().await?,
             Step::CutOff => self.cut_off().await?,
             Step::Commit(purpose, txn) => self.commit_step(purpose, &txn).await?,
             Step::Own(owned) => {
@@ -221,7 +229,12 @@ impl Registrar {
                 info!(%old, "the node takes another address for its own");
                 ipam.run(move |ipam| ipam.move_gateway(old, now())).await?;
             }
-            Step::Settled | Step::Wait(_) | Step::Conflict(_) | Step::Removed(_) | Step::Claim(_) => {}
+            Step::Settled
+            | Step::Wait(_)
+            | Step::Conflict(_)
+            | Step::Removed(_)
+            | Step::AskForDouble
+            | Step::Claim(_) => {}
         }
         Ok(())
     }
@@ -253,14 +266,17 @@ impl Registrar {
         }
     }
 
-    /// Whether somebody holds the lease of this node's name who was booted as another.
-    async fn ask_for_double(&self) -> Result<Double, StoreError> {
-        let key = Key::Alive(self.agent.config.node.clone()).to_string();
+    /// Looks whether somebody holds the lease of this node's name who is another machine, or was booted as another.
+    /// Until that is known, this node must not serve.
+    async fn look_for_double(&mut self) -> Result<(), StoreError> {
+        let node = &self.agent.config.node;
+        if self.agent.board.registration.borrow().forbids().is_none() {
+            self.publish(Registration::Unproven(format!("asking whether another machine is node {node}")));
+        }
+        let key = Key::Alive(node.clone()).to_string();
         let found = self.agent.store.range(&Range::single(key)).await?;
-        let alive =
-            found.entries.first().and_then(|entry| serde_json::from_slice::<Alive>(&entry.value).ok());
-        let other = alive.filter(|alive| alive.boot_id != self.agent.machine.boot_id);
-        Ok(other.map_or(Double::None, |alive| Double::Alive(alive.boot_id)))
+        self.double = Double::read(found.entries.first(), self.agent.machine.life());
+        Ok(())
     }
 
     /// Takes away all pods of this node, and forgets what it owned.
@@ -274,8 +290,10 @@ impl Registrar {
             warn!(%attachment, "cutting it off: this node was removed");
             service::del(&self.agent, &attachment).await.map_err(|refusal| Waiting(refusal.message))?;
         }
+        let identity = self.agent.ipam.run(|ipam| ipam.identity()).await?;
         self.agent.ipam.run(NodeIpam::forget_all).await?;
-        self.forget_addresses(&self.agent.config.node).await
+        let node = identity.map_or_else(|| self.agent.config.node.clone(), |identity| identity.node);
+        self.forget_addresses(&node).await
     }
 
     /// Deletes what the store says of the addresses of a removed node, unless there is another of its name by now: that
@@ -395,7 +413,9 @@ impl Registrar {
             if changed {
                 match &registration {
                     Registration::Registered => info!("this node is registered"),
-                    Registration::Waiting(reason) => info!("waiting: {reason}"),
+                    Registration::Waiting(reason) | Registration::Unproven(reason) => {
+                        info!("waiting: {reason}");
+                    }
                     Registration::Conflict(reason) | Registration::Removed(reason) => {
                         warn!("not serving: {reason}");
                     }

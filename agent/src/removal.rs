@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use polder_api::NodeName;
 use polder_api::message::{Refusal, RefusalKind, Removal};
-use polder_ipam::record::PodsGone;
+use polder_ipam::record::{FenceRecord, Life, PodsGone};
 use polder_ipam::removal::{self, NotRemoved, Vouched, blocks_of};
 use polder_ipam::store::{Outcome, StoreError};
 use polder_ipam::view::{Source, View};
@@ -23,8 +23,12 @@ const CATCH_UP: Duration = Duration::from_secs(5);
 
 /// Removes the node. Says what its blocks wait for now.
 pub async fn remove(agent: &Agent, removal: Removal) -> Result<String, Refusal> {
-    let Removal { node, dead, .. } = removal;
-    let vouched = if dead { Vouched::Yes } else { Vouched::No };
+    let Removal { node, dead, earlier, .. } = removal;
+    let vouched = match (dead, earlier) {
+        (false, _) => Vouched::No,
+        (true, false) => Vouched::Yes,
+        (true, true) => Vouched::Earlier,
+    };
     let mut views = agent.board.view.subscribe();
     for _ in 0..ATTEMPTS {
         let view: Arc<View> = Arc::clone(&views.borrow_and_update());
@@ -96,18 +100,25 @@ fn waits_for(view: &View, node: &NodeName) -> String {
 
 /// The nodes that were removed and of which something is left, and what their blocks wait for.
 pub fn standings(view: &View) -> Vec<(NodeName, String)> {
-    let standing = |pods, blocks: usize| match pods {
-        PodsGone::Unknown => format!(
-            "removed: its {blocks} blocks rest until it has cut its pods off and says so, or you vouch with \
-             polderctl node remove --dead that they are gone"
-        ),
+    let standing = |fence: &FenceRecord, blocks: usize| match fence.pods {
+        PodsGone::Unknown => {
+            // The word without it would be about the machine that has the name now.
+            let earlier = if view.nodes.contains_key(&fence.node) { " --earlier" } else { "" };
+            format!(
+                "removed: its {blocks} blocks rest until it has cut its pods off and says so ({}), or you vouch with \
+                 polderctl node remove {} --dead{earlier} that they are gone",
+                Life::from(fence),
+                fence.node
+            )
+        }
         PodsGone::Confirmed | PodsGone::Vouched => {
             format!("removed, and its pods are gone: its {blocks} blocks rest for the cool-down")
         }
     };
     let fences = view.fences.iter().filter_map(|(incarnation, fence)| {
-        let (pods, blocks) = (fence.record.pods, blocks_of(view, incarnation).count());
-        (blocks > 0 || pods == PodsGone::Unknown).then(|| (fence.record.node.clone(), standing(pods, blocks)))
+        let (record, blocks) = (&*fence.record, blocks_of(view, incarnation).count());
+        (blocks > 0 || record.pods == PodsGone::Unknown)
+            .then(|| (record.node.clone(), standing(record, blocks)))
     });
     fences.collect()
 }

@@ -25,7 +25,8 @@ use tracing::{Instrument, Span, debug, info, info_span, warn};
 use crate::agent::Agent;
 use crate::in_flight::Wired;
 use crate::{
-    collect, disconnect, engine, health, inspection, pools, release, removal, repair, service, show, status,
+    adoption, collect, disconnect, engine, health, inspection, pools, release, removal, repair, service,
+    show, status,
 };
 
 /// Connections at once: more than a node has pods that come at once.
@@ -136,12 +137,14 @@ impl Caller<'_> {
 /// What an operator wants changed, in words for the log.
 fn wish(request: &Request) -> Option<String> {
     match request {
-        Request::RemoveNode(Removal { node, dead, disconnect_pods }) => {
+        Request::RemoveNode(Removal { node, dead, disconnect_pods, earlier }) => {
             let dead = if *dead { " --dead" } else { "" };
+            let earlier = if *earlier { " --earlier" } else { "" };
             let pods = disconnect_pods.map(|pods| format!(" --disconnect-pods {pods}")).unwrap_or_default();
-            Some(format!("node remove {node}{dead}{pods}"))
+            Some(format!("node remove {node}{dead}{earlier}{pods}"))
         }
         Request::ChangePool(PoolChange::Add(pool)) => Some(format!("pool add {} {}", pool.name, pool.cidr)),
+        Request::AdoptNode(node) => Some(format!("node adopt {node}")),
         Request::ChangePool(PoolChange::Drain(name)) => Some(format!("pool drain {name}")),
         Request::ChangePool(PoolChange::Remove(name)) => Some(format!("pool remove {name}")),
         Request::ChangeBackend(backend) => Some(format!("cluster set --backend {backend}")),
@@ -195,6 +198,7 @@ async fn answer(
             Ok(()) => removal::remove(agent, removal).await.map(Reply::Done),
             Err(reply) => Ok(reply),
         },
+        Request::AdoptNode(node) => adoption::adopt(agent, &node).await.map(Reply::Done),
     };
     done.unwrap_or_else(Reply::Refused)
 }

@@ -51,6 +51,8 @@ pub enum Request {
     Nodes,
     /// Remove a node from the cluster.
     RemoveNode(Removal),
+    /// Let this machine take the place of another that is gone, as this node.
+    AdoptNode(NodeName),
     /// The pools of the cluster, as this node sees them.
     Pools,
     /// The blocks that are claimed, as this node sees them.
@@ -78,6 +80,9 @@ pub struct Removal {
     /// How many pods whoever asks knows to be disconnected by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disconnect_pods: Option<u64>,
+    /// Whether that is said of machines that had the name before and were removed, and not of the one that has it now.
+    #[serde(default)]
+    pub earlier: bool,
 }
 
 /// A new attachment.

@@ -35,6 +35,10 @@ mutants! {
     WriteIgnoresNode,
     /// A node does not look whether it was removed.
     FenceIsIgnored,
+    /// A machine without a ledger takes a fence of its name and boot for its own, and confirms.
+    FenceMatchedByBootId,
+    /// A machine takes a node over by its ledger alone, which may be a copy.
+    CopyIsBelieved,
     /// A removed node's blocks are given back although nobody has said that its pods are gone.
     SilenceConfirms,
     /// A removed node's blocks do not rest.

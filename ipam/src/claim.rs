@@ -14,7 +14,7 @@ use crate::key::Key;
 use crate::ledger::{Identity, LedgerError};
 use crate::needed;
 use crate::pool::{Block, Labels, Pool};
-use crate::record::{BlockRecord, Incarnation, Nonce, encode};
+use crate::record::{BlockRecord, Incarnation, Life, Nonce, encode};
 use crate::shortage;
 use crate::store::{Compare, Entry, StoreError, Txn, Write};
 use crate::view::{Known, Source, View};
@@ -102,6 +102,8 @@ pub struct Claimant<'a> {
     pub labels: &'a Labels,
     /// Who it is, as its ledger says.
     pub identity: Option<&'a Identity>,
+    /// Which machine it is, and which boot of it.
+    pub life: Life<'a>,
     /// The cluster.
     pub view: &'a View,
     /// Whether claims wait: the store has lost records, and their owners are putting them back.
@@ -139,6 +141,10 @@ impl Claimant<'_> {
         let (Some(identity), Some(node)) = (self.identity, view.nodes.get(self.me)) else {
             return unavailable("the node is not registered");
         };
+        // A claim that rests on the record of another incarnation or machine would be made in its name.
+        if node.record.incarnation != identity.incarnation || Life::from(&*node.record) != self.life {
+            return unavailable("the node is registered as another machine, or in another boot");
+        }
         if view.source != Source::Store || view.lost.is_some() {
             return unavailable(view.lost.as_deref().unwrap_or("the store is away"));
         }

@@ -28,8 +28,8 @@ pub enum Key {
     Address(NodeName, IpAddr),
     /// The lease of a living node.
     Alive(NodeName),
-    /// A node that was removed.
-    Fence(Incarnation),
+    /// A node that was removed: its name, and which of the nodes of that name.
+    Fence(NodeName, Incarnation),
     /// An address that belongs to a workload by name.
     Reservation(IpAddr),
     /// The wish that every node looks at itself.
@@ -117,7 +117,7 @@ impl fmt::Display for Key {
             }
             Self::Address(node, ip) => write!(f, "{PREFIX}addresses/{node}/{ip}"),
             Self::Alive(node) => write!(f, "{PREFIX}alive/{node}"),
-            Self::Fence(incarnation) => write!(f, "{PREFIX}fences/{incarnation}"),
+            Self::Fence(node, incarnation) => write!(f, "{PREFIX}fences/{node}/{incarnation}"),
             Self::Reservation(ip) => write!(f, "{PREFIX}reservations/{ip}"),
             Self::Inspection => write!(f, "{PREFIX}inspection"),
             Self::Answer(node) => write!(f, "{PREFIX}answers/{node}"),
@@ -142,8 +142,8 @@ fn parse(text: &str) -> Option<Key> {
         ["nodes", name] => Some(Key::Node(name.parse().ok()?)),
         ["addresses", node, ip] => Some(Key::Address(node.parse().ok()?, ip.parse().ok()?)),
         ["alive", node] => Some(Key::Alive(node.parse().ok()?)),
-        ["fences", incarnation] if !incarnation.is_empty() => {
-            Some(Key::Fence(Incarnation((*incarnation).to_owned())))
+        ["fences", node, incarnation] if !incarnation.is_empty() => {
+            Some(Key::Fence(node.parse().ok()?, Incarnation((*incarnation).to_owned())))
         }
         ["reservations", ip] => Some(Key::Reservation(ip.parse().ok()?)),
         ["blocks", block] => {
@@ -181,6 +181,7 @@ mod tests {
                 "/polder/v1/addresses/n1/10.244.0.65",
             ),
             (Key::Alive("n1".parse().unwrap()), "/polder/v1/alive/n1"),
+            (Key::Fence("n1".parse().unwrap(), Incarnation("i".into())), "/polder/v1/fences/n1/i"),
             (Key::Inspection, "/polder/v1/inspection"),
             (Key::Answer("n1".parse().unwrap()), "/polder/v1/answers/n1"),
         ] {

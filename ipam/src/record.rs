@@ -12,7 +12,7 @@ use polder_api::{Attachment, Mac, NodeName, Pod, PoolName};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::key::Key;
+use crate::key::{Key, PREFIX};
 use crate::pool::{Labels, Pool, PoolState, Purpose, default_block_length};
 use crate::{Block, Cidr};
 
@@ -193,13 +193,16 @@ pub struct BlockRecord {
     pub nonce: Nonce,
 }
 
-/// A node that was removed, under its incarnation. As long as this is there, its blocks rest: its pods may live.
+/// A node that was removed, under its name and incarnation. As long as this is there, its blocks rest: its pods may
+/// live. Only the incarnation that the key names can confirm that they do not, on the machine that is named here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FenceRecord {
-    /// Its name.
+    /// Its name, as in the key.
     pub node: NodeName,
-    /// In which boot it was: a node whose ledger is lost knows itself by it.
+    /// The machine that it was.
+    pub machine_id: String,
+    /// In which boot it was.
     pub boot_id: String,
     /// Whether it is known that its pods are gone.
     pub pods: PodsGone,
@@ -245,11 +248,47 @@ pub struct Holder {
 }
 
 /// A sign of life of a node, under a lease.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Alive {
     /// In which boot it is alive.
     pub boot_id: String,
+    /// On which machine: machines can share a boot id, as containers of one host do.
+    #[serde(default)]
+    pub machine_id: String,
+}
+
+/// One boot of one machine, as far as ids tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Life<'a> {
+    /// `/etc/machine-id`.
+    pub machine_id: &'a str,
+    /// Which boot.
+    pub boot_id: &'a str,
+}
+
+impl<'a> From<&'a NodeRecord> for Life<'a> {
+    fn from(record: &'a NodeRecord) -> Self {
+        Self { machine_id: &record.machine_id, boot_id: &record.boot_id }
+    }
+}
+
+impl<'a> From<&'a FenceRecord> for Life<'a> {
+    fn from(record: &'a FenceRecord) -> Self {
+        Self { machine_id: &record.machine_id, boot_id: &record.boot_id }
+    }
+}
+
+impl<'a> From<&'a Alive> for Life<'a> {
+    fn from(record: &'a Alive) -> Self {
+        Self { machine_id: &record.machine_id, boot_id: &record.boot_id }
+    }
+}
+
+impl fmt::Display for Life<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "machine id {}, boot id {}", self.machine_id, self.boot_id)
+    }
 }
 
 /// What has an address, for people and tools.
@@ -323,10 +362,21 @@ random_identity!(
     Nonce
 );
 
+/// What is said of a fence where an earlier build put it.
+const OLD_FENCE: &str = "it is the fence of a removed node as an earlier build wrote it: fences are at \
+     fences/NODE/INCARNATION. When the node is registered again, remove it again with polderctl node remove, then \
+     delete this key with etcdctl del";
+
 /// Reads the record behind a key that agents follow.
 pub fn decode(key: &str, value: &[u8]) -> Result<Record, RefusedRecord> {
     let refused = |reason: String| RefusedRecord { key: key.to_owned(), reason };
-    let parsed: Key = key.parse().map_err(|error: crate::key::UnknownKey| refused(error.to_string()))?;
+    let parsed: Key = key.parse().map_err(|error: crate::key::UnknownKey| {
+        let is_old_fence = key.strip_prefix(PREFIX).and_then(|rest| rest.strip_prefix("fences/"));
+        match is_old_fence.filter(|rest| !rest.contains('/')) {
+            Some(_) => refused(OLD_FENCE.to_owned()),
+            None => refused(error.to_string()),
+        }
+    })?;
     let record = match parsed {
         Key::Cluster => Record::Cluster(json(value).map_err(refused)?),
         Key::Node(name) => Record::Node(name, json(value).map_err(refused)?),
@@ -339,7 +389,13 @@ pub fn decode(key: &str, value: &[u8]) -> Result<Record, RefusedRecord> {
             pool.nodes = record.nodes;
             Record::Pool(pool)
         }
-        Key::Fence(incarnation) => Record::Fence(incarnation, json(value).map_err(refused)?),
+        Key::Fence(node, incarnation) => {
+            let record: FenceRecord = json(value).map_err(refused)?;
+            if record.node != node {
+                return Err(refused(format!("it names node {}, and its key names {node}", record.node)));
+            }
+            Record::Fence(incarnation, record)
+        }
         Key::Reservation(address) => Record::Reservation(address, json(value).map_err(refused)?),
         Key::Inspection => Record::Inspection(json(value).map_err(refused)?),
         Key::Address(..) | Key::Alive(_) | Key::Answer(_) => {
@@ -393,6 +449,12 @@ mod tests {
                 "unknown variant",
             ),
             ("/polder/v1/strange", "{}", "not a key of a known kind"),
+            ("/polder/v1/fences/i", r#"{"node":"n","boot_id":"b","pods":"unknown"}"#, "earlier build"),
+            (
+                "/polder/v1/fences/m/i",
+                r#"{"node":"n","machine_id":"m","boot_id":"b","pods":"unknown"}"#,
+                "its key names m",
+            ),
         ] {
             let error = decode(key, value.as_bytes()).unwrap_err().to_string();
             assert!(error.starts_with(&format!("record {key} is refused: ")), "{error}");
@@ -417,7 +479,7 @@ mod tests {
                 "/polder/v1/pools/static",
                 r#"{"cidr":"10.1.0.0/24","block_length":26,"state":"active","purpose":"reservations","nodes":{"zone":"a"}}"#,
             ),
-            ("/polder/v1/fences/i", r#"{"node":"n","boot_id":"b","pods":"unknown"}"#),
+            ("/polder/v1/fences/n/i", r#"{"node":"n","machine_id":"m","boot_id":"b","pods":"unknown"}"#),
             (
                 "/polder/v1/reservations/10.1.0.5",
                 r#"{"owner":"default/db-0","holder":{"node":"n","incarnation":"i","boot_id":"b","attachment":{"network":"polder","container":"c","interface":"eth0"}},"generation":3}"#,

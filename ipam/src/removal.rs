@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use crate::key::Key;
 use crate::moment::Moment;
 use crate::pool::Block;
-use crate::record::{FenceRecord, Incarnation, PodsGone, encode};
+use crate::record::{FenceRecord, Incarnation, Life, NodeRecord, PodsGone, encode};
 use crate::reservation;
 use crate::store::{Compare, LARGEST_TXN, Txn, Write};
 use crate::view::{Known, View};
@@ -28,6 +28,8 @@ pub enum Vouched {
     No,
     /// The operator does.
     Yes,
+    /// The operator does, for those that had the name before and were removed: not for the one that has it now.
+    Earlier,
 }
 
 /// Why a node is not removed.
@@ -41,18 +43,42 @@ pub enum NotRemoved {
         "node {0} was removed before, and what it had rests: say --dead if you know that it is gone for good"
     )]
     Already(NodeName),
+    /// The word could be meant for either of two machines.
+    #[error(
+        "two machines had the name {node}: one was removed and has not confirmed that its pods are gone ({earlier}), and \
+         one is registered now ({now}). If the first is gone for good, say so with polderctl node remove {node} --dead \
+         --earlier; then this command removes the second"
+    )]
+    Ambiguous {
+        /// The name.
+        node: NodeName,
+        /// The machine that was removed.
+        earlier: String,
+        /// The machine that has the name now.
+        now: String,
+    },
 }
 
 /// The transaction that removes the node; or that vouches for one that was removed before.
 pub fn remove(view: &View, name: &NodeName, vouched: Vouched) -> Result<Txn, NotRemoved> {
     let pods = match vouched {
         Vouched::No => PodsGone::Unknown,
-        Vouched::Yes => PodsGone::Vouched,
+        Vouched::Yes | Vouched::Earlier => PodsGone::Vouched,
     };
-    if let Some(node) = view.nodes.get(name) {
+    let of_name = || view.fences.iter().filter(|(_, fence)| fence.record.node == *name);
+    let mut silent = of_name().filter(|(_, fence)| fence.record.pods == PodsGone::Unknown);
+    if let (Some(node), true) = (view.nodes.get(name), vouched != Vouched::Earlier) {
+        if let (Vouched::Yes, Some((_, fence))) = (vouched, silent.next()) {
+            return Err(NotRemoved::Ambiguous {
+                node: name.clone(),
+                earlier: Life::from(&*fence.record).to_string(),
+                now: Life::from(&*node.record).to_string(),
+            });
+        }
         let key = Key::Node(name.clone()).to_string();
-        let fence = Key::Fence(node.record.incarnation.clone());
-        let record = FenceRecord { node: name.clone(), boot_id: node.record.boot_id.clone(), pods };
+        let fence = Key::Fence(name.clone(), node.record.incarnation.clone());
+        let NodeRecord { machine_id, boot_id, .. } = (*node.record).clone();
+        let record = FenceRecord { node: name.clone(), machine_id, boot_id, pods };
         return Ok(Txn {
             compares: vec![
                 Compare::Unchanged { key: key.clone(), revision: node.revision },
@@ -65,8 +91,7 @@ pub fn remove(view: &View, name: &NodeName, vouched: Vouched) -> Result<Txn, Not
         });
     }
     let mut txn = Txn::default();
-    let of_name = || view.fences.iter().filter(|(_, fence)| fence.record.node == *name);
-    for (incarnation, fence) in of_name().filter(|(_, fence)| fence.record.pods == PodsGone::Unknown) {
+    for (incarnation, fence) in silent {
         if vouched == Vouched::No {
             return Err(NotRemoved::Already(name.clone()));
         }
@@ -86,7 +111,7 @@ pub fn confirm(incarnation: &Incarnation, fence: &Known<FenceRecord>) -> Txn {
 }
 
 fn set(txn: &mut Txn, incarnation: &Incarnation, fence: &Known<FenceRecord>, pods: PodsGone) {
-    let key = Key::Fence(incarnation.clone()).to_string();
+    let key = Key::Fence(fence.record.node.clone(), incarnation.clone()).to_string();
     let value = encode(&FenceRecord { pods, ..(*fence.record).clone() });
     txn.compares.push(Compare::Unchanged { key: key.clone(), revision: fence.revision });
     txn.writes.push(Write::Put { key, value });
@@ -104,7 +129,7 @@ pub const FENCES_KEPT: usize = 1_000;
 /// there is nothing left to give back. The fence stays.
 pub fn give_back(view: &View, incarnation: &Incarnation) -> Option<Txn> {
     let fence = view.fences.get(incarnation)?;
-    let key = Key::Fence(incarnation.clone()).to_string();
+    let key = Key::Fence(fence.record.node.clone(), incarnation.clone()).to_string();
     let unchanged = |key: String, revision| Compare::Unchanged { key, revision };
     let mut txn = Txn { compares: vec![unchanged(key, fence.revision)], writes: Vec::new() };
     for (block, claim) in blocks_of(view, incarnation).take(AT_ONCE) {
@@ -125,8 +150,8 @@ pub fn give_back(view: &View, incarnation: &Incarnation) -> Option<Txn> {
 }
 
 /// The transaction that forgets a fence of which nothing else is left.
-fn forget(incarnation: &Incarnation, revision: i64) -> Txn {
-    let key = Key::Fence(incarnation.clone()).to_string();
+fn forget(node: &NodeName, incarnation: &Incarnation, revision: i64) -> Txn {
+    let key = Key::Fence(node.clone(), incarnation.clone()).to_string();
     let unchanged = Compare::Unchanged { key: key.clone(), revision };
     Txn { compares: vec![unchanged], writes: vec![Write::Delete { key }] }
 }
@@ -194,7 +219,7 @@ impl Quarantine {
             .iter()
             .min_by_key(|(_, fence)| fence.revision)
             .filter(|(incarnation, _)| spent.len() > FENCES_KEPT && is_my_turn(incarnation))?;
-        Some((oldest.record.node.clone(), forget(incarnation, oldest.revision)))
+        Some((oldest.record.node.clone(), forget(&oldest.record.node, incarnation, oldest.revision)))
     }
 }
 
@@ -221,10 +246,12 @@ mod tests {
         let fence = |number: usize| {
             let record = FenceRecord {
                 node: "n".parse().unwrap(),
+                machine_id: "machine".to_owned(),
                 boot_id: "boot".to_owned(),
                 pods: PodsGone::Confirmed,
             };
-            let key = Key::Fence(Incarnation(format!("i{}", fences - number))).to_string();
+            let incarnation = Incarnation(format!("i{}", fences - number));
+            let key = Key::Fence("n".parse().unwrap(), incarnation).to_string();
             Entry { key, value: encode(&record), revision: 2 + i64::try_from(number).unwrap() }
         };
         let mut view = View::default();
@@ -243,8 +270,38 @@ mod tests {
             quarantine.over(&view, &"me".parse().unwrap(), Moment::BOOT + after).map(|(_, txn)| txn.writes)
         };
         assert_eq!(forgotten(FENCES_KEPT, rest), None);
-        let key = format!("/polder/v1/fences/i{}", FENCES_KEPT + 1);
+        let key = format!("/polder/v1/fences/n/i{}", FENCES_KEPT + 1);
         assert_eq!(forgotten(FENCES_KEPT + 1, rest), Some(vec![Write::Delete { key }]));
         assert_eq!(forgotten(FENCES_KEPT + 1, less), None);
+    }
+
+    #[test]
+    fn a_word_that_could_hit_either_of_two_machines_is_refused() {
+        let entry = |key: &str, value: &str| Entry {
+            key: format!("/polder/v1/{key}"),
+            value: value.into(),
+            revision: 5,
+        };
+        let node = r#"{"incarnation":"new","machine_id":"m2","boot_id":"b","underlay":[],"gateways":[],
+            "vtep_mac":"02:00:00:00:00:01","mtu":1450,"version":"0"}"#;
+        let fence = r#"{"node":"n","machine_id":"m1","boot_id":"b","pods":"unknown"}"#;
+        let mut view = View::default();
+        let entries = vec![entry("fences/n/old", fence), entry("nodes/n", node)];
+        view.apply(Update::Loaded(Contents { revision: 5, entries }));
+        let name: NodeName = "n".parse().unwrap();
+        let refused = remove(&view, &name, Vouched::Yes).unwrap_err().to_string();
+        assert!(
+            refused.contains("m1") && refused.contains("m2") && refused.contains("--earlier"),
+            "{refused}"
+        );
+        let keys = |vouched| -> Vec<String> {
+            let txn = remove(&view, &name, vouched).unwrap();
+            let key = |write: &Write| match write {
+                Write::Put { key, .. } | Write::Delete { key } => key.clone(),
+            };
+            txn.writes.iter().map(key).collect()
+        };
+        assert_eq!(keys(Vouched::Earlier), ["/polder/v1/fences/n/old"]);
+        assert_eq!(keys(Vouched::No), ["/polder/v1/nodes/n", "/polder/v1/fences/n/new"]);
     }
 }

@@ -297,8 +297,8 @@ mod tests {
     #[test]
     fn blocks_of_removed_nodes_are_claimed_and_counted_apart() {
         let mut view = cluster(record("10.0.0.0/27", 30), &["n1", "n2"]);
-        let key = "/polder/v1/fences/n2".to_owned();
-        let value = br#"{"node":"n2","boot_id":"b","pods":"unknown"}"#.to_vec();
+        let key = "/polder/v1/fences/n2/n2".to_owned();
+        let value = br#"{"node":"n2","machine_id":"m","boot_id":"b","pods":"unknown"}"#.to_vec();
         let entry = Some(Entry { key: key.clone(), value, revision: 10 });
         view.apply(Update::Changed { revision: 10, changes: vec![crate::store::Change { key, entry }] });
         let claimed = Claimed::of(&view, pool(&view));

@@ -17,13 +17,15 @@ use crate::node::Own;
 use crate::peers::believe;
 use crate::pool::{Block, Labels};
 use crate::pools::{self, Change};
-use crate::record::{
-    BlockRecord, ClusterRecord, Holder, Incarnation, NodeRecord, PodsGone, ReservationRecord, encode,
-};
-use crate::removal::{self, Quarantine};
+use crate::record::{Alive, BlockRecord, Holder, Life, NodeRecord, ReservationRecord, encode};
+use crate::removal::Quarantine;
 use crate::reservation;
-use crate::store::{Compare, LARGEST_TXN, Txn, Write};
+use crate::store::{Compare, Entry, LARGEST_TXN, Txn, Write};
 use crate::view::{Known, Source, View};
+
+pub use identity::{NotAdopted, Proof, adopt};
+
+mod identity;
 
 /// How many blocks go back in one transaction: what it rests on has to have room in it, too.
 pub const AT_ONCE: usize = LARGEST_TXN - 2;
@@ -33,10 +35,12 @@ pub const AT_ONCE: usize = LARGEST_TXN - 2;
 pub struct Facts<'a> {
     /// The node's name.
     pub me: &'a NodeName,
-    /// `/etc/machine-id`.
-    pub machine_id: &'a str,
-    /// Which boot of the machine.
-    pub boot_id: &'a str,
+    /// Which machine this is, and which boot of it.
+    pub life: Life<'a>,
+    /// What proves that this machine is the node of its ledger.
+    pub proof: Proof,
+    /// The machine that an operator says this one is in place of.
+    pub adopted: Option<&'a Alive>,
     /// What the configuration says of the node.
     pub labels: &'a Labels,
     /// The cluster.
@@ -79,8 +83,20 @@ pub enum Double {
     Unasked,
     /// Nobody does.
     None,
-    /// Somebody does, who was booted as this.
-    Alive(String),
+    /// Somebody does: this one.
+    Alive(Alive),
+}
+
+impl Double {
+    /// What the entry behind the lease of the node's name says to one who has that life. What cannot be read is
+    /// somebody's sign of life, too.
+    pub fn read(entry: Option<&Entry>, me: Life<'_>) -> Self {
+        let Some(entry) = entry else { return Self::None };
+        let unknown = || "unknown".to_owned();
+        let alive = serde_json::from_slice(&entry.value)
+            .unwrap_or_else(|_| Alive { boot_id: unknown(), machine_id: unknown() });
+        if Life::from(&alive) == me { Self::None } else { Self::Alive(alive) }
+    }
 }
 
 /// What to do next.
@@ -152,10 +168,10 @@ fn decide(facts: &Facts<'_>) -> Result<Step, Step> {
         return Err(Step::Wait(reason));
     }
     if let Some(identity) = facts.own.identity.as_ref().filter(|own| own.standing == Standing::Removed) {
-        return Ok(leave(facts, identity));
+        return Ok(identity::leave(facts, identity));
     }
     let Some(cluster) = &view.cluster else { return Err(Step::Bootstrap) };
-    let identity = identify(facts, &cluster.record)?;
+    let identity = identity::identify(facts, &cluster.record)?;
     if view.source == Source::Snapshot {
         return Err(Step::Wait("the store is away, going by what was written down".to_owned()));
     }
@@ -173,126 +189,14 @@ fn decide(facts: &Facts<'_>) -> Result<Step, Step> {
     Ok(needs.reason.or(gone).map_or(Step::Settled, Step::Wait))
 }
 
-/// What a node does that was removed.
-fn leave(facts: &Facts<'_>, identity: &Identity) -> Step {
-    if !facts.own.is_bare() {
-        return Step::CutOff;
-    }
-    let reason = format!(
-        "node {} was removed from the cluster, and its pods are cut off. To let it join again, stop the agent, delete \
-         its state folder and start it",
-        facts.me
-    );
-    match facts.view.fences.get(&identity.incarnation) {
-        Some(fence) if fence.record.pods != PodsGone::Confirmed && facts.view.source == Source::Store => {
-            Step::Commit(Purpose::ConfirmRemoval, removal::confirm(&identity.incarnation, fence))
-        }
-        _ => Step::Removed(reason),
-    }
-}
-
-/// Who this node is: what its ledger says, or what it now becomes.
-fn identify<'a>(facts: &'a Facts<'_>, cluster: &ClusterRecord) -> Result<&'a Identity, Step> {
-    let Facts { me, view, .. } = facts;
-    let registered = view.nodes.get(*me);
-    if let Some(other) = registered.filter(|node| node.record.machine_id != facts.machine_id) {
-        return Err(Step::Conflict(format!(
-            "node {me} is registered by another machine (machine id {}): give this one another name with --node, or \
-             remove the old node with polderctl node remove",
-            other.record.machine_id
-        )));
-    }
-    let Some(identity) = &facts.own.identity else { return Err(introduce(facts, cluster, registered)) };
-    if identity.node != **me {
-        return Err(Step::Conflict(format!(
-            "the state folder belongs to node {}, and this is {me}: start the agent under its old name, or drain the \
-             node and give it another folder",
-            identity.node
-        )));
-    }
-    if identity.cluster != cluster.id {
-        return Err(Step::Conflict(format!(
-            "the state folder belongs to cluster {}, and the store holds cluster {}: point the agent at the right \
-             store, or drain the node and give it another folder",
-            identity.cluster, cluster.id
-        )));
-    }
-    let is_removed = view.fences.contains_key(&identity.incarnation) && !mutant::is(Mutant::FenceIsIgnored);
-    if view.source == Source::Store && is_removed {
-        return Err(Step::Identify(Identity { standing: Standing::Removed, ..identity.clone() }));
-    }
-    match registered {
-        Some(node) if node.record.incarnation != identity.incarnation => Err(Step::Conflict(format!(
-            "node {me} is registered as incarnation {}, and the state folder holds incarnation {}: it is older, or \
-             another machine's",
-            node.record.incarnation, identity.incarnation
-        ))),
-        _ => Ok(identity),
-    }
-}
-
-/// What a node becomes whose ledger knows nobody.
-fn introduce(facts: &Facts<'_>, cluster: &ClusterRecord, registered: Option<&Known<NodeRecord>>) -> Step {
-    let become_one = |incarnation: &Incarnation, standing| {
-        let (node, incarnation) = (facts.me.clone(), incarnation.clone());
-        Step::Identify(Identity { node, incarnation, cluster: cluster.id.clone(), standing })
-    };
-    if let Some(node) = registered {
-        // Its ledger is lost. What lives in the same boot is the node itself.
-        return match is_double(facts, node) {
-            Some(step) => step,
-            None => become_one(&node.record.incarnation, Standing::Member),
-        };
-    }
-    let mut others = facts.view.nodes.iter();
-    if let Some((name, _)) = others.find(|(_, node)| node.record.machine_id == facts.machine_id) {
-        return Step::Conflict(format!(
-            "this machine (machine id {}) is registered as node {name}: a clone needs a machine id of its own \
-             (systemd-machine-id-setup); if the node was renamed, remove {name} with polderctl node remove",
-            facts.machine_id
-        ));
-    }
-    // Removed, and its ledger lost, but not its pods.
-    let same_life = |boot_id: &str| boot_id == facts.boot_id;
-    let mut removed = facts.view.fences.iter();
-    let fenced =
-        removed.find(|(_, fence)| fence.record.node == *facts.me && same_life(&fence.record.boot_id));
-    match fenced {
-        Some((incarnation, fence)) if fence.record.pods != PodsGone::Confirmed => {
-            become_one(incarnation, Standing::Removed)
-        }
-        _ => become_one(&Incarnation(facts.fresh.to_owned()), Standing::Member),
-    }
-}
-
-/// What stands in the way of taking the node's record over from another boot: perhaps that is no earlier one.
-fn is_double(facts: &Facts<'_>, node: &Known<NodeRecord>) -> Option<Step> {
-    let is_same = node.record.boot_id == facts.boot_id || mutant::is(Mutant::DoubleIsIgnored);
-    if is_same || facts.view.source != Source::Store {
-        return None;
-    }
-    match &facts.double {
-        Double::None => None,
-        Double::Unasked => Some(Step::AskForDouble),
-        Double::Alive(boot_id) => Some(Step::Conflict(format!(
-            "node {} is alive in another boot ({boot_id}): if this machine has just been rebooted, that ends within \
-             seconds; if it is a clone, give it a machine id and a name of its own",
-            facts.me
-        ))),
-    }
-}
-
 /// Makes the node's record what it should be; returns it.
 fn register<'a>(facts: &'a Facts<'_>, identity: &Identity) -> Result<&'a Known<NodeRecord>, Step> {
     let known = facts.view.nodes.get(facts.me);
-    if let Some(step) = known.and_then(|known| is_double(facts, known)) {
-        return Err(step);
-    }
     let presence = facts.presence.as_ref().map_err(|reason| Step::Wait(reason.clone()))?;
     let record = NodeRecord {
         incarnation: identity.incarnation.clone(),
-        machine_id: facts.machine_id.to_owned(),
-        boot_id: facts.boot_id.to_owned(),
+        machine_id: facts.life.machine_id.to_owned(),
+        boot_id: facts.life.boot_id.to_owned(),
         underlay: presence.underlay.clone(),
         gateways: facts.own.gateways.clone(),
         probes: facts.own.probes.clone(),
@@ -307,7 +211,7 @@ fn register<'a>(facts: &'a Facts<'_>, identity: &Identity) -> Result<&'a Known<N
             let revision = known.map_or(0, |known| known.revision);
             let mut compares = vec![Compare::Unchanged { key: key.clone(), revision }];
             if known.is_none() && !mutant::is(Mutant::FenceIsIgnored) {
-                compares.push(Compare::absent(&Key::Fence(identity.incarnation.clone())));
+                compares.push(Compare::absent(&Key::Fence(facts.me.clone(), identity.incarnation.clone())));
             }
             let writes = vec![Write::Put { key, value: encode(&record) }];
             Err(Step::Commit(Purpose::Register, Txn { compares, writes }))
@@ -472,7 +376,7 @@ fn reservations(facts: &Facts<'_>, identity: &Identity, own: &Known<NodeRecord>)
         let Some(holder) = known.record.holder.as_ref().filter(mine) else { continue };
         let held = facts.own.strays.iter().any(|stray| stray.address == *address);
         let wanted = held || facts.own.expected.contains(address);
-        if !wanted || holder.boot_id != facts.boot_id {
+        if !wanted || holder.boot_id != facts.life.boot_id {
             let let_go = resting_on(facts.me, own, reservation::let_go(*address, known));
             return Err(Step::Commit(Purpose::LetGo(*address), let_go));
         }
@@ -492,7 +396,7 @@ fn reservations(facts: &Facts<'_>, identity: &Identity, own: &Known<NodeRecord>)
         let holder = Holder {
             node: facts.me.clone(),
             incarnation: identity.incarnation.clone(),
-            boot_id: facts.boot_id.to_owned(),
+            boot_id: facts.life.boot_id.to_owned(),
             attachment: stray.attachment.clone(),
         };
         let generation = known.map_or(1, |known| known.record.generation + 1);

@@ -161,7 +161,7 @@ impl View {
             Ok(Key::Pool(name)) => kept(&mut self.pools, &before.pools, &name),
             Ok(Key::Node(name)) => kept(&mut self.nodes, &before.nodes, &name),
             Ok(Key::Block(block)) => kept(&mut self.blocks, &before.blocks, &block),
-            Ok(Key::Fence(incarnation)) => kept(&mut self.fences, &before.fences, &incarnation),
+            Ok(Key::Fence(_, incarnation)) => kept(&mut self.fences, &before.fences, &incarnation),
             Ok(Key::Reservation(address)) => kept(&mut self.reservations, &before.reservations, &address),
             _ => {}
         }
@@ -345,7 +345,7 @@ impl View {
             }
             Ok(Key::Node(name)) => drop(self.nodes.remove(&name)),
             Ok(Key::Block(block)) => drop(self.blocks.remove(&block)),
-            Ok(Key::Fence(incarnation)) => drop(self.fences.remove(&incarnation)),
+            Ok(Key::Fence(_, incarnation)) => drop(self.fences.remove(&incarnation)),
             Ok(Key::Reservation(address)) => drop(self.reservations.remove(&address)),
             Ok(Key::Inspection) => self.inspection = None,
             Ok(Key::Address(..) | Key::Alive(_) | Key::Answer(_)) | Err(_) => {}

@@ -47,6 +47,20 @@ impl Disk {
         self.0.borrow().full
     }
 
+    /// Another disk with the same ledger.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        let ledger = self.ledger();
+        Self(Rc::new(RefCell::new(State { ledger, ..State::default() })))
+    }
+
+    /// Becomes what another disk holds.
+    pub fn restore(&self, other: &Self) {
+        let ledger = other.ledger();
+        let mut state = self.0.borrow_mut();
+        *state = State { ledger, writes: state.writes + 1, full: state.full, ..State::default() };
+    }
+
     /// Loses the ledger.
     pub fn delete(&self) {
         let mut state = self.0.borrow_mut();

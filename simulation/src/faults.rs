@@ -1,12 +1,14 @@
 //! What goes wrong, at any step: to agents, machines, disks, and the way to the store.
 
+use polder_ipam::ledger::Ledger;
 use polder_ipam::removal::Vouched;
 
 use crate::agent;
+use crate::disk::Disk;
 use crate::operator;
 use crate::runtime;
 use crate::schedule::Schedule;
-use crate::world::{Machine, Progress, World, no_answer};
+use crate::world::{Ids, Machine, Progress, World, no_answer};
 
 /// Something that can go wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,6 +53,12 @@ pub enum Fault {
     NodeRemoved,
     /// A machine is gone for good, its node is removed, and another of its name comes.
     NodeReplaced,
+    /// Another machine comes under the name of one that lives.
+    Rival,
+    /// Another machine comes with a copy of the ledger of one that lives. Both of its ids are its own.
+    LedgerCopied,
+    /// A machine is booted with the ledger that it had lost, when it has been another incarnation since.
+    LedgerBack,
     /// The clock of a machine begins to run at another speed.
     ClockSpeed,
     /// A pool is drained, or used again.
@@ -61,7 +69,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 26] = [
         Self::Crash,
         Self::Reboot,
         Self::PowerCut,
@@ -82,6 +90,9 @@ impl Fault {
         Self::PluginKilled,
         Self::NodeRemoved,
         Self::NodeReplaced,
+        Self::Rival,
+        Self::LedgerCopied,
+        Self::LedgerBack,
         Self::ClockSpeed,
         Self::PoolTurned,
         Self::PoolAdded,
@@ -110,6 +121,9 @@ impl Fault {
             Self::PluginKilled => "plugin killed",
             Self::NodeRemoved => "living node removed",
             Self::NodeReplaced => "node replaced",
+            Self::Rival => "rival came",
+            Self::LedgerCopied => "ledger copied",
+            Self::LedgerBack => "lost ledger came back",
             Self::ClockSpeed => "clock speed changed",
             Self::PoolTurned => "pool turned",
             Self::PoolAdded => "pool added",
@@ -143,6 +157,10 @@ impl Schedule {
             Fault::Crash => self.crash(machine),
             Fault::Reboot => self.reboot(machine),
             Fault::PowerCut => {
+                // The power of one container cannot be cut.
+                if self.world.borrow().ids == Ids::OneKernel {
+                    return false;
+                }
                 let tail = self.world.borrow_mut().random.below(4);
                 self.reboot(machine);
                 self.world.borrow().machines[machine].disk.lose_tail(tail);
@@ -166,6 +184,19 @@ impl Schedule {
                 operator::remove_node(&mut world, &name, Vouched::No)
             }
             Fault::NodeReplaced => self.replace(machine),
+            Fault::Rival => self.let_rival_come(machine),
+            Fault::LedgerCopied => {
+                // Where the boot id of a container or the ledger alone counts, nobody may copy one.
+                let is_usual = self.world.borrow().ids == Ids::Usual;
+                let came = is_usual && self.let_rival_come(machine);
+                if came {
+                    let mut world = self.world.borrow_mut();
+                    let copy = world.machines[machine].disk.copy();
+                    world.machines.last_mut().expect("it has just come").disk = copy;
+                }
+                came
+            }
+            Fault::LedgerBack => self.bring_ledger_back(machine),
             Fault::PluginKilled => self.kill_plugin(),
             Fault::StoreEmptied | Fault::StoreRestored => self.set_store_back(fault),
             _ => happens_outside(&mut self.world.borrow_mut(), fault, machine),
@@ -183,10 +214,18 @@ impl Schedule {
         self.end_plugins(machine);
         self.crash(machine);
         let mut world = self.world.borrow_mut();
-        let boot = world.number();
-        let Machine { boot_id, clock, kernel, promised, notes, .. } = &mut world.machines[machine];
-        *boot_id = format!("boot-{boot}");
-        *clock = 0;
+        let (boot, number, ids) = (world.new_boot_id(), world.number(), world.ids);
+        let is_new = ids == Ids::LedgerAlone || ids == Ids::OneKernel && world.random.once_in(2);
+        let Machine { machine_id, boot_id, clock, kernel, promised, notes, .. } =
+            &mut world.machines[machine];
+        if is_new {
+            *machine_id = format!("machine-{number}");
+        }
+        // The clock is the kernel's.
+        if ids != Ids::OneKernel {
+            *clock = 0;
+        }
+        *boot_id = boot;
         *kernel = crate::world::Kernel::default();
         promised.clear();
         notes.clear();
@@ -200,6 +239,10 @@ impl Schedule {
 
     fn lose_ledger(&self, machine: usize) {
         let mut world = self.world.borrow_mut();
+        let lost = world.machines[machine].disk.copy();
+        if lost.identity().is_ok_and(|identity| identity.is_some()) {
+            world.machines[machine].lost_disk = Some(lost);
+        }
         world.machines[machine].disk.delete();
         world.machines[machine].ledger_is_whole = false;
         // What only the ledger knew is not known any more: a promise holds as far as there is an interface.
@@ -219,6 +262,72 @@ impl Schedule {
         operator::remove_node(&mut world, &name, Vouched::Yes);
         crate::schedule::add_machine(&mut world, name);
         true
+    }
+
+    /// Another machine begins under a name that is in use. It has never been in the cluster.
+    fn let_rival_come(&mut self, machine: usize) -> bool {
+        let mut world = self.world.borrow_mut();
+        let name = world.machines[machine].name.clone();
+        if world.machines.len() >= MACHINES || world.namesakes(&name).len() > 1 {
+            return false;
+        }
+        crate::schedule::add_machine(&mut world, name);
+        true
+    }
+
+    /// What was lost comes back: with what a node had under an earlier incarnation, if it has another one now.
+    fn bring_ledger_back(&mut self, machine: usize) -> bool {
+        let is_other = {
+            let world = self.world.borrow();
+            let machine = &world.machines[machine];
+            let incarnation =
+                |disk: &Disk| disk.identity().ok().flatten().map(|identity| identity.incarnation);
+            let lost = machine.lost_disk.as_ref().and_then(incarnation);
+            lost.is_some() && lost != incarnation(&machine.disk) && incarnation(&machine.disk).is_some()
+        };
+        if !is_other {
+            return false;
+        }
+        self.reboot(machine);
+        let mut world = self.world.borrow_mut();
+        if let Some(lost) = world.machines[machine].lost_disk.take() {
+            world.machines[machine].disk.restore(&lost);
+        }
+        true
+    }
+
+    /// Puts an end to rivalries: of the machines that have a name in common, one stays.
+    pub fn retire_rivals(&mut self) {
+        let machines = self.world.borrow().machines.len();
+        for machine in 0..machines {
+            let rivals = {
+                let world = self.world.borrow();
+                world.namesakes(&world.machines[machine].name)
+            };
+            if rivals.len() < 2 || rivals[0] != machine {
+                continue;
+            }
+            let stays = {
+                let world = self.world.borrow();
+                let record = world.truth.nodes.get(&world.machines[machine].name);
+                let is_it = |index: &&usize| {
+                    record.is_some_and(|node| node.record.machine_id == world.machines[**index].machine_id)
+                };
+                // Sometimes the one goes that has the record: the other takes its place by an operator's word.
+                let keeper = rivals.iter().find(is_it).copied().unwrap_or(machine);
+                let other = rivals.iter().copied().find(|rival| *rival != keeper).unwrap_or(keeper);
+                drop(world);
+                if self.world.borrow_mut().random.once_in(2) { keeper } else { other }
+            };
+            for rival in rivals.into_iter().filter(|rival| *rival != stays) {
+                self.reboot(rival);
+                let mut world = self.world.borrow_mut();
+                world.machines[rival].is_destroyed = true;
+                world.machines[rival].ledger_is_whole = false;
+                world.note(|| format!("operator: {rival} is switched off for good"));
+            }
+            operator::take_place(&mut self.world.borrow_mut(), stays);
+        }
     }
 
     fn kill_plugin(&mut self) -> bool {

@@ -56,6 +56,7 @@ fn node(world: &World, machine: &Machine, strictness: Strictness) -> NodeFacts {
                 .collect()
         }
     };
+    let serves = machine.agent.as_ref().is_some_and(|agent| agent.forbids.is_none());
     // A node that was removed breaks its promises.
     let is_removed = ledger.as_ref().and_then(|ledger| ledger.identity.as_ref());
     let is_removed = is_removed.is_some_and(|identity| identity.standing == Standing::Removed);
@@ -71,7 +72,12 @@ fn node(world: &World, machine: &Machine, strictness: Strictness) -> NodeFacts {
                     addresses: addresses.clone(),
                 })
                 .collect(),
-            gateways: machine.kernel.gateways.clone(),
+            // A machine that has no pods and must not serve uses none: a copy of a ledger names those of the original.
+            gateways: if serves || !interfaces.is_empty() {
+                machine.kernel.gateways.clone()
+            } else {
+                Vec::new()
+            },
             namespaces: BTreeSet::new(),
         }),
         in_flight,

@@ -28,12 +28,14 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use polder_api::NodeName;
 use polder_ipam::Moment;
 use polder_ipam::key::Key;
+use polder_ipam::ledger::{Identity, Standing};
 use polder_ipam::node::Own;
-use polder_ipam::record::PodsGone;
+use polder_ipam::record::{FenceRecord, PodsGone};
 use polder_ipam::removal::Quarantine;
-use polder_ipam::steward::Purpose;
+use polder_ipam::steward::{Proof, Purpose, Step};
 use polder_ipam::store::{Compare, Txn};
 use polder_ipam::view::{Known, View};
 use stateright::{Model, Property};
@@ -110,8 +112,7 @@ impl Space {
         }
         let mut bent = view.clone();
         for known in bent.fences.values_mut() {
-            let record =
-                polder_ipam::record::FenceRecord { pods: PodsGone::Vouched, ..(*known.record).clone() };
+            let record = FenceRecord { pods: PodsGone::Vouched, ..(*known.record).clone() };
             *known = Known { record: Arc::new(record), revision: known.revision };
         }
         quarantine.observe(&bent, now);
@@ -127,11 +128,34 @@ impl Space {
         restless
     }
 
+    /// What proves that a machine is the node of its ledger.
+    fn proof(&self) -> Proof {
+        if self.flaw == Some(Flaw::BelievesCopies) { Proof::Ledger } else { Proof::Machine }
+    }
+
+    /// What a node does instead of what its steward says.
+    fn bend_step(&self, own: &Own, view: &View, me: &NodeName, boot_id: &str) -> Option<Step> {
+        if self.flaw != Some(Flaw::MatchesFencesByBoot) || own.identity.is_some() {
+            return None;
+        }
+        let is_it = |fence: &FenceRecord| {
+            fence.node == *me && fence.boot_id == boot_id && fence.pods == PodsGone::Unknown
+        };
+        let (incarnation, _) = view.fences.iter().find(|(_, fence)| is_it(&fence.record))?;
+        let (cluster, standing) = (view.cluster.as_ref()?.record.id.clone(), Standing::Removed);
+        Some(Step::Identify(Identity {
+            node: me.clone(),
+            incarnation: incarnation.clone(),
+            cluster,
+            standing,
+        }))
+    }
+
     /// What a node says that it has.
     fn bend_own(&self, own: Own) -> Own {
         let removed = |own: &Own| {
             let standing = own.identity.as_ref().map(|identity| identity.standing);
-            standing == Some(polder_ipam::ledger::Standing::Removed)
+            standing == Some(Standing::Removed)
         };
         match self.flaw {
             Some(Flaw::ConfirmsFirst) if removed(&own) => Own { identity: own.identity, ..Own::default() },
@@ -146,7 +170,7 @@ impl Space {
             Some(Flaw::ForgetsNodeRecord) if purpose != Some(&Purpose::Register) => {
                 !of(compare, |key| matches!(key, Key::Node(_)))
             }
-            Some(Flaw::IgnoresFences) => !of(compare, |key| matches!(key, Key::Fence(_))),
+            Some(Flaw::IgnoresFences) => !of(compare, |key| matches!(key, Key::Fence(..))),
             Some(Flaw::ForgetsBlocks) => !matches!(compare, Compare::Empty(_)),
             _ => true,
         });

@@ -3,11 +3,13 @@
 use polder_api::NodeName;
 use polder_ipam::Pool;
 use polder_ipam::key::Key;
+use polder_ipam::ledger::Ledger;
 use polder_ipam::pool::{PoolState, Purpose};
 use polder_ipam::record::{
-    AttachMode, Backend, ClusterId, ClusterRecord, Masquerade, PoolRecord, VxlanSettings, encode,
+    AttachMode, Backend, ClusterId, ClusterRecord, Life, Masquerade, PoolRecord, VxlanSettings, encode,
 };
 use polder_ipam::removal::{Vouched, remove};
+use polder_ipam::steward::adopt;
 use polder_ipam::store::{Compare, Outcome, Txn, Write};
 
 use crate::Random;
@@ -85,6 +87,26 @@ fn set_state(world: &mut World, revision: i64, pool: &Pool, state: PoolState) ->
 /// Removes a node. Nobody vouches for pods that live.
 pub fn remove_node(world: &mut World, name: &NodeName, vouched: Vouched) -> bool {
     remove(&world.truth, name, vouched).is_ok_and(|txn| commit(world, txn))
+}
+
+/// Lets a machine take the place of one that is gone: with its ledger as the same node, without it as a new one.
+pub fn take_place(world: &mut World, index: usize) {
+    let machine = &world.machines[index];
+    let Some(node) = world.truth.nodes.get(&machine.name) else { return };
+    if Life::from(&*node.record) == machine.life() {
+        return;
+    }
+    let (name, identity) = (machine.name.clone(), machine.disk.identity().ok().flatten());
+    match adopt(&world.truth, &name, &name, identity.as_ref(), machine.life()) {
+        Ok(adopted) => {
+            if let Some(agent) = &mut world.machines[index].agent {
+                agent.adopted = adopted;
+                agent.news = true;
+                world.count("node adopted");
+            }
+        }
+        Err(_) => drop(remove_node(world, &name, Vouched::Yes)),
+    }
 }
 
 fn commit(world: &mut World, txn: Txn) -> bool {

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use polder_ipam::invariants::Deviation;
 use polder_ipam::key::Key;
 use polder_ipam::ledger::Ledger;
-use polder_ipam::record::{FenceRecord, Incarnation, PodsGone, encode};
+use polder_ipam::record::{FenceRecord, Incarnation, Life, PodsGone, encode};
 use polder_ipam::removal::Vouched;
 use polder_ipam::store::{Compare, Txn, Write};
 
@@ -158,6 +158,7 @@ fn heal(schedule: &mut Schedule, steps: &mut u64) -> Result<(), Wrong> {
         *steps += 1;
         holds(schedule, Strictness::Lenient)?;
         schedule.rejoin();
+        schedule.retire_rivals();
         let machines = schedule.world.borrow().machines.len();
         if second % 5 == 0 {
             let mut world = schedule.world.borrow_mut();
@@ -216,10 +217,15 @@ fn clear_up(schedule: &mut Schedule, machine: usize) {
 /// those that have joined anew since a backup was made that was put back.
 fn remove_again(world: &mut World) {
     let is_older = |machine: &&Machine| {
-        let node = world.truth.nodes.get(&machine.name);
-        let is_same = node.is_some_and(|node| node.record.machine_id == machine.machine_id);
-        let agent = machine.agent.as_ref().filter(|_| is_same && !machine.is_destroyed);
-        agent.is_some_and(|agent| agent.last_step.contains("is registered as incarnation"))
+        let Some(node) = world.truth.nodes.get(&machine.name) else { return false };
+        let is_same = node.record.machine_id == machine.machine_id;
+        // A machine that was made anew is told what to do.
+        let is_gone = |other: &Machine| other.is_destroyed || other.life() != Life::from(&*node.record);
+        let is_anew = || world.machines.iter().all(is_gone);
+        machine.agent.as_ref().filter(|_| !machine.is_destroyed).is_some_and(|agent| {
+            let says = |sign| agent.last_step.contains(sign);
+            is_same && says("is registered as incarnation") || says("has no ledger of it") && is_anew()
+        })
     };
     if let Some(name) = world.machines.iter().find(is_older).map(|machine| machine.name.clone()) {
         operator::remove_node(world, &name, Vouched::Yes);
@@ -246,7 +252,7 @@ fn vouch(world: &mut World) {
             fence.record.pods == PodsGone::Unknown && !could_confirm(incarnation)
         });
     let Some((incarnation, fence)) = forgotten else { return };
-    let key = Key::Fence(incarnation.clone()).to_string();
+    let key = Key::Fence(fence.record.node.clone(), incarnation.clone()).to_string();
     let record = FenceRecord { pods: PodsGone::Vouched, ..(*fence.record).clone() };
     let compares = vec![Compare::Unchanged { key: key.clone(), revision: fence.revision }];
     let _ = world.etcd.commit(&Txn { compares, writes: vec![Write::Put { key, value: encode(&record) }] });

@@ -37,15 +37,17 @@ pub struct Schedule {
 pub fn add_machine(world: &mut World, name: NodeName) {
     let number = world.number();
     let rate = 700 + world.random.below(301);
+    let boot_id = world.new_boot_id();
     world.machines.push(Machine {
         name,
         machine_id: format!("machine-{number}"),
-        boot_id: format!("boot-{number}"),
+        boot_id,
         clock: 0,
         rate: u64::try_from(rate).unwrap_or(1_000),
         is_destroyed: false,
         kernel: Kernel::default(),
         disk: Disk::default(),
+        lost_disk: None,
         ledger_is_whole: false,
         epoch: 0,
         agent: None,

@@ -12,8 +12,9 @@ use polder_ipam::invariants::Deviation;
 use polder_ipam::invariants::history::History;
 use polder_ipam::key::Key;
 use polder_ipam::node::NodeIpam;
+use polder_ipam::record::{Alive, Life};
 use polder_ipam::removal::Quarantine;
-use polder_ipam::steward::Double;
+use polder_ipam::steward::{Double, Proof};
 use polder_ipam::store::{Contents, Outcome, Range, StoreError, Txn};
 use polder_ipam::view::View;
 use polder_ipam::{Moment, Pool};
@@ -53,6 +54,8 @@ pub struct Machine {
     pub kernel: Kernel,
     /// What its disk holds.
     pub disk: Disk,
+    /// What its disk held before it was lost.
+    pub lost_disk: Option<Disk>,
     /// Whether what the ledger says was compared with the kernel since it was lost.
     pub ledger_is_whole: bool,
     /// How many agents were started.
@@ -106,6 +109,8 @@ pub struct Agent {
     pub quarantine: Quarantine,
     /// Whether somebody else lives under its name.
     pub double: Double,
+    /// The machine that an operator says this one is in place of.
+    pub adopted: Option<Alive>,
     /// Losses of the store that it knows of.
     pub losses: u64,
     /// Until when it claims nothing.
@@ -115,6 +120,11 @@ pub struct Agent {
 }
 
 impl Machine {
+    /// Which machine it is, and which boot of it.
+    pub fn life(&self) -> Life<'_> {
+        Life { machine_id: &self.machine_id, boot_id: &self.boot_id }
+    }
+
     /// The time on its clock.
     pub fn now(&self) -> Moment {
         Moment::from_millis(self.clock)
@@ -187,10 +197,23 @@ pub enum Record {
     Printed,
 }
 
+/// What tells machines and their boots apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ids {
+    /// A boot id for each boot, and a machine id that stays.
+    Usual,
+    /// Containers of one host: one boot id for all of them. A machine id can be another one after a restart.
+    OneKernel,
+    /// Both change at each boot, and the configuration says that the ledger alone counts.
+    LedgerAlone,
+}
+
 /// All that there is.
 pub struct World {
     /// Chance.
     pub random: Random,
+    /// What tells machines and their boots apart.
+    pub ids: Ids,
     /// Milliseconds since the beginning, by no machine's clock.
     pub now: u64,
     /// The store.
@@ -232,6 +255,7 @@ impl World {
         let mut random = Random::new(seed);
         Self {
             first_pools: operator::first_pools(&mut random),
+            ids: *random.one_of(&[Ids::Usual, Ids::Usual, Ids::OneKernel, Ids::LedgerAlone]),
             random,
             now: 0,
             etcd: Model::new(),
@@ -290,6 +314,25 @@ impl World {
     /// Whether the store has answered that request, or never will.
     pub fn is_answered(&self, id: u64) -> bool {
         self.requests.iter().any(|request| request.id == id && matches!(request.state, Progress::Answered(_)))
+    }
+
+    /// What proves that a machine is the node of its ledger.
+    pub fn proof(&self) -> Proof {
+        if self.ids == Ids::LedgerAlone { Proof::Ledger } else { Proof::Machine }
+    }
+
+    /// The id of a new boot.
+    pub fn new_boot_id(&mut self) -> String {
+        if self.ids == Ids::OneKernel { "boot-of-all".to_owned() } else { format!("boot-{}", self.number()) }
+    }
+
+    /// The machines of that name that are not gone.
+    pub fn namesakes(&self, name: &NodeName) -> Vec<usize> {
+        let is_one = |index: &usize| {
+            let machine = &self.machines[*index];
+            machine.name == *name && !machine.is_destroyed
+        };
+        (0..self.machines.len()).filter(is_one).collect()
     }
 
     /// Takes the answer.

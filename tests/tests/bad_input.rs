@@ -257,7 +257,7 @@ fn a_node_name_that_is_taken_is_refused_to_the_newcomer() {
     let newcomer = lab.add_worker(1);
     newcomer.configure(&config);
     newcomer.start();
-    let reason = reasons(&lab.workers[2], "registered by another machine");
+    let reason = reasons(&lab.workers[2], "is registered as another machine");
     assert!(reason.contains("node n1") && reason.contains("--node"), "{reason}");
     let kernel = lab.workers[2].node.shell("ip link; nft list ruleset");
     assert!(!kernel.contains("polder"), "the newcomer touched its kernel: {kernel}");

@@ -105,6 +105,19 @@ enum NodeCommand {
         /// How many pods of a living node lose their network: it must be the number that it has now
         #[arg(long, value_name = "NUMBER")]
         disconnect_pods: Option<u64>,
+        /// With --dead: say so of a machine that had this name before and was removed, not of the one that has it now
+        #[arg(long, requires = "dead")]
+        earlier: bool,
+    },
+    /// Lets this machine take the place of another, as the node of that name, whose ledger it has: the other machine is gone
+    /// for good, I know that. To be run on the machine that takes over
+    ///
+    /// It is needed where machine id and boot id have both changed, so that the agent cannot tell a restart from a copied
+    /// disk. The agent takes the node over when no other machine is alive under its name. A machine without the ledger
+    /// joins as a new node instead, after polderctl node remove.
+    Adopt {
+        /// The node's name
+        name: NodeName,
     },
 }
 
@@ -172,10 +185,11 @@ fn run(arguments: &Arguments) -> anyhow::Result<(String, Exit)> {
         Command::Status => Request::Status,
         Command::Plan => Request::Plan,
         Command::Node(NodeCommand::List) => Request::Nodes,
-        Command::Node(NodeCommand::Remove { name, dead, disconnect_pods }) => {
+        Command::Node(NodeCommand::Remove { name, dead, disconnect_pods, earlier }) => {
             let (node, disconnect_pods) = (name.clone(), *disconnect_pods);
-            Request::RemoveNode(Removal { node, dead: *dead, disconnect_pods })
+            Request::RemoveNode(Removal { node, dead: *dead, disconnect_pods, earlier: *earlier })
         }
+        Command::Node(NodeCommand::Adopt { name }) => Request::AdoptNode(name.clone()),
         Command::Cluster(ClusterCommand::Set { backend }) => Request::ChangeBackend(*backend),
         Command::Pool(command) => command.request().unwrap_or_else(|problem| end_with_usage(&problem)),
         Command::Block(BlockCommand::List) => Request::Blocks,

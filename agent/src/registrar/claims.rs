@@ -81,6 +81,7 @@ impl Registrar {
                 me: &self.agent.config.node,
                 labels: &self.agent.config.labels,
                 identity: identity.as_ref(),
+                life: self.agent.machine.life(),
                 view: &view,
                 caution: self.is_cautious(),
             };

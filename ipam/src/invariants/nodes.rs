@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::{Deviation, Facts, Interface, Invariant, KernelFacts, LedgerFacts, NodeFacts, Repair, deviation};
 use crate::ledger::{Held, Kind};
 use crate::pool::Purpose;
-use crate::record::Incarnation;
+use crate::record::{Incarnation, PodsGone};
 use crate::view::View;
 
 pub(super) fn check(facts: &Facts<'_>, node: &NodeFacts, found: &mut Vec<Deviation>) {
@@ -16,6 +16,9 @@ pub(super) fn check(facts: &Facts<'_>, node: &NodeFacts, found: &mut Vec<Deviati
         if let Some(kernel) = &node.kernel {
             leaks(node, ledger, kernel, found);
             interfaces(node, ledger, kernel, found);
+        }
+        if let (Some(view), Some(kernel), Some(identity)) = (facts.view, &node.kernel, &ledger.identity) {
+            confirmed(view, node, kernel, &identity.incarnation, found);
         }
         if let (Some(view), Some(identity), false) = (facts.view, &ledger.identity, facts.putting_back) {
             reservations(view, node, ledger, &identity.incarnation, found);
@@ -72,6 +75,24 @@ fn promises(node: &NodeFacts, ledger: &LedgerFacts, found: &mut Vec<Deviation>) 
             );
             found.push(deviation(Invariant::Durable, Some(&node.name), what, "delete the pod"));
         }
+    }
+}
+
+/// I9: what a removed node has confirmed.
+fn confirmed(
+    view: &View,
+    node: &NodeFacts,
+    kernel: &KernelFacts,
+    own: &Incarnation,
+    found: &mut Vec<Deviation>,
+) {
+    let is_confirmed = view.fences.get(own).is_some_and(|fence| fence.record.pods == PodsGone::Confirmed);
+    if let (true, Some(interface)) = (is_confirmed, kernel.interfaces.first()) {
+        let what = format!(
+            "node {} was removed, it is confirmed that its pods are gone, and {} lives",
+            node.name, interface.attachment
+        );
+        found.push(deviation(Invariant::Fenced, Some(&node.name), what, "delete the pod"));
     }
 }
 

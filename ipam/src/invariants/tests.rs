@@ -134,8 +134,9 @@ impl Scene {
     }
 
     fn fence(&mut self, pods: PodsGone) {
-        let record = FenceRecord { node: "a".parse().unwrap(), boot_id: "boot".into(), pods };
-        self.put("fences/i-a", encode(&record));
+        let record =
+            FenceRecord { node: "a".parse().unwrap(), machine_id: "m".into(), boot_id: "boot".into(), pods };
+        self.put("fences/a/i-a", encode(&record));
     }
 
     fn view(&self) -> View {

@@ -5,8 +5,11 @@ use crate::Cidr;
 use crate::allocator::USUAL_REST;
 use crate::pool::{Pool, PoolState};
 use crate::record::{
-    AttachMode, Backend, ClusterId, FenceRecord, Masquerade, Nonce, PoolRecord, VxlanSettings,
+    AttachMode, Backend, BlockRecord, ClusterId, ClusterRecord, FenceRecord, Incarnation, Masquerade, Nonce,
+    PodsGone, PoolRecord, VxlanSettings,
 };
+
+mod identity;
 use crate::removal::Quarantine;
 use crate::store::{Contents, Entry, Update};
 
@@ -75,8 +78,9 @@ fn step_of_boot(boot_id: &str, double: Double, view: &View, own: Own) -> Step {
     quarantine.observe(view, Moment::BOOT);
     next(&Facts {
         me: &name(),
-        machine_id: "m",
-        boot_id,
+        life: Life { machine_id: "m", boot_id },
+        proof: Proof::Machine,
+        adopted: None,
         labels: &Labels::new(),
         view,
         own: &Own { identity: Some(identity()), ..own },
@@ -173,9 +177,15 @@ fn a_reserved_address_is_let_go_only_by_a_node_that_is_not_removed() {
 #[test]
 fn a_removed_nodes_blocks_are_given_back_only_by_a_node_that_is_not_removed_itself() {
     let gone: NodeName = "n2".parse().unwrap();
-    let fence = FenceRecord { node: gone.clone(), boot_id: "b2".to_owned(), pods: PodsGone::Vouched };
+    let fence = FenceRecord {
+        node: gone.clone(),
+        machine_id: "m2".to_owned(),
+        boot_id: "b2".to_owned(),
+        pods: PodsGone::Vouched,
+    };
     let block = Block::new("10.0.0.0/26".parse().unwrap());
-    let view = view(vec![(Key::Fence(Incarnation("i2".into())), encode(&fence)), claim(block, "i2")]);
+    let view =
+        view(vec![(Key::Fence(gone.clone(), Incarnation("i2".into())), encode(&fence)), claim(block, "i2")]);
     assert_eq!(purpose(step(&view, Own::default())), Some(Purpose::Inherit(gone)));
 }
 
@@ -184,6 +194,7 @@ fn a_record_is_taken_over_from_another_boot_only_when_nobody_lives_in_that() {
     let view = view(Vec::new());
     let step = |double| step_of_boot("another", double, &view, Own::default());
     assert_eq!(step(Double::Unasked), Step::AskForDouble);
-    assert!(matches!(step(Double::Alive("b".to_owned())), Step::Conflict(_)));
+    let alive = Alive { boot_id: "b".to_owned(), machine_id: "m".to_owned() };
+    assert!(matches!(step(Double::Alive(alive)), Step::Conflict(_)));
     assert!(matches!(step(Double::None), Step::Commit(Purpose::Register, _)));
 }

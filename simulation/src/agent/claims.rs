@@ -84,6 +84,7 @@ pub async fn claim(hand: &Hand, wanted: Wanted) -> Result<(), NoClaim> {
                 me: &machine.name,
                 labels: &Labels::new(),
                 identity: identity.as_ref(),
+                life: machine.life(),
                 view: &agent.view,
                 caution: agent.is_cautious(machine.clock),
             };

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use polder_ipam::key::Key;
-use polder_ipam::record::{AddressRecord, Alive, encode};
+use polder_ipam::record::{AddressRecord, Alive, Life, encode};
 use polder_ipam::store::{Compare, LARGEST_TXN, Outcome, StoreError, Txn, Write};
 use polder_ipam::view::Source;
 
 use super::Hand;
-use crate::etcd::Operation;
+use crate::etcd::{Condition, Operation};
 use crate::world::no_answer;
 
 /// Before another attempt.
@@ -23,10 +23,10 @@ fn own_revision(hand: &Hand) -> i64 {
         let machine = &world.machines[hand.machine];
         let agent = machine.agent.as_ref().expect("a task of an agent ends with it");
         let identity = agent.ipam.identity().ok().flatten();
-        let own =
-            agent.view.nodes.get(&machine.name).filter(|own| {
-                identity.is_some_and(|identity| identity.incarnation == own.record.incarnation)
-            });
+        let own = agent.view.nodes.get(&machine.name).filter(|own| {
+            identity.is_some_and(|identity| identity.incarnation == own.record.incarnation)
+                && Life::from(&*own.record) == machine.life()
+        });
         own.filter(|_| agent.view.source == Source::Store).map_or(0, |own| own.revision)
     })
 }
@@ -34,14 +34,15 @@ fn own_revision(hand: &Hand) -> i64 {
 /// Keeps the lease of a node that is in its cluster.
 pub async fn stay_alive(hand: Hand) {
     loop {
-        if own_revision(&hand) != 0 {
-            renew(&hand);
+        let revision = own_revision(&hand);
+        if revision != 0 {
+            renew(&hand, revision);
         }
         hand.sleep(ALIVE_SECONDS * 1_000 / 3).await;
     }
 }
 
-fn renew(hand: &Hand) {
+fn renew(hand: &Hand, revision: i64) {
     hand.with(|world| {
         let machine = &world.machines[hand.machine];
         if machine.is_cut {
@@ -51,11 +52,16 @@ fn renew(hand: &Hand) {
         if world.etcd.keep_alive(lease).is_none() {
             let put = Operation::Put {
                 key: Key::Alive(machine.name.clone()).to_string(),
-                value: encode(&Alive { boot_id: machine.boot_id.clone() }),
+                value: encode(&Alive {
+                    boot_id: machine.boot_id.clone(),
+                    machine_id: machine.machine_id.clone(),
+                }),
                 lease: Some(lease),
             };
-            let granted = world.etcd.grant(lease, ALIVE_SECONDS);
-            let _ = granted.and_then(|()| world.etcd.transact(&[], &[put]));
+            let node = Key::Node(machine.name.clone()).to_string();
+            let _ = world.etcd.grant(lease, ALIVE_SECONDS);
+            let unchanged = Condition::from(&Compare::Unchanged { key: node, revision });
+            let _ = world.etcd.transact(&[unchanged], &[put]);
         }
     });
 }

@@ -8,7 +8,7 @@ use polder_ipam::claim::Wanted;
 use polder_ipam::key::Key;
 use polder_ipam::ledger::OwnedBlock;
 use polder_ipam::pool::Labels;
-use polder_ipam::record::{Alive, encode};
+use polder_ipam::record::{Life, encode};
 use polder_ipam::steward::{self, Double, Facts, Presence, Purpose, Step};
 use polder_ipam::store::{Compare, LARGEST_TXN, Outcome, Range, Txn, Write};
 use polder_ipam::view::{Settings, Source};
@@ -68,6 +68,13 @@ async fn round(hand: &Hand) -> Result<Option<String>, Waiting> {
                     unclaimable.insert(family, error.to_string());
                 }
             }
+            Step::AskForDouble => {
+                // Until that is known, another machine may be the node.
+                let asking = "whether another machine is this node is not known".to_owned();
+                hand.agent(|agent| agent.forbids.get_or_insert_with(|| asking.clone()).clone());
+                let Ok(double) = ask_for_double(hand).await else { return Ok(Some(asking)) };
+                hand.agent(|agent| agent.double = double);
+            }
             step => carry_out(hand, step).await?,
         }
     }
@@ -84,6 +91,7 @@ fn brief(step: &Step) -> String {
 fn next_step(hand: &Hand, unclaimable: &BTreeMap<Family, String>) -> Result<Step, Waiting> {
     let fresh = hand.fresh();
     hand.with(|world| {
+        let proof = world.proof();
         let machine = &mut world.machines[hand.machine];
         let (clock, now) = (machine.clock, machine.now());
         let agent = machine.agent.as_mut().ok_or(Waiting)?;
@@ -105,8 +113,9 @@ fn next_step(hand: &Hand, unclaimable: &BTreeMap<Family, String>) -> Result<Step
         };
         let step = steward::next(&Facts {
             me: &machine.name,
-            machine_id: &machine.machine_id,
-            boot_id: &machine.boot_id,
+            life: Life { machine_id: &machine.machine_id, boot_id: &machine.boot_id },
+            proof,
+            adopted: agent.adopted.as_ref(),
             labels: &Labels::new(),
             view: &agent.view,
             own: &own,
@@ -127,10 +136,6 @@ async fn carry_out(hand: &Hand, step: Step) -> Result<(), Waiting> {
     match step {
         Step::Bootstrap => bootstrap(hand).await?,
         Step::Identify(identity) => hand.ipam(|ipam, _| ipam.identify(&identity))?,
-        Step::AskForDouble => {
-            let double = ask_for_double(hand).await?;
-            hand.agent(|agent| agent.double = double);
-        }
         Step::CutOff => cut_off(hand).await?,
         Step::Commit(purpose, txn) => match hand.commit(&txn).await? {
             Outcome::Applied { revision } => {
@@ -154,7 +159,12 @@ async fn carry_out(hand: &Hand, step: Step) -> Result<(), Waiting> {
         }
         Step::TakeGateways => drop(hand.ipam(polder_ipam::node::NodeIpam::take_gateways)?),
         Step::MoveGateway(old) => drop(hand.ipam(|ipam, now| ipam.move_gateway(old, now))?),
-        Step::Settled | Step::Wait(_) | Step::Conflict(_) | Step::Removed(_) | Step::Claim(_) => {}
+        Step::Settled
+        | Step::Wait(_)
+        | Step::Conflict(_)
+        | Step::Removed(_)
+        | Step::AskForDouble
+        | Step::Claim(_) => {}
     }
     Ok(())
 }
@@ -166,26 +176,15 @@ fn own(hand: &Hand, owned: OwnedBlock) -> Result<(), Waiting> {
 }
 
 async fn ask_for_double(hand: &Hand) -> Result<Double, Waiting> {
-    let (name, boot_id) = hand.with(|world| {
-        let machine = &world.machines[hand.machine];
-        (machine.name.clone(), machine.boot_id.clone())
-    });
+    let name = hand.with(|world| world.machines[hand.machine].name.clone());
     let found = hand.range(Range::single(Key::Alive(name).to_string())).await?;
-    let alive = found.entries.first().and_then(|entry| decode_alive(&entry.value));
-    let other = alive.filter(|alive| *alive != boot_id);
-    Ok(other.map_or(Double::None, Double::Alive))
-}
-
-/// In which boot somebody is alive who wrote that.
-fn decode_alive(value: &[u8]) -> Option<String> {
-    let text = std::str::from_utf8(value).ok()?;
-    let boot_id = text.strip_prefix(r#"{"boot_id":""#)?.strip_suffix(r#""}"#)?.to_owned();
-    debug_assert_eq!(encode(&Alive { boot_id: boot_id.clone() }), value);
-    Some(boot_id)
+    Ok(hand.with(|world| Double::read(found.entries.first(), world.machines[hand.machine].life())))
 }
 
 /// Takes away all pods of this node, and forgets what it owned.
 async fn cut_off(hand: &Hand) -> Result<(), Waiting> {
+    // A node that was removed breaks its promises.
+    hand.with(|world| world.machines[hand.machine].promised.clear());
     let attachments: Vec<Attachment> =
         hand.ipam(|ipam, _| ipam.attachments().map(|held| held.attachment.clone()).collect());
     for attachment in attachments {
@@ -193,9 +192,10 @@ async fn cut_off(hand: &Hand) -> Result<(), Waiting> {
             return Err(Waiting);
         }
     }
+    let identity = hand.ipam(|ipam, _| ipam.identity())?;
     hand.ipam(|ipam, _| ipam.forget_all())?;
     let me = hand.with(|world| world.machines[hand.machine].name.clone());
-    forget_addresses(hand, me).await
+    forget_addresses(hand, identity.map_or(me, |identity| identity.node)).await
 }
 
 /// Deletes what the store says of the addresses of a removed node, unless there is another of its name by now.

@@ -48,6 +48,10 @@ pub enum Action {
     Die(Who),
     /// A machine is started for the first time.
     Begin(Who),
+    /// A machine is started for the first time, with a copy of the ledger of the one that has its name.
+    BeginCopied(Who),
+    /// An operator says that a machine is in place of one that is gone.
+    Adopt(Who),
     /// The ledger of a removed node is thrown away, and its agent started again.
     Rejoin(Who),
     /// An operator removes the node that has a machine's name.
@@ -129,10 +133,15 @@ impl fmt::Display for Action {
             Self::Reboot(who) => write!(f, "{} is rebooted", m(who)),
             Self::Die(who) => write!(f, "{} is gone for good", m(who)),
             Self::Begin(who) => write!(f, "{} is started", m(who)),
+            Self::BeginCopied(who) => write!(f, "{} is started with a copy of a ledger", m(who)),
+            Self::Adopt(who) => write!(f, "the operator says that {} is in place of another machine", m(who)),
             Self::Rejoin(who) => write!(f, "{} is started again without its ledger", m(who)),
             Self::Remove(who, Vouched::No) => write!(f, "the operator removes the node named as {}", m(who)),
             Self::Remove(who, Vouched::Yes) => {
                 write!(f, "the operator removes the node named as {}, and vouches that it is gone", m(who))
+            }
+            Self::Remove(who, Vouched::Earlier) => {
+                write!(f, "the operator vouches that all removed nodes named as {} are gone", m(who))
             }
             Self::Rest => f.write_str("time passes"),
         }

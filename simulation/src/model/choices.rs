@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use polder_ipam::ledger::Standing;
-use polder_ipam::record::{Incarnation, PodsGone};
+use polder_ipam::record::{Incarnation, NodeRecord, PodsGone};
 use polder_ipam::removal::Vouched;
 
 use super::action::{Action, Errands, Fate};
@@ -15,8 +15,15 @@ use super::watcher::Behind;
 pub(super) fn choices(cluster: &Cluster, actions: &mut Vec<Action>) {
     for (who, machine) in cluster.machines.iter().enumerate() {
         match machine.power {
-            Power::Blank if cluster.left.newcomers > 0 => actions.push(Action::Begin(who)),
-            Power::Blank | Power::Gone => {}
+            Power::Blank => {
+                if cluster.left.newcomers > 0 {
+                    actions.push(Action::Begin(who));
+                }
+                if cluster.left.copies > 0 {
+                    actions.push(Action::BeginCopied(who));
+                }
+            }
+            Power::Gone => {}
             Power::On => {
                 agent(cluster, who, machine, actions);
                 pods(cluster, who, machine, actions);
@@ -130,6 +137,18 @@ fn faults(cluster: &Cluster, who: Who, machine: &Machine, actions: &mut Vec<Acti
     }
     if left.deaths > 0 {
         actions.push(Action::Die(who));
+    }
+    // An operator who looks: whoever has the name is gone.
+    let is_other = |node: &NodeRecord| {
+        cluster
+            .machines
+            .iter()
+            .any(|other| other.machine_id() == node.machine_id && other.power == Power::Gone)
+    };
+    if left.adoptions > 0
+        && cluster.truth.view.nodes.get(&machine.name).is_some_and(|node| is_other(&node.record))
+    {
+        actions.push(Action::Adopt(who));
     }
     let removed = || machine.identity().is_some_and(|identity| identity.standing == Standing::Removed);
     if left.rejoins > 0

@@ -23,11 +23,15 @@ pub enum Flaw {
     MatchesByName,
     /// A removed node confirms before it has cut its pods off.
     ConfirmsFirst,
+    /// A machine without a ledger takes a fence of its name and boot for its own.
+    MatchesFencesByBoot,
+    /// A ledger is proof, also where both ids are others.
+    BelievesCopies,
 }
 
 impl Flaw {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::ForgetsNodeRecord,
         Self::ForgetsBlocks,
         Self::RepeatsBlindly,
@@ -38,5 +42,7 @@ impl Flaw {
         Self::FreesFirst,
         Self::MatchesByName,
         Self::ConfirmsFirst,
+        Self::MatchesFencesByBoot,
+        Self::BelievesCopies,
     ];
 }

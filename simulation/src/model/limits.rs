@@ -25,6 +25,10 @@ limits! {
     deaths,
     /// Machines that begin under the name of another.
     newcomers,
+    /// Machines that begin under the name of another, with a copy of its ledger.
+    copies,
+    /// Machines that take the place of one that is gone, by an operator's word.
+    adoptions,
     /// Ledgers of removed nodes that are thrown away, so that they join again.
     rejoins,
     /// What an operator does to remove nodes.

@@ -9,7 +9,7 @@ use polder_ipam::allocator::USUAL_REST;
 use polder_ipam::ledger::memory::Memory;
 use polder_ipam::ledger::{Identity, OwnedBlock};
 use polder_ipam::node::NodeIpam;
-use polder_ipam::record::Incarnation;
+use polder_ipam::record::{Alive, Incarnation};
 use polder_ipam::removal::Quarantine;
 use polder_ipam::steward::{Double, Purpose};
 use polder_ipam::store::{Entry, Txn};
@@ -60,11 +60,22 @@ pub enum Power {
     Gone,
 }
 
+/// Whose kernel a machine runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kernel {
+    /// Its own: each boot has another boot id.
+    Own,
+    /// That of a host: all machines have its boot id, and each has another machine id after a restart.
+    Shared,
+}
+
 /// A machine.
 #[derive(Debug, Clone)]
 pub struct Machine {
-    /// `/etc/machine-id`, and the first part of every name that it makes up.
+    /// The first part of its machine id and of every name that it makes up.
     pub id: &'static str,
+    /// Whether it has a kernel of its own.
+    pub kernel: Kernel,
     /// The name that it has in the cluster.
     pub name: NodeName,
     /// Whether it runs.
@@ -94,6 +105,8 @@ pub struct Agent {
     pub learned: bool,
     /// Whether somebody else lives under its name, as far as this round knows.
     pub double: Double,
+    /// The machine that an operator says this one is in place of.
+    pub adopted: Option<Alive>,
     /// Whether it takes pods.
     pub service: Service,
     /// Whether no block was to be had in this round.
@@ -175,15 +188,16 @@ pub struct Sent {
 
 impl Machine {
     /// A machine that is not there yet.
-    pub fn new(id: &'static str, name: &str) -> Self {
+    pub fn new(id: &'static str, name: &str, kernel: Kernel) -> Self {
         Self {
             id,
+            kernel,
             name: name.parse().expect("a name"),
             power: Power::Blank,
             boots: 1,
             booted: 0,
             lives: 0,
-            ipam: open(Memory::default(), &boot_id(id, 1)),
+            ipam: open(Memory::default(), &boot_id(kernel, id, 1)),
             plugged: BTreeMap::new(),
             containers: 0,
             agent: Agent::new(Watcher::default()),
@@ -197,7 +211,15 @@ impl Machine {
 
     /// Which boot it is.
     pub fn boot_id(&self) -> String {
-        boot_id(self.id, self.boots)
+        boot_id(self.kernel, self.id, self.boots)
+    }
+
+    /// `/etc/machine-id`.
+    pub fn machine_id(&self) -> String {
+        match self.kernel {
+            Kernel::Own => self.id.to_owned(),
+            Kernel::Shared => format!("{}-{}", self.id, self.boots),
+        }
     }
 
     /// Who its ledger says it is.
@@ -225,7 +247,8 @@ impl Machine {
 
     /// The addresses that are in use on it: those of its pods, and its own.
     pub fn live(&self) -> impl Iterator<Item = IpAddr> {
-        let own = self.ipam.gateways().iter().filter(|_| self.power == Power::On);
+        let serves = self.power == Power::On && self.agent.service == Service::Open;
+        let own = self.ipam.gateways().iter().filter(move |_| serves);
         self.plugged.values().flatten().chain(own).copied()
     }
 
@@ -233,6 +256,11 @@ impl Machine {
     pub fn restart(&mut self) {
         self.ipam = open(self.ipam.ledger().clone(), &self.boot_id());
         self.agent = Agent::new(Watcher::from_snapshot(&self.agent.watcher));
+    }
+
+    /// Begins with a copy of another's ledger.
+    pub fn copy(&mut self, other: &NodeIpam<Memory>) {
+        self.ipam = open(other.ledger().clone(), &self.boot_id());
     }
 
     /// Begins anew without a ledger.
@@ -256,7 +284,9 @@ impl Agent {
             watcher,
             learned: false,
             double: Double::Unasked,
-            service: Service::Open,
+            adopted: None,
+            // Who it is, is not known before its registrar has looked.
+            service: Service::Forbidden,
             unclaimable: false,
             quarantine: Quarantine::new(USUAL_REST),
             cautious: false,
@@ -289,8 +319,11 @@ impl Agent {
     }
 }
 
-fn boot_id(machine: &str, boots: u8) -> String {
-    format!("{machine}-boot-{boots}")
+fn boot_id(kernel: Kernel, machine: &str, boots: u8) -> String {
+    match kernel {
+        Kernel::Own => format!("{machine}-boot-{boots}"),
+        Kernel::Shared => "boot".to_owned(),
+    }
 }
 
 fn open(ledger: Memory, boot_id: &str) -> Arc<NodeIpam<Memory>> {

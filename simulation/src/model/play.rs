@@ -3,13 +3,15 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use polder_ipam::record::Life;
 use polder_ipam::removal::{self, Vouched};
+use polder_ipam::steward::adopt;
 use polder_ipam::store::Outcome;
 
 use super::Space;
 use super::action::{Action, Errands};
 use super::cluster::{Broken, Cluster, Remains};
-use super::machine::{Container, Errand, Goal, Machine, Power, Sent, Stage, Who};
+use super::machine::{Container, Errand, Goal, Kernel, Machine, Power, Sent, Stage, Who};
 use super::tally::Happening;
 use super::watcher::Watcher;
 
@@ -77,6 +79,14 @@ impl Play<'_> {
                 machine.power = Power::On;
                 machine.booted = tick;
                 true
+            }
+            Action::BeginCopied(who) => {
+                self.cluster.left.copies -= 1;
+                self.begin_copied(who)
+            }
+            Action::Adopt(who) => {
+                self.cluster.left.adoptions -= 1;
+                self.adopt(who)
             }
             Action::Rejoin(who) => {
                 self.cluster.left.rejoins -= 1;
@@ -178,7 +188,10 @@ impl Play<'_> {
         let tick = self.cluster.tick;
         let machine = self.machine(who);
         machine.boots += 1;
-        machine.booted = tick;
+        // The clock is the kernel's.
+        if machine.kernel == Kernel::Own {
+            machine.booted = tick;
+        }
         machine.restart();
         true
     }
@@ -190,6 +203,32 @@ impl Play<'_> {
         machine.restart();
         machine.agent.watcher = Watcher::default();
         machine.power = Power::Gone;
+        true
+    }
+
+    fn begin_copied(&mut self, who: Who) -> bool {
+        let tick = self.cluster.tick;
+        let name = &self.cluster.machines[who].name;
+        let original =
+            self.cluster.machines.iter().find(|other| other.name == *name && other.power != Power::Blank);
+        let Some(ipam) = original.map(|original| Arc::clone(&original.ipam)) else { return false };
+        let machine = self.machine(who);
+        machine.power = Power::On;
+        machine.booted = tick;
+        machine.copy(&ipam);
+        true
+    }
+
+    fn adopt(&mut self, who: Who) -> bool {
+        let machine = Arc::clone(&self.cluster.machines[who]);
+        let (machine_id, boot_id) = (machine.machine_id(), machine.boot_id());
+        let life = Life { machine_id: &machine_id, boot_id: &boot_id };
+        let (view, identity) = (&self.cluster.truth.view, machine.identity());
+        let Ok(Some(adopted)) = adopt(view, &machine.name, &machine.name, identity.as_ref(), life) else {
+            return false;
+        };
+        self.count(Happening::Adopted);
+        self.machine(who).agent.adopted = Some(adopted);
         true
     }
 

@@ -100,12 +100,14 @@ impl<H: Hasher> Projection<'_, H> {
     }
 
     fn machine(&mut self, machine: &Machine) {
-        let Machine { id, name: _, power, boots, booted, lives, ipam, plugged, containers, agent } = machine;
+        let Machine { id, kernel: _, name: _, power, boots, booted, lives, ipam, plugged, containers, agent } =
+            machine;
         self.put((id, power, boots, booted, lives, ipam, plugged, containers));
         let is_double = std::mem::discriminant(&agent.double);
         self.put(agent.learned);
         self.put((
             is_double,
+            &agent.adopted,
             agent.service,
             agent.unclaimable,
             &agent.quarantine,

@@ -9,7 +9,7 @@ use polder_ipam::Pool;
 use polder_ipam::claim::{Claimant, Wanted};
 use polder_ipam::ledger::{Identity, OwnedBlock};
 use polder_ipam::pool::Labels;
-use polder_ipam::record::Nonce;
+use polder_ipam::record::{Life, Nonce};
 use polder_ipam::steward::{self, Double, Facts, Presence, Purpose, Step};
 use polder_ipam::store::Txn;
 use polder_ipam::view::Source;
@@ -53,11 +53,16 @@ impl Play<'_> {
             machine.agent.learned = true;
         }
         let own = space.bend_own(machine.ipam.own(now).expect("a ledger in memory"));
+        let (machine_id, boot_id) = (machine.machine_id(), machine.boot_id());
         let unclaimable = machine.agent.unclaimable.then(|| (Family::V4, "there is none".to_owned()));
+        if let Some(step) = space.bend_step(&own, &view, &machine.name, &boot_id) {
+            return step;
+        }
         steward::next(&Facts {
             me: &machine.name,
-            machine_id: machine.id,
-            boot_id: &machine.boot_id(),
+            life: Life { machine_id: &machine_id, boot_id: &boot_id },
+            proof: space.proof(),
+            adopted: machine.agent.adopted.as_ref(),
             labels: &Labels::new(),
             view: &view,
             own: &own,
@@ -81,8 +86,12 @@ impl Play<'_> {
             }
             Step::Removed(_) => self.publish(who, Service::Forbidden),
             Step::Identify(identity) => self.identify(who, &identity),
-            // Of an earlier boot nothing is alive, and another machine has another id.
-            Step::AskForDouble => self.machine(who).agent.double = Double::None,
+            // Of an earlier boot nothing is alive; and of another machine nothing is heard, though it may live.
+            Step::AskForDouble => {
+                let agent = &mut self.machine(who).agent;
+                agent.double = Double::None;
+                agent.service = Service::Forbidden;
+            }
             Step::CutOff => return self.cut_off(who),
             Step::Commit(purpose, txn) => self.write(who, purpose, txn),
             Step::Own(owned) => {
@@ -189,6 +198,7 @@ impl Play<'_> {
             me: &machine.name,
             labels: &Labels::new(),
             identity: identity.as_ref(),
+            life: Life { machine_id: &machine.machine_id(), boot_id: &machine.boot_id() },
             view: &view,
             caution: machine.agent.cautious,
         };

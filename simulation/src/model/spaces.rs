@@ -3,14 +3,15 @@
 use super::limits::Limits;
 use super::start::Start;
 use super::tally::Happening::{
-    self, Beaten, Claimed, Confirmed, Conflict, Denied, FencedRefused, FoundMade, FoundUnmade, GivenBack,
-    HandedOver, HandedOverRebooted, HandedOverRemoved, Inherited, LateApplied, LateRefused, LetGo,
+    self, Adopted, Beaten, Claimed, Confirmed, Conflict, Denied, FencedRefused, FoundMade, FoundUnmade,
+    GivenBack, HandedOver, HandedOverRebooted, HandedOverRemoved, Inherited, LateApplied, LateRefused, LetGo,
     Registered, TakenOver,
 };
 use super::{Flaw, Space};
 
 impl Space {
     /// All spaces, each with what must have happened in it.
+    #[expect(clippy::too_many_lines, reason = "a list, one entry for each space")]
     pub fn all() -> Vec<(Self, Vec<Happening>)> {
         let none = Limits::default();
         vec![
@@ -80,6 +81,38 @@ impl Space {
             ),
             (
                 Self::new(
+                    "a name again on one kernel",
+                    Start::OneKernel,
+                    Limits { removals: 1, newcomers: 1, pods: 1, ..none },
+                ),
+                vec![Conflict, Registered, Confirmed],
+            ),
+            (
+                Self::new(
+                    "restarts on one kernel",
+                    Start::OneKernel,
+                    Limits { removals: 1, reboots: 1, pods: 1, ticks: 1, ..none },
+                ),
+                vec![Confirmed, Inherited],
+            ),
+            (
+                Self::new(
+                    "a copied ledger",
+                    Start::Settled,
+                    Limits { removals: 1, copies: 1, pods: 1, ..none },
+                ),
+                vec![Conflict, Confirmed],
+            ),
+            (
+                Self::new(
+                    "a copy in place of the original",
+                    Start::Settled,
+                    Limits { deaths: 1, copies: 1, adoptions: 1, pods: 1, ..none },
+                ),
+                vec![Conflict, Adopted],
+            ),
+            (
+                Self::new(
                     "hand-overs and crashes",
                     Start::Settled,
                     Limits { reserved: 2, lost: 1, crashes: 1, ..none },
@@ -145,6 +178,16 @@ impl Space {
             Flaw::ConfirmsFirst => {
                 (Start::Settled, Limits { removals: 1, pods: 1, ..none }, "what is said to be gone is gone")
             }
+            Flaw::MatchesFencesByBoot => (
+                Start::OneKernel,
+                Limits { removals: 1, newcomers: 1, pods: 1, ..none },
+                "what is said to be gone is gone",
+            ),
+            Flaw::BelievesCopies => (
+                Start::Settled,
+                Limits { removals: 1, copies: 1, pods: 1, ..none },
+                "no address is on two live pods",
+            ),
         };
         (Self::new("against a flaw", start, limits).with(flaw), property)
     }

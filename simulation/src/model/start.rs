@@ -14,7 +14,7 @@ use super::Space;
 use super::action::{Action, Errands, Fate};
 use super::cluster::Cluster;
 use super::limits::Limits;
-use super::machine::{EARLIER, Machine, NAMES, Power, Stage, Who};
+use super::machine::{EARLIER, Kernel, Machine, NAMES, Power, Stage, Who};
 use super::play::Play;
 use super::watcher::Watcher;
 use crate::etcd;
@@ -28,6 +28,8 @@ pub enum Start {
     One,
     /// Two machines have a block each.
     Settled,
+    /// The same, and all machines are containers of one host.
+    OneKernel,
 }
 
 /// The cluster at that start.
@@ -36,12 +38,13 @@ pub(super) fn cluster(space: &Space) -> Cluster {
     let txn = Txn { compares: Vec::new(), writes: settings() };
     etcd.commit(&txn).expect("a transaction that etcd looks at");
     etcd.compact(etcd.revision()).expect("a new revision");
+    let kernel = if space.start == Start::OneKernel { Kernel::Shared } else { Kernel::Own };
     let mut truth = Watcher::default();
     truth.hear(&etcd);
     let mut cluster = Cluster {
         etcd: Arc::new(etcd),
         truth,
-        machines: NAMES.map(|(id, name)| Arc::new(Machine::new(id, name))),
+        machines: NAMES.map(|(id, name)| Arc::new(Machine::new(id, name, kernel))),
         late: Vec::new(),
         left: Limits::default(),
         tick: EARLIER,
@@ -53,7 +56,7 @@ pub(super) fn cluster(space: &Space) -> Cluster {
     let first: &[Who] = match space.start {
         Start::Empty => &[],
         Start::One => &[0],
-        Start::Settled => &[0, 1],
+        Start::Settled | Start::OneKernel => &[0, 1],
     };
     // What leads to the start is none of what is explored.
     let quiet = Space { flaw: None, tally: Arc::default(), ..space.clone() };

@@ -29,6 +29,7 @@ happenings! {
     FencedRefused "a removed node's transaction was refused",
     Conflict "a node refused to serve, for another has its name",
     Registered "a machine registered under the name of another",
+    Adopted "a machine came in place of another by an operator's word",
     HandedOver "a reserved address was handed over",
     HandedOverRemoved "a reserved address was handed over from a removed node",
     HandedOverRebooted "a reserved address was handed over from an earlier boot",

@@ -1,0 +1,294 @@
+//! Who this node is: what machine id, boot id and ledger prove, and what is done about each combination of them.
+//!
+//! The *boot id* proves that the kernel has not restarted; containers of one host share it. The *machine id* proves that
+//! the installation is the same, unless its disk was copied; a container can have another one after each start. The
+//! *ledger* alone names the incarnation; it can be a copy, too. `docs/architecture.md` has the table.
+
+use polder_api::NodeName;
+use polder_api::mutant::{self, Mutant};
+use serde::Deserialize;
+
+use super::{Double, Facts, Purpose, Step};
+use crate::ledger::{Identity, Standing};
+use crate::record::{Alive, ClusterRecord, FenceRecord, Incarnation, Life, NodeRecord, PodsGone};
+use crate::removal;
+use crate::view::{Known, Source, View};
+
+/// What proves that a machine is the node that its ledger names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Proof {
+    /// The ledger, and the machine id or the boot id.
+    #[default]
+    Machine,
+    /// The ledger alone: its user answers for it that it is never copied.
+    Ledger,
+}
+
+/// What the ids say about this machine and the one of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kinship {
+    /// Both ids are the same: it is the same life.
+    Same,
+    /// The same machine was booted.
+    Rebooted,
+    /// Another machine id on the same running kernel: a container that was restarted, or another container.
+    OneKernel,
+    /// Nothing in common: another machine, or one whose restart changed both.
+    Stranger,
+}
+
+impl Kinship {
+    fn of(me: Life<'_>, other: Life<'_>) -> Self {
+        match (me.machine_id == other.machine_id, me.boot_id == other.boot_id) {
+            (true, true) => Self::Same,
+            (true, false) => Self::Rebooted,
+            (false, true) => Self::OneKernel,
+            (false, false) => Self::Stranger,
+        }
+    }
+}
+
+/// Whether the ledger's word needs nobody else's.
+fn ledger_is_proof(facts: &Facts<'_>) -> bool {
+    facts.proof == Proof::Ledger || mutant::is(Mutant::CopyIsBelieved)
+}
+
+/// What a node does that was removed.
+pub(super) fn leave(facts: &Facts<'_>, identity: &Identity) -> Step {
+    if !facts.own.is_bare() {
+        return Step::CutOff;
+    }
+    let node = &identity.node;
+    let again = "To let this machine join again, stop the agent, delete its state folder and start it";
+    let fence = facts.view.fences.get(&identity.incarnation);
+    let Some(fence) = fence.filter(|fence| fence.record.pods == PodsGone::Unknown) else {
+        return Step::Removed(format!(
+            "node {node} was removed from the cluster, and its pods on this machine are cut off. {}{again}",
+            namesake(facts, identity)
+        ));
+    };
+    if !could_confirm(facts, &fence.record) {
+        return Step::Removed(format!(
+            "node {node} was removed from the cluster, and this machine has no pods of it. It cannot confirm for the \
+             machine that was removed ({}), for both ids are others: its ledger could be a copy. If that machine is \
+             gone for good, run polderctl node remove {node} --dead --earlier on any node. {again}",
+            Life::from(&*fence.record)
+        ));
+    }
+    if facts.view.source == Source::Store {
+        return Step::Commit(Purpose::ConfirmRemoval, removal::confirm(&identity.incarnation, fence));
+    }
+    Step::Removed(format!(
+        "node {node} was removed from the cluster, and its pods on this machine are cut off. That is not confirmed yet: \
+         the store is away. {again}"
+    ))
+}
+
+/// Whether this machine can say for the one that was removed that its pods are gone. One with its ledger and other ids
+/// could have a copy, while the pods live on.
+fn could_confirm(facts: &Facts<'_>, fence: &FenceRecord) -> bool {
+    Kinship::of(facts.life, fence.into()) != Kinship::Stranger || ledger_is_proof(facts)
+}
+
+/// Who has the name of a removed node now.
+fn namesake(facts: &Facts<'_>, identity: &Identity) -> String {
+    match facts.view.nodes.get(&identity.node) {
+        Some(now) => format!(
+            "Another machine is node {} now ({}): leave that one. ",
+            identity.node,
+            Life::from(&*now.record)
+        ),
+        None => String::new(),
+    }
+}
+
+/// Who this node is: what its ledger says, or what it now becomes.
+pub(super) fn identify<'a>(facts: &'a Facts<'_>, cluster: &ClusterRecord) -> Result<&'a Identity, Step> {
+    let Facts { me, view, .. } = facts;
+    let registered = view.nodes.get(*me);
+    let Some(identity) = &facts.own.identity else { return Err(introduce(facts, cluster, registered)) };
+    if identity.cluster != cluster.id {
+        return Err(Step::Conflict(format!(
+            "the state folder belongs to cluster {}, and the store holds cluster {}: point the agent at the right \
+             store, or drain the node and give it another folder",
+            identity.cluster, cluster.id
+        )));
+    }
+    // Before all else: whoever has the name now, this ledger's incarnation is no member any more.
+    let is_removed = view.fences.contains_key(&identity.incarnation) && !mutant::is(Mutant::FenceIsIgnored);
+    if view.source == Source::Store && is_removed {
+        return Err(Step::Identify(Identity { standing: Standing::Removed, ..identity.clone() }));
+    }
+    if identity.node != **me {
+        return Err(Step::Conflict(format!(
+            "the state folder belongs to node {}, and this is {me}: start the agent under its old name, or drain the \
+             node and give it another folder",
+            identity.node
+        )));
+    }
+    match registered {
+        Some(node) if node.record.incarnation != identity.incarnation => Err(Step::Conflict(format!(
+            "node {me} is registered as incarnation {} ({}), and the ledger of this machine is of incarnation {}, which \
+             is older or another machine's. If no pod runs here, stop the agent, delete its state folder and start it; if \
+             the other machine is node {me}, give this one another name with --node, too",
+            node.record.incarnation,
+            Life::from(&*node.record),
+            identity.incarnation
+        ))),
+        Some(node) => prove(facts, node).map_or(Ok(identity), Err),
+        None => Ok(identity),
+    }
+}
+
+/// What stands in the way of being the node that the ledger names: who has its record may be another machine.
+fn prove(facts: &Facts<'_>, node: &Known<NodeRecord>) -> Option<Step> {
+    let (me, other) = (facts.me, Life::from(&*node.record));
+    let is_adopted = facts.adopted.is_some_and(|adopted| Life::from(adopted) == other);
+    let kinship = Kinship::of(facts.life, other);
+    let is_left = kinship != Kinship::Stranger || is_adopted || ledger_is_proof(facts);
+    if facts.view.source != Source::Store {
+        let is_proven = matches!(kinship, Kinship::Same | Kinship::Rebooted) || ledger_is_proof(facts);
+        return (!is_proven).then(|| {
+            Step::Conflict(format!(
+                "node {me} is registered as another machine ({other}), and whether that is alive cannot be asked while \
+                 the store is away"
+            ))
+        });
+    }
+    is_double(facts, node).or_else(|| {
+        (!is_left).then(|| {
+            Step::Conflict(format!(
+                "node {me} is registered as another machine ({other}). This machine ({}) has the ledger of node {me}, but \
+                 both ids are others: it is that node after a restart that changed them, or it has a copy of its disk. If \
+                 the other machine is gone for good, run polderctl node adopt {me} on this machine. If both ids change at \
+                 each restart (kind), set identity = \"ledger\" in the agent's configuration. If it is a copy, stop the \
+                 agent, delete its state folder, and give it another name with --node",
+                facts.life
+            ))
+        })
+    })
+}
+
+/// What stands in the way of taking the node's record over from another life: perhaps that is no earlier one.
+fn is_double(facts: &Facts<'_>, node: &Known<NodeRecord>) -> Option<Step> {
+    let is_same = Kinship::of(facts.life, (&*node.record).into()) == Kinship::Same;
+    if is_same || mutant::is(Mutant::DoubleIsIgnored) || facts.view.source != Source::Store {
+        return None;
+    }
+    match &facts.double {
+        Double::None => None,
+        Double::Unasked => Some(Step::AskForDouble),
+        Double::Alive(other) => Some(Step::Conflict(alive(facts, other.into()))),
+    }
+}
+
+fn alive(facts: &Facts<'_>, other: Life<'_>) -> String {
+    let me = facts.me;
+    if other.machine_id == facts.life.machine_id {
+        return format!(
+            "node {me} is alive in another boot ({}): if this machine has just been rebooted, that ends within \
+             seconds; if it is a clone, give it a machine id and a name of its own",
+            other.boot_id
+        );
+    }
+    format!(
+        "node {me} is alive as another machine ({other}): if this machine has just been restarted with another machine \
+         id, that ends within seconds. If the other one has taken its place, delete the pods that still run here, \
+         stop the agent and delete its state folder; if this one is a copy, give it another name with --node"
+    )
+}
+
+/// What a node becomes whose ledger knows nobody.
+fn introduce(facts: &Facts<'_>, cluster: &ClusterRecord, registered: Option<&Known<NodeRecord>>) -> Step {
+    let become_one = |incarnation: &Incarnation, standing| {
+        let (node, incarnation) = (facts.me.clone(), incarnation.clone());
+        Step::Identify(Identity { node, incarnation, cluster: cluster.id.clone(), standing })
+    };
+    if let Some(node) = registered {
+        return match Kinship::of(facts.life, (&*node.record).into()) {
+            // Its ledger is lost. What lives in the same boot is the node itself.
+            Kinship::Same | Kinship::Rebooted => is_double(facts, node)
+                .unwrap_or_else(|| become_one(&node.record.incarnation, Standing::Member)),
+            Kinship::OneKernel | Kinship::Stranger => Step::Conflict(taken(facts, &node.record)),
+        };
+    }
+    let mut others = facts.view.nodes.iter();
+    if let Some((name, _)) = others.find(|(_, node)| node.record.machine_id == facts.life.machine_id) {
+        return Step::Conflict(format!(
+            "this machine (machine id {}) is registered as node {name}: a clone needs a machine id of its own \
+             (systemd-machine-id-setup); if the node was renamed, remove {name} with polderctl node remove",
+            facts.life.machine_id
+        ));
+    }
+    let mut removed = facts.view.fences.iter().filter(|(_, fence)| fence.record.node == *facts.me);
+    if mutant::is(Mutant::FenceMatchedByBootId) {
+        let is_open =
+            |fence: &FenceRecord| fence.boot_id == facts.life.boot_id && fence.pods == PodsGone::Unknown;
+        if let Some((incarnation, _)) = removed.find(|(_, fence)| is_open(&fence.record)) {
+            return become_one(incarnation, Standing::Removed);
+        }
+    } else if removed.next().is_some() && !facts.own.is_bare() {
+        // Its ledger is lost, and it was removed: the pods that it has are none of the new node's. Without the ledger it
+        // cannot confirm that they are gone.
+        return Step::CutOff;
+    }
+    become_one(&Incarnation(facts.fresh.to_owned()), Standing::Member)
+}
+
+/// What a machine is told that has no ledger, under a name that another machine has.
+fn taken(facts: &Facts<'_>, record: &NodeRecord) -> String {
+    let me = facts.me;
+    format!(
+        "node {me} is registered as another machine ({}), and this machine ({}) has no ledger of it. If the other machine is \
+         gone for good, run polderctl node remove {me} --dead on any node, also on this one. If it still runs, run \
+         polderctl node remove {me} without --dead: it cuts its pods off and confirms that. Either way this machine then \
+         joins as the new node {me}. If the other machine is to stay, give this one another name with --node",
+        Life::from(record),
+        facts.life
+    )
+}
+
+/// Why a machine does not take the place of another.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotAdopted {
+    /// The agent has another name.
+    #[error(
+        "this machine is configured as node {me}, not {wanted}: run this on the machine that is to be node {wanted}"
+    )]
+    Name {
+        /// The agent's name.
+        me: NodeName,
+        /// The name that was given.
+        wanted: NodeName,
+    },
+    /// The ledger does not name the node.
+    #[error(
+        "this machine has no ledger of node {0} as it is registered, so it cannot take its place. If the other machine is gone \
+         for good, run polderctl node remove {0} --dead: this machine then joins as a new node"
+    )]
+    Ledger(NodeName),
+    /// Nobody has the name.
+    #[error("node {0} is not registered: nothing is to be taken over")]
+    Unregistered(NodeName),
+}
+
+/// The machine in whose place this one comes, by an operator's word; `None` if it is the node already.
+pub fn adopt(
+    view: &View,
+    me: &NodeName,
+    wanted: &NodeName,
+    identity: Option<&Identity>,
+    life: Life<'_>,
+) -> Result<Option<Alive>, NotAdopted> {
+    if me != wanted {
+        return Err(NotAdopted::Name { me: me.clone(), wanted: wanted.clone() });
+    }
+    let node = view.nodes.get(me).ok_or_else(|| NotAdopted::Unregistered(me.clone()))?;
+    if identity.is_none_or(|identity| identity.incarnation != node.record.incarnation) {
+        return Err(NotAdopted::Ledger(me.clone()));
+    }
+    let other = Life::from(&*node.record);
+    Ok((other != life)
+        .then(|| Alive { boot_id: other.boot_id.to_owned(), machine_id: other.machine_id.to_owned() }))
+}

@@ -1,0 +1,162 @@
+//! Which machine is a node: each combination of ledger, machine id and boot id. The record is of machine `m`, boot `b` and
+//! incarnation `i1`.
+
+use super::*;
+use crate::ledger::Standing;
+
+/// A machine that has started as node `n1`.
+struct Case {
+    ledger: Option<&'static str>,
+    machine_id: &'static str,
+    boot_id: &'static str,
+    proof: Proof,
+    adopted: Option<Alive>,
+    double: Double,
+}
+
+fn case(ledger: Option<&'static str>, machine_id: &'static str, boot_id: &'static str) -> Case {
+    Case { ledger, machine_id, boot_id, proof: Proof::Machine, adopted: None, double: Double::None }
+}
+
+fn alive(machine_id: &str, boot_id: &str) -> Alive {
+    Alive { machine_id: machine_id.to_owned(), boot_id: boot_id.to_owned() }
+}
+
+impl Case {
+    fn step(&self, view: &View) -> Step {
+        let identity = self
+            .ledger
+            .map(|incarnation| Identity { incarnation: Incarnation(incarnation.to_owned()), ..identity() });
+        self.step_of(view, Own { identity, ..Own::default() })
+    }
+
+    fn step_of(&self, view: &View, own: Own) -> Step {
+        let quarantine = Quarantine::new(USUAL_REST);
+        next(&Facts {
+            me: &name(),
+            life: Life { machine_id: self.machine_id, boot_id: self.boot_id },
+            proof: self.proof,
+            adopted: self.adopted.as_ref(),
+            labels: &Labels::new(),
+            view,
+            own: &own,
+            presence: &Ok(presence()),
+            double: self.double.clone(),
+            caution: false,
+            quarantine: &quarantine,
+            unclaimable: &BTreeMap::new(),
+            fresh: "i2",
+            now: LATE,
+        })
+    }
+
+    fn takes_over(&self, view: &View) -> bool {
+        matches!(self.step(view), Step::Commit(Purpose::Register, _))
+    }
+}
+
+fn fence(incarnation: &str, machine_id: &str, boot_id: &str) -> (Key, Vec<u8>) {
+    let record = FenceRecord {
+        node: name(),
+        machine_id: machine_id.to_owned(),
+        boot_id: boot_id.to_owned(),
+        pods: PodsGone::Unknown,
+    };
+    (Key::Fence(name(), Incarnation(incarnation.to_owned())), encode(&record))
+}
+
+/// A view in which the node is not registered, with these records besides.
+fn without_node(more: Vec<(Key, Vec<u8>)>) -> View {
+    let mut view = view(more);
+    view.nodes.clear();
+    view
+}
+
+fn conflict(step: Step) -> String {
+    let Step::Conflict(reason) = step else { panic!("{step:?}") };
+    reason
+}
+
+#[test]
+fn a_machine_with_the_ledger_and_one_of_both_ids_takes_over_once_no_other_lives() {
+    let view = view(Vec::new());
+    for (machine_id, boot_id) in [("m", "b2"), ("m2", "b")] {
+        let case = case(Some("i1"), machine_id, boot_id);
+        assert!(case.takes_over(&view), "{machine_id} {boot_id}");
+        assert_eq!(Case { double: Double::Unasked, ..case }.step(&view), Step::AskForDouble);
+        let case = self::case(Some("i1"), machine_id, boot_id);
+        let double = Double::Alive(alive("m", "b"));
+        conflict(Case { double, ..case }.step(&view));
+    }
+    assert!(!case(Some("i1"), "m", "b").takes_over(&view), "it is that already");
+}
+
+#[test]
+fn a_machine_with_the_ledger_and_both_ids_other_takes_over_only_by_a_word() {
+    let view = view(Vec::new());
+    let stranger = || case(Some("i1"), "m2", "b2");
+    let told = conflict(stranger().step(&view));
+    assert!(told.contains("polderctl node adopt n1") && told.contains("identity = \"ledger\""), "{told}");
+    assert!(Case { adopted: Some(alive("m", "b")), ..stranger() }.takes_over(&view));
+    conflict(Case { adopted: Some(alive("m3", "b")), ..stranger() }.step(&view));
+    assert!(Case { proof: Proof::Ledger, ..stranger() }.takes_over(&view));
+    let double = Double::Alive(alive("m", "b"));
+    conflict(Case { proof: Proof::Ledger, double, ..stranger() }.step(&view));
+}
+
+#[test]
+fn a_machine_without_the_ledger_is_the_node_only_with_its_machine_id() {
+    let view = view(Vec::new());
+    let identify = |machine_id, boot_id| match case(None, machine_id, boot_id).step(&view) {
+        Step::Identify(identity) => Ok(identity.incarnation.0),
+        step => Err(conflict(step)),
+    };
+    assert_eq!(identify("m", "b"), Ok("i1".to_owned()));
+    assert_eq!(identify("m", "b2"), Ok("i1".to_owned()));
+    for (machine_id, boot_id) in [("m2", "b"), ("m2", "b2")] {
+        let told = identify(machine_id, boot_id).unwrap_err();
+        assert!(told.contains("polderctl node remove n1 --dead"), "{told}");
+    }
+}
+
+#[test]
+fn a_fence_is_matched_by_the_ledger_alone_and_before_all_else() {
+    // The name is another machine's by now.
+    let view = view(vec![fence("i0", "m0", "b0")]);
+    let Step::Identify(removed) = case(Some("i0"), "m0", "b0").step(&view) else { panic!("it is removed") };
+    assert_eq!((removed.incarnation.0.as_str(), removed.standing), ("i0", Standing::Removed));
+    // A machine without a ledger, under the name and with the boot id of the one that was removed.
+    let view = without_node(vec![fence("i1", "m", "b")]);
+    let Step::Identify(fresh) = case(None, "m2", "b").step(&view) else { panic!("it joins anew") };
+    assert_eq!((fresh.incarnation.0.as_str(), fresh.standing), ("i2", Standing::Member));
+    // With pods that its ledger does not know it cuts these off first.
+    let own = Own { gateways: vec!["10.0.0.1".parse().unwrap()], ..Own::default() };
+    assert_eq!(case(None, "m", "b").step_of(&view, own), Step::CutOff);
+}
+
+#[test]
+fn only_the_machine_that_was_removed_confirms_that_its_pods_are_gone() {
+    let view = without_node(vec![fence("i1", "m", "b")]);
+    let removed =
+        || Own { identity: Some(Identity { standing: Standing::Removed, ..identity() }), ..Own::default() };
+    for (machine_id, boot_id, confirms) in
+        [("m", "b", true), ("m", "b2", true), ("m2", "b", true), ("m2", "b2", false)]
+    {
+        let step = case(None, machine_id, boot_id).step_of(&view, removed());
+        let is_confirmed = matches!(step, Step::Commit(Purpose::ConfirmRemoval, _));
+        assert_eq!(is_confirmed, confirms, "{machine_id} {boot_id}");
+    }
+    let Step::Removed(told) = case(None, "m2", "b2").step_of(&view, removed()) else { panic!("it waits") };
+    assert!(told.contains("polderctl node remove n1 --dead --earlier"), "{told}");
+}
+
+#[test]
+fn what_cannot_be_read_of_a_lease_is_somebodys_sign_of_life() {
+    let me = Life { machine_id: "m", boot_id: "b" };
+    let entry = |value: &str| Entry { key: String::new(), value: value.into(), revision: 1 };
+    assert_eq!(Double::read(None, me), Double::None);
+    assert_eq!(Double::read(Some(&entry(r#"{"boot_id":"b","machine_id":"m"}"#)), me), Double::None);
+    let other = Double::read(Some(&entry(r#"{"boot_id":"b","machine_id":"m2"}"#)), me);
+    assert_eq!(other, Double::Alive(alive("m2", "b")), "on the same kernel");
+    assert!(matches!(Double::read(Some(&entry("?")), me), Double::Alive(_)));
+}
