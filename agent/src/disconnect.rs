@@ -35,9 +35,10 @@ enum Objection {
 }
 
 fn object(removal: &Removal, standing: Standing) -> Result<(), Objection> {
-    let Removal { node, dead, disconnect_pods } = removal;
+    let Removal { node, dead, disconnect_pods, earlier } = removal;
     let Standing { is_member, is_alive, pods, is_last } = standing;
-    if !is_member || !is_alive {
+    // What is said of an earlier machine of that name does not concern the one that is alive.
+    if !is_member || !is_alive || *earlier {
         return Ok(());
     }
     if *dead {

@@ -103,6 +103,7 @@ impl Hand {
     pub async fn commit(&self, txn: &Txn) -> Result<Outcome, StoreError> {
         match self.ask(Question::Commit(txn.clone())).await? {
             Answer::Outcome(outcome) => Ok(outcome),
+            Answer::Refused(refusal) => Err(StoreError::Refused { store: "etcd".to_owned(), refusal }),
             Answer::Contents(_) => Err(no_answer()),
         }
     }
@@ -111,7 +112,7 @@ impl Hand {
     pub async fn range(&self, range: Range) -> Result<Contents, StoreError> {
         match self.ask(Question::Range(range)).await? {
             Answer::Contents(contents) => Ok(contents),
-            Answer::Outcome(_) => Err(no_answer()),
+            Answer::Outcome(_) | Answer::Refused(_) => Err(no_answer()),
         }
     }
 

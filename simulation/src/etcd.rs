@@ -28,6 +28,18 @@ pub struct Model {
     leases: Leases,
     /// How often it was started. Watches end when it ends.
     starts: u64,
+    space: Space,
+}
+
+/// How much of its quota is left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Space {
+    /// Enough.
+    Enough,
+    /// Enough for one write, which is carried out and answered as if it were not (`quotaApplierV3`).
+    ForOneWrite,
+    /// None: nothing is put. What only deletes is carried out.
+    None,
 }
 
 /// One of the things that a transaction does.
@@ -69,7 +81,8 @@ impl Model {
 
     /// An etcd that was never written to, of one sort or the other.
     pub fn with(deletions: Deletions) -> Self {
-        Self { history: History::new(deletions), leases: Leases::default(), starts: 0 }
+        let space = Space::Enough;
+        Self { history: History::new(deletions), leases: Leases::default(), starts: 0, space }
     }
 
     /// The revision of the last change.
@@ -100,6 +113,10 @@ impl Model {
     /// nothing was written, it is that of before.
     pub fn transact(&mut self, when: &[Condition], then: &[Operation]) -> Result<Outcome, Error> {
         check(when, then)?;
+        let puts = then.iter().any(|operation| matches!(operation, Operation::Put { .. }));
+        if puts && self.space == Space::None {
+            return Err(Error::NoSpace);
+        }
         if !when.iter().all(|condition| condition.holds(&self.history)) {
             return Ok(Outcome::Refused);
         }
@@ -107,7 +124,21 @@ impl Model {
             return Err(Error::LeaseNotFound(id));
         }
         self.carry_out(then);
+        if puts && self.space == Space::ForOneWrite {
+            self.space = Space::None;
+            return Err(Error::NoSpace);
+        }
         Ok(Outcome::Applied { revision: self.revision() })
+    }
+
+    /// Has that much of its quota left from now on.
+    pub fn set_space(&mut self, space: Space) {
+        self.space = space;
+    }
+
+    /// How much of its quota is left.
+    pub fn space(&self) -> Space {
+        self.space
     }
 
     fn missing_lease(&self, operation: &Operation) -> Option<LeaseId> {
@@ -138,6 +169,9 @@ impl Model {
     /// Grants a lease for that many seconds. etcd itself grants none for less than one and a half times its election
     /// timeout, which is 2 s; here nothing is added.
     pub fn grant(&mut self, id: LeaseId, seconds: u64) -> Result<(), Error> {
+        if self.space == Space::None {
+            return Err(Error::NoSpace);
+        }
         self.leases.grant(id, seconds)
     }
 
@@ -187,11 +221,11 @@ impl Model {
         *self = Self { starts: self.starts + 1, ..Self::with(self.history.deletions()) };
     }
 
-    /// Is set back to what it was when that backup was made.
+    /// Is set back to what it was when that backup was made. Its quota is what it is.
     pub fn restore(&mut self, backup: &Self) {
-        let starts = self.starts;
+        let (starts, space) = (self.starts, self.space);
         self.clone_from(backup);
-        self.starts = starts;
+        (self.starts, self.space) = (starts, space);
         self.restart();
     }
 }

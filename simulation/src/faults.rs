@@ -5,6 +5,7 @@ use polder_ipam::removal::Vouched;
 
 use crate::agent;
 use crate::disk::Disk;
+use crate::etcd::Space;
 use crate::operator;
 use crate::runtime;
 use crate::schedule::Schedule;
@@ -35,6 +36,10 @@ pub enum Fault {
     Partition,
     /// The store chooses another leader: what is under way is given up.
     LeaderChange,
+    /// The store has no space left, or again.
+    NoSpace,
+    /// A node may only read what is in the store, or may write again.
+    ReadsOnly,
     /// A watch ends, and begins again.
     WatchEnds,
     /// What a watch says arrives late, or at last.
@@ -69,7 +74,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 28] = [
         Self::Crash,
         Self::Reboot,
         Self::PowerCut,
@@ -81,6 +86,8 @@ impl Fault {
         Self::ReplyLost,
         Self::Partition,
         Self::LeaderChange,
+        Self::NoSpace,
+        Self::ReadsOnly,
         Self::WatchEnds,
         Self::WatchDelayed,
         Self::WatchRepeats,
@@ -112,6 +119,8 @@ impl Fault {
             Self::ReplyLost => "reply lost",
             Self::Partition => "partition",
             Self::LeaderChange => "leader change",
+            Self::NoSpace => "etcd without space",
+            Self::ReadsOnly => "read-only role",
             Self::WatchEnds => "watch ended",
             Self::WatchDelayed => "watch delayed",
             Self::WatchRepeats => "watch repeated",
@@ -251,9 +260,12 @@ impl Schedule {
     }
 
     fn replace(&mut self, machine: usize) -> bool {
-        if self.world.borrow().machines.len() >= MACHINES {
+        // Without space the operator cannot remove the old node.
+        let world = self.world.borrow();
+        if world.machines.len() >= MACHINES || world.etcd.space() == Space::None {
             return false;
         }
+        drop(world);
         self.reboot(machine);
         let mut world = self.world.borrow_mut();
         let name = world.machines[machine].name.clone();
@@ -381,9 +393,11 @@ impl Schedule {
     /// Puts an end to what goes on going wrong.
     pub fn mend(&mut self) {
         let mut world = self.world.borrow_mut();
+        world.etcd.set_space(Space::Enough);
         for machine in &mut world.machines {
             machine.disk.fill(false);
             machine.is_cut = false;
+            machine.reads_only = false;
             if let Some(agent) = &mut machine.agent {
                 agent.follower.mend();
             }
@@ -415,6 +429,18 @@ fn happens_outside(world: &mut World, fault: Fault, machine: usize) -> bool {
         }
         Fault::RequestLost | Fault::RequestLate | Fault::ReplyLost => return lose(world, fault),
         Fault::Partition => cut(world, machine),
+        Fault::NoSpace => {
+            let space = match (world.etcd.space(), world.random.once_in(2)) {
+                (Space::Enough, true) => Space::ForOneWrite,
+                (Space::Enough, false) => Space::None,
+                _ => Space::Enough,
+            };
+            world.etcd.set_space(space);
+        }
+        Fault::ReadsOnly => {
+            let Machine { reads_only, .. } = &mut world.machines[machine];
+            *reads_only = !*reads_only;
+        }
         Fault::LeaderChange => {
             for index in 0..world.requests.len() {
                 give_up(world, index);

@@ -52,6 +52,7 @@ pub fn add_machine(world: &mut World, name: NodeName) {
         epoch: 0,
         agent: None,
         is_cut: false,
+        reads_only: false,
         notes: std::collections::BTreeSet::new(),
         promised: std::collections::BTreeMap::new(),
     });

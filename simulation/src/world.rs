@@ -15,6 +15,7 @@ use polder_ipam::node::NodeIpam;
 use polder_ipam::record::{Alive, Life};
 use polder_ipam::removal::Quarantine;
 use polder_ipam::steward::{Double, Proof};
+use polder_ipam::store::refusal::{Cause, Refusal};
 use polder_ipam::store::{Contents, Outcome, Range, StoreError, Txn};
 use polder_ipam::view::View;
 use polder_ipam::{Moment, Pool};
@@ -22,6 +23,7 @@ use polder_ipam::{Moment, Pool};
 use crate::agent::claims::ClaimRequest;
 use crate::agent::reservations::ReserveRequest;
 use crate::disk::Disk;
+use crate::etcd::Error;
 use crate::operator;
 use crate::runtime::Container;
 use crate::task::Task;
@@ -37,6 +39,7 @@ pub const GRACE_MS: u64 = 9_000;
 const LOG: usize = 60;
 
 /// A machine, and the node that it is.
+#[expect(clippy::struct_excessive_bools, reason = "what can befall a machine, each by itself")]
 pub struct Machine {
     /// The node's name. Another machine can have it, too.
     pub name: NodeName,
@@ -64,6 +67,8 @@ pub struct Machine {
     pub agent: Option<Agent>,
     /// Whether nothing gets from it to the store or back.
     pub is_cut: bool,
+    /// Whether the role of its user at the store lets it read only.
+    pub reads_only: bool,
     /// What plugins took down while no agent ran.
     pub notes: BTreeSet<Attachment>,
     /// What the runtime was told that its containers have.
@@ -184,6 +189,8 @@ pub enum Answer {
     Contents(Contents),
     /// To a transaction.
     Outcome(Outcome),
+    /// To a transaction that it refuses.
+    Refused(Refusal),
 }
 
 /// What is kept of the steps.
@@ -351,9 +358,7 @@ impl World {
             (self.requests[index].machine, matches!(self.requests[index].state, Progress::Late));
         let answer = match &question {
             Question::Range(range) => Answer::Contents(self.etcd.range(range)),
-            Question::Commit(txn) => {
-                Answer::Outcome(self.etcd.commit(txn).expect("a transaction that etcd looks at"))
-            }
+            Question::Commit(txn) => self.commit(machine, txn),
         };
         self.note(|| {
             format!(
@@ -369,6 +374,17 @@ impl World {
             self.requests[index].state = Progress::Served(answer);
         }
         self.look();
+    }
+
+    fn commit(&mut self, machine: usize, txn: &Txn) -> Answer {
+        let refused = |cause, words: String| Answer::Refused(Refusal { cause, words });
+        if self.machines[machine].reads_only {
+            return refused(Cause::Permission, "etcdserver: permission denied".to_owned());
+        }
+        match self.etcd.commit(txn) {
+            Err(error @ Error::NoSpace) => refused(Cause::NoSpace, error.to_string()),
+            outcome => Answer::Outcome(outcome.expect("a transaction that etcd looks at")),
+        }
     }
 
     /// Keeps the truth true.
@@ -420,6 +436,7 @@ fn short(answer: &Answer) -> String {
     match answer {
         Answer::Contents(contents) => format!("{} entries", contents.entries.len()),
         Answer::Outcome(outcome) => format!("{outcome:?}"),
+        Answer::Refused(refusal) => refusal.words.clone(),
     }
 }
 

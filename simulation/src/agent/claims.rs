@@ -105,7 +105,8 @@ pub async fn claim(hand: &Hand, wanted: Wanted) -> Result<(), NoClaim> {
     Err(NoClaim::Unavailable("attempts were lost to other nodes".to_owned()))
 }
 
-/// Carries out a claim; true if it is ours. An outcome that is not known is looked up, not tried again.
+/// Carries out a claim; true if it is ours. An outcome that is not known is looked up, not tried again. A refusal ends the
+/// attempt.
 async fn commit(hand: &Hand, claim: &Claim) -> Result<bool, NoClaim> {
     match hand.commit(&claim.txn).await {
         Ok(Outcome::Applied { revision }) => {
@@ -114,9 +115,14 @@ async fn commit(hand: &Hand, claim: &Claim) -> Result<bool, NoClaim> {
         }
         Ok(Outcome::Refused) => Ok(false),
         Err(error) => {
-            let range = Range::single(Key::Block(claim.block).to_string());
-            let found = hand.range(range).await.map_err(|_| error)?;
-            Ok(claim.is_made(found.entries.first()))
+            if error.needs_look() {
+                let range = Range::single(Key::Block(claim.block).to_string());
+                let Ok(found) = hand.range(range).await else { return Err(error.into()) };
+                if claim.is_made(found.entries.first()) {
+                    return Ok(true);
+                }
+            }
+            if error.is_unknown() { Ok(false) } else { Err(error.into()) }
         }
     }
 }

@@ -49,7 +49,8 @@ fn renew(hand: &Hand, revision: i64) {
             return;
         }
         let lease = i64::try_from(hand.epoch).unwrap_or(1);
-        if world.etcd.keep_alive(lease).is_none() {
+        // Who may read only keeps a lease, and puts nothing under a new one.
+        if world.etcd.keep_alive(lease).is_none() && !machine.reads_only {
             let put = Operation::Put {
                 key: Key::Alive(machine.name.clone()).to_string(),
                 value: encode(&Alive {

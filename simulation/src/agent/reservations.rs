@@ -95,6 +95,7 @@ async fn hand_over(hand: &Hand, wanting: &Wanting) -> Result<IpAddr, Refused> {
 async fn carry_over(hand: &Hand, attempt: &HandOver) -> Result<bool, Refused> {
     match hand.commit(&attempt.txn).await {
         Ok(outcome) => Ok(matches!(outcome, Outcome::Applied { .. })),
+        Err(error) if !error.needs_look() => refuse(&error.to_string()),
         Err(error) => {
             let key = Key::Reservation(attempt.address).to_string();
             let failed = || Refused(error.to_string());

@@ -20,6 +20,9 @@ pub enum Error {
     /// A key has no characters.
     #[error("etcdserver: key is not provided")]
     EmptyKey,
+    /// The quota is used up: nothing is put, and no lease granted.
+    #[error("etcdserver: mvcc: database space exceeded")]
+    NoSpace,
     /// The lease was never granted, or has ended.
     #[error("etcdserver: requested lease not found")]
     LeaseNotFound(LeaseId),
