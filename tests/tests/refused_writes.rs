@@ -167,7 +167,9 @@ fn lab_with_users(folder: &Path) -> Lab {
     }
     permit(&lab, "readwrite");
     lab.etcd.change_users(&["auth", "enable"]);
-    let tls = format!("[etcd]\nca = {:?}\ncert = {:?}\nkey = {:?}\n", authority.ca(), client.0, client.1);
+    let ca = authority.ca();
+    let [ca, cert, key] = [ca.display(), client.0.display(), client.1.display()];
+    let tls = format!("[etcd]\nca = \"{ca}\"\ncert = \"{cert}\"\nkey = \"{key}\"\n");
     for worker in &lab.workers {
         worker.configure(&worker.configuration().replace("[etcd]\n", &tls));
     }
