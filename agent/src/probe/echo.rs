@@ -1,7 +1,8 @@
 //! Echo requests and their answers, with the node's own address in the pod network as their source (RFC 792, RFC 4443).
 //!
 //! The peer's kernel answers, whether its agent runs or not. Nothing on the way may take them apart: they say so in IPv4, and
-//! in IPv6 nobody may.
+//! in IPv6 nobody may. Each probe tries the path as it is now: what the kernel has learned of its MTU, and believes for ten
+//! minutes after it has changed, does not count.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -10,6 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
 };
+use nix::{libc, setsockopt_impl, sockopt_impl};
 use tokio::net::UdpSocket;
 
 use super::schedule::{Size, Token};
@@ -25,6 +27,24 @@ const ICMP_HEADER: usize = 8;
 
 /// Bytes of answers that may wait: those of a large cluster, while this thread does not get to run.
 const RECEIVE_QUEUE: usize = 4 << 20;
+
+sockopt_impl!(
+    /// Whether the kernel goes by what it has learned of a path's MTU, in IPv4 (ip(7)).
+    V4MtuDiscover,
+    SetOnly,
+    libc::IPPROTO_IP,
+    libc::IP_MTU_DISCOVER,
+    libc::c_int
+);
+
+sockopt_impl!(
+    /// Whether the kernel goes by what it has learned of a path's MTU, in IPv6 (ipv6(7)).
+    V6MtuDiscover,
+    SetOnly,
+    libc::IPPROTO_IPV6,
+    libc::IPV6_MTU_DISCOVER,
+    libc::c_int
+);
 
 /// What marks a probe as one of ours, at the beginning of its data; then come the target's number and the size.
 const MARK: &[u8; 6] = b"polder";
@@ -55,11 +75,13 @@ impl Echo {
         let (inbox, packets) = match source {
             IpAddr::V4(_) => {
                 let packets = raw(AddressFamily::Inet, SockProtocol::Raw)?;
+                setsockopt(&packets, V4MtuDiscover, &libc::IP_PMTUDISC_PROBE)?;
                 (raw(AddressFamily::Inet, SockProtocol::Icmp)?, Some(asynchronous(packets)?))
             }
             IpAddr::V6(_) => {
                 let inbox = raw(AddressFamily::Inet6, SockProtocol::IcmpV6)?;
                 setsockopt(&inbox, sockopt::Ipv6DontFrag, &true)?;
+                setsockopt(&inbox, V6MtuDiscover, &libc::IPV6_PMTUDISC_PROBE)?;
                 (inbox, None)
             }
         };
