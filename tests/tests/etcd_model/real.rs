@@ -165,6 +165,9 @@ fn text(error: Error) -> String {
 
 /// etcd's own text, out of what Polder makes of it.
 fn unwrapped(error: StoreError) -> String {
+    if let StoreError::Refused { refusal, .. } = error {
+        return refusal.words;
+    }
     let error = error.to_string();
     let from = error.find("etcdserver:").unwrap_or(0);
     let text = &error[from..];
