@@ -117,12 +117,23 @@ impl Registrar {
             let step = self.next_step(&unclaimable).await?;
             match step {
                 Step::Settled => return Ok(Registration::Registered),
+                // Before any record was read, the node may be another machine's.
+                Step::Wait(reason) if self.agent.board.view().source == Source::Nowhere => {
+                    return Ok(Registration::Unproven(reason));
+                }
                 Step::Wait(reason) => return Ok(Registration::Waiting(reason)),
                 Step::Conflict(reason) => return Ok(Registration::Conflict(reason)),
                 Step::Removed(reason) => return Ok(Registration::Removed(reason)),
                 Step::Claim(Wanted::Any(family, pool)) => {
                     if let Err(error) = self.claim(Wanted::Any(family, pool)).await {
                         unclaimable.insert(family, error.to_string());
+                    }
+                }
+                step @ Step::Identify(_) => {
+                    if let Err(Waiting(why)) = self.carry_out(step).await {
+                        return Ok(Registration::Unproven(format!(
+                            "who this node is cannot be written down: {why}"
+                        )));
                     }
                 }
                 Step::AskForDouble => {

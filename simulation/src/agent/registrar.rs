@@ -61,11 +61,18 @@ async fn round(hand: &Hand) -> Result<Option<String>, Waiting> {
         let step = next_step(hand, &unclaimable)?;
         hand.note(|| format!("steward: {}", brief(&step)));
         match step {
+            // Before any record was read, the node may be another machine's.
+            Step::Wait(reason) if hand.view().source == Source::Nowhere => return Ok(Some(reason)),
             Step::Settled | Step::Wait(_) => return Ok(None),
             Step::Conflict(reason) | Step::Removed(reason) => return Ok(Some(reason)),
             Step::Claim(Wanted::Any(family, pool)) => {
                 if let Err(error) = claims::claim(hand, Wanted::Any(family, pool)).await {
                     unclaimable.insert(family, error.to_string());
+                }
+            }
+            step @ Step::Identify(_) => {
+                if carry_out(hand, step).await.is_err() {
+                    return Ok(Some("who this node is cannot be written down".to_owned()));
                 }
             }
             Step::AskForDouble => {
