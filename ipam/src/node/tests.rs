@@ -329,3 +329,16 @@ fn all_blocks_that_are_not_needed_can_go_at_once_and_enough_is_left() {
     assert!((8..16).contains(&node.total(Family::V4, None, later).free));
     assert_eq!(node.own(later).unwrap().spare, []);
 }
+
+#[test]
+fn a_gc_takes_away_what_is_not_valid_and_was_there_before_it_began() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut node = node(&folder);
+    let later = NOW + Duration::from_secs(1);
+    for (container, at) in [("old", NOW), ("valid", NOW), ("young", later)] {
+        node.allocate(wish(container, &[Family::V4]), Rest::Full, at).unwrap();
+    }
+    let attachment = |container: &str| wish(container, &[]).attachment;
+    let valid = BTreeSet::from([attachment("valid")]);
+    assert_eq!(stale(node.attachments(), later, &valid), [attachment("old")]);
+}
