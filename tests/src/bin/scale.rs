@@ -98,6 +98,10 @@ impl Peer {
         Ipv4Addr::from(u32::from(FIRST.0) + self.0 * BLOCK + 1).into()
     }
 
+    fn probe(self) -> IpAddr {
+        Ipv4Addr::from(u32::from(FIRST.0) + self.0 * BLOCK + 2).into()
+    }
+
     fn incarnation(self) -> Incarnation {
         Incarnation(format!("incarnation-{}", self.0))
     }
@@ -110,7 +114,7 @@ impl Peer {
             boot_id: format!("00000000-0000-0000-0000-{:012x}", self.0),
             underlay: vec![Ipv4Addr::from(u32::from(FIRST.1) + self.0 + 1).into()],
             gateways: vec![self.gateway()],
-            probes: Vec::new(),
+            probes: vec![self.probe()],
             vtep_mac: Mac([2, 0x84, a, b, c, d]),
             mtu: 1450,
             version: env!("CARGO_PKG_VERSION").to_owned(),
