@@ -1,6 +1,6 @@
 //! Pods whose own side is not as it was wired: looked into from time to time, a few at a time, and named.
 //!
-//! Nothing of it is put right. Only whoever is privileged in the pod, or a plugin that runs after ours, can have changed it, and
+//! Nothing of it is repaired. Only whoever is privileged in the pod, or a plugin that runs after ours, can have changed it, and
 //! may have meant to: an interface that is switched off and on again takes more with it than was wired. A new pod has all of it.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -29,7 +29,7 @@ const ICMP_HEADER: usize = 8;
 const RECEIVE_QUEUE: usize = 4 << 20;
 
 sockopt_impl!(
-    /// Whether the kernel goes by what it has learned of a path's MTU, in IPv4 (ip(7)).
+    /// Whether the kernel uses the path MTU that it remembers, in IPv4 (ip(7)).
     V4MtuDiscover,
     SetOnly,
     libc::IPPROTO_IP,
@@ -38,7 +38,7 @@ sockopt_impl!(
 );
 
 sockopt_impl!(
-    /// Whether the kernel goes by what it has learned of a path's MTU, in IPv6 (ipv6(7)).
+    /// Whether the kernel uses the path MTU that it remembers, in IPv6 (ipv6(7)).
     V6MtuDiscover,
     SetOnly,
     libc::IPPROTO_IPV6,
