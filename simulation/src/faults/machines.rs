@@ -1,0 +1,83 @@
+//! What goes wrong on a machine: its agent, its kernel, its disk, and the plugins on it.
+
+use polder_ipam::ledger::Ledger;
+
+use crate::agent;
+use crate::runtime;
+use crate::schedule::Schedule;
+use crate::world::{Ids, Kernel, Machine};
+
+impl Schedule {
+    pub(super) fn crash(&mut self, machine: usize) -> bool {
+        let was_there = self.world.borrow().machines[machine].agent.is_some();
+        self.world.borrow_mut().kill_agent(machine);
+        self.end_tasks();
+        was_there
+    }
+
+    pub(super) fn reboot(&mut self, machine: usize) -> bool {
+        self.end_plugins(machine);
+        self.crash(machine);
+        let mut world = self.world.borrow_mut();
+        let (boot, number, ids) = (world.new_boot_id(), world.number(), world.ids);
+        let is_new = ids == Ids::LedgerAlone || ids == Ids::OneKernel && world.random.once_in(2);
+        let Machine { machine_id, boot_id, clock, kernel, promised, notes, .. } =
+            &mut world.machines[machine];
+        if is_new {
+            *machine_id = format!("machine-{number}");
+        }
+        // The clock is the kernel's.
+        if ids != Ids::OneKernel {
+            *clock = 0;
+        }
+        *boot_id = boot;
+        *kernel = Kernel::default();
+        promised.clear();
+        notes.clear();
+        for index in 0..world.containers.len() {
+            if world.containers[index].machine == machine {
+                runtime::over(&mut world, index);
+            }
+        }
+        true
+    }
+
+    pub(super) fn lose_ledger(&self, machine: usize) {
+        let mut world = self.world.borrow_mut();
+        let lost = world.machines[machine].disk.copy();
+        if lost.identity().is_ok_and(|identity| identity.is_some()) {
+            world.machines[machine].lost_disk = Some(lost);
+        }
+        world.machines[machine].disk.delete();
+        world.machines[machine].ledger_is_whole = false;
+        // What only the ledger knew is not known any more: a promise holds as far as there is an interface.
+        let Machine { promised, kernel, .. } = &mut world.machines[machine];
+        promised.retain(|attachment, _| kernel.interfaces.contains_key(attachment));
+    }
+
+    pub(super) fn kill_plugin(&mut self) -> bool {
+        let plugins: Vec<usize> =
+            (0..self.tasks.len()).filter(|index| self.tasks[*index].is_plugin()).collect();
+        if plugins.is_empty() {
+            return false;
+        }
+        let index = *self.world.borrow_mut().random.one_of(&plugins);
+        drop(self.tasks.swap_remove(index));
+        true
+    }
+
+    /// Starts what is not running and can be.
+    pub fn start_agents(&mut self) {
+        let down: Vec<usize> = {
+            let world = self.world.borrow();
+            let down = |index: &usize| {
+                let machine = &world.machines[*index];
+                machine.agent.is_none() && !machine.is_destroyed
+            };
+            (0..world.machines.len()).filter(down).collect()
+        };
+        for machine in down {
+            agent::start(&self.world, machine);
+        }
+    }
+}

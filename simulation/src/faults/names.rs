@@ -1,0 +1,111 @@
+//! What goes wrong about who is who: machines that are replaced, that have a name in common, or another's ledger.
+
+use polder_ipam::ledger::Ledger;
+use polder_ipam::removal::Vouched;
+
+use crate::disk::Disk;
+use crate::etcd::Space;
+use crate::operator;
+use crate::schedule::{Schedule, add_machine};
+use crate::world::Ids;
+
+/// How many machines there are at most, with those that are gone.
+const MACHINES: usize = 6;
+
+impl Schedule {
+    pub(super) fn replace(&mut self, machine: usize) -> bool {
+        // Without space the operator cannot remove the old node.
+        let world = self.world.borrow();
+        if world.machines.len() >= MACHINES || world.etcd.space() == Space::None {
+            return false;
+        }
+        drop(world);
+        self.reboot(machine);
+        let mut world = self.world.borrow_mut();
+        let name = world.machines[machine].name.clone();
+        world.machines[machine].is_destroyed = true;
+        world.machines[machine].ledger_is_whole = false;
+        operator::remove_node(&mut world, &name, Vouched::Yes);
+        add_machine(&mut world, name);
+        true
+    }
+
+    /// Another machine begins under a name that is in use. It has never been in the cluster.
+    pub(super) fn let_rival_come(&mut self, machine: usize) -> bool {
+        let mut world = self.world.borrow_mut();
+        let name = world.machines[machine].name.clone();
+        if world.machines.len() >= MACHINES || world.namesakes(&name).len() > 1 {
+            return false;
+        }
+        add_machine(&mut world, name);
+        true
+    }
+
+    /// Another machine begins under the name, with a copy of the ledger.
+    pub(super) fn copy_ledger(&mut self, machine: usize) -> bool {
+        // Where the boot id of a container or the ledger alone counts, nobody may copy one.
+        let is_usual = self.world.borrow().ids == Ids::Usual;
+        let came = is_usual && self.let_rival_come(machine);
+        if came {
+            let mut world = self.world.borrow_mut();
+            let copy = world.machines[machine].disk.copy();
+            world.machines.last_mut().expect("it has just come").disk = copy;
+        }
+        came
+    }
+
+    /// What was lost comes back: with what a node had under an earlier incarnation, if it has another one now.
+    pub(super) fn bring_ledger_back(&mut self, machine: usize) -> bool {
+        let is_other = {
+            let world = self.world.borrow();
+            let machine = &world.machines[machine];
+            let incarnation =
+                |disk: &Disk| disk.identity().ok().flatten().map(|identity| identity.incarnation);
+            let lost = machine.lost_disk.as_ref().and_then(incarnation);
+            lost.is_some() && lost != incarnation(&machine.disk) && incarnation(&machine.disk).is_some()
+        };
+        if !is_other {
+            return false;
+        }
+        self.reboot(machine);
+        let mut world = self.world.borrow_mut();
+        if let Some(lost) = world.machines[machine].lost_disk.take() {
+            world.machines[machine].disk.restore(&lost);
+        }
+        true
+    }
+
+    /// Puts an end to rivalries: of the machines that have a name in common, one stays.
+    pub fn retire_rivals(&mut self) {
+        let machines = self.world.borrow().machines.len();
+        for machine in 0..machines {
+            let rivals = {
+                let world = self.world.borrow();
+                world.namesakes(&world.machines[machine].name)
+            };
+            if rivals.len() < 2 || rivals[0] != machine {
+                continue;
+            }
+            let stays = {
+                let world = self.world.borrow();
+                let record = world.truth.nodes.get(&world.machines[machine].name);
+                let is_it = |index: &&usize| {
+                    record.is_some_and(|node| node.record.machine_id == world.machines[**index].machine_id)
+                };
+                // Sometimes the one goes that has the record: the other takes its place by an operator's word.
+                let keeper = rivals.iter().find(is_it).copied().unwrap_or(machine);
+                let other = rivals.iter().copied().find(|rival| *rival != keeper).unwrap_or(keeper);
+                drop(world);
+                if self.world.borrow_mut().random.once_in(2) { keeper } else { other }
+            };
+            for rival in rivals.into_iter().filter(|rival| *rival != stays) {
+                self.reboot(rival);
+                let mut world = self.world.borrow_mut();
+                world.machines[rival].is_destroyed = true;
+                world.machines[rival].ledger_is_whole = false;
+                world.note(|| format!("operator: {rival} is switched off for good"));
+            }
+            operator::take_place(&mut self.world.borrow_mut(), stays);
+        }
+    }
+}

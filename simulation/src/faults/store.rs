@@ -1,0 +1,165 @@
+//! What goes wrong in the store, and between the store and the nodes.
+
+use super::Fault;
+use crate::etcd::Space;
+use crate::operator;
+use crate::schedule::Schedule;
+use crate::world::{Agent, Machine, Progress, Request, World, no_answer};
+
+impl Schedule {
+    /// Only while all agents are there and follow: who is away when it happens learns nothing of what was lost, and can
+    /// do nothing about it in the time in which nobody claims.
+    pub(super) fn set_store_back(&mut self, fault: Fault) -> bool {
+        self.mend();
+        self.start_agents();
+        self.settle();
+        let mut world = self.world.borrow_mut();
+        let revision = world.etcd.revision();
+        let follows = |machine: &Machine| {
+            let follows = |agent: &Agent| {
+                agent.view.revision == revision && agent.view.cluster.is_some() && agent.forbids.is_none()
+            };
+            machine.is_destroyed || machine.ledger_is_whole && machine.agent.as_ref().is_some_and(follows)
+        };
+        if !world.machines.iter().all(follows) || (fault == Fault::StoreRestored && world.backups.is_empty())
+        {
+            return false;
+        }
+        if fault == Fault::StoreEmptied {
+            world.etcd.empty();
+        } else {
+            let backups = std::mem::take(&mut world.backups);
+            let backup = world.random.one_of(&backups);
+            world.etcd.restore(backup);
+            world.backups = backups;
+        }
+        // What was under way was under way to what is gone.
+        world.requests.retain(|request| !matches!(request.state, Progress::Late));
+        for request in &mut world.requests {
+            request.state = Progress::Answered(Err(no_answer()));
+        }
+        world.putting_back = true;
+        world.history.store_was_set_back();
+        world.look();
+        true
+    }
+
+    /// Puts an end to what goes on going wrong.
+    pub fn mend(&mut self) {
+        let mut world = self.world.borrow_mut();
+        world.etcd.set_space(Space::Enough);
+        for machine in &mut world.machines {
+            machine.disk.fill(false);
+            machine.is_cut = false;
+            machine.reads_only = false;
+            if let Some(agent) = &mut machine.agent {
+                agent.follower.mend();
+            }
+        }
+    }
+}
+
+/// What happens between the nodes and the store.
+pub(super) fn happens(world: &mut World, fault: Fault, machine: usize) -> bool {
+    match fault {
+        Fault::DiskFull => {
+            let disk = &world.machines[machine].disk;
+            disk.fill(!disk.is_full());
+        }
+        Fault::RequestLost | Fault::RequestLate | Fault::ReplyLost => return lose(world, fault),
+        Fault::Partition => cut(world, machine),
+        Fault::NoSpace => {
+            let space = match (world.etcd.space(), world.random.once_in(2)) {
+                (Space::Enough, true) => Space::ForOneWrite,
+                (Space::Enough, false) => Space::None,
+                _ => Space::Enough,
+            };
+            world.etcd.set_space(space);
+        }
+        Fault::ReadsOnly => {
+            let Machine { reads_only, .. } = &mut world.machines[machine];
+            *reads_only = !*reads_only;
+        }
+        Fault::LeaderChange => {
+            for index in 0..world.requests.len() {
+                give_up(world, index);
+            }
+        }
+        Fault::Compaction => {
+            let revision = world.etcd.revision();
+            return world.etcd.compact(revision).is_ok();
+        }
+        Fault::ClockSpeed => {
+            let rate = 500 + world.random.below(501);
+            world.machines[machine].rate = u64::try_from(rate).unwrap_or(1_000);
+        }
+        Fault::PoolTurned => return operator::turn_pool(world),
+        Fault::PoolAdded => return operator::add_pool(world),
+        _ => return disturb_watch(world, fault, machine),
+    }
+    true
+}
+
+fn disturb_watch(world: &mut World, fault: Fault, machine: usize) -> bool {
+    let World { machines, etcd, random, .. } = world;
+    let is_cut = machines[machine].is_cut;
+    let Some(agent) = machines[machine].agent.as_mut().filter(|_| !is_cut) else { return false };
+    match fault {
+        Fault::WatchEnds => agent.follower.disconnect(),
+        Fault::WatchDelayed if random.once_in(2) => agent.follower.delay(),
+        Fault::WatchDelayed => agent.follower.mend(),
+        _ => agent.follower.repeat(etcd, 3),
+    }
+    true
+}
+
+fn lose(world: &mut World, fault: Fault) -> bool {
+    let is_open =
+        |index: &usize| matches!(world.requests[*index].state, Progress::Sent | Progress::Served(_));
+    let open: Vec<usize> = (0..world.requests.len()).filter(is_open).collect();
+    if open.is_empty() {
+        return false;
+    }
+    let index = *world.random.one_of(&open);
+    match fault {
+        Fault::RequestLate => give_up(world, index),
+        Fault::ReplyLost => {
+            if matches!(world.requests[index].state, Progress::Sent) {
+                world.serve(index);
+            }
+            world.requests[index].state = Progress::Answered(Err(no_answer()));
+        }
+        _ => world.requests[index].state = Progress::Answered(Err(no_answer())),
+    }
+    true
+}
+
+/// Who has asked is told that there is no answer; the request goes on, where it has not arrived.
+fn give_up(world: &mut World, index: usize) {
+    let (machine, question) = (world.requests[index].machine, world.requests[index].question.clone());
+    match world.requests[index].state {
+        Progress::Sent => {
+            let id = world.number();
+            let late = Request { id, machine, question, state: Progress::Late };
+            world.requests[index].state = Progress::Answered(Err(no_answer()));
+            world.requests.push(late);
+        }
+        Progress::Served(_) => world.requests[index].state = Progress::Answered(Err(no_answer())),
+        Progress::Late | Progress::Answered(_) => {}
+    }
+}
+
+fn cut(world: &mut World, machine: usize) {
+    let is_cut = !world.machines[machine].is_cut;
+    world.machines[machine].is_cut = is_cut;
+    if let Some(agent) = &mut world.machines[machine].agent {
+        if is_cut { agent.follower.cut() } else { agent.follower.mend() }
+    }
+    if is_cut {
+        for index in 0..world.requests.len() {
+            if world.requests[index].machine == machine {
+                give_up(world, index);
+            }
+        }
+    }
+}
