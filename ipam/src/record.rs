@@ -1,7 +1,4 @@
-//! What stands behind each key of the store: small JSON objects, read strictly.
-//!
-//! A record comes from outside. One that has an unknown field, lacks one or contradicts its key is refused with the
-//! key named, and never applied in part.
+//! What stands behind each key of the store: small JSON objects.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,44 +6,17 @@ use std::net::IpAddr;
 pub use polder_api::Backend;
 use polder_api::ipam::{DeviationStatus, Repairs};
 use polder_api::{Attachment, Mac, NodeName, Pod, PoolName};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::key::{Key, PREFIX};
+use crate::Cidr;
 use crate::pool::{Labels, Pool, PoolState, Purpose, default_block_length};
-use crate::{Block, Cidr};
+
+mod codec;
+
+pub use codec::{Record, RefusedRecord, address, decode, encode};
 
 /// From what every IPv4 host takes (RFC 791, section 3.1) to the largest that an interface takes.
 pub const MTU_RANGE: std::ops::RangeInclusive<u32> = 576..=65535;
-
-/// A record that is refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("record {key} is refused: {reason}")]
-pub struct RefusedRecord {
-    /// Where it is.
-    pub key: String,
-    /// What is wrong with it.
-    pub reason: String,
-}
-
-/// A record of a kind that agents follow.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Record {
-    /// At [`Key::Cluster`].
-    Cluster(ClusterRecord),
-    /// At [`Key::Pool`].
-    Pool(Pool),
-    /// At [`Key::Node`].
-    Node(NodeName, NodeRecord),
-    /// At [`Key::Block`].
-    Block(Block, BlockRecord),
-    /// At [`Key::Fence`].
-    Fence(Incarnation, FenceRecord),
-    /// At [`Key::Reservation`].
-    Reservation(IpAddr, ReservationRecord),
-    /// At [`Key::Inspection`].
-    Inspection(InspectionRecord),
-}
 
 /// The settings that all nodes share.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -302,7 +272,7 @@ pub struct AddressRecord {
     pub pod: Option<Pod>,
 }
 
-/// The wish that every node looks at itself, and answers at [`Key::Answer`].
+/// The wish that every node looks at itself, and answers at [`crate::key::Key::Answer`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InspectionRecord {
@@ -361,143 +331,3 @@ random_identity!(
     /// Which of the attempts to write the same record.
     Nonce
 );
-
-/// What is said of a fence where an earlier build put it.
-const OLD_FENCE: &str = "it is the fence of a removed node as an earlier build wrote it: fences are at \
-     fences/NODE/INCARNATION. When the node is registered again, remove it again with polderctl node remove, then \
-     delete this key with etcdctl del";
-
-/// Reads the record behind a key that agents follow.
-pub fn decode(key: &str, value: &[u8]) -> Result<Record, RefusedRecord> {
-    let refused = |reason: String| RefusedRecord { key: key.to_owned(), reason };
-    let parsed: Key = key.parse().map_err(|error: crate::key::UnknownKey| {
-        let is_old_fence = key.strip_prefix(PREFIX).and_then(|rest| rest.strip_prefix("fences/"));
-        match is_old_fence.filter(|rest| !rest.contains('/')) {
-            Some(_) => refused(OLD_FENCE.to_owned()),
-            None => refused(error.to_string()),
-        }
-    })?;
-    let record = match parsed {
-        Key::Cluster => Record::Cluster(json(value).map_err(refused)?),
-        Key::Node(name) => Record::Node(name, json(value).map_err(refused)?),
-        Key::Block(block) => Record::Block(block, json(value).map_err(refused)?),
-        Key::Pool(name) => {
-            let record: PoolRecord = json(value).map_err(refused)?;
-            let pool = Pool::new(name, record.cidr, record.block_length, record.state);
-            let mut pool = pool.map_err(|error| refused(error.to_string()))?;
-            pool.purpose = record.purpose;
-            pool.nodes = record.nodes;
-            Record::Pool(pool)
-        }
-        Key::Fence(node, incarnation) => {
-            let record: FenceRecord = json(value).map_err(refused)?;
-            if record.node != node {
-                return Err(refused(format!("it names node {}, and its key names {node}", record.node)));
-            }
-            Record::Fence(incarnation, record)
-        }
-        Key::Reservation(address) => Record::Reservation(address, json(value).map_err(refused)?),
-        Key::Inspection => Record::Inspection(json(value).map_err(refused)?),
-        Key::Address(..) | Key::Alive(_) | Key::Answer(_) => {
-            return Err(refused("agents do not follow it".to_owned()));
-        }
-    };
-    Ok(record)
-}
-
-/// Reads the record behind [`Key::Address`].
-pub fn address(value: &[u8]) -> Result<AddressRecord, String> {
-    json(value)
-}
-
-fn json<T: DeserializeOwned>(value: &[u8]) -> Result<T, String> {
-    serde_json::from_slice(value).map_err(|error| error.to_string())
-}
-
-/// A record as it goes into the store.
-pub fn encode(record: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(record).expect("records are plain data with text keys")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_record_that_is_not_exactly_one_is_refused_with_its_key() {
-        for (key, value, reason) in [
-            ("/polder/v1/cluster", "{", "EOF"),
-            ("/polder/v1/pools/p", r#"{"cidr":"10.0.0.0/16","block_length":26}"#, "missing field `state`"),
-            (
-                "/polder/v1/pools/p",
-                r#"{"cidr":"10.0.0.0/16","block_length":26,"state":"active","x":1}"#,
-                "unknown field `x`",
-            ),
-            (
-                "/polder/v1/pools/p",
-                r#"{"cidr":"10.0.0.1/16","block_length":26,"state":"active"}"#,
-                "did you mean",
-            ),
-            (
-                "/polder/v1/pools/p",
-                r#"{"cidr":"10.0.0.0/28","block_length":26,"state":"active"}"#,
-                "smaller than one",
-            ),
-            (
-                "/polder/v1/pools/p",
-                r#"{"cidr":"10.0.0.0/16","block_length":26,"state":"open"}"#,
-                "unknown variant",
-            ),
-            ("/polder/v1/strange", "{}", "not a key of a known kind"),
-            ("/polder/v1/fences/i", r#"{"node":"n","boot_id":"b","pods":"unknown"}"#, "earlier build"),
-            (
-                "/polder/v1/fences/m/i",
-                r#"{"node":"n","machine_id":"m","boot_id":"b","pods":"unknown"}"#,
-                "its key names m",
-            ),
-        ] {
-            let error = decode(key, value.as_bytes()).unwrap_err().to_string();
-            assert!(error.starts_with(&format!("record {key} is refused: ")), "{error}");
-            assert!(error.contains(reason), "{error} does not say {reason:?}");
-        }
-    }
-
-    #[test]
-    fn records_stay_readable_by_every_later_release() {
-        let golden = [
-            (
-                "/polder/v1/cluster",
-                r#"{"id":"c0ffee","backend":"auto","attach":"bridge","vxlan":{"vni":1,"port":8472},"masquerade":{"enabled":true,"except":["192.0.2.0/24"]}}"#,
-            ),
-            ("/polder/v1/pools/p", r#"{"cidr":"10.0.0.0/16","block_length":26,"state":"draining"}"#),
-            (
-                "/polder/v1/nodes/n",
-                r#"{"incarnation":"i","machine_id":"m","boot_id":"b","underlay":["10.1.0.1","fd01::1"],"gateways":["10.0.0.1"],"vtep_mac":"02:00:00:00:00:01","mtu":1450,"version":"0.1.0"}"#,
-            ),
-            ("/polder/v1/blocks/4-0a000000-26", r#"{"node":"n","incarnation":"i","pool":"p","nonce":"x"}"#),
-            (
-                "/polder/v1/pools/static",
-                r#"{"cidr":"10.1.0.0/24","block_length":26,"state":"active","purpose":"reservations","nodes":{"zone":"a"}}"#,
-            ),
-            ("/polder/v1/fences/n/i", r#"{"node":"n","machine_id":"m","boot_id":"b","pods":"unknown"}"#),
-            (
-                "/polder/v1/reservations/10.1.0.5",
-                r#"{"owner":"default/db-0","holder":{"node":"n","incarnation":"i","boot_id":"b","attachment":{"network":"polder","container":"c","interface":"eth0"}},"generation":3}"#,
-            ),
-            ("/polder/v1/reservations/fd00::5", r#"{"owner":"default/db-0","generation":4}"#),
-            ("/polder/v1/inspection", r#"{"id":"x","repairs":"safe"}"#),
-        ];
-        for (key, text) in golden {
-            let again = match decode(key, text.as_bytes()).unwrap() {
-                Record::Cluster(record) => encode(&record),
-                Record::Pool(pool) => encode(&PoolRecord::from(&pool)),
-                Record::Node(_, record) => encode(&record),
-                Record::Block(_, record) => encode(&record),
-                Record::Fence(_, record) => encode(&record),
-                Record::Reservation(_, record) => encode(&record),
-                Record::Inspection(record) => encode(&record),
-            };
-            assert_eq!(String::from_utf8(again).unwrap(), text);
-        }
-    }
-}
