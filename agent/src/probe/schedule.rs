@@ -112,8 +112,12 @@ pub struct Shot {
 /// Rounds that fail one after the other, before it is said so.
 const FAILURES: u8 = 3;
 
-/// Between two rounds: where an answer is missing, and where it has been for a while.
+/// Between two rounds where an answer is missing.
 const SOON: Duration = Duration::from_millis(500);
+
+/// Between two rounds after the verdict has turned bad: the first pause, which doubles, and the longest. A peer that starts
+/// at the same time is found soon; one that is away for long is seldom asked.
+const FIRST: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_secs(5);
 
 #[expect(clippy::struct_excessive_bools, reason = "each is seen by itself")]
@@ -132,6 +136,8 @@ struct State {
     narrow: u8,
     /// Whether anything ever came back.
     answered: bool,
+    /// The pause after the next round, if the verdict is bad and stays so.
+    pause: Duration,
     due: Instant,
 }
 
@@ -175,6 +181,7 @@ impl Schedule {
                 silent: 0,
                 narrow: 0,
                 answered: false,
+                pause: FIRST,
                 due: now,
             };
             self.numbers.insert(state.number, key.clone());
@@ -261,6 +268,7 @@ impl Schedule {
 impl State {
     /// Counts the outcome of the last round, and opens another.
     fn count(&mut self) {
+        let before = self.verdict;
         let (small, full) = (std::mem::take(&mut self.small), std::mem::take(&mut self.full));
         let full = full || self.target.sizes == Sizes::Small;
         if std::mem::replace(&mut self.open, true) {
@@ -275,12 +283,18 @@ impl State {
         } else if self.narrow >= FAILURES {
             self.verdict = Verdict::Narrow(self.target.reached.mtu);
         }
+        if self.verdict != before {
+            self.pause = FIRST;
+        }
     }
 
     /// How long until the next round, unless an answer comes.
-    fn pause(&self) -> Duration {
+    fn pause(&mut self) -> Duration {
         match self.verdict {
-            Verdict::Silent | Verdict::Narrow(_) | Verdict::Dropped => AGAIN,
+            Verdict::Silent | Verdict::Narrow(_) | Verdict::Dropped => {
+                let longer = (self.pause * 2).min(AGAIN);
+                std::mem::replace(&mut self.pause, longer)
+            }
             Verdict::Answers | Verdict::Unknown => SOON,
         }
     }
@@ -288,7 +302,9 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use super::super::verdict::ENDPOINT_FAILURES;
     use super::*;
+    use crate::publisher::ALIVE_SECONDS;
 
     fn target(address: &str) -> Target {
         let address: IpAddr = address.parse().unwrap();
@@ -349,15 +365,58 @@ mod tests {
         }
         assert_eq!(play.rounds(1, ALL).0, Verdict::Answers);
         assert_eq!(play.rounds(3, &[]), (Verdict::Answers, SOON), "the third one may still be answered");
-        assert_eq!(play.rounds(1, &[]), (Verdict::Silent, AGAIN));
+        assert_eq!(play.rounds(1, &[]).0, Verdict::Silent);
         assert_eq!(play.rounds(1, ALL).0, Verdict::Answers);
+    }
+
+    #[test]
+    fn a_silent_peer_is_asked_again_soon_and_then_less_and_less_often_until_it_answers() {
+        let mut play = Play::new();
+        play.rounds(1, ALL);
+        for _ in 0..2 {
+            assert_eq!(play.rounds(3, &[]), (Verdict::Answers, SOON));
+            assert_eq!([1, 1, 1, 1, 1].map(|rounds| play.rounds(rounds, &[]).1.as_secs()), [1, 2, 4, 5, 5]);
+            play.rounds(1, ALL);
+        }
+    }
+
+    #[test]
+    fn a_narrow_way_is_asked_again_soon_and_then_less_and_less_often_until_the_verdict_changes() {
+        let mut play = Play::new();
+        let narrow = &[Size::Small];
+        for _ in 0..2 {
+            assert_eq!(play.rounds(3, narrow).1, SOON);
+            assert_eq!(
+                [1, 1, 1, 1, 1].map(|rounds| play.rounds(rounds, narrow).1.as_secs()),
+                [1, 2, 4, 5, 5]
+            );
+            play.rounds(1, ALL);
+        }
+        play.rounds(8, narrow);
+        // What carried small packets carries none, and then small ones again.
+        assert_eq!(play.rounds(4, &[]), (Verdict::Silent, Duration::from_secs(1)));
+        play.rounds(1, narrow);
+        assert_eq!(play.rounds(1, narrow), (Verdict::Narrow(1450), Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn an_endpoint_is_missed_for_longer_than_the_lease_of_an_agent_that_was_killed() {
+        let mut play = Play::new();
+        play.rounds(1, ALL);
+        let first = play.schedule.next().unwrap();
+        while play.schedule.seen(&key()).unwrap().lost < ENDPOINT_FAILURES {
+            play.rounds(1, &[]);
+        }
+        // Half as long again: the lease lasts longer than it should when the store has another leader.
+        let (missed, lease) = (play.now - first, Duration::from_secs(ALIVE_SECONDS.unsigned_abs()));
+        assert!(missed >= lease + lease / 2, "{missed:?}");
     }
 
     #[test]
     fn a_way_that_carries_only_small_packets_is_narrow_until_a_large_one_comes_back() {
         let mut play = Play::new();
         play.rounds(1, ALL);
-        assert_eq!(play.rounds(4, &[Size::Small]), (Verdict::Narrow(1450), AGAIN));
+        assert_eq!(play.rounds(4, &[Size::Small]).0, Verdict::Narrow(1450));
         assert_eq!(play.rounds(1, &[Size::Small]).0, Verdict::Narrow(1450));
         assert_eq!(play.rounds(1, ALL).0, Verdict::Answers);
     }

@@ -4,7 +4,7 @@ use super::schedule::{Seen, Verdict};
 
 /// Rounds one after the other without an answer of an endpoint before that is said. They take longer than the lease of an
 /// agent that was killed, and much longer than an upgrade: the endpoint is away as long as the agent is.
-pub(super) const ENDPOINT_FAILURES: u8 = 6;
+pub(super) const ENDPOINT_FAILURES: u8 = 8;
 
 /// What the store says of the peer's agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
