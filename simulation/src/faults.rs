@@ -4,6 +4,8 @@ mod machines;
 mod names;
 mod store;
 
+pub use names::{COPY_OF_SILENT, RIVAL_OF_SILENT};
+
 use polder_ipam::removal::Vouched;
 
 use crate::operator;
@@ -57,9 +59,10 @@ pub enum Fault {
     NodeRemoved,
     /// A machine is gone for good, its node is removed, and another of its name comes.
     NodeReplaced,
-    /// Another machine comes under the name of one that lives.
+    /// Another machine comes under the name of one that lives, of which sometimes nothing more is heard.
     Rival,
-    /// Another machine comes with a copy of the ledger of one that lives. Both of its ids are its own.
+    /// Another machine comes with a copy of the ledger of one that lives, and that is sometimes cut off. Both of its ids
+    /// are its own.
     LedgerCopied,
     /// A machine is booted with the ledger that it had lost, when it has been another incarnation since.
     LedgerBack,

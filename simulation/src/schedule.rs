@@ -51,6 +51,7 @@ pub fn add_machine(world: &mut World, name: NodeName) {
         ledger_is_whole: false,
         epoch: 0,
         agent: None,
+        is_stopped: false,
         is_cut: false,
         reads_only: false,
         notes: std::collections::BTreeSet::new(),

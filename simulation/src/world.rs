@@ -65,6 +65,8 @@ pub struct Machine {
     pub epoch: u64,
     /// The agent that runs.
     pub agent: Option<Agent>,
+    /// Whether its agent is not started again.
+    pub is_stopped: bool,
     /// Whether nothing gets from it to the store or back.
     pub is_cut: bool,
     /// Whether the role of its user at the store lets it read only.

@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 
+use polder_simulation::faults::{COPY_OF_SILENT, RIVAL_OF_SILENT};
 use polder_simulation::play::{Report, play};
 
 /// How many are played with every test; `scripts/simulate` plays as many as one likes.
@@ -15,6 +16,9 @@ fn whatever_fails_at_whatever_step_no_invariant_is_broken() {
             Ok(report) => total.add(&report),
             Err(failure) => panic!("{failure}"),
         }
+    }
+    for played in [RIVAL_OF_SILENT, COPY_OF_SILENT] {
+        assert!(total.counts.contains_key(played), "in none of {SEEDS} seeds: {played}");
     }
     // Said even where the output of a test that passes is not shown.
     let _ = writeln!(std::io::stdout().lock(), "{SEEDS} seeds hold: {total}");

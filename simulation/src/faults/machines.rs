@@ -21,7 +21,7 @@ impl Schedule {
         let mut world = self.world.borrow_mut();
         let (boot, number, ids) = (world.new_boot_id(), world.number(), world.ids);
         let is_new = ids == Ids::LedgerAlone || ids == Ids::OneKernel && world.random.once_in(2);
-        let Machine { machine_id, boot_id, clock, kernel, promised, notes, .. } =
+        let Machine { machine_id, boot_id, clock, kernel, promised, notes, is_stopped, .. } =
             &mut world.machines[machine];
         if is_new {
             *machine_id = format!("machine-{number}");
@@ -32,6 +32,7 @@ impl Schedule {
         }
         *boot_id = boot;
         *kernel = Kernel::default();
+        *is_stopped = false;
         promised.clear();
         notes.clear();
         for index in 0..world.containers.len() {
@@ -72,7 +73,7 @@ impl Schedule {
             let world = self.world.borrow();
             let down = |index: &usize| {
                 let machine = &world.machines[*index];
-                machine.agent.is_none() && !machine.is_destroyed
+                machine.agent.is_none() && !machine.is_destroyed && !machine.is_stopped
             };
             (0..world.machines.len()).filter(down).collect()
         };

@@ -3,14 +3,22 @@
 use polder_ipam::ledger::Ledger;
 use polder_ipam::removal::Vouched;
 
+use super::store::cut;
+use crate::agent;
 use crate::disk::Disk;
 use crate::etcd::Space;
 use crate::operator;
 use crate::schedule::{Schedule, add_machine};
-use crate::world::Ids;
+use crate::world::{Ids, World};
 
 /// How many machines there are at most, with those that are gone.
 const MACHINES: usize = 6;
+
+/// What is counted when another machine comes under a name of whose machine nothing is heard, and that node is removed.
+pub const RIVAL_OF_SILENT: &str = "rival of a silent machine";
+
+/// What is counted when another machine comes with a copy of the ledger of one that is cut off.
+pub const COPY_OF_SILENT: &str = "copy of a silent machine";
 
 impl Schedule {
     pub(super) fn replace(&mut self, machine: usize) -> bool {
@@ -30,28 +38,70 @@ impl Schedule {
         true
     }
 
-    /// Another machine begins under a name that is in use. It has never been in the cluster.
+    /// Another machine begins under a name that is in use. It has never been in the cluster. Sometimes nothing more is
+    /// heard of the one that has the name, and an operator removes the node without a word about its pods.
     pub(super) fn let_rival_come(&mut self, machine: usize) -> bool {
-        let mut world = self.world.borrow_mut();
-        let name = world.machines[machine].name.clone();
-        if world.machines.len() >= MACHINES || world.namesakes(&name).len() > 1 {
-            return false;
+        let Some(rival) = self.add_namesake(machine) else { return false };
+        if self.world.borrow_mut().random.once_in(2) {
+            self.silence(machine);
+            agent::start(&self.world, rival);
+            // Then it is told that the name is another machine's.
+            self.settle_sometimes();
+            let is_removed = {
+                let mut world = self.world.borrow_mut();
+                let name = world.machines[machine].name.clone();
+                operator::remove_node(&mut world, &name, Vouched::No)
+            };
+            if is_removed {
+                self.world.borrow_mut().count(RIVAL_OF_SILENT);
+                // Then it hears of it long before the silent one does.
+                self.settle_sometimes();
+            }
         }
-        add_machine(&mut world, name);
         true
     }
 
-    /// Another machine begins under the name, with a copy of the ledger.
+    fn settle_sometimes(&mut self) {
+        if self.world.borrow_mut().random.once_in(2) {
+            self.settle();
+        }
+    }
+
+    /// Another machine begins under the name, with a copy of the ledger. Sometimes the original lives on and is cut off.
     pub(super) fn copy_ledger(&mut self, machine: usize) -> bool {
         // Where the boot id of a container or the ledger alone counts, nobody may copy one.
-        let is_usual = self.world.borrow().ids == Ids::Usual;
-        let came = is_usual && self.let_rival_come(machine);
-        if came {
-            let mut world = self.world.borrow_mut();
-            let copy = world.machines[machine].disk.copy();
-            world.machines.last_mut().expect("it has just come").disk = copy;
+        if self.world.borrow().ids != Ids::Usual {
+            return false;
         }
-        came
+        let Some(copy) = self.add_namesake(machine) else { return false };
+        let mut world = self.world.borrow_mut();
+        world.machines[copy].disk = world.machines[machine].disk.copy();
+        if world.random.once_in(2) {
+            cut_off(&mut world, machine);
+            world.count(COPY_OF_SILENT);
+        }
+        true
+    }
+
+    /// Adds another machine of the same name, unless there are enough.
+    fn add_namesake(&self, machine: usize) -> Option<usize> {
+        let mut world = self.world.borrow_mut();
+        let name = world.machines[machine].name.clone();
+        if world.machines.len() >= MACHINES || world.namesakes(&name).len() > 1 {
+            return None;
+        }
+        add_machine(&mut world, name);
+        Some(world.machines.len() - 1)
+    }
+
+    /// Nothing more is heard of a machine, and its pods live on: its agent does not come back, or it is cut off.
+    fn silence(&mut self, machine: usize) {
+        if self.world.borrow_mut().random.once_in(2) {
+            self.crash(machine);
+            self.world.borrow_mut().machines[machine].is_stopped = true;
+        } else {
+            cut_off(&mut self.world.borrow_mut(), machine);
+        }
     }
 
     /// What was lost comes back: with what a node had under an earlier incarnation, if it has another one now.
@@ -107,5 +157,11 @@ impl Schedule {
             }
             operator::take_place(&mut self.world.borrow_mut(), stays);
         }
+    }
+}
+
+fn cut_off(world: &mut World, machine: usize) {
+    if !world.machines[machine].is_cut {
+        cut(world, machine);
     }
 }

@@ -51,6 +51,7 @@ impl Schedule {
         for machine in &mut world.machines {
             machine.disk.fill(false);
             machine.is_cut = false;
+            machine.is_stopped = false;
             machine.reads_only = false;
             if let Some(agent) = &mut machine.agent {
                 agent.follower.mend();
@@ -149,7 +150,7 @@ fn give_up(world: &mut World, index: usize) {
     }
 }
 
-fn cut(world: &mut World, machine: usize) {
+pub(super) fn cut(world: &mut World, machine: usize) {
     let is_cut = !world.machines[machine].is_cut;
     world.machines[machine].is_cut = is_cut;
     if let Some(agent) = &mut world.machines[machine].agent {
