@@ -150,7 +150,7 @@ async fn answer(echoes: &BTreeMap<Family, Echo>) -> (Family, io::Result<(IpAddr,
 }
 
 impl Prober {
-    /// Goes by what the last pass over the kernel has found, and by the endpoint that there is.
+    /// Takes the targets from the last pass over the kernel, and the endpoint that there is.
     fn aim(&mut self, pass: &Arc<Pass>, endpoint: Endpoint) {
         let endpoint = match endpoint {
             Endpoint::Open(open) => Some(open),
@@ -173,20 +173,21 @@ impl Prober {
                 self.open(family, own);
             }
         }
-        let (mut hosts, mut endpoints) = (BTreeMap::new(), BTreeMap::new());
-        for (key, reached) in &pass.paths {
-            let can_forward = self.forwarded.echoes.contains_key(&key.1);
-            let endpoint = can_forward.then(|| Target::endpoint(reached)).flatten();
+        let endpoint = |family: &Family, reached: &Reached| {
+            let can_forward = self.forwarded.echoes.contains_key(family);
+            can_forward.then(|| Target::endpoint(reached)).flatten()
+        };
+        let hosts = pass.paths.iter().filter_map(|(key, reached)| {
             // The long ones take the path of pods, if there is one.
-            let sizes = if endpoint.is_some() { Sizes::Small } else { Sizes::Both };
-            if self.host.echoes.contains_key(&key.1) {
-                hosts.extend(Target::host(reached, sizes).map(|target| (key.clone(), target)));
-            }
-            endpoints.extend(endpoint.map(|target| (key.clone(), target)));
-        }
+            let sizes = if endpoint(&key.1, reached).is_some() { Sizes::Small } else { Sizes::Both };
+            let target = self.host.echoes.contains_key(&key.1).then(|| Target::host(reached, sizes));
+            Some((key.clone(), target.flatten()?))
+        });
+        let endpoints =
+            pass.paths.iter().filter_map(|(key, reached)| Some((key.clone(), endpoint(&key.1, reached)?)));
         let now = Instant::now();
-        self.host.schedule.aim(&hosts, now);
-        self.forwarded.schedule.aim(&endpoints, now);
+        self.host.schedule.aim(hosts, now);
+        self.forwarded.schedule.aim(endpoints, now);
         self.tell_at.get_or_insert(now);
     }
 

@@ -106,18 +106,19 @@ pub struct Reached {
 impl Inputs<'_> {
     /// How the peers' pods are reached, where there can be any.
     pub fn reached(&self) -> BTreeMap<(NodeName, Family), Reached> {
-        let mut reached = BTreeMap::new();
-        for peer in self.peers {
-            for family in Family::BOTH {
-                if peer.blocks.iter().any(|block| block.family() == family) {
-                    let (path, gateway) = (self.path(peer, family), peer.gateway(family));
-                    let mtu = self.mtu.min(peer.record.mtu);
-                    let probe = peer.probe(family);
-                    reached.insert((peer.name.clone(), family), Reached { path, gateway, probe, mtu });
-                }
-            }
-        }
-        reached
+        let families = self.peers.iter().flat_map(|peer| Family::BOTH.map(|family| (peer, family)));
+        let reached = families.filter_map(|(peer, family)| {
+            peer.blocks.iter().find(|block| block.family() == family)?;
+            let reached = Reached {
+                path: self.path(peer, family),
+                gateway: peer.gateway(family),
+                probe: peer.probe(family),
+                mtu: self.mtu.min(peer.record.mtu),
+            };
+            Some(((peer.name.clone(), family), reached))
+        });
+        // Collected: nodes of a map into which ascending keys are inserted one by one are only half full.
+        reached.collect()
     }
 
     /// The addresses of a pod that are in none of the node's blocks, and have to be routed one by one.

@@ -16,8 +16,10 @@ pub type Key = (NodeName, Family);
 pub struct Target {
     /// The address that is probed: the peer's own in the pod network, or that of its probe endpoint.
     pub address: IpAddr,
-    /// The way there, and what it carries.
-    pub reached: Reached,
+    /// The way there.
+    pub path: Path,
+    /// What it carries: the length of the longest packet, in bytes.
+    pub mtu: u32,
     /// Which sizes are sent.
     pub sizes: Sizes,
 }
@@ -34,14 +36,17 @@ pub enum Sizes {
 impl Target {
     /// What is to be probed of the host of a peer that is reached so, if anything can be.
     pub fn host(reached: &Reached, sizes: Sizes) -> Option<Self> {
-        let address = reached.gateway.filter(|_| !matches!(reached.path, Path::Unreachable(_)))?;
-        Some(Self { address, reached: reached.clone(), sizes })
+        Self::at(reached.gateway, reached, sizes)
     }
 
     /// What is to be probed of the endpoint of a peer that is reached so, if it has one.
     pub fn endpoint(reached: &Reached) -> Option<Self> {
-        let address = reached.probe.filter(|_| !matches!(reached.path, Path::Unreachable(_)))?;
-        Some(Self { address, reached: reached.clone(), sizes: Sizes::Both })
+        Self::at(reached.probe, reached, Sizes::Both)
+    }
+
+    fn at(address: Option<IpAddr>, reached: &Reached, sizes: Sizes) -> Option<Self> {
+        let address = address.filter(|_| !matches!(reached.path, Path::Unreachable(_)))?;
+        Some(Self { address, path: reached.path.clone(), mtu: reached.mtu, sizes })
     }
 }
 
@@ -123,8 +128,8 @@ const AGAIN: Duration = Duration::from_secs(5);
 #[expect(clippy::struct_excessive_bools, reason = "each is seen by itself")]
 #[derive(Debug)]
 struct State {
+    key: Key,
     target: Target,
-    number: u32,
     verdict: Verdict,
     /// Whether a round was sent of which the outcome has not been counted.
     open: bool,
@@ -141,14 +146,14 @@ struct State {
     due: Instant,
 }
 
-/// All targets.
+/// All targets, each by its number: what is kept of one is small, because a cluster has thousands.
 #[derive(Debug)]
 pub struct Schedule {
     /// Between two rounds where all is well.
     steady: Duration,
-    states: BTreeMap<Key, State>,
-    numbers: BTreeMap<u32, Key>,
-    due: BTreeSet<(Instant, Key)>,
+    states: BTreeMap<u32, State>,
+    numbers: BTreeMap<Key, u32>,
+    due: BTreeSet<(Instant, u32)>,
     next: u32,
 }
 
@@ -159,63 +164,47 @@ impl Schedule {
     }
 
     /// Probes exactly these from now on. Those that are new, or are reached another way, are probed at once.
-    pub fn aim(&mut self, targets: &BTreeMap<Key, Target>, now: Instant) {
-        let is_old = |(key, state): &(&Key, &State)| targets.get(key) != Some(&state.target);
-        let old: Vec<Key> = self.states.iter().filter(is_old).map(|(key, _)| key.clone()).collect();
-        for key in &old {
-            if let Some(state) = self.states.remove(key) {
-                self.numbers.remove(&state.number);
-                self.due.remove(&(state.due, key.clone()));
-            }
-        }
-        let new: Vec<_> = targets.iter().filter(|(key, _)| !self.states.contains_key(key)).collect();
-        for (key, target) in new {
-            self.next = self.next.wrapping_add(1);
-            let state = State {
-                target: target.clone(),
-                number: self.next,
-                verdict: Verdict::Unknown,
-                open: false,
-                small: false,
-                full: false,
-                silent: 0,
-                narrow: 0,
-                answered: false,
-                pause: FIRST,
-                due: now,
-            };
-            self.numbers.insert(state.number, key.clone());
-            self.due.insert((now, key.clone()));
-            self.states.insert(key.clone(), state);
-        }
+    pub fn aim(&mut self, targets: impl Iterator<Item = (Key, Target)>, now: Instant) {
+        let mut before = std::mem::take(&mut self.numbers);
+        let mut states = std::mem::take(&mut self.states);
+        let aimed = targets.map(|(key, target)| {
+            let known = before.remove(&key).and_then(|number| Some((number, states.remove(&number)?)));
+            known.filter(|(_, state)| state.target == target).unwrap_or_else(|| {
+                // An answer to what was sent by another way is none.
+                self.next = self.next.wrapping_add(1);
+                (self.next, State::new(key, target, now))
+            })
+        });
+        // Collected: a map into which thousands of ascending keys are inserted one by one is half empty.
+        self.states = aimed.collect();
+        self.numbers = self.states.iter().map(|(number, state)| (state.key.clone(), *number)).collect();
+        self.due = self.states.iter().map(|(number, state)| (state.due, *number)).collect();
     }
 
     /// Begins a round for those whose time has come, at most so many; and counts the outcome of their last one.
     pub fn shoot(&mut self, now: Instant, at_most: usize) -> Vec<Shot> {
         let ready = self.due.iter().take_while(|(due, _)| *due <= now).take(at_most);
-        let ready: Vec<_> = ready.cloned().collect();
+        let ready: Vec<_> = ready.copied().collect();
         let mut shots = Vec::new();
-        for entry in ready {
-            self.due.remove(&entry);
-            let (_, key) = entry;
-            let Some(state) = self.states.get_mut(&key) else { continue };
+        for (due, number) in ready {
+            self.due.remove(&(due, number));
+            let Some(state) = self.states.get_mut(&number) else { continue };
             state.count();
             state.due = now + state.pause();
             shots.push(Shot {
-                number: state.number,
+                number,
                 to: state.target.address,
-                full: (state.target.sizes == Sizes::Both).then_some(state.target.reached.mtu),
+                full: (state.target.sizes == Sizes::Both).then_some(state.target.mtu),
                 lost: state.silent > 0,
             });
-            self.due.insert((state.due, key));
+            self.due.insert((state.due, number));
         }
         shots
     }
 
     /// Takes in that a probe has come back from there, however late: the way is there.
     pub fn take(&mut self, from: IpAddr, token: Token, now: Instant) {
-        let Some(key) = self.numbers.get(&token.number) else { return };
-        let state = self.states.get_mut(key).filter(|state| state.target.address == from);
+        let state = self.states.get_mut(&token.number).filter(|state| state.target.address == from);
         let Some(state) = state else { return };
         state.small = true;
         state.silent = 0;
@@ -224,10 +213,10 @@ impl Schedule {
             state.full = true;
             state.narrow = 0;
             state.verdict = Verdict::Answers;
-            self.due.remove(&(state.due, key.clone()));
+            self.due.remove(&(state.due, token.number));
             // Not all at the same time.
-            state.due = now + self.steady + self.steady / 64 * (state.number % 16);
-            self.due.insert((state.due, key.clone()));
+            state.due = now + self.steady + self.steady / 64 * (token.number % 16);
+            self.due.insert((state.due, token.number));
         } else if matches!(state.verdict, Verdict::Silent) {
             state.verdict = Verdict::Unknown;
         }
@@ -235,28 +224,29 @@ impl Schedule {
 
     /// Probes a target at once that answered when it was probed last, for there is a doubt.
     pub fn hurry(&mut self, key: &Key, now: Instant) {
-        let Some(state) = self.states.get_mut(key).filter(|state| state.due > now + SOON) else { return };
-        if state.verdict.is_open() {
-            self.due.remove(&(state.due, key.clone()));
+        let Some(number) = self.numbers.get(key) else { return };
+        let state = self.states.get_mut(number).filter(|state| state.due > now + SOON);
+        if let Some(state) = state.filter(|state| state.verdict.is_open()) {
+            self.due.remove(&(state.due, *number));
             state.due = now;
-            self.due.insert((now, key.clone()));
+            self.due.insert((now, *number));
         }
     }
 
     /// Whose target has that number.
     pub fn key_of(&self, number: u32) -> Option<&Key> {
-        self.numbers.get(&number)
+        self.states.get(&number).map(|state| &state.key)
     }
 
     /// What has been seen of a target, if it is one.
     pub fn seen(&self, key: &Key) -> Option<Seen> {
-        let state = self.states.get(key)?;
+        let state = self.states.get(self.numbers.get(key)?)?;
         Some(Seen { verdict: state.verdict, lost: state.silent, answered: state.answered })
     }
 
     /// The targets' keys.
     pub fn keys(&self) -> impl Iterator<Item = &Key> {
-        self.states.keys()
+        self.numbers.keys()
     }
 
     /// When something is to be sent.
@@ -266,6 +256,22 @@ impl Schedule {
 }
 
 impl State {
+    fn new(key: Key, target: Target, due: Instant) -> Self {
+        Self {
+            key,
+            target,
+            verdict: Verdict::Unknown,
+            open: false,
+            small: false,
+            full: false,
+            silent: 0,
+            narrow: 0,
+            answered: false,
+            pause: FIRST,
+            due,
+        }
+    }
+
     /// Counts the outcome of the last round, and opens another.
     fn count(&mut self) {
         let before = self.verdict;
@@ -281,7 +287,7 @@ impl State {
         if self.silent >= FAILURES {
             self.verdict = Verdict::Silent;
         } else if self.narrow >= FAILURES {
-            self.verdict = Verdict::Narrow(self.target.reached.mtu);
+            self.verdict = Verdict::Narrow(self.target.mtu);
         }
         if self.verdict != before {
             self.pause = FIRST;
@@ -309,8 +315,7 @@ mod tests {
     fn target(address: &str) -> Target {
         let address: IpAddr = address.parse().unwrap();
         let path = Path::Direct { via: "10.0.0.2".parse().unwrap(), index: 2 };
-        let reached = Reached { path, gateway: Some(address), probe: None, mtu: 1450 };
-        Target { address, reached, sizes: Sizes::Both }
+        Target { address, path, mtu: 1450, sizes: Sizes::Both }
     }
 
     fn key() -> Key {
@@ -326,7 +331,7 @@ mod tests {
     impl Play {
         fn new() -> Self {
             let (mut schedule, now) = (Schedule::new(STEADY), Instant::now());
-            schedule.aim(&BTreeMap::from([(key(), target("10.244.1.1"))]), now);
+            schedule.aim([(key(), target("10.244.1.1"))].into_iter(), now);
             Self { schedule, now }
         }
 
@@ -431,15 +436,15 @@ mod tests {
             next_hop: "10.244.1.1".parse().unwrap(),
         };
         let mut target = target("10.244.1.1");
-        target.reached.path = other;
-        let moved = BTreeMap::from([(key(), target)]);
-        play.schedule.aim(&moved, play.now);
+        target.path = other;
+        let moved = || [(key(), target.clone())].into_iter();
+        play.schedule.aim(moved(), play.now);
         assert_eq!(play.schedule.seen(&key()).unwrap().verdict, Verdict::Unknown);
         assert_eq!(play.schedule.next(), Some(play.now));
         play.schedule.shoot(play.now, 10);
-        play.schedule.aim(&moved, play.now);
+        play.schedule.aim(moved(), play.now);
         assert_ne!(play.schedule.next(), Some(play.now), "it is the same");
-        play.schedule.aim(&BTreeMap::new(), play.now);
+        play.schedule.aim(std::iter::empty(), play.now);
         assert_eq!((play.schedule.keys().count(), play.schedule.next()), (0, None));
     }
 
@@ -447,7 +452,7 @@ mod tests {
     fn where_only_small_packets_are_sent_they_are_enough() {
         let mut play = Play::new();
         let small = Target { sizes: Sizes::Small, ..target("10.244.1.1") };
-        play.schedule.aim(&BTreeMap::from([(key(), small)]), play.now);
+        play.schedule.aim([(key(), small)].into_iter(), play.now);
         let (verdict, pause) = play.rounds(5, &[Size::Small]);
         assert!(verdict == Verdict::Answers && pause >= STEADY, "{verdict:?} {pause:?}");
         assert_eq!(play.rounds(4, &[]).0, Verdict::Silent);
