@@ -198,7 +198,12 @@ fn memory(worker: &Worker, when: &str) {
         let line = status.lines().find(|line| line.starts_with(key)).unwrap_or_default();
         line.split_whitespace().nth(1).and_then(|kib| kib.parse::<f64>().ok()).unwrap_or_default() / 1024.0
     };
-    println!("memory {when}: {:.1} MiB resident, {:.1} at most", of("VmRSS"), of("VmHWM"));
+    println!(
+        "memory {when}: {:.1} MiB resident, {:.1} at most; {:.1} of it are no part of a file",
+        of("VmRSS"),
+        of("VmHWM"),
+        of("RssAnon")
+    );
 }
 
 /// Lets blocks move from peer to peer, and says how soon the kernel follows.
