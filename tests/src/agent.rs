@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::caller::{Caller, feed};
+use crate::caller::{Caller, feed, finish};
 use crate::kernel_state;
 use crate::node::{self, Node, Process};
 use crate::pod::Pod;
@@ -192,7 +192,10 @@ impl Worker {
 
     /// Runs one of our programs on the node, as a person would.
     pub fn program(&self, name: &str, arguments: &[&str]) -> Output {
-        self.node.command(dist().join(name)).args(arguments).output().expect("nsenter is installed")
+        let mut command = self.node.command(dist().join(name));
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().expect("nsenter is installed");
+        finish(child, &command)
     }
 
     /// The node's status.

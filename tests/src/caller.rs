@@ -5,13 +5,18 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
-use std::sync::Arc;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::agent::{Worker, program};
 use crate::node::Node;
+use crate::wait::PATIENCE;
+
+/// Longer than any of our programs waits for whatever it waits for.
+const UNTIL_IT_HANGS: Duration = PATIENCE.saturating_mul(4);
 
 /// Holds the namespaces of a node as it is in this boot. After a reboot whatever is run through it fails, wherever the
 /// numbers of the node's processes went.
@@ -89,12 +94,22 @@ impl Caller {
     }
 }
 
-/// Runs a command to its end, and tells it that.
+/// Runs a command to its end, and tells it that. One that hangs fails the test.
 pub(crate) fn feed(command: &mut Command, input: &str) -> Output {
     let piped = || Stdio::piped();
     let mut child =
         command.stdin(piped()).stdout(piped()).stderr(piped()).spawn().expect("nsenter is installed");
     // A program that ends without reading is no failure of the test.
     let _ = child.stdin.take().expect("piped").write_all(input.as_bytes());
-    child.wait_with_output().expect("a child can be waited for")
+    finish(child, command)
+}
+
+/// Waits until a command that was started has ended. One that hangs fails the test, and ends with its node.
+pub(crate) fn finish(child: Child, command: &Command) -> Output {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || sender.send(child.wait_with_output()));
+    let outcome = receiver.recv_timeout(UNTIL_IT_HANGS);
+    outcome
+        .unwrap_or_else(|_| panic!("{command:?} has not ended within {UNTIL_IT_HANGS:?}"))
+        .expect("a child can be waited for")
 }

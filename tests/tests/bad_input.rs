@@ -63,8 +63,7 @@ fn check_config_says_what_is_wrong_and_touches_nothing() {
     let lab = Lab::build(Topology::one_segment(1));
     let worker = &lab.workers[0];
     let check = || {
-        let mut command = worker.node.command(polder_tests::agent::dist().join("polder-agent"));
-        let output = command.arg("--check-config").output().unwrap();
+        let output = worker.program("polder-agent", &["--check-config"]);
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     assert_eq!(check().0, Some(0));
@@ -106,8 +105,7 @@ fn a_folder_that_cannot_be_written_is_named() {
 fn a_second_agent_on_the_same_node_is_refused() {
     let mut lab = Lab::start(Topology::one_segment(2));
     let second = |worker: &Worker, arguments: &[&str]| {
-        let mut command = worker.node.command(polder_tests::agent::dist().join("polder-agent"));
-        let output = command.args(arguments).output().unwrap();
+        let output = worker.program("polder-agent", arguments);
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
