@@ -13,6 +13,9 @@ use serde_json::Value;
 /// What takes several rounds of probes, and more than the lease of an agent.
 const LONG: Duration = Duration::from_secs(90);
 
+/// Probes of an endpoint that are missed before that is said: two in each of six rounds, and those of a round more.
+const MISSED: u64 = 16;
+
 const DROPPED: &str = "packets that are forwarded to its";
 
 /// Nodes on one segment that probe each other every second. No agent runs.
@@ -62,13 +65,13 @@ fn problem(worker: &Worker, words: &str) -> String {
     })
 }
 
-/// Packets that went through hook forward of a node under an address.
+/// Probes that went through hook forward of a node to an address. Answers to probes of its own go there, too, and do not count.
 fn count_forwarded(worker: &Worker, address: &str) -> impl Fn() -> u64 {
-    let ip = if address.contains(':') { "ip6" } else { "ip" };
-    let chain = if address.contains(':') { "six" } else { "four" };
+    let (ip, icmp, chain) =
+        if address.contains(':') { ("ip6", "icmpv6", "six") } else { ("ip", "icmp", "four") };
     worker.node.shell(&format!(
         "nft 'add table inet counted; add chain inet counted {chain} {{ type filter hook forward priority 10; }}; \
-         add rule inet counted {chain} {ip} daddr {address} counter'"
+         add rule inet counted {chain} {ip} daddr {address} {icmp} type echo-request counter'"
     ));
     let node = &worker.node;
     move || {
@@ -175,11 +178,18 @@ fn an_agent_that_is_replaced_or_away_is_no_fault_of_forwarding() {
     assert_eq!(endpoint(&lab, &lab.workers[1]), before, "the endpoint keeps its address");
     wait_until_probed(&lab.workers[0], "n2", "answers");
     lab.workers[1].kill();
+    let probes = count_forwarded(&lab.workers[1], &before[0]);
     wait::within(LONG, "the lease to run out", || {
         let nodes = lab.workers[0].ctl(&["node", "list"]);
         let node = nodes.as_array().unwrap().iter().find(|node| node["name"] == "n2").unwrap().clone();
         if node["alive"] == false { Ok(()) } else { Err(node.to_string()) }
     });
+    // A host that forwards nothing would have been named after so many probes without an answer.
+    wait::within(LONG, "probes to go on", || match probes() {
+        sent if sent >= MISSED => Ok(()),
+        sent => Err(format!("{sent} probes")),
+    });
+    drop(probes);
     assert!(!lab.workers[0].log().contains("are dropped"), "{}", lab.workers[0].log());
     let status = lab.workers[0].status();
     assert!(!status["problems"].to_string().contains(DROPPED), "{status}");
