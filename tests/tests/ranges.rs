@@ -39,6 +39,21 @@ fn wait_until_well(worker: &Worker) {
     });
 }
 
+/// A lab whose agents go over the kernel every second.
+fn busy(topology: Topology) -> Lab {
+    let mut lab = Lab::build(topology);
+    lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 1"));
+    lab.start_agents();
+    lab
+}
+
+/// Waits until the agent has gone over the kernel with what it knows now: the pass that has just begun may know less.
+fn wait_for_a_pass(worker: &Worker) {
+    let count = |status: &Value| status["last_pass"]["count"].as_u64().unwrap_or_default();
+    let before = count(&worker.status());
+    worker.wait_for_status("two passes", |status| (count(status) >= before + 2).then_some(()));
+}
+
 /// The route that the host's kernel chooses.
 fn route_to(worker: &Worker, address: &str) -> String {
     worker.node.shell(&format!("ip route get {address} 2>&1 || true"))
@@ -94,6 +109,26 @@ fn a_pool_record_around_etcd_takes_etcd_from_nobody_and_can_be_removed() {
         wait_until_well(worker);
         assert_reaches_etcd(worker);
     }
+}
+
+#[test]
+fn a_pool_record_around_etcd_of_which_a_block_is_claimed_takes_etcd_from_nobody() {
+    let lab = busy(Topology::two_segments());
+    // What is in use is not left out like a record that nobody has used: there would be routes to it.
+    let block = "/polder/v1/blocks/4-0a0a01c0-26";
+    let claim = json!({ "node": "n9", "incarnation": "gone", "pool": "oops", "nonce": "by-hand" });
+    lab.etcd.ctl(&["put", block, &claim.to_string()]);
+    write_pool(&lab, "oops", "10.10.1.192/26", 26);
+    for worker in &lab.workers {
+        let said = problem(worker, "oops");
+        assert!(said.contains("10.10.1.200, the address of etcd"), "{said}");
+        assert!(said.contains("not routed to pods on this node"), "{said}");
+        wait_for_a_pass(worker);
+        assert_reaches_etcd(worker);
+    }
+    lab.etcd.ctl(&["del", block]);
+    lab.workers[1].ctl(&["pool", "remove", "oops"]);
+    lab.workers.iter().for_each(wait_until_well);
 }
 
 #[test]
@@ -158,27 +193,32 @@ fn first_pools_around_etcd_are_not_made_and_the_cluster_begins_with_others() {
 
 #[test]
 fn a_network_that_one_node_alone_knows_is_kept_there_and_the_overlap_named() {
-    let lab = Lab::start(Topology::one_segment(2));
+    let lab = busy(Topology::one_segment(2));
     let [first, second] = lab.workers.as_slice() else { panic!("two nodes") };
     second.node.shell(
         "ip link add other0 type bridge; ip address add 10.77.0.1/24 dev other0; ip link set other0 up",
     );
     wait::until("the network to be known", || {
-        let said = second.try_ctl(&["pool", "add", "p", "10.77.0.0/16"]).err().unwrap_or_default();
+        let said = second.try_ctl(&["pool", "add", "p", "10.77.0.0/24"]).err().unwrap_or_default();
         if !said.is_empty() {
             return Ok(());
         }
         second.ctl(&["pool", "remove", "p"]);
         Err("it was added".to_owned())
     });
-    first.ctl(&["pool", "add", "p", "10.77.0.0/16"]);
+    // Each block of it is narrower than that network: a route to one would be chosen instead.
+    first.ctl(&["pool", "add", "p", "10.77.0.0/24"]);
     let said = problem(second, "p");
     assert!(said.contains("10.77.0.0/24, the network of this node's interface other0"), "{said}");
     let mut conf = Worker::netconf("1.1.0");
     conf["pool"] = json!("p");
     let pod = first.pod_with("there", &conf);
-    assert!(pod.v4().to_string().starts_with("10.77."), "{}", pod.v4());
-    for address in ["10.77.0.2", "10.77.0.130", "10.77.0.254"] {
+    assert!(pod.v4().to_string().starts_with("10.77.0."), "{}", pod.v4());
+    wait::until_true("the block to be known", || {
+        second.ctl(&["block", "list"]).to_string().contains("10.77.0.")
+    });
+    wait_for_a_pass(second);
+    for address in [&pod.v4().to_string(), "10.77.0.2", "10.77.0.70", "10.77.0.130", "10.77.0.254"] {
         assert!(route_to(second, address).contains("dev other0"), "{address}: {}", route_to(second, address));
     }
     second.node.run("ip", &["link", "delete", "other0"]);
