@@ -20,6 +20,13 @@ const TO_BE_NOTICED: Duration = Duration::from_secs(120);
 /// More pods than a block of the small pool has addresses for.
 const MANY: usize = 8;
 
+/// More writes than an ADD tries, with all that is written besides meanwhile. One that takes a refusal for an unknown outcome
+/// tries one block after the other, 50 of them.
+const MANY_ATTEMPTS: u64 = 25;
+
+/// How many writes were refused.
+const REFUSED: &str = "polder_store_write_failures_total{result=\"refused\"}";
+
 const NO_SPACE: &str = "database space exceeded";
 const NO_PERMISSION: &str = "permission denied";
 
@@ -80,6 +87,12 @@ fn assert_true_reason(worker: &Worker, words: &str, remedy: &str) {
     let message = error["msg"].as_str().unwrap();
     assert!(error["code"] == 11 && message.contains(words) && message.contains(remedy), "{error}");
     assert!(!message.contains("too slow") && !message.contains("does not answer"), "{error}");
+    // A refusal ends the attempt: other blocks would be refused, too.
+    let refused = || metric(worker, REFUSED);
+    let before = refused();
+    let again = worker.try_pod("again", &of_small_pool()).unwrap_err();
+    let more = refused() - before;
+    assert!(again["code"] == 11 && more < MANY_ATTEMPTS, "{more} writes were refused: {again}");
     let log = worker.log();
     assert!(!log.contains("lost to other nodes") && !log.contains("too slow"), "{log}");
 }
@@ -117,7 +130,7 @@ fn an_etcd_without_space_is_named_by_all_nodes_and_by_the_add_that_needs_a_block
         }
         assert_eq!(worker.status()["ready"], true);
         assert_eq!(metric(worker, "polder_store_refusing_writes"), 1);
-        assert!(metric(worker, "polder_store_write_failures_total{result=\"refused\"}") > 0);
+        assert!(metric(worker, REFUSED) > 0);
         assert_eq!(said(worker, "writes are refused"), 1, "{}", worker.log());
     }
     assert_true_reason(&lab.workers[0], NO_SPACE, "etcdctl alarm disarm");
@@ -208,6 +221,15 @@ fn a_role_that_may_read_only_is_named_with_what_is_refused_and_the_grant_that_he
     lab.workers[0].pod_with("last", &of_small_pool());
 }
 
+/// Sets a flag when it goes, also where a test fails.
+struct AtTheEnd<'a>(&'a AtomicBool);
+
+impl Drop for AtTheEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// A client at etcd, by its certificate.
 fn etcd_config(lab: &Lab, folder: &Path) -> EtcdConfig {
     let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
@@ -221,6 +243,7 @@ fn etcd_config(lab: &Lab, folder: &Path) -> EtcdConfig {
 #[test]
 fn a_write_that_meets_a_change_of_users_is_done_or_known_not_to_be() {
     const WRITERS: usize = 12;
+    const CHANGES: u64 = 60;
     let folder = tempfile::tempdir().unwrap();
     let lab = lab_with_users(folder.path());
     let (done, written) = (AtomicBool::new(false), AtomicUsize::new(0));
@@ -257,16 +280,21 @@ fn a_write_that_meets_a_change_of_users_is_done_or_known_not_to_be() {
                     })
                     .await;
                     assert_eq!(store.writes().failures().unknown, 0);
+                    // Tried once only, several writers would be refused at each change; tried again, hardly ever one.
+                    let refused = store.writes().failures().refused;
+                    assert!(refused < CHANGES, "{refused} writes were refused at {CHANGES} changes");
                 });
             });
         });
-        for number in 0..60 {
+        // Whatever ends this: the writers must not go on for ever.
+        let end = AtTheEnd(&done);
+        for number in 0..CHANGES {
             lab.etcd.change_users(&["role", "add", &format!("role{number}")]);
             if writers.is_finished() {
                 break;
             }
         }
-        done.store(true, Ordering::Relaxed);
+        drop(end);
         writers.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
     let there = lab.etcd.keys("/polder/v1/blocks/").len();
