@@ -99,7 +99,8 @@ fn a_machine_that_shares_a_boot_id_does_not_confirm_that_the_pods_of_another_of_
     let told = reason(&lab.workers[2], "is registered as another machine");
     assert!(told.contains("polderctl node remove n2 --dead"), "{told}");
 
-    lab.workers[0].ctl(&["node", "remove", "n2"]);
+    // Its lease may still be there.
+    lab.workers[0].remove_node("n2", 1);
     lab.workers[2].wait_until_ready();
     assert_eq!(fences(&lab, "n2"), ["unknown"], "nobody has confirmed, for the first machine is away");
     assert_ne!(block_of(&lab.workers[2]), block, "its block rests");
@@ -108,6 +109,7 @@ fn a_machine_that_shares_a_boot_id_does_not_confirm_that_the_pods_of_another_of_
     assert_ne!(own.addresses(), pod.addresses());
 
     // The word that the first is gone must not hit the second.
+    wait::until_true("the lease of the second", || !lab.etcd.keys("/polder/v1/alive/n2").is_empty());
     let nodes = lab.workers[0].ctl(&["node", "list"]).to_string();
     assert!(nodes.contains("polderctl node remove n2 --dead --earlier"), "{nodes}");
     let error = lab.workers[0].try_ctl(&["node", "remove", "n2", "--dead"]).unwrap_err();
