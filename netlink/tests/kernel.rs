@@ -453,6 +453,19 @@ fn the_monitor_tells_of_a_port_that_is_not_isolated_any_more() {
 }
 
 #[test]
+fn the_monitor_tells_of_an_interface_that_is_set_to_forward_no_more() {
+    in_a_new_namespace(|socket| {
+        let bridge = bridge(socket);
+        let _pod = pod(socket, bridge);
+        run("sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
+        let (index, mut monitor) = listen(socket);
+        run("sysctl", &["-qw", "net.ipv4.conf.host.forwarding=0"]);
+        let forwards_no_more = Event { what: What::ForwardsNoMore { index }, port: 0 };
+        while !monitor.wait().unwrap().contains(&forwards_no_more) {}
+    });
+}
+
+#[test]
 fn the_monitor_tells_of_an_interface_that_goes_but_not_of_one_that_leaves_its_bridge() {
     in_a_new_namespace(|socket| {
         let bridge = bridge(socket);
