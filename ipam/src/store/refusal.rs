@@ -148,6 +148,7 @@ impl fmt::Display for Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::StoreError;
 
     fn cause(code: i32, words: &str) -> Option<Cause> {
         Refusal::read(code, words).map(|refusal| refusal.cause)
@@ -213,5 +214,12 @@ mod tests {
         assert_eq!(effect(8, "etcdserver: mvcc: database space exceeded"), Some(Effect::Perhaps));
         assert_eq!(effect(7, "etcdserver: permission denied"), Some(Effect::None));
         assert_eq!(effect(3, "etcdserver: revision of auth store is old"), Some(Effect::None));
+        // And so it is worth a look.
+        let needs_look = |code, words| {
+            let refusal = Refusal::read(code, words).unwrap();
+            StoreError::Refused { store: "etcd".to_owned(), refusal }.needs_look()
+        };
+        assert!(needs_look(8, "etcdserver: mvcc: database space exceeded"));
+        assert!(!needs_look(7, "etcdserver: permission denied"));
     }
 }
