@@ -232,9 +232,10 @@ fn routes_and_rules_of_others_that_cut_pods_off_are_named_with_the_command_that_
         assert_flat(&pods, 1450);
         // What changes no pod's way is not named.
         let own = pods[0].v4();
+        // Table 100 would take etcd away from what the host sends itself.
         worker.node.shell(&format!(
             "ip route add 10.244.0.0/18 via 10.10.1.254; ip route add {own}/32 dev lo table 101; ip rule add pref 51 fwmark 1 \
-             lookup 100; ip rule add pref 52 from 10.10.1.1 lookup 100; ip rule add pref 53 oif eth0 lookup 100; \
+             lookup 100; ip rule add pref 52 from 10.10.1.1 lookup 101; ip rule add pref 53 oif eth0 lookup 101; \
              ip route add blackhole default metric 4000"
         ));
         worker.node.shell("ip route add blackhole 10.244.255.255/32");
