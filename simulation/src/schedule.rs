@@ -276,8 +276,7 @@ impl Schedule {
         for machine in removed {
             let mut world = self.world.borrow_mut();
             world.kill_agent(machine);
-            world.machines[machine].disk.delete();
-            world.machines[machine].ledger_is_whole = false;
+            world.machines[machine].lose_disk();
             world.machines[machine].promised.clear();
             world.count("node joined again");
             world.note(|| format!("operator: {machine} is to join again"));

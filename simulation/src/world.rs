@@ -11,6 +11,7 @@ use polder_ipam::allocator::SHORTEST_REST;
 use polder_ipam::invariants::Deviation;
 use polder_ipam::invariants::history::History;
 use polder_ipam::key::Key;
+use polder_ipam::ledger::Ledger as _;
 use polder_ipam::node::NodeIpam;
 use polder_ipam::record::{Alive, Life};
 use polder_ipam::removal::Quarantine;
@@ -130,6 +131,16 @@ impl Machine {
     /// Which machine it is, and which boot of it.
     pub fn life(&self) -> Life<'_> {
         Life { machine_id: &self.machine_id, boot_id: &self.boot_id }
+    }
+
+    /// Deletes what its disk holds. A ledger that says who the node is can come back later.
+    pub fn lose_disk(&mut self) {
+        let lost = self.disk.copy();
+        if lost.identity().is_ok_and(|identity| identity.is_some()) {
+            self.lost_disk = Some(lost);
+        }
+        self.disk.delete();
+        self.ledger_is_whole = false;
     }
 
     /// The time on its clock.

@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 
-use polder_simulation::faults::{COPY_OF_SILENT, RIVAL_OF_SILENT};
+use polder_simulation::faults::{COPY_OF_SILENT, Fault, RIVAL_OF_SILENT};
 use polder_simulation::play::{Report, play};
 
 /// How many are played with every test; `scripts/simulate` plays as many as one likes.
@@ -17,7 +17,7 @@ fn whatever_fails_at_whatever_step_no_invariant_is_broken() {
             Err(failure) => panic!("{failure}"),
         }
     }
-    for played in [RIVAL_OF_SILENT, COPY_OF_SILENT] {
+    for played in Fault::ALL.map(Fault::name).into_iter().chain([RIVAL_OF_SILENT, COPY_OF_SILENT]) {
         assert!(total.counts.contains_key(played), "in none of {SEEDS} seeds: {played}");
     }
     // Said even where the output of a test that passes is not shown.

@@ -1,7 +1,5 @@
 //! What goes wrong on a machine: its agent, its kernel, its disk, and the plugins on it.
 
-use polder_ipam::ledger::Ledger;
-
 use crate::agent;
 use crate::runtime;
 use crate::schedule::Schedule;
@@ -45,12 +43,7 @@ impl Schedule {
 
     pub(super) fn lose_ledger(&self, machine: usize) {
         let mut world = self.world.borrow_mut();
-        let lost = world.machines[machine].disk.copy();
-        if lost.identity().is_ok_and(|identity| identity.is_some()) {
-            world.machines[machine].lost_disk = Some(lost);
-        }
-        world.machines[machine].disk.delete();
-        world.machines[machine].ledger_is_whole = false;
+        world.machines[machine].lose_disk();
         // What only the ledger knew is not known any more: a promise holds as far as there is an interface.
         let Machine { promised, kernel, .. } = &mut world.machines[machine];
         promised.retain(|attachment, _| kernel.interfaces.contains_key(attachment));

@@ -104,8 +104,11 @@ impl Schedule {
         }
     }
 
-    /// What was lost comes back: with what a node had under an earlier incarnation, if it has another one now.
+    /// A ledger that was lost comes back, when its machine has been another incarnation since.
     pub(super) fn bring_ledger_back(&mut self, machine: usize) -> bool {
+        if self.world.borrow().machines[machine].lost_disk.is_none() && !self.let_it_begin_anew(machine) {
+            return false;
+        }
         let is_other = {
             let world = self.world.borrow();
             let machine = &world.machines[machine];
@@ -123,6 +126,20 @@ impl Schedule {
             world.machines[machine].disk.restore(&lost);
         }
         true
+    }
+
+    /// A machine is booted without its ledger, its node is removed, and it joins again.
+    fn let_it_begin_anew(&mut self, machine: usize) -> bool {
+        // What is full takes no new ledger, and without space no node is removed.
+        self.mend();
+        self.reboot(machine);
+        let name = self.world.borrow().machines[machine].name.clone();
+        self.lose_ledger(machine);
+        if !operator::remove_node(&mut self.world.borrow_mut(), &name, Vouched::Yes) {
+            return false;
+        }
+        self.start_agents();
+        self.settle()
     }
 
     /// Puts an end to rivalries: of the machines that have a name in common, one stays.
