@@ -136,6 +136,16 @@ impl Worker {
         self.agent.as_ref().expect("the agent runs").freeze(frozen);
     }
 
+    /// Takes all routes of ours away. The kernel may be taking some of them away itself: the probe endpoint of an agent that has
+    /// ended goes a little later, with its route, and a flush that meets that gives up.
+    pub fn flush_routes(&self) {
+        wait::until("all routes of ours to be gone", || {
+            let flush = self.node.command("ip").args(["route", "flush", "proto", "84"]).output();
+            let flush = flush.map_err(|error| error.to_string())?;
+            flush.status.success().then_some(()).ok_or(String::from_utf8_lossy(&flush.stderr).into_owned())
+        });
+    }
+
     /// Pulls the node's plug, and boots it again, without network and without agent.
     pub fn reboot(&mut self) {
         self.kill();

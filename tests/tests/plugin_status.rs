@@ -128,7 +128,7 @@ fn assert_well_without_an_agent(attach: &str) {
 
     // It is no promise for ever: what is in the kernel decides.
     let worker = &mut lab.workers[0];
-    worker.node.shell("ip route flush proto 84");
+    worker.flush_routes();
     fails(status(worker), 51, "1 pods have no route");
     worker.reboot();
     fails(status(worker), 50, "has not been set up since it was booted");

@@ -74,7 +74,8 @@ fn main() -> anyhow::Result<()> {
     // An empty kernel, and what was written down: as after a boot, without etcd.
     ensure!(lab.workers[0].stop(), "the agent ends well");
     lab.etcd.kill();
-    lab.workers[0].node.shell("ip link delete polder.vx; ip route flush proto 84");
+    lab.workers[0].node.shell("ip link delete polder.vx");
+    lab.workers[0].flush_routes();
     measure_start(&mut lab.workers[0], routes, "restart from the snapshot, with 1 s of waiting for etcd");
     memory(&lab.workers[0], "after the restart");
     Ok(())
