@@ -1,6 +1,7 @@
-//! The agent's configuration: a file, and flags that override it, checked as a whole before anything is touched.
+//! The agent's configuration: a file, variables of the environment that override it, and flags that override both, checked
+//! as a whole before anything is touched.
 
-use std::fs;
+use std::env;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,15 +14,17 @@ use polder_ipam::record::{AttachMode, MTU_RANGE, Masquerade, VxlanSettings};
 use polder_ipam::special;
 use polder_ipam::steward::Proof;
 use polder_ipam::store::etcd::EtcdConfig;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
+use self::etcd::EtcdFile;
+use self::layers::Layers;
 use crate::exit::AGENT_HELP;
 use crate::machine::{MachineError, default_node_name};
 
-/// Where the configuration is unless a flag says otherwise. It may be missing there.
-const DEFAULT_FILE: &str = "/etc/polder/agent.toml";
-
 /// The daemon of one node of a Polder network.
+///
+/// Each key of the configuration file can also be set by an environment variable: `POLDER__` and the key, with `__` between the
+/// levels, like `POLDER__UNDERLAY__INTERFACE=eth1`. A flag overrides the variable, the variable the file.
 #[derive(Debug, Default, Parser)]
 #[command(version, about, after_help = AGENT_HELP)]
 pub struct Flags {
@@ -49,6 +52,9 @@ pub struct Flags {
     /// Check the configuration, say what is wrong with it, and exit
     #[arg(long)]
     pub check_config: bool,
+    /// Print each value of the configuration and where it comes from, without secrets; check it, and exit
+    #[arg(long)]
+    pub print_config: bool,
 }
 
 /// The configuration, checked.
@@ -109,7 +115,7 @@ pub enum StoreConfig {
 }
 
 /// Which of the node's addresses peers are to use.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct UnderlayConfig {
     /// Those of this interface.
@@ -155,6 +161,14 @@ pub enum ConfigError {
         /// What is wrong.
         message: String,
     },
+    /// A variable of the environment is not what it should be.
+    #[error("environment variable {name}: {problem}")]
+    Variable {
+        /// Its name.
+        name: String,
+        /// What is wrong, and the remedy.
+        problem: String,
+    },
     /// A value that is there does not make sense.
     #[error("{key}: {problem}")]
     Value {
@@ -163,24 +177,27 @@ pub enum ConfigError {
         /// What is wrong, and the remedy.
         problem: String,
     },
+    /// File, variables and flags are each correct, and together they are not.
+    #[error("file, variables and flags together: {0}")]
+    Merged(String),
     /// The machine has no name.
     #[error(transparent)]
     Machine(#[from] MachineError),
 }
 
-/// The file as it is written.
-#[derive(Debug, Default, Deserialize)]
+/// All that can be set, as it is written, with the defaults of what is not.
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 struct File {
     node: Option<NodeName>,
-    state_dir: Option<PathBuf>,
-    socket: Option<PathBuf>,
-    cni_conf_dir: Option<PathBuf>,
-    http: Option<SocketAddr>,
+    state_dir: PathBuf,
+    socket: PathBuf,
+    cni_conf_dir: PathBuf,
+    http: SocketAddr,
     store: StoreKind,
     mtu: Option<u32>,
-    resync_seconds: Option<u64>,
-    probe_peers: Option<bool>,
+    resync_seconds: u64,
+    probe_peers: bool,
     identity: Proof,
     etcd: EtcdFile,
     underlay: UnderlayConfig,
@@ -189,7 +206,29 @@ struct File {
     bootstrap: Option<bootstrap::File>,
 }
 
-#[derive(Debug, Default, Clone, Copy, Deserialize)]
+impl Default for File {
+    fn default() -> Self {
+        Self {
+            node: None,
+            state_dir: "/var/lib/polder".into(),
+            socket: DEFAULT_SOCKET.into(),
+            cni_conf_dir: "/etc/cni/net.d".into(),
+            http: SocketAddr::from(([127, 0, 0, 1], 9474)),
+            store: StoreKind::default(),
+            mtu: None,
+            resync_seconds: 30,
+            probe_peers: true,
+            identity: Proof::default(),
+            etcd: EtcdFile::default(),
+            underlay: UnderlayConfig::default(),
+            ipam: IpamFile::default(),
+            labels: Labels::new(),
+            bootstrap: None,
+        }
+    }
+}
+
+#[derive(Debug, Default, Clone, Copy, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum StoreKind {
     #[default]
@@ -197,42 +236,41 @@ enum StoreKind {
     Embedded,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct EtcdFile {
-    endpoints: Vec<String>,
-    ca: Option<PathBuf>,
-    cert: Option<PathBuf>,
-    key: Option<PathBuf>,
-}
-
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 struct IpamFile {
-    cooldown_seconds: Option<u64>,
-    grace_seconds: Option<u64>,
+    cooldown_seconds: u64,
+    grace_seconds: u64,
+}
+
+impl Default for IpamFile {
+    fn default() -> Self {
+        Self { cooldown_seconds: USUAL_REST.as_secs(), grace_seconds: 60 }
+    }
 }
 
 impl Config {
-    /// Reads the file that the flags name, and lets the flags override it.
-    pub fn load(flags: Flags) -> Result<Self, ConfigError> {
-        Self::check(File::named_by(&flags)?, flags)
+    /// Reads the file that the flags name, and lets variables and flags override it.
+    pub fn load(flags: &Flags) -> Result<Self, ConfigError> {
+        Self::of(&Layers::read(flags, env::vars_os())?)
     }
 
-    fn check(file: File, flags: Flags) -> Result<Self, ConfigError> {
-        let resync = file.resync_seconds.unwrap_or(30);
-        let cooldown = file.ipam.cooldown_seconds.map_or(USUAL_REST, Duration::from_secs);
+    fn of(layers: &Layers) -> Result<Self, ConfigError> {
+        Self::check(layers.file()?).map_err(|error| layers.locate(error))
+    }
+
+    fn check(file: File) -> Result<Self, ConfigError> {
+        let cooldown = Duration::from_secs(file.ipam.cooldown_seconds);
         if cooldown < SHORTEST_REST {
             return value(
                 "ipam.cooldown_seconds",
                 format!("a freed address rests for at least {} s", SHORTEST_REST.as_secs()),
             );
         }
-        let grace = file.ipam.grace_seconds.unwrap_or(60);
-        if grace == 0 {
+        if file.ipam.grace_seconds == 0 {
             return value("ipam.grace_seconds", "must be at least 1".to_owned());
         }
-        if resync == 0 {
+        if file.resync_seconds == 0 {
             return value("resync_seconds", "must be at least 1".to_owned());
         }
         if let Some(mtu) = file.mtu.filter(|mtu| !MTU_RANGE.contains(mtu)) {
@@ -243,20 +281,23 @@ impl Config {
                 return value("underlay.addresses", format!("more than one {family} address"));
             }
         }
-        let Places { node, state_dir, socket, cni_conf_dir } = Places::of(&file, &flags)?;
+        let Places { node, state_dir, socket, cni_conf_dir } = Places::of(&file)?;
         Ok(Self {
             node,
             state_dir,
             socket,
             cni_conf_dir,
-            http: flags.http.or(file.http).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9474))),
-            store: store(file.store, file.etcd, flags.etcd)?,
+            http: file.http,
+            store: match file.store {
+                StoreKind::Etcd => StoreConfig::Etcd(file.etcd.check()?),
+                StoreKind::Embedded => file.etcd.check_absent().map(|()| StoreConfig::Embedded)?,
+            },
             underlay: file.underlay,
             mtu: file.mtu,
             cooldown,
-            grace: Duration::from_secs(grace),
-            resync: Duration::from_secs(resync),
-            probe_peers: file.probe_peers.unwrap_or(true),
+            grace: Duration::from_secs(file.ipam.grace_seconds),
+            resync: Duration::from_secs(file.resync_seconds),
+            probe_peers: file.probe_peers,
             identity: file.identity,
             labels: file.labels,
             bootstrap: file.bootstrap.map(bootstrap::File::check).transpose()?,
@@ -274,38 +315,26 @@ impl Config {
 }
 
 impl Places {
-    /// From the file that the flags name, and the flags, whatever else may be wrong with them.
+    /// From file, variables and flags, whatever else may be wrong with them.
     pub fn load(flags: &Flags) -> Result<Self, ConfigError> {
-        Self::of(&File::named_by(flags)?, flags)
+        let layers = Layers::read(flags, env::vars_os())?;
+        Self::of(&layers.file()?).map_err(|error| layers.locate(error))
     }
 
-    fn of(file: &File, flags: &Flags) -> Result<Self, ConfigError> {
-        let path = |key, flag: &Option<PathBuf>, file: &Option<PathBuf>, usual: &str| {
-            absolute(key, flag.as_ref().or(file.as_ref()).cloned().unwrap_or_else(|| usual.into()))
-        };
+    fn of(file: &File) -> Result<Self, ConfigError> {
         Ok(Self {
-            node: flags.node.as_ref().or(file.node.as_ref()).cloned().map_or_else(default_node_name, Ok)?,
-            state_dir: path("state_dir", &flags.state_dir, &file.state_dir, "/var/lib/polder")?,
-            socket: path("socket", &flags.socket, &file.socket, DEFAULT_SOCKET)?,
-            cni_conf_dir: path("cni_conf_dir", &flags.cni_conf_dir, &file.cni_conf_dir, "/etc/cni/net.d")?,
+            node: file.node.clone().map_or_else(default_node_name, Ok)?,
+            state_dir: absolute("state_dir", &file.state_dir)?,
+            socket: absolute("socket", &file.socket)?,
+            cni_conf_dir: absolute("cni_conf_dir", &file.cni_conf_dir)?,
         })
     }
 }
 
-impl File {
-    fn named_by(flags: &Flags) -> Result<Self, ConfigError> {
-        match &flags.config {
-            Some(path) => read(path),
-            None if Path::new(DEFAULT_FILE).exists() => read(Path::new(DEFAULT_FILE)),
-            None => Ok(Self::default()),
-        }
-    }
-}
-
 /// The path, if it is absolute. The plugin and `polderctl` have other working directories than the agent.
-fn absolute(key: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
+fn absolute(key: &'static str, path: &Path) -> Result<PathBuf, ConfigError> {
     if path.is_absolute() {
-        return Ok(path);
+        return Ok(path.to_owned());
     }
     value(key, format!("{} is a relative path: write it from the root, like /run/polder", path.display()))
 }
@@ -314,67 +343,11 @@ fn value<T>(key: &'static str, problem: String) -> Result<T, ConfigError> {
     Err(ConfigError::Value { key, problem })
 }
 
-fn read(path: &Path) -> Result<File, ConfigError> {
-    let text =
-        fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-    toml::from_str(&text).map_err(|error| {
-        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
-        ConfigError::Parse {
-            path: path.to_owned(),
-            line: before.matches('\n').count() + 1,
-            message: error.message().replace('\n', " "),
-        }
-    })
-}
-
-fn store(kind: StoreKind, file: EtcdFile, flag: Option<Vec<String>>) -> Result<StoreConfig, ConfigError> {
-    let endpoints = flag.unwrap_or(file.endpoints);
-    if matches!(kind, StoreKind::Embedded) {
-        if !endpoints.is_empty() {
-            return value("store", "\"embedded\" has no etcd endpoints: remove one or the other".to_owned());
-        }
-        return Ok(StoreConfig::Embedded);
-    }
-    if endpoints.is_empty() {
-        let problem =
-            "no endpoint is given: set it, or --etcd, or store = \"embedded\" for a node of its own";
-        return value("etcd.endpoints", problem.to_owned());
-    }
-    for endpoint in &endpoints {
-        if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
-            let problem = format!("{endpoint:?} is not a URL: write http://HOST:PORT or https://HOST:PORT");
-            return value("etcd.endpoints", problem);
-        }
-    }
-    let secure = endpoints.iter().filter(|endpoint| endpoint.starts_with("https://")).count();
-    if secure != 0 && secure != endpoints.len() {
-        return value("etcd.endpoints", "http:// and https:// are mixed".to_owned());
-    }
-    let has_files = file.ca.is_some() || file.cert.is_some() || file.key.is_some();
-    if secure == 0 && has_files {
-        return value("etcd.ca", "certificates are given, but the endpoints are http://".to_owned());
-    }
-    let identity = match (&file.cert, &file.key) {
-        (Some(certificate), Some(key)) => Some((pem("etcd.cert", certificate)?, pem("etcd.key", key)?)),
-        (None, None) => None,
-        _ => return value("etcd.cert", "a certificate and its key go together: set both".to_owned()),
-    };
-    let ca = file.ca.as_deref().map(|path| pem("etcd.ca", path)).transpose()?;
-    if secure > 0 && ca.is_none() {
-        return value("etcd.ca", "https:// needs the authority that signed etcd's certificate".to_owned());
-    }
-    Ok(StoreConfig::Etcd(EtcdConfig { endpoints, ca, identity }))
-}
-
-/// Reads a file of PEM blocks.
-fn pem(key: &'static str, path: &Path) -> Result<Vec<u8>, ConfigError> {
-    match fs::read(absolute(key, path.to_owned())?) {
-        Ok(bytes) if String::from_utf8_lossy(&bytes).contains("-----BEGIN ") => Ok(bytes),
-        Ok(_) => value(key, format!("{} holds no PEM block", path.display())),
-        Err(error) => value(key, format!("{}: {error}", path.display())),
-    }
-}
-
 mod bootstrap;
+mod etcd;
+mod layers;
+mod print;
 #[cfg(test)]
 mod tests;
+
+pub use print::printed;

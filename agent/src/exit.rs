@@ -16,7 +16,7 @@ Exit codes:
 
 /// The exit codes of the agent in words, for `--help`.
 pub const AGENT_HELP: &str = "\
-Exit codes with --check-config:
+Exit codes with --check-config and --print-config:
   0  the configuration is correct
   1  the configuration file cannot be read
   2  an argument is wrong
@@ -77,7 +77,10 @@ impl Exit {
     pub fn of_config(error: &ConfigError) -> Self {
         match error {
             ConfigError::Read { .. } | ConfigError::Machine(_) => Self::Failed,
-            ConfigError::Parse { .. } | ConfigError::Value { .. } => Self::Problem,
+            ConfigError::Parse { .. }
+            | ConfigError::Variable { .. }
+            | ConfigError::Value { .. }
+            | ConfigError::Merged(_) => Self::Problem,
         }
     }
 }

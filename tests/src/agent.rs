@@ -29,6 +29,8 @@ const LOG: &str = "agent.log";
 pub struct Worker {
     // Dropped first: a process that was stopped has to be woken before its machine can end.
     agent: Option<Process>,
+    /// What the agent finds in its environment.
+    pub variables: Vec<(String, String)>,
     /// The machine.
     pub node: Node,
     /// The segment that it is on.
@@ -65,7 +67,7 @@ pub(crate) fn program(name: &str) -> PathBuf {
 impl Worker {
     /// A node with this configuration. The agent does not run yet.
     pub fn new(node: Node, segment: u8, config: &str) -> Self {
-        let worker = Self { node, segment, agent: None };
+        let worker = Self { node, segment, agent: None, variables: Vec::new() };
         worker.configure(config);
         worker
     }
@@ -95,6 +97,7 @@ impl Worker {
         assert!(self.agent.is_none(), "the agent of {} runs already", self.name());
         let mut command = self.node.command(dist().join("polder-agent"));
         command.env("RUST_LOG", "polder_agent=debug,info");
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         self.agent = Some(self.node.spawn(&mut command, LOG));
     }
 

@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
-use polder_agent::config::{Config, Flags};
+use polder_agent::config::{Config, ConfigError, Flags, printed};
 use polder_agent::exit::Exit;
 use polder_agent::memory;
 use tracing::{error, warn};
@@ -13,19 +13,30 @@ use tracing_subscriber::EnvFilter;
 fn main() -> ExitCode {
     memory::share();
     let flags = Flags::parse();
-    let check = flags.check_config;
-    let config = match Config::load(flags) {
-        Ok(config) => config,
-        Err(error) => {
-            let exit = Exit::of_config(&error);
-            eprintln!("polder-agent: {:#}", anyhow::Error::from(error));
-            // EX_CONFIG of sysexits.h: a restart does not help.
-            return if check { exit.into() } else { ExitCode::from(78) };
+    let check = flags.check_config || flags.print_config;
+    let refuse = |error: ConfigError| {
+        let exit = Exit::of_config(&error);
+        eprintln!("polder-agent: {:#}", anyhow::Error::from(error));
+        // EX_CONFIG of sysexits.h: a restart does not help.
+        if check { exit.into() } else { ExitCode::from(78) }
+    };
+    if flags.print_config {
+        match printed(&flags) {
+            Ok(text) => print!("{text}"),
+            Err(error) => return refuse(error),
         }
+    }
+    let config = match Config::load(&flags) {
+        Ok(config) => config,
+        Err(error) => return refuse(error),
     };
     if check {
         config.warnings().iter().for_each(|warning| eprintln!("polder-agent: warning: {warning}"));
+    }
+    if flags.check_config {
         eprintln!("polder-agent: the configuration is fine");
+    }
+    if check {
         return ExitCode::SUCCESS;
     }
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));

@@ -9,45 +9,57 @@ use polder_ipam::pool::{InvalidPool, Pool, PoolState, default_block_length};
 use polder_ipam::record::{AttachMode, Masquerade, VxlanSettings};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Bootstrap, ConfigError, value};
 
 const POOLS: &str = "bootstrap.pools";
 
-/// As it is written.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// As it is written, with the defaults of what is not.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
 pub(super) struct File {
     pools: Vec<PoolFile>,
-    #[serde(default)]
     backend: Backend,
-    #[serde(default)]
     attach: AttachMode,
-    #[serde(default)]
     vxlan: VxlanFile,
-    #[serde(default = "yes")]
     masquerade: bool,
-    #[serde(default)]
     masquerade_except: Vec<String>,
 }
 
-fn yes() -> bool {
-    true
+impl Default for File {
+    fn default() -> Self {
+        Self {
+            pools: Vec::new(),
+            backend: Backend::default(),
+            attach: AttachMode::default(),
+            vxlan: VxlanFile::default(),
+            masquerade: true,
+            masquerade_except: Vec::new(),
+        }
+    }
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 struct VxlanFile {
-    vni: Option<u32>,
-    port: Option<u16>,
+    vni: u32,
+    port: u16,
+}
+
+impl Default for VxlanFile {
+    fn default() -> Self {
+        let VxlanSettings { vni, port } = VxlanSettings::default();
+        Self { vni, port }
+    }
 }
 
 /// A pool: its range alone, or a table.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
 struct PoolFile(PoolTable);
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct PoolTable {
     cidr: String,
@@ -90,9 +102,7 @@ impl File {
         if pools.is_empty() {
             return value(POOLS, "give at least one, like \"10.244.0.0/16\"".to_owned());
         }
-        let usual = VxlanSettings::default();
-        let vni = self.vxlan.vni.unwrap_or(usual.vni);
-        let port = self.vxlan.port.unwrap_or(usual.port);
+        let VxlanFile { vni, port } = self.vxlan;
         if vni == 0 || vni >= 1 << 24 {
             return value("bootstrap.vxlan.vni", format!("{vni} is not in 1 to {}", (1 << 24) - 1));
         }

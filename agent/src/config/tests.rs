@@ -1,10 +1,12 @@
+use std::fs;
+
 use super::*;
 
 fn check(text: &str) -> Result<Config, ConfigError> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("agent.toml");
     fs::write(&path, text).unwrap();
-    Config::load(Flags { config: Some(path), node: Some("n1".parse().unwrap()), ..Flags::default() })
+    Config::load(&Flags { config: Some(path), node: Some("n1".parse().unwrap()), ..Flags::default() })
 }
 
 fn refused(text: &str) -> String {
@@ -39,7 +41,7 @@ fn flags_override_the_file() {
     let flags = ["polder-agent", "--node", "flag", "--etcd", "http://a:1,http://b:2", "--socket", "/flag"];
     let mut flags = Flags::parse_from(flags);
     flags.config = Some(path);
-    let config = Config::load(flags).unwrap();
+    let config = Config::load(&flags).unwrap();
     assert_eq!((config.node.as_str(), config.socket.as_path()), ("flag", Path::new("/flag")));
     let StoreConfig::Etcd(etcd) = config.store else { panic!("not etcd") };
     assert_eq!(etcd.endpoints, ["http://a:1", "http://b:2"]);
@@ -159,7 +161,7 @@ fn a_relative_path_is_refused_in_the_file_and_as_a_flag() {
         let flag = format!("--{}", key.replace('_', "-"));
         let flags =
             Flags::parse_from(["polder-agent", "--node", "n", "--etcd", "http://a:1", &flag, "run/b"]);
-        let error = Config::load(flags).expect_err(&flag).to_string();
+        let error = Config::load(&flags).expect_err(&flag).to_string();
         assert!(error.starts_with(&format!("{key}: run/b is a relative path")), "{error}");
     }
     for (key, more) in [("ca", ""), ("cert", "key = \"/x\"\n")] {

@@ -6,7 +6,7 @@
 
 use polder_api::NodeName;
 use polder_api::mutant::{self, Mutant};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Double, Facts, Purpose, Step};
 use crate::ledger::{Identity, Standing};
@@ -15,7 +15,7 @@ use crate::removal;
 use crate::view::{Known, Source, View};
 
 /// What proves that a machine is the node that its ledger names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Proof {
     /// The ledger, and the machine id or the boot id.

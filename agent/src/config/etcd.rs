@@ -1,0 +1,81 @@
+//! The `[etcd]` of the configuration: where the cluster's records are, and what the agent shows there.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use polder_ipam::store::etcd::EtcdConfig;
+use serde::{Deserialize, Serialize};
+
+use super::{ConfigError, absolute, value};
+
+/// As it is written.
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct EtcdFile {
+    endpoints: Vec<String>,
+    ca: Option<PathBuf>,
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+}
+
+impl EtcdFile {
+    /// Nothing, where the node has no etcd.
+    pub(super) fn check_absent(&self) -> Result<(), ConfigError> {
+        if self.endpoints.is_empty() {
+            return Ok(());
+        }
+        value("store", "\"embedded\" has no etcd endpoints: remove one or the other".to_owned())
+    }
+
+    /// How to reach etcd, if that makes sense.
+    pub(super) fn check(self) -> Result<EtcdConfig, ConfigError> {
+        let is_secure = is_secure(&self.endpoints)?;
+        let has_files = self.ca.is_some() || self.cert.is_some() || self.key.is_some();
+        if !is_secure && has_files {
+            return value("etcd.ca", "certificates are given, but the endpoints are http://".to_owned());
+        }
+        let identity = match (&self.cert, &self.key) {
+            (Some(certificate), Some(key)) => Some((pem("etcd.cert", certificate)?, pem("etcd.key", key)?)),
+            (None, None) => None,
+            _ => return value("etcd.cert", "a certificate and its key go together: set both".to_owned()),
+        };
+        let ca = self.ca.as_deref().map(|path| pem("etcd.ca", path)).transpose()?;
+        if is_secure && ca.is_none() {
+            return value(
+                "etcd.ca",
+                "https:// needs the authority that signed etcd's certificate".to_owned(),
+            );
+        }
+        Ok(EtcdConfig { endpoints: self.endpoints, ca, identity })
+    }
+}
+
+/// Whether TLS is spoken at the endpoints.
+fn is_secure(endpoints: &[String]) -> Result<bool, ConfigError> {
+    const KEY: &str = "etcd.endpoints";
+    if endpoints.is_empty() {
+        let problem =
+            "no endpoint is given: set it, or --etcd, or store = \"embedded\" for a node of its own";
+        return value(KEY, problem.to_owned());
+    }
+    for endpoint in endpoints {
+        if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
+            let problem = format!("{endpoint:?} is not a URL: write http://HOST:PORT or https://HOST:PORT");
+            return value(KEY, problem);
+        }
+    }
+    let secure = endpoints.iter().filter(|endpoint| endpoint.starts_with("https://")).count();
+    if secure != 0 && secure != endpoints.len() {
+        return value(KEY, "http:// and https:// are mixed".to_owned());
+    }
+    Ok(secure != 0)
+}
+
+/// Reads a file of PEM blocks.
+fn pem(key: &'static str, path: &Path) -> Result<Vec<u8>, ConfigError> {
+    match fs::read(absolute(key, path)?) {
+        Ok(bytes) if String::from_utf8_lossy(&bytes).contains("-----BEGIN ") => Ok(bytes),
+        Ok(_) => value(key, format!("{} holds no PEM block", path.display())),
+        Err(error) => value(key, format!("{}: {error}", path.display())),
+    }
+}

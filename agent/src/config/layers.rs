@@ -1,0 +1,219 @@
+//! Where the values of the configuration come from: flags before variables of the environment before the file.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use toml::{Table, Value};
+
+use super::{ConfigError, File, Flags};
+
+/// Where the configuration is unless a flag says otherwise. It may be missing there.
+const DEFAULT_FILE: &str = "/etc/polder/agent.toml";
+
+/// What a variable's name starts with. Two underscores: for a Service that is named polder-etcd, Kubernetes gives pods
+/// variables like `POLDER_ETCD_PORT`, and those are no keys.
+const PREFIX: &str = "POLDER__";
+
+/// What stands between the levels of a key in a variable's name.
+const SEPARATOR: &str = "__";
+
+/// A key, with the tables that it is in before it.
+pub(super) type KeyPath = Vec<String>;
+
+/// Where a value comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// Nobody has set it.
+    Default,
+    /// This file.
+    File(PathBuf),
+    /// This variable of the environment.
+    Variable(String),
+    /// This flag.
+    Flag(&'static str),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File(path) => write!(f, "file {}", path.display()),
+            Self::Variable(name) => write!(f, "variable {name}"),
+            Self::Flag(flag) => write!(f, "flag {flag}"),
+        }
+    }
+}
+
+/// What was set, and by what.
+#[derive(Debug, Default)]
+pub(super) struct Layers {
+    merged: Table,
+    origins: BTreeMap<KeyPath, Origin>,
+}
+
+impl Layers {
+    /// Reads the file that the flags name, the variables and the flags. Each is checked alone, so that an error names what is
+    /// wrong and not what comes of it.
+    pub(super) fn read(
+        flags: &Flags,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Self, ConfigError> {
+        let mut layers = Self::default();
+        let file =
+            flags.config.clone().or_else(|| Some(DEFAULT_FILE.into()).filter(|path: &PathBuf| path.exists()));
+        if let Some(path) = file {
+            layers.merged = read_file(&path)?;
+            layers.note(&[], &Value::Table(layers.merged.clone()), &Origin::File(path));
+        }
+        // The shorter path first: who sets a table sets what is in it, unless that is set, too.
+        for (path, (name, text)) in variables(environment)? {
+            let value = of_variable(&path, &text)
+                .map_err(|problem| ConfigError::Variable { name: name.clone(), problem })?;
+            layers.set(&path, value, &Origin::Variable(name));
+        }
+        for (flag, key, value) in of_flags(flags) {
+            let path: KeyPath = key.split('.').map(str::to_owned).collect();
+            layers.set(&path, value, &Origin::Flag(flag));
+        }
+        Ok(layers)
+    }
+
+    /// All of it, with defaults.
+    pub(super) fn file(&self) -> Result<File, ConfigError> {
+        File::deserialize(Value::Table(self.merged.clone()))
+            .map_err(|error| ConfigError::Merged(one_line(&error)))
+    }
+
+    /// Where a value comes from.
+    pub(super) fn origin(&self, path: &[String]) -> &Origin {
+        self.origins.get(path).unwrap_or(&Origin::Default)
+    }
+
+    /// The error, with the variable that has set what is wrong.
+    pub(super) fn locate(&self, error: ConfigError) -> ConfigError {
+        let ConfigError::Value { key, problem } = error else { return error };
+        let path: KeyPath = key.split('.').map(str::to_owned).collect();
+        let by = match self.origin(&path) {
+            Origin::Variable(name) => format!(" (set by the environment variable {name})"),
+            _ => String::new(),
+        };
+        ConfigError::Value { key, problem: problem + &by }
+    }
+
+    fn set(&mut self, path: &[String], value: Value, origin: &Origin) {
+        self.origins.retain(|known, _| !known.starts_with(path));
+        self.note(path, &value, origin);
+        let Some((key, tables)) = path.split_last() else { return };
+        let mut table = &mut self.merged;
+        for name in tables {
+            let inner = table.entry(name).or_insert_with(|| Value::Table(Table::new()));
+            // Each layer was checked alone: what has keys is a table in all of them.
+            let Value::Table(inner) = inner else { return };
+            table = inner;
+        }
+        table.insert(key.clone(), value);
+    }
+
+    fn note(&mut self, path: &[String], value: &Value, origin: &Origin) {
+        match value {
+            Value::Table(table) => {
+                table.iter().for_each(|(key, value)| {
+                    self.note(&[path, std::slice::from_ref(key)].concat(), value, origin);
+                });
+            }
+            _ => drop(self.origins.insert(path.to_vec(), origin.clone())),
+        }
+    }
+}
+
+fn read_file(path: &Path) -> Result<Table, ConfigError> {
+    let text =
+        fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let parse = || {
+        toml::from_str::<File>(&text)?;
+        toml::from_str::<Table>(&text)
+    };
+    parse().map_err(|error| {
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        ConfigError::Parse {
+            path: path.to_owned(),
+            line: before.matches('\n').count() + 1,
+            message: one_line(&error),
+        }
+    })
+}
+
+/// The variables that are ours: their names and values, by the keys that they set.
+fn variables(
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<BTreeMap<KeyPath, (String, String)>, ConfigError> {
+    let mut variables: BTreeMap<KeyPath, (String, String)> = BTreeMap::new();
+    for (name, text) in environment {
+        let name = name.to_string_lossy().into_owned();
+        let Some(key) = name.strip_prefix(PREFIX) else { continue };
+        let path: KeyPath = key.split(SEPARATOR).map(str::to_lowercase).collect();
+        let refuse = |problem: String| Err(ConfigError::Variable { name: name.clone(), problem });
+        let Ok(text) = text.into_string() else { return refuse("its value is not UTF-8".to_owned()) };
+        if let Some((other, _)) = variables.get(&path) {
+            return refuse(format!("{other} sets the same key: remove one of them"));
+        }
+        variables.insert(path, (name, text));
+    }
+    Ok(variables)
+}
+
+/// The value that a variable stands for: as it is in TOML, or a string without its quotes, whichever the key takes.
+fn of_variable(path: &[String], text: &str) -> Result<Value, String> {
+    let literal: Result<Value, _> = text.trim().parse();
+    let check = |value: Value| {
+        let nested = path
+            .iter()
+            .rev()
+            .fold(value.clone(), |value, key| Value::Table(Table::from_iter([(key.clone(), value)])));
+        File::deserialize(nested).map(|_| value).map_err(|error| one_line(&error))
+    };
+    let as_string = || check(Value::String(text.to_owned()));
+    match literal {
+        Ok(value) => check(value).or_else(|problem| as_string().map_err(|_| problem)),
+        Err(error) => as_string().map_err(|problem| {
+            let begins_with = |signs: &[char]| text.trim_start().starts_with(signs);
+            if problem.contains("expected a sequence") {
+                let why = if begins_with(&['[']) { one_line(&error) } else { "that is no list".to_owned() };
+                format!("{why}: write a list as in TOML, like [\"a\", \"b\"]")
+            } else if problem.contains("expected struct") || problem.contains("expected a map") {
+                let why = if begins_with(&['{']) { one_line(&error) } else { "that is no table".to_owned() };
+                format!("{why}: write a table as in TOML, like {{ key = \"value\" }}")
+            } else {
+                problem
+            }
+        }),
+    }
+}
+
+/// What the flags set, and under which key it would be in the file.
+fn of_flags(flags: &Flags) -> impl Iterator<Item = (&'static str, &'static str, Value)> {
+    let text = |value: &dyn fmt::Display| Value::String(value.to_string());
+    // Clap has taken what is not UTF-8; such a path does not exist under its lossy name, and is named so.
+    let path = |path: &PathBuf| text(&path.display());
+    let list = |items: &Vec<String>| Value::Array(items.iter().map(|item| text(item)).collect());
+    let values = [
+        ("--node", "node", flags.node.as_ref().map(|name| text(name))),
+        ("--state-dir", "state_dir", flags.state_dir.as_ref().map(path)),
+        ("--socket", "socket", flags.socket.as_ref().map(path)),
+        ("--etcd", "etcd.endpoints", flags.etcd.as_ref().map(list)),
+        ("--cni-conf-dir", "cni_conf_dir", flags.cni_conf_dir.as_ref().map(path)),
+        ("--http", "http", flags.http.as_ref().map(|address| text(address))),
+    ];
+    values.into_iter().filter_map(|(flag, key, value)| Some((flag, key, value?)))
+}
+
+fn one_line(error: &toml::de::Error) -> String {
+    error.message().replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests;
