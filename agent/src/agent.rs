@@ -102,6 +102,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let leaving: Vec<Attachment> =
         ipam.attachments().filter(|held| held.leaving).map(|held| held.attachment.clone()).collect();
 
+    config.prefix.set()?;
     let store = match &config.store {
         StoreConfig::Etcd(etcd) => Store::Etcd(Etcd::new(etcd).await?),
         StoreConfig::Embedded => Store::Embedded(Embedded::open(&config.state_dir.join(STORE))?),

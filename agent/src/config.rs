@@ -10,6 +10,7 @@ use clap::Parser;
 use polder_api::{Backend, DEFAULT_SOCKET, Family, NodeName};
 use polder_ipam::allocator::{SHORTEST_REST, USUAL_REST};
 use polder_ipam::pool::{Labels, Pool};
+use polder_ipam::prefix::Prefix;
 use polder_ipam::record::{AttachMode, MTU_RANGE, Masquerade, VxlanSettings};
 use polder_ipam::special;
 use polder_ipam::steward::Proof;
@@ -72,6 +73,8 @@ pub struct Config {
     pub http: SocketAddr,
     /// Where the cluster's records are.
     pub store: StoreConfig,
+    /// What the keys of the cluster's records start with.
+    pub prefix: Prefix,
     /// What was said about the node's own addresses.
     pub underlay: UnderlayConfig,
     /// MTU of the pods, in bytes, instead of the one that fits the underlay.
@@ -288,6 +291,7 @@ impl Config {
             socket,
             cni_conf_dir,
             http: file.http,
+            prefix: file.etcd.prefix.clone(),
             store: match file.store {
                 StoreKind::Etcd => StoreConfig::Etcd(file.etcd.check()?),
                 StoreKind::Embedded => file.etcd.check_absent().map(|()| StoreConfig::Embedded)?,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_ipam::key::Key;
+use polder_ipam::prefix;
 use polder_ipam::store::{Contents, Entry, Update};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep_until};
@@ -147,6 +148,13 @@ fn read(path: &Path) -> Result<Contents, String> {
     let text = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let records: Records =
         serde_json::from_slice(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+    if let Some(key) = records.entries.keys().find(|key| !key.starts_with(prefix::in_use())) {
+        let prefix = prefix::in_use();
+        return Err(format!(
+            "{}: {key} is not of this cluster, whose etcd.prefix is {prefix}",
+            path.display()
+        ));
+    }
     let entry =
         |(key, (revision, value)): (String, (i64, String))| Entry { key, revision, value: value.into() };
     Ok(Contents { revision: records.revision, entries: records.entries.into_iter().map(entry).collect() })
@@ -167,15 +175,29 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("cluster.json");
         let mut records = Records::default();
-        records.apply(&Update::Loaded(Contents { revision: 5, entries: vec![entry("a", 3), entry("b", 4)] }));
-        let gone = Change { key: "a".to_owned(), entry: None };
-        let new = Change { key: "c".to_owned(), entry: Some(entry("c", 6)) };
+        records.apply(&Update::Loaded(Contents {
+            revision: 5,
+            entries: vec![entry("/polder/v1/a", 3), entry("/polder/v1/b", 4)],
+        }));
+        let gone = Change { key: "/polder/v1/a".to_owned(), entry: None };
+        let new = Change { key: "/polder/v1/c".to_owned(), entry: Some(entry("/polder/v1/c", 6)) };
         records.apply(&Update::Changed { revision: 6, changes: vec![gone, new] });
         write(&file, &records).unwrap();
         assert_eq!(
             read(&file).unwrap(),
-            Contents { revision: 6, entries: vec![entry("b", 4), entry("c", 6)] }
+            Contents { revision: 6, entries: vec![entry("/polder/v1/b", 4), entry("/polder/v1/c", 6)] }
         );
+    }
+
+    #[test]
+    fn what_was_written_down_of_another_cluster_is_not_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("cluster.json");
+        let mut records = Records::default();
+        records.apply(&Update::Loaded(Contents { revision: 5, entries: vec![entry("/other/cluster", 3)] }));
+        write(&file, &records).unwrap();
+        let said = read(&file).unwrap_err();
+        assert!(said.contains("/other/cluster") && said.contains("etcd.prefix is /polder/v1/"), "{said}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use polder_api::ipam::{Checked, DeviationStatus, NodeChecked, Repairs};
 use polder_api::message::{Refusal, RefusalKind};
 use polder_ipam::invariants::{self, Deviation, Facts, Published, Repair};
 use polder_ipam::key::Key;
+use polder_ipam::prefix;
 use polder_ipam::record::{AnswerRecord, InspectionRecord, Nonce, encode};
 use polder_ipam::store::{Compare, LARGEST_TXN, Outcome, Store, StoreError, Txn, Write};
 use polder_ipam::view::View;
@@ -175,7 +176,7 @@ async fn look(view: &View, store: &Store) -> Result<Vec<Found>, StoreError> {
 
 fn unreadable(key: &str, reason: &str, revision: Option<i64>) -> Found {
     // One of a node's own addresses that node names, too, and in the same words.
-    let node = key.strip_prefix(polder_ipam::key::PREFIX).and_then(|key| key.strip_prefix("addresses/"));
+    let node = key.strip_prefix(prefix::in_use()).and_then(|key| key.strip_prefix("addresses/"));
     let node: Option<NodeName> = node.and_then(|rest| rest.split('/').next()?.parse().ok());
     let what = match &node {
         Some(_) => format!("record {key} of this node's addresses cannot be read: {reason}"),

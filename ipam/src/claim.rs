@@ -14,6 +14,7 @@ use crate::key::Key;
 use crate::ledger::{Identity, LedgerError};
 use crate::needed;
 use crate::pool::{Block, Labels, Pool};
+use crate::prefix;
 use crate::record::{BlockRecord, Incarnation, Life, Nonce, encode};
 use crate::shortage;
 use crate::store::{Compare, Entry, StoreError, Txn, Write};
@@ -86,11 +87,15 @@ impl Claim {
 
 /// Whether a deliberate defect leaves the compare out.
 fn is_left_out(compare: &Compare) -> bool {
-    let of = |prefix: &str| matches!(compare, Compare::Unchanged { key, .. } if key.starts_with(prefix));
-    mutant::is(Mutant::ClaimIgnoresNode) && of("/polder/v1/nodes/")
-        || mutant::is(Mutant::ClaimIgnoresPool) && of("/polder/v1/pools/")
+    let rest = match compare {
+        Compare::Unchanged { key, .. } => key.strip_prefix(prefix::in_use()).unwrap_or_default(),
+        _ => "",
+    };
+    let of = |kind: &str| rest.starts_with(kind);
+    mutant::is(Mutant::ClaimIgnoresNode) && of("nodes/")
+        || mutant::is(Mutant::ClaimIgnoresPool) && of("pools/")
         || mutant::is(Mutant::ClaimIgnoresClaims) && matches!(compare, Compare::Empty(_))
-        || mutant::is(Mutant::ClaimIgnoresLargerClaims) && of("/polder/v1/blocks/")
+        || mutant::is(Mutant::ClaimIgnoresLargerClaims) && of("blocks/")
 }
 
 /// Who wants to claim, and what he knows.

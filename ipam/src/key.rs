@@ -6,12 +6,10 @@ use std::str::FromStr;
 
 use polder_api::{Family, NodeName, PoolName};
 
+use crate::prefix;
 use crate::record::Incarnation;
 use crate::store::Range;
 use crate::{Block, Cidr};
-
-/// What every key starts with.
-pub const PREFIX: &str = "/polder/v1/";
 
 /// The key of a record.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -49,42 +47,42 @@ impl Key {
     /// and are left out.
     pub fn followed() -> Range {
         // No further than the prefix: etcd refuses the whole range where a role ends before it.
-        Range { start: format!("{PREFIX}b"), ..Range::prefix(PREFIX.to_owned()) }
+        Range { start: below("b"), ..Range::prefix(prefix::in_use().to_owned()) }
     }
 
     /// The records of all addresses of a node.
     pub fn addresses_of(node: &NodeName) -> Range {
-        Range::prefix(format!("{PREFIX}addresses/{node}/"))
+        Range::prefix(below(&format!("addresses/{node}/")))
     }
 
     /// The leases of all nodes.
     pub fn all_alive() -> Range {
-        Range::prefix(format!("{PREFIX}alive/"))
+        Range::prefix(below("alive/"))
     }
 
     /// The records of all addresses of all nodes.
     pub fn all_addresses() -> Range {
-        Range::prefix(format!("{PREFIX}addresses/"))
+        Range::prefix(below("addresses/"))
     }
 
     /// What all nodes have answered.
     pub fn all_answers() -> Range {
-        Range::prefix(format!("{PREFIX}answers/"))
+        Range::prefix(below("answers/"))
     }
 
     /// All nodes.
     pub fn all_nodes() -> Range {
-        Range::prefix(format!("{PREFIX}nodes/"))
+        Range::prefix(below("nodes/"))
     }
 
     /// All pools.
     pub fn all_pools() -> Range {
-        Range::prefix(format!("{PREFIX}pools/"))
+        Range::prefix(below("pools/"))
     }
 
     /// All reservations.
     pub fn all_reservations() -> Range {
-        Range::prefix(format!("{PREFIX}reservations/"))
+        Range::prefix(below("reservations/"))
     }
 
     /// The claims of all blocks that start inside `cidr`, whatever their size.
@@ -92,6 +90,11 @@ impl Key {
         let end = format!("{}~", block_base(cidr.family(), cidr.last()));
         Range { start: block_base(cidr.family(), cidr.first()), end }
     }
+}
+
+/// That key of this cluster.
+fn below(rest: &str) -> String {
+    format!("{}{rest}", prefix::in_use())
 }
 
 /// The key of a block up to its length. The hex digits sort like the addresses, and `~` sorts behind everything
@@ -102,25 +105,26 @@ fn block_base(family: Family, base: IpAddr) -> String {
         IpAddr::V6(v6) => (family, format!("{:032x}", v6.to_bits())),
     };
     let number = if family == Family::V4 { '4' } else { '6' };
-    format!("{PREFIX}blocks/{number}-{hex}")
+    below(&format!("blocks/{number}-{hex}"))
 }
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let prefix = prefix::in_use();
         match self {
-            Self::Cluster => write!(f, "{PREFIX}cluster"),
-            Self::Pool(name) => write!(f, "{PREFIX}pools/{name}"),
-            Self::Node(name) => write!(f, "{PREFIX}nodes/{name}"),
+            Self::Cluster => write!(f, "{prefix}cluster"),
+            Self::Pool(name) => write!(f, "{prefix}pools/{name}"),
+            Self::Node(name) => write!(f, "{prefix}nodes/{name}"),
             Self::Block(block) => {
                 let cidr = block.cidr();
                 write!(f, "{}-{}", block_base(cidr.family(), cidr.first()), cidr.length())
             }
-            Self::Address(node, ip) => write!(f, "{PREFIX}addresses/{node}/{ip}"),
-            Self::Alive(node) => write!(f, "{PREFIX}alive/{node}"),
-            Self::Fence(node, incarnation) => write!(f, "{PREFIX}fences/{node}/{incarnation}"),
-            Self::Reservation(ip) => write!(f, "{PREFIX}reservations/{ip}"),
-            Self::Inspection => write!(f, "{PREFIX}inspection"),
-            Self::Answer(node) => write!(f, "{PREFIX}answers/{node}"),
+            Self::Address(node, ip) => write!(f, "{prefix}addresses/{node}/{ip}"),
+            Self::Alive(node) => write!(f, "{prefix}alive/{node}"),
+            Self::Fence(node, incarnation) => write!(f, "{prefix}fences/{node}/{incarnation}"),
+            Self::Reservation(ip) => write!(f, "{prefix}reservations/{ip}"),
+            Self::Inspection => write!(f, "{prefix}inspection"),
+            Self::Answer(node) => write!(f, "{prefix}answers/{node}"),
         }
     }
 }
@@ -133,7 +137,7 @@ impl FromStr for Key {
 }
 
 fn parse(text: &str) -> Option<Key> {
-    let parts: Vec<_> = text.strip_prefix(PREFIX)?.split('/').collect();
+    let parts: Vec<_> = text.strip_prefix(prefix::in_use())?.split('/').collect();
     match parts.as_slice() {
         ["cluster"] => Some(Key::Cluster),
         ["inspection"] => Some(Key::Inspection),
@@ -195,7 +199,7 @@ mod tests {
         for bad in
             ["4-0af40041-26", "4-AF40040-26", "4-0AF40040-26", "4-af40040-26", "4-0af40040-026", "5-00-1"]
         {
-            assert!(format!("{PREFIX}blocks/{bad}").parse::<Key>().is_err(), "{bad} was taken");
+            assert!(below(&format!("blocks/{bad}")).parse::<Key>().is_err(), "{bad} was taken");
         }
     }
 
@@ -231,7 +235,7 @@ mod tests {
         for key in [Key::Alive(node.clone()), Key::Answer(node), address] {
             assert!(!followed.has(&key.to_string()), "{key}");
         }
-        let granted = Range::prefix(PREFIX.to_owned());
+        let granted = Range::prefix(prefix::in_use().to_owned());
         assert!(followed.start > granted.start && followed.end <= granted.end, "{followed:?}");
     }
 }

@@ -23,6 +23,7 @@ pub mod node;
 pub mod peers;
 pub mod pool;
 pub mod pools;
+pub mod prefix;
 pub mod record;
 pub mod removal;
 pub mod reservation;

@@ -8,7 +8,6 @@ use polder_ipam::invariants::{
 };
 use polder_ipam::key::Key;
 use polder_ipam::ledger::{Ledger, Standing};
-use polder_ipam::store::Range;
 
 use crate::world::{Machine, World};
 
@@ -104,8 +103,7 @@ fn ledger(machine: &Machine) -> LedgerFacts {
 }
 
 fn published(world: &World) -> Vec<Published> {
-    let prefix = format!("{}addresses/", polder_ipam::key::PREFIX);
-    let found = world.etcd.range(&Range::prefix(prefix));
+    let found = world.etcd.range(&Key::all_addresses());
     let read = |entry: &polder_ipam::store::Entry| match entry.key.parse() {
         Ok(Key::Address(node, address)) => {
             let record = polder_ipam::record::address(&entry.value).ok()?;

@@ -152,20 +152,16 @@ fn an_etcd_without_space_is_named_by_all_nodes_and_by_the_add_that_needs_a_block
     }
 }
 
+/// What the keys start with where that is not the usual prefix.
+const PREFIX: &str = "/clusters/blue/";
+
 /// Gives `polder` that permission on what is ours, in place of what it had.
-fn permit(lab: &Lab, permission: &str) {
-    lab.etcd.change_users(&[
-        "role",
-        "grant-permission",
-        "polder",
-        "--prefix=true",
-        permission,
-        "/polder/v1/",
-    ]);
+fn permit(lab: &Lab, permission: &str, prefix: &str) {
+    lab.etcd.change_users(&["role", "grant-permission", "polder", "--prefix=true", permission, prefix]);
 }
 
 /// A lab whose etcd knows its clients by their certificates: `polder` may read and write what is ours, and no more.
-fn lab_with_users(folder: &Path) -> Lab {
+fn lab_with_users(folder: &Path, prefix: &str) -> Lab {
     let authority = Authority::new(folder, "polder-lab");
     let mut lab =
         Lab::build_with_tls(Topology::one_segment(2), |addresses| Some(authority.for_etcd(addresses)));
@@ -180,11 +176,11 @@ fn lab_with_users(folder: &Path) -> Lab {
     ] {
         lab.etcd.change_users(arguments);
     }
-    permit(&lab, "readwrite");
+    permit(&lab, "readwrite", prefix);
     lab.etcd.change_users(&["auth", "enable"]);
     let ca = authority.ca();
     let [ca, cert, key] = [ca.display(), client.0.display(), client.1.display()];
-    let tls = format!("[etcd]\nca = \"{ca}\"\ncert = \"{cert}\"\nkey = \"{key}\"\n");
+    let tls = format!("[etcd]\nca = \"{ca}\"\ncert = \"{cert}\"\nkey = \"{key}\"\nprefix = \"{prefix}\"\n");
     for worker in &lab.workers {
         worker.configure(&worker.configuration().replace("[etcd]\n", &tls));
     }
@@ -194,13 +190,14 @@ fn lab_with_users(folder: &Path) -> Lab {
 #[test]
 fn a_role_that_may_read_only_is_named_with_what_is_refused_and_the_grant_that_helps() {
     let folder = tempfile::tempdir().unwrap();
-    let mut lab = lab_with_users(folder.path());
+    let mut lab = lab_with_users(folder.path(), PREFIX);
     lab.start_agents();
     add_small_pool(&lab.workers[0]);
-    permit(&lab, "read");
+    permit(&lab, "read", PREFIX);
+    let grant = format!("etcdctl role grant-permission ROLE --prefix=true readwrite {PREFIX}");
     for worker in &lab.workers {
         // What is refused is named as soon as it was tried: the lease is, too, in the end.
-        wait_for_problem(worker, &[NO_PERMISSION, "grant-permission", "no lease"]);
+        wait_for_problem(worker, &[NO_PERMISSION, &grant, "no lease"]);
         assert_eq!(worker.status()["ready"], true);
     }
     assert_true_reason(&lab.workers[0], NO_PERMISSION, "grant-permission");
@@ -212,10 +209,10 @@ fn a_role_that_may_read_only_is_named_with_what_is_refused_and_the_grant_that_he
     wait_for_problem(&lab.workers[0], &[NO_PERMISSION, "no lease"]);
 
     // Revoked altogether: the watch that runs goes on.
-    lab.etcd.change_users(&["role", "revoke-permission", "polder", "--prefix=true", "/polder/v1/"]);
+    lab.etcd.change_users(&["role", "revoke-permission", "polder", "--prefix=true", PREFIX]);
     wait_for_problem(&lab.workers[1], &[NO_PERMISSION]);
 
-    permit(&lab, "readwrite");
+    permit(&lab, "readwrite", PREFIX);
     lab.workers.iter().for_each(wait_until_well);
     wait::until_true("the node to be alive", || is_alive(&lab.workers[1], "n1"));
     lab.workers[0].pod_with("last", &of_small_pool());
@@ -245,7 +242,7 @@ fn a_write_that_meets_a_change_of_users_is_done_or_known_not_to_be() {
     const WRITERS: usize = 12;
     const CHANGES: u64 = 60;
     let folder = tempfile::tempdir().unwrap();
-    let lab = lab_with_users(folder.path());
+    let lab = lab_with_users(folder.path(), "/polder/v1/");
     let (done, written) = (AtomicBool::new(false), AtomicUsize::new(0));
     let write = async |store: &Store, writer: usize| {
         for number in 0.. {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use polder_ipam::prefix::Prefix;
 use polder_ipam::store::etcd::EtcdConfig;
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +14,7 @@ use super::{ConfigError, absolute, value};
 #[serde(deny_unknown_fields, default)]
 pub(super) struct EtcdFile {
     endpoints: Vec<String>,
+    pub(super) prefix: Prefix,
     ca: Option<PathBuf>,
     cert: Option<PathBuf>,
     key: Option<PathBuf>,
@@ -21,10 +23,13 @@ pub(super) struct EtcdFile {
 impl EtcdFile {
     /// Nothing, where the node has no etcd.
     pub(super) fn check_absent(&self) -> Result<(), ConfigError> {
-        if self.endpoints.is_empty() {
-            return Ok(());
+        if !self.endpoints.is_empty() {
+            return value("store", "\"embedded\" has no etcd endpoints: remove one or the other".to_owned());
         }
-        value("store", "\"embedded\" has no etcd endpoints: remove one or the other".to_owned())
+        if self.prefix != Prefix::default() {
+            return value("etcd.prefix", "a store of the node's own has no etcd: remove it".to_owned());
+        }
+        Ok(())
     }
 
     /// How to reach etcd, if that makes sense.

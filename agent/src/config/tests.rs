@@ -71,6 +71,8 @@ fn values_that_make_no_sense_are_refused_with_the_remedy() {
         ("[etcd]\nendpoints = [\"https://a:1\"]\ncert = \"/x\"", "go together"),
         ("[etcd]\nendpoints = [\"https://a:1\"]\nca = \"/proc/version\"", "holds no PEM block"),
         ("store = \"embedded\"\n[etcd]\nendpoints = [\"http://a:1\"]", "remove one or the other"),
+        ("[etcd]\nprefix = \"polder\"", "\"polder\" is no prefix: write names of"),
+        ("store = \"embedded\"\n[etcd]\nprefix = \"/a/\"", "etcd.prefix: a store of the node's own"),
         ("mtu = 500", "mtu: 500 is not in 576 to 65535"),
         ("resync_seconds = 0", "resync_seconds"),
         ("[ipam]\ncooldown_seconds = 9", "at least 10 s"),

@@ -14,8 +14,9 @@ use super::{
     PoolRecord, ReservationRecord,
 };
 use crate::Block;
-use crate::key::{Key, PREFIX};
+use crate::key::Key;
 use crate::pool::Pool;
+use crate::prefix;
 
 /// A record that is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -55,7 +56,7 @@ const OLD_FENCE: &str = "it is the fence of a removed node as an earlier build w
 pub fn decode(key: &str, value: &[u8]) -> Result<Record, RefusedRecord> {
     let refused = |reason: String| RefusedRecord { key: key.to_owned(), reason };
     let parsed: Key = key.parse().map_err(|error: crate::key::UnknownKey| {
-        let is_old_fence = key.strip_prefix(PREFIX).and_then(|rest| rest.strip_prefix("fences/"));
+        let is_old_fence = key.strip_prefix(prefix::in_use()).and_then(|rest| rest.strip_prefix("fences/"));
         match is_old_fence.filter(|rest| !rest.contains('/')) {
             Some(_) => refused(OLD_FENCE.to_owned()),
             None => refused(error.to_string()),

@@ -369,10 +369,11 @@ fn explain(error: &etcd_client::Error) -> (String, bool) {
         ("DecryptError", CLIENT_CERTIFICATE),
         ("InvalidContentType", "etcd speaks no TLS there: is the endpoint http:// ?"),
         ("Connection refused", "is etcd running there?"),
-        ("permission denied", "may this client's user read and write /polder/v1/ ?"),
     ];
-    match hints.iter().find(|(sign, _)| text.contains(sign)) {
-        Some((_, hint)) => (format!("{text} ({hint})"), true),
+    let known = hints.iter().find(|(sign, _)| text.contains(sign)).map(|(_, hint)| (*hint).to_owned());
+    let denied = text.contains("permission denied").then(|| Cause::Permission.remedy());
+    match known.or(denied) {
+        Some(hint) => (format!("{text} ({hint})"), true),
         None => (text, false),
     }
 }

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::prefix;
+
 // Codes of gRPC.
 const INVALID_ARGUMENT: i32 = 3;
 const PERMISSION_DENIED: i32 = 7;
@@ -105,18 +107,23 @@ fn is_one_of(words: &str, texts: &[&str]) -> bool {
 
 impl Cause {
     /// What helps.
-    pub fn remedy(self) -> &'static str {
-        match self {
-            Self::NoSpace => {
-                "the database of etcd has used up its quota: compact and defragment it, then run etcdctl alarm disarm"
-            }
+    pub fn remedy(self) -> String {
+        let prefix = prefix::in_use();
+        let fixed = match self {
             Self::Permission => {
-                "the role of this client's user needs readwrite on /polder/v1/: etcdctl role grant-permission ROLE \
-                 --prefix=true readwrite /polder/v1/"
+                return format!(
+                    "the role of this client's user needs readwrite on all keys that start with {prefix}: \
+                     etcdctl role grant-permission ROLE --prefix=true readwrite {prefix}"
+                );
             }
             Self::Identity => {
-                "etcd must know this client: the common name of etcd.cert must be a user of etcd with a role that has \
-                 readwrite on /polder/v1/"
+                return format!(
+                    "etcd must know this client: the common name of etcd.cert must be a user of etcd with a role that has \
+                     readwrite on {prefix}"
+                );
+            }
+            Self::NoSpace => {
+                "the database of etcd has used up its quota: compact and defragment it, then run etcdctl alarm disarm"
             }
             Self::StaleAuth => "users or roles of etcd are being changed: the agent tries again",
             Self::Busy => "etcd has too many requests under way: the agent tries again",
@@ -125,7 +132,8 @@ impl Cause {
                 "have --max-txn-ops and --max-request-bytes of etcd at least their default values?"
             }
             Self::Disk => "make room on the disk of state_dir, and let the agent write there",
-        }
+        };
+        fixed.to_owned()
     }
 
     /// Whether it is not over by itself: something has to be done.

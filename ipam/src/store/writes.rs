@@ -8,12 +8,12 @@ use tracing::{info, warn};
 
 use super::refusal::{Cause, Refusal};
 use super::{StoreError, Txn, Write};
-use crate::key::PREFIX;
+use crate::prefix;
 
 /// A refusal that is this old is no news any more: whoever still wants to write tries much more often.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(90);
 
-/// What a key is about: its first part behind [`PREFIX`].
+/// What a key is about: its first part behind the [`prefix`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Topic {
     /// The claims of blocks.
@@ -38,7 +38,7 @@ pub enum Topic {
 
 impl Topic {
     fn of(key: &str) -> Self {
-        let first = key.strip_prefix(PREFIX).and_then(|rest| rest.split('/').next());
+        let first = key.strip_prefix(prefix::in_use()).and_then(|rest| rest.split('/').next());
         match first.unwrap_or_default() {
             "blocks" => Self::Blocks,
             "addresses" => Self::Addresses,
@@ -225,7 +225,7 @@ mod tests {
     }
 
     fn put(key: &str) -> Written {
-        Written::put(&format!("{PREFIX}{key}"))
+        Written::put(&format!("{}{key}", prefix::in_use()))
     }
 
     fn delete(key: &str) -> Written {
