@@ -314,7 +314,13 @@ impl Config {
     pub fn warnings(&self) -> Vec<String> {
         let pools = self.bootstrap.iter().flat_map(|bootstrap| &bootstrap.pools);
         let doubts = pools.flat_map(|pool| special::doubts(pool.cidr()));
-        doubts.map(|doubt| format!("bootstrap.pools: {doubt}")).collect()
+        let doubts = doubts.map(|doubt| format!("bootstrap.pools: {doubt}"));
+        let in_clear = match &self.store {
+            StoreConfig::Etcd(etcd) => etcd.credentials.is_some() && etcd.endpoints[0].starts_with("http://"),
+            StoreConfig::Embedded => false,
+        };
+        let words = "etcd.user: its password is sent without encryption: let etcd speak TLS, and write https:// endpoints";
+        doubts.chain(in_clear.then(|| words.to_owned())).collect()
     }
 }
 

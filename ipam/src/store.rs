@@ -6,6 +6,7 @@
 pub mod embedded;
 pub mod etcd;
 mod lease;
+pub mod login;
 pub mod position;
 pub mod refusal;
 mod watch;
@@ -157,7 +158,7 @@ pub enum StoreError {
         /// Why, and what helps.
         refusal: Refusal,
     },
-    /// The store cannot be used as it is configured.
+    /// The store was not asked: it cannot be used as it is configured, or the client could not log in.
     #[error("{store} cannot be used: {reason}")]
     Unusable {
         /// Which store.

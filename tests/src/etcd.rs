@@ -14,6 +14,8 @@ pub struct Etcd {
     tls: Option<Tls>,
     /// What `etcdctl` shows of itself.
     client: Option<(PathBuf, PathBuf)>,
+    /// As whom `etcdctl` logs in.
+    user: Option<String>,
 }
 
 #[derive(Debug)]
@@ -40,7 +42,7 @@ impl Etcd {
     pub fn start(machines: Vec<(Node, IpAddr)>, tls: Option<Tls>) -> Self {
         let members =
             machines.into_iter().map(|(node, address)| Member { node, address, process: None }).collect();
-        let mut etcd = Self { members, tls, client: None };
+        let mut etcd = Self { members, tls, client: None, user: None };
         (0..etcd.members.len()).for_each(|number| etcd.start_member(number));
         etcd.wait_until_healthy();
         etcd
@@ -140,6 +142,7 @@ impl Etcd {
         if let (Some(tls), Some((certificate, key))) = (&self.tls, &self.client) {
             command.arg("--cacert").arg(&tls.ca).arg("--cert").arg(certificate).arg("--key").arg(key);
         }
+        command.args(self.user.iter().flat_map(|user| ["--user", user.as_str()]));
         let output = command.args(arguments).output().map_err(|error| error.to_string())?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
@@ -148,6 +151,11 @@ impl Etcd {
     /// Lets `etcdctl` use this certificate and key from now on.
     pub fn identify(&mut self, certificate: &Path, key: &Path) {
         self.client = Some((certificate.to_owned(), key.to_owned()));
+    }
+
+    /// Lets `etcdctl` log in as that user from now on, given as `name:password`; or not any more.
+    pub fn log_in(&mut self, user: Option<&str>) {
+        self.user = user.map(str::to_owned);
     }
 
     /// Changes users or roles. What was done by an attempt that got no answer is not done again.

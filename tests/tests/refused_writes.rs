@@ -234,6 +234,7 @@ fn etcd_config(lab: &Lab, folder: &Path) -> EtcdConfig {
         endpoints: lab.etcd.endpoints(),
         ca: Some(read("ca.pem")),
         identity: Some((read("polder.pem"), read("polder.key"))),
+        ..EtcdConfig::default()
     }
 }
 

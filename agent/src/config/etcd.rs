@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use polder_ipam::prefix::Prefix;
 use polder_ipam::store::etcd::EtcdConfig;
+use polder_ipam::store::login::{Credentials, Password};
 use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, absolute, value};
@@ -18,6 +19,9 @@ pub(super) struct EtcdFile {
     ca: Option<PathBuf>,
     cert: Option<PathBuf>,
     key: Option<PathBuf>,
+    user: Option<String>,
+    password: Option<String>,
+    password_file: Option<PathBuf>,
 }
 
 impl EtcdFile {
@@ -51,7 +55,32 @@ impl EtcdFile {
                 "https:// needs the authority that signed etcd's certificate".to_owned(),
             );
         }
-        Ok(EtcdConfig { endpoints: self.endpoints, ca, identity })
+        let credentials = self.credentials()?;
+        Ok(EtcdConfig { endpoints: self.endpoints, ca, identity, credentials })
+    }
+
+    fn credentials(&self) -> Result<Option<Credentials>, ConfigError> {
+        const HOW: &str = "give the password of etcd.user in etcd.password_file, or in etcd.password";
+        let password = match (&self.password, &self.password_file) {
+            (Some(_), Some(_)) => return value("etcd.password_file", format!("both are set: {HOW}")),
+            (Some(password), None) => Some(Password::Inline(password.clone())),
+            (None, Some(path)) => Some(Password::File(absolute("etcd.password_file", path)?)),
+            (None, None) => None,
+        };
+        let (user, password) = match (&self.user, password) {
+            (None, None) => return Ok(None),
+            (None, Some(_)) => return value("etcd.user", "a password is set, and no user".to_owned()),
+            (Some(_), None) => return value("etcd.password_file", HOW.to_owned()),
+            (Some(user), Some(password)) => (user.clone(), password),
+        };
+        if user.is_empty() {
+            return value("etcd.user", "is empty".to_owned());
+        }
+        match password.read() {
+            Ok(text) if text.is_empty() => value("etcd.password", "is empty".to_owned()),
+            Ok(_) => Ok(Some(Credentials { user, password })),
+            Err(problem) => value("etcd.password_file", problem),
+        }
     }
 }
 

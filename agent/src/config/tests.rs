@@ -73,6 +73,19 @@ fn values_that_make_no_sense_are_refused_with_the_remedy() {
         ("store = \"embedded\"\n[etcd]\nendpoints = [\"http://a:1\"]", "remove one or the other"),
         ("[etcd]\nprefix = \"polder\"", "\"polder\" is no prefix: write names of"),
         ("store = \"embedded\"\n[etcd]\nprefix = \"/a/\"", "etcd.prefix: a store of the node's own"),
+        ("[etcd]\nendpoints = [\"http://a:1\"]\nuser = \"u\"", "etcd.password_file: give the password"),
+        (
+            "[etcd]\nendpoints = [\"http://a:1\"]\npassword = \"p\"",
+            "etcd.user: a password is set, and no user",
+        ),
+        (
+            "[etcd]\nendpoints = [\"http://a:1\"]\nuser = \"u\"\npassword_file = \"/nowhere\"",
+            "etcd.password_file: /nowhere: No such file",
+        ),
+        (
+            "[etcd]\nendpoints = [\"http://a:1\"]\nuser = \"u\"\npassword = \"p\"\npassword_file = \"/x\"",
+            "both are set",
+        ),
         ("mtu = 500", "mtu: 500 is not in 576 to 65535"),
         ("resync_seconds = 0", "resync_seconds"),
         ("[ipam]\ncooldown_seconds = 9", "at least 10 s"),
@@ -144,6 +157,14 @@ fn a_pool_that_others_are_likely_to_use_is_taken_with_a_warning() {
         warnings.len() == 1 && warnings[0].contains("kubeadm's default range for Services"),
         "{warnings:?}"
     );
+}
+
+#[test]
+fn a_password_that_goes_over_the_network_in_clear_is_taken_with_a_warning() {
+    let user = "user = \"u\"\npassword = \"secret\"\n";
+    let warnings = check(&format!("{ETCD}{user}")).unwrap().warnings();
+    assert!(warnings.len() == 1 && warnings[0].contains("without encryption"), "{warnings:?}");
+    assert_eq!(check(ETCD).unwrap().warnings(), Vec::<String>::new());
 }
 
 #[test]

@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use etcd_client::{Client, CompareOp, ConnectOptions, GetOptions, TlsOptions, TxnOp};
+use tokio::sync::Mutex;
 use tokio::time::timeout;
 
+use super::login::{Credentials, Session, Turn};
 use super::refusal::{Cause, Refusal};
 use super::writes::{Writes, Written};
 use super::{Compare, Contents, Entry, Outcome, Range, StoreError, Txn, Write};
@@ -17,7 +19,7 @@ use super::{Compare, Contents, Entry, Outcome, Range, StoreError, Txn, Write};
 const OUT_OF_RANGE: i32 = 11;
 
 /// How long a member has for one answer. A leader that was lost is replaced within about a second.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -36,11 +38,14 @@ pub struct Etcd {
     members: Arc<[Member]>,
     current: Arc<AtomicUsize>,
     writes: Writes,
+    credentials: Option<Arc<Credentials>>,
+    turn: Arc<Mutex<Turn>>,
 }
 
 struct Member {
     endpoint: String,
     client: Client,
+    session: Session,
 }
 
 /// How to reach etcd.
@@ -52,6 +57,8 @@ pub struct EtcdConfig {
     pub ca: Option<Vec<u8>>,
     /// PEM of our own certificate and of its key.
     pub identity: Option<(Vec<u8>, Vec<u8>)>,
+    /// A user to log in as.
+    pub credentials: Option<Credentials>,
 }
 
 impl std::fmt::Debug for Etcd {
@@ -79,13 +86,21 @@ impl Etcd {
                 store: format!("etcd at {endpoint}"),
                 reason: explain(&error).0,
             };
-            members.push(Member { endpoint: endpoint.clone(), client: client.map_err(unusable)? });
+            // Without the user: with one, it would log in here, and fail where one member of several is away.
+            let client = client.map_err(unusable)?;
+            members.push(Member { endpoint: endpoint.clone(), client, session: Session::default() });
         }
         if members.is_empty() {
             let reason = "no endpoint is given".to_owned();
             return Err(StoreError::Unusable { store: "etcd".to_owned(), reason });
         }
-        Ok(Self { members: members.into(), current: Arc::default(), writes: Writes::default() })
+        Ok(Self {
+            members: members.into(),
+            current: Arc::default(),
+            writes: Writes::default(),
+            credentials: config.credentials.clone().map(Arc::new),
+            turn: Arc::default(),
+        })
     }
 
     pub(super) fn name(&self) -> String {
@@ -101,6 +116,26 @@ impl Etcd {
     pub(super) fn member(&self) -> (usize, Client) {
         let number = self.current.load(Ordering::Relaxed) % self.members.len();
         (number, self.members[number].client.clone())
+    }
+
+    pub(super) fn client(&self, member: usize) -> Client {
+        self.members[member].client.clone()
+    }
+
+    pub(super) fn session(&self, member: usize) -> &Session {
+        &self.members[member].session
+    }
+
+    pub(super) fn member_name(&self, member: usize) -> String {
+        format!("etcd at {}", self.members[member].endpoint)
+    }
+
+    pub(super) fn credentials(&self) -> Option<&Credentials> {
+        self.credentials.as_deref()
+    }
+
+    pub(super) fn turn(&self) -> Arc<Mutex<Turn>> {
+        Arc::clone(&self.turn)
     }
 
     /// Goes on to the next member, unless somebody else has left that one already.
@@ -128,7 +163,7 @@ impl Etcd {
     /// What an error of that member means. It is left for the next, unless it has answered: who refuses is well. A learner
     /// is left, too, because others serve what it refuses.
     pub(super) fn failed(&self, member: usize, error: &etcd_client::Error) -> StoreError {
-        let store = format!("etcd at {}", self.members[member].endpoint);
+        let store = self.member_name(member);
         match refusal(error) {
             Some(refusal) => {
                 if refusal.cause == Cause::Learner {
@@ -143,20 +178,45 @@ impl Etcd {
         }
     }
 
-    /// Calls the member in use; if it fails, it is left for the next.
+    /// Calls the member in use; if it fails, it is left for the next. Where there is a user, it is logged in there first, and
+    /// again where the member does not know it any more.
     pub(super) async fn call<T, F>(&self, call: impl Fn(Client) -> F) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
         let (number, client) = self.member();
+        if self.credentials.is_none() {
+            return self.attempt(number, &client, &call).await;
+        }
+        let known = self.session(number).known();
+        if known.is_new() {
+            self.log_in(number, known).await?;
+        }
+        let known = self.session(number).known();
+        let outcome = self.attempt(number, &client, &call).await;
+        if !known.is_void(&outcome) {
+            return outcome;
+        }
+        self.log_in(number, known).await?;
+        self.attempt(number, &client, &call).await
+    }
+
+    async fn attempt<T, F>(
+        &self,
+        number: usize,
+        client: &Client,
+        call: &impl Fn(Client) -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
         match again_if_stale(|| timeout(PATIENCE, call(client.clone())), is_stale).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(self.failed(number, &error)),
             Err(_) => {
                 self.leave(number);
-                let store = format!("etcd at {}", self.members[number].endpoint);
                 Err(StoreError::NoAnswer {
-                    store,
+                    store: self.member_name(number),
                     reason: format!("nothing within {} s", PATIENCE.as_secs()),
                 })
             }
@@ -271,7 +331,7 @@ impl Etcd {
     }
 }
 
-fn refusal(error: &etcd_client::Error) -> Option<Refusal> {
+pub(super) fn refusal(error: &etcd_client::Error) -> Option<Refusal> {
     match error {
         etcd_client::Error::GRpcStatus(status) => Refusal::read(status.code().into(), status.message()),
         _ => None,

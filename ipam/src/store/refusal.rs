@@ -24,6 +24,8 @@ pub enum Cause {
     Permission,
     /// The store does not accept who the client says it is, or wants to know who it is.
     Identity,
+    /// The store does not take the client's user and password.
+    Password,
     /// Users or roles were changed while the request was under way.
     StaleAuth,
     /// The store has too much to do.
@@ -67,6 +69,7 @@ impl Refusal {
             RESOURCE_EXHAUSTED if has("etcdserver: too many requests") => Some(Cause::Busy),
             RESOURCE_EXHAUSTED if has("received message larger than max") => Some(Cause::Request),
             INVALID_ARGUMENT if has("revision of auth store is old") => Some(Cause::StaleAuth),
+            INVALID_ARGUMENT if has("etcdserver: authentication failed") => Some(Cause::Password),
             INVALID_ARGUMENT if is_one_of(words, &IDENTITY) => Some(Cause::Identity),
             INVALID_ARGUMENT if is_one_of(words, &ARGUMENTS) => Some(Cause::Request),
             FAILED_PRECONDITION | UNAVAILABLE if has("rpc not supported for learner") => Some(Cause::Learner),
@@ -76,6 +79,16 @@ impl Refusal {
         cause.map(|cause| Self { cause, words: words.to_owned() })
     }
 
+    /// Whether a login may help.
+    pub(super) fn wants_login(&self) -> bool {
+        is_one_of(&self.words, &[WITHOUT_LOGIN, VOID_TOKEN, WITHOUT_USERS])
+    }
+
+    /// Whether etcd has no users, or does not ask for them.
+    pub(super) fn is_without_users(&self) -> bool {
+        self.words.contains(WITHOUT_USERS)
+    }
+
     /// Whether the write may have happened all the same.
     pub fn effect(&self) -> Effect {
         if self.cause == Cause::NoSpace { Effect::Perhaps } else { Effect::None }
@@ -83,11 +96,13 @@ impl Refusal {
 }
 
 /// Of code 3: etcd does not know who asks.
-const IDENTITY: [&str; 3] = [
-    "etcdserver: user name is empty",
-    "etcdserver: authentication failed, invalid user ID or password",
-    "etcdserver: invalid auth management",
-];
+const IDENTITY: [&str; 2] = [WITHOUT_LOGIN, "etcdserver: invalid auth management"];
+
+/// Of code 3: there is no token, and no certificate that counts.
+const WITHOUT_LOGIN: &str = "etcdserver: user name is empty";
+
+/// Of code 16: the token has run out, or the member was started anew.
+const VOID_TOKEN: &str = "etcdserver: invalid auth token";
 
 /// Of code 3: what etcd looks at before it proposes anything to the other members.
 const ARGUMENTS: [&str; 4] = [
@@ -98,8 +113,10 @@ const ARGUMENTS: [&str; 4] = [
 ];
 
 /// Of code 9.
-const NOT_ENABLED: [&str; 2] =
-    ["etcdserver: authentication is not enabled", "etcdserver: user name not found"];
+const NOT_ENABLED: [&str; 2] = [WITHOUT_USERS, "etcdserver: user name not found"];
+
+/// Of code 9: nobody has to log in, and nobody can.
+const WITHOUT_USERS: &str = "etcdserver: authentication is not enabled";
 
 fn is_one_of(words: &str, texts: &[&str]) -> bool {
     texts.iter().any(|text| words.contains(text))
@@ -118,9 +135,13 @@ impl Cause {
             }
             Self::Identity => {
                 return format!(
-                    "etcd must know this client: the common name of etcd.cert must be a user of etcd with a role that has \
-                     readwrite on {prefix}"
+                    "etcd must know this client: set etcd.user and etcd.password_file, or let the common name of etcd.cert be \
+                     a user of etcd (with --client-cert-auth); its role needs readwrite on {prefix}"
                 );
+            }
+            Self::Password => {
+                "etcd does not take etcd.user with its password: correct etcd.password_file on this node, or give the user that \
+                 password in etcd: etcdctl user passwd USER"
             }
             Self::NoSpace => {
                 "the database of etcd has used up its quota: compact and defragment it, then run etcdctl alarm disarm"
@@ -173,7 +194,7 @@ mod tests {
             (16, "etcdserver: invalid auth token", Cause::Identity),
             (3, "etcdserver: revision of auth store is old", Cause::StaleAuth),
             (3, "etcdserver: user name is empty", Cause::Identity),
-            (3, "etcdserver: authentication failed, invalid user ID or password", Cause::Identity),
+            (3, "etcdserver: authentication failed, invalid user ID or password", Cause::Password),
             (3, "etcdserver: too many operations in txn request", Cause::Request),
             (3, "etcdserver: request is too large", Cause::Request),
             (3, "etcdserver: duplicate key given in txn request", Cause::Request),

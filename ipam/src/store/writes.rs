@@ -127,7 +127,12 @@ impl Writes {
     /// A request has failed.
     pub(super) fn failed(&self, written: &Written, error: &StoreError) {
         let now = (Instant::now(), SystemTime::now());
-        let StoreError::Refused { store, refusal } = error else { return self.lock().failures.unknown += 1 };
+        let StoreError::Refused { store, refusal } = error else {
+            let failures = &mut self.lock().failures;
+            // What could not be asked for was not done.
+            let count = if error.is_unknown() { &mut failures.unknown } else { &mut failures.refused };
+            return *count += 1;
+        };
         if self.lock().refuse(written, refusal, now) {
             warn!(store, "writes are refused: {refusal}");
         }

@@ -109,7 +109,11 @@ fn what_kubernetes_injects_for_a_service_named_polder_etcd_is_no_key() {
 #[test]
 fn a_value_is_printed_with_its_origin() {
     let file = format!("mtu = 1400\n{ETCD}[labels]\nzone = \"a\"\n");
-    let variables = [("POLDER__HTTP", "127.0.0.1:1"), ("POLDER__LABELS__DISK", "ssd")];
+    let variables = [
+        ("POLDER__HTTP", "127.0.0.1:1"),
+        ("POLDER__LABELS__DISK", "ssd"),
+        ("POLDER__ETCD__PASSWORD", "se\"cret"),
+    ];
     let printed = print::print(&layers(&file, &variables, &["--node", "n7"]).unwrap()).unwrap();
     let line = |value: &str| {
         let line = printed.lines().find(|line| line.starts_with(value));
@@ -120,6 +124,8 @@ fn a_value_is_printed_with_its_origin() {
     assert_eq!(line("http = \"127.0.0.1:1\""), "variable POLDER__HTTP");
     assert_eq!(line("labels.disk = \"ssd\""), "variable POLDER__LABELS__DISK");
     assert_eq!(line("state_dir = \"/var/lib/polder\""), "default");
+    assert_eq!(line("etcd.password = \"(not shown)\""), "variable POLDER__ETCD__PASSWORD");
+    assert!(!printed.contains("cret"), "{printed}");
     // It is a configuration itself: the same one.
     let again = print::print(&layers(&printed, &[], &[]).unwrap()).unwrap();
     let values = |text: &str| {

@@ -1,0 +1,99 @@
+//! An etcd that has users with passwords.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use polder_tests::agent::Worker;
+use polder_tests::{Lab, Topology, wait};
+use serde_json::{Value, json};
+
+const ROOT: &str = "root:root-password";
+const PASSWORD_FILE: &str = "/etc/polder/etcd-password";
+
+/// Whether the agent's writes are taken: a pool is added, and known everywhere.
+fn add_pool(worker: &Worker, name: &str, cidr: &str) -> Result<(), String> {
+    worker.try_ctl(&["pool", "add", name, cidr])?;
+    wait::until_true("the pool to be known", || worker.ctl(&["pool", "list"]).to_string().contains(name));
+    Ok(())
+}
+
+fn wait_until_well(worker: &Worker) {
+    worker.wait_for_status("no problem", |status| {
+        let is_connected = status["store"].to_string().contains("revision");
+        (status["problems"] == json!([]) && status["ready"] == json!(true) && is_connected).then_some(())
+    });
+}
+
+fn users(lab: &Lab, password: &str) {
+    for arguments in [
+        &["user", "add", ROOT][..],
+        &["user", "grant-role", "root", "root"],
+        &["role", "add", "polder"],
+        &["role", "grant-permission", "polder", "--prefix=true", "readwrite", "/polder/v1/"],
+        &["user", "add", &format!("polder:{password}")],
+        &["user", "grant-role", "polder", "polder"],
+    ] {
+        lab.etcd.change_users(arguments);
+    }
+}
+
+/// How often etcd's members were asked for a login of the agent's user, as they say.
+fn refused_logins(lab: &Lab) -> usize {
+    let logs = lab.etcd.nodes().map(|node| node.log("etcd.log"));
+    logs.map(|log| log.lines().filter(|line| line.contains("invalid password")).count()).sum()
+}
+
+#[test]
+fn an_agent_with_a_password_goes_on_while_authentication_comes_and_goes_and_members_restart() {
+    let mut lab = Lab::build(Topology { etcd_members: 3, ..Topology::one_segment(1) });
+    let user = format!("[etcd]\nuser = \"polder\"\npassword_file = \"{PASSWORD_FILE}\"\n");
+    lab.workers[0].configure(&lab.workers[0].configuration().replace("[etcd]\n", &user));
+    lab.workers[0].node.write(PASSWORD_FILE, "first\n");
+
+    // One member is away, and the others have no authentication yet.
+    lab.etcd.kill_member(0);
+    lab.workers[0].start_and_wait();
+    wait_until_well(&lab.workers[0]);
+    add_pool(&lab.workers[0], "before", "10.245.0.0/16").unwrap();
+    lab.etcd.start_member(0);
+
+    // Enabled while the agent runs.
+    users(&lab, "first");
+    lab.etcd.change_users(&["auth", "enable"]);
+    lab.etcd.log_in(Some(ROOT));
+    let add = |lab: &Lab, name: &str, cidr: &str| {
+        wait::until(&format!("pool {name} to be added"), || add_pool(&lab.workers[0], name, cidr));
+        wait_until_well(&lab.workers[0]);
+    };
+    add(&lab, "enabled", "10.246.0.0/16");
+
+    // Members that were started anew know no token.
+    for number in 0..3 {
+        lab.etcd.kill_member(number);
+        add(&lab, &format!("without{number}"), &format!("10.247.{number}.0/24"));
+        lab.etcd.start_member(number);
+        add(&lab, &format!("with{number}"), &format!("10.248.{number}.0/24"));
+    }
+    assert_eq!(refused_logins(&lab), 0);
+
+    // Another password: said, and tried again seldom, until the file has it.
+    lab.etcd.change_users(&["user", "delete", "polder"]);
+    lab.etcd.change_users(&["user", "add", "polder:second"]);
+    lab.etcd.change_users(&["user", "grant-role", "polder", "polder"]);
+    let said = add_pool(&lab.workers[0], "refused", "10.249.0.0/16").unwrap_err();
+    assert!(said.contains("authentication failed") && said.contains("etcd.password_file"), "{said}");
+    lab.workers[0].kill();
+    lab.workers[0].start();
+    let named = |status: &Value| status["store"].to_string().contains("etcd.password_file").then_some(());
+    lab.workers[0].wait_for_status("the password to be named", named);
+    for _ in 0..50 {
+        assert!(add_pool(&lab.workers[0], "refused", "10.249.0.0/16").is_err());
+    }
+    assert!((1..15).contains(&refused_logins(&lab)), "{} logins", refused_logins(&lab));
+    lab.workers[0].node.write(PASSWORD_FILE, "second\n");
+    add(&lab, "second", "10.250.0.0/16");
+
+    // Disabled while the agent runs.
+    lab.etcd.change_users(&["auth", "disable"]);
+    lab.etcd.log_in(None);
+    add(&lab, "disabled", "10.251.0.0/16");
+}
