@@ -17,8 +17,10 @@ use polder_ipam::steward::Proof;
 use polder_ipam::store::etcd::EtcdConfig;
 use serde::{Deserialize, Serialize};
 
+use self::cni::CniFile;
 use self::etcd::EtcdFile;
 use self::layers::Layers;
+use crate::conflist::Network;
 use crate::exit::AGENT_HELP;
 use crate::machine::{MachineError, default_node_name};
 
@@ -67,8 +69,10 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Where the agent listens.
     pub socket: PathBuf,
-    /// Where the CNI configuration is written.
-    pub cni_conf_dir: PathBuf,
+    /// The file of the CNI configuration.
+    pub cni_file: PathBuf,
+    /// What the CNI configuration says.
+    pub network: Network,
     /// Where metrics and health are served.
     pub http: SocketAddr,
     /// Where the cluster's records are.
@@ -104,8 +108,8 @@ pub struct Places {
     pub state_dir: PathBuf,
     /// Where the agent listens.
     pub socket: PathBuf,
-    /// Where the CNI configuration is written.
-    pub cni_conf_dir: PathBuf,
+    /// The file of the CNI configuration.
+    pub cni_file: PathBuf,
 }
 
 /// Where the cluster's records are.
@@ -196,6 +200,7 @@ struct File {
     state_dir: PathBuf,
     socket: PathBuf,
     cni_conf_dir: PathBuf,
+    cni: CniFile,
     http: SocketAddr,
     store: StoreKind,
     mtu: Option<u32>,
@@ -216,6 +221,7 @@ impl Default for File {
             state_dir: "/var/lib/polder".into(),
             socket: DEFAULT_SOCKET.into(),
             cni_conf_dir: "/etc/cni/net.d".into(),
+            cni: CniFile::default(),
             http: SocketAddr::from(([127, 0, 0, 1], 9474)),
             store: StoreKind::default(),
             mtu: None,
@@ -284,12 +290,13 @@ impl Config {
                 return value("underlay.addresses", format!("more than one {family} address"));
             }
         }
-        let Places { node, state_dir, socket, cni_conf_dir } = Places::of(&file)?;
+        let Places { node, state_dir, socket, cni_file } = Places::of(&file)?;
         Ok(Self {
             node,
             state_dir,
             socket,
-            cni_conf_dir,
+            cni_file,
+            network: file.cni.check()?,
             http: file.http,
             prefix: file.etcd.prefix.clone(),
             store: match file.store {
@@ -336,7 +343,7 @@ impl Places {
             node: file.node.clone().map_or_else(default_node_name, Ok)?,
             state_dir: absolute("state_dir", &file.state_dir)?,
             socket: absolute("socket", &file.socket)?,
-            cni_conf_dir: absolute("cni_conf_dir", &file.cni_conf_dir)?,
+            cni_file: absolute("cni_conf_dir", &file.cni_conf_dir)?.join(file.cni.file_name()?),
         })
     }
 }
@@ -354,6 +361,7 @@ fn value<T>(key: &'static str, problem: String) -> Result<T, ConfigError> {
 }
 
 mod bootstrap;
+mod cni;
 mod etcd;
 mod layers;
 mod print;

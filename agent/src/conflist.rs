@@ -5,111 +5,204 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use polder_api::NetworkName;
 use serde_json::{Value, json};
 
-/// Runtimes take the first file by name; `10-` leaves room before it for who knows better.
-const FILE: &str = "10-polder.conflist";
+/// The versions of CNI that our plugins speak and runtimes since 2021 ask for, oldest first.
+pub static VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
-/// Writes the configuration into `folder`, atomically: a runtime sees the old file or the new one. Runtimes notice
-/// a rename, and some of them nothing else. A file that is right already is left alone. Returns whether it was written.
-pub fn write(folder: &Path, socket: &Path) -> io::Result<bool> {
-    let path = folder.join(FILE);
-    let text = text(socket);
-    if fs::read_to_string(&path).is_ok_and(|found| found == text) {
-        return Ok(false);
+/// The version for runtimes that do not choose from a list.
+const USUAL_VERSION: &str = "1.0.0";
+
+/// What our plugin takes from the runtime.
+pub const OWN_CAPABILITIES: [&str; 3] = ["ips", "mac", "io.kubernetes.cri.pod-annotations"];
+
+/// What the configuration says of the network that is announced.
+#[derive(Debug, Clone)]
+pub struct Network {
+    /// Its name, unless it is the usual one.
+    pub name: Option<NetworkName>,
+    /// The versions of CNI that are offered, oldest first.
+    pub versions: &'static [&'static str],
+    /// The plugins that the runtime calls after ours, as they are to be in the file.
+    pub chain: Vec<Value>,
+}
+
+/// The file, and what is to be in it.
+#[derive(Debug)]
+pub struct Conflist<'a> {
+    path: &'a Path,
+    socket: &'a Path,
+    network: &'a Network,
+}
+
+impl<'a> Conflist<'a> {
+    /// The configuration at `path`, of the agent that is asked at `socket`.
+    pub fn new(path: &'a Path, socket: &'a Path, network: &'a Network) -> Self {
+        Self { path, socket, network }
     }
-    fs::create_dir_all(folder)?;
-    let temporary = temporary(folder);
-    let mut file =
-        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&temporary)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&temporary, &path)?;
-    Ok(true)
-}
 
-/// Writes the configuration into `folder` if it is not there, or says nothing of us any more. What others have added to it is
-/// left alone. Returns whether it was written.
-pub fn keep(folder: &Path, socket: &Path) -> io::Result<bool> {
-    if is_ours(folder, socket) {
-        return Ok(false);
+    /// Writes it, atomically: a runtime sees the old file or the new one. Runtimes notice a rename, and some of them nothing
+    /// else. A file that is right already is left alone. Returns whether it was written.
+    pub fn write(&self) -> io::Result<bool> {
+        let text = self.text();
+        if fs::read_to_string(self.path).is_ok_and(|found| found == text) {
+            return Ok(false);
+        }
+        fs::create_dir_all(self.path.parent().unwrap_or(Path::new("/")))?;
+        let temporary = temporary(self.path);
+        let mut file =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&temporary)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&temporary, self.path)?;
+        Ok(true)
     }
-    write(folder, socket)
+
+    /// Writes it if it is not there, or says nothing of us any more. What others have added to it is left alone. Returns
+    /// whether it was written.
+    pub fn keep(&self) -> io::Result<bool> {
+        if self.is_ours(self.path) {
+            return Ok(false);
+        }
+        self.write()
+    }
+
+    /// Other files beside it that name our plugin and our socket, like the one that was written under another name. A runtime
+    /// takes the first by name.
+    pub fn others(&self) -> Vec<PathBuf> {
+        let folder = self.path.parent().and_then(|folder| fs::read_dir(folder).ok());
+        let files = folder.into_iter().flatten().flatten().map(|entry| entry.path());
+        let is_list = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "conflist");
+        files.filter(|path| path != self.path && is_list(path) && self.is_ours(path)).collect()
+    }
+
+    /// Why a runtime finds no network, and what to do.
+    pub fn cannot_write(&self, error: &io::Error) -> String {
+        format!(
+            "the CNI configuration {} cannot be written: {error}. Without it the runtime finds no network. Let polder-agent \
+             write there (in a container: mount that folder of the host, writable), or name the folder that the runtime \
+             reads with cni_conf_dir in the configuration",
+            self.path.display()
+        )
+    }
+
+    /// Whether the file is a list with our plugin, which asks the agent at our socket.
+    fn is_ours(&self, path: &Path) -> bool {
+        let Ok(text) = fs::read(path) else { return false };
+        let Ok(list) = serde_json::from_slice::<Value>(&text) else { return false };
+        let is_text = |key: &str| list[key].as_str().is_some_and(|text| !text.is_empty());
+        let mut plugins = list["plugins"].as_array().into_iter().flatten();
+        is_text("name")
+            && is_text("cniVersion")
+            && plugins.any(|plugin| plugin["type"] == "polder" && plugin["socket"] == json!(self.socket))
+    }
+
+    fn text(&self) -> String {
+        let Network { name, versions, chain } = self.network;
+        let newest = versions.last().copied().unwrap_or(USUAL_VERSION);
+        let capabilities: serde_json::Map<_, _> =
+            OWN_CAPABILITIES.iter().map(|name| ((*name).to_owned(), Value::Bool(true))).collect();
+        let own = json!({ "type": "polder", "socket": self.socket, "capabilities": capabilities });
+        let plugins: Vec<Value> = std::iter::once(own).chain(chain.iter().cloned()).collect();
+        let list = json!({
+            "cniVersion": newest.min(USUAL_VERSION),
+            "cniVersions": versions,
+            "name": name.as_ref().map_or("polder", NetworkName::as_str),
+            "plugins": plugins,
+        });
+        format!("{list:#}\n")
+    }
 }
 
-/// Why a runtime finds no network, and what to do.
-pub fn cannot_write(folder: &Path, error: &io::Error) -> String {
-    format!(
-        "the CNI configuration {} cannot be written: {error}. Without it the runtime finds no network. Let polder-agent write \
-         there (in a container: mount that folder of the host, writable), or name the folder that the runtime reads with \
-         cni_conf_dir in the configuration",
-        folder.join(FILE).display()
-    )
-}
-
-/// Whether the file in `folder` is a list with our plugin, which asks the agent at that socket.
-fn is_ours(folder: &Path, socket: &Path) -> bool {
-    let Ok(text) = fs::read(folder.join(FILE)) else { return false };
-    let Ok(list) = serde_json::from_slice::<Value>(&text) else { return false };
-    let is_text = |key: &str| list[key].as_str().is_some_and(|text| !text.is_empty());
-    let mut plugins = list["plugins"].as_array().into_iter().flatten();
-    is_text("name")
-        && is_text("cniVersion")
-        && plugins.any(|plugin| plugin["type"] == "polder" && plugin["socket"] == json!(socket))
-}
-
-/// Deletes the configuration from `folder`, and what was left of writing it. Returns whether it was there.
-pub fn remove(folder: &Path) -> io::Result<bool> {
-    let delete = |path| match fs::remove_file(path) {
+/// Deletes the configuration, and what was left of writing it. Returns whether it was there.
+pub fn remove(path: &Path) -> io::Result<bool> {
+    let delete = |path: &Path| match fs::remove_file(path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     };
-    delete(temporary(folder))?;
-    delete(folder.join(FILE))
+    delete(&temporary(path))?;
+    delete(path)
 }
 
 /// Where it is written before it is whole.
-fn temporary(folder: &Path) -> PathBuf {
-    folder.join(format!(".{FILE}.new"))
-}
-
-fn text(socket: &Path) -> String {
-    let list = json!({
-        // The version that runtimes since 2021 speak; newer ones choose from the list.
-        "cniVersion": "1.0.0",
-        "cniVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"],
-        "name": "polder",
-        "plugins": [{
-            "type": "polder",
-            "socket": socket,
-            "capabilities": { "ips": true, "mac": true, "io.kubernetes.cri.pod-annotations": true },
-        }],
-    });
-    format!("{list:#}\n")
+fn temporary(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.new"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const SOCKET: &str = "/run/polder/agent.sock";
+
+    fn network(chain: Vec<Value>) -> Network {
+        Network { name: None, versions: &VERSIONS, chain }
+    }
+
+    /// The configuration in a folder, with no other plugins.
+    struct At(PathBuf, Network);
+
+    impl At {
+        fn conflist(&self) -> Conflist<'_> {
+            Conflist::new(&self.0, Path::new(SOCKET), &self.1)
+        }
+    }
+
+    fn at(folder: &Path) -> At {
+        At(folder.join("10-polder.conflist"), network(Vec::new()))
+    }
+
     #[test]
     fn the_file_appears_whole_and_nothing_else_is_left() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("net.d");
-        assert!(write(&target, Path::new("/elsewhere.sock")).unwrap());
-        let list: Value = serde_json::from_str(&fs::read_to_string(target.join(FILE)).unwrap()).unwrap();
-        assert_eq!(list["plugins"][0]["socket"], "/elsewhere.sock");
+        assert!(at(&target).conflist().write().unwrap());
+        let text = fs::read_to_string(target.join("10-polder.conflist")).unwrap();
+        let list: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(list["plugins"][0]["socket"], SOCKET);
+        assert_eq!(
+            (&list["cniVersion"], list["cniVersions"].as_array().unwrap().len()),
+            (&json!("1.0.0"), 4)
+        );
         assert_eq!(fs::read_dir(&target).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn other_plugins_come_after_ours_and_older_ones_are_not_offered_a_newer_version() {
+        let portmap = json!({ "type": "portmap", "capabilities": { "portMappings": true } });
+        let network = Network {
+            name: Some("pods".parse().unwrap()),
+            versions: &VERSIONS[..2],
+            chain: vec![portmap.clone()],
+        };
+        let text = Conflist::new(Path::new("/x"), Path::new(SOCKET), &network).text();
+        let list: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((&list["name"], &list["cniVersion"]), (&json!("pods"), &json!("0.4.0")));
+        assert_eq!(list["cniVersions"], json!(["0.3.1", "0.4.0"]));
+        assert_eq!((&list["plugins"][0]["type"], &list["plugins"][1]), (&json!("polder"), &portmap));
+    }
+
+    #[test]
+    fn a_file_of_ours_under_another_name_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        at(folder.path()).conflist().write().unwrap();
+        fs::write(folder.path().join("05-other.conflist"), "{}").unwrap();
+        let (path, network) = (folder.path().join("20-pods.conflist"), network(Vec::new()));
+        let conflist = Conflist::new(&path, Path::new(SOCKET), &network);
+        conflist.write().unwrap();
+        assert_eq!(conflist.others(), [folder.path().join("10-polder.conflist")]);
+        assert!(remove(&path).unwrap() && !remove(&path).unwrap());
     }
 
     #[test]
     fn a_file_that_is_gone_or_damaged_is_written_again_and_one_with_additions_is_not() {
         let folder = tempfile::tempdir().unwrap();
-        let socket = Path::new("/run/polder/agent.sock");
-        let whole = text(socket);
-        let file = folder.path().join(FILE);
-        assert!(keep(folder.path(), socket).unwrap(), "there was none");
+        let whole = at(folder.path()).conflist().text();
+        let file = folder.path().join("10-polder.conflist");
+        assert!(at(folder.path()).conflist().keep().unwrap(), "there was none");
         for damaged in [
             String::new(),
             "garbage".to_owned(),
@@ -120,13 +213,13 @@ mod tests {
             whole.replace("plugins", "plugs"),
         ] {
             fs::write(&file, &damaged).unwrap();
-            assert!(keep(folder.path(), socket).unwrap(), "{damaged}");
+            assert!(at(folder.path()).conflist().keep().unwrap(), "{damaged}");
             assert_eq!(fs::read_to_string(&file).unwrap(), whole, "{damaged}");
         }
         let more = whole.replace("\"plugins\": [", "\"plugins\": [{ \"type\": \"portmap\" },");
         assert_ne!(more, whole);
         fs::write(&file, &more).unwrap();
-        assert!(!keep(folder.path(), socket).unwrap());
+        assert!(!at(folder.path()).conflist().keep().unwrap());
         assert_eq!(fs::read_to_string(&file).unwrap(), more);
     }
 
@@ -135,8 +228,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         fs::write(&file, "").unwrap();
-        let error = keep(&file, Path::new("/s")).unwrap_err();
-        let said = cannot_write(&file, &error);
+        let error = at(&file).conflist().keep().unwrap_err();
+        let said = at(&file).conflist().cannot_write(&error);
         for sign in ["file/10-polder.conflist", "(os error", "cni_conf_dir"] {
             assert!(said.contains(sign), "{said}");
         }
@@ -146,11 +239,10 @@ mod tests {
     fn a_file_that_is_right_is_left_alone() {
         use std::os::unix::fs::MetadataExt;
         let folder = tempfile::tempdir().unwrap();
-        let inode = |path: &Path| fs::metadata(path).unwrap().ino();
-        let (path, socket) = (folder.path().join(FILE), Path::new("/run/polder/agent.sock"));
-        assert!(write(folder.path(), socket).unwrap());
-        let before = inode(&path);
-        assert!(!write(folder.path(), socket).unwrap());
-        assert_eq!(inode(&path), before);
+        let inode = || fs::metadata(folder.path().join("10-polder.conflist")).unwrap().ino();
+        assert!(at(folder.path()).conflist().write().unwrap());
+        let before = inode();
+        assert!(!at(folder.path()).conflist().write().unwrap());
+        assert_eq!(inode(), before);
     }
 }

@@ -26,7 +26,7 @@ use self::moves::Moves;
 use crate::agent::Agent;
 use crate::board::{Made, Pass};
 use crate::config::StoreConfig;
-use crate::conflist;
+use crate::conflist::Conflist;
 use crate::etcd_addresses;
 use crate::kernel::plan::{Change, summary};
 use crate::kernel::state::Known;
@@ -443,21 +443,25 @@ impl Engine {
         if !board.unannounced().is_empty() {
             return;
         }
-        let (folder, socket) = (&self.agent.config.cni_conf_dir, &self.agent.config.socket);
+        let config = &self.agent.config;
+        let conflist = Conflist::new(&config.cni_file, &config.socket, &config.network);
+        let file = config.cni_file.display();
         // An agent that starts brings its own text, which may be newer.
-        let written =
-            if self.announced { conflist::keep(folder, socket) } else { conflist::write(folder, socket) };
+        let written = if self.announced { conflist.keep() } else { conflist.write() };
         let outcome = match written {
             Ok(written) => {
                 if written && self.announced {
-                    warn!(folder = %folder.display(), "the CNI configuration was deleted or damaged: written again");
+                    warn!(%file, "the CNI configuration was deleted or damaged: written again");
                 } else if !self.announced {
-                    info!(folder = %folder.display(), "ready: the CNI configuration is in place");
+                    info!(%file, "ready: the CNI configuration is in place");
+                    for other in conflist.others() {
+                        warn!(other = %other.display(), "an earlier CNI configuration of this agent is beside it: delete it, a runtime takes the first by name");
+                    }
                 }
                 self.announced = true;
                 Ok(())
             }
-            Err(error) => Err(conflist::cannot_write(folder, &error)),
+            Err(error) => Err(conflist.cannot_write(&error)),
         };
         board.announced.send_if_modified(|known| {
             let is_other = *known != outcome;

@@ -8,7 +8,7 @@ use polder_api::pool::{ClaimStatus, NewPool, PoolChange, PoolPurpose, PoolStatus
 use polder_ipam::cidr::ParseCidrError;
 use polder_ipam::key::Key;
 use polder_ipam::peers::believe;
-use polder_ipam::pool::{InvalidPool, PoolState, Purpose, default_block_length};
+use polder_ipam::pool::{InvalidPool, PoolState, Purpose};
 use polder_ipam::pools::{self, Change, NotChanged};
 use polder_ipam::shortage::Claimed;
 use polder_ipam::store::{Outcome, Store, StoreError, Update};
@@ -61,18 +61,14 @@ pub fn parse(new: NewPool) -> Result<Pool, Refusal> {
     let invalid = |problem: String| Refusal::new(RefusalKind::Invalid, problem);
     let cidr: Cidr =
         new.cidr.to_string().parse().map_err(|error: ParseCidrError| invalid(error.to_string()))?;
-    let usual = match new.purpose {
-        PoolPurpose::Blocks => default_block_length(cidr.family()),
-        // No node claims blocks of it: a small one needs no block length.
-        PoolPurpose::Reservations => default_block_length(cidr.family()).max(cidr.length()),
-    };
-    let length = new.block_length.unwrap_or(usual);
-    let mut pool = Pool::new(new.name, cidr, length, PoolState::Active)
-        .map_err(|error| invalid(format!("{error} (--block-length)")))?;
-    pool.purpose = match new.purpose {
+    let purpose = match new.purpose {
         PoolPurpose::Blocks => Purpose::Blocks,
         PoolPurpose::Reservations => Purpose::Reservations,
     };
+    let length = new.block_length.unwrap_or_else(|| purpose.usual_block_length(cidr));
+    let mut pool = Pool::new(new.name, cidr, length, PoolState::Active)
+        .map_err(|error| invalid(format!("{error} (--block-length)")))?;
+    pool.purpose = purpose;
     pool.nodes = new.nodes;
     match pool.check_use() {
         Ok(()) => Ok(pool),

@@ -61,11 +61,11 @@ pub fn uninstall(places: &Places, attached: Attached) -> anyhow::Result<Vec<Stri
         refuse_if_attached(&mut kernel, ledger.as_ref(), &places.socket)?;
     }
     // First what lets others begin anything with us.
-    let folder = places.cni_conf_dir.display();
-    match conflist::remove(&places.cni_conf_dir) {
-        Ok(true) => done.push(format!("the CNI configuration in {folder} is deleted")),
+    let file = places.cni_file.display();
+    match conflist::remove(&places.cni_file) {
+        Ok(true) => done.push(format!("the CNI configuration {file} is deleted")),
         Ok(false) => {}
-        Err(error) => failures.push(format!("delete the CNI configuration in {folder}: {error}")),
+        Err(error) => failures.push(format!("delete the CNI configuration {file}: {error}")),
     }
     let (removed, left) = kernel.remove_all();
     failures.extend(left.iter().map(ToString::to_string));

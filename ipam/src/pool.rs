@@ -39,6 +39,18 @@ pub enum Purpose {
     Reservations,
 }
 
+impl Purpose {
+    /// The length of the blocks of such a pool where none is set.
+    pub fn usual_block_length(self, cidr: Cidr) -> u8 {
+        let usual = default_block_length(cidr.family());
+        match self {
+            Self::Blocks => usual,
+            // No node claims blocks of it: a small one needs no block length.
+            Self::Reservations => usual.max(cidr.length()),
+        }
+    }
+}
+
 /// What may happen in a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

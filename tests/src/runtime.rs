@@ -80,7 +80,8 @@ impl Runtime {
         let node = &worker.node;
         let path = format!("PATH={}", release.path());
         node.shell("mkdir -p /run/cni/bin");
-        let plugins = [Path::new(CNI_PLUGINS).join("loopback"), dist().join("polder")];
+        let others = ["loopback", "tuning"].map(|name| Path::new(CNI_PLUGINS).join(name));
+        let plugins = [&others[..], &[dist().join("polder")]].concat();
         for plugin in plugins {
             node.shell(&format!("ln -s {} /run/cni/bin/", plugin.display()));
         }

@@ -144,7 +144,12 @@ fn a_pod_gets_the_address_and_the_pool_that_its_annotations_name() {
 }
 
 fn annotate(release: &Release) {
-    let lab = Lab::start(Topology::one_segment(1).families(Families::DUAL));
+    let mut lab = Lab::build(Topology::one_segment(1).families(Families::DUAL));
+    // A plugin of others after ours: the runtime calls both.
+    let chain = "[cni]\nchain = [{ type = \"tuning\", sysctl = { \"net.core.somaxconn\" = \"567\" } }]\n";
+    lab.workers[0]
+        .configure(&lab.workers[0].configuration().replace("[etcd]\n", &format!("{chain}[etcd]\n")));
+    lab.start_agents();
     let runtime = Runtime::start(&lab.workers[0], release);
     // In a block that nobody has yet, so that no other pod has it by chance.
     let wanted = "10.244.255.77";
@@ -156,6 +161,8 @@ fn annotate(release: &Release) {
     let container = runtime.run_container(&pod, "first", &SLEEP);
     let inside = runtime.exec(&container, &["ip", "-o", "address", "show", "dev", "eth0"]).output;
     assert!(inside.contains(&format!("inet {wanted}/32")), "{inside}");
+    let tuned = runtime.exec(&container, &["cat", "/proc/sys/net/core/somaxconn"]).output;
+    assert_eq!(tuned.trim(), "567", "the chained plugin was not called");
 
     // What cannot be had is said to whoever looks at the pod.
     let refused = runtime.try_run_pod("asks-too", &asked).unwrap_err();

@@ -5,7 +5,7 @@ use std::fmt;
 use polder_api::{Backend, Family, PoolName};
 use polder_ipam::Cidr;
 use polder_ipam::cidr::ParseCidrError;
-use polder_ipam::pool::{InvalidPool, Pool, PoolState, default_block_length};
+use polder_ipam::pool::{InvalidPool, Labels, Pool, PoolState, Purpose};
 use polder_ipam::record::{AttachMode, Masquerade, VxlanSettings};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
@@ -65,6 +65,10 @@ struct PoolTable {
     cidr: String,
     name: Option<PoolName>,
     block_length: Option<u8>,
+    #[serde(default)]
+    purpose: Purpose,
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    nodes: Labels,
 }
 
 impl<'de> Deserialize<'de> for PoolFile {
@@ -75,11 +79,17 @@ impl<'de> Deserialize<'de> for PoolFile {
             type Value = PoolTable;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a range like \"10.244.0.0/16\", or a table with cidr, name and block_length")
+                f.write_str("a range like \"10.244.0.0/16\", or a table with cidr, name, block_length, purpose and nodes")
             }
 
             fn visit_str<E: serde::de::Error>(self, cidr: &str) -> Result<PoolTable, E> {
-                Ok(PoolTable { cidr: cidr.to_owned(), name: None, block_length: None })
+                Ok(PoolTable {
+                    cidr: cidr.to_owned(),
+                    name: None,
+                    block_length: None,
+                    purpose: Purpose::default(),
+                    nodes: Labels::new(),
+                })
             }
 
             fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<PoolTable, A::Error> {
@@ -134,13 +144,16 @@ fn pool(table: PoolTable, others: &[Pool]) -> Result<Pool, ConfigError> {
     if let Some(other) = others.iter().find(|other| other.name == name) {
         return value(POOLS, format!("{cidr} and {} have the same name, {name}", other.cidr()));
     }
-    let length = table.block_length.unwrap_or_else(|| default_block_length(cidr.family()));
+    let length = table.block_length.unwrap_or_else(|| table.purpose.usual_block_length(cidr));
     let wrong = |error: InvalidPool| match error {
         InvalidPool::Special { .. } => error.to_string(),
         other => format!("{other} ({{ cidr = \"{cidr}\", block_length = ... }})"),
     };
     Pool::new(name, cidr, length, PoolState::Active)
-        .and_then(|pool| pool.check_use().map(|()| pool))
+        .and_then(|mut pool| {
+            (pool.purpose, pool.nodes) = (table.purpose, table.nodes);
+            pool.check_use().map(|()| pool)
+        })
         .or_else(|error| value(POOLS, wrong(error)))
 }
 

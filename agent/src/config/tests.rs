@@ -20,7 +20,7 @@ fn what_is_not_set_has_the_documented_default() {
     let config = check(ETCD).unwrap();
     assert_eq!(config.state_dir, Path::new("/var/lib/polder"));
     assert_eq!(config.socket, Path::new("/run/polder/agent.sock"));
-    assert_eq!(config.cni_conf_dir, Path::new("/etc/cni/net.d"));
+    assert_eq!(config.cni_file, Path::new("/etc/cni/net.d/10-polder.conflist"));
     assert_eq!(config.http.to_string(), "127.0.0.1:9474");
     assert_eq!((config.cooldown.as_secs(), config.resync.as_secs()), (60, 30));
     assert!(config.bootstrap.is_none());
@@ -140,6 +140,14 @@ fn a_pool_can_be_given_with_its_name_and_the_length_of_its_blocks() {
     let pools = check(&text).unwrap().bootstrap.unwrap().pools;
     let found: Vec<_> = pools.iter().map(|pool| (pool.name.as_str(), pool.block_length())).collect();
     assert_eq!(found, [("ipv4", 26), ("small", 28)]);
+    let more = "purpose = \"reservations\"\nnodes = { zone = \"a\" }\n";
+    let pool = format!("{ETCD}[[bootstrap.pools]]\ncidr = \"10.2.0.0/28\"\n{more}");
+    let pool = check(&pool).unwrap().bootstrap.unwrap().pools.remove(0);
+    // No node claims blocks of it: a small one needs no block length.
+    assert_eq!((pool.purpose, pool.block_length()), (polder_ipam::pool::Purpose::Reservations, 28));
+    assert_eq!(pool.nodes.get("zone").map(String::as_str), Some("a"));
+    let error = refused(&format!("{ETCD}[[bootstrap.pools]]\ncidr = \"10.2.0.0/16\"\npurpose = \"pods\"\n"));
+    assert!(error.contains("unknown variant `pods`, expected `blocks` or `reservations`"), "{error}");
     let tables =
         format!("{ETCD}[bootstrap]\nmasquerade = false\n[[bootstrap.pools]]\ncidr = \"10.0.0.0/16\"\n");
     assert_eq!(check(&tables).unwrap().bootstrap.unwrap().pools.len(), 1);
@@ -157,6 +165,42 @@ fn a_pool_that_others_are_likely_to_use_is_taken_with_a_warning() {
         warnings.len() == 1 && warnings[0].contains("kubeadm's default range for Services"),
         "{warnings:?}"
     );
+}
+
+#[test]
+fn other_plugins_are_chained_and_one_that_would_break_the_chain_is_refused() {
+    let chain = |cni: &str| check(&format!("{ETCD}[cni]\n{cni}\n"));
+    let alone = check(ETCD).unwrap().network;
+    assert_eq!((alone.versions.last(), alone.chain.len()), (Some(&"1.1.0"), 0));
+    let portmap = "{ type = \"portmap\", snat = true, capabilities = { portMappings = true } }";
+    let config =
+        chain(&format!("name = \"pods\"\nfile = \"00-pods.conflist\"\nchain = [{portmap}]")).unwrap();
+    assert_eq!(config.cni_file, Path::new("/etc/cni/net.d/00-pods.conflist"));
+    let network = config.network;
+    assert_eq!((network.name.unwrap().as_str(), network.versions.last()), ("pods", Some(&"1.0.0")));
+    assert_eq!(
+        network.chain,
+        [serde_json::json!({ "type": "portmap", "snat": true, "capabilities": { "portMappings": true } })]
+    );
+    let newer = chain(&format!("version = \"1.1.0\"\nchain = [{portmap}]")).unwrap().network;
+    assert_eq!(newer.versions.last(), Some(&"1.1.0"));
+    for (cni, problem) in [
+        (format!("chain = [{portmap}, {portmap}]"), "portMappings is declared by portmap and portmap"),
+        (
+            "chain = [{ type = \"tuning\", capabilities = { mac = true } }]".to_owned(),
+            "the capability mac is declared by polder and tuning: only one plugin may, take it from tuning",
+        ),
+        ("chain = [{ type = \"polder\" }]".to_owned(), "polder is in the chain already"),
+        ("chain = [{ snat = true }]".to_owned(), "has no type"),
+        ("chain = [{ type = \"x\", capabilities = [\"mac\"] }]".to_owned(), "write capabilities = {"),
+        ("version = \"2.0.0\"".to_owned(), "cni.version: \"2.0.0\" is none of 0.3.1"),
+        ("file = \"polder.conf\"".to_owned(), "cni.file: \"polder.conf\": write the name of a file"),
+        ("file = \"../x.conflist\"".to_owned(), "cni.file"),
+        ("name = \"polder.probe\"".to_owned(), "cni.name"),
+    ] {
+        let error = chain(&cni).expect_err(&cni).to_string();
+        assert!(error.contains(problem), "{cni} says {error:?}, not {problem:?}");
+    }
 }
 
 #[test]
