@@ -148,6 +148,19 @@ impl Etcd {
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
 
+    /// Runs a program that uses `etcdctl`, as that would be used here.
+    pub fn run(&self, program: &str, arguments: &[&str]) -> Result<String, String> {
+        let mut command = self.members[0].node.command("env");
+        command.arg(format!("ETCDCTL_ENDPOINTS={}", self.endpoints().join(",")));
+        if let (Some(tls), Some((certificate, key))) = (&self.tls, &self.client) {
+            let files = [("CACERT", &tls.ca), ("CERT", certificate), ("KEY", key)];
+            command.args(files.map(|(name, path)| format!("ETCDCTL_{name}={}", path.display())));
+        }
+        let output = command.arg(program).args(arguments).output().map_err(|error| error.to_string())?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    }
+
     /// Lets `etcdctl` use this certificate and key from now on.
     pub fn identify(&mut self, certificate: &Path, key: &Path) {
         self.client = Some((certificate.to_owned(), key.to_owned()));
