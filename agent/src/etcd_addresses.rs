@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{SockaddrStorage, getpeername};
 use polder_ipam::needed::{Needed, What};
+use polder_ipam::store::endpoint::{Endpoint, Host};
 use tokio::net::lookup_host;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
@@ -26,35 +27,11 @@ const PAUSE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_sec
 /// Where the host's name servers are written.
 const RESOLVER: &str = "/etc/resolv.conf";
 
-/// The host in the URL of an endpoint.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Host {
-    /// It is an address.
-    Address(IpAddr),
-    /// It is a name, and the port with it.
-    Name(String, u16),
-}
-
-/// Host and port of an endpoint, if its URL has them.
-fn parse(url: &str) -> Option<Host> {
-    let (scheme, rest) = url.split_once("://")?;
-    let authority = rest.split('/').next()?;
-    if let Some(v6) = authority.strip_prefix('[') {
-        return Some(Host::Address(v6.split(']').next()?.parse().ok()?));
-    }
-    let usual = if scheme == "https" { 443 } else { 80 };
-    let (host, port) = match authority.rsplit_once(':') {
-        Some((host, port)) => (host, port.parse().ok()?),
-        None => (authority, usual),
-    };
-    Some(host.parse().map_or_else(|_| Host::Name(host.to_owned(), port), Host::Address))
-}
-
 /// The address in a URL, if it is one and not a name.
 pub fn address(url: &str) -> Option<IpAddr> {
-    match parse(url)? {
+    match Endpoint::parse(url)?.host {
         Host::Address(address) => Some(address),
-        Host::Name(..) => None,
+        Host::Name(_) => None,
     }
 }
 
@@ -97,9 +74,11 @@ pub async fn run(agent: Arc<Agent>) {
     let mut literal: Vec<(String, IpAddr)> = Vec::new();
     let mut names: Vec<(String, u16)> = Vec::new();
     for url in &endpoints {
-        match parse(url) {
-            Some(Host::Address(address)) => literal.push((format!("the address of etcd ({url})"), address)),
-            Some(Host::Name(name, port)) => names.push((name, port)),
+        match Endpoint::parse(url) {
+            Some(Endpoint { host: Host::Address(address), .. }) => {
+                literal.push((format!("the address of etcd ({url})"), address));
+            }
+            Some(Endpoint { host: Host::Name(name), port, .. }) => names.push((name, port)),
             None => {}
         }
     }
@@ -170,17 +149,6 @@ mod tests {
             ("http://etcd.example:2379", None),
         ] {
             assert_eq!(address(url), found.map(|address| address.parse().unwrap()), "{url}");
-        }
-    }
-
-    #[test]
-    fn the_name_and_the_port_of_an_endpoint_are_found_in_its_url() {
-        for (url, name, port) in [
-            ("http://etcd.example:2379", "etcd.example", 2379),
-            ("https://etcd.example", "etcd.example", 443),
-            ("http://etcd.example:2379/path", "etcd.example", 2379),
-        ] {
-            assert_eq!(parse(url), Some(Host::Name(name.to_owned(), port)), "{url}");
         }
     }
 

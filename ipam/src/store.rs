@@ -4,9 +4,11 @@
 //! [`etcd`], or on a node of its own by [`embedded`].
 
 pub mod embedded;
+pub mod endpoint;
 pub mod etcd;
 mod lease;
 pub mod login;
+mod members;
 pub mod position;
 pub mod refusal;
 mod watch;

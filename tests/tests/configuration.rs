@@ -73,3 +73,33 @@ fn two_clusters_with_the_same_names_and_ranges_share_an_etcd() {
     wait::until_true("the record to be named", || problems(&lab.workers[1]).contains(&evil));
     assert!(!problems(&lab.workers[0]).contains("evil"));
 }
+
+#[test]
+fn one_name_stands_for_all_members_of_etcd_and_is_looked_up_again_after_a_loss() {
+    let mut lab = Lab::build(Topology { etcd_members: 3, ..Topology::one_segment(1) });
+    let hosts = |lab: &Lab, members: &[u8]| {
+        let lines: Vec<_> =
+            members.iter().map(|number| format!("10.10.1.{} etcd.test\n", 200 + number)).collect();
+        lab.workers[0].node.write("/etc/hosts", &lines.concat());
+    };
+    hosts(&lab, &[0]);
+    let endpoint = "[\"http://etcd.test:2379\"]";
+    lab.workers[0].variables = variables(&[("POLDER__ETCD__ENDPOINTS", endpoint)]);
+    lab.workers[0].start_and_wait();
+
+    // The first member loses the others, and still takes connections.
+    hosts(&lab, &[0, 1, 2]);
+    for direction in ["input", "output"] {
+        let rules = format!(
+            "add table inet cut; add chain inet cut {direction} {{ type filter hook {direction} priority 0; }}; \
+             add rule inet cut {direction} tcp dport 2380 drop; add rule inet cut {direction} tcp sport 2380 drop"
+        );
+        lab.etcd.machine(0).run("nft", &[&rules]);
+    }
+    let worker = &lab.workers[0];
+    wait::until("a pool to be added", || worker.try_ctl(&["pool", "add", "more", "10.245.0.0/16"]));
+    worker.wait_for_status("the store to be heard", |status| {
+        status["store"].to_string().contains("revision").then_some(())
+    });
+    worker.wait_for_status("no problem", |status| status["problems"].as_array()?.is_empty().then_some(()));
+}

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use polder_ipam::prefix::Prefix;
+use polder_ipam::store::endpoint::Endpoint;
 use polder_ipam::store::etcd::EtcdConfig;
 use polder_ipam::store::login::{Credentials, Password};
 use serde::{Deserialize, Serialize};
@@ -93,7 +94,8 @@ fn is_secure(endpoints: &[String]) -> Result<bool, ConfigError> {
         return value(KEY, problem.to_owned());
     }
     for endpoint in endpoints {
-        if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
+        let has_scheme = endpoint.starts_with("http://") || endpoint.starts_with("https://");
+        if !has_scheme || Endpoint::parse(endpoint).is_none() {
             let problem = format!("{endpoint:?} is not a URL: write http://HOST:PORT or https://HOST:PORT");
             return value(KEY, problem);
         }

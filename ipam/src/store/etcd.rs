@@ -3,14 +3,14 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use etcd_client::{Client, CompareOp, ConnectOptions, GetOptions, TlsOptions, TxnOp};
+use etcd_client::{Client, CompareOp, GetOptions, TxnOp};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use super::login::{Credentials, Session, Turn};
+use super::login::{Credentials, Turn};
+use super::members::{Member, Members};
 use super::refusal::{Cause, Refusal};
 use super::writes::{Writes, Written};
 use super::{Compare, Contents, Entry, Outcome, Range, StoreError, Txn, Write};
@@ -21,37 +21,22 @@ const OUT_OF_RANGE: i32 = 11;
 /// How long a member has for one answer. A leader that was lost is replaced within about a second.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
-const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
-
-/// A connection that carries nothing is asked for a sign of life this often, and has this long to give it.
-const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
-
 /// Entries in one page: far below the 4 MiB that the client decodes at once.
 const PAGE: i64 = 2000;
 
-/// An etcd cluster.
-///
-/// Each member has a connection of its own, and one of them is in use. The client's balancing over several would
-/// send every other request to a member that is known to be down.
+/// An etcd cluster. Clones are one.
 #[derive(Clone)]
 pub struct Etcd {
-    members: Arc<[Member]>,
-    current: Arc<AtomicUsize>,
+    members: Members,
     writes: Writes,
     credentials: Option<Arc<Credentials>>,
     turn: Arc<Mutex<Turn>>,
 }
 
-struct Member {
-    endpoint: String,
-    client: Client,
-    session: Session,
-}
-
 /// How to reach etcd.
 #[derive(Debug, Clone, Default)]
 pub struct EtcdConfig {
-    /// URLs of the members.
+    /// URLs of the members. A name stands for all members whose addresses it has.
     pub endpoints: Vec<String>,
     /// PEM of the authority that signed the members' certificates; the system has none that would be right.
     pub ca: Option<Vec<u8>>,
@@ -70,33 +55,12 @@ impl std::fmt::Debug for Etcd {
 impl Etcd {
     /// Prepares connections to all members. Succeeds whether or not one of them is there.
     pub async fn new(config: &EtcdConfig) -> Result<Self, StoreError> {
-        let mut options = ConnectOptions::new()
-            .with_connect_timeout(CONNECT_PATIENCE)
-            .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
-            .with_keep_alive_while_idle(true)
-            // A member that lost touch with the others ends its streams, instead of going quiet.
-            .with_require_leader(true);
-        if let Some(tls) = tls(config) {
-            options = options.with_tls(tls);
-        }
-        let mut members = Vec::new();
-        for endpoint in &config.endpoints {
-            let client = Client::connect([endpoint], Some(options.clone())).await;
-            let unusable = |error| StoreError::Unusable {
-                store: format!("etcd at {endpoint}"),
-                reason: explain(&error).0,
-            };
-            // Without the user: with one, it would log in here, and fail where one member of several is away.
-            let client = client.map_err(unusable)?;
-            members.push(Member { endpoint: endpoint.clone(), client, session: Session::default() });
-        }
-        if members.is_empty() {
+        if config.endpoints.is_empty() {
             let reason = "no endpoint is given".to_owned();
             return Err(StoreError::Unusable { store: "etcd".to_owned(), reason });
         }
         Ok(Self {
-            members: members.into(),
-            current: Arc::default(),
+            members: Members::new(config).await?,
             writes: Writes::default(),
             credentials: config.credentials.clone().map(Arc::new),
             turn: Arc::default(),
@@ -104,30 +68,16 @@ impl Etcd {
     }
 
     pub(super) fn name(&self) -> String {
-        let endpoints: Vec<_> = self.members.iter().map(|member| member.endpoint.as_str()).collect();
-        format!("etcd at {}", endpoints.join(", "))
+        self.members.name()
     }
 
     pub(super) fn writes(&self) -> &Writes {
         &self.writes
     }
 
-    /// The member in use: a client, and its number for [`Etcd::leave`].
-    pub(super) fn member(&self) -> (usize, Client) {
-        let number = self.current.load(Ordering::Relaxed) % self.members.len();
-        (number, self.members[number].client.clone())
-    }
-
-    pub(super) fn client(&self, member: usize) -> Client {
-        self.members[member].client.clone()
-    }
-
-    pub(super) fn session(&self, member: usize) -> &Session {
-        &self.members[member].session
-    }
-
-    pub(super) fn member_name(&self, member: usize) -> String {
-        format!("etcd at {}", self.members[member].endpoint)
+    /// The member in use.
+    pub(super) fn member(&self) -> Result<Arc<Member>, StoreError> {
+        self.members.current()
     }
 
     pub(super) fn credentials(&self) -> Option<&Credentials> {
@@ -139,9 +89,8 @@ impl Etcd {
     }
 
     /// Goes on to the next member, unless somebody else has left that one already.
-    pub(super) fn leave(&self, member: usize) {
-        let next = (member + 1) % self.members.len();
-        let _ = self.current.compare_exchange(member, next, Ordering::Relaxed, Ordering::Relaxed);
+    pub(super) fn leave(&self, member: &Arc<Member>) {
+        self.members.leave(member);
     }
 
     /// The error with all that lies behind it, and what to look at where that is known.
@@ -149,7 +98,7 @@ impl Etcd {
         let (text, is_known) = explain(error);
         // With TLS 1.3 the client may have gone on before it is told that its certificate is not enough.
         let closed = ["broken pipe", "connection reset", "connection closed"];
-        let is_tls = self.members.iter().any(|member| member.endpoint.starts_with("https://"));
+        let is_tls = self.members.is_secure();
         if is_known || !is_tls || !closed.iter().any(|sign| text.contains(sign)) {
             return text;
         }
@@ -162,8 +111,8 @@ impl Etcd {
 
     /// What an error of that member means. It is left for the next, unless it has answered: who refuses is well. A learner
     /// is left, too, because others serve what it refuses.
-    pub(super) fn failed(&self, member: usize, error: &etcd_client::Error) -> StoreError {
-        let store = self.member_name(member);
+    pub(super) fn failed(&self, member: &Arc<Member>, error: &etcd_client::Error) -> StoreError {
+        let store = member.to_string();
         match refusal(error) {
             Some(refusal) => {
                 if refusal.cause == Cause::Learner {
@@ -184,39 +133,34 @@ impl Etcd {
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
-        let (number, client) = self.member();
+        let member = self.member()?;
         if self.credentials.is_none() {
-            return self.attempt(number, &client, &call).await;
+            return self.attempt(&member, &call).await;
         }
-        let known = self.session(number).known();
+        let known = member.session.known();
         if known.is_new() {
-            self.log_in(number, known).await?;
+            self.log_in(&member, known).await?;
         }
-        let known = self.session(number).known();
-        let outcome = self.attempt(number, &client, &call).await;
+        let known = member.session.known();
+        let outcome = self.attempt(&member, &call).await;
         if !known.is_void(&outcome) {
             return outcome;
         }
-        self.log_in(number, known).await?;
-        self.attempt(number, &client, &call).await
+        self.log_in(&member, known).await?;
+        self.attempt(&member, &call).await
     }
 
-    async fn attempt<T, F>(
-        &self,
-        number: usize,
-        client: &Client,
-        call: &impl Fn(Client) -> F,
-    ) -> Result<T, StoreError>
+    async fn attempt<T, F>(&self, member: &Arc<Member>, call: &impl Fn(Client) -> F) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
-        match again_if_stale(|| timeout(PATIENCE, call(client.clone())), is_stale).await {
+        match again_if_stale(|| timeout(PATIENCE, call(member.client.clone())), is_stale).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(self.failed(number, &error)),
+            Ok(Err(error)) => Err(self.failed(member, &error)),
             Err(_) => {
-                self.leave(number);
+                self.leave(member);
                 Err(StoreError::NoAnswer {
-                    store: self.member_name(number),
+                    store: member.to_string(),
                     reason: format!("nothing within {} s", PATIENCE.as_secs()),
                 })
             }
@@ -234,7 +178,7 @@ impl Etcd {
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
         let mut outcome = self.call(&call).await;
-        for _ in 1..self.members.len() {
+        for _ in 1..self.members.count() {
             if !outcome.as_ref().is_err_and(is_from_learner) {
                 break;
             }
@@ -250,7 +194,7 @@ impl Etcd {
     /// Reading can be repeated: every member is asked until one answers. A refusal is an answer.
     pub(super) async fn range(&self, range: &Range) -> Result<Contents, StoreError> {
         let mut outcome = self.range_once(range).await;
-        for _ in 1..self.members.len() {
+        for _ in 1..self.members.count() {
             if !outcome.as_ref().is_err_and(|error| error.is_unknown() || is_from_learner(error)) {
                 break;
             }
@@ -359,20 +303,6 @@ where
     if outcome.as_ref().is_err_and(&is_stale) { attempt().await } else { Ok(outcome) }
 }
 
-fn tls(config: &EtcdConfig) -> Option<TlsOptions> {
-    if !config.endpoints.iter().any(|endpoint| endpoint.starts_with("https://")) {
-        return None;
-    }
-    let mut tls = TlsOptions::new();
-    if let Some(ca) = &config.ca {
-        tls = tls.ca_certificate(etcd_client::Certificate::from_pem(ca));
-    }
-    if let Some((certificate, key)) = &config.identity {
-        tls = tls.identity(etcd_client::Identity::from_pem(certificate, key));
-    }
-    Some(tls)
-}
-
 /// An entry of ours: our keys are text.
 pub(super) fn entry(pair: etcd_client::KeyValue) -> Option<Entry> {
     let revision = pair.mod_revision();
@@ -410,7 +340,7 @@ const CLIENT_CERTIFICATE: &str = "does etcd want a client certificate? Then etcd
                                   the authority that it trusts";
 
 /// The error with all that lies behind it, and whether it is known what to look at, which is told then.
-fn explain(error: &etcd_client::Error) -> (String, bool) {
+pub(super) fn explain(error: &etcd_client::Error) -> (String, bool) {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {

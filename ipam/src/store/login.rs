@@ -8,7 +8,7 @@
 use std::fmt;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout, timeout_at};
@@ -16,6 +16,7 @@ use tracing::{debug, info};
 
 use super::StoreError;
 use super::etcd::{Etcd, PATIENCE, refusal};
+use super::members::Member;
 use super::refusal::{Cause, Refusal};
 
 /// How long a member has for a login.
@@ -150,10 +151,10 @@ impl Turn {
 impl Etcd {
     /// Logs in at that member, unless somebody has since `known`. Waits no longer than for another request; the login itself goes
     /// on, and whoever comes later finds it done.
-    pub(super) async fn log_in(&self, number: usize, known: Known) -> Result<(), StoreError> {
+    pub(super) async fn log_in(&self, member: &Arc<Member>, known: Known) -> Result<(), StoreError> {
         let deadline = Instant::now() + PATIENCE;
         let slow = |_| StoreError::Unusable {
-            store: self.member_name(number),
+            store: member.to_string(),
             reason: format!(
                 "logging in takes longer than {} s, and goes on: do many clients log in at once? Client certificates \
                  (etcd.cert) need no login",
@@ -161,13 +162,13 @@ impl Etcd {
             ),
         };
         let mut turn = timeout_at(deadline, self.turn().lock_owned()).await.map_err(slow)?;
-        if self.session(number).known().logins != known.logins {
+        if member.session.known().logins != known.logins {
             return Ok(());
         }
         turn.check(Instant::now())?;
-        let etcd = self.clone();
+        let (etcd, at) = (self.clone(), Arc::clone(member));
         let login = tokio::spawn(async move {
-            let outcome = etcd.log_in_now(number).await;
+            let outcome = etcd.log_in_now(&at).await;
             match &outcome {
                 Ok(()) => turn.0 = None,
                 Err((error, Some(pauses))) => turn.fail(error, *pauses, Instant::now(), fastrand::f64()),
@@ -178,30 +179,33 @@ impl Etcd {
         match timeout_at(deadline, login).await.map_err(slow)? {
             Ok(outcome) => outcome,
             Err(panicked) => {
-                Err(StoreError::Unusable { store: self.member_name(number), reason: panicked.to_string() })
+                Err(StoreError::Unusable { store: member.to_string(), reason: panicked.to_string() })
             }
         }
     }
 
     /// Logs in at that member; or why not, and how long the pauses are to be.
-    async fn log_in_now(&self, number: usize) -> Result<(), (StoreError, Option<(Duration, Duration)>)> {
+    async fn log_in_now(
+        &self,
+        member: &Arc<Member>,
+    ) -> Result<(), (StoreError, Option<(Duration, Duration)>)> {
         let Some(credentials) = self.credentials() else { return Ok(()) };
-        let store = self.member_name(number);
+        let store = member.to_string();
         let unusable = |reason| StoreError::Unusable { store: store.clone(), reason };
         let password = credentials.password.read();
         let password =
             password.map_err(|why| (unusable(format!("etcd.password_file: {why}")), Some(AFTER_REFUSAL)))?;
-        let mut client = self.client(number);
+        let mut client = member.client.clone();
         let user = credentials.user.clone();
         let error = match timeout(LOGIN_PATIENCE, client.update_user(Some((user, password)))).await {
             Ok(Ok(())) => {
                 debug!(store, user = credentials.user, "logged in");
-                self.session(number).logged_in(true);
+                member.session.logged_in(true);
                 return Ok(());
             }
             Ok(Err(error)) => error,
             Err(_) => {
-                self.leave(number);
+                self.leave(member);
                 let reason = format!("no answer to the login within {} s", LOGIN_PATIENCE.as_secs());
                 return Err((unusable(reason), Some(AFTER_TIMEOUT)));
             }
@@ -211,13 +215,13 @@ impl Etcd {
                 info!(store, "authentication is not enabled: going on without a login");
                 // Nothing is asked of etcd: it takes the token away.
                 let _ = client.update_user(None).await;
-                self.session(number).logged_in(false);
+                member.session.logged_in(false);
                 Ok(())
             }
-            Some(Refusal { cause: Cause::Learner, .. }) => Err((self.failed(number, &error), None)),
-            Some(_) => Err((self.failed(number, &error), Some(AFTER_REFUSAL))),
+            Some(Refusal { cause: Cause::Learner, .. }) => Err((self.failed(member, &error), None)),
+            Some(_) => Err((self.failed(member, &error), Some(AFTER_REFUSAL))),
             None => {
-                self.leave(number);
+                self.leave(member);
                 let reason = self.explain(&error);
                 // What etcd itself says has cost it something; a connection that is refused has not.
                 let pauses = reason.contains("etcdserver").then_some(AFTER_REFUSAL);

@@ -94,15 +94,16 @@ impl Follower {
             self.send(loaded).await?;
             from
         };
-        let (member, mut client) = self.etcd.member();
+        let member = self.etcd.member()?;
+        let mut client = member.client.clone();
         let options = WatchOptions::new().with_range(self.range.end.as_str()).with_start_revision(from);
         let start = self.range.start.clone();
         let opening = client.watch(start, Some(options));
         let mut stream = match timeout_at(Instant::now() + SILENCE, opening).await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(self.etcd.failed(member, &error).into()),
+            Ok(Err(error)) => return Err(self.etcd.failed(&member, &error).into()),
             Err(_) => {
-                self.etcd.leave(member);
+                self.etcd.leave(&member);
                 return Err(broken(format!("no watch within {} s", SILENCE.as_secs())));
             }
         };
@@ -120,17 +121,17 @@ impl Follower {
                     }
                 }
                 Ok(Ok(None)) => {
-                    self.etcd.leave(member);
+                    self.etcd.leave(&member);
                     return Err(broken("the watch was closed".to_owned()));
                 }
-                Ok(Err(error)) => return Err(self.etcd.failed(member, &error).into()),
+                Ok(Err(error)) => return Err(self.etcd.failed(&member, &error).into()),
                 Err(_) if heard.elapsed() < SILENCE => {
                     // The answer counts as a sign of life and no more: etcd before 3.4.25 may send it ahead of events
                     // that it seems to confirm.
                     let _ = stream.request_progress().await;
                 }
                 Err(_) => {
-                    self.etcd.leave(member);
+                    self.etcd.leave(&member);
                     return Err(broken(format!("silent for {} s", SILENCE.as_secs())));
                 }
             }

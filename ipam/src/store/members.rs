@@ -1,0 +1,249 @@
+//! The members of an etcd cluster: a connection to each, of which one is in use.
+//!
+//! The client's own balancing over several would send every other request to a member that is known to be down. And it stays at
+//! the first address of a name for as long as that takes connections, though the member there may have lost the others: so each
+//! address of a name is a member here, and names are looked up again when a member was left, and every minute.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use etcd_client::{Client, ConnectOptions, TlsOptions};
+use tokio::net::lookup_host;
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+use super::StoreError;
+use super::endpoint::{Endpoint, Host};
+use super::etcd::{EtcdConfig, explain};
+use super::login::Session;
+
+const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A connection that carries nothing is asked for a sign of life this often, and has this long to give it.
+const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
+
+/// How long a name server has.
+const LOOKUP_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often names are looked up: in any case, and at most.
+const LOOKUP: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(1));
+
+/// A member.
+pub(super) struct Member {
+    url: String,
+    /// The URL in the configuration, where that has a name.
+    name: Option<String>,
+    /// The connection.
+    pub(super) client: Client,
+    /// How this client is known there.
+    pub(super) session: Session,
+}
+
+impl fmt::Display for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.name {
+            Some(name) => write!(f, "etcd at {} ({name})", self.url),
+            None => write!(f, "etcd at {}", self.url),
+        }
+    }
+}
+
+/// All members. Clones are one.
+#[derive(Clone)]
+pub(super) struct Members(Arc<Shared>);
+
+struct Shared {
+    config: EtcdConfig,
+    known: Mutex<Known>,
+    /// Rings when a member was left.
+    left: Arc<Notify>,
+}
+
+/// What is known of the members.
+#[derive(Default)]
+struct Known {
+    members: Vec<Arc<Member>>,
+    /// The place of the one in use.
+    current: usize,
+    /// Why there is none for a name.
+    problem: Option<String>,
+}
+
+impl Members {
+    /// Prepares connections to all members. Succeeds whether or not one of them is there.
+    pub(super) async fn new(config: &EtcdConfig) -> Result<Self, StoreError> {
+        let left = Arc::new(Notify::new());
+        let shared =
+            Arc::new(Shared { config: config.clone(), known: Mutex::default(), left: Arc::clone(&left) });
+        let has_names = shared.look_up().await?;
+        if has_names {
+            tokio::spawn(follow_names(Arc::downgrade(&shared), left));
+        }
+        Ok(Self(shared))
+    }
+
+    /// The endpoints, for people.
+    pub(super) fn name(&self) -> String {
+        format!("etcd at {}", self.0.config.endpoints.join(", "))
+    }
+
+    /// Whether TLS is spoken.
+    pub(super) fn is_secure(&self) -> bool {
+        is_secure(&self.0.config)
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.0.lock().members.len()
+    }
+
+    /// The one in use.
+    pub(super) fn current(&self) -> Result<Arc<Member>, StoreError> {
+        let known = self.0.lock();
+        if let Some(member) = known.members.get(known.current) {
+            return Ok(Arc::clone(member));
+        }
+        self.0.left.notify_one();
+        let reason = known.problem.clone().unwrap_or_else(|| "no endpoint is given".to_owned());
+        Err(StoreError::Unusable { store: self.name(), reason })
+    }
+
+    /// Goes on to the next, unless somebody else has left that one already.
+    pub(super) fn leave(&self, member: &Arc<Member>) {
+        let mut known = self.0.lock();
+        if known.members.get(known.current).is_some_and(|current| Arc::ptr_eq(current, member)) {
+            known.current = (known.current + 1) % known.members.len();
+            self.0.left.notify_one();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        // Each change of it is whole, whoever panicked.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks up which members there are. Those that stay keep their connections, and what a name stood for stays until it is
+    /// known to stand for something else. Returns whether there is a name at all.
+    async fn look_up(&self) -> Result<bool, StoreError> {
+        let before = self.lock().members.clone();
+        let (mut members, mut problem, mut has_names) = (Vec::new(), None, false);
+        for configured in &self.config.endpoints {
+            let parsed = Endpoint::parse(configured);
+            let Some((endpoint, name)) = parsed.as_ref().and_then(|endpoint| match &endpoint.host {
+                Host::Name(name) => Some((endpoint, name)),
+                Host::Address(_) => None,
+            }) else {
+                members.push(self.member(&before, configured, None).await?);
+                continue;
+            };
+            has_names = true;
+            match resolve(name, endpoint.port).await {
+                Ok(addresses) => {
+                    for address in addresses {
+                        members.push(
+                            self.member(&before, &endpoint.at(address), Some((configured, name))).await?,
+                        );
+                    }
+                }
+                Err(why) => {
+                    let earlier = before.iter().filter(|member| member.name.as_ref() == Some(configured));
+                    members.extend(earlier.cloned());
+                    problem = Some(format!("the host of {configured} cannot be looked up: {why}"));
+                }
+            }
+        }
+        let mut known = self.lock();
+        if let Some(why) = problem.as_ref().filter(|_| problem != known.problem) {
+            warn!("{why}");
+        }
+        let words =
+            |members: &[Arc<Member>]| members.iter().map(|member| member.url.clone()).collect::<Vec<_>>();
+        if has_names && words(&members) != words(&known.members) {
+            info!("the members of etcd are {}", words(&members).join(", "));
+        }
+        let used = known.members.get(known.current);
+        let place = used.and_then(|used| members.iter().position(|member| Arc::ptr_eq(member, used)));
+        *known = Known { current: place.unwrap_or_default(), members, problem };
+        Ok(has_names)
+    }
+
+    /// The member at that URL; the one of before, if it was there.
+    async fn member(
+        &self,
+        before: &[Arc<Member>],
+        url: &str,
+        of_name: Option<(&String, &String)>,
+    ) -> Result<Arc<Member>, StoreError> {
+        let name = of_name.map(|(configured, _)| configured.clone());
+        if let Some(known) = before.iter().find(|member| member.url == url && member.name == name) {
+            return Ok(Arc::clone(known));
+        }
+        let mut options = ConnectOptions::new()
+            .with_connect_timeout(CONNECT_PATIENCE)
+            .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
+            .with_keep_alive_while_idle(true)
+            // A member that lost touch with the others ends its streams, instead of going quiet.
+            .with_require_leader(true);
+        if is_secure(&self.config) {
+            let tls = tls(&self.config);
+            // The certificate names the host, not its address.
+            options = options.with_tls(match of_name {
+                Some((_, host)) => tls.domain_name(host),
+                None => tls,
+            });
+        }
+        // Without the user: with one, it would log in here, and fail where one member of several is away.
+        let client = Client::connect([url], Some(options)).await.map_err(|error| StoreError::Unusable {
+            store: format!("etcd at {url}"),
+            reason: explain(&error).0,
+        })?;
+        Ok(Arc::new(Member { url: url.to_owned(), name, client, session: Session::default() }))
+    }
+}
+
+/// Looks names up again and again, until nobody uses the members any more.
+async fn follow_names(shared: Weak<Shared>, left: Arc<Notify>) {
+    loop {
+        let _ = timeout(LOOKUP.0, left.notified()).await;
+        let Some(shared) = shared.upgrade() else { return };
+        if let Err(error) = shared.look_up().await {
+            warn!(%error, "a member of etcd is left out");
+        }
+        drop(shared);
+        sleep(LOOKUP.1).await;
+    }
+}
+
+/// The addresses that a name stands for, each once.
+async fn resolve(name: &str, port: u16) -> Result<Vec<IpAddr>, String> {
+    let found = match timeout(LOOKUP_PATIENCE, lookup_host((name, port))).await {
+        Ok(Ok(found)) => found,
+        Ok(Err(error)) => return Err(error.to_string()),
+        Err(_) => return Err(format!("no answer within {} s", LOOKUP_PATIENCE.as_secs())),
+    };
+    let mut addresses: Vec<IpAddr> = found.map(|address| address.ip().to_canonical()).collect();
+    // In one order, whatever the name server's: else agents would seem to move.
+    addresses.sort_unstable();
+    addresses.dedup();
+    if addresses.is_empty() { Err("it has no address".to_owned()) } else { Ok(addresses) }
+}
+
+fn is_secure(config: &EtcdConfig) -> bool {
+    config.endpoints.iter().any(|endpoint| endpoint.starts_with("https://"))
+}
+
+fn tls(config: &EtcdConfig) -> TlsOptions {
+    let mut tls = TlsOptions::new();
+    if let Some(ca) = &config.ca {
+        tls = tls.ca_certificate(etcd_client::Certificate::from_pem(ca));
+    }
+    if let Some((certificate, key)) = &config.identity {
+        tls = tls.identity(etcd_client::Identity::from_pem(certificate, key));
+    }
+    tls
+}
