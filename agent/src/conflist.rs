@@ -1,12 +1,13 @@
 //! The CNI configuration, put in place when the node can really serve, and never half written.
 
 use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use polder_api::NetworkName;
 use serde_json::{Value, json};
+
+use crate::file;
 
 /// The versions of CNI that our plugins speak and runtimes since 2021 ask for, oldest first.
 pub static VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
@@ -42,20 +43,15 @@ impl<'a> Conflist<'a> {
         Self { path, socket, network }
     }
 
-    /// Writes it, atomically: a runtime sees the old file or the new one. Runtimes notice a rename, and some of them nothing
-    /// else. A file that is right already is left alone. Returns whether it was written.
+    /// Writes it, atomically: a runtime sees the old file or the new one. A file that is right already is left alone. Returns
+    /// whether it was written.
     pub fn write(&self) -> io::Result<bool> {
         let text = self.text();
         if fs::read_to_string(self.path).is_ok_and(|found| found == text) {
             return Ok(false);
         }
         fs::create_dir_all(self.path.parent().unwrap_or(Path::new("/")))?;
-        let temporary = temporary(self.path);
-        let mut file =
-            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&temporary)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&temporary, self.path)?;
+        file::replace(self.path, text.as_bytes(), 0o644)?;
         Ok(true)
     }
 
@@ -117,19 +113,8 @@ impl<'a> Conflist<'a> {
 
 /// Deletes the configuration, and what was left of writing it. Returns whether it was there.
 pub fn remove(path: &Path) -> io::Result<bool> {
-    let delete = |path: &Path| match fs::remove_file(path) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
-    };
-    delete(&temporary(path))?;
-    delete(path)
-}
-
-/// Where it is written before it is whole.
-fn temporary(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.new"))
+    file::delete(&file::temporary(path))?;
+    file::delete(path)
 }
 
 #[cfg(test)]

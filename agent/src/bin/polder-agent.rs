@@ -1,18 +1,68 @@
 //! The daemon of one node.
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use polder_agent::config::{Config, ConfigError, Flags, printed};
-use polder_agent::exit::Exit;
-use polder_agent::memory;
+use polder_agent::exit::{AGENT_HELP, Exit};
+use polder_agent::{memory, plugins};
 use tracing::{error, warn};
 use tracing_subscriber::EnvFilter;
 
+/// The daemon of one node of a Polder network.
+#[derive(Debug, Parser)]
+#[command(version, about, after_help = AGENT_HELP, args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(flatten)]
+    flags: Flags,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Copies the CNI plugins polder and polder-ipam to where the container runtime looks for them, and exits
+    ///
+    /// Each is written under another name and renamed, with its mode: a runtime finds the old one or the new one. To be run
+    /// before the agent, which writes the CNI configuration that names them.
+    InstallPlugins {
+        /// Where the container runtime looks for plugins
+        #[arg(long, value_name = "DIR", default_value = plugins::USUAL_FOLDER)]
+        to: PathBuf,
+        /// Where the plugins are [default: the folder of polder-agent itself]
+        #[arg(long, value_name = "DIR")]
+        from: Option<PathBuf>,
+    },
+}
+
 fn main() -> ExitCode {
     memory::share();
-    let flags = Flags::parse();
+    let Arguments { flags, command } = Arguments::parse();
+    match command {
+        Some(Command::InstallPlugins { to, from }) => install_plugins(from, to),
+        None => serve(flags),
+    }
+}
+
+fn install_plugins(from: Option<PathBuf>, to: PathBuf) -> ExitCode {
+    match plugins::install(from.as_deref(), &to) {
+        Ok(written) => {
+            written.iter().for_each(|path| println!("{} is installed", path.display()));
+            if written.is_empty() {
+                println!("the plugins in {} are the same already", to.display());
+            }
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("polder-agent: {:#}", anyhow::Error::from(error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(flags: Flags) -> ExitCode {
     let check = flags.check_config || flags.print_config;
     let refuse = |error: ConfigError| {
         let exit = Exit::of_config(&error);

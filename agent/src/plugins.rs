@@ -1,0 +1,101 @@
+//! The CNI plugins, put where container runtimes look for them: out of the image to the host, by an init container.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::container;
+use crate::file;
+
+/// The programs that a runtime calls.
+pub const PLUGINS: [&str; 2] = ["polder-ipam", "polder"];
+
+/// Where runtimes look for plugins, unless they are told another place.
+pub const USUAL_FOLDER: &str = "/opt/cni/bin";
+
+const MODE: u32 = 0o755;
+
+/// The plugins were not installed.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// It is not known where they are.
+    #[error("where polder-agent itself is cannot be told: name the folder of the plugins with --from")]
+    NoSource(#[source] io::Error),
+    /// A plugin is not where it should be copied from.
+    #[error("read the plugin {}: name the folder of the plugins with --from", path.display())]
+    Read {
+        /// The plugin.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The folder is the container's own.
+    #[error(
+        "{} is in the container, and not on the host: mount that folder of the host there, writable (in Kubernetes: hostPath with \
+         type DirectoryOrCreate)",
+        .0.display()
+    )]
+    InContainer(PathBuf),
+    /// A plugin cannot be written.
+    #[error(
+        "write {}: can the agent write there? (In a container: mount that folder of the host, writable.) Or name with --to the \
+         folder where the runtime looks for plugins",
+        path.display()
+    )]
+    Write {
+        /// What was to be written.
+        path: PathBuf,
+        /// Why it was not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Copies the plugins from one folder, or from where this program is, to another, each under another name first and then
+/// renamed, with its mode: a runtime that calls it finds the old one or the new one. One that is right already is left
+/// alone. Returns the paths of what was written.
+pub fn install(from: Option<&Path>, to: &Path) -> Result<Vec<PathBuf>, InstallError> {
+    let from = match from {
+        Some(folder) => folder.to_owned(),
+        None => std::env::current_exe().map_err(InstallError::NoSource)?.with_file_name(""),
+    };
+    if container::has_on_its_own_root(to) {
+        return Err(InstallError::InContainer(to.to_owned()));
+    }
+    // All of them are read before the first one is written.
+    let read = |name: &&'static str| {
+        let path = from.join(name);
+        fs::read(&path)
+            .map(|program| (to.join(name), program))
+            .map_err(|source| InstallError::Read { path, source })
+    };
+    let programs = PLUGINS.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    let failed = |path: &Path, source| InstallError::Write { path: path.to_owned(), source };
+    fs::create_dir_all(to).map_err(|source| failed(to, source))?;
+    let mut written = Vec::new();
+    for (path, program) in programs.into_iter().filter(|(path, program)| !is_right(path, program)) {
+        file::replace(&path, &program, MODE).map_err(|source| failed(&path, source))?;
+        written.push(path);
+    }
+    Ok(written)
+}
+
+/// Deletes the plugins from a folder. Returns the paths of those that were there.
+pub fn remove(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut deleted = Vec::new();
+    for path in PLUGINS.map(|name| folder.join(name)) {
+        file::delete(&file::temporary(&path))?;
+        if file::delete(&path)? {
+            deleted.push(path);
+        }
+    }
+    Ok(deleted)
+}
+
+fn is_right(path: &Path, program: &[u8]) -> bool {
+    let mode =
+        fs::symlink_metadata(path).ok().filter(fs::Metadata::is_file).map(|found| found.permissions().mode());
+    mode.is_some_and(|mode| mode & 0o7777 == MODE) && fs::read(path).is_ok_and(|found| found == program)
+}

@@ -1,0 +1,99 @@
+//! `polder-agent install-plugins`: how the CNI plugins get from an image to the host. No lab is needed.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::process::{Command, Output};
+
+use polder_tests::agent::dist;
+
+const PLUGINS: [&str; 2] = ["polder", "polder-ipam"];
+
+fn install(to: &Path) -> Command {
+    let mut command = Command::new(dist().join("polder-agent"));
+    command.arg("install-plugins").arg("--to").arg(to).env_remove("container");
+    command
+}
+
+fn said(output: &Output) -> String {
+    [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat()
+}
+
+fn must(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", said(&output));
+    said(&output)
+}
+
+fn refused(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{command:?}: {}", said(&output));
+    said(&output)
+}
+
+#[test]
+fn both_plugins_are_installed_whole_and_executable_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let to = folder.path().join("cni/bin");
+    must(&mut install(&to));
+    for name in PLUGINS {
+        assert_eq!(fs::read(to.join(name)).unwrap(), fs::read(dist().join(name)).unwrap(), "{name}");
+        assert_eq!(fs::metadata(to.join(name)).unwrap().permissions().mode() & 0o7777, 0o755, "{name}");
+    }
+    assert_eq!(fs::read_dir(&to).unwrap().count(), PLUGINS.len());
+    let version = Command::new(to.join("polder")).env("CNI_COMMAND", "VERSION").output().unwrap();
+    assert!(said(&version).contains("supportedVersions"), "{version:?}");
+}
+
+#[test]
+fn one_that_is_right_is_left_alone_and_others_are_replaced_under_their_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let plugin = folder.path().join("polder");
+    let inode = || fs::symlink_metadata(&plugin).unwrap().ino();
+    must(&mut install(folder.path()));
+    let first = inode();
+    assert!(must(&mut install(folder.path())).contains("the same already"));
+    assert_eq!(inode(), first, "a runtime that watches the folder is told of nothing");
+
+    // A runtime has the old one open: it must not change under its hands.
+    let open = folder.path().join("open");
+    fs::write(&plugin, "an older one").unwrap();
+    fs::hard_link(&plugin, &open).unwrap();
+    must(&mut install(folder.path()));
+    assert_eq!(fs::read_to_string(&open).unwrap(), "an older one");
+    assert_ne!(inode(), first);
+
+    fs::set_permissions(&plugin, fs::Permissions::from_mode(0o600)).unwrap();
+    must(&mut install(folder.path()));
+    assert_eq!(fs::metadata(&plugin).unwrap().permissions().mode() & 0o7777, 0o755);
+
+    fs::remove_file(&plugin).unwrap();
+    symlink("/nowhere", &plugin).unwrap();
+    must(&mut install(folder.path()));
+    assert!(fs::symlink_metadata(&plugin).unwrap().is_file(), "what the link leads to is not written");
+}
+
+#[test]
+fn what_cannot_be_installed_is_named_with_the_remedy_and_nothing_is_half_done() {
+    let folder = tempfile::tempdir().unwrap();
+    let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+    fs::create_dir(&from).unwrap();
+    fs::write(from.join("polder-ipam"), "one of the two").unwrap();
+    let text = refused(install(&to).arg("--from").arg(&from));
+    assert!(text.contains(&from.join("polder").display().to_string()) && text.contains("--from"), "{text}");
+    assert!(!to.exists(), "the other one was written");
+
+    fs::write(&to, "a file").unwrap();
+    let text = refused(&mut install(&to));
+    assert!(text.contains(&to.display().to_string()) && text.contains("--to"), "{text}");
+}
+
+#[test]
+fn a_folder_of_the_host_that_is_not_mounted_into_the_container_is_named() {
+    let forgotten = Path::new("/polder-test-not-mounted/bin");
+    let text = refused(install(forgotten).env("container", "oci"));
+    assert!(text.contains("/polder-test-not-mounted/bin") && text.contains("hostPath"), "{text}");
+    assert!(!forgotten.parent().unwrap().exists());
+}
