@@ -23,6 +23,7 @@ use crate::in_flight::InFlight;
 use crate::kernel::Kernel;
 use crate::kernel::features::Features;
 use crate::kernel::reaper::Reaper;
+use crate::kernel::sysctl::Sysctls;
 use crate::lock::NodeLock;
 use crate::machine::Machine;
 use crate::owner::Owner;
@@ -30,8 +31,8 @@ use crate::registrar::{ClaimRequest, ReserveRequest};
 use crate::repair::Alarm;
 
 use crate::{
-    endpoint, engine, etcd_addresses, follower, host, http, inspection, leases, monitor, probe, publisher,
-    recovery, registrar, server, sweeper,
+    container, endpoint, engine, etcd_addresses, follower, host, http, inspection, leases, monitor, probe,
+    publisher, recovery, registrar, server, sweeper,
 };
 
 /// The ledger's file, in the state folder.
@@ -52,6 +53,8 @@ pub struct Agent {
     pub machine: Machine,
     /// What its kernel can do.
     pub features: Features,
+    /// The kernel's settings.
+    pub sysctls: Sysctls,
     /// Where the cluster's records are.
     pub store: Store,
     /// The node's addresses.
@@ -86,18 +89,20 @@ pub struct Agent {
 
 /// Runs the agent until it is told to stop. What it has made in the kernel stays when it is gone.
 pub async fn run(config: Config) -> anyhow::Result<()> {
+    container::refuse_lost_state(&config.state_dir, config.allow_ephemeral_state)?;
     let _state = lock_state(&config.state_dir)?;
     server::refuse_if_answered(&config.socket)?;
     let _node = NodeLock::take()?;
     let machine = Machine::read()?;
-    let features = Features::probe()?;
+    let sysctls = Sysctls::at(config.proc_sys_net.clone())?;
+    let features = Features::find_out(&sysctls)?;
     features.missing().iter().for_each(|missing| warn!("{missing}"));
 
     let (mut ipam, void) = NodeIpam::open(&config.state_dir.join(LEDGER), &machine.boot_id, config.cooldown)?;
     if !void.is_empty() {
         info!(attachments = void.len(), "the machine was booted: earlier attachments are void");
     }
-    let mut kernel = Kernel::open()?;
+    let mut kernel = Kernel::open(&sysctls)?;
     recovery::recover(&mut ipam, &mut kernel)?;
     let leaving: Vec<Attachment> =
         ipam.attachments().filter(|held| held.leaving).map(|held| held.attachment.clone()).collect();
@@ -110,11 +115,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (claims, wanted) = mpsc::channel(CLAIMS_WAITING);
     let (reservations, reserved) = mpsc::channel(CLAIMS_WAITING);
     let (plans, asked) = mpsc::channel(1);
-    let pods = Kernel::open()?;
+    let pods = Kernel::open(&sysctls)?;
     let own_ports = [kernel.ports()?, pods.ports()?].into_iter().flatten().collect();
     let agent = Arc::new(Agent {
         machine,
         features,
+        sysctls,
         store,
         ipam: Owner::spawn("ledger", ipam)?,
         kernel: Owner::spawn("kernel", kernel)?,

@@ -22,6 +22,7 @@ use self::etcd::EtcdFile;
 use self::layers::Layers;
 use crate::conflist::Network;
 use crate::exit::AGENT_HELP;
+use crate::kernel::sysctl;
 use crate::machine::{MachineError, default_node_name};
 
 /// The daemon of one node of a Polder network.
@@ -73,6 +74,10 @@ pub struct Config {
     pub cni_file: PathBuf,
     /// What the CNI configuration says.
     pub network: Network,
+    /// Where the kernel's settings of the network are.
+    pub proc_sys_net: PathBuf,
+    /// Whether the ledger may be lost with the container.
+    pub allow_ephemeral_state: bool,
     /// Where metrics and health are served.
     pub http: SocketAddr,
     /// Where the cluster's records are.
@@ -110,6 +115,10 @@ pub struct Places {
     pub socket: PathBuf,
     /// The file of the CNI configuration.
     pub cni_file: PathBuf,
+    /// Where the kernel's settings of the network are.
+    pub proc_sys_net: PathBuf,
+    /// Whether the ledger may be lost with the container.
+    pub allow_ephemeral_state: bool,
 }
 
 /// Where the cluster's records are.
@@ -201,6 +210,8 @@ struct File {
     socket: PathBuf,
     cni_conf_dir: PathBuf,
     cni: CniFile,
+    proc_sys_net: PathBuf,
+    allow_ephemeral_state: bool,
     http: SocketAddr,
     store: StoreKind,
     mtu: Option<u32>,
@@ -222,6 +233,8 @@ impl Default for File {
             socket: DEFAULT_SOCKET.into(),
             cni_conf_dir: "/etc/cni/net.d".into(),
             cni: CniFile::default(),
+            proc_sys_net: sysctl::USUAL_FOLDER.into(),
+            allow_ephemeral_state: false,
             http: SocketAddr::from(([127, 0, 0, 1], 9474)),
             store: StoreKind::default(),
             mtu: None,
@@ -290,13 +303,16 @@ impl Config {
                 return value("underlay.addresses", format!("more than one {family} address"));
             }
         }
-        let Places { node, state_dir, socket, cni_file } = Places::of(&file)?;
+        let Places { node, state_dir, socket, cni_file, proc_sys_net, allow_ephemeral_state } =
+            Places::of(&file)?;
         Ok(Self {
             node,
             state_dir,
             socket,
             cni_file,
             network: file.cni.check()?,
+            proc_sys_net,
+            allow_ephemeral_state,
             http: file.http,
             prefix: file.etcd.prefix.clone(),
             store: match file.store {
@@ -344,6 +360,8 @@ impl Places {
             state_dir: absolute("state_dir", &file.state_dir)?,
             socket: absolute("socket", &file.socket)?,
             cni_file: absolute("cni_conf_dir", &file.cni_conf_dir)?.join(file.cni.file_name()?),
+            proc_sys_net: absolute("proc_sys_net", &file.proc_sys_net)?,
+            allow_ephemeral_state: file.allow_ephemeral_state,
         })
     }
 }

@@ -41,7 +41,7 @@ pub fn has_on_its_own_root(folder: &Path) -> bool {
     is_known() && root_holding(folder).is_some()
 }
 
-/// Whether what the host mounts later in that folder appears here, too (mount propagation, mount_namespaces(7)).
+/// Whether what the host mounts later in that folder appears here, too (mount propagation, `mount_namespaces(7)`).
 pub fn follows_the_host(folder: &Path) -> bool {
     let Ok(table) = fs::read_to_string("/proc/self/mountinfo") else { return true };
     let line =

@@ -87,9 +87,8 @@ pub async fn run(agent: Arc<Agent>) {
         return pending().await;
     }
     let namespace = if agent.config.probe_peers {
-        new_namespace().map_err(|error| {
-            format!("a network namespace cannot be made, which needs CAP_SYS_ADMIN: {error}")
-        })
+        new_namespace()
+            .map_err(|error| format!("a network namespace cannot be made, which needs SYS_ADMIN: {error}"))
     } else {
         Err("probe_peers = false in the configuration".to_owned())
     };

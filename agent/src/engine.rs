@@ -30,7 +30,6 @@ use crate::conflist::Conflist;
 use crate::etcd_addresses;
 use crate::kernel::plan::{Change, summary};
 use crate::kernel::state::Known;
-use crate::kernel::sysctl;
 use crate::repair::Pace;
 use crate::underlay::{Facts, Underlay};
 
@@ -222,7 +221,7 @@ impl Engine {
     /// Whether a kernel setting is not what it was when a pass last found nothing to do.
     fn settings_differ(&self) -> bool {
         let Some(in_place) = &self.in_place else { return false };
-        let found = sysctl::read(in_place.sysctls.iter().map(|(path, _)| path));
+        let found = self.agent.sysctls.read(in_place.sysctls.iter().map(|(path, _)| path));
         let is_other = |path, value| found.get(path).is_some_and(|found| found != value);
         in_place.sysctls.iter().any(|(path, value)| is_other(path, value))
     }
@@ -320,7 +319,7 @@ impl Engine {
         for change in changes {
             let Change::SetSysctl { path, .. } = change else { continue };
             // Put back in the opposite order: what goes along with a setting comes after it.
-            previous.extend(sysctl::dragged_along(path));
+            previous.extend(self.agent.sysctls.dragged_along(path));
             previous.extend(found.get(path).map(|value| (path.clone(), value.clone())));
         }
         if previous.is_empty() {

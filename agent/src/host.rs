@@ -25,6 +25,7 @@ use self::managers::Gap;
 use self::routing::{Pods, Routing};
 use crate::agent::Agent;
 use crate::kernel::desired::{Path, Reached};
+use crate::presence;
 use crate::probe::schedule::{Key, Verdict};
 
 /// The longest time between two looks.
@@ -121,11 +122,12 @@ async fn look(agent: &Agent, cluster: &ClusterRecord, of_pods: Vec<String>) {
     let pass = agent.board.pass().unwrap_or_default();
     let view = agent.board.view();
     let pools = view.every_pool().map(|pool| (pool.record.cidr(), pool.record.block_length()));
-    let leased = agent.ipam.run(|ipam| {
-        let leases = ipam.attachments().filter(|held| held.kind == Kind::Lease);
-        leases.flat_map(|held| held.addresses.iter().copied()).collect()
-    });
-    let pods = Pods { pools: pools.collect(), leased: leased.await, carriers: pass.carriers.clone() };
+    let leases = agent
+        .ipam
+        .run(|ipam| ipam.attachments().filter(|held| held.kind == Kind::Lease).cloned().collect::<Vec<_>>());
+    let leases = leases.await;
+    let addresses = leases.iter().flat_map(|held| held.addresses.iter().copied()).collect();
+    let pods = Pods { pools: pools.collect(), leased: addresses, carriers: pass.carriers.clone() };
     let needs = Needs {
         attach: cluster.attach,
         neighbours: pass.next_hops.clone(),
@@ -139,7 +141,7 @@ async fn look(agent: &Agent, cluster: &ClusterRecord, of_pods: Vec<String>) {
         // Others change their rules while they are read. What was seen before stays true as far as anybody knows.
         Err(error) => return debug!(%error, "the packet filters of others cannot be read"),
     };
-    let problems = [problems(&facts, &needs), of_pods].concat();
+    let problems = [problems(&facts, &needs), presence::problems(leases.iter()), of_pods].concat();
     agent.board.host.send_if_modified(|known| {
         problems.iter().filter(|problem| !known.contains(problem)).for_each(|problem| warn!("{problem}"));
         known

@@ -31,18 +31,20 @@ use polder_netlink::route::{self, Lookup};
 use polder_netlink::{Error, RouteSocket};
 
 use self::ruleset::Sets;
+use self::sysctl::Sysctls;
 
 /// The sockets to one node's kernel.
 #[derive(Debug)]
 pub struct Kernel {
     routes: RouteSocket,
     filter: FilterSocket,
+    sysctls: Sysctls,
 }
 
 impl Kernel {
     /// Opens sockets in the network namespace of the calling thread.
-    pub fn open() -> Result<Self, Error> {
-        Ok(Self { routes: RouteSocket::open()?, filter: FilterSocket::open()? })
+    pub fn open(sysctls: &Sysctls) -> Result<Self, Error> {
+        Ok(Self { routes: RouteSocket::open()?, filter: FilterSocket::open()?, sysctls: sysctls.clone() })
     }
 
     /// The ports by which the kernel's notifications name the sockets.

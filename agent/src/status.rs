@@ -13,9 +13,11 @@ use tokio::time::Instant;
 use crate::agent::Agent;
 use crate::board::Pass;
 use crate::health;
+use crate::host::{insides, managers};
 use crate::kernel::desired::Path;
 use crate::leases;
 use crate::machine::now;
+use crate::presence;
 use crate::probe;
 use crate::refused;
 use crate::removal;
@@ -108,6 +110,9 @@ fn missing(agent: &Agent, view: &View) -> Vec<String> {
     if agent.config.probe_peers {
         missing.extend(agent.board.endpoint.borrow().missing(&view.families()));
     }
+    missing.extend(insides::not_looked_at());
+    missing.extend(managers::not_looked_at());
+    missing.extend(presence::not_seen());
     missing
 }
 

@@ -18,6 +18,7 @@ use tracing::{info, warn};
 use crate::agent::Agent;
 use crate::kernel::Kernel;
 use crate::machine::now;
+use crate::presence::Presence;
 use crate::service::{self, Addresses};
 
 /// Frees what plugins took down while the agent was away, as their notes say. To be done before the first ADD: it
@@ -115,14 +116,9 @@ async fn look(agent: &Agent) -> Result<BTreeSet<Attachment>, String> {
     let gone = |held: &Held| match held.kind {
         Kind::Pod => !links.contains(&held.attachment.host_interface()),
         // Another plugin's interface has no name that we know. It is not longer there than its namespace.
-        Kind::Lease => namespace_is_gone(held),
+        Kind::Lease => Presence::of(Path::new(&held.netns)) == Presence::Gone,
     };
     Ok(held.into_iter().filter(gone).map(|held| held.attachment).collect())
-}
-
-/// Whether the namespace is known that an attachment was made in, and is not there any more.
-pub(crate) fn namespace_is_gone(held: &Held) -> bool {
-    !held.netns.is_empty() && !Path::new(&held.netns).exists()
 }
 
 async fn release(agent: &Agent, attachment: &Attachment, why: &str) {

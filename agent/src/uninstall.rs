@@ -13,11 +13,13 @@ use polder_ipam::ledger::{Held, Kind, Ledger};
 use crate::agent::{LEDGER, STORE, lock_state};
 use crate::config::Places;
 use crate::conflist;
+use crate::container;
 use crate::follower::{SNAPSHOT, SNAPSHOT_BEFORE};
-use crate::kernel::{Kernel, sysctl};
+use crate::kernel::Kernel;
+use crate::kernel::sysctl::Sysctls;
 use crate::lock::NodeLock;
 use crate::machine::Machine;
-use crate::sweeper::namespace_is_gone;
+use crate::presence::Presence;
 
 /// What becomes of pods that are still attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +38,8 @@ const BESIDE: [&str; 3] = ["", "-wal", "-shm"];
 pub fn uninstall(places: &Places, attached: Attached) -> anyhow::Result<Vec<String>> {
     const STOP: &str = "stop the agent first, and see to it that nobody starts it again";
     let state = &places.state_dir;
+    container::refuse_lost_state(state, places.allow_ephemeral_state)?;
+    let sysctls = Sysctls::at(places.proc_sys_net.clone())?;
     let is_there = state.exists();
     let lock = is_there.then(|| lock_state(state).context(STOP)).transpose()?;
     if UnixStream::connect(&places.socket).is_ok() {
@@ -56,7 +60,7 @@ pub fn uninstall(places: &Places, attached: Attached) -> anyhow::Result<Vec<Stri
         }
         (ledger, _) => ledger.transpose().context("go on without it with --with-pods")?,
     };
-    let mut kernel = Kernel::open()?;
+    let mut kernel = Kernel::open(&sysctls)?;
     if attached == Attached::Stay {
         refuse_if_attached(&mut kernel, ledger.as_ref(), &places.socket)?;
     }
@@ -73,7 +77,7 @@ pub fn uninstall(places: &Places, attached: Attached) -> anyhow::Result<Vec<Stri
         done.push(format!("{removed} devices, routes and tables are deleted"));
     }
     for (path, previous) in ledger.as_ref().map(Ledger::sysctls).transpose()?.unwrap_or_default() {
-        match put_back(&path, &previous) {
+        match put_back(&sysctls, &path, &previous) {
             Ok(true) => done.push(format!("{path} is {previous} again")),
             Ok(false) => {}
             Err(error) => failures.push(format!("set {path} back to {previous}: {error}")),
@@ -115,7 +119,9 @@ fn refuse_if_attached(kernel: &mut Kernel, ledger: Option<&Sqlite>, socket: &Pat
     }
     let attachments = ledger.map(Ledger::attachments).transpose()?.unwrap_or_default();
     let lives = |held: &&Held| {
-        held.kind == Kind::Lease && !namespace_is_gone(held) && !tombstone(socket, &held.attachment).exists()
+        held.kind == Kind::Lease
+            && Presence::of(Path::new(&held.netns)) != Presence::Gone
+            && !tombstone(socket, &held.attachment).exists()
     };
     let leases = attachments.iter().filter(lives).count();
     if leases > 0 {
@@ -129,9 +135,9 @@ fn refuse_if_attached(kernel: &mut Kernel, ledger: Option<&Sqlite>, socket: &Pat
 
 /// Puts a kernel setting back to what it was. Whether it was something else, and is still there: those of devices that are gone
 /// went with them.
-fn put_back(path: &str, previous: &str) -> io::Result<bool> {
-    match sysctl::get(path) {
-        Ok(now) if now != previous => sysctl::set(path, previous).map(|()| true),
+fn put_back(sysctls: &Sysctls, path: &str, previous: &str) -> io::Result<bool> {
+    match sysctls.get(path) {
+        Ok(now) if now != previous => sysctls.set(path, previous).map(|()| true),
         _ => Ok(false),
     }
 }

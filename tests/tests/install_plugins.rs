@@ -97,3 +97,20 @@ fn a_folder_of_the_host_that_is_not_mounted_into_the_container_is_named() {
     assert!(text.contains("/polder-test-not-mounted/bin") && text.contains("hostPath"), "{text}");
     assert!(!forgotten.parent().unwrap().exists());
 }
+
+#[test]
+fn a_ledger_that_would_be_lost_with_the_container_is_refused_before_anything_is_made() {
+    let forgotten = Path::new("/polder-test-not-mounted/state");
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("agent.toml");
+    fs::write(&config, format!("node = \"n1\"\nstore = \"embedded\"\nstate_dir = {forgotten:?}\n")).unwrap();
+    let mut agent = Command::new(dist().join("polder-agent"));
+    let text = refused(agent.arg("--config").arg(&config).env("container", "oci"));
+    for sign in ["state_dir /polder-test-not-mounted/state", "Mount", "allow_ephemeral_state = true"] {
+        assert!(text.contains(sign), "{sign} in {text}");
+    }
+    let mut uninstall = Command::new(dist().join("polderctl"));
+    let text = refused(uninstall.args(["uninstall", "--config"]).arg(&config).env("container", "oci"));
+    assert!(text.contains("state_dir /polder-test-not-mounted/state"), "{text}");
+    assert!(!forgotten.parent().unwrap().exists());
+}

@@ -17,8 +17,8 @@ use super::{Engine, LOSS_GRACE};
 use crate::board::Pass;
 use crate::kernel::desired::{Inputs, Path, Reached, desired, pod_mtu};
 use crate::kernel::plan::{Change, Prune, plan};
+use crate::kernel::ruleset;
 use crate::kernel::state::{Desired, Device};
-use crate::kernel::{ruleset, sysctl};
 use crate::underlay::{LOOPBACK, Underlay};
 
 /// What a pass goes by.
@@ -138,7 +138,7 @@ impl Engine {
         };
         let present: BTreeSet<_> = actual.state.pods.keys().cloned().collect();
         let desired = desired(&inputs, &present, &actual.advertised_to);
-        actual.sysctls = sysctl::read(desired.sysctls.iter().map(|(path, _)| path));
+        actual.sysctls = agent.sysctls.read(desired.sysctls.iter().map(|(path, _)| path));
         let changes = plan(&desired, &actual, prune);
         let paths = inputs.reached();
         let next_hops = next_hops(&paths, &reach);

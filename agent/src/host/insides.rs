@@ -17,6 +17,7 @@ use tokio::task::spawn_blocking;
 use tracing::{debug, info};
 
 use crate::agent::Agent;
+use crate::capability::Capability;
 use crate::kernel::Kernel;
 use crate::service;
 
@@ -51,8 +52,12 @@ pub struct Insides {
 }
 
 impl Insides {
-    /// Looks into some more pods, and again into those that were different. Returns what is to be said of all.
+    /// Looks into some more pods, and again into those that were different. Returns what is to be said of all. Looks into none
+    /// where the agent may not: see [`not_looked_at`].
     pub async fn look(&mut self, agent: &Agent, cluster: &ClusterRecord) -> Vec<String> {
+        if !Capability::SysAdmin.is_held() {
+            return Vec::new();
+        }
         let held: Vec<Held> = agent.ipam.run(|ipam| ipam.attachments().cloned().collect()).await;
         let idle: BTreeMap<Attachment, Held> = held
             .into_iter()
@@ -104,6 +109,16 @@ impl Insides {
     }
 }
 
+/// What is not looked at, and why, if the agent may not look into pods.
+pub fn not_looked_at() -> Option<String> {
+    (!Capability::SysAdmin.is_held()).then(|| {
+        format!(
+            "pods are not looked at from inside, so what is changed there is not found: needs {} (podInspection of the Helm chart)",
+            Capability::SysAdmin
+        )
+    })
+}
+
 /// Whether it is a pod of ours of which the namespace is known.
 pub fn can_be_looked_into(held: &Held) -> bool {
     held.kind == Kind::Pod && !held.leaving && !held.netns.is_empty()
@@ -152,7 +167,7 @@ fn compare(netns: &Path, inside: &Inside) -> Look {
     let barred = |error: io::Error| match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ENOENT) => Look::Gone,
         Some(Errno::EPERM | Errno::EACCES) => {
-            Look::Barred(format!("{error}: let the agent have CAP_SYS_ADMIN"))
+            Look::Barred(format!("{error}: let the agent have {}", Capability::SysAdmin))
         }
         // A file where the namespace is mounted elsewhere.
         Some(Errno::EINVAL) => Look::Barred(format!(

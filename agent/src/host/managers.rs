@@ -4,6 +4,8 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::container;
+
 /// Where systemd looks for configuration, under the root.
 const SYSTEMD: [&str; 5] = ["etc", "run", "usr/local/lib", "usr/lib", "lib"];
 
@@ -46,6 +48,15 @@ impl fmt::Display for Gap {
             }
         })
     }
+}
+
+/// What is not looked at in a container, and why: its `/etc` and `/run` are not the host's.
+pub fn not_looked_at() -> Option<String> {
+    container::is_known().then(|| {
+        "whether systemd-networkd or NetworkManager of the host changes our interfaces is not looked at: needs /etc and /run of the \
+         host, which are not mounted. deploy/host has the files that keep them from it"
+            .to_owned()
+    })
 }
 
 /// What those who run have not been told. What cannot be seen, in a container perhaps, is not there.

@@ -19,6 +19,7 @@ use crate::kernel::Kernel;
 use crate::kernel::inspection::SeenPod;
 use crate::kernel::snapshot::AttachedPod;
 use crate::machine::now;
+use crate::presence::Presence;
 use crate::published::Addresses;
 
 /// Something that does not hold, and how it can be put right.
@@ -137,7 +138,8 @@ fn judge(
     let kernel = KernelFacts {
         interfaces,
         gateways,
-        namespaces: namespaces.filter(|path| Path::new(path).exists()).collect(),
+        // What cannot be seen is not reported as gone.
+        namespaces: namespaces.filter(|path| Presence::of(Path::new(path)) != Presence::Gone).collect(),
     };
     let node = NodeFacts {
         name: me.clone(),

@@ -94,7 +94,9 @@ impl Kernel {
                 indexes.remove(device);
                 Ok(self.routes.execute_all([link::delete(*index)])?)
             }
-            Change::SetSysctl { path, value } => sysctl::set(path, value)
+            Change::SetSysctl { path, value } => self
+                .sysctls
+                .set(path, value)
                 .map_err(|source| Problem::Sysctl { source, command: sysctl::command(path, value) }),
             Change::InstallFilter(_) => Ok(self.filter.commit(desired.table.install(&desired.elements))?),
             Change::UpdateSet { set, add, remove } => {
@@ -145,7 +147,7 @@ fn may_be_gone(change: &Change) -> bool {
 enum Problem {
     #[error(transparent)]
     Netlink(#[from] Error),
-    #[error("{source}. Run `{command}` on the host, and make it last; or let the agent write /proc/sys")]
+    #[error("{source}. Run `{command}` on the host, and make it last; or {}", sysctl::remedy(source))]
     Sysctl { source: std::io::Error, command: String },
     #[error("its device is not there")]
     NoDevice,

@@ -1,6 +1,5 @@
 //! The interfaces of the node's probe endpoint, made as a plugin makes those of a pod.
 
-use std::fs;
 use std::fs::File;
 use std::os::fd::AsFd;
 
@@ -55,7 +54,7 @@ impl Kernel {
     pub fn make_probe(&mut self, namespace: &File, wiring: &Wiring) -> Result<u32, EndpointError> {
         let mut inside = namespace::within(namespace, || {
             // Where new namespaces begin without IPv6; where there is none, there is nothing to switch on.
-            let _ = fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "0");
+            let _ = self.sysctls.set("net/ipv6/conf/default/disable_ipv6", "0");
             RouteSocket::open()
         })??;
         let bridge = match wiring.attach {

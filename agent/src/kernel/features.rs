@@ -1,6 +1,8 @@
-//! What this kernel can do of what Polder uses, found out by trying it in a network namespace of its own.
+//! What this kernel can do of what Polder uses, found out by trying it in a network namespace of its own; or taken from what its
+//! release says, where no namespace can be made.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::io;
 use std::os::fd::AsFd;
 
 use polder_api::{Family, IfName, Mac};
@@ -8,11 +10,15 @@ use polder_ipam::record::{AttachMode, Backend, ClusterId, ClusterRecord, Masquer
 use polder_netlink::link::{Port, VethPair, Vxlan};
 use polder_netlink::nft::{Elements, FilterSocket};
 use polder_netlink::{Error, RouteSocket, link, namespace};
+use tracing::info;
 
-use super::{ruleset, sysctl};
+use super::ruleset;
+use super::sysctl::Sysctls;
+use crate::capability::Capability;
 
 /// What this kernel can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is there or not, whatever the others are")]
 pub struct Features {
     /// Bridge ports can be locked to a MAC address (Linux 5.18).
     pub locked_ports: bool,
@@ -20,14 +26,21 @@ pub struct Features {
     pub vxlan: bool,
     /// There is IPv6.
     pub ipv6: bool,
+    /// All of that was tried.
+    pub tried: bool,
 }
 
 /// The kernel lacks something without which there is no pod network.
 #[derive(Debug, thiserror::Error)]
 pub enum FeatureError {
-    /// A namespace to try things in cannot be made.
-    #[error("make a network namespace to try the kernel in: is the agent root, with CAP_SYS_ADMIN?")]
-    Namespace(#[source] std::io::Error),
+    /// The agent may not do what it is for.
+    #[error(
+        "polder-agent needs the capability NET_ADMIN, and does not have it: run it as root, or add NET_ADMIN to its container"
+    )]
+    NotAllowed,
+    /// A namespace to try things in cannot be used.
+    #[error("use a network namespace to try the kernel in")]
+    Namespace(#[source] io::Error),
     /// A thing that is needed does not work.
     #[error("the kernel cannot {what}: {remedy}")]
     Missing {
@@ -47,9 +60,21 @@ pub enum FeatureError {
 const TRIAL_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 
 impl Features {
-    /// Tries everything that is needed, and finds out what is there of the rest.
-    pub fn probe() -> Result<Self, FeatureError> {
-        namespace::in_a_new_one(probe).map_err(FeatureError::Namespace)?
+    /// Tries everything that is needed, and finds out what is there of the rest. Where nothing can be tried, it goes by the
+    /// kernel's release: what that does not tell shows in the first pass, which names what fails.
+    pub fn find_out(sysctls: &Sysctls) -> Result<Self, FeatureError> {
+        if !Capability::NetAdmin.is_held() {
+            return Err(FeatureError::NotAllowed);
+        }
+        let ipv6 = sysctls.has_family(Family::V6);
+        match namespace::in_a_new_one(probe) {
+            Ok(found) => found.map(|found| Self { ipv6, ..found }),
+            Err(error) => {
+                info!(%error, "the kernel is not tried before it is used: no network namespace can be made for that");
+                let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+                Ok(Self { locked_ports: locks_ports(&release), vxlan: true, ipv6, tried: false })
+            }
+        }
     }
 
     /// What is missing, and what that means.
@@ -61,6 +86,10 @@ impl Features {
             ),
             (self.vxlan, "there is no vxlan (module vxlan): only peers on the same link can be reached"),
             (self.ipv6, "there is no IPv6: pods get no IPv6 address"),
+            (
+                self.tried,
+                "not tried at the start: needs SYS_ADMIN. What the kernel lacks shows as a failure of the first pass",
+            ),
         ];
         consequences.iter().filter(|(there, _)| !there).map(|(_, what)| (*what).to_owned()).collect()
     }
@@ -90,7 +119,14 @@ fn probe() -> Result<Features, FeatureError> {
         .map_err(nftables)?;
     let vxlan = Vxlan { vni: 1, port: 8472, local: None, learning: false };
     let vxlan = socket.execute_all(link::create_vxlan("trialvx", &vxlan, TRIAL_MAC, 1450)).is_ok();
-    Ok(Features { locked_ports: port.locked, vxlan, ipv6: sysctl::has_family(Family::V6) })
+    Ok(Features { locked_ports: port.locked, vxlan, ipv6: true, tried: true })
+}
+
+/// Whether bridge ports of the kernel of that release can be locked. An older one takes the wish and ignores it.
+fn locks_ports(release: &str) -> bool {
+    let mut numbers = release.split(|character: char| !character.is_ascii_digit()).map(str::parse::<u32>);
+    let mut next = || numbers.next().and_then(Result::ok).unwrap_or(0);
+    (next(), next()) >= (5, 18)
 }
 
 /// Makes a port like a pod's, and reads back what the kernel made of it: older ones ignore what they do not know.
@@ -131,9 +167,21 @@ mod tests {
 
     #[test]
     fn what_a_kernel_lacks_is_said_with_what_it_means() {
-        let all = Features { locked_ports: true, vxlan: true, ipv6: true };
+        let all = Features { locked_ports: true, vxlan: true, ipv6: true, tried: true };
         assert_eq!(all.missing(), Vec::<String>::new());
         let old = Features { locked_ports: false, ..all };
         assert!(old.missing()[0].contains("5.18"), "{:?}", old.missing());
+        let untried = Features { tried: false, ..all };
+        assert!(untried.missing()[0].contains("SYS_ADMIN"), "{:?}", untried.missing());
+    }
+
+    #[test]
+    fn a_release_tells_whether_ports_can_be_locked() {
+        for release in ["5.18.0", "6.1.0-18-amd64", "6.18.44-fc", "10.0"] {
+            assert!(locks_ports(release), "{release}");
+        }
+        for release in ["5.15.0-100-generic", "4.19", "5.17.15", ""] {
+            assert!(!locks_ports(release), "{release}");
+        }
     }
 }

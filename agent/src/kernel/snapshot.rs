@@ -11,7 +11,6 @@ use polder_netlink::route::Target as KernelTarget;
 
 use super::Kernel;
 use super::state::{Actual, Device, Identity, OwnKind, OwnLink, PodLink, State, Target, Way};
-use super::sysctl;
 use crate::underlay::Facts;
 
 impl Kernel {
@@ -72,7 +71,7 @@ impl Kernel {
             sysctls: BTreeMap::new(),
             filter,
             indexes,
-            advertised_to: sysctl::advertised_to(),
+            advertised_to: self.sysctls.advertised_to(),
         })
     }
 

@@ -9,7 +9,7 @@ use polder_api::{BRIDGE, Family};
 use polder_netlink::Error;
 use polder_netlink::nft::foreign::{BaseChain, Condition, ForeignRule, Judged, Judgement};
 
-use super::{Kernel, ruleset, sysctl};
+use super::{Kernel, ruleset};
 use crate::host::firewall::Filter;
 use crate::host::limits::NeighbourLimits;
 use crate::host::managers;
@@ -29,10 +29,13 @@ impl Kernel {
             other_filters: self.other_filters()?,
             host_filters: if closed { self.foreign_filters(Judged::ForHost)? } else { Vec::new() },
             legacy_filters: Family::BOTH.into_iter().filter(|family| has_legacy_filter(*family)).collect(),
-            neighbours: Family::BOTH.into_iter().filter_map(neighbour_limits).collect(),
+            neighbours: Family::BOTH.into_iter().filter_map(|family| self.neighbour_limits(family)).collect(),
             bridge_ports: self.bridge_ports()?,
             gaps: managers::gaps(Path::new("/")),
-            filters_all_sources: sysctl::get("net/ipv4/conf/all/rp_filter").is_ok_and(|value| value != "0"),
+            filters_all_sources: self
+                .sysctls
+                .get("net/ipv4/conf/all/rp_filter")
+                .is_ok_and(|value| value != "0"),
         })
     }
 
@@ -48,6 +51,17 @@ impl Kernel {
             interfaces: interfaces.collect(),
             addresses: self.routes.addresses()?,
         })
+    }
+
+    fn neighbour_limits(&self, family: Family) -> Option<(Family, NeighbourLimits)> {
+        let limit = |name: &str| {
+            let folder = match family {
+                Family::V4 => "net/ipv4/neigh/default",
+                Family::V6 => "net/ipv6/neigh/default",
+            };
+            self.sysctls.get(&format!("{folder}/{name}")).ok()?.parse().ok()
+        };
+        Some((family, NeighbourLimits { soft: limit("gc_thresh2")?, hard: limit("gc_thresh3")? }))
     }
 
     fn bridge_ports(&mut self) -> Result<usize, Error> {
@@ -101,15 +115,4 @@ fn has_legacy_filter(family: Family) -> bool {
         Family::V6 => "/proc/net/ip6_tables_names",
     };
     fs::read_to_string(names).is_ok_and(|names| names.lines().any(|name| name == "filter"))
-}
-
-fn neighbour_limits(family: Family) -> Option<(Family, NeighbourLimits)> {
-    let limit = |name: &str| {
-        let folder = match family {
-            Family::V4 => "net/ipv4/neigh/default",
-            Family::V6 => "net/ipv6/neigh/default",
-        };
-        sysctl::get(&format!("{folder}/{name}")).ok()?.parse().ok()
-    };
-    Some((family, NeighbourLimits { soft: limit("gc_thresh2")?, hard: limit("gc_thresh3")? }))
 }

@@ -3,14 +3,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use anyhow::bail;
+use nix::errno::Errno;
 use polder_api::Family;
 use polder_ipam::record::AttachMode;
 
 use super::state::{Device, State};
 
-const ROOT: &str = "/proc/sys";
+/// Where the kernel has those of the network, of which all of ours are.
+pub const USUAL_FOLDER: &str = "/proc/sys/net";
+
+/// The settings as this process finds them: those of the network namespace of the thread that reads or writes, wherever
+/// they are mounted.
+#[derive(Debug, Clone)]
+pub struct Sysctls {
+    folder: PathBuf,
+}
 
 /// What the settings depend on.
 #[derive(Debug, Clone, Copy)]
@@ -100,71 +110,134 @@ pub fn may_be_missing(path: &str) -> bool {
     is_of_others || Family::BOTH.map(bridge_calls).contains(&path)
 }
 
-/// Reads the settings that are there.
-pub fn read<'a>(paths: impl IntoIterator<Item = &'a String>) -> BTreeMap<String, String> {
-    let value = |path: &String| Some((path.clone(), get(path).ok()?));
-    paths.into_iter().filter_map(value).collect()
-}
-
-/// Reads one setting.
-pub fn get(path: &str) -> io::Result<String> {
-    Ok(fs::read_to_string(full(path))?.trim().to_owned())
-}
-
-/// Writes one setting.
-pub fn set(path: &str, value: &str) -> io::Result<()> {
-    fs::write(full(path), value)
-}
-
-/// What the kernel changes together with that setting, and what it is now where that is not what the kernel would make of it
-/// when the setting is put back: `inet_forward_change` in `net/ipv4/devinet.c`, and `addrconf_fixup_forwarding` in
-/// `net/ipv6/addrconf.c`.
-pub fn dragged_along(path: &str) -> Vec<(String, String)> {
-    let folder = match path {
-        "net/ipv4/ip_forward" => "net/ipv4/conf",
-        "net/ipv6/conf/all/forwarding" => "net/ipv6/conf",
-        _ => return Vec::new(),
-    };
-    let interfaces = fs::read_dir(full(folder)).into_iter().flatten().flatten();
-    let names = interfaces.filter_map(|entry| entry.file_name().into_string().ok());
-    let forwarding = names.filter(|name| name != "all").map(|name| format!("{folder}/{name}/forwarding"));
-    let redirects = "net/ipv4/conf/all/accept_redirects".to_owned();
-    let all = forwarding.map(|path| (path, "1")).chain([(redirects, "0")]);
-    let is_so =
-        |(path, value): &(String, &str)| path.starts_with(folder) && get(path).is_ok_and(|now| now == *value);
-    all.filter(is_so).map(|(path, value)| (path, value.to_owned())).collect()
-}
-
-/// Whether this kernel has that family.
-pub fn has_family(family: Family) -> bool {
-    let folder = match family {
-        Family::V4 => "net/ipv4",
-        Family::V6 => "net/ipv6/conf/all",
-    };
-    full(folder).exists()
-}
-
-/// The `accept_ra` settings of interfaces of others that take in router advertisements only as long as the host does
-/// not forward IPv6, which it does not yet.
-pub fn advertised_to() -> Vec<String> {
-    if get("net/ipv6/conf/all/forwarding").is_ok_and(|value| value != "0") {
-        return Vec::new();
+impl Sysctls {
+    /// Those in that folder: `/proc/sys/net` itself, or the same mounted elsewhere. In a container that is not privileged
+    /// `/proc/sys` is read-only, and nothing can be mounted there.
+    pub fn at(folder: PathBuf) -> anyhow::Result<Self> {
+        let there = folder.join("ipv4");
+        if !there.is_dir() {
+            bail!(
+                "proc_sys_net {}: the kernel's settings of the network are not there. In a container, mount the host's \
+                 {USUAL_FOLDER} there",
+                folder.display()
+            );
+        }
+        Ok(Self { folder })
     }
-    let Ok(interfaces) = fs::read_dir(full("net/ipv6/conf")) else { return Vec::new() };
-    let names = interfaces.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let of_others = names.filter(|name| Device::named(name).is_none());
-    let paths = of_others.filter(|name| !["all", "default", "lo"].contains(&name.as_str()));
-    let paths = paths.map(|name| format!("net/ipv6/conf/{name}/accept_ra"));
-    paths.filter(|path| get(path).is_ok_and(|value| value == "1")).collect()
+
+    /// Reads the settings that are there.
+    pub fn read<'a>(&self, paths: impl IntoIterator<Item = &'a String>) -> BTreeMap<String, String> {
+        let value = |path: &String| Some((path.clone(), self.get(path).ok()?));
+        paths.into_iter().filter_map(value).collect()
+    }
+
+    /// Reads one setting.
+    pub fn get(&self, path: &str) -> io::Result<String> {
+        Ok(fs::read_to_string(self.full(path))?.trim().to_owned())
+    }
+
+    /// Writes one setting.
+    pub fn set(&self, path: &str, value: &str) -> io::Result<()> {
+        fs::write(self.full(path), value)
+    }
+
+    /// What the kernel changes together with that setting, and what it is now where that is not what the kernel would make of
+    /// it when the setting is put back: `inet_forward_change` in `net/ipv4/devinet.c`, and `addrconf_fixup_forwarding` in
+    /// `net/ipv6/addrconf.c`.
+    pub fn dragged_along(&self, path: &str) -> Vec<(String, String)> {
+        let folder = match path {
+            "net/ipv4/ip_forward" => "net/ipv4/conf",
+            "net/ipv6/conf/all/forwarding" => "net/ipv6/conf",
+            _ => return Vec::new(),
+        };
+        let names = self.interfaces(folder);
+        let forwarding = names.filter(|name| name != "all").map(|name| format!("{folder}/{name}/forwarding"));
+        let redirects = "net/ipv4/conf/all/accept_redirects".to_owned();
+        let all = forwarding.map(|path| (path, "1")).chain([(redirects, "0")]);
+        let is_so = |(path, value): &(String, &str)| {
+            path.starts_with(folder) && self.get(path).is_ok_and(|now| now == *value)
+        };
+        all.filter(is_so).map(|(path, value)| (path, value.to_owned())).collect()
+    }
+
+    /// Whether this kernel has that family.
+    pub fn has_family(&self, family: Family) -> bool {
+        let folder = match family {
+            Family::V4 => "net/ipv4",
+            Family::V6 => "net/ipv6/conf/all",
+        };
+        self.full(folder).exists()
+    }
+
+    /// The `accept_ra` settings of interfaces of others that take in router advertisements only as long as the host does
+    /// not forward IPv6, which it does not yet.
+    pub fn advertised_to(&self) -> Vec<String> {
+        if self.get("net/ipv6/conf/all/forwarding").is_ok_and(|value| value != "0") {
+            return Vec::new();
+        }
+        let of_others = self.interfaces("net/ipv6/conf").filter(|name| Device::named(name).is_none());
+        let paths = of_others.filter(|name| !["all", "default", "lo"].contains(&name.as_str()));
+        let paths = paths.map(|name| format!("net/ipv6/conf/{name}/accept_ra"));
+        paths.filter(|path| self.get(path).is_ok_and(|value| value == "1")).collect()
+    }
+
+    /// The names in a folder of settings of interfaces.
+    fn interfaces(&self, folder: &str) -> impl Iterator<Item = String> {
+        let entries = fs::read_dir(self.full(folder)).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok())
+    }
+
+    /// Where a setting is. The one place that knows.
+    fn full(&self, path: &str) -> PathBuf {
+        self.folder.join(path.strip_prefix("net/").unwrap_or(path))
+    }
 }
 
-fn full(path: &str) -> PathBuf {
-    Path::new(ROOT).join(path)
+/// What lets the agent make a setting that the kernel has refused, if it is a matter of what its container was granted.
+pub fn remedy(refused: &io::Error) -> &'static str {
+    match refused.raw_os_error().map(Errno::from_raw) {
+        // What runtimes do to /proc/sys in every container that is not privileged.
+        Some(Errno::EROFS) => {
+            "mount the host's /proc/sys/net into the agent's container and name it with proc_sys_net"
+        }
+        Some(Errno::EPERM) => "give the agent the capability NET_ADMIN",
+        Some(Errno::EACCES) => {
+            "let AppArmor or SELinux allow it; in a container, mount the host's /proc/sys/net and name it with proc_sys_net"
+        }
+        _ => "let the agent write it",
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn settings_are_read_and_written_where_they_are_mounted() {
+        let folder = tempfile::tempdir().unwrap();
+        let refused = Sysctls::at(folder.path().to_owned()).unwrap_err().to_string();
+        assert!(refused.contains("proc_sys_net") && refused.contains("mount"), "{refused}");
+        let all = folder.path().join("ipv6/conf/all");
+        fs::create_dir_all(folder.path().join("ipv4/conf")).unwrap();
+        fs::create_dir_all(&all).unwrap();
+        fs::create_dir_all(folder.path().join("ipv6/conf/eth0")).unwrap();
+        fs::write(all.join("forwarding"), "0\n").unwrap();
+        fs::write(folder.path().join("ipv6/conf/eth0/accept_ra"), "1\n").unwrap();
+        let sysctls = Sysctls::at(folder.path().to_owned()).unwrap();
+        assert!(sysctls.has_family(Family::V6) && sysctls.has_family(Family::V4));
+        assert_eq!(sysctls.advertised_to(), ["net/ipv6/conf/eth0/accept_ra"]);
+        sysctls.set("net/ipv6/conf/all/forwarding", "1").unwrap();
+        assert_eq!(fs::read_to_string(all.join("forwarding")).unwrap(), "1");
+        assert_eq!(sysctls.get("net/ipv6/conf/all/forwarding").unwrap(), "1");
+    }
+
+    #[test]
+    fn each_refusal_of_a_setting_has_its_own_remedy() {
+        let remedy = |errno: Errno| remedy(&io::Error::from(errno));
+        assert!(remedy(Errno::EROFS).contains("proc_sys_net"));
+        assert!(remedy(Errno::EPERM).contains("NET_ADMIN"));
+        assert!(remedy(Errno::EACCES).contains("AppArmor"));
+    }
 
     #[test]
     fn single_interfaces_are_set_after_the_setting_that_changes_them_all() {

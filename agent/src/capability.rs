@@ -1,0 +1,55 @@
+//! What the kernel allows this process beyond its user: capabilities(7), by the names that Kubernetes gives them.
+
+use std::fmt;
+use std::fs;
+
+/// A capability that something of the agent depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Capability {
+    /// For devices, routes, filters and kernel settings.
+    NetAdmin = 12,
+    /// For probing peers.
+    NetRaw = 13,
+    /// For network namespaces: making them, and entering those of pods.
+    SysAdmin = 21,
+}
+
+impl fmt::Display for Capability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NetAdmin => "NET_ADMIN",
+            Self::NetRaw => "NET_RAW",
+            Self::SysAdmin => "SYS_ADMIN",
+        })
+    }
+}
+
+impl Capability {
+    /// Whether this process has it. If that cannot be read, it is taken to have it: the kernel will say.
+    pub fn is_held(self) -> bool {
+        fs::read_to_string("/proc/self/status").ok().and_then(|status| self.is_in(&status)).unwrap_or(true)
+    }
+
+    fn is_in(self, status: &str) -> Option<bool> {
+        let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+        let set = u64::from_str_radix(effective.trim(), 16).ok()?;
+        Some(set >> (self as u32) & 1 == 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_of_a_container_that_has_only_what_was_added_are_told_apart() {
+        // `drop: [ALL]`, `add: [NET_ADMIN, NET_RAW]`.
+        let status = "Name:\tpolder-agent\nCapPrm:\t0000000000003000\nCapEff:\t0000000000003000\n";
+        let held = |capability: Capability| capability.is_in(status);
+        assert_eq!(held(Capability::NetAdmin), Some(true));
+        assert_eq!(held(Capability::NetRaw), Some(true));
+        assert_eq!(held(Capability::SysAdmin), Some(false));
+        assert_eq!(Capability::NetAdmin.is_in("CapEff:\t0000000000002000\n"), Some(false));
+        assert_eq!(Capability::NetAdmin.is_in("no such line"), None);
+    }
+}
