@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
@@ -19,6 +20,7 @@ use prometheus_client::metrics::family::Family as Metrics;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
+use tokio::time::timeout;
 use tracing::warn;
 
 use crate::agent::Agent;
@@ -33,12 +35,41 @@ pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 /// Serves for ever.
 pub async fn run(agent: Arc<Agent>, listener: TcpListener) {
     let router = Router::new()
-        .route("/livez", get(|| async { "ok\n" }))
+        .route("/livez", get(live))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .with_state(agent);
     if let Err(error) = axum::serve(listener, router).await {
         warn!(%error, "health and metrics are not served any more");
+    }
+}
+
+/// How long a thread of the agent may be busy before it is taken to stand still. The longest that one is busy is a pass over the
+/// kernel's state, which with 5,000 peers takes a second.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Whether the threads that the agent cannot do without still do their work. It is no matter of the store or of peers: a
+/// restart of the agent would not help there.
+async fn live(State(agent): State<Arc<Agent>>) -> (StatusCode, String) {
+    let (ledger, kernel, pods) = tokio::join!(
+        timeout(PATIENCE, agent.ipam.run(|_| ())),
+        timeout(PATIENCE, agent.kernel.run(|_| ())),
+        timeout(PATIENCE, agent.pods.run(|_| ())),
+    );
+    let parts = [("ledger", ledger), ("kernel", kernel), ("pods", pods)];
+    let still = parts.into_iter().filter(|(_, answer)| answer.is_err());
+    let said: Vec<String> = still
+        .map(|(name, _)| {
+            format!(
+                "the agent's thread {name} has not answered for {} s: restart the agent\n",
+                PATIENCE.as_secs()
+            )
+        })
+        .collect();
+    if said.is_empty() {
+        (StatusCode::OK, "ok\n".to_owned())
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, said.concat())
     }
 }
 

@@ -13,6 +13,7 @@ use crate::kernel_state;
 use crate::node::{self, Node, Process};
 use crate::pod::Pod;
 use crate::scripted::SCRIPTED_PLUGINS;
+use crate::standstill;
 use crate::wait;
 
 /// Where Debian's package containernetworking-plugins has its plugins.
@@ -147,6 +148,12 @@ impl Worker {
             let flush = flush.map_err(|error| error.to_string())?;
             flush.status.success().then_some(()).ok_or(String::from_utf8_lossy(&flush.stderr).into_owned())
         });
+    }
+
+    /// Does something while the agent's thread of that name stands still, and the others go on.
+    pub fn while_thread_stands_still<T>(&self, thread: &str, job: impl FnOnce() -> T) -> T {
+        let agent = self.agent.as_ref().and_then(Process::pid).expect("the agent runs");
+        standstill::while_thread(agent, thread, job)
     }
 
     /// Pulls the node's plug, and boots it again, without network and without agent.

@@ -24,6 +24,7 @@ pub mod random;
 pub mod runtime;
 pub mod sabotage;
 pub mod scripted;
+pub mod standstill;
 pub mod steps;
 pub mod talk;
 pub mod tls;

@@ -212,6 +212,11 @@ impl Drop for Node {
 }
 
 impl Process {
+    /// Its number, as the host knows it, if it lived long enough to be seen.
+    pub(crate) fn pid(&self) -> Option<Pid> {
+        self.pid
+    }
+
     /// Sends it a signal.
     fn signal(&self, signal: Signal) {
         if let Some(pid) = self.pid {

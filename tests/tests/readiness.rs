@@ -268,3 +268,18 @@ fn a_way_that_loses_long_packets_is_named() {
     lab.workers.iter().for_each(wait_for_no_problem);
     wait::until_true("the way to be wide enough", || probed(&lab.workers[0], "n2") == "answers");
 }
+
+#[test]
+fn an_agent_of_which_a_thread_stands_still_is_not_alive_and_says_which() {
+    let lab = Lab::start(Topology::one_segment(1));
+    let worker = &lab.workers[0];
+    for thread in ["ledger", "kernel"] {
+        let (code, said) = worker.while_thread_stands_still(thread, || worker.http("/livez"));
+        assert_eq!(code, 503, "{said}");
+        assert!(
+            said.contains(&format!("thread {thread} has not answered")) && said.lines().count() == 1,
+            "{said}"
+        );
+        assert_eq!(worker.http("/livez"), (200, "ok\n".to_owned()), "it goes on");
+    }
+}
