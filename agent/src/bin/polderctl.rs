@@ -12,10 +12,12 @@ use polder_agent::config::{Flags, Places};
 use polder_agent::ctl;
 use polder_agent::ctl::command::{BlockCommand, IpamCommand, PoolCommand};
 use polder_agent::exit::{self, Exit};
+use polder_agent::plugins;
 use polder_agent::uninstall::{Attached, uninstall};
 use polder_api::client::Client;
 use polder_api::message::{Removal, Reply, Request};
 use polder_api::{Backend, DEFAULT_SOCKET, NodeName};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// How long the agent has to answer: it asks all nodes, for a check.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -63,6 +65,12 @@ enum Command {
         /// Cut off the pods that are still attached
         #[arg(long)]
         with_pods: bool,
+        /// Delete the plugins from this folder, too
+        #[arg(long, value_name = "DIR")]
+        cni_bin_dir: Option<PathBuf>,
+        /// Do not end when all is done, until told to: for a DaemonSet, which starts again what ends
+        #[arg(long)]
+        stay: bool,
     },
     /// The nodes of the cluster
     #[command(subcommand)]
@@ -125,7 +133,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let exit = match run(&arguments) {
         Ok((text, exit)) => match io::stdout().write_all(text.as_bytes()) {
-            Ok(()) => exit,
+            Ok(()) => stay(&arguments.command).map_or(Exit::Failed, |()| exit),
             // Whoever reads has read enough.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => exit,
             Err(error) => {
@@ -139,6 +147,17 @@ fn main() -> ExitCode {
         }
     };
     exit.into()
+}
+
+/// Waits until it is told to end, if it was asked to stay.
+fn stay(command: &Command) -> io::Result<()> {
+    if !matches!(command, Command::Uninstall { stay: true, .. }) {
+        return Ok(());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        signal(SignalKind::terminate())?.recv().await.ok_or(io::ErrorKind::BrokenPipe.into())
+    })
 }
 
 /// Ends the program, because an argument is wrong: says what, as for what `clap` finds.
@@ -169,7 +188,7 @@ fn confirms(message: &str, pods: u64) -> anyhow::Result<bool> {
 /// What is to be printed, and how the command ends.
 fn run(arguments: &Arguments) -> anyhow::Result<(String, Exit)> {
     let request = match &arguments.command {
-        Command::Uninstall { config, state_dir, cni_conf_dir, node, with_pods } => {
+        Command::Uninstall { config, state_dir, cni_conf_dir, node, with_pods, cni_bin_dir, stay: _ } => {
             let places = Places::load(&Flags {
                 config: config.clone(),
                 node: node.clone(),
@@ -179,7 +198,12 @@ fn run(arguments: &Arguments) -> anyhow::Result<(String, Exit)> {
                 ..Flags::default()
             })?;
             let attached = if *with_pods { Attached::CutOff } else { Attached::Stay };
-            let done = uninstall(&places, attached)?;
+            let mut done = uninstall(&places, attached)?;
+            if let Some(folder) = cni_bin_dir {
+                let deleted = plugins::remove(folder)
+                    .with_context(|| format!("delete the plugins in {}", folder.display()))?;
+                done.extend(deleted.iter().map(|path| format!("{} is deleted", path.display())));
+            }
             return Ok((lines(&done, arguments.output)?, Exit::Fine));
         }
         Command::Status => Request::Status,
