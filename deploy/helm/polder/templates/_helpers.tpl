@@ -1,0 +1,72 @@
+{{- define "polder.labels" -}}
+app.kubernetes.io/name: polder
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "polder.image" -}}
+{{- if .Values.image.digest -}}
+{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- else -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end -}}
+{{- end }}
+
+{{- /* Whether etcd wants certificates: the agent refuses a mixture of http:// and https://. */ -}}
+{{- define "polder.tls" -}}
+{{- with .Values.etcd.endpoints }}{{ if hasPrefix "https://" (first .) }}true{{ end }}{{ end -}}
+{{- end }}
+
+{{- /* What every container gets besides its capabilities. User 0 without a capability is what owns the host's folders. */ -}}
+{{- define "polder.security" -}}
+runAsUser: 0
+runAsGroup: 0
+runAsNonRoot: false
+privileged: false
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+seccompProfile:
+  type: RuntimeDefault
+{{- if semverCompare ">=1.30.0-0" .Capabilities.KubeVersion.Version }}
+appArmorProfile:
+  type: RuntimeDefault
+{{- end }}
+{{- with .Values.seLinuxType }}
+seLinuxOptions:
+  type: {{ . }}
+{{- end }}
+{{- end }}
+
+{{- /* What the pods of both DaemonSets have in common. */ -}}
+{{- define "polder.pod" -}}
+hostNetwork: true
+dnsPolicy: Default
+enableServiceLinks: false
+automountServiceAccountToken: false
+serviceAccountName: polder
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "polder.nodeName" -}}
+- name: NODE_NAME
+  valueFrom:
+    fieldRef:
+      fieldPath: spec.nodeName
+{{- end }}
