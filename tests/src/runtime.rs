@@ -1,20 +1,23 @@
 //! A real container runtime on a node of the lab: containerd, driven over CRI as kubelet does it.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
-    ContainerConfig, ContainerMetadata, CreateContainerRequest, ExecSyncRequest, ImageSpec,
-    LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxMetadata, PodSandboxStatusRequest,
-    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopPodSandboxRequest,
+    ContainerConfig, ContainerMetadata, ContainerState, ContainerStatusRequest, CreateContainerRequest,
+    ExecSyncRequest, ImageSpec, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode,
+    NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PodSandboxStatusRequest, RemoveContainerRequest,
+    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopContainerRequest,
+    StopPodSandboxRequest,
 };
 use tonic::transport::{Channel, Endpoint};
 
 use crate::agent::{CNI_PLUGINS, Worker, dist};
 use crate::cgroup;
 use crate::image::{self, IMAGE};
-use crate::node::Process;
+use crate::node::{Node, Process};
 use crate::wait;
 
 const SOCKET: &str = "/run/containerd/containerd.sock";
@@ -26,7 +29,21 @@ pub struct Runtime {
     tokio: tokio::runtime::Runtime,
     client: RuntimeServiceClient<Channel>,
     cgroup: String,
+    path: String,
+    attempts: AtomicU32,
 }
+
+/// The folders of a node in which the runtime looks for CNI plugins and their configuration.
+#[derive(Debug, Clone, Copy)]
+pub struct CniFolders {
+    /// Plugins.
+    pub plugins: &'static str,
+    /// Configuration.
+    pub configuration: &'static str,
+}
+
+/// Those of the lab, of its own.
+const LAB_FOLDERS: CniFolders = CniFolders { plugins: "/run/cni/bin", configuration: "/run/cni/net.d" };
 
 /// A pod as the runtime knows it.
 #[derive(Debug, Clone)]
@@ -77,42 +94,46 @@ impl Release {
 impl Runtime {
     /// Starts containerd on a node whose agent serves, with all that it uses in the node's own folders.
     pub fn start(worker: &Worker, release: &Release) -> Self {
-        let node = &worker.node;
-        let path = format!("PATH={}", release.path());
-        node.shell("mkdir -p /run/cni/bin");
-        let others = ["loopback", "tuning"].map(|name| Path::new(CNI_PLUGINS).join(name));
-        let plugins = [&others[..], &[dist().join("polder")]].concat();
-        for plugin in plugins {
-            node.shell(&format!("ln -s {} /run/cni/bin/", plugin.display()));
+        worker.node.shell("mkdir -p /run/cni/bin");
+        for plugin in [dist().join("polder"), Path::new(CNI_PLUGINS).join("tuning")] {
+            worker.node.shell(&format!("ln -s {} /run/cni/bin/", plugin.display()));
         }
-        node.write("/etc/containerd/config.toml", &config());
+        let runtime = Self::start_without_network(&worker.node, release, LAB_FOLDERS);
+        runtime.wait_for_network();
+        runtime
+    }
+
+    /// Starts containerd on a node that nothing of Polder is on. Of CNI it has what comes with it: the plugin for loopback.
+    pub fn start_without_network(node: &Node, release: &Release, cni: CniFolders) -> Self {
+        let path = format!("PATH={}", release.path());
+        node.shell(&format!("mkdir -p {}; ln -s {CNI_PLUGINS}/loopback {}/", cni.plugins, cni.plugins));
+        node.write("/etc/containerd/config.toml", &config(cni));
         let containerd = node.spawn(
             node.command("env").args([&path, "containerd", "--config", "/etc/containerd/config.toml"]),
             "containerd.log",
         );
-        let archive = image::make(&node.folder().join("image"));
-        wait::until("containerd to import the image", || {
-            let mut ctr = node.command("env");
-            let import = ctr
-                .args([&path, "ctr", "--address", SOCKET, "--namespace", "k8s.io", "images", "import"])
-                .arg(&archive);
-            let import = import.output().map_err(|error| error.to_string())?;
-            let said = String::from_utf8_lossy(&import.stderr).into_owned();
-            if import.status.success() { Ok(()) } else { Err(said + &node.log("containerd.log")) }
-        });
+        import(node, &path, &image::make(&node.folder().join("image")));
         let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let url = format!("unix://{}", node.outside(Path::new(SOCKET)).display());
         let connect = async { Endpoint::from_shared(url)?.timeout(Duration::from_secs(60)).connect().await };
         let channel = tokio.block_on(connect).expect("containerd listens");
         let cgroup = cgroup::of_node(node.folder());
-        let runtime =
-            Self { _containerd: containerd, tokio, client: RuntimeServiceClient::new(channel), cgroup };
-        runtime.wait_for_network();
-        runtime
+        let (client, attempts) = (RuntimeServiceClient::new(channel), AtomicU32::new(0));
+        Self { _containerd: containerd, tokio, client, cgroup, path, attempts }
+    }
+
+    /// Puts the image in that archive where the runtime finds it.
+    pub fn import(&self, node: &Node, archive: &Path) {
+        import(node, &self.path, archive);
+    }
+
+    /// A number that no container of this runtime has had.
+    pub fn next_attempt(&self) -> u32 {
+        self.attempts.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Waits until the runtime says that the network is ready, as kubelet does.
-    fn wait_for_network(&self) {
+    pub fn wait_for_network(&self) {
         wait::until("the runtime's network to be ready", || self.network_problem().map_or(Ok(()), Err));
     }
 
@@ -151,6 +172,37 @@ impl Runtime {
             linux: Some(LinuxPodSandboxConfig { cgroup_parent: self.cgroup.clone(), ..Default::default() }),
             ..Default::default()
         };
+        self.run_sandbox(config)
+    }
+
+    /// Runs a pod sandbox on the host's network; the logs of its containers are in that folder.
+    pub fn run_host_pod(&self, name: &str, logs: &str) -> Sandbox {
+        let config = PodSandboxConfig {
+            metadata: Some(PodSandboxMetadata {
+                name: name.to_owned(),
+                uid: format!("uid-{name}"),
+                namespace: "polder-system".to_owned(),
+                attempt: self.next_attempt(),
+            }),
+            log_directory: logs.to_owned(),
+            linux: Some(LinuxPodSandboxConfig {
+                cgroup_parent: self.cgroup.clone(),
+                security_context: Some(LinuxSandboxSecurityContext {
+                    namespace_options: Some(NamespaceOption {
+                        network: NamespaceMode::Node.into(),
+                        pid: NamespaceMode::Container.into(),
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        self.run_sandbox(config).unwrap_or_else(|error| panic!("containerd: {error}"))
+    }
+
+    fn run_sandbox(&self, config: PodSandboxConfig) -> Result<Sandbox, String> {
         let request = RunPodSandboxRequest { config: Some(config.clone()), ..Default::default() };
         let id = self.call(async |mut client| client.run_pod_sandbox(request.clone()).await)?.pod_sandbox_id;
         let status = PodSandboxStatusRequest { pod_sandbox_id: id.clone(), verbose: false };
@@ -171,6 +223,11 @@ impl Runtime {
                 .collect(),
             ..Default::default()
         };
+        self.start_container(pod, config)
+    }
+
+    /// Runs a container of that configuration in a pod; its ID.
+    pub fn start_container(&self, pod: &Sandbox, config: ContainerConfig) -> String {
         let request = CreateContainerRequest {
             pod_sandbox_id: pod.id.clone(),
             config: Some(config),
@@ -183,13 +240,31 @@ impl Runtime {
         container_id
     }
 
+    /// How a container has ended, if it has.
+    pub fn exit_code(&self, container: &str) -> Option<i32> {
+        let request = ContainerStatusRequest { container_id: container.to_owned(), verbose: false };
+        let status = self.must(async |mut client| client.container_status(request.clone()).await);
+        let status = status.status.expect("a container has a status");
+        (status.state == i32::from(ContainerState::ContainerExited)).then_some(status.exit_code)
+    }
+
+    /// Ends a container, as kubelet does, and removes it.
+    pub fn remove_container(&self, container: &str) {
+        let stop = StopContainerRequest { container_id: container.to_owned(), timeout: 10 };
+        self.must(async |mut client| client.stop_container(stop.clone()).await);
+        let remove = RemoveContainerRequest { container_id: container.to_owned() };
+        self.must(async |mut client| client.remove_container(remove.clone()).await);
+    }
+
     /// Runs a busybox command in a container to its end.
     pub fn exec(&self, container: &str, command: &[&str]) -> Said {
-        let request = ExecSyncRequest {
-            container_id: container.to_owned(),
-            cmd: std::iter::once("/bin/busybox").chain(command.iter().copied()).map(str::to_owned).collect(),
-            timeout: 20,
-        };
+        self.exec_program(container, &[&["/bin/busybox"], command].concat())
+    }
+
+    /// Runs a program in a container to its end.
+    pub fn exec_program(&self, container: &str, command: &[&str]) -> Said {
+        let cmd = command.iter().map(|word| (*word).to_owned()).collect();
+        let request = ExecSyncRequest { container_id: container.to_owned(), cmd, timeout: 20 };
         let said = self.must(async |mut client| client.exec_sync(request.clone()).await);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
         Said { code: said.exit_code, output: text(&said.stdout), errors: text(&said.stderr) }
@@ -224,7 +299,27 @@ impl Runtime {
     }
 }
 
-fn config() -> String {
+impl Sandbox {
+    /// The pod's name.
+    pub fn name(&self) -> &str {
+        self.config.metadata.as_ref().map(|metadata| metadata.name.as_str()).unwrap_or_default()
+    }
+}
+
+fn import(node: &Node, path: &str, archive: &Path) {
+    wait::until("containerd to import the image", || {
+        let mut ctr = node.command("env");
+        let import = ctr
+            .args([path, "ctr", "--address", SOCKET, "--namespace", "k8s.io", "images", "import"])
+            .arg(archive);
+        let import = import.output().map_err(|error| error.to_string())?;
+        let said = String::from_utf8_lossy(&import.stderr).into_owned();
+        if import.status.success() { Ok(()) } else { Err(said + &node.log("containerd.log")) }
+    });
+}
+
+fn config(cni: CniFolders) -> String {
+    let CniFolders { plugins, configuration } = cni;
     format!(
         r#"version = 2
 root = "/var/lib/containerd"
@@ -238,8 +333,8 @@ restrict_oom_score_adj = true
 [plugins."io.containerd.grpc.v1.cri".containerd]
 snapshotter = "native"
 [plugins."io.containerd.grpc.v1.cri".cni]
-bin_dir = "/run/cni/bin"
-conf_dir = "/run/cni/net.d"
+bin_dir = "{plugins}"
+conf_dir = "{configuration}"
 "#
     )
 }

@@ -1,0 +1,113 @@
+//! What a pod of a DaemonSet in `deploy/kubernetes` says, as kubelet reads it: the manifest is the only source of it.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+/// The documents of a manifest.
+#[derive(Debug, Clone)]
+pub struct Manifest(Vec<Value>);
+
+/// A container of a pod, as it is written, and as a test changes it.
+#[derive(Debug, Clone)]
+pub struct Container(pub Value);
+
+impl Manifest {
+    /// Reads `deploy/kubernetes/NAME/polder.yaml`.
+    pub fn read(name: &str) -> Self {
+        let path =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes").join(name).join("polder.yaml");
+        let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        Self(serde_saphyr::from_multiple(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
+    }
+
+    /// The one document of that kind.
+    pub fn document(&self, kind: &str) -> &Value {
+        let mut found = self.0.iter().filter(|document| document["kind"] == kind);
+        let document = found.next().unwrap_or_else(|| panic!("there is no {kind}"));
+        assert!(found.next().is_none(), "there is more than one {kind}");
+        document
+    }
+
+    /// A file of the ConfigMap.
+    pub fn config(&self, file: &str) -> String {
+        text(&self.document("ConfigMap")["data"][file])
+    }
+
+    /// What the pods of the DaemonSet are.
+    pub fn pod(&self) -> &Value {
+        &self.document("DaemonSet")["spec"]["template"]["spec"]
+    }
+
+    /// The pod's containers of that list, `initContainers` or `containers`.
+    pub fn containers(&self, list: &str) -> Vec<Container> {
+        self.pod()[list].as_array().into_iter().flatten().cloned().map(Container).collect()
+    }
+
+    /// The one container of that list.
+    pub fn container(&self, list: &str) -> Container {
+        let [container] = <[Container; 1]>::try_from(self.containers(list)).expect("one container");
+        container
+    }
+
+    /// The pod's volume of that name.
+    pub fn volume(&self, name: &str) -> &Value {
+        let mut volumes = self.pod()["volumes"].as_array().into_iter().flatten();
+        volumes.find(|volume| volume["name"] == name).unwrap_or_else(|| panic!("there is no volume {name}"))
+    }
+}
+
+impl Container {
+    /// Its name.
+    pub fn name(&self) -> String {
+        text(&self.0["name"])
+    }
+
+    /// A list of words in it, like `args`.
+    pub fn words(&self, list: &str) -> Vec<String> {
+        self.0[list].as_array().into_iter().flatten().map(text).collect()
+    }
+
+    /// The names of the volumes that are mounted.
+    pub fn mounts(&self) -> Vec<String> {
+        self.0["volumeMounts"].as_array().into_iter().flatten().map(|mount| text(&mount["name"])).collect()
+    }
+
+    /// The capabilities that are added.
+    pub fn capabilities(&self) -> Vec<String> {
+        let added = self.0["securityContext"]["capabilities"]["add"].as_array();
+        added.into_iter().flatten().map(text).collect()
+    }
+
+    /// The same without that mount.
+    #[must_use]
+    pub fn without_mount(mut self, name: &str) -> Self {
+        let mounts = self.0["volumeMounts"].as_array_mut().expect("it has mounts");
+        mounts.retain(|mount| mount["name"] != name);
+        self
+    }
+
+    /// The same with that mount as it is by default: what the host mounts there later does not appear.
+    #[must_use]
+    pub fn without_propagation(mut self, name: &str) -> Self {
+        let mounts = self.0["volumeMounts"].as_array_mut().into_iter().flatten();
+        mounts
+            .filter(|mount| mount["name"] == name)
+            .for_each(|mount| mount["mountPropagation"] = "None".into());
+        self
+    }
+
+    /// The same without that capability.
+    #[must_use]
+    pub fn without_capability(mut self, name: &str) -> Self {
+        let added = self.0["securityContext"]["capabilities"]["add"].as_array_mut().expect("some are added");
+        added.retain(|capability| capability != name);
+        self
+    }
+}
+
+/// A word of a manifest.
+pub fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_else(|| panic!("{value} is no text")).to_owned()
+}

@@ -1,0 +1,324 @@
+//! The agent in a container: from the image of `scripts/image`, with what the manifest in `deploy/kubernetes` grants and nothing
+//! else, started by containerd over CRI as kubelet does it.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use polder_tests::agent::{Worker, dist};
+use polder_tests::kubelet::{Kubelet, Started};
+use polder_tests::manifest::{Container, Manifest};
+use polder_tests::runtime::{CniFolders, Release, Runtime, Sandbox};
+use polder_tests::tls::Authority;
+use polder_tests::{Lab, Topology, node, wait};
+
+/// As the manifest has them.
+const CNI: CniFolders = CniFolders { plugins: "/opt/cni/bin", configuration: "/etc/cni/net.d" };
+
+/// Nodes with a runtime and the image, and nothing of Polder.
+struct Cluster {
+    // Dropped first: they run on the lab's nodes.
+    runtimes: Vec<Runtime>,
+    lab: Lab,
+    manifest: Manifest,
+    authority: Authority,
+    _folder: tempfile::TempDir,
+}
+
+impl Cluster {
+    fn start(topology: Topology, with_runtime: usize) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = Authority::new(folder.path(), "polder-lab");
+        let lab = Lab::build_with_tls(topology, |addresses| Some(authority.for_etcd(addresses)));
+        let image = image(folder.path());
+        let start = |worker: &Worker| {
+            // Also what a host shares with its containers, as systemd makes it, and a folder for plugins of the node's own.
+            worker.node.shell("mount --make-rshared /; mount -t tmpfs tmpfs /opt");
+            let runtime = Runtime::start_without_network(&worker.node, &Release::Installed, CNI);
+            runtime.import(&worker.node, &image);
+            runtime
+        };
+        let runtimes = lab.workers.iter().take(with_runtime).map(start).collect();
+        Self { runtimes, lab, manifest: Manifest::read("base"), authority, _folder: folder }
+    }
+
+    /// The part of kubelet that starts the agent's pods on a node, with its volumes.
+    fn kubelet(&self, number: usize) -> Kubelet<'_> {
+        self.kubelet_for(number, &self.manifest)
+    }
+
+    fn kubelet_for<'a>(&'a self, number: usize, manifest: &'a Manifest) -> Kubelet<'a> {
+        let worker = &self.lab.workers[number];
+        let kubelet = Kubelet { node: &worker.node, runtime: &self.runtimes[number], manifest };
+        let (etcd, given) = (self.lab.etcd.endpoints(), manifest.config("agent.toml"));
+        let config = given.replace("https://192.0.2.10:2379", &etcd[0]);
+        assert_ne!(config, given, "the manifest says where to put the endpoints of etcd");
+        kubelet.write("config", &[("agent.toml", &config)]);
+        let (certificate, key) = self.authority.sign(worker.name(), &[]);
+        let files = [self.authority.ca(), certificate, key].map(|path| fs::read_to_string(path).unwrap());
+        let names = ["ca.crt", "tls.crt", "tls.key"];
+        let files: Vec<_> = names.into_iter().zip(files.iter().map(String::as_str)).collect();
+        kubelet.write("etcd", &files);
+        kubelet
+    }
+}
+
+/// The image, made of the binaries that are tested.
+fn image(folder: &Path) -> PathBuf {
+    let file = folder.join("polder.tar");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/image");
+    node::output(Command::new(script).arg("--from").arg(dist()).arg("--to").arg(&file));
+    file
+}
+
+#[test]
+fn the_image_has_the_static_binaries_and_nothing_else_and_is_the_same_each_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = image(folder.path());
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/image");
+    let again = folder.path().join("again.tar");
+    let mut masked = Command::new("sh");
+    masked.args(["-c", "umask 077; exec \"$@\"", "sh"]).arg(script);
+    node::output(masked.arg("--from").arg(dist()).arg("--to").arg(&again));
+    assert!(fs::read(&first).unwrap() == fs::read(&again).unwrap(), "two runs give other bytes");
+
+    let file =
+        |name: &str| node::output(Command::new("tar").arg("-xOf").arg(&first).arg(format!("./{name}")));
+    let json = |name: &str| serde_json::from_str::<serde_json::Value>(&file(name)).unwrap();
+    let image = &json("manifest.json")[0];
+    assert_eq!(json(image["Config"].as_str().unwrap())["config"]["Env"][1], "container=oci");
+    let layer = folder.path().join("layer.tar");
+    let mut extract = Command::new("tar");
+    extract
+        .arg("-xf")
+        .arg(&first)
+        .arg("-C")
+        .arg(folder.path())
+        .arg(format!("./{}", image["Layers"][0].as_str().unwrap()));
+    node::output(&mut extract);
+    fs::rename(folder.path().join(image["Layers"][0].as_str().unwrap()), &layer).unwrap();
+    let list = node::output(Command::new("tar").arg("-tf").arg(&layer));
+    let files: Vec<_> = list.lines().filter(|path| !path.ends_with('/')).collect();
+    let programs =
+        ["polder", "polder-agent", "polder-ipam", "polderctl"].map(|name| format!("./usr/local/bin/{name}"));
+    assert_eq!(files, programs);
+}
+
+fn wait_until_ready(worker: &Worker) {
+    worker.wait_for_status("the agent to be ready", |status| (status["ready"] == true).then_some(()));
+}
+
+/// Runs a pod with a server that says who asks.
+fn serve(runtime: &Runtime, name: &str) -> (Sandbox, String) {
+    let sandbox = runtime.run_pod(name);
+    let container =
+        runtime.run_container(&sandbox, "server", &["httpd", "-f", "-h", "/www", "-p", "0.0.0.0:8080"]);
+    (sandbox, container)
+}
+
+/// Who the server takes the client for.
+fn seen(runtime: &Runtime, client: &str, server: &str) -> String {
+    let get = format!(r"printf 'GET /cgi-bin/who HTTP/1.0\r\n\r\n' | busybox nc -w 5 {server} 8080");
+    wait::until(&format!("{server} to answer"), || {
+        let said = runtime.exec(client, &["sh", "-c", &get]);
+        let answers = said.output.starts_with("HTTP/1.1 200");
+        if answers {
+            Ok(said.output.lines().last().unwrap_or_default().to_owned())
+        } else {
+            Err(format!("{said:?}"))
+        }
+    })
+}
+
+#[test]
+fn the_agent_runs_as_its_manifest_says_and_pods_of_all_nodes_reach_each_other() {
+    let cluster = Cluster::start(Topology::two_segments(), 3);
+    let kubelets: Vec<_> = (0..3).map(|number| cluster.kubelet(number)).collect();
+    let mut agents: Vec<_> = kubelets.iter().map(|kubelet| kubelet.run("polder")).collect();
+    cluster.lab.workers.iter().for_each(wait_until_ready);
+    for ((kubelet, (_, agent)), worker) in kubelets.iter().zip(&agents).zip(&cluster.lab.workers) {
+        assert_eq!(worker.http("/livez").0, 200);
+        assert_eq!(worker.http("/readyz"), (200, "ok\n".to_owned()));
+        let status = kubelet.runtime.exec_program(&agent.id, &["polderctl", "status"]);
+        assert!(status.output.contains("not looked at from inside"), "{status:?}");
+        assert!(status.output.contains("needs SYS_ADMIN"), "{status:?}");
+        assert!(!status.output.contains("/run/netns"), "pods' namespaces are not seen: {status:?}");
+        kubelet.runtime.wait_for_network();
+    }
+    let pods: Vec<_> = cluster
+        .runtimes
+        .iter()
+        .enumerate()
+        .map(|(number, runtime)| serve(runtime, &format!("pod-{number}")))
+        .collect();
+    let all_reach_all = |clients: &[(Sandbox, String)]| {
+        for (number, (from, client)) in clients.iter().enumerate() {
+            for (to, _) in clients.iter().filter(|(to, _)| to.id != from.id) {
+                let seen = seen(&cluster.runtimes[number], client, &to.addresses[0]);
+                assert_eq!(seen, from.addresses[0], "{} sees somebody else", to.name());
+            }
+        }
+    };
+    all_reach_all(&pods);
+
+    // What a rolling update does: the container ends, another one comes.
+    let (sandbox, agent) = &agents[0];
+    cluster.runtimes[0].remove_container(&agent.id);
+    all_reach_all(&pods);
+    cluster.runtimes[0].remove_pod(sandbox);
+    agents[0] = kubelets[0].run("polder-next");
+    let first = &cluster.lab.workers[0];
+    first.wait_for_status("both pods to be known", |status| {
+        (status["ready"] == true && status["pods"].as_u64() >= Some(1)).then_some(())
+    });
+    all_reach_all(&pods);
+
+    cluster.runtimes[0].remove_pod(&pods[0].0);
+    assert_eq!(first.status()["pods"], 0);
+    assert!(!first.node.run("ip", &["link"]).contains("pld"), "an interface is left");
+    assert_eq!(first.status()["problems"], serde_json::json!([]), "{}", kubelets[0].log(&agents[0].1));
+}
+
+/// What is seen without a grant.
+enum Sign {
+    /// The container ends, and says this.
+    Ends(&'static [&'static str]),
+    /// The node is not ready, because of this.
+    NotReady(&'static [&'static str]),
+    /// The node is ready, and its status says this.
+    Says(&'static [&'static str]),
+}
+
+#[test]
+fn no_grant_of_the_manifest_is_superfluous_and_each_that_is_missing_is_named() {
+    let cluster = Cluster::start(Topology::one_segment(2), 1);
+    let kubelet = cluster.kubelet(0);
+    let worker = &cluster.lab.workers[0];
+    let second = &cluster.lab.workers[1];
+    let tls = |worker: &Worker| {
+        let (certificate, key) = cluster.authority.sign(&format!("{}-host", worker.name()), &[]);
+        let [ca, certificate, key] =
+            [cluster.authority.ca(), certificate, key].map(|path| path.display().to_string());
+        worker
+            .configuration()
+            .replace("[etcd]\n", &format!("[etcd]\nca = {ca:?}\ncert = {certificate:?}\nkey = {key:?}\n"))
+    };
+    second.configure(&tls(second));
+    let mut command = second.node.command(dist().join("polder-agent"));
+    let _peer = second.node.spawn(&mut command, "agent.log");
+
+    let manifest = &cluster.manifest;
+    let sandbox = kubelet.sandbox("polder");
+    let init = manifest.container("initContainers");
+    assert_eq!((init.capabilities(), init.mounts()), (vec![], vec!["cni-bin".to_owned()]));
+    ends(
+        &kubelet,
+        &sandbox,
+        &init.clone().without_mount("cni-bin"),
+        &["/opt/cni/bin is in the container", "hostPath"],
+    );
+    let (code, said) = kubelet.end_of(&kubelet.start(&sandbox, &init));
+    assert_eq!(code, 0, "{said}");
+
+    let whole = manifest.container("containers");
+    for capability in whole.capabilities() {
+        let sign = match capability.as_str() {
+            "NET_ADMIN" => Sign::Ends(&["needs the capability NET_ADMIN"]),
+            "NET_RAW" => Sign::NotReady(&["peers cannot be probed", "Operation not permitted"]),
+            other => panic!("nothing shows that {other} is needed"),
+        };
+        shows(&kubelet, worker, &sandbox, &whole.clone().without_capability(&capability), &sign);
+    }
+    for mount in whole.mounts() {
+        let sign = match mount.as_str() {
+            "config" => Sign::Ends(&["/etc/polder/agent.toml", "No such file"]),
+            "etcd" => Sign::Ends(&["etcd.cert: /etc/polder-etcd/tls.crt", "No such file"]),
+            "state" => Sign::Ends(&["state_dir /var/lib/polder", "Mount /var/lib/polder of the host"]),
+            "run" => Sign::Ends(&["/run/polder", "Read-only file system"]),
+            "cni-conf" => {
+                Sign::NotReady(&["/etc/cni/net.d/10-polder.conflist cannot be written", "Read-only"])
+            }
+            "netns" => Sign::Says(&["/run/netns of the host is not here", "HostToContainer"]),
+            "machine-id" => Sign::Ends(&["/etc/machine-id cannot be read"]),
+            "proc-sys-net" => {
+                Sign::Ends(&["proc_sys_net /host/proc/sys/net", "mount the host's /proc/sys/net"])
+            }
+            other => panic!("nothing shows that the mount {other} is needed"),
+        };
+        shows(&kubelet, worker, &sandbox, &whole.clone().without_mount(&mount), &sign);
+    }
+    let alone = whole.clone().without_propagation("netns");
+    shows(
+        &kubelet,
+        worker,
+        &sandbox,
+        &alone,
+        &Sign::Says(&["/run/netns of the host is mounted without the namespaces"]),
+    );
+    shows(&kubelet, worker, &sandbox, &whole, &Sign::Says(&["needs SYS_ADMIN"]));
+}
+
+#[test]
+fn the_cleanup_waits_for_agent_and_pods_and_leaves_nothing_on_the_node() {
+    let cluster = Cluster::start(Topology::one_segment(1), 1);
+    let (worker, runtime) = (&cluster.lab.workers[0], &cluster.runtimes[0]);
+    let before = worker.node.shell("sysctl -n net.ipv4.ip_forward");
+    let (agents, agent) = cluster.kubelet(0).run("polder");
+    wait_until_ready(worker);
+    runtime.wait_for_network();
+    let pod = runtime.run_pod("pod");
+
+    let manifest = Manifest::read("cleanup");
+    let cleanup = cluster.kubelet_for(0, &manifest);
+    let (sandbox, uninstall) = (cleanup.sandbox("cleanup"), manifest.container("initContainers"));
+    ends(&cleanup, &sandbox, &uninstall, &["stop the agent first"]);
+    runtime.remove_container(&agent.id);
+    runtime.remove_pod(&agents);
+    ends(&cleanup, &sandbox, &uninstall, &["1 pods are attached"]);
+    runtime.stop_pod(&pod);
+    let (code, said) = cleanup.end_of(&cleanup.start(&sandbox, &uninstall));
+    assert_eq!(code, 0, "{said}");
+
+    let links = worker.node.run("ip", &["link"]);
+    assert!(!links.contains("polder") && !links.contains("pld"), "{links}");
+    assert_eq!(worker.node.shell("nft list tables; ip route show proto 84"), "");
+    assert_eq!(worker.node.shell("sysctl -n net.ipv4.ip_forward"), before);
+    let left = worker
+        .node
+        .shell("ls -d /var/lib/polder /run/polder /etc/cni/net.d/* /opt/cni/bin/polder* 2>/dev/null || :");
+    assert_eq!(left, "");
+
+    // The container that stays ends when it is told to, well before it would be killed.
+    let done = cleanup.start(&sandbox, &manifest.container("containers"));
+    wait::until("the container to be done", || {
+        let said = cleanup.log(&done);
+        if said.contains("nothing") { Ok(()) } else { Err(said) }
+    });
+    assert_eq!(runtime.exit_code(&done.id), None, "it stays");
+    runtime.remove_container(&done.id);
+}
+
+fn ends(kubelet: &Kubelet<'_>, sandbox: &Sandbox, container: &Container, words: &[&str]) {
+    let started = kubelet.start(sandbox, container);
+    let (code, said) = kubelet.end_of(&started);
+    assert_ne!(code, 0, "{said}");
+    words.iter().for_each(|word| assert!(said.contains(word), "{word:?} in {said}"));
+}
+
+fn shows(kubelet: &Kubelet<'_>, worker: &Worker, sandbox: &Sandbox, container: &Container, sign: &Sign) {
+    let words = match sign {
+        Sign::Ends(words) => return ends(kubelet, sandbox, container, words),
+        Sign::NotReady(words) | Sign::Says(words) => words,
+    };
+    let is_ready = matches!(sign, Sign::Says(_));
+    let started: Started = kubelet.start(sandbox, container);
+    wait::until(&format!("the agent to say {words:?}"), || {
+        let status = worker.try_status().map_err(|error| error + &kubelet.log(&started))?;
+        let said = if is_ready { status.to_string() } else { status["reasons"].to_string() };
+        let is_so = status["ready"] == is_ready && words.iter().all(|word| said.contains(word));
+        if is_so { Ok(()) } else { Err(said) }
+    });
+    kubelet.runtime.remove_container(&started.id);
+}
