@@ -78,9 +78,10 @@ need_packages() {
     rm -f "$log"
 }
 
-# Makes a folder for what the labs write; it goes at the end, unless something in it is kept on purpose.
+# Makes a folder for what the labs write; it goes at the end, unless something in it is kept on purpose. Its name begins
+# with the argument, or with polder.
 make_lab_folder() {
-    lab_folder=$(mktemp -d -t polder-XXXXXX)
+    lab_folder=$(mktemp -d -t "${1:-polder}-XXXXXX")
     at_exit+=('[ -n "${keep_lab:-}" ] || rm -rf "$lab_folder"')
 }
 

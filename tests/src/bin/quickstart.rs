@@ -67,6 +67,9 @@ fn main() -> anyhow::Result<ExitCode> {
         println!("\nIt goes on. A pod is entered with:\n");
         pods.iter().for_each(|pod| println!("  {:8} {}", pod.name(), pod.how_to_enter()));
         println!("\nand a node with:\n\n{}", lab.how_to_enter());
+        println!(
+            "`sudo scripts/quickstart --shell n1` opens a shell on a node, `sudo scripts/quickstart --down` ends all."
+        );
         lab.keep();
     }
     Ok(if works { ExitCode::SUCCESS } else { ExitCode::FAILURE })
