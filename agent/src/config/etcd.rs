@@ -85,7 +85,7 @@ impl EtcdFile {
     }
 }
 
-/// Whether TLS is spoken at the endpoints.
+/// Whether TLS is used at the endpoints.
 fn is_secure(endpoints: &[String]) -> Result<bool, ConfigError> {
     const KEY: &str = "etcd.endpoints";
     if endpoints.is_empty() {

@@ -60,7 +60,7 @@ pub enum FeatureError {
 const TRIAL_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 
 impl Features {
-    /// Tries everything that is needed, and finds out what is there of the rest. Where nothing can be tried, it goes by the
+    /// Tries everything that is needed, and finds out what is there of the rest. Where nothing can be tried, it uses the
     /// kernel's release: what that does not tell shows in the first pass, which names what fails.
     pub fn find_out(sysctls: &Sysctls) -> Result<Self, FeatureError> {
         if !Capability::NetAdmin.is_held() {

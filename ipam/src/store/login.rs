@@ -97,7 +97,7 @@ impl Known {
             // Tokens that are signed (JWT) are void after every change of users or roles, until the next login.
             Cause::StaleAuth => true,
             Cause::Identity => refusal.wants_login(),
-            // Authentication was enabled meanwhile, and etcd goes by the name in the client's certificate.
+            // Authentication was enabled meanwhile, and etcd uses the name in the client's certificate.
             Cause::Permission => !self.has_token,
             _ => false,
         }

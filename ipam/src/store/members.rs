@@ -90,7 +90,7 @@ impl Members {
         format!("etcd at {}", self.0.config.endpoints.join(", "))
     }
 
-    /// Whether TLS is spoken.
+    /// Whether TLS is used.
     pub(super) fn is_secure(&self) -> bool {
         is_secure(&self.0.config)
     }
