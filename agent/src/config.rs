@@ -21,16 +21,11 @@ use self::cni::CniFile;
 use self::etcd::EtcdFile;
 use self::layers::Layers;
 use crate::conflist::Network;
-use crate::exit::AGENT_HELP;
 use crate::kernel::sysctl;
 use crate::machine::{MachineError, default_node_name};
 
-/// The daemon of one node of a Polder network.
-///
-/// Each key of the configuration file can also be set by an environment variable: `POLDER__` and the key, with `__` between the
-/// levels, like `POLDER__UNDERLAY__INTERFACE=eth1`. A flag overrides the variable, the variable the file.
+/// The flags of the daemon.
 #[derive(Debug, Default, Parser)]
-#[command(version, about, after_help = AGENT_HELP)]
 pub struct Flags {
     /// The configuration file [default: /etc/polder/agent.toml, if it is there]
     #[arg(long, value_name = "FILE")]

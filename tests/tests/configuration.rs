@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use polder_tests::agent::Worker;
+use std::process::Command;
+
+use polder_tests::agent::{Worker, dist};
 use polder_tests::matrix::assert_flat;
-use polder_tests::{Lab, Topology, wait};
+use polder_tests::{Lab, Topology, node, wait};
 
 /// What Kubernetes gives every pod beside a Service named polder-etcd.
 const INJECTED: [(&str, &str); 2] =
@@ -12,6 +14,16 @@ const INJECTED: [(&str, &str); 2] =
 
 fn variables(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
     pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+#[test]
+fn the_help_of_the_agent_says_how_a_variable_is_named() {
+    let help = node::output(Command::new(dist().join("polder-agent")).arg("--help"));
+    assert!(
+        help.starts_with("The daemon of one node") && help.contains("POLDER__UNDERLAY__INTERFACE"),
+        "{help}"
+    );
+    assert!(help.contains("install-plugins") && help.contains("--print-config"), "{help}");
 }
 
 #[test]

@@ -12,8 +12,11 @@ use tracing::{error, warn};
 use tracing_subscriber::EnvFilter;
 
 /// The daemon of one node of a Polder network.
+///
+/// Each key of the configuration file can also be set by an environment variable: `POLDER__` and the key, with `__` between the
+/// levels, like `POLDER__UNDERLAY__INTERFACE=eth1`. A flag overrides the variable, the variable the file.
 #[derive(Debug, Parser)]
-#[command(version, about, after_help = AGENT_HELP, args_conflicts_with_subcommands = true)]
+#[command(version, after_help = AGENT_HELP, args_conflicts_with_subcommands = true)]
 struct Arguments {
     #[command(flatten)]
     flags: Flags,
