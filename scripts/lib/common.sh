@@ -113,8 +113,9 @@ build_packages=(protobuf-compiler:protoc libprotobuf-dev:/usr/include/google/pro
 lab_packages=(etcd-server:etcd etcd-client:etcdctl iproute2:ip iputils-ping:ping nftables:nft util-linux:nsenter
     procps:sysctl)
 
-# What the tests need besides: a container runtime, what an image is made of, and other software that looks after interfaces.
-test_packages=(conntrack:conntrack iptables:iptables containerd:containerd runc:runc containernetworking-plugins:/usr/lib/cni/portmap
+# What the tests need besides: a container runtime, what an image is made of, other software that looks after interfaces, and pip,
+# which gets helm.
+test_packages=(python3-pip:pip3 conntrack:conntrack iptables:iptables containerd:containerd runc:runc containernetworking-plugins:/usr/lib/cni/portmap
     busybox-static:/bin/busybox systemd:/lib/systemd/systemd-networkd)
 
 # Looks for Rust, new enough, and for these subcommands of cargo.
