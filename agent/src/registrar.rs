@@ -214,7 +214,15 @@ impl Registrar {
                 ipam.run(move |ipam| ipam.identify(&identity)).await?;
             }
             Step::CutOff => self.cut_off().await?,
-            Step::Commit(purpose, txn) => self.commit_step(purpose, &txn).await?,
+            Step::Commit(purpose, txn) => {
+                if purpose == Purpose::TakeOver {
+                    warn!(
+                        "taking the place of another machine: unused addresses rest first, for its pods may have had them"
+                    );
+                    ipam.run(|ipam| ipam.rest_unused(now())).await?;
+                }
+                self.commit_step(purpose, &txn).await?;
+            }
             Step::Own(owned) => {
                 info!(block = %owned.block, "taking over a block that the store says is ours");
                 self.adopt_block(owned).await?;

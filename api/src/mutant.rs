@@ -51,6 +51,8 @@ mutants! {
     NoCaution,
     /// A block that the ledger has lost is handed out at once.
     AdoptedBlockDoesNotRest,
+    /// A machine with an old copy of a ledger hands out at once what the machine before it may have had.
+    OldCopyDoesNotRest,
     /// A node's address of its own is forgotten when its ledger is opened.
     GatewayIsForgotten,
     /// A resting address counts as free.

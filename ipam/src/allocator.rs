@@ -218,6 +218,16 @@ impl Allocator {
         known
     }
 
+    /// Lets all that is not used rest from that moment. Returns which addresses these are.
+    pub fn rest_unused(&mut self, since: Moment) -> Vec<IpAddr> {
+        let mut unused = Vec::new();
+        for addresses in self.blocks.values_mut() {
+            unused.extend(addresses.unused.iter().map(|(_, address)| *address));
+            addresses.unused = addresses.unused.iter().map(|(_, address)| (Some(since), *address)).collect();
+        }
+        unused
+    }
+
     /// The blocks, each with its pool and the counts at that moment.
     pub fn blocks(&self, now: Moment) -> impl Iterator<Item = (Block, &PoolName, Counts)> {
         self.blocks

@@ -152,7 +152,7 @@ pub trait Ledger {
     /// Adds a block that the node owns.
     fn add_block(&mut self, owned: &OwnedBlock) -> Result<(), LedgerError>;
 
-    /// Puts addresses of which nothing is known to rest. What is used stays so.
+    /// Lets these addresses rest from that moment, also those that rest already. What is used stays used.
     fn rest(&mut self, addresses: &[IpAddr], freed: Moment) -> Result<(), LedgerError>;
 
     /// Notes that the block is being given back.

@@ -139,6 +139,9 @@ pub enum Step {
 pub enum Purpose {
     /// The node's own record.
     Register,
+    /// The node's own record, which was another machine's. Its ledger can be an old copy: before the record is written, all
+    /// that is not used has to rest ([`crate::node::NodeIpam::rest_unused`]).
+    TakeOver,
     /// A pool that the store has lost.
     PoolAgain(PoolName),
     /// A claim that the store has lost.
@@ -214,7 +217,9 @@ fn register<'a>(facts: &'a Facts<'_>, identity: &Identity) -> Result<&'a Known<N
                 compares.push(Compare::absent(&Key::Fence(facts.me.clone(), identity.incarnation.clone())));
             }
             let writes = vec![Write::Put { key, value: encode(&record) }];
-            Err(Step::Commit(Purpose::Register, Txn { compares, writes }))
+            let is_strangers = known.is_some_and(|known| identity::is_strangers(facts, &known.record));
+            let purpose = if is_strangers { Purpose::TakeOver } else { Purpose::Register };
+            Err(Step::Commit(purpose, Txn { compares, writes }))
         }
     }
 }

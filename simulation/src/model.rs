@@ -167,7 +167,9 @@ impl Space {
     fn bend_txn(&self, purpose: Option<&Purpose>, mut txn: Txn) -> Txn {
         let of = |compare: &Compare, is_it: fn(&Key) -> bool| matches!(compare, Compare::Unchanged { key, .. } if key.parse().is_ok_and(|key| is_it(&key)));
         txn.compares.retain(|compare| match self.flaw {
-            Some(Flaw::ForgetsNodeRecord) if purpose != Some(&Purpose::Register) => {
+            Some(Flaw::ForgetsNodeRecord)
+                if !matches!(purpose, Some(Purpose::Register | Purpose::TakeOver)) =>
+            {
                 !of(compare, |key| matches!(key, Key::Node(_)))
             }
             Some(Flaw::IgnoresFences) => !of(compare, |key| matches!(key, Key::Fence(..))),

@@ -91,7 +91,10 @@ impl Ledger for Memory {
 
     fn rest(&mut self, addresses: &[IpAddr], freed: Moment) -> Result<(), LedgerError> {
         for address in addresses {
-            self.addresses.entry(*address).or_insert(Use::Freed(freed));
+            let now = self.addresses.entry(*address).or_insert(Use::Freed(freed));
+            if let Use::Freed(since) = now {
+                *since = freed;
+            }
         }
         Ok(())
     }

@@ -163,7 +163,8 @@ impl Ledger for Sqlite {
         let transaction = self.transaction()?;
         for address in addresses {
             transaction.execute(
-                "INSERT OR IGNORE INTO addresses (address, freed_ms) VALUES (?1, ?2)",
+                "INSERT INTO addresses (address, freed_ms) VALUES (?1, ?2)
+                 ON CONFLICT (address) DO UPDATE SET freed_ms = excluded.freed_ms WHERE freed_ms IS NOT NULL",
                 params![address.to_string(), millis(freed)],
             )?;
         }

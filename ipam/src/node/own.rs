@@ -131,11 +131,22 @@ impl<L: Ledger> NodeIpam<L> {
             let alone = blocks.any(|(block, pool, counts)| {
                 block.cidr().has(**gateway) && counts.used == 1 && self.allocator.is_closed(pool)
             });
-            // One that was found in the kernel can be of an earlier node of this name.
-            let stray = !self.blocks.iter().any(|owned| owned.block.cidr().has(**gateway));
-            (alone || stray) && self.allocator.next(Family::of(**gateway), None, Rest::Full, now).is_some()
+            (alone || self.is_stray(**gateway)) && self.next_gateway(**gateway, now).is_some()
         };
         self.gateways.iter().filter(idle).copied().collect()
+    }
+
+    /// Whether the address is in no block of the node. A gateway that was found in the kernel can be of an earlier node of
+    /// this name.
+    fn is_stray(&self, gateway: IpAddr) -> bool {
+        !self.blocks.iter().any(|owned| owned.block.cidr().has(gateway))
+    }
+
+    /// The address that would replace that gateway. A stray one can be another node's address at any moment, so its
+    /// replacement needs only the shortest rest.
+    fn next_gateway(&self, old: IpAddr, now: Moment) -> Option<IpAddr> {
+        let rest = if self.is_stray(old) { Rest::Shortest } else { Rest::Full };
+        self.allocator.next(Family::of(old), None, rest, now)
     }
 
     /// Adds a block that the store says is the node's and of which the ledger knows nothing: whoever had an address of it
@@ -155,6 +166,20 @@ impl<L: Ledger> NodeIpam<L> {
             self.ledger.rest(&unused, now)?;
         }
         self.add_block(owned, pool, now)
+    }
+
+    /// Lets every address of its blocks that is not used rest from that moment: another machine with this ledger may have
+    /// had it until now.
+    pub fn rest_unused(&mut self, now: Moment) -> Result<(), LedgerError> {
+        if mutant::is(Mutant::OldCopyDoesNotRest) {
+            return Ok(());
+        }
+        let dormant = self.dormant.iter().flat_map(|owned| owned.block.cidr().addresses());
+        let mut allocator = self.allocator.clone();
+        let unused: Vec<IpAddr> = allocator.rest_unused(now).into_iter().chain(dormant).collect();
+        self.ledger.rest(&unused, now)?;
+        self.allocator = allocator;
+        Ok(())
     }
 
     /// Begins to give a block back: nothing goes out of it any more. Refused, with false, where something of it is used
@@ -185,7 +210,7 @@ impl<L: Ledger> NodeIpam<L> {
 
     /// Takes another address for the node's own instead of that one, if there is one. Returns whether there was.
     pub fn move_gateway(&mut self, old: IpAddr, now: Moment) -> Result<bool, LedgerError> {
-        let Some(new) = self.allocator.next(Family::of(old), None, Rest::Full, now) else { return Ok(false) };
+        let Some(new) = self.next_gateway(old, now) else { return Ok(false) };
         let before = self.gateways.clone();
         self.ledger.replace_gateway(old, new, now)?;
         for held in self.attachments.values_mut().filter(|held| held.gateways.is_empty()) {

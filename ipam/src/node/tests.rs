@@ -243,6 +243,30 @@ fn a_block_of_which_the_ledger_knows_nothing_rests_before_anything_goes_out_of_i
 }
 
 #[test]
+fn an_old_copy_of_a_ledger_hands_nothing_out_before_it_has_rested() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut node = node(&folder);
+    let held = allocate(&mut node, "a").unwrap();
+    let freed = allocate(&mut node, "b").unwrap();
+    node.release(&freed.attachment, NOW).unwrap();
+    let later = NOW + USUAL_REST;
+    node.rest_unused(later).unwrap();
+    let before = later + Duration::from_secs(9);
+    let next = |node: &mut NodeIpam, container, now| {
+        node.allocate(wish(container, &[Family::V4]), Rest::Shortest, now)
+    };
+    assert!(matches!(next(&mut node, "c", before), Err(AllocateError::Shortage { .. })));
+    assert_eq!(node.total(Family::V4, None, before).used, 2, "the gateway's and the pod's");
+    drop(node);
+    // Written down: a restart does not end the rest, and what rested already rests anew.
+    let (mut node, _) = open(&folder, "boot-1");
+    node.learn_pools(&[pool("10.0.0.0/24", 29)], &Labels::new()).unwrap();
+    assert!(matches!(next(&mut node, "c", before), Err(AllocateError::Shortage { .. })));
+    let rested = next(&mut node, "c", later + Duration::from_secs(10)).unwrap();
+    assert_ne!(rested.addresses, held.addresses);
+}
+
+#[test]
 fn a_block_that_was_just_claimed_is_kept_for_whoever_wanted_it() {
     let folder = tempfile::tempdir().unwrap();
     let mut node = node(&folder).with_low_water(1);
@@ -276,10 +300,13 @@ fn a_gateway_that_was_found_in_the_kernel_and_is_in_no_block_of_the_node_is_move
     assert!(node.own(NOW).unwrap().idle_gateways.is_empty(), "there is no other");
     let pool = pool("10.0.0.0/24", 29);
     let (block, nonce) = (pool.block(0), Nonce("x".into()));
-    node.add_block(OwnedBlock { block, pool: pool.name.clone(), nonce, leaving: false }, &pool, Moment::BOOT)
+    node.adopt_block(OwnedBlock { block, pool: pool.name.clone(), nonce, leaving: false }, &pool, NOW)
         .unwrap();
-    assert_eq!(node.own(NOW).unwrap().idle_gateways, [earlier]);
-    assert!(node.move_gateway(earlier, NOW).unwrap());
+    assert!(node.own(NOW + Duration::from_secs(9)).unwrap().idle_gateways.is_empty(), "all of it rests");
+    // The earlier one can be another node's by now: the shortest rest is enough.
+    let rested = NOW + Duration::from_secs(10);
+    assert_eq!(node.own(rested).unwrap().idle_gateways, [earlier]);
+    assert!(node.move_gateway(earlier, rested).unwrap());
     assert!(pool.block(0).cidr().has(node.gateways()[0]));
 }
 

@@ -54,6 +54,11 @@ fn ledger_is_proof(facts: &Facts<'_>) -> bool {
     facts.proof == Proof::Ledger || mutant::is(Mutant::CopyIsBelieved)
 }
 
+/// Whether the record is another machine's, and nothing but an operator's word makes this one its node.
+pub(super) fn is_strangers(facts: &Facts<'_>, record: &NodeRecord) -> bool {
+    Kinship::of(facts.life, record.into()) == Kinship::Stranger && !ledger_is_proof(facts)
+}
+
 /// What a node does that was removed.
 pub(super) fn leave(facts: &Facts<'_>, identity: &Identity) -> Step {
     if !facts.own.is_bare() {

@@ -144,15 +144,20 @@ async fn carry_out(hand: &Hand, step: Step) -> Result<(), Waiting> {
         Step::Bootstrap => bootstrap(hand).await?,
         Step::Identify(identity) => hand.ipam(|ipam, _| ipam.identify(&identity))?,
         Step::CutOff => cut_off(hand).await?,
-        Step::Commit(purpose, txn) => match hand.commit(&txn).await? {
-            Outcome::Applied { revision } => {
-                if let Purpose::Inherit(node) = purpose {
-                    forget_addresses(hand, node).await?;
-                }
-                hand.caught_up(revision).await?;
+        Step::Commit(purpose, txn) => {
+            if purpose == Purpose::TakeOver {
+                hand.ipam(polder_ipam::node::NodeIpam::rest_unused)?;
             }
-            Outcome::Refused => return Err(Waiting),
-        },
+            match hand.commit(&txn).await? {
+                Outcome::Applied { revision } => {
+                    if let Purpose::Inherit(node) = purpose {
+                        forget_addresses(hand, node).await?;
+                    }
+                    hand.caught_up(revision).await?;
+                }
+                Outcome::Refused => return Err(Waiting),
+            }
+        }
         Step::Own(owned) => own(hand, owned)?,
         Step::Leave(blocks) => {
             for block in blocks {

@@ -53,7 +53,9 @@ impl Play<'_> {
             Goal::Write(Purpose::Inherit(_)) => self.count(Happening::Inherited),
             Goal::Write(Purpose::ConfirmRemoval) => self.count(Happening::Confirmed),
             Goal::Write(Purpose::LetGo(_)) => self.count(Happening::LetGo),
-            Goal::Write(Purpose::Register) if who == 2 => self.count(Happening::Registered),
+            Goal::Write(Purpose::Register | Purpose::TakeOver) if who == 2 => {
+                self.count(Happening::Registered);
+            }
             Goal::Write(_) | Goal::HandOver { .. } => {}
         }
         *self.errand(who, whose) = Some(Errand { goal, stage: Stage::Won(revision) });

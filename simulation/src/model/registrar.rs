@@ -93,7 +93,12 @@ impl Play<'_> {
                 agent.service = Service::Forbidden;
             }
             Step::CutOff => return self.cut_off(who),
-            Step::Commit(purpose, txn) => self.write(who, purpose, txn),
+            Step::Commit(purpose, txn) => {
+                if purpose == Purpose::TakeOver {
+                    self.machine(who).ipam().rest_unused(now).expect("a ledger in memory");
+                }
+                self.write(who, purpose, txn);
+            }
             Step::Own(owned) => {
                 self.count(Happening::TakenOver);
                 self.adopt_block(who, owned);
@@ -135,6 +140,7 @@ impl Play<'_> {
 
     /// Takes all pods away, one after another, and then everything else.
     fn cut_off(&mut self, who: Who) -> bool {
+        self.machine(who).agent.service = Service::Forbidden;
         let machine = &self.cluster.machines[who];
         if !machine.leaving().is_empty() {
             return false;

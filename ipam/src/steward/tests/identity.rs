@@ -51,7 +51,7 @@ impl Case {
     }
 
     fn takes_over(&self, view: &View) -> bool {
-        matches!(self.step(view), Step::Commit(Purpose::Register, _))
+        matches!(self.step(view), Step::Commit(Purpose::Register | Purpose::TakeOver, _))
     }
 }
 
@@ -97,9 +97,14 @@ fn a_machine_with_the_ledger_and_both_ids_other_takes_over_only_by_a_word() {
     let stranger = || case(Some("i1"), "m2", "b2");
     let told = conflict(stranger().step(&view));
     assert!(told.contains("polderctl node adopt n1") && told.contains("identity = \"ledger\""), "{told}");
-    assert!(Case { adopted: Some(alive("m", "b")), ..stranger() }.takes_over(&view));
+    let adopted = Case { adopted: Some(alive("m", "b")), ..stranger() };
+    assert!(
+        matches!(adopted.step(&view), Step::Commit(Purpose::TakeOver, _)),
+        "its ledger can be an old copy"
+    );
     conflict(Case { adopted: Some(alive("m3", "b")), ..stranger() }.step(&view));
-    assert!(Case { proof: Proof::Ledger, ..stranger() }.takes_over(&view));
+    let trusted = Case { proof: Proof::Ledger, ..stranger() };
+    assert!(matches!(trusted.step(&view), Step::Commit(Purpose::Register, _)), "its ledger is never a copy");
     let double = Double::Alive(alive("m", "b"));
     conflict(Case { proof: Proof::Ledger, double, ..stranger() }.step(&view));
 }
