@@ -91,6 +91,18 @@ impl Registration {
             Self::Waiting(_) | Self::Registered => None,
         }
     }
+
+    /// What becomes of it when a step fails: a node that must not serve does not begin to because of that.
+    #[must_use]
+    pub fn stalled(&self, why: String) -> Self {
+        match self {
+            Self::Removed(_) => Self::Removed(format!(
+                "this node was removed from the cluster, and what is left to do about that fails and is tried again: {why}"
+            )),
+            Self::Unproven(_) | Self::Conflict(_) => Self::Unproven(why),
+            Self::Waiting(_) | Self::Registered => Self::Waiting(why),
+        }
+    }
 }
 
 /// Whether a pass came to its end.

@@ -27,6 +27,7 @@ use tracing::{info, warn};
 use crate::agent::Agent;
 use crate::board::{Holdings, Registration};
 use crate::config::Bootstrap;
+use crate::kernel::Kernel;
 use crate::kernel::desired::{pod_mtu, vtep_mac};
 use crate::machine::{MachineError, now, random_name};
 use crate::service;
@@ -73,7 +74,10 @@ pub async fn run(
     loop {
         view.mark_unchanged();
         underlay.mark_unchanged();
-        let registration = registrar.round().await.unwrap_or_else(|Waiting(why)| Registration::Waiting(why));
+        let registration = match registrar.round().await {
+            Ok(registration) => registration,
+            Err(Waiting(why)) => registrar.agent.board.registration.borrow().stalled(why),
+        };
         registrar.publish(registration);
         // Cancel-safe, all of them: what is not taken is seen the next time.
         tokio::select! {
@@ -123,7 +127,11 @@ impl Registrar {
                 }
                 Step::Wait(reason) => return Ok(Registration::Waiting(reason)),
                 Step::Conflict(reason) => return Ok(Registration::Conflict(reason)),
-                Step::Removed(reason) => return Ok(Registration::Removed(reason)),
+                Step::Removed(reason) => {
+                    // Again, because a pass that had begun before the removal was known can have put them back.
+                    self.remove_gateways().await?;
+                    return Ok(Registration::Removed(reason));
+                }
                 Step::Claim(Wanted::Any(family, pool)) => {
                     if let Err(error) = self.claim(Wanted::Any(family, pool)).await {
                         unclaimable.insert(family, error.to_string());
@@ -147,7 +155,7 @@ impl Registrar {
                 step => self.carry_out(step).await?,
             }
         }
-        Err(Waiting("there is more to do".to_owned()))
+        Ok(Registration::Waiting("there is more to do".to_owned()))
     }
 
     async fn next_step(&mut self, unclaimable: &BTreeMap<Family, String>) -> Result<Step, Waiting> {
@@ -213,7 +221,11 @@ impl Registrar {
                 }
                 ipam.run(move |ipam| ipam.identify(&identity)).await?;
             }
-            Step::CutOff => self.cut_off().await?,
+            Step::CutOff => {
+                let reason = "the pods on this machine are being cut off, for its node was removed".to_owned();
+                self.publish(Registration::Removed(reason));
+                self.cut_off().await?;
+            }
             Step::Commit(purpose, txn) => {
                 if purpose == Purpose::TakeOver {
                     warn!(
@@ -309,10 +321,17 @@ impl Registrar {
             warn!(%attachment, "cutting it off: this node was removed");
             service::del(&self.agent, &attachment).await.map_err(|refusal| Waiting(refusal.message))?;
         }
+        self.remove_gateways().await?;
         let identity = self.agent.ipam.run(|ipam| ipam.identity()).await?;
         self.agent.ipam.run(NodeIpam::forget_all).await?;
         let node = identity.map_or_else(|| self.agent.config.node.clone(), |identity| identity.node);
         self.forget_addresses(&node).await
+    }
+
+    /// Deletes the node's own addresses from the kernel: an agent that starts without this ledger would take them for its own.
+    /// No pass does that, for none looks at the kernel of a node that was removed.
+    async fn remove_gateways(&self) -> Result<(), Waiting> {
+        Ok(self.agent.kernel.run(Kernel::remove_gateways).await?)
     }
 
     /// Deletes what the store says of the addresses of a removed node, unless there is another of its name by now: that

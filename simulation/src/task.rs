@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 
 use polder_api::Attachment;
 
-use crate::world::World;
+use crate::world::{Agent, World};
 
 /// What a task waits for.
 #[derive(Debug, Clone)]
@@ -23,6 +23,8 @@ pub enum Wait {
     Free(Attachment, u64),
     /// That the agent's view shows the revision, or the moment.
     Revision(i64, u64),
+    /// That the kernel has other addresses of the node than its ledger, or the moment.
+    Gateways(u64),
     /// That there is news for the agent's registrar, or the moment.
     News(u64),
     /// The flag; or that the agent it was asked of is gone.
@@ -94,6 +96,12 @@ impl Task {
             }
             Wait::Revision(revision, until) => {
                 over(*until) || agent.is_some_and(|agent| agent.view.revision >= *revision)
+            }
+            Wait::Gateways(until) => {
+                let differ = |agent: &Agent| {
+                    agent.forbids.is_none() && agent.ipam.gateways() != machine.kernel.gateways
+                };
+                over(*until) || agent.is_some_and(differ)
             }
             Wait::News(until) => over(*until) || agent.is_some_and(|agent| agent.news),
             Wait::Flag(flag, epoch) => flag.get() || machine.epoch_running() != Some(*epoch),

@@ -152,6 +152,27 @@ fn an_etcd_without_space_is_named_by_all_nodes_and_by_the_add_that_needs_a_block
     }
 }
 
+#[test]
+fn a_removed_node_does_not_serve_while_it_cannot_confirm_that_its_pods_are_gone() {
+    let mut lab = Lab::start(Topology::one_segment(2));
+    lab.workers[1].pod("before");
+    lab.workers[1].kill();
+    lab.workers[0].remove_node("n2", 1);
+    lab.etcd.run_out_of_space();
+    lab.workers[1].start();
+    let removed = &lab.workers[1];
+    let says =
+        |words: &str| removed.try_status().is_ok_and(|status| status["reasons"].to_string().contains(words));
+    wait::until_true("the confirmation to be refused", || said(removed, NO_SPACE) > 0);
+    wait::until_true("the node to say that it was removed", || says("was removed from the cluster"));
+    let error = removed.try_pod("after", &Worker::netconf("1.1.0")).map(drop).unwrap_err();
+    assert!(error["code"] == 103 && error["msg"].as_str().unwrap().contains("was removed"), "{error}");
+
+    lab.etcd.have_space_again();
+    let fences = || lab.etcd.ctl(&["get", "--prefix", "/polder/v1/fences/n2/", "--print-value-only"]);
+    wait::until_true("the removal to be confirmed", || fences().contains("confirmed"));
+}
+
 /// What the keys start with where that is not the usual prefix.
 const PREFIX: &str = "/clusters/blue/";
 

@@ -43,6 +43,10 @@ fn pod_interfaces(worker: &Worker) -> usize {
     worker.node.run("ip", &["-o", "link"]).matches(": pld").count()
 }
 
+fn own_addresses(worker: &Worker) -> String {
+    worker.node.shell("ip -oneline address show dev polder0 scope global")
+}
+
 fn add(worker: &Worker, name: &str) -> Result<Pod, Value> {
     worker.try_pod(name, &Worker::netconf("1.1.0"))
 }
@@ -63,6 +67,7 @@ fn a_removed_node_cuts_its_pods_off_and_its_block_goes_to_another_after_the_cool
     let kept = lab.workers[0].pod("kept");
     let pod = lab.workers[1].pod("a");
     let block = claims(&lab).into_iter().find(|(_, node)| node == "n2").unwrap().0;
+    assert_ne!(own_addresses(&lab.workers[1]), "");
     let said = lab.workers[0].remove_node("n2", 1);
     // It may have done so before this answer was made.
     let said = said.as_str().unwrap();
@@ -71,6 +76,7 @@ fn a_removed_node_cuts_its_pods_off_and_its_block_goes_to_another_after_the_cool
 
     let removed = &lab.workers[1];
     wait::until_true("the pods of the removed node to be cut off", || pod_interfaces(removed) == 0);
+    wait::until_true("its own address to be gone from the bridge", || own_addresses(removed).is_empty());
     let told = reason(removed, "was removed from the cluster");
     assert!(told.contains("delete its state folder"), "{told}");
     let error = add(removed, "b").unwrap_err();

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use polder_netlink::route::Impostor;
-use polder_netlink::{Error, link, route};
+use polder_netlink::{Error, address, link, route};
 
 use super::{Kernel, ruleset};
 
@@ -21,6 +21,16 @@ impl Kernel {
             }
         }
         (removed, failures)
+    }
+
+    /// Deletes the node's own addresses from the bridge.
+    pub fn remove_gateways(&mut self) -> Result<(), Error> {
+        let found = self.bridge_addresses()?;
+        let deletes = found.into_iter().map(|found| address::delete(found.index, found.address));
+        for outcome in self.routes.execute(deletes)? {
+            outcome.or_else(|error| if error.is_missing() { Ok(()) } else { Err(error) })?;
+        }
+        Ok(())
     }
 
     fn remove_routes(&mut self) -> Result<Vec<Result<(), Error>>, Error> {

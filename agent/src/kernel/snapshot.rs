@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use polder_api::{IfName, is_host_interface};
 use polder_netlink::Error;
+use polder_netlink::address::Address;
 use polder_netlink::link::{Kind, Link};
 use polder_netlink::nft::Table;
 use polder_netlink::route::Target as KernelTarget;
@@ -109,9 +110,14 @@ impl Kernel {
 
     /// The node's own addresses, on the bridge.
     pub fn gateways(&mut self) -> Result<Vec<IpAddr>, Error> {
+        Ok(self.bridge_addresses()?.into_iter().map(|found| found.address.ip()).collect())
+    }
+
+    /// The addresses of the bridge, without those that the kernel gives it.
+    pub(super) fn bridge_addresses(&mut self) -> Result<Vec<Address>, Error> {
         let Some(bridge) = self.routes.link(polder_api::BRIDGE)? else { return Ok(Vec::new()) };
         let on_bridge = self.routes.addresses()?.into_iter().filter(|found| found.index == bridge.index);
-        Ok(on_bridge.filter(|found| found.global).map(|found| found.address.ip()).collect())
+        Ok(on_bridge.filter(|found| found.global).collect())
     }
 
     /// The pods' interfaces with their aliases, and the addresses behind each: what an attachment leaves in the

@@ -39,8 +39,10 @@ impl<E: std::error::Error> From<E> for Waiting {
 pub async fn run(hand: Hand) {
     loop {
         hand.agent(|agent| agent.news = false);
-        let forbids = round(&hand).await.unwrap_or(None);
-        hand.agent(|agent| agent.forbids = forbids);
+        // A node that must not serve does not begin to because a step failed.
+        if let Ok(forbids) = round(&hand).await {
+            hand.agent(|agent| agent.forbids = forbids);
+        }
         hand.wait(Wait::News(hand.clock() + RETRY_MS)).await;
         while let Some(request) = hand.agent(|agent| agent.claims.pop_front()) {
             claims::serve(&hand, request).await;
@@ -85,7 +87,7 @@ async fn round(hand: &Hand) -> Result<Option<String>, Waiting> {
             step => carry_out(hand, step).await?,
         }
     }
-    Err(Waiting)
+    Ok(None)
 }
 
 fn brief(step: &Step) -> String {
@@ -197,6 +199,7 @@ async fn ask_for_double(hand: &Hand) -> Result<Double, Waiting> {
 async fn cut_off(hand: &Hand) -> Result<(), Waiting> {
     // A node that was removed breaks its promises.
     hand.with(|world| world.machines[hand.machine].promised.clear());
+    hand.agent(|agent| agent.forbids = Some("the node was removed".to_owned()));
     let attachments: Vec<Attachment> =
         hand.ipam(|ipam, _| ipam.attachments().map(|held| held.attachment.clone()).collect());
     for attachment in attachments {
@@ -204,6 +207,8 @@ async fn cut_off(hand: &Hand) -> Result<(), Waiting> {
             return Err(Waiting);
         }
     }
+    hand.with(|world| world.machines[hand.machine].kernel.gateways.clear());
+    hand.turn().await;
     let identity = hand.ipam(|ipam, _| ipam.identity())?;
     hand.ipam(|ipam, _| ipam.forget_all())?;
     let me = hand.with(|world| world.machines[hand.machine].name.clone());
