@@ -16,7 +16,11 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- with .Values.etcd.endpoints }}{{ if hasPrefix "https://" (first .) }}true{{ end }}{{ end -}}
 {{- end }}
 
-{{- /* What every container gets besides its capabilities. User 0 without a capability is what owns the host's folders. */ -}}
+{{- /*
+What every container gets besides its capabilities. User 0 without a capability is what owns the host's folders. No profile of
+AppArmor is named: on a host with AppArmor the runtime's default is the default, and elsewhere (kind, Talos, Red Hat) the kubelet
+refuses a pod that names one.
+*/ -}}
 {{- define "polder.security" -}}
 runAsUser: 0
 runAsGroup: 0
@@ -26,10 +30,6 @@ allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 seccompProfile:
   type: RuntimeDefault
-{{- if semverCompare ">=1.30.0-0" .Capabilities.KubeVersion.Version }}
-appArmorProfile:
-  type: RuntimeDefault
-{{- end }}
 {{- with .Values.seLinuxType }}
 seLinuxOptions:
   type: {{ . }}
