@@ -19,7 +19,12 @@ impl Manifest {
         let path =
             Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes").join(name).join("polder.yaml");
         let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        Self(serde_saphyr::from_multiple(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
+        Self::parse(&text)
+    }
+
+    /// Reads the documents of a text.
+    pub fn parse(text: &str) -> Self {
+        Self(serde_saphyr::from_multiple(text).unwrap_or_else(|error| panic!("{error} in {text}")))
     }
 
     /// The one document of that kind.
