@@ -173,6 +173,11 @@ impl Kubelet<'_> {
 fn security(written: &Value, container: &Container) -> LinuxContainerSecurityContext {
     assert_eq!(written["privileged"], false);
     assert_eq!(written["seccompProfile"]["type"], "RuntimeDefault");
+    assert_eq!(
+        written["appArmorProfile"],
+        Value::Null,
+        "kubelet admits no pod that names one on a host without AppArmor"
+    );
     assert_eq!(written["capabilities"]["drop"][0], "ALL");
     let user = written["runAsUser"].as_i64().map(|value| Int64Value { value });
     LinuxContainerSecurityContext {

@@ -105,9 +105,21 @@ impl Runtime {
 
     /// Starts containerd on a node that nothing of Polder is on. Of CNI it has what comes with it: the plugin for loopback.
     pub fn start_without_network(node: &Node, release: &Release, cni: CniFolders) -> Self {
+        Self::start_configured(node, release, cni.plugins, &config(cni))
+    }
+
+    /// Starts containerd as kind configures it (`images/base/files/etc/containerd/config.toml` of kind 0.33): its folders for CNI
+    /// are the usual ones, and containers are made of a specification of kind's. What is not possible in the lab is as kind's
+    /// entrypoint changes it where that is not possible either: the snapshotter, and the limits of a user namespace.
+    pub fn start_of_kind(node: &Node) -> Self {
+        node.shell("mkdir -p /etc/containerd; ctr oci spec >/etc/containerd/cri-base.json");
+        Self::start_configured(node, &Release::Installed, "/opt/cni/bin", &config_of_kind())
+    }
+
+    fn start_configured(node: &Node, release: &Release, plugins: &str, config: &str) -> Self {
         let path = format!("PATH={}", release.path());
-        node.shell(&format!("mkdir -p {}; ln -s {CNI_PLUGINS}/loopback {}/", cni.plugins, cni.plugins));
-        node.write("/etc/containerd/config.toml", &config(cni));
+        node.shell(&format!("mkdir -p {plugins}; ln -sf {CNI_PLUGINS}/loopback {plugins}/"));
+        node.write("/etc/containerd/config.toml", config);
         let containerd = node.spawn(
             node.command("env").args([&path, "containerd", "--config", "/etc/containerd/config.toml"]),
             "containerd.log",
@@ -335,6 +347,25 @@ snapshotter = "native"
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = "{plugins}"
 conf_dir = "{configuration}"
+"#
+    )
+}
+
+fn config_of_kind() -> String {
+    format!(
+        r#"version = 2
+disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs"]
+[plugins."io.containerd.grpc.v1.cri".containerd]
+discard_unpacked_layers = true
+snapshotter = "native"
+default_runtime_name = "runc"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+base_runtime_spec = "/etc/containerd/cri-base.json"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{IMAGE}"
+tolerate_missing_hugepages_controller = true
+restrict_oom_score_adj = true
 "#
     )
 }

@@ -181,6 +181,80 @@ fn the_agent_runs_as_its_manifest_says_and_pods_of_all_nodes_reach_each_other() 
     assert_eq!(first.status()["problems"], serde_json::json!([]), "{}", kubelets[0].log(&agents[0].1));
 }
 
+/// What kind makes of a container when it starts: `images/base/files/usr/local/bin/entrypoint` makes another machine id each time,
+/// and all mounts shared. `/var` is a volume, and what is in `/etc` and `/opt` stays with the container; `/run` is in memory. The boot
+/// id is that of the machine, for what runs in a container of the lab, too: its `/proc` is not that of the lab's node.
+fn start_node_of_kind(worker: &Worker, image: &Path, machine_id: char) -> Runtime {
+    worker.node.shell("mkdir -p /var/lib/opt; mount --bind /var/lib/opt /opt; mount --make-rshared /");
+    worker.node.write("/etc/machine-id", &format!("{}\n", machine_id.to_string().repeat(32)));
+    let runtime = Runtime::start_of_kind(&worker.node);
+    runtime.import(&worker.node, image);
+    runtime
+}
+
+#[test]
+fn a_node_of_kind_that_restarts_keeps_its_blocks_and_its_pods_come_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = image(folder.path());
+    let manifest = Manifest::read("kind");
+    let mut lab = Lab::build(Topology::one_segment(2));
+    let mut runtimes: Vec<_> = lab
+        .workers
+        .iter()
+        .zip(['a', 'b'])
+        .map(|(worker, id)| start_node_of_kind(worker, &image, id))
+        .collect();
+    let start = |lab: &Lab, runtime: &Runtime, number: usize, name: &str| {
+        let kubelet = Kubelet { node: &lab.workers[number].node, runtime, manifest: &manifest };
+        let given = manifest.config("agent.toml");
+        let config = given.replace("http://polder-control-plane:12379", &lab.etcd.endpoints()[0]);
+        assert_ne!(config, given, "the etcd of deploy/kind is on the control plane");
+        let config = config + "\n[ipam]\ncooldown_seconds = 10\ngrace_seconds = 2\n";
+        kubelet.write("config", &[("agent.toml", &config)]);
+        kubelet.run(name);
+        wait_until_ready(&lab.workers[number]);
+        runtime.wait_for_network();
+    };
+    let record = |lab: &Lab, name: &str| -> serde_json::Value {
+        let key = format!("/polder/v1/nodes/{name}");
+        serde_json::from_str(lab.etcd.ctl(&["get", "--print-value-only", &key]).trim()).unwrap()
+    };
+    (0..2).for_each(|number| start(&lab, &runtimes[number], number, "polder"));
+    lab.workers[0].ctl(&["pool", "add", "named", "10.99.0.0/24", "--reservations"]);
+    let (peer, peer_container) = serve(&runtimes[0], "peer");
+    let (web, _) = serve(&runtimes[1], "web");
+    let reserved = [("polder.dev/pool", "named")];
+    let database = runtimes[1].try_run_pod("database", &reserved).unwrap();
+    runtimes[1].run_pod("deleted-meanwhile");
+    assert_eq!(lab.workers[1].status()["pods"], 3);
+    let (before, blocks) = (record(&lab, "n2"), lab.workers[1].status()["blocks"].clone());
+    assert_eq!(before["boot_id"], record(&lab, "n1")["boot_id"], "the nodes share a kernel");
+
+    drop(runtimes.pop());
+    lab.reboot(1);
+    let runtime = start_node_of_kind(&lab.workers[1], &image, 'c');
+    start(&lab, &runtime, 1, "polder-again");
+    let after = record(&lab, "n2");
+    assert_eq!(after["machine_id"], "c".repeat(32));
+    assert_eq!((&after["incarnation"], &after["boot_id"]), (&before["incarnation"], &before["boot_id"]));
+    let names = |blocks: &serde_json::Value| -> Vec<String> {
+        blocks.as_array().unwrap().iter().map(|block| block["block"].to_string()).collect()
+    };
+    assert_eq!(names(&lab.workers[1].status()["blocks"]), names(&blocks));
+
+    // As kubelet does with pods whose sandboxes have ended.
+    [&web, &database].into_iter().for_each(|sandbox| runtime.remove_pod(sandbox));
+    let (web, web_container) = serve(&runtime, "web");
+    let again = wait::until("the database to be back", || runtime.try_run_pod("database", &reserved));
+    assert_eq!(again.addresses, database.addresses, "it has its address by its name");
+    assert_eq!(seen(&runtimes[0], &peer_container, &web.addresses[0]), peer.addresses[0]);
+    assert_eq!(seen(&runtime, &web_container, &peer.addresses[0]), web.addresses[0]);
+    // Nobody has said of the third pod that it is gone, and the boot is the same.
+    lab.workers[1].wait_for_status("what is gone to be released", |status| {
+        (status["pods"] == 2 && status["problems"] == serde_json::json!([])).then_some(())
+    });
+}
+
 /// What is seen without a grant.
 enum Sign {
     /// The container ends, and says this.
