@@ -222,7 +222,8 @@ impl Registrar {
                 ipam.run(move |ipam| ipam.identify(&identity)).await?;
             }
             Step::CutOff => {
-                let reason = "the pods on this machine are being cut off, for its node was removed".to_owned();
+                let reason =
+                    "the pods on this machine are being cut off, for its node was removed".to_owned();
                 self.publish(Registration::Removed(reason));
                 self.cut_off().await?;
             }
