@@ -85,29 +85,42 @@ make_lab_folder() {
     at_exit+=('[ -n "${keep_lab:-}" ] || rm -rf "$lab_folder"')
 }
 
-# Gets a containerd that speaks CNI 1.1 out of Debian's next release, into the lab's folder: nothing is installed. Fails
-# where there is no such thing.
-fetch_newer_containerd() {
-    local folder=$lab_folder/newer mirror options
+# Unpacks packages of Debian's next release into FOLDER/root: nothing is installed. A package can be one of another architecture
+# (libstd-rust-dev:arm64). Fails where they cannot be had; FOLDER/log says why.
+unpack_next_release() {
+    local folder=$1 mirror options
+    shift
+    mkdir -p "$folder/lists/partial" "$folder/cache/archives/partial" "$folder/packages" "$folder/root"
     mirror=$(apt-get indextargets --format '$(ORIGIN) $(SITE)' 'Created-By: Packages' |
         awk '$1 == "Debian" && $2 !~ /security/ { print $2; exit }')
-    [ -n "$mirror" ] || return 1
-    mkdir -p "$folder/lists/partial" "$folder/cache/archives/partial"
+    [ -n "$mirror" ] || { echo "apt has no mirror of Debian" >"$folder/log"; return 1; }
     printf '%s\n' 'Types: deb' "URIs: $mirror" 'Suites: testing' 'Components: main' \
+        "Architectures: $(dpkg --print-architecture) arm64" \
         'Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg' >"$folder/debian.sources"
     options=(-o "Dir::Etc::sourcelist=$folder/debian.sources" -o Dir::Etc::sourceparts=/dev/null
-        -o "Dir::State::lists=$folder/lists" -o "Dir::Cache=$folder/cache")
+        -o "Dir::State::lists=$folder/lists" -o "Dir::Cache=$folder/cache"
+        -o "APT::Architectures=$(dpkg --print-architecture),arm64")
     (
-        cd "$folder"
-        apt-get "${options[@]}" update && apt-get "${options[@]}" download containerd && dpkg-deb -x containerd_*.deb .
-    ) >"$folder/log" 2>&1 </dev/null || return 1
-    newer_containerd=$folder/usr/bin
+        cd "$folder/packages"
+        apt-get "${options[@]}" update && apt-get "${options[@]}" download "$@" &&
+            for package in *.deb; do dpkg-deb -x "$package" "$folder/root" || exit; done
+    ) >"$folder/log" 2>&1 </dev/null
+}
+
+# Gets a containerd that speaks CNI 1.1 into the lab's folder. Fails where there is no such thing.
+fetch_newer_containerd() {
+    unpack_next_release "$lab_folder/newer" containerd || return 1
+    newer_containerd=$lab_folder/newer/root/usr/bin
     "$newer_containerd/containerd" --version >/dev/null 2>&1
 }
 
 # What building needs: protoc for etcd's client, a C compiler for SQLite.
 build_packages=(protobuf-compiler:protoc libprotobuf-dev:/usr/include/google/protobuf/any.proto gcc:cc
     libc6-dev:/usr/include/stdlib.h)
+
+# What building for arm64 needs besides: a linker and a C library for it, and what runs its programs here.
+arm64_packages=(gcc-aarch64-linux-gnu:aarch64-linux-gnu-gcc libc6-dev-arm64-cross:/usr/aarch64-linux-gnu/lib/libc.a
+    qemu-user:qemu-aarch64)
 
 # What the lab needs: nodes made of namespaces, a real etcd, tools to look with.
 lab_packages=(etcd-server:etcd etcd-client:etcdctl iproute2:ip iputils-ping:ping nftables:nft util-linux:nsenter
@@ -135,10 +148,37 @@ need_cargo() {
 # The binaries are static: they run on every node, whatever its libc. Only with an explicit target does that not
 # concern what runs while building. RUSTFLAGS would take the place of the flags of a target, and is added to them.
 use_static_target() {
-    target=$(as_user rustc -vV | sed -n 's/^host: //p')
+    target=${1:-$(as_user rustc -vV | sed -n 's/^host: //p')}
     local variable
     variable=CARGO_TARGET_$(tr 'a-z-' 'A-Z_' <<<"$target")_RUSTFLAGS
-    passed_on=(-u RUSTFLAGS -u CARGO_ENCODED_RUSTFLAGS "$variable=${RUSTFLAGS:-} -C target-feature=+crt-static")
+    passed_on=(-u RUSTFLAGS -u CARGO_ENCODED_RUSTFLAGS "${passed_on[@]}" "$variable=${RUSTFLAGS:-} -C target-feature=+crt-static")
+}
+
+# Lets cargo build for arm64, also on another machine. Where the Rust that is installed cannot, because it lacks the standard
+# library for it, the compiler of Debian's next release takes its place: that is unpacked into target/ and runs with its own C
+# library.
+use_arm64() {
+    target=aarch64-unknown-linux-gnu
+    need_packages "${arm64_packages[@]}"
+    passed_on+=(CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
+        CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc)
+    [ ! -d "$(as_user rustc --print target-libdir --target "$target")" ] || return 0
+    local folder=$top/target/arm64-compiler libraries
+    if [ ! -x "$folder/rustc" ]; then
+        [ "$(uname -m)" = x86_64 ] || die "the Rust that is installed cannot build for arm64: rustup target add $target"
+        is_there apt-get || die "the Rust that is installed cannot build for arm64: rustup target add $target"
+        say "getting a compiler for arm64 from Debian's next release"
+        rm -rf "$folder"
+        unpack_next_release "$folder" rustc libstd-rust-dev libstd-rust-dev:arm64 libstd-rust-1.97 libllvm22 libc6 libgcc-s1 \
+            libstdc++6 libz3-4 libedit2 libffi8 libxml2-16 libzstd1 zlib1g libtinfo6 libbsd0 libmd0 ||
+            die "no compiler for arm64 could be had ($folder/log says why); with rustup: rustup target add $target"
+        libraries=$folder/root/usr/lib/x86_64-linux-gnu
+        printf '#!/bin/sh\nexec %q --library-path %q %q "$@"\n' \
+            "$libraries/ld-linux-x86-64.so.2" "$libraries" "$folder/root/usr/bin/rustc" >"$folder/rustc"
+        chmod +x "$folder/rustc"
+        "$folder/rustc" --version >/dev/null || die "the compiler in $folder does not run"
+    fi
+    passed_on+=("RUSTC=$folder/rustc")
 }
 
 # Refuses a program that needs libraries of the machine where it runs.
