@@ -11,9 +11,23 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 {{- end }}
 
+{{- /* The members of etcd, as a list of JSON. */ -}}
+{{- define "polder.endpoints" -}}
+{{- $endpoints := .Values.etcd.endpoints | default list -}}
+{{- range $address := .Values.etcd.bundled.members -}}
+{{- $endpoints = append $endpoints (printf "https://%s:%v" (include "polder.host" $address) $.Values.etcd.bundled.clientPort) -}}
+{{- end -}}
+{{- $endpoints | toJson -}}
+{{- end }}
+
+{{- /* An address as it is written in a URL. */ -}}
+{{- define "polder.host" -}}
+{{- if contains ":" . }}[{{ . }}]{{ else }}{{ . }}{{ end -}}
+{{- end }}
+
 {{- /* Whether etcd wants certificates: the agent refuses a mixture of http:// and https://. */ -}}
 {{- define "polder.tls" -}}
-{{- with .Values.etcd.endpoints }}{{ if hasPrefix "https://" (first .) }}true{{ end }}{{ end -}}
+{{- with include "polder.endpoints" . | fromJsonArray }}{{ if hasPrefix "https://" (first .) }}true{{ end }}{{ end -}}
 {{- end }}
 
 {{- /*
@@ -36,7 +50,7 @@ seLinuxOptions:
 {{- end }}
 {{- end }}
 
-{{- /* What the pods of both DaemonSets have in common. */ -}}
+{{- /* What the pods of all DaemonSets have in common. */ -}}
 {{- define "polder.pod" -}}
 hostNetwork: true
 dnsPolicy: Default
@@ -54,6 +68,10 @@ imagePullSecrets:
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- end }}
+
+{{- /* On which nodes the agent runs. */ -}}
+{{- define "polder.nodes" -}}
 {{- with .Values.nodeSelector }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
