@@ -107,11 +107,14 @@ unpack_next_release() {
     ) >"$folder/log" 2>&1 </dev/null
 }
 
-# Gets a containerd that speaks CNI 1.1 into the lab's folder. Fails where there is no such thing.
-fetch_newer_containerd() {
-    unpack_next_release "$lab_folder/newer" containerd || return 1
-    newer_containerd=$lab_folder/newer/root/usr/bin
-    "$newer_containerd/containerd" --version >/dev/null 2>&1
+# PROGRAM PACKAGE...: gets the program out of packages of Debian's next release, into the lab's folder; $newer is where it then is.
+# Fails where there is no such thing, or it does not run here.
+fetch_newer() {
+    local program=$1 folder=$lab_folder/newer-$1
+    shift
+    unpack_next_release "$folder" "$@" || return 1
+    newer=$folder/root/usr/bin
+    "$newer/$program" --version >/dev/null 2>&1
 }
 
 # What building needs: protoc for etcd's client, a C compiler for SQLite.
@@ -128,7 +131,7 @@ lab_packages=(etcd-server:etcd etcd-client:etcdctl iproute2:ip iputils-ping:ping
 
 # What the tests need besides: a container runtime, what an image is made of, other software that looks after interfaces, and pip,
 # which gets helm.
-test_packages=(python3-pip:pip3 conntrack:conntrack iptables:iptables containerd:containerd runc:runc containernetworking-plugins:/usr/lib/cni/portmap
+test_packages=(python3-pip:pip3 conntrack:conntrack iptables:iptables containerd:containerd runc:runc openssl:openssl containernetworking-plugins:/usr/lib/cni/portmap
     busybox-static:/bin/busybox systemd:/lib/systemd/systemd-networkd)
 
 # Looks for Rust, new enough, and for these subcommands of cargo.
