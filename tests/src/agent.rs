@@ -1,7 +1,6 @@
 //! The real agent on a node of the lab, and the real plugin beside it.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -250,15 +249,8 @@ impl Worker {
 
     /// Asks the agent's own HTTP server; the status code, and the body.
     pub fn http(&self, path: &str) -> (u16, String) {
-        self.node.within(|| {
-            let mut stream = TcpStream::connect(("127.0.0.1", 9474)).expect("the agent serves HTTP");
-            write!(stream, "GET {path} HTTP/1.0\r\n\r\n").expect("the agent reads");
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).expect("the agent answers");
-            let (head, body) = answer.split_once("\r\n\r\n").expect("an HTTP answer");
-            let code = head.split(' ').nth(1).and_then(|code| code.parse().ok());
-            (code.expect("an HTTP status"), body.to_owned())
-        })
+        let place = ("127.0.0.1".to_owned(), 9474);
+        self.node.http(&place, path).expect("the agent serves HTTP")
     }
 
     /// How this node reaches the pods of another: `direct`, `vxlan` or `unreachable`, by family.

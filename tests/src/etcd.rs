@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::node::{Node, Process};
 use crate::wait;
 
-/// An etcd cluster of one or more members, each on its machine.
+/// An etcd cluster, each of its members on a machine of its own. Without members it is none.
 #[derive(Debug)]
 pub struct Etcd {
     members: Vec<Member>,
@@ -43,8 +43,7 @@ impl Etcd {
         let members =
             machines.into_iter().map(|(node, address)| Member { node, address, process: None }).collect();
         let mut etcd = Self { members, tls, client: None, user: None };
-        (0..etcd.members.len()).for_each(|number| etcd.start_member(number));
-        etcd.wait_until_healthy();
+        etcd.start_again();
         etcd
     }
 
@@ -104,10 +103,12 @@ impl Etcd {
         (0..self.members.len()).for_each(|number| self.kill_member(number));
     }
 
-    /// Starts all members again.
+    /// Starts all members.
     pub fn start_again(&mut self) {
         (0..self.members.len()).for_each(|number| self.start_member(number));
-        self.wait_until_healthy();
+        if !self.members.is_empty() {
+            self.wait_until_healthy();
+        }
     }
 
     /// The URLs of the members.

@@ -1,13 +1,14 @@
-//! A container image made on the spot, from the one program that is on every machine.
+//! Container images made on the spot, from programs of this machine.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::agent::dist;
 use crate::node::output;
 
 /// The name of the image.
@@ -19,15 +20,12 @@ const BUSYBOX: &str = "/bin/busybox";
 /// Makes the image as an archive that `ctr images import` reads; the file. Beside busybox it has a page, `/www/page`,
 /// and a program that says who asks for it, `/www/cgi-bin/who`.
 pub fn make(folder: &Path) -> PathBuf {
-    let (root, archive) = (folder.join("root"), folder.join("archive"));
+    let root = folder.join("root");
     for part in ["bin", "www/cgi-bin", "tmp", "proc", "sys", "dev", "etc"] {
         fs::create_dir_all(root.join(part)).expect("a folder for the image");
     }
-    fs::create_dir_all(&archive).expect("a folder for the archive");
-    for file in libraries(BUSYBOX).into_iter().chain([PathBuf::from(BUSYBOX)]) {
-        let inside = root.join(file.strip_prefix("/").unwrap_or(&file));
-        fs::create_dir_all(inside.parent().expect("a folder")).expect("a folder for the image");
-        fs::copy(&file, inside).expect("busybox-static is installed");
+    for file in libraries(Path::new(BUSYBOX)).into_iter().chain([PathBuf::from(BUSYBOX)]) {
+        put(&file, &root.join(file.strip_prefix("/").unwrap_or(&file)));
     }
     fs::write(root.join("www/page"), "the page\n").expect("a file");
     let who = root.join("www/cgi-bin/who");
@@ -35,6 +33,38 @@ pub fn make(folder: &Path) -> PathBuf {
         .expect("a file");
     fs::set_permissions(&who, fs::Permissions::from_mode(0o755)).expect("a program");
 
+    pack(folder, IMAGE, json!({ "Cmd": ["/bin/busybox", "sleep", "86400"] }))
+}
+
+/// Makes an image of that name with these programs, in `/usr/local/bin`, and the libraries that they need; the file.
+pub fn of_programs(folder: &Path, name: &str, programs: &[PathBuf]) -> PathBuf {
+    let root = folder.join("root");
+    for program in programs {
+        for library in libraries(program) {
+            put(&library, &root.join(library.strip_prefix("/").unwrap_or(&library)));
+        }
+        put(program, &root.join("usr/local/bin").join(program.file_name().expect("a program")));
+    }
+    pack(folder, name, json!({}))
+}
+
+/// Makes Polder's own image, of the binaries that are tested; the file.
+pub fn of_polder(folder: &Path) -> PathBuf {
+    let file = folder.join("polder.tar");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/image");
+    output(Command::new(script).arg("--from").arg(dist()).arg("--to").arg(&file));
+    file
+}
+
+fn put(file: &Path, inside: &Path) {
+    fs::create_dir_all(inside.parent().expect("a folder")).expect("a folder for the image");
+    fs::copy(file, inside).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+}
+
+/// Makes an image of that name out of `root`; the file.
+fn pack(folder: &Path, name: &str, runs: Value) -> PathBuf {
+    let (root, archive) = (folder.join("root"), folder.join("archive"));
+    fs::create_dir_all(&archive).expect("a folder for the archive");
     let layer = archive.join("layer.tar");
     tar(&root, &layer);
     let digest = Sha256::digest(fs::read(&layer).expect("the layer"));
@@ -43,10 +73,10 @@ pub fn make(folder: &Path) -> PathBuf {
     let config = json!({
         "architecture": architecture,
         "os": "linux",
-        "config": { "Cmd": ["/bin/busybox", "sleep", "86400"] },
+        "config": runs,
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
     });
-    let manifest = json!([{ "Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"] }]);
+    let manifest = json!([{ "Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"] }]);
     fs::write(archive.join("config.json"), config.to_string()).expect("a file");
     fs::write(archive.join("manifest.json"), manifest.to_string()).expect("a file");
     let image = folder.join("image.tar");
@@ -55,7 +85,7 @@ pub fn make(folder: &Path) -> PathBuf {
 }
 
 /// The libraries that a program needs. A static one needs none.
-fn libraries(program: &str) -> Vec<PathBuf> {
+fn libraries(program: &Path) -> Vec<PathBuf> {
     let output = Command::new("ldd").arg(program).output().expect("ldd is installed");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect()

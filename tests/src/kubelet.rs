@@ -1,6 +1,7 @@
 //! The part of kubelet that starts a pod of a DaemonSet: it prepares the volumes on a node of the lab, and asks the runtime for
 //! what the manifest says, with what kubelet adds to it.
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use k8s_cri::v1::{
@@ -44,6 +45,8 @@ pub struct Kubelet<'a> {
     pub runtime: &'a Runtime,
     /// What is to run.
     pub manifest: &'a Manifest,
+    /// The node's address.
+    pub address: IpAddr,
 }
 
 /// A container that was started.
@@ -101,12 +104,16 @@ impl Kubelet<'_> {
 
     fn config(&self, container: &Container) -> ContainerConfig {
         let Container(written) = container;
-        let envs: Vec<KeyValue> =
-            written["env"].as_array().into_iter().flatten().map(|env| self.env(env)).collect();
-        // References to variables of the container itself.
-        let replaced = |word: String| {
+        // References to variables of the container itself, in other variables to those before.
+        let replace = |envs: &[KeyValue], word: String| {
             envs.iter().fold(word, |word, env| word.replace(&format!("$({})", env.key), &env.value))
         };
+        let mut envs: Vec<KeyValue> = Vec::new();
+        for env in written["env"].as_array().into_iter().flatten().map(|env| self.env(env)) {
+            let value = replace(&envs, env.value);
+            envs.push(KeyValue { value, ..env });
+        }
+        let replaced = |word: String| replace(&envs, word);
         let mounts = written["volumeMounts"].as_array().into_iter().flatten();
         let attempt = self.runtime.next_attempt();
         ContainerConfig {
@@ -125,10 +132,22 @@ impl Kubelet<'_> {
         }
     }
 
+    /// Asks what a probe of the container asks, like `readinessProbe`.
+    pub fn probe(&self, container: &Container, probe: &str) -> Result<(), String> {
+        let get = &container.0[probe]["httpGet"];
+        let place =
+            (text(&get["host"]), u16::try_from(get["port"].as_u64().expect("a port")).expect("a port"));
+        let (code, said) = self.node.http(&place, &text(&get["path"]))?;
+        if (200..400).contains(&code) { Ok(()) } else { Err(format!("{code}: {said}")) }
+    }
+
     fn env(&self, written: &Value) -> KeyValue {
-        let field = &written["valueFrom"]["fieldRef"]["fieldPath"];
-        let value =
-            if field == "spec.nodeName" { self.node.name().to_owned() } else { text(&written["value"]) };
+        let value = match written["valueFrom"]["fieldRef"]["fieldPath"].as_str() {
+            Some("spec.nodeName") => self.node.name().to_owned(),
+            Some("status.hostIP") => self.address.to_string(),
+            Some(other) => panic!("fieldPath {other}"),
+            None => text(&written["value"]),
+        };
         KeyValue { key: text(&written["name"]), value }
     }
 

@@ -2,8 +2,11 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
+
+use crate::node::output;
 
 /// The documents of a manifest.
 #[derive(Debug, Clone)]
@@ -16,15 +19,41 @@ pub struct Container(pub Value);
 impl Manifest {
     /// Reads `deploy/kubernetes/NAME/polder.yaml`.
     pub fn read(name: &str) -> Self {
+        Self::read_with(name, &[])
+    }
+
+    /// Reads it with these words replaced, each of which has to be there.
+    pub fn read_with(name: &str, replaced: &[(String, String)]) -> Self {
         let path =
             Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes").join(name).join("polder.yaml");
         let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        Self::parse(&text)
+        Self::parse(&replaced.iter().fold(text, |text, (from, to)| {
+            assert!(text.contains(from), "{from} is not in {}", path.display());
+            text.replace(from, to)
+        }))
     }
 
     /// Reads the documents of a text.
     pub fn parse(text: &str) -> Self {
         Self(serde_saphyr::from_multiple(text).unwrap_or_else(|error| panic!("{error} in {text}")))
+    }
+
+    /// The same with that `DaemonSet` only.
+    #[must_use]
+    pub fn only(&self, daemonset: &str) -> Self {
+        let is_other =
+            |document: &Value| document["kind"] == "DaemonSet" && document["metadata"]["name"] != daemonset;
+        Self(self.0.iter().filter(|document| !is_other(document)).cloned().collect())
+    }
+
+    /// The files of the Secret of that name.
+    pub fn secret(&self, name: &str) -> Vec<(String, String)> {
+        let is_it = |document: &&Value| document["kind"] == "Secret" && document["metadata"]["name"] == name;
+        let secret = self.0.iter().find(is_it).unwrap_or_else(|| panic!("there is no Secret {name}"));
+        let files = secret["data"].as_object().expect("a Secret has data");
+        let decode = r#"printf %s "$1" | base64 --decode"#;
+        let plain = |value| output(Command::new("sh").args(["-c", decode, "sh", &text(value)]));
+        files.iter().map(|(name, value)| (name.clone(), plain(value))).collect()
     }
 
     /// The one document of that kind.
@@ -100,6 +129,14 @@ impl Container {
         mounts
             .filter(|mount| mount["name"] == name)
             .for_each(|mount| mount["mountPropagation"] = "None".into());
+        self
+    }
+
+    /// The same with another program.
+    #[must_use]
+    pub fn with_command(mut self, command: &[String]) -> Self {
+        self.0["command"] = json!(command);
+        self.0["args"] = json!([]);
         self
     }
 

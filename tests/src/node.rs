@@ -2,7 +2,8 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -179,6 +180,23 @@ impl Node {
     /// Runs a job on a thread in the node's network namespace.
     pub fn within<T: Send>(&self, job: impl FnOnce() -> T + Send) -> T {
         within(&self.outside(Path::new("/proc/1/ns/net")), job)
+    }
+
+    /// Asks an HTTP server from this machine; the status code, and the body.
+    pub fn http(&self, place: &(String, u16), path: &str) -> Result<(u16, String), String> {
+        let ask = || -> std::io::Result<String> {
+            let mut stream = TcpStream::connect(place)?;
+            write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        };
+        let answer = self.within(ask).map_err(|error| error.to_string())?;
+        let parts = answer.split_once("\r\n\r\n").and_then(|(head, body)| {
+            let code = head.split(' ').nth(1)?.parse().ok()?;
+            Some((code, body.to_owned()))
+        });
+        parts.ok_or_else(|| format!("no HTTP answer: {answer}"))
     }
 
     /// Starts a process in the node; what it says goes to that file in the node's folder.

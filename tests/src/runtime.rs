@@ -35,15 +35,17 @@ pub struct Runtime {
 
 /// The folders of a node in which the runtime looks for CNI plugins and their configuration.
 #[derive(Debug, Clone, Copy)]
-pub struct CniFolders {
+struct CniFolders {
     /// Plugins.
-    pub plugins: &'static str,
+    plugins: &'static str,
     /// Configuration.
-    pub configuration: &'static str,
+    configuration: &'static str,
 }
 
 /// Those of the lab, of its own.
 const LAB_FOLDERS: CniFolders = CniFolders { plugins: "/run/cni/bin", configuration: "/run/cni/net.d" };
+/// Those that the manifests name.
+const MANIFESTS_FOLDERS: CniFolders = CniFolders { plugins: "/opt/cni/bin", configuration: "/etc/cni/net.d" };
 
 /// A pod as the runtime knows it.
 #[derive(Debug, Clone)]
@@ -103,8 +105,17 @@ impl Runtime {
         runtime
     }
 
+    /// Starts containerd, with these images, on a node that nothing of Polder is on, as the manifests expect it.
+    pub fn start_for_manifests(node: &Node, images: &[&Path]) -> Self {
+        // What a host shares with its containers, as systemd makes it, and a folder for plugins of the node's own.
+        node.shell("mount --make-rshared /; mount -t tmpfs tmpfs /opt");
+        let runtime = Self::start_without_network(node, &Release::Installed, MANIFESTS_FOLDERS);
+        images.iter().for_each(|image| runtime.import(node, image));
+        runtime
+    }
+
     /// Starts containerd on a node that nothing of Polder is on. Of CNI it has what comes with it: the plugin for loopback.
-    pub fn start_without_network(node: &Node, release: &Release, cni: CniFolders) -> Self {
+    fn start_without_network(node: &Node, release: &Release, cni: CniFolders) -> Self {
         Self::start_configured(node, release, cni.plugins, &config(cni))
     }
 
@@ -280,6 +291,28 @@ impl Runtime {
         let said = self.must(async |mut client| client.exec_sync(request.clone()).await);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
         Said { code: said.exit_code, output: text(&said.stdout), errors: text(&said.stderr) }
+    }
+
+    /// Runs a pod with a server that says who asks; the pod, and its container.
+    pub fn serve(&self, name: &str) -> (Sandbox, String) {
+        let sandbox = self.run_pod(name);
+        let server = ["httpd", "-f", "-h", "/www", "-p", "0.0.0.0:8080"];
+        let container = self.run_container(&sandbox, "server", &server);
+        (sandbox, container)
+    }
+
+    /// Asks such a server from a container; who the server takes it for.
+    pub fn seen(&self, client: &str, server: &str) -> String {
+        let get = format!(r"printf 'GET /cgi-bin/who HTTP/1.0\r\n\r\n' | busybox nc -w 5 {server} 8080");
+        wait::until(&format!("{server} to answer"), || {
+            let said = self.exec(client, &["sh", "-c", &get]);
+            let answers = said.output.starts_with("HTTP/1.1 200");
+            if answers {
+                Ok(said.output.lines().last().unwrap_or_default().to_owned())
+            } else {
+                Err(format!("{said:?}"))
+            }
+        })
     }
 
     /// Stops a pod, which takes it off the network.

@@ -4,18 +4,15 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use polder_tests::agent::{Worker, dist};
 use polder_tests::kubelet::{Kubelet, Started};
 use polder_tests::manifest::{Container, Manifest};
-use polder_tests::runtime::{CniFolders, Release, Runtime, Sandbox};
+use polder_tests::runtime::{Runtime, Sandbox};
 use polder_tests::tls::Authority;
-use polder_tests::{Lab, Topology, node, wait};
-
-/// As the manifest has them.
-const CNI: CniFolders = CniFolders { plugins: "/opt/cni/bin", configuration: "/etc/cni/net.d" };
+use polder_tests::{Lab, Topology, image, node, wait};
 
 /// Nodes with a runtime and the image, and nothing of Polder.
 struct Cluster {
@@ -32,14 +29,8 @@ impl Cluster {
         let folder = tempfile::tempdir().unwrap();
         let authority = Authority::new(folder.path(), "polder-lab");
         let lab = Lab::build_with_tls(topology, |addresses| Some(authority.for_etcd(addresses)));
-        let image = image(folder.path());
-        let start = |worker: &Worker| {
-            // Also what a host shares with its containers, as systemd makes it, and a folder for plugins of the node's own.
-            worker.node.shell("mount --make-rshared /; mount -t tmpfs tmpfs /opt");
-            let runtime = Runtime::start_without_network(&worker.node, &Release::Installed, CNI);
-            runtime.import(&worker.node, &image);
-            runtime
-        };
+        let image = image::of_polder(folder.path());
+        let start = |worker: &Worker| Runtime::start_for_manifests(&worker.node, &[&image]);
         let runtimes = lab.workers.iter().take(with_runtime).map(start).collect();
         Self { runtimes, lab, manifest: Manifest::read("base"), authority, _folder: folder }
     }
@@ -51,7 +42,8 @@ impl Cluster {
 
     fn kubelet_for<'a>(&'a self, number: usize, manifest: &'a Manifest) -> Kubelet<'a> {
         let worker = &self.lab.workers[number];
-        let kubelet = Kubelet { node: &worker.node, runtime: &self.runtimes[number], manifest };
+        let address = self.lab.underlay(number, false);
+        let kubelet = Kubelet { node: &worker.node, runtime: &self.runtimes[number], manifest, address };
         let (etcd, given) = (self.lab.etcd.endpoints(), manifest.config("agent.toml"));
         let config = given.replace("https://192.0.2.10:2379", &etcd[0]);
         assert_ne!(config, given, "the manifest says where to put the endpoints of etcd");
@@ -65,18 +57,10 @@ impl Cluster {
     }
 }
 
-/// The image, made of the binaries that are tested.
-fn image(folder: &Path) -> PathBuf {
-    let file = folder.join("polder.tar");
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/image");
-    node::output(Command::new(script).arg("--from").arg(dist()).arg("--to").arg(&file));
-    file
-}
-
 #[test]
 fn the_image_has_the_static_binaries_and_nothing_else_and_is_the_same_each_time() {
     let folder = tempfile::tempdir().unwrap();
-    let first = image(folder.path());
+    let first = image::of_polder(folder.path());
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/image");
     let again = folder.path().join("again.tar");
     let mut masked = Command::new("sh");
@@ -110,28 +94,6 @@ fn wait_until_ready(worker: &Worker) {
     worker.wait_for_status("the agent to be ready", |status| (status["ready"] == true).then_some(()));
 }
 
-/// Runs a pod with a server that says who asks.
-fn serve(runtime: &Runtime, name: &str) -> (Sandbox, String) {
-    let sandbox = runtime.run_pod(name);
-    let container =
-        runtime.run_container(&sandbox, "server", &["httpd", "-f", "-h", "/www", "-p", "0.0.0.0:8080"]);
-    (sandbox, container)
-}
-
-/// Who the server takes the client for.
-fn seen(runtime: &Runtime, client: &str, server: &str) -> String {
-    let get = format!(r"printf 'GET /cgi-bin/who HTTP/1.0\r\n\r\n' | busybox nc -w 5 {server} 8080");
-    wait::until(&format!("{server} to answer"), || {
-        let said = runtime.exec(client, &["sh", "-c", &get]);
-        let answers = said.output.starts_with("HTTP/1.1 200");
-        if answers {
-            Ok(said.output.lines().last().unwrap_or_default().to_owned())
-        } else {
-            Err(format!("{said:?}"))
-        }
-    })
-}
-
 #[test]
 fn the_agent_runs_as_its_manifest_says_and_pods_of_all_nodes_reach_each_other() {
     let cluster = Cluster::start(Topology::two_segments(), 3);
@@ -151,12 +113,12 @@ fn the_agent_runs_as_its_manifest_says_and_pods_of_all_nodes_reach_each_other() 
         .runtimes
         .iter()
         .enumerate()
-        .map(|(number, runtime)| serve(runtime, &format!("pod-{number}")))
+        .map(|(number, runtime)| runtime.serve(&format!("pod-{number}")))
         .collect();
     let all_reach_all = |clients: &[(Sandbox, String)]| {
         for (number, (from, client)) in clients.iter().enumerate() {
             for (to, _) in clients.iter().filter(|(to, _)| to.id != from.id) {
-                let seen = seen(&cluster.runtimes[number], client, &to.addresses[0]);
+                let seen = cluster.runtimes[number].seen(client, &to.addresses[0]);
                 assert_eq!(seen, from.addresses[0], "{} sees somebody else", to.name());
             }
         }
@@ -195,7 +157,7 @@ fn start_node_of_kind(worker: &Worker, image: &Path, machine_id: char) -> Runtim
 #[test]
 fn a_node_of_kind_that_restarts_keeps_its_blocks_and_its_pods_come_back() {
     let folder = tempfile::tempdir().unwrap();
-    let image = image(folder.path());
+    let image = image::of_polder(folder.path());
     let manifest = Manifest::read("kind");
     let mut lab = Lab::build(Topology::one_segment(2));
     let mut runtimes: Vec<_> = lab
@@ -205,7 +167,8 @@ fn a_node_of_kind_that_restarts_keeps_its_blocks_and_its_pods_come_back() {
         .map(|(worker, id)| start_node_of_kind(worker, &image, id))
         .collect();
     let start = |lab: &Lab, runtime: &Runtime, number: usize, name: &str| {
-        let kubelet = Kubelet { node: &lab.workers[number].node, runtime, manifest: &manifest };
+        let address = lab.underlay(number, false);
+        let kubelet = Kubelet { node: &lab.workers[number].node, runtime, manifest: &manifest, address };
         let given = manifest.config("agent.toml");
         let config = given.replace("http://polder-control-plane:12379", &lab.etcd.endpoints()[0]);
         assert_ne!(config, given, "the etcd of deploy/kind is on the control plane");
@@ -221,8 +184,8 @@ fn a_node_of_kind_that_restarts_keeps_its_blocks_and_its_pods_come_back() {
     };
     (0..2).for_each(|number| start(&lab, &runtimes[number], number, "polder"));
     lab.workers[0].ctl(&["pool", "add", "named", "10.99.0.0/24", "--reservations"]);
-    let (peer, peer_container) = serve(&runtimes[0], "peer");
-    let (web, _) = serve(&runtimes[1], "web");
+    let (peer, peer_container) = runtimes[0].serve("peer");
+    let (web, _) = runtimes[1].serve("web");
     let reserved = [("polder.dev/pool", "named")];
     let database = runtimes[1].try_run_pod("database", &reserved).unwrap();
     runtimes[1].run_pod("deleted-meanwhile");
@@ -244,11 +207,11 @@ fn a_node_of_kind_that_restarts_keeps_its_blocks_and_its_pods_come_back() {
 
     // As kubelet does with pods whose sandboxes have ended.
     [&web, &database].into_iter().for_each(|sandbox| runtime.remove_pod(sandbox));
-    let (web, web_container) = serve(&runtime, "web");
+    let (web, web_container) = runtime.serve("web");
     let again = wait::until("the database to be back", || runtime.try_run_pod("database", &reserved));
     assert_eq!(again.addresses, database.addresses, "it has its address by its name");
-    assert_eq!(seen(&runtimes[0], &peer_container, &web.addresses[0]), peer.addresses[0]);
-    assert_eq!(seen(&runtime, &web_container, &peer.addresses[0]), web.addresses[0]);
+    assert_eq!(runtimes[0].seen(&peer_container, &web.addresses[0]), peer.addresses[0]);
+    assert_eq!(runtime.seen(&web_container, &peer.addresses[0]), web.addresses[0]);
     // Nobody has said of the third pod that it is gone, and the boot is the same.
     lab.workers[1].wait_for_status("what is gone to be released", |status| {
         (status["pods"] == 2 && status["problems"] == serde_json::json!([])).then_some(())
