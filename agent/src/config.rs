@@ -381,4 +381,5 @@ mod print;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use etcd::pem;
 pub use print::printed;

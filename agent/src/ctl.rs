@@ -7,6 +7,7 @@ use comfy_table::presets::NOTHING;
 use polder_api::status::{NodeStatus, Status, StoreStatus};
 
 pub mod command;
+pub mod credentials;
 pub mod ipam;
 pub mod pool;
 

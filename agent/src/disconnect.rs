@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use polder_api::message::{Refusal, RefusalKind, Removal, Reply};
 use polder_api::{Attachment, NodeName};
 use polder_ipam::key::Key;
-use polder_ipam::store::{Range, StoreError};
+use polder_ipam::store::{Range, Store, StoreError};
 
 use crate::agent::Agent;
 use crate::published::Addresses;
@@ -64,27 +64,27 @@ fn object(removal: &Removal, standing: Standing) -> Result<(), Objection> {
 }
 
 /// Succeeds if the node may be removed; otherwise with the answer for whoever asks.
-pub async fn allow(agent: &Agent, removal: &Removal) -> Result<(), Reply> {
+pub async fn allow(agent: &Agent, store: &Store, removal: &Removal) -> Result<(), Reply> {
     let unknown = |error: StoreError| {
         let problem = format!("{error}. Whether node {} is alive is not known: try again", removal.node);
         Reply::Refused(Refusal::new(RefusalKind::TryAgain, problem))
     };
-    let standing = look(agent, &removal.node).await.map_err(unknown)?;
+    let standing = look(agent, store, &removal.node).await.map_err(unknown)?;
     object(removal, standing).map_err(|objection| match objection {
         Objection::Wrong(problem) => Reply::Refused(Refusal::new(RefusalKind::Invalid, problem)),
         Objection::Unconfirmed(message) => Reply::Unconfirmed { message, pods: standing.pods },
     })
 }
 
-async fn look(agent: &Agent, node: &NodeName) -> Result<Standing, StoreError> {
+async fn look(agent: &Agent, store: &Store, node: &NodeName) -> Result<Standing, StoreError> {
     let view = agent.board.view();
-    let lease = agent.store.range(&Range::single(Key::Alive(node.clone()).to_string())).await?;
+    let lease = store.range(&Range::single(Key::Alive(node.clone()).to_string())).await?;
     // Another machine can have the name, while this one waits for it.
     let is_own = *node == agent.config.node && own_revision(agent, &view) != 0;
     let pods = if is_own {
         agent.ipam.run(|ipam| ipam.attachments().filter(|held| !held.leaving).count()).await as u64
     } else {
-        let published = Addresses::read_range(&agent.store, &Key::addresses_of(node)).await?;
+        let published = Addresses::read_range(store, &Key::addresses_of(node)).await?;
         let records = published.records.into_iter().map(|(published, _)| published.record.attachment);
         records.collect::<BTreeSet<Attachment>>().len() as u64
     };

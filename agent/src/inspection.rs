@@ -49,15 +49,14 @@ fn try_again(error: impl std::fmt::Display) -> Refusal {
 }
 
 /// Checks the cluster.
-pub async fn check(agent: &Agent, repairs: Repairs) -> Result<Checked, Refusal> {
-    let store = &agent.store;
+pub async fn check(agent: &Agent, store: &Store, repairs: Repairs) -> Result<Checked, Refusal> {
     let id = Nonce(random_name().map_err(try_again)?);
     let record = InspectionRecord { id: id.clone(), repairs };
     let put = Write::Put { key: Key::Inspection.to_string(), value: encode(&record) };
     let sent = store.commit(&Txn { compares: Vec::new(), writes: vec![put] }).await;
     // An outcome that is not known shows itself: without the wish there are no answers.
     let checked = match sent {
-        Ok(_) => ask(agent, &id, repairs).await,
+        Ok(_) => ask(agent, store, &id, repairs).await,
         // Nothing of it is in the store.
         Err(error) if !error.needs_look() => return Err(try_again(error)),
         Err(error) => Err(try_again(error)),
@@ -68,8 +67,7 @@ pub async fn check(agent: &Agent, repairs: Repairs) -> Result<Checked, Refusal> 
     checked
 }
 
-async fn ask(agent: &Agent, id: &Nonce, repairs: Repairs) -> Result<Checked, Refusal> {
-    let store = &agent.store;
+async fn ask(agent: &Agent, store: &Store, id: &Nonce, repairs: Repairs) -> Result<Checked, Refusal> {
     let started = Instant::now();
     let view = pools::read(store).await.map_err(try_again)?;
     let alive = leases::living(store).await.map_err(try_again)?;

@@ -23,12 +23,12 @@ use crate::published::Addresses;
 const ATTEMPTS: usize = 8;
 
 /// Changes the pools, and says what has come of it.
-pub async fn change(agent: &Agent, change: PoolChange) -> Result<String, Refusal> {
+pub async fn change(agent: &Agent, store: &Store, change: PoolChange) -> Result<String, Refusal> {
     let done = match change {
         PoolChange::Add(new) => {
             let pool = parse(new)?;
             let known = agent.board.view();
-            let done = apply(&agent.store, |view| {
+            let done = apply(store, |view| {
                 let mut view = view.clone();
                 view.own.clone_from(&known.own);
                 view.needed.clone_from(&known.needed);
@@ -36,16 +36,16 @@ pub async fn change(agent: &Agent, change: PoolChange) -> Result<String, Refusal
             });
             with_warnings(done.await?, &special::doubts(pool.cidr()))
         }
-        PoolChange::Drain(name) => apply(&agent.store, |view| pools::drain(view, &name)).await?,
-        PoolChange::Remove(name) => apply(&agent.store, |view| pools::remove(view, &name)).await?,
+        PoolChange::Drain(name) => apply(store, |view| pools::drain(view, &name)).await?,
+        PoolChange::Remove(name) => apply(store, |view| pools::remove(view, &name)).await?,
     };
     info!("{done}");
     Ok(done)
 }
 
 /// Changes how the nodes reach each other's pods, and says what has come of it.
-pub async fn change_backend(agent: &Agent, backend: Backend) -> Result<String, Refusal> {
-    let done = apply(&agent.store, |view| settings::change_backend(view, backend)).await?;
+pub async fn change_backend(store: &Store, backend: Backend) -> Result<String, Refusal> {
+    let done = apply(store, |view| settings::change_backend(view, backend)).await?;
     info!("{done}");
     Ok(done)
 }
@@ -90,6 +90,9 @@ async fn apply(
             Ok(view) => view,
             Err(error) => {
                 failure = error.to_string();
+                if error.is_lasting() {
+                    break;
+                }
                 continue;
             }
         };

@@ -33,7 +33,7 @@ fn problem(store: &str, refusing: &Refusing, now: SystemTime) -> String {
         ("all writes", BTreeSet::from([Topic::Blocks, Topic::Addresses, Topic::Alive, Topic::Settings]))
     };
     let consequences: Vec<_> = topics.into_iter().map(consequence).collect();
-    let remedy = refusing.refusal.cause.remedy();
+    let remedy = refusing.refusal.remedy();
     let goes_on = match refusing.refusal.cause {
         Cause::Disk => "running pods go on",
         _ => "running pods go on, and new pods get addresses from the blocks that this node has",
@@ -77,7 +77,7 @@ mod tests {
 
     fn text(cause: Cause, words: &str, topics: &[Topic], seconds: u64) -> String {
         let since = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
-        let refusal = Refusal { cause, words: words.to_owned() };
+        let refusal = Refusal::new(cause, words.to_owned());
         let refusing = Refusing { refusal, topics: topics.iter().copied().collect(), since, count: 3 };
         problem("etcd at http://10.0.0.1:2379", &refusing, since + Duration::from_secs(seconds))
     }

@@ -8,7 +8,7 @@ use polder_ipam::key::Key;
 use polder_ipam::node::Condition;
 use polder_ipam::record::Holder;
 use polder_ipam::reservation;
-use polder_ipam::store::{Outcome, Range};
+use polder_ipam::store::{Outcome, Range, Store};
 use polder_ipam::view::View;
 use tracing::info;
 
@@ -32,12 +32,12 @@ fn try_again(error: impl std::fmt::Display) -> Refusal {
 }
 
 /// Gives the address up. Says what has come of it.
-pub async fn release(agent: &Agent, release: Release) -> Result<String, Refusal> {
+pub async fn release(agent: &Agent, store: &Store, release: Release) -> Result<String, Refusal> {
     let (mut tried, mut refused) = (false, false);
     let mut failure = String::new();
     for _ in 0..ATTEMPTS {
         let address = release.address;
-        let view = pools::read(&agent.store).await.map_err(try_again)?;
+        let view = pools::read(store).await.map_err(try_again)?;
         let Some(known) = view.reservations.get(&address) else {
             if tried {
                 return Ok(format!("the reservation of {address} is given up"));
@@ -48,9 +48,9 @@ pub async fn release(agent: &Agent, release: Release) -> Result<String, Refusal>
             break;
         }
         if let Some(holder) = &known.record.holder {
-            check_gone(agent, &view, address, holder, release.dead).await?;
+            check_gone(agent, store, &view, address, holder, release.dead).await?;
         }
-        match agent.store.commit(&reservation::give_up(address, known)).await {
+        match store.commit(&reservation::give_up(address, known)).await {
             Ok(Outcome::Applied { .. }) => {
                 let owner = &known.record.owner;
                 info!(%address, owner, "the reservation is given up");
@@ -73,6 +73,7 @@ pub async fn release(agent: &Agent, release: Release) -> Result<String, Refusal>
 /// Whether the pod that holds a reserved address is gone, as far as anybody can know, or an operator says so.
 async fn check_gone(
     agent: &Agent,
+    store: &Store,
     view: &View,
     address: IpAddr,
     holder: &Holder,
@@ -92,9 +93,8 @@ async fn check_gone(
     let registered = view.nodes.get(node).filter(|known| known.record.incarnation == *incarnation);
     if registered.is_some_and(|known| known.record.boot_id == *boot_id) {
         let alive = Range::single(Key::Alive(node.clone()).to_string());
-        let alive = !agent.store.range(&alive).await.map_err(try_again)?.entries.is_empty();
-        let published =
-            Addresses::read_range(&agent.store, &Key::addresses_of(node)).await.map_err(try_again)?;
+        let alive = !store.range(&alive).await.map_err(try_again)?.entries.is_empty();
+        let published = Addresses::read_range(store, &Key::addresses_of(node)).await.map_err(try_again)?;
         if alive && published.all().any(|known| known == address) {
             return lives("that node is alive and says so");
         }

@@ -7,7 +7,7 @@ use polder_api::NodeName;
 use polder_api::message::{Refusal, RefusalKind, Removal};
 use polder_ipam::record::{FenceRecord, Life, PodsGone};
 use polder_ipam::removal::{self, NotRemoved, Vouched, blocks_of};
-use polder_ipam::store::{Outcome, StoreError};
+use polder_ipam::store::{Outcome, Store, StoreError};
 use polder_ipam::view::{Source, View};
 use tokio::time::timeout;
 use tracing::warn;
@@ -22,7 +22,7 @@ const ATTEMPTS: usize = 10;
 const CATCH_UP: Duration = Duration::from_secs(5);
 
 /// Removes the node. Says what its blocks wait for now.
-pub async fn remove(agent: &Agent, removal: Removal) -> Result<String, Refusal> {
+pub async fn remove(agent: &Agent, store: &Store, removal: Removal) -> Result<String, Refusal> {
     let Removal { node, dead, earlier, .. } = removal;
     let vouched = match (dead, earlier) {
         (false, _) => Vouched::No,
@@ -41,7 +41,7 @@ pub async fn remove(agent: &Agent, removal: Removal) -> Result<String, Refusal> 
         if txn.writes.is_empty() {
             return Ok(waits_for(&view, &node));
         }
-        match agent.store.commit(&txn).await {
+        match store.commit(&txn).await {
             Ok(Outcome::Applied { revision }) => {
                 warn!(%node, dead, "removed from the cluster");
                 let seen = timeout(CATCH_UP, views.wait_for(|view| view.revision >= revision)).await;
@@ -53,7 +53,7 @@ pub async fn remove(agent: &Agent, removal: Removal) -> Result<String, Refusal> 
             }
             // The record has changed: that is about to be seen.
             Ok(Outcome::Refused) => drop(timeout(CATCH_UP, views.changed()).await),
-            Err(error) => return failed(agent, &node, vouched, &error).await,
+            Err(error) => return failed(store, &node, vouched, &error).await,
         }
     }
     Err(try_again(format!("the record of node {node} changes all the time")))
@@ -61,13 +61,13 @@ pub async fn remove(agent: &Agent, removal: Removal) -> Result<String, Refusal> 
 
 /// What has become of a removal that the store has refused or not answered.
 async fn failed(
-    agent: &Agent,
+    store: &Store,
     node: &NodeName,
     vouched: Vouched,
     error: &StoreError,
 ) -> Result<String, Refusal> {
     let is_made = if error.needs_look() && !error.is_unknown() {
-        pools::read(&agent.store).await.ok().map(|now| match removal::remove(&now, node, vouched) {
+        pools::read(store).await.ok().map(|now| match removal::remove(&now, node, vouched) {
             Ok(txn) if txn.writes.is_empty() => Some(waits_for(&now, node)),
             Err(NotRemoved::Already(_)) => Some(waits_for(&now, node)),
             _ => None,

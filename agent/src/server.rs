@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
+use polder_api::credentials::EtcdCredentials;
 use polder_api::frame::{self, FrameError, HEADER};
 use polder_api::ipam::{Release, Repairs};
 use polder_api::message::{Question, Refusal, RefusalKind, Removal, Reply, Request};
@@ -102,7 +103,10 @@ async fn serve(agent: &Arc<Agent>, mut stream: UnixStream) {
             Some(trace) => info_span!("call", trace),
             None => Span::none(),
         };
-        let reply = answer(agent, question.request, &Caller(&stream), &mut wiring).instrument(span).await;
+        let Question { credentials, request, .. } = question;
+        let caller = Caller(&stream);
+        let answer = answer(agent, request, credentials, &caller, &mut wiring).instrument(span).await;
+        let reply = answer.unwrap_or_else(Reply::Refused);
         if let Err(error) = write(&mut stream, &reply).await {
             debug!(%error, "the caller is gone");
             break;
@@ -156,51 +160,70 @@ fn wish(request: &Request) -> Option<String> {
     }
 }
 
+/// Answers. What an operator wants changed is asked of the store in the operator's name.
 async fn answer(
     agent: &Arc<Agent>,
     request: Request,
+    credentials: Option<EtcdCredentials>,
     caller: &Caller<'_>,
     wiring: &mut Option<Wired>,
-) -> Reply {
+) -> Result<Reply, Refusal> {
     if let Some(wish) = wish(&request) {
-        info!("{wish} is asked for by {}", caller.name());
+        let by = credentials.as_ref().map(|shown| format!(", who shows {shown}")).unwrap_or_default();
+        info!("{wish} is asked for by {}{by}", caller.name());
     }
-    let done = match request {
-        Request::Add(request) => service::add(agent, request, caller).await.map(|(reply, wired)| {
+    let operators = async || {
+        let opened = agent.store.for_operator(credentials.as_ref()).await;
+        opened.map_err(|error| Refusal::new(RefusalKind::Invalid, error.to_string()))
+    };
+    Ok(match request {
+        Request::Add(request) => {
+            let (reply, wired) = service::add(agent, request, caller).await?;
             *wiring = Some(wired);
             Reply::Wiring(reply)
-        }),
+        }
         Request::Del(attachment) => {
             // The plugin that is wiring it gives it up.
             if wiring.as_ref().is_some_and(|wired| *wired.attachment() == attachment) {
                 *wiring = None;
             }
-            service::del(agent, &attachment).await.map(|()| Reply::Deleted)
+            service::del(agent, &attachment).await?;
+            Reply::Deleted
         }
-        Request::Check(attachment) => service::check(agent, attachment).await.map(Reply::Wiring),
-        Request::Lease(request) => service::lease(agent, request, caller).await.map(Reply::Leased),
-        Request::Leased(attachment) => service::leased(agent, attachment).await.map(Reply::Leased),
-        Request::Collect(collection) => collect::collect(agent, collection).await.map(|()| Reply::Deleted),
-        Request::Health(request) => Ok(Reply::Health(health::health(agent, &request).await)),
-        Request::Status => Ok(Reply::Status(Box::new(status::status(agent).await))),
-        Request::Plan => engine::ask(agent).await.map(Reply::Planned),
-        Request::Nodes => status::nodes(agent).await.map(Reply::Nodes),
-        Request::Pools => pools::list(agent).await.map(Reply::Pools),
-        Request::Blocks => pools::blocks(agent).await.map(Reply::Blocks),
-        Request::Show(subject) => show::show(agent, subject).await.map(|shown| Reply::Shown(Box::new(shown))),
+        Request::Check(attachment) => Reply::Wiring(service::check(agent, attachment).await?),
+        Request::Lease(request) => Reply::Leased(service::lease(agent, request, caller).await?),
+        Request::Leased(attachment) => Reply::Leased(service::leased(agent, attachment).await?),
+        Request::Collect(collection) => {
+            collect::collect(agent, collection).await?;
+            Reply::Deleted
+        }
+        Request::Health(request) => Reply::Health(health::health(agent, &request).await),
+        Request::Status => Reply::Status(Box::new(status::status(agent).await)),
+        Request::Plan => Reply::Planned(engine::ask(agent).await?),
+        Request::Nodes => Reply::Nodes(status::nodes(agent).await?),
+        Request::Pools => Reply::Pools(pools::list(agent).await?),
+        Request::Blocks => Reply::Blocks(pools::blocks(agent).await?),
+        Request::Show(subject) => Reply::Shown(Box::new(show::show(agent, subject).await?)),
         Request::Inspect(repairs) => {
-            inspection::check(agent, repairs).await.map(|checked| Reply::Checked(Box::new(checked)))
+            Reply::Checked(Box::new(inspection::check(agent, &operators().await?, repairs).await?))
         }
-        Request::Release(address) => release::release(agent, address).await.map(Reply::Done),
-        Request::ChangePool(change) => pools::change(agent, change).await.map(Reply::Done),
-        Request::ChangeBackend(backend) => pools::change_backend(agent, backend).await.map(Reply::Done),
-        Request::RemoveNode(removal) => match disconnect::allow(agent, &removal).await {
-            Ok(()) => removal::remove(agent, removal).await.map(Reply::Done),
-            Err(reply) => Ok(reply),
-        },
-        Request::AdoptNode(node) => adoption::adopt(agent, &node).await.map(Reply::Done),
-    };
-    done.unwrap_or_else(Reply::Refused)
+        Request::Release(release) => {
+            Reply::Done(release::release(agent, &operators().await?, release).await?)
+        }
+        Request::ChangePool(change) => Reply::Done(pools::change(agent, &operators().await?, change).await?),
+        Request::ChangeBackend(backend) => {
+            Reply::Done(pools::change_backend(&operators().await?, backend).await?)
+        }
+        Request::RemoveNode(removal) => {
+            let store = operators().await?;
+            match disconnect::allow(agent, &store, &removal).await {
+                Ok(()) => Reply::Done(removal::remove(agent, &store, removal).await?),
+                Err(reply) => reply,
+            }
+        }
+        // The registrar acts by that word, as the node.
+        Request::AdoptNode(node) => Reply::Done(adoption::adopt(agent, &node).await?),
+    })
 }
 
 /// Reads one request; `None` at the end of the stream.

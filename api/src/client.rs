@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::credentials::EtcdCredentials;
 use crate::frame::{self, FrameError};
 use crate::message::{Question, Reply, Request};
 
@@ -14,6 +15,7 @@ pub struct Client {
     stream: UnixStream,
     socket: PathBuf,
     trace: Option<String>,
+    credentials: Option<EtcdCredentials>,
 }
 
 /// Why there was no answer.
@@ -49,7 +51,7 @@ impl Client {
             Ok(stream)
         };
         match connect() {
-            Ok(stream) => Ok(Self { stream, socket: socket.to_owned(), trace: None }),
+            Ok(stream) => Ok(Self { stream, socket: socket.to_owned(), trace: None, credentials: None }),
             Err(source) => Err(ClientError::Unreachable { socket: socket.to_owned(), source }),
         }
     }
@@ -61,9 +63,20 @@ impl Client {
         self
     }
 
+    /// With what is shown to etcd for its requests.
+    #[must_use]
+    pub fn with_credentials(mut self, credentials: Option<EtcdCredentials>) -> Self {
+        self.credentials = credentials;
+        self
+    }
+
     /// Asks and waits for the answer.
     pub fn ask(&mut self, request: &Request) -> Result<Reply, ClientError> {
-        let question = Question { trace: self.trace.clone(), request: request.clone() };
+        let question = Question {
+            trace: self.trace.clone(),
+            credentials: self.credentials.clone(),
+            request: request.clone(),
+        };
         let answered = frame::write(&mut self.stream, &question).and_then(|()| frame::read(&mut self.stream));
         answered.map_err(|source| ClientError::NoAnswer { socket: self.socket.clone(), source })
     }
@@ -86,7 +99,7 @@ mod tests {
 
     fn connected() -> (Client, UnixStream) {
         let (stream, agent) = UnixStream::pair().unwrap();
-        (Client { stream, socket: PathBuf::new(), trace: None }, agent)
+        (Client { stream, socket: PathBuf::new(), trace: None, credentials: None }, agent)
     }
 
     #[test]

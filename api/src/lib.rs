@@ -6,6 +6,7 @@
 mod attachment;
 mod backend;
 pub mod client;
+pub mod credentials;
 mod family;
 pub mod frame;
 pub mod ipam;

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+use crate::credentials::EtcdCredentials;
 use crate::ipam::{Checked, Release, Repairs, Shown, Subject};
 use crate::pool::{ClaimStatus, PoolChange, PoolStatus};
 use crate::status::{NodeStatus, Status};
@@ -21,6 +22,9 @@ pub struct Question {
     /// What ties it to the runtime's call in a trace (W3C Trace Context), for the logs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<String>,
+    /// What to show to etcd for it instead of what the agent shows, where it changes the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<EtcdCredentials>,
     /// The request.
     pub request: Request,
 }

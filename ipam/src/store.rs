@@ -14,6 +14,7 @@ pub mod refusal;
 mod watch;
 pub mod writes;
 
+use polder_api::credentials::EtcdCredentials;
 use tokio::sync::mpsc;
 
 use crate::key::Key;
@@ -176,6 +177,11 @@ impl StoreError {
         matches!(self, Self::NoAnswer { .. })
     }
 
+    /// Whether the next attempt would end so, too, until somebody does something in the store.
+    pub fn is_lasting(&self) -> bool {
+        matches!(self, Self::Refused { refusal, .. } if refusal.cause.is_lasting())
+    }
+
     /// Whether it is worth a look what a transaction that failed so has done. Of a refusal, only once.
     pub fn needs_look(&self) -> bool {
         match self {
@@ -245,6 +251,18 @@ impl Store {
         match self {
             Self::Etcd(etcd) => etcd.writes(),
             Self::Embedded(embedded) => embedded.writes(),
+        }
+    }
+
+    /// The store for an operator's request: with these credentials, or else with those that the agent has.
+    pub async fn for_operator(&self, own: Option<&EtcdCredentials>) -> Result<Self, StoreError> {
+        match (self, own) {
+            (Self::Etcd(etcd), own) => Ok(Self::Etcd(etcd.for_operator(own).await?)),
+            (Self::Embedded(_), None) => Ok(self.clone()),
+            (Self::Embedded(_), Some(_)) => {
+                let reason = "this node has no etcd: give no credentials for one".to_owned();
+                Err(StoreError::Unusable { store: self.name(), reason })
+            }
         }
     }
 

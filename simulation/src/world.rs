@@ -390,7 +390,7 @@ impl World {
     }
 
     fn commit(&mut self, machine: usize, txn: &Txn) -> Answer {
-        let refused = |cause, words: String| Answer::Refused(Refusal { cause, words });
+        let refused = |cause, words: String| Answer::Refused(Refusal::new(cause, words));
         if self.machines[machine].reads_only {
             return refused(Cause::Permission, "etcdserver: permission denied".to_owned());
         }

@@ -198,8 +198,17 @@ impl Worker {
             .unwrap_or_else(|error| panic!("polderctl {arguments:?} on {}: {error}", self.name()))
     }
 
+    /// Runs `polderctl` with these variables in its environment, as `try_ctl` does.
+    pub fn try_ctl_with(&self, variables: &[(&str, &str)], arguments: &[&str]) -> Result<Value, String> {
+        self.verdict_with(variables, arguments).map(|(_, json)| json)
+    }
+
     fn verdict(&self, arguments: &[&str]) -> Result<(bool, Value), String> {
-        let output = self.program("polderctl", &[&["-o", "json"], arguments].concat());
+        self.verdict_with(&[], arguments)
+    }
+
+    fn verdict_with(&self, variables: &[(&str, &str)], arguments: &[&str]) -> Result<(bool, Value), String> {
+        let output = self.program_with("polderctl", variables, &[&["-o", "json"], arguments].concat());
         let found_no_problem = match output.status.code() {
             Some(0) => true,
             Some(3) => false,
@@ -211,7 +220,12 @@ impl Worker {
 
     /// Runs one of our programs on the node, as a person would.
     pub fn program(&self, name: &str, arguments: &[&str]) -> Output {
+        self.program_with(name, &[], arguments)
+    }
+
+    fn program_with(&self, name: &str, variables: &[(&str, &str)], arguments: &[&str]) -> Output {
         let mut command = self.node.command(dist().join(name));
+        command.envs(variables.iter().copied());
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = command.spawn().expect("nsenter is installed");
         finish(child, &command)

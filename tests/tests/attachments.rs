@@ -369,7 +369,7 @@ fn a_plugin_that_dies_before_it_is_heard_gets_nothing() {
     worker.freeze(true);
     for request in [Request::Add(an_add("x")), Request::Lease(an_add("y"))] {
         let mut plugin = UnixStream::connect(&socket).unwrap();
-        frame::write(&mut plugin, &Question { trace: None, request }).unwrap();
+        frame::write(&mut plugin, &Question { trace: None, credentials: None, request }).unwrap();
     }
     worker.freeze(false);
     wait::until("both to be found gone", || {

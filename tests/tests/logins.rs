@@ -66,6 +66,17 @@ fn an_agent_with_a_password_goes_on_while_authentication_comes_and_goes_and_memb
     };
     add(&lab, "enabled", "10.246.0.0/16");
 
+    // A user that polderctl logs in as counts instead of the agent's, and for that command alone.
+    lab.etcd.change_users(&["role", "add", "reader"]);
+    lab.etcd.change_users(&["role", "grant-permission", "reader", "--prefix=true", "read", "/polder/v1/"]);
+    lab.etcd.change_users(&["user", "add", "reader:reader-password"]);
+    lab.etcd.change_users(&["user", "grant-role", "reader", "reader"]);
+    let drain = ["--etcd-user", "reader", "pool", "drain", "enabled"];
+    let said = lab.workers[0].try_ctl_with(&[("POLDERCTL_ETCD_PASSWORD", "reader-password")], &drain);
+    let said = said.expect_err("a user that may only read has changed a pool");
+    assert!(said.contains("permission denied") && said.contains("whom polderctl shows"), "{said}");
+    lab.workers[0].ctl(&["pool", "drain", "enabled"]);
+
     // Members that were started anew know no token.
     for number in 0..3 {
         lab.etcd.kill_member(number);

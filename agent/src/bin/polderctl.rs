@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use polder_agent::config::{Flags, Places};
 use polder_agent::ctl;
 use polder_agent::ctl::command::{BlockCommand, IpamCommand, PoolCommand};
+use polder_agent::ctl::credentials::{CredentialArguments, NoCredentials};
 use polder_agent::exit::{self, Exit};
 use polder_agent::plugins;
 use polder_agent::uninstall::{Attached, uninstall};
@@ -32,6 +33,8 @@ struct Arguments {
     /// How to print
     #[arg(short, value_enum, default_value_t = Output::Table, global = true)]
     output: Output,
+    #[command(flatten)]
+    credentials: CredentialArguments,
     #[command(subcommand)]
     command: Command,
 }
@@ -219,9 +222,14 @@ fn run(arguments: &Arguments) -> anyhow::Result<(String, Exit)> {
         Command::Block(BlockCommand::List) => Request::Blocks,
         Command::Ipam(command) => command.request().unwrap_or_else(|problem| end_with_usage(&problem)),
     };
+    let credentials = arguments.credentials.read(&request).or_else(|problem| match problem {
+        NoCredentials::Usage(problem) => end_with_usage(&problem),
+        NoCredentials::File(problem) => Err(anyhow!(problem)),
+    })?;
     let socket = arguments.socket.as_deref().unwrap_or(Path::new(DEFAULT_SOCKET));
     let mut client = Client::connect(socket, PATIENCE)
-        .context("is polder-agent running on this node, and are you root?")?;
+        .context("is polder-agent running on this node, and are you root?")?
+        .with_credentials(credentials.clone());
     let mut reply = client.ask(&request)?;
     if let (Reply::Unconfirmed { message, pods }, Request::RemoveNode(removal)) = (&reply, &request) {
         if !confirms(message, *pods)? {
@@ -229,7 +237,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<(String, Exit)> {
         }
         let removal = Removal { disconnect_pods: Some(*pods), ..removal.clone() };
         // The agent does not wait for people.
-        client = Client::connect(socket, PATIENCE)?;
+        client = Client::connect(socket, PATIENCE)?.with_credentials(credentials);
         reply = client.ask(&Request::RemoveNode(removal))?;
     }
     let exit = Exit::of(&reply);

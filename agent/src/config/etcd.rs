@@ -45,11 +45,11 @@ impl EtcdFile {
             return value("etcd.ca", "certificates are given, but the endpoints are http://".to_owned());
         }
         let identity = match (&self.cert, &self.key) {
-            (Some(certificate), Some(key)) => Some((pem("etcd.cert", certificate)?, pem("etcd.key", key)?)),
+            (Some(certificate), Some(key)) => Some((named_pem("etcd.cert", certificate)?, named_pem("etcd.key", key)?)),
             (None, None) => None,
             _ => return value("etcd.cert", "a certificate and its key go together: set both".to_owned()),
         };
-        let ca = self.ca.as_deref().map(|path| pem("etcd.ca", path)).transpose()?;
+        let ca = self.ca.as_deref().map(|path| named_pem("etcd.ca", path)).transpose()?;
         if is_secure && ca.is_none() {
             return value(
                 "etcd.ca",
@@ -107,11 +107,16 @@ fn is_secure(endpoints: &[String]) -> Result<bool, ConfigError> {
     Ok(secure != 0)
 }
 
-/// Reads a file of PEM blocks.
-fn pem(key: &'static str, path: &Path) -> Result<Vec<u8>, ConfigError> {
-    match fs::read(absolute(key, path)?) {
+/// Reads the file of PEM blocks that the key names.
+fn named_pem(key: &'static str, path: &Path) -> Result<Vec<u8>, ConfigError> {
+    pem(&absolute(key, path)?).or_else(|problem| value(key, problem))
+}
+
+/// Reads a file of PEM blocks; or what is wrong with it.
+pub(crate) fn pem(path: &Path) -> Result<Vec<u8>, String> {
+    match fs::read(path) {
         Ok(bytes) if String::from_utf8_lossy(&bytes).contains("-----BEGIN ") => Ok(bytes),
-        Ok(_) => value(key, format!("{} holds no PEM block", path.display())),
-        Err(error) => value(key, format!("{}: {error}", path.display())),
+        Ok(_) => Err(format!("{} holds no PEM block", path.display())),
+        Err(error) => Err(format!("{}: {error}", path.display())),
     }
 }

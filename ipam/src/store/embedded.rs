@@ -146,7 +146,7 @@ impl Embedded {
         job(&mut database).map_err(|error| {
             let (store, words) = (self.name(), error.to_string());
             if is_refusal(&error) {
-                StoreError::Refused { store, refusal: Refusal { cause: Cause::Disk, words } }
+                StoreError::Refused { store, refusal: Refusal::new(Cause::Disk, words) }
             } else {
                 StoreError::NoAnswer { store, reason: words }
             }

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{Client, CompareOp, GetOptions, TxnOp};
+use polder_api::credentials::EtcdCredentials;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use super::login::{Credentials, Turn};
+use super::login::{Credentials, Password, Turn};
 use super::members::{Member, Members};
-use super::refusal::{Cause, Refusal};
+use super::refusal::{Asker, Cause, Refusal};
 use super::writes::{Writes, Written};
 use super::{Compare, Contents, Entry, Outcome, Range, StoreError, Txn, Write};
 
@@ -31,6 +32,7 @@ pub struct Etcd {
     writes: Writes,
     credentials: Option<Arc<Credentials>>,
     turn: Arc<Mutex<Turn>>,
+    asker: Asker,
 }
 
 /// How to reach etcd.
@@ -64,7 +66,31 @@ impl Etcd {
             writes: Writes::default(),
             credentials: config.credentials.clone().map(Arc::new),
             turn: Arc::default(),
+            asker: Asker::Agent,
         })
+    }
+
+    /// The same etcd for an operator: with these credentials, or else with those that the agent has. What an operator is
+    /// refused says nothing about the node, so it has an account of its own.
+    pub(super) async fn for_operator(&self, own: Option<&EtcdCredentials>) -> Result<Self, StoreError> {
+        let Some(own) = own else {
+            return Ok(Self { writes: Writes::default(), asker: Asker::Operator, ..self.clone() });
+        };
+        let mut config = self.members.config().clone();
+        if let Some(shown) = &own.certificate {
+            if !self.members.is_secure() {
+                let reason = "its endpoints are http://, where no certificate is shown: give --etcd-user instead of --etcd-cert";
+                return Err(StoreError::Unusable { store: self.name(), reason: reason.to_owned() });
+            }
+            config.identity =
+                Some((shown.certificate.clone().into_bytes(), shown.key.0.clone().into_bytes()));
+        }
+        // Whoever shows a certificate is whom it names, and not the agent's user.
+        config.credentials = own.user.as_ref().map(|user| Credentials {
+            user: user.name.clone(),
+            password: Password::Inline(user.password.0.clone()),
+        });
+        Ok(Self { asker: Asker::OperatorWithCredentials, ..Self::new(&config).await? })
     }
 
     pub(super) fn name(&self) -> String {
@@ -115,6 +141,7 @@ impl Etcd {
         let store = member.to_string();
         match refusal(error) {
             Some(refusal) => {
+                let refusal = Refusal { asker: self.asker, ..refusal };
                 if refusal.cause == Cause::Learner {
                     self.leave(member);
                 }
@@ -336,8 +363,8 @@ fn write(write: &Write) -> TxnOp {
     }
 }
 
-const CLIENT_CERTIFICATE: &str = "does etcd want a client certificate? Then etcd.cert and etcd.key must be signed by \
-                                  the authority that it trusts";
+const CLIENT_CERTIFICATE: &str = "does etcd want a client certificate? Then etcd.cert and etcd.key (of polderctl --etcd-cert \
+                                  and --etcd-key) must be signed by the authority that it trusts";
 
 /// The error with all that lies behind it, and whether it is known what to look at, which is told then.
 pub(super) fn explain(error: &etcd_client::Error) -> (String, bool) {

@@ -85,6 +85,11 @@ impl Members {
         Ok(Self(shared))
     }
 
+    /// How they are reached.
+    pub(super) fn config(&self) -> &EtcdConfig {
+        &self.0.config
+    }
+
     /// The endpoints, for people.
     pub(super) fn name(&self) -> String {
         format!("etcd at {}", self.0.config.endpoints.join(", "))

@@ -38,6 +38,18 @@ pub enum Cause {
     Disk,
 }
 
+/// Who has asked: what helps against a refusal depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Asker {
+    /// The agent, for its node.
+    #[default]
+    Agent,
+    /// An operator, with what the node's agent shows to the store.
+    Operator,
+    /// An operator, with credentials of their own.
+    OperatorWithCredentials,
+}
+
 /// A request that the store has refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
@@ -45,6 +57,8 @@ pub struct Refusal {
     pub cause: Cause,
     /// The store's own words.
     pub words: String,
+    /// Who was refused.
+    pub asker: Asker,
 }
 
 /// Whether a write that was refused may have happened all the same.
@@ -59,6 +73,37 @@ pub enum Effect {
 }
 
 impl Refusal {
+    /// A refusal of what an agent has asked for.
+    pub fn new(cause: Cause, words: String) -> Self {
+        Self { cause, words, asker: Asker::Agent }
+    }
+
+    /// What helps whoever was refused.
+    pub fn remedy(&self) -> String {
+        let prefix = prefix::in_use();
+        match (self.asker, self.cause) {
+            (Asker::Operator, Cause::Permission) => format!(
+                "this node's user of etcd may not do that: give polderctl the credentials of an operator, with \
+                 --etcd-cert FILE --etcd-key FILE, or with --etcd-user NAME --etcd-password-file FILE; its role needs \
+                 readwrite on all keys that start with {prefix}"
+            ),
+            (Asker::OperatorWithCredentials, Cause::Permission) => format!(
+                "whom polderctl shows (--etcd-user, or the common name of --etcd-cert) must be a user of etcd with a role that has \
+                 readwrite on all keys that start with {prefix}: etcdctl role grant-permission ROLE --prefix=true readwrite {prefix}"
+            ),
+            (Asker::OperatorWithCredentials, Cause::Identity) => {
+                "etcd does not know whom polderctl shows: let the common name of --etcd-cert be a user of etcd (with \
+                 --client-cert-auth), or give --etcd-user NAME --etcd-password-file FILE"
+                    .to_owned()
+            }
+            (Asker::OperatorWithCredentials, Cause::Password) => {
+                "etcd does not take --etcd-user with this password: correct --etcd-password-file or POLDERCTL_ETCD_PASSWORD"
+                    .to_owned()
+            }
+            _ => self.cause.remedy(),
+        }
+    }
+
     /// What the code and the words of an answer mean; `None` where the outcome is not known.
     pub fn read(code: i32, words: &str) -> Option<Self> {
         let has = |text: &str| words.contains(text);
@@ -76,7 +121,7 @@ impl Refusal {
             FAILED_PRECONDITION if is_one_of(words, &NOT_ENABLED) => Some(Cause::Identity),
             _ => None,
         };
-        cause.map(|cause| Self { cause, words: words.to_owned() })
+        cause.map(|cause| Self::new(cause, words.to_owned()))
     }
 
     /// Whether a login may help.
@@ -170,7 +215,7 @@ impl Cause {
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", self.words, self.cause.remedy())
+        write!(f, "{} ({})", self.words, self.remedy())
     }
 }
 
@@ -235,6 +280,19 @@ mod tests {
         ] {
             assert_eq!(cause(code, words), None, "{code} {words}");
         }
+    }
+
+    #[test]
+    fn an_operator_is_told_to_bring_credentials_and_one_who_did_what_is_wrong_with_them() {
+        let remedy = |cause, asker| Refusal { asker, ..Refusal::new(cause, String::new()) }.remedy();
+        let own = Asker::OperatorWithCredentials;
+        assert!(remedy(Cause::Permission, Asker::Operator).contains("--etcd-cert FILE --etcd-key FILE"));
+        assert!(remedy(Cause::Password, own).contains("--etcd-password-file"));
+        assert!(remedy(Cause::Identity, own).contains("--etcd-cert"));
+        let grant = "etcdctl role grant-permission ROLE --prefix=true readwrite";
+        assert!(remedy(Cause::Permission, own).contains("--etcd-cert"));
+        assert!([Asker::Agent, own].iter().all(|asker| remedy(Cause::Permission, *asker).contains(grant)));
+        assert_eq!(remedy(Cause::NoSpace, Asker::Operator), Cause::NoSpace.remedy());
     }
 
     #[test]

@@ -204,7 +204,7 @@ impl Account {
         self.forget(now);
         let goes_on = self.refused.iter().filter(|(cause, known)| known.goes_on(**cause));
         let refusing = goes_on.map(|(cause, known)| Refusing {
-            refusal: Refusal { cause: *cause, words: known.words.clone() },
+            refusal: Refusal::new(*cause, known.words.clone()),
             topics: known.topics.keys().copied().collect(),
             since: known.since,
             count: known.count,
@@ -226,7 +226,7 @@ mod tests {
     use super::*;
 
     fn refusal(cause: Cause) -> Refusal {
-        Refusal { cause, words: "etcdserver: no".to_owned() }
+        Refusal::new(cause, "etcdserver: no".to_owned())
     }
 
     fn put(key: &str) -> Written {

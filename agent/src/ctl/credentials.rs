@@ -1,0 +1,189 @@
+//! What `polderctl` shows to etcd in the place of the node's agent.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use polder_api::credentials::{ClientCertificate, EtcdCredentials, Secret, User};
+use polder_api::message::Request;
+use polder_ipam::store::login::Password;
+
+use crate::config::pem;
+
+/// The variable with the password of `--etcd-user`. It is no flag: everybody on the machine can read those.
+const PASSWORD: &str = "POLDERCTL_ETCD_PASSWORD";
+
+/// Whom commands that change the cluster are for etcd.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "An operator's credentials for etcd, for commands that change the cluster")]
+pub struct CredentialArguments {
+    /// A client certificate, instead of the one of this node's agent
+    #[arg(long, value_name = "FILE", env = "POLDERCTL_ETCD_CERT", hide_env_values = true, global = true)]
+    etcd_cert: Option<PathBuf>,
+    /// Its key
+    #[arg(long, value_name = "FILE", env = "POLDERCTL_ETCD_KEY", hide_env_values = true, global = true)]
+    etcd_key: Option<PathBuf>,
+    /// A user; the password is in --etcd-password-file, or in the variable `POLDERCTL_ETCD_PASSWORD`
+    #[arg(long, value_name = "NAME", env = "POLDERCTL_ETCD_USER", hide_env_values = true, global = true)]
+    etcd_user: Option<String>,
+    /// The file with the password of --etcd-user; /dev/stdin reads it from standard input
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "POLDERCTL_ETCD_PASSWORD_FILE",
+        hide_env_values = true,
+        global = true
+    )]
+    etcd_password_file: Option<PathBuf>,
+}
+
+/// Why there are no credentials.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NoCredentials {
+    /// The arguments do not fit each other.
+    Usage(String),
+    /// A file is not what it should be.
+    File(String),
+}
+
+/// Whether the request changes records that no node's own user may change, or can be asked to.
+fn takes_credentials(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::RemoveNode(_)
+            | Request::ChangePool(_)
+            | Request::ChangeBackend(_)
+            | Request::Inspect(_)
+            | Request::Release(_)
+    )
+}
+
+impl CredentialArguments {
+    /// What is to be shown for that request. For one that changes nothing, no file is read.
+    pub fn read(&self, request: &Request) -> Result<Option<EtcdCredentials>, NoCredentials> {
+        if !takes_credentials(request) {
+            return Ok(None);
+        }
+        let variable = env::var_os(PASSWORD).map(|password| {
+            password.into_string().map_err(|_| NoCredentials::Usage(format!("{PASSWORD} is not UTF-8")))
+        });
+        let credentials =
+            EtcdCredentials { certificate: self.certificate()?, user: self.user(variable.transpose()?)? };
+        let is_given = credentials.certificate.is_some() || credentials.user.is_some();
+        Ok(is_given.then_some(credentials))
+    }
+
+    fn certificate(&self) -> Result<Option<ClientCertificate>, NoCredentials> {
+        let (cert, key) = match (&self.etcd_cert, &self.etcd_key) {
+            (Some(cert), Some(key)) => (cert, key),
+            (None, None) => return Ok(None),
+            _ => return usage("a certificate and its key go together: give --etcd-cert and --etcd-key"),
+        };
+        let read = |flag: &str, path: &Path| {
+            let file = |problem: String| NoCredentials::File(format!("{flag}: {problem}"));
+            let bytes = pem(path).map_err(file)?;
+            String::from_utf8(bytes).map_err(|_| file(format!("{} is not text", path.display())))
+        };
+        let certificate = read("--etcd-cert", cert)?;
+        Ok(Some(ClientCertificate { certificate, key: Secret(read("--etcd-key", key)?) }))
+    }
+
+    fn user(&self, variable: Option<String>) -> Result<Option<User>, NoCredentials> {
+        const HOW: &str =
+            "give the password of --etcd-user in --etcd-password-file or in POLDERCTL_ETCD_PASSWORD";
+        let password = match (variable, &self.etcd_password_file) {
+            (Some(_), Some(_)) => return usage(&format!("both are set: {HOW}")),
+            (Some(password), None) if password.is_empty() => return usage(&format!("{PASSWORD} is empty")),
+            (Some(password), None) => Some(Password::Inline(password)),
+            (None, Some(path)) => Some(Password::File(path.clone())),
+            (None, None) => None,
+        };
+        let (name, password) = match (&self.etcd_user, password) {
+            (None, None) => return Ok(None),
+            (Some(name), Some(password)) if !name.is_empty() => (name.clone(), password),
+            (Some(name), _) if name.is_empty() => return usage("--etcd-user is empty"),
+            (Some(_), _) => return usage(HOW),
+            (None, _) => return usage("a password is given, and no user: add --etcd-user NAME"),
+        };
+        let password =
+            password.read().map_err(|why| NoCredentials::File(format!("--etcd-password-file: {why}")))?;
+        Ok(Some(User { name, password: Secret(password) }))
+    }
+}
+
+fn usage<T>(problem: &str) -> Result<T, NoCredentials> {
+    Err(NoCredentials::Usage(problem.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use clap::Parser;
+    use polder_api::Backend;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        credentials: CredentialArguments,
+    }
+
+    fn parse(arguments: &[&str]) -> CredentialArguments {
+        Line::parse_from([&["polderctl"], arguments].concat()).credentials
+    }
+
+    fn is_usage<T>(result: Result<T, NoCredentials>, part: &str) {
+        match result {
+            Err(NoCredentials::Usage(problem)) => assert!(problem.contains(part), "{problem}"),
+            Err(NoCredentials::File(problem)) => panic!("{problem}"),
+            Ok(_) => panic!("{part}: taken"),
+        }
+    }
+
+    #[test]
+    fn a_certificate_needs_its_key_and_a_user_one_password() {
+        is_usage(parse(&["--etcd-cert", "a"]).certificate(), "go together");
+        is_usage(parse(&["--etcd-key", "a"]).certificate(), "go together");
+        is_usage(parse(&["--etcd-user", "a"]).user(None), "give the password");
+        is_usage(parse(&["--etcd-user", ""]).user(Some("p".into())), "--etcd-user is empty");
+        is_usage(parse(&["--etcd-user", "a"]).user(Some(String::new())), "is empty");
+        is_usage(parse(&[]).user(Some("p".into())), "no user");
+        let both = ["--etcd-user", "a", "--etcd-password-file", "/x"];
+        is_usage(parse(&both).user(Some("p".into())), "both are set");
+        let user = parse(&["--etcd-user", "a"]).user(Some("p".into())).unwrap().unwrap();
+        assert_eq!((user.name.as_str(), user.password.0.as_str()), ("a", "p"));
+    }
+
+    #[test]
+    fn files_are_read_for_commands_that_change_the_cluster_alone() {
+        let arguments = parse(&["--etcd-cert", "/nowhere", "--etcd-key", "/nowhere"]);
+        assert_eq!(arguments.read(&Request::Status), Ok(None));
+        let change = Request::ChangeBackend(Backend::Direct);
+        let Err(NoCredentials::File(problem)) = arguments.read(&change) else { panic!("it was read") };
+        assert!(problem.starts_with("--etcd-cert: /nowhere: No such file"), "{problem}");
+    }
+
+    #[test]
+    fn certificate_key_and_password_are_what_is_in_their_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            fs::write(&path, text).unwrap();
+            path.display().to_string()
+        };
+        let [cert, key] = ["cert", "key"].map(|name| file(name, &format!("-----BEGIN {name}-----\n")));
+        let password = file("password", "secret\n");
+        let arguments = ["--etcd-cert", &cert, "--etcd-key", &key, "--etcd-user", "a"];
+        let arguments = [&arguments[..], &["--etcd-password-file", &password]].concat();
+        let read = parse(&arguments).read(&Request::ChangeBackend(Backend::Direct)).unwrap().unwrap();
+        let shown = read.certificate.unwrap();
+        assert_eq!(shown.certificate, "-----BEGIN cert-----\n");
+        assert_eq!(shown.key.0, "-----BEGIN key-----\n");
+        assert_eq!(read.user.unwrap().password.0, "secret");
+        let plain = ["--etcd-cert", &password, "--etcd-key", &key];
+        let Err(NoCredentials::File(problem)) = parse(&plain).certificate() else { panic!("it was taken") };
+        assert!(problem.contains("holds no PEM block"), "{problem}");
+    }
+}
