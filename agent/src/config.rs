@@ -334,10 +334,10 @@ impl Config {
         let doubts = pools.flat_map(|pool| special::doubts(pool.cidr()));
         let doubts = doubts.map(|doubt| format!("bootstrap.pools: {doubt}"));
         let in_clear = match &self.store {
-            StoreConfig::Etcd(etcd) => etcd.credentials.is_some() && etcd.endpoints[0].starts_with("http://"),
+            StoreConfig::Etcd(etcd) => etcd.credentials.is_some() && !etcd.is_secure(),
             StoreConfig::Embedded => false,
         };
-        let words = "etcd.user: its password is sent without encryption: let etcd speak TLS, and write https:// endpoints";
+        let words = "etcd.user: its password is sent without encryption: let etcd speak TLS, and write https:// endpoints (with etcd.discovery_srv: set etcd.ca)";
         doubts.chain(in_clear.then(|| words.to_owned())).collect()
     }
 }

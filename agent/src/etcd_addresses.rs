@@ -1,7 +1,7 @@
 //! At which addresses etcd is: those of the configuration, those that its names stand for, and those of the connections
 //! in use. The pods' network must not take them from the node ([`crate::kernel::guard`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
 use std::os::fd::RawFd;
@@ -11,15 +11,13 @@ use std::time::Duration;
 use nix::sys::socket::{SockaddrStorage, getpeername};
 use polder_ipam::needed::{Needed, What};
 use polder_ipam::store::endpoint::{Endpoint, Host};
-use tokio::net::lookup_host;
-use tokio::time::{sleep, timeout};
+use polder_ipam::store::etcd::EtcdConfig;
+use polder_ipam::store::lookup::{Found, Lookup};
+use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::agent::Agent;
 use crate::config::StoreConfig;
-
-/// How long a name server has.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How often names are looked up: after all of them were found, and after one was not.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(1));
@@ -42,7 +40,7 @@ fn name_servers(text: &str) -> Vec<IpAddr> {
 }
 
 /// The other ends of this process's connections to one of the ports.
-fn connected_to(ports: &[u16]) -> Vec<IpAddr> {
+fn connected_to(ports: &BTreeSet<u16>) -> Vec<IpAddr> {
     let Ok(descriptors) = fs::read_dir("/proc/self/fd") else { return Vec::new() };
     let numbers = descriptors.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let peers = numbers.filter_map(|descriptor: RawFd| {
@@ -67,53 +65,34 @@ fn needed(addresses: impl Iterator<Item = (String, IpAddr)>) -> Vec<Needed> {
 
 /// Runs for ever.
 pub async fn run(agent: Arc<Agent>) {
-    let endpoints = match &agent.config.store {
-        StoreConfig::Etcd(etcd) => etcd.endpoints.clone(),
-        StoreConfig::Embedded => Vec::new(),
+    let config = match &agent.config.store {
+        StoreConfig::Etcd(etcd) => etcd.clone(),
+        StoreConfig::Embedded => EtcdConfig::default(),
     };
-    let mut literal: Vec<(String, IpAddr)> = Vec::new();
-    let mut names: Vec<(String, u16)> = Vec::new();
-    for url in &endpoints {
-        match Endpoint::parse(url) {
-            Some(Endpoint { host: Host::Address(address), .. }) => {
-                literal.push((format!("the address of etcd ({url})"), address));
-            }
-            Some(Endpoint { host: Host::Name(name), port, .. }) => names.push((name, port)),
-            None => {}
-        }
-    }
-    let ports: Vec<u16> = names.iter().map(|(_, port)| *port).collect();
-    // What a name stood for last, for as long as it cannot be looked up.
-    let mut known: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
+    let mut lookup = Lookup::new(&config);
+    // Of all members that had a name so far: connections to those that have no more may be in use.
+    let mut ports = BTreeSet::new();
     loop {
-        let mut all_found = true;
-        for (name, port) in &names {
-            match timeout(PATIENCE, lookup_host((name.as_str(), *port))).await {
-                Ok(Ok(found)) => {
-                    known.insert(name.clone(), found.map(|address| address.ip().to_canonical()).collect());
-                }
-                _ => all_found = false,
-            }
-        }
-        let of_names = known.iter().flat_map(|(name, addresses)| {
-            addresses.iter().map(move |address| (format!("the address of etcd ({name})"), *address))
+        let (members, problem) = lookup.look_up().await;
+        ports.extend(members.iter().filter(|found| found.by.is_some()).map(|found| found.port));
+        let members = members.into_iter().map(|Found { url, address, by, .. }| {
+            (format!("the address of etcd ({})", by.map_or(url, |by| by.host)), address)
         });
         let connected = connected_to(&ports).into_iter();
         let connected = connected.map(|address| ("the address of a connection to etcd".to_owned(), address));
-        let servers = if names.is_empty() {
-            Vec::new()
-        } else {
+        let servers = if lookup.has_names() {
             name_servers(&fs::read_to_string(RESOLVER).unwrap_or_default())
+        } else {
+            Vec::new()
         };
         let servers = servers
             .into_iter()
             .map(|server| (format!("the name server ({RESOLVER}) that etcd is found by"), server));
-        let found = needed(literal.iter().cloned().chain(of_names).chain(connected).chain(servers));
-        publish(&agent, found);
-        if names.is_empty() {
+        publish(&agent, needed(members.chain(connected).chain(servers)));
+        if !lookup.has_names() {
             std::future::pending::<()>().await;
         }
-        sleep(if all_found { PAUSE.0 } else { PAUSE.1 }).await;
+        sleep(if problem.is_none() { PAUSE.0 } else { PAUSE.1 }).await;
     }
 }
 
@@ -165,9 +144,9 @@ mod tests {
     fn the_other_end_of_a_connection_is_found_by_its_port() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        assert_eq!(connected_to(&[port]), Vec::<IpAddr>::new());
+        assert_eq!(connected_to(&[port].into()), Vec::<IpAddr>::new());
         let _connection = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
-        assert_eq!(connected_to(&[port]), ["127.0.0.1".parse::<IpAddr>().unwrap()]);
+        assert_eq!(connected_to(&[port].into()), ["127.0.0.1".parse::<IpAddr>().unwrap()]);
     }
 
     #[test]

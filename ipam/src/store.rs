@@ -8,6 +8,7 @@ pub mod endpoint;
 pub mod etcd;
 mod lease;
 pub mod login;
+pub mod lookup;
 mod members;
 pub mod position;
 pub mod refusal;

@@ -129,10 +129,11 @@ arm64_packages=(gcc-aarch64-linux-gnu:aarch64-linux-gnu-gcc libc6-dev-arm64-cros
 lab_packages=(etcd-server:etcd etcd-client:etcdctl iproute2:ip iputils-ping:ping nftables:nft util-linux:nsenter
     procps:sysctl)
 
-# What the tests need besides: a container runtime, what an image is made of, other software that looks after interfaces, and pip,
-# which gets helm.
-test_packages=(python3-pip:pip3 conntrack:conntrack iptables:iptables containerd:containerd runc:runc openssl:openssl containernetworking-plugins:/usr/lib/cni/portmap
-    busybox-static:/bin/busybox systemd:/lib/systemd/systemd-networkd)
+# What the tests need besides: a container runtime, what an image is made of, other software that looks after interfaces, a name
+# server, and pip, which gets helm.
+test_packages=(python3-pip:pip3 conntrack:conntrack iptables:iptables containerd:containerd runc:runc openssl:openssl
+    containernetworking-plugins:/usr/lib/cni/portmap busybox-static:/bin/busybox systemd:/lib/systemd/systemd-networkd
+    dnsmasq-base:dnsmasq)
 
 # Looks for Rust, new enough, and for these subcommands of cargo.
 need_cargo() {

@@ -35,10 +35,15 @@ impl Authority {
 
     /// Signs a certificate of that name for these addresses; its file and that of its key.
     pub fn sign(&self, name: &str, addresses: &[IpAddr]) -> (PathBuf, PathBuf) {
+        self.sign_for(name, addresses.iter().copied().map(SanType::IpAddress).collect())
+    }
+
+    /// Signs a certificate of that name for what is in the list.
+    fn sign_for(&self, name: &str, alternatives: Vec<SanType>) -> (PathBuf, PathBuf) {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
-        params.subject_alt_names = addresses.iter().copied().map(SanType::IpAddress).collect();
+        params.subject_alt_names = alternatives;
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
         let paths = (self.folder.join(format!("{name}.pem")), self.folder.join(format!("{name}.key")));
         fs::write(&paths.0, certificate.pem()).expect("a file");
@@ -49,6 +54,13 @@ impl Authority {
     /// What an etcd at these addresses needs.
     pub fn for_etcd(&self, addresses: &[IpAddr]) -> Tls {
         let (certificate, key) = self.sign("etcd", addresses);
+        Tls { ca: self.ca(), certificate, key }
+    }
+
+    /// What an etcd needs whose members are found by this name, which may begin with `*.`, and not by their addresses.
+    pub fn for_etcd_named(&self, name: &str) -> Tls {
+        let name = SanType::DnsName(name.try_into().expect("a name in ASCII"));
+        let (certificate, key) = self.sign_for("etcd", vec![name]);
         Tls { ca: self.ca(), certificate, key }
     }
 }

@@ -7,6 +7,7 @@ use polder_ipam::prefix::Prefix;
 use polder_ipam::store::endpoint::Endpoint;
 use polder_ipam::store::etcd::EtcdConfig;
 use polder_ipam::store::login::{Credentials, Password};
+use polder_ipam::store::lookup::is_domain;
 use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, absolute, value};
@@ -16,6 +17,7 @@ use super::{ConfigError, absolute, value};
 #[serde(deny_unknown_fields, default)]
 pub(super) struct EtcdFile {
     endpoints: Vec<String>,
+    discovery_srv: Option<String>,
     pub(super) prefix: Prefix,
     ca: Option<PathBuf>,
     cert: Option<PathBuf>,
@@ -31,6 +33,12 @@ impl EtcdFile {
         if !self.endpoints.is_empty() {
             return value("store", "\"embedded\" has no etcd endpoints: remove one or the other".to_owned());
         }
+        if self.discovery_srv.is_some() {
+            return value(
+                "etcd.discovery_srv",
+                "a store of the node's own has no etcd: remove it".to_owned(),
+            );
+        }
         if self.prefix != Prefix::default() {
             return value("etcd.prefix", "a store of the node's own has no etcd: remove it".to_owned());
         }
@@ -39,25 +47,33 @@ impl EtcdFile {
 
     /// How to reach etcd, if that makes sense.
     pub(super) fn check(self) -> Result<EtcdConfig, ConfigError> {
-        let is_secure = is_secure(&self.endpoints)?;
         let has_files = self.ca.is_some() || self.cert.is_some() || self.key.is_some();
+        let is_secure = match &self.discovery_srv {
+            Some(domain) => is_domain_alone(domain, &self.endpoints).map(|()| has_files)?,
+            None => is_secure(&self.endpoints)?,
+        };
         if !is_secure && has_files {
             return value("etcd.ca", "certificates are given, but the endpoints are http://".to_owned());
         }
         let identity = match (&self.cert, &self.key) {
-            (Some(certificate), Some(key)) => Some((named_pem("etcd.cert", certificate)?, named_pem("etcd.key", key)?)),
+            (Some(certificate), Some(key)) => {
+                Some((named_pem("etcd.cert", certificate)?, named_pem("etcd.key", key)?))
+            }
             (None, None) => None,
             _ => return value("etcd.cert", "a certificate and its key go together: set both".to_owned()),
         };
         let ca = self.ca.as_deref().map(|path| named_pem("etcd.ca", path)).transpose()?;
         if is_secure && ca.is_none() {
-            return value(
-                "etcd.ca",
-                "https:// needs the authority that signed etcd's certificate".to_owned(),
-            );
+            return value("etcd.ca", "TLS needs the authority that signed etcd's certificate".to_owned());
         }
         let credentials = self.credentials()?;
-        Ok(EtcdConfig { endpoints: self.endpoints, ca, identity, credentials })
+        Ok(EtcdConfig {
+            endpoints: self.endpoints,
+            discovery_srv: self.discovery_srv,
+            ca,
+            identity,
+            credentials,
+        })
     }
 
     fn credentials(&self) -> Result<Option<Credentials>, ConfigError> {
@@ -85,12 +101,23 @@ impl EtcdFile {
     }
 }
 
+/// Fails unless the domain can have SRV records and stands for all members.
+fn is_domain_alone(domain: &str, endpoints: &[String]) -> Result<(), ConfigError> {
+    const KEY: &str = "etcd.discovery_srv";
+    if !endpoints.is_empty() {
+        return value(KEY, "etcd.endpoints is set, too: remove one of them".to_owned());
+    }
+    if !is_domain(domain) {
+        return value(KEY, format!("{domain:?} is no domain: write a name like example.org"));
+    }
+    Ok(())
+}
+
 /// Whether TLS is used at the endpoints.
 fn is_secure(endpoints: &[String]) -> Result<bool, ConfigError> {
     const KEY: &str = "etcd.endpoints";
     if endpoints.is_empty() {
-        let problem =
-            "no endpoint is given: set it, or --etcd, or store = \"embedded\" for a node of its own";
+        let problem = "no endpoint is given: set it, or --etcd, or etcd.discovery_srv, or store = \"embedded\" for a node of its own";
         return value(KEY, problem.to_owned());
     }
     for endpoint in endpoints {

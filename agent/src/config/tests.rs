@@ -64,7 +64,7 @@ fn values_that_make_no_sense_are_refused_with_the_remedy() {
     for (text, problem) in [
         ("", "etcd.endpoints: no endpoint is given"),
         ("[etcd]\nendpoints = [\"127.0.0.1:2379\"]", "is not a URL"),
-        ("[etcd]\nendpoints = [\"https://a:1\"]", "etcd.ca: https:// needs the authority"),
+        ("[etcd]\nendpoints = [\"https://a:1\"]", "etcd.ca: TLS needs the authority"),
         ("[etcd]\nendpoints = [\"https://a:1\", \"http://b:1\"]", "mixed"),
         ("[etcd]\nendpoints = [\"http://a:1\"]\nca = \"/nowhere\"", "the endpoints are http://"),
         ("[etcd]\nendpoints = [\"https://a:1\"]\nca = \"/nowhere\"", "etcd.ca: /nowhere: No such file"),
@@ -72,6 +72,19 @@ fn values_that_make_no_sense_are_refused_with_the_remedy() {
         ("[etcd]\nendpoints = [\"https://a:1\"]\nca = \"/proc/version\"", "holds no PEM block"),
         ("store = \"embedded\"\n[etcd]\nendpoints = [\"http://a:1\"]", "remove one or the other"),
         ("[etcd]\nprefix = \"polder\"", "\"polder\" is no prefix: write names of"),
+        (
+            "[etcd]\nendpoints = [\"http://a:1\"]\ndiscovery_srv = \"example.org\"",
+            "etcd.discovery_srv: etcd.endpoints is set, too",
+        ),
+        ("[etcd]\ndiscovery_srv = \"https://example.org\"", "is no domain: write a name like example.org"),
+        (
+            "[etcd]\ndiscovery_srv = \"example.org\"\ncert = \"/x\"\nkey = \"/x\"",
+            "etcd.cert: /x: No such file",
+        ),
+        (
+            "store = \"embedded\"\n[etcd]\ndiscovery_srv = \"a\"",
+            "etcd.discovery_srv: a store of the node's own",
+        ),
         ("store = \"embedded\"\n[etcd]\nprefix = \"/a/\"", "etcd.prefix: a store of the node's own"),
         ("[etcd]\nendpoints = [\"http://a:1\"]\nuser = \"u\"", "etcd.password_file: give the password"),
         (

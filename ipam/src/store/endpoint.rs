@@ -1,5 +1,6 @@
 //! Where a member of etcd is, as its URL says.
 
+use std::fmt;
 use std::net::IpAddr;
 
 /// The URL of a member, or of several that have one name.
@@ -21,7 +22,21 @@ pub enum Host {
     Name(String),
 }
 
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Name(name) => f.write_str(name),
+        }
+    }
+}
+
 impl Endpoint {
+    /// That port of a host.
+    pub(super) fn of(scheme: &str, host: &str, port: u16) -> Self {
+        Self { scheme: scheme.to_owned(), host: Host::Name(host.to_owned()), port }
+    }
+
     /// Reads a URL, if it has a host.
     pub fn parse(url: &str) -> Option<Self> {
         let (scheme, rest) = url.split_once("://")?;

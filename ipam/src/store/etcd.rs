@@ -40,12 +40,22 @@ pub struct Etcd {
 pub struct EtcdConfig {
     /// URLs of the members. A name stands for all members whose addresses it has.
     pub endpoints: Vec<String>,
+    /// A domain whose SRV records name members. With an authority they are those for TLS.
+    pub discovery_srv: Option<String>,
     /// PEM of the authority that signed the members' certificates; the system has none that would be right.
     pub ca: Option<Vec<u8>>,
     /// PEM of our own certificate and of its key.
     pub identity: Option<(Vec<u8>, Vec<u8>)>,
     /// A user to log in as.
     pub credentials: Option<Credentials>,
+}
+
+impl EtcdConfig {
+    /// Whether TLS is used. That is never for a name server to say.
+    pub fn is_secure(&self) -> bool {
+        let is_secure = |endpoint: &String| endpoint.starts_with("https://");
+        self.endpoints.iter().any(is_secure) || self.discovery_srv.is_some() && self.ca.is_some()
+    }
 }
 
 impl std::fmt::Debug for Etcd {
@@ -57,7 +67,7 @@ impl std::fmt::Debug for Etcd {
 impl Etcd {
     /// Prepares connections to all members. Succeeds whether or not one of them is there.
     pub async fn new(config: &EtcdConfig) -> Result<Self, StoreError> {
-        if config.endpoints.is_empty() {
+        if config.endpoints.is_empty() && config.discovery_srv.is_none() {
             let reason = "no endpoint is given".to_owned();
             return Err(StoreError::Unusable { store: "etcd".to_owned(), reason });
         }
@@ -90,7 +100,13 @@ impl Etcd {
             user: user.name.clone(),
             password: Password::Inline(user.password.0.clone()),
         });
-        Ok(Self { asker: Asker::OperatorWithCredentials, ..Self::new(&config).await? })
+        Ok(Self {
+            members: self.members.again(&config).await?,
+            writes: Writes::default(),
+            credentials: config.credentials.map(Arc::new),
+            turn: Arc::default(),
+            asker: Asker::OperatorWithCredentials,
+        })
     }
 
     pub(super) fn name(&self) -> String {

@@ -5,37 +5,31 @@
 //! address of a name is a member here, and names are looked up again when a member was left, and every minute.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions, TlsOptions};
-use tokio::net::lookup_host;
-use tokio::sync::Notify;
+use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::StoreError;
-use super::endpoint::{Endpoint, Host};
 use super::etcd::{EtcdConfig, explain};
 use super::login::Session;
+use super::lookup::{By, Found, Lookup};
 
 const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A connection that carries nothing is asked for a sign of life this often, and has this long to give it.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
 
-/// How long a name server has.
-const LOOKUP_PATIENCE: Duration = Duration::from_secs(2);
-
 /// How often names are looked up: in any case, and at most.
 const LOOKUP: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(1));
 
 /// A member.
 pub(super) struct Member {
-    url: String,
-    /// The URL in the configuration, where that has a name.
-    name: Option<String>,
+    /// Where it is, and how that is known.
+    found: Found,
     /// The connection.
     pub(super) client: Client,
     /// How this client is known there.
@@ -44,9 +38,11 @@ pub(super) struct Member {
 
 impl fmt::Display for Member {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.name {
-            Some(name) => write!(f, "etcd at {} ({name})", self.url),
-            None => write!(f, "etcd at {}", self.url),
+        let Found { url, by, .. } = &self.found;
+        match by {
+            Some(By { source, host }) if source.contains("://") => write!(f, "etcd at {url} ({host})"),
+            Some(By { source, host }) => write!(f, "etcd at {url} ({host}, by {source})"),
+            None => write!(f, "etcd at {url}"),
         }
     }
 }
@@ -57,6 +53,8 @@ pub(super) struct Members(Arc<Shared>);
 
 struct Shared {
     config: EtcdConfig,
+    lookup: AsyncMutex<Lookup>,
+    has_names: bool,
     known: Mutex<Known>,
     /// Rings when a member was left.
     left: Arc<Notify>,
@@ -75,11 +73,26 @@ struct Known {
 impl Members {
     /// Prepares connections to all members. Succeeds whether or not one of them is there.
     pub(super) async fn new(config: &EtcdConfig) -> Result<Self, StoreError> {
+        Self::with(config, Lookup::new(config)).await
+    }
+
+    /// Prepares connections of their own to the same members, with other credentials.
+    pub(super) async fn again(&self, config: &EtcdConfig) -> Result<Self, StoreError> {
+        let lookup = self.0.lookup.lock().await.clone();
+        Self::with(config, lookup).await
+    }
+
+    async fn with(config: &EtcdConfig, lookup: Lookup) -> Result<Self, StoreError> {
         let left = Arc::new(Notify::new());
-        let shared =
-            Arc::new(Shared { config: config.clone(), known: Mutex::default(), left: Arc::clone(&left) });
-        let has_names = shared.look_up().await?;
-        if has_names {
+        let shared = Arc::new(Shared {
+            config: config.clone(),
+            has_names: lookup.has_names(),
+            lookup: AsyncMutex::new(lookup),
+            known: Mutex::default(),
+            left: Arc::clone(&left),
+        });
+        shared.look_up().await?;
+        if shared.has_names {
             tokio::spawn(follow_names(Arc::downgrade(&shared), left));
         }
         Ok(Self(shared))
@@ -92,12 +105,14 @@ impl Members {
 
     /// The endpoints, for people.
     pub(super) fn name(&self) -> String {
-        format!("etcd at {}", self.0.config.endpoints.join(", "))
+        let EtcdConfig { endpoints, discovery_srv, .. } = &self.0.config;
+        let records = discovery_srv.iter().map(|domain| format!("the SRV records of {domain}"));
+        format!("etcd at {}", endpoints.iter().cloned().chain(records).collect::<Vec<_>>().join(", "))
     }
 
     /// Whether TLS is used.
     pub(super) fn is_secure(&self) -> bool {
-        is_secure(&self.0.config)
+        self.0.config.is_secure()
     }
 
     /// How many there are.
@@ -132,60 +147,33 @@ impl Shared {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks up which members there are. Those that stay keep their connections, and what a name stood for stays until it is
-    /// known to stand for something else. Returns whether there is a name at all.
-    async fn look_up(&self) -> Result<bool, StoreError> {
+    /// Looks up which members there are. Those that stay keep their connections.
+    async fn look_up(&self) -> Result<(), StoreError> {
+        let (found, problem) = self.lookup.lock().await.look_up().await;
         let before = self.lock().members.clone();
-        let (mut members, mut problem, mut has_names) = (Vec::new(), None, false);
-        for configured in &self.config.endpoints {
-            let parsed = Endpoint::parse(configured);
-            let Some((endpoint, name)) = parsed.as_ref().and_then(|endpoint| match &endpoint.host {
-                Host::Name(name) => Some((endpoint, name)),
-                Host::Address(_) => None,
-            }) else {
-                members.push(self.member(&before, configured, None).await?);
-                continue;
-            };
-            has_names = true;
-            match resolve(name, endpoint.port).await {
-                Ok(addresses) => {
-                    for address in addresses {
-                        members.push(
-                            self.member(&before, &endpoint.at(address), Some((configured, name))).await?,
-                        );
-                    }
-                }
-                Err(why) => {
-                    let earlier = before.iter().filter(|member| member.name.as_ref() == Some(configured));
-                    members.extend(earlier.cloned());
-                    problem = Some(format!("the host of {configured} cannot be looked up: {why}"));
-                }
-            }
+        let mut members = Vec::new();
+        for found in found {
+            members.push(self.member(&before, found).await?);
         }
         let mut known = self.lock();
         if let Some(why) = problem.as_ref().filter(|_| problem != known.problem) {
             warn!("{why}");
         }
-        let words =
-            |members: &[Arc<Member>]| members.iter().map(|member| member.url.clone()).collect::<Vec<_>>();
-        if has_names && words(&members) != words(&known.members) {
+        let words = |members: &[Arc<Member>]| {
+            members.iter().map(|member| member.found.url.clone()).collect::<Vec<_>>()
+        };
+        if self.has_names && words(&members) != words(&known.members) {
             info!("the members of etcd are {}", words(&members).join(", "));
         }
         let used = known.members.get(known.current);
         let place = used.and_then(|used| members.iter().position(|member| Arc::ptr_eq(member, used)));
         *known = Known { current: place.unwrap_or_default(), members, problem };
-        Ok(has_names)
+        Ok(())
     }
 
-    /// The member at that URL; the one of before, if it was there.
-    async fn member(
-        &self,
-        before: &[Arc<Member>],
-        url: &str,
-        of_name: Option<(&String, &String)>,
-    ) -> Result<Arc<Member>, StoreError> {
-        let name = of_name.map(|(configured, _)| configured.clone());
-        if let Some(known) = before.iter().find(|member| member.url == url && member.name == name) {
+    /// The member that was found; the one of before, if it was there.
+    async fn member(&self, before: &[Arc<Member>], found: Found) -> Result<Arc<Member>, StoreError> {
+        if let Some(known) = before.iter().find(|member| member.found == found) {
             return Ok(Arc::clone(known));
         }
         let mut options = ConnectOptions::new()
@@ -194,20 +182,21 @@ impl Shared {
             .with_keep_alive_while_idle(true)
             // A member that lost touch with the others ends its streams, instead of going quiet.
             .with_require_leader(true);
-        if is_secure(&self.config) {
+        if self.config.is_secure() {
             let tls = tls(&self.config);
             // The certificate names the host, not its address.
-            options = options.with_tls(match of_name {
-                Some((_, host)) => tls.domain_name(host),
+            options = options.with_tls(match &found.by {
+                Some(by) => tls.domain_name(&by.host),
                 None => tls,
             });
         }
         // Without the user: with one, it would log in here, and fail where one member of several is away.
-        let client = Client::connect([url], Some(options)).await.map_err(|error| StoreError::Unusable {
-            store: format!("etcd at {url}"),
+        let client = Client::connect([&found.url], Some(options)).await;
+        let client = client.map_err(|error| StoreError::Unusable {
+            store: format!("etcd at {}", found.url),
             reason: explain(&error).0,
         })?;
-        Ok(Arc::new(Member { url: url.to_owned(), name, client, session: Session::default() }))
+        Ok(Arc::new(Member { found, client, session: Session::default() }))
     }
 }
 
@@ -222,24 +211,6 @@ async fn follow_names(shared: Weak<Shared>, left: Arc<Notify>) {
         drop(shared);
         sleep(LOOKUP.1).await;
     }
-}
-
-/// The addresses that a name stands for, each once.
-async fn resolve(name: &str, port: u16) -> Result<Vec<IpAddr>, String> {
-    let found = match timeout(LOOKUP_PATIENCE, lookup_host((name, port))).await {
-        Ok(Ok(found)) => found,
-        Ok(Err(error)) => return Err(error.to_string()),
-        Err(_) => return Err(format!("no answer within {} s", LOOKUP_PATIENCE.as_secs())),
-    };
-    let mut addresses: Vec<IpAddr> = found.map(|address| address.ip().to_canonical()).collect();
-    // In one order, whatever the name server's: else agents would seem to move.
-    addresses.sort_unstable();
-    addresses.dedup();
-    if addresses.is_empty() { Err("it has no address".to_owned()) } else { Ok(addresses) }
-}
-
-fn is_secure(config: &EtcdConfig) -> bool {
-    config.endpoints.iter().any(|endpoint| endpoint.starts_with("https://"))
 }
 
 fn tls(config: &EtcdConfig) -> TlsOptions {

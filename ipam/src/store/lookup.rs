@@ -1,0 +1,283 @@
+//! Where the members of etcd are: the addresses of the configured names, and of the names in a domain's SRV records.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use domain::base::iana::Rcode;
+use domain::base::{Name, Rtype};
+use domain::rdata::Srv;
+use domain::resolv::StubResolver;
+use tokio::net::lookup_host;
+use tokio::time::timeout;
+
+use super::endpoint::{Endpoint, Host};
+use super::etcd::EtcdConfig;
+
+/// How long a name server has.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A member, as far as the configuration and the name servers tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Its URL, with its address.
+    pub url: String,
+    /// Its address.
+    pub address: IpAddr,
+    /// Its port.
+    pub port: u16,
+    /// By which name it was found; `None` where the configuration has the address.
+    pub by: Option<By>,
+}
+
+/// A name that was looked up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct By {
+    /// What stands for the member in the configuration: an endpoint, or the name of the SRV records.
+    pub source: String,
+    /// The name that has the address, which is the one in the member's certificate.
+    pub host: String,
+}
+
+/// What could not be looked up: everything that the source stands for, or one of its names.
+struct Failed {
+    source: String,
+    host: Option<String>,
+    why: String,
+}
+
+impl Failed {
+    fn concerns(&self, found: &Found) -> bool {
+        found.by.as_ref().is_some_and(|by| {
+            by.source == self.source && self.host.as_ref().is_none_or(|host| *host == by.host)
+        })
+    }
+}
+
+/// What stands for members in the configuration.
+#[derive(Debug, Clone)]
+enum Source {
+    Endpoint(String),
+    Records { scheme: &'static str, name: String },
+}
+
+/// Looks the members up, again and again.
+#[derive(Debug, Clone)]
+pub struct Lookup {
+    sources: Vec<Source>,
+    last: Vec<Found>,
+}
+
+impl Lookup {
+    /// For these members. Nothing is looked up yet.
+    pub fn new(config: &EtcdConfig) -> Self {
+        let mut sources: Vec<_> = config.endpoints.iter().cloned().map(Source::Endpoint).collect();
+        sources.extend(config.discovery_srv.iter().map(|domain| {
+            // The configuration says whether TLS is used. Records of the other kind are not even asked for.
+            let (scheme, service) = if config.is_secure() {
+                ("https", "_etcd-client-ssl._tcp")
+            } else {
+                ("http", "_etcd-client._tcp")
+            };
+            Source::Records { scheme, name: format!("{service}.{}", domain.trim_end_matches('.')) }
+        }));
+        Self { sources, last: Vec::new() }
+    }
+
+    /// Whether there is anything that can change.
+    pub fn has_names(&self) -> bool {
+        let is_name = |endpoint: &String| {
+            Endpoint::parse(endpoint).is_some_and(|endpoint| matches!(endpoint.host, Host::Name(_)))
+        };
+        self.sources.iter().any(|source| match source {
+            Source::Endpoint(endpoint) => is_name(endpoint),
+            Source::Records { .. } => true,
+        })
+    }
+
+    /// All members, in the order of the configuration, and what could not be looked up. What a name stood for stays until it
+    /// is known to stand for something else.
+    pub async fn look_up(&mut self) -> (Vec<Found>, Option<String>) {
+        let (mut all, mut problem) = (Vec::new(), None);
+        for source in &self.sources {
+            for outcome in source.look_up().await {
+                let found = match outcome {
+                    Ok(found) => found,
+                    Err(failed) => {
+                        let earlier =
+                            self.last.iter().filter(|found| failed.concerns(found)).cloned().collect();
+                        problem = Some(failed.why);
+                        earlier
+                    }
+                };
+                for found in found {
+                    if !all.contains(&found) {
+                        all.push(found);
+                    }
+                }
+            }
+        }
+        self.last.clone_from(&all);
+        (all, problem)
+    }
+}
+
+impl Source {
+    async fn look_up(&self) -> Vec<Result<Vec<Found>, Failed>> {
+        match self {
+            Self::Endpoint(url) => match Endpoint::parse(url) {
+                Some(Endpoint { host: Host::Address(address), port, .. }) => {
+                    vec![Ok(vec![Found { url: url.clone(), address, port, by: None }])]
+                }
+                Some(endpoint) => vec![addresses(url, &endpoint).await],
+                None => Vec::new(),
+            },
+            Self::Records { scheme, name } => match records(name).await {
+                Ok(targets) => {
+                    let mut found = Vec::new();
+                    for (host, port) in targets {
+                        found.push(addresses(name, &Endpoint::of(scheme, &host, port)).await);
+                    }
+                    found
+                }
+                Err(why) => {
+                    let why = format!("the SRV records {name} cannot be looked up: {why}");
+                    vec![Err(Failed { source: name.clone(), host: None, why })]
+                }
+            },
+        }
+    }
+}
+
+/// The members that have the endpoint's name.
+async fn addresses(source: &str, endpoint: &Endpoint) -> Result<Vec<Found>, Failed> {
+    let host = endpoint.host.to_string();
+    match resolve(&host, endpoint.port).await {
+        Ok(addresses) => Ok(addresses
+            .into_iter()
+            .map(|address| Found {
+                url: endpoint.at(address),
+                address,
+                port: endpoint.port,
+                by: Some(By { source: source.to_owned(), host: host.clone() }),
+            })
+            .collect()),
+        Err(why) => {
+            let why = format!("the host {host} of {source} cannot be looked up: {why}");
+            Err(Failed { source: source.to_owned(), host: Some(host), why })
+        }
+    }
+}
+
+/// The addresses that a name stands for, each once.
+async fn resolve(name: &str, port: u16) -> Result<Vec<IpAddr>, String> {
+    let found = match timeout(PATIENCE, lookup_host((name, port))).await {
+        Ok(Ok(found)) => found,
+        Ok(Err(error)) => return Err(error.to_string()),
+        Err(_) => return Err(no_answer()),
+    };
+    let mut addresses: Vec<IpAddr> = found.map(|address| address.ip().to_canonical()).collect();
+    // In one order, whatever the name server's: else agents would seem to move.
+    addresses.sort_unstable();
+    addresses.dedup();
+    if addresses.is_empty() { Err("it has no address".to_owned()) } else { Ok(addresses) }
+}
+
+/// Hosts and ports of the SRV records of that name: by priority, and else in one order. The weights are for balancing, and an
+/// agent stays at one member. The system's resolver knows no such records; the name servers are those of its
+/// `/etc/resolv.conf`, which is read each time because it may have changed.
+async fn records(name: &str) -> Result<Vec<(String, u16)>, String> {
+    let question = name.parse::<Name<Vec<u8>>>().map_err(|error| error.to_string())?;
+    let resolver = StubResolver::new();
+    let answer = match timeout(PATIENCE, resolver.query((question, Rtype::SRV))).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(error)) => return Err(error.to_string()),
+        Err(_) => return Err(no_answer()),
+    };
+    match answer.header().rcode() {
+        Rcode::NOERROR => {}
+        Rcode::NXDOMAIN => return Err("there are none".to_owned()),
+        other => return Err(format!("the name server says {other}")),
+    }
+    let section = answer.answer().map_err(|error| error.to_string())?;
+    let mut targets = Vec::new();
+    for record in section.limit_to_in::<Srv<_>>() {
+        let record = record.map_err(|error| error.to_string())?;
+        let srv = record.data();
+        targets.push((srv.priority(), srv.target().to_string(), srv.port()));
+    }
+    targets.sort();
+    targets.dedup();
+    // A single dot says that the service is not there (RFC 2782).
+    let targets: Vec<_> =
+        targets.into_iter().filter(|(_, host, _)| host != "." && !host.is_empty()).collect();
+    if targets.is_empty() {
+        return Err("there are none".to_owned());
+    }
+    Ok(targets.into_iter().map(|(_, host, port)| (host.trim_end_matches('.').to_owned(), port)).collect())
+}
+
+/// Whether that can be the name of a domain.
+pub fn is_domain(text: &str) -> bool {
+    !text.is_empty() && text != "." && !text.contains(['/', ':']) && text.parse::<Name<Vec<u8>>>().is_ok()
+}
+
+fn no_answer() -> String {
+    format!("no answer within {} s", PATIENCE.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(source: &str, host: &str, address: &str) -> Found {
+        let by = Some(By { source: source.to_owned(), host: host.to_owned() });
+        Found { url: format!("http://{address}:1"), address: address.parse().unwrap(), port: 1, by }
+    }
+
+    #[test]
+    fn what_cannot_be_looked_up_concerns_its_own_names_alone() {
+        let (a, b) = (found("srv", "a", "192.0.2.1"), found("srv", "b", "192.0.2.2"));
+        let other = found("http://etcd:1", "a", "192.0.2.3");
+        let failed = |host: Option<&str>| Failed {
+            source: "srv".to_owned(),
+            host: host.map(str::to_owned),
+            why: String::new(),
+        };
+        assert_eq!([&a, &b, &other].map(|found| failed(None).concerns(found)), [true, true, false]);
+        assert_eq!([&a, &b, &other].map(|found| failed(Some("a")).concerns(found)), [true, false, false]);
+    }
+
+    #[test]
+    fn records_are_asked_for_by_what_the_configuration_says_of_tls() {
+        let name = |ca: Option<&str>| {
+            let config = EtcdConfig {
+                discovery_srv: Some("example.org.".to_owned()),
+                ca: ca.map(|ca| ca.as_bytes().to_vec()),
+                ..EtcdConfig::default()
+            };
+            match Lookup::new(&config).sources.pop() {
+                Some(Source::Records { scheme, name }) => (scheme, name),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(name(None), ("http", "_etcd-client._tcp.example.org".to_owned()));
+        assert_eq!(name(Some("pem")), ("https", "_etcd-client-ssl._tcp.example.org".to_owned()));
+    }
+
+    #[test]
+    fn a_domain_is_a_name_and_no_url() {
+        assert!(is_domain("example.org") && is_domain("example.org.") && is_domain("etcd"));
+        for wrong in ["", ".", "https://example.org", "example.org:2379", "a..b"] {
+            assert!(!is_domain(wrong), "{wrong}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_in_the_configuration_needs_no_lookup() {
+        let url = "http://192.0.2.1:2379/".to_owned();
+        let mut lookup = Lookup::new(&EtcdConfig { endpoints: vec![url.clone()], ..EtcdConfig::default() });
+        assert!(!lookup.has_names());
+        let address = "192.0.2.1".parse().unwrap();
+        assert_eq!(lookup.look_up().await, (vec![Found { url, address, port: 2379, by: None }], None));
+    }
+}

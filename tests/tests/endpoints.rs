@@ -1,0 +1,97 @@
+//! What endpoints of etcd and SRV records lead to, besides the addresses of its members.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use polder_tests::agent::Worker;
+use polder_tests::node::Process;
+use polder_tests::tls::Authority;
+use polder_tests::{Lab, Topology, wait};
+use serde_json::Value;
+
+/// What the name servers are asked for where TLS is used, and where it is not.
+const WITH_TLS: &str = "_etcd-client-ssl._tcp.polder.test";
+const WITHOUT_TLS: &str = "_etcd-client._tcp.polder.test";
+
+/// A name server, on the machine of the first member: with these members in the SRV records of that name, and with the
+/// addresses of all.
+fn serve_names(lab: &Lab, records: &str, members: &[u8]) -> Process {
+    let node = lab.etcd.machine(0);
+    let mut command = node.command("dnsmasq");
+    command.args([
+        "--keep-in-foreground",
+        "--conf-file=/dev/null",
+        "--pid-file=",
+        "--user=root",
+        "--no-resolv",
+    ]);
+    command.args(["--no-hosts", "--local=/polder.test/", "--log-queries", "--log-facility=-"]);
+    let hosts =
+        (0..3).map(|number| format!("--host-record=etcd{number}.polder.test,10.10.1.{}", 200 + number));
+    let targets = members.iter().map(|number| format!("--srv-host={records},etcd{number}.polder.test,2379"));
+    command.args(hosts.chain(targets));
+    let process = node.spawn(&mut command, "dnsmasq.log");
+    wait::until_true("the name server to listen", || node.shell("ss -Hlun 'sport = :53'").contains(":53"));
+    process
+}
+
+fn hears_store(worker: &Worker) {
+    worker.wait_for_status("the store to be heard", |status| {
+        status["store"].to_string().contains("revision").then_some(())
+    });
+}
+
+#[test]
+fn srv_records_name_the_members_and_are_looked_up_again_after_a_loss_but_never_those_without_tls() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new(folder.path(), "polder-lab");
+    let topology = Topology { etcd_members: 3, ..Topology::one_segment(1) };
+    let mut lab = Lab::build_with_tls(topology, |_| Some(authority.for_etcd_named("*.polder.test")));
+    let (cert, key) = authority.sign("n1", &[]);
+    let [ca, cert, key] = [&authority.ca(), &cert, &key].map(|path| path.display().to_string());
+    let config = lab.workers[0].configuration();
+    let others: Vec<_> = config.lines().filter(|line| !line.starts_with("endpoints =")).collect();
+    let etcd =
+        format!("[etcd]\ndiscovery_srv = \"polder.test\"\nca = \"{ca}\"\ncert = \"{cert}\"\nkey = \"{key}\"");
+    lab.workers[0].configure(&others.join("\n").replace("[etcd]", &etcd));
+    // The file of the host may be a link that leads out of the node.
+    lab.workers[0].node.shell("rm -f /etc/resolv.conf; echo nameserver 10.10.1.200 > /etc/resolv.conf");
+
+    let names = serve_names(&lab, WITH_TLS, &[0]);
+    lab.workers[0].start_and_wait();
+    let add = |lab: &Lab, name: &str, cidr: &str| {
+        let worker = &lab.workers[0];
+        wait::until(&format!("pool {name} to be added"), || worker.try_ctl(&["pool", "add", name, cidr]));
+        hears_store(worker);
+    };
+    add(&lab, "first", "10.245.0.0/16");
+    // What the records lead to is not taken away by a pool.
+    let said = lab.workers[0].try_ctl(&["pool", "add", "oops", "10.10.1.192/26"]).unwrap_err();
+    assert!(said.contains("10.10.1.200, the address of etcd (etcd0.polder.test)"), "{said}");
+
+    // The only member that was named is lost, and the records name the others.
+    names.kill();
+    let names = serve_names(&lab, WITH_TLS, &[1, 2]);
+    lab.etcd.kill_member(0);
+    add(&lab, "second", "10.246.0.0/16");
+    lab.etcd.start_member(0);
+
+    // Records for TLS are gone, and there are others: the agent stays with what it knows, and does not go without TLS.
+    names.kill();
+    let names = serve_names(&lab, WITHOUT_TLS, &[0, 1, 2]);
+    lab.etcd.kill_member(1);
+    add(&lab, "third", "10.247.0.0/16");
+    lab.workers[0].kill();
+    lab.workers[0].start();
+    let reason = format!("the SRV records {WITH_TLS} cannot be looked up: there are none");
+    let is_said = |status: &Value| status["store"].to_string().contains(&reason).then_some(());
+    lab.workers[0].wait_for_status("the missing records to be named", is_said);
+    let asked = lab.etcd.machine(0).log("dnsmasq.log");
+    assert!(asked.contains(&format!("query[SRV] {WITH_TLS}")), "{asked}");
+    assert!(!asked.contains(&format!("query[SRV] {WITHOUT_TLS}")), "{asked}");
+
+    // They come back.
+    names.kill();
+    let _names = serve_names(&lab, WITH_TLS, &[0, 1, 2]);
+    lab.workers[0].wait_until_ready();
+    add(&lab, "fourth", "10.248.0.0/16");
+}
