@@ -95,3 +95,51 @@ fn srv_records_name_the_members_and_are_looked_up_again_after_a_loss_but_never_t
     lab.workers[0].wait_until_ready();
     add(&lab, "fourth", "10.248.0.0/16");
 }
+
+/// An `etcd grpc-proxy` on the machine of etcd, at that port.
+fn start_proxy(lab: &Lab, port: u16, arguments: &[&str]) -> Process {
+    let node = lab.etcd.machine(0);
+    let mut command = node.command("etcd");
+    command.args(["grpc-proxy", "start", "--endpoints", "http://10.10.1.200:2379"]);
+    command.args(["--listen-addr", &format!("10.10.1.200:{port}")]).args(arguments);
+    let process = node.spawn(&mut command, "proxy.log");
+    let listening = format!("ss -Hltn 'sport = :{port}'");
+    wait::until_true("the proxy to listen", || node.shell(&listening).contains(&port.to_string()));
+    process
+}
+
+#[test]
+fn a_grpc_proxy_is_named_and_not_used_and_a_member_beside_it_is() {
+    let mut lab = Lab::build(Topology::one_segment(1));
+    let _usual = start_proxy(&lab, 3379, &[]);
+    let _hidden = start_proxy(&lab, 3380, &["--advertise-client-url", ""]);
+    let config = lab.workers[0].configuration();
+    let member = "\"http://10.10.1.200:2379\"";
+    let with = |endpoints: &str| config.replace(member, endpoints);
+    let refused = |worker: &Worker, words: &str| {
+        worker.wait_for_status("the proxy to be named", |status| {
+            let store = status["store"].to_string();
+            (store.contains(words) && store.contains("etcd.endpoints")).then_some(())
+        });
+    };
+
+    let proxy = "\"http://10.10.1.200:3379\"";
+    lab.workers[0].configure(&with(proxy));
+    lab.workers[0].start();
+    refused(&lab.workers[0], "this is an etcd grpc-proxy");
+    let said = lab.workers[0].try_ctl(&["pool", "add", "more", "10.245.0.0/16"]).unwrap_err();
+    assert!(said.contains("this is an etcd grpc-proxy") && !said.contains("not known"), "{said}");
+    assert!(lab.etcd.keys("/polder/").is_empty(), "something was written through the proxy");
+    assert_eq!(lab.workers[0].log().matches("the store is away").count(), 1);
+    assert!(lab.workers[0].stop());
+
+    lab.workers[0].configure(&with(&format!("{proxy}, {member}")));
+    lab.workers[0].start_and_wait();
+    hears_store(&lab.workers[0]);
+    assert!(lab.workers[0].stop());
+
+    // One that does not answer for itself is known by its silence.
+    lab.workers[0].configure(&with("\"http://10.10.1.200:3380\""));
+    lab.workers[0].start();
+    refused(&lab.workers[0], "silent for 15 s, though it answers reads: is it an etcd grpc-proxy");
+}

@@ -117,9 +117,30 @@ impl Etcd {
         &self.writes
     }
 
-    /// The member in use.
-    pub(super) fn member(&self) -> Result<Arc<Member>, StoreError> {
-        self.members.current()
+    /// The member in use. One that turns out to be a proxy is left for the next.
+    ///
+    /// `etcd grpc-proxy` takes the codes of errors away, so that a refusal looks like an outcome that nobody knows, and watches
+    /// through it can go silent for ever. It answers for itself when it is asked for the members, without the header that
+    /// etcd's answers have (`server/proxy/grpcproxy/cluster.go`; 3.4.23).
+    pub(super) async fn member(&self) -> Result<Arc<Member>, StoreError> {
+        let member = self.members.current()?;
+        if member.is_direct() {
+            return Ok(member);
+        }
+        let asked = self.attempt(&member, &|mut client: Client| async move { client.member_list().await });
+        match asked.await {
+            Ok(answer) if answer.header().is_none() => {
+                self.leave(&member);
+                let reason = format!("this is an etcd grpc-proxy, {NOT_THROUGH_PROXIES}");
+                Err(StoreError::Unusable { store: member.to_string(), reason })
+            }
+            // Who refuses is no proxy: those do not refuse this.
+            Ok(_) | Err(StoreError::Refused { .. }) => {
+                member.set_direct(true);
+                Ok(member)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     pub(super) fn credentials(&self) -> Option<&Credentials> {
@@ -176,7 +197,7 @@ impl Etcd {
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
-        let member = self.member()?;
+        let member = self.member().await?;
         if self.credentials.is_none() {
             return self.attempt(&member, &call).await;
         }
@@ -378,6 +399,10 @@ fn write(write: &Write) -> TxnOp {
         Write::Delete { key } => TxnOp::delete(key.as_str(), None),
     }
 }
+
+/// Why not, and what to do.
+pub(super) const NOT_THROUGH_PROXIES: &str = "which hides errors and lets watches go silent: write the addresses of etcd's members \
+                                              into etcd.endpoints";
 
 const CLIENT_CERTIFICATE: &str = "does etcd want a client certificate? Then etcd.cert and etcd.key (of polderctl --etcd-cert \
                                   and --etcd-key) must be signed by the authority that it trusts";

@@ -5,6 +5,7 @@
 //! address of a name is a member here, and names are looked up again when a member was left, and every minute.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -34,6 +35,20 @@ pub(super) struct Member {
     pub(super) client: Client,
     /// How this client is known there.
     pub(super) session: Session,
+    /// Whether it is known to be a member itself and no proxy, since it was last left.
+    is_direct: AtomicBool,
+}
+
+impl Member {
+    /// Whether it is known to be a member itself.
+    pub(super) fn is_direct(&self) -> bool {
+        self.is_direct.load(Ordering::Relaxed)
+    }
+
+    /// Notes that it is, or that it has to be asked again: somebody else may answer at its address by now.
+    pub(super) fn set_direct(&self, is_direct: bool) {
+        self.is_direct.store(is_direct, Ordering::Relaxed);
+    }
 }
 
 impl fmt::Display for Member {
@@ -133,6 +148,7 @@ impl Members {
 
     /// Goes on to the next, unless somebody else has left that one already.
     pub(super) fn leave(&self, member: &Arc<Member>) {
+        member.set_direct(false);
         let mut known = self.0.lock();
         if known.members.get(known.current).is_some_and(|current| Arc::ptr_eq(current, member)) {
             known.current = (known.current + 1) % known.members.len();
@@ -196,7 +212,7 @@ impl Shared {
             store: format!("etcd at {}", found.url),
             reason: explain(&error).0,
         })?;
-        Ok(Arc::new(Member { found, client, session: Session::default() }))
+        Ok(Arc::new(Member { found, client, session: Session::default(), is_direct: AtomicBool::new(false) }))
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
-use super::etcd::{Etcd, entry};
+use super::etcd::{Etcd, NOT_THROUGH_PROXIES, entry};
 use super::position::{Heard, Interruption, Position};
 use super::{Change, Range, StoreError, Update};
 
@@ -21,6 +21,9 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 
 /// ... and given up when it has said nothing for this long.
 const SILENCE: Duration = Duration::from_secs(15);
+
+/// How long a member whose stream was silent has to show that it is there all the same.
+const PROBE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether something was missed.
 const VERIFY_EVERY: Duration = Duration::from_secs(180);
@@ -94,7 +97,7 @@ impl Follower {
             self.send(loaded).await?;
             from
         };
-        let member = self.etcd.member()?;
+        let member = self.etcd.member().await?;
         let mut client = member.client.clone();
         let options = WatchOptions::new().with_range(self.range.end.as_str()).with_start_revision(from);
         let start = self.range.start.clone();
@@ -132,7 +135,17 @@ impl Follower {
                 }
                 Err(_) => {
                     self.etcd.leave(&member);
-                    return Err(broken(format!("silent for {} s", SILENCE.as_secs())));
+                    let mut client = member.client.clone();
+                    let read = client.get(self.range.start.as_str(), None);
+                    let hint = match timeout_at(Instant::now() + PROBE_PATIENCE, read).await {
+                        Ok(Ok(_)) => {
+                            format!(
+                                ", though it answers reads: is it an etcd grpc-proxy, {NOT_THROUGH_PROXIES}?"
+                            )
+                        }
+                        _ => String::new(),
+                    };
+                    return Err(broken(format!("silent for {} s{hint}", SILENCE.as_secs())));
                 }
             }
         }
