@@ -32,7 +32,7 @@ use crate::repair::Alarm;
 
 use crate::{
     container, endpoint, engine, etcd_addresses, follower, host, http, inspection, leases, monitor, probe,
-    publisher, recovery, registrar, server, sweeper,
+    publisher, recovery, registrar, server, sweeper, systemd,
 };
 
 /// The ledger's file, in the state folder.
@@ -158,6 +158,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tasks.spawn(sweeper::run(Arc::clone(&agent), leaving));
     tasks.spawn(server::run(Arc::clone(&agent), api));
     tasks.spawn(http::run(Arc::clone(&agent), web));
+    tasks.spawn(systemd::run(Arc::clone(&agent)));
 
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
@@ -166,6 +167,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         // None of the tasks ends by itself.
         ended = tasks.join_next() => bail!("a task of the agent has ended: {ended:?}"),
     }
+    systemd::stopping().await;
     Ok(())
 }
 

@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
@@ -20,11 +19,10 @@ use prometheus_client::metrics::family::Family as Metrics;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use tokio::time::timeout;
 use tracing::warn;
 
 use crate::agent::Agent;
-use crate::status;
+use crate::{liveness, status};
 
 /// Makes the socket.
 pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
@@ -44,32 +42,13 @@ pub async fn run(agent: Arc<Agent>, listener: TcpListener) {
     }
 }
 
-/// How long a thread of the agent may be busy before it is taken to stand still. The longest that one is busy is a pass over the
-/// kernel's state, which with 5,000 peers takes a second.
-const PATIENCE: Duration = Duration::from_secs(3);
-
-/// Whether the threads that the agent cannot do without still do their work. It is no matter of the store or of peers: a
-/// restart of the agent would not help there.
+/// Whether the agent does its work: what systemd's watchdog is told, too.
 async fn live(State(agent): State<Arc<Agent>>) -> (StatusCode, String) {
-    let (ledger, kernel, pods) = tokio::join!(
-        timeout(PATIENCE, agent.ipam.run(|_| ())),
-        timeout(PATIENCE, agent.kernel.run(|_| ())),
-        timeout(PATIENCE, agent.pods.run(|_| ())),
-    );
-    let parts = [("ledger", ledger), ("kernel", kernel), ("pods", pods)];
-    let still = parts.into_iter().filter(|(_, answer)| answer.is_err());
-    let said: Vec<String> = still
-        .map(|(name, _)| {
-            format!(
-                "the agent's thread {name} has not answered for {} s: restart the agent\n",
-                PATIENCE.as_secs()
-            )
-        })
-        .collect();
-    if said.is_empty() {
+    let standstills = liveness::standstills(&agent).await;
+    if standstills.is_empty() {
         (StatusCode::OK, "ok\n".to_owned())
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, said.concat())
+        (StatusCode::SERVICE_UNAVAILABLE, standstills.join("\n") + "\n")
     }
 }
 

@@ -26,6 +26,7 @@ pub mod random;
 pub mod runtime;
 pub mod sabotage;
 pub mod scripted;
+pub mod service_manager;
 pub mod standstill;
 pub mod steps;
 pub mod talk;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use polder_agent::config::{Config, ConfigError, Flags, printed};
 use polder_agent::exit::{AGENT_HELP, Exit};
-use polder_agent::{memory, plugins};
+use polder_agent::{memory, plugins, systemd};
 use tracing::{error, warn};
 use tracing_subscriber::EnvFilter;
 
@@ -69,7 +69,11 @@ fn serve(flags: Flags) -> ExitCode {
     let check = flags.check_config || flags.print_config;
     let refuse = |error: ConfigError| {
         let exit = Exit::of_config(&error);
-        eprintln!("polder-agent: {:#}", anyhow::Error::from(error));
+        let why = format!("{:#}", anyhow::Error::from(error));
+        eprintln!("polder-agent: {why}");
+        if !check {
+            systemd::failed(&why);
+        }
         // EX_CONFIG of sysexits.h: a restart does not help.
         if check { exit.into() } else { ExitCode::from(78) }
     };
@@ -107,6 +111,7 @@ fn serve(flags: Flags) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!("{error:#}");
+            systemd::failed(&format!("{error:#}"));
             ExitCode::FAILURE
         }
     }

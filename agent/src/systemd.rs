@@ -1,0 +1,92 @@
+//! What systemd is told of the agent (`sd_notify(3)`), where the agent is a service of `Type=notify`. Elsewhere nobody is told.
+
+use std::env;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep};
+use tracing::warn;
+
+use crate::agent::Agent;
+use crate::liveness;
+
+/// Between two looks at whether there is something new to say.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// How often the watchdog is told within its time.
+const TIMES: u32 = 3;
+
+/// How often the threads are looked at where there is no watchdog.
+const WITHOUT_WATCHDOG: Duration = Duration::from_secs(10);
+
+/// Tells for ever: once that the agent has started; the watchdog as long as the agent's threads do their work; and what
+/// `systemctl status` shows, whenever that changes.
+///
+/// The agent has started when it answers the plugin, with whatever it has to say, and not only when the node is ready: a node that
+/// waits for etcd has started. systemd would end it otherwise, and the kubelet, which is ordered after it, would never run the
+/// etcd that is a static pod.
+pub async fn run(agent: Arc<Agent>) {
+    if env::var_os("NOTIFY_SOCKET").is_none() {
+        return std::future::pending().await;
+    }
+    let interval = sd_notify::watchdog_enabled().map_or(WITHOUT_WATCHDOG, |time| time / TIMES);
+    let (mut started, mut last_status) = (false, String::new());
+    let mut due = Instant::now();
+    loop {
+        let mut news = Vec::new();
+        let mut standstills = Vec::new();
+        if due <= Instant::now() {
+            standstills = liveness::standstills(&agent).await;
+            if standstills.is_empty() {
+                due = Instant::now() + interval;
+                if !started {
+                    news.push(NotifyState::Ready.to_string());
+                    started = true;
+                }
+                news.push(NotifyState::Watchdog.to_string());
+            }
+        }
+        let status =
+            if standstills.is_empty() { words(&agent.board.reasons()) } else { standstills.join("; ") };
+        if status != last_status {
+            news.push(status_line(&status));
+            last_status = status;
+        }
+        if !news.is_empty() {
+            tell(news).await;
+        }
+        sleep(PAUSE.min(interval)).await;
+    }
+}
+
+/// The node's state in one line.
+fn words(reasons: &[String]) -> String {
+    if reasons.is_empty() { "ready".to_owned() } else { format!("not ready: {}", reasons.join("; ")) }
+}
+
+/// The message has a line for each thing.
+fn status_line(text: &str) -> String {
+    NotifyState::Status(&text.replace('\n', " ")).to_string()
+}
+
+/// systemd reads when it has time for it, and the sender waits until then.
+async fn tell(news: Vec<String>) {
+    let told = spawn_blocking(move || sd_notify::notify(&[NotifyState::Custom(&news.join("\n"))])).await;
+    if let Ok(Err(error)) = told {
+        warn!(%error, "systemd cannot be told how the agent is");
+    }
+}
+
+/// Tells that the agent was asked to end.
+pub async fn stopping() {
+    tell(vec![NotifyState::Stopping.to_string(), status_line("told to stop: what is in the kernel stays")])
+        .await;
+}
+
+/// Tells why the agent ends.
+pub fn failed(why: &str) {
+    // Who is not told reads it in the log.
+    let _ = sd_notify::notify(&[NotifyState::Custom(&status_line(why))]);
+}

@@ -1,0 +1,76 @@
+//! What the agent says to systemd, as `sd_notify(3)` says it.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::time::Duration;
+
+use polder_tests::agent::Worker;
+use polder_tests::service_manager::ServiceManager;
+use polder_tests::{Lab, Topology};
+
+const READY: &str = "READY=1";
+const WATCHDOG: &str = "WATCHDOG=1";
+
+/// Shorter than any operator would set it: the watchdog is told three times within it.
+const WATCHDOG_TIME: Duration = Duration::from_millis(1500);
+
+#[test]
+fn an_agent_that_waits_for_etcd_has_started_and_says_what_it_waits_for() {
+    let mut lab = Lab::build(Topology::one_segment(1));
+    lab.etcd.kill();
+    let worker = &mut lab.workers[0];
+    let mut systemd = ServiceManager::of(worker, WATCHDOG_TIME);
+    worker.start();
+    systemd.wait_for(READY);
+    // What is ordered after the agent is answered by it, if only with a reason.
+    assert_eq!(worker.try_status().unwrap()["ready"], false);
+    systemd.wait_for_status("not ready: ");
+    systemd.forget();
+    systemd.wait_for(WATCHDOG);
+
+    lab.etcd.start_again();
+    systemd.wait_for("STATUS=ready");
+    lab.workers[0].wait_until_ready();
+    assert_eq!(systemd.count(READY), 0, "it has started once");
+    assert!(lab.workers[0].stop());
+    systemd.wait_for("STOPPING=1");
+}
+
+#[test]
+fn the_watchdog_is_told_nothing_while_a_thread_of_the_agent_stands_still() {
+    let mut lab = Lab::build(Topology::one_segment(1));
+    let mut systemd = ServiceManager::of(&mut lab.workers[0], WATCHDOG_TIME);
+    lab.start_agents();
+    let worker: &Worker = &lab.workers[0];
+    for thread in ["ledger", "kernel", "pods"] {
+        systemd.forget();
+        systemd.wait_for(WATCHDOG);
+        worker.while_thread_stands_still(thread, || {
+            systemd.wait_for_status(&format!("thread {thread} has not answered"));
+            systemd.forget();
+            // It answers after 3 s, in which a watchdog that is not asked for the same would be told six times.
+            assert_eq!(worker.http("/livez").0, 503);
+            assert_eq!(systemd.count(WATCHDOG), 0, "{:?}", systemd.heard());
+        });
+        systemd.wait_for(WATCHDOG);
+        systemd.wait_for("STATUS=ready");
+    }
+}
+
+#[test]
+fn an_agent_that_cannot_start_says_why_and_never_that_it_has_started() {
+    let mut lab = Lab::build(Topology::one_segment(1));
+    let worker = &mut lab.workers[0];
+    let mut systemd = ServiceManager::of(worker, WATCHDOG_TIME);
+    let configuration = worker.configuration();
+    worker.configure("resync_seconds = 0");
+    worker.start();
+    assert_eq!(worker.wait_until_ended().0, Some(78), "a restart does not help");
+    systemd.wait_for_status("resync_seconds: must be at least 1");
+
+    worker.configure(&format!("proc_sys_net = \"/nowhere\"\n{configuration}"));
+    worker.start();
+    assert_eq!(worker.wait_until_ended().0, Some(1));
+    systemd.wait_for_status("/nowhere");
+    assert_eq!(systemd.count(READY), 0);
+}
