@@ -218,3 +218,13 @@ fetch_kubernetes_tools() {
             rm -r ./*.whl wheel package
     ) >"$folder/log" 2>&1 </dev/null
 }
+
+# The unit for systemd, for an agent in that folder.
+unit_for() { sed "s|^ExecStart=/usr/local/bin/|ExecStart=$1/|" "$top/deploy/systemd/polder-agent.service"; }
+
+# The configuration that is installed where there is none: every key as it is documented, and none of them set.
+default_configuration() {
+    printf '%s\n' '# What is set here is what has no # before it; the table above a key, like [etcd], has to be set with it. The least that a node' \
+        "# needs is etcd's endpoints, and the first node of a cluster the pools. Then: polder-agent --check-config" ''
+    sed 's/^[^#]/#&/' "$top/docs/agent.toml"
+}

@@ -15,11 +15,18 @@ pub fn of_node(folder: &Path) -> String {
 /// Removes the group of a node with all in it, under each controller where it is (cgroup v1) and under the one
 /// tree (v2). Nobody may be in there any more.
 pub fn remove(folder: &Path) {
+    places(folder).for_each(|place| remove_tree(&place));
+}
+
+/// Whether there is a group of that node anywhere.
+pub fn is_there(folder: &Path) -> bool {
+    places(folder).any(|place| place.exists())
+}
+
+fn places(folder: &Path) -> impl Iterator<Item = PathBuf> {
     let group = of_node(folder);
     let controllers = fs::read_dir(ROOT).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
-    for root in controllers.chain([PathBuf::from(ROOT)]) {
-        remove_tree(&root.join(group.trim_start_matches('/')));
-    }
+    controllers.chain([PathBuf::from(ROOT)]).map(move |root| root.join(group.trim_start_matches('/')))
 }
 
 fn remove_tree(group: &Path) {

@@ -5,6 +5,7 @@
 //! that runs in it ends with it, and it ends with the program that made it, however that ends.
 
 pub mod agent;
+pub mod booted;
 pub mod caller;
 pub mod cgroup;
 pub mod churn;
@@ -19,6 +20,7 @@ pub mod kubelet;
 pub mod lab;
 pub mod manifest;
 pub mod matrix;
+pub mod mounts;
 pub mod node;
 pub mod pod;
 pub mod probe;

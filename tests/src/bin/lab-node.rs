@@ -11,8 +11,9 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, bail};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sys::wait::wait;
+use polder_tests::mounts::{bind, keep_apart, mount_new};
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -44,8 +45,7 @@ fn main() -> anyhow::Result<()> {
 
 fn set_up(name: &str, folder: &Path, boot_id: &str) -> anyhow::Result<()> {
     nix::unistd::sethostname(name).context("set the host name")?;
-    // What the host mounts later must not appear here, and the other way round.
-    bind_flags("/", MsFlags::MS_REC | MsFlags::MS_PRIVATE)?;
+    keep_apart()?;
     mount_new("tmpfs", "/run", None)?;
     fs::create_dir_all("/run/netns")?;
     fs::create_dir_all("/run/lock")?;
@@ -97,18 +97,4 @@ fn own_sys() -> anyhow::Result<()> {
     bind(kept, groups, MsFlags::MS_REC)?;
     umount2(kept, MntFlags::MNT_DETACH).context("take /run/cgroup away")?;
     Ok(fs::remove_dir(kept)?)
-}
-
-fn mount_new(kind: &str, target: &str, data: Option<&str>) -> anyhow::Result<()> {
-    mount(Some(kind), target, Some(kind), MsFlags::empty(), data)
-        .with_context(|| format!("mount {kind} on {target}"))
-}
-
-fn bind(source: &Path, target: &Path, more: MsFlags) -> anyhow::Result<()> {
-    mount(Some(source), target, None::<&str>, MsFlags::MS_BIND | more, None::<&str>)
-        .with_context(|| format!("bind {} to {}", source.display(), target.display()))
-}
-
-fn bind_flags(target: &str, flags: MsFlags) -> anyhow::Result<()> {
-    mount(None::<&str>, target, None::<&str>, flags, None::<&str>).with_context(|| format!("change {target}"))
 }
