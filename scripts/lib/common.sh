@@ -149,6 +149,17 @@ need_cargo() {
     done
 }
 
+# Looks for a subcommand of cargo of that version or another, and compiles it into a temporary folder where there is none.
+need_cargo_tool() {
+    local name=$1 version=$2 folder
+    ! as_user cargo "${name#cargo-}" --version >/dev/null 2>&1 || return 0
+    say "compiling $name $version, which takes some minutes"
+    folder=$(as_user mktemp -d)
+    at_exit+=("rm -rf '$folder'")
+    as_user cargo install --locked --quiet --root "$folder" "$name@$version" || die "$name $version could not be compiled"
+    PATH=$folder/bin:$PATH
+}
+
 # The binaries are static: they run on every node, whatever its libc. Only with an explicit target does that not
 # concern what runs while building. RUSTFLAGS would take the place of the flags of a target, and is added to them.
 use_static_target() {
