@@ -15,6 +15,9 @@ use crate::liveness;
 /// Between two looks at whether there is something new to say.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// The longest text for `systemctl status`, in characters.
+const LONGEST_STATUS: usize = 1000;
+
 /// How often the watchdog is told within its time.
 const TIMES: u32 = 3;
 
@@ -35,27 +38,22 @@ pub async fn run(agent: Arc<Agent>) {
     let (mut started, mut last_status) = (false, String::new());
     let mut due = Instant::now();
     loop {
-        let mut news = Vec::new();
         let mut standstills = Vec::new();
         if due <= Instant::now() {
             standstills = liveness::standstills(&agent).await;
             if standstills.is_empty() {
-                due = Instant::now() + interval;
-                if !started {
-                    news.push(NotifyState::Ready.to_string());
+                let sign = if started { "" } else { "READY=1\n" };
+                if tell(format!("{sign}{}", NotifyState::Watchdog)).await {
+                    due = Instant::now() + interval;
                     started = true;
                 }
-                news.push(NotifyState::Watchdog.to_string());
             }
         }
         let status =
             if standstills.is_empty() { words(&agent.board.reasons()) } else { standstills.join("; ") };
-        if status != last_status {
-            news.push(status_line(&status));
+        // In a message of its own: systemd drops one that is too long as a whole.
+        if status != last_status && tell(status_line(&status)).await {
             last_status = status;
-        }
-        if !news.is_empty() {
-            tell(news).await;
         }
         sleep(PAUSE.min(interval)).await;
     }
@@ -66,23 +64,25 @@ fn words(reasons: &[String]) -> String {
     if reasons.is_empty() { "ready".to_owned() } else { format!("not ready: {}", reasons.join("; ")) }
 }
 
-/// The message has a line for each thing.
+/// What `systemctl status` shows: one line. systemd drops a message of more than 4096 bytes.
 fn status_line(text: &str) -> String {
-    NotifyState::Status(&text.replace('\n', " ")).to_string()
+    let line: String = text.replace('\n', " ").chars().take(LONGEST_STATUS).collect();
+    NotifyState::Status(&line).to_string()
 }
 
-/// systemd reads when it has time for it, and the sender waits until then.
-async fn tell(news: Vec<String>) {
-    let told = spawn_blocking(move || sd_notify::notify(&[NotifyState::Custom(&news.join("\n"))])).await;
-    if let Ok(Err(error)) = told {
+/// Sends a message; whether that succeeded. systemd reads when it has time for it, and the sender waits until then.
+async fn tell(message: String) -> bool {
+    let told = spawn_blocking(move || sd_notify::notify(&[NotifyState::Custom(&message)])).await;
+    if let Ok(Err(error)) = &told {
         warn!(%error, "systemd cannot be told how the agent is");
     }
+    matches!(told, Ok(Ok(())))
 }
 
 /// Tells that the agent was asked to end.
 pub async fn stopping() {
-    tell(vec![NotifyState::Stopping.to_string(), status_line("told to stop: what is in the kernel stays")])
-        .await;
+    let status = status_line("told to stop: what is in the kernel stays");
+    tell(format!("{}\n{status}", NotifyState::Stopping)).await;
 }
 
 /// Tells why the agent ends.

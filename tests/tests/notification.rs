@@ -46,7 +46,7 @@ fn the_watchdog_is_told_nothing_while_a_thread_of_the_agent_stands_still() {
         systemd.forget();
         systemd.wait_for(WATCHDOG);
         worker.while_thread_stands_still(thread, || {
-            systemd.wait_for_status(&format!("thread {thread} has not answered"));
+            systemd.wait_for_status(&format!("thread {thread} has finished nothing"));
             systemd.forget();
             // It answers after 3 s, in which a watchdog that is not asked for the same would be told six times.
             assert_eq!(worker.http("/livez").0, 503);
@@ -66,7 +66,7 @@ fn an_agent_that_cannot_start_says_why_and_never_that_it_has_started() {
     worker.configure("resync_seconds = 0");
     worker.start();
     assert_eq!(worker.wait_until_ended().0, Some(78), "a restart does not help");
-    systemd.wait_for_status("resync_seconds: must be at least 1");
+    systemd.wait_for_status("journalctl -u polder-agent");
 
     worker.configure(&format!("proc_sys_net = \"/nowhere\"\n{configuration}"));
     worker.start();

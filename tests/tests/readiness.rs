@@ -277,7 +277,7 @@ fn an_agent_of_which_a_thread_stands_still_is_not_alive_and_says_which() {
         let (code, said) = worker.while_thread_stands_still(thread, || worker.http("/livez"));
         assert_eq!(code, 503, "{said}");
         assert!(
-            said.contains(&format!("thread {thread} has not answered")) && said.lines().count() == 1,
+            said.contains(&format!("thread {thread} has finished nothing")) && said.lines().count() == 1,
             "{said}"
         );
         assert_eq!(worker.http("/livez"), (200, "ok\n".to_owned()), "it goes on");

@@ -141,12 +141,12 @@ fn as_a_service_the_agent_does_its_work_with_what_the_unit_leaves_it_and_pods_ou
     // A watchdog that is not told anything.
     machine.shell(
         "mkdir -p /run/systemd/system/polder-agent.service.d
-         printf '[Service]\nWatchdogSec=2\n' >/run/systemd/system/polder-agent.service.d/watchdog.conf
+         printf '[Service]\nWatchdogSec=10\n' >/run/systemd/system/polder-agent.service.d/watchdog.conf
          systemctl daemon-reload; systemctl restart polder-agent",
     );
     wait_until_ready(&machine);
     machine.shell("kill -STOP $(systemctl show --property MainPID --value polder-agent)");
-    wait::until_true("systemd to restart the agent", || property(&machine, "NRestarts") == "1");
+    wait::until_true("systemd to restart the agent", || property(&machine, "NRestarts") != "0");
     wait_until_ready(&machine);
     assert_pod_reaches_its_node(&machine);
 
@@ -157,7 +157,7 @@ fn as_a_service_the_agent_does_its_work_with_what_the_unit_leaves_it_and_pods_ou
         (property(&machine, "ActiveState"), property(&machine, "ExecMainStatus")),
         ("failed".into(), "78".into())
     );
-    assert!(property(&machine, "StatusText").contains("no_such_key"));
+    assert!(property(&machine, "StatusText").contains("journalctl -u polder-agent"));
     machine.shell("sed -i /no_such_key/d /etc/polder/agent.toml; systemctl start polder-agent");
     wait_until_ready(&machine);
     assert_pod_reaches_its_node(&machine);

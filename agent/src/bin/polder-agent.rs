@@ -72,7 +72,8 @@ fn serve(flags: Flags) -> ExitCode {
         let why = format!("{:#}", anyhow::Error::from(error));
         eprintln!("polder-agent: {why}");
         if !check {
-            systemd::failed(&why);
+            // Every user can read it, and the reason can quote a secret.
+            systemd::failed("the configuration is wrong: journalctl -u polder-agent says where");
         }
         // EX_CONFIG of sysexits.h: a restart does not help.
         if check { exit.into() } else { ExitCode::from(78) }
