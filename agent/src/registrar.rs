@@ -69,13 +69,20 @@ pub async fn run(
     let mut view = agent.board.view.subscribe();
     let mut underlay = agent.board.underlay.subscribe();
     let quarantine = Quarantine::new(agent.config.cooldown);
-    let mut registrar =
-        Registrar { agent, quarantine, double: Double::Unasked, losses: 0, caution_until: None };
+    let mut registrar = Registrar {
+        agent,
+        quarantine,
+        double: Double::Unasked,
+        is_proven: false,
+        losses: 0,
+        caution_until: None,
+    };
     loop {
         view.mark_unchanged();
         underlay.mark_unchanged();
         let registration = match registrar.round().await {
             Ok(registration) => registration,
+            Err(Waiting(why)) if registrar.is_proven => Registration::Waiting(why),
             Err(Waiting(why)) => registrar.agent.board.registration.borrow().stalled(why),
         };
         registrar.publish(registration);
@@ -106,6 +113,8 @@ struct Registrar {
     quarantine: Quarantine,
     /// Whether somebody else lives under this node's name.
     double: Double,
+    /// Whether this round has proven that this machine is the node.
+    is_proven: bool,
     /// Losses of the store that are known.
     losses: u64,
     /// Until when nothing is claimed.
@@ -117,8 +126,10 @@ impl Registrar {
     async fn round(&mut self) -> Result<Registration, Waiting> {
         let mut unclaimable = BTreeMap::new();
         self.double = Double::Unasked;
+        self.is_proven = false;
         for _ in 0..STEPS {
             let step = self.next_step(&unclaimable).await?;
+            self.is_proven |= step.rests_on_identity();
             match step {
                 Step::Settled => return Ok(Registration::Registered),
                 // Before any record was read, the node may be another machine's.
@@ -128,7 +139,6 @@ impl Registrar {
                 Step::Wait(reason) => return Ok(Registration::Waiting(reason)),
                 Step::Conflict(reason) => return Ok(Registration::Conflict(reason)),
                 Step::Removed(reason) => {
-                    // Again, because a pass that had begun before the removal was known can have put them back.
                     self.remove_gateways().await?;
                     return Ok(Registration::Removed(reason));
                 }
@@ -222,12 +232,18 @@ impl Registrar {
                 ipam.run(move |ipam| ipam.identify(&identity)).await?;
             }
             Step::CutOff => {
-                let reason =
-                    "the pods on this machine are being cut off, for its node was removed".to_owned();
-                self.publish(Registration::Removed(reason));
+                if !matches!(&*self.agent.board.registration.borrow(), Registration::Removed(_)) {
+                    let reason =
+                        "the pods on this machine are being cut off, for its node was removed".to_owned();
+                    self.publish(Registration::Removed(reason));
+                }
                 self.cut_off().await?;
             }
             Step::Commit(purpose, txn) => {
+                if purpose == Purpose::ConfirmRemoval {
+                    // Again, because a pass that had begun before the removal was known can have put them back.
+                    self.remove_gateways().await?;
+                }
                 if purpose == Purpose::TakeOver {
                     warn!(
                         "taking the place of another machine: unused addresses rest first, for its pods may have had them"

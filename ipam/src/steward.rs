@@ -134,6 +134,30 @@ pub enum Step {
     MoveGateway(IpAddr),
 }
 
+impl Step {
+    /// Whether it is decided only after it is proven that this machine is the node. Where such a step fails, the node goes on
+    /// serving with what it owns.
+    pub fn rests_on_identity(&self) -> bool {
+        match self {
+            Self::Commit(purpose, _) => !matches!(purpose, Purpose::TakeOver | Purpose::ConfirmRemoval),
+            Self::Own(_)
+            | Self::Leave(_)
+            | Self::Disown(_)
+            | Self::Claim(_)
+            | Self::TakeGateways
+            | Self::MoveGateway(_)
+            | Self::Settled => true,
+            Self::Wait(_)
+            | Self::Conflict(_)
+            | Self::Removed(_)
+            | Self::Bootstrap
+            | Self::Identify(_)
+            | Self::AskForDouble
+            | Self::CutOff => false,
+        }
+    }
+}
+
 /// What a transaction is for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Purpose {

@@ -56,11 +56,12 @@ pub async fn run(hand: Hand) {
 
 /// Does what there is to do, step by step. Returns why the node must not serve, if it must not.
 async fn round(hand: &Hand) -> Result<Option<String>, Waiting> {
-    let mut unclaimable = BTreeMap::new();
+    let (mut unclaimable, mut is_proven) = (BTreeMap::new(), false);
     hand.agent(|agent| agent.double = Double::Unasked);
     for _ in 0..STEPS {
         hand.turn().await;
         let step = next_step(hand, &unclaimable)?;
+        is_proven |= step.rests_on_identity();
         hand.note(|| format!("steward: {}", brief(&step)));
         match step {
             // Before any record was read, the node may be another machine's.
@@ -84,7 +85,11 @@ async fn round(hand: &Hand) -> Result<Option<String>, Waiting> {
                 let Ok(double) = ask_for_double(hand).await else { return Ok(Some(asking)) };
                 hand.agent(|agent| agent.double = double);
             }
-            step => carry_out(hand, step).await?,
+            step => match carry_out(hand, step).await {
+                Err(Waiting) if !is_proven => return Err(Waiting),
+                Err(Waiting) => return Ok(None),
+                Ok(()) => {}
+            },
         }
     }
     Ok(None)
