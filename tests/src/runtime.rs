@@ -1,5 +1,6 @@
 //! A real container runtime on a node of the lab: containerd, driven over CRI as kubelet does it.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -313,6 +314,36 @@ impl Runtime {
                 Err(format!("{said:?}"))
             }
         })
+    }
+
+    /// Begins to send packets from a container to an address, 50 in a second.
+    pub fn send(&self, client: &str, to: &str) {
+        let ping = format!("busybox ping -i 0.02 {to} >/replies 2>&1 & echo $! >/sender");
+        let said = self.exec(client, &["sh", "-c", &ping]);
+        assert_eq!(said.code, 0, "{said:?}");
+        self.wait_for_replies(client, 1);
+    }
+
+    /// Waits until that many of these packets were answered.
+    pub fn wait_for_replies(&self, client: &str, number: usize) {
+        wait::until("packets to be answered", || {
+            let replies = self.replies(client);
+            if replies.len() >= number { Ok(()) } else { Err(format!("{} were", replies.len())) }
+        });
+    }
+
+    /// Ends that; which packets were not answered, of those before the last that was.
+    pub fn lost(&self, client: &str) -> Vec<usize> {
+        self.exec(client, &["sh", "-c", "kill $(cat /sender)"]);
+        let replies = self.replies(client);
+        (0..replies.last().copied().unwrap_or_default()).filter(|number| !replies.contains(number)).collect()
+    }
+
+    /// Which packets were answered.
+    fn replies(&self, client: &str) -> BTreeSet<usize> {
+        let output = self.exec(client, &["cat", "/replies"]).output;
+        let number = |line: &str| line.split_once("seq=")?.1.split(' ').next()?.parse().ok();
+        output.lines().filter_map(number).collect()
     }
 
     /// Stops a pod, which takes it off the network.

@@ -125,8 +125,10 @@ fn the_agent_runs_as_its_manifest_says_and_pods_of_all_nodes_reach_each_other() 
     };
     all_reach_all(&pods);
 
-    // What a rolling update does: the container ends, another one comes.
+    // What a rolling update does: the container ends, another one comes. No packet of a pod is lost meanwhile.
     let (sandbox, agent) = &agents[0];
+    let [(_, sender), (receiver, _), ..] = &pods[..] else { panic!("there are three") };
+    cluster.runtimes[0].send(sender, &receiver.addresses[0]);
     cluster.runtimes[0].remove_container(&agent.id);
     all_reach_all(&pods);
     cluster.runtimes[0].remove_pod(sandbox);
@@ -136,6 +138,8 @@ fn the_agent_runs_as_its_manifest_says_and_pods_of_all_nodes_reach_each_other() 
         (status["ready"] == true && status["pods"].as_u64() >= Some(1)).then_some(())
     });
     all_reach_all(&pods);
+    cluster.runtimes[0].wait_for_replies(sender, 200);
+    assert_eq!(cluster.runtimes[0].lost(sender), [0; 0]);
 
     cluster.runtimes[0].remove_pod(&pods[0].0);
     assert_eq!(first.status()["pods"], 0);
