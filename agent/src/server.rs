@@ -160,6 +160,10 @@ fn wish(request: &Request) -> Option<String> {
     }
 }
 
+/// What a careful operator wants to know of the password.
+const IN_CLEAR: &str =
+    ". The password was sent to etcd without encryption: let etcd speak TLS, and write https:// endpoints";
+
 /// Answers. What an operator wants changed is asked of the store in the operator's name.
 async fn answer(
     agent: &Arc<Agent>,
@@ -176,7 +180,9 @@ async fn answer(
         let opened = agent.store.for_operator(credentials.as_ref()).await;
         opened.map_err(|error| Refusal::new(RefusalKind::Invalid, error.to_string()))
     };
-    Ok(match request {
+    let is_in_clear =
+        credentials.as_ref().is_some_and(|shown| shown.user.is_some()) && !agent.store.is_encrypted();
+    let reply = match request {
         Request::Add(request) => {
             let (reply, wired) = service::add(agent, request, caller).await?;
             *wiring = Some(wired);
@@ -223,6 +229,10 @@ async fn answer(
         }
         // The registrar acts by that word, as the node.
         Request::AdoptNode(node) => Reply::Done(adoption::adopt(agent, &node).await?),
+    };
+    Ok(match reply {
+        Reply::Done(what) if is_in_clear => Reply::Done(format!("{what}{IN_CLEAR}")),
+        reply => reply,
     })
 }
 

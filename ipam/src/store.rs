@@ -267,6 +267,14 @@ impl Store {
         }
     }
 
+    /// Whether what is sent to it is encrypted, or does not leave this machine.
+    pub fn is_encrypted(&self) -> bool {
+        match self {
+            Self::Etcd(etcd) => etcd.is_encrypted(),
+            Self::Embedded(_) => true,
+        }
+    }
+
     /// Reads all entries of the range, as of one revision.
     pub async fn range(&self, range: &Range) -> Result<Contents, StoreError> {
         match self {

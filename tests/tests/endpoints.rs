@@ -136,6 +136,9 @@ fn a_grpc_proxy_is_named_and_not_used_and_a_member_beside_it_is() {
     lab.workers[0].configure(&with(&format!("{proxy}, {member}")));
     lab.workers[0].start_and_wait();
     hears_store(&lab.workers[0]);
+    // Whoever gives credentials need not find that out again. This etcd has no users, and takes any.
+    let check = ["--etcd-user", "root", "ipam", "check"];
+    lab.workers[0].try_ctl_with(&[("POLDERCTL_ETCD_PASSWORD", "secret")], &check).unwrap();
     assert!(lab.workers[0].stop());
 
     // One that does not answer for itself is known by its silence.

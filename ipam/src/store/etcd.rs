@@ -9,6 +9,7 @@ use etcd_client::{Client, CompareOp, GetOptions, TxnOp};
 use polder_api::credentials::EtcdCredentials;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
+use tracing::warn;
 
 use super::login::{Credentials, Password, Turn};
 use super::members::{Member, Members};
@@ -89,7 +90,8 @@ impl Etcd {
         let mut config = self.members.config().clone();
         if let Some(shown) = &own.certificate {
             if !self.members.is_secure() {
-                let reason = "its endpoints are http://, where no certificate is shown: give --etcd-user instead of --etcd-cert";
+                let reason = "its endpoints are http://, where no certificate is shown: let etcd speak TLS, and set etcd.ca and \
+                              https:// endpoints on this node";
                 return Err(StoreError::Unusable { store: self.name(), reason: reason.to_owned() });
             }
             config.identity =
@@ -100,6 +102,9 @@ impl Etcd {
             user: user.name.clone(),
             password: Password::Inline(user.password.0.clone()),
         });
+        if let Some(user) = own.user.as_ref().filter(|_| !self.is_encrypted()) {
+            warn!("the password of etcd's user {} is sent without encryption: let etcd speak TLS", user.name);
+        }
         Ok(Self {
             members: self.members.again(&config).await?,
             writes: Writes::default(),
@@ -107,6 +112,16 @@ impl Etcd {
             turn: Arc::default(),
             asker: Asker::OperatorWithCredentials,
         })
+    }
+
+    /// Whether TLS is used.
+    pub(super) fn is_encrypted(&self) -> bool {
+        self.members.is_secure()
+    }
+
+    /// Whether a request has credentials of its own, and ends with it.
+    pub(super) fn is_of_one_request(&self) -> bool {
+        self.asker == Asker::OperatorWithCredentials
     }
 
     pub(super) fn name(&self) -> String {
@@ -117,12 +132,24 @@ impl Etcd {
         &self.writes
     }
 
-    /// The member in use. One that turns out to be a proxy is left for the next.
+    /// The member in use. One that turns out to be a proxy is left for the next, as long as there is one.
+    pub(super) async fn member(&self) -> Result<Arc<Member>, StoreError> {
+        let mut outcome = self.direct_member().await;
+        for _ in 1..self.members.count() {
+            if !matches!(outcome, Err(StoreError::Unusable { .. })) {
+                break;
+            }
+            outcome = self.direct_member().await;
+        }
+        outcome
+    }
+
+    /// The member in use; an error that it cannot be used if it is a proxy, which is left then.
     ///
     /// `etcd grpc-proxy` takes the codes of errors away, so that a refusal looks like an outcome that nobody knows, and watches
     /// through it can go silent for ever. It answers for itself when it is asked for the members, without the header that
     /// etcd's answers have (`server/proxy/grpcproxy/cluster.go`; 3.4.23).
-    pub(super) async fn member(&self) -> Result<Arc<Member>, StoreError> {
+    async fn direct_member(&self) -> Result<Arc<Member>, StoreError> {
         let member = self.members.current()?;
         if member.is_direct() {
             return Ok(member);

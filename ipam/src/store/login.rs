@@ -22,6 +22,9 @@ use super::refusal::{Cause, Refusal};
 /// How long a member has for a login.
 const LOGIN_PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long a member has for the login of an operator: polderctl waits for a minute in all.
+const OPERATOR_PATIENCE: Duration = Duration::from_secs(30);
+
 /// Before the next login after a refused one: the first pause, and the longest.
 const AFTER_REFUSAL: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(120));
 
@@ -123,6 +126,9 @@ impl Session {
 #[derive(Debug, Default)]
 pub(super) struct Turn(Option<Failed>);
 
+/// Why a login has failed, and how long the pauses are to be.
+type NoLogin = (StoreError, Option<(Duration, Duration)>);
+
 #[derive(Debug)]
 struct Failed {
     error: StoreError,
@@ -139,6 +145,16 @@ impl Turn {
         }
     }
 
+    /// Notes how a login has ended.
+    fn note(&mut self, outcome: Result<(), NoLogin>) -> Result<(), StoreError> {
+        match &outcome {
+            Ok(()) => self.0 = None,
+            Err((error, Some(pauses))) => self.fail(error, *pauses, Instant::now(), fastrand::f64()),
+            Err((_, None)) => {}
+        }
+        outcome.map_err(|(error, _)| error)
+    }
+
     /// Notes a failure. Its pause is between half and all of what it could be, so that agents do not come back together.
     fn fail(&mut self, error: &StoreError, (first, longest): (Duration, Duration), now: Instant, share: f64) {
         let before = self.0.as_ref().map_or(Duration::ZERO, |failed| failed.pause);
@@ -150,8 +166,11 @@ impl Turn {
 
 impl Etcd {
     /// Logs in at that member, unless somebody has since `known`. Waits no longer than for another request; the login itself goes
-    /// on, and whoever comes later finds it done.
+    /// on, and whoever comes later finds it done. With the credentials of one request nobody comes later: it ends with the request.
     pub(super) async fn log_in(&self, member: &Arc<Member>, known: Known) -> Result<(), StoreError> {
+        if self.is_of_one_request() {
+            return self.log_in_for_request(member, known).await;
+        }
         let deadline = Instant::now() + PATIENCE;
         let slow = |_| StoreError::Unusable {
             store: member.to_string(),
@@ -168,13 +187,8 @@ impl Etcd {
         turn.check(Instant::now())?;
         let (etcd, at) = (self.clone(), Arc::clone(member));
         let login = tokio::spawn(async move {
-            let outcome = etcd.log_in_now(&at).await;
-            match &outcome {
-                Ok(()) => turn.0 = None,
-                Err((error, Some(pauses))) => turn.fail(error, *pauses, Instant::now(), fastrand::f64()),
-                Err((_, None)) => {}
-            }
-            outcome.map_err(|(error, _)| error)
+            let outcome = etcd.log_in_now(&at, LOGIN_PATIENCE).await;
+            turn.note(outcome)
         });
         match timeout_at(deadline, login).await.map_err(slow)? {
             Ok(outcome) => outcome,
@@ -184,11 +198,20 @@ impl Etcd {
         }
     }
 
+    /// Logs in at that member, unless that was done since `known`, and is dropped with the request.
+    async fn log_in_for_request(&self, member: &Arc<Member>, known: Known) -> Result<(), StoreError> {
+        let turn = self.turn();
+        let mut turn = turn.lock().await;
+        if member.session.known().logins != known.logins {
+            return Ok(());
+        }
+        turn.check(Instant::now())?;
+        let outcome = self.log_in_now(member, OPERATOR_PATIENCE).await;
+        turn.note(outcome)
+    }
+
     /// Logs in at that member; or why not, and how long the pauses are to be.
-    async fn log_in_now(
-        &self,
-        member: &Arc<Member>,
-    ) -> Result<(), (StoreError, Option<(Duration, Duration)>)> {
+    async fn log_in_now(&self, member: &Arc<Member>, patience: Duration) -> Result<(), NoLogin> {
         let Some(credentials) = self.credentials() else { return Ok(()) };
         let store = member.to_string();
         let unusable = |reason| StoreError::Unusable { store: store.clone(), reason };
@@ -197,7 +220,7 @@ impl Etcd {
             password.map_err(|why| (unusable(format!("etcd.password_file: {why}")), Some(AFTER_REFUSAL)))?;
         let mut client = member.client.clone();
         let user = credentials.user.clone();
-        let error = match timeout(LOGIN_PATIENCE, client.update_user(Some((user, password)))).await {
+        let error = match timeout(patience, client.update_user(Some((user, password)))).await {
             Ok(Ok(())) => {
                 debug!(store, user = credentials.user, "logged in");
                 member.session.logged_in(true);
@@ -206,7 +229,12 @@ impl Etcd {
             Ok(Err(error)) => error,
             Err(_) => {
                 self.leave(member);
-                let reason = format!("no answer to the login within {} s", LOGIN_PATIENCE.as_secs());
+                let remedy = if self.is_of_one_request() {
+                    ": do many clients log in at once? A client certificate (--etcd-cert) needs no login"
+                } else {
+                    ""
+                };
+                let reason = format!("no answer to the login within {} s{remedy}", patience.as_secs());
                 return Err((unusable(reason), Some(AFTER_TIMEOUT)));
             }
         };

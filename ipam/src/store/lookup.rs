@@ -38,6 +38,13 @@ pub struct By {
     pub host: String,
 }
 
+impl By {
+    /// Whether it is the target of an SRV record.
+    pub(super) fn is_record(&self) -> bool {
+        !self.source.contains("://")
+    }
+}
+
 /// What could not be looked up: everything that the source stands for, or one of its names.
 struct Failed {
     source: String,
@@ -57,7 +64,7 @@ impl Failed {
 #[derive(Debug, Clone)]
 enum Source {
     Endpoint(String),
-    Records { scheme: &'static str, name: String },
+    Records { scheme: &'static str, domain: String, name: String },
 }
 
 /// Looks the members up, again and again.
@@ -78,7 +85,8 @@ impl Lookup {
             } else {
                 ("http", "_etcd-client._tcp")
             };
-            Source::Records { scheme, name: format!("{service}.{}", domain.trim_end_matches('.')) }
+            let domain = domain.trim_end_matches('.').to_owned();
+            Source::Records { scheme, name: format!("{service}.{domain}"), domain }
         }));
         Self { sources, last: Vec::new() }
     }
@@ -131,11 +139,17 @@ impl Source {
                 Some(endpoint) => vec![addresses(url, &endpoint).await],
                 None => Vec::new(),
             },
-            Self::Records { scheme, name } => match records(name).await {
+            Self::Records { scheme, domain, name } => match records(name).await {
                 Ok(targets) => {
                     let mut found = Vec::new();
                     for (host, port) in targets {
-                        found.push(addresses(name, &Endpoint::of(scheme, &host, port)).await);
+                        found.push(match check_target(scheme, domain, &host) {
+                            Ok(()) => addresses(name, &Endpoint::of(scheme, &host, port)).await,
+                            Err(why) => {
+                                let why = format!("the SRV records {name} lead to {host}: {why}");
+                                Err(Failed { source: name.clone(), host: Some(host), why })
+                            }
+                        });
                     }
                     found
                 }
@@ -148,10 +162,24 @@ impl Source {
     }
 }
 
-/// The members that have the endpoint's name.
+/// With TLS, the certificate has to name the target, and so a forged record must not choose a name for which somebody else has
+/// a certificate of the same authority.
+fn check_target(scheme: &str, domain: &str, host: &str) -> Result<(), String> {
+    let [domain, host] = [domain, host].map(|name| name.trim_end_matches('.').to_ascii_lowercase());
+    let is_below = host.strip_suffix(&domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    if scheme != "https" || is_below {
+        return Ok(());
+    }
+    Err(format!(
+        "with TLS the name must be {domain} or end with .{domain} (etcd.discovery_srv): it is not used"
+    ))
+}
+
+/// The members that have the endpoint's name. A dot at its end says to the name server that it is whole; a certificate has none.
 async fn addresses(source: &str, endpoint: &Endpoint) -> Result<Vec<Found>, Failed> {
-    let host = endpoint.host.to_string();
-    match resolve(&host, endpoint.port).await {
+    let name = endpoint.host.to_string();
+    let host = name.trim_end_matches('.').to_owned();
+    match resolve(&name, endpoint.port).await {
         Ok(addresses) => Ok(addresses
             .into_iter()
             .map(|address| Found {
@@ -213,7 +241,9 @@ async fn records(name: &str) -> Result<Vec<(String, u16)>, String> {
     if targets.is_empty() {
         return Err("there are none".to_owned());
     }
-    Ok(targets.into_iter().map(|(_, host, port)| (host.trim_end_matches('.').to_owned(), port)).collect())
+    // With the dot at their end: else the search domains of `/etc/resolv.conf` would be tried first.
+    let whole = |host: String| format!("{}.", host.trim_end_matches('.'));
+    Ok(targets.into_iter().map(|(_, host, port)| (whole(host), port)).collect())
 }
 
 /// Whether that can be the name of a domain.
@@ -256,12 +286,24 @@ mod tests {
                 ..EtcdConfig::default()
             };
             match Lookup::new(&config).sources.pop() {
-                Some(Source::Records { scheme, name }) => (scheme, name),
+                Some(Source::Records { scheme, name, .. }) => (scheme, name),
                 other => panic!("{other:?}"),
             }
         };
         assert_eq!(name(None), ("http", "_etcd-client._tcp.example.org".to_owned()));
         assert_eq!(name(Some("pem")), ("https", "_etcd-client-ssl._tcp.example.org".to_owned()));
+    }
+
+    #[test]
+    fn with_tls_records_lead_to_names_of_their_own_domain_alone() {
+        let check = |scheme, host| check_target(scheme, "example.org", host);
+        for good in ["example.org.", "a.example.org.", "A.b.Example.ORG"] {
+            assert_eq!(check("https", good), Ok(()), "{good}");
+        }
+        for bad in ["etcd.example.net.", "badexample.org.", "org.", "example.org.evil.test."] {
+            assert!(check("https", bad).unwrap_err().contains(".example.org"), "{bad}");
+            assert_eq!(check("http", bad), Ok(()), "{bad}");
+        }
     }
 
     #[test]

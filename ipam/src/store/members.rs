@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions, TlsOptions};
-use tokio::sync::{Mutex as AsyncMutex, Notify};
+use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
@@ -40,6 +40,34 @@ pub(super) struct Member {
 }
 
 impl Member {
+    /// Prepares a connection. Succeeds whether or not the member is there.
+    async fn new(config: &EtcdConfig, found: Found) -> Result<Arc<Self>, StoreError> {
+        let mut options = ConnectOptions::new()
+            .with_connect_timeout(CONNECT_PATIENCE)
+            .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
+            .with_keep_alive_while_idle(true)
+            // A member that lost touch with the others ends its streams, instead of going quiet.
+            .with_require_leader(true);
+        if config.is_secure() {
+            let tls = tls(config);
+            // The certificate names the host, not its address.
+            options = options.with_tls(match &found.by {
+                Some(by) => tls.domain_name(&by.host),
+                None => tls,
+            });
+        }
+        // Without the user: with one, it would log in here, and fail where one member of several is away.
+        let client = Client::connect([&found.url], Some(options)).await;
+        let client = client.map_err(|error| StoreError::Unusable {
+            store: match &found.by {
+                Some(by) => format!("etcd at {} ({})", found.url, by.host),
+                None => format!("etcd at {}", found.url),
+            },
+            reason: explain(&error).0,
+        })?;
+        Ok(Arc::new(Self { found, client, session: Session::default(), is_direct: AtomicBool::new(false) }))
+    }
+
     /// Whether it is known to be a member itself.
     pub(super) fn is_direct(&self) -> bool {
         self.is_direct.load(Ordering::Relaxed)
@@ -55,8 +83,8 @@ impl fmt::Display for Member {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Found { url, by, .. } = &self.found;
         match by {
-            Some(By { source, host }) if source.contains("://") => write!(f, "etcd at {url} ({host})"),
-            Some(By { source, host }) => write!(f, "etcd at {url} ({host}, by {source})"),
+            Some(by) if by.is_record() => write!(f, "etcd at {url} ({}, by {})", by.host, by.source),
+            Some(by) => write!(f, "etcd at {url} ({})", by.host),
             None => write!(f, "etcd at {url}"),
         }
     }
@@ -68,8 +96,6 @@ pub(super) struct Members(Arc<Shared>);
 
 struct Shared {
     config: EtcdConfig,
-    lookup: AsyncMutex<Lookup>,
-    has_names: bool,
     known: Mutex<Known>,
     /// Rings when a member was left.
     left: Arc<Notify>,
@@ -88,29 +114,26 @@ struct Known {
 impl Members {
     /// Prepares connections to all members. Succeeds whether or not one of them is there.
     pub(super) async fn new(config: &EtcdConfig) -> Result<Self, StoreError> {
-        Self::with(config, Lookup::new(config)).await
-    }
-
-    /// Prepares connections of their own to the same members, with other credentials.
-    pub(super) async fn again(&self, config: &EtcdConfig) -> Result<Self, StoreError> {
-        let lookup = self.0.lookup.lock().await.clone();
-        Self::with(config, lookup).await
-    }
-
-    async fn with(config: &EtcdConfig, lookup: Lookup) -> Result<Self, StoreError> {
-        let left = Arc::new(Notify::new());
-        let shared = Arc::new(Shared {
-            config: config.clone(),
-            has_names: lookup.has_names(),
-            lookup: AsyncMutex::new(lookup),
-            known: Mutex::default(),
-            left: Arc::clone(&left),
-        });
-        shared.look_up().await?;
-        if shared.has_names {
-            tokio::spawn(follow_names(Arc::downgrade(&shared), left));
+        let mut lookup = Lookup::new(config);
+        let shared = Arc::new(Shared::new(config.clone(), Known::default()));
+        shared.look_up(&mut lookup).await?;
+        if lookup.has_names() {
+            tokio::spawn(follow_names(lookup, Arc::downgrade(&shared), Arc::clone(&shared.left)));
         }
         Ok(Self(shared))
+    }
+
+    /// Prepares connections of their own to the members that are known now, with other credentials. The one in use stays so.
+    pub(super) async fn again(&self, config: &EtcdConfig) -> Result<Self, StoreError> {
+        let (before, current, problem) = {
+            let known = self.0.lock();
+            (known.members.clone(), known.current, known.problem.clone())
+        };
+        let mut members = Vec::new();
+        for member in before {
+            members.push(Member::new(config, member.found.clone()).await?);
+        }
+        Ok(Self(Arc::new(Shared::new(config.clone(), Known { members, current, problem }))))
     }
 
     /// How they are reached.
@@ -158,18 +181,48 @@ impl Members {
 }
 
 impl Shared {
+    fn new(config: EtcdConfig, known: Known) -> Self {
+        Self { config, known: Mutex::new(known), left: Arc::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Known> {
         // Each change of it is whole, whoever panicked.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks up which members there are. Those that stay keep their connections.
-    async fn look_up(&self) -> Result<(), StoreError> {
-        let (found, problem) = self.lookup.lock().await.look_up().await;
+    /// Looks up which members there are. Those that stay keep their connections. A record that leads to no usable name leaves
+    /// the others alone; an endpoint that cannot be used is a fault of the configuration.
+    async fn look_up(&self, lookup: &mut Lookup) -> Result<(), StoreError> {
+        let (found, problem) = lookup.look_up().await;
+        self.take(found, problem, lookup.has_names()).await
+    }
+
+    async fn take(
+        &self,
+        found: Vec<Found>,
+        mut problem: Option<String>,
+        has_names: bool,
+    ) -> Result<(), StoreError> {
         let before = self.lock().members.clone();
-        let mut members = Vec::new();
+        let (mut members, mut failed) = (Vec::new(), None);
         for found in found {
-            members.push(self.member(&before, found).await?);
+            if let Some(known) = before.iter().find(|member| member.found == found) {
+                members.push(Arc::clone(known));
+                continue;
+            }
+            let is_of_record = found.by.as_ref().is_some_and(By::is_record);
+            match Member::new(&self.config, found).await {
+                Ok(member) => members.push(member),
+                Err(error) if is_of_record => {
+                    problem = Some(error.to_string());
+                    failed = Some(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        // With no member at all the fault is what all have in common, such as the certificates.
+        if let Some(error) = failed.filter(|_| members.is_empty()) {
+            return Err(error);
         }
         let mut known = self.lock();
         if let Some(why) = problem.as_ref().filter(|_| problem != known.problem) {
@@ -178,7 +231,7 @@ impl Shared {
         let words = |members: &[Arc<Member>]| {
             members.iter().map(|member| member.found.url.clone()).collect::<Vec<_>>()
         };
-        if self.has_names && words(&members) != words(&known.members) {
+        if has_names && words(&members) != words(&known.members) {
             info!("the members of etcd are {}", words(&members).join(", "));
         }
         let used = known.members.get(known.current);
@@ -186,42 +239,14 @@ impl Shared {
         *known = Known { current: place.unwrap_or_default(), members, problem };
         Ok(())
     }
-
-    /// The member that was found; the one of before, if it was there.
-    async fn member(&self, before: &[Arc<Member>], found: Found) -> Result<Arc<Member>, StoreError> {
-        if let Some(known) = before.iter().find(|member| member.found == found) {
-            return Ok(Arc::clone(known));
-        }
-        let mut options = ConnectOptions::new()
-            .with_connect_timeout(CONNECT_PATIENCE)
-            .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
-            .with_keep_alive_while_idle(true)
-            // A member that lost touch with the others ends its streams, instead of going quiet.
-            .with_require_leader(true);
-        if self.config.is_secure() {
-            let tls = tls(&self.config);
-            // The certificate names the host, not its address.
-            options = options.with_tls(match &found.by {
-                Some(by) => tls.domain_name(&by.host),
-                None => tls,
-            });
-        }
-        // Without the user: with one, it would log in here, and fail where one member of several is away.
-        let client = Client::connect([&found.url], Some(options)).await;
-        let client = client.map_err(|error| StoreError::Unusable {
-            store: format!("etcd at {}", found.url),
-            reason: explain(&error).0,
-        })?;
-        Ok(Arc::new(Member { found, client, session: Session::default(), is_direct: AtomicBool::new(false) }))
-    }
 }
 
 /// Looks names up again and again, until nobody uses the members any more.
-async fn follow_names(shared: Weak<Shared>, left: Arc<Notify>) {
+async fn follow_names(mut lookup: Lookup, shared: Weak<Shared>, left: Arc<Notify>) {
     loop {
         let _ = timeout(LOOKUP.0, left.notified()).await;
         let Some(shared) = shared.upgrade() else { return };
-        if let Err(error) = shared.look_up().await {
+        if let Err(error) = shared.look_up(&mut lookup).await {
             warn!(%error, "a member of etcd is left out");
         }
         drop(shared);
@@ -238,4 +263,53 @@ fn tls(config: &EtcdConfig) -> TlsOptions {
         tls = tls.identity(etcd_client::Identity::from_pem(certificate, key));
     }
     tls
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn other_credentials_start_at_the_member_in_use_and_look_nothing_up() {
+        let endpoints = [1, 2, 3].map(|number| format!("http://127.0.0.1:{number}")).to_vec();
+        let agents = Members::new(&EtcdConfig { endpoints, ..EtcdConfig::default() }).await.unwrap();
+        agents.leave(&agents.current().unwrap());
+        // Were it asked, this name would be looked up, and nothing found.
+        let config =
+            EtcdConfig { endpoints: vec!["http://etcd.invalid:1".to_owned()], ..EtcdConfig::default() };
+        let operators = agents.again(&config).await.unwrap();
+        assert_eq!(operators.count(), 3);
+        let [first, second] = [&agents, &operators].map(|members| members.current().unwrap());
+        assert_eq!((first.found.url.as_str(), &second.found), ("http://127.0.0.1:2", &first.found));
+        // Each goes its own way from there.
+        operators.leave(&second);
+        assert_eq!(operators.current().unwrap().found.url, "http://127.0.0.1:3");
+        assert!(Arc::ptr_eq(&agents.current().unwrap(), &first));
+    }
+
+    #[tokio::test]
+    async fn a_record_that_cannot_be_used_is_named_and_leaves_the_others_alone() {
+        let config = EtcdConfig {
+            discovery_srv: Some("example.org".to_owned()),
+            ca: Some(Vec::new()),
+            ..EtcdConfig::default()
+        };
+        let found = |host: &str| Found {
+            url: "https://192.0.2.1:1".to_owned(),
+            address: "192.0.2.1".parse().unwrap(),
+            port: 1,
+            by: Some(By { source: "_etcd-client-ssl._tcp.example.org".to_owned(), host: host.to_owned() }),
+        };
+        let shared = Shared::new(config, Known::default());
+        shared.take(vec![found("a b.example.org"), found("a.example.org")], None, true).await.unwrap();
+        let problem = shared.lock().problem.clone().unwrap();
+        assert!(problem.contains("a b.example.org"), "{problem}");
+        assert_eq!(
+            shared.lock().members.iter().map(|member| &member.found).collect::<Vec<_>>(),
+            [&found("a.example.org")]
+        );
+        // What is known stays where nothing can be used.
+        assert!(shared.take(vec![found("a b.example.org")], None, true).await.is_err());
+        assert_eq!(shared.lock().members.len(), 1);
+    }
 }
