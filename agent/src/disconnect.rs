@@ -11,6 +11,7 @@ use polder_ipam::store::{Range, Store, StoreError};
 use crate::agent::Agent;
 use crate::published::Addresses;
 use crate::publisher::{ALIVE_SECONDS, own_revision};
+use crate::refused;
 
 /// What is known of a node that is to be removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,8 +67,9 @@ fn object(removal: &Removal, standing: Standing) -> Result<(), Objection> {
 /// Succeeds if the node may be removed; otherwise with the answer for whoever asks.
 pub async fn allow(agent: &Agent, store: &Store, removal: &Removal) -> Result<(), Reply> {
     let unknown = |error: StoreError| {
-        let problem = format!("{error}. Whether node {} is alive is not known: try again", removal.node);
-        Reply::Refused(Refusal::new(RefusalKind::TryAgain, problem))
+        let again = if error.is_lasting() { "" } else { ": try again" };
+        let problem = format!("{error}. Whether node {} is alive is not known{again}", removal.node);
+        Reply::Refused(refused::answer(&error, problem))
     };
     let standing = look(agent, store, &removal.node).await.map_err(unknown)?;
     object(removal, standing).map_err(|objection| match objection {

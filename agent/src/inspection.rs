@@ -28,6 +28,7 @@ use crate::machine::random_name;
 use crate::pools;
 use crate::published::Addresses;
 use crate::publisher::own_revision;
+use crate::refused;
 
 pub use answer::run;
 
@@ -48,6 +49,10 @@ fn try_again(error: impl std::fmt::Display) -> Refusal {
     Refusal::new(RefusalKind::TryAgain, format!("the cluster cannot be checked: {error}"))
 }
 
+fn store_failed(error: StoreError) -> Refusal {
+    refused::answer(&error, format!("the cluster cannot be checked: {error}"))
+}
+
 /// Checks the cluster.
 pub async fn check(agent: &Agent, store: &Store, repairs: Repairs) -> Result<Checked, Refusal> {
     let id = Nonce(random_name().map_err(try_again)?);
@@ -58,8 +63,8 @@ pub async fn check(agent: &Agent, store: &Store, repairs: Repairs) -> Result<Che
     let checked = match sent {
         Ok(_) => ask(agent, store, &id, repairs).await,
         // Nothing of it is in the store.
-        Err(error) if !error.needs_look() => return Err(try_again(error)),
-        Err(error) => Err(try_again(error)),
+        Err(error) if !error.needs_look() => return Err(store_failed(error)),
+        Err(error) => Err(store_failed(error)),
     };
     if let Err(error) = clean_up(store, &id).await {
         warn!(%error, "what a check has left in the store goes with the next one");
@@ -69,11 +74,11 @@ pub async fn check(agent: &Agent, store: &Store, repairs: Repairs) -> Result<Che
 
 async fn ask(agent: &Agent, store: &Store, id: &Nonce, repairs: Repairs) -> Result<Checked, Refusal> {
     let started = Instant::now();
-    let view = pools::read(store).await.map_err(try_again)?;
-    let alive = leases::living(store).await.map_err(try_again)?;
+    let view = pools::read(store).await.map_err(store_failed)?;
+    let alive = leases::living(store).await.map_err(store_failed)?;
     let members: BTreeSet<NodeName> = view.nodes.keys().cloned().collect();
     let unregistered = (own_revision(agent, &view) == 0).then(|| agent.config.node.clone());
-    let mut among = look(&view, store).await.map_err(try_again)?;
+    let mut among = look(&view, store).await.map_err(store_failed)?;
     let patience = patience(repairs);
     let mut answers = BTreeMap::new();
     loop {
@@ -86,7 +91,7 @@ async fn ask(agent: &Agent, store: &Store, id: &Nonce, repairs: Repairs) -> Resu
         sleep(PAUSE).await;
         match read_answers(store, id, &members).await {
             Ok(read) => answers = read,
-            Err(error) if started.elapsed() >= patience => return Err(try_again(error)),
+            Err(error) if started.elapsed() >= patience => return Err(store_failed(error)),
             Err(error) => debug!(%error, "the answers to a check cannot be read yet"),
         }
     }
@@ -94,12 +99,12 @@ async fn ask(agent: &Agent, store: &Store, id: &Nonce, repairs: Repairs) -> Resu
         sleep(PAUSE).await;
     }
     // While blocks and addresses come and go, one look may find what is not so.
-    let view = pools::read(store).await.map_err(try_again)?;
+    let view = pools::read(store).await.map_err(store_failed)?;
     if view.inspection.as_ref().is_none_or(|asked| asked.record.id != *id) {
         return Err(try_again("somebody else has begun to check it at the same time. Try again"));
     }
     if !among.is_empty() {
-        let again = look(&view, store).await.map_err(try_again)?;
+        let again = look(&view, store).await.map_err(store_failed)?;
         among.retain(|found| again.iter().any(|other| other.deviation.what == found.deviation.what));
     }
     let (silent, absent) = unanswered(&members, &alive, &answers);

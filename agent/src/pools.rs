@@ -18,6 +18,7 @@ use tracing::info;
 
 use crate::agent::Agent;
 use crate::published::Addresses;
+use crate::refused;
 
 /// How often a change is tried whose grounds others change meanwhile, or whose outcome is not known.
 const ATTEMPTS: usize = 8;
@@ -83,14 +84,15 @@ async fn apply(
     store: &Store,
     decide: impl Fn(&View) -> Result<Change, NotChanged>,
 ) -> Result<String, Refusal> {
-    let mut failure = "others change the records all the time: try again".to_owned();
+    let mut failure = None;
     let (mut said, mut refused) = (None, None);
     for _ in 0..ATTEMPTS {
         let view = match read(store).await {
             Ok(view) => view,
             Err(error) => {
-                failure = error.to_string();
-                if error.is_lasting() {
+                let is_lasting = error.is_lasting();
+                failure = Some(error);
+                if is_lasting {
                     break;
                 }
                 continue;
@@ -106,10 +108,11 @@ async fn apply(
                 Ok(Outcome::Applied { .. }) => return Ok(done),
                 Ok(Outcome::Refused) => said = None,
                 Err(error) => {
-                    failure = error.to_string();
-                    if error.is_unknown() {
+                    let (is_unknown, needs_look) = (error.is_unknown(), error.needs_look());
+                    failure = Some(error);
+                    if is_unknown {
                         said = Some(done);
-                    } else if error.needs_look() {
+                    } else if needs_look {
                         refused = Some(done);
                     } else {
                         break;
@@ -122,7 +125,13 @@ async fn apply(
         Some(_) => "; whether the last attempt has taken effect is not known: look whether it has",
         None => "",
     };
-    Err(Refusal::new(RefusalKind::TryAgain, format!("{failure}{unknown}")))
+    Err(match failure {
+        Some(error) => refused::answer(&error, format!("{error}{unknown}")),
+        None => {
+            let problem = format!("others change the records all the time: try again{unknown}");
+            Refusal::new(RefusalKind::TryAgain, problem)
+        }
+    })
 }
 
 /// What comes of a change that is refused, after an attempt of unknown outcome that would have done what is `said`.

@@ -3,10 +3,17 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
+use polder_api::message::{Refusal, RefusalKind};
 use polder_api::status::RefusedWrites;
-use polder_ipam::store::Store;
 use polder_ipam::store::refusal::Cause;
 use polder_ipam::store::writes::{Refusing, Topic};
+use polder_ipam::store::{Store, StoreError};
+
+/// The answer to a request that has failed so in the store: only what may be over by itself is worth another attempt.
+pub fn answer(error: &StoreError, message: impl Into<String>) -> Refusal {
+    let kind = if error.is_lasting() { RefusalKind::Failed } else { RefusalKind::TryAgain };
+    Refusal::new(kind, message)
+}
 
 /// What the store refuses now, for programs.
 pub fn status(store: &Store) -> Vec<RefusedWrites> {

@@ -8,7 +8,7 @@ use polder_ipam::key::Key;
 use polder_ipam::node::Condition;
 use polder_ipam::record::Holder;
 use polder_ipam::reservation;
-use polder_ipam::store::{Outcome, Range, Store};
+use polder_ipam::store::{Outcome, Range, Store, StoreError};
 use polder_ipam::view::View;
 use tracing::info;
 
@@ -17,6 +17,7 @@ use crate::kernel::Kernel;
 use crate::machine::now;
 use crate::pools;
 use crate::published::Addresses;
+use crate::refused;
 use crate::service::ledger_failed;
 use crate::sweeper::{self, Swept};
 
@@ -31,20 +32,24 @@ fn try_again(error: impl std::fmt::Display) -> Refusal {
     Refusal::new(RefusalKind::TryAgain, error.to_string())
 }
 
+fn store_failed(error: StoreError) -> Refusal {
+    refused::answer(&error, error.to_string())
+}
+
 /// Gives the address up. Says what has come of it.
 pub async fn release(agent: &Agent, store: &Store, release: Release) -> Result<String, Refusal> {
-    let (mut tried, mut refused) = (false, false);
-    let mut failure = String::new();
+    let (mut tried, mut is_refused) = (false, false);
+    let mut failure = None;
     for _ in 0..ATTEMPTS {
         let address = release.address;
-        let view = pools::read(store).await.map_err(try_again)?;
+        let view = pools::read(store).await.map_err(store_failed)?;
         let Some(known) = view.reservations.get(&address) else {
             if tried {
                 return Ok(format!("the reservation of {address} is given up"));
             }
             return of_a_block(agent, &view, address).await;
         };
-        if refused {
+        if is_refused {
             break;
         }
         if let Some(holder) = &known.record.holder {
@@ -56,18 +61,23 @@ pub async fn release(agent: &Agent, store: &Store, release: Release) -> Result<S
                 info!(%address, owner, "the reservation is given up");
                 return Ok(format!("the reservation of {address} for {owner} is given up"));
             }
-            Ok(Outcome::Refused) => failure = "others change it all the time".to_owned(),
+            Ok(Outcome::Refused) => failure = None,
             Err(error) => {
-                failure = error.to_string();
-                tried |= error.needs_look();
-                refused = !error.is_unknown();
-                if !error.needs_look() {
+                let needs_look = error.needs_look();
+                tried |= needs_look;
+                is_refused = !error.is_unknown();
+                failure = Some(error);
+                if !needs_look {
                     break;
                 }
             }
         }
     }
-    Err(try_again(format!("the reservation of {} cannot be given up: {failure}", release.address)))
+    let problem = format!("the reservation of {} cannot be given up", release.address);
+    Err(match failure {
+        Some(error) => refused::answer(&error, format!("{problem}: {error}")),
+        None => try_again(format!("{problem}: others change it all the time")),
+    })
 }
 
 /// Whether the pod that holds a reserved address is gone, as far as anybody can know, or an operator says so.
@@ -93,8 +103,8 @@ async fn check_gone(
     let registered = view.nodes.get(node).filter(|known| known.record.incarnation == *incarnation);
     if registered.is_some_and(|known| known.record.boot_id == *boot_id) {
         let alive = Range::single(Key::Alive(node.clone()).to_string());
-        let alive = !store.range(&alive).await.map_err(try_again)?.entries.is_empty();
-        let published = Addresses::read_range(store, &Key::addresses_of(node)).await.map_err(try_again)?;
+        let alive = !store.range(&alive).await.map_err(store_failed)?.entries.is_empty();
+        let published = Addresses::read_range(store, &Key::addresses_of(node)).await.map_err(store_failed)?;
         if alive && published.all().any(|known| known == address) {
             return lives("that node is alive and says so");
         }
