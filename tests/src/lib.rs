@@ -24,6 +24,7 @@ pub mod mounts;
 pub mod node;
 pub mod pod;
 pub mod probe;
+pub mod program;
 pub mod random;
 pub mod runtime;
 pub mod sabotage;

@@ -5,9 +5,10 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 
 use polder_tests::agent::dist;
+use polder_tests::program::{must, refused, said};
 
 const PLUGINS: [&str; 2] = ["polder", "polder-ipam"];
 
@@ -15,22 +16,6 @@ fn install(to: &Path) -> Command {
     let mut command = Command::new(dist().join("polder-agent"));
     command.arg("install-plugins").arg("--to").arg(to).env_remove("container");
     command
-}
-
-fn said(output: &Output) -> String {
-    [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat()
-}
-
-fn must(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", said(&output));
-    said(&output)
-}
-
-fn refused(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    assert_eq!(output.status.code(), Some(1), "{command:?}: {}", said(&output));
-    said(&output)
 }
 
 #[test]
