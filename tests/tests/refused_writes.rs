@@ -138,8 +138,8 @@ fn an_etcd_without_space_is_named_by_all_nodes_and_by_the_add_that_needs_a_block
 
     lab.workers[0].kill();
     wait::until_true("the lease to run out", || !is_alive(&lab.workers[1], "n1"));
-    // With a record that would have to be written anew.
-    lab.workers[0].variables = vec![("POLDER__MTU".to_owned(), "1300".to_owned())];
+    // Its record would have to be written anew, and it has to ask first whether it lives elsewhere.
+    lab.reboot(0);
     lab.workers[0].start_and_wait();
     wait_for_problem(&lab.workers[0], &[NO_SPACE]);
     assert!(!is_alive(&lab.workers[1], "n1"));
