@@ -87,6 +87,58 @@ pub struct Agent {
     pub holdings_changed: Notify,
 }
 
+/// What an agent is made of.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) machine: Machine,
+    pub(crate) features: Features,
+    pub(crate) sysctls: Sysctls,
+    pub(crate) store: Store,
+    pub(crate) ipam: NodeIpam,
+    pub(crate) kernel: Kernel,
+    pub(crate) pods: Kernel,
+    pub(crate) connections: FilterSocket,
+    pub(crate) reaper: Reaper,
+}
+
+/// What tasks are asked through.
+#[derive(Debug)]
+pub(crate) struct Queues {
+    pub(crate) claims: mpsc::Receiver<ClaimRequest>,
+    pub(crate) reservations: mpsc::Receiver<ReserveRequest>,
+    pub(crate) plans: mpsc::Receiver<engine::Asked>,
+}
+
+/// Puts the parts together, each on its own thread if it blocks.
+pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<(Arc<Agent>, Queues)> {
+    let Parts { machine, features, sysctls, store, ipam, kernel, pods, connections, reaper } = parts;
+    let (claims, wanted) = mpsc::channel(CLAIMS_WAITING);
+    let (reservations, reserved) = mpsc::channel(CLAIMS_WAITING);
+    let (plans, asked) = mpsc::channel(1);
+    let agent = Agent {
+        machine,
+        features,
+        sysctls,
+        store,
+        ipam: Owner::spawn("ledger", ipam)?,
+        kernel: Owner::spawn("kernel", kernel)?,
+        pods: Owner::spawn("pods", pods)?,
+        connections: Owner::spawn("connections", connections)?,
+        reaper,
+        board: Board::default(),
+        in_flight: Arc::default(),
+        claims,
+        reservations,
+        plans,
+        underlay_changed: Notify::new(),
+        alarm: Alarm::default(),
+        attachments_changed: Notify::new(),
+        holdings_changed: Notify::new(),
+        config,
+    };
+    Ok((Arc::new(agent), Queues { claims: wanted, reservations: reserved, plans: asked }))
+}
+
 /// Runs the agent until it is told to stop. What it has made in the kernel stays when it is gone.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     container::refuse_lost_state(&config.state_dir, config.allow_ephemeral_state)?;
@@ -112,32 +164,22 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         StoreConfig::Etcd(etcd) => Store::Etcd(Etcd::new(etcd).await?),
         StoreConfig::Embedded => Store::Embedded(Embedded::open(&config.state_dir.join(STORE))?),
     };
-    let (claims, wanted) = mpsc::channel(CLAIMS_WAITING);
-    let (reservations, reserved) = mpsc::channel(CLAIMS_WAITING);
-    let (plans, asked) = mpsc::channel(1);
     let pods = Kernel::open(&sysctls)?;
     let own_ports = [kernel.ports()?, pods.ports()?].into_iter().flatten().collect();
-    let agent = Arc::new(Agent {
-        machine,
-        features,
-        sysctls,
-        store,
-        ipam: Owner::spawn("ledger", ipam)?,
-        kernel: Owner::spawn("kernel", kernel)?,
-        pods: Owner::spawn("pods", pods)?,
-        connections: Owner::spawn("connections", FilterSocket::open()?)?,
-        reaper: Reaper::start()?,
-        board: Board::default(),
-        in_flight: Arc::default(),
-        claims,
-        reservations,
-        plans,
-        underlay_changed: Notify::new(),
-        alarm: Alarm::default(),
-        attachments_changed: Notify::new(),
-        holdings_changed: Notify::new(),
+    let (agent, Queues { claims, reservations, plans }) = assemble(
         config,
-    });
+        Parts {
+            machine,
+            features,
+            sysctls,
+            store,
+            ipam,
+            kernel,
+            pods,
+            connections: FilterSocket::open()?,
+            reaper: Reaper::start()?,
+        },
+    )?;
     let api = server::bind(&agent.config.socket)?;
     let web = http::bind(agent.config.http).await?;
     info!(node = %agent.config.node, store = agent.store.name(), "polder-agent {}", env!("CARGO_PKG_VERSION"));
@@ -146,9 +188,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     sweeper::take_notes(&agent).await;
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(follower::run(Arc::clone(&agent)));
-    tasks.spawn(registrar::run(Arc::clone(&agent), wanted, reserved));
+    tasks.spawn(registrar::run(Arc::clone(&agent), claims, reservations));
     tasks.spawn(etcd_addresses::run(Arc::clone(&agent)));
-    tasks.spawn(engine::run(Arc::clone(&agent), asked));
+    tasks.spawn(engine::run(Arc::clone(&agent), plans));
     tasks.spawn(endpoint::run(Arc::clone(&agent)));
     tasks.spawn(probe::run(Arc::clone(&agent)));
     tasks.spawn(publisher::run(Arc::clone(&agent)));

@@ -46,13 +46,17 @@ impl<'a> Conflist<'a> {
     /// Writes it, atomically: a runtime sees the old file or the new one. A file that is right already is left alone. Returns
     /// whether it was written.
     pub fn write(&self) -> io::Result<bool> {
-        let text = self.text();
-        if fs::read_to_string(self.path).is_ok_and(|found| found == text) {
+        if self.is_written() {
             return Ok(false);
         }
         fs::create_dir_all(self.path.parent().unwrap_or(Path::new("/")))?;
-        file::replace(self.path, text.as_bytes(), 0o644)?;
+        file::replace(self.path, self.text().as_bytes(), 0o644)?;
         Ok(true)
+    }
+
+    /// Whether the file is there, just as it would be written.
+    pub fn is_written(&self) -> bool {
+        fs::read_to_string(self.path).is_ok_and(|found| found == self.text())
     }
 
     /// Writes it if it is not there, or says nothing of us any more. What others have added to it is left alone. Returns

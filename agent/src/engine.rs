@@ -24,7 +24,7 @@ use tracing::{debug, info, warn};
 use self::draft::{Draft, Grounds};
 use self::moves::Moves;
 use crate::agent::Agent;
-use crate::board::{Made, Pass};
+use crate::board::{Made, Pass, Registration};
 use crate::config::StoreConfig;
 use crate::conflist::Conflist;
 use crate::etcd_addresses;
@@ -86,25 +86,7 @@ pub async fn run(agent: Arc<Agent>, mut asked: mpsc::Receiver<Asked>) {
     let mut holdings = agent.board.holdings.subscribe();
     let mut registration = agent.board.registration.subscribe();
     let mut probed = agent.board.probed.subscribe();
-    let mut engine = Engine {
-        agent,
-        reach: BTreeMap::new(),
-        moves: Moves::default(),
-        own: BTreeSet::new(),
-        outward: Outward::default(),
-        doubt: false,
-        unread: false,
-        losses: 0,
-        prune_from: None,
-        retry: None,
-        count: 0,
-        written: 0,
-        announced: false,
-        pace: Pace::default(),
-        in_place: None,
-        rung: None,
-        settings_due: Instant::now(),
-    };
+    let mut engine = Engine::new(agent);
     let agent = Arc::clone(&engine.agent);
     let mut cause = Cause::Underlay;
     loop {
@@ -134,6 +116,48 @@ pub async fn run(agent: Arc<Agent>, mut asked: mpsc::Receiver<Asked>) {
             };
         };
         sleep(SETTLE).await;
+    }
+}
+
+/// Works out what the first pass would do, and publishes it as if it were done. Waits until the registrar is done, for so long;
+/// then says what is still in the way.
+pub async fn rehearse(agent: Arc<Agent>, patience: Duration) -> Result<Vec<String>, Vec<String>> {
+    let deadline = Instant::now() + patience;
+    let mut view = agent.board.view.subscribe();
+    let mut holdings = agent.board.holdings.subscribe();
+    let mut registration = agent.board.registration.subscribe();
+    let mut endpoints = agent.board.endpoints.subscribe();
+    let mut engine = Engine::new(Arc::clone(&agent));
+    loop {
+        view.mark_unchanged();
+        holdings.mark_unchanged();
+        endpoints.mark_unchanged();
+        let state = registration.borrow_and_update().clone();
+        if let Registration::Conflict(reason) | Registration::Removed(reason) = state {
+            return Err(vec![reason]);
+        }
+        let believed = believe(&agent.board.view(), &agent.config.node);
+        engine.choose_underlay(&believed.peers).await;
+        let drafted = engine.draft_now().await;
+        let reasons = match drafted {
+            Ok(draft) => {
+                let changes = draft.changes();
+                agent.board.pass.send_replace(Some(Arc::new(draft.pass)));
+                match agent.board.obstacles() {
+                    obstacles if !obstacles.is_empty() => obstacles,
+                    _ if state == Registration::Registered => return Ok(changes),
+                    _ => vec!["the node is not registered yet".to_owned()],
+                }
+            }
+            Err(reason) => vec![reason],
+        };
+        tokio::select! {
+            _ = view.changed() => {}
+            _ = holdings.changed() => {}
+            _ = registration.changed() => {}
+            _ = endpoints.changed() => {}
+            () = sleep_until(deadline.into()) => return Err(reasons),
+        }
     }
 }
 
@@ -190,6 +214,28 @@ impl Outward {
 }
 
 impl Engine {
+    fn new(agent: Arc<Agent>) -> Self {
+        Self {
+            agent,
+            reach: BTreeMap::new(),
+            moves: Moves::default(),
+            own: BTreeSet::new(),
+            outward: Outward::default(),
+            doubt: false,
+            unread: false,
+            losses: 0,
+            prune_from: None,
+            retry: None,
+            count: 0,
+            written: 0,
+            announced: false,
+            pace: Pace::default(),
+            in_place: None,
+            rung: None,
+            settings_due: Instant::now(),
+        }
+    }
+
     /// How long to wait if nothing happens.
     fn pause(&self) -> Duration {
         let resync = self.agent.config.resync;

@@ -16,11 +16,11 @@ Exit codes:
 
 /// The exit codes of the agent in words, for `--help`.
 pub const AGENT_HELP: &str = "\
-Exit codes with --check-config and --print-config:
-  0  the configuration is correct
-  1  the configuration file cannot be read
+Exit codes with --check-config, --print-config and --plan:
+  0  the configuration is correct; with --plan, the node would become ready
+  1  the configuration file, or with --plan anything else that is needed, cannot be read
   2  an argument is wrong
-  3  the configuration is wrong
+  3  the configuration is wrong; with --plan, or the node would not become ready
 
 Exit codes otherwise:
   0   the agent was asked to stop

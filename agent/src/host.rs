@@ -118,7 +118,8 @@ pub async fn run(agent: Arc<Agent>) {
     }
 }
 
-async fn look(agent: &Agent, cluster: &ClusterRecord, of_pods: Vec<String>) {
+/// Looks once.
+pub(crate) async fn look(agent: &Agent, cluster: &ClusterRecord, of_pods: Vec<String>) {
     let pass = agent.board.pass().unwrap_or_default();
     let view = agent.board.view();
     let pools = view.every_pool().map(|pool| (pool.record.cidr(), pool.record.block_length()));

@@ -47,6 +47,12 @@ impl Kernel {
         Ok(Self { routes: RouteSocket::open()?, filter: FilterSocket::open()?, sysctls: sysctls.clone() })
     }
 
+    /// Opens sockets that read: whatever is to be changed is refused.
+    pub fn open_to_read(sysctls: &Sysctls) -> Result<Self, Error> {
+        let (routes, filter) = (RouteSocket::open_to_read()?, FilterSocket::open_to_read()?);
+        Ok(Self { routes, filter, sysctls: sysctls.to_read() })
+    }
+
     /// The ports by which the kernel's notifications name the sockets.
     pub fn ports(&self) -> Result<[u32; 2], Error> {
         Ok([self.routes.port()?, self.filter.port()?])

@@ -15,6 +15,7 @@ pub mod conflist;
 pub mod container;
 pub mod ctl;
 pub mod disconnect;
+pub mod dry_run;
 pub mod endpoint;
 pub mod engine;
 pub mod etcd_addresses;

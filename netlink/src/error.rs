@@ -40,6 +40,9 @@ pub enum Error {
         /// What cannot be read.
         problem: DecodeError,
     },
+    /// A change was asked of a socket that was opened to read.
+    #[error("nothing is changed: this socket is for reading")]
+    ReadOnly,
     /// The kernel said that all is well and did not send what was asked for.
     #[error("the kernel's answer is missing")]
     NoAnswer,

@@ -85,6 +85,7 @@ impl<M> Operation<M> {
 #[derive(Debug)]
 pub struct Socket<M> {
     inner: netlink_sys::Socket,
+    read_only: bool,
     sequence: u32,
     buffer: Vec<u8>,
     protocol: PhantomData<M>,
@@ -105,7 +106,13 @@ impl<M: Protocol> Socket<M> {
             .and_then(|()| setsockopt(&inner, sockopt::RcvBufForce, &(1 << 20)))
             .and_then(|()| setsockopt(&inner, sockopt::SndBufForce, &(8 << 20)))
             .map_err(|errno| Error::socket("configure")(errno.into()))?;
-        Ok(Self { inner, sequence: 0, buffer: Vec::with_capacity(RECEIVE_BUFFER), protocol: PhantomData })
+        let buffer = Vec::with_capacity(RECEIVE_BUFFER);
+        Ok(Self { inner, read_only: false, sequence: 0, buffer, protocol: PhantomData })
+    }
+
+    /// Opens a socket that refuses every change before the kernel hears of it.
+    pub fn open_to_read() -> Result<Self, Error> {
+        Ok(Self { read_only: true, ..Self::open()? })
     }
 
     /// The number by which notifications name this socket.
@@ -122,6 +129,9 @@ impl<M: Protocol> Socket<M> {
         &mut self,
         operations: impl IntoIterator<Item = Operation<M>>,
     ) -> Result<Vec<Result<(), Error>>, Error> {
+        if self.read_only {
+            return Err(Error::ReadOnly);
+        }
         let mut outcomes = Vec::new();
         let mut operations = operations.into_iter();
         loop {
@@ -149,6 +159,9 @@ impl<M: Protocol> Socket<M> {
     ///
     /// What concerns the transaction as a whole, the kernel answers to its beginning.
     pub(crate) fn transact(&mut self, begin: M, operations: Vec<Operation<M>>, end: M) -> Result<(), Error> {
+        if self.read_only {
+            return Err(Error::ReadOnly);
+        }
         let inner = operations.into_iter().map(|op| (op.message, op.flags | NLM_F_ACK));
         let batch = std::iter::once((begin, 0)).chain(inner).chain([(end, 0)]).collect();
         let finished = |answers: &mut [Answer<M>]| match answers {

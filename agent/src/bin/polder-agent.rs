@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use polder_agent::config::{Config, ConfigError, Flags, printed};
 use polder_agent::exit::{AGENT_HELP, Exit};
-use polder_agent::{memory, plugins, systemd};
+use polder_agent::{dry_run, memory, plugins, systemd};
 use tracing::{error, warn};
 use tracing_subscriber::EnvFilter;
 
@@ -65,8 +65,28 @@ fn install_plugins(from: Option<PathBuf>, to: PathBuf) -> ExitCode {
     }
 }
 
+fn plan(config: Config) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let planned = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        let planned = runtime.block_on(dry_run::run(config));
+        runtime.shutdown_background();
+        planned
+    });
+    match planned {
+        Ok(planned) => {
+            println!("{planned}");
+            Exit::of_look(planned.would_serve()).into()
+        }
+        Err(error) => {
+            eprintln!("polder-agent: {error:#}");
+            Exit::Failed.into()
+        }
+    }
+}
+
 fn serve(flags: Flags) -> ExitCode {
-    let check = flags.check_config || flags.print_config;
+    // Whoever asks a question is no service, and systemd would not start it again.
+    let check = flags.check_config || flags.print_config || flags.plan;
     let refuse = |error: ConfigError| {
         let exit = Exit::of_config(&error);
         let why = format!("{:#}", anyhow::Error::from(error));
@@ -93,6 +113,9 @@ fn serve(flags: Flags) -> ExitCode {
     }
     if flags.check_config {
         eprintln!("polder-agent: the configuration is fine");
+    }
+    if flags.plan {
+        return plan(config);
     }
     if check {
         return ExitCode::SUCCESS;

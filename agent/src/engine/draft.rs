@@ -43,16 +43,34 @@ pub(super) struct Draft {
     pub(super) pass: Pass,
 }
 
+impl Draft {
+    /// What would be changed, in order and in words.
+    pub(super) fn changes(&self) -> Vec<String> {
+        let words = |change: &Change| match change {
+            Change::SetSysctl { path, .. } => {
+                let now = self.sysctls.get(path).map(|now| format!(" (now {now})")).unwrap_or_default();
+                format!("{change}{now}")
+            }
+            change => change.to_string(),
+        };
+        self.changes.iter().map(words).collect()
+    }
+}
+
 impl Engine {
     /// What the next pass would change, in order.
     pub(super) async fn plan(&mut self) -> Result<Vec<String>, String> {
+        Ok(self.draft_now().await?.changes())
+    }
+
+    /// What a pass would do that began now.
+    pub(super) async fn draft_now(&mut self) -> Result<Draft, String> {
         let view = self.agent.board.view();
         let believed = believe(&view, &self.agent.config.node);
         self.look_for(&believed.peers, false).await;
         self.moves.observe(&believed.peers, Instant::now());
         let grounds = self.grounds(view, believed)?;
-        let draft = self.draft(&grounds).await?;
-        Ok(draft.changes.iter().map(ToString::to_string).collect())
+        self.draft(&grounds).await
     }
 
     /// What a pass goes by; or why the kernel is left alone.

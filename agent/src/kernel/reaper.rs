@@ -68,6 +68,11 @@ impl Reaper {
         Ok(reaper)
     }
 
+    /// One that deletes nothing: whoever asks is told so.
+    pub fn idle() -> Self {
+        Self { queue: channel().0, waiting: Waiting::default() }
+    }
+
     /// Deletes the interface, and returns when it is gone. Succeeds where there is none.
     pub async fn delete(&self, name: IfName) -> Result<(), String> {
         let (done, gone) = oneshot::channel();

@@ -20,6 +20,7 @@ pub const USUAL_FOLDER: &str = "/proc/sys/net";
 #[derive(Debug, Clone)]
 pub struct Sysctls {
     folder: PathBuf,
+    read_only: bool,
 }
 
 /// What the settings depend on.
@@ -122,7 +123,13 @@ impl Sysctls {
                 folder.display()
             );
         }
-        Ok(Self { folder })
+        Ok(Self { folder, read_only: false })
+    }
+
+    /// The same, where none can be written.
+    #[must_use]
+    pub fn to_read(&self) -> Self {
+        Self { read_only: true, ..self.clone() }
     }
 
     /// Reads the settings that are there.
@@ -138,6 +145,9 @@ impl Sysctls {
 
     /// Writes one setting.
     pub fn set(&self, path: &str, value: &str) -> io::Result<()> {
+        if self.read_only {
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+        }
         fs::write(self.full(path), value)
     }
 
@@ -228,6 +238,9 @@ mod tests {
         assert_eq!(sysctls.advertised_to(), ["net/ipv6/conf/eth0/accept_ra"]);
         sysctls.set("net/ipv6/conf/all/forwarding", "1").unwrap();
         assert_eq!(fs::read_to_string(all.join("forwarding")).unwrap(), "1");
+        assert_eq!(sysctls.get("net/ipv6/conf/all/forwarding").unwrap(), "1");
+        let refused = sysctls.to_read().set("net/ipv6/conf/all/forwarding", "0").unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ReadOnlyFilesystem);
         assert_eq!(sysctls.get("net/ipv6/conf/all/forwarding").unwrap(), "1");
     }
 

@@ -24,6 +24,8 @@ INSERT INTO store_revision VALUES (1);
 ",
 )];
 
+const UPSERT: &str = "INSERT OR REPLACE INTO store (key, value, revision) VALUES (?1, ?2, ?3)";
+
 /// A store in a file, for one process.
 #[derive(Debug, Clone)]
 pub struct Embedded {
@@ -43,6 +45,19 @@ impl Embedded {
         let changes = broadcast::Sender::new(CHANGES_KEPT);
         let database = Arc::new(Mutex::new(database));
         Ok(Self { path: path.to_owned(), database, changes, writes: Writes::default() })
+    }
+
+    /// Takes in entries of another store, with their revisions. For a store that is a copy.
+    pub fn fill(&self, copied: &Contents) -> Result<(), StoreError> {
+        self.with(|database| {
+            let transaction = database.transaction()?;
+            for entry in &copied.entries {
+                transaction.execute(UPSERT, params![entry.key, entry.value, entry.revision])?;
+            }
+            let latest = "UPDATE store_revision SET revision = max(revision, ?1)";
+            transaction.execute(latest, params![copied.revision])?;
+            transaction.commit()
+        })
     }
 
     pub(super) fn name(&self) -> String {
@@ -193,8 +208,7 @@ fn apply(
 ) -> Result<Option<Change>, rusqlite::Error> {
     match write {
         Write::Put { key, value } => {
-            let upsert = "INSERT OR REPLACE INTO store (key, value, revision) VALUES (?1, ?2, ?3)";
-            transaction.execute(upsert, params![key, value, revision])?;
+            transaction.execute(UPSERT, params![key, value, revision])?;
             let entry = Entry { key: key.clone(), value: value.clone(), revision };
             Ok(Some(Change { key: key.clone(), entry: Some(entry) }))
         }

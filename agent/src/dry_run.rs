@@ -1,0 +1,278 @@
+//! What an agent would do on a node where none runs: its own tasks, on copies of the records and of the ledger, with a kernel
+//! that they can read only.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write};
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use polder_ipam::key::Key;
+use polder_ipam::node::NodeIpam;
+use polder_ipam::store::embedded::Embedded;
+use polder_ipam::store::etcd::Etcd;
+use polder_ipam::store::{Contents, Range, Store};
+use polder_netlink::nft::FilterSocket;
+use tempfile::TempDir;
+use tokio::time::timeout;
+
+use crate::agent::{LEDGER, Parts, Queues, STORE, assemble};
+use crate::config::{Config, StoreConfig};
+use crate::conflist::Conflist;
+use crate::kernel::Kernel;
+use crate::kernel::desired::{Path as Way, Reached};
+use crate::kernel::features::Features;
+use crate::kernel::reaper::Reaper;
+use crate::kernel::sysctl::Sysctls;
+use crate::lock::NodeLock;
+use crate::machine::Machine;
+use crate::{container, engine, etcd_addresses, follower, host, recovery, registrar, server};
+
+/// How long etcd has to send the records. A login takes seconds, and more when many nodes log in.
+const STORE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long the tasks have, once they have the records.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// What an agent would do on this node.
+#[derive(Debug, Default)]
+pub struct DryRun {
+    /// The node, and what its state folder has.
+    node: Vec<String>,
+    /// Its addresses on the underlay.
+    underlay: Vec<String>,
+    /// How peers would be reached: for each way the nodes.
+    peers: BTreeMap<String, Vec<String>>,
+    /// Keys that would be written or deleted, and where.
+    records: (String, Vec<String>),
+    /// What would be changed in the kernel.
+    kernel: Vec<String>,
+    /// Files that would be written.
+    files: Vec<String>,
+    /// What is wrong on this host, each with its remedy.
+    problems: Vec<String>,
+    /// What keeps the agent from being ready. Without any, it would serve.
+    obstacles: Vec<String>,
+}
+
+impl DryRun {
+    /// Whether the node would serve pods.
+    pub fn would_serve(&self) -> bool {
+        self.obstacles.is_empty()
+    }
+}
+
+impl fmt::Display for DryRun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (store, records) = &self.records;
+        let peers = self.peers.iter().map(|(way, nodes)| {
+            let more = nodes.len().saturating_sub(NODES_NAMED);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            format!("{way}: {}{more}", nodes.iter().take(NODES_NAMED).cloned().collect::<Vec<_>>().join(", "))
+        });
+        let peers: Vec<_> = peers.collect();
+        let parts = [
+            ("Node", &self.node),
+            ("Underlay", &self.underlay),
+            ("Peers", &peers),
+            (&*format!("Records in {store}"), records),
+            ("Kernel", &self.kernel),
+            ("Files", &self.files),
+            ("Problems of this host", &self.problems),
+            ("The node would not become ready", &self.obstacles),
+        ];
+        for (title, lines) in parts {
+            // Nothing wrong is no news; nothing to do is.
+            if lines.is_empty()
+                && [&self.problems, &self.obstacles].iter().any(|list| std::ptr::eq(*list, lines))
+            {
+                continue;
+            }
+            writeln!(f, "{title}:")?;
+            if lines.is_empty() {
+                writeln!(f, "  none")?;
+            }
+            lines.iter().try_for_each(|line| writeln!(f, "  {line}"))?;
+        }
+        f.write_str("Nothing was changed.")
+    }
+}
+
+/// Nodes that are named for each way.
+const NODES_NAMED: usize = 10;
+
+/// Works it out. Fails where an agent could not start either.
+pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
+    container::refuse_lost_state(&config.state_dir, config.allow_ephemeral_state)?;
+    server::refuse_if_answered(&config.socket)
+        .context("an agent runs already: ask it with polderctl plan")?;
+    drop(NodeLock::take().context("an agent runs already: ask it with polderctl plan")?);
+    let machine = Machine::read()?;
+    let sysctls = Sysctls::at(config.proc_sys_net.clone())?;
+    let features = Features::find_out(&sysctls)?;
+    config.prefix.set()?;
+
+    let scratch = scratch()?;
+    let (state, copy) = (config.state_dir.clone(), scratch.path());
+    let has_ledger = copy_database(&state, copy, LEDGER)?;
+    let _ = copy_database(&state, copy, STORE)?;
+    let mut dry = DryRun::default();
+    dry.node.push(format!("{}, machine {}", config.node, machine.machine_id));
+    dry.node.push(format!(
+        "state folder {}: {}",
+        state.display(),
+        if has_ledger { "has a ledger" } else { "has no ledger, a new one would be made" }
+    ));
+    dry.problems = features.missing();
+
+    let store = Embedded::open(&copy.join(STORE))?;
+    let mut before = Contents::default();
+    dry.records.0 = match &config.store {
+        StoreConfig::Etcd(etcd) => {
+            let etcd = Store::Etcd(Etcd::new(etcd).await?);
+            let name = etcd.name();
+            let read = timeout(STORE_PATIENCE, read(&etcd, &config)).await;
+            before = read.ok().unwrap_or_else(|| bail!("no answer within {} s", STORE_PATIENCE.as_secs())).with_context(
+                || format!("{name}: the records cannot be read; without them an agent waits, and leaves the kernel as it is"),
+            )?;
+            store.fill(&before)?;
+            name
+        }
+        StoreConfig::Embedded => format!("embedded store {}", state.join(STORE).display()),
+    };
+    let store = Store::Embedded(store);
+    if matches!(config.store, StoreConfig::Embedded) {
+        before = read(&store, &config).await?;
+    }
+
+    let (mut ipam, _) = NodeIpam::open(&copy.join(LEDGER), &machine.boot_id, config.cooldown)?;
+    let mut kernel = Kernel::open_to_read(&sysctls)?;
+    recovery::recover(&mut ipam, &mut kernel)?;
+    copy.clone_into(&mut config.state_dir);
+    let parts = Parts {
+        machine,
+        features,
+        ipam,
+        kernel,
+        store,
+        pods: Kernel::open_to_read(&sysctls)?,
+        connections: FilterSocket::open_to_read()?,
+        reaper: Reaper::idle(),
+        sysctls: sysctls.to_read(),
+    };
+    let (agent, Queues { claims, reservations, plans: _ }) = assemble(config, parts)?;
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(follower::run(Arc::clone(&agent)));
+    tasks.spawn(registrar::run(Arc::clone(&agent), claims, reservations));
+    tasks.spawn(etcd_addresses::run(Arc::clone(&agent)));
+    match engine::rehearse(Arc::clone(&agent), PATIENCE).await {
+        Ok(changes) => dry.kernel = changes,
+        Err(obstacles) => dry.obstacles = obstacles,
+    }
+    if let Some(cluster) = agent.board.view().cluster.as_ref().map(|cluster| Arc::clone(&cluster.record)) {
+        host::look(&agent, &cluster, Vec::new()).await;
+        dry.problems.extend(agent.board.host.borrow().iter().cloned());
+    }
+    tasks.shutdown().await;
+
+    let uplinks = agent.board.underlay().map(|underlay| underlay.uplinks.clone()).unwrap_or_default();
+    dry.underlay.extend(uplinks.values().map(|uplink| {
+        format!("{} on {}, MTU {}: {}", uplink.address, uplink.interface, uplink.mtu, uplink.chosen_by)
+    }));
+    let pass = agent.board.pass().unwrap_or_default();
+    if pass.mtu > 0 {
+        dry.underlay.push(format!("MTU of pods {}", pass.mtu));
+    }
+    for ((node, family), reached) in &pass.paths {
+        dry.peers.entry(words(reached)).or_default().push(format!("{node} ({family})"));
+    }
+    dry.problems.extend(pass.problems.iter().map(ToString::to_string));
+    dry.records.1 = differences(&before, &read(&agent.store, &agent.config).await?);
+    dry.files = files(&agent.config, &state, has_ledger);
+    Ok(dry)
+}
+
+/// How a peer is reached.
+fn words(reached: &Reached) -> String {
+    match &reached.path {
+        Way::Direct { .. } => "by a direct route".to_owned(),
+        Way::Vxlan { over, .. } => format!("through the VXLAN tunnel over {over}"),
+        Way::Unreachable(reason) => format!("unreachable, {reason}"),
+    }
+}
+
+/// A folder for copies, which goes with the handle. A container may have no `/tmp`, or cannot write there.
+fn scratch() -> anyhow::Result<TempDir> {
+    let folders = [std::env::temp_dir(), "/dev/shm".into(), "/run".into()];
+    let made = folders
+        .iter()
+        .find_map(|folder| tempfile::Builder::new().prefix("polder-plan-").tempdir_in(folder).ok());
+    made.with_context(|| {
+        format!("make a folder for a copy of the ledger: none of {folders:?} can be written; set TMPDIR")
+    })
+}
+
+/// Copies a SQLite file, if there is one, with what is not yet in it. No agent runs that could be writing there.
+fn copy_database(from: &Path, to: &Path, name: &str) -> anyhow::Result<bool> {
+    for file in [name.to_owned(), format!("{name}-wal")] {
+        match fs::copy(from.join(&file), to.join(&file)) {
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(file != name),
+            Err(error) => return Err(error).with_context(|| format!("read {}", from.join(&file).display())),
+        }
+    }
+    Ok(true)
+}
+
+/// Reads all records that the tasks go by.
+async fn read(store: &Store, config: &Config) -> anyhow::Result<Contents> {
+    let mut all = store.range(&Key::followed()).await?;
+    let of_node =
+        [Range::single(Key::Alive(config.node.clone()).to_string()), Key::addresses_of(&config.node)];
+    for range in of_node {
+        all.entries.extend(store.range(&range).await?.entries);
+    }
+    Ok(all)
+}
+
+/// What was written or deleted between two readings.
+fn differences(before: &Contents, after: &Contents) -> Vec<String> {
+    let by_key = |contents: &Contents| -> BTreeMap<String, Vec<u8>> {
+        contents.entries.iter().map(|entry| (entry.key.clone(), entry.value.clone())).collect()
+    };
+    let (before, after) = (by_key(before), by_key(after));
+    let mut changes = Vec::new();
+    for (key, value) in &after {
+        let mut line = match before.get(key) {
+            Some(found) if found == value => continue,
+            Some(_) => format!("change {key}"),
+            None => format!("write {key}"),
+        };
+        let _ = write!(line, " {}", String::from_utf8_lossy(value));
+        changes.push(line);
+    }
+    changes.extend(before.keys().filter(|key| !after.contains_key(*key)).map(|key| format!("delete {key}")));
+    changes
+}
+
+/// The files that would be written.
+fn files(config: &Config, state: &Path, has_ledger: bool) -> Vec<String> {
+    let mut files = Vec::new();
+    if !has_ledger {
+        files.push(format!("write {}", state.join(LEDGER).display()));
+    }
+    files.push(format!("write {} now and then", state.join(follower::SNAPSHOT).display()));
+    let conflist = Conflist::new(&config.cni_file, &config.socket, &config.network);
+    if !conflist.is_written() {
+        files.push(format!("write {}, when the node is ready", config.cni_file.display()));
+    }
+    files.extend(conflist.others().iter().map(|other| {
+        format!(
+            "{} is an earlier CNI configuration of ours: delete it, a runtime takes the first by name",
+            other.display()
+        )
+    }));
+    files
+}

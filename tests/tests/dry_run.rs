@@ -1,0 +1,162 @@
+//! `polder-agent --plan`: what an agent would do on a node, before it is started there.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use polder_tests::agent::{CNI_CONF, Worker, dist};
+use polder_tests::fabric::Families;
+use polder_tests::kernel_state::{assert_unchanged, kernel_state};
+use polder_tests::{Lab, Topology};
+
+/// Runs it; its exit code, what it printed, and its error. Its copies must go with it.
+fn plan(worker: &Worker) -> (Option<i32>, String, String) {
+    const COPIES: &str = "/run/copies";
+    worker.node.run("mkdir", &["-p", COPIES]);
+    let mut command = worker.node.command(dist().join("polder-agent"));
+    let output = command.arg("--plan").env("TMPDIR", COPIES).output().unwrap();
+    assert_eq!(worker.node.run("find", &[COPIES, "-mindepth", "1"]), "");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+/// The lines under that title.
+fn part<'a>(said: &'a str, title: &str) -> Vec<&'a str> {
+    let after = said.lines().skip_while(|line| !line.starts_with(title)).skip(1);
+    after.take_while(|line| line.starts_with(' ')).map(str::trim).collect()
+}
+
+/// Everything of an agent on that node outside the kernel, with the time of its last change.
+fn files(worker: &Worker) -> String {
+    let folders = "/var/lib/polder /run/polder /run/cni/net.d";
+    worker.node.shell(&format!("find {folders} -printf '%p %s %T@\n' 2>/dev/null | sort"))
+}
+
+/// All records but who is alive, which agents that run write again and again.
+fn records(lab: &Lab) -> Vec<String> {
+    let keys = lab.etcd.keys("/polder/").into_iter().filter(|key| !key.contains("/alive/"));
+    keys.map(|key| lab.etcd.ctl(&["get", &key])).collect()
+}
+
+#[test]
+fn a_plan_on_a_new_node_says_what_its_agent_then_does_and_changes_nothing() {
+    let mut lab = Lab::build(Topology::two_segments().families(Families::DUAL));
+    lab.workers[0].start_and_wait();
+    let worker = &lab.workers[1];
+    let before = (kernel_state(worker), files(worker), records(&lab));
+    let (code, said, error) = plan(worker);
+    assert_eq!((code, error.as_str()), (Some(0), ""), "{said}");
+    assert!(said.ends_with("Nothing was changed.\n"), "{said}");
+    assert_unchanged(worker, &before.0);
+    assert_eq!((files(worker), records(&lab)), (before.1, before.2));
+    assert!(worker.node.read(CNI_CONF).is_err());
+
+    assert!(said.contains("has no ledger"), "{said}");
+    assert!(part(&said, "Underlay").iter().any(|line| line.contains("on eth0, MTU 1500")), "{said}");
+    assert_eq!(
+        part(&said, "Files").iter().filter(|line| line.contains("10-polder.conflist")).count(),
+        1,
+        "{said}"
+    );
+    assert!(part(&said, "Peers").iter().any(|line| line.contains("n1 (IPv4), n1 (IPv6)")), "{said}");
+
+    // The agent that starts now does all of that.
+    let worker = &mut lab.workers[1];
+    worker.start_and_wait();
+    let log = worker.log();
+    for change in part(&said, "Kernel") {
+        let kind = change.split(' ').next().unwrap();
+        // What is added to a set depends on how much is known in which pass.
+        let is_told = match change.split_once(" (now ") {
+            Some((setting, _)) => log.contains(setting),
+            None => log.contains(change),
+        };
+        assert!(
+            is_told || change.starts_with("set ") && change.contains(": add "),
+            "{kind}: {change}\n{said}"
+        );
+    }
+    let created = part(&said, "Kernel").iter().filter(|change| change.starts_with("create ")).count();
+    assert!(created >= 2, "a bridge and a tunnel: {said}");
+    let written = part(&said, "Records");
+    let keys = lab.etcd.keys("/polder/");
+    for line in &written {
+        let key = line.split(' ').nth(1).unwrap();
+        assert!(keys.iter().any(|found| found == key), "{key} is not there: {keys:?}");
+    }
+    assert!(written.iter().any(|line| line.starts_with("write /polder/v1/nodes/n2 {")), "{said}");
+    assert_eq!(
+        written.iter().filter(|line| line.contains("/blocks/")).count(),
+        2,
+        "one of each family: {said}"
+    );
+}
+
+#[test]
+fn a_plan_on_a_node_whose_agent_was_stopped_has_nothing_to_do_or_says_what_was_spoilt() {
+    let mut lab = Lab::start(Topology::one_segment(2));
+    let worker = &lab.workers[0];
+    let (code, said, error) = plan(worker);
+    assert_eq!((code, said.as_str()), (Some(1), ""));
+    assert!(error.contains("polderctl plan"), "{error}");
+
+    let pod = worker.pod("a");
+    // The agent ends as if it had crashed: what it had not yet moved into its ledger's file is beside it.
+    lab.workers[0].kill();
+    let worker = &lab.workers[0];
+    let (code, said, error) = plan(worker);
+    assert_eq!(code, Some(0), "{said}{error}");
+    assert_eq!((part(&said, "Kernel"), part(&said, "Records")), (vec!["none"], vec!["none"]), "{said}");
+    worker.node.shell("ip link delete polder0");
+    let before = (kernel_state(worker), files(worker), records(&lab));
+    let (code, said, _) = plan(worker);
+    assert_eq!(code, Some(0), "{said}");
+    let kernel = part(&said, "Kernel");
+    assert!(kernel.iter().any(|change| change.starts_with("create ")), "{said}");
+    assert!(
+        kernel.iter().any(|change| change.contains(&pod.host_interface())),
+        "the ledger was read: {said}"
+    );
+    assert_unchanged(worker, &before.0);
+    assert_eq!((files(worker), records(&lab)), (before.1, before.2));
+}
+
+#[test]
+fn a_plan_says_why_the_node_would_not_become_ready() {
+    let mut lab = Lab::build(Topology::one_segment(1));
+    let good = lab.workers[0].configuration();
+    let no_settings =
+        good.lines().take_while(|line| !line.starts_with("[bootstrap]")).collect::<Vec<_>>().join("\n");
+    lab.workers[0].configure(&no_settings);
+    let (code, said, _) = plan(&lab.workers[0]);
+    let reasons = part(&said, "The node would not become ready").join("\n");
+    assert!(code == Some(3) && reasons.contains("settings"), "{said}");
+    assert_eq!((part(&said, "Kernel"), part(&said, "Records")), (vec!["none"], vec!["none"]), "{said}");
+
+    lab.workers[0].configure(&format!("mtu = 5\n{good}"));
+    let (code, _, error) = plan(&lab.workers[0]);
+    assert!(code == Some(3) && error.contains("mtu: 5 is not in"), "{error}");
+
+    lab.workers[0].configure(&good);
+    lab.etcd.kill();
+    let (code, said, error) = plan(&lab.workers[0]);
+    assert_eq!((code, said.as_str()), (Some(1), ""));
+    assert!(error.contains(":2379") && error.contains("the records cannot be read"), "{error}");
+}
+
+#[test]
+fn a_plan_takes_nothing_away_where_the_node_was_removed() {
+    let mut lab = Lab::start(Topology::one_segment(3));
+    let pod = lab.workers[0].pod("a");
+    for (number, pods) in [(0, 1), (1, 0)] {
+        assert!(lab.workers[number].stop());
+        lab.workers[2].remove_node(lab.workers[number].name(), pods);
+    }
+    for worker in &lab.workers[..2] {
+        let before = (kernel_state(worker), files(worker), records(&lab));
+        let (code, said, error) = plan(worker);
+        let reasons = part(&said, "The node would not become ready").join("\n");
+        assert!(code == Some(3) && reasons.contains("removed"), "{said}{error}");
+        assert_unchanged(worker, &before.0);
+        assert_eq!((files(worker), records(&lab)), (before.1, before.2));
+    }
+    assert!(lab.workers[0].node.run("ip", &["-o", "link"]).contains(&pod.host_interface()));
+}
