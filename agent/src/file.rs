@@ -17,6 +17,14 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     written
 }
 
+/// Puts a symbolic link in place of whatever has that name.
+pub fn replace_link(path: &Path, to: &Path) -> io::Result<()> {
+    let temporary = temporary(path);
+    delete(&temporary)?;
+    std::os::unix::fs::symlink(to, &temporary)?;
+    fs::rename(&temporary, path)
+}
+
 fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
     file.write_all(content)?;

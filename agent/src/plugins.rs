@@ -11,6 +11,9 @@ use crate::file;
 /// The programs that a runtime calls.
 pub const PLUGINS: [&str; 2] = ["polder-ipam", "polder"];
 
+/// The plugin that containerd calls beside that of the network: another name of `polder`, where there is none.
+const LOOPBACK: (&str, &str) = ("loopback", "polder");
+
 /// Where runtimes look for plugins, unless they are told another place.
 pub const USUAL_FOLDER: &str = "/opt/cni/bin";
 
@@ -55,7 +58,7 @@ pub enum InstallError {
 
 /// Copies the plugins from one folder, or from where this program is, to another, each under another name first and then
 /// renamed, with its mode: a runtime that calls it finds the old one or the new one. One that is right already is left
-/// alone. Returns the paths of what was written.
+/// alone, and so is a `loopback` of others. Returns the paths of what was written.
 pub fn install(from: Option<&Path>, to: &Path) -> Result<Vec<PathBuf>, InstallError> {
     let from = match from {
         Some(folder) => folder.to_owned(),
@@ -79,13 +82,21 @@ pub fn install(from: Option<&Path>, to: &Path) -> Result<Vec<PathBuf>, InstallEr
         file::replace(&path, &program, MODE).map_err(|source| failed(&path, source))?;
         written.push(path);
     }
+    let loopback = to.join(LOOPBACK.0);
+    // A link that leads nowhere is none.
+    if !loopback.exists() {
+        file::replace_link(&loopback, Path::new(LOOPBACK.1)).map_err(|source| failed(&loopback, source))?;
+        written.push(loopback);
+    }
     Ok(written)
 }
 
 /// Deletes the plugins from a folder. Returns the paths of those that were there.
 pub fn remove(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut deleted = Vec::new();
-    for path in PLUGINS.map(|name| folder.join(name)) {
+    let loopback = folder.join(LOOPBACK.0);
+    let own = fs::read_link(&loopback).is_ok_and(|to| to == Path::new(LOOPBACK.1)).then_some(loopback);
+    for path in own.into_iter().chain(PLUGINS.map(|name| folder.join(name))) {
         file::delete(&file::temporary(&path))?;
         if file::delete(&path)? {
             deleted.push(path);

@@ -1,7 +1,8 @@
 //! One call of the plugin, from its parameters to its answer.
 
+use std::ffi::OsStr;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
@@ -14,7 +15,7 @@ use crate::error::Error;
 use crate::netconf::{self, NetConf};
 use crate::version::Version;
 use crate::wishes::Wishes;
-use crate::{add, check, del, gc, lease, status};
+use crate::{add, check, del, gc, lease, loopback, status};
 
 /// How a call ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,13 +35,25 @@ pub enum Program {
     Polder,
     /// `polder-ipam`: addresses for the interfaces of another plugin.
     PolderIpam,
+    /// `loopback`: the interface of that name.
+    Loopback,
 }
 
 impl Program {
+    /// The program of a file that is called under several names, by the one that it was called.
+    pub fn called(name: &OsStr) -> Self {
+        if Path::new(name).file_name() == Some(OsStr::new("loopback")) {
+            Self::Loopback
+        } else {
+            Self::Polder
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Polder => "polder",
             Self::PolderIpam => "polder-ipam",
+            Self::Loopback => "loopback",
         }
     }
 }
@@ -117,6 +130,11 @@ fn carry_out(program: Program, errand: &Errand) -> Result<String, Error> {
             let supported = json!({ "cniVersion": Version::NEWEST, "supportedVersions": Version::ALL });
             Ok(format!("{supported:#}\n"))
         }
+        (Program::Loopback, Errand::Add(call)) => loopback::add(call),
+        (Program::Loopback, Errand::Del(call)) => loopback::del(call).map(nothing),
+        (Program::Loopback, Errand::Check(call)) => loopback::check(call).map(nothing),
+        // It keeps nothing, and needs nobody.
+        (Program::Loopback, Errand::Gc(_) | Errand::Status(_)) => Ok(String::new()),
         (_, Errand::Gc(network)) => gc::gc(network).map(nothing),
         (_, Errand::Status(network)) => status::status(program, network).map(nothing),
         (Program::Polder, Errand::Add(call)) => add::add(call),
@@ -186,6 +204,7 @@ pub fn read(
     let conf = match program {
         Program::Polder => NetConf::read(spoken, needed)?,
         Program::PolderIpam => NetConf::read_ipam(spoken, needed)?,
+        Program::Loopback => NetConf::read_any(spoken, &needed)?,
     };
     let network = Network { conf: NetConf { text, ..conf }, path, trace: trace(&variable), began };
     let Some(environment) = environment else {

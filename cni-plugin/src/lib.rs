@@ -13,6 +13,7 @@ pub mod environment;
 pub mod error;
 pub mod gc;
 pub mod lease;
+pub mod loopback;
 pub mod netconf;
 pub mod node;
 pub mod pod;

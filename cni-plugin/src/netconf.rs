@@ -94,6 +94,11 @@ impl NetConf {
         Ok(Self { routes: field(&own, "routes")?, ..Self::of_network(version, &conf, &own)? })
     }
 
+    /// Takes the configuration of a plugin that needs nothing of it but the network's name.
+    pub fn read_any(version: Version, conf: &Map<String, Value>) -> Result<Self, Error> {
+        Self::of_network(version, conf, &Map::new())
+    }
+
     /// What every network has, and what is ours in it.
     fn of_network(
         version: Version,

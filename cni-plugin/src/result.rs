@@ -34,7 +34,7 @@ pub fn result(conf: &NetConf, made: &Made<'_>) -> String {
     let mut result = Shape::behind(conf);
     let pod = result.interfaces(interfaces(conf.version, made));
     for own in &wiring.addresses {
-        result.address(host_prefix(own.address), own.gateway, pod);
+        result.address(host_prefix(own.address), Some(own.gateway), pod);
     }
     let given = made.given.map_or(&[][..], |given| &given.routes);
     let firsts =
@@ -57,7 +57,7 @@ pub fn result(conf: &NetConf, made: &Made<'_>) -> String {
 pub fn ipam_result(conf: &NetConf, addresses: &[LeasedAddress]) -> String {
     let mut result = Shape::of(conf.version, Map::new(), conf.dns.clone());
     for leased in addresses {
-        result.abbreviated_address(leased.address, leased.gateway);
+        result.abbreviated_address(leased.address, Some(leased.gateway));
     }
     match &conf.routes {
         Some(routes) => routes.iter().for_each(|route| result.given_route(route)),
@@ -67,6 +67,16 @@ pub fn ipam_result(conf: &NetConf, addresses: &[LeasedAddress]) -> String {
                 result.given_route(&json!({ "dst": everywhere, "gw": leased.gateway }));
             }
         }
+    }
+    result.text(None)
+}
+
+/// The result of the plugin `loopback`: what the plugins before it made, or the interface with its addresses.
+pub fn loopback_result(conf: &NetConf, netns: &Path, addresses: impl Iterator<Item = IpNetwork>) -> String {
+    let mut result = Shape::behind(conf);
+    if conf.previous.is_none() {
+        let lo = result.interfaces(vec![json!({ "name": "lo", "mac": Mac([0; 6]), "sandbox": netns })]);
+        addresses.for_each(|address| result.address(address, None, lo));
     }
     result.text(None)
 }
@@ -103,7 +113,7 @@ impl Shape {
         list.len() - 1
     }
 
-    fn address(&mut self, address: IpNetwork, gateway: IpAddr, interface: usize) {
+    fn address(&mut self, address: IpNetwork, gateway: Option<IpAddr>, interface: usize) {
         self.abbreviated_address(address, gateway);
         if !self.is_old() {
             let last = list(&mut self.result, "ips").last_mut();
@@ -111,14 +121,18 @@ impl Shape {
         }
     }
 
-    fn abbreviated_address(&mut self, address: IpNetwork, gateway: IpAddr) {
-        let family = Family::of(gateway);
+    fn abbreviated_address(&mut self, address: IpNetwork, gateway: Option<IpAddr>) {
+        let family = Family::of(address.ip());
+        let key = if self.is_old() { "ip" } else { "address" };
+        let mut ip = json!({ key: address });
+        if let Some(gateway) = gateway {
+            ip["gateway"] = json!(gateway);
+        }
         if self.is_old() {
-            let old = json!({ "ip": address, "gateway": gateway, "routes": [] });
-            self.result.insert(old_key(family).to_owned(), old);
+            ip["routes"] = json!([]);
+            self.result.insert(old_key(family).to_owned(), ip);
             return;
         }
-        let mut ip = json!({ "address": address, "gateway": gateway });
         if self.version < Version::V1_0_0 {
             ip["version"] = json!(if family == Family::V4 { "4" } else { "6" });
         }

@@ -98,7 +98,9 @@ impl Runtime {
     /// Starts containerd on a node whose agent serves, with all that it uses in the node's own folders.
     pub fn start(worker: &Worker, release: &Release) -> Self {
         worker.node.shell("mkdir -p /run/cni/bin");
-        for plugin in [dist().join("polder"), Path::new(CNI_PLUGINS).join("tuning")] {
+        // What the agent's command would make a link to ours.
+        let of_others = ["tuning", "loopback"].map(|name| Path::new(CNI_PLUGINS).join(name));
+        for plugin in of_others.into_iter().chain([dist().join("polder")]) {
             worker.node.shell(&format!("ln -s {} /run/cni/bin/", plugin.display()));
         }
         let runtime = Self::start_without_network(&worker.node, release, LAB_FOLDERS);
@@ -115,7 +117,7 @@ impl Runtime {
         runtime
     }
 
-    /// Starts containerd on a node that nothing of Polder is on. Of CNI it has what comes with it: the plugin for loopback.
+    /// Starts containerd on a node that nothing of Polder is on.
     fn start_without_network(node: &Node, release: &Release, cni: CniFolders) -> Self {
         Self::start_configured(node, release, cni.plugins, &config(cni))
     }
@@ -130,7 +132,7 @@ impl Runtime {
 
     fn start_configured(node: &Node, release: &Release, plugins: &str, config: &str) -> Self {
         let path = format!("PATH={}", release.path());
-        node.shell(&format!("mkdir -p {plugins}; ln -sf {CNI_PLUGINS}/loopback {plugins}/"));
+        node.run("mkdir", &["-p", plugins]);
         node.write("/etc/containerd/config.toml", config);
         let containerd = node.spawn(
             node.command("env").args([&path, "containerd", "--config", "/etc/containerd/config.toml"]),

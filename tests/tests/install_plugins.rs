@@ -27,7 +27,8 @@ fn both_plugins_are_installed_whole_and_executable_and_nothing_else() {
         assert_eq!(fs::read(to.join(name)).unwrap(), fs::read(dist().join(name)).unwrap(), "{name}");
         assert_eq!(fs::metadata(to.join(name)).unwrap().permissions().mode() & 0o7777, 0o755, "{name}");
     }
-    assert_eq!(fs::read_dir(&to).unwrap().count(), PLUGINS.len());
+    assert_eq!(fs::read_link(to.join("loopback")).unwrap(), Path::new("polder"));
+    assert_eq!(fs::read_dir(&to).unwrap().count(), PLUGINS.len() + 1);
     let version = Command::new(to.join("polder")).env("CNI_COMMAND", "VERSION").output().unwrap();
     assert!(said(&version).contains("supportedVersions"), "{version:?}");
 }
@@ -58,6 +59,20 @@ fn one_that_is_right_is_left_alone_and_others_are_replaced_under_their_name() {
     symlink("/nowhere", &plugin).unwrap();
     must(&mut install(folder.path()));
     assert!(fs::symlink_metadata(&plugin).unwrap().is_file(), "what the link leads to is not written");
+}
+
+#[test]
+fn a_loopback_of_others_is_left_alone_and_a_link_that_leads_nowhere_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let loopback = folder.path().join("loopback");
+    fs::write(&loopback, "the reference plugin").unwrap();
+    assert!(!must(&mut install(folder.path())).contains("loopback"));
+    assert_eq!(fs::read_to_string(&loopback).unwrap(), "the reference plugin");
+
+    fs::remove_file(&loopback).unwrap();
+    symlink("/nowhere", &loopback).unwrap();
+    assert!(must(&mut install(folder.path())).contains("loopback is installed"));
+    assert_eq!(fs::read_link(&loopback).unwrap(), Path::new("polder"));
 }
 
 #[test]

@@ -1,9 +1,10 @@
-//! The plugin that wires pods.
+//! The plugin that wires pods. Called as `loopback`, it is the plugin of that name.
 
 use std::process::ExitCode;
 
 use polder_cni_plugin::command::Program;
 
 fn main() -> ExitCode {
-    polder_cni_plugin::process::main(Program::Polder)
+    let called = std::env::args_os().next().unwrap_or_default();
+    polder_cni_plugin::process::main(Program::called(&called))
 }

@@ -1,0 +1,55 @@
+//! The plugin `loopback`, which containerd calls for every pod beside that of the network, for nodes that have none: it
+//! switches on `lo`.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+
+use ipnetwork::IpNetwork;
+use polder_netlink::link::{self, Link};
+
+use crate::check::differs;
+use crate::command::Call;
+use crate::error::Error;
+use crate::pod::PodNamespace;
+use crate::result::loopback_result;
+
+/// The interface, in every namespace.
+const LO: &str = "lo";
+
+/// Switches it on.
+pub fn add(call: &Call) -> Result<String, Error> {
+    let mut pod = PodNamespace::open(&call.environment)?;
+    switch(&mut pod, true)?;
+    let found = pod.socket.addresses().map_err(Error::kernel("read the addresses of lo in the pod"))?;
+    let usual = [
+        IpNetwork::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8).expect("a prefix of IPv4"),
+        IpNetwork::new(IpAddr::V6(Ipv6Addr::LOCALHOST), 128).expect("a prefix of IPv6"),
+    ];
+    let there = usual.into_iter().filter(|usual| found.iter().any(|found| found.address.ip() == usual.ip()));
+    let netns = call.environment.netns.as_deref().unwrap_or(Path::new(""));
+    Ok(loopback_result(&call.network.conf, netns, there))
+}
+
+/// Switches it off. Succeeds where the namespace is gone, and `lo` with it.
+pub fn del(call: &Call) -> Result<(), Error> {
+    match PodNamespace::open(&call.environment) {
+        Ok(mut pod) => switch(&mut pod, false),
+        Err(Error::Environment(_)) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether it is on.
+pub fn check(call: &Call) -> Result<(), Error> {
+    let link = PodNamespace::open(&call.environment)?.socket.link(LO);
+    match link.map_err(Error::kernel("read lo in the pod"))? {
+        Some(Link { up: true, .. }) => Ok(()),
+        _ => differs("lo in the pod is switched off"),
+    }
+}
+
+fn switch(pod: &mut PodNamespace, on: bool) -> Result<(), Error> {
+    let change = link::change(LO);
+    let change = if on { change.up() } else { change.down() };
+    pod.socket.execute_all([change.into()]).map_err(Error::kernel("switch lo in the pod"))
+}
