@@ -14,10 +14,11 @@ use polder_netlink::neighbour::{Destination, Forward, Neighbour};
 use polder_netlink::route::{self, Route, Target};
 use polder_netlink::{Operation, RouteSocket};
 
-use crate::command::Call;
-use crate::delegate::{Given, GivenRoute};
+use crate::agent::{add_request, own_addresses, unexpected};
+use crate::call::Call;
 use crate::environment::Verb;
 use crate::error::Error;
+use crate::given::{Given, GivenRoute};
 use crate::pod::{PodNamespace, host_prefix};
 use crate::result::{Made, result};
 use crate::version::Version;
@@ -99,35 +100,6 @@ fn request(call: &Call, given: Option<&Given>) -> AddRequest {
         },
         ..add_request(call)
     }
-}
-
-/// One address of each family, as this pod and this network want them.
-pub(crate) fn own_addresses(call: &Call) -> AddressSource {
-    AddressSource::Pools {
-        pool: call.wishes.pool.clone().or_else(|| call.network.conf.pool.clone()),
-        addresses: call.wishes.addresses.clone(),
-    }
-}
-
-/// What the agent is told of an attachment.
-pub(crate) fn add_request(call: &Call) -> AddRequest {
-    let netns = call.environment.netns.as_deref().map(|path| path.to_string_lossy().into_owned());
-    AddRequest {
-        attachment: call.attachment(),
-        netns: netns.unwrap_or_default(),
-        pod: call.environment.arguments.pod.clone(),
-        source: own_addresses(call),
-        mac: call.wishes.mac,
-        mtu: call.network.conf.mtu,
-    }
-}
-
-/// What an answer is that is not the one that was asked for.
-pub(crate) fn unexpected(reply: Reply) -> Error {
-    Error::Refused(match reply {
-        Reply::Refused(refusal) => refusal,
-        other => Refusal::new(RefusalKind::Failed, format!("the agent answered something else: {other:?}")),
-    })
 }
 
 /// Makes the pair and configures both ends. Returns the host's end.

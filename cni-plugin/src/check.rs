@@ -13,8 +13,8 @@ use polder_netlink::neighbour::{Destination, Forward, Neighbour};
 use polder_netlink::route::{Route, Target};
 use serde_json::Value;
 
-use crate::add::unexpected;
-use crate::command::Call;
+use crate::agent::unexpected;
+use crate::call::Call;
 use crate::delegate;
 use crate::environment::Verb;
 use crate::error::Error;

@@ -9,8 +9,8 @@ use polder_api::Attachment;
 use polder_api::message::{Reply, Request};
 use polder_netlink::{RouteSocket, link};
 
-use crate::add::unexpected;
-use crate::command::Call;
+use crate::agent::unexpected;
+use crate::call::Call;
 use crate::delegate;
 use crate::environment::Verb;
 use crate::error::Error;

@@ -1,7 +1,6 @@
 //! Asking another plugin: the IPAM plugin that a configuration names (CNI specification, section 4).
 
 use std::io::Write;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -9,33 +8,10 @@ use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::command::Network;
+use crate::call::Network;
 use crate::environment::Verb;
 use crate::error::Error;
-
-/// What another IPAM plugin has given.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Given {
-    /// Addresses.
-    pub addresses: Vec<IpAddr>,
-    /// The routes that the pod is to have; none says that it is the main plugin's choice.
-    pub routes: Vec<GivenRoute>,
-    /// For the pod's resolver.
-    pub dns: Option<Value>,
-}
-
-/// A route that another IPAM plugin wants. Whichever router it names, the way out of a pod is its node.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct GivenRoute {
-    /// Where to.
-    pub dst: IpNetwork,
-    /// The longest packet, in bytes.
-    pub mtu: Option<u32>,
-    /// The longest TCP segment, in bytes.
-    pub advmss: Option<u32>,
-    /// Its metric.
-    pub priority: Option<u32>,
-}
+use crate::given::{Given, GivenRoute};
 
 #[derive(Debug, Deserialize)]
 struct GivenAddress {
@@ -129,6 +105,8 @@ fn find(network: &Network, plugin: &str) -> Result<PathBuf, Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use serde_json::json;
 
     use super::*;

@@ -6,8 +6,8 @@ use polder_api::Attachment;
 use polder_api::message::{Collection, Reply, Request};
 use polder_api::mutant::{self, Mutant};
 
-use crate::add::unexpected;
-use crate::command::Network;
+use crate::agent::unexpected;
+use crate::call::Network;
 use crate::delegate;
 use crate::environment::Verb;
 use crate::error::Error;

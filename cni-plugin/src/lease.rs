@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use polder_api::message::{LeasedAddress, Refusal, RefusalKind, Reply, Request};
 
-use crate::add::{add_request, unexpected};
+use crate::agent::{add_request, unexpected};
+use crate::call::Call;
 use crate::check::check_previous;
-use crate::command::Call;
 use crate::del;
 use crate::error::Error;
 use crate::result::ipam_result;

@@ -5,6 +5,8 @@
 //! done by the agent before an ADD.
 
 pub mod add;
+pub mod agent;
+pub mod call;
 pub mod check;
 pub mod command;
 pub mod del;
@@ -12,6 +14,7 @@ pub mod delegate;
 pub mod environment;
 pub mod error;
 pub mod gc;
+pub mod given;
 pub mod lease;
 pub mod loopback;
 pub mod netconf;

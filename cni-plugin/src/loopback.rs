@@ -7,8 +7,8 @@ use std::path::Path;
 use ipnetwork::IpNetwork;
 use polder_netlink::link::{self, Link};
 
+use crate::call::Call;
 use crate::check::differs;
-use crate::command::Call;
 use crate::error::Error;
 use crate::pod::PodNamespace;
 use crate::result::loopback_result;

@@ -14,9 +14,9 @@ use polder_netlink::route::{OnlinkRoute, Table};
 use polder_netlink::rule::Rule;
 use polder_netlink::{Operation, RouteSocket, address, link, route};
 
-use crate::delegate::GivenRoute;
 use crate::environment::Environment;
 use crate::error::Error;
+use crate::given::GivenRoute;
 
 /// An open namespace with a socket in it.
 #[derive(Debug)]

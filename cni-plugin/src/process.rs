@@ -3,7 +3,8 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use crate::command::{self, Answer, Program};
+use crate::call::Program;
+use crate::command::{self, Answer};
 
 /// Does what the runtime wants, and answers.
 pub fn main(program: Program) -> ExitCode {

@@ -8,7 +8,7 @@ use polder_api::message::{Attach, LeasedAddress, Wiring};
 use polder_api::{BRIDGE, Family, IfName, Mac};
 use serde_json::{Map, Value, json};
 
-use crate::delegate::{Given, GivenRoute};
+use crate::given::{Given, GivenRoute};
 use crate::netconf::NetConf;
 use crate::pod::host_prefix;
 use crate::version::Version;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use polder_api::message::{Health, HealthRequest, Needed, Reply, Request};
 
-use crate::add::unexpected;
-use crate::command::{Network, Program};
+use crate::agent::unexpected;
+use crate::call::{Network, Program};
 use crate::delegate;
 use crate::environment::Verb;
 use crate::error::Error;

@@ -11,7 +11,8 @@ use std::path::Path;
 
 use polder_api::message::{Attach, PodAddress, Question, Reply, Request, Wiring};
 use polder_api::{Attachment, frame, tombstones};
-use polder_cni_plugin::command::{Answer, Program, run};
+use polder_cni_plugin::call::Program;
+use polder_cni_plugin::command::{Answer, run};
 use polder_netlink::{RouteSocket, namespace};
 use serde_json::{Value, json};
 

@@ -7,7 +7,8 @@
 use std::time::Duration;
 
 use polder_api::message::{Question, Reply};
-use polder_cni_plugin::command::{Program, read};
+use polder_cni_plugin::call::Program;
+use polder_cni_plugin::command::read;
 use polder_cni_plugin::error::Error;
 use polder_cni_plugin::version::Version;
 use proptest::prelude::*;

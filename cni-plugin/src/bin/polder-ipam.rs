@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use polder_cni_plugin::command::Program;
+use polder_cni_plugin::call::Program;
 
 fn main() -> ExitCode {
     polder_cni_plugin::process::main(Program::PolderIpam)

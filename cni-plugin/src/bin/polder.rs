@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use polder_cni_plugin::command::Program;
+use polder_cni_plugin::call::Program;
 
 fn main() -> ExitCode {
     let called = std::env::args_os().next().unwrap_or_default();
