@@ -9,6 +9,7 @@
 mod decode;
 mod element;
 mod encode;
+mod family;
 pub mod foreign;
 mod monitor;
 
@@ -21,6 +22,7 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use polder_api::Family;
 
 pub use self::element::{Element, Key, union};
+pub use self::family::TableFamily;
 pub use self::monitor::{Author, FilterMonitor};
 use crate::{Error, Operation, Protocol, Socket};
 

@@ -8,9 +8,8 @@ use std::collections::BTreeMap;
 use ipnetwork::IpNetwork;
 use polder_api::{BRIDGE, Family, POD_INTERFACE_PREFIX};
 use polder_ipam::record::AttachMode;
-use polder_netlink::nft::foreign::{
-    BaseChain, Condition, ForeignRule, Judged, Judgement, Names, Policy, TableFamily,
-};
+use polder_netlink::nft::TableFamily;
+use polder_netlink::nft::foreign::{BaseChain, Condition, ForeignRule, Judged, Judgement, Names, Policy};
 
 use super::routing::Pods;
 

@@ -14,7 +14,7 @@ use netlink_packet_netfilter::{
 };
 use polder_api::Family;
 
-use super::foreign::TableFamily;
+use super::family::TableFamily;
 use super::{Chain, Element, Hook, Interface, Match, Rule, Set, Side, Verdict, Within};
 use crate::Operation;
 

@@ -3,50 +3,14 @@
 mod rule;
 
 use ipnetwork::IpNetwork;
-use netlink_packet_netfilter::NetfilterProtoFamily;
 use polder_api::Family;
 
 use self::rule::{ReadRule, names, read};
 use super::decode::{self, number, value};
+use super::family::TableFamily;
 use super::{FilterSocket, encode};
 use crate::Error;
 use crate::error::text;
-
-/// The family of a table: of what packets it sees. Bridges and single devices are not of interest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum TableFamily {
-    /// IPv4.
-    Ip,
-    /// IPv6.
-    Ip6,
-    /// Both.
-    Inet,
-}
-
-impl TableFamily {
-    pub(super) fn number(self) -> NetfilterProtoFamily {
-        match self {
-            Self::Ip => NetfilterProtoFamily::IPv4,
-            Self::Ip6 => NetfilterProtoFamily::IPv6,
-            Self::Inet => NetfilterProtoFamily::Inet,
-        }
-    }
-
-    fn of(number: NetfilterProtoFamily) -> Option<Self> {
-        [Self::Ip, Self::Ip6, Self::Inet].into_iter().find(|family| family.number() == number)
-    }
-}
-
-impl std::fmt::Display for TableFamily {
-    /// As `nft` calls it.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(match self {
-            Self::Ip => "ip",
-            Self::Ip6 => "ip6",
-            Self::Inet => "inet",
-        })
-    }
-}
 
 /// What becomes of a packet that no rule of a base chain judges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
