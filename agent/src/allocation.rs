@@ -7,20 +7,20 @@ use polder_api::message::{AddRequest, AddressSource, Refusal, RefusalKind};
 use polder_api::{Family, PoolName};
 use polder_ipam::Pool;
 use polder_ipam::allocator::{Counts, Refused, Rest};
-use polder_ipam::claim::{LOW_WATER, Wanted};
+use polder_ipam::claim::{LOW_WATER, NoClaim, Wanted};
 use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::node::{AllocateError, NodeIpam, Source, Wish};
 use polder_ipam::pool::Purpose;
 use polder_ipam::shortage;
+use polder_ipam::view::View;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::agent::Agent;
+use crate::caller::Caller;
 use crate::machine::now;
-use crate::registrar::{ClaimError, ClaimRequest, ReserveRequest, Workload};
-use crate::server::Caller;
-use crate::service::{ledger_failed, refuse};
-use polder_ipam::view::View;
+use crate::refusal::{ledger_failed, refuse};
+use crate::requests::{ClaimRequest, ReserveRequest, Workload};
 
 /// How long an ADD waits for another block.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(15);
@@ -121,7 +121,7 @@ async fn allocate_wish(
         match (claim(agent, Wanted::Any(family, pool.cloned())).await, rest) {
             (Ok(()), _) => {}
             // No other address and no other block: one that has rested the shortest time must do.
-            (Err(ClaimError::Exhausted(_)), Rest::Full) => rest = Rest::Shortest,
+            (Err(NoClaim::Exhausted(_)), Rest::Full) => rest = Rest::Shortest,
             (Err(error), _) => return Err(short(family, counts, &error)),
         }
     }
@@ -203,7 +203,7 @@ async fn reserve(agent: &Agent, request: &AddRequest, wanted: Workload) -> Resul
         let problem = "a reserved address belongs to a pod by name, and the runtime has not named it";
         return refuse(RefusalKind::Invalid, problem);
     };
-    let stopping = || Refusal::new(RefusalKind::TryAgain, "the agent is stopping");
+    let stopping = || Refusal::try_again("the agent is stopping");
     let (reply, answer) = oneshot::channel();
     let (owner, attachment) = (pod.to_string(), request.attachment.clone());
     let asked = async {
@@ -211,7 +211,7 @@ async fn reserve(agent: &Agent, request: &AddRequest, wanted: Workload) -> Resul
         agent.reservations.send(request).await.map_err(|_| stopping())?;
         answer.await.map_err(|_| stopping())?
     };
-    let late = || Refusal::new(RefusalKind::TryAgain, "the store is too slow");
+    let late = || Refusal::try_again("the store is too slow");
     timeout(CLAIM_PATIENCE, asked).await.unwrap_or_else(|_| Err(late()))
 }
 
@@ -248,8 +248,8 @@ async fn claim_around(agent: &Agent, view: &View, address: IpAddr) -> Result<(),
     }
     claim(agent, Wanted::This(block)).await.map_err(|error| {
         let kind = match error {
-            ClaimError::Exhausted(_) => RefusalKind::AddressTaken,
-            ClaimError::Unavailable(_) => RefusalKind::TryAgain,
+            NoClaim::Exhausted(_) => RefusalKind::AddressTaken,
+            NoClaim::Unavailable(_) => RefusalKind::TryAgain,
         };
         Refusal::new(kind, format!("{address} is in block {block}, which this node does not own: {error}"))
     })
@@ -277,19 +277,19 @@ fn refused(error: &AllocateError) -> Refusal {
     }
 }
 
-fn short(family: Family, counts: Counts, error: &ClaimError) -> Refusal {
+fn short(family: Family, counts: Counts, error: &NoClaim) -> Refusal {
     let own = shortage::own_share(family, counts);
     match error {
-        ClaimError::Exhausted(why) => {
+        NoClaim::Exhausted(why) => {
             Refusal::new(RefusalKind::PoolExhausted, format!("{own}; {why}. {}", shortage::REMEDY))
         }
-        ClaimError::Unavailable(_) => Refusal::new(RefusalKind::TryAgain, format!("{own}, and {error}")),
+        NoClaim::Unavailable(_) => Refusal::try_again(format!("{own}, and {error}")),
     }
 }
 
 /// Asks for another block, and waits for it.
-async fn claim(agent: &Agent, wanted: Wanted) -> Result<(), ClaimError> {
-    let unavailable = |why: &str| ClaimError::Unavailable(why.to_owned());
+async fn claim(agent: &Agent, wanted: Wanted) -> Result<(), NoClaim> {
+    let unavailable = |why: &str| NoClaim::Unavailable(why.to_owned());
     let (reply, answer) = oneshot::channel();
     let request = ClaimRequest { wanted, reply: Some(reply) };
     let asked = async {

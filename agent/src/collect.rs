@@ -9,7 +9,7 @@ use polder_ipam::node::stale;
 use tracing::info;
 
 use crate::agent::Agent;
-use crate::service::{self, Addresses};
+use crate::teardown::{self, Addresses};
 
 /// Takes away every attachment of the network that is not valid and was there before the call began. Goes on after
 /// what fails, and names all of it.
@@ -27,7 +27,7 @@ pub async fn collect(agent: &Agent, collection: Collection) -> Result<(), Refusa
         // An ADD or a DEL that is under way knows better.
         let Some(_held) = agent.in_flight.hold(&attachment) else { continue };
         info!(%attachment, "the runtime does not know it any more");
-        match service::release(agent, &attachment).await {
+        match teardown::release(agent, &attachment).await {
             Ok(Addresses::Freed) => {}
             Ok(Addresses::Kept(reason)) => problems.push(format!("the addresses of {attachment}: {reason}")),
             Err(refusal) => problems.push(format!("{attachment}: {refusal}")),

@@ -18,7 +18,7 @@ use polder_netlink::nft::FilterSocket;
 use tempfile::TempDir;
 use tokio::time::timeout;
 
-use crate::agent::{LEDGER, Parts, Queues, STORE, assemble};
+use crate::agent::{Parts, Queues, assemble};
 use crate::config::{Config, StoreConfig};
 use crate::conflist::Conflist;
 use crate::kernel::Kernel;
@@ -28,6 +28,7 @@ use crate::kernel::reaper::Reaper;
 use crate::kernel::sysctl::Sysctls;
 use crate::lock::NodeLock;
 use crate::machine::Machine;
+use crate::state_dir::{LEDGER, STORE};
 use crate::{container, engine, etcd_addresses, follower, host, recovery, registrar, server};
 
 /// How long etcd has to send the records. A login takes seconds, and more when many nodes log in.

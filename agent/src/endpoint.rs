@@ -4,35 +4,15 @@
 //! It is a network namespace without a name, held open by the agent, and a pair of interfaces. Both end with the agent. Its
 //! addresses are in the ledger, and the next agent takes the same ones.
 
+pub mod keeper;
+
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::future::pending;
-use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use polder_api::message::Wiring;
-use polder_api::{Attachment, Family};
-use polder_ipam::ledger::Held;
+use polder_api::Family;
 use polder_ipam::node::{SMALLEST_BLOCK, SMALLEST_POOL};
-use polder_ipam::record::AttachMode;
-use polder_netlink::namespace;
-use tokio::time::sleep;
-use tracing::{info, warn};
-
-use crate::agent::Agent;
-use crate::config::StoreConfig;
-use crate::kernel::endpoint::interface;
-use crate::kernel::ruleset;
-use crate::machine::now;
-use crate::service;
-
-/// Between two looks whether it is there.
-const LOOK: Duration = Duration::from_secs(2);
-
-/// Before it is tried again to make one, after that has failed.
-const RETRY: Duration = Duration::from_secs(60);
 
 /// Whether the node has a probe endpoint.
 #[derive(Debug, Clone)]
@@ -80,218 +60,9 @@ impl Endpoint {
     }
 }
 
-/// Runs for ever.
-pub async fn run(agent: Arc<Agent>) {
-    if matches!(agent.config.store, StoreConfig::Embedded) {
-        drop(agent.board.endpoint.send_replace(Endpoint::Unneeded));
-        return pending().await;
-    }
-    let namespace = if agent.config.probe_peers {
-        new_namespace()
-            .map_err(|error| format!("a network namespace cannot be made, which needs SYS_ADMIN: {error}"))
-    } else {
-        Err("probe_peers = false in the configuration".to_owned())
-    };
-    let namespace = match namespace {
-        Ok(namespace) => Arc::new(namespace),
-        Err(reason) => {
-            if agent.config.probe_peers {
-                warn!("{reason}");
-            }
-            release(&agent).await;
-            drop(agent.board.endpoint.send_replace(Endpoint::Without(reason)));
-            return pending().await;
-        }
-    };
-    let mut passes = agent.board.pass.subscribe();
-    let mut holdings = agent.board.holdings.subscribe();
-    let mut keeper = Keeper { agent, namespace, made: None, failed: None };
-    loop {
-        passes.mark_unchanged();
-        holdings.mark_unchanged();
-        let endpoint = keeper.tend().await;
-        keeper.tell(endpoint);
-        // Cancel-safe, all of them: what is not taken is seen the next time.
-        tokio::select! {
-            _ = passes.changed() => {}
-            _ = holdings.changed() => {}
-            () = sleep(LOOK) => {}
-        }
-    }
-}
-
-/// An empty network namespace, which lasts as long as it is open.
-fn new_namespace() -> io::Result<File> {
-    namespace::in_a_new_one(|| File::open("/proc/thread-self/ns/net"))?
-}
-
-struct Keeper {
-    agent: Arc<Agent>,
-    namespace: Arc<File>,
-    made: Option<Made>,
-    /// When it could not be made last, and why.
-    failed: Option<(Instant, String)>,
-}
-
-/// What was made, and by what it is seen whether it still is as it should be.
-struct Made {
-    open: Arc<Open>,
-    wiring: Wiring,
-    index: u32,
-}
-
-impl Keeper {
-    /// Sees to it that the endpoint is there, where it should be.
-    async fn tend(&mut self) -> Endpoint {
-        let board = &self.agent.board;
-        if board.registration.borrow().forbids().is_some() {
-            // Whoever cuts the pods off takes its addresses away, too.
-            if self.made.take().is_some()
-                && let Err(error) = delete_interfaces(&self.agent).await
-            {
-                warn!(error, "the probe endpoint is not taken away");
-            }
-            return Endpoint::Awaited;
-        }
-        let (view, pass) = (board.view(), board.pass().unwrap_or_default());
-        let families = view.families();
-        let in_place = |family: &Family| pass.gateways.iter().any(|own| Family::of(*own) == *family);
-        let (Some(cluster), true) = (&view.cluster, !families.is_empty() && families.iter().all(in_place))
-        else {
-            return self.current();
-        };
-        if let Some((at, reason)) = &self.failed
-            && at.elapsed() < RETRY
-        {
-            return Endpoint::Without(reason.clone());
-        }
-        let wanted = families.clone();
-        if !self.agent.ipam.run(move |ipam| ipam.probe_fits(&wanted, now())).await {
-            self.give_up().await;
-        }
-        let mtu = pass.mtu;
-        let taken = self.agent.ipam.run(move |ipam| ipam.take_probe(&families, mtu, now())).await;
-        let held = match taken {
-            Ok(Some(held)) => Held { mtu, ..held },
-            Ok(None) => return Endpoint::Without(no_address()),
-            Err(error) => return Endpoint::Without(format!("its address cannot be written down: {error}")),
-        };
-        let host_interface = interface(cluster.record.attach);
-        let wiring = Wiring { host_interface, ..service::wiring(&self.agent, &cluster.record, &held) };
-        let (table, mac, addresses) =
-            (ruleset::table(&cluster.record, &ruleset::Lengths::new()), held.mac, held.addresses.clone());
-        if self.is_made(&wiring).await {
-            return self.current();
-        }
-        self.made = None;
-        match self.make(wiring, move |kernel| kernel.admit_pod(&table, mac, &addresses)).await {
-            Ok(()) => {
-                self.failed = None;
-                info!(addresses = ?held.addresses, "the probe endpoint is made");
-                // Peers are told of it.
-                self.agent.holdings_changed.notify_one();
-            }
-            Err(error) => {
-                let reason = format!("it cannot be made: {error}");
-                warn!("the probe endpoint: {reason}");
-                self.failed = Some((Instant::now(), reason));
-                // An address that nobody answers at would seem to be cut off.
-                self.give_up().await;
-            }
-        }
-        self.current()
-    }
-
-    fn current(&self) -> Endpoint {
-        match (&self.made, &self.failed) {
-            (Some(made), _) => Endpoint::Open(Arc::clone(&made.open)),
-            (None, Some((_, reason))) => Endpoint::Without(reason.clone()),
-            (None, None) => Endpoint::Awaited,
-        }
-    }
-
-    async fn is_made(&self, wiring: &Wiring) -> bool {
-        let Some(made) = &self.made else { return false };
-        let name = wiring.host_interface.clone();
-        let found = self.agent.pods.run(move |kernel| kernel.index_of(&name)).await;
-        // If it cannot be asked, nothing speaks for its being gone.
-        made.wiring == *wiring && found.unwrap_or(Some(made.index)) == Some(made.index)
-    }
-
-    async fn make(
-        &mut self,
-        wiring: Wiring,
-        admit: impl FnOnce(&mut crate::kernel::Kernel) -> Result<(), polder_netlink::Error> + Send + 'static,
-    ) -> Result<(), String> {
-        // One of an agent that was killed goes with its namespace, a moment later.
-        delete_interfaces(&self.agent).await?;
-        let (namespace, wanted) = (Arc::clone(&self.namespace), wiring.clone());
-        // Not beside a pass, which would find it half made and complete it.
-        let made = self.agent.kernel.run(move |kernel| {
-            admit(kernel).map_err(|error| in_full(&error))?;
-            kernel.make_probe(&namespace, &wanted).map_err(|error| in_full(&error))
-        });
-        let index = made.await?;
-        let addresses = wiring.addresses.iter().map(|own| own.address).collect();
-        let open = Arc::new(Open { namespace: Arc::clone(&self.namespace), addresses });
-        self.made = Some(Made { open, wiring, index });
-        Ok(())
-    }
-
-    async fn give_up(&mut self) {
-        self.made = None;
-        release(&self.agent).await;
-    }
-
-    fn tell(&self, endpoint: Endpoint) {
-        self.agent.board.endpoint.send_if_modified(|known| {
-            let is_other = match (&*known, &endpoint) {
-                (Endpoint::Open(known), Endpoint::Open(now)) => !Arc::ptr_eq(known, now),
-                (Endpoint::Without(known), Endpoint::Without(now)) => known != now,
-                (Endpoint::Awaited, Endpoint::Awaited) => false,
-                _ => true,
-            };
-            *known = endpoint;
-            is_other
-        });
-    }
-}
-
 fn no_address() -> String {
     format!(
         "no block of this node has an address to spare (pools of fewer than {SMALLEST_POOL} addresses and blocks of fewer than \
          {SMALLEST_BLOCK} have none)"
     )
-}
-
-/// Gives the endpoint's addresses back, if it has any.
-async fn release(agent: &Agent) {
-    if agent.ipam.run(|ipam| ipam.probe().is_none()).await {
-        return;
-    }
-    if let Err(error) = delete_interfaces(agent).await {
-        return warn!(error, "the probe endpoint is not released, to be tried again");
-    }
-    if let Err(refusal) = service::release(agent, &Attachment::of_probe()).await {
-        warn!(%refusal, "the probe endpoint is not released, to be tried again");
-    }
-}
-
-/// Takes the interfaces away, whichever of the two there is.
-async fn delete_interfaces(agent: &Agent) -> Result<(), String> {
-    for attach in [AttachMode::Bridge, AttachMode::Routed] {
-        agent.reaper.delete(interface(attach)).await?;
-    }
-    Ok(())
-}
-
-/// The error with all its causes.
-fn in_full(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        text = format!("{text}: {source}");
-        cause = source.source();
-    }
-    text
 }

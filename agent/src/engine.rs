@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use polder_api::message::{Refusal, RefusalKind};
+use polder_api::message::Refusal;
 use polder_ipam::Cidr;
 use polder_ipam::node::NodeIpam;
 use polder_ipam::peers::{Peer, believe};
@@ -31,6 +31,7 @@ use crate::etcd_addresses;
 use crate::kernel::plan::{Change, summary};
 use crate::kernel::state::Known;
 use crate::repair::Pace;
+use crate::requests::PlanRequest;
 use crate::underlay::{Facts, Underlay};
 
 /// Events that come together are answered together.
@@ -68,20 +69,17 @@ enum Cause {
     Disturbance,
 }
 
-/// Who asks what the next pass would change.
-pub type Asked = oneshot::Sender<Result<Vec<String>, String>>;
-
 /// What the next pass would change, in order.
 pub async fn ask(agent: &Agent) -> Result<Vec<String>, Refusal> {
     let (reply, answer) = oneshot::channel();
     let sent = agent.plans.send(reply).await;
     let answered = async { sent.ok().and(answer.await.ok()) }.await;
     let planned = answered.unwrap_or_else(|| Err("the engine has stopped".to_owned()));
-    planned.map_err(|reason| Refusal::new(RefusalKind::TryAgain, reason))
+    planned.map_err(Refusal::try_again)
 }
 
 /// Runs for ever.
-pub async fn run(agent: Arc<Agent>, mut asked: mpsc::Receiver<Asked>) {
+pub async fn run(agent: Arc<Agent>, mut asked: mpsc::Receiver<PlanRequest>) {
     let mut view = agent.board.view.subscribe();
     let mut holdings = agent.board.holdings.subscribe();
     let mut registration = agent.board.registration.subscribe();

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use polder_api::NodeName;
 use polder_api::ipam::{Checked, DeviationStatus, NodeChecked, Repairs};
-use polder_api::message::{Refusal, RefusalKind};
+use polder_api::message::Refusal;
 use polder_ipam::invariants::{self, Deviation, Facts, Published, Repair};
 use polder_ipam::key::Key;
 use polder_ipam::prefix;
@@ -46,7 +46,7 @@ fn patience(repairs: Repairs) -> Duration {
 const PAUSE: Duration = Duration::from_millis(200);
 
 fn try_again(error: impl std::fmt::Display) -> Refusal {
-    Refusal::new(RefusalKind::TryAgain, format!("the cluster cannot be checked: {error}"))
+    Refusal::try_again(format!("the cluster cannot be checked: {error}"))
 }
 
 fn store_failed(error: StoreError) -> Refusal {

@@ -2,18 +2,20 @@
 //!
 //! It follows the cluster's records ([`follower`]), keeps the node registered and its blocks claimed ([`registrar`]),
 //! makes the kernel what it should be ([`engine`]), and serves the plugin ([`service`]). Each is one task that owns
-//! what it decides about, and tells the others on the [`board`].
+//! what it decides about, and tells the others on the [`board`]. [`daemon`] puts them together.
 
 pub mod adoption;
 pub mod agent;
 pub mod allocation;
 pub mod board;
+pub mod caller;
 pub mod capability;
 pub mod collect;
 pub mod config;
 pub mod conflist;
 pub mod container;
 pub mod ctl;
+pub mod daemon;
 pub mod disconnect;
 pub mod dry_run;
 pub mod endpoint;
@@ -42,16 +44,22 @@ pub mod probe;
 pub mod published;
 pub mod publisher;
 pub mod recovery;
+pub mod refusal;
 pub mod refused;
 pub mod registrar;
 pub mod release;
 pub mod removal;
 pub mod repair;
+pub mod requests;
 pub mod server;
 pub mod service;
 pub mod show;
+pub mod state_dir;
 pub mod status;
 pub mod sweeper;
 pub mod systemd;
+pub mod teardown;
+pub mod tombstones;
 pub mod underlay;
 pub mod uninstall;
+pub mod wiring;

@@ -30,10 +30,10 @@ use crate::config::Bootstrap;
 use crate::kernel::Kernel;
 use crate::kernel::desired::{pod_mtu, vtep_mac};
 use crate::machine::{MachineError, now, random_name};
-use crate::service;
+use crate::requests::{ClaimRequest, ReserveRequest};
+use crate::teardown;
 
-pub use claims::{ClaimError, ClaimRequest, could_claim};
-pub use reservations::{ReserveRequest, Workload};
+pub use claims::could_claim;
 
 mod claims;
 mod reservations;
@@ -336,7 +336,7 @@ impl Registrar {
             .await;
         for attachment in attachments {
             warn!(%attachment, "cutting it off: this node was removed");
-            service::del(&self.agent, &attachment).await.map_err(|refusal| Waiting(refusal.message))?;
+            teardown::del(&self.agent, &attachment).await.map_err(|refusal| Waiting(refusal.message))?;
         }
         self.remove_gateways().await?;
         let identity = self.agent.ipam.run(|ipam| ipam.identity()).await?;

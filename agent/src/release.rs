@@ -17,8 +17,8 @@ use crate::kernel::Kernel;
 use crate::machine::now;
 use crate::pools;
 use crate::published::Addresses;
+use crate::refusal::ledger_failed;
 use crate::refused;
-use crate::service::ledger_failed;
 use crate::sweeper::{self, Swept};
 
 /// Attempts at a record that changes meanwhile, or whose change has an unknown outcome.
@@ -26,10 +26,6 @@ const ATTEMPTS: usize = 8;
 
 fn refuse<T>(problem: impl Into<String>) -> Result<T, Refusal> {
     Err(Refusal::new(RefusalKind::Invalid, problem))
-}
-
-fn try_again(error: impl std::fmt::Display) -> Refusal {
-    Refusal::new(RefusalKind::TryAgain, error.to_string())
 }
 
 fn store_failed(error: StoreError) -> Refusal {
@@ -76,7 +72,7 @@ pub async fn release(agent: &Agent, store: &Store, release: Release) -> Result<S
     let problem = format!("the reservation of {} cannot be given up", release.address);
     Err(match failure {
         Some(error) => refused::answer(&error, format!("{problem}: {error}")),
-        None => try_again(format!("{problem}: others change it all the time")),
+        None => Refusal::try_again(format!("{problem}: others change it all the time")),
     })
 }
 
@@ -95,7 +91,7 @@ async fn check_gone(
     };
     // No word is as good as what can be seen.
     if *node == agent.config.node {
-        let interfaces = agent.pods.run(Kernel::pod_interfaces).await.map_err(try_again)?;
+        let interfaces = agent.pods.run(Kernel::pod_interfaces).await.map_err(Refusal::try_again)?;
         if interfaces.contains(&attachment.host_interface()) {
             return lives("its interface is there");
         }
@@ -124,12 +120,15 @@ async fn of_a_block(agent: &Agent, view: &View, address: IpAddr) -> Result<Strin
     match condition.map_err(ledger_failed)? {
         Some(Condition::Held(held)) => {
             let attachment = &held.attachment;
-            match sweeper::sweep(agent, attachment, "an operator asks for it").await.map_err(try_again)? {
+            match sweeper::sweep(agent, attachment, "an operator asks for it")
+                .await
+                .map_err(Refusal::try_again)?
+            {
                 Swept::Released => Ok(format!("{attachment} is released: {address} rests")),
                 Swept::Alive => {
                     refuse(format!("{address} is that of {attachment}, which lives: delete the pod"))
                 }
-                Swept::Busy => Err(try_again(format!("{attachment} is being worked on: try again"))),
+                Swept::Busy => Err(Refusal::try_again(format!("{attachment} is being worked on: try again"))),
             }
         }
         Some(Condition::Gateway) => {

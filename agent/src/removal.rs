@@ -34,7 +34,7 @@ pub async fn remove(agent: &Agent, store: &Store, removal: Removal) -> Result<St
         let view: Arc<View> = Arc::clone(&views.borrow_and_update());
         if view.source != Source::Store || view.lost.is_some() {
             let why = view.lost.clone().unwrap_or_else(|| "it has not been read yet".to_owned());
-            return Err(try_again(format!("{}: {why}", agent.store.name())));
+            return Err(Refusal::try_again(format!("{}: {why}", agent.store.name())));
         }
         let txn = removal::remove(&view, &node, vouched)
             .map_err(|error| Refusal::new(RefusalKind::Invalid, error.to_string()))?;
@@ -56,7 +56,7 @@ pub async fn remove(agent: &Agent, store: &Store, removal: Removal) -> Result<St
             Err(error) => return failed(store, &node, vouched, &error).await,
         }
     }
-    Err(try_again(format!("the record of node {node} changes all the time")))
+    Err(Refusal::try_again(format!("the record of node {node} changes all the time")))
 }
 
 /// What has become of a removal that the store has refused or not answered.
@@ -77,15 +77,11 @@ async fn failed(
     };
     match is_made {
         Some(Some(done)) => Ok(done),
-        Some(None) => Err(try_again(format!("node {node} was not removed: {error}"))),
-        None => Err(try_again(format!(
+        Some(None) => Err(Refusal::try_again(format!("node {node} was not removed: {error}"))),
+        None => Err(Refusal::try_again(format!(
             "{error}. It is not known whether node {node} was removed: see polderctl node list"
         ))),
     }
-}
-
-fn try_again(message: String) -> Refusal {
-    Refusal::new(RefusalKind::TryAgain, message)
 }
 
 fn waits_for(view: &View, node: &NodeName) -> String {

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::Path;
@@ -10,8 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv};
 use polder_api::credentials::EtcdCredentials;
 use polder_api::frame::{self, FrameError, HEADER};
 use polder_api::ipam::{Release, Repairs};
@@ -24,10 +21,11 @@ use tokio::time::{sleep, timeout};
 use tracing::{Instrument, Span, debug, info, info_span, warn};
 
 use crate::agent::Agent;
+use crate::caller::Caller;
 use crate::in_flight::Wired;
 use crate::{
-    adoption, collect, disconnect, engine, health, inspection, pools, release, removal, repair, service,
-    show, status,
+    adoption, collect, disconnect, engine, health, inspection, pools, release, removal, service, show,
+    status, teardown,
 };
 
 /// Connections at once: more than a node has pods that come at once.
@@ -104,7 +102,7 @@ async fn serve(agent: &Arc<Agent>, mut stream: UnixStream) {
             None => Span::none(),
         };
         let Question { credentials, request, .. } = question;
-        let caller = Caller(&stream);
+        let caller = Caller::new(&stream);
         let answer = answer(agent, request, credentials, &caller, &mut wiring).instrument(span).await;
         let reply = answer.unwrap_or_else(Reply::Refused);
         if let Err(error) = write(&mut stream, &reply).await {
@@ -113,28 +111,7 @@ async fn serve(agent: &Arc<Agent>, mut stream: UnixStream) {
         }
     }
     if let Some(wired) = wiring {
-        service::abandoned(agent, wired).await;
-    }
-}
-
-/// Who has asked, and may have died since.
-#[derive(Debug)]
-pub struct Caller<'a>(&'a UnixStream);
-
-impl Caller<'_> {
-    /// Whether nobody waits for the answer any more.
-    pub fn is_gone(&self) -> bool {
-        let look = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-        // Who waits says nothing.
-        recv(self.0.as_raw_fd(), &mut [0], look) != Err(Errno::EAGAIN)
-    }
-
-    /// Who it is: the process at the other end of the socket.
-    fn name(&self) -> String {
-        let Ok(peer) = self.0.peer_cred() else { return "somebody".to_owned() };
-        let process = peer.pid().and_then(|id| u32::try_from(id).ok()).filter(|id| *id > 0);
-        let process = process.map_or("a process".to_owned(), |id| repair::process(id, None));
-        format!("{process}, uid {}", peer.uid())
+        teardown::abandoned(agent, wired).await;
     }
 }
 
@@ -193,7 +170,7 @@ async fn answer(
             if wiring.as_ref().is_some_and(|wired| *wired.attachment() == attachment) {
                 *wiring = None;
             }
-            service::del(agent, &attachment).await?;
+            teardown::del(agent, &attachment).await?;
             Reply::Deleted
         }
         Request::Check(attachment) => Reply::Wiring(service::check(agent, attachment).await?),

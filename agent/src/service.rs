@@ -1,40 +1,25 @@
-//! What the plugin asks for: attachments come, are checked, and go.
+//! What the plugin asks for: attachments come and are checked.
 
 use std::net::IpAddr;
 use std::path::Path;
-use std::time::Duration;
 
 use ipnetwork::IpNetwork;
-use polder_api::message::{AddRequest, Attach, LeasedAddress, PodAddress, Refusal, RefusalKind, Wiring};
-use polder_api::{Attachment, Family};
-use polder_ipam::ledger::{Held, Kind, LedgerError};
-use polder_ipam::record::{AttachMode, ClusterRecord};
-use polder_ipam::{Block, alias};
-use polder_netlink::nft::FilterSocket;
-use tokio::time::timeout;
-use tracing::{debug, info, warn};
+use polder_api::Attachment;
+use polder_api::message::{AddRequest, LeasedAddress, Refusal, RefusalKind, Wiring};
+use polder_ipam::Block;
+use polder_ipam::ledger::{Held, Kind};
+use tracing::info;
 
 use crate::agent::Agent;
 use crate::allocation::{Allocated, allocate};
 use crate::board::Registration;
+use crate::caller::Caller;
 use crate::in_flight::Wired;
-use crate::kernel::desired::{bridge_mac, smallest_mtu};
+use crate::kernel::desired::smallest_mtu;
 use crate::kernel::{Kernel, ruleset};
-use crate::machine::now;
-use crate::server::Caller;
-use crate::sweeper;
-
-/// How long a DEL waits for an ADD of the same attachment to end.
-const WIRING_PATIENCE: Duration = Duration::from_secs(10);
-
-pub(crate) fn refuse<T>(kind: RefusalKind, message: impl Into<String>) -> Result<T, Refusal> {
-    Err(Refusal::new(kind, message))
-}
-
-pub(crate) fn ledger_failed(error: LedgerError) -> Refusal {
-    let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
-    Refusal::new(RefusalKind::Failed, format!("the ledger cannot be written: {error}{source}"))
-}
+use crate::refusal::refuse;
+use crate::wiring::wiring;
+use crate::{teardown, tombstones};
 
 /// Holds the attachment for somebody who wants to add it, if the node serves.
 async fn admit(agent: &Agent, attachment: &Attachment, caller: &Caller<'_>) -> Result<Wired, Refusal> {
@@ -53,7 +38,7 @@ async fn admit(agent: &Agent, attachment: &Attachment, caller: &Caller<'_>) -> R
         let kind = if removed { RefusalKind::Removed } else { RefusalKind::TryAgain };
         return refuse(kind, format!("this node is not ready: {}", obstacles.join("; ")));
     }
-    sweeper::take_note(agent, attachment).await;
+    tombstones::apply(agent, attachment).await;
     Ok(held)
 }
 
@@ -83,7 +68,7 @@ pub async fn add(
     let table = ruleset::table(&cluster.record, &ruleset::Lengths::new());
     let (mac, addresses) = (held.mac, held.addresses.clone());
     if let Err(error) = agent.pods.run(move |kernel| kernel.admit_pod(&table, mac, &addresses)).await {
-        let _ = release(agent, &attachment).await;
+        let _ = teardown::release(agent, &attachment).await;
         return refuse(RefusalKind::Failed, format!("let {attachment} send under its address: {error}"));
     }
     agent.attachments_changed.notify_one();
@@ -168,120 +153,5 @@ pub async fn check(agent: &Agent, attachment: Attachment) -> Result<Wiring, Refu
     match agent.ipam.run(move |ipam| ipam.get(&key).cloned()).await {
         Some(held) if !held.leaving && held.kind == Kind::Pod => Ok(wiring(agent, &cluster.record, &held)),
         _ => refuse(RefusalKind::Missing, format!("{attachment} is not attached")),
-    }
-}
-
-/// How an attachment should be wired.
-pub(crate) fn wiring(agent: &Agent, cluster: &ClusterRecord, held: &Held) -> Wiring {
-    let holdings = agent.board.holdings();
-    let gateways = &holdings.gateways;
-    let own = |address: &IpAddr| holdings.blocks.iter().any(|owned| owned.block.cidr().has(*address));
-    let bridge = bridge_mac(&agent.config.node);
-    let addresses = held.addresses.iter().filter_map(|address| {
-        let same_family = |gateway: &&IpAddr| Family::of(**gateway) == Family::of(*address);
-        let gateway = *held.gateways.iter().chain(gateways).find(same_family)?;
-        Some(PodAddress { address: *address, gateway })
-    });
-    Wiring {
-        host_interface: held.attachment.host_interface(),
-        alias: alias::write(&held.attachment, held.pod.as_ref()),
-        attach: match cluster.attach {
-            AttachMode::Bridge => Attach::Bridge { locked: agent.features.locked_ports },
-            AttachMode::Routed => Attach::Routed,
-        },
-        mac: held.mac,
-        mtu: held.mtu,
-        addresses: addresses.collect(),
-        gateway_mac: bridge,
-        strays: held.addresses.iter().copied().filter(|address| !own(address)).collect(),
-    }
-}
-
-/// Takes an attachment away: first its interface, then its addresses. Succeeds where there is nothing.
-pub async fn del(agent: &Agent, attachment: &Attachment) -> Result<(), Refusal> {
-    // A plugin that still wires would make an interface for an attachment that is gone.
-    let held = timeout(WIRING_PATIENCE, agent.in_flight.take(attachment)).await;
-    if held.is_err() {
-        warn!(%attachment, "its ADD does not end: taking it away nevertheless");
-    }
-    // A runtime must not be kept from forgetting a pod that is gone.
-    release(agent, attachment).await.map(drop)
-}
-
-/// What became of the addresses of an attachment whose interface is gone.
-#[derive(Debug)]
-#[must_use]
-pub enum Addresses {
-    /// They are free, or there were none.
-    Freed,
-    /// The ledger cannot be written, for that reason: they are freed when the attachment is looked at again.
-    Kept(Refusal),
-}
-
-/// Takes an attachment away, for whoever holds it. A ledger that cannot be written keeps the addresses, and nothing
-/// else.
-pub async fn release(agent: &Agent, attachment: &Attachment) -> Result<Addresses, Refusal> {
-    let key = attachment.clone();
-    let (held, written) = agent.ipam.run(move |ipam| ipam.begin_release(&key)).await;
-    if let Err(error) = written {
-        warn!(%attachment, "{}", ledger_failed(error));
-    }
-    let failed = |reason: String| Refusal::new(RefusalKind::Failed, reason);
-    agent.reaper.delete(attachment.host_interface()).await.map_err(failed)?;
-    let Some(held) = held else { return Ok(Addresses::Freed) };
-    if let Some(cluster) = &agent.board.view().cluster {
-        let table = ruleset::table(&cluster.record, &ruleset::Lengths::new());
-        let (mac, addresses) = (held.mac, held.addresses.clone());
-        let forgotten = agent.pods.run(move |kernel| kernel.forget_pod(&table, mac, &addresses)).await;
-        // Until the next pass forgets it, too: no other pod has that MAC address with that address.
-        if let Err(error) = forgotten {
-            warn!(%attachment, %error, "not all of it is forgotten yet");
-        }
-    }
-    forget_connections(agent, held.addresses.clone());
-    let key = attachment.clone();
-    let freed = agent.ipam.run(move |ipam| ipam.release(&key, now())).await;
-    agent.attachments_changed.notify_one();
-    agent.holdings_changed.notify_one();
-    Ok(match freed {
-        Ok(()) => {
-            info!(%attachment, addresses = ?held.addresses, "released");
-            Addresses::Freed
-        }
-        Err(error) => {
-            let reason = ledger_failed(error);
-            warn!(%attachment, "its interface is gone, its addresses are not free: {reason}");
-            Addresses::Kept(reason)
-        }
-    })
-}
-
-/// Lets the kernel forget what the addresses were connected to: the next pod that has one is not to get the last one's
-/// packets. Nobody waits for it, for it looks at every connection of the node, and the addresses rest for longer.
-fn forget_connections(agent: &Agent, addresses: Vec<IpAddr>) {
-    let connections = agent.connections.clone();
-    tokio::spawn(async move {
-        let forget = move |socket: &mut FilterSocket| {
-            addresses.iter().try_for_each(|address| socket.forget_connections(*address).map(drop))
-        };
-        if let Err(error) = connections.run(forget).await {
-            debug!(%error, "connections of freed addresses are not forgotten");
-        }
-    });
-}
-
-/// What becomes of an attachment whose plugin has gone away: if there is no interface, there never will be one.
-pub async fn abandoned(agent: &Agent, wired: Wired) {
-    let attachment = wired.attachment().clone();
-    match agent.pods.run(Kernel::pod_interfaces).await {
-        Ok(interfaces) if interfaces.contains(&attachment.host_interface()) => {}
-        Ok(_) => {
-            let key = attachment.clone();
-            if agent.ipam.run(move |ipam| ipam.get(&key).is_some()).await {
-                info!(%attachment, "its plugin ended without making an interface");
-                let _ = release(agent, &attachment).await;
-            }
-        }
-        Err(error) => warn!(%attachment, %error, "cannot see whether its plugin made an interface"),
     }
 }

@@ -10,7 +10,6 @@ use polder_api::{tombstone, tombstones};
 use polder_ipam::ledger::sqlite::Sqlite;
 use polder_ipam::ledger::{Held, Kind, Ledger};
 
-use crate::agent::{LEDGER, STORE, lock_state};
 use crate::config::Places;
 use crate::conflist;
 use crate::container;
@@ -20,6 +19,7 @@ use crate::kernel::sysctl::Sysctls;
 use crate::lock::NodeLock;
 use crate::machine::Machine;
 use crate::presence::Presence;
+use crate::state_dir::{self, LEDGER, STORE};
 
 /// What becomes of pods that are still attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub fn uninstall(places: &Places, attached: Attached) -> anyhow::Result<Vec<Stri
     container::refuse_lost_state(state, places.allow_ephemeral_state)?;
     let sysctls = Sysctls::at(places.proc_sys_net.clone())?;
     let is_there = state.exists();
-    let lock = is_there.then(|| lock_state(state).context(STOP)).transpose()?;
+    let lock = is_there.then(|| state_dir::lock(state).context(STOP)).transpose()?;
     if UnixStream::connect(&places.socket).is_ok() {
         bail!(
             "{STOP}: it answers on {}, and its state is not in {}",

@@ -4,6 +4,7 @@
 //! its attachment until the connection ends: that is how the agent knows that the plugin is still wiring, and a
 //! plugin that dies on the way gives the attachment back by dying.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -296,5 +297,10 @@ impl Refusal {
     /// A refusal of `kind`, with the reason in words.
     pub fn new(kind: RefusalKind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into() }
+    }
+
+    /// A refusal where another attempt may help.
+    pub fn try_again(message: impl fmt::Display) -> Self {
+        Self::new(RefusalKind::TryAgain, message.to_string())
     }
 }

@@ -126,7 +126,7 @@ fn serve(flags: Flags) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     config.warnings().iter().for_each(|warning| warn!("{warning}"));
     let outcome = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
-        let outcome = runtime.block_on(polder_agent::agent::run(config));
+        let outcome = runtime.block_on(polder_agent::daemon::run(config));
         // Threads that wait for the kernel must not keep the process.
         runtime.shutdown_background();
         outcome

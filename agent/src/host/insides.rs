@@ -19,7 +19,7 @@ use tracing::{debug, info};
 use crate::agent::Agent;
 use crate::capability::Capability;
 use crate::kernel::Kernel;
-use crate::service;
+use crate::wiring::wiring;
 
 /// Pods that are looked into at a time. One takes some 0.3 ms, on a thread that nobody waits for.
 const AT_A_TIME: usize = 32;
@@ -143,7 +143,7 @@ pub fn problem(held: &Held, what: &str) -> String {
 
 /// Compares the pod's own side with what was wired, which is what CHECK compares, too.
 pub async fn look_into(agent: &Agent, cluster: &ClusterRecord, held: &Held) -> Look {
-    let wiring = service::wiring(agent, cluster, held);
+    let wiring = wiring(agent, cluster, held);
     let inside = Inside {
         interface: held.attachment.interface.clone(),
         mac: wiring.mac,

@@ -18,23 +18,12 @@ use tracing::{info, warn};
 
 use super::Registrar;
 use crate::machine::{MachineError, now, random_name};
+use crate::requests::ClaimRequest;
 use polder_ipam::view::View;
 
 /// Attempts at a block before whoever needs it is told: each fails because somebody else got one, or nobody knows what
 /// became of it.
 const ATTEMPTS: usize = 50;
-
-/// A wish for another block.
-#[derive(Debug)]
-pub struct ClaimRequest {
-    /// Which one.
-    pub wanted: Wanted,
-    /// Who waits for it. With nobody waiting, it is for later.
-    pub reply: Option<oneshot::Sender<Result<(), ClaimError>>>,
-}
-
-/// There is no block to be had.
-pub type ClaimError = NoClaim;
 
 /// What became of a claim.
 enum Attempted {
@@ -69,14 +58,14 @@ impl Registrar {
     }
 
     /// Claims a block.
-    pub(super) async fn claim(&self, wanted: Wanted) -> Result<(), ClaimError> {
+    pub(super) async fn claim(&self, wanted: Wanted) -> Result<(), NoClaim> {
         let mut lost: BTreeSet<Block> = BTreeSet::new();
         let mut unanswered = None;
         for _ in 0..ATTEMPTS {
             let view = self.agent.board.view();
             let identity = self.agent.ipam.run(|ipam| ipam.identity()).await?;
             let nonce =
-                random_name().map_err(|error: MachineError| ClaimError::Unavailable(error.to_string()))?;
+                random_name().map_err(|error: MachineError| NoClaim::Unavailable(error.to_string()))?;
             let claimant = Claimant {
                 me: &self.agent.config.node,
                 labels: &self.agent.config.labels,
@@ -105,7 +94,7 @@ impl Registrar {
                     self.agent.ipam.run(|ipam| (ipam.blocks().to_vec(), ipam.gateways().to_vec())).await;
                 self.announce(identity, &blocks, &gateways);
                 if is_useless {
-                    return Err(ClaimError::Exhausted(format!(
+                    return Err(NoClaim::Exhausted(format!(
                         "block {block} of pool {name} is claimed and has no address for a pod: add a pool with larger \
                          blocks"
                     )));
@@ -123,13 +112,13 @@ impl Registrar {
         }
         Err(match unanswered {
             Some(error) => error.into(),
-            None => ClaimError::Unavailable(format!("{ATTEMPTS} attempts were lost to other nodes")),
+            None => NoClaim::Unavailable(format!("{ATTEMPTS} attempts were lost to other nodes")),
         })
     }
 
     /// Carries out a claim. An outcome that is not known is looked up, not tried again. A refusal ends the attempt: another
     /// block would be refused, too.
-    async fn commit(&self, claim: &Claim) -> Result<Attempted, ClaimError> {
+    async fn commit(&self, claim: &Claim) -> Result<Attempted, NoClaim> {
         let error = match self.agent.store.commit(&claim.txn).await {
             Ok(Outcome::Applied { revision }) => {
                 self.caught_up(revision).await?;
@@ -157,10 +146,10 @@ pub fn could_claim(
     labels: &Labels,
     family: Family,
     pool: Option<&PoolName>,
-) -> Result<(), ClaimError> {
+) -> Result<(), NoClaim> {
     if let Some(reason) = &view.lost {
-        return Err(ClaimError::Unavailable(reason.clone()));
+        return Err(NoClaim::Unavailable(reason.clone()));
     }
     let wanted = Wanted::Any(family, pool.cloned());
-    next_block(view, me, labels, &wanted, &BTreeSet::new()).map(|_| ()).map_err(ClaimError::Exhausted)
+    next_block(view, me, labels, &wanted, &BTreeSet::new()).map(|_| ()).map_err(NoClaim::Exhausted)
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use polder_api::Attachment;
 use polder_api::message::{Refusal, RefusalKind};
-use polder_api::{Attachment, PoolName};
 use polder_ipam::key::Key;
 use polder_ipam::ledger::Standing;
 use polder_ipam::node::NodeIpam;
@@ -13,40 +13,14 @@ use polder_ipam::record::{Holder, encode};
 use polder_ipam::reservation::{self, Denied, HandOver};
 use polder_ipam::store::{Outcome, Range};
 use polder_ipam::view::{Source, View};
-use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::info;
 
 use super::Registrar;
+use crate::requests::{ReserveRequest, Workload};
 
 /// Attempts at a record that changes at the same time.
 const ATTEMPTS: usize = 10;
-
-/// Which address is wanted.
-#[derive(Debug, Clone)]
-pub enum Workload {
-    /// That one.
-    Address(IpAddr),
-    /// The one that the workload has in that pool, or any.
-    Pool(PoolName),
-}
-
-/// A wish for a reserved address.
-#[derive(Debug)]
-pub struct ReserveRequest {
-    /// Which one.
-    pub wanted: Workload,
-    /// The workload: `namespace/name` of its pod.
-    pub owner: String,
-    /// The pod's attachment.
-    pub attachment: Attachment,
-    /// Who waits for it.
-    pub reply: oneshot::Sender<Result<IpAddr, Refusal>>,
-}
-
-fn try_again(message: impl Into<String>) -> Refusal {
-    Refusal::new(RefusalKind::TryAgain, message)
-}
 
 fn denied(denied: &Denied) -> Refusal {
     let kind = match denied {
@@ -99,7 +73,7 @@ impl Registrar {
                 }
             }
         }
-        Err(try_again("the reservation changes all the time"))
+        Err(Refusal::try_again("the reservation changes all the time"))
     }
 
     async fn prepare(
@@ -111,10 +85,12 @@ impl Registrar {
     ) -> Result<HandOver, Refusal> {
         if view.source != Source::Store || view.lost.is_some() {
             let reason = view.lost.clone().unwrap_or_else(|| "the store is away".to_owned());
-            return Err(try_again(format!("a reserved address needs the store: {reason}")));
+            return Err(Refusal::try_again(format!("a reserved address needs the store: {reason}")));
         }
         if self.is_cautious() {
-            return Err(try_again("the store has lost records, and their owners are putting them back"));
+            return Err(Refusal::try_again(
+                "the store has lost records, and their owners are putting them back",
+            ));
         }
         let (identity, held) = self
             .agent
@@ -125,15 +101,16 @@ impl Registrar {
                 (ipam.identity(), held)
             })
             .await;
-        let identity = identity.map_err(|error| try_again(error.to_string()))?;
+        let identity = identity.map_err(Refusal::try_again)?;
         let identity = identity.filter(|identity| identity.standing == Standing::Member);
         let (Some(identity), Some(node)) = (identity, view.nodes.get(&self.agent.config.node)) else {
-            return Err(try_again("the node is not registered"));
+            return Err(Refusal::try_again("the node is not registered"));
         };
         let address = match wanted {
             Workload::Address(address) => *address,
             Workload::Pool(name) => {
-                let pool = view.pools.get(name).ok_or_else(|| try_again(format!("pool {name} is gone")))?;
+                let pool =
+                    view.pools.get(name).ok_or_else(|| Refusal::try_again(format!("pool {name} is gone")))?;
                 reservation::choose(view, pool, owner).map_err(|error| denied(&error))?
             }
         };
@@ -154,13 +131,13 @@ impl Registrar {
         match self.agent.store.commit(&prepared.txn).await {
             Ok(Outcome::Applied { .. }) => Ok(true),
             Ok(Outcome::Refused) => Ok(false),
-            Err(error) if !error.needs_look() => Err(try_again(error.to_string())),
+            Err(error) if !error.needs_look() => Err(Refusal::try_again(&error)),
             Err(error) => {
                 let range = Range::single(Key::Reservation(prepared.address).to_string());
-                let found = self.agent.store.range(&range).await.map_err(|_| try_again(error.to_string()))?;
+                let found = self.agent.store.range(&range).await.map_err(|_| Refusal::try_again(&error))?;
                 let made = found.entries.first().is_some_and(|entry| entry.value == encode(&prepared.record));
                 // Not yet, perhaps: should it still come to pass, it is let go when it is seen.
-                if made { Ok(true) } else { Err(try_again(error.to_string())) }
+                if made { Ok(true) } else { Err(Refusal::try_again(&error)) }
             }
         }
     }

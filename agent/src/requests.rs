@@ -1,0 +1,42 @@
+//! What tasks ask of each other, each with who waits for the answer.
+
+use std::net::IpAddr;
+
+use polder_api::message::Refusal;
+use polder_api::{Attachment, PoolName};
+use polder_ipam::claim::{NoClaim, Wanted};
+use tokio::sync::oneshot;
+
+/// A question to the engine: what the next pass would change.
+pub type PlanRequest = oneshot::Sender<Result<Vec<String>, String>>;
+
+/// A wish for another block.
+#[derive(Debug)]
+pub struct ClaimRequest {
+    /// Which one.
+    pub wanted: Wanted,
+    /// Who waits for it. With nobody waiting, it is for later.
+    pub reply: Option<oneshot::Sender<Result<(), NoClaim>>>,
+}
+
+/// Which address is wanted.
+#[derive(Debug, Clone)]
+pub enum Workload {
+    /// That one.
+    Address(IpAddr),
+    /// The one that the workload has in that pool, or any.
+    Pool(PoolName),
+}
+
+/// A wish for a reserved address.
+#[derive(Debug)]
+pub struct ReserveRequest {
+    /// Which one.
+    pub wanted: Workload,
+    /// The workload: `namespace/name` of its pod.
+    pub owner: String,
+    /// The pod's attachment.
+    pub attachment: Attachment,
+    /// Who waits for it.
+    pub reply: oneshot::Sender<Result<IpAddr, Refusal>>,
+}

@@ -1,0 +1,38 @@
+//! How an attachment is wired.
+
+use std::net::IpAddr;
+
+use polder_api::Family;
+use polder_api::message::{Attach, PodAddress, Wiring};
+use polder_ipam::alias;
+use polder_ipam::ledger::Held;
+use polder_ipam::record::{AttachMode, ClusterRecord};
+
+use crate::agent::Agent;
+use crate::kernel::desired::bridge_mac;
+
+/// How an attachment should be wired.
+pub(crate) fn wiring(agent: &Agent, cluster: &ClusterRecord, held: &Held) -> Wiring {
+    let holdings = agent.board.holdings();
+    let gateways = &holdings.gateways;
+    let own = |address: &IpAddr| holdings.blocks.iter().any(|owned| owned.block.cidr().has(*address));
+    let bridge = bridge_mac(&agent.config.node);
+    let addresses = held.addresses.iter().filter_map(|address| {
+        let same_family = |gateway: &&IpAddr| Family::of(**gateway) == Family::of(*address);
+        let gateway = *held.gateways.iter().chain(gateways).find(same_family)?;
+        Some(PodAddress { address: *address, gateway })
+    });
+    Wiring {
+        host_interface: held.attachment.host_interface(),
+        alias: alias::write(&held.attachment, held.pod.as_ref()),
+        attach: match cluster.attach {
+            AttachMode::Bridge => Attach::Bridge { locked: agent.features.locked_ports },
+            AttachMode::Routed => Attach::Routed,
+        },
+        mac: held.mac,
+        mtu: held.mtu,
+        addresses: addresses.collect(),
+        gateway_mac: bridge,
+        strays: held.addresses.iter().copied().filter(|address| !own(address)).collect(),
+    }
+}
