@@ -29,6 +29,7 @@ use crate::config::StoreConfig;
 use crate::conflist::Conflist;
 use crate::etcd_addresses;
 use crate::kernel::plan::{Change, summary};
+use crate::kernel::snapshot::HostNetwork;
 use crate::kernel::state::Known;
 use crate::repair::Pace;
 use crate::requests::PlanRequest;
@@ -204,9 +205,9 @@ struct Outward {
 }
 
 impl Outward {
-    fn of(facts: &Facts) -> Self {
-        let interfaces = facts.interfaces.iter().map(|(index, (name, _))| (*index, name.clone())).collect();
-        let world = facts.routes.iter().filter(|(what, way)| what == THE_WORLD && !way.local);
+    fn of(network: &HostNetwork) -> Self {
+        let interfaces = network.interfaces.iter().map(|(index, (name, _))| (*index, name.clone())).collect();
+        let world = network.routes.iter().filter(|(what, way)| what == THE_WORLD && !way.local);
         Self { interfaces, world: world.map(|(_, way)| way.index).collect() }
     }
 }
@@ -420,18 +421,20 @@ impl Engine {
         }
         asked.extend(WORLD.iter().filter_map(|world| Some((THE_WORLD.to_owned(), world.parse().ok()?))));
         let known = self.agent.board.underlay();
-        let mut facts = self.agent.kernel.run(move |kernel| kernel.underlay_facts(&asked)).await;
-        if let Ok(facts) = &mut facts {
-            facts.store = store;
-            facts.pods = self.agent.ipam.run(|ipam| own_ranges(ipam)).await;
-        }
+        let facts = match self.agent.kernel.run(move |kernel| kernel.host_network(&asked)).await {
+            Ok(network) => {
+                let pods = self.agent.ipam.run(|ipam| own_ranges(ipam)).await;
+                Ok(Facts { network, store, pods })
+            }
+            Err(error) => Err(error),
+        };
         self.unread = facts.is_err();
         if let (Err(error), Ok(_)) = (&facts, &known) {
             return warn!(%error, "the interfaces cannot be read: the underlay is taken for what it was");
         }
         if let Ok(facts) = &facts {
-            self.own = facts.addresses.iter().map(|found| found.address.ip()).collect();
-            self.outward = Outward::of(facts);
+            self.own = facts.network.addresses.iter().map(|found| found.address.ip()).collect();
+            self.outward = Outward::of(&facts.network);
         }
         let current = known.unwrap_or_default();
         let chosen = facts

@@ -8,6 +8,7 @@ pub mod managers;
 pub mod routing;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,44 +16,21 @@ use polder_api::Family;
 use polder_ipam::ledger::Kind;
 use polder_ipam::record::{AttachMode, ClusterRecord};
 use polder_netlink::nft::foreign::Judged;
+use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
-use self::firewall::Filter;
 use self::insides::Insides;
-use self::limits::NeighbourLimits;
 use self::managers::Gap;
-use self::routing::{Pods, Routing};
+use self::routing::Pods;
 use crate::agent::Agent;
-use crate::kernel::desired::{Path, Reached};
+use crate::kernel::desired::{self, Reached};
+use crate::kernel::surroundings::{Filter, Surroundings};
 use crate::presence;
 use crate::probe::schedule::{Key, Verdict};
 
 /// The longest time between two looks.
 const EVERY: Duration = Duration::from_secs(30);
-
-/// What there is.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Facts {
-    /// Routes and rules.
-    pub routing: Routing,
-    /// Chains of others that judge what is forwarded.
-    pub filters: Vec<Filter>,
-    /// Those that judge what is for the host itself.
-    pub host_filters: Vec<Filter>,
-    /// Those that judge all that comes in, or all that goes out.
-    pub other_filters: Vec<(Judged, Filter)>,
-    /// The families of which legacy iptables has a table `filter`. Netlink does not tell what is in it.
-    pub legacy_filters: BTreeSet<Family>,
-    /// How many neighbours the kernel keeps. Unknown outside of the machine's first network namespace.
-    pub neighbours: BTreeMap<Family, NeighbourLimits>,
-    /// Ports of our bridge.
-    pub bridge_ports: usize,
-    /// What those who manage interfaces have not been told.
-    pub gaps: Vec<Gap>,
-    /// Whether the source address of what comes in is checked on all interfaces.
-    pub filters_all_sources: bool,
-}
 
 /// What it is judged by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,33 +48,33 @@ pub struct Needs {
 }
 
 /// What is wrong, each with its remedy.
-pub fn problems(facts: &Facts, needs: &Needs) -> Vec<String> {
+pub fn problems(there: &Surroundings, gaps: &[Gap], needs: &Needs) -> Vec<String> {
     let between = |judged, filter: &Filter| filter.problem_between(judged, needs.attach, &needs.pods);
     let forwarded =
         |filter: &Filter| filter.problem(needs.attach).or_else(|| between(Judged::Forwarded, filter));
-    let others = facts.other_filters.iter().filter_map(|(judged, filter)| between(*judged, filter));
-    let filters = facts.filters.iter().filter_map(forwarded).chain(others);
-    let tunnels = facts
+    let others = there.other_filters.iter().filter_map(|(judged, filter)| between(*judged, filter));
+    let filters = there.filters.iter().filter_map(forwarded).chain(others);
+    let tunnels = there
         .host_filters
         .iter()
         .filter(|filter| needs.closed_tunnels.iter().any(|family| filter.judges(*family)))
         .filter_map(|filter| filter.problem_of_tunnels(needs.tunnel_port));
-    let legacy = facts.legacy_filters.iter().map(|family| firewall::unreadable(*family, needs.attach));
+    let legacy = there.legacy_filters.iter().map(|family| firewall::unreadable(*family, needs.attach));
     let neighbours = needs.neighbours.iter().filter_map(|(family, needed)| {
-        facts.neighbours.get(family).and_then(|limits| limits.problem(*family, *needed))
+        there.neighbours.get(family).and_then(|limits| limits.problem(*family, *needed))
     });
     let ports = match needs.attach {
-        AttachMode::Bridge => limits::ports(facts.bridge_ports),
+        AttachMode::Bridge => limits::ports(there.bridge_ports),
         AttachMode::Routed => None,
     };
-    let gaps = facts.gaps.iter().map(ToString::to_string);
+    let gaps = gaps.iter().map(ToString::to_string);
     // The kernel goes by the stricter of "all" and the device, whatever ours says.
-    let sources = facts.filters_all_sources.then(|| {
+    let sources = there.filters_all_sources.then(|| {
         "net.ipv4.conf.all.rp_filter is not 0: packets are lost while two nodes reach each other by different ways. \
          Set it to 0, and to 1 on the interfaces that need it"
             .to_owned()
     });
-    let routing = routing::problems(&facts.routing, &needs.pods).into_iter();
+    let routing = routing::problems(&there.routing, &needs.pods).into_iter();
     let packets = filters.chain(tunnels).chain(routing);
     packets.chain(legacy).chain(neighbours).chain(ports).chain(gaps).chain(sources).collect()
 }
@@ -136,13 +114,14 @@ pub(crate) async fn look(agent: &Agent, cluster: &ClusterRecord, of_pods: Vec<St
         tunnel_port: cluster.vxlan.port,
         pods,
     };
-    let asked = needs.clone();
-    let facts = match agent.kernel.run(move |kernel| kernel.host_facts(&asked)).await {
-        Ok(facts) => facts,
+    let (asked, closed) = (needs.pods.pools.clone(), !needs.closed_tunnels.is_empty());
+    let there = match agent.kernel.run(move |kernel| kernel.surroundings(&asked, closed)).await {
+        Ok(there) => there,
         // Others change their rules while they are read. What was seen before stays true as far as anybody knows.
         Err(error) => return debug!(%error, "the packet filters of others cannot be read"),
     };
-    let problems = [problems(&facts, &needs), presence::problems(leases.iter()), of_pods].concat();
+    let gaps = spawn_blocking(|| managers::gaps(Path::new("/"))).await.unwrap_or_default();
+    let problems = [problems(&there, &gaps, &needs), presence::problems(leases.iter()), of_pods].concat();
     agent.board.host.send_if_modified(|known| {
         problems.iter().filter(|problem| !known.contains(problem)).for_each(|problem| warn!("{problem}"));
         known
@@ -159,7 +138,7 @@ pub(crate) async fn look(agent: &Agent, cluster: &ClusterRecord, of_pods: Vec<St
 fn closed_tunnels(paths: &BTreeMap<Key, Reached>, verdicts: &BTreeMap<Key, Verdict>) -> BTreeSet<Family> {
     let (mut closed, mut open) = (BTreeSet::new(), BTreeSet::new());
     for (key, reached) in paths {
-        let Path::Vxlan { over, .. } = reached.path else { continue };
+        let desired::Path::Vxlan { over, .. } = reached.path else { continue };
         match verdicts.get(key) {
             Some(Verdict::Silent) => drop(closed.insert(over)),
             Some(verdict) if verdict.is_open() => drop(open.insert(over)),
@@ -187,13 +166,13 @@ mod tests {
     #[test]
     fn a_host_that_does_nothing_to_us_has_no_problems() {
         let needs = Needs { neighbours: [(Family::V4, 100)].into(), ..needs(AttachMode::Bridge) };
-        assert_eq!(problems(&Facts::default(), &needs), Vec::<String>::new());
+        assert_eq!(problems(&Surroundings::default(), &[], &needs), Vec::<String>::new());
     }
 
     #[test]
     fn a_bridge_that_is_nearly_full_is_a_problem_only_where_pods_are_on_it() {
-        let facts = Facts { bridge_ports: 1000, ..Facts::default() };
-        assert_eq!(problems(&facts, &needs(AttachMode::Bridge)).len(), 1);
-        assert_eq!(problems(&facts, &needs(AttachMode::Routed)), Vec::<String>::new());
+        let there = Surroundings { bridge_ports: 1000, ..Surroundings::default() };
+        assert_eq!(problems(&there, &[], &needs(AttachMode::Bridge)).len(), 1);
+        assert_eq!(problems(&there, &[], &needs(AttachMode::Routed)), Vec::<String>::new());
     }
 }

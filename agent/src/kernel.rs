@@ -19,7 +19,7 @@ pub mod sysctl;
 
 pub mod apply;
 pub mod snapshot;
-mod surroundings;
+pub mod surroundings;
 
 use std::net::IpAddr;
 

@@ -1,15 +1,15 @@
 //! Which of the node's addresses its peers are to use: chosen by the route to them, not by the default route.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use polder_api::Family;
 use polder_ipam::Cidr;
 use polder_ipam::needed::{Needed, What};
 use polder_netlink::address::Address;
-use polder_netlink::route::{ForeignRoute, Lookup};
 
 use crate::config::UnderlayConfig;
+use crate::kernel::snapshot::HostNetwork;
 
 /// The node's addresses on the network that joins the nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -60,16 +60,8 @@ pub const LOOPBACK: &str = "lo";
 /// What the choice is made from.
 #[derive(Debug, Clone, Default)]
 pub struct Facts {
-    /// Name and MTU of every interface that is up and not ours, by index.
-    pub interfaces: BTreeMap<u32, (String, u32)>,
-    /// The interfaces that are ours.
-    pub own: BTreeSet<u32>,
-    /// The addresses of all interfaces.
-    pub addresses: Vec<Address>,
-    /// How the host would reach those that it has to reach, the most telling first: what it is, and the way.
-    pub routes: Vec<(String, Lookup)>,
-    /// The routes that the host is configured with.
-    pub configured: Vec<ForeignRoute>,
+    /// What the kernel tells.
+    pub network: HostNetwork,
     /// Where etcd is.
     pub store: Vec<Needed>,
     /// This node's own blocks and the addresses of its attachments. Another plugin may have routes to them.
@@ -83,8 +75,9 @@ impl Facts {
             let ip = address.address.ip();
             Family::of(ip) == family && address.global && !address.fleeting && !ip.is_loopback()
         };
-        let with_interface = |address| Some((address, self.interfaces.get(&(address as &Address).index)?));
-        self.addresses.iter().filter(usable).filter_map(with_interface)
+        let with_interface =
+            |address| Some((address, self.network.interfaces.get(&(address as &Address).index)?));
+        self.network.addresses.iter().filter(usable).filter_map(with_interface)
     }
 
     /// Why these addresses were not chosen, where that can be asked at all.
@@ -94,10 +87,10 @@ impl Facts {
             let uplink = uplinks.get(&Family::of(address));
             let is_chosen = uplink.is_some_and(|uplink| uplink.address == address);
             // An interface of ours is never asked, nor is what every host has of itself.
-            if address.is_loopback() || is_chosen || self.own.contains(&found.index) {
+            if address.is_loopback() || is_chosen || self.network.own.contains(&found.index) {
                 return None;
             }
-            let interface = self.interfaces.get(&found.index).map(|(name, _)| name.clone());
+            let interface = self.network.interfaces.get(&found.index).map(|(name, _)| name.clone());
             let reason = match (&interface, uplink) {
                 (None, _) => "its interface is down".to_owned(),
                 _ if !found.global => "it is good on its own link alone".to_owned(),
@@ -110,7 +103,7 @@ impl Facts {
             };
             Some(Other { address, interface, reason })
         };
-        self.addresses.iter().filter_map(other).take(OTHERS).collect()
+        self.network.addresses.iter().filter_map(other).take(OTHERS).collect()
     }
 
     /// What the node has to reach past the pods' network.
@@ -120,13 +113,13 @@ impl Facts {
             IpAddr::V6(v6) => !v6.is_unicast_link_local() && !v6.is_loopback() && !v6.is_unspecified(),
         };
         let name = |index: u32| {
-            let interface = self.interfaces.get(&index).map(|(name, _)| name.clone());
-            interface.filter(|name| name != LOOPBACK && !self.own.contains(&index))
+            let interface = self.network.interfaces.get(&index).map(|(name, _)| name.clone());
+            interface.filter(|name| name != LOOPBACK && !self.network.own.contains(&index))
         };
         let is_pods = |range: Cidr| self.pods.iter().any(|pods| pods.covers(range));
         let mut needed = self.store.clone();
-        for route in &self.configured {
-            if route.index.is_some_and(|index| self.own.contains(&index)) {
+        for route in &self.network.configured {
+            if route.index.is_some_and(|index| self.network.own.contains(&index)) {
                 continue;
             }
             let range = Cidr::around(route.destination.ip(), route.destination.prefix());
@@ -137,16 +130,16 @@ impl Facts {
                 needed.push(Needed { range, what: What::Network(interface) });
             }
         }
-        let routers = self.routes.iter().filter_map(|(_, way)| way.gateway).filter(is_elsewhere);
+        let routers = self.network.routes.iter().filter_map(|(_, way)| way.gateway).filter(is_elsewhere);
         needed.extend(routers.map(|router| Needed::host(router, What::Gateway)));
         let in_a_network = |range: Cidr| {
             needed
                 .iter()
                 .any(|network| matches!(network.what, What::Network(_)) && network.range.covers(range))
         };
-        let alone = self.addresses.iter().filter_map(|found| {
+        let alone = self.network.addresses.iter().filter_map(|found| {
             let address = found.address.ip();
-            let (interface, _) = self.interfaces.get(&found.index)?;
+            let (interface, _) = self.network.interfaces.get(&found.index)?;
             let own = Needed::host(address, What::Own(interface.clone()));
             (is_elsewhere(&address) && !in_a_network(own.range) && !is_pods(own.range)).then_some(own)
         });
@@ -166,9 +159,9 @@ impl Facts {
 
     /// What carries packets from that address: an address of the host as a whole is on an interface that none leave by.
     fn mtu(&self, of: &Address) -> Option<u32> {
-        let (interface, own) = self.interfaces.get(&of.index)?;
+        let (interface, own) = self.network.interfaces.get(&of.index)?;
         let family = Family::of(of.address.ip());
-        let ways = || self.routes.iter().map(|(_, way)| way).filter(|way| !way.local);
+        let ways = || self.network.routes.iter().map(|(_, way)| way).filter(|way| !way.local);
         let from_it: Vec<u32> =
             ways().filter(|way| way.source == Some(of.address.ip())).map(|way| way.index).collect();
         let leave_by: Vec<u32> = match from_it.as_slice() {
@@ -179,7 +172,8 @@ impl Facts {
             known if known.contains(&of.index) => Vec::new(),
             known => known.to_vec(),
         };
-        let carried = leave_by.iter().filter_map(|index| self.interfaces.get(index).map(|(_, mtu)| *mtu));
+        let carried =
+            leave_by.iter().filter_map(|index| self.network.interfaces.get(index).map(|(_, mtu)| *mtu));
         Some(carried.fold(*own, u32::min))
     }
 }
@@ -239,7 +233,7 @@ fn choose(
         });
     }
     if let Some(name) = &config.interface {
-        if !facts.interfaces.values().any(|(interface, _)| interface == name) {
+        if !facts.network.interfaces.values().any(|(interface, _)| interface == name) {
             return Err(format!("underlay.interface: there is no interface {name} that is up"));
         }
         let mut on_it = facts.candidates(family).filter(|(_, (interface, _))| interface == name);
@@ -249,7 +243,7 @@ fn choose(
     if let Some(uplink) = current.and_then(|uplink| facts.uplink(uplink.address, uplink.chosen_by.clone())) {
         return Ok(Some(uplink));
     }
-    let by_route = facts.routes.iter().find_map(|(what, lookup)| {
+    let by_route = facts.network.routes.iter().find_map(|(what, lookup)| {
         let source = lookup.source.filter(|source| Family::of(*source) == family && !lookup.local)?;
         facts.uplink(source, format!("the route to {what}"))
     });
@@ -265,6 +259,8 @@ fn choose(
 
 #[cfg(test)]
 mod tests {
+    use polder_netlink::route::Lookup;
+
     use super::*;
 
     fn address(index: u32, address: &str) -> Address {
@@ -275,7 +271,7 @@ mod tests {
     fn facts() -> Facts {
         let lookup =
             |index, source: &str| Lookup { index, gateway: None, source: source.parse().ok(), local: false };
-        Facts {
+        let network = HostNetwork {
             interfaces: [(2, ("eth0".to_owned(), 1500)), (3, ("eth1".to_owned(), 9000))].into(),
             own: [5].into(),
             addresses: vec![
@@ -293,9 +289,8 @@ mod tests {
                 ("the world".to_owned(), lookup(2, "192.0.2.7")),
             ],
             configured: Vec::new(),
-            store: Vec::new(),
-            pods: Vec::new(),
-        }
+        };
+        Facts { network, store: Vec::new(), pods: Vec::new() }
     }
 
     fn chosen(config: &UnderlayConfig, facts: &Facts, current: &Underlay) -> Vec<String> {
@@ -317,7 +312,7 @@ mod tests {
     #[test]
     fn of_every_other_address_it_is_said_why_it_was_not_chosen() {
         let mut facts = facts();
-        facts.addresses.push(address(4, "10.9.0.7/24"));
+        facts.network.addresses.push(address(4, "10.9.0.7/24"));
         let underlay = Underlay::choose(&UnderlayConfig::default(), &facts, &Underlay::default()).unwrap();
         let others: Vec<_> =
             underlay.others.iter().map(|other| format!("{}: {}", other.address, other.reason)).collect();
@@ -356,9 +351,9 @@ mod tests {
     fn what_is_in_use_stays_in_use_as_long_as_it_is_there() {
         let mut facts = facts();
         let first = Underlay::choose(&UnderlayConfig::default(), &facts, &Underlay::default()).unwrap();
-        facts.routes.remove(0);
+        facts.network.routes.remove(0);
         assert_eq!(Underlay::choose(&UnderlayConfig::default(), &facts, &first).unwrap(), first);
-        facts.addresses.retain(|address| address.address.ip().to_string() != "10.0.0.7");
+        facts.network.addresses.retain(|address| address.address.ip().to_string() != "10.0.0.7");
         let then = Underlay::choose(&UnderlayConfig::default(), &facts, &first).unwrap();
         assert_eq!(then.address(Family::V4).unwrap().to_string(), "192.0.2.7");
     }
@@ -366,15 +361,15 @@ mod tests {
     #[test]
     fn an_address_of_the_host_as_a_whole_has_the_mtu_of_what_its_packets_leave_by() {
         let mut facts = facts();
-        facts.interfaces.insert(1, ("lo".to_owned(), 65536));
-        facts.addresses.push(address(1, "10.255.0.7/32"));
-        facts.routes[0].1.source = "10.255.0.7".parse().ok();
+        facts.network.interfaces.insert(1, ("lo".to_owned(), 65536));
+        facts.network.addresses.push(address(1, "10.255.0.7/32"));
+        facts.network.routes[0].1.source = "10.255.0.7".parse().ok();
         let first = Underlay::choose(&UnderlayConfig::default(), &facts, &Underlay::default()).unwrap();
         let uplink = &first.uplinks[&Family::V4];
         assert_eq!((uplink.address.to_string().as_str(), uplink.mtu), ("10.255.0.7", 9000));
         assert_eq!(Underlay::choose(&UnderlayConfig::default(), &facts, &first).unwrap(), first);
         // It may be in the configuration and in no route.
-        facts.routes[0].1.source = "10.0.0.7".parse().ok();
+        facts.network.routes[0].1.source = "10.0.0.7".parse().ok();
         let addresses = vec!["10.255.0.7".parse().unwrap()];
         let config = UnderlayConfig { addresses, ..UnderlayConfig::default() };
         assert_eq!(Underlay::choose(&config, &facts, &first).unwrap().uplinks[&Family::V4].mtu, 1500);
@@ -383,8 +378,8 @@ mod tests {
     #[test]
     fn a_host_without_any_route_is_told_what_to_set() {
         let mut facts = facts();
-        facts.routes.clear();
-        facts.addresses.retain(|address| address.address.is_ipv4());
+        facts.network.routes.clear();
+        facts.network.addresses.retain(|address| address.address.is_ipv4());
         let error = Underlay::choose(&UnderlayConfig::default(), &facts, &Underlay::default()).unwrap_err();
         assert!(error.contains("192.0.2.7 on eth0") && error.contains("Set underlay.interface"), "{error}");
     }

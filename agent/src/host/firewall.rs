@@ -3,27 +3,17 @@
 //! No rule of ours could help: in nftables accepting a packet does not keep another table from dropping it. So what there
 //! is is judged, and said.
 
-use std::collections::BTreeMap;
-
 use ipnetwork::IpNetwork;
 use polder_api::{BRIDGE, Family, POD_INTERFACE_PREFIX};
 use polder_ipam::record::AttachMode;
 use polder_netlink::nft::TableFamily;
-use polder_netlink::nft::foreign::{BaseChain, Condition, ForeignRule, Judged, Judgement, Names, Policy};
+use polder_netlink::nft::foreign::{BaseChain, Condition, Judged, Judgement, Names, Policy};
 
 use super::routing::Pods;
+use crate::kernel::surroundings::Filter;
 
 /// The kernel's own limit of jumps within jumps (`NFT_JUMP_STACK_SIZE`).
 const DEPTH: usize = 16;
-
-/// A chain of others that judges packets, with the chains that it jumps to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Filter {
-    /// Where it hangs.
-    pub base: BaseChain,
-    /// The rules of the chain and of those that it leads to, by the name of the chain.
-    pub chains: BTreeMap<String, Vec<ForeignRule>>,
-}
 
 /// The devices of our tunnels.
 const TUNNELS: [&str; 2] = ["polder.vx", "polder.vx6"];

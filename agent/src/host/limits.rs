@@ -2,6 +2,8 @@
 
 use polder_api::{BRIDGE, Family};
 
+use crate::kernel::surroundings::NeighbourLimits;
+
 /// Ports that a bridge can have: their numbers have ten bits, and 0 is none of them (`BR_PORT_BITS` in
 /// `net/bridge/br_private.h`).
 const PORTS: usize = 1023;
@@ -18,18 +20,6 @@ pub fn ports(used: usize) -> Option<String> {
              settings of the cluster"
         )
     })
-}
-
-/// How many neighbours the kernel keeps, in all network namespaces together.
-///
-/// Permanent entries, as ours of pods and tunnels are, do not count (`exempt_from_gc` in `net/core/neighbour.c`, Linux
-/// 5.0). Those on the underlay do: peers that are reached directly, or to whose tunnel the way is direct.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NeighbourLimits {
-    /// `gc_thresh2`: with more, the kernel forgets some every few seconds, those in use not excepted.
-    pub soft: usize,
-    /// `gc_thresh3`: with so many there is no new one, and what is sent there is lost.
-    pub hard: usize,
 }
 
 impl NeighbourLimits {

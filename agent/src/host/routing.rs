@@ -2,16 +2,16 @@
 //!
 //! They are not ours, and stay: each is named with the command that deletes it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use polder_api::{Family, is_host_interface};
 use polder_ipam::Cidr;
-use polder_netlink::address::Address;
 use polder_netlink::routing::{AnyRoute, AnyRule, Applies, LOCAL, Leads, MAIN, RuleTarget};
 
 use crate::kernel::state::Device;
+use crate::kernel::surroundings::Routing;
 
 /// Routes and rules that are named at most, of each.
 const NAMED: usize = 8;
@@ -22,21 +22,6 @@ const OUR_METRIC: u32 = 84;
 /// The usual priority of the rule that leads to the main table.
 const USUAL_PRIORITY: u32 = 32766;
 
-/// What there is.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Routing {
-    /// The destinations of our routes.
-    pub own: BTreeSet<IpNetwork>,
-    /// Routes of others to addresses of pools, or to more than those.
-    pub routes: Vec<AnyRoute>,
-    /// All rules, in order.
-    pub rules: Vec<AnyRule>,
-    /// The names of the interfaces.
-    pub interfaces: BTreeMap<u32, String>,
-    /// The addresses of the host.
-    pub addresses: Vec<Address>,
-}
-
 /// What pods need of routing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Pods {
@@ -46,11 +31,6 @@ pub struct Pods {
     pub leased: Vec<IpAddr>,
     /// The interfaces of others through which pods' packets come in.
     pub carriers: BTreeSet<String>,
-}
-
-/// Whether routes to that destination are of interest.
-pub fn is_wanted(pools: &[(Cidr, u8)], destination: IpNetwork) -> bool {
-    pools.iter().any(|(pool, _)| overlap((*pool).into(), destination))
 }
 
 /// What is to be said of it.

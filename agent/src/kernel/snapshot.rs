@@ -8,11 +8,25 @@ use polder_netlink::Error;
 use polder_netlink::address::Address;
 use polder_netlink::link::{Kind, Link};
 use polder_netlink::nft::Table;
-use polder_netlink::route::Target as KernelTarget;
+use polder_netlink::route::{ForeignRoute, Lookup, Target as KernelTarget};
 
 use super::Kernel;
 use super::state::{Actual, Device, Identity, OwnKind, OwnLink, PodLink, State, Target, Way};
-use crate::underlay::Facts;
+
+/// The interfaces, addresses and routes of the host.
+#[derive(Debug, Clone, Default)]
+pub struct HostNetwork {
+    /// Name and MTU of every interface that is up and not ours, by index.
+    pub interfaces: BTreeMap<u32, (String, u32)>,
+    /// The interfaces that are ours.
+    pub own: BTreeSet<u32>,
+    /// The addresses of all interfaces.
+    pub addresses: Vec<Address>,
+    /// How the host would reach those that it has to reach, the most telling first: what it is, and the way.
+    pub routes: Vec<(String, Lookup)>,
+    /// The routes that the host is configured with.
+    pub configured: Vec<ForeignRoute>,
+}
 
 impl Kernel {
     /// Reads all that is ours. The packet filter is compared with `table`, if there is one to compare with.
@@ -76,23 +90,23 @@ impl Kernel {
         })
     }
 
-    /// Reads what the choice of the underlay is made from. `asked` are those that the node has to reach.
-    pub fn underlay_facts(&mut self, asked: &[(String, IpAddr)]) -> Result<Facts, Error> {
+    /// Reads the host's interfaces, addresses and routes. `asked` are those that the node has to reach.
+    pub fn host_network(&mut self, asked: &[(String, IpAddr)]) -> Result<HostNetwork, Error> {
         let links = self.routes.links()?;
         let usable = links.values().filter(|link| link.up && device(link).is_none());
-        let mut facts = Facts {
+        let mut network = HostNetwork {
             interfaces: usable.map(|link| (link.index, (link.name.clone(), link.mtu))).collect(),
             own: links.values().filter(|link| device(link).is_some()).map(|link| link.index).collect(),
             addresses: self.routes.addresses()?,
             configured: self.routes.foreign_routes()?,
-            ..Facts::default()
+            ..HostNetwork::default()
         };
         for (what, address) in asked {
             if let Some(lookup) = self.routes.look_up(*address)? {
-                facts.routes.push((what.clone(), lookup));
+                network.routes.push((what.clone(), lookup));
             }
         }
-        Ok(facts)
+        Ok(network)
     }
 
     /// The numbers of all devices of ours.

@@ -1,37 +1,98 @@
 //! Reading what is on the host and not ours. It is judged elsewhere, and never changed.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
 
+use ipnetwork::IpNetwork;
 use polder_api::{BRIDGE, Family};
+use polder_ipam::Cidr;
 use polder_netlink::Error;
+use polder_netlink::address::Address;
 use polder_netlink::nft::foreign::{BaseChain, Condition, ForeignRule, Judged, Judgement};
+use polder_netlink::routing::{AnyRoute, AnyRule};
 
 use super::{Kernel, ruleset};
-use crate::host::firewall::Filter;
-use crate::host::limits::NeighbourLimits;
-use crate::host::managers;
-use crate::host::routing::{Pods, Routing, is_wanted};
-use crate::host::{Facts, Needs};
 
 /// Chains of one filter that are read: somebody who has more does not lead pods' packets through all of them.
 const CHAINS: usize = 64;
 
+/// What is on the host and not ours.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Surroundings {
+    /// Routes and rules.
+    pub routing: Routing,
+    /// Chains of others that judge what is forwarded.
+    pub filters: Vec<Filter>,
+    /// Those that judge what is for the host itself.
+    pub host_filters: Vec<Filter>,
+    /// Those that judge all that comes in, or all that goes out.
+    pub other_filters: Vec<(Judged, Filter)>,
+    /// The families of which legacy iptables has a table `filter`. Netlink does not tell what is in it.
+    pub legacy_filters: BTreeSet<Family>,
+    /// How many neighbours the kernel keeps. Unknown outside of the machine's first network namespace.
+    pub neighbours: BTreeMap<Family, NeighbourLimits>,
+    /// Ports of our bridge.
+    pub bridge_ports: usize,
+    /// Whether the source address of what comes in is checked on all interfaces.
+    pub filters_all_sources: bool,
+}
+
+/// Routes and rules.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Routing {
+    /// The destinations of our routes.
+    pub own: BTreeSet<IpNetwork>,
+    /// Routes of others to addresses of pools, or to more than those.
+    pub routes: Vec<AnyRoute>,
+    /// All rules, in order.
+    pub rules: Vec<AnyRule>,
+    /// The names of the interfaces.
+    pub interfaces: BTreeMap<u32, String>,
+    /// The addresses of the host.
+    pub addresses: Vec<Address>,
+}
+
+/// A chain of others that judges packets, with the chains that it jumps to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Filter {
+    /// Where it hangs.
+    pub base: BaseChain,
+    /// The rules of the chain and of those that it leads to, by the name of the chain.
+    pub chains: BTreeMap<String, Vec<ForeignRule>>,
+}
+
+/// How many neighbours the kernel keeps, in all network namespaces together.
+///
+/// Permanent entries, as ours of pods and tunnels are, do not count (`exempt_from_gc` in `net/core/neighbour.c`, Linux
+/// 5.0). Those on the underlay do: peers that are reached directly, or to whose tunnel the way is direct.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NeighbourLimits {
+    /// `gc_thresh2`: with more, the kernel forgets some every few seconds, those in use not excepted.
+    pub soft: usize,
+    /// `gc_thresh3`: with so many there is no new one, and what is sent there is lost.
+    pub hard: usize,
+}
+
 impl Kernel {
-    /// Reads all of it. What is for the host itself is of interest only where tunnels are closed.
-    pub fn host_facts(&mut self, needs: &Needs) -> Result<Facts, Error> {
-        let closed = !needs.closed_tunnels.is_empty();
-        Ok(Facts {
-            routing: self.routing(&needs.pods)?,
+    /// Reads all of it, of routes those to the pools. What is for the host itself is of interest only where tunnels are closed.
+    pub fn surroundings(
+        &mut self,
+        pools: &[(Cidr, u8)],
+        tunnels_are_closed: bool,
+    ) -> Result<Surroundings, Error> {
+        Ok(Surroundings {
+            routing: self.routing(pools)?,
             filters: self.foreign_filters(Judged::Forwarded)?,
             other_filters: self.other_filters()?,
-            host_filters: if closed { self.foreign_filters(Judged::ForHost)? } else { Vec::new() },
+            host_filters: if tunnels_are_closed {
+                self.foreign_filters(Judged::ForHost)?
+            } else {
+                Vec::new()
+            },
             legacy_filters: Family::BOTH.into_iter().filter(|family| has_legacy_filter(*family)).collect(),
             neighbours: Family::BOTH.into_iter().filter_map(|family| self.neighbour_limits(family)).collect(),
             bridge_ports: self.bridge_ports()?,
-            gaps: managers::gaps(Path::new("/")),
             filters_all_sources: self
                 .sysctls
                 .get("net/ipv4/conf/all/rp_filter")
@@ -40,8 +101,8 @@ impl Kernel {
     }
 
     /// Routes to pools, and all rules.
-    fn routing(&mut self, pods: &Pods) -> Result<Routing, Error> {
-        let found = self.routes.any_routes(|destination| is_wanted(&pods.pools, destination))?;
+    fn routing(&mut self, pools: &[(Cidr, u8)]) -> Result<Routing, Error> {
+        let found = self.routes.any_routes(|destination| is_wanted(pools, destination))?;
         let (own, routes): (Vec<_>, Vec<_>) = found.into_iter().partition(|route| route.ours);
         let interfaces = self.routes.links()?.into_values().map(|link| (link.index, link.name));
         Ok(Routing {
@@ -115,4 +176,10 @@ fn has_legacy_filter(family: Family) -> bool {
         Family::V6 => "/proc/net/ip6_tables_names",
     };
     fs::read_to_string(names).is_ok_and(|names| names.lines().any(|name| name == "filter"))
+}
+
+/// Whether routes to that destination are of interest.
+fn is_wanted(pools: &[(Cidr, u8)], destination: IpNetwork) -> bool {
+    let range = Cidr::around(destination.ip(), destination.prefix());
+    pools.iter().any(|(pool, _)| pool.overlaps(range))
 }

@@ -1,5 +1,7 @@
 //! Filters as others make them.
 
+use polder_netlink::nft::foreign::ForeignRule;
+
 use super::*;
 
 fn rule(conditions: &[Condition], judgement: Judgement) -> ForeignRule {
