@@ -7,10 +7,10 @@ use polder_api::message::{AddRequest, AddressSource, Refusal, RefusalKind};
 use polder_api::{Family, PoolName};
 use polder_ipam::Pool;
 use polder_ipam::allocator::{Counts, Refused, Rest};
-use polder_ipam::claim::{LOW_WATER, NoClaim, Wanted};
+use polder_ipam::claim::{LOW_WATER, NoClaim};
 use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::node::{AllocateError, NodeIpam, Source, Wish};
-use polder_ipam::pool::Purpose;
+use polder_ipam::pool::{BlockRequest, Purpose};
 use polder_ipam::shortage;
 use polder_ipam::view::View;
 use tokio::sync::oneshot;
@@ -94,7 +94,7 @@ async fn allocate_wish(
                 for (family, free) in free {
                     if free < LOW_WATER && families.contains(&family) {
                         // If the queue is full, whoever asked before will have done it.
-                        let wanted = Wanted::Any(family, None);
+                        let wanted = BlockRequest::Any(family, None);
                         let _ = agent.claims.try_send(ClaimRequest { wanted, reply: None });
                     }
                 }
@@ -118,7 +118,7 @@ async fn allocate_wish(
             // Blocks that are claimed now would be for nobody.
             return refuse(RefusalKind::Failed, "the caller is gone");
         }
-        match (claim(agent, Wanted::Any(family, pool.cloned())).await, rest) {
+        match (claim(agent, BlockRequest::Any(family, pool.cloned())).await, rest) {
             (Ok(()), _) => {}
             // No other address and no other block: one that has rested the shortest time must do.
             (Err(NoClaim::Exhausted(_)), Rest::Full) => rest = Rest::Shortest,
@@ -246,7 +246,7 @@ async fn claim_around(agent: &Agent, view: &View, address: IpAddr) -> Result<(),
         );
         return refuse(RefusalKind::AddressTaken, problem);
     }
-    claim(agent, Wanted::This(block)).await.map_err(|error| {
+    claim(agent, BlockRequest::This(block)).await.map_err(|error| {
         let kind = match error {
             NoClaim::Exhausted(_) => RefusalKind::AddressTaken,
             NoClaim::Unavailable(_) => RefusalKind::TryAgain,
@@ -288,7 +288,7 @@ fn short(family: Family, counts: Counts, error: &NoClaim) -> Refusal {
 }
 
 /// Asks for another block, and waits for it.
-async fn claim(agent: &Agent, wanted: Wanted) -> Result<(), NoClaim> {
+async fn claim(agent: &Agent, wanted: BlockRequest) -> Result<(), NoClaim> {
     let unavailable = |why: &str| NoClaim::Unavailable(why.to_owned());
     let (reply, answer) = oneshot::channel();
     let request = ClaimRequest { wanted, reply: Some(reply) };

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use polder_ipam::key::Key;
+use polder_ipam::key::{Key, Range};
 use polder_ipam::node::NodeIpam;
 use polder_ipam::store::embedded::Embedded;
 use polder_ipam::store::etcd::Etcd;
-use polder_ipam::store::{Contents, Range, Store};
+use polder_ipam::store::{Contents, Store};
 use polder_netlink::nft::FilterSocket;
 use tempfile::TempDir;
 use tokio::time::timeout;

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use polder_api::NodeName;
-use polder_ipam::key::Key;
-use polder_ipam::store::{Range, Store, StoreError};
+use polder_ipam::key::{Key, Range};
+use polder_ipam::store::{Store, StoreError};
 use tokio::time::Instant;
 
 /// How long a lease must be missing. An agent takes it anew within seconds after its start, or after the store's return.

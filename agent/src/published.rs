@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use polder_ipam::Cidr;
 use polder_ipam::invariants::Published;
-use polder_ipam::key::Key;
-use polder_ipam::store::{Contents, Range, Store, StoreError};
+use polder_ipam::key::{Key, Range};
+use polder_ipam::store::{Contents, Store, StoreError};
 
 /// The records of addresses, as of one revision.
 #[derive(Debug, Clone, Default)]

@@ -10,15 +10,16 @@ use std::time::Duration;
 
 use polder_api::{Attachment, Family, NodeName};
 use polder_ipam::Pool;
-use polder_ipam::claim::Wanted;
-use polder_ipam::key::Key;
+use polder_ipam::ids::ClusterId;
+use polder_ipam::key::{Key, Range};
 use polder_ipam::ledger::{Identity, LedgerError, OwnedBlock, Standing};
 use polder_ipam::node::NodeIpam;
+use polder_ipam::pool::BlockRequest;
 use polder_ipam::pools;
-use polder_ipam::record::{ClusterId, ClusterRecord, PoolRecord, encode};
+use polder_ipam::record::{ClusterRecord, PoolRecord, encode};
 use polder_ipam::removal::Quarantine;
 use polder_ipam::steward::{self, Double, Facts, Presence, Purpose, Step};
-use polder_ipam::store::{Compare, LARGEST_TXN, Outcome, Range, StoreError, Txn, Write};
+use polder_ipam::store::{Compare, LARGEST_TXN, Outcome, StoreError, Txn, Write};
 use polder_ipam::view::{Settings, Source, View};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
@@ -142,8 +143,8 @@ impl Registrar {
                     self.remove_gateways().await?;
                     return Ok(Registration::Removed(reason));
                 }
-                Step::Claim(Wanted::Any(family, pool)) => {
-                    if let Err(error) = self.claim(Wanted::Any(family, pool)).await {
+                Step::Claim(BlockRequest::Any(family, pool)) => {
+                    if let Err(error) = self.claim(BlockRequest::Any(family, pool)).await {
                         unclaimable.insert(family, error.to_string());
                     }
                 }

@@ -4,11 +4,11 @@ use std::net::IpAddr;
 
 use polder_api::ipam::Release;
 use polder_api::message::{Refusal, RefusalKind};
-use polder_ipam::key::Key;
+use polder_ipam::key::{Key, Range};
 use polder_ipam::node::Condition;
 use polder_ipam::record::Holder;
 use polder_ipam::reservation;
-use polder_ipam::store::{Outcome, Range, Store, StoreError};
+use polder_ipam::store::{Outcome, Store, StoreError};
 use polder_ipam::view::View;
 use tracing::info;
 

@@ -4,7 +4,8 @@ use std::net::IpAddr;
 
 use polder_api::message::Refusal;
 use polder_api::{Attachment, PoolName};
-use polder_ipam::claim::{NoClaim, Wanted};
+use polder_ipam::claim::NoClaim;
+use polder_ipam::pool::BlockRequest;
 use tokio::sync::oneshot;
 
 /// A question to the engine: what the next pass would change.
@@ -14,7 +15,7 @@ pub type PlanRequest = oneshot::Sender<Result<Vec<String>, String>>;
 #[derive(Debug)]
 pub struct ClaimRequest {
     /// Which one.
-    pub wanted: Wanted,
+    pub wanted: BlockRequest,
     /// Who waits for it. With nobody waiting, it is for later.
     pub reply: Option<oneshot::Sender<Result<(), NoClaim>>>,
 }

@@ -8,8 +8,7 @@ use polder_api::ipam::{AddressStatus, NodeShare, Shown, Subject};
 use polder_api::message::{Refusal, RefusalKind};
 use polder_ipam::invariants::LedgerFacts;
 use polder_ipam::node::Condition;
-use polder_ipam::pool::Purpose;
-use polder_ipam::pools::words;
+use polder_ipam::pool::{Purpose, format_labels};
 use polder_ipam::record::PodsGone;
 use polder_ipam::removal::blocks_of;
 use polder_ipam::view::{Known, View};
@@ -124,7 +123,7 @@ impl Look<'_> {
         let reserved = self.view.reservations.keys().filter(|address| pool.cidr().has(**address));
         shown.addresses = reserved.map(|address| self.known_elsewhere(*address)).collect();
         if !pool.nodes.is_empty() {
-            shown.remarks.push(format!("it is for nodes with the labels {}", words(&pool.nodes)));
+            shown.remarks.push(format!("it is for nodes with the labels {}", format_labels(&pool.nodes)));
         }
     }
 

@@ -6,19 +6,23 @@
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
+use polder_api::NodeName;
 use polder_api::mutant::{self, Mutant};
-use polder_api::{Family, NodeName, PoolName};
 use sha2::{Digest, Sha256};
 
+use crate::ids::{Incarnation, Nonce};
 use crate::key::Key;
 use crate::ledger::{Identity, LedgerError};
 use crate::needed;
-use crate::pool::{Block, Labels, Pool};
+use crate::pool::{Block, BlockRequest, Labels, Pool};
 use crate::prefix;
-use crate::record::{BlockRecord, Incarnation, Life, Nonce, encode};
+use crate::record::{BlockRecord, Life, encode};
 use crate::shortage;
-use crate::store::{Compare, Entry, StoreError, Txn, Write};
+use crate::store::{Compare, Entry, LARGEST_TXN, StoreError, Txn, Write};
 use crate::view::{Known, Source, View};
+
+/// How many blocks go back in one transaction: what it rests on has to have room in it, too.
+pub const AT_ONCE: usize = LARGEST_TXN - 2;
 
 /// A node with fewer free addresses of a family than this claims the next block before it needs it; and it keeps twice as
 /// many when it gives a block back.
@@ -140,7 +144,12 @@ impl From<LedgerError> for NoClaim {
 
 impl Claimant<'_> {
     /// The claim to try next. `lost` are those blocks that others were faster at.
-    pub fn attempt(&self, wanted: &Wanted, lost: &BTreeSet<Block>, nonce: Nonce) -> Result<Claim, NoClaim> {
+    pub fn attempt(
+        &self,
+        wanted: &BlockRequest,
+        lost: &BTreeSet<Block>,
+        nonce: Nonce,
+    ) -> Result<Claim, NoClaim> {
         let unavailable = |reason: &str| Err(NoClaim::Unavailable(reason.to_owned()));
         let view = self.view;
         let (Some(identity), Some(node)) = (self.identity, view.nodes.get(self.me)) else {
@@ -190,22 +199,13 @@ pub fn candidates<'a>(
     (start..=last).chain(0..start).map(|index| pool.block(index)).filter(move |block| !is_taken(*block))
 }
 
-/// Which block is wanted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wanted {
-    /// One of that family, and of that pool if one is named.
-    Any(Family, Option<PoolName>),
-    /// That one.
-    This(Block),
-}
-
 /// The block that node `me` with these labels should try next, and its pool; or why there is none. Pools that ask for
 /// labels come before those that are for all.
 pub fn next_block<'a>(
     view: &'a View,
     me: &NodeName,
     labels: &Labels,
-    wanted: &Wanted,
+    wanted: &BlockRequest,
     lost: &BTreeSet<Block>,
 ) -> Result<(&'a Known<Pool>, Block), String> {
     let mut tried = Vec::new();
@@ -223,21 +223,21 @@ pub fn next_block<'a>(
                 || odd.iter().any(|odd| odd.cidr().overlaps(block.cidr()))
         };
         let found = match wanted {
-            Wanted::Any(family, only) => {
+            BlockRequest::Any(family, only) => {
                 if *family != pool.record.family() || only.as_ref().is_some_and(|only| only != name) {
                     continue;
                 }
                 candidates(me, &pool.record, is_taken).next()
             }
-            Wanted::This(block) if !pool.record.has_block(*block) => continue,
-            Wanted::This(block) => Some(*block).filter(|block| !is_taken(*block)),
+            BlockRequest::This(block) if !pool.record.has_block(*block) => continue,
+            BlockRequest::This(block) => Some(*block).filter(|block| !is_taken(*block)),
         };
         if let Some(block) = found {
             return Ok((pool, block));
         }
         tried.push(match wanted {
-            Wanted::This(block) => format!("block {block} is claimed"),
-            Wanted::Any(..) => shortage::all_claimed(view, &pool.record),
+            BlockRequest::This(block) => format!("block {block} is claimed"),
+            BlockRequest::Any(..) => shortage::all_claimed(view, &pool.record),
         });
     }
     Err(if tried.is_empty() { shortage::no_pool(view, labels, wanted) } else { tried.join("; ") })

@@ -12,9 +12,9 @@ use std::str::FromStr;
 
 use polder_api::{Attachment, Mac, Pod, PoolName};
 
+use crate::ids::{ClusterId, Incarnation, Nonce};
 use crate::moment::Moment;
 use crate::pool::Block;
-use crate::record::{ClusterId, Incarnation, Nonce};
 
 /// The ledger cannot be used, or a write did not happen.
 #[derive(Debug, thiserror::Error)]

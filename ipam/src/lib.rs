@@ -13,6 +13,7 @@ pub mod alias;
 pub mod allocator;
 pub mod cidr;
 pub mod claim;
+pub mod ids;
 pub mod invariants;
 pub mod key;
 pub mod ledger;

@@ -8,8 +8,9 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::ids::Incarnation;
 use crate::key::Key;
-use crate::record::{BlockRecord, Incarnation, NodeRecord};
+use crate::record::{BlockRecord, NodeRecord};
 use crate::reservation;
 use crate::{Block, Cidr};
 use polder_api::{Family, Mac, NodeName};
@@ -301,7 +302,8 @@ fn check_block(view: &View, nodes: &Nodes<'_>, block: Block, claim: &BlockRecord
 
 #[cfg(test)]
 mod tests {
-    use crate::record::{Nonce, PoolRecord, encode};
+    use crate::ids::Nonce;
+    use crate::record::{PoolRecord, encode};
     use crate::store::{Contents, Entry, Update};
 
     use super::*;

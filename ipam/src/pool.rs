@@ -254,6 +254,21 @@ impl fmt::Debug for Block {
     }
 }
 
+/// Which block is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BlockRequest {
+    /// One of that family, and of that pool if one is named.
+    Any(Family, Option<PoolName>),
+    /// That one.
+    This(Block),
+}
+
+/// Labels, as they are written on a command line.
+pub fn format_labels(labels: &Labels) -> String {
+    let words: Vec<_> = labels.iter().map(|(label, value)| format!("{label}={value}")).collect();
+    words.join(",")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

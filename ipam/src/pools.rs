@@ -8,11 +8,11 @@ use std::net::IpAddr;
 
 use polder_api::{NodeName, PoolName};
 
-use crate::key::Key;
+use crate::key::{Key, Range};
 use crate::needed;
-use crate::pool::{Block, InvalidPool, Labels, Pool, PoolState, Purpose};
+use crate::pool::{Block, InvalidPool, Pool, PoolState, Purpose, format_labels};
 use crate::record::{PoolRecord, encode};
-use crate::store::{Compare, Range, Txn, Write};
+use crate::store::{Compare, Txn, Write};
 use crate::view::{Known, View};
 use crate::{Cidr, shortage};
 
@@ -333,15 +333,9 @@ fn describe(pool: &Pool) -> String {
     let nodes = if pool.nodes.is_empty() {
         "all nodes".to_owned()
     } else {
-        format!("nodes with {}", words(&pool.nodes))
+        format!("nodes with {}", format_labels(&pool.nodes))
     };
     format!("{} {uses}, for {nodes}", pool.cidr())
-}
-
-/// Labels, as they are written on a command line.
-pub fn words(labels: &Labels) -> String {
-    let words: Vec<_> = labels.iter().map(|(label, value)| format!("{label}={value}")).collect();
-    words.join(",")
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use polder_api::{Attachment, Mac, NodeName, Pod, PoolName};
 use serde::{Deserialize, Serialize};
 
 use crate::Cidr;
+use crate::ids::{ClusterId, Incarnation, Nonce};
 use crate::pool::{Labels, Pool, PoolState, Purpose, default_block_length};
 
 mod codec;
@@ -297,37 +298,3 @@ pub struct AnswerRecord {
     /// How many more there are that were not put right, for which there was no room.
     pub left_out: u64,
 }
-
-macro_rules! random_identity {
-    ($(#[$doc:meta])* $name:ident) => {
-        $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(transparent)]
-        pub struct $name(pub String);
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(&self.0)
-            }
-        }
-
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                fmt::Debug::fmt(&self.0, f)
-            }
-        }
-    };
-}
-
-random_identity!(
-    /// Which of all clusters.
-    ClusterId
-);
-random_identity!(
-    /// Which of the nodes that had the same name. Made when a node first registers, kept in its ledger.
-    Incarnation
-);
-random_identity!(
-    /// Which of the attempts to write the same record.
-    Nonce
-);

@@ -13,10 +13,11 @@ use polder_api::NodeName;
 use polder_api::mutant::{self, Mutant};
 use sha2::{Digest, Sha256};
 
+use crate::ids::Incarnation;
 use crate::key::Key;
 use crate::moment::Moment;
 use crate::pool::Block;
-use crate::record::{FenceRecord, Incarnation, Life, NodeRecord, PodsGone, encode};
+use crate::record::{FenceRecord, Life, NodeRecord, PodsGone, encode};
 use crate::reservation;
 use crate::store::{Compare, LARGEST_TXN, Txn, Write};
 use crate::view::{Known, View};

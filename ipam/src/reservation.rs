@@ -236,7 +236,7 @@ mod tests {
         let address = "10.1.0.5".parse().unwrap();
         let holder = Holder {
             node: "n".parse().unwrap(),
-            incarnation: crate::record::Incarnation("i".into()),
+            incarnation: crate::ids::Incarnation("i".into()),
             boot_id: "boot-2".to_owned(),
             attachment: "net/a/eth0".parse().unwrap(),
         };

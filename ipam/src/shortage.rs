@@ -6,9 +6,7 @@ use std::fmt;
 use polder_api::{Family, NodeName, PoolName};
 
 use crate::allocator::Counts;
-use crate::claim::Wanted;
-use crate::pool::{Labels, Pool, PoolState, Purpose};
-use crate::pools::words;
+use crate::pool::{BlockRequest, Labels, Pool, PoolState, Purpose, format_labels};
 use crate::view::View;
 
 /// How many nodes are named of those that have the most blocks.
@@ -91,11 +89,11 @@ pub(crate) fn all_claimed(view: &View, pool: &Pool) -> String {
 }
 
 /// Why a node with these labels can claim no block of any pool: what there is, and is not for it.
-pub(crate) fn no_pool(view: &View, labels: &Labels, wanted: &Wanted) -> String {
+pub(crate) fn no_pool(view: &View, labels: &Labels, wanted: &BlockRequest) -> String {
     let fits = |pool: &Pool| match wanted {
-        Wanted::Any(family, None) => pool.family() == *family,
-        Wanted::Any(family, Some(name)) => pool.family() == *family && pool.name == *name,
-        Wanted::This(block) => pool.has_block(*block),
+        BlockRequest::Any(family, None) => pool.family() == *family,
+        BlockRequest::Any(family, Some(name)) => pool.family() == *family && pool.name == *name,
+        BlockRequest::This(block) => pool.has_block(*block),
     };
     let pools: Vec<&Pool> = view.pools.values().map(|pool| &*pool.record).collect();
     let closed: Vec<String> = pools
@@ -104,9 +102,11 @@ pub(crate) fn no_pool(view: &View, labels: &Labels, wanted: &Wanted) -> String {
         .filter_map(|pool| Some(format!("pool {} ({}) {}", pool.name, pool.cidr(), closed(pool, labels)?)))
         .collect();
     let none = match wanted {
-        Wanted::Any(family, Some(pool)) => format!("there is no active {family} pool {pool} for this node"),
-        Wanted::Any(family, None) => format!("there is no active {family} pool for this node"),
-        Wanted::This(block) => format!("there is no active pool for this node with block {block}"),
+        BlockRequest::Any(family, Some(pool)) => {
+            format!("there is no active {family} pool {pool} for this node")
+        }
+        BlockRequest::Any(family, None) => format!("there is no active {family} pool for this node"),
+        BlockRequest::This(block) => format!("there is no active pool for this node with block {block}"),
     };
     if closed.is_empty() { none } else { format!("{none}: {}", closed.join("; ")) }
 }
@@ -125,8 +125,9 @@ fn closed(pool: &Pool, labels: &Labels) -> Option<String> {
 
 /// Why the pool is not for a node with these labels, if that is so.
 pub fn foreign(pool: &Pool, labels: &Labels) -> Option<String> {
-    let own = if labels.is_empty() { "none".to_owned() } else { words(labels) };
-    let why = || format!("is for nodes with the labels {}, and this node's are {own}", words(&pool.nodes));
+    let own = if labels.is_empty() { "none".to_owned() } else { format_labels(labels) };
+    let why =
+        || format!("is for nodes with the labels {}, and this node's are {own}", format_labels(&pool.nodes));
     (!pool.serves(labels)).then(why)
 }
 
@@ -199,7 +200,8 @@ pub fn warnings(view: &View, labels: &Labels, own: &BTreeMap<Family, Counts>) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{BlockRecord, Incarnation, Nonce, PoolRecord, encode};
+    use crate::ids::{Incarnation, Nonce};
+    use crate::record::{BlockRecord, PoolRecord, encode};
     use crate::store::{Contents, Entry, Update};
     use crate::{Block, key::Key};
 
@@ -247,7 +249,7 @@ mod tests {
         let mut view = cluster(record("10.0.0.0/24", 26), &[]);
         let mut changed = record("10.0.0.0/24", 26);
         changed.nodes.insert("zone".into(), "a".into());
-        let wanted = Wanted::Any(Family::V4, Some("p".parse().unwrap()));
+        let wanted = BlockRequest::Any(Family::V4, Some("p".parse().unwrap()));
         let zone_b: Labels = [("zone".to_owned(), "b".to_owned())].into();
         view.apply(Update::Changed {
             revision: 10,

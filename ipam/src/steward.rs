@@ -9,26 +9,23 @@ use std::net::IpAddr;
 use polder_api::mutant::{self, Mutant};
 use polder_api::{Family, Mac, NodeName, PoolName};
 
-use crate::claim::{Claim, Grounds, Wanted};
+use crate::claim::{AT_ONCE, Claim, Grounds};
 use crate::key::Key;
 use crate::ledger::{Identity, OwnedBlock, Standing};
 use crate::moment::Moment;
 use crate::node::Own;
 use crate::peers::believe;
-use crate::pool::{Block, Labels};
+use crate::pool::{Block, BlockRequest, Labels};
 use crate::pools::{self, Change};
 use crate::record::{Alive, BlockRecord, Holder, Life, NodeRecord, ReservationRecord, encode};
 use crate::removal::Quarantine;
 use crate::reservation;
-use crate::store::{Compare, Entry, LARGEST_TXN, Txn, Write};
+use crate::store::{Compare, Entry, Txn, Write};
 use crate::view::{Known, Source, View};
 
 pub use identity::{NotAdopted, Proof, adopt};
 
 mod identity;
-
-/// How many blocks go back in one transaction: what it rests on has to have room in it, too.
-pub const AT_ONCE: usize = LARGEST_TXN - 2;
 
 /// What is known.
 #[derive(Debug)]
@@ -127,7 +124,7 @@ pub enum Step {
     /// Forget blocks that are given back.
     Disown(Vec<Block>),
     /// Claim a block.
-    Claim(Wanted),
+    Claim(BlockRequest),
     /// Allocate the node's own addresses that are missing.
     TakeGateways,
     /// Let another address be the node's own, for the pool of this one is closed and no pod is left in its block.
@@ -383,7 +380,7 @@ fn needs(facts: &Facts<'_>) -> Needs {
                     });
                     None
                 }
-                None => Some(Step::Claim(Wanted::Any(family, None))),
+                None => Some(Step::Claim(BlockRequest::Any(family, None))),
             }
         } else if own.could_take_gateway.contains(&family) {
             Some(Step::TakeGateways)

@@ -18,39 +18,9 @@ pub mod writes;
 use polder_api::credentials::EtcdCredentials;
 use tokio::sync::mpsc;
 
-use crate::key::Key;
+use crate::key::{Key, Range};
 use refusal::{Effect, Refusal};
 use writes::Writes;
-
-/// The keys from `start` up to but not including `end`, by their bytes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Range {
-    /// The first key that is in it.
-    pub start: String,
-    /// The first key behind it.
-    pub end: String,
-}
-
-impl Range {
-    /// The keys that start with `prefix`, which must not be empty and not end with the last character there is.
-    pub fn prefix(prefix: String) -> Self {
-        let mut end = prefix.clone();
-        let last = end.pop().and_then(|last| char::from_u32(u32::from(last) + 1));
-        end.push(last.expect("a prefix that ends with '/'"));
-        Self { start: prefix, end }
-    }
-
-    /// That key alone.
-    pub fn single(key: String) -> Self {
-        let end = format!("{key}\0");
-        Self { start: key, end }
-    }
-
-    /// Whether the key is in it.
-    pub fn has(&self, key: &str) -> bool {
-        self.start.as_str() <= key && key < self.end.as_str()
-    }
-}
 
 /// A key with its value, as of the revision that last changed it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::ids::Incarnation;
 use crate::key::Key;
 use crate::needed::{self, Needed};
 use crate::pool::{InvalidPool, PoolState, Purpose};
 use crate::record::{
-    BlockRecord, ClusterRecord, FenceRecord, Incarnation, InspectionRecord, NodeRecord, Record,
-    ReservationRecord, decode,
+    BlockRecord, ClusterRecord, FenceRecord, InspectionRecord, NodeRecord, Record, ReservationRecord, decode,
 };
 use crate::store::{Change, Contents, Entry, Update};
 use crate::{Block, Pool};

@@ -16,13 +16,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_api::Attachment;
-use polder_ipam::key::Key;
+use polder_ipam::ids::Nonce;
+use polder_ipam::key::{Key, Range};
 use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::node::NodeIpam;
-use polder_ipam::record::Nonce;
 use polder_ipam::removal::Quarantine;
 use polder_ipam::steward::Double;
-use polder_ipam::store::{Contents, Outcome, Range, StoreError, Txn};
+use polder_ipam::store::{Contents, Outcome, StoreError, Txn};
 use polder_ipam::view::View;
 use polder_ipam::{Moment, alias};
 

@@ -10,7 +10,8 @@ mod history;
 mod lease;
 mod watch;
 
-use polder_ipam::store::{Contents, LARGEST_TXN, Outcome, Range, Txn, Write};
+use polder_ipam::key::Range;
+use polder_ipam::store::{Contents, LARGEST_TXN, Outcome, Txn, Write};
 
 pub use condition::{Condition, Operator, Property};
 pub use error::Error;

@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 
+use polder_ipam::key::Range;
+use polder_ipam::store::Update;
 use polder_ipam::store::position::{Heard, Interruption, Position};
-use polder_ipam::store::{Range, Update};
 
 use crate::etcd::{Event, Model, Said, Watch};
 

@@ -5,6 +5,7 @@
 //! both, with operations made up at random. What a few nodes do in every order of things is explored in [`model`].
 
 pub mod agent;
+pub mod container;
 pub mod disk;
 pub mod etcd;
 pub mod faults;
@@ -14,8 +15,10 @@ pub mod model;
 pub mod operator;
 pub mod play;
 pub mod random;
+pub mod requests;
 pub mod runtime;
 pub mod schedule;
+pub mod settings;
 pub mod task;
 pub mod world;
 

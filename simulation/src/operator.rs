@@ -5,42 +5,13 @@ use polder_ipam::Pool;
 use polder_ipam::key::Key;
 use polder_ipam::ledger::Ledger;
 use polder_ipam::pool::{PoolState, Purpose};
-use polder_ipam::record::{
-    AttachMode, Backend, ClusterId, ClusterRecord, Life, Masquerade, PoolRecord, VxlanSettings, encode,
-};
+use polder_ipam::record::{Life, PoolRecord, encode};
 use polder_ipam::removal::{Vouched, remove};
 use polder_ipam::steward::adopt;
 use polder_ipam::store::{Compare, Outcome, Txn, Write};
 
-use crate::Random;
+use crate::settings::pool;
 use crate::world::World;
-
-/// The settings of a new cluster.
-pub fn first_settings() -> ClusterRecord {
-    ClusterRecord {
-        id: ClusterId("cluster".to_owned()),
-        backend: Backend::Auto,
-        attach: AttachMode::Bridge,
-        vxlan: VxlanSettings::default(),
-        masquerade: Masquerade::default(),
-    }
-}
-
-fn pool(name: &str, cidr: &str, block_length: u8) -> Pool {
-    let (name, cidr) = (name.parse().expect("a name"), cidr.parse().expect("a range"));
-    Pool::new(name, cidr, block_length, PoolState::Active).expect("a pool that can be")
-}
-
-/// The pools of a new cluster: one of each purpose, and sometimes one of the other family.
-pub fn first_pools(random: &mut Random) -> Vec<Pool> {
-    let mut reserved = pool("reserved", "10.9.0.0/29", 29);
-    reserved.purpose = Purpose::Reservations;
-    let mut pools = vec![pool("main", "10.0.0.0/26", *random.one_of(&[29, 30])), reserved];
-    if random.once_in(3) {
-        pools.push(pool("six", "fd00::/121", 125));
-    }
-    pools
-}
 
 /// Adds a pool that was not there, if there is none of that name.
 pub fn add_pool(world: &mut World) -> bool {

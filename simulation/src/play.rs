@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::rc::Rc;
 
+use polder_ipam::ids::Incarnation;
 use polder_ipam::invariants::Deviation;
 use polder_ipam::key::Key;
 use polder_ipam::ledger::Ledger;
-use polder_ipam::record::{FenceRecord, Incarnation, Life, PodsGone, encode};
+use polder_ipam::record::{FenceRecord, Life, PodsGone, encode};
 use polder_ipam::removal::Vouched;
 use polder_ipam::store::{Compare, Txn, Write};
 
@@ -203,7 +204,7 @@ fn clear_up(schedule: &mut Schedule, machine: usize) {
         let world = schedule.world.borrow();
         let reserved: Vec<_> =
             world.containers.iter().enumerate().filter(|(_, one)| one.reserved && one.is_wanted).collect();
-        let again = |(number, (index, one)): (usize, &(usize, &crate::runtime::Container))| {
+        let again = |(number, (index, one)): (usize, &(usize, &crate::container::Container))| {
             let earlier = reserved[..number].iter().any(|(_, other)| other.pod == one.pod);
             earlier.then_some(*index)
         };

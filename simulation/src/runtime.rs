@@ -5,33 +5,13 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::rc::Rc;
 
-use polder_api::{Attachment, Pod};
+use polder_api::Attachment;
 
-use crate::agent::service::{self, Wanting};
-use crate::agent::{Hand, spawn, spawn_plugin};
+use crate::agent::{Hand, service, spawn, spawn_plugin};
+use crate::container::Container;
+use crate::requests::Wanting;
 use crate::task::Wait;
 use crate::world::{Shared, World};
-
-/// A container, as the runtime sees it.
-#[derive(Debug, Clone)]
-pub struct Container {
-    /// Its attachment.
-    pub attachment: Attachment,
-    /// Its pod.
-    pub pod: Pod,
-    /// Whether the pod keeps its address by name.
-    pub reserved: bool,
-    /// On which machine.
-    pub machine: usize,
-    /// In which boot of it.
-    pub boot_id: String,
-    /// Whether it is to live.
-    pub is_wanted: bool,
-    /// Whether the runtime was told that it is attached.
-    pub is_attached: bool,
-    /// The plugins that work for it.
-    pub plugins: Vec<u64>,
-}
 
 /// What a plugin and the agent say to each other about an ADD.
 #[derive(Clone, Default)]

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use polder_api::NodeName;
 
+use crate::container::Container;
 use crate::disk::Disk;
 use crate::faults::Fault;
-use crate::runtime::{self, Container};
+use crate::runtime;
 use crate::task::{Life, Task};
 use crate::world::{Kernel, Machine, Progress, Shared, World};
 

@@ -10,23 +10,22 @@ use polder_api::{Attachment, NodeName};
 use polder_ipam::allocator::SHORTEST_REST;
 use polder_ipam::invariants::Deviation;
 use polder_ipam::invariants::history::History;
-use polder_ipam::key::Key;
+use polder_ipam::key::{Key, Range};
 use polder_ipam::ledger::Ledger as _;
 use polder_ipam::node::NodeIpam;
 use polder_ipam::record::{Alive, Life};
 use polder_ipam::removal::Quarantine;
 use polder_ipam::steward::{Double, Proof};
 use polder_ipam::store::refusal::{Cause, Refusal};
-use polder_ipam::store::{Contents, Outcome, Range, StoreError, Txn};
+use polder_ipam::store::{Contents, Outcome, StoreError, Txn};
 use polder_ipam::view::View;
 use polder_ipam::{Moment, Pool};
 
-use crate::agent::claims::ClaimRequest;
-use crate::agent::reservations::ReserveRequest;
+use crate::container::Container;
 use crate::disk::Disk;
 use crate::etcd::Error;
-use crate::operator;
-use crate::runtime::Container;
+use crate::requests::{ClaimRequest, ReserveRequest};
+use crate::settings;
 use crate::task::Task;
 use crate::{Follower, Model, Random};
 
@@ -274,7 +273,7 @@ impl World {
     pub fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
         Self {
-            first_pools: operator::first_pools(&mut random),
+            first_pools: settings::first_pools(&mut random),
             ids: *random.one_of(&[Ids::Usual, Ids::Usual, Ids::OneKernel, Ids::LedgerAlone]),
             random,
             now: 0,

@@ -16,7 +16,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use etcd_model::chance::{Chance, Step};
 use etcd_model::real::{Real, Stream};
-use polder_ipam::store::{Contents, Outcome, Range};
+use polder_ipam::key::Range;
+use polder_ipam::store::{Contents, Outcome};
 use polder_simulation::Model;
 use polder_simulation::etcd::{Deletions, KeyValue, LeaseId, Operation, Said, Watch};
 use polder_tests::Node;

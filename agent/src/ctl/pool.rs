@@ -1,7 +1,7 @@
 //! Pools and blocks, for people.
 
 use polder_api::pool::{ClaimStatus, PoolPurpose, PoolStatus};
-use polder_ipam::pools::words;
+use polder_ipam::pool::format_labels;
 
 use super::{print, table};
 
@@ -22,7 +22,7 @@ pub fn pools(pools: &[PoolStatus]) -> String {
             if for_blocks { format!("/{}", pool.block_length) } else { "-".to_owned() },
             if for_blocks { "blocks" } else { "reservations" }.to_owned(),
             pool.state.clone(),
-            if pool.nodes.is_empty() { "all".to_owned() } else { words(&pool.nodes) },
+            if pool.nodes.is_empty() { "all".to_owned() } else { format_labels(&pool.nodes) },
             if for_blocks { format!("{claimed} of {}{resting}", many(pool)) } else { "-".to_owned() },
             match (for_blocks, pool.addresses_used) {
                 (_, None) => "?".to_owned(),

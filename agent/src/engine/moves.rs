@@ -98,7 +98,7 @@ impl Moves {
 #[cfg(test)]
 mod tests {
     use polder_api::Mac;
-    use polder_ipam::record::Incarnation;
+    use polder_ipam::ids::Incarnation;
 
     use super::*;
     use crate::underlay::Uplink;

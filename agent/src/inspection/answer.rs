@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_api::ipam::{DeviationStatus, Repairs};
+use polder_ipam::ids::Nonce;
 use polder_ipam::key::Key;
-use polder_ipam::record::{AnswerRecord, InspectionRecord, Nonce, encode};
+use polder_ipam::record::{AnswerRecord, InspectionRecord, encode};
 use polder_ipam::store::{Compare, Txn, Write};
 use polder_ipam::view::{Known, Source};
 use tokio::time::{Instant, sleep};

@@ -6,7 +6,8 @@ use std::io;
 use std::os::fd::AsFd;
 
 use polder_api::{Family, IfName, Mac};
-use polder_ipam::record::{AttachMode, Backend, ClusterId, ClusterRecord, Masquerade, VxlanSettings};
+use polder_ipam::ids::ClusterId;
+use polder_ipam::record::{AttachMode, Backend, ClusterRecord, Masquerade, VxlanSettings};
 use polder_netlink::link::{Port, VethPair, Vxlan};
 use polder_netlink::nft::{Elements, FilterSocket};
 use polder_netlink::{Error, RouteSocket, link, namespace};

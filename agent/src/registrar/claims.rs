@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use polder_api::{Family, NodeName, PoolName};
 use polder_ipam::Block;
-use polder_ipam::claim::{Claim, Claimant, LOW_WATER, NoClaim, Wanted, next_block};
-use polder_ipam::key::Key;
+use polder_ipam::claim::{Claim, Claimant, LOW_WATER, NoClaim, next_block};
+use polder_ipam::ids::Nonce;
+use polder_ipam::key::{Key, Range};
 use polder_ipam::ledger::{LedgerError, OwnedBlock};
 use polder_ipam::node::NodeIpam;
-use polder_ipam::pool::Labels;
-use polder_ipam::record::{BlockRecord, Nonce};
-use polder_ipam::store::{Outcome, Range, StoreError};
+use polder_ipam::pool::{BlockRequest, Labels};
+use polder_ipam::record::BlockRecord;
+use polder_ipam::store::{Outcome, StoreError};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -46,8 +47,8 @@ impl Registrar {
         let enough = if reply.is_some() { 1 } else { LOW_WATER };
         let sought = wanted.clone();
         let served = self.agent.ipam.run(move |ipam| match sought {
-            Wanted::Any(family, pool) => ipam.total(family, pool.as_ref(), now()).free >= enough,
-            Wanted::This(block) => ipam.blocks().iter().any(|owned| owned.block == block),
+            BlockRequest::Any(family, pool) => ipam.total(family, pool.as_ref(), now()).free >= enough,
+            BlockRequest::This(block) => ipam.blocks().iter().any(|owned| owned.block == block),
         });
         let result = if served.await { Ok(()) } else { self.claim(wanted).await };
         match (reply, result) {
@@ -58,7 +59,7 @@ impl Registrar {
     }
 
     /// Claims a block.
-    pub(super) async fn claim(&self, wanted: Wanted) -> Result<(), NoClaim> {
+    pub(super) async fn claim(&self, wanted: BlockRequest) -> Result<(), NoClaim> {
         let mut lost: BTreeSet<Block> = BTreeSet::new();
         let mut unanswered = None;
         for _ in 0..ATTEMPTS {
@@ -150,6 +151,6 @@ pub fn could_claim(
     if let Some(reason) = &view.lost {
         return Err(NoClaim::Unavailable(reason.clone()));
     }
-    let wanted = Wanted::Any(family, pool.cloned());
+    let wanted = BlockRequest::Any(family, pool.cloned());
     next_block(view, me, labels, &wanted, &BTreeSet::new()).map(|_| ()).map_err(NoClaim::Exhausted)
 }

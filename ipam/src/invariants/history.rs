@@ -8,10 +8,11 @@ use polder_api::{Attachment, NodeName, PoolName};
 
 use super::{Deviation, Facts, Invariant, deviation};
 use crate::Cidr;
+use crate::ids::{Incarnation, Nonce};
 use crate::ledger::Held;
 use crate::moment::Moment;
 use crate::pool::{Block, PoolState, Purpose};
-use crate::record::{BlockRecord, Incarnation, Nonce};
+use crate::record::BlockRecord;
 use crate::view::{Known, View};
 
 /// What was seen before.

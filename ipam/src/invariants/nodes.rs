@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::{Deviation, Facts, Interface, Invariant, KernelFacts, LedgerFacts, NodeFacts, Repair, deviation};
+use crate::ids::Incarnation;
 use crate::ledger::{Held, Kind};
 use crate::pool::Purpose;
-use crate::record::{Incarnation, PodsGone};
+use crate::record::PodsGone;
 use crate::view::View;
 
 pub(super) fn check(facts: &Facts<'_>, node: &NodeFacts, found: &mut Vec<Deviation>) {

@@ -3,9 +3,10 @@
 use std::net::IpAddr;
 
 use super::{Deviation, Facts, Invariant, Repair, deviation};
+use crate::ids::Incarnation;
 use crate::key::Key;
 use crate::pool::Purpose;
-use crate::record::{Incarnation, PodsGone};
+use crate::record::PodsGone;
 use crate::reservation;
 use crate::view::View;
 

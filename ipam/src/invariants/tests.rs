@@ -6,11 +6,9 @@ use super::history::{History, check_release};
 use super::*;
 use crate::Moment;
 use crate::allocator::SHORTEST_REST;
+use crate::ids::{ClusterId, Incarnation, Nonce};
 use crate::ledger::{Kind, Standing};
-use crate::record::{
-    BlockRecord, ClusterId, FenceRecord, Holder, Incarnation, Nonce, PodsGone, PoolRecord, ReservationRecord,
-    encode,
-};
+use crate::record::{BlockRecord, FenceRecord, Holder, PodsGone, PoolRecord, ReservationRecord, encode};
 use crate::store::{Contents, Entry, Update};
 
 /// Node `a` with block 10.0.0.0/30 of pool `p`, where pod `a1` has 10.0.0.2; node `b` with 10.0.0.4/30 and nothing.

@@ -201,9 +201,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ids::{ClusterId, Incarnation, Nonce};
     use crate::ledger::sqlite::Sqlite;
     use crate::ledger::{Kind, Standing};
-    use crate::record::{ClusterId, Incarnation, Nonce};
 
     #[derive(Debug, Clone)]
     enum Step {

@@ -14,9 +14,9 @@ use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params};
 
 use self::layout::{Step, open_database};
 use super::{Held, Identity, Ledger, LedgerError, OwnedBlock, Standing};
+use crate::ids::{ClusterId, Incarnation, Nonce};
 use crate::moment::Moment;
 use crate::pool::Block;
-use crate::record::{ClusterId, Incarnation, Nonce};
 
 /// The layouts of the tables, each as the step from the one before: a ledger of any earlier release is read.
 const LAYOUTS: &[Step] = &[

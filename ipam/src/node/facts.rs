@@ -88,9 +88,9 @@ mod tests {
     use super::super::{AllocateError, Source, Wish};
     use super::*;
     use crate::allocator::{Rest, USUAL_REST};
+    use crate::ids::Nonce;
     use crate::ledger::{Kind, OwnedBlock};
     use crate::pool::{Pool, PoolState};
-    use crate::record::Nonce;
 
     const NOW: Moment = Moment::from_millis(1_000_000);
 

@@ -8,10 +8,10 @@ use polder_api::{Attachment, Family};
 
 use super::{FRESH, NodeIpam};
 use crate::allocator::Rest;
+use crate::claim::AT_ONCE;
 use crate::ledger::{Identity, Ledger, LedgerError, OwnedBlock};
 use crate::moment::Moment;
 use crate::pool::{Block, Pool};
-use crate::steward::AT_ONCE;
 
 /// What a node has.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

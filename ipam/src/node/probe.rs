@@ -140,10 +140,10 @@ mod tests {
 
     use super::*;
     use crate::Pool;
+    use crate::ids::{ClusterId, Incarnation, Nonce};
     use crate::ledger::memory::Memory;
     use crate::ledger::{Identity, OwnedBlock};
     use crate::pool::{Labels, PoolState};
-    use crate::record::{ClusterId, Incarnation, Nonce};
 
     const NOW: Moment = Moment::from_millis(1_000_000);
 

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::allocator::USUAL_REST;
+use crate::ids::Nonce;
 use crate::pool::PoolState;
-use crate::record::Nonce;
 
 const NOW: Moment = Moment::from_millis(1_000_000);
 

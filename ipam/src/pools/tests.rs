@@ -1,5 +1,6 @@
+use crate::ids::{Incarnation, Nonce};
 use crate::pool::default_block_length;
-use crate::record::{BlockRecord, Incarnation, NodeRecord, Nonce, ReservationRecord};
+use crate::record::{BlockRecord, NodeRecord, ReservationRecord};
 use crate::store::{Contents, Entry, Update};
 
 use super::*;

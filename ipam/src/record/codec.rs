@@ -10,10 +10,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{
-    AddressRecord, BlockRecord, ClusterRecord, FenceRecord, Incarnation, InspectionRecord, NodeRecord,
-    PoolRecord, ReservationRecord,
+    AddressRecord, BlockRecord, ClusterRecord, FenceRecord, InspectionRecord, NodeRecord, PoolRecord,
+    ReservationRecord,
 };
 use crate::Block;
+use crate::ids::Incarnation;
 use crate::key::Key;
 use crate::pool::Pool;
 use crate::prefix;

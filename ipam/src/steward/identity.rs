@@ -9,8 +9,9 @@ use polder_api::mutant::{self, Mutant};
 use serde::{Deserialize, Serialize};
 
 use super::{Double, Facts, Purpose, Step};
+use crate::ids::Incarnation;
 use crate::ledger::{Identity, Standing};
-use crate::record::{Alive, ClusterRecord, FenceRecord, Incarnation, Life, NodeRecord, PodsGone};
+use crate::record::{Alive, ClusterRecord, FenceRecord, Life, NodeRecord, PodsGone};
 use crate::removal;
 use crate::view::{Known, Source, View};
 

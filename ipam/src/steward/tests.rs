@@ -3,15 +3,16 @@
 use super::*;
 use crate::Cidr;
 use crate::allocator::USUAL_REST;
+use crate::ids::{ClusterId, Incarnation, Nonce};
 use crate::pool::{Pool, PoolState};
 use crate::record::{
-    AttachMode, Backend, BlockRecord, ClusterId, ClusterRecord, FenceRecord, Incarnation, Masquerade, Nonce,
-    PodsGone, PoolRecord, VxlanSettings,
+    AttachMode, Backend, BlockRecord, ClusterRecord, FenceRecord, Masquerade, PodsGone, PoolRecord,
+    VxlanSettings,
 };
 
 mod identity;
 use crate::removal::Quarantine;
-use crate::store::{Contents, Entry, Update};
+use crate::store::{Contents, Entry, LARGEST_TXN, Update};
 
 const NODE_REVISION: i64 = 7;
 const LATE: Moment = Moment::from_millis(10_000_000);

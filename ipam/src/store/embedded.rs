@@ -8,8 +8,8 @@ use tokio::sync::{broadcast, mpsc};
 
 use super::refusal::{Cause, Refusal};
 use super::writes::{Writes, Written};
-use super::{Change, Compare, Contents, Entry, Outcome, Range, StoreError, Txn, Update, Write};
-use crate::key::Key;
+use super::{Change, Compare, Contents, Entry, Outcome, StoreError, Txn, Update, Write};
+use crate::key::{Key, Range};
 use crate::ledger::LedgerError;
 use crate::ledger::sqlite::layout::{Step, open_database};
 

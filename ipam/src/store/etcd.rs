@@ -15,7 +15,8 @@ use super::login::{Credentials, Password, Turn};
 use super::members::{Member, Members};
 use super::refusal::{Asker, Cause, Refusal};
 use super::writes::{Writes, Written};
-use super::{Compare, Contents, Entry, Outcome, Range, StoreError, Txn, Write};
+use super::{Compare, Contents, Entry, Outcome, StoreError, Txn, Write};
+use crate::key::Range;
 
 /// gRPC's code of a revision that is forgotten, or is yet to come.
 const OUT_OF_RANGE: i32 = 11;

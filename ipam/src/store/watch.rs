@@ -14,7 +14,8 @@ use tracing::warn;
 
 use super::etcd::{Etcd, NOT_THROUGH_PROXIES, entry};
 use super::position::{Heard, Interruption, Position};
-use super::{Change, Range, StoreError, Update};
+use super::{Change, StoreError, Update};
+use crate::key::Range;
 
 /// A silent stream is asked for a sign of life this often ...
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);

@@ -1,18 +1,18 @@
 //! Claims blocks: one transaction each, tried until one is won or there is none.
 
-use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use polder_ipam::Block;
-use polder_ipam::claim::{Claim, Claimant, NoClaim, Wanted};
-use polder_ipam::key::Key;
+use polder_ipam::claim::{Claim, Claimant, NoClaim};
+use polder_ipam::key::{Key, Range};
 use polder_ipam::ledger::OwnedBlock;
-use polder_ipam::pool::Labels;
+use polder_ipam::pool::{BlockRequest, Labels};
 use polder_ipam::record::BlockRecord;
-use polder_ipam::store::{Outcome, Range};
+use polder_ipam::store::Outcome;
 
 use super::Hand;
+use crate::requests::{ClaimRequest, Reply};
 use crate::task::Wait;
 
 /// Attempts at a block before whoever needs it is told.
@@ -21,24 +21,8 @@ const ATTEMPTS: usize = 50;
 /// How long an ADD waits for another block.
 const PATIENCE_MS: u64 = 15_000;
 
-/// What becomes of a wish.
-#[derive(Debug, Clone, Default)]
-pub struct Reply {
-    given: Rc<Cell<bool>>,
-    answer: Rc<RefCell<Option<Result<(), NoClaim>>>>,
-}
-
-/// A wish for another block.
-#[derive(Debug, Clone)]
-pub struct ClaimRequest {
-    /// Which one.
-    pub wanted: Wanted,
-    /// Who waits for it. With nobody waiting, it is for later.
-    pub reply: Option<Reply>,
-}
-
 /// Asks for another block, and waits for it.
-pub async fn ask(hand: &Hand, wanted: Wanted) -> Result<(), NoClaim> {
+pub async fn ask(hand: &Hand, wanted: BlockRequest) -> Result<(), NoClaim> {
     let reply = Reply::default();
     hand.agent(|agent| {
         agent.claims.push_back(ClaimRequest { wanted, reply: Some(reply.clone()) });
@@ -60,8 +44,8 @@ pub async fn serve(hand: &Hand, request: ClaimRequest) {
     let ClaimRequest { wanted, reply } = request;
     let enough = if reply.is_some() { 1 } else { 2 };
     let served = hand.ipam(|ipam, now| match &wanted {
-        Wanted::Any(family, pool) => ipam.total(*family, pool.as_ref(), now).free >= enough,
-        Wanted::This(block) => ipam.blocks().iter().any(|owned| owned.block == *block),
+        BlockRequest::Any(family, pool) => ipam.total(*family, pool.as_ref(), now).free >= enough,
+        BlockRequest::This(block) => ipam.blocks().iter().any(|owned| owned.block == *block),
     });
     let result = if served { Ok(()) } else { claim(hand, wanted).await };
     if let Some(reply) = reply {
@@ -71,7 +55,7 @@ pub async fn serve(hand: &Hand, request: ClaimRequest) {
 }
 
 /// Claims a block.
-pub async fn claim(hand: &Hand, wanted: Wanted) -> Result<(), NoClaim> {
+pub async fn claim(hand: &Hand, wanted: BlockRequest) -> Result<(), NoClaim> {
     let mut lost: BTreeSet<Block> = BTreeSet::new();
     for _ in 0..ATTEMPTS {
         hand.turn().await;

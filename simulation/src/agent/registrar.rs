@@ -4,17 +4,16 @@ use std::collections::BTreeMap;
 
 use polder_api::{Attachment, Family, NodeName};
 use polder_ipam::Pool;
-use polder_ipam::claim::Wanted;
-use polder_ipam::key::Key;
+use polder_ipam::key::{Key, Range};
 use polder_ipam::ledger::OwnedBlock;
-use polder_ipam::pool::Labels;
+use polder_ipam::pool::{BlockRequest, Labels};
 use polder_ipam::record::{Life, encode};
 use polder_ipam::steward::{self, Double, Facts, Presence, Purpose, Step};
-use polder_ipam::store::{Compare, LARGEST_TXN, Outcome, Range, Txn, Write};
+use polder_ipam::store::{Compare, LARGEST_TXN, Outcome, Txn, Write};
 use polder_ipam::view::{Settings, Source};
 
 use super::{Hand, claims, reservations, service};
-use crate::operator;
+use crate::settings;
 use crate::task::Wait;
 
 /// Between looks while something is waited for that no record announces.
@@ -68,8 +67,8 @@ async fn round(hand: &Hand) -> Result<Option<String>, Waiting> {
             Step::Wait(reason) if hand.view().source == Source::Nowhere => return Ok(Some(reason)),
             Step::Settled | Step::Wait(_) => return Ok(None),
             Step::Conflict(reason) | Step::Removed(reason) => return Ok(Some(reason)),
-            Step::Claim(Wanted::Any(family, pool)) => {
-                if let Err(error) = claims::claim(hand, Wanted::Any(family, pool)).await {
+            Step::Claim(BlockRequest::Any(family, pool)) => {
+                if let Err(error) = claims::claim(hand, BlockRequest::Any(family, pool)).await {
                     unclaimable.insert(family, error.to_string());
                 }
             }
@@ -243,7 +242,7 @@ async fn bootstrap(hand: &Hand) -> Result<(), Waiting> {
     let (record, pools): (_, Vec<Pool>) = match view.remembered.as_ref().filter(is_ours) {
         Some(lost) => ((*lost.cluster).clone(), lost.pools.iter().map(|pool| (**pool).clone()).collect()),
         None => {
-            let mut settings = operator::first_settings();
+            let mut settings = settings::first_settings();
             if let Some(identity) = identity {
                 settings.id = identity.cluster;
             }

@@ -1,19 +1,18 @@
 //! Hands reserved addresses over to this node.
 
-use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
 use std::rc::Rc;
 
-use polder_ipam::key::Key;
+use polder_ipam::key::{Key, Range};
 use polder_ipam::ledger::Standing;
 use polder_ipam::pool::{Labels, Pool};
 use polder_ipam::record::{Holder, encode};
 use polder_ipam::reservation::{self, HandOver};
-use polder_ipam::store::{Outcome, Range};
+use polder_ipam::store::Outcome;
 use polder_ipam::view::{Known, Source};
 
 use super::Hand;
-use super::service::Wanting;
+use crate::requests::{Refused, Reply, ReserveRequest, Wanting};
 use crate::task::Wait;
 
 /// Attempts at a record that changes at the same time.
@@ -21,26 +20,6 @@ const ATTEMPTS: usize = 10;
 
 /// How long an ADD waits for its address.
 const PATIENCE_MS: u64 = 15_000;
-
-/// There is no address to be had for the pod now, for this reason.
-#[derive(Debug, Clone)]
-pub struct Refused(pub String);
-
-/// What becomes of a wish.
-#[derive(Debug, Clone, Default)]
-pub struct Reply {
-    given: Rc<Cell<bool>>,
-    answer: Rc<RefCell<Option<Result<IpAddr, Refused>>>>,
-}
-
-/// A wish for a reserved address.
-#[derive(Debug, Clone)]
-pub struct ReserveRequest {
-    /// For whom.
-    pub wanting: Wanting,
-    /// Who waits for it.
-    pub reply: Reply,
-}
 
 /// Asks for the pod's own address, and waits for it.
 pub async fn ask(hand: &Hand, wanting: &Wanting) -> Result<Vec<IpAddr>, Refused> {

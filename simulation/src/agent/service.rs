@@ -3,29 +3,20 @@
 use std::net::IpAddr;
 
 use polder_api::mutant::{self, Mutant};
-use polder_api::{Attachment, Family, Pod};
+use polder_api::{Attachment, Family};
 use polder_ipam::allocator::Rest;
-use polder_ipam::claim::{NoClaim, Wanted};
+use polder_ipam::claim::NoClaim;
 use polder_ipam::invariants::history::check_release;
 use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::node::{AllocateError, Source, Wish};
+use polder_ipam::pool::BlockRequest;
 
 use super::{Hand, claims, reservations, sweeper};
+use crate::requests::{ClaimRequest, Wanting};
 use crate::task::Wait;
 
 /// How long a DEL waits for an ADD of the same attachment to end.
 const WIRING_PATIENCE_MS: u64 = 10_000;
-
-/// What an ADD asks for.
-#[derive(Debug, Clone)]
-pub struct Wanting {
-    /// For which attachment.
-    pub attachment: Attachment,
-    /// The pod.
-    pub pod: Pod,
-    /// Whether the pod keeps its address by name.
-    pub reserved: bool,
-}
 
 /// Gives the attachment its addresses. Whoever asked holds it from then on, and it is not held where this fails.
 pub async fn add(hand: &Hand, wanting: &Wanting) -> Option<Vec<IpAddr>> {
@@ -108,8 +99,7 @@ async fn allocate(
                 for family in &families {
                     let few = hand.ipam(|ipam, now| ipam.total(*family, None, now).free < 2);
                     if few {
-                        let request =
-                            claims::ClaimRequest { wanted: Wanted::Any(*family, None), reply: None };
+                        let request = ClaimRequest { wanted: BlockRequest::Any(*family, None), reply: None };
                         hand.agent(|agent| agent.claims.push_back(request));
                     }
                 }
@@ -122,7 +112,7 @@ async fn allocate(
                 return None;
             }
         };
-        match (claims::ask(hand, Wanted::Any(family, None)).await, rest) {
+        match (claims::ask(hand, BlockRequest::Any(family, None)).await, rest) {
             (Ok(()), _) => {}
             (Err(NoClaim::Exhausted(_)), Rest::Full) => rest = Rest::Shortest,
             (Err(error), _) => {

@@ -1,6 +1,7 @@
 //! The compares of etcd, all of them.
 
-use polder_ipam::store::{Compare, Range};
+use polder_ipam::key::Range;
+use polder_ipam::store::Compare;
 
 use super::LeaseId;
 use super::history::{History, KeyValue};

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use polder_ipam::store::{Change, Entry, Range};
+use polder_ipam::key::Range;
+use polder_ipam::store::{Change, Entry};
 
 use super::{Error, LeaseId};
 

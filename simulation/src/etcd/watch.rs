@@ -1,6 +1,6 @@
 //! A watch: the server's end of a stream that tells what changes in a range.
 
-use polder_ipam::store::Range;
+use polder_ipam::key::Range;
 
 use super::{Event, Model};
 

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use polder_ipam::ids::Incarnation;
 use polder_ipam::ledger::Standing;
-use polder_ipam::record::{Incarnation, NodeRecord, PodsGone};
+use polder_ipam::record::{NodeRecord, PodsGone};
 use polder_ipam::removal::Vouched;
 
 use super::action::{Action, Errands, Fate};

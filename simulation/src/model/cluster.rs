@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use polder_ipam::ids::Incarnation;
 use polder_ipam::key::Key;
-use polder_ipam::record::{Incarnation, PodsGone};
+use polder_ipam::record::PodsGone;
 use polder_ipam::store::{Outcome, Update, Write};
 
 use super::limits::Limits;

@@ -1,7 +1,8 @@
 //! Errands: transactions meet their fate, and what is not known of them is looked up. It mirrors the agent's registrar.
 
+use polder_ipam::key::Range;
 use polder_ipam::steward::Purpose;
-use polder_ipam::store::{Entry, Outcome, Range, Write};
+use polder_ipam::store::{Entry, Outcome, Write};
 
 use super::action::{Errands, Fate};
 use super::flaw::Flaw;

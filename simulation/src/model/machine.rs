@@ -6,10 +6,11 @@ use std::sync::{Arc, LazyLock};
 
 use polder_api::{Attachment, NodeName};
 use polder_ipam::allocator::USUAL_REST;
+use polder_ipam::ids::Incarnation;
 use polder_ipam::ledger::memory::Memory;
 use polder_ipam::ledger::{Identity, OwnedBlock};
 use polder_ipam::node::NodeIpam;
-use polder_ipam::record::{Alive, Incarnation};
+use polder_ipam::record::Alive;
 use polder_ipam::removal::Quarantine;
 use polder_ipam::steward::{Double, Purpose};
 use polder_ipam::store::{Entry, Txn};

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use polder_api::{Family, Mac, Pod};
 use polder_ipam::allocator::Rest;
-use polder_ipam::claim::{Wanted, next_block};
+use polder_ipam::claim::next_block;
 use polder_ipam::ledger::{Kind, Standing};
 use polder_ipam::node::{AllocateError, Source, Wish};
-use polder_ipam::pool::Labels;
+use polder_ipam::pool::{BlockRequest, Labels};
 use polder_ipam::record::{Holder, PodsGone};
 use polder_ipam::reservation::{Denied, HandOver, hand_over};
 use polder_ipam::view;
@@ -34,7 +34,7 @@ impl Play<'_> {
         let mut allocated = machine.ipam().allocate(wish.clone(), Rest::Full, now);
         if let Err(AllocateError::Shortage { .. }) = allocated {
             let view = Arc::clone(&machine.agent.watcher.view);
-            let wanted = Wanted::Any(Family::V4, None);
+            let wanted = BlockRequest::Any(Family::V4, None);
             if next_block(&view, &machine.name, &Labels::new(), &wanted, &BTreeSet::new()).is_ok() {
                 return machine.agent.is_idle() && self.wish(who);
             }

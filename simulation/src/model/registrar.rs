@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use polder_api::Family;
 use polder_ipam::Pool;
-use polder_ipam::claim::{Claimant, Wanted};
+use polder_ipam::claim::Claimant;
+use polder_ipam::ids::Nonce;
 use polder_ipam::ledger::{Identity, OwnedBlock};
-use polder_ipam::pool::Labels;
-use polder_ipam::record::{Life, Nonce};
+use polder_ipam::pool::{BlockRequest, Labels};
+use polder_ipam::record::Life;
 use polder_ipam::steward::{self, Double, Facts, Presence, Purpose, Step};
 use polder_ipam::store::Txn;
 use polder_ipam::view::Source;
@@ -20,7 +21,7 @@ use super::play::Play;
 use super::tally::Happening;
 
 /// Another block of IPv4 addresses.
-const WANTED: Wanted = Wanted::Any(Family::V4, None);
+const WANTED: BlockRequest = BlockRequest::Any(Family::V4, None);
 
 impl Play<'_> {
     /// The next step of a registrar that waits for nothing.

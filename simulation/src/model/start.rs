@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use polder_ipam::ids::ClusterId;
 use polder_ipam::key::Key;
 use polder_ipam::pool::{PoolState, Purpose};
 use polder_ipam::record::{
-    AttachMode, Backend, ClusterId, ClusterRecord, Masquerade, PoolRecord, VxlanSettings, encode,
+    AttachMode, Backend, ClusterRecord, Masquerade, PoolRecord, VxlanSettings, encode,
 };
 use polder_ipam::store::{Txn, Write};
 

@@ -1,6 +1,7 @@
 //! Operations made up at random: few keys, so that they meet, and revisions close to what is there.
 
-use polder_ipam::store::{Compare, Range, Txn, Write};
+use polder_ipam::key::Range;
+use polder_ipam::store::{Compare, Txn, Write};
 use polder_simulation::etcd::{Condition, LeaseId, Operation, Operator, Property};
 use polder_simulation::{Model, Random};
 

@@ -6,8 +6,9 @@ use etcd_client::{
     Client, CompactionOptions, Compare, CompareOp, DeleteOptions, Error, EventType, GetOptions,
     LeaseGrantOptions, LeaseTimeToLiveOptions, PutOptions, TxnOp, WatchOptions, WatchStream,
 };
+use polder_ipam::key::Range;
 use polder_ipam::store::etcd::{Etcd, EtcdConfig};
-use polder_ipam::store::{Outcome, Range, Store, StoreError};
+use polder_ipam::store::{Outcome, Store, StoreError};
 use polder_simulation::etcd::{
     Condition, Deletions, Event, KeyValue, LeaseId, Operation, Operator, Property, Said,
 };

@@ -5,10 +5,9 @@ use proptest::sample::Index;
 
 use polder_api::{Attachment, Family, NodeName};
 use polder_ipam::Moment;
+use polder_ipam::ids::{ClusterId, Incarnation};
 use polder_ipam::ledger::{Held, Kind};
-use polder_ipam::record::{
-    AttachMode, Backend, ClusterId, ClusterRecord, Incarnation, Masquerade, NodeRecord, VxlanSettings,
-};
+use polder_ipam::record::{AttachMode, Backend, ClusterRecord, Masquerade, NodeRecord, VxlanSettings};
 use polder_ipam::{Block, Cidr};
 use polder_netlink::nft::Table;
 use polder_netlink::route::Lookup;
