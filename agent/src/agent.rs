@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use polder_ipam::node::NodeIpam;
-use polder_ipam::store::Store;
 use polder_netlink::nft::FilterSocket;
+use polder_store::NodeIpam;
+use polder_store::Store;
 use tokio::sync::{Notify, mpsc};
 
 use crate::board::Board;

@@ -9,10 +9,11 @@ use polder_ipam::Pool;
 use polder_ipam::allocator::{Counts, Refused, Rest};
 use polder_ipam::claim::{LOW_WATER, NoClaim};
 use polder_ipam::ledger::{Held, Kind};
-use polder_ipam::node::{AllocateError, NodeIpam, Source, Wish};
+use polder_ipam::node::{AllocateError, Source, Wish};
 use polder_ipam::pool::{BlockRequest, Purpose};
 use polder_ipam::shortage;
 use polder_ipam::view::View;
+use polder_store::NodeIpam;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 

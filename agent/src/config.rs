@@ -14,7 +14,7 @@ use polder_ipam::prefix::Prefix;
 use polder_ipam::record::{AttachMode, MTU_RANGE, Masquerade, VxlanSettings};
 use polder_ipam::special;
 use polder_ipam::steward::Proof;
-use polder_ipam::store::etcd::EtcdConfig;
+use polder_store::etcd::config::EtcdConfig;
 use serde::{Deserialize, Serialize};
 
 use self::cni::CniFile;

@@ -4,11 +4,8 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use polder_api::Attachment;
-use polder_ipam::node::NodeIpam;
-use polder_ipam::store::Store;
-use polder_ipam::store::embedded::Embedded;
-use polder_ipam::store::etcd::Etcd;
 use polder_netlink::nft::FilterSocket;
+use polder_store::{Embedded, Etcd, Store, open_node};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
@@ -37,7 +34,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let features = Features::find_out(&sysctls)?;
     features.missing().iter().for_each(|missing| warn!("{missing}"));
 
-    let (mut ipam, void) = NodeIpam::open(&config.state_dir.join(LEDGER), &machine.boot_id, config.cooldown)?;
+    let (mut ipam, void) = open_node(&config.state_dir.join(LEDGER), &machine.boot_id, config.cooldown)?;
     if !void.is_empty() {
         info!(attachments = void.len(), "the machine was booted: earlier attachments are void");
     }

@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 use polder_api::message::{Refusal, RefusalKind, Removal, Reply};
 use polder_api::{Attachment, NodeName};
 use polder_ipam::key::{Key, Range};
-use polder_ipam::store::{Store, StoreError};
+use polder_ipam::store::StoreError;
+use polder_store::Store;
 
 use crate::agent::Agent;
 use crate::published::Addresses;

@@ -10,11 +10,9 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use polder_ipam::key::{Key, Range};
-use polder_ipam::node::NodeIpam;
-use polder_ipam::store::embedded::Embedded;
-use polder_ipam::store::etcd::Etcd;
-use polder_ipam::store::{Contents, Store};
+use polder_ipam::store::Contents;
 use polder_netlink::nft::FilterSocket;
+use polder_store::{Embedded, Etcd, Store, open_node};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
@@ -148,7 +146,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
         before = read(&store, &config).await?;
     }
 
-    let (mut ipam, _) = NodeIpam::open(&copy.join(LEDGER), &machine.boot_id, config.cooldown)?;
+    let (mut ipam, _) = open_node(&copy.join(LEDGER), &machine.boot_id, config.cooldown)?;
     let mut kernel = Kernel::open_to_read(&sysctls)?;
     recovery::recover(&mut ipam, &mut kernel)?;
     copy.clone_into(&mut config.state_dir);

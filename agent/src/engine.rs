@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use polder_api::message::Refusal;
 use polder_ipam::Cidr;
-use polder_ipam::node::NodeIpam;
 use polder_ipam::peers::{Peer, believe};
 use polder_ipam::view::Source;
 use polder_netlink::route::Lookup;
+use polder_store::NodeIpam;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, sleep_until};
 use tracing::{debug, info, warn};

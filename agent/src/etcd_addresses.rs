@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use nix::sys::socket::{SockaddrStorage, getpeername};
 use polder_ipam::needed::{Needed, What};
-use polder_ipam::store::endpoint::{Endpoint, Host};
-use polder_ipam::store::etcd::EtcdConfig;
-use polder_ipam::store::lookup::{Found, Lookup};
+use polder_store::etcd::config::EtcdConfig;
+use polder_store::etcd::endpoint::{Endpoint, Host};
+use polder_store::etcd::lookup::{Found, Lookup};
 use tokio::time::sleep;
 use tracing::{info, warn};
 

@@ -12,7 +12,7 @@ use axum::routing::get;
 use polder_api::status::StoreStatus;
 use polder_ipam::pool::Purpose;
 use polder_ipam::shortage::Claimed;
-use polder_ipam::store::writes::Failures;
+use polder_store::writes::Failures;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family as Metrics;

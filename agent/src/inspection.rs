@@ -18,8 +18,9 @@ use polder_ipam::invariants::{self, Deviation, Facts, Published, Repair};
 use polder_ipam::key::Key;
 use polder_ipam::prefix;
 use polder_ipam::record::{AnswerRecord, InspectionRecord, encode};
-use polder_ipam::store::{Compare, LARGEST_TXN, Outcome, Store, StoreError, Txn, Write};
+use polder_ipam::store::{Compare, LARGEST_TXN, Outcome, StoreError, Txn, Write};
 use polder_ipam::view::View;
+use polder_store::Store;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use polder_api::NodeName;
 use polder_ipam::key::{Key, Range};
-use polder_ipam::store::{Store, StoreError};
+use polder_ipam::store::StoreError;
+use polder_store::Store;
 use tokio::time::Instant;
 
 /// How long a lease must be missing. An agent takes it anew within seconds after its start, or after the store's return.

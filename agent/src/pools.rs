@@ -11,9 +11,10 @@ use polder_ipam::peers::believe;
 use polder_ipam::pool::{InvalidPool, PoolState, Purpose};
 use polder_ipam::pools::{self, Change, NotChanged};
 use polder_ipam::shortage::Claimed;
-use polder_ipam::store::{Outcome, Store, StoreError, Update};
+use polder_ipam::store::{Outcome, StoreError, Update};
 use polder_ipam::view::View;
 use polder_ipam::{Cidr, Pool, settings, special};
+use polder_store::Store;
 use tracing::info;
 
 use crate::agent::Agent;

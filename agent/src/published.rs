@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use polder_ipam::Cidr;
 use polder_ipam::invariants::Published;
 use polder_ipam::key::{Key, Range};
-use polder_ipam::store::{Contents, Store, StoreError};
+use polder_ipam::store::{Contents, StoreError};
+use polder_store::Store;
 
 /// The records of addresses, as of one revision.
 #[derive(Debug, Clone, Default)]

@@ -3,7 +3,7 @@
 use anyhow::Context;
 use polder_ipam::alias;
 use polder_ipam::ledger::{Held, Kind};
-use polder_ipam::node::NodeIpam;
+use polder_store::NodeIpam;
 use tracing::{info, warn};
 
 use crate::kernel::Kernel;

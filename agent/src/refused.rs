@@ -5,9 +5,10 @@ use std::time::{Duration, SystemTime};
 
 use polder_api::message::{Refusal, RefusalKind};
 use polder_api::status::RefusedWrites;
+use polder_ipam::store::StoreError;
 use polder_ipam::store::refusal::Cause;
-use polder_ipam::store::writes::{Refusing, Topic};
-use polder_ipam::store::{Store, StoreError};
+use polder_store::Store;
+use polder_store::writes::{Refusing, Topic};
 
 /// The answer to a request that has failed so in the store: only what may be over by itself is worth another attempt.
 pub fn answer(error: &StoreError, message: impl Into<String>) -> Refusal {

@@ -8,8 +8,9 @@ use polder_ipam::key::{Key, Range};
 use polder_ipam::node::Condition;
 use polder_ipam::record::Holder;
 use polder_ipam::reservation;
-use polder_ipam::store::{Outcome, Store, StoreError};
+use polder_ipam::store::{Outcome, StoreError};
 use polder_ipam::view::View;
+use polder_store::Store;
 use tracing::info;
 
 use crate::agent::Agent;

@@ -7,8 +7,9 @@ use polder_api::NodeName;
 use polder_api::message::{Refusal, RefusalKind, Removal};
 use polder_ipam::record::{FenceRecord, Life, PodsGone};
 use polder_ipam::removal::{self, NotRemoved, Vouched, blocks_of};
-use polder_ipam::store::{Outcome, Store, StoreError};
+use polder_ipam::store::{Outcome, StoreError};
 use polder_ipam::view::{Source, View};
+use polder_store::Store;
 use tokio::time::timeout;
 use tracing::warn;
 

@@ -23,10 +23,10 @@ pub async fn apply_all(agent: &Agent) {
                 apply(agent, &attachment).await;
             }
             Ok(Err(error)) => {
-                warn!(file = %path.display(), %error, "a note that cannot be read is thrown away");
+                warn!(file = %path.display(), %error, "a tombstone that cannot be read is thrown away");
                 remove(&path);
             }
-            Err(error) => warn!(file = %path.display(), %error, "a note cannot be read"),
+            Err(error) => warn!(file = %path.display(), %error, "a tombstone cannot be read"),
         }
     }
 }
@@ -42,6 +42,6 @@ pub async fn apply(agent: &Agent, attachment: &Attachment) {
 
 fn remove(tombstone: &Path) {
     if let Err(error) = fs::remove_file(tombstone) {
-        warn!(file = %tombstone.display(), %error, "a note cannot be removed");
+        warn!(file = %tombstone.display(), %error, "a tombstone cannot be removed");
     }
 }

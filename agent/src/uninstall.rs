@@ -7,8 +7,8 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use polder_api::{tombstone, tombstones};
-use polder_ipam::ledger::sqlite::Sqlite;
 use polder_ipam::ledger::{Held, Kind, Ledger};
+use polder_store::ledger::Sqlite;
 
 use crate::config::Places;
 use crate::conflist;

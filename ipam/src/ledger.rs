@@ -1,13 +1,12 @@
 //! The node's own durable record of its blocks, attachments and addresses: what it says, and how it is changed.
 //!
-//! Every change is all or nothing. On a node the ledger is a file ([`sqlite`]); where many nodes are played through,
-//! it is plain data ([`memory`]).
+//! Every change is all or nothing. On a node the ledger is a file (of the crate `polder-store`); where many nodes are played
+//! through, it is plain data ([`memory`]).
 
 pub mod memory;
-pub mod sqlite;
 
+use std::error::Error;
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::str::FromStr;
 
 use polder_api::{Attachment, Mac, Pod, PoolName};
@@ -16,31 +15,16 @@ use crate::ids::{ClusterId, Incarnation, Nonce};
 use crate::moment::Moment;
 use crate::pool::Block;
 
-/// The ledger cannot be used, or a write did not happen.
+/// The ledger cannot be read, or a write did not happen: nothing of it did.
 #[derive(Debug, thiserror::Error)]
-pub enum LedgerError {
-    /// The file cannot be opened or made.
-    #[error("open {}: can the agent write in {}?", path.display(), path.parent().unwrap_or(path).display())]
-    Open {
-        /// The file.
-        path: PathBuf,
-        /// What SQLite said.
-        #[source]
-        source: rusqlite::Error,
-    },
-    /// The file was written by a later release.
-    #[error("{} has layout {found}, and this release knows {known}: go back to the release that wrote it", path.display())]
-    Layout {
-        /// The file.
-        path: PathBuf,
-        /// Its layout.
-        found: usize,
-        /// The newest that is known.
-        known: usize,
-    },
-    /// A statement failed; nothing of its transaction happened.
-    #[error("ledger")]
-    Sqlite(#[from] rusqlite::Error),
+#[error("ledger")]
+pub struct LedgerError(#[source] Box<dyn Error + Send + Sync>);
+
+impl LedgerError {
+    /// For this reason.
+    pub fn new(reason: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self(reason.into())
+    }
 }
 
 /// Whose ledger it is.
@@ -88,7 +72,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    const fn as_str(self) -> &'static str {
+    /// Its name in the ledger.
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Pod => "pod",
             Self::Lease => "lease",

@@ -4,10 +4,8 @@
 //! own blocks are decided by that node alone, and kept in its ledger. So an address can be handed out while the
 //! store is away, and still never twice.
 //!
-//! What decides is pure: [`pool`], [`pools`], [`view`], [`peers`], [`claim`] and [`allocator`] know no clock, no randomness and no
-//! input or output.
-//! What acts stands beside it: [`store`] speaks to etcd or to a file, [`ledger`] to SQLite; [`node`] puts the
-//! allocator and the ledger together.
+//! All of it is pure: no clock, no randomness, no input or output. What a store is asked is data ([`store`]); [`node`] puts the
+//! allocator and a ledger ([`ledger`]) together. The crate `polder-store` carries it out.
 
 pub mod alias;
 pub mod allocator;

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::Path;
 use std::time::Duration;
 
 use polder_api::mutant::{self, Mutant};
@@ -10,14 +9,13 @@ use polder_api::{Attachment, Family, Mac, Pod, PoolName};
 
 use crate::allocator::{Allocator, Counts, Refused, Rest};
 use crate::claim::LOW_WATER;
-use crate::ledger::sqlite::Sqlite;
 use crate::ledger::{Held, Identity, Kind, Ledger, LedgerError, OwnedBlock};
 use crate::moment::Moment;
 use crate::pool::{Block, Labels, Pool};
 
 /// The addresses of one node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct NodeIpam<L = Sqlite> {
+pub struct NodeIpam<L> {
     ledger: L,
     allocator: Allocator,
     blocks: Vec<OwnedBlock>,
@@ -109,13 +107,6 @@ pub enum AllocateError {
     /// It could not be written down.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-}
-
-impl NodeIpam {
-    /// Opens the ledger on disk for this boot. Returns the attachments of another boot, which are void now.
-    pub fn open(path: &Path, boot_id: &str, rest: Duration) -> Result<(Self, Vec<Held>), LedgerError> {
-        Self::with(Sqlite::open(path)?, boot_id, rest)
-    }
 }
 
 impl<L: Ledger> NodeIpam<L> {

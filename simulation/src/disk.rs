@@ -80,7 +80,7 @@ impl Disk {
     fn write<T>(&self, change: impl FnOnce(&mut Memory) -> Result<T, LedgerError>) -> Result<T, LedgerError> {
         let mut state = self.0.borrow_mut();
         if state.full {
-            return Err(rusqlite::Error::InvalidQuery.into());
+            return Err(LedgerError::new("the disk is full"));
         }
         let before = state.ledger.clone();
         let changed = change(&mut state.ledger)?;

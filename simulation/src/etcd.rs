@@ -91,7 +91,7 @@ impl Model {
         self.history.revision()
     }
 
-    /// Reads all entries of the range, as [`polder_ipam::store::Store::range`] does.
+    /// Reads all entries of the range, as `polder_store::Store::range` does.
     pub fn range(&self, range: &Range) -> Contents {
         let entries = self.history.now(range).map(KeyValue::entry).collect();
         Contents { revision: self.revision(), entries }
@@ -102,7 +102,7 @@ impl Model {
         self.history.at(range, revision)
     }
 
-    /// Carries out a transaction, as [`polder_ipam::store::Store::commit`] does. An error is etcd's refusal to look
+    /// Carries out a transaction, as `polder_store::Store::commit` does. An error is etcd's refusal to look
     /// at it at all.
     pub fn commit(&mut self, txn: &Txn) -> Result<Outcome, Error> {
         let conditions: Vec<_> = txn.compares.iter().map(Condition::from).collect();

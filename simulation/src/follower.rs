@@ -8,7 +8,7 @@ use polder_ipam::store::position::{Heard, Interruption, Position};
 
 use crate::etcd::{Event, Model, Said, Watch};
 
-/// A follower of a range. What it says is what [`polder_ipam::store::Store::follow`] says.
+/// A follower of a range. What it says is what `polder_store::Store::follow` says.
 #[derive(Debug, Clone)]
 pub struct Follower {
     range: Range,

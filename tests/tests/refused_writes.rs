@@ -6,8 +6,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use polder_ipam::store::etcd::{Etcd, EtcdConfig};
-use polder_ipam::store::{Outcome, Store, StoreError, Txn, Write};
+use polder_ipam::store::{Outcome, StoreError, Txn, Write};
+use polder_store::Store;
+use polder_store::etcd::Etcd;
+use polder_store::etcd::config::EtcdConfig;
 use polder_tests::agent::Worker;
 use polder_tests::tls::Authority;
 use polder_tests::{Lab, Topology, cni, wait};

@@ -5,8 +5,10 @@
 use std::time::{Duration, Instant};
 
 use polder_ipam::key::Key;
-use polder_ipam::store::etcd::{Etcd, EtcdConfig};
-use polder_ipam::store::{Compare, Store};
+use polder_ipam::store::Compare;
+use polder_store::Store;
+use polder_store::etcd::Etcd;
+use polder_store::etcd::config::EtcdConfig;
 use polder_tests::agent::Worker;
 use polder_tests::fabric::Families;
 use polder_tests::matrix::assert_flat;

@@ -4,10 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use polder_ipam::prefix::Prefix;
-use polder_ipam::store::endpoint::Endpoint;
-use polder_ipam::store::etcd::EtcdConfig;
-use polder_ipam::store::login::{Credentials, Password};
-use polder_ipam::store::lookup::is_domain;
+use polder_store::etcd::config::EtcdConfig;
+use polder_store::etcd::config::{Credentials, Password};
+use polder_store::etcd::endpoint::Endpoint;
+use polder_store::etcd::lookup::is_domain;
 use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, absolute, value};

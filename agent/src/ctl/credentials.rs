@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use polder_api::credentials::{ClientCertificate, EtcdCredentials, Secret, User};
 use polder_api::message::Request;
-use polder_ipam::store::login::Password;
+use polder_store::etcd::config::Password;
 
 use crate::config::pem;
 

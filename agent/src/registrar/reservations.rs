@@ -8,11 +8,11 @@ use polder_api::Attachment;
 use polder_api::message::{Refusal, RefusalKind};
 use polder_ipam::key::{Key, Range};
 use polder_ipam::ledger::Standing;
-use polder_ipam::node::NodeIpam;
 use polder_ipam::record::{Holder, encode};
 use polder_ipam::reservation::{self, Denied, HandOver};
 use polder_ipam::store::Outcome;
 use polder_ipam::view::{Source, View};
+use polder_store::NodeIpam;
 use tokio::time::timeout;
 use tracing::info;
 

@@ -6,7 +6,6 @@ use std::net::IpAddr;
 
 use polder_api::Attachment;
 
-use super::sqlite::constraint;
 use super::{Held, Identity, Ledger, LedgerError, OwnedBlock};
 use crate::moment::Moment;
 use crate::pool::Block;
@@ -35,7 +34,7 @@ impl Memory {
     fn usable(&self, address: IpAddr) -> Result<(), LedgerError> {
         match self.addresses.get(&address) {
             None | Some(Use::Freed(_)) => Ok(()),
-            Some(_) => Err(constraint(format!("{address} is in use")).into()),
+            Some(_) => Err(LedgerError::new(format!("{address} is in use"))),
         }
     }
 
@@ -109,7 +108,7 @@ impl Ledger for Memory {
         let inside = |address: &IpAddr| block.cidr().has(*address);
         let used = |(_, what): &(&IpAddr, &Use)| !matches!(what, Use::Freed(_));
         if let Some((address, _)) = self.addresses.iter().filter(|(address, _)| inside(address)).find(used) {
-            return Err(constraint(format!("{address} of block {block} is in use")).into());
+            return Err(LedgerError::new(format!("{address} of block {block} is in use")));
         }
         self.addresses.retain(|address, _| !inside(address));
         self.blocks.retain(|owned| owned.block != block);
@@ -154,7 +153,7 @@ impl Ledger for Memory {
 
     fn add_attachment(&mut self, held: &Held) -> Result<(), LedgerError> {
         if self.attachments.iter().any(|known| known.attachment == held.attachment) {
-            return Err(constraint(format!("{} is there already", held.attachment)).into());
+            return Err(LedgerError::new(format!("{} is there already", held.attachment)));
         }
         held.addresses.iter().try_for_each(|address| self.usable(*address))?;
         self.addresses.extend(held.addresses.iter().map(|address| (*address, Use::Attachment)));
@@ -175,7 +174,7 @@ impl Ledger for Memory {
 
     fn clear(&mut self) -> Result<(), LedgerError> {
         if let Some(held) = self.attachments.first() {
-            return Err(constraint(format!("{} is attached", held.attachment)).into());
+            return Err(LedgerError::new(format!("{} is attached", held.attachment)));
         }
         self.blocks.clear();
         self.addresses.clear();
@@ -191,150 +190,5 @@ impl Ledger for Memory {
 
     fn sysctls(&self) -> Result<Vec<(String, String)>, LedgerError> {
         Ok(self.sysctls.iter().rev().cloned().collect())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::ids::{ClusterId, Incarnation, Nonce};
-    use crate::ledger::sqlite::Sqlite;
-    use crate::ledger::{Kind, Standing};
-
-    #[derive(Debug, Clone)]
-    enum Step {
-        Identify(u8, bool),
-        Boot(u8),
-        AddBlock(u8),
-        LeaveBlock(u8),
-        RemoveBlock(u8),
-        Gateway(u8),
-        ReplaceGateway(u8, u8, u16),
-        Attach(u8, u8, u8),
-        Leave(u8),
-        Detach(u8, u16),
-        Clear,
-        Rest(u8, u16),
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        let (small, address) = (0..3_u8, 0..14_u8);
-        prop_oneof![
-            1 => (small.clone(), any::<bool>()).prop_map(|(name, removed)| Step::Identify(name, removed)),
-            1 => small.clone().prop_map(Step::Boot),
-            3 => small.clone().prop_map(Step::AddBlock),
-            1 => small.clone().prop_map(Step::LeaveBlock),
-            2 => small.clone().prop_map(Step::RemoveBlock),
-            2 => address.clone().prop_map(Step::Gateway),
-            2 => (address.clone(), address.clone(), any::<u16>())
-                .prop_map(|(old, new, at)| Step::ReplaceGateway(old, new, at)),
-            8 => (small.clone(), address.clone(), address.clone()).prop_map(|(who, one, two)| Step::Attach(who, one, two)),
-            2 => small.clone().prop_map(Step::Leave),
-            1 => Just(Step::Clear),
-            1 => (address.clone(), any::<u16>()).prop_map(|(last, at)| Step::Rest(last, at)),
-            6 => (small, any::<u16>()).prop_map(|(who, at)| Step::Detach(who, at)),
-        ]
-    }
-
-    /// Three blocks of four addresses, and two addresses that are in none.
-    fn block(number: u8) -> Block {
-        Block::new(format!("10.0.0.{}/30", number * 4).parse().unwrap())
-    }
-
-    fn address(last: u8) -> IpAddr {
-        IpAddr::from([10, 0, 0, last])
-    }
-
-    fn attachment(who: u8) -> Attachment {
-        format!("net/c{who}/eth0").parse().unwrap()
-    }
-
-    fn take(ledger: &mut impl Ledger, step: &Step) -> Result<Vec<Held>, LedgerError> {
-        let at = |millis: u16| Moment::from_millis(millis.into());
-        match *step {
-            Step::Identify(name, removed) => ledger.identify(&Identity {
-                node: format!("n{name}").parse().unwrap(),
-                incarnation: Incarnation(format!("i{name}")),
-                cluster: ClusterId("c".into()),
-                standing: if removed { Standing::Removed } else { Standing::Member },
-            }),
-            Step::Boot(id) => return ledger.enter_boot(&format!("boot-{id}")),
-            Step::AddBlock(number) => ledger.add_block(&OwnedBlock {
-                block: block(number),
-                pool: "p".parse().unwrap(),
-                nonce: Nonce(format!("x{number}")),
-                leaving: false,
-            }),
-            Step::LeaveBlock(number) => ledger.mark_block_leaving(block(number)),
-            Step::RemoveBlock(number) => ledger.remove_block(block(number)),
-            Step::Gateway(last) => ledger.add_gateway(address(last)),
-            // One by itself is never asked for.
-            Step::ReplaceGateway(old, new, _) if old == new => Ok(()),
-            Step::ReplaceGateway(old, new, freed) => {
-                ledger.replace_gateway(address(old), address(new), at(freed))
-            }
-            Step::Attach(who, one, two) => {
-                let mut addresses = vec![address(one), address(two)];
-                addresses.sort();
-                addresses.dedup();
-                ledger.add_attachment(&Held {
-                    attachment: attachment(who),
-                    kind: Kind::Pod,
-                    since: at(7),
-                    addresses,
-                    mac: "0a:58:0a:00:00:05".parse().unwrap(),
-                    mtu: 1450,
-                    netns: String::new(),
-                    pod: None,
-                    leaving: false,
-                    gateways: Vec::new(),
-                })
-            }
-            Step::Leave(who) => ledger.mark_leaving(&attachment(who)),
-            Step::Clear => ledger.clear(),
-            Step::Rest(last, freed) => ledger.rest(&[address(last), address(last + 1)], at(freed)),
-            Step::Detach(who, freed) => ledger.remove_attachment(&attachment(who), at(freed)),
-        }
-        .map(|()| Vec::new())
-    }
-
-    fn sorted<T: Ord>(mut items: Vec<T>) -> Vec<T> {
-        items.sort();
-        items
-    }
-
-    fn by_name(mut held: Vec<Held>) -> Vec<Held> {
-        held.sort_by(|one, other| one.attachment.cmp(&other.attachment));
-        held
-    }
-
-    proptest! {
-        /// Whatever is played with one holds on a node with the other.
-        #[test]
-        fn both_ledgers_keep_and_refuse_the_same(steps in prop::collection::vec(step(), 0..40)) {
-            let mut memory = Memory::default();
-            let mut disk = Sqlite::open(Path::new(":memory:")).unwrap();
-            for step in &steps {
-                let (played, real) = (take(&mut memory, step), take(&mut disk, step));
-                match (&played, &real) {
-                    (Ok(played), Ok(real)) => prop_assert_eq!(by_name(played.clone()), by_name(real.clone())),
-                    (Err(_), Err(_)) => {}
-                    _ => prop_assert!(false, "{step:?}: {played:?} is not {real:?}"),
-                }
-                prop_assert_eq!(memory.identity().unwrap(), disk.identity().unwrap());
-                let blocks = |blocks: Vec<OwnedBlock>| {
-                    sorted(blocks.into_iter().map(|owned| (owned.block, owned.leaving)).collect())
-                };
-                prop_assert_eq!(blocks(memory.blocks().unwrap()), blocks(disk.blocks().unwrap()), "{:?}", step);
-                prop_assert_eq!(memory.gateways().unwrap(), disk.gateways().unwrap(), "{:?}", step);
-                prop_assert_eq!(sorted(memory.resting().unwrap()), sorted(disk.resting().unwrap()), "{:?}", step);
-                let (played, real) = (memory.attachments().unwrap(), disk.attachments().unwrap());
-                prop_assert_eq!(by_name(played), by_name(real), "{:?}", step);
-            }
-        }
     }
 }

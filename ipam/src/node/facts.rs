@@ -89,13 +89,14 @@ mod tests {
     use super::*;
     use crate::allocator::{Rest, USUAL_REST};
     use crate::ids::Nonce;
+    use crate::ledger::memory::Memory;
     use crate::ledger::{Kind, OwnedBlock};
     use crate::pool::{Pool, PoolState};
 
     const NOW: Moment = Moment::from_millis(1_000_000);
 
-    fn node(folder: &tempfile::TempDir) -> NodeIpam {
-        let (mut node, _) = NodeIpam::open(&folder.path().join("ledger.db"), "boot", USUAL_REST).unwrap();
+    fn node() -> NodeIpam<Memory> {
+        let (mut node, _) = NodeIpam::with(Memory::default(), "boot", USUAL_REST).unwrap();
         let pool =
             Pool::new("p".parse().unwrap(), "10.0.0.0/24".parse().unwrap(), 29, PoolState::Active).unwrap();
         let (block, name) = (pool.block(0), pool.name.clone());
@@ -105,7 +106,7 @@ mod tests {
         node
     }
 
-    fn allocate(node: &mut NodeIpam, container: &str) -> Result<Held, AllocateError> {
+    fn allocate(node: &mut NodeIpam<Memory>, container: &str) -> Result<Held, AllocateError> {
         let source = Source::Blocks {
             families: vec![polder_api::Family::V4],
             pool: None,
@@ -126,8 +127,7 @@ mod tests {
 
     #[test]
     fn every_address_of_a_block_has_one_condition() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut node = node(&folder);
+        let mut node = node();
         let held = allocate(&mut node, "a").unwrap();
         let freed = allocate(&mut node, "b").unwrap();
         let later = NOW + Duration::from_secs(5);
@@ -143,8 +143,7 @@ mod tests {
 
     #[test]
     fn an_attachment_that_is_restored_while_addresses_go_out_keeps_its_own() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut node = node(&folder);
+        let mut node = node();
         let mut held = allocate(&mut node, "a").unwrap();
         node.release(&held.attachment, NOW).unwrap();
         held.attachment = "net/b/eth0".parse().unwrap();
@@ -156,13 +155,11 @@ mod tests {
 
     #[test]
     fn a_ledger_that_somebody_else_has_changed_is_noticed() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut node = node(&folder);
+        let mut node = node();
         let held = allocate(&mut node, "a").unwrap();
         assert_eq!(node.astray().unwrap(), []);
         assert_eq!(node.facts(NOW).unwrap().attachments, std::slice::from_ref(&held));
-        let mut hand = crate::ledger::sqlite::Sqlite::open(&folder.path().join("ledger.db")).unwrap();
-        hand.remove_attachment(&held.attachment, NOW).unwrap();
+        node.ledger.remove_attachment(&held.attachment, NOW).unwrap();
         assert_eq!(node.astray().unwrap(), [held]);
     }
 }

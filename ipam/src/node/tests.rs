@@ -3,6 +3,7 @@
 use super::*;
 use crate::allocator::USUAL_REST;
 use crate::ids::Nonce;
+use crate::ledger::memory::Memory;
 use crate::pool::PoolState;
 
 const NOW: Moment = Moment::from_millis(1_000_000);
@@ -11,13 +12,20 @@ fn pool(cidr: &str, block_length: u8) -> Pool {
     Pool::new("p".parse().unwrap(), cidr.parse().unwrap(), block_length, PoolState::Active).unwrap()
 }
 
-fn open(folder: &tempfile::TempDir, boot: &str) -> (NodeIpam, Vec<Held>) {
-    NodeIpam::open(&folder.path().join("ledger.db"), boot, USUAL_REST).unwrap()
+type Node = NodeIpam<Memory>;
+
+fn open(ledger: Memory, boot: &str) -> (Node, Vec<Held>) {
+    NodeIpam::with(ledger, boot, USUAL_REST).unwrap()
+}
+
+/// The same node, started again.
+fn again(before: Node, boot: &str) -> (Node, Vec<Held>) {
+    open(before.ledger, boot)
 }
 
 /// A node with the first block of 8 addresses of 10.0.0.0/24, and its gateway 10.0.0.1.
-fn node(folder: &tempfile::TempDir) -> NodeIpam {
-    let (mut node, _) = open(folder, "boot-1");
+fn node() -> Node {
+    let (mut node, _) = open(Memory::default(), "boot-1");
     let pool = pool("10.0.0.0/24", 29);
     let owned = OwnedBlock {
         block: pool.block(0),
@@ -59,14 +67,13 @@ fn asking_for(container: &str, address: &str) -> Wish {
     }
 }
 
-fn allocate(node: &mut NodeIpam, container: &str) -> Result<Held, AllocateError> {
+fn allocate(node: &mut Node, container: &str) -> Result<Held, AllocateError> {
     node.allocate(wish(container, &[Family::V4]), Rest::Full, NOW)
 }
 
 #[test]
 fn the_gateway_is_the_first_address_of_the_first_block_and_is_taken_once() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut node = node(&folder);
+    let mut node = node();
     assert_eq!(node.gateways(), ["10.0.0.1".parse::<IpAddr>().unwrap()]);
     assert!(!node.take_gateways(NOW).unwrap());
     assert_eq!(allocate(&mut node, "a").unwrap().addresses, ["10.0.0.2".parse::<IpAddr>().unwrap()]);
@@ -74,8 +81,7 @@ fn the_gateway_is_the_first_address_of_the_first_block_and_is_taken_once() {
 
 #[test]
 fn all_addresses_of_a_wish_are_allocated_or_none() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut node = node(&folder);
+    let mut node = node();
     let both = node.allocate(wish("a", &Family::BOTH), Rest::Full, NOW);
     assert!(matches!(both, Err(AllocateError::Shortage { family: Family::V6, .. })));
     assert_eq!(node.total(Family::V4, None, NOW).used, 1, "the gateway's");
@@ -84,8 +90,7 @@ fn all_addresses_of_a_wish_are_allocated_or_none() {
 
 #[test]
 fn a_second_wish_for_an_attachment_gets_the_first_ones_answer_and_nothing_new() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut node = node(&folder);
+    let mut node = node();
     let first = allocate(&mut node, "a").unwrap();
     let Err(AllocateError::Exists(held)) = allocate(&mut node, "a") else { panic!("allocated twice") };
     assert_eq!(*held, first);
@@ -94,8 +99,7 @@ fn a_second_wish_for_an_attachment_gets_the_first_ones_answer_and_nothing_new() 
 
 #[test]
 fn an_address_is_held_until_its_interface_is_gone_and_then_rests() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut node = node(&folder);
+    let mut node = node();
     let held = allocate(&mut node, "a").unwrap();
     assert!(node.begin_release(&held.attachment).0.unwrap().leaving);
     assert_eq!(node.total(Family::V4, None, NOW).used, 2);
@@ -108,13 +112,11 @@ fn an_address_is_held_until_its_interface_is_gone_and_then_rests() {
 
 #[test]
 fn a_restart_knows_what_is_used_and_what_rests() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut before = node(&folder);
+    let mut before = node();
     let (kept, freed) = (allocate(&mut before, "kept").unwrap(), allocate(&mut before, "freed").unwrap());
     before.release(&freed.attachment, NOW).unwrap();
-    drop(before);
 
-    let (mut after, void) = open(&folder, "boot-1");
+    let (mut after, void) = again(before, "boot-1");
     assert_eq!(void, []);
     assert!(matches!(allocate(&mut after, "new"), Err(AllocateError::Shortage { .. })), "pool unknown");
     after.learn_pools(&[pool("10.0.0.0/24", 29)], &Labels::new()).unwrap();
@@ -127,8 +129,7 @@ fn a_restart_knows_what_is_used_and_what_rests() {
 
 #[test]
 fn nothing_goes_out_of_a_pool_that_is_not_active_any_more() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut node = node(&folder);
+    let mut node = node();
     let kept = allocate(&mut node, "a").unwrap();
     let mut draining = pool("10.0.0.0/24", 29);
     draining.state = PoolState::Draining;
@@ -141,11 +142,9 @@ fn nothing_goes_out_of_a_pool_that_is_not_active_any_more() {
 
 #[test]
 fn a_reboot_frees_everything_but_the_gateway_and_lets_it_rest() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut before = node(&folder);
+    let mut before = node();
     let held = allocate(&mut before, "a").unwrap();
-    drop(before);
-    let (mut after, void) = open(&folder, "boot-2");
+    let (mut after, void) = again(before, "boot-2");
     assert_eq!(void, [held]);
     after.learn_pools(&[pool("10.0.0.0/24", 29)], &Labels::new()).unwrap();
     let soon_after_boot = Moment::from_millis(20_000);
@@ -156,11 +155,10 @@ fn a_reboot_frees_everything_but_the_gateway_and_lets_it_rest() {
 
 #[test]
 fn an_address_that_is_asked_for_is_given_or_it_is_said_why_not() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut node = node(&folder);
+    let mut node = node();
     let held = node.allocate(asking_for("a", "10.0.0.5"), Rest::Full, NOW).unwrap();
     assert_eq!(held.addresses, ["10.0.0.5".parse::<IpAddr>().unwrap()]);
-    let why = |node: &mut NodeIpam, address: &str, now: Moment| match node.allocate(
+    let why = |node: &mut Node, address: &str, now: Moment| match node.allocate(
         asking_for("b", address),
         Rest::Full,
         now,
@@ -180,8 +178,7 @@ fn an_address_that_is_asked_for_is_given_or_it_is_said_why_not() {
 
 #[test]
 fn addresses_from_elsewhere_are_held_once_and_do_not_rest() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut node = node(&folder);
+    let mut node = node();
     let held = node.allocate(from_elsewhere("a", "192.0.2.5"), Rest::Full, NOW).unwrap();
     let again = node.allocate(from_elsewhere("b", "192.0.2.5"), Rest::Full, NOW);
     assert!(matches!(again, Err(AllocateError::Refused { why: Refused::Used, .. })));
@@ -191,8 +188,7 @@ fn addresses_from_elsewhere_are_held_once_and_do_not_rest() {
 
 #[test]
 fn no_two_pods_have_the_same_mac_address() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut node = node(&folder);
+    let mut node = node();
     let mac = Some("02:00:00:00:00:07".parse().unwrap());
     let held = node.allocate(Wish { mac, ..wish("a", &[Family::V4]) }, Rest::Full, NOW).unwrap();
     assert_eq!(Some(held.mac), mac);
@@ -202,8 +198,7 @@ fn no_two_pods_have_the_same_mac_address() {
 
 #[test]
 fn every_block_has_a_gateway_of_its_own_that_no_pod_gets() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut node = node(&folder);
+    let mut node = node();
     let pool = pool("10.0.0.0/24", 29);
     let owned = OwnedBlock {
         block: pool.block(1),
@@ -213,7 +208,7 @@ fn every_block_has_a_gateway_of_its_own_that_no_pod_gets() {
     };
     node.add_block(owned, &pool, Moment::BOOT).unwrap();
     let gateway =
-        |node: &NodeIpam, address: &str| node.neighbourhood(address.parse().unwrap()).unwrap().1.to_string();
+        |node: &Node, address: &str| node.neighbourhood(address.parse().unwrap()).unwrap().1.to_string();
     assert_eq!(gateway(&node, "10.0.0.3"), "10.0.0.1", "the node's own");
     assert_eq!(gateway(&node, "10.0.0.11"), "10.0.0.8");
     let all: Vec<_> = (0..).map_while(|n| allocate(&mut node, &format!("c{n}")).ok()).collect();
@@ -223,8 +218,7 @@ fn every_block_has_a_gateway_of_its_own_that_no_pod_gets() {
 
 #[test]
 fn a_block_of_which_the_ledger_knows_nothing_rests_before_anything_goes_out_of_it() {
-    let folder = tempfile::tempdir().unwrap();
-    let (mut node, _) = open(&folder, "boot-1");
+    let (mut node, _) = open(Memory::default(), "boot-1");
     let pool = pool("10.0.0.0/24", 29);
     let owned = OwnedBlock {
         block: pool.block(1),
@@ -233,33 +227,28 @@ fn a_block_of_which_the_ledger_knows_nothing_rests_before_anything_goes_out_of_i
         leaving: false,
     };
     node.adopt_block(owned, &pool, NOW).unwrap();
-    let free =
-        |node: &NodeIpam, seconds| node.total(Family::V4, None, NOW + Duration::from_secs(seconds)).free;
+    let free = |node: &Node, seconds| node.total(Family::V4, None, NOW + Duration::from_secs(seconds)).free;
     assert_eq!((free(&node, 59), free(&node, 60)), (0, 8));
-    drop(node);
-    let (mut node, _) = open(&folder, "boot-1");
+    let (mut node, _) = again(node, "boot-1");
     node.learn_pools(&[pool], &Labels::new()).unwrap();
     assert_eq!((free(&node, 59), free(&node, 60)), (0, 8), "after a restart, too");
 }
 
 #[test]
 fn an_old_copy_of_a_ledger_hands_nothing_out_before_it_has_rested() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut node = node(&folder);
+    let mut node = node();
     let held = allocate(&mut node, "a").unwrap();
     let freed = allocate(&mut node, "b").unwrap();
     node.release(&freed.attachment, NOW).unwrap();
     let later = NOW + USUAL_REST;
     node.rest_unused(later).unwrap();
     let before = later + Duration::from_secs(9);
-    let next = |node: &mut NodeIpam, container, now| {
-        node.allocate(wish(container, &[Family::V4]), Rest::Shortest, now)
-    };
+    let next =
+        |node: &mut Node, container, now| node.allocate(wish(container, &[Family::V4]), Rest::Shortest, now);
     assert!(matches!(next(&mut node, "c", before), Err(AllocateError::Shortage { .. })));
     assert_eq!(node.total(Family::V4, None, before).used, 2, "the gateway's and the pod's");
-    drop(node);
     // Written down: a restart does not end the rest, and what rested already rests anew.
-    let (mut node, _) = open(&folder, "boot-1");
+    let (mut node, _) = again(node, "boot-1");
     node.learn_pools(&[pool("10.0.0.0/24", 29)], &Labels::new()).unwrap();
     assert!(matches!(next(&mut node, "c", before), Err(AllocateError::Shortage { .. })));
     let rested = next(&mut node, "c", later + Duration::from_secs(10)).unwrap();
@@ -268,8 +257,7 @@ fn an_old_copy_of_a_ledger_hands_nothing_out_before_it_has_rested() {
 
 #[test]
 fn a_block_that_was_just_claimed_is_kept_for_whoever_wanted_it() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut node = node(&folder).with_low_water(1);
+    let mut node = node().with_low_water(1);
     let pool = pool("10.0.0.0/24", 29);
     let (block, nonce) = (pool.block(3), Nonce("y".into()));
     node.add_block(OwnedBlock { block, pool: pool.name.clone(), nonce, leaving: false }, &pool, NOW).unwrap();
@@ -279,8 +267,7 @@ fn a_block_that_was_just_claimed_is_kept_for_whoever_wanted_it() {
 
 #[test]
 fn an_address_that_one_attachment_gives_up_is_still_expected_for_another() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut node = node(&folder);
+    let mut node = node();
     let address: IpAddr = "10.9.0.1".parse().unwrap();
     let [one, other] = ["one", "other"].map(|container| wish(container, &[]).attachment);
     node.expect(address, &one);
@@ -293,8 +280,7 @@ fn an_address_that_one_attachment_gives_up_is_still_expected_for_another() {
 
 #[test]
 fn a_gateway_that_was_found_in_the_kernel_and_is_in_no_block_of_the_node_is_moved() {
-    let folder = tempfile::tempdir().unwrap();
-    let (mut node, _) = open(&folder, "boot-1");
+    let (mut node, _) = open(Memory::default(), "boot-1");
     let earlier: IpAddr = "10.0.0.33".parse().unwrap();
     node.restore_gateway(earlier).unwrap();
     assert!(node.own(NOW).unwrap().idle_gateways.is_empty(), "there is no other");
@@ -312,8 +298,7 @@ fn a_gateway_that_was_found_in_the_kernel_and_is_in_no_block_of_the_node_is_move
 
 #[test]
 fn a_reserved_address_goes_to_a_pod_only_while_it_is_expected() {
-    let folder = tempfile::tempdir().unwrap();
-    let (mut node, _) = open(&folder, "boot-1");
+    let (mut node, _) = open(Memory::default(), "boot-1");
     let address: IpAddr = "10.1.0.5".parse().unwrap();
     let reserved = |container: &str| Wish {
         source: Source::Blocks {
@@ -339,8 +324,7 @@ fn a_reserved_address_goes_to_a_pod_only_while_it_is_expected() {
 
 #[test]
 fn all_blocks_that_are_not_needed_can_go_at_once_and_enough_is_left() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut node = node(&folder).with_low_water(4);
+    let mut node = node().with_low_water(4);
     let pool = pool("10.0.0.0/24", 29);
     for number in 2..32 {
         let (block, nonce) = (pool.block(number), Nonce(number.to_string()));
@@ -359,8 +343,7 @@ fn all_blocks_that_are_not_needed_can_go_at_once_and_enough_is_left() {
 
 #[test]
 fn a_gc_takes_away_what_is_not_valid_and_was_there_before_it_began() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut node = node(&folder);
+    let mut node = node();
     let later = NOW + Duration::from_secs(1);
     for (container, at) in [("old", NOW), ("valid", NOW), ("young", later)] {
         node.allocate(wish(container, &[Family::V4]), Rest::Full, at).unwrap();

@@ -11,8 +11,10 @@ use polder_ipam::Block;
 use polder_ipam::ids::{Incarnation, Nonce};
 use polder_ipam::key::Key;
 use polder_ipam::record::{BlockRecord, NodeRecord, encode};
-use polder_ipam::store::etcd::{Etcd, EtcdConfig};
-use polder_ipam::store::{Outcome, Store, Txn, Write};
+use polder_ipam::store::{Outcome, Txn, Write};
+use polder_store::Store;
+use polder_store::etcd::Etcd;
+use polder_store::etcd::config::EtcdConfig;
 use polder_tests::agent::Worker;
 use polder_tests::{Lab, Topology, wait};
 

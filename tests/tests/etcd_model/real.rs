@@ -7,11 +7,13 @@ use etcd_client::{
     LeaseGrantOptions, LeaseTimeToLiveOptions, PutOptions, TxnOp, WatchOptions, WatchStream,
 };
 use polder_ipam::key::Range;
-use polder_ipam::store::etcd::{Etcd, EtcdConfig};
-use polder_ipam::store::{Outcome, Store, StoreError};
+use polder_ipam::store::{Outcome, StoreError};
 use polder_simulation::etcd::{
     Condition, Deletions, Event, KeyValue, LeaseId, Operation, Operator, Property, Said,
 };
+use polder_store::Store;
+use polder_store::etcd::Etcd;
+use polder_store::etcd::config::EtcdConfig;
 
 use super::super::{Answer, LEASE};
 use super::chance::Step;

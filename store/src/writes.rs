@@ -4,11 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use polder_ipam::prefix;
+use polder_ipam::store::refusal::{Cause, Refusal};
+use polder_ipam::store::{StoreError, Txn, Write};
 use tracing::{info, warn};
-
-use super::refusal::{Cause, Refusal};
-use super::{StoreError, Txn, Write};
-use crate::prefix;
 
 /// A refusal that is this old is no news any more: whoever still wants to write tries much more often.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(90);
@@ -55,7 +54,7 @@ impl Topic {
 
 /// What a request writes, as far as that matters for its refusal.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Written {
+pub(crate) struct Written {
     topics: BTreeSet<Topic>,
     /// Whether it puts something: an etcd without space deletes, and puts nothing.
     puts: bool,
@@ -63,7 +62,7 @@ pub(super) struct Written {
 
 impl Written {
     /// A put of that key.
-    pub(super) fn put(key: &str) -> Self {
+    pub(crate) fn put(key: &str) -> Self {
         Self { topics: BTreeSet::from([Topic::of(key)]), puts: true }
     }
 }
@@ -118,14 +117,14 @@ impl Writes {
     }
 
     /// The store has carried out a request, or found that a compare of it does not hold.
-    pub(super) fn taken(&self, written: &Written) {
+    pub(crate) fn taken(&self, written: &Written) {
         if self.lock().take(written) {
             info!("the store takes writes again");
         }
     }
 
     /// A request has failed.
-    pub(super) fn failed(&self, written: &Written, error: &StoreError) {
+    pub(crate) fn failed(&self, written: &Written, error: &StoreError) {
         let now = (Instant::now(), SystemTime::now());
         let StoreError::Refused { store, refusal } = error else {
             let failures = &mut self.lock().failures;

@@ -7,16 +7,24 @@
 use std::net::IpAddr;
 use std::path::Path;
 use std::str::FromStr;
+use std::time::Duration;
 
 use polder_api::{Attachment, Pod};
+use polder_ipam::ids::{ClusterId, Incarnation, Nonce};
+use polder_ipam::ledger::{Held, Identity, Ledger, LedgerError, OwnedBlock, Standing};
+use polder_ipam::{Block, Moment, node};
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
-use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, Params, Row, Transaction, TransactionBehavior, params};
 
-use self::layout::{Step, open_database};
-use super::{Held, Identity, Ledger, LedgerError, OwnedBlock, Standing};
-use crate::ids::{ClusterId, Incarnation, Nonce};
-use crate::moment::Moment;
-use crate::pool::Block;
+use crate::sqlite::{OpenError, Step, open_database};
+
+/// The addresses of this node, with their ledger on disk.
+pub type NodeIpam = node::NodeIpam<Sqlite>;
+
+/// Opens the ledger on disk for this boot. Returns the attachments of another boot, which are void now.
+pub fn open_node(path: &Path, boot_id: &str, rest: Duration) -> Result<(NodeIpam, Vec<Held>), OpenError> {
+    Ok(NodeIpam::with(Sqlite::open(path)?, boot_id, rest)?)
+}
 
 /// The layouts of the tables, each as the step from the one before: a ledger of any earlier release is read.
 const LAYOUTS: &[Step] = &[
@@ -76,12 +84,27 @@ pub struct Sqlite {
 
 impl Sqlite {
     /// Opens the ledger, or makes an empty one.
-    pub fn open(path: &Path) -> Result<Self, LedgerError> {
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
         Ok(Self { database: open_database(path, LAYOUTS)? })
     }
 
-    fn transaction(&mut self) -> Result<Transaction<'_>, rusqlite::Error> {
-        self.database.transaction_with_behavior(TransactionBehavior::Immediate)
+    /// Makes changes, all of them or none.
+    fn change<T>(
+        &mut self,
+        job: impl FnOnce(&Transaction<'_>) -> Result<T, rusqlite::Error>,
+    ) -> Result<T, LedgerError> {
+        let change = || {
+            let transaction = self.database.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let result = job(&transaction)?;
+            transaction.commit()?;
+            Ok(result)
+        };
+        change().map_err(failed)
+    }
+
+    /// Makes a change that is one statement.
+    fn execute(&mut self, statement: &str, parameters: impl Params) -> Result<(), LedgerError> {
+        self.database.execute(statement, parameters).map(drop).map_err(failed)
     }
 
     fn rows<T>(
@@ -89,10 +112,13 @@ impl Sqlite {
         select: &str,
         read: impl FnMut(&Row<'_>) -> Result<T, rusqlite::Error>,
     ) -> Result<Vec<T>, LedgerError> {
-        let mut statement = self.database.prepare_cached(select)?;
-        let rows = statement.query_map([], read)?.collect::<Result<_, _>>()?;
-        Ok(rows)
+        let rows = || self.database.prepare_cached(select)?.query_map([], read)?.collect::<Result<_, _>>();
+        rows().map_err(failed)
     }
+}
+
+fn failed(error: rusqlite::Error) -> LedgerError {
+    LedgerError::new(error)
 }
 
 impl Ledger for Sqlite {
@@ -111,7 +137,7 @@ impl Ledger for Sqlite {
     }
 
     fn identify(&mut self, identity: &Identity) -> Result<(), LedgerError> {
-        self.database.execute(
+        self.execute(
             "INSERT OR REPLACE INTO identity (one, node, incarnation, cluster, removed) VALUES (1, ?1, ?2, ?3, ?4)",
             params![
                 identity.node.as_str(),
@@ -119,8 +145,7 @@ impl Ledger for Sqlite {
                 identity.cluster.0,
                 identity.standing == Standing::Removed
             ],
-        )?;
-        Ok(())
+        )
     }
 
     fn enter_boot(&mut self, id: &str) -> Result<Vec<Held>, LedgerError> {
@@ -129,18 +154,19 @@ impl Ledger for Sqlite {
             return Ok(Vec::new());
         }
         let (void, blocks) = (self.attachments()?, self.blocks()?);
-        let transaction = self.transaction()?;
-        transaction.execute("INSERT OR REPLACE INTO boot (one, id) VALUES (1, ?1)", params![id])?;
-        for held in &void {
-            end(&transaction, &held.attachment, &blocks, Moment::BOOT)?;
-        }
-        // The kernel has begun anew, and what others want of it may be something else now.
-        transaction.execute("DELETE FROM sysctls", [])?;
-        transaction.execute(
-            "UPDATE addresses SET freed_ms = ?1 WHERE freed_ms IS NOT NULL",
-            params![millis(Moment::BOOT)],
-        )?;
-        transaction.commit()?;
+        self.change(|transaction| {
+            transaction.execute("INSERT OR REPLACE INTO boot (one, id) VALUES (1, ?1)", params![id])?;
+            for held in &void {
+                end(transaction, &held.attachment, &blocks, Moment::BOOT)?;
+            }
+            // The kernel has begun anew, and what others want of it may be something else now.
+            transaction.execute("DELETE FROM sysctls", [])?;
+            transaction.execute(
+                "UPDATE addresses SET freed_ms = ?1 WHERE freed_ms IS NOT NULL",
+                params![millis(Moment::BOOT)],
+            )?;
+            Ok(())
+        })?;
         Ok(void)
     }
 
@@ -152,48 +178,49 @@ impl Ledger for Sqlite {
     }
 
     fn add_block(&mut self, owned: &OwnedBlock) -> Result<(), LedgerError> {
-        self.database.execute(
+        self.execute(
             "INSERT OR REPLACE INTO blocks (block, pool, nonce, leaving) VALUES (?1, ?2, ?3, ?4)",
             params![owned.block.to_string(), owned.pool.as_str(), owned.nonce.0, owned.leaving],
-        )?;
-        Ok(())
+        )
     }
 
     fn rest(&mut self, addresses: &[IpAddr], freed: Moment) -> Result<(), LedgerError> {
-        let transaction = self.transaction()?;
-        for address in addresses {
-            transaction.execute(
-                "INSERT INTO addresses (address, freed_ms) VALUES (?1, ?2)
-                 ON CONFLICT (address) DO UPDATE SET freed_ms = excluded.freed_ms WHERE freed_ms IS NOT NULL",
-                params![address.to_string(), millis(freed)],
-            )?;
-        }
-        Ok(transaction.commit()?)
+        self.change(|transaction| {
+            for address in addresses {
+                transaction.execute(
+                    "INSERT INTO addresses (address, freed_ms) VALUES (?1, ?2)
+                     ON CONFLICT (address) DO UPDATE SET freed_ms = excluded.freed_ms WHERE freed_ms IS NOT NULL",
+                    params![address.to_string(), millis(freed)],
+                )?;
+            }
+            Ok(())
+        })
     }
 
     fn mark_block_leaving(&mut self, block: Block) -> Result<(), LedgerError> {
         let update = "UPDATE blocks SET leaving = 1 WHERE block = ?1";
-        self.database.execute(update, params![block.to_string()])?;
-        Ok(())
+        self.execute(update, params![block.to_string()])
     }
 
     fn remove_block(&mut self, block: Block) -> Result<(), LedgerError> {
-        let transaction = self.transaction()?;
-        let inside = |address: &IpAddr| block.cidr().has(*address);
-        let addresses: Vec<IpAddr> = {
-            let mut select = transaction.prepare_cached("SELECT address FROM addresses")?;
-            let all = select.query_map([], |row| row.get(0).map(Text::value))?;
-            all.collect::<Result<Vec<IpAddr>, _>>()?.into_iter().filter(inside).collect()
-        };
-        for address in addresses {
-            end_rest(&transaction, address)?;
-            let left = "SELECT count(*) FROM addresses WHERE address = ?1";
-            if transaction.query_one(left, params![address.to_string()], |row| row.get::<_, i64>(0))? > 0 {
-                return Err(constraint(format!("{address} of block {block} is in use")).into());
+        self.change(|transaction| {
+            let inside = |address: &IpAddr| block.cidr().has(*address);
+            let addresses: Vec<IpAddr> = {
+                let mut select = transaction.prepare_cached("SELECT address FROM addresses")?;
+                let all = select.query_map([], |row| row.get(0).map(Text::value))?;
+                all.collect::<Result<Vec<IpAddr>, _>>()?.into_iter().filter(inside).collect()
+            };
+            for address in addresses {
+                end_rest(transaction, address)?;
+                let left = "SELECT count(*) FROM addresses WHERE address = ?1";
+                if transaction.query_one(left, params![address.to_string()], |row| row.get::<_, i64>(0))? > 0
+                {
+                    return Err(constraint(format!("{address} of block {block} is in use")));
+                }
             }
-        }
-        transaction.execute("DELETE FROM blocks WHERE block = ?1", params![block.to_string()])?;
-        Ok(transaction.commit()?)
+            transaction.execute("DELETE FROM blocks WHERE block = ?1", params![block.to_string()])?;
+            Ok(())
+        })
     }
 
     fn gateways(&self) -> Result<Vec<IpAddr>, LedgerError> {
@@ -204,27 +231,32 @@ impl Ledger for Sqlite {
     }
 
     fn add_gateway(&mut self, address: IpAddr) -> Result<(), LedgerError> {
-        let transaction = self.transaction()?;
-        end_rest(&transaction, address)?;
-        transaction.execute(
-            "INSERT INTO addresses (address, gateway) VALUES (?1, 1)",
-            params![address.to_string()],
-        )?;
-        Ok(transaction.commit()?)
+        self.change(|transaction| {
+            end_rest(transaction, address)?;
+            transaction.execute(
+                "INSERT INTO addresses (address, gateway) VALUES (?1, 1)",
+                params![address.to_string()],
+            )?;
+            Ok(())
+        })
     }
 
     fn replace_gateway(&mut self, old: IpAddr, new: IpAddr, freed: Moment) -> Result<(), LedgerError> {
         let gateways = self.gateways()?.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-        let transaction = self.transaction()?;
-        transaction.execute("UPDATE attachments SET gateways = ?1 WHERE gateways = ''", params![gateways])?;
-        transaction.execute(
-            "UPDATE addresses SET gateway = 0, freed_ms = ?2 WHERE address = ?1 AND gateway = 1",
-            params![old.to_string(), millis(freed)],
-        )?;
-        end_rest(&transaction, new)?;
-        transaction
-            .execute("INSERT INTO addresses (address, gateway) VALUES (?1, 1)", params![new.to_string()])?;
-        Ok(transaction.commit()?)
+        self.change(|transaction| {
+            transaction
+                .execute("UPDATE attachments SET gateways = ?1 WHERE gateways = ''", params![gateways])?;
+            transaction.execute(
+                "UPDATE addresses SET gateway = 0, freed_ms = ?2 WHERE address = ?1 AND gateway = 1",
+                params![old.to_string(), millis(freed)],
+            )?;
+            end_rest(transaction, new)?;
+            transaction.execute(
+                "INSERT INTO addresses (address, gateway) VALUES (?1, 1)",
+                params![new.to_string()],
+            )?;
+            Ok(())
+        })
     }
 
     fn resting(&self) -> Result<Vec<(IpAddr, Moment)>, LedgerError> {
@@ -268,66 +300,67 @@ impl Ledger for Sqlite {
 
     fn add_attachment(&mut self, held: &Held) -> Result<(), LedgerError> {
         let pod = held.pod.as_ref();
-        let transaction = self.transaction()?;
-        transaction.execute(
-            "INSERT INTO attachments
-             (attachment, netns, mac, mtu, pod_namespace, pod_name, pod_uid, kind, since_ms, gateways)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
-            params![
-                held.attachment.to_string(),
-                held.netns,
-                held.mac.to_string(),
-                held.mtu,
-                pod.map(|pod| &pod.namespace),
-                pod.map(|pod| &pod.name),
-                pod.and_then(|pod| pod.uid.as_ref()),
-                held.kind.as_str(),
-                millis(held.since),
-                held.gateways.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
-            ],
-        )?;
-        let id = transaction.last_insert_rowid();
-        for address in &held.addresses {
-            end_rest(&transaction, *address)?;
+        self.change(|transaction| {
             transaction.execute(
-                "INSERT INTO addresses (address, attachment) VALUES (?1, ?2)",
-                params![address.to_string(), id],
+                "INSERT INTO attachments
+                 (attachment, netns, mac, mtu, pod_namespace, pod_name, pod_uid, kind, since_ms, gateways)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                params![
+                    held.attachment.to_string(),
+                    held.netns,
+                    held.mac.to_string(),
+                    held.mtu,
+                    pod.map(|pod| &pod.namespace),
+                    pod.map(|pod| &pod.name),
+                    pod.and_then(|pod| pod.uid.as_ref()),
+                    held.kind.as_str(),
+                    millis(held.since),
+                    held.gateways.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+                ],
             )?;
-        }
-        Ok(transaction.commit()?)
+            let id = transaction.last_insert_rowid();
+            for address in &held.addresses {
+                end_rest(transaction, *address)?;
+                transaction.execute(
+                    "INSERT INTO addresses (address, attachment) VALUES (?1, ?2)",
+                    params![address.to_string(), id],
+                )?;
+            }
+            Ok(())
+        })
     }
 
     fn mark_leaving(&mut self, attachment: &Attachment) -> Result<(), LedgerError> {
-        self.database.execute(
+        self.execute(
             "UPDATE attachments SET leaving = 1 WHERE attachment = ?1",
             params![attachment.to_string()],
-        )?;
-        Ok(())
+        )
     }
 
     fn remove_attachment(&mut self, attachment: &Attachment, freed: Moment) -> Result<(), LedgerError> {
         let blocks = self.blocks()?;
-        let transaction = self.transaction()?;
-        end(&transaction, attachment, &blocks, freed)?;
-        Ok(transaction.commit()?)
+        self.change(|transaction| {
+            end(transaction, attachment, &blocks, freed)?;
+            Ok(())
+        })
     }
 
     fn clear(&mut self) -> Result<(), LedgerError> {
-        let transaction = self.transaction()?;
-        let left = "SELECT count(*) FROM attachments";
-        if transaction.query_one(left, [], |row| row.get::<_, i64>(0))? > 0 {
-            return Err(constraint("something is attached".to_owned()).into());
-        }
-        transaction.execute_batch("DELETE FROM addresses; DELETE FROM blocks;")?;
-        Ok(transaction.commit()?)
+        self.change(|transaction| {
+            let left = "SELECT count(*) FROM attachments";
+            if transaction.query_one(left, [], |row| row.get::<_, i64>(0))? > 0 {
+                return Err(constraint("something is attached".to_owned()));
+            }
+            transaction.execute_batch("DELETE FROM addresses; DELETE FROM blocks;")?;
+            Ok(())
+        })
     }
 
     fn keep_sysctl(&mut self, path: &str, previous: &str) -> Result<(), LedgerError> {
-        self.database.execute(
+        self.execute(
             "INSERT OR IGNORE INTO sysctls (path, previous) VALUES (?1, ?2)",
             params![path, previous],
-        )?;
-        Ok(())
+        )
     }
 
     fn sysctls(&self) -> Result<Vec<(String, String)>, LedgerError> {
@@ -370,7 +403,7 @@ fn end_rest(transaction: &Transaction<'_>, address: IpAddr) -> Result<(), rusqli
 }
 
 /// What SQLite says where a rule of the tables is broken.
-pub(super) fn constraint(what: String) -> rusqlite::Error {
+fn constraint(what: String) -> rusqlite::Error {
     let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CONSTRAINT);
     rusqlite::Error::SqliteFailure(code, Some(what))
 }
@@ -408,6 +441,7 @@ impl<T: FromStr<Err: std::error::Error + Send + Sync + 'static>> FromSql for Tex
     }
 }
 
-pub(crate) mod layout;
+#[cfg(test)]
+mod agreement;
 #[cfg(test)]
 mod tests;

@@ -8,14 +8,14 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use etcd_client::{EventType, WatchOptions, WatchResponse};
+use polder_ipam::key::Range;
+use polder_ipam::store::position::{Heard, Interruption, Position};
+use polder_ipam::store::{Change, StoreError, Update};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
-use super::etcd::{Etcd, NOT_THROUGH_PROXIES, entry};
-use super::position::{Heard, Interruption, Position};
-use super::{Change, StoreError, Update};
-use crate::key::Range;
+use super::{Etcd, NOT_THROUGH_PROXIES, entry};
 
 /// A silent stream is asked for a sign of life this often ...
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use etcd_client::{PutOptions, TxnOp};
+use polder_ipam::key::Key;
+use polder_ipam::store::{Compare, StoreError};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
-use super::etcd::{Etcd, compare};
-use super::writes::Written;
-use super::{Compare, StoreError};
-use crate::key::Key;
+use super::{Etcd, compare};
+use crate::writes::Written;
 
 /// Before a lost lease is taken anew.
 const RETRY: Duration = Duration::from_secs(2);

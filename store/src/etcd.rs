@@ -1,28 +1,40 @@
 //! etcd, with what its client leaves to the caller: deadlines, another member when one fails, pages, and reasons
 //! that tell an operator what to look at.
 
+mod answer;
+pub mod config;
+pub mod endpoint;
+mod lease;
+mod login;
+pub mod lookup;
+mod members;
+mod session;
+mod watch;
+
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{Client, CompareOp, GetOptions, TxnOp};
 use polder_api::credentials::EtcdCredentials;
-use tokio::sync::Mutex;
+use polder_ipam::key::{Key, Range};
+use polder_ipam::store::refusal::{Asker, Cause, Refusal};
+use polder_ipam::store::{Compare, Contents, Entry, Outcome, StoreError, Txn, Update, Write};
+use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::login::{Credentials, Password, Turn};
-use super::members::{Member, Members};
-use super::refusal::{Asker, Cause, Refusal};
-use super::writes::{Writes, Written};
-use super::{Compare, Contents, Entry, Outcome, StoreError, Txn, Write};
-use crate::key::Range;
+use self::answer::{CLIENT_CERTIFICATE, explain, refusal};
+use self::config::{Credentials, EtcdConfig, Password};
+use self::members::{Member, Members};
+use self::session::Turn;
+use crate::writes::{Writes, Written};
 
 /// gRPC's code of a revision that is forgotten, or is yet to come.
 const OUT_OF_RANGE: i32 = 11;
 
 /// How long a member has for one answer. A leader that was lost is replaced within about a second.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Entries in one page: far below the 4 MiB that the client decodes at once.
 const PAGE: i64 = 2000;
@@ -35,29 +47,6 @@ pub struct Etcd {
     credentials: Option<Arc<Credentials>>,
     turn: Arc<Mutex<Turn>>,
     asker: Asker,
-}
-
-/// How to reach etcd.
-#[derive(Debug, Clone, Default)]
-pub struct EtcdConfig {
-    /// URLs of the members. A name stands for all members whose addresses it has.
-    pub endpoints: Vec<String>,
-    /// A domain whose SRV records name members. With an authority they are those for TLS.
-    pub discovery_srv: Option<String>,
-    /// PEM of the authority that signed the members' certificates; the system has none that would be right.
-    pub ca: Option<Vec<u8>>,
-    /// PEM of our own certificate and of its key.
-    pub identity: Option<(Vec<u8>, Vec<u8>)>,
-    /// A user to log in as.
-    pub credentials: Option<Credentials>,
-}
-
-impl EtcdConfig {
-    /// Whether TLS is used. That is never for a name server to say.
-    pub fn is_secure(&self) -> bool {
-        let is_secure = |endpoint: &String| endpoint.starts_with("https://");
-        self.endpoints.iter().any(is_secure) || self.discovery_srv.is_some() && self.ca.is_some()
-    }
 }
 
 impl std::fmt::Debug for Etcd {
@@ -84,7 +73,7 @@ impl Etcd {
 
     /// The same etcd for an operator: with these credentials, or else with those that the agent has. What an operator is
     /// refused says nothing about the node, so it has an account of its own.
-    pub(super) async fn for_operator(&self, own: Option<&EtcdCredentials>) -> Result<Self, StoreError> {
+    pub(crate) async fn for_operator(&self, own: Option<&EtcdCredentials>) -> Result<Self, StoreError> {
         let Some(own) = own else {
             return Ok(Self { writes: Writes::default(), asker: Asker::Operator, ..self.clone() });
         };
@@ -116,25 +105,25 @@ impl Etcd {
     }
 
     /// Whether TLS is used.
-    pub(super) fn is_encrypted(&self) -> bool {
+    pub(crate) fn is_encrypted(&self) -> bool {
         self.members.is_secure()
     }
 
     /// Whether a request has credentials of its own, and ends with it.
-    pub(super) fn is_of_one_request(&self) -> bool {
+    fn is_of_one_request(&self) -> bool {
         self.asker == Asker::OperatorWithCredentials
     }
 
-    pub(super) fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         self.members.name()
     }
 
-    pub(super) fn writes(&self) -> &Writes {
+    pub(crate) fn writes(&self) -> &Writes {
         &self.writes
     }
 
     /// The member in use. One that turns out to be a proxy is left for the next, as long as there is one.
-    pub(super) async fn member(&self) -> Result<Arc<Member>, StoreError> {
+    async fn member(&self) -> Result<Arc<Member>, StoreError> {
         let mut outcome = self.direct_member().await;
         for _ in 1..self.members.count() {
             if !matches!(outcome, Err(StoreError::Unusable { .. })) {
@@ -171,21 +160,21 @@ impl Etcd {
         }
     }
 
-    pub(super) fn credentials(&self) -> Option<&Credentials> {
+    fn credentials(&self) -> Option<&Credentials> {
         self.credentials.as_deref()
     }
 
-    pub(super) fn turn(&self) -> Arc<Mutex<Turn>> {
+    fn turn(&self) -> Arc<Mutex<Turn>> {
         Arc::clone(&self.turn)
     }
 
     /// Goes on to the next member, unless somebody else has left that one already.
-    pub(super) fn leave(&self, member: &Arc<Member>) {
+    fn leave(&self, member: &Arc<Member>) {
         self.members.leave(member);
     }
 
     /// The error with all that lies behind it, and what to look at where that is known.
-    pub(super) fn explain(&self, error: &etcd_client::Error) -> String {
+    fn explain(&self, error: &etcd_client::Error) -> String {
         let (text, is_known) = explain(error);
         // With TLS 1.3 the client may have gone on before it is told that its certificate is not enough.
         let closed = ["broken pipe", "connection reset", "connection closed"];
@@ -196,13 +185,13 @@ impl Etcd {
         format!("{text} ({CLIENT_CERTIFICATE})")
     }
 
-    pub(super) fn no_answer(&self, reason: String) -> StoreError {
+    fn no_answer(&self, reason: String) -> StoreError {
         StoreError::NoAnswer { store: self.name(), reason }
     }
 
     /// What an error of that member means. It is left for the next, unless it has answered: who refuses is well. A learner
     /// is left, too, because others serve what it refuses.
-    pub(super) fn failed(&self, member: &Arc<Member>, error: &etcd_client::Error) -> StoreError {
+    fn failed(&self, member: &Arc<Member>, error: &etcd_client::Error) -> StoreError {
         let store = member.to_string();
         match refusal(error) {
             Some(refusal) => {
@@ -221,7 +210,7 @@ impl Etcd {
 
     /// Calls the member in use; if it fails, it is left for the next. Where there is a user, it is logged in there first, and
     /// again where the member does not know it any more.
-    pub(super) async fn call<T, F>(&self, call: impl Fn(Client) -> F) -> Result<T, StoreError>
+    async fn call<T, F>(&self, call: impl Fn(Client) -> F) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
@@ -261,11 +250,7 @@ impl Etcd {
 
     /// Calls the member in use with a write, and keeps account of how it ends. A learner has done nothing: the others are
     /// asked.
-    pub(super) async fn write<T, F>(
-        &self,
-        written: Written,
-        call: impl Fn(Client) -> F,
-    ) -> Result<T, StoreError>
+    async fn write<T, F>(&self, written: Written, call: impl Fn(Client) -> F) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
@@ -284,7 +269,7 @@ impl Etcd {
     }
 
     /// Reading can be repeated: every member is asked until one answers. A refusal is an answer.
-    pub(super) async fn range(&self, range: &Range) -> Result<Contents, StoreError> {
+    pub(crate) async fn range(&self, range: &Range) -> Result<Contents, StoreError> {
         let mut outcome = self.range_once(range).await;
         for _ in 1..self.members.count() {
             if !outcome.as_ref().is_err_and(|error| error.is_unknown() || is_from_learner(error)) {
@@ -323,7 +308,7 @@ impl Etcd {
     }
 
     /// How many keys the range has: at that revision, or now where that is forgotten.
-    pub(super) async fn count(&self, range: &Range, revision: i64) -> Result<usize, StoreError> {
+    async fn count(&self, range: &Range, revision: i64) -> Result<usize, StoreError> {
         let count = async |revision| {
             let options = GetOptions::new().with_range(range.end.as_str()).with_count_only();
             let options = options.with_revision(revision);
@@ -350,9 +335,19 @@ impl Etcd {
         known.ok_or_else(|| self.no_answer("it does not know how many keys it has".to_owned()))
     }
 
+    /// Follows the range until nobody listens any more.
+    pub(crate) async fn follow(self, range: Range, updates: mpsc::Sender<Update>) {
+        watch::follow(self, range, updates).await;
+    }
+
+    /// Keeps `key` there, put only where `only_if` holds. Never ends; when it is dropped, the key vanishes within `ttl_seconds`.
+    pub(crate) async fn hold(&self, key: &Key, value: &[u8], ttl_seconds: i64, only_if: &Compare) {
+        lease::hold(self, key, value, ttl_seconds, only_if).await;
+    }
+
     /// A transaction goes to one member, once: whoever asked must find out what became of it. It goes again only where it is
     /// known that nothing did.
-    pub(super) async fn commit(&self, txn: &Txn) -> Result<Outcome, StoreError> {
+    pub(crate) async fn commit(&self, txn: &Txn) -> Result<Outcome, StoreError> {
         let request = etcd_client::Txn::new()
             .when(txn.compares.iter().map(compare).collect::<Vec<_>>())
             .and_then(txn.writes.iter().map(write).collect::<Vec<_>>());
@@ -364,13 +359,6 @@ impl Etcd {
             .await?;
         let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
         Ok(if answer.succeeded() { Outcome::Applied { revision } } else { Outcome::Refused })
-    }
-}
-
-pub(super) fn refusal(error: &etcd_client::Error) -> Option<Refusal> {
-    match error {
-        etcd_client::Error::GRpcStatus(status) => Refusal::read(status.code().into(), status.message()),
-        _ => None,
     }
 }
 
@@ -396,13 +384,13 @@ where
 }
 
 /// An entry of ours: our keys are text.
-pub(super) fn entry(pair: etcd_client::KeyValue) -> Option<Entry> {
+fn entry(pair: etcd_client::KeyValue) -> Option<Entry> {
     let revision = pair.mod_revision();
     let (key, value) = pair.into_key_value();
     Some(Entry { key: String::from_utf8(key).ok()?, value, revision })
 }
 
-pub(super) fn compare(compare: &Compare) -> etcd_client::Compare {
+fn compare(compare: &Compare) -> etcd_client::Compare {
     match compare {
         // Every key of the range must hold, and none that is there has version 0.
         Compare::Empty(range) => {
@@ -429,40 +417,8 @@ fn write(write: &Write) -> TxnOp {
 }
 
 /// Why not, and what to do.
-pub(super) const NOT_THROUGH_PROXIES: &str = "which hides errors and lets watches go silent: write the addresses of etcd's members \
+const NOT_THROUGH_PROXIES: &str = "which hides errors and lets watches go silent: write the addresses of etcd's members \
                                               into etcd.endpoints";
-
-const CLIENT_CERTIFICATE: &str = "does etcd want a client certificate? Then etcd.cert and etcd.key (of polderctl --etcd-cert \
-                                  and --etcd-key) must be signed by the authority that it trusts";
-
-/// The error with all that lies behind it, and whether it is known what to look at, which is told then.
-pub(super) fn explain(error: &etcd_client::Error) -> (String, bool) {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    let hints = [
-        ("UnknownIssuer", "is etcd.ca the authority that signed etcd's certificate?"),
-        ("NotValidForName", "does etcd's certificate name the host of the endpoint?"),
-        ("CertificateRequired", CLIENT_CERTIFICATE),
-        ("BadCertificate", CLIENT_CERTIFICATE),
-        ("UnknownCA", CLIENT_CERTIFICATE),
-        ("DecryptError", CLIENT_CERTIFICATE),
-        ("InvalidContentType", "etcd speaks no TLS there: is the endpoint http:// ?"),
-        ("Connection refused", "is etcd running there?"),
-    ];
-    let known = hints.iter().find(|(sign, _)| text.contains(sign)).map(|(_, hint)| (*hint).to_owned());
-    let denied = text.contains("permission denied").then(|| Cause::Permission.remedy());
-    match known.or(denied) {
-        Some(hint) => (format!("{text} ({hint})"), true),
-        None => (text, false),
-    }
-}
 
 #[cfg(test)]
 mod tests {
@@ -487,11 +443,5 @@ mod tests {
         assert_eq!(play(&[Err("stale"), Ok(2)]).await, (2, Ok(Ok(2))));
         assert_eq!(play(&[Err("stale"), Err("stale"), Ok(3)]).await, (2, Ok(Err("stale"))));
         assert_eq!(play(&[Err("no space"), Ok(2)]).await, (1, Ok(Err("no space"))));
-    }
-
-    #[test]
-    fn errors_that_are_no_answer_are_no_refusal() {
-        let error = etcd_client::Error::LeaseKeepAliveError("etcdserver: permission denied".to_owned());
-        assert_eq!(refusal(&error), None);
     }
 }

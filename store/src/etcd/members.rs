@@ -10,14 +10,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions, TlsOptions};
+use polder_ipam::store::StoreError;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use super::StoreError;
-use super::etcd::{EtcdConfig, explain};
-use super::login::Session;
+use super::answer::explain;
+use super::config::EtcdConfig;
 use super::lookup::{By, Found, Lookup};
+use super::session::Session;
 
 const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
 

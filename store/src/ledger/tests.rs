@@ -1,7 +1,7 @@
 //! The ledger on disk.
 
 use super::*;
-use crate::ledger::Kind;
+use polder_ipam::ledger::Kind;
 
 fn ledger() -> (tempfile::TempDir, Sqlite) {
     let folder = tempfile::tempdir().unwrap();

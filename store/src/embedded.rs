@@ -3,15 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use polder_ipam::key::{Key, Range};
+use polder_ipam::store::refusal::{Cause, Refusal};
+use polder_ipam::store::{Change, Compare, Contents, Entry, Outcome, StoreError, Txn, Update, Write};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params};
 use tokio::sync::{broadcast, mpsc};
 
-use super::refusal::{Cause, Refusal};
-use super::writes::{Writes, Written};
-use super::{Change, Compare, Contents, Entry, Outcome, StoreError, Txn, Update, Write};
-use crate::key::{Key, Range};
-use crate::ledger::LedgerError;
-use crate::ledger::sqlite::layout::{Step, open_database};
+use crate::sqlite::{OpenError, Step, open_database};
+use crate::writes::{Writes, Written};
 
 /// Changes that a follower may be behind before it has to read everything again.
 const CHANGES_KEPT: usize = 256;
@@ -37,11 +36,12 @@ pub struct Embedded {
 
 impl Embedded {
     /// Opens the file, or makes it. Who was alive when it was closed, is not for that reason alive now.
-    pub fn open(path: &Path) -> Result<Self, LedgerError> {
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
         let database = open_database(path, LAYOUTS)?;
         let alive = Key::all_alive();
         database
-            .execute("DELETE FROM store WHERE key >= ?1 AND key < ?2", params![alive.start, alive.end])?;
+            .execute("DELETE FROM store WHERE key >= ?1 AND key < ?2", params![alive.start, alive.end])
+            .map_err(|source| OpenError::Unusable { path: path.to_owned(), source })?;
         let changes = broadcast::Sender::new(CHANGES_KEPT);
         let database = Arc::new(Mutex::new(database));
         Ok(Self { path: path.to_owned(), database, changes, writes: Writes::default() })
@@ -60,15 +60,15 @@ impl Embedded {
         })
     }
 
-    pub(super) fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         format!("embedded store {}", self.path.display())
     }
 
-    pub(super) fn writes(&self) -> &Writes {
+    pub(crate) fn writes(&self) -> &Writes {
         &self.writes
     }
 
-    pub(super) fn range(&self, range: &Range) -> Result<Contents, StoreError> {
+    pub(crate) fn range(&self, range: &Range) -> Result<Contents, StoreError> {
         self.with(|database| {
             let snapshot = database.transaction()?;
             let mut select = snapshot.prepare_cached(
@@ -81,7 +81,7 @@ impl Embedded {
         })
     }
 
-    pub(super) fn commit(&self, txn: &Txn) -> Result<Outcome, StoreError> {
+    pub(crate) fn commit(&self, txn: &Txn) -> Result<Outcome, StoreError> {
         let applied = self.with(|database| {
             let transaction = database.transaction_with_behavior(TransactionBehavior::Immediate)?;
             for compare in &txn.compares {
@@ -108,7 +108,7 @@ impl Embedded {
         Ok(applied?.map_or(Outcome::Refused, |revision| Outcome::Applied { revision }))
     }
 
-    pub(super) async fn follow(self, range: Range, updates: mpsc::Sender<Update>) {
+    pub(crate) async fn follow(self, range: Range, updates: mpsc::Sender<Update>) {
         let mut changes = self.changes.subscribe();
         let mut known = None;
         loop {
@@ -146,7 +146,7 @@ impl Embedded {
     }
 
     /// There is nobody else to see that this node is gone: as long as somebody asks, it is there.
-    pub(super) async fn hold(&self, key: &Key, value: Vec<u8>, only_if: Compare) {
+    pub(crate) async fn hold(&self, key: &Key, value: Vec<u8>, only_if: Compare) {
         let put = Write::Put { key: key.to_string(), value };
         let _ = self.commit(&Txn { compares: vec![only_if], writes: vec![put] });
         std::future::pending::<()>().await;

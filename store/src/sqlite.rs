@@ -3,11 +3,37 @@
 //! `user_version` is the file's layout. What a later release has added does not keep an earlier one from working with
 //! the file, so that a node can go back to it: the earlier one names the columns that it knows, and the others get their defaults.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use polder_ipam::ledger::LedgerError;
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 
-use crate::ledger::LedgerError;
+/// A file cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The file cannot be opened or made.
+    #[error("open {}: can the agent write in {}?", path.display(), path.parent().unwrap_or(path).display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite said.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// The file was written by a later release.
+    #[error("{} has layout {found}, and this release knows {known}: go back to the release that wrote it", path.display())]
+    Layout {
+        /// The file.
+        path: PathBuf,
+        /// Its layout.
+        found: usize,
+        /// The newest that is known.
+        known: usize,
+    },
+    /// The ledger in it cannot be used.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+}
 
 /// The step from one layout to the next, in SQL.
 #[derive(Debug, Clone, Copy)]
@@ -33,7 +59,7 @@ fn readable_from(layouts: &[Step]) -> usize {
 
 /// Opens a SQLite file of ours, and brings it to the last of these layouts. One of a later layout is opened as it is, where the
 /// release that made it said that this one can work with it.
-pub(crate) fn open_database(path: &Path, layouts: &[Step]) -> Result<Connection, LedgerError> {
+pub(crate) fn open_database(path: &Path, layouts: &[Step]) -> Result<Connection, OpenError> {
     match open(path, layouts) {
         Ok((database, found, needed)) if needed <= layouts.len() => {
             if found > layouts.len() {
@@ -41,8 +67,8 @@ pub(crate) fn open_database(path: &Path, layouts: &[Step]) -> Result<Connection,
             }
             Ok(database)
         }
-        Ok((_, found, _)) => Err(LedgerError::Layout { path: path.to_owned(), found, known: layouts.len() }),
-        Err(source) => Err(LedgerError::Open { path: path.to_owned(), source }),
+        Ok((_, found, _)) => Err(OpenError::Layout { path: path.to_owned(), found, known: layouts.len() }),
+        Err(source) => Err(OpenError::Unusable { path: path.to_owned(), source }),
     }
 }
 

@@ -10,8 +10,8 @@ use domain::resolv::StubResolver;
 use tokio::net::lookup_host;
 use tokio::time::timeout;
 
+use super::config::EtcdConfig;
 use super::endpoint::{Endpoint, Host};
-use super::etcd::EtcdConfig;
 
 /// How long a name server has.
 const PATIENCE: Duration = Duration::from_secs(2);

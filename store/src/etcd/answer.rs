@@ -1,0 +1,180 @@
+//! What an answer of etcd means that is an error.
+//!
+//! The codes and texts are those of etcd 3.4.23, 3.5.30 and 3.6.14. A code alone is not enough: the client's own HTTP/2
+//! stack makes 7 and 8 of resets of the connection, and then nobody knows what became of the request.
+
+use polder_ipam::store::refusal::{Cause, Refusal};
+
+// Codes of gRPC.
+const INVALID_ARGUMENT: i32 = 3;
+const PERMISSION_DENIED: i32 = 7;
+const RESOURCE_EXHAUSTED: i32 = 8;
+const FAILED_PRECONDITION: i32 = 9;
+const UNAVAILABLE: i32 = 14;
+const UNAUTHENTICATED: i32 = 16;
+
+/// What the code and the words of an answer mean; `None` where the outcome is not known.
+pub(super) fn read(code: i32, words: &str) -> Option<Refusal> {
+    let has = |text: &str| words.contains(text);
+    let cause = match code {
+        PERMISSION_DENIED if has("etcdserver:") => Some(Cause::Permission),
+        UNAUTHENTICATED if has("etcdserver:") => Some(Cause::Identity),
+        RESOURCE_EXHAUSTED if has("database space exceeded") => Some(Cause::NoSpace),
+        RESOURCE_EXHAUSTED if has("etcdserver: too many requests") => Some(Cause::Busy),
+        RESOURCE_EXHAUSTED if has("received message larger than max") => Some(Cause::Request),
+        INVALID_ARGUMENT if has("revision of auth store is old") => Some(Cause::StaleAuth),
+        INVALID_ARGUMENT if has("etcdserver: authentication failed") => Some(Cause::Password),
+        INVALID_ARGUMENT if is_one_of(words, &IDENTITY) => Some(Cause::Identity),
+        INVALID_ARGUMENT if is_one_of(words, &ARGUMENTS) => Some(Cause::Request),
+        FAILED_PRECONDITION | UNAVAILABLE if has("rpc not supported for learner") => Some(Cause::Learner),
+        FAILED_PRECONDITION if is_one_of(words, &NOT_ENABLED) => Some(Cause::Identity),
+        _ => None,
+    };
+    cause.map(|cause| Refusal::new(cause, words.to_owned()))
+}
+
+/// Whether a login may help.
+pub(super) fn wants_login(refusal: &Refusal) -> bool {
+    is_one_of(&refusal.words, &[WITHOUT_LOGIN, VOID_TOKEN, WITHOUT_USERS])
+}
+
+/// Whether etcd has no users, or does not ask for them.
+pub(super) fn is_without_users(refusal: &Refusal) -> bool {
+    refusal.words.contains(WITHOUT_USERS)
+}
+
+/// Of code 3: etcd does not know who asks.
+const IDENTITY: [&str; 2] = [WITHOUT_LOGIN, "etcdserver: invalid auth management"];
+
+/// Of code 3: there is no token, and no certificate that counts.
+const WITHOUT_LOGIN: &str = "etcdserver: user name is empty";
+
+/// Of code 16: the token has run out, or the member was started anew.
+const VOID_TOKEN: &str = "etcdserver: invalid auth token";
+
+/// Of code 3: what etcd looks at before it proposes anything to the other members.
+const ARGUMENTS: [&str; 4] = [
+    "etcdserver: too many operations in txn request",
+    "etcdserver: request is too large",
+    "etcdserver: duplicate key given in txn request",
+    "etcdserver: key is not provided",
+];
+
+/// Of code 9.
+const NOT_ENABLED: [&str; 2] = [WITHOUT_USERS, "etcdserver: user name not found"];
+
+/// Of code 9: nobody has to log in, and nobody can.
+const WITHOUT_USERS: &str = "etcdserver: authentication is not enabled";
+
+fn is_one_of(words: &str, texts: &[&str]) -> bool {
+    texts.iter().any(|text| words.contains(text))
+}
+
+/// The refusal that the error is, if it is one.
+pub(super) fn refusal(error: &etcd_client::Error) -> Option<Refusal> {
+    match error {
+        etcd_client::Error::GRpcStatus(status) => read(status.code().into(), status.message()),
+        _ => None,
+    }
+}
+
+pub(super) const CLIENT_CERTIFICATE: &str = "does etcd want a client certificate? Then etcd.cert and etcd.key (of polderctl --etcd-cert \
+                                  and --etcd-key) must be signed by the authority that it trusts";
+
+/// The error with all that lies behind it, and whether it is known what to look at, which is told then.
+pub(super) fn explain(error: &etcd_client::Error) -> (String, bool) {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    let hints = [
+        ("UnknownIssuer", "is etcd.ca the authority that signed etcd's certificate?"),
+        ("NotValidForName", "does etcd's certificate name the host of the endpoint?"),
+        ("CertificateRequired", CLIENT_CERTIFICATE),
+        ("BadCertificate", CLIENT_CERTIFICATE),
+        ("UnknownCA", CLIENT_CERTIFICATE),
+        ("DecryptError", CLIENT_CERTIFICATE),
+        ("InvalidContentType", "etcd speaks no TLS there: is the endpoint http:// ?"),
+        ("Connection refused", "is etcd running there?"),
+    ];
+    let known = hints.iter().find(|(sign, _)| text.contains(sign)).map(|(_, hint)| (*hint).to_owned());
+    let denied = text.contains("permission denied").then(|| Cause::Permission.remedy());
+    match known.or(denied) {
+        Some(hint) => (format!("{text} ({hint})"), true),
+        None => (text, false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cause(code: i32, words: &str) -> Option<Cause> {
+        read(code, words).map(|refusal| refusal.cause)
+    }
+
+    #[test]
+    fn what_etcd_refuses_is_a_known_outcome() {
+        // Each seen on 3.4.23, 3.5.30 and 3.6.14, unless another release is named.
+        for (code, words, expected) in [
+            (8, "etcdserver: mvcc: database space exceeded", Cause::NoSpace),
+            (8, "etcdserver: too many requests", Cause::Busy),
+            (8, "grpc: received message larger than max (2150410 vs. 2097152)", Cause::Request),
+            (7, "etcdserver: permission denied", Cause::Permission),
+            (16, "etcdserver: invalid auth token", Cause::Identity),
+            (3, "etcdserver: revision of auth store is old", Cause::StaleAuth),
+            (3, "etcdserver: user name is empty", Cause::Identity),
+            (3, "etcdserver: authentication failed, invalid user ID or password", Cause::Password),
+            (3, "etcdserver: too many operations in txn request", Cause::Request),
+            (3, "etcdserver: request is too large", Cause::Request),
+            (3, "etcdserver: duplicate key given in txn request", Cause::Request),
+            (9, "etcdserver: authentication is not enabled", Cause::Identity),
+            // 3.5.30, of a certificate whose name is no user.
+            (9, "etcdserver: user name not found", Cause::Identity),
+            // 3.4 and 3.5.
+            (14, "etcdserver: rpc not supported for learner", Cause::Learner),
+            // 3.6.
+            (9, "etcdserver: rpc not supported for learner", Cause::Learner),
+        ] {
+            assert_eq!(cause(code, words), Some(expected), "{code} {words}");
+        }
+    }
+
+    #[test]
+    fn everything_else_is_not_known_to_have_had_no_effect() {
+        for (code, words) in [
+            (1, "context canceled"),
+            (2, "transport error"),
+            // By way of a grpc-proxy, which loses the code.
+            (2, "etcdserver: permission denied"),
+            (4, "context deadline exceeded"),
+            (5, "etcdserver: requested lease not found"),
+            (14, "etcdserver: request timed out"),
+            (14, "etcdserver: no leader"),
+            (14, "etcdserver: leader changed"),
+            (14, "etcdserver: unhealthy cluster"),
+            (14, "connection refused"),
+            // What the client's own HTTP/2 stack makes of GOAWAY with ENHANCE_YOUR_CALM and INADEQUATE_SECURITY, and of
+            // a proxy's 401 and 403.
+            (8, "h2 protocol error: http2 error"),
+            (7, "h2 protocol error: http2 error"),
+            (7, "grpc-status header missing, mapped from HTTP status code 403"),
+            (16, "grpc-status header missing, mapped from HTTP status code 401"),
+            (3, "something that a later release says"),
+            (9, "something that a later release says"),
+        ] {
+            assert_eq!(cause(code, words), None, "{code} {words}");
+        }
+    }
+
+    #[test]
+    fn errors_that_are_no_answer_are_no_refusal() {
+        let error = etcd_client::Error::LeaseKeepAliveError("etcdserver: permission denied".to_owned());
+        assert_eq!(refusal(&error), None);
+    }
+}

@@ -1,0 +1,120 @@
+//! Logging in at an etcd that has users with passwords.
+//!
+//! A login costs a member about 0.1 s of a core (bcrypt). There is no queue, and the member finishes what nobody waits for any
+//! more: of 1,000 agents that log in at once, give up after 5 s and try again, none gets in. So an agent logs in at one member
+//! at a time, waits for a minute, and pauses longer after each failure. Tokens are kept for each member: one that was restarted
+//! knows none.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use polder_ipam::store::StoreError;
+use polder_ipam::store::refusal::{Cause, Refusal};
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::{debug, info};
+
+use super::answer::{is_without_users, refusal};
+use super::members::Member;
+use super::session::{AFTER_REFUSAL, AFTER_TIMEOUT, Known, NoLogin};
+use super::{Etcd, PATIENCE};
+
+/// How long a member has for a login.
+const LOGIN_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a member has for the login of an operator: polderctl waits for a minute in all.
+const OPERATOR_PATIENCE: Duration = Duration::from_secs(30);
+
+impl Etcd {
+    /// Logs in at that member, unless somebody has since `known`. Waits no longer than for another request; the login itself goes
+    /// on, and whoever comes later finds it done. With the credentials of one request nobody comes later: it ends with the request.
+    pub(super) async fn log_in(&self, member: &Arc<Member>, known: Known) -> Result<(), StoreError> {
+        if self.is_of_one_request() {
+            return self.log_in_for_request(member, known).await;
+        }
+        let deadline = Instant::now() + PATIENCE;
+        let slow = |_| StoreError::Unusable {
+            store: member.to_string(),
+            reason: format!(
+                "logging in takes longer than {} s, and goes on: do many clients log in at once? Client certificates \
+                 (etcd.cert) need no login",
+                PATIENCE.as_secs()
+            ),
+        };
+        let mut turn = timeout_at(deadline, self.turn().lock_owned()).await.map_err(slow)?;
+        if member.session.known() != known {
+            return Ok(());
+        }
+        turn.check(Instant::now())?;
+        let (etcd, at) = (self.clone(), Arc::clone(member));
+        let login = tokio::spawn(async move {
+            let outcome = etcd.log_in_now(&at, LOGIN_PATIENCE).await;
+            turn.note(outcome)
+        });
+        match timeout_at(deadline, login).await.map_err(slow)? {
+            Ok(outcome) => outcome,
+            Err(panicked) => {
+                Err(StoreError::Unusable { store: member.to_string(), reason: panicked.to_string() })
+            }
+        }
+    }
+
+    /// Logs in at that member, unless that was done since `known`, and is dropped with the request.
+    async fn log_in_for_request(&self, member: &Arc<Member>, known: Known) -> Result<(), StoreError> {
+        let turn = self.turn();
+        let mut turn = turn.lock().await;
+        if member.session.known() != known {
+            return Ok(());
+        }
+        turn.check(Instant::now())?;
+        let outcome = self.log_in_now(member, OPERATOR_PATIENCE).await;
+        turn.note(outcome)
+    }
+
+    /// Logs in at that member; or why not, and how long the pauses are to be.
+    async fn log_in_now(&self, member: &Arc<Member>, patience: Duration) -> Result<(), NoLogin> {
+        let Some(credentials) = self.credentials() else { return Ok(()) };
+        let store = member.to_string();
+        let unusable = |reason| StoreError::Unusable { store: store.clone(), reason };
+        let password = credentials.password.read();
+        let password =
+            password.map_err(|why| (unusable(format!("etcd.password_file: {why}")), Some(AFTER_REFUSAL)))?;
+        let mut client = member.client.clone();
+        let user = credentials.user.clone();
+        let error = match timeout(patience, client.update_user(Some((user, password)))).await {
+            Ok(Ok(())) => {
+                debug!(store, user = credentials.user, "logged in");
+                member.session.logged_in(true);
+                return Ok(());
+            }
+            Ok(Err(error)) => error,
+            Err(_) => {
+                self.leave(member);
+                let remedy = if self.is_of_one_request() {
+                    ": do many clients log in at once? A client certificate (--etcd-cert) needs no login"
+                } else {
+                    ""
+                };
+                let reason = format!("no answer to the login within {} s{remedy}", patience.as_secs());
+                return Err((unusable(reason), Some(AFTER_TIMEOUT)));
+            }
+        };
+        match refusal(&error) {
+            Some(refusal) if is_without_users(&refusal) => {
+                info!(store, "authentication is not enabled: going on without a login");
+                // Nothing is asked of etcd: it takes the token away.
+                let _ = client.update_user(None).await;
+                member.session.logged_in(false);
+                Ok(())
+            }
+            Some(Refusal { cause: Cause::Learner, .. }) => Err((self.failed(member, &error), None)),
+            Some(_) => Err((self.failed(member, &error), Some(AFTER_REFUSAL))),
+            None => {
+                self.leave(member);
+                let reason = self.explain(&error);
+                // What etcd itself says has cost it something; a connection that is refused has not.
+                let pauses = reason.contains("etcdserver").then_some(AFTER_REFUSAL);
+                Err((unusable(format!("cannot log in: {reason}")), pauses))
+            }
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! How the client is known at the members of etcd, and when it may log in.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use polder_ipam::store::StoreError;
+use polder_ipam::store::refusal::Cause;
+use tokio::time::Instant;
+
+use super::answer::wants_login;
+
+/// Before the next login after a refused one: the first pause, and the longest.
+pub(super) const AFTER_REFUSAL: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(120));
+
+/// The same after one that the member had no time for.
+pub(super) const AFTER_TIMEOUT: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(600));
+
+/// How the client is known at a member.
+#[derive(Debug, Default)]
+pub(super) struct Session(Mutex<Known>);
+
+/// What is known of that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Known {
+    /// How many logins have ended well. Whoever was refused with an earlier one need not log in again.
+    logins: u64,
+    /// Whether the last one has given a token: an etcd without authentication gives none.
+    has_token: bool,
+}
+
+impl Known {
+    /// Whether somebody has logged in there.
+    pub(super) fn is_new(self) -> bool {
+        self.logins == 0
+    }
+
+    /// Whether a request that has ended so is worth a repetition after a login.
+    pub(super) fn is_void<T>(self, outcome: &Result<T, StoreError>) -> bool {
+        let Err(StoreError::Refused { refusal, .. }) = outcome else { return false };
+        match refusal.cause {
+            // Tokens that are signed (JWT) are void after every change of users or roles, until the next login.
+            Cause::StaleAuth => true,
+            Cause::Identity => wants_login(refusal),
+            // Authentication was enabled meanwhile, and etcd uses the name in the client's certificate.
+            Cause::Permission => !self.has_token,
+            _ => false,
+        }
+    }
+}
+
+impl Session {
+    pub(super) fn known(&self) -> Known {
+        *self.lock()
+    }
+
+    pub(super) fn logged_in(&self, has_token: bool) {
+        let mut known = self.lock();
+        *known = Known { logins: known.logins + 1, has_token };
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whose turn it is to log in, and since when nobody may.
+#[derive(Debug, Default)]
+pub(super) struct Turn(Option<Failed>);
+
+/// Why a login has failed, and how long the pauses are to be.
+pub(super) type NoLogin = (StoreError, Option<(Duration, Duration)>);
+
+#[derive(Debug)]
+struct Failed {
+    error: StoreError,
+    pause: Duration,
+    until: Instant,
+}
+
+impl Turn {
+    /// The error of the last login, as long as the next one has to wait.
+    pub(super) fn check(&self, now: Instant) -> Result<(), StoreError> {
+        match &self.0 {
+            Some(failed) if now < failed.until => Err(failed.error.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Notes how a login has ended.
+    pub(super) fn note(&mut self, outcome: Result<(), NoLogin>) -> Result<(), StoreError> {
+        match &outcome {
+            Ok(()) => self.0 = None,
+            Err((error, Some(pauses))) => self.fail(error, *pauses, Instant::now(), fastrand::f64()),
+            Err((_, None)) => {}
+        }
+        outcome.map_err(|(error, _)| error)
+    }
+
+    /// Notes a failure. Its pause is between half and all of what it could be, so that agents do not come back together.
+    fn fail(&mut self, error: &StoreError, (first, longest): (Duration, Duration), now: Instant, share: f64) {
+        let before = self.0.as_ref().map_or(Duration::ZERO, |failed| failed.pause);
+        let pause = (before * 2).clamp(first, longest.max(before));
+        let until = now + pause.mul_f64(0.5 + share / 2.0);
+        self.0 = Some(Failed { error: error.clone(), pause, until });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(reason: &str) -> StoreError {
+        StoreError::Unusable { store: "etcd".to_owned(), reason: reason.to_owned() }
+    }
+
+    #[test]
+    fn each_failure_makes_the_pause_longer_up_to_a_limit() {
+        let (mut turn, now) = (Turn::default(), Instant::now());
+        let after = |turn: &Turn, seconds| turn.check(now + Duration::from_secs(seconds));
+        assert_eq!(after(&turn, 0), Ok(()));
+        turn.fail(&error("a"), AFTER_REFUSAL, now, 1.0);
+        assert_eq!((after(&turn, 1), after(&turn, 2)), (Err(error("a")), Ok(())));
+        turn.fail(&error("b"), AFTER_REFUSAL, now, 1.0);
+        assert_eq!((after(&turn, 3), after(&turn, 4)), (Err(error("b")), Ok(())));
+        (0..20).for_each(|_| turn.fail(&error("c"), AFTER_REFUSAL, now, 1.0));
+        assert_eq!((after(&turn, 119), after(&turn, 120)), (Err(error("c")), Ok(())));
+        // A refusal after a long pause for a member without time makes it no shorter.
+        (0..20).for_each(|_| turn.fail(&error("d"), AFTER_TIMEOUT, now, 1.0));
+        turn.fail(&error("e"), AFTER_REFUSAL, now, 1.0);
+        assert_eq!((after(&turn, 599), after(&turn, 600)), (Err(error("e")), Ok(())));
+    }
+
+    #[test]
+    fn agents_that_failed_together_do_not_come_back_together() {
+        let now = Instant::now();
+        let until = |share| {
+            let mut turn = Turn::default();
+            turn.fail(&error("a"), AFTER_TIMEOUT, now, share);
+            turn.0.unwrap().until - now
+        };
+        assert_eq!((until(0.0).as_secs(), until(1.0).as_secs()), (15, 30));
+    }
+}

@@ -1,0 +1,107 @@
+//! Where the cluster's records and the node's ledger are: etcd, or a file of this node.
+//!
+//! `polder-ipam` says what a store is asked ([`polder_ipam::store`]) and what a ledger keeps ([`polder_ipam::ledger`]), and decides
+//! what is written. This carries it out: records are read, followed and changed in transactions by [`etcd`], or on a node of its
+//! own by [`embedded`]; the ledger is in SQLite ([`ledger`]).
+
+pub mod embedded;
+pub mod etcd;
+pub mod ledger;
+pub mod sqlite;
+pub mod writes;
+
+use polder_api::credentials::EtcdCredentials;
+use polder_ipam::key::{Key, Range};
+use polder_ipam::store::{Compare, Contents, Outcome, StoreError, Txn, Update};
+use tokio::sync::mpsc;
+
+pub use crate::embedded::Embedded;
+pub use crate::etcd::Etcd;
+pub use crate::ledger::{NodeIpam, open_node};
+use crate::writes::Writes;
+
+/// The place where the cluster's records are.
+#[derive(Debug, Clone)]
+pub enum Store {
+    /// An etcd cluster.
+    Etcd(Etcd),
+    /// A file of this node alone.
+    Embedded(Embedded),
+}
+
+/// Updates that a slow reader leaves waiting before the store is asked to wait, too.
+const UPDATES_WAITING: usize = 64;
+
+impl Store {
+    /// The store, for people.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Etcd(etcd) => etcd.name(),
+            Self::Embedded(embedded) => embedded.name(),
+        }
+    }
+
+    /// How the writes of this process have ended.
+    pub fn writes(&self) -> &Writes {
+        match self {
+            Self::Etcd(etcd) => etcd.writes(),
+            Self::Embedded(embedded) => embedded.writes(),
+        }
+    }
+
+    /// The store for an operator's request: with these credentials, or else with those that the agent has.
+    pub async fn for_operator(&self, own: Option<&EtcdCredentials>) -> Result<Self, StoreError> {
+        match (self, own) {
+            (Self::Etcd(etcd), own) => Ok(Self::Etcd(etcd.for_operator(own).await?)),
+            (Self::Embedded(_), None) => Ok(self.clone()),
+            (Self::Embedded(_), Some(_)) => {
+                let reason = "this node has no etcd: give no credentials for one".to_owned();
+                Err(StoreError::Unusable { store: self.name(), reason })
+            }
+        }
+    }
+
+    /// Whether what is sent to it is encrypted, or does not leave this machine.
+    pub fn is_encrypted(&self) -> bool {
+        match self {
+            Self::Etcd(etcd) => etcd.is_encrypted(),
+            Self::Embedded(_) => true,
+        }
+    }
+
+    /// Reads all entries of the range, as of one revision.
+    pub async fn range(&self, range: &Range) -> Result<Contents, StoreError> {
+        match self {
+            Self::Etcd(etcd) => etcd.range(range).await,
+            Self::Embedded(embedded) => embedded.range(range),
+        }
+    }
+
+    /// Carries out a transaction. After an error it may have taken effect, unless the error says that it has not.
+    pub async fn commit(&self, txn: &Txn) -> Result<Outcome, StoreError> {
+        match self {
+            Self::Etcd(etcd) => etcd.commit(txn).await,
+            Self::Embedded(embedded) => embedded.commit(txn),
+        }
+    }
+
+    /// Follows the range until the receiver is dropped: first all of it, then every change, through every
+    /// disconnection.
+    pub fn follow(&self, range: Range) -> mpsc::Receiver<Update> {
+        let (updates, receiver) = mpsc::channel(UPDATES_WAITING);
+        match self.clone() {
+            Self::Etcd(etcd) => tokio::spawn(etcd.follow(range, updates)),
+            Self::Embedded(embedded) => tokio::spawn(embedded.follow(range, updates)),
+        };
+        receiver
+    }
+
+    /// Keeps the value behind the key as long as this runs, and lets it vanish when it has not run for `ttl_seconds`.
+    /// Puts it there only where that holds: somebody else may have come to own the key while this could not run.
+    pub async fn hold(&self, key: &Key, value: Vec<u8>, ttl_seconds: i64, only_if: Compare) {
+        match self {
+            Self::Etcd(etcd) => etcd.hold(key, &value, ttl_seconds, &only_if).await,
+            Self::Embedded(embedded) => embedded.hold(key, value, only_if).await,
+        }
+    }
+}
