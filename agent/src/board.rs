@@ -146,6 +146,17 @@ pub struct Pass {
     pub carriers: BTreeSet<String>,
 }
 
+/// Makes the value the entry's, and wakes those who wait for it, if it is another one; whether it is.
+pub fn set_if_changed<T: PartialEq>(entry: &watch::Sender<T>, value: T) -> bool {
+    entry.send_if_modified(|known| {
+        let changed = *known != value;
+        if changed {
+            *known = value;
+        }
+        changed
+    })
+}
+
 impl Default for Board {
     fn default() -> Self {
         Self {

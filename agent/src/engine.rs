@@ -24,7 +24,7 @@ use tracing::{debug, info, warn};
 use self::draft::{Draft, Grounds};
 use self::moves::Moves;
 use crate::agent::Agent;
-use crate::board::{Made, Pass, Registration};
+use crate::board::{Made, Pass, Registration, set_if_changed};
 use crate::config::StoreConfig;
 use crate::conflist::Conflist;
 use crate::etcd_addresses;
@@ -325,11 +325,7 @@ impl Engine {
             Err(reason) => return self.not_made(reason),
         };
         let neighbours = desired.state.neighbours.keys().map(|(_, address)| *address).collect();
-        self.agent.board.neighbours.send_if_modified(|known| {
-            let is_other = *known != neighbours;
-            *known = neighbours;
-            is_other
-        });
+        set_if_changed(&self.agent.board.neighbours, neighbours);
         if changes.is_empty() {
             self.in_place = Some(desired.known());
             return pass;
@@ -509,14 +505,12 @@ impl Engine {
             }
             Err(error) => Err(conflist.cannot_write(&error)),
         };
-        board.announced.send_if_modified(|known| {
-            let is_other = *known != outcome;
-            if let (true, Err(reason)) = (is_other, &outcome) {
-                warn!("{reason}");
-            }
-            *known = outcome;
-            is_other
-        });
+        let failed = outcome.clone().err();
+        if set_if_changed(&board.announced, outcome)
+            && let Some(reason) = failed
+        {
+            warn!("{reason}");
+        }
     }
 }
 

@@ -25,7 +25,7 @@ use self::schedule::{Key, Schedule, Shot, Size, Sizes, Target, Token, Verdict};
 use self::verdict::{ENDPOINT_FAILURES, Living, combine, is_suspect};
 pub use self::words::{problem, word};
 use crate::agent::Agent;
-use crate::board::Pass;
+use crate::board::{Pass, set_if_changed};
 use crate::endpoint::{Endpoint, Open};
 use crate::kernel::desired::Reached;
 use crate::leases;
@@ -276,14 +276,10 @@ impl Prober {
         let verdicts = self.verdicts();
         if self.agent.board.probed.borrow().is_err() {
             let probed = self.judge(pass, &verdicts).await;
-            self.agent.board.probed.send_if_modified(|known| {
-                let is_other = *known != probed;
-                if is_other && probed.is_ok() {
-                    info!("the ways to the peers are open, as far as there are any");
-                }
-                *known = probed;
-                is_other
-            });
+            let is_open = probed.is_ok();
+            if set_if_changed(&self.agent.board.probed, probed) && is_open {
+                info!("the ways to the peers are open, as far as there are any");
+            }
         }
         self.agent.board.verdicts.send_if_modified(|known| {
             let is_other = **known != verdicts;

@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use crate::agent::Agent;
-use crate::board::{Holdings, Registration};
+use crate::board::{Holdings, Registration, set_if_changed};
 use crate::config::Bootstrap;
 use crate::kernel::Kernel;
 use crate::kernel::desired::{pod_mtu, vtep_mac};
@@ -454,32 +454,20 @@ impl Registrar {
     fn announce(&self, identity: Option<Identity>, blocks: &[OwnedBlock], gateways: &[std::net::IpAddr]) {
         let blocks = blocks.to_vec();
         let holdings = Holdings { identity, blocks, gateways: gateways.to_vec() };
-        self.agent.board.holdings.send_if_modified(|known| {
-            let changed = **known != holdings;
-            if changed {
-                *known = Arc::new(holdings);
-            }
-            changed
-        });
+        set_if_changed(&self.agent.board.holdings, Arc::new(holdings));
     }
 
     fn publish(&self, registration: Registration) {
-        self.agent.board.registration.send_if_modified(|known| {
-            let changed = *known != registration;
-            if changed {
-                match &registration {
-                    Registration::Registered => info!("this node is registered"),
-                    Registration::Waiting(reason) | Registration::Unproven(reason) => {
-                        info!("waiting: {reason}");
-                    }
-                    Registration::Conflict(reason) | Registration::Removed(reason) => {
-                        warn!("not serving: {reason}");
-                    }
-                }
-                *known = registration;
+        if !set_if_changed(&self.agent.board.registration, registration.clone()) {
+            return;
+        }
+        match registration {
+            Registration::Registered => info!("this node is registered"),
+            Registration::Waiting(reason) | Registration::Unproven(reason) => info!("waiting: {reason}"),
+            Registration::Conflict(reason) | Registration::Removed(reason) => {
+                warn!("not serving: {reason}");
             }
-            changed
-        });
+        }
     }
 }
 
