@@ -21,7 +21,8 @@ use crate::agent::Agent;
 use crate::caller::Caller;
 use crate::machine::now;
 use crate::refusal::{ledger_failed, refuse};
-use crate::requests::{ClaimRequest, ReserveRequest, Workload};
+use crate::requests::{ClaimRequest, ReserveRequest};
+use polder_ipam::tasks::Workload;
 
 /// How long an ADD waits for another block.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(15);

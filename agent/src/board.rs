@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use polder_api::Family;
 use polder_api::message::{Refusal, RefusalKind};
-use polder_ipam::ledger::{Identity, OwnedBlock};
+use polder_ipam::registration::{Holdings, Registration};
 use tokio::sync::watch;
 
 use crate::endpoint::Endpoint;
@@ -55,54 +55,6 @@ pub struct Board {
     pub host: watch::Sender<Vec<String>>,
     /// The machine that an operator says this one is in place of.
     pub adopted: watch::Sender<Option<Alive>>,
-}
-
-/// What the node owns, as its ledger says.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Holdings {
-    /// Who it is, in which cluster.
-    pub identity: Option<Identity>,
-    /// Its blocks.
-    pub blocks: Vec<OwnedBlock>,
-    /// Its own addresses.
-    pub gateways: Vec<IpAddr>,
-}
-
-/// Whether the store knows the node.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Registration {
-    /// Not yet, or not as it is now; what is waited for. What the node owns it may use meanwhile.
-    Waiting(String),
-    /// As it is.
-    Registered,
-    /// Whether another machine is this node is not known: it must not serve.
-    Unproven(String),
-    /// Somebody else is who this node says it is: it must not serve.
-    Conflict(String),
-    /// The node was removed from the cluster: it must not serve.
-    Removed(String),
-}
-
-impl Registration {
-    /// Why the node must not serve, if it must not.
-    pub fn forbids(&self) -> Option<&str> {
-        match self {
-            Self::Unproven(reason) | Self::Conflict(reason) | Self::Removed(reason) => Some(reason),
-            Self::Waiting(_) | Self::Registered => None,
-        }
-    }
-
-    /// What becomes of it when a step fails: a node that must not serve does not begin to because of that.
-    #[must_use]
-    pub fn stalled(&self, why: String) -> Self {
-        match self {
-            Self::Removed(_) => Self::Removed(format!(
-                "this node was removed from the cluster, and what is left to do about that fails and is tried again: {why}"
-            )),
-            Self::Unproven(_) | Self::Conflict(_) => Self::Unproven(why),
-            Self::Waiting(_) | Self::Registered => Self::Waiting(why),
-        }
-    }
 }
 
 /// Whether a pass came to its end.
@@ -164,7 +116,7 @@ impl Default for Board {
             underlay: watch::Sender::new(Err("not chosen yet".to_owned())),
             endpoints: watch::Sender::new(None),
             holdings: watch::Sender::new(Arc::default()),
-            registration: watch::Sender::new(Registration::Waiting("the agent has just started".to_owned())),
+            registration: watch::Sender::new(Registration::default()),
             pass: watch::Sender::new(None),
             neighbours: watch::Sender::new(BTreeSet::new()),
             repairs: watch::Sender::new(Repairs::default()),

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Parser;
-use polder_api::{Backend, DEFAULT_SOCKET, Family, NodeName};
+use polder_api::{DEFAULT_SOCKET, Family, NodeName};
 use polder_ipam::allocator::{SHORTEST_REST, USUAL_REST};
-use polder_ipam::pool::{Labels, Pool};
+use polder_ipam::bootstrap::Bootstrap;
+use polder_ipam::pool::Labels;
 use polder_ipam::prefix::Prefix;
-use polder_ipam::record::{AttachMode, MTU_RANGE, Masquerade, VxlanSettings};
+use polder_ipam::record::MTU_RANGE;
 use polder_ipam::special;
 use polder_ipam::steward::Proof;
 use polder_store::etcd::config::EtcdConfig;
@@ -139,21 +140,6 @@ pub struct UnderlayConfig {
     pub interface: Option<String>,
     /// These: at most one of a family.
     pub addresses: Vec<IpAddr>,
-}
-
-/// The first settings of a cluster, written where there are none.
-#[derive(Debug, Clone)]
-pub struct Bootstrap {
-    /// Its pools.
-    pub pools: Vec<Pool>,
-    /// How nodes reach each other.
-    pub backend: Backend,
-    /// How pods hang on their node.
-    pub attach: AttachMode,
-    /// The tunnels.
-    pub vxlan: VxlanSettings,
-    /// What pods look like from outside.
-    pub masquerade: Masquerade,
 }
 
 /// A configuration that cannot be used.

@@ -24,7 +24,7 @@ use tracing::{debug, info, warn};
 use self::draft::{Draft, Grounds};
 use self::moves::Moves;
 use crate::agent::Agent;
-use crate::board::{Made, Pass, Registration, set_if_changed};
+use crate::board::{Made, Pass, set_if_changed};
 use crate::config::StoreConfig;
 use crate::conflist::Conflist;
 use crate::etcd_addresses;
@@ -34,6 +34,7 @@ use crate::kernel::state::Known;
 use crate::repair::Pace;
 use crate::requests::PlanRequest;
 use crate::underlay::{Facts, Underlay};
+use polder_ipam::registration::Registration;
 
 /// Events that come together are answered together.
 const SETTLE: Duration = Duration::from_millis(10);

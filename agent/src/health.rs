@@ -7,9 +7,9 @@ use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::shortage;
 
 use crate::agent::Agent;
-use crate::board::Registration;
 use crate::machine::now;
-use crate::registrar::could_claim;
+use polder_ipam::registration::Registration;
+use polder_ipam::tasks::could_claim;
 
 /// How this node is, for a runtime: what an ADD would be refused for ([`Board::obstacles`](crate::board::Board::obstacles)),
 /// and whether there is an address for it.

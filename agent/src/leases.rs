@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use polder_api::NodeName;
 use polder_ipam::key::{Key, Range};
+use polder_ipam::publication;
 use polder_ipam::store::StoreError;
 use polder_store::Store;
 use tokio::time::Instant;
@@ -23,12 +24,7 @@ const NAMED: usize = 10;
 
 /// The nodes whose agents hold their leases.
 pub async fn living(store: &Store) -> Result<BTreeSet<NodeName>, StoreError> {
-    let contents = store.range(&Key::all_alive()).await?;
-    let name = |key: &str| match key.parse() {
-        Ok(Key::Alive(name)) => Some(name),
-        _ => None,
-    };
-    Ok(contents.entries.iter().filter_map(|entry| name(&entry.key)).collect())
+    Ok(publication::living(&store.range(&Key::all_alive()).await?))
 }
 
 /// Those of the nodes whose agents hold their leases. A few are asked for one by one.

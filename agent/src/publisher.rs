@@ -1,20 +1,18 @@
 //! Tells the store who has which address: for people and tools, behind the ADD, never for safety.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use polder_ipam::key::Key;
-use polder_ipam::record::{AddressRecord, Alive, Life, encode};
-use polder_ipam::store::{Compare, LARGEST_TXN, Outcome, StoreError, Txn, Write};
+use polder_ipam::publication::{self, Published};
+use polder_ipam::registration::Holdings;
+use polder_ipam::store::{Outcome, StoreError};
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::debug;
 
 use crate::agent::Agent;
-use crate::board::Holdings;
-use crate::machine::Machine;
-use polder_ipam::view::{Source, View};
+use polder_ipam::view::View;
 
 /// What happens within this time goes together.
 const BATCH: Duration = Duration::from_millis(100);
@@ -33,9 +31,9 @@ pub async fn run(agent: Arc<Agent>) {
     loop {
         let (revision, losses) = records.wait_for(&agent, |revision, _| revision != 0).await;
         let alive = Key::Alive(agent.config.node.clone());
-        let Machine { machine_id, boot_id } = agent.machine.clone();
-        let sign = encode(&Alive { boot_id, machine_id });
-        let hold = agent.store.hold(&alive, sign, ALIVE_SECONDS, unchanged(&agent, revision));
+        let sign = publication::sign_of_life(agent.machine.life());
+        let only_if = publication::unchanged(&agent.config.node, revision);
+        let hold = agent.store.hold(&alive, sign, ALIVE_SECONDS, only_if);
         let work = async { tokio::join!(hold, publish(&agent, revision)) };
         tokio::select! {
             _ = work => {}
@@ -70,23 +68,16 @@ impl Records {
     }
 }
 
-/// The revision of the node's own record in the store; 0 if it is not there, or not this node's. One of another boot
-/// or machine is not: a clone has the ledger of its original, and must not seem to be the one that lives before it has
-/// asked; and an original in whose place another machine came is not the node any more.
+/// The revision of the node's own record in the store; 0 if it is not there, or not this node's.
 pub(crate) fn own_revision(agent: &Agent, view: &View) -> i64 {
-    let identity = agent.board.holdings().identity.clone();
-    let own = view
-        .nodes
-        .get(&agent.config.node)
-        .filter(|own| identity.is_some_and(|identity| identity.incarnation == own.record.incarnation))
-        .filter(|own| Life::from(&*own.record) == agent.machine.life());
-    own.filter(|_| view.source == Source::Store).map_or(0, |own| own.revision)
+    let holdings = agent.board.holdings();
+    publication::own_revision(view, &agent.config.node, holdings.identity.as_ref(), agent.machine.life())
 }
 
 /// Publishes as the node whose record was written at that revision.
 async fn publish(agent: &Agent, revision: i64) {
     // What the store has; `None` before it was read, and after a doubt.
-    let mut published: Option<BTreeMap<String, Vec<u8>>> = None;
+    let mut published: Option<Published> = None;
     loop {
         match synchronize(agent, revision, published.take()).await {
             Ok(now) => {
@@ -102,11 +93,6 @@ async fn publish(agent: &Agent, revision: i64) {
     }
 }
 
-/// A node that was removed or replaced meanwhile must not write any more.
-fn unchanged(agent: &Agent, revision: i64) -> Compare {
-    Compare::Unchanged { key: Key::Node(agent.config.node.clone()).to_string(), revision }
-}
-
 /// Why the store does not say what the ledger says.
 #[derive(Debug, thiserror::Error)]
 enum NotPublished {
@@ -120,8 +106,8 @@ enum NotPublished {
 async fn synchronize(
     agent: &Agent,
     revision: i64,
-    published: Option<BTreeMap<String, Vec<u8>>>,
-) -> Result<BTreeMap<String, Vec<u8>>, NotPublished> {
+    published: Option<Published>,
+) -> Result<Published, NotPublished> {
     let node = &agent.config.node;
     let published = match published {
         Some(published) => published,
@@ -130,30 +116,12 @@ async fn synchronize(
             contents.entries.into_iter().map(|entry| (entry.key, entry.value)).collect()
         }
     };
-    let wanted = wanted(agent).await;
-    let puts = wanted.iter().filter(|(key, value)| published.get(*key) != Some(value));
-    let puts = puts.map(|(key, value)| Write::Put { key: key.clone(), value: value.clone() });
-    let deletes = published.keys().filter(|key| !wanted.contains_key(*key));
-    let deletes = deletes.map(|key| Write::Delete { key: key.clone() });
-    let writes: Vec<Write> = deletes.chain(puts).collect();
-    for chunk in writes.chunks(LARGEST_TXN) {
-        let txn = Txn { compares: vec![unchanged(agent, revision)], writes: chunk.to_vec() };
+    let name = node.clone();
+    let wanted = agent.ipam.run(move |ipam| publication::wanted(&name, ipam.attachments())).await;
+    for txn in publication::publish(node, revision, &published, &wanted) {
         if agent.store.commit(&txn).await? == Outcome::Refused {
             return Err(NotPublished::Replaced);
         }
     }
     Ok(wanted)
-}
-
-async fn wanted(agent: &Agent) -> BTreeMap<String, Vec<u8>> {
-    let attachments = agent.ipam.run(|ipam| ipam.attachments().cloned().collect::<Vec<_>>()).await;
-    let mut records = BTreeMap::new();
-    for held in attachments {
-        let value = encode(&AddressRecord { attachment: held.attachment, pod: held.pod });
-        for address in held.addresses {
-            let key = Key::Address(agent.config.node.clone(), address);
-            records.insert(key.to_string(), value.clone());
-        }
-    }
-    records
 }

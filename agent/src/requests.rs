@@ -2,10 +2,11 @@
 
 use std::net::IpAddr;
 
+use polder_api::Attachment;
 use polder_api::message::Refusal;
-use polder_api::{Attachment, PoolName};
 use polder_ipam::claim::NoClaim;
 use polder_ipam::pool::BlockRequest;
+use polder_ipam::tasks::Workload;
 use tokio::sync::oneshot;
 
 /// A question to the engine: what the next pass would change.
@@ -18,15 +19,6 @@ pub struct ClaimRequest {
     pub wanted: BlockRequest,
     /// Who waits for it. With nobody waiting, it is for later.
     pub reply: Option<oneshot::Sender<Result<(), NoClaim>>>,
-}
-
-/// Which address is wanted.
-#[derive(Debug, Clone)]
-pub enum Workload {
-    /// That one.
-    Address(IpAddr),
-    /// The one that the workload has in that pool, or any.
-    Pool(PoolName),
 }
 
 /// A wish for a reserved address.

@@ -12,7 +12,6 @@ use tracing::info;
 
 use crate::agent::Agent;
 use crate::allocation::{Allocated, allocate};
-use crate::board::Registration;
 use crate::caller::Caller;
 use crate::in_flight::Wired;
 use crate::kernel::desired::smallest_mtu;
@@ -20,6 +19,7 @@ use crate::kernel::{Kernel, ruleset};
 use crate::refusal::refuse;
 use crate::wiring::wiring;
 use crate::{teardown, tombstones};
+use polder_ipam::registration::Registration;
 
 /// Holds the attachment for somebody who wants to add it, if the node serves.
 async fn admit(agent: &Agent, attachment: &Attachment, caller: &Caller<'_>) -> Result<Wired, Refusal> {

@@ -9,6 +9,7 @@
 
 pub mod alias;
 pub mod allocator;
+pub mod bootstrap;
 pub mod cidr;
 pub mod claim;
 pub mod ids;
@@ -23,7 +24,9 @@ pub mod peers;
 pub mod pool;
 pub mod pools;
 pub mod prefix;
+pub mod publication;
 pub mod record;
+pub mod registration;
 pub mod removal;
 pub mod reservation;
 pub mod settings;
@@ -31,6 +34,7 @@ pub mod shortage;
 pub mod special;
 pub mod steward;
 pub mod store;
+pub mod tasks;
 pub mod view;
 
 pub use cidr::Cidr;

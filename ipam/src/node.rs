@@ -130,6 +130,11 @@ impl<L: Ledger> NodeIpam<L> {
         Ok((node, void))
     }
 
+    /// Of how many free addresses there should always be.
+    pub fn low_water(&self) -> u64 {
+        self.low_water
+    }
+
     /// Keeps twice as many free addresses when it gives a block back, instead of twice [`LOW_WATER`].
     #[must_use]
     pub fn with_low_water(self, low_water: u64) -> Self {

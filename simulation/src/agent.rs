@@ -1,11 +1,9 @@
 //! The agent as its tasks carry out what `polder-ipam` decides: the same effects in the same order as on a node, each a
 //! step of its own.
 
-pub mod claims;
 pub mod engine;
 pub mod publisher;
 pub mod registrar;
-pub mod reservations;
 pub mod service;
 pub mod sweeper;
 
@@ -16,12 +14,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_api::Attachment;
-use polder_ipam::ids::Nonce;
 use polder_ipam::key::{Key, Range};
 use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::node::NodeIpam;
-use polder_ipam::removal::Quarantine;
-use polder_ipam::steward::Double;
+use polder_ipam::registration::Registration;
 use polder_ipam::store::{Contents, Outcome, StoreError, Txn};
 use polder_ipam::view::View;
 use polder_ipam::{Moment, alias};
@@ -143,11 +139,6 @@ impl Hand {
         self.with(|world| format!("x{}", world.number()))
     }
 
-    /// A nonce that nobody else has.
-    pub fn nonce(&self) -> Nonce {
-        Nonce(self.fresh())
-    }
-
     /// Keeps what happens for whoever looks at a failure.
     pub fn note(&self, what: impl FnOnce() -> String) {
         self.with(|world| {
@@ -212,16 +203,14 @@ pub fn start(world: &Shared, index: usize) -> bool {
         view: Arc::default(),
         follower: Follower::new(Key::followed()),
         in_flight: BTreeSet::new(),
-        forbids: Some("the agent has just started".to_owned()),
+        registration: Registration::default(),
         is_open: false,
         claims: VecDeque::new(),
         reservations: VecDeque::new(),
         news: true,
-        quarantine: Quarantine::new(COOL_DOWN),
-        double: Double::Unasked,
         adopted: None,
         losses: 0,
-        caution_until: None,
+        caution: false,
         last_step: String::new(),
     });
     if machine.is_cut {

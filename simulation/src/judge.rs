@@ -55,7 +55,7 @@ fn node(world: &World, machine: &Machine, strictness: Strictness) -> NodeFacts {
                 .collect()
         }
     };
-    let serves = machine.agent.as_ref().is_some_and(|agent| agent.forbids.is_none());
+    let serves = machine.agent.as_ref().is_some_and(|agent| !agent.is_forbidden());
     // A node that was removed breaks its promises.
     let is_removed = ledger.as_ref().and_then(|ledger| ledger.identity.as_ref());
     let is_removed = is_removed.is_some_and(|identity| identity.standing == Standing::Removed);

@@ -139,7 +139,7 @@ fn is_put_back(world: &World) -> bool {
         machine.agent.as_ref().is_some_and(|agent| {
             agent.view.cluster.is_some()
                 && agent.view.revision == world.etcd.revision()
-                && !agent.is_cautious(machine.clock)
+                && !agent.is_cautious()
                 && !agent.news
         })
     })
@@ -269,7 +269,7 @@ fn wanting(world: &World) -> Vec<String> {
             wanting.push(format!("the agent of {index} does not start"));
             continue;
         };
-        if agent.forbids.is_some() || agent.last_step != "Settled" {
+        if agent.is_forbidden() || agent.last_step != "Settled" {
             wanting.push(format!("{index}/{} is not settled: {}", machine.name, agent.last_step));
         }
     }

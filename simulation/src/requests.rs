@@ -7,6 +7,13 @@ use std::rc::Rc;
 use polder_api::{Attachment, Pod};
 use polder_ipam::claim::NoClaim;
 use polder_ipam::pool::BlockRequest;
+use polder_ipam::tasks::{Unreserved, Workload};
+
+use crate::agent::Hand;
+use crate::task::Wait;
+
+/// How long an ADD waits for another block, or for its reserved address.
+const PATIENCE_MS: u64 = 15_000;
 
 /// What an ADD asks for.
 #[derive(Debug, Clone)]
@@ -19,22 +26,42 @@ pub struct Wanting {
     pub reserved: bool,
 }
 
-/// There is no address to be had for the pod now, for this reason.
-#[derive(Debug, Clone)]
-pub struct Refused(pub String);
-
 /// Where the answer is put for whoever waits for it.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Reply<T> {
-    /// Whether it is there.
-    pub given: Rc<Cell<bool>>,
-    /// The answer.
-    pub answer: Rc<RefCell<Option<T>>>,
+    given: Rc<Cell<bool>>,
+    answer: Rc<RefCell<Option<T>>>,
 }
 
 impl<T> Default for Reply<T> {
     fn default() -> Self {
         Self { given: Rc::default(), answer: Rc::default() }
+    }
+}
+
+impl<T> Clone for Reply<T> {
+    fn clone(&self) -> Self {
+        Self { given: Rc::clone(&self.given), answer: Rc::clone(&self.answer) }
+    }
+}
+
+impl<T> Reply<T> {
+    /// Answers.
+    pub fn give(&self, answer: T) {
+        *self.answer.borrow_mut() = Some(answer);
+        self.given.set(true);
+    }
+
+    /// Waits for the answer, but not for ever.
+    pub async fn wait(&self, hand: &Hand) -> Option<T> {
+        let until = hand.clock() + PATIENCE_MS;
+        while !self.given.get() {
+            if hand.clock() >= until {
+                return None;
+            }
+            hand.wait(Wait::Flag(Rc::clone(&self.given), hand.epoch)).await;
+        }
+        self.answer.borrow_mut().take()
     }
 }
 
@@ -50,8 +77,12 @@ pub struct ClaimRequest {
 /// A request for a reserved address.
 #[derive(Debug, Clone)]
 pub struct ReserveRequest {
-    /// For whom.
-    pub wanting: Wanting,
+    /// Which one.
+    pub wanted: Workload,
+    /// The workload.
+    pub owner: String,
+    /// The pod's attachment.
+    pub attachment: Attachment,
     /// Who waits for it.
-    pub reply: Reply<Result<IpAddr, Refused>>,
+    pub reply: Reply<Result<IpAddr, Unreserved>>,
 }

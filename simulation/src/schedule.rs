@@ -270,7 +270,7 @@ impl Schedule {
             let world = self.world.borrow();
             let removed = |index: &usize| {
                 let agent = world.machines[*index].agent.as_ref();
-                agent.is_some_and(|agent| agent.last_step.starts_with("Removed") && agent.forbids.is_some())
+                agent.is_some_and(|agent| agent.last_step.starts_with("Removed") && agent.is_forbidden())
             };
             (0..world.machines.len()).filter(removed).collect()
         };

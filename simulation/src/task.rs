@@ -98,9 +98,8 @@ impl Task {
                 over(*until) || agent.is_some_and(|agent| agent.view.revision >= *revision)
             }
             Wait::Gateways(until) => {
-                let differ = |agent: &Agent| {
-                    agent.forbids.is_none() && agent.ipam.gateways() != machine.kernel.gateways
-                };
+                let differ =
+                    |agent: &Agent| !agent.is_forbidden() && agent.ipam.gateways() != machine.kernel.gateways;
                 over(*until) || agent.is_some_and(differ)
             }
             Wait::News(until) => over(*until) || agent.is_some_and(|agent| agent.news),

@@ -14,8 +14,8 @@ use polder_ipam::key::{Key, Range};
 use polder_ipam::ledger::Ledger as _;
 use polder_ipam::node::NodeIpam;
 use polder_ipam::record::{Alive, Life};
-use polder_ipam::removal::Quarantine;
-use polder_ipam::steward::{Double, Proof};
+use polder_ipam::registration::Registration;
+use polder_ipam::steward::Proof;
 use polder_ipam::store::refusal::{Cause, Refusal};
 use polder_ipam::store::{Contents, Outcome, StoreError, Txn};
 use polder_ipam::view::View;
@@ -102,8 +102,8 @@ pub struct Agent {
     pub follower: Follower,
     /// Who works on which attachment.
     pub in_flight: BTreeSet<Attachment>,
-    /// Why it does not serve, if it does not.
-    pub forbids: Option<String>,
+    /// Whether the store knows the node, and whether it may serve.
+    pub registration: Registration,
     /// Whether it serves at all yet.
     pub is_open: bool,
     /// Wishes for blocks.
@@ -112,16 +112,12 @@ pub struct Agent {
     pub reservations: VecDeque<ReserveRequest>,
     /// Whether the registrar has reason to look.
     pub news: bool,
-    /// The removed nodes whose blocks rest.
-    pub quarantine: Quarantine,
-    /// Whether somebody else lives under its name.
-    pub double: Double,
     /// The machine that an operator says this one is in place of.
     pub adopted: Option<Alive>,
-    /// Losses of the store that it knows of.
+    /// Losses of the store that its registrar knows of.
     pub losses: u64,
-    /// Until when it claims nothing.
-    pub caution_until: Option<u64>,
+    /// Whether its registrar claims nothing because of them.
+    pub caution: bool,
     /// What the last step of its registrar was, for people.
     pub last_step: String,
 }
@@ -154,9 +150,14 @@ impl Machine {
 }
 
 impl Agent {
-    /// Whether nothing is claimed now.
-    pub fn is_cautious(&self, clock: u64) -> bool {
-        self.view.losses != self.losses || self.caution_until.is_some_and(|until| clock < until)
+    /// Whether nothing is claimed now, because the store has lost records.
+    pub fn is_cautious(&self) -> bool {
+        self.view.losses != self.losses || self.caution
+    }
+
+    /// Whether it must not serve.
+    pub fn is_forbidden(&self) -> bool {
+        self.registration.forbids().is_some()
     }
 }
 

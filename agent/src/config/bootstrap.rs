@@ -4,6 +4,7 @@ use std::fmt;
 
 use polder_api::{Backend, Family, PoolName};
 use polder_ipam::Cidr;
+use polder_ipam::bootstrap::Bootstrap;
 use polder_ipam::cidr::ParseCidrError;
 use polder_ipam::pool::{InvalidPool, Labels, Pool, PoolState, Purpose};
 use polder_ipam::record::{AttachMode, Masquerade, VxlanSettings};
@@ -11,7 +12,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{Bootstrap, ConfigError, value};
+use super::{ConfigError, value};
 
 const POOLS: &str = "bootstrap.pools";
 

@@ -14,7 +14,7 @@ pub async fn run(hand: Hand) {
 /// Makes the kernel what the ledger says. Until the registrar has made sure that this node is who it says it is, the kernel is
 /// left alone.
 fn pass(hand: &Hand) {
-    if hand.agent(|agent| agent.forbids.is_some()) {
+    if hand.agent(|agent| agent.is_forbidden()) {
         return;
     }
     let gateways = hand.ipam(|ipam, _| ipam.gateways().to_vec());

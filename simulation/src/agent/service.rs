@@ -9,9 +9,11 @@ use polder_ipam::claim::NoClaim;
 use polder_ipam::invariants::history::check_release;
 use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::node::{AllocateError, Source, Wish};
-use polder_ipam::pool::BlockRequest;
+use polder_ipam::pool::{BlockRequest, Labels};
+use polder_ipam::reservation;
+use polder_ipam::tasks::{Unreserved, Workload};
 
-use super::{Hand, claims, reservations, sweeper};
+use super::{Hand, registrar, sweeper};
 use crate::requests::{ClaimRequest, Wanting};
 use crate::task::Wait;
 
@@ -40,11 +42,9 @@ async fn admitted(hand: &Hand, wanting: &Wanting) -> Option<Vec<IpAddr>> {
     hand.turn().await;
     let families: Vec<Family> = hand.view().families().into_iter().collect();
     let reserved = if wanting.reserved {
-        {
-            let handed = reservations::ask(hand, wanting).await;
-            hand.note(|| format!("hand-over: {handed:?}"));
-            handed.ok()?
-        }
+        let handed = reserve(hand, wanting).await;
+        hand.note(|| format!("hand-over: {handed:?}"));
+        vec![handed.ok()?]
     } else {
         Vec::new()
     };
@@ -57,6 +57,15 @@ async fn admitted(hand: &Hand, wanting: &Wanting) -> Option<Vec<IpAddr>> {
     Some(held.addresses)
 }
 
+/// Asks for the pod's own address, in the pool for such.
+async fn reserve(hand: &Hand, wanting: &Wanting) -> Result<IpAddr, Unreserved> {
+    let view = hand.view();
+    let pool = view.pools.values().find(|pool| reservation::serves(&pool.record, &Labels::new()));
+    let Some(pool) = pool else { return Err(Unreserved::TryAgain("there is no pool".to_owned())) };
+    let pool = Workload::Pool(pool.record.name.clone());
+    registrar::reserve(hand, pool, wanting.pod.to_string(), wanting.attachment.clone()).await
+}
+
 /// Why an ADD would not be served: nothing of the kind.
 fn serves(hand: &Hand) -> bool {
     hand.with(|world| {
@@ -67,7 +76,7 @@ fn serves(hand: &Hand) -> bool {
             |addresses: &[IpAddr], family| addresses.iter().any(|address| Family::of(*address) == family);
         let in_place =
             |family: &Family| has(agent.ipam.gateways(), *family) && has(&machine.kernel.gateways, *family);
-        agent.forbids.is_none()
+        !agent.is_forbidden()
             && agent.view.cluster.is_some()
             && agent.ipam.identity().is_ok_and(|identity| identity.is_some())
             && !families.is_empty()
@@ -112,7 +121,7 @@ async fn allocate(
                 return None;
             }
         };
-        match (claims::ask(hand, BlockRequest::Any(family, None)).await, rest) {
+        match (registrar::claim(hand, BlockRequest::Any(family, None)).await, rest) {
             (Ok(()), _) => {}
             (Err(NoClaim::Exhausted(_)), Rest::Full) => rest = Rest::Shortest,
             (Err(error), _) => {

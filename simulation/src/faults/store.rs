@@ -17,7 +17,7 @@ impl Schedule {
         let revision = world.etcd.revision();
         let follows = |machine: &Machine| {
             let follows = |agent: &Agent| {
-                agent.view.revision == revision && agent.view.cluster.is_some() && agent.forbids.is_none()
+                agent.view.revision == revision && agent.view.cluster.is_some() && !agent.is_forbidden()
             };
             machine.is_destroyed || machine.ledger_is_whole && machine.agent.as_ref().is_some_and(follows)
         };

@@ -1,0 +1,212 @@
+//! Which settings a cluster starts with: those that it had, if the store has lost them, or the first ones of a configuration.
+
+use polder_api::Backend;
+
+use crate::Pool;
+use crate::ids::ClusterId;
+use crate::key::Key;
+use crate::ledger::Identity;
+use crate::pools;
+use crate::record::{AttachMode, ClusterRecord, Masquerade, PoolRecord, VxlanSettings, encode};
+use crate::store::{Compare, Txn, Write};
+use crate::view::{Settings, Source, View};
+
+/// The first settings of a cluster, written where there are none.
+#[derive(Debug, Clone)]
+pub struct Bootstrap {
+    /// Its pools.
+    pub pools: Vec<Pool>,
+    /// How nodes reach each other.
+    pub backend: Backend,
+    /// How pods hang on their node.
+    pub attach: AttachMode,
+    /// The tunnels.
+    pub vxlan: VxlanSettings,
+    /// What pods look like from outside.
+    pub masquerade: Masquerade,
+}
+
+/// Settings that can be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proposal {
+    /// The settings.
+    pub record: ClusterRecord,
+    /// Whether the cluster had them before.
+    pub is_restored: bool,
+    /// What writes them, and the pools, where there are none.
+    pub txn: Txn,
+}
+
+/// The settings to write, or what that waits for. `surroundings` says whether it is known what is in use around this node, which
+/// the first pools must not overlap; `fresh` is a name that no cluster has.
+pub fn propose(
+    view: &View,
+    identity: Option<&Identity>,
+    bootstrap: Option<&Bootstrap>,
+    surroundings: Result<(), String>,
+    fresh: String,
+) -> Result<Proposal, String> {
+    if view.source != Source::Store {
+        return Err("the cluster's settings are not known".to_owned());
+    }
+    if let Some(reason) = view.refused.get(&Key::Cluster.to_string()) {
+        return Err(format!("record {} is refused: {reason}", Key::Cluster));
+    }
+    let is_ours = |lost: &&Settings| identity.is_some_and(|identity| identity.cluster == lost.cluster.id);
+    let lost = view.remembered.as_ref().filter(is_ours);
+    let (record, pools) = match (lost, bootstrap) {
+        (Some(lost), _) => {
+            ((*lost.cluster).clone(), lost.pools.iter().map(|pool| (**pool).clone()).collect())
+        }
+        (None, Some(bootstrap)) => {
+            surroundings?;
+            check_pools(view, &bootstrap.pools)?;
+            (first_settings(bootstrap, identity, fresh), bootstrap.pools.clone())
+        }
+        (None, None) => {
+            return Err(
+                "the cluster has no settings yet, and the configuration has no [bootstrap] to make them from"
+                    .to_owned(),
+            );
+        }
+    };
+    let txn = write(view, &record, &pools);
+    Ok(Proposal { record, is_restored: lost.is_some(), txn })
+}
+
+fn first_settings(bootstrap: &Bootstrap, identity: Option<&Identity>, fresh: String) -> ClusterRecord {
+    ClusterRecord {
+        // A node that has been in a cluster is still in it.
+        id: identity.map_or(ClusterId(fresh), |identity| identity.cluster.clone()),
+        backend: bootstrap.backend,
+        attach: bootstrap.attach,
+        vxlan: bootstrap.vxlan,
+        masquerade: bootstrap.masquerade.clone(),
+    }
+}
+
+/// Whether the first pools can be made, as far as this node knows what is in use around it. Those that somebody has made
+/// already are the cluster's instead.
+fn check_pools(view: &View, first: &[Pool]) -> Result<(), String> {
+    if view.every_pool().next().is_some() {
+        return Ok(());
+    }
+    let refused = first.iter().find_map(|pool| pools::check_range(view, pool).err());
+    refused.map_or(Ok(()), |reason| Err(format!("bootstrap.pools in the configuration: {reason}")))
+}
+
+fn write(view: &View, record: &ClusterRecord, pools: &[Pool]) -> Txn {
+    let put = |key: Key, value| Write::Put { key: key.to_string(), value };
+    let mut txn = Txn {
+        compares: vec![Compare::absent(&Key::Cluster)],
+        writes: vec![put(Key::Cluster, encode(record))],
+    };
+    // Pools that somebody has made already are the cluster's pools.
+    if view.every_pool().next().is_none() {
+        txn.compares.push(Compare::Empty(Key::all_pools()));
+        let puts =
+            pools.iter().map(|pool| put(Key::Pool(pool.name.clone()), encode(&PoolRecord::from(pool))));
+        txn.writes.extend(puts);
+    }
+    txn
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::ids::Incarnation;
+    use crate::ledger::Standing;
+    use crate::pool::PoolState;
+    use crate::view::Known;
+
+    fn pool(cidr: &str) -> Pool {
+        Pool::new("main".parse().unwrap(), cidr.parse().unwrap(), 26, PoolState::Active).unwrap()
+    }
+
+    fn bootstrap() -> Bootstrap {
+        Bootstrap {
+            pools: vec![pool("10.244.0.0/16")],
+            backend: Backend::Auto,
+            attach: AttachMode::Bridge,
+            vxlan: VxlanSettings::default(),
+            masquerade: Masquerade::default(),
+        }
+    }
+
+    fn identity(cluster: &str) -> Identity {
+        Identity {
+            node: "n1".parse().unwrap(),
+            cluster: ClusterId(cluster.to_owned()),
+            incarnation: Incarnation("i1".to_owned()),
+            standing: Standing::Member,
+        }
+    }
+
+    /// An empty store, and what else is known.
+    fn view(change: impl FnOnce(&mut View)) -> View {
+        let mut view = View::default();
+        view.source = Source::Store;
+        change(&mut view);
+        view
+    }
+
+    fn empty() -> View {
+        view(|_| ())
+    }
+
+    fn proposed(
+        view: &View,
+        identity: Option<&Identity>,
+        first: Option<&Bootstrap>,
+    ) -> Result<Proposal, String> {
+        propose(view, identity, first, Ok(()), "fresh".to_owned())
+    }
+
+    #[test]
+    fn the_first_settings_are_those_of_the_configuration_with_its_pools() {
+        let made = proposed(&empty(), None, Some(&bootstrap())).unwrap();
+        assert_eq!((made.record.id.0.as_str(), made.is_restored), ("fresh", false));
+        assert_eq!((made.txn.compares.len(), made.txn.writes.len()), (2, 2));
+        let again = proposed(&empty(), Some(&identity("ours")), Some(&bootstrap())).unwrap();
+        assert_eq!(again.record.id.0, "ours", "a node that has been in a cluster is still in it");
+    }
+
+    #[test]
+    fn pools_that_somebody_has_made_stay_and_are_not_checked_against_the_configuration() {
+        let mut view = empty();
+        let known = Known { record: Arc::new(pool("10.0.0.0/16")), revision: 2 };
+        view.pools.insert("main".parse().unwrap(), known);
+        view.own = vec!["10.244.0.1".parse().unwrap()];
+        let made = proposed(&view, None, Some(&bootstrap())).unwrap();
+        assert_eq!((made.txn.compares.len(), made.txn.writes.len()), (1, 1));
+    }
+
+    #[test]
+    fn settings_that_the_store_has_lost_come_back_only_to_their_own_cluster() {
+        let first = first_settings(&bootstrap(), None, "lost".to_owned());
+        let lost = Settings { cluster: Arc::new(first), pools: vec![Arc::new(pool("10.0.0.0/16"))] };
+        let view = view(|view| view.remembered = Some(lost));
+        let made = proposed(&view, Some(&identity("lost")), None).unwrap();
+        assert!(made.is_restored && made.txn.writes.len() == 2);
+        assert!(proposed(&view, Some(&identity("other")), None).is_err());
+        assert!(proposed(&view, None, None).is_err());
+    }
+
+    #[test]
+    fn what_is_waited_for_is_named() {
+        let says = |view: &View, first: Option<&Bootstrap>, sign: &str| {
+            let said = proposed(view, None, first).unwrap_err();
+            assert!(said.contains(sign), "{said}");
+        };
+        says(&View::default(), Some(&bootstrap()), "not known");
+        says(&empty(), None, "[bootstrap]");
+        let refused = [(Key::Cluster.to_string(), "a riddle".to_owned())].into();
+        says(&view(|view| view.refused = refused), Some(&bootstrap()), "a riddle");
+        let own = vec!["10.244.0.1".parse().unwrap()];
+        says(&view(|view| view.own = own), Some(&bootstrap()), "bootstrap.pools");
+        let waits = propose(&empty(), None, Some(&bootstrap()), Err("reading".to_owned()), String::new());
+        assert_eq!(waits, Err("reading".to_owned()));
+    }
+}

@@ -1,0 +1,115 @@
+//! The tasks that carry out what is decided about a node's addresses, over whatever a node is: an agent with etcd, a ledger in
+//! SQLite and a kernel, or a node of a simulation. Both run the code of these modules.
+
+mod claims;
+mod hand_over;
+mod registrar;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use polder_api::{Attachment, NodeName};
+
+use crate::Moment;
+use crate::bootstrap::Bootstrap;
+use crate::key::Range;
+use crate::ledger::Ledger;
+use crate::node::NodeIpam;
+use crate::pool::Labels;
+use crate::record::{Alive, Life};
+use crate::registration::{Holdings, Registration};
+use crate::steward::{Presence, Proof, Step};
+use crate::store::{Contents, Outcome, StoreError, Txn};
+use crate::view::View;
+
+pub use self::claims::could_claim;
+pub use self::hand_over::{Unreserved, Workload};
+pub use self::registrar::{CAUTION, Registrar};
+
+/// Who the node is, as long as its agent runs.
+#[derive(Debug, Clone)]
+pub struct Me {
+    /// Its name.
+    pub name: NodeName,
+    /// The machine.
+    pub machine_id: String,
+    /// This boot of it.
+    pub boot_id: String,
+    /// What proves that this machine is the node of its ledger.
+    pub proof: Proof,
+    /// What pools may choose the node by.
+    pub labels: Labels,
+    /// What the cluster is to be, if it is not yet.
+    pub bootstrap: Option<Bootstrap>,
+    /// How long a freed address rests.
+    pub cooldown: Duration,
+}
+
+impl Me {
+    /// The machine and its boot, to be compared with records.
+    pub fn life(&self) -> Life<'_> {
+        Life { machine_id: &self.machine_id, boot_id: &self.boot_id }
+    }
+}
+
+/// What the tasks need of the outside.
+pub trait Host {
+    /// Where the node's addresses are written down.
+    type Ledger: Ledger + 'static;
+
+    /// Now, on the clock that goes on while the machine sleeps and that nobody sets.
+    fn now(&self) -> Moment;
+
+    /// A name that nobody else has.
+    fn fresh_name(&self) -> Result<String, String>;
+
+    /// The cluster as it is known now.
+    fn view(&self) -> Arc<View>;
+
+    /// Waits until the view is another one than this, but not longer than that.
+    fn changed(&self, view: &Arc<View>, patience: Duration) -> impl Future<Output = ()>;
+
+    /// Waits until the view shows what was written at that revision. Fails when that takes too long.
+    fn caught_up(&self, revision: i64) -> impl Future<Output = Result<(), StoreError>>;
+
+    /// Carries out a transaction. After an error it may have taken effect, unless the error says that it has not.
+    fn commit(&self, txn: &Txn) -> impl Future<Output = Result<Outcome, StoreError>>;
+
+    /// Reads all entries of the range, as of one revision.
+    fn range(&self, range: &Range) -> impl Future<Output = Result<Contents, StoreError>>;
+
+    /// Does something with the node's addresses, which is written down when this returns.
+    fn ledger<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut NodeIpam<Self::Ledger>, Moment) -> T + Send + 'static,
+    ) -> impl Future<Output = T>;
+
+    /// How this node is reached, or what that waits for.
+    fn presence(&self, view: &View) -> Result<Presence, String>;
+
+    /// Whether the view goes by what is in use around this node, or what that waits for.
+    fn surroundings(&self, view: &View) -> Result<(), String>;
+
+    /// The machine that an operator says this one is in place of.
+    fn adopted(&self) -> Option<Alive>;
+
+    /// What the registrar has said last.
+    fn registration(&self) -> Registration;
+
+    /// Tells the other tasks whether the store knows the node.
+    fn register(&self, registration: Registration);
+
+    /// Tells the other tasks what the node owns.
+    fn announce(&self, holdings: Holdings);
+
+    /// Takes an attachment away, or the probe endpoint: first its interface, then its addresses.
+    fn detach(&self, attachment: &Attachment) -> impl Future<Output = Result<(), String>>;
+
+    /// Deletes the node's own addresses from the kernel.
+    fn remove_gateways(&self) -> impl Future<Output = Result<(), String>>;
+
+    /// Sees each step of the registrar, how often the store had lost records by then, and whether claims wait for that.
+    fn observe(&self, _step: &Step, _losses: u64, _caution: bool) {}
+}

@@ -1,0 +1,149 @@
+//! Claims blocks: one transaction each, tried until one is won or there is none.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use polder_api::{Family, NodeName, PoolName};
+use tracing::info;
+
+use super::{Host, Registrar};
+use crate::claim::{Claim, Claimant, NoClaim, next_block};
+use crate::ids::Nonce;
+use crate::key::{Key, Range};
+use crate::ledger::{LedgerError, OwnedBlock};
+use crate::moment::Moment;
+use crate::node::NodeIpam;
+use crate::pool::{Block, BlockRequest, Labels};
+use crate::record::BlockRecord;
+use crate::store::{Outcome, StoreError};
+use crate::view::View;
+
+/// Attempts at a block before whoever needs it is told: each fails because somebody else got one, or nobody knows what
+/// became of it.
+const ATTEMPTS: usize = 50;
+
+/// How long a record of somebody who was faster is waited for.
+const FASTER: Duration = Duration::from_millis(200);
+
+/// What became of a claim.
+enum Attempted {
+    /// It is ours.
+    Won,
+    /// Somebody else was faster.
+    Lost,
+    /// There was no answer, and there is nothing of it.
+    Unknown(StoreError),
+}
+
+impl<H: Host> Registrar<H> {
+    /// Serves a wish for another block, unless there are free addresses again: one for whoever waits, or as many as there
+    /// should always be.
+    pub async fn serve(&self, wanted: BlockRequest, somebody_waits: bool) -> Result<(), NoClaim> {
+        let sought = wanted.clone();
+        let served = self.host.ledger(move |ipam, now| match sought {
+            BlockRequest::Any(family, pool) => {
+                let enough = if somebody_waits { 1 } else { ipam.low_water() };
+                ipam.total(family, pool.as_ref(), now).free >= enough
+            }
+            BlockRequest::This(block) => ipam.blocks().iter().any(|owned| owned.block == block),
+        });
+        if served.await { Ok(()) } else { self.claim(wanted).await }
+    }
+
+    /// Claims a block.
+    pub(super) async fn claim(&self, wanted: BlockRequest) -> Result<(), NoClaim> {
+        let mut lost: BTreeSet<Block> = BTreeSet::new();
+        let mut unanswered = None;
+        for _ in 0..ATTEMPTS {
+            let view = self.host.view();
+            let identity = self.host.ledger(|ipam, _| ipam.identity()).await?;
+            let nonce = self.host.fresh_name().map_err(NoClaim::Unavailable)?;
+            let claimant = Claimant {
+                me: &self.me.name,
+                labels: &self.me.labels,
+                identity: identity.as_ref(),
+                life: self.me.life(),
+                view: &view,
+                caution: self.is_cautious(&view),
+            };
+            let claim = claimant.attempt(&wanted, &lost, Nonce(nonce))?;
+            let block = claim.block;
+            match self.attempt(&claim).await? {
+                Attempted::Won => return self.take(claim, &view).await,
+                Attempted::Lost => unanswered = None,
+                Attempted::Unknown(error) => unanswered = Some(error),
+            }
+            lost.insert(block);
+            // Somebody was faster: what he did is about to be seen.
+            self.host.changed(&view, FASTER).await;
+        }
+        Err(match unanswered {
+            Some(error) => error.into(),
+            None => NoClaim::Unavailable(format!("{ATTEMPTS} attempts were lost to other nodes")),
+        })
+    }
+
+    /// Takes down a block that was won.
+    async fn take(&self, claim: Claim, view: &View) -> Result<(), NoClaim> {
+        let block = claim.block;
+        let BlockRecord { pool: name, nonce, .. } = claim.record;
+        info!(%block, pool = %name, "claimed");
+        let owned = OwnedBlock { block, pool: name.clone(), nonce, leaving: false };
+        let mut is_useless = false;
+        if let Some(pool) = view.pools.get(&name).map(|pool| (*pool.record).clone()) {
+            let add = move |ipam: &mut NodeIpam<H::Ledger>, now: Moment| {
+                ipam.add_block(owned, &pool, now)?;
+                Ok::<_, LedgerError>(!ipam.is_for_pods(block, now))
+            };
+            is_useless = self.host.ledger(add).await?;
+        }
+        let (identity, blocks, gateways) = self
+            .host
+            .ledger(|ipam, _| (ipam.identity(), ipam.blocks().to_vec(), ipam.gateways().to_vec()))
+            .await;
+        self.announce(identity?, &blocks, &gateways);
+        if is_useless {
+            return Err(NoClaim::Exhausted(format!(
+                "block {block} of pool {name} is claimed and has no address for a pod: add a pool with larger blocks"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Carries out a claim. An outcome that is not known is looked up, not tried again. A refusal ends the attempt: another
+    /// block would be refused, too.
+    async fn attempt(&self, claim: &Claim) -> Result<Attempted, NoClaim> {
+        let error = match self.host.commit(&claim.txn).await {
+            Ok(Outcome::Applied { revision }) => {
+                self.host.caught_up(revision).await?;
+                return Ok(Attempted::Won);
+            }
+            Ok(Outcome::Refused) => return Ok(Attempted::Lost),
+            Err(error) => error,
+        };
+        if error.needs_look() {
+            let range = Range::single(Key::Block(claim.block).to_string());
+            let Ok(found) = self.host.range(&range).await else { return Err(error.into()) };
+            if claim.is_made(found.entries.first()) {
+                return Ok(Attempted::Won);
+            }
+        }
+        // Gone or never there: should it still come to pass, it is taken over when it is seen.
+        if error.is_unknown() { Ok(Attempted::Unknown(error)) } else { Err(error.into()) }
+    }
+}
+
+/// Whether there is a block to be had, as far as that is known here.
+pub fn could_claim(
+    view: &View,
+    me: &NodeName,
+    labels: &Labels,
+    family: Family,
+    pool: Option<&PoolName>,
+) -> Result<(), NoClaim> {
+    if let Some(reason) = &view.lost {
+        return Err(NoClaim::Unavailable(reason.clone()));
+    }
+    let wanted = BlockRequest::Any(family, pool.cloned());
+    next_block(view, me, labels, &wanted, &BTreeSet::new()).map(|_| ()).map_err(NoClaim::Exhausted)
+}

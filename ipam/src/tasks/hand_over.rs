@@ -1,0 +1,137 @@
+//! Hands reserved addresses over to pods of this node.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use polder_api::{Attachment, PoolName};
+use tracing::info;
+
+use super::{Host, Registrar};
+use crate::key::{Key, Range};
+use crate::ledger::Standing;
+use crate::record::{Holder, encode};
+use crate::reservation::{self, Denied, HandOver};
+use crate::store::Outcome;
+use crate::view::{Source, View};
+
+/// Attempts at a record that changes at the same time.
+const ATTEMPTS: usize = 10;
+
+/// How long another record is waited for after a lost attempt.
+const FASTER: Duration = Duration::from_millis(500);
+
+/// Which address is wanted.
+#[derive(Debug, Clone)]
+pub enum Workload {
+    /// That one.
+    Address(IpAddr),
+    /// The one that the workload has in that pool, or any.
+    Pool(PoolName),
+}
+
+/// The workload gets no address now.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unreserved {
+    /// Not now: it can be asked for again.
+    #[error("{0}")]
+    TryAgain(String),
+    /// The records do not allow it.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+}
+
+impl<H: Host> Registrar<H> {
+    /// Hands an address over to the attachment, if it is free for the workload. It is expected from then on, until it is used
+    /// or given up.
+    pub async fn hand_over(
+        &self,
+        wanted: &Workload,
+        owner: &str,
+        attachment: &Attachment,
+    ) -> Result<IpAddr, Unreserved> {
+        for _ in 0..ATTEMPTS {
+            let view = self.host.view();
+            let prepared = self.prepare(&view, wanted, owner, attachment).await?;
+            let address = prepared.address;
+            // Before the transaction: the steward lets go of what nobody expects.
+            let whose = attachment.clone();
+            self.host.ledger(move |ipam, _| ipam.expect(address, &whose)).await;
+            let outcome = self.carry_over(&prepared).await;
+            if let Ok(true) = outcome {
+                info!(%address, owner, %attachment, generation = prepared.record.generation, "handed over");
+                return Ok(address);
+            }
+            let whose = attachment.clone();
+            self.host.ledger(move |ipam, _| ipam.give_up(address, &whose)).await;
+            outcome?;
+            self.host.changed(&view, FASTER).await;
+        }
+        try_again("the reservation changes all the time")
+    }
+
+    async fn prepare(
+        &self,
+        view: &View,
+        wanted: &Workload,
+        owner: &str,
+        attachment: &Attachment,
+    ) -> Result<HandOver, Unreserved> {
+        if view.source != Source::Store || view.lost.is_some() {
+            let reason = view.lost.as_deref().unwrap_or("the store is away");
+            return try_again(format!("a reserved address needs the store: {reason}"));
+        }
+        if self.is_cautious(view) {
+            return try_again("the store has lost records, and their owners are putting them back");
+        }
+        let (identity, held) = self
+            .host
+            .ledger(|ipam, _| {
+                let held: BTreeSet<Attachment> =
+                    ipam.attachments().map(|held| held.attachment.clone()).collect();
+                (ipam.identity(), held)
+            })
+            .await;
+        let identity = identity.map_err(|error| Unreserved::TryAgain(error.to_string()))?;
+        let identity = identity.filter(|identity| identity.standing == Standing::Member);
+        let (Some(identity), Some(node)) = (identity, view.nodes.get(&self.me.name)) else {
+            return try_again("the node is not registered");
+        };
+        let address = match wanted {
+            Workload::Address(address) => *address,
+            Workload::Pool(name) => match view.pools.get(name) {
+                Some(pool) => reservation::choose(view, pool, owner)?,
+                None => return try_again(format!("pool {name} is gone")),
+            },
+        };
+        let holder = Holder {
+            node: identity.node,
+            incarnation: identity.incarnation,
+            boot_id: self.me.boot_id.clone(),
+            attachment: attachment.clone(),
+        };
+        // What is not in the ledger has no interface: that goes first.
+        let is_gone = |last: &Holder| last.attachment == *attachment || !held.contains(&last.attachment);
+        Ok(reservation::hand_over(view, address, owner, &holder, node.revision, &is_gone)?)
+    }
+
+    /// Carries out a hand-over; true if it has taken place. An outcome that is not known is looked up.
+    async fn carry_over(&self, prepared: &HandOver) -> Result<bool, Unreserved> {
+        match self.host.commit(&prepared.txn).await {
+            Ok(Outcome::Applied { .. }) => Ok(true),
+            Ok(Outcome::Refused) => Ok(false),
+            Err(error) if !error.needs_look() => try_again(error.to_string()),
+            Err(error) => {
+                let range = Range::single(Key::Reservation(prepared.address).to_string());
+                let Ok(found) = self.host.range(&range).await else { return try_again(error.to_string()) };
+                let made = found.entries.first().is_some_and(|entry| entry.value == encode(&prepared.record));
+                // Not yet, perhaps: should it still come to pass, it is let go when it is seen.
+                if made { Ok(true) } else { try_again(error.to_string()) }
+            }
+        }
+    }
+}
+
+fn try_again<T>(why: impl Into<String>) -> Result<T, Unreserved> {
+    Err(Unreserved::TryAgain(why.into()))
+}

@@ -1,0 +1,341 @@
+//! Carries out what the node's steward decides ([`crate::steward`]): keeps the node known to the cluster, its blocks claimed,
+//! and makes the first settings of a cluster that has none.
+//!
+//! Everything here is a transaction that rests on the records that led to it. What fails is looked at again when
+//! the records change, and now and then.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use polder_api::{Attachment, Family, NodeName};
+use tracing::{info, warn};
+
+use super::{Host, Me};
+use crate::bootstrap::{Proposal, propose};
+use crate::key::{Key, Range};
+use crate::ledger::{Identity, LedgerError, OwnedBlock, Standing};
+use crate::moment::Moment;
+use crate::node::NodeIpam;
+use crate::pool::{BlockRequest, Pool};
+use crate::publication;
+use crate::registration::{Holdings, Registration};
+use crate::removal::Quarantine;
+use crate::steward::{self, Double, Facts, Purpose, Step};
+use crate::store::{Outcome, StoreError, Txn};
+use crate::view::{Source, View};
+
+/// Steps in a row before others get a turn.
+const STEPS: usize = 64;
+
+/// How long nothing is claimed after the store has lost records: their owners are putting them back.
+pub const CAUTION: Duration = Duration::from_secs(60);
+
+/// Why a step was not carried out: it is tried again.
+#[derive(Debug)]
+struct Waiting(String);
+
+impl<E: std::error::Error> From<E> for Waiting {
+    fn from(error: E) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// The registrar of a node. One at a time: nobody else claims blocks for it.
+#[derive(Debug)]
+pub struct Registrar<H> {
+    pub(super) host: H,
+    pub(super) me: Arc<Me>,
+    /// The removed nodes whose blocks rest.
+    quarantine: Quarantine,
+    /// Whether somebody else lives under this node's name.
+    double: Double,
+    /// Whether this round has proven that this machine is the node.
+    is_proven: bool,
+    /// Losses of the store that are known.
+    losses: u64,
+    /// When the last of them was noticed.
+    lost_at: Option<Moment>,
+}
+
+impl<H: Host> Registrar<H> {
+    /// One that has not looked yet.
+    pub fn new(host: H, me: Arc<Me>) -> Self {
+        let quarantine = Quarantine::new(me.cooldown);
+        Self { host, me, quarantine, double: Double::Unasked, is_proven: false, losses: 0, lost_at: None }
+    }
+
+    /// Does what there is to do, and tells the others how it stands.
+    pub async fn look(&mut self) {
+        let registration = match self.round().await {
+            Ok(registration) => registration,
+            Err(Waiting(why)) if self.is_proven => Registration::Waiting(why),
+            Err(Waiting(why)) => self.host.registration().stalled(why),
+        };
+        self.publish(registration);
+    }
+
+    /// Whether claims wait: the store has lost records, as this view tells, though no round may have noticed it yet.
+    pub(super) fn is_cautious(&self, view: &View) -> bool {
+        view.losses != self.losses || self.lost_at.is_some_and(|lost| self.host.now().since(lost) < CAUTION)
+    }
+
+    /// Does what there is to do, step by step.
+    async fn round(&mut self) -> Result<Registration, Waiting> {
+        let mut unclaimable = BTreeMap::new();
+        self.double = Double::Unasked;
+        self.is_proven = false;
+        for _ in 0..STEPS {
+            // What it was decided on: the view can be another one by now.
+            let (step, view) = self.next_step(&unclaimable).await?;
+            self.is_proven |= step.rests_on_identity();
+            self.host.observe(&step, self.losses, self.is_cautious(&view));
+            match step {
+                Step::Settled => return Ok(Registration::Registered),
+                // Before any record was read, the node may be another machine's.
+                Step::Wait(reason) if view.source == Source::Nowhere => {
+                    return Ok(Registration::Unproven(reason));
+                }
+                Step::Wait(reason) => return Ok(Registration::Waiting(reason)),
+                Step::Conflict(reason) => return Ok(Registration::Conflict(reason)),
+                Step::Removed(reason) => {
+                    self.remove_gateways().await?;
+                    return Ok(Registration::Removed(reason));
+                }
+                Step::Claim(BlockRequest::Any(family, pool)) => {
+                    if let Err(error) = self.claim(BlockRequest::Any(family, pool)).await {
+                        unclaimable.insert(family, error.to_string());
+                    }
+                }
+                step @ Step::Identify(_) => {
+                    if let Err(Waiting(why)) = self.carry_out(step).await {
+                        return Ok(Registration::Unproven(format!(
+                            "who this node is cannot be written down: {why}"
+                        )));
+                    }
+                }
+                Step::AskForDouble => {
+                    if let Err(error) = self.look_for_double().await {
+                        return Ok(Registration::Unproven(format!(
+                            "whether another machine is node {} cannot be asked: {error}",
+                            self.me.name
+                        )));
+                    }
+                }
+                step => self.carry_out(step).await?,
+            }
+        }
+        Ok(Registration::Waiting("there is more to do".to_owned()))
+    }
+
+    async fn next_step(
+        &mut self,
+        unclaimable: &BTreeMap<Family, String>,
+    ) -> Result<(Step, Arc<View>), Waiting> {
+        let view = self.host.view();
+        if view.losses != self.losses {
+            self.losses = view.losses;
+            self.lost_at = Some(self.host.now());
+        }
+        self.quarantine.observe(&view, self.host.now());
+        let pools: Vec<Pool> = view.pools.values().map(|pool| (*pool.record).clone()).collect();
+        let labels = self.me.labels.clone();
+        let own = self
+            .host
+            .ledger(move |ipam, now| ipam.learn_pools(&pools, &labels).and_then(|()| ipam.own(now)))
+            .await?;
+        self.announce(own.identity.clone(), &own.blocks, &own.gateways);
+        let step = steward::next(&Facts {
+            me: &self.me.name,
+            life: self.me.life(),
+            proof: self.me.proof,
+            adopted: self.host.adopted().as_ref(),
+            labels: &self.me.labels,
+            view: &view,
+            own: &own,
+            presence: &self.host.presence(&view),
+            double: self.double.clone(),
+            caution: self.is_cautious(&view),
+            quarantine: &self.quarantine,
+            unclaimable,
+            fresh: &self.host.fresh_name().map_err(Waiting)?,
+            now: self.host.now(),
+        });
+        Ok((step, view))
+    }
+
+    async fn carry_out(&mut self, step: Step) -> Result<(), Waiting> {
+        match step {
+            Step::Bootstrap => self.bootstrap().await?,
+            Step::Identify(identity) => {
+                if identity.standing == Standing::Removed {
+                    warn!(node = %identity.node, "this node was removed from the cluster");
+                }
+                self.host.ledger(move |ipam, _| ipam.identify(&identity)).await?;
+            }
+            Step::CutOff => {
+                if !matches!(self.host.registration(), Registration::Removed(_)) {
+                    let reason =
+                        "the pods on this machine are being cut off, for its node was removed".to_owned();
+                    self.publish(Registration::Removed(reason));
+                }
+                self.cut_off().await?;
+            }
+            Step::Commit(purpose, txn) => {
+                if purpose == Purpose::ConfirmRemoval {
+                    // Again, because a pass that had begun before the removal was known can have put them back.
+                    self.remove_gateways().await?;
+                }
+                if purpose == Purpose::TakeOver {
+                    warn!(
+                        "taking the place of another machine: unused addresses rest first, for its pods may have had them"
+                    );
+                    self.host.ledger(NodeIpam::rest_unused).await?;
+                }
+                self.commit_step(purpose, &txn).await?;
+            }
+            Step::Own(owned) => {
+                info!(block = %owned.block, "taking over a block that the store says is ours");
+                self.adopt_block(owned).await?;
+            }
+            Step::Leave(blocks) => {
+                let leave = move |ipam: &mut NodeIpam<H::Ledger>, now: Moment| {
+                    blocks.into_iter().try_for_each(|block| {
+                        if ipam.leave(block, now)? {
+                            info!(%block, "giving back a block that is not needed");
+                        }
+                        Ok::<_, LedgerError>(())
+                    })
+                };
+                self.host.ledger(leave).await?;
+            }
+            Step::Disown(blocks) => {
+                self.host
+                    .ledger(move |ipam, _| blocks.into_iter().try_for_each(|block| ipam.disown(block)))
+                    .await?;
+            }
+            Step::TakeGateways => drop(self.host.ledger(NodeIpam::take_gateways).await?),
+            Step::MoveGateway(old) => {
+                info!(%old, "the node takes another address for its own");
+                self.host.ledger(move |ipam, now| ipam.move_gateway(old, now)).await?;
+            }
+            Step::Settled
+            | Step::Wait(_)
+            | Step::Conflict(_)
+            | Step::Removed(_)
+            | Step::AskForDouble
+            | Step::Claim(_) => {}
+        }
+        Ok(())
+    }
+
+    async fn commit_step(&self, purpose: Purpose, txn: &Txn) -> Result<(), Waiting> {
+        let Outcome::Applied { revision } = self.host.commit(txn).await? else {
+            return Err(Waiting("the records have just changed".to_owned()));
+        };
+        match purpose {
+            Purpose::Inherit(node) => {
+                info!(%node, "gave back what a removed node had");
+                self.forget_addresses(&node).await?;
+            }
+            Purpose::PoolAgain(name) => {
+                warn!(%name, "a pool that this node has addresses of was gone from the store");
+            }
+            Purpose::ClaimAgain(block) => {
+                warn!(%block, "the claim of a block that this node uses was gone from the store");
+            }
+            Purpose::ReserveAgain(address) => {
+                warn!(%address, "the reservation of an address that is in use here was gone from the store");
+            }
+            Purpose::ConfirmRemoval => info!("confirmed that the pods of this node are gone"),
+            _ => info!(?purpose, "written"),
+        }
+        Ok(self.host.caught_up(revision).await?)
+    }
+
+    /// Looks whether somebody holds the lease of this node's name who is another machine, or was booted as another.
+    /// Until that is known, this node must not serve.
+    async fn look_for_double(&mut self) -> Result<(), StoreError> {
+        let node = &self.me.name;
+        if self.host.registration().forbids().is_none() {
+            self.publish(Registration::Unproven(format!("asking whether another machine is node {node}")));
+        }
+        let found = self.host.range(&Range::single(Key::Alive(node.clone()).to_string())).await?;
+        self.double = Double::read(found.entries.first(), self.me.life());
+        Ok(())
+    }
+
+    /// Takes away all pods of this node, and forgets what it owned.
+    async fn cut_off(&self) -> Result<(), Waiting> {
+        let all = |ipam: &mut NodeIpam<H::Ledger>, _| -> Vec<Attachment> {
+            ipam.attachments().chain(ipam.probe()).map(|held| held.attachment.clone()).collect()
+        };
+        for attachment in self.host.ledger(all).await {
+            warn!(%attachment, "cutting it off: this node was removed");
+            self.host.detach(&attachment).await.map_err(Waiting)?;
+        }
+        self.remove_gateways().await?;
+        let identity = self.host.ledger(|ipam, _| ipam.identity()).await?;
+        self.host.ledger(|ipam, _| ipam.forget_all()).await?;
+        let node = identity.map_or_else(|| self.me.name.clone(), |identity| identity.node);
+        self.forget_addresses(&node).await
+    }
+
+    /// An agent that starts without this ledger would take the addresses in the kernel for its own. No pass deletes them, for
+    /// none looks at the kernel of a node that was removed.
+    async fn remove_gateways(&self) -> Result<(), Waiting> {
+        self.host.remove_gateways().await.map_err(Waiting)
+    }
+
+    async fn forget_addresses(&self, node: &NodeName) -> Result<(), Waiting> {
+        let published = self.host.range(&Key::addresses_of(node)).await?;
+        for txn in publication::forget(node, &published) {
+            self.host.commit(&txn).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes the settings of a cluster that has none.
+    async fn bootstrap(&self) -> Result<(), Waiting> {
+        let view = self.host.view();
+        let identity = self.host.ledger(|ipam, _| ipam.identity()).await?;
+        let fresh = self.host.fresh_name().map_err(Waiting)?;
+        let surroundings = self.host.surroundings(&view);
+        let bootstrap = self.me.bootstrap.as_ref();
+        let Proposal { record, is_restored, txn } =
+            propose(&view, identity.as_ref(), bootstrap, surroundings, fresh).map_err(Waiting)?;
+        if is_restored {
+            warn!(id = %record.id, "the store has lost the cluster's settings: putting them back");
+        }
+        let Outcome::Applied { revision } = self.host.commit(&txn).await? else {
+            return Err(Waiting("another node makes the cluster's settings".to_owned()));
+        };
+        info!(id = %record.id, "made the cluster's settings");
+        Ok(self.host.caught_up(revision).await?)
+    }
+
+    async fn adopt_block(&self, owned: OwnedBlock) -> Result<(), LedgerError> {
+        let view = self.host.view();
+        let Some(pool) = view.pools.get(&owned.pool) else { return Ok(()) };
+        let pool = (*pool.record).clone();
+        self.host.ledger(move |ipam, now| ipam.adopt_block(owned, &pool, now)).await
+    }
+
+    /// Tells the others what the node owns.
+    pub(super) fn announce(&self, identity: Option<Identity>, blocks: &[OwnedBlock], gateways: &[IpAddr]) {
+        self.host.announce(Holdings { identity, blocks: blocks.to_vec(), gateways: gateways.to_vec() });
+    }
+
+    fn publish(&self, registration: Registration) {
+        if self.host.registration() == registration {
+            return;
+        }
+        match &registration {
+            Registration::Registered => info!("this node is registered"),
+            Registration::Waiting(reason) | Registration::Unproven(reason) => info!("waiting: {reason}"),
+            Registration::Conflict(reason) | Registration::Removed(reason) => warn!("not serving: {reason}"),
+        }
+        self.host.register(registration);
+    }
+}
