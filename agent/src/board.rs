@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use polder_api::Family;
 use polder_api::message::{Refusal, RefusalKind};
+use polder_ipam::readiness;
 use polder_ipam::registration::{Holdings, Registration};
 use tokio::sync::watch;
 
 use crate::endpoint::Endpoint;
-use crate::kernel::desired::{Reached, smallest_mtu};
+use crate::kernel::desired::Reached;
 use crate::leases::Leases;
 use crate::probe::schedule::{Key, Verdict};
 use crate::repair::Repairs;
@@ -190,50 +191,16 @@ impl Board {
 
     /// Why an ADD would not be served. Empty if it would. ADD and STATUS both ask this.
     pub fn obstacles(&self) -> Vec<String> {
-        let view = self.view();
-        if let Some(reason) = self.registration.borrow().forbids() {
-            return vec![reason.to_owned()];
-        }
-        let holdings = self.holdings();
-        if view.cluster.is_none() || holdings.identity.is_none() {
-            let waiting = match &*self.registration.borrow() {
-                Registration::Waiting(reason) => reason.clone(),
-                _ => "the cluster's settings are not there".to_owned(),
-            };
-            return vec![view.lost.clone().unwrap_or(waiting)];
-        }
-        if let Err(reason) = self.underlay() {
-            return vec![reason];
-        }
-        let mut obstacles = Vec::new();
-        if view.families().is_empty() {
-            let refused = view.refused.iter().filter(|(key, _)| key.contains("/pools/"));
-            let refused: Vec<_> =
-                refused.map(|(key, reason)| format!("; record {key} is refused: {reason}")).collect();
-            obstacles.push(format!("there is no pool to take addresses from{}", refused.concat()));
-        }
-        let pass = self.pass().unwrap_or_default();
-        for family in view.families() {
-            let is_family = |gateway: &&IpAddr| Family::of(**gateway) == family;
-            if !holdings.gateways.iter().any(|gateway| is_family(&gateway)) {
-                let why = match &*self.registration.borrow() {
-                    Registration::Waiting(reason) => reason.clone(),
-                    _ => "it is being claimed".to_owned(),
-                };
-                obstacles.push(format!("the node has no {family} block: {why}"));
-            } else if !pass.gateways.iter().any(|gateway| is_family(&gateway)) {
-                obstacles.push(format!("the {family} gateway address is not in place yet"));
-            }
-        }
-        let smallest = smallest_mtu(&view.families());
-        if (1..smallest).contains(&pass.mtu) {
-            obstacles.push(format!(
-                "the underlay leaves pods an MTU of {}, and their families need {smallest}: raise the underlay's by {}",
-                pass.mtu,
-                smallest - pass.mtu
-            ));
-        }
-        obstacles.extend(pass.local_failures.iter().cloned());
-        obstacles
+        let (view, holdings, pass) = (self.view(), self.holdings(), self.pass().unwrap_or_default());
+        let (registration, underlay) = (self.registration.borrow().clone(), self.underlay());
+        readiness::obstacles(&readiness::Facts {
+            view: &view,
+            registration: &registration,
+            holdings: &holdings,
+            underlay: underlay.as_ref().map(|_| ()).map_err(String::as_str),
+            gateways: &pass.gateways,
+            mtu: pass.mtu,
+            failures: &pass.local_failures,
+        })
     }
 }

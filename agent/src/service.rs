@@ -14,11 +14,11 @@ use crate::agent::Agent;
 use crate::allocation::{Allocated, allocate};
 use crate::caller::Caller;
 use crate::in_flight::Wired;
-use crate::kernel::desired::smallest_mtu;
 use crate::kernel::{Kernel, ruleset};
 use crate::refusal::refuse;
 use crate::wiring::wiring;
 use crate::{teardown, tombstones};
+use polder_ipam::readiness::smallest_mtu;
 use polder_ipam::registration::Registration;
 
 /// Holds the attachment for somebody who wants to add it, if the node serves.

@@ -25,6 +25,7 @@ pub mod pool;
 pub mod pools;
 pub mod prefix;
 pub mod publication;
+pub mod readiness;
 pub mod record;
 pub mod registration;
 pub mod removal;

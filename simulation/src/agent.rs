@@ -17,7 +17,7 @@ use polder_api::Attachment;
 use polder_ipam::key::{Key, Range};
 use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::node::NodeIpam;
-use polder_ipam::registration::Registration;
+use polder_ipam::registration::{Holdings, Registration};
 use polder_ipam::store::{Contents, Outcome, StoreError, Txn};
 use polder_ipam::view::View;
 use polder_ipam::{Moment, alias};
@@ -204,6 +204,7 @@ pub fn start(world: &Shared, index: usize) -> bool {
         follower: Follower::new(Key::followed()),
         in_flight: BTreeSet::new(),
         registration: Registration::default(),
+        holdings: Holdings::default(),
         is_open: false,
         claims: VecDeque::new(),
         reservations: VecDeque::new(),

@@ -14,7 +14,7 @@ use polder_ipam::key::{Key, Range};
 use polder_ipam::ledger::Ledger as _;
 use polder_ipam::node::NodeIpam;
 use polder_ipam::record::{Alive, Life};
-use polder_ipam::registration::Registration;
+use polder_ipam::registration::{Holdings, Registration};
 use polder_ipam::steward::Proof;
 use polder_ipam::store::refusal::{Cause, Refusal};
 use polder_ipam::store::{Contents, Outcome, StoreError, Txn};
@@ -104,6 +104,8 @@ pub struct Agent {
     pub in_flight: BTreeSet<Attachment>,
     /// Whether the store knows the node, and whether it may serve.
     pub registration: Registration,
+    /// What its registrar says that the node owns.
+    pub holdings: Holdings,
     /// Whether it serves at all yet.
     pub is_open: bool,
     /// Wishes for blocks.

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use polder_api::{Backend, Family, IfName, Mac, NodeName};
 use polder_ipam::ledger::{Held, Kind};
-use polder_ipam::record::{AttachMode, ClusterRecord, MTU_RANGE};
+use polder_ipam::record::{AttachMode, ClusterRecord};
 use polder_ipam::{Block, Cidr};
 use polder_netlink::link::{Port, Vxlan};
 use polder_netlink::neighbour::Destination;
@@ -186,11 +186,6 @@ pub fn pod_mtu(underlay: &Underlay, backend: Backend, configured: Option<u32>) -
         Backend::Auto | Backend::Vxlan => narrowest.saturating_sub(overhead(over)),
     };
     Some(configured.unwrap_or(carried).min(carried))
-}
-
-/// The smallest MTU of pods with addresses of these families, in bytes (IPv6: RFC 8200, section 5).
-pub fn smallest_mtu(families: &BTreeSet<Family>) -> u32 {
-    if families.contains(&Family::V6) { 1280 } else { *MTU_RANGE.start() }
 }
 
 /// The MAC address of the bridge: the node's own, so that pods find their gateway even if it was made anew.

@@ -174,7 +174,9 @@ impl Host for Hand {
         });
     }
 
-    fn announce(&self, _: Holdings) {}
+    fn announce(&self, holdings: Holdings) {
+        self.agent(|agent| agent.holdings = holdings);
+    }
 
     async fn detach(&self, attachment: &Attachment) -> Result<(), String> {
         if service::del(self, attachment).await {

@@ -10,6 +10,7 @@ use polder_ipam::invariants::history::check_release;
 use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::node::{AllocateError, Source, Wish};
 use polder_ipam::pool::{BlockRequest, Labels};
+use polder_ipam::readiness;
 use polder_ipam::reservation;
 use polder_ipam::tasks::{Unreserved, Workload};
 
@@ -34,8 +35,9 @@ pub async fn add(hand: &Hand, wanting: &Wanting) -> Option<Vec<IpAddr>> {
 }
 
 async fn admitted(hand: &Hand, wanting: &Wanting) -> Option<Vec<IpAddr>> {
-    if !serves(hand) {
-        hand.note(|| "not ready".to_owned());
+    let obstacles = obstacles(hand);
+    if !obstacles.is_empty() {
+        hand.note(|| format!("not ready: {}", obstacles.join("; ")));
         return None;
     }
     sweeper::take_note(hand, &wanting.attachment).await;
@@ -66,21 +68,20 @@ async fn reserve(hand: &Hand, wanting: &Wanting) -> Result<IpAddr, Unreserved> {
     registrar::reserve(hand, pool, wanting.pod.to_string(), wanting.attachment.clone()).await
 }
 
-/// Why an ADD would not be served: nothing of the kind.
-fn serves(hand: &Hand) -> bool {
+/// Why an ADD would not be served.
+fn obstacles(hand: &Hand) -> Vec<String> {
     hand.with(|world| {
         let machine = &world.machines[hand.machine];
         let agent = machine.agent.as_ref().expect("a task of an agent ends with it");
-        let families = agent.view.families();
-        let has =
-            |addresses: &[IpAddr], family| addresses.iter().any(|address| Family::of(*address) == family);
-        let in_place =
-            |family: &Family| has(agent.ipam.gateways(), *family) && has(&machine.kernel.gateways, *family);
-        !agent.is_forbidden()
-            && agent.view.cluster.is_some()
-            && agent.ipam.identity().is_ok_and(|identity| identity.is_some())
-            && !families.is_empty()
-            && families.iter().all(in_place)
+        readiness::obstacles(&readiness::Facts {
+            view: &agent.view,
+            registration: &agent.registration,
+            holdings: &agent.holdings,
+            underlay: Ok(()),
+            gateways: &machine.kernel.gateways,
+            mtu: 1450,
+            failures: &[],
+        })
     })
 }
 

@@ -1,0 +1,204 @@
+//! Whether a node would serve an ADD, and why not: what ADD, STATUS and the operator are told alike.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use polder_api::Family;
+
+use crate::record::MTU_RANGE;
+use crate::registration::{Holdings, Registration};
+use crate::view::View;
+
+/// What it is judged by.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts<'a> {
+    /// The cluster as the node knows it.
+    pub view: &'a View,
+    /// Whether the store knows the node.
+    pub registration: &'a Registration,
+    /// What the node owns.
+    pub holdings: &'a Holdings,
+    /// Whether the node has addresses on the underlay, or why not.
+    pub underlay: Result<(), &'a str>,
+    /// The node's own addresses that are in place in the kernel.
+    pub gateways: &'a [IpAddr],
+    /// The MTU of pods, in bytes; 0 as long as it is not known.
+    pub mtu: u32,
+    /// What could not be made in the kernel of what the node needs to serve its pods.
+    pub failures: &'a [String],
+}
+
+/// Why an ADD would not be served. Empty if it would.
+pub fn obstacles(facts: &Facts<'_>) -> Vec<String> {
+    let Facts { view, registration, holdings, underlay, gateways, mtu, failures } = *facts;
+    if let Some(reason) = registration.forbids() {
+        return vec![reason.to_owned()];
+    }
+    let waits_for = |otherwise: &str| match registration {
+        Registration::Waiting(reason) => reason.clone(),
+        _ => otherwise.to_owned(),
+    };
+    if view.cluster.is_none() || holdings.identity.is_none() {
+        let waiting = || waits_for("the cluster's settings are not there");
+        return vec![view.lost.clone().unwrap_or_else(waiting)];
+    }
+    if let Err(reason) = underlay {
+        return vec![reason.to_owned()];
+    }
+    let mut obstacles = Vec::new();
+    let families = view.families();
+    if families.is_empty() {
+        let refused = view.refused.iter().filter(|(key, _)| key.contains("/pools/"));
+        let refused: Vec<_> =
+            refused.map(|(key, reason)| format!("; record {key} is refused: {reason}")).collect();
+        obstacles.push(format!("there is no pool to take addresses from{}", refused.concat()));
+    }
+    for family in &families {
+        let has = |all: &[IpAddr]| all.iter().any(|address| Family::of(*address) == *family);
+        if !has(&holdings.gateways) {
+            let why = waits_for("it is being claimed");
+            obstacles.push(format!("the node has no {family} block: {why}"));
+        } else if !has(gateways) {
+            obstacles.push(format!("the {family} gateway address is not in place yet"));
+        }
+    }
+    let smallest = smallest_mtu(&families);
+    if (1..smallest).contains(&mtu) {
+        obstacles.push(format!(
+            "the underlay leaves pods an MTU of {mtu}, and their families need {smallest}: raise the underlay's by {}",
+            smallest - mtu
+        ));
+    }
+    obstacles.extend(failures.iter().cloned());
+    obstacles
+}
+
+/// The smallest MTU of pods with addresses of these families, in bytes (IPv6: RFC 8200, section 5).
+pub fn smallest_mtu(families: &BTreeSet<Family>) -> u32 {
+    if families.contains(&Family::V6) { 1280 } else { *MTU_RANGE.start() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use polder_api::Backend;
+
+    use super::*;
+    use crate::Pool;
+    use crate::ids::{ClusterId, Incarnation};
+    use crate::ledger::{Identity, Standing};
+    use crate::pool::PoolState;
+    use crate::record::{AttachMode, ClusterRecord, Masquerade, VxlanSettings};
+    use crate::view::Known;
+
+    fn view(pools: &[&str]) -> View {
+        let mut view = View::default();
+        let cluster = ClusterRecord {
+            id: ClusterId("c".to_owned()),
+            backend: Backend::Auto,
+            attach: AttachMode::Bridge,
+            vxlan: VxlanSettings::default(),
+            masquerade: Masquerade::default(),
+        };
+        view.cluster = Some(Known { record: Arc::new(cluster), revision: 1 });
+        for (number, cidr) in pools.iter().enumerate() {
+            let name: polder_api::PoolName = format!("p{number}").parse().unwrap();
+            let cidr: crate::Cidr = cidr.parse().unwrap();
+            let length = cidr.length() + 4;
+            let pool = Pool::new(name.clone(), cidr, length, PoolState::Active).unwrap();
+            view.pools.insert(name, Known { record: Arc::new(pool), revision: 1 });
+        }
+        view
+    }
+
+    fn holdings(gateways: &[&str]) -> Holdings {
+        let identity = Identity {
+            node: "n1".parse().unwrap(),
+            cluster: ClusterId("c".to_owned()),
+            incarnation: Incarnation("i".to_owned()),
+            standing: Standing::Member,
+        };
+        Holdings { identity: Some(identity), blocks: Vec::new(), gateways: addresses(gateways) }
+    }
+
+    fn addresses(texts: &[&str]) -> Vec<IpAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    /// The obstacles of a node of both families that serves, but for what is changed.
+    fn found(change: impl for<'a> FnOnce(Facts<'a>, &'a Spoilt) -> Facts<'a>) -> Vec<String> {
+        let (view, holdings) = (view(&["10.0.0.0/24", "fd00::/120"]), holdings(&["10.0.0.1", "fd00::1"]));
+        let gateways = holdings.gateways.clone();
+        let facts = Facts {
+            view: &view,
+            registration: &Registration::Registered,
+            holdings: &holdings,
+            underlay: Ok(()),
+            gateways: &gateways,
+            mtu: 1450,
+            failures: &[],
+        };
+        obstacles(&change(facts, &Spoilt::new()))
+    }
+
+    /// What a test puts in place of what is right.
+    struct Spoilt {
+        no_cluster: View,
+        no_pool: View,
+        nobody: Holdings,
+        one_gateway: Holdings,
+        waiting: Registration,
+        removed: Registration,
+        failures: Vec<String>,
+    }
+
+    impl Spoilt {
+        fn new() -> Self {
+            let mut no_cluster = View::default();
+            no_cluster.lost = Some("etcd does not answer".to_owned());
+            let mut no_pool = view(&[]);
+            no_pool.refused.insert("/polder/v1/pools/p".to_owned(), "no range".to_owned());
+            Self {
+                no_cluster,
+                no_pool,
+                nobody: Holdings::default(),
+                one_gateway: holdings(&["10.0.0.1"]),
+                waiting: Registration::Waiting("the pool is empty".to_owned()),
+                removed: Registration::Removed("it was removed".to_owned()),
+                failures: vec!["no bridge".to_owned()],
+            }
+        }
+    }
+
+    #[test]
+    fn a_node_that_has_everything_serves_even_while_its_record_waits() {
+        assert_eq!(found(|facts, _| facts), Vec::<String>::new());
+        assert_eq!(found(|facts, it| Facts { registration: &it.waiting, ..facts }), Vec::<String>::new());
+        // Before the first pass nothing is known of it.
+        assert_eq!(found(|facts, _| Facts { mtu: 0, ..facts }), Vec::<String>::new());
+    }
+
+    #[test]
+    fn each_obstacle_is_named() {
+        let says = |found: Vec<String>, sign: &str| {
+            assert!(found.len() == 1 && found[0].contains(sign), "{found:?} does not say {sign}");
+        };
+        says(found(|facts, it| Facts { registration: &it.removed, ..facts }), "it was removed");
+        says(found(|facts, it| Facts { view: &it.no_cluster, ..facts }), "etcd does not answer");
+        says(found(|facts, it| Facts { holdings: &it.nobody, ..facts }), "settings are not there");
+        says(
+            found(|facts, it| Facts { holdings: &it.nobody, registration: &it.waiting, ..facts }),
+            "the pool is empty",
+        );
+        says(found(|facts, _| Facts { underlay: Err("no uplink"), ..facts }), "no uplink");
+        says(found(|facts, it| Facts { view: &it.no_pool, ..facts }), "pools/p is refused: no range");
+        says(
+            found(|facts, it| Facts { holdings: &it.one_gateway, ..facts }),
+            "no IPv6 block: it is being claimed",
+        );
+        says(found(|facts, _| Facts { gateways: &facts.gateways[..1], ..facts }), "IPv6 gateway address");
+        says(found(|facts, _| Facts { mtu: 1230, ..facts }), "raise the underlay's by 50");
+        says(found(|facts, it| Facts { failures: &it.failures, ..facts }), "no bridge");
+    }
+}
