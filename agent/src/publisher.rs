@@ -30,9 +30,8 @@ pub async fn run(agent: Arc<Agent>) {
         Records { view: agent.board.view.subscribe(), holdings: agent.board.holdings.subscribe() };
     loop {
         let (revision, losses) = records.wait_for(&agent, |revision, _| revision != 0).await;
-        let alive = Key::Alive(agent.config.node.clone());
-        let sign = publication::sign_of_life(agent.machine.life());
-        let only_if = publication::unchanged(&agent.config.node, revision);
+        let (alive, sign, only_if) =
+            publication::sign_of_life(&agent.config.node, agent.machine.life(), revision);
         let hold = agent.store.hold(&alive, sign, ALIVE_SECONDS, only_if);
         let work = async { tokio::join!(hold, publish(&agent, revision)) };
         tokio::select! {

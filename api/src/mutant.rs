@@ -79,6 +79,10 @@ mutants! {
     WatchIsBelieved,
     /// A node takes a record over from another boot without looking whether that lives.
     DoubleIsIgnored,
+    /// A node's own record counts in whichever boot of it, and on whichever machine.
+    AnyBootIsOwn,
+    /// The sign of life is put whether or not the node's record is as it was.
+    SignIgnoresNode,
 }
 
 /// Whether that defect is at work.

@@ -4,8 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use polder_api::NodeName;
+use polder_api::mutant::{self, Mutant};
 
-use crate::key::Key;
+use crate::key::{Key, Range};
 use crate::ledger::{Held, Identity};
 use crate::record::{AddressRecord, Alive, Life, encode};
 use crate::store::{Compare, Contents, LARGEST_TXN, Txn, Write};
@@ -22,7 +23,7 @@ pub fn own_revision(view: &View, me: &NodeName, identity: Option<&Identity>, lif
         .nodes
         .get(me)
         .filter(|own| identity.is_some_and(|identity| identity.incarnation == own.record.incarnation))
-        .filter(|own| Life::from(&*own.record) == life);
+        .filter(|own| mutant::is(Mutant::AnyBootIsOwn) || Life::from(&*own.record) == life);
     own.filter(|_| view.source == Source::Store).map_or(0, |own| own.revision)
 }
 
@@ -32,9 +33,15 @@ pub fn unchanged(me: &NodeName, revision: i64) -> Compare {
     Compare::Unchanged { key: Key::Node(me.clone()).to_string(), revision }
 }
 
-/// The sign of life of a machine in one boot, to be kept under [`Key::Alive`].
-pub fn sign_of_life(life: Life<'_>) -> Vec<u8> {
-    encode(&Alive { boot_id: life.boot_id.to_owned(), machine_id: life.machine_id.to_owned() })
+/// The sign of life of a node in one boot of its machine: its key, what is put there, and what must hold for that. The node's
+/// record must be as of that revision.
+pub fn sign_of_life(me: &NodeName, life: Life<'_>, revision: i64) -> (Key, Vec<u8>, Compare) {
+    let sign = Alive { boot_id: life.boot_id.to_owned(), machine_id: life.machine_id.to_owned() };
+    let only_if = match mutant::is(Mutant::SignIgnoresNode) {
+        true => Compare::Empty(Range::single("/".to_owned())),
+        false => unchanged(me, revision),
+    };
+    (Key::Alive(me.clone()), encode(&sign), only_if)
 }
 
 /// The nodes of which there is a sign of life.
@@ -154,8 +161,16 @@ mod tests {
     }
 
     #[test]
+    fn a_sign_of_life_is_put_only_while_the_own_record_is_as_it_was() {
+        let (key, value, only_if) = sign_of_life(&me(), LIFE, 7);
+        assert_eq!((key, only_if), (Key::Alive(me()), unchanged(&me(), 7)));
+        let alive: Alive = serde_json::from_slice(&value).unwrap();
+        assert_eq!(Life::from(&alive), LIFE);
+    }
+
+    #[test]
     fn who_is_alive_is_read_off_the_keys_and_what_is_no_such_key_is_nobody() {
-        let entry = |key: &str| Entry { key: key.to_owned(), value: sign_of_life(LIFE), revision: 1 };
+        let entry = |key: &str| Entry { key: key.to_owned(), value: Vec::new(), revision: 1 };
         let entries = vec![entry(&Key::Alive(me()).to_string()), entry("/polder/v1/alive/"), entry("/else")];
         assert_eq!(living(&Contents { revision: 1, entries }), [me()].into());
     }

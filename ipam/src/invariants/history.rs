@@ -12,7 +12,7 @@ use crate::ids::{Incarnation, Nonce};
 use crate::ledger::Held;
 use crate::moment::Moment;
 use crate::pool::{Block, PoolState, Purpose};
-use crate::record::BlockRecord;
+use crate::record::{BlockRecord, Life, NodeRecord};
 use crate::view::{Known, View};
 
 /// What was seen before.
@@ -171,6 +171,13 @@ impl Records {
             }
         }
     }
+}
+
+/// I9: whoever says that he lives as a node is the machine, and the boot of it, that the node's record names.
+pub fn check_sign_of_life(me: &NodeName, life: Life<'_>, record: Option<&NodeRecord>) -> Option<Deviation> {
+    let is_own = record.is_some_and(|record| Life::from(record) == life);
+    let what = || format!("machine {} says that it lives as {me}, and is not that node", life.machine_id);
+    (!is_own).then(|| deviation(Invariant::Fenced, Some(me), what(), "report it"))
 }
 
 /// I7: what taking an attachment away has changed besides.

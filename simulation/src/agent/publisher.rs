@@ -1,5 +1,6 @@
 //! Tells the store who has which address, and that the node is alive.
 
+use polder_ipam::invariants::history::check_sign_of_life;
 use polder_ipam::key::Key;
 use polder_ipam::publication::{self, Published};
 use polder_ipam::store::{Outcome, StoreError};
@@ -42,15 +43,18 @@ fn renew(hand: &Hand, revision: i64) {
         }
         let lease = i64::try_from(hand.epoch).unwrap_or(1);
         // Who may read only keeps a lease, and puts nothing under a new one.
-        if world.etcd.keep_alive(lease).is_none() && !machine.reads_only {
-            let put = Operation::Put {
-                key: Key::Alive(machine.name.clone()).to_string(),
-                value: publication::sign_of_life(machine.life()),
-                lease: Some(lease),
-            };
-            let _ = world.etcd.grant(lease, ALIVE_SECONDS);
-            let unchanged = Condition::from(&publication::unchanged(&machine.name, revision));
-            let _ = world.etcd.transact(&[unchanged], &[put]);
+        if world.etcd.keep_alive(lease).is_some() || machine.reads_only {
+            return;
+        }
+        let (key, value, only_if) = publication::sign_of_life(&machine.name, machine.life(), revision);
+        let put = Operation::Put { key: key.to_string(), value, lease: Some(lease) };
+        let _ = world.etcd.grant(lease, ALIVE_SECONDS);
+        if let Ok(Outcome::Applied { .. }) = world.etcd.transact(&[Condition::from(&only_if)], &[put]) {
+            world.look();
+            let machine = &world.machines[hand.machine];
+            let record = world.truth.nodes.get(&machine.name).map(|known| &*known.record);
+            let wrong = check_sign_of_life(&machine.name, machine.life(), record);
+            world.found.extend(wrong);
         }
     });
 }

@@ -27,6 +27,12 @@ impl Schedule {
         if world.machines.len() >= MACHINES || world.etcd.space() == Space::None {
             return false;
         }
+        // An operator who looks sees that the name is another machine's, and swears to nothing about that one.
+        let this = &world.machines[machine];
+        let registered = world.truth.nodes.get(&this.name);
+        if registered.is_some_and(|node| node.record.machine_id != this.machine_id) {
+            return false;
+        }
         drop(world);
         self.reboot(machine);
         let mut world = self.world.borrow_mut();
