@@ -5,7 +5,8 @@
 //! store is away, and still never twice.
 //!
 //! All of it is pure: no clock, no randomness, no input or output. What a store is asked is data ([`store`]); [`node`] puts the
-//! allocator and a ledger ([`ledger`]) together. The crate `polder-store` carries it out.
+//! allocator and a ledger ([`ledger`]) together. [`tasks`] carry it out over a trait that an agent implements with what the crate
+//! `polder-store` speaks to, and a simulation with plain data.
 
 pub mod alias;
 pub mod allocator;

@@ -1,5 +1,5 @@
-//! The agent as its tasks carry out what `polder-ipam` decides: the same effects in the same order as on a node, each a
-//! step of its own.
+//! The agent of a node: its registrar is the one that ships; the other tasks have the same effects in the same order as on a node,
+//! each a step of its own.
 
 pub mod engine;
 pub mod publisher;

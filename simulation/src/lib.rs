@@ -1,7 +1,8 @@
 //! Many nodes over a store that is plain data, through every fault at every step, the same way twice for the same seed.
 //!
-//! Nothing here has a clock, threads, or input and output. What decides is `polder-ipam`'s, as on a node; what carries
-//! it out does so in the same order as the agent. Whether [`etcd::Model`] answers as etcd does is found out by asking
+//! Nothing here has a clock, threads, or input and output. What decides is `polder-ipam`'s, as on a node, and so is the registrar that
+//! carries it out. What serves ADD and DEL, sweeps and follows the records does so in the same order as the agent, in code of its
+//! own ([`agent`]). Whether [`etcd::Model`] answers as etcd does is found out by asking
 //! both, with operations made up at random. What a few nodes do in every order of things is explored in [`model`].
 
 pub mod agent;
