@@ -15,10 +15,10 @@ use tracing::warn;
 
 use super::{Engine, LOSS_GRACE};
 use crate::board::Pass;
-use crate::kernel::desired::{Inputs, Path, Reached, desired, pod_mtu};
+use crate::kernel::desired::{Desired, Inputs, Path, Reached, desired, pod_mtu};
 use crate::kernel::plan::{Change, Prune, plan};
 use crate::kernel::ruleset;
-use crate::kernel::state::{Desired, Device};
+use crate::kernel::state::Device;
 use crate::underlay::{LOOPBACK, Underlay};
 
 /// What a pass goes by.

@@ -9,8 +9,9 @@ use polder_netlink::route::{self, Route, Target as KernelTarget};
 use polder_netlink::{Error, Operation, address};
 
 use super::Kernel;
+use super::desired::Desired;
 use super::plan::Change;
-use super::state::{Desired, Device, OwnKind, Target, Way};
+use super::state::{Device, OwnKind, Target, Way};
 use super::sysctl;
 
 /// A change that did not happen.

@@ -1,6 +1,7 @@
 //! How the kernel should be: a function of the cluster, the node and its pods, and of nothing else.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -10,16 +11,50 @@ use polder_ipam::record::{AttachMode, ClusterRecord};
 use polder_ipam::{Block, Cidr};
 use polder_netlink::link::{Port, Vxlan};
 use polder_netlink::neighbour::Destination;
+use polder_netlink::nft::{Elements, Table};
 use polder_netlink::route::Lookup;
 
 use super::endpoint;
 use super::features::Features;
 use super::guard::Guard;
 use super::ruleset::{self, Lengths, Members};
-use super::state::{Desired, Device, Identity, OwnKind, OwnLink, PodLink, State, Target, Way};
+use super::state::{Device, Identity, OwnKind, OwnLink, PodLink, State, Target, Way};
 use super::sysctl;
 use crate::underlay::Underlay;
 use polder_ipam::peers::Peer;
+
+/// How the kernel should be.
+#[derive(Debug, Clone, PartialEq, Hash)]
+pub struct Desired {
+    /// Everything that netlink tells.
+    pub state: State,
+    /// Kernel settings in the order in which to make them: path under `/proc/sys` and value.
+    pub sysctls: Vec<(String, String)>,
+    /// The packet filter.
+    pub table: Table,
+    /// The elements of its sets.
+    pub elements: Elements,
+    /// What no route of ours may be chosen for.
+    pub guard: Guard,
+}
+
+/// What is remembered of a desired state: enough to know it again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// Another number for another state.
+    fingerprint: u64,
+    /// Its kernel settings.
+    pub sysctls: Vec<(String, String)>,
+}
+
+impl Desired {
+    /// What is to be remembered of it.
+    pub fn known(&self) -> Known {
+        let mut hasher = DefaultHasher::new();
+        self.hash(&mut hasher);
+        Known { fingerprint: hasher.finish(), sysctls: self.sysctls.clone() }
+    }
+}
 
 /// What a tunnel adds to a packet: outer IP header, UDP, VXLAN and the inner Ethernet header.
 const fn overhead(underlay: Family) -> u32 {

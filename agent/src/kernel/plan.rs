@@ -15,7 +15,8 @@ use polder_netlink::neighbour::Destination;
 use polder_netlink::nft::{Element, Elements, Found, Key, union};
 use polder_netlink::route::Impostor;
 
-use super::state::{Actual, Desired, Device, Identity, OwnKind, OwnLink, State, Target, Way};
+use super::desired::Desired;
+use super::state::{Actual, Device, Identity, OwnKind, OwnLink, State, Target, Way};
 use super::sysctl;
 
 /// One change to the kernel.

@@ -2,17 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use polder_api::{BRIDGE, Family, IfName, Mac, PROBE_INTERFACE, PROBE_INTERFACE_ROUTED, is_host_interface};
 use polder_netlink::link::{Port, Vxlan};
 use polder_netlink::neighbour::Destination;
-use polder_netlink::nft::{Elements, Found, Table};
+use polder_netlink::nft::Found;
 use polder_netlink::route::Impostor;
-
-use super::guard::Guard;
 
 /// The tunnel over an IPv4 underlay; the names of all tunnels begin so.
 pub const TUNNEL: &str = "polder.vx";
@@ -176,39 +173,6 @@ pub struct State {
     pub neighbours: BTreeMap<(Device, IpAddr), Mac>,
     /// Forwarding entries of devices of ours.
     pub forwards: BTreeMap<(Device, Mac), Destination>,
-}
-
-/// How the kernel should be.
-#[derive(Debug, Clone, PartialEq, Hash)]
-pub struct Desired {
-    /// Everything that netlink tells.
-    pub state: State,
-    /// Kernel settings in the order in which to make them: path under `/proc/sys` and value.
-    pub sysctls: Vec<(String, String)>,
-    /// The packet filter.
-    pub table: Table,
-    /// The elements of its sets.
-    pub elements: Elements,
-    /// What no route of ours may be chosen for.
-    pub guard: Guard,
-}
-
-/// What is remembered of a desired state: enough to know it again.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Known {
-    /// Another number for another state.
-    fingerprint: u64,
-    /// Its kernel settings.
-    pub sysctls: Vec<(String, String)>,
-}
-
-impl Desired {
-    /// What is to be remembered of it.
-    pub fn known(&self) -> Known {
-        let mut hasher = DefaultHasher::new();
-        self.hash(&mut hasher);
-        Known { fingerprint: hasher.finish(), sysctls: self.sysctls.clone() }
-    }
 }
 
 /// How the kernel is.
