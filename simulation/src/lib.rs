@@ -9,6 +9,7 @@ pub mod agent;
 pub mod container;
 pub mod disk;
 pub mod etcd;
+pub mod fault;
 pub mod faults;
 pub mod follower;
 pub mod judge;

@@ -13,7 +13,7 @@ use polder_ipam::record::{FenceRecord, Life, PodsGone, encode};
 use polder_ipam::removal::Vouched;
 use polder_ipam::store::{Compare, Txn, Write};
 
-use crate::faults::Fault;
+use crate::fault::Fault;
 use crate::judge::{Strictness, judge};
 use crate::operator;
 use crate::schedule::{Schedule, add_machine};

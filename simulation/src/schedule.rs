@@ -6,7 +6,7 @@ use polder_api::NodeName;
 
 use crate::container::Container;
 use crate::disk::Disk;
-use crate::faults::Fault;
+use crate::fault::Fault;
 use crate::runtime;
 use crate::task::{Life, Task};
 use crate::world::{Kernel, Machine, Progress, Shared, World};

@@ -2,7 +2,8 @@
 
 use std::io::Write as _;
 
-use polder_simulation::faults::{COPY_OF_SILENT, Fault, RIVAL_OF_SILENT};
+use polder_simulation::fault::Fault;
+use polder_simulation::faults::{COPY_OF_SILENT, RIVAL_OF_SILENT};
 use polder_simulation::play::{Report, play};
 
 /// How many are played with every test; `scripts/simulate` plays as many as one likes.

@@ -1,7 +1,7 @@
 //! What goes wrong in the store, and between the store and the nodes.
 
-use super::Fault;
 use crate::etcd::Space;
+use crate::fault::Fault;
 use crate::operator;
 use crate::schedule::Schedule;
 use crate::world::{Agent, Machine, Progress, Request, World, no_answer};
