@@ -85,15 +85,19 @@ make_lab_folder() {
     at_exit+=('[ -n "${keep_lab:-}" ] || rm -rf "$lab_folder"')
 }
 
+# Where apt gets Debian's packages from. Fails where it has no such mirror.
+debian_mirror() {
+    apt-get indextargets --format '$(ORIGIN) $(SITE)' 'Created-By: Packages' |
+        awk '$1 == "Debian" && $2 !~ /security/ && !found { print $2; found = 1 } END { exit !found }'
+}
+
 # Unpacks packages of Debian's next release into FOLDER/root: nothing is installed. A package can be one of another architecture
 # (libstd-rust-dev:arm64). Fails where they cannot be had; FOLDER/log says why.
 unpack_next_release() {
     local folder=$1 mirror options
     shift
     mkdir -p "$folder/lists/partial" "$folder/cache/archives/partial" "$folder/packages" "$folder/root"
-    mirror=$(apt-get indextargets --format '$(ORIGIN) $(SITE)' 'Created-By: Packages' |
-        awk '$1 == "Debian" && $2 !~ /security/ { print $2; exit }')
-    [ -n "$mirror" ] || { echo "apt has no mirror of Debian" >"$folder/log"; return 1; }
+    mirror=$(debian_mirror) || { echo "apt has no mirror of Debian" >"$folder/log"; return 1; }
     printf '%s\n' 'Types: deb' "URIs: $mirror" 'Suites: testing' 'Components: main' \
         "Architectures: $(dpkg --print-architecture) arm64" \
         'Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg' >"$folder/debian.sources"
