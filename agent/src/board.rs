@@ -114,7 +114,7 @@ impl Default for Board {
     fn default() -> Self {
         Self {
             view: watch::Sender::new(Arc::default()),
-            underlay: watch::Sender::new(Err("not chosen yet".to_owned())),
+            underlay: watch::Sender::new(Err("the addresses on the underlay are not chosen yet".to_owned())),
             endpoints: watch::Sender::new(None),
             holdings: watch::Sender::new(Arc::default()),
             registration: watch::Sender::new(Registration::default()),

@@ -95,7 +95,7 @@ pub fn uninstall(places: &Places, attached: Attached) -> anyhow::Result<Vec<Stri
     if is_there {
         done.push(format!("the state in {} is deleted", state.display()));
         done.push(format!(
-            "node {} is still in the cluster: say polderctl node remove {} --dead on another",
+            "node {} is still in the cluster: run polderctl node remove {} --dead on another, 10 s from now at the earliest",
             places.node, places.node
         ));
     }

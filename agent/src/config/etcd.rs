@@ -1,6 +1,7 @@
 //! The `[etcd]` of the configuration: where the cluster's records are, and what the agent shows there.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use polder_ipam::prefix::Prefix;
@@ -144,6 +145,11 @@ pub(crate) fn pem(path: &Path) -> Result<Vec<u8>, String> {
     match fs::read(path) {
         Ok(bytes) if String::from_utf8_lossy(&bytes).contains("-----BEGIN ") => Ok(bytes),
         Ok(_) => Err(format!("{} holds no PEM block", path.display())),
+        // The agent's service is root without the right to read what is another user's.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Err(format!(
+            "{0}: {error}. Whoever runs this has to own the file, for the agent: chown root: {0}",
+            path.display()
+        )),
         Err(error) => Err(format!("{}: {error}", path.display())),
     }
 }

@@ -113,7 +113,7 @@ impl Insides {
 pub fn not_looked_at() -> Option<String> {
     (!Capability::SysAdmin.is_held()).then(|| {
         format!(
-            "pods are not looked at from inside, so what is changed there is not found: needs {} (podInspection of the Helm chart)",
+            "pods are not looked at from inside, so what is changed there is not found: needs {} (podInspection of the Helm chart; pod-inspection.conf for the systemd service)",
             Capability::SysAdmin
         )
     })

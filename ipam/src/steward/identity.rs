@@ -222,8 +222,8 @@ fn introduce(facts: &Facts<'_>, cluster: &ClusterRecord, registered: Option<&Kno
     let mut others = facts.view.nodes.iter();
     if let Some((name, _)) = others.find(|(_, node)| node.record.machine_id == facts.life.machine_id) {
         return Step::Conflict(format!(
-            "this machine (machine id {}) is registered as node {name}: a clone needs a machine id of its own \
-             (systemd-machine-id-setup); if the node was renamed, remove {name} with polderctl node remove",
+            "this machine (machine id {}) is registered as node {name}: a clone needs a machine id of its own: \
+             rm -f /etc/machine-id /var/lib/dbus/machine-id && systemd-machine-id-setup, and restart the machine; if the node was renamed, remove {name} with polderctl node remove",
             facts.life.machine_id
         ));
     }
