@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::agent::{Worker, program};
 use crate::node::Node;
-use crate::wait::PATIENCE;
+use crate::wait::{self, PATIENCE};
 
 /// Longer than any of our programs waits for whatever it waits for.
 const UNTIL_IT_HANGS: Duration = PATIENCE.saturating_mul(4);
@@ -108,8 +108,9 @@ pub(crate) fn feed(command: &mut Command, input: &str) -> Output {
 pub(crate) fn finish(child: Child, command: &Command) -> Output {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || sender.send(child.wait_with_output()));
-    let outcome = receiver.recv_timeout(UNTIL_IT_HANGS);
+    let deadline = wait::here(UNTIL_IT_HANGS);
+    let outcome = receiver.recv_timeout(deadline);
     outcome
-        .unwrap_or_else(|_| panic!("{command:?} has not ended within {UNTIL_IT_HANGS:?}"))
+        .unwrap_or_else(|_| panic!("{command:?} has not ended within {deadline:?}"))
         .expect("a child can be waited for")
 }

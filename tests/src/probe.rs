@@ -14,7 +14,9 @@ use crate::wait;
 pub const PORT: u16 = 7007;
 
 /// How long a probe waits for an answer.
-const PATIENCE: Duration = Duration::from_secs(3);
+fn patience() -> Duration {
+    wait::here(Duration::from_secs(3))
+}
 
 /// How often an idle server looks whether it is still wanted.
 const IDLE: Duration = Duration::from_millis(50);
@@ -79,7 +81,7 @@ fn answer(from: SocketAddr, sent: &[u8]) -> Vec<u8> {
 
 fn serve(mut stream: TcpStream, from: SocketAddr) {
     let _ = stream.set_nonblocking(false);
-    let _ = stream.set_read_timeout(Some(PATIENCE));
+    let _ = stream.set_read_timeout(Some(patience()));
     let mut sent = Vec::new();
     // The client closes its side when it has sent everything.
     if stream.read_to_end(&mut sent).is_ok() {
@@ -98,7 +100,7 @@ pub fn udp(from: IpAddr, to: IpAddr, bytes: usize) -> Result<(IpAddr, Duration),
     let error = |error: std::io::Error| format!("udp {from} to {to}: {error}");
     let socket = UdpSocket::bind((from, 0)).map_err(error)?;
     socket.connect((to, PORT)).map_err(error)?;
-    socket.set_read_timeout(Some(PATIENCE)).map_err(error)?;
+    socket.set_read_timeout(Some(patience())).map_err(error)?;
     let mut buffer = vec![0; 65536];
     let start = Instant::now();
     socket.send(&vec![b'.'; bytes]).map_err(error)?;
@@ -114,8 +116,8 @@ pub fn tcp(to: IpAddr, bytes: usize) -> Result<IpAddr, String> {
 /// Like [`tcp`], at a port from which the echo server's is reached.
 pub fn tcp_at(to: IpAddr, port: u16, bytes: usize) -> Result<IpAddr, String> {
     let error = |error: std::io::Error| format!("tcp to {to}: {error}");
-    let mut stream = TcpStream::connect_timeout(&SocketAddr::new(to, port), PATIENCE).map_err(error)?;
-    stream.set_read_timeout(Some(PATIENCE)).map_err(error)?;
+    let mut stream = TcpStream::connect_timeout(&SocketAddr::new(to, port), patience()).map_err(error)?;
+    stream.set_read_timeout(Some(patience())).map_err(error)?;
     stream.write_all(&vec![b'.'; bytes]).map_err(error)?;
     stream.shutdown(std::net::Shutdown::Write).map_err(error)?;
     let mut answer = Vec::new();
@@ -129,7 +131,8 @@ pub fn tcp_at(to: IpAddr, port: u16, bytes: usize) -> Result<IpAddr, String> {
 /// Pings once with that many bytes of data, which must not be fragmented; the round-trip time as `ping` says it. An
 /// error is all that it says.
 pub fn ping(mut command: Command, to: IpAddr, bytes: usize) -> Result<String, String> {
-    command.args(["-n", "-c", "1", "-W", "3", "-M", "do", "-s", &bytes.to_string(), &to.to_string()]);
+    let patience = patience().as_secs().to_string();
+    command.args(["-n", "-c", "1", "-W", &patience, "-M", "do", "-s", &bytes.to_string(), &to.to_string()]);
     let output = command.output().map_err(|error| error.to_string())?;
     let text =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
@@ -180,7 +183,7 @@ impl Stream {
                 }
                 left -= u32::from(!flag.load(Ordering::Relaxed));
             }
-            let deadline = Instant::now() + PATIENCE;
+            let deadline = Instant::now() + patience();
             while receive(Instant::now() + PACE) < sent && Instant::now() < deadline {}
             (sent, receive(Instant::now()))
         });

@@ -3,7 +3,7 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::caller::Caller;
-use crate::wait::PATIENCE;
+use crate::wait::{self, PATIENCE};
 
 /// A node that may be rebooted while runtimes work there.
 #[derive(Debug)]
@@ -41,7 +41,8 @@ impl Site {
             if let Some(boot) = &*boot {
                 return boot.clone();
             }
-            let waited = self.changed.wait_timeout(boot, PATIENCE).unwrap_or_else(PoisonError::into_inner);
+            let patience = wait::here(PATIENCE);
+            let waited = self.changed.wait_timeout(boot, patience).unwrap_or_else(PoisonError::into_inner);
             assert!(!waited.1.timed_out(), "{} does not come back", self.node);
             boot = waited.0;
         }
