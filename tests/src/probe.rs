@@ -1,12 +1,15 @@
 //! Traffic: what a pod sends, and what the one that it sends to sees.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::TimeVal;
 
 use crate::wait;
 
@@ -19,7 +22,7 @@ fn patience() -> Duration {
 }
 
 /// How often an idle server looks whether it is still wanted.
-const IDLE: Duration = Duration::from_millis(50);
+const IDLE: TimeVal = TimeVal::new(0, 50_000);
 
 /// A server that tells everybody which address it sees them at.
 #[derive(Debug)]
@@ -37,11 +40,12 @@ impl Echo {
         let udp = wait::until(&format!("port {PORT} of {address} to be free"), || {
             UdpSocket::bind((address, PORT)).map_err(|error| error.to_string())
         });
-        udp.set_read_timeout(Some(IDLE)).expect("a time-out");
+        setsockopt(&udp, sockopt::ReceiveTimeout, &IDLE).expect("a time-out");
         let tcp = wait::until(&format!("port {PORT} of {address} to be free"), || {
             TcpListener::bind((address, PORT)).map_err(|error| error.to_string())
         });
-        tcp.set_nonblocking(true).expect("non-blocking");
+        // It limits how long a listener waits for a connection, too.
+        setsockopt(&tcp, sockopt::ReceiveTimeout, &IDLE).expect("a time-out");
         let (udp_wanted, tcp_wanted) = (Arc::clone(&wanted), Arc::clone(&wanted));
         let threads = vec![
             std::thread::spawn(move || {
@@ -56,7 +60,8 @@ impl Echo {
                 while tcp_wanted.load(Ordering::Relaxed) {
                     match tcp.accept() {
                         Ok((stream, from)) => drop(std::thread::spawn(move || serve(stream, from))),
-                        Err(_) => std::thread::park_timeout(Duration::from_millis(2)),
+                        Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                        Err(_) => std::thread::park_timeout(Duration::from_millis(50)),
                     }
                 }
             }),
@@ -80,7 +85,6 @@ fn answer(from: SocketAddr, sent: &[u8]) -> Vec<u8> {
 }
 
 fn serve(mut stream: TcpStream, from: SocketAddr) {
-    let _ = stream.set_nonblocking(false);
     let _ = stream.set_read_timeout(Some(patience()));
     let mut sent = Vec::new();
     // The client closes its side when it has sent everything.
