@@ -91,6 +91,10 @@ fn start(lab: &mut Lab) {
             list("blocks", "block")
         );
     }
+    let status = lab.workers[0].status();
+    for lack in status["missing_features"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        println!("  This kernel lacks something: {lack}");
+    }
 }
 
 /// Attaches two pods on each node, by running the plugin as a runtime does.
