@@ -85,30 +85,54 @@ make_lab_folder() {
     at_exit+=('[ -n "${keep_lab:-}" ] || rm -rf "$lab_folder"')
 }
 
-# Where apt gets Debian's packages from. Fails where it has no such mirror.
+# Where apt gets Debian's packages from, or, with the argument security, its security updates. Fails where it has no such mirror.
 debian_mirror() {
-    apt-get indextargets --format '$(ORIGIN) $(SITE)' 'Created-By: Packages' |
-        awk '$1 == "Debian" && $2 !~ /security/ && !found { print $2; found = 1 } END { exit !found }'
+    apt-get indextargets --format '$(ORIGIN) $(SITE)' 'Created-By: Packages' | awk -v kind="${1:-}" \
+        '$1 == "Debian" && ($2 ~ /security/) == (kind == "security") && !found { print $2; found = 1 } END { exit !found }'
 }
 
-# Unpacks packages of Debian's next release into FOLDER/root: nothing is installed. A package can be one of another architecture
-# (libstd-rust-dev:arm64). Fails where they cannot be had; FOLDER/log says why.
-unpack_next_release() {
-    local folder=$1 mirror options
+# FOLDER SUITE...: makes a view of these suites of Debian, apart from what this machine's apt looks at: with "${apt_view[@]}", apt-get
+# and apt-cache know the newest packages of them and no others. Nothing is installed. Fails where they cannot be had.
+view_debian() {
+    local folder=$1 suite kind mirror
     shift
-    mkdir -p "$folder/lists/partial" "$folder/cache/archives/partial" "$folder/packages" "$folder/root"
-    mirror=$(debian_mirror) || { echo "apt has no mirror of Debian" >"$folder/log"; return 1; }
-    printf '%s\n' 'Types: deb' "URIs: $mirror" 'Suites: testing' 'Components: main' \
-        "Architectures: $(dpkg --print-architecture) arm64" \
-        'Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg' >"$folder/debian.sources"
-    options=(-o "Dir::Etc::sourcelist=$folder/debian.sources" -o Dir::Etc::sourceparts=/dev/null
+    mkdir -p "$folder/lists/partial" "$folder/cache/archives/partial"
+    # A suite that is not to be installed from by itself, like backports, counts as much as the others.
+    printf '%s\n' 'Package: *' 'Pin: release o=Debian*' 'Pin-Priority: 500' >"$folder/preferences"
+    : >"$folder/debian.sources"
+    for suite in "$@"; do
+        kind=
+        [[ $suite != *-security ]] || kind=security
+        mirror=$(debian_mirror "$kind") || { echo "apt has no mirror of Debian for $suite" >&2; return 1; }
+        printf '%s\n' 'Types: deb' "URIs: $mirror" "Suites: $suite" 'Components: main' \
+            "Architectures: $(dpkg --print-architecture) arm64" \
+            'Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg' '' >>"$folder/debian.sources"
+    done
+    apt_view=(-o "Dir::Etc::sourcelist=$folder/debian.sources" -o Dir::Etc::sourceparts=/dev/null
+        -o "Dir::Etc::preferences=$folder/preferences" -o Dir::Etc::preferencesparts=/dev/null
         -o "Dir::State::lists=$folder/lists" -o "Dir::Cache=$folder/cache"
         -o "APT::Architectures=$(dpkg --print-architecture),arm64")
-    (
-        cd "$folder/packages"
-        apt-get "${options[@]}" update && apt-get "${options[@]}" download "$@" &&
-            for package in *.deb; do dpkg-deb -x "$package" "$folder/root" || exit; done
-    ) >"$folder/log" 2>&1 </dev/null
+    apt-get "${apt_view[@]}" update
+}
+
+# FOLDER PACKAGE...: unpacks packages that "${apt_view[@]}" know into FOLDER/root.
+unpack() (
+    mkdir -p "$1/packages" "$1/root"
+    cd "$1/packages" || exit
+    apt-get "${apt_view[@]}" download "${@:2}" || exit
+    for package in *.deb; do
+        dpkg-deb -x "$package" "$1/root" || exit
+        rm "$package"
+    done
+)
+
+# Unpacks packages of Debian's next release into FOLDER/root. A package can be one of another architecture
+# (libstd-rust-dev:arm64). Fails where they cannot be had; FOLDER/log says why.
+unpack_next_release() {
+    local folder=$1
+    shift
+    mkdir -p "$folder"
+    { view_debian "$folder" testing && unpack "$folder" "$@"; } >"$folder/log" 2>&1 </dev/null
 }
 
 # PROGRAM PACKAGE...: gets the program out of packages of Debian's next release, into the lab's folder; $newer is where it then is.
