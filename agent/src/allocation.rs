@@ -103,7 +103,7 @@ async fn allocate_wish(
                 return Ok(Allocated::New(held));
             }
             Err(AllocateError::Exists(held)) => return Ok(Allocated::Exists(*held)),
-            Err(AllocateError::Ledger(error)) => return Err(ledger_failed(error)),
+            Err(AllocateError::Ledger(error)) => return Err(ledger_failed(&error)),
             Err(AllocateError::Refused { address, why: Refused::NotHere, .. })
                 if claimed != Some(address) =>
             {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use polder_ipam::key::{Key, Range};
+use polder_ipam::registration::Registration;
 use polder_ipam::store::Contents;
 use polder_netlink::nft::FilterSocket;
 use polder_store::{Embedded, Etcd, Store, open_node};
@@ -116,7 +117,11 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
     let scratch = scratch()?;
     let (state, copy) = (config.state_dir.clone(), scratch.path());
     let has_ledger = copy_database(&state, copy, LEDGER)?;
-    let _ = copy_database(&state, copy, STORE)?;
+    if matches!(config.store, StoreConfig::Embedded) {
+        copy_database(&state, copy, STORE)?;
+    }
+    // What the store said last: records that it has lost since come back.
+    copy_file(&state, copy, follower::SNAPSHOT)?;
     let mut dry = DryRun::default();
     dry.node.push(format!("{}, machine {}", config.node, machine.machine_id));
     dry.node.push(format!(
@@ -150,6 +155,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
     let mut kernel = Kernel::open_to_read(&sysctls)?;
     recovery::recover(&mut ipam, &mut kernel)?;
     copy.clone_into(&mut config.state_dir);
+    let pods = ipam.attachments().count();
     let parts = Parts {
         machine,
         features,
@@ -168,6 +174,13 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
     tasks.spawn(etcd_addresses::run(Arc::clone(&agent)));
     match engine::rehearse(Arc::clone(&agent), PATIENCE).await {
         Ok(changes) => dry.kernel = changes,
+        Err(_) if matches!(*agent.board.registration.borrow(), Registration::Removed(_)) => {
+            dry.obstacles.push(format!(
+                "this node was removed from the cluster: an agent that starts here cuts off its pods ({pods}), deletes the node's own \
+                 addresses from the bridge, and serves no more. To let this machine join again, delete {}",
+                state.display()
+            ));
+        }
         Err(obstacles) => dry.obstacles = obstacles,
     }
     if let Some(cluster) = agent.board.view().cluster.as_ref().map(|cluster| Arc::clone(&cluster.record)) {
@@ -215,14 +228,17 @@ fn scratch() -> anyhow::Result<TempDir> {
 
 /// Copies a SQLite file, if there is one, with what is not yet in it. No agent runs that could be writing there.
 fn copy_database(from: &Path, to: &Path, name: &str) -> anyhow::Result<bool> {
-    for file in [name.to_owned(), format!("{name}-wal")] {
-        match fs::copy(from.join(&file), to.join(&file)) {
-            Ok(_) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(file != name),
-            Err(error) => return Err(error).with_context(|| format!("read {}", from.join(&file).display())),
-        }
+    let is_there = copy_file(from, to, name)?;
+    copy_file(from, to, &format!("{name}-wal"))?;
+    Ok(is_there)
+}
+
+fn copy_file(from: &Path, to: &Path, name: &str) -> anyhow::Result<bool> {
+    match fs::copy(from.join(name), to.join(name)) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("read {}", from.join(name).display())),
     }
-    Ok(true)
 }
 
 /// Reads all records that the tasks go by.

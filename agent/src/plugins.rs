@@ -83,8 +83,7 @@ pub fn install(from: Option<&Path>, to: &Path) -> Result<Vec<PathBuf>, InstallEr
         written.push(path);
     }
     let loopback = to.join(LOOPBACK.0);
-    // A link that leads nowhere is none.
-    if !loopback.exists() {
+    if !has_other(&loopback) {
         file::replace_link(&loopback, Path::new(LOOPBACK.1)).map_err(|source| failed(&loopback, source))?;
         written.push(loopback);
     }
@@ -103,6 +102,12 @@ pub fn remove(folder: &Path) -> io::Result<Vec<PathBuf>> {
         }
     }
     Ok(deleted)
+}
+
+/// Whether there is a plugin of others. A link to a place outside of the folder may lead nowhere here and to a plugin on the host,
+/// where this folder alone is mounted.
+fn has_other(path: &Path) -> bool {
+    path.exists() || fs::read_link(path).is_ok_and(|to| to.is_absolute())
 }
 
 fn is_right(path: &Path, program: &[u8]) -> bool {

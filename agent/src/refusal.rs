@@ -9,7 +9,6 @@ pub(crate) fn refuse<T>(kind: RefusalKind, message: impl Into<String>) -> Result
 }
 
 /// The refusal where the ledger cannot be written.
-pub(crate) fn ledger_failed(error: LedgerError) -> Refusal {
-    let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
-    Refusal::new(RefusalKind::Failed, format!("the ledger cannot be written: {error}{source}"))
+pub(crate) fn ledger_failed(error: &LedgerError) -> Refusal {
+    Refusal::new(RefusalKind::Failed, format!("the ledger cannot be written: {error}"))
 }

@@ -118,7 +118,7 @@ async fn check_gone(
 /// Releases an address of one of this node's blocks, if nothing lives that has it.
 async fn of_a_block(agent: &Agent, view: &View, address: IpAddr) -> Result<String, Refusal> {
     let condition = agent.ipam.run(move |ipam| ipam.condition(address, now())).await;
-    match condition.map_err(ledger_failed)? {
+    match condition.map_err(|error| ledger_failed(&error))? {
         Some(Condition::Held(held)) => {
             let attachment = &held.attachment;
             match sweeper::sweep(agent, attachment, "an operator asks for it")

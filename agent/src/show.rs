@@ -23,7 +23,7 @@ use crate::refusal::ledger_failed;
 /// Says what is known of the subject.
 pub async fn show(agent: &Agent, subject: Subject) -> Result<Shown, Refusal> {
     let (facts, counts) = agent.ipam.run(|ipam| (ipam.facts(now()), ipam.counts(now()))).await;
-    let mut facts = facts.map_err(ledger_failed)?;
+    let mut facts = facts.map_err(|error| ledger_failed(&error))?;
     // The probe endpoint is none of the used addresses, as in `status`.
     for (owned, counted) in &mut facts.blocks {
         let of_block = counts.iter().find(|(known, _)| known.block == owned.block);
@@ -228,7 +228,7 @@ impl Look<'_> {
     async fn address(&self, address: IpAddr) -> Result<AddressStatus, Refusal> {
         let at = self.now;
         let condition = self.agent.ipam.run(move |ipam| ipam.condition(address, at)).await;
-        Ok(match condition.map_err(ledger_failed)? {
+        Ok(match condition.map_err(|error| ledger_failed(&error))? {
             Some(condition) => self.own(address, condition),
             None => {
                 self.agent.board.records()?;

@@ -45,7 +45,7 @@ pub async fn release(agent: &Agent, attachment: &Attachment) -> Result<Addresses
     let key = attachment.clone();
     let (held, written) = agent.ipam.run(move |ipam| ipam.begin_release(&key)).await;
     if let Err(error) = written {
-        warn!(%attachment, "{}", ledger_failed(error));
+        warn!(%attachment, "{}", ledger_failed(&error));
     }
     let failed = |reason: String| Refusal::new(RefusalKind::Failed, reason);
     agent.reaper.delete(attachment.host_interface()).await.map_err(failed)?;
@@ -70,7 +70,7 @@ pub async fn release(agent: &Agent, attachment: &Attachment) -> Result<Addresses
             Addresses::Freed
         }
         Err(error) => {
-            let reason = ledger_failed(error);
+            let reason = ledger_failed(&error);
             warn!(%attachment, "its interface is gone, its addresses are not free: {reason}");
             Addresses::Kept(reason)
         }

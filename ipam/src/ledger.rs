@@ -17,8 +17,8 @@ use crate::pool::Block;
 
 /// The ledger cannot be read, or a write did not happen: nothing of it did.
 #[derive(Debug, thiserror::Error)]
-#[error("ledger")]
-pub struct LedgerError(#[source] Box<dyn Error + Send + Sync>);
+#[error("ledger: {0}")]
+pub struct LedgerError(Box<dyn Error + Send + Sync>);
 
 impl LedgerError {
     /// For this reason.

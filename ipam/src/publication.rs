@@ -29,7 +29,7 @@ pub fn own_revision(view: &View, me: &NodeName, identity: Option<&Identity>, lif
 
 /// What a node may write only as long as its record is as of that revision: one that was removed or replaced meanwhile must
 /// not write any more.
-pub fn unchanged(me: &NodeName, revision: i64) -> Compare {
+fn unchanged(me: &NodeName, revision: i64) -> Compare {
     Compare::Unchanged { key: Key::Node(me.clone()).to_string(), revision }
 }
 
@@ -37,9 +37,10 @@ pub fn unchanged(me: &NodeName, revision: i64) -> Compare {
 /// record must be as of that revision.
 pub fn sign_of_life(me: &NodeName, life: Life<'_>, revision: i64) -> (Key, Vec<u8>, Compare) {
     let sign = Alive { boot_id: life.boot_id.to_owned(), machine_id: life.machine_id.to_owned() };
-    let only_if = match mutant::is(Mutant::SignIgnoresNode) {
-        true => Compare::Empty(Range::single("/".to_owned())),
-        false => unchanged(me, revision),
+    let only_if = if mutant::is(Mutant::SignIgnoresNode) {
+        Compare::Empty(Range::single("/".to_owned()))
+    } else {
+        unchanged(me, revision)
     };
     (Key::Alive(me.clone()), encode(&sign), only_if)
 }

@@ -26,7 +26,7 @@ use crate::view::View;
 
 pub use self::claims::could_claim;
 pub use self::hand_over::{Unreserved, Workload};
-pub use self::registrar::{CAUTION, Registrar};
+pub use self::registrar::Registrar;
 
 /// Who the node is, as long as its agent runs.
 #[derive(Debug, Clone)]

@@ -129,11 +129,11 @@ impl<M: Protocol> Socket<M> {
         &mut self,
         operations: impl IntoIterator<Item = Operation<M>>,
     ) -> Result<Vec<Result<(), Error>>, Error> {
-        if self.read_only {
+        let mut outcomes = Vec::new();
+        let mut operations = operations.into_iter().peekable();
+        if self.read_only && operations.peek().is_some() {
             return Err(Error::ReadOnly);
         }
-        let mut outcomes = Vec::new();
-        let mut operations = operations.into_iter();
         loop {
             let batch = operations.by_ref().take(BATCH).map(|op| ((op.message, op.flags), op.harmless));
             let (batch, harmless): (Vec<_>, Vec<_>) = batch.unzip();

@@ -213,6 +213,7 @@ fn a_socket_that_was_opened_to_read_changes_nothing() {
         for change in [link::delete(index), link::change_index(index).mtu(1300).into()] {
             assert!(matches!(reader.execute([change]), Err(Error::ReadOnly)));
         }
+        assert_eq!(reader.execute([]).unwrap().len(), 0, "nothing is no change");
         assert_eq!(reader.links().unwrap(), before);
     });
 }

@@ -1,6 +1,7 @@
 //! The agent of a node: its registrar is the one that ships; the other tasks have the same effects in the same order as on a node,
 //! each a step of its own.
 
+pub mod ask;
 pub mod engine;
 pub mod publisher;
 pub mod registrar;

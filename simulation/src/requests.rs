@@ -9,12 +9,6 @@ use polder_ipam::claim::NoClaim;
 use polder_ipam::pool::BlockRequest;
 use polder_ipam::tasks::{Unreserved, Workload};
 
-use crate::agent::Hand;
-use crate::task::Wait;
-
-/// How long an ADD waits for another block, or for its reserved address.
-const PATIENCE_MS: u64 = 15_000;
-
 /// What an ADD asks for.
 #[derive(Debug, Clone)]
 pub struct Wanting {
@@ -29,8 +23,10 @@ pub struct Wanting {
 /// Where the answer is put for whoever waits for it.
 #[derive(Debug)]
 pub struct Reply<T> {
-    given: Rc<Cell<bool>>,
-    answer: Rc<RefCell<Option<T>>>,
+    /// Whether it is there.
+    pub given: Rc<Cell<bool>>,
+    /// The answer.
+    pub answer: Rc<RefCell<Option<T>>>,
 }
 
 impl<T> Default for Reply<T> {
@@ -50,18 +46,6 @@ impl<T> Reply<T> {
     pub fn give(&self, answer: T) {
         *self.answer.borrow_mut() = Some(answer);
         self.given.set(true);
-    }
-
-    /// Waits for the answer, but not for ever.
-    pub async fn wait(&self, hand: &Hand) -> Option<T> {
-        let until = hand.clock() + PATIENCE_MS;
-        while !self.given.get() {
-            if hand.clock() >= until {
-                return None;
-            }
-            hand.wait(Wait::Flag(Rc::clone(&self.given), hand.epoch)).await;
-        }
-        self.answer.borrow_mut().take()
     }
 }
 

@@ -25,11 +25,12 @@ pub fn kernel_state(worker: &Worker) -> Vec<String> {
     lines
 }
 
-/// The line without timers, and without the number of a device.
+/// The line without timers, and without the number of a device. Whether a bridge has a carrier changes a moment after its first
+/// port came or its last one went.
 fn lasting(line: &str) -> String {
     let line = line.find("_timer").map_or(line, |at| &line[..at]);
     let name = line.split_once(": ").filter(|(number, _)| number.bytes().all(|byte| byte.is_ascii_digit()));
-    name.map_or(line, |(_, rest)| rest).to_owned()
+    name.map_or(line, |(_, rest)| rest).replace(" linkdown", "")
 }
 
 /// What is different now, in words.

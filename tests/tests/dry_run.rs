@@ -5,7 +5,7 @@
 use polder_tests::agent::{CNI_CONF, Worker, dist};
 use polder_tests::fabric::Families;
 use polder_tests::kernel_state::{assert_unchanged, kernel_state};
-use polder_tests::{Lab, Topology};
+use polder_tests::{Lab, Topology, wait};
 
 /// Runs it; its exit code, what it printed, and its error. Its copies must go with it.
 fn plan(worker: &Worker) -> (Option<i32>, String, String) {
@@ -150,13 +150,46 @@ fn a_plan_takes_nothing_away_where_the_node_was_removed() {
         assert!(lab.workers[number].stop());
         lab.workers[2].remove_node(lab.workers[number].name(), pods);
     }
-    for worker in &lab.workers[..2] {
+    wait::until_true("the bridge without a port to have no carrier", || {
+        lab.workers[1].node.run("ip", &["link", "show", "polder0"]).contains("NO-CARRIER")
+    });
+    for (worker, pods) in lab.workers[..2].iter().zip(["(1)", "(0)"]) {
         let before = (kernel_state(worker), files(worker), records(&lab));
         let (code, said, error) = plan(worker);
         let reasons = part(&said, "The node would not become ready").join("\n");
-        assert!(code == Some(3) && reasons.contains("removed"), "{said}{error}");
+        assert!(code == Some(3) && reasons.contains("was removed from the cluster"), "{said}{error}");
+        assert!(reasons.contains(&format!("its pods {pods}")), "{reasons}");
         assert_unchanged(worker, &before.0);
         assert_eq!((files(worker), records(&lab)), (before.1, before.2));
     }
     assert!(lab.workers[0].node.run("ip", &["-o", "link"]).contains(&pod.host_interface()));
+
+    // An agent has cut it off meanwhile.
+    let worker = &mut lab.workers[0];
+    worker.start();
+    worker.wait_for_status("the removal", |status| {
+        status["reasons"].to_string().contains("was removed").then_some(())
+    });
+    assert!(worker.stop());
+    let (code, said, _) = plan(&lab.workers[0]);
+    assert!(code == Some(3) && said.contains("was removed from the cluster"), "{said}");
+}
+
+#[test]
+fn a_plan_goes_by_the_store_of_the_configuration_and_not_by_a_file_of_an_earlier_one() {
+    let mut lab = Lab::build(Topology::one_segment(1));
+    let with_etcd = lab.workers[0].configuration();
+    let (top, _) = with_etcd.split_once("[etcd]").unwrap();
+    let alone = format!("store = \"embedded\"\n{top}[bootstrap]\npools = [\"10.77.0.0/16\"]\n");
+    lab.workers[0].configure(&alone);
+    lab.workers[0].start_and_wait();
+    assert!(lab.workers[0].stop());
+    let (code, said, error) = plan(&lab.workers[0]);
+    assert_eq!((code, part(&said, "Records")), (Some(0), vec!["none"]), "{said}{error}");
+    // Of all that it had, only what its file says is left.
+    lab.workers[0].node.shell("cd /var/lib/polder; rm -f ledger.db* cluster.json; ip link delete polder0");
+    lab.workers[0].configure(&with_etcd);
+    let (code, said, error) = plan(&lab.workers[0]);
+    let made = part(&said, "Records").join("\n");
+    assert!(code == Some(0) && made.contains("10.244.0.0/16") && !made.contains("10.77."), "{said}{error}");
 }

@@ -70,7 +70,11 @@ fn a_loopback_of_others_is_left_alone_and_a_link_that_leads_nowhere_is_replaced(
     assert_eq!(fs::read_to_string(&loopback).unwrap(), "the reference plugin");
 
     fs::remove_file(&loopback).unwrap();
-    symlink("/nowhere", &loopback).unwrap();
+    symlink("/on/the/host/loopback", &loopback).unwrap();
+    assert!(!must(&mut install(folder.path())).contains("loopback"), "there may be one on the host");
+
+    fs::remove_file(&loopback).unwrap();
+    symlink("nothing", &loopback).unwrap();
     assert!(must(&mut install(folder.path())).contains("loopback is installed"));
     assert_eq!(fs::read_link(&loopback).unwrap(), Path::new("polder"));
 }

@@ -126,13 +126,13 @@ fn a_plan_says_what_the_next_pass_would_change_and_changes_nothing() {
          mount -o remount,ro,bind /proc/sys/net/ipv4/ip_forward",
     );
     let plan = || worker.ctl(&["plan"]);
-    assert_eq!(plan(), json!(["set net/ipv4/ip_forward to 1"]));
+    assert_eq!(plan(), json!(["set net/ipv4/ip_forward to 1 (now 0)"]));
     let written = |status: &Value| status["last_pass"]["written"].clone();
     let failed = worker.wait_for_status("the failure", |status| {
         status["reasons"].to_string().contains("set net/ipv4/ip_forward to 1").then(|| written(status))
     });
     assert_ne!(failed, json!(null));
-    assert_eq!(plan(), json!(["set net/ipv4/ip_forward to 1"]));
+    assert_eq!(plan(), json!(["set net/ipv4/ip_forward to 1 (now 0)"]));
 
     // An agent that leaves the kernel alone says why.
     lab.etcd.kill();

@@ -4,10 +4,12 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::bail;
 use clap::{Parser, Subcommand};
 use polder_agent::config::{Config, ConfigError, Flags, printed};
 use polder_agent::exit::{AGENT_HELP, Exit};
 use polder_agent::{dry_run, memory, plugins, systemd};
+use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, warn};
 use tracing_subscriber::EnvFilter;
 
@@ -68,7 +70,15 @@ fn install_plugins(from: Option<PathBuf>, to: PathBuf) -> ExitCode {
 fn plan(config: Config) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let planned = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
-        let planned = runtime.block_on(dry_run::run(config));
+        // However it ends, its copies of the ledger and the records go with it.
+        let planned = runtime.block_on(async {
+            let mut terminate = signal(SignalKind::terminate())?;
+            tokio::select! {
+                planned = dry_run::run(config) => planned,
+                _ = terminate.recv() => bail!("terminated"),
+                _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+            }
+        });
         runtime.shutdown_background();
         planned
     });

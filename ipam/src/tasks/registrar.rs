@@ -30,7 +30,7 @@ use crate::view::{Source, View};
 const STEPS: usize = 64;
 
 /// How long nothing is claimed after the store has lost records: their owners are putting them back.
-pub const CAUTION: Duration = Duration::from_secs(60);
+pub(super) const CAUTION: Duration = Duration::from_secs(60);
 
 /// Why a step was not carried out: it is tried again.
 #[derive(Debug)]
@@ -90,6 +90,12 @@ impl<H: Host> Registrar<H> {
             // What it was decided on: the view can be another one by now.
             let (step, view) = self.next_step(&unclaimable).await?;
             self.is_proven |= step.rests_on_identity();
+            if self.is_proven && matches!(self.host.registration(), Registration::Unproven(_)) {
+                // What is left to do can take long when the store is slow, and the node may serve meanwhile.
+                self.publish(Registration::Waiting(
+                    "the node's records are being brought up to date".to_owned(),
+                ));
+            }
             self.host.observe(&step, self.losses, self.is_cautious(&view));
             match step {
                 Step::Settled => return Ok(Registration::Registered),
@@ -100,6 +106,7 @@ impl<H: Host> Registrar<H> {
                 Step::Wait(reason) => return Ok(Registration::Waiting(reason)),
                 Step::Conflict(reason) => return Ok(Registration::Conflict(reason)),
                 Step::Removed(reason) => {
+                    self.publish(Registration::Removed(reason.clone()));
                     self.remove_gateways().await?;
                     return Ok(Registration::Removed(reason));
                 }
@@ -258,7 +265,7 @@ impl<H: Host> Registrar<H> {
     /// Until that is known, this node must not serve.
     async fn look_for_double(&mut self) -> Result<(), StoreError> {
         let node = &self.me.name;
-        if self.host.registration().forbids().is_none() {
+        if !matches!(self.host.registration(), Registration::Conflict(_) | Registration::Removed(_)) {
             self.publish(Registration::Unproven(format!("asking whether another machine is node {node}")));
         }
         let found = self.host.range(&Range::single(Key::Alive(node.clone()).to_string())).await?;

@@ -8,6 +8,7 @@ use std::task::{Context, Poll, Waker};
 
 use polder_api::{Backend, Family, Mac};
 
+use super::registrar::CAUTION;
 use super::*;
 use crate::allocator::Rest;
 use crate::claim::{NoClaim, next_block};
@@ -46,6 +47,8 @@ struct State {
     holdings: Holdings,
     detached: Vec<Attachment>,
     has_gateways: bool,
+    is_read_only: bool,
+    said: Vec<Registration>,
     fates: VecDeque<Fate>,
     /// Happens while the ledger is asked.
     meanwhile: Option<Event>,
@@ -203,7 +206,10 @@ impl Host for Fake {
     }
 
     fn register(&self, registration: Registration) {
-        self.with(|state| state.registration = registration);
+        self.with(|state| {
+            state.said.push(registration.clone());
+            state.registration = registration;
+        });
     }
 
     fn announce(&self, holdings: Holdings) {
@@ -219,8 +225,13 @@ impl Host for Fake {
     }
 
     async fn remove_gateways(&self) -> Result<(), String> {
-        self.with(|state| state.has_gateways = false);
-        Ok(())
+        self.with(|state| {
+            if state.is_read_only {
+                return Err("nothing is changed".to_owned());
+            }
+            state.has_gateways = false;
+            Ok(())
+        })
     }
 }
 
@@ -272,6 +283,8 @@ fn node() -> (Fake, Registrar<Fake>) {
         holdings: Holdings::default(),
         detached: Vec::new(),
         has_gateways: true,
+        is_read_only: false,
+        said: Vec::new(),
         fates: VecDeque::new(),
         meanwhile: None,
     })));
@@ -438,6 +451,28 @@ fn a_removed_node_is_cut_off_takes_its_addresses_away_and_serves_no_more() {
     fake.with(|state| state.fates.extend([Fate::Lost, Fate::Lost]));
     at_once(registrar.look());
     assert!(fake.registration().forbids().is_some(), "{:?}", fake.registration());
+    // An agent that starts then says so, although the kernel cannot be changed.
+    fake.with(|state| (state.registration, state.is_read_only) = (Registration::default(), true));
+    at_once(Registrar::new(fake.clone(), Arc::new(me())).look());
+    assert!(matches!(fake.registration(), Registration::Removed(_)), "{:?}", fake.registration());
+}
+
+#[test]
+fn a_node_that_is_proven_to_be_itself_serves_while_the_store_takes_no_writes() {
+    let (fake, _) = registered();
+    fake.with(|state| {
+        state.registration = Registration::default();
+        let node = Key::Node(me().name).to_string();
+        let mut record: NodeRecord = serde_json::from_slice(&state.entries[&node].value).unwrap();
+        record.mtu = 1400;
+        state.revision += 1;
+        state.put(&node, encode(&record));
+        state.load();
+        state.fates.push_back(Fate::Lost);
+    });
+    at_once(Registrar::new(fake.clone(), Arc::new(me())).look());
+    assert!(matches!(fake.registration(), Registration::Waiting(_)), "{:?}", fake.registration());
+    assert!(fake.with(|state| state.said.iter().any(|said| matches!(said, Registration::Waiting(_)))));
 }
 
 fn other_claim() -> Vec<u8> {

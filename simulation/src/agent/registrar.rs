@@ -1,59 +1,32 @@
 //! The registrar's task ([`polder_ipam::tasks`]) on a node of the simulation: each thing that it does outside is a step of its
 //! own.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use polder_api::{Attachment, Mac};
 use polder_ipam::Moment;
 use polder_ipam::bootstrap::Bootstrap;
-use polder_ipam::claim::NoClaim;
 use polder_ipam::key::Range;
 use polder_ipam::node::NodeIpam;
-use polder_ipam::pool::{BlockRequest, Labels};
+use polder_ipam::pool::Labels;
 use polder_ipam::record::Alive;
 use polder_ipam::registration::{Holdings, Registration};
 use polder_ipam::steward::{Presence, Step};
 use polder_ipam::store::{Contents, Outcome, StoreError, Txn};
-use polder_ipam::tasks::{Host, Me, Registrar, Unreserved, Workload};
+use polder_ipam::tasks::{Host, Me, Registrar};
 use polder_ipam::view::View;
 
 use super::{Hand, service};
 use crate::disk::Disk;
-use crate::requests::{ClaimRequest, Reply, ReserveRequest};
+use crate::requests::{ClaimRequest, ReserveRequest};
 use crate::settings;
 use crate::task::Wait;
 use crate::world::COOL_DOWN;
 
 /// Between looks while something is waited for that no record announces.
 const RETRY_MS: u64 = 5_000;
-
-/// Asks for another block, and waits for it.
-pub async fn claim(hand: &Hand, wanted: BlockRequest) -> Result<(), NoClaim> {
-    let reply = Reply::default();
-    hand.agent(|agent| {
-        agent.claims.push_back(ClaimRequest { wanted, reply: Some(reply.clone()) });
-        agent.news = true;
-    });
-    reply.wait(hand).await.unwrap_or_else(|| Err(NoClaim::Unavailable("the store is too slow".to_owned())))
-}
-
-/// Asks for a reserved address, and waits for it.
-pub async fn reserve(
-    hand: &Hand,
-    wanted: Workload,
-    owner: String,
-    attachment: Attachment,
-) -> Result<IpAddr, Unreserved> {
-    let reply = Reply::default();
-    hand.agent(|agent| {
-        agent.reservations.push_back(ReserveRequest { wanted, owner, attachment, reply: reply.clone() });
-        agent.news = true;
-    });
-    let too_slow = || Err(Unreserved::TryAgain("the store is too slow".to_owned()));
-    reply.wait(hand).await.unwrap_or_else(too_slow)
-}
 
 /// Runs as long as the agent.
 pub async fn run(hand: Hand) {

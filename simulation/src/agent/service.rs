@@ -14,7 +14,7 @@ use polder_ipam::readiness;
 use polder_ipam::reservation;
 use polder_ipam::tasks::{Unreserved, Workload};
 
-use super::{Hand, registrar, sweeper};
+use super::{Hand, ask, sweeper};
 use crate::requests::{ClaimRequest, Wanting};
 use crate::task::Wait;
 
@@ -65,7 +65,7 @@ async fn reserve(hand: &Hand, wanting: &Wanting) -> Result<IpAddr, Unreserved> {
     let pool = view.pools.values().find(|pool| reservation::serves(&pool.record, &Labels::new()));
     let Some(pool) = pool else { return Err(Unreserved::TryAgain("there is no pool".to_owned())) };
     let pool = Workload::Pool(pool.record.name.clone());
-    registrar::reserve(hand, pool, wanting.pod.to_string(), wanting.attachment.clone()).await
+    ask::reserve(hand, pool, wanting.pod.to_string(), wanting.attachment.clone()).await
 }
 
 /// Why an ADD would not be served.
@@ -122,7 +122,7 @@ async fn allocate(
                 return None;
             }
         };
-        match (registrar::claim(hand, BlockRequest::Any(family, None)).await, rest) {
+        match (ask::claim(hand, BlockRequest::Any(family, None)).await, rest) {
             (Ok(()), _) => {}
             (Err(NoClaim::Exhausted(_)), Rest::Full) => rest = Rest::Shortest,
             (Err(error), _) => {
