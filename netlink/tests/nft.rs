@@ -234,20 +234,6 @@ fn a_dump_that_the_kernel_refuses_is_an_error_and_not_an_empty_table() {
 }
 
 #[test]
-fn a_socket_that_was_opened_to_read_finds_the_table_and_changes_nothing() {
-    in_a_new_namespace(|_| {
-        let table = table();
-        let mut filter = FilterSocket::open().unwrap();
-        filter.commit(table.install(&Elements::new())).unwrap();
-        let before = filter.find(&table).unwrap();
-        let mut reader = FilterSocket::open_to_read().unwrap();
-        let refused = reader.commit(table.install(&elements()));
-        assert!(matches!(refused, Err(polder_netlink::Error::ReadOnly)));
-        assert_eq!((reader.find(&table).unwrap(), filter.find(&table).unwrap()), (before.clone(), before));
-    });
-}
-
-#[test]
 fn the_monitor_tells_who_has_changed_the_table_and_nothing_of_other_tables() {
     in_a_new_namespace(|_| {
         let mut filter = FilterSocket::open().unwrap();

@@ -1,0 +1,42 @@
+//! Sockets that were opened to read, each test in a network namespace of its own. Needs root.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use common::in_a_new_namespace;
+use polder_api::{Family, Mac};
+use polder_netlink::nft::{Elements, FilterSocket, Key, Set, Side, Table};
+use polder_netlink::{Error, RouteSocket, link};
+
+const BRIDGE_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
+
+#[test]
+fn a_socket_that_was_opened_to_read_changes_nothing() {
+    in_a_new_namespace(|socket| {
+        socket.execute_all(link::create_bridge("br", BRIDGE_MAC, 1450)).unwrap();
+        let index = socket.link("br").unwrap().unwrap().index;
+        let mut reader = RouteSocket::open_to_read().unwrap();
+        let before = reader.links().unwrap();
+        for change in [link::delete(index), link::change_index(index).mtu(1300).into()] {
+            assert!(matches!(reader.execute([change]), Err(Error::ReadOnly)));
+        }
+        assert_eq!(reader.execute([]).unwrap().len(), 0, "nothing is no change");
+        assert_eq!(reader.links().unwrap(), before);
+    });
+}
+
+#[test]
+fn a_socket_for_tables_that_was_opened_to_read_finds_them_and_changes_nothing() {
+    in_a_new_namespace(|_| {
+        let table = Table { name: "lab", sets: Vec::new(), chains: Vec::new() };
+        let mut filter = FilterSocket::open().unwrap();
+        filter.commit(table.install(&Elements::new())).unwrap();
+        let before = filter.find(&table).unwrap();
+        let mut reader = FilterSocket::open_to_read().unwrap();
+        let set = Set { side: Side::Ip, name: "more", key: Key::Address(Family::V4) };
+        let more = Table { sets: vec![set], ..table.clone() };
+        assert!(matches!(reader.commit(more.install(&Elements::new())), Err(Error::ReadOnly)));
+        assert_eq!((reader.find(&table).unwrap(), filter.find(&table).unwrap()), (before.clone(), before));
+    });
+}
