@@ -54,7 +54,7 @@ pub enum FeatureError {
         source: Error,
     },
     /// A thing that is needed is taken and not done.
-    #[error("the kernel ignores that bridge ports are to be isolated: Linux 5.15 or newer is needed")]
+    #[error("the kernel ignores that bridge ports are to be isolated: Linux 5.10 or newer is needed")]
     NotIsolated,
 }
 
