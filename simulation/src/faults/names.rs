@@ -1,6 +1,7 @@
 //! What goes wrong about who is who: machines that are replaced, that have a name in common, or another's ledger.
 
 use polder_ipam::ledger::Ledger;
+use polder_ipam::record::PodsGone;
 use polder_ipam::removal::Vouched;
 
 use super::store::cut;
@@ -27,10 +28,16 @@ impl Schedule {
         if world.machines.len() >= MACHINES || world.etcd.space() == Space::None {
             return false;
         }
-        // An operator who looks sees that the name is another machine's, and swears to nothing about that one.
+        // An operator who looks sees that the name is another machine's, or was, and swears to nothing about that one.
         let this = &world.machines[machine];
-        let registered = world.truth.nodes.get(&this.name);
-        if registered.is_some_and(|node| node.record.machine_id != this.machine_id) {
+        let registered = world.truth.nodes.get(&this.name).map(|node| &node.record.machine_id);
+        let removed = world.truth.fences.values().map(|fence| &fence.record);
+        let removed = removed.filter(|fence| fence.node == this.name && fence.pods == PodsGone::Unknown);
+        if registered
+            .into_iter()
+            .chain(removed.map(|fence| &fence.machine_id))
+            .any(|id| *id != this.machine_id)
+        {
             return false;
         }
         drop(world);
