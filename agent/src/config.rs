@@ -55,7 +55,7 @@ pub struct Flags {
     /// Print each value of the configuration and where it comes from, without secrets; check it, and exit
     #[arg(long)]
     pub print_config: bool,
-    /// Print what the agent would do on this node: records, kernel, files; change nothing, and exit
+    /// Print what the agent would do on this node (records, kernel, files), and exit; nothing is changed
     ///
     /// For a node on which no agent runs yet; a running one is asked by polderctl plan. Reads etcd and the kernel, and works on
     /// copies. Another node can claim blocks meanwhile: then this one gets others than are shown.

@@ -73,21 +73,19 @@ impl fmt::Display for DryRun {
             format!("{way}: {}{more}", nodes.iter().take(NODES_NAMED).cloned().collect::<Vec<_>>().join(", "))
         });
         let peers: Vec<_> = peers.collect();
+        // Nothing to do is news, nothing wrong is not.
         let parts = [
-            ("Node", &self.node),
-            ("Underlay", &self.underlay),
-            ("Peers", &peers),
-            (&*format!("Records in {store}"), records),
-            ("Kernel", &self.kernel),
-            ("Files", &self.files),
-            ("Problems of this host", &self.problems),
-            ("The node would not become ready", &self.obstacles),
+            ("Node", &self.node, true),
+            ("Underlay", &self.underlay, true),
+            ("Peers", &peers, true),
+            (&*format!("Records in {store}"), records, true),
+            ("Kernel", &self.kernel, true),
+            ("Files", &self.files, true),
+            ("Problems of this host", &self.problems, false),
+            ("The node would not become ready", &self.obstacles, false),
         ];
-        for (title, lines) in parts {
-            // Nothing wrong is no news; nothing to do is.
-            if lines.is_empty()
-                && [&self.problems, &self.obstacles].iter().any(|list| std::ptr::eq(*list, lines))
-            {
+        for (title, lines, even_empty) in parts {
+            if lines.is_empty() && !even_empty {
                 continue;
             }
             writeln!(f, "{title}:")?;

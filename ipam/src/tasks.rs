@@ -89,7 +89,7 @@ pub trait Host {
     /// How this node is reached, or what that waits for.
     fn presence(&self, view: &View) -> Result<Presence, String>;
 
-    /// Whether the view goes by what is in use around this node, or what that waits for.
+    /// Whether the view knows the addresses in use around this node; or what is waited for.
     fn surroundings(&self, view: &View) -> Result<(), String>;
 
     /// The machine that an operator says this one is in place of.

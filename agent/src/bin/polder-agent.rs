@@ -30,8 +30,8 @@ struct Arguments {
 enum Command {
     /// Copies the CNI plugins polder and polder-ipam to where the container runtime looks for them, and exits
     ///
-    /// Puts loopback there, too, where there is none. Each is written under another name and renamed, with its mode: a runtime finds the old one or the new one. To be run
-    /// before the agent, which writes the CNI configuration that names them.
+    /// Puts loopback there, too, where there is none. Each is written under another name and renamed, with its mode: a runtime
+    /// finds the old one or the new one. To be run before the agent, which writes the CNI configuration that names them.
     InstallPlugins {
         /// Where the container runtime looks for plugins
         #[arg(long, value_name = "DIR", default_value = plugins::USUAL_FOLDER)]
