@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use polder_ipam::tasks::Me;
 use polder_netlink::nft::FilterSocket;
 use polder_store::NodeIpam;
 use polder_store::Store;
@@ -29,6 +30,8 @@ pub struct Agent {
     pub config: Config,
     /// The machine.
     pub machine: Machine,
+    /// Who the node is.
+    pub me: Me,
     /// What its kernel can do.
     pub features: Features,
     /// The kernel's settings.
@@ -93,8 +96,18 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<(Arc<Age
     let (claims, wanted) = mpsc::channel(CLAIMS_WAITING);
     let (reservations, reserved) = mpsc::channel(CLAIMS_WAITING);
     let (plans, asked) = mpsc::channel(1);
+    let me = Me {
+        name: config.node.clone(),
+        machine_id: machine.machine_id.clone(),
+        boot_id: machine.boot_id.clone(),
+        proof: config.identity,
+        labels: config.labels.clone(),
+        bootstrap: config.bootstrap.clone(),
+        cooldown: config.cooldown,
+    };
     let agent = Agent {
         machine,
+        me,
         features,
         sysctls,
         store,

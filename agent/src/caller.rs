@@ -18,18 +18,19 @@ impl<'a> Caller<'a> {
         Self(stream)
     }
 
-    /// Whether nobody waits for the answer any more.
-    pub fn is_gone(&self) -> bool {
-        let look = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-        // Who waits says nothing.
-        recv(self.0.as_raw_fd(), &mut [0], look) != Err(Errno::EAGAIN)
-    }
-
     /// Who it is: the process at the other end of the socket.
     pub fn name(&self) -> String {
         let Ok(peer) = self.0.peer_cred() else { return "somebody".to_owned() };
         let process = peer.pid().and_then(|id| u32::try_from(id).ok()).filter(|id| *id > 0);
         let process = process.map_or("a process".to_owned(), |id| repair::process(id, None));
         format!("{process}, uid {}", peer.uid())
+    }
+}
+
+impl polder_ipam::tasks::Caller for Caller<'_> {
+    fn is_gone(&self) -> bool {
+        let look = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        // Who waits says nothing.
+        recv(self.0.as_raw_fd(), &mut [0], look) != Err(Errno::EAGAIN)
     }
 }

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use polder_api::Attachment;
+use polder_ipam::tasks::{sweeper, tombstones};
 use polder_netlink::nft::FilterSocket;
 use polder_store::{Embedded, Etcd, Store, open_node};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
-use crate::agent::{Parts, Queues, assemble};
+use crate::agent::{Agent, Parts, Queues, assemble};
 use crate::config::{Config, StoreConfig};
 use crate::kernel::Kernel;
 use crate::kernel::features::Features;
@@ -20,7 +21,7 @@ use crate::machine::Machine;
 use crate::state_dir::{LEDGER, STORE};
 use crate::{
     container, endpoint, engine, etcd_addresses, follower, host, http, inspection, leases, monitor, probe,
-    publisher, recovery, registrar, server, state_dir, sweeper, systemd, tombstones,
+    publisher, recovery, registrar, server, state_dir, systemd,
 };
 
 /// Runs the agent until it is told to stop. What it has made in the kernel stays when it is gone.
@@ -69,7 +70,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     info!(node = %agent.config.node, store = agent.store.name(), "polder-agent {}", env!("CARGO_PKG_VERSION"));
 
     monitor::start(&agent, own_ports)?;
-    tombstones::apply_all(&agent).await;
+    tombstones::apply_all(&*agent).await;
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(follower::run(Arc::clone(&agent)));
     tasks.spawn(registrar::run(Arc::clone(&agent), claims, reservations));
@@ -81,7 +82,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tasks.spawn(inspection::run(Arc::clone(&agent)));
     tasks.spawn(host::run(Arc::clone(&agent)));
     tasks.spawn(leases::poll::run(Arc::clone(&agent)));
-    tasks.spawn(sweeper::run(Arc::clone(&agent), leaving));
+    tasks.spawn(sweep(Arc::clone(&agent), leaving));
     tasks.spawn(server::run(Arc::clone(&agent), api));
     tasks.spawn(http::run(Arc::clone(&agent), web));
     tasks.spawn(systemd::run(Arc::clone(&agent)));
@@ -95,4 +96,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     systemd::stopping().await;
     Ok(())
+}
+
+async fn sweep(agent: Arc<Agent>, leaving: Vec<Attachment>) {
+    sweeper::run(&*agent, leaving, agent.config.grace).await;
 }

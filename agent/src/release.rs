@@ -18,9 +18,9 @@ use crate::kernel::Kernel;
 use crate::machine::now;
 use crate::pools;
 use crate::published::Addresses;
-use crate::refusal::ledger_failed;
 use crate::refused;
-use crate::sweeper::{self, Swept};
+use polder_ipam::tasks::ledger_failed;
+use polder_ipam::tasks::sweeper::{self, Swept};
 
 /// Attempts at a record that changes meanwhile, or whose change has an unknown outcome.
 const ATTEMPTS: usize = 8;

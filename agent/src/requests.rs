@@ -3,10 +3,9 @@
 use std::net::IpAddr;
 
 use polder_api::Attachment;
-use polder_api::message::Refusal;
 use polder_ipam::claim::NoClaim;
 use polder_ipam::pool::BlockRequest;
-use polder_ipam::tasks::Workload;
+use polder_ipam::tasks::{Unreserved, Workload};
 use tokio::sync::oneshot;
 
 /// A question to the engine: what the next pass would change.
@@ -31,5 +30,5 @@ pub struct ReserveRequest {
     /// The pod's attachment.
     pub attachment: Attachment,
     /// Who waits for it.
-    pub reply: oneshot::Sender<Result<IpAddr, Refusal>>,
+    pub reply: oneshot::Sender<Result<IpAddr, Unreserved>>,
 }

@@ -14,6 +14,7 @@ use polder_api::frame::{self, FrameError, HEADER};
 use polder_api::ipam::{Release, Repairs};
 use polder_api::message::{Question, Refusal, RefusalKind, Removal, Reply, Request};
 use polder_api::pool::PoolChange;
+use polder_ipam::tasks::{collect, teardown};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
@@ -24,8 +25,7 @@ use crate::agent::Agent;
 use crate::caller::Caller;
 use crate::in_flight::Wired;
 use crate::{
-    adoption, collect, disconnect, engine, health, inspection, pools, release, removal, service, show,
-    status, teardown,
+    adoption, disconnect, engine, health, inspection, pools, release, removal, service, show, status,
 };
 
 /// Connections at once: more than a node has pods that come at once.
@@ -111,7 +111,7 @@ async fn serve(agent: &Arc<Agent>, mut stream: UnixStream) {
         }
     }
     if let Some(wired) = wiring {
-        teardown::abandoned(agent, wired).await;
+        teardown::abandoned(&**agent, wired.attachment()).await;
     }
 }
 
@@ -170,14 +170,14 @@ async fn answer(
             if wiring.as_ref().is_some_and(|wired| *wired.attachment() == attachment) {
                 *wiring = None;
             }
-            teardown::del(agent, &attachment).await?;
+            teardown::del(&**agent, &attachment).await?;
             Reply::Deleted
         }
         Request::Check(attachment) => Reply::Wiring(service::check(agent, attachment).await?),
         Request::Lease(request) => Reply::Leased(service::lease(agent, request, caller).await?),
         Request::Leased(attachment) => Reply::Leased(service::leased(agent, attachment).await?),
         Request::Collect(collection) => {
-            collect::collect(agent, collection).await?;
+            collect::collect(&**agent, collection).await?;
             Reply::Deleted
         }
         Request::Health(request) => Reply::Health(health::health(agent, &request).await),

@@ -18,7 +18,7 @@ use crate::agent::Agent;
 use crate::machine::now;
 use crate::pools;
 use crate::published::Addresses;
-use crate::refusal::ledger_failed;
+use polder_ipam::tasks::ledger_failed;
 
 /// Says what is known of the subject.
 pub async fn show(agent: &Agent, subject: Subject) -> Result<Shown, Refusal> {

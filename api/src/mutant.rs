@@ -65,6 +65,8 @@ mutants! {
     BootIsIgnored,
     /// Addresses are freed before the interface is gone.
     FreedFirst,
+    /// A DEL gives up on an ADD that hangs.
+    DelGivesUp,
     /// What misses its interface once is released.
     MissedOnce,
     /// A release takes away all attachments of the pod.

@@ -1,11 +1,18 @@
 //! The tasks that carry out what is decided about a node's addresses, over whatever a node is: an agent with etcd, a ledger in
 //! SQLite and a kernel, or a node of a simulation. Both run the code of these modules.
 
+mod allocation;
+mod attach;
 mod claims;
+pub mod collect;
 mod hand_over;
+mod pods;
 mod registrar;
+pub mod sweeper;
+pub mod teardown;
 #[cfg(test)]
 mod tests;
+pub mod tombstones;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,8 +31,10 @@ use crate::steward::{Presence, Proof, Step};
 use crate::store::{Contents, Outcome, StoreError, Txn};
 use crate::view::View;
 
+pub use self::attach::{Caller, add, lease};
 pub use self::claims::could_claim;
 pub use self::hand_over::{Unreserved, Workload};
+pub use self::pods::{CLAIM_PATIENCE, PodHost, Requests, ledger_failed, refuse};
 pub use self::registrar::Registrar;
 
 /// Who the node is, as long as its agent runs.

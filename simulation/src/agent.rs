@@ -1,32 +1,38 @@
-//! The agent of a node: its registrar is the one that ships; the other tasks have the same effects in the same order as on a node,
-//! each a step of its own.
+//! The agent of a node: the tasks of [`polder_ipam::tasks`], which ship, over data instead of a kernel and a store.
 
 pub mod ask;
 pub mod engine;
+pub mod host;
 pub mod publisher;
 pub mod registrar;
-pub mod service;
-pub mod sweeper;
 
 use std::cell::RefCell;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use polder_api::Attachment;
+use polder_ipam::bootstrap::Bootstrap;
 use polder_ipam::key::{Key, Range};
 use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::node::NodeIpam;
+use polder_ipam::pool::Labels;
+use polder_ipam::record::ClusterRecord;
 use polder_ipam::registration::{Holdings, Registration};
+use polder_ipam::steward::Proof;
 use polder_ipam::store::{Contents, Outcome, StoreError, Txn};
+use polder_ipam::tasks::{Me, sweeper, tombstones};
 use polder_ipam::view::View;
-use polder_ipam::{Moment, alias};
+use polder_ipam::{Moment, Pool, alias};
+
+use self::host::InFlight;
 
 use crate::Follower;
 use crate::disk::Disk;
+use crate::settings;
 use crate::task::{Life, Pause, Task, Wait, Waiting};
-use crate::world::{Agent, Answer, COOL_DOWN, Question, Shared, World, no_answer};
+use crate::world::{Agent, Answer, COOL_DOWN, Machine, Question, Shared, World, no_answer};
 
 /// How long the own view of the records may be behind what was just written.
 const CATCH_UP_MS: u64 = 5_000;
@@ -125,14 +131,9 @@ impl Hand {
         if self.view().revision >= revision { Ok(()) } else { Err(no_answer()) }
     }
 
-    /// Holds the attachment; false if somebody else does.
-    pub fn hold(&self, attachment: &Attachment) -> bool {
-        self.agent(|agent| agent.in_flight.insert(attachment.clone()))
-    }
-
-    /// Holds it no more.
-    pub fn let_go(&self, attachment: &Attachment) {
-        self.agent(|agent| agent.in_flight.remove(attachment));
+    /// Who the node is.
+    pub fn me(&self) -> Rc<Me> {
+        self.agent(|agent| Rc::clone(&agent.me))
     }
 
     /// A name that nobody else has.
@@ -149,6 +150,9 @@ impl Hand {
     }
 }
 
+/// For how long a plugin that could go on does not.
+const PATIENCE_MS: u64 = 4_000;
+
 /// Begins a task of the agent.
 pub fn spawn<F: Future<Output = ()> + 'static>(
     world: &Shared,
@@ -159,8 +163,7 @@ pub fn spawn<F: Future<Output = ()> + 'static>(
 ) {
     let hand = Hand::new(world, machine, epoch);
     let waiting = Rc::clone(&hand.waiting);
-    let since = world.borrow().now;
-    let task = Task::new(machine, Life::Agent(epoch), name.to_owned(), since, waiting, task(hand));
+    let task = Task::new(machine, Life::Agent(epoch), name.to_owned(), u64::MAX, waiting, task(hand));
     world.borrow_mut().spawned.push(task);
 }
 
@@ -171,11 +174,14 @@ pub fn spawn_plugin<F: Future<Output = ()> + 'static>(
     name: &str,
     task: impl FnOnce(Hand, u64) -> F,
 ) -> u64 {
-    let number = world.borrow_mut().number();
+    let (number, deadline) = {
+        let mut world = world.borrow_mut();
+        (world.number(), world.now + PATIENCE_MS)
+    };
     let hand = Hand::new(world, machine, 0);
     let waiting = Rc::clone(&hand.waiting);
-    let since = world.borrow().now;
-    let task = Task::new(machine, Life::Plugin(number), name.to_owned(), since, waiting, task(hand, number));
+    let life = Life::Plugin(number);
+    let task = Task::new(machine, life, name.to_owned(), deadline, waiting, task(hand, number));
     world.borrow_mut().spawned.push(task);
     number
 }
@@ -185,7 +191,8 @@ pub fn spawn_plugin<F: Future<Output = ()> + 'static>(
 pub fn start(world: &Shared, index: usize) -> bool {
     let number = world.borrow_mut().number();
     let mut guard = world.borrow_mut();
-    let World { machines, .. } = &mut *guard;
+    let proof = guard.proof();
+    let World { machines, first_pools, .. } = &mut *guard;
     let machine = &mut machines[index];
     let Ok((ipam, void)) = NodeIpam::with(machine.disk.clone(), &machine.boot_id, COOL_DOWN) else {
         return false;
@@ -196,14 +203,16 @@ pub fn start(world: &Shared, index: usize) -> bool {
     }
     machine.ledger_is_whole = true;
     machine.epoch = number;
+    let me = me(machine, proof, first_pools.clone());
     let leaving: Vec<Attachment> =
         ipam.attachments().filter(|held| held.leaving).map(|held| held.attachment.clone()).collect();
     machine.agent = Some(Agent {
         epoch: number,
+        me: Rc::new(me),
         ipam,
         view: Arc::default(),
         follower: Follower::new(Key::followed()),
-        in_flight: BTreeSet::new(),
+        in_flight: InFlight::default(),
         registration: Registration::default(),
         holdings: Holdings::default(),
         is_open: false,
@@ -221,7 +230,7 @@ pub fn start(world: &Shared, index: usize) -> bool {
     guard.note(|| format!("{index}: agent {number} starts, {} attachments are void", void.len()));
     drop(guard);
     spawn(world, index, number, "main", |hand| async move {
-        sweeper::take_notes(&hand).await;
+        tombstones::apply_all(&hand).await;
         hand.agent(|agent| agent.is_open = true);
         let Hand { world, machine, epoch, .. } = &hand;
         spawn(world, *machine, *epoch, "verifier", verify);
@@ -229,9 +238,25 @@ pub fn start(world: &Shared, index: usize) -> bool {
         spawn(world, *machine, *epoch, "engine", engine::run);
         spawn(world, *machine, *epoch, "lease", publisher::stay_alive);
         spawn(world, *machine, *epoch, "publisher", publisher::run);
-        spawn(world, *machine, *epoch, "sweeper", |hand| sweeper::run(hand, leaving));
+        spawn(world, *machine, *epoch, "sweeper", async move |hand| {
+            sweeper::run(&hand, leaving, GRACE).await;
+        });
     });
     true
+}
+
+/// Who the node on that machine is, in this boot.
+fn me(machine: &Machine, proof: Proof, pools: Vec<Pool>) -> Me {
+    let ClusterRecord { backend, attach, vxlan, masquerade, .. } = settings::first_settings();
+    Me {
+        name: machine.name.clone(),
+        machine_id: machine.machine_id.clone(),
+        boot_id: machine.boot_id.clone(),
+        proof,
+        labels: Labels::new(),
+        bootstrap: Some(Bootstrap { pools, backend, attach, vxlan, masquerade }),
+        cooldown: COOL_DOWN,
+    }
 }
 
 /// Looks now and then whether the watch has told of everything.

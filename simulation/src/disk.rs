@@ -32,6 +32,13 @@ impl Disk {
         self.0.borrow().ledger.clone()
     }
 
+    /// Whether the ledger names the attachment.
+    pub fn names(&self, attachment: &Attachment) -> bool {
+        // A ledger in memory always answers.
+        let attachments = self.0.borrow().ledger.attachments().unwrap_or_default();
+        attachments.iter().any(|held| held.attachment == *attachment)
+    }
+
     /// How often it was written: as long as that is the same, so is the ledger.
     pub fn writes(&self) -> u64 {
         self.0.borrow().writes

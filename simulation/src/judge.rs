@@ -49,8 +49,9 @@ fn node(world: &World, machine: &Machine, strictness: Strictness) -> NodeFacts {
             let held =
                 ledger.iter().flat_map(|ledger| ledger.attachments.iter().map(|held| &held.attachment));
             let holders = world.truth.reservations.values().filter_map(|known| known.record.holder.as_ref());
-            held.filter(|attachment| !interfaces.contains_key(attachment))
-                .chain(holders.map(|holder| &holder.attachment))
+            held.chain(holders.map(|holder| &holder.attachment))
+                .filter(|attachment| !interfaces.contains_key(attachment))
+                .chain(&machine.kernel.overtaken)
                 .cloned()
                 .collect()
         }

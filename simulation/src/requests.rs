@@ -4,21 +4,10 @@ use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
 use std::rc::Rc;
 
-use polder_api::{Attachment, Pod};
+use polder_api::Attachment;
 use polder_ipam::claim::NoClaim;
 use polder_ipam::pool::BlockRequest;
 use polder_ipam::tasks::{Unreserved, Workload};
-
-/// What an ADD asks for.
-#[derive(Debug, Clone)]
-pub struct Wanting {
-    /// For which attachment.
-    pub attachment: Attachment,
-    /// The pod.
-    pub pod: Pod,
-    /// Whether the pod keeps its address by name.
-    pub reserved: bool,
-}
 
 /// Where the answer is put for whoever waits for it.
 #[derive(Debug)]

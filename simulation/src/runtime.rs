@@ -1,15 +1,17 @@
 //! A container runtime that does what containerd does: it repeats, delays, reorders and loses its calls.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::rc::Rc;
 
 use polder_api::Attachment;
+use polder_api::message::{AddRequest, AddressSource, Collection};
+use polder_ipam::invariants::{Deviation, Invariant};
+use polder_ipam::tasks::{self, Caller, collect, teardown};
 
-use crate::agent::{Hand, service, spawn, spawn_plugin};
+use crate::agent::{Hand, spawn, spawn_plugin};
 use crate::container::Container;
-use crate::requests::Wanting;
+use crate::settings::{NETWORK, RESERVED};
 use crate::task::Wait;
 use crate::world::{Shared, World};
 
@@ -27,6 +29,12 @@ struct Connection {
     deleted: Rc<Cell<bool>>,
 }
 
+impl Caller for Connection {
+    fn is_gone(&self) -> bool {
+        self.spoken.get()
+    }
+}
+
 /// What ends a connection, however the plugin ends.
 struct Ending(Connection);
 
@@ -38,18 +46,23 @@ impl Drop for Ending {
 
 /// Begins an ADD.
 pub fn add(world: &Shared, container: usize) {
-    let (machine, wanting) = {
+    let (machine, request) = {
         let world = world.borrow();
         let Container { attachment, pod, reserved, machine, .. } = world.containers[container].clone();
-        (machine, Wanting { attachment, pod, reserved })
+        let pool = reserved.then(|| RESERVED.parse().expect("a name"));
+        let source = AddressSource::Pools { pool, addresses: Vec::new() };
+        let netns = attachment.container.to_string();
+        (machine, AddRequest { attachment, netns, pod: Some(pod), source, mac: None, mtu: None })
     };
     let number = spawn_plugin(world, machine, "ADD", |hand, number| async move {
-        let added = wire(&hand, wanting).await;
+        let added = wire(&hand, request).await;
         hand.with(|world| {
             let machine = &mut world.machines[hand.machine];
             let this = &mut world.containers[container];
             this.plugins.retain(|plugin| *plugin != number);
-            if let (Some(addresses), true) = (&added, this.is_wanted) {
+            // One that hung for so long that a DEL went on without its end promises nothing.
+            let is_overtaken = machine.kernel.overtaken.contains(&this.attachment);
+            if let (Some(addresses), true, false) = (&added, this.is_wanted, is_overtaken) {
                 this.is_attached = true;
                 machine.promised.insert(this.attachment.clone(), addresses.clone());
                 *world.counts.entry("pod attached").or_default() += 1;
@@ -64,28 +77,33 @@ pub fn add(world: &Shared, container: usize) {
 }
 
 /// The plugin's part of an ADD.
-async fn wire(hand: &Hand, wanting: Wanting) -> Option<Vec<IpAddr>> {
+async fn wire(hand: &Hand, request: AddRequest) -> Option<Vec<IpAddr>> {
     hand.turn().await;
-    let attachment = wanting.attachment.clone();
-    let alias = polder_ipam::alias::write(&attachment, Some(&wanting.pod));
+    let attachment = request.attachment.clone();
+    let alias = polder_ipam::alias::write(&attachment, request.pod.as_ref());
     let epoch = hand.with(|world| {
         let machine = &world.machines[hand.machine];
         machine.agent.as_ref().filter(|agent| agent.is_open).map(|agent| agent.epoch)
     })?;
     let ending = Ending(Connection::default());
     let connection = ending.0.clone();
-    spawn(&hand.world, hand.machine, epoch, "serve ADD", |agent| serve(agent, wanting, connection));
+    spawn(&hand.world, hand.machine, epoch, "serve ADD", |agent| serve(agent, request, connection));
     let Ending(connection) = &ending;
     hand.wait(Wait::Flag(Rc::clone(&connection.answered), epoch)).await;
     let addresses = connection.answer.borrow_mut().take()?;
     hand.turn().await;
     let is_made = hand.with(|world| {
-        let kernel = &mut world.machines[hand.machine].kernel;
+        let machine = &mut world.machines[hand.machine];
+        let kernel = &mut machine.kernel;
         let is_new = !kernel.interfaces.contains_key(&attachment);
         let is_made = is_new && kernel.namespaces.contains(attachment.container.as_str());
         if is_made {
             kernel.interfaces.insert(attachment.clone(), addresses.clone());
             kernel.aliases.insert(attachment.clone(), alias.clone());
+            if !machine.disk.names(&attachment) {
+                kernel.overtaken.insert(attachment.clone());
+                world.count("interface made after its DEL");
+            }
         }
         is_made
     });
@@ -107,24 +125,43 @@ async fn wire(hand: &Hand, wanting: Wanting) -> Option<Vec<IpAddr>> {
 }
 
 /// The agent's part of an ADD.
-async fn serve(hand: Hand, wanting: Wanting, connection: Connection) {
-    let given = service::add(&hand, &wanting).await;
-    let attachment = wanting.attachment;
-    hand.note(|| format!("agent gives {attachment} {given:?}"));
-    let is_held = given.is_some();
-    *connection.answer.borrow_mut() = given;
+async fn serve(hand: Hand, request: AddRequest, connection: Connection) {
+    let attachment = request.attachment.clone();
+    let added = tasks::add(&hand, &hand.me(), request, &connection).await;
+    hand.note(|| match &added {
+        Ok((held, _)) => format!("agent gives {attachment} {:?}", held.addresses),
+        Err(refusal) => format!("agent refuses {attachment}: {refusal}"),
+    });
+    let (addresses, lock) = added.map(|(held, lock)| (held.addresses, lock)).ok().unzip();
+    *connection.answer.borrow_mut() = addresses;
     connection.answered.set(true);
-    if !is_held {
+    if lock.is_none() {
         return;
     }
     hand.wait(Wait::Flag(Rc::clone(&connection.spoken), hand.epoch)).await;
     if connection.wants_del.get() {
-        service::release(&hand, &attachment).await;
-        hand.let_go(&attachment);
+        drop(lock);
+        delete(&hand, &attachment).await;
         connection.deleted.set(true);
     } else {
-        service::abandoned(&hand, &attachment).await;
+        teardown::abandoned(&hand, &attachment).await;
     }
+}
+
+/// The agent's part of a DEL. Nothing in the simulation keeps it from taking a pod away, so a runtime must never hear that it
+/// has not.
+async fn delete(hand: &Hand, attachment: &Attachment) {
+    let Err(refusal) = teardown::del(hand, attachment).await else { return };
+    hand.with(|world| {
+        let node = world.machines[hand.machine].name.clone();
+        world.found.push(Deviation {
+            invariant: Invariant::NoLeak,
+            what: format!("the DEL of {attachment} on {node} is refused: {refusal}"),
+            remedy: "none: the runtime cannot forget the pod".to_owned(),
+            node: Some(node),
+            repair: None,
+        });
+    });
 }
 
 /// Begins a DEL.
@@ -165,7 +202,7 @@ async fn take_down(hand: &Hand, attachment: &Attachment) {
         let done = Rc::new(Cell::new(false));
         let (told, whose) = (Rc::clone(&done), attachment.clone());
         spawn(&hand.world, hand.machine, epoch, "serve DEL", |agent| async move {
-            service::del(&agent, &whose).await;
+            delete(&agent, &whose).await;
             told.set(true);
         });
         hand.wait(Wait::Flag(Rc::clone(&done), epoch)).await;
@@ -173,8 +210,8 @@ async fn take_down(hand: &Hand, attachment: &Attachment) {
             return;
         }
     }
-    // Nobody is there: first a note, then the interface.
-    hand.with(|world| world.machines[hand.machine].notes.insert(attachment.clone()));
+    // Nobody is there: first a tombstone, then the interface.
+    hand.with(|world| world.machines[hand.machine].tombstones.insert(attachment.clone()));
     hand.turn().await;
     hand.with(|world| world.machines[hand.machine].kernel.interfaces.remove(attachment));
 }
@@ -182,22 +219,18 @@ async fn take_down(hand: &Hand, attachment: &Attachment) {
 /// Takes away what the runtime does not know: what a GC does. It keeps what was added since it began.
 pub fn collect(world: &Shared, machine: usize) {
     let Some(epoch) = world.borrow().machines[machine].epoch_running() else { return };
-    let (valid, began) = {
+    let (valid, began_ms) = {
         let world = world.borrow();
         let boot_id = &world.machines[machine].boot_id;
         let here = world.containers.iter().filter(|one| one.machine == machine && one.boot_id == *boot_id);
-        let valid: BTreeSet<_> = here.filter(|one| one.is_wanted).map(|one| one.attachment.clone()).collect();
-        (valid, world.machines[machine].now())
+        let valid: Vec<_> = here.filter(|one| one.is_wanted).map(|one| one.attachment.clone()).collect();
+        (valid, world.machines[machine].clock)
     };
     world.borrow_mut().count("GC");
-    spawn(world, machine, epoch, "GC", |hand| async move {
+    spawn(world, machine, epoch, "GC", move |hand| async move {
         hand.turn().await;
-        let stale = hand.ipam(|ipam, _| polder_ipam::node::stale(ipam.attachments(), began, &valid));
-        for attachment in stale {
-            if hand.hold(&attachment) {
-                service::release(&hand, &attachment).await;
-                hand.let_go(&attachment);
-            }
-        }
+        let network = NETWORK.parse().expect("a name");
+        let collected = collect::collect(&hand, Collection { network, valid, began_ms }).await;
+        hand.note(|| format!("GC ends with {collected:?}"));
     });
 }

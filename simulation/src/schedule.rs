@@ -8,6 +8,7 @@ use crate::container::Container;
 use crate::disk::Disk;
 use crate::fault::Fault;
 use crate::runtime;
+use crate::settings::NETWORK;
 use crate::task::{Life, Task};
 use crate::world::{Kernel, Machine, Progress, Shared, World};
 
@@ -17,10 +18,9 @@ const REMEMBERED: usize = 10;
 /// The containers of a machine that are to live at once.
 const CONTAINERS: usize = 3;
 
-/// For how long a plugin that could go on does not. One that is frozen for longer than a node waits for a missing
-/// interface, and whose agent has ended meanwhile, makes an interface that nobody expects any more, for as long as it
-/// takes to notice that: that is not played.
-const PATIENCE_MS: u64 = 4_000;
+/// For how long an ADD hangs that does: longer than its DEL waits for it, on the slowest clock, and shorter than an address is in
+/// cool-down, on the fastest.
+const HANGS_MS: u64 = 17_000;
 
 /// What goes on, and what could go wrong.
 pub struct Schedule {
@@ -55,7 +55,7 @@ pub fn add_machine(world: &mut World, name: NodeName) {
         is_stopped: false,
         is_cut: false,
         reads_only: false,
-        notes: std::collections::BTreeSet::new(),
+        tombstones: std::collections::BTreeSet::new(),
         promised: std::collections::BTreeMap::new(),
     });
 }
@@ -132,12 +132,19 @@ impl Schedule {
     fn go_on(&mut self) -> bool {
         let ready: Vec<usize> = {
             let world = self.world.borrow();
-            (0..self.tasks.len()).filter(|index| self.tasks[*index].is_ready(&world)).collect()
+            let is_ready = |task: &Task| !task.hangs && task.is_ready(&world);
+            (0..self.tasks.len()).filter(|index| is_ready(&self.tasks[*index])).collect()
         };
         if ready.is_empty() {
             return false;
         }
         let index = ready[self.chance(ready.len())];
+        if self.tasks[index].name == "ADD" && self.chance(20) == 0 {
+            self.tasks[index].hangs = true;
+            self.tasks[index].deadline = self.world.borrow().now + HANGS_MS;
+            self.world.borrow_mut().count("ADD hangs");
+            return true;
+        }
         self.poll(index);
         true
     }
@@ -211,8 +218,7 @@ impl Schedule {
             let index = {
                 let world = self.world.borrow();
                 let must = |task: &&Task| {
-                    let waits = task.is_plugin() && world.now.saturating_sub(task.since) > PATIENCE_MS;
-                    waits || millis > 500 && (task.is_plugin() || task.name == "engine")
+                    world.now + millis > task.deadline || millis > 500 && task.name == "engine"
                 };
                 let ready = |task: &Task| must(&task) && task.is_ready(&world);
                 self.tasks.iter().position(ready)
@@ -326,7 +332,8 @@ impl Schedule {
                     (polder_api::Pod { namespace: "d".to_owned(), name, uid: None }, false)
                 }
             };
-            let attachment: polder_api::Attachment = format!("net/c{number}/eth0").parse().expect("a name");
+            let attachment: polder_api::Attachment =
+                format!("{NETWORK}/c{number}/eth0").parse().expect("a name");
             world.machines[machine].kernel.namespaces.insert(attachment.container.as_str().to_owned());
             world.containers.push(Container {
                 attachment,
@@ -367,7 +374,7 @@ impl Schedule {
         if !wanted.is_empty() && self.chance(2) == 0 {
             let index = wanted[self.chance(wanted.len())];
             match self.chance(8) {
-                0 => runtime::add(&self.world, index),
+                0 => self.repeat_add(index),
                 1 => {
                     // A new sandbox before the DEL of the old one, perhaps on another machine.
                     let (pod, reserved) = {
@@ -388,10 +395,21 @@ impl Schedule {
         } else if !over.is_empty() {
             let index = over[self.chance(over.len())];
             match self.chance(4) {
-                0 => runtime::add(&self.world, index),
+                0 => self.repeat_add(index),
                 1 => self.remove_namespace(index),
                 _ => runtime::del(&self.world, index),
             }
+        }
+    }
+
+    /// Begins another ADD of a container. A runtime does not while one hangs: whichever ended first would take away what the other
+    /// one was promised.
+    fn repeat_add(&mut self, index: usize) {
+        let hangs =
+            |plugin: &u64| self.tasks.iter().any(|task| task.life == Life::Plugin(*plugin) && task.hangs);
+        let is_hung = self.world.borrow().containers[index].plugins.iter().any(hangs);
+        if !is_hung {
+            runtime::add(&self.world, index);
         }
     }
 

@@ -7,6 +7,12 @@ use polder_ipam::record::{AttachMode, Backend, ClusterRecord, Masquerade, VxlanS
 
 use crate::Random;
 
+/// The network of all containers.
+pub const NETWORK: &str = "net";
+
+/// The pool for pods that keep their address by name.
+pub const RESERVED: &str = "reserved";
+
 /// The settings of a new cluster.
 pub fn first_settings() -> ClusterRecord {
     ClusterRecord {
@@ -26,7 +32,7 @@ pub fn pool(name: &str, cidr: &str, block_length: u8) -> Pool {
 
 /// The pools of a new cluster: one of each purpose, and sometimes one of the other family.
 pub fn first_pools(random: &mut Random) -> Vec<Pool> {
-    let mut reserved = pool("reserved", "10.9.0.0/29", 29);
+    let mut reserved = pool(RESERVED, "10.9.0.0/29", 29);
     reserved.purpose = Purpose::Reservations;
     let mut pools = vec![pool("main", "10.0.0.0/26", *random.one_of(&[29, 30])), reserved];
     if random.once_in(3) {

@@ -23,7 +23,7 @@ pub enum Wait {
     Free(Attachment, u64),
     /// That the agent's view shows the revision, or the moment.
     Revision(i64, u64),
-    /// That the kernel has other addresses of the node than its ledger, or the moment.
+    /// That the kernel has other addresses of the node than its ledger, or interfaces that it does not name, or the moment.
     Gateways(u64),
     /// That there is news for the agent's registrar, or the moment.
     News(u64),
@@ -42,8 +42,10 @@ pub struct Task {
     pub life: Life,
     /// What it is, for people.
     pub name: String,
-    /// Since when, in milliseconds of nobody's clock.
-    pub since: u64,
+    /// When it goes on at the latest, if it can, in milliseconds of nobody's clock. An agent's task can take for ever.
+    pub deadline: u64,
+    /// Whether it hangs until then, whatever it could do.
+    pub hangs: bool,
     /// What it waits for.
     pub wait: Waiting,
     future: Pin<Box<dyn Future<Output = ()>>>,
@@ -64,11 +66,11 @@ impl Task {
         machine: usize,
         life: Life,
         name: String,
-        since: u64,
+        deadline: u64,
         wait: Waiting,
         future: impl Future<Output = ()> + 'static,
     ) -> Self {
-        Self { machine, life, name, since, wait, future: Box::pin(future) }
+        Self { machine, life, name, deadline, hangs: false, wait, future: Box::pin(future) }
     }
 
     /// Goes on up to its next effect. True if that was its end.
@@ -92,14 +94,16 @@ impl Task {
             Wait::Until(until) => over(*until),
             Wait::Reply(request) => world.is_answered(*request),
             Wait::Free(attachment, until) => {
-                over(*until) || agent.is_some_and(|agent| !agent.in_flight.contains(attachment))
+                over(*until) || agent.is_some_and(|agent| !agent.in_flight.borrow().contains(attachment))
             }
             Wait::Revision(revision, until) => {
                 over(*until) || agent.is_some_and(|agent| agent.view.revision >= *revision)
             }
             Wait::Gateways(until) => {
-                let differ =
-                    |agent: &Agent| !agent.is_forbidden() && agent.ipam.gateways() != machine.kernel.gateways;
+                let differ = |agent: &Agent| {
+                    let has_others = agent.ipam.gateways() != machine.kernel.gateways;
+                    !agent.is_forbidden() && (has_others || machine.has_overtaken())
+                };
                 over(*until) || agent.is_some_and(differ)
             }
             Wait::News(until) => over(*until) || agent.is_some_and(|agent| agent.news),

@@ -18,9 +18,11 @@ use polder_ipam::registration::{Holdings, Registration};
 use polder_ipam::steward::Proof;
 use polder_ipam::store::refusal::{Cause, Refusal};
 use polder_ipam::store::{Contents, Outcome, StoreError, Txn};
+use polder_ipam::tasks::Me;
 use polder_ipam::view::View;
 use polder_ipam::{Moment, Pool};
 
+use crate::agent::host::InFlight;
 use crate::container::Container;
 use crate::disk::Disk;
 use crate::etcd::Error;
@@ -72,7 +74,7 @@ pub struct Machine {
     /// Whether the role of its user at the store lets it read only.
     pub reads_only: bool,
     /// What plugins took down while no agent ran.
-    pub notes: BTreeSet<Attachment>,
+    pub tombstones: BTreeSet<Attachment>,
     /// What the runtime was told that its containers have.
     pub promised: BTreeMap<Attachment, Vec<IpAddr>>,
 }
@@ -88,12 +90,25 @@ pub struct Kernel {
     pub namespaces: BTreeSet<String>,
     /// The node's own addresses.
     pub gateways: Vec<IpAddr>,
+    /// The attachments whose DEL did not wait for the end of their ADD. An interface that is made afterwards is deleted by the
+    /// next pass.
+    pub overtaken: BTreeSet<Attachment>,
+}
+
+impl Machine {
+    /// Whether the kernel has an interface that the ledger does not name any more, because its DEL was faster than its ADD.
+    pub fn has_overtaken(&self) -> bool {
+        let is_there = |attachment: &&Attachment| self.kernel.interfaces.contains_key(attachment);
+        self.kernel.overtaken.iter().filter(is_there).any(|attachment| !self.disk.names(attachment))
+    }
 }
 
 /// What an agent knows, and forgets when it ends.
 pub struct Agent {
     /// Which one it is.
     pub epoch: u64,
+    /// Who the node is.
+    pub me: Rc<Me>,
     /// The node's addresses.
     pub ipam: NodeIpam<Disk>,
     /// The cluster.
@@ -101,7 +116,7 @@ pub struct Agent {
     /// How it learns of it.
     pub follower: Follower,
     /// Who works on which attachment.
-    pub in_flight: BTreeSet<Attachment>,
+    pub in_flight: InFlight,
     /// Whether the store knows the node, and whether it may serve.
     pub registration: Registration,
     /// What its registrar says that the node owns.

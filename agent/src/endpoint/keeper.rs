@@ -20,8 +20,8 @@ use crate::config::StoreConfig;
 use crate::kernel::endpoint::interface;
 use crate::kernel::ruleset;
 use crate::machine::now;
-use crate::teardown;
 use crate::wiring::wiring;
+use polder_ipam::tasks::teardown;
 
 /// Between two looks whether it is there.
 const LOOK: Duration = Duration::from_secs(2);

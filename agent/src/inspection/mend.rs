@@ -5,6 +5,7 @@ use polder_ipam::key::Key;
 use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::record::{AddressRecord, encode};
 use polder_ipam::store::{Compare, Outcome, Txn, Write};
+use polder_ipam::tasks::sweeper;
 use tracing::{info, warn};
 
 use super::own::Mend;
@@ -12,7 +13,6 @@ use crate::agent::Agent;
 use crate::kernel::snapshot::AttachedPod;
 use crate::machine::now;
 use crate::publisher::own_revision;
-use crate::sweeper;
 
 /// Carries a repair out. Whether it has succeeded, another look tells.
 pub(super) async fn mend(agent: &Agent, mend: Mend) {

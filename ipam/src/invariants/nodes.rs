@@ -124,6 +124,10 @@ fn interfaces(node: &NodeFacts, ledger: &LedgerFacts, kernel: &KernelFacts, foun
     for Interface { attachment, addresses } in &kernel.interfaces {
         // Who has come to nothing keeps what he was given until his interface is gone, whoever works on him.
         let held = ledger.attachments.iter().find(|held| held.attachment == *attachment);
+        if held.is_none() && node.in_flight.contains(attachment) {
+            // Its DEL was faster than its ADD: the next pass deletes it, and its addresses are in cool-down until then.
+            continue;
+        }
         for address in addresses {
             if !held.is_some_and(|held| held.addresses.contains(address)) {
                 let what = format!(

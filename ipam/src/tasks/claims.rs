@@ -35,7 +35,7 @@ enum Attempted {
     Unknown(StoreError),
 }
 
-impl<H: Host> Registrar<H> {
+impl<H: Host> Registrar<'_, H> {
     /// Serves a wish for another block, unless there are free addresses again: one for whoever waits, or as many as there
     /// should always be.
     pub async fn serve(&self, wanted: BlockRequest, somebody_waits: bool) -> Result<(), NoClaim> {

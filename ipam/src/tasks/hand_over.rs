@@ -41,7 +41,7 @@ pub enum Unreserved {
     Denied(#[from] Denied),
 }
 
-impl<H: Host> Registrar<H> {
+impl<H: Host> Registrar<'_, H> {
     /// Hands an address over to the attachment, if it is free for the workload. It is expected from then on, until it is used
     /// or given up.
     pub async fn hand_over(

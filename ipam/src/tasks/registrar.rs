@@ -44,9 +44,9 @@ impl<E: std::error::Error> From<E> for Waiting {
 
 /// The registrar of a node. One at a time: nobody else claims blocks for it.
 #[derive(Debug)]
-pub struct Registrar<H> {
-    pub(super) host: H,
-    pub(super) me: Arc<Me>,
+pub struct Registrar<'a, H> {
+    pub(super) host: &'a H,
+    pub(super) me: &'a Me,
     /// The removed nodes whose blocks rest.
     quarantine: Quarantine,
     /// Whether somebody else lives under this node's name.
@@ -59,9 +59,9 @@ pub struct Registrar<H> {
     lost_at: Option<Moment>,
 }
 
-impl<H: Host> Registrar<H> {
+impl<'a, H: Host> Registrar<'a, H> {
     /// One that has not looked yet.
-    pub fn new(host: H, me: Arc<Me>) -> Self {
+    pub fn new(host: &'a H, me: &'a Me) -> Self {
         let quarantine = Quarantine::new(me.cooldown);
         Self { host, me, quarantine, double: Double::Unasked, is_proven: false, losses: 0, lost_at: None }
     }
@@ -284,6 +284,7 @@ impl<H: Host> Registrar<H> {
         }
         self.remove_gateways().await?;
         let identity = self.host.ledger(|ipam, _| ipam.identity()).await?;
+        // Fails where an ADD that had begun before was given addresses meanwhile.
         self.host.ledger(|ipam, _| ipam.forget_all()).await?;
         let node = identity.map_or_else(|| self.me.name.clone(), |identity| identity.node);
         self.forget_addresses(&node).await

@@ -6,44 +6,47 @@ use std::rc::Rc;
 use polder_api::Attachment;
 use polder_ipam::claim::NoClaim;
 use polder_ipam::pool::BlockRequest;
-use polder_ipam::tasks::{Unreserved, Workload};
+use polder_ipam::tasks::{CLAIM_PATIENCE, Requests, Unreserved, Workload};
 
 use super::Hand;
+use super::host::millis;
 use crate::requests::{ClaimRequest, Reply, ReserveRequest};
 use crate::task::Wait;
 
-/// How long an ADD waits for another block, or for its reserved address.
-const PATIENCE_MS: u64 = 15_000;
+impl Requests for Hand {
+    async fn claim(&self, wanted: BlockRequest) -> Result<(), NoClaim> {
+        let reply = Reply::default();
+        self.agent(|agent| {
+            agent.claims.push_back(ClaimRequest { wanted, reply: Some(reply.clone()) });
+            agent.news = true;
+        });
+        let too_slow = || Err(NoClaim::Unavailable("the store is too slow".to_owned()));
+        wait(self, &reply).await.unwrap_or_else(too_slow)
+    }
 
-/// Asks for another block, and waits for it.
-pub async fn claim(hand: &Hand, wanted: BlockRequest) -> Result<(), NoClaim> {
-    let reply = Reply::default();
-    hand.agent(|agent| {
-        agent.claims.push_back(ClaimRequest { wanted, reply: Some(reply.clone()) });
-        agent.news = true;
-    });
-    wait(hand, &reply).await.unwrap_or_else(|| Err(NoClaim::Unavailable("the store is too slow".to_owned())))
-}
+    fn claim_ahead(&self, wanted: BlockRequest) {
+        self.agent(|agent| agent.claims.push_back(ClaimRequest { wanted, reply: None }));
+    }
 
-/// Asks for a reserved address, and waits for it.
-pub async fn reserve(
-    hand: &Hand,
-    wanted: Workload,
-    owner: String,
-    attachment: Attachment,
-) -> Result<IpAddr, Unreserved> {
-    let reply = Reply::default();
-    hand.agent(|agent| {
-        agent.reservations.push_back(ReserveRequest { wanted, owner, attachment, reply: reply.clone() });
-        agent.news = true;
-    });
-    let too_slow = || Err(Unreserved::TryAgain("the store is too slow".to_owned()));
-    wait(hand, &reply).await.unwrap_or_else(too_slow)
+    async fn reserve(
+        &self,
+        wanted: Workload,
+        owner: String,
+        attachment: &Attachment,
+    ) -> Result<IpAddr, Unreserved> {
+        let (reply, attachment) = (Reply::default(), attachment.clone());
+        self.agent(|agent| {
+            agent.reservations.push_back(ReserveRequest { wanted, owner, attachment, reply: reply.clone() });
+            agent.news = true;
+        });
+        let too_slow = || Err(Unreserved::TryAgain("the store is too slow".to_owned()));
+        wait(self, &reply).await.unwrap_or_else(too_slow)
+    }
 }
 
 /// Waits for the answer, but not for ever.
 async fn wait<T>(hand: &Hand, reply: &Reply<T>) -> Option<T> {
-    let until = hand.clock() + PATIENCE_MS;
+    let until = hand.clock() + millis(CLAIM_PATIENCE);
     while !reply.given.get() {
         if hand.clock() >= until {
             return None;

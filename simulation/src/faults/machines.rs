@@ -19,7 +19,7 @@ impl Schedule {
         let mut world = self.world.borrow_mut();
         let (boot, number, ids) = (world.new_boot_id(), world.number(), world.ids);
         let is_new = ids == Ids::LedgerAlone || ids == Ids::OneKernel && world.random.once_in(2);
-        let Machine { machine_id, boot_id, clock, kernel, promised, notes, is_stopped, .. } =
+        let Machine { machine_id, boot_id, clock, kernel, promised, tombstones, is_stopped, .. } =
             &mut world.machines[machine];
         if is_new {
             *machine_id = format!("machine-{number}");
@@ -32,7 +32,7 @@ impl Schedule {
         *kernel = Kernel::default();
         *is_stopped = false;
         promised.clear();
-        notes.clear();
+        tombstones.clear();
         for index in 0..world.containers.len() {
             if world.containers[index].machine == machine {
                 runtime::over(&mut world, index);

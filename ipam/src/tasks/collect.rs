@@ -4,30 +4,29 @@ use std::collections::BTreeSet;
 
 use polder_api::Attachment;
 use polder_api::message::{Collection, Refusal, RefusalKind};
-use polder_ipam::Moment;
-use polder_ipam::node::stale;
 use tracing::info;
 
-use crate::agent::Agent;
-use crate::teardown::{self, Addresses};
+use super::PodHost;
+use super::teardown::{self, Addresses};
+use crate::moment::Moment;
+use crate::node::stale;
 
 /// Takes away every attachment of the network that is not valid and was there before the call began. Goes on after
 /// what fails, and names all of it.
-pub async fn collect(agent: &Agent, collection: Collection) -> Result<(), Refusal> {
+pub async fn collect<H: PodHost>(host: &H, collection: Collection) -> Result<(), Refusal> {
     let valid: BTreeSet<Attachment> = collection.valid.into_iter().collect();
     let (network, began) = (collection.network, Moment::from_millis(collection.began_ms));
-    let stale: Vec<Attachment> = agent
-        .ipam
-        .run(move |ipam| {
+    let stale: Vec<Attachment> = host
+        .ledger(move |ipam, _| {
             stale(ipam.attachments().filter(|held| held.attachment.network == network), began, &valid)
         })
         .await;
     let mut problems = Vec::new();
     for attachment in stale {
         // An ADD or a DEL that is under way knows better.
-        let Some(_held) = agent.in_flight.hold(&attachment) else { continue };
+        let Some(_lock) = host.try_lock(&attachment) else { continue };
         info!(%attachment, "the runtime does not know it any more");
-        match teardown::release(agent, &attachment).await {
+        match teardown::release(host, &attachment).await {
             Ok(Addresses::Freed) => {}
             Ok(Addresses::Kept(reason)) => problems.push(format!("the addresses of {attachment}: {reason}")),
             Err(refusal) => problems.push(format!("{attachment}: {refusal}")),

@@ -1,0 +1,297 @@
+//! Finding addresses for an attachment: in the node's blocks, or in one that is claimed for it.
+
+use std::net::IpAddr;
+
+use polder_api::message::{AddRequest, AddressSource, Refusal, RefusalKind};
+use polder_api::{Family, PoolName};
+
+use super::{Caller, Me, PodHost, Unreserved, Workload, ledger_failed, refuse};
+use crate::allocator::{Counts, Refused, Rest};
+use crate::claim::NoClaim;
+use crate::ledger::{Held, Kind};
+use crate::node::{AllocateError, NodeIpam, Source, Wish};
+use crate::pool::{BlockRequest, Pool, Purpose};
+use crate::record::BlockRecord;
+use crate::reservation::Denied;
+use crate::shortage;
+use crate::view::{Known, View};
+
+/// Where addresses for an attachment are sought.
+#[derive(Debug)]
+pub(super) struct Allocation<'a, H, C> {
+    pub(super) host: &'a H,
+    pub(super) me: &'a Me,
+    pub(super) caller: &'a C,
+    /// The cluster, as the request was admitted by.
+    pub(super) view: &'a View,
+}
+
+/// What came of a wish.
+#[derive(Debug)]
+pub(super) enum Allocated {
+    /// The attachment has these addresses now.
+    New(Held),
+    /// It had them before.
+    Exists(Held),
+}
+
+impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
+    /// Gives the attachment its addresses: all of them are in the ledger when this returns, or none is.
+    pub(super) async fn allocate(
+        &self,
+        kind: Kind,
+        request: AddRequest,
+        mtu: u32,
+    ) -> Result<Allocated, Refusal> {
+        let source = self.source(&request).await?;
+        let reserved = match &source {
+            Source::Blocks { reserved, .. } => reserved.clone(),
+            Source::Elsewhere(_) => Vec::new(),
+        };
+        let wish = Wish {
+            attachment: request.attachment,
+            kind,
+            source,
+            mac: request.mac,
+            mtu,
+            netns: request.netns,
+            pod: request.pod,
+        };
+        let allocated = self.fulfil(&wish).await;
+        if !reserved.is_empty() {
+            // It has them by now, or what was handed over for it is let go.
+            let give_up = move |ipam: &mut NodeIpam<H::Ledger>, _| {
+                reserved.iter().for_each(|address| ipam.give_up(*address, &wish.attachment));
+            };
+            self.host.ledger(give_up).await;
+            self.host.addresses_freed();
+        }
+        allocated
+    }
+
+    /// Fulfils a wish, with another block if it takes one.
+    async fn fulfil(&self, wish: &Wish) -> Result<Allocated, Refusal> {
+        let (families, pool) = match &wish.source {
+            Source::Blocks { families, pool, .. } => (families.as_slice(), pool.as_ref()),
+            Source::Elsewhere(_) => (&[][..], None),
+        };
+        let (mut rest, mut claimed) = (Rest::Full, None);
+        loop {
+            let (again, how) = (wish.clone(), rest);
+            let allocate = move |ipam: &mut NodeIpam<H::Ledger>, now| {
+                let allocated = ipam.allocate(again, how, now);
+                let is_low = |family: &Family| ipam.total(*family, None, now).free < ipam.low_water();
+                (allocated, Family::BOTH.into_iter().filter(is_low).collect::<Vec<_>>())
+            };
+            let (allocated, low) = self.host.ledger(allocate).await;
+            let (family, counts) = match allocated {
+                Ok(held) => {
+                    for family in low.into_iter().filter(|family| families.contains(family)) {
+                        self.host.claim_ahead(BlockRequest::Any(family, None));
+                    }
+                    return Ok(Allocated::New(held));
+                }
+                Err(AllocateError::Exists(held)) => return Ok(Allocated::Exists(*held)),
+                Err(AllocateError::Ledger(error)) => return Err(ledger_failed(&error)),
+                Err(AllocateError::Refused { address, why: Refused::NotHere, .. })
+                    if claimed != Some(address) =>
+                {
+                    self.claim_around(address).await?;
+                    claimed = Some(address);
+                    continue;
+                }
+                Err(error @ (AllocateError::Refused { .. } | AllocateError::MacTaken { .. })) => {
+                    return Err(refused(&error));
+                }
+                Err(AllocateError::Shortage { family, counts }) => (family, counts),
+            };
+            if self.caller.is_gone() {
+                // Blocks that are claimed now would be for nobody.
+                return refuse(RefusalKind::Failed, "the caller is gone");
+            }
+            match (self.host.claim(BlockRequest::Any(family, pool.cloned())).await, rest) {
+                (Ok(()), _) => {}
+                // No other address and no other block: one that has rested the shortest time must do.
+                (Err(NoClaim::Exhausted(_)), Rest::Full) => rest = Rest::Shortest,
+                (Err(error), _) => return Err(short(family, counts, &error)),
+            }
+        }
+    }
+
+    /// Where the addresses are to come from, if that makes sense in this cluster. Reserved ones are handed over.
+    async fn source(&self, request: &AddRequest) -> Result<Source, Refusal> {
+        match &request.source {
+            AddressSource::Pools { pool, addresses } => {
+                self.source_in_pools(request, pool.as_ref(), addresses).await
+            }
+            AddressSource::Delegated(addresses) => {
+                let gateways = self.host.ledger(|ipam, _| ipam.gateways().to_vec()).await;
+                for address in addresses {
+                    if let Some(pool) = pool_of(self.view, *address) {
+                        return refuse(
+                            RefusalKind::Invalid,
+                            format!(
+                                "{address} is of pool {}, which Polder hands out itself: give the other IPAM plugin a \
+                                 range of its own",
+                                pool.name
+                            ),
+                        );
+                    }
+                    let family = Family::of(*address);
+                    if !gateways.iter().any(|gateway| Family::of(*gateway) == family) {
+                        let problem = format!("{address} has no way out: the cluster has no {family} pool");
+                        return refuse(RefusalKind::Invalid, problem);
+                    }
+                }
+                Ok(Source::Elsewhere(addresses.clone()))
+            }
+        }
+    }
+
+    /// Where addresses of the cluster's pools are to come from: of this pool alone if one is named, and these if some are.
+    async fn source_in_pools(
+        &self,
+        request: &AddRequest,
+        pool: Option<&PoolName>,
+        addresses: &[IpAddr],
+    ) -> Result<Source, Refusal> {
+        let families = self.families(pool)?;
+        for family in Family::BOTH {
+            if addresses.iter().filter(|address| Family::of(**address) == family).count() > 1 {
+                let problem = format!("more than one {family} address is asked for: a pod has one");
+                return refuse(RefusalKind::Invalid, problem);
+            }
+        }
+        let mut requested = Vec::new();
+        let mut workloads = Vec::new();
+        for address in addresses {
+            let of_pool = |found: &&Pool| pool.is_none_or(|pool| found.name == *pool);
+            let Some(found) = pool_of(self.view, *address).filter(of_pool) else {
+                let pools = pool.map_or("any pool".to_owned(), |pool| format!("pool {pool}"));
+                return refuse(RefusalKind::Invalid, format!("{address} is not in {pools}"));
+            };
+            self.check_labels(found)?;
+            match found.purpose {
+                Purpose::Blocks => requested.push(*address),
+                Purpose::Reservations => workloads.push(Workload::Address(*address)),
+            }
+        }
+        let named = pool.and_then(|name| self.view.pools.get(name)).map(|known| &known.record);
+        if let (Some(pool), true) = (named, addresses.is_empty()) {
+            self.check_labels(pool)?;
+            if pool.purpose == Purpose::Reservations {
+                workloads.push(Workload::Pool(pool.name.clone()));
+            }
+        }
+        let mut reserved = Vec::new();
+        for workload in workloads {
+            reserved.push(self.reserve(request, workload).await?);
+        }
+        Ok(Source::Blocks { families, pool: pool.cloned(), requested, reserved })
+    }
+
+    /// Refuses a pool that is for nodes with other labels.
+    fn check_labels(&self, pool: &Pool) -> Result<(), Refusal> {
+        match shortage::foreign(pool, &self.me.labels) {
+            None => Ok(()),
+            Some(problem) => refuse(RefusalKind::Invalid, format!("pool {} {problem}", pool.name)),
+        }
+    }
+
+    /// Has a reserved address handed over to the pod.
+    async fn reserve(&self, request: &AddRequest, wanted: Workload) -> Result<IpAddr, Refusal> {
+        let Some(pod) = &request.pod else {
+            let problem = "a reserved address belongs to a pod by name, and the runtime has not named it";
+            return refuse(RefusalKind::Invalid, problem);
+        };
+        let reserved = self.host.reserve(wanted, pod.to_string(), &request.attachment).await;
+        reserved.map_err(|why| unreserved(&why))
+    }
+
+    fn families(&self, pool: Option<&PoolName>) -> Result<Vec<Family>, Refusal> {
+        let families: Vec<Family> = match pool {
+            None => self.view.families().into_iter().collect(),
+            Some(name) => match self.view.pools.get(name) {
+                Some(pool) => vec![pool.record.family()],
+                None => return refuse(RefusalKind::Invalid, format!("there is no pool {name}")),
+            },
+        };
+        if let Some(family) = families.iter().find(|family| !self.host.families().contains(family)) {
+            let problem = format!("the cluster has an {family} pool, and this kernel has no {family}");
+            return refuse(RefusalKind::Failed, problem);
+        }
+        Ok(families)
+    }
+
+    /// Claims the block that the address is in, if it is nobody's.
+    async fn claim_around(&self, address: IpAddr) -> Result<(), Refusal> {
+        let Some(pool) = pool_of(self.view, address) else {
+            return refuse(RefusalKind::Invalid, format!("{address} is not in any pool"));
+        };
+        let block = pool.block_of(address);
+        let others = |claim: &&Known<BlockRecord>| claim.record.node != self.me.name;
+        if let Some(claim) = self.view.blocks.get(&block).filter(others) {
+            let problem = format!(
+                "{address} is in block {block} of node {}: only there can a pod have it",
+                claim.record.node
+            );
+            return refuse(RefusalKind::AddressTaken, problem);
+        }
+        self.host.claim(BlockRequest::This(block)).await.map_err(|error| {
+            let kind = match error {
+                NoClaim::Exhausted(_) => RefusalKind::AddressTaken,
+                NoClaim::Unavailable(_) => RefusalKind::TryAgain,
+            };
+            let problem = format!("{address} is in block {block}, which this node does not own: {error}");
+            Refusal::new(kind, problem)
+        })
+    }
+}
+
+fn pool_of(view: &View, address: IpAddr) -> Option<&Pool> {
+    view.pools.values().map(|pool| &*pool.record).find(|pool| pool.cidr().has(address))
+}
+
+fn refused(error: &AllocateError) -> Refusal {
+    match error {
+        AllocateError::Refused { address, why: Refused::Resting(left), .. } => {
+            let seconds = left.as_secs() + 1;
+            Refusal::new(
+                RefusalKind::TryAgain,
+                format!("{address} was freed just now: it rests for another {seconds} s"),
+            )
+        }
+        AllocateError::Refused { address, why: Refused::Used, holder } => {
+            let holder = holder.as_ref().map_or("this node itself".to_owned(), ToString::to_string);
+            Refusal::new(RefusalKind::AddressTaken, format!("{address} is used by {holder}"))
+        }
+        AllocateError::Refused { address, .. } => {
+            let problem =
+                format!("{address} is never handed out: it is a gateway's, or at the end of its pool");
+            Refusal::new(RefusalKind::AddressTaken, problem)
+        }
+        other => Refusal::new(RefusalKind::AddressTaken, other.to_string()),
+    }
+}
+
+fn short(family: Family, counts: Counts, error: &NoClaim) -> Refusal {
+    let own = shortage::own_share(family, counts);
+    match error {
+        NoClaim::Exhausted(why) => {
+            Refusal::new(RefusalKind::PoolExhausted, format!("{own}; {why}. {}", shortage::REMEDY))
+        }
+        NoClaim::Unavailable(_) => Refusal::try_again(format!("{own}, and {error}")),
+    }
+}
+
+/// Why there is no reserved address, for the caller.
+fn unreserved(why: &Unreserved) -> Refusal {
+    let kind = match why {
+        Unreserved::Denied(Denied::Exhausted { .. }) => RefusalKind::PoolExhausted,
+        Unreserved::TryAgain(_) | Unreserved::Denied(Denied::Unregistered { .. }) => RefusalKind::TryAgain,
+        Unreserved::Denied(Denied::Foreign { .. } | Denied::Held { .. } | Denied::Unfit { .. }) => {
+            RefusalKind::AddressTaken
+        }
+    };
+    Refusal::new(kind, why.to_string())
+}

@@ -1,0 +1,116 @@
+//! The end of an attachment: first its interface, then its addresses, whoever wants it gone.
+
+use std::time::Duration;
+
+use polder_api::Attachment;
+use polder_api::message::{Refusal, RefusalKind};
+use polder_api::mutant::{self, Mutant};
+use tracing::{info, warn};
+
+use super::{PodHost, ledger_failed};
+use crate::ledger::Held;
+
+/// How long a DEL waits for an ADD of the same attachment to end.
+const WIRING_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Takes an attachment away: first its interface, then its addresses. Succeeds where there is nothing.
+pub async fn del<H: PodHost>(host: &H, attachment: &Attachment) -> Result<(), Refusal> {
+    // A plugin that still wires would make an interface for an attachment that is gone.
+    let lock = host.lock(attachment, WIRING_PATIENCE).await;
+    if lock.is_none() {
+        give_up(attachment)?;
+        warn!(%attachment, "its ADD does not end: taking it away nevertheless");
+    }
+    // A runtime must not be kept from forgetting a pod that is gone.
+    release(host, attachment).await.map(drop)
+}
+
+/// Takes an attachment of a removed node away. Fails while its ADD has not ended: the node would say that its pods are gone, and
+/// the plugin would make an interface that no pass deletes.
+pub async fn cut_off<H: PodHost>(host: &H, attachment: &Attachment) -> Result<(), String> {
+    let Some(_lock) = host.lock(attachment, WIRING_PATIENCE).await else {
+        return Err(format!("{attachment} is being attached: waiting for the end of its ADD"));
+    };
+    match release(host, attachment).await.map_err(|refusal| refusal.message)? {
+        Addresses::Freed => Ok(()),
+        Addresses::Kept(refusal) => Err(refusal.message),
+    }
+}
+
+/// What a DEL does whose ADD hangs: it goes on. The pass deletes an interface that comes after it.
+fn give_up(attachment: &Attachment) -> Result<(), Refusal> {
+    if mutant::is(Mutant::DelGivesUp) {
+        return Err(Refusal::try_again(format!("{attachment} is being wired")));
+    }
+    Ok(())
+}
+
+/// What became of the addresses of an attachment whose interface is gone.
+#[derive(Debug)]
+#[must_use]
+pub enum Addresses {
+    /// They are free, or there were none.
+    Freed,
+    /// The ledger cannot be written, for that reason: they are freed when the attachment is looked at again.
+    Kept(Refusal),
+}
+
+/// Takes an attachment away, for whoever has locked it. A ledger that cannot be written keeps the addresses, and nothing
+/// else.
+pub async fn release<H: PodHost>(host: &H, attachment: &Attachment) -> Result<Addresses, Refusal> {
+    let key = attachment.clone();
+    let (held, written) = host.ledger(move |ipam, _| ipam.begin_release(&key)).await;
+    if let Err(error) = written {
+        warn!(%attachment, "{}", ledger_failed(&error));
+    }
+    if mutant::is(Mutant::FreedFirst) {
+        let _ = host.free(attachment).await;
+    }
+    let failed = |reason: String| Refusal::new(RefusalKind::Failed, reason);
+    host.delete_interface(attachment).await.map_err(failed)?;
+    let Some(held) = held else { return Ok(Addresses::Freed) };
+    host.forget(&held).await;
+    let freed = host.free(attachment).await;
+    host.attachments_changed();
+    host.addresses_freed();
+    Ok(match freed {
+        Ok(()) => {
+            info!(%attachment, addresses = ?held.addresses, "released");
+            Addresses::Freed
+        }
+        Err(error) => {
+            let reason = ledger_failed(&error);
+            warn!(%attachment, "its interface is gone, its addresses are not free: {reason}");
+            Addresses::Kept(reason)
+        }
+    })
+}
+
+/// Takes an attachment away for that reason, for whoever has locked it. What fails is tried again by the sweeper.
+pub async fn release_for<H: PodHost>(host: &H, attachment: &Attachment, why: &str) {
+    info!(%attachment, why, "releasing");
+    if let Err(refusal) = release(host, attachment).await {
+        warn!(%attachment, %refusal, "not released, to be tried again");
+    }
+}
+
+/// What becomes of an attachment whose plugin has gone away: if there is no interface, there never will be one. For whoever
+/// has locked it.
+pub async fn abandoned<H: PodHost>(host: &H, attachment: &Attachment) {
+    let key = attachment.clone();
+    let Some(held) = host.ledger(move |ipam, _| ipam.get(&key).cloned()).await else { return };
+    match is_gone(host, held).await {
+        Ok(false) => {}
+        Ok(true) => {
+            info!(%attachment, "its plugin ended without making an interface");
+            let _ = release(host, attachment).await;
+        }
+        Err(error) => warn!(%attachment, error, "cannot see whether its plugin made an interface"),
+    }
+}
+
+/// Whether the attachment has no interface any more.
+pub(super) async fn is_gone<H: PodHost>(host: &H, held: Held) -> Result<bool, String> {
+    let attachment = held.attachment.clone();
+    Ok(host.gone(vec![held]).await?.contains(&attachment))
+}

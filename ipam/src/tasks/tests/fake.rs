@@ -1,0 +1,520 @@
+//! A node that is plain data: its store answers at once, or as a test says.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use polder_api::{Backend, Family, Mac};
+
+use super::*;
+use crate::allocator::Rest;
+use crate::claim::NoClaim;
+use crate::key::Key;
+use crate::ledger::memory::Memory;
+use crate::ledger::{Held, Kind, LedgerError};
+use crate::node::{Source as From, Wish};
+use crate::pool::{BlockRequest, Pool, PoolState};
+use crate::record::{AttachMode, BlockRecord, FenceRecord, Masquerade, PodsGone, VxlanSettings, encode};
+use crate::store::{Compare, Entry, Update, Write};
+
+/// What becomes of a transaction.
+pub(super) enum Fate {
+    /// It is carried out, and the answer is lost.
+    Unanswered,
+    /// It is lost.
+    Lost,
+    /// Somebody puts this record first.
+    Late(Key, Vec<u8>),
+}
+
+/// What goes wrong on the node.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// No interface can be deleted.
+    InterfacesStay,
+    /// No address can be freed.
+    DiskIsFull,
+}
+
+pub(super) type Event = Box<dyn FnOnce(&mut State)>;
+
+pub(super) struct State {
+    pub(super) clock: u64,
+    pub(super) names: u64,
+    pub(super) revision: i64,
+    pub(super) entries: BTreeMap<String, Entry>,
+    pub(super) view: Arc<View>,
+    pub(super) ipam: NodeIpam<Memory>,
+    pub(super) registration: Registration,
+    pub(super) holdings: Holdings,
+    pub(super) has_gateways: bool,
+    pub(super) is_read_only: bool,
+    /// What the node said when it last wrote to the store.
+    pub(super) said_meanwhile: Registration,
+    pub(super) fates: VecDeque<Fate>,
+    /// Happens while the ledger is asked.
+    pub(super) meanwhile: Option<Event>,
+    /// Happens when the node's own addresses are deleted.
+    pub(super) without_gateways: Option<Event>,
+    /// The pods' interfaces.
+    pub(super) interfaces: BTreeSet<Attachment>,
+    /// What goes wrong.
+    pub(super) fault: Option<Fault>,
+    pub(super) tombstones: BTreeSet<Attachment>,
+    /// What the node is not ready for.
+    pub(super) obstacles: Vec<String>,
+    /// How often the sleep of a task ends.
+    pub(super) sleeps: usize,
+    /// What is answered to requests for blocks; that there is none, when nothing else is left.
+    pub(super) claims: VecDeque<Result<(), NoClaim>>,
+    /// The requests for blocks for later.
+    pub(super) ahead: Vec<BlockRequest>,
+}
+
+impl State {
+    pub(super) fn put(&mut self, key: &str, value: Vec<u8>) {
+        self.entries.insert(key.to_owned(), Entry { key: key.to_owned(), value, revision: self.revision });
+    }
+
+    /// Gives a pod of that container an address.
+    pub(super) fn allocate(&mut self, container: &str) {
+        let wish = Wish {
+            attachment: attachment(container),
+            kind: Kind::Pod,
+            source: From::Blocks {
+                families: vec![Family::V4],
+                pool: None,
+                requested: Vec::new(),
+                reserved: Vec::new(),
+            },
+            mac: None,
+            mtu: 1450,
+            netns: String::new(),
+            pod: None,
+        };
+        self.ipam.allocate(wish, Rest::Full, Moment::from_millis(self.clock)).unwrap();
+    }
+
+    /// Somebody removes the node.
+    pub(super) fn remove_node(&mut self) {
+        let identity = self.ipam.identity().unwrap().unwrap();
+        let Me { name, machine_id, boot_id, .. } = me();
+        self.entries.remove(&Key::Node(name.clone()).to_string());
+        let fence = FenceRecord { node: name.clone(), machine_id, boot_id, pods: PodsGone::Unknown };
+        self.revision += 1;
+        self.put(&Key::Fence(name, identity.incarnation).to_string(), encode(&fence));
+        self.load();
+    }
+
+    fn holds(&self, compare: &Compare) -> bool {
+        let inside = |range: &Range, after: i64| {
+            !self.entries.values().any(|entry| range.has(&entry.key) && entry.revision > after)
+        };
+        match compare {
+            Compare::Empty(range) => inside(range, 0),
+            Compare::NothingNewer { range, revision } => inside(range, *revision),
+            Compare::Unchanged { key, revision } => {
+                self.entries.get(key).map_or(0, |entry| entry.revision) == *revision
+            }
+        }
+    }
+
+    fn commit(&mut self, txn: &Txn) -> Outcome {
+        if !txn.compares.iter().all(|compare| self.holds(compare)) {
+            return Outcome::Refused;
+        }
+        self.revision += 1;
+        for write in &txn.writes {
+            match write {
+                Write::Put { key, value } => self.put(key, value.clone()),
+                Write::Delete { key } => drop(self.entries.remove(key)),
+            }
+        }
+        Outcome::Applied { revision: self.revision }
+    }
+
+    pub(super) fn load(&mut self) {
+        let entries = self.entries.values().filter(|entry| Key::followed().has(&entry.key)).cloned();
+        let contents = Contents { revision: self.revision, entries: entries.collect() };
+        Arc::make_mut(&mut self.view).apply(Update::Loaded(contents));
+    }
+}
+
+/// A node whose parts are plain data.
+#[derive(Clone)]
+pub(super) struct Fake {
+    state: Rc<RefCell<State>>,
+    locked: Locked,
+}
+
+type Locked = Rc<RefCell<BTreeSet<Attachment>>>;
+
+/// Keeps everybody else from working on an attachment, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Lock {
+    locked: Locked,
+    attachment: Attachment,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        self.locked.borrow_mut().remove(&self.attachment);
+    }
+}
+
+impl Fake {
+    pub(super) fn with<T>(&self, action: impl FnOnce(&mut State) -> T) -> T {
+        action(&mut self.state.borrow_mut())
+    }
+
+    /// Lets time pass.
+    pub(super) fn pass(&self, time: Duration) {
+        self.with(|state| state.clock += u64::try_from(time.as_millis()).unwrap());
+    }
+
+    /// Whether a removed node has said that its pods are gone.
+    pub(super) fn is_confirmed(&self) -> bool {
+        let is_confirmed = |key: &Key, value: &[u8]| match key {
+            Key::Fence(..) => Some(serde_json::from_slice::<FenceRecord>(value).unwrap().pods),
+            _ => None,
+        };
+        self.records(is_confirmed).contains(&PodsGone::Confirmed)
+    }
+
+    pub(super) fn records<T>(&self, read: impl Fn(&Key, &[u8]) -> Option<T>) -> Vec<T> {
+        let entry = |entry: &Entry| read(&entry.key.parse().unwrap(), &entry.value);
+        self.with(|state| state.entries.values().filter_map(entry).collect())
+    }
+
+    pub(super) fn blocks_of(&self, node: &str) -> usize {
+        let is_of = |key: &Key, value: &[u8]| match key {
+            Key::Block(_) => {
+                let record: BlockRecord = serde_json::from_slice(value).unwrap();
+                (record.node.as_str() == node).then_some(())
+            }
+            _ => None,
+        };
+        self.records(is_of).len()
+    }
+}
+
+fn no_answer() -> StoreError {
+    StoreError::NoAnswer { store: "a fake".to_owned(), reason: "a test says so".to_owned() }
+}
+
+impl Host for Fake {
+    type Ledger = Memory;
+
+    fn now(&self) -> Moment {
+        self.with(|state| Moment::from_millis(state.clock))
+    }
+
+    fn fresh_name(&self) -> Result<String, String> {
+        self.with(|state| {
+            state.names += 1;
+            Ok(format!("x{}", state.names))
+        })
+    }
+
+    fn view(&self) -> Arc<View> {
+        self.with(|state| Arc::clone(&state.view))
+    }
+
+    async fn changed(&self, _: &Arc<View>, _: Duration) {
+        self.with(State::load);
+    }
+
+    async fn caught_up(&self, _: i64) -> Result<(), StoreError> {
+        self.with(State::load);
+        Ok(())
+    }
+
+    async fn commit(&self, txn: &Txn) -> Result<Outcome, StoreError> {
+        self.with(|state| state.said_meanwhile = state.registration.clone());
+        self.with(|state| match state.fates.pop_front() {
+            None => Ok(state.commit(txn)),
+            Some(Fate::Lost) => Err(no_answer()),
+            Some(Fate::Unanswered) => {
+                let _ = state.commit(txn);
+                Err(no_answer())
+            }
+            Some(Fate::Late(key, value)) => {
+                state.revision += 1;
+                state.put(&key.to_string(), value);
+                Ok(state.commit(txn))
+            }
+        })
+    }
+
+    async fn range(&self, range: &Range) -> Result<Contents, StoreError> {
+        self.with(|state| {
+            let entries = state.entries.values().filter(|entry| range.has(&entry.key)).cloned();
+            Ok(Contents { revision: state.revision, entries: entries.collect() })
+        })
+    }
+
+    async fn ledger<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut NodeIpam<Memory>, Moment) -> T + Send + 'static,
+    ) -> T {
+        self.with(|state| {
+            if let Some(meanwhile) = state.meanwhile.take() {
+                meanwhile(state);
+            }
+            job(&mut state.ipam, Moment::from_millis(state.clock))
+        })
+    }
+
+    fn presence(&self, _: &View) -> Result<Presence, String> {
+        Ok(Presence {
+            underlay: vec!["192.0.2.1".parse().unwrap()],
+            vtep_mac: Mac([2, 0, 0, 0, 0, 1]),
+            mtu: 1450,
+            version: "0".to_owned(),
+        })
+    }
+
+    fn surroundings(&self, _: &View) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn adopted(&self) -> Option<Alive> {
+        None
+    }
+
+    fn registration(&self) -> Registration {
+        self.with(|state| state.registration.clone())
+    }
+
+    fn register(&self, registration: Registration) {
+        self.with(|state| state.registration = registration);
+    }
+
+    fn announce(&self, holdings: Holdings) {
+        self.with(|state| state.holdings = holdings);
+    }
+
+    async fn detach(&self, attachment: &Attachment) -> Result<(), String> {
+        teardown::cut_off(self, attachment).await
+    }
+
+    async fn remove_gateways(&self) -> Result<(), String> {
+        self.with(|state| {
+            if state.is_read_only {
+                return Err("nothing is changed".to_owned());
+            }
+            state.has_gateways = false;
+            if let Some(event) = state.without_gateways.take() {
+                event(state);
+            }
+            Ok(())
+        })
+    }
+}
+
+impl Requests for Fake {
+    async fn claim(&self, _: BlockRequest) -> Result<(), NoClaim> {
+        let none = || Err(NoClaim::Exhausted("there is none".to_owned()));
+        let answer = self.with(|state| state.claims.pop_front()).unwrap_or_else(none);
+        if answer.is_ok() {
+            let registrar = Registrar::new(self, Box::leak(Box::new(me())));
+            registrar.claim(BlockRequest::Any(Family::V4, None)).await?;
+        }
+        answer
+    }
+
+    fn claim_ahead(&self, wanted: BlockRequest) {
+        self.with(|state| state.ahead.push(wanted));
+    }
+
+    async fn reserve(
+        &self,
+        wanted: Workload,
+        owner: String,
+        attachment: &Attachment,
+    ) -> Result<IpAddr, Unreserved> {
+        let me = me();
+        Registrar::new(self, &me).hand_over(&wanted, &owner, attachment).await
+    }
+}
+
+impl PodHost for Fake {
+    type Lock = Lock;
+
+    fn try_lock(&self, attachment: &Attachment) -> Option<Lock> {
+        let is_new = self.locked.borrow_mut().insert(attachment.clone());
+        is_new.then(|| Lock { locked: Rc::clone(&self.locked), attachment: attachment.clone() })
+    }
+
+    async fn lock(&self, attachment: &Attachment, patience: Duration) -> Option<Lock> {
+        let lock = self.try_lock(attachment);
+        if lock.is_none() {
+            self.pass(patience);
+        }
+        lock
+    }
+
+    fn is_locked(&self, attachment: &Attachment) -> bool {
+        self.locked.borrow().contains(attachment)
+    }
+
+    async fn gone(&self, held: Vec<Held>) -> Result<BTreeSet<Attachment>, String> {
+        let all = held.into_iter().map(|held| held.attachment);
+        Ok(self.with(|state| all.filter(|attachment| !state.interfaces.contains(attachment)).collect()))
+    }
+
+    async fn admit(&self, _: &Held) -> Result<(), String> {
+        Ok(())
+    }
+
+    async fn delete_interface(&self, attachment: &Attachment) -> Result<(), String> {
+        self.with(|state| {
+            if state.fault == Some(Fault::InterfacesStay) {
+                return Err("the kernel says no".to_owned());
+            }
+            state.interfaces.remove(attachment);
+            Ok(())
+        })
+    }
+
+    async fn forget(&self, _: &Held) {}
+
+    async fn free(&self, attachment: &Attachment) -> Result<(), LedgerError> {
+        self.with(|state| {
+            if state.fault == Some(Fault::DiskIsFull) {
+                return Err(LedgerError::new("the disk is full"));
+            }
+            assert!(!state.interfaces.contains(attachment), "{attachment} lives");
+            state.ipam.release(attachment, Moment::from_millis(state.clock))
+        })
+    }
+
+    fn tombstones(&self) -> Vec<Attachment> {
+        self.with(|state| state.tombstones.iter().cloned().collect())
+    }
+
+    fn has_tombstone(&self, attachment: &Attachment) -> bool {
+        self.with(|state| state.tombstones.contains(attachment))
+    }
+
+    fn remove_tombstone(&self, attachment: &Attachment) {
+        self.with(|state| state.tombstones.remove(attachment));
+    }
+
+    fn obstacles(&self) -> Vec<String> {
+        self.with(|state| state.obstacles.clone())
+    }
+
+    fn families(&self) -> &[Family] {
+        &[Family::V4]
+    }
+
+    fn mtu(&self) -> Option<u32> {
+        Some(1450)
+    }
+
+    async fn sleep(&self, time: Duration) {
+        let ends = self.with(|state| {
+            let ends = state.sleeps > 0;
+            state.sleeps -= usize::from(ends);
+            ends
+        });
+        if !ends {
+            std::future::pending::<()>().await;
+        }
+        self.pass(time);
+    }
+
+    fn attachments_changed(&self) {}
+
+    fn addresses_freed(&self) {}
+}
+
+/// The result of something that has nothing to wait for.
+pub(super) fn at_once<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(result) => result,
+        Poll::Pending => panic!("it waits"),
+    }
+}
+
+/// Lets a task that has no end go on until it waits.
+pub(super) fn until_it_waits(future: impl Future<Output = ()>) {
+    let polled = pin!(future).poll(&mut Context::from_waker(Waker::noop()));
+    assert!(polled.is_pending(), "it has ended");
+}
+
+pub(super) fn pool() -> Pool {
+    pool_of("main", "10.0.0.0/26", 28)
+}
+
+pub(super) fn pool_of(name: &str, cidr: &str, block_length: u8) -> Pool {
+    Pool::new(name.parse().unwrap(), cidr.parse().unwrap(), block_length, PoolState::Active).unwrap()
+}
+
+pub(super) fn me() -> Me {
+    Me {
+        name: "n1".parse().unwrap(),
+        machine_id: "m1".to_owned(),
+        boot_id: "b1".to_owned(),
+        proof: Proof::default(),
+        labels: Labels::new(),
+        bootstrap: Some(Bootstrap {
+            pools: vec![pool()],
+            backend: Backend::Auto,
+            attach: AttachMode::Bridge,
+            vxlan: VxlanSettings::default(),
+            masquerade: Masquerade::default(),
+        }),
+        cooldown: Duration::from_secs(60),
+    }
+}
+
+pub(super) fn attachment(container: &str) -> Attachment {
+    Attachment {
+        network: "polder".parse().unwrap(),
+        container: container.parse().unwrap(),
+        interface: "eth0".parse().unwrap(),
+    }
+}
+
+/// A node that has read an empty store, and its registrar.
+pub(super) fn node() -> (Fake, Registrar<'static, Fake>) {
+    let (ipam, _) = NodeIpam::with(Memory::default(), "b1", me().cooldown).unwrap();
+    let state = State {
+        clock: 10_000_000,
+        names: 0,
+        revision: 1,
+        entries: BTreeMap::new(),
+        view: Arc::default(),
+        ipam,
+        registration: Registration::default(),
+        holdings: Holdings::default(),
+        has_gateways: true,
+        is_read_only: false,
+        said_meanwhile: Registration::default(),
+        fates: VecDeque::new(),
+        meanwhile: None,
+        without_gateways: None,
+        interfaces: BTreeSet::new(),
+        fault: None,
+        tombstones: BTreeSet::new(),
+        obstacles: Vec::new(),
+        sleeps: 0,
+        claims: VecDeque::new(),
+        ahead: Vec::new(),
+    };
+    let fake = Fake { state: Rc::new(RefCell::new(state)), locked: Rc::default() };
+    fake.with(State::load);
+    (fake.clone(), Registrar::new(Box::leak(Box::new(fake)), Box::leak(Box::new(me()))))
+}
+
+pub(super) fn registered() -> (Fake, Registrar<'static, Fake>) {
+    let (fake, mut registrar) = node();
+    at_once(registrar.look());
+    assert_eq!(fake.registration(), Registration::Registered);
+    (fake, registrar)
+}

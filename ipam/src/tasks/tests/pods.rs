@@ -1,0 +1,258 @@
+//! ADD, DEL, and what gives back what nobody gives back.
+
+use polder_api::Family;
+use polder_api::message::{AddRequest, AddressSource, Collection, Refusal, RefusalKind};
+
+use super::fake::*;
+use super::*;
+use crate::claim::NoClaim;
+use crate::ledger::{Held, Ledger as _};
+
+/// A caller that waits, or has gone.
+struct Plugin {
+    is_gone: bool,
+}
+
+impl Caller for Plugin {
+    fn is_gone(&self) -> bool {
+        self.is_gone
+    }
+}
+
+fn request(container: &str) -> AddRequest {
+    AddRequest {
+        attachment: attachment(container),
+        netns: String::new(),
+        pod: None,
+        source: AddressSource::Pools { pool: None, addresses: Vec::new() },
+        mac: None,
+        mtu: None,
+    }
+}
+
+fn add(fake: &Fake, container: &str) -> Result<(Held, Lock), Refusal> {
+    at_once(super::add(fake, &me(), request(container), &Plugin { is_gone: false }))
+}
+
+/// Adds a pod, with its interface.
+fn added(fake: &Fake, container: &str) -> Held {
+    let (held, _) = add(fake, container).unwrap();
+    fake.with(|state| state.interfaces.insert(held.attachment.clone()));
+    held
+}
+
+fn kind(result: Result<(Held, Lock), Refusal>) -> RefusalKind {
+    result.unwrap_err().kind
+}
+
+fn del(fake: &Fake, container: &str) -> Result<(), Refusal> {
+    at_once(teardown::del(fake, &attachment(container)))
+}
+
+fn has(fake: &Fake, container: &str) -> bool {
+    fake.with(|state| state.ipam.get(&attachment(container)).is_some())
+}
+
+fn free(fake: &Fake) -> u64 {
+    fake.with(|state| state.ipam.total(Family::V4, None, Moment::from_millis(state.clock)).free)
+}
+
+/// Lets the sweeper look that often, a third of the grace period apart.
+fn sweep(fake: &Fake, leaving: &[&str], looks: usize) {
+    fake.with(|state| state.sleeps = looks);
+    let leaving = leaving.iter().map(|container| attachment(container)).collect();
+    until_it_waits(sweeper::run(fake, leaving, Duration::from_secs(30)));
+}
+
+#[test]
+fn an_add_locks_its_attachment_until_the_interface_is_made() {
+    let (fake, _) = registered();
+    let (held, lock) = add(&fake, "c1").unwrap();
+    assert_eq!(held.addresses.len(), 1);
+    assert_eq!(kind(add(&fake, "c1")), RefusalKind::TryAgain);
+    drop(lock);
+    // It came to nothing: the next one takes it up.
+    assert_eq!(add(&fake, "c1").unwrap().0.addresses, held.addresses);
+    fake.with(|state| state.interfaces.insert(attachment("c1")));
+    assert_eq!(kind(add(&fake, "c1")), RefusalKind::Exists);
+}
+
+#[test]
+fn an_add_is_refused_by_a_node_that_is_not_ready_and_for_a_caller_who_is_gone() {
+    let (fake, _) = registered();
+    let gone = at_once(super::add(&fake, &me(), request("c1"), &Plugin { is_gone: true }));
+    assert_eq!(kind(gone), RefusalKind::Failed);
+    fake.with(|state| state.obstacles.push("the kernel is not made yet".to_owned()));
+    let refusal = add(&fake, "c1").unwrap_err();
+    assert_eq!(refusal.kind, RefusalKind::TryAgain);
+    assert!(refusal.message.contains("the kernel is not made yet"), "{refusal}");
+    fake.with(|state| state.registration = Registration::Removed("somebody removed it".to_owned()));
+    assert_eq!(kind(add(&fake, "c1")), RefusalKind::Removed);
+    assert!(!has(&fake, "c1") && !fake.is_locked(&attachment("c1")));
+}
+
+#[test]
+fn an_add_that_finds_no_address_waits_for_a_block_and_then_takes_the_one_that_cooled_down_longest() {
+    let (fake, _) = registered();
+    let first = added(&fake, "c0");
+    del(&fake, "c0").unwrap();
+    // A block of 16 addresses: one is the gateway's, and one is in cool-down.
+    (1..=free(&fake)).for_each(|number| drop(added(&fake, &format!("c{number}"))));
+    fake.with(|state| state.claims.push_back(Err(NoClaim::Unavailable("nothing is heard of it".to_owned()))));
+    assert_eq!(kind(add(&fake, "late")), RefusalKind::TryAgain);
+    fake.with(|state| state.claims.push_back(Ok(())));
+    let other = added(&fake, "another-block");
+    assert_eq!(fake.blocks_of("n1"), 2);
+    assert_ne!(other.addresses, first.addresses);
+    (1..=free(&fake)).for_each(|number| drop(added(&fake, &format!("d{number}"))));
+    fake.pass(crate::allocator::SHORTEST_REST);
+    assert_eq!(added(&fake, "last").addresses, first.addresses, "there is no other block");
+    assert_eq!(kind(add(&fake, "none")), RefusalKind::PoolExhausted);
+    assert!(
+        !fake.with(|state| state.ahead.is_empty()),
+        "another block is claimed before the last address is gone"
+    );
+}
+
+#[test]
+fn a_del_deletes_the_interface_then_frees_the_addresses_and_succeeds_where_there_is_nothing() {
+    let (fake, _) = registered();
+    added(&fake, "c1");
+    // The host of the tests does not free what lives.
+    del(&fake, "c1").unwrap();
+    assert!(!has(&fake, "c1") && fake.with(|state| state.interfaces.is_empty()));
+    del(&fake, "c1").unwrap();
+}
+
+#[test]
+fn a_del_goes_on_although_its_add_does_not_end() {
+    let (fake, _) = registered();
+    let (_held, _lock) = add(&fake, "c1").unwrap();
+    del(&fake, "c1").unwrap();
+    assert!(!has(&fake, "c1"));
+}
+
+#[test]
+fn a_del_fails_and_frees_nothing_while_the_interface_stays() {
+    let (fake, _) = registered();
+    let held = added(&fake, "c1");
+    fake.with(|state| state.fault = Some(Fault::InterfacesStay));
+    assert!(del(&fake, "c1").unwrap_err().message.contains("the kernel says no"));
+    assert!(has(&fake, "c1"));
+    assert_eq!(kind(add(&fake, "c1")), RefusalKind::TryAgain, "it is being released");
+    fake.with(|state| state.fault = None);
+    sweep(&fake, &["c1"], 0);
+    assert!(!has(&fake, "c1"), "the next agent ends what this one has begun");
+    assert_ne!(added(&fake, "c2").addresses, held.addresses, "they are in cool-down");
+}
+
+#[test]
+fn a_runtime_can_forget_a_pod_although_the_disk_is_full_and_the_addresses_are_freed_later() {
+    let (fake, _) = registered();
+    added(&fake, "c1");
+    fake.with(|state| state.fault = Some(Fault::DiskIsFull));
+    del(&fake, "c1").unwrap();
+    assert!(has(&fake, "c1") && fake.with(|state| state.interfaces.is_empty()));
+    fake.with(|state| state.fault = None);
+    sweep(&fake, &[], 4);
+    assert!(!has(&fake, "c1"));
+}
+
+#[test]
+fn what_misses_its_interface_is_released_after_the_grace_period_unless_somebody_works_on_it() {
+    let (fake, _) = registered();
+    for container in ["lives", "gone", "wired"] {
+        added(&fake, container);
+    }
+    let lock = fake.try_lock(&attachment("wired")).unwrap();
+    fake.with(|state| {
+        state.interfaces.remove(&attachment("gone"));
+        state.interfaces.remove(&attachment("wired"));
+    });
+    sweep(&fake, &[], 3);
+    assert!(has(&fake, "gone"), "the grace period is not over");
+    sweep(&fake, &[], 4);
+    assert!(!has(&fake, "gone") && has(&fake, "lives") && has(&fake, "wired"));
+    drop(lock);
+    let swept =
+        |container: &str| at_once(sweeper::sweep(&fake, &attachment(container), "a test asks for it"));
+    assert_eq!(swept("lives"), Ok(sweeper::Swept::Alive));
+    assert_eq!(swept("wired"), Ok(sweeper::Swept::Released));
+}
+
+#[test]
+fn a_tombstone_frees_the_addresses_before_the_next_add_of_its_attachment() {
+    let (fake, _) = registered();
+    let before = ["c1", "c2", "c3"].map(|container| added(&fake, container).addresses);
+    fake.with(|state| {
+        state.tombstones.extend(["c1", "c2", "c3"].map(attachment));
+        state.interfaces.clear();
+    });
+    let _lock = fake.try_lock(&attachment("c3")).unwrap();
+    assert_ne!(added(&fake, "c1").addresses, before[0]);
+    at_once(tombstones::apply_all(&fake));
+    assert!(has(&fake, "c1") && !has(&fake, "c2"));
+    assert_eq!(fake.tombstones(), [attachment("c3")], "whoever works on it applies its tombstone");
+}
+
+#[test]
+fn a_gc_takes_away_what_is_older_than_its_call_and_names_all_that_it_cannot() {
+    let (fake, _) = registered();
+    for container in ["valid", "old", "stays"] {
+        added(&fake, container);
+    }
+    fake.pass(Duration::from_secs(1));
+    let began_ms = fake.with(|state| state.clock);
+    added(&fake, "young");
+    let collection = |network: &str| Collection {
+        network: network.parse().unwrap(),
+        valid: vec![attachment("valid")],
+        began_ms,
+    };
+    let collect = |network| at_once(collect::collect(&fake, collection(network)));
+    collect("other").unwrap();
+    assert!(has(&fake, "old"), "it is another network's");
+    fake.with(|state| state.fault = Some(Fault::InterfacesStay));
+    let problems = collect("polder").unwrap_err().message;
+    assert!(problems.contains("/old/") && problems.contains("/stays/"), "{problems}");
+    fake.with(|state| state.fault = None);
+    collect("polder").unwrap();
+    assert_eq!(
+        ["valid", "young", "old", "stays"].map(|container| has(&fake, container)),
+        [true, true, false, false]
+    );
+}
+
+#[test]
+fn an_add_whose_plugin_has_gone_keeps_its_addresses_only_if_it_has_made_the_interface() {
+    let (fake, _) = registered();
+    for (container, is_made) in [("made", true), ("not-made", false)] {
+        let (held, _lock) = add(&fake, container).unwrap();
+        if is_made {
+            fake.with(|state| state.interfaces.insert(held.attachment.clone()));
+        }
+        at_once(teardown::abandoned(&fake, &held.attachment));
+        assert_eq!(has(&fake, container), is_made);
+    }
+}
+
+#[test]
+fn a_removed_node_does_not_forget_its_addresses_while_an_add_has_not_ended() {
+    let (fake, mut registrar) = registered();
+    let (_, lock) = add(&fake, "c1").unwrap();
+    fake.with(State::remove_node);
+    at_once(registrar.look());
+    assert!(matches!(fake.registration(), Registration::Removed(_)), "{:?}", fake.registration());
+    assert!(has(&fake, "c1") && !fake.is_confirmed(), "its plugin can still make the interface");
+    drop(lock);
+    // An ADD that was admitted before gets its addresses while the others are cut off.
+    fake.with(|state| state.without_gateways = Some(Box::new(|state| state.allocate("c2"))));
+    at_once(registrar.look());
+    let written = fake.with(|state| state.ipam.ledger().attachments().unwrap());
+    assert!(has(&fake, "c2") && !fake.is_confirmed());
+    assert_eq!(written.len(), 1, "an agent that starts now must know of it");
+    at_once(registrar.look());
+    assert!(!has(&fake, "c2"));
+    at_once(registrar.look());
+    assert!(fake.is_confirmed());
+}

@@ -1,0 +1,173 @@
+//! The registrar and its claims.
+
+use polder_api::Family;
+
+use super::fake::*;
+use super::*;
+use crate::claim::{NoClaim, next_block};
+use crate::ids::{Incarnation, Nonce};
+use crate::key::Key;
+use crate::pool::{Block, BlockRequest, Purpose};
+use crate::record::{BlockRecord, NodeRecord, PoolRecord, encode};
+use crate::reservation::Denied;
+use crate::tasks::registrar::CAUTION;
+
+#[test]
+fn a_node_in_an_empty_store_makes_the_settings_claims_a_block_and_registers_with_its_gateway() {
+    let (fake, _) = registered();
+    assert_eq!(fake.blocks_of("n1"), 1);
+    let gateways: Vec<_> = fake.records(|key, value| match key {
+        Key::Node(_) => Some(serde_json::from_slice::<NodeRecord>(value).unwrap().gateways),
+        _ => None,
+    });
+    assert_eq!(gateways, [fake.with(|state| state.holdings.gateways.clone())]);
+    assert_eq!(gateways[0].len(), 1);
+    assert!(fake.view().cluster.is_some() && fake.view().pools.len() == 1);
+}
+
+#[test]
+fn a_node_that_waited_for_the_records_must_not_serve_although_they_came_meanwhile() {
+    let (fake, mut registrar) = node();
+    fake.with(|state| {
+        state.view = Arc::default();
+        state.meanwhile = Some(Box::new(State::load));
+    });
+    at_once(registrar.look());
+    assert!(matches!(fake.registration(), Registration::Unproven(_)), "{:?}", fake.registration());
+    at_once(registrar.look());
+    assert_eq!(fake.registration(), Registration::Registered);
+}
+
+#[test]
+fn a_claim_whose_answer_is_lost_is_found_and_not_made_again() {
+    let (fake, registrar) = registered();
+    fake.with(|state| state.fates.push_back(Fate::Unanswered));
+    let before = fake.with(|state| state.ipam.blocks().len());
+    at_once(registrar.claim(any())).unwrap();
+    assert_eq!(fake.blocks_of("n1"), before + 1);
+    assert_eq!(fake.with(|state| state.ipam.blocks().len()), before + 1);
+}
+
+/// The block that the node claims next.
+fn next(fake: &Fake) -> Block {
+    let owned = fake.with(|state| state.ipam.blocks().iter().map(|owned| owned.block).collect());
+    next_block(&fake.view(), &me().name, &Labels::new(), &any(), &owned).unwrap().1
+}
+
+fn any() -> BlockRequest {
+    BlockRequest::Any(Family::V4, None)
+}
+
+#[test]
+fn a_claim_that_came_to_nothing_is_tried_again_with_another_block() {
+    let (fake, registrar) = registered();
+    fake.with(|state| state.fates.push_back(Fate::Lost));
+    at_once(registrar.claim(any())).unwrap();
+    assert_eq!(fake.blocks_of("n1"), 2);
+}
+
+#[test]
+fn a_block_that_another_node_claims_meanwhile_stays_that_nodes() {
+    let (fake, registrar) = registered();
+    let key = Key::Block(next(&fake));
+    fake.with(|state| state.fates.push_back(Fate::Late(key, other_claim())));
+    at_once(registrar.claim(any())).unwrap();
+    assert_eq!((fake.blocks_of("n1"), fake.blocks_of("n2")), (2, 1));
+}
+
+#[test]
+fn nothing_is_claimed_or_handed_over_by_a_view_that_tells_of_a_loss_before_a_round_has_noticed_it() {
+    let (fake, mut registrar) = registered();
+    fake.with(|state| Arc::make_mut(&mut state.view).losses += 1);
+    let refused = at_once(registrar.claim(any())).unwrap_err();
+    assert!(matches!(refused, NoClaim::Unavailable(_)), "{refused}");
+    let wanted = Workload::Address("10.9.0.1".parse().unwrap());
+    let refused = at_once(registrar.hand_over(&wanted, "d/web", &attachment("c1"))).unwrap_err();
+    assert!(matches!(&refused, Unreserved::TryAgain(why) if why.contains("lost records")), "{refused}");
+    at_once(registrar.look());
+    fake.with(|state| state.clock += 1000 * CAUTION.as_secs() - 1);
+    assert!(at_once(registrar.claim(any())).is_err(), "owners are putting them back");
+    fake.with(|state| state.clock += 1);
+    at_once(registrar.claim(any())).unwrap();
+}
+
+#[test]
+fn a_reserved_address_is_expected_until_it_is_given_up_and_one_whose_answer_is_lost_is_found() {
+    let (fake, registrar) = registered();
+    let mut reserved = pool_of("reserved", "10.9.0.0/28", 28);
+    reserved.purpose = Purpose::Reservations;
+    fake.with(|state| {
+        state.revision += 1;
+        state.put(&Key::Pool(reserved.name.clone()).to_string(), encode(&PoolRecord::from(&reserved)));
+        state.load();
+    });
+    let wanted = Workload::Pool(reserved.name);
+    let hand_over = |name: &str| at_once(registrar.hand_over(&wanted, name, &attachment("c1")));
+    let expected =
+        || fake.with(|state| state.ipam.own(Moment::from_millis(state.clock)).unwrap().expected.len());
+    fake.with(|state| state.fates.push_back(Fate::Lost));
+    assert!(matches!(hand_over("d/web"), Err(Unreserved::TryAgain(_))));
+    assert_eq!(expected(), 0);
+    fake.with(|state| state.fates.push_back(Fate::Unanswered));
+    let address = hand_over("d/web").unwrap();
+    assert_eq!(expected(), 1);
+    fake.with(State::load);
+    let other = Workload::Address(address);
+    let refused = at_once(registrar.hand_over(&other, "d/db", &attachment("c2"))).unwrap_err();
+    assert!(matches!(refused, Unreserved::Denied(Denied::Foreign { .. })), "{refused}");
+}
+
+#[test]
+fn a_removed_node_is_cut_off_takes_its_addresses_away_and_serves_no_more() {
+    let (fake, mut registrar) = registered();
+    let pod = attachment("c1");
+    fake.with(|state| {
+        state.allocate("c1");
+        state.interfaces.insert(pod.clone());
+        state.remove_node();
+    });
+    at_once(registrar.look());
+    assert!(matches!(fake.registration(), Registration::Removed(_)), "{:?}", fake.registration());
+    fake.with(|state| {
+        assert!(state.interfaces.is_empty() && state.ipam.get(&pod).is_none());
+        assert!(!state.has_gateways && state.ipam.blocks().is_empty());
+    });
+    // An error while it confirms that lets it not serve again.
+    fake.with(|state| state.fates.extend([Fate::Lost, Fate::Lost]));
+    at_once(registrar.look());
+    assert!(fake.registration().forbids().is_some(), "{:?}", fake.registration());
+    // An agent that starts then says so, although the kernel cannot be changed.
+    fake.with(|state| (state.registration, state.is_read_only) = (Registration::default(), true));
+    let me = me();
+    at_once(Registrar::new(&fake, &me).look());
+    assert!(matches!(fake.registration(), Registration::Removed(_)), "{:?}", fake.registration());
+}
+
+#[test]
+fn a_node_that_is_proven_to_be_itself_serves_while_the_store_takes_no_writes() {
+    let (fake, _) = registered();
+    fake.with(|state| {
+        state.registration = Registration::default();
+        let node = Key::Node(me().name).to_string();
+        let mut record: NodeRecord = serde_json::from_slice(&state.entries[&node].value).unwrap();
+        record.mtu = 1400;
+        state.revision += 1;
+        state.put(&node, encode(&record));
+        state.load();
+        state.fates.push_back(Fate::Lost);
+    });
+    let me = me();
+    at_once(Registrar::new(&fake, &me).look());
+    assert!(matches!(fake.registration(), Registration::Waiting(_)), "{:?}", fake.registration());
+    // While the store was asked, too, which can take long.
+    assert_eq!(fake.with(|state| state.said_meanwhile.forbids().map(str::to_owned)), None);
+}
+
+fn other_claim() -> Vec<u8> {
+    encode(&BlockRecord {
+        node: "n2".parse().unwrap(),
+        incarnation: Incarnation("other".to_owned()),
+        pool: pool().name,
+        nonce: Nonce("other".to_owned()),
+    })
+}

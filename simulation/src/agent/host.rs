@@ -1,0 +1,273 @@
+//! What the tasks of [`polder_ipam::tasks`] work with on a node of the simulation: each thing that they do outside is a step of
+//! its own.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use polder_api::{Attachment, Family, Mac};
+use polder_ipam::Moment;
+use polder_ipam::invariants::history::check_release;
+use polder_ipam::key::Range;
+use polder_ipam::ledger::{Held, LedgerError};
+use polder_ipam::node::NodeIpam;
+use polder_ipam::readiness;
+use polder_ipam::record::Alive;
+use polder_ipam::registration::{Holdings, Registration};
+use polder_ipam::steward::{Presence, Step};
+use polder_ipam::store::{Contents, Outcome, StoreError, Txn};
+use polder_ipam::tasks::{Host, PodHost, teardown};
+use polder_ipam::view::View;
+
+use super::Hand;
+use crate::disk::Disk;
+use crate::task::Wait;
+
+/// The MTU of every pod.
+const MTU: u32 = 1450;
+
+fn brief(step: &Step) -> String {
+    match step {
+        Step::Commit(purpose, _) => format!("{purpose:?}"),
+        other => format!("{other:?}"),
+    }
+}
+
+impl Host for Hand {
+    type Ledger = Disk;
+
+    fn now(&self) -> Moment {
+        self.with(|world| world.machines[self.machine].now())
+    }
+
+    fn fresh_name(&self) -> Result<String, String> {
+        Ok(self.fresh())
+    }
+
+    fn view(&self) -> Arc<View> {
+        Self::view(self)
+    }
+
+    async fn changed(&self, view: &Arc<View>, patience: Duration) {
+        let millis = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+        self.wait(Wait::Revision(view.revision + 1, self.clock() + millis)).await;
+    }
+
+    async fn caught_up(&self, revision: i64) -> Result<(), StoreError> {
+        Self::caught_up(self, revision).await
+    }
+
+    async fn commit(&self, txn: &Txn) -> Result<Outcome, StoreError> {
+        Self::commit(self, txn).await
+    }
+
+    async fn range(&self, range: &Range) -> Result<Contents, StoreError> {
+        Self::range(self, range.clone()).await
+    }
+
+    async fn ledger<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut NodeIpam<Disk>, Moment) -> T + Send + 'static,
+    ) -> T {
+        self.turn().await;
+        self.ipam(job)
+    }
+
+    fn presence(&self, _: &View) -> Result<Presence, String> {
+        let number = 1 + u8::try_from(self.machine).unwrap_or(0);
+        Ok(Presence {
+            underlay: vec![Ipv4Addr::new(192, 0, 2, number).into()],
+            vtep_mac: Mac([2, 0, 0, 0, 0, number]),
+            mtu: MTU,
+            version: "0".to_owned(),
+        })
+    }
+
+    fn surroundings(&self, _: &View) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn adopted(&self) -> Option<Alive> {
+        self.agent(|agent| agent.adopted.clone())
+    }
+
+    fn registration(&self) -> Registration {
+        self.agent(|agent| agent.registration.clone())
+    }
+
+    fn register(&self, registration: Registration) {
+        self.with(|world| {
+            let machine = &mut world.machines[self.machine];
+            if matches!(registration, Registration::Removed(_)) {
+                // A node that was removed breaks its promises.
+                machine.promised.clear();
+            }
+            let agent = machine.agent.as_mut().expect("a task of an agent ends with it");
+            agent.registration = registration;
+        });
+    }
+
+    fn announce(&self, holdings: Holdings) {
+        self.agent(|agent| agent.holdings = holdings);
+    }
+
+    async fn detach(&self, attachment: &Attachment) -> Result<(), String> {
+        teardown::cut_off(self, attachment).await
+    }
+
+    async fn remove_gateways(&self) -> Result<(), String> {
+        self.turn().await;
+        self.with(|world| world.machines[self.machine].kernel.gateways.clear());
+        Ok(())
+    }
+
+    fn observe(&self, step: &Step, losses: u64, caution: bool) {
+        self.note(|| format!("steward: {}", brief(step)));
+        self.agent(|agent| {
+            agent.last_step = brief(step);
+            agent.losses = losses;
+            agent.caution = caution;
+        });
+    }
+}
+
+/// Who works on which attachment of an agent.
+pub type InFlight = Rc<RefCell<BTreeSet<Attachment>>>;
+
+/// Keeps everybody else from working on an attachment, until it is dropped.
+pub struct Lock {
+    in_flight: InFlight,
+    attachment: Attachment,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        self.in_flight.borrow_mut().remove(&self.attachment);
+    }
+}
+
+impl PodHost for Hand {
+    type Lock = Lock;
+
+    fn try_lock(&self, attachment: &Attachment) -> Option<Lock> {
+        let in_flight = self.agent(|agent| Rc::clone(&agent.in_flight));
+        let is_new = in_flight.borrow_mut().insert(attachment.clone());
+        is_new.then(|| Lock { in_flight, attachment: attachment.clone() })
+    }
+
+    async fn lock(&self, attachment: &Attachment, patience: Duration) -> Option<Lock> {
+        let until = self.clock() + millis(patience);
+        loop {
+            if let Some(lock) = self.try_lock(attachment) {
+                return Some(lock);
+            }
+            if self.clock() >= until {
+                self.with(|world| {
+                    world.machines[self.machine].kernel.overtaken.insert(attachment.clone());
+                    world.count("DEL went on without the end of its ADD");
+                });
+                return None;
+            }
+            self.wait(Wait::Free(attachment.clone(), until)).await;
+        }
+    }
+
+    fn is_locked(&self, attachment: &Attachment) -> bool {
+        self.agent(|agent| agent.in_flight.borrow().contains(attachment))
+    }
+
+    async fn gone(&self, held: Vec<Held>) -> Result<BTreeSet<Attachment>, String> {
+        self.turn().await;
+        Ok(self.with(|world| {
+            let interfaces = &world.machines[self.machine].kernel.interfaces;
+            let gone = held.into_iter().map(|held| held.attachment);
+            gone.filter(|attachment| !interfaces.contains_key(attachment)).collect()
+        }))
+    }
+
+    async fn admit(&self, _: &Held) -> Result<(), String> {
+        self.turn().await;
+        Ok(())
+    }
+
+    async fn delete_interface(&self, attachment: &Attachment) -> Result<(), String> {
+        self.turn().await;
+        self.with(|world| world.machines[self.machine].kernel.interfaces.remove(attachment));
+        Ok(())
+    }
+
+    async fn forget(&self, _: &Held) {
+        self.turn().await;
+    }
+
+    async fn free(&self, attachment: &Attachment) -> Result<(), LedgerError> {
+        self.turn().await;
+        let all = |ipam: &mut NodeIpam<Disk>, _| -> Vec<Held> { ipam.attachments().cloned().collect() };
+        let before = self.ipam(all);
+        let freed = self.ipam(|ipam, now| ipam.release(attachment, now));
+        let after = self.ipam(all);
+        self.with(|world| {
+            let name = world.machines[self.machine].name.clone();
+            world.found.extend(check_release(&name, attachment, &before, &after));
+        });
+        freed
+    }
+
+    fn tombstones(&self) -> Vec<Attachment> {
+        self.with(|world| world.machines[self.machine].tombstones.iter().cloned().collect())
+    }
+
+    fn has_tombstone(&self, attachment: &Attachment) -> bool {
+        self.with(|world| world.machines[self.machine].tombstones.contains(attachment))
+    }
+
+    fn remove_tombstone(&self, attachment: &Attachment) {
+        self.with(|world| world.machines[self.machine].tombstones.remove(attachment));
+    }
+
+    fn obstacles(&self) -> Vec<String> {
+        let obstacles = self.with(|world| {
+            let machine = &world.machines[self.machine];
+            let agent = machine.agent.as_ref().expect("a task of an agent ends with it");
+            readiness::obstacles(&readiness::Facts {
+                view: &agent.view,
+                registration: &agent.registration,
+                holdings: &agent.holdings,
+                underlay: Ok(()),
+                gateways: &machine.kernel.gateways,
+                mtu: MTU,
+                failures: &[],
+            })
+        });
+        if !obstacles.is_empty() {
+            self.note(|| format!("not ready: {}", obstacles.join("; ")));
+        }
+        obstacles
+    }
+
+    fn families(&self) -> &[Family] {
+        &Family::BOTH
+    }
+
+    fn mtu(&self) -> Option<u32> {
+        Some(MTU)
+    }
+
+    async fn sleep(&self, time: Duration) {
+        Self::sleep(self, millis(time)).await;
+    }
+
+    fn attachments_changed(&self) {}
+
+    fn addresses_freed(&self) {
+        self.agent(|agent| agent.news = true);
+    }
+}
+
+/// A span on a machine's clock.
+pub(super) fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
