@@ -162,7 +162,7 @@ fn read(path: &Path) -> Result<Contents, String> {
 
 #[cfg(test)]
 mod tests {
-    use polder_ipam::store::Change;
+    use polder_ipam::store::KeyChange;
 
     use super::*;
 
@@ -179,8 +179,8 @@ mod tests {
             revision: 5,
             entries: vec![entry("/polder/v1/a", 3), entry("/polder/v1/b", 4)],
         }));
-        let gone = Change { key: "/polder/v1/a".to_owned(), entry: None };
-        let new = Change { key: "/polder/v1/c".to_owned(), entry: Some(entry("/polder/v1/c", 6)) };
+        let gone = KeyChange { key: "/polder/v1/a".to_owned(), entry: None };
+        let new = KeyChange { key: "/polder/v1/c".to_owned(), entry: Some(entry("/polder/v1/c", 6)) };
         records.apply(&Update::Changed { revision: 6, changes: vec![gone, new] });
         write(&file, &records).unwrap();
         assert_eq!(

@@ -253,7 +253,7 @@ mod tests {
         let zone_b: Labels = [("zone".to_owned(), "b".to_owned())].into();
         view.apply(Update::Changed {
             revision: 10,
-            changes: vec![crate::store::Change {
+            changes: vec![crate::store::KeyChange {
                 key: "/polder/v1/pools/p".into(),
                 entry: Some(Entry {
                     key: "/polder/v1/pools/p".into(),
@@ -302,7 +302,7 @@ mod tests {
         let key = "/polder/v1/fences/n2/n2".to_owned();
         let value = br#"{"node":"n2","machine_id":"m","boot_id":"b","pods":"unknown"}"#.to_vec();
         let entry = Some(Entry { key: key.clone(), value, revision: 10 });
-        view.apply(Update::Changed { revision: 10, changes: vec![crate::store::Change { key, entry }] });
+        view.apply(Update::Changed { revision: 10, changes: vec![crate::store::KeyChange { key, entry }] });
         let claimed = Claimed::of(&view, pool(&view));
         assert_eq!(claimed, Claimed { owned: 1, resting: 1, total: 8 });
         assert_eq!(claimed.free(), 6);

@@ -153,7 +153,7 @@ impl StoreError {
 
 /// A key that changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
+pub struct KeyChange {
     /// The key.
     pub key: String,
     /// What stands behind it now; `None` if it was deleted.
@@ -170,7 +170,7 @@ pub enum Update {
         /// The revision of the store.
         revision: i64,
         /// What changed, in order.
-        changes: Vec<Change>,
+        changes: Vec<KeyChange>,
     },
     /// Nothing is heard from the store. What is known stays known; the next update says that it is back.
     Lost {

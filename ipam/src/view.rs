@@ -11,7 +11,7 @@ use crate::pool::{InvalidPool, PoolState, Purpose};
 use crate::record::{
     BlockRecord, ClusterRecord, FenceRecord, InspectionRecord, NodeRecord, Record, ReservationRecord, decode,
 };
-use crate::store::{Change, Contents, Entry, Update};
+use crate::store::{Contents, Entry, KeyChange, Update};
 use crate::{Block, Pool};
 use polder_api::{Family, NodeName, PoolName};
 
@@ -188,11 +188,11 @@ impl View {
 
     fn take_all(&mut self, entries: Vec<Entry>) {
         for entry in entries {
-            self.change(Change { key: entry.key.clone(), entry: Some(entry) });
+            self.change(KeyChange { key: entry.key.clone(), entry: Some(entry) });
         }
     }
 
-    fn change(&mut self, Change { key, entry }: Change) {
+    fn change(&mut self, KeyChange { key, entry }: KeyChange) {
         let Some(entry) = entry else {
             self.losses += u64::from(self.cluster.is_some() && key == Key::Cluster.to_string());
             return self.forget(&key);
@@ -229,7 +229,7 @@ impl View {
     }
 
     /// Whether the change may make a pool usable, or another one unusable. Called before the change is made.
-    fn concerns_pools(&self, change: &Change) -> bool {
+    fn concerns_pools(&self, change: &KeyChange) -> bool {
         let is_contested = !self.unusable.is_empty() || !self.doubtful.is_empty();
         match change.key.parse() {
             Ok(Key::Pool(_)) => true,

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use polder_ipam::key::{Key, Range};
 use polder_ipam::store::refusal::{Cause, Refusal};
-use polder_ipam::store::{Change, Compare, Contents, Entry, Outcome, StoreError, Txn, Update, Write};
+use polder_ipam::store::{Compare, Contents, Entry, KeyChange, Outcome, StoreError, Txn, Update, Write};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params};
 use tokio::sync::{broadcast, mpsc};
 
@@ -30,7 +30,7 @@ const UPSERT: &str = "INSERT OR REPLACE INTO store (key, value, revision) VALUES
 pub struct Embedded {
     path: PathBuf,
     database: Arc<Mutex<Connection>>,
-    changes: broadcast::Sender<(i64, Vec<Change>)>,
+    changes: broadcast::Sender<(i64, Vec<KeyChange>)>,
     writes: Writes,
 }
 
@@ -205,16 +205,16 @@ fn apply(
     transaction: &Transaction<'_>,
     write: &Write,
     revision: i64,
-) -> Result<Option<Change>, rusqlite::Error> {
+) -> Result<Option<KeyChange>, rusqlite::Error> {
     match write {
         Write::Put { key, value } => {
             transaction.execute(UPSERT, params![key, value, revision])?;
             let entry = Entry { key: key.clone(), value: value.clone(), revision };
-            Ok(Some(Change { key: key.clone(), entry: Some(entry) }))
+            Ok(Some(KeyChange { key: key.clone(), entry: Some(entry) }))
         }
         Write::Delete { key } => {
             let deleted = transaction.execute("DELETE FROM store WHERE key = ?1", params![key])?;
-            Ok((deleted > 0).then(|| Change { key: key.clone(), entry: None }))
+            Ok((deleted > 0).then(|| KeyChange { key: key.clone(), entry: None }))
         }
     }
 }
@@ -288,7 +288,7 @@ mod tests {
         store.commit(&Txn { writes: vec![put("z", "2")], ..Txn::default() }).unwrap();
         store.commit(&Txn { writes: vec![Write::Delete { key: "b1".into() }], ..Txn::default() }).unwrap();
         assert_eq!(updates.recv().await, Some(Update::Changed { revision: 3, changes: vec![] }));
-        let gone = vec![Change { key: "b1".to_owned(), entry: None }];
+        let gone = vec![KeyChange { key: "b1".to_owned(), entry: None }];
         assert_eq!(updates.recv().await, Some(Update::Changed { revision: 4, changes: gone }));
     }
 

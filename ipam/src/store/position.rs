@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 
 use polder_api::mutant::{self, Mutant};
 
-use super::{Change, Contents, Entry, Update};
+use super::{Contents, Entry, KeyChange, Update};
 
 /// How far a follower has come.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -38,7 +38,7 @@ pub enum Heard {
         /// The revision of the store.
         revision: i64,
         /// What changed, in order, and the revision of each.
-        changes: Vec<(i64, Change)>,
+        changes: Vec<(i64, KeyChange)>,
     },
     /// It is closed, because changes that it should tell of are before this revision and forgotten.
     Compacted {
@@ -129,7 +129,7 @@ impl Position {
         let update = match changes.iter().map(|(revision, _)| *revision).max() {
             Some(revision) => {
                 self.known = Some(revision);
-                let changes: Vec<Change> = changes.into_iter().map(|(_, change)| change).collect();
+                let changes: Vec<KeyChange> = changes.into_iter().map(|(_, change)| change).collect();
                 for change in &changes {
                     match &change.entry {
                         Some(_) => self.keys.insert(change.key.clone()),
@@ -168,12 +168,12 @@ mod tests {
         Entry { key: key.to_owned(), value: Vec::new(), revision }
     }
 
-    fn put(key: &str, revision: i64) -> (i64, Change) {
-        (revision, Change { key: key.to_owned(), entry: Some(entry(key, revision)) })
+    fn put(key: &str, revision: i64) -> (i64, KeyChange) {
+        (revision, KeyChange { key: key.to_owned(), entry: Some(entry(key, revision)) })
     }
 
-    fn deleted(key: &str, revision: i64) -> (i64, Change) {
-        (revision, Change { key: key.to_owned(), entry: None })
+    fn deleted(key: &str, revision: i64) -> (i64, KeyChange) {
+        (revision, KeyChange { key: key.to_owned(), entry: None })
     }
 
     fn loaded(revision: i64, entries: Vec<Entry>) -> Position {

@@ -6,7 +6,7 @@ fn entry(key: &str, value: &str, revision: i64) -> Entry {
 
 fn changed(revision: i64, key: &str, value: Option<&str>) -> Update {
     let entry = value.map(|value| entry(key, value, revision));
-    Update::Changed { revision, changes: vec![Change { key: format!("/polder/v1/{key}"), entry }] }
+    Update::Changed { revision, changes: vec![KeyChange { key: format!("/polder/v1/{key}"), entry }] }
 }
 
 const POOL: &str = r#"{"cidr":"10.0.0.0/16","block_length":26,"state":"active"}"#;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use polder_ipam::key::Range;
-use polder_ipam::store::{Change, Entry};
+use polder_ipam::store::{Entry, KeyChange};
 
 use super::{Error, LeaseId};
 
@@ -44,9 +44,9 @@ pub struct Event {
 
 impl Event {
     /// What Polder hears of it.
-    pub fn change(&self) -> (i64, Change) {
+    pub fn change(&self) -> (i64, KeyChange) {
         let entry = self.put.as_ref().map(KeyValue::entry);
-        (self.revision, Change { key: self.key.clone(), entry })
+        (self.revision, KeyChange { key: self.key.clone(), entry })
     }
 }
 

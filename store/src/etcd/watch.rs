@@ -10,7 +10,7 @@ use std::time::Duration;
 use etcd_client::{EventType, WatchOptions, WatchResponse};
 use polder_ipam::key::Range;
 use polder_ipam::store::position::{Heard, Interruption, Position};
-use polder_ipam::store::{Change, StoreError, Update};
+use polder_ipam::store::{KeyChange, StoreError, Update};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
@@ -190,12 +190,12 @@ fn hear(response: &WatchResponse) -> Heard {
 }
 
 /// The change, with the revision that made it.
-fn change(event: &etcd_client::Event) -> Option<(i64, Change)> {
+fn change(event: &etcd_client::Event) -> Option<(i64, KeyChange)> {
     let pair = event.kv()?;
     let key = pair.key_str().ok()?.to_owned();
     let entry = match event.event_type() {
         EventType::Put => Some(entry(pair.clone())?),
         EventType::Delete => None,
     };
-    Some((pair.mod_revision(), Change { key, entry }))
+    Some((pair.mod_revision(), KeyChange { key, entry }))
 }
