@@ -104,6 +104,11 @@ pub const fn is(_: Mutant) -> bool {
     false
 }
 
+/// What a rule demands, unless that defect leaves it out.
+pub fn unless<T>(defect: Mutant, demand: T) -> Option<T> {
+    (!is(defect)).then_some(demand)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

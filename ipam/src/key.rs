@@ -193,6 +193,30 @@ fn parse(text: &str) -> Option<Key> {
     }
 }
 
+/// The name of a record as the store has it, whether or not it is of a known kind.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Name {
+    /// A key.
+    Key(Key),
+    /// It is none.
+    Unknown(String),
+}
+
+impl From<&str> for Name {
+    fn from(text: &str) -> Self {
+        text.parse().map_or_else(|UnknownKey(text)| Self::Unknown(text), Self::Key)
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Key(key) => key.fmt(f),
+            Self::Unknown(text) => f.write_str(text),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -220,6 +244,7 @@ mod tests {
         ] {
             assert_eq!(key.to_string(), text);
             assert_eq!(text.parse::<Key>().unwrap(), key);
+            assert_eq!(Name::from(text), Name::Key(key));
         }
     }
 
@@ -228,7 +253,9 @@ mod tests {
         for bad in
             ["4-0af40041-26", "4-AF40040-26", "4-0AF40040-26", "4-af40040-26", "4-0af40040-026", "5-00-1"]
         {
-            assert!(below(&format!("blocks/{bad}")).parse::<Key>().is_err(), "{bad} was taken");
+            let text = below(&format!("blocks/{bad}"));
+            assert!(text.parse::<Key>().is_err(), "{bad} was taken");
+            assert_eq!(Name::from(&*text).to_string(), text);
         }
     }
 

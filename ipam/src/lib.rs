@@ -11,6 +11,7 @@
 pub mod alias;
 pub mod allocator;
 pub mod bootstrap;
+pub mod change;
 pub mod cidr;
 pub mod claim;
 pub mod ids;
@@ -37,6 +38,7 @@ pub mod special;
 pub mod steward;
 pub mod store;
 pub mod tasks;
+pub mod transaction;
 pub mod view;
 
 pub use cidr::Cidr;

@@ -1,0 +1,241 @@
+//! How a change is written in a store like etcd: what must hold, and what then happens, by keys and their revisions. Nobody
+//! else builds that, and no rule knows of it.
+//!
+//! Each comparison that protects something is a function of its own: builds for tests can leave it out.
+
+use polder_api::NodeName;
+use polder_api::mutant::{Mutant, unless};
+use serde::Serialize;
+
+use crate::Cidr;
+use crate::change::{Change, Claim, Confirmation, Inheritance, LetGo, MOST_RECORDS, Member, Speaker};
+use crate::ids::Incarnation;
+use crate::key::{Key, Name, Range};
+use crate::pool::{Block, Pool};
+use crate::record::{PoolRecord, encode};
+use crate::store::{Compare, LARGEST_TXN, Txn, Write};
+
+const _: () = assert!(MOST_RECORDS <= LARGEST_TXN, "etcd would refuse the largest change");
+
+/// The transaction that makes the change, or does nothing.
+pub fn transaction(change: &Change) -> Txn {
+    let mut draft = Draft::default();
+    match change {
+        Change::RegisterNode { node, record, before } => {
+            draft.replace(Key::Node(node.clone()), before.unwrap_or(NONE), record);
+            if before.is_none() {
+                draft.only_if(was_not_removed(node, &record.incarnation));
+            }
+        }
+        Change::TakeOverNode { node, record, before } => {
+            draft.replace(Key::Node(node.clone()), *before, record);
+        }
+        Change::RemoveNode { incarnation, revision, fence } => {
+            draft.delete(&Key::Node(fence.node.clone()), *revision);
+            draft.replace(Key::Fence(fence.node.clone(), incarnation.clone()), NONE, fence);
+        }
+        Change::VouchForNode(words) => words.iter().for_each(|word| draft.confirm(word)),
+        Change::ConfirmRemoval(word) => draft.confirm(word),
+        Change::InheritFrom(what) => draft.inherit(what),
+        Change::ForgetFence { by, fence } => {
+            draft.delete(&Key::Fence(fence.node.clone(), fence.incarnation.clone()), fence.revision);
+            draft.only_if(is_member(by));
+        }
+        Change::ClaimBlock(claim) => draft.claim(claim),
+        Change::GiveBackBlocks { by, blocks } => {
+            blocks.iter().for_each(|(block, revision)| draft.delete(&Key::Block(*block), *revision));
+            draft.only_if(is_member(by));
+        }
+        Change::HandOverAddress(what) => {
+            draft.only_if(is_member(&what.by));
+            draft.replace(Key::Reservation(what.address), what.before.unwrap_or(NONE), &what.record);
+            let pool =
+                what.out_of.iter().map(|(pool, revision)| unchanged(&Key::Pool(pool.clone()), *revision));
+            draft.only_if(pool);
+        }
+        Change::LetGoAddress { by, let_go } => {
+            draft.let_go(let_go);
+            draft.only_if(is_member(by));
+        }
+        Change::GiveUpAddress { address, revision } => draft.delete(&Key::Reservation(*address), *revision),
+        Change::AddPool { by, pool, as_of } => {
+            draft.replace(Key::Pool(pool.name.clone()), NONE, &PoolRecord::from(pool));
+            let ranges =
+                [Key::all_pools(), Key::all_nodes(), Key::all_reservations(), Key::blocks_in(pool.cidr())];
+            draft.only_if(ranges.map(|range| nothing_newer(range, *as_of)));
+            draft.only_if(by.iter().filter_map(is_member));
+        }
+        Change::ReplacePool { pool, revision } => {
+            draft.replace(Key::Pool(pool.name.clone()), *revision, &PoolRecord::from(pool));
+        }
+        Change::RemovePool { name, cidr, revision, as_of } => {
+            draft.delete(&Key::Pool(name.clone()), *revision);
+            draft.only_if([
+                Compare::Empty(Key::blocks_in(*cidr)),
+                nothing_newer(Key::all_reservations(), *as_of),
+            ]);
+        }
+        Change::MakeCluster { record, pools } => {
+            draft.replace(Key::Cluster, NONE, record);
+            if let Some(pools) = pools {
+                draft.only_if([Compare::Empty(Key::all_pools())]);
+                let put = |pool: &Pool| draft.put(&Key::Pool(pool.name.clone()), &PoolRecord::from(pool));
+                pools.iter().for_each(put);
+            }
+        }
+        Change::ReplaceSettings { record, revision } => draft.replace(Key::Cluster, *revision, record),
+        Change::PublishAddresses { by, say, withdraw } => {
+            draft.only_if(is_member(by));
+            withdraw.iter().for_each(|name| draft.take_away(name));
+            say.iter().for_each(|(address, record)| {
+                draft.put(&Key::Address(by.node.clone(), *address), record);
+            });
+        }
+        Change::WithdrawAddresses { by, records } => {
+            draft.only_if(may_say(by));
+            for (name, revision) in records {
+                draft.only_if(revision.map(|revision| unchanged(name, revision)));
+                draft.take_away(name);
+            }
+        }
+        Change::SignOfLife { by, alive } => {
+            draft.only_if(sign_of_a_member(by));
+            draft.put(&Key::Alive(by.node.clone()), alive);
+        }
+        Change::AskInspection(record) => draft.put(&Key::Inspection, record),
+        Change::EndInspection { revision } => draft.delete(&Key::Inspection, *revision),
+        Change::AnswerInspection { node, record, asked } => {
+            draft.only_if([unchanged(&Key::Inspection, *asked)]);
+            draft.put(&Key::Answer(node.clone()), record);
+        }
+        Change::ForgetAnswers(names) => {
+            draft.only_if([Compare::absent(&Key::Inspection)]);
+            names.iter().for_each(|name| draft.take_away(name));
+        }
+    }
+    draft.0
+}
+
+/// The revision of what is not there.
+const NONE: i64 = 0;
+
+/// A transaction that is being written.
+#[derive(Default)]
+struct Draft(Txn);
+
+impl Draft {
+    fn only_if(&mut self, compares: impl IntoIterator<Item = Compare>) {
+        self.0.compares.extend(compares);
+    }
+
+    fn put(&mut self, key: &Key, record: &impl Serialize) {
+        self.0.writes.push(Write::Put { key: key.to_string(), value: encode(record) });
+    }
+
+    fn take_away(&mut self, name: &Name) {
+        self.0.writes.push(Write::Delete { key: name.to_string() });
+    }
+
+    /// Puts the record in place of the one of that revision.
+    fn replace(&mut self, key: Key, revision: i64, record: &impl Serialize) {
+        self.only_if([unchanged(&key, revision)]);
+        self.put(&key, record);
+    }
+
+    /// Deletes the record of that revision.
+    fn delete(&mut self, key: &Key, revision: i64) {
+        self.only_if([unchanged(key, revision)]);
+        self.0.writes.push(Write::Delete { key: key.to_string() });
+    }
+
+    fn confirm(&mut self, word: &Confirmation) {
+        let Confirmation { incarnation, record, revision } = word;
+        self.replace(Key::Fence(record.node.clone(), incarnation.clone()), *revision, record);
+    }
+
+    fn claim(&mut self, claim: &Claim) {
+        self.only_if(claimed_by_member(claim));
+        self.only_if(claimed_from_that_pool(claim));
+        self.only_if(nothing_claimed_inside(claim));
+        self.only_if(nothing_claimed_around(claim).into_iter().flatten());
+        self.put(&Key::Block(claim.block), &claim.record);
+    }
+
+    fn inherit(&mut self, what: &Inheritance) {
+        let fence = Key::Fence(what.fence.node.clone(), what.fence.incarnation.clone());
+        self.only_if([unchanged(&fence, what.fence.revision)]);
+        what.blocks.iter().for_each(|(block, revision)| self.delete(&Key::Block(*block), *revision));
+        what.addresses.iter().for_each(|let_go| self.let_go(let_go));
+        self.only_if(is_member(&what.by));
+    }
+
+    fn let_go(&mut self, let_go: &LetGo) {
+        self.replace(Key::Reservation(let_go.address), let_go.revision, &let_go.record);
+    }
+}
+
+fn unchanged(key: &impl ToString, revision: i64) -> Compare {
+    Compare::Unchanged { key: key.to_string(), revision }
+}
+
+fn nothing_newer(range: Range, revision: i64) -> Compare {
+    Compare::NothingNewer { range, revision }
+}
+
+fn record_of(member: &Member) -> Compare {
+    unchanged(&Key::Node(member.node.clone()), member.revision)
+}
+
+/// Once the node is removed, it changes nothing any more.
+fn is_member(by: &Member) -> Option<Compare> {
+    unless(Mutant::WriteIgnoresNode, record_of(by))
+}
+
+fn may_say(by: &Speaker) -> Option<Compare> {
+    match by {
+        Speaker::Node(member) => is_member(member),
+        Speaker::Anybody(node) => Some(Compare::absent(&Key::Node(node.clone()))),
+    }
+}
+
+/// Only the node that its record names is alive under its name.
+fn sign_of_a_member(by: &Member) -> Option<Compare> {
+    unless(Mutant::SignIgnoresNode, record_of(by))
+}
+
+/// A node that was removed does not come back by itself.
+fn was_not_removed(node: &NodeName, incarnation: &Incarnation) -> Option<Compare> {
+    unless(Mutant::FenceIsIgnored, Compare::absent(&Key::Fence(node.clone(), incarnation.clone())))
+}
+
+fn claimed_by_member(claim: &Claim) -> Option<Compare> {
+    unless(Mutant::ClaimIgnoresNode, record_of(&claim.by))
+}
+
+fn claimed_from_that_pool(claim: &Claim) -> Option<Compare> {
+    let pool = Key::Pool(claim.record.pool.clone());
+    unless(Mutant::ClaimIgnoresPool, unchanged(&pool, claim.pool_revision))
+}
+
+/// Neither the block itself nor a part of it.
+fn nothing_claimed_inside(claim: &Claim) -> Option<Compare> {
+    unless(Mutant::ClaimIgnoresClaims, Compare::Empty(Key::blocks_in(claim.block.cidr())))
+}
+
+/// A larger claim starts before the block, or where the block starts; there it is found by what is inside.
+fn nothing_claimed_around(claim: &Claim) -> Option<Vec<Compare>> {
+    let absent = |larger| Compare::absent(&Key::Block(larger));
+    unless(Mutant::ClaimIgnoresLargerClaims, around(claim.pool, claim.block).map(absent).collect())
+}
+
+/// The larger ranges of the pool that `block` is in: there are no claims of that size, unless somebody made one by
+/// hand or the pool was once cut differently.
+fn around(pool: Cidr, block: Block) -> impl Iterator<Item = Block> {
+    let first = block.cidr().first();
+    (pool.length()..block.cidr().length())
+        .map(move |length| Block::new(Cidr::around(first, length)))
+        .filter(move |larger| larger.cidr().first() != first)
+}
+
+#[cfg(test)]
+mod tests;
