@@ -13,12 +13,13 @@ use std::time::Duration;
 use polder_api::NodeName;
 use polder_api::ipam::{Checked, DeviationStatus, NodeChecked, Repairs};
 use polder_api::message::Refusal;
+use polder_ipam::change::{Change, MOST_RECORDS, Speaker};
 use polder_ipam::ids::Nonce;
 use polder_ipam::invariants::{self, Deviation, Facts, Published, Repair};
-use polder_ipam::key::Key;
+use polder_ipam::key::{Key, Name};
 use polder_ipam::prefix;
-use polder_ipam::record::{AnswerRecord, InspectionRecord, encode};
-use polder_ipam::store::{Compare, LARGEST_TXN, Outcome, StoreError, Txn, Write};
+use polder_ipam::record::{AnswerRecord, InspectionRecord};
+use polder_ipam::store::{Outcome, StoreError};
 use polder_ipam::view::View;
 use polder_store::Store;
 use tokio::time::{Instant, sleep};
@@ -59,8 +60,7 @@ fn store_failed(error: StoreError) -> Refusal {
 pub async fn check(agent: &Agent, store: &Store, repairs: Repairs) -> Result<Checked, Refusal> {
     let id = Nonce(random_name().map_err(try_again)?);
     let record = InspectionRecord { id: id.clone(), repairs };
-    let put = Write::Put { key: Key::Inspection.to_string(), value: encode(&record) };
-    let sent = store.commit(&Txn { compares: Vec::new(), writes: vec![put] }).await;
+    let sent = store.commit(&Change::AskInspection(record)).await;
     // An outcome that is not known shows itself: without the wish there are no answers.
     let checked = match sent {
         Ok(_) => ask(agent, store, &id, repairs).await,
@@ -144,7 +144,7 @@ fn unanswered<T>(
 struct Found {
     deviation: Deviation,
     /// The record of an address that nobody can have.
-    record: Option<(String, i64)>,
+    record: Option<(Name, i64)>,
 }
 
 impl Found {
@@ -165,7 +165,7 @@ async fn look(view: &View, store: &Store) -> Result<Vec<Found>, StoreError> {
             let records = addresses.records.iter();
             let mut same = records.filter(|(known, _)| known.address == *address && known.node == *node);
             let (_, revision) = same.next()?;
-            Some((Key::Address(node.clone(), *address).to_string(), *revision))
+            Some((Name::Key(Key::Address(node.clone(), *address)), *revision))
         }
         _ => None,
     };
@@ -190,22 +190,21 @@ fn unreadable(key: &str, reason: &str, revision: Option<i64>) -> Found {
     let (invariant, remedy) = (invariants::Invariant::NoLeak, "correct or delete it".to_owned());
     Found {
         deviation: Deviation { invariant, what, remedy, node, repair: None },
-        record: revision.map(|revision| (key.to_owned(), revision)),
+        record: revision.map(|revision| (Name::from(key), revision)),
     }
 }
 
 /// Deletes the record of an address that says of a node that is not there what nobody can withdraw but us.
 async fn withdraw(store: &Store, view: &View, found: &Found) -> bool {
-    let (Some((key, revision)), Some(node)) = (&found.record, &found.deviation.node) else { return false };
+    let (Some((name, revision)), Some(node)) = (&found.record, &found.deviation.node) else { return false };
     if view.nodes.contains_key(node) {
         return false;
     }
-    let compares = vec![
-        Compare::Unchanged { key: key.clone(), revision: *revision },
-        Compare::absent(&Key::Node(node.clone())),
-    ];
-    let txn = Txn { compares, writes: vec![Write::Delete { key: key.clone() }] };
-    matches!(store.commit(&txn).await, Ok(Outcome::Applied { .. }))
+    let change = Change::WithdrawAddresses {
+        by: Speaker::Anybody(node.clone()),
+        records: vec![(name.clone(), Some(*revision))],
+    };
+    matches!(store.commit(&change).await, Ok(Outcome::Applied { .. }))
 }
 
 /// The answers to that check, of members of the cluster.
@@ -230,15 +229,12 @@ async fn clean_up(store: &Store, id: &Nonce) -> Result<(), StoreError> {
         if asked.record.id != *id {
             return Ok(());
         }
-        let key = Key::Inspection.to_string();
-        let unchanged = Compare::Unchanged { key: key.clone(), revision: asked.revision };
-        store.commit(&Txn { compares: vec![unchanged], writes: vec![Write::Delete { key }] }).await?;
+        store.commit(&Change::EndInspection { revision: asked.revision }).await?;
     }
     let answers = store.range(&Key::all_answers()).await?;
-    for chunk in answers.entries.chunks(LARGEST_TXN) {
-        let writes = chunk.iter().map(|entry| Write::Delete { key: entry.key.clone() }).collect();
-        let compares = vec![Compare::absent(&Key::Inspection)];
-        store.commit(&Txn { compares, writes }).await?;
+    for some in answers.entries.chunks(MOST_RECORDS) {
+        let names = some.iter().map(|entry| Name::from(entry.key.as_str())).collect();
+        store.commit(&Change::ForgetAnswers(names)).await?;
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use polder_api::{Attachment, Family, tombstone, tombstones};
 use polder_ipam::Moment;
+use polder_ipam::change::Change;
 use polder_ipam::claim::NoClaim;
 use polder_ipam::key::Range;
 use polder_ipam::ledger::{Held, Kind};
@@ -16,7 +17,7 @@ use polder_ipam::pool::BlockRequest;
 use polder_ipam::record::Alive;
 use polder_ipam::registration::{Holdings, Registration};
 use polder_ipam::steward::Presence;
-use polder_ipam::store::{Contents, Outcome, StoreError, Txn};
+use polder_ipam::store::{Contents, Outcome, StoreError};
 use polder_ipam::tasks::{CLAIM_PATIENCE, Host, PodHost, Requests, Unreserved, Workload, teardown};
 use polder_ipam::view::View;
 use polder_netlink::nft::FilterSocket;
@@ -69,8 +70,8 @@ impl Host for Agent {
         }
     }
 
-    async fn commit(&self, txn: &Txn) -> Result<Outcome, StoreError> {
-        self.store.commit(txn).await
+    async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
+        self.store.commit(change).await
     }
 
     async fn range(&self, range: &Range) -> Result<Contents, StoreError> {

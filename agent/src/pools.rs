@@ -9,7 +9,7 @@ use polder_ipam::cidr::ParseCidrError;
 use polder_ipam::key::Key;
 use polder_ipam::peers::believe;
 use polder_ipam::pool::{InvalidPool, PoolState, Purpose};
-use polder_ipam::pools::{self, Change, NotChanged};
+use polder_ipam::pools::{self, Decision, NotChanged};
 use polder_ipam::shortage::Claimed;
 use polder_ipam::store::{Outcome, StoreError, Update};
 use polder_ipam::view::View;
@@ -80,10 +80,10 @@ pub fn parse(new: NewPool) -> Result<Pool, Refusal> {
 }
 
 /// Carries a change out. Whatever becomes of an attempt, the next one begins with what is there: what it finds done
-/// is done, and a transaction that takes effect late finds its grounds changed. A refusal is the last attempt.
+/// is done, and one that takes effect late finds its grounds changed. A refusal is the last attempt.
 async fn apply(
     store: &Store,
-    decide: impl Fn(&View) -> Result<Change, NotChanged>,
+    decide: impl Fn(&View) -> Result<Decision, NotChanged>,
 ) -> Result<String, Refusal> {
     let mut failure = None;
     let (mut said, mut refused) = (None, None);
@@ -101,11 +101,11 @@ async fn apply(
         };
         match decide(&view) {
             // An attempt whose answer was lost has done it.
-            Ok(Change::Already(already)) => return Ok(said.or(refused).unwrap_or(already)),
+            Ok(Decision::Already(already)) => return Ok(said.or(refused).unwrap_or(already)),
             Err(not_changed) => return settle(said.or(refused), &not_changed),
             // It was refused, and is not there.
-            Ok(Change::Commit { .. }) if refused.is_some() => break,
-            Ok(Change::Commit { txn, done }) => match store.commit(&txn).await {
+            Ok(Decision::Commit { .. }) if refused.is_some() => break,
+            Ok(Decision::Commit { change, done }) => match store.commit(&change).await {
                 Ok(Outcome::Applied { .. }) => return Ok(done),
                 Ok(Outcome::Refused) => said = None,
                 Err(error) => {

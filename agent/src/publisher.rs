@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use polder_ipam::change::Member;
 use polder_ipam::key::Key;
 use polder_ipam::publication::{self, Published};
 use polder_ipam::registration::Holdings;
@@ -30,9 +31,8 @@ pub async fn run(agent: Arc<Agent>) {
         Records { view: agent.board.view.subscribe(), holdings: agent.board.holdings.subscribe() };
     loop {
         let (revision, losses) = records.wait_for(&agent, |revision, _| revision != 0).await;
-        let (alive, sign, only_if) =
-            publication::sign_of_life(&agent.config.node, agent.machine.life(), revision);
-        let hold = agent.store.hold(&alive, sign, ALIVE_SECONDS, only_if);
+        let sign = publication::sign_of_life(&agent.config.node, agent.machine.life(), revision);
+        let hold = agent.store.hold(&sign, ALIVE_SECONDS);
         let work = async { tokio::join!(hold, publish(&agent, revision)) };
         tokio::select! {
             _ = work => {}
@@ -110,15 +110,12 @@ async fn synchronize(
     let node = &agent.config.node;
     let published = match published {
         Some(published) => published,
-        None => {
-            let contents = agent.store.range(&Key::addresses_of(node)).await?;
-            contents.entries.into_iter().map(|entry| (entry.key, entry.value)).collect()
-        }
+        None => publication::read(node, &agent.store.range(&Key::addresses_of(node)).await?),
     };
-    let name = node.clone();
-    let wanted = agent.ipam.run(move |ipam| publication::wanted(&name, ipam.attachments())).await;
-    for txn in publication::publish(node, revision, &published, &wanted) {
-        if agent.store.commit(&txn).await? == Outcome::Refused {
+    let wanted = agent.ipam.run(|ipam| publication::wanted(ipam.attachments())).await;
+    let by = Member { node: node.clone(), revision };
+    for change in publication::publish(&by, &published, &wanted) {
+        if agent.store.commit(&change).await? == Outcome::Refused {
             return Err(NotPublished::Replaced);
         }
     }

@@ -37,12 +37,10 @@ pub async fn remove(agent: &Agent, store: &Store, removal: Removal) -> Result<St
             let why = view.lost.clone().unwrap_or_else(|| "it has not been read yet".to_owned());
             return Err(Refusal::try_again(format!("{}: {why}", agent.store.name())));
         }
-        let txn = removal::remove(&view, &node, vouched)
+        let change = removal::remove(&view, &node, vouched)
             .map_err(|error| Refusal::new(RefusalKind::Invalid, error.to_string()))?;
-        if txn.writes.is_empty() {
-            return Ok(waits_for(&view, &node));
-        }
-        match store.commit(&txn).await {
+        let Some(change) = change else { return Ok(waits_for(&view, &node)) };
+        match store.commit(&change).await {
             Ok(Outcome::Applied { revision }) => {
                 warn!(%node, dead, "removed from the cluster");
                 let seen = timeout(CATCH_UP, views.wait_for(|view| view.revision >= revision)).await;
@@ -69,8 +67,7 @@ async fn failed(
 ) -> Result<String, Refusal> {
     let is_made = if error.needs_look() && !error.is_unknown() {
         pools::read(store).await.ok().map(|now| match removal::remove(&now, node, vouched) {
-            Ok(txn) if txn.writes.is_empty() => Some(waits_for(&now, node)),
-            Err(NotRemoved::Already(_)) => Some(waits_for(&now, node)),
+            Ok(None) | Err(NotRemoved::Already(_)) => Some(waits_for(&now, node)),
             _ => None,
         })
     } else {

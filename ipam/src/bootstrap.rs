@@ -7,8 +7,7 @@ use crate::ids::ClusterId;
 use crate::key::Key;
 use crate::ledger::Identity;
 use crate::pools;
-use crate::record::{AttachMode, ClusterRecord, Masquerade, PoolRecord, VxlanSettings, encode};
-use crate::store::{Compare, Txn, Write};
+use crate::record::{AttachMode, ClusterRecord, Masquerade, VxlanSettings};
 use crate::view::{Settings, Source, View};
 
 /// The first settings of a cluster, written where there are none.
@@ -33,8 +32,8 @@ pub struct Proposal {
     pub record: ClusterRecord,
     /// Whether the cluster had them before.
     pub is_restored: bool,
-    /// What writes them, and the pools, where there are none.
-    pub txn: Txn,
+    /// The pools; `None` if somebody has made some already: those are the cluster's pools.
+    pub pools: Option<Vec<Pool>>,
 }
 
 /// The settings to write, or what that waits for. `surroundings` says whether it is known what is in use around this node, which
@@ -70,8 +69,8 @@ pub fn propose(
             );
         }
     };
-    let txn = write(view, &record, &pools);
-    Ok(Proposal { record, is_restored: lost.is_some(), txn })
+    let pools = view.every_pool().next().is_none().then_some(pools);
+    Ok(Proposal { record, is_restored: lost.is_some(), pools })
 }
 
 fn first_settings(bootstrap: &Bootstrap, identity: Option<&Identity>, fresh: String) -> ClusterRecord {
@@ -93,22 +92,6 @@ fn check_pools(view: &View, first: &[Pool]) -> Result<(), String> {
     }
     let refused = first.iter().find_map(|pool| pools::check_range(view, pool).err());
     refused.map_or(Ok(()), |reason| Err(format!("bootstrap.pools in the configuration: {reason}")))
-}
-
-fn write(view: &View, record: &ClusterRecord, pools: &[Pool]) -> Txn {
-    let put = |key: Key, value| Write::Put { key: key.to_string(), value };
-    let mut txn = Txn {
-        compares: vec![Compare::absent(&Key::Cluster)],
-        writes: vec![put(Key::Cluster, encode(record))],
-    };
-    // Pools that somebody has made already are the cluster's pools.
-    if view.every_pool().next().is_none() {
-        txn.compares.push(Compare::Empty(Key::all_pools()));
-        let puts =
-            pools.iter().map(|pool| put(Key::Pool(pool.name.clone()), encode(&PoolRecord::from(pool))));
-        txn.writes.extend(puts);
-    }
-    txn
 }
 
 #[cfg(test)]
@@ -168,7 +151,7 @@ mod tests {
     fn the_first_settings_are_those_of_the_configuration_with_its_pools() {
         let made = proposed(&empty(), None, Some(&bootstrap())).unwrap();
         assert_eq!((made.record.id.0.as_str(), made.is_restored), ("fresh", false));
-        assert_eq!((made.txn.compares.len(), made.txn.writes.len()), (2, 2));
+        assert_eq!(made.pools, Some(bootstrap().pools));
         let again = proposed(&empty(), Some(&identity("ours")), Some(&bootstrap())).unwrap();
         assert_eq!(again.record.id.0, "ours", "a node that has been in a cluster is still in it");
     }
@@ -180,7 +163,7 @@ mod tests {
         view.pools.insert("main".parse().unwrap(), known);
         view.own = vec!["10.244.0.1".parse().unwrap()];
         let made = proposed(&view, None, Some(&bootstrap())).unwrap();
-        assert_eq!((made.txn.compares.len(), made.txn.writes.len()), (1, 1));
+        assert_eq!(made.pools, None);
     }
 
     #[test]
@@ -189,7 +172,8 @@ mod tests {
         let lost = Settings { cluster: Arc::new(first), pools: vec![Arc::new(pool("10.0.0.0/16"))] };
         let view = view(|view| view.remembered = Some(lost));
         let made = proposed(&view, Some(&identity("lost")), None).unwrap();
-        assert!(made.is_restored && made.txn.writes.len() == 2);
+        assert!(made.is_restored);
+        assert_eq!(made.pools, Some(vec![pool("10.0.0.0/16")]));
         assert!(proposed(&view, Some(&identity("other")), None).is_err());
         assert!(proposed(&view, None, None).is_err());
     }

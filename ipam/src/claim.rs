@@ -1,4 +1,4 @@
-//! Claiming a block: where to look, and the one transaction that does it.
+//! Claiming a block: where to look, and what the claim rests on.
 //!
 //! There are no locks and there is no pending state: either the claim is in the store or it is not. An attempt
 //! whose outcome is unknown is never repeated blindly. It is looked up, and its nonce says whose it is.
@@ -10,19 +10,18 @@ use polder_api::NodeName;
 use polder_api::mutant::{self, Mutant};
 use sha2::{Digest, Sha256};
 
+use crate::change::{Claim, MOST_RECORDS, Member};
 use crate::ids::{Incarnation, Nonce};
-use crate::key::Key;
 use crate::ledger::{Identity, LedgerError};
 use crate::needed;
 use crate::pool::{Block, BlockRequest, Labels, Pool};
-use crate::prefix;
 use crate::record::{BlockRecord, Life, encode};
 use crate::shortage;
-use crate::store::{Compare, Entry, LARGEST_TXN, StoreError, Txn, Write};
+use crate::store::{Entry, StoreError};
 use crate::view::{Known, Source, View};
 
-/// How many blocks go back in one transaction: what it rests on has to have room in it, too.
-pub const AT_ONCE: usize = LARGEST_TXN - 2;
+/// How many blocks go back at once: what that rests on has to have room in the change, too.
+pub const AT_ONCE: usize = MOST_RECORDS - 2;
 
 /// A node with fewer free addresses of a family than this claims the next block before it needs it; and it keeps twice as
 /// many when it gives a block back.
@@ -32,54 +31,24 @@ pub const LOW_WATER: u64 = 16;
 #[derive(Debug, Clone)]
 pub struct Grounds<'a> {
     /// The claiming node.
-    pub node: &'a NodeName,
+    pub by: Member,
     /// Its incarnation.
     pub incarnation: &'a Incarnation,
-    /// Revision of its record.
-    pub node_revision: i64,
     /// The pool to claim from.
-    pub pool: &'a Pool,
-    /// Revision of its record.
-    pub pool_revision: i64,
-}
-
-/// An attempt to claim a block.
-#[derive(Debug, Clone)]
-pub struct Claim {
-    /// The block.
-    pub block: Block,
-    /// What will stand behind it.
-    pub record: BlockRecord,
-    /// What makes it so.
-    pub txn: Txn,
+    pub pool: &'a Known<Pool>,
 }
 
 impl Claim {
-    /// Prepares the transaction: if node and pool are unchanged, and there is no claim inside the block or around
-    /// it, then the claim is made.
-    pub fn new(grounds: &Grounds<'_>, block: Block, nonce: Nonce) -> Self {
+    /// The claim of the block, if node and pool are as they were.
+    pub fn new(grounds: Grounds<'_>, block: Block, nonce: Nonce) -> Self {
+        let Grounds { by, incarnation, pool } = grounds;
         let record = BlockRecord {
-            node: grounds.node.clone(),
-            incarnation: grounds.incarnation.clone(),
-            pool: grounds.pool.name.clone(),
+            node: by.node.clone(),
+            incarnation: incarnation.clone(),
+            pool: pool.record.name.clone(),
             nonce,
         };
-        let mut compares = vec![
-            Compare::Unchanged {
-                key: Key::Node(grounds.node.clone()).to_string(),
-                revision: grounds.node_revision,
-            },
-            Compare::Unchanged {
-                key: Key::Pool(grounds.pool.name.clone()).to_string(),
-                revision: grounds.pool_revision,
-            },
-            Compare::Empty(Key::blocks_in(block.cidr())),
-        ];
-        // A larger claim starts before the block, or where the block starts; there it is found by the range.
-        compares.extend(around(grounds.pool, block).map(|larger| Compare::absent(&Key::Block(larger))));
-        compares.retain(|compare| !is_left_out(compare));
-        let put = Write::Put { key: Key::Block(block).to_string(), value: encode(&record) };
-        Self { block, record, txn: Txn { compares, writes: vec![put] } }
+        Self { by, block, record, pool: pool.record.cidr(), pool_revision: pool.revision }
     }
 
     /// Whether what was read back behind the block's key is this claim. Where the outcome of an attempt is not known,
@@ -87,19 +56,6 @@ impl Claim {
     pub fn is_made(&self, found: Option<&Entry>) -> bool {
         mutant::is(Mutant::ClaimIsPresumed) || found.is_some_and(|entry| entry.value == encode(&self.record))
     }
-}
-
-/// Whether a deliberate defect leaves the compare out.
-fn is_left_out(compare: &Compare) -> bool {
-    let rest = match compare {
-        Compare::Unchanged { key, .. } => key.strip_prefix(prefix::in_use()).unwrap_or_default(),
-        _ => "",
-    };
-    let of = |kind: &str| rest.starts_with(kind);
-    mutant::is(Mutant::ClaimIgnoresNode) && of("nodes/")
-        || mutant::is(Mutant::ClaimIgnoresPool) && of("pools/")
-        || mutant::is(Mutant::ClaimIgnoresClaims) && matches!(compare, Compare::Empty(_))
-        || mutant::is(Mutant::ClaimIgnoresLargerClaims) && of("blocks/")
 }
 
 /// Who wants to claim, and what he knows.
@@ -167,24 +123,10 @@ impl Claimant<'_> {
         }
         let (pool, block) =
             next_block(view, self.me, self.labels, wanted, lost).map_err(NoClaim::Exhausted)?;
-        let grounds = Grounds {
-            node: &identity.node,
-            incarnation: &identity.incarnation,
-            node_revision: node.revision,
-            pool: &pool.record,
-            pool_revision: pool.revision,
-        };
-        Ok(Claim::new(&grounds, block, nonce))
+        let by = Member { node: identity.node.clone(), revision: node.revision };
+        let grounds = Grounds { by, incarnation: &identity.incarnation, pool };
+        Ok(Claim::new(grounds, block, nonce))
     }
-}
-
-/// The larger ranges of the pool that `block` is in: there are no claims of that size, unless somebody made one by
-/// hand or the pool was once cut differently.
-fn around(pool: &Pool, block: Block) -> impl Iterator<Item = Block> {
-    let first = block.cidr().first();
-    (pool.cidr().length()..block.cidr().length())
-        .map(move |length| Block::new(crate::Cidr::around(first, length)))
-        .filter(move |larger| larger.cidr().first() != first)
 }
 
 /// The free blocks of the pool, in the order in which the node should try them: from a place of its own, so that
@@ -282,31 +224,5 @@ mod tests {
         let pool = pool("fd00:244::/56", 122);
         let first = candidates(&"n1".parse().unwrap(), &pool, |_| false).next().unwrap();
         assert!(pool.has_block(first), "{first}");
-    }
-
-    #[test]
-    fn a_claim_rests_on_node_pool_and_the_absence_of_any_other() {
-        let pool = pool("10.0.0.0/24", 26);
-        let (node, incarnation) = ("n1".parse().unwrap(), Incarnation("i".into()));
-        let grounds = Grounds {
-            node: &node,
-            incarnation: &incarnation,
-            node_revision: 5,
-            pool: &pool,
-            pool_revision: 3,
-        };
-        let claim = Claim::new(&grounds, pool.block(3), Nonce("x".into()));
-        let absent = |block: &str| Compare::absent(&Key::Block(Block::new(block.parse().unwrap())));
-        assert_eq!(
-            claim.txn.compares,
-            [
-                Compare::Unchanged { key: "/polder/v1/nodes/n1".into(), revision: 5 },
-                Compare::Unchanged { key: "/polder/v1/pools/p".into(), revision: 3 },
-                Compare::Empty(Key::blocks_in("10.0.0.192/26".parse().unwrap())),
-                absent("10.0.0.0/24"),
-                absent("10.0.0.128/25"),
-            ]
-        );
-        assert_eq!(claim.txn.writes.len(), 1);
     }
 }

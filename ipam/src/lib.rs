@@ -4,9 +4,10 @@
 //! own blocks are decided by that node alone, and kept in its ledger. So an address can be handed out while the
 //! store is away, and still never twice.
 //!
-//! All of it is pure: no clock, no randomness, no input or output. What a store is asked is data ([`store`]); [`node`] puts the
-//! allocator and a ledger ([`ledger`]) together. [`tasks`] carry it out over a trait that an agent implements with what the crate
-//! `polder-store` speaks to, and a simulation with plain data.
+//! All of it is pure: no clock, no randomness, no input or output. A decision says what is to change ([`change`]), and what
+//! a store is asked for that is data, too ([`transaction`], [`store`]). [`node`] puts the allocator and a ledger ([`ledger`])
+//! together. [`tasks`] carry it out over a trait that an agent implements with what the crate `polder-store` speaks to, and a
+//! simulation with plain data.
 
 pub mod alias;
 pub mod allocator;

@@ -1,30 +1,29 @@
-//! How the pools of a cluster change: added, drained, removed; each in one transaction, or refused with the reason.
+//! How the pools of a cluster change: added, drained, removed; each in one change, or refused with the reason.
 //!
-//! Pure: from all records as of one revision. What a change rests on is compared in its transaction: pools that do not
-//! overlap now do not overlap then, and a pool that is empty now is empty then. Every change can be asked for again.
+//! Pure: from all records as of one revision. A change names what it rests on: pools that do not overlap now do not
+//! overlap then, and a pool that is empty now is empty then. Every change can be asked for again.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use polder_api::{NodeName, PoolName};
 
-use crate::key::{Key, Range};
+use crate::change::Change;
+use crate::key::Key;
 use crate::needed;
 use crate::pool::{Block, InvalidPool, Pool, PoolState, Purpose, format_labels};
-use crate::record::{PoolRecord, encode};
-use crate::store::{Compare, Txn, Write};
 use crate::view::{Known, View};
 use crate::{Cidr, shortage};
 
 /// What comes of a wish.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
+pub enum Decision {
     /// It is as it was wished for already.
     Already(String),
-    /// It will be when the transaction has taken effect.
+    /// It will be when the change is made.
     Commit {
-        /// The transaction.
-        txn: Txn,
+        /// The change.
+        change: Box<Change>,
         /// What is to be said then.
         done: String,
     },
@@ -105,36 +104,26 @@ pub enum NotChanged {
 }
 
 /// Adds the pool; one of the same measures that is being drained becomes active again.
-pub fn add(view: &View, pool: &Pool) -> Result<Change, NotChanged> {
+pub fn add(view: &View, pool: &Pool) -> Result<Decision, NotChanged> {
     let name = &pool.name;
-    let key = Key::Pool(name.clone());
     if let Some(known) = view.any_pool(name) {
         let there = &*known.record;
         if *there != pool.in_state(there.state) {
             return Err(NotChanged::Different { name: name.clone(), there: describe(there) });
         }
         if there.state == PoolState::Active {
-            return Ok(Change::Already(format!("pool {name} is there already: {}", describe(there))));
+            return Ok(Decision::Already(format!("pool {name} is there already: {}", describe(there))));
         }
         check_range(view, pool)?;
         let again = there.in_state(PoolState::Active);
-        return Ok(Change::Commit {
-            txn: replace(known, &again),
+        return Ok(Decision::Commit {
+            change: Box::new(Change::ReplacePool { pool: again, revision: known.revision }),
             done: format!("pool {name} is active again: {}", describe(there)),
         });
     }
     check_room(view, pool)?;
-    let nothing_newer = |range: Range| Compare::NothingNewer { range, revision: view.revision };
-    let compares = vec![
-        Compare::absent(&key),
-        nothing_newer(Key::all_pools()),
-        nothing_newer(Key::all_nodes()),
-        nothing_newer(Key::all_reservations()),
-        nothing_newer(Key::blocks_in(pool.cidr())),
-    ];
-    let put = Write::Put { key: key.to_string(), value: encode(&PoolRecord::from(pool)) };
-    Ok(Change::Commit {
-        txn: Txn { compares, writes: vec![put] },
+    Ok(Decision::Commit {
+        change: Box::new(Change::AddPool { by: None, pool: pool.clone(), as_of: view.revision }),
         done: format!("pool {name} is added: {}", describe(pool)),
     })
 }
@@ -213,14 +202,17 @@ fn unreadable_address(key: &str) -> Option<IpAddr> {
 }
 
 /// Lets no more blocks be claimed from the pool. Pods that have addresses of it keep them.
-pub fn drain(view: &View, name: &PoolName) -> Result<Change, NotChanged> {
+pub fn drain(view: &View, name: &PoolName) -> Result<Decision, NotChanged> {
     let known = find(view, name)?.ok_or_else(|| NotChanged::Unknown(name.clone()))?;
     if known.record.state != PoolState::Active {
-        return Ok(Change::Already(format!("pool {name} is drained already, and {}", drained(view, known))));
+        return Ok(Decision::Already(format!(
+            "pool {name} is drained already, and {}",
+            drained(view, known)
+        )));
     }
     let draining = known.record.in_state(PoolState::Draining);
-    Ok(Change::Commit {
-        txn: replace(known, &draining),
+    Ok(Decision::Commit {
+        change: Box::new(Change::ReplacePool { pool: draining, revision: known.revision }),
         done: format!("pool {name} is drained: no address of it goes to a new pod, {}", drained(view, known)),
     })
 }
@@ -249,7 +241,7 @@ fn drained(view: &View, known: &Known<Pool>) -> String {
 }
 
 /// Removes the pool, if nothing of it is in use.
-pub fn remove(view: &View, name: &PoolName) -> Result<Change, NotChanged> {
+pub fn remove(view: &View, name: &PoolName) -> Result<Decision, NotChanged> {
     let known = find(view, name)?.ok_or_else(|| NotChanged::Unknown(name.clone()))?;
     let pool = &*known.record;
     let (blocks, reserved) = users(view, pool);
@@ -272,14 +264,14 @@ pub fn remove(view: &View, name: &PoolName) -> Result<Change, NotChanged> {
         };
         return Err(NotChanged::InUse { name: name.clone(), rests, remedy });
     }
-    let key = Key::Pool(name.clone()).to_string();
-    let compares = vec![
-        Compare::Unchanged { key: key.clone(), revision: known.revision },
-        Compare::Empty(Key::blocks_in(pool.cidr())),
-        Compare::NothingNewer { range: Key::all_reservations(), revision: view.revision },
-    ];
-    Ok(Change::Commit {
-        txn: Txn { compares, writes: vec![Write::Delete { key }] },
+    let change = Change::RemovePool {
+        name: name.clone(),
+        cidr: pool.cidr(),
+        revision: known.revision,
+        as_of: view.revision,
+    };
+    Ok(Decision::Commit {
+        change: Box::new(change),
         done: format!("pool {name} is removed: {} is free for other uses", pool.cidr()),
     })
 }
@@ -314,14 +306,6 @@ fn users(view: &View, pool: &Pool) -> (BTreeMap<NodeName, usize>, Vec<IpAddr>) {
     }
     reserved.retain(|address| pool.cidr().has(*address));
     (blocks, reserved)
-}
-
-fn replace(known: &Known<Pool>, pool: &Pool) -> Txn {
-    let key = Key::Pool(pool.name.clone()).to_string();
-    Txn {
-        compares: vec![Compare::Unchanged { key: key.clone(), revision: known.revision }],
-        writes: vec![Write::Put { key, value: encode(&PoolRecord::from(pool)) }],
-    }
 }
 
 /// The measures of a pool, in words.

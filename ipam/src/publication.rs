@@ -2,18 +2,26 @@
 //! for safety; but only the node that its record names may say it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use polder_api::NodeName;
 use polder_api::mutant::{self, Mutant};
 
-use crate::key::{Key, Range};
+use crate::change::{Change, MOST_RECORDS, Member, Speaker};
+use crate::key::{Key, Name};
 use crate::ledger::{Held, Identity};
 use crate::record::{AddressRecord, Alive, Life, encode};
-use crate::store::{Compare, Contents, LARGEST_TXN, Txn, Write};
+use crate::store::{Contents, Entry};
 use crate::view::{Source, View};
 
-/// Records of one node by their keys.
-pub type Published = BTreeMap<String, Vec<u8>>;
+/// What the store says of the addresses of one node.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Published {
+    /// Who has each of them; `None` where that is not said as this release says it.
+    said: BTreeMap<IpAddr, Option<AddressRecord>>,
+    /// Where nothing should be.
+    strays: Vec<Name>,
+}
 
 /// The revision of the node's own record in the store; 0 if it is not there, or not this node's. One of another boot
 /// or machine is not: a clone has the ledger of its original, and must not seem to be the one that lives before it has
@@ -27,22 +35,10 @@ pub fn own_revision(view: &View, me: &NodeName, identity: Option<&Identity>, lif
     own.filter(|_| view.source == Source::Store).map_or(0, |own| own.revision)
 }
 
-/// What a node may write only as long as its record is as of that revision: one that was removed or replaced meanwhile must
-/// not write any more.
-fn unchanged(me: &NodeName, revision: i64) -> Compare {
-    Compare::Unchanged { key: Key::Node(me.clone()).to_string(), revision }
-}
-
-/// The sign of life of a node in one boot of its machine: its key, what is put there, and what must hold for that. The node's
-/// record must be as of that revision.
-pub fn sign_of_life(me: &NodeName, life: Life<'_>, revision: i64) -> (Key, Vec<u8>, Compare) {
-    let sign = Alive { boot_id: life.boot_id.to_owned(), machine_id: life.machine_id.to_owned() };
-    let only_if = if mutant::is(Mutant::SignIgnoresNode) {
-        Compare::Empty(Range::single("/".to_owned()))
-    } else {
-        unchanged(me, revision)
-    };
-    (Key::Alive(me.clone()), encode(&sign), only_if)
+/// The sign of life of a node in one boot of its machine. Its record must be as of that revision.
+pub fn sign_of_life(me: &NodeName, life: Life<'_>, revision: i64) -> Change {
+    let alive = Alive { boot_id: life.boot_id.to_owned(), machine_id: life.machine_id.to_owned() };
+    Change::SignOfLife { by: Member { node: me.clone(), revision }, alive }
 }
 
 /// The nodes of which there is a sign of life.
@@ -55,36 +51,65 @@ pub fn living(signs: &Contents) -> BTreeSet<NodeName> {
 }
 
 /// What the store should say of these attachments.
-pub fn wanted<'a>(me: &NodeName, attachments: impl Iterator<Item = &'a Held>) -> Published {
-    let mut records = Published::new();
+pub fn wanted<'a>(attachments: impl Iterator<Item = &'a Held>) -> Published {
+    let mut said = BTreeMap::new();
     for held in attachments {
-        let value = encode(&AddressRecord { attachment: held.attachment.clone(), pod: held.pod.clone() });
-        let keys = held.addresses.iter().map(|address| Key::Address(me.clone(), *address).to_string());
-        records.extend(keys.map(|key| (key, value.clone())));
+        let record = AddressRecord { attachment: held.attachment.clone(), pod: held.pod.clone() };
+        said.extend(held.addresses.iter().map(|address| (*address, Some(record.clone()))));
     }
-    records
+    Published { said, strays: Vec::new() }
 }
 
-/// What makes the store say what is wanted, as the node whose record was written at that revision: in as many transactions as it
-/// takes.
-pub fn publish(me: &NodeName, revision: i64, published: &Published, wanted: &Published) -> Vec<Txn> {
-    let puts = wanted.iter().filter(|(key, value)| published.get(*key) != Some(value));
-    let puts = puts.map(|(key, value)| Write::Put { key: key.clone(), value: value.clone() });
-    let deletes = published.keys().filter(|key| !wanted.contains_key(*key));
-    let deletes = deletes.map(|key| Write::Delete { key: key.clone() });
-    in_parts(deletes.chain(puts).collect(), &unchanged(me, revision))
+/// What the store says of the addresses of a node, as it was read.
+pub fn read(node: &NodeName, contents: &Contents) -> Published {
+    let mut published = Published::default();
+    for Entry { key, value, .. } in &contents.entries {
+        match Name::from(key.as_str()) {
+            Name::Key(Key::Address(of, address)) if of == *node => {
+                let record = serde_json::from_slice(value).ok().filter(|record| encode(record) == *value);
+                published.said.insert(address, record);
+            }
+            stray => published.strays.push(stray),
+        }
+    }
+    published
 }
 
-/// What deletes what the store says of the addresses of a removed node, unless there is another of its name by now: that one
+/// What makes the store say what is wanted, in as many changes as it takes.
+pub fn publish(by: &Member, published: &Published, wanted: &Published) -> Vec<Change> {
+    enum Part {
+        Withdraw(Name),
+        Say(IpAddr, AddressRecord),
+    }
+    let gone = published.said.keys().filter(|address| !wanted.said.contains_key(*address));
+    let gone = gone.map(|address| Name::Key(Key::Address(by.node.clone(), *address)));
+    let mut parts: Vec<Part> = published.strays.iter().cloned().chain(gone).map(Part::Withdraw).collect();
+    let new = wanted.said.iter().filter(|(address, record)| published.said.get(address) != Some(record));
+    parts.extend(new.filter_map(|(address, record)| Some(Part::Say(*address, record.clone()?))));
+    let mut changes = Vec::new();
+    while !parts.is_empty() {
+        let (mut say, mut withdraw) = (Vec::new(), Vec::new());
+        for part in parts.drain(..parts.len().min(MOST_RECORDS)) {
+            match part {
+                Part::Withdraw(name) => withdraw.push(name),
+                Part::Say(address, record) => say.push((address, record)),
+            }
+        }
+        changes.push(Change::PublishAddresses { by: by.clone(), say, withdraw });
+    }
+    changes
+}
+
+/// Withdraws what the store says of the addresses of a removed node, unless there is another of its name by now: that one
 /// looks after them itself.
-pub fn forget(node: &NodeName, published: &Contents) -> Vec<Txn> {
-    let deletes = published.entries.iter().map(|entry| Write::Delete { key: entry.key.clone() });
-    in_parts(deletes.collect(), &Compare::absent(&Key::Node(node.clone())))
-}
-
-fn in_parts(writes: Vec<Write>, only_if: &Compare) -> Vec<Txn> {
-    let part = |writes: &[Write]| Txn { compares: vec![only_if.clone()], writes: writes.to_vec() };
-    writes.chunks(LARGEST_TXN).map(part).collect()
+pub fn forget(node: &NodeName, published: &Contents) -> Vec<Change> {
+    let names: Vec<_> =
+        published.entries.iter().map(|entry| (Name::from(entry.key.as_str()), None)).collect();
+    let part = |part: &[_]| {
+        let by = Speaker::Anybody(node.clone());
+        Change::WithdrawAddresses { by, records: part.to_vec() }
+    };
+    names.chunks(MOST_RECORDS).map(part).collect()
 }
 
 #[cfg(test)]
@@ -97,7 +122,6 @@ mod tests {
     use crate::ids::{ClusterId, Incarnation};
     use crate::ledger::Standing;
     use crate::record::NodeRecord;
-    use crate::store::Entry;
     use crate::view::Known;
 
     const LIFE: Life<'static> = Life { machine_id: "m1", boot_id: "b1" };
@@ -149,24 +173,61 @@ mod tests {
         assert_eq!(own_revision(&remembered, &me(), Some(&ours), LIFE), 0);
     }
 
-    #[test]
-    fn what_changed_is_published_in_parts_that_each_rest_on_the_own_record() {
-        let record = |number: usize| (format!("/polder/v1/addresses/n1/{number}"), vec![1]);
-        let published: Published = (0..2).map(record).collect();
-        let wanted: Published = (1..2 + LARGEST_TXN).map(record).collect();
-        let txns = publish(&me(), 7, &published, &wanted);
-        assert_eq!(txns.iter().map(|txn| txn.writes.len()).collect::<Vec<_>>(), [LARGEST_TXN, 1]);
-        assert!(matches!(&txns[0].writes[0], Write::Delete { key } if key.ends_with("/0")));
-        assert!(txns.iter().all(|txn| txn.compares == [unchanged(&me(), 7)]));
-        assert_eq!(publish(&me(), 7, &wanted, &wanted), []);
+    fn record(container: &str) -> AddressRecord {
+        AddressRecord { attachment: format!("net/{container}/eth0").parse().unwrap(), pod: None }
+    }
+
+    fn said(addresses: std::ops::Range<usize>) -> Published {
+        let address = |number: usize| IpAddr::from([10, 0, 0, u8::try_from(number).unwrap()]);
+        Published {
+            said: addresses.map(|number| (address(number), Some(record("a")))).collect(),
+            strays: Vec::new(),
+        }
     }
 
     #[test]
-    fn a_sign_of_life_is_put_only_while_the_own_record_is_as_it_was() {
-        let (key, value, only_if) = sign_of_life(&me(), LIFE, 7);
-        assert_eq!((key, only_if), (Key::Alive(me()), unchanged(&me(), 7)));
-        let alive: Alive = serde_json::from_slice(&value).unwrap();
-        assert_eq!(Life::from(&alive), LIFE);
+    fn what_changed_is_published_in_parts_that_each_rest_on_the_own_record() {
+        let ours = Member { node: me(), revision: 7 };
+        let (published, wanted) = (said(0..2), said(1..2 + MOST_RECORDS));
+        let changes = publish(&ours, &published, &wanted);
+        let sizes = changes.iter().map(|change| match change {
+            Change::PublishAddresses { by, say, withdraw } if *by == ours => (say.len(), withdraw.len()),
+            other => panic!("{other}"),
+        });
+        assert_eq!(sizes.collect::<Vec<_>>(), [(MOST_RECORDS - 1, 1), (1, 0)]);
+        assert_eq!(publish(&ours, &wanted, &wanted), []);
+    }
+
+    #[test]
+    fn what_is_said_where_nothing_should_be_or_in_other_words_does_not_stay() {
+        let entry = |name: &str, value: Vec<u8>| Entry {
+            key: format!("/polder/v1/addresses/n1/{name}"),
+            value,
+            revision: 1,
+        };
+        let mut spaced = encode(&record("a"));
+        spaced.insert(1, b' ');
+        let entries =
+            vec![entry("10.0.0.0", encode(&record("a"))), entry("10.0.0.1", spaced), entry("x", Vec::new())];
+        let published = read(&me(), &Contents { revision: 1, entries });
+        let changes = publish(&Member { node: me(), revision: 7 }, &published, &said(0..2));
+        let [Change::PublishAddresses { say, withdraw, .. }] = changes.as_slice() else {
+            panic!("{changes:?}")
+        };
+        assert_eq!(say, &[(IpAddr::from([10, 0, 0, 1]), record("a"))]);
+        assert_eq!(withdraw, &[Name::from("/polder/v1/addresses/n1/x")]);
+    }
+
+    #[test]
+    fn the_addresses_of_a_removed_node_are_forgotten_by_anybody_while_nobody_has_its_name() {
+        let entry = |number: usize| Entry { key: format!("{number}"), value: Vec::new(), revision: 1 };
+        let entries = (0..=MOST_RECORDS).map(entry).collect();
+        let sizes =
+            forget(&me(), &Contents { revision: 1, entries }).into_iter().map(|change| match change {
+                Change::WithdrawAddresses { by, records } if by == Speaker::Anybody(me()) => records.len(),
+                other => panic!("{other}"),
+            });
+        assert_eq!(sizes.collect::<Vec<_>>(), [MOST_RECORDS, 1]);
     }
 
     #[test]

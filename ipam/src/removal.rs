@@ -1,6 +1,6 @@
 //! A node that is removed, and what becomes of its blocks.
 //!
-//! The removal fences the node's incarnation: in one transaction its record goes and a fence stands in its place, so
+//! The removal fences the node's incarnation: in one change its record goes and a fence stands in its place, so
 //! that nothing that the node still writes takes effect, for all of it rests on that record. Its pods may live, so its
 //! blocks rest: until the node itself has cut them off and says so, or an operator vouches that they are gone, and
 //! the cool-down is over. The cool-down is counted by whoever gives the blocks back, on a clock of his own, from when
@@ -13,13 +13,12 @@ use polder_api::NodeName;
 use polder_api::mutant::{self, Mutant};
 use sha2::{Digest, Sha256};
 
+use crate::change::{Change, Confirmation, Fence, Inheritance, MOST_RECORDS, Member};
 use crate::ids::Incarnation;
-use crate::key::Key;
 use crate::moment::Moment;
 use crate::pool::Block;
-use crate::record::{FenceRecord, Life, NodeRecord, PodsGone, encode};
+use crate::record::{FenceRecord, Life, NodeRecord, PodsGone};
 use crate::reservation;
-use crate::store::{Compare, LARGEST_TXN, Txn, Write};
 use crate::view::{Known, View};
 
 /// Whether somebody answers for it that the node and all its pods are gone for good.
@@ -60,8 +59,8 @@ pub enum NotRemoved {
     },
 }
 
-/// The transaction that removes the node; or that vouches for one that was removed before.
-pub fn remove(view: &View, name: &NodeName, vouched: Vouched) -> Result<Txn, NotRemoved> {
+/// Removes the node, or vouches for one that was removed before. `None` if that is so already.
+pub fn remove(view: &View, name: &NodeName, vouched: Vouched) -> Result<Option<Change>, NotRemoved> {
     let pods = match vouched {
         Vouched::No => PodsGone::Unknown,
         Vouched::Yes | Vouched::Earlier => PodsGone::Vouched,
@@ -76,85 +75,62 @@ pub fn remove(view: &View, name: &NodeName, vouched: Vouched) -> Result<Txn, Not
                 now: Life::from(&*node.record).to_string(),
             });
         }
-        let key = Key::Node(name.clone()).to_string();
-        let fence = Key::Fence(name.clone(), node.record.incarnation.clone());
-        let NodeRecord { machine_id, boot_id, .. } = (*node.record).clone();
-        let record = FenceRecord { node: name.clone(), machine_id, boot_id, pods };
-        return Ok(Txn {
-            compares: vec![
-                Compare::Unchanged { key: key.clone(), revision: node.revision },
-                Compare::absent(&fence),
-            ],
-            writes: vec![
-                Write::Delete { key },
-                Write::Put { key: fence.to_string(), value: encode(&record) },
-            ],
-        });
+        let NodeRecord { incarnation, machine_id, boot_id, .. } = (*node.record).clone();
+        let fence = FenceRecord { node: name.clone(), machine_id, boot_id, pods };
+        return Ok(Some(Change::RemoveNode { incarnation, revision: node.revision, fence }));
     }
-    let mut txn = Txn::default();
-    for (incarnation, fence) in silent {
-        if vouched == Vouched::No {
-            return Err(NotRemoved::Already(name.clone()));
+    let silent: Vec<_> = silent.collect();
+    match (silent.is_empty(), vouched) {
+        (true, _) if of_name().next().is_none() => Err(NotRemoved::Unknown(name.clone())),
+        (true, _) => Ok(None),
+        (false, Vouched::No) => Err(NotRemoved::Already(name.clone())),
+        (false, Vouched::Yes | Vouched::Earlier) => {
+            let word = |(incarnation, fence)| vouch(incarnation, fence);
+            Ok(Some(Change::VouchForNode(silent.into_iter().map(word).collect())))
         }
-        set(&mut txn, incarnation, fence, PodsGone::Vouched);
     }
-    if txn.writes.is_empty() && of_name().next().is_none() {
-        return Err(NotRemoved::Unknown(name.clone()));
-    }
-    Ok(txn)
 }
 
-/// The transaction by which a removed node says that its pods are gone.
-pub fn confirm(incarnation: &Incarnation, fence: &Known<FenceRecord>) -> Txn {
-    let mut txn = Txn::default();
-    set(&mut txn, incarnation, fence, PodsGone::Confirmed);
-    txn
+/// An operator vouches for it that the pods of a removed node are gone.
+pub fn vouch(incarnation: &Incarnation, fence: &Known<FenceRecord>) -> Confirmation {
+    gone(incarnation, fence, PodsGone::Vouched)
 }
 
-fn set(txn: &mut Txn, incarnation: &Incarnation, fence: &Known<FenceRecord>, pods: PodsGone) {
-    let key = Key::Fence(fence.record.node.clone(), incarnation.clone()).to_string();
-    let value = encode(&FenceRecord { pods, ..(*fence.record).clone() });
-    txn.compares.push(Compare::Unchanged { key: key.clone(), revision: fence.revision });
-    txn.writes.push(Write::Put { key, value });
+/// A removed node says that its pods are gone.
+pub fn confirm(incarnation: &Incarnation, fence: &Known<FenceRecord>) -> Change {
+    Change::ConfirmRemoval(gone(incarnation, fence, PodsGone::Confirmed))
 }
 
-/// What a transaction that gives back can change at once: the fence and the record of the node that gives back are
-/// compared, too.
-const AT_ONCE: usize = LARGEST_TXN - 2;
+fn gone(incarnation: &Incarnation, fence: &Known<FenceRecord>, pods: PodsGone) -> Confirmation {
+    let record = FenceRecord { pods, ..(*fence.record).clone() };
+    Confirmation { incarnation: incarnation.clone(), record, revision: fence.revision }
+}
+
+/// How much is given back at once: the fence and the record of the node that gives back have to have room in the change,
+/// too.
+const AT_ONCE: usize = MOST_RECORDS - 2;
 
 /// How many fences are kept of nodes of which nothing else is left: should one come back after all, or with what its
 /// ledger said earlier, it learns from its fence that nothing that it had is its own.
 pub const FENCES_KEPT: usize = 1_000;
 
-/// What is to be given back of a removed node whose pods are gone, in one transaction; the rest by the next. `None` if
-/// there is nothing left to give back. The fence stays.
-pub fn give_back(view: &View, incarnation: &Incarnation) -> Option<Txn> {
-    let fence = view.fences.get(incarnation)?;
-    let key = Key::Fence(fence.record.node.clone(), incarnation.clone()).to_string();
-    let unchanged = |key: String, revision| Compare::Unchanged { key, revision };
-    let mut txn = Txn { compares: vec![unchanged(key, fence.revision)], writes: Vec::new() };
-    for (block, claim) in blocks_of(view, incarnation).take(AT_ONCE) {
-        let key = Key::Block(block).to_string();
-        txn.compares.push(unchanged(key.clone(), claim));
-        txn.writes.push(Write::Delete { key });
-    }
-    let room = AT_ONCE - txn.writes.len();
+/// What is to be given back of a removed node whose pods are gone, at once; the rest the next time. `None` if there is
+/// nothing left to give back. The fence stays.
+pub fn give_back(view: &View, by: &Member, incarnation: &Incarnation) -> Option<Inheritance> {
+    let fence = fence(incarnation, view.fences.get(incarnation)?);
+    let blocks: Vec<_> = blocks_of(view, incarnation).take(AT_ONCE).collect();
+    let room = AT_ONCE - blocks.len();
     let held = view.reservations.iter().filter(|(_, known)| {
         known.record.holder.as_ref().is_some_and(|holder| holder.incarnation == *incarnation)
     });
-    for (address, known) in held.take(room) {
-        let let_go = reservation::let_go(*address, known);
-        txn.compares.extend(let_go.compares);
-        txn.writes.extend(let_go.writes);
-    }
-    (!txn.writes.is_empty()).then_some(txn)
+    let addresses: Vec<_> =
+        held.take(room).map(|(address, known)| reservation::let_go(*address, known)).collect();
+    let is_nothing = blocks.is_empty() && addresses.is_empty();
+    (!is_nothing).then(|| Inheritance { by: by.clone(), fence, blocks, addresses })
 }
 
-/// The transaction that forgets a fence of which nothing else is left.
-fn forget(node: &NodeName, incarnation: &Incarnation, revision: i64) -> Txn {
-    let key = Key::Fence(node.clone(), incarnation.clone()).to_string();
-    let unchanged = Compare::Unchanged { key: key.clone(), revision };
-    Txn { compares: vec![unchanged], writes: vec![Write::Delete { key }] }
+fn fence(incarnation: &Incarnation, known: &Known<FenceRecord>) -> Fence {
+    Fence { node: known.record.node.clone(), incarnation: incarnation.clone(), revision: known.revision }
 }
 
 /// The incarnations that the store says have something.
@@ -198,13 +174,13 @@ impl Quarantine {
         }
     }
 
-    /// The removed node of which node `me` is to give something back now, and what. Where that is nothing, perhaps one that
-    /// was removed so long ago that it is forgotten.
-    pub fn over(&self, view: &View, me: &NodeName, now: Moment) -> Option<(NodeName, Txn)> {
+    /// What the node is to give back now of one that was removed. Where that is nothing, perhaps it forgets one that was
+    /// removed very long ago.
+    pub fn over(&self, view: &View, by: &Member, now: Moment) -> Option<Change> {
         let is_my_turn = |incarnation: &Incarnation| {
             let since = self.gone.get(incarnation);
             let rest = if mutant::is(Mutant::RemovedBlocksDoNotRest) { Duration::ZERO } else { self.rest };
-            since.is_some_and(|since| now.since(*since) >= rest + TURN * place(view, me, incarnation))
+            since.is_some_and(|since| now.since(*since) >= rest + TURN * place(view, &by.node, incarnation))
         };
         let holders = holders(view);
         let (held, spent): (Vec<_>, Vec<_>) = view
@@ -213,14 +189,14 @@ impl Quarantine {
             .filter(|(incarnation, _)| self.gone.contains_key(*incarnation))
             .partition(|(incarnation, _)| holders.contains(*incarnation));
         let mut held = held.into_iter().filter(|(incarnation, _)| is_my_turn(incarnation));
-        if let Some((incarnation, fence)) = held.next() {
-            return Some((fence.record.node.clone(), give_back(view, incarnation)?));
+        if let Some((incarnation, _)) = held.next() {
+            return give_back(view, by, incarnation).map(Change::InheritFrom);
         }
         let (incarnation, oldest) = spent
             .iter()
             .min_by_key(|(_, fence)| fence.revision)
             .filter(|(incarnation, _)| spent.len() > FENCES_KEPT && is_my_turn(incarnation))?;
-        Some((oldest.record.node.clone(), forget(&oldest.record.node, incarnation, oldest.revision)))
+        Some(Change::ForgetFence { by: by.clone(), fence: fence(incarnation, oldest) })
     }
 }
 
@@ -241,6 +217,8 @@ fn place(view: &View, me: &NodeName, incarnation: &Incarnation) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key::Key;
+    use crate::record::encode;
     use crate::store::{Contents, Entry, Update};
 
     fn view(fences: usize) -> View {
@@ -268,11 +246,14 @@ mod tests {
             let view = view(fences);
             let mut quarantine = Quarantine::new(rest);
             quarantine.observe(&view, Moment::BOOT);
-            quarantine.over(&view, &"me".parse().unwrap(), Moment::BOOT + after).map(|(_, txn)| txn.writes)
+            let by = Member { node: "me".parse().unwrap(), revision: 7 };
+            quarantine.over(&view, &by, Moment::BOOT + after)
         };
         assert_eq!(forgotten(FENCES_KEPT, rest), None);
-        let key = format!("/polder/v1/fences/n/i{}", FENCES_KEPT + 1);
-        assert_eq!(forgotten(FENCES_KEPT + 1, rest), Some(vec![Write::Delete { key }]));
+        let Some(Change::ForgetFence { fence, .. }) = forgotten(FENCES_KEPT + 1, rest) else {
+            panic!("nothing is forgotten")
+        };
+        assert_eq!(fence.incarnation.0, format!("i{}", FENCES_KEPT + 1));
         assert_eq!(forgotten(FENCES_KEPT + 1, less), None);
     }
 
@@ -295,14 +276,14 @@ mod tests {
             refused.contains("m1") && refused.contains("m2") && refused.contains("--earlier"),
             "{refused}"
         );
-        let keys = |vouched| -> Vec<String> {
-            let txn = remove(&view, &name, vouched).unwrap();
-            let key = |write: &Write| match write {
-                Write::Put { key, .. } | Write::Delete { key } => key.clone(),
-            };
-            txn.writes.iter().map(key).collect()
+        let change = |vouched| remove(&view, &name, vouched).unwrap().unwrap();
+        let Change::VouchForNode(words) = change(Vouched::Earlier) else { panic!("not vouched for") };
+        let words: Vec<_> =
+            words.iter().map(|word| (word.incarnation.0.as_str(), word.record.pods)).collect();
+        assert_eq!(words, [("old", PodsGone::Vouched)]);
+        let Change::RemoveNode { incarnation, fence, .. } = change(Vouched::No) else {
+            panic!("not removed")
         };
-        assert_eq!(keys(Vouched::Earlier), ["/polder/v1/fences/n/old"]);
-        assert_eq!(keys(Vouched::No), ["/polder/v1/nodes/n", "/polder/v1/fences/n/new"]);
+        assert_eq!((incarnation.0.as_str(), fence.pods), ("new", PodsGone::Unknown));
     }
 }

@@ -8,10 +8,9 @@ use std::net::IpAddr;
 use polder_api::mutant::{self, Mutant};
 use polder_api::{NodeName, PoolName};
 
-use crate::key::Key;
+use crate::change::{Change, HandOver, LetGo, Member};
 use crate::pool::{Labels, Pool, PoolState, Purpose};
-use crate::record::{Holder, NodeRecord, PodsGone, ReservationRecord, encode};
-use crate::store::{Compare, Txn, Write};
+use crate::record::{Holder, NodeRecord, PodsGone, ReservationRecord};
 use crate::view::{Known, View};
 
 /// Why a workload does not get an address.
@@ -65,17 +64,6 @@ pub enum Denied {
     },
 }
 
-/// A hand-over that is about to be tried.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HandOver {
-    /// The address.
-    pub address: IpAddr,
-    /// What will stand behind it.
-    pub record: ReservationRecord,
-    /// What makes it so.
-    pub txn: Txn,
-}
-
 /// Whether the attachment that holds an address on this node itself is gone.
 pub type IsGone<'a> = &'a dyn Fn(&Holder) -> bool;
 
@@ -114,16 +102,10 @@ pub fn hand_over(
         }
     };
     let record = ReservationRecord { owner: owner.to_owned(), holder: Some(holder.clone()), generation };
-    let unchanged = |key: Key, revision| Compare::Unchanged { key: key.to_string(), revision };
-    let mut compares = vec![
-        unchanged(Key::Node(holder.node.clone()), own_revision),
-        unchanged(Key::Reservation(address), known.map_or(0, |known| known.revision)),
-    ];
-    if known.is_none() {
-        compares.push(unchanged(Key::Pool(pool.record.name.clone()), pool.revision));
-    }
-    let put = Write::Put { key: Key::Reservation(address).to_string(), value: encode(&record) };
-    Ok(HandOver { address, record, txn: Txn { compares, writes: vec![put] } })
+    let by = Member { node: holder.node.clone(), revision: own_revision };
+    let before = known.map(|known| known.revision);
+    let out_of = known.is_none().then(|| (pool.record.name.clone(), pool.revision));
+    Ok(HandOver { by, address, record, before, out_of })
 }
 
 fn unfit(address: IpAddr, reason: &str) -> Denied {
@@ -165,23 +147,15 @@ fn check_gone(
     }
 }
 
-/// The transaction by which a holder lets go of an address; the workload keeps it.
-pub fn let_go(address: IpAddr, known: &Known<ReservationRecord>) -> Txn {
-    let key = Key::Reservation(address).to_string();
+/// What is left when the holder of an address lets go of it: the workload keeps it.
+pub fn let_go(address: IpAddr, known: &Known<ReservationRecord>) -> LetGo {
     let record = ReservationRecord { holder: None, ..(*known.record).clone() };
-    Txn {
-        compares: vec![Compare::Unchanged { key: key.clone(), revision: known.revision }],
-        writes: vec![Write::Put { key, value: encode(&record) }],
-    }
+    LetGo { address, record, revision: known.revision }
 }
 
-/// The transaction by which a workload gives its address up; nobody may hold it.
-pub fn give_up(address: IpAddr, known: &Known<ReservationRecord>) -> Txn {
-    let key = Key::Reservation(address).to_string();
-    Txn {
-        compares: vec![Compare::Unchanged { key: key.clone(), revision: known.revision }],
-        writes: vec![Write::Delete { key }],
-    }
+/// A workload gives its address up; nobody may hold it.
+pub fn give_up(address: IpAddr, known: &Known<ReservationRecord>) -> Change {
+    Change::GiveUpAddress { address, revision: known.revision }
 }
 
 /// The address of that pool for a workload that names none: the one that it has, or the first that nobody has.

@@ -7,20 +7,20 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use polder_api::mutant::{self, Mutant};
-use polder_api::{Family, Mac, NodeName, PoolName};
+use polder_api::{Family, Mac, NodeName};
 
-use crate::claim::{AT_ONCE, Claim, Grounds};
-use crate::key::Key;
+use crate::change::{Change, Claim, HandOver, Member};
+use crate::claim::{AT_ONCE, Grounds};
 use crate::ledger::{Identity, OwnedBlock, Standing};
 use crate::moment::Moment;
 use crate::node::Own;
 use crate::peers::believe;
 use crate::pool::{Block, BlockRequest, Labels};
-use crate::pools::{self, Change};
-use crate::record::{Alive, BlockRecord, Holder, Life, NodeRecord, ReservationRecord, encode};
+use crate::pools::{self, Decision};
+use crate::record::{Alive, BlockRecord, Holder, Life, NodeRecord, ReservationRecord};
 use crate::removal::Quarantine;
 use crate::reservation;
-use crate::store::{Compare, Entry, Txn, Write};
+use crate::store::Entry;
 use crate::view::{Known, Source, View};
 
 pub use identity::{NotAdopted, Proof, adopt};
@@ -115,8 +115,8 @@ pub enum Step {
     AskForDouble,
     /// Take everything away that the node had: it was removed.
     CutOff,
-    /// Carry out the transaction.
-    Commit(Purpose, Txn),
+    /// Make the change.
+    Commit(Box<Change>),
     /// Take down a block that is the node's own.
     Own(OwnedBlock),
     /// Begin to give blocks back.
@@ -136,7 +136,9 @@ impl Step {
     /// serving with what it owns.
     pub fn rests_on_identity(&self) -> bool {
         match self {
-            Self::Commit(purpose, _) => !matches!(purpose, Purpose::TakeOver | Purpose::ConfirmRemoval),
+            Self::Commit(change) => {
+                !matches!(**change, Change::TakeOverNode { .. } | Change::ConfirmRemoval(_))
+            }
             Self::Own(_)
             | Self::Leave(_)
             | Self::Disown(_)
@@ -155,28 +157,8 @@ impl Step {
     }
 }
 
-/// What a transaction is for.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Purpose {
-    /// The node's own record.
-    Register,
-    /// The node's own record, which was another machine's. Its ledger can be an old copy: before the record is written, all
-    /// that is not used has to rest ([`crate::node::NodeIpam::rest_unused`]).
-    TakeOver,
-    /// A pool that the store has lost.
-    PoolAgain(PoolName),
-    /// A claim that the store has lost.
-    ClaimAgain(Block),
-    /// Blocks that are given back.
-    GiveBack(Vec<Block>),
-    /// To say that a removed node's pods are gone.
-    ConfirmRemoval,
-    /// To give back what a removed node had.
-    Inherit(NodeName),
-    /// To let go of a reserved address.
-    LetGo(IpAddr),
-    /// To put back a reservation that the store has lost.
-    ReserveAgain(IpAddr),
+fn commit(change: impl Into<Change>) -> Step {
+    Step::Commit(Box::new(change.into()))
 }
 
 /// What to do next.
@@ -199,22 +181,22 @@ fn decide(facts: &Facts<'_>) -> Result<Step, Step> {
     if view.source == Source::Snapshot {
         return Err(Step::Wait("the store is away, going by what was written down".to_owned()));
     }
-    let own = register(facts, identity)?;
-    let gone = reconcile(facts, identity, own)?;
-    give_back(facts, identity, own)?;
+    let me = register(facts, identity)?;
+    let gone = reconcile(facts, identity, &me)?;
+    give_back(facts, identity, &me)?;
     let needs = needs(facts);
     if let Some(step) = needs.step {
         return Ok(step);
     }
-    reservations(facts, identity, own)?;
-    if let Some((node, txn)) = facts.quarantine.over(view, facts.me, facts.now) {
-        return Ok(Step::Commit(Purpose::Inherit(node), resting_on(facts.me, own, txn)));
+    reservations(facts, identity, &me)?;
+    if let Some(change) = facts.quarantine.over(view, &me, facts.now) {
+        return Ok(commit(change));
     }
     Ok(needs.reason.or(gone).map_or(Step::Settled, Step::Wait))
 }
 
-/// Makes the node's record what it should be; returns it.
-fn register<'a>(facts: &'a Facts<'_>, identity: &Identity) -> Result<&'a Known<NodeRecord>, Step> {
+/// Makes the node's record what it should be.
+fn register(facts: &Facts<'_>, identity: &Identity) -> Result<Member, Step> {
     let known = facts.view.nodes.get(facts.me);
     let presence = facts.presence.as_ref().map_err(|reason| Step::Wait(reason.clone()))?;
     let record = NodeRecord {
@@ -228,38 +210,21 @@ fn register<'a>(facts: &'a Facts<'_>, identity: &Identity) -> Result<&'a Known<N
         mtu: presence.mtu,
         version: presence.version.clone(),
     };
-    match known {
-        Some(known) if *known.record == record => Ok(known),
-        _ => {
-            let key = Key::Node(facts.me.clone()).to_string();
-            let revision = known.map_or(0, |known| known.revision);
-            let mut compares = vec![Compare::Unchanged { key: key.clone(), revision }];
-            if known.is_none() && !mutant::is(Mutant::FenceIsIgnored) {
-                compares.push(Compare::absent(&Key::Fence(facts.me.clone(), identity.incarnation.clone())));
-            }
-            let writes = vec![Write::Put { key, value: encode(&record) }];
-            let is_strangers = known.is_some_and(|known| identity::is_strangers(facts, &known.record));
-            let purpose = if is_strangers { Purpose::TakeOver } else { Purpose::Register };
-            Err(Step::Commit(purpose, Txn { compares, writes }))
+    let node = facts.me.clone();
+    Err(commit(match known {
+        Some(known) if *known.record == record => return Ok(Member { node, revision: known.revision }),
+        Some(known) if identity::is_strangers(facts, &known.record) => {
+            Change::TakeOverNode { node, record, before: known.revision }
         }
-    }
-}
-
-/// The transaction, resting on the node's record: once the node is removed, it changes nothing.
-fn resting_on(me: &NodeName, own: &Known<NodeRecord>, mut txn: Txn) -> Txn {
-    if !mutant::is(Mutant::WriteIgnoresNode) {
-        let key = Key::Node(me.clone()).to_string();
-        txn.compares.push(Compare::Unchanged { key, revision: own.revision });
-    }
-    txn
+        _ => {
+            let before = known.map(|known| known.revision);
+            Change::RegisterNode { node, record, before }
+        }
+    }))
 }
 
 /// Takes over what the store says is the node's, and puts back what the ledger says is. Returns what cannot be put back.
-fn reconcile(
-    facts: &Facts<'_>,
-    identity: &Identity,
-    own: &Known<NodeRecord>,
-) -> Result<Option<String>, Step> {
+fn reconcile(facts: &Facts<'_>, identity: &Identity, me: &Member) -> Result<Option<String>, Step> {
     let (view, blocks) = (facts.view, &facts.own.blocks);
     for block in believe(view, facts.me).own_blocks {
         if !blocks.iter().any(|owned| owned.block == block) {
@@ -281,7 +246,7 @@ fn reconcile(
             )));
         }
     }
-    put_back_pools(facts, own)?;
+    put_back_pools(facts, me)?;
     let mut gone = None;
     let is_lost = |owned: &&OwnedBlock| !owned.leaving && !view.blocks.contains_key(&owned.block);
     for lost in blocks.iter().filter(|owned| is_lost(owned) && !mutant::is(Mutant::LostClaimStaysLost)) {
@@ -292,38 +257,32 @@ fn reconcile(
             ));
             continue;
         };
-        let grounds = Grounds {
-            node: facts.me,
-            incarnation: &identity.incarnation,
-            node_revision: own.revision,
-            pool: &pool.record,
-            pool_revision: pool.revision,
-        };
-        let claim = Claim::new(&grounds, lost.block, lost.nonce.clone());
-        return Err(Step::Commit(Purpose::ClaimAgain(lost.block), claim.txn));
+        let grounds = Grounds { by: me.clone(), incarnation: &identity.incarnation, pool };
+        return Err(commit(Claim::new(grounds, lost.block, lost.nonce.clone())));
     }
     Ok(gone)
 }
 
 /// Puts back pools that the store has lost and that this node has addresses of: one that is in use cannot have been
 /// removed.
-fn put_back_pools(facts: &Facts<'_>, own: &Known<NodeRecord>) -> Result<(), Step> {
+fn put_back_pools(facts: &Facts<'_>, me: &Member) -> Result<(), Step> {
     for (name, pool) in &facts.view.lost_pools {
         let of_block = facts.own.blocks.iter().any(|owned| !owned.leaving && owned.pool == *name);
         let of_stray = || facts.own.strays.iter().any(|stray| pool.cidr().has(stray.address));
         if !of_block && !of_stray() {
             continue;
         }
-        if let Ok(Change::Commit { txn, .. }) = pools::add(facts.view, pool) {
-            let txn = resting_on(facts.me, own, txn);
-            return Err(Step::Commit(Purpose::PoolAgain(name.clone()), txn));
+        if let Ok(Decision::Commit { change, .. }) = pools::add(facts.view, pool)
+            && let Change::AddPool { pool, as_of, .. } = *change
+        {
+            return Err(commit(Change::AddPool { by: Some(me.clone()), pool, as_of }));
         }
     }
     Ok(())
 }
 
 /// Gives back blocks that are not needed, many at once: a node can have thousands.
-fn give_back(facts: &Facts<'_>, identity: &Identity, own: &Known<NodeRecord>) -> Result<(), Step> {
+fn give_back(facts: &Facts<'_>, identity: &Identity, me: &Member) -> Result<(), Step> {
     let is_own = |claim: &Known<BlockRecord>| claim.record.incarnation == identity.incarnation;
     let leaving = facts.own.blocks.iter().filter(|owned| owned.leaving).map(|owned| owned.block);
     let (claimed, gone): (Vec<Block>, Vec<Block>) =
@@ -332,15 +291,9 @@ fn give_back(facts: &Facts<'_>, identity: &Identity, own: &Known<NodeRecord>) ->
         return Err(Step::Disown(gone));
     }
     if !claimed.is_empty() {
-        let blocks: Vec<Block> = claimed.into_iter().take(AT_ONCE).collect();
-        let mut txn = Txn::default();
-        for block in &blocks {
-            let key = Key::Block(*block).to_string();
-            let revision = facts.view.blocks[block].revision;
-            txn.compares.push(Compare::Unchanged { key: key.clone(), revision });
-            txn.writes.push(Write::Delete { key });
-        }
-        return Err(Step::Commit(Purpose::GiveBack(blocks), resting_on(facts.me, own, txn)));
+        let known = |block: Block| (block, facts.view.blocks[&block].revision);
+        let blocks = claimed.into_iter().take(AT_ONCE).map(known).collect();
+        return Err(commit(Change::GiveBackBlocks { by: me.clone(), blocks }));
     }
     // While others put back what the store has lost, this node's claims may be needed as witnesses.
     if facts.own.spare.is_empty() || facts.caution {
@@ -396,15 +349,15 @@ fn needs(facts: &Facts<'_>) -> Needs {
 }
 
 /// Lets go of reserved addresses that no attachment has any more, and puts back those that the store has lost.
-fn reservations(facts: &Facts<'_>, identity: &Identity, own: &Known<NodeRecord>) -> Result<(), Step> {
+fn reservations(facts: &Facts<'_>, identity: &Identity, me: &Member) -> Result<(), Step> {
     let mine = |holder: &&Holder| holder.incarnation == identity.incarnation;
     for (address, known) in &facts.view.reservations {
         let Some(holder) = known.record.holder.as_ref().filter(mine) else { continue };
         let held = facts.own.strays.iter().any(|stray| stray.address == *address);
         let wanted = held || facts.own.expected.contains(address);
         if !wanted || holder.boot_id != facts.life.boot_id {
-            let let_go = resting_on(facts.me, own, reservation::let_go(*address, known));
-            return Err(Step::Commit(Purpose::LetGo(*address), let_go));
+            let let_go = reservation::let_go(*address, known);
+            return Err(commit(Change::LetGoAddress { by: me.clone(), let_go }));
         }
     }
     for stray in &facts.own.strays {
@@ -427,14 +380,9 @@ fn reservations(facts: &Facts<'_>, identity: &Identity, own: &Known<NodeRecord>)
         };
         let generation = known.map_or(1, |known| known.record.generation + 1);
         let record = ReservationRecord { owner: owner.clone(), holder: Some(holder), generation };
-        let unchanged = |key: Key, revision| Compare::Unchanged { key: key.to_string(), revision };
-        let put = Write::Put { key: Key::Reservation(stray.address).to_string(), value: encode(&record) };
-        let compares = vec![
-            unchanged(Key::Node(facts.me.clone()), own.revision),
-            unchanged(Key::Reservation(stray.address), known.map_or(0, |known| known.revision)),
-        ];
-        let txn = Txn { compares, writes: vec![put] };
-        return Err(Step::Commit(Purpose::ReserveAgain(stray.address), txn));
+        let before = known.map(|known| known.revision);
+        let again = HandOver { by: me.clone(), address: stray.address, record, before, out_of: None };
+        return Err(commit(again));
     }
     Ok(())
 }

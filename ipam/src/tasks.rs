@@ -21,6 +21,7 @@ use polder_api::{Attachment, NodeName};
 
 use crate::Moment;
 use crate::bootstrap::Bootstrap;
+use crate::change::Change;
 use crate::key::Range;
 use crate::ledger::Ledger;
 use crate::node::NodeIpam;
@@ -28,7 +29,7 @@ use crate::pool::Labels;
 use crate::record::{Alive, Life};
 use crate::registration::{Holdings, Registration};
 use crate::steward::{Presence, Proof, Step};
-use crate::store::{Contents, Outcome, StoreError, Txn};
+use crate::store::{Contents, Outcome, StoreError};
 use crate::view::View;
 
 pub use self::attach::{Caller, add, lease};
@@ -83,8 +84,8 @@ pub trait Host {
     /// Waits until the view shows what was written at that revision. Fails when that takes too long.
     fn caught_up(&self, revision: i64) -> impl Future<Output = Result<(), StoreError>>;
 
-    /// Carries out a transaction. After an error it may have taken effect, unless the error says that it has not.
-    fn commit(&self, txn: &Txn) -> impl Future<Output = Result<Outcome, StoreError>>;
+    /// Makes a change, or none of it. After an error it may have taken effect, unless the error says that it has not.
+    fn commit(&self, change: &Change) -> impl Future<Output = Result<Outcome, StoreError>>;
 
     /// Reads all entries of the range, as of one revision.
     fn range(&self, range: &Range) -> impl Future<Output = Result<Contents, StoreError>>;

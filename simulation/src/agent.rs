@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use polder_api::Attachment;
 use polder_ipam::bootstrap::Bootstrap;
+use polder_ipam::change::Change;
 use polder_ipam::key::{Key, Range};
 use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::node::NodeIpam;
@@ -21,8 +22,9 @@ use polder_ipam::pool::Labels;
 use polder_ipam::record::ClusterRecord;
 use polder_ipam::registration::{Holdings, Registration};
 use polder_ipam::steward::Proof;
-use polder_ipam::store::{Contents, Outcome, StoreError, Txn};
+use polder_ipam::store::{Contents, Outcome, StoreError};
 use polder_ipam::tasks::{Me, sweeper, tombstones};
+use polder_ipam::transaction::transaction;
 use polder_ipam::view::View;
 use polder_ipam::{Moment, Pool, alias};
 
@@ -102,9 +104,9 @@ impl Hand {
         self.wait(Wait::Until(self.clock() + millis)).await;
     }
 
-    /// Carries out a transaction.
-    pub async fn commit(&self, txn: &Txn) -> Result<Outcome, StoreError> {
-        match self.ask(Question::Commit(txn.clone())).await? {
+    /// Makes a change.
+    pub async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
+        match self.ask(Question::Commit(transaction(change))).await? {
             Answer::Outcome(outcome) => Ok(outcome),
             Answer::Refused(refusal) => Err(StoreError::Refused { store: "etcd".to_owned(), refusal }),
             Answer::Contents(_) => Err(no_answer()),

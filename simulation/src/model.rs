@@ -30,13 +30,15 @@ use std::time::Duration;
 
 use polder_api::NodeName;
 use polder_ipam::Moment;
+use polder_ipam::change::Change;
 use polder_ipam::key::Key;
 use polder_ipam::ledger::{Identity, Standing};
 use polder_ipam::node::Own;
 use polder_ipam::record::{FenceRecord, PodsGone};
 use polder_ipam::removal::Quarantine;
-use polder_ipam::steward::{Proof, Purpose, Step};
+use polder_ipam::steward::{Proof, Step};
 use polder_ipam::store::{Compare, Txn};
+use polder_ipam::transaction::transaction;
 use polder_ipam::view::{Known, View};
 use stateright::{Model, Property};
 
@@ -163,12 +165,13 @@ impl Space {
         }
     }
 
-    /// The transaction that a node sends.
-    fn bend_txn(&self, purpose: Option<&Purpose>, mut txn: Txn) -> Txn {
+    /// The transaction that a node sends for a change.
+    fn transaction(&self, change: &Change) -> Txn {
+        let mut txn = transaction(change);
         let of = |compare: &Compare, is_it: fn(&Key) -> bool| matches!(compare, Compare::Unchanged { key, .. } if key.parse().is_ok_and(|key| is_it(&key)));
         txn.compares.retain(|compare| match self.flaw {
             Some(Flaw::ForgetsNodeRecord)
-                if !matches!(purpose, Some(Purpose::Register | Purpose::TakeOver)) =>
+                if !matches!(change, Change::RegisterNode { .. } | Change::TakeOverNode { .. }) =>
             {
                 !of(compare, |key| matches!(key, Key::Node(_)))
             }

@@ -2,13 +2,14 @@
 
 use polder_api::NodeName;
 use polder_ipam::Pool;
-use polder_ipam::key::Key;
+use polder_ipam::change::Change;
 use polder_ipam::ledger::Ledger;
 use polder_ipam::pool::{PoolState, Purpose};
-use polder_ipam::record::{Life, PoolRecord, encode};
+use polder_ipam::record::Life;
 use polder_ipam::removal::{Vouched, remove};
 use polder_ipam::steward::adopt;
-use polder_ipam::store::{Compare, Outcome, Txn, Write};
+use polder_ipam::store::Outcome;
+use polder_ipam::transaction::transaction;
 
 use crate::settings::pool;
 use crate::world::World;
@@ -18,11 +19,8 @@ pub fn add_pool(world: &mut World) -> bool {
     if world.truth.cluster.is_none() {
         return false;
     }
-    let added = pool("more", "10.1.0.0/27", 30);
-    let key = Key::Pool(added.name.clone());
-    let compares = vec![Compare::absent(&key)];
-    let writes = vec![Write::Put { key: key.to_string(), value: encode(&PoolRecord::from(&added)) }];
-    commit(world, Txn { compares, writes })
+    let as_of = world.etcd.revision();
+    commit(world, &Change::AddPool { by: None, pool: pool("more", "10.1.0.0/27", 30), as_of })
 }
 
 /// Lets a pool be drained, or used again.
@@ -48,16 +46,13 @@ pub fn open_all_pools(world: &mut World) {
 }
 
 fn set_state(world: &mut World, revision: i64, pool: &Pool, state: PoolState) -> bool {
-    let key = Key::Pool(pool.name.clone()).to_string();
-    let compares = vec![Compare::Unchanged { key: key.clone(), revision }];
-    let record = PoolRecord { state, ..PoolRecord::from(pool) };
-    let writes = vec![Write::Put { key, value: encode(&record) }];
-    commit(world, Txn { compares, writes })
+    commit(world, &Change::ReplacePool { pool: pool.in_state(state), revision })
 }
 
 /// Removes a node. Nobody vouches for pods that live.
 pub fn remove_node(world: &mut World, name: &NodeName, vouched: Vouched) -> bool {
-    remove(&world.truth, name, vouched).is_ok_and(|txn| commit(world, txn))
+    let change = remove(&world.truth, name, vouched);
+    change.is_ok_and(|change| change.is_some_and(|change| commit(world, &change)))
 }
 
 /// Lets a machine take the place of one that is gone: with its ledger as the same node, without it as a new one.
@@ -80,8 +75,8 @@ pub fn take_place(world: &mut World, index: usize) {
     }
 }
 
-fn commit(world: &mut World, txn: Txn) -> bool {
-    let outcome = world.etcd.commit(&txn);
+fn commit(world: &mut World, change: &Change) -> bool {
+    let outcome = world.etcd.commit(&transaction(change));
     world.look();
     matches!(outcome, Ok(Outcome::Applied { .. }))
 }

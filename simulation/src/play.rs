@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::rc::Rc;
 
+use polder_ipam::change::Change;
 use polder_ipam::ids::Incarnation;
 use polder_ipam::invariants::Deviation;
-use polder_ipam::key::Key;
 use polder_ipam::ledger::Ledger;
-use polder_ipam::record::{FenceRecord, Life, PodsGone, encode};
-use polder_ipam::removal::Vouched;
-use polder_ipam::store::{Compare, Txn, Write};
+use polder_ipam::record::{Life, PodsGone};
+use polder_ipam::removal::{self, Vouched};
+use polder_ipam::transaction::transaction;
 
 use crate::fault::Fault;
 use crate::judge::{Strictness, judge};
@@ -254,10 +254,8 @@ fn vouch(world: &mut World) {
             fence.record.pods == PodsGone::Unknown && !could_confirm(incarnation)
         });
     let Some((incarnation, fence)) = forgotten else { return };
-    let key = Key::Fence(fence.record.node.clone(), incarnation.clone()).to_string();
-    let record = FenceRecord { pods: PodsGone::Vouched, ..(*fence.record).clone() };
-    let compares = vec![Compare::Unchanged { key: key.clone(), revision: fence.revision }];
-    let _ = world.etcd.commit(&Txn { compares, writes: vec![Write::Put { key, value: encode(&record) }] });
+    let change = Change::VouchForNode(vec![removal::vouch(incarnation, fence)]);
+    let _ = world.etcd.commit(&transaction(&change));
     world.look();
 }
 

@@ -146,9 +146,8 @@ impl Embedded {
     }
 
     /// There is nobody else to see that this node is gone: as long as somebody asks, it is there.
-    pub(crate) async fn hold(&self, key: &Key, value: Vec<u8>, only_if: Compare) {
-        let put = Write::Put { key: key.to_string(), value };
-        let _ = self.commit(&Txn { compares: vec![only_if], writes: vec![put] });
+    pub(crate) async fn hold(&self, txn: &Txn) {
+        let _ = self.commit(txn);
         std::future::pending::<()>().await;
     }
 

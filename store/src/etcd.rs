@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use etcd_client::{Client, CompareOp, GetOptions, TxnOp};
 use polder_api::credentials::EtcdCredentials;
-use polder_ipam::key::{Key, Range};
+use polder_ipam::key::Range;
 use polder_ipam::store::refusal::{Asker, Cause, Refusal};
 use polder_ipam::store::{Compare, Contents, Entry, Outcome, StoreError, Txn, Update, Write};
 use tokio::sync::{Mutex, mpsc};
@@ -340,9 +340,9 @@ impl Etcd {
         watch::follow(self, range, updates).await;
     }
 
-    /// Keeps `key` there, put only where `only_if` holds. Never ends; when it is dropped, the key vanishes within `ttl_seconds`.
-    pub(crate) async fn hold(&self, key: &Key, value: &[u8], ttl_seconds: i64, only_if: &Compare) {
-        lease::hold(self, key, value, ttl_seconds, only_if).await;
+    /// Keeps there what the transaction puts. Never ends; when it is dropped, that vanishes within `ttl_seconds`.
+    pub(crate) async fn hold(&self, txn: &Txn, ttl_seconds: i64) {
+        lease::hold(self, txn, ttl_seconds).await;
     }
 
     /// A transaction goes to one member, once: whoever asked must find out what became of it. It goes again only where it is

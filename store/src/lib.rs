@@ -1,7 +1,7 @@
 //! Where the cluster's records and the node's ledger are: etcd, or a file of this node.
 //!
 //! `polder-ipam` says what a store is asked ([`polder_ipam::store`]) and what a ledger keeps ([`polder_ipam::ledger`]), and decides
-//! what is written. This carries it out: records are read, followed and changed in transactions by [`etcd`], or on a node of its
+//! what is to change. This carries it out: records are read, followed and changed in transactions by [`etcd`], or on a node of its
 //! own by [`embedded`]; the ledger is in SQLite ([`ledger`]).
 
 pub mod embedded;
@@ -11,8 +11,10 @@ pub mod sqlite;
 pub mod writes;
 
 use polder_api::credentials::EtcdCredentials;
-use polder_ipam::key::{Key, Range};
-use polder_ipam::store::{Compare, Contents, Outcome, StoreError, Txn, Update};
+use polder_ipam::change::Change;
+use polder_ipam::key::Range;
+use polder_ipam::store::{Contents, Outcome, StoreError, Txn, Update};
+use polder_ipam::transaction::transaction;
 use tokio::sync::mpsc;
 
 pub use crate::embedded::Embedded;
@@ -77,8 +79,13 @@ impl Store {
         }
     }
 
-    /// Carries out a transaction. After an error it may have taken effect, unless the error says that it has not.
-    pub async fn commit(&self, txn: &Txn) -> Result<Outcome, StoreError> {
+    /// Makes a change, or none of it. After an error it may have taken effect, unless the error says that it has not.
+    pub async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
+        self.transact(&transaction(change)).await
+    }
+
+    /// Carries out a transaction, like [`Store::commit`]. For tests, and for what fills a store for them.
+    pub async fn transact(&self, txn: &Txn) -> Result<Outcome, StoreError> {
         match self {
             Self::Etcd(etcd) => etcd.commit(txn).await,
             Self::Embedded(embedded) => embedded.commit(txn),
@@ -96,12 +103,14 @@ impl Store {
         receiver
     }
 
-    /// Keeps the value behind the key as long as this runs, and lets it vanish when it has not run for `ttl_seconds`.
-    /// Puts it there only where that holds: somebody else may have come to own the key while this could not run.
-    pub async fn hold(&self, key: &Key, value: Vec<u8>, ttl_seconds: i64, only_if: Compare) {
+    /// Keeps what a sign of life puts there as long as this runs, and lets it vanish when it has not run for `ttl_seconds`.
+    /// Puts it there only where what it rests on is as it was: somebody else may have come to own it while this could not
+    /// run.
+    pub async fn hold(&self, sign: &Change, ttl_seconds: i64) {
+        let txn = transaction(sign);
         match self {
-            Self::Etcd(etcd) => etcd.hold(key, &value, ttl_seconds, &only_if).await,
-            Self::Embedded(embedded) => embedded.hold(key, value, only_if).await,
+            Self::Etcd(etcd) => etcd.hold(&txn, ttl_seconds).await,
+            Self::Embedded(embedded) => embedded.hold(&txn).await,
         }
     }
 }

@@ -60,13 +60,6 @@ pub(crate) struct Written {
     puts: bool,
 }
 
-impl Written {
-    /// A put of that key.
-    pub(crate) fn put(key: &str) -> Self {
-        Self { topics: BTreeSet::from([Topic::of(key)]), puts: true }
-    }
-}
-
 impl From<&Txn> for Written {
     fn from(txn: &Txn) -> Self {
         let key = |write: &Write| match write {
@@ -229,7 +222,8 @@ mod tests {
     }
 
     fn put(key: &str) -> Written {
-        Written::put(&format!("{}{key}", prefix::in_use()))
+        let topic = Topic::of(&format!("{}{key}", prefix::in_use()));
+        Written { topics: BTreeSet::from([topic]), puts: true }
     }
 
     fn delete(key: &str) -> Written {

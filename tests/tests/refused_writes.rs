@@ -277,7 +277,7 @@ fn a_write_that_meets_a_change_of_users_is_done_or_known_not_to_be() {
             }
             let key = format!("/polder/v1/blocks/{writer}-{number}");
             let put = Write::Put { key, value: b"{}".to_vec() };
-            match store.commit(&Txn { compares: Vec::new(), writes: vec![put] }).await {
+            match store.transact(&Txn { compares: Vec::new(), writes: vec![put] }).await {
                 Ok(Outcome::Applied { .. }) => drop(written.fetch_add(1, Ordering::Relaxed)),
                 // Changed twice in a row.
                 Err(StoreError::Refused { refusal, .. }) => {

@@ -5,7 +5,8 @@
 use std::time::{Duration, Instant};
 
 use polder_ipam::key::Key;
-use polder_ipam::store::Compare;
+use polder_ipam::publication::sign_of_life;
+use polder_ipam::record::Life;
 use polder_store::Store;
 use polder_store::etcd::Etcd;
 use polder_store::etcd::config::EtcdConfig;
@@ -124,6 +125,7 @@ fn changes_that_were_missed_and_compacted_away_are_known_all_the_same() {
 fn a_lease_is_not_taken_back_from_who_has_come_to_own_its_key() {
     let lab = Lab::build(Topology::one_segment(1));
     let machine = lab.etcd.nodes().next().unwrap();
+    let name = "n1".parse().unwrap();
     let (node, alive) = (Key::Node("n1".parse().unwrap()), Key::Alive("n1".parse().unwrap()));
     let is_held = || !lab.etcd.keys(&alive.to_string()).is_empty();
     let write = |value: &str| {
@@ -137,14 +139,14 @@ fn a_lease_is_not_taken_back_from_who_has_come_to_own_its_key() {
             runtime.block_on(async {
                 let config = EtcdConfig { endpoints: lab.etcd.endpoints(), ..EtcdConfig::default() };
                 let store = Store::Etcd(Etcd::new(&config).await.unwrap());
-                let only_if = Compare::Unchanged { key: node.to_string(), revision };
+                let sign = sign_of_life(&name, Life { machine_id: "m", boot_id: "b" }, revision);
                 let end = async {
                     while !until() {
                         tokio::time::sleep(Duration::from_millis(100)).await;
                     }
                 };
                 tokio::select! {
-                    () = store.hold(&alive, b"first".to_vec(), 2, only_if) => {}
+                    () = store.hold(&sign, 2) => {}
                     () = end => {}
                 }
             });

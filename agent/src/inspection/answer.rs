@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_api::ipam::{DeviationStatus, Repairs};
+use polder_ipam::change::Change;
 use polder_ipam::ids::Nonce;
-use polder_ipam::key::Key;
-use polder_ipam::record::{AnswerRecord, InspectionRecord, encode};
-use polder_ipam::store::{Compare, Txn, Write};
+use polder_ipam::record::{AnswerRecord, InspectionRecord};
 use polder_ipam::view::{Known, Source};
 use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
@@ -73,16 +72,8 @@ async fn answer(agent: &Agent, asked: &Known<InspectionRecord>, putting_back: bo
                 deviations: deviations.into_iter().take(ROOM).map(short).collect(),
                 left_out,
             };
-            let key = Key::Answer(agent.config.node.clone()).to_string();
-            let txn = Txn {
-                // One that was answered too late leaves nothing behind.
-                compares: vec![Compare::Unchanged {
-                    key: Key::Inspection.to_string(),
-                    revision: asked.revision,
-                }],
-                writes: vec![Write::Put { key, value: encode(&record) }],
-            };
-            match agent.store.commit(&txn).await {
+            let (node, asked) = (agent.config.node.clone(), asked.revision);
+            match agent.store.commit(&Change::AnswerInspection { node, record, asked }).await {
                 Ok(outcome) => debug!(?outcome, "answered a check"),
                 Err(error) => warn!(%error, "a check is not answered"),
             }

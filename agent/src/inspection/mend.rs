@@ -1,10 +1,11 @@
 //! Puts right what a node has found of itself. Nothing here takes anything from what lives.
 
 use polder_api::{Attachment, InvalidName};
-use polder_ipam::key::Key;
+use polder_ipam::change::{Change, Member, Speaker};
+use polder_ipam::key::Name;
 use polder_ipam::ledger::{Held, Kind};
-use polder_ipam::record::{AddressRecord, encode};
-use polder_ipam::store::{Compare, Outcome, Txn, Write};
+use polder_ipam::record::AddressRecord;
+use polder_ipam::store::Outcome;
 use polder_ipam::tasks::sweeper;
 use tracing::{info, warn};
 
@@ -22,8 +23,8 @@ pub(super) async fn mend(agent: &Agent, mend: Mend) {
         }
         Mend::Publish(held, address) => publish(agent, held, *address).await,
         Mend::Withdraw { key, revision } => {
-            let unchanged = Compare::Unchanged { key: key.clone(), revision: *revision };
-            commit(agent, vec![unchanged], Write::Delete { key: key.clone() }).await
+            let records = vec![(Name::from(key.as_str()), Some(*revision))];
+            commit(agent, Change::WithdrawAddresses { by: Speaker::Node(me(agent)), records }).await
         }
         Mend::Restore(pod) => restore(agent, pod).await,
         Mend::Reconcile => {
@@ -37,12 +38,12 @@ pub(super) async fn mend(agent: &Agent, mend: Mend) {
     }
 }
 
-async fn commit(agent: &Agent, mut compares: Vec<Compare>, write: Write) -> Result<(), String> {
-    let node = &agent.config.node;
-    let revision = own_revision(agent, &agent.board.view());
-    compares.push(Compare::Unchanged { key: Key::Node(node.clone()).to_string(), revision });
-    let txn = Txn { compares, writes: vec![write] };
-    match agent.store.commit(&txn).await {
+fn me(agent: &Agent) -> Member {
+    Member { node: agent.config.node.clone(), revision: own_revision(agent, &agent.board.view()) }
+}
+
+async fn commit(agent: &Agent, change: Change) -> Result<(), String> {
+    match agent.store.commit(&change).await {
         Ok(Outcome::Applied { .. }) => Ok(()),
         Ok(Outcome::Refused) => Err("its record, or that of this node, has changed meanwhile".to_owned()),
         Err(error) => Err(error.to_string()),
@@ -58,8 +59,8 @@ async fn publish(agent: &Agent, held: &Held, address: std::net::IpAddr) -> Resul
         return Ok(());
     }
     let record = AddressRecord { attachment: held.attachment.clone(), pod: held.pod.clone() };
-    let key = Key::Address(agent.config.node.clone(), address).to_string();
-    commit(agent, Vec::new(), Write::Put { key, value: encode(&record) }).await
+    let (say, withdraw) = (vec![(address, record)], Vec::new());
+    commit(agent, Change::PublishAddresses { by: me(agent), say, withdraw }).await
 }
 
 /// Takes down a pod that lives and that the ledger does not have.

@@ -1,7 +1,9 @@
 use crate::ids::{Incarnation, Nonce};
+use crate::key::Key;
 use crate::pool::default_block_length;
-use crate::record::{BlockRecord, NodeRecord, ReservationRecord};
-use crate::store::{Contents, Entry, Update};
+use crate::record::{BlockRecord, NodeRecord, PoolRecord, ReservationRecord, encode};
+use crate::store::{Compare, Contents, Entry, Txn, Update, Write};
+use crate::transaction::transaction;
 
 use super::*;
 
@@ -72,17 +74,17 @@ fn name(text: &str) -> PoolName {
     text.parse().unwrap()
 }
 
-fn txn(change: Result<Change, NotChanged>) -> Txn {
+fn txn(change: Result<Decision, NotChanged>) -> Txn {
     match change.unwrap() {
-        Change::Commit { txn, .. } => txn,
-        Change::Already(said) => panic!("{said}"),
+        Decision::Commit { change, .. } => transaction(&change),
+        Decision::Already(said) => panic!("{said}"),
     }
 }
 
-fn already(change: Result<Change, NotChanged>) -> String {
+fn already(change: Result<Decision, NotChanged>) -> String {
     match change.unwrap() {
-        Change::Already(said) => said,
-        Change::Commit { done, .. } => panic!("{done}"),
+        Decision::Already(said) => said,
+        Decision::Commit { done, .. } => panic!("{done}"),
     }
 }
 
@@ -178,8 +180,8 @@ fn draining_the_last_pool_of_a_family_says_what_that_means() {
     let mut cluster = Cluster::new();
     cluster.block("10.0.0.0/26", "n1", "p");
     let said = |cluster: &Cluster| match drain(&cluster.view(), &name("p")).unwrap() {
-        Change::Commit { done, .. } => done,
-        Change::Already(said) => panic!("{said}"),
+        Decision::Commit { done, .. } => done,
+        Decision::Already(said) => panic!("{said}"),
     };
     assert!(said(&cluster).contains("no other active IPv4 pool"), "{}", said(&cluster));
     cluster.pool("two", &PoolRecord::new("10.1.0.0/24".parse().unwrap()));

@@ -8,7 +8,7 @@ use polder_api::NodeName;
 use polder_api::mutant::{self, Mutant};
 use serde::{Deserialize, Serialize};
 
-use super::{Double, Facts, Purpose, Step};
+use super::{Double, Facts, Step, commit};
 use crate::ids::Incarnation;
 use crate::ledger::{Identity, Standing};
 use crate::record::{Alive, ClusterRecord, FenceRecord, Life, NodeRecord, PodsGone};
@@ -83,7 +83,7 @@ pub(super) fn leave(facts: &Facts<'_>, identity: &Identity) -> Step {
         ));
     }
     if facts.view.source == Source::Store {
-        return Step::Commit(Purpose::ConfirmRemoval, removal::confirm(&identity.incarnation, fence));
+        return commit(removal::confirm(&identity.incarnation, fence));
     }
     Step::Removed(format!(
         "node {node} was removed from the cluster, and its pods on this machine are cut off. That is not confirmed yet: \

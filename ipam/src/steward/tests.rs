@@ -1,4 +1,4 @@
-//! What the transactions of a node rest on.
+//! What the changes of a node rest on.
 
 use super::*;
 use crate::Cidr;
@@ -11,8 +11,12 @@ use crate::record::{
 };
 
 mod identity;
+use crate::change::MOST_RECORDS;
+use crate::key::Key;
+use crate::record::encode;
 use crate::removal::Quarantine;
-use crate::store::{Contents, Entry, LARGEST_TXN, Update};
+use crate::store::{Compare, Contents, Entry, Update};
+use crate::transaction::transaction;
 
 const NODE_REVISION: i64 = 7;
 const LATE: Moment = Moment::from_millis(10_000_000);
@@ -95,11 +99,19 @@ fn step_of_boot(boot_id: &str, double: Double, view: &View, own: Own) -> Step {
     })
 }
 
-/// What is written, if it rests on the node's record.
-fn purpose(step: Step) -> Option<Purpose> {
-    let Step::Commit(purpose, txn) = step else { return None };
+/// What is changed, if that rests on the node's record.
+fn change(step: Step) -> Option<Change> {
+    let Step::Commit(change) = step else { return None };
     let own = Compare::Unchanged { key: Key::Node(name()).to_string(), revision: NODE_REVISION };
-    txn.compares.contains(&own).then_some(purpose)
+    transaction(&change).compares.contains(&own).then_some(*change)
+}
+
+fn registers(step: &Step) -> bool {
+    matches!(step, Step::Commit(change) if matches!(**change, Change::RegisterNode { .. }))
+}
+
+fn takes_over(step: &Step) -> bool {
+    matches!(step, Step::Commit(change) if matches!(**change, Change::TakeOverNode { .. }))
 }
 
 fn claim(block: Block, incarnation: &str) -> (Key, Vec<u8>) {
@@ -123,11 +135,14 @@ fn a_block_is_given_back_only_by_a_node_that_is_not_removed() {
     let (pool, nonce) = ("p".parse().unwrap(), Nonce("x".into()));
     let own = Own { blocks: vec![OwnedBlock { block, pool, nonce, leaving: true }], ..Own::default() };
     let view = view(vec![claim(block, "i1")]);
-    assert_eq!(purpose(step(&view, own)), Some(Purpose::GiveBack(vec![block])));
+    let Some(Change::GiveBackBlocks { blocks, .. }) = change(step(&view, own)) else {
+        panic!("not given back")
+    };
+    assert_eq!(blocks, [(block, NODE_REVISION)]);
 }
 
 #[test]
-fn thousands_of_blocks_go_back_in_few_transactions() {
+fn thousands_of_blocks_go_back_in_few_changes() {
     let range: Cidr = "10.0.0.0/14".parse().unwrap();
     let pool = Pool::new("p".parse().unwrap(), range, 26, PoolState::Draining).unwrap();
     let mut blocks: Vec<Block> = (0..3000).map(|number| pool.block(number)).collect();
@@ -137,25 +152,22 @@ fn thousands_of_blocks_go_back_in_few_transactions() {
         nonce: Nonce("x".into()),
         leaving: true,
     };
-    let mut transactions = 0;
+    let mut changes = 0;
     while !blocks.is_empty() {
         let claimed = view(blocks.iter().map(|block| claim(*block, "i1")).collect());
         let own = Own { blocks: blocks.iter().map(owned).collect(), ..Own::default() };
-        let Step::Commit(Purpose::GiveBack(back), txn) = step(&claimed, own) else {
-            panic!("not given back")
-        };
-        assert!(
-            txn.writes.len() == back.len() && txn.compares.len() <= LARGEST_TXN,
-            "{}",
-            txn.compares.len()
-        );
+        let Some(change) = change(step(&claimed, own)) else { panic!("not given back") };
+        let txn = transaction(&change);
+        assert!(txn.writes.len().max(txn.compares.len()) <= MOST_RECORDS, "{}", txn.compares.len());
+        let Change::GiveBackBlocks { blocks: back, .. } = change else { panic!("{change}") };
+        let back: Vec<Block> = back.into_iter().map(|(block, _)| block).collect();
         // What is gone from the store is forgotten in one step.
         let own = Own { blocks: back.iter().map(owned).collect(), ..Own::default() };
         assert_eq!(step(&view(Vec::new()), own), Step::Disown(back.clone()));
         blocks.retain(|block| !back.contains(block));
-        transactions += 1;
+        changes += 1;
     }
-    assert!(transactions <= 30, "{transactions} transactions for 3000 blocks");
+    assert!(changes <= 30, "{changes} changes for 3000 blocks");
 }
 
 #[test]
@@ -172,7 +184,10 @@ fn a_reserved_address_is_let_go_only_by_a_node_that_is_not_removed() {
         pool("10.1.0.0/24", crate::pool::Purpose::Reservations),
         (Key::Reservation(address), encode(&record)),
     ]);
-    assert_eq!(purpose(step(&view, Own::default())), Some(Purpose::LetGo(address)));
+    let Some(Change::LetGoAddress { let_go, .. }) = change(step(&view, Own::default())) else {
+        panic!("not let go")
+    };
+    assert_eq!((let_go.address, let_go.record.holder), (address, None));
 }
 
 #[test]
@@ -187,7 +202,10 @@ fn a_removed_nodes_blocks_are_given_back_only_by_a_node_that_is_not_removed_itse
     let block = Block::new("10.0.0.0/26".parse().unwrap());
     let view =
         view(vec![(Key::Fence(gone.clone(), Incarnation("i2".into())), encode(&fence)), claim(block, "i2")]);
-    assert_eq!(purpose(step(&view, Own::default())), Some(Purpose::Inherit(gone)));
+    let Some(Change::InheritFrom(what)) = change(step(&view, Own::default())) else {
+        panic!("not given back")
+    };
+    assert_eq!((what.fence.node, what.blocks), (gone, vec![(block, NODE_REVISION)]));
 }
 
 #[test]
@@ -197,5 +215,5 @@ fn a_record_is_taken_over_from_another_boot_only_when_nobody_lives_in_that() {
     assert_eq!(step(Double::Unasked), Step::AskForDouble);
     let alive = Alive { boot_id: "b".to_owned(), machine_id: "m".to_owned() };
     assert!(matches!(step(Double::Alive(alive)), Step::Conflict(_)));
-    assert!(matches!(step(Double::None), Step::Commit(Purpose::Register, _)));
+    assert!(registers(&step(Double::None)));
 }

@@ -1,4 +1,4 @@
-//! Claims blocks: one transaction each, tried until one is won or there is none.
+//! Claims blocks: one change each, tried until one is won or there is none.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -7,7 +7,8 @@ use polder_api::{Family, NodeName, PoolName};
 use tracing::info;
 
 use super::{Host, Registrar};
-use crate::claim::{Claim, Claimant, NoClaim, next_block};
+use crate::change::Claim;
+use crate::claim::{Claimant, NoClaim, next_block};
 use crate::ids::Nonce;
 use crate::key::{Key, Range};
 use crate::ledger::{LedgerError, OwnedBlock};
@@ -113,7 +114,7 @@ impl<H: Host> Registrar<'_, H> {
     /// Carries out a claim. An outcome that is not known is looked up, not tried again. A refusal ends the attempt: another
     /// block would be refused, too.
     async fn attempt(&self, claim: &Claim) -> Result<Attempted, NoClaim> {
-        let error = match self.host.commit(&claim.txn).await {
+        let error = match self.host.commit(&claim.clone().into()).await {
             Ok(Outcome::Applied { revision }) => {
                 self.host.caught_up(revision).await?;
                 return Ok(Attempted::Won);

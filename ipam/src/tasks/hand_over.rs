@@ -8,10 +8,11 @@ use polder_api::{Attachment, PoolName};
 use tracing::info;
 
 use super::{Host, Registrar};
+use crate::change::HandOver;
 use crate::key::{Key, Range};
 use crate::ledger::Standing;
 use crate::record::{Holder, encode};
-use crate::reservation::{self, Denied, HandOver};
+use crate::reservation::{self, Denied};
 use crate::store::Outcome;
 use crate::view::{Source, View};
 
@@ -54,7 +55,7 @@ impl<H: Host> Registrar<'_, H> {
             let view = self.host.view();
             let prepared = self.prepare(&view, wanted, owner, attachment).await?;
             let address = prepared.address;
-            // Before the transaction: the steward lets go of what nobody expects.
+            // Before it is tried: the steward lets go of what nobody expects.
             let whose = attachment.clone();
             self.host.ledger(move |ipam, _| ipam.expect(address, &whose)).await;
             let outcome = self.carry_over(&prepared).await;
@@ -117,7 +118,7 @@ impl<H: Host> Registrar<'_, H> {
 
     /// Carries out a hand-over; true if it has taken place. An outcome that is not known is looked up.
     async fn carry_over(&self, prepared: &HandOver) -> Result<bool, Unreserved> {
-        match self.host.commit(&prepared.txn).await {
+        match self.host.commit(&prepared.clone().into()).await {
             Ok(Outcome::Applied { .. }) => Ok(true),
             Ok(Outcome::Refused) => Ok(false),
             Err(error) if !error.needs_look() => try_again(error.to_string()),

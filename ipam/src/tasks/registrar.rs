@@ -1,7 +1,7 @@
 //! Carries out what the node's steward decides ([`crate::steward`]): keeps the node known to the cluster, its blocks claimed,
 //! and makes the first settings of a cluster that has none.
 //!
-//! Everything here is a transaction that rests on the records that led to it. What fails is looked at again when
+//! Everything here is a change that rests on the records that led to it. What fails is looked at again when
 //! the records change, and now and then.
 
 use std::collections::BTreeMap;
@@ -14,6 +14,7 @@ use tracing::{info, warn};
 
 use super::{Host, Me};
 use crate::bootstrap::{Proposal, propose};
+use crate::change::{Change, Claim, Inheritance};
 use crate::key::{Key, Range};
 use crate::ledger::{Identity, LedgerError, OwnedBlock, Standing};
 use crate::moment::Moment;
@@ -22,8 +23,8 @@ use crate::pool::{BlockRequest, Pool};
 use crate::publication;
 use crate::registration::{Holdings, Registration};
 use crate::removal::Quarantine;
-use crate::steward::{self, Double, Facts, Purpose, Step};
-use crate::store::{Outcome, StoreError, Txn};
+use crate::steward::{self, Double, Facts, Step};
+use crate::store::{Outcome, StoreError};
 use crate::view::{Source, View};
 
 /// Steps in a row before others get a turn.
@@ -189,18 +190,18 @@ impl<'a, H: Host> Registrar<'a, H> {
                 }
                 self.cut_off().await?;
             }
-            Step::Commit(purpose, txn) => {
-                if purpose == Purpose::ConfirmRemoval {
+            Step::Commit(change) => {
+                if matches!(*change, Change::ConfirmRemoval(_)) {
                     // Again, because a pass that had begun before the removal was known can have put them back.
                     self.remove_gateways().await?;
                 }
-                if purpose == Purpose::TakeOver {
+                if matches!(*change, Change::TakeOverNode { .. }) {
                     warn!(
                         "taking the place of another machine: unused addresses rest first, for its pods may have had them"
                     );
                     self.host.ledger(NodeIpam::rest_unused).await?;
                 }
-                self.commit_step(purpose, &txn).await?;
+                self.commit_step(&change).await?;
             }
             Step::Own(owned) => {
                 info!(block = %owned.block, "taking over a block that the store says is ours");
@@ -237,26 +238,28 @@ impl<'a, H: Host> Registrar<'a, H> {
         Ok(())
     }
 
-    async fn commit_step(&self, purpose: Purpose, txn: &Txn) -> Result<(), Waiting> {
-        let Outcome::Applied { revision } = self.host.commit(txn).await? else {
+    async fn commit_step(&self, change: &Change) -> Result<(), Waiting> {
+        let Outcome::Applied { revision } = self.host.commit(change).await? else {
             return Err(Waiting("the records have just changed".to_owned()));
         };
-        match purpose {
-            Purpose::Inherit(node) => {
-                info!(%node, "gave back what a removed node had");
-                self.forget_addresses(&node).await?;
+        match change {
+            Change::InheritFrom(Inheritance { fence, .. }) | Change::ForgetFence { fence, .. } => {
+                info!(node = %fence.node, "gave back what a removed node had");
+                self.forget_addresses(&fence.node).await?;
             }
-            Purpose::PoolAgain(name) => {
-                warn!(%name, "a pool that this node has addresses of was gone from the store");
+            // What the steward adds, claims and hands over was there before.
+            Change::AddPool { pool, .. } => {
+                warn!(name = %pool.name, "a pool that this node has addresses of was gone from the store");
             }
-            Purpose::ClaimAgain(block) => {
+            Change::ClaimBlock(Claim { block, .. }) => {
                 warn!(%block, "the claim of a block that this node uses was gone from the store");
             }
-            Purpose::ReserveAgain(address) => {
+            Change::HandOverAddress(again) => {
+                let address = again.address;
                 warn!(%address, "the reservation of an address that is in use here was gone from the store");
             }
-            Purpose::ConfirmRemoval => info!("confirmed that the pods of this node are gone"),
-            _ => info!(?purpose, "written"),
+            Change::ConfirmRemoval(_) => info!("confirmed that the pods of this node are gone"),
+            _ => info!(%change, "written"),
         }
         Ok(self.host.caught_up(revision).await?)
     }
@@ -298,8 +301,8 @@ impl<'a, H: Host> Registrar<'a, H> {
 
     async fn forget_addresses(&self, node: &NodeName) -> Result<(), Waiting> {
         let published = self.host.range(&Key::addresses_of(node)).await?;
-        for txn in publication::forget(node, &published) {
-            self.host.commit(&txn).await?;
+        for change in publication::forget(node, &published) {
+            self.host.commit(&change).await?;
         }
         Ok(())
     }
@@ -311,15 +314,17 @@ impl<'a, H: Host> Registrar<'a, H> {
         let fresh = self.host.fresh_name().map_err(Waiting)?;
         let surroundings = self.host.surroundings(&view);
         let bootstrap = self.me.bootstrap.as_ref();
-        let Proposal { record, is_restored, txn } =
+        let Proposal { record, is_restored, pools } =
             propose(&view, identity.as_ref(), bootstrap, surroundings, fresh).map_err(Waiting)?;
+        let id = record.id.clone();
         if is_restored {
-            warn!(id = %record.id, "the store has lost the cluster's settings: putting them back");
+            warn!(%id, "the store has lost the cluster's settings: putting them back");
         }
-        let Outcome::Applied { revision } = self.host.commit(&txn).await? else {
+        let Outcome::Applied { revision } = self.host.commit(&Change::MakeCluster { record, pools }).await?
+        else {
             return Err(Waiting("another node makes the cluster's settings".to_owned()));
         };
-        info!(id = %record.id, "made the cluster's settings");
+        info!(%id, "made the cluster's settings");
         Ok(self.host.caught_up(revision).await?)
     }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use polder_api::{Attachment, Family, Mac};
 use polder_ipam::Moment;
+use polder_ipam::change::Change;
 use polder_ipam::invariants::history::check_release;
 use polder_ipam::key::Range;
 use polder_ipam::ledger::{Held, LedgerError};
@@ -18,7 +19,7 @@ use polder_ipam::readiness;
 use polder_ipam::record::Alive;
 use polder_ipam::registration::{Holdings, Registration};
 use polder_ipam::steward::{Presence, Step};
-use polder_ipam::store::{Contents, Outcome, StoreError, Txn};
+use polder_ipam::store::{Contents, Outcome, StoreError};
 use polder_ipam::tasks::{Host, PodHost, teardown};
 use polder_ipam::view::View;
 
@@ -31,7 +32,7 @@ const MTU: u32 = 1450;
 
 fn brief(step: &Step) -> String {
     match step {
-        Step::Commit(purpose, _) => format!("{purpose:?}"),
+        Step::Commit(change) => change.to_string(),
         other => format!("{other:?}"),
     }
 }
@@ -60,8 +61,8 @@ impl Host for Hand {
         Self::caught_up(self, revision).await
     }
 
-    async fn commit(&self, txn: &Txn) -> Result<Outcome, StoreError> {
-        Self::commit(self, txn).await
+    async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
+        Self::commit(self, change).await
     }
 
     async fn range(&self, range: &Range) -> Result<Contents, StoreError> {

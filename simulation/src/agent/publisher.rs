@@ -1,12 +1,14 @@
 //! Tells the store who has which address, and that the node is alive.
 
+use polder_ipam::change::Member;
 use polder_ipam::invariants::history::check_sign_of_life;
-use polder_ipam::key::Key;
+use polder_ipam::key::{Key, Range};
 use polder_ipam::publication::{self, Published};
-use polder_ipam::store::{Outcome, StoreError};
+use polder_ipam::store::{Outcome, StoreError, Write};
+use polder_ipam::transaction::transaction;
 
 use super::Hand;
-use crate::etcd::{Condition, Operation};
+use crate::etcd::{Condition, LeaseId, Operation};
 use crate::world::no_answer;
 
 /// Before another attempt.
@@ -46,10 +48,11 @@ fn renew(hand: &Hand, revision: i64) {
         if world.etcd.keep_alive(lease).is_some() || machine.reads_only {
             return;
         }
-        let (key, value, only_if) = publication::sign_of_life(&machine.name, machine.life(), revision);
-        let put = Operation::Put { key: key.to_string(), value, lease: Some(lease) };
+        let sign = transaction(&publication::sign_of_life(&machine.name, machine.life(), revision));
+        let only_if: Vec<Condition> = sign.compares.iter().map(Condition::from).collect();
+        let puts: Vec<Operation> = sign.writes.into_iter().map(|write| under(lease, write)).collect();
         let _ = world.etcd.grant(lease, ALIVE_SECONDS);
-        if let Ok(Outcome::Applied { .. }) = world.etcd.transact(&[Condition::from(&only_if)], &[put]) {
+        if let Ok(Outcome::Applied { .. }) = world.etcd.transact(&only_if, &puts) {
             world.look();
             let machine = &world.machines[hand.machine];
             let record = world.truth.nodes.get(&machine.name).map(|known| &*known.record);
@@ -57,6 +60,13 @@ fn renew(hand: &Hand, revision: i64) {
             world.found.extend(wrong);
         }
     });
+}
+
+fn under(lease: LeaseId, write: Write) -> Operation {
+    match write {
+        Write::Put { key, value } => Operation::Put { key, value, lease: Some(lease) },
+        Write::Delete { key } => Operation::Delete(Range::single(key)),
+    }
 }
 
 /// Makes the store say what the ledger says, again and again. Begins anew whenever the node's own record was
@@ -91,13 +101,11 @@ async fn synchronize(
     let name = hand.with(|world| world.machines[hand.machine].name.clone());
     let published = match published {
         Some(published) => published,
-        None => {
-            let contents = hand.range(Key::addresses_of(&name)).await?;
-            contents.entries.into_iter().map(|entry| (entry.key, entry.value)).collect()
-        }
+        None => publication::read(&name, &hand.range(Key::addresses_of(&name)).await?),
     };
-    for txn in publication::publish(&name, revision, &published, &wanted) {
-        if hand.commit(&txn).await? == Outcome::Refused {
+    let by = Member { node: name, revision };
+    for change in publication::publish(&by, &published, &wanted) {
+        if hand.commit(&change).await? == Outcome::Refused {
             return Err(no_answer());
         }
     }
@@ -105,6 +113,5 @@ async fn synchronize(
 }
 
 fn wanted(hand: &Hand) -> Published {
-    let name = hand.with(|world| world.machines[hand.machine].name.clone());
-    hand.ipam(|ipam, _| publication::wanted(&name, ipam.attachments()))
+    hand.ipam(|ipam, _| publication::wanted(ipam.attachments()))
 }

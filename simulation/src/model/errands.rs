@@ -1,7 +1,7 @@
 //! Errands: transactions meet their fate, and what is not known of them is looked up. It mirrors the agent's registrar.
 
+use polder_ipam::change::Change;
 use polder_ipam::key::Range;
-use polder_ipam::steward::Purpose;
 use polder_ipam::store::{Entry, Outcome, Write};
 
 use super::action::{Errands, Fate};
@@ -49,15 +49,18 @@ impl Play<'_> {
     }
 
     fn win(&mut self, who: Who, whose: Errands, goal: Goal, revision: i64) {
-        match goal {
+        match &goal {
             Goal::Claim { .. } => self.count(Happening::Claimed),
-            Goal::Write(Purpose::Inherit(_)) => self.count(Happening::Inherited),
-            Goal::Write(Purpose::ConfirmRemoval) => self.count(Happening::Confirmed),
-            Goal::Write(Purpose::LetGo(_)) => self.count(Happening::LetGo),
-            Goal::Write(Purpose::Register | Purpose::TakeOver) if who == 2 => {
-                self.count(Happening::Registered);
-            }
-            Goal::Write(_) | Goal::HandOver { .. } => {}
+            Goal::Write(change) => match &**change {
+                Change::InheritFrom(_) | Change::ForgetFence { .. } => self.count(Happening::Inherited),
+                Change::ConfirmRemoval(_) => self.count(Happening::Confirmed),
+                Change::LetGoAddress { .. } => self.count(Happening::LetGo),
+                Change::RegisterNode { .. } | Change::TakeOverNode { .. } if who == 2 => {
+                    self.count(Happening::Registered);
+                }
+                _ => {}
+            },
+            Goal::HandOver { .. } => {}
         }
         *self.errand(who, whose) = Some(Errand { goal, stage: Stage::Won(revision) });
     }

@@ -6,13 +6,14 @@ use std::sync::{Arc, LazyLock};
 
 use polder_api::{Attachment, NodeName};
 use polder_ipam::allocator::USUAL_REST;
+use polder_ipam::change::Change;
 use polder_ipam::ids::Incarnation;
 use polder_ipam::ledger::memory::Memory;
 use polder_ipam::ledger::{Identity, OwnedBlock};
 use polder_ipam::node::NodeIpam;
 use polder_ipam::record::Alive;
 use polder_ipam::removal::Quarantine;
-use polder_ipam::steward::{Double, Purpose};
+use polder_ipam::steward::Double;
 use polder_ipam::store::{Entry, Txn};
 use polder_ipam::{Block, Moment};
 
@@ -143,10 +144,10 @@ pub struct Errand {
 }
 
 /// What an errand is for.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Goal {
-    /// A record that the steward wants written.
-    Write(Purpose),
+    /// A change that the steward wants made.
+    Write(Arc<Change>),
     /// A block.
     Claim {
         /// Those that were tried.

@@ -7,6 +7,7 @@ use polder_ipam::record::Life;
 use polder_ipam::removal::{self, Vouched};
 use polder_ipam::steward::adopt;
 use polder_ipam::store::Outcome;
+use polder_ipam::transaction::transaction;
 
 use super::Space;
 use super::action::{Action, Errands};
@@ -234,11 +235,10 @@ impl Play<'_> {
 
     fn remove(&mut self, who: Who, vouched: Vouched) -> bool {
         let name = self.cluster.machines[who].name.clone();
-        let Ok(txn) = removal::remove(&self.cluster.truth.view, &name, vouched) else { return false };
-        if txn.writes.is_empty() {
+        let Ok(Some(change)) = removal::remove(&self.cluster.truth.view, &name, vouched) else {
             return false;
-        }
-        self.commit(&Sent { by: None, confirms: false, txn: Arc::new(txn) });
+        };
+        self.commit(&Sent { by: None, confirms: false, txn: Arc::new(transaction(&change)) });
         true
     }
 

@@ -11,7 +11,7 @@ use polder_ipam::ledger::{Kind, Standing};
 use polder_ipam::node::{AllocateError, Source, Wish};
 use polder_ipam::pool::{BlockRequest, Labels};
 use polder_ipam::record::{Holder, PodsGone};
-use polder_ipam::reservation::{Denied, HandOver, hand_over};
+use polder_ipam::reservation::{Denied, hand_over};
 use polder_ipam::view;
 
 use super::cluster::Broken;
@@ -75,10 +75,11 @@ impl Play<'_> {
                 false
             }
             Err(_) => false,
-            Ok(HandOver { address, txn, .. }) => {
+            Ok(prepared) => {
+                let address = prepared.address;
                 self.note_hand_over(who);
                 self.cluster.left.reserved -= 1;
-                let stage = Stage::UnderWay(self.sent(who, None, txn));
+                let stage = Stage::UnderWay(self.sent(who, &prepared.into()));
                 let machine = self.machine(who);
                 machine.containers = container;
                 let attachment = machine.attachment(container);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use polder_ipam::store::{Compare, Entry, Txn, Update, Write};
 
 use super::cluster::Cluster;
-use super::machine::{Errand, Machine, Sent, Stage};
+use super::machine::{Errand, Goal, Machine, Sent, Stage};
 use super::watcher::{Behind, Watcher};
 
 impl PartialEq for Cluster {
@@ -141,7 +141,12 @@ impl<H: Hasher> Projection<'_, H> {
     }
 
     fn errand(&mut self, errand: &Errand) {
-        self.put(&errand.goal);
+        match &errand.goal {
+            // What it rests on is in the transaction, as long as that is under way.
+            Goal::Write(change) => self.put((0_u8, change.to_string())),
+            Goal::Claim { lost, attempt } => self.put((1_u8, lost, attempt)),
+            Goal::HandOver { container, address } => self.put((2_u8, container, address)),
+        }
         match &errand.stage {
             Stage::Ready => self.put(0_u8),
             Stage::UnderWay(sent) => {

@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use polder_api::Family;
 use polder_ipam::Pool;
+use polder_ipam::change::Change;
 use polder_ipam::claim::Claimant;
 use polder_ipam::ids::Nonce;
 use polder_ipam::ledger::{Identity, OwnedBlock};
 use polder_ipam::pool::{BlockRequest, Labels};
 use polder_ipam::record::Life;
-use polder_ipam::steward::{self, Double, Facts, Presence, Purpose, Step};
-use polder_ipam::store::Txn;
+use polder_ipam::steward::{self, Double, Facts, Presence, Step};
 use polder_ipam::view::Source;
 
 use super::action::Errands;
@@ -94,11 +94,11 @@ impl Play<'_> {
                 agent.service = Service::Forbidden;
             }
             Step::CutOff => return self.cut_off(who),
-            Step::Commit(purpose, txn) => {
-                if purpose == Purpose::TakeOver {
+            Step::Commit(change) => {
+                if matches!(*change, Change::TakeOverNode { .. }) {
                     self.machine(who).ipam().rest_unused(now).expect("a ledger in memory");
                 }
-                self.write(who, purpose, txn);
+                self.write(who, change);
             }
             Step::Own(owned) => {
                 self.count(Happening::TakenOver);
@@ -155,18 +155,18 @@ impl Play<'_> {
         true
     }
 
-    fn write(&mut self, who: Who, purpose: Purpose, txn: Txn) {
-        let stage = Stage::UnderWay(self.sent(who, Some(&purpose), txn));
-        self.machine(who).agent.registrar = Some(Errand { goal: Goal::Write(purpose), stage });
+    fn write(&mut self, who: Who, change: Box<Change>) {
+        let stage = Stage::UnderWay(self.sent(who, &change));
+        self.machine(who).agent.registrar = Some(Errand { goal: Goal::Write(change.into()), stage });
     }
 
-    /// The transaction of a machine.
-    pub(super) fn sent(&self, who: Who, purpose: Option<&Purpose>, txn: Txn) -> Sent {
+    /// The change of a machine, on its way.
+    pub(super) fn sent(&self, who: Who, change: &Change) -> Sent {
         let identity = self.cluster.machines[who].identity();
         Sent {
             by: identity.map(|identity| identity.incarnation),
-            confirms: purpose == Some(&Purpose::ConfirmRemoval),
-            txn: Arc::new(self.space.bend_txn(purpose, txn)),
+            confirms: matches!(change, Change::ConfirmRemoval(_)),
+            txn: Arc::new(self.space.transaction(change)),
         }
     }
 
@@ -219,7 +219,7 @@ impl Play<'_> {
             leaving: false,
         };
         let goal = Goal::Claim { lost: lost.clone(), attempt: Some(owned) };
-        let stage = Stage::UnderWay(self.sent(who, None, claim.txn));
+        let stage = Stage::UnderWay(self.sent(who, &claim.into()));
         self.machine(who).agent.registrar = Some(Errand { goal, stage });
         true
     }

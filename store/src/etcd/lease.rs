@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use etcd_client::{PutOptions, TxnOp};
-use polder_ipam::key::Key;
-use polder_ipam::store::{Compare, StoreError};
+use polder_ipam::store::{Compare, StoreError, Txn, Write};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
-use super::{Etcd, compare};
+use super::{Etcd, compare, write};
 use crate::writes::Written;
 
 /// Before a lost lease is taken anew.
@@ -18,13 +17,12 @@ const RETRY: Duration = Duration::from_secs(2);
 /// no writes, and for who may not write any more.
 const ASK_EVERY: Duration = Duration::from_secs(30);
 
-/// Keeps `key` there, put only where `only_if` holds. Never ends; when it is dropped, the key vanishes within
-/// `ttl_seconds`.
-pub(super) async fn hold(etcd: &Etcd, key: &Key, value: &[u8], ttl_seconds: i64, only_if: &Compare) {
-    let held = Held { etcd, key: &key.to_string(), value, ttl_seconds, only_if };
+/// Keeps there what the transaction puts. Never ends; when it is dropped, that vanishes within `ttl_seconds`.
+pub(super) async fn hold(etcd: &Etcd, txn: &Txn, ttl_seconds: i64) {
+    let held = Held { etcd, txn, ttl_seconds };
     loop {
         if let Err(error) = held.once().await {
-            debug!(%key, %error, "lease lost");
+            debug!(?txn, %error, "lease lost");
         }
         sleep(RETRY).await;
     }
@@ -33,10 +31,8 @@ pub(super) async fn hold(etcd: &Etcd, key: &Key, value: &[u8], ttl_seconds: i64,
 /// What is held.
 struct Held<'a> {
     etcd: &'a Etcd,
-    key: &'a str,
-    value: &'a [u8],
+    txn: &'a Txn,
     ttl_seconds: i64,
-    only_if: &'a Compare,
 }
 
 impl Held<'_> {
@@ -44,9 +40,9 @@ impl Held<'_> {
     async fn once(&self) -> Result<(), StoreError> {
         let (etcd, ttl) = (self.etcd, self.ttl_seconds);
         let grant = etcd
-            .write(Written::put(self.key), |mut client| async move { client.lease_grant(ttl, None).await });
+            .write(Written::from(self.txn), |mut client| async move { client.lease_grant(ttl, None).await });
         let id = grant.await?.id();
-        let put = self.put(id, vec![compare(self.only_if)]).await;
+        let put = self.put(id, &self.txn.compares).await;
         if !matches!(put, Ok(true)) {
             let _ = etcd.call(|mut client| async move { client.lease_revoke(id).await }).await;
         }
@@ -76,25 +72,38 @@ impl Held<'_> {
         }
     }
 
-    /// Puts the key, unless a compare does not hold; true if it was put.
-    async fn put(&self, id: i64, compares: Vec<etcd_client::Compare>) -> Result<bool, StoreError> {
-        let put = TxnOp::put(self.key, self.value, Some(PutOptions::new().with_lease(id)));
-        let txn = etcd_client::Txn::new().when(compares).and_then([put]);
-        let answer = self.etcd.write(Written::put(self.key), |mut client| {
+    /// Puts it, unless a compare does not hold; true if it was put.
+    async fn put(&self, id: i64, compares: &[Compare]) -> Result<bool, StoreError> {
+        let leased = |one: &Write| match one {
+            Write::Put { key, value } => {
+                let options = PutOptions::new().with_lease(id);
+                TxnOp::put(key.as_str(), value.as_slice(), Some(options))
+            }
+            Write::Delete { .. } => write(one),
+        };
+        let txn = etcd_client::Txn::new()
+            .when(compares.iter().map(compare).collect::<Vec<_>>())
+            .and_then(self.txn.writes.iter().map(leased).collect::<Vec<_>>());
+        let answer = self.etcd.write(Written::from(self.txn), |mut client| {
             let txn = txn.clone();
             async move { client.txn(txn).await }
         });
         Ok(answer.await?.succeeded())
     }
 
-    /// Asks whether the key could be put: etcd refuses a transaction for a put that would not come to be, too. Nothing is
-    /// written where the key is there, as it should be.
+    /// Asks whether it could be put: etcd refuses a transaction for a put that would not come to be, too. Nothing is
+    /// written where it is there, as it should be.
     async fn ask(&self, id: i64) {
-        let absent = Compare::Unchanged { key: self.key.to_owned(), revision: 0 };
-        match self.put(id, vec![compare(self.only_if), compare(&absent)]).await {
+        let absent = self.txn.writes.iter().map(|write| match write {
+            Write::Put { key, .. } | Write::Delete { key } => {
+                Compare::Unchanged { key: key.clone(), revision: 0 }
+            }
+        });
+        let compares: Vec<Compare> = self.txn.compares.iter().cloned().chain(absent).collect();
+        match self.put(id, &compares).await {
             Ok(false) => {}
-            Ok(true) => debug!(key = self.key, "somebody had deleted it: it is there again"),
-            Err(error) => debug!(key = self.key, %error, "it could not be put again"),
+            Ok(true) => debug!(txn = ?self.txn, "somebody had deleted it: it is there again"),
+            Err(error) => debug!(txn = ?self.txn, %error, "it could not be put again"),
         }
     }
 }

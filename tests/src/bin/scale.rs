@@ -151,7 +151,7 @@ fn with_store<T>(
 }
 
 async fn commit(store: &Store, writes: Vec<Write>) -> anyhow::Result<()> {
-    let outcome = store.commit(&Txn { compares: Vec::new(), writes }).await?;
+    let outcome = store.transact(&Txn { compares: Vec::new(), writes }).await?;
     ensure!(matches!(outcome, Outcome::Applied { .. }), "etcd refuses what has no condition");
     Ok(())
 }

@@ -57,7 +57,7 @@ impl Real {
 
     async fn carry_out_at_length(&mut self, step: &Step) -> Result<Answer, String> {
         Ok(match step {
-            Step::Commit(txn) => Answer::Outcome(self.store.commit(txn).await.map_err(unwrapped)?),
+            Step::Commit(txn) => Answer::Outcome(self.store.transact(txn).await.map_err(unwrapped)?),
             Step::Transact(when, then) => Answer::Outcome(self.transact(when, then).await?),
             Step::Read(range, revision) => Answer::Keys(self.range_at(range, *revision).await?.1),
             Step::Compact(revision) => {

@@ -18,7 +18,8 @@ use crate::ledger::{Held, Kind, LedgerError};
 use crate::node::{Source as From, Wish};
 use crate::pool::{BlockRequest, Pool, PoolState};
 use crate::record::{AttachMode, BlockRecord, FenceRecord, Masquerade, PodsGone, VxlanSettings, encode};
-use crate::store::{Compare, Entry, Update, Write};
+use crate::store::{Compare, Entry, Txn, Update, Write};
+use crate::transaction::transaction;
 
 /// What becomes of a transaction.
 pub(super) enum Fate {
@@ -232,19 +233,19 @@ impl Host for Fake {
         Ok(())
     }
 
-    async fn commit(&self, txn: &Txn) -> Result<Outcome, StoreError> {
+    async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
         self.with(|state| state.said_meanwhile = state.registration.clone());
         self.with(|state| match state.fates.pop_front() {
-            None => Ok(state.commit(txn)),
+            None => Ok(state.commit(&transaction(change))),
             Some(Fate::Lost) => Err(no_answer()),
             Some(Fate::Unanswered) => {
-                let _ = state.commit(txn);
+                let _ = state.commit(&transaction(change));
                 Err(no_answer())
             }
             Some(Fate::Late(key, value)) => {
                 state.revision += 1;
                 state.put(&key.to_string(), value);
-                Ok(state.commit(txn))
+                Ok(state.commit(&transaction(change)))
             }
         })
     }
