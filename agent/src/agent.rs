@@ -8,6 +8,7 @@ use polder_store::NodeIpam;
 use polder_store::Store;
 use tokio::sync::{Notify, mpsc};
 
+use crate::bell::{Bell, Wake, bell};
 use crate::board::Board;
 use crate::config::Config;
 use crate::in_flight::InFlight;
@@ -60,6 +61,8 @@ pub struct Agent {
     pub plans: mpsc::Sender<PlanRequest>,
     /// Rings when something that is not ours changed in the kernel.
     pub underlay_changed: Notify,
+    /// Rings when an attachment came whose addresses the filter does not know yet: for the engine.
+    pub senders_changed: Bell,
     /// Rings when somebody else has changed something of ours in the kernel.
     pub alarm: Alarm,
     /// Rings when an attachment came or went: for the publisher.
@@ -88,6 +91,7 @@ pub(crate) struct Queues {
     pub(crate) claims: mpsc::Receiver<ClaimRequest>,
     pub(crate) reservations: mpsc::Receiver<ReserveRequest>,
     pub(crate) plans: mpsc::Receiver<PlanRequest>,
+    pub(crate) senders: Wake,
 }
 
 /// Puts the parts together, each on its own thread if it blocks.
@@ -105,6 +109,7 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<(Arc<Age
         bootstrap: config.bootstrap.clone(),
         cooldown: config.cooldown,
     };
+    let (senders_changed, senders) = bell();
     let agent = Agent {
         machine,
         me,
@@ -122,10 +127,11 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<(Arc<Age
         reservations,
         plans,
         underlay_changed: Notify::new(),
+        senders_changed,
         alarm: Alarm::default(),
         attachments_changed: Notify::new(),
         holdings_changed: Notify::new(),
         config,
     };
-    Ok((Arc::new(agent), Queues { claims: wanted, reservations: reserved, plans: asked }))
+    Ok((Arc::new(agent), Queues { claims: wanted, reservations: reserved, plans: asked, senders }))
 }

@@ -51,7 +51,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     let pods = Kernel::open(&sysctls)?;
     let own_ports = [kernel.ports()?, pods.ports()?].into_iter().flatten().collect();
-    let (agent, Queues { claims, reservations, plans }) = assemble(
+    let (agent, Queues { claims, reservations, plans, senders }) = assemble(
         config,
         Parts {
             machine,
@@ -75,7 +75,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tasks.spawn(follower::run(Arc::clone(&agent)));
     tasks.spawn(registrar::run(Arc::clone(&agent), claims, reservations));
     tasks.spawn(etcd_addresses::run(Arc::clone(&agent)));
-    tasks.spawn(engine::run(Arc::clone(&agent), plans));
+    tasks.spawn(engine::run(Arc::clone(&agent), plans, senders));
     tasks.spawn(endpoint::keeper::run(Arc::clone(&agent)));
     tasks.spawn(probe::run(Arc::clone(&agent)));
     tasks.spawn(publisher::run(Arc::clone(&agent)));

@@ -165,7 +165,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
         reaper: Reaper::idle(),
         sysctls: sysctls.to_read(),
     };
-    let (agent, Queues { claims, reservations, plans: _ }) = assemble(config, parts)?;
+    let (agent, Queues { claims, reservations, .. }) = assemble(config, parts)?;
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(follower::run(Arc::clone(&agent)));
     tasks.spawn(registrar::run(Arc::clone(&agent), claims, reservations));

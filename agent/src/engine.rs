@@ -26,6 +26,7 @@ use self::draft::{Draft, Grounds};
 use self::moves::Moves;
 pub use self::rehearsal::rehearse;
 use crate::agent::Agent;
+use crate::bell::Wake;
 use crate::board::{Made, Pass, set_if_changed};
 use crate::config::StoreConfig;
 use crate::conflist::Conflist;
@@ -82,7 +83,7 @@ pub async fn ask(agent: &Agent) -> Result<Vec<String>, Refusal> {
 }
 
 /// Runs for ever.
-pub async fn run(agent: Arc<Agent>, mut asked: mpsc::Receiver<PlanRequest>) {
+pub async fn run(agent: Arc<Agent>, mut asked: mpsc::Receiver<PlanRequest>, senders: Wake) {
     let mut view = agent.board.view.subscribe();
     let mut holdings = agent.board.holdings.subscribe();
     let mut registration = agent.board.registration.subscribe();
@@ -102,6 +103,7 @@ pub async fn run(agent: Arc<Agent>, mut asked: mpsc::Receiver<PlanRequest>) {
                 _ = view.changed() => Cause::Records,
                 _ = holdings.changed() => Cause::Records,
                 _ = registration.changed() => Cause::Records,
+                () = senders.rung() => Cause::Records,
                 () = agent.underlay_changed.notified() => Cause::Underlay,
                 () = engine.disturbed() => Cause::Disturbance,
                 () = sleep_until(wake.into()) => Cause::Underlay,

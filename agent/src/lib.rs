@@ -6,6 +6,7 @@
 
 pub mod adoption;
 pub mod agent;
+pub mod bell;
 pub mod board;
 pub mod caller;
 pub mod capability;

@@ -29,7 +29,7 @@ pub async fn add(
     let wiring = wiring(agent, &cluster.record, &held);
     if !wiring.strays.is_empty() {
         // The filter has to know addresses that are in none of the node's blocks.
-        agent.board.holdings.send_modify(|_| {});
+        agent.senders_changed.ring();
     }
     Ok((wiring, wired))
 }

@@ -88,6 +88,6 @@ async fn restore(agent: &Agent, pod: &AttachedPod) -> Result<(), String> {
     restored.map_err(|error| error.to_string())?;
     agent.attachments_changed.notify_one();
     // The filter has to know its addresses.
-    agent.board.holdings.send_modify(|_| {});
+    agent.senders_changed.ring();
     Ok(())
 }

@@ -1,0 +1,52 @@
+//! Wakes a task: any number may ring, one waits.
+
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+
+/// Wakes whoever has the [`Wake`] that was made with it.
+#[derive(Debug, Clone)]
+pub struct Bell(Arc<Notify>);
+
+/// Waits for a [`Bell`].
+#[derive(Debug)]
+pub struct Wake(Arc<Notify>);
+
+/// Makes a bell, and what waits for it.
+pub fn bell() -> (Bell, Wake) {
+    let notify = Arc::new(Notify::new());
+    (Bell(Arc::clone(&notify)), Wake(notify))
+}
+
+impl Bell {
+    /// Rings. Who does not wait at this moment finds that it has rung when he waits next, once however often it was.
+    pub fn ring(&self) {
+        self.0.notify_one();
+    }
+}
+
+impl Wake {
+    /// Waits until it rings. Cancel-safe: a ring that nobody took is there for the next wait.
+    pub async fn rung(&self) {
+        self.0.notified().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    use super::*;
+
+    #[test]
+    fn who_was_away_when_it_rang_is_woken_once() {
+        let (bell, wake) = bell();
+        bell.ring();
+        bell.clone().ring();
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(pin!(wake.rung()).poll(&mut context).is_ready());
+        assert!(pin!(wake.rung()).poll(&mut context).is_pending());
+    }
+}
