@@ -2,18 +2,23 @@
 
 use polder_api::NodeName;
 use polder_api::message::{Refusal, RefusalKind};
-use polder_ipam::record::Life;
+use polder_ipam::record::{Alive, Life};
 use polder_ipam::steward;
 use polder_ipam::view::Source;
+use tokio::sync::watch;
 use tracing::warn;
 
-use crate::agent::Agent;
+use crate::node::Node;
 
-/// Takes down the operator's word; the registrar acts by it. Says what happens now.
+/// Takes down the operator's word in `adopted`; the registrar acts by it. Says what happens now.
 ///
 /// The word is about the machine that the record names at this moment. It ends with the agent, and with any other
 /// machine's taking the node over.
-pub async fn adopt(agent: &Agent, wanted: &NodeName) -> Result<String, Refusal> {
+pub async fn adopt(
+    agent: &Node,
+    adopted: &watch::Sender<Option<Alive>>,
+    wanted: &NodeName,
+) -> Result<String, Refusal> {
     let view = agent.board.view();
     if view.source != Source::Store || view.lost.is_some() {
         let why = view.lost.clone().unwrap_or_else(|| "it has not been read yet".to_owned());
@@ -21,16 +26,16 @@ pub async fn adopt(agent: &Agent, wanted: &NodeName) -> Result<String, Refusal> 
     }
     let failed = |error: &dyn std::error::Error| Refusal::new(RefusalKind::Failed, error.to_string());
     let identity = agent.ipam.run(|ipam| ipam.identity()).await.map_err(|error| failed(&error))?;
-    let life = agent.machine.life();
-    let adopted = steward::adopt(&view, &agent.config.node, wanted, identity.as_ref(), life)
+    let life = agent.board.membership.me().life();
+    let other = steward::adopt(&view, &agent.config.node, wanted, identity.as_ref(), life)
         .map_err(|error| Refusal::new(RefusalKind::Invalid, error.to_string()))?;
-    let Some(other) = adopted else { return Ok(format!("this machine is node {wanted} already")) };
+    let Some(other) = other else { return Ok(format!("this machine is node {wanted} already")) };
     let words = format!(
         "this machine becomes node {wanted} in place of another ({}), as soon as that one is not alive: see polderctl status",
         Life::from(&other)
     );
     warn!(node = %wanted, machine_id = other.machine_id, boot_id = other.boot_id, "an operator says that this machine is in its place");
-    agent.board.adopted.send_replace(Some(other));
-    agent.holdings_changed.notify_one();
+    adopted.send_replace(Some(other));
+    agent.calls.registrar.ring();
     Ok(words)
 }

@@ -1,4 +1,5 @@
-//! Where the agent's tasks tell each other what they know. Each entry has one writer; everybody may read and wait.
+//! What the agent's tasks tell each other: the latest value of each entry. An entry has one writer, the task that its sender was
+//! moved into; any number of tasks have receivers, bundled here by who writes them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -7,55 +8,141 @@ use std::time::Duration;
 
 use polder_api::Family;
 use polder_api::message::{Refusal, RefusalKind};
-use polder_ipam::readiness;
+use polder_ipam::peers::Problem;
 use polder_ipam::registration::{Holdings, Registration};
+use polder_ipam::tasks::Me;
+use polder_ipam::view::{Source, View};
+use polder_ipam::{publication, readiness};
 use tokio::sync::watch;
 
-use crate::endpoint::Endpoint;
 use crate::kernel::desired::Reached;
-use crate::leases::Leases;
-use crate::probe::schedule::{Key, Verdict};
-use crate::repair::Repairs;
+use crate::probe::schedule::Key;
 use crate::underlay::Underlay;
-use polder_ipam::needed::Needed;
-use polder_ipam::peers::Problem;
-use polder_ipam::record::Alive;
-use polder_ipam::view::{Source, View};
 
-/// The entries.
-#[derive(Debug)]
-pub struct Board {
-    /// The cluster. Written by the follower.
-    pub view: watch::Sender<Arc<View>>,
-    /// The node's addresses on the underlay, or why there are none. Written by the engine.
-    pub underlay: watch::Sender<Result<Arc<Underlay>, String>>,
-    /// Where etcd is; `None` until that was first looked for. Written by the task of `endpoints`.
-    pub endpoints: watch::Sender<Option<Vec<Needed>>>,
-    /// What the node owns. Written by the registrar.
-    pub holdings: watch::Sender<Arc<Holdings>>,
-    /// Whether the store knows the node. Written by the registrar.
-    pub registration: watch::Sender<Registration>,
-    /// The last pass over the kernel. Written by the engine.
-    pub pass: watch::Sender<Option<Arc<Pass>>>,
-    /// The neighbours that devices of ours are to have. Written by the engine.
-    pub neighbours: watch::Sender<BTreeSet<IpAddr>>,
-    /// What was put right in the kernel. Written by the engine.
-    pub repairs: watch::Sender<Repairs>,
-    /// Whether the ways to the peers were seen to be open, or there are none; why not yet. Once they were, it stays so:
-    /// what happens to them later is no reason to turn pods away. Written by the prober.
-    pub probed: watch::Sender<Result<(), String>>,
-    /// What is known of the way to each peer. Written by the prober.
-    pub verdicts: watch::Sender<Arc<BTreeMap<Key, Verdict>>>,
-    /// Which other nodes' agents are not alive. Written by the task of `leases`.
-    pub leases: watch::Sender<Arc<Leases>>,
-    /// Whether the CNI configuration is in place, or why it is not. Written by the engine.
-    pub announced: watch::Sender<Result<(), String>>,
-    /// Whether the node has a probe endpoint. Written by its task.
-    pub endpoint: watch::Sender<Endpoint>,
-    /// What others on the host do to pods or could do, each with its remedy. Written by the task of `host`.
-    pub host: watch::Sender<Vec<String>>,
-    /// The machine that an operator says this one is in place of.
-    pub adopted: watch::Sender<Option<Alive>>,
+/// The node's addresses on the underlay, or why there are none.
+pub type Chosen = Result<Arc<Underlay>, String>;
+
+/// The cluster's records, as the follower knows them.
+#[derive(Debug, Clone)]
+pub struct Records(watch::Receiver<Arc<View>>);
+
+impl Records {
+    /// What the follower writes is read from there.
+    pub fn new(view: watch::Receiver<Arc<View>>) -> Self {
+        Self(view)
+    }
+
+    /// The cluster as it is known now.
+    pub fn view(&self) -> Arc<View> {
+        Arc::clone(&self.0.borrow())
+    }
+
+    /// What comes from now on.
+    pub fn changes(&self) -> watch::Receiver<Arc<View>> {
+        from_now_on(&self.0)
+    }
+
+    /// The records of the cluster, for an operator who asks for them; refused as long as none were read.
+    pub fn read(&self) -> Result<Arc<View>, Refusal> {
+        let view = self.view();
+        if view.source != Source::Nowhere {
+            return Ok(view);
+        }
+        let why = view.lost.clone().unwrap_or_else(|| "they are being read".to_owned());
+        Err(Refusal::new(
+            RefusalKind::TryAgain,
+            format!("the records of the cluster are not known yet: {why}"),
+        ))
+    }
+}
+
+/// Which node this is, and what the cluster has given it, as the registrar knows it.
+#[derive(Debug, Clone)]
+pub struct Membership {
+    me: Arc<Me>,
+    registration: watch::Receiver<Registration>,
+    holdings: watch::Receiver<Arc<Holdings>>,
+}
+
+impl Membership {
+    /// What the registrar of that node writes is read from there.
+    pub fn new(
+        me: Me,
+        registration: watch::Receiver<Registration>,
+        holdings: watch::Receiver<Arc<Holdings>>,
+    ) -> Self {
+        Self { me: Arc::new(me), registration, holdings }
+    }
+
+    /// Who the node is.
+    pub fn me(&self) -> &Me {
+        &self.me
+    }
+
+    /// Whether the store knows the node.
+    pub fn registration(&self) -> Registration {
+        self.registration.borrow().clone()
+    }
+
+    /// Its registrations from now on.
+    pub fn registrations(&self) -> watch::Receiver<Registration> {
+        from_now_on(&self.registration)
+    }
+
+    /// What the node owns.
+    pub fn holdings(&self) -> Arc<Holdings> {
+        Arc::clone(&self.holdings.borrow())
+    }
+
+    /// What it owns from now on.
+    pub fn changes(&self) -> watch::Receiver<Arc<Holdings>> {
+        from_now_on(&self.holdings)
+    }
+
+    /// The revision of the node's own record in the store; 0 if it is not there, or not this node's.
+    pub fn own_revision(&self, view: &View) -> i64 {
+        publication::own_revision(view, &self.me.name, self.holdings().identity.as_ref(), self.me.life())
+    }
+}
+
+/// The node's kernel, as the engine knows it.
+#[derive(Debug, Clone)]
+pub struct Passes {
+    underlay: watch::Receiver<Chosen>,
+    pass: watch::Receiver<Option<Arc<Pass>>>,
+}
+
+impl Passes {
+    /// What the engine writes is read from there.
+    pub fn new(underlay: watch::Receiver<Chosen>, pass: watch::Receiver<Option<Arc<Pass>>>) -> Self {
+        Self { underlay, pass }
+    }
+
+    /// The node's addresses on the underlay, or why there are none.
+    pub fn underlay(&self) -> Chosen {
+        self.underlay.borrow().clone()
+    }
+
+    /// Those addresses from now on.
+    pub fn underlays(&self) -> watch::Receiver<Chosen> {
+        from_now_on(&self.underlay)
+    }
+
+    /// The last pass over the kernel.
+    pub fn last(&self) -> Option<Arc<Pass>> {
+        self.pass.borrow().clone()
+    }
+
+    /// The passes from now on.
+    pub fn changes(&self) -> watch::Receiver<Option<Arc<Pass>>> {
+        from_now_on(&self.pass)
+    }
+}
+
+fn from_now_on<T>(entry: &watch::Receiver<T>) -> watch::Receiver<T> {
+    let mut entry = entry.clone();
+    entry.mark_unchanged();
+    entry
 }
 
 /// Whether a pass came to its end.
@@ -110,89 +197,47 @@ pub fn set_if_changed<T: PartialEq>(entry: &watch::Sender<T>, value: T) -> bool 
     })
 }
 
-impl Default for Board {
-    fn default() -> Self {
-        Self {
-            view: watch::Sender::new(Arc::default()),
-            underlay: watch::Sender::new(Err("the addresses on the underlay are not chosen yet".to_owned())),
-            endpoints: watch::Sender::new(None),
-            holdings: watch::Sender::new(Arc::default()),
-            registration: watch::Sender::new(Registration::default()),
-            pass: watch::Sender::new(None),
-            neighbours: watch::Sender::new(BTreeSet::new()),
-            repairs: watch::Sender::new(Repairs::default()),
-            probed: watch::Sender::new(Err("the ways to the peers are not known yet".to_owned())),
-            verdicts: watch::Sender::new(Arc::default()),
-            leases: watch::Sender::new(Arc::default()),
-            announced: watch::Sender::new(Err("the CNI configuration is not written yet".to_owned())),
-            endpoint: watch::Sender::new(Endpoint::Awaited),
-            host: watch::Sender::new(Vec::new()),
-            adopted: watch::Sender::new(None),
-        }
-    }
+/// What the node is judged by when it is asked to serve a pod.
+#[derive(Debug, Clone)]
+pub struct Board {
+    /// The cluster's records.
+    pub records: Records,
+    /// Which node this is, and what it has.
+    pub membership: Membership,
+    /// Its kernel.
+    pub passes: Passes,
 }
 
 impl Board {
     /// The cluster as it is known now.
     pub fn view(&self) -> Arc<View> {
-        Arc::clone(&self.view.borrow())
+        self.records.view()
     }
 
-    /// The records of the cluster, for an operator who asks for them; refused as long as none were read.
-    pub fn records(&self) -> Result<Arc<View>, Refusal> {
-        let view = self.view();
-        if view.source != Source::Nowhere {
-            return Ok(view);
-        }
-        let why = view.lost.clone().unwrap_or_else(|| "they are being read".to_owned());
-        Err(Refusal::new(
-            RefusalKind::TryAgain,
-            format!("the records of the cluster are not known yet: {why}"),
-        ))
-    }
-
-    /// The node's addresses on the underlay, or why there are none.
-    pub fn underlay(&self) -> Result<Arc<Underlay>, String> {
-        self.underlay.borrow().clone()
+    /// Whether the store knows the node.
+    pub fn registration(&self) -> Registration {
+        self.membership.registration()
     }
 
     /// What the node owns.
     pub fn holdings(&self) -> Arc<Holdings> {
-        Arc::clone(&self.holdings.borrow())
+        self.membership.holdings()
+    }
+
+    /// The node's addresses on the underlay, or why there are none.
+    pub fn underlay(&self) -> Chosen {
+        self.passes.underlay()
     }
 
     /// The last pass over the kernel.
     pub fn pass(&self) -> Option<Arc<Pass>> {
-        self.pass.borrow().clone()
-    }
-
-    /// Whether a device of ours is to have that neighbour.
-    pub fn is_neighbour(&self, address: IpAddr) -> bool {
-        self.neighbours.borrow().contains(&address)
-    }
-
-    /// Why the node is not ready for pods. Empty if it is: then a runtime finds the CNI configuration, too.
-    pub fn reasons(&self) -> Vec<String> {
-        let mut reasons = self.unannounced();
-        if let (true, Err(reason)) = (reasons.is_empty(), &*self.announced.borrow()) {
-            reasons.push(reason.clone());
-        }
-        reasons
-    }
-
-    /// Why the CNI configuration is not put in place. Empty if it is.
-    pub fn unannounced(&self) -> Vec<String> {
-        let mut reasons = self.obstacles();
-        if let (true, Err(reason)) = (reasons.is_empty(), &*self.probed.borrow()) {
-            reasons.push(reason.clone());
-        }
-        reasons
+        self.passes.last()
     }
 
     /// Why an ADD would not be served. Empty if it would. ADD and STATUS both ask this.
     pub fn obstacles(&self) -> Vec<String> {
         let (view, holdings, pass) = (self.view(), self.holdings(), self.pass().unwrap_or_default());
-        let (registration, underlay) = (self.registration.borrow().clone(), self.underlay());
+        let (registration, underlay) = (self.registration(), self.underlay());
         readiness::obstacles(&readiness::Facts {
             view: &view,
             registration: &registration,

@@ -1,6 +1,4 @@
-//! The root of the agent: opens what it works with, makes the channels, and starts the tasks. Nothing imports it but the program.
-
-use std::sync::Arc;
+//! The root of the agent: opens what it works with, and starts the tasks. Nothing imports it but the program.
 
 use anyhow::bail;
 use polder_api::Attachment;
@@ -10,7 +8,7 @@ use polder_store::{Embedded, Etcd, Store, open_node};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
-use crate::agent::{Agent, Parts, Queues, assemble};
+use crate::assembly::{AddressTasks, Parts, Sockets, Tasks, assemble};
 use crate::config::{Config, StoreConfig};
 use crate::kernel::Kernel;
 use crate::kernel::features::Features;
@@ -19,10 +17,7 @@ use crate::kernel::sysctl::Sysctls;
 use crate::lock::NodeLock;
 use crate::machine::Machine;
 use crate::state_dir::{LEDGER, STORE};
-use crate::{
-    container, endpoint, engine, etcd_addresses, follower, host, http, inspection, leases, monitor, probe,
-    publisher, recovery, registrar, server, state_dir, systemd,
-};
+use crate::{container, http, monitor, recovery, server, state_dir, systemd};
 
 /// Runs the agent until it is told to stop. What it has made in the kernel stays when it is gone.
 pub async fn run(config: Config) -> anyhow::Result<()> {
@@ -51,41 +46,31 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     let pods = Kernel::open(&sysctls)?;
     let own_ports = [kernel.ports()?, pods.ports()?].into_iter().flatten().collect();
-    let (agent, Queues { claims, reservations, plans, senders }) = assemble(
-        config,
-        Parts {
-            machine,
-            features,
-            sysctls,
-            store,
-            ipam,
-            kernel,
-            pods,
-            connections: FilterSocket::open()?,
-            reaper: Reaper::start()?,
-        },
-    )?;
-    let api = server::bind(&agent.config.socket)?;
-    let web = http::bind(agent.config.http).await?;
-    info!(node = %agent.config.node, store = agent.store.name(), "polder-agent {}", env!("CARGO_PKG_VERSION"));
+    let sockets = Sockets { kernel, pods, connections: FilterSocket::open()?, ports: own_ports };
+    let parts = Parts { machine, features, sysctls, store, ipam, sockets, reaper: Reaper::start()? };
+    let Tasks { records, addresses: AddressTasks { node, registrar, publisher }, datapath, operator } =
+        assemble(config, parts)?;
+    let api = server::bind(&node.config.socket)?;
+    let web = http::bind(node.config.http).await?;
+    info!(node = %node.config.node, store = node.store.name(), "polder-agent {}", env!("CARGO_PKG_VERSION"));
 
-    monitor::start(&agent, own_ports)?;
-    tombstones::apply_all(&*agent).await;
+    monitor::start(datapath.monitor)?;
+    tombstones::apply_all(&*node).await;
     let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(follower::run(Arc::clone(&agent)));
-    tasks.spawn(registrar::run(Arc::clone(&agent), claims, reservations));
-    tasks.spawn(etcd_addresses::run(Arc::clone(&agent)));
-    tasks.spawn(engine::run(Arc::clone(&agent), plans, senders));
-    tasks.spawn(endpoint::keeper::run(Arc::clone(&agent)));
-    tasks.spawn(probe::run(Arc::clone(&agent)));
-    tasks.spawn(publisher::run(Arc::clone(&agent)));
-    tasks.spawn(inspection::run(Arc::clone(&agent)));
-    tasks.spawn(host::run(Arc::clone(&agent)));
-    tasks.spawn(leases::poll::run(Arc::clone(&agent)));
-    tasks.spawn(sweep(Arc::clone(&agent), leaving));
-    tasks.spawn(server::run(Arc::clone(&agent), api));
-    tasks.spawn(http::run(Arc::clone(&agent), web));
-    tasks.spawn(systemd::run(Arc::clone(&agent)));
+    tasks.spawn(records.follower.run());
+    tasks.spawn(registrar.run());
+    tasks.spawn(records.etcd_addresses.run());
+    tasks.spawn(datapath.engine.run());
+    tasks.spawn(datapath.endpoint.run());
+    tasks.spawn(datapath.prober.run());
+    tasks.spawn(publisher.run());
+    tasks.spawn(operator.inspection.run());
+    tasks.spawn(datapath.host.run());
+    tasks.spawn(records.leases.run());
+    tasks.spawn(async move { sweeper::run(&*node, leaving, node.config.grace).await });
+    tasks.spawn(operator.server.run(api));
+    tasks.spawn(operator.http.run(web));
+    tasks.spawn(operator.systemd.run());
 
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
@@ -96,8 +81,4 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     systemd::stopping().await;
     Ok(())
-}
-
-async fn sweep(agent: Arc<Agent>, leaving: Vec<Attachment>) {
-    sweeper::run(&*agent, leaving, agent.config.grace).await;
 }

@@ -9,9 +9,9 @@ use polder_ipam::key::{Key, Range};
 use polder_ipam::store::StoreError;
 use polder_store::Store;
 
-use crate::agent::Agent;
+use crate::node::Node;
 use crate::published::Addresses;
-use crate::publisher::{ALIVE_SECONDS, own_revision};
+use crate::publisher::ALIVE_SECONDS;
 use crate::refused;
 
 /// What is known of a node that is to be removed.
@@ -66,7 +66,7 @@ fn object(removal: &Removal, standing: Standing) -> Result<(), Objection> {
 }
 
 /// Succeeds if the node may be removed; otherwise with the answer for whoever asks.
-pub async fn allow(agent: &Agent, store: &Store, removal: &Removal) -> Result<(), Reply> {
+pub async fn allow(agent: &Node, store: &Store, removal: &Removal) -> Result<(), Reply> {
     let unknown = |error: StoreError| {
         let again = if error.is_lasting() { "" } else { ": try again" };
         let problem = format!("{error}. Whether node {} is alive is not known{again}", removal.node);
@@ -79,11 +79,11 @@ pub async fn allow(agent: &Agent, store: &Store, removal: &Removal) -> Result<()
     })
 }
 
-async fn look(agent: &Agent, store: &Store, node: &NodeName) -> Result<Standing, StoreError> {
+async fn look(agent: &Node, store: &Store, node: &NodeName) -> Result<Standing, StoreError> {
     let view = agent.board.view();
     let lease = store.range(&Range::single(Key::Alive(node.clone()).to_string())).await?;
     // Another machine can have the name, while this one waits for it.
-    let is_own = *node == agent.config.node && own_revision(agent, &view) != 0;
+    let is_own = *node == agent.config.node && agent.board.membership.own_revision(&view) != 0;
     let pods = if is_own {
         agent.ipam.run(|ipam| ipam.attachments().filter(|held| !held.leaving).count()).await as u64
     } else {

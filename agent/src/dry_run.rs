@@ -1,7 +1,7 @@
 //! What an agent would do on a node where none runs: its own tasks, on copies of the records and of the ledger, with a kernel
 //! that they can read only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write};
 use std::fs;
 use std::path::Path;
@@ -17,9 +17,11 @@ use polder_store::{Embedded, Etcd, Store, open_node};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
-use crate::agent::{Parts, Queues, assemble};
+use crate::assembly::{Parts, Sockets, assemble};
+use crate::board::Board;
 use crate::config::{Config, StoreConfig};
 use crate::conflist::Conflist;
+use crate::engine::Engine;
 use crate::kernel::Kernel;
 use crate::kernel::desired::{Path as Way, Reached};
 use crate::kernel::features::Features;
@@ -28,7 +30,8 @@ use crate::kernel::sysctl::Sysctls;
 use crate::lock::NodeLock;
 use crate::machine::Machine;
 use crate::state_dir::{LEDGER, STORE};
-use crate::{container, engine, etcd_addresses, follower, host, recovery, registrar, server};
+use crate::underlay::Uplink;
+use crate::{container, engine, follower, recovery, server};
 
 /// How long etcd has to send the records. A login takes seconds, and more when many nodes log in.
 const STORE_PATIENCE: Duration = Duration::from_secs(60);
@@ -158,21 +161,30 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
         machine,
         features,
         ipam,
-        kernel,
         store,
-        pods: Kernel::open_to_read(&sysctls)?,
-        connections: FilterSocket::open_to_read()?,
+        sockets: Sockets {
+            kernel,
+            pods: Kernel::open_to_read(&sysctls)?,
+            connections: FilterSocket::open_to_read()?,
+            // Nothing is changed, and nobody listens for changes.
+            ports: BTreeSet::new(),
+        },
         reaper: Reaper::idle(),
         sysctls: sysctls.to_read(),
     };
-    let (agent, Queues { claims, reservations, .. }) = assemble(config, parts)?;
-    let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(follower::run(Arc::clone(&agent)));
-    tasks.spawn(registrar::run(Arc::clone(&agent), claims, reservations));
-    tasks.spawn(etcd_addresses::run(Arc::clone(&agent)));
-    match engine::rehearse(Arc::clone(&agent), PATIENCE).await {
+    // What is not run stays here until the end, with the entries that it would write.
+    let tasks = assemble(config, parts)?;
+    let (records, reporter) = (tasks.records, tasks.operator.reporter);
+    let mut running = tokio::task::JoinSet::new();
+    running.spawn(records.follower.run());
+    running.spawn(tasks.addresses.registrar.run());
+    running.spawn(records.etcd_addresses.run());
+    let board = reporter.board();
+    let engine::Task { tools, entries, announcer, .. } = tasks.datapath.engine;
+    let mut engine = Engine::new(tools, entries, announcer);
+    match engine::rehearse(&mut engine, PATIENCE).await {
         Ok(changes) => dry.kernel = changes,
-        Err(_) if matches!(*agent.board.registration.borrow(), Registration::Removed(_)) => {
+        Err(_) if matches!(board.registration(), Registration::Removed(_)) => {
             dry.obstacles.push(format!(
                 "this node was removed from the cluster: an agent that starts here cuts off its pods ({pods}), deletes the node's own \
                  addresses from the bridge, and serves no more. To let this machine join again, delete {}",
@@ -181,27 +193,31 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
         }
         Err(obstacles) => dry.obstacles = obstacles,
     }
-    if let Some(cluster) = agent.board.view().cluster.as_ref().map(|cluster| Arc::clone(&cluster.record)) {
-        host::look(&agent, &cluster, Vec::new()).await;
-        dry.problems.extend(agent.board.host.borrow().iter().cloned());
+    if let Some(cluster) = board.view().cluster.as_ref().map(|cluster| Arc::clone(&cluster.record)) {
+        tasks.datapath.host.look(&cluster, Vec::new()).await;
+        dry.problems.extend(reporter.told.host.borrow().iter().cloned());
     }
-    tasks.shutdown().await;
+    running.shutdown().await;
 
-    let uplinks = agent.board.underlay().map(|underlay| underlay.uplinks.clone()).unwrap_or_default();
-    dry.underlay.extend(uplinks.values().map(|uplink| {
-        format!("{} on {}, MTU {}: {}", uplink.address, uplink.interface, uplink.mtu, uplink.chosen_by)
-    }));
-    let pass = agent.board.pass().unwrap_or_default();
-    if pass.mtu > 0 {
-        dry.underlay.push(format!("MTU of pods {}", pass.mtu));
-    }
+    let pass = board.pass().unwrap_or_default();
+    dry.underlay = underlay(board, pass.mtu);
     for ((node, family), reached) in &pass.paths {
         dry.peers.entry(words(reached)).or_default().push(format!("{node} ({family})"));
     }
     dry.problems.extend(pass.problems.iter().map(ToString::to_string));
-    dry.records.1 = differences(&before, &read(&agent.store, &agent.config).await?);
-    dry.files = files(&agent.config, &state, has_ledger);
+    dry.records.1 = differences(&before, &read(&reporter.store, &reporter.config).await?);
+    dry.files = files(&reporter.config, &state, has_ledger);
     Ok(dry)
+}
+
+/// The node's addresses on the underlay, and what they carry.
+fn underlay(board: &Board, mtu: u32) -> Vec<String> {
+    let uplinks = board.underlay().map(|underlay| underlay.uplinks.clone()).unwrap_or_default();
+    let uplink = |uplink: &Uplink| {
+        format!("{} on {}, MTU {}: {}", uplink.address, uplink.interface, uplink.mtu, uplink.chosen_by)
+    };
+    let mtu = (mtu > 0).then(|| format!("MTU of pods {mtu}"));
+    uplinks.values().map(uplink).chain(mtu).collect()
 }
 
 /// How a peer is reached.

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
 use std::os::fd::RawFd;
-use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::socket::{SockaddrStorage, getpeername};
@@ -13,10 +12,11 @@ use polder_ipam::needed::{Needed, What};
 use polder_store::etcd::config::EtcdConfig;
 use polder_store::etcd::endpoint::{Endpoint, Host};
 use polder_store::etcd::lookup::{Found, Lookup};
+use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use crate::agent::Agent;
+use crate::bell::Bell;
 use crate::config::StoreConfig;
 
 /// How often names are looked up: after all of them were found, and after one was not.
@@ -63,55 +63,69 @@ fn needed(addresses: impl Iterator<Item = (String, IpAddr)>) -> Vec<Needed> {
     by_address.into_iter().map(|(address, what)| Needed::host(address, What::Store(what))).collect()
 }
 
-/// Runs for ever.
-pub async fn run(agent: Arc<Agent>) {
-    let config = match &agent.config.store {
-        StoreConfig::Etcd(etcd) => etcd.clone(),
-        StoreConfig::Embedded => EtcdConfig::default(),
-    };
-    let mut lookup = Lookup::new(&config);
-    // Of all members that had a name so far: connections to those that have no more may be in use.
-    let mut ports = BTreeSet::new();
-    loop {
-        let (members, problem) = lookup.look_up().await;
-        ports.extend(members.iter().filter(|found| found.by.is_some()).map(|found| found.port));
-        let members = members.into_iter().map(|Found { url, address, by, .. }| {
-            (format!("the address of etcd ({})", by.map_or(url, |by| by.host)), address)
-        });
-        let connected = connected_to(&ports).into_iter();
-        let connected = connected.map(|address| ("the address of a connection to etcd".to_owned(), address));
-        let servers = if lookup.has_names() {
-            name_servers(&fs::read_to_string(RESOLVER).unwrap_or_default())
-        } else {
-            Vec::new()
-        };
-        let servers = servers
-            .into_iter()
-            .map(|server| (format!("the name server ({RESOLVER}) that etcd is found by"), server));
-        publish(&agent, needed(members.chain(connected).chain(servers)));
-        if !lookup.has_names() {
-            std::future::pending::<()>().await;
-        }
-        sleep(if problem.is_none() { PAUSE.0 } else { PAUSE.1 }).await;
-    }
+/// What is looked for, and the task's entry.
+#[derive(Debug)]
+pub struct Task {
+    /// The store of the configuration.
+    pub store: StoreConfig,
+    /// Where etcd is; `None` until that was first looked for.
+    pub found: watch::Sender<Option<Vec<Needed>>>,
+    /// Rings when it has moved.
+    pub underlay_changed: Bell,
 }
 
-fn publish(agent: &Agent, found: Vec<Needed>) {
-    let changed = agent.board.endpoints.send_if_modified(|known| {
-        let is_other = known.as_ref() != Some(&found);
-        if is_other {
-            let words: Vec<String> = found.iter().map(ToString::to_string).collect();
-            match known {
-                None if words.is_empty() => {}
-                None => info!("etcd is at: {}", words.join("; ")),
-                Some(_) => warn!("etcd has moved. It is at: {}", words.join("; ")),
+impl Task {
+    /// Runs for ever.
+    pub async fn run(self) {
+        let config = match &self.store {
+            StoreConfig::Etcd(etcd) => etcd.clone(),
+            StoreConfig::Embedded => EtcdConfig::default(),
+        };
+        let mut lookup = Lookup::new(&config);
+        // Of all members that had a name so far: connections to those that have no more may be in use.
+        let mut ports = BTreeSet::new();
+        loop {
+            let (members, problem) = lookup.look_up().await;
+            ports.extend(members.iter().filter(|found| found.by.is_some()).map(|found| found.port));
+            let members = members.into_iter().map(|Found { url, address, by, .. }| {
+                (format!("the address of etcd ({})", by.map_or(url, |by| by.host)), address)
+            });
+            let connected = connected_to(&ports).into_iter();
+            let connected =
+                connected.map(|address| ("the address of a connection to etcd".to_owned(), address));
+            let servers = if lookup.has_names() {
+                name_servers(&fs::read_to_string(RESOLVER).unwrap_or_default())
+            } else {
+                Vec::new()
+            };
+            let servers = servers
+                .into_iter()
+                .map(|server| (format!("the name server ({RESOLVER}) that etcd is found by"), server));
+            self.publish(needed(members.chain(connected).chain(servers)));
+            if !lookup.has_names() {
+                std::future::pending::<()>().await;
             }
-            *known = Some(found);
+            sleep(if problem.is_none() { PAUSE.0 } else { PAUSE.1 }).await;
         }
-        is_other
-    });
-    if changed {
-        agent.underlay_changed.notify_one();
+    }
+
+    fn publish(&self, found: Vec<Needed>) {
+        let changed = self.found.send_if_modified(|known| {
+            let is_other = known.as_ref() != Some(&found);
+            if is_other {
+                let words: Vec<String> = found.iter().map(ToString::to_string).collect();
+                match known {
+                    None if words.is_empty() => {}
+                    None => info!("etcd is at: {}", words.join("; ")),
+                    Some(_) => warn!("etcd has moved. It is at: {}", words.join("; ")),
+                }
+                *known = Some(found);
+            }
+            is_other
+        });
+        if changed {
+            self.underlay_changed.ring();
+        }
     }
 }
 

@@ -2,19 +2,21 @@
 
 use std::fs;
 use std::io::BufWriter;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use polder_ipam::key::Key;
 use polder_ipam::prefix;
 use polder_ipam::store::{Contents, Entry, Update};
+use polder_ipam::view::View;
+use polder_store::Store;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-use crate::agent::Agent;
-use polder_ipam::view::View;
+use crate::board::Chosen;
 
 /// The file in the state folder that has what the store said last.
 pub const SNAPSHOT: &str = "cluster.json";
@@ -28,78 +30,92 @@ const STORE_PATIENCE: Duration = Duration::from_secs(1);
 /// Between a change and its being written down, so that a burst is written once.
 const WRITE_DELAY: Duration = Duration::from_secs(2);
 
-/// Follows for ever.
-pub async fn run(agent: Arc<Agent>) {
-    let file = agent.config.state_dir.join(SNAPSHOT);
-    let mut updates = agent.store.follow(Key::followed());
-    let mut underlay = agent.board.underlay.subscribe();
-    let mut records = Records::default();
-    // What an earlier agent knew, until there is something newer.
-    let mut earlier = Some(read(&file));
-    let fall_back = Instant::now() + STORE_PATIENCE;
-    let mut write_at: Option<Instant> = None;
-    loop {
-        tokio::select! {
-            // Cancel-safe: a message stays in the channel until it is received.
-            update = updates.recv() => {
-                let Some(update) = update else { return };
-                records.apply(&update);
-                match &update {
-                    Update::Loaded(contents) => {
-                        info!(revision = contents.revision, "records loaded");
-                        if let Some(Ok(earlier)) = earlier.take() {
-                            take(&agent, earlier);
+/// What the follower reads, and its entry.
+#[derive(Debug)]
+pub struct Task {
+    /// Where the cluster's records are.
+    pub store: Store,
+    /// Where they are written down.
+    pub state_dir: PathBuf,
+    /// The node's own addresses and what it needs, which records are judged by.
+    pub underlay: watch::Receiver<Chosen>,
+    /// The cluster.
+    pub view: watch::Sender<Arc<View>>,
+}
+
+impl Task {
+    /// Follows for ever.
+    pub async fn run(mut self) {
+        let file = self.state_dir.join(SNAPSHOT);
+        let mut updates = self.store.follow(Key::followed());
+        let mut records = Records::default();
+        // What an earlier agent knew, until there is something newer.
+        let mut earlier = Some(read(&file));
+        let fall_back = Instant::now() + STORE_PATIENCE;
+        let mut write_at: Option<Instant> = None;
+        loop {
+            tokio::select! {
+                // Cancel-safe: a message stays in the channel until it is received.
+                update = updates.recv() => {
+                    let Some(update) = update else { return };
+                    records.apply(&update);
+                    match &update {
+                        Update::Loaded(contents) => {
+                            info!(revision = contents.revision, "records loaded");
+                            if let Some(Ok(earlier)) = earlier.take() {
+                                self.take(earlier);
+                            }
                         }
+                        Update::Lost { reason } if self.view.borrow().lost.is_none() => {
+                            warn!(reason, "the store is away");
+                        }
+                        Update::Back { .. } => info!("the store is back"),
+                        _ => {}
                     }
-                    Update::Lost { reason } if agent.board.view.borrow().lost.is_none() => {
-                        warn!(reason, "the store is away");
+                    if matches!(update, Update::Loaded(_) | Update::Changed { .. }) {
+                        write_at.get_or_insert(Instant::now() + WRITE_DELAY);
                     }
-                    Update::Back { .. } => info!("the store is back"),
-                    _ => {}
+                    self.view.send_modify(|view| Arc::make_mut(view).apply(update));
                 }
-                if matches!(update, Update::Loaded(_) | Update::Changed { .. }) {
-                    write_at.get_or_insert(Instant::now() + WRITE_DELAY);
+                _ = self.underlay.changed() => {
+                    let underlay = self.underlay.borrow().clone();
+                    let own = underlay.as_ref().map(|underlay| underlay.addresses()).unwrap_or_default();
+                    let needed = underlay.map(|underlay| underlay.needed.clone()).unwrap_or_default();
+                    self.view.send_if_modified(|view| {
+                        let is_other = view.own != own || view.needed != needed;
+                        if is_other {
+                            Arc::make_mut(view).set_surroundings(own, needed);
+                        }
+                        is_other
+                    });
                 }
-                agent.board.view.send_modify(|view| Arc::make_mut(view).apply(update));
-            }
-            _ = underlay.changed() => {
-                let underlay = agent.board.underlay();
-                let own = underlay.as_ref().map(|underlay| underlay.addresses()).unwrap_or_default();
-                let needed = underlay.map(|underlay| underlay.needed.clone()).unwrap_or_default();
-                agent.board.view.send_if_modified(|view| {
-                    let is_other = view.own != own || view.needed != needed;
-                    if is_other {
-                        Arc::make_mut(view).set_surroundings(own, needed);
+                () = sleep_until(fall_back), if earlier.is_some() => match earlier.take() {
+                    Some(Ok(earlier)) => {
+                        info!(revision = earlier.revision, "the store is away: going by what was written down");
+                        self.take(earlier);
                     }
-                    is_other
-                });
-            }
-            () = sleep_until(fall_back), if earlier.is_some() => match earlier.take() {
-                Some(Ok(earlier)) => {
-                    info!(revision = earlier.revision, "the store is away: going by what was written down");
-                    take(&agent, earlier);
-                }
-                Some(Err(reason)) => info!(reason, "nothing is written down to go by: waiting for the store"),
-                None => {}
-            },
-            () = sleep_until(write_at.unwrap_or(fall_back)), if write_at.is_some() => {
-                write_at = None;
-                if let Err(error) = write(&file, &records) {
-                    warn!(file = %file.display(), %error, "the records could not be written down");
+                    Some(Err(reason)) => info!(reason, "nothing is written down to go by: waiting for the store"),
+                    None => {}
+                },
+                () = sleep_until(write_at.unwrap_or(fall_back)), if write_at.is_some() => {
+                    write_at = None;
+                    if let Err(error) = write(&file, &records) {
+                        warn!(file = %file.display(), %error, "the records could not be written down");
+                    }
                 }
             }
         }
     }
-}
 
-/// Takes in what an earlier agent knew.
-fn take(agent: &Agent, earlier: Contents) {
-    agent.board.view.send_modify(|view| {
-        let mut earlier = View::from_snapshot(earlier);
-        earlier.lost.clone_from(&view.lost);
-        earlier.set_surroundings(view.own.clone(), view.needed.clone());
-        *view = Arc::new(earlier);
-    });
+    /// Takes in what an earlier agent knew.
+    fn take(&self, earlier: Contents) {
+        self.view.send_modify(|view| {
+            let mut earlier = View::from_snapshot(earlier);
+            earlier.lost.clone_from(&view.lost);
+            earlier.set_surroundings(view.own.clone(), view.needed.clone());
+            *view = Arc::new(earlier);
+        });
+    }
 }
 
 /// The records as they came, unread: whoever starts from them reads them as strictly.
@@ -162,9 +178,14 @@ fn read(path: &Path) -> Result<Contents, String> {
 
 #[cfg(test)]
 mod tests {
+    use polder_api::Family;
     use polder_ipam::store::KeyChange;
+    use polder_ipam::view::Source;
+    use polder_store::Embedded;
+    use tokio::time::timeout;
 
     use super::*;
+    use crate::underlay::{Underlay, Uplink};
 
     fn entry(key: &str, revision: i64) -> Entry {
         Entry { key: key.to_owned(), value: b"{}".to_vec(), revision }
@@ -206,5 +227,29 @@ mod tests {
         let file = folder.path().join("cluster.json");
         fs::write(&file, "{\"revision\":5").unwrap();
         assert!(read(&file).unwrap_err().contains("cluster.json"));
+    }
+
+    #[tokio::test]
+    async fn the_view_is_that_of_the_store_and_knows_the_nodes_own_addresses() {
+        let patience = Duration::from_secs(30);
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::Embedded(Embedded::open(&folder.path().join("store")).unwrap());
+        let (engine, underlay) = watch::channel(Err("not chosen yet".to_owned()));
+        let (view, mut told) = watch::channel(Arc::<View>::default());
+        let task = Task { store, state_dir: folder.path().to_owned(), underlay, view };
+        let running = tokio::spawn(task.run());
+        drop(timeout(patience, told.wait_for(|view| view.source == Source::Store)).await.unwrap().unwrap());
+        let uplink = Uplink {
+            address: "10.0.0.1".parse().unwrap(),
+            index: 2,
+            interface: "eth0".to_owned(),
+            mtu: 1500,
+            chosen_by: String::new(),
+        };
+        let own = vec![uplink.address];
+        let chosen = Underlay { uplinks: [(Family::V4, uplink)].into(), ..Underlay::default() };
+        drop(engine.send_replace(Ok(Arc::new(chosen))));
+        drop(timeout(patience, told.wait_for(|view| view.own == own)).await.unwrap().unwrap());
+        running.abort();
     }
 }

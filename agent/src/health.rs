@@ -4,52 +4,53 @@ use polder_api::message::{Health, HealthRequest, Needed};
 use polder_api::{Family, PoolName};
 use polder_ipam::allocator::Rest;
 use polder_ipam::ledger::{Held, Kind};
-use polder_ipam::shortage;
-
-use crate::agent::Agent;
-use crate::machine::now;
 use polder_ipam::registration::Registration;
+use polder_ipam::shortage;
 use polder_ipam::tasks::could_claim;
+
+use crate::machine::now;
+use crate::reporter::Reporter;
 
 /// How this node is, for a runtime: what an ADD would be refused for ([`Board::obstacles`](crate::board::Board::obstacles)),
 /// and whether there is an address for it.
-pub async fn health(agent: &Agent, request: &HealthRequest) -> Health {
-    let mut health = Health { unavailable: agent.board.obstacles(), limited: Vec::new() };
-    if let Registration::Conflict(reason) = &*agent.board.registration.borrow() {
-        health.limited.push(reason.clone());
+pub async fn health(reporter: &Reporter, request: &HealthRequest) -> Health {
+    let mut health = Health { unavailable: reporter.board().obstacles(), limited: Vec::new() };
+    if let Registration::Conflict(reason) = reporter.board().registration() {
+        health.limited.push(reason);
     }
-    if let Some(pass) = agent.board.pass() {
+    if let Some(pass) = reporter.board().pass() {
         health.limited.extend(pass.local_failures.iter().cloned());
     }
     if let (Needed::Addresses(pool), true) = (&request.pools, health.unavailable.is_empty()) {
-        health.unavailable = shortfalls(agent, pool.as_ref()).await;
+        health.unavailable = shortfalls(reporter, pool.as_ref()).await;
     }
     // Interfaces of other plugins cannot be told from others in the kernel, where the plugin looks for pods: that such pods
     // run, and would be evicted if STATUS failed, is known here alone.
     let is_lease = |held: &Held| held.kind == Kind::Lease && !held.leaving;
-    if !health.unavailable.is_empty() && agent.ipam.run(move |ipam| ipam.attachments().any(is_lease)).await {
+    if !health.unavailable.is_empty() && reporter.ipam.run(move |ipam| ipam.attachments().any(is_lease)).await
+    {
         return Health::default();
     }
     health
 }
 
 /// The families of which a new pod would get no address, in words; of that pool, if one is named.
-pub async fn shortfalls(agent: &Agent, pool: Option<&PoolName>) -> Vec<String> {
+pub async fn shortfalls(reporter: &Reporter, pool: Option<&PoolName>) -> Vec<String> {
     let mut shortfalls = Vec::new();
-    for family in agent.board.view().families() {
-        shortfalls.extend(exhausted(agent, family, pool).await);
+    for family in reporter.board().view().families() {
+        shortfalls.extend(exhausted(reporter, family, pool).await);
     }
     shortfalls
 }
 
 /// Why there is no address of that family, if there is none.
-async fn exhausted(agent: &Agent, family: Family, pool: Option<&PoolName>) -> Option<String> {
-    let view = agent.board.view();
+async fn exhausted(reporter: &Reporter, family: Family, pool: Option<&PoolName>) -> Option<String> {
+    let view = reporter.board().view();
     if pool.is_some_and(|name| view.pools.get(name).is_some_and(|pool| pool.record.family() != family)) {
         return None;
     }
     let wanted = pool.cloned();
-    let (there_is_one, counts) = agent
+    let (there_is_one, counts) = reporter
         .ipam
         .run(move |ipam| {
             let at = now();
@@ -62,6 +63,6 @@ async fn exhausted(agent: &Agent, family: Family, pool: Option<&PoolName>) -> Op
     if there_is_one {
         return None;
     }
-    let why = could_claim(&view, &agent.config.node, &agent.config.labels, family, pool).err()?;
+    let why = could_claim(&view, &reporter.config.node, &reporter.config.labels, family, pool).err()?;
     Some(format!("{}; {why}. {}", shortage::own_share(family, counts), shortage::REMEDY))
 }

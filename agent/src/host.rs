@@ -16,16 +16,19 @@ use polder_api::Family;
 use polder_ipam::ledger::Kind;
 use polder_ipam::record::{AttachMode, ClusterRecord};
 use polder_netlink::nft::foreign::Judged;
+use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
-use self::insides::Insides;
+use self::insides::{Insides, Looker};
 use self::managers::Gap;
 use self::routing::Pods;
-use crate::agent::Agent;
+use crate::board::{Passes, Records};
+use crate::kernel::Kernel;
 use crate::kernel::desired::{self, Reached};
 use crate::kernel::surroundings::{Filter, Surroundings};
+use crate::owner::Owner;
 use crate::presence;
 use crate::probe::schedule::{Key, Verdict};
 
@@ -79,59 +82,81 @@ pub fn problems(there: &Surroundings, gaps: &[Gap], needs: &Needs) -> Vec<String
     packets.chain(legacy).chain(neighbours).chain(ports).chain(gaps).chain(sources).collect()
 }
 
-/// Runs for ever.
-pub async fn run(agent: Arc<Agent>) {
-    let mut view = agent.board.view.subscribe();
-    let mut insides = Insides::default();
-    loop {
-        let cluster = view.borrow_and_update().cluster.as_ref().map(|cluster| Arc::clone(&cluster.record));
-        let Some(cluster) = cluster else {
-            // Its end is the agent's.
-            let _ = view.changed().await;
-            continue;
-        };
-        let of_pods = insides.look(&agent, &cluster).await;
-        look(&agent, &cluster, of_pods).await;
-        sleep(agent.config.resync.min(EVERY)).await;
-    }
+/// What it looks at, and its entry.
+#[derive(Debug)]
+pub struct Task {
+    /// The time between two timed passes.
+    pub resync: Duration,
+    /// The kernel, for passes over all of it.
+    pub kernel: Owner<Kernel>,
+    /// Looks into pods.
+    pub looker: Looker,
+    /// The cluster.
+    pub records: Records,
+    /// The last pass over the kernel.
+    pub passes: Passes,
+    /// What is known of the way to each peer.
+    pub verdicts: watch::Receiver<Arc<BTreeMap<Key, Verdict>>>,
+    /// What is wrong, each with its remedy.
+    pub host: watch::Sender<Vec<String>>,
 }
 
-/// Looks once.
-pub(crate) async fn look(agent: &Agent, cluster: &ClusterRecord, of_pods: Vec<String>) {
-    let pass = agent.board.pass().unwrap_or_default();
-    let view = agent.board.view();
-    let pools = view.every_pool().map(|pool| (pool.record.cidr(), pool.record.block_length()));
-    let leases = agent
-        .ipam
-        .run(|ipam| ipam.attachments().filter(|held| held.kind == Kind::Lease).cloned().collect::<Vec<_>>());
-    let leases = leases.await;
-    let addresses = leases.iter().flat_map(|held| held.addresses.iter().copied()).collect();
-    let pods = Pods { pools: pools.collect(), leased: addresses, carriers: pass.carriers.clone() };
-    let needs = Needs {
-        attach: cluster.attach,
-        neighbours: pass.next_hops.clone(),
-        closed_tunnels: closed_tunnels(&pass.paths, &agent.board.verdicts.borrow()),
-        tunnel_port: cluster.vxlan.port,
-        pods,
-    };
-    let (asked, closed) = (needs.pods.pools.clone(), !needs.closed_tunnels.is_empty());
-    let there = match agent.kernel.run(move |kernel| kernel.surroundings(&asked, closed)).await {
-        Ok(there) => there,
-        // Others change their rules while they are read. What was seen before stays true as far as anybody knows.
-        Err(error) => return debug!(%error, "the packet filters of others cannot be read"),
-    };
-    let gaps = spawn_blocking(|| managers::gaps(Path::new("/"))).await.unwrap_or_default();
-    let problems = [problems(&there, &gaps, &needs), presence::problems(leases.iter()), of_pods].concat();
-    agent.board.host.send_if_modified(|known| {
-        problems.iter().filter(|problem| !known.contains(problem)).for_each(|problem| warn!("{problem}"));
-        known
-            .iter()
-            .filter(|problem| !problems.contains(problem))
-            .for_each(|problem| info!("over: {problem}"));
-        let is_other = *known != problems;
-        *known = problems;
-        is_other
-    });
+impl Task {
+    /// Runs for ever.
+    pub async fn run(self) {
+        let mut view = self.records.changes();
+        let mut insides = Insides::default();
+        loop {
+            let cluster =
+                view.borrow_and_update().cluster.as_ref().map(|cluster| Arc::clone(&cluster.record));
+            let Some(cluster) = cluster else {
+                // Its end is the agent's.
+                let _ = view.changed().await;
+                continue;
+            };
+            let of_pods = insides.look(&self.looker, &cluster).await;
+            self.look(&cluster, of_pods).await;
+            sleep(self.resync.min(EVERY)).await;
+        }
+    }
+
+    /// Looks once.
+    pub(crate) async fn look(&self, cluster: &ClusterRecord, of_pods: Vec<String>) {
+        let pass = self.passes.last().unwrap_or_default();
+        let view = self.records.view();
+        let pools = view.every_pool().map(|pool| (pool.record.cidr(), pool.record.block_length()));
+        let leases = self.looker.ipam.run(|ipam| {
+            ipam.attachments().filter(|held| held.kind == Kind::Lease).cloned().collect::<Vec<_>>()
+        });
+        let leases = leases.await;
+        let addresses = leases.iter().flat_map(|held| held.addresses.iter().copied()).collect();
+        let pods = Pods { pools: pools.collect(), leased: addresses, carriers: pass.carriers.clone() };
+        let needs = Needs {
+            attach: cluster.attach,
+            neighbours: pass.next_hops.clone(),
+            closed_tunnels: closed_tunnels(&pass.paths, &self.verdicts.borrow()),
+            tunnel_port: cluster.vxlan.port,
+            pods,
+        };
+        let (asked, closed) = (needs.pods.pools.clone(), !needs.closed_tunnels.is_empty());
+        let there = match self.kernel.run(move |kernel| kernel.surroundings(&asked, closed)).await {
+            Ok(there) => there,
+            // Others change their rules while they are read. What was seen before stays true as far as anybody knows.
+            Err(error) => return debug!(%error, "the packet filters of others cannot be read"),
+        };
+        let gaps = spawn_blocking(|| managers::gaps(Path::new("/"))).await.unwrap_or_default();
+        let problems = [problems(&there, &gaps, &needs), presence::problems(leases.iter()), of_pods].concat();
+        self.host.send_if_modified(|known| {
+            problems.iter().filter(|problem| !known.contains(problem)).for_each(|problem| warn!("{problem}"));
+            known
+                .iter()
+                .filter(|problem| !problems.contains(problem))
+                .for_each(|problem| info!("over: {problem}"));
+            let is_other = *known != problems;
+            *known = problems;
+            is_other
+        });
+    }
 }
 
 /// The families of the underlay over which there are tunnels, and none through which a peer answers.

@@ -21,8 +21,9 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tracing::warn;
 
-use crate::agent::Agent;
-use crate::{liveness, status};
+use crate::liveness::Threads;
+use crate::reporter::Reporter;
+use crate::status;
 
 /// Makes the socket.
 pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
@@ -30,21 +31,32 @@ pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(hint)
 }
 
-/// Serves for ever.
-pub async fn run(agent: Arc<Agent>, listener: TcpListener) {
-    let router = Router::new()
-        .route("/livez", get(live))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(metrics))
-        .with_state(agent);
-    if let Err(error) = axum::serve(listener, router).await {
-        warn!(%error, "health and metrics are not served any more");
+/// What it tells.
+#[derive(Debug)]
+pub struct Task {
+    /// The agent's threads.
+    pub threads: Threads,
+    /// What is known of the node.
+    pub reporter: Reporter,
+}
+
+impl Task {
+    /// Serves for ever.
+    pub async fn run(self, listener: TcpListener) {
+        let router = Router::new()
+            .route("/livez", get(live))
+            .route("/readyz", get(ready))
+            .route("/metrics", get(metrics))
+            .with_state(Arc::new(self));
+        if let Err(error) = axum::serve(listener, router).await {
+            warn!(%error, "health and metrics are not served any more");
+        }
     }
 }
 
 /// Whether the agent does its work: what systemd's watchdog is told, too.
-async fn live(State(agent): State<Arc<Agent>>) -> (StatusCode, String) {
-    let standstills = liveness::standstills(&agent).await;
+async fn live(State(task): State<Arc<Task>>) -> (StatusCode, String) {
+    let standstills = task.threads.standstills().await;
     if standstills.is_empty() {
         (StatusCode::OK, "ok\n".to_owned())
     } else {
@@ -52,8 +64,8 @@ async fn live(State(agent): State<Arc<Agent>>) -> (StatusCode, String) {
     }
 }
 
-async fn ready(State(agent): State<Arc<Agent>>) -> (StatusCode, String) {
-    let reasons = agent.board.reasons();
+async fn ready(State(task): State<Arc<Task>>) -> (StatusCode, String) {
+    let reasons = task.reporter.readiness.reasons();
     if reasons.is_empty() {
         (StatusCode::OK, "ok\n".to_owned())
     } else {
@@ -61,17 +73,17 @@ async fn ready(State(agent): State<Arc<Agent>>) -> (StatusCode, String) {
     }
 }
 
-async fn metrics(State(agent): State<Arc<Agent>>) -> (StatusCode, String) {
+async fn metrics(State(task): State<Arc<Task>>) -> (StatusCode, String) {
     let mut text = String::new();
-    match encode(&mut text, &registry(&agent).await) {
+    match encode(&mut text, &registry(&task.reporter).await) {
         Ok(()) => (StatusCode::OK, text),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }
 }
 
 /// The node's status as gauges. Made for every scrape, so that nothing has to be kept in step.
-async fn registry(agent: &Agent) -> Registry {
-    let status = status::status(agent).await;
+async fn registry(reporter: &Reporter) -> Registry {
+    let status = status::status(reporter).await;
     let mut registry = Registry::with_prefix("polder");
     let mut gauge = |name: &str, help: &str, value: i64| {
         let gauge: Gauge = Gauge::default();
@@ -102,9 +114,9 @@ async fn registry(agent: &Agent) -> Registry {
         }
     }
     registry.register("addresses", "Addresses of this node's blocks", addresses);
-    register_pools(&mut registry, agent);
-    register_failures(&mut registry, agent.store.writes().failures());
-    register_nodes(&mut registry, agent);
+    register_pools(&mut registry, reporter);
+    register_failures(&mut registry, reporter.store.writes().failures());
+    register_nodes(&mut registry, reporter);
     registry
 }
 
@@ -119,9 +131,9 @@ fn register_failures(registry: &mut Registry, failures: Failures) {
 }
 
 /// The cluster's nodes by whether their agents are alive. Absent while the store cannot tell.
-fn register_nodes(registry: &mut Registry, agent: &Agent) {
-    let view = agent.board.view();
-    let leases = agent.board.leases.borrow().among(|name| view.nodes.contains_key(name));
+fn register_nodes(registry: &mut Registry, reporter: &Reporter) {
+    let view = reporter.board().view();
+    let leases = reporter.told.leases.borrow().among(|name| view.nodes.contains_key(name));
     if !leases.are_known() {
         return;
     }
@@ -137,8 +149,8 @@ fn register_nodes(registry: &mut Registry, agent: &Agent) {
 type Fraction = Gauge<f64, AtomicU64>;
 
 /// What is claimed of the pools: an alarm at 80 % leaves time to add one.
-fn register_pools(registry: &mut Registry, agent: &Agent) {
-    let view = agent.board.view();
+fn register_pools(registry: &mut Registry, reporter: &Reporter) {
+    let view = reporter.board().view();
     let blocks: Metrics<[(&'static str, String); 2], Fraction> = Metrics::default();
     let ratio: Metrics<[(&'static str, String); 1], Fraction> = Metrics::default();
     for known in view.every_pool().filter(|known| known.record.purpose == Purpose::Blocks) {

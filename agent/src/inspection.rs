@@ -25,15 +25,14 @@ use polder_store::Store;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
-use crate::agent::Agent;
+use crate::board::Membership;
 use crate::leases;
 use crate::machine::random_name;
 use crate::pools;
 use crate::published::Addresses;
-use crate::publisher::own_revision;
 use crate::refused;
 
-pub use answer::run;
+pub use answer::Task;
 
 /// How long the nodes have to answer; when they put something right, twice as long.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -57,13 +56,13 @@ fn store_failed(error: StoreError) -> Refusal {
 }
 
 /// Checks the cluster.
-pub async fn check(agent: &Agent, store: &Store, repairs: Repairs) -> Result<Checked, Refusal> {
+pub async fn check(membership: &Membership, store: &Store, repairs: Repairs) -> Result<Checked, Refusal> {
     let id = Nonce(random_name().map_err(try_again)?);
     let record = InspectionRecord { id: id.clone(), repairs };
     let sent = store.commit(&Change::AskInspection(record)).await;
     // An outcome that is not known shows itself: without the wish there are no answers.
     let checked = match sent {
-        Ok(_) => ask(agent, store, &id, repairs).await,
+        Ok(_) => ask(membership, store, &id, repairs).await,
         // Nothing of it is in the store.
         Err(error) if !error.needs_look() => return Err(store_failed(error)),
         Err(error) => Err(store_failed(error)),
@@ -74,12 +73,17 @@ pub async fn check(agent: &Agent, store: &Store, repairs: Repairs) -> Result<Che
     checked
 }
 
-async fn ask(agent: &Agent, store: &Store, id: &Nonce, repairs: Repairs) -> Result<Checked, Refusal> {
+async fn ask(
+    membership: &Membership,
+    store: &Store,
+    id: &Nonce,
+    repairs: Repairs,
+) -> Result<Checked, Refusal> {
     let started = Instant::now();
     let view = pools::read(store).await.map_err(store_failed)?;
     let alive = leases::living(store).await.map_err(store_failed)?;
     let members: BTreeSet<NodeName> = view.nodes.keys().cloned().collect();
-    let unregistered = (own_revision(agent, &view) == 0).then(|| agent.config.node.clone());
+    let unregistered = (membership.own_revision(&view) == 0).then(|| membership.me().name.clone());
     let mut among = look(&view, store).await.map_err(store_failed)?;
     let patience = patience(repairs);
     let mut answers = BTreeMap::new();

@@ -1,11 +1,27 @@
 //! The daemon of one node.
 //!
-//! It follows the cluster's records ([`follower`]), keeps the node registered and its blocks claimed ([`registrar`]),
-//! makes the kernel what it should be ([`engine`]), and serves the plugin ([`service`]). Each is one task that owns
-//! what it decides about, and tells the others on the [`board`]. [`daemon`] puts them together.
+//! Each task is a struct with what it owns and reads, and is told to run by [`daemon`]. What it finds out it writes into its own
+//! entries, which others read ([`board`], [`readiness`]). `assembly` makes the channels.
+//!
+//! | task | does |
+//! |---|---|
+//! | [`follower`] | follows the cluster's records |
+//! | [`etcd_addresses`] | finds out where etcd is |
+//! | [`leases`] | asks which agents are alive |
+//! | [`registrar`] | keeps the node registered and its blocks claimed |
+//! | [`publisher`] | tells the store who has which address |
+//! | [`sweeper`](polder_ipam::tasks::sweeper) | takes away what ended without a DEL |
+//! | [`engine`] | makes the kernel what it should be |
+//! | [`monitor`] | hears what changes in the kernel |
+//! | [`endpoint`] | keeps the node's probe endpoint |
+//! | [`probe`] | probes the paths to the peers |
+//! | [`host`] | looks at what others on the host do to pods |
+//! | [`inspection`] | looks at this node, when the cluster is checked |
+//! | [`server`] | serves the plugin ([`service`], [`teardown`](polder_ipam::tasks::teardown)) and operators |
+//! | [`http`], [`systemd`] | tell monitoring and systemd |
 
 pub mod adoption;
-pub mod agent;
+mod assembly;
 pub mod bell;
 pub mod board;
 pub mod caller;
@@ -43,12 +59,14 @@ pub mod presence;
 pub mod probe;
 pub mod published;
 pub mod publisher;
+pub mod readiness;
 pub mod recovery;
 pub mod refused;
 pub mod registrar;
 pub mod release;
 pub mod removal;
 pub mod repair;
+pub mod reporter;
 pub mod requests;
 pub mod server;
 pub mod service;

@@ -1,28 +1,45 @@
 //! Listens to the kernel, and rings for whom it concerns.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::thread;
 
 use polder_netlink::monitor::{Event, Monitor, What};
 use polder_netlink::nft::{Author, FilterMonitor};
 use polder_netlink::{Error, RouteSocket};
+use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use crate::agent::Agent;
+use crate::bell::Bell;
+use crate::kernel::reaper::Reaper;
 use crate::kernel::ruleset;
 use crate::kernel::state::Device;
-use crate::repair;
+use crate::repair::{self, Alarm};
 
-/// Starts listening, on threads of their own that live as long as the process. `own` are the ports of the agent's own
-/// sockets: what goes through those is no news.
-pub fn start(agent: &Arc<Agent>, own: BTreeSet<u32>) -> Result<(), Error> {
+/// Whom it concerns.
+#[derive(Debug)]
+pub struct Task {
+    /// The ports of the agent's own sockets: what goes through those is no news.
+    pub own: BTreeSet<u32>,
+    /// The neighbours that devices of ours are to have.
+    pub neighbours: watch::Receiver<BTreeSet<IpAddr>>,
+    /// Waits for interfaces to go.
+    pub reaper: Reaper,
+    /// Rings when something that is not ours changed.
+    pub underlay_changed: Bell,
+    /// Rings when somebody else has changed something of ours.
+    pub alarm: Arc<Alarm>,
+}
+
+/// Starts listening, on threads of their own that live as long as the process.
+pub fn start(task: Task) -> Result<(), Error> {
     let mut monitor = Monitor::open()?;
     let links = RouteSocket::open()?.links()?;
     let ours = links.into_values().filter_map(|link| Some((link.index, Device::named(&link.name)?)));
-    let mut listener = Listener { agent: Arc::clone(agent), own, devices: ours.collect() };
+    let (own, alarm) = (task.own.clone(), Arc::clone(&task.alarm));
+    let mut listener = Listener { task, devices: ours.collect() };
     let mut filter = FilterMonitor::open(ruleset::NAME)?;
-    let (agent, own) = (Arc::clone(agent), listener.own.clone());
     spawn("monitor", move || {
         loop {
             match monitor.wait() {
@@ -37,7 +54,7 @@ pub fn start(agent: &Arc<Agent>, own: BTreeSet<u32>) -> Result<(), Error> {
                 Ok(authors) => authors
                     .iter()
                     .filter(|author| !own.contains(&author.port))
-                    .for_each(|author| of_filter(&agent, author)),
+                    .for_each(|author| of_filter(&alarm, author)),
                 Err(error) => return error,
             }
         }
@@ -55,24 +72,23 @@ fn spawn(name: &str, listen: impl FnOnce() -> Error + Send + 'static) -> Result<
 }
 
 /// Somebody has changed the packet filter.
-fn of_filter(agent: &Agent, author: &Author) {
+fn of_filter(alarm: &Alarm, author: &Author) {
     debug!(?author, "the packet filter was changed");
-    agent.alarm.ring(author.thread.map(|id| repair::process(id, author.name.as_deref())));
+    alarm.ring(author.thread.map(|id| repair::process(id, author.name.as_deref())));
 }
 
 struct Listener {
-    agent: Arc<Agent>,
-    own: BTreeSet<u32>,
+    task: Task,
     /// Which devices of ours there are.
     devices: BTreeMap<u32, Device>,
 }
 
 impl Listener {
     fn hear(&mut self, event: &Event) {
-        let is_own = self.own.contains(&event.port);
+        let is_own = self.task.own.contains(&event.port);
         match &event.what {
             What::LinkGone { index, name } => {
-                self.agent.reaper.is_gone(*index);
+                self.task.reaper.is_gone(*index);
                 match self.devices.remove(index).or_else(|| Device::named(name)) {
                     // A pod's end goes with the pod. Who looks for such is the sweeper.
                     Some(Device::Pod(_)) => {}
@@ -96,7 +112,8 @@ impl Listener {
             }
             What::Neighbour { index, address } => {
                 // Pods that come and go have theirs on the bridge. In a tunnel there is nobody's but ours.
-                let is_expected = address.is_none_or(|address| self.agent.board.is_neighbour(address));
+                let is_expected =
+                    address.is_none_or(|address| self.task.neighbours.borrow().contains(&address));
                 match self.devices.get(index) {
                     Some(Device::Tunnel(_)) => self.disturbed(event, is_own),
                     Some(_) if is_expected => self.disturbed(event, is_own),
@@ -118,7 +135,7 @@ impl Listener {
 
     fn underlay_changed(&self, event: &Event) {
         debug!(?event, "the underlay may have changed");
-        self.agent.underlay_changed.notify_one();
+        self.task.underlay_changed.ring();
     }
 
     fn disturbed(&self, event: &Event, is_own: bool) {
@@ -128,7 +145,7 @@ impl Listener {
         debug!(?event, "something of ours was changed");
         // The first socket of a process has its number, as a rule; others have numbers that no process can have.
         let process = (1..=PID_MAX).contains(&event.port).then(|| repair::process(event.port, None));
-        self.agent.alarm.ring(process);
+        self.task.alarm.ring(process);
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the tasks of [`polder_ipam::tasks`] work with on a node: its ledger, the store, and its kernel.
+//! The node, to those who serve its pods: what it takes to give an attachment its addresses and to take them away.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,60 +14,89 @@ use polder_ipam::claim::NoClaim;
 use polder_ipam::key::Range;
 use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::pool::BlockRequest;
-use polder_ipam::record::Alive;
-use polder_ipam::registration::{Holdings, Registration};
-use polder_ipam::steward::Presence;
+use polder_ipam::registration::Registration;
 use polder_ipam::store::{Contents, Outcome, StoreError};
-use polder_ipam::tasks::{CLAIM_PATIENCE, Host, PodHost, Requests, Unreserved, Workload, teardown};
+use polder_ipam::tasks::{CLAIM_PATIENCE, Host, PodHost, Requests, Unreserved, Workload};
 use polder_ipam::view::View;
 use polder_netlink::nft::FilterSocket;
-use polder_store::NodeIpam;
 use polder_store::ledger::Sqlite;
-use tokio::sync::oneshot;
+use polder_store::{NodeIpam, Store};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use crate::agent::Agent;
-use crate::board::set_if_changed;
-use crate::in_flight::Wired;
-use crate::kernel::desired::{pod_mtu, vtep_mac};
+use crate::bell::Bell;
+use crate::board::Board;
+use crate::config::Config;
+use crate::in_flight::{InFlight, Wired};
+use crate::kernel::features::Features;
+use crate::kernel::reaper::Reaper;
 use crate::kernel::{Kernel, ruleset};
-use crate::machine::{now, random_name};
-use crate::presence;
+use crate::machine::now;
+use crate::owner::Owner;
+use crate::presence::Presence;
 use crate::requests::{ClaimRequest, ReserveRequest};
 
-/// How long the own view of the records may be behind what was just written.
-const CATCH_UP: Duration = Duration::from_secs(5);
+/// The node. Nothing of it is written but through those who own it: the ledger's thread, the kernel's, and the tasks that are called.
+#[derive(Debug)]
+pub struct Node {
+    /// What the operator said.
+    pub config: Arc<Config>,
+    /// What the kernel can do.
+    pub features: Features,
+    /// Where the cluster's records are.
+    pub store: Store,
+    /// The node's addresses.
+    pub ipam: Owner<NodeIpam>,
+    /// The kernel, for single pods.
+    pub pods: Pods,
+    /// What the follower, the registrar and the engine tell.
+    pub board: Board,
+    /// Attachments that somebody is working on.
+    pub in_flight: Arc<InFlight>,
+    /// How other tasks are called.
+    pub calls: Calls,
+}
 
-impl Host for Agent {
+/// The kernel, for what a single pod needs at once.
+#[derive(Debug)]
+pub struct Pods {
+    /// Links, routes and the packet filter.
+    pub kernel: Owner<Kernel>,
+    /// The connections of addresses that are freed.
+    pub connections: Owner<FilterSocket>,
+    /// Deletes pods' interfaces.
+    pub reaper: Reaper,
+}
+
+/// How other tasks are called.
+#[derive(Debug)]
+pub struct Calls {
+    /// Where blocks are asked for.
+    pub claims: mpsc::Sender<ClaimRequest>,
+    /// Where reserved addresses are asked for.
+    pub reservations: mpsc::Sender<ReserveRequest>,
+    /// An attachment went, or the probe endpoint has come: there may be something to give back, or to put in the node's record.
+    pub registrar: Bell,
+    /// An attachment came or went.
+    pub publisher: Bell,
+    /// An attachment came whose addresses the filter does not know yet.
+    pub engine: Bell,
+}
+
+impl Host for Node {
     type Ledger = Sqlite;
 
     fn now(&self) -> Moment {
         now()
     }
 
-    fn fresh_name(&self) -> Result<String, String> {
-        random_name().map_err(|error| error.to_string())
-    }
-
     fn view(&self) -> Arc<View> {
         self.board.view()
     }
 
-    async fn changed(&self, view: &Arc<View>, patience: Duration) {
-        let mut views = self.board.view.subscribe();
-        let _ = timeout(patience, views.wait_for(|now| !Arc::ptr_eq(now, view))).await;
-    }
-
-    async fn caught_up(&self, revision: i64) -> Result<(), StoreError> {
-        let mut views = self.board.view.subscribe();
-        match timeout(CATCH_UP, views.wait_for(|view| view.revision >= revision)).await {
-            Ok(Ok(_)) => Ok(()),
-            _ => Err(StoreError::NoAnswer {
-                store: self.store.name(),
-                reason: format!("what was written is not seen within {} s", CATCH_UP.as_secs()),
-            }),
-        }
+    fn registration(&self) -> Registration {
+        self.board.registration()
     }
 
     async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
@@ -84,62 +113,15 @@ impl Host for Agent {
     ) -> T {
         self.ipam.run(|ipam| job(ipam, now())).await
     }
-
-    fn presence(&self, view: &View) -> Result<Presence, String> {
-        let config = &self.config;
-        let underlay = self.board.underlay()?;
-        let Some(cluster) = &view.cluster else { return Err("the cluster has no settings yet".to_owned()) };
-        if view.own != underlay.addresses() {
-            return Err("the node's own addresses have just changed".to_owned());
-        }
-        Ok(Presence {
-            underlay: underlay.addresses(),
-            vtep_mac: vtep_mac(&cluster.record, &config.node),
-            mtu: pod_mtu(&underlay, cluster.record.backend, config.mtu).ok_or("the underlay has no MTU")?,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-        })
-    }
-
-    fn surroundings(&self, view: &View) -> Result<(), String> {
-        let underlay = self.board.underlay()?;
-        if view.own != underlay.addresses() || view.needed != underlay.needed {
-            return Err("this node's own addresses are being read".to_owned());
-        }
-        Ok(())
-    }
-
-    fn adopted(&self) -> Option<Alive> {
-        self.board.adopted.borrow().clone()
-    }
-
-    fn registration(&self) -> Registration {
-        self.board.registration.borrow().clone()
-    }
-
-    fn register(&self, registration: Registration) {
-        self.board.registration.send_replace(registration);
-    }
-
-    fn announce(&self, holdings: Holdings) {
-        set_if_changed(&self.board.holdings, Arc::new(holdings));
-    }
-
-    async fn detach(&self, attachment: &Attachment) -> Result<(), String> {
-        teardown::cut_off(self, attachment).await
-    }
-
-    async fn remove_gateways(&self) -> Result<(), String> {
-        self.kernel.run(Kernel::remove_gateways).await.map_err(|error| error.to_string())
-    }
 }
 
-impl Requests for Agent {
+impl Requests for Node {
     async fn claim(&self, wanted: BlockRequest) -> Result<(), NoClaim> {
         let unavailable = |why: &str| NoClaim::Unavailable(why.to_owned());
         let (reply, answer) = oneshot::channel();
         let request = ClaimRequest { wanted, reply: Some(reply) };
         let asked = async {
-            self.claims.send(request).await.map_err(|_| unavailable("the agent is stopping"))?;
+            self.calls.claims.send(request).await.map_err(|_| unavailable("the agent is stopping"))?;
             answer.await.map_err(|_| unavailable("the agent is stopping"))?
         };
         timeout(CLAIM_PATIENCE, asked).await.unwrap_or_else(|_| Err(unavailable("the store is too slow")))
@@ -147,7 +129,7 @@ impl Requests for Agent {
 
     fn claim_ahead(&self, wanted: BlockRequest) {
         // If the queue is full, whoever asked before will have done it.
-        let _ = self.claims.try_send(ClaimRequest { wanted, reply: None });
+        let _ = self.calls.claims.try_send(ClaimRequest { wanted, reply: None });
     }
 
     async fn reserve(
@@ -160,14 +142,14 @@ impl Requests for Agent {
         let (reply, answer) = oneshot::channel();
         let request = ReserveRequest { wanted, owner, attachment: attachment.clone(), reply };
         let asked = async {
-            self.reservations.send(request).await.map_err(|_| unavailable("the agent is stopping"))?;
+            self.calls.reservations.send(request).await.map_err(|_| unavailable("the agent is stopping"))?;
             answer.await.map_err(|_| unavailable("the agent is stopping"))?
         };
         timeout(CLAIM_PATIENCE, asked).await.unwrap_or_else(|_| Err(unavailable("the store is too slow")))
     }
 }
 
-impl PodHost for Agent {
+impl PodHost for Node {
     type Lock = Wired;
 
     fn try_lock(&self, attachment: &Attachment) -> Option<Wired> {
@@ -183,11 +165,11 @@ impl PodHost for Agent {
     }
 
     async fn gone(&self, held: Vec<Held>) -> Result<BTreeSet<Attachment>, String> {
-        let links = self.pods.run(Kernel::pod_interfaces).await.map_err(|error| error.to_string())?;
+        let links = self.pods.kernel.run(Kernel::pod_interfaces).await.map_err(|error| error.to_string())?;
         let gone = |held: &Held| match held.kind {
             Kind::Pod => !links.contains(&held.attachment.host_interface()),
             // Another plugin's interface has no name that we know. It is not longer there than its namespace.
-            Kind::Lease => presence::Presence::of(Path::new(&held.netns)) == presence::Presence::Gone,
+            Kind::Lease => Presence::of(Path::new(&held.netns)) == Presence::Gone,
         };
         Ok(held.into_iter().filter(gone).map(|held| held.attachment).collect())
     }
@@ -198,19 +180,20 @@ impl PodHost for Agent {
         };
         let table = ruleset::table(&cluster.record, &ruleset::Lengths::new());
         let (mac, addresses) = (held.mac, held.addresses.clone());
-        let admitted = self.pods.run(move |kernel| kernel.admit_pod(&table, mac, &addresses)).await;
+        let admitted = self.pods.kernel.run(move |kernel| kernel.admit_pod(&table, mac, &addresses)).await;
         admitted.map_err(|error| error.to_string())
     }
 
     async fn delete_interface(&self, attachment: &Attachment) -> Result<(), String> {
-        self.reaper.delete(attachment.host_interface()).await
+        self.pods.reaper.delete(attachment.host_interface()).await
     }
 
     async fn forget(&self, held: &Held) {
         if let Some(cluster) = &self.board.view().cluster {
             let table = ruleset::table(&cluster.record, &ruleset::Lengths::new());
             let (mac, addresses) = (held.mac, held.addresses.clone());
-            let forgotten = self.pods.run(move |kernel| kernel.forget_pod(&table, mac, &addresses)).await;
+            let forgotten =
+                self.pods.kernel.run(move |kernel| kernel.forget_pod(&table, mac, &addresses)).await;
             // Until the next pass forgets it, too: no other pod has that MAC address with that address.
             if let Err(error) = forgotten {
                 warn!(attachment = %held.attachment, %error, "not all of it is forgotten yet");
@@ -251,19 +234,19 @@ impl PodHost for Agent {
     }
 
     fn attachments_changed(&self) {
-        self.attachments_changed.notify_one();
+        self.calls.publisher.ring();
     }
 
     fn addresses_freed(&self) {
-        self.holdings_changed.notify_one();
+        self.calls.registrar.ring();
     }
 }
 
-impl Agent {
+impl Node {
     /// Lets the kernel forget what the addresses were connected to: the next pod that has one is not to get the last one's
     /// packets. Nobody waits for it, for it looks at every connection of the node, and the addresses rest for longer.
     fn forget_connections(&self, addresses: Vec<IpAddr>) {
-        let connections = self.connections.clone();
+        let connections = self.pods.connections.clone();
         tokio::spawn(async move {
             let forget = move |socket: &mut FilterSocket| {
                 addresses.iter().try_for_each(|address| socket.forget_connections(*address).map(drop))

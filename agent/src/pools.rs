@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use polder_api::Backend;
 use polder_api::message::{Refusal, RefusalKind};
 use polder_api::pool::{ClaimStatus, NewPool, PoolChange, PoolPurpose, PoolStatus};
+use polder_api::{Backend, NodeName};
 use polder_ipam::cidr::ParseCidrError;
 use polder_ipam::key::Key;
 use polder_ipam::peers::believe;
@@ -17,7 +17,7 @@ use polder_ipam::{Cidr, Pool, settings, special};
 use polder_store::Store;
 use tracing::info;
 
-use crate::agent::Agent;
+use crate::board::Records;
 use crate::published::Addresses;
 use crate::refused;
 
@@ -25,11 +25,11 @@ use crate::refused;
 const ATTEMPTS: usize = 8;
 
 /// Changes the pools, and says what has come of it.
-pub async fn change(agent: &Agent, store: &Store, change: PoolChange) -> Result<String, Refusal> {
+pub async fn change(records: &Records, store: &Store, change: PoolChange) -> Result<String, Refusal> {
     let done = match change {
         PoolChange::Add(new) => {
             let pool = parse(new)?;
-            let known = agent.board.view();
+            let known = records.view();
             let done = apply(store, |view| {
                 let mut view = view.clone();
                 view.own.clone_from(&known.own);
@@ -152,8 +152,8 @@ pub async fn read(store: &Store) -> Result<View, StoreError> {
 }
 
 /// The pools, as this node knows them.
-pub async fn list(agent: &Agent) -> Result<Vec<PoolStatus>, Refusal> {
-    let (view, used) = (agent.board.records()?, Addresses::read(&agent.store).await.ok());
+pub async fn list(records: &Records, store: &Store) -> Result<Vec<PoolStatus>, Refusal> {
+    let (view, used) = (records.read()?, Addresses::read(store).await.ok());
     Ok(view.every_pool().map(|known| status(&view, &known.record, used.as_ref())).collect())
 }
 
@@ -179,14 +179,14 @@ pub fn status(view: &View, pool: &Pool, used: Option<&Addresses>) -> PoolStatus 
 }
 
 /// The blocks that are claimed, as this node knows them.
-pub async fn blocks(agent: &Agent) -> Result<Vec<ClaimStatus>, Refusal> {
-    let (view, used) = (agent.board.records()?, Addresses::read(&agent.store).await.ok());
-    Ok(claims(agent, &view, used.as_ref()))
+pub async fn blocks(me: &NodeName, records: &Records, store: &Store) -> Result<Vec<ClaimStatus>, Refusal> {
+    let (view, used) = (records.read()?, Addresses::read(store).await.ok());
+    Ok(claims(me, &view, used.as_ref()))
 }
 
 /// The claims of all blocks.
-pub fn claims(agent: &Agent, view: &View, used: Option<&Addresses>) -> Vec<ClaimStatus> {
-    let problems = believe(view, &agent.config.node).problems.into_iter();
+pub fn claims(me: &NodeName, view: &View, used: Option<&Addresses>) -> Vec<ClaimStatus> {
+    let problems = believe(view, me).problems.into_iter();
     let refused: BTreeMap<String, String> = problems.map(|problem| (problem.key, problem.reason)).collect();
     let mut counts: BTreeMap<Cidr, u64> = BTreeMap::new();
     let mut blocks: Vec<Cidr> = view.blocks.keys().map(|block| block.cidr()).collect();

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 
 use polder_api::{Family, NodeName};
 use polder_netlink::namespace;
+use polder_store::Store;
+use tokio::sync::watch;
 use tokio::time::{sleep_until, timeout};
 use tracing::{info, warn};
 
@@ -24,8 +26,7 @@ use self::echo::Echo;
 use self::schedule::{Key, Schedule, Shot, Size, Sizes, Target, Token, Verdict};
 use self::verdict::{ENDPOINT_FAILURES, Living, combine, is_suspect};
 pub use self::words::{problem, word};
-use crate::agent::Agent;
-use crate::board::{Pass, set_if_changed};
+use crate::board::{Pass, Passes, set_if_changed};
 use crate::endpoint::{Endpoint, Open};
 use crate::kernel::desired::Reached;
 use crate::leases;
@@ -49,55 +50,77 @@ const BELIEF: Duration = Duration::from_secs(30);
 /// How long it is waited for the store while probes go on.
 const STORE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Runs for ever.
-pub async fn run(agent: Arc<Agent>) {
-    if !agent.config.probe_peers {
-        drop(agent.board.probed.send_replace(Ok(())));
-        return pending().await;
-    }
-    let mut passes = agent.board.pass.subscribe();
-    let mut endpoints = agent.board.endpoint.subscribe();
-    let mut prober = Prober {
-        // The number of this process, of which there is one on the node, or what fits of it.
-        identifier: u16::try_from(std::process::id() & 0xffff).expect("16 bits"),
-        host: Side::new(agent.config.resync),
-        forwarded: Side::new(agent.config.resync),
-        agent,
-        blind: BTreeMap::new(),
-        endpoint: None,
-        aimed_by: None,
-        alive: BTreeMap::new(),
-        // There may be nobody to wait for.
-        tell_at: Some(Instant::now()),
-        silent_since: None,
-        ask_at: None,
-    };
-    loop {
-        // Before the node has an address of its own, nothing is known of anybody.
-        let pass = passes.borrow_and_update().clone().filter(|pass| !pass.gateways.is_empty());
-        let Some(pass) = pass else {
-            if passes.changed().await.is_err() {
-                return;
-            }
-            continue;
+/// What the prober reads, and its entries.
+#[derive(Debug)]
+pub struct Task {
+    /// Whether peers are probed at all.
+    pub probe_peers: bool,
+    /// Between two probes of a path that is well.
+    pub resync: Duration,
+    /// Says who lives.
+    pub store: Store,
+    /// The peers, as the last pass over the kernel reaches them.
+    pub passes: Passes,
+    /// The node's own probe endpoint.
+    pub endpoint: watch::Receiver<Endpoint>,
+    /// Whether the ways to the peers were seen to be open, or there are none; why not yet. Once they were, it stays so: what
+    /// happens to them later is no reason to turn pods away.
+    pub probed: watch::Sender<Result<(), String>>,
+    /// What is known of the way to each peer.
+    pub verdicts: watch::Sender<Arc<BTreeMap<Key, Verdict>>>,
+}
+
+impl Task {
+    /// Runs for ever.
+    pub async fn run(self) {
+        if !self.probe_peers {
+            drop(self.probed.send_replace(Ok(())));
+            return pending().await;
+        }
+        let mut passes = self.passes.changes();
+        let mut endpoints = self.endpoint.clone();
+        let mut prober = Prober {
+            // The number of this process, of which there is one on the node, or what fits of it.
+            identifier: u16::try_from(std::process::id() & 0xffff).expect("16 bits"),
+            host: Side::new(self.resync),
+            forwarded: Side::new(self.resync),
+            task: self,
+            blind: BTreeMap::new(),
+            endpoint: None,
+            aimed_by: None,
+            alive: BTreeMap::new(),
+            // There may be nobody to wait for.
+            tell_at: Some(Instant::now()),
+            silent_since: None,
+            ask_at: None,
         };
-        let endpoint = endpoints.borrow_and_update().clone();
-        prober.aim(&pass, endpoint);
-        prober.shoot().await;
-        prober.tell(&pass).await;
-        // Cancel-safe, all of them: what is not taken is seen the next time.
-        tokio::select! {
-            _ = passes.changed() => {}
-            _ = endpoints.changed() => {}
-            (family, answer) = answer(&prober.host.echoes) => prober.take(Route::Host, family, answer),
-            (family, answer) = answer(&prober.forwarded.echoes) => prober.take(Route::Forwarded, family, answer),
-            () = sleep_until(prober.wake().into()) => {}
+        loop {
+            // Before the node has an address of its own, nothing is known of anybody.
+            let pass = passes.borrow_and_update().clone().filter(|pass| !pass.gateways.is_empty());
+            let Some(pass) = pass else {
+                if passes.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            };
+            let endpoint = endpoints.borrow_and_update().clone();
+            prober.aim(&pass, endpoint);
+            prober.shoot().await;
+            prober.tell(&pass).await;
+            // Cancel-safe, all of them: what is not taken is seen the next time.
+            tokio::select! {
+                _ = passes.changed() => {}
+                _ = endpoints.changed() => {}
+                (family, answer) = answer(&prober.host.echoes) => prober.take(Route::Host, family, answer),
+                (family, answer) = answer(&prober.forwarded.echoes) => prober.take(Route::Forwarded, family, answer),
+                () = sleep_until(prober.wake().into()) => {}
+            }
         }
     }
 }
 
 struct Prober {
-    agent: Arc<Agent>,
+    task: Task,
     identifier: u16,
     /// From the node's own addresses in the pod network to the peers' own: nothing of it is forwarded.
     host: Side,
@@ -274,14 +297,14 @@ impl Prober {
         self.ask_at = None;
         self.ask_for_suspects().await;
         let verdicts = self.verdicts();
-        if self.agent.board.probed.borrow().is_err() {
+        if self.task.probed.borrow().is_err() {
             let probed = self.judge(pass, &verdicts).await;
             let is_open = probed.is_ok();
-            if set_if_changed(&self.agent.board.probed, probed) && is_open {
+            if set_if_changed(&self.task.probed, probed) && is_open {
                 info!("the ways to the peers are open, as far as there are any");
             }
         }
-        self.agent.board.verdicts.send_if_modified(|known| {
+        self.task.verdicts.send_if_modified(|known| {
             let is_other = **known != verdicts;
             if is_other {
                 words::log(known, &verdicts);
@@ -318,7 +341,7 @@ impl Prober {
         }
         self.alive.retain(|name, _| suspects.contains_key(name));
         let now = Instant::now();
-        let known = Arc::clone(&self.agent.board.verdicts.borrow());
+        let known = Arc::clone(&self.task.verdicts.borrow());
         let is_said = |name: &NodeName| {
             Family::BOTH.iter().any(|family| known.get(&(name.clone(), *family)) == Some(&Verdict::Dropped))
         };
@@ -332,7 +355,7 @@ impl Prober {
             return;
         }
         let names: Vec<NodeName> = suspects.into_keys().collect();
-        let living = timeout(STORE_PATIENCE, leases::living_among(&self.agent.store, &names))
+        let living = timeout(STORE_PATIENCE, leases::living_among(&self.task.store, &names))
             .await
             .ok()
             .and_then(Result::ok);
@@ -351,7 +374,7 @@ impl Prober {
         if let Some(reason) = self.blind.values().next() {
             return Err(format!("{reason}; probe_peers = false in the configuration does without"));
         }
-        if matches!(*self.agent.board.endpoint.borrow(), Endpoint::Awaited) {
+        if matches!(*self.task.endpoint.borrow(), Endpoint::Awaited) {
             return Err("the probe endpoint is being made".to_owned());
         }
         let (mut silent, mut dropped) = (Vec::new(), BTreeSet::new());
@@ -375,7 +398,7 @@ impl Prober {
         let now = Instant::now();
         let since = *self.silent_since.get_or_insert(now);
         self.ask_at = Some(now + ASK_AGAIN);
-        let living = match leases::living(&self.agent.store).await {
+        let living = match leases::living(&self.task.store).await {
             Ok(living) => living,
             Err(_) if now - since < PATIENCE => {
                 return Err("no peer answers, and the store cannot be asked which of them live".to_owned());

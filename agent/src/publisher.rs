@@ -8,12 +8,13 @@ use polder_ipam::key::Key;
 use polder_ipam::publication::{self, Published};
 use polder_ipam::registration::Holdings;
 use polder_ipam::store::{Outcome, StoreError};
+use polder_ipam::view::View;
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::debug;
 
-use crate::agent::Agent;
-use polder_ipam::view::View;
+use crate::bell::Wake;
+use crate::node::Node;
 
 /// What happens within this time goes together.
 const BATCH: Duration = Duration::from_millis(100);
@@ -24,20 +25,33 @@ const RETRY: Duration = Duration::from_secs(5);
 /// A node whose agent has not been heard for this long is not alive. Nothing is ever freed for that.
 pub const ALIVE_SECONDS: i64 = 10;
 
-/// Runs for ever. Keeps the lease of a living node, too. Begins anew whenever the node's own record was written, or
-/// the store has lost records: these may be among them, or be there again.
-pub async fn run(agent: Arc<Agent>) {
-    let mut records =
-        Records { view: agent.board.view.subscribe(), holdings: agent.board.holdings.subscribe() };
-    loop {
-        let (revision, losses) = records.wait_for(&agent, |revision, _| revision != 0).await;
-        let sign = publication::sign_of_life(&agent.config.node, agent.machine.life(), revision);
-        let hold = agent.store.hold(&sign, ALIVE_SECONDS);
-        let work = async { tokio::join!(hold, publish(&agent, revision)) };
-        tokio::select! {
-            _ = work => {}
-            // Cancel-safe: what was begun is read back by the next round.
-            _ = records.wait_for(&agent, |now, lost| now != revision || lost != losses) => {}
+/// What is published, and who wakes the publisher.
+#[derive(Debug)]
+pub struct Task {
+    /// The node.
+    pub node: Arc<Node>,
+    /// Rings when an attachment came or went.
+    pub wake: Wake,
+}
+
+impl Task {
+    /// Runs for ever. Keeps the lease of a living node, too. Begins anew whenever the node's own record was written, or
+    /// the store has lost records: these may be among them, or be there again.
+    pub async fn run(self) {
+        let Self { node: agent, wake } = self;
+        let mut records =
+            Records { view: agent.board.records.changes(), holdings: agent.board.membership.changes() };
+        loop {
+            let (revision, losses) = records.wait_for(&agent, |revision, _| revision != 0).await;
+            let life = agent.board.membership.me().life();
+            let sign = publication::sign_of_life(&agent.config.node, life, revision);
+            let hold = agent.store.hold(&sign, ALIVE_SECONDS);
+            let work = async { tokio::join!(hold, publish(&agent, &wake, revision)) };
+            tokio::select! {
+                _ = work => {}
+                // Cancel-safe: what was begun is read back by the next round.
+                _ = records.wait_for(&agent, |now, lost| now != revision || lost != losses) => {}
+            }
         }
     }
 }
@@ -50,11 +64,11 @@ struct Records {
 
 impl Records {
     /// Waits until the revision of the node's own record, and how often the store has lost records, are such.
-    async fn wait_for(&mut self, agent: &Agent, are: impl Fn(i64, u64) -> bool) -> (i64, u64) {
+    async fn wait_for(&mut self, agent: &Node, are: impl Fn(i64, u64) -> bool) -> (i64, u64) {
         loop {
             let view = Arc::clone(&self.view.borrow_and_update());
             self.holdings.mark_unchanged();
-            let now = (own_revision(agent, &view), view.losses);
+            let now = (agent.board.membership.own_revision(&view), view.losses);
             if are(now.0, now.1) {
                 return now;
             }
@@ -67,21 +81,15 @@ impl Records {
     }
 }
 
-/// The revision of the node's own record in the store; 0 if it is not there, or not this node's.
-pub(crate) fn own_revision(agent: &Agent, view: &View) -> i64 {
-    let holdings = agent.board.holdings();
-    publication::own_revision(view, &agent.config.node, holdings.identity.as_ref(), agent.machine.life())
-}
-
 /// Publishes as the node whose record was written at that revision.
-async fn publish(agent: &Agent, revision: i64) {
+async fn publish(agent: &Node, wake: &Wake, revision: i64) {
     // What the store has; `None` before it was read, and after a doubt.
     let mut published: Option<Published> = None;
     loop {
         match synchronize(agent, revision, published.take()).await {
             Ok(now) => {
                 published = Some(now);
-                agent.attachments_changed.notified().await;
+                wake.rung().await;
                 sleep(BATCH).await;
             }
             Err(error) => {
@@ -103,7 +111,7 @@ enum NotPublished {
 
 /// Makes the store say what the ledger says. Returns what it says now.
 async fn synchronize(
-    agent: &Agent,
+    agent: &Node,
     revision: i64,
     published: Option<Published>,
 ) -> Result<Published, NotPublished> {

@@ -1,54 +1,88 @@
-//! The registrar's task ([`polder_ipam::tasks::Registrar`]) on a node: who wakes it.
+//! The registrar's task ([`polder_ipam::tasks`]) on a node: what it looks at, what it asks of the rest of the agent, and who
+//! wakes it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use polder_ipam::tasks::Registrar;
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::sleep;
+use polder_api::Attachment;
+use polder_ipam::Moment;
+use polder_ipam::change::Change;
+use polder_ipam::key::Range;
+use polder_ipam::record::Alive;
+use polder_ipam::registration::{Holdings, Registration};
+use polder_ipam::steward::Presence;
+use polder_ipam::store::{Contents, Outcome, StoreError};
+use polder_ipam::tasks::{Host, Registrar, RegistrarHost, teardown};
+use polder_ipam::view::View;
+use polder_store::NodeIpam;
+use polder_store::ledger::Sqlite;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use crate::agent::Agent;
+use crate::bell::Wake;
+use crate::board::set_if_changed;
+use crate::kernel::Kernel;
+use crate::kernel::desired::{pod_mtu, vtep_mac};
+use crate::machine::random_name;
+use crate::node::Node;
+use crate::owner::Owner;
 use crate::requests::{ClaimRequest, ReserveRequest};
 
 /// Between looks while something is waited for that no record announces.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Runs for ever.
-pub async fn run(
-    agent: Arc<Agent>,
-    mut claims: mpsc::Receiver<ClaimRequest>,
-    mut reservations: mpsc::Receiver<ReserveRequest>,
-) {
-    let mut view = agent.board.view.subscribe();
-    let mut underlay = agent.board.underlay.subscribe();
-    let mut registrar = Registrar::new(&*agent, &agent.me);
-    loop {
-        view.mark_unchanged();
-        underlay.mark_unchanged();
-        registrar.look().await;
-        // Cancel-safe, all of them: what is not taken is seen the next time.
-        tokio::select! {
-            _ = view.changed() => {}
-            _ = underlay.changed() => {}
-            () = agent.holdings_changed.notified() => {}
-            request = claims.recv() => {
-                let Some(request) = request else { return };
-                claim(&registrar, request).await;
-                while let Ok(request) = claims.try_recv() {
+/// How long the own view of the records may be behind what was just written.
+const CATCH_UP: Duration = Duration::from_secs(5);
+
+/// The registrar's task, and what wakes it.
+#[derive(Debug)]
+pub struct Task {
+    /// The node, to the registrar.
+    pub host: OnNode,
+    /// Rings when there may be something to give back.
+    pub wake: Wake,
+    /// Blocks are asked for.
+    pub claims: mpsc::Receiver<ClaimRequest>,
+    /// Reserved addresses are asked for.
+    pub reservations: mpsc::Receiver<ReserveRequest>,
+}
+
+impl Task {
+    /// Runs for ever.
+    pub async fn run(self) {
+        let Self { host, wake, mut claims, mut reservations } = self;
+        let agent = &host.node;
+        let mut view = agent.board.records.changes();
+        let mut underlay = agent.board.passes.underlays();
+        let mut registrar = Registrar::new(&host, agent.board.membership.me());
+        loop {
+            view.mark_unchanged();
+            underlay.mark_unchanged();
+            registrar.look().await;
+            // Cancel-safe, all of them: what is not taken is seen the next time.
+            tokio::select! {
+                _ = view.changed() => {}
+                _ = underlay.changed() => {}
+                () = wake.rung() => {}
+                request = claims.recv() => {
+                    let Some(request) = request else { return };
                     claim(&registrar, request).await;
+                    while let Ok(request) = claims.try_recv() {
+                        claim(&registrar, request).await;
+                    }
                 }
+                request = reservations.recv() => {
+                    let Some(request) = request else { return };
+                    reserve(&registrar, request).await;
+                }
+                () = sleep(RETRY) => {}
             }
-            request = reservations.recv() => {
-                let Some(request) = request else { return };
-                reserve(&registrar, request).await;
-            }
-            () = sleep(RETRY) => {}
         }
     }
 }
 
-async fn claim(registrar: &Registrar<'_, Agent>, request: ClaimRequest) {
+async fn claim(registrar: &Registrar<'_, OnNode>, request: ClaimRequest) {
     let ClaimRequest { wanted, reply } = request;
     if reply.as_ref().is_some_and(oneshot::Sender::is_closed) {
         // Whoever waited has given up, and been told that he gets nothing.
@@ -61,11 +95,122 @@ async fn claim(registrar: &Registrar<'_, Agent>, request: ClaimRequest) {
     }
 }
 
-async fn reserve(registrar: &Registrar<'_, Agent>, request: ReserveRequest) {
+async fn reserve(registrar: &Registrar<'_, OnNode>, request: ReserveRequest) {
     let ReserveRequest { wanted, owner, attachment, reply } = request;
     let result = registrar.hand_over(&wanted, &owner, &attachment).await;
     if let Err(why) = &result {
         info!(%attachment, owner, "no reserved address: {why}");
     }
     drop(reply.send(result));
+}
+
+/// The node, to the registrar: it alone tells whether the node is registered, and what it owns.
+#[derive(Debug)]
+pub struct OnNode {
+    /// The node.
+    pub node: Arc<Node>,
+    /// The kernel, for passes over all of it: it has the node's own addresses.
+    pub kernel: Owner<Kernel>,
+    /// Whether the store knows the node.
+    pub registration: watch::Sender<Registration>,
+    /// What the node owns.
+    pub holdings: watch::Sender<Arc<Holdings>>,
+    /// The machine that an operator says this one is in place of.
+    pub adopted: watch::Receiver<Option<Alive>>,
+}
+
+impl Host for OnNode {
+    type Ledger = Sqlite;
+
+    fn now(&self) -> Moment {
+        self.node.now()
+    }
+
+    fn view(&self) -> Arc<View> {
+        self.node.view()
+    }
+
+    fn registration(&self) -> Registration {
+        self.node.registration()
+    }
+
+    async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
+        self.node.commit(change).await
+    }
+
+    async fn range(&self, range: &Range) -> Result<Contents, StoreError> {
+        self.node.range(range).await
+    }
+
+    async fn ledger<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut NodeIpam, Moment) -> T + Send + 'static,
+    ) -> T {
+        self.node.ledger(job).await
+    }
+}
+
+impl RegistrarHost for OnNode {
+    fn fresh_name(&self) -> Result<String, String> {
+        random_name().map_err(|error| error.to_string())
+    }
+
+    async fn changed(&self, view: &Arc<View>, patience: Duration) {
+        let mut views = self.node.board.records.changes();
+        let _ = timeout(patience, views.wait_for(|now| !Arc::ptr_eq(now, view))).await;
+    }
+
+    async fn caught_up(&self, revision: i64) -> Result<(), StoreError> {
+        let mut views = self.node.board.records.changes();
+        match timeout(CATCH_UP, views.wait_for(|view| view.revision >= revision)).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(StoreError::NoAnswer {
+                store: self.node.store.name(),
+                reason: format!("what was written is not seen within {} s", CATCH_UP.as_secs()),
+            }),
+        }
+    }
+
+    fn presence(&self, view: &View) -> Result<Presence, String> {
+        let config = &self.node.config;
+        let underlay = self.node.board.underlay()?;
+        let Some(cluster) = &view.cluster else { return Err("the cluster has no settings yet".to_owned()) };
+        if view.own != underlay.addresses() {
+            return Err("the node's own addresses have just changed".to_owned());
+        }
+        Ok(Presence {
+            underlay: underlay.addresses(),
+            vtep_mac: vtep_mac(&cluster.record, &config.node),
+            mtu: pod_mtu(&underlay, cluster.record.backend, config.mtu).ok_or("the underlay has no MTU")?,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        })
+    }
+
+    fn surroundings(&self, view: &View) -> Result<(), String> {
+        let underlay = self.node.board.underlay()?;
+        if view.own != underlay.addresses() || view.needed != underlay.needed {
+            return Err("this node's own addresses are being read".to_owned());
+        }
+        Ok(())
+    }
+
+    fn adopted(&self) -> Option<Alive> {
+        self.adopted.borrow().clone()
+    }
+
+    fn register(&self, registration: Registration) {
+        self.registration.send_replace(registration);
+    }
+
+    fn announce(&self, holdings: Holdings) {
+        set_if_changed(&self.holdings, Arc::new(holdings));
+    }
+
+    async fn cut_off(&self, attachment: &Attachment) -> Result<(), String> {
+        teardown::cut_off(&*self.node, attachment).await
+    }
+
+    async fn remove_gateways(&self) -> Result<(), String> {
+        self.kernel.run(Kernel::remove_gateways).await.map_err(|error| error.to_string())
+    }
 }

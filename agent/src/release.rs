@@ -9,18 +9,18 @@ use polder_ipam::node::Condition;
 use polder_ipam::record::Holder;
 use polder_ipam::reservation;
 use polder_ipam::store::{Outcome, StoreError};
+use polder_ipam::tasks::ledger_failed;
+use polder_ipam::tasks::sweeper::{self, Swept};
 use polder_ipam::view::View;
 use polder_store::Store;
 use tracing::info;
 
-use crate::agent::Agent;
 use crate::kernel::Kernel;
 use crate::machine::now;
+use crate::node::Node;
 use crate::pools;
 use crate::published::Addresses;
 use crate::refused;
-use polder_ipam::tasks::ledger_failed;
-use polder_ipam::tasks::sweeper::{self, Swept};
 
 /// Attempts at a record that changes meanwhile, or whose change has an unknown outcome.
 const ATTEMPTS: usize = 8;
@@ -34,7 +34,7 @@ fn store_failed(error: StoreError) -> Refusal {
 }
 
 /// Gives the address up. Says what has come of it.
-pub async fn release(agent: &Agent, store: &Store, release: Release) -> Result<String, Refusal> {
+pub async fn release(agent: &Node, store: &Store, release: Release) -> Result<String, Refusal> {
     let (mut tried, mut is_refused) = (false, false);
     let mut failure = None;
     for _ in 0..ATTEMPTS {
@@ -79,7 +79,7 @@ pub async fn release(agent: &Agent, store: &Store, release: Release) -> Result<S
 
 /// Whether the pod that holds a reserved address is gone, as far as anybody can know, or an operator says so.
 async fn check_gone(
-    agent: &Agent,
+    agent: &Node,
     store: &Store,
     view: &View,
     address: IpAddr,
@@ -92,7 +92,7 @@ async fn check_gone(
     };
     // No word is as good as what can be seen.
     if *node == agent.config.node {
-        let interfaces = agent.pods.run(Kernel::pod_interfaces).await.map_err(Refusal::try_again)?;
+        let interfaces = agent.pods.kernel.run(Kernel::pod_interfaces).await.map_err(Refusal::try_again)?;
         if interfaces.contains(&attachment.host_interface()) {
             return lives("its interface is there");
         }
@@ -116,7 +116,7 @@ async fn check_gone(
 }
 
 /// Releases an address of one of this node's blocks, if nothing lives that has it.
-async fn of_a_block(agent: &Agent, view: &View, address: IpAddr) -> Result<String, Refusal> {
+async fn of_a_block(agent: &Node, view: &View, address: IpAddr) -> Result<String, Refusal> {
     let condition = agent.ipam.run(move |ipam| ipam.condition(address, now())).await;
     match condition.map_err(|error| ledger_failed(&error))? {
         Some(Condition::Held(held)) => {

@@ -13,7 +13,7 @@ use polder_store::Store;
 use tokio::time::timeout;
 use tracing::warn;
 
-use crate::agent::Agent;
+use crate::board::Records;
 use crate::pools;
 
 /// Attempts at a record that changes at the same time.
@@ -23,19 +23,19 @@ const ATTEMPTS: usize = 10;
 const CATCH_UP: Duration = Duration::from_secs(5);
 
 /// Removes the node. Says what its blocks wait for now.
-pub async fn remove(agent: &Agent, store: &Store, removal: Removal) -> Result<String, Refusal> {
+pub async fn remove(records: &Records, store: &Store, removal: Removal) -> Result<String, Refusal> {
     let Removal { node, dead, earlier, .. } = removal;
     let vouched = match (dead, earlier) {
         (false, _) => Vouched::No,
         (true, false) => Vouched::Yes,
         (true, true) => Vouched::Earlier,
     };
-    let mut views = agent.board.view.subscribe();
+    let mut views = records.changes();
     for _ in 0..ATTEMPTS {
         let view: Arc<View> = Arc::clone(&views.borrow_and_update());
         if view.source != Source::Store || view.lost.is_some() {
             let why = view.lost.clone().unwrap_or_else(|| "it has not been read yet".to_owned());
-            return Err(Refusal::try_again(format!("{}: {why}", agent.store.name())));
+            return Err(Refusal::try_again(format!("{}: {why}", store.name())));
         }
         let change = removal::remove(&view, &node, vouched)
             .map_err(|error| Refusal::new(RefusalKind::Invalid, error.to_string()))?;

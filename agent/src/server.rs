@@ -14,16 +14,19 @@ use polder_api::frame::{self, FrameError, HEADER};
 use polder_api::ipam::{Release, Repairs};
 use polder_api::message::{Question, Refusal, RefusalKind, Removal, Reply, Request};
 use polder_api::pool::PoolChange;
+use polder_ipam::record::Alive;
 use polder_ipam::tasks::{collect, teardown};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tracing::{Instrument, Span, debug, info, info_span, warn};
 
-use crate::agent::Agent;
 use crate::caller::Caller;
 use crate::in_flight::Wired;
+use crate::node::Node;
+use crate::reporter::Reporter;
+use crate::requests::PlanRequest;
 use crate::{
     adoption, disconnect, engine, health, inspection, pools, release, removal, service, show, status,
 };
@@ -58,60 +61,154 @@ pub fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Serves for ever.
-pub async fn run(agent: Arc<Agent>, listener: UnixListener) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let agent = Arc::clone(&agent);
-                tokio::spawn(async move {
-                    serve(&agent, stream).await;
-                    drop(place);
-                });
-            }
-            Err(error) => {
-                warn!(%error, "a connection cannot be accepted");
-                sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
+/// What requests are answered with.
+#[derive(Debug)]
+pub struct Task {
+    /// Pods come and go there.
+    pub node: Arc<Node>,
+    /// What is known of the node and the cluster.
+    pub reporter: Reporter,
+    /// Where it is asked what the next pass would change.
+    pub plans: mpsc::Sender<PlanRequest>,
+    /// The machine that an operator says this one is in place of.
+    pub adopted: watch::Sender<Option<Alive>>,
 }
 
-/// Serves one connection to its end.
-async fn serve(agent: &Arc<Agent>, mut stream: UnixStream) {
-    match stream.peer_cred() {
-        Ok(peer) if peer.uid() == 0 => {}
-        _ => return debug!("a caller that is not root is not served"),
-    }
-    let mut wiring: Option<Wired> = None;
-    loop {
-        let question = match timeout(SILENCE, read(&mut stream)).await {
-            Ok(Ok(Some(question))) => question,
-            Ok(Ok(None)) | Err(_) => break,
-            Ok(Err(error)) => {
-                let refusal =
-                    Refusal::new(RefusalKind::Invalid, format!("the request is not understood: {error}"));
-                let _ = write(&mut stream, &Reply::Refused(refusal)).await;
-                break;
+impl Task {
+    /// Serves for ever.
+    pub async fn run(self, listener: UnixListener) {
+        let task = Arc::new(self);
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        loop {
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let task = Arc::clone(&task);
+                    tokio::spawn(async move {
+                        task.serve(stream).await;
+                        drop(place);
+                    });
+                }
+                Err(error) => {
+                    warn!(%error, "a connection cannot be accepted");
+                    sleep(Duration::from_millis(100)).await;
+                }
             }
-        };
-        let span = match &question.trace {
-            Some(trace) => info_span!("call", trace),
-            None => Span::none(),
-        };
-        let Question { credentials, request, .. } = question;
-        let caller = Caller::new(&stream);
-        let answer = answer(agent, request, credentials, &caller, &mut wiring).instrument(span).await;
-        let reply = answer.unwrap_or_else(Reply::Refused);
-        if let Err(error) = write(&mut stream, &reply).await {
-            debug!(%error, "the caller is gone");
-            break;
         }
     }
-    if let Some(wired) = wiring {
-        teardown::abandoned(&**agent, wired.attachment()).await;
+
+    /// Serves one connection to its end.
+    async fn serve(&self, mut stream: UnixStream) {
+        match stream.peer_cred() {
+            Ok(peer) if peer.uid() == 0 => {}
+            _ => return debug!("a caller that is not root is not served"),
+        }
+        let mut wiring: Option<Wired> = None;
+        loop {
+            let question = match timeout(SILENCE, read(&mut stream)).await {
+                Ok(Ok(Some(question))) => question,
+                Ok(Ok(None)) | Err(_) => break,
+                Ok(Err(error)) => {
+                    let refusal =
+                        Refusal::new(RefusalKind::Invalid, format!("the request is not understood: {error}"));
+                    let _ = write(&mut stream, &Reply::Refused(refusal)).await;
+                    break;
+                }
+            };
+            let span = match &question.trace {
+                Some(trace) => info_span!("call", trace),
+                None => Span::none(),
+            };
+            let Question { credentials, request, .. } = question;
+            let caller = Caller::new(&stream);
+            let answer = self.answer(request, credentials, &caller, &mut wiring).instrument(span).await;
+            let reply = answer.unwrap_or_else(Reply::Refused);
+            if let Err(error) = write(&mut stream, &reply).await {
+                debug!(%error, "the caller is gone");
+                break;
+            }
+        }
+        if let Some(wired) = wiring {
+            teardown::abandoned(&*self.node, wired.attachment()).await;
+        }
+    }
+
+    /// Answers. What an operator wants changed is asked of the store in the operator's name.
+    async fn answer(
+        &self,
+        request: Request,
+        credentials: Option<EtcdCredentials>,
+        caller: &Caller<'_>,
+        wiring: &mut Option<Wired>,
+    ) -> Result<Reply, Refusal> {
+        if let Some(wish) = wish(&request) {
+            let by = credentials.as_ref().map(|shown| format!(", who shows {shown}")).unwrap_or_default();
+            info!("{wish} is asked for by {}{by}", caller.name());
+        }
+        let Self { node, reporter, plans, adopted } = self;
+        let records = &reporter.board().records;
+        let operators = async || {
+            let opened = reporter.store.for_operator(credentials.as_ref()).await;
+            opened.map_err(|error| Refusal::new(RefusalKind::Invalid, error.to_string()))
+        };
+        let is_in_clear =
+            credentials.as_ref().is_some_and(|shown| shown.user.is_some()) && !reporter.store.is_encrypted();
+        let reply = match request {
+            Request::Add(request) => {
+                let (reply, wired) = service::add(node, request, caller).await?;
+                *wiring = Some(wired);
+                Reply::Wiring(reply)
+            }
+            Request::Del(attachment) => {
+                // The plugin that is wiring it gives it up.
+                if wiring.as_ref().is_some_and(|wired| *wired.attachment() == attachment) {
+                    *wiring = None;
+                }
+                teardown::del(&**node, &attachment).await?;
+                Reply::Deleted
+            }
+            Request::Check(attachment) => Reply::Wiring(service::check(node, attachment).await?),
+            Request::Lease(request) => Reply::Leased(service::lease(node, request, caller).await?),
+            Request::Leased(attachment) => Reply::Leased(service::leased(node, attachment).await?),
+            Request::Collect(collection) => {
+                collect::collect(&**node, collection).await?;
+                Reply::Deleted
+            }
+            Request::Health(request) => Reply::Health(health::health(reporter, &request).await),
+            Request::Status => Reply::Status(Box::new(status::status(reporter).await)),
+            Request::Plan => Reply::Planned(engine::ask(plans).await?),
+            Request::Nodes => Reply::Nodes(status::nodes(reporter).await?),
+            Request::Pools => Reply::Pools(pools::list(records, &reporter.store).await?),
+            Request::Blocks => {
+                Reply::Blocks(pools::blocks(&reporter.config.node, records, &reporter.store).await?)
+            }
+            Request::Show(subject) => Reply::Shown(Box::new(show::show(reporter, subject).await?)),
+            Request::Inspect(repairs) => Reply::Checked(Box::new(
+                inspection::check(&node.board.membership, &operators().await?, repairs).await?,
+            )),
+            Request::Release(release) => {
+                Reply::Done(release::release(node, &operators().await?, release).await?)
+            }
+            Request::ChangePool(change) => {
+                Reply::Done(pools::change(records, &operators().await?, change).await?)
+            }
+            Request::ChangeBackend(backend) => {
+                Reply::Done(pools::change_backend(&operators().await?, backend).await?)
+            }
+            Request::RemoveNode(removal) => {
+                let store = operators().await?;
+                match disconnect::allow(node, &store, &removal).await {
+                    Ok(()) => Reply::Done(removal::remove(records, &store, removal).await?),
+                    Err(reply) => reply,
+                }
+            }
+            // The registrar acts by that word, as the node.
+            Request::AdoptNode(name) => Reply::Done(adoption::adopt(node, adopted, &name).await?),
+        };
+        Ok(match reply {
+            Reply::Done(what) if is_in_clear => Reply::Done(format!("{what}{IN_CLEAR}")),
+            reply => reply,
+        })
     }
 }
 
@@ -140,78 +237,6 @@ fn wish(request: &Request) -> Option<String> {
 /// What a careful operator wants to know of the password.
 const IN_CLEAR: &str =
     ". The password was sent to etcd without encryption: let etcd speak TLS, and write https:// endpoints";
-
-/// Answers. What an operator wants changed is asked of the store in the operator's name.
-async fn answer(
-    agent: &Arc<Agent>,
-    request: Request,
-    credentials: Option<EtcdCredentials>,
-    caller: &Caller<'_>,
-    wiring: &mut Option<Wired>,
-) -> Result<Reply, Refusal> {
-    if let Some(wish) = wish(&request) {
-        let by = credentials.as_ref().map(|shown| format!(", who shows {shown}")).unwrap_or_default();
-        info!("{wish} is asked for by {}{by}", caller.name());
-    }
-    let operators = async || {
-        let opened = agent.store.for_operator(credentials.as_ref()).await;
-        opened.map_err(|error| Refusal::new(RefusalKind::Invalid, error.to_string()))
-    };
-    let is_in_clear =
-        credentials.as_ref().is_some_and(|shown| shown.user.is_some()) && !agent.store.is_encrypted();
-    let reply = match request {
-        Request::Add(request) => {
-            let (reply, wired) = service::add(agent, request, caller).await?;
-            *wiring = Some(wired);
-            Reply::Wiring(reply)
-        }
-        Request::Del(attachment) => {
-            // The plugin that is wiring it gives it up.
-            if wiring.as_ref().is_some_and(|wired| *wired.attachment() == attachment) {
-                *wiring = None;
-            }
-            teardown::del(&**agent, &attachment).await?;
-            Reply::Deleted
-        }
-        Request::Check(attachment) => Reply::Wiring(service::check(agent, attachment).await?),
-        Request::Lease(request) => Reply::Leased(service::lease(agent, request, caller).await?),
-        Request::Leased(attachment) => Reply::Leased(service::leased(agent, attachment).await?),
-        Request::Collect(collection) => {
-            collect::collect(&**agent, collection).await?;
-            Reply::Deleted
-        }
-        Request::Health(request) => Reply::Health(health::health(agent, &request).await),
-        Request::Status => Reply::Status(Box::new(status::status(agent).await)),
-        Request::Plan => Reply::Planned(engine::ask(agent).await?),
-        Request::Nodes => Reply::Nodes(status::nodes(agent).await?),
-        Request::Pools => Reply::Pools(pools::list(agent).await?),
-        Request::Blocks => Reply::Blocks(pools::blocks(agent).await?),
-        Request::Show(subject) => Reply::Shown(Box::new(show::show(agent, subject).await?)),
-        Request::Inspect(repairs) => {
-            Reply::Checked(Box::new(inspection::check(agent, &operators().await?, repairs).await?))
-        }
-        Request::Release(release) => {
-            Reply::Done(release::release(agent, &operators().await?, release).await?)
-        }
-        Request::ChangePool(change) => Reply::Done(pools::change(agent, &operators().await?, change).await?),
-        Request::ChangeBackend(backend) => {
-            Reply::Done(pools::change_backend(&operators().await?, backend).await?)
-        }
-        Request::RemoveNode(removal) => {
-            let store = operators().await?;
-            match disconnect::allow(agent, &store, &removal).await {
-                Ok(()) => Reply::Done(removal::remove(agent, &store, removal).await?),
-                Err(reply) => reply,
-            }
-        }
-        // The registrar acts by that word, as the node.
-        Request::AdoptNode(node) => Reply::Done(adoption::adopt(agent, &node).await?),
-    };
-    Ok(match reply {
-        Reply::Done(what) if is_in_clear => Reply::Done(format!("{what}{IN_CLEAR}")),
-        reply => reply,
-    })
-}
 
 /// Reads one request; `None` at the end of the stream.
 async fn read(stream: &mut UnixStream) -> Result<Option<Question>, FrameError> {

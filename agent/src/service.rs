@@ -10,26 +10,22 @@ use polder_ipam::Block;
 use polder_ipam::ledger::Kind;
 use polder_ipam::tasks::{self, refuse};
 
-use crate::agent::Agent;
 use crate::caller::Caller;
 use crate::in_flight::Wired;
+use crate::node::Node;
 use crate::wiring::wiring;
 
 /// Gives the attachment its addresses. What is returned with the wiring holds the attachment as being wired.
-pub async fn add(
-    agent: &Agent,
-    request: AddRequest,
-    caller: &Caller<'_>,
-) -> Result<(Wiring, Wired), Refusal> {
-    let (held, wired) = tasks::add(agent, &agent.me, request, caller).await?;
+pub async fn add(agent: &Node, request: AddRequest, caller: &Caller<'_>) -> Result<(Wiring, Wired), Refusal> {
+    let (held, wired) = tasks::add(agent, agent.board.membership.me(), request, caller).await?;
     let view = agent.board.view();
     let Some(cluster) = &view.cluster else {
         return refuse(RefusalKind::TryAgain, "the cluster's settings are not known yet");
     };
-    let wiring = wiring(agent, &cluster.record, &held);
+    let wiring = wiring(&agent.board.membership, agent.features, &cluster.record, &held);
     if !wiring.strays.is_empty() {
         // The filter has to know addresses that are in none of the node's blocks.
-        agent.senders_changed.ring();
+        agent.calls.engine.ring();
     }
     Ok((wiring, wired))
 }
@@ -37,7 +33,7 @@ pub async fn add(
 /// Gives the attachment addresses for an interface that another plugin makes. What ends it is its DEL, or the end of
 /// its network namespace.
 pub async fn lease(
-    agent: &Agent,
+    agent: &Node,
     mut request: AddRequest,
     caller: &Caller<'_>,
 ) -> Result<Vec<LeasedAddress>, Refusal> {
@@ -45,12 +41,12 @@ pub async fn lease(
     if !Path::new(&request.netns).exists() {
         request.netns.clear();
     }
-    let held = tasks::lease(agent, &agent.me, request, caller).await?;
+    let held = tasks::lease(agent, agent.board.membership.me(), request, caller).await?;
     leased(agent, held.attachment).await
 }
 
 /// The addresses of an attachment whose interface is another plugin's.
-pub async fn leased(agent: &Agent, attachment: Attachment) -> Result<Vec<LeasedAddress>, Refusal> {
+pub async fn leased(agent: &Node, attachment: Attachment) -> Result<Vec<LeasedAddress>, Refusal> {
     let key = attachment.clone();
     let found = agent.ipam.run(move |ipam| {
         let held = ipam.get(&key).filter(|held| held.kind == Kind::Lease && !held.leaving)?;
@@ -68,14 +64,16 @@ pub async fn leased(agent: &Agent, attachment: Attachment) -> Result<Vec<LeasedA
 }
 
 /// Says how an attachment that is there should be wired.
-pub async fn check(agent: &Agent, attachment: Attachment) -> Result<Wiring, Refusal> {
+pub async fn check(agent: &Node, attachment: Attachment) -> Result<Wiring, Refusal> {
     let view = agent.board.view();
     let Some(cluster) = &view.cluster else {
         return refuse(RefusalKind::TryAgain, "the cluster's settings are not known yet");
     };
     let key = attachment.clone();
     match agent.ipam.run(move |ipam| ipam.get(&key).cloned()).await {
-        Some(held) if !held.leaving && held.kind == Kind::Pod => Ok(wiring(agent, &cluster.record, &held)),
+        Some(held) if !held.leaving && held.kind == Kind::Pod => {
+            Ok(wiring(&agent.board.membership, agent.features, &cluster.record, &held))
+        }
         _ => refuse(RefusalKind::Missing, format!("{attachment} is not attached")),
     }
 }

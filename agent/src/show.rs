@@ -11,18 +11,18 @@ use polder_ipam::node::Condition;
 use polder_ipam::pool::{Purpose, format_labels};
 use polder_ipam::record::PodsGone;
 use polder_ipam::removal::blocks_of;
+use polder_ipam::tasks::ledger_failed;
 use polder_ipam::view::{Known, View};
 use polder_ipam::{Cidr, Moment, Pool};
 
-use crate::agent::Agent;
 use crate::machine::now;
 use crate::pools;
 use crate::published::Addresses;
-use polder_ipam::tasks::ledger_failed;
+use crate::reporter::Reporter;
 
 /// Says what is known of the subject.
-pub async fn show(agent: &Agent, subject: Subject) -> Result<Shown, Refusal> {
-    let (facts, counts) = agent.ipam.run(|ipam| (ipam.facts(now()), ipam.counts(now()))).await;
+pub async fn show(reporter: &Reporter, subject: Subject) -> Result<Shown, Refusal> {
+    let (facts, counts) = reporter.ipam.run(|ipam| (ipam.facts(now()), ipam.counts(now()))).await;
     let mut facts = facts.map_err(|error| ledger_failed(&error))?;
     // The probe endpoint is none of the used addresses, as in `status`.
     for (owned, counted) in &mut facts.blocks {
@@ -31,17 +31,17 @@ pub async fn show(agent: &Agent, subject: Subject) -> Result<Shown, Refusal> {
     }
     let view = match subject {
         // The ledger of this node can know it.
-        Subject::Address(_) | Subject::Pod(_) => agent.board.view(),
-        _ => agent.board.records()?,
+        Subject::Address(_) | Subject::Pod(_) => reporter.board().view(),
+        _ => reporter.board().records.read()?,
     };
-    let published = Addresses::read(&agent.store).await;
+    let published = Addresses::read(&reporter.store).await;
     let mut shown = Shown::default();
     if let Some(reason) = &view.lost {
         shown.remarks.push(format!("the store is away ({reason}): this is what was known last"));
     } else if let Err(error) = &published {
         shown.remarks.push(format!("what other nodes have published is not known: {error}"));
     }
-    let look = Look { agent, view, published: published.ok(), facts, now: now() };
+    let look = Look { reporter, view, published: published.ok(), facts, now: now() };
     match subject {
         Subject::Cluster => look.cluster(&mut shown),
         Subject::Pool(name) => match look.view.every_pool().find(|known| known.record.name == name) {
@@ -69,7 +69,7 @@ const PROBE: &str =
     "it is that of this node's probe endpoint, from which the paths to other nodes are probed";
 
 struct Look<'a> {
-    agent: &'a Agent,
+    reporter: &'a Reporter,
     view: Arc<View>,
     published: Option<Addresses>,
     facts: LedgerFacts,
@@ -128,7 +128,8 @@ impl Look<'_> {
     }
 
     fn claims(&self, wanted: impl Fn(Cidr) -> bool) -> Vec<polder_api::pool::ClaimStatus> {
-        let claims = pools::claims(self.agent, &self.view, self.published.as_ref()).into_iter();
+        let claims =
+            pools::claims(&self.reporter.config.node, &self.view, self.published.as_ref()).into_iter();
         claims.filter(|claim| claim.block.to_string().parse().is_ok_and(&wanted)).collect()
     }
 
@@ -173,9 +174,9 @@ impl Look<'_> {
         } else if removed.is_empty() {
             return missing(format!("there is no node {name}: see polderctl node list"));
         }
-        shown.blocks = pools::claims(self.agent, &self.view, self.published.as_ref());
+        shown.blocks = pools::claims(&self.reporter.config.node, &self.view, self.published.as_ref());
         shown.blocks.retain(|claim| claim.node == *name);
-        if *name == self.agent.config.node {
+        if *name == self.reporter.config.node {
             self.own_counts(|_| true, shown);
         }
         shown.addresses = self.published_where(|_, published| published.node == *name);
@@ -212,7 +213,7 @@ impl Look<'_> {
         let records = self.published.iter().flat_map(|published| &published.records);
         let wanted = records.filter(|(published, _)| wanted(published.address, published));
         let status = wanted.map(|(published, _)| {
-            let held = (published.node == self.agent.config.node)
+            let held = (published.node == self.reporter.config.node)
                 .then(|| {
                     self.facts.attachments.iter().find(|held| held.addresses.contains(&published.address))
                 })
@@ -227,11 +228,11 @@ impl Look<'_> {
 
     async fn address(&self, address: IpAddr) -> Result<AddressStatus, Refusal> {
         let at = self.now;
-        let condition = self.agent.ipam.run(move |ipam| ipam.condition(address, at)).await;
+        let condition = self.reporter.ipam.run(move |ipam| ipam.condition(address, at)).await;
         Ok(match condition.map_err(|error| ledger_failed(&error))? {
             Some(condition) => self.own(address, condition),
             None => {
-                self.agent.board.records()?;
+                self.reporter.board().records.read()?;
                 self.known_elsewhere(address)
             }
         })
@@ -241,7 +242,7 @@ impl Look<'_> {
     fn own(&self, address: IpAddr, condition: Condition) -> AddressStatus {
         let ago = |moment: Moment| format!("{} s ago", self.now.since(moment).as_secs());
         let mut status = self.blank(address);
-        status.node = Some(self.agent.config.node.clone());
+        status.node = Some(self.reporter.config.node.clone());
         status.incarnation = self.facts.identity.as_ref().map(|own| own.incarnation.to_string());
         let (standing, why) = match condition {
             Condition::Held(held) => {
@@ -255,7 +256,7 @@ impl Look<'_> {
             Condition::Probe => ("probe", PROBE.to_owned()),
             Condition::Freed(moment) => {
                 status.since = Some(ago(moment));
-                let rest = self.agent.config.cooldown.saturating_sub(self.now.since(moment));
+                let rest = self.reporter.config.cooldown.saturating_sub(self.now.since(moment));
                 let left = rest.as_secs();
                 match left {
                     0 => ("free", "it was freed and has rested".to_owned()),

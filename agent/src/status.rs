@@ -10,7 +10,6 @@ use polder_api::status::{
 use polder_api::{Family, NodeName};
 use tokio::time::Instant;
 
-use crate::agent::Agent;
 use crate::board::Pass;
 use crate::health;
 use crate::host::{insides, managers};
@@ -22,38 +21,39 @@ use crate::probe;
 use crate::refused;
 use crate::removal;
 use crate::repair::Repair;
+use crate::reporter::Reporter;
 use crate::underlay::{Other, Underlay};
 use polder_ipam::shortage;
 use polder_ipam::view::{Source, View};
 
 /// This node.
-pub async fn status(agent: &Agent) -> Status {
-    let view = agent.board.view();
-    let pass = agent.board.pass();
-    let reasons = agent.board.reasons();
-    let (counts, totals, pods) = agent
+pub async fn status(reporter: &Reporter) -> Status {
+    let view = reporter.board().view();
+    let pass = reporter.board().pass();
+    let reasons = reporter.readiness.reasons();
+    let (counts, totals, pods) = reporter
         .ipam
         .run(|ipam| {
             let totals = Family::BOTH.map(|family| (family, ipam.total(family, None, now())));
             (ipam.counts(now()), totals, ipam.attachments().count())
         })
         .await;
-    let mut problems = problems(agent, &view, pass.as_deref());
-    problems.extend(refused::problems(&agent.store));
-    problems.extend(agent.board.host.borrow().iter().cloned());
-    let leases = agent.board.leases.borrow().among(|name| view.nodes.contains_key(name));
+    let mut problems = problems(reporter, &view, pass.as_deref());
+    problems.extend(refused::problems(&reporter.store));
+    problems.extend(reporter.told.host.borrow().iter().cloned());
+    let leases = reporter.told.leases.borrow().among(|name| view.nodes.contains_key(name));
     problems.extend(leases.problems(Instant::now()));
     let totals = totals.into_iter().collect();
-    let shortages = shortage::warnings(&view, &agent.config.labels, &totals);
+    let shortages = shortage::warnings(&view, &reporter.config.labels, &totals);
     problems.extend(shortages.iter().map(ToString::to_string));
-    if agent.board.obstacles().is_empty() {
-        let shortfalls = health::shortfalls(agent, None).await;
+    if reporter.board().obstacles().is_empty() {
+        let shortfalls = health::shortfalls(reporter, None).await;
         problems.extend(shortfalls.iter().map(|shortfall| format!("new pods get no address: {shortfall}")));
     }
     let Underlay { uplinks, others, .. } =
-        agent.board.underlay().map(|underlay| (*underlay).clone()).unwrap_or_default();
+        reporter.board().underlay().map(|underlay| (*underlay).clone()).unwrap_or_default();
     Status {
-        node: agent.config.node.clone(),
+        node: reporter.config.node.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         ready: reasons.is_empty(),
         reasons,
@@ -63,7 +63,7 @@ pub async fn status(agent: &Agent) -> Status {
             backend: cluster.record.backend.to_string(),
             attach: format!("{:?}", cluster.record.attach).to_lowercase(),
         }),
-        store: store(agent, &view),
+        store: store(reporter, &view),
         underlay: uplinks
             .into_values()
             .map(|uplink| UnderlayStatus {
@@ -90,7 +90,7 @@ pub async fn status(agent: &Agent) -> Status {
             })
             .collect(),
         pods,
-        missing_features: missing(agent, &view),
+        missing_features: missing(reporter, &view),
         last_pass: pass.map(|pass| PassStatus {
             count: pass.count,
             writes: pass.writes,
@@ -98,17 +98,17 @@ pub async fn status(agent: &Agent) -> Status {
             took_us: u64::try_from(pass.took.as_micros()).unwrap_or(u64::MAX),
             failures: [pass.local_failures.as_slice(), &pass.other_failures].concat(),
         }),
-        repair_count: agent.board.repairs.borrow().count,
-        repairs: agent.board.repairs.borrow().last.iter().map(repair).collect(),
-        refused_writes: refused::status(&agent.store),
+        repair_count: reporter.told.repairs.borrow().count,
+        repairs: reporter.told.repairs.borrow().last.iter().map(repair).collect(),
+        refused_writes: refused::status(&reporter.store),
     }
 }
 
 /// What is done without.
-fn missing(agent: &Agent, view: &View) -> Vec<String> {
-    let mut missing = agent.features.missing();
-    if agent.config.probe_peers {
-        missing.extend(agent.board.endpoint.borrow().missing(&view.families()));
+fn missing(reporter: &Reporter, view: &View) -> Vec<String> {
+    let mut missing = reporter.features.missing();
+    if reporter.config.probe_peers {
+        missing.extend(reporter.told.endpoint.borrow().missing(&view.families()));
     }
     missing.extend(insides::not_looked_at());
     missing.extend(managers::not_looked_at());
@@ -126,8 +126,8 @@ fn repair(repair: &Repair) -> RepairStatus {
     }
 }
 
-fn store(agent: &Agent, view: &View) -> StoreStatus {
-    let store = agent.store.name();
+fn store(reporter: &Reporter, view: &View) -> StoreStatus {
+    let store = reporter.store.name();
     let waiting = || match view.source {
         Source::Nowhere => Some("the records are being read".to_owned()),
         Source::Snapshot => Some("going by what was written down".to_owned()),
@@ -139,7 +139,7 @@ fn store(agent: &Agent, view: &View) -> StoreStatus {
     }
 }
 
-fn problems(agent: &Agent, view: &View, pass: Option<&Pass>) -> Vec<String> {
+fn problems(reporter: &Reporter, view: &View, pass: Option<&Pass>) -> Vec<String> {
     let Some(pass) = pass else {
         return view
             .refused
@@ -152,21 +152,21 @@ fn problems(agent: &Agent, view: &View, pass: Option<&Pass>) -> Vec<String> {
         _ => None,
     });
     let refused = pass.problems.iter().map(ToString::to_string);
-    let mtu = agent.config.mtu.filter(|mtu| *mtu > pass.mtu).map(|mtu| {
+    let mtu = reporter.config.mtu.filter(|mtu| *mtu > pass.mtu).map(|mtu| {
         format!("mtu {mtu} of the configuration is more than the underlay carries: pods get {}", pass.mtu)
     });
-    let verdicts = agent.board.verdicts.borrow().clone();
+    let verdicts = reporter.told.verdicts.borrow().clone();
     let closed =
         verdicts.iter().filter_map(|(key, verdict)| probe::problem(key, *verdict, pass.paths.get(key)?));
     refused.chain(unreachable).chain(closed).chain(mtu).chain(pass.other_failures.iter().cloned()).collect()
 }
 
 /// The nodes of the cluster.
-pub async fn nodes(agent: &Agent) -> Result<Vec<NodeStatus>, Refusal> {
-    let view = agent.board.records()?;
-    let pass = agent.board.pass();
+pub async fn nodes(reporter: &Reporter) -> Result<Vec<NodeStatus>, Refusal> {
+    let view = reporter.board().records.read()?;
+    let pass = reporter.board().pass();
     // The leases are not followed, because they change all the time: they are asked for.
-    let alive = leases::living(&agent.store).await.ok();
+    let alive = leases::living(&reporter.store).await.ok();
     let node = |(name, known): (&NodeName, &polder_ipam::view::Known<_>)| {
         let record: &polder_ipam::record::NodeRecord = &known.record;
         NodeStatus {
@@ -180,7 +180,7 @@ pub async fn nodes(agent: &Agent) -> Result<Vec<NodeStatus>, Refusal> {
                 .filter(|(_, claim)| claim.record.node == *name)
                 .map(|(block, _)| block.cidr().into())
                 .collect(),
-            paths: paths(agent, pass.as_deref(), name),
+            paths: paths(reporter, pass.as_deref(), name),
             alive: alive.as_ref().map(|alive| alive.contains(name)),
             version: record.version.clone(),
         }
@@ -198,9 +198,9 @@ pub async fn nodes(agent: &Agent) -> Result<Vec<NodeStatus>, Refusal> {
     Ok(view.nodes.iter().map(node).chain(removed).collect())
 }
 
-fn paths(agent: &Agent, pass: Option<&Pass>, name: &NodeName) -> Vec<PathStatus> {
-    if *name == agent.config.node {
-        let families = agent.board.view().families().into_iter();
+fn paths(reporter: &Reporter, pass: Option<&Pass>, name: &NodeName) -> Vec<PathStatus> {
+    if *name == reporter.config.node {
+        let families = reporter.board().view().families().into_iter();
         return families
             .map(|family| PathStatus {
                 family,
@@ -216,7 +216,7 @@ fn paths(agent: &Agent, pass: Option<&Pass>, name: &NodeName) -> Vec<PathStatus>
             Path::Vxlan { remote, .. } => ("vxlan", remote.to_string()),
             Path::Unreachable(reason) => ("unreachable", reason.clone()),
         };
-        let probe = probe::word(agent.board.verdicts.borrow().get(&(name.clone(), family))).to_owned();
+        let probe = probe::word(reporter.told.verdicts.borrow().get(&(name.clone(), family))).to_owned();
         Some(PathStatus { family, path: path.to_owned(), via, probe })
     };
     Family::BOTH.into_iter().filter_map(path).collect()

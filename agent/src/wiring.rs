@@ -8,15 +8,21 @@ use polder_ipam::alias;
 use polder_ipam::ledger::Held;
 use polder_ipam::record::{AttachMode, ClusterRecord};
 
-use crate::agent::Agent;
+use crate::board::Membership;
 use crate::kernel::desired::bridge_mac;
+use crate::kernel::features::Features;
 
 /// How an attachment should be wired.
-pub(crate) fn wiring(agent: &Agent, cluster: &ClusterRecord, held: &Held) -> Wiring {
-    let holdings = agent.board.holdings();
+pub(crate) fn wiring(
+    membership: &Membership,
+    features: Features,
+    cluster: &ClusterRecord,
+    held: &Held,
+) -> Wiring {
+    let holdings = membership.holdings();
     let gateways = &holdings.gateways;
     let own = |address: &IpAddr| holdings.blocks.iter().any(|owned| owned.block.cidr().has(*address));
-    let bridge = bridge_mac(&agent.config.node);
+    let bridge = bridge_mac(&membership.me().name);
     let addresses = held.addresses.iter().filter_map(|address| {
         let same_family = |gateway: &&IpAddr| Family::of(**gateway) == Family::of(*address);
         let gateway = *held.gateways.iter().chain(gateways).find(same_family)?;
@@ -26,7 +32,7 @@ pub(crate) fn wiring(agent: &Agent, cluster: &ClusterRecord, held: &Held) -> Wir
         host_interface: held.attachment.host_interface(),
         alias: alias::write(&held.attachment, held.pod.as_ref()),
         attach: match cluster.attach {
-            AttachMode::Bridge => Attach::Bridge { locked: agent.features.locked_ports },
+            AttachMode::Bridge => Attach::Bridge { locked: features.locked_ports },
             AttachMode::Routed => Attach::Routed,
         },
         mac: held.mac,

@@ -64,7 +64,7 @@ impl Me {
     }
 }
 
-/// What the tasks need of the outside.
+/// What all tasks need of the outside.
 pub trait Host {
     /// Where the node's addresses are written down.
     type Ledger: Ledger + 'static;
@@ -72,19 +72,13 @@ pub trait Host {
     /// Now, on the clock that goes on while the machine sleeps and that nobody sets.
     fn now(&self) -> Moment;
 
-    /// A name that nobody else has.
-    fn fresh_name(&self) -> Result<String, String>;
-
     /// The cluster as it is known now.
     fn view(&self) -> Arc<View>;
 
-    /// Waits until the view is another one than this, but not longer than that.
-    fn changed(&self, view: &Arc<View>, patience: Duration) -> impl Future<Output = ()>;
+    /// What the registrar has said last.
+    fn registration(&self) -> Registration;
 
-    /// Waits until the view shows what was written at that revision. Fails when that takes too long.
-    fn caught_up(&self, revision: i64) -> impl Future<Output = Result<(), StoreError>>;
-
-    /// Makes a change, or none of it. After an error it may have taken effect, unless the error says that it has not.
+    /// Makes a change of the records. After an error it may have been made, unless the error says that it has not.
     fn commit(&self, change: &Change) -> impl Future<Output = Result<Outcome, StoreError>>;
 
     /// Reads all entries of the range, as of one revision.
@@ -95,6 +89,18 @@ pub trait Host {
         &self,
         job: impl FnOnce(&mut NodeIpam<Self::Ledger>, Moment) -> T + Send + 'static,
     ) -> impl Future<Output = T>;
+}
+
+/// What the registrar needs besides.
+pub trait RegistrarHost: Host {
+    /// A name that nobody else has.
+    fn fresh_name(&self) -> Result<String, String>;
+
+    /// Waits until the view is another one than this, but not longer than that.
+    fn changed(&self, view: &Arc<View>, patience: Duration) -> impl Future<Output = ()>;
+
+    /// Waits until the view shows what was written at that revision. Fails when that takes too long.
+    fn caught_up(&self, revision: i64) -> impl Future<Output = Result<(), StoreError>>;
 
     /// How this node is reached, or what that waits for.
     fn presence(&self, view: &View) -> Result<Presence, String>;
@@ -105,17 +111,14 @@ pub trait Host {
     /// The machine that an operator says this one is in place of.
     fn adopted(&self) -> Option<Alive>;
 
-    /// What the registrar has said last.
-    fn registration(&self) -> Registration;
-
     /// Tells the other tasks whether the store knows the node.
     fn register(&self, registration: Registration);
 
     /// Tells the other tasks what the node owns.
     fn announce(&self, holdings: Holdings);
 
-    /// Takes an attachment away, or the probe endpoint: first its interface, then its addresses.
-    fn detach(&self, attachment: &Attachment) -> impl Future<Output = Result<(), String>>;
+    /// Takes an attachment of a removed node away, or the probe endpoint: [`teardown::cut_off`].
+    fn cut_off(&self, attachment: &Attachment) -> impl Future<Output = Result<(), String>>;
 
     /// Deletes the node's own addresses from the kernel.
     fn remove_gateways(&self) -> impl Future<Output = Result<(), String>>;

@@ -10,18 +10,21 @@ use polder_api::message::Wiring;
 use polder_api::{Attachment, Family};
 use polder_ipam::ledger::Held;
 use polder_ipam::record::AttachMode;
+use polder_ipam::tasks::teardown;
 use polder_netlink::namespace;
+use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::{Endpoint, Open, no_address};
-use crate::agent::Agent;
 use crate::config::StoreConfig;
+use crate::kernel::Kernel;
 use crate::kernel::endpoint::interface;
 use crate::kernel::ruleset;
 use crate::machine::now;
+use crate::node::Node;
+use crate::owner::Owner;
 use crate::wiring::wiring;
-use polder_ipam::tasks::teardown;
 
 /// Between two looks whether it is there.
 const LOOK: Duration = Duration::from_secs(2);
@@ -29,42 +32,56 @@ const LOOK: Duration = Duration::from_secs(2);
 /// Before it is tried again to make one, after that has failed.
 const RETRY: Duration = Duration::from_secs(60);
 
-/// Runs for ever.
-pub async fn run(agent: Arc<Agent>) {
-    if matches!(agent.config.store, StoreConfig::Embedded) {
-        drop(agent.board.endpoint.send_replace(Endpoint::Unneeded));
-        return pending().await;
-    }
-    let namespace = if agent.config.probe_peers {
-        new_namespace()
-            .map_err(|error| format!("a network namespace cannot be made, which needs SYS_ADMIN: {error}"))
-    } else {
-        Err("probe_peers = false in the configuration".to_owned())
-    };
-    let namespace = match namespace {
-        Ok(namespace) => Arc::new(namespace),
-        Err(reason) => {
-            if agent.config.probe_peers {
-                warn!("{reason}");
-            }
-            release(&agent).await;
-            drop(agent.board.endpoint.send_replace(Endpoint::Without(reason)));
+/// What the task works with, and its entry.
+#[derive(Debug)]
+pub struct Task {
+    /// The node, of which the endpoint has an address.
+    pub node: Arc<Node>,
+    /// The kernel, for passes over all of it.
+    pub kernel: Owner<Kernel>,
+    /// Whether the node has a probe endpoint.
+    pub endpoint: watch::Sender<Endpoint>,
+}
+
+impl Task {
+    /// Runs for ever.
+    pub async fn run(self) {
+        if matches!(self.node.config.store, StoreConfig::Embedded) {
+            drop(self.endpoint.send_replace(Endpoint::Unneeded));
             return pending().await;
         }
-    };
-    let mut passes = agent.board.pass.subscribe();
-    let mut holdings = agent.board.holdings.subscribe();
-    let mut keeper = Keeper { agent, namespace, made: None, failed: None };
-    loop {
-        passes.mark_unchanged();
-        holdings.mark_unchanged();
-        let endpoint = keeper.tend().await;
-        keeper.tell(endpoint);
-        // Cancel-safe, all of them: what is not taken is seen the next time.
-        tokio::select! {
-            _ = passes.changed() => {}
-            _ = holdings.changed() => {}
-            () = sleep(LOOK) => {}
+        let namespace = if self.node.config.probe_peers {
+            new_namespace().map_err(|error| {
+                format!("a network namespace cannot be made, which needs SYS_ADMIN: {error}")
+            })
+        } else {
+            Err("probe_peers = false in the configuration".to_owned())
+        };
+        let namespace = match namespace {
+            Ok(namespace) => Arc::new(namespace),
+            Err(reason) => {
+                if self.node.config.probe_peers {
+                    warn!("{reason}");
+                }
+                release(&self.node).await;
+                drop(self.endpoint.send_replace(Endpoint::Without(reason)));
+                return pending().await;
+            }
+        };
+        let mut passes = self.node.board.passes.changes();
+        let mut holdings = self.node.board.membership.changes();
+        let mut keeper = Keeper { task: self, namespace, made: None, failed: None };
+        loop {
+            passes.mark_unchanged();
+            holdings.mark_unchanged();
+            let endpoint = keeper.tend().await;
+            keeper.tell(endpoint);
+            // Cancel-safe, all of them: what is not taken is seen the next time.
+            tokio::select! {
+                _ = passes.changed() => {}
+                _ = holdings.changed() => {}
+                () = sleep(LOOK) => {}
+            }
         }
     }
 }
@@ -75,7 +92,7 @@ fn new_namespace() -> io::Result<File> {
 }
 
 struct Keeper {
-    agent: Arc<Agent>,
+    task: Task,
     namespace: Arc<File>,
     made: Option<Made>,
     /// When it could not be made last, and why.
@@ -92,11 +109,11 @@ struct Made {
 impl Keeper {
     /// Sees to it that the endpoint is there, where it should be.
     async fn tend(&mut self) -> Endpoint {
-        let board = &self.agent.board;
-        if board.registration.borrow().forbids().is_some() {
+        let board = &self.task.node.board;
+        if board.registration().forbids().is_some() {
             // Whoever cuts the pods off takes its addresses away, too.
             if self.made.take().is_some()
-                && let Err(error) = delete_interfaces(&self.agent).await
+                && let Err(error) = delete_interfaces(&self.task.node).await
             {
                 warn!(error, "the probe endpoint is not taken away");
             }
@@ -115,18 +132,21 @@ impl Keeper {
             return Endpoint::Without(reason.clone());
         }
         let wanted = families.clone();
-        if !self.agent.ipam.run(move |ipam| ipam.probe_fits(&wanted, now())).await {
+        if !self.task.node.ipam.run(move |ipam| ipam.probe_fits(&wanted, now())).await {
             self.give_up().await;
         }
         let mtu = pass.mtu;
-        let taken = self.agent.ipam.run(move |ipam| ipam.take_probe(&families, mtu, now())).await;
+        let taken = self.task.node.ipam.run(move |ipam| ipam.take_probe(&families, mtu, now())).await;
         let held = match taken {
             Ok(Some(held)) => Held { mtu, ..held },
             Ok(None) => return Endpoint::Without(no_address()),
             Err(error) => return Endpoint::Without(format!("its address cannot be written down: {error}")),
         };
         let host_interface = interface(cluster.record.attach);
-        let wiring = Wiring { host_interface, ..wiring(&self.agent, &cluster.record, &held) };
+        let wiring = Wiring {
+            host_interface,
+            ..wiring(&self.task.node.board.membership, self.task.node.features, &cluster.record, &held)
+        };
         let (table, mac, addresses) =
             (ruleset::table(&cluster.record, &ruleset::Lengths::new()), held.mac, held.addresses.clone());
         if self.is_made(&wiring).await {
@@ -138,7 +158,7 @@ impl Keeper {
                 self.failed = None;
                 info!(addresses = ?held.addresses, "the probe endpoint is made");
                 // Peers are told of it.
-                self.agent.holdings_changed.notify_one();
+                self.task.node.calls.registrar.ring();
             }
             Err(error) => {
                 let reason = format!("it cannot be made: {error}");
@@ -162,7 +182,7 @@ impl Keeper {
     async fn is_made(&self, wiring: &Wiring) -> bool {
         let Some(made) = &self.made else { return false };
         let name = wiring.host_interface.clone();
-        let found = self.agent.pods.run(move |kernel| kernel.index_of(&name)).await;
+        let found = self.task.node.pods.kernel.run(move |kernel| kernel.index_of(&name)).await;
         // If it cannot be asked, nothing speaks for its being gone.
         made.wiring == *wiring && found.unwrap_or(Some(made.index)) == Some(made.index)
     }
@@ -170,13 +190,13 @@ impl Keeper {
     async fn make(
         &mut self,
         wiring: Wiring,
-        admit: impl FnOnce(&mut crate::kernel::Kernel) -> Result<(), polder_netlink::Error> + Send + 'static,
+        admit: impl FnOnce(&mut Kernel) -> Result<(), polder_netlink::Error> + Send + 'static,
     ) -> Result<(), String> {
         // One of an agent that was killed goes with its namespace, a moment later.
-        delete_interfaces(&self.agent).await?;
+        delete_interfaces(&self.task.node).await?;
         let (namespace, wanted) = (Arc::clone(&self.namespace), wiring.clone());
         // Not beside a pass, which would find it half made and complete it.
-        let made = self.agent.kernel.run(move |kernel| {
+        let made = self.task.kernel.run(move |kernel| {
             admit(kernel).map_err(|error| in_full(&error))?;
             kernel.make_probe(&namespace, &wanted).map_err(|error| in_full(&error))
         });
@@ -189,11 +209,11 @@ impl Keeper {
 
     async fn give_up(&mut self) {
         self.made = None;
-        release(&self.agent).await;
+        release(&self.task.node).await;
     }
 
     fn tell(&self, endpoint: Endpoint) {
-        self.agent.board.endpoint.send_if_modified(|known| {
+        self.task.endpoint.send_if_modified(|known| {
             let is_other = match (&*known, &endpoint) {
                 (Endpoint::Open(known), Endpoint::Open(now)) => !Arc::ptr_eq(known, now),
                 (Endpoint::Without(known), Endpoint::Without(now)) => known != now,
@@ -207,22 +227,22 @@ impl Keeper {
 }
 
 /// Gives the endpoint's addresses back, if it has any.
-async fn release(agent: &Agent) {
-    if agent.ipam.run(|ipam| ipam.probe().is_none()).await {
+async fn release(node: &Node) {
+    if node.ipam.run(|ipam| ipam.probe().is_none()).await {
         return;
     }
-    if let Err(error) = delete_interfaces(agent).await {
+    if let Err(error) = delete_interfaces(node).await {
         return warn!(error, "the probe endpoint is not released, to be tried again");
     }
-    if let Err(refusal) = teardown::release(agent, &Attachment::of_probe()).await {
+    if let Err(refusal) = teardown::release(node, &Attachment::of_probe()).await {
         warn!(%refusal, "the probe endpoint is not released, to be tried again");
     }
 }
 
 /// Takes the interfaces away, whichever of the two there is.
-async fn delete_interfaces(agent: &Agent) -> Result<(), String> {
+async fn delete_interfaces(node: &Node) -> Result<(), String> {
     for attach in [AttachMode::Bridge, AttachMode::Routed] {
-        agent.reaper.delete(interface(attach)).await?;
+        node.pods.reaper.delete(interface(attach)).await?;
     }
     Ok(())
 }

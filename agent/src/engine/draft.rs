@@ -65,8 +65,8 @@ impl Engine {
 
     /// What a pass would do that began now.
     pub(super) async fn draft_now(&mut self) -> Result<Draft, String> {
-        let view = self.agent.board.view();
-        let believed = believe(&view, &self.agent.config.node);
+        let view = self.board().view();
+        let believed = believe(&view, &self.tools.config.node);
         self.look_for(&believed.peers, false).await;
         self.moves.observe(&believed.peers, Instant::now());
         let grounds = self.grounds(view, believed)?;
@@ -75,7 +75,7 @@ impl Engine {
 
     /// What a pass goes by; or why the kernel is left alone.
     pub(super) fn grounds(&self, view: Arc<View>, believed: Believed) -> Result<Grounds, String> {
-        let board = &self.agent.board;
+        let board = self.board();
         let alone = || {
             let mut reasons = board.obstacles();
             if reasons.is_empty() {
@@ -87,7 +87,7 @@ impl Engine {
         };
         let holdings = board.holdings();
         // Until the registrar has made sure that this node is who it says it is, the kernel is left alone.
-        let forbidden = board.registration.borrow().forbids().is_some();
+        let forbidden = board.registration().forbids().is_some();
         let (Some(cluster), Ok(underlay), Some(_), false) =
             (&view.cluster, board.underlay(), &holdings.identity, forbidden)
         else {
@@ -108,18 +108,18 @@ impl Engine {
     /// Reads all that there is, and decides what a pass would do.
     pub(super) async fn draft(&mut self, grounds: &Grounds) -> Result<Draft, String> {
         let Grounds { view, cluster, underlay, believed } = grounds;
-        let agent = Arc::clone(&self.agent);
         // A pool that the store has lost goes on as it was.
         let pools = view.pools.values().map(|pool| &pool.record).chain(view.lost_pools.values());
         let lengths = ruleset::lengths(pools.map(|pool| &**pool));
         let table = ruleset::table(cluster, &lengths);
         // First the kernel, then the ledger: an attachment is in the ledger before it is in the kernel, and in the
         // kernel no more when it leaves the ledger. So what is in the kernel and not in the ledger is nobody's.
-        let mut actual = match agent.kernel.run(move |kernel| kernel.snapshot(&table)).await {
+        let mut actual = match self.tools.kernel.run(move |kernel| kernel.snapshot(&table)).await {
             Ok(actual) => actual,
             Err(error) => return Err(format!("read the kernel's state: {error}")),
         };
-        let (blocks, gateways, pods) = agent
+        let (blocks, gateways, pods) = self
+            .tools
             .ipam
             .run(|ipam| {
                 let blocks: Vec<Block> = ipam.blocks().iter().map(|owned| owned.block).collect();
@@ -127,21 +127,23 @@ impl Engine {
                 (blocks, ipam.gateways().to_vec(), wired.collect::<Vec<_>>())
             })
             .await;
-        let Some(mtu) = pod_mtu(underlay, cluster.backend, agent.config.mtu) else {
+        let Some(mtu) = pod_mtu(underlay, cluster.backend, self.tools.config.mtu) else {
             return Err("the underlay has no MTU".to_owned());
         };
         let pools: Vec<Cidr> = view.pools.values().map(|pool| pool.record.cidr()).collect();
         let families = view.families();
         let prune = self.prune(view, &believed.own_blocks, &blocks);
-        let reach = self.reach.clone();
-        let registered = view.nodes.get(&agent.config.node).map(|known| known.record.underlay.as_slice());
-        let sources = self.moves.sources(underlay, registered.unwrap_or_default(), &self.own, Instant::now());
+        let reach = self.network.reach.clone();
+        let registered =
+            view.nodes.get(&self.tools.config.node).map(|known| known.record.underlay.as_slice());
+        let sources =
+            self.moves.sources(underlay, registered.unwrap_or_default(), &self.network.own, Instant::now());
         let carriers = self.carriers(underlay);
         let inputs = Inputs {
             cluster,
             pools: &pools,
             lengths: &lengths,
-            node: &agent.config.node,
+            node: &self.tools.config.node,
             blocks: &blocks,
             gateways: &gateways,
             underlay: &sources,
@@ -151,12 +153,12 @@ impl Engine {
             reach: &reach,
             pods: &pods,
             families: &families,
-            features: agent.features,
+            features: self.tools.features,
             carriers: &carriers,
         };
         let present: BTreeSet<_> = actual.state.pods.keys().cloned().collect();
         let desired = desired(&inputs, &present, &actual.advertised_to);
-        actual.sysctls = agent.sysctls.read(desired.sysctls.iter().map(|(path, _)| path));
+        actual.sysctls = self.tools.sysctls.read(desired.sysctls.iter().map(|(path, _)| path));
         let changes = plan(&desired, &actual, prune);
         let paths = inputs.reached();
         let next_hops = next_hops(&paths, &reach);
@@ -169,27 +171,27 @@ impl Engine {
     /// the cluster.
     fn carriers(&self, underlay: &Underlay) -> BTreeSet<String> {
         let uplinks = underlay.uplinks.values().map(|uplink| uplink.index);
-        let peers = self.reach.values().flatten().filter(|way| !way.local).map(|way| way.index);
-        let all = uplinks.chain(peers).chain(self.outward.world.iter().copied());
-        let names = all.filter_map(|index| self.outward.interfaces.get(&index));
+        let peers = self.network.reach.values().flatten().filter(|way| !way.local).map(|way| way.index);
+        let all = uplinks.chain(peers).chain(self.network.outward.world.iter().copied());
+        let names = all.filter_map(|index| self.network.outward.interfaces.get(&index));
         names.filter(|name| *name != LOOPBACK).cloned().collect()
     }
 
     /// Whether all is known that the node is to have, so that what is in no record is garbage.
     fn prune(&mut self, view: &View, own_blocks: &[Block], blocks: &[Block]) -> Prune {
-        if view.losses != self.losses {
-            self.losses = view.losses;
+        if view.losses != self.losses.known {
+            self.losses.known = view.losses;
             warn!("the store has lost records: what leads to the nodes that they were about stays for now");
-            self.prune_from = Some(Instant::now() + LOSS_GRACE);
+            self.losses.prune_from = Some(Instant::now() + LOSS_GRACE);
         }
-        let holdings = self.agent.board.holdings();
-        let own = view.nodes.get(&self.agent.config.node);
+        let holdings = self.board().holdings();
+        let own = view.nodes.get(&self.tools.config.node);
         let registered = own.is_some_and(|own| {
             holdings.identity.as_ref().is_some_and(|identity| identity.incarnation == own.record.incarnation)
         });
         let adopted = own_blocks.iter().all(|block| blocks.contains(block));
-        let complete = view.source == Source::Store && registered && adopted && !self.doubt;
-        if complete && self.prune_from.is_none() { Prune::Yes } else { Prune::No }
+        let complete = view.source == Source::Store && registered && adopted && !self.network.doubt;
+        if complete && self.losses.prune_from.is_none() { Prune::Yes } else { Prune::No }
     }
 }
 

@@ -8,17 +8,16 @@ use polder_ipam::registration::Registration;
 use tokio::time::sleep_until;
 
 use super::Engine;
-use crate::agent::Agent;
 
 /// Works out what the first pass would do, and publishes it as if it were done. Waits until the registrar is done, for so long;
 /// then says what is still in the way.
-pub async fn rehearse(agent: Arc<Agent>, patience: Duration) -> Result<Vec<String>, Vec<String>> {
+pub async fn rehearse(engine: &mut Engine, patience: Duration) -> Result<Vec<String>, Vec<String>> {
     let deadline = Instant::now() + patience;
-    let mut view = agent.board.view.subscribe();
-    let mut holdings = agent.board.holdings.subscribe();
-    let mut registration = agent.board.registration.subscribe();
-    let mut endpoints = agent.board.endpoints.subscribe();
-    let mut engine = Engine::new(Arc::clone(&agent));
+    let board = engine.board().clone();
+    let mut view = board.records.changes();
+    let mut holdings = board.membership.changes();
+    let mut registration = board.membership.registrations();
+    let mut endpoints = engine.tools.store_at.clone();
     loop {
         view.mark_unchanged();
         holdings.mark_unchanged();
@@ -27,14 +26,14 @@ pub async fn rehearse(agent: Arc<Agent>, patience: Duration) -> Result<Vec<Strin
         if let Registration::Conflict(reason) | Registration::Removed(reason) = state {
             return Err(vec![reason]);
         }
-        let believed = believe(&agent.board.view(), &agent.config.node);
+        let believed = believe(&board.view(), &board.membership.me().name);
         engine.choose_underlay(&believed.peers).await;
         let drafted = engine.draft_now().await;
         let reasons = match drafted {
             Ok(draft) => {
                 let changes = draft.changes();
-                agent.board.pass.send_replace(Some(Arc::new(draft.pass)));
-                match agent.board.obstacles() {
+                engine.entries.pass.send_replace(Some(Arc::new(draft.pass)));
+                match board.obstacles() {
                     obstacles if !obstacles.is_empty() => obstacles,
                     _ if state == Registration::Registered => return Ok(changes),
                     _ => vec!["the node is not registered yet".to_owned()],

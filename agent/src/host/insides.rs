@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use polder_api::Attachment;
@@ -13,12 +14,16 @@ use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::record::ClusterRecord;
 use polder_netlink::inside::Inside;
 use polder_netlink::{Error, RouteSocket, namespace};
+use polder_store::NodeIpam;
 use tokio::task::spawn_blocking;
 use tracing::{debug, info};
 
-use crate::agent::Agent;
+use crate::board::Membership;
 use crate::capability::Capability;
+use crate::in_flight::InFlight;
 use crate::kernel::Kernel;
+use crate::kernel::features::Features;
+use crate::owner::Owner;
 use crate::wiring::wiring;
 
 /// Pods that are looked into at a time. One takes some 0.3 ms, on a thread that nobody waits for.
@@ -40,6 +45,21 @@ pub enum Look {
     Barred(String),
 }
 
+/// Looks into pods.
+#[derive(Debug, Clone)]
+pub struct Looker {
+    /// The kernel, for what a single pod needs at once.
+    pub pods: Owner<Kernel>,
+    /// The node's addresses.
+    pub ipam: Owner<NodeIpam>,
+    /// Attachments that somebody works on.
+    pub in_flight: Arc<InFlight>,
+    /// Which node it is, and what it has.
+    pub membership: Membership,
+    /// What the kernel can do.
+    pub features: Features,
+}
+
 /// What is known of pods' own sides.
 #[derive(Debug, Default)]
 pub struct Insides {
@@ -54,21 +74,22 @@ pub struct Insides {
 impl Insides {
     /// Looks into some more pods, and again into those that were different. Returns what is to be said of all. Looks into none
     /// where the agent may not: see [`not_looked_at`].
-    pub async fn look(&mut self, agent: &Agent, cluster: &ClusterRecord) -> Vec<String> {
+    pub async fn look(&mut self, looker: &Looker, cluster: &ClusterRecord) -> Vec<String> {
         if !Capability::SysAdmin.is_held() {
             return Vec::new();
         }
-        let held: Vec<Held> = agent.ipam.run(|ipam| ipam.attachments().cloned().collect()).await;
+        let held: Vec<Held> = looker.ipam.run(|ipam| ipam.attachments().cloned().collect()).await;
         let idle: BTreeMap<Attachment, Held> = held
             .into_iter()
-            .filter(|held| can_be_looked_into(held) && !agent.in_flight.has(&held.attachment))
+            .filter(|held| can_be_looked_into(held) && !looker.in_flight.has(&held.attachment))
             .map(|held| (held.attachment.clone(), held))
             .collect();
         self.different.retain(|attachment, _| idle.contains_key(attachment));
         for attachment in self.due(idle.keys()) {
             let held = &idle[&attachment];
-            let found = look_into(agent, cluster, held).await;
-            self.take(agent, held, found);
+            let found = looker.look_into(cluster, held).await;
+            // Somebody may have begun to take it away meanwhile.
+            self.take(held, found, !looker.in_flight.has(&held.attachment));
         }
         let certain = self.different.values().filter(|(looks, _)| *looks >= LOOKS);
         certain.map(|(_, problem)| problem.clone()).collect()
@@ -86,9 +107,7 @@ impl Insides {
         due.into_iter().chain(self.different.keys().take(AT_A_TIME).cloned()).collect()
     }
 
-    fn take(&mut self, agent: &Agent, held: &Held, found: Look) {
-        // Somebody may have begun to take it away meanwhile.
-        let is_idle = !agent.in_flight.has(&held.attachment);
+    fn take(&mut self, held: &Held, found: Look, is_idle: bool) {
         match found {
             Look::Different(what) if is_idle => {
                 let looks = self.different.get(&held.attachment).map_or(0, |(looks, _)| *looks);
@@ -141,25 +160,27 @@ pub fn problem(held: &Held, what: &str) -> String {
     )
 }
 
-/// Compares the pod's own side with what was wired, which is what CHECK compares, too.
-pub async fn look_into(agent: &Agent, cluster: &ClusterRecord, held: &Held) -> Look {
-    let wiring = wiring(agent, cluster, held);
-    let inside = Inside {
-        interface: held.attachment.interface.clone(),
-        mac: wiring.mac,
-        addresses: wiring.addresses,
-        gateway_mac: wiring.gateway_mac,
-    };
-    let netns = held.netns.clone();
-    let looked = spawn_blocking(move || compare(Path::new(&netns), &inside)).await;
-    match looked.unwrap_or_else(|error| Look::Barred(error.to_string())) {
-        Look::Different(what) => {
-            // Without its interface the pod is gone: that is the sweeper's business.
-            let name = held.attachment.host_interface();
-            let lives = agent.pods.run(move |kernel: &mut Kernel| kernel.has_pod(&name)).await;
-            if lives.is_ok_and(|lives| lives) { Look::Different(what) } else { Look::Gone }
+impl Looker {
+    /// Compares the pod's own side with what was wired, which is what CHECK compares, too.
+    pub async fn look_into(&self, cluster: &ClusterRecord, held: &Held) -> Look {
+        let wiring = wiring(&self.membership, self.features, cluster, held);
+        let inside = Inside {
+            interface: held.attachment.interface.clone(),
+            mac: wiring.mac,
+            addresses: wiring.addresses,
+            gateway_mac: wiring.gateway_mac,
+        };
+        let netns = held.netns.clone();
+        let looked = spawn_blocking(move || compare(Path::new(&netns), &inside)).await;
+        match looked.unwrap_or_else(|error| Look::Barred(error.to_string())) {
+            Look::Different(what) => {
+                // Without its interface the pod is gone: that is the sweeper's business.
+                let name = held.attachment.host_interface();
+                let lives = self.pods.run(move |kernel: &mut Kernel| kernel.has_pod(&name)).await;
+                if lives.is_ok_and(|lives| lives) { Look::Different(what) } else { Look::Gone }
+            }
+            other => other,
         }
-        other => other,
     }
 }
 

@@ -14,8 +14,8 @@ use tracing::{debug, warn};
 use super::mend::mend;
 use super::own::{Finding, Look, look};
 use super::patience;
-use crate::agent::Agent;
-use crate::publisher::own_revision;
+use crate::host::insides::Looker;
+use crate::node::Node;
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -30,37 +30,49 @@ const PUTTING_BACK: Duration = Duration::from_secs(60);
 const ROOM: usize = 16;
 const LONGEST: usize = 240;
 
-/// Answers every check that is asked for from now on, for ever.
-pub async fn run(agent: Arc<Agent>) {
-    let mut views = agent.board.view.subscribe();
-    let mut answered: Option<Nonce> = None;
-    let mut losses = (0, None);
-    let mut known = false;
-    loop {
-        let view = Arc::clone(&views.borrow_and_update());
-        if view.losses != losses.0 {
-            losses = (view.losses, Some(Instant::now()));
-        }
-        // One that is not who the records say must not answer in his place.
-        let asked = view.inspection.as_ref().filter(|_| own_revision(&agent, &view) != 0);
-        let is_new = asked.is_some_and(|asked| answered.as_ref() != Some(&asked.record.id));
-        if let Some(asked) = asked.filter(|_| is_new) {
-            answered = Some(asked.record.id.clone());
-            // What was asked for before this agent was there, nobody waits for.
-            if known {
-                let putting_back = losses.1.is_some_and(|lost: Instant| lost.elapsed() < PUTTING_BACK);
-                answer(&agent, asked, putting_back).await;
+/// What a node looks at itself with.
+#[derive(Debug)]
+pub struct Task {
+    /// The node.
+    pub node: Arc<Node>,
+    /// Looks into pods.
+    pub looker: Looker,
+}
+
+impl Task {
+    /// Answers every check that is asked for from now on, for ever.
+    pub async fn run(self) {
+        let mut views = self.node.board.records.changes();
+        let mut answered: Option<Nonce> = None;
+        let mut losses = (0, None);
+        let mut known = false;
+        loop {
+            let view = Arc::clone(&views.borrow_and_update());
+            if view.losses != losses.0 {
+                losses = (view.losses, Some(Instant::now()));
             }
-        }
-        known |= view.source == Source::Store;
-        if views.changed().await.is_err() {
-            return;
+            // One that is not who the records say must not answer in his place.
+            let asked =
+                view.inspection.as_ref().filter(|_| self.node.board.membership.own_revision(&view) != 0);
+            let is_new = asked.is_some_and(|asked| answered.as_ref() != Some(&asked.record.id));
+            if let Some(asked) = asked.filter(|_| is_new) {
+                answered = Some(asked.record.id.clone());
+                // What was asked for before this agent was there, nobody waits for.
+                if known {
+                    let putting_back = losses.1.is_some_and(|lost: Instant| lost.elapsed() < PUTTING_BACK);
+                    answer(&self.node, &self.looker, asked, putting_back).await;
+                }
+            }
+            known |= view.source == Source::Store;
+            if views.changed().await.is_err() {
+                return;
+            }
         }
     }
 }
 
-async fn answer(agent: &Agent, asked: &Known<InspectionRecord>, putting_back: bool) {
-    match examine(agent, asked.record.repairs, putting_back).await {
+async fn answer(agent: &Node, looker: &Looker, asked: &Known<InspectionRecord>, putting_back: bool) {
+    match examine(agent, looker, asked.record.repairs, putting_back).await {
         Ok((mut deviations, look)) => {
             deviations.sort_by_key(|deviation| deviation.repaired);
             let left_out =
@@ -92,13 +104,14 @@ fn short(mut deviation: DeviationStatus) -> DeviationStatus {
 
 /// What deviates on this node, and was put right.
 async fn examine(
-    agent: &Agent,
+    agent: &Node,
+    looker: &Looker,
     repairs: Repairs,
     putting_back: bool,
 ) -> Result<(Vec<DeviationStatus>, Look), String> {
-    let looker = Looker { agent, putting_back, until: Instant::now() + patience(repairs) };
-    let (findings, last) = looker.settle().await?;
-    if findings.is_empty() || repairs == Repairs::None || Instant::now() >= looker.until {
+    let looking = Looking { agent, looker, putting_back, until: Instant::now() + patience(repairs) };
+    let (findings, last) = looking.settle().await?;
+    if findings.is_empty() || repairs == Repairs::None || Instant::now() >= looking.until {
         return Ok((findings.iter().map(|finding| status(finding, false)).collect(), last));
     }
     for finding in &findings {
@@ -106,7 +119,7 @@ async fn examine(
             mend(agent, repair).await;
         }
     }
-    let again = looker.look().await?;
+    let again = looking.look().await?;
     let counts = Look { findings: findings.clone(), ..again.clone() };
     let until = Instant::now() + CERTAIN;
     let mut left = again;
@@ -114,24 +127,25 @@ async fn examine(
         && Instant::now() < until
     {
         sleep(PAUSE).await;
-        left = looker.look().await?;
+        left = looking.look().await?;
     }
     let mended = findings.iter().map(|finding| status(finding, !has(&left, finding)));
     Ok((mended.collect(), Look { attachments: left.attachments, interfaces: left.interfaces, ..counts }))
 }
 
 /// Looks at this node, as long as somebody waits for what it finds.
-struct Looker<'a> {
-    agent: &'a Agent,
+struct Looking<'a> {
+    agent: &'a Node,
+    looker: &'a Looker,
     putting_back: bool,
     until: Instant,
 }
 
-impl Looker<'_> {
+impl Looking<'_> {
     /// Looks, and again if it cannot be done: the store may be slow just now.
     async fn look(&self) -> Result<Look, String> {
         loop {
-            match look(self.agent, self.putting_back).await {
+            match look(self.agent, self.looker, self.putting_back).await {
                 Err(error) if Instant::now() < self.until => {
                     debug!(error, "this node cannot look at itself yet");
                     sleep(PAUSE).await;

@@ -10,13 +10,12 @@ use polder_ipam::tasks::sweeper;
 use tracing::{info, warn};
 
 use super::own::Mend;
-use crate::agent::Agent;
 use crate::kernel::snapshot::AttachedPod;
 use crate::machine::now;
-use crate::publisher::own_revision;
+use crate::node::Node;
 
 /// Carries a repair out. Whether it has succeeded, another look tells.
-pub(super) async fn mend(agent: &Agent, mend: Mend) {
+pub(super) async fn mend(agent: &Node, mend: Mend) {
     let done = match &mend {
         Mend::Release(attachment) => {
             sweeper::sweep(agent, attachment, "a check has found that it is gone").await.map(drop)
@@ -28,7 +27,7 @@ pub(super) async fn mend(agent: &Agent, mend: Mend) {
         }
         Mend::Restore(pod) => restore(agent, pod).await,
         Mend::Reconcile => {
-            agent.holdings_changed.notify_one();
+            agent.calls.registrar.ring();
             Ok(())
         }
     };
@@ -38,11 +37,14 @@ pub(super) async fn mend(agent: &Agent, mend: Mend) {
     }
 }
 
-fn me(agent: &Agent) -> Member {
-    Member { node: agent.config.node.clone(), revision: own_revision(agent, &agent.board.view()) }
+fn me(agent: &Node) -> Member {
+    Member {
+        node: agent.config.node.clone(),
+        revision: agent.board.membership.own_revision(&agent.board.view()),
+    }
 }
 
-async fn commit(agent: &Agent, change: Change) -> Result<(), String> {
+async fn commit(agent: &Node, change: Change) -> Result<(), String> {
     match agent.store.commit(&change).await {
         Ok(Outcome::Applied { .. }) => Ok(()),
         Ok(Outcome::Refused) => Err("its record, or that of this node, has changed meanwhile".to_owned()),
@@ -51,7 +53,7 @@ async fn commit(agent: &Agent, change: Change) -> Result<(), String> {
 }
 
 /// Publishes that the attachment has the address, while nobody can take it away.
-async fn publish(agent: &Agent, held: &Held, address: std::net::IpAddr) -> Result<(), String> {
+async fn publish(agent: &Node, held: &Held, address: std::net::IpAddr) -> Result<(), String> {
     let Some(_held) = agent.in_flight.hold(&held.attachment) else { return Ok(()) };
     let attachment = held.attachment.clone();
     let is_there = agent.ipam.run(move |ipam| ipam.get(&attachment).is_some_and(|held| !held.leaving)).await;
@@ -64,11 +66,11 @@ async fn publish(agent: &Agent, held: &Held, address: std::net::IpAddr) -> Resul
 }
 
 /// Takes down a pod that lives and that the ledger does not have.
-async fn restore(agent: &Agent, pod: &AttachedPod) -> Result<(), String> {
+async fn restore(agent: &Node, pod: &AttachedPod) -> Result<(), String> {
     let (attachment, _) = pod.alias.split_once(' ').unwrap_or((&pod.alias, ""));
     let attachment: Attachment = attachment.parse().map_err(|error: InvalidName| error.to_string())?;
     let Some(_held) = agent.in_flight.hold(&attachment) else { return Ok(()) };
-    let interfaces = agent.pods.run(crate::kernel::Kernel::pod_interfaces).await;
+    let interfaces = agent.pods.kernel.run(crate::kernel::Kernel::pod_interfaces).await;
     if !interfaces.map_err(|error| error.to_string())?.contains(&pod.name) {
         return Ok(());
     }
@@ -86,8 +88,8 @@ async fn restore(agent: &Agent, pod: &AttachedPod) -> Result<(), String> {
     };
     let restored = agent.ipam.run(move |ipam| ipam.restore(held)).await;
     restored.map_err(|error| error.to_string())?;
-    agent.attachments_changed.notify_one();
+    agent.calls.publisher.ring();
     // The filter has to know its addresses.
-    agent.senders_changed.ring();
+    agent.calls.engine.ring();
     Ok(())
 }

@@ -13,12 +13,12 @@ use polder_ipam::key::Key;
 use polder_ipam::ledger::Held;
 use polder_ipam::view::View;
 
-use crate::agent::Agent;
-use crate::host::insides;
+use crate::host::insides::{self, Looker};
 use crate::kernel::Kernel;
 use crate::kernel::inspection::SeenPod;
 use crate::kernel::snapshot::AttachedPod;
 use crate::machine::now;
+use crate::node::Node;
 use crate::presence::Presence;
 use crate::published::Addresses;
 
@@ -76,14 +76,15 @@ struct Read {
 type Unknown = BTreeMap<Attachment, Option<AttachedPod>>;
 
 /// Looks at the node. While its pods come and go, one look may find what is not so: only what another finds, too, is.
-pub(super) async fn look(agent: &Agent, putting_back: bool) -> Result<Look, String> {
+pub(super) async fn look(agent: &Node, looker: &Looker, putting_back: bool) -> Result<Look, String> {
     let range = Key::addresses_of(&agent.config.node);
     let published = Addresses::read_range(&agent.store, &range).await.map_err(|error| error.to_string())?;
     let before = agent.in_flight.all();
     let read = agent.ipam.run(|ipam| Ok((ipam.facts(now())?, ipam.astray()?))).await;
     let (ledger, astray) =
         read.map_err(|error: polder_ipam::ledger::LedgerError| format!("read the ledger: {error}"))?;
-    let kernel = agent.pods.run(|kernel: &mut Kernel| Ok((kernel.seen_pods()?, kernel.gateways()?))).await;
+    let kernel =
+        agent.pods.kernel.run(|kernel: &mut Kernel| Ok((kernel.seen_pods()?, kernel.gateways()?))).await;
     let (seen, gateways) =
         kernel.map_err(|error: polder_netlink::Error| format!("read the interfaces: {error}"))?;
     let in_flight = before.union(&agent.in_flight.all()).cloned().collect();
@@ -91,11 +92,11 @@ pub(super) async fn look(agent: &Agent, putting_back: bool) -> Result<Look, Stri
     for attachment in seen.iter().filter_map(SeenPod::attachment) {
         if !ledger.attachments.iter().any(|held| held.attachment == attachment) {
             let sought = attachment.clone();
-            let inside = agent.pods.run(move |kernel: &mut Kernel| kernel.look_inside(&sought)).await;
+            let inside = agent.pods.kernel.run(move |kernel: &mut Kernel| kernel.look_inside(&sought)).await;
             unknown.insert(attachment, inside.map_err(|error| format!("look into a pod: {error}"))?);
         }
     }
-    let inside = changed_inside(agent, &ledger, &in_flight).await;
+    let inside = changed_inside(agent, looker, &ledger, &in_flight).await;
     let read = Read { ledger, astray, seen, unknown, gateways, published };
     let mut look = judge(agent, &agent.board.view(), read, in_flight, putting_back);
     look.findings.extend(inside);
@@ -104,7 +105,8 @@ pub(super) async fn look(agent: &Agent, putting_back: bool) -> Result<Look, Stri
 
 /// Pods whose own side is not as it was wired.
 async fn changed_inside(
-    agent: &Agent,
+    agent: &Node,
+    looker: &Looker,
     ledger: &LedgerFacts,
     in_flight: &BTreeSet<Attachment>,
 ) -> Vec<Finding> {
@@ -114,7 +116,7 @@ async fn changed_inside(
     let idle = |held: &&Held| insides::can_be_looked_into(held) && !in_flight.contains(&held.attachment);
     let mut findings = Vec::new();
     for held in ledger.attachments.iter().filter(idle) {
-        if let insides::Look::Different(what) = insides::look_into(agent, &cluster, held).await {
+        if let insides::Look::Different(what) = looker.look_into(&cluster, held).await {
             let what = format!("{} on {} is not as it was wired: {what}", held.attachment, agent.config.node);
             let remedy = "make the pod anew: delete it, and let whoever made it make another";
             let deviation = deviation(Invariant::Wired, &agent.config.node, what, remedy);
@@ -124,13 +126,7 @@ async fn changed_inside(
     findings
 }
 
-fn judge(
-    agent: &Agent,
-    view: &View,
-    read: Read,
-    in_flight: BTreeSet<Attachment>,
-    putting_back: bool,
-) -> Look {
+fn judge(agent: &Node, view: &View, read: Read, in_flight: BTreeSet<Attachment>, putting_back: bool) -> Look {
     let Read { ledger, astray, seen, unknown, gateways, published } = read;
     let me = &agent.config.node;
     let interfaces: Vec<Interface> = seen.iter().filter_map(|pod| interface(pod, &ledger)).collect();
@@ -143,7 +139,7 @@ fn judge(
     };
     let node = NodeFacts {
         name: me.clone(),
-        boot_id: agent.machine.boot_id.clone(),
+        boot_id: agent.board.membership.me().boot_id.clone(),
         ledger: Some(ledger.clone()),
         kernel: Some(kernel),
         in_flight: in_flight.clone(),

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use polder_api::NodeName;
 use polder_ipam::view::{Source, View};
+use polder_store::Store;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use super::{CONFIRM, Leases, living};
-use crate::agent::Agent;
+use crate::board::Records;
 
 /// The longest time between two questions, in a cluster that is not large.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -18,60 +20,77 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// What each node adds to that time: together the agents ask for some 20 lists of all leases a second, however many they are.
 const FOR_EACH: Duration = Duration::from_millis(50);
 
-/// Runs for ever.
-pub async fn run(agent: Arc<Agent>) {
-    let mut view = agent.board.view.subscribe();
-    // Agents that were started together do not ask together.
-    let mut next = Instant::now() + agent.config.resync.min(LONGEST).mul_f64(fraction(&agent.config.node));
-    loop {
-        if view.wait_for(|view| is_current(view)).await.is_err() {
-            return;
-        }
-        // Cancel-safe, both: nothing is taken by waiting.
-        let lost = tokio::select! {
-            () = sleep_until(next) => false,
-            lost = view.wait_for(|view| !is_current(view)) => lost.is_ok(),
-        };
-        let now = Instant::now();
-        if lost {
-            // Leases may be missing for no other reason than that the store was away.
-            drop(agent.board.leases.send_replace(Arc::default()));
-            next = now + CONFIRM;
-            continue;
-        }
-        let known = Arc::clone(&agent.board.leases.borrow());
-        let leases = look(&agent, &known).await;
-        log(&known, &leases);
-        next = leases.next(pause(&agent), now);
-        drop(agent.board.leases.send_replace(Arc::new(leases)));
-    }
+/// What the task reads, and its entry.
+#[derive(Debug)]
+pub struct Task {
+    /// This node, which need not be asked for.
+    pub node: NodeName,
+    /// The time between two timed passes.
+    pub resync: Duration,
+    /// Where the leases are.
+    pub store: Store,
+    /// The cluster, with the nodes that leases are looked for.
+    pub records: Records,
+    /// Which other nodes' agents are not alive.
+    pub leases: watch::Sender<Arc<Leases>>,
 }
 
-/// Asks the store, if there is anybody to ask for.
-async fn look(agent: &Agent, known: &Leases) -> Leases {
-    let me = &agent.config.node;
-    let others: BTreeSet<NodeName> =
-        agent.board.view().nodes.keys().filter(|name| *name != me).cloned().collect();
-    let answer = if others.is_empty() { Ok(BTreeSet::new()) } else { living(&agent.store).await };
-    let mut leases = Leases::default();
-    // Without an answer nothing is known, also of those that were missing before.
-    if let Ok(living) = answer {
-        leases.clone_from(known);
-        leases.take(&others, &living, Instant::now());
+impl Task {
+    /// Runs for ever.
+    pub async fn run(self) {
+        let mut view = self.records.changes();
+        // Agents that were started together do not ask together.
+        let mut next = Instant::now() + self.resync.min(LONGEST).mul_f64(fraction(&self.node));
+        loop {
+            if view.wait_for(|view| is_current(view)).await.is_err() {
+                return;
+            }
+            // Cancel-safe, both: nothing is taken by waiting.
+            let lost = tokio::select! {
+                () = sleep_until(next) => false,
+                lost = view.wait_for(|view| !is_current(view)) => lost.is_ok(),
+            };
+            let now = Instant::now();
+            if lost {
+                // Leases may be missing for no other reason than that the store was away.
+                drop(self.leases.send_replace(Arc::default()));
+                next = now + CONFIRM;
+                continue;
+            }
+            let known = Arc::clone(&self.leases.borrow());
+            let leases = self.look(&known).await;
+            log(&known, &leases);
+            next = leases.next(self.pause(), now);
+            drop(self.leases.send_replace(Arc::new(leases)));
+        }
     }
-    leases
+
+    /// Asks the store, if there is anybody to ask for.
+    async fn look(&self, known: &Leases) -> Leases {
+        let me = &self.node;
+        let others: BTreeSet<NodeName> =
+            self.records.view().nodes.keys().filter(|name| *name != me).cloned().collect();
+        let answer = if others.is_empty() { Ok(BTreeSet::new()) } else { living(&self.store).await };
+        let mut leases = Leases::default();
+        // Without an answer nothing is known, also of those that were missing before.
+        if let Ok(living) = answer {
+            leases.clone_from(known);
+            leases.take(&others, &living, Instant::now());
+        }
+        leases
+    }
+
+    /// The time between two questions: the one between two timed passes, or what a large cluster needs.
+    fn pause(&self) -> Duration {
+        let nodes = u32::try_from(self.records.view().nodes.len()).unwrap_or(u32::MAX);
+        let pause = self.resync.min(LONGEST).max(FOR_EACH.saturating_mul(nodes));
+        pause.mul_f64(0.9 + 0.2 * fraction(&self.node))
+    }
 }
 
 /// Whether the records are those of the store as it is.
 fn is_current(view: &View) -> bool {
     view.source == Source::Store && view.lost.is_none()
-}
-
-/// The time between two questions: the one between two timed passes, or what a large cluster needs.
-fn pause(agent: &Agent) -> Duration {
-    let nodes = u32::try_from(agent.board.view().nodes.len()).unwrap_or(u32::MAX);
-    let pause = agent.config.resync.min(LONGEST).max(FOR_EACH.saturating_mul(nodes));
-    pause.mul_f64(0.9 + 0.2 * fraction(&agent.config.node))
 }
 
 /// A number from 0 to 1 that differs from node to node.
@@ -92,5 +111,31 @@ fn log(before: &Leases, now: &Leases) {
         before
             .difference(&after)
             .for_each(|node| info!(%node, "its agent is alive again, or the node is gone"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use polder_store::Embedded;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn while_the_store_is_away_nothing_is_known_of_other_nodes() {
+        let patience = Duration::from_secs(30);
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::Embedded(Embedded::open(&folder.path().join("store")).unwrap());
+        let mut current = View::default();
+        current.source = Source::Store;
+        let (follower, view) = watch::channel(Arc::new(current));
+        let (leases, mut told) = watch::channel(Arc::<Leases>::default());
+        let (node, resync) = ("n1".parse().unwrap(), Duration::from_millis(1));
+        let task = Task { node, resync, store, records: Records::new(view), leases };
+        let running = tokio::spawn(task.run());
+        drop(timeout(patience, told.wait_for(|leases| leases.are_known())).await.unwrap().unwrap());
+        follower.send_modify(|view| Arc::make_mut(view).lost = Some("no answer".to_owned()));
+        drop(timeout(patience, told.wait_for(|leases| !leases.are_known())).await.unwrap().unwrap());
+        running.abort();
     }
 }

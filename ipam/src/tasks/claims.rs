@@ -6,7 +6,7 @@ use std::time::Duration;
 use polder_api::{Family, NodeName, PoolName};
 use tracing::info;
 
-use super::{Host, Registrar};
+use super::{Registrar, RegistrarHost};
 use crate::change::Claim;
 use crate::claim::{Claimant, NoClaim, next_block};
 use crate::ids::Nonce;
@@ -36,7 +36,7 @@ enum Attempted {
     Unknown(StoreError),
 }
 
-impl<H: Host> Registrar<'_, H> {
+impl<H: RegistrarHost> Registrar<'_, H> {
     /// Serves a wish for another block, unless there are free addresses again: one for whoever waits, or as many as there
     /// should always be.
     pub async fn serve(&self, wanted: BlockRequest, somebody_waits: bool) -> Result<(), NoClaim> {

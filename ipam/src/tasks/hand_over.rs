@@ -7,7 +7,7 @@ use std::time::Duration;
 use polder_api::{Attachment, PoolName};
 use tracing::info;
 
-use super::{Host, Registrar};
+use super::{Registrar, RegistrarHost};
 use crate::change::HandOver;
 use crate::key::{Key, Range};
 use crate::ledger::Standing;
@@ -42,7 +42,7 @@ pub enum Unreserved {
     Denied(#[from] Denied),
 }
 
-impl<H: Host> Registrar<'_, H> {
+impl<H: RegistrarHost> Registrar<'_, H> {
     /// Hands an address over to the attachment, if it is free for the workload. It is expected from then on, until it is used
     /// or given up.
     pub async fn hand_over(

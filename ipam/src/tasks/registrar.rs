@@ -12,7 +12,7 @@ use std::time::Duration;
 use polder_api::{Attachment, Family, NodeName};
 use tracing::{info, warn};
 
-use super::{Host, Me};
+use super::{Me, RegistrarHost};
 use crate::bootstrap::{Proposal, propose};
 use crate::change::{Change, Claim, Inheritance};
 use crate::key::{Key, Range};
@@ -60,7 +60,7 @@ pub struct Registrar<'a, H> {
     lost_at: Option<Moment>,
 }
 
-impl<'a, H: Host> Registrar<'a, H> {
+impl<'a, H: RegistrarHost> Registrar<'a, H> {
     /// One that has not looked yet.
     pub fn new(host: &'a H, me: &'a Me) -> Self {
         let quarantine = Quarantine::new(me.cooldown);
@@ -283,7 +283,7 @@ impl<'a, H: Host> Registrar<'a, H> {
         };
         for attachment in self.host.ledger(all).await {
             warn!(%attachment, "cutting it off: this node was removed");
-            self.host.detach(&attachment).await.map_err(Waiting)?;
+            self.host.cut_off(&attachment).await.map_err(Waiting)?;
         }
         self.remove_gateways().await?;
         let identity = self.host.ledger(|ipam, _| ipam.identity()).await?;

@@ -20,7 +20,7 @@ use polder_ipam::record::Alive;
 use polder_ipam::registration::{Holdings, Registration};
 use polder_ipam::steward::{Presence, Step};
 use polder_ipam::store::{Contents, Outcome, StoreError};
-use polder_ipam::tasks::{Host, PodHost, teardown};
+use polder_ipam::tasks::{Host, PodHost, RegistrarHost, teardown};
 use polder_ipam::view::View;
 
 use super::Hand;
@@ -44,21 +44,12 @@ impl Host for Hand {
         self.with(|world| world.machines[self.machine].now())
     }
 
-    fn fresh_name(&self) -> Result<String, String> {
-        Ok(self.fresh())
-    }
-
     fn view(&self) -> Arc<View> {
         Self::view(self)
     }
 
-    async fn changed(&self, view: &Arc<View>, patience: Duration) {
-        let millis = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
-        self.wait(Wait::Revision(view.revision + 1, self.clock() + millis)).await;
-    }
-
-    async fn caught_up(&self, revision: i64) -> Result<(), StoreError> {
-        Self::caught_up(self, revision).await
+    fn registration(&self) -> Registration {
+        self.agent(|agent| agent.registration.clone())
     }
 
     async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
@@ -75,6 +66,21 @@ impl Host for Hand {
     ) -> T {
         self.turn().await;
         self.ipam(job)
+    }
+}
+
+impl RegistrarHost for Hand {
+    fn fresh_name(&self) -> Result<String, String> {
+        Ok(self.fresh())
+    }
+
+    async fn changed(&self, view: &Arc<View>, patience: Duration) {
+        let millis = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+        self.wait(Wait::Revision(view.revision + 1, self.clock() + millis)).await;
+    }
+
+    async fn caught_up(&self, revision: i64) -> Result<(), StoreError> {
+        Self::caught_up(self, revision).await
     }
 
     fn presence(&self, _: &View) -> Result<Presence, String> {
@@ -95,10 +101,6 @@ impl Host for Hand {
         self.agent(|agent| agent.adopted.clone())
     }
 
-    fn registration(&self) -> Registration {
-        self.agent(|agent| agent.registration.clone())
-    }
-
     fn register(&self, registration: Registration) {
         self.with(|world| {
             let machine = &mut world.machines[self.machine];
@@ -115,7 +117,7 @@ impl Host for Hand {
         self.agent(|agent| agent.holdings = holdings);
     }
 
-    async fn detach(&self, attachment: &Attachment) -> Result<(), String> {
+    async fn cut_off(&self, attachment: &Attachment) -> Result<(), String> {
         teardown::cut_off(self, attachment).await
     }
 

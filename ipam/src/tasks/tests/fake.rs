@@ -213,24 +213,12 @@ impl Host for Fake {
         self.with(|state| Moment::from_millis(state.clock))
     }
 
-    fn fresh_name(&self) -> Result<String, String> {
-        self.with(|state| {
-            state.names += 1;
-            Ok(format!("x{}", state.names))
-        })
-    }
-
     fn view(&self) -> Arc<View> {
         self.with(|state| Arc::clone(&state.view))
     }
 
-    async fn changed(&self, _: &Arc<View>, _: Duration) {
-        self.with(State::load);
-    }
-
-    async fn caught_up(&self, _: i64) -> Result<(), StoreError> {
-        self.with(State::load);
-        Ok(())
+    fn registration(&self) -> Registration {
+        self.with(|state| state.registration.clone())
     }
 
     async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
@@ -268,6 +256,24 @@ impl Host for Fake {
             job(&mut state.ipam, Moment::from_millis(state.clock))
         })
     }
+}
+
+impl RegistrarHost for Fake {
+    fn fresh_name(&self) -> Result<String, String> {
+        self.with(|state| {
+            state.names += 1;
+            Ok(format!("x{}", state.names))
+        })
+    }
+
+    async fn changed(&self, _: &Arc<View>, _: Duration) {
+        self.with(State::load);
+    }
+
+    async fn caught_up(&self, _: i64) -> Result<(), StoreError> {
+        self.with(State::load);
+        Ok(())
+    }
 
     fn presence(&self, _: &View) -> Result<Presence, String> {
         Ok(Presence {
@@ -286,10 +292,6 @@ impl Host for Fake {
         None
     }
 
-    fn registration(&self) -> Registration {
-        self.with(|state| state.registration.clone())
-    }
-
     fn register(&self, registration: Registration) {
         self.with(|state| state.registration = registration);
     }
@@ -298,7 +300,7 @@ impl Host for Fake {
         self.with(|state| state.holdings = holdings);
     }
 
-    async fn detach(&self, attachment: &Attachment) -> Result<(), String> {
+    async fn cut_off(&self, attachment: &Attachment) -> Result<(), String> {
         teardown::cut_off(self, attachment).await
     }
 

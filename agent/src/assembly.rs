@@ -1,0 +1,392 @@
+//! Which task has what: the only place that sees all channels. The sender of each entry goes into the task that writes it, receivers
+//! into those that read it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use polder_ipam::needed::Needed;
+use polder_ipam::record::Alive;
+use polder_ipam::registration::{Holdings, Registration};
+use polder_ipam::tasks::Me;
+use polder_ipam::view::View;
+use polder_netlink::nft::FilterSocket;
+use polder_store::{NodeIpam, Store};
+use tokio::sync::{mpsc, watch};
+
+use crate::bell::{Bell, bell};
+use crate::board::{Board, Membership, Passes, Records};
+use crate::config::Config;
+use crate::endpoint::{self, Endpoint};
+use crate::host::insides::Looker;
+use crate::kernel::Kernel;
+use crate::kernel::features::Features;
+use crate::kernel::reaper::Reaper;
+use crate::kernel::sysctl::Sysctls;
+use crate::leases::{self, Leases};
+use crate::liveness::Threads;
+use crate::machine::Machine;
+use crate::node::{Calls, Node, Pods};
+use crate::owner::Owner;
+use crate::probe::schedule::{Key, Verdict};
+use crate::readiness::Readiness;
+use crate::repair::Alarm;
+use crate::reporter::{Reporter, Told};
+use crate::{
+    engine, etcd_addresses, follower, host, http, inspection, monitor, probe, publisher, registrar, server,
+    systemd,
+};
+
+/// Claims that wait before whoever wants another has to.
+const CLAIMS_WAITING: usize = 256;
+
+/// What an agent is made of.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) machine: Machine,
+    pub(crate) features: Features,
+    pub(crate) sysctls: Sysctls,
+    pub(crate) store: Store,
+    pub(crate) ipam: NodeIpam,
+    pub(crate) sockets: Sockets,
+    pub(crate) reaper: Reaper,
+}
+
+/// The sockets to the kernel.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    /// For passes over all of it.
+    pub(crate) kernel: Kernel,
+    /// For what a single pod needs at once.
+    pub(crate) pods: Kernel,
+    /// For the connections of addresses that are freed.
+    pub(crate) connections: FilterSocket,
+    /// The ports of those that change the kernel.
+    pub(crate) ports: BTreeSet<u32>,
+}
+
+/// The tasks, each with what it owns, and none of them begun.
+#[derive(Debug)]
+pub(crate) struct Tasks {
+    pub(crate) records: RecordTasks,
+    pub(crate) addresses: AddressTasks,
+    pub(crate) datapath: DatapathTasks,
+    pub(crate) operator: OperatorTasks,
+}
+
+/// The tasks that know what the store says.
+#[derive(Debug)]
+pub(crate) struct RecordTasks {
+    pub(crate) follower: follower::Task,
+    pub(crate) etcd_addresses: etcd_addresses::Task,
+    pub(crate) leases: leases::poll::Task,
+}
+
+/// The tasks that have the node's addresses.
+#[derive(Debug)]
+pub(crate) struct AddressTasks {
+    /// What they and the server share, and the sweeper has.
+    pub(crate) node: Arc<Node>,
+    pub(crate) registrar: registrar::Task,
+    pub(crate) publisher: publisher::Task,
+}
+
+/// The tasks that look after the kernel.
+#[derive(Debug)]
+pub(crate) struct DatapathTasks {
+    pub(crate) engine: engine::Task,
+    pub(crate) monitor: monitor::Task,
+    pub(crate) endpoint: endpoint::keeper::Task,
+    pub(crate) prober: probe::Task,
+    pub(crate) host: host::Task,
+}
+
+/// The tasks that answer.
+#[derive(Debug)]
+pub(crate) struct OperatorTasks {
+    /// What is known of the node and the cluster.
+    pub(crate) reporter: Reporter,
+    pub(crate) server: server::Task,
+    pub(crate) inspection: inspection::Task,
+    pub(crate) http: http::Task,
+    pub(crate) systemd: systemd::Task,
+}
+
+/// The entries of the tasks that know what the store says.
+struct RecordEntries {
+    view: watch::Sender<Arc<View>>,
+    store_at: watch::Sender<Option<Vec<Needed>>>,
+    leases: watch::Sender<Arc<Leases>>,
+}
+
+/// The entries of the tasks that have the node's addresses, and the word of an operator that they act by.
+struct AddressEntries {
+    registration: watch::Sender<Registration>,
+    holdings: watch::Sender<Arc<Holdings>>,
+    adopted: watch::Sender<Option<Alive>>,
+}
+
+/// The entries of the tasks that look after the kernel.
+struct DatapathEntries {
+    engine: engine::Entries,
+    announced: watch::Sender<Result<(), String>>,
+    probe: ProbeEntries,
+    host: watch::Sender<Vec<String>>,
+}
+
+/// The entries of the prober, and of the endpoint that it probes from.
+struct ProbeEntries {
+    endpoint: watch::Sender<Endpoint>,
+    probed: watch::Sender<Result<(), String>>,
+    verdicts: watch::Sender<Arc<BTreeMap<Key, Verdict>>>,
+}
+
+/// All entries, before any task has written its own.
+fn entries() -> (RecordEntries, AddressEntries, DatapathEntries) {
+    let not_yet = |what: &str| Err(what.to_owned());
+    let records = RecordEntries {
+        view: watch::Sender::default(),
+        store_at: watch::Sender::default(),
+        leases: watch::Sender::default(),
+    };
+    let addresses = AddressEntries {
+        registration: watch::Sender::default(),
+        holdings: watch::Sender::default(),
+        adopted: watch::Sender::default(),
+    };
+    let probe = ProbeEntries {
+        endpoint: watch::Sender::new(Endpoint::Awaited),
+        probed: watch::Sender::new(not_yet("the ways to the peers are not known yet")),
+        verdicts: watch::Sender::default(),
+    };
+    let engine = engine::Entries {
+        underlay: watch::Sender::new(Err("the addresses on the underlay are not chosen yet".to_owned())),
+        pass: watch::Sender::default(),
+        neighbours: watch::Sender::default(),
+        repairs: watch::Sender::default(),
+    };
+    let datapath = DatapathEntries {
+        engine,
+        announced: watch::Sender::new(not_yet("the CNI configuration is not written yet")),
+        probe,
+        host: watch::Sender::default(),
+    };
+    (records, addresses, datapath)
+}
+
+/// What the engine and the monitor are wired with, besides entries.
+struct Lines {
+    own_ports: BTreeSet<u32>,
+    sysctls: Sysctls,
+    store_at: watch::Receiver<Option<Vec<Needed>>>,
+    wakes: engine::Wakes,
+    underlay_changed: Bell,
+}
+
+/// Makes the channels, and puts what blocks on threads of its own.
+pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
+    let Parts { machine, features, sysctls, store, ipam, sockets, reaper } = parts;
+    let (records, addresses, datapath) = entries();
+    let config = Arc::new(config);
+    let kernel = Owner::spawn("kernel", sockets.kernel)?;
+    let (claims, claims_asked) = mpsc::channel(CLAIMS_WAITING);
+    let (reservations, reservations_asked) = mpsc::channel(CLAIMS_WAITING);
+    let (plans, plans_asked) = mpsc::channel(1);
+    let (to_registrar, registrar_wake) = bell();
+    let (to_publisher, publisher_wake) = bell();
+    let (to_engine, engine_wake) = bell();
+    let (underlay_changed, underlay_wake) = bell();
+
+    let me = Me {
+        name: config.node.clone(),
+        machine_id: machine.machine_id,
+        boot_id: machine.boot_id,
+        proof: config.identity,
+        labels: config.labels.clone(),
+        bootstrap: config.bootstrap.clone(),
+        cooldown: config.cooldown,
+    };
+    let membership = Membership::new(me, addresses.registration.subscribe(), addresses.holdings.subscribe());
+    let board = Board {
+        records: Records::new(records.view.subscribe()),
+        membership,
+        passes: Passes::new(datapath.engine.underlay.subscribe(), datapath.engine.pass.subscribe()),
+    };
+    let readiness =
+        Readiness::new(board.clone(), datapath.probe.probed.subscribe(), datapath.announced.subscribe());
+    let node = Arc::new(Node {
+        config,
+        features,
+        store,
+        ipam: Owner::spawn("ledger", ipam)?,
+        pods: Pods {
+            kernel: Owner::spawn("pods", sockets.pods)?,
+            connections: Owner::spawn("connections", sockets.connections)?,
+            reaper,
+        },
+        board,
+        in_flight: Arc::default(),
+        calls: Calls {
+            claims,
+            reservations,
+            registrar: to_registrar,
+            publisher: to_publisher,
+            engine: to_engine,
+        },
+    });
+    let reporter = reporter(&node, readiness.clone(), &records, &datapath);
+    let lines = Lines {
+        own_ports: sockets.ports,
+        sysctls,
+        store_at: records.store_at.subscribe(),
+        wakes: engine::Wakes { underlay: underlay_wake, senders: engine_wake, plans: plans_asked },
+        underlay_changed: underlay_changed.clone(),
+    };
+    let registrar = registrar::Task {
+        host: registrar::OnNode {
+            node: Arc::clone(&node),
+            kernel: kernel.clone(),
+            registration: addresses.registration,
+            holdings: addresses.holdings,
+            adopted: addresses.adopted.subscribe(),
+        },
+        wake: registrar_wake,
+        claims: claims_asked,
+        reservations: reservations_asked,
+    };
+    let threads =
+        Threads { ledger: node.ipam.clone(), kernel: kernel.clone(), pods: node.pods.kernel.clone() };
+    Ok(Tasks {
+        records: record_tasks(&node, records, underlay_changed),
+        addresses: AddressTasks {
+            node: Arc::clone(&node),
+            registrar,
+            publisher: publisher::Task { node: Arc::clone(&node), wake: publisher_wake },
+        },
+        datapath: datapath_tasks(&node, &kernel, &readiness, datapath, lines),
+        operator: OperatorTasks {
+            server: server::Task {
+                node: Arc::clone(&node),
+                reporter: reporter.clone(),
+                plans,
+                adopted: addresses.adopted,
+            },
+            inspection: inspection::Task { looker: looker(&node), node },
+            http: http::Task { threads: threads.clone(), reporter: reporter.clone() },
+            systemd: systemd::Task { threads, readiness },
+            reporter,
+        },
+    })
+}
+
+fn looker(node: &Node) -> Looker {
+    Looker {
+        pods: node.pods.kernel.clone(),
+        ipam: node.ipam.clone(),
+        in_flight: Arc::clone(&node.in_flight),
+        membership: node.board.membership.clone(),
+        features: node.features,
+    }
+}
+
+fn reporter(
+    node: &Node,
+    readiness: Readiness,
+    records: &RecordEntries,
+    datapath: &DatapathEntries,
+) -> Reporter {
+    Reporter {
+        config: Arc::clone(&node.config),
+        features: node.features,
+        store: node.store.clone(),
+        ipam: node.ipam.clone(),
+        readiness,
+        told: Told {
+            repairs: datapath.engine.repairs.subscribe(),
+            verdicts: datapath.probe.verdicts.subscribe(),
+            leases: records.leases.subscribe(),
+            endpoint: datapath.probe.endpoint.subscribe(),
+            host: datapath.host.subscribe(),
+        },
+    }
+}
+
+fn record_tasks(node: &Node, entries: RecordEntries, underlay_changed: Bell) -> RecordTasks {
+    let Node { config, store, board, .. } = node;
+    RecordTasks {
+        follower: follower::Task {
+            store: store.clone(),
+            state_dir: config.state_dir.clone(),
+            underlay: board.passes.underlays(),
+            view: entries.view,
+        },
+        etcd_addresses: etcd_addresses::Task {
+            store: config.store.clone(),
+            found: entries.store_at,
+            underlay_changed,
+        },
+        leases: leases::poll::Task {
+            node: config.node.clone(),
+            resync: config.resync,
+            store: store.clone(),
+            records: board.records.clone(),
+            leases: entries.leases,
+        },
+    }
+}
+
+fn datapath_tasks(
+    node: &Arc<Node>,
+    kernel: &Owner<Kernel>,
+    readiness: &Readiness,
+    entries: DatapathEntries,
+    lines: Lines,
+) -> DatapathTasks {
+    let Node { config, board, .. } = &**node;
+    let alarm = Arc::new(Alarm::default());
+    let monitor = monitor::Task {
+        own: lines.own_ports,
+        neighbours: entries.engine.neighbours.subscribe(),
+        reaper: node.pods.reaper.clone(),
+        underlay_changed: lines.underlay_changed,
+        alarm: Arc::clone(&alarm),
+    };
+    let prober = probe::Task {
+        probe_peers: config.probe_peers,
+        resync: config.resync,
+        store: node.store.clone(),
+        passes: board.passes.clone(),
+        endpoint: entries.probe.endpoint.subscribe(),
+        probed: entries.probe.probed,
+        verdicts: entries.probe.verdicts,
+    };
+    let host = host::Task {
+        resync: config.resync,
+        kernel: kernel.clone(),
+        looker: looker(node),
+        records: board.records.clone(),
+        passes: board.passes.clone(),
+        verdicts: prober.verdicts.subscribe(),
+        host: entries.host,
+    };
+    let engine = engine::Task {
+        tools: engine::Tools {
+            config: Arc::clone(config),
+            features: node.features,
+            sysctls: lines.sysctls,
+            kernel: kernel.clone(),
+            ipam: node.ipam.clone(),
+            readiness: readiness.clone(),
+            store_at: lines.store_at,
+            alarm,
+        },
+        entries: entries.engine,
+        announcer: engine::Announcer::new(Arc::clone(config), readiness.clone(), entries.announced),
+        wakes: lines.wakes,
+    };
+    let endpoint = endpoint::keeper::Task {
+        node: Arc::clone(node),
+        kernel: kernel.clone(),
+        endpoint: entries.probe.endpoint,
+    };
+    DatapathTasks { engine, monitor, endpoint, prober, host }
+}
