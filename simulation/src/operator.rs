@@ -49,10 +49,10 @@ fn set_state(world: &mut World, revision: i64, pool: &Pool, state: PoolState) ->
     commit(world, &Change::ReplacePool { pool: pool.in_state(state), revision })
 }
 
-/// Removes a node. Nobody vouches for pods that live.
+/// Removes a node; true if it is removed then. Nobody vouches for pods that live.
 pub fn remove_node(world: &mut World, name: &NodeName, vouched: Vouched) -> bool {
     let change = remove(&world.truth, name, vouched);
-    change.is_ok_and(|change| change.is_some_and(|change| commit(world, &change)))
+    change.is_ok_and(|change| change.is_none_or(|change| commit(world, &change)))
 }
 
 /// Lets a machine take the place of one that is gone: with its ledger as the same node, without it as a new one.
