@@ -15,9 +15,9 @@ use crate::ids::{Incarnation, Nonce};
 use crate::ledger::{Identity, LedgerError};
 use crate::needed;
 use crate::pool::{Block, BlockRequest, Labels, Pool};
-use crate::record::{BlockRecord, Life, encode};
+use crate::record::{BlockRecord, Life};
 use crate::shortage;
-use crate::store::{Entry, StoreError};
+use crate::store::StoreError;
 use crate::view::{Known, Source, View};
 
 /// How many blocks go back at once: what that rests on has to have room in the change, too.
@@ -49,12 +49,6 @@ impl Claim {
             nonce,
         };
         Self { by, block, record, pool: pool.record.cidr(), pool_revision: pool.revision }
-    }
-
-    /// Whether what was read back behind the block's key is this claim. Where the outcome of an attempt is not known,
-    /// a no is not final: it may still take effect, and is taken over when it is seen.
-    pub fn is_made(&self, found: Option<&Entry>) -> bool {
-        mutant::is(Mutant::ClaimIsPresumed) || found.is_some_and(|entry| entry.value == encode(&self.record))
     }
 }
 

@@ -11,6 +11,7 @@
 
 pub mod alias;
 pub mod allocator;
+pub mod attempt;
 pub mod bootstrap;
 pub mod change;
 pub mod cidr;

@@ -20,6 +20,7 @@ use std::time::Duration;
 use polder_api::{Attachment, NodeName};
 
 use crate::Moment;
+use crate::attempt::{Answered, Attempt, Found};
 use crate::bootstrap::Bootstrap;
 use crate::change::Change;
 use crate::key::Range;
@@ -89,6 +90,35 @@ pub trait Host {
         &self,
         job: impl FnOnce(&mut NodeIpam<Self::Ledger>, Moment) -> T + Send + 'static,
     ) -> impl Future<Output = T>;
+}
+
+/// What became of a change that was sent to the store.
+#[derive(Debug)]
+enum Ended {
+    /// It is made: at this revision, if the store said so itself.
+    Made(Option<i64>),
+    /// What it rests on has changed: nothing of it was made.
+    Refused,
+    /// There was no answer, and there is nothing of it; it may still be made.
+    NotMade(StoreError),
+    /// It was not made; or that is not known.
+    Failed(StoreError),
+}
+
+/// Has a change made. An outcome that is not known is looked up, and nothing is sent again.
+async fn attempt<H: Host>(host: &H, change: &Change) -> Ended {
+    let doubt = match Attempt::new(change).answered(host.commit(change).await) {
+        Answered::Made(revision) => return Ended::Made(Some(revision)),
+        Answered::Refused => return Ended::Refused,
+        Answered::Failed(error) => return Ended::Failed(error),
+        Answered::InDoubt(doubt) => doubt,
+    };
+    match host.range(&doubt.range()).await.map(|contents| doubt.clone().found(&contents)) {
+        Ok(Found::Made) => Ended::Made(None),
+        Ok(Found::NotMade(error)) if error.is_unknown() => Ended::NotMade(error),
+        Ok(Found::NotMade(error)) => Ended::Failed(error),
+        Err(_) => Ended::Failed(doubt.unread()),
+    }
 }
 
 /// What the registrar needs besides.

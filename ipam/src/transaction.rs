@@ -13,7 +13,7 @@ use crate::ids::Incarnation;
 use crate::key::{Key, Name, Range};
 use crate::pool::{Block, Pool};
 use crate::record::{PoolRecord, encode};
-use crate::store::{Compare, LARGEST_TXN, Txn, Write};
+use crate::store::{Compare, Entry, LARGEST_TXN, Txn, Write};
 
 const _: () = assert!(MOST_RECORDS <= LARGEST_TXN, "etcd would refuse the largest change");
 
@@ -114,6 +114,16 @@ pub fn transaction(change: &Change) -> Txn {
         }
     }
     draft.0
+}
+
+/// The record that shows whether the change was made, as no other change would write it; `None` where there is none.
+pub fn trace(change: &Change) -> Option<Entry> {
+    let (key, value) = match change {
+        Change::ClaimBlock(claim) => (Key::Block(claim.block), encode(&claim.record)),
+        Change::HandOverAddress(what) => (Key::Reservation(what.address), encode(&what.record)),
+        _ => return None,
+    };
+    Some(Entry { key: key.to_string(), value, revision: NONE })
 }
 
 /// The revision of what is not there.

@@ -6,17 +6,15 @@ use std::time::Duration;
 use polder_api::{Family, NodeName, PoolName};
 use tracing::info;
 
-use super::{Registrar, RegistrarHost};
+use super::{Ended, Registrar, RegistrarHost, attempt};
 use crate::change::Claim;
 use crate::claim::{Claimant, NoClaim, next_block};
 use crate::ids::Nonce;
-use crate::key::{Key, Range};
 use crate::ledger::{LedgerError, OwnedBlock};
 use crate::moment::Moment;
 use crate::node::NodeIpam;
 use crate::pool::{Block, BlockRequest, Labels};
 use crate::record::BlockRecord;
-use crate::store::{Outcome, StoreError};
 use crate::view::View;
 
 /// Attempts at a block before whoever needs it is told: each fails because somebody else got one, or nobody knows what
@@ -25,16 +23,6 @@ const ATTEMPTS: usize = 50;
 
 /// How long a record of somebody who was faster is waited for.
 const FASTER: Duration = Duration::from_millis(200);
-
-/// What became of a claim.
-enum Attempted {
-    /// It is ours.
-    Won,
-    /// Somebody else was faster.
-    Lost,
-    /// There was no answer, and there is nothing of it.
-    Unknown(StoreError),
-}
 
 impl<H: RegistrarHost> Registrar<'_, H> {
     /// Serves a wish for another block, unless there are free addresses again: one for whoever waits, or as many as there
@@ -69,10 +57,18 @@ impl<H: RegistrarHost> Registrar<'_, H> {
             };
             let claim = claimant.attempt(&wanted, &lost, Nonce(nonce))?;
             let block = claim.block;
-            match self.attempt(&claim).await? {
-                Attempted::Won => return self.take(claim, &view).await,
-                Attempted::Lost => unanswered = None,
-                Attempted::Unknown(error) => unanswered = Some(error),
+            match attempt(self.host, &claim.clone().into()).await {
+                Ended::Made(revision) => {
+                    if let Some(revision) = revision {
+                        self.host.caught_up(revision).await?;
+                    }
+                    return self.take(claim, &view).await;
+                }
+                Ended::Refused => unanswered = None,
+                // Should it still be made, it is taken over when it is seen.
+                Ended::NotMade(error) => unanswered = Some(error),
+                // Another block would fare no better.
+                Ended::Failed(error) => return Err(error.into()),
             }
             lost.insert(block);
             // Somebody was faster: what he did is about to be seen.
@@ -109,28 +105,6 @@ impl<H: RegistrarHost> Registrar<'_, H> {
             )));
         }
         Ok(())
-    }
-
-    /// Carries out a claim. An outcome that is not known is looked up, not tried again. A refusal ends the attempt: another
-    /// block would be refused, too.
-    async fn attempt(&self, claim: &Claim) -> Result<Attempted, NoClaim> {
-        let error = match self.host.commit(&claim.clone().into()).await {
-            Ok(Outcome::Applied { revision }) => {
-                self.host.caught_up(revision).await?;
-                return Ok(Attempted::Won);
-            }
-            Ok(Outcome::Refused) => return Ok(Attempted::Lost),
-            Err(error) => error,
-        };
-        if error.needs_look() {
-            let range = Range::single(Key::Block(claim.block).to_string());
-            let Ok(found) = self.host.range(&range).await else { return Err(error.into()) };
-            if claim.is_made(found.entries.first()) {
-                return Ok(Attempted::Won);
-            }
-        }
-        // Gone or never there: should it still come to pass, it is taken over when it is seen.
-        if error.is_unknown() { Ok(Attempted::Unknown(error)) } else { Err(error.into()) }
     }
 }
 

@@ -7,13 +7,11 @@ use std::time::Duration;
 use polder_api::{Attachment, PoolName};
 use tracing::info;
 
-use super::{Registrar, RegistrarHost};
+use super::{Ended, Registrar, RegistrarHost, attempt};
 use crate::change::HandOver;
-use crate::key::{Key, Range};
 use crate::ledger::Standing;
-use crate::record::{Holder, encode};
+use crate::record::Holder;
 use crate::reservation::{self, Denied};
-use crate::store::Outcome;
 use crate::view::{Source, View};
 
 /// Attempts at a record that changes at the same time.
@@ -116,19 +114,13 @@ impl<H: RegistrarHost> Registrar<'_, H> {
         Ok(reservation::hand_over(view, address, owner, &holder, node.revision, &is_gone)?)
     }
 
-    /// Carries out a hand-over; true if it has taken place. An outcome that is not known is looked up.
+    /// Carries out a hand-over; true if it has taken place.
     async fn carry_over(&self, prepared: &HandOver) -> Result<bool, Unreserved> {
-        match self.host.commit(&prepared.clone().into()).await {
-            Ok(Outcome::Applied { .. }) => Ok(true),
-            Ok(Outcome::Refused) => Ok(false),
-            Err(error) if !error.needs_look() => try_again(error.to_string()),
-            Err(error) => {
-                let range = Range::single(Key::Reservation(prepared.address).to_string());
-                let Ok(found) = self.host.range(&range).await else { return try_again(error.to_string()) };
-                let made = found.entries.first().is_some_and(|entry| entry.value == encode(&prepared.record));
-                // Not yet, perhaps: should it still come to pass, it is let go when it is seen.
-                if made { Ok(true) } else { try_again(error.to_string()) }
-            }
+        match attempt(self.host, &prepared.clone().into()).await {
+            Ended::Made(_) => Ok(true),
+            Ended::Refused => Ok(false),
+            // Should it still be made, it is let go when it is seen.
+            Ended::NotMade(error) | Ended::Failed(error) => try_again(error.to_string()),
         }
     }
 }

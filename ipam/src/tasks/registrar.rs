@@ -12,7 +12,7 @@ use std::time::Duration;
 use polder_api::{Attachment, Family, NodeName};
 use tracing::{info, warn};
 
-use super::{Me, RegistrarHost};
+use super::{Ended, Me, RegistrarHost, attempt};
 use crate::bootstrap::{Proposal, propose};
 use crate::change::{Change, Claim, Inheritance};
 use crate::key::{Key, Range};
@@ -239,8 +239,10 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
     }
 
     async fn commit_step(&self, change: &Change) -> Result<(), Waiting> {
-        let Outcome::Applied { revision } = self.host.commit(change).await? else {
-            return Err(Waiting("the records have just changed".to_owned()));
+        let revision = match attempt(self.host, change).await {
+            Ended::Made(revision) => revision,
+            Ended::Refused => return Err(Waiting("the records have just changed".to_owned())),
+            Ended::NotMade(error) | Ended::Failed(error) => return Err(error.into()),
         };
         match change {
             Change::InheritFrom(Inheritance { fence, .. }) | Change::ForgetFence { fence, .. } => {
@@ -261,7 +263,10 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             Change::ConfirmRemoval(_) => info!("confirmed that the pods of this node are gone"),
             _ => info!(%change, "written"),
         }
-        Ok(self.host.caught_up(revision).await?)
+        match revision {
+            Some(revision) => Ok(self.host.caught_up(revision).await?),
+            None => Ok(()),
+        }
     }
 
     /// Looks whether somebody holds the lease of this node's name who is another machine, or was booted as another.

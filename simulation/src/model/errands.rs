@@ -1,14 +1,15 @@
-//! Errands: transactions meet their fate, and what is not known of them is looked up. It mirrors the agent's registrar.
+//! Errands: transactions meet their fate, and what is not known of them is looked up, by the rules of
+//! [`polder_ipam::attempt`].
 
+use polder_ipam::attempt::{Answered, Found};
 use polder_ipam::change::Change;
-use polder_ipam::key::Range;
-use polder_ipam::store::{Entry, Outcome, Write};
 
 use super::action::{Errands, Fate};
 use super::flaw::Flaw;
-use super::machine::{Errand, Goal, Sent, Stage, Who};
+use super::machine::{Errand, Goal, Stage, Who};
 use super::play::Play;
 use super::tally::Happening;
+use crate::world::no_answer;
 
 impl Play<'_> {
     /// Lets the transaction of an errand meet its fate.
@@ -39,11 +40,15 @@ impl Play<'_> {
                 None
             }
         };
-        match outcome {
-            Some(Outcome::Applied { revision }) => self.win(who, whose, goal, revision),
-            Some(Outcome::Refused) => self.lose(who, whose, goal),
-            None if self.space.flaw == Some(Flaw::RepeatsBlindly) => self.ask_again(who, whose, goal),
-            None => self.doubt(who, whose, goal, &sent),
+        match sent.attempt.answered(outcome.ok_or_else(no_answer)) {
+            Answered::Made(revision) => self.win(who, whose, goal, revision),
+            Answered::Refused => self.lose(who, whose, goal),
+            _ if self.space.flaw == Some(Flaw::RepeatsBlindly) => self.ask_again(who, whose, goal),
+            Answered::InDoubt(doubt) => {
+                *self.errand(who, whose) = Some(Errand { goal, stage: Stage::Unknown(doubt) });
+            }
+            // What the steward wants is decided on anew.
+            Answered::Failed(_) => self.machine(who).agent.end_round(),
         }
         true
     }
@@ -78,19 +83,6 @@ impl Play<'_> {
         }
     }
 
-    fn doubt(&mut self, who: Who, whose: Errands, goal: Goal, sent: &Sent) {
-        if let Goal::Write(_) = goal {
-            return self.machine(who).agent.end_round();
-        }
-        let put = sent.txn.writes.iter().find_map(|write| match write {
-            Write::Put { key, value } => Some((key.clone(), value.clone())),
-            Write::Delete { .. } => None,
-        });
-        let Some((key, value)) = put else { return };
-        let stage = Stage::Unknown(Entry { key, value, revision: 0 });
-        *self.errand(who, whose) = Some(Errand { goal, stage });
-    }
-
     /// A deliberate defect.
     fn ask_again(&mut self, who: Who, whose: Errands, goal: Goal) {
         match goal {
@@ -105,16 +97,19 @@ impl Play<'_> {
 
     /// Looks up what became of a transaction.
     pub(super) fn look(&mut self, who: Who, whose: Errands) -> bool {
-        let Some(Errand { goal, stage: Stage::Unknown(entry) }) = self.errand(who, whose).clone() else {
+        let Some(Errand { goal, stage: Stage::Unknown(doubt) }) = self.errand(who, whose).clone() else {
             return false;
         };
-        let found = self.cluster.etcd.range(&Range::single(entry.key.clone()));
-        if found.entries.first().is_some_and(|found| found.value == entry.value) {
-            self.count(Happening::FoundMade);
-            *self.errand(who, whose) = Some(Errand { goal, stage: Stage::Won(0) });
-        } else {
-            self.count(Happening::FoundUnmade);
-            self.lose(who, whose, goal);
+        let contents = self.cluster.etcd.range(&doubt.range());
+        match doubt.found(&contents) {
+            Found::Made => {
+                self.count(Happening::FoundMade);
+                *self.errand(who, whose) = Some(Errand { goal, stage: Stage::Won(0) });
+            }
+            Found::NotMade(_) => {
+                self.count(Happening::FoundUnmade);
+                self.lose(who, whose, goal);
+            }
         }
         true
     }

@@ -6,6 +6,7 @@ use std::sync::{Arc, LazyLock};
 
 use polder_api::{Attachment, NodeName};
 use polder_ipam::allocator::USUAL_REST;
+use polder_ipam::attempt::{Attempt, Doubt};
 use polder_ipam::change::Change;
 use polder_ipam::ids::Incarnation;
 use polder_ipam::ledger::memory::Memory;
@@ -14,7 +15,7 @@ use polder_ipam::node::NodeIpam;
 use polder_ipam::record::Alive;
 use polder_ipam::removal::Quarantine;
 use polder_ipam::steward::Double;
-use polder_ipam::store::{Entry, Txn};
+use polder_ipam::store::Txn;
 use polder_ipam::{Block, Moment};
 
 use super::watcher::Watcher;
@@ -171,8 +172,8 @@ pub enum Stage {
     Ready,
     /// A transaction is under way.
     UnderWay(Sent),
-    /// It is not known what became of a transaction that would put this entry.
-    Unknown(Entry),
+    /// It is not known what became of it.
+    Unknown(Doubt),
     /// It took effect, at this revision; 0 if that was seen by looking.
     Won(i64),
 }
@@ -180,6 +181,8 @@ pub enum Stage {
 /// A transaction, and who sent it.
 #[derive(Debug, Clone)]
 pub struct Sent {
+    /// What its sender makes of the answer.
+    pub attempt: Attempt,
     /// Who.
     pub by: Option<Incarnation>,
     /// Whether it is the one that a removed node may still write.

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use polder_ipam::attempt::Attempt;
 use polder_ipam::record::Life;
 use polder_ipam::removal::{self, Vouched};
 use polder_ipam::steward::adopt;
@@ -238,7 +239,12 @@ impl Play<'_> {
         let Ok(Some(change)) = removal::remove(&self.cluster.truth.view, &name, vouched) else {
             return false;
         };
-        self.commit(&Sent { by: None, confirms: false, txn: Arc::new(transaction(&change)) });
+        self.commit(&Sent {
+            attempt: Attempt::new(&change),
+            by: None,
+            confirms: false,
+            txn: Arc::new(transaction(&change)),
+        });
         true
     }
 

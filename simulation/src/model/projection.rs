@@ -153,7 +153,7 @@ impl<H: Hasher> Projection<'_, H> {
                 self.put(1_u8);
                 self.sent(sent);
             }
-            Stage::Unknown(entry) => self.put((2_u8, &entry.key, &entry.value)),
+            Stage::Unknown(doubt) => self.put((2_u8, &doubt.trace().key, &doubt.trace().value)),
             Stage::Won(revision) => {
                 let rank = self.ranks.rank(*revision);
                 self.put((3_u8, rank));

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use polder_api::Family;
 use polder_ipam::Pool;
+use polder_ipam::attempt::Attempt;
 use polder_ipam::change::Change;
 use polder_ipam::claim::Claimant;
 use polder_ipam::ids::Nonce;
@@ -164,6 +165,7 @@ impl Play<'_> {
     pub(super) fn sent(&self, who: Who, change: &Change) -> Sent {
         let identity = self.cluster.machines[who].identity();
         Sent {
+            attempt: Attempt::new(change),
             by: identity.map(|identity| identity.incarnation),
             confirms: matches!(change, Change::ConfirmRemoval(_)),
             txn: Arc::new(self.space.transaction(change)),

@@ -1,0 +1,154 @@
+//! The life of a change that is sent to a store: it is made, or refused, or nobody knows. Then the store is read for the record that
+//! it would have written.
+//!
+//! No I/O: whoever drives it asks the store. The tasks do ([`attempt`](crate::tasks)), and so does the complete model.
+
+use polder_api::mutant::{self, Mutant};
+
+use crate::change::Change;
+use crate::key::Range;
+use crate::store::{Contents, Entry, Outcome, StoreError};
+use crate::transaction::trace;
+
+/// A change that was sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attempt {
+    trace: Option<Entry>,
+}
+
+/// What the answer of the store comes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answered {
+    /// The change is made, at this revision.
+    Made(i64),
+    /// What it rests on has changed: nothing of it was made.
+    Refused,
+    /// It may have been made: the store has to be read.
+    InDoubt(Doubt),
+    /// It was not made; or it is not known whether it was, and no record would show it.
+    Failed(StoreError),
+}
+
+/// A change of which it is not known whether it was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Doubt {
+    trace: Entry,
+    error: StoreError,
+}
+
+/// What reading the store comes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// The change is made.
+    Made,
+    /// There is nothing of it. That is not final where the store did not answer: it may still be made.
+    NotMade(StoreError),
+}
+
+impl Attempt {
+    /// One at this change.
+    pub fn new(change: &Change) -> Self {
+        Self { trace: trace(change) }
+    }
+
+    /// Takes in what the store has answered.
+    pub fn answered(self, answer: Result<Outcome, StoreError>) -> Answered {
+        match (answer, self.trace) {
+            (Ok(Outcome::Applied { revision }), _) => Answered::Made(revision),
+            (Ok(Outcome::Refused), _) => Answered::Refused,
+            (Err(error), Some(trace)) if error.needs_look() => Answered::InDoubt(Doubt { trace, error }),
+            (Err(error), _) => Answered::Failed(error),
+        }
+    }
+}
+
+impl Doubt {
+    /// The record that the change would have written.
+    pub fn trace(&self) -> &Entry {
+        &self.trace
+    }
+
+    /// Where to look for it.
+    pub fn range(&self) -> Range {
+        Range::single(self.trace.key.clone())
+    }
+
+    /// Takes in what is there.
+    pub fn found(self, contents: &Contents) -> Found {
+        let is_it = |entry: &Entry| entry.key == self.trace.key && entry.value == self.trace.value;
+        if contents.entries.iter().any(is_it) || mutant::is(Mutant::ClaimIsPresumed) {
+            return Found::Made;
+        }
+        Found::NotMade(self.error)
+    }
+
+    /// What it comes to where the store cannot be read.
+    pub fn unread(self) -> StoreError {
+        self.error
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::{Claim, Member};
+    use crate::pool::{Pool, PoolState};
+    use crate::store::refusal::{Cause, Refusal};
+
+    fn change() -> Change {
+        let record = serde_json::from_str(r#"{"node":"n1","incarnation":"i","pool":"main","nonce":"x"}"#);
+        let pool = Pool::new("main".parse().unwrap(), "10.0.0.0/24".parse().unwrap(), 29, PoolState::Active);
+        Change::ClaimBlock(Claim {
+            block: pool.unwrap().block(1),
+            record: record.unwrap(),
+            by: Member { node: "n1".parse().unwrap(), revision: 7 },
+            pool: "10.0.0.0/24".parse().unwrap(),
+            pool_revision: 3,
+        })
+    }
+
+    fn no_answer() -> StoreError {
+        StoreError::NoAnswer { store: "a test".to_owned(), reason: "none".to_owned() }
+    }
+
+    fn doubt(error: StoreError) -> Doubt {
+        match Attempt::new(&change()).answered(Err(error)) {
+            Answered::InDoubt(doubt) => doubt,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_the_store_answers_is_final() {
+        let answered = |outcome| Attempt::new(&change()).answered(Ok(outcome));
+        assert_eq!(answered(Outcome::Applied { revision: 9 }), Answered::Made(9));
+        assert_eq!(answered(Outcome::Refused), Answered::Refused);
+    }
+
+    #[test]
+    fn without_an_answer_the_record_that_it_would_have_written_decides() {
+        let doubt = doubt(no_answer());
+        let contents = |entries| Contents { revision: 9, entries };
+        assert_eq!(doubt.clone().found(&contents(vec![doubt.trace().clone()])), Found::Made);
+        let other = Entry { value: b"{}".to_vec(), ..doubt.trace().clone() };
+        assert_eq!(doubt.clone().found(&contents(vec![other])), Found::NotMade(no_answer()));
+        assert_eq!(doubt.clone().found(&contents(Vec::new())), Found::NotMade(no_answer()));
+    }
+
+    #[test]
+    fn a_refusal_that_can_have_been_made_is_in_doubt_and_another_is_not() {
+        let refused = |cause| StoreError::Refused {
+            store: "a test".to_owned(),
+            refusal: Refusal::new(cause, String::new()),
+        };
+        drop(doubt(refused(Cause::NoSpace)));
+        let answered = Attempt::new(&change()).answered(Err(refused(Cause::Permission)));
+        assert_eq!(answered, Answered::Failed(refused(Cause::Permission)));
+    }
+
+    #[test]
+    fn a_change_that_leaves_no_record_of_its_own_is_decided_on_anew() {
+        let change = Change::EndInspection { revision: 1 };
+        assert_eq!(Attempt::new(&change).answered(Err(no_answer())), Answered::Failed(no_answer()));
+    }
+}
