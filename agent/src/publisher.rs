@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_ipam::change::Member;
-use polder_ipam::key::Key;
 use polder_ipam::publication::{self, Published};
 use polder_ipam::registration::Holdings;
-use polder_ipam::store::{Outcome, StoreError};
+use polder_ipam::tasks::publisher::synchronize;
 use polder_ipam::view::View;
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -85,8 +84,9 @@ impl Records {
 async fn publish(agent: &Node, wake: &Wake, revision: i64) {
     // What the store has; `None` before it was read, and after a doubt.
     let mut published: Option<Published> = None;
+    let by = Member { node: agent.config.node.clone(), revision };
     loop {
-        match synchronize(agent, revision, published.take()).await {
+        match synchronize(agent, &by, published.take()).await {
             Ok(now) => {
                 published = Some(now);
                 wake.rung().await;
@@ -98,34 +98,4 @@ async fn publish(agent: &Node, wake: &Wake, revision: i64) {
             }
         }
     }
-}
-
-/// Why the store does not say what the ledger says.
-#[derive(Debug, thiserror::Error)]
-enum NotPublished {
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error("the node's record has changed")]
-    Replaced,
-}
-
-/// Makes the store say what the ledger says. Returns what it says now.
-async fn synchronize(
-    agent: &Node,
-    revision: i64,
-    published: Option<Published>,
-) -> Result<Published, NotPublished> {
-    let node = &agent.config.node;
-    let published = match published {
-        Some(published) => published,
-        None => publication::read(node, &agent.store.range(&Key::addresses_of(node)).await?),
-    };
-    let wanted = agent.ipam.run(|ipam| publication::wanted(ipam.attachments())).await;
-    let by = Member { node: node.clone(), revision };
-    for change in publication::publish(&by, &published, &wanted) {
-        if agent.store.commit(&change).await? == Outcome::Refused {
-            return Err(NotPublished::Replaced);
-        }
-    }
-    Ok(wanted)
 }

@@ -75,8 +75,8 @@ pub fn read(node: &NodeName, contents: &Contents) -> Published {
     published
 }
 
-/// What makes the store say what is wanted, in as many changes as it takes.
-pub fn publish(by: &Member, published: &Published, wanted: &Published) -> Vec<Change> {
+/// What makes the store say what is wanted, in as many changes of at most that many records as it takes.
+pub fn publish(by: &Member, published: &Published, wanted: &Published, most: usize) -> Vec<Change> {
     enum Part {
         Withdraw(Name),
         Say(IpAddr, AddressRecord),
@@ -89,7 +89,7 @@ pub fn publish(by: &Member, published: &Published, wanted: &Published) -> Vec<Ch
     let mut changes = Vec::new();
     while !parts.is_empty() {
         let (mut say, mut withdraw) = (Vec::new(), Vec::new());
-        for part in parts.drain(..parts.len().min(MOST_RECORDS)) {
+        for part in parts.drain(..parts.len().min(most)) {
             match part {
                 Part::Withdraw(name) => withdraw.push(name),
                 Part::Say(address, record) => say.push((address, record)),
@@ -189,13 +189,13 @@ mod tests {
     fn what_changed_is_published_in_parts_that_each_rest_on_the_own_record() {
         let ours = Member { node: me(), revision: 7 };
         let (published, wanted) = (said(0..2), said(1..2 + MOST_RECORDS));
-        let changes = publish(&ours, &published, &wanted);
+        let changes = publish(&ours, &published, &wanted, MOST_RECORDS);
         let sizes = changes.iter().map(|change| match change {
             Change::PublishAddresses { by, say, withdraw } if *by == ours => (say.len(), withdraw.len()),
             other => panic!("{other}"),
         });
         assert_eq!(sizes.collect::<Vec<_>>(), [(MOST_RECORDS - 1, 1), (1, 0)]);
-        assert_eq!(publish(&ours, &wanted, &wanted), []);
+        assert_eq!(publish(&ours, &wanted, &wanted, MOST_RECORDS), []);
     }
 
     #[test]
@@ -210,7 +210,7 @@ mod tests {
         let entries =
             vec![entry("10.0.0.0", encode(&record("a"))), entry("10.0.0.1", spaced), entry("x", Vec::new())];
         let published = read(&me(), &Contents { revision: 1, entries });
-        let changes = publish(&Member { node: me(), revision: 7 }, &published, &said(0..2));
+        let changes = publish(&Member { node: me(), revision: 7 }, &published, &said(0..2), MOST_RECORDS);
         let [Change::PublishAddresses { say, withdraw, .. }] = changes.as_slice() else {
             panic!("{changes:?}")
         };

@@ -7,6 +7,7 @@ mod claims;
 pub mod collect;
 mod hand_over;
 mod pods;
+pub mod publisher;
 mod registrar;
 pub mod sweeper;
 pub mod teardown;
@@ -22,7 +23,7 @@ use polder_api::{Attachment, NodeName};
 use crate::Moment;
 use crate::attempt::{Answered, Attempt, Found};
 use crate::bootstrap::Bootstrap;
-use crate::change::Change;
+use crate::change::{Change, MOST_RECORDS};
 use crate::key::Range;
 use crate::ledger::Ledger;
 use crate::node::NodeIpam;
@@ -81,6 +82,11 @@ pub trait Host {
 
     /// Makes a change of the records. After an error it may have been made, unless the error says that it has not.
     fn commit(&self, change: &Change) -> impl Future<Output = Result<Outcome, StoreError>>;
+
+    /// How many records one change may write.
+    fn most_records(&self) -> usize {
+        MOST_RECORDS
+    }
 
     /// Reads all entries of the range, as of one revision.
     fn range(&self, range: &Range) -> impl Future<Output = Result<Contents, StoreError>>;

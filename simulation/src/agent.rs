@@ -28,10 +28,9 @@ use polder_ipam::transaction::transaction;
 use polder_ipam::view::View;
 use polder_ipam::{Moment, Pool, alias};
 
-use self::host::InFlight;
-
 use crate::Follower;
 use crate::disk::Disk;
+use crate::in_flight::InFlight;
 use crate::settings;
 use crate::task::{Life, Pause, Task, Wait, Waiting};
 use crate::world::{Agent, Answer, COOL_DOWN, Machine, Question, Shared, World, no_answer};
@@ -123,7 +122,9 @@ impl Hand {
 
     async fn ask(&self, question: Question) -> Result<Answer, StoreError> {
         let id = self.with(|world| world.ask(self.machine, question));
+        let mut asked = Asked { hand: self, id, is_answered: false };
         self.wait(Wait::Reply(id)).await;
+        asked.is_answered = true;
         self.with(|world| world.take_answer(id))
     }
 
@@ -149,6 +150,21 @@ impl Hand {
             let name = format!("{}/{}", self.machine, world.machines[self.machine].name);
             world.note(|| format!("{name}: {}", what()));
         });
+    }
+}
+
+/// A request that is waited for. Where nobody waits any more, it can still arrive.
+struct Asked<'a> {
+    hand: &'a Hand,
+    id: u64,
+    is_answered: bool,
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            self.hand.with(|world| world.leave(self.id));
+        }
     }
 }
 

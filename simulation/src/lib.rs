@@ -12,6 +12,7 @@ pub mod etcd;
 pub mod fault;
 pub mod faults;
 pub mod follower;
+pub mod in_flight;
 pub mod judge;
 pub mod model;
 pub mod operator;

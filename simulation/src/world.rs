@@ -22,10 +22,10 @@ use polder_ipam::tasks::Me;
 use polder_ipam::view::View;
 use polder_ipam::{Moment, Pool};
 
-use crate::agent::host::InFlight;
 use crate::container::Container;
 use crate::disk::Disk;
 use crate::etcd::Error;
+use crate::in_flight::InFlight;
 use crate::requests::{ClaimRequest, ReserveRequest};
 use crate::settings;
 use crate::task::Task;
@@ -432,13 +432,22 @@ impl World {
     /// Ends an agent. Its tasks are the scheduler's to end.
     pub fn kill_agent(&mut self, machine: usize) {
         self.machines[machine].agent = None;
-        // What it had asked may still arrive.
-        for request in self.requests.iter_mut().filter(|request| request.machine == machine) {
+        self.leave_all(|request| request.machine == machine);
+    }
+
+    /// Waits for the answer to a request no more.
+    pub fn leave(&mut self, id: u64) {
+        self.leave_all(|request| request.id == id);
+    }
+
+    /// What was asked may still arrive; nobody hears what has been answered.
+    fn leave_all(&mut self, is_left: impl Fn(&Request) -> bool) {
+        for request in self.requests.iter_mut().filter(|request| is_left(request)) {
             if matches!(request.state, Progress::Sent) {
                 request.state = Progress::Late;
             }
         }
-        self.requests.retain(|request| request.machine != machine || matches!(request.state, Progress::Late));
+        self.requests.retain(|request| !is_left(request) || matches!(request.state, Progress::Late));
     }
 }
 

@@ -1,7 +1,6 @@
 //! What the tasks of [`polder_ipam::tasks`] work with on a node of the simulation: each thing that they do outside is a step of
 //! its own.
 
-use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::rc::Rc;
@@ -25,6 +24,7 @@ use polder_ipam::view::View;
 
 use super::Hand;
 use crate::disk::Disk;
+use crate::in_flight::Lock;
 use crate::task::Wait;
 
 /// The MTU of every pod.
@@ -54,6 +54,11 @@ impl Host for Hand {
 
     async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
         Self::commit(self, change).await
+    }
+
+    /// Few, so that publishing takes several changes, and can end between them.
+    fn most_records(&self) -> usize {
+        2
     }
 
     async fn range(&self, range: &Range) -> Result<Contents, StoreError> {
@@ -137,28 +142,11 @@ impl RegistrarHost for Hand {
     }
 }
 
-/// Who works on which attachment of an agent.
-pub type InFlight = Rc<RefCell<BTreeSet<Attachment>>>;
-
-/// Keeps everybody else from working on an attachment, until it is dropped.
-pub struct Lock {
-    in_flight: InFlight,
-    attachment: Attachment,
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        self.in_flight.borrow_mut().remove(&self.attachment);
-    }
-}
-
 impl PodHost for Hand {
     type Lock = Lock;
 
     fn try_lock(&self, attachment: &Attachment) -> Option<Lock> {
-        let in_flight = self.agent(|agent| Rc::clone(&agent.in_flight));
-        let is_new = in_flight.borrow_mut().insert(attachment.clone());
-        is_new.then(|| Lock { in_flight, attachment: attachment.clone() })
+        Lock::new(self.agent(|agent| Rc::clone(&agent.in_flight)), attachment)
     }
 
     async fn lock(&self, attachment: &Attachment, patience: Duration) -> Option<Lock> {

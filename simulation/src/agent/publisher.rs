@@ -1,15 +1,18 @@
 //! Tells the store who has which address, and that the node is alive.
 
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+
 use polder_ipam::change::Member;
 use polder_ipam::invariants::history::check_sign_of_life;
-use polder_ipam::key::{Key, Range};
-use polder_ipam::publication::{self, Published};
-use polder_ipam::store::{Outcome, StoreError, Write};
+use polder_ipam::key::Range;
+use polder_ipam::publication;
+use polder_ipam::store::{Outcome, Write};
+use polder_ipam::tasks::publisher::synchronize;
 use polder_ipam::transaction::transaction;
 
 use super::Hand;
 use crate::etcd::{Condition, LeaseId, Operation};
-use crate::world::no_answer;
 
 /// Before another attempt.
 const RETRY_MS: u64 = 5_000;
@@ -70,7 +73,7 @@ fn under(lease: LeaseId, write: Write) -> Operation {
 }
 
 /// Makes the store say what the ledger says, again and again. Begins anew whenever the node's own record was
-/// written, or the store has lost records.
+/// written, or the store has lost records: also in the middle of it.
 pub async fn run(hand: Hand) {
     let mut published = None;
     let mut known = (0, 0);
@@ -82,36 +85,33 @@ pub async fn run(hand: Hand) {
             published = None;
         }
         let (revision, _) = known;
-        let wanted = wanted(&hand);
-        if published.as_ref() != Some(&wanted) && revision != 0 {
-            published = synchronize(&hand, revision, published.take(), wanted).await.ok();
-            if published.is_none() {
-                hand.sleep(RETRY_MS).await;
-            }
+        if revision == 0 || published == Some(hand.ipam(|ipam, _| publication::wanted(ipam.attachments()))) {
+            continue;
+        }
+        let by = Member { node: hand.me().name.clone(), revision };
+        let work = pin!(synchronize(&hand, &by, published.take()));
+        let ended = Unless { work, is_over: || (own_revision(&hand), hand.view().losses) != now }.await;
+        match ended {
+            Some(Ok(now)) => published = Some(now),
+            Some(Err(_)) => hand.sleep(RETRY_MS).await,
+            None => hand.with(|world| world.count("publishing cancelled")),
         }
     }
 }
 
-async fn synchronize(
-    hand: &Hand,
-    revision: i64,
-    published: Option<Published>,
-    wanted: Published,
-) -> Result<Published, StoreError> {
-    let name = hand.with(|world| world.machines[hand.machine].name.clone());
-    let published = match published {
-        Some(published) => published,
-        None => publication::read(&name, &hand.range(Key::addresses_of(&name)).await?),
-    };
-    let by = Member { node: name, revision };
-    for change in publication::publish(&by, &published, &wanted) {
-        if hand.commit(&change).await? == Outcome::Refused {
-            return Err(no_answer());
-        }
-    }
-    Ok(wanted)
+/// Goes on with some work, but not once it is over.
+struct Unless<'a, F, C> {
+    work: Pin<&'a mut F>,
+    is_over: C,
 }
 
-fn wanted(hand: &Hand) -> Published {
-    hand.ipam(|ipam, _| publication::wanted(ipam.attachments()))
+impl<F: Future, C: Fn() -> bool + Unpin> Future for Unless<'_, F, C> {
+    type Output = Option<F::Output>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if (self.is_over)() {
+            return Poll::Ready(None);
+        }
+        self.work.as_mut().poll(context).map(Some)
+    }
 }

@@ -1,5 +1,7 @@
 //! A node that is plain data: its store answers at once, or as a test says.
 
+mod pods;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
@@ -20,6 +22,8 @@ use crate::pool::{BlockRequest, Pool, PoolState};
 use crate::record::{AttachMode, BlockRecord, FenceRecord, Masquerade, PodsGone, VxlanSettings, encode};
 use crate::store::{Compare, Entry, Txn, Update, Write};
 use crate::transaction::transaction;
+
+pub(super) use self::pods::Lock;
 
 /// What becomes of a transaction.
 pub(super) enum Fate {
@@ -152,19 +156,6 @@ pub(super) struct Fake {
 }
 
 type Locked = Rc<RefCell<BTreeSet<Attachment>>>;
-
-/// Keeps everybody else from working on an attachment, until it is dropped.
-#[derive(Debug)]
-pub(super) struct Lock {
-    locked: Locked,
-    attachment: Attachment,
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        self.locked.borrow_mut().remove(&self.attachment);
-    }
-}
 
 impl Fake {
     pub(super) fn with<T>(&self, action: impl FnOnce(&mut State) -> T) -> T {
@@ -316,124 +307,6 @@ impl RegistrarHost for Fake {
             Ok(())
         })
     }
-}
-
-impl Requests for Fake {
-    async fn claim(&self, _: BlockRequest) -> Result<(), NoClaim> {
-        let none = || Err(NoClaim::Exhausted("there is none".to_owned()));
-        let answer = self.with(|state| state.claims.pop_front()).unwrap_or_else(none);
-        if answer.is_ok() {
-            let registrar = Registrar::new(self, Box::leak(Box::new(me())));
-            registrar.claim(BlockRequest::Any(Family::V4, None)).await?;
-        }
-        answer
-    }
-
-    fn claim_ahead(&self, wanted: BlockRequest) {
-        self.with(|state| state.ahead.push(wanted));
-    }
-
-    async fn reserve(
-        &self,
-        wanted: Workload,
-        owner: String,
-        attachment: &Attachment,
-    ) -> Result<IpAddr, Unreserved> {
-        let me = me();
-        Registrar::new(self, &me).hand_over(&wanted, &owner, attachment).await
-    }
-}
-
-impl PodHost for Fake {
-    type Lock = Lock;
-
-    fn try_lock(&self, attachment: &Attachment) -> Option<Lock> {
-        let is_new = self.locked.borrow_mut().insert(attachment.clone());
-        is_new.then(|| Lock { locked: Rc::clone(&self.locked), attachment: attachment.clone() })
-    }
-
-    async fn lock(&self, attachment: &Attachment, patience: Duration) -> Option<Lock> {
-        let lock = self.try_lock(attachment);
-        if lock.is_none() {
-            self.pass(patience);
-        }
-        lock
-    }
-
-    fn is_locked(&self, attachment: &Attachment) -> bool {
-        self.locked.borrow().contains(attachment)
-    }
-
-    async fn gone(&self, held: Vec<Held>) -> Result<BTreeSet<Attachment>, String> {
-        let all = held.into_iter().map(|held| held.attachment);
-        Ok(self.with(|state| all.filter(|attachment| !state.interfaces.contains(attachment)).collect()))
-    }
-
-    async fn admit(&self, _: &Held) -> Result<(), String> {
-        Ok(())
-    }
-
-    async fn delete_interface(&self, attachment: &Attachment) -> Result<(), String> {
-        self.with(|state| {
-            if state.fault == Some(Fault::InterfacesStay) {
-                return Err("the kernel says no".to_owned());
-            }
-            state.interfaces.remove(attachment);
-            Ok(())
-        })
-    }
-
-    async fn forget(&self, _: &Held) {}
-
-    async fn free(&self, attachment: &Attachment) -> Result<(), LedgerError> {
-        self.with(|state| {
-            if state.fault == Some(Fault::DiskIsFull) {
-                return Err(LedgerError::new("the disk is full"));
-            }
-            assert!(!state.interfaces.contains(attachment), "{attachment} lives");
-            state.ipam.release(attachment, Moment::from_millis(state.clock))
-        })
-    }
-
-    fn tombstones(&self) -> Vec<Attachment> {
-        self.with(|state| state.tombstones.iter().cloned().collect())
-    }
-
-    fn has_tombstone(&self, attachment: &Attachment) -> bool {
-        self.with(|state| state.tombstones.contains(attachment))
-    }
-
-    fn remove_tombstone(&self, attachment: &Attachment) {
-        self.with(|state| state.tombstones.remove(attachment));
-    }
-
-    fn obstacles(&self) -> Vec<String> {
-        self.with(|state| state.obstacles.clone())
-    }
-
-    fn families(&self) -> &[Family] {
-        &[Family::V4]
-    }
-
-    fn mtu(&self) -> Option<u32> {
-        Some(1450)
-    }
-
-    async fn sleep(&self, time: Duration) {
-        let ends = self.with(|state| {
-            let ends = state.sleeps > 0;
-            state.sleeps -= usize::from(ends);
-            ends
-        });
-        if !ends {
-            std::future::pending::<()>().await;
-        }
-        self.pass(time);
-    }
-
-    fn attachments_changed(&self) {}
-
-    fn addresses_freed(&self) {}
 }
 
 /// The result of something that has nothing to wait for.
