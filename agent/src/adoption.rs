@@ -15,19 +15,19 @@ use crate::node::Node;
 /// The word is about the machine that the record names at this moment. It ends with the agent, and with any other
 /// machine's taking the node over.
 pub async fn adopt(
-    agent: &Node,
+    node: &Node,
     adopted: &watch::Sender<Option<Alive>>,
     wanted: &NodeName,
 ) -> Result<String, Refusal> {
-    let view = agent.board.view();
+    let view = node.board.view();
     if view.source != Source::Store || view.lost.is_some() {
         let why = view.lost.clone().unwrap_or_else(|| "it has not been read yet".to_owned());
-        return Err(Refusal::new(RefusalKind::TryAgain, format!("{}: {why}", agent.store.name())));
+        return Err(Refusal::new(RefusalKind::TryAgain, format!("{}: {why}", node.store.name())));
     }
     let failed = |error: &dyn std::error::Error| Refusal::new(RefusalKind::Failed, error.to_string());
-    let identity = agent.ipam.run(|ipam| ipam.identity()).await.map_err(|error| failed(&error))?;
-    let life = agent.board.membership.me().life();
-    let other = steward::adopt(&view, &agent.config.node, wanted, identity.as_ref(), life)
+    let identity = node.ipam.run(|ipam| ipam.identity()).await.map_err(|error| failed(&error))?;
+    let life = node.board.membership.me().life();
+    let other = steward::adopt(&view, &node.config.node, wanted, identity.as_ref(), life)
         .map_err(|error| Refusal::new(RefusalKind::Invalid, error.to_string()))?;
     let Some(other) = other else { return Ok(format!("this machine is node {wanted} already")) };
     let words = format!(
@@ -36,6 +36,6 @@ pub async fn adopt(
     );
     warn!(node = %wanted, machine_id = other.machine_id, boot_id = other.boot_id, "an operator says that this machine is in its place");
     adopted.send_replace(Some(other));
-    agent.calls.registrar.ring();
+    node.calls.registrar.ring();
     Ok(words)
 }

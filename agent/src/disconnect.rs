@@ -66,26 +66,26 @@ fn object(removal: &Removal, standing: Standing) -> Result<(), Objection> {
 }
 
 /// Succeeds if the node may be removed; otherwise with the answer for whoever asks.
-pub async fn allow(agent: &Node, store: &Store, removal: &Removal) -> Result<(), Reply> {
+pub async fn allow(own: &Node, store: &Store, removal: &Removal) -> Result<(), Reply> {
     let unknown = |error: StoreError| {
         let again = if error.is_lasting() { "" } else { ": try again" };
         let problem = format!("{error}. Whether node {} is alive is not known{again}", removal.node);
         Reply::Refused(refused::answer(&error, problem))
     };
-    let standing = look(agent, store, &removal.node).await.map_err(unknown)?;
+    let standing = look(own, store, &removal.node).await.map_err(unknown)?;
     object(removal, standing).map_err(|objection| match objection {
         Objection::Wrong(problem) => Reply::Refused(Refusal::new(RefusalKind::Invalid, problem)),
         Objection::Unconfirmed(message) => Reply::Unconfirmed { message, pods: standing.pods },
     })
 }
 
-async fn look(agent: &Node, store: &Store, node: &NodeName) -> Result<Standing, StoreError> {
-    let view = agent.board.view();
+async fn look(own: &Node, store: &Store, node: &NodeName) -> Result<Standing, StoreError> {
+    let view = own.board.view();
     let lease = store.range(&Range::single(Key::Alive(node.clone()).to_string())).await?;
     // Another machine can have the name, while this one waits for it.
-    let is_own = *node == agent.config.node && agent.board.membership.own_revision(&view) != 0;
+    let is_own = *node == own.config.node && own.board.membership.own_revision(&view) != 0;
     let pods = if is_own {
-        agent.ipam.run(|ipam| ipam.attachments().filter(|held| !held.leaving).count()).await as u64
+        own.ipam.run(|ipam| ipam.attachments().filter(|held| !held.leaving).count()).await as u64
     } else {
         let published = Addresses::read_range(store, &Key::addresses_of(node)).await?;
         let records = published.records.into_iter().map(|(published, _)| published.record.attachment);

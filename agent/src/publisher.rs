@@ -37,19 +37,19 @@ impl Task {
     /// Runs for ever. Keeps the lease of a living node, too. Begins anew whenever the node's own record was written, or
     /// the store has lost records: these may be among them, or be there again.
     pub async fn run(self) {
-        let Self { node: agent, wake } = self;
+        let Self { node, wake } = self;
         let mut records =
-            Records { view: agent.board.records.changes(), holdings: agent.board.membership.changes() };
+            Records { view: node.board.records.changes(), holdings: node.board.membership.changes() };
         loop {
-            let (revision, losses) = records.wait_for(&agent, |revision, _| revision != 0).await;
-            let life = agent.board.membership.me().life();
-            let sign = publication::sign_of_life(&agent.config.node, life, revision);
-            let hold = agent.store.hold(&sign, ALIVE_SECONDS);
-            let work = async { tokio::join!(hold, publish(&agent, &wake, revision)) };
+            let (revision, losses) = records.wait_for(&node, |revision, _| revision != 0).await;
+            let life = node.board.membership.me().life();
+            let sign = publication::sign_of_life(&node.config.node, life, revision);
+            let hold = node.store.hold(&sign, ALIVE_SECONDS);
+            let work = async { tokio::join!(hold, publish(&node, &wake, revision)) };
             tokio::select! {
                 _ = work => {}
                 // Cancel-safe: what was begun is read back by the next round.
-                _ = records.wait_for(&agent, |now, lost| now != revision || lost != losses) => {}
+                _ = records.wait_for(&node, |now, lost| now != revision || lost != losses) => {}
             }
         }
     }
@@ -63,11 +63,11 @@ struct Records {
 
 impl Records {
     /// Waits until the revision of the node's own record, and how often the store has lost records, are such.
-    async fn wait_for(&mut self, agent: &Node, are: impl Fn(i64, u64) -> bool) -> (i64, u64) {
+    async fn wait_for(&mut self, node: &Node, are: impl Fn(i64, u64) -> bool) -> (i64, u64) {
         loop {
             let view = Arc::clone(&self.view.borrow_and_update());
             self.holdings.mark_unchanged();
-            let now = (agent.board.membership.own_revision(&view), view.losses);
+            let now = (node.board.membership.own_revision(&view), view.losses);
             if are(now.0, now.1) {
                 return now;
             }
@@ -81,12 +81,12 @@ impl Records {
 }
 
 /// Publishes as the node whose record was written at that revision.
-async fn publish(agent: &Node, wake: &Wake, revision: i64) {
+async fn publish(node: &Node, wake: &Wake, revision: i64) {
     // What the store has; `None` before it was read, and after a doubt.
     let mut published: Option<Published> = None;
-    let by = Member { node: agent.config.node.clone(), revision };
+    let by = Member { node: node.config.node.clone(), revision };
     loop {
-        match synchronize(agent, &by, published.take()).await {
+        match synchronize(node, &by, published.take()).await {
             Ok(now) => {
                 published = Some(now);
                 wake.rung().await;

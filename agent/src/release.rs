@@ -34,7 +34,7 @@ fn store_failed(error: StoreError) -> Refusal {
 }
 
 /// Gives the address up. Says what has come of it.
-pub async fn release(agent: &Node, store: &Store, release: Release) -> Result<String, Refusal> {
+pub async fn release(own: &Node, store: &Store, release: Release) -> Result<String, Refusal> {
     let (mut tried, mut is_refused) = (false, false);
     let mut failure = None;
     for _ in 0..ATTEMPTS {
@@ -44,13 +44,13 @@ pub async fn release(agent: &Node, store: &Store, release: Release) -> Result<St
             if tried {
                 return Ok(format!("the reservation of {address} is given up"));
             }
-            return of_a_block(agent, &view, address).await;
+            return of_a_block(own, &view, address).await;
         };
         if is_refused {
             break;
         }
         if let Some(holder) = &known.record.holder {
-            check_gone(agent, store, &view, address, holder, release.dead).await?;
+            check_gone(own, store, &view, address, holder, release.dead).await?;
         }
         match store.commit(&reservation::give_up(address, known)).await {
             Ok(Outcome::Applied { .. }) => {
@@ -79,7 +79,7 @@ pub async fn release(agent: &Node, store: &Store, release: Release) -> Result<St
 
 /// Whether the pod that holds a reserved address is gone, as far as anybody can know, or an operator says so.
 async fn check_gone(
-    agent: &Node,
+    own: &Node,
     store: &Store,
     view: &View,
     address: IpAddr,
@@ -91,8 +91,8 @@ async fn check_gone(
         refuse(format!("{address} is held by {attachment} on node {node}, and {how}: delete that pod first"))
     };
     // No word is as good as what can be seen.
-    if *node == agent.config.node {
-        let interfaces = agent.pods.kernel.run(Kernel::pod_interfaces).await.map_err(Refusal::try_again)?;
+    if *node == own.config.node {
+        let interfaces = own.pods.kernel.run(Kernel::pod_interfaces).await.map_err(Refusal::try_again)?;
         if interfaces.contains(&attachment.host_interface()) {
             return lives("its interface is there");
         }
@@ -116,12 +116,12 @@ async fn check_gone(
 }
 
 /// Releases an address of one of this node's blocks, if nothing lives that has it.
-async fn of_a_block(agent: &Node, view: &View, address: IpAddr) -> Result<String, Refusal> {
-    let condition = agent.ipam.run(move |ipam| ipam.condition(address, now())).await;
+async fn of_a_block(own: &Node, view: &View, address: IpAddr) -> Result<String, Refusal> {
+    let condition = own.ipam.run(move |ipam| ipam.condition(address, now())).await;
     match condition.map_err(|error| ledger_failed(&error))? {
         Some(Condition::Held(held)) => {
             let attachment = &held.attachment;
-            match sweeper::sweep(agent, attachment, "an operator asks for it")
+            match sweeper::sweep(own, attachment, "an operator asks for it")
                 .await
                 .map_err(Refusal::try_again)?
             {
@@ -144,7 +144,7 @@ async fn of_a_block(agent: &Node, view: &View, address: IpAddr) -> Result<String
         None => {
             let claim = view.blocks.iter().find(|(block, _)| block.cidr().has(address));
             match claim.map(|(block, claim)| (block, &claim.record.node)) {
-                Some((block, node)) if *node != agent.config.node => {
+                Some((block, node)) if *node != own.config.node => {
                     refuse(format!("{address} is of block {block} of node {node}: ask there"))
                 }
                 _ => Err(Refusal::new(

@@ -16,16 +16,16 @@ use crate::node::Node;
 use crate::wiring::wiring;
 
 /// Gives the attachment its addresses. What is returned with the wiring holds the attachment as being wired.
-pub async fn add(agent: &Node, request: AddRequest, caller: &Caller<'_>) -> Result<(Wiring, Wired), Refusal> {
-    let (held, wired) = tasks::add(agent, agent.board.membership.me(), request, caller).await?;
-    let view = agent.board.view();
+pub async fn add(node: &Node, request: AddRequest, caller: &Caller<'_>) -> Result<(Wiring, Wired), Refusal> {
+    let (held, wired) = tasks::add(node, node.board.membership.me(), request, caller).await?;
+    let view = node.board.view();
     let Some(cluster) = &view.cluster else {
         return refuse(RefusalKind::TryAgain, "the cluster's settings are not known yet");
     };
-    let wiring = wiring(&agent.board.membership, agent.features, &cluster.record, &held);
+    let wiring = wiring(&node.board.membership, node.features, &cluster.record, &held);
     if !wiring.strays.is_empty() {
         // The filter has to know addresses that are in none of the node's blocks.
-        agent.calls.engine.ring();
+        node.calls.engine.ring();
     }
     Ok((wiring, wired))
 }
@@ -33,7 +33,7 @@ pub async fn add(agent: &Node, request: AddRequest, caller: &Caller<'_>) -> Resu
 /// Gives the attachment addresses for an interface that another plugin makes. What ends it is its DEL, or the end of
 /// its network namespace.
 pub async fn lease(
-    agent: &Node,
+    node: &Node,
     mut request: AddRequest,
     caller: &Caller<'_>,
 ) -> Result<Vec<LeasedAddress>, Refusal> {
@@ -41,14 +41,14 @@ pub async fn lease(
     if !Path::new(&request.netns).exists() {
         request.netns.clear();
     }
-    let held = tasks::lease(agent, agent.board.membership.me(), request, caller).await?;
-    leased(agent, held.attachment).await
+    let held = tasks::lease(node, node.board.membership.me(), request, caller).await?;
+    leased(node, held.attachment).await
 }
 
 /// The addresses of an attachment whose interface is another plugin's.
-pub async fn leased(agent: &Node, attachment: Attachment) -> Result<Vec<LeasedAddress>, Refusal> {
+pub async fn leased(node: &Node, attachment: Attachment) -> Result<Vec<LeasedAddress>, Refusal> {
     let key = attachment.clone();
-    let found = agent.ipam.run(move |ipam| {
+    let found = node.ipam.run(move |ipam| {
         let held = ipam.get(&key).filter(|held| held.kind == Kind::Lease && !held.leaving)?;
         let address = |address: &IpAddr| Some((*address, ipam.neighbourhood(*address)?));
         held.addresses.iter().map(address).collect::<Option<Vec<_>>>()
@@ -64,15 +64,15 @@ pub async fn leased(agent: &Node, attachment: Attachment) -> Result<Vec<LeasedAd
 }
 
 /// Says how an attachment that is there should be wired.
-pub async fn check(agent: &Node, attachment: Attachment) -> Result<Wiring, Refusal> {
-    let view = agent.board.view();
+pub async fn check(node: &Node, attachment: Attachment) -> Result<Wiring, Refusal> {
+    let view = node.board.view();
     let Some(cluster) = &view.cluster else {
         return refuse(RefusalKind::TryAgain, "the cluster's settings are not known yet");
     };
     let key = attachment.clone();
-    match agent.ipam.run(move |ipam| ipam.get(&key).cloned()).await {
+    match node.ipam.run(move |ipam| ipam.get(&key).cloned()).await {
         Some(held) if !held.leaving && held.kind == Kind::Pod => {
-            Ok(wiring(&agent.board.membership, agent.features, &cluster.record, &held))
+            Ok(wiring(&node.board.membership, node.features, &cluster.record, &held))
         }
         _ => refuse(RefusalKind::Missing, format!("{attachment} is not attached")),
     }

@@ -31,6 +31,7 @@ pub mod prefix;
 pub mod publication;
 pub mod readiness;
 pub mod record;
+pub mod recovery;
 pub mod registration;
 pub mod removal;
 pub mod reservation;

@@ -12,28 +12,29 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use polder_api::Attachment;
+use polder_api::{Attachment, Mac};
 use polder_ipam::bootstrap::Bootstrap;
 use polder_ipam::change::Change;
 use polder_ipam::key::{Key, Range};
-use polder_ipam::ledger::{Held, Kind};
+use polder_ipam::ledger::LedgerError;
 use polder_ipam::node::NodeIpam;
 use polder_ipam::pool::Labels;
 use polder_ipam::record::ClusterRecord;
+use polder_ipam::recovery::{self, LivingPod};
 use polder_ipam::registration::{Holdings, Registration};
 use polder_ipam::steward::Proof;
 use polder_ipam::store::{Contents, Outcome, StoreError};
 use polder_ipam::tasks::{Me, sweeper, tombstones};
 use polder_ipam::transaction::transaction;
 use polder_ipam::view::View;
-use polder_ipam::{Moment, Pool, alias};
+use polder_ipam::{Moment, Pool};
 
 use crate::Follower;
 use crate::disk::Disk;
 use crate::in_flight::InFlight;
 use crate::settings;
 use crate::task::{Life, Pause, Task, Wait, Waiting};
-use crate::world::{Agent, Answer, COOL_DOWN, Machine, Question, Shared, World, no_answer};
+use crate::world::{Agent, Answer, COOL_DOWN, Kernel, Machine, Question, Shared, World, no_answer};
 
 /// How long the own view of the records may be behind what was just written.
 const CATCH_UP_MS: u64 = 5_000;
@@ -293,34 +294,18 @@ async fn verify(hand: Hand) {
 }
 
 /// Where the ledger knows nobody, takes down what the kernel has.
-fn recover(
-    ipam: &mut NodeIpam<Disk>,
-    kernel: &crate::world::Kernel,
-    now: Moment,
-) -> Result<(), polder_ipam::ledger::LedgerError> {
+fn recover(ipam: &mut NodeIpam<Disk>, kernel: &Kernel, now: Moment) -> Result<(), LedgerError> {
     if ipam.identity()?.is_some() {
         return Ok(());
     }
-    for gateway in &kernel.gateways {
-        ipam.restore_gateway(*gateway)?;
-    }
-    for (attachment, addresses) in &kernel.interfaces {
-        let read = kernel.aliases.get(attachment).and_then(|alias| alias::read(alias));
-        let Some((attachment, pod)) = read else { continue };
-        ipam.restore(Held {
-            attachment,
-            kind: Kind::Pod,
-            since: now,
-            addresses: addresses.clone(),
-            mac: polder_api::Mac::of_pod(addresses[0]),
-            mtu: 1450,
-            netns: String::new(),
-            pod,
-            leaving: false,
-            gateways: Vec::new(),
-        })?;
-    }
-    Ok(())
+    let pods = kernel.interfaces.iter().map(|(attachment, addresses)| LivingPod {
+        name: attachment.host_interface(),
+        alias: kernel.aliases.get(attachment).cloned().unwrap_or_default(),
+        mac: Mac::of_pod(addresses[0]),
+        mtu: host::MTU,
+        addresses: addresses.clone(),
+    });
+    recovery::recover(ipam, &kernel.gateways, pods.collect(), now)
 }
 
 /// How often an agent looks whether it has missed something.

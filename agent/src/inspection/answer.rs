@@ -71,8 +71,8 @@ impl Task {
     }
 }
 
-async fn answer(agent: &Node, looker: &Looker, asked: &Known<InspectionRecord>, putting_back: bool) {
-    match examine(agent, looker, asked.record.repairs, putting_back).await {
+async fn answer(node: &Node, looker: &Looker, asked: &Known<InspectionRecord>, putting_back: bool) {
+    match examine(node, looker, asked.record.repairs, putting_back).await {
         Ok((mut deviations, look)) => {
             deviations.sort_by_key(|deviation| deviation.repaired);
             let left_out =
@@ -84,8 +84,8 @@ async fn answer(agent: &Node, looker: &Looker, asked: &Known<InspectionRecord>, 
                 deviations: deviations.into_iter().take(ROOM).map(short).collect(),
                 left_out,
             };
-            let (node, asked) = (agent.config.node.clone(), asked.revision);
-            match agent.store.commit(&Change::AnswerInspection { node, record, asked }).await {
+            let (name, asked) = (node.config.node.clone(), asked.revision);
+            match node.store.commit(&Change::AnswerInspection { node: name, record, asked }).await {
                 Ok(outcome) => debug!(?outcome, "answered a check"),
                 Err(error) => warn!(%error, "a check is not answered"),
             }
@@ -104,19 +104,19 @@ fn short(mut deviation: DeviationStatus) -> DeviationStatus {
 
 /// What deviates on this node, and was put right.
 async fn examine(
-    agent: &Node,
+    node: &Node,
     looker: &Looker,
     repairs: Repairs,
     putting_back: bool,
 ) -> Result<(Vec<DeviationStatus>, Look), String> {
-    let looking = Looking { agent, looker, putting_back, until: Instant::now() + patience(repairs) };
+    let looking = Looking { node, looker, putting_back, until: Instant::now() + patience(repairs) };
     let (findings, last) = looking.settle().await?;
     if findings.is_empty() || repairs == Repairs::None || Instant::now() >= looking.until {
         return Ok((findings.iter().map(|finding| status(finding, false)).collect(), last));
     }
     for finding in &findings {
         if let Some(repair) = finding.mend.clone() {
-            mend(agent, repair).await;
+            mend(node, repair).await;
         }
     }
     let again = looking.look().await?;
@@ -135,7 +135,7 @@ async fn examine(
 
 /// Looks at this node, as long as somebody waits for what it finds.
 struct Looking<'a> {
-    agent: &'a Node,
+    node: &'a Node,
     looker: &'a Looker,
     putting_back: bool,
     until: Instant,
@@ -145,7 +145,7 @@ impl Looking<'_> {
     /// Looks, and again if it cannot be done: the store may be slow just now.
     async fn look(&self) -> Result<Look, String> {
         loop {
-            match look(self.agent, self.looker, self.putting_back).await {
+            match look(self.node, self.looker, self.putting_back).await {
                 Err(error) if Instant::now() < self.until => {
                     debug!(error, "this node cannot look at itself yet");
                     sleep(PAUSE).await;

@@ -11,12 +11,12 @@ use polder_ipam::invariants::{
 };
 use polder_ipam::key::Key;
 use polder_ipam::ledger::Held;
+use polder_ipam::recovery::LivingPod;
 use polder_ipam::view::View;
 
 use crate::host::insides::{self, Looker};
 use crate::kernel::Kernel;
 use crate::kernel::inspection::SeenPod;
-use crate::kernel::snapshot::AttachedPod;
 use crate::machine::now;
 use crate::node::Node;
 use crate::presence::Presence;
@@ -46,7 +46,7 @@ pub(super) enum Mend {
         revision: i64,
     },
     /// Take down a pod that the ledger does not have.
-    Restore(AttachedPod),
+    Restore(LivingPod),
     /// Let the registrar look at what the node owns and holds.
     Reconcile,
 }
@@ -73,62 +73,62 @@ struct Read {
 }
 
 /// The pods that live and that the ledger does not have, by their attachments.
-type Unknown = BTreeMap<Attachment, Option<AttachedPod>>;
+type Unknown = BTreeMap<Attachment, Option<LivingPod>>;
 
 /// Looks at the node. While its pods come and go, one look may find what is not so: only what another finds, too, is.
-pub(super) async fn look(agent: &Node, looker: &Looker, putting_back: bool) -> Result<Look, String> {
-    let range = Key::addresses_of(&agent.config.node);
-    let published = Addresses::read_range(&agent.store, &range).await.map_err(|error| error.to_string())?;
-    let before = agent.in_flight.all();
-    let read = agent.ipam.run(|ipam| Ok((ipam.facts(now())?, ipam.astray()?))).await;
+pub(super) async fn look(node: &Node, looker: &Looker, putting_back: bool) -> Result<Look, String> {
+    let range = Key::addresses_of(&node.config.node);
+    let published = Addresses::read_range(&node.store, &range).await.map_err(|error| error.to_string())?;
+    let before = node.in_flight.all();
+    let read = node.ipam.run(|ipam| Ok((ipam.facts(now())?, ipam.astray()?))).await;
     let (ledger, astray) =
         read.map_err(|error: polder_ipam::ledger::LedgerError| format!("read the ledger: {error}"))?;
     let kernel =
-        agent.pods.kernel.run(|kernel: &mut Kernel| Ok((kernel.seen_pods()?, kernel.gateways()?))).await;
+        node.pods.kernel.run(|kernel: &mut Kernel| Ok((kernel.seen_pods()?, kernel.gateways()?))).await;
     let (seen, gateways) =
         kernel.map_err(|error: polder_netlink::Error| format!("read the interfaces: {error}"))?;
-    let in_flight = before.union(&agent.in_flight.all()).cloned().collect();
+    let in_flight = before.union(&node.in_flight.all()).cloned().collect();
     let mut unknown = Unknown::new();
     for attachment in seen.iter().filter_map(SeenPod::attachment) {
         if !ledger.attachments.iter().any(|held| held.attachment == attachment) {
             let sought = attachment.clone();
-            let inside = agent.pods.kernel.run(move |kernel: &mut Kernel| kernel.look_inside(&sought)).await;
+            let inside = node.pods.kernel.run(move |kernel: &mut Kernel| kernel.look_inside(&sought)).await;
             unknown.insert(attachment, inside.map_err(|error| format!("look into a pod: {error}"))?);
         }
     }
-    let inside = changed_inside(agent, looker, &ledger, &in_flight).await;
+    let inside = changed_inside(node, looker, &ledger, &in_flight).await;
     let read = Read { ledger, astray, seen, unknown, gateways, published };
-    let mut look = judge(agent, &agent.board.view(), read, in_flight, putting_back);
+    let mut look = judge(node, &node.board.view(), read, in_flight, putting_back);
     look.findings.extend(inside);
     Ok(look)
 }
 
 /// Pods whose own side is not as it was wired.
 async fn changed_inside(
-    agent: &Node,
+    node: &Node,
     looker: &Looker,
     ledger: &LedgerFacts,
     in_flight: &BTreeSet<Attachment>,
 ) -> Vec<Finding> {
-    let Some(cluster) = agent.board.view().cluster.as_ref().map(|cluster| Arc::clone(&cluster.record)) else {
+    let Some(cluster) = node.board.view().cluster.as_ref().map(|cluster| Arc::clone(&cluster.record)) else {
         return Vec::new();
     };
     let idle = |held: &&Held| insides::can_be_looked_into(held) && !in_flight.contains(&held.attachment);
     let mut findings = Vec::new();
     for held in ledger.attachments.iter().filter(idle) {
         if let insides::Look::Different(what) = looker.look_into(&cluster, held).await {
-            let what = format!("{} on {} is not as it was wired: {what}", held.attachment, agent.config.node);
+            let what = format!("{} on {} is not as it was wired: {what}", held.attachment, node.config.node);
             let remedy = "make the pod anew: delete it, and let whoever made it make another";
-            let deviation = deviation(Invariant::Wired, &agent.config.node, what, remedy);
+            let deviation = deviation(Invariant::Wired, &node.config.node, what, remedy);
             findings.push(Finding { deviation, mend: None });
         }
     }
     findings
 }
 
-fn judge(agent: &Node, view: &View, read: Read, in_flight: BTreeSet<Attachment>, putting_back: bool) -> Look {
+fn judge(node: &Node, view: &View, read: Read, in_flight: BTreeSet<Attachment>, putting_back: bool) -> Look {
     let Read { ledger, astray, seen, unknown, gateways, published } = read;
-    let me = &agent.config.node;
+    let me = &node.config.node;
     let interfaces: Vec<Interface> = seen.iter().filter_map(|pod| interface(pod, &ledger)).collect();
     let namespaces = ledger.attachments.iter().map(|held| held.netns.clone());
     let kernel = KernelFacts {
@@ -137,16 +137,16 @@ fn judge(agent: &Node, view: &View, read: Read, in_flight: BTreeSet<Attachment>,
         // What cannot be seen is not reported as gone.
         namespaces: namespaces.filter(|path| Presence::of(Path::new(path)) != Presence::Gone).collect(),
     };
-    let node = NodeFacts {
+    let judged = NodeFacts {
         name: me.clone(),
-        boot_id: agent.board.membership.me().boot_id.clone(),
+        boot_id: node.board.membership.me().boot_id.clone(),
         ledger: Some(ledger.clone()),
         kernel: Some(kernel),
         in_flight: in_flight.clone(),
         promised: BTreeMap::new(),
     };
     let records: Vec<Published> = published.records.iter().map(|(published, _)| published.clone()).collect();
-    let facts = Facts { view: Some(view), putting_back, published: &records, nodes: &[node] };
+    let facts = Facts { view: Some(view), putting_back, published: &records, nodes: &[judged] };
     // What is wrong with the records among themselves, whoever asks finds out.
     let among = Facts { view: Some(view), putting_back, published: &[], nodes: &[] };
     let others = check(&among);
@@ -236,7 +236,7 @@ fn unwritten(
         !held && !ledger.gateways.contains(address) && (own || !pooled)
     };
     let idle = unknown.iter().filter(|(attachment, _)| !in_flight.contains(attachment));
-    let finding = |(attachment, pod): (&Attachment, &Option<AttachedPod>)| {
+    let finding = |(attachment, pod): (&Attachment, &Option<LivingPod>)| {
         let restorable = pod.clone().filter(|pod| pod.addresses.iter().all(free));
         let addresses = match pod {
             Some(pod) => format!("{:?}", pod.addresses),

@@ -6,11 +6,12 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use polder_api::{Attachment, IfName};
+use polder_ipam::recovery::LivingPod;
 use polder_netlink::link::{Kind, Link};
 use polder_netlink::{Error, RouteSocket, namespace};
 
 use super::Kernel;
-use super::snapshot::{AttachedPod, pod};
+use super::snapshot::pod;
 
 /// Where container runtimes keep the network namespaces of their pods.
 const NAMESPACES: [&str; 2] = ["/run/netns", "/run/docker/netns"];
@@ -56,14 +57,14 @@ impl Kernel {
 
     /// What is behind an interface of a pod, as the pod itself has it: for one of which the host has forgotten the rest.
     /// `None` if its namespace is not where namespaces are, or has no such interface.
-    pub fn look_inside(&mut self, attachment: &Attachment) -> Result<Option<AttachedPod>, Error> {
+    pub fn look_inside(&mut self, attachment: &Attachment) -> Result<Option<LivingPod>, Error> {
         let name = attachment.host_interface();
         let Some(host) = self.routes.link(name.as_str())? else { return Ok(None) };
         for path in namespaces() {
             // One that goes away meanwhile is not the one that is looked for.
             let Some((mac, addresses)) = inside(&path, attachment, &host) else { continue };
             let alias = host.alias.clone().unwrap_or_default();
-            return Ok(Some(AttachedPod { name, alias, mac, mtu: host.mtu, addresses }));
+            return Ok(Some(LivingPod { name, alias, mac, mtu: host.mtu, addresses }));
         }
         Ok(None)
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use polder_api::{IfName, is_host_interface};
+use polder_ipam::recovery::LivingPod;
 use polder_netlink::Error;
 use polder_netlink::address::Address;
 use polder_netlink::link::{Kind, Link};
@@ -136,7 +137,7 @@ impl Kernel {
 
     /// The pods' interfaces with their aliases, and the addresses behind each: what an attachment leaves in the
     /// kernel.
-    pub fn attached(&mut self) -> Result<Vec<AttachedPod>, Error> {
+    pub fn attached(&mut self) -> Result<Vec<LivingPod>, Error> {
         let links = self.routes.links()?;
         let forwards = self.routes.forwards()?;
         let neighbours = self.routes.neighbours()?;
@@ -151,25 +152,10 @@ impl Kernel {
             let Some(mac) = found.first().map(|neighbour| neighbour.mac) else { continue };
             let mut addresses: Vec<IpAddr> = found.iter().map(|neighbour| neighbour.address).collect();
             addresses.sort();
-            pods.push(AttachedPod { name, alias: alias.clone(), mac, mtu: link.mtu, addresses });
+            pods.push(LivingPod { name, alias: alias.clone(), mac, mtu: link.mtu, addresses });
         }
         Ok(pods)
     }
-}
-
-/// A pod's interface as the kernel has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AttachedPod {
-    /// Name of the host's end.
-    pub name: IfName,
-    /// Its `ifalias`.
-    pub alias: String,
-    /// The MAC address of the pod's end.
-    pub mac: polder_api::Mac,
-    /// MTU, in bytes.
-    pub mtu: u32,
-    /// The pod's addresses.
-    pub addresses: Vec<IpAddr>,
 }
 
 /// The name of the interface, if it is a pod's.

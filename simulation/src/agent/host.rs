@@ -28,7 +28,7 @@ use crate::in_flight::Lock;
 use crate::task::Wait;
 
 /// The MTU of every pod.
-const MTU: u32 = 1450;
+pub(super) const MTU: u32 = 1450;
 
 fn brief(step: &Step) -> String {
     match step {

@@ -1,0 +1,111 @@
+//! A ledger that was lost, rebuilt from what the kernel has: before the first address goes out.
+
+use std::net::IpAddr;
+
+use polder_api::{IfName, Mac};
+use tracing::{info, warn};
+
+use crate::alias;
+use crate::ledger::{Held, Kind, Ledger, LedgerError};
+use crate::moment::Moment;
+use crate::node::NodeIpam;
+
+/// A pod's interface as the kernel has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LivingPod {
+    /// Name of the host's end.
+    pub name: IfName,
+    /// Its `ifalias`.
+    pub alias: String,
+    /// The MAC address of the pod's end.
+    pub mac: Mac,
+    /// MTU, in bytes.
+    pub mtu: u32,
+    /// The pod's addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl LivingPod {
+    /// What the ledger should say of it; `None` if the interface does not say whose it is.
+    pub fn held(self, now: Moment) -> Option<Held> {
+        let (attachment, pod) =
+            alias::read(&self.alias).filter(|(whose, _)| whose.host_interface() == self.name)?;
+        Some(Held {
+            attachment,
+            kind: Kind::Pod,
+            since: now,
+            addresses: self.addresses,
+            mac: self.mac,
+            mtu: self.mtu,
+            netns: String::new(),
+            pod,
+            leaving: false,
+            gateways: Vec::new(),
+        })
+    }
+}
+
+/// Takes down which of the pods that live and of the node's own addresses the ledger does not have. To be done only where the
+/// ledger knows nobody: otherwise what is not in it was taken away.
+pub fn recover<L: Ledger>(
+    ipam: &mut NodeIpam<L>,
+    gateways: &[IpAddr],
+    pods: Vec<LivingPod>,
+    now: Moment,
+) -> Result<(), LedgerError> {
+    for gateway in gateways {
+        ipam.restore_gateway(*gateway)?;
+    }
+    for pod in pods {
+        let (name, alias) = (pod.name.clone(), pod.alias.clone());
+        let Some(held) = pod.held(now) else {
+            warn!(interface = %name, alias, "the interface does not say whose it is");
+            continue;
+        };
+        info!(attachment = %held.attachment, addresses = ?held.addresses, "restored from the kernel");
+        ipam.restore(held)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use polder_api::{Attachment, Pod};
+
+    use super::*;
+    use crate::ledger::memory::Memory;
+
+    fn living(container: &str, pod: Option<&Pod>) -> LivingPod {
+        let attachment: Attachment = format!("net/{container}/eth0").parse().unwrap();
+        let address = "10.0.0.5".parse().unwrap();
+        LivingPod {
+            name: attachment.host_interface(),
+            alias: alias::write(&attachment, pod),
+            mac: Mac::of_pod(address),
+            mtu: 1400,
+            addresses: vec![address],
+        }
+    }
+
+    #[test]
+    fn a_lost_ledger_has_again_what_lives_with_the_name_of_the_pod() {
+        let (mut ipam, _) = NodeIpam::with(Memory::default(), "b1", Duration::from_secs(60)).unwrap();
+        let pod = Pod { namespace: "default".to_owned(), name: "db-0".to_owned(), uid: None };
+        let gateway = "10.0.0.1".parse().unwrap();
+        let others = LivingPod { alias: "uplink of somebody".to_owned(), ..living("b", None) };
+        let now = Moment::from_millis(7);
+        recover(&mut ipam, &[gateway], vec![living("a", Some(&pod)), others], now).unwrap();
+        assert_eq!(ipam.gateways(), [gateway]);
+        let held: Vec<&Held> = ipam.attachments().collect();
+        assert_eq!(held.len(), 1);
+        assert_eq!((held[0].pod.as_ref(), held[0].mtu, held[0].since), (Some(&pod), 1400, now));
+    }
+
+    #[test]
+    fn an_interface_with_the_alias_of_another_does_not_say_whose_it_is() {
+        let swapped = LivingPod { alias: living("b", None).alias, ..living("a", None) };
+        assert_eq!(swapped.held(Moment::from_millis(7)), None);
+    }
+}
