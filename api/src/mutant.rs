@@ -104,6 +104,25 @@ pub const fn is(_: Mutant) -> bool {
     false
 }
 
+/// A rule that a deliberate defect can break. In builds for tests, and only there, the last expression takes the place of the rule's
+/// body while that defect is at work.
+#[macro_export]
+macro_rules! rule {
+    (
+        $(#[$about:meta])*
+        $visibility:vis fn $name:ident $(<$life:lifetime>)? ($($argument:ident: $type:ty),* $(,)?) -> $result:ty $body:block
+        $defect:ident => $broken:expr
+    ) => {
+        $(#[$about])*
+        $visibility fn $name $(<$life>)? ($($argument: $type),*) -> $result {
+            if $crate::mutant::is($crate::mutant::Mutant::$defect) {
+                return $broken;
+            }
+            $body
+        }
+    };
+}
+
 /// What a rule demands, unless that defect leaves it out.
 pub fn unless<T>(defect: Mutant, demand: T) -> Option<T> {
     (!is(defect)).then_some(demand)

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use polder_api::Attachment;
 use polder_api::message::{Collection, Reply, Request};
-use polder_api::mutant::{self, Mutant};
+use polder_api::rule;
 
 use crate::agent::unexpected;
 use crate::call::Network;
@@ -15,12 +15,20 @@ use crate::error::Error;
 /// How long the agent has to answer. There may be hundreds of interfaces to delete.
 const AGENT_PATIENCE: Duration = Duration::from_secs(60);
 
+rule! {
+    /// Whether a GC that does not say what is valid says that nothing is.
+    fn no_list_is_an_empty_one() -> bool {
+        false
+    }
+    NoListIsEmptyList => true
+}
+
 /// Takes away every attachment of the network that is not among the valid ones. Without a list of those nothing is
 /// known, and nothing is taken away.
 pub fn gc(network: &Network) -> Result<(), Error> {
     let own = match &network.conf.valid {
         Some(_) => collect(network),
-        None if mutant::is(Mutant::NoListIsEmptyList) => collect(network),
+        None if no_list_is_an_empty_one() => collect(network),
         None => Ok(()),
     };
     let delegated = match &network.conf.delegate {

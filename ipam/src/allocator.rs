@@ -8,8 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use polder_api::mutant::{self, Mutant};
-use polder_api::{Family, PoolName};
+use polder_api::{Family, PoolName, rule};
 
 use crate::moment::Moment;
 use crate::pool::{Block, Pool};
@@ -264,10 +263,18 @@ impl Allocator {
     }
 }
 
+rule! {
+    /// Whether an address that was freed then has rested for long enough.
+    fn is_over(freed: Moment, required: Duration, now: Moment) -> bool {
+        now.since(freed) >= required
+    }
+    RestIsSkipped => true
+}
+
 impl Addresses {
     fn has_rested(&self, freed: Option<Moment>, required: Duration, now: Moment) -> bool {
         match freed {
-            Some(freed) => now.since(freed) >= required || mutant::is(Mutant::RestIsSkipped),
+            Some(freed) => is_over(freed, required, now),
             None => !self.is_doubted || now.since(Moment::BOOT) >= SHORTEST_REST,
         }
     }

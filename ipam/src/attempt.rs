@@ -3,7 +3,7 @@
 //!
 //! No I/O: whoever drives it asks the store. The tasks do ([`attempt`](crate::tasks)), and so does the complete model.
 
-use polder_api::mutant::{self, Mutant};
+use polder_api::rule;
 
 use crate::change::Change;
 use crate::key::Range;
@@ -62,6 +62,14 @@ impl Attempt {
     }
 }
 
+rule! {
+    /// Whether the record is there as it would have been written.
+    fn has(contents: &Contents, trace: &Entry) -> bool {
+        contents.entries.iter().any(|entry| entry.key == trace.key && entry.value == trace.value)
+    }
+    ClaimIsPresumed => true
+}
+
 impl Doubt {
     /// The record that the change would have written.
     pub fn trace(&self) -> &Entry {
@@ -75,8 +83,7 @@ impl Doubt {
 
     /// Takes in what is there.
     pub fn found(self, contents: &Contents) -> Found {
-        let is_it = |entry: &Entry| entry.key == self.trace.key && entry.value == self.trace.value;
-        if contents.entries.iter().any(is_it) || mutant::is(Mutant::ClaimIsPresumed) {
+        if has(contents, &self.trace) {
             return Found::Made;
         }
         Found::NotMade(self.error)

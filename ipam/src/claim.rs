@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use polder_api::NodeName;
-use polder_api::mutant::{self, Mutant};
+use polder_api::rule;
 use sha2::{Digest, Sha256};
 
 use crate::change::{Claim, MOST_RECORDS, Member};
@@ -50,6 +50,14 @@ impl Claim {
         };
         Self { by, block, record, pool: pool.record.cidr(), pool_revision: pool.revision }
     }
+}
+
+rule! {
+    /// Whether nothing is claimed while the owners of lost records put them back.
+    pub(crate) fn holds_off(caution: bool) -> bool {
+        caution
+    }
+    NoCaution => false
 }
 
 /// Who wants to claim, and what he knows.
@@ -112,7 +120,7 @@ impl Claimant<'_> {
         if view.source != Source::Store || view.lost.is_some() {
             return unavailable(view.lost.as_deref().unwrap_or("the store is away"));
         }
-        if self.caution && !mutant::is(Mutant::NoCaution) {
+        if holds_off(self.caution) {
             return unavailable("the store has lost records, and their owners are putting them back");
         }
         let (pool, block) =

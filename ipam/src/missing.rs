@@ -4,13 +4,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use polder_api::Attachment;
-use polder_api::mutant::{self, Mutant};
+use polder_api::rule;
 
 use crate::moment::Moment;
 
 /// Since when attachments have been seen to miss their interface.
 #[derive(Debug, Clone, Default)]
 pub struct Missing(BTreeMap<Attachment, Moment>);
+
+rule! {
+    /// Whether what has been missed since then is gone.
+    fn is_overdue(since: Moment, grace: Duration, now: Moment) -> bool {
+        now.since(since) >= grace
+    }
+    MissedOnce => true
+}
 
 impl Missing {
     /// Takes in what misses its interface now; returns what has for longer than `grace`, and that nobody works on. That
@@ -26,7 +34,7 @@ impl Missing {
         let mut overdue = Vec::new();
         for attachment in missing.iter().filter(|attachment| !is_in_flight(attachment)) {
             let since = *self.0.entry(attachment.clone()).or_insert(now);
-            if now.since(since) >= grace || mutant::is(Mutant::MissedOnce) {
+            if is_overdue(since, grace, now) {
                 self.0.remove(attachment);
                 overdue.push(attachment.clone());
             }

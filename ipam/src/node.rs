@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use polder_api::mutant::{self, Mutant};
-use polder_api::{Attachment, Family, Mac, Pod, PoolName};
+use polder_api::{Attachment, Family, Mac, Pod, PoolName, rule};
 
 use crate::allocator::{Allocator, Counts, Refused, Rest};
 use crate::claim::LOW_WATER;
@@ -109,11 +108,50 @@ pub enum AllocateError {
     Ledger(#[from] LedgerError),
 }
 
+rule! {
+    /// Whether what was attached in another boot is void.
+    fn another_boot_ends_all() -> bool {
+        true
+    }
+    BootIsIgnored => false
+}
+
+rule! {
+    /// Which of the node's own addresses are used when its ledger is opened.
+    fn kept_gateways(gateways: &[IpAddr]) -> &[IpAddr] {
+        gateways
+    }
+    GatewayIsForgotten => &[]
+}
+
+rule! {
+    /// What still rests when the ledger is opened.
+    fn kept_rest(resting: Vec<(IpAddr, Moment)>) -> Vec<(IpAddr, Moment)> {
+        resting
+    }
+    RestIsForgotten => Vec::new()
+}
+
+rule! {
+    /// What goes when an attachment is released: that one alone, whatever else its pod has.
+    fn goes_with(one: &Held, released: &Held) -> bool {
+        one.attachment == released.attachment
+    }
+    ReleaseByPod => one.pod == released.pod
+}
+
+rule! {
+    /// Whether the attachment was there before the call began, so that whoever called could know of it.
+    fn is_older(held: &Held, began: Moment) -> bool {
+        held.since < began
+    }
+    YoungIsStale => true
+}
+
 impl<L: Ledger> NodeIpam<L> {
     /// Goes by that ledger in this boot. Returns the attachments of another boot, which are void now.
     pub fn with(mut ledger: L, boot_id: &str, rest: Duration) -> Result<(Self, Vec<Held>), LedgerError> {
-        let is_ignored = mutant::is(Mutant::BootIsIgnored);
-        let void = if is_ignored { Vec::new() } else { ledger.enter_boot(boot_id)? };
+        let void = if another_boot_ends_all() { ledger.enter_boot(boot_id)? } else { Vec::new() };
         let dormant = ledger.blocks()?;
         let attachments = ledger.attachments()?;
         let node = Self {
@@ -217,13 +255,12 @@ impl<L: Ledger> NodeIpam<L> {
         self.allocator.add(owned.block, pool);
         let inside = |address: &IpAddr| owned.block.cidr().has(*address);
         let held = self.attachments.values().flat_map(|held| &held.addresses);
-        let own = self.gateways.iter().filter(|_| !mutant::is(Mutant::GatewayIsForgotten));
-        for address in held.chain(own).copied().filter(inside) {
+        for address in held.chain(kept_gateways(&self.gateways)).copied().filter(inside) {
             // What the ledger says is used is used, whatever else stands in the way.
             let _ = self.allocator.take(address);
         }
-        for (address, freed) in self.ledger.resting()? {
-            if inside(&address) && !mutant::is(Mutant::RestIsForgotten) {
+        for (address, freed) in kept_rest(self.ledger.resting()?) {
+            if inside(&address) {
                 self.allocator.free(address, freed);
             }
         }
@@ -400,12 +437,8 @@ impl<L: Ledger> NodeIpam<L> {
 
     /// Puts the addresses of an attachment to rest, whose interface is gone. Succeeds where there is none.
     pub fn release(&mut self, attachment: &Attachment, now: Moment) -> Result<(), LedgerError> {
-        let of_pod =
-            |one: &Held| mutant::is(Mutant::ReleaseByPod) && one.pod == self.attachments[attachment].pod;
-        if !self.attachments.contains_key(attachment) {
-            return Ok(());
-        }
-        let gone = self.attachments.values().filter(|one| one.attachment == *attachment || of_pod(one));
+        let Some(released) = self.attachments.get(attachment) else { return Ok(()) };
+        let gone = self.attachments.values().filter(|one| goes_with(one, released));
         for attachment in gone.map(|one| one.attachment.clone()).collect::<Vec<_>>() {
             self.ledger.remove_attachment(&attachment, now)?;
             for address in self.attachments.remove(&attachment).into_iter().flat_map(|held| held.addresses) {
@@ -441,8 +474,7 @@ pub fn stale<'a>(
     began: Moment,
     valid: &BTreeSet<Attachment>,
 ) -> Vec<Attachment> {
-    let is_old = |held: &Held| held.since < began || mutant::is(Mutant::YoungIsStale);
-    let stale = there.filter(|held| is_old(held) && !valid.contains(&held.attachment));
+    let stale = there.filter(|held| is_older(held, began) && !valid.contains(&held.attachment));
     stale.map(|held| held.attachment.clone()).collect()
 }
 

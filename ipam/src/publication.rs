@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use polder_api::NodeName;
-use polder_api::mutant::{self, Mutant};
+use polder_api::rule;
 
 use crate::change::{Change, MOST_RECORDS, Member, Speaker};
 use crate::key::{Key, Name};
 use crate::ledger::{Held, Identity};
-use crate::record::{AddressRecord, Alive, Life, encode};
+use crate::record::{AddressRecord, Alive, Life, NodeRecord, encode};
 use crate::store::{Contents, Entry};
 use crate::view::{Source, View};
 
@@ -23,6 +23,14 @@ pub struct Published {
     strays: Vec<Name>,
 }
 
+rule! {
+    /// Whether the record is of that machine, in that boot.
+    fn is_of(record: &NodeRecord, life: Life<'_>) -> bool {
+        Life::from(record) == life
+    }
+    AnyBootIsOwn => true
+}
+
 /// The revision of the node's own record in the store; 0 if it is not there, or not this node's. One of another boot
 /// or machine is not: a clone has the ledger of its original, and must not seem to be the one that lives before it has
 /// asked; and an original in whose place another machine came is not the node any more.
@@ -31,7 +39,7 @@ pub fn own_revision(view: &View, me: &NodeName, identity: Option<&Identity>, lif
         .nodes
         .get(me)
         .filter(|own| identity.is_some_and(|identity| identity.incarnation == own.record.incarnation))
-        .filter(|own| mutant::is(Mutant::AnyBootIsOwn) || Life::from(&*own.record) == life);
+        .filter(|own| is_of(&own.record, life));
     own.filter(|_| view.source == Source::Store).map_or(0, |own| own.revision)
 }
 

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use polder_api::NodeName;
-use polder_api::mutant::{self, Mutant};
+use polder_api::rule;
 use sha2::{Digest, Sha256};
 
 use crate::change::{Change, Confirmation, Fence, Inheritance, MOST_RECORDS, Member};
@@ -156,6 +156,22 @@ pub struct Quarantine {
 /// How long each of the other nodes, in an order that differs for each removed one, leaves it to those before.
 const TURN: Duration = Duration::from_secs(10);
 
+rule! {
+    /// Whether the pods of a removed node are gone: somebody has to say so.
+    fn are_gone(pods: PodsGone) -> bool {
+        pods != PodsGone::Unknown
+    }
+    SilenceConfirms => true
+}
+
+rule! {
+    /// How long the blocks of a removed node rest, when its pods are gone, on nodes where a freed address rests that long.
+    fn rest_of_removed(rest: Duration) -> Duration {
+        rest
+    }
+    RemovedBlocksDoNotRest => Duration::ZERO
+}
+
 impl Quarantine {
     /// For blocks that rest that long.
     pub fn new(rest: Duration) -> Self {
@@ -165,8 +181,7 @@ impl Quarantine {
     /// Takes in what is known now.
     pub fn observe(&mut self, view: &View, now: Moment) {
         let is_gone = |incarnation: &Incarnation| {
-            let is_gone = |pods| pods != PodsGone::Unknown || mutant::is(Mutant::SilenceConfirms);
-            view.fences.get(incarnation).is_some_and(|fence| is_gone(fence.record.pods))
+            view.fences.get(incarnation).is_some_and(|fence| are_gone(fence.record.pods))
         };
         self.gone.retain(|incarnation, _| is_gone(incarnation));
         for incarnation in view.fences.keys().filter(|incarnation| is_gone(incarnation)) {
@@ -179,7 +194,7 @@ impl Quarantine {
     pub fn over(&self, view: &View, by: &Member, now: Moment) -> Option<Change> {
         let is_my_turn = |incarnation: &Incarnation| {
             let since = self.gone.get(incarnation);
-            let rest = if mutant::is(Mutant::RemovedBlocksDoNotRest) { Duration::ZERO } else { self.rest };
+            let rest = rest_of_removed(self.rest);
             since.is_some_and(|since| now.since(*since) >= rest + TURN * place(view, &by.node, incarnation))
         };
         let holders = holders(view);

@@ -5,8 +5,7 @@
 
 use std::net::IpAddr;
 
-use polder_api::mutant::{self, Mutant};
-use polder_api::{NodeName, PoolName};
+use polder_api::{NodeName, PoolName, rule};
 
 use crate::change::{Change, HandOver, LetGo, Member};
 use crate::pool::{Labels, Pool, PoolState, Purpose};
@@ -112,6 +111,14 @@ fn unfit(address: IpAddr, reason: &str) -> Denied {
     Denied::Unfit { address, reason: reason.to_owned() }
 }
 
+rule! {
+    /// Whether a reserved address is handed over only when its last pod is gone for certain.
+    fn needs_proof() -> bool {
+        true
+    }
+    NoProof => false
+}
+
 /// Whether the pod that had the address is gone beyond doubt.
 fn check_gone(
     view: &View,
@@ -120,7 +127,7 @@ fn check_gone(
     next: &Holder,
     is_gone: IsGone<'_>,
 ) -> Result<(), Denied> {
-    if mutant::is(Mutant::NoProof) {
+    if !needs_proof() {
         return Ok(());
     }
     let held = |remedy| Err(Denied::Held { address, holder: Box::new(last.clone()), remedy });

@@ -6,11 +6,10 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use polder_api::mutant::{self, Mutant};
-use polder_api::{Family, Mac, NodeName};
+use polder_api::{Family, Mac, NodeName, rule};
 
 use crate::change::{Change, Claim, HandOver, Member};
-use crate::claim::{AT_ONCE, Grounds};
+use crate::claim::{AT_ONCE, Grounds, holds_off};
 use crate::ledger::{Identity, OwnedBlock, Standing};
 use crate::moment::Moment;
 use crate::node::Own;
@@ -248,8 +247,7 @@ fn reconcile(facts: &Facts<'_>, identity: &Identity, me: &Member) -> Result<Opti
     }
     put_back_pools(facts, me)?;
     let mut gone = None;
-    let is_lost = |owned: &&OwnedBlock| !owned.leaving && !view.blocks.contains_key(&owned.block);
-    for lost in blocks.iter().filter(|owned| is_lost(owned) && !mutant::is(Mutant::LostClaimStaysLost)) {
+    for lost in blocks.iter().filter(|owned| is_lost(owned, view)) {
         let Some(pool) = view.pools.get(&lost.pool) else {
             gone = Some(format!(
                 "pool {} of this node's block {} is gone: add it again with polderctl pool add",
@@ -326,7 +324,7 @@ fn needs(facts: &Facts<'_>) -> Needs {
                     reason.get_or_insert_with(|| why.clone());
                     None
                 }
-                None if facts.caution && !mutant::is(Mutant::NoCaution) => {
+                None if holds_off(facts.caution) => {
                     reason.get_or_insert_with(|| {
                         "the store has lost records: nothing is claimed before their owners have put them back"
                             .to_owned()
@@ -385,6 +383,14 @@ fn reservations(facts: &Facts<'_>, identity: &Identity, me: &Member) -> Result<(
         return Err(commit(again));
     }
     Ok(())
+}
+
+rule! {
+    /// Whether the store has lost the claim of a block that this node uses: it is put back.
+    fn is_lost(owned: &OwnedBlock, view: &View) -> bool {
+        !owned.leaving && !view.blocks.contains_key(&owned.block)
+    }
+    LostClaimStaysLost => false
 }
 
 #[cfg(test)]

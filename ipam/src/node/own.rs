@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use polder_api::mutant::{self, Mutant};
-use polder_api::{Attachment, Family};
+use polder_api::{Attachment, Family, rule};
 
 use super::{FRESH, NodeIpam};
+use crate::allocator::Counts;
 use crate::allocator::Rest;
 use crate::claim::AT_ONCE;
 use crate::ledger::{Identity, Ledger, LedgerError, OwnedBlock};
@@ -55,6 +55,30 @@ impl Own {
     pub fn is_bare(&self) -> bool {
         self.attachments == 0 && self.blocks.is_empty() && self.gateways.is_empty()
     }
+}
+
+rule! {
+    /// Whether addresses of a block are used: then it is not given back.
+    fn has_used(counts: Counts) -> bool {
+        counts.used > 0
+    }
+    UsedBlockIsSpare => false
+}
+
+rule! {
+    /// What of the unused addresses of a block that the ledger has lost rests first: another pod may have had any of them.
+    fn resting_first(unused: &[IpAddr]) -> &[IpAddr] {
+        unused
+    }
+    AdoptedBlockDoesNotRest => &[]
+}
+
+rule! {
+    /// Whether the ledger of a machine that takes the place of another may be an old copy.
+    fn may_be_an_old_copy() -> bool {
+        true
+    }
+    OldCopyDoesNotRest => false
 }
 
 impl<L: Ledger> NodeIpam<L> {
@@ -111,7 +135,7 @@ impl<L: Ledger> NodeIpam<L> {
         let mut spare = Vec::new();
         for (block, pool, counts) in self.allocator.blocks(now) {
             let left = free[&pool] - counts.free;
-            let is_used = counts.used > 0 && !mutant::is(Mutant::UsedBlockIsSpare);
+            let is_used = has_used(counts);
             let is_needed = !self.allocator.is_closed(pool) && !needless(left);
             if is_used || counts.resting > 0 || is_needed || is_fresh(&block) {
                 continue;
@@ -162,16 +186,14 @@ impl<L: Ledger> NodeIpam<L> {
         let addresses = owned.block.cidr().addresses();
         let unused: Vec<IpAddr> =
             addresses.filter(|address| !pool.excludes(*address) && !used(address)).collect();
-        if !mutant::is(Mutant::AdoptedBlockDoesNotRest) {
-            self.ledger.rest(&unused, now)?;
-        }
+        self.ledger.rest(resting_first(&unused), now)?;
         self.add_block(owned, pool, now)
     }
 
     /// Lets every address of its blocks that is not used rest from that moment: another machine with this ledger may have
     /// had it until now.
     pub fn rest_unused(&mut self, now: Moment) -> Result<(), LedgerError> {
-        if mutant::is(Mutant::OldCopyDoesNotRest) {
+        if !may_be_an_old_copy() {
             return Ok(());
         }
         let dormant = self.dormant.iter().flat_map(|owned| owned.block.cidr().addresses());
@@ -185,8 +207,8 @@ impl<L: Ledger> NodeIpam<L> {
     /// Begins to give a block back: nothing goes out of it any more. Refused, with false, where something of it is used
     /// or rests by now.
     pub fn leave(&mut self, block: Block, now: Moment) -> Result<bool, LedgerError> {
-        let empty = |(known, _, counts): (Block, _, crate::allocator::Counts)| {
-            let is_used = counts.used > 0 && !mutant::is(Mutant::UsedBlockIsSpare);
+        let empty = |(known, _, counts): (Block, _, Counts)| {
+            let is_used = has_used(counts);
             known == block && !is_used && counts.resting == 0
         };
         if !self.allocator.blocks(now).any(empty) {

@@ -5,7 +5,7 @@
 //! *ledger* alone names the incarnation; it can be a copy, too. `docs/architecture.md` has the table.
 
 use polder_api::NodeName;
-use polder_api::mutant::{self, Mutant};
+use polder_api::rule;
 use serde::{Deserialize, Serialize};
 
 use super::{Double, Facts, Step, commit};
@@ -50,9 +50,43 @@ impl Kinship {
     }
 }
 
-/// Whether the ledger's word needs nobody else's.
-fn ledger_is_proof(facts: &Facts<'_>) -> bool {
-    facts.proof == Proof::Ledger || mutant::is(Mutant::CopyIsBelieved)
+rule! {
+    /// Whether the ledger's word needs nobody else's.
+    fn ledger_is_proof(facts: &Facts<'_>) -> bool {
+        facts.proof == Proof::Ledger
+    }
+    CopyIsBelieved => true
+}
+
+rule! {
+    /// Whether that incarnation of a node was removed.
+    fn was_removed(view: &View, incarnation: &Incarnation) -> bool {
+        view.fences.contains_key(incarnation)
+    }
+    FenceIsIgnored => false
+}
+
+rule! {
+    /// Whether the record is of another life than this one, which may not have ended.
+    fn is_of_another(life: Life<'_>, record: &NodeRecord) -> bool {
+        Kinship::of(life, record.into()) != Kinship::Same
+    }
+    DoubleIsIgnored => false
+}
+
+rule! {
+    /// The fence that is this machine's, when it has no ledger: nothing else tells, so none is.
+    fn own_fence<'a>(facts: &Facts<'a>) -> Option<&'a Incarnation> {
+        let _ = facts;
+        None
+    }
+    FenceMatchedByBootId => {
+        let is_open = |fence: &FenceRecord| {
+            fence.node == *facts.me && fence.boot_id == facts.life.boot_id && fence.pods == PodsGone::Unknown
+        };
+        let mut fences = facts.view.fences.iter();
+        fences.find(|(_, fence)| is_open(&fence.record)).map(|(incarnation, _)| incarnation)
+    }
 }
 
 /// Whether the record is another machine's, and nothing but an operator's word makes this one its node.
@@ -122,8 +156,7 @@ pub(super) fn identify<'a>(facts: &'a Facts<'_>, cluster: &ClusterRecord) -> Res
         )));
     }
     // Before all else: whoever has the name now, this ledger's incarnation is no member any more.
-    let is_removed = view.fences.contains_key(&identity.incarnation) && !mutant::is(Mutant::FenceIsIgnored);
-    if view.source == Source::Store && is_removed {
+    if view.source == Source::Store && was_removed(view, &identity.incarnation) {
         return Err(Step::Identify(Identity { standing: Standing::Removed, ..identity.clone() }));
     }
     if identity.node != **me {
@@ -178,8 +211,7 @@ fn prove(facts: &Facts<'_>, node: &Known<NodeRecord>) -> Option<Step> {
 
 /// What stands in the way of taking the node's record over from another life: perhaps that is no earlier one.
 fn is_double(facts: &Facts<'_>, node: &Known<NodeRecord>) -> Option<Step> {
-    let is_same = Kinship::of(facts.life, (&*node.record).into()) == Kinship::Same;
-    if is_same || mutant::is(Mutant::DoubleIsIgnored) || facts.view.source != Source::Store {
+    if !is_of_another(facts.life, &node.record) || facts.view.source != Source::Store {
         return None;
     }
     match &facts.double {
@@ -228,13 +260,10 @@ fn introduce(facts: &Facts<'_>, cluster: &ClusterRecord, registered: Option<&Kno
         ));
     }
     let mut removed = facts.view.fences.iter().filter(|(_, fence)| fence.record.node == *facts.me);
-    if mutant::is(Mutant::FenceMatchedByBootId) {
-        let is_open =
-            |fence: &FenceRecord| fence.boot_id == facts.life.boot_id && fence.pods == PodsGone::Unknown;
-        if let Some((incarnation, _)) = removed.find(|(_, fence)| is_open(&fence.record)) {
-            return become_one(incarnation, Standing::Removed);
-        }
-    } else if removed.next().is_some() && !facts.own.is_bare() {
+    if let Some(incarnation) = own_fence(facts) {
+        return become_one(incarnation, Standing::Removed);
+    }
+    if removed.next().is_some() && !facts.own.is_bare() {
         // Its ledger is lost, and it was removed: the pods that it has are none of the new node's. Without the ledger it
         // cannot confirm that they are gone.
         return Step::CutOff;

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 
-use polder_api::mutant::{self, Mutant};
+use polder_api::rule;
 
 use super::{Contents, Entry, KeyChange, Update};
 
@@ -61,6 +61,22 @@ pub enum Interruption {
     Gap(String),
 }
 
+rule! {
+    /// Whether a watch has not told of everything: there are more keys, or fewer, than it told of.
+    fn differ(told: usize, there: usize) -> bool {
+        told != there
+    }
+    WatchIsBelieved => false
+}
+
+rule! {
+    /// Whether the store is what it was, and what has changed since is all that is new.
+    fn is_witnessed(witness: Option<&Entry>, found: Option<&Entry>) -> bool {
+        witness.is_some() && witness == found
+    }
+    WitnessIsIgnored => true
+}
+
 impl Position {
     /// Whether everything was read once, and following can go on from there.
     pub fn is_loaded(&self) -> bool {
@@ -76,7 +92,7 @@ impl Position {
     /// revision up to which it forgets, to a watch that it has not caught up with, and what it does not forget is no
     /// deletion: so the number tells. A wrong yes costs one load.
     pub fn has_missed(&self, keys: usize) -> bool {
-        self.is_loaded() && self.keys.len() != keys && !mutant::is(Mutant::WatchIsBelieved)
+        self.is_loaded() && differ(self.keys.len(), keys)
     }
 
     /// The key to read before following goes on, for [`Self::resume`].
@@ -88,10 +104,8 @@ impl Position {
     /// set back to an earlier state, may have gone on to any revision by now; one that has the last change as it was
     /// has all before it, too. A wrong no costs one load.
     pub fn resume(&self, found: Option<&Entry>) -> Result<i64, Interruption> {
-        let is_believed = mutant::is(Mutant::WitnessIsIgnored);
         match self.known {
-            Some(known) if is_believed => Ok(known),
-            Some(known) if self.witness.is_some() && self.witness.as_ref() == found => Ok(known),
+            Some(known) if is_witnessed(self.witness.as_ref(), found) => Ok(known),
             _ => Err(Interruption::Gap("the store is not what it was".to_owned())),
         }
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use polder_api::Attachment;
 use polder_api::message::{Refusal, RefusalKind};
-use polder_api::mutant::{self, Mutant};
+use polder_api::rule;
 use tracing::{info, warn};
 
 use super::{PodHost, ledger_failed};
@@ -18,7 +18,9 @@ pub async fn del<H: PodHost>(host: &H, attachment: &Attachment) -> Result<(), Re
     // A plugin that still wires would make an interface for an attachment that is gone.
     let lock = host.lock(attachment, WIRING_PATIENCE).await;
     if lock.is_none() {
-        give_up(attachment)?;
+        if !goes_on_without_lock() {
+            return Err(Refusal::try_again(format!("{attachment} is being wired")));
+        }
         warn!(%attachment, "its ADD does not end: taking it away nevertheless");
     }
     // A runtime must not be kept from forgetting a pod that is gone.
@@ -37,12 +39,20 @@ pub async fn cut_off<H: PodHost>(host: &H, attachment: &Attachment) -> Result<()
     }
 }
 
-/// What a DEL does whose ADD hangs: it goes on. The pass deletes an interface that comes after it.
-fn give_up(attachment: &Attachment) -> Result<(), Refusal> {
-    if mutant::is(Mutant::DelGivesUp) {
-        return Err(Refusal::try_again(format!("{attachment} is being wired")));
+rule! {
+    /// Whether a DEL goes on whose ADD hangs. The pass deletes an interface that is made after it.
+    fn goes_on_without_lock() -> bool {
+        true
     }
-    Ok(())
+    DelGivesUp => false
+}
+
+rule! {
+    /// Whether addresses are freed only when their interface is gone.
+    fn interface_goes_first() -> bool {
+        true
+    }
+    FreedFirst => false
 }
 
 /// What became of the addresses of an attachment whose interface is gone.
@@ -63,7 +73,7 @@ pub async fn release<H: PodHost>(host: &H, attachment: &Attachment) -> Result<Ad
     if let Err(error) = written {
         warn!(%attachment, "{}", ledger_failed(&error));
     }
-    if mutant::is(Mutant::FreedFirst) {
+    if !interface_goes_first() {
         let _ = host.free(attachment).await;
     }
     let failed = |reason: String| Refusal::new(RefusalKind::Failed, reason);
