@@ -99,7 +99,7 @@ pub fn nodes(nodes: &[NodeStatus]) -> String {
         table.add_row([
             node.name.to_string(),
             alive.to_owned(),
-            node.standing.clone(),
+            node.standing.to_string(),
             join(node.underlay.iter().map(ToString::to_string).collect()),
             join(node.gateways.iter().map(ToString::to_string).collect()),
             join(node.blocks.iter().map(ToString::to_string).collect()),

@@ -11,11 +11,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use polder_api::NodeName;
-use polder_api::ipam::{Checked, DeviationStatus, NodeChecked, Repairs};
+use polder_api::ipam::{self as answered, Checked, DeviationStatus, NodeChecked, Repairs};
 use polder_api::message::Refusal;
 use polder_ipam::change::{Change, MOST_RECORDS, Speaker};
 use polder_ipam::ids::Nonce;
-use polder_ipam::invariants::{self, Deviation, Facts, Published, Repair};
+use polder_ipam::invariants::{self, Deviation, Facts, Invariant, Published, Repair};
 use polder_ipam::key::{Key, Name};
 use polder_ipam::prefix;
 use polder_ipam::record::{AnswerRecord, InspectionRecord};
@@ -154,7 +154,24 @@ struct Found {
 impl Found {
     fn status(self, repaired: bool) -> DeviationStatus {
         let Deviation { invariant, what, remedy, node, .. } = self.deviation;
-        DeviationStatus { invariant: invariant.to_string(), node, what, remedy, repaired }
+        DeviationStatus { invariant: to_answer(invariant), node, what, remedy, repaired }
+    }
+}
+
+/// The invariant, as an operator sees it.
+fn to_answer(invariant: Invariant) -> answered::Invariant {
+    match invariant {
+        Invariant::Unique => answered::Invariant::Unique,
+        Invariant::Owner => answered::Invariant::Owner,
+        Invariant::Conservation => answered::Invariant::Conservation,
+        Invariant::NoLeak => answered::Invariant::NoLeak,
+        Invariant::NoEarlyFree => answered::Invariant::NoEarlyFree,
+        Invariant::CoolDown => answered::Invariant::CoolDown,
+        Invariant::StaleDel => answered::Invariant::StaleDel,
+        Invariant::Durable => answered::Invariant::Durable,
+        Invariant::Fenced => answered::Invariant::Fenced,
+        Invariant::BlockTree => answered::Invariant::BlockTree,
+        Invariant::Wired => answered::Invariant::Wired,
     }
 }
 
@@ -191,7 +208,7 @@ fn unreadable(key: &str, reason: &str, revision: Option<i64>) -> Found {
         Some(_) => format!("record {key} of this node's addresses cannot be read: {reason}"),
         None => format!("record {key} cannot be read: {reason}"),
     };
-    let (invariant, remedy) = (invariants::Invariant::NoLeak, "correct or delete it".to_owned());
+    let (invariant, remedy) = (Invariant::NoLeak, "correct or delete it".to_owned());
     Found {
         deviation: Deviation { invariant, what, remedy, node, repair: None },
         record: revision.map(|revision| (Name::from(key), revision)),

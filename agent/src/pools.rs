@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use polder_api::message::{Refusal, RefusalKind};
-use polder_api::pool::{ClaimStatus, NewPool, PoolChange, PoolPurpose, PoolStatus};
+use polder_api::pool::{
+    self as answer, BlockStanding, ClaimStatus, NewPool, PoolChange, PoolPurpose, PoolStatus,
+};
 use polder_api::{Backend, NodeName};
 use polder_ipam::cidr::ParseCidrError;
 use polder_ipam::key::Key;
@@ -168,7 +170,11 @@ pub fn status(view: &View, pool: &Pool, used: Option<&Addresses>) -> PoolStatus 
             Purpose::Blocks => PoolPurpose::Blocks,
             Purpose::Reservations => PoolPurpose::Reservations,
         },
-        state: format!("{:?}", pool.state).to_lowercase(),
+        state: match pool.state {
+            PoolState::Active => answer::PoolState::Active,
+            PoolState::Draining => answer::PoolState::Draining,
+            PoolState::Retired => answer::PoolState::Retired,
+        },
         nodes: pool.nodes.clone(),
         blocks_owned: claimed.owned,
         blocks_resting: claimed.resting,
@@ -203,10 +209,10 @@ pub fn claims(me: &NodeName, view: &View, used: Option<&Addresses>) -> Vec<Claim
     let claims = view.blocks.iter().map(|(block, known)| {
         let claim = &*known.record;
         let standing = if view.fences.contains_key(&claim.incarnation) {
-            "rests (node removed)".to_owned()
+            BlockStanding::Rests
         } else {
             let reason = refused.get(&Key::Block(*block).to_string());
-            reason.map_or("owned".to_owned(), |reason| format!("refused: {reason}"))
+            reason.cloned().map_or(BlockStanding::Owned, BlockStanding::Refused)
         };
         ClaimStatus {
             block: block.cidr().into(),

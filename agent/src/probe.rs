@@ -25,7 +25,7 @@ use tracing::{info, warn};
 use self::echo::Echo;
 use self::schedule::{Key, Schedule, Shot, Size, Sizes, Target, Token, Verdict};
 use self::verdict::{ENDPOINT_FAILURES, Living, combine, is_suspect};
-pub use self::words::{problem, word};
+pub use self::words::{problem, state};
 use crate::board::{Pass, Passes, set_if_changed};
 use crate::endpoint::{Endpoint, Open};
 use crate::kernel::desired::Reached;

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use polder_api::NodeName;
-use polder_api::ipam::{AddressStatus, NodeShare, Shown, Subject};
+use polder_api::ipam::{AddressStanding, AddressStatus, NodeShare, NodeShareStanding, Shown, Subject};
 use polder_api::message::{Refusal, RefusalKind};
 use polder_ipam::invariants::LedgerFacts;
 use polder_ipam::node::Condition;
@@ -88,7 +88,11 @@ impl Look<'_> {
             is_waited_for.then(|| NodeShare {
                 name: fence.record.node.clone(),
                 incarnation: incarnation.to_string(),
-                standing: format!("removed, pods gone: {:?}", fence.record.pods).to_lowercase(),
+                standing: match fence.record.pods {
+                    PodsGone::Unknown => NodeShareStanding::RemovedUnknown,
+                    PodsGone::Confirmed => NodeShareStanding::RemovedConfirmed,
+                    PodsGone::Vouched => NodeShareStanding::RemovedVouched,
+                },
                 gateways: Vec::new(),
                 blocks: blocks as u64,
                 addresses_used: None,
@@ -109,7 +113,7 @@ impl Look<'_> {
         NodeShare {
             name: name.clone(),
             incarnation: record.incarnation.to_string(),
-            standing: "member".to_owned(),
+            standing: NodeShareStanding::Member,
             gateways: record.gateways.clone(),
             blocks: self.view.blocks.values().filter(own).count() as u64,
             addresses_used: published,
@@ -164,7 +168,11 @@ impl Look<'_> {
         let removed: Vec<_> =
             self.view.fences.iter().filter(|(_, fence)| fence.record.node == *name).collect();
         for (incarnation, fence) in &removed {
-            let pods = format!("{:?}", fence.record.pods).to_lowercase();
+            let pods = match fence.record.pods {
+                PodsGone::Unknown => "unknown",
+                PodsGone::Confirmed => "confirmed",
+                PodsGone::Vouched => "vouched",
+            };
             shown.remarks.push(format!(
                 "incarnation {incarnation} of node {name} was removed; that its pods are gone is {pods}"
             ));
@@ -250,35 +258,34 @@ impl Look<'_> {
                 status.pod = held.pod.as_ref().map(ToString::to_string).or(status.pod);
                 status.since = Some(ago(held.since));
                 let why = if held.leaving { "is being released" } else { "has it" };
-                ("used", format!("this node's ledger says that the attachment {why}"))
+                (AddressStanding::Used, format!("this node's ledger says that the attachment {why}"))
             }
-            Condition::Gateway => ("gateway", "it is the node's own, the gateway of its pods".to_owned()),
-            Condition::Probe => ("probe", PROBE.to_owned()),
+            Condition::Gateway => (AddressStanding::Gateway, "it is the node's own, the gateway of its pods".to_owned()),
+            Condition::Probe => (AddressStanding::Probe, PROBE.to_owned()),
             Condition::Freed(moment) => {
                 status.since = Some(ago(moment));
                 let rest = self.reporter.config.cooldown.saturating_sub(self.now.since(moment));
                 let left = rest.as_secs();
                 match left {
-                    0 => ("free", "it was freed and has rested".to_owned()),
-                    _ => ("resting", format!("it was freed, and goes to nobody for another {left} s")),
+                    0 => (AddressStanding::Free, "it was freed and has rested".to_owned()),
+                    _ => (AddressStanding::Resting, format!("it was freed, and goes to nobody for another {left} s")),
                 }
             }
-            Condition::Unused => ("free", "nobody has ever had it since the block was claimed".to_owned()),
+            Condition::Unused => (AddressStanding::Free, "nobody has ever had it since the block was claimed".to_owned()),
             Condition::Excluded => (
-                "excluded",
+                AddressStanding::Excluded,
                 "it is never handed out: the end of its pool, kept for the gateway of its block, or in a block that \
                  is given back"
                     .to_owned(),
             ),
         };
-        (status.standing, status.why) = (standing.to_owned(), why);
+        (status.standing, status.why) = (standing, why);
         status
     }
 
     /// What the records say.
     fn known_elsewhere(&self, address: IpAddr) -> AddressStatus {
         let mut status = self.blank(address);
-        let said = |standing: &str, why: String| (standing.to_owned(), why);
         let pool = self.view.every_pool().find(|pool| pool.record.cidr().has(address));
         let records = self.published.iter().flat_map(|published| &published.records);
         let published = records.into_iter().find(|(published, _)| published.address == address);
@@ -300,22 +307,26 @@ impl Look<'_> {
                         status.node = Some(holder.node.clone());
                         status.incarnation = Some(holder.incarnation.to_string());
                         status.attachment = Some(holder.attachment.clone());
-                        said("reserved", format!("it is reserved, and held in generation {generation}"))
+                        (
+                            AddressStanding::Reserved,
+                            format!("it is reserved, and held in generation {generation}"),
+                        )
                     }
-                    None => {
-                        said("reserved", format!("it is reserved, and nobody holds it after {generation}"))
-                    }
+                    None => (
+                        AddressStanding::Reserved,
+                        format!("it is reserved, and nobody holds it after {generation}"),
+                    ),
                 }
             }
-            (None, None, _) => said("foreign", "it is in no pool".to_owned()),
+            (None, None, _) => (AddressStanding::Foreign, "it is in no pool".to_owned()),
             (Some(pool), None, _) if pool.record.excludes(address) => {
-                said("excluded", "it is never handed out: the end of its pool".to_owned())
+                (AddressStanding::Excluded, "it is never handed out: the end of its pool".to_owned())
             }
             (Some(pool), None, _) if pool.record.purpose == Purpose::Reservations => {
-                said("free", "it is for reservations, and nobody has reserved it".to_owned())
+                (AddressStanding::Free, "it is for reservations, and nobody has reserved it".to_owned())
             }
             (Some(_), None, Some((published, _))) => {
-                said("used", format!("node {} has published that", published.node))
+                (AddressStanding::Used, format!("node {} has published that", published.node))
             }
             (Some(_), None, None) => self.unpublished(address, &mut status),
         };
@@ -323,26 +334,34 @@ impl Look<'_> {
     }
 
     /// An address of a pool that nobody has published.
-    fn unpublished(&self, address: IpAddr, status: &mut AddressStatus) -> (String, String) {
-        let said = |standing: &str, why: String| (standing.to_owned(), why);
+    fn unpublished(&self, address: IpAddr, status: &mut AddressStatus) -> (AddressStanding, String) {
         let claim = self.view.blocks.iter().find(|(block, _)| block.cidr().has(address));
         let Some((block, claim)) = claim else {
-            return said("unclaimed", "no node has claimed its block".to_owned());
+            return (AddressStanding::Unclaimed, "no node has claimed its block".to_owned());
         };
         let claim = &claim.record;
         status.node = Some(claim.node.clone());
         status.incarnation = Some(claim.incarnation.to_string());
         let node = self.view.nodes.get(&claim.node);
         if self.view.fences.contains_key(&claim.incarnation) {
-            said("resting", format!("its block {block} rests, for node {} was removed", claim.node))
+            (
+                AddressStanding::Resting,
+                format!("its block {block} rests, for node {} was removed", claim.node),
+            )
         } else if node.is_some_and(|node| node.record.gateways.contains(&address)) {
-            said("gateway", format!("it is the own address of node {}, the gateway of its pods", claim.node))
+            (
+                AddressStanding::Gateway,
+                format!("it is the own address of node {}, the gateway of its pods", claim.node),
+            )
         } else if node.is_some_and(|node| node.record.probes.contains(&address)) {
-            said("probe", format!("it is the address of the probe endpoint of node {}", claim.node))
+            (
+                AddressStanding::Probe,
+                format!("it is the address of the probe endpoint of node {}", claim.node),
+            )
         } else {
             let node = &claim.node;
-            said(
-                "free",
+            (
+                AddressStanding::Free,
                 format!(
                     "node {node} has not published that it is used; only there is known whether it rests"
                 ),
@@ -356,7 +375,7 @@ impl Look<'_> {
         let block = self.view.blocks.keys().find(|block| block.cidr().has(address));
         AddressStatus {
             address,
-            standing: String::new(),
+            standing: AddressStanding::Foreign,
             pool: pool.map(|pool| pool.record.name.clone()),
             block: block.map(|block| block.cidr().into()),
             node: None,

@@ -4,8 +4,8 @@ use std::time::SystemTime;
 
 use polder_api::message::Refusal;
 use polder_api::status::{
-    BlockStatus, ClusterStatus, NodeStatus, NotUnderlayStatus, PassStatus, PathStatus, RepairStatus, Status,
-    StoreStatus, UnderlayStatus,
+    AttachMode, BlockStatus, ClusterStatus, NodeStanding, NodeStatus, NotUnderlayStatus, PassStatus,
+    PathKind, PathStatus, ProbeState, RepairStatus, Status, StoreStatus, UnderlayStatus,
 };
 use polder_api::{Family, NodeName};
 use tokio::time::Instant;
@@ -23,8 +23,8 @@ use crate::removal;
 use crate::repair::Repair;
 use crate::reporter::Reporter;
 use crate::underlay::{Other, Underlay};
-use polder_ipam::shortage;
 use polder_ipam::view::{Source, View};
+use polder_ipam::{record, shortage};
 
 /// This node.
 pub async fn status(reporter: &Reporter) -> Status {
@@ -60,8 +60,11 @@ pub async fn status(reporter: &Reporter) -> Status {
         problems,
         cluster: view.cluster.as_ref().map(|cluster| ClusterStatus {
             id: cluster.record.id.to_string(),
-            backend: cluster.record.backend.to_string(),
-            attach: format!("{:?}", cluster.record.attach).to_lowercase(),
+            backend: cluster.record.backend,
+            attach: match cluster.record.attach {
+                record::AttachMode::Bridge => AttachMode::Bridge,
+                record::AttachMode::Routed => AttachMode::Routed,
+            },
         }),
         store: store(reporter, &view),
         underlay: uplinks
@@ -168,10 +171,10 @@ pub async fn nodes(reporter: &Reporter) -> Result<Vec<NodeStatus>, Refusal> {
     // The leases are not followed, because they change all the time: they are asked for.
     let alive = leases::living(&reporter.store).await.ok();
     let node = |(name, known): (&NodeName, &polder_ipam::view::Known<_>)| {
-        let record: &polder_ipam::record::NodeRecord = &known.record;
+        let record: &record::NodeRecord = &known.record;
         NodeStatus {
             name: name.clone(),
-            standing: "member".to_owned(),
+            standing: NodeStanding::Member,
             underlay: record.underlay.clone(),
             gateways: record.gateways.clone(),
             blocks: view
@@ -187,7 +190,7 @@ pub async fn nodes(reporter: &Reporter) -> Result<Vec<NodeStatus>, Refusal> {
     };
     let removed = removal::standings(&view).into_iter().map(|(name, standing)| NodeStatus {
         name,
-        standing,
+        standing: NodeStanding::Removed(standing),
         underlay: Vec::new(),
         gateways: Vec::new(),
         blocks: Vec::new(),
@@ -204,20 +207,20 @@ fn paths(reporter: &Reporter, pass: Option<&Pass>, name: &NodeName) -> Vec<PathS
         return families
             .map(|family| PathStatus {
                 family,
-                path: "local".to_owned(),
+                path: PathKind::Local,
                 via: String::new(),
-                probe: String::new(),
+                probe: ProbeState::Unknown,
             })
             .collect();
     }
     let path = |family: Family| {
         let (path, via) = match &pass?.paths.get(&(name.clone(), family))?.path {
-            Path::Direct { via, .. } => ("direct", via.to_string()),
-            Path::Vxlan { remote, .. } => ("vxlan", remote.to_string()),
-            Path::Unreachable(reason) => ("unreachable", reason.clone()),
+            Path::Direct { via, .. } => (PathKind::Direct, via.to_string()),
+            Path::Vxlan { remote, .. } => (PathKind::Vxlan, remote.to_string()),
+            Path::Unreachable(reason) => (PathKind::Unreachable, reason.clone()),
         };
-        let probe = probe::word(reporter.told.verdicts.borrow().get(&(name.clone(), family))).to_owned();
-        Some(PathStatus { family, path: path.to_owned(), via, probe })
+        let probe = probe::state(reporter.told.verdicts.borrow().get(&(name.clone(), family)));
+        Some(PathStatus { family, path, via, probe })
     };
     Family::BOTH.into_iter().filter_map(path).collect()
 }

@@ -48,8 +48,8 @@ pub struct NodeShare {
     pub name: NodeName,
     /// Which of the nodes that had this name.
     pub incarnation: String,
-    /// `member`, or `removed` with what its blocks wait for.
-    pub standing: String,
+    /// Whether it is a member.
+    pub standing: NodeShareStanding,
     /// Its own addresses in the pod network.
     pub gateways: Vec<IpAddr>,
     /// Its blocks.
@@ -58,13 +58,27 @@ pub struct NodeShare {
     pub addresses_used: Option<u64>,
 }
 
+words! {
+    /// Whether a node is a member of the cluster; of one that was removed, whether it is known that its pods are gone.
+    NodeShareStanding {
+        /// It is a member.
+        Member = "member",
+        /// It was removed, and has not confirmed that its pods are gone.
+        RemovedUnknown = "removed, pods gone: unknown",
+        /// It was removed, and has itself cut them off.
+        RemovedConfirmed = "removed, pods gone: confirmed",
+        /// It was removed, and an operator has said that they are gone.
+        RemovedVouched = "removed, pods gone: vouched",
+    }
+}
+
 /// An address, and who has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddressStatus {
     /// The address.
     pub address: IpAddr,
-    /// `used`, `gateway`, `resting`, `free`, `reserved`, `excluded`, `unclaimed` or `foreign`.
-    pub standing: String,
+    /// What it is used for.
+    pub standing: AddressStanding,
     /// The pool that it is in.
     pub pool: Option<PoolName>,
     /// The block that it is in, if that is claimed.
@@ -81,6 +95,30 @@ pub struct AddressStatus {
     pub since: Option<String>,
     /// How that is known, and what it means.
     pub why: String,
+}
+
+words! {
+    /// What an address is used for.
+    AddressStanding {
+        /// A pod has it.
+        Used = "used",
+        /// It is a node's own, the gateway of its pods.
+        Gateway = "gateway",
+        /// It is that of a node's probe endpoint.
+        Probe = "probe",
+        /// It was freed, and goes to nobody until the cool-down is over.
+        Resting = "resting",
+        /// A pod can get it.
+        Free = "free",
+        /// It belongs to a workload by name.
+        Reserved = "reserved",
+        /// It is never handed out.
+        Excluded = "excluded",
+        /// No node has claimed its block.
+        Unclaimed = "unclaimed",
+        /// It is in no pool.
+        Foreign = "foreign",
+    }
 }
 
 /// Whether a check is to put right what it can.
@@ -126,8 +164,8 @@ pub struct NodeChecked {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeviationStatus {
-    /// What should hold, in a word or two.
-    pub invariant: String,
+    /// What should hold.
+    pub invariant: Invariant,
     /// The node that it concerns.
     pub node: Option<NodeName>,
     /// What does not hold.
@@ -136,6 +174,37 @@ pub struct DeviationStatus {
     pub remedy: String,
     /// Whether it was put right just now.
     pub repaired: bool,
+}
+
+words! {
+    /// What should hold.
+    Invariant {
+        /// No two living interfaces of the cluster have the same address.
+        Unique = "unique",
+        /// A living address is in a block of its node, or reserved for its attachment.
+        Owner = "owner",
+        /// The counts of a block add up to its size, and count what there is.
+        Conservation = "conservation",
+        /// What nobody has is not kept from others for ever.
+        NoLeak = "no leak",
+        /// An address with a living interface is neither free nor another's.
+        NoEarlyFree = "no early free",
+        /// A freed address rests before somebody else has it.
+        CoolDown = "cool-down",
+        /// Taking one attachment away changes no other, and no later holder of its address.
+        StaleDel = "stale DEL",
+        /// What was promised is written down.
+        Durable = "durable",
+        /// A removed node writes nothing but that its pods are gone.
+        Fenced = "fenced",
+        /// Claims do not overlap, and each is a block of its pool.
+        BlockTree = "block tree",
+        /// What was wired in a living pod is there.
+        Wired = "wired",
+        /// What only a newer release knows: its nodes answer in the store, and nodes of this one read that.
+        #[serde(other)]
+        Other = "other",
+    }
 }
 
 impl Checked {

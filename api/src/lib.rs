@@ -3,6 +3,9 @@
 //! This crate is linked into the CNI plugin, which is executed for every pod, so it stays tiny: serde types,
 //! framing and a blocking client, no runtime.
 
+#[macro_use]
+mod words;
+
 mod attachment;
 mod backend;
 pub mod client;
@@ -22,6 +25,7 @@ pub use backend::{Backend, UnknownBackend};
 pub use family::Family;
 pub use mac::{Mac, ParseMacError};
 pub use name::{ContainerId, IfName, InvalidName, NetworkName, NodeName, PoolName};
+pub use words::UnknownWord;
 
 /// Where the agent listens unless its configuration says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/polder/agent.sock";

@@ -1,11 +1,12 @@
 //! Pools and blocks, as an operator changes and sees them.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::{NodeName, PoolName};
+use crate::{NodeName, PoolName, UnknownWord};
 
 /// A change of the cluster's pools.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,14 +36,14 @@ pub struct NewPool {
     pub nodes: BTreeMap<String, String>,
 }
 
-/// What the addresses of a pool are for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PoolPurpose {
-    /// For whichever pod comes: nodes claim blocks of them.
-    Blocks,
-    /// For workloads that keep theirs by name.
-    Reservations,
+words! {
+    /// What the addresses of a pool are for.
+    PoolPurpose {
+        /// For whichever pod comes: nodes claim blocks of them.
+        Blocks = "blocks",
+        /// For workloads that keep theirs by name.
+        Reservations = "reservations",
+    }
 }
 
 /// A pool of the cluster.
@@ -56,8 +57,8 @@ pub struct PoolStatus {
     pub block_length: u8,
     /// What its addresses are for.
     pub purpose: PoolPurpose,
-    /// `active`, `draining` or `retired`.
-    pub state: String,
+    /// What may happen in it.
+    pub state: PoolState,
     /// The labels that a node must have to take addresses from it.
     pub nodes: BTreeMap<String, String>,
     /// Blocks that nodes of the cluster own.
@@ -70,6 +71,18 @@ pub struct PoolStatus {
     pub reserved: u64,
     /// Addresses that pods have, as far as their nodes have published them; `None` where the store could not be asked.
     pub addresses_used: Option<u64>,
+}
+
+words! {
+    /// What may happen in a pool.
+    PoolState {
+        /// Nodes may claim blocks.
+        Active = "active",
+        /// No new blocks; the pods that have addresses keep them.
+        Draining = "draining",
+        /// Out of use; the range stays reserved.
+        Retired = "retired",
+    }
 }
 
 /// A block that was claimed.
@@ -87,6 +100,51 @@ pub struct ClaimStatus {
     pub revision: i64,
     /// Addresses that pods have, as far as the node has published them; `None` where the store could not be asked.
     pub addresses_used: Option<u64>,
-    /// `owned`; `rests (...)` of a node that was removed; `refused: ...` with the reason.
-    pub standing: String,
+    /// Whether the claim counts.
+    pub standing: BlockStanding,
+}
+
+/// Whether the claim of a block counts. A string in JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum BlockStanding {
+    /// It does.
+    Owned,
+    /// The node was removed: nobody else has the block yet.
+    Rests,
+    /// It does not, for this reason.
+    Refused(String),
+}
+
+const OWNED: &str = "owned";
+const RESTS: &str = "rests (node removed)";
+const REFUSED: &str = "refused: ";
+
+impl fmt::Display for BlockStanding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Owned => f.pad(OWNED),
+            Self::Rests => f.pad(RESTS),
+            Self::Refused(reason) => write!(f, "{REFUSED}{reason}"),
+        }
+    }
+}
+
+impl From<BlockStanding> for String {
+    fn from(standing: BlockStanding) -> Self {
+        standing.to_string()
+    }
+}
+
+impl TryFrom<String> for BlockStanding {
+    type Error = UnknownWord;
+
+    fn try_from(text: String) -> Result<Self, UnknownWord> {
+        match (text.as_str(), text.strip_prefix(REFUSED)) {
+            (OWNED, _) => Ok(Self::Owned),
+            (RESTS, _) => Ok(Self::Rests),
+            (_, Some(reason)) => Ok(Self::Refused(reason.to_owned())),
+            _ => Err(UnknownWord(text)),
+        }
+    }
 }

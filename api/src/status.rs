@@ -1,11 +1,12 @@
 //! How a node is, for `polderctl` and whoever reads its JSON.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::{Family, NodeName, PoolName};
+use crate::{Backend, Family, NodeName, PoolName};
 
 /// One node as its agent sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,10 +76,20 @@ impl Status {
 pub struct ClusterStatus {
     /// Random identity, made when the cluster was.
     pub id: String,
-    /// `auto`, `direct` or `vxlan`.
-    pub backend: String,
-    /// `bridge` or `routed`.
-    pub attach: String,
+    /// How the nodes reach each other's pods.
+    pub backend: Backend,
+    /// How pods hang on their node.
+    pub attach: AttachMode,
+}
+
+words! {
+    /// How pods hang on their node.
+    AttachMode {
+        /// As ports of a bridge.
+        Bridge = "bridge",
+        /// With a host route each.
+        Routed = "routed",
+    }
 }
 
 /// Where the cluster's records come from.
@@ -175,8 +186,8 @@ pub struct RepairStatus {
 pub struct NodeStatus {
     /// Its name.
     pub name: NodeName,
-    /// `member`; or of a removed one, what its blocks wait for.
-    pub standing: String,
+    /// Whether it is a member.
+    pub standing: NodeStanding,
     /// Where peers reach it.
     pub underlay: Vec<IpAddr>,
     /// Its gateway addresses.
@@ -191,15 +202,79 @@ pub struct NodeStatus {
     pub version: String,
 }
 
+/// Whether a node is a member of the cluster. A string in JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", from = "String")]
+pub enum NodeStanding {
+    /// It is.
+    Member,
+    /// It was removed: what its blocks wait for.
+    Removed(String),
+}
+
+/// What JSON says of a member.
+const MEMBER: &str = "member";
+
+impl fmt::Display for NodeStanding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Member => MEMBER,
+            Self::Removed(text) => text,
+        })
+    }
+}
+
+impl From<NodeStanding> for String {
+    fn from(standing: NodeStanding) -> Self {
+        standing.to_string()
+    }
+}
+
+impl From<String> for NodeStanding {
+    fn from(text: String) -> Self {
+        if text == MEMBER { Self::Member } else { Self::Removed(text) }
+    }
+}
+
 /// How the blocks of one family of a peer are reached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathStatus {
     /// The family of the pods' addresses.
     pub family: Family,
-    /// `local`, `direct`, `vxlan` or `unreachable`.
-    pub path: String,
+    /// Which way its packets take.
+    pub path: PathKind,
     /// The peer's underlay address that is used, or why there is none.
     pub via: String,
-    /// What probes over it have shown: `answers`, `silent`, `narrow` (only small packets get there), or nothing yet.
-    pub probe: String,
+    /// What probes over it have shown.
+    pub probe: ProbeState,
+}
+
+words! {
+    /// Which way packets take to the pods of a node.
+    PathKind {
+        /// None: they are on this node.
+        Local = "local",
+        /// By a route to the peer's address on the same link.
+        Direct = "direct",
+        /// Through a VXLAN tunnel to the peer.
+        Vxlan = "vxlan",
+        /// There is no way.
+        Unreachable = "unreachable",
+    }
+}
+
+words! {
+    /// What probes of a path have shown.
+    ProbeState {
+        /// Nothing yet, or the path is not probed.
+        Unknown = "",
+        /// The peer answers, to packets of every size.
+        Answers = "answers",
+        /// It answers to small packets only.
+        Narrow = "narrow",
+        /// It does not answer.
+        Silent = "silent",
+        /// The peer answers, and what is forwarded to its pods does not arrive, or the answer does not.
+        Dropped = "dropped",
+    }
 }

@@ -16,7 +16,7 @@ pub fn shown(shown: &Shown) -> String {
             let gateways: Vec<String> = node.gateways.iter().map(ToString::to_string).collect();
             table.add_row([
                 node.name.to_string(),
-                node.standing.clone(),
+                node.standing.to_string(),
                 node.incarnation.clone(),
                 gateways.join(" "),
                 node.blocks.to_string(),
@@ -36,7 +36,7 @@ pub fn shown(shown: &Shown) -> String {
             let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
             table.add_row([
                 address.address.to_string(),
-                address.standing.clone(),
+                address.standing.to_string(),
                 or_dash(address.node.as_ref().map(ToString::to_string)),
                 or_dash(address.pod.clone()),
                 or_dash(address.attachment.as_ref().map(ToString::to_string)),

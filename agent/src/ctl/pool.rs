@@ -20,8 +20,8 @@ pub fn pools(pools: &[PoolStatus]) -> String {
             pool.name.to_string(),
             pool.cidr.to_string(),
             if for_blocks { format!("/{}", pool.block_length) } else { "-".to_owned() },
-            if for_blocks { "blocks" } else { "reservations" }.to_owned(),
-            pool.state.clone(),
+            pool.purpose.to_string(),
+            pool.state.to_string(),
             if pool.nodes.is_empty() { "all".to_owned() } else { format_labels(&pool.nodes) },
             if for_blocks { format!("{claimed} of {}{resting}", many(pool)) } else { "-".to_owned() },
             match (for_blocks, pool.addresses_used) {
@@ -52,7 +52,7 @@ pub fn blocks(blocks: &[ClaimStatus]) -> String {
             claim.node.to_string(),
             claim.incarnation.clone(),
             claim.addresses_used.map_or("?".to_owned(), |used| used.to_string()),
-            claim.standing.clone(),
+            claim.standing.to_string(),
         ]);
     }
     print(table)
@@ -60,6 +60,8 @@ pub fn blocks(blocks: &[ClaimStatus]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use polder_api::pool::PoolState;
+
     use super::*;
 
     #[test]
@@ -69,7 +71,7 @@ mod tests {
             cidr: "fd00:244::/56".parse().unwrap(),
             block_length: 122,
             purpose: PoolPurpose::Blocks,
-            state: "active".into(),
+            state: PoolState::Active,
             nodes: [("zone".to_owned(), "a".to_owned())].into(),
             blocks_owned: 3,
             blocks_resting: 1,

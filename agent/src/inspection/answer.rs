@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 
 use super::mend::mend;
 use super::own::{Finding, Look, look};
-use super::patience;
+use super::{patience, to_answer};
 use crate::host::insides::Looker;
 use crate::node::Node;
 
@@ -177,7 +177,7 @@ fn has(look: &Look, finding: &Finding) -> bool {
 fn status(finding: &Finding, repaired: bool) -> DeviationStatus {
     let deviation = &finding.deviation;
     DeviationStatus {
-        invariant: deviation.invariant.to_string(),
+        invariant: to_answer(deviation.invariant),
         node: deviation.node.clone(),
         what: deviation.what.clone(),
         remedy: deviation.remedy.clone(),

@@ -239,7 +239,10 @@ fn unwritten(
     let finding = |(attachment, pod): (&Attachment, &Option<LivingPod>)| {
         let restorable = pod.clone().filter(|pod| pod.addresses.iter().all(free));
         let addresses = match pod {
-            Some(pod) => format!("{:?}", pod.addresses),
+            Some(pod) => {
+                let addresses: Vec<String> = pod.addresses.iter().map(ToString::to_string).collect();
+                addresses.join(", ")
+            }
             None => "addresses that are not known".to_owned(),
         };
         let what = format!("{attachment} lives on {me} with {addresses}, and the ledger does not have it");

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use polder_api::status::ProbeState;
 use tracing::{info, warn};
 
 use super::schedule::{Key, Verdict};
@@ -38,14 +39,14 @@ pub(super) fn log(before: &BTreeMap<Key, Verdict>, now: &BTreeMap<Key, Verdict>)
     }
 }
 
-/// The verdict in a word; none, while nothing is known.
-pub fn word(verdict: Option<&Verdict>) -> &'static str {
+/// The verdict, as an operator sees it.
+pub fn state(verdict: Option<&Verdict>) -> ProbeState {
     match verdict {
-        Some(Verdict::Answers) => "answers",
-        Some(Verdict::Narrow(_)) => "narrow",
-        Some(Verdict::Silent) => "silent",
-        Some(Verdict::Dropped) => "dropped",
-        Some(Verdict::Unknown) | None => "",
+        Some(Verdict::Answers) => ProbeState::Answers,
+        Some(Verdict::Narrow(_)) => ProbeState::Narrow,
+        Some(Verdict::Silent) => ProbeState::Silent,
+        Some(Verdict::Dropped) => ProbeState::Dropped,
+        Some(Verdict::Unknown) | None => ProbeState::Unknown,
     }
 }
 
