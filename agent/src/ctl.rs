@@ -1,15 +1,196 @@
-//! What `polderctl` prints.
+//! The commands of `polderctl`. Each is a file with its arguments, its question to the agent and how the answer is printed, and an
+//! entry in the list below. What question has which answer is said in [`polder_api::ask`], and what the agent does about it in
+//! `server.rs`.
 
-use std::time::{Duration, SystemTime};
+use std::cell::OnceCell;
+use std::path::Path;
+use std::time::Duration;
 
+use anyhow::{Context, anyhow};
+use clap::{Subcommand, ValueEnum};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
-use polder_api::status::{NodeStatus, Status, StoreStatus};
+use polder_api::DEFAULT_SOCKET;
+use polder_api::ask::Ask;
+use polder_api::client::{AskError, Client};
+use polder_api::credentials::EtcdCredentials;
+use serde::Serialize;
 
-pub mod command;
+use self::credentials::{CredentialArguments, NoCredentials};
+use crate::exit::Exit;
+
+mod block;
+mod cluster;
 pub mod credentials;
-pub mod ipam;
-pub mod pool;
+mod ipam;
+mod node;
+mod plan;
+mod pool;
+mod status;
+mod uninstall;
+
+/// Declares the list of commands.
+macro_rules! commands {
+    ($($(#[$about:meta])* $name:ident($module:ident),)+) => {
+        /// A command.
+        #[derive(Debug, Subcommand)]
+        pub enum Command {
+            $($(#[$about])* $name($module::Command),)+
+        }
+
+        impl Run for Command {
+            fn run(&self, session: &Session<'_>) -> anyhow::Result<Printed> {
+                match self {
+                    $(Self::$name(command) => command.run(session),)+
+                }
+            }
+        }
+    };
+}
+
+commands! {
+    /// How this node is, and what stands in its way
+    Status(status),
+    /// What the next pass over the kernel would change; nothing, where all is as it should be
+    Plan(plan),
+    /// Takes away everything that the agent has made on this machine, and puts kernel settings back to what they were
+    Uninstall(uninstall),
+    /// The nodes of the cluster
+    #[command(subcommand)]
+    Node(node),
+    /// The settings that all nodes share
+    #[command(subcommand)]
+    Cluster(cluster),
+    /// The ranges that pods' addresses come from
+    #[command(subcommand)]
+    Pool(pool),
+    /// The blocks of the pools that nodes have claimed
+    #[command(subcommand)]
+    Block(block),
+    /// Who has which address, whether all is right, and giving one up
+    #[command(subcommand)]
+    Ipam(ipam),
+}
+
+/// Something that can be carried out.
+pub trait Run {
+    /// Carries it out.
+    fn run(&self, session: &Session<'_>) -> anyhow::Result<Printed>;
+}
+
+/// An answer that can be printed: as JSON, or for people.
+pub trait Render: Serialize {
+    /// For people.
+    fn table(&self) -> String;
+
+    /// How a command ends that has this answer.
+    fn exit(&self) -> Exit {
+        Exit::Fine
+    }
+}
+
+impl<T: Render> Render for Box<T> {
+    fn table(&self) -> String {
+        (**self).table()
+    }
+
+    fn exit(&self) -> Exit {
+        (**self).exit()
+    }
+}
+
+/// What was done, in words.
+impl Render for String {
+    fn table(&self) -> String {
+        format!("{self}\n")
+    }
+}
+
+/// How to print.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+#[expect(missing_docs, reason = "clap would print them, and every --help a line for each argument")]
+pub enum Output {
+    Table,
+    Json,
+}
+
+/// What is to be printed, and how the command ends.
+#[derive(Debug)]
+pub struct Printed {
+    /// The text.
+    pub text: String,
+    /// How it ends.
+    pub exit: Exit,
+    /// Whether it only ends when it is told to.
+    pub stays: bool,
+}
+
+/// An argument that is wrong, whatever the state of the cluster.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
+/// How long the agent has to answer: it asks all nodes, for a check.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Who asks, and how the answer is printed.
+#[derive(Debug)]
+pub struct Session<'a> {
+    socket: Option<&'a Path>,
+    output: Output,
+    arguments: &'a CredentialArguments,
+    /// Read once: a password can come from standard input.
+    credentials: OnceCell<Option<EtcdCredentials>>,
+}
+
+impl<'a> Session<'a> {
+    /// With these arguments.
+    pub fn new(socket: Option<&'a Path>, output: Output, arguments: &'a CredentialArguments) -> Self {
+        Self { socket, output, arguments, credentials: OnceCell::new() }
+    }
+
+    /// Asks the agent. Each question has a connection of its own: the agent does not wait for people.
+    fn ask<A: Ask>(&self, ask: A) -> anyhow::Result<A::Answer> {
+        let credentials = if A::BY_OPERATOR { self.credentials()? } else { None };
+        let socket = self.socket.unwrap_or(Path::new(DEFAULT_SOCKET));
+        let client = Client::connect(socket, PATIENCE)
+            .context("is polder-agent running on this node, and are you root?")?;
+        client.with_credentials(credentials).get(ask).map_err(|error| match error {
+            AskError::Refused(refusal) => anyhow!(refusal),
+            error => anyhow!(error),
+        })
+    }
+
+    fn credentials(&self) -> anyhow::Result<Option<EtcdCredentials>> {
+        if let Some(known) = self.credentials.get() {
+            return Ok(known.clone());
+        }
+        let read = self.arguments.read().map_err(|problem| match problem {
+            NoCredentials::Usage(problem) => anyhow!(Usage(problem)),
+            NoCredentials::File(problem) => anyhow!(problem),
+        })?;
+        Ok(self.credentials.get_or_init(|| read).clone())
+    }
+
+    /// Prints the answer.
+    fn print(&self, answer: &impl Render) -> anyhow::Result<Printed> {
+        let text = match self.output {
+            Output::Table => answer.table(),
+            Output::Json => serde_json::to_string_pretty(answer)? + "\n",
+        };
+        Ok(Printed { text, exit: answer.exit(), stays: false })
+    }
+
+    /// Asks the agent, and prints its answer.
+    fn show<A: Ask<Answer: Render>>(&self, ask: A) -> anyhow::Result<Printed> {
+        self.print(&self.ask(ask)?)
+    }
+}
+
+/// What is printed a line each.
+fn lines(lines: &[String]) -> String {
+    if lines.is_empty() { "nothing\n".to_owned() } else { lines.join("\n") + "\n" }
+}
 
 /// A table without lines.
 fn table<const COLUMNS: usize>(header: [&str; COLUMNS]) -> Table {
@@ -24,88 +205,4 @@ fn print(mut table: Table) -> String {
         column.set_padding((0, 2));
     });
     table.trim_fmt() + "\n"
-}
-
-/// The status of a node, for people.
-pub fn status(status: &Status) -> String {
-    let mut lines = vec![
-        format!("node      {} (polder {})", status.node, status.version),
-        format!("ready     {}", if status.ready { "yes" } else { "no" }),
-    ];
-    lines.extend(status.reasons.iter().map(|reason| format!("          {reason}")));
-    lines.push(match &status.store {
-        StoreStatus::Connected { store, revision } => format!("store     {store}, at revision {revision}"),
-        StoreStatus::Disconnected { store, reason } => format!("store     {store} is away: {reason}"),
-    });
-    if let Some(cluster) = &status.cluster {
-        lines.push(format!(
-            "cluster   {}, backend {}, attach {}",
-            cluster.id, cluster.backend, cluster.attach
-        ));
-    }
-    for uplink in &status.underlay {
-        lines.push(format!(
-            "underlay  {} on {}, mtu {}, chosen by {}",
-            uplink.address, uplink.interface, uplink.mtu, uplink.chosen_by
-        ));
-    }
-    for other in &status.not_underlay {
-        let interface = other.interface.as_ref().map(|name| format!(" on {name}")).unwrap_or_default();
-        lines.push(format!("          not {}{interface}: {}", other.address, other.reason));
-    }
-    let mtu = status.mtu.map(|mtu| format!(", mtu {mtu}")).unwrap_or_default();
-    lines.push(format!("pods      {}{mtu}", status.pods));
-    for block in &status.blocks {
-        lines.push(format!(
-            "block     {} of pool {}: {} used, {} resting, {} free",
-            block.block, block.pool, block.used, block.resting, block.free
-        ));
-    }
-    if let Some(pass) = &status.last_pass {
-        lines.push(format!(
-            "kernel    pass {} made {} changes in {}.{:03} ms",
-            pass.count,
-            pass.writes,
-            pass.took_us / 1000,
-            pass.took_us % 1000
-        ));
-        lines.extend(pass.failures.iter().map(|failure| format!("          failed: {failure}")));
-    }
-    lines.extend(status.repairs.iter().map(|repair| {
-        let ago = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + Duration::from_secs(repair.at));
-        let more = if repair.more > 0 { format!("; and {} more", repair.more) } else { String::new() };
-        let by = if repair.by.is_empty() { "somebody".to_owned() } else { repair.by.join(", ") };
-        let ago = ago.unwrap_or_default().as_secs();
-        format!("repaired  {ago} s ago, after {by}: {}{more}", repair.changes.join("; "))
-    }));
-    lines.extend(status.missing_features.iter().map(|missing| format!("kernel    {missing}")));
-    lines.extend(status.problems.iter().map(|problem| format!("problem   {problem}")));
-    lines.join("\n") + "\n"
-}
-
-/// The nodes of the cluster, for people.
-pub fn nodes(nodes: &[NodeStatus]) -> String {
-    let header = ["NODE", "ALIVE", "STANDING", "UNDERLAY", "GATEWAYS", "BLOCKS", "PATH", "VERSION"];
-    let mut table = table(header);
-    for node in nodes {
-        let join = |items: Vec<String>| if items.is_empty() { "-".to_owned() } else { items.join("\n") };
-        let alive = match node.alive {
-            Some(true) => "yes",
-            Some(false) => "no",
-            None => "?",
-        };
-        let paths = node.paths.iter();
-        let paths = paths.map(|path| format!("{} {} {} {}", path.family, path.path, path.via, path.probe));
-        table.add_row([
-            node.name.to_string(),
-            alive.to_owned(),
-            node.standing.to_string(),
-            join(node.underlay.iter().map(ToString::to_string).collect()),
-            join(node.gateways.iter().map(ToString::to_string).collect()),
-            join(node.blocks.iter().map(ToString::to_string).collect()),
-            join(paths.map(|path| path.trim_end().to_owned()).collect()),
-            node.version.clone(),
-        ]);
-    }
-    print(table)
 }

@@ -5,9 +5,10 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::ask::Ask;
 use crate::credentials::EtcdCredentials;
 use crate::frame::{self, FrameError};
-use crate::message::{Question, Reply, Request};
+use crate::message::{Question, Refusal, Reply, Request};
 
 /// A connection to the agent. It holds what was added on it until it is dropped.
 #[derive(Debug)]
@@ -39,6 +40,23 @@ pub enum ClientError {
         #[source]
         source: FrameError,
     },
+}
+
+/// Why a question has no answer of its type.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// There was no reply.
+    #[error(transparent)]
+    NoReply(#[from] ClientError),
+    /// It could not be done.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The reply answers another question.
+    #[error(
+        "polder-agent has answered another question: are polderctl and polder-agent of the same release? See \
+         polderctl --version and polder-agent --version"
+    )]
+    OtherAnswer,
 }
 
 impl Client {
@@ -79,6 +97,14 @@ impl Client {
         };
         let answered = frame::write(&mut self.stream, &question).and_then(|()| frame::read(&mut self.stream));
         answered.map_err(|source| ClientError::NoAnswer { socket: self.socket.clone(), source })
+    }
+
+    /// Asks, and waits for the answer to that question.
+    pub fn get<A: Ask>(&mut self, ask: A) -> Result<A::Answer, AskError> {
+        match self.ask(&ask.request())? {
+            Reply::Refused(refusal) => Err(refusal.into()),
+            reply => A::answer(reply).map_err(|_| AskError::OtherAnswer),
+        }
     }
 
     /// Whether the agent still holds what was added on this connection. Nobody is asked: the agent says nothing by

@@ -6,6 +6,7 @@
 #[macro_use]
 mod words;
 
+pub mod ask;
 mod attachment;
 mod backend;
 pub mod client;

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use polder_api::credentials::{ClientCertificate, EtcdCredentials, Secret, User};
-use polder_api::message::Request;
 use polder_store::etcd::config::Password;
 
 use crate::config::pem;
@@ -46,24 +45,9 @@ pub enum NoCredentials {
     File(String),
 }
 
-/// Whether the request changes records that no node's own user may change, or can be asked to.
-fn takes_credentials(request: &Request) -> bool {
-    matches!(
-        request,
-        Request::RemoveNode(_)
-            | Request::ChangePool(_)
-            | Request::ChangeBackend(_)
-            | Request::Inspect(_)
-            | Request::Release(_)
-    )
-}
-
 impl CredentialArguments {
-    /// What is to be shown for that request. For one that changes nothing, no file is read.
-    pub fn read(&self, request: &Request) -> Result<Option<EtcdCredentials>, NoCredentials> {
-        if !takes_credentials(request) {
-            return Ok(None);
-        }
+    /// What is to be shown.
+    pub fn read(&self) -> Result<Option<EtcdCredentials>, NoCredentials> {
         let variable = env::var_os(PASSWORD).map(|password| {
             password.into_string().map_err(|_| NoCredentials::Usage(format!("{PASSWORD} is not UTF-8")))
         });
@@ -120,7 +104,6 @@ mod tests {
     use std::fs;
 
     use clap::Parser;
-    use polder_api::Backend;
 
     use super::*;
 
@@ -157,11 +140,10 @@ mod tests {
     }
 
     #[test]
-    fn files_are_read_for_commands_that_change_the_cluster_alone() {
+    fn without_arguments_there_are_none_and_a_file_that_is_missing_is_named() {
+        assert_eq!(parse(&[]).read(), Ok(None));
         let arguments = parse(&["--etcd-cert", "/nowhere", "--etcd-key", "/nowhere"]);
-        assert_eq!(arguments.read(&Request::Status), Ok(None));
-        let change = Request::ChangeBackend(Backend::Direct);
-        let Err(NoCredentials::File(problem)) = arguments.read(&change) else { panic!("it was read") };
+        let Err(NoCredentials::File(problem)) = arguments.read() else { panic!("it was read") };
         assert!(problem.starts_with("--etcd-cert: /nowhere: No such file"), "{problem}");
     }
 
@@ -177,7 +159,7 @@ mod tests {
         let password = file("password", "secret\n");
         let arguments = ["--etcd-cert", &cert, "--etcd-key", &key, "--etcd-user", "a"];
         let arguments = [&arguments[..], &["--etcd-password-file", &password]].concat();
-        let read = parse(&arguments).read(&Request::ChangeBackend(Backend::Direct)).unwrap().unwrap();
+        let read = parse(&arguments).read().unwrap().unwrap();
         let shown = read.certificate.unwrap();
         assert_eq!(shown.certificate, "-----BEGIN cert-----\n");
         assert_eq!(shown.key.0, "-----BEGIN key-----\n");

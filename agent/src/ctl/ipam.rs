@@ -1,11 +1,93 @@
-//! Who has which address, and what a check has found, for people.
+//! Who has which address, whether all is right, and giving one up.
 
-use polder_api::ipam::{Checked, Shown};
+use std::net::IpAddr;
 
-use super::{pool, print, table};
+use clap::Subcommand;
+use polder_api::ask;
+use polder_api::ipam::{AddressStatus, Checked, Release, Repairs, Shown, Subject};
+use polder_ipam::Cidr;
+
+use super::{Printed, Render, Run, Session, Usage, block, pool, print, table};
+use crate::exit::Exit;
+
+/// About addresses.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Says who has which address, since when and why
+    Show {
+        /// cluster, pool NAME, block CIDR, node NAME, pod NAMESPACE/NAME, or an address [default: cluster]
+        #[arg(num_args = 0..=2, value_name = "WHAT")]
+        subject: Vec<String>,
+    },
+    /// Compares the records of the cluster with ledger and kernel of every node, and says what deviates
+    Check {
+        /// Put right what can be put right without taking anything from a pod that lives
+        #[arg(long)]
+        repair: bool,
+    },
+    /// Gives an address up: a reserved one, or one of a pod of this node that is gone
+    Release {
+        /// The address
+        address: IpAddr,
+        /// The pod that holds it is gone for good, I know that
+        #[arg(long)]
+        dead: bool,
+    },
+}
+
+impl Run for Command {
+    fn run(&self, session: &Session<'_>) -> anyhow::Result<Printed> {
+        match self {
+            Self::Show { subject } => session.show(ask::Show(parse(subject).map_err(Usage)?)),
+            Self::Check { repair } => {
+                session.show(ask::Inspect(if *repair { Repairs::Safe } else { Repairs::None }))
+            }
+            Self::Release { address, dead } => {
+                session.show(ask::Release(Release { address: *address, dead: *dead }))
+            }
+        }
+    }
+}
+
+/// What is to be shown.
+fn parse(words: &[String]) -> Result<Subject, String> {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let failed = |error: &dyn std::fmt::Display| error.to_string();
+    match words.as_slice() {
+        [] | ["cluster"] => Ok(Subject::Cluster),
+        ["pool", name] => name.parse().map(Subject::Pool).map_err(|error| failed(&error)),
+        ["block", cidr] => {
+            let cidr: Result<Cidr, _> = cidr.parse();
+            cidr.map(|cidr| Subject::Block(cidr.into())).map_err(|error| failed(&error))
+        }
+        ["node", name] => name.parse().map(Subject::Node).map_err(|error| failed(&error)),
+        ["pod", name] if name.split('/').count() == 2 => Ok(Subject::Pod((*name).to_owned())),
+        [address] if let Ok(address) = address.parse() => Ok(Subject::Address(address)),
+        _ => Err(format!(
+            "{:?} cannot be shown: write cluster, pool NAME, block CIDR, node NAME, pod NAMESPACE/NAME or an address",
+            words.join(" ")
+        )),
+    }
+}
+
+impl Render for Shown {
+    fn table(&self) -> String {
+        shown(self)
+    }
+}
+
+impl Render for Checked {
+    fn table(&self) -> String {
+        checked(self)
+    }
+
+    fn exit(&self) -> Exit {
+        Exit::of_look(self.is_clean())
+    }
+}
 
 /// What is known of a subject.
-pub fn shown(shown: &Shown) -> String {
+fn shown(shown: &Shown) -> String {
     let mut parts: Vec<String> = shown.remarks.iter().map(|remark| format!("{remark}\n")).collect();
     if !shown.pools.is_empty() {
         parts.push(pool::pools(&shown.pools));
@@ -26,7 +108,7 @@ pub fn shown(shown: &Shown) -> String {
         parts.push(print(table));
     }
     if !shown.blocks.is_empty() {
-        parts.push(pool::blocks(&shown.blocks));
+        parts.push(block::blocks(&shown.blocks));
     }
     if let [one] = shown.addresses.as_slice() {
         parts.push(address(one));
@@ -49,7 +131,7 @@ pub fn shown(shown: &Shown) -> String {
 }
 
 /// All that is known of one address.
-fn address(address: &polder_api::ipam::AddressStatus) -> String {
+fn address(address: &AddressStatus) -> String {
     let mut lines = vec![format!("address      {}", address.address)];
     lines.push(format!("standing     {}: {}", address.standing, address.why));
     let facts = [
@@ -67,7 +149,7 @@ fn address(address: &polder_api::ipam::AddressStatus) -> String {
 }
 
 /// What a check has found.
-pub fn checked(checked: &Checked) -> String {
+fn checked(checked: &Checked) -> String {
     let mut lines = Vec::new();
     for found in &checked.deviations {
         let node = found.node.as_ref().map(|node| format!(" [{node}]")).unwrap_or_default();
@@ -155,5 +237,35 @@ mod tests {
         let text = checked(&Checked { unregistered: Some("n1".parse().unwrap()), ..Checked::default() });
         assert!(text.contains("0 of 1 nodes checked") && text.contains("no node has answered"), "{text}");
         assert!(text.contains("n1, this node, is not registered") && !text.contains("deviates"), "{text}");
+    }
+
+    fn subject(words: &str) -> Result<Subject, String> {
+        parse(&words.split(' ').filter(|word| !word.is_empty()).map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn what_is_to_be_shown_is_named_in_one_or_two_words() {
+        assert_eq!(subject(""), Ok(Subject::Cluster));
+        assert_eq!(subject("pool ipv4"), Ok(Subject::Pool("ipv4".parse().unwrap())));
+        assert_eq!(subject("block 10.0.0.0/26"), Ok(Subject::Block("10.0.0.0/26".parse().unwrap())));
+        assert_eq!(subject("10.0.0.5"), Ok(Subject::Address("10.0.0.5".parse().unwrap())));
+        assert_eq!(subject("pod default/web-0"), Ok(Subject::Pod("default/web-0".into())));
+        assert!(subject("block 10.0.0.1/26").unwrap_err().contains("did you mean 10.0.0.0/26?"));
+        for wrong in ["pod web-0", "block", "something", "node a/b"] {
+            assert!(subject(wrong).is_err(), "{wrong} was taken");
+        }
+    }
+
+    #[test]
+    fn a_check_is_fine_only_if_every_member_was_checked() {
+        let name = |name: &str| name.parse().unwrap();
+        let checked = NodeChecked { name: name("n1"), attachments: 0, interfaces: 0 };
+        let all = Checked { nodes: vec![checked], ..Checked::default() };
+        assert_eq!(all.exit(), Exit::Fine);
+        assert_eq!(Checked { absent: vec![name("n2")], ..all.clone() }.exit(), Exit::Problem);
+        assert_eq!(Checked { silent: vec![name("n2")], ..all.clone() }.exit(), Exit::Problem);
+        assert_eq!(Checked { unregistered: Some(name("n2")), ..all.clone() }.exit(), Exit::Problem);
+        assert_eq!(Checked { left_out: 1, ..all }.exit(), Exit::Problem);
+        assert_eq!(Checked::default().exit(), Exit::Problem, "nobody was checked");
     }
 }

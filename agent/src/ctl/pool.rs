@@ -1,12 +1,93 @@
-//! Pools and blocks, for people.
+//! The ranges that pods' addresses come from.
 
-use polder_api::pool::{ClaimStatus, PoolPurpose, PoolStatus};
+use clap::{Args, Subcommand};
+use polder_api::pool::{NewPool, PoolChange, PoolPurpose, PoolStatus};
+use polder_api::{PoolName, ask};
+use polder_ipam::Cidr;
 use polder_ipam::pool::format_labels;
 
-use super::{print, table};
+use super::{Printed, Render, Run, Session, Usage, print, table};
+use crate::pools;
+
+/// About pools.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Lists them, and how much of each is in use
+    List,
+    /// Adds one; one that is being drained, given again as it is, becomes active again
+    Add(PoolArguments),
+    /// Lets no more addresses of it go to new pods; existing ones keep theirs, and blocks that are empty go back
+    Drain {
+        /// Its name
+        name: PoolName,
+    },
+    /// Removes one of which nothing is in use
+    Remove {
+        /// Its name
+        name: PoolName,
+    },
+}
+
+/// A pool that is to be added.
+#[derive(Debug, Args)]
+pub struct PoolArguments {
+    /// Its name
+    name: PoolName,
+    /// Its range, like `10.245.0.0/16` or `fd00:245::/56`
+    cidr: Cidr,
+    /// The prefix length of its blocks [default: 26 for IPv4, 122 for IPv6]
+    #[arg(long, value_name = "BITS")]
+    block_length: Option<u8>,
+    /// Only for nodes whose configuration has these [labels]
+    #[arg(long, value_name = "LABEL=VALUE", value_delimiter = ',', value_parser = label)]
+    nodes: Vec<(String, String)>,
+    /// For workloads that keep their address by name: no node claims blocks of it
+    #[arg(long)]
+    reservations: bool,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((label, value)) if !label.is_empty() => Ok((label.to_owned(), value.to_owned())),
+        _ => Err("write a label and its value, like zone=a".to_owned()),
+    }
+}
+
+impl Run for Command {
+    fn run(&self, session: &Session<'_>) -> anyhow::Result<Printed> {
+        let change = match self {
+            Self::List => return session.show(ask::Pools),
+            Self::Add(pool) => PoolChange::Add(pool.new_pool()?),
+            Self::Drain { name } => PoolChange::Drain(name.clone()),
+            Self::Remove { name } => PoolChange::Remove(name.clone()),
+        };
+        session.show(ask::ChangePool(change))
+    }
+}
+
+impl PoolArguments {
+    /// The pool; or what is wrong with it, whatever the state of the cluster.
+    fn new_pool(&self) -> Result<NewPool, Usage> {
+        let new = NewPool {
+            name: self.name.clone(),
+            cidr: self.cidr.into(),
+            block_length: self.block_length,
+            purpose: if self.reservations { PoolPurpose::Reservations } else { PoolPurpose::Blocks },
+            nodes: self.nodes.iter().cloned().collect(),
+        };
+        pools::parse(new.clone()).map_err(|refusal| Usage(refusal.message))?;
+        Ok(new)
+    }
+}
+
+impl Render for Vec<PoolStatus> {
+    fn table(&self) -> String {
+        pools(self)
+    }
+}
 
 /// The pools of the cluster.
-pub fn pools(pools: &[PoolStatus]) -> String {
+pub(super) fn pools(pools: &[PoolStatus]) -> String {
     let mut table =
         table(["POOL", "CIDR", "BLOCKS OF", "FOR", "STATE", "NODES", "BLOCKS CLAIMED", "ADDRESSES USED"]);
     for pool in pools {
@@ -40,22 +121,6 @@ fn many(pool: &PoolStatus) -> String {
         bits @ 32.. => format!("2^{bits}"),
         _ => pool.blocks_total.to_string(),
     }
-}
-
-/// The blocks that are claimed.
-pub fn blocks(blocks: &[ClaimStatus]) -> String {
-    let mut table = table(["BLOCK", "POOL", "NODE", "SINCE INCARNATION", "USED", "STANDING"]);
-    for claim in blocks {
-        table.add_row([
-            claim.block.to_string(),
-            claim.pool.to_string(),
-            claim.node.to_string(),
-            claim.incarnation.clone(),
-            claim.addresses_used.map_or("?".to_owned(), |used| used.to_string()),
-            claim.standing.to_string(),
-        ]);
-    }
-    print(table)
 }
 
 #[cfg(test)]

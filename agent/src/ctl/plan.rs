@@ -1,0 +1,44 @@
+//! What the next pass over the kernel would change.
+
+use clap::Args;
+use polder_api::ask;
+use serde::Serialize;
+
+use super::{Printed, Render, Run, Session, lines};
+use crate::exit::Exit;
+
+/// Without arguments.
+#[derive(Debug, Args)]
+pub struct Command {}
+
+/// The changes, in order.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+struct Changes(Vec<String>);
+
+impl Run for Command {
+    fn run(&self, session: &Session<'_>) -> anyhow::Result<Printed> {
+        session.print(&Changes(session.ask(ask::Plan)?))
+    }
+}
+
+impl Render for Changes {
+    fn table(&self) -> String {
+        lines(&self.0)
+    }
+
+    fn exit(&self) -> Exit {
+        Exit::of_look(self.0.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_with_changes_is_a_problem() {
+        assert_eq!(Changes(Vec::new()).exit(), Exit::Fine);
+        assert_eq!(Changes(vec!["add a route".into()]).exit(), Exit::Problem);
+    }
+}

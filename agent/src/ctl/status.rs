@@ -1,0 +1,143 @@
+//! How this node is.
+
+use std::time::{Duration, SystemTime};
+
+use clap::Args;
+use polder_api::ask;
+use polder_api::status::{Status, StoreStatus};
+
+use super::{Printed, Render, Run, Session};
+use crate::exit::Exit;
+
+/// Without arguments.
+#[derive(Debug, Args)]
+pub struct Command {}
+
+impl Run for Command {
+    fn run(&self, session: &Session<'_>) -> anyhow::Result<Printed> {
+        session.show(ask::Status)
+    }
+}
+
+impl Render for Status {
+    fn table(&self) -> String {
+        status(self)
+    }
+
+    fn exit(&self) -> Exit {
+        Exit::of_look(self.is_well())
+    }
+}
+
+/// The status of a node, for people.
+fn status(status: &Status) -> String {
+    let mut lines = vec![
+        format!("node      {} (polder {})", status.node, status.version),
+        format!("ready     {}", if status.ready { "yes" } else { "no" }),
+    ];
+    lines.extend(status.reasons.iter().map(|reason| format!("          {reason}")));
+    lines.push(match &status.store {
+        StoreStatus::Connected { store, revision } => format!("store     {store}, at revision {revision}"),
+        StoreStatus::Disconnected { store, reason } => format!("store     {store} is away: {reason}"),
+    });
+    if let Some(cluster) = &status.cluster {
+        lines.push(format!(
+            "cluster   {}, backend {}, attach {}",
+            cluster.id, cluster.backend, cluster.attach
+        ));
+    }
+    for uplink in &status.underlay {
+        lines.push(format!(
+            "underlay  {} on {}, mtu {}, chosen by {}",
+            uplink.address, uplink.interface, uplink.mtu, uplink.chosen_by
+        ));
+    }
+    for other in &status.not_underlay {
+        let interface = other.interface.as_ref().map(|name| format!(" on {name}")).unwrap_or_default();
+        lines.push(format!("          not {}{interface}: {}", other.address, other.reason));
+    }
+    let mtu = status.mtu.map(|mtu| format!(", mtu {mtu}")).unwrap_or_default();
+    lines.push(format!("pods      {}{mtu}", status.pods));
+    for block in &status.blocks {
+        lines.push(format!(
+            "block     {} of pool {}: {} used, {} resting, {} free",
+            block.block, block.pool, block.used, block.resting, block.free
+        ));
+    }
+    if let Some(pass) = &status.last_pass {
+        lines.push(format!(
+            "kernel    pass {} made {} changes in {}.{:03} ms",
+            pass.count,
+            pass.writes,
+            pass.took_us / 1000,
+            pass.took_us % 1000
+        ));
+        lines.extend(pass.failures.iter().map(|failure| format!("          failed: {failure}")));
+    }
+    lines.extend(status.repairs.iter().map(|repair| {
+        let ago = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + Duration::from_secs(repair.at));
+        let more = if repair.more > 0 { format!("; and {} more", repair.more) } else { String::new() };
+        let by = if repair.by.is_empty() { "somebody".to_owned() } else { repair.by.join(", ") };
+        let ago = ago.unwrap_or_default().as_secs();
+        format!("repaired  {ago} s ago, after {by}: {}{more}", repair.changes.join("; "))
+    }));
+    lines.extend(status.missing_features.iter().map(|missing| format!("kernel    {missing}")));
+    lines.extend(status.problems.iter().map(|problem| format!("problem   {problem}")));
+    lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use polder_api::status::PassStatus;
+
+    use super::*;
+
+    fn healthy() -> Status {
+        Status {
+            node: "n1".parse().unwrap(),
+            version: "0".into(),
+            ready: true,
+            reasons: Vec::new(),
+            problems: Vec::new(),
+            refused_writes: Vec::new(),
+            cluster: None,
+            store: StoreStatus::Connected { store: "etcd".into(), revision: 1 },
+            underlay: Vec::new(),
+            not_underlay: Vec::new(),
+            mtu: None,
+            blocks: Vec::new(),
+            pods: 0,
+            missing_features: Vec::new(),
+            last_pass: None,
+            repairs: Vec::new(),
+            repair_count: 0,
+        }
+    }
+
+    fn end_of(change: impl FnOnce(&mut Status)) -> Exit {
+        let mut status = healthy();
+        change(&mut status);
+        status.exit()
+    }
+
+    #[test]
+    fn a_status_is_a_problem_if_it_says_not_ready_or_names_one() {
+        assert_eq!(end_of(|_| ()), Exit::Fine);
+        assert_eq!(end_of(|status| status.ready = false), Exit::Problem);
+        assert_eq!(end_of(|status| status.problems = vec!["the peer is silent".into()]), Exit::Problem);
+        let away = StoreStatus::Disconnected { store: "etcd".into(), reason: "refused".into() };
+        assert_eq!(end_of(|status| status.store = away), Exit::Problem);
+        let pass = |failures| PassStatus { count: 1, writes: 0, written: 0, took_us: 1, failures };
+        assert_eq!(end_of(|status| status.last_pass = Some(pass(vec!["no route".into()]))), Exit::Problem);
+        assert_eq!(end_of(|status| status.last_pass = Some(pass(Vec::new()))), Exit::Fine);
+    }
+
+    #[test]
+    fn what_a_kernel_lacks_and_what_was_repaired_is_no_problem() {
+        assert_eq!(
+            end_of(|status| status.missing_features = vec!["ports cannot be locked".into()]),
+            Exit::Fine
+        );
+        assert_eq!(end_of(|status| status.repair_count = 7), Exit::Fine);
+    }
+}

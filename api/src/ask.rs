@@ -1,0 +1,165 @@
+//! What `polderctl` asks, each question tied to the type of its answer. On the socket they are a [`Request`] and a [`Reply`].
+
+use crate::ipam::{self, Checked, Repairs, Shown, Subject};
+use crate::message::{Removal, Reply, Request};
+use crate::pool::{self, ClaimStatus, PoolStatus};
+use crate::{Backend, NodeName, status};
+
+/// A question, and what its answer is.
+pub trait Ask {
+    /// The answer.
+    type Answer;
+
+    /// Whether it changes records that no node's own user may change, or can be asked to: whoever asks can show credentials of
+    /// his own to etcd.
+    const BY_OPERATOR: bool;
+
+    /// The question on the socket.
+    fn request(self) -> Request;
+
+    /// The answer in a reply; or the reply, if it answers another question.
+    fn answer(reply: Reply) -> Result<Self::Answer, Box<Reply>>;
+}
+
+/// Declares questions. Each has the name of its request, and is written with the reply that answers it.
+macro_rules! asks {
+    (@is operator) => { true };
+    (@is) => { false };
+    ($($(#[$about:meta])* $name:ident $(($field:ident: $wanted:ty))? => $reply:ident($answer:ty) $(by $who:ident)?;)+) => {
+        $(
+            $(#[$about])*
+            #[derive(Debug, Clone, PartialEq, Eq)]
+            pub struct $name $((pub $wanted))?;
+
+            impl Ask for $name {
+                type Answer = $answer;
+
+                const BY_OPERATOR: bool = asks!(@is $($who)?);
+
+                fn request(self) -> Request {
+                    let Self $(($field))? = self;
+                    Request::$name $(($field))?
+                }
+
+                fn answer(reply: Reply) -> Result<$answer, Box<Reply>> {
+                    match reply {
+                        Reply::$reply(answer) => Ok(answer),
+                        other => Err(Box::new(other)),
+                    }
+                }
+            }
+        )+
+    };
+}
+
+asks! {
+    /// How is this node?
+    Status => Status(Box<status::Status>);
+    /// What would the next pass over the kernel change?
+    Plan => Planned(Vec<String>);
+    /// Which nodes does the cluster have?
+    Nodes => Nodes(Vec<status::NodeStatus>);
+    /// Let this machine take the place of another that is gone.
+    AdoptNode(name: NodeName) => Done(String);
+    /// Which pools does the cluster have?
+    Pools => Pools(Vec<PoolStatus>);
+    /// Which blocks are claimed?
+    Blocks => Blocks(Vec<ClaimStatus>);
+    /// Change the cluster's pools.
+    ChangePool(change: pool::PoolChange) => Done(String) by operator;
+    /// Let the nodes reach each other's pods in this way.
+    ChangeBackend(backend: Backend) => Done(String) by operator;
+    /// Who has which address, and why?
+    Show(subject: Subject) => Shown(Box<Shown>);
+    /// Are the records of the cluster, and ledger and kernel of every node, right?
+    Inspect(repairs: Repairs) => Checked(Box<Checked>) by operator;
+    /// Give an address up.
+    Release(release: ipam::Release) => Done(String) by operator;
+}
+
+/// Remove a node from the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoveNode(pub Removal);
+
+/// What comes of the removal of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Removed {
+    /// What was done.
+    Done(String),
+    /// Nothing was done, because the node is alive and has pods. The question has to say how many.
+    Unconfirmed {
+        /// What would happen, and how to confirm it.
+        message: String,
+        /// How many pods would be disconnected.
+        pods: u64,
+    },
+}
+
+impl Ask for RemoveNode {
+    type Answer = Removed;
+
+    const BY_OPERATOR: bool = true;
+
+    fn request(self) -> Request {
+        Request::RemoveNode(self.0)
+    }
+
+    fn answer(reply: Reply) -> Result<Removed, Box<Reply>> {
+        match reply {
+            Reply::Done(what) => Ok(Removed::Done(what)),
+            Reply::Unconfirmed { message, pods } => Ok(Removed::Unconfirmed { message, pods }),
+            other => Err(Box::new(other)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is sent, as it was before the questions had types of their own.
+    fn sent(ask: impl Ask) -> String {
+        serde_json::to_string(&ask.request()).unwrap()
+    }
+
+    #[test]
+    fn a_question_is_the_request_of_its_name() {
+        assert_eq!(sent(Status), "\"status\"");
+        assert_eq!(sent(Plan), "\"plan\"");
+        assert_eq!(sent(Nodes), "\"nodes\"");
+        assert_eq!(sent(AdoptNode("n1".parse().unwrap())), r#"{"adopt_node":"n1"}"#);
+        assert_eq!(sent(Pools), "\"pools\"");
+        assert_eq!(sent(Blocks), "\"blocks\"");
+        let drain = pool::PoolChange::Drain("p".parse().unwrap());
+        assert_eq!(sent(ChangePool(drain)), r#"{"change_pool":{"drain":"p"}}"#);
+        assert_eq!(sent(ChangeBackend(Backend::Vxlan)), r#"{"change_backend":"vxlan"}"#);
+        assert_eq!(sent(Show(Subject::Cluster)), r#"{"show":"cluster"}"#);
+        assert_eq!(sent(Inspect(Repairs::Safe)), r#"{"inspect":"safe"}"#);
+        let release = ipam::Release { address: "10.0.0.5".parse().unwrap(), dead: true };
+        assert_eq!(sent(Release(release)), r#"{"release":{"address":"10.0.0.5","dead":true}}"#);
+        let removal =
+            Removal { node: "n1".parse().unwrap(), dead: false, disconnect_pods: None, earlier: false };
+        assert_eq!(
+            sent(RemoveNode(removal)),
+            r#"{"remove_node":{"node":"n1","dead":false,"earlier":false}}"#
+        );
+    }
+
+    #[test]
+    fn credentials_are_for_questions_that_change_the_cluster_alone() {
+        const { assert!(RemoveNode::BY_OPERATOR && ChangePool::BY_OPERATOR && ChangeBackend::BY_OPERATOR) };
+        const { assert!(Inspect::BY_OPERATOR && Release::BY_OPERATOR) };
+        const { assert!(!Status::BY_OPERATOR && !Plan::BY_OPERATOR && !AdoptNode::BY_OPERATOR) };
+        const { assert!(!Nodes::BY_OPERATOR && !Pools::BY_OPERATOR && !Blocks::BY_OPERATOR) };
+        const { assert!(!Show::BY_OPERATOR) };
+    }
+
+    #[test]
+    fn the_answer_to_another_question_is_none() {
+        assert_eq!(Plan::answer(Reply::Planned(Vec::new())), Ok(Vec::new()));
+        assert_eq!(Plan::answer(Reply::Nodes(Vec::new())), Err(Box::new(Reply::Nodes(Vec::new()))));
+        let done = || Reply::Done("node n1 is removed".to_owned());
+        assert!(matches!(RemoveNode::answer(done()), Ok(Removed::Done(_))));
+        assert!(ChangeBackend::answer(done()).is_ok() && Pools::answer(done()).is_err());
+    }
+}
