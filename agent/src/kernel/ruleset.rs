@@ -5,60 +5,20 @@
 //! a rule that accepts ours would promise what it cannot hold. Chains of others that drop it are found and named instead
 //! ([`crate::host::firewall`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+pub mod sets;
+
+use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::LazyLock;
 
 use ipnetwork::IpNetwork;
 use polder_api::{BRIDGE, Family, Mac, POD_INTERFACE_PREFIX};
-use polder_ipam::Pool;
 use polder_ipam::record::{AttachMode, ClusterRecord};
-use polder_netlink::nft::{
-    Chain, Element, Elements, Hook, Interface, Key, Match, Rule, Set, Side, Table, Verdict, Within,
-};
+use polder_netlink::nft::{Chain, Element, Elements, Hook, Interface, Match, Rule, Table, Verdict, Within};
 
+pub use self::sets::{Lengths, Sets, lengths};
+
+use self::sets::Bearers;
 use super::state::TUNNEL;
-
-/// The sets of one family.
-#[derive(Debug, Clone, Copy)]
-pub struct Sets {
-    /// Every pod's MAC address with its address.
-    pub senders: &'static str,
-    /// The underlay addresses from which tunnels come.
-    pub peers: &'static str,
-    /// All pools.
-    pub pools: &'static str,
-    /// The node's own underlay addresses.
-    pub underlay: &'static str,
-    /// The node's own blocks.
-    pub local: &'static str,
-    /// Where pods keep their own address.
-    pub unmasqueraded: &'static str,
-}
-
-impl Sets {
-    /// Those of that family.
-    pub const fn of(family: Family) -> Self {
-        match family {
-            Family::V4 => Self {
-                senders: "senders4",
-                peers: "peers4",
-                pools: "pools4",
-                underlay: "underlay4",
-                local: "local4",
-                unmasqueraded: "unmasqueraded4",
-            },
-            Family::V6 => Self {
-                senders: "senders6",
-                peers: "peers6",
-                pools: "pools6",
-                underlay: "underlay6",
-                local: "local6",
-                unmasqueraded: "unmasqueraded6",
-            },
-        }
-    }
-}
 
 /// The name of the table.
 pub const NAME: &str = "polder";
@@ -68,84 +28,22 @@ pub fn empty() -> Table {
     Table { name: NAME, sets: Vec::new(), chains: Vec::new() }
 }
 
-/// How long the prefixes are that peers have addresses in: blocks of the pools, and single addresses.
-pub type Lengths = BTreeSet<(Family, u8)>;
-
-/// The lengths, where pods get addresses of these pools.
-pub fn lengths<'a>(pools: impl IntoIterator<Item = &'a Pool>) -> Lengths {
-    let single = Family::BOTH.map(|family| (family, family.bits()));
-    pools.into_iter().map(|pool| (pool.family(), pool.block_length())).chain(single).collect()
-}
-
 /// The table for a cluster with these settings, whose blocks have these lengths.
 pub fn table(cluster: &ClusterRecord, lengths: &Lengths) -> Table {
     let bearers = Bearers::all(lengths);
     Table {
         name: NAME,
-        sets: Family::BOTH.into_iter().flat_map(sets).chain(bearers.iter().map(Bearers::set)).collect(),
+        sets: Family::BOTH
+            .into_iter()
+            .flat_map(sets::declared)
+            .chain(bearers.iter().map(Bearers::set))
+            .collect(),
         chains: vec![
             Chain { name: "from_pods", hook: Hook::Raw, rules: from_pods(cluster) },
             Chain { name: "arp_from_pods", hook: Hook::ArpInput, rules: arp_from_pods(cluster) },
             Chain { name: "tunnels", hook: Hook::Input, rules: tunnels(cluster, &bearers) },
             Chain { name: "masquerade", hook: Hook::SourceNat, rules: masquerade(cluster) },
         ],
-    }
-}
-
-fn sets(family: Family) -> Vec<Set> {
-    let sets = Sets::of(family);
-    let of = |side, name, key| Set { side, name, key };
-    let mut all = vec![
-        of(Side::Ip, sets.senders, Key::Sender(family)),
-        of(Side::Ip, sets.peers, Key::Address(family)),
-        of(Side::Ip, sets.pools, Key::Network(family)),
-        of(Side::Ip, sets.underlay, Key::Address(family)),
-        of(Side::Ip, sets.local, Key::Network(family)),
-        of(Side::Ip, sets.unmasqueraded, Key::Network(family)),
-    ];
-    if family == Family::V4 {
-        all.push(of(Side::Arp, sets.senders, Key::Sender(family)));
-    }
-    all
-}
-
-/// Who may bring packets of one family through tunnels of one family, by networks of one length.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Bearers {
-    tunnel: Family,
-    carried: Family,
-    length: u8,
-}
-
-/// The names of their sets, of which there can be no more than these.
-static BEARERS: LazyLock<BTreeMap<Bearers, String>> = LazyLock::new(|| {
-    let number = |family| if family == Family::V4 { 4 } else { 6 };
-    let mut all = BTreeMap::new();
-    for tunnel in Family::BOTH {
-        for carried in Family::BOTH {
-            for length in 0..=carried.bits() {
-                let name = format!("bearers{}_{}_{length}", number(tunnel), number(carried));
-                all.insert(Bearers { tunnel, carried, length }, name);
-            }
-        }
-    }
-    all
-});
-
-impl Bearers {
-    fn all(lengths: &Lengths) -> Vec<Self> {
-        let of = |tunnel| {
-            lengths.iter().map(move |(carried, length)| Self { tunnel, carried: *carried, length: *length })
-        };
-        Family::BOTH.into_iter().flat_map(of).collect()
-    }
-
-    fn name(&self) -> &'static str {
-        BEARERS.get(self).map(String::as_str).expect("a prefix is no longer than an address")
-    }
-
-    fn set(&self) -> Set {
-        Set { side: Side::Ip, name: self.name(), key: Key::Bearer(self.tunnel, self.carried) }
     }
 }
 

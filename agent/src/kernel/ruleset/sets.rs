@@ -1,0 +1,122 @@
+//! The sets of the packet filter: what they are called, and what kind of elements they have.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
+
+use polder_api::Family;
+use polder_ipam::Pool;
+use polder_netlink::nft::{Key, Set, Side};
+
+/// The sets of one family.
+#[derive(Debug, Clone, Copy)]
+pub struct Sets {
+    /// Every pod's MAC address with its address.
+    pub senders: &'static str,
+    /// The underlay addresses from which tunnels come.
+    pub peers: &'static str,
+    /// All pools.
+    pub pools: &'static str,
+    /// The node's own underlay addresses.
+    pub underlay: &'static str,
+    /// The node's own blocks.
+    pub local: &'static str,
+    /// Where pods keep their own address.
+    pub unmasqueraded: &'static str,
+}
+
+impl Sets {
+    /// Those of that family.
+    pub const fn of(family: Family) -> Self {
+        match family {
+            Family::V4 => Self {
+                senders: "senders4",
+                peers: "peers4",
+                pools: "pools4",
+                underlay: "underlay4",
+                local: "local4",
+                unmasqueraded: "unmasqueraded4",
+            },
+            Family::V6 => Self {
+                senders: "senders6",
+                peers: "peers6",
+                pools: "pools6",
+                underlay: "underlay6",
+                local: "local6",
+                unmasqueraded: "unmasqueraded6",
+            },
+        }
+    }
+}
+
+/// The sets of one family, to be declared.
+pub fn declared(family: Family) -> Vec<Set> {
+    let sets = Sets::of(family);
+    let of = |side, name, key| Set { side, name, key };
+    let mut all = vec![
+        of(Side::Ip, sets.senders, Key::Sender(family)),
+        of(Side::Ip, sets.peers, Key::Address(family)),
+        of(Side::Ip, sets.pools, Key::Network(family)),
+        of(Side::Ip, sets.underlay, Key::Address(family)),
+        of(Side::Ip, sets.local, Key::Network(family)),
+        of(Side::Ip, sets.unmasqueraded, Key::Network(family)),
+    ];
+    if family == Family::V4 {
+        all.push(of(Side::Arp, sets.senders, Key::Sender(family)));
+    }
+    all
+}
+
+/// How long the prefixes are that peers have addresses in: blocks of the pools, and single addresses.
+pub type Lengths = BTreeSet<(Family, u8)>;
+
+/// The lengths, where pods get addresses of these pools.
+pub fn lengths<'a>(pools: impl IntoIterator<Item = &'a Pool>) -> Lengths {
+    let single = Family::BOTH.map(|family| (family, family.bits()));
+    pools.into_iter().map(|pool| (pool.family(), pool.block_length())).chain(single).collect()
+}
+
+/// Who may bring packets of one family through tunnels of one family, by networks of one length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bearers {
+    /// The family of the underlay.
+    pub tunnel: Family,
+    /// The family of the packets in the tunnel.
+    pub carried: Family,
+    /// How long the networks' prefixes are.
+    pub length: u8,
+}
+
+/// The names of their sets, of which there can be no more than these.
+static BEARERS: LazyLock<BTreeMap<Bearers, String>> = LazyLock::new(|| {
+    let number = |family| if family == Family::V4 { 4 } else { 6 };
+    let mut all = BTreeMap::new();
+    for tunnel in Family::BOTH {
+        for carried in Family::BOTH {
+            for length in 0..=carried.bits() {
+                let name = format!("bearers{}_{}_{length}", number(tunnel), number(carried));
+                all.insert(Bearers { tunnel, carried, length }, name);
+            }
+        }
+    }
+    all
+});
+
+impl Bearers {
+    /// Those for networks of these lengths.
+    pub fn all(lengths: &Lengths) -> Vec<Self> {
+        let of = |tunnel| {
+            lengths.iter().map(move |(carried, length)| Self { tunnel, carried: *carried, length: *length })
+        };
+        Family::BOTH.into_iter().flat_map(of).collect()
+    }
+
+    /// The name of their set.
+    pub fn name(&self) -> &'static str {
+        BEARERS.get(self).map(String::as_str).expect("a prefix is no longer than an address")
+    }
+
+    /// Their set.
+    pub fn set(&self) -> Set {
+        Set { side: Side::Ip, name: self.name(), key: Key::Bearer(self.tunnel, self.carried) }
+    }
+}
