@@ -224,7 +224,7 @@ fn underlay(board: &Board, mtu: u32) -> Vec<String> {
 fn words(reached: &Reached) -> String {
     match &reached.path {
         Way::Direct { .. } => "by a direct route".to_owned(),
-        Way::Vxlan { over, .. } => format!("through the VXLAN tunnel over {over}"),
+        Way::Tunnel { encapsulation, over, .. } => format!("through the {encapsulation} tunnel over {over}"),
         Way::Unreachable(reason) => format!("unreachable, {reason}"),
     }
 }

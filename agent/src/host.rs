@@ -28,6 +28,7 @@ use crate::board::{Passes, Records};
 use crate::kernel::Kernel;
 use crate::kernel::desired::{self, Reached};
 use crate::kernel::surroundings::{Filter, Surroundings};
+use crate::kernel::tunnel::Encapsulation;
 use crate::owner::Owner;
 use crate::presence;
 use crate::probe::schedule::{Key, Verdict};
@@ -135,7 +136,7 @@ impl Task {
             attach: cluster.attach,
             neighbours: pass.next_hops.clone(),
             closed_tunnels: closed_tunnels(&pass.paths, &self.verdicts.borrow()),
-            tunnel_port: cluster.vxlan.port,
+            tunnel_port: Encapsulation::of(cluster).port(cluster),
             pods,
         };
         let (asked, closed) = (needs.pods.pools.clone(), !needs.closed_tunnels.is_empty());
@@ -163,7 +164,7 @@ impl Task {
 fn closed_tunnels(paths: &BTreeMap<Key, Reached>, verdicts: &BTreeMap<Key, Verdict>) -> BTreeSet<Family> {
     let (mut closed, mut open) = (BTreeSet::new(), BTreeSet::new());
     for (key, reached) in paths {
-        let desired::Path::Vxlan { over, .. } = reached.path else { continue };
+        let desired::Path::Tunnel { over, .. } = reached.path else { continue };
         match verdicts.get(key) {
             Some(Verdict::Silent) => drop(closed.insert(over)),
             Some(verdict) if verdict.is_open() => drop(open.insert(over)),

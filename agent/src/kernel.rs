@@ -16,6 +16,7 @@ mod remove;
 pub mod ruleset;
 pub mod state;
 pub mod sysctl;
+pub mod tunnel;
 
 pub mod apply;
 pub mod snapshot;

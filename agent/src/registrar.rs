@@ -23,7 +23,8 @@ use tracing::{info, warn};
 use crate::bell::Wake;
 use crate::board::set_if_changed;
 use crate::kernel::Kernel;
-use crate::kernel::desired::{pod_mtu, vtep_mac};
+use crate::kernel::desired::pod_mtu;
+use crate::kernel::tunnel::Encapsulation;
 use crate::machine::random_name;
 use crate::node::Node;
 use crate::owner::Owner;
@@ -180,8 +181,8 @@ impl RegistrarHost for OnNode {
         }
         Ok(Presence {
             underlay: underlay.addresses(),
-            vtep_mac: vtep_mac(&cluster.record, &config.node),
-            mtu: pod_mtu(&underlay, cluster.record.backend, config.mtu).ok_or("the underlay has no MTU")?,
+            vtep_mac: Encapsulation::of(&cluster.record).mac(&cluster.record, &config.node),
+            mtu: pod_mtu(&underlay, &cluster.record, config.mtu).ok_or("the underlay has no MTU")?,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         })
     }

@@ -18,6 +18,24 @@ pub enum Backend {
     Vxlan,
 }
 
+impl Backend {
+    /// Whether a peer on the same link is reached directly.
+    pub const fn uses_direct_routes(self) -> bool {
+        match self {
+            Self::Auto | Self::Direct => true,
+            Self::Vxlan => false,
+        }
+    }
+
+    /// Whether peers are reached through tunnels.
+    pub const fn uses_tunnels(self) -> bool {
+        match self {
+            Self::Auto | Self::Vxlan => true,
+            Self::Direct => false,
+        }
+    }
+}
+
 /// Something that is no backend.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no backend: auto, direct or vxlan")]

@@ -127,7 +127,7 @@ impl Engine {
                 (blocks, ipam.gateways().to_vec(), wired.collect::<Vec<_>>())
             })
             .await;
-        let Some(mtu) = pod_mtu(underlay, cluster.backend, self.tools.config.mtu) else {
+        let Some(mtu) = pod_mtu(underlay, cluster, self.tools.config.mtu) else {
             return Err("the underlay has no MTU".to_owned());
         };
         let pools: Vec<Cidr> = view.pools.values().map(|pool| pool.record.cidr()).collect();
@@ -202,7 +202,7 @@ fn next_hops(
 ) -> BTreeMap<Family, usize> {
     let next_hop = |reached: &Reached| match &reached.path {
         Path::Direct { via, .. } => Some(*via),
-        Path::Vxlan { remote, .. } => {
+        Path::Tunnel { remote, .. } => {
             let router = reach.get(remote).copied().flatten().and_then(|lookup| lookup.gateway);
             Some(router.unwrap_or(*remote))
         }

@@ -11,12 +11,10 @@ use polder_netlink::nft::foreign::{BaseChain, Condition, Judged, Judgement, Name
 
 use super::routing::Pods;
 use crate::kernel::surroundings::Filter;
+use crate::kernel::tunnel;
 
 /// The kernel's own limit of jumps within jumps (`NFT_JUMP_STACK_SIZE`).
 const DEPTH: usize = 16;
-
-/// The devices of our tunnels.
-const TUNNELS: [&str; 2] = ["polder.vx", "polder.vx6"];
 
 /// The chains of `ufw` for an operator's rules.
 const UFW: [&str; 4] = ["ufw-user-forward", "ufw6-user-forward", "ufw-user-input", "ufw6-user-input"];
@@ -111,7 +109,7 @@ impl Filter {
     pub fn problem_between(&self, judged: Judged, attach: AttachMode, pods: &Pods) -> Option<String> {
         let mut classes =
             pods.pools.iter().filter(|(pool, _)| self.judges(pool.family())).flat_map(|(pool, block)| {
-                let outside = pods.carriers.iter().map(String::as_str).chain(TUNNELS);
+                let outside = pods.carriers.iter().map(String::as_str).chain(Family::BOTH.map(tunnel::name));
                 outside.flat_map(move |outside| {
                     [Way::FromPods, Way::ToPods].map(|way| Class {
                         way,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use polder_netlink::link::{self, Vxlan, create_bridge, create_vxlan};
+use polder_netlink::link::{self, create_bridge};
 use polder_netlink::neighbour::{Forward, Neighbour};
 use polder_netlink::route::{self, Route, Target as KernelTarget};
 use polder_netlink::{Error, Operation, address};
@@ -82,7 +82,7 @@ impl Kernel {
                 let name = device.name().ok_or(Problem::NotOurs)?;
                 let operations = match &own.kind {
                     OwnKind::Bridge { .. } => create_bridge(name, own.mac, own.mtu),
-                    OwnKind::Tunnel(vxlan) => create_vxlan(name, vxlan, own.mac, own.mtu),
+                    OwnKind::Tunnel(tunnel) => tunnel.create(name, own.mac, own.mtu),
                     OwnKind::Foreign => return Err(Problem::NotOurs),
                 };
                 let mark = device.mark().map(|mark| link::change(name).alias(&mark).into());
@@ -170,10 +170,8 @@ fn operations(change: &Change, indexes: &BTreeMap<Device, u32>) -> Option<Vec<Op
             let index = index(device)?;
             let adjusted = link::change_index(index).mac(own.mac).mtu(own.mtu);
             let mut operations = vec![adjusted.alias(&device.mark()?).up().into()];
-            match own.kind {
-                OwnKind::Tunnel(Vxlan { local: Some(local), .. }) => {
-                    operations.push(link::send_from(index, local));
-                }
+            match &own.kind {
+                OwnKind::Tunnel(tunnel) => operations.extend(tunnel.adjust(index)),
                 OwnKind::Bridge { filters_vlans: false } => operations.push(link::without_vlans(index)),
                 _ => {}
             }

@@ -5,11 +5,11 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use polder_api::{Backend, Family, IfName, Mac, NodeName};
+use polder_api::{Family, IfName, Mac, NodeName};
 use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::record::{AttachMode, ClusterRecord};
 use polder_ipam::{Block, Cidr};
-use polder_netlink::link::{Port, Vxlan};
+use polder_netlink::link::Port;
 use polder_netlink::neighbour::Destination;
 use polder_netlink::nft::{Elements, Table};
 use polder_netlink::route::Lookup;
@@ -20,6 +20,7 @@ use super::guard::Guard;
 use super::ruleset::{self, Lengths, Members};
 use super::state::{Device, Identity, OwnKind, OwnLink, PodLink, State, Target, Way};
 use super::sysctl;
+use super::tunnel::{Encapsulation, Entries};
 use crate::underlay::Underlay;
 use polder_ipam::peers::Peer;
 
@@ -54,15 +55,6 @@ impl Desired {
         self.hash(&mut hasher);
         Known { fingerprint: hasher.finish(), sysctls: self.sysctls.clone() }
     }
-}
-
-/// What a tunnel adds to a packet: outer IP header, UDP, VXLAN and the inner Ethernet header.
-const fn overhead(underlay: Family) -> u32 {
-    let ip = match underlay {
-        Family::V4 => 20,
-        Family::V6 => 40,
-    };
-    ip + 8 + 8 + 14
 }
 
 /// What the desired state is made from.
@@ -111,14 +103,14 @@ pub enum Path {
         index: u32,
     },
     /// Through a tunnel.
-    Vxlan {
+    Tunnel {
+        /// How its packets are encapsulated.
+        encapsulation: Encapsulation,
         /// The family of the underlay.
         over: Family,
         /// The peer's underlay address.
         remote: IpAddr,
-        /// The address behind the tunnel that routes lead to: in IPv4 the peer's own in the pod network, in IPv6 one for the
-        /// tunnel alone. For the kernel refuses to route an IPv6 prefix to an address inside of it as long as the prefix
-        /// leads through another device (`ip6_route_check_nh_onlink` in `net/ipv6/route.c`).
+        /// The address behind the tunnel that routes lead to.
         next_hop: IpAddr,
     },
     /// Not at all, and why.
@@ -165,13 +157,13 @@ impl Inputs<'_> {
 
     /// How the peer's blocks of that family are reached.
     pub fn path(&self, peer: &Peer, family: Family) -> Path {
-        let on_link = self.on_link(peer, family);
-        match (self.cluster.backend, on_link) {
-            (Backend::Auto | Backend::Direct, Ok(path)) => path,
-            (Backend::Direct, Err(reason)) => {
-                Path::Unreachable(format!("{reason}, and the backend is direct"))
+        let backend = self.cluster.backend;
+        match backend.uses_direct_routes().then(|| self.on_link(peer, family)) {
+            Some(Ok(path)) => path,
+            Some(Err(reason)) if !backend.uses_tunnels() => {
+                Path::Unreachable(format!("{reason}, and the backend is {backend}"))
             }
-            (Backend::Auto | Backend::Vxlan, _) => self.tunnelled(peer, family),
+            _ => self.tunnelled(peer, family),
         }
     }
 
@@ -186,16 +178,15 @@ impl Inputs<'_> {
     }
 
     fn tunnelled(&self, peer: &Peer, family: Family) -> Path {
-        if !self.features.vxlan {
-            return Path::Unreachable("it is not on the same link, and this kernel has no vxlan".to_owned());
+        let encapsulation = Encapsulation::of(self.cluster);
+        if !self.features.tunnels {
+            let what = encapsulation.path();
+            return Path::Unreachable(format!("it is not on the same link, and this kernel has no {what}"));
         }
         let Some(gateway) = peer.gateway(family) else {
             return Path::Unreachable(format!("it has no {family} gateway address yet"));
         };
-        let next_hop = match family {
-            Family::V4 => gateway,
-            Family::V6 => peer.record.vtep_mac.link_local().into(),
-        };
+        let next_hop = encapsulation.next_hop(&peer.record, gateway);
         let mut reasons = Vec::new();
         for over in self.underlay.tunnel_families() {
             let Some(remote) = peer.underlay(over) else {
@@ -203,7 +194,9 @@ impl Inputs<'_> {
                 continue;
             };
             match self.reach.get(&remote).copied().flatten() {
-                Some(lookup) if !lookup.local => return Path::Vxlan { over, remote, next_hop },
+                Some(lookup) if !lookup.local => {
+                    return Path::Tunnel { encapsulation, over, remote, next_hop };
+                }
                 _ => reasons.push(format!("there is no route to {remote}: add one, or a default route")),
             }
         }
@@ -213,24 +206,17 @@ impl Inputs<'_> {
 
 /// The MTU of pods on this underlay, in bytes: what the narrowest uplink takes, less what a tunnel adds to it, or what
 /// was configured if that is less.
-pub fn pod_mtu(underlay: &Underlay, backend: Backend, configured: Option<u32>) -> Option<u32> {
+pub fn pod_mtu(underlay: &Underlay, cluster: &ClusterRecord, configured: Option<u32>) -> Option<u32> {
     let over = underlay.tunnel_families().next()?;
     let narrowest = underlay.uplinks.values().map(|uplink| uplink.mtu).min()?;
-    let carried = match backend {
-        Backend::Direct => narrowest,
-        Backend::Auto | Backend::Vxlan => narrowest.saturating_sub(overhead(over)),
-    };
+    let overhead = if cluster.backend.uses_tunnels() { Encapsulation::of(cluster).overhead(over) } else { 0 };
+    let carried = narrowest.saturating_sub(overhead);
     Some(configured.unwrap_or(carried).min(carried))
 }
 
 /// The MAC address of the bridge: the node's own, so that pods find their gateway even if it was made anew.
 pub fn bridge_mac(node: &NodeName) -> Mac {
     Mac::hashed(0x06, &[b"bridge", node.as_str().as_bytes()])
-}
-
-/// The MAC address of the node's end of the tunnels.
-pub fn vtep_mac(cluster: &ClusterRecord, node: &NodeName) -> Mac {
-    Mac::hashed(0x06, &[b"vtep", cluster.id.0.as_bytes(), node.as_str().as_bytes()])
 }
 
 /// How the kernel should be. What can be made only by others is taken from what is there: the pods' interfaces, and
@@ -318,14 +304,12 @@ fn devices(inputs: &Inputs<'_>, state: &mut State) {
         identity: Identity::Whole,
     };
     state.links.insert(Device::Bridge, bridge);
-    for (family, uplink) in inputs.underlay.uplinks.iter().filter(|_| inputs.features.vxlan) {
-        let settings = inputs.cluster.vxlan;
-        let vxlan =
-            Vxlan { vni: settings.vni, port: settings.port, local: Some(uplink.address), learning: false };
+    let encapsulation = Encapsulation::of(inputs.cluster);
+    for (family, uplink) in inputs.underlay.uplinks.iter().filter(|_| inputs.features.tunnels) {
         let tunnel = OwnLink {
-            kind: OwnKind::Tunnel(vxlan),
-            mac: vtep_mac(inputs.cluster, inputs.node),
-            mtu: uplink.mtu.saturating_sub(overhead(*family)),
+            kind: OwnKind::Tunnel(encapsulation.device(inputs.cluster, Some(uplink.address))),
+            mac: encapsulation.mac(inputs.cluster, inputs.node),
+            mtu: uplink.mtu.saturating_sub(encapsulation.overhead(*family)),
             up: true,
             identity: Identity::Whole,
         };
@@ -347,10 +331,11 @@ fn reach_peer(inputs: &Inputs<'_>, peer: &Peer, state: &mut State, members: &mut
                 members.unmasqueraded.push(host_prefix(via));
                 Way { target: Target::Direct(Device::Uplink(index), via), source: None, mtu }
             }
-            Path::Vxlan { over, remote, next_hop } => {
+            Path::Tunnel { encapsulation, over, remote, next_hop } => {
                 let device = Device::Tunnel(over);
-                state.neighbours.insert((device.clone(), next_hop), peer.record.vtep_mac);
-                state.forwards.insert((device, peer.record.vtep_mac), Destination::Remote(remote));
+                let Entries { mac, to } = encapsulation.entries(&peer.record, remote);
+                state.neighbours.insert((device.clone(), next_hop), mac);
+                state.forwards.insert((device, mac), to);
                 // What the node itself sends comes back the same way only if it comes from the pod network.
                 let source = inputs.gateways.iter().copied().find(|own| Family::of(*own) == family);
                 Way { target: Target::Tunnel(over, next_hop), source, mtu }

@@ -8,13 +8,14 @@ use std::os::fd::AsFd;
 use polder_api::{Family, IfName, Mac};
 use polder_ipam::ids::ClusterId;
 use polder_ipam::record::{AttachMode, Backend, ClusterRecord, Masquerade, VxlanSettings};
-use polder_netlink::link::{Port, VethPair, Vxlan};
+use polder_netlink::link::{Port, VethPair};
 use polder_netlink::nft::{Elements, FilterSocket};
 use polder_netlink::{Error, RouteSocket, link, namespace};
 use tracing::info;
 
 use super::ruleset;
 use super::sysctl::Sysctls;
+use super::tunnel::Encapsulation;
 use crate::capability::Capability;
 
 /// What this kernel can do.
@@ -24,7 +25,7 @@ pub struct Features {
     /// Bridge ports can be locked to a MAC address (Linux 5.18).
     pub locked_ports: bool,
     /// There are tunnels.
-    pub vxlan: bool,
+    pub tunnels: bool,
     /// There is IPv6.
     pub ipv6: bool,
     /// All of that was tried.
@@ -73,7 +74,7 @@ impl Features {
             Err(error) => {
                 info!(%error, "the kernel is not tried before it is used: no network namespace can be made for that");
                 let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-                Ok(Self { locked_ports: locks_ports(&release), vxlan: true, ipv6, tried: false })
+                Ok(Self { locked_ports: locks_ports(&release), tunnels: true, ipv6, tried: false })
             }
         }
     }
@@ -85,7 +86,7 @@ impl Features {
                 self.locked_ports,
                 "bridge ports cannot be locked (Linux 5.18): a pod can send under another MAC address, though not under another IP address",
             ),
-            (self.vxlan, "there is no vxlan (module vxlan): only peers on the same link can be reached"),
+            (self.tunnels, Encapsulation::of(&trial_cluster()).missing()),
             (self.ipv6, "there is no IPv6: pods get no IPv6 address"),
             (
                 self.tried,
@@ -114,13 +115,14 @@ fn probe() -> Result<Features, FeatureError> {
         "filter with nftables",
         "load modules nf_tables, nft_fib_inet, nft_masq and nft_chain_nat; the kernel needs CONFIG_NF_TABLES_INET and CONFIG_NF_TABLES_ARP",
     );
+    let cluster = trial_cluster();
     let mut filter = FilterSocket::open().map_err(missing("be spoken to by netlink", NETLINK))?;
     filter
-        .commit(ruleset::table(&trial_cluster(), &ruleset::lengths([])).install(&Elements::new()))
+        .commit(ruleset::table(&cluster, &ruleset::lengths([])).install(&Elements::new()))
         .map_err(nftables)?;
-    let vxlan = Vxlan { vni: 1, port: 8472, local: None, learning: false };
-    let vxlan = socket.execute_all(link::create_vxlan("trialvx", &vxlan, TRIAL_MAC, 1450)).is_ok();
-    Ok(Features { locked_ports: port.locked, vxlan, ipv6: true, tried: true })
+    let tunnel = Encapsulation::of(&cluster).device(&cluster, None);
+    let tunnels = socket.execute_all(tunnel.create("trialtunnel", TRIAL_MAC, 1450)).is_ok();
+    Ok(Features { locked_ports: port.locked, tunnels, ipv6: true, tried: true })
 }
 
 /// Whether bridge ports of the kernel of that release can be locked. An older one takes the wish and ignores it.
@@ -168,7 +170,7 @@ mod tests {
 
     #[test]
     fn what_a_kernel_lacks_is_said_with_what_it_means() {
-        let all = Features { locked_ports: true, vxlan: true, ipv6: true, tried: true };
+        let all = Features { locked_ports: true, tunnels: true, ipv6: true, tried: true };
         assert_eq!(all.missing(), Vec::<String>::new());
         let old = Features { locked_ports: false, ..all };
         assert!(old.missing()[0].contains("5.18"), "{:?}", old.missing());

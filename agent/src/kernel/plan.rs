@@ -326,10 +326,7 @@ impl fmt::Display for OwnLink {
         match &self.kind {
             OwnKind::Bridge { filters_vlans: false } => write!(f, "bridge")?,
             OwnKind::Bridge { filters_vlans: true } => write!(f, "bridge that filters VLANs")?,
-            OwnKind::Tunnel(vxlan) => {
-                write!(f, "vxlan {} on port {}", vxlan.vni, vxlan.port)?;
-                vxlan.local.map_or(Ok(()), |local| write!(f, " from {local}"))?;
-            }
+            OwnKind::Tunnel(tunnel) => write!(f, "{tunnel}")?,
             OwnKind::Foreign => write!(f, "not ours")?,
         }
         write!(f, ", {}, mtu {}", self.mac, self.mtu)

@@ -18,7 +18,7 @@ use polder_netlink::nft::{Chain, Element, Elements, Hook, Interface, Match, Rule
 pub use self::sets::{Lengths, Sets, lengths};
 
 use self::sets::Bearers;
-use super::state::TUNNEL;
+use super::tunnel::{self, Encapsulation};
 
 /// The name of the table.
 pub const NAME: &str = "polder";
@@ -41,7 +41,11 @@ pub fn table(cluster: &ClusterRecord, lengths: &Lengths) -> Table {
         chains: vec![
             Chain { name: "from_pods", hook: Hook::Raw, rules: from_pods(cluster) },
             Chain { name: "arp_from_pods", hook: Hook::ArpInput, rules: arp_from_pods(cluster) },
-            Chain { name: "tunnels", hook: Hook::Input, rules: tunnels(cluster, &bearers) },
+            Chain {
+                name: "tunnels",
+                hook: Hook::Input,
+                rules: Encapsulation::of(cluster).rules(cluster, &bearers),
+            },
             Chain { name: "masquerade", hook: Hook::SourceNat, rules: masquerade(cluster) },
         ],
     }
@@ -75,7 +79,7 @@ fn from_pods(cluster: &ClusterRecord) -> Vec<Rule> {
             comment: "a pod speaks to no node's tunnel",
             matches: vec![
                 Match::Input(pods),
-                Match::UdpTo(cluster.vxlan.port),
+                Match::UdpTo(Encapsulation::of(cluster).port(cluster)),
                 Match::Family(family),
                 Match::Destination(Within::NotSet(family, sets.pools)),
             ],
@@ -111,38 +115,6 @@ fn arp_from_pods(cluster: &ClusterRecord) -> Vec<Rule> {
     ]
 }
 
-fn tunnels(cluster: &ClusterRecord, bearers: &[Bearers]) -> Vec<Rule> {
-    let tunnel = |family| {
-        vec![Match::UdpTo(cluster.vxlan.port), Match::VxlanOf(cluster.vxlan.vni), Match::Family(family)]
-    };
-    let stranger = |family| Rule {
-        comment: "only a peer's tunnel ends here",
-        matches: [tunnel(family), vec![Match::Source(Within::NotSet(family, Sets::of(family).peers))]]
-            .concat(),
-        verdict: Verdict::Drop,
-    };
-    let own = |bearers: &Bearers| {
-        let Bearers { tunnel: family, carried, length } = *bearers;
-        let within = Within::Set(family, bearers.name());
-        Rule {
-            comment: "a peer brings what comes from its own pods",
-            matches: [
-                tunnel(family),
-                vec![Match::Carries(carried), Match::Bearer { carried, length, within }],
-            ]
-            .concat(),
-            verdict: Verdict::Accept,
-        }
-    };
-    let other = |family| Rule {
-        comment: "a peer brings nothing else",
-        matches: tunnel(family),
-        verdict: Verdict::Drop,
-    };
-    let strangers = Family::BOTH.map(stranger).into_iter();
-    strangers.chain(bearers.iter().map(own)).chain(Family::BOTH.map(other)).collect()
-}
-
 fn masquerade(cluster: &ClusterRecord) -> Vec<Rule> {
     // What comes from no pod goes to one of another node under this node's own address in the pod network: its answer comes
     // back here, and the other node lets in nothing else but the underlay address. That stays: a masqueraded connection ends
@@ -150,7 +122,7 @@ fn masquerade(cluster: &ClusterRecord) -> Vec<Rule> {
     let guest = |family| Rule {
         comment: "a node's tunnels carry addresses of the pod network",
         matches: vec![
-            Match::Output(Interface::Prefixed(TUNNEL)),
+            Match::Output(Interface::Prefixed(tunnel::PREFIX)),
             Match::Family(family),
             Match::Source(Within::NotSet(family, Sets::of(family).pools)),
             Match::Source(Within::NotSet(family, Sets::of(family).underlay)),

@@ -13,6 +13,7 @@ use polder_netlink::route::{ForeignRoute, Lookup, Target as KernelTarget};
 
 use super::Kernel;
 use super::state::{Actual, Device, Identity, OwnKind, OwnLink, PodLink, State, Target, Way};
+use super::tunnel::Tunnel;
 
 /// The interfaces, addresses and routes of the host.
 #[derive(Debug, Clone, Default)]
@@ -177,7 +178,7 @@ fn renamed(link: &Link, links: &BTreeMap<String, Link>) -> Option<Device> {
     let device = link.alias.as_deref().and_then(Device::marked)?;
     let is_of_kind = match device {
         Device::Bridge => link.kind == Kind::Bridge,
-        _ => matches!(link.kind, Kind::Vxlan(_)),
+        _ => Tunnel::of(&link.kind).is_some(),
     };
     (is_of_kind && !links.contains_key(device.name()?)).then_some(device)
 }
@@ -185,8 +186,7 @@ fn renamed(link: &Link, links: &BTreeMap<String, Link>) -> Option<Device> {
 fn own_link(link: &Link, device: &Device) -> OwnLink {
     let kind = match &link.kind {
         Kind::Bridge => OwnKind::Bridge { filters_vlans: link.filters_vlans },
-        Kind::Vxlan(vxlan) => OwnKind::Tunnel(*vxlan),
-        Kind::Veth | Kind::Other => OwnKind::Foreign,
+        kind => Tunnel::of(kind).map_or(OwnKind::Foreign, OwnKind::Tunnel),
     };
     let identity = match (device.name() == Some(&link.name), device.mark() == link.alias) {
         (true, true) => Identity::Whole,

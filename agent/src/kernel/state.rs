@@ -6,13 +6,12 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use polder_api::{BRIDGE, Family, IfName, Mac, PROBE_INTERFACE, PROBE_INTERFACE_ROUTED, is_host_interface};
-use polder_netlink::link::{Port, Vxlan};
+use polder_netlink::link::Port;
 use polder_netlink::neighbour::Destination;
 use polder_netlink::nft::Found;
 use polder_netlink::route::Impostor;
 
-/// The tunnel over an IPv4 underlay; the names of all tunnels begin so.
-pub const TUNNEL: &str = "polder.vx";
+use super::tunnel::{self, Tunnel};
 
 /// An interface, by what it is for. Its number in the kernel changes whenever it is made anew.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -52,8 +51,7 @@ impl Device {
     pub fn name(&self) -> Option<&str> {
         match self {
             Self::Bridge => Some(BRIDGE),
-            Self::Tunnel(Family::V4) => Some(TUNNEL),
-            Self::Tunnel(Family::V6) => Some("polder.vx6"),
+            Self::Tunnel(over) => Some(tunnel::name(*over)),
             Self::Pod(name) => Some(name.as_str()),
             Self::Uplink(_) => None,
         }
@@ -73,7 +71,7 @@ impl fmt::Display for Device {
 /// A device that the agent makes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct OwnLink {
-    /// What it is. A tunnel's own address can be changed, and nothing else of it.
+    /// What it is.
     pub kind: OwnKind,
     /// Its MAC address.
     pub mac: Mac,
@@ -105,7 +103,7 @@ pub enum OwnKind {
         filters_vlans: bool,
     },
     /// A tunnel end point.
-    Tunnel(Vxlan),
+    Tunnel(Tunnel),
     /// Not ours, although it has a name of ours.
     Foreign,
 }

@@ -310,6 +310,7 @@ impl State {
 mod tests {
     use super::super::verdict::ENDPOINT_FAILURES;
     use super::*;
+    use crate::kernel::tunnel::Encapsulation;
     use crate::publisher::ALIVE_SECONDS;
 
     fn target(address: &str) -> Target {
@@ -430,7 +431,8 @@ mod tests {
     fn nothing_is_known_of_a_peer_that_is_new_or_reached_another_way() {
         let mut play = Play::new();
         play.rounds(1, ALL);
-        let other = Path::Vxlan {
+        let other = Path::Tunnel {
+            encapsulation: Encapsulation::Vxlan,
             over: Family::V4,
             remote: "10.0.0.2".parse().unwrap(),
             next_hop: "10.244.1.1".parse().unwrap(),

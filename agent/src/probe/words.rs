@@ -54,7 +54,7 @@ pub fn state(verdict: Option<&Verdict>) -> ProbeState {
 pub fn problem((node, family): &Key, verdict: Verdict, reached: &Reached) -> Option<String> {
     let way = match &reached.path {
         Path::Direct { via, .. } => format!("directly to {via}"),
-        Path::Vxlan { remote, .. } => format!("through a tunnel to {remote}"),
+        Path::Tunnel { remote, .. } => format!("through a tunnel to {remote}"),
         Path::Unreachable(_) => return None,
     };
     match verdict {

@@ -128,7 +128,7 @@ impl World {
             reach: &reach.collect(),
             pods: &self.pods.iter().map(|number| pod(*number)).collect::<Vec<_>>(),
             families: &Family::BOTH.into(),
-            features: Features { locked_ports: true, vxlan: true, ipv6: true, tried: true },
+            features: Features { locked_ports: true, tunnels: true, ipv6: true, tried: true },
             carriers: &BTreeSet::from(["eth0".to_owned()]),
         };
         desired(&inputs, present, &[])

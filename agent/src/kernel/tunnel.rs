@@ -1,0 +1,172 @@
+//! Tunnels to peers. What belongs to one encapsulation alone is in the module with its name, and each question has one
+//! `match` here. Everybody else says "tunnel".
+
+mod vxlan;
+
+use std::fmt;
+use std::net::IpAddr;
+
+use polder_api::status::PathKind;
+use polder_api::{Backend, Family, Mac, NodeName};
+use polder_ipam::record::{ClusterRecord, NodeRecord};
+use polder_netlink::Operation;
+use polder_netlink::link::{Kind, Vxlan, create_vxlan};
+use polder_netlink::neighbour::Destination;
+use polder_netlink::nft::Rule;
+
+use super::ruleset::sets::Bearers;
+
+/// How the names of all tunnel devices begin.
+pub const PREFIX: &str = "polder.vx";
+
+/// The name of the tunnel device over an underlay of that family. It does not depend on the encapsulation: a device of
+/// another kind with this name is replaced.
+pub const fn name(over: Family) -> &'static str {
+    match over {
+        Family::V4 => PREFIX,
+        Family::V6 => "polder.vx6",
+    }
+}
+
+/// How packets to peers are encapsulated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Encapsulation {
+    /// VXLAN (RFC 7348).
+    Vxlan,
+}
+
+/// What the neighbour entry and the forwarding entry for a peer say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entries {
+    /// The MAC address of the next hop.
+    pub mac: Mac,
+    /// Where frames to that address are sent.
+    pub to: Destination,
+}
+
+impl Encapsulation {
+    /// The one of the cluster's tunnels. These are there with every backend: a node that sends directly receives what comes
+    /// through them from a peer that does not.
+    pub fn of(cluster: &ClusterRecord) -> Self {
+        match cluster.backend {
+            Backend::Auto | Backend::Direct | Backend::Vxlan => Self::Vxlan,
+        }
+    }
+
+    /// The kind of path that it makes, as the status names it.
+    pub const fn path(self) -> PathKind {
+        match self {
+            Self::Vxlan => vxlan::PATH,
+        }
+    }
+
+    /// What it means that the kernel does not have it.
+    pub const fn missing(self) -> &'static str {
+        match self {
+            Self::Vxlan => vxlan::MISSING,
+        }
+    }
+
+    /// What it adds to a packet over an underlay of that family, in bytes.
+    pub const fn overhead(self, over: Family) -> u32 {
+        match self {
+            Self::Vxlan => vxlan::overhead(over),
+        }
+    }
+
+    /// The UDP port on which all nodes receive its packets.
+    pub const fn port(self, cluster: &ClusterRecord) -> u16 {
+        match self {
+            Self::Vxlan => cluster.vxlan.port,
+        }
+    }
+
+    /// The MAC address of the node's tunnel devices.
+    pub fn mac(self, cluster: &ClusterRecord, node: &NodeName) -> Mac {
+        match self {
+            Self::Vxlan => vxlan::mac(cluster, node),
+        }
+    }
+
+    /// The device that sends from that underlay address.
+    pub fn device(self, cluster: &ClusterRecord, local: Option<IpAddr>) -> Tunnel {
+        match self {
+            Self::Vxlan => Tunnel::Vxlan(vxlan::device(cluster.vxlan, local)),
+        }
+    }
+
+    /// The next hop of the routes to the peer's pods. `gateway` is its own address in the pod network.
+    pub fn next_hop(self, peer: &NodeRecord, gateway: IpAddr) -> IpAddr {
+        match self {
+            Self::Vxlan => vxlan::next_hop(peer, gateway),
+        }
+    }
+
+    /// The device's entries for the peer with that underlay address.
+    pub fn entries(self, peer: &NodeRecord, remote: IpAddr) -> Entries {
+        match self {
+            Self::Vxlan => vxlan::entries(peer, remote),
+        }
+    }
+
+    /// The packet filter's rules for what tunnels bring to this node.
+    pub fn rules(self, cluster: &ClusterRecord, bearers: &[Bearers]) -> Vec<Rule> {
+        match self {
+            Self::Vxlan => vxlan::rules(cluster.vxlan, bearers),
+        }
+    }
+}
+
+impl fmt::Display for Encapsulation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Vxlan => vxlan::TITLE,
+        })
+    }
+}
+
+/// A tunnel device, with what only one encapsulation has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Tunnel {
+    /// A VXLAN tunnel end point.
+    Vxlan(Vxlan),
+}
+
+impl Tunnel {
+    /// The tunnel device that an interface of that kind is; `None` if the agent makes no such devices.
+    pub const fn of(kind: &Kind) -> Option<Self> {
+        match kind {
+            Kind::Vxlan(vxlan) => Some(Self::Vxlan(*vxlan)),
+            Kind::Bridge | Kind::Veth | Kind::Other => None,
+        }
+    }
+
+    /// Whether a device like this can be made into one like the other while it is there.
+    pub fn can_become(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Vxlan(is), Self::Vxlan(other)) => is.can_become(other),
+        }
+    }
+
+    /// Creates the device, up.
+    pub fn create(&self, name: &str, mac: Mac, mtu: u32) -> [Operation; 3] {
+        match self {
+            Self::Vxlan(vxlan) => create_vxlan(name, vxlan, mac, mtu),
+        }
+    }
+
+    /// Makes the device with that index into this one, besides its MAC address and MTU.
+    pub fn adjust(&self, index: u32) -> Option<Operation> {
+        match self {
+            Self::Vxlan(vxlan) => vxlan::adjust(vxlan, index),
+        }
+    }
+}
+
+impl fmt::Display for Tunnel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Vxlan(vxlan) => vxlan::describe(vxlan, f),
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! VXLAN: frames in UDP (RFC 7348).
+
+use std::fmt;
+use std::net::IpAddr;
+
+use polder_api::status::PathKind;
+use polder_api::{Family, Mac, NodeName};
+use polder_ipam::record::{ClusterRecord, NodeRecord, VxlanSettings};
+use polder_netlink::Operation;
+use polder_netlink::link::{self, Vxlan};
+use polder_netlink::neighbour::Destination;
+use polder_netlink::nft::{Match, Rule, Verdict, Within};
+
+use super::Entries;
+use crate::kernel::ruleset::sets::{Bearers, Sets};
+
+pub(super) const PATH: PathKind = PathKind::Vxlan;
+pub(super) const TITLE: &str = "VXLAN";
+pub(super) const MISSING: &str =
+    "there is no vxlan (module vxlan): only peers on the same link can be reached";
+
+/// Outer IP header, UDP, VXLAN and the inner Ethernet header.
+pub(super) const fn overhead(underlay: Family) -> u32 {
+    let ip = match underlay {
+        Family::V4 => 20,
+        Family::V6 => 40,
+    };
+    ip + 8 + 8 + 14
+}
+
+/// The same whenever the device is made anew: peers have it in their entries.
+pub(super) fn mac(cluster: &ClusterRecord, node: &NodeName) -> Mac {
+    Mac::hashed(0x06, &[b"vtep", cluster.id.0.as_bytes(), node.as_str().as_bytes()])
+}
+
+pub(super) const fn device(settings: VxlanSettings, local: Option<IpAddr>) -> Vxlan {
+    let VxlanSettings { vni, port } = settings;
+    Vxlan { vni, port, local, learning: false }
+}
+
+/// In IPv4 the peer's own address in the pod network, in IPv6 one for the tunnel alone. For the kernel refuses to route an
+/// IPv6 prefix to an address inside of it as long as the prefix leads through another device (`ip6_route_check_nh_onlink` in
+/// `net/ipv6/route.c`).
+pub(super) fn next_hop(peer: &NodeRecord, gateway: IpAddr) -> IpAddr {
+    match Family::of(gateway) {
+        Family::V4 => gateway,
+        Family::V6 => peer.vtep_mac.link_local().into(),
+    }
+}
+
+pub(super) fn entries(peer: &NodeRecord, remote: IpAddr) -> Entries {
+    Entries { mac: peer.vtep_mac, to: Destination::Remote(remote) }
+}
+
+/// The address that it sends from is all that can be changed.
+pub(super) fn adjust(device: &Vxlan, index: u32) -> Option<Operation> {
+    device.local.map(|local| link::send_from(index, local))
+}
+
+pub(super) fn describe(device: &Vxlan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    write!(f, "vxlan {} on port {}", device.vni, device.port)?;
+    device.local.map_or(Ok(()), |local| write!(f, " from {local}"))
+}
+
+pub(super) fn rules(settings: VxlanSettings, bearers: &[Bearers]) -> Vec<Rule> {
+    let tunnel =
+        |family| vec![Match::UdpTo(settings.port), Match::VxlanOf(settings.vni), Match::Family(family)];
+    let stranger = |family| Rule {
+        comment: "only a peer's tunnel ends here",
+        matches: [tunnel(family), vec![Match::Source(Within::NotSet(family, Sets::of(family).peers))]]
+            .concat(),
+        verdict: Verdict::Drop,
+    };
+    let own = |bearers: &Bearers| {
+        let Bearers { tunnel: family, carried, length } = *bearers;
+        let within = Within::Set(family, bearers.name());
+        Rule {
+            comment: "a peer brings what comes from its own pods",
+            matches: [
+                tunnel(family),
+                vec![Match::Carries(carried), Match::Bearer { carried, length, within }],
+            ]
+            .concat(),
+            verdict: Verdict::Accept,
+        }
+    };
+    let other = |family| Rule {
+        comment: "a peer brings nothing else",
+        matches: tunnel(family),
+        verdict: Verdict::Drop,
+    };
+    let strangers = Family::BOTH.map(stranger).into_iter();
+    strangers.chain(bearers.iter().map(own)).chain(Family::BOTH.map(other)).collect()
+}
