@@ -29,7 +29,7 @@ fn main() -> anyhow::Result<()> {
         let name = format!("p{number}");
         let netns = format!("/run/netns/{name}");
         drop(worker.namespace(&name));
-        let mut call = |verb: &str| {
+        let call = |verb: &str| {
             let begin = Instant::now();
             let outcome = worker.cni(verb, &name, &netns, &conf);
             outcome.map(|_| begin.elapsed()).map_err(|error| anyhow::anyhow!("{verb} of {name}: {error}"))
