@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use polder_api::Family;
 use polder_tests::fabric::Families;
 use polder_tests::probe::{self, Echo};
-use polder_tests::{Lab, Node, Pod, Topology};
+use polder_tests::{Lab, Node, Pod, Topology, wait};
 
 fn lab(bootstrap: &str) -> Lab {
     Lab::start(Topology::two_segments().families(Families::DUAL).bootstrap(bootstrap))
@@ -113,7 +113,9 @@ fn a_packet_that_is_too_large_for_a_pod_is_answered_with_the_size_that_is_not() 
     let world = lab.world.as_ref().unwrap();
     for own in pod.addresses() {
         let (headers, sign) = if own.is_ipv4() { (28, "mtu = 1450") } else { (48, "mtu=1450") };
-        probe::ping(world.command("ping"), own, 1450 - headers).expect("the largest packet that fits");
+        wait::until("the largest packet that fits", || {
+            probe::ping(world.command("ping"), own, 1450 - headers)
+        });
         let answer =
             probe::ping(world.command("ping"), own, 1500 - headers).expect_err("a packet that does not fit");
         assert!(answer.contains(sign), "ping says {answer:?}");
@@ -134,7 +136,9 @@ fn a_packet_that_is_too_large_for_a_peers_pods_is_answered_by_the_senders_node()
             let to = small.address_of(family);
             let name = family.to_string().to_lowercase();
             assert_eq!(lab.workers[0].path_to(lab.workers[number].name(), &name), path);
-            probe::ping(pod.command("ping"), to, 1400 - headers).expect("the largest packet that fits");
+            wait::until("the largest packet that fits", || {
+                probe::ping(pod.command("ping"), to, 1400 - headers)
+            });
             let answer =
                 probe::ping(pod.command("ping"), to, 1450 - headers).expect_err("a packet that does not fit");
             assert!(answer.contains(sign), "{family} over {path}, ping says {answer:?}");
