@@ -19,7 +19,7 @@ pub fn bell() -> (Bell, Wake) {
 }
 
 impl Bell {
-    /// Rings. Who does not wait at this moment finds that it has rung when he waits next, once however often it was.
+    /// Rings. If nobody waits now, the next wait ends at once. Several rings before it count as one.
     pub fn ring(&self) {
         self.0.notify_one();
     }

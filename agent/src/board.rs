@@ -160,7 +160,7 @@ pub enum Made {
 pub struct Pass {
     /// Whether it came to its end.
     pub made: Made,
-    /// The how manyeth.
+    /// Its number; the first is 1.
     pub count: u64,
     /// Changes that it made.
     pub writes: usize,

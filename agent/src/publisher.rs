@@ -71,7 +71,7 @@ impl Records {
             if are(now.0, now.1) {
                 return now;
             }
-            // The agent, which has their senders, outlives this.
+            // Whoever has their senders ends only with the agent.
             tokio::select! {
                 _ = self.view.changed() => {}
                 _ = self.holdings.changed() => {}

@@ -15,5 +15,5 @@ pub fn recover(ipam: &mut NodeIpam, kernel: &mut Kernel) -> anyhow::Result<()> {
     }
     let pods = kernel.attached().context("look for pods that are attached already")?;
     let gateways = kernel.gateways().context("look for the node's own addresses")?;
-    recovery::recover(ipam, &gateways, pods, now()).context("restore what the kernel has in the ledger")
+    Ok(recovery::recover(ipam, &gateways, pods, now())?)
 }

@@ -17,11 +17,14 @@ use crate::wiring::wiring;
 
 /// Gives the attachment its addresses. What is returned with the wiring holds the attachment as being wired.
 pub async fn add(node: &Node, request: AddRequest, caller: &Caller<'_>) -> Result<(Wiring, Wired), Refusal> {
-    let (held, wired) = tasks::add(node, node.board.membership.me(), request, caller).await?;
     let view = node.board.view();
     let Some(cluster) = &view.cluster else {
-        return refuse(RefusalKind::TryAgain, "the cluster's settings are not known yet");
+        return refuse(
+            RefusalKind::TryAgain,
+            "this node is not ready: the cluster's settings are not known yet",
+        );
     };
+    let (held, wired) = tasks::add(node, node.board.membership.me(), request, caller).await?;
     let wiring = wiring(&node.board.membership, node.features, &cluster.record, &held);
     if !wiring.strays.is_empty() {
         // The filter has to know addresses that are in none of the node's blocks.
@@ -41,7 +44,7 @@ pub async fn lease(
     if !Path::new(&request.netns).exists() {
         request.netns.clear();
     }
-    let held = tasks::lease(node, node.board.membership.me(), request, caller).await?;
+    let (held, _lock) = tasks::lease(node, node.board.membership.me(), request, caller).await?;
     leased(node, held.attachment).await
 }
 

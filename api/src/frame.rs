@@ -24,7 +24,7 @@ pub enum FrameError {
     #[error("message of {0} bytes, over the limit of {LONGEST}")]
     Length(usize),
     /// The message is not what was expected.
-    #[error("message that cannot be understood")]
+    #[error("message that cannot be understood: are both programs of the same release?")]
     Json(#[from] serde_json::Error),
     /// The socket broke, or its deadline passed.
     #[error("socket")]

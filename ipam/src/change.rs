@@ -18,7 +18,7 @@ use crate::record::{
     NodeRecord, ReservationRecord,
 };
 
-/// How many records one change may rest on, and how many it may write.
+/// How many records are put into one change at most, where there can be many.
 pub const MOST_RECORDS: usize = 128;
 
 /// A change of the cluster's records.

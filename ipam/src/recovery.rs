@@ -45,6 +45,14 @@ impl LivingPod {
     }
 }
 
+/// Something that lives could not be written down.
+#[derive(Debug, thiserror::Error)]
+#[error("restore {what} in the ledger")]
+pub struct NotRestored {
+    what: String,
+    source: LedgerError,
+}
+
 /// Takes down which of the pods that live and of the node's own addresses the ledger does not have. To be done only where the
 /// ledger knows nobody: otherwise what is not in it was taken away.
 pub fn recover<L: Ledger>(
@@ -52,9 +60,10 @@ pub fn recover<L: Ledger>(
     gateways: &[IpAddr],
     pods: Vec<LivingPod>,
     now: Moment,
-) -> Result<(), LedgerError> {
+) -> Result<(), NotRestored> {
+    let failed = |what: String| move |source| NotRestored { what, source };
     for gateway in gateways {
-        ipam.restore_gateway(*gateway)?;
+        ipam.restore_gateway(*gateway).map_err(failed(format!("gateway {gateway}")))?;
     }
     for pod in pods {
         let (name, alias) = (pod.name.clone(), pod.alias.clone());
@@ -63,7 +72,7 @@ pub fn recover<L: Ledger>(
             continue;
         };
         info!(attachment = %held.attachment, addresses = ?held.addresses, "restored from the kernel");
-        ipam.restore(held)?;
+        ipam.restore(held).map_err(failed(format!("the pod behind {name}")))?;
     }
     Ok(())
 }

@@ -101,8 +101,8 @@ pub trait Host {
 /// What became of a change that was sent to the store.
 #[derive(Debug)]
 enum Ended {
-    /// It is made: at this revision, if the store said so itself.
-    Made(Option<i64>),
+    /// It is made, at this revision or before it.
+    Made(i64),
     /// What it rests on has changed: nothing of it was made.
     Refused,
     /// There was no answer, and there is nothing of it; it may still be made.
@@ -114,16 +114,16 @@ enum Ended {
 /// Has a change made. An outcome that is not known is looked up, and nothing is sent again.
 async fn attempt<H: Host>(host: &H, change: &Change) -> Ended {
     let doubt = match Attempt::new(change).answered(host.commit(change).await) {
-        Answered::Made(revision) => return Ended::Made(Some(revision)),
+        Answered::Made(revision) => return Ended::Made(revision),
         Answered::Refused => return Ended::Refused,
         Answered::Failed(error) => return Ended::Failed(error),
         Answered::InDoubt(doubt) => doubt,
     };
-    match host.range(&doubt.range()).await.map(|contents| doubt.clone().found(&contents)) {
-        Ok(Found::Made) => Ended::Made(None),
-        Ok(Found::NotMade(error)) if error.is_unknown() => Ended::NotMade(error),
-        Ok(Found::NotMade(error)) => Ended::Failed(error),
-        Err(_) => Ended::Failed(doubt.unread()),
+    let Ok(contents) = host.range(&doubt.range()).await else { return Ended::Failed(doubt.unread()) };
+    match doubt.found(&contents) {
+        Found::Made => Ended::Made(contents.revision),
+        Found::NotMade(error) if error.is_unknown() => Ended::NotMade(error),
+        Found::NotMade(error) => Ended::Failed(error),
     }
 }
 

@@ -1,7 +1,7 @@
 //! How a change is written in a store like etcd: what must hold, and what then happens, by keys and their revisions. Nobody
 //! else builds that, and no rule knows of it.
 //!
-//! Each comparison that protects something is a function of its own: builds for tests can leave it out.
+//! Comparisons that a deliberate defect leaves out are functions of their own.
 
 use polder_api::NodeName;
 use polder_api::mutant::{Mutant, unless};
@@ -113,7 +113,9 @@ pub fn transaction(change: &Change) -> Txn {
             names.iter().for_each(|name| draft.take_away(name));
         }
     }
-    draft.0
+    let Draft(txn) = draft;
+    debug_assert!(txn.compares.len().max(txn.writes.len()) <= LARGEST_TXN, "too large: {change}");
+    txn
 }
 
 /// The record that shows whether the change was made, as no other change would write it; `None` where there is none.

@@ -16,11 +16,10 @@ use polder_api::{Attachment, Mac};
 use polder_ipam::bootstrap::Bootstrap;
 use polder_ipam::change::Change;
 use polder_ipam::key::{Key, Range};
-use polder_ipam::ledger::LedgerError;
 use polder_ipam::node::NodeIpam;
 use polder_ipam::pool::Labels;
 use polder_ipam::record::ClusterRecord;
-use polder_ipam::recovery::{self, LivingPod};
+use polder_ipam::recovery::{self, LivingPod, NotRestored};
 use polder_ipam::registration::{Holdings, Registration};
 use polder_ipam::steward::Proof;
 use polder_ipam::store::{Contents, Outcome, StoreError};
@@ -170,7 +169,7 @@ impl Drop for Asked<'_> {
 }
 
 /// For how long a plugin that could go on does not.
-const PATIENCE_MS: u64 = 4_000;
+pub const PATIENCE_MS: u64 = 4_000;
 
 /// Begins a task of the agent.
 pub fn spawn<F: Future<Output = ()> + 'static>(
@@ -294,8 +293,9 @@ async fn verify(hand: Hand) {
 }
 
 /// Where the ledger knows nobody, takes down what the kernel has.
-fn recover(ipam: &mut NodeIpam<Disk>, kernel: &Kernel, now: Moment) -> Result<(), LedgerError> {
-    if ipam.identity()?.is_some() {
+fn recover(ipam: &mut NodeIpam<Disk>, kernel: &Kernel, now: Moment) -> Result<(), NotRestored> {
+    // A ledger in memory always answers.
+    if ipam.identity().is_ok_and(|identity| identity.is_some()) {
         return Ok(());
     }
     let pods = kernel.interfaces.iter().map(|(attachment, addresses)| LivingPod {

@@ -15,6 +15,9 @@ use crate::settings::{NETWORK, RESERVED};
 use crate::task::Wait;
 use crate::world::{Shared, World};
 
+/// A plugin makes an interface whose addresses were freed meanwhile: its DEL did not wait for it, or its agent is another one.
+pub const LATE_INTERFACE: &str = "interface made after its DEL";
+
 /// What a plugin and the agent say to each other about an ADD.
 #[derive(Clone, Default)]
 struct Connection {
@@ -100,9 +103,22 @@ async fn wire(hand: &Hand, request: AddRequest) -> Option<Vec<IpAddr>> {
         if is_made {
             kernel.interfaces.insert(attachment.clone(), addresses.clone());
             kernel.aliases.insert(attachment.clone(), alias.clone());
-            if !machine.disk.names(&attachment) {
-                kernel.overtaken.insert(attachment.clone());
-                world.count("interface made after its DEL");
+        }
+        if is_made && !machine.disk.names(&attachment) {
+            // Its DEL went on without the lock, or another agent has freed it. Nobody else may.
+            let is_free = kernel.overtaken.contains(&attachment) || machine.epoch_running() != Some(epoch);
+            machine.kernel.overtaken.insert(attachment.clone());
+            if is_free {
+                world.count(LATE_INTERFACE);
+            } else {
+                let node = machine.name.clone();
+                world.found.push(Deviation {
+                    invariant: Invariant::NoEarlyFree,
+                    what: format!("{attachment} on {node} was released while its ADD went on"),
+                    remedy: "delete the pod".to_owned(),
+                    node: Some(node),
+                    repair: None,
+                });
             }
         }
         is_made
@@ -132,6 +148,10 @@ async fn serve(hand: Hand, request: AddRequest, connection: Connection) {
         Ok((held, _)) => format!("agent gives {attachment} {:?}", held.addresses),
         Err(refusal) => format!("agent refuses {attachment}: {refusal}"),
     });
+    if added.is_ok() {
+        // What a DEL did that did not wait is over.
+        hand.with(|world| world.machines[hand.machine].kernel.overtaken.remove(&attachment));
+    }
     let (addresses, lock) = added.map(|(held, lock)| (held.addresses, lock)).ok().unzip();
     *connection.answer.borrow_mut() = addresses;
     connection.answered.set(true);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use polder_api::NodeName;
 
+use crate::agent::PATIENCE_MS;
 use crate::container::Container;
 use crate::disk::Disk;
 use crate::fault::Fault;
@@ -18,8 +19,11 @@ const REMEMBERED: usize = 10;
 /// The containers of a machine that are to live at once.
 const CONTAINERS: usize = 3;
 
-/// For how long an ADD hangs that does: longer than its DEL waits for it, on the slowest clock, and shorter than an address is in
-/// cool-down, on the fastest.
+/// An ADD hangs.
+pub const HANGS: &str = "ADD hangs";
+
+/// For how long an ADD hangs that does: longer than its DEL waits for it, on most clocks, and shorter than an address is in cool-down,
+/// on the fastest.
 const HANGS_MS: u64 = 17_000;
 
 /// What goes on, and what could go wrong.
@@ -139,14 +143,30 @@ impl Schedule {
             return false;
         }
         let index = ready[self.chance(ready.len())];
-        if self.tasks[index].name == "ADD" && self.chance(20) == 0 {
-            self.tasks[index].hangs = true;
-            self.tasks[index].deadline = self.world.borrow().now + HANGS_MS;
-            self.world.borrow_mut().count("ADD hangs");
+        if self.tasks[index].name == "ADD" && !self.tasks[index].has_hung && self.chance(20) == 0 {
+            self.hang(index);
             return true;
         }
         self.poll(index);
         true
+    }
+
+    /// Lets an ADD hang. Its runtime may lose patience at once.
+    fn hang(&mut self, index: usize) {
+        let Task { hangs, has_hung, deadline, life, .. } = &mut self.tasks[index];
+        (*hangs, *has_hung) = (true, true);
+        let (container, is_over) = {
+            let mut world = self.world.borrow_mut();
+            *deadline = world.now + HANGS_MS;
+            world.count(HANGS);
+            let Life::Plugin(number) = *life else { return };
+            let whose =
+                world.containers.iter().position(|one| one.plugins.contains(&number) && one.is_wanted);
+            (whose, world.random.once_in(2))
+        };
+        if let (Some(container), true) = (container, is_over) {
+            self.end_container(container);
+        }
     }
 
     fn poll(&mut self, index: usize) {
@@ -224,6 +244,11 @@ impl Schedule {
                 self.tasks.iter().position(ready)
             };
             let Some(index) = index else { return };
+            if self.tasks[index].hangs {
+                // From now on it goes on as all others do.
+                self.tasks[index].hangs = false;
+                self.tasks[index].deadline = self.world.borrow().now + PATIENCE_MS;
+            }
             self.poll(index);
             self.adopt();
         }

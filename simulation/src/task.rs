@@ -46,6 +46,8 @@ pub struct Task {
     pub deadline: u64,
     /// Whether it hangs until then, whatever it could do.
     pub hangs: bool,
+    /// Whether it has ever hung: it does so once.
+    pub has_hung: bool,
     /// What it waits for.
     pub wait: Waiting,
     future: Pin<Box<dyn Future<Output = ()>>>,
@@ -70,7 +72,7 @@ impl Task {
         wait: Waiting,
         future: impl Future<Output = ()> + 'static,
     ) -> Self {
-        Self { machine, life, name, deadline, hangs: false, wait, future: Box::pin(future) }
+        Self { machine, life, name, deadline, hangs: false, has_hung: false, wait, future: Box::pin(future) }
     }
 
     /// Goes on up to its next effect. True if that was its end.

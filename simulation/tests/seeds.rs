@@ -2,9 +2,13 @@
 
 use std::io::Write as _;
 
+use polder_simulation::agent::host::IMPATIENT;
+use polder_simulation::agent::publisher::CANCELLED;
 use polder_simulation::fault::Fault;
 use polder_simulation::faults::{COPY_OF_SILENT, RIVAL_OF_SILENT};
 use polder_simulation::play::{Report, play};
+use polder_simulation::runtime::LATE_INTERFACE;
+use polder_simulation::schedule::HANGS;
 
 /// How many are played with every test; `scripts/simulate` plays as many as one likes.
 const SEEDS: u64 = 2_000;
@@ -18,7 +22,8 @@ fn whatever_fails_at_whatever_step_no_invariant_is_broken() {
             Err(failure) => panic!("{failure}"),
         }
     }
-    for played in Fault::ALL.map(Fault::name).into_iter().chain([RIVAL_OF_SILENT, COPY_OF_SILENT]) {
+    let besides = [RIVAL_OF_SILENT, COPY_OF_SILENT, HANGS, IMPATIENT, LATE_INTERFACE, CANCELLED];
+    for played in Fault::ALL.map(Fault::name).into_iter().chain(besides) {
         assert!(total.counts.contains_key(played), "in none of {SEEDS} seeds: {played}");
     }
     // Said even where the output of a test that passes is not shown.

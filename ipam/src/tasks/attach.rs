@@ -82,6 +82,12 @@ async fn already_there<H: PodHost>(host: &H, held: Held) -> Result<Held, Refusal
     if held.leaving {
         return refuse(RefusalKind::TryAgain, format!("{attachment} is being released"));
     }
+    if held.kind != Kind::Pod {
+        let problem = format!(
+            "{attachment} has addresses of another plugin's interface: it needs a DEL before another ADD"
+        );
+        return refuse(RefusalKind::Exists, problem);
+    }
     match teardown::is_gone(host, held.clone()).await {
         Ok(true) => Ok(held),
         Ok(false) => refuse(
@@ -99,9 +105,9 @@ pub async fn lease<H: PodHost>(
     me: &Me,
     request: AddRequest,
     caller: &impl Caller,
-) -> Result<Held, Refusal> {
+) -> Result<(Held, H::Lock), Refusal> {
     let attachment = request.attachment.clone();
-    let _lock = admit(host, &attachment, caller).await?;
+    let lock = admit(host, &attachment, caller).await?;
     let view = host.view();
     let allocation = Allocation { host, me, caller, view: &view };
     let held = match allocation.allocate(Kind::Lease, request, 0).await? {
@@ -113,5 +119,5 @@ pub async fn lease<H: PodHost>(
     };
     host.attachments_changed();
     info!(%attachment, addresses = ?held.addresses, "leased");
-    Ok(held)
+    Ok((held, lock))
 }

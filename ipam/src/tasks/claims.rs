@@ -59,9 +59,7 @@ impl<H: RegistrarHost> Registrar<'_, H> {
             let block = claim.block;
             match attempt(self.host, &claim.clone().into()).await {
                 Ended::Made(revision) => {
-                    if let Some(revision) = revision {
-                        self.host.caught_up(revision).await?;
-                    }
+                    self.host.caught_up(revision).await?;
                     return self.take(claim, &view).await;
                 }
                 Ended::Refused => unanswered = None,

@@ -263,10 +263,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             Change::ConfirmRemoval(_) => info!("confirmed that the pods of this node are gone"),
             _ => info!(%change, "written"),
         }
-        match revision {
-            Some(revision) => Ok(self.host.caught_up(revision).await?),
-            None => Ok(()),
-        }
+        Ok(self.host.caught_up(revision).await?)
     }
 
     /// Looks whether somebody holds the lease of this node's name who is another machine, or was booted as another.
@@ -286,11 +283,18 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
         let all = |ipam: &mut NodeIpam<H::Ledger>, _| -> Vec<Attachment> {
             ipam.attachments().chain(ipam.probe()).map(|held| held.attachment.clone()).collect()
         };
+        let mut problem = None;
         for attachment in self.host.ledger(all).await {
             warn!(%attachment, "cutting it off: this node was removed");
-            self.host.cut_off(&attachment).await.map_err(Waiting)?;
+            // One that stays keeps the node from saying that its pods are gone, and the others from nothing.
+            if let Err(why) = self.host.cut_off(&attachment).await {
+                problem.get_or_insert(why);
+            }
         }
         self.remove_gateways().await?;
+        if let Some(why) = problem {
+            return Err(Waiting(why));
+        }
         let identity = self.host.ledger(|ipam, _| ipam.identity()).await?;
         // Fails where an ADD that had begun before was given addresses meanwhile.
         self.host.ledger(|ipam, _| ipam.forget_all()).await?;

@@ -31,7 +31,7 @@ pub async fn del<H: PodHost>(host: &H, attachment: &Attachment) -> Result<(), Re
 /// the plugin would make an interface that no pass deletes.
 pub async fn cut_off<H: PodHost>(host: &H, attachment: &Attachment) -> Result<(), String> {
     let Some(_lock) = host.lock(attachment, WIRING_PATIENCE).await else {
-        return Err(format!("{attachment} is being attached: waiting for the end of its ADD"));
+        return Err(format!("{attachment} is being worked on: waiting for the end of its ADD or DEL"));
     };
     match release(host, attachment).await.map_err(|refusal| refusal.message)? {
         Addresses::Freed => Ok(()),

@@ -27,6 +27,9 @@ use crate::disk::Disk;
 use crate::in_flight::Lock;
 use crate::task::Wait;
 
+/// Somebody who takes a pod away has waited in vain for the end of its ADD.
+pub const IMPATIENT: &str = "waited in vain for the end of an ADD";
+
 /// The MTU of every pod.
 pub(super) const MTU: u32 = 1450;
 
@@ -123,7 +126,12 @@ impl RegistrarHost for Hand {
     }
 
     async fn cut_off(&self, attachment: &Attachment) -> Result<(), String> {
-        teardown::cut_off(self, attachment).await
+        let is_cut_off = teardown::cut_off(self, attachment).await;
+        if is_cut_off.is_err() {
+            // It has not gone on without the end of the ADD.
+            self.with(|world| world.machines[self.machine].kernel.overtaken.remove(attachment));
+        }
+        is_cut_off
     }
 
     async fn remove_gateways(&self) -> Result<(), String> {
@@ -158,7 +166,7 @@ impl PodHost for Hand {
             if self.clock() >= until {
                 self.with(|world| {
                     world.machines[self.machine].kernel.overtaken.insert(attachment.clone());
-                    world.count("DEL went on without the end of its ADD");
+                    world.count(IMPATIENT);
                 });
                 return None;
             }

@@ -14,6 +14,9 @@ use polder_ipam::transaction::transaction;
 use super::Hand;
 use crate::etcd::{Condition, LeaseId, Operation};
 
+/// The node's record has changed while its addresses were being published.
+pub const CANCELLED: &str = "publishing cancelled";
+
 /// Before another attempt.
 const RETRY_MS: u64 = 5_000;
 
@@ -94,7 +97,7 @@ pub async fn run(hand: Hand) {
         match ended {
             Some(Ok(now)) => published = Some(now),
             Some(Err(_)) => hand.sleep(RETRY_MS).await,
-            None => hand.with(|world| world.count("publishing cancelled")),
+            None => hand.with(|world| world.count(CANCELLED)),
         }
     }
 }

@@ -22,7 +22,7 @@ pub(super) async fn hold(etcd: &Etcd, txn: &Txn, ttl_seconds: i64) {
     let held = Held { etcd, txn, ttl_seconds };
     loop {
         if let Err(error) = held.once().await {
-            debug!(?txn, %error, "lease lost");
+            debug!(keys = held.keys(), %error, "lease lost");
         }
         sleep(RETRY).await;
     }
@@ -72,6 +72,14 @@ impl Held<'_> {
         }
     }
 
+    /// What it puts, for the log.
+    fn keys(&self) -> String {
+        let key = |write: &Write| match write {
+            Write::Put { key, .. } | Write::Delete { key } => key.clone(),
+        };
+        self.txn.writes.iter().map(key).collect::<Vec<_>>().join(", ")
+    }
+
     /// Puts it, unless a compare does not hold; true if it was put.
     async fn put(&self, id: i64, compares: &[Compare]) -> Result<bool, StoreError> {
         let leased = |one: &Write| match one {
@@ -102,8 +110,8 @@ impl Held<'_> {
         let compares: Vec<Compare> = self.txn.compares.iter().cloned().chain(absent).collect();
         match self.put(id, &compares).await {
             Ok(false) => {}
-            Ok(true) => debug!(txn = ?self.txn, "somebody had deleted it: it is there again"),
-            Err(error) => debug!(txn = ?self.txn, %error, "it could not be put again"),
+            Ok(true) => debug!(keys = self.keys(), "somebody had deleted it: it is there again"),
+            Err(error) => debug!(keys = self.keys(), %error, "it could not be put again"),
         }
     }
 }

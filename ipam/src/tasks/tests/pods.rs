@@ -177,6 +177,9 @@ fn what_misses_its_interface_is_released_after_the_grace_period_unless_somebody_
     let swept =
         |container: &str| at_once(sweeper::sweep(&fake, &attachment(container), "a test asks for it"));
     assert_eq!(swept("lives"), Ok(sweeper::Swept::Alive));
+    let lock = fake.try_lock(&attachment("wired")).unwrap();
+    assert_eq!(swept("wired"), Ok(sweeper::Swept::Busy));
+    drop(lock);
     assert_eq!(swept("wired"), Ok(sweeper::Swept::Released));
 }
 
@@ -216,6 +219,10 @@ fn a_gc_takes_away_what_is_older_than_its_call_and_names_all_that_it_cannot() {
     let problems = collect("polder").unwrap_err().message;
     assert!(problems.contains("/old/") && problems.contains("/stays/"), "{problems}");
     fake.with(|state| state.fault = None);
+    let lock = fake.try_lock(&attachment("old")).unwrap();
+    collect("polder").unwrap();
+    assert!(has(&fake, "old"), "an ADD or a DEL that is under way knows better");
+    drop(lock);
     collect("polder").unwrap();
     assert_eq!(
         ["valid", "young", "old", "stays"].map(|container| has(&fake, container)),
@@ -240,8 +247,13 @@ fn an_add_whose_plugin_has_gone_keeps_its_addresses_only_if_it_has_made_the_inte
 fn a_removed_node_does_not_forget_its_addresses_while_an_add_has_not_ended() {
     let (fake, mut registrar) = registered();
     let (_, lock) = add(&fake, "c1").unwrap();
+    added(&fake, "other");
     fake.with(State::remove_node);
     at_once(registrar.look());
+    assert!(
+        !has(&fake, "other") && fake.with(|state| state.interfaces.is_empty()),
+        "the others do not wait for it"
+    );
     assert!(matches!(fake.registration(), Registration::Removed(_)), "{:?}", fake.registration());
     assert!(has(&fake, "c1") && !fake.is_confirmed(), "its plugin can still make the interface");
     drop(lock);
