@@ -17,14 +17,13 @@ use crate::wiring::wiring;
 
 /// Gives the attachment its addresses. What is returned with the wiring holds the attachment as being wired.
 pub async fn add(node: &Node, request: AddRequest, caller: &Caller<'_>) -> Result<(Wiring, Wired), Refusal> {
-    let view = node.board.view();
-    let Some(cluster) = &view.cluster else {
-        return refuse(
-            RefusalKind::TryAgain,
-            "this node is not ready: the cluster's settings are not known yet",
-        );
-    };
+    let before = node.board.view();
     let (held, wired) = tasks::add(node, node.board.membership.me(), request, caller).await?;
+    let now = node.board.view();
+    // Should the store lose the settings just now, those count by which it was admitted.
+    let Some(cluster) = now.cluster.as_ref().or(before.cluster.as_ref()) else {
+        return refuse(RefusalKind::TryAgain, "the cluster's settings are not known yet");
+    };
     let wiring = wiring(&node.board.membership, node.features, &cluster.record, &held);
     if !wiring.strays.is_empty() {
         // The filter has to know addresses that are in none of the node's blocks.
