@@ -148,10 +148,6 @@ async fn serve(hand: Hand, request: AddRequest, connection: Connection) {
         Ok((held, _)) => format!("agent gives {attachment} {:?}", held.addresses),
         Err(refusal) => format!("agent refuses {attachment}: {refusal}"),
     });
-    if added.is_ok() {
-        // What a DEL did that did not wait is over.
-        hand.with(|world| world.machines[hand.machine].kernel.overtaken.remove(&attachment));
-    }
     let (addresses, lock) = added.map(|(held, lock)| (held.addresses, lock)).ok().unzip();
     *connection.answer.borrow_mut() = addresses;
     connection.answered.set(true);
