@@ -38,7 +38,7 @@ pub use self::attach::{Caller, add, lease};
 pub use self::claims::could_claim;
 pub use self::hand_over::{Unreserved, Workload};
 pub use self::pods::{CLAIM_PATIENCE, PodHost, Requests, ledger_failed, refuse};
-pub use self::registrar::Registrar;
+pub use self::registrar::{Decided, Registrar, RegistrarState};
 
 /// Who the node is, as long as its agent runs.
 #[derive(Debug, Clone)]

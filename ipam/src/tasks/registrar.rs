@@ -34,7 +34,7 @@ const STEPS: usize = 64;
 pub(super) const CAUTION: Duration = Duration::from_secs(60);
 
 /// Why a step was not carried out: it is tried again.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Waiting(String);
 
 impl<E: std::error::Error> From<E> for Waiting {
@@ -48,105 +48,162 @@ impl<E: std::error::Error> From<E> for Waiting {
 pub struct Registrar<'a, H> {
     pub(super) host: &'a H,
     pub(super) me: &'a Me,
+    state: RegistrarState,
+}
+
+/// What a registrar remembers from one step to the next.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RegistrarState {
     /// The removed nodes whose blocks rest.
     quarantine: Quarantine,
-    /// Whether somebody else lives under this node's name.
-    double: Double,
-    /// Whether this round has proven that this machine is the node.
-    is_proven: bool,
     /// Losses of the store that are known.
     losses: u64,
     /// When the last of them was noticed.
     lost_at: Option<Moment>,
+    round: Round,
+}
+
+/// What is remembered until a round of steps ends.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Round {
+    /// Whether somebody else lives under this node's name.
+    double: Double,
+    /// Whether it is proven that this machine is the node.
+    is_proven: bool,
+    /// The families of which no block could be claimed, with the reason.
+    unclaimable: BTreeMap<Family, String>,
+}
+
+/// What a registrar has decided to do next, and the view that it was decided on: by the time it is done, there can be another one.
+#[derive(Debug, Clone)]
+pub struct Decided(Result<(Step, Arc<View>), Waiting>);
+
+impl RegistrarState {
+    /// What is remembered by one that has not looked yet.
+    pub fn new(me: &Me) -> Self {
+        Self { quarantine: Quarantine::new(me.cooldown), losses: 0, lost_at: None, round: Round::new() }
+    }
+}
+
+impl Round {
+    const fn new() -> Self {
+        Self { double: Double::Unasked, is_proven: false, unclaimable: BTreeMap::new() }
+    }
 }
 
 impl<'a, H: RegistrarHost> Registrar<'a, H> {
     /// One that has not looked yet.
     pub fn new(host: &'a H, me: &'a Me) -> Self {
-        let quarantine = Quarantine::new(me.cooldown);
-        Self { host, me, quarantine, double: Double::Unasked, is_proven: false, losses: 0, lost_at: None }
+        Self::with(host, me, RegistrarState::new(me))
+    }
+
+    /// One that remembers that.
+    pub const fn with(host: &'a H, me: &'a Me, state: RegistrarState) -> Self {
+        Self { host, me, state }
+    }
+
+    /// What it remembers.
+    pub fn into_state(self) -> RegistrarState {
+        self.state
     }
 
     /// Does what there is to do, and tells the others how it stands.
     pub async fn look(&mut self) {
-        let registration = match self.round().await {
-            Ok(registration) => registration,
-            Err(Waiting(why)) if self.is_proven => Registration::Waiting(why),
-            Err(Waiting(why)) => self.host.registration().stalled(why),
-        };
-        self.publish(registration);
+        for _ in 0..STEPS {
+            let decided = self.decide().await;
+            if self.carry_out(decided).await {
+                return;
+            }
+        }
+        self.end(Registration::Waiting("there is more to do".to_owned()));
     }
 
     /// Whether claims wait: the store has lost records, as this view tells, though no round may have noticed it yet.
     pub(super) fn is_cautious(&self, view: &View) -> bool {
-        view.losses != self.losses || self.lost_at.is_some_and(|lost| self.host.now().since(lost) < CAUTION)
+        let RegistrarState { losses, lost_at, .. } = self.state;
+        view.losses != losses || lost_at.is_some_and(|lost| self.host.now().since(lost) < CAUTION)
     }
 
-    /// Does what there is to do, step by step.
-    async fn round(&mut self) -> Result<Registration, Waiting> {
-        let mut unclaimable = BTreeMap::new();
-        self.double = Double::Unasked;
-        self.is_proven = false;
-        for _ in 0..STEPS {
-            // What it was decided on: the view can be another one by now.
-            let (step, view) = self.next_step(&unclaimable).await?;
-            self.is_proven |= step.rests_on_identity();
-            if self.is_proven && matches!(self.host.registration(), Registration::Unproven(_)) {
+    /// Decides on the next step.
+    pub async fn decide(&mut self) -> Decided {
+        let decided = self.next_step().await;
+        if let Ok((step, view)) = &decided {
+            self.state.round.is_proven |= step.rests_on_identity();
+            if self.state.round.is_proven && matches!(self.host.registration(), Registration::Unproven(_)) {
                 // What is left to do can take long when the store is slow, and the node may serve meanwhile.
                 self.publish(Registration::Waiting(
                     "the node's records are being brought up to date".to_owned(),
                 ));
             }
-            self.host.observe(&step, self.losses, self.is_cautious(&view));
-            match step {
-                Step::Settled => return Ok(Registration::Registered),
-                // Before any record was read, the node may be another machine's.
-                Step::Wait(reason) if view.source == Source::Nowhere => {
-                    return Ok(Registration::Unproven(reason));
-                }
-                Step::Wait(reason) => return Ok(Registration::Waiting(reason)),
-                Step::Conflict(reason) => return Ok(Registration::Conflict(reason)),
-                Step::Removed(reason) => {
-                    self.publish(Registration::Removed(reason.clone()));
-                    self.remove_gateways().await?;
-                    return Ok(Registration::Removed(reason));
-                }
-                Step::Claim(BlockRequest::Any(family, pool)) => {
-                    if let Err(error) = self.claim(BlockRequest::Any(family, pool)).await {
-                        unclaimable.insert(family, error.to_string());
-                    }
-                }
-                step @ Step::Identify(_) => {
-                    if let Err(Waiting(why)) = self.carry_out(step).await {
-                        return Ok(Registration::Unproven(format!(
-                            "who this node is cannot be written down: {why}"
-                        )));
-                    }
-                }
-                Step::AskForDouble => {
-                    if let Err(error) = self.look_for_double().await {
-                        return Ok(Registration::Unproven(format!(
-                            "whether another machine is node {} cannot be asked: {error}",
-                            self.me.name
-                        )));
-                    }
-                }
-                step => self.carry_out(step).await?,
-            }
+            self.host.observe(step, self.state.losses, self.is_cautious(view));
         }
-        Ok(Registration::Waiting("there is more to do".to_owned()))
+        Decided(decided)
     }
 
-    async fn next_step(
-        &mut self,
-        unclaimable: &BTreeMap<Family, String>,
-    ) -> Result<(Step, Arc<View>), Waiting> {
-        let view = self.host.view();
-        if view.losses != self.losses {
-            self.losses = view.losses;
-            self.lost_at = Some(self.host.now());
+    /// Carries out what was decided last. True if that has ended the round: the others are told how it stands.
+    pub async fn carry_out(&mut self, Decided(decided): Decided) -> bool {
+        let done = match decided {
+            Ok((step, view)) => self.make_step(step, &view).await,
+            Err(waiting) => Err(waiting),
+        };
+        match done {
+            Ok(None) => return false,
+            Ok(Some(registration)) => self.end(registration),
+            Err(Waiting(why)) if self.state.round.is_proven => self.end(Registration::Waiting(why)),
+            Err(Waiting(why)) => self.end(self.host.registration().stalled(why)),
         }
-        self.quarantine.observe(&view, self.host.now());
+        true
+    }
+
+    fn end(&mut self, registration: Registration) {
+        self.state.round = Round::new();
+        self.publish(registration);
+    }
+
+    /// Makes a step. Returns how it stands, if there is nothing more to do now.
+    async fn make_step(&mut self, step: Step, view: &View) -> Result<Option<Registration>, Waiting> {
+        Ok(Some(match step {
+            Step::Settled => Registration::Registered,
+            // Before any record was read, the node may be another machine's.
+            Step::Wait(reason) if view.source == Source::Nowhere => Registration::Unproven(reason),
+            Step::Wait(reason) => Registration::Waiting(reason),
+            Step::Conflict(reason) => Registration::Conflict(reason),
+            Step::Removed(reason) => {
+                self.publish(Registration::Removed(reason.clone()));
+                self.remove_gateways().await?;
+                Registration::Removed(reason)
+            }
+            Step::Claim(BlockRequest::Any(family, pool)) => {
+                if let Err(error) = self.claim(BlockRequest::Any(family, pool)).await {
+                    self.state.round.unclaimable.insert(family, error.to_string());
+                }
+                return Ok(None);
+            }
+            step @ Step::Identify(_) => {
+                let Err(Waiting(why)) = self.change(step).await else { return Ok(None) };
+                Registration::Unproven(format!("who this node is cannot be written down: {why}"))
+            }
+            Step::AskForDouble => {
+                let Err(error) = self.look_for_double().await else { return Ok(None) };
+                Registration::Unproven(format!(
+                    "whether another machine is node {} cannot be asked: {error}",
+                    self.me.name
+                ))
+            }
+            step => {
+                self.change(step).await?;
+                return Ok(None);
+            }
+        }))
+    }
+
+    async fn next_step(&mut self) -> Result<(Step, Arc<View>), Waiting> {
+        let view = self.host.view();
+        if view.losses != self.state.losses {
+            self.state.losses = view.losses;
+            self.state.lost_at = Some(self.host.now());
+        }
+        self.state.quarantine.observe(&view, self.host.now());
         let pools: Vec<Pool> = view.pools.values().map(|pool| (*pool.record).clone()).collect();
         let labels = self.me.labels.clone();
         let own = self
@@ -163,17 +220,18 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             view: &view,
             own: &own,
             presence: &self.host.presence(&view),
-            double: self.double.clone(),
+            double: self.state.round.double.clone(),
             caution: self.is_cautious(&view),
-            quarantine: &self.quarantine,
-            unclaimable,
+            quarantine: &self.state.quarantine,
+            unclaimable: &self.state.round.unclaimable,
             fresh: &self.host.fresh_name().map_err(Waiting)?,
             now: self.host.now(),
         });
         Ok((step, view))
     }
 
-    async fn carry_out(&mut self, step: Step) -> Result<(), Waiting> {
+    /// Makes a step that changes records, the ledger or the kernel.
+    async fn change(&mut self, step: Step) -> Result<(), Waiting> {
         match step {
             Step::Bootstrap => self.bootstrap().await?,
             Step::Identify(identity) => {
@@ -274,7 +332,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             self.publish(Registration::Unproven(format!("asking whether another machine is node {node}")));
         }
         let found = self.host.range(&Range::single(Key::Alive(node.clone()).to_string())).await?;
-        self.double = Double::read(found.entries.first(), self.me.life());
+        self.state.round.double = Double::read(found.entries.first(), self.me.life());
         Ok(())
     }
 
