@@ -139,13 +139,17 @@ impl Requests for Node {
         attachment: &Attachment,
     ) -> Result<IpAddr, Unreserved> {
         let unavailable = |why: &str| Unreserved::TryAgain(why.to_owned());
-        let (reply, answer) = oneshot::channel();
+        let (reply, mut answer) = oneshot::channel();
         let request = ReserveRequest { wanted, owner, attachment: attachment.clone(), reply };
         let asked = async {
             self.calls.reservations.send(request).await.map_err(|_| unavailable("the agent is stopping"))?;
-            answer.await.map_err(|_| unavailable("the agent is stopping"))?
+            (&mut answer).await.map_err(|_| unavailable("the agent is stopping"))?
         };
-        timeout(CLAIM_PATIENCE, asked).await.unwrap_or_else(|_| Err(unavailable("the store is too slow")))
+        timeout(CLAIM_PATIENCE, asked).await.unwrap_or_else(|_| {
+            // From here on the registrar hears that nobody waits. What it has said until now counts.
+            answer.close();
+            answer.try_recv().unwrap_or_else(|_| Err(unavailable("the store is too slow")))
+        })
     }
 }
 

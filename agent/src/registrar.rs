@@ -18,7 +18,7 @@ use polder_store::NodeIpam;
 use polder_store::ledger::Sqlite;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::bell::Wake;
 use crate::board::set_if_changed;
@@ -98,11 +98,8 @@ async fn claim(registrar: &Registrar<'_, OnNode>, request: ClaimRequest) {
 
 async fn reserve(registrar: &Registrar<'_, OnNode>, request: ReserveRequest) {
     let ReserveRequest { wanted, owner, attachment, reply } = request;
-    let result = registrar.hand_over(&wanted, &owner, &attachment).await;
-    if let Err(why) = &result {
-        info!(%attachment, owner, "no reserved address: {why}");
-    }
-    drop(reply.send(result));
+    let answer = |came| reply.send(came).is_ok();
+    registrar.serve_reservation(&wanted, &owner, &attachment, answer).await;
 }
 
 /// The node, to the registrar: it alone tells whether the node is registered, and what it owns.

@@ -16,25 +16,32 @@ pub struct Reply<T> {
     pub given: Rc<Cell<bool>>,
     /// The answer.
     pub answer: Rc<RefCell<Option<T>>>,
+    /// Whether nobody waits for it any more.
+    pub given_up: Rc<Cell<bool>>,
 }
 
 impl<T> Default for Reply<T> {
     fn default() -> Self {
-        Self { given: Rc::default(), answer: Rc::default() }
+        Self { given: Rc::default(), answer: Rc::default(), given_up: Rc::default() }
     }
 }
 
 impl<T> Clone for Reply<T> {
     fn clone(&self) -> Self {
-        Self { given: Rc::clone(&self.given), answer: Rc::clone(&self.answer) }
+        Self {
+            given: Rc::clone(&self.given),
+            answer: Rc::clone(&self.answer),
+            given_up: Rc::clone(&self.given_up),
+        }
     }
 }
 
 impl<T> Reply<T> {
-    /// Answers.
-    pub fn give(&self, answer: T) {
+    /// Answers. False if nobody waits for it any more.
+    pub fn give(&self, answer: T) -> bool {
         *self.answer.borrow_mut() = Some(answer);
         self.given.set(true);
+        !self.given_up.get()
     }
 }
 

@@ -41,9 +41,35 @@ pub enum Unreserved {
 }
 
 impl<H: RegistrarHost> Registrar<'_, H> {
+    /// Serves an ADD that waits for a reserved address. `answer` tells it what came of that; false where it does not wait any more.
+    /// Then nobody uses the address, and the steward is to let it go.
+    pub async fn serve_reservation(
+        &self,
+        wanted: &Workload,
+        owner: &str,
+        attachment: &Attachment,
+        answer: impl FnOnce(Result<IpAddr, Unreserved>) -> bool,
+    ) {
+        let came = self.hand_over(wanted, owner, attachment).await;
+        if let Err(why) = &came {
+            info!(%attachment, owner, "no reserved address: {why}");
+        }
+        let address = came.as_ref().ok().copied();
+        let is_heard = answer(came);
+        if let (Some(address), false) = (address, is_heard) {
+            info!(%attachment, %address, "its ADD does not wait any more: the address is let go");
+            self.give_up(address, attachment).await;
+        }
+    }
+
+    async fn give_up(&self, address: IpAddr, attachment: &Attachment) {
+        let whose = attachment.clone();
+        self.host.ledger(move |ipam, _| ipam.give_up(address, &whose)).await;
+    }
+
     /// Hands an address over to the attachment, if it is free for the workload. It is expected from then on, until it is used
     /// or given up.
-    pub async fn hand_over(
+    pub(super) async fn hand_over(
         &self,
         wanted: &Workload,
         owner: &str,
@@ -61,8 +87,7 @@ impl<H: RegistrarHost> Registrar<'_, H> {
                 info!(%address, owner, %attachment, generation = prepared.record.generation, "handed over");
                 return Ok(address);
             }
-            let whose = attachment.clone();
-            self.host.ledger(move |ipam, _| ipam.give_up(address, &whose)).await;
+            self.give_up(address, attachment).await;
             outcome?;
             self.host.changed(&view, FASTER).await;
         }

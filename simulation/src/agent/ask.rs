@@ -49,6 +49,7 @@ async fn wait<T>(hand: &Hand, reply: &Reply<T>) -> Option<T> {
     let until = hand.clock() + millis(CLAIM_PATIENCE);
     while !reply.given.get() {
         if hand.clock() >= until {
+            reply.given_up.set(true);
             return None;
         }
         hand.wait(Wait::Flag(Rc::clone(&reply.given), hand.epoch)).await;

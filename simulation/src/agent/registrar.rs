@@ -19,11 +19,14 @@ pub async fn run(hand: Hand) {
         hand.wait(Wait::News(hand.clock() + RETRY_MS)).await;
         while let Some(ClaimRequest { wanted, reply }) = hand.agent(|agent| agent.claims.pop_front()) {
             let served = registrar.serve(wanted, reply.is_some()).await;
-            reply.into_iter().for_each(|reply| reply.give(served.clone()));
+            if let Some(reply) = reply {
+                reply.give(served);
+            }
         }
         let request = hand.agent(|agent| agent.reservations.pop_front());
         if let Some(ReserveRequest { wanted, owner, attachment, reply }) = request {
-            reply.give(registrar.hand_over(&wanted, &owner, &attachment).await);
+            let answer = |came| reply.give(came);
+            registrar.serve_reservation(&wanted, &owner, &attachment, answer).await;
             hand.agent(|agent| agent.news = true);
         }
     }

@@ -8,7 +8,7 @@ use crate::claim::{NoClaim, next_block};
 use crate::ids::{Incarnation, Nonce};
 use crate::key::Key;
 use crate::pool::{Block, BlockRequest, Purpose};
-use crate::record::{BlockRecord, NodeRecord, PoolRecord, encode};
+use crate::record::{BlockRecord, NodeRecord, PoolRecord, ReservationRecord, encode};
 use crate::reservation::Denied;
 use crate::tasks::registrar::CAUTION;
 
@@ -91,17 +91,26 @@ fn nothing_is_claimed_or_handed_over_by_a_view_that_tells_of_a_loss_before_a_rou
     at_once(registrar.claim(any())).unwrap();
 }
 
-#[test]
-fn a_reserved_address_is_expected_until_it_is_given_up_and_one_whose_answer_is_lost_is_found() {
+/// The pool of addresses that belong to workloads.
+const RESERVED: &str = "reserved";
+
+/// A node in a cluster that has such a pool.
+fn with_reserved_pool() -> (Fake, Registrar<'static, Fake>) {
     let (fake, registrar) = registered();
-    let mut reserved = pool_of("reserved", "10.9.0.0/28", 28);
+    let mut reserved = pool_of(RESERVED, "10.9.0.0/28", 28);
     reserved.purpose = Purpose::Reservations;
     fake.with(|state| {
         state.revision += 1;
         state.put(&Key::Pool(reserved.name.clone()).to_string(), encode(&PoolRecord::from(&reserved)));
         state.load();
     });
-    let wanted = Workload::Pool(reserved.name);
+    (fake, registrar)
+}
+
+#[test]
+fn a_reserved_address_is_expected_until_it_is_given_up_and_one_whose_answer_is_lost_is_found() {
+    let (fake, registrar) = with_reserved_pool();
+    let wanted = Workload::Pool(RESERVED.parse().unwrap());
     let hand_over = |name: &str| at_once(registrar.hand_over(&wanted, name, &attachment("c1")));
     let expected =
         || fake.with(|state| state.ipam.own(Moment::from_millis(state.clock)).unwrap().expected.len());
@@ -115,6 +124,28 @@ fn a_reserved_address_is_expected_until_it_is_given_up_and_one_whose_answer_is_l
     let other = Workload::Address(address);
     let refused = at_once(registrar.hand_over(&other, "d/db", &attachment("c2"))).unwrap_err();
     assert!(matches!(refused, Unreserved::Denied(Denied::Foreign { .. })), "{refused}");
+}
+
+#[test]
+fn a_reserved_address_that_comes_too_late_for_its_add_is_let_go() {
+    let (fake, mut registrar) = with_reserved_pool();
+    let wanted = Workload::Pool(RESERVED.parse().unwrap());
+    let pod = attachment("c1");
+    let holders = || {
+        fake.records(|key, value| match key {
+            Key::Reservation(_) => Some(serde_json::from_slice::<ReservationRecord>(value).unwrap().holder),
+            _ => None,
+        })
+    };
+    let mut answered = None;
+    at_once(registrar.serve_reservation(&wanted, "d/web", &pod, |came| {
+        answered = Some(came);
+        false
+    }));
+    assert!(answered.unwrap().is_ok() && holders()[0].is_some());
+    fake.with(State::load);
+    at_once(registrar.look());
+    assert_eq!(holders(), [None], "another node could not have it as long as this one seems to");
 }
 
 #[test]
