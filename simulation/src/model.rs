@@ -1,17 +1,16 @@
 //! The cluster as a model that can be explored completely: every order in which things can happen to a few machines, a
 //! few blocks and a few pods.
 //!
-//! What decides is what runs in production: the steward, claims, hand-overs, removals, the ledger's rules and the
-//! allocator of [`polder_ipam`]. What carries it out mirrors the agent, at the same places where an agent can die,
-//! a reply be lost or another machine be faster. What is below that is [`crate::etcd`], clocks that stand still until time
-//! passes, and a kernel that knows which pod has which address.
+//! What decides and what carries it out is what ships: the tasks of [`polder_ipam::tasks`]. Each can stop wherever it waits
+//! for the outside ([`task`]): there an agent can die, a reply be lost, or another machine be faster. What is below that is
+//! [`crate::etcd`], clocks that stand still until time passes, and a kernel that knows which pod has which address.
 
 mod action;
 mod choices;
 mod cluster;
-mod errands;
 mod explore;
 mod flaw;
+mod host;
 mod limits;
 mod machine;
 mod play;
@@ -22,34 +21,36 @@ mod registrar;
 mod spaces;
 mod start;
 mod tally;
+mod task;
 mod watcher;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::time::Duration;
 
-use polder_api::NodeName;
-use polder_ipam::Moment;
+use polder_ipam::allocator::USUAL_REST;
 use polder_ipam::change::Change;
 use polder_ipam::key::Key;
+use polder_ipam::ledger::memory::Memory;
 use polder_ipam::ledger::{Identity, Standing};
-use polder_ipam::node::Own;
+use polder_ipam::node::NodeIpam;
+use polder_ipam::pool::Labels;
 use polder_ipam::record::{FenceRecord, PodsGone};
-use polder_ipam::removal::Quarantine;
-use polder_ipam::steward::{Proof, Step};
+use polder_ipam::steward::Proof;
 use polder_ipam::store::{Compare, Txn};
+use polder_ipam::tasks::Me;
 use polder_ipam::transaction::transaction;
-use polder_ipam::view::{Known, View};
+use polder_ipam::view::View;
 use stateright::{Model, Property};
 
-pub use action::{Action, Errands, Fate};
+pub use action::{Action, Fate, Whose};
 pub use cluster::{Broken, Cluster, Remains};
 pub use explore::{Report, Ways};
 pub use flaw::Flaw;
 pub use limits::Limits;
-pub use machine::{Container, Machine, Power, Service, Who};
+pub use machine::{Container, Machine, Power, Who};
 pub use start::Start;
 pub use tally::{HAPPENINGS, Happening, Tally};
+pub use task::{Answer, Ended, Job, Part, Sent, Stopped, Wait};
 
 use play::Play;
 
@@ -86,83 +87,63 @@ impl Space {
         Self { flaw: Some(flaw), tally: Arc::default(), ..self }
     }
 
-    /// The view that a registrar goes by.
-    fn bend(&self, view: &Arc<View>) -> Arc<View> {
-        if self.flaw != Some(Flaw::IgnoresFences) {
-            return Arc::clone(view);
+    /// Who the node on a machine is.
+    fn me(&self, machine: &Machine) -> Me {
+        Me {
+            name: machine.name.clone(),
+            machine_id: machine.machine_id(),
+            boot_id: machine.boot_id(),
+            proof: if self.flaw == Some(Flaw::BelievesCopies) { Proof::Ledger } else { Proof::Machine },
+            labels: Labels::new(),
+            bootstrap: None,
+            cooldown: USUAL_REST,
         }
-        let mut view = Arc::clone(view);
-        Arc::make_mut(&mut view).fences.clear();
-        view
     }
 
-    /// The view that a hand-over goes by.
-    fn bend_holders(&self, view: &Arc<View>) -> Arc<View> {
+    /// The view that a task goes by.
+    fn bend(&self, view: &Arc<View>, job: &Job) -> Arc<View> {
         let mut view = Arc::clone(view);
-        if self.flaw == Some(Flaw::NeedsNoProof) {
-            for known in Arc::make_mut(&mut view).reservations.values_mut() {
-                Arc::make_mut(&mut known.record).holder = None;
+        match self.flaw {
+            Some(Flaw::IgnoresFences) => Arc::make_mut(&mut view).fences.clear(),
+            Some(Flaw::NeedsNoConfirmation) => {
+                for known in Arc::make_mut(&mut view).fences.values_mut() {
+                    Arc::make_mut(&mut known.record).pods = PodsGone::Vouched;
+                }
             }
+            Some(Flaw::NeedsNoProof) if matches!(job, Job::HandOver(..)) => {
+                for known in Arc::make_mut(&mut view).reservations.values_mut() {
+                    Arc::make_mut(&mut known.record).holder = None;
+                }
+            }
+            _ => {}
         }
         view
     }
 
-    /// Lets a quarantine take in what is known.
-    fn observe(&self, quarantine: &mut Quarantine, view: &View, now: Moment) {
-        if self.flaw != Some(Flaw::NeedsNoConfirmation) {
-            return quarantine.observe(view, now);
-        }
-        let mut bent = view.clone();
-        for known in bent.fences.values_mut() {
-            let record = FenceRecord { pods: PodsGone::Vouched, ..(*known.record).clone() };
-            *known = Known { record: Arc::new(record), revision: known.revision };
-        }
-        quarantine.observe(&bent, now);
-    }
-
-    /// The quarantine that a steward goes by.
-    fn judged(&self, quarantine: &Quarantine, view: &View) -> Quarantine {
-        if self.flaw != Some(Flaw::NeedsNoRest) {
-            return quarantine.clone();
-        }
-        let mut restless = Quarantine::new(Duration::ZERO);
-        restless.observe(view, Moment::BOOT);
-        restless
-    }
-
-    /// What proves that a machine is the node of its ledger.
-    fn proof(&self) -> Proof {
-        if self.flaw == Some(Flaw::BelievesCopies) { Proof::Ledger } else { Proof::Machine }
-    }
-
-    /// What a node does instead of what its steward says.
-    fn bend_step(&self, own: &Own, view: &View, me: &NodeName, boot_id: &str) -> Option<Step> {
-        if self.flaw != Some(Flaw::MatchesFencesByBoot) || own.identity.is_some() {
+    /// The ledger that a task goes by, if it is another one.
+    fn bend_ledger(&self, machine: &Machine, job: &Job) -> Option<NodeIpam<Memory>> {
+        let identity = machine.identity().filter(|identity| identity.standing == Standing::Removed)?;
+        if self.flaw != Some(Flaw::ConfirmsFirst) || !matches!(job, Job::Decide) {
             return None;
         }
-        let is_it = |fence: &FenceRecord| {
-            fence.node == *me && fence.boot_id == boot_id && fence.pods == PodsGone::Unknown
-        };
-        let (incarnation, _) = view.fences.iter().find(|(_, fence)| is_it(&fence.record))?;
-        let (cluster, standing) = (view.cluster.as_ref()?.record.id.clone(), Standing::Removed);
-        Some(Step::Identify(Identity {
-            node: me.clone(),
-            incarnation: incarnation.clone(),
-            cluster,
-            standing,
-        }))
+        let (mut bare, _) = NodeIpam::with(Memory::default(), &machine.boot_id(), USUAL_REST).ok()?;
+        bare.identify(&identity).ok()?;
+        Some(bare)
     }
 
-    /// What a node says that it has.
-    fn bend_own(&self, own: Own) -> Own {
-        let removed = |own: &Own| {
-            let standing = own.identity.as_ref().map(|identity| identity.standing);
-            standing == Some(Standing::Removed)
-        };
-        match self.flaw {
-            Some(Flaw::ConfirmsFirst) if removed(&own) => Own { identity: own.identity, ..Own::default() },
-            _ => own,
+    /// Who a machine without a ledger takes itself for.
+    fn mistake(&self, machine: &Machine) -> Option<Identity> {
+        if self.flaw != Some(Flaw::MatchesFencesByBoot) || machine.identity().is_some() {
+            return None;
         }
+        let view = &machine.agent.watcher.view;
+        let is_it = |fence: &FenceRecord| {
+            let FenceRecord { node, boot_id, pods, .. } = fence;
+            *node == machine.name && *boot_id == machine.boot_id() && *pods == PodsGone::Unknown
+        };
+        let (incarnation, _) = view.fences.iter().find(|(_, fence)| is_it(&fence.record))?;
+        let (incarnation, cluster) = (incarnation.clone(), view.cluster.as_ref()?.record.id.clone());
+        Some(Identity { node: machine.name.clone(), incarnation, cluster, standing: Standing::Removed })
     }
 
     /// The transaction that a node sends for a change.

@@ -78,6 +78,13 @@ struct Round {
 #[derive(Debug, Clone)]
 pub struct Decided(Result<(Step, Arc<View>), Waiting>);
 
+impl Decided {
+    /// The step; `None` where something fails.
+    pub fn step(&self) -> Option<&Step> {
+        self.0.as_ref().ok().map(|(step, _)| step)
+    }
+}
+
 impl RegistrarState {
     /// What is remembered by one that has not looked yet.
     pub fn new(me: &Me) -> Self {

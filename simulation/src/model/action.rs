@@ -12,18 +12,22 @@ use super::machine::{Container, Who};
 pub enum Action {
     /// The next change in the store reaches a machine.
     Hear(Who),
-    /// Its registrar does what its steward says, or tries to claim a block.
+    /// Its registrar does what its steward says.
     Decide(Who),
-    /// A transaction meets its fate.
-    Meet(Who, Errands, Fate),
+    /// Its registrar serves the ADD that waits for it.
+    Ask(Who),
+    /// The transaction of its registrar meets its fate.
+    Meet(Who, Fate),
     /// What became of a transaction is looked up.
-    Look(Who, Errands),
+    Look(Who),
     /// What became of it cannot be looked up.
-    LookInVain(Who, Errands),
-    /// What was won is taken down.
-    Take(Who, Errands),
-    /// It is not seen in time that it was won.
+    LookInVain(Who),
+    /// Its registrar does not see in time what it waits for.
     LosePatience(Who),
+    /// An ADD has waited long enough for the registrar.
+    GiveUp(Who),
+    /// A task goes on.
+    GoOn(Who, Whose),
     /// A transaction takes effect, or does not, that nobody waits for.
     Arrive(usize),
     /// A pod begins.
@@ -32,8 +36,6 @@ pub enum Action {
     AddReserved(Who),
     /// The runtime says that a pod has ended. It may say so at any time, and again.
     Del(Who, Container),
-    /// The next step is made of taking a pod away.
-    Release(Who, Container),
     /// A pod ends.
     End(Who, Container),
     /// A block is wanted before it is needed.
@@ -60,13 +62,17 @@ pub enum Action {
     Rest,
 }
 
-/// Which of the errands of an agent.
+/// Which of the tasks of an agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Errands {
+pub enum Whose {
     /// The registrar's.
     Registrar,
-    /// That of an ADD.
-    Adding,
+    /// That of the ADD that waits for the registrar.
+    Add,
+    /// That of the DEL of a pod.
+    Del(Container),
+    /// The one that finishes what the agent before had begun.
+    Sweeper,
 }
 
 /// What becomes of a transaction.
@@ -90,12 +96,14 @@ impl Fate {
         [Self::Answered, Self::AnsweredAndRepeated, Self::ReplyLost, Self::Lost, Self::Late];
 }
 
-impl fmt::Display for Errands {
+impl fmt::Display for Whose {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Registrar => "registrar",
-            Self::Adding => "ADD",
-        })
+        match self {
+            Self::Registrar => f.write_str("registrar"),
+            Self::Add => f.write_str("ADD"),
+            Self::Del(container) => write!(f, "DEL of pod {container}"),
+            Self::Sweeper => f.write_str("sweeper"),
+        }
     }
 }
 
@@ -105,7 +113,8 @@ impl fmt::Display for Action {
         match self {
             Self::Hear(who) => write!(f, "{} hears what changed next in the store", m(who)),
             Self::Decide(who) => write!(f, "the registrar of {} makes its next step", m(who)),
-            Self::Meet(who, whose, fate) => {
+            Self::Ask(who) => write!(f, "the registrar of {} serves the ADD", m(who)),
+            Self::Meet(who, fate) => {
                 let what = match fate {
                     Fate::Answered => "is carried out and answered",
                     Fate::AnsweredAndRepeated => "is carried out and answered, and a copy of it is under way",
@@ -113,19 +122,17 @@ impl fmt::Display for Action {
                     Fate::Lost => "is lost",
                     Fate::Late => "is given up, and still under way",
                 };
-                write!(f, "the transaction of {}'s {whose} {what}", m(who))
+                write!(f, "the transaction of {}'s registrar {what}", m(who))
             }
-            Self::Look(who, whose) => write!(f, "{}'s {whose} looks up what became of it", m(who)),
-            Self::LookInVain(who, whose) => {
-                write!(f, "{}'s {whose} cannot look up what became of it", m(who))
-            }
-            Self::Take(who, whose) => write!(f, "{}'s {whose} takes down what it won", m(who)),
-            Self::LosePatience(who) => write!(f, "{} does not see in time what it wrote", m(who)),
+            Self::Look(who) => write!(f, "{}'s registrar looks up what became of it", m(who)),
+            Self::LookInVain(who) => write!(f, "{}'s registrar cannot look up what became of it", m(who)),
+            Self::LosePatience(who) => write!(f, "{} does not see in time what it waits for", m(who)),
+            Self::GiveUp(who) => write!(f, "the ADD on {} waits no longer for the registrar", m(who)),
+            Self::GoOn(who, whose) => write!(f, "the {whose} on {} goes on", m(who)),
             Self::Arrive(index) => write!(f, "late transaction {} arrives", index + 1),
             Self::Add(who) => write!(f, "ADD of a new pod on {}", m(who)),
             Self::AddReserved(who) => write!(f, "ADD of a new pod with the reserved address on {}", m(who)),
             Self::Del(who, container) => write!(f, "DEL of pod {container} on {}", m(who)),
-            Self::Release(who, container) => write!(f, "{} goes on taking pod {container} away", m(who)),
             Self::End(who, container) => write!(f, "pod {container} on {} ends without a word", m(who)),
             Self::Wish(who) => write!(f, "{} wants another block", m(who)),
             Self::Spare(who, block) => write!(f, "{} begins to give {block} back", m(who)),

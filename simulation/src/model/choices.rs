@@ -7,9 +7,10 @@ use polder_ipam::ledger::Standing;
 use polder_ipam::record::{NodeRecord, PodsGone};
 use polder_ipam::removal::Vouched;
 
-use super::action::{Action, Errands, Fate};
+use super::action::{Action, Fate, Whose};
 use super::cluster::Cluster;
-use super::machine::{Errand, Goal, Machine, Power, Service, Stage, Who};
+use super::machine::{Machine, Power, Who};
+use super::task::{Stopped, Wait};
 use super::watcher::Behind;
 
 /// Everything that can happen next.
@@ -52,14 +53,17 @@ fn agent(cluster: &Cluster, who: Who, machine: &Machine, actions: &mut Vec<Actio
         actions.push(Action::Hear(who));
     }
     match &agent.registrar {
-        None if agent.is_handing_over() => {}
         None => {
+            let asks = |adding: &Stopped| matches!(adding.wait, Wait::Block(_) | Wait::Address(_));
+            if agent.adding.as_ref().is_some_and(asks) {
+                actions.push(Action::Ask(who));
+            }
             // Until it has read something, it waits.
             if !matches!(agent.watcher.behind, Behind::Unread) {
                 actions.push(Action::Decide(who));
             }
             let is_member = machine.identity().is_some_and(|identity| identity.standing == Standing::Member);
-            if is_member && agent.service == Service::Open {
+            if is_member && agent.may_serve() {
                 if left.appetite > 0 {
                     actions.push(Action::Wish(who));
                 }
@@ -69,47 +73,50 @@ fn agent(cluster: &Cluster, who: Who, machine: &Machine, actions: &mut Vec<Actio
                 }
             }
         }
-        Some(errand) => {
-            self::errand(cluster, who, Errands::Registrar, errand, actions);
-            if let Stage::Won(revision) = errand.stage
-                && !agent.watcher.shows(revision)
-                && left.impatience > 0
-            {
-                actions.push(Action::LosePatience(who));
-            }
+        Some(stopped) => registrar(cluster, who, stopped, actions),
+    }
+    if let Some(adding) = &agent.adding {
+        match adding.wait {
+            Wait::Turn(_) => actions.push(Action::GoOn(who, Whose::Add)),
+            Wait::Block(_) | Wait::Address(_) if left.impatience > 0 => actions.push(Action::GiveUp(who)),
+            _ => {}
         }
     }
-    if let Some(errand) = &agent.adding {
-        self::errand(cluster, who, Errands::Adding, errand, actions);
-    }
+    actions.extend(agent.deleting.keys().map(|container| Action::GoOn(who, Whose::Del(*container))));
+    actions.extend(agent.sweeping.iter().map(|_| Action::GoOn(who, Whose::Sweeper)));
 }
 
-fn errand(cluster: &Cluster, who: Who, whose: Errands, errand: &Errand, actions: &mut Vec<Action>) {
+fn registrar(cluster: &Cluster, who: Who, stopped: &Stopped, actions: &mut Vec<Action>) {
     let (left, watcher) = (&cluster.left, &cluster.machines[who].agent.watcher);
-    match &errand.stage {
-        Stage::Ready => actions.push(Action::Decide(who)),
-        Stage::UnderWay(_) => {
+    let go_on = Action::GoOn(who, Whose::Registrar);
+    match &stopped.wait {
+        Wait::Commit(_) => {
             let is_left = |fate: &Fate| match fate {
                 Fate::Answered => true,
                 Fate::ReplyLost | Fate::Lost => left.lost > 0,
                 Fate::AnsweredAndRepeated | Fate::Late => left.late > 0,
             };
             let fates = Fate::ALL.into_iter().filter(is_left);
-            actions.extend(fates.map(|fate| Action::Meet(who, whose, fate)));
+            actions.extend(fates.map(|fate| Action::Meet(who, fate)));
         }
-        Stage::Unknown(_) => {
-            actions.push(Action::Look(who, whose));
+        Wait::Read(_) => {
+            actions.push(Action::Look(who));
             if left.in_vain > 0 {
-                actions.push(Action::LookInVain(who, whose));
+                actions.push(Action::LookInVain(who));
             }
         }
-        // An ADD does not wait for the view.
-        Stage::Won(revision) if whose == Errands::Adding || watcher.shows(*revision) => {
-            if !matches!(errand.goal, Goal::Write(_)) {
-                actions.push(Action::Take(who, whose));
+        Wait::CaughtUp(revision) if watcher.shows(*revision) => actions.push(go_on),
+        // Where there is nothing more to hear, time passes.
+        Wait::Changed(revision) if watcher.view.revision != *revision || watcher.is_current() => {
+            actions.push(go_on);
+        }
+        Wait::CaughtUp(_) | Wait::Changed(_) => {
+            if left.impatience > 0 {
+                actions.push(Action::LosePatience(who));
             }
         }
-        Stage::Won(_) => {}
+        Wait::Interface(_) | Wait::Free(_) => actions.push(go_on),
+        Wait::Block(_) | Wait::Address(_) | Wait::Turn(_) | Wait::Time => {}
     }
 }
 
@@ -121,8 +128,8 @@ fn pods(cluster: &Cluster, who: Who, machine: &Machine, actions: &mut Vec<Action
         actions.push(Action::AddReserved(who));
     }
     // A runtime that says it late says it of pods that are long gone, too.
-    actions.extend((1..=machine.containers).map(|container| Action::Del(who, container)));
-    actions.extend(machine.leaving().into_iter().map(|container| Action::Release(who, container)));
+    let is_at_rest = |container: &u8| !machine.agent.deleting.contains_key(container);
+    actions.extend((1..=machine.containers).filter(is_at_rest).map(|container| Action::Del(who, container)));
     if cluster.left.ends > 0 {
         actions.extend(machine.plugged.keys().map(|container| Action::End(who, *container)));
     }
@@ -152,11 +159,7 @@ fn faults(cluster: &Cluster, who: Who, machine: &Machine, actions: &mut Vec<Acti
         actions.push(Action::Adopt(who));
     }
     let removed = || machine.identity().is_some_and(|identity| identity.standing == Standing::Removed);
-    if left.rejoins > 0
-        && machine.agent.service == Service::Forbidden
-        && removed()
-        && machine.ipam.blocks().is_empty()
-    {
+    if left.rejoins > 0 && !machine.agent.may_serve() && removed() && machine.ipam.blocks().is_empty() {
         actions.push(Action::Rejoin(who));
     }
 }

@@ -10,7 +10,8 @@ use polder_ipam::record::PodsGone;
 use polder_ipam::store::{Outcome, Update, Write};
 
 use super::limits::Limits;
-use super::machine::{MACHINES, Machine, Sent, Who};
+use super::machine::{MACHINES, Machine, Who};
+use super::task::Sent;
 use super::watcher::Watcher;
 use crate::etcd::{self, Said};
 
@@ -80,7 +81,7 @@ impl Cluster {
             Arc::make_mut(&mut self.etcd).commit(&sent.txn).expect("a transaction that etcd looks at");
         if let Outcome::Applied { revision } = outcome {
             let removed = sent.by.as_ref().is_some_and(|by| self.removed.contains_key(by));
-            if removed && !sent.confirms {
+            if removed && !sent.confirms() {
                 self.breaks(Broken::WroteAfterFence);
             }
             let deleted = sent.txn.writes.iter().filter_map(|write| match write {
@@ -164,10 +165,9 @@ impl Cluster {
         let heard = |machine: &Arc<Machine>| machine.agent.watcher.mentions(&is_in);
         self.truth.view.blocks.values().any(|claim| claim.record.nonce.0 == name)
             || self.late.iter().any(in_txn)
-            || self.machines.iter().any(|machine| {
-                in_ledger(machine)
-                    || heard(machine)
-                    || machine.agent.errands().any(|errand| errand.mentions(&in_txn))
-            })
+            || self
+                .machines
+                .iter()
+                .any(|machine| in_ledger(machine) || heard(machine) || machine.agent.under_way().any(in_txn))
     }
 }

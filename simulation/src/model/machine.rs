@@ -5,19 +5,16 @@ use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
 use polder_api::{Attachment, NodeName};
+use polder_ipam::Moment;
 use polder_ipam::allocator::USUAL_REST;
-use polder_ipam::attempt::{Attempt, Doubt};
-use polder_ipam::change::Change;
-use polder_ipam::ids::Incarnation;
 use polder_ipam::ledger::memory::Memory;
-use polder_ipam::ledger::{Identity, OwnedBlock};
+use polder_ipam::ledger::{Held, Identity};
 use polder_ipam::node::NodeIpam;
 use polder_ipam::record::Alive;
-use polder_ipam::removal::Quarantine;
-use polder_ipam::steward::Double;
-use polder_ipam::store::Txn;
-use polder_ipam::{Block, Moment};
+use polder_ipam::registration::Registration;
+use polder_ipam::tasks::RegistrarState;
 
+use super::task::{Answer, Sent, Stopped, Wait};
 use super::watcher::Watcher;
 
 /// Which machine.
@@ -99,96 +96,27 @@ pub struct Machine {
     pub agent: Agent,
 }
 
-/// What an agent has in mind.
+/// An agent.
 #[derive(Debug, Clone)]
 pub struct Agent {
     /// What it knows of the store.
     pub watcher: Watcher,
-    /// Whether it has taken in which pools there are: they stay what they are.
-    pub learned: bool,
-    /// Whether somebody else lives under its name, as far as this round knows.
-    pub double: Double,
     /// The machine that an operator says this one is in place of.
     pub adopted: Option<Alive>,
-    /// Whether it takes pods.
-    pub service: Service,
-    /// Whether no block was to be had in this round.
-    pub unclaimable: bool,
-    /// The removed nodes whose blocks rest.
-    pub quarantine: Quarantine,
-    /// Whether the store has lost records just now.
-    pub cautious: bool,
-    /// Losses of the store that are known.
-    pub losses: u64,
-    /// What its registrar waits for.
-    pub registrar: Option<Errand>,
-    /// What an ADD of a pod with a reserved address waits for.
-    pub adding: Option<Errand>,
-}
-
-/// Whether an agent takes pods.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Service {
-    /// It does, as far as it is for the registrar to say.
-    Open,
-    /// It must not.
-    Forbidden,
-}
-
-/// Something that takes more than one step.
-#[derive(Debug, Clone)]
-pub struct Errand {
-    /// What it is for.
-    pub goal: Goal,
-    /// How far it has come.
-    pub stage: Stage,
-}
-
-/// What an errand is for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Goal {
-    /// A change that the steward wants made.
-    Write(Arc<Change>),
-    /// A block.
-    Claim {
-        /// Those that were tried.
-        lost: BTreeSet<Block>,
-        /// The one that is being tried.
-        attempt: Option<OwnedBlock>,
-    },
-    /// A reserved address.
-    HandOver {
-        /// For which pod.
-        container: Container,
-        /// The address.
-        address: IpAddr,
-    },
-}
-
-/// How far an errand has come.
-#[derive(Debug, Clone)]
-pub enum Stage {
-    /// What is to be tried is to be chosen.
-    Ready,
-    /// A transaction is under way.
-    UnderWay(Sent),
-    /// It is not known what became of it.
-    Unknown(Doubt),
-    /// It took effect, at this revision; 0 if that was seen by looking.
-    Won(i64),
-}
-
-/// A transaction, and who sent it.
-#[derive(Debug, Clone)]
-pub struct Sent {
-    /// What its sender makes of the answer.
-    pub attempt: Attempt,
-    /// Who.
-    pub by: Option<Incarnation>,
-    /// Whether it is the one that a removed node may still write.
-    pub confirms: bool,
-    /// What.
-    pub txn: Arc<Txn>,
+    /// What its registrar has said last.
+    pub registration: Registration,
+    /// What its registrar remembers from step to step, once it has made one.
+    pub state: Option<RegistrarState>,
+    /// The attachments that somebody works on.
+    pub locked: BTreeSet<Attachment>,
+    /// What its registrar does.
+    pub registrar: Option<Stopped>,
+    /// The ADD that waits for the registrar.
+    pub adding: Option<Stopped>,
+    /// The DELs.
+    pub deleting: BTreeMap<Container, Stopped>,
+    /// What finishes the DELs of the agent before.
+    pub sweeping: Option<Stopped>,
 }
 
 impl Machine {
@@ -232,6 +160,11 @@ impl Machine {
         self.ipam.identity().expect("a ledger in memory")
     }
 
+    /// The name of its next incarnation.
+    pub fn next_incarnation(&self) -> String {
+        format!("{}-i{}", self.id, self.lives + 1)
+    }
+
     /// The node's addresses, to be changed.
     pub fn ipam(&mut self) -> &mut NodeIpam<Memory> {
         Arc::make_mut(&mut self.ipam)
@@ -242,17 +175,19 @@ impl Machine {
         &ATTACHMENTS[&(self.id, container)]
     }
 
-    /// The pods whose attachments are being taken away.
-    pub fn leaving(&self) -> Vec<Container> {
-        let is_leaving = |container: &Container| {
-            self.ipam.get(self.attachment(*container)).is_some_and(|held| held.leaving)
-        };
-        (1..=self.containers).filter(is_leaving).collect()
+    /// The pod that has the attachment.
+    pub fn container(&self, attachment: &Attachment) -> Option<Container> {
+        (1..=self.containers).find(|container| self.attachment(*container) == attachment)
+    }
+
+    /// What is written down of all attachments but that one.
+    pub fn others(&self, attachment: &Attachment) -> Vec<Held> {
+        self.ipam.attachments().filter(|held| held.attachment != *attachment).cloned().collect()
     }
 
     /// The addresses that are in use on it: those of its pods, and its own.
     pub fn live(&self) -> impl Iterator<Item = IpAddr> {
-        let serves = self.power == Power::On && self.agent.service == Service::Open;
+        let serves = self.power == Power::On && self.agent.may_serve();
         let own = self.ipam.gateways().iter().filter(move |_| serves);
         self.plugged.values().flatten().chain(own).copied()
     }
@@ -275,52 +210,52 @@ impl Machine {
     }
 }
 
-impl Errand {
-    /// Whether what is under way for it has something in it.
-    pub fn mentions(&self, is_in: &impl Fn(&Sent) -> bool) -> bool {
-        // What has won or is unknown has left the network, and its block is compared by all of its entry.
-        matches!(&self.stage, Stage::UnderWay(sent) if is_in(sent))
-    }
-}
-
 impl Agent {
     fn new(watcher: Watcher) -> Self {
         Self {
             watcher,
-            learned: false,
-            double: Double::Unasked,
             adopted: None,
-            // Who it is, is not known before its registrar has looked.
-            service: Service::Forbidden,
-            unclaimable: false,
-            quarantine: Quarantine::new(USUAL_REST),
-            cautious: false,
-            losses: 0,
+            registration: Registration::default(),
+            state: None,
+            locked: BTreeSet::new(),
             registrar: None,
             adding: None,
+            deleting: BTreeMap::new(),
+            sweeping: None,
         }
     }
 
-    /// What it waits for.
-    pub fn errands(&self) -> impl Iterator<Item = &Errand> {
-        self.registrar.iter().chain(&self.adding)
+    /// Whether it takes pods, as far as it is for its registrar to say.
+    pub fn may_serve(&self) -> bool {
+        self.registration.forbids().is_none()
     }
 
-    /// Whether its registrar has nothing else to do. It is the registrar, too, who gets reserved addresses.
+    /// Whether its registrar has nothing else to do.
     pub fn is_idle(&self) -> bool {
-        self.registrar.is_none() && !self.is_handing_over()
+        self.registrar.is_none()
     }
 
-    /// Whether its registrar gets a reserved address.
-    pub fn is_handing_over(&self) -> bool {
-        self.adding.as_ref().is_some_and(|adding| !matches!(adding.stage, Stage::Won(_)))
+    /// Answers the ADD that waits for the registrar. False if none waits for that.
+    pub fn answer(&mut self, answer: Answer) -> bool {
+        let Some(adding) = &mut self.adding else { return false };
+        let is_asked = matches!(
+            (&adding.wait, &answer),
+            (Wait::Block(_), Answer::Block(_)) | (Wait::Address(_), Answer::Address(_))
+        );
+        if is_asked {
+            adding.wait = Wait::Turn(Box::new(answer));
+        }
+        is_asked
     }
 
-    /// Ends a round of the registrar.
-    pub fn end_round(&mut self) {
-        self.double = Double::Unasked;
-        self.unclaimable = false;
-        self.registrar = None;
+    /// The transactions that are under way for it.
+    pub fn under_way(&self) -> impl Iterator<Item = &Sent> {
+        self.tasks().filter_map(Stopped::under_way)
+    }
+
+    /// Its tasks.
+    pub fn tasks(&self) -> impl Iterator<Item = &Stopped> {
+        self.registrar.iter().chain(&self.adding).chain(self.deleting.values()).chain(&self.sweeping)
     }
 }
 

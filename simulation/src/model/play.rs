@@ -1,9 +1,7 @@
 //! One thing after another happens to the cluster.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
-use polder_ipam::attempt::Attempt;
 use polder_ipam::record::Life;
 use polder_ipam::removal::{self, Vouched};
 use polder_ipam::steward::adopt;
@@ -11,10 +9,11 @@ use polder_ipam::store::Outcome;
 use polder_ipam::transaction::transaction;
 
 use super::Space;
-use super::action::{Action, Errands};
-use super::cluster::{Broken, Cluster, Remains};
-use super::machine::{Container, Errand, Goal, Kernel, Machine, Power, Sent, Stage, Who};
+use super::action::Action;
+use super::cluster::{Cluster, Remains};
+use super::machine::{Container, Kernel, Machine, Power, Who};
 use super::tally::Happening;
+use super::task::Sent;
 use super::watcher::Watcher;
 
 /// A cluster to which something happens.
@@ -31,22 +30,26 @@ impl Play<'_> {
         match *action {
             Action::Hear(who) => self.hear(who),
             Action::Decide(who) => self.decide(who),
-            Action::Meet(who, whose, fate) => self.meet(who, whose, fate),
-            Action::Look(who, whose) => self.look(who, whose),
-            Action::LookInVain(who, whose) => {
+            Action::Ask(who) => self.ask(who),
+            Action::Meet(who, fate) => self.meet(who, fate),
+            Action::Look(who) => self.look(who, false),
+            Action::LookInVain(who) => {
                 self.cluster.left.in_vain -= 1;
-                self.fail(who, whose)
+                self.look(who, true)
             }
-            Action::Take(who, whose) => self.take(who, whose),
             Action::LosePatience(who) => {
                 self.cluster.left.impatience -= 1;
                 self.lose_patience(who)
             }
             Action::Arrive(index) => self.arrive(index),
-            Action::Add(who) => self.add(who),
-            Action::AddReserved(who) => self.add_reserved(who),
+            Action::GiveUp(who) => {
+                self.cluster.left.impatience -= 1;
+                self.give_up(who)
+            }
+            Action::GoOn(who, whose) => self.go_on(who, whose),
+            Action::Add(who) => self.add(who, false),
+            Action::AddReserved(who) => self.add(who, true),
             Action::Del(who, container) => self.del(who, container),
-            Action::Release(who, container) => self.release(who, container),
             Action::End(who, container) => {
                 self.cluster.left.ends -= 1;
                 self.unplug(who, container)
@@ -63,8 +66,7 @@ impl Play<'_> {
             Action::Crash(who) => {
                 self.cluster.left.crashes -= 1;
                 self.abandon(who);
-                self.machine(who).restart();
-                true
+                self.restart(who)
             }
             Action::Reboot(who) => {
                 self.cluster.left.reboots -= 1;
@@ -111,28 +113,8 @@ impl Play<'_> {
         self.cluster.machine(who)
     }
 
-    pub(super) fn errand(&mut self, who: Who, whose: Errands) -> &mut Option<Errand> {
-        let agent = &mut self.machine(who).agent;
-        match whose {
-            Errands::Registrar => &mut agent.registrar,
-            Errands::Adding => &mut agent.adding,
-        }
-    }
-
     pub(super) fn count(&self, happening: Happening) {
         self.space.tally.count(happening);
-    }
-
-    fn hear(&mut self, who: Who) -> bool {
-        let etcd = Arc::clone(&self.cluster.etcd);
-        let agent = &mut self.machine(who).agent;
-        agent.watcher.hear(&etcd);
-        if let Some(Errand { goal: Goal::Write(_), stage: Stage::Won(revision) }) = &agent.registrar
-            && agent.watcher.shows(*revision)
-        {
-            agent.registrar = None;
-        }
-        true
     }
 
     /// Lets the store carry a transaction out.
@@ -155,11 +137,14 @@ impl Play<'_> {
     /// Leaves what is under way to itself.
     fn abandon(&mut self, who: Who) {
         let machine = Arc::clone(&self.cluster.machines[who]);
-        for errand in machine.agent.errands() {
-            if let Stage::UnderWay(sent) = &errand.stage {
-                self.cluster.late.push(sent.clone());
-            }
-        }
+        self.cluster.late.extend(machine.agent.under_way().cloned());
+    }
+
+    /// Starts an agent in place of one that is no more. It finishes what that one had begun to take away.
+    fn restart(&mut self, who: Who) -> bool {
+        self.machine(who).restart();
+        self.sweep(who);
+        true
     }
 
     /// Takes the interface of a pod away.
@@ -175,15 +160,6 @@ impl Play<'_> {
         }
     }
 
-    /// Gives a pod its interface.
-    pub(super) fn plug(&mut self, who: Who, container: Container, addresses: Vec<IpAddr>, reserved: bool) {
-        // What belongs to a workload by name goes with it.
-        if !reserved && addresses.iter().any(|address| self.cluster.warm.contains(address)) {
-            self.cluster.breaks(Broken::ReusedWarm);
-        }
-        self.machine(who).plugged.insert(container, addresses);
-    }
-
     fn reboot(&mut self, who: Who) -> bool {
         self.abandon(who);
         self.unplug_all(who);
@@ -194,8 +170,7 @@ impl Play<'_> {
         if machine.kernel == Kernel::Own {
             machine.booted = tick;
         }
-        machine.restart();
-        true
+        self.restart(who)
     }
 
     fn die(&mut self, who: Who) -> bool {
@@ -239,12 +214,8 @@ impl Play<'_> {
         let Ok(Some(change)) = removal::remove(&self.cluster.truth.view, &name, vouched) else {
             return false;
         };
-        self.commit(&Sent {
-            attempt: Attempt::new(&change),
-            by: None,
-            confirms: false,
-            txn: Arc::new(transaction(&change)),
-        });
+        let txn = Arc::new(transaction(&change));
+        self.commit(&Sent { by: None, change: Arc::new(change), txn });
         true
     }
 
@@ -253,11 +224,6 @@ impl Play<'_> {
         self.cluster.warm.clear();
         for remains in self.cluster.removed.values_mut().filter(|remains| **remains == Remains::Warm) {
             *remains = Remains::Cold;
-        }
-        for who in 0..self.cluster.machines.len() {
-            if self.cluster.machines[who].agent.cautious {
-                self.machine(who).agent.cautious = false;
-            }
         }
         true
     }

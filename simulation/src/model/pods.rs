@@ -1,188 +1,175 @@
-//! What happens to pods: the runtime's calls, and how the agent answers them. It mirrors the agent's service.
+//! What happens to pods: the runtime's calls, and how they go on.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::Arc;
 
-use polder_api::{Family, Mac, Pod};
-use polder_ipam::allocator::Rest;
-use polder_ipam::claim::next_block;
-use polder_ipam::ledger::{Kind, Standing};
-use polder_ipam::node::{AllocateError, Source, Wish};
-use polder_ipam::pool::{BlockRequest, Labels};
-use polder_ipam::record::{Holder, PodsGone};
-use polder_ipam::reservation::{Denied, hand_over};
-use polder_ipam::view;
+use polder_api::message::{AddRequest, AddressSource};
+use polder_api::{Attachment, Mac, Pod};
+use polder_ipam::claim::NoClaim;
+use polder_ipam::tasks::Unreserved;
 
+use super::action::Whose;
 use super::cluster::Broken;
 use super::flaw::Flaw;
-use super::machine::{Container, Errand, Goal, Machine, Service, Stage, Who};
+use super::machine::{Container, Machine, Who};
 use super::play::Play;
 use super::tally::Happening;
+use super::task::{Answer, Ended, Job, Stopped, Wait};
 use super::{OWNER, RESERVED};
 
 impl Play<'_> {
-    /// A new pod.
-    pub(super) fn add(&mut self, who: Who) -> bool {
-        if !is_ready(&self.cluster.machines[who]) {
-            return false;
-        }
-        let tick = self.cluster.tick;
+    /// A new pod; one of the workload that keeps its address, if it is reserved. False if the ADD is refused at once.
+    pub(super) fn add(&mut self, who: Who, is_reserved: bool) -> bool {
+        let left = &mut self.cluster.left;
+        *(if is_reserved { &mut left.reserved } else { &mut left.pods }) -= 1;
         let machine = self.machine(who);
-        let (now, container) = (machine.now(tick), machine.containers + 1);
-        let wish = wish(machine, container, Vec::new());
-        let mut allocated = machine.ipam().allocate(wish.clone(), Rest::Full, now);
-        if let Err(AllocateError::Shortage { .. }) = allocated {
-            let view = Arc::clone(&machine.agent.watcher.view);
-            let wanted = BlockRequest::Any(Family::V4, None);
-            if next_block(&view, &machine.name, &Labels::new(), &wanted, &BTreeSet::new()).is_ok() {
-                return machine.agent.is_idle() && self.wish(who);
-            }
-            allocated = machine.ipam().allocate(wish, Rest::Shortest, now);
+        machine.containers += 1;
+        let (container, request) = (machine.containers, request(machine, machine.containers, is_reserved));
+        let begun = self.begin(who, Job::Add(request));
+        let agent = &self.cluster.machines[who].agent;
+        if begun.is_err() && (agent.adding.is_some() || !agent.is_idle()) {
+            // It would wait for a registrar that has something else to do: that is the same ADD later.
+            return false;
         }
-        let Ok(held) = allocated else { return false };
-        machine.containers = container;
-        self.cluster.left.pods -= 1;
-        self.plug(who, container, held.addresses, false);
-        true
+        self.settle_add(who, begun);
+        let machine = &self.cluster.machines[who];
+        machine.agent.adding.is_some() || machine.plugged.contains_key(&container)
     }
 
-    /// A new pod of the workload that keeps its address.
-    pub(super) fn add_reserved(&mut self, who: Who) -> bool {
-        let machine = Arc::clone(&self.cluster.machines[who]);
-        if !is_ready(&machine) {
-            return false;
-        }
-        let view = self.space.bend_holders(&machine.agent.watcher.view);
-        if view.source != view::Source::Store || machine.agent.cautious {
-            return false;
-        }
-        let identity = machine.identity().filter(|identity| identity.standing == Standing::Member);
-        let (Some(identity), Some(node)) = (identity, view.nodes.get(&machine.name)) else {
-            return false;
-        };
-        let container = machine.containers + 1;
-        let holder = Holder {
-            node: machine.name.clone(),
-            incarnation: identity.incarnation,
-            boot_id: machine.boot_id(),
-            attachment: machine.attachment(container).clone(),
-        };
-        let is_gone = |last: &Holder| machine.ipam.get(&last.attachment).is_none();
-        match hand_over(&view, RESERVED, OWNER, &holder, node.revision, &is_gone) {
-            Err(Denied::Held { .. }) => {
-                self.count(Happening::Denied);
-                false
-            }
-            Err(_) => false,
-            Ok(prepared) => {
-                let address = prepared.address;
-                self.note_hand_over(who);
-                self.cluster.left.reserved -= 1;
-                let stage = Stage::UnderWay(self.sent(who, &prepared.into()));
-                let machine = self.machine(who);
-                machine.containers = container;
-                let attachment = machine.attachment(container);
-                machine.ipam().expect(address, attachment);
-                machine.agent.adding = Some(Errand { goal: Goal::HandOver { container, address }, stage });
-                true
+    /// Takes in how far an ADD has come. Its pod has its interface as soon as it has addresses.
+    fn settle_add(&mut self, who: Who, came: Result<Ended, Stopped>) {
+        match came {
+            Ok(Ended::Added(attachment, addresses)) => self.plug(who, &attachment, addresses),
+            Ok(_) => {}
+            Err(stopped) => {
+                self.machine(who).agent.adding = Some(stopped);
+                if self.cluster.machines[who].agent.is_idle() {
+                    self.ask(who);
+                }
             }
         }
     }
 
-    fn note_hand_over(&self, who: Who) {
-        let view = &self.cluster.machines[who].agent.watcher.view;
-        let Some(last) = view.reservations.get(&RESERVED).and_then(|known| known.record.holder.as_ref())
-        else {
-            return;
+    /// Lets a registrar that has nothing else to do serve the ADD that waits for it.
+    pub(super) fn ask(&mut self, who: Who) -> bool {
+        let Some(Stopped { job, wait, .. }) = &self.cluster.machines[who].agent.adding else { return false };
+        let Job::Add(AddRequest { attachment, .. }) = &**job else { return false };
+        let job = match wait {
+            Wait::Block(wanted) => Job::Serve { wanted: wanted.clone(), for_add: true },
+            Wait::Address(wanted) => Job::HandOver(wanted.clone(), attachment.clone()),
+            _ => return false,
         };
-        let fence = view.fences.get(&last.incarnation);
-        if fence.is_some_and(|fence| fence.record.pods != PodsGone::Unknown) {
-            self.count(Happening::HandedOverRemoved);
-        } else if view.nodes.get(&last.node).is_some_and(|node| node.record.boot_id != last.boot_id) {
-            self.count(Happening::HandedOverRebooted);
+        self.start(who, job)
+    }
+
+    /// Lets an ADD go on at once that the registrar has refused something.
+    pub(super) fn go_on_refused(&mut self, who: Who) {
+        let adding = self.cluster.machines[who].agent.adding.as_ref();
+        if adding.is_some_and(|adding| matches!(&adding.wait, Wait::Turn(answer) if answer.is_refusal())) {
+            self.go_on(who, Whose::Add);
         }
     }
 
-    /// Gives the address to the pod that it was handed over for.
-    pub(super) fn allocate_reserved(&mut self, who: Who, container: Container, address: IpAddr) -> bool {
-        let tick = self.cluster.tick;
+    /// Lets an ADD wait no longer for its registrar.
+    pub(super) fn give_up(&mut self, who: Who) -> bool {
+        let too_slow = || "the store is too slow".to_owned();
+        let agent = &mut self.machine(who).agent;
+        let has_waited = agent.answer(Answer::Block(Err(NoClaim::Unavailable(too_slow()))))
+            || agent.answer(Answer::Address(Err(Unreserved::TryAgain(too_slow()))));
+        self.go_on_refused(who);
+        has_waited
+    }
+
+    /// Gives a pod its interface.
+    fn plug(&mut self, who: Who, attachment: &Attachment, addresses: Vec<IpAddr>) {
+        let is_reserved = addresses.contains(&RESERVED);
+        if is_reserved {
+            self.count(Happening::HandedOver);
+        }
+        // What belongs to a workload by name goes with it.
+        if !is_reserved && addresses.iter().any(|address| self.cluster.warm.contains(address)) {
+            self.cluster.breaks(Broken::ReusedWarm);
+        }
         let machine = self.machine(who);
-        let now = machine.now(tick);
-        let wish = wish(machine, container, vec![address]);
-        match machine.ipam().allocate(wish, Rest::Full, now) {
-            Ok(held) => {
-                self.count(Happening::HandedOver);
-                self.plug(who, container, held.addresses, true);
-            }
-            Err(_) => {
-                let attachment = machine.attachment(container);
-                machine.ipam().give_up(address, attachment);
-            }
-        }
-        true
+        let container = machine.container(attachment).expect("it was begun");
+        machine.plugged.insert(container, addresses);
     }
 
     /// The runtime says that a pod has ended.
     pub(super) fn del(&mut self, who: Who, container: Container) -> bool {
-        let mut attachment = self.cluster.machines[who].attachment(container).clone();
+        let machine = &self.cluster.machines[who];
+        let whose = machine.attachment(container);
+        let mut attachment = whose.clone();
         if self.space.flaw == Some(Flaw::MatchesByName) {
-            let first = self.cluster.machines[who].ipam.attachments().next();
+            let first = machine.ipam.attachments().next();
             attachment = first.map_or(attachment, |held| held.attachment.clone());
         }
-        let machine = self.machine(who);
-        let others = |machine: &Machine| {
-            let keep = machine.attachment(container);
-            let others = machine.ipam.attachments().filter(|held| held.attachment != *keep);
-            others.cloned().collect::<Vec<_>>()
-        };
-        let before = others(machine);
-        let (held, _) = machine.ipam().begin_release(&attachment);
-        if others(machine) != before {
-            self.cluster.breaks(Broken::FreedAnothers);
-            return true;
+        if machine.ipam.get(&attachment).is_none() && !machine.plugged.contains_key(&container) {
+            return false;
         }
-        if held.is_some() {
-            return true;
-        }
-        // Its interface goes, if there is one that the ledger does not know.
-        self.cluster.machines[who].plugged.contains_key(&container) && self.unplug(who, container)
-    }
-
-    /// The next step of taking a pod away: first its interface, then its addresses.
-    pub(super) fn release(&mut self, who: Who, container: Container) -> bool {
-        let is_plugged = self.cluster.machines[who].plugged.contains_key(&container);
-        if is_plugged && self.space.flaw != Some(Flaw::FreesFirst) {
-            return self.unplug(who, container);
-        }
-        let tick = self.cluster.tick;
-        let machine = self.machine(who);
-        let (now, attachment) = (machine.now(tick), machine.attachment(container));
-        let count = machine.ipam.attachments().count();
-        machine.ipam().release(attachment, now).expect("a ledger in memory");
-        if machine.ipam.attachments().count() + 1 != count {
+        let before = machine.others(whose);
+        let begun = self.begin(who, Job::Del(attachment));
+        if self.cluster.machines[who].others(whose) != before {
             self.cluster.breaks(Broken::FreedAnothers);
         }
+        self.settle(who, Whose::Del(container), begun);
         true
     }
-}
 
-/// Whether an ADD is served at all.
-fn is_ready(machine: &Machine) -> bool {
-    let has_settings = machine.agent.watcher.view.cluster.is_some() && machine.identity().is_some();
-    machine.agent.service == Service::Open && has_settings && !machine.ipam.gateways().is_empty()
+    /// A new agent finishes what the one before had begun to take away.
+    pub(super) fn sweep(&mut self, who: Who) {
+        let leaving = self.cluster.machines[who].ipam.attachments().filter(|held| held.leaving);
+        let leaving: Vec<_> = leaving.map(|held| held.attachment.clone()).collect();
+        if !leaving.is_empty() {
+            let begun = self.begin(who, Job::Sweep(leaving));
+            self.settle(who, Whose::Sweeper, begun);
+        }
+    }
+
+    /// Goes on with a task that waits for nothing but its turn.
+    pub(super) fn go_on(&mut self, who: Who, whose: Whose) -> bool {
+        let agent = &mut self.machine(who).agent;
+        let stopped = match whose {
+            Whose::Registrar => agent.registrar.take(),
+            Whose::Add => agent.adding.take(),
+            Whose::Del(container) => agent.deleting.remove(&container),
+            Whose::Sweeper => agent.sweeping.take(),
+        };
+        let Some(stopped) = stopped else { return false };
+        let answer = match &stopped.wait {
+            Wait::Turn(answer) => (**answer).clone(),
+            Wait::CaughtUp(_) => Answer::CaughtUp(Ok(())),
+            _ => Answer::GoOn,
+        };
+        let resumed = self.resume(who, stopped, answer);
+        self.settle(who, whose, resumed);
+        true
+    }
+
+    /// Takes in how far a task has come.
+    pub(super) fn settle(&mut self, who: Who, whose: Whose, came: Result<Ended, Stopped>) {
+        match (whose, came) {
+            (Whose::Registrar, came) => self.settle_registrar(who, came),
+            (Whose::Add, came) => self.settle_add(who, came),
+            (Whose::Del(container), Err(stopped)) => {
+                self.machine(who).agent.deleting.insert(container, stopped);
+            }
+            // From then on it looks for pods that have ended without a word: nobody says of those that they must be gone.
+            (Whose::Sweeper, Err(Stopped { wait: Wait::Time, .. })) | (_, Ok(_)) => {}
+            (Whose::Sweeper, Err(stopped)) => self.machine(who).agent.sweeping = Some(stopped),
+        }
+    }
 }
 
 /// All pods are of one workload, so that a name says nothing.
-fn wish(machine: &Machine, container: Container, reserved: Vec<IpAddr>) -> Wish {
+fn request(machine: &Machine, container: Container, is_reserved: bool) -> AddRequest {
     let (namespace, name) = OWNER.split_once('/').expect("a namespace and a name");
-    Wish {
+    let addresses = if is_reserved { vec![RESERVED] } else { Vec::new() };
+    AddRequest {
         attachment: machine.attachment(container).clone(),
-        kind: Kind::Pod,
-        source: Source::Blocks { families: vec![Family::V4], pool: None, requested: Vec::new(), reserved },
-        mac: Some(Mac([2, 0, 0, 0, 1, container])),
-        mtu: 1450,
         netns: String::new(),
         pod: Some(Pod { namespace: namespace.to_owned(), name: name.to_owned(), uid: None }),
+        source: AddressSource::Pools { pool: None, addresses },
+        mac: Some(Mac([2, 0, 0, 0, 1, container])),
+        mtu: None,
     }
 }

@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use polder_ipam::store::{Compare, Entry, Txn, Update, Write};
+use polder_ipam::store::{Compare, Entry, Outcome, Txn, Update, Write};
 
 use super::cluster::Cluster;
-use super::machine::{Errand, Goal, Machine, Sent, Stage};
+use super::machine::Machine;
+use super::task::{Answer, Job, Part, Sent, Stopped, Wait};
 use super::watcher::{Behind, Watcher};
 
 impl PartialEq for Cluster {
@@ -54,11 +55,11 @@ impl Ranks {
                     _ => None,
                 }));
             }
-            for errand in agent.errands() {
-                match &errand.stage {
-                    Stage::UnderWay(sent) => add_txn(&mut known, &sent.txn),
-                    Stage::Won(revision) => known.push(*revision),
-                    Stage::Ready | Stage::Unknown(_) => {}
+            for stopped in agent.tasks() {
+                match &stopped.wait {
+                    Wait::Commit(sent) => add_txn(&mut known, &sent.txn),
+                    Wait::CaughtUp(revision) => known.push(*revision),
+                    _ => {}
                 }
             }
         }
@@ -103,21 +104,16 @@ impl<H: Hasher> Projection<'_, H> {
         let Machine { id, kernel: _, name: _, power, boots, booted, lives, ipam, plugged, containers, agent } =
             machine;
         self.put((id, power, boots, booted, lives, ipam, plugged, containers));
-        let is_double = std::mem::discriminant(&agent.double);
-        self.put(agent.learned);
-        self.put((
-            is_double,
-            &agent.adopted,
-            agent.service,
-            agent.unclaimable,
-            &agent.quarantine,
-            agent.cautious,
-            agent.losses,
-        ));
+        self.put((&agent.adopted, std::mem::discriminant(&agent.registration), &agent.state));
         self.watcher(&agent.watcher);
-        for errand in [&agent.registrar, &agent.adding] {
-            self.put(errand.is_some());
-            errand.iter().for_each(|errand| self.errand(errand));
+        for stopped in [&agent.registrar, &agent.adding, &agent.sweeping] {
+            self.put(stopped.is_some());
+            stopped.iter().for_each(|stopped| self.stopped(stopped, &agent.watcher));
+        }
+        self.put(agent.deleting.len());
+        for (container, stopped) in &agent.deleting {
+            self.put(container);
+            self.stopped(stopped, &agent.watcher);
         }
     }
 
@@ -140,29 +136,64 @@ impl<H: Hasher> Projection<'_, H> {
         }
     }
 
-    fn errand(&mut self, errand: &Errand) {
-        match &errand.goal {
-            // What it rests on is in the transaction, as long as that is under way.
-            Goal::Write(change) => self.put((0_u8, change.to_string())),
-            Goal::Claim { lost, attempt } => self.put((1_u8, lost, attempt)),
-            Goal::HandOver { container, address } => self.put((2_u8, container, address)),
+    /// What a task was told, not when: what it had read by then is in what it waits for.
+    fn stopped(&mut self, Stopped { job, parts, wait }: &Stopped, watcher: &Watcher) {
+        match &**job {
+            Job::CarryOut(decided) => self.put((0_u8, decided.step().map(std::mem::discriminant))),
+            Job::Serve { for_add, .. } => self.put((1_u8, for_add)),
+            Job::HandOver(_, attachment) => self.put((2_u8, attachment)),
+            Job::Add(request) => self.put((3_u8, &request.attachment)),
+            Job::Del(attachment) => self.put((4_u8, attachment)),
+            Job::Decide | Job::Sweep(_) => self.put(5_u8),
         }
-        match &errand.stage {
-            Stage::Ready => self.put(0_u8),
-            Stage::UnderWay(sent) => {
-                self.put(1_u8);
+        for (waited, answer) in parts.iter().filter_map(|part: &Part| part.told.as_ref()) {
+            if let Wait::Commit(sent) = waited {
+                self.writes(sent);
+            }
+            self.answer(answer);
+        }
+        match wait {
+            Wait::Commit(sent) => {
+                self.put(0_u8);
                 self.sent(sent);
             }
-            Stage::Unknown(doubt) => self.put((2_u8, &doubt.trace().key, &doubt.trace().value)),
-            Stage::Won(revision) => {
+            Wait::Read(range) => self.put((1_u8, &range.start)),
+            Wait::CaughtUp(revision) => {
                 let rank = self.ranks.rank(*revision);
-                self.put((3_u8, rank));
+                self.put((2_u8, rank));
             }
+            Wait::Changed(revision) => self.put((3_u8, watcher.view.revision != *revision)),
+            Wait::Block(_) => self.put(4_u8),
+            Wait::Address(_) => self.put(5_u8),
+            Wait::Turn(answer) => {
+                self.put(6_u8);
+                self.answer(answer);
+            }
+            Wait::Interface(attachment) => self.put((7_u8, attachment)),
+            Wait::Free(attachment) => self.put((8_u8, attachment)),
+            Wait::Time => self.put(9_u8),
+        }
+    }
+
+    fn answer(&mut self, answer: &Answer) {
+        match answer {
+            Answer::Committed(Ok(outcome)) => self.put((0_u8, *outcome == Outcome::Refused)),
+            Answer::Committed(Err(_)) => self.put(1_u8),
+            Answer::Contents(contents) => {
+                let values = contents.as_ref().ok().map(|contents| {
+                    contents.entries.iter().map(|entry| entry.value.clone()).collect::<Vec<_>>()
+                });
+                self.put((2_u8, values));
+            }
+            Answer::CaughtUp(seen) => self.put((3_u8, seen.is_ok())),
+            Answer::Block(block) => self.put((4_u8, block.is_ok())),
+            Answer::Address(address) => self.put((5_u8, address.as_ref().ok())),
+            Answer::GoOn => self.put(6_u8),
         }
     }
 
     fn sent(&mut self, sent: &Sent) {
-        self.put((&sent.by, sent.confirms, sent.txn.compares.len(), sent.txn.writes.len()));
+        self.put((&sent.by, sent.confirms(), sent.txn.compares.len()));
         for compare in &sent.txn.compares {
             match compare {
                 Compare::Empty(range) => self.put((0_u8, &range.start, &range.end)),
@@ -176,6 +207,11 @@ impl<H: Hasher> Projection<'_, H> {
                 }
             }
         }
+        self.writes(sent);
+    }
+
+    fn writes(&mut self, sent: &Sent) {
+        self.put(sent.txn.writes.len());
         for write in &sent.txn.writes {
             match write {
                 Write::Put { key, value } => self.put((0_u8, key, value)),

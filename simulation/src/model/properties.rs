@@ -8,6 +8,7 @@ use stateright::Property;
 
 use super::cluster::{Broken, Cluster};
 use super::machine::{Machine, Power};
+use super::task::Job;
 use super::{RESERVED, Space};
 
 /// More pods than this may need another block.
@@ -37,6 +38,10 @@ pub(super) fn all() -> Vec<Property<Space>> {
         Property::always("a live pod's address is used in the ledger", every_pod_is_written_down),
         Property::always("no address is lost", no_address_is_lost),
         Property::always("no wish is granted twice", no_wish_is_granted_twice),
+        Property::always(
+            "a reserved address is kept only for a pod that is being added",
+            nothing_is_kept_for_nobody,
+        ),
     ]
 }
 
@@ -101,6 +106,16 @@ fn no_address_is_lost(_: &Space, cluster: &Cluster) -> bool {
             let size = 1_u64 << (32 - owned.block.cidr().length());
             counts.used + counts.resting + counts.free + counts.excluded == size
         })
+    })
+}
+
+fn nothing_is_kept_for_nobody(_: &Space, cluster: &Cluster) -> bool {
+    running(cluster).all(|machine| {
+        let own = machine.ipam.own(machine.now(cluster.tick)).expect("a ledger in memory");
+        let is_handing_over = || {
+            machine.agent.registrar.as_ref().is_some_and(|stopped| matches!(*stopped.job, Job::HandOver(..)))
+        };
+        own.expected.is_empty() || machine.agent.adding.is_some() || is_handing_over()
     })
 }
 

@@ -1,243 +1,180 @@
-//! What a registrar does: what its steward says, one step at a time, and claims. It mirrors the agent's registrar.
+//! The registrar of a machine: its steps and what others ask of it.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use polder_api::Family;
-use polder_ipam::Pool;
-use polder_ipam::attempt::Attempt;
 use polder_ipam::change::Change;
-use polder_ipam::claim::Claimant;
-use polder_ipam::ids::Nonce;
-use polder_ipam::ledger::{Identity, OwnedBlock};
-use polder_ipam::pool::{BlockRequest, Labels};
-use polder_ipam::record::Life;
-use polder_ipam::steward::{self, Double, Facts, Presence, Step};
-use polder_ipam::view::Source;
+use polder_ipam::pool::BlockRequest;
+use polder_ipam::record::PodsGone;
+use polder_ipam::store::Outcome;
+use polder_ipam::transaction::trace;
 
-use super::action::Errands;
-use super::machine::{Errand, Goal, Machine, Sent, Service, Stage, Who};
+use super::RESERVED;
+use super::action::{Fate, Whose};
+use super::flaw::Flaw;
+use super::machine::Who;
 use super::play::Play;
 use super::tally::Happening;
-
-/// Another block of IPv4 addresses.
-const WANTED: BlockRequest = BlockRequest::Any(Family::V4, None);
+use super::task::{Answer, Ended, Job, Stopped, Wait};
+use crate::world::no_answer;
 
 impl Play<'_> {
-    /// The next step of a registrar that waits for nothing.
+    /// The next step of a registrar that has nothing else to do.
     pub(super) fn decide(&mut self, who: Who) -> bool {
-        match &self.cluster.machines[who].agent.registrar {
-            None => self.step(who),
-            Some(Errand { goal: Goal::Claim { .. }, stage: Stage::Ready }) => self.attempt(who),
-            Some(_) => false,
+        if self.space.flaw == Some(Flaw::NeedsNoRest) {
+            self.believe_seen_before(who);
         }
-    }
-
-    fn step(&mut self, who: Who) -> bool {
-        let step = self.next_step(who);
-        self.carry_out(who, step)
-    }
-
-    fn next_step(&mut self, who: Who) -> Step {
-        let (space, tick) = (self.space, self.cluster.tick);
-        let machine = self.machine(who);
-        let now = machine.now(tick);
-        let view = space.bend(&machine.agent.watcher.view);
-        if view.losses != machine.agent.losses {
-            machine.agent.losses = view.losses;
-            machine.agent.cautious = true;
+        if let Some(identity) = self.space.mistake(&self.cluster.machines[who]) {
+            self.machine(who).ipam().identify(&identity).expect("a ledger in memory");
         }
-        space.observe(&mut machine.agent.quarantine, &view, now);
-        if !machine.agent.learned && view.source != Source::Nowhere {
-            let pools: Vec<Pool> = view.pools.values().map(|pool| (*pool.record).clone()).collect();
-            machine.ipam().learn_pools(&pools, &Labels::new()).expect("a ledger in memory");
-            machine.agent.learned = true;
-        }
-        let own = space.bend_own(machine.ipam.own(now).expect("a ledger in memory"));
-        let (machine_id, boot_id) = (machine.machine_id(), machine.boot_id());
-        let unclaimable = machine.agent.unclaimable.then(|| (Family::V4, "there is none".to_owned()));
-        if let Some(step) = space.bend_step(&own, &view, &machine.name, &boot_id) {
-            return step;
-        }
-        steward::next(&Facts {
-            me: &machine.name,
-            life: Life { machine_id: &machine_id, boot_id: &boot_id },
-            proof: space.proof(),
-            adopted: machine.agent.adopted.as_ref(),
-            labels: &Labels::new(),
-            view: &view,
-            own: &own,
-            presence: &Ok(presence(who)),
-            double: machine.agent.double.clone(),
-            caution: machine.agent.cautious,
-            quarantine: &space.judged(&machine.agent.quarantine, &view),
-            unclaimable: &unclaimable.into_iter().collect::<BTreeMap<_, _>>(),
-            fresh: &fresh(machine),
-            now,
-        })
+        let Ok(Ended::Decided(decided)) = self.begin(who, Job::Decide) else {
+            unreachable!("what is decided on is at hand")
+        };
+        self.start(who, Job::CarryOut(decided))
     }
 
-    fn carry_out(&mut self, who: Who, step: Step) -> bool {
-        let now = self.cluster.machines[who].now(self.cluster.tick);
-        match step {
-            Step::Settled | Step::Wait(_) | Step::Bootstrap => self.publish(who, Service::Open),
-            Step::Conflict(_) => {
-                self.count(Happening::Conflict);
-                self.publish(who, Service::Forbidden);
-            }
-            Step::Removed(_) => self.publish(who, Service::Forbidden),
-            Step::Identify(identity) => self.identify(who, &identity),
-            // Of an earlier boot nothing is alive; and of another machine nothing is heard, though it may live.
-            Step::AskForDouble => {
-                let agent = &mut self.machine(who).agent;
-                agent.double = Double::None;
-                agent.service = Service::Forbidden;
-            }
-            Step::CutOff => return self.cut_off(who),
-            Step::Commit(change) => {
-                if matches!(*change, Change::TakeOverNode { .. }) {
-                    self.machine(who).ipam().rest_unused(now).expect("a ledger in memory");
-                }
-                self.write(who, change);
-            }
-            Step::Own(owned) => {
-                self.count(Happening::TakenOver);
-                self.adopt_block(who, owned);
-            }
-            Step::Leave(blocks) => {
-                for block in blocks {
-                    let _ = self.machine(who).ipam().leave(block, now).expect("a ledger in memory");
-                }
-            }
-            Step::Disown(blocks) => {
-                self.count(Happening::GivenBack);
-                for block in blocks {
-                    self.machine(who).ipam().disown(block).expect("a ledger in memory");
-                }
-            }
-            Step::Claim(wanted) => {
-                debug_assert_eq!(wanted, WANTED, "there is one pool to claim from");
-                return self.wish(who);
-            }
-            Step::TakeGateways => drop(self.machine(who).ipam().take_gateways(now)),
-            Step::MoveGateway(old) => drop(self.machine(who).ipam().move_gateway(old, now)),
-        }
-        true
+    /// A deliberate defect: a registrar takes what it sees for something that it has seen since its boot.
+    fn believe_seen_before(&mut self, who: Who) {
+        let (before, tick) = (Arc::clone(&self.cluster.machines[who]), self.cluster.tick);
+        self.machine(who).booted = tick;
+        let _ = self.begin(who, Job::Decide);
+        let state = self.cluster.machines[who].agent.state.clone();
+        self.cluster.machines[who] = before;
+        self.machine(who).agent.state = state;
     }
 
-    fn publish(&mut self, who: Who, service: Service) {
-        let agent = &mut self.machine(who).agent;
-        agent.service = service;
-        agent.end_round();
-    }
-
-    fn identify(&mut self, who: Who, identity: &Identity) {
-        let machine = self.machine(who);
-        if identity.incarnation.0 == fresh(machine) {
-            machine.lives += 1;
-        }
-        machine.ipam().identify(identity).expect("a ledger in memory");
-    }
-
-    /// Takes all pods away, one after another, and then everything else.
-    fn cut_off(&mut self, who: Who) -> bool {
-        self.machine(who).agent.service = Service::Forbidden;
-        let machine = &self.cluster.machines[who];
-        if !machine.leaving().is_empty() {
-            return false;
-        }
-        let first = machine.ipam.attachments().next().map(|held| held.attachment.clone());
-        let machine = self.machine(who);
-        match first {
-            Some(attachment) => drop(machine.ipam().begin_release(&attachment)),
-            None => machine.ipam().forget_all().expect("no attachment is left"),
-        }
-        true
-    }
-
-    fn write(&mut self, who: Who, change: Box<Change>) {
-        let stage = Stage::UnderWay(self.sent(who, &change));
-        self.machine(who).agent.registrar = Some(Errand { goal: Goal::Write(change.into()), stage });
-    }
-
-    /// The change of a machine, on its way.
-    pub(super) fn sent(&self, who: Who, change: &Change) -> Sent {
-        let identity = self.cluster.machines[who].identity();
-        Sent {
-            attempt: Attempt::new(change),
-            by: identity.map(|identity| identity.incarnation),
-            confirms: matches!(change, Change::ConfirmRemoval(_)),
-            txn: Arc::new(self.space.transaction(change)),
-        }
-    }
-
-    fn adopt_block(&mut self, who: Who, owned: OwnedBlock) {
-        let now = self.cluster.machines[who].now(self.cluster.tick);
-        let machine = self.machine(who);
-        let view = Arc::clone(&machine.agent.watcher.view);
-        let Some(pool) = view.pools.get(&owned.pool) else { return };
-        machine.ipam().adopt_block(owned, &pool.record, now).expect("a ledger in memory");
-    }
-
-    pub(super) fn add_block(&mut self, who: Who, owned: OwnedBlock) {
-        let now = self.cluster.machines[who].now(self.cluster.tick);
-        let machine = self.machine(who);
-        let view = Arc::clone(&machine.agent.watcher.view);
-        let Some(pool) = view.pools.get(&owned.pool) else { return };
-        machine.ipam().add_block(owned, &pool.record, now).expect("a ledger in memory");
-    }
-
-    /// Begins to claim a block.
+    /// A block is wanted for later.
     pub(super) fn wish(&mut self, who: Who) -> bool {
-        let goal = Goal::Claim { lost: BTreeSet::new(), attempt: None };
-        self.machine(who).agent.registrar = Some(Errand { goal, stage: Stage::Ready });
+        self.start(who, Job::Serve { wanted: BlockRequest::Any(Family::V4, None), for_add: false })
+    }
+
+    /// Lets a registrar begin something.
+    pub(super) fn start(&mut self, who: Who, job: Job) -> bool {
+        if matches!(job, Job::HandOver(..)) {
+            self.note_hand_over(who);
+        }
+        let next = self.cluster.machines[who].next_incarnation();
+        let begun = self.begin(who, job);
+        self.settle_registrar(who, begun);
+        if self.cluster.machines[who].identity().is_some_and(|identity| identity.incarnation.0 == next) {
+            self.machine(who).lives += 1;
+        }
         true
     }
 
-    /// Tries to claim a block.
-    fn attempt(&mut self, who: Who) -> bool {
-        let machine = Arc::clone(&self.cluster.machines[who]);
-        let view = self.space.bend(&machine.agent.watcher.view);
-        let Some(Errand { goal: Goal::Claim { lost, .. }, .. }) = &machine.agent.registrar else {
+    /// Tells a registrar what it waits for.
+    fn tell_registrar(&mut self, who: Who, answer: Answer) -> bool {
+        let Some(stopped) = self.machine(who).agent.registrar.take() else { return false };
+        let resumed = self.resume(who, stopped, answer);
+        self.settle_registrar(who, resumed);
+        true
+    }
+
+    /// Takes in how far a registrar has come.
+    pub(super) fn settle_registrar(&mut self, who: Who, came: Result<Ended, Stopped>) {
+        match came {
+            Err(stopped) => self.machine(who).agent.registrar = Some(stopped),
+            Ok(_) => self.go_on_refused(who),
+        }
+    }
+
+    /// Lets the transaction of a registrar meet its fate.
+    pub(super) fn meet(&mut self, who: Who, fate: Fate) -> bool {
+        let registrar = self.cluster.machines[who].agent.registrar.as_ref();
+        let Some(sent) = registrar.and_then(Stopped::under_way).cloned() else { return false };
+        let left = &mut self.cluster.left;
+        match fate {
+            Fate::Answered => {}
+            Fate::ReplyLost | Fate::Lost => left.lost -= 1,
+            Fate::AnsweredAndRepeated | Fate::Late => left.late -= 1,
+        }
+        let outcome = match fate {
+            Fate::Answered | Fate::AnsweredAndRepeated | Fate::ReplyLost => Some(self.commit(&sent)),
+            Fate::Lost | Fate::Late => None,
+        };
+        if matches!(fate, Fate::AnsweredAndRepeated | Fate::Late) {
+            self.cluster.late.push(sent.clone());
+        }
+        let answer = match outcome {
+            Some(outcome) if fate != Fate::ReplyLost => Ok(outcome),
+            _ if self.space.flaw == Some(Flaw::RepeatsBlindly) => Ok(Outcome::Refused),
+            _ => Err(no_answer()),
+        };
+        match answer {
+            Ok(Outcome::Applied { .. }) => self.note_made(who, &sent.change),
+            Ok(Outcome::Refused) if matches!(*sent.change, Change::ClaimBlock(_)) => {
+                self.count(Happening::Beaten);
+            }
+            _ => {}
+        }
+        self.tell_registrar(who, Answer::Committed(answer))
+    }
+
+    fn note_made(&self, who: Who, change: &Change) {
+        match change {
+            Change::ClaimBlock(_) => self.count(Happening::Claimed),
+            Change::InheritFrom(_) | Change::ForgetFence { .. } => self.count(Happening::Inherited),
+            Change::ConfirmRemoval(_) => self.count(Happening::Confirmed),
+            Change::LetGoAddress { .. } => self.count(Happening::LetGo),
+            Change::RegisterNode { .. } | Change::TakeOverNode { .. } if who == 2 => {
+                self.count(Happening::Registered);
+            }
+            _ => {}
+        }
+    }
+
+    /// Lets a registrar see what became of its transaction; or that it cannot be seen.
+    pub(super) fn look(&mut self, who: Who, is_in_vain: bool) -> bool {
+        let Some(Stopped { wait: Wait::Read(range), parts, .. }) =
+            &self.cluster.machines[who].agent.registrar
+        else {
             return false;
         };
-        let identity = machine.identity();
-        let claimant = Claimant {
-            me: &machine.name,
-            labels: &Labels::new(),
-            identity: identity.as_ref(),
-            life: Life { machine_id: &machine.machine_id(), boot_id: &machine.boot_id() },
-            view: &view,
-            caution: machine.agent.cautious,
-        };
-        let Ok(claim) = claimant.attempt(&WANTED, lost, Nonce(self.cluster.nonce(who))) else {
-            return self.fail(who, Errands::Registrar);
-        };
-        let owned = OwnedBlock {
-            block: claim.block,
-            pool: claim.record.pool.clone(),
-            nonce: claim.record.nonce.clone(),
-            leaving: false,
-        };
-        let goal = Goal::Claim { lost: lost.clone(), attempt: Some(owned) };
-        let stage = Stage::UnderWay(self.sent(who, &claim.into()));
-        self.machine(who).agent.registrar = Some(Errand { goal, stage });
-        true
+        let contents = self.cluster.etcd.range(range);
+        if is_in_vain {
+            return self.tell_registrar(who, Answer::Contents(Err(no_answer())));
+        }
+        if let Some((Wait::Commit(sent), _)) = parts.last().and_then(|part| part.told.as_ref())
+            && let Some(trace) = trace(&sent.change)
+        {
+            let is_made = contents.entries.iter().any(|entry| entry.value == trace.value);
+            self.count(if is_made { Happening::FoundMade } else { Happening::FoundUnmade });
+        }
+        self.tell_registrar(who, Answer::Contents(Ok(contents)))
     }
-}
 
-/// The next name that a machine makes up for itself.
-fn fresh(machine: &Machine) -> String {
-    format!("{}-i{}", machine.id, machine.lives + 1)
-}
+    /// Lets a registrar wait no longer for its view.
+    pub(super) fn lose_patience(&mut self, who: Who) -> bool {
+        let registrar = self.cluster.machines[who].agent.registrar.as_ref();
+        let answer = match registrar.map(|stopped| &stopped.wait) {
+            Some(Wait::CaughtUp(_)) => Answer::CaughtUp(Err(no_answer())),
+            _ => Answer::GoOn,
+        };
+        self.tell_registrar(who, answer)
+    }
 
-fn presence(who: Who) -> Presence {
-    let last = u8::try_from(who).expect("there are few machines") + 1;
-    Presence {
-        underlay: vec![IpAddr::from([192, 0, 2, last])],
-        vtep_mac: polder_api::Mac([2, 0, 0, 0, 0, last]),
-        mtu: 1450,
-        version: "0".to_owned(),
+    /// The next change of the store reaches a machine. A step that has only waited for it is over.
+    pub(super) fn hear(&mut self, who: Who) -> bool {
+        let etcd = Arc::clone(&self.cluster.etcd);
+        let agent = &mut self.machine(who).agent;
+        agent.watcher.hear(&etcd);
+        let is_over = agent.registrar.as_ref().is_some_and(|Stopped { job, wait, .. }| {
+            matches!(wait, Wait::CaughtUp(revision) if agent.watcher.shows(*revision)) && job.is_write()
+        });
+        if is_over { self.go_on(who, Whose::Registrar) } else { true }
+    }
+
+    fn note_hand_over(&self, who: Who) {
+        let view = &self.cluster.machines[who].agent.watcher.view;
+        let Some(last) = view.reservations.get(&RESERVED).and_then(|known| known.record.holder.as_ref())
+        else {
+            return;
+        };
+        let fence = view.fences.get(&last.incarnation);
+        if fence.is_some_and(|fence| fence.record.pods != PodsGone::Unknown) {
+            self.count(Happening::HandedOverRemoved);
+        } else if view.nodes.get(&last.node).is_some_and(|node| node.record.boot_id != last.boot_id) {
+            self.count(Happening::HandedOverRebooted);
+        }
     }
 }

@@ -120,6 +120,14 @@ impl Space {
                 vec![HandedOver, Denied, LetGo, FoundMade, FoundUnmade, LateApplied, LateRefused],
             ),
             (
+                Self::new(
+                    "hand-overs that are given up",
+                    Start::Settled,
+                    Limits { reserved: 2, impatience: 1, lost: 1, ..none },
+                ),
+                vec![HandedOver, Denied, LetGo, FoundMade, FoundUnmade],
+            ),
+            (
                 Self::new("late hand-overs", Start::Settled, Limits { reserved: 3, late: 1, ..none }),
                 vec![HandedOver, Denied, LetGo, FoundMade, FoundUnmade, LateApplied, LateRefused],
             ),

@@ -12,11 +12,12 @@ use polder_ipam::record::{
 use polder_ipam::store::{Txn, Write};
 
 use super::Space;
-use super::action::{Action, Errands, Fate};
+use super::action::{Action, Fate, Whose};
 use super::cluster::Cluster;
 use super::limits::Limits;
-use super::machine::{EARLIER, Kernel, Machine, NAMES, Power, Stage, Who};
+use super::machine::{EARLIER, Kernel, Machine, NAMES, Power, Who};
 use super::play::Play;
+use super::task::Wait;
 use super::watcher::Watcher;
 use crate::etcd;
 
@@ -75,13 +76,13 @@ fn settle(play: &mut Play<'_>, who: Who) {
         while !play.cluster.machines[who].agent.watcher.is_current() {
             play.act(&Action::Hear(who));
         }
-        let registrar =
-            play.cluster.machines[who].agent.registrar.as_ref().map(|errand| errand.stage.clone());
-        match registrar {
-            Some(Stage::UnderWay(_)) => play.act(&Action::Meet(who, Errands::Registrar, Fate::Answered)),
-            Some(Stage::Won(_)) => play.act(&Action::Take(who, Errands::Registrar)),
-            Some(Stage::Ready | Stage::Unknown(_)) | None => play.act(&Action::Decide(who)),
+        let registrar = play.cluster.machines[who].agent.registrar.as_ref();
+        let next = match registrar.map(|stopped| &stopped.wait) {
+            None => Action::Decide(who),
+            Some(Wait::Commit(_)) => Action::Meet(who, Fate::Answered),
+            Some(_) => Action::GoOn(who, Whose::Registrar),
         };
+        play.act(&next);
         if play.cluster == before {
             return;
         }

@@ -1,0 +1,405 @@
+//! What the tasks that ship find on a machine of the model.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use polder_api::{Attachment, Family, Mac};
+use polder_ipam::Moment;
+use polder_ipam::change::Change;
+use polder_ipam::claim::NoClaim;
+use polder_ipam::key::{Key, Range};
+use polder_ipam::ledger::memory::Memory;
+use polder_ipam::ledger::{Held, LedgerError};
+use polder_ipam::node::NodeIpam;
+use polder_ipam::pool::BlockRequest;
+use polder_ipam::readiness;
+use polder_ipam::record::Alive;
+use polder_ipam::registration::{Holdings, Registration};
+use polder_ipam::reservation::Denied;
+use polder_ipam::steward::{Presence, Step};
+use polder_ipam::store::{Contents, Outcome, StoreError};
+use polder_ipam::tasks::{
+    Host, Me, PodHost, RegistrarHost, RegistrarState, Requests, Unreserved, Workload, teardown,
+};
+use polder_ipam::view::View;
+
+use super::cluster::Broken;
+use super::flaw::Flaw;
+use super::machine::{Container, Machine, Who};
+use super::play::Play;
+use super::tally::Happening;
+use super::task::{Answer, Job, Part, Sent, Wait};
+
+/// The MTU of all pods, in bytes.
+const MTU: u32 = 1450;
+
+/// What surrounds a task while it runs.
+pub(super) struct Scene<'a> {
+    play: &'a Play<'a>,
+    who: Who,
+    job: Arc<Job>,
+    /// Whether what happens has not happened before.
+    is_new: bool,
+    tick: u8,
+    answer: Option<Answer>,
+    left: Left,
+}
+
+/// What a task leaves behind when it stops.
+pub(super) struct Left {
+    /// The machine.
+    pub(super) machine: Arc<Machine>,
+    /// The name that it made up.
+    pub(super) fresh: Option<String>,
+    /// What it waits for.
+    pub(super) wait: Option<Wait>,
+    /// The addresses of interfaces that went.
+    pub(super) unplugged: Vec<IpAddr>,
+    /// What must not happen, and has.
+    pub(super) broken: Option<Broken>,
+}
+
+impl Left {
+    fn new(machine: &Arc<Machine>) -> Self {
+        let machine = Arc::clone(machine);
+        Self { machine, fresh: None, wait: None, unplugged: Vec::new(), broken: None }
+    }
+}
+
+impl<'a> Scene<'a> {
+    /// The scene of a task of that machine.
+    pub(super) fn new(play: &'a Play<'a>, who: Who, job: Arc<Job>) -> Rc<RefCell<Self>> {
+        let left = Left::new(&play.cluster.machines[who]);
+        Rc::new(RefCell::new(Self { play, who, job, is_new: false, tick: 0, answer: None, left }))
+    }
+
+    /// Begins a part of the task.
+    pub(super) fn enter(&mut self, part: &Part, is_new: bool) {
+        self.is_new = is_new;
+        self.tick = part.tick;
+        self.answer = part.told.as_ref().map(|(_, answer)| answer.clone());
+        self.left = Left { fresh: part.fresh.clone(), ..Left::new(&part.machine) };
+    }
+
+    /// What is left now.
+    pub(super) fn leave(&mut self) -> Left {
+        let nothing = Left::new(&self.play.cluster.machines[self.who]);
+        std::mem::replace(&mut self.left, nothing)
+    }
+
+    fn machine(&mut self) -> &mut Machine {
+        Arc::make_mut(&mut self.left.machine)
+    }
+
+    fn count(&self, happening: Happening) {
+        if self.is_new {
+            self.play.count(happening);
+        }
+    }
+
+    /// A name that nobody has: for the node itself where a step is decided on, and else for a claim.
+    fn fresh(&mut self) -> String {
+        if matches!(*self.job, Job::Decide) {
+            return self.left.machine.next_incarnation();
+        }
+        let (play, who) = (self.play, self.who);
+        self.left.fresh.get_or_insert_with(|| play.cluster.nonce(who)).clone()
+    }
+}
+
+/// The hand of a task in its scene.
+#[derive(Clone)]
+pub(super) struct Hand<'a>(pub(super) Rc<RefCell<Scene<'a>>>);
+
+impl Hand<'_> {
+    fn with<T>(&self, action: impl FnOnce(&mut Scene<'_>) -> T) -> T {
+        action(&mut self.0.borrow_mut())
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&Machine) -> T) -> T {
+        read(&self.0.borrow().left.machine)
+    }
+
+    /// Who the node is.
+    pub(super) fn me(&self) -> Me {
+        self.with(|scene| scene.play.space.me(&scene.left.machine))
+    }
+
+    /// What the registrar remembers.
+    pub(super) fn registrar_state(&self, me: &Me) -> RegistrarState {
+        self.read(|machine| machine.agent.state.clone()).unwrap_or_else(|| RegistrarState::new(me))
+    }
+
+    /// Lets the registrar remember that.
+    pub(super) fn keep(&self, state: RegistrarState) {
+        self.with(|scene| scene.machine().agent.state = Some(state));
+    }
+
+    /// Answers the ADD that waits for the registrar. False if none does.
+    pub(super) fn answer(&self, answer: Answer) -> bool {
+        if let Answer::Address(Err(Unreserved::Denied(Denied::Held { .. }))) = answer {
+            self.with(|scene| scene.count(Happening::Denied));
+        }
+        self.with(|scene| scene.machine().agent.answer(answer))
+    }
+
+    async fn wait(&self, wait: Wait) -> Answer {
+        self.with(|scene| {
+            scene.left.wait = Some(wait);
+            scene.answer = None;
+        });
+        std::future::poll_fn(|_| self.with(|scene| scene.answer.take().map_or(Poll::Pending, Poll::Ready)))
+            .await
+    }
+
+    fn plugged(&self, attachment: &Attachment) -> Option<Container> {
+        self.read(|machine| {
+            let container = machine.container(attachment)?;
+            machine.plugged.contains_key(&container).then_some(container)
+        })
+    }
+}
+
+impl Host for Hand<'_> {
+    type Ledger = Memory;
+
+    fn now(&self) -> Moment {
+        self.with(|scene| scene.left.machine.now(scene.tick))
+    }
+
+    fn view(&self) -> Arc<View> {
+        self.with(|scene| scene.play.space.bend(&scene.left.machine.agent.watcher.view, &scene.job))
+    }
+
+    fn registration(&self) -> Registration {
+        self.read(|machine| machine.agent.registration.clone())
+    }
+
+    async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
+        let sent = self.with(|scene| Sent {
+            by: scene.left.machine.identity().map(|identity| identity.incarnation),
+            change: Arc::new(change.clone()),
+            txn: Arc::new(scene.play.space.transaction(change)),
+        });
+        match self.wait(Wait::Commit(sent)).await {
+            Answer::Committed(outcome) => outcome,
+            other => unreachable!("{other:?}"),
+        }
+    }
+
+    /// Nobody publishes addresses here, and nobody is heard of who lives under another's name.
+    async fn range(&self, range: &Range) -> Result<Contents, StoreError> {
+        if matches!(range.start.parse(), Ok(Key::Alive(_))) || range.start.contains("/addresses/") {
+            return Ok(Contents { revision: 0, entries: Vec::new() });
+        }
+        match self.wait(Wait::Read(range.clone())).await {
+            Answer::Contents(contents) => contents,
+            other => unreachable!("{other:?}"),
+        }
+    }
+
+    async fn ledger<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut NodeIpam<Memory>, Moment) -> T + Send + 'static,
+    ) -> T {
+        let now = self.now();
+        self.with(|scene| match scene.play.space.bend_ledger(&scene.left.machine, &scene.job) {
+            Some(mut bent) => job(&mut bent, now),
+            None => job(scene.machine().ipam(), now),
+        })
+    }
+}
+
+impl RegistrarHost for Hand<'_> {
+    fn fresh_name(&self) -> Result<String, String> {
+        Ok(self.0.borrow_mut().fresh())
+    }
+
+    async fn changed(&self, view: &Arc<View>, _: Duration) {
+        self.wait(Wait::Changed(view.revision)).await;
+    }
+
+    async fn caught_up(&self, revision: i64) -> Result<(), StoreError> {
+        if self.read(|machine| machine.agent.watcher.shows(revision)) {
+            return Ok(());
+        }
+        match self.wait(Wait::CaughtUp(revision)).await {
+            Answer::CaughtUp(seen) => seen,
+            other => unreachable!("{other:?}"),
+        }
+    }
+
+    fn presence(&self, _: &View) -> Result<Presence, String> {
+        let last = self.with(|scene| u8::try_from(scene.who).expect("there are few machines") + 1);
+        Ok(Presence {
+            underlay: vec![IpAddr::from([192, 0, 2, last])],
+            vtep_mac: Mac([2, 0, 0, 0, 0, last]),
+            mtu: MTU,
+            version: "0".to_owned(),
+        })
+    }
+
+    fn surroundings(&self, _: &View) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn adopted(&self) -> Option<Alive> {
+        self.read(|machine| machine.agent.adopted.clone())
+    }
+
+    fn register(&self, registration: Registration) {
+        self.with(|scene| scene.machine().agent.registration = registration);
+    }
+
+    fn announce(&self, _: Holdings) {}
+
+    async fn cut_off(&self, attachment: &Attachment) -> Result<(), String> {
+        teardown::cut_off(self, attachment).await
+    }
+
+    async fn remove_gateways(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn observe(&self, step: &Step, _: u64, _: bool) {
+        self.with(|scene| match step {
+            Step::Conflict(_) => scene.count(Happening::Conflict),
+            Step::Own(_) => scene.count(Happening::TakenOver),
+            Step::Disown(_) => scene.count(Happening::GivenBack),
+            _ => {}
+        });
+    }
+}
+
+impl Requests for Hand<'_> {
+    async fn claim(&self, wanted: BlockRequest) -> Result<(), NoClaim> {
+        match self.wait(Wait::Block(wanted)).await {
+            Answer::Block(claimed) => claimed,
+            other => unreachable!("{other:?}"),
+        }
+    }
+
+    /// What is claimed for later is chosen by [`super::Action::Wish`].
+    fn claim_ahead(&self, _: BlockRequest) {}
+
+    async fn reserve(&self, wanted: Workload, _: String, _: &Attachment) -> Result<IpAddr, Unreserved> {
+        match self.wait(Wait::Address(wanted)).await {
+            Answer::Address(address) => address,
+            other => unreachable!("{other:?}"),
+        }
+    }
+}
+
+/// An attachment that somebody works on, until this is dropped.
+pub(super) struct Lock<'a>(Hand<'a>, Attachment);
+
+impl Drop for Lock<'_> {
+    fn drop(&mut self) {
+        self.0.with(|scene| scene.machine().agent.locked.remove(&self.1));
+    }
+}
+
+impl<'a> PodHost for Hand<'a> {
+    type Lock = Lock<'a>;
+
+    fn try_lock(&self, attachment: &Attachment) -> Option<Lock<'a>> {
+        self.with(|scene| scene.machine().agent.locked.insert(attachment.clone()))
+            .then(|| Lock(self.clone(), attachment.clone()))
+    }
+
+    /// Whoever waits has already waited for as long as he would.
+    async fn lock(&self, attachment: &Attachment, _: Duration) -> Option<Lock<'a>> {
+        self.try_lock(attachment)
+    }
+
+    fn is_locked(&self, attachment: &Attachment) -> bool {
+        self.read(|machine| machine.agent.locked.contains(attachment))
+    }
+
+    async fn gone(&self, held: Vec<Held>) -> Result<BTreeSet<Attachment>, String> {
+        let gone = held.into_iter().map(|held| held.attachment);
+        Ok(gone.filter(|attachment| self.plugged(attachment).is_none()).collect())
+    }
+
+    async fn admit(&self, _: &Held) -> Result<(), String> {
+        Ok(())
+    }
+
+    async fn delete_interface(&self, attachment: &Attachment) -> Result<(), String> {
+        let Some(container) = self.plugged(attachment) else { return Ok(()) };
+        if self.with(|scene| scene.play.space.flaw) == Some(Flaw::FreesFirst) {
+            let _ = self.free(attachment).await;
+        }
+        self.wait(Wait::Interface(attachment.clone())).await;
+        self.with(|scene| {
+            let addresses = scene.machine().plugged.remove(&container).unwrap_or_default();
+            scene.left.unplugged.extend(addresses);
+        });
+        Ok(())
+    }
+
+    async fn forget(&self, _: &Held) {}
+
+    async fn free(&self, attachment: &Attachment) -> Result<(), LedgerError> {
+        self.wait(Wait::Free(attachment.clone())).await;
+        let now = self.now();
+        self.with(|scene| {
+            let before = scene.left.machine.others(attachment);
+            let freed = scene.machine().ipam().release(attachment, now);
+            if scene.left.machine.others(attachment) != before {
+                scene.left.broken = Some(Broken::FreedAnothers);
+            }
+            freed
+        })
+    }
+
+    fn tombstones(&self) -> Vec<Attachment> {
+        Vec::new()
+    }
+
+    fn has_tombstone(&self, _: &Attachment) -> bool {
+        false
+    }
+
+    fn remove_tombstone(&self, _: &Attachment) {}
+
+    fn obstacles(&self) -> Vec<String> {
+        self.read(|machine| {
+            let gateways = machine.ipam.gateways();
+            readiness::obstacles(&readiness::Facts {
+                view: &machine.agent.watcher.view,
+                registration: &machine.agent.registration,
+                holdings: &Holdings {
+                    identity: machine.identity(),
+                    blocks: machine.ipam.blocks().to_vec(),
+                    gateways: gateways.to_vec(),
+                },
+                underlay: Ok(()),
+                gateways,
+                mtu: MTU,
+                failures: &[],
+            })
+        })
+    }
+
+    fn families(&self) -> &[Family] {
+        &[Family::V4]
+    }
+
+    fn mtu(&self) -> Option<u32> {
+        Some(MTU)
+    }
+
+    async fn sleep(&self, _: Duration) {
+        self.wait(Wait::Time).await;
+    }
+
+    fn attachments_changed(&self) {}
+
+    fn addresses_freed(&self) {}
+}
