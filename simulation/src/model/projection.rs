@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
+use polder_ipam::registration::Registration;
 use polder_ipam::store::{Compare, Entry, Outcome, Txn, Update, Write};
 
 use super::cluster::Cluster;
@@ -104,7 +105,14 @@ impl<H: Hasher> Projection<'_, H> {
         let Machine { id, kernel: _, name: _, power, boots, booted, lives, ipam, plugged, containers, agent } =
             machine;
         self.put((id, power, boots, booted, lives, ipam, plugged, containers));
-        self.put((&agent.adopted, std::mem::discriminant(&agent.registration), &agent.state));
+        // Nobody does anything else because a node that serves waits for something.
+        let registration = match agent.registration {
+            Registration::Waiting(_) | Registration::Registered => 0_u8,
+            Registration::Unproven(_) => 1,
+            Registration::Conflict(_) => 2,
+            Registration::Removed(_) => 3,
+        };
+        self.put((&agent.adopted, registration, &agent.state));
         self.watcher(&agent.watcher);
         for stopped in [&agent.registrar, &agent.adding, &agent.sweeping] {
             self.put(stopped.is_some());

@@ -150,11 +150,6 @@ impl Space {
         ]
     }
 
-    /// The space of that name.
-    pub fn named(name: &str) -> Option<Self> {
-        Self::all().into_iter().map(|(space, _)| space).find(|space| space.name == name)
-    }
-
     /// A space in which the flaw must be found, and the property that it breaks.
     pub fn against(flaw: Flaw) -> (Self, &'static str) {
         let none = Limits::default();
