@@ -20,6 +20,9 @@ use polder_ipam::key::{Key, Name};
 use polder_ipam::prefix;
 use polder_ipam::record::{AnswerRecord, InspectionRecord};
 use polder_ipam::store::{Outcome, StoreError};
+use polder_ipam::tasks::operator;
+use polder_ipam::tasks::published::Addresses;
+use polder_ipam::tasks::records::read_all;
 use polder_ipam::view::View;
 use polder_store::Store;
 use tokio::time::{Instant, sleep};
@@ -28,9 +31,6 @@ use tracing::{debug, warn};
 use crate::board::Membership;
 use crate::leases;
 use crate::machine::random_name;
-use crate::pools;
-use crate::published::Addresses;
-use crate::refused;
 
 pub use answer::Task;
 
@@ -52,7 +52,7 @@ fn try_again(error: impl std::fmt::Display) -> Refusal {
 }
 
 fn store_failed(error: StoreError) -> Refusal {
-    refused::answer(&error, format!("the cluster cannot be checked: {error}"))
+    operator::store_failed(&error, format!("the cluster cannot be checked: {error}"))
 }
 
 /// Checks the cluster.
@@ -80,7 +80,7 @@ async fn ask(
     repairs: Repairs,
 ) -> Result<Checked, Refusal> {
     let started = Instant::now();
-    let view = pools::read(store).await.map_err(store_failed)?;
+    let view = read_all(store).await.map_err(store_failed)?;
     let alive = leases::living(store).await.map_err(store_failed)?;
     let members: BTreeSet<NodeName> = view.nodes.keys().cloned().collect();
     let unregistered = (membership.own_revision(&view) == 0).then(|| membership.me().name.clone());
@@ -105,7 +105,7 @@ async fn ask(
         sleep(PAUSE).await;
     }
     // While blocks and addresses come and go, one look may find what is not so.
-    let view = pools::read(store).await.map_err(store_failed)?;
+    let view = read_all(store).await.map_err(store_failed)?;
     if view.inspection.as_ref().is_none_or(|asked| asked.record.id != *id) {
         return Err(try_again("somebody else has begun to check it at the same time. Try again"));
     }
@@ -245,7 +245,7 @@ async fn read_answers(
 
 /// Takes the wish away, and all answers, also those to earlier ones. A newer wish of somebody else stays.
 async fn clean_up(store: &Store, id: &Nonce) -> Result<(), StoreError> {
-    let view = pools::read(store).await?;
+    let view = read_all(store).await?;
     if let Some(asked) = &view.inspection {
         if asked.record.id != *id {
             return Ok(());

@@ -17,10 +17,9 @@
 //! | [`probe`] | probes the paths to the peers |
 //! | [`host`] | looks at what others on the host do to pods |
 //! | [`inspection`] | looks at this node, when the cluster is checked |
-//! | [`server`] | serves the plugin ([`service`], [`teardown`](polder_ipam::tasks::teardown)) and operators |
+//! | [`server`] | serves the plugin ([`service`], [`teardown`](polder_ipam::tasks::teardown)) and [operators](polder_ipam::tasks::operator) |
 //! | [`http`], [`systemd`] | tell monitoring and systemd |
 
-pub mod adoption;
 mod assembly;
 pub mod bell;
 pub mod board;
@@ -31,7 +30,6 @@ pub mod conflist;
 pub mod container;
 pub mod ctl;
 pub mod daemon;
-pub mod disconnect;
 pub mod dry_run;
 pub mod endpoint;
 pub mod engine;
@@ -57,14 +55,11 @@ pub mod plugins;
 pub mod pools;
 pub mod presence;
 pub mod probe;
-pub mod published;
 pub mod publisher;
 pub mod readiness;
 pub mod recovery;
 pub mod refused;
 pub mod registrar;
-pub mod release;
-pub mod removal;
 pub mod repair;
 pub mod reporter;
 pub mod requests;

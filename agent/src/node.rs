@@ -16,7 +16,8 @@ use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::pool::BlockRequest;
 use polder_ipam::registration::Registration;
 use polder_ipam::store::{Contents, Outcome, StoreError};
-use polder_ipam::tasks::{CLAIM_PATIENCE, Host, PodHost, Requests, Unreserved, Workload};
+use polder_ipam::tasks::operator::{Knowledge, OperatorHost};
+use polder_ipam::tasks::{CLAIM_PATIENCE, Host, PodHost, Records, Requests, Unreserved, Workload};
 use polder_ipam::view::View;
 use polder_netlink::nft::FilterSocket;
 use polder_store::ledger::Sqlite;
@@ -84,6 +85,16 @@ pub struct Calls {
     pub engine: Bell,
 }
 
+impl Records for Node {
+    async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
+        self.store.commit(change).await
+    }
+
+    async fn range(&self, range: &Range) -> Result<Contents, StoreError> {
+        self.store.range(range).await
+    }
+}
+
 impl Host for Node {
     type Ledger = Sqlite;
 
@@ -97,14 +108,6 @@ impl Host for Node {
 
     fn registration(&self) -> Registration {
         self.board.registration()
-    }
-
-    async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
-        self.store.commit(change).await
-    }
-
-    async fn range(&self, range: &Range) -> Result<Contents, StoreError> {
-        self.store.range(range).await
     }
 
     async fn ledger<T: Send + 'static>(
@@ -243,6 +246,34 @@ impl PodHost for Node {
 
     fn addresses_freed(&self) {
         self.calls.registrar.ring();
+    }
+}
+
+impl OperatorHost for Node {
+    async fn has_interface(&self, attachment: &Attachment) -> Result<bool, String> {
+        let links = self.pods.kernel.run(Kernel::pod_interfaces).await.map_err(|error| error.to_string())?;
+        Ok(links.contains(&attachment.host_interface()))
+    }
+}
+
+impl Knowledge for Node {
+    fn store_name(&self) -> String {
+        self.store.name()
+    }
+
+    fn known(&self) -> Arc<View> {
+        self.board.view()
+    }
+
+    async fn known_otherwise(&self, known: &Arc<View>, patience: Duration) {
+        let mut views = self.board.records.changes();
+        let _ = timeout(patience, views.wait_for(|now| !Arc::ptr_eq(now, known))).await;
+    }
+
+    async fn known_at(&self, revision: i64, patience: Duration) -> Option<Arc<View>> {
+        let mut views = self.board.records.changes();
+        let view = timeout(patience, views.wait_for(|view| view.revision >= revision)).await.ok()?.ok()?;
+        Some(Arc::clone(&view))
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use polder_ipam::change::Member;
 use polder_ipam::publication::{self, Published};
 use polder_ipam::registration::Holdings;
-use polder_ipam::tasks::publisher::synchronize;
+use polder_ipam::tasks::publisher::{ALIVE_SECONDS, synchronize};
 use polder_ipam::view::View;
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -20,9 +20,6 @@ const BATCH: Duration = Duration::from_millis(100);
 
 /// Before another attempt.
 const RETRY: Duration = Duration::from_secs(5);
-
-/// A node whose agent has not been heard for this long is not alive. Nothing is ever freed for that.
-pub const ALIVE_SECONDS: i64 = 10;
 
 /// What is published, and who wakes the publisher.
 #[derive(Debug)]

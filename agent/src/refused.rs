@@ -3,18 +3,10 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
-use polder_api::message::{Refusal, RefusalKind};
 use polder_api::status::RefusedWrites;
-use polder_ipam::store::StoreError;
 use polder_ipam::store::refusal::Cause;
 use polder_store::Store;
 use polder_store::writes::{Refusing, Topic};
-
-/// The answer to a request that has failed so in the store: only what may be over by itself is worth another attempt.
-pub fn answer(error: &StoreError, message: impl Into<String>) -> Refusal {
-    let kind = if error.is_lasting() { RefusalKind::Failed } else { RefusalKind::TryAgain };
-    Refusal::new(kind, message)
-}
 
 /// What the store refuses now, for programs.
 pub fn status(store: &Store) -> Vec<RefusedWrites> {

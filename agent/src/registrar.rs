@@ -12,7 +12,7 @@ use polder_ipam::record::Alive;
 use polder_ipam::registration::{Holdings, Registration};
 use polder_ipam::steward::Presence;
 use polder_ipam::store::{Contents, Outcome, StoreError};
-use polder_ipam::tasks::{Host, Registrar, RegistrarHost, teardown};
+use polder_ipam::tasks::{Host, Records, Registrar, RegistrarHost, teardown};
 use polder_ipam::view::View;
 use polder_store::NodeIpam;
 use polder_store::ledger::Sqlite;
@@ -117,6 +117,16 @@ pub struct OnNode {
     pub adopted: watch::Receiver<Option<Alive>>,
 }
 
+impl Records for OnNode {
+    async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
+        self.node.commit(change).await
+    }
+
+    async fn range(&self, range: &Range) -> Result<Contents, StoreError> {
+        self.node.range(range).await
+    }
+}
+
 impl Host for OnNode {
     type Ledger = Sqlite;
 
@@ -130,14 +140,6 @@ impl Host for OnNode {
 
     fn registration(&self) -> Registration {
         self.node.registration()
-    }
-
-    async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
-        self.node.commit(change).await
-    }
-
-    async fn range(&self, range: &Range) -> Result<Contents, StoreError> {
-        self.node.range(range).await
     }
 
     async fn ledger<T: Send + 'static>(

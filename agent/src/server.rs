@@ -9,12 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use polder_api::NodeName;
 use polder_api::credentials::EtcdCredentials;
 use polder_api::frame::{self, FrameError, HEADER};
 use polder_api::ipam::{Release, Repairs};
 use polder_api::message::{Question, Refusal, RefusalKind, Removal, Reply, Request};
 use polder_api::pool::PoolChange;
 use polder_ipam::record::Alive;
+use polder_ipam::tasks::operator::{self, Adoption};
 use polder_ipam::tasks::{collect, teardown};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -27,9 +29,7 @@ use crate::in_flight::Wired;
 use crate::node::Node;
 use crate::reporter::Reporter;
 use crate::requests::PlanRequest;
-use crate::{
-    adoption, disconnect, engine, health, inspection, pools, release, removal, service, show, status,
-};
+use crate::{engine, health, inspection, pools, service, show, status};
 
 /// Connections at once: more than a node has pods that come at once.
 const CONNECTIONS: usize = 512;
@@ -145,7 +145,7 @@ impl Task {
             let by = credentials.as_ref().map(|shown| format!(", who shows {shown}")).unwrap_or_default();
             info!("{wish} is asked for by {}{by}", caller.name());
         }
-        let Self { node, reporter, plans, adopted } = self;
+        let Self { node, reporter, plans, .. } = self;
         let records = &reporter.board().records;
         let operators = async || {
             let opened = reporter.store.for_operator(credentials.as_ref()).await;
@@ -187,27 +187,43 @@ impl Task {
                 inspection::check(&node.board.membership, &operators().await?, repairs).await?,
             )),
             Request::Release(release) => {
-                Reply::Done(release::release(node, &operators().await?, release).await?)
+                let me = node.board.membership.me();
+                Reply::Done(operator::release(&**node, me, &operators().await?, release).await?)
             }
             Request::ChangePool(change) => {
-                Reply::Done(pools::change(records, &operators().await?, change).await?)
+                Reply::Done(operator::change_pools(&operators().await?, &records.view(), change).await?)
             }
             Request::ChangeBackend(backend) => {
-                Reply::Done(pools::change_backend(&operators().await?, backend).await?)
+                Reply::Done(operator::change_backend(&operators().await?, backend).await?)
             }
             Request::RemoveNode(removal) => {
-                let store = operators().await?;
-                match disconnect::allow(node, &store, &removal).await {
-                    Ok(()) => Reply::Done(removal::remove(records, &store, removal).await?),
+                let (me, store) = (node.board.membership.me(), operators().await?);
+                match operator::allow_removal(&**node, me, &store, &removal).await {
+                    Ok(()) => Reply::Done(operator::remove_node(&**node, &store, removal).await?),
                     Err(reply) => reply,
                 }
             }
-            // The registrar acts by that word, as the node.
-            Request::AdoptNode(name) => Reply::Done(adoption::adopt(node, adopted, &name).await?),
+            Request::AdoptNode(name) => Reply::Done(self.adopt(&name).await?),
         };
         Ok(match reply {
             Reply::Done(what) if is_in_clear => Reply::Done(format!("{what}{IN_CLEAR}")),
             reply => reply,
+        })
+    }
+
+    /// Takes an operator's word down that this machine is the node in place of another. The registrar acts by it, as the node.
+    ///
+    /// The word is about the machine that the record names at this moment. It ends with the agent, and with any other
+    /// machine's taking the node over.
+    async fn adopt(&self, wanted: &NodeName) -> Result<String, Refusal> {
+        let node = &self.node;
+        Ok(match operator::adopt(&**node, node.board.membership.me(), wanted).await? {
+            Adoption::Already(words) => words,
+            Adoption::InPlaceOf(other, words) => {
+                self.adopted.send_replace(Some(other));
+                node.calls.registrar.ring();
+                words
+            }
         })
     }
 }

@@ -12,12 +12,12 @@ use polder_ipam::pool::{Purpose, format_labels};
 use polder_ipam::record::PodsGone;
 use polder_ipam::removal::blocks_of;
 use polder_ipam::tasks::ledger_failed;
+use polder_ipam::tasks::published::Addresses;
 use polder_ipam::view::{Known, View};
 use polder_ipam::{Cidr, Moment, Pool};
 
 use crate::machine::now;
 use crate::pools;
-use crate::published::Addresses;
 use crate::reporter::Reporter;
 
 /// Says what is known of the subject.

@@ -19,10 +19,10 @@ use crate::machine::now;
 use crate::presence;
 use crate::probe;
 use crate::refused;
-use crate::removal;
 use crate::repair::Repair;
 use crate::reporter::Reporter;
 use crate::underlay::{Other, Underlay};
+use polder_ipam::tasks::operator;
 use polder_ipam::view::{Source, View};
 use polder_ipam::{record, shortage};
 
@@ -188,7 +188,7 @@ pub async fn nodes(reporter: &Reporter) -> Result<Vec<NodeStatus>, Refusal> {
             version: record.version.clone(),
         }
     };
-    let removed = removal::standings(&view).into_iter().map(|(name, standing)| NodeStatus {
+    let removed = operator::standings(&view).into_iter().map(|(name, standing)| NodeStatus {
         name,
         standing: NodeStanding::Removed(standing),
         underlay: Vec::new(),

@@ -6,8 +6,11 @@ mod attach;
 mod claims;
 pub mod collect;
 mod hand_over;
+pub mod operator;
 mod pods;
+pub mod published;
 pub mod publisher;
+pub mod records;
 mod registrar;
 pub mod sweeper;
 pub mod teardown;
@@ -24,20 +27,20 @@ use crate::Moment;
 use crate::attempt::{Answered, Attempt, Found};
 use crate::bootstrap::Bootstrap;
 use crate::change::{Change, MOST_RECORDS};
-use crate::key::Range;
 use crate::ledger::Ledger;
 use crate::node::NodeIpam;
 use crate::pool::Labels;
 use crate::record::{Alive, Life};
 use crate::registration::{Holdings, Registration};
 use crate::steward::{Presence, Proof, Step};
-use crate::store::{Contents, Outcome, StoreError};
+use crate::store::StoreError;
 use crate::view::View;
 
 pub use self::attach::{Caller, add, lease};
 pub use self::claims::could_claim;
 pub use self::hand_over::{Unreserved, Workload};
 pub use self::pods::{CLAIM_PATIENCE, PodHost, Requests, ledger_failed, refuse};
+pub use self::records::Records;
 pub use self::registrar::{Decided, Registrar, RegistrarState};
 
 /// Who the node is, as long as its agent runs.
@@ -66,8 +69,8 @@ impl Me {
     }
 }
 
-/// What all tasks need of the outside.
-pub trait Host {
+/// What all tasks need of the outside, besides the cluster's records.
+pub trait Host: Records {
     /// Where the node's addresses are written down.
     type Ledger: Ledger + 'static;
 
@@ -80,16 +83,10 @@ pub trait Host {
     /// What the registrar has said last.
     fn registration(&self) -> Registration;
 
-    /// Makes a change of the records. After an error it may have been made, unless the error says that it has not.
-    fn commit(&self, change: &Change) -> impl Future<Output = Result<Outcome, StoreError>>;
-
     /// How many records one change may write.
     fn most_records(&self) -> usize {
         MOST_RECORDS
     }
-
-    /// Reads all entries of the range, as of one revision.
-    fn range(&self, range: &Range) -> impl Future<Output = Result<Contents, StoreError>>;
 
     /// Does something with the node's addresses, which is written down when this returns.
     fn ledger<T: Send + 'static>(
@@ -111,15 +108,18 @@ enum Ended {
     Failed(StoreError),
 }
 
+/// Attempts at a change of records that others change at the same time, or whose outcome is not known.
+const ATTEMPTS: usize = 10;
+
 /// Has a change made. An outcome that is not known is looked up, and nothing is sent again.
-async fn attempt<H: Host>(host: &H, change: &Change) -> Ended {
-    let doubt = match Attempt::new(change).answered(host.commit(change).await) {
+async fn attempt(records: &impl Records, change: &Change) -> Ended {
+    let doubt = match Attempt::new(change).answered(records.commit(change).await) {
         Answered::Made(revision) => return Ended::Made(revision),
         Answered::Refused => return Ended::Refused,
         Answered::Failed(error) => return Ended::Failed(error),
         Answered::InDoubt(doubt) => doubt,
     };
-    let Ok(contents) = host.range(&doubt.range()).await else { return Ended::Failed(doubt.unread()) };
+    let Ok(contents) = records.range(&doubt.range()).await else { return Ended::Failed(doubt.unread()) };
     match doubt.found(&contents) {
         Found::Made => Ended::Made(contents.revision),
         Found::NotMade(error) if error.is_unknown() => Ended::NotMade(error),

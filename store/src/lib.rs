@@ -14,6 +14,7 @@ use polder_api::credentials::EtcdCredentials;
 use polder_ipam::change::Change;
 use polder_ipam::key::Range;
 use polder_ipam::store::{Contents, Outcome, StoreError, Txn, Update};
+use polder_ipam::tasks::Records;
 use polder_ipam::transaction::transaction;
 use tokio::sync::mpsc;
 
@@ -29,6 +30,16 @@ pub enum Store {
     Etcd(Etcd),
     /// A file of this node alone.
     Embedded(Embedded),
+}
+
+impl Records for Store {
+    async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
+        Self::commit(self, change).await
+    }
+
+    async fn range(&self, range: &Range) -> Result<Contents, StoreError> {
+        Self::range(self, range).await
+    }
 }
 
 /// Updates that a slow reader leaves waiting before the store is asked to wait, too.

@@ -5,9 +5,9 @@ use polder_api::pool::{NewPool, PoolChange, PoolPurpose, PoolStatus};
 use polder_api::{PoolName, ask};
 use polder_ipam::Cidr;
 use polder_ipam::pool::format_labels;
+use polder_ipam::tasks::operator;
 
 use super::{Printed, Render, Run, Session, Usage, print, table};
-use crate::pools;
 
 /// About pools.
 #[derive(Debug, Subcommand)]
@@ -75,7 +75,7 @@ impl PoolArguments {
             purpose: if self.reservations { PoolPurpose::Reservations } else { PoolPurpose::Blocks },
             nodes: self.nodes.iter().cloned().collect(),
         };
-        pools::parse(new.clone()).map_err(|refusal| Usage(refusal.message))?;
+        operator::parse_pool(new.clone()).map_err(|refusal| Usage(refusal.message))?;
         Ok(new)
     }
 }

@@ -12,6 +12,7 @@ use polder_ipam::invariants::{
 use polder_ipam::key::Key;
 use polder_ipam::ledger::Held;
 use polder_ipam::recovery::LivingPod;
+use polder_ipam::tasks::published::Addresses;
 use polder_ipam::view::View;
 
 use crate::host::insides::{self, Looker};
@@ -20,7 +21,6 @@ use crate::kernel::inspection::SeenPod;
 use crate::machine::now;
 use crate::node::Node;
 use crate::presence::Presence;
-use crate::published::Addresses;
 
 /// Something that does not hold, and how it can be put right.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -308,10 +308,11 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use polder_ipam::tasks::publisher::ALIVE_SECONDS;
+
     use super::super::verdict::ENDPOINT_FAILURES;
     use super::*;
     use crate::kernel::tunnel::Encapsulation;
-    use crate::publisher::ALIVE_SECONDS;
 
     fn target(address: &str) -> Target {
         let address: IpAddr = address.parse().unwrap();

@@ -19,7 +19,7 @@ use crate::view::View;
 
 /// Attempts at a block before whoever needs it is told: each fails because somebody else got one, or nobody knows what
 /// became of it.
-const ATTEMPTS: usize = 50;
+const BLOCKS_TRIED: usize = 50;
 
 /// How long a record of somebody who was faster is waited for.
 const FASTER: Duration = Duration::from_millis(200);
@@ -43,7 +43,7 @@ impl<H: RegistrarHost> Registrar<'_, H> {
     pub(super) async fn claim(&self, wanted: BlockRequest) -> Result<(), NoClaim> {
         let mut lost: BTreeSet<Block> = BTreeSet::new();
         let mut unanswered = None;
-        for _ in 0..ATTEMPTS {
+        for _ in 0..BLOCKS_TRIED {
             let view = self.host.view();
             let identity = self.host.ledger(|ipam, _| ipam.identity()).await?;
             let nonce = self.host.fresh_name().map_err(NoClaim::Unavailable)?;
@@ -74,7 +74,7 @@ impl<H: RegistrarHost> Registrar<'_, H> {
         }
         Err(match unanswered {
             Some(error) => error.into(),
-            None => NoClaim::Unavailable(format!("{ATTEMPTS} attempts were lost to other nodes")),
+            None => NoClaim::Unavailable(format!("{BLOCKS_TRIED} attempts were lost to other nodes")),
         })
     }
 

@@ -7,15 +7,12 @@ use std::time::Duration;
 use polder_api::{Attachment, PoolName};
 use tracing::info;
 
-use super::{Ended, Registrar, RegistrarHost, attempt};
+use super::{ATTEMPTS, Ended, Registrar, RegistrarHost, attempt};
 use crate::change::HandOver;
 use crate::ledger::Standing;
 use crate::record::Holder;
 use crate::reservation::{self, Denied};
 use crate::view::{Source, View};
-
-/// Attempts at a record that changes at the same time.
-const ATTEMPTS: usize = 10;
 
 /// How long another record is waited for after a lost attempt.
 const FASTER: Duration = Duration::from_millis(500);

@@ -6,6 +6,9 @@ use crate::key::Key;
 use crate::publication::{self, Published};
 use crate::store::{Outcome, StoreError};
 
+/// A node whose agent has not been heard for this long is not alive. Nothing is ever freed for that.
+pub const ALIVE_SECONDS: i64 = 10;
+
 /// Why the store does not say what the ledger says.
 #[derive(Debug, thiserror::Error)]
 pub enum NotPublished {

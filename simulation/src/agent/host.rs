@@ -19,7 +19,8 @@ use polder_ipam::record::Alive;
 use polder_ipam::registration::{Holdings, Registration};
 use polder_ipam::steward::{Presence, Step};
 use polder_ipam::store::{Contents, Outcome, StoreError};
-use polder_ipam::tasks::{Host, PodHost, RegistrarHost, teardown};
+use polder_ipam::tasks::operator::{Knowledge, OperatorHost};
+use polder_ipam::tasks::{Host, PodHost, Records, RegistrarHost, teardown};
 use polder_ipam::view::View;
 
 use super::Hand;
@@ -40,6 +41,16 @@ fn brief(step: &Step) -> String {
     }
 }
 
+impl Records for Hand {
+    async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
+        Self::commit(self, change).await
+    }
+
+    async fn range(&self, range: &Range) -> Result<Contents, StoreError> {
+        Self::range(self, range.clone()).await
+    }
+}
+
 impl Host for Hand {
     type Ledger = Disk;
 
@@ -55,17 +66,9 @@ impl Host for Hand {
         self.agent(|agent| agent.registration.clone())
     }
 
-    async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
-        Self::commit(self, change).await
-    }
-
     /// Few, so that publishing takes several changes, and can end between them.
     fn most_records(&self) -> usize {
         2
-    }
-
-    async fn range(&self, range: &Range) -> Result<Contents, StoreError> {
-        Self::range(self, range.clone()).await
     }
 
     async fn ledger<T: Send + 'static>(
@@ -74,6 +77,32 @@ impl Host for Hand {
     ) -> T {
         self.turn().await;
         self.ipam(job)
+    }
+}
+
+impl Knowledge for Hand {
+    fn store_name(&self) -> String {
+        "etcd".to_owned()
+    }
+
+    fn known(&self) -> Arc<View> {
+        Self::view(self)
+    }
+
+    async fn known_otherwise(&self, known: &Arc<View>, patience: Duration) {
+        RegistrarHost::changed(self, known, patience).await;
+    }
+
+    async fn known_at(&self, revision: i64, patience: Duration) -> Option<Arc<View>> {
+        self.wait(Wait::Revision(revision, self.clock() + millis(patience))).await;
+        Some(Self::view(self)).filter(|view| view.revision >= revision)
+    }
+}
+
+impl OperatorHost for Hand {
+    async fn has_interface(&self, attachment: &Attachment) -> Result<bool, String> {
+        self.turn().await;
+        Ok(self.with(|world| world.machines[self.machine].kernel.interfaces.contains_key(attachment)))
     }
 }
 

@@ -1,5 +1,6 @@
 //! A node that is plain data: its store answers at once, or as a test says.
 
+mod operator;
 mod pods;
 
 use std::cell::RefCell;
@@ -13,14 +14,16 @@ use polder_api::{Backend, Family, Mac};
 
 use super::*;
 use crate::allocator::Rest;
+use crate::change::Change;
 use crate::claim::NoClaim;
-use crate::key::Key;
+use crate::key::{Key, Range};
 use crate::ledger::memory::Memory;
 use crate::ledger::{Held, Kind, LedgerError};
 use crate::node::{Source as From, Wish};
 use crate::pool::{BlockRequest, Pool, PoolState};
 use crate::record::{AttachMode, BlockRecord, FenceRecord, Masquerade, PodsGone, VxlanSettings, encode};
-use crate::store::{Compare, Entry, Txn, Update, Write};
+use crate::store::refusal::{Cause, Refusal};
+use crate::store::{Compare, Contents, Entry, Outcome, Txn, Update, Write};
 use crate::transaction::transaction;
 
 pub(super) use self::pods::Lock;
@@ -33,6 +36,12 @@ pub(super) enum Fate {
     Lost,
     /// Somebody puts this record first.
     Late(Key, Vec<u8>),
+    /// This happens first.
+    After(Event),
+    /// It is refused for that reason.
+    Refused(Cause),
+    /// It is carried out, and answered as if it were refused for that reason.
+    MadeAndRefused(Cause),
 }
 
 /// What goes wrong on the node.
@@ -197,21 +206,12 @@ fn no_answer() -> StoreError {
     StoreError::NoAnswer { store: "a fake".to_owned(), reason: "a test says so".to_owned() }
 }
 
-impl Host for Fake {
-    type Ledger = Memory;
+fn refused(cause: Cause) -> StoreError {
+    let refusal = Refusal::new(cause, "a test says so".to_owned());
+    StoreError::Refused { store: "a fake".to_owned(), refusal }
+}
 
-    fn now(&self) -> Moment {
-        self.with(|state| Moment::from_millis(state.clock))
-    }
-
-    fn view(&self) -> Arc<View> {
-        self.with(|state| Arc::clone(&state.view))
-    }
-
-    fn registration(&self) -> Registration {
-        self.with(|state| state.registration.clone())
-    }
-
+impl Records for Fake {
     async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
         self.with(|state| state.said_meanwhile = state.registration.clone());
         self.with(|state| match state.fates.pop_front() {
@@ -220,6 +220,15 @@ impl Host for Fake {
             Some(Fate::Unanswered) => {
                 let _ = state.commit(&transaction(change));
                 Err(no_answer())
+            }
+            Some(Fate::After(event)) => {
+                event(state);
+                Ok(state.commit(&transaction(change)))
+            }
+            Some(Fate::Refused(cause)) => Err(refused(cause)),
+            Some(Fate::MadeAndRefused(cause)) => {
+                let _ = state.commit(&transaction(change));
+                Err(refused(cause))
             }
             Some(Fate::Late(key, value)) => {
                 state.revision += 1;
@@ -234,6 +243,22 @@ impl Host for Fake {
             let entries = state.entries.values().filter(|entry| range.has(&entry.key)).cloned();
             Ok(Contents { revision: state.revision, entries: entries.collect() })
         })
+    }
+}
+
+impl Host for Fake {
+    type Ledger = Memory;
+
+    fn now(&self) -> Moment {
+        self.with(|state| Moment::from_millis(state.clock))
+    }
+
+    fn view(&self) -> Arc<View> {
+        self.with(|state| Arc::clone(&state.view))
+    }
+
+    fn registration(&self) -> Registration {
+        self.with(|state| state.registration.clone())
     }
 
     async fn ledger<T: Send + 'static>(

@@ -1,58 +1,53 @@
 //! Removes a node from the cluster, for an operator.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use polder_api::NodeName;
-use polder_api::message::{Refusal, RefusalKind, Removal};
-use polder_ipam::record::{FenceRecord, Life, PodsGone};
-use polder_ipam::removal::{self, NotRemoved, Vouched, blocks_of};
-use polder_ipam::store::{Outcome, StoreError};
-use polder_ipam::view::{Source, View};
-use polder_store::Store;
-use tokio::time::timeout;
+use polder_api::message::{Refusal, Removal};
 use tracing::warn;
 
-use crate::board::Records;
-use crate::pools;
-
-/// Attempts at a record that changes at the same time.
-const ATTEMPTS: usize = 10;
+use super::{ATTEMPTS, Knowledge, invalid};
+use crate::record::{FenceRecord, Life, PodsGone};
+use crate::removal::{self, NotRemoved, Vouched, blocks_of};
+use crate::store::{Outcome, StoreError};
+use crate::tasks::records::{Records, read_all};
+use crate::view::{Source, View};
 
 /// How long the own view of the records may be behind what was just written.
 const CATCH_UP: Duration = Duration::from_secs(5);
 
-/// Removes the node. Says what its blocks wait for now.
-pub async fn remove(records: &Records, store: &Store, removal: Removal) -> Result<String, Refusal> {
+/// Removes the node. Says what its blocks wait for now. An attempt of unknown outcome is not repeated: by now, another machine
+/// can be the node.
+pub async fn remove_node(
+    agent: &impl Knowledge,
+    records: &impl Records,
+    removal: Removal,
+) -> Result<String, Refusal> {
     let Removal { node, dead, earlier, .. } = removal;
     let vouched = match (dead, earlier) {
         (false, _) => Vouched::No,
         (true, false) => Vouched::Yes,
         (true, true) => Vouched::Earlier,
     };
-    let mut views = records.changes();
     for _ in 0..ATTEMPTS {
-        let view: Arc<View> = Arc::clone(&views.borrow_and_update());
+        let view = agent.known();
         if view.source != Source::Store || view.lost.is_some() {
             let why = view.lost.clone().unwrap_or_else(|| "it has not been read yet".to_owned());
-            return Err(Refusal::try_again(format!("{}: {why}", store.name())));
+            return Err(Refusal::try_again(format!("{}: {why}", agent.store_name())));
         }
-        let change = removal::remove(&view, &node, vouched)
-            .map_err(|error| Refusal::new(RefusalKind::Invalid, error.to_string()))?;
+        let change = removal::remove(&view, &node, vouched).map_err(invalid)?;
         let Some(change) = change else { return Ok(waits_for(&view, &node)) };
-        match store.commit(&change).await {
+        match records.commit(&change).await {
             Ok(Outcome::Applied { revision }) => {
                 warn!(%node, dead, "removed from the cluster");
-                let seen = timeout(CATCH_UP, views.wait_for(|view| view.revision >= revision)).await;
-                let view = match seen {
-                    Ok(Ok(view)) => Arc::clone(&view),
-                    _ => return Ok(format!("node {node} is removed")),
-                };
-                return Ok(waits_for(&view, &node));
+                return Ok(match agent.known_at(revision, CATCH_UP).await {
+                    Some(view) => waits_for(&view, &node),
+                    None => format!("node {node} is removed"),
+                });
             }
             // The record has changed: that is about to be seen.
-            Ok(Outcome::Refused) => drop(timeout(CATCH_UP, views.changed()).await),
-            Err(error) => return failed(store, &node, vouched, &error).await,
+            Ok(Outcome::Refused) => agent.known_otherwise(&view, CATCH_UP).await,
+            Err(error) => return failed(records, &node, vouched, &error).await,
         }
     }
     Err(Refusal::try_again(format!("the record of node {node} changes all the time")))
@@ -60,13 +55,13 @@ pub async fn remove(records: &Records, store: &Store, removal: Removal) -> Resul
 
 /// What has become of a removal that the store has refused or not answered.
 async fn failed(
-    store: &Store,
+    records: &impl Records,
     node: &NodeName,
     vouched: Vouched,
     error: &StoreError,
 ) -> Result<String, Refusal> {
     let is_made = if error.needs_look() && !error.is_unknown() {
-        pools::read(store).await.ok().map(|now| match removal::remove(&now, node, vouched) {
+        read_all(records).await.ok().map(|now| match removal::remove(&now, node, vouched) {
             Ok(None) | Err(NotRemoved::Already(_)) => Some(waits_for(&now, node)),
             _ => None,
         })

@@ -4,55 +4,53 @@ use std::net::IpAddr;
 
 use polder_api::ipam::Release;
 use polder_api::message::{Refusal, RefusalKind};
-use polder_ipam::key::{Key, Range};
-use polder_ipam::node::Condition;
-use polder_ipam::record::Holder;
-use polder_ipam::reservation;
-use polder_ipam::store::{Outcome, StoreError};
-use polder_ipam::tasks::ledger_failed;
-use polder_ipam::tasks::sweeper::{self, Swept};
-use polder_ipam::view::View;
-use polder_store::Store;
 use tracing::info;
 
-use crate::kernel::Kernel;
-use crate::machine::now;
-use crate::node::Node;
-use crate::pools;
-use crate::published::Addresses;
-use crate::refused;
+use super::{ATTEMPTS, OperatorHost, invalid, store_failed};
+use crate::key::{Key, Range};
+use crate::node::Condition;
+use crate::record::Holder;
+use crate::reservation;
+use crate::store::{Outcome, StoreError};
+use crate::tasks::published::Addresses;
+use crate::tasks::records::{Records, read_all};
+use crate::tasks::sweeper::{self, Swept};
+use crate::tasks::{Me, ledger_failed};
+use crate::view::View;
 
-/// Attempts at a record that changes meanwhile, or whose change has an unknown outcome.
-const ATTEMPTS: usize = 8;
-
-fn refuse<T>(problem: impl Into<String>) -> Result<T, Refusal> {
-    Err(Refusal::new(RefusalKind::Invalid, problem))
+fn refuse<T>(problem: impl ToString) -> Result<T, Refusal> {
+    Err(invalid(problem))
 }
 
-fn store_failed(error: StoreError) -> Refusal {
-    refused::answer(&error, error.to_string())
+fn failed(error: StoreError) -> Refusal {
+    store_failed(&error, error.to_string())
 }
 
 /// Gives the address up. Says what has come of it.
-pub async fn release(own: &Node, store: &Store, release: Release) -> Result<String, Refusal> {
+pub async fn release<H: OperatorHost>(
+    host: &H,
+    me: &Me,
+    records: &impl Records,
+    release: Release,
+) -> Result<String, Refusal> {
+    let Release { address, dead } = release;
     let (mut tried, mut is_refused) = (false, false);
     let mut failure = None;
     for _ in 0..ATTEMPTS {
-        let address = release.address;
-        let view = pools::read(store).await.map_err(store_failed)?;
+        let view = read_all(records).await.map_err(failed)?;
         let Some(known) = view.reservations.get(&address) else {
             if tried {
                 return Ok(format!("the reservation of {address} is given up"));
             }
-            return of_a_block(own, &view, address).await;
+            return of_a_block(host, me, &view, address).await;
         };
         if is_refused {
             break;
         }
         if let Some(holder) = &known.record.holder {
-            check_gone(own, store, &view, address, holder, release.dead).await?;
+            check_gone(host, me, records, &view, address, holder, dead).await?;
         }
-        match store.commit(&reservation::give_up(address, known)).await {
+        match records.commit(&reservation::give_up(address, known)).await {
             Ok(Outcome::Applied { .. }) => {
                 let owner = &known.record.owner;
                 info!(%address, owner, "the reservation is given up");
@@ -70,17 +68,18 @@ pub async fn release(own: &Node, store: &Store, release: Release) -> Result<Stri
             }
         }
     }
-    let problem = format!("the reservation of {} cannot be given up", release.address);
+    let problem = format!("the reservation of {address} cannot be given up");
     Err(match failure {
-        Some(error) => refused::answer(&error, format!("{problem}: {error}")),
+        Some(error) => store_failed(&error, format!("{problem}: {error}")),
         None => Refusal::try_again(format!("{problem}: others change it all the time")),
     })
 }
 
 /// Whether the pod that holds a reserved address is gone, as far as anybody can know, or an operator says so.
-async fn check_gone(
-    own: &Node,
-    store: &Store,
+async fn check_gone<H: OperatorHost>(
+    host: &H,
+    me: &Me,
+    records: &impl Records,
     view: &View,
     address: IpAddr,
     holder: &Holder,
@@ -91,17 +90,14 @@ async fn check_gone(
         refuse(format!("{address} is held by {attachment} on node {node}, and {how}: delete that pod first"))
     };
     // No word is as good as what can be seen.
-    if *node == own.config.node {
-        let interfaces = own.pods.kernel.run(Kernel::pod_interfaces).await.map_err(Refusal::try_again)?;
-        if interfaces.contains(&attachment.host_interface()) {
-            return lives("its interface is there");
-        }
+    if *node == me.name && host.has_interface(attachment).await.map_err(Refusal::try_again)? {
+        return lives("its interface is there");
     }
     let registered = view.nodes.get(node).filter(|known| known.record.incarnation == *incarnation);
     if registered.is_some_and(|known| known.record.boot_id == *boot_id) {
         let alive = Range::single(Key::Alive(node.clone()).to_string());
-        let alive = !store.range(&alive).await.map_err(store_failed)?.entries.is_empty();
-        let published = Addresses::read_range(store, &Key::addresses_of(node)).await.map_err(store_failed)?;
+        let alive = !records.range(&alive).await.map_err(failed)?.entries.is_empty();
+        let published = Addresses::read_range(records, &Key::addresses_of(node)).await.map_err(failed)?;
         if alive && published.all().any(|known| known == address) {
             return lives("that node is alive and says so");
         }
@@ -116,12 +112,17 @@ async fn check_gone(
 }
 
 /// Releases an address of one of this node's blocks, if nothing lives that has it.
-async fn of_a_block(own: &Node, view: &View, address: IpAddr) -> Result<String, Refusal> {
-    let condition = own.ipam.run(move |ipam| ipam.condition(address, now())).await;
+async fn of_a_block<H: OperatorHost>(
+    host: &H,
+    me: &Me,
+    view: &View,
+    address: IpAddr,
+) -> Result<String, Refusal> {
+    let condition = host.ledger(move |ipam, now| ipam.condition(address, now)).await;
     match condition.map_err(|error| ledger_failed(&error))? {
         Some(Condition::Held(held)) => {
             let attachment = &held.attachment;
-            match sweeper::sweep(own, attachment, "an operator asks for it")
+            match sweeper::sweep(host, attachment, "an operator asks for it")
                 .await
                 .map_err(Refusal::try_again)?
             {
@@ -144,7 +145,7 @@ async fn of_a_block(own: &Node, view: &View, address: IpAddr) -> Result<String, 
         None => {
             let claim = view.blocks.iter().find(|(block, _)| block.cidr().has(address));
             match claim.map(|(block, claim)| (block, &claim.record.node)) {
-                Some((block, node)) if *node != own.config.node => {
+                Some((block, node)) if *node != me.name => {
                     refuse(format!("{address} is of block {block} of node {node}: ask there"))
                 }
                 _ => Err(Refusal::new(

@@ -2,11 +2,11 @@
 
 use std::net::IpAddr;
 
-use polder_ipam::Cidr;
-use polder_ipam::invariants::Published;
-use polder_ipam::key::{Key, Range};
-use polder_ipam::store::{Contents, StoreError};
-use polder_store::Store;
+use super::records::Records;
+use crate::Cidr;
+use crate::invariants::Published;
+use crate::key::{Key, Range};
+use crate::store::{Contents, StoreError};
 
 /// The records of addresses, as of one revision.
 #[derive(Debug, Clone, Default)]
@@ -19,13 +19,13 @@ pub struct Addresses {
 
 impl Addresses {
     /// Reads those of all nodes.
-    pub async fn read(store: &Store) -> Result<Self, StoreError> {
-        Self::read_range(store, &Key::all_addresses()).await
+    pub async fn read(records: &impl Records) -> Result<Self, StoreError> {
+        Self::read_range(records, &Key::all_addresses()).await
     }
 
     /// Reads those in the range.
-    pub async fn read_range(store: &Store, range: &Range) -> Result<Self, StoreError> {
-        Ok(Self::parse(store.range(range).await?))
+    pub async fn read_range(records: &impl Records, range: &Range) -> Result<Self, StoreError> {
+        Ok(Self::parse(records.range(range).await?))
     }
 
     fn parse(contents: Contents) -> Self {
@@ -58,9 +58,8 @@ impl Addresses {
 
 #[cfg(test)]
 mod tests {
-    use polder_ipam::store::Entry;
-
     use super::*;
+    use crate::store::Entry;
 
     #[test]
     fn what_cannot_be_read_is_kept_apart_with_its_key() {

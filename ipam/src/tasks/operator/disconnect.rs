@@ -3,16 +3,17 @@
 
 use std::collections::BTreeSet;
 
-use polder_api::message::{Refusal, RefusalKind, Removal, Reply};
+use polder_api::message::{Removal, Reply};
 use polder_api::{Attachment, NodeName};
-use polder_ipam::key::{Key, Range};
-use polder_ipam::store::StoreError;
-use polder_store::Store;
 
-use crate::node::Node;
-use crate::published::Addresses;
-use crate::publisher::ALIVE_SECONDS;
-use crate::refused;
+use super::{OperatorHost, invalid, store_failed};
+use crate::key::{Key, Range};
+use crate::publication;
+use crate::store::StoreError;
+use crate::tasks::Me;
+use crate::tasks::published::Addresses;
+use crate::tasks::publisher::ALIVE_SECONDS;
+use crate::tasks::records::Records;
 
 /// What is known of a node that is to be removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,30 +67,43 @@ fn object(removal: &Removal, standing: Standing) -> Result<(), Objection> {
 }
 
 /// Succeeds if the node may be removed; otherwise with the answer for whoever asks.
-pub async fn allow(own: &Node, store: &Store, removal: &Removal) -> Result<(), Reply> {
+pub async fn allow_removal<H: OperatorHost>(
+    host: &H,
+    me: &Me,
+    records: &impl Records,
+    removal: &Removal,
+) -> Result<(), Reply> {
     let unknown = |error: StoreError| {
         let again = if error.is_lasting() { "" } else { ": try again" };
         let problem = format!("{error}. Whether node {} is alive is not known{again}", removal.node);
-        Reply::Refused(refused::answer(&error, problem))
+        Reply::Refused(store_failed(&error, problem))
     };
-    let standing = look(own, store, &removal.node).await.map_err(unknown)?;
+    let standing = look(host, me, records, &removal.node).await.map_err(unknown)?;
     object(removal, standing).map_err(|objection| match objection {
-        Objection::Wrong(problem) => Reply::Refused(Refusal::new(RefusalKind::Invalid, problem)),
+        Objection::Wrong(problem) => Reply::Refused(invalid(problem)),
         Objection::Unconfirmed(message) => Reply::Unconfirmed { message, pods: standing.pods },
     })
 }
 
-async fn look(own: &Node, store: &Store, node: &NodeName) -> Result<Standing, StoreError> {
-    let view = own.board.view();
-    let lease = store.range(&Range::single(Key::Alive(node.clone()).to_string())).await?;
+async fn look<H: OperatorHost>(
+    host: &H,
+    me: &Me,
+    records: &impl Records,
+    node: &NodeName,
+) -> Result<Standing, StoreError> {
+    let view = host.known();
+    let lease = records.range(&Range::single(Key::Alive(node.clone()).to_string())).await?;
+    let identity = host.ledger(|ipam, _| ipam.identity()).await.ok().flatten();
+    let own_revision = publication::own_revision(&view, &me.name, identity.as_ref(), me.life());
     // Another machine can have the name, while this one waits for it.
-    let is_own = *node == own.config.node && own.board.membership.own_revision(&view) != 0;
+    let is_own = *node == me.name && own_revision != 0;
     let pods = if is_own {
-        own.ipam.run(|ipam| ipam.attachments().filter(|held| !held.leaving).count()).await as u64
+        let pods = host.ledger(|ipam, _| ipam.attachments().filter(|held| !held.leaving).count()).await;
+        pods as u64
     } else {
-        let published = Addresses::read_range(store, &Key::addresses_of(node)).await?;
-        let records = published.records.into_iter().map(|(published, _)| published.record.attachment);
-        records.collect::<BTreeSet<Attachment>>().len() as u64
+        let published = Addresses::read_range(records, &Key::addresses_of(node)).await?;
+        let published = published.records.into_iter().map(|(published, _)| published.record.attachment);
+        published.collect::<BTreeSet<Attachment>>().len() as u64
     };
     let is_member = view.nodes.contains_key(node);
     Ok(Standing {

@@ -1,0 +1,149 @@
+//! Changes the cluster's pools and settings.
+
+use polder_api::message::Refusal;
+use polder_api::pool::{NewPool, PoolChange, PoolPurpose};
+use polder_api::Backend;
+use tracing::info;
+
+use super::{ATTEMPTS, invalid, store_failed};
+use crate::cidr::ParseCidrError;
+use crate::pool::{InvalidPool, PoolState, Purpose};
+use crate::pools::{self, Decision, NotChanged};
+use crate::store::Outcome;
+use crate::tasks::records::{Records, read_all};
+use crate::view::View;
+use crate::{Cidr, Pool, settings, special};
+
+/// Changes the pools, and says what has come of it. `known` is what the node that is asked knows of its surroundings.
+pub async fn change_pools(
+    records: &impl Records,
+    known: &View,
+    change: PoolChange,
+) -> Result<String, Refusal> {
+    let done = match change {
+        PoolChange::Add(new) => {
+            let pool = parse_pool(new)?;
+            let add = |view: &View| {
+                let mut view = view.clone();
+                view.own.clone_from(&known.own);
+                view.needed.clone_from(&known.needed);
+                pools::add(&view, &pool)
+            };
+            with_warnings(carry_out(records, add).await?, &special::doubts(pool.cidr()))
+        }
+        PoolChange::Drain(name) => carry_out(records, |view| pools::drain(view, &name)).await?,
+        PoolChange::Remove(name) => carry_out(records, |view| pools::remove(view, &name)).await?,
+    };
+    info!("{done}");
+    Ok(done)
+}
+
+/// Changes how the nodes reach each other's pods, and says what has come of it.
+pub async fn change_backend(records: &impl Records, backend: Backend) -> Result<String, Refusal> {
+    let done = carry_out(records, |view| settings::change_backend(view, backend)).await?;
+    info!("{done}");
+    Ok(done)
+}
+
+/// What was done, and what may be wrong with it.
+fn with_warnings(done: String, warnings: &[String]) -> String {
+    let warnings = warnings.iter().map(|warning| format!("\nwarning: {warning}"));
+    done + &warnings.collect::<String>()
+}
+
+/// The pool that is asked for; or what is wrong with it, whatever else the cluster has.
+pub fn parse_pool(new: NewPool) -> Result<Pool, Refusal> {
+    let cidr: Cidr = new.cidr.to_string().parse().map_err(|error: ParseCidrError| invalid(error))?;
+    let purpose = match new.purpose {
+        PoolPurpose::Blocks => Purpose::Blocks,
+        PoolPurpose::Reservations => Purpose::Reservations,
+    };
+    let length = new.block_length.unwrap_or_else(|| purpose.usual_block_length(cidr));
+    let mut pool = Pool::new(new.name, cidr, length, PoolState::Active)
+        .map_err(|error| invalid(format!("{error} (--block-length)")))?;
+    pool.purpose = purpose;
+    pool.nodes = new.nodes;
+    match pool.check_use() {
+        Ok(()) => Ok(pool),
+        Err(error @ InvalidPool::Special { .. }) => Err(invalid(error)),
+        Err(error) => Err(invalid(format!("{error} (--block-length)"))),
+    }
+}
+
+/// Carries a change out. Whatever becomes of an attempt, the next one begins with what is there: what it finds done
+/// is done, and one that takes effect late finds its grounds changed. A refusal is the last attempt.
+async fn carry_out(
+    records: &impl Records,
+    decide: impl Fn(&View) -> Result<Decision, NotChanged>,
+) -> Result<String, Refusal> {
+    let mut failure = None;
+    let (mut said, mut refused) = (None, None);
+    for _ in 0..ATTEMPTS {
+        let view = match read_all(records).await {
+            Ok(view) => view,
+            Err(error) => {
+                let is_lasting = error.is_lasting();
+                failure = Some(error);
+                if is_lasting {
+                    break;
+                }
+                continue;
+            }
+        };
+        match decide(&view) {
+            // An attempt whose answer was lost has done it.
+            Ok(Decision::Already(already)) => return Ok(said.or(refused).unwrap_or(already)),
+            Err(not_changed) => return settle(said.or(refused), &not_changed),
+            // It was refused, and is not there.
+            Ok(Decision::Commit { .. }) if refused.is_some() => break,
+            Ok(Decision::Commit { change, done }) => match records.commit(&change).await {
+                Ok(Outcome::Applied { .. }) => return Ok(done),
+                Ok(Outcome::Refused) => said = None,
+                Err(error) => {
+                    let (is_unknown, needs_look) = (error.is_unknown(), error.needs_look());
+                    failure = Some(error);
+                    if is_unknown {
+                        said = Some(done);
+                    } else if needs_look {
+                        refused = Some(done);
+                    } else {
+                        break;
+                    }
+                }
+            },
+        }
+    }
+    let unknown = match said {
+        Some(_) => "; whether the last attempt has taken effect is not known: look whether it has",
+        None => "",
+    };
+    Err(match failure {
+        Some(error) => store_failed(&error, format!("{error}{unknown}")),
+        None => {
+            let problem = format!("others change the records all the time: try again{unknown}");
+            Refusal::try_again(problem)
+        }
+    })
+}
+
+/// What comes of a change that is refused, after an attempt of unknown outcome that would have done what is `said`.
+fn settle(said: Option<String>, refused: &NotChanged) -> Result<String, Refusal> {
+    match (said, refused) {
+        // That attempt has removed the pool.
+        (Some(done), NotChanged::Unknown(_)) => Ok(done),
+        _ => Err(invalid(refused)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_that_is_not_there_was_removed_by_the_attempt_whose_answer_was_lost() {
+        let unknown = NotChanged::Unknown("p".parse().unwrap());
+        assert_eq!(settle(Some("pool p is removed".into()), &unknown).unwrap(), "pool p is removed");
+        assert!(settle(None, &unknown).unwrap_err().message.contains("there is no pool p"));
+        assert!(settle(Some("pool p is added".into()), &NotChanged::NoCluster).is_err());
+    }
+}

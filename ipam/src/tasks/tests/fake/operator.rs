@@ -1,0 +1,29 @@
+//! The node of the tests, to what an operator asks for.
+
+use super::*;
+use crate::tasks::operator::{Knowledge, OperatorHost};
+
+impl Knowledge for Fake {
+    fn store_name(&self) -> String {
+        "a fake".to_owned()
+    }
+
+    fn known(&self) -> Arc<View> {
+        self.view()
+    }
+
+    async fn known_otherwise(&self, _: &Arc<View>, _: Duration) {
+        self.with(State::load);
+    }
+
+    async fn known_at(&self, _: i64, _: Duration) -> Option<Arc<View>> {
+        self.with(State::load);
+        Some(self.view())
+    }
+}
+
+impl OperatorHost for Fake {
+    async fn has_interface(&self, attachment: &Attachment) -> Result<bool, String> {
+        Ok(self.with(|state| state.interfaces.contains(attachment)))
+    }
+}

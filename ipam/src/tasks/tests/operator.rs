@@ -1,0 +1,5 @@
+//! What an operator asks for.
+
+mod nodes;
+mod pools;
+mod release;

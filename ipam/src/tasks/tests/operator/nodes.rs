@@ -1,0 +1,102 @@
+//! Nodes that operators remove, and machines that take the place of others.
+
+use polder_api::message::{Refusal, RefusalKind, Removal, Reply};
+
+use super::super::fake::*;
+use super::super::*;
+use crate::key::Key;
+use crate::record::{FenceRecord, NodeRecord, PodsGone, encode};
+use crate::store::refusal::Cause;
+use crate::tasks::operator::{Adoption, adopt, allow_removal, remove_node};
+
+fn removal(dead: bool) -> Removal {
+    Removal { node: me().name, dead, disconnect_pods: None, earlier: false }
+}
+
+fn remove(fake: &Fake, dead: bool) -> Result<String, Refusal> {
+    at_once(remove_node(fake, fake, removal(dead)))
+}
+
+fn fences(fake: &Fake) -> Vec<PodsGone> {
+    fake.records(|key, value| match key {
+        Key::Fence(..) => Some(serde_json::from_slice::<FenceRecord>(value).unwrap().pods),
+        _ => None,
+    })
+}
+
+fn is_member(fake: &Fake) -> bool {
+    fake.with(|state| state.entries.contains_key(&Key::Node(me().name).to_string()))
+}
+
+/// Lets the node's record be another.
+fn rewrite(state: &mut State, change: impl FnOnce(&mut NodeRecord)) {
+    let key = Key::Node(me().name).to_string();
+    let mut record: NodeRecord = serde_json::from_slice(&state.entries[&key].value).unwrap();
+    change(&mut record);
+    state.revision += 1;
+    state.put(&key, encode(&record));
+}
+
+#[test]
+fn a_node_is_removed_although_it_writes_its_record_meanwhile() {
+    for (dead, pods) in [(false, PodsGone::Unknown), (true, PodsGone::Vouched)] {
+        let (fake, _) = registered();
+        let written = |state: &mut State| rewrite(state, |record| record.mtu = 1400);
+        fake.with(|state| state.fates.push_back(Fate::After(Box::new(written))));
+        let said = remove(&fake, dead).unwrap();
+        assert!(said.contains("node n1 is removed"), "{said}");
+        assert_eq!((is_member(&fake), fences(&fake)), (false, vec![pods]));
+    }
+}
+
+#[test]
+fn a_removal_without_an_answer_is_not_repeated_and_one_that_is_refused_late_is_found() {
+    let (fake, _) = registered();
+    fake.with(|state| state.fates.push_back(Fate::Lost));
+    let unknown = remove(&fake, false).unwrap_err();
+    assert!(unknown.message.contains("It is not known whether node n1 was removed"), "{unknown}");
+    assert!(is_member(&fake) && fake.with(|state| state.fates.is_empty()));
+    fake.with(|state| state.fates.push_back(Fate::Refused(Cause::NoSpace)));
+    let refused = remove(&fake, false).unwrap_err();
+    assert!(refused.message.contains("node n1 was not removed"), "{refused}");
+    fake.with(|state| state.fates.push_back(Fate::MadeAndRefused(Cause::NoSpace)));
+    assert!(remove(&fake, false).unwrap().contains("node n1 is removed"));
+}
+
+#[test]
+fn nothing_is_removed_or_adopted_while_the_store_is_away() {
+    let (fake, _) = registered();
+    fake.with(|state| Arc::make_mut(&mut state.view).lost = Some("it is away".to_owned()));
+    let refused = remove(&fake, true).unwrap_err();
+    assert_eq!((refused.kind, refused.message.as_str()), (RefusalKind::TryAgain, "a fake: it is away"));
+    let refused = at_once(adopt(&fake, &me(), &me().name)).unwrap_err();
+    assert_eq!(refused.message, "a fake: it is away");
+}
+
+#[test]
+fn who_asks_for_the_removal_of_this_node_has_to_know_how_many_pods_it_has() {
+    let (fake, _) = registered();
+    let allow = |disconnect_pods| {
+        let removal = Removal { disconnect_pods, ..removal(false) };
+        at_once(allow_removal(&fake, &me(), &fake, &removal))
+    };
+    assert_eq!(allow(None), Ok(()));
+    fake.with(|state| state.allocate("c1"));
+    assert!(matches!(allow(None), Err(Reply::Unconfirmed { pods: 1, .. })));
+    assert_eq!(allow(Some(1)), Ok(()));
+    // It answers, so it is not dead.
+    let dead = at_once(allow_removal(&fake, &me(), &fake, &removal(true)));
+    assert!(matches!(dead, Err(Reply::Refused(refusal)) if refusal.message.contains("node n1 is alive")));
+}
+
+#[test]
+fn a_machine_adopts_the_node_of_its_ledger_that_another_machine_is_and_no_other() {
+    let (fake, _) = registered();
+    let adopted = |me: &Me| at_once(adopt(&fake, me, &me.name));
+    assert!(matches!(adopted(&me()), Ok(Adoption::Already(words)) if words.contains("is node n1 already")));
+    let moved = Me { machine_id: "m2".to_owned(), boot_id: "b2".to_owned(), ..me() };
+    let Ok(Adoption::InPlaceOf(other, _)) = adopted(&moved) else { panic!("not adopted") };
+    assert_eq!((other.machine_id.as_str(), other.boot_id.as_str()), ("m1", "b1"));
+    let other = at_once(adopt(&fake, &moved, &"n2".parse().unwrap())).unwrap_err();
+    assert_eq!(other.kind, RefusalKind::Invalid);
+}

@@ -1,0 +1,133 @@
+//! Addresses that operators give up.
+
+use std::net::IpAddr;
+
+use polder_api::ipam::Release;
+use polder_api::message::{Refusal, RefusalKind};
+
+use super::super::fake::*;
+use super::super::*;
+use crate::key::Key;
+use crate::pool::Purpose;
+use crate::record::{AddressRecord, Holder, PoolRecord, ReservationRecord, encode};
+use crate::store::refusal::Cause;
+
+const RESERVED: &str = "10.9.0.1";
+
+fn release(fake: &Fake, address: &str, dead: bool) -> Result<String, Refusal> {
+    let release = Release { address: address.parse().unwrap(), dead };
+    at_once(crate::tasks::operator::release(fake, &me(), fake, release))
+}
+
+fn refused(fake: &Fake, address: &str, dead: bool) -> String {
+    release(fake, address, dead).unwrap_err().message
+}
+
+fn put(state: &mut State, key: &Key, value: Vec<u8>) {
+    state.revision += 1;
+    state.put(&key.to_string(), value);
+}
+
+fn key() -> Key {
+    Key::Reservation(RESERVED.parse().unwrap())
+}
+
+/// Reserves the address for that workload. A pod of that node's first boot holds it, if one is named.
+fn reserve(state: &mut State, owner: &str, node: Option<&str>) {
+    let identity = state.ipam.identity().unwrap().unwrap();
+    let holder = node.map(|node| Holder {
+        node: node.parse().unwrap(),
+        incarnation: identity.incarnation,
+        boot_id: "b1".to_owned(),
+        attachment: attachment("c1"),
+    });
+    put(state, &key(), encode(&ReservationRecord { owner: owner.to_owned(), holder, generation: 1 }));
+}
+
+fn with_reservation(node: Option<&str>) -> Fake {
+    let (fake, _) = registered();
+    let mut pool = pool_of("kept", "10.9.0.0/28", 28);
+    pool.purpose = Purpose::Reservations;
+    fake.with(|state| {
+        put(state, &Key::Pool(pool.name.clone()), encode(&PoolRecord::from(&pool)));
+        reserve(state, "d/web", node);
+    });
+    fake
+}
+
+fn owner(fake: &Fake) -> Option<String> {
+    let owner = |found: &Key, value: &[u8]| {
+        (*found == key()).then(|| serde_json::from_slice::<ReservationRecord>(value).unwrap().owner)
+    };
+    fake.records(owner).pop()
+}
+
+#[test]
+fn a_reservation_that_nobody_holds_is_given_up_also_when_the_answer_is_lost_or_a_refusal() {
+    let fates = [
+        Fate::Lost,
+        Fate::Unanswered,
+        Fate::MadeAndRefused(Cause::NoSpace),
+        // A pod that has just let it go.
+        Fate::After(Box::new(|state| reserve(state, "d/web", None))),
+    ];
+    for fate in fates {
+        let fake = with_reservation(None);
+        fake.with(|state| state.fates.push_back(fate));
+        let said = release(&fake, RESERVED, false).unwrap();
+        assert!(said.contains("the reservation of 10.9.0.1") && said.contains("is given up"), "{said}");
+        assert_eq!(owner(&fake), None);
+    }
+    let fake = with_reservation(None);
+    fake.with(|state| state.fates.push_back(Fate::Refused(Cause::Permission)));
+    assert!(refused(&fake, RESERVED, false).contains("cannot be given up"));
+    assert_eq!(owner(&fake).as_deref(), Some("d/web"));
+}
+
+#[test]
+fn a_reservation_that_a_pod_holds_is_given_up_only_by_who_knows_that_it_is_gone() {
+    let fake = with_reservation(Some("n1"));
+    assert!(refused(&fake, RESERVED, false).contains("say --dead"));
+    // No word is as good as an interface, or as a node that says so.
+    fake.with(|state| state.interfaces.insert(attachment("c1")));
+    assert!(refused(&fake, RESERVED, true).contains("its interface is there"));
+    fake.with(|state| {
+        state.interfaces.clear();
+        let record = AddressRecord { attachment: attachment("c1"), pod: None };
+        put(state, &Key::Address(me().name, RESERVED.parse().unwrap()), encode(&record));
+        put(state, &Key::Alive(me().name), b"{}".to_vec());
+    });
+    assert!(refused(&fake, RESERVED, true).contains("is alive and says so"));
+    fake.with(|state| state.entries.remove(&Key::Alive(me().name).to_string()));
+    release(&fake, RESERVED, true).unwrap();
+    assert_eq!(owner(&fake), None);
+}
+
+#[test]
+fn an_address_of_a_block_is_released_when_its_pod_is_gone_and_nobody_works_on_it() {
+    let (fake, _) = registered();
+    let pod = attachment("c1");
+    let address: IpAddr = fake.with(|state| {
+        state.allocate("c1");
+        state.interfaces.insert(pod.clone());
+        state.ipam.get(&pod).unwrap().addresses[0]
+    });
+    let address = address.to_string();
+    assert!(refused(&fake, &address, true).contains("which lives"));
+    fake.with(|state| state.interfaces.clear());
+    let lock = fake.try_lock(&pod).unwrap();
+    let busy = release(&fake, &address, false).unwrap_err();
+    assert_eq!(busy.kind, RefusalKind::TryAgain);
+    drop(lock);
+    assert_eq!(release(&fake, &address, false).unwrap(), format!("{pod} is released: {address} rests"));
+    assert!(release(&fake, &address, false).unwrap().contains("there is nothing to release"));
+}
+
+#[test]
+fn an_address_that_is_no_pods_is_not_released() {
+    let (fake, _) = registered();
+    let gateway = fake.with(|state| state.holdings.gateways[0]).to_string();
+    assert!(refused(&fake, &gateway, true).contains("the gateway of its pods"));
+    let missing = release(&fake, "10.200.0.1", true).unwrap_err();
+    assert_eq!(missing.kind, RefusalKind::Missing);
+}
