@@ -9,7 +9,7 @@ use tracing::info;
 use super::{ATTEMPTS, OperatorHost, invalid, store_failed};
 use crate::key::{Key, Range};
 use crate::node::Condition;
-use crate::record::Holder;
+use crate::record::{Holder, ReservationRecord};
 use crate::reservation;
 use crate::store::{Outcome, StoreError};
 use crate::tasks::published::Addresses;
@@ -36,17 +36,28 @@ pub async fn release<H: OperatorHost>(
     let Release { address, dead } = release;
     let (mut tried, mut is_refused) = (false, false);
     let mut failure = None;
+    let mut meant: Option<ReservationRecord> = None;
     for _ in 0..ATTEMPTS {
         let view = read_all(records).await.map_err(failed)?;
-        let Some(known) = view.reservations.get(&address) else {
-            if tried {
+        let found = view.reservations.get(&address);
+        let is_meant = found
+            .is_some_and(|found| meant.as_ref().is_none_or(|meant| is_the_same(meant, &found.record, dead)));
+        let Some(known) = found.filter(|_| is_meant) else {
+            if tried && found.is_none_or(|found| meant.is_some_and(|meant| meant.owner != found.record.owner))
+            {
                 return Ok(format!("the reservation of {address} is given up"));
+            }
+            if found.is_some() {
+                return Err(Refusal::try_again(format!(
+                    "the reservation of {address} is another by now: see polderctl ipam show {address}, and try again"
+                )));
             }
             return of_a_block(host, me, &view, address).await;
         };
         if is_refused {
             break;
         }
+        meant.get_or_insert_with(|| (*known.record).clone());
         if let Some(holder) = &known.record.holder {
             check_gone(host, me, records, &view, address, holder, dead).await?;
         }
@@ -73,6 +84,12 @@ pub async fn release<H: OperatorHost>(
         Some(error) => store_failed(&error, format!("{problem}: {error}")),
         None => Refusal::try_again(format!("{problem}: others change it all the time")),
     })
+}
+
+/// Whether what an operator said of a reservation is still said of the same: that of the same workload, and where he said that the
+/// pod which held it is gone, not held by another by now.
+fn is_the_same(meant: &ReservationRecord, now: &ReservationRecord, dead: bool) -> bool {
+    meant.owner == now.owner && (!dead || now.holder.is_none() || now.holder == meant.holder)
 }
 
 /// Whether the pod that holds a reserved address is gone, as far as anybody can know, or an operator says so.

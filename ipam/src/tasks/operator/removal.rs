@@ -7,7 +7,7 @@ use polder_api::message::{Refusal, Removal};
 use tracing::warn;
 
 use super::{ATTEMPTS, Knowledge, invalid};
-use crate::record::{FenceRecord, Life, PodsGone};
+use crate::record::{FenceRecord, Life, NodeRecord, PodsGone};
 use crate::removal::{self, NotRemoved, Vouched, blocks_of};
 use crate::store::{Outcome, StoreError};
 use crate::tasks::records::{Records, read_all};
@@ -29,11 +29,20 @@ pub async fn remove_node(
         (true, false) => Vouched::Yes,
         (true, true) => Vouched::Earlier,
     };
+    let mut meant = None;
     for _ in 0..ATTEMPTS {
         let view = agent.known();
         if view.source != Source::Store || view.lost.is_some() {
             let why = view.lost.clone().unwrap_or_else(|| "it has not been read yet".to_owned());
             return Err(Refusal::try_again(format!("{}: {why}", agent.store_name())));
+        }
+        let found = view.nodes.get(&node).map(|known| &*known.record);
+        let meant = meant.get_or_insert_with(|| found.cloned());
+        if found.is_some_and(|found| is_another(meant.as_ref(), found)) {
+            return Err(Refusal::try_again(format!(
+                "node {node} is another machine, or in another boot, since its removal began: see polderctl node list, and \
+                 try again"
+            )));
         }
         let change = removal::remove(&view, &node, vouched).map_err(invalid)?;
         let Some(change) = change else { return Ok(waits_for(&view, &node)) };
@@ -51,6 +60,11 @@ pub async fn remove_node(
         }
     }
     Err(Refusal::try_again(format!("the record of node {node} changes all the time")))
+}
+
+/// Whether the node of that name is not the one that was meant: then what an operator said of that one is not said of it.
+fn is_another(meant: Option<&NodeRecord>, found: &NodeRecord) -> bool {
+    meant.is_none_or(|meant| found.incarnation != meant.incarnation || Life::from(found) != Life::from(meant))
 }
 
 /// What has become of a removal that the store has refused or not answered.

@@ -36,6 +36,8 @@ pub(super) enum Fate {
     Lost,
     /// Somebody puts this record first.
     Late(Key, Vec<u8>),
+    /// It is carried out, and before the answer is lost, this happens.
+    UnansweredAnd(Event),
     /// This happens first.
     After(Event),
     /// It is refused for that reason.
@@ -219,6 +221,11 @@ impl Records for Fake {
             Some(Fate::Lost) => Err(no_answer()),
             Some(Fate::Unanswered) => {
                 let _ = state.commit(&transaction(change));
+                Err(no_answer())
+            }
+            Some(Fate::UnansweredAnd(event)) => {
+                let _ = state.commit(&transaction(change));
+                event(state);
                 Err(no_answer())
             }
             Some(Fate::After(event)) => {

@@ -50,6 +50,38 @@ fn a_node_is_removed_although_it_writes_its_record_meanwhile() {
 }
 
 #[test]
+fn what_is_said_of_a_node_is_not_said_of_the_machine_that_becomes_it_meanwhile() {
+    type Becomes = fn(&mut NodeRecord);
+    let becomes: [Becomes; 2] =
+        [|record| record.incarnation.0 = "another".to_owned(), |record| record.boot_id = "b2".to_owned()];
+    for change in becomes {
+        let (fake, _) = registered();
+        fake.with(|state| state.fates.push_back(Fate::After(Box::new(move |state| rewrite(state, change)))));
+        let refused = remove(&fake, true).unwrap_err();
+        assert!(refused.message.contains("since its removal began"), "{refused}");
+        assert_eq!((is_member(&fake), fences(&fake)), (true, Vec::new()));
+    }
+    // Nor of one that comes when the node that was meant is gone.
+    let (fake, _) = registered();
+    let node = fake.with(|state| state.entries[&Key::Node(me().name).to_string()].clone());
+    remove(&fake, false).unwrap();
+    fake.with(State::load);
+    let confirmed = move |state: &mut State| {
+        let fence =
+            state.entries.values().find(|entry| matches!(entry.key.parse(), Ok(Key::Fence(..)))).unwrap();
+        let (key, record) = (fence.key.clone(), serde_json::from_slice::<FenceRecord>(&fence.value).unwrap());
+        state.revision += 1;
+        state.put(&key, encode(&FenceRecord { pods: PodsGone::Confirmed, ..record }));
+        state.put(&node.key, node.value);
+        rewrite(state, |record| record.incarnation.0 = "another".to_owned());
+    };
+    fake.with(|state| state.fates.push_back(Fate::After(Box::new(confirmed))));
+    let refused = remove(&fake, true).unwrap_err();
+    assert!(refused.message.contains("since its removal began"), "{refused}");
+    assert_eq!((is_member(&fake), fences(&fake)), (true, vec![PodsGone::Confirmed]));
+}
+
+#[test]
 fn a_removal_without_an_answer_is_not_repeated_and_one_that_is_refused_late_is_found() {
     let (fake, _) = registered();
     fake.with(|state| state.fates.push_back(Fate::Lost));

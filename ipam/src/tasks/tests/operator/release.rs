@@ -104,6 +104,23 @@ fn a_reservation_that_a_pod_holds_is_given_up_only_by_who_knows_that_it_is_gone(
 }
 
 #[test]
+fn what_is_said_of_a_dead_pod_is_not_said_of_one_that_has_the_address_when_the_answer_is_lost() {
+    let fake = with_reservation(Some("n1"));
+    let again = |state: &mut State| reserve(state, "d/web", Some("n2"));
+    fake.with(|state| state.fates.push_back(Fate::UnansweredAnd(Box::new(again))));
+    assert!(refused(&fake, RESERVED, true).contains("is another by now"));
+    assert_eq!(owner(&fake).as_deref(), Some("d/web"));
+    // Another workload has it: it was given up.
+    let other = |state: &mut State| reserve(state, "d/db", Some("n2"));
+    fake.with(|state| {
+        reserve(state, "d/web", Some("n1"));
+        state.fates.push_back(Fate::UnansweredAnd(Box::new(other)));
+    });
+    assert!(release(&fake, RESERVED, true).unwrap().contains("is given up"));
+    assert_eq!(owner(&fake).as_deref(), Some("d/db"));
+}
+
+#[test]
 fn an_address_of_a_block_is_released_when_its_pod_is_gone_and_nobody_works_on_it() {
     let (fake, _) = registered();
     let pod = attachment("c1");
