@@ -13,6 +13,7 @@ use crate::ledger::Held;
 use crate::moment::Moment;
 use crate::pool::{Block, PoolState, Purpose};
 use crate::record::{BlockRecord, Life, NodeRecord};
+use crate::reservation;
 use crate::view::{Known, View};
 
 /// What was seen before.
@@ -26,6 +27,10 @@ pub struct History {
     reserved: BTreeSet<Cidr>,
     /// The claims that there were, each with its nonce.
     claims: BTreeSet<(Block, Nonce)>,
+    /// The reservations that there were, each with its workload.
+    workloads: BTreeSet<(IpAddr, String)>,
+    /// The ranges of the pools that there were.
+    ranges: BTreeSet<Cidr>,
     /// What the store said.
     before: Option<Records>,
 }
@@ -38,6 +43,8 @@ struct Records {
     generations: BTreeMap<IpAddr, u64>,
     /// The pools that no block may be claimed of, and since which revision.
     closed: BTreeMap<PoolName, i64>,
+    /// The pools of which nothing may be reserved, and since which revision.
+    sealed: BTreeMap<PoolName, i64>,
 }
 
 impl History {
@@ -48,6 +55,8 @@ impl History {
             lived: BTreeMap::new(),
             reserved: BTreeSet::new(),
             claims: BTreeSet::new(),
+            workloads: BTreeSet::new(),
+            ranges: BTreeSet::new(),
             before: None,
         }
     }
@@ -57,21 +66,63 @@ impl History {
         self.before = None;
     }
 
+    /// Takes in which reservations there are between two moments: one that was given up begins anew.
+    pub fn forget_given_up(&mut self, view: &View) {
+        if let Some(before) = &mut self.before {
+            before.generations.retain(|address, _| view.reservations.contains_key(address));
+        }
+    }
+
     /// Takes in what is known at this moment, on a clock that all nodes share; returns what does not hold of the step
     /// to it.
     pub fn observe(&mut self, facts: &Facts<'_>, now: Moment) -> Vec<Deviation> {
         let mut found = Vec::new();
         self.cool_down(facts, now, &mut found);
+        self.removed_pools(facts, &mut found);
         if let Some(view) =
             facts.view.filter(|view| self.before.as_ref().is_none_or(|known| known.revision != view.revision))
         {
             if let Some(before) = &self.before {
-                before.compare(view, |claim| facts.putting_back || self.claims.contains(claim), &mut found);
+                let is_put_back = |claim: &_| facts.putting_back || self.claims.contains(claim);
+                before.compare(view, is_put_back, &mut found);
+                let was_reserved = |workload: &_| facts.putting_back || self.workloads.contains(workload);
+                before.compare_reservations(view, was_reserved, &mut found);
             }
             self.claims.extend(view.blocks.iter().map(|(block, claim)| (*block, claim.record.nonce.clone())));
+            let workloads = view.reservations.iter();
+            self.workloads.extend(workloads.map(|(address, known)| (*address, known.record.owner.clone())));
+            self.ranges.extend(view.every_pool().map(|pool| pool.record.cidr()));
             self.before = Some(Records::of(view));
         }
         found
+    }
+
+    /// I2: a pool is removed only when nothing of it is used.
+    fn removed_pools(&self, facts: &Facts<'_>, found: &mut Vec<Deviation>) {
+        let Some(view) = facts.view.filter(|_| !facts.putting_back) else { return };
+        let has = |address: IpAddr| move |range: &&Cidr| range.has(address);
+        let removed: Vec<&Cidr> = self
+            .ranges
+            .iter()
+            .filter(|range| view.every_pool().all(|pool| !pool.record.cidr().overlaps(**range)))
+            .collect();
+        if removed.is_empty() {
+            return;
+        }
+        for node in facts.nodes {
+            let interfaces = node.kernel.iter().flat_map(|kernel| &kernel.interfaces);
+            for (interface, address) in
+                interfaces.flat_map(|one| one.addresses.iter().map(move |address| (one, *address)))
+            {
+                if let Some(range) = removed.iter().copied().find(has(address)) {
+                    let what = format!(
+                        "{} on {} lives with {address} of {range}, whose pool was removed",
+                        interface.attachment, node.name
+                    );
+                    found.push(deviation(Invariant::Owner, Some(&node.name), what, "add the pool again"));
+                }
+            }
+        }
     }
 
     /// I6. A reserved address is its workload's, whose next pod need not wait.
@@ -122,6 +173,36 @@ impl Records {
                 })
                 .map(|pool| (pool.record.name.clone(), pool.revision))
                 .collect(),
+            sealed: view
+                .pools
+                .values()
+                .filter(|pool| pool.record.state != PoolState::Active)
+                .map(|pool| (pool.record.name.clone(), pool.revision))
+                .collect(),
+        }
+    }
+
+    /// I10: a pool that is drained is reserved nothing of, but what its workload had, and the store has lost.
+    fn compare_reservations(
+        &self,
+        view: &View,
+        was_reserved: impl Fn(&(IpAddr, String)) -> bool,
+        found: &mut Vec<Deviation>,
+    ) {
+        let new = view.reservations.iter().filter(|(address, known)| {
+            !self.generations.contains_key(*address)
+                && !was_reserved(&(**address, known.record.owner.clone()))
+        });
+        for (address, known) in new {
+            let Some(pool) = reservation::pool_of(view, *address) else { continue };
+            if self.sealed.get(&pool.record.name) == Some(&pool.revision) {
+                let owner = &known.record.owner;
+                let what = format!(
+                    "{address} was reserved for {owner} of pool {}, which is drained",
+                    pool.record.name
+                );
+                found.push(deviation(Invariant::BlockTree, None, what, "report it"));
+            }
         }
     }
 

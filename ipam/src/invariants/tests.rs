@@ -325,6 +325,48 @@ fn a_claim_of_a_pool_that_is_closed_is_found() {
 }
 
 #[test]
+fn an_address_that_is_reserved_of_a_drained_pool_is_found_and_one_that_is_put_back_is_not() {
+    let reserved =
+        |owner: &str| encode(&ReservationRecord { owner: owner.to_owned(), holder: None, generation: 1 });
+    let draining = PoolRecord {
+        purpose: crate::pool::Purpose::Reservations,
+        state: crate::pool::PoolState::Draining,
+        ..PoolRecord::new("10.1.0.0/24".parse().unwrap())
+    };
+    let mut scene = Scene::new();
+    let mut history = History::new(SHORTEST_REST);
+    let mut found = |scene: &Scene| {
+        let view = scene.view();
+        let found = history.observe(&scene.facts(&view), Moment::BOOT);
+        found.iter().map(|found| found.invariant).collect::<Vec<_>>()
+    };
+    scene.put("reservations/10.1.0.1", reserved("d/web"));
+    assert_eq!(found(&scene), []);
+    scene.delete("reservations/10.1.0.1");
+    scene.put("pools/r", encode(&draining));
+    assert_eq!(found(&scene), []);
+    scene.put("reservations/10.1.0.1", reserved("d/web"));
+    assert_eq!(found(&scene), [], "it was there before");
+    scene.put("reservations/10.1.0.2", reserved("d/web"));
+    assert_eq!(found(&scene), [Invariant::BlockTree]);
+}
+
+#[test]
+fn an_address_that_lives_although_its_pool_was_removed_is_found_unless_the_pool_is_being_put_back() {
+    let mut scene = Scene::new();
+    let mut history = History::new(SHORTEST_REST);
+    let view = scene.view();
+    assert_eq!(history.observe(&scene.facts(&view), Moment::BOOT), []);
+    scene.delete("pools/p");
+    scene.put("pools/q", encode(&PoolRecord::new("10.2.0.0/24".parse().unwrap())));
+    let view = scene.view();
+    let lost = Facts { putting_back: true, ..scene.facts(&view) };
+    assert_eq!(history.observe(&lost, Moment::BOOT), []);
+    let found = history.observe(&scene.facts(&view), Moment::BOOT);
+    assert_eq!(found.iter().map(|found| found.invariant).collect::<Vec<_>>(), [Invariant::Owner]);
+}
+
+#[test]
 fn a_release_that_changes_another_attachment_is_found() {
     let before = [held("a1", "10.0.0.2"), held("a2", "10.0.0.3")];
     let of = |after: &[Held]| check_release(&"a".parse().unwrap(), &attachment("a1"), &before, after).len();
