@@ -32,8 +32,9 @@ use crate::Follower;
 use crate::disk::Disk;
 use crate::in_flight::InFlight;
 use crate::settings;
+use crate::store_request::{Answer, Question, no_answer};
 use crate::task::{Life, Pause, Task, Wait, Waiting};
-use crate::world::{Agent, Answer, COOL_DOWN, Kernel, Machine, Question, Shared, World, no_answer};
+use crate::world::{Agent, COOL_DOWN, Kernel, Machine, Shared, World};
 
 /// How long the own view of the records may be behind what was just written.
 const CATCH_UP_MS: u64 = 5_000;
@@ -241,6 +242,7 @@ pub fn start(world: &Shared, index: usize) -> bool {
         losses: 0,
         caution: false,
         last_step: String::new(),
+        closed: Vec::new(),
     });
     if machine.is_cut {
         machine.agent.as_mut().expect("just made").follower.cut();

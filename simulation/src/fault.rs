@@ -43,7 +43,7 @@ pub enum Fault {
     StoreRestored,
     /// A plugin is killed.
     PluginKilled,
-    /// A node is removed that lives.
+    /// An operator asks for the removal of a node that lives.
     NodeRemoved,
     /// A machine is gone for good, its node is removed, and another of its name comes.
     NodeReplaced,
@@ -56,15 +56,21 @@ pub enum Fault {
     LedgerBack,
     /// The clock of a machine begins to run at another speed.
     ClockSpeed,
-    /// A pool is drained, or used again.
-    PoolTurned,
-    /// A pool is added.
+    /// An operator asks for another pool, or for one that is drained to be used again.
     PoolAdded,
+    /// An operator asks for a pool to be drained.
+    PoolDrained,
+    /// An operator asks for a pool to be removed.
+    PoolRemoved,
+    /// An operator asks for another backend.
+    SettingsChanged,
+    /// An operator asks for an address to be given up.
+    AddressReleased,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 31] = [
         Self::Crash,
         Self::Reboot,
         Self::PowerCut,
@@ -91,9 +97,23 @@ impl Fault {
         Self::LedgerCopied,
         Self::LedgerBack,
         Self::ClockSpeed,
-        Self::PoolTurned,
         Self::PoolAdded,
+        Self::PoolDrained,
+        Self::PoolRemoved,
+        Self::SettingsChanged,
+        Self::AddressReleased,
     ];
+
+    /// Whether it is about pools. Who changes them adds, drains and removes some.
+    pub fn is_about_pools(self) -> bool {
+        matches!(self, Self::PoolAdded | Self::PoolDrained | Self::PoolRemoved)
+    }
+
+    /// Whether an operator asks for it, and an agent carries it out.
+    pub fn is_asked_for(self) -> bool {
+        self.is_about_pools()
+            || matches!(self, Self::SettingsChanged | Self::AddressReleased | Self::NodeRemoved)
+    }
 
     /// Its name.
     pub fn name(self) -> &'static str {
@@ -118,14 +138,17 @@ impl Fault {
             Self::StoreEmptied => "store emptied",
             Self::StoreRestored => "store restored",
             Self::PluginKilled => "plugin killed",
-            Self::NodeRemoved => "living node removed",
+            Self::NodeRemoved => "node remove",
             Self::NodeReplaced => "node replaced",
             Self::Rival => "rival came",
             Self::LedgerCopied => "ledger copied",
             Self::LedgerBack => "lost ledger came back",
             Self::ClockSpeed => "clock speed changed",
-            Self::PoolTurned => "pool turned",
-            Self::PoolAdded => "pool added",
+            Self::PoolAdded => "pool add",
+            Self::PoolDrained => "pool drain",
+            Self::PoolRemoved => "pool remove",
+            Self::SettingsChanged => "cluster set",
+            Self::AddressReleased => "ipam release",
         }
     }
 }

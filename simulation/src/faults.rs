@@ -6,8 +6,6 @@ mod store;
 
 pub use names::{COPY_OF_SILENT, RIVAL_OF_SILENT};
 
-use polder_ipam::removal::Vouched;
-
 use crate::fault::Fault;
 use crate::operator;
 use crate::schedule::Schedule;
@@ -57,11 +55,7 @@ impl Schedule {
                 self.lose_ledger(machine);
                 true
             }
-            Fault::NodeRemoved => {
-                let mut world = self.world.borrow_mut();
-                let name = world.machines[machine].name.clone();
-                operator::remove_node(&mut world, &name, Vouched::No)
-            }
+            asked if asked.is_asked_for() => operator::ask(&self.world, machine, asked),
             Fault::NodeReplaced => self.replace(machine),
             Fault::Rival => self.let_rival_come(machine),
             Fault::LedgerCopied => self.copy_ledger(machine),

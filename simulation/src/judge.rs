@@ -40,6 +40,36 @@ pub fn judge(world: &mut World, strictness: Strictness) -> Vec<Deviation> {
     found
 }
 
+/// What does not hold.
+#[derive(Debug)]
+pub struct Wrong {
+    /// What should hold.
+    pub deviations: Vec<Deviation>,
+    /// What should have come to pass, and has not.
+    pub wanting: Vec<String>,
+}
+
+/// Judges the world. Lost records that have been put back are missed from then on.
+pub fn holds(world: &mut World, strictness: Strictness) -> Result<(), Wrong> {
+    if world.putting_back && is_put_back(world) {
+        world.putting_back = false;
+    }
+    let deviations = judge(world, strictness);
+    if deviations.is_empty() { Ok(()) } else { Err(Wrong { deviations, wanting: Vec::new() }) }
+}
+
+/// Whether all agents have noticed that records were lost, and had time to put them back.
+fn is_put_back(world: &World) -> bool {
+    world.machines.iter().filter(|machine| !machine.is_destroyed).all(|machine| {
+        machine.agent.as_ref().is_some_and(|agent| {
+            agent.view.cluster.is_some()
+                && agent.view.revision == world.etcd.revision()
+                && !agent.is_cautious()
+                && !agent.news
+        })
+    })
+}
+
 fn node(world: &World, machine: &Machine, strictness: Strictness) -> NodeFacts {
     let interfaces = &machine.kernel.interfaces;
     let ledger = machine.ledger_is_whole.then(|| ledger(machine));

@@ -1,8 +1,8 @@
-//! Many nodes over a store that is plain data, through every fault at every step, the same way twice for the same seed.
+//! Many nodes over a store that is plain data, and operators, through every fault at every step, the same way twice for the same seed.
 //!
-//! Nothing here has a clock, threads, or input and output. What decides is `polder-ipam`'s, as on a node, and so is the registrar that
-//! carries it out. What serves ADD and DEL, sweeps and follows the records does so in the same order as the agent, in code of its
-//! own ([`agent`]). Whether [`etcd::Model`] answers as etcd does is found out by asking
+//! Nothing here has a clock, threads, or input and output. What decides is `polder-ipam`'s, as on a node, and so are the tasks that
+//! carry it out ([`polder_ipam::tasks`]): the registrar, ADD and DEL, the sweeper, and what operators ask an agent for
+//! ([`operator`]). Whether [`etcd::Model`] answers as etcd does is found out by asking
 //! both, with operations made up at random. What a few nodes do in every order of things is explored in [`model`].
 
 pub mod agent;
@@ -12,6 +12,7 @@ pub mod etcd;
 pub mod fault;
 pub mod faults;
 pub mod follower;
+pub mod heal;
 pub mod in_flight;
 pub mod judge;
 pub mod model;
@@ -22,6 +23,7 @@ pub mod requests;
 pub mod runtime;
 pub mod schedule;
 pub mod settings;
+pub mod store_request;
 pub mod task;
 pub mod world;
 

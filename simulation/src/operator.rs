@@ -1,82 +1,208 @@
-//! What an operator does: pools, and nodes that are gone.
+//! What operators do: they ask an agent for it, as `polderctl` does, and the tasks that ship carry it out
+//! ([`polder_ipam::tasks::operator`]). The agent can end in the middle, and its store can fail it.
+//!
+//! What is told to an operator has to be so: it is checked when it is told.
 
-use polder_api::NodeName;
-use polder_ipam::Pool;
-use polder_ipam::change::Change;
-use polder_ipam::ledger::Ledger;
-use polder_ipam::pool::{PoolState, Purpose};
-use polder_ipam::record::Life;
-use polder_ipam::removal::{Vouched, remove};
-use polder_ipam::steward::adopt;
-use polder_ipam::store::Outcome;
-use polder_ipam::transaction::transaction;
+mod desk;
+mod told;
 
-use crate::settings::pool;
-use crate::world::World;
+use std::rc::Rc;
 
-/// Adds a pool that was not there, if there is none of that name.
-pub fn add_pool(world: &mut World) -> bool {
+use polder_api::ipam::Release;
+use polder_api::message::{Refusal, RefusalKind, Removal, Reply};
+use polder_api::pool::PoolChange;
+use polder_api::{Attachment, Backend, NodeName, PoolName};
+use polder_ipam::ledger::Ledger as _;
+use polder_ipam::pool::PoolState;
+use polder_ipam::record::{Holder, Life};
+use polder_ipam::removal::Vouched;
+use polder_ipam::tasks::operator::{self, Adoption};
+
+use crate::agent::{Hand, spawn};
+use crate::fault::Fault;
+use crate::settings;
+use crate::world::{Machine, Shared, World};
+
+pub use self::desk::{change_pools, remove_node};
+pub use self::told::OUTCOMES;
+
+/// What an operator asks for.
+#[derive(Debug, Clone)]
+pub enum Wish {
+    /// Another pool, or one that is drained or gone.
+    Pools(PoolChange),
+    /// That nodes reach each other's pods in this way.
+    Backend(Backend),
+    /// That an address is given up.
+    Release(Release),
+    /// That a node is removed.
+    Remove(Removal),
+}
+
+/// Lets an operator ask an agent that serves for something of that sort, about that machine. False if there is nothing to ask for, or nobody to ask.
+pub fn ask(shared: &Shared, machine: usize, sort: Fault) -> bool {
+    let mut world = shared.borrow_mut();
+    let Some(wish) = wish(&mut world, machine, sort) else { return false };
+    let serves = |index: &usize| world.machines[*index].agent.as_ref().is_some_and(|agent| agent.is_open);
+    let asked: Vec<usize> = (0..world.machines.len()).filter(serves).collect();
+    if asked.is_empty() {
+        return false;
+    }
+    // A node releases what is its own. Anything else any agent can be asked for.
+    let is_its_own = matches!(wish, Wish::Release(_)) && asked.contains(&machine);
+    let asked = if is_its_own { machine } else { *world.random.one_of(&asked) };
+    let Some(epoch) = world.machines[asked].epoch_running() else { return false };
+    world.note(|| format!("operator asks {asked} for {wish:?}"));
+    drop(world);
+    spawn(shared, asked, epoch, "operator", |hand| serve(hand, wish));
+    true
+}
+
+/// The agent's part.
+async fn serve(hand: Hand, wish: Wish) {
+    let begun = hand.with(|world| told::Begun::new(world, &wish));
+    hand.turn().await;
+    let me = hand.me();
+    let answer = match wish.clone() {
+        Wish::Pools(change) => operator::change_pools(&hand, &hand.view(), change).await,
+        Wish::Backend(backend) => operator::change_backend(&hand, backend).await,
+        Wish::Release(release) => operator::release(&hand, &me, &hand, release).await,
+        Wish::Remove(removal) => remove(&hand, removal).await,
+    };
+    hand.note(|| format!("operator is told: {answer:?}"));
+    hand.with(|world| told::check(world, &wish, &begun, &answer));
+}
+
+/// An operator who wants a node removed confirms how many pods are disconnected.
+async fn remove(hand: &Hand, mut removal: Removal) -> Result<String, Refusal> {
+    let me = hand.me();
+    loop {
+        match operator::allow_removal(hand, &me, hand, &removal).await {
+            Ok(()) => return operator::remove_node(hand, hand, removal).await,
+            Err(Reply::Unconfirmed { pods, .. }) => removal.disconnect_pods = Some(pods),
+            Err(Reply::Refused(refusal)) => return Err(refusal),
+            Err(other) => unreachable!("{other:?} is no answer to that"),
+        }
+    }
+}
+
+/// What an operator may want.
+fn wish(world: &mut World, machine: usize, sort: Fault) -> Option<Wish> {
+    Some(match sort {
+        Fault::PoolAdded => {
+            // Without settings, the pools of a new cluster would be others than those of its configuration.
+            world.truth.cluster.as_ref()?;
+            Wish::Pools(PoolChange::Add(world.random.one_of(&settings::more_pools()).clone()))
+        }
+        Fault::PoolDrained => Wish::Pools(PoolChange::Drain(any_pool(world, PoolState::Active)?)),
+        Fault::PoolRemoved => Wish::Pools(PoolChange::Remove(any_pool(world, PoolState::Draining)?)),
+        Fault::SettingsChanged => {
+            Wish::Backend(*world.random.one_of(&[Backend::Auto, Backend::Direct, Backend::Vxlan]))
+        }
+        Fault::AddressReleased => release(world, machine)?,
+        Fault::NodeRemoved => Wish::Remove(Removal {
+            node: world.machines[machine].name.clone(),
+            dead: false,
+            disconnect_pods: None,
+            earlier: false,
+        }),
+        _ => return None,
+    })
+}
+
+/// A pool, mostly one in that state.
+fn any_pool(world: &mut World, state: PoolState) -> Option<PoolName> {
+    let pools = world.truth.pools.values();
+    let (such, others): (Vec<_>, Vec<_>) =
+        pools.map(|known| &*known.record).partition(|pool| pool.state == state);
+    let such = if such.is_empty() || world.random.once_in(4) { others } else { such };
+    (!such.is_empty()).then(|| world.random.one_of(&such).name.clone())
+}
+
+/// An address that is reserved, or that something on the machine has or had: mostly one that can be given up.
+fn release(world: &mut World, machine: usize) -> Option<Wish> {
+    let reserved = world.truth.reservations.iter().map(|(address, known)| {
+        let holder = known.record.holder.as_ref();
+        (*address, holder.is_none_or(|holder| is_gone(world, holder)))
+    });
+    let Machine { disk, kernel, .. } = &world.machines[machine];
+    // A ledger in memory always answers.
+    let held = disk.ledger().attachments().unwrap_or_default();
+    let held = held.iter().flat_map(|held| {
+        let is_gone = !kernel.interfaces.contains_key(&held.attachment);
+        held.addresses.iter().map(move |address| (*address, is_gone))
+    });
+    let gateways = kernel.gateways.iter().map(|gateway| (*gateway, false));
+    let (reserved, own): (Vec<_>, Vec<_>) = (reserved.collect(), held.chain(gateways).collect());
+    let of = if reserved.is_empty() || world.random.once_in(2) { own } else { reserved };
+    let gone: Vec<_> = of.iter().copied().filter(|(_, is_gone)| *is_gone).collect();
+    let of = if gone.is_empty() || world.random.once_in(4) { of } else { gone };
+    if of.is_empty() {
+        return None;
+    }
+    let address = world.random.one_of(&of).0;
+    // Nobody says of a pod that it is gone for good while it could live.
+    let holder = world.truth.reservations.get(&address).and_then(|known| known.record.holder.as_ref());
+    let dead = holder.is_none_or(|holder| is_gone(world, holder));
+    Some(Wish::Release(Release { address, dead }))
+}
+
+/// Whether the pod is gone with its node, or with the boot that it was in, and nobody works on it.
+fn is_gone(world: &World, holder: &Holder) -> bool {
+    let lives = |machine: &Machine| !machine.is_destroyed && machine.boot_id == holder.boot_id;
+    !world.machines.iter().any(|machine| lives(machine) && could_have(machine, &holder.attachment))
+}
+
+fn could_have(machine: &Machine, attachment: &Attachment) -> bool {
+    machine.kernel.namespaces.contains(attachment.container.as_str())
+        || machine.kernel.interfaces.contains_key(attachment)
+        || machine.disk.names(attachment)
+}
+
+/// Lets all pools be used that there should be, but for that one.
+pub fn open_all_pools(world: &mut World, but: Option<&PoolName>) {
     if world.truth.cluster.is_none() {
-        return false;
+        return;
     }
-    let as_of = world.etcd.revision();
-    commit(world, &Change::AddPool { by: None, pool: pool("more", "10.1.0.0/27", 30), as_of })
-}
-
-/// Lets a pool be drained, or used again.
-pub fn turn_pool(world: &mut World) -> bool {
-    let blocks = |pool: &&Pool| pool.purpose == Purpose::Blocks;
-    let pools: Vec<_> =
-        world.truth.pools.values().map(|known| (known.revision, (*known.record).clone())).collect();
-    let pools: Vec<_> = pools.into_iter().filter(|(_, pool)| blocks(&pool)).collect();
-    if pools.is_empty() {
-        return false;
+    let there = world.truth.pools.values().map(|known| (*known.record).clone());
+    let pools: Vec<_> = world.first_pools.iter().cloned().chain(there).collect();
+    for pool in pools {
+        let known = world.truth.pools.get(&pool.name);
+        if Some(&pool.name) != but && known.is_none_or(|known| known.record.state != PoolState::Active) {
+            change_pools(world, PoolChange::Add(settings::new_pool(&pool)));
+        }
     }
-    let (revision, pool) = world.random.one_of(&pools).clone();
-    let state = if pool.state == PoolState::Active { PoolState::Draining } else { PoolState::Active };
-    set_state(world, revision, &pool, state)
-}
-
-/// Lets all pools be used.
-pub fn open_all_pools(world: &mut World) {
-    let pools: Vec<_> = world.truth.pools.values().cloned().collect();
-    for pool in pools.iter().filter(|pool| pool.record.state != PoolState::Active) {
-        set_state(world, pool.revision, &pool.record, PoolState::Active);
-    }
-}
-
-fn set_state(world: &mut World, revision: i64, pool: &Pool, state: PoolState) -> bool {
-    commit(world, &Change::ReplacePool { pool: pool.in_state(state), revision })
-}
-
-/// Removes a node; true if it is removed then. Nobody vouches for pods that live.
-pub fn remove_node(world: &mut World, name: &NodeName, vouched: Vouched) -> bool {
-    let change = remove(&world.truth, name, vouched);
-    change.is_ok_and(|change| change.is_none_or(|change| commit(world, &change)))
 }
 
 /// Lets a machine take the place of one that is gone: with its ledger as the same node, without it as a new one.
-pub fn take_place(world: &mut World, index: usize) {
-    let machine = &world.machines[index];
-    let Some(node) = world.truth.nodes.get(&machine.name) else { return };
-    if Life::from(&*node.record) == machine.life() {
-        return;
-    }
-    let (name, identity) = (machine.name.clone(), machine.disk.identity().ok().flatten());
-    match adopt(&world.truth, &name, &name, identity.as_ref(), machine.life()) {
-        Ok(adopted) => {
-            if let Some(agent) = &mut world.machines[index].agent {
-                agent.adopted = adopted;
-                agent.news = true;
-                world.count("node adopted");
-            }
-        }
-        Err(_) => drop(remove_node(world, &name, Vouched::Yes)),
-    }
+pub fn take_place(shared: &Shared, index: usize) {
+    let (name, epoch) = {
+        let world = shared.borrow();
+        let machine = &world.machines[index];
+        let Some(node) = world.truth.nodes.get(&machine.name) else { return };
+        let is_it = Life::from(&*node.record) == machine.life();
+        let Some(agent) = machine.agent.as_ref().filter(|agent| agent.is_open && !is_it) else { return };
+        (machine.name.clone(), agent.epoch)
+    };
+    spawn(shared, index, epoch, "operator", |hand| adopt(hand, name));
 }
 
-fn commit(world: &mut World, change: &Change) -> bool {
-    let outcome = world.etcd.commit(&transaction(change));
-    world.look();
-    matches!(outcome, Ok(Outcome::Applied { .. }))
+async fn adopt(hand: Hand, name: NodeName) {
+    let me = Rc::clone(&hand.me());
+    let answer = operator::adopt(&hand, &me, &name).await;
+    hand.note(|| format!("operator is told: {answer:?}"));
+    match answer {
+        Ok(Adoption::InPlaceOf(other, _)) => {
+            hand.agent(|agent| {
+                agent.adopted = Some(other);
+                agent.news = true;
+            });
+            hand.with(|world| world.count("node adopted"));
+        }
+        // It has no ledger of that node.
+        Err(Refusal { kind: RefusalKind::Invalid, .. }) => hand.with(|world| {
+            remove_node(world, &name, Vouched::Yes);
+        }),
+        Ok(Adoption::Already(_)) | Err(_) => {}
+    }
 }

@@ -7,13 +7,14 @@ use std::rc::Rc;
 use polder_api::Attachment;
 use polder_api::message::{AddRequest, AddressSource, Collection};
 use polder_ipam::invariants::{Deviation, Invariant};
+use polder_ipam::ledger::Held;
 use polder_ipam::tasks::{self, Caller, collect, teardown};
 
 use crate::agent::{Hand, spawn, spawn_plugin};
 use crate::container::Container;
 use crate::settings::{NETWORK, RESERVED};
 use crate::task::Wait;
-use crate::world::{Shared, World};
+use crate::world::{ClosedPool, Shared, World};
 
 /// A plugin makes an interface whose addresses were freed meanwhile: its DEL did not wait for it, or its agent is another one.
 pub const LATE_INTERFACE: &str = "interface made after its DEL";
@@ -143,7 +144,11 @@ async fn wire(hand: &Hand, request: AddRequest) -> Option<Vec<IpAddr>> {
 /// The agent's part of an ADD.
 async fn serve(hand: Hand, request: AddRequest, connection: Connection) {
     let attachment = request.attachment.clone();
+    let closed = hand.with(|world| closed(world, hand.machine, &attachment));
     let added = tasks::add(&hand, &hand.me(), request, &connection).await;
+    if let Ok((held, _)) = &added {
+        hand.with(|world| check_closed(world, held, &closed));
+    }
     hand.note(|| match &added {
         Ok((held, _)) => format!("agent gives {attachment} {:?}", held.addresses),
         Err(refusal) => format!("agent refuses {attachment}: {refusal}"),
@@ -161,6 +166,33 @@ async fn serve(hand: Hand, request: AddRequest, connection: Connection) {
         connection.deleted.set(true);
     } else {
         teardown::abandoned(&hand, &attachment).await;
+    }
+}
+
+/// The pools that a new attachment of the node must get nothing of: the node has seen that they are closed.
+fn closed(world: &World, machine: usize, attachment: &Attachment) -> Vec<ClosedPool> {
+    let machine = &world.machines[machine];
+    // What it has it keeps.
+    let agent = machine.agent.as_ref().filter(|_| !machine.disk.names(attachment));
+    agent.map(|agent| agent.closed.clone()).unwrap_or_default()
+}
+
+/// A pool that is closed gives nothing new, unless it was opened meanwhile.
+fn check_closed(world: &mut World, held: &Held, closed: &[ClosedPool]) {
+    let is_closed = |pool: &&ClosedPool| {
+        world.truth.pools.get(&pool.name).is_some_and(|known| known.revision == pool.revision)
+    };
+    let of = |pool: &&ClosedPool| held.addresses.iter().any(|address| pool.cidr.has(*address));
+    if let Some(pool) = closed.iter().filter(is_closed).find(of) {
+        let what =
+            format!("{} got {:?} of pool {}, which is drained", held.attachment, held.addresses, pool.name);
+        world.found.push(Deviation {
+            invariant: Invariant::BlockTree,
+            what,
+            remedy: "report it".to_owned(),
+            node: None,
+            repair: None,
+        });
     }
 }
 

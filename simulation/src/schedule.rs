@@ -10,8 +10,9 @@ use crate::disk::Disk;
 use crate::fault::Fault;
 use crate::runtime;
 use crate::settings::NETWORK;
+use crate::store_request::Progress;
 use crate::task::{Life, Task};
-use crate::world::{Kernel, Machine, Progress, Shared, World};
+use crate::world::{Kernel, Machine, Shared, World};
 
 /// The containers that the runtime may still say something about.
 const REMEMBERED: usize = 10;
@@ -74,7 +75,8 @@ impl Schedule {
         self.world.borrow_mut().random.below(end)
     }
 
-    fn any_machine(&self) -> usize {
+    /// A machine.
+    pub fn any_machine(&self) -> usize {
         let machines = self.world.borrow().machines.len();
         self.chance(machines)
     }

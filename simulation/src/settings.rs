@@ -1,5 +1,6 @@
 //! What a new cluster begins with.
 
+use polder_api::pool::{NewPool, PoolPurpose};
 use polder_ipam::Pool;
 use polder_ipam::ids::ClusterId;
 use polder_ipam::pool::{PoolState, Purpose};
@@ -28,6 +29,30 @@ pub fn first_settings() -> ClusterRecord {
 pub fn pool(name: &str, cidr: &str, block_length: u8) -> Pool {
     let (name, cidr) = (name.parse().expect("a name"), cidr.parse().expect("a range"));
     Pool::new(name, cidr, block_length, PoolState::Active).expect("a pool that can be")
+}
+
+/// Pools that operators add: one that nodes claim from before the others, the same with other measures, one that overlaps it, and
+/// one for reservations.
+pub fn more_pools() -> [NewPool; 4] {
+    let mut kept = pool("kept", "10.9.1.0/29", 29);
+    kept.purpose = Purpose::Reservations;
+    let blocks = [("extra", "10.1.0.0/27", 30), ("extra", "10.1.0.0/27", 29), ("half", "10.1.0.16/28", 30)];
+    let [extra, other, half] = blocks.map(|(name, cidr, length)| new_pool(&pool(name, cidr, length)));
+    [extra, other, half, new_pool(&kept)]
+}
+
+/// How an operator asks for that pool.
+pub fn new_pool(pool: &Pool) -> NewPool {
+    NewPool {
+        name: pool.name.clone(),
+        cidr: pool.cidr().into(),
+        block_length: Some(pool.block_length()),
+        purpose: match pool.purpose {
+            Purpose::Blocks => PoolPurpose::Blocks,
+            Purpose::Reservations => PoolPurpose::Reservations,
+        },
+        nodes: pool.nodes.clone(),
+    }
 }
 
 /// The pools of a new cluster: one of each purpose, and sometimes one of the other family.

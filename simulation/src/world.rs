@@ -6,21 +6,21 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use polder_api::{Attachment, NodeName};
+use polder_api::{Attachment, NodeName, PoolName};
 use polder_ipam::allocator::SHORTEST_REST;
 use polder_ipam::invariants::Deviation;
 use polder_ipam::invariants::history::History;
-use polder_ipam::key::{Key, Range};
+use polder_ipam::key::Key;
 use polder_ipam::ledger::Ledger as _;
 use polder_ipam::node::NodeIpam;
 use polder_ipam::record::{Alive, Life};
 use polder_ipam::registration::{Holdings, Registration};
 use polder_ipam::steward::Proof;
 use polder_ipam::store::refusal::{Cause, Refusal};
-use polder_ipam::store::{Contents, Outcome, StoreError, Txn};
+use polder_ipam::store::{Outcome, StoreError, Txn};
 use polder_ipam::tasks::Me;
 use polder_ipam::view::View;
-use polder_ipam::{Moment, Pool};
+use polder_ipam::{Cidr, Moment, Pool};
 
 use crate::container::Container;
 use crate::disk::Disk;
@@ -28,6 +28,7 @@ use crate::etcd::Error;
 use crate::in_flight::InFlight;
 use crate::requests::{ClaimRequest, ReserveRequest};
 use crate::settings;
+use crate::store_request::{Answer, Progress, Question, Request, brief, no_answer, short};
 use crate::task::Task;
 use crate::{Follower, Model, Random};
 
@@ -137,6 +138,19 @@ pub struct Agent {
     pub caution: bool,
     /// What the last step of its registrar was, for people.
     pub last_step: String,
+    /// The pools that it gives nothing new of: its registrar has seen that they are closed, and has nothing else to do.
+    pub closed: Vec<ClosedPool>,
+}
+
+/// A pool of which no address goes to a new pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClosedPool {
+    /// Its name.
+    pub name: PoolName,
+    /// The revision of its record.
+    pub revision: i64,
+    /// Its range.
+    pub cidr: Cidr,
 }
 
 impl Machine {
@@ -178,51 +192,6 @@ impl Agent {
     }
 }
 
-/// Something that a node asks of the store.
-pub struct Request {
-    /// Its number.
-    pub id: u64,
-    /// Who asks.
-    pub machine: usize,
-    /// What for.
-    pub question: Question,
-    /// How far it has come.
-    pub state: Progress,
-}
-
-/// What is asked.
-#[derive(Debug, Clone)]
-pub enum Question {
-    /// All entries of a range.
-    Range(Range),
-    /// A transaction.
-    Commit(Txn),
-}
-
-/// How far a request has come.
-#[derive(Debug, Clone)]
-pub enum Progress {
-    /// It is on its way to the store.
-    Sent,
-    /// It was given up by who asked, and is still on its way.
-    Late,
-    /// The answer is on its way back.
-    Served(Answer),
-    /// The answer is there, or that there will be none.
-    Answered(Result<Answer, StoreError>),
-}
-
-/// What the store says.
-#[derive(Debug, Clone)]
-pub enum Answer {
-    /// To a range.
-    Contents(Contents),
-    /// To a transaction.
-    Outcome(Outcome),
-    /// To a transaction that it refuses.
-    Refused(Refusal),
-}
-
 /// What is kept of the steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Record {
@@ -255,6 +224,8 @@ pub struct World {
     pub now: u64,
     /// The store.
     pub etcd: Model,
+    /// How often the store has lost records.
+    pub set_backs: u64,
     /// What it was before.
     pub backups: Vec<Model>,
     /// The machines.
@@ -296,6 +267,7 @@ impl World {
             random,
             now: 0,
             etcd: Model::new(),
+            set_backs: 0,
             backups: Vec::new(),
             machines: Vec::new(),
             requests: Vec::new(),
@@ -407,14 +379,32 @@ impl World {
     }
 
     fn commit(&mut self, machine: usize, txn: &Txn) -> Answer {
-        let refused = |cause, words: String| Answer::Refused(Refusal::new(cause, words));
+        let refused = |cause, words: &str| Answer::Refused(Refusal::new(cause, words.to_owned()));
         if self.machines[machine].reads_only {
-            return refused(Cause::Permission, "etcdserver: permission denied".to_owned());
+            return refused(Cause::Permission, "etcdserver: permission denied");
         }
-        match self.etcd.commit(txn) {
-            Err(error @ Error::NoSpace) => refused(Cause::NoSpace, error.to_string()),
-            outcome => Answer::Outcome(outcome.expect("a transaction that etcd looks at")),
+        match self.transact(txn) {
+            Ok(outcome) => Answer::Outcome(outcome),
+            Err(refusal) => Answer::Refused(refusal),
         }
+    }
+
+    /// Lets the store carry out a transaction at once.
+    pub fn transact(&mut self, txn: &Txn) -> Result<Outcome, Refusal> {
+        let outcome = match self.etcd.commit(txn) {
+            Err(error @ Error::NoSpace) => Err(Refusal::new(Cause::NoSpace, error.to_string())),
+            outcome => Ok(outcome.expect("a transaction that etcd looks at")),
+        };
+        self.look();
+        outcome
+    }
+
+    /// Takes in that the store has lost records: what it says now was not said after what it said before.
+    pub fn store_was_set_back(&mut self) {
+        self.set_backs += 1;
+        self.putting_back = true;
+        self.history.store_was_set_back();
+        self.look();
     }
 
     /// Keeps the truth true.
@@ -427,6 +417,7 @@ impl World {
                 self.truth.apply(update);
             }
         }
+        self.history.forget_given_up(&self.truth);
     }
 
     /// Ends an agent. Its tasks are the scheduler's to end.
@@ -448,34 +439,6 @@ impl World {
             }
         }
         self.requests.retain(|request| !is_left(request) || matches!(request.state, Progress::Late));
-    }
-}
-
-/// What a request comes to that is never answered.
-pub fn no_answer() -> StoreError {
-    StoreError::NoAnswer { store: "etcd".to_owned(), reason: "nothing is heard of it".to_owned() }
-}
-
-fn brief(question: &Question) -> String {
-    match question {
-        Question::Range(range) => format!("for {}", range.start),
-        Question::Commit(txn) => {
-            let writes = txn.writes.iter().map(|write| match write {
-                polder_ipam::store::Write::Put { key, value } => {
-                    format!("{key}={}", String::from_utf8_lossy(value))
-                }
-                polder_ipam::store::Write::Delete { key } => format!("-{key}"),
-            });
-            format!("to write {}", writes.collect::<Vec<_>>().join(" "))
-        }
-    }
-}
-
-fn short(answer: &Answer) -> String {
-    match answer {
-        Answer::Contents(contents) => format!("{} entries", contents.entries.len()),
-        Answer::Outcome(outcome) => format!("{outcome:?}"),
-        Answer::Refused(refusal) => refusal.words.clone(),
     }
 }
 

@@ -1,10 +1,15 @@
 //! The registrar's task ([`polder_ipam::tasks::Registrar`]) on a node of the simulation: who wakes it.
 
+use std::sync::Arc;
+
+use polder_ipam::pool::{PoolState, Purpose};
 use polder_ipam::tasks::Registrar;
+use polder_ipam::view::View;
 
 use super::Hand;
 use crate::requests::{ClaimRequest, ReserveRequest};
 use crate::task::Wait;
+use crate::world::ClosedPool;
 
 /// Between looks while something is waited for that no record announces.
 const RETRY_MS: u64 = 5_000;
@@ -14,8 +19,17 @@ pub async fn run(hand: Hand) {
     let me = hand.me();
     let mut registrar = Registrar::new(&hand, &me);
     loop {
-        hand.agent(|agent| agent.news = false);
+        let view = hand.agent(|agent| {
+            agent.news = false;
+            agent.closed.clear();
+            Arc::clone(&agent.view)
+        });
         registrar.look().await;
+        hand.agent(|agent| {
+            if agent.last_step == "Settled" {
+                agent.closed = closed(&view);
+            }
+        });
         hand.wait(Wait::News(hand.clock() + RETRY_MS)).await;
         while let Some(ClaimRequest { wanted, reply }) = hand.agent(|agent| agent.claims.pop_front()) {
             let served = registrar.serve(wanted, reply.is_some()).await;
@@ -30,4 +44,18 @@ pub async fn run(hand: Hand) {
             hand.agent(|agent| agent.news = true);
         }
     }
+}
+
+/// The pools that nothing more goes out of.
+fn closed(view: &View) -> Vec<ClosedPool> {
+    let pools = view
+        .pools
+        .values()
+        .filter(|known| known.record.state != PoolState::Active && known.record.purpose == Purpose::Blocks);
+    let closed = pools.map(|known| ClosedPool {
+        name: known.record.name.clone(),
+        revision: known.revision,
+        cidr: known.record.cidr(),
+    });
+    closed.collect()
 }

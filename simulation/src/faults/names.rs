@@ -185,7 +185,7 @@ impl Schedule {
                 world.machines[rival].ledger_is_whole = false;
                 world.note(|| format!("operator: {rival} is switched off for good"));
             }
-            operator::take_place(&mut self.world.borrow_mut(), stays);
+            operator::take_place(&self.world, stays);
         }
     }
 }

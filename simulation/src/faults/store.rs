@@ -2,9 +2,9 @@
 
 use crate::etcd::Space;
 use crate::fault::Fault;
-use crate::operator;
 use crate::schedule::Schedule;
-use crate::world::{Agent, Machine, Progress, Request, World, no_answer};
+use crate::store_request::{Progress, Request, no_answer};
+use crate::world::{Agent, Machine, World};
 
 impl Schedule {
     /// Only while all agents are there and follow: who is away when it happens learns nothing of what was lost, and can
@@ -38,9 +38,7 @@ impl Schedule {
         for request in &mut world.requests {
             request.state = Progress::Answered(Err(no_answer()));
         }
-        world.putting_back = true;
-        world.history.store_was_set_back();
-        world.look();
+        world.store_was_set_back();
         true
     }
 
@@ -94,8 +92,6 @@ pub(super) fn happens(world: &mut World, fault: Fault, machine: usize) -> bool {
             let rate = 500 + world.random.below(501);
             world.machines[machine].rate = u64::try_from(rate).unwrap_or(1_000);
         }
-        Fault::PoolTurned => return operator::turn_pool(world),
-        Fault::PoolAdded => return operator::add_pool(world),
         _ => return disturb_watch(world, fault, machine),
     }
     true

@@ -24,7 +24,7 @@ use polder_ipam::reservation::Denied;
 use polder_ipam::steward::{Presence, Step};
 use polder_ipam::store::{Contents, Outcome, StoreError};
 use polder_ipam::tasks::{
-    Host, Me, PodHost, RegistrarHost, RegistrarState, Requests, Unreserved, Workload, teardown,
+    Host, Me, PodHost, Records, RegistrarHost, RegistrarState, Requests, Unreserved, Workload, teardown,
 };
 use polder_ipam::view::View;
 
@@ -165,21 +165,7 @@ impl Hand<'_> {
     }
 }
 
-impl Host for Hand<'_> {
-    type Ledger = Memory;
-
-    fn now(&self) -> Moment {
-        self.with(|scene| scene.left.machine.now(scene.tick))
-    }
-
-    fn view(&self) -> Arc<View> {
-        self.with(|scene| scene.play.space.bend(&scene.left.machine.agent.watcher.view, &scene.job))
-    }
-
-    fn registration(&self) -> Registration {
-        self.read(|machine| machine.agent.registration.clone())
-    }
-
+impl Records for Hand<'_> {
     async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
         let sent = self.with(|scene| Sent {
             by: scene.left.machine.identity().map(|identity| identity.incarnation),
@@ -201,6 +187,22 @@ impl Host for Hand<'_> {
             Answer::Contents(contents) => contents,
             other => unreachable!("{other:?}"),
         }
+    }
+}
+
+impl Host for Hand<'_> {
+    type Ledger = Memory;
+
+    fn now(&self) -> Moment {
+        self.with(|scene| scene.left.machine.now(scene.tick))
+    }
+
+    fn view(&self) -> Arc<View> {
+        self.with(|scene| scene.play.space.bend(&scene.left.machine.agent.watcher.view, &scene.job))
+    }
+
+    fn registration(&self) -> Registration {
+        self.read(|machine| machine.agent.registration.clone())
     }
 
     async fn ledger<T: Send + 'static>(

@@ -16,7 +16,7 @@ use super::machine::Who;
 use super::play::Play;
 use super::tally::Happening;
 use super::task::{Answer, Ended, Job, Stopped, Wait};
-use crate::world::no_answer;
+use crate::store_request::no_answer;
 
 impl Play<'_> {
     /// The next step of a registrar that has nothing else to do.

@@ -1,8 +1,8 @@
 //! Changes the cluster's pools and settings.
 
+use polder_api::Backend;
 use polder_api::message::Refusal;
 use polder_api::pool::{NewPool, PoolChange, PoolPurpose};
-use polder_api::Backend;
 use tracing::info;
 
 use super::{ATTEMPTS, invalid, store_failed};

@@ -1,0 +1,231 @@
+//! Nothing goes wrong any more: everything must come right.
+
+use polder_api::pool::PoolChange;
+use polder_api::{NodeName, PoolName};
+use polder_ipam::Cidr;
+use polder_ipam::ids::Incarnation;
+use polder_ipam::ledger::Ledger;
+use polder_ipam::pool::PoolState;
+use polder_ipam::record::{Life, PodsGone};
+use polder_ipam::removal::Vouched;
+
+use crate::container::Container;
+use crate::fault::Fault;
+use crate::judge::{Strictness, Wrong, holds};
+use crate::operator;
+use crate::schedule::Schedule;
+use crate::world::{Machine, World};
+
+/// For how many seconds a cluster has time to come to rest.
+const TIME_TO_HEAL: u64 = 240;
+
+/// What is counted when a pool is drained that something is in use of, emptied and removed.
+pub const EMPTIED: &str = "pool in use drained, emptied and removed";
+
+/// Puts an end to all faults, and gives the cluster time. Everything must come right.
+pub fn heal(schedule: &mut Schedule, steps: &mut u64) -> Result<(), Wrong> {
+    let releases = std::mem::take(&mut schedule.faults).contains(&Fault::AddressReleased);
+    schedule.mend();
+    schedule.world.borrow_mut().note(|| "nothing goes wrong any more".to_owned());
+    let mut retirement = Retirement::plan(&mut schedule.world.borrow_mut());
+    for second in 0..TIME_TO_HEAL {
+        schedule.start_agents();
+        if !schedule.settle() {
+            let wanting = vec!["there is no end to what there is to do".to_owned()];
+            return Err(Wrong { deviations: Vec::new(), wanting });
+        }
+        *steps += 1;
+        holds(&mut schedule.world.borrow_mut(), Strictness::Lenient)?;
+        schedule.rejoin();
+        schedule.retire_rivals();
+        let machines = schedule.world.borrow().machines.len();
+        if second % 5 == 0 {
+            let mut world = schedule.world.borrow_mut();
+            operator::open_all_pools(&mut world, retirement.as_ref().map(|retirement| &retirement.name));
+            remove_again(&mut world);
+            vouch(&mut world);
+        }
+        for machine in (0..machines).filter(|_| second % 5 == 0 && second < TIME_TO_HEAL - 30) {
+            clear_up(schedule, machine);
+        }
+        if releases && second % 5 == 2 && second < TIME_TO_HEAL - 30 {
+            let machine = schedule.any_machine();
+            operator::ask(&schedule.world, machine, Fault::AddressReleased);
+        }
+        if let Some(retirement) = retirement.as_mut().filter(|_| second % 5 == 0) {
+            retirement.go_on(schedule, second < TIME_TO_HEAL - 90);
+        }
+        schedule.advance(1_000);
+    }
+    schedule.settle();
+    let mut wanting = wanting(&schedule.world.borrow());
+    wanting.extend(retirement.and_then(|retirement| retirement.wanting()));
+    match holds(&mut schedule.world.borrow_mut(), Strictness::Strict) {
+        Ok(()) if wanting.is_empty() => Ok(()),
+        Ok(()) => Err(Wrong { deviations: Vec::new(), wanting }),
+        Err(Wrong { deviations, .. }) => Err(Wrong { deviations, wanting }),
+    }
+}
+
+/// A pool that operators take out of use while nothing else goes wrong: it is drained, its pods are moved, and in the end it can be
+/// removed.
+struct Retirement {
+    name: PoolName,
+    cidr: Cidr,
+    /// Whether something of it was in use.
+    was_used: bool,
+    is_over: bool,
+}
+
+impl Retirement {
+    /// Sometimes a pool that was added is taken out of use.
+    fn plan(world: &mut World) -> Option<Self> {
+        let own = |pool: &PoolName| world.first_pools.iter().all(|first| first.name != *pool);
+        let mut pools = world.truth.pools.iter().filter(|(name, _)| own(name));
+        let (name, cidr) = pools.next().map(|(name, known)| (name.clone(), known.record.cidr()))?;
+        let was_used = world.truth.blocks.keys().any(|block| cidr.covers(block.cidr()));
+        world.random.once_in(2).then_some(Self { name, cidr, was_used, is_over: false })
+    }
+
+    fn go_on(&mut self, schedule: &mut Schedule, moves_pods: bool) {
+        let known = schedule.world.borrow().truth.pools.get(&self.name).map(|known| known.record.state);
+        match known {
+            None => self.is_over = true,
+            Some(PoolState::Active) => {
+                let drain = PoolChange::Drain(self.name.clone());
+                operator::change_pools(&mut schedule.world.borrow_mut(), drain);
+            }
+            Some(_) if moves_pods => self.move_pods(schedule),
+            Some(_) => {}
+        }
+        let mut world = schedule.world.borrow_mut();
+        if !self.is_over && operator::change_pools(&mut world, PoolChange::Remove(self.name.clone())) {
+            self.is_over = true;
+            if self.was_used {
+                world.count(EMPTIED);
+            }
+        }
+    }
+
+    /// Gives the pods that have addresses of it another container each.
+    fn move_pods(&self, schedule: &mut Schedule) {
+        let of_pool: Vec<usize> = {
+            let world = schedule.world.borrow();
+            let is_of_pool = |one: &Container| {
+                let addresses = world.machines[one.machine].kernel.interfaces.get(&one.attachment);
+                one.is_wanted
+                    && addresses.is_some_and(|all| all.iter().any(|address| self.cidr.has(*address)))
+            };
+            (0..world.containers.len()).filter(|index| is_of_pool(&world.containers[*index])).collect()
+        };
+        for index in of_pool {
+            let Container { machine, pod, reserved, .. } = schedule.world.borrow().containers[index].clone();
+            schedule.end_container(index);
+            schedule.start_container(machine, Some((pod, reserved)));
+        }
+    }
+
+    fn wanting(&self) -> Option<String> {
+        (!self.is_over).then(|| format!("pool {} was drained, and cannot be removed", self.name))
+    }
+}
+
+/// The runtime takes away what is over, and tries again what has failed.
+fn clear_up(schedule: &mut Schedule, machine: usize) {
+    if schedule.world.borrow().machines[machine].is_destroyed {
+        return;
+    }
+    let over: Vec<usize> = {
+        let world = schedule.world.borrow();
+        let kernel = &world.machines[machine].kernel;
+        let over = |index: &usize| {
+            let one = &world.containers[*index];
+            one.machine == machine
+                && !one.is_wanted
+                && kernel.namespaces.contains(one.attachment.container.as_str())
+        };
+        (0..world.containers.len()).filter(over).collect()
+    };
+    over.into_iter().for_each(|index| schedule.remove_namespace(index));
+    // A pod that keeps its address has one container at a time.
+    let twice: Vec<usize> = {
+        let world = schedule.world.borrow();
+        let reserved: Vec<_> =
+            world.containers.iter().enumerate().filter(|(_, one)| one.reserved && one.is_wanted).collect();
+        let again = |(number, (index, one)): (usize, &(usize, &Container))| {
+            let earlier = reserved[..number].iter().any(|(_, other)| other.pod == one.pod);
+            earlier.then_some(*index)
+        };
+        reserved.iter().enumerate().filter_map(again).collect()
+    };
+    twice.into_iter().for_each(|index| schedule.end_container(index));
+    schedule.retry(machine);
+}
+
+/// An operator removes nodes whose machines are gone: what they had sent may have arrived after the first removal. And
+/// those that have joined anew since a backup was made that was put back.
+fn remove_again(world: &mut World) {
+    let is_older = |machine: &&Machine| {
+        let Some(node) = world.truth.nodes.get(&machine.name) else { return false };
+        let is_same = node.record.machine_id == machine.machine_id;
+        // A machine that was made anew is told what to do.
+        let is_gone = |other: &Machine| other.is_destroyed || other.life() != Life::from(&*node.record);
+        let is_anew = || world.machines.iter().all(is_gone);
+        machine.agent.as_ref().filter(|_| !machine.is_destroyed).is_some_and(|agent| {
+            let says = |sign| agent.last_step.contains(sign);
+            let is_told = says("is registered as incarnation") || says("has no ledger of it");
+            is_same && says("is registered as incarnation") || is_told && is_anew()
+        })
+    };
+    if let Some(name) = world.machines.iter().find(is_older).map(|machine| machine.name.clone()) {
+        operator::remove_node(world, &name, Vouched::Yes);
+    }
+    let is_gone =
+        |id: &str| world.machines.iter().any(|machine| machine.is_destroyed && machine.machine_id == id);
+    let mut nodes = world.truth.nodes.iter();
+    let gone = nodes.find(|(_, node)| is_gone(&node.record.machine_id)).map(|(name, _)| name.clone());
+    if let Some(name) = gone {
+        operator::remove_node(world, &name, Vouched::Yes);
+    }
+}
+
+/// An operator vouches for removed nodes of which no machine is left that could confirm it.
+fn vouch(world: &mut World) {
+    let could_confirm = |incarnation: &Incarnation| {
+        world.machines.iter().filter(|machine| !machine.is_destroyed).any(|machine| {
+            let identity = machine.disk.identity().ok().flatten();
+            !machine.ledger_is_whole || identity.is_some_and(|identity| identity.incarnation == *incarnation)
+        })
+    };
+    let silent = || world.truth.fences.iter().filter(|(_, fence)| fence.record.pods == PodsGone::Unknown);
+    // The word is about all machines that had the name and were removed.
+    let is_forgotten = |name: &NodeName| {
+        let mut of_name = silent().filter(|(_, fence)| fence.record.node == *name);
+        of_name.all(|(incarnation, _)| !could_confirm(incarnation))
+    };
+    let forgotten = silent().map(|(_, fence)| &fence.record.node).find(|name| is_forgotten(name)).cloned();
+    if let Some(name) = forgotten {
+        operator::remove_node(world, &name, Vouched::Earlier);
+    }
+}
+
+/// What should have come to pass, and has not.
+fn wanting(world: &World) -> Vec<String> {
+    let mut wanting = Vec::new();
+    for (index, machine) in world.machines.iter().enumerate().filter(|(_, machine)| !machine.is_destroyed) {
+        let Some(agent) = &machine.agent else {
+            wanting.push(format!("the agent of {index} does not start"));
+            continue;
+        };
+        if agent.is_forbidden() || agent.last_step != "Settled" {
+            wanting.push(format!("{index}/{} is not settled: {}", machine.name, agent.last_step));
+        }
+    }
+    for one in world.containers.iter().filter(|one| one.is_wanted) {
+        let interfaces = &world.machines[one.machine].kernel.interfaces;
+        if !one.is_attached || !interfaces.contains_key(&one.attachment) {
+            wanting.push(format!("{} on {} is not attached", one.attachment, one.machine));
+        }
+    }
+    wanting
+}

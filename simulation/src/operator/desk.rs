@@ -1,0 +1,72 @@
+//! An operator at the store itself, to whom nothing happens on the way: what is asked for is done at once, by the same tasks.
+
+use std::cell::RefCell;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use polder_api::NodeName;
+use polder_api::message::Removal;
+use polder_api::pool::PoolChange;
+use polder_ipam::change::Change;
+use polder_ipam::key::Range;
+use polder_ipam::removal::Vouched;
+use polder_ipam::store::{Contents, Outcome, StoreError};
+use polder_ipam::tasks::Records;
+use polder_ipam::tasks::operator::{self, Knowledge};
+use polder_ipam::transaction::transaction;
+use polder_ipam::view::View;
+
+use crate::world::World;
+
+struct Desk<'a>(RefCell<&'a mut World>);
+
+impl Records for Desk<'_> {
+    async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
+        let outcome = self.0.borrow_mut().transact(&transaction(change));
+        outcome.map_err(|refusal| StoreError::Refused { store: self.store_name(), refusal })
+    }
+
+    async fn range(&self, range: &Range) -> Result<Contents, StoreError> {
+        Ok(self.0.borrow().etcd.range(range))
+    }
+}
+
+impl Knowledge for Desk<'_> {
+    fn store_name(&self) -> String {
+        "etcd".to_owned()
+    }
+
+    fn known(&self) -> Arc<View> {
+        Arc::new(self.0.borrow().truth.clone())
+    }
+
+    async fn known_otherwise(&self, _: &Arc<View>, _: Duration) {}
+
+    async fn known_at(&self, _: i64, _: Duration) -> Option<Arc<View>> {
+        Some(self.known())
+    }
+}
+
+/// Changes the pools; whether it is done.
+pub fn change_pools(world: &mut World, change: PoolChange) -> bool {
+    let known = View::default();
+    let desk = Desk(RefCell::new(world));
+    at_once(operator::change_pools(&desk, &known, change)).is_ok()
+}
+
+/// Removes a node; whether it is removed then. Nobody vouches for pods that live.
+pub fn remove_node(world: &mut World, name: &NodeName, vouched: Vouched) -> bool {
+    let (dead, earlier) = (vouched != Vouched::No, vouched == Vouched::Earlier);
+    let removal = Removal { node: name.clone(), dead, disconnect_pods: None, earlier };
+    let desk = Desk(RefCell::new(world));
+    at_once(operator::remove_node(&desk, &desk, removal)).is_ok()
+}
+
+fn at_once<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(result) => result,
+        Poll::Pending => unreachable!("nothing here has anything to wait for"),
+    }
+}
