@@ -30,11 +30,12 @@ use polder_ipam::{Moment, Pool};
 
 use crate::Follower;
 use crate::disk::Disk;
+use crate::etcd::Operation;
 use crate::in_flight::InFlight;
 use crate::settings;
 use crate::store_request::{Answer, Question, no_answer};
 use crate::task::{Life, Pause, Task, Wait, Waiting};
-use crate::world::{Agent, COOL_DOWN, Kernel, Machine, Shared, World};
+use crate::world::{Agent, COOL_DOWN, Keeping, Kernel, Machine, Shared, World};
 
 /// How long the own view of the records may be behind what was just written.
 const CATCH_UP_MS: u64 = 5_000;
@@ -211,7 +212,7 @@ pub fn start(world: &Shared, index: usize) -> bool {
     let number = world.borrow_mut().number();
     let mut guard = world.borrow_mut();
     let proof = guard.proof();
-    let World { machines, first_pools, .. } = &mut *guard;
+    let World { machines, first_pools, keeping, etcd, .. } = &mut *guard;
     let machine = &mut machines[index];
     let Ok((ipam, void)) = NodeIpam::with(machine.disk.clone(), &machine.boot_id, COOL_DOWN) else {
         return false;
@@ -222,6 +223,10 @@ pub fn start(world: &Shared, index: usize) -> bool {
     }
     machine.ledger_is_whole = true;
     machine.epoch = number;
+    if *keeping == Keeping::Embedded {
+        // Who was alive when the file was closed, is not for that reason alive now.
+        let _ = etcd.transact(&[], &[Operation::Delete(Key::all_alive())]);
+    }
     let me = me(machine, proof, first_pools.clone());
     let leaving: Vec<Attachment> =
         ipam.attachments().filter(|held| held.leaving).map(|held| held.attachment.clone()).collect();

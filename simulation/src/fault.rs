@@ -104,6 +104,23 @@ impl Fault {
         Self::AddressReleased,
     ];
 
+    /// Whether it can happen to a node whose records are in a file of its own.
+    pub fn happens_to_a_file(self) -> bool {
+        match self {
+            Self::Crash
+            | Self::Reboot
+            | Self::PowerCut
+            | Self::LedgerDeleted
+            | Self::DiskWiped
+            | Self::DiskFull
+            | Self::PluginKilled
+            | Self::WatchEnds
+            | Self::ClockSpeed
+            | Self::NodeRemoved => true,
+            other => other.is_asked_for(),
+        }
+    }
+
     /// Whether it is about pools. Who changes them adds, drains and removes some.
     pub fn is_about_pools(self) -> bool {
         matches!(self, Self::PoolAdded | Self::PoolDrained | Self::PoolRemoved)

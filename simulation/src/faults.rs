@@ -1,9 +1,11 @@
 //! How faults happen, at any step: to agents, machines, disks, and the way to the store.
 
+mod file;
 mod machines;
 mod names;
 mod store;
 
+pub use file::CRASHED_OVER_A_FILE;
 pub use names::{COPY_OF_SILENT, RIVAL_OF_SILENT};
 
 use crate::fault::Fault;
@@ -40,7 +42,9 @@ impl Schedule {
                 }
                 let tail = self.world.borrow_mut().random.below(4);
                 self.reboot(machine);
-                self.world.borrow().machines[machine].disk.lose_tail(tail);
+                let mut world = self.world.borrow_mut();
+                world.machines[machine].disk.lose_tail(tail);
+                file::lose_tail(&mut world);
                 true
             }
             Fault::LedgerDeleted => {
@@ -53,6 +57,7 @@ impl Schedule {
             Fault::DiskWiped => {
                 self.reboot(machine);
                 self.lose_ledger(machine);
+                file::lose(&mut self.world.borrow_mut());
                 true
             }
             asked if asked.is_asked_for() => operator::ask(&self.world, machine, asked),

@@ -9,7 +9,7 @@ use polder_ipam::invariants::{
 use polder_ipam::key::Key;
 use polder_ipam::ledger::{Ledger, Standing};
 
-use crate::world::{Machine, World};
+use crate::world::{Keeping, Machine, World};
 
 /// How much is held against what is under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +62,10 @@ pub fn holds(world: &mut World, strictness: Strictness) -> Result<(), Wrong> {
 fn is_put_back(world: &World) -> bool {
     world.machines.iter().filter(|machine| !machine.is_destroyed).all(|machine| {
         machine.agent.as_ref().is_some_and(|agent| {
-            agent.view.cluster.is_some()
+            // An agent that was started since learns of no loss.
+            let is_done = world.keeping == Keeping::Etcd || agent.last_step == "Settled";
+            is_done
+                && agent.view.cluster.is_some()
                 && agent.view.revision == world.etcd.revision()
                 && !agent.is_cautious()
                 && !agent.news

@@ -2,7 +2,7 @@
 //!
 //! Nothing here has a clock, threads, or input and output. What decides is `polder-ipam`'s, as on a node, and so are the tasks that
 //! carry it out ([`polder_ipam::tasks`]): the registrar, ADD and DEL, the sweeper, and what operators ask an agent for
-//! ([`operator`]). Whether [`etcd::Model`] answers as etcd does is found out by asking
+//! ([`operator`]). Some clusters are one node whose records are in a file of its own. Whether [`etcd::Model`] answers as etcd does is found out by asking
 //! both, with operations made up at random. What a few nodes do in every order of things is explored in [`model`].
 
 pub mod agent;

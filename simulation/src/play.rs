@@ -11,7 +11,7 @@ use crate::fault::Fault;
 use crate::heal::heal;
 use crate::judge::{Strictness, Wrong, holds};
 use crate::schedule::{Schedule, add_machine};
-use crate::world::{Record, World};
+use crate::world::{Keeping, Record, World};
 
 /// Steps with faults.
 const STEPS: u64 = 350;
@@ -76,14 +76,22 @@ pub fn play(seed: u64) -> Result<Report, Box<Failure>> {
 pub fn play_with(seed: u64, record: Record) -> Result<Report, Box<Failure>> {
     let mut world = World::new(seed);
     world.record = record;
-    for number in 0..3 + world.random.below(2) {
+    let machines = if world.random.once_in(8) {
+        world.keeping = Keeping::Embedded;
+        1
+    } else {
+        3 + world.random.below(2)
+    };
+    for number in 0..machines {
         add_machine(&mut world, format!("n{number}").parse().expect("a name"));
     }
     // In each seed other things go wrong, so that each has room to.
+    let can_happen = |fault: &Fault| machines > 1 || fault.happens_to_a_file();
+    let all = Fault::ALL.into_iter().filter(can_happen);
     let changes_pools = world.random.once_in(3);
     let is_chosen =
         |fault: &Fault| if fault.is_about_pools() { changes_pools } else { world.random.once_in(3) };
-    let faults: Vec<Fault> = Fault::ALL.into_iter().filter(is_chosen).collect();
+    let faults: Vec<Fault> = all.filter(is_chosen).collect();
     let rarity = *world.random.one_of(&[15, 30, 60]);
     let mut schedule = Schedule { world: Rc::new(RefCell::new(world)), tasks: Vec::new(), faults, rarity };
     schedule.start_agents();

@@ -41,6 +41,9 @@ pub const GRACE_MS: u64 = 9_000;
 /// How many of the last steps are kept for whoever looks at a failure.
 const LOG: usize = 60;
 
+/// How many of its last writes a store in a file can lose when the power is cut.
+pub const TAIL: usize = 4;
+
 /// A machine, and the node that it is.
 #[expect(clippy::struct_excessive_bools, reason = "what can befall a machine, each by itself")]
 pub struct Machine {
@@ -214,6 +217,15 @@ pub enum Ids {
     LedgerAlone,
 }
 
+/// Where the records are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keeping {
+    /// In an etcd that all machines share.
+    Etcd,
+    /// In a file of the one machine that there is.
+    Embedded,
+}
+
 /// All that there is.
 pub struct World {
     /// Chance.
@@ -222,8 +234,12 @@ pub struct World {
     pub ids: Ids,
     /// Milliseconds since the beginning, by no machine's clock.
     pub now: u64,
+    /// Where the store is.
+    pub keeping: Keeping,
     /// The store.
     pub etcd: Model,
+    /// What a store in a file was before its last writes, the last one at the end.
+    pub earlier: Vec<Model>,
     /// How often the store has lost records.
     pub set_backs: u64,
     /// What it was before.
@@ -266,7 +282,9 @@ impl World {
             ids: *random.one_of(&[Ids::Usual, Ids::Usual, Ids::OneKernel, Ids::LedgerAlone]),
             random,
             now: 0,
+            keeping: Keeping::Etcd,
             etcd: Model::new(),
+            earlier: Vec::new(),
             set_backs: 0,
             backups: Vec::new(),
             machines: Vec::new(),
@@ -317,6 +335,16 @@ impl World {
         let state =
             if self.machines[machine].is_cut { Progress::Answered(Err(no_answer())) } else { Progress::Sent };
         self.requests.push(Request { id, machine, question, state });
+        if self.keeping == Keeping::Embedded {
+            // Whoever asks has done it itself, and may end before it knows.
+            let index = self.requests.len() - 1;
+            self.serve(index);
+            let answered = match self.requests[index].state.clone() {
+                Progress::Served(answer) => Progress::Answered(Ok(answer)),
+                other => other,
+            };
+            self.requests[index].state = answered;
+        }
         id
     }
 
@@ -380,8 +408,18 @@ impl World {
 
     fn commit(&mut self, machine: usize, txn: &Txn) -> Answer {
         let refused = |cause, words: &str| Answer::Refused(Refusal::new(cause, words.to_owned()));
-        if self.machines[machine].reads_only {
+        let Machine { reads_only, disk, .. } = &self.machines[machine];
+        if *reads_only {
             return refused(Cause::Permission, "etcdserver: permission denied");
+        }
+        if self.keeping == Keeping::Embedded {
+            if disk.is_full() {
+                return refused(Cause::Disk, "database or disk is full");
+            }
+            self.earlier.push(self.etcd.clone());
+            if self.earlier.len() > TAIL {
+                self.earlier.remove(0);
+            }
         }
         match self.transact(txn) {
             Ok(outcome) => Answer::Outcome(outcome),

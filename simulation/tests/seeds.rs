@@ -5,7 +5,7 @@ use std::io::Write as _;
 use polder_simulation::agent::host::IMPATIENT;
 use polder_simulation::agent::publisher::CANCELLED;
 use polder_simulation::fault::Fault;
-use polder_simulation::faults::{COPY_OF_SILENT, RIVAL_OF_SILENT};
+use polder_simulation::faults::{COPY_OF_SILENT, CRASHED_OVER_A_FILE, RIVAL_OF_SILENT};
 use polder_simulation::heal::EMPTIED;
 use polder_simulation::operator::OUTCOMES;
 use polder_simulation::play::{Report, play};
@@ -25,7 +25,7 @@ fn whatever_fails_at_whatever_step_no_invariant_is_broken() {
         }
     }
     let besides = [RIVAL_OF_SILENT, COPY_OF_SILENT, HANGS, IMPATIENT, LATE_INTERFACE, CANCELLED];
-    let of_operators = OUTCOMES.into_iter().chain([EMPTIED]);
+    let of_operators = OUTCOMES.into_iter().chain([EMPTIED, CRASHED_OVER_A_FILE]);
     for played in Fault::ALL.map(Fault::name).into_iter().chain(besides).chain(of_operators) {
         assert!(total.counts.contains_key(played), "in none of {SEEDS} seeds: {played}");
     }

@@ -1,14 +1,20 @@
 //! What goes wrong on a machine: its agent, its kernel, its disk, and the plugins on it.
 
+use super::file::CRASHED_OVER_A_FILE;
 use crate::agent;
 use crate::runtime;
 use crate::schedule::Schedule;
-use crate::world::{Ids, Kernel, Machine};
+use crate::world::{Ids, Keeping, Kernel, Machine};
 
 impl Schedule {
     pub(super) fn crash(&mut self, machine: usize) -> bool {
         let was_there = self.world.borrow().machines[machine].agent.is_some();
-        self.world.borrow_mut().kill_agent(machine);
+        let mut world = self.world.borrow_mut();
+        world.kill_agent(machine);
+        if was_there && world.keeping == Keeping::Embedded {
+            world.count(CRASHED_OVER_A_FILE);
+        }
+        drop(world);
         self.end_tasks();
         was_there
     }

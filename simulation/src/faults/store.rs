@@ -1,10 +1,11 @@
 //! What goes wrong in the store, and between the store and the nodes.
 
+use super::file::fall_behind;
 use crate::etcd::Space;
 use crate::fault::Fault;
 use crate::schedule::Schedule;
 use crate::store_request::{Progress, Request, no_answer};
-use crate::world::{Agent, Machine, World};
+use crate::world::{Agent, Keeping, Machine, World};
 
 impl Schedule {
     /// Only while all agents are there and follow: who is away when it happens learns nothing of what was lost, and can
@@ -98,10 +99,11 @@ pub(super) fn happens(world: &mut World, fault: Fault, machine: usize) -> bool {
 }
 
 fn disturb_watch(world: &mut World, fault: Fault, machine: usize) -> bool {
-    let World { machines, etcd, random, .. } = world;
+    let World { machines, etcd, random, keeping, .. } = world;
     let is_cut = machines[machine].is_cut;
     let Some(agent) = machines[machine].agent.as_mut().filter(|_| !is_cut) else { return false };
     match fault {
+        Fault::WatchEnds if *keeping == Keeping::Embedded => fall_behind(agent),
         Fault::WatchEnds => agent.follower.disconnect(),
         Fault::WatchDelayed if random.once_in(2) => agent.follower.delay(),
         Fault::WatchDelayed => agent.follower.mend(),
