@@ -29,6 +29,12 @@ mutants! {
     ClaimIgnoresClaims,
     /// A claim does not ask whether a larger block around it is claimed.
     ClaimIgnoresLargerClaims,
+    /// The removal of a pool does not ask whether blocks of it are claimed.
+    RemovalIgnoresClaims,
+    /// A pool that is drained gives addresses to new pods.
+    DrainedPoolGives,
+    /// A change whose outcome is not known is made, to the operator.
+    NoAnswerIsYes,
     /// A claim whose outcome is not known is taken for made, whatever stands behind the key.
     ClaimIsPresumed,
     /// What a node writes, besides claims, does not rest on its record.

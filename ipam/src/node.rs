@@ -148,6 +148,14 @@ rule! {
     YoungIsStale => true
 }
 
+rule! {
+    /// The pools that nothing is handed out of any more, of those that the records close to this node.
+    fn shut(closed: BTreeSet<PoolName>) -> BTreeSet<PoolName> {
+        closed
+    }
+    DrainedPoolGives => BTreeSet::new()
+}
+
 impl<L: Ledger> NodeIpam<L> {
     /// Goes by that ledger in this boot. Returns the attachments of another boot, which are void now.
     pub fn with(mut ledger: L, boot_id: &str, rest: Duration) -> Result<(Self, Vec<Held>), LedgerError> {
@@ -229,7 +237,7 @@ impl<L: Ledger> NodeIpam<L> {
     pub fn learn_pools(&mut self, pools: &[Pool], labels: &Labels) -> Result<(), LedgerError> {
         let open = |name: &PoolName| pools.iter().any(|pool| pool.name == *name && pool.is_open_to(labels));
         let closed = self.blocks.iter().map(|owned| &owned.pool).filter(|name| !open(name)).cloned();
-        self.allocator.close(closed.collect());
+        self.allocator.close(shut(closed.collect()));
         if self.dormant.is_empty() {
             return Ok(());
         }

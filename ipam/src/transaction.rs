@@ -70,10 +70,8 @@ pub fn transaction(change: &Change) -> Txn {
         }
         Change::RemovePool { name, cidr, revision, as_of } => {
             draft.delete(&Key::Pool(name.clone()), *revision);
-            draft.only_if([
-                Compare::Empty(Key::blocks_in(*cidr)),
-                nothing_newer(Key::all_reservations(), *as_of),
-            ]);
+            draft.only_if(nothing_claimed_of(*cidr));
+            draft.only_if([nothing_newer(Key::all_reservations(), *as_of)]);
         }
         Change::MakeCluster { record, pools } => {
             draft.replace(Key::Cluster, NONE, record);
@@ -232,6 +230,11 @@ fn claimed_from_that_pool(claim: &Claim) -> Option<Compare> {
 /// Neither the block itself nor a part of it.
 fn nothing_claimed_inside(claim: &Claim) -> Option<Compare> {
     unless(Mutant::ClaimIgnoresClaims, Compare::Empty(Key::blocks_in(claim.block.cidr())))
+}
+
+/// No block of the pool.
+fn nothing_claimed_of(pool: Cidr) -> Option<Compare> {
+    unless(Mutant::RemovalIgnoresClaims, Compare::Empty(Key::blocks_in(pool)))
 }
 
 /// A larger claim starts before the block, or where the block starts; there it is found by what is inside.

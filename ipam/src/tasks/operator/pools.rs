@@ -1,8 +1,8 @@
 //! Changes the cluster's pools and settings.
 
-use polder_api::Backend;
 use polder_api::message::Refusal;
 use polder_api::pool::{NewPool, PoolChange, PoolPurpose};
+use polder_api::{Backend, rule};
 use tracing::info;
 
 use super::{ATTEMPTS, invalid, store_failed};
@@ -70,6 +70,14 @@ pub fn parse_pool(new: NewPool) -> Result<Pool, Refusal> {
     }
 }
 
+rule! {
+    /// Whether it is looked what has become of an attempt that was not answered.
+    fn looks_again() -> bool {
+        true
+    }
+    NoAnswerIsYes => false
+}
+
 /// Carries a change out. Whatever becomes of an attempt, the next one begins with what is there: what it finds done
 /// is done, and one that takes effect late finds its grounds changed. A refusal is the last attempt.
 async fn carry_out(
@@ -102,7 +110,9 @@ async fn carry_out(
                 Err(error) => {
                     let (is_unknown, needs_look) = (error.is_unknown(), error.needs_look());
                     failure = Some(error);
-                    if is_unknown {
+                    if is_unknown && !looks_again() {
+                        return Ok(done);
+                    } else if is_unknown {
                         said = Some(done);
                     } else if needs_look {
                         refused = Some(done);
