@@ -56,7 +56,8 @@ pub async fn blocks(me: &NodeName, records: &Records, store: &Store) -> Result<V
 /// The claims of all blocks.
 pub fn claims(me: &NodeName, view: &View, used: Option<&Addresses>) -> Vec<ClaimStatus> {
     let problems = believe(view, me).problems.into_iter();
-    let refused: BTreeMap<String, String> = problems.map(|problem| (problem.key, problem.reason)).collect();
+    let refused: BTreeMap<String, String> =
+        problems.map(|problem| (problem.key, problem.fault.to_string())).collect();
     let mut counts: BTreeMap<Cidr, u64> = BTreeMap::new();
     let mut blocks: Vec<Cidr> = view.blocks.keys().map(|block| block.cidr()).collect();
     blocks.sort();

@@ -13,10 +13,14 @@ use crate::key::Key;
 use crate::record::{BlockRecord, NodeRecord};
 use crate::reservation;
 use crate::{Block, Cidr};
-use polder_api::{Family, Mac, NodeName};
+use polder_api::{Family, NodeName};
 
 use crate::record::MTU_RANGE;
 use crate::view::{Known, View};
+
+mod fault;
+
+pub use fault::{Fault, Identity};
 
 /// Another node, with the blocks that are its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,12 +39,12 @@ pub struct Problem {
     /// Its key.
     pub key: String,
     /// What is wrong with it.
-    pub reason: String,
+    pub fault: Fault,
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "record {} is not applied: {}", self.key, self.reason)
+        write!(f, "record {} is not applied: {}", self.key, self.fault)
     }
 }
 
@@ -82,7 +86,7 @@ pub fn believe(view: &View, me: &NodeName) -> Believed {
         .refused
         .iter()
         .chain(&view.doubtful)
-        .map(|(key, reason)| Problem { key: key.clone(), reason: reason.clone() })
+        .map(|(key, reason)| Problem { key: key.clone(), fault: Fault::Refused(reason.clone()) })
         .collect();
     let nodes = believable_nodes(view, me, &mut problems);
     let mut blocks = believable_blocks(view, &nodes, &mut problems);
@@ -114,67 +118,41 @@ fn believable_nodes<'a>(view: &'a View, me: &NodeName, problems: &mut Vec<Proble
                 owners.extend(Identity::all(&known.record).map(|identity| (identity, name)));
                 nodes.insert(name, known);
             }
-            Err(reason) => problems.push(Problem { key: Key::Node(name.clone()).to_string(), reason }),
+            Err(fault) => problems.push(Problem { key: Key::Node(name.clone()).to_string(), fault }),
         }
     }
     nodes
 }
 
-/// What no two nodes can share.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Identity {
-    Underlay(IpAddr),
-    Gateway(IpAddr),
-    Tunnel(Mac),
-}
-
-impl Identity {
-    fn all(record: &NodeRecord) -> impl Iterator<Item = Self> {
-        let underlay = record.underlay.iter().copied().map(Self::Underlay);
-        let gateways = record.gateways.iter().copied().map(Self::Gateway);
-        underlay.chain(gateways).chain([Self::Tunnel(record.vtep_mac)])
-    }
-}
-
-impl fmt::Display for Identity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Underlay(address) => write!(f, "underlay address {address}"),
-            Self::Gateway(address) => write!(f, "gateway address {address}"),
-            Self::Tunnel(mac) => write!(f, "tunnel MAC address {mac}"),
-        }
-    }
-}
-
-fn check_node(view: &View, record: &NodeRecord, owners: &HashMap<Identity, &NodeName>) -> Result<(), String> {
+fn check_node(view: &View, record: &NodeRecord, owners: &HashMap<Identity, &NodeName>) -> Result<(), Fault> {
     if let Some((identity, owner)) =
         Identity::all(record).find_map(|identity| owners.get_key_value(&identity))
     {
-        return Err(format!("its {identity} is that of node {owner}"));
+        return Err(Fault::OfAnother { identity: *identity, owner: (*owner).clone() });
     }
     for family in Family::BOTH {
         for (kind, addresses) in
             [("underlay", &record.underlay), ("gateway", &record.gateways), ("probe", &record.probes)]
         {
             if addresses.iter().filter(|address| Family::of(**address) == family).count() > 1 {
-                return Err(format!("it has more than one {family} {kind} address"));
+                return Err(Fault::TooMany { family, kind });
             }
         }
     }
     for address in &record.underlay {
         if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
-            return Err(format!("{address} is no address to reach a node at"));
+            return Err(Fault::Unreachable(*address));
         }
         if let Some(pool) = view.pools.values().find(|pool| pool.record.cidr().has(*address)) {
-            return Err(format!("its underlay address {address} is inside pool {}", pool.record.name));
+            return Err(Fault::UnderlayInPool { address: *address, pool: pool.record.name.clone() });
         }
     }
     let first = record.vtep_mac.0[0];
     if first & 1 != 0 || record.vtep_mac.0 == [0; 6] {
-        return Err(format!("{} is no MAC address of a single interface", record.vtep_mac));
+        return Err(Fault::Mac(record.vtep_mac));
     }
     if !MTU_RANGE.contains(&record.mtu) {
-        return Err(format!("its MTU {} is not in {} to {}", record.mtu, MTU_RANGE.start(), MTU_RANGE.end()));
+        return Err(Fault::Mtu { mtu: record.mtu });
     }
     Ok(())
 }
@@ -191,7 +169,7 @@ fn with_usable_gateways(
     let (usable, stray): (Vec<_>, Vec<_>) = record.gateways.iter().partition(in_a_pool);
     let Some(first) = stray.first() else { return Arc::clone(record) };
     let key = Key::Node(name.clone()).to_string();
-    problems.push(Problem { key, reason: format!("its gateway address {first} is in no pool") });
+    problems.push(Problem { key, fault: Fault::StrayGateway(*first) });
     Arc::new(NodeRecord { gateways: usable, ..(**record).clone() })
 }
 
@@ -206,8 +184,7 @@ fn with_usable_probes(
     let (usable, stray): (Vec<_>, Vec<_>) = record.probes.iter().partition(is_own);
     let Some(first) = stray.first() else { return record };
     let key = Key::Node(name.clone()).to_string();
-    let reason = format!("its probe address {first} is in no block of it: the address is not used");
-    problems.push(Problem { key, reason });
+    problems.push(Problem { key, fault: Fault::StrayProbe(*first) });
     Arc::new(NodeRecord { probes: usable, ..(*record).clone() })
 }
 
@@ -220,15 +197,15 @@ fn believable_blocks(
     let overlapping = overlapping(view);
     for (block, known) in &view.blocks {
         let checked = match overlapping.get(block) {
-            Some(first) => Err(format!(
-                "it overlaps {first}, which node {} claimed first",
-                view.blocks[first].record.node
-            )),
+            Some(first) => {
+                let node = view.blocks[first].record.node.clone();
+                Err(Fault::Overlaps { first: *first, node })
+            }
             None => check_block(view, nodes, *block, &known.record),
         };
         match checked {
             Ok(()) => blocks.entry(known.record.node.clone()).or_default().push(*block),
-            Err(reason) => problems.push(Problem { key: Key::Block(*block).to_string(), reason }),
+            Err(fault) => problems.push(Problem { key: Key::Block(*block).to_string(), fault }),
         }
     }
     blocks
@@ -240,7 +217,7 @@ fn held_addresses(view: &View, problems: &mut Vec<Problem>) -> BTreeMap<Incarnat
     for (address, known) in &view.reservations {
         if reservation::pool_of(view, *address).is_none() {
             let key = Key::Reservation(*address).to_string();
-            problems.push(Problem { key, reason: "it is in no pool for reservations".to_owned() });
+            problems.push(Problem { key, fault: Fault::StrayReservation });
         } else if let Some(holder) = &known.record.holder {
             let block = Block::new(Cidr::around(*address, Family::of(*address).bits()));
             held.entry(holder.incarnation.clone()).or_default().push(block);
@@ -269,39 +246,31 @@ fn overlapping(view: &View) -> BTreeMap<Block, Block> {
     later
 }
 
-fn check_block(view: &View, nodes: &Nodes<'_>, block: Block, claim: &BlockRecord) -> Result<(), String> {
-    match view.pools.get(&claim.pool) {
-        None if view.any_pool(&claim.pool).is_some() => {
-            return Err(format!("pool {} cannot be used on this node", claim.pool));
-        }
-        None => return Err(format!("there is no pool {}", claim.pool)),
+fn check_block(view: &View, nodes: &Nodes<'_>, block: Block, claim: &BlockRecord) -> Result<(), Fault> {
+    let BlockRecord { node, incarnation, pool: name, .. } = claim;
+    match view.pools.get(name) {
+        None if view.any_pool(name).is_some() => return Err(Fault::UnusablePool(name.clone())),
+        None => return Err(Fault::NoPool(name.clone())),
         Some(pool) if !pool.record.has_block(block) => {
-            return Err(format!(
-                "pool {} is {}, cut into blocks of /{}",
-                claim.pool,
-                pool.record.cidr(),
-                pool.record.block_length()
-            ));
+            let (cidr, block_length) = (pool.record.cidr(), pool.record.block_length());
+            return Err(Fault::NoBlockOf { pool: name.clone(), cidr, block_length });
         }
         Some(_) => {}
     }
-    if view.fences.contains_key(&claim.incarnation) {
-        return Err(format!(
-            "its owner {} was removed: it rests until the pods there are surely gone",
-            claim.node
-        ));
+    if view.fences.contains_key(incarnation) {
+        return Err(Fault::Rests(node.clone()));
     }
-    match nodes.get(&claim.node) {
-        None => Err(format!("its owner {} is not a node of the cluster", claim.node)),
-        Some(node) if node.record.incarnation != claim.incarnation => {
-            Err(format!("it belongs to an earlier incarnation of node {}", claim.node))
-        }
+    match nodes.get(node) {
+        None => Err(Fault::NoNode(node.clone())),
+        Some(known) if known.record.incarnation != *incarnation => Err(Fault::Earlier(node.clone())),
         Some(_) => Ok(()),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use polder_api::Mac;
+
     use crate::ids::Nonce;
     use crate::record::{PoolRecord, encode};
     use crate::store::{Contents, Entry, Update};

@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use polder_api::NodeName;
+
 use super::{Deviation, Facts, Interface, Invariant, KernelFacts, LedgerFacts, NodeFacts, Repair, deviation};
 use crate::ids::Incarnation;
 use crate::ledger::{Held, Kind};
-use crate::pool::Purpose;
-use crate::record::PodsGone;
+use crate::pool::{Block, Purpose};
+use crate::record::{Holder, PodsGone};
 use crate::view::View;
 
 pub(super) fn check(facts: &Facts<'_>, node: &NodeFacts, found: &mut Vec<Deviation>) {
@@ -181,34 +183,49 @@ fn owners(view: &View, node: &NodeFacts, found: &mut Vec<Deviation>) {
     }
 }
 
-fn check_owner(
-    view: &View,
+/// Why an address that lives on a node is not its own.
+#[derive(Debug, thiserror::Error)]
+enum NotOwned<'a> {
+    #[error("it is held by {} on node {}", .0.attachment, .0.node)]
+    HeldByAnother(&'a Holder),
+    #[error("nobody holds the reservation")]
+    HeldByNobody,
+    #[error("block {0} is being given back")]
+    GivenBack(Block),
+    #[error("block {block} is claimed by node {node}")]
+    ClaimedByAnother { block: Block, node: &'a NodeName },
+    #[error("its block is claimed by nobody")]
+    ClaimedByNobody,
+}
+
+fn check_owner<'a>(
+    view: &'a View,
     node: &NodeFacts,
     own: Option<&Incarnation>,
     address: IpAddr,
-) -> Result<(), String> {
+) -> Result<(), NotOwned<'a>> {
     let Some(pool) = view.pools.values().find(|pool| pool.record.cidr().has(address)) else { return Ok(()) };
-    let mine = |name: &polder_api::NodeName, incarnation: &Incarnation| {
+    let mine = |name: &NodeName, incarnation: &Incarnation| {
         *name == node.name && own.is_none_or(|own| own == incarnation)
     };
     if pool.record.purpose == Purpose::Reservations {
         let holder = view.reservations.get(&address).and_then(|known| known.record.holder.as_ref());
         return match holder {
             Some(holder) if mine(&holder.node, &holder.incarnation) => Ok(()),
-            Some(holder) => Err(format!("it is held by {} on node {}", holder.attachment, holder.node)),
-            None => Err("nobody holds the reservation".to_owned()),
+            Some(holder) => Err(NotOwned::HeldByAnother(holder)),
+            None => Err(NotOwned::HeldByNobody),
         };
     }
     // A block that the ledger has lost is taken over from the records; one that it gives back has nobody in it.
     let mut owned = node.ledger.iter().flat_map(|ledger| &ledger.blocks).map(|(owned, _)| owned);
     if let Some(owned) = owned.find(|owned| owned.leaving && owned.block.cidr().has(address)) {
-        return Err(format!("block {} is being given back", owned.block));
+        return Err(NotOwned::GivenBack(owned.block));
     }
     let claim = view.blocks.iter().find(|(block, _)| block.cidr().has(address));
     match claim {
         Some((_, claim)) if mine(&claim.record.node, &claim.record.incarnation) => Ok(()),
-        Some((block, claim)) => Err(format!("block {block} is claimed by node {}", claim.record.node)),
-        None => Err("its block is claimed by nobody".to_owned()),
+        Some((block, claim)) => Err(NotOwned::ClaimedByAnother { block: *block, node: &claim.record.node }),
+        None => Err(NotOwned::ClaimedByNobody),
     }
 }
 

@@ -3,11 +3,11 @@
 //! A record comes from outside. One that has an unknown field, lacks one or contradicts its key is refused with the
 //! key named, and never applied in part.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use polder_api::NodeName;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use super::{
     AddressRecord, BlockRecord, ClusterRecord, FenceRecord, InspectionRecord, NodeRecord, PoolRecord,
@@ -55,49 +55,52 @@ const OLD_FENCE: &str = "it is the fence of a removed node as an earlier build w
 
 /// Reads the record behind a key that agents follow.
 pub fn decode(key: &str, value: &[u8]) -> Result<Record, RefusedRecord> {
-    let refused = |reason: String| RefusedRecord { key: key.to_owned(), reason };
+    let refused =
+        |reason: &dyn fmt::Display| RefusedRecord { key: key.to_owned(), reason: reason.to_string() };
+    let unread = |error: serde_json::Error| refused(&error);
     let parsed: Key = key.parse().map_err(|error: crate::key::UnknownKey| {
         let is_old_fence = key.strip_prefix(prefix::in_use()).and_then(|rest| rest.strip_prefix("fences/"));
         match is_old_fence.filter(|rest| !rest.contains('/')) {
-            Some(_) => refused(OLD_FENCE.to_owned()),
-            None => refused(error.to_string()),
+            Some(_) => refused(&OLD_FENCE),
+            None => refused(&error),
         }
     })?;
     let record = match parsed {
-        Key::Cluster => Record::Cluster(json(value).map_err(refused)?),
-        Key::Node(name) => Record::Node(name, json(value).map_err(refused)?),
-        Key::Block(block) => Record::Block(block, json(value).map_err(refused)?),
+        Key::Cluster => Record::Cluster(serde_json::from_slice(value).map_err(unread)?),
+        Key::Node(name) => Record::Node(name, serde_json::from_slice(value).map_err(unread)?),
+        Key::Block(block) => Record::Block(block, serde_json::from_slice(value).map_err(unread)?),
         Key::Pool(name) => {
-            let record: PoolRecord = json(value).map_err(refused)?;
+            let record: PoolRecord = serde_json::from_slice(value).map_err(unread)?;
             let pool = Pool::new(name, record.cidr, record.block_length, record.state);
-            let mut pool = pool.map_err(|error| refused(error.to_string()))?;
+            let mut pool = pool.map_err(|error| refused(&error))?;
             pool.purpose = record.purpose;
             pool.nodes = record.nodes;
             Record::Pool(pool)
         }
         Key::Fence(node, incarnation) => {
-            let record: FenceRecord = json(value).map_err(refused)?;
+            let record: FenceRecord = serde_json::from_slice(value).map_err(unread)?;
             if record.node != node {
-                return Err(refused(format!("it names node {}, and its key names {node}", record.node)));
+                return Err(refused(&format_args!(
+                    "it names node {}, and its key names {node}",
+                    record.node
+                )));
             }
             Record::Fence(incarnation, record)
         }
-        Key::Reservation(address) => Record::Reservation(address, json(value).map_err(refused)?),
-        Key::Inspection => Record::Inspection(json(value).map_err(refused)?),
+        Key::Reservation(address) => {
+            Record::Reservation(address, serde_json::from_slice(value).map_err(unread)?)
+        }
+        Key::Inspection => Record::Inspection(serde_json::from_slice(value).map_err(unread)?),
         Key::Address(..) | Key::Alive(_) | Key::Answer(_) => {
-            return Err(refused("agents do not follow it".to_owned()));
+            return Err(refused(&"agents do not follow it"));
         }
     };
     Ok(record)
 }
 
 /// Reads the record behind [`Key::Address`].
-pub fn address(value: &[u8]) -> Result<AddressRecord, String> {
-    json(value)
-}
-
-fn json<T: DeserializeOwned>(value: &[u8]) -> Result<T, String> {
-    serde_json::from_slice(value).map_err(|error| error.to_string())
+pub fn address(value: &[u8]) -> Result<AddressRecord, serde_json::Error> {
+    serde_json::from_slice(value)
 }
 
 /// A record as it goes into the store.
