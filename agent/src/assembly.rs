@@ -31,6 +31,7 @@ use crate::probe::schedule::{Key, Verdict};
 use crate::readiness::Readiness;
 use crate::repair::Alarm;
 use crate::reporter::{Reporter, Told};
+use crate::underlay::NotChosen;
 use crate::{
     engine, etcd_addresses, follower, host, http, inspection, monitor, probe, publisher, registrar, server,
     systemd,
@@ -159,7 +160,7 @@ fn entries() -> (RecordEntries, AddressEntries, DatapathEntries) {
         verdicts: watch::Sender::default(),
     };
     let engine = engine::Entries {
-        underlay: watch::Sender::new(Err("the addresses on the underlay are not chosen yet".to_owned())),
+        underlay: watch::Sender::new(Err(NotChosen::NotYet)),
         pass: watch::Sender::default(),
         neighbours: watch::Sender::default(),
         repairs: watch::Sender::default(),

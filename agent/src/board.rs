@@ -2,6 +2,7 @@
 //! moved into; any number of tasks have receivers, bundled here by who writes them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,10 +18,10 @@ use tokio::sync::watch;
 
 use crate::kernel::desired::Reached;
 use crate::probe::schedule::Key;
-use crate::underlay::Underlay;
+use crate::underlay::{NotChosen, Underlay};
 
 /// The node's addresses on the underlay, or why there are none.
-pub type Chosen = Result<Arc<Underlay>, String>;
+pub type Chosen = Result<Arc<Underlay>, NotChosen>;
 
 /// The cluster's records, as the follower knows them.
 #[derive(Debug, Clone)]
@@ -242,7 +243,7 @@ impl Board {
             view: &view,
             registration: &registration,
             holdings: &holdings,
-            underlay: underlay.as_ref().map(|_| ()).map_err(String::as_str),
+            underlay: underlay.as_ref().map(|_| ()).map_err(|error| error as &(dyn Error + 'static)),
             gateways: &pass.gateways,
             mtu: pass.mtu,
             failures: &pass.local_failures,

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use polder_api::message::Refusal;
 use polder_ipam::Cidr;
+use polder_ipam::cause::HostError;
 use polder_ipam::peers::{Peer, believe};
 use polder_ipam::view::Source;
 use polder_store::NodeIpam;
@@ -30,12 +31,12 @@ use self::memory::{Losses, Network, Outward, Passes, Repairing, THE_WORLD};
 use self::moves::Moves;
 pub use self::parts::{Entries, Tools, Wakes};
 pub use self::rehearsal::rehearse;
-use crate::board::{Board, Made, Pass, set_if_changed};
+use crate::board::{Board, Chosen, Made, Pass, set_if_changed};
 use crate::config::StoreConfig;
 use crate::etcd_addresses;
 use crate::kernel::plan::{Change, summary};
 use crate::requests::PlanRequest;
-use crate::underlay::{Facts, Underlay};
+use crate::underlay::{Facts, NotChosen, Underlay};
 
 /// Events that come together are answered together.
 const SETTLE: Duration = Duration::from_millis(10);
@@ -371,13 +372,12 @@ impl Engine {
         }
         let current = known.unwrap_or_default();
         let chosen = facts
-            .map_err(|error| format!("read the interfaces: {error}"))
+            .map_err(|error| NotChosen::Unreadable(HostError::new(error)))
             .and_then(|facts| Underlay::choose(&self.tools.config.underlay, &facts, &current))
             .map(Arc::new);
         let mut changed = false;
         self.entries.underlay.send_if_modified(|known| {
-            let uplinks =
-                |known: &Result<Arc<Underlay>, String>| known.clone().map(|known| known.uplinks.clone());
+            let uplinks = |known: &Chosen| known.clone().map(|known| known.uplinks.clone());
             changed = uplinks(known) != uplinks(&chosen);
             let is_other = *known != chosen;
             known.clone_from(&chosen);

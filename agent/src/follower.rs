@@ -185,7 +185,7 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::underlay::{Underlay, Uplink};
+    use crate::underlay::{NotChosen, Underlay, Uplink};
 
     fn entry(key: &str, revision: i64) -> Entry {
         Entry { key: key.to_owned(), value: b"{}".to_vec(), revision }
@@ -234,7 +234,7 @@ mod tests {
         let patience = Duration::from_secs(30);
         let folder = tempfile::tempdir().unwrap();
         let store = Store::Embedded(Embedded::open(&folder.path().join("store")).unwrap());
-        let (engine, underlay) = watch::channel(Err("not chosen yet".to_owned()));
+        let (engine, underlay) = watch::channel(Err(NotChosen::NotYet));
         let (view, mut told) = watch::channel(Arc::<View>::default());
         let task = Task { store, state_dir: folder.path().to_owned(), underlay, view };
         let running = tokio::spawn(task.run());

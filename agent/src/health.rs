@@ -16,7 +16,7 @@ use crate::reporter::Reporter;
 pub async fn health(reporter: &Reporter, request: &HealthRequest) -> Health {
     let mut health = Health { unavailable: reporter.board().obstacles(), limited: Vec::new() };
     if let Registration::Conflict(reason) = reporter.board().registration() {
-        health.limited.push(reason);
+        health.limited.push(reason.to_string());
     }
     if let Some(pass) = reporter.board().pass() {
         health.limited.extend(pass.local_failures.iter().cloned());

@@ -9,15 +9,16 @@ use std::time::Duration;
 
 use polder_api::{Attachment, Family, tombstone, tombstones};
 use polder_ipam::Moment;
+use polder_ipam::cause::HostError;
 use polder_ipam::change::Change;
-use polder_ipam::claim::NoClaim;
+use polder_ipam::claim::{NoClaim, Unavailable};
 use polder_ipam::key::Range;
 use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::pool::BlockRequest;
 use polder_ipam::registration::Registration;
 use polder_ipam::store::{Contents, Outcome, StoreError};
 use polder_ipam::tasks::operator::{Knowledge, OperatorHost};
-use polder_ipam::tasks::{CLAIM_PATIENCE, Host, PodHost, Records, Requests, Unreserved, Workload};
+use polder_ipam::tasks::{CLAIM_PATIENCE, Host, NotNow, PodHost, Records, Requests, Unreserved, Workload};
 use polder_ipam::view::View;
 use polder_netlink::nft::FilterSocket;
 use polder_store::ledger::Sqlite;
@@ -120,14 +121,13 @@ impl Host for Node {
 
 impl Requests for Node {
     async fn claim(&self, wanted: BlockRequest) -> Result<(), NoClaim> {
-        let unavailable = |why: &str| NoClaim::Unavailable(why.to_owned());
         let (reply, answer) = oneshot::channel();
         let request = ClaimRequest { wanted, reply: Some(reply) };
         let asked = async {
-            self.calls.claims.send(request).await.map_err(|_| unavailable("the agent is stopping"))?;
-            answer.await.map_err(|_| unavailable("the agent is stopping"))?
+            self.calls.claims.send(request).await.map_err(|_| Unavailable::Stopping)?;
+            answer.await.map_err(|_| Unavailable::Stopping)?
         };
-        timeout(CLAIM_PATIENCE, asked).await.unwrap_or_else(|_| Err(unavailable("the store is too slow")))
+        timeout(CLAIM_PATIENCE, asked).await.unwrap_or_else(|_| Err(Unavailable::TooSlow.into()))
     }
 
     fn claim_ahead(&self, wanted: BlockRequest) {
@@ -141,17 +141,18 @@ impl Requests for Node {
         owner: String,
         attachment: &Attachment,
     ) -> Result<IpAddr, Unreserved> {
-        let unavailable = |why: &str| Unreserved::TryAgain(why.to_owned());
         let (reply, mut answer) = oneshot::channel();
         let request = ReserveRequest { wanted, owner, attachment: attachment.clone(), reply };
+        let stopping = || NotNow::Unavailable(Unavailable::Stopping);
         let asked = async {
-            self.calls.reservations.send(request).await.map_err(|_| unavailable("the agent is stopping"))?;
-            (&mut answer).await.map_err(|_| unavailable("the agent is stopping"))?
+            self.calls.reservations.send(request).await.map_err(|_| stopping())?;
+            (&mut answer).await.map_err(|_| stopping())?
         };
         timeout(CLAIM_PATIENCE, asked).await.unwrap_or_else(|_| {
             // From here on the registrar hears that nobody waits. What it has said until now counts.
             answer.close();
-            answer.try_recv().unwrap_or_else(|_| Err(unavailable("the store is too slow")))
+            let too_slow = || NotNow::Unavailable(Unavailable::TooSlow);
+            answer.try_recv().unwrap_or_else(|_| Err(too_slow().into()))
         })
     }
 }
@@ -171,8 +172,8 @@ impl PodHost for Node {
         self.in_flight.has(attachment)
     }
 
-    async fn gone(&self, held: Vec<Held>) -> Result<BTreeSet<Attachment>, String> {
-        let links = self.pods.kernel.run(Kernel::pod_interfaces).await.map_err(|error| error.to_string())?;
+    async fn gone(&self, held: Vec<Held>) -> Result<BTreeSet<Attachment>, HostError> {
+        let links = self.pods.kernel.run(Kernel::pod_interfaces).await.map_err(HostError::new)?;
         let gone = |held: &Held| match held.kind {
             Kind::Pod => !links.contains(&held.attachment.host_interface()),
             // Another plugin's interface has no name that we know. It is not longer there than its namespace.
@@ -181,18 +182,18 @@ impl PodHost for Node {
         Ok(held.into_iter().filter(gone).map(|held| held.attachment).collect())
     }
 
-    async fn admit(&self, held: &Held) -> Result<(), String> {
+    async fn admit(&self, held: &Held) -> Result<(), HostError> {
         let Some(cluster) = &self.board.view().cluster else {
-            return Err("the cluster's settings are not known yet".to_owned());
+            return Err(HostError::new("the cluster's settings are not known yet"));
         };
         let table = ruleset::table(&cluster.record, &ruleset::Lengths::new());
         let (mac, addresses) = (held.mac, held.addresses.clone());
         let admitted = self.pods.kernel.run(move |kernel| kernel.admit_pod(&table, mac, &addresses)).await;
-        admitted.map_err(|error| error.to_string())
+        admitted.map_err(HostError::new)
     }
 
-    async fn delete_interface(&self, attachment: &Attachment) -> Result<(), String> {
-        self.pods.reaper.delete(attachment.host_interface()).await
+    async fn delete_interface(&self, attachment: &Attachment) -> Result<(), HostError> {
+        self.pods.reaper.delete(attachment.host_interface()).await.map_err(HostError::new)
     }
 
     async fn forget(&self, held: &Held) {
@@ -250,8 +251,8 @@ impl PodHost for Node {
 }
 
 impl OperatorHost for Node {
-    async fn has_interface(&self, attachment: &Attachment) -> Result<bool, String> {
-        let links = self.pods.kernel.run(Kernel::pod_interfaces).await.map_err(|error| error.to_string())?;
+    async fn has_interface(&self, attachment: &Attachment) -> Result<bool, HostError> {
+        let links = self.pods.kernel.run(Kernel::pod_interfaces).await.map_err(HostError::new)?;
         Ok(links.contains(&attachment.host_interface()))
     }
 }

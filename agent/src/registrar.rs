@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use polder_api::Attachment;
 use polder_ipam::Moment;
+use polder_ipam::bootstrap::Unsurveyed;
+use polder_ipam::cause::HostError;
 use polder_ipam::change::Change;
 use polder_ipam::key::Range;
 use polder_ipam::record::Alive;
 use polder_ipam::registration::{Holdings, Registration};
-use polder_ipam::steward::Presence;
+use polder_ipam::release::NotReleased;
+use polder_ipam::steward::{NoPresence, Presence};
 use polder_ipam::store::{Contents, Outcome, StoreError};
 use polder_ipam::tasks::{Host, Records, Registrar, RegistrarHost, teardown};
 use polder_ipam::view::View;
@@ -151,8 +154,8 @@ impl Host for OnNode {
 }
 
 impl RegistrarHost for OnNode {
-    fn fresh_name(&self) -> Result<String, String> {
-        random_name().map_err(|error| error.to_string())
+    fn fresh_name(&self) -> Result<String, HostError> {
+        random_name().map_err(HostError::new)
     }
 
     async fn changed(&self, view: &Arc<View>, patience: Duration) {
@@ -171,25 +174,25 @@ impl RegistrarHost for OnNode {
         }
     }
 
-    fn presence(&self, view: &View) -> Result<Presence, String> {
+    fn presence(&self, view: &View) -> Result<Presence, NoPresence> {
         let config = &self.node.config;
-        let underlay = self.node.board.underlay()?;
-        let Some(cluster) = &view.cluster else { return Err("the cluster has no settings yet".to_owned()) };
+        let underlay = self.node.board.underlay().map_err(HostError::new)?;
+        let Some(cluster) = &view.cluster else { return Err(NoPresence::NoSettings) };
         if view.own != underlay.addresses() {
-            return Err("the node's own addresses have just changed".to_owned());
+            return Err(NoPresence::Moving);
         }
         Ok(Presence {
             underlay: underlay.addresses(),
             vtep_mac: Encapsulation::of(&cluster.record).mac(&cluster.record, &config.node),
-            mtu: pod_mtu(&underlay, &cluster.record, config.mtu).ok_or("the underlay has no MTU")?,
+            mtu: pod_mtu(&underlay, &cluster.record, config.mtu).ok_or(NoPresence::NoMtu)?,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         })
     }
 
-    fn surroundings(&self, view: &View) -> Result<(), String> {
-        let underlay = self.node.board.underlay()?;
+    fn surroundings(&self, view: &View) -> Result<(), Unsurveyed> {
+        let underlay = self.node.board.underlay().map_err(HostError::new)?;
         if view.own != underlay.addresses() || view.needed != underlay.needed {
-            return Err("this node's own addresses are being read".to_owned());
+            return Err(Unsurveyed::Reading);
         }
         Ok(())
     }
@@ -206,11 +209,11 @@ impl RegistrarHost for OnNode {
         set_if_changed(&self.holdings, Arc::new(holdings));
     }
 
-    async fn cut_off(&self, attachment: &Attachment) -> Result<(), String> {
+    async fn cut_off(&self, attachment: &Attachment) -> Result<(), NotReleased> {
         teardown::cut_off(&*self.node, attachment).await
     }
 
-    async fn remove_gateways(&self) -> Result<(), String> {
-        self.kernel.run(Kernel::remove_gateways).await.map_err(|error| error.to_string())
+    async fn remove_gateways(&self) -> Result<(), HostError> {
+        self.kernel.run(Kernel::remove_gateways).await.map_err(HostError::new)
     }
 }

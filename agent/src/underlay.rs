@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use polder_api::Family;
 use polder_ipam::Cidr;
+use polder_ipam::cause::HostError;
 use polder_ipam::needed::{Needed, What};
 use polder_netlink::address::Address;
 
@@ -20,6 +21,33 @@ pub struct Underlay {
     pub others: Vec<Other>,
     /// What the node has to reach past the pods' network.
     pub needed: Vec<Needed>,
+}
+
+/// Why the node has no address on the network that joins the nodes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotChosen {
+    /// The engine has not looked yet.
+    #[error("the addresses on the underlay are not chosen yet")]
+    NotYet,
+    /// The kernel does not say what it has.
+    #[error("read the interfaces: {0}")]
+    Unreadable(#[source] HostError),
+    /// Nothing speaks for any of its addresses.
+    #[error(
+        "cannot tell at which address peers reach this node: there is no route to peers, to etcd or to the world, and the \
+         addresses are [{}]. Set underlay.interface or underlay.addresses",
+        seen.join(", ")
+    )]
+    Undecided {
+        /// The addresses, and their interfaces.
+        seen: Vec<String>,
+    },
+    /// The one that was configured is not there.
+    #[error("underlay.addresses: no interface that is up has {0} as a lasting global address")]
+    NoAddress(IpAddr),
+    /// The interface that was configured is not there.
+    #[error("underlay.interface: there is no interface {0} that is up")]
+    NoInterface(String),
 }
 
 /// An address that was not chosen.
@@ -180,7 +208,7 @@ impl Facts {
 
 impl Underlay {
     /// Chooses anew. What was in use stays in use as long as it is there: a change makes every peer follow.
-    pub fn choose(config: &UnderlayConfig, facts: &Facts, current: &Self) -> Result<Self, String> {
+    pub fn choose(config: &UnderlayConfig, facts: &Facts, current: &Self) -> Result<Self, NotChosen> {
         let mut uplinks = BTreeMap::new();
         for family in Family::BOTH {
             if let Some(uplink) = choose(family, config, facts, current.uplinks.get(&family))? {
@@ -191,11 +219,7 @@ impl Underlay {
             let seen: Vec<_> = Family::BOTH.iter().flat_map(|family| facts.candidates(*family)).collect();
             let seen: Vec<_> =
                 seen.iter().map(|(found, (name, _))| format!("{} on {name}", found.address.ip())).collect();
-            return Err(format!(
-                "cannot tell at which address peers reach this node: there is no route to peers, to etcd or to the \
-                 world, and the addresses are [{}]. Set underlay.interface or underlay.addresses",
-                seen.join(", ")
-            ));
+            return Err(NotChosen::Undecided { seen });
         }
         let others = facts.others(&uplinks);
         Ok(Self { uplinks, others, needed: facts.needed() })
@@ -222,19 +246,17 @@ fn choose(
     config: &UnderlayConfig,
     facts: &Facts,
     current: Option<&Uplink>,
-) -> Result<Option<Uplink>, String> {
+) -> Result<Option<Uplink>, NotChosen> {
     if !config.addresses.is_empty() {
         let Some(address) = config.addresses.iter().find(|address| Family::of(**address) == family) else {
             return Ok(None);
         };
         let uplink = facts.uplink(*address, "underlay.addresses".to_owned());
-        return uplink.map(Some).ok_or_else(|| {
-            format!("underlay.addresses: no interface that is up has {address} as a lasting global address")
-        });
+        return uplink.map(Some).ok_or(NotChosen::NoAddress(*address));
     }
     if let Some(name) = &config.interface {
         if !facts.network.interfaces.values().any(|(interface, _)| interface == name) {
-            return Err(format!("underlay.interface: there is no interface {name} that is up"));
+            return Err(NotChosen::NoInterface(name.clone()));
         }
         let mut on_it = facts.candidates(family).filter(|(_, (interface, _))| interface == name);
         let found = on_it.next().map(|(found, _)| found.address.ip());
@@ -341,9 +363,11 @@ mod tests {
             chosen(&config("10.0.0.8"), &facts(), &Underlay::default()),
             ["10.0.0.8 on eth1 by underlay.addresses"]
         );
-        let missing = Underlay::choose(&config("10.0.0.9"), &facts(), &Underlay::default()).unwrap_err();
+        let missing =
+            Underlay::choose(&config("10.0.0.9"), &facts(), &Underlay::default()).unwrap_err().to_string();
         assert!(missing.contains("10.0.0.9"), "{missing}");
-        let fleeting = Underlay::choose(&config("fd00::bad"), &facts(), &Underlay::default()).unwrap_err();
+        let fleeting =
+            Underlay::choose(&config("fd00::bad"), &facts(), &Underlay::default()).unwrap_err().to_string();
         assert!(fleeting.contains("lasting"), "{fleeting}");
     }
 
@@ -380,7 +404,9 @@ mod tests {
         let mut facts = facts();
         facts.network.routes.clear();
         facts.network.addresses.retain(|address| address.address.is_ipv4());
-        let error = Underlay::choose(&UnderlayConfig::default(), &facts, &Underlay::default()).unwrap_err();
+        let error = Underlay::choose(&UnderlayConfig::default(), &facts, &Underlay::default())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("192.0.2.7 on eth0") && error.contains("Set underlay.interface"), "{error}");
     }
 }

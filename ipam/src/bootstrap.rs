@@ -3,11 +3,12 @@
 use polder_api::Backend;
 
 use crate::Pool;
+use crate::cause::HostError;
 use crate::ids::ClusterId;
 use crate::key::Key;
 use crate::ledger::Identity;
-use crate::pools;
-use crate::record::{AttachMode, ClusterRecord, Masquerade, VxlanSettings};
+use crate::pools::{self, NotChanged};
+use crate::record::{AttachMode, ClusterRecord, Masquerade, RefusedRecord, VxlanSettings};
 use crate::view::{Settings, Source, View};
 
 /// The first settings of a cluster, written where there are none.
@@ -36,20 +37,51 @@ pub struct Proposal {
     pub pools: Option<Vec<Pool>>,
 }
 
+/// It is not known yet what is in use around a node.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Unsurveyed {
+    /// The node does not know its own addresses.
+    #[error(transparent)]
+    Underlay(#[from] HostError),
+    /// The view is not up to date with them.
+    #[error("this node's own addresses are being read")]
+    Reading,
+}
+
+/// Why no settings are made.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum NotProposed {
+    /// Nobody has said that there are none.
+    #[error("the cluster's settings are not known")]
+    Unknown,
+    /// There are some that cannot be read.
+    #[error(transparent)]
+    Refused(#[from] RefusedRecord),
+    /// There is nothing to make them from.
+    #[error("the cluster has no settings yet, and the configuration has no [bootstrap] to make them from")]
+    NoBootstrap,
+    /// The first pools could overlap with something.
+    #[error(transparent)]
+    Unsurveyed(#[from] Unsurveyed),
+    /// One of the first pools cannot be made.
+    #[error("bootstrap.pools in the configuration: {0}")]
+    Pools(#[source] NotChanged),
+}
+
 /// The settings to write, or what that waits for. `surroundings` says whether it is known what is in use around this node, which
 /// the first pools must not overlap; `fresh` is a name that no cluster has.
 pub fn propose(
     view: &View,
     identity: Option<&Identity>,
     bootstrap: Option<&Bootstrap>,
-    surroundings: Result<(), String>,
+    surroundings: Result<(), Unsurveyed>,
     fresh: String,
-) -> Result<Proposal, String> {
+) -> Result<Proposal, NotProposed> {
     if view.source != Source::Store {
-        return Err("the cluster's settings are not known".to_owned());
+        return Err(NotProposed::Unknown);
     }
-    if let Some(reason) = view.refused.get(&Key::Cluster.to_string()) {
-        return Err(format!("record {} is refused: {reason}", Key::Cluster));
+    if let Some((key, reason)) = view.refused.get_key_value(&Key::Cluster.to_string()) {
+        return Err(RefusedRecord { key: key.clone(), reason: reason.clone() }.into());
     }
     let is_ours = |lost: &&Settings| identity.is_some_and(|identity| identity.cluster == lost.cluster.id);
     let lost = view.remembered.as_ref().filter(is_ours);
@@ -62,12 +94,7 @@ pub fn propose(
             check_pools(view, &bootstrap.pools)?;
             (first_settings(bootstrap, identity, fresh), bootstrap.pools.clone())
         }
-        (None, None) => {
-            return Err(
-                "the cluster has no settings yet, and the configuration has no [bootstrap] to make them from"
-                    .to_owned(),
-            );
-        }
+        (None, None) => return Err(NotProposed::NoBootstrap),
     };
     let pools = view.every_pool().next().is_none().then_some(pools);
     Ok(Proposal { record, is_restored: lost.is_some(), pools })
@@ -86,12 +113,12 @@ fn first_settings(bootstrap: &Bootstrap, identity: Option<&Identity>, fresh: Str
 
 /// Whether the first pools can be made, as far as this node knows what is in use around it. Those that somebody has made
 /// already are the cluster's instead.
-fn check_pools(view: &View, first: &[Pool]) -> Result<(), String> {
+fn check_pools(view: &View, first: &[Pool]) -> Result<(), NotProposed> {
     if view.every_pool().next().is_some() {
         return Ok(());
     }
     let refused = first.iter().find_map(|pool| pools::check_range(view, pool).err());
-    refused.map_or(Ok(()), |reason| Err(format!("bootstrap.pools in the configuration: {reason}")))
+    refused.map_or(Ok(()), |reason| Err(NotProposed::Pools(reason)))
 }
 
 #[cfg(test)]
@@ -143,7 +170,7 @@ mod tests {
         view: &View,
         identity: Option<&Identity>,
         first: Option<&Bootstrap>,
-    ) -> Result<Proposal, String> {
+    ) -> Result<Proposal, NotProposed> {
         propose(view, identity, first, Ok(()), "fresh".to_owned())
     }
 
@@ -181,7 +208,7 @@ mod tests {
     #[test]
     fn what_is_waited_for_is_named() {
         let says = |view: &View, first: Option<&Bootstrap>, sign: &str| {
-            let said = proposed(view, None, first).unwrap_err();
+            let said = proposed(view, None, first).unwrap_err().to_string();
             assert!(said.contains(sign), "{said}");
         };
         says(&View::default(), Some(&bootstrap()), "not known");
@@ -190,7 +217,8 @@ mod tests {
         says(&view(|view| view.refused = refused), Some(&bootstrap()), "a riddle");
         let own = vec!["10.244.0.1".parse().unwrap()];
         says(&view(|view| view.own = own), Some(&bootstrap()), "bootstrap.pools");
-        let waits = propose(&empty(), None, Some(&bootstrap()), Err("reading".to_owned()), String::new());
-        assert_eq!(waits, Err("reading".to_owned()));
+        let reading = Err(Unsurveyed::Reading);
+        let waits = propose(&empty(), None, Some(&bootstrap()), reading, String::new());
+        assert_eq!(waits, Err(NotProposed::Unsurveyed(Unsurveyed::Reading)));
     }
 }

@@ -12,13 +12,16 @@ use sha2::{Digest, Sha256};
 
 use crate::change::{Claim, MOST_RECORDS, Member};
 use crate::ids::{Incarnation, Nonce};
-use crate::ledger::{Identity, LedgerError};
+use crate::ledger::Identity;
 use crate::needed;
 use crate::pool::{Block, BlockRequest, Labels, Pool};
 use crate::record::{BlockRecord, Life};
-use crate::shortage;
-use crate::store::StoreError;
-use crate::view::{Known, Source, View};
+use crate::shortage::{AllClaimed, NoPool};
+use crate::view::{Known, View};
+
+mod none;
+
+pub use none::{Exhausted, NoClaim, Taken, Unavailable};
 
 /// How many blocks go back at once: what that rests on has to have room in the change, too.
 pub const AT_ONCE: usize = MOST_RECORDS - 2;
@@ -77,29 +80,6 @@ pub struct Claimant<'a> {
     pub caution: bool,
 }
 
-/// Why there is nothing to try.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NoClaim {
-    /// All blocks are claimed, or there is no pool to claim from.
-    #[error("{0}")]
-    Exhausted(String),
-    /// Nothing can be claimed now.
-    #[error("no block can be claimed: {0}")]
-    Unavailable(String),
-}
-
-impl From<StoreError> for NoClaim {
-    fn from(error: StoreError) -> Self {
-        Self::Unavailable(error.to_string())
-    }
-}
-
-impl From<LedgerError> for NoClaim {
-    fn from(error: LedgerError) -> Self {
-        Self::Unavailable(error.to_string())
-    }
-}
-
 impl Claimant<'_> {
     /// The claim to try next. `lost` are those blocks that others were faster at.
     pub fn attempt(
@@ -108,23 +88,21 @@ impl Claimant<'_> {
         lost: &BTreeSet<Block>,
         nonce: Nonce,
     ) -> Result<Claim, NoClaim> {
-        let unavailable = |reason: &str| Err(NoClaim::Unavailable(reason.to_owned()));
         let view = self.view;
         let (Some(identity), Some(node)) = (self.identity, view.nodes.get(self.me)) else {
-            return unavailable("the node is not registered");
+            return Err(Unavailable::Unregistered.into());
         };
         // A claim that rests on the record of another incarnation or machine would be made in its name.
         if node.record.incarnation != identity.incarnation || Life::from(&*node.record) != self.life {
-            return unavailable("the node is registered as another machine, or in another boot");
+            return Err(Unavailable::OtherLife.into());
         }
-        if view.source != Source::Store || view.lost.is_some() {
-            return unavailable(view.lost.as_deref().unwrap_or("the store is away"));
+        if let Some(away) = Unavailable::away(view) {
+            return Err(away.into());
         }
         if holds_off(self.caution) {
-            return unavailable("the store has lost records, and their owners are putting them back");
+            return Err(Unavailable::Caution.into());
         }
-        let (pool, block) =
-            next_block(view, self.me, self.labels, wanted, lost).map_err(NoClaim::Exhausted)?;
+        let (pool, block) = next_block(view, self.me, self.labels, wanted, lost)?;
         let by = Member { node: identity.node.clone(), revision: node.revision };
         let grounds = Grounds { by, incarnation: &identity.incarnation, pool };
         Ok(Claim::new(grounds, block, nonce))
@@ -151,7 +129,7 @@ pub fn next_block<'a>(
     labels: &Labels,
     wanted: &BlockRequest,
     lost: &BTreeSet<Block>,
-) -> Result<(&'a Known<Pool>, Block), String> {
+) -> Result<(&'a Known<Pool>, Block), Exhausted> {
     let mut tried = Vec::new();
     let mut pools: Vec<_> = view.pools.values().filter(|pool| pool.record.is_open_to(labels)).collect();
     pools.sort_by_key(|pool| Reverse(pool.record.nodes.len()));
@@ -180,11 +158,15 @@ pub fn next_block<'a>(
             return Ok((pool, block));
         }
         tried.push(match wanted {
-            BlockRequest::This(block) => format!("block {block} is claimed"),
-            BlockRequest::Any(..) => shortage::all_claimed(view, &pool.record),
+            BlockRequest::This(block) => Taken::Block(*block),
+            BlockRequest::Any(..) => Taken::Pool(AllClaimed::of(view, &pool.record)),
         });
     }
-    Err(if tried.is_empty() { shortage::no_pool(view, labels, wanted) } else { tried.join("; ") })
+    Err(if tried.is_empty() {
+        Exhausted::NoPool(NoPool::of(view, labels, wanted))
+    } else {
+        Exhausted::Taken(tried)
+    })
 }
 
 /// A number that is the node's own in that pool, and the same at every start.

@@ -11,19 +11,20 @@ use std::str::FromStr;
 
 use polder_api::{Attachment, Mac, Pod, PoolName};
 
+use crate::cause::Cause;
 use crate::ids::{ClusterId, Incarnation, Nonce};
 use crate::moment::Moment;
 use crate::pool::Block;
 
 /// The ledger cannot be read, or a write did not happen: nothing of it did.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("ledger: {0}")]
-pub struct LedgerError(Box<dyn Error + Send + Sync>);
+pub struct LedgerError(Cause);
 
 impl LedgerError {
     /// For this reason.
     pub fn new(reason: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self(reason.into())
+        Self(Cause::new(reason))
     }
 }
 

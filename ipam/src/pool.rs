@@ -69,7 +69,7 @@ pub enum PoolState {
 pub struct Block(Cidr);
 
 /// A pool that cannot be.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum InvalidPool {
     /// The pool is smaller than one of its blocks.
     #[error("pool {cidr} is smaller than one block of /{block_length}: make the pool larger, or set a block length of at least {}", cidr.length())]
@@ -255,7 +255,7 @@ impl fmt::Debug for Block {
 }
 
 /// Which block is wanted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum BlockRequest {
     /// One of that family, and of that pool if one is named.
     Any(Family, Option<PoolName>),

@@ -30,7 +30,7 @@ pub enum Decision {
 }
 
 /// Why the pools, or the settings, stay as they are.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum NotChanged {
     /// A record cannot be read, so that nobody knows what stands in the way.
     #[error("record {key} cannot be read ({reason}): correct it or delete it first")]
@@ -248,7 +248,7 @@ pub fn remove(view: &View, name: &PoolName) -> Result<Decision, NotChanged> {
     let mut rests = Vec::new();
     if !blocks.is_empty() {
         let count = blocks.values().sum::<usize>();
-        rests.push(format!("{count} blocks are claimed ({})", shortage::largest(&blocks)));
+        rests.push(format!("{count} blocks are claimed ({})", shortage::Largest::of(&blocks)));
     }
     if let [first, ..] = reserved.as_slice() {
         rests.push(format!("{} addresses are reserved, like {first}", reserved.len()));

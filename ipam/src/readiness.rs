@@ -1,6 +1,7 @@
 //! Whether a node would serve an ADD, and why not: what ADD, STATUS and the operator are told alike.
 
 use std::collections::BTreeSet;
+use std::error::Error;
 use std::net::IpAddr;
 
 use polder_api::Family;
@@ -19,7 +20,7 @@ pub struct Facts<'a> {
     /// What the node owns.
     pub holdings: &'a Holdings,
     /// Whether the node has addresses on the underlay, or why not.
-    pub underlay: Result<(), &'a str>,
+    pub underlay: Result<(), &'a (dyn Error + 'static)>,
     /// The node's own addresses that are in place in the kernel.
     pub gateways: &'a [IpAddr],
     /// The MTU of pods, in bytes; 0 as long as it is not known.
@@ -32,10 +33,10 @@ pub struct Facts<'a> {
 pub fn obstacles(facts: &Facts<'_>) -> Vec<String> {
     let Facts { view, registration, holdings, underlay, gateways, mtu, failures } = *facts;
     if let Some(reason) = registration.forbids() {
-        return vec![reason.to_owned()];
+        return vec![reason.to_string()];
     }
     let waits_for = |otherwise: &str| match registration {
-        Registration::Waiting(reason) => reason.clone(),
+        Registration::Waiting(reason) => reason.to_string(),
         _ => otherwise.to_owned(),
     };
     if view.cluster.is_none() || holdings.identity.is_none() {
@@ -43,7 +44,7 @@ pub fn obstacles(facts: &Facts<'_>) -> Vec<String> {
         return vec![view.lost.clone().unwrap_or_else(waiting)];
     }
     if let Err(reason) = underlay {
-        return vec![reason.to_owned()];
+        return vec![reason.to_string()];
     }
     let mut obstacles = Vec::new();
     let families = view.families();
@@ -86,10 +87,12 @@ mod tests {
 
     use super::*;
     use crate::Pool;
+    use crate::cause::HostError;
     use crate::ids::{ClusterId, Incarnation};
     use crate::ledger::{Identity, Standing};
     use crate::pool::PoolState;
     use crate::record::{AttachMode, ClusterRecord, Masquerade, VxlanSettings};
+    use crate::registration::{Leaving, Pending};
     use crate::view::Known;
 
     fn view(pools: &[&str]) -> View {
@@ -150,6 +153,7 @@ mod tests {
         one_gateway: Holdings,
         waiting: Registration,
         removed: Registration,
+        no_underlay: HostError,
         failures: Vec<String>,
     }
 
@@ -164,8 +168,9 @@ mod tests {
                 no_pool,
                 nobody: Holdings::default(),
                 one_gateway: holdings(&["10.0.0.1"]),
-                waiting: Registration::Waiting("the pool is empty".to_owned()),
-                removed: Registration::Removed("it was removed".to_owned()),
+                waiting: Registration::Waiting(Pending::More),
+                removed: Registration::Removed(Leaving::CuttingOff),
+                no_underlay: HostError::new("no uplink"),
                 failures: vec!["no bridge".to_owned()],
             }
         }
@@ -184,14 +189,14 @@ mod tests {
         let says = |found: Vec<String>, sign: &str| {
             assert!(found.len() == 1 && found[0].contains(sign), "{found:?} does not say {sign}");
         };
-        says(found(|facts, it| Facts { registration: &it.removed, ..facts }), "it was removed");
+        says(found(|facts, it| Facts { registration: &it.removed, ..facts }), "are being cut off");
         says(found(|facts, it| Facts { view: &it.no_cluster, ..facts }), "etcd does not answer");
         says(found(|facts, it| Facts { holdings: &it.nobody, ..facts }), "settings are not there");
         says(
             found(|facts, it| Facts { holdings: &it.nobody, registration: &it.waiting, ..facts }),
-            "the pool is empty",
+            "there is more to do",
         );
-        says(found(|facts, _| Facts { underlay: Err("no uplink"), ..facts }), "no uplink");
+        says(found(|facts, it| Facts { underlay: Err(&it.no_underlay), ..facts }), "no uplink");
         says(found(|facts, it| Facts { view: &it.no_pool, ..facts }), "pools/p is refused: no range");
         says(
             found(|facts, it| Facts { holdings: &it.one_gateway, ..facts }),

@@ -256,6 +256,18 @@ impl<'a> From<&'a Alive> for Life<'a> {
     }
 }
 
+impl From<Life<'_>> for Alive {
+    fn from(life: Life<'_>) -> Self {
+        Self { boot_id: life.boot_id.to_owned(), machine_id: life.machine_id.to_owned() }
+    }
+}
+
+impl fmt::Display for Alive {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Life::from(self).fmt(f)
+    }
+}
+
 impl fmt::Display for Life<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "machine id {}, boot id {}", self.machine_id, self.boot_id)

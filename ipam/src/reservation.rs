@@ -13,7 +13,7 @@ use crate::record::{Holder, NodeRecord, PodsGone, ReservationRecord};
 use crate::view::{Known, View};
 
 /// Why a workload does not get an address.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Denied {
     /// It belongs to another workload.
     #[error("{address} is reserved for {owner}")]

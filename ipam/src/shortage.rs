@@ -1,10 +1,12 @@
 //! Running out of addresses: what is said when there are none, and before.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt;
 
 use polder_api::{Family, NodeName, PoolName};
 
+use crate::Cidr;
 use crate::allocator::Counts;
 use crate::pool::{BlockRequest, Labels, Pool, PoolState, Purpose, format_labels};
 use crate::view::View;
@@ -16,7 +18,7 @@ const NAMED: usize = 3;
 const LEVELS: [u8; 2] = [80, 95];
 
 /// What is claimed of a pool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub struct Claimed {
     /// Blocks of nodes of the cluster.
     pub owned: u64,
@@ -60,75 +62,167 @@ pub fn by_node(view: &View, pool: &PoolName) -> BTreeMap<NodeName, usize> {
     blocks
 }
 
-/// The largest few, in words.
-pub fn largest(blocks: &BTreeMap<NodeName, usize>) -> String {
-    let mut largest: Vec<_> = blocks.iter().collect();
-    largest.sort_by_key(|(name, count)| (std::cmp::Reverse(**count), *name));
-    let named: Vec<_> =
-        largest.iter().take(NAMED).map(|(name, count)| format!("{name} has {count}")).collect();
-    let others: usize = largest.iter().skip(NAMED).map(|(_, count)| **count).sum();
-    let others = if others == 0 { String::new() } else { format!(", others {others}") };
-    named.join(", ") + &others
+/// The nodes that have the most blocks of a pool.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Largest {
+    /// The first few, with how many each has.
+    pub named: Vec<(NodeName, usize)>,
+    /// How many the others have together.
+    pub others: usize,
 }
 
-/// Why no block of that pool can be claimed, of which all are.
-pub(crate) fn all_claimed(view: &View, pool: &Pool) -> String {
-    let (name, cidr) = (&pool.name, pool.cidr());
-    let bits = u32::from(cidr.family().bits() - cidr.length());
-    let addresses = 1_u128.checked_shl(bits).unwrap_or(u128::MAX);
-    let claimed = Claimed::of(view, pool);
-    let rest = match claimed.resting {
-        0 => String::new(),
-        resting => format!("; {resting} of them rest, for their nodes were removed"),
-    };
-    format!(
-        "pool {name} ({cidr}) has no free block, all {} are claimed, of {addresses} addresses: {}{rest}",
-        claimed.total,
-        largest(&by_node(view, name))
-    )
-}
-
-/// Why a node with these labels can claim no block of any pool: what there is, and is not for it.
-pub(crate) fn no_pool(view: &View, labels: &Labels, wanted: &BlockRequest) -> String {
-    let fits = |pool: &Pool| match wanted {
-        BlockRequest::Any(family, None) => pool.family() == *family,
-        BlockRequest::Any(family, Some(name)) => pool.family() == *family && pool.name == *name,
-        BlockRequest::This(block) => pool.has_block(*block),
-    };
-    let pools: Vec<&Pool> = view.pools.values().map(|pool| &*pool.record).collect();
-    let closed: Vec<String> = pools
-        .into_iter()
-        .filter(|pool| fits(pool))
-        .filter_map(|pool| Some(format!("pool {} ({}) {}", pool.name, pool.cidr(), closed(pool, labels)?)))
-        .collect();
-    let none = match wanted {
-        BlockRequest::Any(family, Some(pool)) => {
-            format!("there is no active {family} pool {pool} for this node")
-        }
-        BlockRequest::Any(family, None) => format!("there is no active {family} pool for this node"),
-        BlockRequest::This(block) => format!("there is no active pool for this node with block {block}"),
-    };
-    if closed.is_empty() { none } else { format!("{none}: {}", closed.join("; ")) }
-}
-
-/// Why no block of the pool is for a node with these labels, if that is so.
-fn closed(pool: &Pool, labels: &Labels) -> Option<String> {
-    if pool.purpose == Purpose::Reservations {
-        return Some("is for reservations".to_owned());
+impl Largest {
+    /// The largest of these.
+    pub fn of(blocks: &BTreeMap<NodeName, usize>) -> Self {
+        let mut largest: Vec<_> = blocks.iter().collect();
+        largest.sort_by_key(|(name, count)| (Reverse(**count), *name));
+        let others = largest.iter().skip(NAMED).map(|(_, count)| **count).sum();
+        let named = largest.into_iter().take(NAMED).map(|(name, count)| (name.clone(), *count)).collect();
+        Self { named, others }
     }
-    foreign(pool, labels).or_else(|| match pool.state {
-        PoolState::Active => None,
-        PoolState::Draining => Some("is draining".to_owned()),
-        PoolState::Retired => Some("is retired".to_owned()),
-    })
 }
 
-/// Why the pool is not for a node with these labels, if that is so.
-pub fn foreign(pool: &Pool, labels: &Labels) -> Option<String> {
-    let own = if labels.is_empty() { "none".to_owned() } else { format_labels(labels) };
-    let why =
-        || format!("is for nodes with the labels {}, and this node's are {own}", format_labels(&pool.nodes));
-    (!pool.serves(labels)).then(why)
+impl fmt::Display for Largest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named: Vec<_> = self.named.iter().map(|(name, count)| format!("{name} has {count}")).collect();
+        f.write_str(&named.join(", "))?;
+        if self.others == 0 { Ok(()) } else { write!(f, ", others {}", self.others) }
+    }
+}
+
+/// A pool of which no block can be claimed, for all are.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct AllClaimed {
+    /// Its name.
+    pub pool: PoolName,
+    /// Its range.
+    pub cidr: Cidr,
+    /// How many blocks there are, and how many of them rest.
+    pub claimed: Claimed,
+    /// Who has most of them.
+    pub owners: Largest,
+}
+
+impl AllClaimed {
+    /// Of that pool.
+    pub(crate) fn of(view: &View, pool: &Pool) -> Self {
+        let owners = Largest::of(&by_node(view, &pool.name));
+        Self { pool: pool.name.clone(), cidr: pool.cidr(), claimed: Claimed::of(view, pool), owners }
+    }
+}
+
+impl fmt::Display for AllClaimed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pool, cidr, claimed, owners } = self;
+        let bits = u32::from(cidr.family().bits() - cidr.length());
+        let addresses = 1_u128.checked_shl(bits).unwrap_or(u128::MAX);
+        write!(
+            f,
+            "pool {pool} ({cidr}) has no free block, all {} are claimed, of {addresses} addresses: {owners}",
+            claimed.total
+        )?;
+        match claimed.resting {
+            0 => Ok(()),
+            resting => write!(f, "; {resting} of them rest, for their nodes were removed"),
+        }
+    }
+}
+
+/// There is no pool that a node can claim such a block from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct NoPool {
+    /// The block that is wanted.
+    pub wanted: BlockRequest,
+    /// The pools that would have it, and are not for this node.
+    pub closed: Vec<(PoolName, Cidr, Closed)>,
+}
+
+impl NoPool {
+    /// For a node with these labels.
+    pub(crate) fn of(view: &View, labels: &Labels, wanted: &BlockRequest) -> Self {
+        let fits = |pool: &&Pool| match wanted {
+            BlockRequest::Any(family, None) => pool.family() == *family,
+            BlockRequest::Any(family, Some(name)) => pool.family() == *family && pool.name == *name,
+            BlockRequest::This(block) => pool.has_block(*block),
+        };
+        let pools = view.pools.values().map(|pool| &*pool.record).filter(fits);
+        let closed =
+            pools.filter_map(|pool| Some((pool.name.clone(), pool.cidr(), Closed::to(labels, pool)?)));
+        Self { wanted: wanted.clone(), closed: closed.collect() }
+    }
+}
+
+impl fmt::Display for NoPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.wanted {
+            BlockRequest::Any(family, Some(pool)) => {
+                write!(f, "there is no active {family} pool {pool} for this node")?;
+            }
+            BlockRequest::Any(family, None) => {
+                write!(f, "there is no active {family} pool for this node")?;
+            }
+            BlockRequest::This(block) => {
+                write!(f, "there is no active pool for this node with block {block}")?;
+            }
+        }
+        for (number, (name, cidr, why)) in self.closed.iter().enumerate() {
+            let before = if number == 0 { ": " } else { "; " };
+            write!(f, "{before}pool {name} ({cidr}) {why}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Why no block of a pool is for a node, said of the pool.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Closed {
+    /// Workloads take its addresses by name.
+    #[error("is for reservations")]
+    Reservations,
+    /// It is for nodes with other labels.
+    #[error(transparent)]
+    Foreign(#[from] Foreign),
+    /// It is being emptied.
+    #[error("is draining")]
+    Draining,
+    /// It is out of use.
+    #[error("is retired")]
+    Retired,
+}
+
+impl Closed {
+    /// To a node with these labels, if that is so.
+    fn to(labels: &Labels, pool: &Pool) -> Option<Self> {
+        if pool.purpose == Purpose::Reservations {
+            return Some(Self::Reservations);
+        }
+        Foreign::to(labels, pool).map(Self::from).or(match pool.state {
+            PoolState::Active => None,
+            PoolState::Draining => Some(Self::Draining),
+            PoolState::Retired => Some(Self::Retired),
+        })
+    }
+}
+
+/// A pool is for nodes with other labels.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
+#[error("is for nodes with the labels {}, and this node's are {}", format_labels(pool), or_none(node))]
+pub struct Foreign {
+    /// Those that it is for.
+    pub pool: Labels,
+    /// Those of the node.
+    pub node: Labels,
+}
+
+impl Foreign {
+    /// To a node with these labels, if that is so.
+    pub fn to(labels: &Labels, pool: &Pool) -> Option<Self> {
+        (!pool.serves(labels)).then(|| Self { pool: pool.nodes.clone(), node: labels.clone() })
+    }
+}
+
+fn or_none(labels: &Labels) -> String {
+    if labels.is_empty() { "none".to_owned() } else { format_labels(labels) }
 }
 
 /// What is said of the node's own addresses where there is none left: of that family and of the pools that were asked.
@@ -238,7 +332,7 @@ mod tests {
         let owners = ["n1", "n2", "n2", "n2", "n3", "n4", "n5", "n5"];
         let view = cluster(record("10.0.0.0/27", 30), &owners);
         assert_eq!(
-            all_claimed(&view, pool(&view)),
+            AllClaimed::of(&view, pool(&view)).to_string(),
             "pool p (10.0.0.0/27) has no free block, all 8 are claimed, of 32 addresses: n2 has 3, n5 has 2, n1 has 1, \
              others 2"
         );
@@ -262,11 +356,12 @@ mod tests {
                 }),
             }],
         });
-        let why = no_pool(&view, &zone_b, &wanted);
+        let no_pool = |labels: &Labels| NoPool::of(&view, labels, &wanted).to_string();
+        let why = no_pool(&zone_b);
         assert!(why.contains("labels zone=a, and this node's are zone=b"), "{why}");
-        assert!(no_pool(&view, &Labels::new(), &wanted).ends_with("this node's are none"));
+        assert!(no_pool(&Labels::new()).ends_with("this node's are none"));
         let zone_a: Labels = [("zone".to_owned(), "a".to_owned())].into();
-        assert!(!no_pool(&view, &zone_a, &wanted).contains("labels"));
+        assert!(!no_pool(&zone_a).contains("labels"));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crate::Cidr;
 
 /// A range with a meaning of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Special {
     base: IpAddr,
     length: u8,
@@ -22,7 +22,7 @@ pub struct Special {
 }
 
 /// Whether pods can have addresses of a range.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Verdict {
     /// They cannot.
     Refused,

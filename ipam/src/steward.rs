@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use polder_api::{Family, Mac, NodeName, rule};
 
 use crate::change::{Change, Claim, HandOver, Member};
-use crate::claim::{AT_ONCE, Grounds, holds_off};
+use crate::claim::{AT_ONCE, Grounds, NoClaim, holds_off};
 use crate::ledger::{Identity, OwnedBlock, Standing};
 use crate::moment::Moment;
 use crate::node::Own;
@@ -23,8 +23,10 @@ use crate::store::Entry;
 use crate::view::{Known, Source, View};
 
 pub use identity::{NotAdopted, Proof, adopt};
+pub use reason::{Conflict, NoPresence, Removed, Waiting};
 
 mod identity;
+mod reason;
 
 /// What is known.
 #[derive(Debug)]
@@ -44,7 +46,7 @@ pub struct Facts<'a> {
     /// What the ledger says.
     pub own: &'a Own,
     /// How the node is reached, or what that waits for.
-    pub presence: &'a Result<Presence, String>,
+    pub presence: &'a Result<Presence, NoPresence>,
     /// Whether the node was alive in another boot, or elsewhere, when that was last asked.
     pub double: Double,
     /// Whether claims wait: the store has lost records, and their owners are putting them back.
@@ -52,7 +54,7 @@ pub struct Facts<'a> {
     /// The removed nodes whose blocks rest.
     pub quarantine: &'a Quarantine,
     /// The families of which no block could be claimed, with the reason. They are not tried again now.
-    pub unclaimable: &'a BTreeMap<Family, String>,
+    pub unclaimable: &'a BTreeMap<Family, NoClaim>,
     /// A name that nobody else has.
     pub fresh: &'a str,
     /// Now.
@@ -101,11 +103,11 @@ pub enum Step {
     /// Nothing.
     Settled,
     /// Nothing, until what is named has changed. What the node owns it may use meanwhile.
-    Wait(String),
+    Wait(Waiting),
     /// Nothing: somebody else is who this node says it is. It must not serve.
-    Conflict(String),
+    Conflict(Box<Conflict>),
     /// Nothing: the node was removed. It must not serve.
-    Removed(String),
+    Removed(Removed),
     /// The cluster has no settings: make them, or wait for them.
     Bootstrap,
     /// Write down who the node is.
@@ -169,8 +171,7 @@ pub fn next(facts: &Facts<'_>) -> Step {
 fn decide(facts: &Facts<'_>) -> Result<Step, Step> {
     let view = facts.view;
     if view.source == Source::Nowhere {
-        let reason = view.lost.clone().unwrap_or_else(|| "the records are being read".to_owned());
-        return Err(Step::Wait(reason));
+        return Err(Step::Wait(view.lost.clone().map_or(Waiting::Records, Waiting::Silent)));
     }
     if let Some(identity) = facts.own.identity.as_ref().filter(|own| own.standing == Standing::Removed) {
         return Ok(identity::leave(facts, identity));
@@ -178,7 +179,7 @@ fn decide(facts: &Facts<'_>) -> Result<Step, Step> {
     let Some(cluster) = &view.cluster else { return Err(Step::Bootstrap) };
     let identity = identity::identify(facts, &cluster.record)?;
     if view.source == Source::Snapshot {
-        return Err(Step::Wait("the store is away, going by what was written down".to_owned()));
+        return Err(Step::Wait(Waiting::Away));
     }
     let me = register(facts, identity)?;
     let gone = reconcile(facts, identity, &me)?;
@@ -197,7 +198,7 @@ fn decide(facts: &Facts<'_>) -> Result<Step, Step> {
 /// Makes the node's record what it should be.
 fn register(facts: &Facts<'_>, identity: &Identity) -> Result<Member, Step> {
     let known = facts.view.nodes.get(facts.me);
-    let presence = facts.presence.as_ref().map_err(|reason| Step::Wait(reason.clone()))?;
+    let presence = facts.presence.as_ref().map_err(|reason| Step::Wait(reason.clone().into()))?;
     let record = NodeRecord {
         incarnation: identity.incarnation.clone(),
         machine_id: facts.life.machine_id.to_owned(),
@@ -223,7 +224,7 @@ fn register(facts: &Facts<'_>, identity: &Identity) -> Result<Member, Step> {
 }
 
 /// Takes over what the store says is the node's, and puts back what the ledger says is. Returns what cannot be put back.
-fn reconcile(facts: &Facts<'_>, identity: &Identity, me: &Member) -> Result<Option<String>, Step> {
+fn reconcile(facts: &Facts<'_>, identity: &Identity, me: &Member) -> Result<Option<Waiting>, Step> {
     let (view, blocks) = (facts.view, &facts.own.blocks);
     for block in believe(view, facts.me).own_blocks {
         if !blocks.iter().any(|owned| owned.block == block) {
@@ -238,21 +239,15 @@ fn reconcile(facts: &Facts<'_>, identity: &Identity, me: &Member) -> Result<Opti
             block.cidr().overlaps(owned.block.cidr()) && !ours(&known.record)
         };
         if let Some((block, known)) = view.blocks.iter().find(foreign) {
-            return Err(Step::Conflict(format!(
-                "block {} of this node's ledger is claimed by node {} as {block}: no address is handed out before one \
-                 of them gives it up",
-                owned.block, known.record.node
-            )));
+            let (own, claimed, by) = (owned.block, *block, known.record.node.clone());
+            return Err(Step::Conflict(Conflict::Block { own, claimed, by }.into()));
         }
     }
     put_back_pools(facts, me)?;
     let mut gone = None;
     for lost in blocks.iter().filter(|owned| is_lost(owned, view)) {
         let Some(pool) = view.pools.get(&lost.pool) else {
-            gone = Some(format!(
-                "pool {} of this node's block {} is gone: add it again with polderctl pool add",
-                lost.pool, lost.block
-            ));
+            gone = Some(Waiting::PoolGone { pool: lost.pool.clone(), block: lost.block });
             continue;
         };
         let grounds = Grounds { by: me.clone(), incarnation: &identity.incarnation, pool };
@@ -305,7 +300,7 @@ struct Needs {
     /// How to get something that is missing.
     step: Option<Step>,
     /// What cannot be had.
-    reason: Option<String>,
+    reason: Option<Waiting>,
 }
 
 /// Sees to it that there is a block of each family that addresses go out of, and an address of the node itself. What
@@ -321,14 +316,11 @@ fn needs(facts: &Facts<'_>) -> Needs {
         let step = if !open.any(|owned| owned.block.family() == family) {
             match facts.unclaimable.get(&family) {
                 Some(why) => {
-                    reason.get_or_insert_with(|| why.clone());
+                    reason.get_or_insert_with(|| why.clone().into());
                     None
                 }
                 None if holds_off(facts.caution) => {
-                    reason.get_or_insert_with(|| {
-                        "the store has lost records: nothing is claimed before their owners have put them back"
-                            .to_owned()
-                    });
+                    reason.get_or_insert(Waiting::Caution);
                     None
                 }
                 None => Some(Step::Claim(BlockRequest::Any(family, None))),

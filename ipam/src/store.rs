@@ -102,7 +102,7 @@ pub enum Outcome {
 
 /// The store did not do what it was asked, or it is not known whether it did. Those are two things: see
 /// [`StoreError::is_unknown`].
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum StoreError {
     /// Nothing was read. Of a transaction, the outcome is not known: it may have taken effect, or may still.
     #[error("{store} does not answer: {reason}")]

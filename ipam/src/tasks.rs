@@ -25,20 +25,22 @@ use polder_api::{Attachment, NodeName};
 
 use crate::Moment;
 use crate::attempt::{Answered, Attempt, Found};
-use crate::bootstrap::Bootstrap;
+use crate::bootstrap::{Bootstrap, Unsurveyed};
+use crate::cause::HostError;
 use crate::change::{Change, MOST_RECORDS};
 use crate::ledger::Ledger;
 use crate::node::NodeIpam;
 use crate::pool::Labels;
 use crate::record::{Alive, Life};
 use crate::registration::{Holdings, Registration};
-use crate::steward::{Presence, Proof, Step};
+use crate::release::NotReleased;
+use crate::steward::{NoPresence, Presence, Proof, Step};
 use crate::store::StoreError;
 use crate::view::View;
 
 pub use self::attach::{Caller, add, lease};
 pub use self::claims::could_claim;
-pub use self::hand_over::{Unreserved, Workload};
+pub use self::hand_over::{NotNow, Unreserved, Workload};
 pub use self::pods::{CLAIM_PATIENCE, PodHost, Requests, ledger_failed, refuse};
 pub use self::records::Records;
 pub use self::registrar::{Decided, Registrar, RegistrarState};
@@ -130,7 +132,7 @@ async fn attempt(records: &impl Records, change: &Change) -> Ended {
 /// What the registrar needs besides.
 pub trait RegistrarHost: Host {
     /// A name that nobody else has.
-    fn fresh_name(&self) -> Result<String, String>;
+    fn fresh_name(&self) -> Result<String, HostError>;
 
     /// Waits until the view is another one than this, but not longer than that.
     fn changed(&self, view: &Arc<View>, patience: Duration) -> impl Future<Output = ()>;
@@ -139,10 +141,10 @@ pub trait RegistrarHost: Host {
     fn caught_up(&self, revision: i64) -> impl Future<Output = Result<(), StoreError>>;
 
     /// How this node is reached, or what that waits for.
-    fn presence(&self, view: &View) -> Result<Presence, String>;
+    fn presence(&self, view: &View) -> Result<Presence, NoPresence>;
 
     /// Whether the view knows the addresses in use around this node; or what is waited for.
-    fn surroundings(&self, view: &View) -> Result<(), String>;
+    fn surroundings(&self, view: &View) -> Result<(), Unsurveyed>;
 
     /// The machine that an operator says this one is in place of.
     fn adopted(&self) -> Option<Alive>;
@@ -154,10 +156,10 @@ pub trait RegistrarHost: Host {
     fn announce(&self, holdings: Holdings);
 
     /// Takes an attachment of a removed node away, or the probe endpoint: [`teardown::cut_off`].
-    fn cut_off(&self, attachment: &Attachment) -> impl Future<Output = Result<(), String>>;
+    fn cut_off(&self, attachment: &Attachment) -> impl Future<Output = Result<(), NotReleased>>;
 
     /// Deletes the node's own addresses from the kernel.
-    fn remove_gateways(&self) -> impl Future<Output = Result<(), String>>;
+    fn remove_gateways(&self) -> impl Future<Output = Result<(), HostError>>;
 
     /// Sees each step of the registrar, how often the store had lost records by then, and whether claims wait for that.
     fn observe(&self, _step: &Step, _losses: u64, _caution: bool) {}

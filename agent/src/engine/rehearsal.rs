@@ -23,8 +23,10 @@ pub async fn rehearse(engine: &mut Engine, patience: Duration) -> Result<Vec<Str
         holdings.mark_unchanged();
         endpoints.mark_unchanged();
         let state = registration.borrow_and_update().clone();
-        if let Registration::Conflict(reason) | Registration::Removed(reason) = state {
-            return Err(vec![reason]);
+        match &state {
+            Registration::Conflict(reason) => return Err(vec![reason.to_string()]),
+            Registration::Removed(reason) => return Err(vec![reason.to_string()]),
+            _ => {}
         }
         let believed = believe(&board.view(), &board.membership.me().name);
         engine.choose_underlay(&believed.peers).await;

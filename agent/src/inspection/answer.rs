@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
 use super::mend::mend;
-use super::own::{Finding, Look, look};
+use super::own::{Finding, Look, NotLooked, look};
 use super::{patience, to_answer};
 use crate::host::insides::Looker;
 use crate::node::Node;
@@ -90,7 +90,7 @@ async fn answer(node: &Node, looker: &Looker, asked: &Known<InspectionRecord>, p
                 Err(error) => warn!(%error, "a check is not answered"),
             }
         }
-        Err(error) => warn!(error, "this node cannot look at itself"),
+        Err(error) => warn!(%error, "this node cannot look at itself"),
     }
 }
 
@@ -108,7 +108,7 @@ async fn examine(
     looker: &Looker,
     repairs: Repairs,
     putting_back: bool,
-) -> Result<(Vec<DeviationStatus>, Look), String> {
+) -> Result<(Vec<DeviationStatus>, Look), NotLooked> {
     let looking = Looking { node, looker, putting_back, until: Instant::now() + patience(repairs) };
     let (findings, last) = looking.settle().await?;
     if findings.is_empty() || repairs == Repairs::None || Instant::now() >= looking.until {
@@ -143,11 +143,11 @@ struct Looking<'a> {
 
 impl Looking<'_> {
     /// Looks, and again if it cannot be done: the store may be slow just now.
-    async fn look(&self) -> Result<Look, String> {
+    async fn look(&self) -> Result<Look, NotLooked> {
         loop {
             match look(self.node, self.looker, self.putting_back).await {
                 Err(error) if Instant::now() < self.until => {
-                    debug!(error, "this node cannot look at itself yet");
+                    debug!(%error, "this node cannot look at itself yet");
                     sleep(PAUSE).await;
                 }
                 done => return done,
@@ -156,7 +156,7 @@ impl Looking<'_> {
     }
 
     /// Looks until what deviates has done so for long enough, or nothing does.
-    async fn settle(&self) -> Result<(Vec<Finding>, Look), String> {
+    async fn settle(&self) -> Result<(Vec<Finding>, Look), NotLooked> {
         let mut last = self.look().await?;
         let mut findings = last.findings.clone();
         let until = Instant::now() + CERTAIN;

@@ -1,11 +1,13 @@
 //! Puts right what a node has found of itself. Nothing here takes anything from what lives.
 
+use polder_api::IfName;
 use polder_ipam::change::{Change, Member, Speaker};
 use polder_ipam::key::Name;
-use polder_ipam::ledger::Held;
+use polder_ipam::ledger::{Held, LedgerError};
 use polder_ipam::record::AddressRecord;
 use polder_ipam::recovery::LivingPod;
-use polder_ipam::store::Outcome;
+use polder_ipam::release::NotReleased;
+use polder_ipam::store::{Outcome, StoreError};
 use polder_ipam::tasks::sweeper;
 use tracing::{info, warn};
 
@@ -13,11 +15,29 @@ use super::own::Mend;
 use crate::machine::now;
 use crate::node::Node;
 
+/// Why something is not put right.
+#[derive(Debug, thiserror::Error)]
+enum NotMended {
+    #[error(transparent)]
+    Release(#[from] NotReleased),
+    #[error("its record, or that of this node, has changed meanwhile")]
+    Changed,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("interface {0} does not say whose it is")]
+    Nameless(IfName),
+    #[error(transparent)]
+    Kernel(#[from] polder_netlink::Error),
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+}
+
 /// Carries a repair out. Whether it has succeeded, another look tells.
 pub(super) async fn mend(node: &Node, mend: Mend) {
     let done = match &mend {
         Mend::Release(attachment) => {
-            sweeper::sweep(node, attachment, "a check has found that it is gone").await.map(drop)
+            let swept = sweeper::sweep(node, attachment, "a check has found that it is gone").await;
+            swept.map(drop).map_err(NotMended::from)
         }
         Mend::Publish(held, address) => publish(node, held, *address).await,
         Mend::Withdraw { key, revision } => {
@@ -32,7 +52,7 @@ pub(super) async fn mend(node: &Node, mend: Mend) {
     };
     match done {
         Ok(()) => info!(?mend, "put right"),
-        Err(error) => warn!(?mend, error, "not put right"),
+        Err(error) => warn!(?mend, %error, "not put right"),
     }
 }
 
@@ -43,16 +63,15 @@ fn me(node: &Node) -> Member {
     }
 }
 
-async fn commit(node: &Node, change: Change) -> Result<(), String> {
-    match node.store.commit(&change).await {
-        Ok(Outcome::Applied { .. }) => Ok(()),
-        Ok(Outcome::Refused) => Err("its record, or that of this node, has changed meanwhile".to_owned()),
-        Err(error) => Err(error.to_string()),
+async fn commit(node: &Node, change: Change) -> Result<(), NotMended> {
+    match node.store.commit(&change).await? {
+        Outcome::Applied { .. } => Ok(()),
+        Outcome::Refused => Err(NotMended::Changed),
     }
 }
 
 /// Publishes that the attachment has the address, while nobody can take it away.
-async fn publish(node: &Node, held: &Held, address: std::net::IpAddr) -> Result<(), String> {
+async fn publish(node: &Node, held: &Held, address: std::net::IpAddr) -> Result<(), NotMended> {
     let Some(_held) = node.in_flight.hold(&held.attachment) else { return Ok(()) };
     let attachment = held.attachment.clone();
     let is_there = node.ipam.run(move |ipam| ipam.get(&attachment).is_some_and(|held| !held.leaving)).await;
@@ -65,17 +84,14 @@ async fn publish(node: &Node, held: &Held, address: std::net::IpAddr) -> Result<
 }
 
 /// Takes down a pod that lives and that the ledger does not have.
-async fn restore(node: &Node, pod: &LivingPod) -> Result<(), String> {
-    let Some(held) = pod.clone().held(now()) else {
-        return Err(format!("interface {} does not say whose it is", pod.name));
-    };
+async fn restore(node: &Node, pod: &LivingPod) -> Result<(), NotMended> {
+    let Some(held) = pod.clone().held(now()) else { return Err(NotMended::Nameless(pod.name.clone())) };
     let Some(_held) = node.in_flight.hold(&held.attachment) else { return Ok(()) };
     let interfaces = node.pods.kernel.run(crate::kernel::Kernel::pod_interfaces).await;
-    if !interfaces.map_err(|error| error.to_string())?.contains(&pod.name) {
+    if !interfaces?.contains(&pod.name) {
         return Ok(());
     }
-    let restored = node.ipam.run(move |ipam| ipam.restore(held)).await;
-    restored.map_err(|error| error.to_string())?;
+    node.ipam.run(move |ipam| ipam.restore(held)).await?;
     node.calls.publisher.ring();
     // The filter has to know its addresses.
     node.calls.engine.ring();

@@ -10,8 +10,9 @@ use polder_ipam::invariants::{
     Deviation, Facts, Interface, Invariant, KernelFacts, LedgerFacts, NodeFacts, Published, Repair, check,
 };
 use polder_ipam::key::Key;
-use polder_ipam::ledger::Held;
+use polder_ipam::ledger::{Held, LedgerError};
 use polder_ipam::recovery::LivingPod;
+use polder_ipam::store::StoreError;
 use polder_ipam::tasks::published::Addresses;
 use polder_ipam::view::View;
 
@@ -75,25 +76,36 @@ struct Read {
 /// The pods that live and that the ledger does not have, by their attachments.
 type Unknown = BTreeMap<Attachment, Option<LivingPod>>;
 
+/// Why a node cannot look at itself.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NotLooked {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("read the ledger: {0}")]
+    Ledger(#[from] LedgerError),
+    #[error("read the interfaces: {0}")]
+    Interfaces(#[source] polder_netlink::Error),
+    #[error("look into a pod: {0}")]
+    Inside(#[source] polder_netlink::Error),
+}
+
 /// Looks at the node. While its pods come and go, one look may find what is not so: only what another finds, too, is.
-pub(super) async fn look(node: &Node, looker: &Looker, putting_back: bool) -> Result<Look, String> {
+pub(super) async fn look(node: &Node, looker: &Looker, putting_back: bool) -> Result<Look, NotLooked> {
     let range = Key::addresses_of(&node.config.node);
-    let published = Addresses::read_range(&node.store, &range).await.map_err(|error| error.to_string())?;
+    let published = Addresses::read_range(&node.store, &range).await?;
     let before = node.in_flight.all();
-    let read = node.ipam.run(|ipam| Ok((ipam.facts(now())?, ipam.astray()?))).await;
-    let (ledger, astray) =
-        read.map_err(|error: polder_ipam::ledger::LedgerError| format!("read the ledger: {error}"))?;
+    let read = node.ipam.run(|ipam| Ok::<_, LedgerError>((ipam.facts(now())?, ipam.astray()?))).await;
+    let (ledger, astray) = read?;
     let kernel =
         node.pods.kernel.run(|kernel: &mut Kernel| Ok((kernel.seen_pods()?, kernel.gateways()?))).await;
-    let (seen, gateways) =
-        kernel.map_err(|error: polder_netlink::Error| format!("read the interfaces: {error}"))?;
+    let (seen, gateways) = kernel.map_err(NotLooked::Interfaces)?;
     let in_flight = before.union(&node.in_flight.all()).cloned().collect();
     let mut unknown = Unknown::new();
     for attachment in seen.iter().filter_map(SeenPod::attachment) {
         if !ledger.attachments.iter().any(|held| held.attachment == attachment) {
             let sought = attachment.clone();
             let inside = node.pods.kernel.run(move |kernel: &mut Kernel| kernel.look_inside(&sought)).await;
-            unknown.insert(attachment, inside.map_err(|error| format!("look into a pod: {error}"))?);
+            unknown.insert(attachment, inside.map_err(NotLooked::Inside)?);
         }
     }
     let inside = changed_inside(node, looker, &ledger, &in_flight).await;

@@ -20,7 +20,7 @@ use crate::pool::Pool;
 use crate::prefix;
 
 /// A record that is refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("record {key} is refused: {reason}")]
 pub struct RefusedRecord {
     /// Where it is.

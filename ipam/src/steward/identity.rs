@@ -8,7 +8,7 @@ use polder_api::NodeName;
 use polder_api::rule;
 use serde::{Deserialize, Serialize};
 
-use super::{Double, Facts, Step, commit};
+use super::{Conflict, Double, Facts, Removed, Step, commit};
 use crate::ids::Incarnation;
 use crate::ledger::{Identity, Standing};
 use crate::record::{Alive, ClusterRecord, FenceRecord, Life, NodeRecord, PodsGone};
@@ -99,30 +99,19 @@ pub(super) fn leave(facts: &Facts<'_>, identity: &Identity) -> Step {
     if !facts.own.is_bare() {
         return Step::CutOff;
     }
-    let node = &identity.node;
-    let again = "To let this machine join again, stop the agent, delete its state folder and start it";
+    let node = identity.node.clone();
     let fence = facts.view.fences.get(&identity.incarnation);
     let Some(fence) = fence.filter(|fence| fence.record.pods == PodsGone::Unknown) else {
-        return Step::Removed(format!(
-            "node {node} was removed from the cluster, and its pods on this machine are cut off. {}{again}",
-            namesake(facts, identity)
-        ));
+        let namesake = facts.view.nodes.get(&node).map(|now| Life::from(&*now.record).into());
+        return Step::Removed(Removed::Done { node, namesake });
     };
     if !could_confirm(facts, &fence.record) {
-        return Step::Removed(format!(
-            "node {node} was removed from the cluster, and this machine has no pods of it. It cannot confirm for the \
-             machine that was removed ({}), for both ids are others: its ledger could be a copy. If that machine is \
-             gone for good, run polderctl node remove {node} --dead --earlier on any node. {again}",
-            Life::from(&*fence.record)
-        ));
+        return Step::Removed(Removed::Stranger { node, removed: Life::from(&*fence.record).into() });
     }
     if facts.view.source == Source::Store {
         return commit(removal::confirm(&identity.incarnation, fence));
     }
-    Step::Removed(format!(
-        "node {node} was removed from the cluster, and its pods on this machine are cut off. That is not confirmed yet: \
-         the store is away. {again}"
-    ))
+    Step::Removed(Removed::Unconfirmed(node))
 }
 
 /// Whether this machine can say for the one that was removed that its pods are gone. One with its ledger and other ids
@@ -131,50 +120,33 @@ fn could_confirm(facts: &Facts<'_>, fence: &FenceRecord) -> bool {
     Kinship::of(facts.life, fence.into()) != Kinship::Stranger || ledger_is_proof(facts)
 }
 
-/// Who has the name of a removed node now.
-fn namesake(facts: &Facts<'_>, identity: &Identity) -> String {
-    match facts.view.nodes.get(&identity.node) {
-        Some(now) => format!(
-            "Another machine is node {} now ({}): leave that one. ",
-            identity.node,
-            Life::from(&*now.record)
-        ),
-        None => String::new(),
-    }
-}
-
 /// Who this node is: what its ledger says, or what it now becomes.
 pub(super) fn identify<'a>(facts: &'a Facts<'_>, cluster: &ClusterRecord) -> Result<&'a Identity, Step> {
     let Facts { me, view, .. } = facts;
     let registered = view.nodes.get(*me);
     let Some(identity) = &facts.own.identity else { return Err(introduce(facts, cluster, registered)) };
     if identity.cluster != cluster.id {
-        return Err(Step::Conflict(format!(
-            "the state folder belongs to cluster {}, and the store holds cluster {}: point the agent at the right \
-             store, or drain the node and give it another folder",
-            identity.cluster, cluster.id
-        )));
+        let (ledger, store) = (identity.cluster.clone(), cluster.id.clone());
+        return Err(Step::Conflict(Conflict::Cluster { ledger, store }.into()));
     }
     // Before all else: whoever has the name now, this ledger's incarnation is no member any more.
     if view.source == Source::Store && was_removed(view, &identity.incarnation) {
         return Err(Step::Identify(Identity { standing: Standing::Removed, ..identity.clone() }));
     }
     if identity.node != **me {
-        return Err(Step::Conflict(format!(
-            "the state folder belongs to node {}, and this is {me}: start the agent under its old name, or drain the \
-             node and give it another folder",
-            identity.node
-        )));
+        let (ledger, me) = (identity.node.clone(), (*me).clone());
+        return Err(Step::Conflict(Conflict::Name { ledger, me }.into()));
     }
     match registered {
-        Some(node) if node.record.incarnation != identity.incarnation => Err(Step::Conflict(format!(
-            "node {me} is registered as incarnation {} ({}), and the ledger of this machine is of incarnation {}, which \
-             is older or another machine's. If no pod runs here, stop the agent, delete its state folder and start it; if \
-             the other machine is node {me}, give this one another name with --node, too",
-            node.record.incarnation,
-            Life::from(&*node.record),
-            identity.incarnation
-        ))),
+        Some(node) if node.record.incarnation != identity.incarnation => Err(Step::Conflict(
+            Conflict::Incarnation {
+                me: (*me).clone(),
+                registered: node.record.incarnation.clone(),
+                other: Life::from(&*node.record).into(),
+                ledger: identity.incarnation.clone(),
+            }
+            .into(),
+        )),
         Some(node) => prove(facts, node).map_or(Ok(identity), Err),
         None => Ok(identity),
     }
@@ -188,24 +160,12 @@ fn prove(facts: &Facts<'_>, node: &Known<NodeRecord>) -> Option<Step> {
     let is_left = kinship != Kinship::Stranger || is_adopted || ledger_is_proof(facts);
     if facts.view.source != Source::Store {
         let is_proven = matches!(kinship, Kinship::Same | Kinship::Rebooted) || ledger_is_proof(facts);
-        return (!is_proven).then(|| {
-            Step::Conflict(format!(
-                "node {me} is registered as another machine ({other}), and whether that is alive cannot be asked while \
-                 the store is away"
-            ))
-        });
+        return (!is_proven)
+            .then(|| Step::Conflict(Conflict::Unasked { me: me.clone(), other: other.into() }.into()));
     }
     is_double(facts, node).or_else(|| {
-        (!is_left).then(|| {
-            Step::Conflict(format!(
-                "node {me} is registered as another machine ({other}). This machine ({}) has the ledger of node {me}, but \
-                 both ids are others: it is that node after a restart that changed them, or it has a copy of its disk. If \
-                 the other machine is gone for good, run polderctl node adopt {me} on this machine. If both ids change at \
-                 each restart (kind), set identity = \"ledger\" in the agent's configuration. If it is a copy, stop the \
-                 agent, delete its state folder, and give it another name with --node",
-                facts.life
-            ))
-        })
+        let stranger = || Conflict::Stranger { me: me.clone(), other: other.into(), own: facts.life.into() };
+        (!is_left).then(|| Step::Conflict(stranger().into()))
     })
 }
 
@@ -217,24 +177,17 @@ fn is_double(facts: &Facts<'_>, node: &Known<NodeRecord>) -> Option<Step> {
     match &facts.double {
         Double::None => None,
         Double::Unasked => Some(Step::AskForDouble),
-        Double::Alive(other) => Some(Step::Conflict(alive(facts, other.into()))),
+        Double::Alive(other) => Some(Step::Conflict(alive(facts, other).into())),
     }
 }
 
-fn alive(facts: &Facts<'_>, other: Life<'_>) -> String {
-    let me = facts.me;
+fn alive(facts: &Facts<'_>, other: &Alive) -> Conflict {
+    let (me, other) = (facts.me.clone(), other.clone());
     if other.machine_id == facts.life.machine_id {
-        return format!(
-            "node {me} is alive in another boot ({}): if this machine has just been rebooted, that ends within \
-             seconds; if it is a clone, give it a machine id and a name of its own",
-            other.boot_id
-        );
+        Conflict::OtherBoot { me, other }
+    } else {
+        Conflict::OtherMachine { me, other }
     }
-    format!(
-        "node {me} is alive as another machine ({other}): if this machine has just been restarted with another machine \
-         id, that ends within seconds. If the other one has taken its place, delete the pods that still run here, \
-         stop the agent and delete its state folder; if this one is a copy, give it another name with --node"
-    )
 }
 
 /// What a node becomes whose ledger knows nobody.
@@ -248,16 +201,16 @@ fn introduce(facts: &Facts<'_>, cluster: &ClusterRecord, registered: Option<&Kno
             // Its ledger is lost. What lives in the same boot is the node itself.
             Kinship::Same | Kinship::Rebooted => is_double(facts, node)
                 .unwrap_or_else(|| become_one(&node.record.incarnation, Standing::Member)),
-            Kinship::OneKernel | Kinship::Stranger => Step::Conflict(taken(facts, &node.record)),
+            Kinship::OneKernel | Kinship::Stranger => {
+                let (other, own) = (Life::from(&*node.record).into(), facts.life.into());
+                Step::Conflict(Conflict::Taken { me: facts.me.clone(), other, own }.into())
+            }
         };
     }
     let mut others = facts.view.nodes.iter();
     if let Some((name, _)) = others.find(|(_, node)| node.record.machine_id == facts.life.machine_id) {
-        return Step::Conflict(format!(
-            "this machine (machine id {}) is registered as node {name}: a clone needs a machine id of its own: \
-             rm -f /etc/machine-id /var/lib/dbus/machine-id && systemd-machine-id-setup, and restart the machine; if the node was renamed, remove {name} with polderctl node remove",
-            facts.life.machine_id
-        ));
+        let (machine_id, registered) = (facts.life.machine_id.to_owned(), name.clone());
+        return Step::Conflict(Conflict::Clone { machine_id, registered }.into());
     }
     let mut removed = facts.view.fences.iter().filter(|(_, fence)| fence.record.node == *facts.me);
     if let Some(incarnation) = own_fence(facts) {
@@ -269,19 +222,6 @@ fn introduce(facts: &Facts<'_>, cluster: &ClusterRecord, registered: Option<&Kno
         return Step::CutOff;
     }
     become_one(&Incarnation(facts.fresh.to_owned()), Standing::Member)
-}
-
-/// What a machine is told that has no ledger, under a name that another machine has.
-fn taken(facts: &Facts<'_>, record: &NodeRecord) -> String {
-    let me = facts.me;
-    format!(
-        "node {me} is registered as another machine ({}), and this machine ({}) has no ledger of it. If the other machine is \
-         gone for good, run polderctl node remove {me} --dead on any node, also on this one. If it still runs, run \
-         polderctl node remove {me} without --dead: it cuts its pods off and confirms that. Either way this machine then \
-         joins as the new node {me}. If the other machine is to stay, give this one another name with --node",
-        Life::from(record),
-        facts.life
-    )
 }
 
 /// Why a machine does not take the place of another.
@@ -324,6 +264,5 @@ pub fn adopt(
         return Err(NotAdopted::Ledger(me.clone()));
     }
     let other = Life::from(&*node.record);
-    Ok((other != life)
-        .then(|| Alive { boot_id: other.boot_id.to_owned(), machine_id: other.machine_id.to_owned() }))
+    Ok((other != life).then(|| other.into()))
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use crate::prefix;
 
 /// Why a request was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Cause {
     /// The store takes no writes because its quota is used up (the NOSPACE alarm).
     NoSpace,
@@ -28,7 +28,7 @@ pub enum Cause {
 }
 
 /// Who has asked: what helps against a refusal depends on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub enum Asker {
     /// The agent, for its node.
     #[default]
@@ -40,7 +40,7 @@ pub enum Asker {
 }
 
 /// A request that the store has refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Refusal {
     /// Why.
     pub cause: Cause,

@@ -13,7 +13,7 @@ use crate::node::{AllocateError, NodeIpam, Source, Wish};
 use crate::pool::{BlockRequest, Pool, Purpose};
 use crate::record::BlockRecord;
 use crate::reservation::Denied;
-use crate::shortage;
+use crate::shortage::{self, Foreign};
 use crate::view::{Known, View};
 
 /// Where addresses for an attachment are sought.
@@ -192,9 +192,9 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
 
     /// Refuses a pool that is for nodes with other labels.
     fn check_labels(&self, pool: &Pool) -> Result<(), Refusal> {
-        match shortage::foreign(pool, &self.me.labels) {
+        match Foreign::to(&self.me.labels, pool) {
             None => Ok(()),
-            Some(problem) => refuse(RefusalKind::Invalid, format!("pool {} {problem}", pool.name)),
+            Some(foreign) => refuse(RefusalKind::Invalid, format!("pool {} {foreign}", pool.name)),
         }
     }
 

@@ -8,7 +8,7 @@ use tracing::info;
 
 use super::{Ended, Registrar, RegistrarHost, attempt};
 use crate::change::Claim;
-use crate::claim::{Claimant, NoClaim, next_block};
+use crate::claim::{Claimant, Exhausted, NoClaim, Unavailable, next_block};
 use crate::ids::Nonce;
 use crate::ledger::{LedgerError, OwnedBlock};
 use crate::moment::Moment;
@@ -46,7 +46,7 @@ impl<H: RegistrarHost> Registrar<'_, H> {
         for _ in 0..BLOCKS_TRIED {
             let view = self.host.view();
             let identity = self.host.ledger(|ipam, _| ipam.identity()).await?;
-            let nonce = self.host.fresh_name().map_err(NoClaim::Unavailable)?;
+            let nonce = self.host.fresh_name()?;
             let claimant = Claimant {
                 me: &self.me.name,
                 labels: &self.me.labels,
@@ -74,7 +74,7 @@ impl<H: RegistrarHost> Registrar<'_, H> {
         }
         Err(match unanswered {
             Some(error) => error.into(),
-            None => NoClaim::Unavailable(format!("{BLOCKS_TRIED} attempts were lost to other nodes")),
+            None => Unavailable::Overtaken(BLOCKS_TRIED).into(),
         })
     }
 
@@ -98,9 +98,7 @@ impl<H: RegistrarHost> Registrar<'_, H> {
             .await;
         self.announce(identity?, &blocks, &gateways);
         if is_useless {
-            return Err(NoClaim::Exhausted(format!(
-                "block {block} of pool {name} is claimed and has no address for a pod: add a pool with larger blocks"
-            )));
+            return Err(Exhausted::Useless { block, pool: name }.into());
         }
         Ok(())
     }
@@ -115,8 +113,9 @@ pub fn could_claim(
     pool: Option<&PoolName>,
 ) -> Result<(), NoClaim> {
     if let Some(reason) = &view.lost {
-        return Err(NoClaim::Unavailable(reason.clone()));
+        return Err(Unavailable::Silent(reason.clone()).into());
     }
     let wanted = BlockRequest::Any(family, pool.cloned());
-    next_block(view, me, labels, &wanted, &BTreeSet::new()).map(|_| ()).map_err(NoClaim::Exhausted)
+    next_block(view, me, labels, &wanted, &BTreeSet::new())?;
+    Ok(())
 }

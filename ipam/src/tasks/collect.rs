@@ -6,8 +6,8 @@ use polder_api::Attachment;
 use polder_api::message::{Collection, Refusal, RefusalKind};
 use tracing::info;
 
-use super::PodHost;
 use super::teardown::{self, Addresses};
+use super::{PodHost, ledger_failed};
 use crate::moment::Moment;
 use crate::node::stale;
 
@@ -28,8 +28,11 @@ pub async fn collect<H: PodHost>(host: &H, collection: Collection) -> Result<(),
         info!(%attachment, "the runtime does not know it any more");
         match teardown::release(host, &attachment).await {
             Ok(Addresses::Freed) => {}
-            Ok(Addresses::Kept(reason)) => problems.push(format!("the addresses of {attachment}: {reason}")),
-            Err(refusal) => problems.push(format!("{attachment}: {refusal}")),
+            Ok(Addresses::Kept(error)) => {
+                let reason = ledger_failed(&error);
+                problems.push(format!("the addresses of {attachment}: {reason}"));
+            }
+            Err(error) => problems.push(format!("{attachment}: {error}")),
         }
     }
     if problems.is_empty() {

@@ -9,10 +9,11 @@ use tracing::info;
 
 use super::{ATTEMPTS, Ended, Registrar, RegistrarHost, attempt};
 use crate::change::HandOver;
+use crate::claim::Unavailable;
 use crate::ledger::Standing;
 use crate::record::Holder;
 use crate::reservation::{self, Denied};
-use crate::view::{Source, View};
+use crate::view::View;
 
 /// How long another record is waited for after a lost attempt.
 const FASTER: Duration = Duration::from_millis(500);
@@ -27,14 +28,31 @@ pub enum Workload {
 }
 
 /// The workload gets no address now.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Unreserved {
     /// Not now: it can be asked for again.
-    #[error("{0}")]
-    TryAgain(String),
+    #[error(transparent)]
+    TryAgain(#[from] NotNow),
     /// The records do not allow it.
     #[error(transparent)]
     Denied(#[from] Denied),
+}
+
+/// Why no address is handed over now.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum NotNow {
+    /// The records cannot be read.
+    #[error("a reserved address needs the store: {0}")]
+    Away(#[source] Unavailable),
+    /// It cannot be had from the store, or from the node.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+    /// Somebody has removed the pool.
+    #[error("pool {0} is gone")]
+    PoolGone(PoolName),
+    /// Others were faster, every time.
+    #[error("the reservation changes all the time")]
+    Overtaken,
 }
 
 impl<H: RegistrarHost> Registrar<'_, H> {
@@ -88,7 +106,7 @@ impl<H: RegistrarHost> Registrar<'_, H> {
             outcome?;
             self.host.changed(&view, FASTER).await;
         }
-        try_again("the reservation changes all the time")
+        Err(NotNow::Overtaken.into())
     }
 
     async fn prepare(
@@ -98,12 +116,11 @@ impl<H: RegistrarHost> Registrar<'_, H> {
         owner: &str,
         attachment: &Attachment,
     ) -> Result<HandOver, Unreserved> {
-        if view.source != Source::Store || view.lost.is_some() {
-            let reason = view.lost.as_deref().unwrap_or("the store is away");
-            return try_again(format!("a reserved address needs the store: {reason}"));
+        if let Some(away) = Unavailable::away(view) {
+            return Err(NotNow::Away(away).into());
         }
         if self.is_cautious(view) {
-            return try_again("the store has lost records, and their owners are putting them back");
+            return Err(NotNow::Unavailable(Unavailable::Caution).into());
         }
         let (identity, held) = self
             .host
@@ -113,16 +130,16 @@ impl<H: RegistrarHost> Registrar<'_, H> {
                 (ipam.identity(), held)
             })
             .await;
-        let identity = identity.map_err(|error| Unreserved::TryAgain(error.to_string()))?;
+        let identity = identity.map_err(Unavailable::from).map_err(NotNow::from)?;
         let identity = identity.filter(|identity| identity.standing == Standing::Member);
         let (Some(identity), Some(node)) = (identity, view.nodes.get(&self.me.name)) else {
-            return try_again("the node is not registered");
+            return Err(NotNow::Unavailable(Unavailable::Unregistered).into());
         };
         let address = match wanted {
             Workload::Address(address) => *address,
             Workload::Pool(name) => match view.pools.get(name) {
                 Some(pool) => reservation::choose(view, pool, owner)?,
-                None => return try_again(format!("pool {name} is gone")),
+                None => return Err(NotNow::PoolGone(name.clone()).into()),
             },
         };
         let holder = Holder {
@@ -142,11 +159,9 @@ impl<H: RegistrarHost> Registrar<'_, H> {
             Ended::Made(_) => Ok(true),
             Ended::Refused => Ok(false),
             // Should it still be made, it is let go when it is seen.
-            Ended::NotMade(error) | Ended::Failed(error) => try_again(error.to_string()),
+            Ended::NotMade(error) | Ended::Failed(error) => {
+                Err(NotNow::Unavailable(Unavailable::Store(error)).into())
+            }
         }
     }
-}
-
-fn try_again<T>(why: impl Into<String>) -> Result<T, Unreserved> {
-    Err(Unreserved::TryAgain(why.into()))
 }

@@ -17,6 +17,7 @@ use polder_api::Attachment;
 use polder_api::message::{Refusal, RefusalKind};
 
 use super::{ATTEMPTS, PodHost};
+use crate::cause::HostError;
 use crate::store::StoreError;
 use crate::view::View;
 
@@ -44,7 +45,7 @@ pub trait Knowledge {
 /// What some requests need besides of the node whose agent is asked.
 pub trait OperatorHost: PodHost + Knowledge {
     /// Whether the attachment has an interface on this node.
-    fn has_interface(&self, attachment: &Attachment) -> impl Future<Output = Result<bool, String>>;
+    fn has_interface(&self, attachment: &Attachment) -> impl Future<Output = Result<bool, HostError>>;
 }
 
 /// The answer to a request that has failed so in the store: only what may be over by itself is worth another attempt.

@@ -8,6 +8,7 @@ use polder_api::message::{Refusal, RefusalKind};
 use polder_api::{Attachment, Family};
 
 use super::{Host, Unreserved, Workload};
+use crate::cause::HostError;
 use crate::claim::NoClaim;
 use crate::ledger::{Held, LedgerError};
 use crate::pool::BlockRequest;
@@ -48,13 +49,13 @@ pub trait PodHost: Host + Requests {
 
     /// Which of these attachments have no interface any more, or no network namespace where the interface is another
     /// plugin's. What cannot be seen is not gone.
-    fn gone(&self, held: Vec<Held>) -> impl Future<Output = Result<BTreeSet<Attachment>, String>>;
+    fn gone(&self, held: Vec<Held>) -> impl Future<Output = Result<BTreeSet<Attachment>, HostError>>;
 
     /// Lets the pod send and receive under its addresses.
-    fn admit(&self, held: &Held) -> impl Future<Output = Result<(), String>>;
+    fn admit(&self, held: &Held) -> impl Future<Output = Result<(), HostError>>;
 
     /// Deletes the attachment's interface. Succeeds where there is none.
-    fn delete_interface(&self, attachment: &Attachment) -> impl Future<Output = Result<(), String>>;
+    fn delete_interface(&self, attachment: &Attachment) -> impl Future<Output = Result<(), HostError>>;
 
     /// Makes the kernel forget an attachment whose interface is gone: its filter entries and its connections. What fails
     /// is made up for by the next pass.

@@ -15,13 +15,14 @@ use tracing::{info, warn};
 use super::{Ended, Me, RegistrarHost, attempt};
 use crate::bootstrap::{Proposal, propose};
 use crate::change::{Change, Claim, Inheritance};
+use crate::claim::NoClaim;
 use crate::key::{Key, Range};
 use crate::ledger::{Identity, LedgerError, OwnedBlock, Standing};
 use crate::moment::Moment;
 use crate::node::NodeIpam;
 use crate::pool::{BlockRequest, Pool};
 use crate::publication;
-use crate::registration::{Holdings, Registration};
+use crate::registration::{Failed, Holdings, Leaving, Pending, Registration, Unproven};
 use crate::removal::Quarantine;
 use crate::steward::{self, Double, Facts, Step};
 use crate::store::{Outcome, StoreError};
@@ -32,16 +33,6 @@ const STEPS: usize = 64;
 
 /// How long nothing is claimed after the store has lost records: their owners are putting them back.
 pub(super) const CAUTION: Duration = Duration::from_secs(60);
-
-/// Why a step was not carried out: it is tried again.
-#[derive(Debug, Clone)]
-struct Waiting(String);
-
-impl<E: std::error::Error> From<E> for Waiting {
-    fn from(error: E) -> Self {
-        Self(error.to_string())
-    }
-}
 
 /// The registrar of a node. One at a time: nobody else claims blocks for it.
 #[derive(Debug)]
@@ -71,12 +62,12 @@ struct Round {
     /// Whether it is proven that this machine is the node.
     is_proven: bool,
     /// The families of which no block could be claimed, with the reason.
-    unclaimable: BTreeMap<Family, String>,
+    unclaimable: BTreeMap<Family, NoClaim>,
 }
 
 /// What a registrar has decided to do next, and the view that it was decided on: by the time it is done, there can be another one.
 #[derive(Debug, Clone)]
-pub struct Decided(Result<(Step, Arc<View>), Waiting>);
+pub struct Decided(Result<(Step, Arc<View>), Failed>);
 
 impl Decided {
     /// The step; `None` where something fails.
@@ -122,7 +113,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
                 return;
             }
         }
-        self.end(Registration::Waiting("there is more to do".to_owned()));
+        self.end(Registration::Waiting(Pending::More));
     }
 
     /// Whether claims wait: the store has lost records, as this view tells, though no round may have noticed it yet.
@@ -138,9 +129,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             self.state.round.is_proven |= step.rests_on_identity();
             if self.state.round.is_proven && matches!(self.host.registration(), Registration::Unproven(_)) {
                 // What is left to do can take long when the store is slow, and the node may serve meanwhile.
-                self.publish(Registration::Waiting(
-                    "the node's records are being brought up to date".to_owned(),
-                ));
+                self.publish(Registration::Waiting(Pending::UnderWay));
             }
             self.host.observe(step, self.state.losses, self.is_cautious(view));
         }
@@ -156,8 +145,8 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
         match done {
             Ok(None) => return false,
             Ok(Some(registration)) => self.end(registration),
-            Err(Waiting(why)) if self.state.round.is_proven => self.end(Registration::Waiting(why)),
-            Err(Waiting(why)) => self.end(self.host.registration().stalled(why)),
+            Err(why) if self.state.round.is_proven => self.end(Registration::Waiting(why.into())),
+            Err(why) => self.end(self.host.registration().stalled(why)),
         }
         true
     }
@@ -168,34 +157,32 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
     }
 
     /// Makes a step. Returns how it stands, if there is nothing more to do now.
-    async fn make_step(&mut self, step: Step, view: &View) -> Result<Option<Registration>, Waiting> {
+    async fn make_step(&mut self, step: Step, view: &View) -> Result<Option<Registration>, Failed> {
         Ok(Some(match step {
             Step::Settled => Registration::Registered,
             // Before any record was read, the node may be another machine's.
-            Step::Wait(reason) if view.source == Source::Nowhere => Registration::Unproven(reason),
-            Step::Wait(reason) => Registration::Waiting(reason),
+            Step::Wait(reason) if view.source == Source::Nowhere => Registration::Unproven(reason.into()),
+            Step::Wait(reason) => Registration::Waiting(reason.into()),
             Step::Conflict(reason) => Registration::Conflict(reason),
             Step::Removed(reason) => {
-                self.publish(Registration::Removed(reason.clone()));
+                let registration = Registration::Removed(reason.into());
+                self.publish(registration.clone());
                 self.remove_gateways().await?;
-                Registration::Removed(reason)
+                registration
             }
             Step::Claim(BlockRequest::Any(family, pool)) => {
                 if let Err(error) = self.claim(BlockRequest::Any(family, pool)).await {
-                    self.state.round.unclaimable.insert(family, error.to_string());
+                    self.state.round.unclaimable.insert(family, error);
                 }
                 return Ok(None);
             }
             step @ Step::Identify(_) => {
-                let Err(Waiting(why)) = self.change(step).await else { return Ok(None) };
-                Registration::Unproven(format!("who this node is cannot be written down: {why}"))
+                let Err(why) = self.change(step).await else { return Ok(None) };
+                Registration::Unproven(Unproven::Unwritten(why))
             }
             Step::AskForDouble => {
                 let Err(error) = self.look_for_double().await else { return Ok(None) };
-                Registration::Unproven(format!(
-                    "whether another machine is node {} cannot be asked: {error}",
-                    self.me.name
-                ))
+                Registration::Unproven(Unproven::Unasked { node: self.me.name.clone(), error })
             }
             step => {
                 self.change(step).await?;
@@ -204,7 +191,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
         }))
     }
 
-    async fn next_step(&mut self) -> Result<(Step, Arc<View>), Waiting> {
+    async fn next_step(&mut self) -> Result<(Step, Arc<View>), Failed> {
         let view = self.host.view();
         if view.losses != self.state.losses {
             self.state.losses = view.losses;
@@ -231,14 +218,14 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             caution: self.is_cautious(&view),
             quarantine: &self.state.quarantine,
             unclaimable: &self.state.round.unclaimable,
-            fresh: &self.host.fresh_name().map_err(Waiting)?,
+            fresh: &self.host.fresh_name()?,
             now: self.host.now(),
         });
         Ok((step, view))
     }
 
     /// Makes a step that changes records, the ledger or the kernel.
-    async fn change(&mut self, step: Step) -> Result<(), Waiting> {
+    async fn change(&mut self, step: Step) -> Result<(), Failed> {
         match step {
             Step::Bootstrap => self.bootstrap().await?,
             Step::Identify(identity) => {
@@ -249,9 +236,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             }
             Step::CutOff => {
                 if !matches!(self.host.registration(), Registration::Removed(_)) {
-                    let reason =
-                        "the pods on this machine are being cut off, for its node was removed".to_owned();
-                    self.publish(Registration::Removed(reason));
+                    self.publish(Registration::Removed(Leaving::CuttingOff));
                 }
                 self.cut_off().await?;
             }
@@ -303,10 +288,10 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
         Ok(())
     }
 
-    async fn commit_step(&self, change: &Change) -> Result<(), Waiting> {
+    async fn commit_step(&self, change: &Change) -> Result<(), Failed> {
         let revision = match attempt(self.host, change).await {
             Ended::Made(revision) => revision,
-            Ended::Refused => return Err(Waiting("the records have just changed".to_owned())),
+            Ended::Refused => return Err(Failed::Changed),
             Ended::NotMade(error) | Ended::Failed(error) => return Err(error.into()),
         };
         match change {
@@ -336,7 +321,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
     async fn look_for_double(&mut self) -> Result<(), StoreError> {
         let node = &self.me.name;
         if !matches!(self.host.registration(), Registration::Conflict(_) | Registration::Removed(_)) {
-            self.publish(Registration::Unproven(format!("asking whether another machine is node {node}")));
+            self.publish(Registration::Unproven(Unproven::Asking(node.clone())));
         }
         let found = self.host.range(&Range::single(Key::Alive(node.clone()).to_string())).await?;
         self.state.round.double = Double::read(found.entries.first(), self.me.life());
@@ -344,7 +329,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
     }
 
     /// Takes away all pods of this node, and forgets what it owned.
-    async fn cut_off(&self) -> Result<(), Waiting> {
+    async fn cut_off(&self) -> Result<(), Failed> {
         let all = |ipam: &mut NodeIpam<H::Ledger>, _| -> Vec<Attachment> {
             ipam.attachments().chain(ipam.probe()).map(|held| held.attachment.clone()).collect()
         };
@@ -358,7 +343,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
         }
         self.remove_gateways().await?;
         if let Some(why) = problem {
-            return Err(Waiting(why));
+            return Err(why.into());
         }
         let identity = self.host.ledger(|ipam, _| ipam.identity()).await?;
         // Fails where an ADD that had begun before was given addresses meanwhile.
@@ -369,11 +354,11 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
 
     /// An agent that starts without this ledger would take the addresses in the kernel for its own. No pass deletes them, for
     /// none looks at the kernel of a node that was removed.
-    async fn remove_gateways(&self) -> Result<(), Waiting> {
-        self.host.remove_gateways().await.map_err(Waiting)
+    async fn remove_gateways(&self) -> Result<(), Failed> {
+        Ok(self.host.remove_gateways().await?)
     }
 
-    async fn forget_addresses(&self, node: &NodeName) -> Result<(), Waiting> {
+    async fn forget_addresses(&self, node: &NodeName) -> Result<(), Failed> {
         let published = self.host.range(&Key::addresses_of(node)).await?;
         for change in publication::forget(node, &published) {
             self.host.commit(&change).await?;
@@ -382,21 +367,21 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
     }
 
     /// Writes the settings of a cluster that has none.
-    async fn bootstrap(&self) -> Result<(), Waiting> {
+    async fn bootstrap(&self) -> Result<(), Failed> {
         let view = self.host.view();
         let identity = self.host.ledger(|ipam, _| ipam.identity()).await?;
-        let fresh = self.host.fresh_name().map_err(Waiting)?;
+        let fresh = self.host.fresh_name()?;
         let surroundings = self.host.surroundings(&view);
         let bootstrap = self.me.bootstrap.as_ref();
         let Proposal { record, is_restored, pools } =
-            propose(&view, identity.as_ref(), bootstrap, surroundings, fresh).map_err(Waiting)?;
+            propose(&view, identity.as_ref(), bootstrap, surroundings, fresh)?;
         let id = record.id.clone();
         if is_restored {
             warn!(%id, "the store has lost the cluster's settings: putting them back");
         }
         let Outcome::Applied { revision } = self.host.commit(&Change::MakeCluster { record, pools }).await?
         else {
-            return Err(Waiting("another node makes the cluster's settings".to_owned()));
+            return Err(Failed::Overtaken);
         };
         info!(%id, "made the cluster's settings");
         Ok(self.host.caught_up(revision).await?)
@@ -420,8 +405,10 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
         }
         match &registration {
             Registration::Registered => info!("this node is registered"),
-            Registration::Waiting(reason) | Registration::Unproven(reason) => info!("waiting: {reason}"),
-            Registration::Conflict(reason) | Registration::Removed(reason) => warn!("not serving: {reason}"),
+            Registration::Waiting(reason) => info!("waiting: {reason}"),
+            Registration::Unproven(reason) => info!("waiting: {reason}"),
+            Registration::Conflict(reason) => warn!("not serving: {reason}"),
+            Registration::Removed(reason) => warn!("not serving: {reason}"),
         }
         self.host.register(registration);
     }

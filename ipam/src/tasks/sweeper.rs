@@ -11,8 +11,10 @@ use tracing::{info, warn};
 
 use super::teardown::{self, Addresses};
 use super::{PodHost, tombstones};
+use crate::cause::HostError;
 use crate::ledger::Held;
 use crate::missing::Missing;
+use crate::release::NotReleased;
 
 /// Runs for ever. First finishes taking away the attachments that an earlier agent had begun to take away.
 pub async fn run<H: PodHost>(host: &H, leaving: Vec<Attachment>, grace: Duration) {
@@ -31,11 +33,11 @@ pub async fn run<H: PodHost>(host: &H, leaving: Vec<Attachment>, grace: Duration
                 for attachment in missing.observe(&gone, is_locked, grace, host.now()) {
                     let why = "it has been gone for longer than the grace period";
                     if let Err(error) = sweep(host, &attachment, why).await {
-                        warn!(%attachment, error, "not released, to be tried again");
+                        warn!(%attachment, %error, "not released, to be tried again");
                     }
                 }
             }
-            Err(error) => warn!(error, "the pods' interfaces cannot be looked at"),
+            Err(error) => warn!(%error, "the pods' interfaces cannot be looked at"),
         }
     }
 }
@@ -52,20 +54,20 @@ pub enum Swept {
 }
 
 /// Releases an attachment that is gone, if it still is when nobody else works on it.
-pub async fn sweep<H: PodHost>(host: &H, attachment: &Attachment, why: &str) -> Result<Swept, String> {
+pub async fn sweep<H: PodHost>(host: &H, attachment: &Attachment, why: &str) -> Result<Swept, NotReleased> {
     let Some(_lock) = host.try_lock(attachment) else { return Ok(Swept::Busy) };
     if !look(host).await?.contains(attachment) {
         return Ok(Swept::Alive);
     }
     info!(%attachment, why, "releasing");
-    match teardown::release(host, attachment).await.map_err(|refusal| refusal.message)? {
+    match teardown::release(host, attachment).await? {
         Addresses::Freed => Ok(Swept::Released),
-        Addresses::Kept(refusal) => Err(refusal.message),
+        Addresses::Kept(error) => Err(error.into()),
     }
 }
 
 /// The attachments that have no interface any more, or no namespace for one.
-async fn look<H: PodHost>(host: &H) -> Result<BTreeSet<Attachment>, String> {
+async fn look<H: PodHost>(host: &H) -> Result<BTreeSet<Attachment>, HostError> {
     // First the ledger, then the kernel: what comes meanwhile is not taken for gone.
     let held: Vec<Held> = host.ledger(|ipam, _| ipam.attachments().cloned().collect()).await;
     host.gone(held).await

@@ -7,8 +7,10 @@ use polder_api::message::{Refusal, RefusalKind};
 use polder_api::rule;
 use tracing::{info, warn};
 
-use super::{PodHost, ledger_failed};
-use crate::ledger::Held;
+use super::PodHost;
+use crate::cause::HostError;
+use crate::ledger::{Held, LedgerError};
+use crate::release::NotReleased;
 
 /// How long a DEL waits for an ADD of the same attachment to end.
 const WIRING_PATIENCE: Duration = Duration::from_secs(10);
@@ -24,18 +26,19 @@ pub async fn del<H: PodHost>(host: &H, attachment: &Attachment) -> Result<(), Re
         warn!(%attachment, "its ADD does not end: taking it away nevertheless");
     }
     // A runtime must not be kept from forgetting a pod that is gone.
-    release(host, attachment).await.map(drop)
+    let released = release(host, attachment).await;
+    released.map(drop).map_err(|error| Refusal::new(RefusalKind::Failed, error.to_string()))
 }
 
 /// Takes an attachment of a removed node away. Fails while its ADD has not ended: the node would say that its pods are gone, and
 /// the plugin would make an interface that no pass deletes.
-pub async fn cut_off<H: PodHost>(host: &H, attachment: &Attachment) -> Result<(), String> {
+pub async fn cut_off<H: PodHost>(host: &H, attachment: &Attachment) -> Result<(), NotReleased> {
     let Some(_lock) = host.lock(attachment, WIRING_PATIENCE).await else {
-        return Err(format!("{attachment} is being worked on: waiting for the end of its ADD or DEL"));
+        return Err(NotReleased::Busy(attachment.clone()));
     };
-    match release(host, attachment).await.map_err(|refusal| refusal.message)? {
+    match release(host, attachment).await? {
         Addresses::Freed => Ok(()),
-        Addresses::Kept(refusal) => Err(refusal.message),
+        Addresses::Kept(error) => Err(error.into()),
     }
 }
 
@@ -62,22 +65,21 @@ pub enum Addresses {
     /// They are free, or there were none.
     Freed,
     /// The ledger cannot be written, for that reason: they are freed when the attachment is looked at again.
-    Kept(Refusal),
+    Kept(LedgerError),
 }
 
 /// Takes an attachment away, for whoever has locked it. A ledger that cannot be written keeps the addresses, and nothing
 /// else.
-pub async fn release<H: PodHost>(host: &H, attachment: &Attachment) -> Result<Addresses, Refusal> {
+pub async fn release<H: PodHost>(host: &H, attachment: &Attachment) -> Result<Addresses, HostError> {
     let key = attachment.clone();
     let (held, written) = host.ledger(move |ipam, _| ipam.begin_release(&key)).await;
     if let Err(error) = written {
-        warn!(%attachment, "{}", ledger_failed(&error));
+        warn!(%attachment, "the ledger cannot be written: {error}");
     }
     if !interface_goes_first() {
         let _ = host.free(attachment).await;
     }
-    let failed = |reason: String| Refusal::new(RefusalKind::Failed, reason);
-    host.delete_interface(attachment).await.map_err(failed)?;
+    host.delete_interface(attachment).await?;
     let Some(held) = held else { return Ok(Addresses::Freed) };
     host.forget(&held).await;
     let freed = host.free(attachment).await;
@@ -89,9 +91,8 @@ pub async fn release<H: PodHost>(host: &H, attachment: &Attachment) -> Result<Ad
             Addresses::Freed
         }
         Err(error) => {
-            let reason = ledger_failed(&error);
-            warn!(%attachment, "its interface is gone, its addresses are not free: {reason}");
-            Addresses::Kept(reason)
+            warn!(%attachment, "its interface is gone, its addresses are not free: the ledger cannot be written: {error}");
+            Addresses::Kept(error)
         }
     })
 }
@@ -99,8 +100,8 @@ pub async fn release<H: PodHost>(host: &H, attachment: &Attachment) -> Result<Ad
 /// Takes an attachment away for that reason, for whoever has locked it. What fails is tried again by the sweeper.
 pub async fn release_for<H: PodHost>(host: &H, attachment: &Attachment, why: &str) {
     info!(%attachment, why, "releasing");
-    if let Err(refusal) = release(host, attachment).await {
-        warn!(%attachment, %refusal, "not released, to be tried again");
+    if let Err(error) = release(host, attachment).await {
+        warn!(%attachment, %error, "not released, to be tried again");
     }
 }
 
@@ -115,12 +116,12 @@ pub async fn abandoned<H: PodHost>(host: &H, attachment: &Attachment) {
             info!(%attachment, "its plugin ended without making an interface");
             let _ = release(host, attachment).await;
         }
-        Err(error) => warn!(%attachment, error, "cannot see whether its plugin made an interface"),
+        Err(error) => warn!(%attachment, %error, "cannot see whether its plugin made an interface"),
     }
 }
 
 /// Whether the attachment has no interface any more.
-pub(super) async fn is_gone<H: PodHost>(host: &H, held: Held) -> Result<bool, String> {
+pub(super) async fn is_gone<H: PodHost>(host: &H, held: Held) -> Result<bool, HostError> {
     let attachment = held.attachment.clone();
     Ok(host.gone(vec![held]).await?.contains(&attachment))
 }

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use polder_api::Attachment;
-use polder_ipam::claim::NoClaim;
+use polder_ipam::claim::{NoClaim, Unavailable};
 use polder_ipam::pool::BlockRequest;
-use polder_ipam::tasks::{CLAIM_PATIENCE, Requests, Unreserved, Workload};
+use polder_ipam::tasks::{CLAIM_PATIENCE, NotNow, Requests, Unreserved, Workload};
 
 use super::Hand;
 use super::host::millis;
@@ -20,7 +20,7 @@ impl Requests for Hand {
             agent.claims.push_back(ClaimRequest { wanted, reply: Some(reply.clone()) });
             agent.news = true;
         });
-        let too_slow = || Err(NoClaim::Unavailable("the store is too slow".to_owned()));
+        let too_slow = || Err(Unavailable::TooSlow.into());
         wait(self, &reply).await.unwrap_or_else(too_slow)
     }
 
@@ -39,7 +39,7 @@ impl Requests for Hand {
             agent.reservations.push_back(ReserveRequest { wanted, owner, attachment, reply: reply.clone() });
             agent.news = true;
         });
-        let too_slow = || Err(Unreserved::TryAgain("the store is too slow".to_owned()));
+        let too_slow = || Err(NotNow::Unavailable(Unavailable::TooSlow).into());
         wait(self, &reply).await.unwrap_or_else(too_slow)
     }
 }

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use polder_api::{Attachment, Family, Mac};
 use polder_ipam::Moment;
+use polder_ipam::bootstrap::Unsurveyed;
+use polder_ipam::cause::HostError;
 use polder_ipam::change::Change;
 use polder_ipam::invariants::history::check_release;
 use polder_ipam::key::Range;
@@ -17,7 +19,8 @@ use polder_ipam::node::NodeIpam;
 use polder_ipam::readiness;
 use polder_ipam::record::Alive;
 use polder_ipam::registration::{Holdings, Registration};
-use polder_ipam::steward::{Presence, Step};
+use polder_ipam::release::NotReleased;
+use polder_ipam::steward::{NoPresence, Presence, Step};
 use polder_ipam::store::{Contents, Outcome, StoreError};
 use polder_ipam::tasks::operator::{Knowledge, OperatorHost};
 use polder_ipam::tasks::{Host, PodHost, Records, RegistrarHost, teardown};
@@ -100,14 +103,14 @@ impl Knowledge for Hand {
 }
 
 impl OperatorHost for Hand {
-    async fn has_interface(&self, attachment: &Attachment) -> Result<bool, String> {
+    async fn has_interface(&self, attachment: &Attachment) -> Result<bool, HostError> {
         self.turn().await;
         Ok(self.with(|world| world.machines[self.machine].kernel.interfaces.contains_key(attachment)))
     }
 }
 
 impl RegistrarHost for Hand {
-    fn fresh_name(&self) -> Result<String, String> {
+    fn fresh_name(&self) -> Result<String, HostError> {
         Ok(self.fresh())
     }
 
@@ -120,7 +123,7 @@ impl RegistrarHost for Hand {
         Self::caught_up(self, revision).await
     }
 
-    fn presence(&self, _: &View) -> Result<Presence, String> {
+    fn presence(&self, _: &View) -> Result<Presence, NoPresence> {
         let number = 1 + u8::try_from(self.machine).unwrap_or(0);
         Ok(Presence {
             underlay: vec![Ipv4Addr::new(192, 0, 2, number).into()],
@@ -130,7 +133,7 @@ impl RegistrarHost for Hand {
         })
     }
 
-    fn surroundings(&self, _: &View) -> Result<(), String> {
+    fn surroundings(&self, _: &View) -> Result<(), Unsurveyed> {
         Ok(())
     }
 
@@ -154,7 +157,7 @@ impl RegistrarHost for Hand {
         self.agent(|agent| agent.holdings = holdings);
     }
 
-    async fn cut_off(&self, attachment: &Attachment) -> Result<(), String> {
+    async fn cut_off(&self, attachment: &Attachment) -> Result<(), NotReleased> {
         let is_cut_off = teardown::cut_off(self, attachment).await;
         if is_cut_off.is_err() {
             // It has not gone on without the end of the ADD.
@@ -163,7 +166,7 @@ impl RegistrarHost for Hand {
         is_cut_off
     }
 
-    async fn remove_gateways(&self) -> Result<(), String> {
+    async fn remove_gateways(&self) -> Result<(), HostError> {
         self.turn().await;
         self.with(|world| world.machines[self.machine].kernel.gateways.clear());
         Ok(())
@@ -207,7 +210,7 @@ impl PodHost for Hand {
         self.agent(|agent| agent.in_flight.borrow().contains(attachment))
     }
 
-    async fn gone(&self, held: Vec<Held>) -> Result<BTreeSet<Attachment>, String> {
+    async fn gone(&self, held: Vec<Held>) -> Result<BTreeSet<Attachment>, HostError> {
         self.turn().await;
         Ok(self.with(|world| {
             let interfaces = &world.machines[self.machine].kernel.interfaces;
@@ -216,12 +219,12 @@ impl PodHost for Hand {
         }))
     }
 
-    async fn admit(&self, _: &Held) -> Result<(), String> {
+    async fn admit(&self, _: &Held) -> Result<(), HostError> {
         self.turn().await;
         Ok(())
     }
 
-    async fn delete_interface(&self, attachment: &Attachment) -> Result<(), String> {
+    async fn delete_interface(&self, attachment: &Attachment) -> Result<(), HostError> {
         self.turn().await;
         self.with(|world| world.machines[self.machine].kernel.interfaces.remove(attachment));
         Ok(())

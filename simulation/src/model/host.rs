@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use polder_api::{Attachment, Family, Mac};
 use polder_ipam::Moment;
+use polder_ipam::bootstrap::Unsurveyed;
+use polder_ipam::cause::HostError;
 use polder_ipam::change::Change;
 use polder_ipam::claim::NoClaim;
 use polder_ipam::key::{Key, Range};
@@ -20,8 +22,9 @@ use polder_ipam::pool::BlockRequest;
 use polder_ipam::readiness;
 use polder_ipam::record::Alive;
 use polder_ipam::registration::{Holdings, Registration};
+use polder_ipam::release::NotReleased;
 use polder_ipam::reservation::Denied;
-use polder_ipam::steward::{Presence, Step};
+use polder_ipam::steward::{NoPresence, Presence, Step};
 use polder_ipam::store::{Contents, Outcome, StoreError};
 use polder_ipam::tasks::{
     Host, Me, PodHost, Records, RegistrarHost, RegistrarState, Requests, Unreserved, Workload, teardown,
@@ -218,7 +221,7 @@ impl Host for Hand<'_> {
 }
 
 impl RegistrarHost for Hand<'_> {
-    fn fresh_name(&self) -> Result<String, String> {
+    fn fresh_name(&self) -> Result<String, HostError> {
         Ok(self.0.borrow_mut().fresh())
     }
 
@@ -236,7 +239,7 @@ impl RegistrarHost for Hand<'_> {
         }
     }
 
-    fn presence(&self, _: &View) -> Result<Presence, String> {
+    fn presence(&self, _: &View) -> Result<Presence, NoPresence> {
         let last = self.with(|scene| u8::try_from(scene.who).expect("there are few machines") + 1);
         Ok(Presence {
             underlay: vec![IpAddr::from([192, 0, 2, last])],
@@ -246,7 +249,7 @@ impl RegistrarHost for Hand<'_> {
         })
     }
 
-    fn surroundings(&self, _: &View) -> Result<(), String> {
+    fn surroundings(&self, _: &View) -> Result<(), Unsurveyed> {
         Ok(())
     }
 
@@ -260,11 +263,11 @@ impl RegistrarHost for Hand<'_> {
 
     fn announce(&self, _: Holdings) {}
 
-    async fn cut_off(&self, attachment: &Attachment) -> Result<(), String> {
+    async fn cut_off(&self, attachment: &Attachment) -> Result<(), NotReleased> {
         teardown::cut_off(self, attachment).await
     }
 
-    async fn remove_gateways(&self) -> Result<(), String> {
+    async fn remove_gateways(&self) -> Result<(), HostError> {
         Ok(())
     }
 
@@ -323,16 +326,16 @@ impl<'a> PodHost for Hand<'a> {
         self.read(|machine| machine.agent.locked.contains(attachment))
     }
 
-    async fn gone(&self, held: Vec<Held>) -> Result<BTreeSet<Attachment>, String> {
+    async fn gone(&self, held: Vec<Held>) -> Result<BTreeSet<Attachment>, HostError> {
         let gone = held.into_iter().map(|held| held.attachment);
         Ok(gone.filter(|attachment| self.plugged(attachment).is_none()).collect())
     }
 
-    async fn admit(&self, _: &Held) -> Result<(), String> {
+    async fn admit(&self, _: &Held) -> Result<(), HostError> {
         Ok(())
     }
 
-    async fn delete_interface(&self, attachment: &Attachment) -> Result<(), String> {
+    async fn delete_interface(&self, attachment: &Attachment) -> Result<(), HostError> {
         let Some(container) = self.plugged(attachment) else { return Ok(()) };
         if self.with(|scene| scene.play.space.flaw) == Some(Flaw::FreesFirst) {
             let _ = self.free(attachment).await;

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use polder_api::message::{AddRequest, AddressSource};
 use polder_api::{Attachment, Mac, Pod};
-use polder_ipam::claim::NoClaim;
-use polder_ipam::tasks::Unreserved;
+use polder_ipam::claim::Unavailable;
+use polder_ipam::tasks::NotNow;
 
 use super::action::Whose;
 use super::cluster::Broken;
@@ -71,10 +71,9 @@ impl Play<'_> {
 
     /// Lets an ADD wait no longer for its registrar.
     pub(super) fn give_up(&mut self, who: Who) -> bool {
-        let too_slow = || "the store is too slow".to_owned();
         let agent = &mut self.machine(who).agent;
-        let has_waited = agent.answer(Answer::Block(Err(NoClaim::Unavailable(too_slow()))))
-            || agent.answer(Answer::Address(Err(Unreserved::TryAgain(too_slow()))));
+        let has_waited = agent.answer(Answer::Block(Err(Unavailable::TooSlow.into())))
+            || agent.answer(Answer::Address(Err(NotNow::Unavailable(Unavailable::TooSlow).into())));
         self.go_on_refused(who);
         has_waited
     }

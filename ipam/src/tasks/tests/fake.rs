@@ -282,7 +282,7 @@ impl Host for Fake {
 }
 
 impl RegistrarHost for Fake {
-    fn fresh_name(&self) -> Result<String, String> {
+    fn fresh_name(&self) -> Result<String, HostError> {
         self.with(|state| {
             state.names += 1;
             Ok(format!("x{}", state.names))
@@ -298,7 +298,7 @@ impl RegistrarHost for Fake {
         Ok(())
     }
 
-    fn presence(&self, _: &View) -> Result<Presence, String> {
+    fn presence(&self, _: &View) -> Result<Presence, NoPresence> {
         Ok(Presence {
             underlay: vec!["192.0.2.1".parse().unwrap()],
             vtep_mac: Mac([2, 0, 0, 0, 0, 1]),
@@ -307,7 +307,7 @@ impl RegistrarHost for Fake {
         })
     }
 
-    fn surroundings(&self, _: &View) -> Result<(), String> {
+    fn surroundings(&self, _: &View) -> Result<(), Unsurveyed> {
         Ok(())
     }
 
@@ -323,14 +323,14 @@ impl RegistrarHost for Fake {
         self.with(|state| state.holdings = holdings);
     }
 
-    async fn cut_off(&self, attachment: &Attachment) -> Result<(), String> {
+    async fn cut_off(&self, attachment: &Attachment) -> Result<(), NotReleased> {
         teardown::cut_off(self, attachment).await
     }
 
-    async fn remove_gateways(&self) -> Result<(), String> {
+    async fn remove_gateways(&self) -> Result<(), HostError> {
         self.with(|state| {
             if state.is_read_only {
-                return Err("nothing is changed".to_owned());
+                return Err(HostError::new("nothing is changed"));
             }
             state.has_gateways = false;
             if let Some(event) = state.without_gateways.take() {

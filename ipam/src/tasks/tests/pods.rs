@@ -5,8 +5,9 @@ use polder_api::message::{AddRequest, AddressSource, Collection, Refusal, Refusa
 
 use super::fake::*;
 use super::*;
-use crate::claim::NoClaim;
+use crate::claim::Unavailable;
 use crate::ledger::{Held, Ledger as _};
+use crate::registration::Leaving;
 
 /// A caller that waits, or has gone.
 struct Plugin {
@@ -86,7 +87,7 @@ fn an_add_is_refused_by_a_node_that_is_not_ready_and_for_a_caller_who_is_gone() 
     let refusal = add(&fake, "c1").unwrap_err();
     assert_eq!(refusal.kind, RefusalKind::TryAgain);
     assert!(refusal.message.contains("the kernel is not made yet"), "{refusal}");
-    fake.with(|state| state.registration = Registration::Removed("somebody removed it".to_owned()));
+    fake.with(|state| state.registration = Registration::Removed(Leaving::CuttingOff));
     assert_eq!(kind(add(&fake, "c1")), RefusalKind::Removed);
     assert!(!has(&fake, "c1") && !fake.is_locked(&attachment("c1")));
 }
@@ -98,7 +99,7 @@ fn an_add_that_finds_no_address_waits_for_a_block_and_then_takes_the_one_that_co
     del(&fake, "c0").unwrap();
     // A block of 16 addresses: one is the gateway's, and one is in cool-down.
     (1..=free(&fake)).for_each(|number| drop(added(&fake, &format!("c{number}"))));
-    fake.with(|state| state.claims.push_back(Err(NoClaim::Unavailable("nothing is heard of it".to_owned()))));
+    fake.with(|state| state.claims.push_back(Err(Unavailable::TooSlow.into())));
     assert_eq!(kind(add(&fake, "late")), RefusalKind::TryAgain);
     fake.with(|state| state.claims.push_back(Ok(())));
     let other = added(&fake, "another-block");

@@ -23,7 +23,7 @@ impl Knowledge for Fake {
 }
 
 impl OperatorHost for Fake {
-    async fn has_interface(&self, attachment: &Attachment) -> Result<bool, String> {
+    async fn has_interface(&self, attachment: &Attachment) -> Result<bool, HostError> {
         Ok(self.with(|state| state.interfaces.contains(attachment)))
     }
 }

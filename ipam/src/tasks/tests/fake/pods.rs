@@ -1,6 +1,8 @@
 //! The node of the tests, to the tasks about pods.
 
 use super::*;
+use crate::claim::Exhausted;
+use crate::shortage::NoPool;
 
 /// Keeps everybody else from working on an attachment, until it is dropped.
 #[derive(Debug)]
@@ -17,8 +19,7 @@ impl Drop for Lock {
 
 impl Requests for Fake {
     async fn claim(&self, _: BlockRequest) -> Result<(), NoClaim> {
-        let none = || Err(NoClaim::Exhausted("there is none".to_owned()));
-        let answer = self.with(|state| state.claims.pop_front()).unwrap_or_else(none);
+        let answer = self.with(|state| state.claims.pop_front()).unwrap_or_else(|| Err(none()));
         if answer.is_ok() {
             let registrar = Registrar::new(self, Box::leak(Box::new(me())));
             registrar.claim(BlockRequest::Any(Family::V4, None)).await?;
@@ -61,19 +62,19 @@ impl PodHost for Fake {
         self.locked.borrow().contains(attachment)
     }
 
-    async fn gone(&self, held: Vec<Held>) -> Result<BTreeSet<Attachment>, String> {
+    async fn gone(&self, held: Vec<Held>) -> Result<BTreeSet<Attachment>, HostError> {
         let all = held.into_iter().map(|held| held.attachment);
         Ok(self.with(|state| all.filter(|attachment| !state.interfaces.contains(attachment)).collect()))
     }
 
-    async fn admit(&self, _: &Held) -> Result<(), String> {
+    async fn admit(&self, _: &Held) -> Result<(), HostError> {
         Ok(())
     }
 
-    async fn delete_interface(&self, attachment: &Attachment) -> Result<(), String> {
+    async fn delete_interface(&self, attachment: &Attachment) -> Result<(), HostError> {
         self.with(|state| {
             if state.fault == Some(Fault::InterfacesStay) {
-                return Err("the kernel says no".to_owned());
+                return Err(HostError::new("the kernel says no"));
             }
             state.interfaces.remove(attachment);
             Ok(())
@@ -131,4 +132,10 @@ impl PodHost for Fake {
     fn attachments_changed(&self) {}
 
     fn addresses_freed(&self) {}
+}
+
+/// That there is no block.
+fn none() -> NoClaim {
+    let wanted = BlockRequest::Any(Family::V4, None);
+    Exhausted::NoPool(NoPool { wanted, closed: Vec::new() }).into()
 }

@@ -1,0 +1,67 @@
+//! What a part outside of this crate has said of why it failed: a ledger's file, a kernel.
+
+use std::error::Error;
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+/// An error of any type, with its own causes. Two are equal that say the same.
+#[derive(Clone, thiserror::Error)]
+#[error(transparent)]
+pub struct Cause(Arc<dyn Error + Send + Sync>);
+
+impl Cause {
+    /// This one.
+    pub fn new(reason: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self(reason.into().into())
+    }
+}
+
+impl fmt::Debug for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl PartialEq for Cause {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.to_string() == other.to_string()
+    }
+}
+
+impl Eq for Cause {}
+
+impl Hash for Cause {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.to_string().hash(state);
+    }
+}
+
+/// The node did not do what it was asked: its kernel, or another part that a task works with.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
+#[error(transparent)]
+pub struct HostError(Cause);
+
+impl HostError {
+    /// For this reason.
+    pub fn new(reason: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self(Cause::new(reason))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("no bridge")]
+    struct NoBridge(#[source] fmt::Error);
+
+    #[test]
+    fn an_error_keeps_its_words_and_its_causes() {
+        let error = HostError::new(NoBridge(fmt::Error));
+        assert_eq!((error.to_string(), error.clone()), ("no bridge".to_owned(), HostError::new("no bridge")));
+        assert_eq!(error.source().map(ToString::to_string), Some(fmt::Error.to_string()));
+        assert_ne!(error, HostError::new("no kernel"));
+    }
+}
