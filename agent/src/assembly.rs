@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, watch};
 use crate::bell::{Bell, bell};
 use crate::board::{Board, Membership, Passes, Records};
 use crate::config::Config;
+use crate::conflist::NotWritten;
 use crate::endpoint::{self, Endpoint};
 use crate::host::insides::Looker;
 use crate::kernel::Kernel;
@@ -27,6 +28,7 @@ use crate::liveness::Threads;
 use crate::machine::Machine;
 use crate::node::{Calls, Node, Pods};
 use crate::owner::Owner;
+use crate::probe::NotProbed;
 use crate::probe::schedule::{Key, Verdict};
 use crate::readiness::Readiness;
 use crate::repair::Alarm;
@@ -129,7 +131,7 @@ struct AddressEntries {
 /// The entries of the tasks that look after the kernel.
 struct DatapathEntries {
     engine: engine::Entries,
-    announced: watch::Sender<Result<(), String>>,
+    announced: watch::Sender<Result<(), NotWritten>>,
     probe: ProbeEntries,
     host: watch::Sender<Vec<String>>,
 }
@@ -137,13 +139,12 @@ struct DatapathEntries {
 /// The entries of the prober, and of the endpoint that it probes from.
 struct ProbeEntries {
     endpoint: watch::Sender<Endpoint>,
-    probed: watch::Sender<Result<(), String>>,
+    probed: watch::Sender<Result<(), NotProbed>>,
     verdicts: watch::Sender<Arc<BTreeMap<Key, Verdict>>>,
 }
 
 /// All entries, before any task has written its own.
 fn entries() -> (RecordEntries, AddressEntries, DatapathEntries) {
-    let not_yet = |what: &str| Err(what.to_owned());
     let records = RecordEntries {
         view: watch::Sender::default(),
         store_at: watch::Sender::default(),
@@ -156,7 +157,7 @@ fn entries() -> (RecordEntries, AddressEntries, DatapathEntries) {
     };
     let probe = ProbeEntries {
         endpoint: watch::Sender::new(Endpoint::Awaited),
-        probed: watch::Sender::new(not_yet("the ways to the peers are not known yet")),
+        probed: watch::Sender::new(Err(NotProbed::NotYet)),
         verdicts: watch::Sender::default(),
     };
     let engine = engine::Entries {
@@ -167,7 +168,7 @@ fn entries() -> (RecordEntries, AddressEntries, DatapathEntries) {
     };
     let datapath = DatapathEntries {
         engine,
-        announced: watch::Sender::new(not_yet("the CNI configuration is not written yet")),
+        announced: watch::Sender::new(Err(NotWritten::NotYet)),
         probe,
         host: watch::Sender::default(),
     };

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use polder_api::NetworkName;
+use polder_ipam::cause::Cause;
 use serde_json::{Value, json};
 
 use crate::file;
@@ -27,6 +28,28 @@ pub struct Network {
     pub versions: &'static [&'static str],
     /// The plugins that the runtime calls after ours, as they are to be in the file.
     pub chain: Vec<Value>,
+}
+
+/// Why a runtime finds no network.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotWritten {
+    /// The engine has not come to it.
+    #[error("the CNI configuration is not written yet")]
+    NotYet,
+    /// The file cannot be written.
+    #[error(
+        "the CNI configuration {} cannot be written: {error}. Without it the runtime finds no network. Let polder-agent write \
+         there (in a container: mount that folder of the host, writable), or name the folder that the runtime reads with \
+         cni_conf_dir in the configuration",
+        file.display()
+    )]
+    Refused {
+        /// The file.
+        file: PathBuf,
+        /// What the file system says.
+        #[source]
+        error: Cause,
+    },
 }
 
 /// The file, and what is to be in it.
@@ -77,14 +100,9 @@ impl<'a> Conflist<'a> {
         files.filter(|path| path != self.path && is_list(path) && self.is_ours(path)).collect()
     }
 
-    /// Why a runtime finds no network, and what to do.
-    pub fn cannot_write(&self, error: &io::Error) -> String {
-        format!(
-            "the CNI configuration {} cannot be written: {error}. Without it the runtime finds no network. Let polder-agent \
-             write there (in a container: mount that folder of the host, writable), or name the folder that the runtime \
-             reads with cni_conf_dir in the configuration",
-            self.path.display()
-        )
+    /// Why a runtime finds no network, where writing it has ended so.
+    pub fn not_written(&self, error: io::Error) -> NotWritten {
+        NotWritten::Refused { file: self.path.to_owned(), error: Cause::new(error) }
     }
 
     /// Whether the file is a list with our plugin, which asks the agent at our socket.
@@ -218,7 +236,7 @@ mod tests {
         let file = folder.path().join("file");
         fs::write(&file, "").unwrap();
         let error = at(&file).conflist().keep().unwrap_err();
-        let said = at(&file).conflist().cannot_write(&error);
+        let said = at(&file).conflist().not_written(error).to_string();
         for sign in ["file/10-polder.conflist", "(os error", "cni_conf_dir"] {
             assert!(said.contains(sign), "{said}");
         }

@@ -11,6 +11,7 @@ mod parts;
 mod rehearsal;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,7 +36,7 @@ use crate::board::{Board, Chosen, Made, Pass, set_if_changed};
 use crate::config::StoreConfig;
 use crate::etcd_addresses;
 use crate::kernel::plan::{Change, summary};
-use crate::requests::PlanRequest;
+use crate::requests::{NoPlan, PlanRequest};
 use crate::underlay::{Facts, NotChosen, Underlay};
 
 /// Events that come together are answered together.
@@ -75,7 +76,7 @@ pub async fn ask(plans: &mpsc::Sender<PlanRequest>) -> Result<Vec<String>, Refus
     let (reply, answer) = oneshot::channel();
     let sent = plans.send(reply).await;
     let answered = async { sent.ok().and(answer.await.ok()) }.await;
-    let planned = answered.unwrap_or_else(|| Err("the engine has stopped".to_owned()));
+    let planned = answered.unwrap_or(Err(NoPlan::Stopped));
     planned.map_err(Refusal::try_again)
 }
 
@@ -260,7 +261,7 @@ impl Engine {
     async fn pass(&mut self, grounds: &Grounds, by: &mut Vec<String>) -> Pass {
         let Draft { desired, changes, indexes, sysctls, mut pass } = match self.draft(grounds).await {
             Ok(draft) => draft,
-            Err(reason) => return self.not_made(reason),
+            Err(reason) => return self.not_made(&reason),
         };
         let neighbours = desired.state.neighbours.keys().map(|(_, address)| *address).collect();
         set_if_changed(&self.entries.neighbours, neighbours);
@@ -281,7 +282,7 @@ impl Engine {
         let applied = self.tools.kernel.run(move |kernel| kernel.apply(changes, &desired, indexes)).await;
         let failures = match applied {
             Ok(failures) => failures,
-            Err(error) => return self.not_made(format!("change the kernel's state: {error}")),
+            Err(error) => return self.not_made(&format_args!("change the kernel's state: {error}")),
         };
         for failure in failures {
             warn!("{failure}");
@@ -314,7 +315,8 @@ impl Engine {
 
     /// A pass that came to nothing. What the one before found stays true as far as anybody knows: a node that served
     /// goes on serving.
-    fn not_made(&self, reason: String) -> Pass {
+    fn not_made(&self, reason: &dyn fmt::Display) -> Pass {
+        let reason = reason.to_string();
         warn!("{reason}");
         let before = self.board().pass().map(|before| (*before).clone()).unwrap_or_default();
         let served = !before.gateways.is_empty() && before.local_failures.is_empty();

@@ -1,7 +1,7 @@
 //! Follows the cluster's records, and writes them down for an agent that starts while the store is away.
 
 use std::fs;
-use std::io::BufWriter;
+use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -94,7 +94,7 @@ impl Task {
                         info!(revision = earlier.revision, "the store is away: going by what was written down");
                         self.take(earlier);
                     }
-                    Some(Err(reason)) => info!(reason, "nothing is written down to go by: waiting for the store"),
+                    Some(Err(reason)) => info!(%reason, "nothing is written down to go by: waiting for the store"),
                     None => {}
                 },
                 () = sleep_until(write_at.unwrap_or(fall_back)), if write_at.is_some() => {
@@ -152,7 +152,7 @@ fn text(entry: &Entry) -> Option<(String, (i64, String))> {
     Some((entry.key.clone(), (entry.revision, String::from_utf8(entry.value.clone()).ok()?)))
 }
 
-fn write(path: &Path, records: &Records) -> std::io::Result<()> {
+fn write(path: &Path, records: &Records) -> io::Result<()> {
     let temporary = path.with_file_name(SNAPSHOT_BEFORE);
     let mut file = BufWriter::new(fs::File::create(&temporary)?);
     serde_json::to_writer(&mut file, records)?;
@@ -160,16 +160,25 @@ fn write(path: &Path, records: &Records) -> std::io::Result<()> {
     fs::rename(&temporary, path)
 }
 
-fn read(path: &Path) -> Result<Contents, String> {
-    let text = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+/// What was written down cannot be used.
+#[derive(Debug, thiserror::Error)]
+enum NoSnapshot {
+    #[error("{}: {error}", file.display())]
+    Unread { file: PathBuf, error: io::Error },
+    #[error("{}: {error}", file.display())]
+    Unreadable { file: PathBuf, error: serde_json::Error },
+    #[error("{}: {key} is not of this cluster, whose etcd.prefix is {prefix}", file.display())]
+    OtherCluster { file: PathBuf, key: String, prefix: &'static str },
+}
+
+fn read(path: &Path) -> Result<Contents, NoSnapshot> {
+    let file = || path.to_owned();
+    let text = fs::read(path).map_err(|error| NoSnapshot::Unread { file: file(), error })?;
     let records: Records =
-        serde_json::from_slice(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+        serde_json::from_slice(&text).map_err(|error| NoSnapshot::Unreadable { file: file(), error })?;
     if let Some(key) = records.entries.keys().find(|key| !key.starts_with(prefix::in_use())) {
-        let prefix = prefix::in_use();
-        return Err(format!(
-            "{}: {key} is not of this cluster, whose etcd.prefix is {prefix}",
-            path.display()
-        ));
+        let (key, prefix) = (key.clone(), prefix::in_use());
+        return Err(NoSnapshot::OtherCluster { file: file(), key, prefix });
     }
     let entry =
         |(key, (revision, value)): (String, (i64, String))| Entry { key, revision, value: value.into() };
@@ -217,7 +226,7 @@ mod tests {
         let mut records = Records::default();
         records.apply(&Update::Loaded(Contents { revision: 5, entries: vec![entry("/other/cluster", 3)] }));
         write(&file, &records).unwrap();
-        let said = read(&file).unwrap_err();
+        let said = read(&file).unwrap_err().to_string();
         assert!(said.contains("/other/cluster") && said.contains("etcd.prefix is /polder/v1/"), "{said}");
     }
 
@@ -226,7 +235,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("cluster.json");
         fs::write(&file, "{\"revision\":5").unwrap();
-        assert!(read(&file).unwrap_err().contains("cluster.json"));
+        assert!(read(&file).unwrap_err().to_string().contains("cluster.json"));
     }
 
     #[tokio::test]

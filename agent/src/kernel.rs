@@ -17,6 +17,7 @@ pub mod ruleset;
 pub mod state;
 pub mod sysctl;
 pub mod tunnel;
+pub mod unreachable;
 
 pub mod apply;
 pub mod snapshot;

@@ -3,6 +3,7 @@
 //! Each peer is probed twice: from this node's probe endpoint to the peer's, which both hosts forward as they forward pods'
 //! packets; and from host to host, which tells a node that is down from one that drops what it should forward.
 
+mod closed;
 mod echo;
 pub mod schedule;
 mod verdict;
@@ -16,12 +17,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use polder_api::{Family, NodeName};
+use polder_ipam::cause::Cause;
 use polder_netlink::namespace;
 use polder_store::Store;
 use tokio::sync::watch;
 use tokio::time::{sleep_until, timeout};
 use tracing::{info, warn};
 
+pub use self::closed::NotProbed;
+use self::closed::{Blind, Silent};
 use self::echo::Echo;
 use self::schedule::{Key, Schedule, Shot, Size, Sizes, Target, Token, Verdict};
 use self::verdict::{ENDPOINT_FAILURES, Living, combine, is_suspect};
@@ -65,7 +69,7 @@ pub struct Task {
     pub endpoint: watch::Receiver<Endpoint>,
     /// Whether the ways to the peers were seen to be open, or there are none; why not yet. Once they were, it stays so: what
     /// happens to them later is no reason to turn pods away.
-    pub probed: watch::Sender<Result<(), String>>,
+    pub probed: watch::Sender<Result<(), NotProbed>>,
     /// What is known of the way to each peer.
     pub verdicts: watch::Sender<Arc<BTreeMap<Key, Verdict>>>,
 }
@@ -127,7 +131,7 @@ struct Prober {
     /// From endpoint to endpoint.
     forwarded: Side,
     /// Why there are no sockets on the host, although the node has an address.
-    blind: BTreeMap<Family, String>,
+    blind: BTreeMap<Family, Blind>,
     /// The endpoint that the sockets of `forwarded` are in.
     endpoint: Option<Arc<Open>>,
     /// The pass that the targets are from.
@@ -235,7 +239,7 @@ impl Prober {
         match Echo::open(source, self.identifier) {
             Ok(echo) => drop(self.host.echoes.insert(family, echo)),
             Err(error) => {
-                let reason = format!("peers cannot be probed from {source}: {error}");
+                let reason = Blind { source_address: source, error: Cause::new(error) };
                 if before.as_ref() != Some(&reason) {
                     warn!("{reason}");
                 }
@@ -370,12 +374,12 @@ impl Prober {
 
     /// Whether the node is ready, as far as peers have a say in it: in every family one of them answers, or there is none that
     /// could. One to which there is no way yet does not answer either.
-    async fn judge(&mut self, pass: &Pass, verdicts: &BTreeMap<Key, Verdict>) -> Result<(), String> {
+    async fn judge(&mut self, pass: &Pass, verdicts: &BTreeMap<Key, Verdict>) -> Result<(), NotProbed> {
         if let Some(reason) = self.blind.values().next() {
-            return Err(format!("{reason}; probe_peers = false in the configuration does without"));
+            return Err(reason.clone().into());
         }
         if matches!(*self.task.endpoint.borrow(), Endpoint::Awaited) {
-            return Err("the probe endpoint is being made".to_owned());
+            return Err(NotProbed::NoEndpoint);
         }
         let (mut silent, mut dropped) = (Vec::new(), BTreeSet::new());
         for family in self.host.echoes.keys() {
@@ -386,7 +390,7 @@ impl Prober {
                 continue;
             }
             if known().any(|verdict| *verdict == Verdict::Unknown) {
-                return Err("the ways to the peers are being probed".to_owned());
+                return Err(NotProbed::Probing);
             }
             let drops = |key: &&&Key| verdicts.get(**key) == Some(&Verdict::Dropped);
             dropped.extend(peers.iter().filter(drops).map(|(name, _)| name.clone()));
@@ -400,9 +404,7 @@ impl Prober {
         self.ask_at = Some(now + ASK_AGAIN);
         let living = match leases::living(&self.task.store).await {
             Ok(living) => living,
-            Err(_) if now - since < PATIENCE => {
-                return Err("no peer answers, and the store cannot be asked which of them live".to_owned());
-            }
+            Err(_) if now - since < PATIENCE => return Err(NotProbed::Unasked),
             Err(_) => return Ok(()),
         };
         silent.retain(|name| living.contains(name));
@@ -411,25 +413,10 @@ impl Prober {
         if silent.is_empty() {
             return Ok(());
         }
-        let list = |names: &mut dyn Iterator<Item = &NodeName>| {
-            names.take(5).map(ToString::to_string).collect::<Vec<_>>().join(", ")
-        };
         if !dropped.is_empty() {
-            return Err(format!(
-                "no peer answers to packets that are forwarded as pods' are, although {} of them answer themselves, {} among \
-                 them: look at `polderctl status` on both nodes for forwarding settings and filters; probe_peers = false in \
-                 the configuration does without an answer",
-                dropped.len(),
-                list(&mut dropped.iter())
-            ));
+            return Err(NotProbed::Dropped(Silent::of(dropped.iter())));
         }
-        Err(format!(
-            "no peer answers over the way that pods would use, although {} of them live, {} among them: look whether \
-             the underlay lets through what `polderctl node list` names as their paths, and ICMP; probe_peers = false in the \
-             configuration does without an answer",
-            silent.len(),
-            list(&mut silent.iter())
-        ))
+        Err(NotProbed::Silent(Silent::of(silent.iter())))
     }
 }
 

@@ -4,6 +4,8 @@
 use tokio::sync::watch;
 
 use crate::board::Board;
+use crate::conflist::NotWritten;
+use crate::probe::NotProbed;
 
 /// What it is told by.
 #[derive(Debug, Clone)]
@@ -11,17 +13,17 @@ pub struct Readiness {
     /// Whether an ADD would be served.
     pub board: Board,
     /// Whether the paths to the peers were seen to be open.
-    probed: watch::Receiver<Result<(), String>>,
+    probed: watch::Receiver<Result<(), NotProbed>>,
     /// Whether the CNI configuration is in place.
-    announced: watch::Receiver<Result<(), String>>,
+    announced: watch::Receiver<Result<(), NotWritten>>,
 }
 
 impl Readiness {
     /// What the prober and the engine write is read from there.
     pub fn new(
         board: Board,
-        probed: watch::Receiver<Result<(), String>>,
-        announced: watch::Receiver<Result<(), String>>,
+        probed: watch::Receiver<Result<(), NotProbed>>,
+        announced: watch::Receiver<Result<(), NotWritten>>,
     ) -> Self {
         Self { board, probed, announced }
     }
@@ -30,7 +32,7 @@ impl Readiness {
     pub fn reasons(&self) -> Vec<String> {
         let mut reasons = self.unannounced();
         if let (true, Err(reason)) = (reasons.is_empty(), &*self.announced.borrow()) {
-            reasons.push(reason.clone());
+            reasons.push(reason.to_string());
         }
         reasons
     }
@@ -39,13 +41,13 @@ impl Readiness {
     pub fn unannounced(&self) -> Vec<String> {
         let mut reasons = self.board.obstacles();
         if let (true, Err(reason)) = (reasons.is_empty(), &*self.probed.borrow()) {
-            reasons.push(reason.clone());
+            reasons.push(reason.to_string());
         }
         reasons
     }
 
     /// Whether the paths to the peers were seen to be open, from now on.
-    pub fn probes(&self) -> watch::Receiver<Result<(), String>> {
+    pub fn probes(&self) -> watch::Receiver<Result<(), NotProbed>> {
         let mut probed = self.probed.clone();
         probed.mark_unchanged();
         probed

@@ -9,7 +9,29 @@ use polder_ipam::tasks::{Unreserved, Workload};
 use tokio::sync::oneshot;
 
 /// A question to the engine: what the next pass would change.
-pub type PlanRequest = oneshot::Sender<Result<Vec<String>, String>>;
+pub type PlanRequest = oneshot::Sender<Result<Vec<String>, NoPlan>>;
+
+/// Why there is no plan for the kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum NoPlan {
+    /// Nobody plans any more.
+    #[error("the engine has stopped")]
+    Stopped,
+    /// An ADD would not be served, for these reasons.
+    #[error("the kernel is left alone as it is: {}", .0.join("; "))]
+    Obstacles(Vec<String>),
+    /// Which records can be believed is not known just now.
+    #[error(
+        "the kernel is left alone as it is: the records are being read anew, after an address of this node changed"
+    )]
+    Moving,
+    /// It is not known what is there.
+    #[error("read the kernel's state: {0}")]
+    Unread(#[source] polder_netlink::Error),
+    /// No packet of a pod would fit.
+    #[error("the underlay has no MTU")]
+    NoMtu,
+}
 
 /// A wish for another block.
 #[derive(Debug)]

@@ -217,7 +217,7 @@ fn paths(reporter: &Reporter, pass: Option<&Pass>, name: &NodeName) -> Vec<PathS
         let (path, via) = match &pass?.paths.get(&(name.clone(), family))?.path {
             Path::Direct { via, .. } => (PathKind::Direct, via.to_string()),
             Path::Tunnel { encapsulation, remote, .. } => (encapsulation.path(), remote.to_string()),
-            Path::Unreachable(reason) => (PathKind::Unreachable, reason.clone()),
+            Path::Unreachable(reason) => (PathKind::Unreachable, reason.to_string()),
         };
         let probe = probe::state(reporter.told.verdicts.borrow().get(&(name.clone(), family)));
         Some(PathStatus { family, path, via, probe })

@@ -242,7 +242,7 @@ async fn release(node: &Node) {
 /// Takes the interfaces away, whichever of the two there is.
 async fn delete_interfaces(node: &Node) -> Result<(), String> {
     for attach in [AttachMode::Bridge, AttachMode::Routed] {
-        node.pods.reaper.delete(interface(attach)).await?;
+        node.pods.reaper.delete(interface(attach)).await.map_err(|error| error.to_string())?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use crate::board::set_if_changed;
 use crate::config::Config;
-use crate::conflist::Conflist;
+use crate::conflist::{Conflist, NotWritten};
 use crate::readiness::Readiness;
 
 /// Writes the CNI configuration, and tells whether it is in place.
@@ -15,7 +15,7 @@ use crate::readiness::Readiness;
 pub struct Announcer {
     config: Arc<Config>,
     readiness: Readiness,
-    announced: watch::Sender<Result<(), String>>,
+    announced: watch::Sender<Result<(), NotWritten>>,
     /// Whether this agent has put it in place.
     is_done: bool,
 }
@@ -25,7 +25,7 @@ impl Announcer {
     pub fn new(
         config: Arc<Config>,
         readiness: Readiness,
-        announced: watch::Sender<Result<(), String>>,
+        announced: watch::Sender<Result<(), NotWritten>>,
     ) -> Self {
         Self { config, readiness, announced, is_done: false }
     }
@@ -53,7 +53,7 @@ impl Announcer {
                 self.is_done = true;
                 Ok(())
             }
-            Err(error) => Err(conflist.cannot_write(&error)),
+            Err(error) => Err(conflist.not_written(error)),
         };
         let failed = outcome.clone().err();
         if set_if_changed(&self.announced, outcome)

@@ -19,6 +19,7 @@ use crate::kernel::desired::{Desired, Inputs, Path, Reached, desired, pod_mtu};
 use crate::kernel::plan::{Change, Prune, plan};
 use crate::kernel::ruleset;
 use crate::kernel::state::Device;
+use crate::requests::NoPlan;
 use crate::underlay::{LOOPBACK, Underlay};
 
 /// What a pass goes by.
@@ -59,12 +60,12 @@ impl Draft {
 
 impl Engine {
     /// What the next pass would change, in order.
-    pub(super) async fn plan(&mut self) -> Result<Vec<String>, String> {
+    pub(super) async fn plan(&mut self) -> Result<Vec<String>, NoPlan> {
         Ok(self.draft_now().await?.changes())
     }
 
     /// What a pass would do that began now.
-    pub(super) async fn draft_now(&mut self) -> Result<Draft, String> {
+    pub(super) async fn draft_now(&mut self) -> Result<Draft, NoPlan> {
         let view = self.board().view();
         let believed = believe(&view, &self.tools.config.node);
         self.look_for(&believed.peers, false).await;
@@ -74,16 +75,11 @@ impl Engine {
     }
 
     /// What a pass goes by; or why the kernel is left alone.
-    pub(super) fn grounds(&self, view: Arc<View>, believed: Believed) -> Result<Grounds, String> {
+    pub(super) fn grounds(&self, view: Arc<View>, believed: Believed) -> Result<Grounds, NoPlan> {
         let board = self.board();
         let alone = || {
-            let mut reasons = board.obstacles();
-            if reasons.is_empty() {
-                reasons.push(
-                    "the records are being read anew, after an address of this node changed".to_owned(),
-                );
-            }
-            Err(format!("the kernel is left alone as it is: {}", reasons.join("; ")))
+            let obstacles = board.obstacles();
+            Err(if obstacles.is_empty() { NoPlan::Moving } else { NoPlan::Obstacles(obstacles) })
         };
         let holdings = board.holdings();
         // Until the registrar has made sure that this node is who it says it is, the kernel is left alone.
@@ -106,7 +102,7 @@ impl Engine {
     }
 
     /// Reads all that there is, and decides what a pass would do.
-    pub(super) async fn draft(&mut self, grounds: &Grounds) -> Result<Draft, String> {
+    pub(super) async fn draft(&mut self, grounds: &Grounds) -> Result<Draft, NoPlan> {
         let Grounds { view, cluster, underlay, believed } = grounds;
         // A pool that the store has lost goes on as it was.
         let pools = view.pools.values().map(|pool| &pool.record).chain(view.lost_pools.values());
@@ -116,7 +112,7 @@ impl Engine {
         // kernel no more when it leaves the ledger. So what is in the kernel and not in the ledger is nobody's.
         let mut actual = match self.tools.kernel.run(move |kernel| kernel.snapshot(&table)).await {
             Ok(actual) => actual,
-            Err(error) => return Err(format!("read the kernel's state: {error}")),
+            Err(error) => return Err(NoPlan::Unread(error)),
         };
         let (blocks, gateways, pods) = self
             .tools
@@ -128,7 +124,7 @@ impl Engine {
             })
             .await;
         let Some(mtu) = pod_mtu(underlay, cluster, self.tools.config.mtu) else {
-            return Err("the underlay has no MTU".to_owned());
+            return Err(NoPlan::NoMtu);
         };
         let pools: Vec<Cidr> = view.pools.values().map(|pool| pool.record.cidr()).collect();
         let families = view.families();

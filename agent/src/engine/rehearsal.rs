@@ -41,7 +41,7 @@ pub async fn rehearse(engine: &mut Engine, patience: Duration) -> Result<Vec<Str
                     _ => vec!["the node is not registered yet".to_owned()],
                 }
             }
-            Err(reason) => vec![reason],
+            Err(reason) => vec![reason.to_string()],
         };
         tokio::select! {
             _ = view.changed() => {}

@@ -21,6 +21,7 @@ use super::ruleset::{self, Lengths, Members};
 use super::state::{Device, Identity, OwnKind, OwnLink, PodLink, State, Target, Way};
 use super::sysctl;
 use super::tunnel::{Encapsulation, Entries};
+use super::unreachable::{NoTunnel, OffLink, Unreachable};
 use crate::underlay::Underlay;
 use polder_ipam::peers::Peer;
 
@@ -114,7 +115,7 @@ pub enum Path {
         next_hop: IpAddr,
     },
     /// Not at all, and why.
-    Unreachable(String),
+    Unreachable(Unreachable),
 }
 
 /// How a peer's pods of one family are reached, and what gets there.
@@ -160,19 +161,19 @@ impl Inputs<'_> {
         let backend = self.cluster.backend;
         match backend.uses_direct_routes().then(|| self.on_link(peer, family)) {
             Some(Ok(path)) => path,
-            Some(Err(reason)) if !backend.uses_tunnels() => {
-                Path::Unreachable(format!("{reason}, and the backend is {backend}"))
+            Some(Err(why)) if !backend.uses_tunnels() => {
+                Path::Unreachable(Unreachable::OffLink { why, backend })
             }
             _ => self.tunnelled(peer, family),
         }
     }
 
-    fn on_link(&self, peer: &Peer, family: Family) -> Result<Path, String> {
-        let via = peer.underlay(family).ok_or_else(|| format!("it has no {family} underlay address"))?;
+    fn on_link(&self, peer: &Peer, family: Family) -> Result<Path, OffLink> {
+        let via = peer.underlay(family).ok_or(OffLink::NoAddress(family))?;
         match self.reach.get(&via).copied().flatten() {
-            None => Err(format!("there is no route to {via}")),
-            Some(Lookup { local: true, .. }) => Err(format!("{via} is an address of this node")),
-            Some(Lookup { gateway: Some(router), .. }) => Err(format!("{via} is behind router {router}")),
+            None => Err(OffLink::NoRoute(via)),
+            Some(Lookup { local: true, .. }) => Err(OffLink::OwnAddress(via)),
+            Some(Lookup { gateway: Some(router), .. }) => Err(OffLink::Behind { address: via, router }),
             Some(Lookup { index, .. }) => Ok(Path::Direct { via, index }),
         }
     }
@@ -180,27 +181,26 @@ impl Inputs<'_> {
     fn tunnelled(&self, peer: &Peer, family: Family) -> Path {
         let encapsulation = Encapsulation::of(self.cluster);
         if !self.features.tunnels {
-            let what = encapsulation.path();
-            return Path::Unreachable(format!("it is not on the same link, and this kernel has no {what}"));
+            return Path::Unreachable(Unreachable::NoTunnels(encapsulation.path()));
         }
         let Some(gateway) = peer.gateway(family) else {
-            return Path::Unreachable(format!("it has no {family} gateway address yet"));
+            return Path::Unreachable(Unreachable::NoGateway(family));
         };
         let next_hop = encapsulation.next_hop(&peer.record, gateway);
         let mut reasons = Vec::new();
         for over in self.underlay.tunnel_families() {
             let Some(remote) = peer.underlay(over) else {
-                reasons.push(format!("it has no {over} underlay address"));
+                reasons.push(NoTunnel::NoAddress(over));
                 continue;
             };
             match self.reach.get(&remote).copied().flatten() {
                 Some(lookup) if !lookup.local => {
                     return Path::Tunnel { encapsulation, over, remote, next_hop };
                 }
-                _ => reasons.push(format!("there is no route to {remote}: add one, or a default route")),
+                _ => reasons.push(NoTunnel::NoRoute(remote)),
             }
         }
-        Path::Unreachable(reasons.join("; "))
+        Path::Unreachable(Unreachable::NoTunnel(reasons))
     }
 }
 

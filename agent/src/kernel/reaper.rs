@@ -23,7 +23,33 @@ const GROUP: usize = 8;
 /// The first of the group numbers that are used while interfaces go ("PLD").
 const FIRST_GROUP: u32 = 0x50_4c_44_00;
 
-type Done = oneshot::Sender<Result<(), String>>;
+type Done = oneshot::Sender<Result<(), NotDeleted>>;
+
+/// An interface stays.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum NotDeleted {
+    /// Nobody deletes interfaces any more.
+    #[error("delete {0}: the threads for that have stopped")]
+    Stopped(IfName),
+    /// It is not known whether it is there.
+    #[error("find {name}: {error}")]
+    Find {
+        /// The interface.
+        name: IfName,
+        /// What the kernel says.
+        #[source]
+        error: Arc<Error>,
+    },
+    /// The kernel does not do it.
+    #[error("delete {name}: {error}")]
+    Delete {
+        /// The interface.
+        name: IfName,
+        /// What the kernel says.
+        #[source]
+        error: Arc<Error>,
+    },
+}
 
 /// A handle to the threads.
 #[derive(Debug, Clone)]
@@ -41,7 +67,7 @@ impl Waiting {
         self.lock().entry(index).or_default().push(done);
     }
 
-    fn finish(&self, index: u32, result: &Result<(), String>) {
+    fn finish(&self, index: u32, result: &Result<(), NotDeleted>) {
         let waiting = self.lock().remove(&index);
         waiting.into_iter().flatten().for_each(|done| drop(done.send(result.clone())));
     }
@@ -74,9 +100,9 @@ impl Reaper {
     }
 
     /// Deletes the interface, and returns when it is gone. Succeeds where there is none.
-    pub async fn delete(&self, name: IfName) -> Result<(), String> {
+    pub async fn delete(&self, name: IfName) -> Result<(), NotDeleted> {
         let (done, gone) = oneshot::channel();
-        let stopped = || format!("delete {name}: the threads for that have stopped");
+        let stopped = || NotDeleted::Stopped(name.clone());
         self.queue.send((name.clone(), done)).map_err(|_| stopped())?;
         gone.await.map_err(|_| stopped())?
     }
@@ -97,7 +123,10 @@ fn work(mut socket: RouteSocket, group: u32, jobs: &Mutex<Receiver<(IfName, Done
                     indexes.push((link.index, name));
                 }
                 Ok(None) => drop(done.send(Ok(()))),
-                Err(error) => drop(done.send(Err(format!("find {name}: {error}")))),
+                Err(error) => {
+                    let error = Arc::new(error);
+                    drop(done.send(Err(NotDeleted::Find { name, error })));
+                }
             }
         }
         let outcome = match indexes.as_slice() {
@@ -108,14 +137,15 @@ fn work(mut socket: RouteSocket, group: u32, jobs: &Mutex<Receiver<(IfName, Done
                 socket.execute_all(mark.chain([link::delete_group(group)]))
             }
         };
+        let outcome = outcome.map_err(Arc::new);
         // One of a group may have gone by itself, and then the others are gone nevertheless: look.
         for (index, name) in indexes {
             let result = match (&outcome, socket.link_by_index(index)) {
                 (_, Ok(None)) | (Ok(()), _) => Ok(()),
-                (Err(error), _) => Err(format!("delete {name}: {error}")),
+                (Err(error), _) => Err(NotDeleted::Delete { name: name.clone(), error: Arc::clone(error) }),
             };
             if let Err(reason) = &result {
-                warn!(interface = %name, reason, "interface not deleted");
+                warn!(interface = %name, %reason, "interface not deleted");
             }
             waiting.finish(index, &result);
         }

@@ -1,0 +1,67 @@
+//! Why a peer's pods cannot be reached.
+
+use std::net::IpAddr;
+
+use polder_api::status::PathKind;
+use polder_api::{Backend, Family};
+
+/// Why a peer's pods cannot be reached without a tunnel.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OffLink {
+    /// Nothing leads to it.
+    #[error("it has no {0} underlay address")]
+    NoAddress(Family),
+    /// The kernel knows no way.
+    #[error("there is no route to {0}")]
+    NoRoute(IpAddr),
+    /// Its record, or this node's addresses, are out of date.
+    #[error("{0} is an address of this node")]
+    OwnAddress(IpAddr),
+    /// It is on another link.
+    #[error("{address} is behind router {router}")]
+    Behind {
+        /// Its underlay address.
+        address: IpAddr,
+        /// The next hop to it.
+        router: IpAddr,
+    },
+}
+
+/// Why a peer's pods cannot be reached.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unreachable {
+    /// The cluster has no tunnels.
+    #[error("{why}, and the backend is {backend}")]
+    OffLink {
+        /// Why it takes one.
+        #[source]
+        why: OffLink,
+        /// What the settings say.
+        backend: Backend,
+    },
+    /// The kernel has no tunnels.
+    #[error("it is not on the same link, and this kernel has no {0}")]
+    NoTunnels(PathKind),
+    /// The way through a tunnel leads to its gateway address.
+    #[error("it has no {0} gateway address yet")]
+    NoGateway(Family),
+    /// No tunnel leads there, over any family.
+    #[error("{}", joined(.0))]
+    NoTunnel(Vec<NoTunnel>),
+}
+
+/// Why no tunnel leads to a peer over an underlay of one family.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoTunnel {
+    /// It has no end there.
+    #[error("it has no {0} underlay address")]
+    NoAddress(Family),
+    /// Its end cannot be reached.
+    #[error("there is no route to {0}: add one, or a default route")]
+    NoRoute(IpAddr),
+}
+
+fn joined(reasons: &[NoTunnel]) -> String {
+    let all: Vec<String> = reasons.iter().map(ToString::to_string).collect();
+    all.join("; ")
+}
