@@ -5,6 +5,7 @@ use std::path::Path;
 
 use polder_api::NodeName;
 use polder_ipam::Moment;
+use polder_ipam::ids::{BootId, MachineId};
 use polder_ipam::record::Life;
 
 const MACHINE_ID: &str = "/etc/machine-id";
@@ -35,10 +36,10 @@ pub enum MachineError {
 /// The machine that the agent runs on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
-    /// `/etc/machine-id`: stays as long as the installation.
-    pub machine_id: String,
+    /// Stays as long as the installation.
+    pub machine_id: MachineId,
     /// Changes with every boot.
-    pub boot_id: String,
+    pub boot_id: BootId,
 }
 
 impl Machine {
@@ -49,7 +50,8 @@ impl Machine {
             let problem = format!("says {UNINITIALIZED:?}, which identifies no machine");
             return Err(MachineError::File { path: MACHINE_ID, problem, remedy: MAKE_ID });
         }
-        Ok(Self { machine_id, boot_id: line(BOOT_ID, "is /proc mounted?")? })
+        let boot_id = BootId::new(line(BOOT_ID, "is /proc mounted?")?);
+        Ok(Self { machine_id: MachineId::new(machine_id), boot_id })
     }
 
     /// The machine and its boot, to be compared with records.

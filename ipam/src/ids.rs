@@ -1,4 +1,4 @@
-//! Random names that tell things of one name apart.
+//! Random names that tell things of one name apart: those that we make, and those that the system gives.
 
 use std::fmt;
 
@@ -24,6 +24,48 @@ macro_rules! random_identity {
         }
     };
 }
+
+macro_rules! given_identity {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(String);
+
+        impl $name {
+            /// That id. Ids are compared, and say nothing else: any text is one.
+            pub fn new(id: impl Into<String>) -> Self {
+                Self(id.into())
+            }
+
+            /// As it is written down.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&self.0, f)
+            }
+        }
+    };
+}
+
+given_identity!(
+    /// Which installation of an operating system (`/etc/machine-id`). Empty where nobody has said it.
+    MachineId
+);
+given_identity!(
+    /// Which boot of a kernel (`/proc/sys/kernel/random/boot_id`).
+    BootId
+);
 
 random_identity!(
     /// Which of all clusters.

@@ -16,6 +16,7 @@ use std::net::IpAddr;
 use polder_api::{Attachment, NodeName};
 
 use crate::allocator::Counts;
+use crate::ids::BootId;
 use crate::ledger::{Held, Identity, OwnedBlock};
 use crate::record::AddressRecord;
 use crate::view::View;
@@ -128,7 +129,7 @@ pub struct NodeFacts {
     /// Its name.
     pub name: NodeName,
     /// In which boot it is.
-    pub boot_id: String,
+    pub boot_id: BootId,
     /// What its ledger says.
     pub ledger: Option<LedgerFacts>,
     /// What its kernel has.

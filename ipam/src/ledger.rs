@@ -12,7 +12,7 @@ use std::str::FromStr;
 use polder_api::{Attachment, Mac, Pod, PoolName};
 
 use crate::cause::Cause;
-use crate::ids::{ClusterId, Incarnation, Nonce};
+use crate::ids::{BootId, ClusterId, Incarnation, Nonce};
 use crate::moment::Moment;
 use crate::pool::Block;
 
@@ -130,7 +130,7 @@ pub trait Ledger {
 
     /// Says which boot it is. After another one every attachment is void, for its interface and its namespace are
     /// gone: its addresses rest as if freed when this boot began. Returns the attachments that became void.
-    fn enter_boot(&mut self, id: &str) -> Result<Vec<Held>, LedgerError>;
+    fn enter_boot(&mut self, id: &BootId) -> Result<Vec<Held>, LedgerError>;
 
     /// The blocks that the node owns.
     fn blocks(&self) -> Result<Vec<OwnedBlock>, LedgerError>;

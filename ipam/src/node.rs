@@ -8,6 +8,7 @@ use polder_api::{Attachment, Family, Mac, Pod, PoolName, rule};
 
 use crate::allocator::{Allocator, Counts, Refused, Rest};
 use crate::claim::LOW_WATER;
+use crate::ids::BootId;
 use crate::ledger::{Held, Identity, Kind, Ledger, LedgerError, OwnedBlock};
 use crate::moment::Moment;
 use crate::pool::{Block, Labels, Pool};
@@ -158,7 +159,7 @@ rule! {
 
 impl<L: Ledger> NodeIpam<L> {
     /// Goes by that ledger in this boot. Returns the attachments of another boot, which are void now.
-    pub fn with(mut ledger: L, boot_id: &str, rest: Duration) -> Result<(Self, Vec<Held>), LedgerError> {
+    pub fn with(mut ledger: L, boot_id: &BootId, rest: Duration) -> Result<(Self, Vec<Held>), LedgerError> {
         let void = if another_boot_ends_all() { ledger.enter_boot(boot_id)? } else { Vec::new() };
         let dormant = ledger.blocks()?;
         let attachments = ledger.attachments()?;

@@ -271,7 +271,7 @@ fn check_block(view: &View, nodes: &Nodes<'_>, block: Block, claim: &BlockRecord
 mod tests {
     use polder_api::Mac;
 
-    use crate::ids::Nonce;
+    use crate::ids::{BootId, MachineId, Nonce};
     use crate::record::{PoolRecord, encode};
     use crate::store::{Contents, Entry, Update};
 
@@ -285,8 +285,8 @@ mod tests {
     fn node(n: u8) -> NodeRecord {
         NodeRecord {
             incarnation: Incarnation(format!("i{n}")),
-            machine_id: format!("m{n}"),
-            boot_id: "b".into(),
+            machine_id: MachineId::new(format!("m{n}")),
+            boot_id: BootId::new("b"),
             underlay: vec![IpAddr::from([10, 1, 0, n])],
             gateways: vec![IpAddr::from([10, 244, n, 1])],
             probes: Vec::new(),

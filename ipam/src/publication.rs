@@ -10,7 +10,7 @@ use polder_api::rule;
 use crate::change::{Change, MOST_RECORDS, Member, Speaker};
 use crate::key::{Key, Name};
 use crate::ledger::{Held, Identity};
-use crate::record::{AddressRecord, Alive, Life, NodeRecord, encode};
+use crate::record::{AddressRecord, Life, NodeRecord, encode};
 use crate::store::{Contents, Entry};
 use crate::view::{Source, View};
 
@@ -45,7 +45,7 @@ pub fn own_revision(view: &View, me: &NodeName, identity: Option<&Identity>, lif
 
 /// The sign of life of a node in one boot of its machine. Its record must be as of that revision.
 pub fn sign_of_life(me: &NodeName, life: Life<'_>, revision: i64) -> Change {
-    let alive = Alive { boot_id: life.boot_id.to_owned(), machine_id: life.machine_id.to_owned() };
+    let alive = life.into();
     Change::SignOfLife { by: Member { node: me.clone(), revision }, alive }
 }
 
@@ -127,12 +127,15 @@ mod tests {
     use polder_api::Mac;
 
     use super::*;
-    use crate::ids::{ClusterId, Incarnation};
+    use crate::ids::{BootId, ClusterId, Incarnation, MachineId};
     use crate::ledger::Standing;
-    use crate::record::NodeRecord;
+    use crate::record::{Alive, NodeRecord};
     use crate::view::Known;
 
-    const LIFE: Life<'static> = Life { machine_id: "m1", boot_id: "b1" };
+    /// In which life the node is registered.
+    fn alive() -> Alive {
+        Alive { machine_id: MachineId::new("m1"), boot_id: BootId::new("b1") }
+    }
 
     fn me() -> NodeName {
         "n1".parse().unwrap()
@@ -150,8 +153,8 @@ mod tests {
     fn view() -> View {
         let record = NodeRecord {
             incarnation: Incarnation("i1".to_owned()),
-            machine_id: LIFE.machine_id.to_owned(),
-            boot_id: LIFE.boot_id.to_owned(),
+            machine_id: alive().machine_id,
+            boot_id: alive().boot_id,
             underlay: Vec::new(),
             gateways: Vec::new(),
             probes: Vec::new(),
@@ -167,18 +170,19 @@ mod tests {
 
     #[test]
     fn the_own_record_counts_only_in_its_incarnation_boot_and_machine_and_from_the_store() {
-        let ours = identity("i1");
-        assert_eq!(own_revision(&view(), &me(), Some(&ours), LIFE), 7);
-        let later = Life { boot_id: "b2", ..LIFE };
-        let elsewhere = Life { machine_id: "m2", ..LIFE };
-        for life in [later, elsewhere] {
-            assert_eq!(own_revision(&view(), &me(), Some(&ours), life), 0);
+        let (ours, alive) = (identity("i1"), alive());
+        let life = Life::from(&alive);
+        assert_eq!(own_revision(&view(), &me(), Some(&ours), life), 7);
+        let later = Alive { boot_id: BootId::new("b2"), ..alive.clone() };
+        let elsewhere = Alive { machine_id: MachineId::new("m2"), ..alive.clone() };
+        for other in [later, elsewhere] {
+            assert_eq!(own_revision(&view(), &me(), Some(&ours), Life::from(&other)), 0);
         }
-        assert_eq!(own_revision(&view(), &me(), Some(&identity("i2")), LIFE), 0);
-        assert_eq!(own_revision(&view(), &me(), None, LIFE), 0);
+        assert_eq!(own_revision(&view(), &me(), Some(&identity("i2")), life), 0);
+        assert_eq!(own_revision(&view(), &me(), None, life), 0);
         let mut remembered = view();
         remembered.source = Source::Snapshot;
-        assert_eq!(own_revision(&remembered, &me(), Some(&ours), LIFE), 0);
+        assert_eq!(own_revision(&remembered, &me(), Some(&ours), life), 0);
     }
 
     fn record(container: &str) -> AddressRecord {

@@ -9,7 +9,7 @@ use polder_api::{Attachment, Mac, NodeName, Pod, PoolName};
 use serde::{Deserialize, Serialize};
 
 use crate::Cidr;
-use crate::ids::{ClusterId, Incarnation, Nonce};
+use crate::ids::{BootId, ClusterId, Incarnation, MachineId, Nonce};
 use crate::pool::{Labels, Pool, PoolState, Purpose, default_block_length};
 
 mod codec;
@@ -131,10 +131,10 @@ impl PoolRecord {
 pub struct NodeRecord {
     /// Which of the nodes that had this name it is.
     pub incarnation: Incarnation,
-    /// `/etc/machine-id`.
-    pub machine_id: String,
-    /// Which boot of the machine (`/proc/sys/kernel/random/boot_id`).
-    pub boot_id: String,
+    /// Its machine.
+    pub machine_id: MachineId,
+    /// Which boot of the machine.
+    pub boot_id: BootId,
     /// Where peers reach it: at most one address of a family.
     pub underlay: Vec<IpAddr>,
     /// Its own addresses in the pod network, one of a family: the gateways of its pods.
@@ -172,9 +172,9 @@ pub struct FenceRecord {
     /// Its name, as in the key.
     pub node: NodeName,
     /// The machine that it was.
-    pub machine_id: String,
+    pub machine_id: MachineId,
     /// In which boot it was.
-    pub boot_id: String,
+    pub boot_id: BootId,
     /// Whether it is known that its pods are gone.
     pub pods: PodsGone,
 }
@@ -213,7 +213,7 @@ pub struct Holder {
     /// Which of the nodes that had this name.
     pub incarnation: Incarnation,
     /// In which boot: after another one the pod is gone.
-    pub boot_id: String,
+    pub boot_id: BootId,
     /// The attachment.
     pub attachment: Attachment,
 }
@@ -223,19 +223,19 @@ pub struct Holder {
 #[serde(deny_unknown_fields)]
 pub struct Alive {
     /// In which boot it is alive.
-    pub boot_id: String,
+    pub boot_id: BootId,
     /// On which machine: machines can share a boot id, as containers of one host do.
     #[serde(default)]
-    pub machine_id: String,
+    pub machine_id: MachineId,
 }
 
 /// One boot of one machine, as far as ids tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Life<'a> {
-    /// `/etc/machine-id`.
-    pub machine_id: &'a str,
+    /// Its machine.
+    pub machine_id: &'a MachineId,
     /// Which boot.
-    pub boot_id: &'a str,
+    pub boot_id: &'a BootId,
 }
 
 impl<'a> From<&'a NodeRecord> for Life<'a> {
@@ -258,7 +258,7 @@ impl<'a> From<&'a Alive> for Life<'a> {
 
 impl From<Life<'_>> for Alive {
     fn from(life: Life<'_>) -> Self {
-        Self { boot_id: life.boot_id.to_owned(), machine_id: life.machine_id.to_owned() }
+        Self { boot_id: life.boot_id.clone(), machine_id: life.machine_id.clone() }
     }
 }
 

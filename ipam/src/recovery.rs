@@ -84,6 +84,7 @@ mod tests {
     use polder_api::{Attachment, Pod};
 
     use super::*;
+    use crate::ids::BootId;
     use crate::ledger::memory::Memory;
 
     fn living(container: &str, pod: Option<&Pod>) -> LivingPod {
@@ -100,7 +101,8 @@ mod tests {
 
     #[test]
     fn a_lost_ledger_has_again_what_lives_with_the_name_of_the_pod() {
-        let (mut ipam, _) = NodeIpam::with(Memory::default(), "b1", Duration::from_secs(60)).unwrap();
+        let (mut ipam, _) =
+            NodeIpam::with(Memory::default(), &BootId::new("b1"), Duration::from_secs(60)).unwrap();
         let pod = Pod { namespace: "default".to_owned(), name: "db-0".to_owned(), uid: None };
         let gateway = "10.0.0.1".parse().unwrap();
         let others = LivingPod { alias: "uplink of somebody".to_owned(), ..living("b", None) };

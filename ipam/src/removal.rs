@@ -232,6 +232,7 @@ fn place(view: &View, me: &NodeName, incarnation: &Incarnation) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::{BootId, MachineId};
     use crate::key::Key;
     use crate::record::encode;
     use crate::store::{Contents, Entry, Update};
@@ -240,8 +241,8 @@ mod tests {
         let fence = |number: usize| {
             let record = FenceRecord {
                 node: "n".parse().unwrap(),
-                machine_id: "machine".to_owned(),
-                boot_id: "boot".to_owned(),
+                machine_id: MachineId::new("machine"),
+                boot_id: BootId::new("boot"),
                 pods: PodsGone::Confirmed,
             };
             let incarnation = Incarnation(format!("i{}", fences - number));

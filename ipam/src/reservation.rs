@@ -192,6 +192,7 @@ pub fn serves(pool: &Pool, labels: &Labels) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::BootId;
     use crate::store::{Contents, Entry, Update};
 
     /// A cluster with a pool for reservations, and a node that has registered in that boot.
@@ -218,7 +219,7 @@ mod tests {
         let holder = Holder {
             node: "n".parse().unwrap(),
             incarnation: crate::ids::Incarnation("i".into()),
-            boot_id: "boot-2".to_owned(),
+            boot_id: BootId::new("boot-2"),
             attachment: "net/a/eth0".parse().unwrap(),
         };
         let handed_over =

@@ -10,6 +10,7 @@ use polder_api::{Family, Mac, NodeName, rule};
 
 use crate::change::{Change, Claim, HandOver, Member};
 use crate::claim::{AT_ONCE, Grounds, NoClaim, holds_off};
+use crate::ids::{BootId, MachineId};
 use crate::ledger::{Identity, OwnedBlock, Standing};
 use crate::moment::Moment;
 use crate::node::Own;
@@ -90,9 +91,8 @@ impl Double {
     /// somebody's sign of life, too.
     pub fn read(entry: Option<&Entry>, me: Life<'_>) -> Self {
         let Some(entry) = entry else { return Self::None };
-        let unknown = || "unknown".to_owned();
-        let alive = serde_json::from_slice(&entry.value)
-            .unwrap_or_else(|_| Alive { boot_id: unknown(), machine_id: unknown() });
+        let unknown = || Alive { boot_id: BootId::new("unknown"), machine_id: MachineId::new("unknown") };
+        let alive = serde_json::from_slice(&entry.value).unwrap_or_else(|_| unknown());
         if Life::from(&alive) == me { Self::None } else { Self::Alive(alive) }
     }
 }
@@ -201,8 +201,8 @@ fn register(facts: &Facts<'_>, identity: &Identity) -> Result<Member, Step> {
     let presence = facts.presence.as_ref().map_err(|reason| Step::Wait(reason.clone().into()))?;
     let record = NodeRecord {
         incarnation: identity.incarnation.clone(),
-        machine_id: facts.life.machine_id.to_owned(),
-        boot_id: facts.life.boot_id.to_owned(),
+        machine_id: facts.life.machine_id.clone(),
+        boot_id: facts.life.boot_id.clone(),
         underlay: presence.underlay.clone(),
         gateways: facts.own.gateways.clone(),
         probes: facts.own.probes.clone(),
@@ -345,7 +345,7 @@ fn reservations(facts: &Facts<'_>, identity: &Identity, me: &Member) -> Result<(
         let Some(holder) = known.record.holder.as_ref().filter(mine) else { continue };
         let held = facts.own.strays.iter().any(|stray| stray.address == *address);
         let wanted = held || facts.own.expected.contains(address);
-        if !wanted || holder.boot_id != facts.life.boot_id {
+        if !wanted || holder.boot_id != *facts.life.boot_id {
             let let_go = reservation::let_go(*address, known);
             return Err(commit(Change::LetGoAddress { by: me.clone(), let_go }));
         }
@@ -365,7 +365,7 @@ fn reservations(facts: &Facts<'_>, identity: &Identity, me: &Member) -> Result<(
         let holder = Holder {
             node: facts.me.clone(),
             incarnation: identity.incarnation.clone(),
-            boot_id: facts.life.boot_id.to_owned(),
+            boot_id: facts.life.boot_id.clone(),
             attachment: stray.attachment.clone(),
         };
         let generation = known.map_or(1, |known| known.record.generation + 1);

@@ -28,6 +28,7 @@ use crate::attempt::{Answered, Attempt, Found};
 use crate::bootstrap::{Bootstrap, Unsurveyed};
 use crate::cause::HostError;
 use crate::change::{Change, MOST_RECORDS};
+use crate::ids::{BootId, MachineId};
 use crate::ledger::Ledger;
 use crate::node::NodeIpam;
 use crate::pool::Labels;
@@ -51,9 +52,9 @@ pub struct Me {
     /// Its name.
     pub name: NodeName,
     /// The machine.
-    pub machine_id: String,
+    pub machine_id: MachineId,
     /// This boot of it.
-    pub boot_id: String,
+    pub boot_id: BootId,
     /// What proves that this machine is the node of its ledger.
     pub proof: Proof,
     /// What pools may choose the node by.

@@ -1,6 +1,7 @@
 //! A container of a pod.
 
 use polder_api::{Attachment, Pod};
+use polder_ipam::ids::BootId;
 
 /// A container, as the runtime sees it.
 #[derive(Debug, Clone)]
@@ -14,7 +15,7 @@ pub struct Container {
     /// On which machine.
     pub machine: usize,
     /// In which boot of it.
-    pub boot_id: String,
+    pub boot_id: BootId,
     /// Whether it is to live.
     pub is_wanted: bool,
     /// Whether the runtime was told that it is attached.

@@ -1,5 +1,6 @@
 //! A node's disk: the ledger on it, which outlives the agent and the boot, and what can happen to it.
 
+use polder_ipam::ids::BootId;
 use std::cell::RefCell;
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -109,7 +110,7 @@ impl Ledger for Disk {
         self.write(|ledger| ledger.identify(identity))
     }
 
-    fn enter_boot(&mut self, id: &str) -> Result<Vec<Held>, LedgerError> {
+    fn enter_boot(&mut self, id: &BootId) -> Result<Vec<Held>, LedgerError> {
         self.write(|ledger| ledger.enter_boot(id))
     }
 

@@ -3,7 +3,7 @@
 use polder_api::pool::PoolChange;
 use polder_api::{NodeName, PoolName};
 use polder_ipam::Cidr;
-use polder_ipam::ids::Incarnation;
+use polder_ipam::ids::{Incarnation, MachineId};
 use polder_ipam::ledger::Ledger;
 use polder_ipam::pool::PoolState;
 use polder_ipam::record::{Life, PodsGone};
@@ -180,8 +180,9 @@ fn remove_again(world: &mut World) {
     if let Some(name) = world.machines.iter().find(is_older).map(|machine| machine.name.clone()) {
         operator::remove_node(world, &name, Vouched::Yes);
     }
-    let is_gone =
-        |id: &str| world.machines.iter().any(|machine| machine.is_destroyed && machine.machine_id == id);
+    let is_gone = |id: &MachineId| {
+        world.machines.iter().any(|machine| machine.is_destroyed && machine.machine_id == *id)
+    };
     let mut nodes = world.truth.nodes.iter();
     let gone = nodes.find(|(_, node)| is_gone(&node.record.machine_id)).map(|(name, _)| name.clone());
     if let Some(name) = gone {

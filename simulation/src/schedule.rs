@@ -1,5 +1,6 @@
 //! Chooses what happens next, step by step.
 
+use polder_ipam::ids::MachineId;
 use std::sync::Arc;
 
 use polder_api::NodeName;
@@ -46,7 +47,7 @@ pub fn add_machine(world: &mut World, name: NodeName) {
     let boot_id = world.new_boot_id();
     world.machines.push(Machine {
         name,
-        machine_id: format!("machine-{number}"),
+        machine_id: MachineId::new(format!("machine-{number}")),
         boot_id,
         clock: 0,
         rate: u64::try_from(rate).unwrap_or(1_000),

@@ -1,5 +1,6 @@
 //! All that there is: machines, the store, what is under way between them, and time.
 
+use polder_ipam::ids::{BootId, MachineId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -50,9 +51,9 @@ pub struct Machine {
     /// The node's name. Another machine can have it, too.
     pub name: NodeName,
     /// `/etc/machine-id`.
-    pub machine_id: String,
+    pub machine_id: MachineId,
     /// Which boot it is.
-    pub boot_id: String,
+    pub boot_id: BootId,
     /// Milliseconds since boot, as its clock says.
     pub clock: u64,
     /// How many thousandths of a second its clock gains in a second.
@@ -359,8 +360,11 @@ impl World {
     }
 
     /// The id of a new boot.
-    pub fn new_boot_id(&mut self) -> String {
-        if self.ids == Ids::OneKernel { "boot-of-all".to_owned() } else { format!("boot-{}", self.number()) }
+    pub fn new_boot_id(&mut self) -> BootId {
+        BootId::new(match self.ids {
+            Ids::OneKernel => "boot-of-all".to_owned(),
+            _ => format!("boot-{}", self.number()),
+        })
     }
 
     /// The machines of that name that are not gone.

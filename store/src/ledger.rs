@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use polder_api::{Attachment, Pod};
-use polder_ipam::ids::{ClusterId, Incarnation, Nonce};
+use polder_ipam::ids::{BootId, ClusterId, Incarnation, Nonce};
 use polder_ipam::ledger::{Held, Identity, Ledger, LedgerError, OwnedBlock, Standing};
 use polder_ipam::{Block, Moment, node};
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
@@ -22,7 +22,7 @@ use crate::sqlite::{OpenError, Step, open_database};
 pub type NodeIpam = node::NodeIpam<Sqlite>;
 
 /// Opens the ledger on disk for this boot. Returns the attachments of another boot, which are void now.
-pub fn open_node(path: &Path, boot_id: &str, rest: Duration) -> Result<(NodeIpam, Vec<Held>), OpenError> {
+pub fn open_node(path: &Path, boot_id: &BootId, rest: Duration) -> Result<(NodeIpam, Vec<Held>), OpenError> {
     Ok(NodeIpam::with(Sqlite::open(path)?, boot_id, rest)?)
 }
 
@@ -148,14 +148,15 @@ impl Ledger for Sqlite {
         )
     }
 
-    fn enter_boot(&mut self, id: &str) -> Result<Vec<Held>, LedgerError> {
+    fn enter_boot(&mut self, id: &BootId) -> Result<Vec<Held>, LedgerError> {
         let known: Option<String> = self.rows("SELECT id FROM boot", |row| row.get(0))?.into_iter().next();
-        if known.as_deref() == Some(id) {
+        if known.as_deref() == Some(id.as_str()) {
             return Ok(Vec::new());
         }
         let (void, blocks) = (self.attachments()?, self.blocks()?);
         self.change(|transaction| {
-            transaction.execute("INSERT OR REPLACE INTO boot (one, id) VALUES (1, ?1)", params![id])?;
+            transaction
+                .execute("INSERT OR REPLACE INTO boot (one, id) VALUES (1, ?1)", params![id.as_str()])?;
             for held in &void {
                 end(transaction, &held.attachment, &blocks, Moment::BOOT)?;
             }

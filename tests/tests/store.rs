@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use polder_ipam::ids::{BootId, MachineId};
 use std::time::{Duration, Instant};
 
 use polder_ipam::key::Key;
@@ -139,7 +140,11 @@ fn a_lease_is_not_taken_back_from_who_has_come_to_own_its_key() {
             runtime.block_on(async {
                 let config = EtcdConfig { endpoints: lab.etcd.endpoints(), ..EtcdConfig::default() };
                 let store = Store::Etcd(Etcd::new(&config).await.unwrap());
-                let sign = sign_of_life(&name, Life { machine_id: "m", boot_id: "b" }, revision);
+                let sign = sign_of_life(
+                    &name,
+                    Life { machine_id: &MachineId::new("m"), boot_id: &BootId::new("b") },
+                    revision,
+                );
                 let end = async {
                     while !until() {
                         tokio::time::sleep(Duration::from_millis(100)).await;

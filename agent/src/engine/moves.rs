@@ -98,7 +98,7 @@ impl Moves {
 #[cfg(test)]
 mod tests {
     use polder_api::Mac;
-    use polder_ipam::ids::Incarnation;
+    use polder_ipam::ids::{BootId, Incarnation, MachineId};
 
     use super::*;
     use crate::underlay::Uplink;
@@ -110,8 +110,8 @@ mod tests {
     fn peer(incarnation: &str, underlay: &str) -> Peer {
         let record = NodeRecord {
             incarnation: Incarnation(incarnation.to_owned()),
-            machine_id: String::new(),
-            boot_id: String::new(),
+            machine_id: MachineId::default(),
+            boot_id: BootId::default(),
             underlay: vec![ip(underlay)],
             gateways: Vec::new(),
             probes: Vec::new(),

@@ -6,7 +6,7 @@ use super::history::{History, check_release};
 use super::*;
 use crate::Moment;
 use crate::allocator::SHORTEST_REST;
-use crate::ids::{ClusterId, Incarnation, Nonce};
+use crate::ids::{ClusterId, Incarnation, MachineId, Nonce};
 use crate::ledger::{Kind, Standing};
 use crate::record::{BlockRecord, FenceRecord, Holder, PodsGone, PoolRecord, ReservationRecord, encode};
 use crate::store::{Contents, Entry, Update};
@@ -56,7 +56,7 @@ fn node(name: &str, block: &str) -> NodeFacts {
     };
     NodeFacts {
         name: identity.node.clone(),
-        boot_id: "boot".into(),
+        boot_id: BootId::new("boot"),
         ledger: Some(LedgerFacts {
             identity: Some(identity),
             blocks: vec![(owned(block), Some(counts))],
@@ -132,8 +132,12 @@ impl Scene {
     }
 
     fn fence(&mut self, pods: PodsGone) {
-        let record =
-            FenceRecord { node: "a".parse().unwrap(), machine_id: "m".into(), boot_id: "boot".into(), pods };
+        let record = FenceRecord {
+            node: "a".parse().unwrap(),
+            machine_id: MachineId::new("m"),
+            boot_id: BootId::new("boot"),
+            pods,
+        };
         self.put("fences/a/i-a", encode(&record));
     }
 
@@ -194,7 +198,7 @@ fn a_reserved_address_lives_only_where_it_is_held() {
     let holder = Holder {
         node: "a".parse().unwrap(),
         incarnation: Incarnation("i-a".into()),
-        boot_id: "boot".into(),
+        boot_id: BootId::new("boot"),
         attachment: attachment("a2"),
     };
     let record = ReservationRecord { owner: "d/a".into(), holder: Some(holder), generation: 1 };

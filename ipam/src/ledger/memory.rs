@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use polder_api::Attachment;
 
 use super::{Held, Identity, Ledger, LedgerError, OwnedBlock};
+use crate::ids::BootId;
 use crate::moment::Moment;
 use crate::pool::Block;
 
@@ -14,7 +15,7 @@ use crate::pool::Block;
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Memory {
     identity: Option<Identity>,
-    boot: Option<String>,
+    boot: Option<BootId>,
     blocks: Vec<OwnedBlock>,
     attachments: Vec<Held>,
     addresses: BTreeMap<IpAddr, Use>,
@@ -62,11 +63,11 @@ impl Ledger for Memory {
         Ok(())
     }
 
-    fn enter_boot(&mut self, id: &str) -> Result<Vec<Held>, LedgerError> {
-        if self.boot.as_deref() == Some(id) {
+    fn enter_boot(&mut self, id: &BootId) -> Result<Vec<Held>, LedgerError> {
+        if self.boot.as_ref() == Some(id) {
             return Ok(Vec::new());
         }
-        self.boot = Some(id.to_owned());
+        self.boot = Some(id.clone());
         self.sysctls.clear();
         let void = self.attachments.clone();
         void.iter().for_each(|held| self.end(&held.attachment, Moment::BOOT));

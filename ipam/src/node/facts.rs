@@ -88,7 +88,7 @@ mod tests {
     use super::super::{AllocateError, Source, Wish};
     use super::*;
     use crate::allocator::{Rest, USUAL_REST};
-    use crate::ids::Nonce;
+    use crate::ids::{BootId, Nonce};
     use crate::ledger::memory::Memory;
     use crate::ledger::{Kind, OwnedBlock};
     use crate::pool::{Pool, PoolState};
@@ -96,7 +96,7 @@ mod tests {
     const NOW: Moment = Moment::from_millis(1_000_000);
 
     fn node() -> NodeIpam<Memory> {
-        let (mut node, _) = NodeIpam::with(Memory::default(), "boot", USUAL_REST).unwrap();
+        let (mut node, _) = NodeIpam::with(Memory::default(), &BootId::new("boot"), USUAL_REST).unwrap();
         let pool =
             Pool::new("p".parse().unwrap(), "10.0.0.0/24".parse().unwrap(), 29, PoolState::Active).unwrap();
         let (block, name) = (pool.block(0), pool.name.clone());

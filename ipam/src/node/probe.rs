@@ -140,7 +140,7 @@ mod tests {
 
     use super::*;
     use crate::Pool;
-    use crate::ids::{ClusterId, Incarnation, Nonce};
+    use crate::ids::{BootId, ClusterId, Incarnation, Nonce};
     use crate::ledger::memory::Memory;
     use crate::ledger::{Identity, OwnedBlock};
     use crate::pool::{Labels, PoolState};
@@ -152,7 +152,8 @@ mod tests {
     }
 
     fn node(pools: &[(&Pool, &str)]) -> NodeIpam<Memory> {
-        let (mut node, _) = NodeIpam::with(Memory::default(), "boot", Duration::from_mins(1)).unwrap();
+        let (mut node, _) =
+            NodeIpam::with(Memory::default(), &BootId::new("boot"), Duration::from_mins(1)).unwrap();
         node.identify(&Identity {
             node: "n1".parse().unwrap(),
             incarnation: Incarnation("i".into()),

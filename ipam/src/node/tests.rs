@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::allocator::USUAL_REST;
-use crate::ids::Nonce;
+use crate::ids::{BootId, Nonce};
 use crate::ledger::memory::Memory;
 use crate::pool::PoolState;
 
@@ -15,7 +15,7 @@ fn pool(cidr: &str, block_length: u8) -> Pool {
 type Node = NodeIpam<Memory>;
 
 fn open(ledger: Memory, boot: &str) -> (Node, Vec<Held>) {
-    NodeIpam::with(ledger, boot, USUAL_REST).unwrap()
+    NodeIpam::with(ledger, &BootId::new(boot), USUAL_REST).unwrap()
 }
 
 /// The same node, started again.

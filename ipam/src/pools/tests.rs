@@ -1,4 +1,4 @@
-use crate::ids::{Incarnation, Nonce};
+use crate::ids::{BootId, Incarnation, MachineId, Nonce};
 use crate::key::Key;
 use crate::pool::default_block_length;
 use crate::record::{BlockRecord, NodeRecord, PoolRecord, ReservationRecord, encode};
@@ -40,8 +40,8 @@ impl Cluster {
     fn node(&mut self, name: &str, underlay: &str) {
         let record = NodeRecord {
             incarnation: Incarnation(name.to_owned()),
-            machine_id: "m".into(),
-            boot_id: "b".into(),
+            machine_id: MachineId::new("m"),
+            boot_id: BootId::new("b"),
             underlay: vec![underlay.parse().unwrap()],
             gateways: Vec::new(),
             probes: Vec::new(),

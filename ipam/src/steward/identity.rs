@@ -82,7 +82,7 @@ rule! {
     }
     FenceMatchedByBootId => {
         let is_open = |fence: &FenceRecord| {
-            fence.node == *facts.me && fence.boot_id == facts.life.boot_id && fence.pods == PodsGone::Unknown
+            fence.node == *facts.me && fence.boot_id == *facts.life.boot_id && fence.pods == PodsGone::Unknown
         };
         let mut fences = facts.view.fences.iter();
         fences.find(|(_, fence)| is_open(&fence.record)).map(|(incarnation, _)| incarnation)
@@ -183,7 +183,7 @@ fn is_double(facts: &Facts<'_>, node: &Known<NodeRecord>) -> Option<Step> {
 
 fn alive(facts: &Facts<'_>, other: &Alive) -> Conflict {
     let (me, other) = (facts.me.clone(), other.clone());
-    if other.machine_id == facts.life.machine_id {
+    if other.machine_id == *facts.life.machine_id {
         Conflict::OtherBoot { me, other }
     } else {
         Conflict::OtherMachine { me, other }
@@ -208,8 +208,8 @@ fn introduce(facts: &Facts<'_>, cluster: &ClusterRecord, registered: Option<&Kno
         };
     }
     let mut others = facts.view.nodes.iter();
-    if let Some((name, _)) = others.find(|(_, node)| node.record.machine_id == facts.life.machine_id) {
-        let (machine_id, registered) = (facts.life.machine_id.to_owned(), name.clone());
+    if let Some((name, _)) = others.find(|(_, node)| node.record.machine_id == *facts.life.machine_id) {
+        let (machine_id, registered) = (facts.life.machine_id.clone(), name.clone());
         return Step::Conflict(Conflict::Clone { machine_id, registered }.into());
     }
     let mut removed = facts.view.fences.iter().filter(|(_, fence)| fence.record.node == *facts.me);

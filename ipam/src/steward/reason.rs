@@ -5,7 +5,7 @@ use polder_api::{NodeName, PoolName};
 use crate::Block;
 use crate::cause::HostError;
 use crate::claim::NoClaim;
-use crate::ids::{ClusterId, Incarnation};
+use crate::ids::{ClusterId, Incarnation, MachineId};
 use crate::record::Alive;
 
 /// What a node waits for. What it owns it may use meanwhile.
@@ -169,7 +169,7 @@ pub enum Conflict {
     )]
     Clone {
         /// That of this machine.
-        machine_id: String,
+        machine_id: MachineId,
         /// The node that has it.
         registered: NodeName,
     },

@@ -55,8 +55,8 @@ fn view(more: Vec<(Key, Vec<u8>)>) -> View {
     let Presence { underlay, vtep_mac, mtu, version } = presence();
     let node = NodeRecord {
         incarnation: identity().incarnation,
-        machine_id: "m".to_owned(),
-        boot_id: "b".to_owned(),
+        machine_id: MachineId::new("m"),
+        boot_id: BootId::new("b"),
         underlay,
         gateways: Vec::new(),
         probes: Vec::new(),
@@ -83,7 +83,7 @@ fn step_of_boot(boot_id: &str, double: Double, view: &View, own: Own) -> Step {
     quarantine.observe(view, Moment::BOOT);
     next(&Facts {
         me: &name(),
-        life: Life { machine_id: "m", boot_id },
+        life: Life { machine_id: &MachineId::new("m"), boot_id: &BootId::new(boot_id) },
         proof: Proof::Machine,
         adopted: None,
         labels: &Labels::new(),
@@ -176,7 +176,7 @@ fn a_reserved_address_is_let_go_only_by_a_node_that_is_not_removed() {
     let holder = Holder {
         node: name(),
         incarnation: identity().incarnation,
-        boot_id: "b".to_owned(),
+        boot_id: BootId::new("b"),
         attachment: "net/a/eth0".parse().unwrap(),
     };
     let record = ReservationRecord { owner: "default/db".to_owned(), holder: Some(holder), generation: 1 };
@@ -195,8 +195,8 @@ fn a_removed_nodes_blocks_are_given_back_only_by_a_node_that_is_not_removed_itse
     let gone: NodeName = "n2".parse().unwrap();
     let fence = FenceRecord {
         node: gone.clone(),
-        machine_id: "m2".to_owned(),
-        boot_id: "b2".to_owned(),
+        machine_id: MachineId::new("m2"),
+        boot_id: BootId::new("b2"),
         pods: PodsGone::Vouched,
     };
     let block = Block::new("10.0.0.0/26".parse().unwrap());
@@ -213,7 +213,7 @@ fn a_record_is_taken_over_from_another_boot_only_when_nobody_lives_in_that() {
     let view = view(Vec::new());
     let step = |double| step_of_boot("another", double, &view, Own::default());
     assert_eq!(step(Double::Unasked), Step::AskForDouble);
-    let alive = Alive { boot_id: "b".to_owned(), machine_id: "m".to_owned() };
+    let alive = Alive { boot_id: BootId::new("b"), machine_id: MachineId::new("m") };
     assert!(matches!(step(Double::Alive(alive)), Step::Conflict(_)));
     assert!(registers(&step(Double::None)));
 }

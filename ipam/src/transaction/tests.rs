@@ -7,7 +7,7 @@ use polder_api::ipam::Repairs;
 
 use super::*;
 use crate::change::{Fence, HandOver, Inheritance};
-use crate::ids::{ClusterId, Nonce};
+use crate::ids::{BootId, ClusterId, MachineId, Nonce};
 use crate::pool::PoolState;
 use crate::record::{
     AddressRecord, Alive, AnswerRecord, AttachMode, Backend, BlockRecord, ClusterRecord, FenceRecord,
@@ -40,8 +40,8 @@ fn pool() -> Pool {
 fn node() -> NodeRecord {
     NodeRecord {
         incarnation: incarnation(),
-        machine_id: "m".to_owned(),
-        boot_id: "b".to_owned(),
+        machine_id: MachineId::new("m"),
+        boot_id: BootId::new("b"),
         underlay: Vec::new(),
         gateways: Vec::new(),
         probes: Vec::new(),
@@ -52,7 +52,12 @@ fn node() -> NodeRecord {
 }
 
 fn fence_record() -> FenceRecord {
-    FenceRecord { node: name(), machine_id: "m".to_owned(), boot_id: "b".to_owned(), pods: PodsGone::Vouched }
+    FenceRecord {
+        node: name(),
+        machine_id: MachineId::new("m"),
+        boot_id: BootId::new("b"),
+        pods: PodsGone::Vouched,
+    }
 }
 
 fn fence() -> Fence {
@@ -245,7 +250,7 @@ fn who_has_an_address_is_said_by_the_node_and_withdrawn_by_others_only_when_it_i
 
 #[test]
 fn a_sign_of_life_rests_on_the_record_of_whose_it_is() {
-    let alive = Alive { boot_id: "b".to_owned(), machine_id: "m".to_owned() };
+    let alive = Alive { boot_id: BootId::new("b"), machine_id: MachineId::new("m") };
     check(Change::SignOfLife { by: me(), alive }, &["nodes/n1@7"], &["alive/n1"]);
 }
 

@@ -5,6 +5,7 @@ use crate::agent;
 use crate::runtime;
 use crate::schedule::Schedule;
 use crate::world::{Ids, Keeping, Kernel, Machine};
+use polder_ipam::ids::MachineId;
 
 impl Schedule {
     pub(super) fn crash(&mut self, machine: usize) -> bool {
@@ -28,7 +29,7 @@ impl Schedule {
         let Machine { machine_id, boot_id, clock, kernel, promised, tombstones, is_stopped, .. } =
             &mut world.machines[machine];
         if is_new {
-            *machine_id = format!("machine-{number}");
+            *machine_id = MachineId::new(format!("machine-{number}"));
         }
         // The clock is the kernel's.
         if ids != Ids::OneKernel {

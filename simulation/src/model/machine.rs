@@ -1,5 +1,6 @@
 //! A machine of the cluster: what survives its agent, what its agent has in mind, and the truth about its pods.
 
+use polder_ipam::ids::{BootId, MachineId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
@@ -143,15 +144,15 @@ impl Machine {
     }
 
     /// Which boot it is.
-    pub fn boot_id(&self) -> String {
+    pub fn boot_id(&self) -> BootId {
         boot_id(self.kernel, self.id, self.boots)
     }
 
     /// `/etc/machine-id`.
-    pub fn machine_id(&self) -> String {
+    pub fn machine_id(&self) -> MachineId {
         match self.kernel {
-            Kernel::Own => self.id.to_owned(),
-            Kernel::Shared => format!("{}-{}", self.id, self.boots),
+            Kernel::Own => MachineId::new(self.id),
+            Kernel::Shared => MachineId::new(format!("{}-{}", self.id, self.boots)),
         }
     }
 
@@ -259,13 +260,13 @@ impl Agent {
     }
 }
 
-fn boot_id(kernel: Kernel, machine: &str, boots: u8) -> String {
+fn boot_id(kernel: Kernel, machine: &str, boots: u8) -> BootId {
     match kernel {
-        Kernel::Own => format!("{machine}-boot-{boots}"),
-        Kernel::Shared => "boot".to_owned(),
+        Kernel::Own => BootId::new(format!("{machine}-boot-{boots}")),
+        Kernel::Shared => BootId::new("boot"),
     }
 }
 
-fn open(ledger: Memory, boot_id: &str) -> Arc<NodeIpam<Memory>> {
+fn open(ledger: Memory, boot_id: &BootId) -> Arc<NodeIpam<Memory>> {
     Arc::new(NodeIpam::with(ledger, boot_id, USUAL_REST).expect("a ledger in memory").0)
 }

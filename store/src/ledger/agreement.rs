@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use polder_api::Attachment;
-use polder_ipam::ids::{ClusterId, Incarnation, Nonce};
+use polder_ipam::ids::{BootId, ClusterId, Incarnation, Nonce};
 use polder_ipam::ledger::memory::Memory;
 use polder_ipam::ledger::{Held, Identity, Kind, Ledger, LedgerError, OwnedBlock, Standing};
 use polder_ipam::{Block, Moment};
@@ -69,7 +69,7 @@ fn take(ledger: &mut impl Ledger, step: &Step) -> Result<Vec<Held>, LedgerError>
             cluster: ClusterId("c".into()),
             standing: if removed { Standing::Removed } else { Standing::Member },
         }),
-        Step::Boot(id) => return ledger.enter_boot(&format!("boot-{id}")),
+        Step::Boot(id) => return ledger.enter_boot(&BootId::new(format!("boot-{id}"))),
         Step::AddBlock(number) => ledger.add_block(&OwnedBlock {
             block: block(number),
             pool: "p".parse().unwrap(),

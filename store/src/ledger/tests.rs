@@ -6,7 +6,7 @@ use polder_ipam::ledger::Kind;
 fn ledger() -> (tempfile::TempDir, Sqlite) {
     let folder = tempfile::tempdir().unwrap();
     let mut ledger = Sqlite::open(&folder.path().join("ledger.db")).unwrap();
-    ledger.enter_boot("boot-1").unwrap();
+    ledger.enter_boot(&BootId::new("boot-1")).unwrap();
     (folder, ledger)
 }
 
@@ -99,9 +99,9 @@ fn another_boot_voids_all_attachments_and_their_addresses_rest_from_its_beginnin
     ledger.add_attachment(&held("two", &["10.0.0.3"])).unwrap();
     ledger.remove_attachment(&held("two", &[]).attachment, Moment::from_millis(99_000_000)).unwrap();
     ledger.keep_sysctl("net/ipv4/ip_forward", "0").unwrap();
-    assert_eq!(ledger.enter_boot("boot-1").unwrap(), [], "the same boot voids nothing");
+    assert_eq!(ledger.enter_boot(&BootId::new("boot-1")).unwrap(), [], "the same boot voids nothing");
     assert_eq!(ledger.sysctls().unwrap().len(), 1);
-    assert_eq!(ledger.enter_boot("boot-2").unwrap(), [one]);
+    assert_eq!(ledger.enter_boot(&BootId::new("boot-2")).unwrap(), [one]);
     assert_eq!(ledger.attachments().unwrap(), []);
     let resting = ledger.resting().unwrap();
     assert_eq!(resting.len(), 2);

@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 use clap::Parser;
 use polder_api::{Mac, NodeName};
 use polder_ipam::Block;
-use polder_ipam::ids::{Incarnation, Nonce};
+use polder_ipam::ids::{BootId, Incarnation, MachineId, Nonce};
 use polder_ipam::key::Key;
 use polder_ipam::record::{BlockRecord, NodeRecord, encode};
 use polder_ipam::store::{Outcome, Txn, Write};
@@ -114,8 +114,8 @@ impl Peer {
         let [a, b, c, d] = self.0.to_be_bytes();
         let record = NodeRecord {
             incarnation: self.incarnation(),
-            machine_id: format!("{:032x}", self.0),
-            boot_id: format!("00000000-0000-0000-0000-{:012x}", self.0),
+            machine_id: MachineId::new(format!("{:032x}", self.0)),
+            boot_id: BootId::new(format!("00000000-0000-0000-0000-{:012x}", self.0)),
             underlay: vec![Ipv4Addr::from(u32::from(FIRST.1) + self.0 + 1).into()],
             gateways: vec![self.gateway()],
             probes: vec![self.probe()],

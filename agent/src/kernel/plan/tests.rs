@@ -5,7 +5,7 @@ use proptest::sample::Index;
 
 use polder_api::{Attachment, Family, NodeName};
 use polder_ipam::Moment;
-use polder_ipam::ids::{ClusterId, Incarnation};
+use polder_ipam::ids::{BootId, ClusterId, Incarnation, MachineId};
 use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::record::{AttachMode, Backend, ClusterRecord, Masquerade, NodeRecord, VxlanSettings};
 use polder_ipam::{Block, Cidr};
@@ -138,8 +138,8 @@ impl World {
         let (blocks, gateways) = blocks(number, count, self.dual);
         let record = NodeRecord {
             incarnation: Incarnation(String::new()),
-            machine_id: String::new(),
-            boot_id: String::new(),
+            machine_id: MachineId::default(),
+            boot_id: BootId::default(),
             underlay: underlay(number, self.dual),
             gateways,
             probes: Vec::new(),

@@ -19,7 +19,7 @@ fn case(ledger: Option<&'static str>, machine_id: &'static str, boot_id: &'stati
 }
 
 fn alive(machine_id: &str, boot_id: &str) -> Alive {
-    Alive { machine_id: machine_id.to_owned(), boot_id: boot_id.to_owned() }
+    Alive { machine_id: MachineId::new(machine_id), boot_id: BootId::new(boot_id) }
 }
 
 impl Case {
@@ -34,7 +34,7 @@ impl Case {
         let quarantine = Quarantine::new(USUAL_REST);
         next(&Facts {
             me: &name(),
-            life: Life { machine_id: self.machine_id, boot_id: self.boot_id },
+            life: Life { machine_id: &MachineId::new(self.machine_id), boot_id: &BootId::new(self.boot_id) },
             proof: self.proof,
             adopted: self.adopted.as_ref(),
             labels: &Labels::new(),
@@ -59,8 +59,8 @@ impl Case {
 fn fence(incarnation: &str, machine_id: &str, boot_id: &str) -> (Key, Vec<u8>) {
     let record = FenceRecord {
         node: name(),
-        machine_id: machine_id.to_owned(),
-        boot_id: boot_id.to_owned(),
+        machine_id: MachineId::new(machine_id),
+        boot_id: BootId::new(boot_id),
         pods: PodsGone::Unknown,
     };
     (Key::Fence(name(), Incarnation(incarnation.to_owned())), encode(&record))
@@ -157,7 +157,8 @@ fn only_the_machine_that_was_removed_confirms_that_its_pods_are_gone() {
 
 #[test]
 fn what_cannot_be_read_of_a_lease_is_somebodys_sign_of_life() {
-    let me = Life { machine_id: "m", boot_id: "b" };
+    let me = alive("m", "b");
+    let me = Life::from(&me);
     let entry = |value: &str| Entry { key: String::new(), value: value.into(), revision: 1 };
     assert_eq!(Double::read(None, me), Double::None);
     assert_eq!(Double::read(Some(&entry(r#"{"boot_id":"b","machine_id":"m"}"#)), me), Double::None);

@@ -36,6 +36,6 @@ pub async fn adopt<H: OperatorHost>(host: &H, me: &Me, wanted: &NodeName) -> Res
         "this machine becomes node {wanted} in place of another ({}), as soon as that one is not alive: see polderctl status",
         Life::from(&other)
     );
-    warn!(node = %wanted, machine_id = other.machine_id, boot_id = other.boot_id, "an operator says that this machine is in its place");
+    warn!(node = %wanted, machine_id = %other.machine_id, boot_id = %other.boot_id, "an operator says that this machine is in its place");
     Ok(Adoption::InPlaceOf(other, words))
 }

@@ -366,8 +366,8 @@ pub(super) fn pool_of(name: &str, cidr: &str, block_length: u8) -> Pool {
 pub(super) fn me() -> Me {
     Me {
         name: "n1".parse().unwrap(),
-        machine_id: "m1".to_owned(),
-        boot_id: "b1".to_owned(),
+        machine_id: MachineId::new("m1"),
+        boot_id: BootId::new("b1"),
         proof: Proof::default(),
         labels: Labels::new(),
         bootstrap: Some(Bootstrap {
@@ -391,7 +391,7 @@ pub(super) fn attachment(container: &str) -> Attachment {
 
 /// A node that has read an empty store, and its registrar.
 pub(super) fn node() -> (Fake, Registrar<'static, Fake>) {
-    let (ipam, _) = NodeIpam::with(Memory::default(), "b1", me().cooldown).unwrap();
+    let (ipam, _) = NodeIpam::with(Memory::default(), &BootId::new("b1"), me().cooldown).unwrap();
     let state = State {
         clock: 10_000_000,
         names: 0,

@@ -53,7 +53,7 @@ fn a_node_is_removed_although_it_writes_its_record_meanwhile() {
 fn what_is_said_of_a_node_is_not_said_of_the_machine_that_becomes_it_meanwhile() {
     type Becomes = fn(&mut NodeRecord);
     let becomes: [Becomes; 2] =
-        [|record| record.incarnation.0 = "another".to_owned(), |record| record.boot_id = "b2".to_owned()];
+        [|record| record.incarnation.0 = "another".to_owned(), |record| record.boot_id = BootId::new("b2")];
     for change in becomes {
         let (fake, _) = registered();
         fake.with(|state| state.fates.push_back(Fate::After(Box::new(move |state| rewrite(state, change)))));
@@ -126,7 +126,7 @@ fn a_machine_adopts_the_node_of_its_ledger_that_another_machine_is_and_no_other(
     let (fake, _) = registered();
     let adopted = |me: &Me| at_once(adopt(&fake, me, &me.name));
     assert!(matches!(adopted(&me()), Ok(Adoption::Already(words)) if words.contains("is node n1 already")));
-    let moved = Me { machine_id: "m2".to_owned(), boot_id: "b2".to_owned(), ..me() };
+    let moved = Me { machine_id: MachineId::new("m2"), boot_id: BootId::new("b2"), ..me() };
     let Ok(Adoption::InPlaceOf(other, _)) = adopted(&moved) else { panic!("not adopted") };
     assert_eq!((other.machine_id.as_str(), other.boot_id.as_str()), ("m1", "b1"));
     let other = at_once(adopt(&fake, &moved, &"n2".parse().unwrap())).unwrap_err();

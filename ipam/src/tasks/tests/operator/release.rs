@@ -38,7 +38,7 @@ fn reserve(state: &mut State, owner: &str, node: Option<&str>) {
     let holder = node.map(|node| Holder {
         node: node.parse().unwrap(),
         incarnation: identity.incarnation,
-        boot_id: "b1".to_owned(),
+        boot_id: BootId::new("b1"),
         attachment: attachment("c1"),
     });
     put(state, &key(), encode(&ReservationRecord { owner: owner.to_owned(), holder, generation: 1 }));
