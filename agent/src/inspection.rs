@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use polder_api::NodeName;
-use polder_api::ipam::{self as answered, Checked, DeviationStatus, NodeChecked, Repairs};
+use polder_api::ipam::{Checked, DeviationStatus, NodeChecked, Repairs};
 use polder_api::message::Refusal;
 use polder_ipam::change::{Change, MOST_RECORDS, Speaker};
 use polder_ipam::ids::Nonce;
@@ -154,24 +154,7 @@ struct Found {
 impl Found {
     fn status(self, repaired: bool) -> DeviationStatus {
         let Deviation { invariant, what, remedy, node, .. } = self.deviation;
-        DeviationStatus { invariant: to_answer(invariant), node, what, remedy, repaired }
-    }
-}
-
-/// The invariant, as an operator sees it.
-fn to_answer(invariant: Invariant) -> answered::Invariant {
-    match invariant {
-        Invariant::Unique => answered::Invariant::Unique,
-        Invariant::Owner => answered::Invariant::Owner,
-        Invariant::Conservation => answered::Invariant::Conservation,
-        Invariant::NoLeak => answered::Invariant::NoLeak,
-        Invariant::NoEarlyFree => answered::Invariant::NoEarlyFree,
-        Invariant::CoolDown => answered::Invariant::CoolDown,
-        Invariant::StaleDel => answered::Invariant::StaleDel,
-        Invariant::Durable => answered::Invariant::Durable,
-        Invariant::Fenced => answered::Invariant::Fenced,
-        Invariant::BlockTree => answered::Invariant::BlockTree,
-        Invariant::Wired => answered::Invariant::Wired,
+        DeviationStatus { invariant, node, what, remedy, repaired }
     }
 }
 

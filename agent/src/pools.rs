@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 
 use polder_api::NodeName;
 use polder_api::message::Refusal;
-use polder_api::pool::{self as answer, BlockStanding, ClaimStatus, PoolPurpose, PoolStatus};
+use polder_api::pool::{BlockStanding, ClaimStatus, PoolStatus};
 use polder_ipam::key::Key;
 use polder_ipam::peers::believe;
-use polder_ipam::pool::{PoolState, Purpose};
 use polder_ipam::shortage::Claimed;
 use polder_ipam::tasks::published::Addresses;
 use polder_ipam::view::View;
@@ -29,15 +28,8 @@ pub fn status(view: &View, pool: &Pool, used: Option<&Addresses>) -> PoolStatus 
         name: pool.name.clone(),
         cidr: pool.cidr().into(),
         block_length: pool.block_length(),
-        purpose: match pool.purpose {
-            Purpose::Blocks => PoolPurpose::Blocks,
-            Purpose::Reservations => PoolPurpose::Reservations,
-        },
-        state: match pool.state {
-            PoolState::Active => answer::PoolState::Active,
-            PoolState::Draining => answer::PoolState::Draining,
-            PoolState::Retired => answer::PoolState::Retired,
-        },
+        purpose: pool.purpose,
+        state: pool.state,
         nodes: pool.nodes.clone(),
         blocks_owned: claimed.owned,
         blocks_resting: claimed.resting,

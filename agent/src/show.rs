@@ -88,11 +88,7 @@ impl Look<'_> {
             is_waited_for.then(|| NodeShare {
                 name: fence.record.node.clone(),
                 incarnation: incarnation.to_string(),
-                standing: match fence.record.pods {
-                    PodsGone::Unknown => NodeShareStanding::RemovedUnknown,
-                    PodsGone::Confirmed => NodeShareStanding::RemovedConfirmed,
-                    PodsGone::Vouched => NodeShareStanding::RemovedVouched,
-                },
+                standing: NodeShareStanding::Removed(fence.record.pods),
                 gateways: Vec::new(),
                 blocks: blocks as u64,
                 addresses_used: None,
@@ -168,11 +164,7 @@ impl Look<'_> {
         let removed: Vec<_> =
             self.view.fences.iter().filter(|(_, fence)| fence.record.node == *name).collect();
         for (incarnation, fence) in &removed {
-            let pods = match fence.record.pods {
-                PodsGone::Unknown => "unknown",
-                PodsGone::Confirmed => "confirmed",
-                PodsGone::Vouched => "vouched",
-            };
+            let pods = fence.record.pods;
             shown.remarks.push(format!(
                 "incarnation {incarnation} of node {name} was removed; that its pods are gone is {pods}"
             ));

@@ -4,8 +4,8 @@ use std::time::SystemTime;
 
 use polder_api::message::Refusal;
 use polder_api::status::{
-    AttachMode, BlockStatus, ClusterStatus, NodeStanding, NodeStatus, NotUnderlayStatus, PassStatus,
-    PathKind, PathStatus, ProbeState, RepairStatus, Status, StoreStatus, UnderlayStatus,
+    BlockStatus, ClusterStatus, NodeStanding, NodeStatus, NotUnderlayStatus, PassStatus, PathKind,
+    PathStatus, ProbeState, RepairStatus, Status, StoreStatus, UnderlayStatus,
 };
 use polder_api::{Family, NodeName};
 use tokio::time::Instant;
@@ -61,10 +61,7 @@ pub async fn status(reporter: &Reporter) -> Status {
         cluster: view.cluster.as_ref().map(|cluster| ClusterStatus {
             id: cluster.record.id.to_string(),
             backend: cluster.record.backend,
-            attach: match cluster.record.attach {
-                record::AttachMode::Bridge => AttachMode::Bridge,
-                record::AttachMode::Routed => AttachMode::Routed,
-            },
+            attach: cluster.record.attach,
         }),
         store: store(reporter, &view),
         underlay: uplinks

@@ -1,11 +1,13 @@
 //! Who has which address and why, whether all of it is right, and giving one up: as an operator asks.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::pool::{ClaimStatus, PoolStatus};
+use crate::words::UnknownWord;
 use crate::{Attachment, NodeName, PoolName};
 
 /// What is to be shown.
@@ -58,17 +60,56 @@ pub struct NodeShare {
     pub addresses_used: Option<u64>,
 }
 
+/// Whether a node is a member of the cluster. A string in JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum NodeShareStanding {
+    /// It is a member.
+    Member,
+    /// It was removed.
+    Removed(PodsGone),
+}
+
 words! {
-    /// Whether a node is a member of the cluster; of one that was removed, whether it is known that its pods are gone.
-    NodeShareStanding {
-        /// It is a member.
-        Member = "member",
-        /// It was removed, and has not confirmed that its pods are gone.
-        RemovedUnknown = "removed, pods gone: unknown",
-        /// It was removed, and has itself cut them off.
-        RemovedConfirmed = "removed, pods gone: confirmed",
-        /// It was removed, and an operator has said that they are gone.
-        RemovedVouched = "removed, pods gone: vouched",
+    /// Whether it is known that the pods of a removed node are gone.
+    PodsGone {
+        /// It is not.
+        Unknown = "unknown",
+        /// The node itself has cut them off.
+        Confirmed = "confirmed",
+        /// An operator says so.
+        Vouched = "vouched",
+    }
+}
+
+const MEMBER: &str = "member";
+const REMOVED: &str = "removed, pods gone: ";
+
+impl fmt::Display for NodeShareStanding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Member => f.pad(MEMBER),
+            Self::Removed(pods) => f.pad(&format!("{REMOVED}{pods}")),
+        }
+    }
+}
+
+impl From<NodeShareStanding> for String {
+    fn from(standing: NodeShareStanding) -> Self {
+        standing.to_string()
+    }
+}
+
+impl TryFrom<String> for NodeShareStanding {
+    type Error = UnknownWord;
+
+    fn try_from(text: String) -> Result<Self, UnknownWord> {
+        if text == MEMBER {
+            return Ok(Self::Member);
+        }
+        let pods = text.strip_prefix(REMOVED);
+        let found = PodsGone::ALL.iter().find(|known| pods == Some(known.as_str()));
+        found.map(|pods| Self::Removed(*pods)).ok_or(UnknownWord(text))
     }
 }
 
@@ -177,31 +218,31 @@ pub struct DeviationStatus {
 }
 
 words! {
-    /// What should hold.
+    /// What must hold of a cluster at every moment.
     Invariant {
-        /// No two living interfaces of the cluster have the same address.
+        /// I1: no two living interfaces of the cluster have the same address.
         Unique = "unique",
-        /// A living address is in a block of its node, or reserved for its attachment.
+        /// I2: a living address is in a block of its node, or reserved for its attachment.
         Owner = "owner",
-        /// The counts of a block add up to its size, and count what there is.
+        /// I3: the counts of a block add up to its size, and count what there is.
         Conservation = "conservation",
-        /// What nobody has is not kept from others for ever.
+        /// I4: what nobody has is not kept from others for ever.
         NoLeak = "no leak",
-        /// An address with a living interface is neither free nor another's.
+        /// I5: an address with a living interface is neither free nor another's.
         NoEarlyFree = "no early free",
-        /// A freed address rests before somebody else has it.
+        /// I6: a freed address rests before somebody else has it.
         CoolDown = "cool-down",
-        /// Taking one attachment away changes no other, and no later holder of its address.
+        /// I7: taking one attachment away changes no other, and no later holder of its address.
         StaleDel = "stale DEL",
-        /// What was promised is written down.
+        /// I8: what was promised is written down.
         Durable = "durable",
-        /// A removed node writes nothing but that its pods are gone.
+        /// I9: a removed node writes nothing but that its pods are gone.
         Fenced = "fenced",
-        /// Claims do not overlap, and each is a block of its pool.
+        /// I10: claims do not overlap, and each is a block of its pool.
         BlockTree = "block tree",
-        /// What was wired in a living pod is there.
+        /// I11: what was wired in a living pod is there. The simulation has no pods to look into.
         Wired = "wired",
-        /// What only a newer release knows: its nodes answer in the store, and nodes of this one read that.
+        /// What only a newer release knows: its nodes answer in the store, and nodes of this one read that. Nothing here finds it.
         #[serde(other)]
         Other = "other",
     }

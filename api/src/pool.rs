@@ -38,10 +38,12 @@ pub struct NewPool {
 
 words! {
     /// What the addresses of a pool are for.
+    #[derive(Default)]
     PoolPurpose {
         /// For whichever pod comes: nodes claim blocks of them.
+        #[default]
         Blocks = "blocks",
-        /// For workloads that keep theirs by name.
+        /// For workloads that keep theirs by name. No node owns any of them.
         Reservations = "reservations",
     }
 }

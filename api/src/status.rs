@@ -84,8 +84,10 @@ pub struct ClusterStatus {
 
 words! {
     /// How pods hang on their node.
+    #[derive(Default)]
     AttachMode {
         /// As ports of a bridge.
+        #[default]
         Bridge = "bridge",
         /// With a host route each.
         Routed = "routed",

@@ -8,7 +8,7 @@ macro_rules! words {
         $name:ident { $($(#[$what:meta])* $variant:ident = $word:literal),+ $(,)? }
     ) => {
         $(#[$about])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
         pub enum $name {
             $($(#[$what])* #[serde(rename = $word)] $variant,)+
         }
@@ -45,7 +45,7 @@ mod tests {
     use serde::Serialize;
     use serde::de::DeserializeOwned;
 
-    use crate::ipam::{AddressStanding, Invariant, NodeShareStanding};
+    use crate::ipam::{AddressStanding, Invariant, NodeShareStanding, PodsGone};
     use crate::pool::{BlockStanding, PoolPurpose, PoolState};
     use crate::status::{AttachMode, NodeStanding, PathKind, ProbeState, StoreStatus};
     use crate::{Backend, Family};
@@ -80,8 +80,10 @@ mod tests {
         assert_words(ProbeState::ALL, &["", "answers", "narrow", "silent", "dropped"]);
         assert_words(PoolPurpose::ALL, &["blocks", "reservations"]);
         assert_words(PoolState::ALL, &["active", "draining", "retired"]);
+        assert_words(PodsGone::ALL, &["unknown", "confirmed", "vouched"]);
+        let removed = PodsGone::ALL.iter().map(|pods| NodeShareStanding::Removed(*pods));
         assert_words(
-            NodeShareStanding::ALL,
+            &[NodeShareStanding::Member].into_iter().chain(removed).collect::<Vec<_>>(),
             &[
                 "member",
                 "removed, pods gone: unknown",
@@ -135,5 +137,8 @@ mod tests {
     fn what_a_newer_node_checks_is_read_and_what_is_no_standing_is_not() {
         assert_eq!(serde_json::from_value::<Invariant>("of tomorrow".into()).unwrap(), Invariant::Other);
         assert!(serde_json::from_value::<BlockStanding>("lent".into()).is_err());
+        for unknown in ["removed", "removed, pods gone: perhaps", "away"] {
+            assert!(serde_json::from_value::<NodeShareStanding>(unknown.into()).is_err(), "{unknown}");
+        }
     }
 }

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
+pub use polder_api::ipam::Invariant;
 use polder_api::{Attachment, NodeName};
 
 use crate::allocator::Counts;
@@ -20,51 +21,6 @@ use crate::ids::BootId;
 use crate::ledger::{Held, Identity, OwnedBlock};
 use crate::record::AddressRecord;
 use crate::view::View;
-
-/// What must hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Invariant {
-    /// I1: no two living interfaces of the cluster have the same address.
-    Unique,
-    /// I2: a living address is in a block of its node, or reserved for its attachment.
-    Owner,
-    /// I3: the counts of a block add up to its size, and count what there is.
-    Conservation,
-    /// I4: what nobody has is not kept from others for ever.
-    NoLeak,
-    /// I5: an address with a living interface is neither free nor another's.
-    NoEarlyFree,
-    /// I6: a freed address rests before somebody else has it.
-    CoolDown,
-    /// I7: taking one attachment away changes no other, and no later holder of its address.
-    StaleDel,
-    /// I8: what was promised is written down.
-    Durable,
-    /// I9: a removed node writes nothing but that its pods are gone.
-    Fenced,
-    /// I10: claims do not overlap, and each is a block of its pool.
-    BlockTree,
-    /// I11: what was wired in a living pod is there. The simulation has no pods to look into.
-    Wired,
-}
-
-impl fmt::Display for Invariant {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Unique => "unique",
-            Self::Owner => "owner",
-            Self::Conservation => "conservation",
-            Self::NoLeak => "no leak",
-            Self::NoEarlyFree => "no early free",
-            Self::CoolDown => "cool-down",
-            Self::StaleDel => "stale DEL",
-            Self::Durable => "durable",
-            Self::Fenced => "fenced",
-            Self::BlockTree => "block tree",
-            Self::Wired => "wired",
-        })
-    }
-}
 
 /// Something that does not hold.
 #[derive(Debug, Clone, PartialEq, Eq)]

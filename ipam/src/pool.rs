@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
+pub use polder_api::pool::{PoolPurpose as Purpose, PoolState};
 use polder_api::{Family, PoolName};
 use serde::{Deserialize, Serialize};
 
@@ -28,39 +29,14 @@ pub struct Pool {
 /// What is said of a node, for pools to choose by.
 pub type Labels = BTreeMap<String, String>;
 
-/// What the addresses of a pool are for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Purpose {
-    /// For whichever pod comes: nodes claim blocks of them.
-    #[default]
-    Blocks,
-    /// For workloads that keep theirs by name. No node owns any of them.
-    Reservations,
-}
-
-impl Purpose {
-    /// The length of the blocks of such a pool where none is set.
-    pub fn usual_block_length(self, cidr: Cidr) -> u8 {
-        let usual = default_block_length(cidr.family());
-        match self {
-            Self::Blocks => usual,
-            // No node claims blocks of it: a small one needs no block length.
-            Self::Reservations => usual.max(cidr.length()),
-        }
+/// The length of the blocks of a pool for that where none is set.
+pub fn usual_block_length(purpose: Purpose, cidr: Cidr) -> u8 {
+    let usual = default_block_length(cidr.family());
+    match purpose {
+        Purpose::Blocks => usual,
+        // No node claims blocks of it: a small one needs no block length.
+        Purpose::Reservations => usual.max(cidr.length()),
     }
-}
-
-/// What may happen in a pool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PoolState {
-    /// Nodes may claim blocks.
-    Active,
-    /// No new blocks; the pods that have addresses keep them.
-    Draining,
-    /// Out of use; the range stays reserved.
-    Retired,
 }
 
 /// An aligned slice of a pool that one node owns.

@@ -4,7 +4,9 @@ use std::fmt;
 use std::net::IpAddr;
 
 pub use polder_api::Backend;
+pub use polder_api::ipam::PodsGone;
 use polder_api::ipam::{DeviationStatus, Repairs};
+pub use polder_api::status::AttachMode;
 use polder_api::{Attachment, Mac, NodeName, Pod, PoolName};
 use serde::{Deserialize, Serialize};
 
@@ -33,17 +35,6 @@ pub struct ClusterRecord {
     pub vxlan: VxlanSettings,
     /// What pods look like from outside.
     pub masquerade: Masquerade,
-}
-
-/// How pods hang on their node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum AttachMode {
-    /// As ports of a bridge.
-    #[default]
-    Bridge,
-    /// With a host route each.
-    Routed,
 }
 
 /// The tunnels' parameters.
@@ -177,18 +168,6 @@ pub struct FenceRecord {
     pub boot_id: BootId,
     /// Whether it is known that its pods are gone.
     pub pods: PodsGone,
-}
-
-/// Whether it is known that the pods of a removed node are gone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PodsGone {
-    /// It is not.
-    Unknown,
-    /// The node itself has cut them off.
-    Confirmed,
-    /// An operator says so.
-    Vouched,
 }
 
 /// An address that belongs to a workload by name, under the address.

@@ -1,6 +1,6 @@
 //! What a new cluster begins with.
 
-use polder_api::pool::{NewPool, PoolPurpose};
+use polder_api::pool::NewPool;
 use polder_ipam::Pool;
 use polder_ipam::ids::ClusterId;
 use polder_ipam::pool::{PoolState, Purpose};
@@ -47,10 +47,7 @@ pub fn new_pool(pool: &Pool) -> NewPool {
         name: pool.name.clone(),
         cidr: pool.cidr().into(),
         block_length: Some(pool.block_length()),
-        purpose: match pool.purpose {
-            Purpose::Blocks => PoolPurpose::Blocks,
-            Purpose::Reservations => PoolPurpose::Reservations,
-        },
+        purpose: pool.purpose,
         nodes: pool.nodes.clone(),
     }
 }

@@ -6,7 +6,7 @@ use polder_api::{Backend, Family, PoolName};
 use polder_ipam::Cidr;
 use polder_ipam::bootstrap::Bootstrap;
 use polder_ipam::cidr::ParseCidrError;
-use polder_ipam::pool::{InvalidPool, Labels, Pool, PoolState, Purpose};
+use polder_ipam::pool::{InvalidPool, Labels, Pool, PoolState, Purpose, usual_block_length};
 use polder_ipam::record::{AttachMode, Masquerade, VxlanSettings};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
@@ -145,7 +145,7 @@ fn pool(table: PoolTable, others: &[Pool]) -> Result<Pool, ConfigError> {
     if let Some(other) = others.iter().find(|other| other.name == name) {
         return value(POOLS, format!("{cidr} and {} have the same name, {name}", other.cidr()));
     }
-    let length = table.block_length.unwrap_or_else(|| table.purpose.usual_block_length(cidr));
+    let length = table.block_length.unwrap_or_else(|| usual_block_length(table.purpose, cidr));
     let wrong = |error: InvalidPool| match error {
         InvalidPool::Special { .. } => error.to_string(),
         other => format!("{other} ({{ cidr = \"{cidr}\", block_length = ... }})"),

@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 
 use super::mend::mend;
 use super::own::{Finding, Look, NotLooked, look};
-use super::{patience, to_answer};
+use super::patience;
 use crate::host::insides::Looker;
 use crate::node::Node;
 
@@ -177,7 +177,7 @@ fn has(look: &Look, finding: &Finding) -> bool {
 fn status(finding: &Finding, repaired: bool) -> DeviationStatus {
     let deviation = &finding.deviation;
     DeviationStatus {
-        invariant: to_answer(deviation.invariant),
+        invariant: deviation.invariant,
         node: deviation.node.clone(),
         what: deviation.what.clone(),
         remedy: deviation.remedy.clone(),

@@ -1,13 +1,13 @@
 //! Changes the cluster's pools and settings.
 
 use polder_api::message::Refusal;
-use polder_api::pool::{NewPool, PoolChange, PoolPurpose};
+use polder_api::pool::{NewPool, PoolChange};
 use polder_api::{Backend, rule};
 use tracing::info;
 
 use super::{ATTEMPTS, invalid, store_failed};
 use crate::cidr::ParseCidrError;
-use crate::pool::{InvalidPool, PoolState, Purpose};
+use crate::pool::{InvalidPool, PoolState, usual_block_length};
 use crate::pools::{self, Decision, NotChanged};
 use crate::store::Outcome;
 use crate::tasks::records::{Records, read_all};
@@ -54,14 +54,10 @@ fn with_warnings(done: String, warnings: &[String]) -> String {
 /// The pool that is asked for; or what is wrong with it, whatever else the cluster has.
 pub fn parse_pool(new: NewPool) -> Result<Pool, Refusal> {
     let cidr: Cidr = new.cidr.to_string().parse().map_err(|error: ParseCidrError| invalid(error))?;
-    let purpose = match new.purpose {
-        PoolPurpose::Blocks => Purpose::Blocks,
-        PoolPurpose::Reservations => Purpose::Reservations,
-    };
-    let length = new.block_length.unwrap_or_else(|| purpose.usual_block_length(cidr));
+    let length = new.block_length.unwrap_or_else(|| usual_block_length(new.purpose, cidr));
     let mut pool = Pool::new(new.name, cidr, length, PoolState::Active)
         .map_err(|error| invalid(format!("{error} (--block-length)")))?;
-    pool.purpose = purpose;
+    pool.purpose = new.purpose;
     pool.nodes = new.nodes;
     match pool.check_use() {
         Ok(()) => Ok(pool),
