@@ -190,6 +190,7 @@ mod tests {
     use polder_api::Family;
     use polder_ipam::store::KeyChange;
     use polder_ipam::view::Source;
+    use polder_netlink::IfIndex;
     use polder_store::Embedded;
     use tokio::time::timeout;
 
@@ -250,7 +251,7 @@ mod tests {
         drop(timeout(patience, told.wait_for(|view| view.source == Source::Store)).await.unwrap().unwrap());
         let uplink = Uplink {
             address: "10.0.0.1".parse().unwrap(),
-            index: 2,
+            index: IfIndex::new(2),
             interface: "eth0".to_owned(),
             mtu: 1500,
             chosen_by: String::new(),

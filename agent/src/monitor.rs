@@ -7,7 +7,7 @@ use std::thread;
 
 use polder_netlink::monitor::{Event, Monitor, What};
 use polder_netlink::nft::{Author, FilterMonitor};
-use polder_netlink::{Error, RouteSocket};
+use polder_netlink::{Error, IfIndex, RouteSocket};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
@@ -80,7 +80,7 @@ fn of_filter(alarm: &Alarm, author: &Author) {
 struct Listener {
     task: Task,
     /// Which devices of ours there are.
-    devices: BTreeMap<u32, Device>,
+    devices: BTreeMap<IfIndex, Device>,
 }
 
 impl Listener {

@@ -7,6 +7,7 @@ use polder_api::Family;
 use polder_ipam::Cidr;
 use polder_ipam::cause::HostError;
 use polder_ipam::needed::{Needed, What};
+use polder_netlink::IfIndex;
 use polder_netlink::address::Address;
 
 use crate::config::UnderlayConfig;
@@ -67,7 +68,7 @@ pub struct Uplink {
     /// The address.
     pub address: IpAddr,
     /// Index of the interface.
-    pub index: u32,
+    pub index: IfIndex,
     /// Its name.
     pub interface: String,
     /// Its MTU, in bytes.
@@ -140,7 +141,7 @@ impl Facts {
             IpAddr::V4(v4) => !v4.is_link_local() && !v4.is_loopback() && !v4.is_unspecified(),
             IpAddr::V6(v6) => !v6.is_unicast_link_local() && !v6.is_loopback() && !v6.is_unspecified(),
         };
-        let name = |index: u32| {
+        let name = |index: IfIndex| {
             let interface = self.network.interfaces.get(&index).map(|(name, _)| name.clone());
             interface.filter(|name| name != LOOPBACK && !self.network.own.contains(&index))
         };
@@ -190,9 +191,9 @@ impl Facts {
         let (interface, own) = self.network.interfaces.get(&of.index)?;
         let family = Family::of(of.address.ip());
         let ways = || self.network.routes.iter().map(|(_, way)| way).filter(|way| !way.local);
-        let from_it: Vec<u32> =
+        let from_it: Vec<IfIndex> =
             ways().filter(|way| way.source == Some(of.address.ip())).map(|way| way.index).collect();
-        let leave_by: Vec<u32> = match from_it.as_slice() {
+        let leave_by: Vec<IfIndex> = match from_it.as_slice() {
             // It is not said what packets from there leave by, but not by this.
             [] if interface == LOOPBACK => {
                 ways().filter(|way| way.source.map(Family::of) == Some(family)).map(|way| way.index).collect()
@@ -286,16 +287,26 @@ mod tests {
     use super::*;
 
     fn address(index: u32, address: &str) -> Address {
-        Address { index, address: address.parse().unwrap(), global: true, fleeting: false }
+        Address {
+            index: IfIndex::new(index),
+            address: address.parse().unwrap(),
+            global: true,
+            fleeting: false,
+        }
     }
 
     /// A host with a front (`eth0`, default route) and a back (`eth1`, the route to a peer).
     fn facts() -> Facts {
-        let lookup =
-            |index, source: &str| Lookup { index, gateway: None, source: source.parse().ok(), local: false };
+        let lookup = |index, source: &str| Lookup {
+            index: IfIndex::new(index),
+            gateway: None,
+            source: source.parse().ok(),
+            local: false,
+        };
+        let interface = |index, name: &str, mtu| (IfIndex::new(index), (name.to_owned(), mtu));
         let network = HostNetwork {
-            interfaces: [(2, ("eth0".to_owned(), 1500)), (3, ("eth1".to_owned(), 9000))].into(),
-            own: [5].into(),
+            interfaces: [interface(2, "eth0", 1500), interface(3, "eth1", 9000)].into(),
+            own: [IfIndex::new(5)].into(),
             addresses: vec![
                 address(5, "10.244.0.1/32"),
                 address(1, "127.0.0.1/8"),
@@ -385,7 +396,7 @@ mod tests {
     #[test]
     fn an_address_of_the_host_as_a_whole_has_the_mtu_of_what_its_packets_leave_by() {
         let mut facts = facts();
-        facts.network.interfaces.insert(1, ("lo".to_owned(), 65536));
+        facts.network.interfaces.insert(IfIndex::new(1), ("lo".to_owned(), 65536));
         facts.network.addresses.push(address(1, "10.255.0.7/32"));
         facts.network.routes[0].1.source = "10.255.0.7".parse().ok();
         let first = Underlay::choose(&UnderlayConfig::default(), &facts, &Underlay::default()).unwrap();

@@ -12,7 +12,7 @@ use polder_netlink::link::{self, Link, Port, VethPair};
 use polder_netlink::monitor::Monitor;
 use polder_netlink::neighbour::{Destination, Forward, Neighbour};
 use polder_netlink::route::{self, Route, Target};
-use polder_netlink::{Operation, RouteSocket};
+use polder_netlink::{IfIndex, Operation, RouteSocket};
 
 use crate::agent::{add_request, own_addresses, unexpected};
 use crate::call::Call;
@@ -157,7 +157,7 @@ fn allow_ipv6(name: &str) -> Result<(), Error> {
     fs::write(&setting, "0").map_err(Error::file(format!("set {setting} to 0")))
 }
 
-fn bridge(host: &mut RouteSocket) -> Result<u32, Error> {
+fn bridge(host: &mut RouteSocket) -> Result<IfIndex, Error> {
     let found = host.link(BRIDGE).map_err(Error::kernel(format!("look for {BRIDGE}")))?;
     let gone = || {
         Refusal::new(RefusalKind::TryAgain, format!("{BRIDGE} is gone: the agent is about to make it anew"))
@@ -166,7 +166,7 @@ fn bridge(host: &mut RouteSocket) -> Result<u32, Error> {
 }
 
 /// What leads the host's packets to the pod, without anybody having to ask who it is.
-fn towards_pod(wiring: &Wiring, bridge: Option<u32>, port: u32) -> Vec<Operation> {
+fn towards_pod(wiring: &Wiring, bridge: Option<IfIndex>, port: IfIndex) -> Vec<Operation> {
     let neighbour = |index, mac: Mac| {
         wiring.addresses.iter().map(move |own| Neighbour { index, address: own.address, mac }.replace())
     };
@@ -183,7 +183,7 @@ fn towards_pod(wiring: &Wiring, bridge: Option<u32>, port: u32) -> Vec<Operation
     }
 }
 
-fn routes(addresses: &[IpAddr], index: u32) -> impl Iterator<Item = Operation> {
+fn routes(addresses: &[IpAddr], index: IfIndex) -> impl Iterator<Item = Operation> {
     addresses.iter().map(move |address| {
         let destination = host_prefix(*address);
         route::replace(&Route { destination, target: Target::Link { index }, source: None, mtu: None })

@@ -6,11 +6,11 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use polder_api::message::{Attach, Reply, Request, Wiring};
 use polder_api::{BRIDGE, IfName};
-use polder_netlink::RouteSocket;
 use polder_netlink::inside::Inside;
 use polder_netlink::link::{Link, Port};
 use polder_netlink::neighbour::{Destination, Forward, Neighbour};
 use polder_netlink::route::{Route, Target};
+use polder_netlink::{IfIndex, RouteSocket};
 use serde_json::Value;
 
 use crate::agent::unexpected;
@@ -95,7 +95,7 @@ fn check_host(wiring: &Wiring) -> Result<(), Error> {
 }
 
 /// The way through the bridge. Returns the interface on which the pod is a neighbour.
-fn check_port(host: &mut RouteSocket, link: &Link, locked: bool, wiring: &Wiring) -> Result<u32, Error> {
+fn check_port(host: &mut RouteSocket, link: &Link, locked: bool, wiring: &Wiring) -> Result<IfIndex, Error> {
     let read = || Error::kernel("read the host's bridge");
     let name = &wiring.host_interface;
     let bridge = host.link(BRIDGE).map_err(read())?.map(|bridge| bridge.index);
@@ -113,7 +113,7 @@ fn check_port(host: &mut RouteSocket, link: &Link, locked: bool, wiring: &Wiring
 }
 
 /// The way without a bridge. Returns the interface on which the pod is a neighbour.
-fn check_routes(host: &mut RouteSocket, link: &Link, wiring: &Wiring) -> Result<u32, Error> {
+fn check_routes(host: &mut RouteSocket, link: &Link, wiring: &Wiring) -> Result<IfIndex, Error> {
     if !link.forwards && wiring.addresses.iter().any(|own| own.address.is_ipv4()) {
         return differs(format!("{} on the host does not forward what the pod sends", link.name));
     }

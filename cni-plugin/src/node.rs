@@ -50,16 +50,17 @@ impl NodeNetwork {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use polder_netlink::IfIndex;
 
     fn link(index: u32, name: &str, kind: Kind, controller: Option<u32>) -> (String, Link) {
         let link = Link {
-            index,
+            index: IfIndex::new(index),
             name: name.to_owned(),
             up: true,
             running: true,
             mac: None,
             mtu: 1500,
-            controller,
+            controller: controller.map(IfIndex::new),
             peer: None,
             alias: None,
             kind,
@@ -77,8 +78,8 @@ mod tests {
 
     const POD: &str = "pld0123456789ab";
     const NOWHERE: Target = Target::Unreachable;
-    const TO_BRIDGE: Target = Target::Link { index: 2 };
-    const TO_POD: Target = Target::Link { index: 3 };
+    const TO_BRIDGE: Target = Target::Link { index: IfIndex::new(2) };
+    const TO_POD: Target = Target::Link { index: IfIndex::new(3) };
 
     fn network(links: &[(String, Link)], targets: &[Target]) -> NodeNetwork {
         let routes: Vec<Route> = targets.iter().map(|target| route(*target)).collect();

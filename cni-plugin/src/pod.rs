@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use ipnetwork::IpNetwork;
-use polder_api::message::Wiring;
+use polder_api::message::{Refusal, RefusalKind, Wiring};
 use polder_api::{Family, IfName};
 use polder_netlink::link::Link;
 use polder_netlink::namespace::{self, NamespaceId};
@@ -65,7 +65,8 @@ impl PodNamespace {
         routes: &[GivenRoute],
     ) -> Result<(), Error> {
         let failed = || Error::kernel(format!("configure {interface} in the pod"));
-        let index = self.link(interface)?.map_or(0, |link| link.index);
+        let gone = || Refusal::new(RefusalKind::Failed, format!("{interface} in the pod is gone again"));
+        let index = self.link(interface)?.ok_or_else(gone)?.index;
         self.keep_addresses(interface)?;
         let taken = self.socket.default_routes(Table::MAIN).map_err(failed())?;
         let mut operations: Vec<Operation> = vec![

@@ -9,13 +9,13 @@ use netlink_packet_route::address::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use crate::{Error, Operation, RouteSocket};
+use crate::{Error, IfIndex, Operation, RouteSocket};
 
 /// An address of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Address {
     /// The interface.
-    pub index: u32,
+    pub index: IfIndex,
     /// The address with the length of its on-link prefix.
     pub address: IpNetwork,
     /// Whether it is for the world, not for this link or host alone.
@@ -26,7 +26,7 @@ pub struct Address {
 
 /// Gives the interface the address, for global use and at once: without waiting for duplicate address detection,
 /// and without a route of the kernel's own making. Succeeds where it has it already.
-pub fn add(index: u32, address: IpNetwork) -> Operation {
+pub fn add(index: IfIndex, address: IpNetwork) -> Operation {
     let mut message = message(index, address);
     message.header.flags = AddressHeaderFlags::Nodad;
     message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad | AddressFlags::Noprefixroute));
@@ -34,13 +34,13 @@ pub fn add(index: u32, address: IpNetwork) -> Operation {
 }
 
 /// Takes the address away from the interface.
-pub fn delete(index: u32, address: IpNetwork) -> Operation {
+pub fn delete(index: IfIndex, address: IpNetwork) -> Operation {
     Operation::new(RouteNetlinkMessage::DelAddress(message(index, address)), 0)
 }
 
-fn message(index: u32, address: IpNetwork) -> AddressMessage {
+fn message(index: IfIndex, address: IpNetwork) -> AddressMessage {
     let mut message = AddressMessage::default();
-    message.header.index = index;
+    message.header.index = index.number();
     message.header.family = family(address.ip());
     message.header.prefix_len = address.prefix();
     message.attributes = vec![AddressAttribute::Address(address.ip()), AddressAttribute::Local(address.ip())];
@@ -82,7 +82,7 @@ fn decode(message: &AddressMessage) -> Option<Address> {
     let ip = local.or(address)?;
     let passing = if ip.is_ipv4() { AddressFlags::Deprecated } else { passing };
     Some(Address {
-        index: message.header.index,
+        index: IfIndex::new(message.header.index),
         address: IpNetwork::new(ip, message.header.prefix_len).ok()?,
         global: message.header.scope == AddressScope::Universe,
         fleeting: flags.intersects(passing),

@@ -9,7 +9,7 @@ use polder_api::{Family, IfName, Mac};
 use crate::neighbour::Neighbour;
 use crate::route::{DefaultRoute, Table};
 use crate::rule::Rule;
-use crate::{Error, RouteSocket};
+use crate::{Error, IfIndex, RouteSocket};
 
 /// What was wired in the pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,7 +62,7 @@ impl Inside {
 
 /// Whether what the interface sends from the address goes to the gateway: by the pod's default route, or by one that it
 /// has for itself.
-fn has_way_out(pod: &mut RouteSocket, index: u32, own: &PodAddress) -> Result<bool, Error> {
+fn has_way_out(pod: &mut RouteSocket, index: IfIndex, own: &PodAddress) -> Result<bool, Error> {
     let leads = |route: &DefaultRoute| route.index == Some(index) && route.gateway == Some(own.gateway);
     if pod.default_routes(Table::MAIN)?.iter().any(leads) {
         return Ok(true);

@@ -9,6 +9,7 @@
 pub mod address;
 pub mod conntrack;
 mod error;
+mod index;
 pub mod inside;
 pub mod link;
 pub mod monitor;
@@ -21,6 +22,7 @@ pub mod rule;
 mod socket;
 
 pub use error::Error;
+pub use index::IfIndex;
 pub use socket::{Operation, Protocol, RouteSocket, Socket};
 
 /// The routing protocol number that all our routes carry, and no one else's.

@@ -21,7 +21,7 @@ pub use self::port::Port;
 pub(crate) use self::unreadable::undecodable;
 pub use self::veth::{VethPair, create_veth};
 pub use self::vxlan::{Vxlan, create_vxlan, send_from};
-use crate::{Error, Operation, RouteSocket};
+use crate::{Error, IfIndex, Operation, RouteSocket};
 
 /// The largest MTU of a bridge (`ETH_MAX_MTU`).
 const LARGEST_MTU: u32 = 65_535;
@@ -31,7 +31,7 @@ const LARGEST_MTU: u32 = 65_535;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
     /// Its number in this namespace.
-    pub index: u32,
+    pub index: IfIndex,
     /// Its name.
     pub name: String,
     /// `IFF_UP`: whether somebody switched it on.
@@ -43,9 +43,9 @@ pub struct Link {
     /// In bytes.
     pub mtu: u32,
     /// The bridge that it is a port of.
-    pub controller: Option<u32>,
+    pub controller: Option<IfIndex>,
     /// The number of what it hangs on: of a veth its other end, perhaps in another namespace.
-    pub peer: Option<u32>,
+    pub peer: Option<IfIndex>,
     /// `ifalias`.
     pub alias: Option<String>,
     /// What made it.
@@ -89,12 +89,13 @@ pub fn create_bridge(name: &str, mac: Mac, mtu: u32) -> [Operation; 3] {
 }
 
 /// Lets the bridge with that index look all frames up in VLAN 0. A kernel that knows no VLANs on bridges does nothing else.
-pub fn without_vlans(index: u32) -> Operation {
+pub fn without_vlans(index: IfIndex) -> Operation {
     let info = vec![
         LinkInfo::Kind(InfoKind::Bridge),
         LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::VlanFiltering(false)])),
     ];
-    let change = LinkUnspec::new_with_index(index).append_extra_attribute(LinkAttribute::LinkInfo(info));
+    let change =
+        LinkUnspec::new_with_index(index.number()).append_extra_attribute(LinkAttribute::LinkInfo(info));
     Operation::from(Change(change)).harmless_if(Errno::EOPNOTSUPP)
 }
 
@@ -104,8 +105,8 @@ fn create(message: LinkMessage) -> Operation {
 
 /// Deletes the interface, and with a veth its other end. The caller waits out an RCU barrier, some 20 ms, after the
 /// interface is gone and its `RTM_DELLINK` notification is sent.
-pub fn delete(index: u32) -> Operation {
-    Operation::new(RouteNetlinkMessage::DelLink(LinkUnspec::new_with_index(index).build()), 0)
+pub fn delete(index: IfIndex) -> Operation {
+    Operation::new(RouteNetlinkMessage::DelLink(LinkUnspec::new_with_index(index.number()).build()), 0)
 }
 
 /// Deletes every interface of the group in one go, for the price of one.
@@ -120,8 +121,8 @@ pub fn change(name: &str) -> Change {
 }
 
 /// A change to the interface with that index.
-pub fn change_index(index: u32) -> Change {
-    Change(LinkUnspec::new_with_index(index))
+pub fn change_index(index: IfIndex) -> Change {
+    Change(LinkUnspec::new_with_index(index.number()))
 }
 
 /// Keeps the interface of that name from making itself an IPv6 link-local address. To be said before it is up, in a
@@ -157,10 +158,10 @@ impl Change {
         Self(self.0.address(mac.0.to_vec()))
     }
 
-    /// Makes it a port of the bridge with that index; of none, if that is 0.
+    /// Makes it a port of the bridge with that index, or of none.
     #[must_use]
-    pub fn controller(self, bridge: u32) -> Self {
-        Self(self.0.controller(bridge))
+    pub fn controller(self, bridge: Option<IfIndex>) -> Self {
+        Self(self.0.controller(bridge.map_or(0, IfIndex::number)))
     }
 
     /// Puts it into a group, for [`delete_group`].
@@ -216,8 +217,8 @@ impl RouteSocket {
     }
 
     /// The interface with that index, if there is one.
-    pub fn link_by_index(&mut self, index: u32) -> Result<Option<Link>, Error> {
-        self.get_link(LinkUnspec::new_with_index(index).build())
+    pub fn link_by_index(&mut self, index: IfIndex) -> Result<Option<Link>, Error> {
+        self.get_link(LinkUnspec::new_with_index(index.number()).build())
     }
 
     fn get_link(&mut self, message: LinkMessage) -> Result<Option<Link>, Error> {
@@ -243,7 +244,7 @@ impl RouteSocket {
 impl From<LinkMessage> for Link {
     fn from(message: LinkMessage) -> Self {
         let mut link = Self {
-            index: message.header.index,
+            index: IfIndex::new(message.header.index),
             name: String::new(),
             up: message.header.flags.contains(LinkFlags::Up),
             running: message.header.flags.contains(LinkFlags::Running),
@@ -263,8 +264,8 @@ impl From<LinkMessage> for Link {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(Mac),
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
-                LinkAttribute::Controller(index) => link.controller = Some(index),
-                LinkAttribute::Link(index) => link.peer = Some(index),
+                LinkAttribute::Controller(index) => link.controller = Some(IfIndex::new(index)),
+                LinkAttribute::Link(index) => link.peer = Some(IfIndex::new(index)),
                 LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
                 LinkAttribute::LinkInfo(infos) => link.take_info(infos),
                 LinkAttribute::AfSpecUnspec(families) => {

@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 
-use crate::{Error, ROUTE_PROTOCOL};
+use crate::{Error, IfIndex, ROUTE_PROTOCOL};
 
 /// `RTNLGRP_LINK` (`include/uapi/linux/rtnetlink.h`).
 const LINKS: u32 = 1;
@@ -45,38 +45,38 @@ pub enum What {
     /// The interface is gone.
     LinkGone {
         /// The number that it had.
-        index: u32,
+        index: IfIndex,
         /// The name that it had.
         name: String,
     },
     /// The interface appeared or changed.
     Link {
         /// Its number.
-        index: u32,
+        index: IfIndex,
         /// Its name.
         name: String,
     },
     /// What a bridge does with one of its ports changed. Some of that is told in no other way.
     Port {
         /// The interface that is or was the port.
-        index: u32,
+        index: IfIndex,
     },
     /// An address came or went.
     Address {
         /// The interface that has or had it.
-        index: u32,
+        index: IfIndex,
     },
     /// A neighbour or forwarding entry came, went or changed.
     Neighbour {
         /// The interface that has or had it.
-        index: u32,
+        index: IfIndex,
         /// The neighbour. None of a forwarding entry.
         address: Option<IpAddr>,
     },
     /// Somebody set an interface to forward no IPv4 packets any more.
     ForwardsNoMore {
         /// The interface.
-        index: u32,
+        index: IfIndex,
     },
     /// A route of ours came or went.
     OwnRoute,
@@ -201,14 +201,16 @@ fn what(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<What> {
             if link.header.interface_family != AddressFamily::Unspec =>
         {
             let is_port = link.header.interface_family == AddressFamily::Bridge;
-            is_port.then_some(What::Port { index: link.header.index })
+            is_port.then_some(What::Port { index: IfIndex::new(link.header.index) })
         }
-        RouteNetlinkMessage::NewLink(link) => Some(What::Link { index: link.header.index, name: name(link) }),
+        RouteNetlinkMessage::NewLink(link) => {
+            Some(What::Link { index: IfIndex::new(link.header.index), name: name(link) })
+        }
         RouteNetlinkMessage::DelLink(link) => {
-            Some(What::LinkGone { index: link.header.index, name: name(link) })
+            Some(What::LinkGone { index: IfIndex::new(link.header.index), name: name(link) })
         }
         RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
-            Some(What::Address { index: address.header.index })
+            Some(What::Address { index: IfIndex::new(address.header.index) })
         }
         RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
             let ours = route.header.protocol == RouteProtocol::from(ROUTE_PROTOCOL);
@@ -221,7 +223,7 @@ fn what(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<What> {
             }
         }
         RouteNetlinkMessage::NewNeighbour(entry) | RouteNetlinkMessage::DelNeighbour(entry) => {
-            Some(What::Neighbour { index: entry.header.ifindex, address: neighbour(entry) })
+            Some(What::Neighbour { index: IfIndex::new(entry.header.ifindex), address: neighbour(entry) })
         }
         _ => None,
     }

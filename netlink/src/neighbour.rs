@@ -11,7 +11,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use polder_api::Mac;
 
 use crate::address::family;
-use crate::{Error, Operation, RouteSocket};
+use crate::{Error, IfIndex, Operation, RouteSocket};
 
 /// `NDA_NH_ID` (`include/uapi/linux/neighbour.h`).
 const NEXT_HOP_OBJECT: u16 = 13;
@@ -21,7 +21,7 @@ const NEXT_HOP_OBJECT: u16 = 13;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Neighbour {
     /// The interface behind which the neighbour is.
-    pub index: u32,
+    pub index: IfIndex,
     /// Its IP address.
     pub address: IpAddr,
     /// Its link-layer address.
@@ -36,7 +36,7 @@ pub struct Neighbour {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Forward {
     /// The bridge port or VXLAN device.
-    pub index: u32,
+    pub index: IfIndex,
     /// The link-layer address that it is about.
     pub mac: Mac,
     /// Where frames to it go.
@@ -69,7 +69,7 @@ impl Neighbour {
     fn message(&self) -> NeighbourMessage {
         let mut message = NeighbourMessage::default();
         message.header.family = family(self.address);
-        message.header.ifindex = self.index;
+        message.header.ifindex = self.index.number();
         message.header.state = NeighbourState::Permanent;
         message.attributes = vec![
             NeighbourAttribute::Destination(self.address.into()),
@@ -99,7 +99,7 @@ impl Forward {
     fn message(&self) -> NeighbourMessage {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Bridge;
-        message.header.ifindex = self.index;
+        message.header.ifindex = self.index.number();
         message.attributes = vec![NeighbourAttribute::LinkLayerAddress(self.mac.0.to_vec())];
         match self.to {
             // Not permanent in the bridge's words: that would be an address of the host. `NoArp` is a static entry.
@@ -145,7 +145,7 @@ fn neighbour(message: &RouteNetlinkMessage) -> Option<Neighbour> {
             _ => {}
         }
     }
-    Some(Neighbour { index: message.header.ifindex, address: address?, mac: mac(message)? })
+    Some(Neighbour { index: IfIndex::new(message.header.ifindex), address: address?, mac: mac(message)? })
 }
 
 fn forward(message: &RouteNetlinkMessage) -> Option<Forward> {
@@ -170,7 +170,7 @@ fn forward(message: &RouteNetlinkMessage) -> Option<Forward> {
         (NeighbourState::Noarp, None) => Destination::Port,
         _ => return None,
     };
-    Some(Forward { index: message.header.ifindex, mac: mac(message)?, to })
+    Some(Forward { index: IfIndex::new(message.header.ifindex), mac: mac(message)?, to })
 }
 
 /// The VLAN of a bridge's entry. The kernel does not name VLAN 0 (`fdb_fill_info`, `net/bridge/br_fdb.c`).
@@ -204,7 +204,7 @@ mod tests {
 
     /// An entry of a bridge port as the kernel tells it, through the bytes of the message.
     fn told(vlan: Option<u16>) -> RouteNetlinkMessage {
-        let mut message = Forward { index: 7, mac: POD, to: Destination::Port }.message();
+        let mut message = Forward { index: IfIndex::new(7), mac: POD, to: Destination::Port }.message();
         message.attributes.push(NeighbourAttribute::Controller(3));
         message.attributes.extend(vlan.map(NeighbourAttribute::Vlan));
         let mut bytes = vec![0; message.buffer_len()];
@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn the_entry_that_a_bridge_uses_is_that_of_vlan_0_and_others_are_not_taken_for_it() {
-        let ours = Forward { index: 7, mac: POD, to: Destination::Port };
+        let ours = Forward { index: IfIndex::new(7), mac: POD, to: Destination::Port };
         assert_eq!(forward(&told(None)), Some(ours));
         assert_eq!(forward(&told(Some(0))), Some(ours));
         for vlan in [1, 77, 4094] {

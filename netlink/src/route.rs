@@ -13,7 +13,7 @@ use polder_api::Family;
 use rtnetlink::RouteMessageBuilder;
 
 use crate::address::family;
-use crate::{Error, Operation, ROUTE_PROTOCOL, RouteSocket};
+use crate::{Error, IfIndex, Operation, ROUTE_PROTOCOL, RouteSocket};
 
 /// The priority of our routes. A route of somebody else to the same destination has another one, almost certainly,
 /// so that neither replaces the other: replacing goes by destination and priority, not by protocol.
@@ -31,8 +31,8 @@ impl Table {
     pub const MAIN: Self = Self(RouteHeader::RT_TABLE_MAIN as u32);
 
     /// The one that is an interface's alone.
-    pub const fn of_interface(index: u32) -> Self {
-        Self(OWN_TABLES + index)
+    pub const fn of_interface(index: IfIndex) -> Self {
+        Self(OWN_TABLES + index.number())
     }
 
     /// Its number.
@@ -53,7 +53,7 @@ pub struct DefaultRoute {
     /// The addresses that it is for.
     pub family: Family,
     /// The interface that it leaves through. `None` if it is several.
-    pub index: Option<u32>,
+    pub index: Option<IfIndex>,
     /// The router that it leads to, if there is one.
     pub gateway: Option<IpAddr>,
 }
@@ -77,12 +77,12 @@ pub enum Target {
     /// Its destinations are neighbours on the interface.
     Link {
         /// The interface.
-        index: u32,
+        index: IfIndex,
     },
     /// The gateway takes it on.
     Gateway {
         /// The interface that leads to the gateway.
-        index: u32,
+        index: IfIndex,
         /// The gateway.
         gateway: IpAddr,
         /// The gateway is a neighbour on the interface although no route says so.
@@ -136,14 +136,15 @@ impl OnlinkRoute {
 }
 
 /// Makes a route of a pod, through a gateway that no other route says to be on the link. One that is there is an error.
-pub fn onlink(index: u32, gateway: IpAddr, route: &OnlinkRoute) -> Operation {
+pub fn onlink(index: IfIndex, gateway: IpAddr, route: &OnlinkRoute) -> Operation {
     let everything = match family(gateway) {
         AddressFamily::Inet => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
         _ => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
     };
     let (to, length) = route.destination.map_or((everything, 0), |to| (to.network(), to.prefix()));
     let builder = RouteMessageBuilder::<IpAddr>::new().destination_prefix(to, length);
-    let builder = builder.expect("the length of a network is in range").output_interface(index).onlink();
+    let builder =
+        builder.expect("the length of a network is in range").output_interface(index.number()).onlink();
     let mut builder = builder.gateway(gateway).expect("gateway of the family").table_id(route.table.number());
     if let Some(priority) = route.priority {
         builder = builder.priority(priority);
@@ -179,9 +180,10 @@ fn builder(destination: IpNetwork) -> RouteMessageBuilder {
 fn message(route: &Route) -> RouteMessage {
     let mut builder = builder(route.destination);
     builder = match route.target {
-        Target::Link { index } => builder.output_interface(index).scope(RouteScope::Link),
+        Target::Link { index } => builder.output_interface(index.number()).scope(RouteScope::Link),
         Target::Gateway { index, gateway, onlink } => {
-            let builder = builder.output_interface(index).gateway(gateway).expect("gateway of the family");
+            let builder =
+                builder.output_interface(index.number()).gateway(gateway).expect("gateway of the family");
             if onlink { builder.onlink() } else { builder }
         }
         Target::Unreachable => builder.kind(RouteType::Unreachable),
@@ -201,7 +203,7 @@ pub struct ForeignRoute {
     /// Where to.
     pub destination: IpNetwork,
     /// The interface that it leaves through. `None` if it is several.
-    pub index: Option<u32>,
+    pub index: Option<IfIndex>,
     /// The routers that it leads to. None, where the destinations are on the link themselves.
     pub gateways: Vec<IpAddr>,
 }
@@ -220,7 +222,7 @@ const CONFIGURED: [RouteProtocol; 5] = [
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lookup {
     /// The interface that it would use.
-    pub index: u32,
+    pub index: IfIndex,
     /// The router that it would give the packet to; `None` says that the address is on the link itself.
     pub gateway: Option<IpAddr>,
     /// The source address that it would use.
@@ -320,7 +322,7 @@ pub(crate) struct Attributes {
     pub(crate) destination: Option<IpAddr>,
     pub(crate) gateway: Option<IpAddr>,
     source: Option<IpAddr>,
-    pub(crate) index: Option<u32>,
+    pub(crate) index: Option<IfIndex>,
     mtu: Option<u32>,
     pub(crate) priority: u32,
 }
@@ -333,7 +335,7 @@ impl Attributes {
                 RouteAttribute::Destination(address) => all.destination = ip(address),
                 RouteAttribute::Gateway(address) => all.gateway = ip(address),
                 RouteAttribute::PrefSource(address) => all.source = ip(address),
-                RouteAttribute::Oif(index) => all.index = Some(*index),
+                RouteAttribute::Oif(index) => all.index = Some(IfIndex::new(*index)),
                 RouteAttribute::Priority(priority) => all.priority = *priority,
                 RouteAttribute::Metrics(metrics) => {
                     all.mtu = metrics.iter().find_map(|metric| match metric {

@@ -9,7 +9,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use polder_api::Family;
 
 use crate::route::Attributes;
-use crate::{Error, ROUTE_PROTOCOL, RouteSocket};
+use crate::{Error, IfIndex, ROUTE_PROTOCOL, RouteSocket};
 
 /// The number of the table that everybody uses.
 pub const MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;
@@ -29,7 +29,7 @@ pub struct AnyRoute {
     /// What becomes of packets.
     pub leads: Leads,
     /// The interface that it leads to, if there is one.
-    pub index: Option<u32>,
+    pub index: Option<IfIndex>,
     /// The router that it leads to, if there is one.
     pub gateway: Option<IpAddr>,
     /// Whether it carries our protocol number, in the main table.

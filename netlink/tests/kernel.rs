@@ -17,16 +17,16 @@ use polder_netlink::monitor::{Event, Monitor, What};
 use polder_netlink::neighbour::{Destination, Forward, Neighbour};
 use polder_netlink::route::{DefaultRoute, OnlinkRoute, Route, Table, Target};
 use polder_netlink::rule::Rule;
-use polder_netlink::{RouteSocket, address, link, namespace, route};
+use polder_netlink::{IfIndex, RouteSocket, address, link, namespace, route};
 
 const BRIDGE_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 
 /// A bridge named `br`, up; its index.
-fn bridge(socket: &mut RouteSocket) -> u32 {
+fn bridge(socket: &mut RouteSocket) -> IfIndex {
     bridge_with(socket, 1450)
 }
 
-fn bridge_with(socket: &mut RouteSocket, mtu: u32) -> u32 {
+fn bridge_with(socket: &mut RouteSocket, mtu: u32) -> IfIndex {
     socket.execute_all(link::create_bridge("br", BRIDGE_MAC, mtu)).unwrap();
     socket.link("br").unwrap().expect("the bridge").index
 }
@@ -34,7 +34,7 @@ fn bridge_with(socket: &mut RouteSocket, mtu: u32) -> u32 {
 /// A pair whose one end `host` is a port of the bridge, and whose other end `eth0` is in a new namespace.
 /// The pair lives as long as the namespace, and that as long as the file.
 #[must_use]
-fn pod(socket: &mut RouteSocket, bridge: u32) -> File {
+fn pod(socket: &mut RouteSocket, bridge: IfIndex) -> File {
     let pod = namespace::in_a_new_one(|| File::open("/proc/thread-self/ns/net")).unwrap().unwrap();
     let (name, peer_name): (IfName, IfName) = ("host".parse().unwrap(), "eth0".parse().unwrap());
     let pair = VethPair {
@@ -153,7 +153,7 @@ fn a_device_too_small_for_ipv6_is_made_all_the_same() {
 #[test]
 fn only_the_error_that_an_operation_calls_harmless_is() {
     in_a_new_namespace(|socket| {
-        let missing = || link::delete(4711);
+        let missing = || link::delete(IfIndex::new(4711));
         socket.execute_all([missing().harmless_if(Errno::ENODEV)]).unwrap();
         assert!(socket.execute_all([missing().harmless_if(Errno::EEXIST)]).unwrap_err().is_missing());
     });
@@ -181,7 +181,7 @@ fn an_alias_that_is_no_text_harms_only_an_interface_of_ours() {
 fn what_is_not_there_is_none_and_deleting_it_says_that_it_is_missing() {
     in_a_new_namespace(|socket| {
         assert_eq!(socket.link("nobody").unwrap(), None);
-        assert!(socket.execute_all([link::delete(4711)]).unwrap_err().is_missing());
+        assert!(socket.execute_all([link::delete(IfIndex::new(4711))]).unwrap_err().is_missing());
         assert!(socket.execute_all([route::delete(network("10.0.0.0/8"))]).unwrap_err().is_missing());
         let index = bridge(socket);
         let neighbour = Neighbour { index, address: ip("10.0.0.1"), mac: POD_MAC };
@@ -209,7 +209,7 @@ fn every_operation_of_a_batch_has_its_own_outcome() {
     in_a_new_namespace(|socket| {
         let index = bridge(socket);
         let good = |last: u8| address::add(index, IpNetwork::new([10, 0, 0, last].into(), 32).unwrap());
-        let operations = (0..200).flat_map(|n| [good(n), link::delete(4711)]);
+        let operations = (0..200).flat_map(|n| [good(n), link::delete(IfIndex::new(4711))]);
         let outcomes = socket.execute(operations).unwrap();
         assert_eq!(outcomes.len(), 400);
         for pair in outcomes.chunks(2) {
@@ -432,7 +432,7 @@ fn a_group_of_interfaces_goes_in_one_request() {
 }
 
 /// The number of the pod's interface, and who hears what happens to it from now on.
-fn listen(socket: &mut RouteSocket) -> (u32, Monitor) {
+fn listen(socket: &mut RouteSocket) -> (IfIndex, Monitor) {
     let index = socket.link("host").unwrap().unwrap().index;
     let monitor = Monitor::open().unwrap();
     // An event that is lost is a failure, and no wait for ever.

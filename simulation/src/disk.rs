@@ -1,12 +1,12 @@
 //! A node's disk: the ledger on it, which outlives the agent and the boot, and what can happen to it.
 
-use polder_ipam::ids::BootId;
 use std::cell::RefCell;
 use std::net::IpAddr;
 use std::rc::Rc;
 
 use polder_api::Attachment;
 use polder_ipam::Moment;
+use polder_ipam::ids::BootId;
 use polder_ipam::ledger::memory::Memory;
 use polder_ipam::ledger::{Held, Identity, Ledger, LedgerError, OwnedBlock};
 use polder_ipam::pool::Block;

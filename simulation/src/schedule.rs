@@ -1,9 +1,9 @@
 //! Chooses what happens next, step by step.
 
-use polder_ipam::ids::MachineId;
 use std::sync::Arc;
 
 use polder_api::NodeName;
+use polder_ipam::ids::MachineId;
 
 use crate::agent::PATIENCE_MS;
 use crate::container::Container;

@@ -1,6 +1,5 @@
 //! All that there is: machines, the store, what is under way between them, and time.
 
-use polder_ipam::ids::{BootId, MachineId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -9,6 +8,7 @@ use std::time::Duration;
 
 use polder_api::{Attachment, NodeName, PoolName};
 use polder_ipam::allocator::SHORTEST_REST;
+use polder_ipam::ids::{BootId, MachineId};
 use polder_ipam::invariants::Deviation;
 use polder_ipam::invariants::history::History;
 use polder_ipam::key::Key;

@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use polder_ipam::ids::{BootId, MachineId};
 use std::time::{Duration, Instant};
 
+use polder_ipam::ids::{BootId, MachineId};
 use polder_ipam::key::Key;
 use polder_ipam::publication::sign_of_life;
 use polder_ipam::record::Life;

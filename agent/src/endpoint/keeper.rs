@@ -11,7 +11,7 @@ use polder_api::{Attachment, Family};
 use polder_ipam::ledger::Held;
 use polder_ipam::record::AttachMode;
 use polder_ipam::tasks::teardown;
-use polder_netlink::namespace;
+use polder_netlink::{IfIndex, namespace};
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{info, warn};
@@ -103,7 +103,7 @@ struct Keeper {
 struct Made {
     open: Arc<Open>,
     wiring: Wiring,
-    index: u32,
+    index: IfIndex,
 }
 
 impl Keeper {

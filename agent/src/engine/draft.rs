@@ -10,6 +10,7 @@ use polder_ipam::peers::{Believed, believe};
 use polder_ipam::record::ClusterRecord;
 use polder_ipam::view::{Source, View};
 use polder_ipam::{Block, Cidr};
+use polder_netlink::IfIndex;
 use polder_netlink::route::Lookup;
 use tracing::warn;
 
@@ -37,7 +38,7 @@ pub(super) struct Draft {
     /// What makes it so.
     pub(super) changes: Vec<Change>,
     /// The devices that there are.
-    pub(super) indexes: BTreeMap<Device, u32>,
+    pub(super) indexes: BTreeMap<Device, IfIndex>,
     /// The kernel settings that there are.
     pub(super) sysctls: BTreeMap<String, String>,
     /// What there is to say about it.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use polder_netlink::IfIndex;
 use polder_netlink::route::Lookup;
 
 use crate::kernel::desired::Known;
@@ -32,9 +33,9 @@ pub(super) struct Network {
 #[derive(Debug, Default)]
 pub(super) struct Outward {
     /// Their names, by index.
-    pub(super) interfaces: BTreeMap<u32, String>,
+    pub(super) interfaces: BTreeMap<IfIndex, String>,
     /// Those that lead out of the cluster.
-    pub(super) world: BTreeSet<u32>,
+    pub(super) world: BTreeSet<IfIndex>,
 }
 
 impl Outward {

@@ -99,6 +99,7 @@ impl Moves {
 mod tests {
     use polder_api::Mac;
     use polder_ipam::ids::{BootId, Incarnation, MachineId};
+    use polder_netlink::IfIndex;
 
     use super::*;
     use crate::underlay::Uplink;
@@ -153,7 +154,7 @@ mod tests {
         let (mut moves, now) = (Moves::default(), Instant::now());
         let uplink = Uplink {
             address: ip("10.0.0.9"),
-            index: 2,
+            index: IfIndex::new(2),
             interface: "eth0".to_owned(),
             mtu: 1500,
             chosen_by: String::new(),

@@ -6,7 +6,7 @@ use std::fmt;
 use polder_netlink::link::{self, create_bridge};
 use polder_netlink::neighbour::{Forward, Neighbour};
 use polder_netlink::route::{self, Route, Target as KernelTarget};
-use polder_netlink::{Error, Operation, address};
+use polder_netlink::{Error, IfIndex, Operation, address};
 
 use super::Kernel;
 use super::desired::Desired;
@@ -35,7 +35,7 @@ impl Kernel {
         &mut self,
         changes: Vec<Change>,
         desired: &Desired,
-        indexes: BTreeMap<Device, u32>,
+        indexes: BTreeMap<Device, IfIndex>,
     ) -> Result<Vec<Failure>, Error> {
         let mut failures = Vec::new();
         let mut indexes = indexes;
@@ -75,7 +75,7 @@ impl Kernel {
         &mut self,
         change: &Change,
         desired: &Desired,
-        indexes: &mut BTreeMap<Device, u32>,
+        indexes: &mut BTreeMap<Device, IfIndex>,
     ) -> Result<(), Problem> {
         match change {
             Change::CreateLink(device, own) => {
@@ -159,7 +159,7 @@ enum Problem {
 }
 
 /// The operations that make the change; `None` if it is not made by operations, or its device is not there.
-fn operations(change: &Change, indexes: &BTreeMap<Device, u32>) -> Option<Vec<Operation>> {
+fn operations(change: &Change, indexes: &BTreeMap<Device, IfIndex>) -> Option<Vec<Operation>> {
     let index = |device: &Device| match device {
         Device::Uplink(index) => Some(*index),
         _ => indexes.get(device).copied(),
@@ -185,7 +185,7 @@ fn operations(change: &Change, indexes: &BTreeMap<Device, u32>) -> Option<Vec<Op
         Change::DeleteAddress(device, network) => one(address::delete(index(device)?, *network)),
         Change::SetPod(name, port) => {
             let pod = index(&Device::Pod(name.clone()))?;
-            let bridge = if port.is_some() { index(&Device::Bridge)? } else { 0 };
+            let bridge = if port.is_some() { Some(index(&Device::Bridge)?) } else { None };
             let mut operations = vec![link::change_index(pod).controller(bridge).into()];
             operations.extend(port.map(|port| link::change_index(pod).port(&port).into()));
             // Without a bridge it is this one that the pod's packets come in by.
@@ -224,7 +224,7 @@ fn operations(change: &Change, indexes: &BTreeMap<Device, u32>) -> Option<Vec<Op
     }
 }
 
-fn kernel_target(way: &Way, index: &impl Fn(&Device) -> Option<u32>) -> Option<KernelTarget> {
+fn kernel_target(way: &Way, index: &impl Fn(&Device) -> Option<IfIndex>) -> Option<KernelTarget> {
     Some(match &way.target {
         Target::Device(device) => KernelTarget::Link { index: index(device)? },
         Target::Unreachable => KernelTarget::Unreachable,

@@ -9,6 +9,7 @@ use polder_api::{Family, IfName, Mac, NodeName};
 use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::record::{AttachMode, ClusterRecord};
 use polder_ipam::{Block, Cidr};
+use polder_netlink::IfIndex;
 use polder_netlink::link::Port;
 use polder_netlink::neighbour::Destination;
 use polder_netlink::nft::{Elements, Table};
@@ -101,7 +102,7 @@ pub enum Path {
         /// That address.
         via: IpAddr,
         /// The interface that leads there.
-        index: u32,
+        index: IfIndex,
     },
     /// Through a tunnel.
     Tunnel {

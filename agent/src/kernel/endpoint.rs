@@ -10,7 +10,7 @@ use polder_ipam::record::AttachMode;
 use polder_netlink::link::{self, Port, VethPair};
 use polder_netlink::neighbour::{Destination, Forward, Neighbour};
 use polder_netlink::route::{self, OnlinkRoute, Route, Table, Target};
-use polder_netlink::{Error, Operation, RouteSocket, address, namespace};
+use polder_netlink::{Error, IfIndex, Operation, RouteSocket, address, namespace};
 
 use super::Kernel;
 
@@ -45,13 +45,13 @@ fn name(name: &str) -> IfName {
 
 impl Kernel {
     /// The number of the interface of that name, if it is there.
-    pub fn index_of(&mut self, name: &IfName) -> Result<Option<u32>, Error> {
+    pub fn index_of(&mut self, name: &IfName) -> Result<Option<IfIndex>, Error> {
         Ok(self.routes.link(name.as_str())?.map(|link| link.index))
     }
 
     /// Makes the pair with its other end in `namespace`, and all that leads there and out of it. There must be none.
     /// Returns the number of the host's end.
-    pub fn make_probe(&mut self, namespace: &File, wiring: &Wiring) -> Result<u32, EndpointError> {
+    pub fn make_probe(&mut self, namespace: &File, wiring: &Wiring) -> Result<IfIndex, EndpointError> {
         let mut inside = namespace::within(namespace, || {
             // Where new namespaces begin without IPv6; where there is none, there is nothing to switch on.
             let _ = self.sysctls.set("net/ipv6/conf/default/disable_ipv6", "0");
@@ -93,7 +93,7 @@ impl Kernel {
 }
 
 /// What leads from the host to the endpoint.
-fn towards(wiring: &Wiring, bridge: Option<u32>, index: u32) -> Vec<Operation> {
+fn towards(wiring: &Wiring, bridge: Option<IfIndex>, index: IfIndex) -> Vec<Operation> {
     let behind = bridge.unwrap_or(index);
     let neighbours = wiring.addresses.iter().map(|own| own.address);
     let neighbours =
@@ -110,7 +110,7 @@ fn towards(wiring: &Wiring, bridge: Option<u32>, index: u32) -> Vec<Operation> {
 }
 
 /// What leads out of the endpoint's namespace.
-fn outwards(wiring: &Wiring, index: u32) -> Vec<Operation> {
+fn outwards(wiring: &Wiring, index: IfIndex) -> Vec<Operation> {
     let mut operations = vec![link::change("lo").up().into(), link::without_link_local(INSIDE)];
     operations.extend(wiring.addresses.iter().map(|own| address::add(index, host_prefix(own.address))));
     operations.push(link::change_index(index).up().into());

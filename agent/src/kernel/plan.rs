@@ -10,6 +10,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use polder_api::{IfName, Mac};
+use polder_netlink::IfIndex;
 use polder_netlink::link::Port;
 use polder_netlink::neighbour::Destination;
 use polder_netlink::nft::{Element, Elements, Found, Key, union};
@@ -32,9 +33,9 @@ pub enum Change {
     /// Makes a device of ours.
     CreateLink(Device, OwnLink),
     /// Deletes the device with that number, which has a name of ours and is not what it should be.
-    DeleteLink(Device, u32),
+    DeleteLink(Device, IfIndex),
     /// Gives the device with that number, which somebody has renamed, its name again.
-    RenameLink(Device, u32),
+    RenameLink(Device, IfIndex),
     /// Sets what can be set of a device of ours.
     AdjustLink(Device, OwnLink),
     /// Makes the packet filter anew, and why.
@@ -76,7 +77,7 @@ pub enum Change {
     /// Takes an address from a device.
     DeleteAddress(Device, IpNetwork),
     /// Deletes the interface with that number, which was a pod's and is nobody's.
-    DeletePod(IfName, u32),
+    DeletePod(IfName, IfIndex),
 }
 
 /// Whether what is there and not wanted may be deleted.

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use polder_api::IfName;
-use polder_netlink::{Error, RouteSocket, link};
+use polder_netlink::{Error, IfIndex, RouteSocket, link};
 use tokio::sync::oneshot;
 use tracing::warn;
 
@@ -60,19 +60,19 @@ pub struct Reaper {
 
 /// Who waits for which interface, by its number.
 #[derive(Debug, Clone, Default)]
-struct Waiting(Arc<Mutex<HashMap<u32, Vec<Done>>>>);
+struct Waiting(Arc<Mutex<HashMap<IfIndex, Vec<Done>>>>);
 
 impl Waiting {
-    fn add(&self, index: u32, done: Done) {
+    fn add(&self, index: IfIndex, done: Done) {
         self.lock().entry(index).or_default().push(done);
     }
 
-    fn finish(&self, index: u32, result: &Result<(), NotDeleted>) {
+    fn finish(&self, index: IfIndex, result: &Result<(), NotDeleted>) {
         let waiting = self.lock().remove(&index);
         waiting.into_iter().flatten().for_each(|done| drop(done.send(result.clone())));
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Vec<Done>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<IfIndex, Vec<Done>>> {
         // A map of senders is whole, whoever panicked.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -108,7 +108,7 @@ impl Reaper {
     }
 
     /// Says that the interface with that number is gone.
-    pub fn is_gone(&self, index: u32) {
+    pub fn is_gone(&self, index: IfIndex) {
         self.waiting.finish(index, &Ok(()));
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use polder_netlink::route::Impostor;
-use polder_netlink::{Error, address, link, route};
+use polder_netlink::{Error, IfIndex, address, link, route};
 
 use super::{Kernel, ruleset};
 
@@ -40,7 +40,7 @@ impl Kernel {
     }
 
     fn remove_devices(&mut self) -> Result<Vec<Result<(), Error>>, Error> {
-        let devices: BTreeSet<u32> = self.own_devices()?;
+        let devices: BTreeSet<IfIndex> = self.own_devices()?;
         self.routes.execute(devices.into_iter().map(link::delete))
     }
 

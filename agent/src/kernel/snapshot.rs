@@ -5,11 +5,11 @@ use std::net::IpAddr;
 
 use polder_api::{IfName, is_host_interface};
 use polder_ipam::recovery::LivingPod;
-use polder_netlink::Error;
 use polder_netlink::address::Address;
 use polder_netlink::link::{Kind, Link};
 use polder_netlink::nft::Table;
 use polder_netlink::route::{ForeignRoute, Lookup, Target as KernelTarget};
+use polder_netlink::{Error, IfIndex};
 
 use super::Kernel;
 use super::state::{Actual, Device, Identity, OwnKind, OwnLink, PodLink, State, Target, Way};
@@ -19,9 +19,9 @@ use super::tunnel::Tunnel;
 #[derive(Debug, Clone, Default)]
 pub struct HostNetwork {
     /// Name and MTU of every interface that is up and not ours, by index.
-    pub interfaces: BTreeMap<u32, (String, u32)>,
+    pub interfaces: BTreeMap<IfIndex, (String, u32)>,
     /// The interfaces that are ours.
-    pub own: BTreeSet<u32>,
+    pub own: BTreeSet<IfIndex>,
     /// The addresses of all interfaces.
     pub addresses: Vec<Address>,
     /// How the host would reach those that it has to reach, the most telling first: what it is, and the way.
@@ -59,9 +59,9 @@ impl Kernel {
             }
             indexes.insert(device, link.index);
         }
-        let devices: BTreeMap<u32, Device> =
+        let devices: BTreeMap<IfIndex, Device> =
             indexes.iter().map(|(device, index)| (*index, device.clone())).collect();
-        let ours = |index: u32| devices.get(&index).cloned();
+        let ours = |index: IfIndex| devices.get(&index).cloned();
         for address in addresses {
             // An address that is for the link alone is the kernel's business.
             if let Some(device) = ours(address.index).filter(|_| address.global) {
@@ -112,7 +112,7 @@ impl Kernel {
     }
 
     /// The numbers of all devices of ours.
-    pub(super) fn own_devices(&mut self) -> Result<BTreeSet<u32>, Error> {
+    pub(super) fn own_devices(&mut self) -> Result<BTreeSet<IfIndex>, Error> {
         let links = self.routes.links()?;
         let is_ours = |link: &&Link| device(link).or_else(|| renamed(link, &links)).is_some();
         Ok(links.values().filter(is_ours).map(|link| link.index).collect())
@@ -197,7 +197,7 @@ fn own_link(link: &Link, device: &Device) -> OwnLink {
     OwnLink { kind, mac, mtu: link.mtu, up: link.up, identity }
 }
 
-fn target(target: KernelTarget, devices: &BTreeMap<u32, Device>) -> Target {
+fn target(target: KernelTarget, devices: &BTreeMap<IfIndex, Device>) -> Target {
     let device = |index| devices.get(&index).cloned().unwrap_or(Device::Uplink(index));
     match target {
         KernelTarget::Link { index } => Target::Device(device(index)),

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use polder_api::{BRIDGE, Family, IfName, Mac, PROBE_INTERFACE, PROBE_INTERFACE_ROUTED, is_host_interface};
+use polder_netlink::IfIndex;
 use polder_netlink::link::Port;
 use polder_netlink::neighbour::Destination;
 use polder_netlink::nft::Found;
@@ -23,7 +24,7 @@ pub enum Device {
     /// The host's end of a pod's pair, or of that of the probe endpoint, which is wired like a pod.
     Pod(IfName),
     /// An interface of the underlay, which is not ours.
-    Uplink(u32),
+    Uplink(IfIndex),
 }
 
 impl Device {
@@ -183,7 +184,7 @@ pub struct Actual {
     /// The packet filter.
     pub filter: Found,
     /// The number of each device that is there now.
-    pub indexes: BTreeMap<Device, u32>,
+    pub indexes: BTreeMap<Device, IfIndex>,
     /// Settings of interfaces that are not ours which take in router advertisements only as long as the host does
     /// not forward IPv6, which it does not yet.
     pub advertised_to: Vec<String>,

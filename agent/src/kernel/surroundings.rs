@@ -7,10 +7,10 @@ use std::fs;
 use ipnetwork::IpNetwork;
 use polder_api::{BRIDGE, Family};
 use polder_ipam::Cidr;
-use polder_netlink::Error;
 use polder_netlink::address::Address;
 use polder_netlink::nft::foreign::{BaseChain, Condition, ForeignRule, Judged, Judgement};
 use polder_netlink::routing::{AnyRoute, AnyRule};
+use polder_netlink::{Error, IfIndex};
 
 use super::{Kernel, ruleset};
 
@@ -48,7 +48,7 @@ pub struct Routing {
     /// All rules, in order.
     pub rules: Vec<AnyRule>,
     /// The names of the interfaces.
-    pub interfaces: BTreeMap<u32, String>,
+    pub interfaces: BTreeMap<IfIndex, String>,
     /// The addresses of the host.
     pub addresses: Vec<Address>,
 }

@@ -9,10 +9,10 @@ use std::net::IpAddr;
 use polder_api::status::PathKind;
 use polder_api::{Backend, Family, Mac, NodeName};
 use polder_ipam::record::{ClusterRecord, NodeRecord};
-use polder_netlink::Operation;
 use polder_netlink::link::{Kind, Vxlan, create_vxlan};
 use polder_netlink::neighbour::Destination;
 use polder_netlink::nft::Rule;
+use polder_netlink::{IfIndex, Operation};
 
 use super::ruleset::sets::Bearers;
 
@@ -156,7 +156,7 @@ impl Tunnel {
     }
 
     /// Makes the device with that index into this one, besides its MAC address and MTU.
-    pub fn adjust(&self, index: u32) -> Option<Operation> {
+    pub fn adjust(&self, index: IfIndex) -> Option<Operation> {
         match self {
             Self::Vxlan(vxlan) => vxlan::adjust(vxlan, index),
         }

@@ -309,6 +309,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use polder_ipam::tasks::publisher::ALIVE_SECONDS;
+    use polder_netlink::IfIndex;
 
     use super::super::verdict::ENDPOINT_FAILURES;
     use super::*;
@@ -316,7 +317,7 @@ mod tests {
 
     fn target(address: &str) -> Target {
         let address: IpAddr = address.parse().unwrap();
-        let path = Path::Direct { via: "10.0.0.2".parse().unwrap(), index: 2 };
+        let path = Path::Direct { via: "10.0.0.2".parse().unwrap(), index: IfIndex::new(2) };
         Target { address, path, mtu: 1450, sizes: Sizes::Both }
     }
 

@@ -7,7 +7,7 @@ use polder_api::{IfName, Mac};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 
 use super::create;
-use crate::Operation;
+use crate::{IfIndex, Operation};
 
 /// A pair with one end here and one end in another network namespace.
 #[derive(Debug, Clone)]
@@ -25,7 +25,7 @@ pub struct VethPair<'a> {
     /// MTU of both ends, in bytes.
     pub mtu: u32,
     /// The bridge that this end is to be a port of.
-    pub controller: Option<u32>,
+    pub controller: Option<IfIndex>,
 }
 
 /// Creates the pair, both ends down: the kernel refuses a peer that is up before its other end exists, and what
@@ -45,7 +45,7 @@ pub fn create_veth(pair: &VethPair<'_>) -> Operation {
         here = here.address(mac.0.to_vec());
     }
     if let Some(controller) = pair.controller {
-        here = here.controller(controller);
+        here = here.controller(controller.number());
     }
     let message: LinkMessage = here.build();
     create(message)

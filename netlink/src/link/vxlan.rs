@@ -8,7 +8,7 @@ use polder_api::Mac;
 use rtnetlink::{LinkMessageBuilder, LinkVxlan};
 
 use super::{change, create, without_link_local};
-use crate::Operation;
+use crate::{IfIndex, Operation};
 
 /// What makes one VXLAN device another than the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -66,8 +66,8 @@ pub fn create_vxlan(name: &str, vxlan: &Vxlan, mac: Mac, mtu: u32) -> [Operation
 }
 
 /// Lets a device send from that address. What it forwards, and to whom, stays.
-pub fn send_from(index: u32, local: IpAddr) -> Operation {
-    let device = LinkMessageBuilder::<LinkVxlan>::new_with_info_kind(InfoKind::Vxlan).index(index);
+pub fn send_from(index: IfIndex, local: IpAddr) -> Operation {
+    let device = LinkMessageBuilder::<LinkVxlan>::new_with_info_kind(InfoKind::Vxlan).index(index.number());
     Operation::new(RouteNetlinkMessage::NewLink(from(device, local).build()), 0)
 }
 

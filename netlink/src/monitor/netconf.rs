@@ -2,6 +2,8 @@
 
 use netlink_packet_core::NlasIterator;
 
+use crate::IfIndex;
+
 /// `RTM_NEWNETCONF` and `RTM_DELNETCONF` (`include/uapi/linux/rtnetlink.h`).
 pub(super) const NEW: u16 = 80;
 pub(super) const DELETED: u16 = 81;
@@ -16,7 +18,7 @@ const RP_FILTER: u16 = 3;
 
 /// The interface that somebody set to forward nothing any more, if that is what the message says. One that is new tells
 /// all its settings: that is no change.
-pub(super) fn forwards_no_more(message: &[u8]) -> Option<u32> {
+pub(super) fn forwards_no_more(message: &[u8]) -> Option<IfIndex> {
     let (mut index, mut forwards, mut is_new) = (None, None, false);
     for attribute in NlasIterator::new(message.get(HEADERS..)?) {
         let attribute = attribute.ok()?;
@@ -29,5 +31,6 @@ pub(super) fn forwards_no_more(message: &[u8]) -> Option<u32> {
         }
     }
     // The settings of "all" and "default" have negative numbers.
-    index.filter(|index| !is_new && forwards == Some(0) && i32::try_from(*index).is_ok())
+    let index = index.filter(|index| !is_new && forwards == Some(0) && i32::try_from(*index).is_ok())?;
+    Some(IfIndex::new(index))
 }

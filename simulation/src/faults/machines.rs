@@ -1,11 +1,12 @@
 //! What goes wrong on a machine: its agent, its kernel, its disk, and the plugins on it.
 
+use polder_ipam::ids::MachineId;
+
 use super::file::CRASHED_OVER_A_FILE;
 use crate::agent;
 use crate::runtime;
 use crate::schedule::Schedule;
 use crate::world::{Ids, Keeping, Kernel, Machine};
-use polder_ipam::ids::MachineId;
 
 impl Schedule {
     pub(super) fn crash(&mut self, machine: usize) -> bool {

@@ -1,6 +1,5 @@
 //! A machine of the cluster: what survives its agent, what its agent has in mind, and the truth about its pods.
 
-use polder_ipam::ids::{BootId, MachineId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
@@ -8,6 +7,7 @@ use std::sync::{Arc, LazyLock};
 use polder_api::{Attachment, NodeName};
 use polder_ipam::Moment;
 use polder_ipam::allocator::USUAL_REST;
+use polder_ipam::ids::{BootId, MachineId};
 use polder_ipam::ledger::memory::Memory;
 use polder_ipam::ledger::{Held, Identity};
 use polder_ipam::node::NodeIpam;

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use polder_netlink::IfIndex;
 
 use super::*;
 
@@ -12,7 +12,7 @@ fn route(table: u32, destination: &str, priority: u32) -> AnyRoute {
         table,
         priority,
         leads: Leads::On,
-        index: Some(2),
+        index: Some(IfIndex::new(2)),
         gateway: Some("192.0.2.9".parse().unwrap()),
         ours: false,
     }
@@ -51,7 +51,9 @@ fn routing(routes: Vec<AnyRoute>, rules: Vec<AnyRule>) -> Routing {
         own: BTreeSet::from([net("10.244.1.0/26"), net("10.244.0.0/16")]),
         routes,
         rules,
-        interfaces: BTreeMap::from([(2, "eth0".to_owned()), (7, "polder0".to_owned())]),
+        interfaces: [(2, "eth0"), (7, "polder0")]
+            .map(|(index, name)| (IfIndex::new(index), name.to_owned()))
+            .into(),
         addresses: Vec::new(),
     }
 }
@@ -87,7 +89,12 @@ fn routes_that_change_no_packets_way_are_not_named() {
         // That of another plugin whose interface has the address.
         route(MAIN, "10.244.9.5/32", 0),
         AnyRoute { ours: true, ..route(MAIN, "10.244.1.7/32", 0) },
-        AnyRoute { leads: Leads::ToHost, index: Some(7), gateway: None, ..route(LOCAL, "10.244.1.1/32", 0) },
+        AnyRoute {
+            leads: Leads::ToHost,
+            index: Some(IfIndex::new(7)),
+            gateway: None,
+            ..route(LOCAL, "10.244.1.1/32", 0)
+        },
     ];
     assert_eq!(said(quiet.into(), Vec::new()), Vec::<String>::new());
 }

@@ -9,8 +9,7 @@ use polder_ipam::ids::{BootId, ClusterId, Incarnation, MachineId};
 use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::record::{AttachMode, Backend, ClusterRecord, Masquerade, NodeRecord, VxlanSettings};
 use polder_ipam::{Block, Cidr};
-use polder_netlink::nft::Table;
-use polder_netlink::route::Lookup;
+use polder_netlink::{IfIndex, nft::Table, route::Lookup};
 
 use super::*;
 use crate::kernel::desired::{Inputs, desired};
@@ -18,6 +17,8 @@ use crate::kernel::features::Features;
 use crate::kernel::state::PodLink;
 use crate::underlay::{Underlay, Uplink};
 use polder_ipam::peers::Peer;
+
+const ETH0: IfIndex = IfIndex::new(2);
 
 /// A node's view of its cluster, in the small.
 #[derive(Debug, Clone)]
@@ -101,7 +102,7 @@ impl World {
         };
         let uplinks = underlay(0, self.dual).into_iter().map(|address| {
             let interface = "eth0".to_owned();
-            let uplink = Uplink { address, index: 2, interface, mtu: self.mtu, chosen_by: String::new() };
+            let uplink = Uplink { address, index: ETH0, interface, mtu: self.mtu, chosen_by: String::new() };
             (Family::of(address), uplink)
         });
         let peers: Vec<Peer> =
@@ -109,7 +110,7 @@ impl World {
         let reach = self.peers.iter().flat_map(|(number, (on_link, _))| {
             underlay(*number, self.dual).into_iter().map(move |address| {
                 let gateway = (!on_link).then(|| underlay(254, address.is_ipv6()).pop()).flatten();
-                (address, Some(Lookup { index: 2, gateway, source: None, local: false }))
+                (address, Some(Lookup { index: ETH0, gateway, source: None, local: false }))
             })
         });
         let (blocks, gateways) = blocks(0, 2, self.dual);
@@ -158,7 +159,7 @@ struct Model {
     state: State,
     sysctls: BTreeMap<String, String>,
     filter: Option<(Table, Elements)>,
-    indexes: BTreeMap<Device, u32>,
+    indexes: BTreeMap<Device, IfIndex>,
     last_index: u32,
 }
 
@@ -174,7 +175,8 @@ impl Model {
 
     fn number(&mut self, device: &Device) {
         self.last_index += 1;
-        assert!(self.indexes.insert(device.clone(), self.last_index).is_none(), "{device} is there already");
+        let index = IfIndex::new(self.last_index);
+        assert!(self.indexes.insert(device.clone(), index).is_none(), "{device} is there already");
     }
 
     fn present(&self) -> BTreeSet<IfName> {

@@ -6,10 +6,10 @@ use std::net::IpAddr;
 use polder_api::status::PathKind;
 use polder_api::{Family, Mac, NodeName};
 use polder_ipam::record::{ClusterRecord, NodeRecord, VxlanSettings};
-use polder_netlink::Operation;
 use polder_netlink::link::{self, Vxlan};
 use polder_netlink::neighbour::Destination;
 use polder_netlink::nft::{Match, Rule, Verdict, Within};
+use polder_netlink::{IfIndex, Operation};
 
 use super::Entries;
 use crate::kernel::ruleset::sets::{Bearers, Sets};
@@ -53,7 +53,7 @@ pub(super) fn entries(peer: &NodeRecord, remote: IpAddr) -> Entries {
 }
 
 /// The address that it sends from is all that can be changed.
-pub(super) fn adjust(device: &Vxlan, index: u32) -> Option<Operation> {
+pub(super) fn adjust(device: &Vxlan, index: IfIndex) -> Option<Operation> {
     device.local.map(|local| link::send_from(index, local))
 }
 
