@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use polder_api::NodeName;
 use polder_api::rule;
 
-use crate::change::{Change, MOST_RECORDS, Member, Speaker};
+use crate::change::{Change, Member, Speaker};
 use crate::key::{Key, Name};
 use crate::ledger::{Held, Identity};
 use crate::record::{AddressRecord, Life, NodeRecord, encode};
@@ -109,15 +109,15 @@ pub fn publish(by: &Member, published: &Published, wanted: &Published, most: usi
 }
 
 /// Withdraws what the store says of the addresses of a removed node, unless there is another of its name by now: that one
-/// looks after them itself.
-pub fn forget(node: &NodeName, published: &Contents) -> Vec<Change> {
+/// looks after them itself. In as many changes of at most that many records as it takes.
+pub fn forget(node: &NodeName, published: &Contents, most: usize) -> Vec<Change> {
     let names: Vec<_> =
         published.entries.iter().map(|entry| (Name::from(entry.key.as_str()), None)).collect();
     let part = |part: &[_]| {
         let by = Speaker::Anybody(node.clone());
         Change::WithdrawAddresses { by, records: part.to_vec() }
     };
-    names.chunks(MOST_RECORDS).map(part).collect()
+    names.chunks(most).map(part).collect()
 }
 
 #[cfg(test)]
@@ -127,6 +127,7 @@ mod tests {
     use polder_api::Mac;
 
     use super::*;
+    use crate::change::{MOST_RECORDS};
     use crate::ids::{BootId, ClusterId, Incarnation, MachineId};
     use crate::ledger::Standing;
     use crate::record::{Alive, NodeRecord};
@@ -233,13 +234,13 @@ mod tests {
     #[test]
     fn the_addresses_of_a_removed_node_are_forgotten_by_anybody_while_nobody_has_its_name() {
         let entry = |number: usize| Entry { key: format!("{number}"), value: Vec::new(), revision: 1 };
-        let entries = (0..=MOST_RECORDS).map(entry).collect();
+        let entries = (0..3).map(entry).collect();
         let sizes =
-            forget(&me(), &Contents { revision: 1, entries }).into_iter().map(|change| match change {
+            forget(&me(), &Contents { revision: 1, entries }, 2).into_iter().map(|change| match change {
                 Change::WithdrawAddresses { by, records } if by == Speaker::Anybody(me()) => records.len(),
                 other => panic!("{other}"),
             });
-        assert_eq!(sizes.collect::<Vec<_>>(), [MOST_RECORDS, 1]);
+        assert_eq!(sizes.collect::<Vec<_>>(), [2, 1]);
     }
 
     #[test]

@@ -360,7 +360,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
 
     async fn forget_addresses(&self, node: &NodeName) -> Result<(), Failed> {
         let published = self.host.range(&Key::addresses_of(node)).await?;
-        for change in publication::forget(node, &published) {
+        for change in publication::forget(node, &published, self.host.most_records()) {
             self.host.commit(&change).await?;
         }
         Ok(())
