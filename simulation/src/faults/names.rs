@@ -24,23 +24,13 @@ pub const COPY_OF_SILENT: &str = "copy of a silent machine";
 impl Schedule {
     pub(super) fn replace(&mut self, machine: usize) -> bool {
         // Without space the operator cannot remove the old node.
-        let world = self.world.borrow();
-        if world.machines.len() >= MACHINES || world.etcd.space() == Space::None {
+        let can_be_removed = {
+            let world = self.world.borrow();
+            world.machines.len() < MACHINES && world.etcd.space() != Space::None
+        };
+        if !can_be_removed || self.has_name_of_another(machine) {
             return false;
         }
-        // An operator who looks sees that the name is another machine's, or was, and swears to nothing about that one.
-        let this = &world.machines[machine];
-        let registered = world.truth.nodes.get(&this.name).map(|node| &node.record.machine_id);
-        let removed = world.truth.fences.values().map(|fence| &fence.record);
-        let removed = removed.filter(|fence| fence.node == this.name && fence.pods == PodsGone::Unknown);
-        if registered
-            .into_iter()
-            .chain(removed.map(|fence| &fence.machine_id))
-            .any(|id| *id != this.machine_id)
-        {
-            return false;
-        }
-        drop(world);
         self.reboot(machine);
         let mut world = self.world.borrow_mut();
         let name = world.machines[machine].name.clone();
@@ -49,6 +39,17 @@ impl Schedule {
         operator::remove_node(&mut world, &name, Vouched::Yes);
         add_machine(&mut world, name);
         true
+    }
+
+    /// Whether the machine's name is another machine's, or was: an operator who looks sees that, and swears to nothing about that one.
+    fn has_name_of_another(&self, machine: usize) -> bool {
+        let world = self.world.borrow();
+        let this = &world.machines[machine];
+        let registered = world.truth.nodes.get(&this.name).map(|node| &node.record.machine_id);
+        let removed = world.truth.fences.values().map(|fence| &fence.record);
+        let removed = removed.filter(|fence| fence.node == this.name && fence.pods == PodsGone::Unknown);
+        let mut ids = registered.into_iter().chain(removed.map(|fence| &fence.machine_id));
+        ids.any(|id| *id != this.machine_id)
     }
 
     /// Another machine begins under a name that is in use. It has never been in the cluster. Sometimes nothing more is
@@ -143,6 +144,9 @@ impl Schedule {
 
     /// A machine is booted without its ledger, its node is removed, and it joins again.
     fn let_it_begin_anew(&mut self, machine: usize) -> bool {
+        if self.has_name_of_another(machine) {
+            return false;
+        }
         // What is full takes no new ledger, and without space no node is removed.
         self.mend();
         self.reboot(machine);
