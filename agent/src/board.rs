@@ -10,6 +10,7 @@ use std::time::Duration;
 use polder_api::Family;
 use polder_api::message::{Refusal, RefusalKind};
 use polder_ipam::peers::Problem;
+use polder_ipam::publication::Basis;
 use polder_ipam::registration::{Holdings, Registration};
 use polder_ipam::tasks::Me;
 use polder_ipam::view::{Source, View};
@@ -233,6 +234,12 @@ impl Board {
     /// The last pass over the kernel.
     pub fn pass(&self) -> Option<Arc<Pass>> {
         self.passes.last()
+    }
+
+    /// What the node may say of itself in the store rests on this now.
+    pub fn basis(&self) -> Basis {
+        let (view, holdings, me) = (self.view(), self.holdings(), self.membership.me());
+        Basis::of(&view, &me.name, holdings.identity.as_ref(), me.life())
     }
 
     /// Why an ADD would not be served. Empty if it would. ADD and STATUS both ask this.

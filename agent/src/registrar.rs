@@ -1,24 +1,23 @@
 //! The registrar's task ([`polder_ipam::tasks`]) on a node: what it looks at, what it asks of the rest of the agent, and who
 //! wakes it.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
 use polder_api::Attachment;
-use polder_ipam::Moment;
-use polder_ipam::bootstrap::Unsurveyed;
-use polder_ipam::cause::HostError;
-use polder_ipam::change::Change;
-use polder_ipam::key::Range;
-use polder_ipam::record::Alive;
+use polder_ipam::{Moment};
+use polder_ipam::bootstrap::{Unsurveyed};
+use polder_ipam::cause::{HostError};
+use polder_ipam::change::{Change};
+use polder_ipam::key::{Range};
+use polder_ipam::record::{Alive};
 use polder_ipam::registration::{Holdings, Registration};
-use polder_ipam::release::NotReleased;
+use polder_ipam::release::{NotReleased};
 use polder_ipam::steward::{NoPresence, Presence};
 use polder_ipam::store::{Contents, Outcome, StoreError};
-use polder_ipam::tasks::{Host, Records, Registrar, RegistrarHost, teardown};
+use polder_ipam::tasks::{CATCH_UP, Host, Records, Registrar, RegistrarHost, teardown};
 use polder_ipam::view::View;
-use polder_store::NodeIpam;
-use polder_store::ledger::Sqlite;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 use tracing::warn;
@@ -35,9 +34,6 @@ use crate::requests::{ClaimRequest, ReserveRequest};
 
 /// Between looks while something is waited for that no record announces.
 const RETRY: Duration = Duration::from_secs(5);
-
-/// How long the own view of the records may be behind what was just written.
-const CATCH_UP: Duration = Duration::from_secs(5);
 
 /// The registrar's task, and what wakes it.
 #[derive(Debug)]
@@ -120,36 +116,11 @@ pub struct OnNode {
     pub adopted: watch::Receiver<Option<Alive>>,
 }
 
-impl Records for OnNode {
-    async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
-        self.node.commit(change).await
-    }
+impl Deref for OnNode {
+    type Target = Node;
 
-    async fn range(&self, range: &Range) -> Result<Contents, StoreError> {
-        self.node.range(range).await
-    }
-}
-
-impl Host for OnNode {
-    type Ledger = Sqlite;
-
-    fn now(&self) -> Moment {
-        self.node.now()
-    }
-
-    fn view(&self) -> Arc<View> {
-        self.node.view()
-    }
-
-    fn registration(&self) -> Registration {
-        self.node.registration()
-    }
-
-    async fn ledger<T: Send + 'static>(
-        &self,
-        job: impl FnOnce(&mut NodeIpam, Moment) -> T + Send + 'static,
-    ) -> T {
-        self.node.ledger(job).await
+    fn deref(&self) -> &Node {
+        &self.node
     }
 }
 

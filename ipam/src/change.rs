@@ -148,12 +148,9 @@ pub enum Change {
         records: Vec<(Name, Option<i64>)>,
     },
     /// A node is alive, as long as somebody keeps this.
-    SignOfLife {
-        /// The node.
-        by: Member,
-        /// In which life.
-        alive: Alive,
-    },
+    SignOfLife(Sign),
+    /// The sign of life of a node is put back, where somebody has deleted it.
+    RestoreSignOfLife(Sign),
     /// Every node is to look at itself.
     AskInspection(InspectionRecord),
     /// No node is to look at itself any more.
@@ -181,6 +178,15 @@ pub struct Member {
     pub node: NodeName,
     /// The revision of its record; 0 if it has none.
     pub revision: i64,
+}
+
+/// That a node is alive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sign {
+    /// The node.
+    pub by: Member,
+    /// In which life.
+    pub alive: Alive,
 }
 
 /// Who may say which addresses a node has.
@@ -312,7 +318,8 @@ impl fmt::Display for Change {
             Self::WithdrawAddresses { records, .. } => {
                 list(f, "withdraw", records.iter().map(|(name, _)| name))
             }
-            Self::SignOfLife { by, .. } => write!(f, "say that node {} is alive", by.node),
+            Self::SignOfLife(Sign { by, .. }) => write!(f, "say that node {} is alive", by.node),
+            Self::RestoreSignOfLife(Sign { by, .. }) => write!(f, "say again that node {} is alive", by.node),
             Self::AskInspection(_) => write!(f, "ask all nodes to look at themselves"),
             Self::EndInspection { .. } => write!(f, "ask no node to look at itself"),
             Self::AnswerInspection { node, .. } => write!(f, "answer as node {node}"),

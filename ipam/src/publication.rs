@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use polder_api::NodeName;
 use polder_api::rule;
 
-use crate::change::{Change, Member, Speaker};
+use crate::change::{Change, Member, Sign, Speaker};
 use crate::key::{Key, Name};
 use crate::ledger::{Held, Identity};
 use crate::record::{AddressRecord, Life, NodeRecord, encode};
@@ -43,10 +43,25 @@ pub fn own_revision(view: &View, me: &NodeName, identity: Option<&Identity>, lif
     own.filter(|_| view.source == Source::Store).map_or(0, |own| own.revision)
 }
 
+/// What a node may say of itself in the store rests on this. Whenever it changes, the node begins anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Basis {
+    /// [`own_revision`]: where it is 0, the node says nothing.
+    pub revision: i64,
+    /// How often the store has lost records. What the node has said may be among them, or be there again.
+    pub losses: u64,
+}
+
+impl Basis {
+    /// What this view and what the node owns say about it.
+    pub fn of(view: &View, me: &NodeName, identity: Option<&Identity>, life: Life<'_>) -> Self {
+        Self { revision: own_revision(view, me, identity, life), losses: view.losses }
+    }
+}
+
 /// The sign of life of a node in one boot of its machine. Its record must be as of that revision.
-pub fn sign_of_life(me: &NodeName, life: Life<'_>, revision: i64) -> Change {
-    let alive = life.into();
-    Change::SignOfLife { by: Member { node: me.clone(), revision }, alive }
+pub fn sign_of_life(me: &NodeName, life: Life<'_>, revision: i64) -> Sign {
+    Sign { by: Member { node: me.clone(), revision }, alive: life.into() }
 }
 
 /// The nodes of which there is a sign of life.

@@ -16,7 +16,7 @@ use crate::pool::{Labels, Pool, PoolState, Purpose, default_block_length};
 
 mod codec;
 
-pub use codec::{Record, RefusedRecord, address, decode, encode};
+pub use codec::{Record, RefusedRecord, address, alive, decode, encode};
 
 /// From what every IPv4 host takes (RFC 791, section 3.1) to the largest that an interface takes.
 pub const MTU_RANGE: std::ops::RangeInclusive<u32> = 576..=65535;

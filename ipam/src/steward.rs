@@ -17,7 +17,7 @@ use crate::node::Own;
 use crate::peers::believe;
 use crate::pool::{Block, BlockRequest, Labels};
 use crate::pools::{self, Decision};
-use crate::record::{Alive, BlockRecord, Holder, Life, NodeRecord, ReservationRecord};
+use crate::record::{self, Alive, BlockRecord, Holder, Life, NodeRecord, ReservationRecord};
 use crate::removal::Quarantine;
 use crate::reservation;
 use crate::store::Entry;
@@ -92,7 +92,7 @@ impl Double {
     pub fn read(entry: Option<&Entry>, me: Life<'_>) -> Self {
         let Some(entry) = entry else { return Self::None };
         let unknown = || Alive { boot_id: BootId::new("unknown"), machine_id: MachineId::new("unknown") };
-        let alive = serde_json::from_slice(&entry.value).unwrap_or_else(|_| unknown());
+        let alive = record::alive(&entry.value).unwrap_or_else(|_| unknown());
         if Life::from(&alive) == me { Self::None } else { Self::Alive(alive) }
     }
 }

@@ -6,10 +6,12 @@ mod attach;
 mod claims;
 pub mod collect;
 mod hand_over;
+pub mod lease;
 pub mod operator;
 mod pods;
 pub mod published;
 pub mod publisher;
+mod race;
 pub mod records;
 mod registrar;
 pub mod sweeper;
@@ -18,6 +20,7 @@ pub mod teardown;
 mod tests;
 pub mod tombstones;
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,6 +75,9 @@ impl Me {
     }
 }
 
+/// How long the own view of the records may be behind what was just written.
+pub const CATCH_UP: Duration = Duration::from_secs(5);
+
 /// What all tasks need of the outside, besides the cluster's records.
 pub trait Host: Records {
     /// Where the node's addresses are written down.
@@ -96,6 +102,38 @@ pub trait Host: Records {
         &self,
         job: impl FnOnce(&mut NodeIpam<Self::Ledger>, Moment) -> T + Send + 'static,
     ) -> impl Future<Output = T>;
+}
+
+/// What a task of its own has besides the node is as good a host as the node.
+impl<T> Host for T
+where
+    T: Deref,
+    T::Target: Host,
+{
+    type Ledger = <T::Target as Host>::Ledger;
+
+    fn now(&self) -> Moment {
+        (**self).now()
+    }
+
+    fn view(&self) -> Arc<View> {
+        (**self).view()
+    }
+
+    fn registration(&self) -> Registration {
+        (**self).registration()
+    }
+
+    fn most_records(&self) -> usize {
+        (**self).most_records()
+    }
+
+    fn ledger<R: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut NodeIpam<Self::Ledger>, Moment) -> R + Send + 'static,
+    ) -> impl Future<Output = R> {
+        (**self).ledger(job)
+    }
 }
 
 /// What became of a change that was sent to the store.
@@ -138,7 +176,7 @@ pub trait RegistrarHost: Host {
     /// Waits until the view is another one than this, but not longer than that.
     fn changed(&self, view: &Arc<View>, patience: Duration) -> impl Future<Output = ()>;
 
-    /// Waits until the view shows what was written at that revision. Fails when that takes too long.
+    /// Waits until the view shows what was written at that revision. Fails when that takes longer than [`CATCH_UP`].
     fn caught_up(&self, revision: i64) -> impl Future<Output = Result<(), StoreError>>;
 
     /// How this node is reached, or what that waits for.

@@ -8,7 +8,7 @@ use polder_api::mutant::{Mutant, unless};
 use serde::Serialize;
 
 use crate::Cidr;
-use crate::change::{Change, Claim, Confirmation, Inheritance, LetGo, MOST_RECORDS, Member, Speaker};
+use crate::change::{Change, Claim, Confirmation, Inheritance, LetGo, MOST_RECORDS, Member, Sign, Speaker};
 use crate::ids::Incarnation;
 use crate::key::{Key, Name, Range};
 use crate::pool::{Block, Pool};
@@ -96,9 +96,10 @@ pub fn transaction(change: &Change) -> Txn {
                 draft.take_away(name);
             }
         }
-        Change::SignOfLife { by, alive } => {
-            draft.only_if(sign_of_a_member(by));
-            draft.put(&Key::Alive(by.node.clone()), alive);
+        Change::SignOfLife(sign) => draft.sign(sign),
+        Change::RestoreSignOfLife(sign) => {
+            draft.only_if([Compare::absent(&Key::Alive(sign.by.node.clone()))]);
+            draft.sign(sign);
         }
         Change::AskInspection(record) => draft.put(&Key::Inspection, record),
         Change::EndInspection { revision } => draft.delete(&Key::Inspection, *revision),
@@ -134,6 +135,11 @@ const NONE: i64 = 0;
 struct Draft(Txn);
 
 impl Draft {
+    fn sign(&mut self, Sign { by, alive }: &Sign) {
+        self.only_if(sign_of_a_member(by));
+        self.put(&Key::Alive(by.node.clone()), alive);
+    }
+
     fn only_if(&mut self, compares: impl IntoIterator<Item = Compare>) {
         self.0.compares.extend(compares);
     }

@@ -6,7 +6,6 @@ pub mod host;
 pub mod publisher;
 pub mod registrar;
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -23,7 +22,8 @@ use polder_ipam::recovery::{self, LivingPod, NotRestored};
 use polder_ipam::registration::{Holdings, Registration};
 use polder_ipam::steward::Proof;
 use polder_ipam::store::{Contents, Outcome, StoreError};
-use polder_ipam::tasks::{Me, sweeper, tombstones};
+use polder_ipam::tasks::publisher::run as run_publisher;
+use polder_ipam::tasks::{CATCH_UP, Me, sweeper, tombstones};
 use polder_ipam::transaction::transaction;
 use polder_ipam::view::View;
 use polder_ipam::{Moment, Pool};
@@ -36,9 +36,6 @@ use crate::settings;
 use crate::store_request::{Answer, Question, no_answer};
 use crate::task::{Life, Pause, Task, Wait, Waiting};
 use crate::world::{Agent, COOL_DOWN, Keeping, Kernel, Machine, Shared, World};
-
-/// How long the own view of the records may be behind what was just written.
-const CATCH_UP_MS: u64 = 5_000;
 
 /// The hand of a task in the world.
 #[derive(Clone)]
@@ -55,7 +52,7 @@ pub struct Hand {
 impl Hand {
     /// A hand for a new task of the agent.
     pub fn new(world: &Shared, machine: usize, epoch: u64) -> Self {
-        Self { world: Rc::clone(world), machine, epoch, waiting: Rc::new(RefCell::new(Wait::Turn)) }
+        Self { world: Rc::clone(world), machine, epoch, waiting: Rc::default() }
     }
 
     /// Does something in the world.
@@ -92,7 +89,7 @@ impl Hand {
 
     /// Waits.
     pub async fn wait(&self, wait: Wait) {
-        Pause::new(&self.waiting, wait).await;
+        Pause::new(&self.world, self.machine, &self.waiting, wait).await;
     }
 
     /// Ends a step.
@@ -109,8 +106,7 @@ impl Hand {
     pub async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
         match self.ask(Question::Commit(transaction(change))).await? {
             Answer::Outcome(outcome) => Ok(outcome),
-            Answer::Refused(refusal) => Err(StoreError::Refused { store: "etcd".to_owned(), refusal }),
-            Answer::Contents(_) => Err(no_answer()),
+            other => Err(other.error()),
         }
     }
 
@@ -118,13 +114,15 @@ impl Hand {
     pub async fn range(&self, range: Range) -> Result<Contents, StoreError> {
         match self.ask(Question::Range(range)).await? {
             Answer::Contents(contents) => Ok(contents),
-            Answer::Outcome(_) | Answer::Refused(_) => Err(no_answer()),
+            other => Err(other.error()),
         }
     }
 
+    /// Asks the store.
     async fn ask(&self, question: Question) -> Result<Answer, StoreError> {
+        let is_commit = matches!(question, Question::Commit(_));
         let id = self.with(|world| world.ask(self.machine, question));
-        let mut asked = Asked { hand: self, id, is_answered: false };
+        let mut asked = Asked { hand: self, id, is_commit, is_answered: false };
         self.wait(Wait::Reply(id)).await;
         asked.is_answered = true;
         self.with(|world| world.take_answer(id))
@@ -132,7 +130,7 @@ impl Hand {
 
     /// Waits until the agent's view shows what was written at that revision.
     pub async fn caught_up(&self, revision: i64) -> Result<(), StoreError> {
-        self.wait(Wait::Revision(revision, self.clock() + CATCH_UP_MS)).await;
+        self.wait(Wait::Revision(revision, self.clock() + host::millis(CATCH_UP))).await;
         if self.view().revision >= revision { Ok(()) } else { Err(no_answer()) }
     }
 
@@ -159,14 +157,23 @@ impl Hand {
 struct Asked<'a> {
     hand: &'a Hand,
     id: u64,
+    is_commit: bool,
     is_answered: bool,
 }
 
 impl Drop for Asked<'_> {
     fn drop(&mut self) {
-        if !self.is_answered {
-            self.hand.with(|world| world.leave(self.id));
+        if self.is_answered {
+            return;
         }
+        let Hand { machine, epoch, .. } = *self.hand;
+        self.hand.with(|world| {
+            world.leave(self.id);
+            // Nobody but a publisher gives up a change while its agent lives.
+            if self.is_commit && world.machines[machine].epoch_running() == Some(epoch) {
+                world.count(publisher::CANCELLED);
+            }
+        });
     }
 }
 
@@ -243,6 +250,7 @@ pub fn start(world: &Shared, index: usize) -> bool {
         claims: VecDeque::new(),
         reservations: VecDeque::new(),
         news: true,
+        is_unpublished: false,
         adopted: None,
         losses: 0,
         caution: false,
@@ -261,8 +269,9 @@ pub fn start(world: &Shared, index: usize) -> bool {
         spawn(world, *machine, *epoch, "verifier", verify);
         spawn(world, *machine, *epoch, "registrar", registrar::run);
         spawn(world, *machine, *epoch, "engine", engine::run);
-        spawn(world, *machine, *epoch, "lease", publisher::stay_alive);
-        spawn(world, *machine, *epoch, "publisher", publisher::run);
+        spawn(world, *machine, *epoch, "publisher", async move |hand| {
+            run_publisher(&hand, &hand.me()).await;
+        });
         spawn(world, *machine, *epoch, "sweeper", async move |hand| {
             sweeper::run(&hand, leaving, GRACE).await;
         });

@@ -1,9 +1,10 @@
 //! Many nodes over a store that is plain data, and operators, through every fault at every step, the same way twice for the same seed.
 //!
 //! Nothing here has a clock, threads, or input and output. What decides is `polder-ipam`'s, as on a node, and so are the tasks that
-//! carry it out ([`polder_ipam::tasks`]): the registrar, ADD and DEL, the sweeper, and what operators ask an agent for
-//! ([`operator`]). Some clusters are one node whose records are in a file of its own. Whether [`etcd::Model`] answers as etcd does is found out by asking
-//! both, with operations made up at random. What a few nodes do in every order of things is explored in [`model`].
+//! carry it out ([`polder_ipam::tasks`]): the registrar, ADD and DEL, the sweeper, the publisher, and what operators ask an agent for
+//! ([`operator`]). What they work with is data ([`agent`]). Some clusters are one node whose records are in a file of its own. Whether
+//! [`etcd::Model`] answers as etcd does is found out by asking both, with operations made up at random. What a few nodes do in every
+//! order of things is explored in [`model`].
 
 pub mod agent;
 pub mod container;

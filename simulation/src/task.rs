@@ -7,8 +7,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use polder_api::Attachment;
+use polder_ipam::publication::Basis;
 
-use crate::world::{Agent, World};
+use crate::world::{Agent, Shared, World};
 
 /// What a task waits for.
 #[derive(Debug, Clone)]
@@ -27,12 +28,16 @@ pub enum Wait {
     Gateways(u64),
     /// That there is news for the agent's registrar, or the moment.
     News(u64),
+    /// That what the node may say in the store rests on something else.
+    Basis(Basis),
+    /// That an attachment came or went since the publisher has looked.
+    Unpublished,
     /// The flag; or that the agent it was asked of is gone.
     Flag(Rc<Cell<bool>>, u64),
 }
 
-/// Where a task says what it waits for.
-pub type Waiting = Rc<RefCell<Wait>>;
+/// Where a task says what it waits for: for any of these, each with its number. For nothing before it has begun.
+pub type Waiting = Rc<RefCell<Vec<(u64, Wait)>>>;
 
 /// Something that goes on step by step.
 pub struct Task {
@@ -88,55 +93,77 @@ impl Task {
 
     /// Whether it could go on.
     pub fn is_ready(&self, world: &World) -> bool {
-        let machine = &world.machines[self.machine];
+        let waits = self.wait.borrow();
+        waits.is_empty() || waits.iter().any(|(_, wait)| wait.is_over(world, self.machine))
+    }
+}
+
+impl Wait {
+    /// Whether that is so, on that machine.
+    fn is_over(&self, world: &World, machine: usize) -> bool {
+        let machine = &world.machines[machine];
         let agent = machine.agent.as_ref();
         let over = |until: u64| machine.clock >= until;
-        match &*self.wait.borrow() {
-            Wait::Turn => true,
-            Wait::Until(until) => over(*until),
-            Wait::Reply(request) => world.is_answered(*request),
-            Wait::Free(attachment, until) => {
+        match self {
+            Self::Turn => true,
+            Self::Until(until) => over(*until),
+            Self::Reply(request) => world.is_answered(*request),
+            Self::Free(attachment, until) => {
                 over(*until) || agent.is_some_and(|agent| !agent.in_flight.borrow().contains(attachment))
             }
-            Wait::Revision(revision, until) => {
+            Self::Revision(revision, until) => {
                 over(*until) || agent.is_some_and(|agent| agent.view.revision >= *revision)
             }
-            Wait::Gateways(until) => {
+            Self::Gateways(until) => {
                 let differ = |agent: &Agent| {
                     let has_others = agent.ipam.gateways() != machine.kernel.gateways;
                     !agent.is_forbidden() && (has_others || machine.has_overtaken())
                 };
                 over(*until) || agent.is_some_and(differ)
             }
-            Wait::News(until) => over(*until) || agent.is_some_and(|agent| agent.news),
-            Wait::Flag(flag, epoch) => flag.get() || machine.epoch_running() != Some(*epoch),
+            Self::News(until) => over(*until) || agent.is_some_and(|agent| agent.news),
+            Self::Basis(basis) => machine.basis().is_some_and(|now| now != *basis),
+            Self::Unpublished => agent.is_some_and(|agent| agent.is_unpublished),
+            Self::Flag(flag, epoch) => flag.get() || machine.epoch_running() != Some(*epoch),
         }
     }
 }
 
 /// Ends a step, and waits.
-pub struct Pause {
-    waiting: Waiting,
-    wanted: Option<Wait>,
+pub struct Pause<'a> {
+    world: &'a Shared,
+    machine: usize,
+    waiting: &'a Waiting,
+    wanted: Wait,
+    /// The number of what is waited for, once that has begun.
+    number: Option<u64>,
 }
 
-impl Pause {
-    /// Waits for that.
-    pub fn new(waiting: &Waiting, wanted: Wait) -> Self {
-        Self { waiting: Rc::clone(waiting), wanted: Some(wanted) }
+impl<'a> Pause<'a> {
+    /// Waits for that, on that machine.
+    pub fn new(world: &'a Shared, machine: usize, waiting: &'a Waiting, wanted: Wait) -> Self {
+        Self { world, machine, waiting, wanted, number: None }
     }
 }
 
-impl Future for Pause {
+impl Future for Pause<'_> {
     type Output = ();
     fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
-        match self.wanted.take() {
-            Some(wanted) => {
-                *self.waiting.borrow_mut() = wanted;
-                Poll::Pending
-            }
-            // Nobody polls it before it is ready.
-            None => Poll::Ready(()),
+        if self.number.is_none() {
+            let mut waits = self.waiting.borrow_mut();
+            let number = waits.last().map_or(0, |(number, _)| number + 1);
+            waits.push((number, self.wanted.clone()));
+            drop(waits);
+            self.number = Some(number);
+            return Poll::Pending;
         }
+        // A task that waits for several things at once is asked for all of them.
+        if self.wanted.is_over(&self.world.borrow(), self.machine) { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+impl Drop for Pause<'_> {
+    fn drop(&mut self) {
+        self.waiting.borrow_mut().retain(|(number, _)| Some(*number) != self.number);
     }
 }

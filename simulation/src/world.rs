@@ -14,22 +14,20 @@ use polder_ipam::invariants::history::History;
 use polder_ipam::key::Key;
 use polder_ipam::ledger::Ledger as _;
 use polder_ipam::node::NodeIpam;
+use polder_ipam::publication::Basis;
 use polder_ipam::record::{Alive, Life};
 use polder_ipam::registration::{Holdings, Registration};
 use polder_ipam::steward::Proof;
-use polder_ipam::store::refusal::{Cause, Refusal};
-use polder_ipam::store::{Outcome, StoreError, Txn};
 use polder_ipam::tasks::Me;
 use polder_ipam::view::View;
 use polder_ipam::{Cidr, Moment, Pool};
 
 use crate::container::Container;
 use crate::disk::Disk;
-use crate::etcd::Error;
 use crate::in_flight::InFlight;
 use crate::requests::{ClaimRequest, ReserveRequest};
 use crate::settings;
-use crate::store_request::{Answer, Progress, Question, Request, brief, no_answer, short};
+use crate::store_request::Request;
 use crate::task::Task;
 use crate::{Follower, Model, Random};
 
@@ -109,6 +107,7 @@ impl Machine {
 }
 
 /// What an agent knows, and forgets when it ends.
+#[expect(clippy::struct_excessive_bools, reason = "what its tasks tell each other, each by itself")]
 pub struct Agent {
     /// Which one it is.
     pub epoch: u64,
@@ -134,6 +133,8 @@ pub struct Agent {
     pub reservations: VecDeque<ReserveRequest>,
     /// Whether the registrar has reason to look.
     pub news: bool,
+    /// Whether an attachment came or went since the publisher has looked.
+    pub is_unpublished: bool,
     /// The machine that an operator says this one is in place of.
     pub adopted: Option<Alive>,
     /// Losses of the store that its registrar knows of.
@@ -171,6 +172,12 @@ impl Machine {
         }
         self.disk.delete();
         self.ledger_is_whole = false;
+    }
+
+    /// What the node may say of itself in the store rests on this now, if an agent runs.
+    pub fn basis(&self) -> Option<Basis> {
+        let agent = self.agent.as_ref()?;
+        Some(Basis::of(&agent.view, &self.name, agent.holdings.identity.as_ref(), self.life()))
     }
 
     /// The time on its clock.
@@ -330,30 +337,6 @@ impl World {
         *self.counts.entry(what).or_default() += 1;
     }
 
-    /// Asks the store.
-    pub fn ask(&mut self, machine: usize, question: Question) -> u64 {
-        let id = self.number();
-        let state =
-            if self.machines[machine].is_cut { Progress::Answered(Err(no_answer())) } else { Progress::Sent };
-        self.requests.push(Request { id, machine, question, state });
-        if self.keeping == Keeping::Embedded {
-            // Whoever asks has done it itself, and may end before it knows.
-            let index = self.requests.len() - 1;
-            self.serve(index);
-            let answered = match self.requests[index].state.clone() {
-                Progress::Served(answer) => Progress::Answered(Ok(answer)),
-                other => other,
-            };
-            self.requests[index].state = answered;
-        }
-        id
-    }
-
-    /// Whether the store has answered that request, or never will.
-    pub fn is_answered(&self, id: u64) -> bool {
-        self.requests.iter().any(|request| request.id == id && matches!(request.state, Progress::Answered(_)))
-    }
-
     /// What proves that a machine is the node of its ledger.
     pub fn proof(&self) -> Proof {
         if self.ids == Ids::LedgerAlone { Proof::Ledger } else { Proof::Machine }
@@ -374,71 +357,6 @@ impl World {
             machine.name == *name && !machine.is_destroyed
         };
         (0..self.machines.len()).filter(is_one).collect()
-    }
-
-    /// Takes the answer.
-    pub fn take_answer(&mut self, id: u64) -> Result<Answer, StoreError> {
-        let found = self.requests.iter().position(|request| request.id == id);
-        match found.map(|index| self.requests.swap_remove(index).state) {
-            Some(Progress::Answered(answer)) => answer,
-            _ => Err(no_answer()),
-        }
-    }
-
-    /// Lets the store answer a request.
-    pub fn serve(&mut self, index: usize) {
-        let question = self.requests[index].question.clone();
-        let (machine, late) =
-            (self.requests[index].machine, matches!(self.requests[index].state, Progress::Late));
-        let answer = match &question {
-            Question::Range(range) => Answer::Contents(self.etcd.range(range)),
-            Question::Commit(txn) => self.commit(machine, txn),
-        };
-        self.note(|| {
-            format!(
-                "store: {machine} asked {}{} -> {}",
-                if late { "late " } else { "" },
-                brief(&question),
-                short(&answer)
-            )
-        });
-        if late {
-            self.requests.swap_remove(index);
-        } else {
-            self.requests[index].state = Progress::Served(answer);
-        }
-        self.look();
-    }
-
-    fn commit(&mut self, machine: usize, txn: &Txn) -> Answer {
-        let refused = |cause, words: &str| Answer::Refused(Refusal::new(cause, words.to_owned()));
-        let Machine { reads_only, disk, .. } = &self.machines[machine];
-        if *reads_only {
-            return refused(Cause::Permission, "etcdserver: permission denied");
-        }
-        if self.keeping == Keeping::Embedded {
-            if disk.is_full() {
-                return refused(Cause::Disk, "database or disk is full");
-            }
-            self.earlier.push(self.etcd.clone());
-            if self.earlier.len() > TAIL {
-                self.earlier.remove(0);
-            }
-        }
-        match self.transact(txn) {
-            Ok(outcome) => Answer::Outcome(outcome),
-            Err(refusal) => Answer::Refused(refusal),
-        }
-    }
-
-    /// Lets the store carry out a transaction at once.
-    pub fn transact(&mut self, txn: &Txn) -> Result<Outcome, Refusal> {
-        let outcome = match self.etcd.commit(txn) {
-            Err(error @ Error::NoSpace) => Err(Refusal::new(Cause::NoSpace, error.to_string())),
-            outcome => Ok(outcome.expect("a transaction that etcd looks at")),
-        };
-        self.look();
-        outcome
     }
 
     /// Takes in that the store has lost records: what it says now was not said after what it said before.
@@ -466,21 +384,6 @@ impl World {
     pub fn kill_agent(&mut self, machine: usize) {
         self.machines[machine].agent = None;
         self.leave_all(|request| request.machine == machine);
-    }
-
-    /// Waits for the answer to a request no more.
-    pub fn leave(&mut self, id: u64) {
-        self.leave_all(|request| request.id == id);
-    }
-
-    /// What was asked may still arrive; nobody hears what has been answered.
-    fn leave_all(&mut self, is_left: impl Fn(&Request) -> bool) {
-        for request in self.requests.iter_mut().filter(|request| is_left(request)) {
-            if matches!(request.state, Progress::Sent) {
-                request.state = Progress::Late;
-            }
-        }
-        self.requests.retain(|request| !is_left(request) || matches!(request.state, Progress::Late));
     }
 }
 

@@ -145,12 +145,6 @@ impl Embedded {
         }
     }
 
-    /// There is nobody else to see that this node is gone: as long as somebody asks, it is there.
-    pub(crate) async fn hold(&self, txn: &Txn) {
-        let _ = self.commit(txn);
-        std::future::pending::<()>().await;
-    }
-
     fn with<T>(
         &self,
         job: impl FnOnce(&mut Connection) -> Result<T, rusqlite::Error>,

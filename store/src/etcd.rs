@@ -4,7 +4,7 @@
 mod answer;
 pub mod config;
 pub mod endpoint;
-mod lease;
+pub mod lease;
 mod login;
 pub mod lookup;
 mod members;
@@ -340,19 +340,18 @@ impl Etcd {
         watch::follow(self, range, updates).await;
     }
 
-    /// Keeps there what the transaction puts. Never ends; when it is dropped, that vanishes within `ttl_seconds`.
-    pub(crate) async fn hold(&self, txn: &Txn, ttl_seconds: i64) {
-        lease::hold(self, txn, ttl_seconds).await;
-    }
-
     /// A transaction goes to one member, once: whoever asked must find out what became of it. It goes again only where it is
     /// known that nothing did.
     pub(crate) async fn commit(&self, txn: &Txn) -> Result<Outcome, StoreError> {
         let request = etcd_client::Txn::new()
             .when(txn.compares.iter().map(compare).collect::<Vec<_>>())
             .and_then(txn.writes.iter().map(write).collect::<Vec<_>>());
+        self.transact(Written::from(txn), request).await
+    }
+
+    async fn transact(&self, written: Written, request: etcd_client::Txn) -> Result<Outcome, StoreError> {
         let answer = self
-            .write(Written::from(txn), |mut client| {
+            .write(written, |mut client| {
                 let request = request.clone();
                 async move { client.txn(request).await }
             })

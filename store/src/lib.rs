@@ -10,11 +10,14 @@ pub mod ledger;
 pub mod sqlite;
 pub mod writes;
 
+use std::time::Duration;
+
 use polder_api::credentials::EtcdCredentials;
 use polder_ipam::change::Change;
 use polder_ipam::key::Range;
 use polder_ipam::store::{Contents, Outcome, StoreError, Txn, Update};
 use polder_ipam::tasks::Records;
+use polder_ipam::tasks::lease::LeaseStore;
 use polder_ipam::transaction::transaction;
 use tokio::sync::mpsc;
 
@@ -113,15 +116,48 @@ impl Store {
         };
         receiver
     }
+}
 
-    /// Keeps what a sign of life puts there as long as this runs, and lets it vanish when it has not run for `ttl_seconds`.
-    /// Puts it there only where what it rests on is as it was: somebody else may have come to own it while this could not
-    /// run.
-    pub async fn hold(&self, sign: &Change, ttl_seconds: i64) {
-        let txn = transaction(sign);
+/// A lease that a store has granted.
+#[derive(Debug)]
+pub enum Lease {
+    /// One of etcd.
+    Etcd(Box<etcd::lease::Lease>),
+    /// None: there is nobody else to see that this node is gone. As long as somebody asks, it is there.
+    Embedded,
+}
+
+impl LeaseStore for Store {
+    type Lease = Lease;
+
+    async fn grant(&self, ttl: Duration) -> Result<Lease, StoreError> {
         match self {
-            Self::Etcd(etcd) => etcd.hold(&txn, ttl_seconds).await,
-            Self::Embedded(embedded) => embedded.hold(&txn).await,
+            Self::Etcd(etcd) => Ok(Lease::Etcd(Box::new(etcd.grant(ttl).await?))),
+            Self::Embedded(_) => Ok(Lease::Embedded),
         }
+    }
+
+    async fn put(&self, lease: &Lease, change: &Change) -> Result<Outcome, StoreError> {
+        match (self, lease) {
+            (Self::Etcd(etcd), Lease::Etcd(lease)) => etcd.commit_under(lease, &transaction(change)).await,
+            _ => self.commit(change).await,
+        }
+    }
+
+    async fn renew(&self, lease: &mut Lease, patience: Duration) -> Result<(), StoreError> {
+        match (self, lease) {
+            (Self::Etcd(etcd), Lease::Etcd(lease)) => etcd.renew(lease, patience).await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn revoke(&self, lease: Lease) {
+        if let (Self::Etcd(etcd), Lease::Etcd(lease)) = (self, lease) {
+            etcd.revoke(*lease).await;
+        }
+    }
+
+    async fn pause(&self, time: Duration) {
+        tokio::time::sleep(time).await;
     }
 }

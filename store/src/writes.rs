@@ -60,6 +60,13 @@ pub(crate) struct Written {
     puts: bool,
 }
 
+impl Written {
+    /// What is put under a lease, which is granted before.
+    pub(crate) fn sign_of_life() -> Self {
+        Self { topics: BTreeSet::from([Topic::Alive]), puts: true }
+    }
+}
+
 impl From<&Txn> for Written {
     fn from(txn: &Txn) -> Self {
         let key = |write: &Write| match write {

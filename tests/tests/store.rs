@@ -8,6 +8,7 @@ use polder_ipam::ids::{BootId, MachineId};
 use polder_ipam::key::Key;
 use polder_ipam::publication::sign_of_life;
 use polder_ipam::record::Life;
+use polder_ipam::tasks::lease;
 use polder_store::Store;
 use polder_store::etcd::Etcd;
 use polder_store::etcd::config::EtcdConfig;
@@ -151,7 +152,7 @@ fn a_lease_is_not_taken_back_from_who_has_come_to_own_its_key() {
                     }
                 };
                 tokio::select! {
-                    () = store.hold(&sign, 2) => {}
+                    () = lease::hold(&store, &sign, Duration::from_secs(2)) => {}
                     () = end => {}
                 }
             });

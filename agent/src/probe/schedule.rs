@@ -308,8 +308,9 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use polder_ipam::tasks::publisher::ALIVE_SECONDS;
-    use polder_netlink::IfIndex;
+    use polder_ipam::tasks::lease::{ALIVE};
+    use polder_ipam::tasks::publisher::{ALIVE_SECONDS};
+    use polder_netlink::{IfIndex};
 
     use super::super::verdict::ENDPOINT_FAILURES;
     use super::*;
@@ -416,7 +417,7 @@ mod tests {
             play.rounds(1, &[]);
         }
         // Half as long again: the lease lasts longer than it should when the store has another leader.
-        let (missed, lease) = (play.now - first, Duration::from_secs(ALIVE_SECONDS.unsigned_abs()));
+        let (missed, lease) = (play.now - first, ALIVE);
         assert!(missed >= lease + lease / 2, "{missed:?}");
     }
 

@@ -10,7 +10,7 @@ use polder_api::NodeName;
 use serde::Serialize;
 
 use super::{
-    AddressRecord, BlockRecord, ClusterRecord, FenceRecord, InspectionRecord, NodeRecord, PoolRecord,
+    AddressRecord, Alive, BlockRecord, ClusterRecord, FenceRecord, InspectionRecord, NodeRecord, PoolRecord,
     ReservationRecord,
 };
 use crate::Block;
@@ -100,6 +100,11 @@ pub fn decode(key: &str, value: &[u8]) -> Result<Record, RefusedRecord> {
 
 /// Reads the record behind [`Key::Address`].
 pub fn address(value: &[u8]) -> Result<AddressRecord, serde_json::Error> {
+    serde_json::from_slice(value)
+}
+
+/// Reads the record behind [`Key::Alive`].
+pub fn alive(value: &[u8]) -> Result<Alive, serde_json::Error> {
     serde_json::from_slice(value)
 }
 

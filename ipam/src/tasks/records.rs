@@ -1,5 +1,7 @@
 //! The cluster's records, to whoever reads and changes them.
 
+use std::ops::Deref;
+
 use crate::change::Change;
 use crate::key::{Key, Range};
 use crate::store::{Contents, Outcome, StoreError, Update};
@@ -12,6 +14,21 @@ pub trait Records {
 
     /// Reads all entries of the range, as of one revision.
     fn range(&self, range: &Range) -> impl Future<Output = Result<Contents, StoreError>>;
+}
+
+/// What a task has besides the node knows the records as the node does.
+impl<T> Records for T
+where
+    T: Deref,
+    T::Target: Records,
+{
+    fn commit(&self, change: &Change) -> impl Future<Output = Result<Outcome, StoreError>> {
+        (**self).commit(change)
+    }
+
+    fn range(&self, range: &Range) -> impl Future<Output = Result<Contents, StoreError>> {
+        (**self).range(range)
+    }
 }
 
 /// All records that agents follow, as the store has them now.

@@ -1,8 +1,10 @@
 //! The tasks on a node that is plain data.
 
 mod fake;
+mod lease;
 mod operator;
 mod pods;
+mod publisher;
 mod registrar;
 
 use super::*;

@@ -251,7 +251,9 @@ fn who_has_an_address_is_said_by_the_node_and_withdrawn_by_others_only_when_it_i
 #[test]
 fn a_sign_of_life_rests_on_the_record_of_whose_it_is() {
     let alive = Alive { boot_id: BootId::new("b"), machine_id: MachineId::new("m") };
-    check(Change::SignOfLife { by: me(), alive }, &["nodes/n1@7"], &["alive/n1"]);
+    let sign = Sign { by: me(), alive };
+    check(Change::SignOfLife(sign.clone()), &["nodes/n1@7"], &["alive/n1"]);
+    check(Change::RestoreSignOfLife(sign), &["no alive/n1", "nodes/n1@7"], &["alive/n1"]);
 }
 
 #[test]

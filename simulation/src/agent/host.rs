@@ -291,7 +291,9 @@ impl PodHost for Hand {
         Self::sleep(self, millis(time)).await;
     }
 
-    fn attachments_changed(&self) {}
+    fn attachments_changed(&self) {
+        self.agent(|agent| agent.is_unpublished = true);
+    }
 
     fn addresses_freed(&self) {
         self.agent(|agent| agent.news = true);
@@ -299,6 +301,6 @@ impl PodHost for Hand {
 }
 
 /// A span on a machine's clock.
-pub(super) fn millis(time: Duration) -> u64 {
+pub(crate) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -11,8 +11,8 @@ use crate::key::{Key, Range};
 use crate::publication;
 use crate::store::StoreError;
 use crate::tasks::Me;
+use crate::tasks::lease::ALIVE;
 use crate::tasks::published::Addresses;
-use crate::tasks::publisher::ALIVE_SECONDS;
 use crate::tasks::records::Records;
 
 /// What is known of a node that is to be removed.
@@ -48,7 +48,8 @@ fn object(removal: &Removal, standing: Standing) -> Result<(), Objection> {
         return Err(Objection::Wrong(format!(
             "node {node} is alive: its agent renews its lease. --dead is for a machine that is gone for good, and would \
              let other nodes give the addresses of living pods to new ones. If an earlier machine of that name is meant, add \
-             --earlier. If this machine is gone, wait {ALIVE_SECONDS} s and try again; otherwise leave out --dead"
+             --earlier. If this machine is gone, wait {} s and try again; otherwise leave out --dead",
+            ALIVE.as_secs()
         )));
     }
     let last = if is_last { " It is the last node of the cluster." } else { "" };

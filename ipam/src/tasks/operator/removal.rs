@@ -1,7 +1,5 @@
 //! Removes a node from the cluster, for an operator.
 
-use std::time::Duration;
-
 use polder_api::NodeName;
 use polder_api::message::{Refusal, Removal};
 use tracing::warn;
@@ -10,11 +8,9 @@ use super::{ATTEMPTS, Knowledge, invalid};
 use crate::record::{FenceRecord, Life, NodeRecord, PodsGone};
 use crate::removal::{self, NotRemoved, Vouched, blocks_of};
 use crate::store::{Outcome, StoreError};
+use crate::tasks::CATCH_UP;
 use crate::tasks::records::{Records, read_all};
 use crate::view::{Source, View};
-
-/// How long the own view of the records may be behind what was just written.
-const CATCH_UP: Duration = Duration::from_secs(5);
 
 /// Removes the node. Says what its blocks wait for now. An attempt of unknown outcome is not repeated: by now, another machine
 /// can be the node.

@@ -2,6 +2,7 @@
 
 mod operator;
 mod pods;
+mod publisher;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -30,6 +31,10 @@ pub(super) use self::pods::Lock;
 
 /// What becomes of a transaction.
 pub(super) enum Fate {
+    /// It is carried out.
+    Carried,
+    /// There is no answer for as long as anybody waits.
+    Hangs,
     /// It is carried out, and the answer is lost.
     Unanswered,
     /// It is lost.
@@ -53,6 +58,8 @@ pub(super) enum Fault {
     InterfacesStay,
     /// No address can be freed.
     DiskIsFull,
+    /// Nothing can be read in the store.
+    Unreadable,
 }
 
 pub(super) type Event = Box<dyn FnOnce(&mut State)>;
@@ -88,6 +95,10 @@ pub(super) struct State {
     pub(super) claims: VecDeque<Result<(), NoClaim>>,
     /// The requests for blocks for later.
     pub(super) ahead: Vec<BlockRequest>,
+    /// Whether an attachment came or went since the publisher has looked.
+    pub(super) has_rung: bool,
+    /// The revisions of the node's record that its signs of life rested on.
+    pub(super) signs: Vec<i64>,
 }
 
 impl State {
@@ -215,9 +226,15 @@ fn refused(cause: Cause) -> StoreError {
 
 impl Records for Fake {
     async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
-        self.with(|state| state.said_meanwhile = state.registration.clone());
-        self.with(|state| match state.fates.pop_front() {
-            None => Ok(state.commit(&transaction(change))),
+        let fate = self.with(|state| {
+            state.said_meanwhile = state.registration.clone();
+            state.fates.pop_front()
+        });
+        if matches!(fate, Some(Fate::Hangs)) {
+            return std::future::pending().await;
+        }
+        self.with(|state| match fate {
+            None | Some(Fate::Carried | Fate::Hangs) => Ok(state.commit(&transaction(change))),
             Some(Fate::Lost) => Err(no_answer()),
             Some(Fate::Unanswered) => {
                 let _ = state.commit(&transaction(change));
@@ -245,8 +262,16 @@ impl Records for Fake {
         })
     }
 
+    /// Few, so that what is about many records takes several changes.
+    fn most_records(&self) -> usize {
+        2
+    }
+
     async fn range(&self, range: &Range) -> Result<Contents, StoreError> {
         self.with(|state| {
+            if state.fault == Some(Fault::Unreadable) {
+                return Err(no_answer());
+            }
             let entries = state.entries.values().filter(|entry| range.has(&entry.key)).cloned();
             Ok(Contents { revision: state.revision, entries: entries.collect() })
         })
@@ -414,6 +439,8 @@ pub(super) fn node() -> (Fake, Registrar<'static, Fake>) {
         sleeps: 0,
         claims: VecDeque::new(),
         ahead: Vec::new(),
+        has_rung: false,
+        signs: Vec::new(),
     };
     let fake = Fake { state: Rc::new(RefCell::new(state)), locked: Rc::default() };
     fake.with(State::load);
