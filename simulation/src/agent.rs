@@ -21,7 +21,7 @@ use polder_ipam::record::ClusterRecord;
 use polder_ipam::recovery::{self, LivingPod, NotRestored};
 use polder_ipam::registration::{Holdings, Registration};
 use polder_ipam::steward::Proof;
-use polder_ipam::store::{Contents, Outcome, StoreError};
+use polder_ipam::store::{Contents, Outcome, StoreError, position};
 use polder_ipam::tasks::publisher::run as run_publisher;
 use polder_ipam::tasks::{CATCH_UP, Me, sweeper, tombstones};
 use polder_ipam::transaction::transaction;
@@ -296,7 +296,7 @@ fn me(machine: &Machine, proof: Proof, pools: Vec<Pool>) -> Me {
 /// Looks now and then whether the watch has told of everything.
 async fn verify(hand: Hand) {
     loop {
-        hand.sleep(VERIFY_EVERY_MS).await;
+        hand.sleep(host::millis(VERIFY_EVERY)).await;
         hand.with(|world| {
             let World { machines, etcd, .. } = world;
             let agent = machines[hand.machine].agent.as_mut().expect("a task of an agent ends with it");
@@ -324,8 +324,8 @@ fn recover(ipam: &mut NodeIpam<Disk>, kernel: &Kernel, now: Moment) -> Result<()
     recovery::recover(ipam, &kernel.gateways, pods.collect(), now)
 }
 
-/// How often an agent looks whether it has missed something.
-const VERIFY_EVERY_MS: u64 = 60_000;
+/// How often an agent looks whether it has missed something: more often than on a node, for a cluster has to heal in time.
+const VERIFY_EVERY: Duration = position::VERIFY_EVERY.checked_div(3).expect("not by 0");
 
 /// How long an interface may be missing.
 pub const GRACE: Duration = Duration::from_millis(crate::world::GRACE_MS);

@@ -117,15 +117,9 @@ impl Follower {
     }
 
     fn connect(&mut self, etcd: &Model) -> (Option<Watch>, Option<Update>) {
-        let watch = |from| Some(etcd.watch(self.range.clone(), from));
-        if !self.position.is_loaded() {
-            let (from, loaded) = self.position.load(etcd.range(&self.range));
-            return (watch(from), Some(loaded));
-        }
-        let witness = self.position.witness().map(|key| Range::single(key.to_owned()));
-        let found = witness.and_then(|key| etcd.range(&key).entries.pop());
-        match self.position.resume(found.as_ref()) {
-            Ok(from) => (watch(from), None),
+        let there = self.position.to_read(&self.range).map(|range| etcd.range(&range)).unwrap_or_default();
+        match self.position.begin(there) {
+            Ok((from, loaded)) => (Some(etcd.watch(self.range.clone(), from)), loaded),
             Err(interruption) => (None, Some(self.position.lose(interruption))),
         }
     }

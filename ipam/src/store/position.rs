@@ -7,10 +7,12 @@
 //! This decides, and asks nobody: what asks is the follower of a real etcd, or that of a simulated one.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use polder_api::rule;
 
 use super::{Contents, Entry, KeyChange, Update};
+use crate::key::Range;
 
 /// How far a follower has come.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -52,6 +54,9 @@ pub enum Heard {
     },
 }
 
+/// How often it is looked whether something was missed ([`Position::has_missed`]).
+pub const VERIFY_EVERY: Duration = Duration::from_secs(180);
+
 /// Why following has to be interrupted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Interruption {
@@ -79,7 +84,7 @@ rule! {
 
 impl Position {
     /// Whether everything was read once, and following can go on from there.
-    pub fn is_loaded(&self) -> bool {
+    fn is_loaded(&self) -> bool {
         self.known.is_some()
     }
 
@@ -95,15 +100,28 @@ impl Position {
         self.is_loaded() && differ(self.keys.len(), keys)
     }
 
-    /// The key to read before following goes on, for [`Self::resume`].
-    pub fn witness(&self) -> Option<&str> {
-        self.witness.as_ref().map(|entry| entry.key.as_str())
+    /// What to read before a watch is opened, for [`Self::begin`]: the whole range; or where following can go on, the key of the
+    /// witness, if there is one.
+    pub fn to_read(&self, range: &Range) -> Option<Range> {
+        if !self.is_loaded() {
+            return Some(range.clone());
+        }
+        self.witness.as_ref().map(|entry| Range::single(entry.key.clone()))
+    }
+
+    /// Takes in what is there. The revision to watch from, and what there is to say.
+    pub fn begin(&mut self, there: Contents) -> Result<(i64, Option<Update>), Interruption> {
+        if self.is_loaded() {
+            return Ok((self.resume(there.entries.first())?, None));
+        }
+        let (from, loaded) = self.load(there);
+        Ok((from, Some(loaded)))
     }
 
     /// The revision to watch from, given what now stands behind the key of the witness. A store that was emptied, or
     /// set back to an earlier state, may have gone on to any revision by now; one that has the last change as it was
     /// has all before it, too. A wrong no costs one load.
-    pub fn resume(&self, found: Option<&Entry>) -> Result<i64, Interruption> {
+    fn resume(&self, found: Option<&Entry>) -> Result<i64, Interruption> {
         match self.known {
             Some(known) if is_witnessed(self.witness.as_ref(), found) => Ok(known),
             _ => Err(Interruption::Gap("the store is not what it was".to_owned())),
@@ -199,7 +217,9 @@ mod tests {
     #[test]
     fn following_goes_on_where_the_last_change_is_as_it_was() {
         let mut position = loaded(7, vec![entry("a", 3), entry("b", 5), entry("c", 4)]);
-        assert_eq!(position.witness(), Some("b"));
+        let all = Range::prefix("a".to_owned());
+        assert_eq!(Position::default().to_read(&all), Some(all.clone()));
+        assert_eq!(position.to_read(&all), Some(Range::single("b".to_owned())));
         assert_eq!(position.resume(Some(&entry("b", 5))), Ok(7));
         assert!(matches!(position.resume(Some(&entry("b", 6))), Err(Interruption::Gap(_))));
         assert!(matches!(position.resume(None), Err(Interruption::Gap(_))));
@@ -211,7 +231,8 @@ mod tests {
     fn a_deletion_leaves_no_witness_and_following_begins_anew() {
         let mut position = loaded(7, vec![entry("a", 3)]);
         position.hear(Heard::Changes { revision: 8, changes: vec![deleted("a", 8)] }).unwrap();
-        assert_eq!(position.witness(), None);
+        assert_eq!(position.to_read(&Range::prefix("a".to_owned())), None);
+        assert!(matches!(position.begin(Contents::default()), Err(Interruption::Gap(_))));
         assert!(matches!(position.resume(None), Err(Interruption::Gap(_))));
         assert!(matches!(loaded(7, vec![]).resume(None), Err(Interruption::Gap(_))));
     }

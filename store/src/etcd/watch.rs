@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use etcd_client::{EventType, WatchOptions, WatchResponse};
 use polder_ipam::key::Range;
-use polder_ipam::store::position::{Heard, Interruption, Position};
-use polder_ipam::store::{KeyChange, StoreError, Update};
+use polder_ipam::store::position::{Heard, Interruption, Position, VERIFY_EVERY};
+use polder_ipam::store::{Contents, KeyChange, StoreError, Update};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
@@ -25,9 +25,6 @@ const SILENCE: Duration = Duration::from_secs(15);
 
 /// How long a member whose stream was silent has to show that it is there all the same.
 const PROBE_PATIENCE: Duration = Duration::from_secs(1);
-
-/// How often it is looked whether something was missed.
-const VERIFY_EVERY: Duration = Duration::from_secs(180);
 
 /// Between attempts: at first at once, then slower, so that a whole cluster of agents does not hammer a store that
 /// comes back.
@@ -91,13 +88,14 @@ pub(super) async fn follow(etcd: Etcd, range: Range, updates: mpsc::Sender<Updat
 impl Follower {
     /// Loads if need be, then follows one stream to its end.
     async fn run(&mut self) -> Result<Infallible, Ended> {
-        let from = if self.position.is_loaded() {
-            self.resume().await?
-        } else {
-            let (from, loaded) = self.position.load(self.etcd.range(&self.range).await?);
-            self.send(loaded).await?;
-            from
+        let there = match self.position.to_read(&self.range) {
+            Some(range) => self.etcd.range(&range).await?,
+            None => Contents::default(),
         };
+        let (from, loaded) = self.position.begin(there)?;
+        if let Some(loaded) = loaded {
+            self.send(loaded).await?;
+        }
         let member = self.etcd.member().await?;
         let mut client = member.client.clone();
         let options = WatchOptions::new().with_range(self.range.end.as_str()).with_start_revision(from);
@@ -150,13 +148,6 @@ impl Follower {
                 }
             }
         }
-    }
-
-    /// The revision to watch from, where the store still has what was known of it.
-    async fn resume(&self) -> Result<i64, Ended> {
-        let Some(witness) = self.position.witness() else { return Ok(self.position.resume(None)?) };
-        let found = self.etcd.range(&Range::single(witness.to_owned())).await?;
-        Ok(self.position.resume(found.entries.first())?)
     }
 
     /// Reads everything again where something was missed. The watch goes on.
