@@ -1,11 +1,15 @@
 //! Chooses what happens next, step by step.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use polder_api::NodeName;
 use polder_ipam::ids::MachineId;
 
+use polder_ipam::tasks::teardown::WIRING_PATIENCE;
+
 use crate::agent::PATIENCE_MS;
+use crate::agent::host::millis;
 use crate::container::Container;
 use crate::disk::Disk;
 use crate::fault::Fault;
@@ -13,7 +17,7 @@ use crate::runtime;
 use crate::settings::NETWORK;
 use crate::store_request::Progress;
 use crate::task::{Life, Task};
-use crate::world::{Kernel, Machine, Shared, World};
+use crate::world::{COOL_DOWN, Kernel, Machine, Shared, World};
 
 /// The containers that the runtime may still say something about.
 const REMEMBERED: usize = 10;
@@ -22,11 +26,16 @@ const REMEMBERED: usize = 10;
 const CONTAINERS: usize = 3;
 
 /// An ADD hangs.
-pub const HANGS: &str = "ADD hangs";
+pub const HUNG: &str = "ADD hangs";
 
 /// For how long an ADD hangs that does: longer than its DEL waits for it, on most clocks, and shorter than an address is in cool-down,
 /// on the fastest.
-const HANGS_MS: u64 = 17_000;
+const HANGS: Duration = Duration::from_secs(17);
+
+const _: () = assert!(
+    HANGS.as_secs() > WIRING_PATIENCE.as_secs() * 3 / 2 && HANGS.as_secs() < COOL_DOWN.as_secs(),
+    "no DEL would lose patience, or an address be given again to who hangs"
+);
 
 /// What goes on, and what could go wrong.
 pub struct Schedule {
@@ -160,8 +169,8 @@ impl Schedule {
         (*hangs, *has_hung) = (true, true);
         let (container, is_over) = {
             let mut world = self.world.borrow_mut();
-            *deadline = world.now + HANGS_MS;
-            world.count(HANGS);
+            *deadline = world.now + millis(HANGS);
+            world.count(HUNG);
             let Life::Plugin(number) = *life else { return };
             let whose =
                 world.containers.iter().position(|one| one.plugins.contains(&number) && one.is_wanted);

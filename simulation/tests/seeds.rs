@@ -10,7 +10,7 @@ use polder_simulation::heal::EMPTIED;
 use polder_simulation::operator::OUTCOMES;
 use polder_simulation::play::{Report, play};
 use polder_simulation::runtime::LATE_INTERFACE;
-use polder_simulation::schedule::HANGS;
+use polder_simulation::schedule::HUNG;
 
 /// How many are played with every test; `scripts/simulate` plays as many as one likes.
 const SEEDS: u64 = 2_000;
@@ -24,7 +24,7 @@ fn whatever_fails_at_whatever_step_no_invariant_is_broken() {
             Err(failure) => panic!("{failure}"),
         }
     }
-    let besides = [RIVAL_OF_SILENT, COPY_OF_SILENT, HANGS, IMPATIENT, LATE_INTERFACE, CANCELLED];
+    let besides = [RIVAL_OF_SILENT, COPY_OF_SILENT, HUNG, IMPATIENT, LATE_INTERFACE, CANCELLED];
     let of_operators = OUTCOMES.into_iter().chain([EMPTIED, CRASHED_OVER_A_FILE]);
     for played in Fault::ALL.map(Fault::name).into_iter().chain(besides).chain(of_operators) {
         assert!(total.counts.contains_key(played), "in none of {SEEDS} seeds: {played}");

@@ -13,7 +13,7 @@ use crate::ledger::{Held, LedgerError};
 use crate::release::NotReleased;
 
 /// How long a DEL waits for an ADD of the same attachment to end.
-const WIRING_PATIENCE: Duration = Duration::from_secs(10);
+pub const WIRING_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Takes an attachment away: first its interface, then its addresses. Succeeds where there is nothing.
 pub async fn del<H: PodHost>(host: &H, attachment: &Attachment) -> Result<(), Refusal> {
