@@ -171,6 +171,33 @@ fn thousands_of_blocks_go_back_in_few_changes() {
 }
 
 #[test]
+fn a_pool_that_the_store_has_lost_is_put_back_only_by_a_node_that_is_not_removed() {
+    let block = Block::new("10.0.0.0/26".parse().unwrap());
+    let claimed = claim(block, "i1");
+    let mut view = view(vec![pool("10.0.0.0/24", crate::pool::Purpose::Blocks), claimed.clone()]);
+    let kept = [(Key::Cluster, encode(&*view.cluster.as_ref().unwrap().record))];
+    let node = encode(&*view.nodes[&name()].record);
+    let records = kept.into_iter().chain([(Key::Node(name()), node), claimed]);
+    let entry = |(key, value): (Key, Vec<u8>)| Entry { key: key.to_string(), value, revision: NODE_REVISION };
+    view.apply(Update::Loaded(Contents { revision: 9, entries: records.map(entry).collect() }));
+    let (pool, nonce) = ("p".parse().unwrap(), Nonce("x".into()));
+    let own = |leaving| Own {
+        blocks: vec![OwnedBlock { block, pool: pool_name(), nonce: nonce.clone(), leaving }],
+        ..Own::default()
+    };
+    let Some(Change::AddPool { by, pool: back, .. }) = change(step(&view, own(false))) else {
+        panic!("not put back")
+    };
+    assert_eq!((by.map(|by| (by.node, by.revision)), back.name), (Some((name(), NODE_REVISION)), pool));
+    let leaves = change(step(&view, own(true)));
+    assert!(!matches!(leaves, Some(Change::AddPool { .. })), "nobody needs it");
+}
+
+fn pool_name() -> polder_api::PoolName {
+    "p".parse().unwrap()
+}
+
+#[test]
 fn a_reserved_address_is_let_go_only_by_a_node_that_is_not_removed() {
     let address: IpAddr = "10.1.0.5".parse().unwrap();
     let holder = Holder {

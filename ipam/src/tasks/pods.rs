@@ -34,7 +34,7 @@ pub trait Requests {
 }
 
 /// What the tasks about pods need of the outside.
-pub trait PodHost: Host + Requests {
+pub trait PodHost: Host + Requests + Sized {
     /// Keeps everybody else from working on an attachment, until it is dropped.
     type Lock;
 
@@ -63,8 +63,7 @@ pub trait PodHost: Host + Requests {
 
     /// Puts the addresses of an attachment into cool-down, whose interface is gone. Succeeds where there is none.
     fn free(&self, attachment: &Attachment) -> impl Future<Output = Result<(), LedgerError>> {
-        let attachment = attachment.clone();
-        self.ledger(move |ipam, now| ipam.release(&attachment, now))
+        free(self, attachment)
     }
 
     /// The attachments that plugins have taken down while no agent answered.
@@ -93,6 +92,15 @@ pub trait PodHost: Host + Requests {
 
     /// Tells the registrar that addresses were freed: it may have something to give back.
     fn addresses_freed(&self);
+}
+
+/// What [`PodHost::free`] does where nothing else is said.
+pub(super) fn free<H: Host>(
+    host: &H,
+    attachment: &Attachment,
+) -> impl Future<Output = Result<(), LedgerError>> {
+    let attachment = attachment.clone();
+    host.ledger(move |ipam, now| ipam.release(&attachment, now))
 }
 
 /// Refuses, for that reason.

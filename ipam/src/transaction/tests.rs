@@ -128,6 +128,65 @@ fn claim() -> Claim {
 }
 
 #[test]
+fn what_is_put_is_the_record_of_the_change() {
+    let alive = Alive { boot_id: "b".to_owned(), machine_id: "m".to_owned() };
+    let said = AddressRecord { attachment: "net/a/eth0".parse().unwrap(), pod: None };
+    let inspection = InspectionRecord { id: Nonce("x".to_owned()), repairs: Repairs::None };
+    let answered = AnswerRecord {
+        id: Nonce("x".to_owned()),
+        attachments: 1,
+        interfaces: 2,
+        deviations: Vec::new(),
+        left_out: 0,
+    };
+    let word = Confirmation { incarnation: incarnation(), record: fence_record(), revision: 3 };
+    let hand_over =
+        HandOver { by: me(), address: ADDRESS, record: reservation(), before: None, out_of: None };
+    let inherit = Inheritance { by: me(), fence: fence(), blocks: Vec::new(), addresses: vec![let_go()] };
+    let (pool_record, sign) = (encode(&PoolRecord::from(&pool())), Sign { by: me(), alive: alive.clone() });
+    let changes: Vec<(Change, Vec<Vec<u8>>)> = vec![
+        (claim().into(), vec![encode(&claim().record)]),
+        (Change::RegisterNode { node: name(), record: node(), before: None }, vec![encode(&node())]),
+        (Change::TakeOverNode { node: name(), record: node(), before: 7 }, vec![encode(&node())]),
+        (
+            Change::RemoveNode { incarnation: incarnation(), revision: 7, fence: fence_record() },
+            vec![encode(&fence_record())],
+        ),
+        (Change::ConfirmRemoval(word.clone()), vec![encode(&fence_record())]),
+        (Change::VouchForNode(vec![word]), vec![encode(&fence_record())]),
+        (Change::InheritFrom(inherit), vec![encode(&reservation())]),
+        (Change::LetGoAddress { by: me(), let_go: let_go() }, vec![encode(&reservation())]),
+        (hand_over.into(), vec![encode(&reservation())]),
+        (Change::AddPool { by: None, pool: pool(), as_of: 50 }, vec![pool_record.clone()]),
+        (Change::ReplacePool { pool: pool(), revision: 4 }, vec![pool_record.clone()]),
+        (
+            Change::MakeCluster { record: cluster(), pools: Some(vec![pool()]) },
+            vec![encode(&cluster()), pool_record],
+        ),
+        (Change::ReplaceSettings { record: cluster(), revision: 4 }, vec![encode(&cluster())]),
+        (
+            Change::PublishAddresses { by: me(), say: vec![(ADDRESS, said.clone())], withdraw: Vec::new() },
+            vec![encode(&said)],
+        ),
+        (Change::SignOfLife(sign.clone()), vec![encode(&alive)]),
+        (Change::RestoreSignOfLife(sign), vec![encode(&alive)]),
+        (Change::AskInspection(inspection.clone()), vec![encode(&inspection)]),
+        (
+            Change::AnswerInspection { node: name(), record: answered.clone(), asked: 8 },
+            vec![encode(&answered)],
+        ),
+    ];
+    for (change, records) in changes {
+        let value = |write: Write| match write {
+            Write::Put { value, .. } => Some(value),
+            Write::Delete { .. } => None,
+        };
+        let put: Vec<Vec<u8>> = transaction(&change).writes.into_iter().filter_map(value).collect();
+        assert_eq!(put, records, "{change}");
+    }
+}
+
+#[test]
 fn a_claim_rests_on_node_pool_and_the_absence_of_any_other() {
     let absent = |cidr: &str| Compare::absent(&Key::Block(block(cidr)));
     assert_eq!(

@@ -48,6 +48,25 @@ fn a_claim_whose_answer_is_lost_is_found_and_not_made_again() {
     assert_eq!(fake.with(|state| state.ipam.blocks().len()), before + 1);
 }
 
+#[test]
+fn a_claim_of_which_nothing_can_be_learned_is_not_taken_until_its_record_is_seen() {
+    let (fake, mut registrar) = registered();
+    fake.with(|state| {
+        state.fates.push_back(Fate::Unanswered);
+        state.fault = Some(Fault::Unreadable);
+    });
+    let refused = at_once(registrar.claim(any())).unwrap_err();
+    assert!(matches!(refused, NoClaim::Unavailable(_)), "{refused}");
+    let owned = |fake: &Fake| fake.with(|state| state.ipam.blocks().len());
+    assert_eq!((fake.blocks_of("n1"), owned(&fake)), (2, 1));
+    fake.with(|state| {
+        state.fault = None;
+        state.load();
+    });
+    at_once(registrar.look());
+    assert_eq!(owned(&fake), 2);
+}
+
 /// The block that the node claims next.
 fn next(fake: &Fake) -> Block {
     let owned = fake.with(|state| state.ipam.blocks().iter().map(|owned| owned.block).collect());

@@ -89,8 +89,9 @@ impl PodHost for Fake {
                 return Err(LedgerError::new("the disk is full"));
             }
             assert!(!state.interfaces.contains(attachment), "{attachment} lives");
-            state.ipam.release(attachment, Moment::from_millis(state.clock))
-        })
+            Ok(())
+        })?;
+        crate::tasks::pods::free(self, attachment).await
     }
 
     fn tombstones(&self) -> Vec<Attachment> {
@@ -129,7 +130,9 @@ impl PodHost for Fake {
         self.pass(time);
     }
 
-    fn attachments_changed(&self) {}
+    fn attachments_changed(&self) {
+        self.with(|state| state.has_rung = true);
+    }
 
     fn addresses_freed(&self) {}
 }
