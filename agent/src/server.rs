@@ -1,4 +1,6 @@
-//! The socket: who may ask, and what becomes of what he asks.
+//! The socket, and what becomes of what is asked over it.
+
+mod connection;
 
 use std::fs;
 use std::io;
@@ -6,36 +8,27 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use polder_api::NodeName;
 use polder_api::credentials::EtcdCredentials;
-use polder_api::frame::{self, FrameError, HEADER};
 use polder_api::ipam::{Release, Repairs};
-use polder_api::message::{Question, Refusal, RefusalKind, Removal, Reply, Request};
+use polder_api::message::{Refusal, RefusalKind, Removal, Reply, Request};
 use polder_api::pool::PoolChange;
 use polder_ipam::record::Alive;
 use polder_ipam::tasks::operator::{self, Adoption};
 use polder_ipam::tasks::{collect, teardown};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::time::{sleep, timeout};
-use tracing::{Instrument, Span, debug, info, info_span, warn};
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, watch};
+use tracing::info;
 
+use self::connection::Answers;
 use crate::caller::Caller;
 use crate::in_flight::Wired;
 use crate::node::Node;
 use crate::reporter::Reporter;
 use crate::requests::PlanRequest;
 use crate::{engine, health, inspection, pools, service, show, status};
-
-/// Connections at once: more than a node has pods that come at once.
-const CONNECTIONS: usize = 512;
-
-/// How long a connection may say nothing. A plugin that takes longer to wire a pod has hung.
-const SILENCE: Duration = Duration::from_secs(60);
 
 /// Fails if an agent answers there.
 pub fn refuse_if_answered(path: &Path) -> anyhow::Result<()> {
@@ -77,63 +70,21 @@ pub struct Task {
 impl Task {
     /// Serves for ever.
     pub async fn run(self, listener: UnixListener) {
-        let task = Arc::new(self);
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
-        loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    let task = Arc::clone(&task);
-                    tokio::spawn(async move {
-                        task.serve(stream).await;
-                        drop(place);
-                    });
-                }
-                Err(error) => {
-                    warn!(%error, "a connection cannot be accepted");
-                    sleep(Duration::from_millis(100)).await;
-                }
-            }
-        }
+        connection::serve_all(Arc::new(self), listener, ROOT).await;
+    }
+}
+
+/// The user that may ask.
+const ROOT: u32 = 0;
+
+impl Answers for Task {
+    type Wired = Wired;
+
+    async fn abandoned(&self, wired: Wired) {
+        teardown::abandoned(&*self.node, wired.attachment()).await;
     }
 
-    /// Serves one connection to its end.
-    async fn serve(&self, mut stream: UnixStream) {
-        match stream.peer_cred() {
-            Ok(peer) if peer.uid() == 0 => {}
-            _ => return debug!("a caller that is not root is not served"),
-        }
-        let mut wiring: Option<Wired> = None;
-        loop {
-            let question = match timeout(SILENCE, read(&mut stream)).await {
-                Ok(Ok(Some(question))) => question,
-                Ok(Ok(None)) | Err(_) => break,
-                Ok(Err(error)) => {
-                    let refusal =
-                        Refusal::new(RefusalKind::Invalid, format!("the request is not understood: {error}"));
-                    let _ = write(&mut stream, &Reply::Refused(refusal)).await;
-                    break;
-                }
-            };
-            let span = match &question.trace {
-                Some(trace) => info_span!("call", trace),
-                None => Span::none(),
-            };
-            let Question { credentials, request, .. } = question;
-            let caller = Caller::new(&stream);
-            let answer = self.answer(request, credentials, &caller, &mut wiring).instrument(span).await;
-            let reply = answer.unwrap_or_else(Reply::Refused);
-            if let Err(error) = write(&mut stream, &reply).await {
-                debug!(%error, "the caller is gone");
-                break;
-            }
-        }
-        if let Some(wired) = wiring {
-            teardown::abandoned(&*self.node, wired.attachment()).await;
-        }
-    }
-
-    /// Answers. What an operator wants changed is asked of the store in the operator's name.
+    /// What an operator wants changed is asked of the store in the operator's name.
     async fn answer(
         &self,
         request: Request,
@@ -253,19 +204,3 @@ fn wish(request: &Request) -> Option<String> {
 /// What a careful operator wants to know of the password.
 const IN_CLEAR: &str =
     ". The password was sent to etcd without encryption: let etcd speak TLS, and write https:// endpoints";
-
-/// Reads one request; `None` at the end of the stream.
-async fn read(stream: &mut UnixStream) -> Result<Option<Question>, FrameError> {
-    let mut header = [0; HEADER];
-    match stream.read_exact(&mut header).await {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        other => drop(other?),
-    }
-    let mut body = vec![0; frame::body_length(header)?];
-    stream.read_exact(&mut body).await?;
-    Ok(Some(serde_json::from_slice(&body)?))
-}
-
-async fn write(stream: &mut UnixStream, reply: &Reply) -> Result<(), FrameError> {
-    Ok(stream.write_all(&frame::encode(reply)?).await?)
-}

@@ -1,0 +1,116 @@
+//! Connections: who may ask, one question after the other, and what is left to do when one ends.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use polder_api::credentials::EtcdCredentials;
+use polder_api::frame::{self, FrameError, HEADER};
+use polder_api::message::{Question, Refusal, RefusalKind, Reply, Request};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tracing::{Instrument, Span, debug, info_span, warn};
+
+use crate::caller::Caller;
+
+/// Connections at once: more than a node has pods that come at once.
+const CONNECTIONS: usize = 512;
+
+/// How long a connection may say nothing. A plugin that takes longer to wire a pod has hung.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// Answers what is asked over connections.
+pub(super) trait Answers: Send + Sync + 'static {
+    /// An attachment that the plugin at the other end is wiring.
+    type Wired: Send;
+
+    /// Answers a request. `wiring` is what the connection holds, from its ADD to its end or its DEL.
+    fn answer(
+        &self,
+        request: Request,
+        credentials: Option<EtcdCredentials>,
+        caller: &Caller<'_>,
+        wiring: &mut Option<Self::Wired>,
+    ) -> impl Future<Output = Result<Reply, Refusal>> + Send;
+
+    /// The connection has ended that an attachment was wired over.
+    fn abandoned(&self, wired: Self::Wired) -> impl Future<Output = ()> + Send;
+}
+
+/// Serves all connections of that user, for ever.
+pub(super) async fn serve_all<A: Answers>(answers: Arc<A>, listener: UnixListener, user: u32) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let answers = Arc::clone(&answers);
+                tokio::spawn(async move {
+                    serve(&*answers, stream, user).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                warn!(%error, "a connection cannot be accepted");
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// Serves one connection to its end.
+async fn serve<A: Answers>(answers: &A, mut stream: UnixStream, user: u32) {
+    match stream.peer_cred() {
+        Ok(peer) if peer.uid() == user => {}
+        _ => return debug!("a caller is not served that is not user {user}"),
+    }
+    let mut wiring = None;
+    loop {
+        let question = match timeout(SILENCE, read(&mut stream)).await {
+            Ok(Ok(Some(question))) => question,
+            Ok(Ok(None)) | Err(_) => break,
+            Ok(Err(error)) => {
+                let refusal =
+                    Refusal::new(RefusalKind::Invalid, format!("the request is not understood: {error}"));
+                let _ = write(&mut stream, &Reply::Refused(refusal)).await;
+                break;
+            }
+        };
+        let span = match &question.trace {
+            Some(trace) => info_span!("call", trace),
+            None => Span::none(),
+        };
+        let Question { credentials, request, .. } = question;
+        let caller = Caller::new(&stream);
+        let answer = answers.answer(request, credentials, &caller, &mut wiring).instrument(span).await;
+        let reply = answer.unwrap_or_else(Reply::Refused);
+        if let Err(error) = write(&mut stream, &reply).await {
+            debug!(%error, "the caller is gone");
+            break;
+        }
+    }
+    if let Some(wired) = wiring {
+        answers.abandoned(wired).await;
+    }
+}
+
+/// Reads one request; `None` at the end of the stream.
+async fn read(stream: &mut UnixStream) -> Result<Option<Question>, FrameError> {
+    let mut header = [0; HEADER];
+    match stream.read_exact(&mut header).await {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        other => drop(other?),
+    }
+    let mut body = vec![0; frame::body_length(header)?];
+    stream.read_exact(&mut body).await?;
+    Ok(Some(serde_json::from_slice(&body)?))
+}
+
+async fn write(stream: &mut UnixStream, reply: &Reply) -> Result<(), FrameError> {
+    Ok(stream.write_all(&frame::encode(reply)?).await?)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,143 @@
+//! Connections, to a server that notes what it is asked.
+
+use std::sync::Mutex;
+
+use polder_api::Attachment;
+use polder_api::frame::encode;
+
+use super::*;
+
+/// What is asked, and what becomes of it.
+#[derive(Debug, Default)]
+struct Fake(Mutex<Vec<String>>);
+
+impl Fake {
+    fn note(&self, what: String) {
+        self.0.lock().unwrap().push(what);
+    }
+
+    fn noted(&self) -> Vec<String> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+impl Answers for Fake {
+    type Wired = Attachment;
+
+    async fn answer(
+        &self,
+        request: Request,
+        _: Option<EtcdCredentials>,
+        _: &Caller<'_>,
+        wiring: &mut Option<Attachment>,
+    ) -> Result<Reply, Refusal> {
+        match request {
+            // An ADD would say more.
+            Request::Check(attachment) => {
+                self.note(format!("begin {attachment}"));
+                *wiring = Some(attachment);
+                Ok(Reply::Deleted)
+            }
+            Request::Del(attachment) => {
+                self.note(format!("del {attachment}"));
+                *wiring = None;
+                Ok(Reply::Deleted)
+            }
+            _ => Err(Refusal::new(RefusalKind::Missing, "there is none")),
+        }
+    }
+
+    async fn abandoned(&self, wired: Attachment) {
+        self.note(format!("abandoned {wired}"));
+    }
+}
+
+fn attachment() -> Attachment {
+    "net/c1/eth0".parse().unwrap()
+}
+
+fn myself() -> u32 {
+    nix::unistd::getuid().as_raw()
+}
+
+fn question(request: Request) -> Vec<u8> {
+    encode(&Question { trace: None, credentials: None, request }).unwrap()
+}
+
+/// Sends bytes, and returns what is answered until the server has nothing more to say.
+async fn ask(stream: &mut UnixStream, bytes: &[u8]) -> Option<Reply> {
+    stream.write_all(bytes).await.unwrap();
+    answer(stream).await
+}
+
+async fn answer(stream: &mut UnixStream) -> Option<Reply> {
+    let mut header = [0; HEADER];
+    stream.read_exact(&mut header).await.ok()?;
+    let mut body = vec![0; frame::body_length(header).unwrap()];
+    stream.read_exact(&mut body).await.unwrap();
+    Some(serde_json::from_slice(&body).unwrap())
+}
+
+/// A connection that is served, and what serves it.
+fn connection(user: u32) -> (Arc<Fake>, UnixStream, tokio::task::JoinHandle<()>) {
+    let (near, far) = UnixStream::pair().unwrap();
+    let fake = Arc::new(Fake::default());
+    let server = Arc::clone(&fake);
+    let serving = tokio::spawn(async move { serve(&*server, far, user).await });
+    (fake, near, serving)
+}
+
+#[tokio::test]
+async fn who_is_another_user_gets_no_answer() {
+    let (fake, mut stream, serving) = connection(myself() + 1);
+    // The other end may be closed before anything is written.
+    let _ = stream.write_all(&question(Request::Del(attachment()))).await;
+    assert!(answer(&mut stream).await.is_none());
+    serving.await.unwrap();
+    assert!(fake.noted().is_empty());
+}
+
+#[tokio::test]
+async fn a_connection_goes_on_after_a_refusal_and_its_attachment_is_let_go_by_a_del() {
+    let (fake, mut stream, serving) = connection(myself());
+    assert!(ask(&mut stream, &question(Request::Check(attachment()))).await.is_some());
+    let refused = ask(&mut stream, &question(Request::Status)).await;
+    assert!(matches!(refused, Some(Reply::Refused(refusal)) if refusal.kind == RefusalKind::Missing));
+    assert!(ask(&mut stream, &question(Request::Del(attachment()))).await.is_some());
+    drop(stream);
+    serving.await.unwrap();
+    assert_eq!(fake.noted(), ["begin net/c1/eth0", "del net/c1/eth0"]);
+}
+
+#[tokio::test]
+async fn a_plugin_that_dies_or_hangs_while_it_wires_leaves_its_attachment_to_the_server() {
+    let (fake, mut stream, serving) = connection(myself());
+    ask(&mut stream, &question(Request::Check(attachment()))).await;
+    drop(stream);
+    serving.await.unwrap();
+    assert_eq!(fake.noted(), ["begin net/c1/eth0", "abandoned net/c1/eth0"]);
+
+    let (fake, mut stream, serving) = connection(myself());
+    ask(&mut stream, &question(Request::Check(attachment()))).await;
+    tokio::time::pause();
+    serving.await.unwrap();
+    assert_eq!(fake.noted().last().unwrap(), "abandoned net/c1/eth0");
+    assert!(answer(&mut stream).await.is_none());
+}
+
+#[tokio::test]
+async fn what_is_not_understood_is_refused_and_others_are_served_meanwhile() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("agent.sock");
+    let fake = Arc::new(Fake::default());
+    let serving = tokio::spawn(serve_all(Arc::clone(&fake), UnixListener::bind(&path).unwrap(), myself()));
+    let mut bad = UnixStream::connect(&path).await.unwrap();
+    let mut good = UnixStream::connect(&path).await.unwrap();
+    let refused = ask(&mut bad, &encode(&"no question").unwrap()).await;
+    let is_invalid = |reply: &Option<Reply>| matches!(reply, Some(Reply::Refused(refusal)) if refusal.kind == RefusalKind::Invalid);
+    assert!(is_invalid(&refused), "{refused:?}");
+    assert!(answer(&mut bad).await.is_none(), "nobody knows where the next request would begin");
+    let done = ask(&mut good, &question(Request::Del(attachment()))).await;
+    assert!(matches!(done, Some(Reply::Deleted)), "{done:?}");
+    serving.abort();
+}
