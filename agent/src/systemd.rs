@@ -43,32 +43,58 @@ impl Task {
         if env::var_os("NOTIFY_SOCKET").is_none() {
             return std::future::pending().await;
         }
-        let interval = sd_notify::watchdog_enabled().map_or(WITHOUT_WATCHDOG, |time| time / TIMES);
-        let (mut started, mut last_status) = (false, String::new());
-        let mut due = Instant::now();
-        loop {
-            let mut standstills = Vec::new();
-            if due <= Instant::now() {
-                standstills = self.threads.standstills().await;
-                if standstills.is_empty() {
-                    let sign = if started { "" } else { "READY=1\n" };
-                    if tell(format!("{sign}{}", NotifyState::Watchdog)).await {
-                        due = Instant::now() + interval;
-                        started = true;
-                    }
+        report(&self, sd_notify::watchdog_enabled().map_or(WITHOUT_WATCHDOG, |time| time / TIMES)).await;
+    }
+}
+
+/// An agent that systemd is told of.
+trait Reported {
+    /// The agent's threads that stand still, in words.
+    fn standstills(&self) -> impl Future<Output = Vec<String>>;
+
+    /// Why the node is not ready. Empty if it is.
+    fn reasons(&self) -> Vec<String>;
+
+    /// Sends a message to systemd; whether that succeeded.
+    fn tell(&self, message: String) -> impl Future<Output = bool>;
+}
+
+impl Reported for Task {
+    async fn standstills(&self) -> Vec<String> {
+        self.threads.standstills().await
+    }
+
+    fn reasons(&self) -> Vec<String> {
+        self.readiness.reasons()
+    }
+
+    async fn tell(&self, message: String) -> bool {
+        tell(message).await
+    }
+}
+
+/// Tells for ever; the watchdog at that interval.
+async fn report<R: Reported>(agent: &R, interval: Duration) {
+    let (mut started, mut last_status) = (false, String::new());
+    let mut due = Instant::now();
+    loop {
+        let mut standstills = Vec::new();
+        if due <= Instant::now() {
+            standstills = agent.standstills().await;
+            if standstills.is_empty() {
+                let sign = if started { "" } else { "READY=1\n" };
+                if agent.tell(format!("{sign}{}", NotifyState::Watchdog)).await {
+                    due = Instant::now() + interval;
+                    started = true;
                 }
             }
-            let status = if standstills.is_empty() {
-                words(&self.readiness.reasons())
-            } else {
-                standstills.join("; ")
-            };
-            // In a message of its own: systemd drops one that is too long as a whole.
-            if status != last_status && tell(status_line(&status)).await {
-                last_status = status;
-            }
-            sleep(PAUSE.min(interval)).await;
         }
+        let status = if standstills.is_empty() { words(&agent.reasons()) } else { standstills.join("; ") };
+        // In a message of its own: systemd drops one that is too long as a whole.
+        if status != last_status && agent.tell(status_line(&status)).await {
+            last_status = status;
+        }
+        sleep(PAUSE.min(interval)).await;
     }
 }
 
@@ -102,4 +128,99 @@ pub async fn stopping() {
 pub fn failed(why: &str) {
     // Who is not told reads it in the log.
     let _ = sd_notify::notify(&[NotifyState::Custom(&status_line(why))]);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// An agent that is as a test says.
+    #[derive(Debug, Default)]
+    struct Fake(Mutex<State>);
+
+    #[derive(Debug, Default)]
+    struct State {
+        standstills: Vec<String>,
+        reasons: Vec<String>,
+        /// Whether systemd does not read.
+        is_deaf: bool,
+        told: Vec<String>,
+    }
+
+    impl Fake {
+        fn with<T>(&self, action: impl FnOnce(&mut State) -> T) -> T {
+            action(&mut self.0.lock().unwrap())
+        }
+
+        /// What is told within that time.
+        async fn told_within(
+            &self,
+            running: &mut (impl Future<Output = ()> + Unpin),
+            time: Duration,
+        ) -> String {
+            self.with(|state| state.told.clear());
+            assert!(timeout(time, running).await.is_err(), "it has ended");
+            self.with(|state| state.told.join(" | "))
+        }
+    }
+
+    impl Reported for Fake {
+        async fn standstills(&self) -> Vec<String> {
+            self.with(|state| state.standstills.clone())
+        }
+
+        fn reasons(&self) -> Vec<String> {
+            self.with(|state| state.reasons.clone())
+        }
+
+        async fn tell(&self, message: String) -> bool {
+            self.with(|state| {
+                if !state.is_deaf {
+                    state.told.push(message.trim_end().replace('\n', " "));
+                }
+                !state.is_deaf
+            })
+        }
+    }
+
+    const INTERVAL: Duration = Duration::from_secs(10);
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_has_started_though_the_node_is_not_ready_and_the_watchdog_is_told_at_each_interval() {
+        let agent = Fake::default();
+        agent.with(|state| state.reasons.push("no etcd".to_owned()));
+        let mut running = Box::pin(report(&agent, INTERVAL));
+        let told = agent.told_within(&mut running, INTERVAL / 2).await;
+        assert_eq!(told, "READY=1 WATCHDOG=1 | STATUS=not ready: no etcd");
+        agent.with(|state| state.reasons.clear());
+        assert_eq!(agent.told_within(&mut running, INTERVAL / 4).await, "STATUS=ready");
+        assert_eq!(agent.told_within(&mut running, INTERVAL).await, "WATCHDOG=1");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_watchdog_is_not_told_of_an_agent_that_stands_still_until_it_goes_on() {
+        let agent = Fake::default();
+        let mut running = Box::pin(report(&agent, INTERVAL));
+        agent.told_within(&mut running, INTERVAL / 2).await;
+        agent.with(|state| state.standstills.push("the ledger stands still".to_owned()));
+        let told = agent.told_within(&mut running, INTERVAL * 3).await;
+        assert_eq!(told, "STATUS=the ledger stands still");
+        agent.with(|state| state.standstills.clear());
+        let told = agent.told_within(&mut running, INTERVAL / 2).await;
+        assert_eq!(told, "WATCHDOG=1 | STATUS=ready");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_systemd_has_not_read_is_told_again() {
+        let agent = Fake::default();
+        agent.with(|state| state.is_deaf = true);
+        let mut running = Box::pin(report(&agent, INTERVAL));
+        assert_eq!(agent.told_within(&mut running, INTERVAL * 2).await, "");
+        agent.with(|state| state.is_deaf = false);
+        assert_eq!(agent.told_within(&mut running, INTERVAL / 2).await, "READY=1 WATCHDOG=1 | STATUS=ready");
+    }
 }
