@@ -43,39 +43,67 @@ pub struct Task {
 impl Task {
     /// Serves for ever.
     pub async fn run(self, listener: TcpListener) {
-        let router = Router::new()
-            .route("/livez", get(live))
-            .route("/readyz", get(ready))
-            .route("/metrics", get(metrics))
-            .with_state(Arc::new(self));
-        if let Err(error) = axum::serve(listener, router).await {
-            warn!(%error, "health and metrics are not served any more");
-        }
+        serve(self, listener).await;
     }
 }
 
-/// Whether the agent does its work: what systemd's watchdog is told, too.
-async fn live(State(task): State<Arc<Task>>) -> (StatusCode, String) {
-    let standstills = task.threads.standstills().await;
-    if standstills.is_empty() {
+/// An agent that is asked how it is.
+trait Asked: Send + Sync + 'static {
+    /// The agent's threads that stand still, in words: what systemd's watchdog is told, too.
+    fn standstills(&self) -> impl Future<Output = Vec<String>> + Send;
+
+    /// Why the node is not ready. Empty if it is.
+    fn reasons(&self) -> Vec<String>;
+
+    /// All that can be counted.
+    fn metrics(&self) -> impl Future<Output = Registry> + Send;
+}
+
+impl Asked for Task {
+    async fn standstills(&self) -> Vec<String> {
+        self.threads.standstills().await
+    }
+
+    fn reasons(&self) -> Vec<String> {
+        self.reporter.readiness.reasons()
+    }
+
+    async fn metrics(&self) -> Registry {
+        registry(&self.reporter).await
+    }
+}
+
+async fn serve<A: Asked>(agent: A, listener: TcpListener) {
+    let router = Router::new()
+        .route("/livez", get(live::<A>))
+        .route("/readyz", get(ready::<A>))
+        .route("/metrics", get(metrics::<A>))
+        .with_state(Arc::new(agent));
+    if let Err(error) = axum::serve(listener, router).await {
+        warn!(%error, "health and metrics are not served any more");
+    }
+}
+
+async fn live<A: Asked>(State(agent): State<Arc<A>>) -> (StatusCode, String) {
+    unless(&agent.standstills().await)
+}
+
+async fn ready<A: Asked>(State(agent): State<Arc<A>>) -> (StatusCode, String) {
+    unless(&agent.reasons())
+}
+
+/// All is well unless something is wrong.
+fn unless(wrong: &[String]) -> (StatusCode, String) {
+    if wrong.is_empty() {
         (StatusCode::OK, "ok\n".to_owned())
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, standstills.join("\n") + "\n")
+        (StatusCode::SERVICE_UNAVAILABLE, wrong.join("\n") + "\n")
     }
 }
 
-async fn ready(State(task): State<Arc<Task>>) -> (StatusCode, String) {
-    let reasons = task.reporter.readiness.reasons();
-    if reasons.is_empty() {
-        (StatusCode::OK, "ok\n".to_owned())
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n")
-    }
-}
-
-async fn metrics(State(task): State<Arc<Task>>) -> (StatusCode, String) {
+async fn metrics<A: Asked>(State(agent): State<Arc<A>>) -> (StatusCode, String) {
     let mut text = String::new();
-    match encode(&mut text, &registry(&task.reporter).await) {
+    match encode(&mut text, &agent.metrics().await) {
         Ok(()) => (StatusCode::OK, text),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }
@@ -166,4 +194,72 @@ fn register_pools(registry: &mut Registry, reporter: &Reporter) {
     }
     registry.register("pool_blocks", "Blocks of each pool in the cluster", blocks);
     registry.register("pool_used_ratio", "Blocks of each pool that are claimed, of all that it has", ratio);
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    /// An agent that stands still and is not ready for these reasons.
+    #[derive(Debug, Clone, Default)]
+    struct Fake {
+        standstills: Vec<String>,
+        reasons: Vec<String>,
+    }
+
+    impl Asked for Fake {
+        async fn standstills(&self) -> Vec<String> {
+            self.standstills.clone()
+        }
+
+        fn reasons(&self) -> Vec<String> {
+            self.reasons.clone()
+        }
+
+        async fn metrics(&self) -> Registry {
+            let mut registry = Registry::with_prefix("polder");
+            registry.register("ready", "Whether the node is ready", Gauge::<i64>::default());
+            registry
+        }
+    }
+
+    /// The status line and the body.
+    async fn get(agent: Fake, path: &str) -> (String, String) {
+        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let mut stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let serving = tokio::spawn(serve(agent, listener));
+        let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        serving.abort();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.lines().next().unwrap().to_owned(), body.to_owned())
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_works_is_alive_though_its_node_is_not_ready() {
+        let reasons = vec!["no etcd".to_owned(), "no path".to_owned()];
+        let agent = Fake { reasons, ..Fake::default() };
+        assert_eq!(get(agent.clone(), "/livez").await, ("HTTP/1.1 200 OK".to_owned(), "ok\n".to_owned()));
+        let (status, body) = get(agent, "/readyz").await;
+        assert_eq!(
+            (status.as_str(), body.as_str()),
+            ("HTTP/1.1 503 Service Unavailable", "no etcd\nno path\n")
+        );
+        assert_eq!(get(Fake::default(), "/readyz").await.1, "ok\n");
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_stands_still_is_not_alive_and_counts_all_the_same() {
+        let agent = Fake { standstills: vec!["the ledger".to_owned()], ..Fake::default() };
+        let (status, body) = get(agent.clone(), "/livez").await;
+        assert_eq!((status.as_str(), body.as_str()), ("HTTP/1.1 503 Service Unavailable", "the ledger\n"));
+        let (status, body) = get(agent, "/metrics").await;
+        assert_eq!(status, "HTTP/1.1 200 OK");
+        assert!(body.contains("polder_ready 0"), "{body}");
+    }
 }
