@@ -74,6 +74,39 @@ pub struct Task {
     pub underlay_changed: Bell,
 }
 
+/// Where it is looked.
+trait Sources {
+    /// Whether there is anything that can change.
+    fn has_names(&self) -> bool;
+
+    /// All members, and what could not be looked up.
+    fn look_up(&mut self) -> impl Future<Output = (Vec<Found>, Option<String>)> + Send;
+
+    /// The other ends of this process's connections to one of the ports.
+    fn connected_to(&self, ports: &BTreeSet<u16>) -> Vec<IpAddr>;
+
+    /// The host's name servers.
+    fn name_servers(&self) -> Vec<IpAddr>;
+}
+
+impl Sources for Lookup {
+    fn has_names(&self) -> bool {
+        Self::has_names(self)
+    }
+
+    async fn look_up(&mut self) -> (Vec<Found>, Option<String>) {
+        Self::look_up(self).await
+    }
+
+    fn connected_to(&self, ports: &BTreeSet<u16>) -> Vec<IpAddr> {
+        connected_to(ports)
+    }
+
+    fn name_servers(&self) -> Vec<IpAddr> {
+        name_servers(&fs::read_to_string(RESOLVER).unwrap_or_default())
+    }
+}
+
 impl Task {
     /// Runs for ever.
     pub async fn run(self) {
@@ -81,28 +114,28 @@ impl Task {
             StoreConfig::Etcd(etcd) => etcd.clone(),
             StoreConfig::Embedded => EtcdConfig::default(),
         };
-        let mut lookup = Lookup::new(&config);
+        self.look(Lookup::new(&config)).await;
+    }
+
+    /// Looks for ever.
+    async fn look(&self, mut sources: impl Sources) {
         // Of all members that had a name so far: connections to those that have no more may be in use.
         let mut ports = BTreeSet::new();
         loop {
-            let (members, problem) = lookup.look_up().await;
+            let (members, problem) = sources.look_up().await;
             ports.extend(members.iter().filter(|found| found.by.is_some()).map(|found| found.port));
             let members = members.into_iter().map(|Found { url, address, by, .. }| {
                 (format!("the address of etcd ({})", by.map_or(url, |by| by.host)), address)
             });
-            let connected = connected_to(&ports).into_iter();
+            let connected = sources.connected_to(&ports).into_iter();
             let connected =
                 connected.map(|address| ("the address of a connection to etcd".to_owned(), address));
-            let servers = if lookup.has_names() {
-                name_servers(&fs::read_to_string(RESOLVER).unwrap_or_default())
-            } else {
-                Vec::new()
-            };
+            let servers = if sources.has_names() { sources.name_servers() } else { Vec::new() };
             let servers = servers
                 .into_iter()
                 .map(|server| (format!("the name server ({RESOLVER}) that etcd is found by"), server));
             self.publish(needed(members.chain(connected).chain(servers)));
-            if !lookup.has_names() {
+            if !sources.has_names() {
                 std::future::pending::<()>().await;
             }
             sleep(if problem.is_none() { PAUSE.0 } else { PAUSE.1 }).await;
@@ -131,7 +164,123 @@ impl Task {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use polder_store::etcd::lookup::By;
+    use tokio::time::timeout;
+
     use super::*;
+    use crate::bell::{Wake, bell};
+
+    /// Name servers and connections that are as a test says.
+    #[derive(Debug, Clone, Default)]
+    struct Fake(Arc<Mutex<State>>);
+
+    #[derive(Debug, Default)]
+    struct State {
+        members: Vec<Found>,
+        problem: Option<String>,
+        connected: Vec<IpAddr>,
+        looks: usize,
+    }
+
+    impl Fake {
+        fn with<T>(&self, action: impl FnOnce(&mut State) -> T) -> T {
+            action(&mut self.0.lock().unwrap())
+        }
+    }
+
+    impl Sources for Fake {
+        fn has_names(&self) -> bool {
+            true
+        }
+
+        async fn look_up(&mut self) -> (Vec<Found>, Option<String>) {
+            self.with(|state| {
+                state.looks += 1;
+                (state.members.clone(), state.problem.clone())
+            })
+        }
+
+        fn connected_to(&self, ports: &BTreeSet<u16>) -> Vec<IpAddr> {
+            self.with(|state| if ports.contains(&2379) { state.connected.clone() } else { Vec::new() })
+        }
+
+        fn name_servers(&self) -> Vec<IpAddr> {
+            vec!["10.0.0.53".parse().unwrap()]
+        }
+    }
+
+    fn member(address: &str) -> Found {
+        let by = Some(By { source: "http://etcd:2379".to_owned(), host: "etcd".to_owned() });
+        Found { url: String::new(), address: address.parse().unwrap(), port: 2379, by }
+    }
+
+    fn task() -> (Task, watch::Receiver<Option<Vec<Needed>>>, Wake) {
+        let (found, told) = watch::channel(None);
+        let (underlay_changed, wake) = bell();
+        (Task { store: StoreConfig::Embedded, found, underlay_changed }, told, wake)
+    }
+
+    /// Lets the task run for that long.
+    async fn run(running: &mut (impl Future<Output = ()> + Unpin), time: Duration) {
+        assert!(timeout(time, running).await.is_err(), "it has ended");
+    }
+
+    async fn has_rung(wake: &Wake) -> bool {
+        timeout(Duration::ZERO, wake.rung()).await.is_ok()
+    }
+
+    fn said(told: &watch::Receiver<Option<Vec<Needed>>>) -> Vec<String> {
+        told.borrow().iter().flatten().map(ToString::to_string).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_member_that_moves_is_told_and_the_old_address_while_a_connection_to_it_is_in_use() {
+        let (sources, (task, told, wake)) = (Fake::default(), task());
+        sources.with(|state| state.members.push(member("10.0.0.1")));
+        let mut running = Box::pin(task.look(sources.clone()));
+        run(&mut running, PAUSE.0 / 2).await;
+        let server = "10.0.0.53, the name server (/etc/resolv.conf) that etcd is found by";
+        assert_eq!(said(&told), ["10.0.0.1, the address of etcd (etcd)", server]);
+        assert!(has_rung(&wake).await);
+        run(&mut running, PAUSE.0).await;
+        assert!(!has_rung(&wake).await, "nothing has changed");
+        sources.with(|state| {
+            state.members = vec![member("10.0.0.2")];
+            state.connected = vec!["10.0.0.1".parse().unwrap()];
+        });
+        run(&mut running, PAUSE.0).await;
+        let both =
+            ["10.0.0.1, the address of a connection to etcd", "10.0.0.2, the address of etcd (etcd)", server];
+        assert_eq!(said(&told), both);
+        assert!(has_rung(&wake).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_that_is_not_found_is_looked_up_again_sooner() {
+        let (sources, (task, told, _wake)) = (Fake::default(), task());
+        sources.with(|state| state.problem = Some("no name server answers".to_owned()));
+        let mut running = Box::pin(task.look(sources.clone()));
+        run(&mut running, PAUSE.1 / 2).await;
+        assert_eq!(said(&told).len(), 1, "it is known that nothing is known but the name server");
+        run(&mut running, PAUSE.1).await;
+        assert_eq!(sources.with(|state| state.looks), 2);
+        sources.with(|state| state.problem = None);
+        run(&mut running, PAUSE.0 + PAUSE.1).await;
+        assert_eq!(sources.with(|state| state.looks), 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_names_it_is_looked_once() {
+        let (task, told, wake) = task();
+        let config =
+            EtcdConfig { endpoints: vec!["http://10.0.0.1:2379".to_owned()], ..EtcdConfig::default() };
+        let mut running = Box::pin(Task { store: StoreConfig::Etcd(config), ..task }.run());
+        run(&mut running, PAUSE.0 * 3).await;
+        assert_eq!(said(&told), ["10.0.0.1, the address of etcd (http://10.0.0.1:2379)"]);
+        assert!(has_rung(&wake).await);
+    }
 
     #[test]
     fn the_address_of_an_endpoint_is_found_in_its_url() {
