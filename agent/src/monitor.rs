@@ -151,3 +151,111 @@ impl Listener {
 
 /// `PID_MAX_LIMIT` of the kernel (`include/linux/threads.h`).
 const PID_MAX: u32 = 4 << 20;
+
+#[cfg(test)]
+mod tests {
+    use polder_api::BRIDGE;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::bell::{Wake, bell};
+
+    /// The port of a socket of the agent, and of somebody else's.
+    const OWN: u32 = 7;
+    const OTHER: u32 = 5_000_000;
+
+    /// A listener, and whom it rings for.
+    struct Stage {
+        listener: Listener,
+        underlay: Wake,
+        alarm: Arc<Alarm>,
+    }
+
+    /// On a host that has a bridge, a tunnel and a pod, numbered from 1.
+    fn stage() -> Stage {
+        let (underlay_changed, underlay) = bell();
+        let alarm = Arc::<Alarm>::default();
+        let task = Task {
+            own: [OWN].into(),
+            neighbours: watch::channel(["10.0.0.9".parse().unwrap()].into()).1,
+            reaper: Reaper::idle(),
+            underlay_changed,
+            alarm: Arc::clone(&alarm),
+        };
+        let pod = "net/c1/eth0".parse::<polder_api::Attachment>().unwrap().host_interface();
+        let devices = [Device::Bridge, Device::OWN[1].clone(), Device::Pod(pod)];
+        let devices = (1..).zip(devices).collect();
+        Stage { listener: Listener { task, devices }, underlay, alarm }
+    }
+
+    #[derive(Debug, PartialEq, Eq)]
+    enum Rung {
+        Nobody,
+        Underlay,
+        Alarm,
+        Both,
+    }
+
+    impl Stage {
+        /// Who is rung for.
+        async fn hear(&mut self, what: What, port: u32) -> Rung {
+            self.listener.hear(&Event { what, port });
+            let underlay = timeout(std::time::Duration::ZERO, self.underlay.rung()).await.is_ok();
+            let alarm = timeout(std::time::Duration::ZERO, self.alarm.rung()).await.is_ok();
+            match (underlay, alarm) {
+                (false, false) => Rung::Nobody,
+                (true, false) => Rung::Underlay,
+                (false, true) => Rung::Alarm,
+                (true, true) => Rung::Both,
+            }
+        }
+    }
+
+    fn link(index: u32, name: &str) -> What {
+        What::Link { index, name: name.to_owned() }
+    }
+
+    fn gone(index: u32, name: &str) -> What {
+        What::LinkGone { index, name: name.to_owned() }
+    }
+
+    #[tokio::test]
+    async fn what_others_do_to_what_is_ours_is_an_alarm_and_what_the_agent_does_is_none() {
+        let mut stage = stage();
+        for what in [link(1, BRIDGE), What::Address { index: 1 }, What::Port { index: 3 }, What::OwnRoute] {
+            assert_eq!(stage.hear(what.clone(), OTHER).await, Rung::Alarm, "{what:?}");
+            assert_eq!(stage.hear(what.clone(), OWN).await, Rung::Nobody, "{what:?}");
+        }
+        assert_eq!(stage.hear(What::ForwardsNoMore { index: 2 }, OTHER).await, Rung::Alarm);
+        assert_eq!(stage.hear(What::ForwardsNoMore { index: 9 }, OTHER).await, Rung::Nobody);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_ours_may_be_the_underlay() {
+        let mut stage = stage();
+        for what in [link(9, "eth0"), gone(9, "eth0"), What::Address { index: 9 }, What::ForeignRoute] {
+            assert_eq!(stage.hear(what.clone(), OTHER).await, Rung::Underlay, "{what:?}");
+        }
+        assert_eq!(stage.hear(What::Overrun, 0).await, Rung::Both, "anything may have changed");
+    }
+
+    #[tokio::test]
+    async fn a_device_is_ours_as_long_as_it_has_our_name_and_a_pods_end_goes_without_an_alarm() {
+        let mut stage = stage();
+        assert_eq!(stage.hear(link(1, "renamed"), OTHER).await, Rung::Alarm);
+        assert_eq!(stage.hear(link(1, "renamed"), OTHER).await, Rung::Underlay);
+        assert_eq!(stage.hear(link(8, BRIDGE), OTHER).await, Rung::Alarm);
+        assert_eq!(stage.hear(gone(8, BRIDGE), OTHER).await, Rung::Alarm);
+        assert_eq!(stage.hear(gone(3, "whatever"), OTHER).await, Rung::Nobody);
+    }
+
+    #[tokio::test]
+    async fn neighbours_are_looked_after_in_tunnels_and_where_they_are_to_be() {
+        let mut stage = stage();
+        let neighbour = |index, address: &str| What::Neighbour { index, address: address.parse().ok() };
+        assert_eq!(stage.hear(neighbour(2, "10.0.0.1"), OTHER).await, Rung::Alarm);
+        assert_eq!(stage.hear(neighbour(1, "10.0.0.1"), OTHER).await, Rung::Nobody, "a pod comes or goes");
+        assert_eq!(stage.hear(neighbour(1, "10.0.0.9"), OTHER).await, Rung::Alarm);
+        assert_eq!(stage.hear(neighbour(9, "10.0.0.9"), OTHER).await, Rung::Nobody);
+    }
+}
