@@ -67,3 +67,30 @@ impl Drop for Wired {
         self.in_flight.ended.notify_waiters();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attachment_is_held_by_one_at_a_time_and_who_waits_has_it_next() {
+        let in_flight = Arc::<InFlight>::default();
+        let [first, second] = ["net/c1/eth0", "net/c2/eth0"].map(|name| name.parse::<Attachment>().unwrap());
+        let held = in_flight.hold(&first).unwrap();
+        assert!(in_flight.hold(&first).is_none());
+        let other = in_flight.hold(&second).unwrap();
+        assert_eq!(in_flight.all(), [first.clone(), second.clone()].into());
+        let mut waiting = Box::pin(in_flight.take(&first));
+        assert!(timeout(Duration::from_secs(1), &mut waiting).await.is_err());
+        drop(other);
+        assert!(timeout(Duration::from_secs(1), &mut waiting).await.is_err(), "that was another one");
+        drop(held);
+        let taken = timeout(Duration::from_secs(1), waiting).await.unwrap();
+        assert_eq!(taken.attachment(), &first);
+        assert!(in_flight.has(&first) && !in_flight.has(&second));
+    }
+}

@@ -66,6 +66,8 @@ pub mod requests;
 pub mod server;
 pub mod service;
 pub mod show;
+#[cfg(test)]
+mod stage;
 pub mod state_dir;
 pub mod status;
 pub mod systemd;

@@ -53,3 +53,40 @@ impl Readiness {
         probed
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+    use std::sync::Arc;
+
+    use polder_ipam::registration::{Holdings, Registration};
+
+    use super::*;
+    use crate::board::Pass;
+    use crate::stage::Stage;
+    use crate::underlay::Underlay;
+
+    #[test]
+    fn a_node_says_what_it_waits_for_in_order_and_an_add_waits_for_no_peer() {
+        let stage = Stage::new();
+        let not_yet = |what: &str| watch::channel(Err(what.to_owned()));
+        let ((probed, is_open), (announced, is_there)) = (not_yet("no peer answers"), not_yet("no file"));
+        let readiness = Readiness::new(stage.board(), is_open, is_there);
+        assert!(!readiness.reasons().is_empty());
+        assert!(!readiness.reasons().contains(&"no peer answers".to_owned()), "{:?}", readiness.reasons());
+        let gateways: Vec<IpAddr> = vec!["10.244.0.1".parse().unwrap()];
+        stage.holdings.send_modify(|holdings| {
+            *holdings = Arc::new(Holdings { gateways: gateways.clone(), ..(**holdings).clone() });
+        });
+        drop(stage.underlay.send_replace(Ok(Arc::new(Underlay::default()))));
+        stage.pass.send_replace(Some(Arc::new(Pass { gateways, mtu: 1450, ..Pass::default() })));
+        assert_eq!(readiness.board.obstacles(), Vec::<String>::new());
+        assert_eq!(readiness.reasons(), ["no peer answers"]);
+        drop(probed.send_replace(Ok(())));
+        assert_eq!((readiness.reasons(), readiness.unannounced()), (vec!["no file".to_owned()], Vec::new()));
+        drop(announced.send_replace(Ok(())));
+        assert_eq!(readiness.reasons(), Vec::<String>::new());
+        stage.registration.send_replace(Registration::Removed("by an operator".to_owned()));
+        assert_eq!(readiness.reasons().len(), 1);
+    }
+}

@@ -116,6 +116,8 @@ fn log(before: &Leases, now: &Leases) {
 
 #[cfg(test)]
 mod tests {
+    use polder_ipam::key::Key;
+    use polder_ipam::store::{Txn, Write};
     use polder_store::Embedded;
     use tokio::time::timeout;
 
@@ -137,5 +139,41 @@ mod tests {
         follower.send_modify(|view| Arc::make_mut(view).lost = Some("no answer".to_owned()));
         drop(timeout(patience, told.wait_for(|leases| !leases.are_known())).await.unwrap().unwrap());
         running.abort();
+    }
+
+    /// The lease of that node's agent.
+    fn lease(node: &str) -> String {
+        Key::Alive(node.parse().unwrap()).to_string()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_without_a_lease_is_named_when_that_lasts_until_it_has_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::Embedded(Embedded::open(&folder.path().join("store")).unwrap());
+        let mut current = crate::stage::view();
+        let other = current.nodes.values().next().unwrap().clone();
+        for name in ["n2", "n3"] {
+            current.nodes.insert(name.parse().unwrap(), other.clone());
+        }
+        let write = async |write| {
+            store.transact(&Txn { writes: vec![write], ..Txn::default() }).await.unwrap();
+        };
+        write(Write::Put { key: lease("n2"), value: b"{}".to_vec() }).await;
+        let (_follower, view) = watch::channel(Arc::new(current));
+        let (leases, told) = watch::channel(Arc::<Leases>::default());
+        let (node, resync) = ("n1".parse().unwrap(), Duration::from_secs(30));
+        let task = Task { node, resync, store: store.clone(), records: Records::new(view), leases };
+        let mut running = Box::pin(task.run());
+        let mut go_on = async |time: Duration| {
+            assert!(timeout(time, &mut running).await.is_err(), "it has ended");
+            told.borrow().not_alive().map(|(name, _)| name.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(go_on(resync * 2 + CONFIRM).await, ["n3"], "this node itself is not asked for");
+        write(Write::Delete { key: lease("n2") }).await;
+        assert_eq!(go_on(resync * 2).await, ["n2", "n3"]);
+        for node in ["n2", "n3"] {
+            write(Write::Put { key: lease(node), value: b"{}".to_vec() }).await;
+        }
+        assert_eq!(go_on(resync * 2).await, Vec::<String>::new());
     }
 }

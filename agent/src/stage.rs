@@ -1,0 +1,106 @@
+//! For tests: what the tasks tell each other, in the hand of a test. It is that of a node of a cluster, unless a test says otherwise.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use polder_api::{Backend, Mac};
+use polder_ipam::ids::{ClusterId, Incarnation};
+use polder_ipam::ledger::{Identity, Standing};
+use polder_ipam::pool::{Labels, Pool, PoolState};
+use polder_ipam::record::{AttachMode, ClusterRecord, Masquerade, NodeRecord, VxlanSettings};
+use polder_ipam::registration::{Holdings, Registration};
+use polder_ipam::steward::Proof;
+use polder_ipam::tasks::Me;
+use polder_ipam::view::{Known, Source, View};
+use tokio::sync::watch;
+
+use crate::board::{Board, Chosen, Membership, Pass, Passes, Records};
+
+/// The entries.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    pub(crate) view: watch::Sender<Arc<View>>,
+    pub(crate) registration: watch::Sender<Registration>,
+    pub(crate) holdings: watch::Sender<Arc<Holdings>>,
+    pub(crate) underlay: watch::Sender<Chosen>,
+    pub(crate) pass: watch::Sender<Option<Arc<Pass>>>,
+}
+
+impl Stage {
+    /// A node that is registered, and of whose kernel nothing is known.
+    pub(crate) fn new() -> Self {
+        let holdings = Holdings { identity: Some(identity()), ..Holdings::default() };
+        Self {
+            view: watch::Sender::new(Arc::new(view())),
+            registration: watch::Sender::new(Registration::Registered),
+            holdings: watch::Sender::new(Arc::new(holdings)),
+            underlay: watch::Sender::new(Err("not chosen yet".to_owned())),
+            pass: watch::Sender::default(),
+        }
+    }
+
+    /// What tasks read of it.
+    pub(crate) fn board(&self) -> Board {
+        Board {
+            records: Records::new(self.view.subscribe()),
+            membership: Membership::new(me(), self.registration.subscribe(), self.holdings.subscribe()),
+            passes: Passes::new(self.underlay.subscribe(), self.pass.subscribe()),
+        }
+    }
+}
+
+pub(crate) fn me() -> Me {
+    Me {
+        name: "n1".parse().unwrap(),
+        machine_id: "m1".to_owned(),
+        boot_id: "b1".to_owned(),
+        proof: Proof::Machine,
+        labels: Labels::new(),
+        bootstrap: None,
+        cooldown: Duration::from_secs(60),
+    }
+}
+
+pub(crate) fn identity() -> Identity {
+    Identity {
+        node: me().name,
+        cluster: ClusterId("c".to_owned()),
+        incarnation: Incarnation("i1".to_owned()),
+        standing: Standing::Member,
+    }
+}
+
+pub(crate) fn cluster() -> ClusterRecord {
+    ClusterRecord {
+        id: ClusterId("c".to_owned()),
+        backend: Backend::Auto,
+        attach: AttachMode::Bridge,
+        vxlan: VxlanSettings::default(),
+        masquerade: Masquerade::default(),
+    }
+}
+
+/// The records of a cluster of one node, with a pool.
+pub(crate) fn view() -> View {
+    let Me { name, machine_id, boot_id, .. } = me();
+    let record = NodeRecord {
+        incarnation: identity().incarnation,
+        machine_id,
+        boot_id,
+        underlay: vec!["192.0.2.7".parse().unwrap()],
+        gateways: Vec::new(),
+        probes: Vec::new(),
+        vtep_mac: Mac([2; 6]),
+        mtu: 1450,
+        version: String::new(),
+    };
+    let pool =
+        Pool::new("p".parse().unwrap(), "10.244.0.0/16".parse().unwrap(), 26, PoolState::Active).unwrap();
+    let mut view = View::default();
+    view.source = Source::Store;
+    view.own = record.underlay.clone();
+    view.cluster = Some(Known { record: Arc::new(cluster()), revision: 1 });
+    view.pools.insert(pool.name.clone(), Known { record: Arc::new(pool), revision: 1 });
+    view.nodes.insert(name, Known { record: Arc::new(record), revision: 7 });
+    view
+}
