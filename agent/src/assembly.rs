@@ -363,8 +363,7 @@ fn datapath_tasks(
     };
     let host = host::Task {
         resync: config.resync,
-        kernel: kernel.clone(),
-        looker: looker(node),
+        survey: host::OnHost::new(kernel.clone(), looker(node)),
         records: board.records.clone(),
         passes: board.passes.clone(),
         verdicts: prober.verdicts.subscribe(),

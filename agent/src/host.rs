@@ -13,8 +13,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_api::Family;
-use polder_ipam::ledger::Kind;
+use polder_ipam::Cidr;
+use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::record::{AttachMode, ClusterRecord};
+use polder_netlink::Error;
 use polder_netlink::nft::foreign::Judged;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
@@ -83,15 +85,13 @@ pub fn problems(there: &Surroundings, gaps: &[Gap], needs: &Needs) -> Vec<String
     packets.chain(legacy).chain(neighbours).chain(ports).chain(gaps).chain(sources).collect()
 }
 
-/// What it looks at, and its entry.
+/// What the task looks at, and its entry.
 #[derive(Debug)]
-pub struct Task {
+pub struct Task<S = OnHost> {
     /// The time between two timed passes.
     pub resync: Duration,
-    /// The kernel, for passes over all of it.
-    pub kernel: Owner<Kernel>,
-    /// Looks into pods.
-    pub looker: Looker,
+    /// The host.
+    pub survey: S,
     /// The cluster.
     pub records: Records,
     /// The last pass over the kernel.
@@ -102,11 +102,63 @@ pub struct Task {
     pub host: watch::Sender<Vec<String>>,
 }
 
-impl Task {
+/// Looks at a host.
+pub trait Survey {
+    /// What is wrong in pods.
+    fn insides(&mut self, cluster: &ClusterRecord) -> impl Future<Output = Vec<String>> + Send;
+
+    /// The attachments whose interfaces are other plugins'.
+    fn leases(&self) -> impl Future<Output = Vec<Held>> + Send;
+
+    /// What is on the host and not ours ([`Kernel::surroundings`]).
+    fn surroundings(
+        &self,
+        pools: Vec<(Cidr, u8)>,
+        closed: bool,
+    ) -> impl Future<Output = Result<Surroundings, Error>> + Send;
+
+    /// What managers of the network would do to what is ours.
+    fn gaps(&self) -> impl Future<Output = Vec<Gap>> + Send;
+}
+
+/// The host that the agent runs on.
+#[derive(Debug)]
+pub struct OnHost {
+    kernel: Owner<Kernel>,
+    looker: Looker,
+    insides: Insides,
+}
+
+impl OnHost {
+    /// Looked at with the kernel for passes over all of it, and into its pods.
+    pub fn new(kernel: Owner<Kernel>, looker: Looker) -> Self {
+        Self { kernel, looker, insides: Insides::default() }
+    }
+}
+
+impl Survey for OnHost {
+    async fn insides(&mut self, cluster: &ClusterRecord) -> Vec<String> {
+        self.insides.look(&self.looker, cluster).await
+    }
+
+    async fn leases(&self) -> Vec<Held> {
+        let is_lease = |held: &&Held| held.kind == Kind::Lease;
+        self.looker.ipam.run(move |ipam| ipam.attachments().filter(is_lease).cloned().collect()).await
+    }
+
+    async fn surroundings(&self, pools: Vec<(Cidr, u8)>, closed: bool) -> Result<Surroundings, Error> {
+        self.kernel.run(move |kernel| kernel.surroundings(&pools, closed)).await
+    }
+
+    async fn gaps(&self) -> Vec<Gap> {
+        spawn_blocking(|| managers::gaps(Path::new("/"))).await.unwrap_or_default()
+    }
+}
+
+impl<S: Survey> Task<S> {
     /// Runs for ever.
-    pub async fn run(self) {
+    pub async fn run(mut self) {
         let mut view = self.records.changes();
-        let mut insides = Insides::default();
         loop {
             let cluster =
                 view.borrow_and_update().cluster.as_ref().map(|cluster| Arc::clone(&cluster.record));
@@ -115,7 +167,7 @@ impl Task {
                 let _ = view.changed().await;
                 continue;
             };
-            let of_pods = insides.look(&self.looker, &cluster).await;
+            let of_pods = self.survey.insides(&cluster).await;
             self.look(&cluster, of_pods).await;
             sleep(self.resync.min(EVERY)).await;
         }
@@ -126,10 +178,7 @@ impl Task {
         let pass = self.passes.last().unwrap_or_default();
         let view = self.records.view();
         let pools = view.every_pool().map(|pool| (pool.record.cidr(), pool.record.block_length()));
-        let leases = self.looker.ipam.run(|ipam| {
-            ipam.attachments().filter(|held| held.kind == Kind::Lease).cloned().collect::<Vec<_>>()
-        });
-        let leases = leases.await;
+        let leases = self.survey.leases().await;
         let addresses = leases.iter().flat_map(|held| held.addresses.iter().copied()).collect();
         let pods = Pods { pools: pools.collect(), leased: addresses, carriers: pass.carriers.clone() };
         let needs = Needs {
@@ -140,12 +189,12 @@ impl Task {
             pods,
         };
         let (asked, closed) = (needs.pods.pools.clone(), !needs.closed_tunnels.is_empty());
-        let there = match self.kernel.run(move |kernel| kernel.surroundings(&asked, closed)).await {
+        let there = match self.survey.surroundings(asked, closed).await {
             Ok(there) => there,
             // Others change their rules while they are read. What was seen before stays true as far as anybody knows.
             Err(error) => return debug!(%error, "the packet filters of others cannot be read"),
         };
-        let gaps = spawn_blocking(|| managers::gaps(Path::new("/"))).await.unwrap_or_default();
+        let gaps = self.survey.gaps().await;
         let problems = [problems(&there, &gaps, &needs), presence::problems(leases.iter()), of_pods].concat();
         self.host.send_if_modified(|known| {
             problems.iter().filter(|problem| !known.contains(problem)).for_each(|problem| warn!("{problem}"));
@@ -176,6 +225,14 @@ fn closed_tunnels(paths: &BTreeMap<Key, Reached>, verdicts: &BTreeMap<Key, Verdi
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use polder_api::Backend;
+    use polder_ipam::ids::ClusterId;
+    use polder_ipam::record::{Masquerade, VxlanSettings};
+    use polder_ipam::view::{Known, View};
+    use tokio::time::timeout;
+
     use super::*;
 
     fn needs(attach: AttachMode) -> Needs {
@@ -200,5 +257,103 @@ mod tests {
         let there = Surroundings { bridge_ports: 1000, ..Surroundings::default() };
         assert_eq!(problems(&there, &[], &needs(AttachMode::Bridge)).len(), 1);
         assert_eq!(problems(&there, &[], &needs(AttachMode::Routed)), Vec::<String>::new());
+    }
+
+    /// A host that is as a test says.
+    #[derive(Debug, Clone, Default)]
+    struct Fake(Arc<Mutex<State>>);
+
+    #[derive(Debug, Default)]
+    struct State {
+        insides: Vec<String>,
+        there: Surroundings,
+        is_unreadable: bool,
+        looks: usize,
+    }
+
+    impl Fake {
+        fn with<T>(&self, action: impl FnOnce(&mut State) -> T) -> T {
+            action(&mut self.0.lock().unwrap())
+        }
+    }
+
+    impl Survey for Fake {
+        async fn insides(&mut self, _: &ClusterRecord) -> Vec<String> {
+            self.with(|state| state.insides.clone())
+        }
+
+        async fn leases(&self) -> Vec<Held> {
+            Vec::new()
+        }
+
+        async fn surroundings(&self, _: Vec<(Cidr, u8)>, _: bool) -> Result<Surroundings, Error> {
+            self.with(|state| {
+                state.looks += 1;
+                if state.is_unreadable {
+                    return Err(Error::Interrupted(1));
+                }
+                Ok(state.there.clone())
+            })
+        }
+
+        async fn gaps(&self) -> Vec<Gap> {
+            Vec::new()
+        }
+    }
+
+    fn cluster() -> View {
+        let mut view = View::default();
+        let record = ClusterRecord {
+            id: ClusterId("c".to_owned()),
+            backend: Backend::Auto,
+            attach: AttachMode::Bridge,
+            vxlan: VxlanSettings::default(),
+            masquerade: Masquerade::default(),
+        };
+        view.cluster = Some(Known { record: Arc::new(record), revision: 1 });
+        view
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_wrong_is_said_as_long_as_it_is_and_stays_said_while_nothing_can_be_read() {
+        let survey = Fake::default();
+        let (follower, view) = watch::channel(Arc::<View>::default());
+        let (host, told) = watch::channel(Vec::new());
+        let task = Task {
+            resync: EVERY,
+            survey: survey.clone(),
+            records: Records::new(view),
+            passes: Passes::new(watch::channel(Err(String::new())).1, watch::channel(None).1),
+            verdicts: watch::channel(Arc::default()).1,
+            host,
+        };
+        let mut running = Box::pin(task.run());
+        let mut go_on =
+            async |time: Duration| assert!(timeout(time, &mut running).await.is_err(), "it has ended");
+        go_on(EVERY * 2).await;
+        assert_eq!(
+            survey.with(|state| state.looks),
+            0,
+            "what is ours is not known without the cluster's settings"
+        );
+        follower.send_replace(Arc::new(cluster()));
+        survey.with(|state| {
+            state.insides.push("a pod has no route".to_owned());
+            state.there.filters_all_sources = true;
+        });
+        go_on(EVERY / 2).await;
+        let said = told.borrow().clone();
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert!(said[0].contains("rp_filter") && said[1] == "a pod has no route", "{said:?}");
+        survey.with(|state| (state.is_unreadable, state.insides) = (true, Vec::new()));
+        go_on(EVERY).await;
+        assert_eq!(*told.borrow(), said);
+        survey.with(|state| state.is_unreadable = false);
+        go_on(EVERY).await;
+        assert_eq!(*told.borrow(), said[..1]);
+        survey.with(|state| state.there.filters_all_sources = false);
+        go_on(EVERY).await;
+        assert!(told.borrow().is_empty());
+        assert_eq!(survey.with(|state| state.looks), 4);
     }
 }
