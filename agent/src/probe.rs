@@ -5,6 +5,7 @@
 
 mod closed;
 mod echo;
+mod pings;
 pub mod schedule;
 mod verdict;
 mod words;
@@ -14,19 +15,20 @@ use std::future::pending;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use polder_api::{Family, NodeName};
-use polder_ipam::cause::Cause;
-use polder_netlink::namespace;
+use polder_ipam::cause::{Cause};
+use polder_netlink::{namespace};
 use polder_store::Store;
 use tokio::sync::watch;
-use tokio::time::{sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
-pub use self::closed::NotProbed;
+pub use self::closed::{NotProbed};
 use self::closed::{Blind, Silent};
-use self::echo::Echo;
+use self::echo::{Echo};
+use self::pings::{OnNode, Pings, answer, send};
 use self::schedule::{Key, Schedule, Shot, Size, Sizes, Target, Token, Verdict};
 use self::verdict::{ENDPOINT_FAILURES, Living, combine, is_suspect};
 pub use self::words::{problem, state};
@@ -81,11 +83,17 @@ impl Task {
             drop(self.probed.send_replace(Ok(())));
             return pending().await;
         }
+        // The number of this process, of which there is one on the node, or what fits of it.
+        let identifier = u16::try_from(std::process::id() & 0xffff).expect("16 bits");
+        self.probe(OnNode { identifier }).await;
+    }
+
+    /// Probes for ever.
+    async fn probe(self, pings: impl Pings) {
         let mut passes = self.passes.changes();
         let mut endpoints = self.endpoint.clone();
         let mut prober = Prober {
-            // The number of this process, of which there is one on the node, or what fits of it.
-            identifier: u16::try_from(std::process::id() & 0xffff).expect("16 bits"),
+            pings,
             host: Side::new(self.resync),
             forwarded: Side::new(self.resync),
             task: self,
@@ -115,21 +123,25 @@ impl Task {
             tokio::select! {
                 _ = passes.changed() => {}
                 _ = endpoints.changed() => {}
-                (family, answer) = answer(&prober.host.echoes) => prober.take(Route::Host, family, answer),
-                (family, answer) = answer(&prober.forwarded.echoes) => prober.take(Route::Forwarded, family, answer),
-                () = sleep_until(prober.wake().into()) => {}
+                (family, answer) = answer(&prober.pings, &prober.host.echoes) => {
+                    prober.take(Route::Host, family, answer);
+                }
+                (family, answer) = answer(&prober.pings, &prober.forwarded.echoes) => {
+                    prober.take(Route::Forwarded, family, answer);
+                }
+                () = sleep_until(prober.wake()) => {}
             }
         }
     }
 }
 
-struct Prober {
+struct Prober<P: Pings> {
     task: Task,
-    identifier: u16,
+    pings: P,
     /// From the node's own addresses in the pod network to the peers' own: nothing of it is forwarded.
-    host: Side,
+    host: Side<P::Echo>,
     /// From endpoint to endpoint.
-    forwarded: Side,
+    forwarded: Side<P::Echo>,
     /// Why there are no sockets on the host, although the node has an address.
     blind: BTreeMap<Family, Blind>,
     /// The endpoint that the sockets of `forwarded` are in.
@@ -147,12 +159,12 @@ struct Prober {
 }
 
 /// The probes that take one of the two routes.
-struct Side {
+struct Side<E> {
     schedule: Schedule,
-    echoes: BTreeMap<Family, Echo>,
+    echoes: BTreeMap<Family, E>,
 }
 
-impl Side {
+impl<E> Side<E> {
     fn new(steady: Duration) -> Self {
         Self { schedule: Schedule::new(steady), echoes: BTreeMap::new() }
     }
@@ -165,18 +177,7 @@ enum Route {
     Forwarded,
 }
 
-async fn answer(echoes: &BTreeMap<Family, Echo>) -> (Family, io::Result<(IpAddr, Token)>) {
-    let receive = async |family| match echoes.get(&family) {
-        Some(echo) => (family, echo.receive().await),
-        None => pending().await,
-    };
-    tokio::select! {
-        answer = receive(Family::V4) => answer,
-        answer = receive(Family::V6) => answer,
-    }
-}
-
-impl Prober {
+impl<P: Pings> Prober<P> {
     /// Takes the targets from the last pass over the kernel, and the endpoint that there is.
     fn aim(&mut self, pass: &Arc<Pass>, endpoint: Endpoint) {
         let endpoint = match endpoint {
@@ -195,7 +196,8 @@ impl Prober {
         self.aimed_by = Some(Arc::clone(pass));
         for family in Family::BOTH {
             let own = pass.gateways.iter().copied().find(|own| Family::of(*own) == family);
-            if own.is_none() || self.host.echoes.get(&family).map(Echo::source) != own {
+            let opened = self.host.echoes.get(&family).map(|echo| self.pings.source(echo));
+            if own.is_none() || opened != own {
                 self.host.echoes.remove(&family);
                 self.open(family, own);
             }
@@ -221,11 +223,10 @@ impl Prober {
     /// Opens the sockets in the endpoint's namespace.
     fn enter(&mut self, endpoint: Option<Arc<Open>>) {
         self.forwarded.echoes.clear();
-        for source in endpoint.iter().flat_map(|open| &open.addresses) {
-            let namespace = endpoint.iter().map(|open| &open.namespace).next();
-            let opened =
-                namespace.map(|file| namespace::within(&**file, || Echo::open(*source, self.identifier)));
-            match opened.unwrap_or_else(|| Err(io::ErrorKind::NotFound.into())).and_then(|opened| opened) {
+        let sources =
+            endpoint.iter().flat_map(|open| open.addresses.iter().map(|source| (source, &open.namespace)));
+        for (source, namespace) in sources {
+            match self.pings.open(*source, Some(namespace)) {
                 Ok(echo) => drop(self.forwarded.echoes.insert(Family::of(*source), echo)),
                 Err(error) => warn!(%source, %error, "the probe endpoint has no socket to probe peers with"),
             }
@@ -236,7 +237,7 @@ impl Prober {
     fn open(&mut self, family: Family, own: Option<IpAddr>) {
         let before = self.blind.remove(&family);
         let Some(source) = own else { return };
-        match Echo::open(source, self.identifier) {
+        match self.pings.open(source, None) {
             Ok(echo) => drop(self.host.echoes.insert(family, echo)),
             Err(error) => {
                 let reason = Blind { source_address: source, error: Cause::new(error) };
@@ -258,8 +259,8 @@ impl Prober {
         if shots.is_empty() && forwarded.is_empty() {
             return;
         }
-        send(&self.host.echoes, shots).await;
-        send(&self.forwarded.echoes, forwarded).await;
+        send(&self.pings, &self.host.echoes, shots).await;
+        send(&self.pings, &self.forwarded.echoes, forwarded).await;
         // Which may be that an earlier one did not.
         self.tell_at.get_or_insert(Instant::now() + SETTLE);
     }
@@ -429,13 +430,5 @@ fn hurry(shots: &[Shot], schedule: &Schedule, other: &mut Schedule, now: Instant
     }
 }
 
-async fn send(echoes: &BTreeMap<Family, Echo>, shots: Vec<Shot>) {
-    for Shot { number, to, full, .. } in shots {
-        let Some(echo) = echoes.get(&Family::of(to)) else { continue };
-        let full = full.map(|length| (Size::Full, length as usize));
-        for (size, length) in [(Size::Small, 0)].into_iter().chain(full) {
-            // What cannot be sent does not come back: that is what counts.
-            let _ = echo.send(to, length, Token { number, size }).await;
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use polder_api::{Family, NodeName};
+use tokio::time::Instant;
 
 use crate::kernel::desired::{Path, Reached};
 

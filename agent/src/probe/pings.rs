@@ -1,0 +1,94 @@
+//! What probes are sent and received through: sockets on the host and in the probe endpoint.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::future::pending;
+use std::io;
+use std::net::IpAddr;
+
+use polder_api::Family;
+use polder_netlink::namespace;
+
+use super::echo::Echo;
+use super::schedule::{Shot, Size, Token};
+
+/// What probes are sent and received through.
+pub(super) trait Pings {
+    /// The sockets of one family.
+    type Echo: Sync;
+
+    /// Opens them in that network namespace, or the host's, for probes from that address.
+    fn open(&self, source: IpAddr, namespace: Option<&File>) -> io::Result<Self::Echo>;
+
+    /// The address that their probes come from.
+    fn source(&self, echo: &Self::Echo) -> IpAddr;
+
+    /// Sends a probe in a packet of that length, in bytes, or of the shortest that there is.
+    fn send(
+        &self,
+        echo: &Self::Echo,
+        to: IpAddr,
+        length: usize,
+        token: Token,
+    ) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// Receives an answer: from where, and to which probe. Cancel-safe.
+    fn receive(&self, echo: &Self::Echo) -> impl Future<Output = io::Result<(IpAddr, Token)>> + Send;
+}
+
+/// Pings of this agent.
+#[derive(Debug)]
+pub(super) struct OnNode {
+    /// Which of all pings on this node are this agent's.
+    pub(super) identifier: u16,
+}
+
+impl Pings for OnNode {
+    type Echo = Echo;
+
+    fn open(&self, source: IpAddr, namespace: Option<&File>) -> io::Result<Echo> {
+        match namespace {
+            Some(file) => namespace::within(file, || Echo::open(source, self.identifier))?,
+            None => Echo::open(source, self.identifier),
+        }
+    }
+
+    fn source(&self, echo: &Echo) -> IpAddr {
+        echo.source()
+    }
+
+    async fn send(&self, echo: &Echo, to: IpAddr, length: usize, token: Token) -> io::Result<()> {
+        echo.send(to, length, token).await
+    }
+
+    async fn receive(&self, echo: &Echo) -> io::Result<(IpAddr, Token)> {
+        echo.receive().await
+    }
+}
+
+/// The next answer, of either family. Cancel-safe.
+pub(super) async fn answer<P: Pings>(
+    pings: &P,
+    echoes: &BTreeMap<Family, P::Echo>,
+) -> (Family, io::Result<(IpAddr, Token)>) {
+    let receive = async |family| match echoes.get(&family) {
+        Some(echo) => (family, pings.receive(echo).await),
+        None => pending().await,
+    };
+    tokio::select! {
+        answer = receive(Family::V4) => answer,
+        answer = receive(Family::V6) => answer,
+    }
+}
+
+/// Sends probes, from the address of the family that each goes to.
+pub(super) async fn send<P: Pings>(pings: &P, echoes: &BTreeMap<Family, P::Echo>, shots: Vec<Shot>) {
+    for Shot { number, to, full, .. } in shots {
+        let Some(echo) = echoes.get(&Family::of(to)) else { continue };
+        let full = full.map(|length| (Size::Full, length as usize));
+        for (size, length) in [(Size::Small, 0)].into_iter().chain(full) {
+            // What cannot be sent does not come back: that is what counts.
+            let _ = pings.send(echo, to, length, Token { number, size }).await;
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! The prober, over sockets that answer as a test says.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::pin::Pin;
+use std::sync::Mutex;
+
+use polder_ipam::key::Key as RecordKey;
+use polder_ipam::store::{Txn, Write};
+use polder_store::Embedded;
+use tokio::sync::Notify;
+
+use super::*;
+use crate::kernel::desired::Path;
+
+/// The peer's own address, and that of its endpoint.
+const HOST: &str = "10.0.1.1";
+const ENDPOINT: &str = "10.0.1.2";
+
+/// Probes that come back, or do not.
+#[derive(Clone, Default)]
+struct Fake(Arc<Mutex<Wire>>);
+
+#[derive(Default)]
+struct Wire {
+    /// Who answers, and to packets of up to which length.
+    answering: BTreeMap<IpAddr, usize>,
+    /// Whether no socket can be opened.
+    is_barred: bool,
+    echoes: Vec<Arc<Socket>>,
+}
+
+struct Socket {
+    source: IpAddr,
+    answers: Mutex<VecDeque<(IpAddr, Token)>>,
+    came: Notify,
+}
+
+impl Fake {
+    fn with<T>(&self, action: impl FnOnce(&mut Wire) -> T) -> T {
+        action(&mut self.0.lock().unwrap())
+    }
+
+    fn answers(&self, address: &str, up_to: usize) {
+        self.with(|wire| wire.answering.insert(address.parse().unwrap(), up_to));
+    }
+
+    fn is_silent(&self, address: &str) {
+        self.with(|wire| wire.answering.remove(&address.parse().unwrap()));
+    }
+}
+
+impl Pings for Fake {
+    type Echo = Arc<Socket>;
+
+    fn open(&self, source: IpAddr, _: Option<&File>) -> io::Result<Arc<Socket>> {
+        self.with(|wire| {
+            if wire.is_barred {
+                return Err(io::ErrorKind::PermissionDenied.into());
+            }
+            let socket = Socket { source, answers: Mutex::default(), came: Notify::new() };
+            wire.echoes.push(Arc::new(socket));
+            Ok(Arc::clone(wire.echoes.last().unwrap()))
+        })
+    }
+
+    fn source(&self, echo: &Arc<Socket>) -> IpAddr {
+        echo.source
+    }
+
+    async fn send(&self, echo: &Arc<Socket>, to: IpAddr, length: usize, token: Token) -> io::Result<()> {
+        if self.with(|wire| wire.answering.get(&to).is_some_and(|most| length <= *most)) {
+            echo.answers.lock().unwrap().push_back((to, token));
+            echo.came.notify_one();
+        }
+        Ok(())
+    }
+
+    async fn receive(&self, echo: &Arc<Socket>) -> io::Result<(IpAddr, Token)> {
+        loop {
+            if let Some(answer) = echo.answers.lock().unwrap().pop_front() {
+                return Ok(answer);
+            }
+            echo.came.notified().await;
+        }
+    }
+}
+
+/// A prober that runs, and what it tells.
+struct Stage {
+    wire: Fake,
+    store: Store,
+    pass: watch::Sender<Option<Arc<Pass>>>,
+    endpoint: watch::Sender<Endpoint>,
+    probed: watch::Receiver<Result<(), String>>,
+    verdicts: watch::Receiver<Arc<BTreeMap<Key, Verdict>>>,
+    running: Pin<Box<dyn Future<Output = ()>>>,
+    _folder: tempfile::TempDir,
+}
+
+/// Between two probes of a path that is well.
+const STEADY: Duration = Duration::from_secs(30);
+
+/// On a node with one peer, of which the endpoint is known or not.
+fn stage(probe: Option<&str>) -> Stage {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::Embedded(Embedded::open(&folder.path().join("store")).unwrap());
+    let (pass, passes) = watch::channel(None);
+    let (endpoint, endpoints) = watch::channel(Endpoint::Without("a test has none".to_owned()));
+    let (probed, is_open) = watch::channel(Err("not yet".to_owned()));
+    let (verdicts, told) = watch::channel(Arc::default());
+    let task = Task {
+        probe_peers: true,
+        resync: STEADY,
+        store: store.clone(),
+        passes: Passes::new(watch::channel(Err(String::new())).1, passes),
+        endpoint: endpoints,
+        probed,
+        verdicts,
+    };
+    let reached = Reached {
+        path: Path::Direct { via: "192.0.2.2".parse().unwrap(), index: 2 },
+        gateway: Some(HOST.parse().unwrap()),
+        probe: probe.map(|address| address.parse().unwrap()),
+        mtu: 1500,
+    };
+    pass.send_replace(Some(Arc::new(Pass {
+        gateways: vec!["10.0.0.1".parse().unwrap()],
+        paths: [(key(), reached)].into(),
+        ..Pass::default()
+    })));
+    let wire = Fake::default();
+    let running = Box::pin(task.probe(wire.clone()));
+    Stage { wire, store, pass, endpoint, probed: is_open, verdicts: told, running, _folder: folder }
+}
+
+fn key() -> Key {
+    ("n2".parse().unwrap(), Family::V4)
+}
+
+impl Stage {
+    /// Lets time pass.
+    async fn pass(&mut self, time: Duration) {
+        assert!(timeout(time, &mut self.running).await.is_err(), "it has ended");
+    }
+
+    /// Lets half a steady round pass: time for several rounds to a peer that does not answer.
+    async fn some_time(&mut self) {
+        self.pass(STEADY + STEADY / 2).await;
+    }
+
+    fn verdict(&self) -> Option<Verdict> {
+        self.verdicts.borrow().get(&key()).copied()
+    }
+
+    fn probed(&self) -> Result<(), String> {
+        self.probed.borrow().clone()
+    }
+
+    /// The peer's agent holds its lease.
+    async fn peer_lives(&self) {
+        let key = RecordKey::Alive("n2".parse().unwrap()).to_string();
+        let writes = vec![Write::Put { key, value: b"{}".to_vec() }];
+        self.store.transact(&Txn { writes, ..Txn::default() }).await.unwrap();
+    }
+
+    fn open_endpoint(&self) {
+        let namespace = Arc::new(File::open("/dev/null").unwrap());
+        let open = Open { namespace, addresses: vec!["10.0.0.2".parse().unwrap()] };
+        self.endpoint.send_replace(Endpoint::Open(Arc::new(open)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_path_is_broken_after_some_rounds_without_an_answer_and_heals_with_the_next_answer() {
+    let mut stage = stage(None);
+    stage.wire.answers(HOST, 1500);
+    stage.pass(Duration::from_secs(1)).await;
+    assert_eq!((stage.verdict(), stage.probed()), (Some(Verdict::Answers), Ok(())));
+    stage.wire.is_silent(HOST);
+    // The first round that fails.
+    stage.pass(STEADY.saturating_sub(Duration::from_millis(900))).await;
+    assert_eq!(stage.verdict(), Some(Verdict::Answers), "one packet can be lost");
+    stage.pass(Duration::from_secs(5)).await;
+    assert_eq!(stage.verdict(), Some(Verdict::Silent));
+    assert_eq!(stage.probed(), Ok(()), "a node that was ready stays so");
+    stage.wire.answers(HOST, 1500);
+    stage.pass(Duration::from_secs(6)).await;
+    assert_eq!(stage.verdict(), Some(Verdict::Answers));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_path_that_carries_only_short_packets_is_narrow() {
+    let mut stage = stage(None);
+    stage.wire.answers(HOST, 1400);
+    stage.some_time().await;
+    assert_eq!((stage.verdict(), stage.probed()), (Some(Verdict::Narrow(1500)), Ok(())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_is_not_ready_while_no_peer_answers_that_lives_and_is_when_none_does() {
+    let mut stage = stage(None);
+    stage.peer_lives().await;
+    stage.some_time().await;
+    let problem = stage.probed().unwrap_err();
+    assert!(problem.contains("no peer answers") && problem.contains("n2"), "{problem}");
+    stage.wire.answers(HOST, 1500);
+    stage.some_time().await;
+    assert_eq!(stage.probed(), Ok(()));
+
+    let mut alone = self::stage(None);
+    alone.some_time().await;
+    assert_eq!(
+        (alone.verdict(), alone.probed()),
+        (Some(Verdict::Silent), Ok(())),
+        "there is nobody to answer"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_answers_itself_and_whose_endpoint_does_not_drops_what_it_should_forward() {
+    let mut stage = stage(Some(ENDPOINT));
+    stage.open_endpoint();
+    stage.peer_lives().await;
+    stage.wire.answers(HOST, 1500);
+    stage.wire.answers(ENDPOINT, 1500);
+    stage.pass(Duration::from_secs(1)).await;
+    assert_eq!(stage.verdict(), Some(Verdict::Answers));
+    stage.wire.is_silent(ENDPOINT);
+    stage.some_time().await;
+    stage.some_time().await;
+    assert_eq!(stage.verdict(), Some(Verdict::Dropped));
+    stage.wire.answers(ENDPOINT, 1500);
+    stage.some_time().await;
+    assert_eq!(stage.verdict(), Some(Verdict::Answers));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_sockets_a_node_is_not_ready_until_it_has_some() {
+    let mut stage = stage(None);
+    stage.wire.answers(HOST, 1500);
+    stage.wire.with(|wire| wire.is_barred = true);
+    stage.some_time().await;
+    let problem = stage.probed().unwrap_err();
+    assert!(problem.contains("peers cannot be probed from 10.0.0.1"), "{problem}");
+    stage.wire.with(|wire| wire.is_barred = false);
+    // Another pass.
+    stage.pass.send_modify(|pass| *pass = pass.as_deref().cloned().map(Arc::new));
+    stage.some_time().await;
+    assert_eq!((stage.verdict(), stage.probed()), (Some(Verdict::Answers), Ok(())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_without_an_address_of_its_own_knows_nothing_of_anybody() {
+    let mut stage = stage(None);
+    let before = stage.pass.send_replace(None);
+    stage.wire.answers(HOST, 1500);
+    stage.some_time().await;
+    assert_eq!(stage.verdict(), None);
+    assert!(stage.probed().is_err());
+    stage.pass.send_replace(before);
+    stage.some_time().await;
+    assert_eq!(stage.probed(), Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_peers_are_not_to_be_probed_the_node_is_ready_without_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let (probed, is_open) = watch::channel(Err("not yet".to_owned()));
+    let task = Task {
+        probe_peers: false,
+        resync: STEADY,
+        store: Store::Embedded(Embedded::open(&folder.path().join("store")).unwrap()),
+        passes: Passes::new(watch::channel(Err(String::new())).1, watch::channel(None).1),
+        endpoint: watch::channel(Endpoint::Awaited).1,
+        probed,
+        verdicts: watch::channel(Arc::default()).0,
+    };
+    assert!(timeout(STEADY, task.run()).await.is_err(), "it has ended");
+    assert_eq!(*is_open.borrow(), Ok(()));
+}
