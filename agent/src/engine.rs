@@ -4,6 +4,7 @@
 //! on the word of an event.
 
 mod announcer;
+mod datapath;
 mod draft;
 mod memory;
 mod moves;
@@ -14,19 +15,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use polder_api::message::Refusal;
-use polder_ipam::Cidr;
-use polder_ipam::cause::HostError;
+use polder_ipam::{Cidr};
+use polder_ipam::cause::{HostError};
 use polder_ipam::peers::{Peer, believe};
 use polder_ipam::view::Source;
-use polder_store::NodeIpam;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
 
 pub use self::announcer::Announcer;
+pub use self::datapath::{Datapath, OnNode};
 use self::draft::{Draft, Grounds};
 use self::memory::{Losses, Network, Outward, Passes, Repairing, THE_WORLD};
 use self::moves::Moves;
@@ -82,9 +83,9 @@ pub async fn ask(plans: &mpsc::Sender<PlanRequest>) -> Result<Vec<String>, Refus
 
 /// The engine, before it runs.
 #[derive(Debug)]
-pub struct Task {
+pub struct Task<D = OnNode> {
     /// What it works with.
-    pub tools: Tools,
+    pub tools: Tools<D>,
     /// Its entries.
     pub entries: Entries,
     /// Lets runtimes find the CNI configuration.
@@ -93,7 +94,7 @@ pub struct Task {
     pub wakes: Wakes,
 }
 
-impl Task {
+impl<D: Datapath> Task<D> {
     /// Runs for ever.
     pub async fn run(self) {
         let Self { tools, entries, announcer, wakes: Wakes { underlay, senders, mut plans } } = self;
@@ -119,7 +120,7 @@ impl Task {
                     () = senders.rung() => Cause::Records,
                     () = underlay.rung() => Cause::Underlay,
                     () = engine.disturbed() => Cause::Disturbance,
-                    () = sleep_until(wake.into()) => Cause::Underlay,
+                    () = sleep_until(wake) => Cause::Underlay,
                     _ = probed.changed() => {
                         engine.announcer.announce();
                         continue;
@@ -138,8 +139,8 @@ impl Task {
 
 /// The engine, with what it remembers from pass to pass.
 #[derive(Debug)]
-pub struct Engine {
-    tools: Tools,
+pub struct Engine<D = OnNode> {
+    tools: Tools<D>,
     entries: Entries,
     announcer: Announcer,
     /// The host's interfaces and routes.
@@ -154,9 +155,9 @@ pub struct Engine {
     repairing: Repairing,
 }
 
-impl Engine {
+impl<D: Datapath> Engine<D> {
     /// One that has made no pass yet.
-    pub fn new(tools: Tools, entries: Entries, announcer: Announcer) -> Self {
+    pub fn new(tools: Tools<D>, entries: Entries, announcer: Announcer) -> Self {
         Self {
             tools,
             entries,
@@ -191,14 +192,14 @@ impl Engine {
             tokio::select! {
                 () = self.tools.alarm.rung() => self.repairing.rung = Some(Instant::now()),
                 // Nobody tells of those.
-                () = sleep_until(self.repairing.settings_due.into()) => {
+                () = sleep_until(self.repairing.settings_due) => {
                     self.repairing.settings_due = Instant::now() + SETTINGS_EVERY;
                     self.repairing.rung = self.settings_differ().then(Instant::now);
                     self.announcer.announce();
                 }
             }
         };
-        sleep_until(self.repairing.pace.next(rung).into()).await;
+        sleep_until(self.repairing.pace.next(rung)).await;
     }
 
     /// Whether a kernel setting is not what it was when a pass last found nothing to do.
@@ -279,7 +280,7 @@ impl Engine {
             self.note_repair(&changes, by.clone());
         }
         self.keep_previous(&changes, &sysctls).await;
-        let applied = self.tools.kernel.run(move |kernel| kernel.apply(changes, &desired, indexes)).await;
+        let applied = self.tools.datapath.apply(changes, desired, indexes).await;
         let failures = match applied {
             Ok(failures) => failures,
             Err(error) => return self.not_made(&format_args!("change the kernel's state: {error}")),
@@ -305,10 +306,7 @@ impl Engine {
         if previous.is_empty() {
             return;
         }
-        let keep = move |ipam: &mut NodeIpam| {
-            previous.iter().try_for_each(|(path, value)| ipam.keep_sysctl(path, value))
-        };
-        if let Err(error) = self.tools.ipam.run(keep).await {
+        if let Err(error) = self.tools.datapath.keep_sysctls(previous).await {
             warn!(%error, "previous kernel settings were not written down");
         }
     }
@@ -331,7 +329,7 @@ impl Engine {
     /// Lets the node reach etcd, where a route of ours that is left from before is in the way.
     async fn free_store(&self) {
         let Some(store) = self.tools.store_at.borrow().clone() else { return };
-        match self.tools.kernel.run(move |kernel| kernel.free(&store)).await {
+        match self.tools.datapath.free(store).await {
             Ok(freed) => {
                 freed.iter().for_each(|route| warn!(%route, "deleted: it took etcd away from this node"));
             }
@@ -357,9 +355,9 @@ impl Engine {
         }
         asked.extend(WORLD.iter().filter_map(|world| Some((THE_WORLD.to_owned(), world.parse().ok()?))));
         let known = self.board().underlay();
-        let facts = match self.tools.kernel.run(move |kernel| kernel.host_network(&asked)).await {
+        let facts = match self.tools.datapath.host_network(asked).await {
             Ok(network) => {
-                let pods = self.tools.ipam.run(|ipam| own_ranges(ipam)).await;
+                let pods = self.tools.datapath.own_ranges().await;
                 Ok(Facts { network, store, pods })
             }
             Err(error) => Err(error),
@@ -411,7 +409,7 @@ impl Engine {
         if asked.is_empty() {
             return;
         }
-        let found = self.tools.kernel.run(move |kernel| kernel.look_up(&asked)).await;
+        let found = self.tools.datapath.look_up(asked).await;
         self.network.doubt = found.is_err();
         match found {
             Ok(found) => self.network.reach.extend(found),
@@ -420,9 +418,5 @@ impl Engine {
     }
 }
 
-/// The ranges of this node's own blocks, and the addresses of its attachments.
-fn own_ranges(ipam: &NodeIpam) -> Vec<Cidr> {
-    let blocks = ipam.blocks().iter().map(|owned| owned.block.cidr());
-    let held = ipam.attachments().flat_map(|held| &held.addresses);
-    blocks.chain(held.map(|address| Cidr::around(*address, u8::MAX))).collect()
-}
+#[cfg(test)]
+mod tests;

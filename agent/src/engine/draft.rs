@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
 
 use polder_api::{Family, NodeName};
 use polder_ipam::peers::{Believed, believe};
@@ -12,8 +11,10 @@ use polder_ipam::view::{Source, View};
 use polder_ipam::{Block, Cidr};
 use polder_netlink::IfIndex;
 use polder_netlink::route::Lookup;
+use tokio::time::Instant;
 use tracing::warn;
 
+use super::datapath::{Datapath, Wired};
 use super::{Engine, LOSS_GRACE};
 use crate::board::Pass;
 use crate::kernel::desired::{Desired, Inputs, Path, Reached, desired, pod_mtu};
@@ -59,7 +60,7 @@ impl Draft {
     }
 }
 
-impl Engine {
+impl<D: Datapath> Engine<D> {
     /// What the next pass would change, in order.
     pub(super) async fn plan(&mut self) -> Result<Vec<String>, NoPlan> {
         Ok(self.draft_now().await?.changes())
@@ -111,19 +112,11 @@ impl Engine {
         let table = ruleset::table(cluster, &lengths);
         // First the kernel, then the ledger: an attachment is in the ledger before it is in the kernel, and in the
         // kernel no more when it leaves the ledger. So what is in the kernel and not in the ledger is nobody's.
-        let mut actual = match self.tools.kernel.run(move |kernel| kernel.snapshot(&table)).await {
+        let mut actual = match self.tools.datapath.snapshot(table).await {
             Ok(actual) => actual,
             Err(error) => return Err(NoPlan::Unread(error)),
         };
-        let (blocks, gateways, pods) = self
-            .tools
-            .ipam
-            .run(|ipam| {
-                let blocks: Vec<Block> = ipam.blocks().iter().map(|owned| owned.block).collect();
-                let wired = ipam.attachments().chain(ipam.probe()).cloned();
-                (blocks, ipam.gateways().to_vec(), wired.collect::<Vec<_>>())
-            })
-            .await;
+        let Wired { blocks, gateways, pods } = self.tools.datapath.wired().await;
         let Some(mtu) = pod_mtu(underlay, cluster, self.tools.config.mtu) else {
             return Err(NoPlan::NoMtu);
         };

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use polder_netlink::IfIndex;
 use polder_netlink::route::Lookup;
+use tokio::time::Instant;
 
 use crate::kernel::desired::Known;
 use crate::kernel::snapshot::HostNetwork;

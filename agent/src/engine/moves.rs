@@ -4,11 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use polder_api::{Family, NodeName};
 use polder_ipam::peers::Peer;
 use polder_ipam::record::NodeRecord;
+use tokio::time::Instant;
 
 use crate::underlay::Underlay;
 

@@ -5,33 +5,29 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use polder_ipam::needed::Needed;
-use polder_store::NodeIpam;
 use tokio::sync::{mpsc, watch};
 
+use super::OnNode;
 use crate::bell::Wake;
 use crate::board::{Chosen, Pass};
 use crate::config::Config;
-use crate::kernel::Kernel;
 use crate::kernel::features::Features;
 use crate::kernel::sysctl::Sysctls;
-use crate::owner::Owner;
 use crate::readiness::Readiness;
 use crate::repair::{Alarm, Repairs};
 use crate::requests::PlanRequest;
 
 /// What the engine works with.
 #[derive(Debug)]
-pub struct Tools {
+pub struct Tools<D = OnNode> {
     /// What the operator said.
     pub config: Arc<Config>,
     /// What the kernel can do.
     pub features: Features,
     /// The kernel's settings.
     pub sysctls: Sysctls,
-    /// The kernel, for passes over all of it.
-    pub kernel: Owner<Kernel>,
-    /// The node's addresses.
-    pub ipam: Owner<NodeIpam>,
+    /// What passes read and change.
+    pub datapath: D,
     /// What the other tasks tell, and the engine itself.
     pub readiness: Readiness,
     /// Where etcd is; `None` until that was first looked for.

@@ -1,17 +1,20 @@
 //! What the first pass of an agent would do, without doing it.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use polder_ipam::peers::believe;
 use polder_ipam::registration::Registration;
-use tokio::time::sleep_until;
+use tokio::time::{Instant, sleep_until};
 
-use super::Engine;
+use super::{Datapath, Engine};
 
 /// Works out what the first pass would do, and publishes it as if it were done. Waits until the registrar is done, for so long;
 /// then says what is still in the way.
-pub async fn rehearse(engine: &mut Engine, patience: Duration) -> Result<Vec<String>, Vec<String>> {
+pub async fn rehearse<D: Datapath>(
+    engine: &mut Engine<D>,
+    patience: Duration,
+) -> Result<Vec<String>, Vec<String>> {
     let deadline = Instant::now() + patience;
     let board = engine.board().clone();
     let mut view = board.records.changes();
@@ -48,7 +51,7 @@ pub async fn rehearse(engine: &mut Engine, patience: Duration) -> Result<Vec<Str
             _ = holdings.changed() => {}
             _ = registration.changed() => {}
             _ = endpoints.changed() => {}
-            () = sleep_until(deadline.into()) => return Err(reasons),
+            () = sleep_until(deadline) => return Err(reasons),
         }
     }
 }

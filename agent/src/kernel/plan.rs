@@ -374,4 +374,4 @@ pub fn summary(changes: &[Change]) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

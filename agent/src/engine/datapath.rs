@@ -1,0 +1,134 @@
+//! What passes read and change.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use polder_ipam::ledger::{Held, LedgerError};
+use polder_ipam::needed::Needed;
+use polder_ipam::{Block, Cidr};
+use polder_netlink::Error;
+use polder_netlink::nft::Table;
+use polder_netlink::route::Lookup;
+use polder_store::NodeIpam;
+
+use crate::kernel::Kernel;
+use crate::kernel::apply::Failure;
+use crate::kernel::desired::Desired;
+use crate::kernel::plan::Change;
+use crate::kernel::snapshot::HostNetwork;
+use crate::kernel::state::{Actual, Device};
+use crate::owner::Owner;
+
+/// What the ledger has.
+#[derive(Debug, Clone, Default)]
+pub struct Wired {
+    /// The node's blocks.
+    pub blocks: Vec<Block>,
+    /// Its own addresses.
+    pub gateways: Vec<IpAddr>,
+    /// Its attachments, and its probe endpoint.
+    pub pods: Vec<Held>,
+}
+
+/// What passes read and change: the kernel, as is said at [`Kernel`], and the node's ledger.
+pub trait Datapath {
+    /// Reads how it is.
+    fn snapshot(&self, table: Table) -> impl Future<Output = Result<Actual, Error>> + Send;
+
+    /// Carries changes out; returns those that failed.
+    fn apply(
+        &self,
+        changes: Vec<Change>,
+        desired: Desired,
+        indexes: BTreeMap<Device, u32>,
+    ) -> impl Future<Output = Result<Vec<Failure>, Error>> + Send;
+
+    /// Reads the host's interfaces, and the ways to these addresses.
+    fn host_network(
+        &self,
+        asked: Vec<(String, IpAddr)>,
+    ) -> impl Future<Output = Result<HostNetwork, Error>> + Send;
+
+    /// Looks up the ways to peers.
+    fn look_up(
+        &self,
+        addresses: Vec<IpAddr>,
+    ) -> impl Future<Output = Result<Vec<(IpAddr, Option<Lookup>)>, Error>> + Send;
+
+    /// Deletes the routes of ours that take the store away; returns those.
+    fn free(&self, store: Vec<Needed>) -> impl Future<Output = Result<Vec<IpNetwork>, Error>> + Send;
+
+    /// Reads the ranges of this node's own blocks, and the addresses of its attachments.
+    fn own_ranges(&self) -> impl Future<Output = Vec<Cidr>> + Send;
+
+    /// Reads what the ledger has.
+    fn wired(&self) -> impl Future<Output = Wired> + Send;
+
+    /// Writes down what kernel settings were, by path.
+    fn keep_sysctls(
+        &self,
+        previous: Vec<(String, String)>,
+    ) -> impl Future<Output = Result<(), LedgerError>> + Send;
+}
+
+/// Those of the node that the agent runs on.
+#[derive(Debug)]
+pub struct OnNode {
+    /// The kernel, for passes over all of it.
+    pub kernel: Owner<Kernel>,
+    /// The node's addresses.
+    pub ipam: Owner<NodeIpam>,
+}
+
+impl Datapath for OnNode {
+    async fn snapshot(&self, table: Table) -> Result<Actual, Error> {
+        self.kernel.run(move |kernel| kernel.snapshot(&table)).await
+    }
+
+    async fn apply(
+        &self,
+        changes: Vec<Change>,
+        desired: Desired,
+        indexes: BTreeMap<Device, u32>,
+    ) -> Result<Vec<Failure>, Error> {
+        self.kernel.run(move |kernel| kernel.apply(changes, &desired, indexes)).await
+    }
+
+    async fn host_network(&self, asked: Vec<(String, IpAddr)>) -> Result<HostNetwork, Error> {
+        self.kernel.run(move |kernel| kernel.host_network(&asked)).await
+    }
+
+    async fn look_up(&self, addresses: Vec<IpAddr>) -> Result<Vec<(IpAddr, Option<Lookup>)>, Error> {
+        self.kernel.run(move |kernel| kernel.look_up(&addresses)).await
+    }
+
+    async fn free(&self, store: Vec<Needed>) -> Result<Vec<IpNetwork>, Error> {
+        self.kernel.run(move |kernel| kernel.free(&store)).await
+    }
+
+    async fn own_ranges(&self) -> Vec<Cidr> {
+        let ranges = |ipam: &mut NodeIpam| {
+            let blocks = ipam.blocks().iter().map(|owned| owned.block.cidr());
+            let held = ipam.attachments().flat_map(|held| &held.addresses);
+            blocks.chain(held.map(|address| Cidr::around(*address, u8::MAX))).collect()
+        };
+        self.ipam.run(ranges).await
+    }
+
+    async fn wired(&self) -> Wired {
+        let wired = |ipam: &mut NodeIpam| Wired {
+            blocks: ipam.blocks().iter().map(|owned| owned.block).collect(),
+            gateways: ipam.gateways().to_vec(),
+            pods: ipam.attachments().chain(ipam.probe()).cloned().collect(),
+        };
+        self.ipam.run(wired).await
+    }
+
+    async fn keep_sysctls(&self, previous: Vec<(String, String)>) -> Result<(), LedgerError> {
+        let keep = move |ipam: &mut NodeIpam| {
+            previous.iter().try_for_each(|(path, value)| ipam.keep_sysctl(path, value))
+        };
+        self.ipam.run(keep).await
+    }
+}

@@ -1,0 +1,298 @@
+//! The engine, over a model of the kernel.
+
+use std::fs;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Mutex;
+
+use ipnetwork::IpNetwork;
+use polder_ipam::Cidr;
+use polder_ipam::ledger::LedgerError;
+use polder_ipam::needed::Needed;
+use polder_ipam::registration::Registration;
+use polder_netlink::Error;
+use polder_netlink::address::Address;
+use polder_netlink::nft::Table;
+use polder_netlink::route::Lookup;
+use tokio::sync::watch;
+
+use super::datapath::Wired;
+use super::*;
+use crate::bell::{Bell, bell};
+use crate::config::{Config, Flags};
+use crate::kernel::apply::Failure;
+use crate::kernel::desired::Desired;
+use crate::kernel::features::Features;
+use crate::kernel::plan::tests::Model;
+use crate::kernel::snapshot::HostNetwork;
+use crate::kernel::state::{Actual, Device};
+use crate::kernel::sysctl::Sysctls;
+use crate::readiness::Readiness;
+use crate::repair::{Alarm, Repairs};
+use crate::stage::Stage;
+
+/// A kernel that does what it is told, or cannot be read.
+#[derive(Clone, Default)]
+struct Fake(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    model: Model,
+    is_unreadable: bool,
+    snapshots: usize,
+    freed: usize,
+    /// Rings when it is read next.
+    bell: Option<Bell>,
+    sysctls: std::path::PathBuf,
+}
+
+impl Fake {
+    fn with<T>(&self, action: impl FnOnce(&mut State) -> T) -> T {
+        action(&mut self.0.lock().unwrap())
+    }
+}
+
+fn way() -> Lookup {
+    Lookup { index: 2, gateway: None, source: "192.0.2.7".parse().ok(), local: false }
+}
+
+impl Datapath for Fake {
+    async fn snapshot(&self, table: Table) -> Result<Actual, Error> {
+        self.with(|state| {
+            state.snapshots += 1;
+            state.bell.take().iter().for_each(Bell::ring);
+            if state.is_unreadable { Err(Error::Interrupted(1)) } else { Ok(state.model.actual(&table)) }
+        })
+    }
+
+    async fn apply(
+        &self,
+        changes: Vec<Change>,
+        desired: Desired,
+        _: BTreeMap<Device, u32>,
+    ) -> Result<Vec<Failure>, Error> {
+        self.with(|state| {
+            for change in &changes {
+                if let Change::SetSysctl { path, value } = change {
+                    let file = state.sysctls.join(path.strip_prefix("net/").unwrap());
+                    fs::create_dir_all(file.parent().unwrap()).unwrap();
+                    fs::write(file, value).unwrap();
+                }
+                state.model.apply(change, &desired);
+            }
+        });
+        Ok(Vec::new())
+    }
+
+    async fn host_network(&self, _: Vec<(String, IpAddr)>) -> Result<HostNetwork, Error> {
+        let address = "192.0.2.7/24".parse().unwrap();
+        Ok(HostNetwork {
+            interfaces: [(2, ("eth0".to_owned(), 1500))].into(),
+            addresses: vec![Address { index: 2, address, global: true, fleeting: false }],
+            routes: vec![(THE_WORLD.to_owned(), way())],
+            ..HostNetwork::default()
+        })
+    }
+
+    async fn look_up(&self, addresses: Vec<IpAddr>) -> Result<Vec<(IpAddr, Option<Lookup>)>, Error> {
+        Ok(addresses.into_iter().map(|address| (address, Some(way()))).collect())
+    }
+
+    async fn free(&self, _: Vec<Needed>) -> Result<Vec<IpNetwork>, Error> {
+        self.with(|state| state.freed += 1);
+        Ok(Vec::new())
+    }
+
+    async fn own_ranges(&self) -> Vec<Cidr> {
+        Vec::new()
+    }
+
+    async fn wired(&self) -> Wired {
+        Wired::default()
+    }
+
+    async fn keep_sysctls(&self, _: Vec<(String, String)>) -> Result<(), LedgerError> {
+        Ok(())
+    }
+}
+
+/// An engine that runs, and who can wake it.
+struct Theatre {
+    stage: Stage,
+    kernel: Fake,
+    passes: watch::Receiver<Option<Arc<Pass>>>,
+    repairs: watch::Receiver<Repairs>,
+    alarm: Arc<Alarm>,
+    senders: Bell,
+    plans: mpsc::Sender<PlanRequest>,
+    running: Pin<Box<dyn Future<Output = ()>>>,
+    _others: (Bell, watch::Sender<Result<(), String>>),
+    _folder: tempfile::TempDir,
+}
+
+fn config(folder: &Path) -> Config {
+    let file = folder.join("agent.toml");
+    let settings =
+        format!("cni_conf_dir = \"{}\"\n[etcd]\nendpoints = [\"http://10.9.9.9:2379\"]\n", folder.display());
+    fs::write(&file, settings).unwrap();
+    Config::load(&Flags { config: Some(file), node: "n1".parse().ok(), ..Flags::default() }).unwrap()
+}
+
+impl Theatre {
+    fn new(stage: Stage) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let sysctls = folder.path().join("sys");
+        fs::create_dir_all(sysctls.join("ipv4")).unwrap();
+        let kernel = Fake::default();
+        kernel.with(|state| state.sysctls.clone_from(&sysctls));
+        let config = Arc::new(config(folder.path()));
+        let not_yet = || watch::channel(Err("not yet".to_owned()));
+        let ((probed, is_open), (announced, is_there)) = (not_yet(), not_yet());
+        let readiness = Readiness::new(stage.board(), is_open, is_there);
+        let (repairs, repaired) = watch::channel(Repairs::default());
+        let (alarm, (senders, sender_wake), (underlay_changed, underlay_wake)) =
+            (Arc::<Alarm>::default(), bell(), bell());
+        let (plans, plans_asked) = mpsc::channel(1);
+        let task = Task {
+            tools: Tools {
+                config: Arc::clone(&config),
+                features: Features { locked_ports: true, tunnels: true, ipv6: true, tried: true },
+                sysctls: Sysctls::at(sysctls).unwrap(),
+                datapath: kernel.clone(),
+                readiness: readiness.clone(),
+                store_at: watch::channel(Some(Vec::new())).1,
+                alarm: Arc::clone(&alarm),
+            },
+            entries: Entries {
+                underlay: stage.underlay.clone(),
+                pass: stage.pass.clone(),
+                neighbours: watch::Sender::default(),
+                repairs,
+            },
+            announcer: Announcer::new(config, readiness, announced),
+            wakes: Wakes { underlay: underlay_wake, senders: sender_wake, plans: plans_asked },
+        };
+        Self {
+            passes: stage.pass.subscribe(),
+            stage,
+            kernel,
+            repairs: repaired,
+            alarm,
+            senders,
+            plans,
+            running: Box::pin(task.run()),
+            _others: (underlay_changed, probed),
+            _folder: folder,
+        }
+    }
+
+    /// Lets the engine go on until the last pass is such.
+    async fn until(&mut self, is_so: impl Fn(&Pass) -> bool) -> Arc<Pass> {
+        let wanted = |pass: &Option<Arc<Pass>>| pass.as_deref().is_some_and(&is_so);
+        tokio::select! {
+            () = &mut self.running => panic!("it has ended"),
+            pass = self.passes.wait_for(wanted) => Arc::clone(pass.unwrap().as_ref().unwrap()),
+        }
+    }
+
+    /// Lets it go on until there is nothing left to do, as a pass finds that has not been made yet.
+    async fn settled(&mut self) -> Arc<Pass> {
+        let before = self.count();
+        let pass = self.until(|pass| pass.count > before && pass.made == Made::Yes && pass.writes == 0).await;
+        self.pass(Duration::from_secs(1)).await;
+        assert_eq!(self.count(), pass.count, "nothing has happened");
+        pass
+    }
+
+    /// Lets time pass.
+    async fn pass(&mut self, time: Duration) {
+        tokio::select! {
+            () = &mut self.running => panic!("it has ended"),
+            () = sleep(time) => {}
+        }
+    }
+
+    fn count(&self) -> u64 {
+        self.passes.borrow().as_ref().map_or(0, |pass| pass.count)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn passes_follow_each_other_until_the_kernel_is_as_it_should_be_and_then_one_follows_each_bell() {
+    let mut theatre = Theatre::new(Stage::new());
+    assert!(theatre.until(|pass| pass.count > 0).await.written > 0);
+    let settled = theatre.settled().await;
+    assert!(theatre.kernel.with(|state| !state.model.indexes.is_empty()));
+    theatre.senders.ring();
+    theatre.until(|pass| pass.count > settled.count).await;
+    theatre.pass(Duration::from_secs(1)).await;
+    assert_eq!(theatre.count(), settled.count + 1);
+    // While it works, too.
+    theatre.kernel.with(|state| state.bell = Some(theatre.senders.clone()));
+    theatre.senders.ring();
+    theatre.until(|pass| pass.count > settled.count + 1).await;
+    theatre.pass(Duration::from_secs(1)).await;
+    assert_eq!(theatre.count(), settled.count + 3);
+    let started = Instant::now();
+    theatre.until(|pass| pass.count > settled.count + 3).await;
+    assert!(started.elapsed() > Duration::from_secs(20), "nothing but the clock");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pass_that_fails_is_tried_again_soon_then_slower_and_what_it_said_is_withdrawn() {
+    let mut theatre = Theatre::new(Stage::new());
+    theatre.kernel.with(|state| state.is_unreadable = true);
+    let failed = theatre.until(|pass| pass.count == 1).await;
+    assert_eq!(failed.made, Made::No);
+    assert!(failed.local_failures[0].contains("read the kernel's state"), "{:?}", failed.local_failures);
+    let started = Instant::now();
+    theatre.until(|pass| pass.count == 2).await;
+    let first = started.elapsed();
+    theatre.until(|pass| pass.count == 3).await;
+    assert!(first >= RETRY && first < RETRY * 2 && started.elapsed() >= first + RETRY * 2);
+    theatre.kernel.with(|state| state.is_unreadable = false);
+    let made = theatre.settled().await;
+    assert!(made.local_failures.is_empty() && made.other_failures.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_kernel_is_left_alone_until_the_node_is_known_to_be_itself() {
+    let stage = Stage::new();
+    stage.registration.send_replace(Registration::Unproven("another may be it".to_owned()));
+    let mut theatre = Theatre::new(stage);
+    theatre.pass(Duration::from_secs(60)).await;
+    assert_eq!(theatre.kernel.with(|state| (state.snapshots, state.freed > 0)), (0, true));
+    let (reply, planned) = oneshot::channel();
+    theatre.plans.try_send(reply).unwrap();
+    theatre.pass(Duration::from_secs(1)).await;
+    let reason = planned.await.unwrap().unwrap_err();
+    assert!(reason.contains("left alone") && reason.contains("another may be it"), "{reason}");
+    theatre.stage.registration.send_replace(Registration::Registered);
+    theatre.settled().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_somebody_takes_away_is_planned_for_whoever_asks_and_put_back_when_the_alarm_rings() {
+    let mut theatre = Theatre::new(Stage::new());
+    theatre.settled().await;
+    let plan = async |theatre: &mut Theatre| {
+        let (reply, planned) = oneshot::channel();
+        theatre.plans.try_send(reply).unwrap();
+        tokio::select! {
+            () = &mut theatre.running => panic!("it has ended"),
+            planned = planned => planned.unwrap().unwrap(),
+        }
+    };
+    assert!(plan(&mut theatre).await.is_empty());
+    let lost = theatre.kernel.with(|state| std::mem::take(&mut state.model));
+    let planned = plan(&mut theatre).await;
+    assert!(
+        !planned.is_empty() && theatre.kernel.with(|state| state.model.indexes.is_empty()),
+        "{planned:?}"
+    );
+    theatre.alarm.ring(Some("process 7 (rm)".to_owned()));
+    theatre.settled().await;
+    assert!(!lost.indexes.is_empty() && theatre.kernel.with(|state| !state.model.indexes.is_empty()));
+    let repairs = theatre.repairs.borrow().clone();
+    assert_eq!((repairs.count, repairs.last[0].by.as_slice()), (1, &["process 7 (rm)".to_owned()][..]));
+}
