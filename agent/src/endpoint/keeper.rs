@@ -1,22 +1,25 @@
 //! The task that makes the probe endpoint, looks after it, and takes it away.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::future::pending;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use polder_api::message::Wiring;
-use polder_api::{Attachment, Family};
-use polder_ipam::ledger::Held;
-use polder_ipam::record::AttachMode;
+use polder_api::{Attachment, Family, IfName};
+use polder_ipam::ledger::{Held, LedgerError};
+use polder_ipam::record::{AttachMode, ClusterRecord};
 use polder_ipam::tasks::teardown;
-use polder_netlink::{IfIndex, namespace};
+use polder_netlink::{Error, IfIndex, namespace};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use super::{Endpoint, Open, no_address};
+use crate::board::Board;
 use crate::config::StoreConfig;
 use crate::kernel::Kernel;
 use crate::kernel::endpoint::interface;
@@ -68,20 +71,26 @@ impl Task {
                 return pending().await;
             }
         };
-        let mut passes = self.node.board.passes.changes();
-        let mut holdings = self.node.board.membership.changes();
-        let mut keeper = Keeper { task: self, namespace, made: None, failed: None };
-        loop {
-            passes.mark_unchanged();
-            holdings.mark_unchanged();
-            let endpoint = keeper.tend().await;
-            keeper.tell(endpoint);
-            // Cancel-safe, all of them: what is not taken is seen the next time.
-            tokio::select! {
-                _ = passes.changed() => {}
-                _ = holdings.changed() => {}
-                () = sleep(LOOK) => {}
-            }
+        let Self { node, kernel, endpoint } = self;
+        keep(OnNode { node, kernel }, namespace, endpoint).await;
+    }
+}
+
+/// Sees to it for ever that the endpoint is there.
+async fn keep<W: Workshop>(workshop: W, namespace: Arc<File>, endpoint: watch::Sender<Endpoint>) {
+    let mut passes = workshop.board().passes.changes();
+    let mut holdings = workshop.board().membership.changes();
+    let mut keeper = Keeper { workshop, namespace, endpoint, made: None, failed: None };
+    loop {
+        passes.mark_unchanged();
+        holdings.mark_unchanged();
+        let endpoint = keeper.tend().await;
+        keeper.tell(endpoint);
+        // Cancel-safe, all of them: what is not taken is seen the next time.
+        tokio::select! {
+            _ = passes.changed() => {}
+            _ = holdings.changed() => {}
+            () = sleep(LOOK) => {}
         }
     }
 }
@@ -91,9 +100,49 @@ fn new_namespace() -> io::Result<File> {
     namespace::in_a_new_one(|| File::open("/proc/thread-self/ns/net"))?
 }
 
-struct Keeper {
-    task: Task,
+/// What the endpoint is made with.
+trait Workshop {
+    /// What the other tasks tell.
+    fn board(&self) -> &Board;
+
+    /// Whether it has the addresses of these families that it should have.
+    fn fits(&self, families: BTreeSet<Family>) -> impl Future<Output = bool> + Send;
+
+    /// Gives it addresses of these families; `None` if there are none to have.
+    fn take(
+        &self,
+        families: BTreeSet<Family>,
+        mtu: u32,
+    ) -> impl Future<Output = Result<Option<Held>, LedgerError>> + Send;
+
+    /// How it should be wired.
+    fn wiring(&self, cluster: &ClusterRecord, held: &Held) -> Wiring;
+
+    /// The number of the interface of that name, if it is there.
+    fn index_of(&self, name: IfName) -> impl Future<Output = Result<Option<u32>, Error>> + Send;
+
+    /// Makes the interfaces, and lets them send; returns the number of the host's end.
+    fn make(
+        &self,
+        namespace: Arc<File>,
+        cluster: &ClusterRecord,
+        wiring: Wiring,
+    ) -> impl Future<Output = Result<u32, String>> + Send;
+
+    /// Takes the interfaces away, whichever of the two there is.
+    fn delete(&self) -> impl Future<Output = Result<(), String>> + Send;
+
+    /// Gives the addresses back, if it has any, and takes the interfaces away.
+    fn release(&self) -> impl Future<Output = ()> + Send;
+
+    /// Has the peers told of it.
+    fn tell_peers(&self);
+}
+
+struct Keeper<W> {
+    workshop: W,
     namespace: Arc<File>,
+    endpoint: watch::Sender<Endpoint>,
     made: Option<Made>,
     /// When it could not be made last, and why.
     failed: Option<(Instant, String)>,
@@ -106,14 +155,14 @@ struct Made {
     index: IfIndex,
 }
 
-impl Keeper {
+impl<W: Workshop> Keeper<W> {
     /// Sees to it that the endpoint is there, where it should be.
     async fn tend(&mut self) -> Endpoint {
-        let board = &self.task.node.board;
+        let board = self.workshop.board();
         if board.registration().forbids().is_some() {
             // Whoever cuts the pods off takes its addresses away, too.
             if self.made.take().is_some()
-                && let Err(error) = delete_interfaces(&self.task.node).await
+                && let Err(error) = self.workshop.delete().await
             {
                 warn!(error, "the probe endpoint is not taken away");
             }
@@ -131,34 +180,28 @@ impl Keeper {
         {
             return Endpoint::Without(reason.clone());
         }
-        let wanted = families.clone();
-        if !self.task.node.ipam.run(move |ipam| ipam.probe_fits(&wanted, now())).await {
+        let cluster = Arc::clone(&cluster.record);
+        if !self.workshop.fits(families.clone()).await {
             self.give_up().await;
         }
         let mtu = pass.mtu;
-        let taken = self.task.node.ipam.run(move |ipam| ipam.take_probe(&families, mtu, now())).await;
-        let held = match taken {
+        let held = match self.workshop.take(families, mtu).await {
             Ok(Some(held)) => Held { mtu, ..held },
             Ok(None) => return Endpoint::Without(no_address()),
             Err(error) => return Endpoint::Without(format!("its address cannot be written down: {error}")),
         };
-        let host_interface = interface(cluster.record.attach);
-        let wiring = Wiring {
-            host_interface,
-            ..wiring(&self.task.node.board.membership, self.task.node.features, &cluster.record, &held)
-        };
-        let (table, mac, addresses) =
-            (ruleset::table(&cluster.record, &ruleset::Lengths::new()), held.mac, held.addresses.clone());
+        let host_interface = interface(cluster.attach);
+        let wiring = Wiring { host_interface, ..self.workshop.wiring(&cluster, &held) };
         if self.is_made(&wiring).await {
             return self.current();
         }
         self.made = None;
-        match self.make(wiring, move |kernel| kernel.admit_pod(&table, mac, &addresses)).await {
+        match self.make(&cluster, wiring).await {
             Ok(()) => {
                 self.failed = None;
                 info!(addresses = ?held.addresses, "the probe endpoint is made");
                 // Peers are told of it.
-                self.task.node.calls.registrar.ring();
+                self.workshop.tell_peers();
             }
             Err(error) => {
                 let reason = format!("it cannot be made: {error}");
@@ -181,26 +224,15 @@ impl Keeper {
 
     async fn is_made(&self, wiring: &Wiring) -> bool {
         let Some(made) = &self.made else { return false };
-        let name = wiring.host_interface.clone();
-        let found = self.task.node.pods.kernel.run(move |kernel| kernel.index_of(&name)).await;
+        let found = self.workshop.index_of(wiring.host_interface.clone()).await;
         // If it cannot be asked, nothing speaks for its being gone.
         made.wiring == *wiring && found.unwrap_or(Some(made.index)) == Some(made.index)
     }
 
-    async fn make(
-        &mut self,
-        wiring: Wiring,
-        admit: impl FnOnce(&mut Kernel) -> Result<(), polder_netlink::Error> + Send + 'static,
-    ) -> Result<(), String> {
+    async fn make(&mut self, cluster: &ClusterRecord, wiring: Wiring) -> Result<(), String> {
         // One of an agent that was killed goes with its namespace, a moment later.
-        delete_interfaces(&self.task.node).await?;
-        let (namespace, wanted) = (Arc::clone(&self.namespace), wiring.clone());
-        // Not beside a pass, which would find it half made and complete it.
-        let made = self.task.kernel.run(move |kernel| {
-            admit(kernel).map_err(|error| in_full(&error))?;
-            kernel.make_probe(&namespace, &wanted).map_err(|error| in_full(&error))
-        });
-        let index = made.await?;
+        self.workshop.delete().await?;
+        let index = self.workshop.make(Arc::clone(&self.namespace), cluster, wiring.clone()).await?;
         let addresses = wiring.addresses.iter().map(|own| own.address).collect();
         let open = Arc::new(Open { namespace: Arc::clone(&self.namespace), addresses });
         self.made = Some(Made { open, wiring, index });
@@ -209,11 +241,11 @@ impl Keeper {
 
     async fn give_up(&mut self) {
         self.made = None;
-        release(&self.task.node).await;
+        self.workshop.release().await;
     }
 
     fn tell(&self, endpoint: Endpoint) {
-        self.task.endpoint.send_if_modified(|known| {
+        self.endpoint.send_if_modified(|known| {
             let is_other = match (&*known, &endpoint) {
                 (Endpoint::Open(known), Endpoint::Open(now)) => !Arc::ptr_eq(known, now),
                 (Endpoint::Without(known), Endpoint::Without(now)) => known != now,
@@ -223,6 +255,62 @@ impl Keeper {
             *known = endpoint;
             is_other
         });
+    }
+}
+
+/// The node, to the endpoint.
+struct OnNode {
+    node: Arc<Node>,
+    kernel: Owner<Kernel>,
+}
+
+impl Workshop for OnNode {
+    fn board(&self) -> &Board {
+        &self.node.board
+    }
+
+    async fn fits(&self, families: BTreeSet<Family>) -> bool {
+        self.node.ipam.run(move |ipam| ipam.probe_fits(&families, now())).await
+    }
+
+    async fn take(&self, families: BTreeSet<Family>, mtu: u32) -> Result<Option<Held>, LedgerError> {
+        self.node.ipam.run(move |ipam| ipam.take_probe(&families, mtu, now())).await
+    }
+
+    fn wiring(&self, cluster: &ClusterRecord, held: &Held) -> Wiring {
+        wiring(&self.node.board.membership, self.node.features, cluster, held)
+    }
+
+    async fn index_of(&self, name: IfName) -> Result<Option<u32>, Error> {
+        self.node.pods.kernel.run(move |kernel| kernel.index_of(&name)).await
+    }
+
+    async fn make(
+        &self,
+        namespace: Arc<File>,
+        cluster: &ClusterRecord,
+        wiring: Wiring,
+    ) -> Result<u32, String> {
+        let table = ruleset::table(cluster, &ruleset::Lengths::new());
+        let addresses: Vec<IpAddr> = wiring.addresses.iter().map(|own| own.address).collect();
+        // Not beside a pass, which would find it half made and complete it.
+        let made = self.kernel.run(move |kernel| {
+            kernel.admit_pod(&table, wiring.mac, &addresses).map_err(|error| in_full(&error))?;
+            kernel.make_probe(&namespace, &wiring).map_err(|error| in_full(&error))
+        });
+        made.await
+    }
+
+    async fn delete(&self) -> Result<(), String> {
+        delete_interfaces(&self.node).await
+    }
+
+    async fn release(&self) {
+        release(&self.node).await;
+    }
+
+    fn tell_peers(&self) {
+        self.node.calls.registrar.ring();
     }
 }
 
@@ -257,3 +345,6 @@ fn in_full(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

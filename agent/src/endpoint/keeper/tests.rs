@@ -1,0 +1,204 @@
+//! The keeper, with a workshop that does as a test says.
+
+use std::pin::Pin;
+use std::sync::Mutex;
+
+use polder_api::message::{Attach, PodAddress};
+use polder_ipam::Moment;
+use polder_ipam::ledger::Kind;
+use polder_ipam::registration::Registration;
+use tokio::time::timeout;
+
+use super::*;
+use crate::board::Pass;
+use crate::stage::Stage;
+
+/// A workshop, and what was made in it.
+#[derive(Clone)]
+struct Fake {
+    board: Board,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Whether there is no address to have.
+    is_full: bool,
+    /// Why nothing can be made.
+    problem: Option<String>,
+    has_address: bool,
+    /// The number of the interface that is there.
+    interface: Option<u32>,
+    /// How often it was made, and the peers told.
+    made: u32,
+    told: u32,
+}
+
+impl Fake {
+    fn with<T>(&self, action: impl FnOnce(&mut State) -> T) -> T {
+        action(&mut self.state.lock().unwrap())
+    }
+}
+
+fn address() -> IpAddr {
+    "10.244.0.2".parse().unwrap()
+}
+
+impl Workshop for Fake {
+    fn board(&self) -> &Board {
+        &self.board
+    }
+
+    async fn fits(&self, _: BTreeSet<Family>) -> bool {
+        true
+    }
+
+    async fn take(&self, _: BTreeSet<Family>, mtu: u32) -> Result<Option<Held>, LedgerError> {
+        let held = || Held {
+            attachment: Attachment::of_probe(),
+            kind: Kind::Pod,
+            since: Moment::BOOT,
+            addresses: vec![address()],
+            mac: polder_api::Mac([2; 6]),
+            mtu,
+            netns: String::new(),
+            pod: None,
+            leaving: false,
+            gateways: Vec::new(),
+        };
+        self.with(|state| {
+            state.has_address = !state.is_full;
+            Ok(state.has_address.then(held))
+        })
+    }
+
+    fn wiring(&self, _: &ClusterRecord, held: &Held) -> Wiring {
+        let addresses = held.addresses.iter();
+        let gateway = "10.244.0.1".parse().unwrap();
+        Wiring {
+            host_interface: held.attachment.host_interface(),
+            alias: String::new(),
+            attach: Attach::Routed,
+            mac: held.mac,
+            mtu: held.mtu,
+            addresses: addresses.map(|address| PodAddress { address: *address, gateway }).collect(),
+            gateway_mac: held.mac,
+            strays: Vec::new(),
+        }
+    }
+
+    async fn index_of(&self, _: IfName) -> Result<Option<u32>, Error> {
+        Ok(self.with(|state| state.interface))
+    }
+
+    async fn make(&self, _: Arc<File>, _: &ClusterRecord, _: Wiring) -> Result<u32, String> {
+        self.with(|state| {
+            assert!(state.interface.is_none(), "the one before is still there");
+            if let Some(problem) = &state.problem {
+                return Err(problem.clone());
+            }
+            state.made += 1;
+            state.interface = Some(state.made);
+            Ok(state.made)
+        })
+    }
+
+    async fn delete(&self) -> Result<(), String> {
+        self.with(|state| state.interface = None);
+        Ok(())
+    }
+
+    async fn release(&self) {
+        self.with(|state| (state.interface, state.has_address) = (None, false));
+    }
+
+    fn tell_peers(&self) {
+        self.with(|state| state.told += 1);
+    }
+}
+
+/// A keeper that runs, on a node whose own addresses are not in place yet.
+struct Theatre {
+    stage: Stage,
+    workshop: Fake,
+    endpoint: watch::Receiver<Endpoint>,
+    running: Pin<Box<dyn Future<Output = ()>>>,
+}
+
+fn theatre() -> Theatre {
+    let stage = Stage::new();
+    let workshop = Fake { board: stage.board(), state: Arc::default() };
+    let (told, endpoint) = watch::channel(Endpoint::Awaited);
+    let namespace = Arc::new(File::open("/dev/null").unwrap());
+    let running = Box::pin(keep(workshop.clone(), namespace, told));
+    Theatre { stage, workshop, endpoint, running }
+}
+
+impl Theatre {
+    /// The engine puts the node's own address in place.
+    fn serve(&self) {
+        let gateways = vec!["10.244.0.1".parse().unwrap()];
+        self.stage.pass.send_replace(Some(Arc::new(Pass { gateways, mtu: 1450, ..Pass::default() })));
+    }
+
+    /// Lets time pass; what is told then.
+    async fn after(&mut self, time: Duration) -> Endpoint {
+        assert!(timeout(time, &mut self.running).await.is_err(), "it has ended");
+        self.endpoint.borrow().clone()
+    }
+}
+
+fn is_open(endpoint: &Endpoint) -> bool {
+    matches!(endpoint, Endpoint::Open(open) if open.addresses == [address()])
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_is_made_when_the_nodes_own_address_is_there_and_again_when_somebody_has_deleted_it() {
+    let mut theatre = theatre();
+    assert!(matches!(theatre.after(LOOK * 3).await, Endpoint::Awaited));
+    theatre.serve();
+    assert!(is_open(&theatre.after(LOOK / 2).await));
+    assert_eq!(theatre.workshop.with(|state| (state.made, state.told)), (1, 1));
+    assert!(is_open(&theatre.after(LOOK * 3).await));
+    assert_eq!(theatre.workshop.with(|state| state.made), 1, "it is there");
+    theatre.workshop.with(|state| state.interface = None);
+    assert!(is_open(&theatre.after(LOOK).await));
+    assert_eq!(theatre.workshop.with(|state| (state.made, state.told)), (2, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_cannot_be_made_gives_its_addresses_back_and_is_tried_again_much_later() {
+    let mut theatre = theatre();
+    theatre.workshop.with(|state| state.problem = Some("no memory".to_owned()));
+    theatre.serve();
+    let endpoint = theatre.after(LOOK / 2).await;
+    assert!(matches!(&endpoint, Endpoint::Without(why) if why.contains("no memory")), "{endpoint:?}");
+    assert!(!theatre.workshop.with(|state| state.has_address));
+    theatre.workshop.with(|state| state.problem = None);
+    assert!(matches!(theatre.after(RETRY.saturating_sub(LOOK * 2)).await, Endpoint::Without(_)));
+    assert!(is_open(&theatre.after(LOOK * 3).await));
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_no_address_is_to_spare_there_is_none_until_there_is_one() {
+    let mut theatre = theatre();
+    theatre.workshop.with(|state| state.is_full = true);
+    theatre.serve();
+    let endpoint = theatre.after(LOOK / 2).await;
+    assert!(
+        matches!(&endpoint, Endpoint::Without(why) if why.contains("has an address to spare")),
+        "{endpoint:?}"
+    );
+    theatre.workshop.with(|state| state.is_full = false);
+    assert!(is_open(&theatre.after(LOOK).await));
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_of_a_node_that_was_removed_is_taken_away() {
+    let mut theatre = theatre();
+    theatre.serve();
+    assert!(is_open(&theatre.after(LOOK / 2).await));
+    theatre.stage.registration.send_replace(Registration::Removed("by an operator".to_owned()));
+    assert!(matches!(theatre.after(LOOK).await, Endpoint::Awaited));
+    assert_eq!(theatre.workshop.with(|state| state.interface), None);
+}
