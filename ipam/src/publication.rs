@@ -142,7 +142,7 @@ mod tests {
     use polder_api::Mac;
 
     use super::*;
-    use crate::change::{MOST_RECORDS};
+    use crate::change::MOST_RECORDS;
     use crate::ids::{BootId, ClusterId, Incarnation, MachineId};
     use crate::ledger::Standing;
     use crate::record::{Alive, NodeRecord};

@@ -7,13 +7,15 @@ use polder_api::ipam::{DeviationStatus, Repairs};
 use polder_ipam::change::Change;
 use polder_ipam::ids::Nonce;
 use polder_ipam::record::{AnswerRecord, InspectionRecord};
+use polder_ipam::store::{Outcome, StoreError};
 use polder_ipam::view::{Known, Source};
 use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
 use super::mend::mend;
-use super::own::{Finding, Look, NotLooked, look};
-use super::patience;
+use crate::board::Board;
+use super::{patience, to_answer};
+use super::own::{Finding, Look, Mend, NotLooked, look};
 use crate::host::insides::Looker;
 use crate::node::Node;
 
@@ -42,37 +44,72 @@ pub struct Task {
 impl Task {
     /// Answers every check that is asked for from now on, for ever.
     pub async fn run(self) {
-        let mut views = self.node.board.records.changes();
-        let mut answered: Option<Nonce> = None;
-        let mut losses = (0, None);
-        let mut known = false;
-        loop {
-            let view = Arc::clone(&views.borrow_and_update());
-            if view.losses != losses.0 {
-                losses = (view.losses, Some(Instant::now()));
+        answer_all(&self.node.board, &self).await;
+    }
+}
+
+/// A node that looks at itself.
+trait Examined {
+    /// Looks at the node. While the store's records are being put back, what is missing there is excused.
+    fn look(&self, putting_back: bool) -> impl Future<Output = Result<Look, String>> + Send;
+
+    /// Puts something right. Whether it has succeeded, another look tells.
+    fn mend(&self, repair: Mend) -> impl Future<Output = ()> + Send;
+
+    /// Answers the check that was asked for at that revision.
+    fn answer(
+        &self,
+        record: AnswerRecord,
+        asked: i64,
+    ) -> impl Future<Output = Result<Outcome, StoreError>> + Send;
+}
+
+impl Examined for Task {
+    async fn look(&self, putting_back: bool) -> Result<Look, String> {
+        look(&self.node, &self.looker, putting_back).await
+    }
+
+    async fn mend(&self, repair: Mend) {
+        mend(&self.node, repair).await;
+    }
+
+    async fn answer(&self, record: AnswerRecord, asked: i64) -> Result<Outcome, StoreError> {
+        let node = self.node.config.node.clone();
+        self.node.store.commit(&Change::AnswerInspection { node, record, asked }).await
+    }
+}
+
+/// Answers for ever.
+async fn answer_all<E: Examined>(board: &Board, node: &E) {
+    let mut views = board.records.changes();
+    let mut answered: Option<Nonce> = None;
+    let mut losses = (0, None);
+    let mut known = false;
+    loop {
+        let view = Arc::clone(&views.borrow_and_update());
+        if view.losses != losses.0 {
+            losses = (view.losses, Some(Instant::now()));
+        }
+        // One that is not who the records say must not answer in his place.
+        let asked = view.inspection.as_ref().filter(|_| board.membership.own_revision(&view) != 0);
+        let is_new = asked.is_some_and(|asked| answered.as_ref() != Some(&asked.record.id));
+        if let Some(asked) = asked.filter(|_| is_new) {
+            answered = Some(asked.record.id.clone());
+            // What was asked for before this agent was there, nobody waits for.
+            if known {
+                let putting_back = losses.1.is_some_and(|lost: Instant| lost.elapsed() < PUTTING_BACK);
+                answer(node, asked, putting_back).await;
             }
-            // One that is not who the records say must not answer in his place.
-            let asked =
-                view.inspection.as_ref().filter(|_| self.node.board.membership.own_revision(&view) != 0);
-            let is_new = asked.is_some_and(|asked| answered.as_ref() != Some(&asked.record.id));
-            if let Some(asked) = asked.filter(|_| is_new) {
-                answered = Some(asked.record.id.clone());
-                // What was asked for before this agent was there, nobody waits for.
-                if known {
-                    let putting_back = losses.1.is_some_and(|lost: Instant| lost.elapsed() < PUTTING_BACK);
-                    answer(&self.node, &self.looker, asked, putting_back).await;
-                }
-            }
-            known |= view.source == Source::Store;
-            if views.changed().await.is_err() {
-                return;
-            }
+        }
+        known |= view.source == Source::Store;
+        if views.changed().await.is_err() {
+            return;
         }
     }
 }
 
-async fn answer(node: &Node, looker: &Looker, asked: &Known<InspectionRecord>, putting_back: bool) {
-    match examine(node, looker, asked.record.repairs, putting_back).await {
+async fn answer<E: Examined>(node: &E, asked: &Known<InspectionRecord>, putting_back: bool) {
+    match examine(node, asked.record.repairs, putting_back).await {
         Ok((mut deviations, look)) => {
             deviations.sort_by_key(|deviation| deviation.repaired);
             let left_out =
@@ -84,8 +121,7 @@ async fn answer(node: &Node, looker: &Looker, asked: &Known<InspectionRecord>, p
                 deviations: deviations.into_iter().take(ROOM).map(short).collect(),
                 left_out,
             };
-            let (name, asked) = (node.config.node.clone(), asked.revision);
-            match node.store.commit(&Change::AnswerInspection { node: name, record, asked }).await {
+            match node.answer(record, asked.revision).await {
                 Ok(outcome) => debug!(?outcome, "answered a check"),
                 Err(error) => warn!(%error, "a check is not answered"),
             }
@@ -103,20 +139,19 @@ fn short(mut deviation: DeviationStatus) -> DeviationStatus {
 }
 
 /// What deviates on this node, and was put right.
-async fn examine(
-    node: &Node,
-    looker: &Looker,
+async fn examine<E: Examined>(
+    node: &E,
     repairs: Repairs,
     putting_back: bool,
 ) -> Result<(Vec<DeviationStatus>, Look), NotLooked> {
-    let looking = Looking { node, looker, putting_back, until: Instant::now() + patience(repairs) };
+    let looking = Looking { node, putting_back, until: Instant::now() + patience(repairs) };
     let (findings, last) = looking.settle().await?;
     if findings.is_empty() || repairs == Repairs::None || Instant::now() >= looking.until {
         return Ok((findings.iter().map(|finding| status(finding, false)).collect(), last));
     }
     for finding in &findings {
         if let Some(repair) = finding.mend.clone() {
-            mend(node, repair).await;
+            node.mend(repair).await;
         }
     }
     let again = looking.look().await?;
@@ -134,18 +169,17 @@ async fn examine(
 }
 
 /// Looks at this node, as long as somebody waits for what it finds.
-struct Looking<'a> {
-    node: &'a Node,
-    looker: &'a Looker,
+struct Looking<'a, E> {
+    node: &'a E,
     putting_back: bool,
     until: Instant,
 }
 
-impl Looking<'_> {
+impl<E: Examined> Looking<'_, E> {
     /// Looks, and again if it cannot be done: the store may be slow just now.
     async fn look(&self) -> Result<Look, NotLooked> {
         loop {
-            match look(self.node, self.looker, self.putting_back).await {
+            match self.node.look(self.putting_back).await {
                 Err(error) if Instant::now() < self.until => {
                     debug!(%error, "this node cannot look at itself yet");
                     sleep(PAUSE).await;
@@ -184,3 +218,6 @@ fn status(finding: &Finding, repaired: bool) -> DeviationStatus {
         repaired,
     }
 }
+
+#[cfg(test)]
+mod tests;

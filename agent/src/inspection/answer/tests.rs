@@ -1,0 +1,173 @@
+//! Answers to checks, of a node in which a test says what is wrong.
+
+use std::pin::Pin;
+use std::sync::Mutex;
+
+use polder_ipam::invariants::{Deviation, Invariant};
+use tokio::time::timeout;
+
+use super::*;
+use crate::stage::Stage;
+
+/// A node, and what it has answered.
+#[derive(Clone, Default)]
+struct Fake(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    /// What is wrong, and whether the node can put it right.
+    wrong: Vec<(&'static str, bool)>,
+    /// For how many looks it stays so.
+    looks_left: Option<usize>,
+    is_unreadable: bool,
+    looks: usize,
+    putting_back: bool,
+    answers: Vec<(AnswerRecord, i64)>,
+}
+
+impl Fake {
+    fn with<T>(&self, action: impl FnOnce(&mut State) -> T) -> T {
+        action(&mut self.0.lock().unwrap())
+    }
+}
+
+impl Examined for Fake {
+    async fn look(&self, putting_back: bool) -> Result<Look, String> {
+        self.with(|state| {
+            (state.looks, state.putting_back) = (state.looks + 1, putting_back);
+            if state.is_unreadable {
+                return Err("the ledger cannot be read".to_owned());
+            }
+            if let Some(left) = &mut state.looks_left {
+                match left.checked_sub(1) {
+                    Some(fewer) => *left = fewer,
+                    None => state.wrong.clear(),
+                }
+            }
+            let findings = state.wrong.iter().map(|(what, can_mend)| Finding {
+                deviation: Deviation {
+                    invariant: Invariant::NoLeak,
+                    what: (*what).to_owned(),
+                    remedy: String::new(),
+                    node: None,
+                    repair: None,
+                },
+                mend: can_mend.then_some(Mend::Reconcile),
+            });
+            Ok(Look { findings: findings.collect(), attachments: 2, interfaces: 1 })
+        })
+    }
+
+    async fn mend(&self, repair: Mend) {
+        assert_eq!(repair, Mend::Reconcile);
+        self.with(|state| state.wrong.retain(|(_, can_mend)| !can_mend));
+    }
+
+    async fn answer(&self, record: AnswerRecord, asked: i64) -> Result<Outcome, StoreError> {
+        self.with(|state| state.answers.push((record, asked)));
+        Ok(Outcome::Applied { revision: 9 })
+    }
+}
+
+/// A node that is asked.
+struct Theatre {
+    stage: Arc<Stage>,
+    node: Fake,
+    running: Pin<Box<dyn Future<Output = ()>>>,
+}
+
+/// The answer: what is wrong, and whether it was put right.
+type Said = Vec<(String, bool)>;
+
+impl Theatre {
+    fn new() -> Self {
+        let (stage, node) = (Arc::new(Stage::new()), Fake::default());
+        let (board, asked) = (stage.board(), node.clone());
+        let running = Box::pin(async move { answer_all(&board, &asked).await });
+        Self { stage, node, running }
+    }
+
+    async fn pass(&mut self, time: Duration) {
+        assert!(timeout(time, &mut self.running).await.is_err(), "it has ended");
+    }
+
+    fn ask(&self, id: &str, repairs: Repairs) {
+        let record = Arc::new(InspectionRecord { id: Nonce(id.to_owned()), repairs });
+        self.stage.view.send_modify(|view| {
+            Arc::make_mut(view).inspection = Some(Known { record, revision: 8 });
+        });
+    }
+
+    /// Asks the node, which is known to have been there before, and returns its answer.
+    async fn answer(&mut self, repairs: Repairs) -> Option<Said> {
+        self.pass(Duration::ZERO).await;
+        self.ask("x", repairs);
+        self.pass(patience(repairs) + CERTAIN).await;
+        let (record, asked) = self.node.with(|state| state.answers.pop())?;
+        assert_eq!((record.id.0.as_str(), asked, record.attachments, record.interfaces), ("x", 8, 2, 1));
+        assert_eq!(self.node.with(|state| state.answers.len()), 0, "one answer is enough");
+        Some(record.deviations.into_iter().map(|found| (found.what, found.repaired)).collect())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_where_all_is_well_answers_at_once_and_each_check_once() {
+    let mut theatre = Theatre::new();
+    assert_eq!(theatre.answer(Repairs::None).await, Some(Vec::new()));
+    assert_eq!(theatre.node.with(|state| (state.looks, state.putting_back)), (1, false));
+    theatre.ask("y", Repairs::None);
+    theatre.pass(Duration::ZERO).await;
+    assert_eq!(theatre.node.with(|state| state.answers.len()), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_wrong_for_a_moment_is_not_wrong_and_what_stays_so_is_named_and_not_put_right_unasked() {
+    let mut theatre = Theatre::new();
+    theatre.node.with(|state| (state.wrong, state.looks_left) = (vec![("a pod comes", false)], Some(2)));
+    assert_eq!(theatre.answer(Repairs::None).await, Some(Vec::new()));
+
+    let mut theatre = Theatre::new();
+    theatre.node.with(|state| state.wrong = vec![("a leak", true)]);
+    assert_eq!(theatre.answer(Repairs::None).await, Some(vec![("a leak".to_owned(), false)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_to_be_put_right_is_and_what_cannot_be_is_named_first() {
+    let mut theatre = Theatre::new();
+    theatre.node.with(|state| state.wrong = vec![("a leak", true), ("a lost record", false)]);
+    let said = theatre.answer(Repairs::Safe).await.unwrap();
+    assert_eq!(said, [("a lost record".to_owned(), false), ("a leak".to_owned(), true)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_cannot_look_at_itself_tries_as_long_as_somebody_waits_and_does_not_answer_then() {
+    let mut theatre = Theatre::new();
+    theatre.node.with(|state| state.is_unreadable = true);
+    assert_eq!(theatre.answer(Repairs::None).await, None);
+    assert!(theatre.node.with(|state| state.looks) > 10);
+    theatre.node.with(|state| state.is_unreadable = false);
+    theatre.ask("y", Repairs::None);
+    theatre.pass(Duration::ZERO).await;
+    assert_eq!(theatre.node.with(|state| state.answers.len()), 1, "the next check is answered");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_answered_that_was_asked_before_or_of_another_machine_of_the_name() {
+    let mut early = Theatre::new();
+    early.ask("x", Repairs::None);
+    early.pass(CERTAIN).await;
+    assert_eq!(early.node.with(|state| state.looks), 0, "nobody waits for it");
+
+    let mut other = Theatre::new();
+    other.stage.holdings.send_replace(Arc::default());
+    assert_eq!(other.answer(Repairs::None).await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_missing_in_a_store_that_has_just_lost_records_is_excused() {
+    let mut theatre = Theatre::new();
+    theatre.pass(Duration::ZERO).await;
+    theatre.stage.view.send_modify(|view| Arc::make_mut(view).losses += 1);
+    theatre.answer(Repairs::None).await;
+    assert!(theatre.node.with(|state| state.putting_back));
+}
