@@ -130,6 +130,11 @@ pub struct Printed {
 #[error("{0}")]
 pub struct Usage(pub String);
 
+/// The end of a command that could not be carried out.
+pub fn exit_of(error: &anyhow::Error) -> Exit {
+    if error.is::<Usage>() { Exit::Usage } else { Exit::Failed }
+}
+
 /// How long the agent has to answer: it asks all nodes, for a check.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -205,4 +210,68 @@ fn print(mut table: Table) -> String {
         column.set_padding((0, 2));
     });
     table.trim_fmt() + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+
+    use clap::Parser;
+    use polder_api::frame;
+    use polder_api::message::{Question, Refusal, RefusalKind, Reply};
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        credentials: CredentialArguments,
+        #[command(subcommand)]
+        command: Command,
+    }
+
+    /// Carries a command out, with an agent that gives that answer to its only question.
+    fn run(arguments: &[&str], reply: Reply) -> anyhow::Result<Printed> {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("agent.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let agent = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let asked: Result<Question, _> = frame::read(&mut stream);
+            // Who has found a mistake asks nothing.
+            if asked.is_ok() {
+                frame::write(&mut stream, &reply).unwrap();
+            }
+        });
+        let line = Line::parse_from([&["polderctl"], arguments].concat());
+        let printed = line.command.run(&Session::new(Some(&socket), Output::Table, &line.credentials));
+        // An agent that was asked nothing still waits.
+        drop(std::os::unix::net::UnixStream::connect(&socket));
+        agent.join().unwrap();
+        printed
+    }
+
+    #[test]
+    fn a_refusal_is_a_failure_and_a_wrong_argument_is_not() {
+        for kind in [RefusalKind::Invalid, RefusalKind::TryAgain, RefusalKind::Missing] {
+            let refused = run(&["pool", "list"], Reply::Refused(Refusal::new(kind, "no"))).unwrap_err();
+            assert_eq!(exit_of(&refused), Exit::Failed);
+            assert!(format!("{refused:#}").contains("no"), "{refused:#}");
+        }
+        let done = run(&["pool", "drain", "p"], Reply::Done("pool p is drained".to_owned())).unwrap();
+        assert_eq!((done.text.as_str(), done.exit), ("pool p is drained\n", Exit::Fine));
+        let wrong = run(&["--etcd-cert", "/nowhere", "pool", "drain", "p"], Reply::Deleted).unwrap_err();
+        assert_eq!(exit_of(&wrong), Exit::Usage, "{wrong:#}");
+    }
+
+    #[test]
+    fn the_files_of_credentials_are_read_for_changes_and_for_no_question() {
+        let shown = ["--etcd-cert", "/nowhere", "--etcd-key", "/nowhere"];
+        let with = |command: &[&str], reply| run(&[&shown, command].concat(), reply);
+        assert_eq!(with(&["pool", "list"], Reply::Pools(Vec::new())).unwrap().exit, Exit::Fine);
+        let unread = with(&["pool", "drain", "p"], Reply::Done("drained".to_owned())).unwrap_err();
+        assert_eq!(exit_of(&unread), Exit::Failed);
+        assert!(format!("{unread:#}").contains("/nowhere"), "{unread:#}");
+    }
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use polder_agent::ctl::credentials::CredentialArguments;
-use polder_agent::ctl::{Command, Output, Printed, Run, Session, Usage};
+use polder_agent::ctl::{Command, Output, Printed, Run, Session, exit_of};
 use polder_agent::exit::{self, Exit};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -40,11 +40,11 @@ fn main() -> ExitCode {
                 Exit::Failed
             }
         },
-        Err(error) => match error.downcast_ref() {
-            Some(Usage(problem)) => end_with_usage(problem),
-            None => {
+        Err(error) => match exit_of(&error) {
+            Exit::Usage => end_with_usage(&error),
+            exit => {
                 eprintln!("polderctl: {error:#}");
-                Exit::Failed
+                exit
             }
         },
     };
@@ -60,6 +60,6 @@ fn stay() -> io::Result<()> {
 }
 
 /// Ends the program, because an argument is wrong: says what, as for what `clap` finds.
-fn end_with_usage(problem: &str) -> ! {
+fn end_with_usage(problem: &anyhow::Error) -> ! {
     Arguments::command().error(ErrorKind::ValueValidation, problem).exit()
 }
