@@ -9,7 +9,7 @@
 //! | [`etcd_addresses`] | finds out where etcd is |
 //! | [`leases`] | asks which agents are alive |
 //! | [`registrar`] | keeps the node registered and its blocks claimed |
-//! | [`publisher`] | tells the store who has which address |
+//! | [`publisher`] | tells the store that the node lives, and who has which address |
 //! | [`sweeper`](polder_ipam::tasks::sweeper) | takes away what ended without a DEL |
 //! | [`engine`] | makes the kernel what it should be |
 //! | [`monitor`] | hears what changes in the kernel |

@@ -10,10 +10,9 @@ use super::{OperatorHost, invalid, store_failed};
 use crate::key::{Key, Range};
 use crate::publication;
 use crate::store::StoreError;
-use crate::tasks::Me;
-use crate::tasks::lease::ALIVE;
 use crate::tasks::published::Addresses;
 use crate::tasks::records::Records;
+use crate::tasks::{Me, lease};
 
 /// What is known of a node that is to be removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +48,7 @@ fn object(removal: &Removal, standing: Standing) -> Result<(), Objection> {
             "node {node} is alive: its agent renews its lease. --dead is for a machine that is gone for good, and would \
              let other nodes give the addresses of living pods to new ones. If an earlier machine of that name is meant, add \
              --earlier. If this machine is gone, wait {} s and try again; otherwise leave out --dead",
-            ALIVE.as_secs()
+            lease::ALIVE.as_secs()
         )));
     }
     let last = if is_last { " It is the last node of the cluster." } else { "" };
