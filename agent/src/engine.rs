@@ -18,8 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_api::message::Refusal;
-use polder_ipam::{Cidr};
-use polder_ipam::cause::{HostError};
+use polder_ipam::cause::HostError;
 use polder_ipam::peers::{Peer, believe};
 use polder_ipam::view::Source;
 use tokio::sync::{mpsc, oneshot};

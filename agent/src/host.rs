@@ -234,6 +234,7 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
+    use crate::underlay::NotChosen;
 
     fn needs(attach: AttachMode) -> Needs {
         let closed_tunnels = BTreeSet::new();
@@ -323,7 +324,7 @@ mod tests {
             resync: EVERY,
             survey: survey.clone(),
             records: Records::new(view),
-            passes: Passes::new(watch::channel(Err(String::new())).1, watch::channel(None).1),
+            passes: Passes::new(watch::channel(Err(NotChosen::NotYet)).1, watch::channel(None).1),
             verdicts: watch::channel(Arc::default()).1,
             host,
         };

@@ -184,7 +184,7 @@ mod tests {
         };
         let pod = "net/c1/eth0".parse::<polder_api::Attachment>().unwrap().host_interface();
         let devices = [Device::Bridge, Device::OWN[1].clone(), Device::Pod(pod)];
-        let devices = (1..).zip(devices).collect();
+        let devices = (1..).map(IfIndex::new).zip(devices).collect();
         Stage { listener: Listener { task, devices }, underlay, alarm }
     }
 
@@ -212,28 +212,35 @@ mod tests {
     }
 
     fn link(index: u32, name: &str) -> What {
-        What::Link { index, name: name.to_owned() }
+        What::Link { index: IfIndex::new(index), name: name.to_owned() }
     }
 
     fn gone(index: u32, name: &str) -> What {
-        What::LinkGone { index, name: name.to_owned() }
+        What::LinkGone { index: IfIndex::new(index), name: name.to_owned() }
     }
 
     #[tokio::test]
     async fn what_others_do_to_what_is_ours_is_an_alarm_and_what_the_agent_does_is_none() {
         let mut stage = stage();
-        for what in [link(1, BRIDGE), What::Address { index: 1 }, What::Port { index: 3 }, What::OwnRoute] {
+        for what in [
+            link(1, BRIDGE),
+            What::Address { index: IfIndex::new(1) },
+            What::Port { index: IfIndex::new(3) },
+            What::OwnRoute,
+        ] {
             assert_eq!(stage.hear(what.clone(), OTHER).await, Rung::Alarm, "{what:?}");
             assert_eq!(stage.hear(what.clone(), OWN).await, Rung::Nobody, "{what:?}");
         }
-        assert_eq!(stage.hear(What::ForwardsNoMore { index: 2 }, OTHER).await, Rung::Alarm);
-        assert_eq!(stage.hear(What::ForwardsNoMore { index: 9 }, OTHER).await, Rung::Nobody);
+        assert_eq!(stage.hear(What::ForwardsNoMore { index: IfIndex::new(2) }, OTHER).await, Rung::Alarm);
+        assert_eq!(stage.hear(What::ForwardsNoMore { index: IfIndex::new(9) }, OTHER).await, Rung::Nobody);
     }
 
     #[tokio::test]
     async fn what_is_not_ours_may_be_the_underlay() {
         let mut stage = stage();
-        for what in [link(9, "eth0"), gone(9, "eth0"), What::Address { index: 9 }, What::ForeignRoute] {
+        for what in
+            [link(9, "eth0"), gone(9, "eth0"), What::Address { index: IfIndex::new(9) }, What::ForeignRoute]
+        {
             assert_eq!(stage.hear(what.clone(), OTHER).await, Rung::Underlay, "{what:?}");
         }
         assert_eq!(stage.hear(What::Overrun, 0).await, Rung::Both, "anything may have changed");
@@ -252,7 +259,10 @@ mod tests {
     #[tokio::test]
     async fn neighbours_are_looked_after_in_tunnels_and_where_they_are_to_be() {
         let mut stage = stage();
-        let neighbour = |index, address: &str| What::Neighbour { index, address: address.parse().ok() };
+        let neighbour = |index, address: &str| What::Neighbour {
+            index: IfIndex::new(index),
+            address: address.parse().ok(),
+        };
         assert_eq!(stage.hear(neighbour(2, "10.0.0.1"), OTHER).await, Rung::Alarm);
         assert_eq!(stage.hear(neighbour(1, "10.0.0.1"), OTHER).await, Rung::Nobody, "a pod comes or goes");
         assert_eq!(stage.hear(neighbour(1, "10.0.0.9"), OTHER).await, Rung::Alarm);

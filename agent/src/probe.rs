@@ -18,18 +18,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_api::{Family, NodeName};
-use polder_ipam::cause::{Cause};
-use polder_netlink::{namespace};
+use polder_ipam::cause::Cause;
 use polder_store::Store;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
-pub use self::closed::{NotProbed};
+pub use self::closed::NotProbed;
 use self::closed::{Blind, Silent};
-use self::echo::{Echo};
 use self::pings::{OnNode, Pings, answer, send};
-use self::schedule::{Key, Schedule, Shot, Size, Sizes, Target, Token, Verdict};
+use self::schedule::{Key, Schedule, Shot, Sizes, Target, Token, Verdict};
 use self::verdict::{ENDPOINT_FAILURES, Living, combine, is_suspect};
 pub use self::words::{problem, state};
 use crate::board::{Pass, Passes, set_if_changed};

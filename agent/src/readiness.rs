@@ -59,7 +59,7 @@ mod tests {
     use std::net::IpAddr;
     use std::sync::Arc;
 
-    use polder_ipam::registration::{Holdings, Registration};
+    use polder_ipam::registration::{Holdings, Leaving, Registration};
 
     use super::*;
     use crate::board::Pass;
@@ -69,11 +69,12 @@ mod tests {
     #[test]
     fn a_node_says_what_it_waits_for_in_order_and_an_add_waits_for_no_peer() {
         let stage = Stage::new();
-        let not_yet = |what: &str| watch::channel(Err(what.to_owned()));
-        let ((probed, is_open), (announced, is_there)) = (not_yet("no peer answers"), not_yet("no file"));
+        let (probed, is_open) = watch::channel(Err(NotProbed::Probing));
+        let (announced, is_there) = watch::channel(Err(NotWritten::NotYet));
         let readiness = Readiness::new(stage.board(), is_open, is_there);
         assert!(!readiness.reasons().is_empty());
-        assert!(!readiness.reasons().contains(&"no peer answers".to_owned()), "{:?}", readiness.reasons());
+        let (probing, unwritten) = (NotProbed::Probing.to_string(), NotWritten::NotYet.to_string());
+        assert!(!readiness.reasons().contains(&probing), "{:?}", readiness.reasons());
         let gateways: Vec<IpAddr> = vec!["10.244.0.1".parse().unwrap()];
         stage.holdings.send_modify(|holdings| {
             *holdings = Arc::new(Holdings { gateways: gateways.clone(), ..(**holdings).clone() });
@@ -81,12 +82,12 @@ mod tests {
         drop(stage.underlay.send_replace(Ok(Arc::new(Underlay::default()))));
         stage.pass.send_replace(Some(Arc::new(Pass { gateways, mtu: 1450, ..Pass::default() })));
         assert_eq!(readiness.board.obstacles(), Vec::<String>::new());
-        assert_eq!(readiness.reasons(), ["no peer answers"]);
+        assert_eq!(readiness.reasons(), [probing]);
         drop(probed.send_replace(Ok(())));
-        assert_eq!((readiness.reasons(), readiness.unannounced()), (vec!["no file".to_owned()], Vec::new()));
+        assert_eq!((readiness.reasons(), readiness.unannounced()), (vec![unwritten], Vec::new()));
         drop(announced.send_replace(Ok(())));
         assert_eq!(readiness.reasons(), Vec::<String>::new());
-        stage.registration.send_replace(Registration::Removed("by an operator".to_owned()));
+        stage.registration.send_replace(Registration::Removed(Leaving::CuttingOff));
         assert_eq!(readiness.reasons().len(), 1);
     }
 }

@@ -161,7 +161,9 @@ impl Answers for Task {
             reply => reply,
         })
     }
+}
 
+impl Task {
     /// Takes an operator's word down that this machine is the node in place of another. The registrar acts by it, as the node.
     ///
     /// The word is about the machine that the record names at this moment. It ends with the agent, and with any other

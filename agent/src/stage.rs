@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_api::{Backend, Mac};
-use polder_ipam::ids::{ClusterId, Incarnation};
+use polder_ipam::ids::{BootId, ClusterId, Incarnation, MachineId};
 use polder_ipam::ledger::{Identity, Standing};
 use polder_ipam::pool::{Labels, Pool, PoolState};
 use polder_ipam::record::{AttachMode, ClusterRecord, Masquerade, NodeRecord, VxlanSettings};
@@ -15,6 +15,7 @@ use polder_ipam::view::{Known, Source, View};
 use tokio::sync::watch;
 
 use crate::board::{Board, Chosen, Membership, Pass, Passes, Records};
+use crate::underlay::NotChosen;
 
 /// The entries.
 #[derive(Debug)]
@@ -34,7 +35,7 @@ impl Stage {
             view: watch::Sender::new(Arc::new(view())),
             registration: watch::Sender::new(Registration::Registered),
             holdings: watch::Sender::new(Arc::new(holdings)),
-            underlay: watch::Sender::new(Err("not chosen yet".to_owned())),
+            underlay: watch::Sender::new(Err(NotChosen::NotYet)),
             pass: watch::Sender::default(),
         }
     }
@@ -52,8 +53,8 @@ impl Stage {
 pub(crate) fn me() -> Me {
     Me {
         name: "n1".parse().unwrap(),
-        machine_id: "m1".to_owned(),
-        boot_id: "b1".to_owned(),
+        machine_id: MachineId::new("m1"),
+        boot_id: BootId::new("b1"),
         proof: Proof::Machine,
         labels: Labels::new(),
         bootstrap: None,

@@ -119,7 +119,7 @@ trait Workshop {
     fn wiring(&self, cluster: &ClusterRecord, held: &Held) -> Wiring;
 
     /// The number of the interface of that name, if it is there.
-    fn index_of(&self, name: IfName) -> impl Future<Output = Result<Option<u32>, Error>> + Send;
+    fn index_of(&self, name: IfName) -> impl Future<Output = Result<Option<IfIndex>, Error>> + Send;
 
     /// Makes the interfaces, and lets them send; returns the number of the host's end.
     fn make(
@@ -127,7 +127,7 @@ trait Workshop {
         namespace: Arc<File>,
         cluster: &ClusterRecord,
         wiring: Wiring,
-    ) -> impl Future<Output = Result<u32, String>> + Send;
+    ) -> impl Future<Output = Result<IfIndex, String>> + Send;
 
     /// Takes the interfaces away, whichever of the two there is.
     fn delete(&self) -> impl Future<Output = Result<(), String>> + Send;
@@ -281,7 +281,7 @@ impl Workshop for OnNode {
         wiring(&self.node.board.membership, self.node.features, cluster, held)
     }
 
-    async fn index_of(&self, name: IfName) -> Result<Option<u32>, Error> {
+    async fn index_of(&self, name: IfName) -> Result<Option<IfIndex>, Error> {
         self.node.pods.kernel.run(move |kernel| kernel.index_of(&name)).await
     }
 
@@ -290,7 +290,7 @@ impl Workshop for OnNode {
         namespace: Arc<File>,
         cluster: &ClusterRecord,
         wiring: Wiring,
-    ) -> Result<u32, String> {
+    ) -> Result<IfIndex, String> {
         let table = ruleset::table(cluster, &ruleset::Lengths::new());
         let addresses: Vec<IpAddr> = wiring.addresses.iter().map(|own| own.address).collect();
         // Not beside a pass, which would find it half made and complete it.

@@ -7,9 +7,9 @@ use ipnetwork::IpNetwork;
 use polder_ipam::ledger::{Held, LedgerError};
 use polder_ipam::needed::Needed;
 use polder_ipam::{Block, Cidr};
-use polder_netlink::Error;
 use polder_netlink::nft::Table;
 use polder_netlink::route::Lookup;
+use polder_netlink::{Error, IfIndex};
 use polder_store::NodeIpam;
 
 use crate::kernel::Kernel;
@@ -41,7 +41,7 @@ pub trait Datapath {
         &self,
         changes: Vec<Change>,
         desired: Desired,
-        indexes: BTreeMap<Device, u32>,
+        indexes: BTreeMap<Device, IfIndex>,
     ) -> impl Future<Output = Result<Vec<Failure>, Error>> + Send;
 
     /// Reads the host's interfaces, and the ways to these addresses.
@@ -90,7 +90,7 @@ impl Datapath for OnNode {
         &self,
         changes: Vec<Change>,
         desired: Desired,
-        indexes: BTreeMap<Device, u32>,
+        indexes: BTreeMap<Device, IfIndex>,
     ) -> Result<Vec<Failure>, Error> {
         self.kernel.run(move |kernel| kernel.apply(changes, &desired, indexes)).await
     }

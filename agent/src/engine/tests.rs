@@ -9,8 +9,9 @@ use ipnetwork::IpNetwork;
 use polder_ipam::Cidr;
 use polder_ipam::ledger::LedgerError;
 use polder_ipam::needed::Needed;
-use polder_ipam::registration::Registration;
+use polder_ipam::registration::{Registration, Unproven};
 use polder_netlink::Error;
+use polder_netlink::IfIndex;
 use polder_netlink::address::Address;
 use polder_netlink::nft::Table;
 use polder_netlink::route::Lookup;
@@ -20,6 +21,7 @@ use super::datapath::Wired;
 use super::*;
 use crate::bell::{Bell, bell};
 use crate::config::{Config, Flags};
+use crate::conflist::NotWritten;
 use crate::kernel::apply::Failure;
 use crate::kernel::desired::Desired;
 use crate::kernel::features::Features;
@@ -27,6 +29,7 @@ use crate::kernel::plan::tests::Model;
 use crate::kernel::snapshot::HostNetwork;
 use crate::kernel::state::{Actual, Device};
 use crate::kernel::sysctl::Sysctls;
+use crate::probe::NotProbed;
 use crate::readiness::Readiness;
 use crate::repair::{Alarm, Repairs};
 use crate::stage::Stage;
@@ -53,7 +56,7 @@ impl Fake {
 }
 
 fn way() -> Lookup {
-    Lookup { index: 2, gateway: None, source: "192.0.2.7".parse().ok(), local: false }
+    Lookup { index: IfIndex::new(2), gateway: None, source: "192.0.2.7".parse().ok(), local: false }
 }
 
 impl Datapath for Fake {
@@ -69,7 +72,7 @@ impl Datapath for Fake {
         &self,
         changes: Vec<Change>,
         desired: Desired,
-        _: BTreeMap<Device, u32>,
+        _: BTreeMap<Device, IfIndex>,
     ) -> Result<Vec<Failure>, Error> {
         self.with(|state| {
             for change in &changes {
@@ -87,8 +90,8 @@ impl Datapath for Fake {
     async fn host_network(&self, _: Vec<(String, IpAddr)>) -> Result<HostNetwork, Error> {
         let address = "192.0.2.7/24".parse().unwrap();
         Ok(HostNetwork {
-            interfaces: [(2, ("eth0".to_owned(), 1500))].into(),
-            addresses: vec![Address { index: 2, address, global: true, fleeting: false }],
+            interfaces: [(IfIndex::new(2), ("eth0".to_owned(), 1500))].into(),
+            addresses: vec![Address { index: IfIndex::new(2), address, global: true, fleeting: false }],
             routes: vec![(THE_WORLD.to_owned(), way())],
             ..HostNetwork::default()
         })
@@ -126,7 +129,7 @@ struct Theatre {
     senders: Bell,
     plans: mpsc::Sender<PlanRequest>,
     running: Pin<Box<dyn Future<Output = ()>>>,
-    _others: (Bell, watch::Sender<Result<(), String>>),
+    _others: (Bell, watch::Sender<Result<(), NotProbed>>),
     _folder: tempfile::TempDir,
 }
 
@@ -146,8 +149,8 @@ impl Theatre {
         let kernel = Fake::default();
         kernel.with(|state| state.sysctls.clone_from(&sysctls));
         let config = Arc::new(config(folder.path()));
-        let not_yet = || watch::channel(Err("not yet".to_owned()));
-        let ((probed, is_open), (announced, is_there)) = (not_yet(), not_yet());
+        let (probed, is_open) = watch::channel(Err(NotProbed::NotYet));
+        let (announced, is_there) = watch::channel(Err(NotWritten::NotYet));
         let readiness = Readiness::new(stage.board(), is_open, is_there);
         let (repairs, repaired) = watch::channel(Repairs::default());
         let (alarm, (senders, sender_wake), (underlay_changed, underlay_wake)) =
@@ -258,15 +261,15 @@ async fn a_pass_that_fails_is_tried_again_soon_then_slower_and_what_it_said_is_w
 #[tokio::test(start_paused = true)]
 async fn the_kernel_is_left_alone_until_the_node_is_known_to_be_itself() {
     let stage = Stage::new();
-    stage.registration.send_replace(Registration::Unproven("another may be it".to_owned()));
+    stage.registration.send_replace(Registration::Unproven(Unproven::Started));
     let mut theatre = Theatre::new(stage);
     theatre.pass(Duration::from_secs(60)).await;
     assert_eq!(theatre.kernel.with(|state| (state.snapshots, state.freed > 0)), (0, true));
     let (reply, planned) = oneshot::channel();
     theatre.plans.try_send(reply).unwrap();
     theatre.pass(Duration::from_secs(1)).await;
-    let reason = planned.await.unwrap().unwrap_err();
-    assert!(reason.contains("left alone") && reason.contains("another may be it"), "{reason}");
+    let reason = planned.await.unwrap().unwrap_err().to_string();
+    assert!(reason.contains("left alone") && reason.contains("has just started"), "{reason}");
     theatre.stage.registration.send_replace(Registration::Registered);
     theatre.settled().await;
 }

@@ -13,9 +13,9 @@ use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
 use super::mend::mend;
-use crate::board::Board;
-use super::{patience, to_answer};
 use super::own::{Finding, Look, Mend, NotLooked, look};
+use super::patience;
+use crate::board::Board;
 use crate::host::insides::Looker;
 use crate::node::Node;
 
@@ -51,7 +51,7 @@ impl Task {
 /// A node that looks at itself.
 trait Examined {
     /// Looks at the node. While the store's records are being put back, what is missing there is excused.
-    fn look(&self, putting_back: bool) -> impl Future<Output = Result<Look, String>> + Send;
+    fn look(&self, putting_back: bool) -> impl Future<Output = Result<Look, NotLooked>> + Send;
 
     /// Puts something right. Whether it has succeeded, another look tells.
     fn mend(&self, repair: Mend) -> impl Future<Output = ()> + Send;
@@ -65,7 +65,7 @@ trait Examined {
 }
 
 impl Examined for Task {
-    async fn look(&self, putting_back: bool) -> Result<Look, String> {
+    async fn look(&self, putting_back: bool) -> Result<Look, NotLooked> {
         look(&self.node, &self.looker, putting_back).await
     }
 

@@ -41,22 +41,28 @@ impl Task {
         let mut view = self.records.changes();
         // Agents that were started together do not ask together.
         let mut next = Instant::now() + self.resync.min(LONGEST).mul_f64(fraction(&self.node));
+        let mut was_current = false;
         loop {
-            if view.wait_for(|view| is_current(view)).await.is_err() {
-                return;
+            if !is_current(&view.borrow_and_update()) {
+                if was_current {
+                    // Leases may be missing for no other reason than that the store was away.
+                    drop(self.leases.send_replace(Arc::default()));
+                    next = Instant::now() + CONFIRM;
+                }
+                if view.wait_for(|view| is_current(view)).await.is_err() {
+                    return;
+                }
             }
-            // Cancel-safe, both: nothing is taken by waiting.
-            let lost = tokio::select! {
-                () = sleep_until(next) => false,
-                lost = view.wait_for(|view| !is_current(view)) => lost.is_ok(),
-            };
+            was_current = true;
+            // Cancel-safe, both: nothing is taken by waiting. The store can also be lost while it is asked.
+            tokio::select! {
+                () = sleep_until(next) => {}
+                lost = view.wait_for(|view| !is_current(view)) => match lost {
+                    Ok(_) => continue,
+                    Err(_) => return,
+                },
+            }
             let now = Instant::now();
-            if lost {
-                // Leases may be missing for no other reason than that the store was away.
-                drop(self.leases.send_replace(Arc::default()));
-                next = now + CONFIRM;
-                continue;
-            }
             let known = Arc::clone(&self.leases.borrow());
             let leases = self.look(&known).await;
             log(&known, &leases);

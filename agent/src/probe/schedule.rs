@@ -309,9 +309,8 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use polder_ipam::tasks::lease::{ALIVE};
-    use polder_ipam::tasks::publisher::{ALIVE_SECONDS};
-    use polder_netlink::{IfIndex};
+    use polder_ipam::tasks::lease::ALIVE;
+    use polder_netlink::IfIndex;
 
     use super::super::verdict::ENDPOINT_FAILURES;
     use super::*;

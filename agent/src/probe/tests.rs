@@ -7,11 +7,13 @@ use std::sync::Mutex;
 
 use polder_ipam::key::Key as RecordKey;
 use polder_ipam::store::{Txn, Write};
+use polder_netlink::IfIndex;
 use polder_store::Embedded;
 use tokio::sync::Notify;
 
 use super::*;
 use crate::kernel::desired::Path;
+use crate::underlay::NotChosen;
 
 /// The peer's own address, and that of its endpoint.
 const HOST: &str = "10.0.1.1";
@@ -92,7 +94,7 @@ struct Stage {
     store: Store,
     pass: watch::Sender<Option<Arc<Pass>>>,
     endpoint: watch::Sender<Endpoint>,
-    probed: watch::Receiver<Result<(), String>>,
+    probed: watch::Receiver<Result<(), NotProbed>>,
     verdicts: watch::Receiver<Arc<BTreeMap<Key, Verdict>>>,
     running: Pin<Box<dyn Future<Output = ()>>>,
     _folder: tempfile::TempDir,
@@ -107,19 +109,19 @@ fn stage(probe: Option<&str>) -> Stage {
     let store = Store::Embedded(Embedded::open(&folder.path().join("store")).unwrap());
     let (pass, passes) = watch::channel(None);
     let (endpoint, endpoints) = watch::channel(Endpoint::Without("a test has none".to_owned()));
-    let (probed, is_open) = watch::channel(Err("not yet".to_owned()));
+    let (probed, is_open) = watch::channel(Err(NotProbed::NotYet));
     let (verdicts, told) = watch::channel(Arc::default());
     let task = Task {
         probe_peers: true,
         resync: STEADY,
         store: store.clone(),
-        passes: Passes::new(watch::channel(Err(String::new())).1, passes),
+        passes: Passes::new(watch::channel(Err(NotChosen::NotYet)).1, passes),
         endpoint: endpoints,
         probed,
         verdicts,
     };
     let reached = Reached {
-        path: Path::Direct { via: "192.0.2.2".parse().unwrap(), index: 2 },
+        path: Path::Direct { via: "192.0.2.2".parse().unwrap(), index: IfIndex::new(2) },
         gateway: Some(HOST.parse().unwrap()),
         probe: probe.map(|address| address.parse().unwrap()),
         mtu: 1500,
@@ -153,7 +155,7 @@ impl Stage {
         self.verdicts.borrow().get(&key()).copied()
     }
 
-    fn probed(&self) -> Result<(), String> {
+    fn probed(&self) -> Result<(), NotProbed> {
         self.probed.borrow().clone()
     }
 
@@ -202,7 +204,7 @@ async fn a_node_is_not_ready_while_no_peer_answers_that_lives_and_is_when_none_d
     let mut stage = stage(None);
     stage.peer_lives().await;
     stage.some_time().await;
-    let problem = stage.probed().unwrap_err();
+    let problem = stage.probed().unwrap_err().to_string();
     assert!(problem.contains("no peer answers") && problem.contains("n2"), "{problem}");
     stage.wire.answers(HOST, 1500);
     stage.some_time().await;
@@ -241,7 +243,7 @@ async fn without_sockets_a_node_is_not_ready_until_it_has_some() {
     stage.wire.answers(HOST, 1500);
     stage.wire.with(|wire| wire.is_barred = true);
     stage.some_time().await;
-    let problem = stage.probed().unwrap_err();
+    let problem = stage.probed().unwrap_err().to_string();
     assert!(problem.contains("peers cannot be probed from 10.0.0.1"), "{problem}");
     stage.wire.with(|wire| wire.is_barred = false);
     // Another pass.
@@ -266,12 +268,12 @@ async fn a_node_without_an_address_of_its_own_knows_nothing_of_anybody() {
 #[tokio::test(start_paused = true)]
 async fn where_peers_are_not_to_be_probed_the_node_is_ready_without_them() {
     let folder = tempfile::tempdir().unwrap();
-    let (probed, is_open) = watch::channel(Err("not yet".to_owned()));
+    let (probed, is_open) = watch::channel(Err(NotProbed::NotYet));
     let task = Task {
         probe_peers: false,
         resync: STEADY,
         store: Store::Embedded(Embedded::open(&folder.path().join("store")).unwrap()),
-        passes: Passes::new(watch::channel(Err(String::new())).1, watch::channel(None).1),
+        passes: Passes::new(watch::channel(Err(NotChosen::NotYet)).1, watch::channel(None).1),
         endpoint: watch::channel(Endpoint::Awaited).1,
         probed,
         verdicts: watch::channel(Arc::default()).0,

@@ -129,7 +129,7 @@ fn claim() -> Claim {
 
 #[test]
 fn what_is_put_is_the_record_of_the_change() {
-    let alive = Alive { boot_id: "b".to_owned(), machine_id: "m".to_owned() };
+    let alive = Alive { boot_id: BootId::new("b"), machine_id: MachineId::new("m") };
     let said = AddressRecord { attachment: "net/a/eth0".parse().unwrap(), pod: None };
     let inspection = InspectionRecord { id: Nonce("x".to_owned()), repairs: Repairs::None };
     let answered = AnswerRecord {

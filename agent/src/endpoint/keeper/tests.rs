@@ -6,8 +6,10 @@ use std::sync::Mutex;
 use polder_api::message::{Attach, PodAddress};
 use polder_ipam::Moment;
 use polder_ipam::ledger::Kind;
-use polder_ipam::registration::Registration;
+use polder_ipam::registration::{Leaving, Registration};
 use tokio::time::timeout;
+
+use polder_netlink::IfIndex;
 
 use super::*;
 use crate::board::Pass;
@@ -87,11 +89,11 @@ impl Workshop for Fake {
         }
     }
 
-    async fn index_of(&self, _: IfName) -> Result<Option<u32>, Error> {
-        Ok(self.with(|state| state.interface))
+    async fn index_of(&self, _: IfName) -> Result<Option<IfIndex>, Error> {
+        Ok(self.with(|state| state.interface.map(IfIndex::new)))
     }
 
-    async fn make(&self, _: Arc<File>, _: &ClusterRecord, _: Wiring) -> Result<u32, String> {
+    async fn make(&self, _: Arc<File>, _: &ClusterRecord, _: Wiring) -> Result<IfIndex, String> {
         self.with(|state| {
             assert!(state.interface.is_none(), "the one before is still there");
             if let Some(problem) = &state.problem {
@@ -99,7 +101,7 @@ impl Workshop for Fake {
             }
             state.made += 1;
             state.interface = Some(state.made);
-            Ok(state.made)
+            Ok(IfIndex::new(state.made))
         })
     }
 
@@ -198,7 +200,7 @@ async fn that_of_a_node_that_was_removed_is_taken_away() {
     let mut theatre = theatre();
     theatre.serve();
     assert!(is_open(&theatre.after(LOOK / 2).await));
-    theatre.stage.registration.send_replace(Registration::Removed("by an operator".to_owned()));
+    theatre.stage.registration.send_replace(Registration::Removed(Leaving::CuttingOff));
     assert!(matches!(theatre.after(LOOK).await, Endpoint::Awaited));
     assert_eq!(theatre.workshop.with(|state| state.interface), None);
 }

@@ -32,11 +32,12 @@ impl Fake {
 }
 
 impl Examined for Fake {
-    async fn look(&self, putting_back: bool) -> Result<Look, String> {
+    async fn look(&self, putting_back: bool) -> Result<Look, NotLooked> {
         self.with(|state| {
             (state.looks, state.putting_back) = (state.looks + 1, putting_back);
             if state.is_unreadable {
-                return Err("the ledger cannot be read".to_owned());
+                let (store, reason) = ("etcd".to_owned(), "none".to_owned());
+                return Err(NotLooked::Store(StoreError::NoAnswer { store, reason }));
             }
             if let Some(left) = &mut state.looks_left {
                 match left.checked_sub(1) {

@@ -262,11 +262,6 @@ impl Records for Fake {
         })
     }
 
-    /// Few, so that what is about many records takes several changes.
-    fn most_records(&self) -> usize {
-        2
-    }
-
     async fn range(&self, range: &Range) -> Result<Contents, StoreError> {
         self.with(|state| {
             if state.fault == Some(Fault::Unreadable) {
@@ -280,6 +275,11 @@ impl Records for Fake {
 
 impl Host for Fake {
     type Ledger = Memory;
+
+    /// Few, so that what is about many records takes several changes.
+    fn most_records(&self) -> usize {
+        2
+    }
 
     fn now(&self) -> Moment {
         self.with(|state| Moment::from_millis(state.clock))

@@ -7,6 +7,7 @@ use super::fake::{me, until_it_waits};
 use super::*;
 use crate::change::Sign;
 use crate::publication::sign_of_life;
+use crate::store::Outcome;
 use crate::store::refusal::{Cause, Refusal};
 use crate::tasks::lease::{ALIVE, LeaseStore, hold};
 

@@ -4,7 +4,7 @@ use polder_api::Family;
 
 use super::fake::*;
 use super::*;
-use crate::claim::{Unavailable, next_block};
+use crate::claim::{NoClaim, Unavailable, next_block};
 use crate::ids::{Incarnation, Nonce};
 use crate::key::Key;
 use crate::pool::{Block, BlockRequest, Purpose};
