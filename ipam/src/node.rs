@@ -25,6 +25,8 @@ pub struct NodeIpam<L> {
     dormant: Vec<OwnedBlock>,
     /// Reserved addresses that are being handed over to this node, and for which attachment.
     expected: BTreeSet<(IpAddr, Attachment)>,
+    /// What attachments had that were taken away before their ADD had ended: its plugin may still make the interface.
+    overtaken: BTreeMap<Attachment, Vec<IpAddr>>,
     /// Blocks that were claimed not long ago, and when: whoever they were claimed for is about to take an address.
     fresh: BTreeMap<Block, Moment>,
     /// Of how many free addresses it keeps twice as many when it gives a block back.
@@ -171,21 +173,11 @@ impl<L: Ledger> NodeIpam<L> {
             dormant,
             ledger,
             expected: BTreeSet::new(),
+            overtaken: BTreeMap::new(),
             fresh: BTreeMap::new(),
             low_water: LOW_WATER,
         };
         Ok((node, void))
-    }
-
-    /// Of how many free addresses there should always be.
-    pub fn low_water(&self) -> u64 {
-        self.low_water
-    }
-
-    /// Keeps twice as many free addresses when it gives a block back, instead of twice [`LOW_WATER`].
-    #[must_use]
-    pub fn with_low_water(self, low_water: u64) -> Self {
-        Self { low_water, ..self }
     }
 
     /// What it goes by.

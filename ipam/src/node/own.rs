@@ -28,7 +28,7 @@ pub struct Own {
     pub attachments: usize,
     /// The addresses of attachments that are in none of its blocks.
     pub strays: Vec<Stray>,
-    /// Reserved addresses that are being handed over to it.
+    /// Reserved addresses that are being handed over to it, and those of attachments whose ADD may still make an interface.
     pub expected: BTreeSet<IpAddr>,
     /// Blocks that it can do without.
     pub spare: Vec<Block>,
@@ -82,6 +82,17 @@ rule! {
 }
 
 impl<L: Ledger> NodeIpam<L> {
+    /// Of how many free addresses there should always be.
+    pub fn low_water(&self) -> u64 {
+        self.low_water
+    }
+
+    /// Keeps twice as many free addresses when it gives a block back, instead of twice [`LOW_WATER`](crate::claim::LOW_WATER).
+    #[must_use]
+    pub fn with_low_water(self, low_water: u64) -> Self {
+        Self { low_water, ..self }
+    }
+
     /// What the node has at that moment.
     pub fn own(&self, now: Moment) -> Result<Own, LedgerError> {
         let in_a_block = |address: &IpAddr| self.blocks.iter().any(|owned| owned.block.cidr().has(*address));
@@ -107,7 +118,10 @@ impl<L: Ledger> NodeIpam<L> {
                 .unwrap_or_default(),
             attachments: self.attachments.len(),
             strays: strays.collect(),
-            expected: self.expected.iter().map(|(address, _)| *address).collect(),
+            expected: {
+                let expected = self.expected.iter().map(|(address, _)| address);
+                expected.chain(self.overtaken.values().flatten()).copied().collect()
+            },
             spare: self.spare(now),
             idle_gateways: self.idle_gateways(now),
             could_take_gateway: Family::BOTH
@@ -263,6 +277,24 @@ impl<L: Ledger> NodeIpam<L> {
     /// is not let go. Only meanwhile the attachment can have it.
     pub fn expect(&mut self, address: IpAddr, attachment: &Attachment) {
         self.expected.insert((address, attachment.clone()));
+    }
+
+    /// Takes down that an attachment is taken away before its ADD has ended. What it had stays its own until then, also a
+    /// reserved address, which does not rest.
+    pub fn overtake(&mut self, attachment: &Attachment) {
+        if let Some(held) = self.attachments.get(attachment) {
+            self.overtaken.insert(attachment.clone(), held.addresses.clone());
+        }
+    }
+
+    /// The attachments that were taken away before their ADD had ended.
+    pub fn overtaken(&self) -> impl Iterator<Item = &Attachment> {
+        self.overtaken.keys()
+    }
+
+    /// The ADD of the attachment has ended, and there is no interface of it. Whether it was taken away before.
+    pub fn forget_overtaken(&mut self, attachment: &Attachment) -> bool {
+        self.overtaken.remove(attachment).is_some()
     }
 
     /// Expects the address no more for that attachment. Another may still.

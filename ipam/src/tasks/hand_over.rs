@@ -125,8 +125,8 @@ impl<H: RegistrarHost> Registrar<'_, H> {
         let (identity, held) = self
             .host
             .ledger(|ipam, _| {
-                let held: BTreeSet<Attachment> =
-                    ipam.attachments().map(|held| held.attachment.clone()).collect();
+                let held = ipam.attachments().map(|held| &held.attachment);
+                let held: BTreeSet<Attachment> = held.chain(ipam.overtaken()).cloned().collect();
                 (ipam.identity(), held)
             })
             .await;
@@ -148,7 +148,7 @@ impl<H: RegistrarHost> Registrar<'_, H> {
             boot_id: self.me.boot_id.clone(),
             attachment: attachment.clone(),
         };
-        // What is not in the ledger has no interface: that goes first.
+        // What is not in the ledger has no interface, for that goes first; unless its ADD has not ended.
         let is_gone = |last: &Holder| last.attachment == *attachment || !held.contains(&last.attachment);
         Ok(reservation::hand_over(view, address, owner, &holder, node.revision, &is_gone)?)
     }

@@ -331,7 +331,9 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
     /// Takes away all pods of this node, and forgets what it owned.
     async fn cut_off(&self) -> Result<(), Failed> {
         let all = |ipam: &mut NodeIpam<H::Ledger>, _| -> Vec<Attachment> {
-            ipam.attachments().chain(ipam.probe()).map(|held| held.attachment.clone()).collect()
+            let held = ipam.attachments().chain(ipam.probe()).map(|held| &held.attachment);
+            // What the plugin of one that was taken away still makes, no pass would delete.
+            held.chain(ipam.overtaken()).cloned().collect()
         };
         let mut problem = None;
         for attachment in self.host.ledger(all).await {

@@ -27,6 +27,7 @@ pub async fn run<H: PodHost>(host: &H, leaving: Vec<Attachment>, grace: Duration
         // Whatever is released has been seen missing at least twice.
         host.sleep(grace / 3).await;
         tombstones::apply_all(host).await;
+        end_overtaken(host).await;
         match look(host).await {
             Ok(gone) => {
                 let is_locked = |attachment: &Attachment| host.is_locked(attachment);
@@ -38,6 +39,16 @@ pub async fn run<H: PodHost>(host: &H, leaving: Vec<Attachment>, grace: Duration
                 }
             }
             Err(error) => warn!(%error, "the pods' interfaces cannot be looked at"),
+        }
+    }
+}
+
+/// Deletes what plugins have made after their attachments were taken away, where nobody else has done so.
+async fn end_overtaken<H: PodHost>(host: &H) {
+    let all = host.ledger(|ipam, _| ipam.overtaken().cloned().collect::<Vec<_>>()).await;
+    for attachment in all {
+        if let Some(_lock) = host.try_lock(&attachment) {
+            teardown::end_overtaken(host, &attachment).await;
         }
     }
 }

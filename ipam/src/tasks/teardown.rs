@@ -10,6 +10,7 @@ use tracing::{info, warn};
 use super::PodHost;
 use crate::cause::HostError;
 use crate::ledger::{Held, LedgerError};
+use crate::node::NodeIpam;
 use crate::release::NotReleased;
 
 /// How long a DEL waits for an ADD of the same attachment to end.
@@ -24,10 +25,34 @@ pub async fn del<H: PodHost>(host: &H, attachment: &Attachment) -> Result<(), Re
             return Err(Refusal::try_again(format!("{attachment} is being wired")));
         }
         warn!(%attachment, "its ADD does not end: taking it away nevertheless");
+        let key = attachment.clone();
+        host.ledger(move |ipam, _| ipam.overtake(&key)).await;
     }
     // A runtime must not be kept from forgetting a pod that is gone.
     let released = release(host, attachment).await;
-    released.map(drop).map_err(|error| Refusal::new(RefusalKind::Failed, error.to_string()))
+    let failed = |error: HostError| Refusal::new(RefusalKind::Failed, error.to_string());
+    drop(released.map_err(failed)?);
+    if lock.is_some() {
+        forget_overtaken(host, attachment).await;
+    }
+    Ok(())
+}
+
+/// Takes in that the ADD of an attachment has ended that was taken away before, and that there is no interface of it.
+async fn forget_overtaken<H: PodHost>(host: &H, attachment: &Attachment) {
+    let key = attachment.clone();
+    let was_overtaken = host.ledger(move |ipam, _| ipam.forget_overtaken(&key)).await;
+    if was_overtaken {
+        host.addresses_freed();
+    }
+}
+
+/// Deletes what the plugin of an ADD has made after the attachment was taken away. For whoever has locked the attachment.
+pub(super) async fn end_overtaken<H: PodHost>(host: &H, attachment: &Attachment) {
+    match host.delete_interface(attachment).await {
+        Ok(()) => forget_overtaken(host, attachment).await,
+        Err(error) => warn!(%attachment, %error, "what its ADD has made after its DEL is not deleted yet"),
+    }
 }
 
 /// Takes an attachment of a removed node away. Fails while its ADD has not ended: the node would say that its pods are gone, and
@@ -37,9 +62,10 @@ pub async fn cut_off<H: PodHost>(host: &H, attachment: &Attachment) -> Result<()
         return Err(NotReleased::Busy(attachment.clone()));
     };
     match release(host, attachment).await? {
-        Addresses::Freed => Ok(()),
-        Addresses::Kept(error) => Err(error.into()),
+        Addresses::Freed => forget_overtaken(host, attachment).await,
+        Addresses::Kept(error) => return Err(error.into()),
     }
+    Ok(())
 }
 
 rule! {
@@ -105,11 +131,18 @@ pub async fn release_for<H: PodHost>(host: &H, attachment: &Attachment, why: &st
     }
 }
 
-/// What becomes of an attachment whose plugin has gone away: if there is no interface, there never will be one. For whoever
-/// has locked it.
+/// What becomes of an attachment whose plugin has gone away: if there is no interface, there never will be one; one of an
+/// attachment that was taken away meanwhile goes, too. For whoever has locked it.
 pub async fn abandoned<H: PodHost>(host: &H, attachment: &Attachment) {
     let key = attachment.clone();
-    let Some(held) = host.ledger(move |ipam, _| ipam.get(&key).cloned()).await else { return };
+    let look = move |ipam: &mut NodeIpam<H::Ledger>, _| {
+        (ipam.get(&key).cloned(), ipam.overtaken().any(|overtaken| *overtaken == key))
+    };
+    let (held, is_overtaken) = host.ledger(look).await;
+    if is_overtaken {
+        end_overtaken(host, attachment).await;
+    }
+    let Some(held) = held else { return };
     match is_gone(host, held).await {
         Ok(false) => {}
         Ok(true) => {

@@ -3,6 +3,7 @@
 mod fake;
 mod lease;
 mod operator;
+mod overtaken;
 mod pods;
 mod publisher;
 mod registrar;

@@ -40,6 +40,9 @@ pub(super) const MTU: u32 = 1450;
 fn brief(step: &Step) -> String {
     match step {
         Step::Commit(change) => change.to_string(),
+        Step::Wait(reason) => format!("Wait: {reason}"),
+        Step::Conflict(reason) => format!("Conflict: {reason}"),
+        Step::Removed(reason) => format!("Removed: {reason}"),
         other => format!("{other:?}"),
     }
 }

@@ -4,7 +4,7 @@ use polder_api::NodeName;
 use polder_api::message::{Refusal, Removal};
 use tracing::warn;
 
-use super::{ATTEMPTS, Knowledge, invalid};
+use super::{ATTEMPTS, Knowledge, invalid, store_failed};
 use crate::record::{FenceRecord, Life, NodeRecord, PodsGone};
 use crate::removal::{self, NotRemoved, Vouched, blocks_of};
 use crate::store::{Outcome, StoreError};
@@ -41,7 +41,15 @@ pub async fn remove_node(
             )));
         }
         let change = removal::remove(&view, &node, vouched).map_err(invalid)?;
-        let Some(change) = change else { return Ok(waits_for(&view, &node)) };
+        let Some(change) = change else {
+            // What is known here can be behind: another machine can be the node by now.
+            let now = read_all(records).await.map_err(|error| store_failed(&error, error.to_string()))?;
+            if removal::remove(&now, &node, vouched) == Ok(None) {
+                return Ok(waits_for(&now, &node));
+            }
+            agent.known_otherwise(&view, CATCH_UP).await;
+            continue;
+        };
         match records.commit(&change).await {
             Ok(Outcome::Applied { revision }) => {
                 warn!(%node, dead, "removed from the cluster");

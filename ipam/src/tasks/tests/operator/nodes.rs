@@ -82,6 +82,22 @@ fn what_is_said_of_a_node_is_not_said_of_the_machine_that_becomes_it_meanwhile()
 }
 
 #[test]
+fn a_node_that_was_removed_and_came_again_is_not_said_to_be_removed_by_a_view_that_is_behind() {
+    let (fake, _) = registered();
+    let node = fake.with(|state| state.entries[&Key::Node(me().name).to_string()].clone());
+    remove(&fake, true).unwrap();
+    fake.with(State::load);
+    assert!(remove(&fake, true).unwrap().contains("node n1 is removed"));
+    fake.with(|state| {
+        state.put(&node.key, node.value);
+        rewrite(state, |record| record.incarnation.0 = "another".to_owned());
+    });
+    let refused = remove(&fake, true).unwrap_err();
+    assert!(refused.message.contains("since its removal began"), "{refused}");
+    assert!(is_member(&fake));
+}
+
+#[test]
 fn a_removal_without_an_answer_is_not_repeated_and_one_that_is_refused_late_is_found() {
     let (fake, _) = registered();
     fake.with(|state| state.fates.push_back(Fate::Lost));

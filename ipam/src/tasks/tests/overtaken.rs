@@ -1,0 +1,120 @@
+//! Attachments that are taken away before their ADD has ended.
+
+use polder_api::Pod;
+use polder_api::message::{AddRequest, AddressSource};
+
+use super::fake::*;
+use super::*;
+use crate::key::Key;
+use crate::pool::Purpose;
+use crate::record::{PoolRecord, ReservationRecord, encode};
+use crate::reservation::Denied;
+
+struct Waits;
+
+impl Caller for Waits {
+    fn is_gone(&self) -> bool {
+        false
+    }
+}
+
+/// A node with a pod that has a reserved address, was taken away, and whose ADD has not ended: whoever keeps the lock is the plugin.
+fn overtaken() -> (Fake, Registrar<'static, Fake>, Lock) {
+    let (fake, registrar) = registered();
+    let mut pool = pool_of("kept", "10.9.0.0/28", 28);
+    pool.purpose = Purpose::Reservations;
+    fake.with(|state| {
+        state.revision += 1;
+        state.put(&Key::Pool(pool.name.clone()).to_string(), encode(&PoolRecord::from(&pool)));
+        state.load();
+    });
+    let pod = Pod { namespace: "d".to_owned(), name: "web".to_owned(), uid: None };
+    let request = AddRequest {
+        attachment: attachment("c1"),
+        netns: String::new(),
+        pod: Some(pod),
+        source: AddressSource::Pools { pool: Some(pool.name), addresses: Vec::new() },
+        mac: None,
+        mtu: None,
+    };
+    let (_, lock) = at_once(add(&fake, &me(), request, &Waits)).unwrap();
+    at_once(teardown::del(&fake, &attachment("c1"))).unwrap();
+    fake.with(|state| {
+        assert!(state.ipam.get(&attachment("c1")).is_none());
+        state.load();
+    });
+    (fake, registrar, lock)
+}
+
+/// The plugin makes the interface after all.
+fn make(fake: &Fake) {
+    fake.with(|state| state.interfaces.insert(attachment("c1")));
+}
+
+fn has_interface(fake: &Fake) -> bool {
+    fake.with(|state| state.interfaces.contains(&attachment("c1")))
+}
+
+fn is_held(fake: &Fake) -> bool {
+    let holder = |key: &Key, value: &[u8]| match key {
+        Key::Reservation(_) => serde_json::from_slice::<ReservationRecord>(value).unwrap().holder,
+        _ => None,
+    };
+    !fake.records(holder).is_empty()
+}
+
+#[test]
+fn what_a_plugin_makes_after_its_del_goes_when_it_ends_and_its_reserved_address_is_held_until_then() {
+    let (fake, mut registrar, lock) = overtaken();
+    at_once(registrar.look());
+    assert!(is_held(&fake));
+    let wanted = Workload::Pool("kept".parse().unwrap());
+    let refused = at_once(registrar.hand_over(&wanted, "d/web", &attachment("c2"))).unwrap_err();
+    assert!(matches!(refused, Unreserved::Denied(Denied::Held { .. })), "{refused}");
+    make(&fake);
+    at_once(teardown::abandoned(&fake, &attachment("c1")));
+    drop(lock);
+    assert!(!has_interface(&fake));
+    at_once(registrar.look());
+    assert!(!is_held(&fake));
+}
+
+#[test]
+fn the_sweeper_deletes_what_nobody_else_has_and_not_while_the_add_goes_on() {
+    let (fake, mut registrar, lock) = overtaken();
+    make(&fake);
+    let sweep = || {
+        fake.with(|state| state.sleeps = 1);
+        until_it_waits(sweeper::run(&fake, Vec::new(), Duration::from_secs(30)));
+    };
+    sweep();
+    assert!(has_interface(&fake));
+    drop(lock);
+    sweep();
+    assert!(!has_interface(&fake));
+    at_once(registrar.look());
+    assert!(!is_held(&fake));
+}
+
+#[test]
+fn another_del_after_the_end_of_the_add_ends_it_too() {
+    let (fake, mut registrar, lock) = overtaken();
+    make(&fake);
+    drop(lock);
+    at_once(teardown::del(&fake, &attachment("c1"))).unwrap();
+    assert!(!has_interface(&fake));
+    at_once(registrar.look());
+    assert!(!is_held(&fake));
+}
+
+#[test]
+fn a_removed_node_says_that_its_pods_are_gone_only_when_no_add_can_make_an_interface() {
+    let (fake, mut registrar, lock) = overtaken();
+    fake.with(State::remove_node);
+    at_once(registrar.look());
+    assert!(!fake.is_confirmed(), "its plugin can still make the interface");
+    make(&fake);
+    drop(lock);
+    at_once(registrar.look());
+    assert!(fake.is_confirmed() && !has_interface(&fake));
+}
