@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use polder_api::Family;
+use polder_api::PerFamily;
 use polder_api::message::{Refusal, RefusalKind};
 use polder_ipam::peers::Problem;
 use polder_ipam::publication::Basis;
@@ -183,7 +183,7 @@ pub struct Pass {
     /// How each peer's blocks of each family are reached.
     pub paths: BTreeMap<Key, Reached>,
     /// Neighbours on the underlay through which peers are reached, by family.
-    pub next_hops: BTreeMap<Family, usize>,
+    pub next_hops: PerFamily<usize>,
     /// The interfaces of others through which pods' packets come in.
     pub carriers: BTreeSet<String>,
 }

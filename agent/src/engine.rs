@@ -17,6 +17,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use polder_api::PerFamily;
 use polder_api::message::Refusal;
 use polder_ipam::cause::HostError;
 use polder_ipam::peers::{Peer, believe};
@@ -49,7 +50,7 @@ const PASSES: usize = 3;
 const PEERS_ASKED: usize = 8;
 
 /// Addresses that are nobody's (RFC 5737, RFC 3849): the way to them is the default route.
-const WORLD: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
+const WORLD: PerFamily<&str> = PerFamily::new("192.0.2.1", "2001:db8::1");
 
 /// How long what the store has lost is kept nevertheless: it gets its records back from those who have them.
 const LOSS_GRACE: Duration = Duration::from_secs(60);
@@ -352,7 +353,12 @@ impl<D: Datapath> Engine<D> {
                     .filter_map(|url| Some(("etcd".to_owned(), etcd_addresses::address(url)?))),
             );
         }
-        asked.extend(WORLD.iter().filter_map(|world| Some((THE_WORLD.to_owned(), world.parse().ok()?))));
+        asked.extend(
+            WORLD
+                .both()
+                .into_iter()
+                .filter_map(|(_, world)| Some((THE_WORLD.to_owned(), world.parse().ok()?))),
+        );
         let known = self.board().underlay();
         let facts = match self.tools.datapath.host_network(asked).await {
             Ok(network) => {

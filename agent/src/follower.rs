@@ -187,7 +187,7 @@ fn read(path: &Path) -> Result<Contents, NoSnapshot> {
 
 #[cfg(test)]
 mod tests {
-    use polder_api::Family;
+    use polder_api::PerFamily;
     use polder_ipam::store::KeyChange;
     use polder_ipam::view::Source;
     use polder_netlink::IfIndex;
@@ -257,7 +257,7 @@ mod tests {
             chosen_by: String::new(),
         };
         let own = vec![uplink.address];
-        let chosen = Underlay { uplinks: [(Family::V4, uplink)].into(), ..Underlay::default() };
+        let chosen = Underlay { uplinks: PerFamily::new(Some(uplink), None), ..Underlay::default() };
         drop(engine.send_replace(Ok(Arc::new(chosen))));
         drop(timeout(patience, told.wait_for(|view| view.own == own)).await.unwrap().unwrap());
         running.abort();

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use polder_api::Family;
+use polder_api::{Family, PerFamily};
 use polder_ipam::Cidr;
 use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::record::{AttachMode, ClusterRecord};
@@ -44,7 +44,7 @@ pub struct Needs {
     /// How pods are attached.
     pub attach: AttachMode,
     /// Neighbours on the underlay through which peers are reached, by family.
-    pub neighbours: BTreeMap<Family, usize>,
+    pub neighbours: PerFamily<usize>,
     /// The families of the underlay over which tunnels lead to peers, and none of them answers.
     pub closed_tunnels: BTreeSet<Family>,
     /// The UDP port of the tunnels.
@@ -66,8 +66,9 @@ pub fn problems(there: &Surroundings, gaps: &[Gap], needs: &Needs) -> Vec<String
         .filter(|filter| needs.closed_tunnels.iter().any(|family| filter.judges(*family)))
         .filter_map(|filter| filter.problem_of_tunnels(needs.tunnel_port));
     let legacy = there.legacy_filters.iter().map(|family| firewall::unreadable(*family, needs.attach));
-    let neighbours = needs.neighbours.iter().filter_map(|(family, needed)| {
-        there.neighbours.get(family).and_then(|limits| limits.problem(*family, *needed))
+    let neighbours = there.neighbours.iter().filter_map(|(family, limits)| {
+        let needed = Some(needs.neighbours[family]).filter(|needed| *needed > 0)?;
+        limits.problem(family, needed)
     });
     let ports = match needs.attach {
         AttachMode::Bridge => limits::ports(there.bridge_ports),
@@ -183,7 +184,7 @@ impl<S: Survey> Task<S> {
         let pods = Pods { pools: pools.collect(), leased: addresses, carriers: pass.carriers.clone() };
         let needs = Needs {
             attach: cluster.attach,
-            neighbours: pass.next_hops.clone(),
+            neighbours: pass.next_hops,
             closed_tunnels: closed_tunnels(&pass.paths, &self.verdicts.borrow()),
             tunnel_port: Encapsulation::of(cluster).port(cluster),
             pods,
@@ -240,7 +241,7 @@ mod tests {
         let closed_tunnels = BTreeSet::new();
         Needs {
             attach,
-            neighbours: BTreeMap::new(),
+            neighbours: PerFamily::default(),
             closed_tunnels,
             tunnel_port: 8472,
             pods: Pods::default(),
@@ -249,7 +250,7 @@ mod tests {
 
     #[test]
     fn a_host_that_does_nothing_to_us_has_no_problems() {
-        let needs = Needs { neighbours: [(Family::V4, 100)].into(), ..needs(AttachMode::Bridge) };
+        let needs = Needs { neighbours: PerFamily::new(100, 0), ..needs(AttachMode::Bridge) };
         assert_eq!(problems(&Surroundings::default(), &[], &needs), Vec::<String>::new());
     }
 

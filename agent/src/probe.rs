@@ -17,7 +17,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use polder_api::{Family, NodeName};
+use polder_api::{Family, NodeName, PerFamily};
 use polder_ipam::cause::Cause;
 use polder_store::Store;
 use tokio::sync::watch;
@@ -95,7 +95,7 @@ impl Task {
             host: Side::new(self.resync),
             forwarded: Side::new(self.resync),
             task: self,
-            blind: BTreeMap::new(),
+            blind: PerFamily::NONE,
             endpoint: None,
             aimed_by: None,
             alive: BTreeMap::new(),
@@ -141,7 +141,7 @@ struct Prober<P: Pings> {
     /// From endpoint to endpoint.
     forwarded: Side<P::Echo>,
     /// Why there are no sockets on the host, although the node has an address.
-    blind: BTreeMap<Family, Blind>,
+    blind: PerFamily<Option<Blind>>,
     /// The endpoint that the sockets of `forwarded` are in.
     endpoint: Option<Arc<Open>>,
     /// The pass that the targets are from.
@@ -159,12 +159,12 @@ struct Prober<P: Pings> {
 /// The probes that take one of the two routes.
 struct Side<E> {
     schedule: Schedule,
-    echoes: BTreeMap<Family, E>,
+    echoes: PerFamily<Option<E>>,
 }
 
 impl<E> Side<E> {
     fn new(steady: Duration) -> Self {
-        Self { schedule: Schedule::new(steady), echoes: BTreeMap::new() }
+        Self { schedule: Schedule::new(steady), echoes: PerFamily::NONE }
     }
 }
 
@@ -194,20 +194,20 @@ impl<P: Pings> Prober<P> {
         self.aimed_by = Some(Arc::clone(pass));
         for family in Family::BOTH {
             let own = pass.gateways.iter().copied().find(|own| Family::of(*own) == family);
-            let opened = self.host.echoes.get(&family).map(|echo| self.pings.source(echo));
+            let opened = self.host.echoes[family].as_ref().map(|echo| self.pings.source(echo));
             if own.is_none() || opened != own {
-                self.host.echoes.remove(&family);
+                self.host.echoes[family] = None;
                 self.open(family, own);
             }
         }
         let endpoint = |family: &Family, reached: &Reached| {
-            let can_forward = self.forwarded.echoes.contains_key(family);
+            let can_forward = self.forwarded.echoes[*family].is_some();
             can_forward.then(|| Target::endpoint(reached)).flatten()
         };
         let hosts = pass.paths.iter().filter_map(|(key, reached)| {
             // The long ones take the path of pods, if there is one.
             let sizes = if endpoint(&key.1, reached).is_some() { Sizes::Small } else { Sizes::Both };
-            let target = self.host.echoes.contains_key(&key.1).then(|| Target::host(reached, sizes));
+            let target = self.host.echoes[key.1].is_some().then(|| Target::host(reached, sizes));
             Some((key.clone(), target.flatten()?))
         });
         let endpoints =
@@ -220,12 +220,12 @@ impl<P: Pings> Prober<P> {
 
     /// Opens the sockets in the endpoint's namespace.
     fn enter(&mut self, endpoint: Option<Arc<Open>>) {
-        self.forwarded.echoes.clear();
+        self.forwarded.echoes = PerFamily::NONE;
         let sources =
             endpoint.iter().flat_map(|open| open.addresses.iter().map(|source| (source, &open.namespace)));
         for (source, namespace) in sources {
             match self.pings.open(*source, Some(namespace)) {
-                Ok(echo) => drop(self.forwarded.echoes.insert(Family::of(*source), echo)),
+                Ok(echo) => self.forwarded.echoes[Family::of(*source)] = Some(echo),
                 Err(error) => warn!(%source, %error, "the probe endpoint has no socket to probe peers with"),
             }
         }
@@ -233,16 +233,16 @@ impl<P: Pings> Prober<P> {
     }
 
     fn open(&mut self, family: Family, own: Option<IpAddr>) {
-        let before = self.blind.remove(&family);
+        let before = self.blind[family].take();
         let Some(source) = own else { return };
         match self.pings.open(source, None) {
-            Ok(echo) => drop(self.host.echoes.insert(family, echo)),
+            Ok(echo) => self.host.echoes[family] = Some(echo),
             Err(error) => {
                 let reason = Blind { source_address: source, error: Cause::new(error) };
                 if before.as_ref() != Some(&reason) {
                     warn!("{reason}");
                 }
-                self.blind.insert(family, reason);
+                self.blind[family] = Some(reason);
             }
         }
     }
@@ -275,7 +275,7 @@ impl<P: Pings> Prober<P> {
             }
             Err(error) => {
                 warn!(%family, %error, "answers to probes cannot be read");
-                side.echoes.remove(&family);
+                side.echoes[family] = None;
                 self.aimed_by = None;
             }
         }
@@ -381,8 +381,8 @@ impl<P: Pings> Prober<P> {
             return Err(NotProbed::NoEndpoint);
         }
         let (mut silent, mut dropped) = (Vec::new(), BTreeSet::new());
-        for family in self.host.echoes.keys() {
-            let has_pods = |((_, of), reached): &(&Key, &Reached)| of == family && reached.gateway.is_some();
+        for family in self.host.echoes.families() {
+            let has_pods = |((_, of), reached): &(&Key, &Reached)| *of == family && reached.gateway.is_some();
             let peers: Vec<&Key> = pass.paths.iter().filter(has_pods).map(|(key, _)| key).collect();
             let known = || peers.iter().filter_map(|key| verdicts.get(*key));
             if known().any(|verdict| verdict.is_open()) {

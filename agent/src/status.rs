@@ -7,7 +7,7 @@ use polder_api::status::{
     BlockStatus, ClusterStatus, NodeStanding, NodeStatus, NotUnderlayStatus, PassStatus, PathKind,
     PathStatus, ProbeState, RepairStatus, Status, StoreStatus, UnderlayStatus,
 };
-use polder_api::{Family, NodeName};
+use polder_api::{Family, NodeName, PerFamily};
 use tokio::time::Instant;
 
 use crate::board::Pass;
@@ -34,7 +34,7 @@ pub async fn status(reporter: &Reporter) -> Status {
     let (counts, totals, pods) = reporter
         .ipam
         .run(|ipam| {
-            let totals = Family::BOTH.map(|family| (family, ipam.total(family, None, now())));
+            let totals = PerFamily::each(|family| ipam.total(family, None, now()));
             (ipam.counts(now()), totals, ipam.attachments().count())
         })
         .await;
@@ -43,7 +43,6 @@ pub async fn status(reporter: &Reporter) -> Status {
     problems.extend(reporter.told.host.borrow().iter().cloned());
     let leases = reporter.told.leases.borrow().among(|name| view.nodes.contains_key(name));
     problems.extend(leases.problems(Instant::now()));
-    let totals = totals.into_iter().collect();
     let shortages = shortage::warnings(&view, &reporter.config.labels, &totals);
     problems.extend(shortages.iter().map(ToString::to_string));
     if reporter.board().obstacles().is_empty() {

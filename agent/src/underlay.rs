@@ -1,9 +1,8 @@
 //! Which of the node's addresses its peers are to use: chosen by the route to them, not by the default route.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use polder_api::Family;
+use polder_api::{Family, PerFamily};
 use polder_ipam::Cidr;
 use polder_ipam::cause::HostError;
 use polder_ipam::needed::{Needed, What};
@@ -17,7 +16,7 @@ use crate::kernel::snapshot::HostNetwork;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Underlay {
     /// At most one of a family.
-    pub uplinks: BTreeMap<Family, Uplink>,
+    pub uplinks: PerFamily<Option<Uplink>>,
     /// The other addresses of the node, and why it is not one of those.
     pub others: Vec<Other>,
     /// What the node has to reach past the pods' network.
@@ -110,10 +109,10 @@ impl Facts {
     }
 
     /// Why these addresses were not chosen, where that can be asked at all.
-    fn others(&self, uplinks: &BTreeMap<Family, Uplink>) -> Vec<Other> {
+    fn others(&self, uplinks: &PerFamily<Option<Uplink>>) -> Vec<Other> {
         let other = |found: &Address| {
             let address = found.address.ip();
-            let uplink = uplinks.get(&Family::of(address));
+            let uplink = uplinks[Family::of(address)].as_ref();
             let is_chosen = uplink.is_some_and(|uplink| uplink.address == address);
             // An interface of ours is never asked, nor is what every host has of itself.
             if address.is_loopback() || is_chosen || self.network.own.contains(&found.index) {
@@ -210,11 +209,9 @@ impl Facts {
 impl Underlay {
     /// Chooses anew. What was in use stays in use as long as it is there: a change makes every peer follow.
     pub fn choose(config: &UnderlayConfig, facts: &Facts, current: &Self) -> Result<Self, NotChosen> {
-        let mut uplinks = BTreeMap::new();
+        let mut uplinks = PerFamily::NONE;
         for family in Family::BOTH {
-            if let Some(uplink) = choose(family, config, facts, current.uplinks.get(&family))? {
-                uplinks.insert(family, uplink);
-            }
+            uplinks[family] = choose(family, config, facts, current.uplinks[family].as_ref())?;
         }
         if uplinks.is_empty() {
             let seen: Vec<_> = Family::BOTH.iter().flat_map(|family| facts.candidates(*family)).collect();
@@ -233,12 +230,12 @@ impl Underlay {
 
     /// The address of that family.
     pub fn address(&self, family: Family) -> Option<IpAddr> {
-        Some(self.uplinks.get(&family)?.address)
+        Some(self.uplinks[family].as_ref()?.address)
     }
 
     /// The family of the underlay that tunnels go over first.
     pub fn tunnel_families(&self) -> impl Iterator<Item = Family> {
-        self.uplinks.keys().copied()
+        self.uplinks.families()
     }
 }
 
@@ -400,14 +397,15 @@ mod tests {
         facts.network.addresses.push(address(1, "10.255.0.7/32"));
         facts.network.routes[0].1.source = "10.255.0.7".parse().ok();
         let first = Underlay::choose(&UnderlayConfig::default(), &facts, &Underlay::default()).unwrap();
-        let uplink = &first.uplinks[&Family::V4];
+        let uplink = first.uplinks[Family::V4].as_ref().unwrap();
         assert_eq!((uplink.address.to_string().as_str(), uplink.mtu), ("10.255.0.7", 9000));
         assert_eq!(Underlay::choose(&UnderlayConfig::default(), &facts, &first).unwrap(), first);
         // It may be in the configuration and in no route.
         facts.network.routes[0].1.source = "10.0.0.7".parse().ok();
         let addresses = vec!["10.255.0.7".parse().unwrap()];
         let config = UnderlayConfig { addresses, ..UnderlayConfig::default() };
-        assert_eq!(Underlay::choose(&config, &facts, &first).unwrap().uplinks[&Family::V4].mtu, 1500);
+        let then = Underlay::choose(&config, &facts, &first).unwrap();
+        assert_eq!(then.uplinks[Family::V4].as_ref().map(|uplink| uplink.mtu), Some(1500));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::ops::{Index, IndexMut};
 
 use serde::{Deserialize, Serialize};
 
@@ -34,11 +35,113 @@ impl Family {
     }
 }
 
+/// One of something for each family; with an `Option`, at most one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub struct PerFamily<T> {
+    v4: T,
+    v6: T,
+}
+
+impl<T> PerFamily<T> {
+    /// These two.
+    pub const fn new(v4: T, v6: T) -> Self {
+        Self { v4, v6 }
+    }
+
+    /// What `one` makes of each family.
+    pub fn each(mut one: impl FnMut(Family) -> T) -> Self {
+        Self { v4: one(Family::V4), v6: one(Family::V6) }
+    }
+
+    /// Both, in the order in which addresses are listed.
+    pub const fn both(&self) -> [(Family, &T); 2] {
+        [(Family::V4, &self.v4), (Family::V6, &self.v6)]
+    }
+}
+
+impl<T> Index<Family> for PerFamily<T> {
+    type Output = T;
+
+    fn index(&self, family: Family) -> &T {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
+}
+
+impl<T> IndexMut<Family> for PerFamily<T> {
+    fn index_mut(&mut self, family: Family) -> &mut T {
+        match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
+        }
+    }
+}
+
+impl<T> PerFamily<Option<T>> {
+    /// None of either.
+    pub const NONE: Self = Self { v4: None, v6: None };
+
+    /// Those that there are, in the order in which addresses are listed.
+    pub fn iter(&self) -> impl Iterator<Item = (Family, &T)> {
+        self.both().into_iter().filter_map(|(family, one)| Some((family, one.as_ref()?)))
+    }
+
+    /// Those that there are, without their families.
+    pub fn values(&self) -> impl Iterator<Item = &T> {
+        self.iter().map(|(_, one)| one)
+    }
+
+    /// Those that there are, for whoever wants to keep them.
+    pub fn into_values(self) -> impl Iterator<Item = T> {
+        [self.v4, self.v6].into_iter().flatten()
+    }
+
+    /// The families of which there is one.
+    pub fn families(&self) -> impl Iterator<Item = Family> {
+        self.iter().map(|(family, _)| family)
+    }
+
+    /// Whether there is none.
+    pub const fn is_empty(&self) -> bool {
+        self.v4.is_none() && self.v6.is_none()
+    }
+}
+
+impl<T> FromIterator<(Family, T)> for PerFamily<Option<T>> {
+    /// Of two of one family the last one stays.
+    fn from_iter<I: IntoIterator<Item = (Family, T)>>(all: I) -> Self {
+        let mut found = Self::NONE;
+        all.into_iter().for_each(|(family, one)| found[family] = Some(one));
+        found
+    }
+}
+
 impl fmt::Display for Family {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::V4 => "IPv4",
             Self::V6 => "IPv6",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_family_has_its_own_and_what_is_missing_is_left_out() {
+        let mut lengths = PerFamily::each(Family::bits);
+        lengths[Family::V4] += 1;
+        assert_eq!(lengths, PerFamily::new(33, 128));
+        assert_eq!(lengths.both(), [(Family::V4, &33), (Family::V6, &128)]);
+        let mut found: PerFamily<Option<&str>> = [(Family::V6, "fd00::1")].into_iter().collect();
+        assert_eq!(found.families().collect::<Vec<_>>(), [Family::V6]);
+        assert_eq!(found[Family::V4], None);
+        found[Family::V4] = Some("10.0.0.1");
+        assert_eq!(found.values().collect::<Vec<_>>(), [&"10.0.0.1", &"fd00::1"], "IPv4 comes first");
+        assert!(!found.is_empty() && PerFamily::<Option<u8>>::NONE.is_empty());
     }
 }

@@ -23,7 +23,7 @@ pub mod status;
 
 pub use attachment::{Attachment, Pod, is_host_interface, tombstone, tombstones};
 pub use backend::{Backend, UnknownBackend};
-pub use family::Family;
+pub use family::{Family, PerFamily};
 pub use mac::{Mac, ParseMacError};
 pub use name::{ContainerId, IfName, InvalidName, NetworkName, NodeName, PoolName};
 pub use words::UnknownWord;

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use polder_api::{Family, NodeName, PoolName};
+use polder_api::{Family, NodeName, PerFamily, PoolName};
 
 use crate::Cidr;
 use crate::allocator::Counts;
@@ -268,7 +268,7 @@ fn level(used: u64, total: u64) -> Option<u8> {
 
 /// The shortages that are to come on a node with these labels: pools of which most blocks are claimed, and families of
 /// which no block is left and most of the node's addresses are in use. A pool of one block never had another.
-pub fn warnings(view: &View, labels: &Labels, own: &BTreeMap<Family, Counts>) -> Vec<Warning> {
+pub fn warnings(view: &View, labels: &Labels, own: &PerFamily<Counts>) -> Vec<Warning> {
     let open: Vec<_> = view.pools.values().filter(|pool| pool.record.is_open_to(labels)).collect();
     let mut warnings = Vec::new();
     for pool in &open {
@@ -279,8 +279,8 @@ pub fn warnings(view: &View, labels: &Labels, own: &BTreeMap<Family, Counts>) ->
             warnings.push(Warning { level, what, used, total: claimed.total });
         }
     }
-    for (family, counts) in own {
-        let of_family = open.iter().filter(|pool| pool.record.family() == *family);
+    for (family, counts) in own.both() {
+        let of_family = open.iter().filter(|pool| pool.record.family() == family);
         let left: u64 = of_family.map(|pool| Claimed::of(view, &pool.record).free().min(1)).sum();
         let (used, total) = (counts.used, counts.used + counts.resting + counts.free);
         if let Some(level) = level(used, total).filter(|_| left == 0) {
@@ -368,7 +368,10 @@ mod tests {
     fn a_shortage_is_announced_at_80_and_at_95_percent_of_the_blocks() {
         let levels = |claimed: usize| -> Vec<u8> {
             let view = cluster(record("10.0.0.0/24", 32), &vec!["n1"; claimed]);
-            warnings(&view, &Labels::new(), &BTreeMap::new()).iter().map(|warning| warning.level).collect()
+            warnings(&view, &Labels::new(), &PerFamily::default())
+                .iter()
+                .map(|warning| warning.level)
+                .collect()
         };
         assert_eq!(levels(204), [] as [u8; 0]);
         assert_eq!(levels(205), [80]);
@@ -379,7 +382,9 @@ mod tests {
 
     #[test]
     fn the_nodes_own_addresses_count_when_no_block_is_left_and_not_before() {
-        let used = |used| [(Family::V4, Counts { used, resting: 2, free: 8 - used, excluded: 2 })].into();
+        let used = |used| {
+            PerFamily::new(Counts { used, resting: 2, free: 8 - used, excluded: 2 }, Counts::default())
+        };
         let last = cluster(record("10.0.0.0/28", 28), &["n1"]);
         let said = |view: &View, own| -> Vec<String> {
             warnings(view, &Labels::new(), &own).iter().map(ToString::to_string).collect()

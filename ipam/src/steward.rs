@@ -3,10 +3,9 @@
 //! Pure: from what is known, one step at a time. Whoever carries a step out comes back with what is known then. Every
 //! step can be carried out again, and none rests on one before it having been seen to succeed.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use polder_api::{Family, Mac, NodeName, rule};
+use polder_api::{Family, Mac, NodeName, PerFamily, rule};
 
 use crate::change::{Change, Claim, HandOver, Member};
 use crate::claim::{AT_ONCE, Grounds, NoClaim, holds_off};
@@ -55,7 +54,7 @@ pub struct Facts<'a> {
     /// The removed nodes whose blocks rest.
     pub quarantine: &'a Quarantine,
     /// The families of which no block could be claimed, with the reason. They are not tried again now.
-    pub unclaimable: &'a BTreeMap<Family, NoClaim>,
+    pub unclaimable: &'a PerFamily<Option<NoClaim>>,
     /// A name that nobody else has.
     pub fresh: &'a str,
     /// Now.
@@ -314,7 +313,7 @@ fn needs(facts: &Facts<'_>) -> Needs {
     for family in view.families() {
         let mut open = own.blocks.iter().filter(is_open);
         let step = if !open.any(|owned| owned.block.family() == family) {
-            match facts.unclaimable.get(&family) {
+            match &facts.unclaimable[family] {
                 Some(why) => {
                     reason.get_or_insert_with(|| why.clone().into());
                     None

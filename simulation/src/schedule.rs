@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use polder_api::NodeName;
 use polder_ipam::ids::MachineId;
-
 use polder_ipam::tasks::teardown::WIRING_PATIENCE;
 
 use crate::agent::PATIENCE_MS;

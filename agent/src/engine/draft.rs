@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use polder_api::{Family, NodeName};
+use polder_api::{Family, NodeName, PerFamily};
 use polder_ipam::peers::{Believed, believe};
 use polder_ipam::record::ClusterRecord;
 use polder_ipam::view::{Source, View};
@@ -189,7 +189,7 @@ impl<D: Datapath> Engine<D> {
 fn next_hops(
     paths: &BTreeMap<(NodeName, Family), Reached>,
     reach: &BTreeMap<IpAddr, Option<Lookup>>,
-) -> BTreeMap<Family, usize> {
+) -> PerFamily<usize> {
     let next_hop = |reached: &Reached| match &reached.path {
         Path::Direct { via, .. } => Some(*via),
         Path::Tunnel { remote, .. } => {
@@ -199,7 +199,7 @@ fn next_hops(
         Path::Unreachable(_) => None,
     };
     let distinct: BTreeSet<IpAddr> = paths.values().filter_map(next_hop).collect();
-    let mut count = BTreeMap::new();
-    distinct.into_iter().for_each(|address| *count.entry(Family::of(address)).or_default() += 1);
+    let mut count = PerFamily::default();
+    distinct.into_iter().for_each(|address| count[Family::of(address)] += 1);
     count
 }

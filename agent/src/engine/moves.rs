@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use polder_api::{Family, NodeName};
+use polder_api::{Family, NodeName, PerFamily};
 use polder_ipam::peers::Peer;
 use polder_ipam::record::NodeRecord;
 use tokio::time::Instant;
@@ -27,7 +27,7 @@ pub(super) struct Moves {
     /// The addresses that they have left, and until when those are good.
     left: BTreeMap<IpAddr, (NodeName, Instant)>,
     /// Addresses that this node itself is about to leave; and when, once its record has the new one.
-    leaving: BTreeMap<Family, (IpAddr, Option<Instant>)>,
+    leaving: PerFamily<Option<(IpAddr, Option<Instant>)>>,
 }
 
 impl Moves {
@@ -45,7 +45,10 @@ impl Moves {
         }
         self.peers = still_there;
         self.left.retain(|_, (name, until)| *until > now && self.peers.contains_key(name));
-        self.leaving.retain(|_, (_, until)| until.is_none_or(|until| until > now));
+        for family in Family::BOTH {
+            let leaving = &mut self.leaving[family];
+            *leaving = leaving.take().filter(|(_, until)| until.is_none_or(|until| until > now));
+        }
     }
 
     /// The addresses that peers have left a short while ago.
@@ -67,13 +70,13 @@ impl Moves {
         now: Instant,
     ) -> Underlay {
         let mut sources = underlay.clone();
-        for (family, uplink) in &mut sources.uplinks {
-            match registered.iter().copied().find(|address| Family::of(*address) == *family) {
-                Some(known) if known != uplink.address => {
-                    self.leaving.insert(*family, (known, None));
-                }
+        for family in Family::BOTH {
+            let Some(uplink) = &mut sources.uplinks[family] else { continue };
+            let leaving = &mut self.leaving[family];
+            match registered.iter().copied().find(|address| Family::of(*address) == family) {
+                Some(known) if known != uplink.address => *leaving = Some((known, None)),
                 _ => {
-                    if let Some((_, until)) = self.leaving.get_mut(family) {
+                    if let Some((_, until)) = leaving {
                         until.get_or_insert(now + OVERLAP);
                     }
                 }
@@ -81,9 +84,9 @@ impl Moves {
             let is_good = |(address, until): &(IpAddr, Option<Instant>)| {
                 own.contains(address) && until.is_none_or(|until| until > now)
             };
-            match self.leaving.get(family).copied().filter(is_good) {
-                Some((address, _)) => uplink.address = address,
-                None => drop(self.leaving.remove(family)),
+            *leaving = leaving.filter(is_good);
+            if let Some((address, _)) = leaving {
+                uplink.address = *address;
             }
         }
         sources
@@ -98,7 +101,7 @@ impl Moves {
 
 #[cfg(test)]
 mod tests {
-    use polder_api::Mac;
+    use polder_api::{Mac, PerFamily};
     use polder_ipam::ids::{BootId, Incarnation, MachineId};
     use polder_netlink::IfIndex;
 
@@ -160,7 +163,7 @@ mod tests {
             mtu: 1500,
             chosen_by: String::new(),
         };
-        let underlay = Underlay { uplinks: [(Family::V4, uplink)].into(), ..Underlay::default() };
+        let underlay = Underlay { uplinks: PerFamily::new(Some(uplink), None), ..Underlay::default() };
         let both = BTreeSet::from([ip("10.0.0.1"), ip("10.0.0.9")]);
         let mut from = |registered: &str, own: &BTreeSet<IpAddr>, at| {
             moves.sources(&underlay, &[ip(registered)], own, at).address(Family::V4).unwrap().to_string()

@@ -310,11 +310,11 @@ fn devices(inputs: &Inputs<'_>, state: &mut State) {
         let tunnel = OwnLink {
             kind: OwnKind::Tunnel(encapsulation.device(inputs.cluster, Some(uplink.address))),
             mac: encapsulation.mac(inputs.cluster, inputs.node),
-            mtu: uplink.mtu.saturating_sub(encapsulation.overhead(*family)),
+            mtu: uplink.mtu.saturating_sub(encapsulation.overhead(family)),
             up: true,
             identity: Identity::Whole,
         };
-        state.links.insert(Device::Tunnel(*family), tunnel);
+        state.links.insert(Device::Tunnel(family), tunnel);
     }
 }
 

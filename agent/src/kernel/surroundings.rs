@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use ipnetwork::IpNetwork;
-use polder_api::{BRIDGE, Family};
+use polder_api::{BRIDGE, Family, PerFamily};
 use polder_ipam::Cidr;
 use polder_netlink::address::Address;
 use polder_netlink::nft::foreign::{BaseChain, Condition, ForeignRule, Judged, Judgement};
@@ -31,7 +31,7 @@ pub struct Surroundings {
     /// The families of which legacy iptables has a table `filter`. Netlink does not tell what is in it.
     pub legacy_filters: BTreeSet<Family>,
     /// How many neighbours the kernel keeps. Unknown outside of the machine's first network namespace.
-    pub neighbours: BTreeMap<Family, NeighbourLimits>,
+    pub neighbours: PerFamily<Option<NeighbourLimits>>,
     /// Ports of our bridge.
     pub bridge_ports: usize,
     /// Whether the source address of what comes in is checked on all interfaces.
@@ -91,7 +91,7 @@ impl Kernel {
                 Vec::new()
             },
             legacy_filters: Family::BOTH.into_iter().filter(|family| has_legacy_filter(*family)).collect(),
-            neighbours: Family::BOTH.into_iter().filter_map(|family| self.neighbour_limits(family)).collect(),
+            neighbours: PerFamily::each(|family| self.neighbour_limits(family)),
             bridge_ports: self.bridge_ports()?,
             filters_all_sources: self
                 .sysctls
@@ -114,7 +114,7 @@ impl Kernel {
         })
     }
 
-    fn neighbour_limits(&self, family: Family) -> Option<(Family, NeighbourLimits)> {
+    fn neighbour_limits(&self, family: Family) -> Option<NeighbourLimits> {
         let limit = |name: &str| {
             let folder = match family {
                 Family::V4 => "net/ipv4/neigh/default",
@@ -122,7 +122,7 @@ impl Kernel {
             };
             self.sysctls.get(&format!("{folder}/{name}")).ok()?.parse().ok()
         };
-        Some((family, NeighbourLimits { soft: limit("gc_thresh2")?, hard: limit("gc_thresh3")? }))
+        Some(NeighbourLimits { soft: limit("gc_thresh2")?, hard: limit("gc_thresh3")? })
     }
 
     fn bridge_ports(&mut self) -> Result<usize, Error> {

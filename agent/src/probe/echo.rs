@@ -12,13 +12,14 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
 };
 use nix::{libc, setsockopt_impl, sockopt_impl};
+use polder_api::{Family, PerFamily};
 use tokio::net::UdpSocket;
 
 use super::schedule::{Size, Token};
 
 /// Echo request and echo reply, in ICMP and in `ICMPv6`.
-const REQUEST: (u8, u8) = (8, 128);
-const REPLY: (u8, u8) = (0, 129);
+const REQUEST: PerFamily<u8> = PerFamily::new(8, 128);
+const REPLY: PerFamily<u8> = PerFamily::new(0, 129);
 
 /// Lengths of the headers, in bytes: IPv4, IPv6, ICMP.
 const V4_HEADER: usize = 20;
@@ -102,7 +103,7 @@ impl Echo {
             Some(packets) => (V4_HEADER, packets),
             None => (V6_HEADER, &self.inbox),
         };
-        let message = request(self.source.is_ipv4(), self.identifier, length.saturating_sub(header), token);
+        let message = request(Family::of(self.source), self.identifier, length.saturating_sub(header), token);
         let bytes = match (self.source, to) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
                 [&v4_header(from, to, message.len())[..], &message].concat()
@@ -120,7 +121,7 @@ impl Echo {
             let (length, from) = self.inbox.recv_from(&mut buffer).await?;
             let header = if self.packets.is_some() { V4_HEADER } else { 0 };
             let message = buffer.get(header..length).unwrap_or_default();
-            if let Some(token) = reply(self.source.is_ipv4(), self.identifier, message) {
+            if let Some(token) = reply(Family::of(self.source), self.identifier, message) {
                 return Ok((from.ip(), token));
             }
         }
@@ -132,15 +133,15 @@ fn asynchronous(socket: OwnedFd) -> io::Result<UdpSocket> {
 }
 
 /// An echo request of that length, in bytes; at least as long as what it carries.
-fn request(is_v4: bool, identifier: u16, length: usize, token: Token) -> Vec<u8> {
-    let mut message = vec![if is_v4 { REQUEST.0 } else { REQUEST.1 }, 0, 0, 0];
+fn request(family: Family, identifier: u16, length: usize, token: Token) -> Vec<u8> {
+    let mut message = vec![REQUEST[family], 0, 0, 0];
     message.extend(identifier.to_be_bytes());
     message.extend([0, 0]);
     message.extend(MARK);
     message.extend(token.number.to_be_bytes());
     message.push(u8::from(token.size == Size::Full));
     message.resize(length.max(ICMP_HEADER + DATA), 0);
-    if is_v4 {
+    if family == Family::V4 {
         // In IPv6 the kernel does it.
         let sum = checksum(&message);
         message[2..4].copy_from_slice(&sum.to_be_bytes());
@@ -149,10 +150,9 @@ fn request(is_v4: bool, identifier: u16, length: usize, token: Token) -> Vec<u8>
 }
 
 /// What an echo reply carries, if it is one to that identifier.
-fn reply(is_v4: bool, identifier: u16, message: &[u8]) -> Option<Token> {
-    let wanted = if is_v4 { REPLY.0 } else { REPLY.1 };
+fn reply(family: Family, identifier: u16, message: &[u8]) -> Option<Token> {
     let (header, data) = message.split_at_checked(ICMP_HEADER)?;
-    let is_ours = header[0] == wanted && header[4..6] == identifier.to_be_bytes();
+    let is_ours = header[0] == REPLY[family] && header[4..6] == identifier.to_be_bytes();
     let rest = data.strip_prefix(MARK.as_slice()).filter(|_| is_ours)?;
     let (number, rest) = rest.split_first_chunk::<4>()?;
     let size = if *rest.first()? == 0 { Size::Small } else { Size::Full };
@@ -195,21 +195,21 @@ mod tests {
 
     #[test]
     fn what_is_asked_comes_back_in_the_reply() {
-        for is_v4 in [true, false] {
-            let mut message = request(is_v4, 77, 100, TOKEN);
+        for family in Family::BOTH {
+            let mut message = request(family, 77, 100, TOKEN);
             assert_eq!(message.len(), 100);
-            assert_eq!(reply(is_v4, 77, &message), None, "the request itself is no reply");
-            message[0] = if is_v4 { REPLY.0 } else { REPLY.1 };
-            assert_eq!(reply(is_v4, 77, &message), Some(TOKEN));
-            assert_eq!(reply(is_v4, 78, &message), None, "somebody else's");
-            assert_eq!(reply(is_v4, 77, &message[..ICMP_HEADER + DATA - 1]), None, "cut off");
+            assert_eq!(reply(family, 77, &message), None, "the request itself is no reply");
+            message[0] = REPLY[family];
+            assert_eq!(reply(family, 77, &message), Some(TOKEN));
+            assert_eq!(reply(family, 78, &message), None, "somebody else's");
+            assert_eq!(reply(family, 77, &message[..ICMP_HEADER + DATA - 1]), None, "cut off");
         }
     }
 
     #[test]
     fn the_sum_over_a_message_with_its_checksum_is_nothing() {
         for length in [0, 84, 85] {
-            assert_eq!(checksum(&request(true, 77, length, TOKEN)), 0, "{length} bytes");
+            assert_eq!(checksum(&request(Family::V4, 77, length, TOKEN)), 0, "{length} bytes");
         }
     }
 }

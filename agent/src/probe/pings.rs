@@ -1,12 +1,11 @@
 //! What probes are sent and received through: sockets on the host and in the probe endpoint.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::future::pending;
 use std::io;
 use std::net::IpAddr;
 
-use polder_api::Family;
+use polder_api::{Family, PerFamily};
 use polder_netlink::namespace;
 
 use super::echo::Echo;
@@ -69,9 +68,9 @@ impl Pings for OnNode {
 /// The next answer, of either family. Cancel-safe.
 pub(super) async fn answer<P: Pings>(
     pings: &P,
-    echoes: &BTreeMap<Family, P::Echo>,
+    echoes: &PerFamily<Option<P::Echo>>,
 ) -> (Family, io::Result<(IpAddr, Token)>) {
-    let receive = async |family| match echoes.get(&family) {
+    let receive = async |family| match &echoes[family] {
         Some(echo) => (family, pings.receive(echo).await),
         None => pending().await,
     };
@@ -82,9 +81,9 @@ pub(super) async fn answer<P: Pings>(
 }
 
 /// Sends probes, from the address of the family that each goes to.
-pub(super) async fn send<P: Pings>(pings: &P, echoes: &BTreeMap<Family, P::Echo>, shots: Vec<Shot>) {
+pub(super) async fn send<P: Pings>(pings: &P, echoes: &PerFamily<Option<P::Echo>>, shots: Vec<Shot>) {
     for Shot { number, to, full, .. } in shots {
-        let Some(echo) = echoes.get(&Family::of(to)) else { continue };
+        let Some(echo) = &echoes[Family::of(to)] else { continue };
         let full = full.map(|length| (Size::Full, length as usize));
         for (size, length) in [(Size::Small, 0)].into_iter().chain(full) {
             // What cannot be sent does not come back: that is what counts.

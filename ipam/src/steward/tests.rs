@@ -1,5 +1,7 @@
 //! What the changes of a node rest on.
 
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::Cidr;
 use crate::allocator::USUAL_REST;
@@ -93,7 +95,7 @@ fn step_of_boot(boot_id: &str, double: Double, view: &View, own: Own) -> Step {
         double,
         caution: false,
         quarantine: &quarantine,
-        unclaimable: &BTreeMap::new(),
+        unclaimable: &PerFamily::NONE,
         fresh: "i2",
         now: LATE,
     })

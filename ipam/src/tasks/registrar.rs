@@ -4,12 +4,11 @@
 //! Everything here is a change that rests on the records that led to it. What fails is looked at again when
 //! the records change, and now and then.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use polder_api::{Attachment, Family, NodeName};
+use polder_api::{Attachment, NodeName, PerFamily};
 use tracing::{info, warn};
 
 use super::{Ended, Me, RegistrarHost, attempt};
@@ -62,7 +61,7 @@ struct Round {
     /// Whether it is proven that this machine is the node.
     is_proven: bool,
     /// The families of which no block could be claimed, with the reason.
-    unclaimable: BTreeMap<Family, NoClaim>,
+    unclaimable: PerFamily<Option<NoClaim>>,
 }
 
 /// What a registrar has decided to do next, and the view that it was decided on: by the time it is done, there can be another one.
@@ -85,7 +84,7 @@ impl RegistrarState {
 
 impl Round {
     const fn new() -> Self {
-        Self { double: Double::Unasked, is_proven: false, unclaimable: BTreeMap::new() }
+        Self { double: Double::Unasked, is_proven: false, unclaimable: PerFamily::NONE }
     }
 }
 
@@ -172,7 +171,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             }
             Step::Claim(BlockRequest::Any(family, pool)) => {
                 if let Err(error) = self.claim(BlockRequest::Any(family, pool)).await {
-                    self.state.round.unclaimable.insert(family, error);
+                    self.state.round.unclaimable[family] = Some(error);
                 }
                 return Ok(None);
             }

@@ -44,7 +44,7 @@ impl Case {
             double: self.double.clone(),
             caution: false,
             quarantine: &quarantine,
-            unclaimable: &BTreeMap::new(),
+            unclaimable: &PerFamily::NONE,
             fresh: "i2",
             now: LATE,
         })
