@@ -53,7 +53,10 @@ pub struct Stray {
 impl Own {
     /// Whether it has nothing.
     pub fn is_bare(&self) -> bool {
-        self.attachments == 0 && self.blocks.is_empty() && self.gateways.is_empty()
+        self.attachments == 0
+            && self.blocks.is_empty()
+            && self.gateways.is_empty()
+            && self.expected.is_empty()
     }
 }
 

@@ -38,6 +38,10 @@ async fn admit<H: PodHost>(
         return refuse(kind, format!("this node is not ready: {}", obstacles.join("; ")));
     }
     tombstones::apply(host, attachment).await;
+    if let Err(error) = teardown::end_overtaken(host, attachment).await {
+        let problem = format!("what an earlier ADD of {attachment} has made is not deleted yet: {error}");
+        return refuse(RefusalKind::TryAgain, problem);
+    }
     Ok(lock)
 }
 

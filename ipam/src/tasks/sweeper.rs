@@ -48,7 +48,7 @@ async fn end_overtaken<H: PodHost>(host: &H) {
     let all = host.ledger(|ipam, _| ipam.overtaken().cloned().collect::<Vec<_>>()).await;
     for attachment in all {
         if let Some(_lock) = host.try_lock(&attachment) {
-            teardown::end_overtaken(host, &attachment).await;
+            let _ = teardown::end_overtaken(host, &attachment).await;
         }
     }
 }

@@ -34,6 +34,9 @@ pub async fn del<H: PodHost>(host: &H, attachment: &Attachment) -> Result<(), Re
     drop(released.map_err(failed)?);
     if lock.is_some() {
         forget_overtaken(host, attachment).await;
+    } else if let Some(_lock) = host.try_lock(attachment) {
+        // The ADD has ended meanwhile.
+        let _ = end_overtaken(host, attachment).await;
     }
     Ok(())
 }
@@ -47,12 +50,24 @@ async fn forget_overtaken<H: PodHost>(host: &H, attachment: &Attachment) {
     }
 }
 
-/// Deletes what the plugin of an ADD has made after the attachment was taken away. For whoever has locked the attachment.
-pub(super) async fn end_overtaken<H: PodHost>(host: &H, attachment: &Attachment) {
-    match host.delete_interface(attachment).await {
-        Ok(()) => forget_overtaken(host, attachment).await,
-        Err(error) => warn!(%attachment, %error, "what its ADD has made after its DEL is not deleted yet"),
+/// Deletes what the plugin of an ADD has made after the attachment was taken away; nothing of one that was added again since. For
+/// whoever has locked the attachment.
+pub(super) async fn end_overtaken<H: PodHost>(host: &H, attachment: &Attachment) -> Result<(), HostError> {
+    let key = attachment.clone();
+    let look = move |ipam: &mut NodeIpam<H::Ledger>, _| {
+        let is_overtaken = ipam.overtaken().any(|overtaken| *overtaken == key);
+        (is_overtaken, ipam.get(&key).is_some_and(|held| !held.leaving))
+    };
+    let (is_overtaken, is_there_again) = host.ledger(look).await;
+    if !is_overtaken {
+        return Ok(());
     }
+    if !is_there_again && let Err(error) = host.delete_interface(attachment).await {
+        warn!(%attachment, %error, "what its ADD has made after its DEL is not deleted yet");
+        return Err(error);
+    }
+    forget_overtaken(host, attachment).await;
+    Ok(())
 }
 
 /// Takes an attachment of a removed node away. Fails while its ADD has not ended: the node would say that its pods are gone, and
@@ -135,14 +150,8 @@ pub async fn release_for<H: PodHost>(host: &H, attachment: &Attachment, why: &st
 /// attachment that was taken away meanwhile goes, too. For whoever has locked it.
 pub async fn abandoned<H: PodHost>(host: &H, attachment: &Attachment) {
     let key = attachment.clone();
-    let look = move |ipam: &mut NodeIpam<H::Ledger>, _| {
-        (ipam.get(&key).cloned(), ipam.overtaken().any(|overtaken| *overtaken == key))
-    };
-    let (held, is_overtaken) = host.ledger(look).await;
-    if is_overtaken {
-        end_overtaken(host, attachment).await;
-    }
-    let Some(held) = held else { return };
+    let _ = end_overtaken(host, attachment).await;
+    let Some(held) = host.ledger(move |ipam, _| ipam.get(&key).cloned()).await else { return };
     match is_gone(host, held).await {
         Ok(false) => {}
         Ok(true) => {

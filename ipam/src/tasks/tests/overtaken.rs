@@ -28,22 +28,25 @@ fn overtaken() -> (Fake, Registrar<'static, Fake>, Lock) {
         state.put(&Key::Pool(pool.name.clone()).to_string(), encode(&PoolRecord::from(&pool)));
         state.load();
     });
-    let pod = Pod { namespace: "d".to_owned(), name: "web".to_owned(), uid: None };
-    let request = AddRequest {
-        attachment: attachment("c1"),
-        netns: String::new(),
-        pod: Some(pod),
-        source: AddressSource::Pools { pool: Some(pool.name), addresses: Vec::new() },
-        mac: None,
-        mtu: None,
-    };
-    let (_, lock) = at_once(add(&fake, &me(), request, &Waits)).unwrap();
+    let (_, lock) = at_once(add(&fake, &me(), request("c1"), &Waits)).unwrap();
     at_once(teardown::del(&fake, &attachment("c1"))).unwrap();
     fake.with(|state| {
         assert!(state.ipam.get(&attachment("c1")).is_none());
         state.load();
     });
     (fake, registrar, lock)
+}
+
+/// An ADD of a pod with a reserved address.
+fn request(container: &str) -> AddRequest {
+    AddRequest {
+        attachment: attachment(container),
+        netns: String::new(),
+        pod: Some(Pod { namespace: "d".to_owned(), name: "web".to_owned(), uid: None }),
+        source: AddressSource::Pools { pool: "kept".parse().ok(), addresses: Vec::new() },
+        mac: None,
+        mtu: None,
+    }
 }
 
 /// The plugin makes the interface after all.
@@ -94,6 +97,21 @@ fn the_sweeper_deletes_what_nobody_else_has_and_not_while_the_add_goes_on() {
     assert!(!has_interface(&fake));
     at_once(registrar.look());
     assert!(!is_held(&fake));
+}
+
+#[test]
+fn what_is_added_again_after_such_a_del_stays() {
+    let (fake, _, lock) = overtaken();
+    make(&fake);
+    drop(lock);
+    let (_, lock) = at_once(add(&fake, &me(), request("c1"), &Waits)).unwrap();
+    assert!(!has_interface(&fake), "what the first plugin has made is not the second one's");
+    make(&fake);
+    at_once(teardown::abandoned(&fake, &attachment("c1")));
+    drop(lock);
+    fake.with(|state| state.sleeps = 1);
+    until_it_waits(sweeper::run(&fake, Vec::new(), Duration::from_secs(30)));
+    assert!(has_interface(&fake) && fake.with(|state| state.ipam.get(&attachment("c1")).is_some()));
 }
 
 #[test]
