@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use polder_api::message::{AddRequest, AddressSource, Refusal, RefusalKind};
-use polder_api::{Family, PoolName};
+use polder_api::{Attachment, Family, PoolName};
 
 use super::{Caller, Me, PodHost, Unreserved, Workload, ledger_failed, refuse};
 use crate::allocator::{Counts, Refused, Rest};
@@ -60,13 +60,19 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
         let allocated = self.fulfil(&wish).await;
         if !reserved.is_empty() {
             // It has them by now, or what was handed over for it is let go.
-            let give_up = move |ipam: &mut NodeIpam<H::Ledger>, _| {
-                reserved.iter().for_each(|address| ipam.give_up(*address, &wish.attachment));
-            };
-            self.host.ledger(give_up).await;
-            self.host.addresses_freed();
+            self.give_up(reserved, &wish.attachment).await;
         }
         allocated
+    }
+
+    /// Expects reserved addresses no more for the attachment: those that it does not have are let go.
+    async fn give_up(&self, reserved: Vec<IpAddr>, attachment: &Attachment) {
+        let whose = attachment.clone();
+        let give_up = move |ipam: &mut NodeIpam<H::Ledger>, _| {
+            reserved.iter().for_each(|address| ipam.give_up(*address, &whose));
+        };
+        self.host.ledger(give_up).await;
+        self.host.addresses_freed();
     }
 
     /// Fulfils a wish, with another block if it takes one.
@@ -185,7 +191,13 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
         }
         let mut reserved = Vec::new();
         for workload in workloads {
-            reserved.push(self.reserve(request, workload).await?);
+            match self.reserve(request, workload).await {
+                Ok(address) => reserved.push(address),
+                Err(refusal) => {
+                    self.give_up(reserved, &request.attachment).await;
+                    return Err(refusal);
+                }
+            }
         }
         Ok(Source::Blocks { families, pool: pool.cloned(), requested, reserved })
     }

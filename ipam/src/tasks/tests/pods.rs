@@ -1,12 +1,15 @@
 //! ADD, DEL, and what gives back what nobody gives back.
 
-use polder_api::Family;
 use polder_api::message::{AddRequest, AddressSource, Collection, Refusal, RefusalKind};
+use polder_api::{Family, Pod};
 
 use super::fake::*;
 use super::*;
 use crate::claim::Unavailable;
+use crate::key::Key;
 use crate::ledger::{Held, Ledger as _};
+use crate::pool::Purpose;
+use crate::record::{PoolRecord, ReservationRecord, encode};
 use crate::registration::Leaving;
 
 /// A caller that waits, or has gone.
@@ -268,4 +271,36 @@ fn a_removed_node_does_not_forget_its_addresses_while_an_add_has_not_ended() {
     assert!(!has(&fake, "c2"));
     at_once(registrar.look());
     assert!(fake.is_confirmed());
+}
+
+#[test]
+fn where_one_of_two_reserved_addresses_is_refused_the_other_is_let_go() {
+    let (fake, mut registrar) = registered();
+    for (name, cidr, length) in [("four", "10.9.0.0/28", 28), ("six", "fd00:9::/124", 124)] {
+        let mut pool = pool_of(name, cidr, length);
+        pool.purpose = Purpose::Reservations;
+        fake.with(|state| {
+            state.revision += 1;
+            state.put(&Key::Pool(pool.name.clone()).to_string(), encode(&PoolRecord::from(&pool)));
+            state.load();
+        });
+    }
+    let (address, unfit) = ("10.9.0.1".parse().unwrap(), "fd00:9::".parse().unwrap());
+    let wanted = AddRequest {
+        pod: Some(Pod { namespace: "d".to_owned(), name: "web".to_owned(), uid: None }),
+        source: AddressSource::Pools { pool: None, addresses: vec![address, unfit] },
+        ..request("c1")
+    };
+    let refused = at_once(super::add(&fake, &me(), wanted, &Plugin { is_gone: false })).unwrap_err();
+    assert!(refused.message.contains("fd00:9::"), "{refused}");
+    let holders = || {
+        fake.records(|key, value| match key {
+            Key::Reservation(_) => Some(serde_json::from_slice::<ReservationRecord>(value).unwrap().holder),
+            _ => None,
+        })
+    };
+    assert!(holders().iter().any(Option::is_some), "the first one was handed over");
+    fake.with(State::load);
+    at_once(registrar.look());
+    assert_eq!(holders(), [None]);
 }
