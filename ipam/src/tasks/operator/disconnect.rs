@@ -12,7 +12,7 @@ use crate::publication;
 use crate::store::StoreError;
 use crate::tasks::published::Addresses;
 use crate::tasks::records::Records;
-use crate::tasks::{Me, lease};
+use crate::tasks::{Me, lease, ledger_failed};
 
 /// What is known of a node that is to be removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +78,12 @@ pub async fn allow_removal<H: OperatorHost>(
         let problem = format!("{error}. Whether node {} is alive is not known{again}", removal.node);
         Reply::Refused(store_failed(&error, problem))
     };
-    let standing = look(host, me, records, &removal.node).await.map_err(unknown)?;
+    let identity = host.ledger(|ipam, _| ipam.identity()).await;
+    let identity = identity.map_err(|error| Reply::Refused(ledger_failed(&error)))?;
+    let own_revision = publication::own_revision(&host.known(), &me.name, identity.as_ref(), me.life());
+    // Another machine can have the name, while this one waits for it.
+    let is_own = removal.node == me.name && own_revision != 0;
+    let standing = look(host, records, &removal.node, is_own).await.map_err(unknown)?;
     object(removal, standing).map_err(|objection| match objection {
         Objection::Wrong(problem) => Reply::Refused(invalid(problem)),
         Objection::Unconfirmed(message) => Reply::Unconfirmed { message, pods: standing.pods },
@@ -87,16 +92,12 @@ pub async fn allow_removal<H: OperatorHost>(
 
 async fn look<H: OperatorHost>(
     host: &H,
-    me: &Me,
     records: &impl Records,
     node: &NodeName,
+    is_own: bool,
 ) -> Result<Standing, StoreError> {
     let view = host.known();
     let lease = records.range(&Range::single(Key::Alive(node.clone()).to_string())).await?;
-    let identity = host.ledger(|ipam, _| ipam.identity()).await.ok().flatten();
-    let own_revision = publication::own_revision(&view, &me.name, identity.as_ref(), me.life());
-    // Another machine can have the name, while this one waits for it.
-    let is_own = *node == me.name && own_revision != 0;
     let pods = if is_own {
         let pods = host.ledger(|ipam, _| ipam.attachments().filter(|held| !held.leaving).count()).await;
         pods as u64
