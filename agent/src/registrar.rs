@@ -94,6 +94,10 @@ async fn claim(registrar: &Registrar<'_, OnNode>, request: ClaimRequest) {
 
 async fn reserve(registrar: &Registrar<'_, OnNode>, request: ReserveRequest) {
     let ReserveRequest { wanted, owner, attachment, reply } = request;
+    if reply.is_closed() {
+        // Its ADD has given up, and been told that it gets nothing.
+        return;
+    }
     let answer = |came| reply.send(came).is_ok();
     registrar.serve_reservation(&wanted, &owner, &attachment, answer).await;
 }

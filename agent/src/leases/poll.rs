@@ -45,9 +45,7 @@ impl Task {
         loop {
             if !is_current(&view.borrow_and_update()) {
                 if was_current {
-                    // Leases may be missing for no other reason than that the store was away.
-                    drop(self.leases.send_replace(Arc::default()));
-                    next = Instant::now() + CONFIRM;
+                    next = self.forget();
                 }
                 if view.wait_for(|view| is_current(view)).await.is_err() {
                     return;
@@ -58,7 +56,10 @@ impl Task {
             tokio::select! {
                 () = sleep_until(next) => {}
                 lost = view.wait_for(|view| !is_current(view)) => match lost {
-                    Ok(_) => continue,
+                    Ok(_) => {
+                        (next, was_current) = (self.forget(), false);
+                        continue;
+                    }
                     Err(_) => return,
                 },
             }
@@ -69,6 +70,12 @@ impl Task {
             next = leases.next(self.pause(), now);
             drop(self.leases.send_replace(Arc::new(leases)));
         }
+    }
+
+    /// Forgets what is known, and says when to ask next: leases may be missing for no other reason than that the store was away.
+    fn forget(&self) -> Instant {
+        drop(self.leases.send_replace(Arc::default()));
+        Instant::now() + CONFIRM
     }
 
     /// Asks the store, if there is anybody to ask for.
