@@ -322,7 +322,7 @@ async fn release(node: &Node) {
     if let Err(error) = delete_interfaces(node).await {
         return warn!(error, "the probe endpoint is not released, to be tried again");
     }
-    if let Err(refusal) = teardown::release(node, &Attachment::of_probe()).await {
+    if let Err(refusal) = teardown::release_locked(node, &Attachment::of_probe()).await {
         warn!(%refusal, "the probe endpoint is not released, to be tried again");
     }
 }

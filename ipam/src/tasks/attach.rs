@@ -71,7 +71,7 @@ pub async fn add<H: PodHost>(
         Allocated::Exists(held) => already_there(host, held).await?,
     };
     if let Err(error) = host.admit(&held).await {
-        let _ = teardown::release(host, &attachment).await;
+        let _ = teardown::release_locked(host, &attachment).await;
         return refuse(RefusalKind::Failed, format!("let {attachment} send under its address: {error}"));
     }
     host.attachments_changed();

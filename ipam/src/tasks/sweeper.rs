@@ -71,7 +71,7 @@ pub async fn sweep<H: PodHost>(host: &H, attachment: &Attachment, why: &str) -> 
         return Ok(Swept::Alive);
     }
     info!(%attachment, why, "releasing");
-    match teardown::release(host, attachment).await? {
+    match teardown::release_locked(host, attachment).await? {
         Addresses::Freed => Ok(Swept::Released),
         Addresses::Kept(error) => Err(error.into()),
     }

@@ -29,12 +29,14 @@ pub async fn del<H: PodHost>(host: &H, attachment: &Attachment) -> Result<(), Re
         host.ledger(move |ipam, _| ipam.overtake(&key)).await;
     }
     // A runtime must not be kept from forgetting a pod that is gone.
-    let released = release(host, attachment).await;
-    let failed = |error: HostError| Refusal::new(RefusalKind::Failed, error.to_string());
-    drop(released.map_err(failed)?);
-    if lock.is_some() {
-        forget_overtaken(host, attachment).await;
-    } else if let Some(_lock) = host.try_lock(attachment) {
+    let released = match lock {
+        Some(_) => release_locked(host, attachment).await,
+        None => release(host, attachment).await,
+    };
+    drop(released.map_err(|error| Refusal::new(RefusalKind::Failed, error.to_string()))?);
+    if lock.is_none()
+        && let Some(_lock) = host.try_lock(attachment)
+    {
         // The ADD has ended meanwhile.
         let _ = end_overtaken(host, attachment).await;
     }
@@ -76,11 +78,10 @@ pub async fn cut_off<H: PodHost>(host: &H, attachment: &Attachment) -> Result<()
     let Some(_lock) = host.lock(attachment, WIRING_PATIENCE).await else {
         return Err(NotReleased::Busy(attachment.clone()));
     };
-    match release(host, attachment).await? {
-        Addresses::Freed => forget_overtaken(host, attachment).await,
-        Addresses::Kept(error) => return Err(error.into()),
+    match release_locked(host, attachment).await? {
+        Addresses::Freed => Ok(()),
+        Addresses::Kept(error) => Err(error.into()),
     }
-    Ok(())
 }
 
 rule! {
@@ -109,9 +110,15 @@ pub enum Addresses {
     Kept(LedgerError),
 }
 
-/// Takes an attachment away, for whoever has locked it. A ledger that cannot be written keeps the addresses, and nothing
-/// else.
-pub async fn release<H: PodHost>(host: &H, attachment: &Attachment) -> Result<Addresses, HostError> {
+/// Takes an attachment away, for whoever has locked it. No ADD of it is under way then: nothing of it comes any more.
+pub async fn release_locked<H: PodHost>(host: &H, attachment: &Attachment) -> Result<Addresses, HostError> {
+    let released = release(host, attachment).await?;
+    forget_overtaken(host, attachment).await;
+    Ok(released)
+}
+
+/// Takes an attachment away. A ledger that cannot be written keeps the addresses, and nothing else.
+async fn release<H: PodHost>(host: &H, attachment: &Attachment) -> Result<Addresses, HostError> {
     let key = attachment.clone();
     let (held, written) = host.ledger(move |ipam, _| ipam.begin_release(&key)).await;
     if let Err(error) = written {
@@ -141,7 +148,7 @@ pub async fn release<H: PodHost>(host: &H, attachment: &Attachment) -> Result<Ad
 /// Takes an attachment away for that reason, for whoever has locked it. What fails is tried again by the sweeper.
 pub async fn release_for<H: PodHost>(host: &H, attachment: &Attachment, why: &str) {
     info!(%attachment, why, "releasing");
-    if let Err(error) = release(host, attachment).await {
+    if let Err(error) = release_locked(host, attachment).await {
         warn!(%attachment, %error, "not released, to be tried again");
     }
 }
@@ -156,7 +163,7 @@ pub async fn abandoned<H: PodHost>(host: &H, attachment: &Attachment) {
         Ok(false) => {}
         Ok(true) => {
             info!(%attachment, "its plugin ended without making an interface");
-            let _ = release(host, attachment).await;
+            let _ = release_locked(host, attachment).await;
         }
         Err(error) => warn!(%attachment, %error, "cannot see whether its plugin made an interface"),
     }
