@@ -196,7 +196,7 @@ impl Schedule {
             return;
         }
         let index = *world.random.one_of(&open);
-        pass_on(&mut world, index);
+        world.pass_on(index);
     }
 
     /// Lets an agent hear what there is to hear. False if that is nothing.
@@ -275,7 +275,7 @@ impl Schedule {
                 let open =
                     world.requests.iter().position(|request| !matches!(request.state, Progress::Answered(_)));
                 if let Some(index) = open {
-                    pass_on(&mut world, index);
+                    world.pass_on(index);
                     has_gone_on = true;
                 }
             }
@@ -495,14 +495,5 @@ impl Schedule {
                 self.start_container(machine, Some((pod, reserved)));
             }
         }
-    }
-}
-
-/// Lets a request or a reply get one step further.
-fn pass_on(world: &mut World, index: usize) {
-    match world.requests[index].state.clone() {
-        Progress::Sent | Progress::Late => world.serve(index),
-        Progress::Served(answer) => world.requests[index].state = Progress::Answered(Ok(answer)),
-        Progress::Answered(_) => {}
     }
 }

@@ -108,6 +108,15 @@ impl World {
         }
     }
 
+    /// Lets a request or a reply get one step further.
+    pub fn pass_on(&mut self, index: usize) {
+        match self.requests[index].state.clone() {
+            Progress::Sent | Progress::Late => self.serve(index),
+            Progress::Served(answer) => self.requests[index].state = Progress::Answered(Ok(answer)),
+            Progress::Answered(_) => {}
+        }
+    }
+
     /// Lets the store answer a request.
     pub fn serve(&mut self, index: usize) {
         let question = self.requests[index].question.clone();
