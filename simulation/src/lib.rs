@@ -23,6 +23,7 @@ pub mod random;
 pub mod requests;
 pub mod runtime;
 pub mod schedule;
+mod serving;
 pub mod settings;
 pub mod store_request;
 pub mod task;

@@ -18,6 +18,7 @@ mod pods;
 mod projection;
 mod properties;
 mod registrar;
+mod run;
 mod spaces;
 mod start;
 mod tally;

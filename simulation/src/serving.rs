@@ -1,0 +1,184 @@
+//! How requests get to the store, are served, and are answered.
+
+use polder_ipam::invariants::history::check_sign_of_life;
+use polder_ipam::key::{Key, Range};
+use polder_ipam::record::Life;
+use polder_ipam::store::refusal::{Cause, Refusal};
+use polder_ipam::store::{Outcome, StoreError, Txn, Write};
+
+use crate::etcd::{Condition, Error, LeaseId, Operation};
+use crate::store_request::{Answer, Progress, Question, Request, brief, no_answer, short};
+use crate::world::{Keeping, Machine, TAIL, World};
+
+impl World {
+    /// Asks the store.
+    pub fn ask(&mut self, machine: usize, question: Question) -> u64 {
+        let id = self.number();
+        let state =
+            if self.machines[machine].is_cut { Progress::Answered(Err(no_answer())) } else { Progress::Sent };
+        self.requests.push(Request { id, machine, question, state });
+        if self.keeping == Keeping::Embedded {
+            // Whoever asks has done it itself, and may end before it knows.
+            let index = self.requests.len() - 1;
+            self.serve(index);
+            let answered = match self.requests[index].state.clone() {
+                Progress::Served(answer) => Progress::Answered(Ok(answer)),
+                other => other,
+            };
+            self.requests[index].state = answered;
+        }
+        id
+    }
+
+    /// Whether the store has answered that request, or never will.
+    pub fn is_answered(&self, id: u64) -> bool {
+        self.requests.iter().any(|request| request.id == id && matches!(request.state, Progress::Answered(_)))
+    }
+
+    /// Takes the answer.
+    pub fn take_answer(&mut self, id: u64) -> Result<Answer, StoreError> {
+        let found = self.requests.iter().position(|request| request.id == id);
+        match found.map(|index| self.requests.swap_remove(index).state) {
+            Some(Progress::Answered(answer)) => answer,
+            _ => Err(no_answer()),
+        }
+    }
+
+    /// Lets a request or a reply get one step further.
+    pub fn pass_on(&mut self, index: usize) {
+        match self.requests[index].state.clone() {
+            Progress::Sent | Progress::Late => self.serve(index),
+            Progress::Served(answer) => self.requests[index].state = Progress::Answered(Ok(answer)),
+            Progress::Answered(_) => {}
+        }
+    }
+
+    /// Lets the store answer a request.
+    pub fn serve(&mut self, index: usize) {
+        let question = self.requests[index].question.clone();
+        let (machine, late) =
+            (self.requests[index].machine, matches!(self.requests[index].state, Progress::Late));
+        let answer = match &question {
+            Question::Range(range) => Answer::Contents(self.etcd.range(range)),
+            Question::Commit(txn) => self.commit(machine, None, txn),
+            Question::Grant(seconds) => self.grant(*seconds),
+            Question::Put(lease, txn) => self.commit(machine, Some(*lease), txn),
+            Question::Renew(lease) => Answer::Lease(self.renew(*lease)),
+            Question::Revoke(lease) => {
+                // One that has ended is no matter.
+                let _ = self.etcd.revoke(*lease);
+                Answer::Lease(None)
+            }
+        };
+        self.note(|| {
+            format!(
+                "store: {machine} asked {}{} -> {}",
+                if late { "late " } else { "" },
+                brief(&question),
+                short(&answer)
+            )
+        });
+        if late {
+            self.requests.swap_remove(index);
+        } else {
+            self.requests[index].state = Progress::Served(answer);
+        }
+        self.look();
+    }
+
+    fn commit(&mut self, machine: usize, lease: Option<LeaseId>, txn: &Txn) -> Answer {
+        let refused = |cause, words: &str| Answer::Refused(Refusal::new(cause, words.to_owned()));
+        let Machine { reads_only, disk, .. } = &self.machines[machine];
+        if *reads_only {
+            return refused(Cause::Permission, "etcdserver: permission denied");
+        }
+        if self.keeping == Keeping::Embedded {
+            if disk.is_full() {
+                return refused(Cause::Disk, "database or disk is full");
+            }
+            self.earlier.push(self.etcd.clone());
+            if self.earlier.len() > TAIL {
+                self.earlier.remove(0);
+            }
+        }
+        let outcome = self.transact_under(lease, txn);
+        if lease.is_some() && matches!(outcome, Ok(Outcome::Applied { .. })) {
+            txn.writes.iter().for_each(|write| self.check_sign(write));
+        }
+        outcome.map_or_else(Answer::Refused, Answer::Outcome)
+    }
+
+    /// Lets the store carry out a transaction at once.
+    pub fn transact(&mut self, txn: &Txn) -> Result<Outcome, Refusal> {
+        self.transact_under(None, txn)
+    }
+
+    fn transact_under(&mut self, lease: Option<LeaseId>, txn: &Txn) -> Result<Outcome, Refusal> {
+        // A file has no leases: there is nobody else to see that the node is gone.
+        let lease = lease.filter(|_| self.keeping == Keeping::Etcd);
+        let only_if: Vec<Condition> = txn.compares.iter().map(Condition::from).collect();
+        let operations: Vec<Operation> = txn.writes.iter().map(|write| operation(write, lease)).collect();
+        let outcome = self.etcd.transact(&only_if, &operations).map_err(refusal);
+        self.look();
+        outcome
+    }
+
+    fn grant(&mut self, seconds: u64) -> Answer {
+        let id = LeaseId::try_from(self.number()).expect("fewer than that");
+        match self.keeping {
+            Keeping::Embedded => Answer::Lease(Some(id)),
+            Keeping::Etcd => match self.etcd.grant(id, seconds) {
+                Ok(()) => Answer::Lease(Some(id)),
+                Err(error) => Answer::Refused(refusal(error)),
+            },
+        }
+    }
+
+    /// The lease, if it lasts.
+    fn renew(&mut self, lease: LeaseId) -> Option<LeaseId> {
+        let lasts = self.keeping == Keeping::Embedded || self.etcd.keep_alive(lease).is_some();
+        lasts.then_some(lease)
+    }
+
+    /// A sign of life is put by none but the node that its record names.
+    fn check_sign(&mut self, write: &Write) {
+        let Write::Put { key, value } = write else { return };
+        let Ok(Key::Alive(name)) = key.parse() else { return };
+        let alive = polder_ipam::record::alive(value).expect("a sign as nodes put it");
+        let record = self.truth.nodes.get(&name).map(|known| &*known.record);
+        let wrong = check_sign_of_life(&name, Life::from(&alive), record);
+        self.found.extend(wrong);
+    }
+
+    /// Waits for the answer to a request no more.
+    pub fn leave(&mut self, id: u64) {
+        self.leave_all(|request| request.id == id);
+    }
+
+    /// What was asked may still arrive; nobody hears what has been answered.
+    pub(crate) fn leave_all(&mut self, is_left: impl Fn(&Request) -> bool) {
+        for request in self.requests.iter_mut().filter(|request| is_left(request)) {
+            if matches!(request.state, Progress::Sent) {
+                request.state = Progress::Late;
+            }
+        }
+        self.requests.retain(|request| !is_left(request) || matches!(request.state, Progress::Late));
+    }
+}
+
+fn operation(write: &Write, lease: Option<LeaseId>) -> Operation {
+    match write {
+        Write::Put { key, value } => Operation::Put { key: key.clone(), value: value.clone(), lease },
+        Write::Delete { key } => Operation::Delete(Range::single(key.clone())),
+    }
+}
+
+/// What etcd says where it has no space, or the lease has ended.
+fn refusal(error: Error) -> Refusal {
+    let cause = match error {
+        Error::NoSpace => Cause::NoSpace,
+        Error::LeaseNotFound(_) => Cause::Request,
+        other => panic!("a request that etcd does not look at: {other}"),
+    };
+    Refusal::new(cause, error.to_string())
+}
