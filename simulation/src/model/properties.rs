@@ -7,7 +7,7 @@ use polder_ipam::ledger::OwnedBlock;
 use stateright::Property;
 
 use super::cluster::{Broken, Cluster};
-use super::machine::{Machine, Power};
+use super::machine::{Agent, Machine, Power};
 use super::task::Job;
 use super::{RESERVED, Space};
 
@@ -111,11 +111,16 @@ fn no_address_is_lost(_: &Space, cluster: &Cluster) -> bool {
 
 fn nothing_is_kept_for_nobody(_: &Space, cluster: &Cluster) -> bool {
     running(cluster).all(|machine| {
+        let Agent { adding, registrar, locked, .. } = &machine.agent;
+        let mut overtaken = machine.ipam.overtaken().peekable();
+        if overtaken.peek().is_some() {
+            // Until whoever works on it is done with it.
+            return overtaken.all(|attachment| locked.contains(attachment));
+        }
         let own = machine.ipam.own(machine.now(cluster.tick)).expect("a ledger in memory");
-        let is_handing_over = || {
-            machine.agent.registrar.as_ref().is_some_and(|stopped| matches!(*stopped.job, Job::HandOver(..)))
-        };
-        own.expected.is_empty() || machine.agent.adding.is_some() || is_handing_over()
+        let is_handing_over =
+            || registrar.as_ref().is_some_and(|stopped| matches!(*stopped.job, Job::HandOver(..)));
+        own.expected.is_empty() || adding.is_some() || is_handing_over()
     })
 }
 
