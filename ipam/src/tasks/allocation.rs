@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use polder_api::message::{AddRequest, AddressSource, Refusal, RefusalKind};
 use polder_api::{Attachment, Family, PoolName};
 
-use super::{Caller, Me, PodHost, Unreserved, Workload, ledger_failed, refuse};
+use super::{ATTEMPTS, Caller, Me, PodHost, Unreserved, Workload, ledger_failed, refuse};
 use crate::allocator::{Counts, Refused, Rest};
 use crate::claim::NoClaim;
 use crate::ledger::{Held, Kind};
@@ -82,7 +82,7 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
             Source::Elsewhere(_) => (&[][..], None),
         };
         let (mut rest, mut claimed) = (Rest::Full, None);
-        loop {
+        for _ in 0..ATTEMPTS {
             let (again, how) = (wish.clone(), rest);
             let allocate = move |ipam: &mut NodeIpam<H::Ledger>, now| {
                 let allocated = ipam.allocate(again, how, now);
@@ -122,6 +122,7 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
                 (Err(error), _) => return Err(short(family, counts, &error)),
             }
         }
+        refuse(RefusalKind::TryAgain, "other pods took each address that became free here: try again")
     }
 
     /// Where the addresses are to come from, if that makes sense in this cluster. Reserved ones are handed over.
@@ -228,6 +229,10 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
                 None => return refuse(RefusalKind::Invalid, format!("there is no pool {name}")),
             },
         };
+        if families.is_empty() {
+            // The store has lost them since the request was admitted.
+            return refuse(RefusalKind::TryAgain, "there is no pool to take addresses from");
+        }
         if let Some(family) = families.iter().find(|family| !self.host.families().contains(family)) {
             let problem = format!("the cluster has an {family} pool, and this kernel has no {family}");
             return refuse(RefusalKind::Failed, problem);

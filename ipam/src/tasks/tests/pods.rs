@@ -7,7 +7,7 @@ use super::fake::*;
 use super::*;
 use crate::claim::Unavailable;
 use crate::key::Key;
-use crate::ledger::{Held, Ledger as _};
+use crate::ledger::{Held, Kind, Ledger as _};
 use crate::pool::Purpose;
 use crate::record::{PoolRecord, ReservationRecord, encode};
 use crate::registration::Leaving;
@@ -271,6 +271,21 @@ fn a_removed_node_does_not_forget_its_addresses_while_an_add_has_not_ended() {
     assert!(!has(&fake, "c2"));
     at_once(registrar.look());
     assert!(fake.is_confirmed());
+}
+
+#[test]
+fn an_add_that_was_admitted_when_the_store_lost_its_pools_is_refused_and_does_not_ask_for_ever() {
+    let (fake, _) = registered();
+    let view = fake.with(|state| {
+        let mut view = (*state.view).clone();
+        view.pools.clear();
+        view
+    });
+    let (me, caller) = (me(), Plugin { is_gone: false });
+    let allocation = allocation::Allocation { host: &fake, me: &me, caller: &caller, view: &view };
+    let refused = at_once(allocation.allocate(Kind::Pod, request("c1"), 1450)).err().unwrap();
+    assert_eq!(refused.kind, RefusalKind::TryAgain, "{refused}");
+    assert!(refused.message.contains("no pool"), "{refused}");
 }
 
 #[test]
