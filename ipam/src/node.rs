@@ -25,7 +25,7 @@ pub struct NodeIpam<L> {
     dormant: Vec<OwnedBlock>,
     /// Reserved addresses that are being handed over to this node, and for which attachment.
     expected: BTreeSet<(IpAddr, Attachment)>,
-    /// What attachments had that were taken away before their ADD had ended: its plugin may still make the interface.
+    /// What attachments had that were released before their ADD had ended: its plugin may still make the interface.
     overtaken: BTreeMap<Attachment, Vec<IpAddr>>,
     /// Blocks that were claimed not long ago, and when: whoever they were claimed for is about to take an address.
     fresh: BTreeMap<Block, Moment>,
@@ -80,6 +80,9 @@ pub enum AllocateError {
     /// The attachment has its addresses already.
     #[error("{} is attached already", .0.attachment)]
     Exists(Box<Held>),
+    /// It was released before its ADD had ended, and has to be released again.
+    #[error("its last ADD has not ended")]
+    Overtaken,
     /// There is no address to give.
     #[error("no free {family} address: {} used, {} resting, {} free", counts.used, counts.resting, counts.free)]
     Shortage {
@@ -321,6 +324,9 @@ impl<L: Ledger> NodeIpam<L> {
         if let Some(held) = self.attachments.get(&wish.attachment) {
             return Err(AllocateError::Exists(Box::new(held.clone())));
         }
+        if self.is_overtaken(&wish.attachment) {
+            return Err(AllocateError::Overtaken);
+        }
         let mut addresses = match &wish.source {
             Source::Blocks { families, pool, requested, reserved } => {
                 let expected =
@@ -438,6 +444,7 @@ impl<L: Ledger> NodeIpam<L> {
 
     /// Puts the addresses of an attachment to rest, whose interface is gone. Succeeds where there is none.
     pub fn release(&mut self, attachment: &Attachment, now: Moment) -> Result<(), LedgerError> {
+        self.overtaken.remove(attachment);
         let Some(released) = self.attachments.get(attachment) else { return Ok(()) };
         let gone = self.attachments.values().filter(|one| goes_with(one, released));
         for attachment in gone.map(|one| one.attachment.clone()).collect::<Vec<_>>() {

@@ -12,7 +12,7 @@ use polder_api::message::Wiring;
 use polder_api::{Attachment, Family, IfName};
 use polder_ipam::ledger::{Held, LedgerError};
 use polder_ipam::record::{AttachMode, ClusterRecord};
-use polder_ipam::tasks::teardown;
+use polder_ipam::tasks::{LastAdd, teardown};
 use polder_netlink::{Error, IfIndex, namespace};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
@@ -322,7 +322,7 @@ async fn release(node: &Node) {
     if let Err(error) = delete_interfaces(node).await {
         return warn!(error, "the probe endpoint is not released, to be tried again");
     }
-    if let Err(refusal) = teardown::release_locked(node, &Attachment::of_probe()).await {
+    if let Err(refusal) = teardown::release(node, &Attachment::of_probe(), LastAdd::Ended).await {
         warn!(%refusal, "the probe endpoint is not released, to be tried again");
     }
 }

@@ -282,22 +282,27 @@ impl<L: Ledger> NodeIpam<L> {
         self.expected.insert((address, attachment.clone()));
     }
 
-    /// Takes down that an attachment is taken away before its ADD has ended. What it had stays its own until then, also a
-    /// reserved address, which does not rest.
-    pub fn overtake(&mut self, attachment: &Attachment) {
-        if let Some(held) = self.attachments.get(attachment) {
-            self.overtaken.insert(attachment.clone(), held.addresses.clone());
-        }
+    /// As [`Self::release`], while the ADD of the attachment goes on: it can still make an interface. Until it is released again after
+    /// that, a reserved address that it had is kept, and the attachment is not added again.
+    pub fn release_before_its_add_ends(
+        &mut self,
+        attachment: &Attachment,
+        now: Moment,
+    ) -> Result<(), LedgerError> {
+        let Some(held) = self.attachments.get(attachment).cloned() else { return Ok(()) };
+        self.release(attachment, now)?;
+        self.overtaken.insert(held.attachment, held.addresses);
+        Ok(())
     }
 
-    /// The attachments that were taken away before their ADD had ended.
+    /// The attachments that were released before their ADD had ended.
     pub fn overtaken(&self) -> impl Iterator<Item = &Attachment> {
         self.overtaken.keys()
     }
 
-    /// The ADD of the attachment has ended, and there is no interface of it. Whether it was taken away before.
-    pub fn forget_overtaken(&mut self, attachment: &Attachment) -> bool {
-        self.overtaken.remove(attachment).is_some()
+    /// Whether the attachment was released before its ADD had ended.
+    pub fn is_overtaken(&self, attachment: &Attachment) -> bool {
+        self.overtaken.contains_key(attachment)
     }
 
     /// Expects the address no more for that attachment. Another may still.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use polder_api::message::{AddRequest, AddressSource, Refusal, RefusalKind};
 use polder_api::{Attachment, Family, PoolName};
 
-use super::{ATTEMPTS, Caller, Me, PodHost, Unreserved, Workload, ledger_failed, refuse};
+use super::{Caller, LastAdd, Me, PodHost, Unreserved, Workload, ledger_failed, refuse, teardown};
 use crate::allocator::{Counts, Refused, Rest};
 use crate::claim::NoClaim;
 use crate::ledger::{Held, Kind};
@@ -82,7 +82,7 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
             Source::Elsewhere(_) => (&[][..], None),
         };
         let (mut rest, mut claimed) = (Rest::Full, None);
-        for _ in 0..ATTEMPTS {
+        loop {
             let (again, how) = (wish.clone(), rest);
             let allocate = move |ipam: &mut NodeIpam<H::Ledger>, now| {
                 let allocated = ipam.allocate(again, how, now);
@@ -98,6 +98,15 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
                     return Ok(Allocated::New(held));
                 }
                 Err(AllocateError::Exists(held)) => return Ok(Allocated::Exists(*held)),
+                // Whoever adds it has locked it: that ADD has ended.
+                Err(AllocateError::Overtaken) => {
+                    let ended = teardown::release(self.host, &wish.attachment, LastAdd::Ended).await;
+                    if let Err(error) = ended {
+                        let problem = format!("what an earlier ADD has made is not deleted yet: {error}");
+                        return refuse(RefusalKind::TryAgain, problem);
+                    }
+                    continue;
+                }
                 Err(AllocateError::Ledger(error)) => return Err(ledger_failed(&error)),
                 Err(AllocateError::Refused { address, why: Refused::NotHere, .. })
                     if claimed != Some(address) =>
@@ -122,7 +131,6 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
                 (Err(error), _) => return Err(short(family, counts, &error)),
             }
         }
-        refuse(RefusalKind::TryAgain, "other pods took each address that became free here: try again")
     }
 
     /// Where the addresses are to come from, if that makes sense in this cluster. Reserved ones are handed over.

@@ -5,7 +5,7 @@ use polder_api::message::{AddRequest, Refusal, RefusalKind};
 use tracing::info;
 
 use super::allocation::{Allocated, Allocation};
-use super::{Me, PodHost, refuse, teardown, tombstones};
+use super::{LastAdd, Me, PodHost, refuse, teardown, tombstones};
 use crate::ledger::{Held, Kind};
 use crate::readiness::smallest_mtu;
 use crate::registration::Registration;
@@ -38,10 +38,6 @@ async fn admit<H: PodHost>(
         return refuse(kind, format!("this node is not ready: {}", obstacles.join("; ")));
     }
     tombstones::apply(host, attachment).await;
-    if let Err(error) = teardown::end_overtaken(host, attachment).await {
-        let problem = format!("what an earlier ADD of {attachment} has made is not deleted yet: {error}");
-        return refuse(RefusalKind::TryAgain, problem);
-    }
     Ok(lock)
 }
 
@@ -71,7 +67,7 @@ pub async fn add<H: PodHost>(
         Allocated::Exists(held) => already_there(host, held).await?,
     };
     if let Err(error) = host.admit(&held).await {
-        let _ = teardown::release_locked(host, &attachment).await;
+        let _ = teardown::release(host, &attachment, LastAdd::Ended).await;
         return refuse(RefusalKind::Failed, format!("let {attachment} send under its address: {error}"));
     }
     host.attachments_changed();

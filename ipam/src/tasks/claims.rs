@@ -55,7 +55,7 @@ impl<H: RegistrarHost> Registrar<'_, H> {
                 view: &view,
                 caution: self.is_cautious(&view),
             };
-            let claim = claimant.attempt(&wanted, &lost, Nonce(nonce))?;
+            let claim = claimant.attempt(&wanted, &lost, Nonce::new(nonce))?;
             let block = claim.block;
             match attempt(self.host, &claim.clone().into()).await {
                 Ended::Made(revision) => {

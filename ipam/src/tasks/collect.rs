@@ -7,7 +7,7 @@ use polder_api::message::{Collection, Refusal, RefusalKind};
 use tracing::info;
 
 use super::teardown::{self, Addresses};
-use super::{PodHost, ledger_failed};
+use super::{LastAdd, PodHost, ledger_failed};
 use crate::moment::Moment;
 use crate::node::stale;
 
@@ -26,7 +26,7 @@ pub async fn collect<H: PodHost>(host: &H, collection: Collection) -> Result<(),
         // An ADD or a DEL that is under way knows better.
         let Some(_lock) = host.try_lock(&attachment) else { continue };
         info!(%attachment, "the runtime does not know it any more");
-        match teardown::release_locked(host, &attachment).await {
+        match teardown::release(host, &attachment, LastAdd::Ended).await {
             Ok(Addresses::Freed) => {}
             Ok(Addresses::Kept(error)) => {
                 let reason = ledger_failed(&error);

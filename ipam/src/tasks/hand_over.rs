@@ -50,9 +50,12 @@ pub enum NotNow {
     /// Somebody has removed the pool.
     #[error("pool {0} is gone")]
     PoolGone(PoolName),
+    /// The pod that had it is deleted, and its ADD could still make its interface.
+    #[error("{0} had the address, and its ADD has not ended although it was deleted")]
+    AddGoesOn(Attachment),
     /// Others were faster, every time.
     #[error("the reservation changes all the time")]
-    Overtaken,
+    Contended,
 }
 
 impl<H: RegistrarHost> Registrar<'_, H> {
@@ -106,7 +109,7 @@ impl<H: RegistrarHost> Registrar<'_, H> {
             outcome?;
             self.host.changed(&view, FASTER).await;
         }
-        Err(NotNow::Overtaken.into())
+        Err(NotNow::Contended.into())
     }
 
     async fn prepare(
@@ -122,12 +125,13 @@ impl<H: RegistrarHost> Registrar<'_, H> {
         if self.is_cautious(view) {
             return Err(NotNow::Unavailable(Unavailable::Caution).into());
         }
-        let (identity, held) = self
+        let (identity, held, overtaken) = self
             .host
             .ledger(|ipam, _| {
-                let held = ipam.attachments().map(|held| &held.attachment);
-                let held: BTreeSet<Attachment> = held.chain(ipam.overtaken()).cloned().collect();
-                (ipam.identity(), held)
+                let held: BTreeSet<Attachment> =
+                    ipam.attachments().map(|held| held.attachment.clone()).collect();
+                let overtaken: BTreeSet<Attachment> = ipam.overtaken().cloned().collect();
+                (ipam.identity(), held, overtaken)
             })
             .await;
         let identity = identity.map_err(Unavailable::from).map_err(NotNow::from)?;
@@ -149,8 +153,16 @@ impl<H: RegistrarHost> Registrar<'_, H> {
             attachment: attachment.clone(),
         };
         // What is not in the ledger has no interface, for that goes first; unless its ADD has not ended.
-        let is_gone = |last: &Holder| last.attachment == *attachment || !held.contains(&last.attachment);
-        Ok(reservation::hand_over(view, address, owner, &holder, node.revision, &is_gone)?)
+        let is_gone = |last: &Holder| {
+            let last = &last.attachment;
+            last == attachment || !(held.contains(last) || overtaken.contains(last))
+        };
+        match reservation::hand_over(view, address, owner, &holder, node.revision, &is_gone) {
+            Err(Denied::Held { holder, .. }) if overtaken.contains(&holder.attachment) => {
+                Err(NotNow::AddGoesOn(holder.attachment).into())
+            }
+            prepared => Ok(prepared?),
+        }
     }
 
     /// Carries out a hand-over; true if it has taken place.

@@ -10,7 +10,9 @@ use polder_api::{Attachment, Family};
 use super::{Host, Unreserved, Workload};
 use crate::cause::HostError;
 use crate::claim::NoClaim;
-use crate::ledger::{Held, LedgerError};
+use crate::ledger::{Held, Ledger, LedgerError};
+use crate::moment::Moment;
+use crate::node::NodeIpam;
 use crate::pool::BlockRequest;
 
 /// How long an ADD waits for another block, or for its reserved address.
@@ -62,8 +64,8 @@ pub trait PodHost: Host + Requests + Sized {
     fn forget(&self, held: &Held) -> impl Future<Output = ()>;
 
     /// Puts the addresses of an attachment into cool-down, whose interface is gone. Succeeds where there is none.
-    fn free(&self, attachment: &Attachment) -> impl Future<Output = Result<(), LedgerError>> {
-        free(self, attachment)
+    fn free(&self, attachment: &Attachment, add: LastAdd) -> impl Future<Output = Result<(), LedgerError>> {
+        free(self, attachment, add)
     }
 
     /// The attachments that plugins have taken down while no agent answered.
@@ -98,9 +100,34 @@ pub trait PodHost: Host + Requests + Sized {
 pub(super) fn free<H: Host>(
     host: &H,
     attachment: &Attachment,
+    add: LastAdd,
 ) -> impl Future<Output = Result<(), LedgerError>> {
     let attachment = attachment.clone();
-    host.ledger(move |ipam, now| ipam.release(&attachment, now))
+    host.ledger(move |ipam, now| add.release(ipam, &attachment, now))
+}
+
+/// Whether the last ADD of an attachment that is released can still make an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LastAdd {
+    /// It has ended, as whoever has locked the attachment knows.
+    Ended,
+    /// It goes on, as far as is known.
+    GoesOn,
+}
+
+impl LastAdd {
+    /// Frees the addresses of the attachment.
+    pub fn release<L: Ledger>(
+        self,
+        ipam: &mut NodeIpam<L>,
+        attachment: &Attachment,
+        now: Moment,
+    ) -> Result<(), LedgerError> {
+        match self {
+            Self::Ended => ipam.release(attachment, now),
+            Self::GoesOn => ipam.release_before_its_add_ends(attachment, now),
+        }
+    }
 }
 
 /// Refuses, for that reason.

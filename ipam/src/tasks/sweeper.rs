@@ -10,7 +10,7 @@ use polder_api::Attachment;
 use tracing::{info, warn};
 
 use super::teardown::{self, Addresses};
-use super::{PodHost, tombstones};
+use super::{LastAdd, PodHost, tombstones};
 use crate::cause::HostError;
 use crate::ledger::Held;
 use crate::missing::Missing;
@@ -48,7 +48,7 @@ async fn end_overtaken<H: PodHost>(host: &H) {
     let all = host.ledger(|ipam, _| ipam.overtaken().cloned().collect::<Vec<_>>()).await;
     for attachment in all {
         if let Some(_lock) = host.try_lock(&attachment) {
-            let _ = teardown::end_overtaken(host, &attachment).await;
+            teardown::release_for(host, &attachment, teardown::MADE_LATE).await;
         }
     }
 }
@@ -71,7 +71,7 @@ pub async fn sweep<H: PodHost>(host: &H, attachment: &Attachment, why: &str) -> 
         return Ok(Swept::Alive);
     }
     info!(%attachment, why, "releasing");
-    match teardown::release_locked(host, attachment).await? {
+    match teardown::release(host, attachment, LastAdd::Ended).await? {
         Addresses::Freed => Ok(Swept::Released),
         Addresses::Kept(error) => Err(error.into()),
     }

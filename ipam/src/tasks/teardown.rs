@@ -7,7 +7,7 @@ use polder_api::message::{Refusal, RefusalKind};
 use polder_api::rule;
 use tracing::{info, warn};
 
-use super::PodHost;
+use super::{LastAdd, PodHost};
 use crate::cause::HostError;
 use crate::ledger::{Held, LedgerError};
 use crate::node::NodeIpam;
@@ -25,52 +25,22 @@ pub async fn del<H: PodHost>(host: &H, attachment: &Attachment) -> Result<(), Re
             return Err(Refusal::try_again(format!("{attachment} is being wired")));
         }
         warn!(%attachment, "its ADD does not end: taking it away nevertheless");
-        let key = attachment.clone();
-        host.ledger(move |ipam, _| ipam.overtake(&key)).await;
     }
     // A runtime must not be kept from forgetting a pod that is gone.
-    let released = match lock {
-        Some(_) => release_locked(host, attachment).await,
-        None => release(host, attachment).await,
-    };
+    let add = if lock.is_some() { LastAdd::Ended } else { LastAdd::GoesOn };
+    let released = release(host, attachment, add).await;
     drop(released.map_err(|error| Refusal::new(RefusalKind::Failed, error.to_string()))?);
     if lock.is_none()
         && let Some(_lock) = host.try_lock(attachment)
     {
         // The ADD has ended meanwhile.
-        let _ = end_overtaken(host, attachment).await;
+        release_for(host, attachment, MADE_LATE).await;
     }
     Ok(())
 }
 
-/// Takes in that the ADD of an attachment has ended that was taken away before, and that there is no interface of it.
-async fn forget_overtaken<H: PodHost>(host: &H, attachment: &Attachment) {
-    let key = attachment.clone();
-    let was_overtaken = host.ledger(move |ipam, _| ipam.forget_overtaken(&key)).await;
-    if was_overtaken {
-        host.addresses_freed();
-    }
-}
-
-/// Deletes what the plugin of an ADD has made after the attachment was taken away; nothing of one that was added again since. For
-/// whoever has locked the attachment.
-pub(super) async fn end_overtaken<H: PodHost>(host: &H, attachment: &Attachment) -> Result<(), HostError> {
-    let key = attachment.clone();
-    let look = move |ipam: &mut NodeIpam<H::Ledger>, _| {
-        let is_overtaken = ipam.overtaken().any(|overtaken| *overtaken == key);
-        (is_overtaken, ipam.get(&key).is_some_and(|held| !held.leaving))
-    };
-    let (is_overtaken, is_there_again) = host.ledger(look).await;
-    if !is_overtaken {
-        return Ok(());
-    }
-    if !is_there_again && let Err(error) = host.delete_interface(attachment).await {
-        warn!(%attachment, %error, "what its ADD has made after its DEL is not deleted yet");
-        return Err(error);
-    }
-    forget_overtaken(host, attachment).await;
-    Ok(())
-}
+/// Why something of an attachment is taken away that was released before.
+pub(super) const MADE_LATE: &str = "its ADD went on after its DEL";
 
 /// Takes an attachment of a removed node away. Fails while its ADD has not ended: the node would say that its pods are gone, and
 /// the plugin would make an interface that no pass deletes.
@@ -78,7 +48,7 @@ pub async fn cut_off<H: PodHost>(host: &H, attachment: &Attachment) -> Result<()
     let Some(_lock) = host.lock(attachment, WIRING_PATIENCE).await else {
         return Err(NotReleased::Busy(attachment.clone()));
     };
-    match release_locked(host, attachment).await? {
+    match release(host, attachment, LastAdd::Ended).await? {
         Addresses::Freed => Ok(()),
         Addresses::Kept(error) => Err(error.into()),
     }
@@ -110,32 +80,34 @@ pub enum Addresses {
     Kept(LedgerError),
 }
 
-/// Takes an attachment away, for whoever has locked it. No ADD of it is under way then: nothing of it comes any more.
-pub async fn release_locked<H: PodHost>(host: &H, attachment: &Attachment) -> Result<Addresses, HostError> {
-    let released = release(host, attachment).await?;
-    forget_overtaken(host, attachment).await;
-    Ok(released)
-}
-
-/// Takes an attachment away. A ledger that cannot be written keeps the addresses, and nothing else.
-async fn release<H: PodHost>(host: &H, attachment: &Attachment) -> Result<Addresses, HostError> {
+/// Takes an attachment away: also what an ADD has made of it that went on after its DEL. A ledger that cannot be written keeps the
+/// addresses, and nothing else.
+pub async fn release<H: PodHost>(
+    host: &H,
+    attachment: &Attachment,
+    add: LastAdd,
+) -> Result<Addresses, HostError> {
     let key = attachment.clone();
-    let (held, written) = host.ledger(move |ipam, _| ipam.begin_release(&key)).await;
+    let begin = move |ipam: &mut NodeIpam<H::Ledger>, _| (ipam.begin_release(&key), ipam.is_overtaken(&key));
+    let ((held, written), is_overtaken) = host.ledger(begin).await;
     if let Err(error) = written {
         warn!(%attachment, "the ledger cannot be written: {error}");
     }
     if !interface_goes_first() {
-        let _ = host.free(attachment).await;
+        let _ = host.free(attachment, add).await;
     }
     host.delete_interface(attachment).await?;
-    let Some(held) = held else { return Ok(Addresses::Freed) };
-    host.forget(&held).await;
-    let freed = host.free(attachment).await;
+    match &held {
+        Some(held) => host.forget(held).await,
+        None if is_overtaken => {}
+        None => return Ok(Addresses::Freed),
+    }
+    let freed = host.free(attachment, add).await;
     host.attachments_changed();
     host.addresses_freed();
     Ok(match freed {
         Ok(()) => {
-            info!(%attachment, addresses = ?held.addresses, "released");
+            info!(%attachment, addresses = ?held.map(|held| held.addresses), "released");
             Addresses::Freed
         }
         Err(error) => {
@@ -148,7 +120,7 @@ async fn release<H: PodHost>(host: &H, attachment: &Attachment) -> Result<Addres
 /// Takes an attachment away for that reason, for whoever has locked it. What fails is tried again by the sweeper.
 pub async fn release_for<H: PodHost>(host: &H, attachment: &Attachment, why: &str) {
     info!(%attachment, why, "releasing");
-    if let Err(error) = release_locked(host, attachment).await {
+    if let Err(error) = release(host, attachment, LastAdd::Ended).await {
         warn!(%attachment, %error, "not released, to be tried again");
     }
 }
@@ -157,14 +129,15 @@ pub async fn release_for<H: PodHost>(host: &H, attachment: &Attachment, why: &st
 /// attachment that was taken away meanwhile goes, too. For whoever has locked it.
 pub async fn abandoned<H: PodHost>(host: &H, attachment: &Attachment) {
     let key = attachment.clone();
-    let _ = end_overtaken(host, attachment).await;
-    let Some(held) = host.ledger(move |ipam, _| ipam.get(&key).cloned()).await else { return };
+    let look = move |ipam: &mut NodeIpam<H::Ledger>, _| (ipam.get(&key).cloned(), ipam.is_overtaken(&key));
+    let held = match host.ledger(look).await {
+        (Some(held), _) => held,
+        (None, true) => return release_for(host, attachment, MADE_LATE).await,
+        (None, false) => return,
+    };
     match is_gone(host, held).await {
         Ok(false) => {}
-        Ok(true) => {
-            info!(%attachment, "its plugin ended without making an interface");
-            let _ = release_locked(host, attachment).await;
-        }
+        Ok(true) => release_for(host, attachment, "its plugin ended without making an interface").await,
         Err(error) => warn!(%attachment, %error, "cannot see whether its plugin made an interface"),
     }
 }

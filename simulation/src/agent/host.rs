@@ -23,7 +23,7 @@ use polder_ipam::release::NotReleased;
 use polder_ipam::steward::{NoPresence, Presence, Step};
 use polder_ipam::store::{Contents, Outcome, StoreError};
 use polder_ipam::tasks::operator::{Knowledge, OperatorHost};
-use polder_ipam::tasks::{Host, PodHost, Records, RegistrarHost, teardown};
+use polder_ipam::tasks::{Host, LastAdd, PodHost, Records, RegistrarHost, teardown};
 use polder_ipam::view::View;
 
 use super::Hand;
@@ -237,11 +237,11 @@ impl PodHost for Hand {
         self.turn().await;
     }
 
-    async fn free(&self, attachment: &Attachment) -> Result<(), LedgerError> {
+    async fn free(&self, attachment: &Attachment, add: LastAdd) -> Result<(), LedgerError> {
         self.turn().await;
         let all = |ipam: &mut NodeIpam<Disk>, _| -> Vec<Held> { ipam.attachments().cloned().collect() };
         let before = self.ipam(all);
-        let freed = self.ipam(|ipam, now| ipam.release(attachment, now));
+        let freed = self.ipam(|ipam, now| add.release(ipam, attachment, now));
         let after = self.ipam(all);
         self.with(|world| {
             let name = world.machines[self.machine].name.clone();

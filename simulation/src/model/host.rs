@@ -27,7 +27,8 @@ use polder_ipam::reservation::Denied;
 use polder_ipam::steward::{NoPresence, Presence, Step};
 use polder_ipam::store::{Contents, Outcome, StoreError};
 use polder_ipam::tasks::{
-    Host, Me, PodHost, Records, RegistrarHost, RegistrarState, Requests, Unreserved, Workload, teardown,
+    Host, LastAdd, Me, PodHost, Records, RegistrarHost, RegistrarState, Requests, Unreserved, Workload,
+    teardown,
 };
 use polder_ipam::view::View;
 
@@ -338,7 +339,7 @@ impl<'a> PodHost for Hand<'a> {
     async fn delete_interface(&self, attachment: &Attachment) -> Result<(), HostError> {
         let Some(container) = self.plugged(attachment) else { return Ok(()) };
         if self.with(|scene| scene.play.space.flaw) == Some(Flaw::FreesFirst) {
-            let _ = self.free(attachment).await;
+            let _ = self.free(attachment, LastAdd::Ended).await;
         }
         self.wait(Wait::Interface(attachment.clone())).await;
         self.with(|scene| {
@@ -350,12 +351,12 @@ impl<'a> PodHost for Hand<'a> {
 
     async fn forget(&self, _: &Held) {}
 
-    async fn free(&self, attachment: &Attachment) -> Result<(), LedgerError> {
+    async fn free(&self, attachment: &Attachment, add: LastAdd) -> Result<(), LedgerError> {
         self.wait(Wait::Free(attachment.clone())).await;
         let now = self.now();
         self.with(|scene| {
             let before = scene.left.machine.others(attachment);
-            let freed = scene.machine().ipam().release(attachment, now);
+            let freed = add.release(scene.machine().ipam(), attachment, now);
             if scene.left.machine.others(attachment) != before {
                 scene.left.broken = Some(Broken::FreedAnothers);
             }

@@ -8,7 +8,6 @@ use super::*;
 use crate::key::Key;
 use crate::pool::Purpose;
 use crate::record::{PoolRecord, ReservationRecord, encode};
-use crate::reservation::Denied;
 
 struct Waits;
 
@@ -73,7 +72,7 @@ fn what_a_plugin_makes_after_its_del_goes_when_it_ends_and_its_reserved_address_
     assert!(is_held(&fake));
     let wanted = Workload::Pool("kept".parse().unwrap());
     let refused = at_once(registrar.hand_over(&wanted, "d/web", &attachment("c2"))).unwrap_err();
-    assert!(matches!(refused, Unreserved::Denied(Denied::Held { .. })), "{refused}");
+    assert_eq!(refused, NotNow::AddGoesOn(attachment("c1")).into());
     make(&fake);
     at_once(teardown::abandoned(&fake, &attachment("c1")));
     drop(lock);

@@ -83,7 +83,7 @@ impl PodHost for Fake {
 
     async fn forget(&self, _: &Held) {}
 
-    async fn free(&self, attachment: &Attachment) -> Result<(), LedgerError> {
+    async fn free(&self, attachment: &Attachment, add: LastAdd) -> Result<(), LedgerError> {
         self.with(|state| {
             if state.fault == Some(Fault::DiskIsFull) {
                 return Err(LedgerError::new("the disk is full"));
@@ -91,7 +91,7 @@ impl PodHost for Fake {
             assert!(!state.interfaces.contains(attachment), "{attachment} lives");
             Ok(())
         })?;
-        crate::tasks::pods::free(self, attachment).await
+        crate::tasks::pods::free(self, attachment, add).await
     }
 
     fn tombstones(&self) -> Vec<Attachment> {
