@@ -19,7 +19,7 @@ use polder_api::message::{Refusal, RefusalKind};
 use super::{ATTEMPTS, PodHost};
 use crate::cause::HostError;
 use crate::store::StoreError;
-use crate::view::View;
+use crate::view::{Source, View};
 
 pub use self::adoption::{Adoption, adopt};
 pub use self::disconnect::allow_removal;
@@ -52,6 +52,16 @@ pub trait OperatorHost: PodHost + Knowledge {
 pub fn store_failed(error: &StoreError, message: impl Into<String>) -> Refusal {
     let kind = if error.is_lasting() { RefusalKind::Failed } else { RefusalKind::TryAgain };
     Refusal::new(kind, message)
+}
+
+/// What the agent knows of the cluster, if it knows it as the store has it.
+fn current(agent: &impl Knowledge) -> Result<Arc<View>, Refusal> {
+    let view = agent.known();
+    if view.source != Source::Store || view.lost.is_some() {
+        let why = view.lost.as_deref().unwrap_or("it has not been read yet");
+        return Err(Refusal::try_again(format!("{}: {why}", agent.store_name())));
+    }
+    Ok(view)
 }
 
 fn invalid(problem: impl ToString) -> Refusal {

@@ -4,11 +4,10 @@ use polder_api::NodeName;
 use polder_api::message::{Refusal, RefusalKind};
 use tracing::warn;
 
-use super::{OperatorHost, invalid};
+use super::{OperatorHost, current, invalid};
 use crate::record::{Alive, Life};
 use crate::steward;
 use crate::tasks::Me;
-use crate::view::Source;
 
 /// What an operator's word comes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,11 +20,7 @@ pub enum Adoption {
 
 /// Whether this machine may become the node in place of the one that the records name, by an operator's word.
 pub async fn adopt<H: OperatorHost>(host: &H, me: &Me, wanted: &NodeName) -> Result<Adoption, Refusal> {
-    let view = host.known();
-    if view.source != Source::Store || view.lost.is_some() {
-        let why = view.lost.clone().unwrap_or_else(|| "it has not been read yet".to_owned());
-        return Err(Refusal::try_again(format!("{}: {why}", host.store_name())));
-    }
+    let view = current(host)?;
     let identity = host.ledger(|ipam, _| ipam.identity()).await;
     let identity = identity.map_err(|error| Refusal::new(RefusalKind::Failed, error.to_string()))?;
     let other = steward::adopt(&view, &me.name, wanted, identity.as_ref(), me.life()).map_err(invalid)?;

@@ -4,13 +4,13 @@ use polder_api::NodeName;
 use polder_api::message::{Refusal, Removal};
 use tracing::warn;
 
-use super::{ATTEMPTS, Knowledge, invalid, store_failed};
+use super::{ATTEMPTS, Knowledge, current, invalid, store_failed};
 use crate::record::{FenceRecord, Life, NodeRecord, PodsGone};
 use crate::removal::{self, NotRemoved, Vouched, blocks_of};
 use crate::store::{Outcome, StoreError};
 use crate::tasks::CATCH_UP;
 use crate::tasks::records::{Records, read_all};
-use crate::view::{Source, View};
+use crate::view::View;
 
 /// Removes the node. Says what its blocks wait for now. An attempt of unknown outcome is not repeated: by now, another machine
 /// can be the node.
@@ -27,11 +27,7 @@ pub async fn remove_node(
     };
     let mut meant = None;
     for _ in 0..ATTEMPTS {
-        let view = agent.known();
-        if view.source != Source::Store || view.lost.is_some() {
-            let why = view.lost.clone().unwrap_or_else(|| "it has not been read yet".to_owned());
-            return Err(Refusal::try_again(format!("{}: {why}", agent.store_name())));
-        }
+        let view = current(agent)?;
         let found = view.nodes.get(&node).map(|known| &*known.record);
         let meant = meant.get_or_insert_with(|| found.cloned());
         if found.is_some_and(|found| is_another(meant.as_ref(), found)) {
