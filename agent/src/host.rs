@@ -228,9 +228,8 @@ fn closed_tunnels(paths: &BTreeMap<Key, Reached>, verdicts: &BTreeMap<Key, Verdi
 mod tests {
     use std::sync::Mutex;
 
-    use polder_api::Backend;
     use polder_ipam::ids::ClusterId;
-    use polder_ipam::record::{Masquerade, VxlanSettings};
+
     use polder_ipam::view::{Known, View};
     use tokio::time::timeout;
 
@@ -305,13 +304,7 @@ mod tests {
 
     fn cluster() -> View {
         let mut view = View::default();
-        let record = ClusterRecord {
-            id: ClusterId("c".to_owned()),
-            backend: Backend::Auto,
-            attach: AttachMode::Bridge,
-            vxlan: VxlanSettings::default(),
-            masquerade: Masquerade::default(),
-        };
+        let record = ClusterRecord::new(ClusterId::new("c"));
         view.cluster = Some(Known { record: Arc::new(record), revision: 1 });
         view
     }

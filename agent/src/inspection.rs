@@ -57,7 +57,7 @@ fn store_failed(error: StoreError) -> Refusal {
 
 /// Checks the cluster.
 pub async fn check(membership: &Membership, store: &Store, repairs: Repairs) -> Result<Checked, Refusal> {
-    let id = Nonce(random_name().map_err(try_again)?);
+    let id = Nonce::new(random_name().map_err(try_again)?);
     let record = InspectionRecord { id: id.clone(), repairs };
     let sent = store.commit(&Change::AskInspection(record)).await;
     // An outcome that is not known shows itself: without the wish there are no answers.

@@ -103,7 +103,7 @@ pub fn propose(
 fn first_settings(bootstrap: &Bootstrap, identity: Option<&Identity>, fresh: String) -> ClusterRecord {
     ClusterRecord {
         // A node that has been in a cluster is still in it.
-        id: identity.map_or(ClusterId(fresh), |identity| identity.cluster.clone()),
+        id: identity.map_or(ClusterId::new(fresh), |identity| identity.cluster.clone()),
         backend: bootstrap.backend,
         attach: bootstrap.attach,
         vxlan: bootstrap.vxlan,
@@ -148,8 +148,8 @@ mod tests {
     fn identity(cluster: &str) -> Identity {
         Identity {
             node: "n1".parse().unwrap(),
-            cluster: ClusterId(cluster.to_owned()),
-            incarnation: Incarnation("i1".to_owned()),
+            cluster: ClusterId::new(cluster),
+            incarnation: Incarnation::new("i1"),
             standing: Standing::Member,
         }
     }
@@ -177,10 +177,10 @@ mod tests {
     #[test]
     fn the_first_settings_are_those_of_the_configuration_with_its_pools() {
         let made = proposed(&empty(), None, Some(&bootstrap())).unwrap();
-        assert_eq!((made.record.id.0.as_str(), made.is_restored), ("fresh", false));
+        assert_eq!((made.record.id.as_str(), made.is_restored), ("fresh", false));
         assert_eq!(made.pools, Some(bootstrap().pools));
         let again = proposed(&empty(), Some(&identity("ours")), Some(&bootstrap())).unwrap();
-        assert_eq!(again.record.id.0, "ours", "a node that has been in a cluster is still in it");
+        assert_eq!(again.record.id.as_str(), "ours", "a node that has been in a cluster is still in it");
     }
 
     #[test]

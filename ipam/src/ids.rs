@@ -4,31 +4,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-macro_rules! random_identity {
-    ($(#[$doc:meta])* $name:ident) => {
-        $(#[$doc])*
+macro_rules! id {
+    ($(#[$meta:meta])* $name:ident) => {
+        $(#[$meta])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(transparent)]
-        pub struct $name(pub String);
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(&self.0)
-            }
-        }
-
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                fmt::Debug::fmt(&self.0, f)
-            }
-        }
-    };
-}
-
-macro_rules! given_identity {
-    ($(#[$doc:meta])* $name:ident) => {
-        $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
         #[serde(transparent)]
         pub struct $name(String);
 
@@ -58,24 +37,26 @@ macro_rules! given_identity {
     };
 }
 
-given_identity!(
+id!(
     /// Which installation of an operating system (`/etc/machine-id`). Empty where nobody has said it.
+    #[derive(Default)]
     MachineId
 );
-given_identity!(
+id!(
     /// Which boot of a kernel (`/proc/sys/kernel/random/boot_id`).
+    #[derive(Default)]
     BootId
 );
 
-random_identity!(
+id!(
     /// Which of all clusters.
     ClusterId
 );
-random_identity!(
+id!(
     /// Which of the nodes that had the same name. Made when a node first registers, kept in its ledger.
     Incarnation
 );
-random_identity!(
+id!(
     /// Which of the attempts to write the same record.
     Nonce
 );

@@ -176,7 +176,7 @@ fn parse(text: &str) -> Option<Key> {
         ["addresses", node, ip] => Some(Key::Address(node.parse().ok()?, ip.parse().ok()?)),
         ["alive", node] => Some(Key::Alive(node.parse().ok()?)),
         ["fences", node, incarnation] if !incarnation.is_empty() => {
-            Some(Key::Fence(node.parse().ok()?, Incarnation((*incarnation).to_owned())))
+            Some(Key::Fence(node.parse().ok()?, Incarnation::new(*incarnation)))
         }
         ["reservations", ip] => Some(Key::Reservation(ip.parse().ok()?)),
         ["blocks", block] => {
@@ -238,7 +238,7 @@ mod tests {
                 "/polder/v1/addresses/n1/10.244.0.65",
             ),
             (Key::Alive("n1".parse().unwrap()), "/polder/v1/alive/n1"),
-            (Key::Fence("n1".parse().unwrap(), Incarnation("i".into())), "/polder/v1/fences/n1/i"),
+            (Key::Fence("n1".parse().unwrap(), Incarnation::new("i")), "/polder/v1/fences/n1/i"),
             (Key::Inspection, "/polder/v1/inspection"),
             (Key::Answer("n1".parse().unwrap()), "/polder/v1/answers/n1"),
         ] {

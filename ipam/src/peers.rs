@@ -284,7 +284,7 @@ mod tests {
 
     fn node(n: u8) -> NodeRecord {
         NodeRecord {
-            incarnation: Incarnation(format!("i{n}")),
+            incarnation: Incarnation::new(format!("i{n}")),
             machine_id: MachineId::new(format!("m{n}")),
             boot_id: BootId::new("b"),
             underlay: vec![IpAddr::from([10, 1, 0, n])],
@@ -320,9 +320,9 @@ mod tests {
         fn block(&mut self, block: &str, owner: &str, n: u8) {
             let record = BlockRecord {
                 node: owner.parse().unwrap(),
-                incarnation: Incarnation(format!("i{n}")),
+                incarnation: Incarnation::new(format!("i{n}")),
                 pool: "p".parse().unwrap(),
-                nonce: Nonce("x".into()),
+                nonce: Nonce::new("x"),
             };
             let key = Key::Block(Block::new(block.parse().unwrap()));
             self.put(&key.to_string(), encode(&record));

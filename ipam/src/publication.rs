@@ -160,15 +160,15 @@ mod tests {
     fn identity(incarnation: &str) -> Identity {
         Identity {
             node: me(),
-            cluster: ClusterId("c".to_owned()),
-            incarnation: Incarnation(incarnation.to_owned()),
+            cluster: ClusterId::new("c"),
+            incarnation: Incarnation::new(incarnation),
             standing: Standing::Member,
         }
     }
 
     fn view() -> View {
         let record = NodeRecord {
-            incarnation: Incarnation("i1".to_owned()),
+            incarnation: Incarnation::new("i1"),
             machine_id: alive().machine_id,
             boot_id: alive().boot_id,
             underlay: Vec::new(),

@@ -83,27 +83,19 @@ pub fn smallest_mtu(families: &BTreeSet<Family>) -> u32 {
 mod tests {
     use std::sync::Arc;
 
-    use polder_api::Backend;
-
     use super::*;
     use crate::Pool;
     use crate::cause::HostError;
     use crate::ids::{ClusterId, Incarnation};
     use crate::ledger::{Identity, Standing};
     use crate::pool::PoolState;
-    use crate::record::{AttachMode, ClusterRecord, Masquerade, VxlanSettings};
+    use crate::record::ClusterRecord;
     use crate::registration::{Leaving, Pending};
     use crate::view::Known;
 
     fn view(pools: &[&str]) -> View {
         let mut view = View::default();
-        let cluster = ClusterRecord {
-            id: ClusterId("c".to_owned()),
-            backend: Backend::Auto,
-            attach: AttachMode::Bridge,
-            vxlan: VxlanSettings::default(),
-            masquerade: Masquerade::default(),
-        };
+        let cluster = ClusterRecord::new(ClusterId::new("c"));
         view.cluster = Some(Known { record: Arc::new(cluster), revision: 1 });
         for (number, cidr) in pools.iter().enumerate() {
             let name: polder_api::PoolName = format!("p{number}").parse().unwrap();
@@ -118,8 +110,8 @@ mod tests {
     fn holdings(gateways: &[&str]) -> Holdings {
         let identity = Identity {
             node: "n1".parse().unwrap(),
-            cluster: ClusterId("c".to_owned()),
-            incarnation: Incarnation("i".to_owned()),
+            cluster: ClusterId::new("c"),
+            incarnation: Incarnation::new("i"),
             standing: Standing::Member,
         };
         Holdings { identity: Some(identity), blocks: Vec::new(), gateways: addresses(gateways) }

@@ -37,6 +37,19 @@ pub struct ClusterRecord {
     pub masquerade: Masquerade,
 }
 
+impl ClusterRecord {
+    /// The settings of a cluster for which nobody has asked for others.
+    pub fn new(id: ClusterId) -> Self {
+        Self {
+            id,
+            backend: Backend::Auto,
+            attach: AttachMode::Bridge,
+            vxlan: VxlanSettings::default(),
+            masquerade: Masquerade::default(),
+        }
+    }
+}
+
 /// The tunnels' parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

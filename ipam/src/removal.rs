@@ -219,7 +219,7 @@ impl Quarantine {
 fn place(view: &View, me: &NodeName, incarnation: &Incarnation) -> u32 {
     let lot = |name: &NodeName| {
         let mut hash = Sha256::new();
-        hash.update(&incarnation.0);
+        hash.update(incarnation.as_str());
         hash.update([0]);
         hash.update(name.as_str());
         hash.finalize()
@@ -245,7 +245,7 @@ mod tests {
                 boot_id: BootId::new("boot"),
                 pods: PodsGone::Confirmed,
             };
-            let incarnation = Incarnation(format!("i{}", fences - number));
+            let incarnation = Incarnation::new(format!("i{}", fences - number));
             let key = Key::Fence("n".parse().unwrap(), incarnation).to_string();
             Entry { key, value: encode(&record), revision: 2 + i64::try_from(number).unwrap() }
         };
@@ -269,7 +269,7 @@ mod tests {
         let Some(Change::ForgetFence { fence, .. }) = forgotten(FENCES_KEPT + 1, rest) else {
             panic!("nothing is forgotten")
         };
-        assert_eq!(fence.incarnation.0, format!("i{}", FENCES_KEPT + 1));
+        assert_eq!(fence.incarnation.as_str(), format!("i{}", FENCES_KEPT + 1));
         assert_eq!(forgotten(FENCES_KEPT + 1, less), None);
     }
 
@@ -294,12 +294,11 @@ mod tests {
         );
         let change = |vouched| remove(&view, &name, vouched).unwrap().unwrap();
         let Change::VouchForNode(words) = change(Vouched::Earlier) else { panic!("not vouched for") };
-        let words: Vec<_> =
-            words.iter().map(|word| (word.incarnation.0.as_str(), word.record.pods)).collect();
+        let words: Vec<_> = words.iter().map(|word| (word.incarnation.as_str(), word.record.pods)).collect();
         assert_eq!(words, [("old", PodsGone::Vouched)]);
         let Change::RemoveNode { incarnation, fence, .. } = change(Vouched::No) else {
             panic!("not removed")
         };
-        assert_eq!((incarnation.0.as_str(), fence.pods), ("new", PodsGone::Unknown));
+        assert_eq!((incarnation.as_str(), fence.pods), ("new", PodsGone::Unknown));
     }
 }

@@ -218,7 +218,7 @@ mod tests {
         let address = "10.1.0.5".parse().unwrap();
         let holder = Holder {
             node: "n".parse().unwrap(),
-            incarnation: crate::ids::Incarnation("i".into()),
+            incarnation: crate::ids::Incarnation::new("i"),
             boot_id: BootId::new("boot-2"),
             attachment: "net/a/eth0".parse().unwrap(),
         };

@@ -308,9 +308,9 @@ mod tests {
         for (index, owner) in owners.iter().enumerate() {
             let claim = BlockRecord {
                 node: owner.parse().unwrap(),
-                incarnation: Incarnation((*owner).to_owned()),
+                incarnation: Incarnation::new(*owner),
                 pool: name.clone(),
-                nonce: Nonce("x".into()),
+                nonce: Nonce::new("x"),
             };
             entries.push(entry(Key::Block(pool.block(index as u128)), encode(&claim)));
         }

@@ -4,7 +4,7 @@ use polder_api::pool::NewPool;
 use polder_ipam::Pool;
 use polder_ipam::ids::ClusterId;
 use polder_ipam::pool::{PoolState, Purpose};
-use polder_ipam::record::{AttachMode, Backend, ClusterRecord, Masquerade, VxlanSettings};
+use polder_ipam::record::ClusterRecord;
 
 use crate::Random;
 
@@ -16,13 +16,7 @@ pub const RESERVED: &str = "reserved";
 
 /// The settings of a new cluster.
 pub fn first_settings() -> ClusterRecord {
-    ClusterRecord {
-        id: ClusterId("cluster".to_owned()),
-        backend: Backend::Auto,
-        attach: AttachMode::Bridge,
-        vxlan: VxlanSettings::default(),
-        masquerade: Masquerade::default(),
-    }
+    ClusterRecord::new(ClusterId::new("cluster"))
 }
 
 /// An active pool.

@@ -124,12 +124,13 @@ fn failed(error: rusqlite::Error) -> LedgerError {
 impl Ledger for Sqlite {
     fn identity(&self) -> Result<Option<Identity>, LedgerError> {
         let found = self.rows("SELECT node, incarnation, cluster, removed FROM identity", |row| {
-            let (Text(node), incarnation, cluster) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            let (Text(node), incarnation, cluster) =
+                (row.get(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?);
             let standing = if row.get(3)? { Standing::Removed } else { Standing::Member };
             Ok(Identity {
                 node,
-                incarnation: Incarnation(incarnation),
-                cluster: ClusterId(cluster),
+                incarnation: Incarnation::new(incarnation),
+                cluster: ClusterId::new(cluster),
                 standing,
             })
         })?;
@@ -141,8 +142,8 @@ impl Ledger for Sqlite {
             "INSERT OR REPLACE INTO identity (one, node, incarnation, cluster, removed) VALUES (1, ?1, ?2, ?3, ?4)",
             params![
                 identity.node.as_str(),
-                identity.incarnation.0,
-                identity.cluster.0,
+                identity.incarnation.as_str(),
+                identity.cluster.as_str(),
                 identity.standing == Standing::Removed
             ],
         )
@@ -174,14 +175,19 @@ impl Ledger for Sqlite {
     fn blocks(&self) -> Result<Vec<OwnedBlock>, LedgerError> {
         self.rows("SELECT block, pool, nonce, leaving FROM blocks ORDER BY rowid", |row| {
             let (Text(cidr), Text(pool)) = (row.get(0)?, row.get(1)?);
-            Ok(OwnedBlock { block: Block::new(cidr), pool, nonce: Nonce(row.get(2)?), leaving: row.get(3)? })
+            Ok(OwnedBlock {
+                block: Block::new(cidr),
+                pool,
+                nonce: Nonce::new(row.get::<_, String>(2)?),
+                leaving: row.get(3)?,
+            })
         })
     }
 
     fn add_block(&mut self, owned: &OwnedBlock) -> Result<(), LedgerError> {
         self.execute(
             "INSERT OR REPLACE INTO blocks (block, pool, nonce, leaving) VALUES (?1, ?2, ?3, ?4)",
-            params![owned.block.to_string(), owned.pool.as_str(), owned.nonce.0, owned.leaving],
+            params![owned.block.to_string(), owned.pool.as_str(), owned.nonce.as_str(), owned.leaving],
         )
     }
 

@@ -114,7 +114,7 @@ mod tests {
 
     fn peer(incarnation: &str, underlay: &str) -> Peer {
         let record = NodeRecord {
-            incarnation: Incarnation(incarnation.to_owned()),
+            incarnation: Incarnation::new(incarnation),
             machine_id: MachineId::default(),
             boot_id: BootId::default(),
             underlay: vec![ip(underlay)],

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 
 use polder_api::{Family, IfName, Mac};
 use polder_ipam::ids::ClusterId;
-use polder_ipam::record::{AttachMode, Backend, ClusterRecord, Masquerade, VxlanSettings};
+use polder_ipam::record::ClusterRecord;
 use polder_netlink::link::{Port, VethPair};
 use polder_netlink::nft::{Elements, FilterSocket};
 use polder_netlink::{Error, RouteSocket, link, namespace};
@@ -155,13 +155,7 @@ fn try_port(socket: &mut RouteSocket) -> Result<Port, FeatureError> {
 }
 
 fn trial_cluster() -> ClusterRecord {
-    ClusterRecord {
-        id: ClusterId(String::new()),
-        backend: Backend::Auto,
-        attach: AttachMode::Bridge,
-        vxlan: VxlanSettings::default(),
-        masquerade: Masquerade::default(),
-    }
+    ClusterRecord::new(ClusterId::new(String::new()))
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ fn address(text: &str) -> IpAddr {
 
 fn owned(block: &str) -> OwnedBlock {
     let (block, pool) = (crate::Block::new(block.parse().unwrap()), "p".parse().unwrap());
-    OwnedBlock { block, pool, nonce: Nonce("x".into()), leaving: false }
+    OwnedBlock { block, pool, nonce: Nonce::new("x"), leaving: false }
 }
 
 fn held(container: &str, ip: &str) -> Held {
@@ -50,8 +50,8 @@ fn node(name: &str, block: &str) -> NodeFacts {
     let counts = Counts { used: 0, resting: 0, free: 4, excluded: 0 };
     let identity = Identity {
         node: name.parse().unwrap(),
-        incarnation: Incarnation(format!("i-{name}")),
-        cluster: ClusterId("c".into()),
+        incarnation: Incarnation::new(format!("i-{name}")),
+        cluster: ClusterId::new("c"),
         standing: Standing::Member,
     };
     NodeFacts {
@@ -71,9 +71,9 @@ fn node(name: &str, block: &str) -> NodeFacts {
 fn claim(of: &str) -> Vec<u8> {
     encode(&BlockRecord {
         node: of.parse().unwrap(),
-        incarnation: Incarnation(format!("i-{of}")),
+        incarnation: Incarnation::new(format!("i-{of}")),
         pool: "p".parse().unwrap(),
-        nonce: Nonce("x".into()),
+        nonce: Nonce::new("x"),
     })
 }
 
@@ -197,7 +197,7 @@ fn a_reserved_address_lives_only_where_it_is_held() {
     assert_eq!(scene.broken(), [Invariant::Owner].into());
     let holder = Holder {
         node: "a".parse().unwrap(),
-        incarnation: Incarnation("i-a".into()),
+        incarnation: Incarnation::new("i-a"),
         boot_id: BootId::new("boot"),
         attachment: attachment("a2"),
     };

@@ -100,7 +100,7 @@ mod tests {
         let pool =
             Pool::new("p".parse().unwrap(), "10.0.0.0/24".parse().unwrap(), 29, PoolState::Active).unwrap();
         let (block, name) = (pool.block(0), pool.name.clone());
-        let owned = OwnedBlock { block, pool: name, nonce: Nonce("x".into()), leaving: false };
+        let owned = OwnedBlock { block, pool: name, nonce: Nonce::new("x"), leaving: false };
         node.add_block(owned, &pool, Moment::BOOT).unwrap();
         assert!(node.take_gateways(NOW).unwrap());
         node

@@ -156,15 +156,14 @@ mod tests {
             NodeIpam::with(Memory::default(), &BootId::new("boot"), Duration::from_mins(1)).unwrap();
         node.identify(&Identity {
             node: "n1".parse().unwrap(),
-            incarnation: Incarnation("i".into()),
-            cluster: ClusterId("c".into()),
+            incarnation: Incarnation::new("i"),
+            cluster: ClusterId::new("c"),
             standing: Standing::Member,
         })
         .unwrap();
         for (pool, block) in pools {
             let block = Block::new(block.parse().unwrap());
-            let owned =
-                OwnedBlock { block, pool: pool.name.clone(), nonce: Nonce("x".into()), leaving: false };
+            let owned = OwnedBlock { block, pool: pool.name.clone(), nonce: Nonce::new("x"), leaving: false };
             node.add_block(owned, pool, NOW).unwrap();
         }
         node.take_gateways(NOW).unwrap();
@@ -231,7 +230,7 @@ mod tests {
             "there is no other address, and the gateway keeps the block anyway"
         );
         let block = Block::new("10.1.0.0/26".parse().unwrap());
-        let owned = OwnedBlock { block, pool: new.name.clone(), nonce: Nonce("y".into()), leaving: false };
+        let owned = OwnedBlock { block, pool: new.name.clone(), nonce: Nonce::new("y"), leaving: false };
         node.add_block(owned, &new, NOW).unwrap();
         assert!(!node.probe_fits(&v4(), NOW));
         node.release(&Attachment::of_probe(), NOW).unwrap();

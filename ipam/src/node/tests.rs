@@ -27,12 +27,8 @@ fn again(before: Node, boot: &str) -> (Node, Vec<Held>) {
 fn node() -> Node {
     let (mut node, _) = open(Memory::default(), "boot-1");
     let pool = pool("10.0.0.0/24", 29);
-    let owned = OwnedBlock {
-        block: pool.block(0),
-        pool: pool.name.clone(),
-        nonce: Nonce("x".into()),
-        leaving: false,
-    };
+    let owned =
+        OwnedBlock { block: pool.block(0), pool: pool.name.clone(), nonce: Nonce::new("x"), leaving: false };
     node.add_block(owned, &pool, Moment::BOOT).unwrap();
     assert!(node.take_gateways(NOW).unwrap());
     node
@@ -200,12 +196,8 @@ fn no_two_pods_have_the_same_mac_address() {
 fn every_block_has_a_gateway_of_its_own_that_no_pod_gets() {
     let mut node = node();
     let pool = pool("10.0.0.0/24", 29);
-    let owned = OwnedBlock {
-        block: pool.block(1),
-        pool: pool.name.clone(),
-        nonce: Nonce("y".into()),
-        leaving: false,
-    };
+    let owned =
+        OwnedBlock { block: pool.block(1), pool: pool.name.clone(), nonce: Nonce::new("y"), leaving: false };
     node.add_block(owned, &pool, Moment::BOOT).unwrap();
     let gateway =
         |node: &Node, address: &str| node.neighbourhood(address.parse().unwrap()).unwrap().1.to_string();
@@ -220,12 +212,8 @@ fn every_block_has_a_gateway_of_its_own_that_no_pod_gets() {
 fn a_block_of_which_the_ledger_knows_nothing_rests_before_anything_goes_out_of_it() {
     let (mut node, _) = open(Memory::default(), "boot-1");
     let pool = pool("10.0.0.0/24", 29);
-    let owned = OwnedBlock {
-        block: pool.block(1),
-        pool: pool.name.clone(),
-        nonce: Nonce("x".into()),
-        leaving: false,
-    };
+    let owned =
+        OwnedBlock { block: pool.block(1), pool: pool.name.clone(), nonce: Nonce::new("x"), leaving: false };
     node.adopt_block(owned, &pool, NOW).unwrap();
     let free = |node: &Node, seconds| node.total(Family::V4, None, NOW + Duration::from_secs(seconds)).free;
     assert_eq!((free(&node, 59), free(&node, 60)), (0, 8));
@@ -259,7 +247,7 @@ fn an_old_copy_of_a_ledger_hands_nothing_out_before_it_has_rested() {
 fn a_block_that_was_just_claimed_is_kept_for_whoever_wanted_it() {
     let mut node = node().with_low_water(1);
     let pool = pool("10.0.0.0/24", 29);
-    let (block, nonce) = (pool.block(3), Nonce("y".into()));
+    let (block, nonce) = (pool.block(3), Nonce::new("y"));
     node.add_block(OwnedBlock { block, pool: pool.name.clone(), nonce, leaving: false }, &pool, NOW).unwrap();
     let spare = |seconds| node.own(NOW + Duration::from_secs(seconds)).unwrap().spare;
     assert_eq!([spare(0), spare(9), spare(10)], [vec![], vec![], vec![block]]);
@@ -285,7 +273,7 @@ fn a_gateway_that_was_found_in_the_kernel_and_is_in_no_block_of_the_node_is_move
     node.restore_gateway(earlier).unwrap();
     assert!(node.own(NOW).unwrap().idle_gateways.is_empty(), "there is no other");
     let pool = pool("10.0.0.0/24", 29);
-    let (block, nonce) = (pool.block(0), Nonce("x".into()));
+    let (block, nonce) = (pool.block(0), Nonce::new("x"));
     node.adopt_block(OwnedBlock { block, pool: pool.name.clone(), nonce, leaving: false }, &pool, NOW)
         .unwrap();
     assert!(node.own(NOW + Duration::from_secs(9)).unwrap().idle_gateways.is_empty(), "all of it rests");
@@ -327,7 +315,7 @@ fn all_blocks_that_are_not_needed_can_go_at_once_and_enough_is_left() {
     let mut node = node().with_low_water(4);
     let pool = pool("10.0.0.0/24", 29);
     for number in 2..32 {
-        let (block, nonce) = (pool.block(number), Nonce(number.to_string()));
+        let (block, nonce) = (pool.block(number), Nonce::new(number.to_string()));
         let owned = OwnedBlock { block, pool: pool.name.clone(), nonce, leaving: false };
         node.add_block(owned, &pool, NOW).unwrap();
     }

@@ -30,16 +30,16 @@ impl Cluster {
     fn block(&mut self, block: &str, node: &str, pool: &str) {
         let record = BlockRecord {
             node: node.parse().unwrap(),
-            incarnation: Incarnation(node.to_owned()),
+            incarnation: Incarnation::new(node),
             pool: pool.parse().unwrap(),
-            nonce: Nonce("x".into()),
+            nonce: Nonce::new("x"),
         };
         self.put(Key::Block(Block::new(block.parse().unwrap())).to_string(), encode(&record));
     }
 
     fn node(&mut self, name: &str, underlay: &str) {
         let record = NodeRecord {
-            incarnation: Incarnation(name.to_owned()),
+            incarnation: Incarnation::new(name),
             machine_id: MachineId::new("m"),
             boot_id: BootId::new("b"),
             underlay: vec![underlay.parse().unwrap()],

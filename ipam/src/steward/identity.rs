@@ -221,7 +221,7 @@ fn introduce(facts: &Facts<'_>, cluster: &ClusterRecord, registered: Option<&Kno
         // cannot confirm that they are gone.
         return Step::CutOff;
     }
-    become_one(&Incarnation(facts.fresh.to_owned()), Standing::Member)
+    become_one(&Incarnation::new(facts.fresh.to_owned()), Standing::Member)
 }
 
 /// Why a machine does not take the place of another.

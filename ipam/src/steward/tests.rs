@@ -7,10 +7,7 @@ use crate::Cidr;
 use crate::allocator::USUAL_REST;
 use crate::ids::{ClusterId, Incarnation, Nonce};
 use crate::pool::{Pool, PoolState};
-use crate::record::{
-    AttachMode, Backend, BlockRecord, ClusterRecord, FenceRecord, Masquerade, PodsGone, PoolRecord,
-    VxlanSettings,
-};
+use crate::record::{BlockRecord, ClusterRecord, FenceRecord, PodsGone, PoolRecord};
 
 mod identity;
 use crate::change::MOST_RECORDS;
@@ -39,21 +36,15 @@ fn presence() -> Presence {
 fn identity() -> Identity {
     Identity {
         node: name(),
-        incarnation: Incarnation("i1".into()),
-        cluster: ClusterId("c".into()),
+        incarnation: Incarnation::new("i1"),
+        cluster: ClusterId::new("c"),
         standing: Standing::Member,
     }
 }
 
 /// The view of a node that is registered, with these records besides.
 fn view(more: Vec<(Key, Vec<u8>)>) -> View {
-    let cluster = ClusterRecord {
-        id: ClusterId("c".into()),
-        backend: Backend::Auto,
-        attach: AttachMode::Bridge,
-        vxlan: VxlanSettings::default(),
-        masquerade: Masquerade::default(),
-    };
+    let cluster = ClusterRecord::new(ClusterId::new("c"));
     let Presence { underlay, vtep_mac, mtu, version } = presence();
     let node = NodeRecord {
         incarnation: identity().incarnation,
@@ -119,9 +110,9 @@ fn takes_over(step: &Step) -> bool {
 fn claim(block: Block, incarnation: &str) -> (Key, Vec<u8>) {
     let record = BlockRecord {
         node: name(),
-        incarnation: Incarnation(incarnation.into()),
+        incarnation: Incarnation::new(incarnation),
         pool: "p".parse().unwrap(),
-        nonce: Nonce("x".into()),
+        nonce: Nonce::new("x"),
     };
     (Key::Block(block), encode(&record))
 }
@@ -134,7 +125,7 @@ fn pool(cidr: &str, purpose: crate::pool::Purpose) -> (Key, Vec<u8>) {
 #[test]
 fn a_block_is_given_back_only_by_a_node_that_is_not_removed() {
     let block = Block::new("10.0.0.0/26".parse().unwrap());
-    let (pool, nonce) = ("p".parse().unwrap(), Nonce("x".into()));
+    let (pool, nonce) = ("p".parse().unwrap(), Nonce::new("x"));
     let own = Own { blocks: vec![OwnedBlock { block, pool, nonce, leaving: true }], ..Own::default() };
     let view = view(vec![claim(block, "i1")]);
     let Some(Change::GiveBackBlocks { blocks, .. }) = change(step(&view, own)) else {
@@ -151,7 +142,7 @@ fn thousands_of_blocks_go_back_in_few_changes() {
     let owned = |block: &Block| OwnedBlock {
         block: *block,
         pool: "p".parse().unwrap(),
-        nonce: Nonce("x".into()),
+        nonce: Nonce::new("x"),
         leaving: true,
     };
     let mut changes = 0;
@@ -182,7 +173,7 @@ fn a_pool_that_the_store_has_lost_is_put_back_only_by_a_node_that_is_not_removed
     let records = kept.into_iter().chain([(Key::Node(name()), node), claimed]);
     let entry = |(key, value): (Key, Vec<u8>)| Entry { key: key.to_string(), value, revision: NODE_REVISION };
     view.apply(Update::Loaded(Contents { revision: 9, entries: records.map(entry).collect() }));
-    let (pool, nonce) = ("p".parse().unwrap(), Nonce("x".into()));
+    let (pool, nonce) = ("p".parse().unwrap(), Nonce::new("x"));
     let own = |leaving| Own {
         blocks: vec![OwnedBlock { block, pool: pool_name(), nonce: nonce.clone(), leaving }],
         ..Own::default()
@@ -230,7 +221,7 @@ fn a_removed_nodes_blocks_are_given_back_only_by_a_node_that_is_not_removed_itse
     };
     let block = Block::new("10.0.0.0/26".parse().unwrap());
     let view =
-        view(vec![(Key::Fence(gone.clone(), Incarnation("i2".into())), encode(&fence)), claim(block, "i2")]);
+        view(vec![(Key::Fence(gone.clone(), Incarnation::new("i2")), encode(&fence)), claim(block, "i2")]);
     let Some(Change::InheritFrom(what)) = change(step(&view, Own::default())) else {
         panic!("not given back")
     };

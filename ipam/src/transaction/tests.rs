@@ -10,8 +10,8 @@ use crate::change::{Fence, HandOver, Inheritance};
 use crate::ids::{BootId, ClusterId, MachineId, Nonce};
 use crate::pool::PoolState;
 use crate::record::{
-    AddressRecord, Alive, AnswerRecord, AttachMode, Backend, BlockRecord, ClusterRecord, FenceRecord,
-    InspectionRecord, Masquerade, NodeRecord, PodsGone, ReservationRecord, VxlanSettings,
+    AddressRecord, Alive, AnswerRecord, BlockRecord, ClusterRecord, FenceRecord, InspectionRecord,
+    NodeRecord, PodsGone, ReservationRecord,
 };
 
 const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 1, 0, 5));
@@ -26,7 +26,7 @@ fn me() -> Member {
 }
 
 fn incarnation() -> Incarnation {
-    Incarnation("i".to_owned())
+    Incarnation::new("i")
 }
 
 fn block(cidr: &str) -> Block {
@@ -73,13 +73,7 @@ fn let_go() -> LetGo {
 }
 
 fn cluster() -> ClusterRecord {
-    ClusterRecord {
-        id: ClusterId("c".to_owned()),
-        backend: Backend::Auto,
-        attach: AttachMode::Bridge,
-        vxlan: VxlanSettings::default(),
-        masquerade: Masquerade::default(),
-    }
+    ClusterRecord::new(ClusterId::new("c"))
 }
 
 /// What must hold for the change, in words; and what it writes.
@@ -120,7 +114,7 @@ fn claim() -> Claim {
             node: name(),
             incarnation: incarnation(),
             pool: "p".parse().unwrap(),
-            nonce: Nonce("x".to_owned()),
+            nonce: Nonce::new("x"),
         },
         pool: pool().cidr(),
         pool_revision: 3,
@@ -131,9 +125,9 @@ fn claim() -> Claim {
 fn what_is_put_is_the_record_of_the_change() {
     let alive = Alive { boot_id: BootId::new("b"), machine_id: MachineId::new("m") };
     let said = AddressRecord { attachment: "net/a/eth0".parse().unwrap(), pod: None };
-    let inspection = InspectionRecord { id: Nonce("x".to_owned()), repairs: Repairs::None };
+    let inspection = InspectionRecord { id: Nonce::new("x"), repairs: Repairs::None };
     let answered = AnswerRecord {
-        id: Nonce("x".to_owned()),
+        id: Nonce::new("x"),
         attachments: 1,
         interfaces: 2,
         deviations: Vec::new(),
@@ -217,7 +211,7 @@ fn a_node_is_removed_as_it_was_seen_and_the_word_about_its_pods_is_for_that_fenc
     check(remove, &["nodes/n1@7", "no fences/n1/i"], &["-nodes/n1", "fences/n1/i"]);
     let word = Confirmation { incarnation: incarnation(), record: fence_record(), revision: 3 };
     check(Change::ConfirmRemoval(word.clone()), &["fences/n1/i@3"], &["fences/n1/i"]);
-    let other = Confirmation { incarnation: Incarnation("j".to_owned()), ..word.clone() };
+    let other = Confirmation { incarnation: Incarnation::new("j"), ..word.clone() };
     let both = ["fences/n1/i", "fences/n1/j"];
     check(Change::VouchForNode(vec![word, other]), &["fences/n1/i@3", "fences/n1/j@3"], &both);
 }
@@ -317,7 +311,7 @@ fn a_sign_of_life_rests_on_the_record_of_whose_it_is() {
 
 #[test]
 fn an_inspection_is_answered_while_it_is_wished_for_and_its_answers_go_when_none_is() {
-    let id = || Nonce("x".to_owned());
+    let id = || Nonce::new("x");
     let ask = Change::AskInspection(InspectionRecord { id: id(), repairs: Repairs::None });
     check(ask, &[], &["inspection"]);
     let record =

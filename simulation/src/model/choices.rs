@@ -175,6 +175,6 @@ fn may_vouch(cluster: &Cluster, who: Who) -> bool {
 }
 
 fn is_gone(cluster: &Cluster, incarnation: &Incarnation) -> bool {
-    let made_it = |machine: &&Arc<Machine>| incarnation.0.starts_with(machine.id);
+    let made_it = |machine: &&Arc<Machine>| incarnation.as_str().starts_with(machine.id);
     cluster.machines.iter().find(made_it).is_some_and(|machine| machine.power == Power::Gone)
 }

@@ -161,9 +161,9 @@ impl Cluster {
             sent.txn.writes.iter().any(|write| matches!(write, Write::Put { value, .. } if is_in(value)))
         };
         let in_ledger =
-            |machine: &Arc<Machine>| machine.ipam.blocks().iter().any(|owned| owned.nonce.0 == name);
+            |machine: &Arc<Machine>| machine.ipam.blocks().iter().any(|owned| owned.nonce.as_str() == name);
         let heard = |machine: &Arc<Machine>| machine.agent.watcher.mentions(&is_in);
-        self.truth.view.blocks.values().any(|claim| claim.record.nonce.0 == name)
+        self.truth.view.blocks.values().any(|claim| claim.record.nonce.as_str() == name)
             || self.late.iter().any(in_txn)
             || self
                 .machines

@@ -56,7 +56,8 @@ impl Play<'_> {
         let next = self.cluster.machines[who].next_incarnation();
         let begun = self.begin(who, job);
         self.settle_registrar(who, begun);
-        if self.cluster.machines[who].identity().is_some_and(|identity| identity.incarnation.0 == next) {
+        if self.cluster.machines[who].identity().is_some_and(|identity| identity.incarnation.as_str() == next)
+        {
             self.machine(who).lives += 1;
         }
         true

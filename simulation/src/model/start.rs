@@ -6,9 +6,7 @@ use std::sync::Arc;
 use polder_ipam::ids::ClusterId;
 use polder_ipam::key::Key;
 use polder_ipam::pool::{PoolState, Purpose};
-use polder_ipam::record::{
-    AttachMode, Backend, ClusterRecord, Masquerade, PoolRecord, VxlanSettings, encode,
-};
+use polder_ipam::record::{ClusterRecord, PoolRecord, encode};
 use polder_ipam::store::{Txn, Write};
 
 use super::Space;
@@ -90,13 +88,7 @@ fn settle(play: &mut Play<'_>, who: Who) {
 }
 
 fn settings() -> Vec<Write> {
-    let cluster = ClusterRecord {
-        id: ClusterId("c".to_owned()),
-        backend: Backend::Auto,
-        attach: AttachMode::Bridge,
-        vxlan: VxlanSettings::default(),
-        masquerade: Masquerade::default(),
-    };
+    let cluster = ClusterRecord::new(ClusterId::new("c"));
     let pool = |cidr: &str, block_length, purpose| PoolRecord {
         cidr: cidr.parse().expect("a network"),
         block_length,

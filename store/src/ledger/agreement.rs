@@ -65,15 +65,15 @@ fn take(ledger: &mut impl Ledger, step: &Step) -> Result<Vec<Held>, LedgerError>
     match *step {
         Step::Identify(name, removed) => ledger.identify(&Identity {
             node: format!("n{name}").parse().unwrap(),
-            incarnation: Incarnation(format!("i{name}")),
-            cluster: ClusterId("c".into()),
+            incarnation: Incarnation::new(format!("i{name}")),
+            cluster: ClusterId::new("c"),
             standing: if removed { Standing::Removed } else { Standing::Member },
         }),
         Step::Boot(id) => return ledger.enter_boot(&BootId::new(format!("boot-{id}"))),
         Step::AddBlock(number) => ledger.add_block(&OwnedBlock {
             block: block(number),
             pool: "p".parse().unwrap(),
-            nonce: Nonce(format!("x{number}")),
+            nonce: Nonce::new(format!("x{number}")),
             leaving: false,
         }),
         Step::LeaveBlock(number) => ledger.mark_block_leaving(block(number)),

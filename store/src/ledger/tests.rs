@@ -13,7 +13,7 @@ fn ledger() -> (tempfile::TempDir, Sqlite) {
 /// The block that has all addresses of these tests but one.
 fn owned() -> OwnedBlock {
     let block = Block::new("10.0.0.0/26".parse().unwrap());
-    OwnedBlock { block, pool: "p".parse().unwrap(), nonce: Nonce("x".into()), leaving: false }
+    OwnedBlock { block, pool: "p".parse().unwrap(), nonce: Nonce::new("x"), leaving: false }
 }
 
 fn held(container: &str, addresses: &[&str]) -> Held {
@@ -36,8 +36,8 @@ fn everything_is_there_after_opening_again() {
     let (folder, mut ledger) = ledger();
     let identity = Identity {
         node: "n1".parse().unwrap(),
-        incarnation: Incarnation("i".into()),
-        cluster: ClusterId("c".into()),
+        incarnation: Incarnation::new("i"),
+        cluster: ClusterId::new("c"),
         standing: Standing::Member,
     };
     let owned = owned();

@@ -107,7 +107,7 @@ impl Peer {
     }
 
     fn incarnation(self) -> Incarnation {
-        Incarnation(format!("incarnation-{}", self.0))
+        Incarnation::new(format!("incarnation-{}", self.0))
     }
 
     fn node(self) -> Write {
@@ -132,7 +132,7 @@ impl Peer {
             node: self.name(),
             incarnation: self.incarnation(),
             pool: "ipv4".parse().expect("a name"),
-            nonce: Nonce(format!("nonce-{}", self.0)),
+            nonce: Nonce::new(format!("nonce-{}", self.0)),
         };
         Write::Put { key: Key::Block(block).to_string(), value: encode(&record) }
     }

@@ -7,7 +7,7 @@ use polder_ipam::invariants::{Deviation, Invariant};
 use tokio::time::timeout;
 
 use super::*;
-use crate::stage::Stage;
+use crate::fixture::Fixture;
 
 /// A node, and what it has answered.
 #[derive(Clone, Default)]
@@ -71,8 +71,8 @@ impl Examined for Fake {
 }
 
 /// A node that is asked.
-struct Theatre {
-    stage: Arc<Stage>,
+struct Harness {
+    fixture: Arc<Fixture>,
     node: Fake,
     running: Pin<Box<dyn Future<Output = ()>>>,
 }
@@ -80,12 +80,12 @@ struct Theatre {
 /// The answer: what is wrong, and whether it was put right.
 type Said = Vec<(String, bool)>;
 
-impl Theatre {
+impl Harness {
     fn new() -> Self {
-        let (stage, node) = (Arc::new(Stage::new()), Fake::default());
-        let (board, asked) = (stage.board(), node.clone());
+        let (fixture, node) = (Arc::new(Fixture::new()), Fake::default());
+        let (board, asked) = (fixture.board(), node.clone());
         let running = Box::pin(async move { answer_all(&board, &asked).await });
-        Self { stage, node, running }
+        Self { fixture, node, running }
     }
 
     async fn pass(&mut self, time: Duration) {
@@ -93,8 +93,8 @@ impl Theatre {
     }
 
     fn ask(&self, id: &str, repairs: Repairs) {
-        let record = Arc::new(InspectionRecord { id: Nonce(id.to_owned()), repairs });
-        self.stage.view.send_modify(|view| {
+        let record = Arc::new(InspectionRecord { id: Nonce::new(id), repairs });
+        self.fixture.view.send_modify(|view| {
             Arc::make_mut(view).inspection = Some(Known { record, revision: 8 });
         });
     }
@@ -105,7 +105,7 @@ impl Theatre {
         self.ask("x", repairs);
         self.pass(patience(repairs) + CERTAIN).await;
         let (record, asked) = self.node.with(|state| state.answers.pop())?;
-        assert_eq!((record.id.0.as_str(), asked, record.attachments, record.interfaces), ("x", 8, 2, 1));
+        assert_eq!((record.id.as_str(), asked, record.attachments, record.interfaces), ("x", 8, 2, 1));
         assert_eq!(self.node.with(|state| state.answers.len()), 0, "one answer is enough");
         Some(record.deviations.into_iter().map(|found| (found.what, found.repaired)).collect())
     }
@@ -113,62 +113,62 @@ impl Theatre {
 
 #[tokio::test(start_paused = true)]
 async fn a_node_where_all_is_well_answers_at_once_and_each_check_once() {
-    let mut theatre = Theatre::new();
-    assert_eq!(theatre.answer(Repairs::None).await, Some(Vec::new()));
-    assert_eq!(theatre.node.with(|state| (state.looks, state.putting_back)), (1, false));
-    theatre.ask("y", Repairs::None);
-    theatre.pass(Duration::ZERO).await;
-    assert_eq!(theatre.node.with(|state| state.answers.len()), 1);
+    let mut harness = Harness::new();
+    assert_eq!(harness.answer(Repairs::None).await, Some(Vec::new()));
+    assert_eq!(harness.node.with(|state| (state.looks, state.putting_back)), (1, false));
+    harness.ask("y", Repairs::None);
+    harness.pass(Duration::ZERO).await;
+    assert_eq!(harness.node.with(|state| state.answers.len()), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_is_wrong_for_a_moment_is_not_wrong_and_what_stays_so_is_named_and_not_put_right_unasked() {
-    let mut theatre = Theatre::new();
-    theatre.node.with(|state| (state.wrong, state.looks_left) = (vec![("a pod comes", false)], Some(2)));
-    assert_eq!(theatre.answer(Repairs::None).await, Some(Vec::new()));
+    let mut harness = Harness::new();
+    harness.node.with(|state| (state.wrong, state.looks_left) = (vec![("a pod comes", false)], Some(2)));
+    assert_eq!(harness.answer(Repairs::None).await, Some(Vec::new()));
 
-    let mut theatre = Theatre::new();
-    theatre.node.with(|state| state.wrong = vec![("a leak", true)]);
-    assert_eq!(theatre.answer(Repairs::None).await, Some(vec![("a leak".to_owned(), false)]));
+    let mut harness = Harness::new();
+    harness.node.with(|state| state.wrong = vec![("a leak", true)]);
+    assert_eq!(harness.answer(Repairs::None).await, Some(vec![("a leak".to_owned(), false)]));
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_is_to_be_put_right_is_and_what_cannot_be_is_named_first() {
-    let mut theatre = Theatre::new();
-    theatre.node.with(|state| state.wrong = vec![("a leak", true), ("a lost record", false)]);
-    let said = theatre.answer(Repairs::Safe).await.unwrap();
+    let mut harness = Harness::new();
+    harness.node.with(|state| state.wrong = vec![("a leak", true), ("a lost record", false)]);
+    let said = harness.answer(Repairs::Safe).await.unwrap();
     assert_eq!(said, [("a lost record".to_owned(), false), ("a leak".to_owned(), true)]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_node_that_cannot_look_at_itself_tries_as_long_as_somebody_waits_and_does_not_answer_then() {
-    let mut theatre = Theatre::new();
-    theatre.node.with(|state| state.is_unreadable = true);
-    assert_eq!(theatre.answer(Repairs::None).await, None);
-    assert!(theatre.node.with(|state| state.looks) > 10);
-    theatre.node.with(|state| state.is_unreadable = false);
-    theatre.ask("y", Repairs::None);
-    theatre.pass(Duration::ZERO).await;
-    assert_eq!(theatre.node.with(|state| state.answers.len()), 1, "the next check is answered");
+    let mut harness = Harness::new();
+    harness.node.with(|state| state.is_unreadable = true);
+    assert_eq!(harness.answer(Repairs::None).await, None);
+    assert!(harness.node.with(|state| state.looks) > 10);
+    harness.node.with(|state| state.is_unreadable = false);
+    harness.ask("y", Repairs::None);
+    harness.pass(Duration::ZERO).await;
+    assert_eq!(harness.node.with(|state| state.answers.len()), 1, "the next check is answered");
 }
 
 #[tokio::test(start_paused = true)]
 async fn nothing_is_answered_that_was_asked_before_or_of_another_machine_of_the_name() {
-    let mut early = Theatre::new();
+    let mut early = Harness::new();
     early.ask("x", Repairs::None);
     early.pass(CERTAIN).await;
     assert_eq!(early.node.with(|state| state.looks), 0, "nobody waits for it");
 
-    let mut other = Theatre::new();
-    other.stage.holdings.send_replace(Arc::default());
+    let mut other = Harness::new();
+    other.fixture.holdings.send_replace(Arc::default());
     assert_eq!(other.answer(Repairs::None).await, None);
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_is_missing_in_a_store_that_has_just_lost_records_is_excused() {
-    let mut theatre = Theatre::new();
-    theatre.pass(Duration::ZERO).await;
-    theatre.stage.view.send_modify(|view| Arc::make_mut(view).losses += 1);
-    theatre.answer(Repairs::None).await;
-    assert!(theatre.node.with(|state| state.putting_back));
+    let mut harness = Harness::new();
+    harness.pass(Duration::ZERO).await;
+    harness.fixture.view.send_modify(|view| Arc::make_mut(view).losses += 1);
+    harness.answer(Repairs::None).await;
+    assert!(harness.node.with(|state| state.putting_back));
 }

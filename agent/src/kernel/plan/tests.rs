@@ -94,7 +94,7 @@ impl World {
     /// How the kernel should be, when the interfaces of these pods are there.
     fn desired(&self, present: &BTreeSet<IfName>) -> Desired {
         let cluster = ClusterRecord {
-            id: ClusterId("c".into()),
+            id: ClusterId::new("c"),
             backend: self.backend,
             attach: self.attach,
             vxlan: VxlanSettings { vni: self.vni, port: 8472 },
@@ -138,7 +138,7 @@ impl World {
     fn peer(&self, number: u8, count: u8) -> Peer {
         let (blocks, gateways) = blocks(number, count, self.dual);
         let record = NodeRecord {
-            incarnation: Incarnation(String::new()),
+            incarnation: Incarnation::new(String::new()),
             machine_id: MachineId::default(),
             boot_id: BootId::default(),
             underlay: underlay(number, self.dual),

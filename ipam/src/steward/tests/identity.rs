@@ -26,7 +26,7 @@ impl Case {
     fn step(&self, view: &View) -> Step {
         let identity = self
             .ledger
-            .map(|incarnation| Identity { incarnation: Incarnation(incarnation.to_owned()), ..identity() });
+            .map(|incarnation| Identity { incarnation: Incarnation::new(incarnation), ..identity() });
         self.step_of(view, Own { identity, ..Own::default() })
     }
 
@@ -63,7 +63,7 @@ fn fence(incarnation: &str, machine_id: &str, boot_id: &str) -> (Key, Vec<u8>) {
         boot_id: BootId::new(boot_id),
         pods: PodsGone::Unknown,
     };
-    (Key::Fence(name(), Incarnation(incarnation.to_owned())), encode(&record))
+    (Key::Fence(name(), Incarnation::new(incarnation)), encode(&record))
 }
 
 /// A view in which the node is not registered, with these records besides.
@@ -111,7 +111,7 @@ fn a_machine_with_the_ledger_and_both_ids_other_takes_over_only_by_a_word() {
 fn a_machine_without_the_ledger_is_the_node_only_with_its_machine_id() {
     let view = view(Vec::new());
     let identify = |machine_id, boot_id| match case(None, machine_id, boot_id).step(&view) {
-        Step::Identify(identity) => Ok(identity.incarnation.0),
+        Step::Identify(identity) => Ok(identity.incarnation.to_string()),
         step => Err(conflict(step)),
     };
     assert_eq!(identify("m", "b"), Ok("i1".to_owned()));
@@ -127,11 +127,11 @@ fn a_fence_is_matched_by_the_ledger_alone_and_before_all_else() {
     // The name is another machine's by now.
     let view = view(vec![fence("i0", "m0", "b0")]);
     let Step::Identify(removed) = case(Some("i0"), "m0", "b0").step(&view) else { panic!("it is removed") };
-    assert_eq!((removed.incarnation.0.as_str(), removed.standing), ("i0", Standing::Removed));
+    assert_eq!((removed.incarnation.as_str(), removed.standing), ("i0", Standing::Removed));
     // A machine without a ledger, under the name and with the boot id of the one that was removed.
     let view = without_node(vec![fence("i1", "m", "b")]);
     let Step::Identify(fresh) = case(None, "m2", "b").step(&view) else { panic!("it joins anew") };
-    assert_eq!((fresh.incarnation.0.as_str(), fresh.standing), ("i2", Standing::Member));
+    assert_eq!((fresh.incarnation.as_str(), fresh.standing), ("i2", Standing::Member));
     // With pods that its ledger does not know it cuts these off first.
     let own = Own { gateways: vec!["10.0.0.1".parse().unwrap()], ..Own::default() };
     assert_eq!(case(None, "m", "b").step_of(&view, own), Step::CutOff);

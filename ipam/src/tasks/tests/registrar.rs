@@ -216,8 +216,8 @@ fn a_node_that_is_proven_to_be_itself_serves_while_the_store_takes_no_writes() {
 fn other_claim() -> Vec<u8> {
     encode(&BlockRecord {
         node: "n2".parse().unwrap(),
-        incarnation: Incarnation("other".to_owned()),
+        incarnation: Incarnation::new("other"),
         pool: pool().name,
-        nonce: Nonce("other".to_owned()),
+        nonce: Nonce::new("other"),
     })
 }

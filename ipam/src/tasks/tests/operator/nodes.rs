@@ -4,6 +4,7 @@ use polder_api::message::{Refusal, RefusalKind, Removal, Reply};
 
 use super::super::fake::*;
 use super::super::*;
+use crate::ids::Incarnation;
 use crate::key::Key;
 use crate::record::{FenceRecord, NodeRecord, PodsGone, encode};
 use crate::store::refusal::Cause;
@@ -52,8 +53,10 @@ fn a_node_is_removed_although_it_writes_its_record_meanwhile() {
 #[test]
 fn what_is_said_of_a_node_is_not_said_of_the_machine_that_becomes_it_meanwhile() {
     type Becomes = fn(&mut NodeRecord);
-    let becomes: [Becomes; 2] =
-        [|record| record.incarnation.0 = "another".to_owned(), |record| record.boot_id = BootId::new("b2")];
+    let becomes: [Becomes; 2] = [
+        |record| record.incarnation = Incarnation::new("another"),
+        |record| record.boot_id = BootId::new("b2"),
+    ];
     for change in becomes {
         let (fake, _) = registered();
         fake.with(|state| state.fates.push_back(Fate::After(Box::new(move |state| rewrite(state, change)))));
@@ -73,7 +76,7 @@ fn what_is_said_of_a_node_is_not_said_of_the_machine_that_becomes_it_meanwhile()
         state.revision += 1;
         state.put(&key, encode(&FenceRecord { pods: PodsGone::Confirmed, ..record }));
         state.put(&node.key, node.value);
-        rewrite(state, |record| record.incarnation.0 = "another".to_owned());
+        rewrite(state, |record| record.incarnation = Incarnation::new("another"));
     };
     fake.with(|state| state.fates.push_back(Fate::After(Box::new(confirmed))));
     let refused = remove(&fake, true).unwrap_err();
@@ -90,7 +93,7 @@ fn a_node_that_was_removed_and_came_again_is_not_said_to_be_removed_by_a_view_th
     assert!(remove(&fake, true).unwrap().contains("node n1 is removed"));
     fake.with(|state| {
         state.put(&node.key, node.value);
-        rewrite(state, |record| record.incarnation.0 = "another".to_owned());
+        rewrite(state, |record| record.incarnation = Incarnation::new("another"));
     });
     let refused = remove(&fake, true).unwrap_err();
     assert!(refused.message.contains("since its removal began"), "{refused}");

@@ -113,9 +113,9 @@ fn a_pool_stays_of_which_a_node_claims_a_block_meanwhile() {
     let block = pool_of("more", "10.1.0.0/26", 28).block(1);
     let claim = encode(&BlockRecord {
         node: "n2".parse().unwrap(),
-        incarnation: Incarnation("other".to_owned()),
+        incarnation: Incarnation::new("other"),
         pool: "more".parse().unwrap(),
-        nonce: Nonce("x".to_owned()),
+        nonce: Nonce::new("x"),
     });
     fake.with(|state| state.fates.push_back(Fate::Late(Key::Block(block), claim)));
     let used = change(&fake, remove("more")).unwrap_err();
