@@ -36,6 +36,8 @@ pub mod engine;
 pub mod etcd_addresses;
 pub mod exit;
 pub mod file;
+#[cfg(test)]
+mod fixture;
 pub mod follower;
 pub mod health;
 pub mod host;
@@ -66,8 +68,6 @@ pub mod requests;
 pub mod server;
 pub mod service;
 pub mod show;
-#[cfg(test)]
-mod stage;
 pub mod state_dir;
 pub mod status;
 pub mod systemd;

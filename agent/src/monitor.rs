@@ -165,14 +165,14 @@ mod tests {
     const OTHER: u32 = 5_000_000;
 
     /// A listener, and whom it rings for.
-    struct Stage {
+    struct Fixture {
         listener: Listener,
         underlay: Wake,
         alarm: Arc<Alarm>,
     }
 
     /// On a host that has a bridge, a tunnel and a pod, numbered from 1.
-    fn stage() -> Stage {
+    fn fixture() -> Fixture {
         let (underlay_changed, underlay) = bell();
         let alarm = Arc::<Alarm>::default();
         let task = Task {
@@ -185,7 +185,7 @@ mod tests {
         let pod = "net/c1/eth0".parse::<polder_api::Attachment>().unwrap().host_interface();
         let devices = [Device::Bridge, Device::OWN[1].clone(), Device::Pod(pod)];
         let devices = (1..).map(IfIndex::new).zip(devices).collect();
-        Stage { listener: Listener { task, devices }, underlay, alarm }
+        Fixture { listener: Listener { task, devices }, underlay, alarm }
     }
 
     #[derive(Debug, PartialEq, Eq)]
@@ -196,7 +196,7 @@ mod tests {
         Both,
     }
 
-    impl Stage {
+    impl Fixture {
         /// Who is rung for.
         async fn hear(&mut self, what: What, port: u32) -> Rung {
             self.listener.hear(&Event { what, port });
@@ -221,51 +221,51 @@ mod tests {
 
     #[tokio::test]
     async fn what_others_do_to_what_is_ours_is_an_alarm_and_what_the_agent_does_is_none() {
-        let mut stage = stage();
+        let mut fixture = fixture();
         for what in [
             link(1, BRIDGE),
             What::Address { index: IfIndex::new(1) },
             What::Port { index: IfIndex::new(3) },
             What::OwnRoute,
         ] {
-            assert_eq!(stage.hear(what.clone(), OTHER).await, Rung::Alarm, "{what:?}");
-            assert_eq!(stage.hear(what.clone(), OWN).await, Rung::Nobody, "{what:?}");
+            assert_eq!(fixture.hear(what.clone(), OTHER).await, Rung::Alarm, "{what:?}");
+            assert_eq!(fixture.hear(what.clone(), OWN).await, Rung::Nobody, "{what:?}");
         }
-        assert_eq!(stage.hear(What::ForwardsNoMore { index: IfIndex::new(2) }, OTHER).await, Rung::Alarm);
-        assert_eq!(stage.hear(What::ForwardsNoMore { index: IfIndex::new(9) }, OTHER).await, Rung::Nobody);
+        assert_eq!(fixture.hear(What::ForwardsNoMore { index: IfIndex::new(2) }, OTHER).await, Rung::Alarm);
+        assert_eq!(fixture.hear(What::ForwardsNoMore { index: IfIndex::new(9) }, OTHER).await, Rung::Nobody);
     }
 
     #[tokio::test]
     async fn what_is_not_ours_may_be_the_underlay() {
-        let mut stage = stage();
+        let mut fixture = fixture();
         for what in
             [link(9, "eth0"), gone(9, "eth0"), What::Address { index: IfIndex::new(9) }, What::ForeignRoute]
         {
-            assert_eq!(stage.hear(what.clone(), OTHER).await, Rung::Underlay, "{what:?}");
+            assert_eq!(fixture.hear(what.clone(), OTHER).await, Rung::Underlay, "{what:?}");
         }
-        assert_eq!(stage.hear(What::Overrun, 0).await, Rung::Both, "anything may have changed");
+        assert_eq!(fixture.hear(What::Overrun, 0).await, Rung::Both, "anything may have changed");
     }
 
     #[tokio::test]
     async fn a_device_is_ours_as_long_as_it_has_our_name_and_a_pods_end_goes_without_an_alarm() {
-        let mut stage = stage();
-        assert_eq!(stage.hear(link(1, "renamed"), OTHER).await, Rung::Alarm);
-        assert_eq!(stage.hear(link(1, "renamed"), OTHER).await, Rung::Underlay);
-        assert_eq!(stage.hear(link(8, BRIDGE), OTHER).await, Rung::Alarm);
-        assert_eq!(stage.hear(gone(8, BRIDGE), OTHER).await, Rung::Alarm);
-        assert_eq!(stage.hear(gone(3, "whatever"), OTHER).await, Rung::Nobody);
+        let mut fixture = fixture();
+        assert_eq!(fixture.hear(link(1, "renamed"), OTHER).await, Rung::Alarm);
+        assert_eq!(fixture.hear(link(1, "renamed"), OTHER).await, Rung::Underlay);
+        assert_eq!(fixture.hear(link(8, BRIDGE), OTHER).await, Rung::Alarm);
+        assert_eq!(fixture.hear(gone(8, BRIDGE), OTHER).await, Rung::Alarm);
+        assert_eq!(fixture.hear(gone(3, "whatever"), OTHER).await, Rung::Nobody);
     }
 
     #[tokio::test]
     async fn neighbours_are_looked_after_in_tunnels_and_where_they_are_to_be() {
-        let mut stage = stage();
+        let mut fixture = fixture();
         let neighbour = |index, address: &str| What::Neighbour {
             index: IfIndex::new(index),
             address: address.parse().ok(),
         };
-        assert_eq!(stage.hear(neighbour(2, "10.0.0.1"), OTHER).await, Rung::Alarm);
-        assert_eq!(stage.hear(neighbour(1, "10.0.0.1"), OTHER).await, Rung::Nobody, "a pod comes or goes");
-        assert_eq!(stage.hear(neighbour(1, "10.0.0.9"), OTHER).await, Rung::Alarm);
-        assert_eq!(stage.hear(neighbour(9, "10.0.0.9"), OTHER).await, Rung::Nobody);
+        assert_eq!(fixture.hear(neighbour(2, "10.0.0.1"), OTHER).await, Rung::Alarm);
+        assert_eq!(fixture.hear(neighbour(1, "10.0.0.1"), OTHER).await, Rung::Nobody, "a pod comes or goes");
+        assert_eq!(fixture.hear(neighbour(1, "10.0.0.9"), OTHER).await, Rung::Alarm);
+        assert_eq!(fixture.hear(neighbour(9, "10.0.0.9"), OTHER).await, Rung::Nobody);
     }
 }

@@ -63,31 +63,31 @@ mod tests {
 
     use super::*;
     use crate::board::Pass;
-    use crate::stage::Stage;
+    use crate::fixture::Fixture;
     use crate::underlay::Underlay;
 
     #[test]
     fn a_node_says_what_it_waits_for_in_order_and_an_add_waits_for_no_peer() {
-        let stage = Stage::new();
+        let fixture = Fixture::new();
         let (probed, is_open) = watch::channel(Err(NotProbed::Probing));
         let (announced, is_there) = watch::channel(Err(NotWritten::NotYet));
-        let readiness = Readiness::new(stage.board(), is_open, is_there);
+        let readiness = Readiness::new(fixture.board(), is_open, is_there);
         assert!(!readiness.reasons().is_empty());
         let (probing, unwritten) = (NotProbed::Probing.to_string(), NotWritten::NotYet.to_string());
         assert!(!readiness.reasons().contains(&probing), "{:?}", readiness.reasons());
         let gateways: Vec<IpAddr> = vec!["10.244.0.1".parse().unwrap()];
-        stage.holdings.send_modify(|holdings| {
+        fixture.holdings.send_modify(|holdings| {
             *holdings = Arc::new(Holdings { gateways: gateways.clone(), ..(**holdings).clone() });
         });
-        drop(stage.underlay.send_replace(Ok(Arc::new(Underlay::default()))));
-        stage.pass.send_replace(Some(Arc::new(Pass { gateways, mtu: 1450, ..Pass::default() })));
+        drop(fixture.underlay.send_replace(Ok(Arc::new(Underlay::default()))));
+        fixture.pass.send_replace(Some(Arc::new(Pass { gateways, mtu: 1450, ..Pass::default() })));
         assert_eq!(readiness.board.obstacles(), Vec::<String>::new());
         assert_eq!(readiness.reasons(), [probing]);
         drop(probed.send_replace(Ok(())));
         assert_eq!((readiness.reasons(), readiness.unannounced()), (vec![unwritten], Vec::new()));
         drop(announced.send_replace(Ok(())));
         assert_eq!(readiness.reasons(), Vec::<String>::new());
-        stage.registration.send_replace(Registration::Removed(Leaving::CuttingOff));
+        fixture.registration.send_replace(Registration::Removed(Leaving::CuttingOff));
         assert_eq!(readiness.reasons().len(), 1);
     }
 }

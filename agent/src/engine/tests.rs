@@ -22,6 +22,7 @@ use super::*;
 use crate::bell::{Bell, bell};
 use crate::config::{Config, Flags};
 use crate::conflist::NotWritten;
+use crate::fixture::Fixture;
 use crate::kernel::apply::Failure;
 use crate::kernel::desired::Desired;
 use crate::kernel::features::Features;
@@ -32,7 +33,6 @@ use crate::kernel::sysctl::Sysctls;
 use crate::probe::NotProbed;
 use crate::readiness::Readiness;
 use crate::repair::{Alarm, Repairs};
-use crate::stage::Stage;
 
 /// A kernel that does what it is told, or cannot be read.
 #[derive(Clone, Default)]
@@ -120,8 +120,8 @@ impl Datapath for Fake {
 }
 
 /// An engine that runs, and who can wake it.
-struct Theatre {
-    stage: Stage,
+struct Harness {
+    fixture: Fixture,
     kernel: Fake,
     passes: watch::Receiver<Option<Arc<Pass>>>,
     repairs: watch::Receiver<Repairs>,
@@ -141,8 +141,8 @@ fn config(folder: &Path) -> Config {
     Config::load(&Flags { config: Some(file), node: "n1".parse().ok(), ..Flags::default() }).unwrap()
 }
 
-impl Theatre {
-    fn new(stage: Stage) -> Self {
+impl Harness {
+    fn new(fixture: Fixture) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let sysctls = folder.path().join("sys");
         fs::create_dir_all(sysctls.join("ipv4")).unwrap();
@@ -151,7 +151,7 @@ impl Theatre {
         let config = Arc::new(config(folder.path()));
         let (probed, is_open) = watch::channel(Err(NotProbed::NotYet));
         let (announced, is_there) = watch::channel(Err(NotWritten::NotYet));
-        let readiness = Readiness::new(stage.board(), is_open, is_there);
+        let readiness = Readiness::new(fixture.board(), is_open, is_there);
         let (repairs, repaired) = watch::channel(Repairs::default());
         let (alarm, (senders, sender_wake), (underlay_changed, underlay_wake)) =
             (Arc::<Alarm>::default(), bell(), bell());
@@ -167,8 +167,8 @@ impl Theatre {
                 alarm: Arc::clone(&alarm),
             },
             entries: Entries {
-                underlay: stage.underlay.clone(),
-                pass: stage.pass.clone(),
+                underlay: fixture.underlay.clone(),
+                pass: fixture.pass.clone(),
                 neighbours: watch::Sender::default(),
                 repairs,
             },
@@ -176,8 +176,8 @@ impl Theatre {
             wakes: Wakes { underlay: underlay_wake, senders: sender_wake, plans: plans_asked },
         };
         Self {
-            passes: stage.pass.subscribe(),
-            stage,
+            passes: fixture.pass.subscribe(),
+            fixture,
             kernel,
             repairs: repaired,
             alarm,
@@ -222,80 +222,80 @@ impl Theatre {
 
 #[tokio::test(start_paused = true)]
 async fn passes_follow_each_other_until_the_kernel_is_as_it_should_be_and_then_one_follows_each_bell() {
-    let mut theatre = Theatre::new(Stage::new());
-    assert!(theatre.until(|pass| pass.count > 0).await.written > 0);
-    let settled = theatre.settled().await;
-    assert!(theatre.kernel.with(|state| !state.model.indexes.is_empty()));
-    theatre.senders.ring();
-    theatre.until(|pass| pass.count > settled.count).await;
-    theatre.pass(Duration::from_secs(1)).await;
-    assert_eq!(theatre.count(), settled.count + 1);
+    let mut harness = Harness::new(Fixture::new());
+    assert!(harness.until(|pass| pass.count > 0).await.written > 0);
+    let settled = harness.settled().await;
+    assert!(harness.kernel.with(|state| !state.model.indexes.is_empty()));
+    harness.senders.ring();
+    harness.until(|pass| pass.count > settled.count).await;
+    harness.pass(Duration::from_secs(1)).await;
+    assert_eq!(harness.count(), settled.count + 1);
     // While it works, too.
-    theatre.kernel.with(|state| state.bell = Some(theatre.senders.clone()));
-    theatre.senders.ring();
-    theatre.until(|pass| pass.count > settled.count + 1).await;
-    theatre.pass(Duration::from_secs(1)).await;
-    assert_eq!(theatre.count(), settled.count + 3);
+    harness.kernel.with(|state| state.bell = Some(harness.senders.clone()));
+    harness.senders.ring();
+    harness.until(|pass| pass.count > settled.count + 1).await;
+    harness.pass(Duration::from_secs(1)).await;
+    assert_eq!(harness.count(), settled.count + 3);
     let started = Instant::now();
-    theatre.until(|pass| pass.count > settled.count + 3).await;
+    harness.until(|pass| pass.count > settled.count + 3).await;
     assert!(started.elapsed() > Duration::from_secs(20), "nothing but the clock");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_pass_that_fails_is_tried_again_soon_then_slower_and_what_it_said_is_withdrawn() {
-    let mut theatre = Theatre::new(Stage::new());
-    theatre.kernel.with(|state| state.is_unreadable = true);
-    let failed = theatre.until(|pass| pass.count == 1).await;
+    let mut harness = Harness::new(Fixture::new());
+    harness.kernel.with(|state| state.is_unreadable = true);
+    let failed = harness.until(|pass| pass.count == 1).await;
     assert_eq!(failed.made, Made::No);
     assert!(failed.local_failures[0].contains("read the kernel's state"), "{:?}", failed.local_failures);
     let started = Instant::now();
-    theatre.until(|pass| pass.count == 2).await;
+    harness.until(|pass| pass.count == 2).await;
     let first = started.elapsed();
-    theatre.until(|pass| pass.count == 3).await;
+    harness.until(|pass| pass.count == 3).await;
     assert!(first >= RETRY && first < RETRY * 2 && started.elapsed() >= first + RETRY * 2);
-    theatre.kernel.with(|state| state.is_unreadable = false);
-    let made = theatre.settled().await;
+    harness.kernel.with(|state| state.is_unreadable = false);
+    let made = harness.settled().await;
     assert!(made.local_failures.is_empty() && made.other_failures.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_kernel_is_left_alone_until_the_node_is_known_to_be_itself() {
-    let stage = Stage::new();
-    stage.registration.send_replace(Registration::Unproven(Unproven::Started));
-    let mut theatre = Theatre::new(stage);
-    theatre.pass(Duration::from_secs(60)).await;
-    assert_eq!(theatre.kernel.with(|state| (state.snapshots, state.freed > 0)), (0, true));
+    let fixture = Fixture::new();
+    fixture.registration.send_replace(Registration::Unproven(Unproven::Started));
+    let mut harness = Harness::new(fixture);
+    harness.pass(Duration::from_secs(60)).await;
+    assert_eq!(harness.kernel.with(|state| (state.snapshots, state.freed > 0)), (0, true));
     let (reply, planned) = oneshot::channel();
-    theatre.plans.try_send(reply).unwrap();
-    theatre.pass(Duration::from_secs(1)).await;
+    harness.plans.try_send(reply).unwrap();
+    harness.pass(Duration::from_secs(1)).await;
     let reason = planned.await.unwrap().unwrap_err().to_string();
     assert!(reason.contains("left alone") && reason.contains("has just started"), "{reason}");
-    theatre.stage.registration.send_replace(Registration::Registered);
-    theatre.settled().await;
+    harness.fixture.registration.send_replace(Registration::Registered);
+    harness.settled().await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_somebody_takes_away_is_planned_for_whoever_asks_and_put_back_when_the_alarm_rings() {
-    let mut theatre = Theatre::new(Stage::new());
-    theatre.settled().await;
-    let plan = async |theatre: &mut Theatre| {
+    let mut harness = Harness::new(Fixture::new());
+    harness.settled().await;
+    let plan = async |harness: &mut Harness| {
         let (reply, planned) = oneshot::channel();
-        theatre.plans.try_send(reply).unwrap();
+        harness.plans.try_send(reply).unwrap();
         tokio::select! {
-            () = &mut theatre.running => panic!("it has ended"),
+            () = &mut harness.running => panic!("it has ended"),
             planned = planned => planned.unwrap().unwrap(),
         }
     };
-    assert!(plan(&mut theatre).await.is_empty());
-    let lost = theatre.kernel.with(|state| std::mem::take(&mut state.model));
-    let planned = plan(&mut theatre).await;
+    assert!(plan(&mut harness).await.is_empty());
+    let lost = harness.kernel.with(|state| std::mem::take(&mut state.model));
+    let planned = plan(&mut harness).await;
     assert!(
-        !planned.is_empty() && theatre.kernel.with(|state| state.model.indexes.is_empty()),
+        !planned.is_empty() && harness.kernel.with(|state| state.model.indexes.is_empty()),
         "{planned:?}"
     );
-    theatre.alarm.ring(Some("process 7 (rm)".to_owned()));
-    theatre.settled().await;
-    assert!(!lost.indexes.is_empty() && theatre.kernel.with(|state| !state.model.indexes.is_empty()));
-    let repairs = theatre.repairs.borrow().clone();
+    harness.alarm.ring(Some("process 7 (rm)".to_owned()));
+    harness.settled().await;
+    assert!(!lost.indexes.is_empty() && harness.kernel.with(|state| !state.model.indexes.is_empty()));
+    let repairs = harness.repairs.borrow().clone();
     assert_eq!((repairs.count, repairs.last[0].by.as_slice()), (1, &["process 7 (rm)".to_owned()][..]));
 }

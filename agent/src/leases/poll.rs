@@ -163,7 +163,7 @@ mod tests {
     async fn an_agent_without_a_lease_is_named_when_that_lasts_until_it_has_one() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::Embedded(Embedded::open(&folder.path().join("store")).unwrap());
-        let mut current = crate::stage::view();
+        let mut current = crate::fixture::view();
         let other = current.nodes.values().next().unwrap().clone();
         for name in ["n2", "n3"] {
             current.nodes.insert(name.parse().unwrap(), other.clone());

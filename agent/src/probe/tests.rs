@@ -89,7 +89,7 @@ impl Pings for Fake {
 }
 
 /// A prober that runs, and what it tells.
-struct Stage {
+struct Fixture {
     wire: Fake,
     store: Store,
     pass: watch::Sender<Option<Arc<Pass>>>,
@@ -104,7 +104,7 @@ struct Stage {
 const STEADY: Duration = Duration::from_secs(30);
 
 /// On a node with one peer, of which the endpoint is known or not.
-fn stage(probe: Option<&str>) -> Stage {
+fn fixture(probe: Option<&str>) -> Fixture {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::Embedded(Embedded::open(&folder.path().join("store")).unwrap());
     let (pass, passes) = watch::channel(None);
@@ -133,14 +133,14 @@ fn stage(probe: Option<&str>) -> Stage {
     })));
     let wire = Fake::default();
     let running = Box::pin(task.probe(wire.clone()));
-    Stage { wire, store, pass, endpoint, probed: is_open, verdicts: told, running, _folder: folder }
+    Fixture { wire, store, pass, endpoint, probed: is_open, verdicts: told, running, _folder: folder }
 }
 
 fn key() -> Key {
     ("n2".parse().unwrap(), Family::V4)
 }
 
-impl Stage {
+impl Fixture {
     /// Lets time pass.
     async fn pass(&mut self, time: Duration) {
         assert!(timeout(time, &mut self.running).await.is_err(), "it has ended");
@@ -175,42 +175,42 @@ impl Stage {
 
 #[tokio::test(start_paused = true)]
 async fn a_path_is_broken_after_some_rounds_without_an_answer_and_heals_with_the_next_answer() {
-    let mut stage = stage(None);
-    stage.wire.answers(HOST, 1500);
-    stage.pass(Duration::from_secs(1)).await;
-    assert_eq!((stage.verdict(), stage.probed()), (Some(Verdict::Answers), Ok(())));
-    stage.wire.is_silent(HOST);
+    let mut fixture = fixture(None);
+    fixture.wire.answers(HOST, 1500);
+    fixture.pass(Duration::from_secs(1)).await;
+    assert_eq!((fixture.verdict(), fixture.probed()), (Some(Verdict::Answers), Ok(())));
+    fixture.wire.is_silent(HOST);
     // The first round that fails.
-    stage.pass(STEADY.saturating_sub(Duration::from_millis(900))).await;
-    assert_eq!(stage.verdict(), Some(Verdict::Answers), "one packet can be lost");
-    stage.pass(Duration::from_secs(5)).await;
-    assert_eq!(stage.verdict(), Some(Verdict::Silent));
-    assert_eq!(stage.probed(), Ok(()), "a node that was ready stays so");
-    stage.wire.answers(HOST, 1500);
-    stage.pass(Duration::from_secs(6)).await;
-    assert_eq!(stage.verdict(), Some(Verdict::Answers));
+    fixture.pass(STEADY.saturating_sub(Duration::from_millis(900))).await;
+    assert_eq!(fixture.verdict(), Some(Verdict::Answers), "one packet can be lost");
+    fixture.pass(Duration::from_secs(5)).await;
+    assert_eq!(fixture.verdict(), Some(Verdict::Silent));
+    assert_eq!(fixture.probed(), Ok(()), "a node that was ready stays so");
+    fixture.wire.answers(HOST, 1500);
+    fixture.pass(Duration::from_secs(6)).await;
+    assert_eq!(fixture.verdict(), Some(Verdict::Answers));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_path_that_carries_only_short_packets_is_narrow() {
-    let mut stage = stage(None);
-    stage.wire.answers(HOST, 1400);
-    stage.some_time().await;
-    assert_eq!((stage.verdict(), stage.probed()), (Some(Verdict::Narrow(1500)), Ok(())));
+    let mut fixture = fixture(None);
+    fixture.wire.answers(HOST, 1400);
+    fixture.some_time().await;
+    assert_eq!((fixture.verdict(), fixture.probed()), (Some(Verdict::Narrow(1500)), Ok(())));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_node_is_not_ready_while_no_peer_answers_that_lives_and_is_when_none_does() {
-    let mut stage = stage(None);
-    stage.peer_lives().await;
-    stage.some_time().await;
-    let problem = stage.probed().unwrap_err().to_string();
+    let mut fixture = fixture(None);
+    fixture.peer_lives().await;
+    fixture.some_time().await;
+    let problem = fixture.probed().unwrap_err().to_string();
     assert!(problem.contains("no peer answers") && problem.contains("n2"), "{problem}");
-    stage.wire.answers(HOST, 1500);
-    stage.some_time().await;
-    assert_eq!(stage.probed(), Ok(()));
+    fixture.wire.answers(HOST, 1500);
+    fixture.some_time().await;
+    assert_eq!(fixture.probed(), Ok(()));
 
-    let mut alone = self::stage(None);
+    let mut alone = self::fixture(None);
     alone.some_time().await;
     assert_eq!(
         (alone.verdict(), alone.probed()),
@@ -221,48 +221,48 @@ async fn a_node_is_not_ready_while_no_peer_answers_that_lives_and_is_when_none_d
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_answers_itself_and_whose_endpoint_does_not_drops_what_it_should_forward() {
-    let mut stage = stage(Some(ENDPOINT));
-    stage.open_endpoint();
-    stage.peer_lives().await;
-    stage.wire.answers(HOST, 1500);
-    stage.wire.answers(ENDPOINT, 1500);
-    stage.pass(Duration::from_secs(1)).await;
-    assert_eq!(stage.verdict(), Some(Verdict::Answers));
-    stage.wire.is_silent(ENDPOINT);
-    stage.some_time().await;
-    stage.some_time().await;
-    assert_eq!(stage.verdict(), Some(Verdict::Dropped));
-    stage.wire.answers(ENDPOINT, 1500);
-    stage.some_time().await;
-    assert_eq!(stage.verdict(), Some(Verdict::Answers));
+    let mut fixture = fixture(Some(ENDPOINT));
+    fixture.open_endpoint();
+    fixture.peer_lives().await;
+    fixture.wire.answers(HOST, 1500);
+    fixture.wire.answers(ENDPOINT, 1500);
+    fixture.pass(Duration::from_secs(1)).await;
+    assert_eq!(fixture.verdict(), Some(Verdict::Answers));
+    fixture.wire.is_silent(ENDPOINT);
+    fixture.some_time().await;
+    fixture.some_time().await;
+    assert_eq!(fixture.verdict(), Some(Verdict::Dropped));
+    fixture.wire.answers(ENDPOINT, 1500);
+    fixture.some_time().await;
+    assert_eq!(fixture.verdict(), Some(Verdict::Answers));
 }
 
 #[tokio::test(start_paused = true)]
 async fn without_sockets_a_node_is_not_ready_until_it_has_some() {
-    let mut stage = stage(None);
-    stage.wire.answers(HOST, 1500);
-    stage.wire.with(|wire| wire.is_barred = true);
-    stage.some_time().await;
-    let problem = stage.probed().unwrap_err().to_string();
+    let mut fixture = fixture(None);
+    fixture.wire.answers(HOST, 1500);
+    fixture.wire.with(|wire| wire.is_barred = true);
+    fixture.some_time().await;
+    let problem = fixture.probed().unwrap_err().to_string();
     assert!(problem.contains("peers cannot be probed from 10.0.0.1"), "{problem}");
-    stage.wire.with(|wire| wire.is_barred = false);
+    fixture.wire.with(|wire| wire.is_barred = false);
     // Another pass.
-    stage.pass.send_modify(|pass| *pass = pass.as_deref().cloned().map(Arc::new));
-    stage.some_time().await;
-    assert_eq!((stage.verdict(), stage.probed()), (Some(Verdict::Answers), Ok(())));
+    fixture.pass.send_modify(|pass| *pass = pass.as_deref().cloned().map(Arc::new));
+    fixture.some_time().await;
+    assert_eq!((fixture.verdict(), fixture.probed()), (Some(Verdict::Answers), Ok(())));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_node_without_an_address_of_its_own_knows_nothing_of_anybody() {
-    let mut stage = stage(None);
-    let before = stage.pass.send_replace(None);
-    stage.wire.answers(HOST, 1500);
-    stage.some_time().await;
-    assert_eq!(stage.verdict(), None);
-    assert!(stage.probed().is_err());
-    stage.pass.send_replace(before);
-    stage.some_time().await;
-    assert_eq!(stage.probed(), Ok(()));
+    let mut fixture = fixture(None);
+    let before = fixture.pass.send_replace(None);
+    fixture.wire.answers(HOST, 1500);
+    fixture.some_time().await;
+    assert_eq!(fixture.verdict(), None);
+    assert!(fixture.probed().is_err());
+    fixture.pass.send_replace(before);
+    fixture.some_time().await;
+    assert_eq!(fixture.probed(), Ok(()));
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,7 +13,7 @@ use polder_netlink::IfIndex;
 
 use super::*;
 use crate::board::Pass;
-use crate::stage::Stage;
+use crate::fixture::Fixture;
 
 /// A workshop, and what was made in it.
 #[derive(Clone)]
@@ -120,27 +120,27 @@ impl Workshop for Fake {
 }
 
 /// A keeper that runs, on a node whose own addresses are not in place yet.
-struct Theatre {
-    stage: Stage,
+struct Harness {
+    fixture: Fixture,
     workshop: Fake,
     endpoint: watch::Receiver<Endpoint>,
     running: Pin<Box<dyn Future<Output = ()>>>,
 }
 
-fn theatre() -> Theatre {
-    let stage = Stage::new();
-    let workshop = Fake { board: stage.board(), state: Arc::default() };
+fn harness() -> Harness {
+    let fixture = Fixture::new();
+    let workshop = Fake { board: fixture.board(), state: Arc::default() };
     let (told, endpoint) = watch::channel(Endpoint::Awaited);
     let namespace = Arc::new(File::open("/dev/null").unwrap());
     let running = Box::pin(keep(workshop.clone(), namespace, told));
-    Theatre { stage, workshop, endpoint, running }
+    Harness { fixture, workshop, endpoint, running }
 }
 
-impl Theatre {
+impl Harness {
     /// The engine puts the node's own address in place.
     fn serve(&self) {
         let gateways = vec!["10.244.0.1".parse().unwrap()];
-        self.stage.pass.send_replace(Some(Arc::new(Pass { gateways, mtu: 1450, ..Pass::default() })));
+        self.fixture.pass.send_replace(Some(Arc::new(Pass { gateways, mtu: 1450, ..Pass::default() })));
     }
 
     /// Lets time pass; what is told then.
@@ -156,51 +156,51 @@ fn is_open(endpoint: &Endpoint) -> bool {
 
 #[tokio::test(start_paused = true)]
 async fn it_is_made_when_the_nodes_own_address_is_there_and_again_when_somebody_has_deleted_it() {
-    let mut theatre = theatre();
-    assert!(matches!(theatre.after(LOOK * 3).await, Endpoint::Awaited));
-    theatre.serve();
-    assert!(is_open(&theatre.after(LOOK / 2).await));
-    assert_eq!(theatre.workshop.with(|state| (state.made, state.told)), (1, 1));
-    assert!(is_open(&theatre.after(LOOK * 3).await));
-    assert_eq!(theatre.workshop.with(|state| state.made), 1, "it is there");
-    theatre.workshop.with(|state| state.interface = None);
-    assert!(is_open(&theatre.after(LOOK).await));
-    assert_eq!(theatre.workshop.with(|state| (state.made, state.told)), (2, 2));
+    let mut harness = harness();
+    assert!(matches!(harness.after(LOOK * 3).await, Endpoint::Awaited));
+    harness.serve();
+    assert!(is_open(&harness.after(LOOK / 2).await));
+    assert_eq!(harness.workshop.with(|state| (state.made, state.told)), (1, 1));
+    assert!(is_open(&harness.after(LOOK * 3).await));
+    assert_eq!(harness.workshop.with(|state| state.made), 1, "it is there");
+    harness.workshop.with(|state| state.interface = None);
+    assert!(is_open(&harness.after(LOOK).await));
+    assert_eq!(harness.workshop.with(|state| (state.made, state.told)), (2, 2));
 }
 
 #[tokio::test(start_paused = true)]
 async fn one_that_cannot_be_made_gives_its_addresses_back_and_is_tried_again_much_later() {
-    let mut theatre = theatre();
-    theatre.workshop.with(|state| state.problem = Some("no memory".to_owned()));
-    theatre.serve();
-    let endpoint = theatre.after(LOOK / 2).await;
+    let mut harness = harness();
+    harness.workshop.with(|state| state.problem = Some("no memory".to_owned()));
+    harness.serve();
+    let endpoint = harness.after(LOOK / 2).await;
     assert!(matches!(&endpoint, Endpoint::Without(why) if why.contains("no memory")), "{endpoint:?}");
-    assert!(!theatre.workshop.with(|state| state.has_address));
-    theatre.workshop.with(|state| state.problem = None);
-    assert!(matches!(theatre.after(RETRY.saturating_sub(LOOK * 2)).await, Endpoint::Without(_)));
-    assert!(is_open(&theatre.after(LOOK * 3).await));
+    assert!(!harness.workshop.with(|state| state.has_address));
+    harness.workshop.with(|state| state.problem = None);
+    assert!(matches!(harness.after(RETRY.saturating_sub(LOOK * 2)).await, Endpoint::Without(_)));
+    assert!(is_open(&harness.after(LOOK * 3).await));
 }
 
 #[tokio::test(start_paused = true)]
 async fn where_no_address_is_to_spare_there_is_none_until_there_is_one() {
-    let mut theatre = theatre();
-    theatre.workshop.with(|state| state.is_full = true);
-    theatre.serve();
-    let endpoint = theatre.after(LOOK / 2).await;
+    let mut harness = harness();
+    harness.workshop.with(|state| state.is_full = true);
+    harness.serve();
+    let endpoint = harness.after(LOOK / 2).await;
     assert!(
         matches!(&endpoint, Endpoint::Without(why) if why.contains("has an address to spare")),
         "{endpoint:?}"
     );
-    theatre.workshop.with(|state| state.is_full = false);
-    assert!(is_open(&theatre.after(LOOK).await));
+    harness.workshop.with(|state| state.is_full = false);
+    assert!(is_open(&harness.after(LOOK).await));
 }
 
 #[tokio::test(start_paused = true)]
 async fn that_of_a_node_that_was_removed_is_taken_away() {
-    let mut theatre = theatre();
-    theatre.serve();
-    assert!(is_open(&theatre.after(LOOK / 2).await));
-    theatre.stage.registration.send_replace(Registration::Removed(Leaving::CuttingOff));
-    assert!(matches!(theatre.after(LOOK).await, Endpoint::Awaited));
-    assert_eq!(theatre.workshop.with(|state| state.interface), None);
+    let mut harness = harness();
+    harness.serve();
+    assert!(is_open(&harness.after(LOOK / 2).await));
+    harness.fixture.registration.send_replace(Registration::Removed(Leaving::CuttingOff));
+    assert!(matches!(harness.after(LOOK).await, Endpoint::Awaited));
+    assert_eq!(harness.workshop.with(|state| state.interface), None);
 }

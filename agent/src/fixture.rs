@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use polder_api::{Backend, Mac};
+use polder_api::Mac;
 use polder_ipam::ids::{BootId, ClusterId, Incarnation, MachineId};
 use polder_ipam::ledger::{Identity, Standing};
 use polder_ipam::pool::{Labels, Pool, PoolState};
-use polder_ipam::record::{AttachMode, ClusterRecord, Masquerade, NodeRecord, VxlanSettings};
+use polder_ipam::record::{ClusterRecord, NodeRecord};
 use polder_ipam::registration::{Holdings, Registration};
 use polder_ipam::steward::Proof;
 use polder_ipam::tasks::Me;
@@ -19,7 +19,7 @@ use crate::underlay::NotChosen;
 
 /// The entries.
 #[derive(Debug)]
-pub(crate) struct Stage {
+pub(crate) struct Fixture {
     pub(crate) view: watch::Sender<Arc<View>>,
     pub(crate) registration: watch::Sender<Registration>,
     pub(crate) holdings: watch::Sender<Arc<Holdings>>,
@@ -27,7 +27,7 @@ pub(crate) struct Stage {
     pub(crate) pass: watch::Sender<Option<Arc<Pass>>>,
 }
 
-impl Stage {
+impl Fixture {
     /// A node that is registered, and of whose kernel nothing is known.
     pub(crate) fn new() -> Self {
         let holdings = Holdings { identity: Some(identity()), ..Holdings::default() };
@@ -65,20 +65,14 @@ pub(crate) fn me() -> Me {
 pub(crate) fn identity() -> Identity {
     Identity {
         node: me().name,
-        cluster: ClusterId("c".to_owned()),
-        incarnation: Incarnation("i1".to_owned()),
+        cluster: ClusterId::new("c"),
+        incarnation: Incarnation::new("i1"),
         standing: Standing::Member,
     }
 }
 
 pub(crate) fn cluster() -> ClusterRecord {
-    ClusterRecord {
-        id: ClusterId("c".to_owned()),
-        backend: Backend::Auto,
-        attach: AttachMode::Bridge,
-        vxlan: VxlanSettings::default(),
-        masquerade: Masquerade::default(),
-    }
+    ClusterRecord::new(ClusterId::new("c"))
 }
 
 /// The records of a cluster of one node, with a pool.
