@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use polder_api::PerFamily;
 use polder_api::message::{Refusal, RefusalKind};
+use polder_ipam::Revision;
 use polder_ipam::peers::Problem;
 use polder_ipam::publication::Basis;
 use polder_ipam::registration::{Holdings, Registration};
@@ -102,7 +103,7 @@ impl Membership {
     }
 
     /// The revision of the node's own record in the store; 0 if it is not there, or not this node's.
-    pub fn own_revision(&self, view: &View) -> i64 {
+    pub fn own_revision(&self, view: &View) -> Option<Revision> {
         publication::own_revision(view, &self.me.name, self.holdings().identity.as_ref(), self.me.life())
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_api::Mac;
+use polder_ipam::Revision;
 use polder_ipam::ids::{BootId, ClusterId, Incarnation, MachineId};
 use polder_ipam::ledger::{Identity, Standing};
 use polder_ipam::pool::{Labels, Pool, PoolState};
@@ -94,8 +95,8 @@ pub(crate) fn view() -> View {
     let mut view = View::default();
     view.source = Source::Store;
     view.own = record.underlay.clone();
-    view.cluster = Some(Known { record: Arc::new(cluster()), revision: 1 });
-    view.pools.insert(pool.name.clone(), Known { record: Arc::new(pool), revision: 1 });
-    view.nodes.insert(name, Known { record: Arc::new(record), revision: 7 });
+    view.cluster = Some(Known { record: Arc::new(cluster()), revision: Revision::new(1) });
+    view.pools.insert(pool.name.clone(), Known { record: Arc::new(pool), revision: Revision::new(1) });
+    view.nodes.insert(name, Known { record: Arc::new(record), revision: Revision::new(7) });
     view
 }

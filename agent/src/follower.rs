@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use polder_ipam::Revision;
 use polder_ipam::key::Key;
 use polder_ipam::prefix;
 use polder_ipam::store::{Contents, Entry, Update};
@@ -61,7 +62,7 @@ impl Task {
                     records.apply(&update);
                     match &update {
                         Update::Loaded(contents) => {
-                            info!(revision = contents.revision, "records loaded");
+                            info!(revision = contents.revision.number(), "records loaded");
                             if let Some(Ok(earlier)) = earlier.take() {
                                 self.take(earlier);
                             }
@@ -91,7 +92,7 @@ impl Task {
                 }
                 () = sleep_until(fall_back), if earlier.is_some() => match earlier.take() {
                     Some(Ok(earlier)) => {
-                        info!(revision = earlier.revision, "the store is away: going by what was written down");
+                        info!(revision = earlier.revision.number(), "the store is away: going by what was written down");
                         self.take(earlier);
                     }
                     Some(Err(reason)) => info!(%reason, "nothing is written down to go by: waiting for the store"),
@@ -122,8 +123,8 @@ impl Task {
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Records {
-    revision: i64,
-    entries: std::collections::BTreeMap<String, (i64, String)>,
+    revision: Revision,
+    entries: std::collections::BTreeMap<String, (Revision, String)>,
 }
 
 impl Records {
@@ -148,7 +149,7 @@ impl Records {
 }
 
 /// A record that is no text is no record either, and is not written down.
-fn text(entry: &Entry) -> Option<(String, (i64, String))> {
+fn text(entry: &Entry) -> Option<(String, (Revision, String))> {
     Some((entry.key.clone(), (entry.revision, String::from_utf8(entry.value.clone()).ok()?)))
 }
 
@@ -181,7 +182,7 @@ fn read(path: &Path) -> Result<Contents, NoSnapshot> {
         return Err(NoSnapshot::OtherCluster { file: file(), key, prefix });
     }
     let entry =
-        |(key, (revision, value)): (String, (i64, String))| Entry { key, revision, value: value.into() };
+        |(key, (revision, value)): (String, (Revision, String))| Entry { key, revision, value: value.into() };
     Ok(Contents { revision: records.revision, entries: records.entries.into_iter().map(entry).collect() })
 }
 
@@ -197,7 +198,7 @@ mod tests {
     use super::*;
     use crate::underlay::{NotChosen, Underlay, Uplink};
 
-    fn entry(key: &str, revision: i64) -> Entry {
+    fn entry(key: &str, revision: Revision) -> Entry {
         Entry { key: key.to_owned(), value: b"{}".to_vec(), revision }
     }
 
@@ -207,16 +208,25 @@ mod tests {
         let file = folder.path().join("cluster.json");
         let mut records = Records::default();
         records.apply(&Update::Loaded(Contents {
-            revision: 5,
-            entries: vec![entry("/polder/v1/a", 3), entry("/polder/v1/b", 4)],
+            revision: Revision::new(5),
+            entries: vec![entry("/polder/v1/a", Revision::new(3)), entry("/polder/v1/b", Revision::new(4))],
         }));
         let gone = KeyChange { key: "/polder/v1/a".to_owned(), entry: None };
-        let new = KeyChange { key: "/polder/v1/c".to_owned(), entry: Some(entry("/polder/v1/c", 6)) };
-        records.apply(&Update::Changed { revision: 6, changes: vec![gone, new] });
+        let new = KeyChange {
+            key: "/polder/v1/c".to_owned(),
+            entry: Some(entry("/polder/v1/c", Revision::new(6))),
+        };
+        records.apply(&Update::Changed { revision: Revision::new(6), changes: vec![gone, new] });
         write(&file, &records).unwrap();
         assert_eq!(
             read(&file).unwrap(),
-            Contents { revision: 6, entries: vec![entry("/polder/v1/b", 4), entry("/polder/v1/c", 6)] }
+            Contents {
+                revision: Revision::new(6),
+                entries: vec![
+                    entry("/polder/v1/b", Revision::new(4)),
+                    entry("/polder/v1/c", Revision::new(6))
+                ]
+            }
         );
     }
 
@@ -225,7 +235,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("cluster.json");
         let mut records = Records::default();
-        records.apply(&Update::Loaded(Contents { revision: 5, entries: vec![entry("/other/cluster", 3)] }));
+        records.apply(&Update::Loaded(Contents {
+            revision: Revision::new(5),
+            entries: vec![entry("/other/cluster", Revision::new(3))],
+        }));
         write(&file, &records).unwrap();
         let said = read(&file).unwrap_err().to_string();
         assert!(said.contains("/other/cluster") && said.contains("etcd.prefix is /polder/v1/"), "{said}");

@@ -235,6 +235,7 @@ mod tests {
 
     use super::*;
     use crate::underlay::NotChosen;
+    use polder_ipam::Revision;
 
     fn needs(attach: AttachMode) -> Needs {
         let closed_tunnels = BTreeSet::new();
@@ -305,7 +306,7 @@ mod tests {
     fn cluster() -> View {
         let mut view = View::default();
         let record = ClusterRecord::new(ClusterId::new("c"));
-        view.cluster = Some(Known { record: Arc::new(record), revision: 1 });
+        view.cluster = Some(Known { record: Arc::new(record), revision: Revision::new(1) });
         view
     }
 

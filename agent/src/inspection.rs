@@ -13,6 +13,7 @@ use std::time::Duration;
 use polder_api::NodeName;
 use polder_api::ipam::{Checked, DeviationStatus, NodeChecked, Repairs};
 use polder_api::message::Refusal;
+use polder_ipam::Revision;
 use polder_ipam::change::{Change, MOST_RECORDS, Speaker};
 use polder_ipam::ids::Nonce;
 use polder_ipam::invariants::{self, Deviation, Facts, Invariant, Published, Repair};
@@ -83,7 +84,7 @@ async fn ask(
     let view = read_all(store).await.map_err(store_failed)?;
     let alive = leases::living(store).await.map_err(store_failed)?;
     let members: BTreeSet<NodeName> = view.nodes.keys().cloned().collect();
-    let unregistered = (membership.own_revision(&view) == 0).then(|| membership.me().name.clone());
+    let unregistered = membership.own_revision(&view).is_none().then(|| membership.me().name.clone());
     let mut among = look(&view, store).await.map_err(store_failed)?;
     let patience = patience(repairs);
     let mut answers = BTreeMap::new();
@@ -148,7 +149,7 @@ fn unanswered<T>(
 struct Found {
     deviation: Deviation,
     /// The record of an address that nobody can have.
-    record: Option<(Name, i64)>,
+    record: Option<(Name, Revision)>,
 }
 
 impl Found {
@@ -183,7 +184,7 @@ async fn look(view: &View, store: &Store) -> Result<Vec<Found>, StoreError> {
     Ok(found)
 }
 
-fn unreadable(key: &str, reason: &str, revision: Option<i64>) -> Found {
+fn unreadable(key: &str, reason: &str, revision: Option<Revision>) -> Found {
     // One of a node's own addresses that node names, too, and in the same words.
     let node = key.strip_prefix(prefix::in_use()).and_then(|key| key.strip_prefix("addresses/"));
     let node: Option<NodeName> = node.and_then(|rest| rest.split('/').next()?.parse().ok());

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use polder_api::{Attachment, Family, tombstone, tombstones};
 use polder_ipam::Moment;
+use polder_ipam::Revision;
 use polder_ipam::cause::HostError;
 use polder_ipam::change::Change;
 use polder_ipam::claim::{NoClaim, Unavailable};
@@ -271,7 +272,7 @@ impl Knowledge for Node {
         let _ = timeout(patience, views.wait_for(|now| !Arc::ptr_eq(now, known))).await;
     }
 
-    async fn known_at(&self, revision: i64, patience: Duration) -> Option<Arc<View>> {
+    async fn known_at(&self, revision: Revision, patience: Duration) -> Option<Arc<View>> {
         let mut views = self.board.records.changes();
         let view = timeout(patience, views.wait_for(|view| view.revision >= revision)).await.ok()?.ok()?;
         Some(Arc::clone(&view))

@@ -75,7 +75,7 @@ pub fn claims(me: &NodeName, view: &View, used: Option<&Addresses>) -> Vec<Claim
             pool: claim.pool.clone(),
             node: claim.node.clone(),
             incarnation: claim.incarnation.to_string(),
-            revision: known.revision,
+            revision: known.revision.number(),
             addresses_used: used.map(|_| counts.get(&block.cidr()).copied().unwrap_or(0)),
             standing,
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_api::Attachment;
+use polder_ipam::Revision;
 use polder_ipam::bootstrap::Unsurveyed;
 use polder_ipam::cause::HostError;
 use polder_ipam::record::Alive;
@@ -135,7 +136,7 @@ impl RegistrarHost for OnNode {
         let _ = timeout(patience, views.wait_for(|now| !Arc::ptr_eq(now, view))).await;
     }
 
-    async fn caught_up(&self, revision: i64) -> Result<(), StoreError> {
+    async fn caught_up(&self, revision: Revision) -> Result<(), StoreError> {
         let mut views = self.node.board.records.changes();
         match timeout(CATCH_UP, views.wait_for(|view| view.revision >= revision)).await {
             Ok(Ok(_)) => Ok(()),

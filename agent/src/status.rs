@@ -134,7 +134,7 @@ fn store(reporter: &Reporter, view: &View) -> StoreStatus {
     };
     match view.lost.clone().or_else(waiting) {
         Some(reason) => StoreStatus::Disconnected { store, reason },
-        None => StoreStatus::Connected { store, revision: view.revision },
+        None => StoreStatus::Connected { store, revision: view.revision.number() },
     }
 }
 

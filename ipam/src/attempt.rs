@@ -5,6 +5,7 @@
 
 use polder_api::rule;
 
+use crate::Revision;
 use crate::change::Change;
 use crate::key::Range;
 use crate::store::{Contents, Entry, Outcome, StoreError};
@@ -20,7 +21,7 @@ pub struct Attempt {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answered {
     /// The change is made, at this revision.
-    Made(i64),
+    Made(Revision),
     /// What it rests on has changed: nothing of it was made.
     Refused,
     /// It may have been made: the store has to be read.
@@ -108,9 +109,9 @@ mod tests {
         Change::ClaimBlock(Claim {
             block: pool.unwrap().block(1),
             record: record.unwrap(),
-            by: Member { node: "n1".parse().unwrap(), revision: 7 },
+            by: Member { node: "n1".parse().unwrap(), revision: Revision::new(7) },
             pool: "10.0.0.0/24".parse().unwrap(),
-            pool_revision: 3,
+            pool_revision: Revision::new(3),
         })
     }
 
@@ -128,14 +129,17 @@ mod tests {
     #[test]
     fn what_the_store_answers_is_final() {
         let answered = |outcome| Attempt::new(&change()).answered(Ok(outcome));
-        assert_eq!(answered(Outcome::Applied { revision: 9 }), Answered::Made(9));
+        assert_eq!(
+            answered(Outcome::Applied { revision: Revision::new(9) }),
+            Answered::Made(Revision::new(9))
+        );
         assert_eq!(answered(Outcome::Refused), Answered::Refused);
     }
 
     #[test]
     fn without_an_answer_the_record_that_it_would_have_written_decides() {
         let doubt = doubt(no_answer());
-        let contents = |entries| Contents { revision: 9, entries };
+        let contents = |entries| Contents { revision: Revision::new(9), entries };
         assert_eq!(doubt.clone().found(&contents(vec![doubt.trace().clone()])), Found::Made);
         let other = Entry { value: b"{}".to_vec(), ..doubt.trace().clone() };
         assert_eq!(doubt.clone().found(&contents(vec![other])), Found::NotMade(no_answer()));
@@ -155,7 +159,7 @@ mod tests {
 
     #[test]
     fn a_change_that_leaves_no_record_of_its_own_is_decided_on_anew() {
-        let change = Change::EndInspection { revision: 1 };
+        let change = Change::EndInspection { revision: Revision::new(1) };
         assert_eq!(Attempt::new(&change).answered(Err(no_answer())), Answered::Failed(no_answer()));
     }
 }

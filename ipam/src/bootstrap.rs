@@ -126,6 +126,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::Revision;
     use crate::ids::Incarnation;
     use crate::ledger::Standing;
     use crate::pool::PoolState;
@@ -186,7 +187,7 @@ mod tests {
     #[test]
     fn pools_that_somebody_has_made_stay_and_are_not_checked_against_the_configuration() {
         let mut view = empty();
-        let known = Known { record: Arc::new(pool("10.0.0.0/16")), revision: 2 };
+        let known = Known { record: Arc::new(pool("10.0.0.0/16")), revision: Revision::new(2) };
         view.pools.insert("main".parse().unwrap(), known);
         view.own = vec!["10.244.0.1".parse().unwrap()];
         let made = proposed(&view, None, Some(&bootstrap())).unwrap();

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use polder_api::{NodeName, PoolName};
 
 use crate::Cidr;
+use crate::Revision;
 use crate::ids::Incarnation;
 use crate::key::Name;
 use crate::pool::{Block, Pool};
@@ -31,7 +32,7 @@ pub enum Change {
         /// What it says of itself.
         record: NodeRecord,
         /// The revision of its record; `None` where it has none, and was not removed either.
-        before: Option<i64>,
+        before: Option<Revision>,
     },
     /// The node's own record is what it should be, and was another machine's. The node's ledger can be an old copy: before
     /// this, all that is not used has to rest ([`crate::node::NodeIpam::rest_unused`]).
@@ -41,14 +42,14 @@ pub enum Change {
         /// What it says of itself.
         record: NodeRecord,
         /// The revision of the other machine's record.
-        before: i64,
+        before: Revision,
     },
     /// A node is no member any more, and a fence says so.
     RemoveNode {
         /// Which of the nodes that had its name.
         incarnation: Incarnation,
         /// The revision of its record.
-        revision: i64,
+        revision: Revision,
         /// The fence.
         fence: FenceRecord,
     },
@@ -72,7 +73,7 @@ pub enum Change {
         /// Whose they were.
         by: Member,
         /// The blocks, with the revisions of their claims.
-        blocks: Vec<(Block, i64)>,
+        blocks: Vec<(Block, Revision)>,
     },
     /// A reserved address is held by a pod; also by one that uses it already, if the store has lost that.
     HandOverAddress(HandOver),
@@ -88,7 +89,7 @@ pub enum Change {
         /// The address.
         address: IpAddr,
         /// The revision of its reservation.
-        revision: i64,
+        revision: Revision,
     },
     /// There is a new pool. No pool, no node, no reservation and no claim inside of it may be newer than what was looked at.
     AddPool {
@@ -97,14 +98,14 @@ pub enum Change {
         /// The pool.
         pool: Pool,
         /// The revision of all records that were looked at.
-        as_of: i64,
+        as_of: Revision,
     },
     /// A pool is drained, or in use again.
     ReplacePool {
         /// What it is now.
         pool: Pool,
         /// The revision of its record.
-        revision: i64,
+        revision: Revision,
     },
     /// A pool is gone. No block of it may be claimed, and no reservation newer than what was looked at.
     RemovePool {
@@ -113,9 +114,9 @@ pub enum Change {
         /// Its range.
         cidr: Cidr,
         /// The revision of its record.
-        revision: i64,
+        revision: Revision,
         /// The revision of all records that were looked at.
-        as_of: i64,
+        as_of: Revision,
     },
     /// The cluster has these settings where it had none.
     MakeCluster {
@@ -129,7 +130,7 @@ pub enum Change {
         /// The settings.
         record: ClusterRecord,
         /// The revision of its record.
-        revision: i64,
+        revision: Revision,
     },
     /// Who has which of a node's addresses is said anew.
     PublishAddresses {
@@ -145,7 +146,7 @@ pub enum Change {
         /// Who may withdraw it.
         by: Speaker,
         /// Where it was said; with the revision where nothing else may be said there by now.
-        records: Vec<(Name, Option<i64>)>,
+        records: Vec<(Name, Option<Revision>)>,
     },
     /// A node is alive, as long as somebody keeps this.
     SignOfLife(Sign),
@@ -156,7 +157,7 @@ pub enum Change {
     /// No node is to look at itself any more.
     EndInspection {
         /// The revision of the wish.
-        revision: i64,
+        revision: Revision,
     },
     /// A node has looked at itself.
     AnswerInspection {
@@ -165,7 +166,7 @@ pub enum Change {
         /// What it has found.
         record: AnswerRecord,
         /// The revision of the wish: one that was answered too late leaves nothing behind.
-        asked: i64,
+        asked: Revision,
     },
     /// What nodes have answered is forgotten, while no answer is wished for.
     ForgetAnswers(Vec<Name>),
@@ -177,7 +178,7 @@ pub struct Member {
     /// Its name.
     pub node: NodeName,
     /// The revision of its record; 0 if it has none.
-    pub revision: i64,
+    pub revision: Revision,
 }
 
 /// That a node is alive.
@@ -206,7 +207,7 @@ pub struct Fence {
     /// Which of the nodes that had this name.
     pub incarnation: Incarnation,
     /// The revision of its fence.
-    pub revision: i64,
+    pub revision: Revision,
 }
 
 /// A word that the pods of a removed node are gone.
@@ -217,7 +218,7 @@ pub struct Confirmation {
     /// Its fence, with that word.
     pub record: FenceRecord,
     /// The revision of the fence without it.
-    pub revision: i64,
+    pub revision: Revision,
 }
 
 /// What is given back of a removed node.
@@ -228,7 +229,7 @@ pub struct Inheritance {
     /// The removed node.
     pub fence: Fence,
     /// Its blocks, with the revisions of their claims.
-    pub blocks: Vec<(Block, i64)>,
+    pub blocks: Vec<(Block, Revision)>,
     /// The reserved addresses that its pods held.
     pub addresses: Vec<LetGo>,
 }
@@ -245,7 +246,7 @@ pub struct Claim {
     /// The range of its pool.
     pub pool: Cidr,
     /// The revision of the pool's record.
-    pub pool_revision: i64,
+    pub pool_revision: Revision,
 }
 
 /// A hand-over of a reserved address.
@@ -258,9 +259,9 @@ pub struct HandOver {
     /// What will stand behind it.
     pub record: ReservationRecord,
     /// The revision of its reservation; `None` where it has none.
-    pub before: Option<i64>,
+    pub before: Option<Revision>,
     /// The pool that must be as it was, with its revision: that of an address which was nobody's.
-    pub out_of: Option<(PoolName, i64)>,
+    pub out_of: Option<(PoolName, Revision)>,
 }
 
 /// A reserved address that nobody holds any more.
@@ -271,7 +272,7 @@ pub struct LetGo {
     /// Its reservation, without the holder.
     pub record: ReservationRecord,
     /// The revision of the reservation with him.
-    pub revision: i64,
+    pub revision: Revision,
 }
 
 impl From<Claim> for Change {

@@ -15,6 +15,7 @@ use crate::reservation;
 use crate::{Block, Cidr};
 use polder_api::{Family, NodeName};
 
+use crate::Revision;
 use crate::record::MTU_RANGE;
 use crate::view::{Known, View};
 
@@ -231,7 +232,7 @@ fn held_addresses(view: &View, problems: &mut Vec<Problem>) -> BTreeMap<Incarnat
 fn overlapping(view: &View) -> BTreeMap<Block, Block> {
     let mut later = BTreeMap::new();
     // In the order of the keys a block comes behind all that cover it, and those are the ones still open.
-    let mut open: Vec<(Block, i64)> = Vec::new();
+    let mut open: Vec<(Block, Revision)> = Vec::new();
     for (block, known) in &view.blocks {
         open.retain(|(outer, _)| outer.cidr().covers(block.cidr()));
         for (outer, revision) in &open {
@@ -310,7 +311,7 @@ mod tests {
         fn put(&mut self, key: &str, value: Vec<u8>) {
             self.entries.retain(|entry| entry.key != key);
             let revision = i64::try_from(self.entries.len()).unwrap() + 1;
-            self.entries.push(Entry { key: key.to_owned(), value, revision });
+            self.entries.push(Entry { key: key.to_owned(), value, revision: Revision::new(revision) });
         }
 
         fn node(&mut self, name: &str, record: &NodeRecord) {
@@ -331,7 +332,7 @@ mod tests {
         /// The names of the peers with the number of their blocks, and the only problem.
         fn seen(self) -> (Vec<(String, usize)>, String) {
             let mut view = View::default();
-            view.apply(Update::Loaded(Contents { revision: 99, entries: self.entries }));
+            view.apply(Update::Loaded(Contents { revision: Revision::new(99), entries: self.entries }));
             let believed = believe(&view, &"me".parse().unwrap());
             assert!(believed.problems.len() < 2, "{:?}", believed.problems);
             assert_eq!(believed.own_blocks, [Block::new("10.244.0.0/26".parse().unwrap())]);
@@ -449,7 +450,7 @@ mod tests {
             cluster.block(first, "a", 1);
             cluster.block(second, "b", 2);
             let mut view = View::default();
-            view.apply(Update::Loaded(Contents { revision: 99, entries: cluster.entries }));
+            view.apply(Update::Loaded(Contents { revision: Revision::new(99), entries: cluster.entries }));
             let later = overlapping(&view);
             let (first, second) = (Block::new(first.parse().unwrap()), Block::new(second.parse().unwrap()));
             assert_eq!(later, BTreeMap::from([(second, first)]));

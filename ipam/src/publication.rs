@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use polder_api::NodeName;
 use polder_api::rule;
 
+use crate::Revision;
 use crate::change::{Change, Member, Sign, Speaker};
 use crate::key::{Key, Name};
 use crate::ledger::{Held, Identity};
@@ -31,23 +32,28 @@ rule! {
     AnyBootIsOwn => true
 }
 
-/// The revision of the node's own record in the store; 0 if it is not there, or not this node's. One of another boot
+/// The revision of the node's own record in the store; `None` if it is not there, or not this node's. One of another boot
 /// or machine is not: a clone has the ledger of its original, and must not seem to be the one that lives before it has
 /// asked; and an original in whose place another machine came is not the node any more.
-pub fn own_revision(view: &View, me: &NodeName, identity: Option<&Identity>, life: Life<'_>) -> i64 {
+pub fn own_revision(
+    view: &View,
+    me: &NodeName,
+    identity: Option<&Identity>,
+    life: Life<'_>,
+) -> Option<Revision> {
     let own = view
         .nodes
         .get(me)
         .filter(|own| identity.is_some_and(|identity| identity.incarnation == own.record.incarnation))
         .filter(|own| is_of(&own.record, life));
-    own.filter(|_| view.source == Source::Store).map_or(0, |own| own.revision)
+    own.filter(|_| view.source == Source::Store).map(|own| own.revision)
 }
 
 /// What a node may say of itself in the store rests on this. Whenever it changes, the node begins anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Basis {
-    /// [`own_revision`]: where it is 0, the node says nothing.
-    pub revision: i64,
+    /// [`own_revision`]: without one, the node publishes nothing.
+    pub revision: Option<Revision>,
     /// How often the store has lost records. What the node has said may be among them, or be there again.
     pub losses: u64,
 }
@@ -60,7 +66,7 @@ impl Basis {
 }
 
 /// The sign of life of a node in one boot of its machine. Its record must be as of that revision.
-pub fn sign_of_life(me: &NodeName, life: Life<'_>, revision: i64) -> Sign {
+pub fn sign_of_life(me: &NodeName, life: Life<'_>, revision: Revision) -> Sign {
     Sign { by: Member { node: me.clone(), revision }, alive: life.into() }
 }
 
@@ -180,7 +186,7 @@ mod tests {
         };
         let mut view = View::default();
         view.source = Source::Store;
-        view.nodes.insert(me(), Known { record: Arc::new(record), revision: 7 });
+        view.nodes.insert(me(), Known { record: Arc::new(record), revision: Revision::new(7) });
         view
     }
 
@@ -188,17 +194,17 @@ mod tests {
     fn the_own_record_counts_only_in_its_incarnation_boot_and_machine_and_from_the_store() {
         let (ours, alive) = (identity("i1"), alive());
         let life = Life::from(&alive);
-        assert_eq!(own_revision(&view(), &me(), Some(&ours), life), 7);
+        assert_eq!(own_revision(&view(), &me(), Some(&ours), life), Some(Revision::new(7)));
         let later = Alive { boot_id: BootId::new("b2"), ..alive.clone() };
         let elsewhere = Alive { machine_id: MachineId::new("m2"), ..alive.clone() };
         for other in [later, elsewhere] {
-            assert_eq!(own_revision(&view(), &me(), Some(&ours), Life::from(&other)), 0);
+            assert_eq!(own_revision(&view(), &me(), Some(&ours), Life::from(&other)), None);
         }
-        assert_eq!(own_revision(&view(), &me(), Some(&identity("i2")), life), 0);
-        assert_eq!(own_revision(&view(), &me(), None, life), 0);
+        assert_eq!(own_revision(&view(), &me(), Some(&identity("i2")), life), None);
+        assert_eq!(own_revision(&view(), &me(), None, life), None);
         let mut remembered = view();
         remembered.source = Source::Snapshot;
-        assert_eq!(own_revision(&remembered, &me(), Some(&ours), life), 0);
+        assert_eq!(own_revision(&remembered, &me(), Some(&ours), life), None);
     }
 
     fn record(container: &str) -> AddressRecord {
@@ -215,7 +221,7 @@ mod tests {
 
     #[test]
     fn what_changed_is_published_in_parts_that_each_rest_on_the_own_record() {
-        let ours = Member { node: me(), revision: 7 };
+        let ours = Member { node: me(), revision: Revision::new(7) };
         let (published, wanted) = (said(0..2), said(1..2 + MOST_RECORDS));
         let changes = publish(&ours, &published, &wanted, MOST_RECORDS);
         let sizes = changes.iter().map(|change| match change {
@@ -231,14 +237,19 @@ mod tests {
         let entry = |name: &str, value: Vec<u8>| Entry {
             key: format!("/polder/v1/addresses/n1/{name}"),
             value,
-            revision: 1,
+            revision: Revision::new(1),
         };
         let mut spaced = encode(&record("a"));
         spaced.insert(1, b' ');
         let entries =
             vec![entry("10.0.0.0", encode(&record("a"))), entry("10.0.0.1", spaced), entry("x", Vec::new())];
-        let published = read(&me(), &Contents { revision: 1, entries });
-        let changes = publish(&Member { node: me(), revision: 7 }, &published, &said(0..2), MOST_RECORDS);
+        let published = read(&me(), &Contents { revision: Revision::new(1), entries });
+        let changes = publish(
+            &Member { node: me(), revision: Revision::new(7) },
+            &published,
+            &said(0..2),
+            MOST_RECORDS,
+        );
         let [Change::PublishAddresses { say, withdraw, .. }] = changes.as_slice() else {
             panic!("{changes:?}")
         };
@@ -248,20 +259,25 @@ mod tests {
 
     #[test]
     fn the_addresses_of_a_removed_node_are_forgotten_by_anybody_while_nobody_has_its_name() {
-        let entry = |number: usize| Entry { key: format!("{number}"), value: Vec::new(), revision: 1 };
+        let entry =
+            |number: usize| Entry { key: format!("{number}"), value: Vec::new(), revision: Revision::new(1) };
         let entries = (0..3).map(entry).collect();
         let sizes =
-            forget(&me(), &Contents { revision: 1, entries }, 2).into_iter().map(|change| match change {
-                Change::WithdrawAddresses { by, records } if by == Speaker::Anybody(me()) => records.len(),
-                other => panic!("{other}"),
+            forget(&me(), &Contents { revision: Revision::new(1), entries }, 2).into_iter().map(|change| {
+                match change {
+                    Change::WithdrawAddresses { by, records } if by == Speaker::Anybody(me()) => {
+                        records.len()
+                    }
+                    other => panic!("{other}"),
+                }
             });
         assert_eq!(sizes.collect::<Vec<_>>(), [2, 1]);
     }
 
     #[test]
     fn who_is_alive_is_read_off_the_keys_and_what_is_no_such_key_is_nobody() {
-        let entry = |key: &str| Entry { key: key.to_owned(), value: Vec::new(), revision: 1 };
+        let entry = |key: &str| Entry { key: key.to_owned(), value: Vec::new(), revision: Revision::new(1) };
         let entries = vec![entry(&Key::Alive(me()).to_string()), entry("/polder/v1/alive/"), entry("/else")];
-        assert_eq!(living(&Contents { revision: 1, entries }), [me()].into());
+        assert_eq!(living(&Contents { revision: Revision::new(1), entries }), [me()].into());
     }
 }

@@ -85,6 +85,7 @@ mod tests {
 
     use super::*;
     use crate::Pool;
+    use crate::Revision;
     use crate::cause::HostError;
     use crate::ids::{ClusterId, Incarnation};
     use crate::ledger::{Identity, Standing};
@@ -96,13 +97,13 @@ mod tests {
     fn view(pools: &[&str]) -> View {
         let mut view = View::default();
         let cluster = ClusterRecord::new(ClusterId::new("c"));
-        view.cluster = Some(Known { record: Arc::new(cluster), revision: 1 });
+        view.cluster = Some(Known { record: Arc::new(cluster), revision: Revision::new(1) });
         for (number, cidr) in pools.iter().enumerate() {
             let name: polder_api::PoolName = format!("p{number}").parse().unwrap();
             let cidr: crate::Cidr = cidr.parse().unwrap();
             let length = cidr.length() + 4;
             let pool = Pool::new(name.clone(), cidr, length, PoolState::Active).unwrap();
-            view.pools.insert(name, Known { record: Arc::new(pool), revision: 1 });
+            view.pools.insert(name, Known { record: Arc::new(pool), revision: Revision::new(1) });
         }
         view
     }

@@ -13,6 +13,7 @@ use polder_api::NodeName;
 use polder_api::rule;
 use sha2::{Digest, Sha256};
 
+use crate::Revision;
 use crate::change::{Change, Confirmation, Fence, Inheritance, MOST_RECORDS, Member};
 use crate::ids::Incarnation;
 use crate::moment::Moment;
@@ -141,7 +142,10 @@ fn holders(view: &View) -> BTreeSet<&Incarnation> {
 }
 
 /// The blocks that an incarnation has claimed, with the revisions of the claims.
-pub fn blocks_of<'a>(view: &'a View, incarnation: &'a Incarnation) -> impl Iterator<Item = (Block, i64)> {
+pub fn blocks_of<'a>(
+    view: &'a View,
+    incarnation: &'a Incarnation,
+) -> impl Iterator<Item = (Block, Revision)> {
     let own = view.blocks.iter().filter(move |(_, claim)| claim.record.incarnation == *incarnation);
     own.map(|(block, claim)| (*block, claim.revision))
 }
@@ -247,11 +251,11 @@ mod tests {
             };
             let incarnation = Incarnation::new(format!("i{}", fences - number));
             let key = Key::Fence("n".parse().unwrap(), incarnation).to_string();
-            Entry { key, value: encode(&record), revision: 2 + i64::try_from(number).unwrap() }
+            Entry { key, value: encode(&record), revision: Revision::new(2 + i64::try_from(number).unwrap()) }
         };
         let mut view = View::default();
         let entries = (0..fences).map(fence).collect();
-        view.apply(Update::Loaded(Contents { revision: 1_000_000, entries }));
+        view.apply(Update::Loaded(Contents { revision: Revision::new(1_000_000), entries }));
         view
     }
 
@@ -262,7 +266,7 @@ mod tests {
             let view = view(fences);
             let mut quarantine = Quarantine::new(rest);
             quarantine.observe(&view, Moment::BOOT);
-            let by = Member { node: "me".parse().unwrap(), revision: 7 };
+            let by = Member { node: "me".parse().unwrap(), revision: Revision::new(7) };
             quarantine.over(&view, &by, Moment::BOOT + after)
         };
         assert_eq!(forgotten(FENCES_KEPT, rest), None);
@@ -278,14 +282,14 @@ mod tests {
         let entry = |key: &str, value: &str| Entry {
             key: format!("/polder/v1/{key}"),
             value: value.into(),
-            revision: 5,
+            revision: Revision::new(5),
         };
         let node = r#"{"incarnation":"new","machine_id":"m2","boot_id":"b","underlay":[],"gateways":[],
             "vtep_mac":"02:00:00:00:00:01","mtu":1450,"version":"0"}"#;
         let fence = r#"{"node":"n","machine_id":"m1","boot_id":"b","pods":"unknown"}"#;
         let mut view = View::default();
         let entries = vec![entry("fences/n/old", fence), entry("nodes/n", node)];
-        view.apply(Update::Loaded(Contents { revision: 5, entries }));
+        view.apply(Update::Loaded(Contents { revision: Revision::new(5), entries }));
         let name: NodeName = "n".parse().unwrap();
         let refused = remove(&view, &name, Vouched::Yes).unwrap_err().to_string();
         assert!(

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use polder_api::{NodeName, PoolName, rule};
 
+use crate::Revision;
 use crate::change::{Change, HandOver, LetGo, Member};
 use crate::pool::{Labels, Pool, PoolState, Purpose};
 use crate::record::{Holder, NodeRecord, PodsGone, ReservationRecord};
@@ -73,7 +74,7 @@ pub fn hand_over(
     address: IpAddr,
     owner: &str,
     holder: &Holder,
-    own_revision: i64,
+    own_revision: Revision,
     is_gone: IsGone<'_>,
 ) -> Result<HandOver, Denied> {
     let pool = pool_of(view, address).ok_or_else(|| unfit(address, "it is in no pool for reservations"))?;
@@ -205,11 +206,11 @@ mod tests {
         let entry = |key: &str, value: &str| Entry {
             key: format!("/polder/v1/{key}"),
             value: value.into(),
-            revision: 7,
+            revision: Revision::new(7),
         };
         let entries = vec![entry("nodes/n", &node), entry("pools/p", pool)];
         let mut view = View::default();
-        view.apply(Update::Loaded(Contents { revision: 7, entries }));
+        view.apply(Update::Loaded(Contents { revision: Revision::new(7), entries }));
         view
     }
 
@@ -222,8 +223,9 @@ mod tests {
             boot_id: BootId::new("boot-2"),
             attachment: "net/a/eth0".parse().unwrap(),
         };
-        let handed_over =
-            |boot_id| hand_over(&view(boot_id), address, "default/db", &holder, 7, &|_: &Holder| true);
+        let handed_over = |boot_id| {
+            hand_over(&view(boot_id), address, "default/db", &holder, Revision::new(7), &|_: &Holder| true)
+        };
         assert!(matches!(handed_over("boot-1"), Err(Denied::Unregistered { .. })));
         assert!(handed_over("boot-2").is_ok());
     }

@@ -294,6 +294,7 @@ pub fn warnings(view: &View, labels: &Labels, own: &PerFamily<Counts>) -> Vec<Wa
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Revision;
     use crate::ids::{Incarnation, Nonce};
     use crate::record::{BlockRecord, PoolRecord, encode};
     use crate::store::{Contents, Entry, Update};
@@ -303,7 +304,7 @@ mod tests {
     fn cluster(record: PoolRecord, owners: &[&str]) -> View {
         let name: PoolName = "p".parse().unwrap();
         let pool = Pool::new(name.clone(), record.cidr, record.block_length, record.state).unwrap();
-        let entry = |key: Key, value| Entry { key: key.to_string(), value, revision: 1 };
+        let entry = |key: Key, value| Entry { key: key.to_string(), value, revision: Revision::new(1) };
         let mut entries = vec![entry(Key::Pool(name.clone()), encode(&record))];
         for (index, owner) in owners.iter().enumerate() {
             let claim = BlockRecord {
@@ -315,7 +316,7 @@ mod tests {
             entries.push(entry(Key::Block(pool.block(index as u128)), encode(&claim)));
         }
         let mut view = View::default();
-        view.apply(Update::Loaded(Contents { revision: 9, entries }));
+        view.apply(Update::Loaded(Contents { revision: Revision::new(9), entries }));
         view
     }
 
@@ -346,13 +347,13 @@ mod tests {
         let wanted = BlockRequest::Any(Family::V4, Some("p".parse().unwrap()));
         let zone_b: Labels = [("zone".to_owned(), "b".to_owned())].into();
         view.apply(Update::Changed {
-            revision: 10,
+            revision: Revision::new(10),
             changes: vec![crate::store::KeyChange {
                 key: "/polder/v1/pools/p".into(),
                 entry: Some(Entry {
                     key: "/polder/v1/pools/p".into(),
                     value: encode(&changed),
-                    revision: 10,
+                    revision: Revision::new(10),
                 }),
             }],
         });
@@ -401,8 +402,11 @@ mod tests {
         let mut view = cluster(record("10.0.0.0/27", 30), &["n1", "n2"]);
         let key = "/polder/v1/fences/n2/n2".to_owned();
         let value = br#"{"node":"n2","machine_id":"m","boot_id":"b","pods":"unknown"}"#.to_vec();
-        let entry = Some(Entry { key: key.clone(), value, revision: 10 });
-        view.apply(Update::Changed { revision: 10, changes: vec![crate::store::KeyChange { key, entry }] });
+        let entry = Some(Entry { key: key.clone(), value, revision: Revision::new(10) });
+        view.apply(Update::Changed {
+            revision: Revision::new(10),
+            changes: vec![crate::store::KeyChange { key, entry }],
+        });
         let claimed = Claimed::of(&view, pool(&view));
         assert_eq!(claimed, Claimed { owned: 1, resting: 1, total: 8 });
         assert_eq!(claimed.free(), 6);

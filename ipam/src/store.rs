@@ -8,6 +8,7 @@ pub mod refusal;
 
 use refusal::{Effect, Refusal};
 
+use crate::Revision;
 use crate::key::{Key, Range};
 
 /// A key with its value, as of the revision that last changed it.
@@ -18,14 +19,14 @@ pub struct Entry {
     /// What stands behind it.
     pub value: Vec<u8>,
     /// The revision that put it there.
-    pub revision: i64,
+    pub revision: Revision,
 }
 
 /// All entries of a range as of one revision.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Contents {
     /// The revision of the store.
-    pub revision: i64,
+    pub revision: Revision,
     /// The entries, by key.
     pub entries: Vec<Entry>,
 }
@@ -35,12 +36,12 @@ pub struct Contents {
 pub enum Compare {
     /// There is no key in the range.
     Empty(Range),
-    /// The key was last changed at this revision; 0 says that it is not there.
+    /// The key was last changed at this revision, or does not exist ([`Revision::ABSENT`]).
     Unchanged {
         /// The key.
         key: String,
         /// The revision.
-        revision: i64,
+        revision: Revision,
     },
     /// No key that is in the range was changed after this revision. An empty range holds, and a deletion is not seen:
     /// whoever must notice one keeps a key that every deletion changes, too.
@@ -48,14 +49,14 @@ pub enum Compare {
         /// The range.
         range: Range,
         /// The revision, 0 or more.
-        revision: i64,
+        revision: Revision,
     },
 }
 
 impl Compare {
     /// The key is not there.
     pub fn absent(key: &Key) -> Self {
-        Self::Unchanged { key: key.to_string(), revision: 0 }
+        Self::Unchanged { key: key.to_string(), revision: Revision::ABSENT }
     }
 }
 
@@ -94,7 +95,7 @@ pub enum Outcome {
     /// It took effect, at this revision.
     Applied {
         /// The revision.
-        revision: i64,
+        revision: Revision,
     },
     /// A compare did not hold.
     Refused,
@@ -168,7 +169,7 @@ pub enum Update {
     /// These keys changed.
     Changed {
         /// The revision of the store.
-        revision: i64,
+        revision: Revision,
         /// What changed, in order.
         changes: Vec<KeyChange>,
     },
@@ -180,6 +181,6 @@ pub enum Update {
     /// The store is heard again, and nothing was missed.
     Back {
         /// The revision of the store.
-        revision: i64,
+        revision: Revision,
     },
 }

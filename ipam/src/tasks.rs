@@ -27,6 +27,7 @@ use std::time::Duration;
 use polder_api::{Attachment, NodeName};
 
 use crate::Moment;
+use crate::Revision;
 use crate::attempt::{Answered, Attempt, Found};
 use crate::bootstrap::{Bootstrap, Unsurveyed};
 use crate::cause::HostError;
@@ -140,7 +141,7 @@ where
 #[derive(Debug)]
 enum Ended {
     /// It is made, at this revision or before it.
-    Made(i64),
+    Made(Revision),
     /// What it rests on has changed: nothing of it was made.
     Refused,
     /// There was no answer, and there is nothing of it; it may still be made.
@@ -177,7 +178,7 @@ pub trait RegistrarHost: Host {
     fn changed(&self, view: &Arc<View>, patience: Duration) -> impl Future<Output = ()>;
 
     /// Waits until the view shows what was written at that revision. Fails when that takes longer than [`CATCH_UP`].
-    fn caught_up(&self, revision: i64) -> impl Future<Output = Result<(), StoreError>>;
+    fn caught_up(&self, revision: Revision) -> impl Future<Output = Result<(), StoreError>>;
 
     /// How this node is reached, or what that waits for.
     fn presence(&self, view: &View) -> Result<Presence, NoPresence>;

@@ -8,6 +8,7 @@ use polder_api::mutant::{Mutant, unless};
 use serde::Serialize;
 
 use crate::Cidr;
+use crate::Revision;
 use crate::change::{Change, Claim, Confirmation, Inheritance, LetGo, MOST_RECORDS, Member, Sign, Speaker};
 use crate::ids::Incarnation;
 use crate::key::{Key, Name, Range};
@@ -22,7 +23,7 @@ pub fn transaction(change: &Change) -> Txn {
     let mut draft = Draft::default();
     match change {
         Change::RegisterNode { node, record, before } => {
-            draft.replace(Key::Node(node.clone()), before.unwrap_or(NONE), record);
+            draft.replace(Key::Node(node.clone()), before.unwrap_or(Revision::ABSENT), record);
             if before.is_none() {
                 draft.only_if(was_not_removed(node, &record.incarnation));
             }
@@ -32,7 +33,7 @@ pub fn transaction(change: &Change) -> Txn {
         }
         Change::RemoveNode { incarnation, revision, fence } => {
             draft.delete(&Key::Node(fence.node.clone()), *revision);
-            draft.replace(Key::Fence(fence.node.clone(), incarnation.clone()), NONE, fence);
+            draft.replace(Key::Fence(fence.node.clone(), incarnation.clone()), Revision::ABSENT, fence);
         }
         Change::VouchForNode(words) => words.iter().for_each(|word| draft.confirm(word)),
         Change::ConfirmRemoval(word) => draft.confirm(word),
@@ -48,7 +49,11 @@ pub fn transaction(change: &Change) -> Txn {
         }
         Change::HandOverAddress(what) => {
             draft.only_if(is_member(&what.by));
-            draft.replace(Key::Reservation(what.address), what.before.unwrap_or(NONE), &what.record);
+            draft.replace(
+                Key::Reservation(what.address),
+                what.before.unwrap_or(Revision::ABSENT),
+                &what.record,
+            );
             let pool =
                 what.out_of.iter().map(|(pool, revision)| unchanged(&Key::Pool(pool.clone()), *revision));
             draft.only_if(pool);
@@ -59,7 +64,7 @@ pub fn transaction(change: &Change) -> Txn {
         }
         Change::GiveUpAddress { address, revision } => draft.delete(&Key::Reservation(*address), *revision),
         Change::AddPool { by, pool, as_of } => {
-            draft.replace(Key::Pool(pool.name.clone()), NONE, &PoolRecord::from(pool));
+            draft.replace(Key::Pool(pool.name.clone()), Revision::ABSENT, &PoolRecord::from(pool));
             let ranges =
                 [Key::all_pools(), Key::all_nodes(), Key::all_reservations(), Key::blocks_in(pool.cidr())];
             draft.only_if(ranges.map(|range| nothing_newer(range, *as_of)));
@@ -74,7 +79,7 @@ pub fn transaction(change: &Change) -> Txn {
             draft.only_if([nothing_newer(Key::all_reservations(), *as_of)]);
         }
         Change::MakeCluster { record, pools } => {
-            draft.replace(Key::Cluster, NONE, record);
+            draft.replace(Key::Cluster, Revision::ABSENT, record);
             if let Some(pools) = pools {
                 draft.only_if([Compare::Empty(Key::all_pools())]);
                 let put = |pool: &Pool| draft.put(&Key::Pool(pool.name.clone()), &PoolRecord::from(pool));
@@ -124,11 +129,8 @@ pub fn trace(change: &Change) -> Option<Entry> {
         Change::HandOverAddress(what) => (Key::Reservation(what.address), encode(&what.record)),
         _ => return None,
     };
-    Some(Entry { key: key.to_string(), value, revision: NONE })
+    Some(Entry { key: key.to_string(), value, revision: Revision::ABSENT })
 }
-
-/// The revision of what is not there.
-const NONE: i64 = 0;
 
 /// A transaction that is being written.
 #[derive(Default)]
@@ -153,13 +155,13 @@ impl Draft {
     }
 
     /// Puts the record in place of the one of that revision.
-    fn replace(&mut self, key: Key, revision: i64, record: &impl Serialize) {
+    fn replace(&mut self, key: Key, revision: Revision, record: &impl Serialize) {
         self.only_if([unchanged(&key, revision)]);
         self.put(&key, record);
     }
 
     /// Deletes the record of that revision.
-    fn delete(&mut self, key: &Key, revision: i64) {
+    fn delete(&mut self, key: &Key, revision: Revision) {
         self.only_if([unchanged(key, revision)]);
         self.0.writes.push(Write::Delete { key: key.to_string() });
     }
@@ -190,11 +192,11 @@ impl Draft {
     }
 }
 
-fn unchanged(key: &impl ToString, revision: i64) -> Compare {
+fn unchanged(key: &impl ToString, revision: Revision) -> Compare {
     Compare::Unchanged { key: key.to_string(), revision }
 }
 
-fn nothing_newer(range: Range, revision: i64) -> Compare {
+fn nothing_newer(range: Range, revision: Revision) -> Compare {
     Compare::NothingNewer { range, revision }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::Revision;
 use crate::ids::Incarnation;
 use crate::key::Key;
 use crate::needed::{self, Needed};
@@ -21,7 +22,7 @@ pub struct Known<T> {
     /// What it says. Shared, because a view is copied at every change.
     pub record: Arc<T>,
     /// The revision.
-    pub revision: i64,
+    pub revision: Revision,
 }
 
 /// Where the view comes from.
@@ -42,7 +43,7 @@ pub struct View {
     /// Where it comes from.
     pub source: Source,
     /// The revision of the store that it shows.
-    pub revision: i64,
+    pub revision: Revision,
     /// Why nothing is heard from the store, while that is so.
     pub lost: Option<String>,
     /// The settings.
@@ -371,7 +372,7 @@ enum Use {
     None(String),
 }
 
-fn known<T>(record: T, revision: i64) -> Known<T> {
+fn known<T>(record: T, revision: Revision) -> Known<T> {
     Known { record: Arc::new(record), revision }
 }
 

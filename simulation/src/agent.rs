@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_api::{Attachment, Mac};
+use polder_ipam::Revision;
 use polder_ipam::bootstrap::Bootstrap;
 use polder_ipam::change::Change;
 use polder_ipam::key::{Key, Range};
@@ -129,7 +130,7 @@ impl Hand {
     }
 
     /// Waits until the agent's view shows what was written at that revision.
-    pub async fn caught_up(&self, revision: i64) -> Result<(), StoreError> {
+    pub async fn caught_up(&self, revision: Revision) -> Result<(), StoreError> {
         self.wait(Wait::Revision(revision, self.clock() + host::millis(CATCH_UP))).await;
         if self.view().revision >= revision { Ok(()) } else { Err(no_answer()) }
     }

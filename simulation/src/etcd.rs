@@ -10,6 +10,7 @@ mod history;
 mod lease;
 mod watch;
 
+use polder_ipam::Revision;
 use polder_ipam::key::Range;
 use polder_ipam::store::{Contents, LARGEST_TXN, Outcome, Txn, Write};
 
@@ -87,8 +88,8 @@ impl Model {
     }
 
     /// The revision of the last change.
-    pub fn revision(&self) -> i64 {
-        self.history.revision()
+    pub fn revision(&self) -> Revision {
+        Revision::new(self.history.revision())
     }
 
     /// Reads all entries of the range, as `polder_store::Store::range` does.
@@ -98,8 +99,8 @@ impl Model {
     }
 
     /// Reads all entries of the range with all that etcd knows of them, as of an earlier revision; 0 is now.
-    pub fn range_at(&self, range: &Range, revision: i64) -> Result<Vec<KeyValue>, Error> {
-        self.history.at(range, revision)
+    pub fn range_at(&self, range: &Range, revision: Revision) -> Result<Vec<KeyValue>, Error> {
+        self.history.at(range, revision.number())
     }
 
     /// Carries out a transaction, as `polder_store::Store::commit` does. An error is etcd's refusal to look
@@ -163,8 +164,8 @@ impl Model {
     }
 
     /// Forgets what was changed before that revision, and how. A key that is still there is not forgotten.
-    pub fn compact(&mut self, revision: i64) -> Result<(), Error> {
-        self.history.compact(revision)
+    pub fn compact(&mut self, revision: Revision) -> Result<(), Error> {
+        self.history.compact(revision.number())
     }
 
     /// Grants a lease for that many seconds. etcd itself grants none for less than one and a half times its election
@@ -206,8 +207,8 @@ impl Model {
     }
 
     /// Watches the range from that revision on; 0 is from now on.
-    pub fn watch(&self, range: Range, from: i64) -> Watch {
-        Watch::new(self, range, from)
+    pub fn watch(&self, range: Range, from: Revision) -> Watch {
+        Watch::new(self, range, from.number())
     }
 
     /// Ends and starts again with what it has. Watches end. Leases last their whole time from now on, as they do under

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use polder_ipam::Revision;
 use polder_ipam::key::Range;
 use polder_ipam::store::Update;
 use polder_ipam::store::position::{Heard, Interruption, Position};
@@ -143,11 +144,12 @@ impl Follower {
 
 fn hear(said: Said) -> Result<Heard, Interruption> {
     Ok(match said {
-        Said::Opened { revision } => Heard::Opened { revision },
-        Said::Events { revision, events } => {
-            Heard::Changes { revision, changes: events.iter().map(Event::change).collect() }
-        }
-        Said::Compacted { revision } => Heard::Compacted { revision },
+        Said::Opened { revision } => Heard::Opened { revision: Revision::new(revision) },
+        Said::Events { revision, events } => Heard::Changes {
+            revision: Revision::new(revision),
+            changes: events.iter().map(Event::change).collect(),
+        },
+        Said::Compacted { revision } => Heard::Compacted { revision: Revision::new(revision) },
         Said::Closed => return Err(Interruption::Broken("the watch was closed".to_owned())),
     })
 }

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use polder_api::Attachment;
+use polder_ipam::Revision;
 use polder_ipam::publication::Basis;
 
 use crate::world::{Agent, Shared, World};
@@ -23,7 +24,7 @@ pub enum Wait {
     /// That nobody else works on the attachment, or the moment.
     Free(Attachment, u64),
     /// That the agent's view shows the revision, or the moment.
-    Revision(i64, u64),
+    Revision(Revision, u64),
     /// That the kernel has other addresses of the node than its ledger, or interfaces that it does not name, or the moment.
     Gateways(u64),
     /// That there is news for the agent's registrar, or the moment.

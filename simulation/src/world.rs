@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_api::{Attachment, NodeName, PoolName};
+use polder_ipam::Revision;
 use polder_ipam::allocator::SHORTEST_REST;
 use polder_ipam::ids::{BootId, MachineId};
 use polder_ipam::invariants::Deviation;
@@ -153,7 +154,7 @@ pub struct ClosedPool {
     /// Its name.
     pub name: PoolName,
     /// The revision of its record.
-    pub revision: i64,
+    pub revision: Revision,
     /// Its range.
     pub cidr: Cidr,
 }

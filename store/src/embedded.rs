@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use polder_ipam::Revision;
 use polder_ipam::key::{Key, Range};
 use polder_ipam::store::refusal::{Cause, Refusal};
 use polder_ipam::store::{Compare, Contents, Entry, KeyChange, Outcome, StoreError, Txn, Update, Write};
@@ -30,7 +31,7 @@ const UPSERT: &str = "INSERT OR REPLACE INTO store (key, value, revision) VALUES
 pub struct Embedded {
     path: PathBuf,
     database: Arc<Mutex<Connection>>,
-    changes: broadcast::Sender<(i64, Vec<KeyChange>)>,
+    changes: broadcast::Sender<(Revision, Vec<KeyChange>)>,
     writes: Writes,
 }
 
@@ -52,10 +53,10 @@ impl Embedded {
         self.with(|database| {
             let transaction = database.transaction()?;
             for entry in &copied.entries {
-                transaction.execute(UPSERT, params![entry.key, entry.value, entry.revision])?;
+                transaction.execute(UPSERT, params![entry.key, entry.value, entry.revision.number()])?;
             }
             let latest = "UPDATE store_revision SET revision = max(revision, ?1)";
-            transaction.execute(latest, params![copied.revision])?;
+            transaction.execute(latest, params![copied.revision.number()])?;
             transaction.commit()
         })
     }
@@ -75,7 +76,7 @@ impl Embedded {
                 "SELECT key, value, revision FROM store WHERE key >= ?1 AND key < ?2 ORDER BY key",
             )?;
             let entries = select.query_map(params![range.start, range.end], |row| {
-                Ok(Entry { key: row.get(0)?, value: row.get(1)?, revision: row.get(2)? })
+                Ok(Entry { key: row.get(0)?, value: row.get(1)?, revision: Revision::new(row.get(2)?) })
             })?;
             Ok(Contents { revision: revision(&snapshot)?, entries: entries.collect::<Result<_, _>>()? })
         })
@@ -89,12 +90,12 @@ impl Embedded {
                     return Ok(None);
                 }
             }
-            let revision = revision(&transaction)? + 1;
+            let revision = revision(&transaction)?.next();
             let mut changes = Vec::new();
             for write in &txn.writes {
                 changes.extend(apply(&transaction, write, revision)?);
             }
-            transaction.execute("UPDATE store_revision SET revision = ?1", params![revision])?;
+            transaction.execute("UPDATE store_revision SET revision = ?1", params![revision.number()])?;
             transaction.commit()?;
             // Here, so that followers hear of changes in their order. Nobody has to listen.
             let _ = self.changes.send((revision, changes));
@@ -169,8 +170,8 @@ fn is_refusal(error: &rusqlite::Error) -> bool {
     error.sqlite_error_code().is_some_and(|code| codes.contains(&code))
 }
 
-fn revision(transaction: &Transaction<'_>) -> Result<i64, rusqlite::Error> {
-    transaction.query_one("SELECT revision FROM store_revision", [], |row| row.get(0))
+fn revision(transaction: &Transaction<'_>) -> Result<Revision, rusqlite::Error> {
+    transaction.query_one("SELECT revision FROM store_revision", [], |row| row.get(0).map(Revision::new))
 }
 
 fn holds(transaction: &Transaction<'_>, compare: &Compare) -> Result<bool, rusqlite::Error> {
@@ -184,11 +185,11 @@ fn holds(transaction: &Transaction<'_>, compare: &Compare) -> Result<bool, rusql
             let select = "SELECT revision FROM store WHERE key = ?1";
             let found: Option<i64> =
                 transaction.query_row(select, params![key], |row| row.get(0)).optional()?;
-            Ok(found.unwrap_or(0) == *revision)
+            Ok(found.map_or(Revision::ABSENT, Revision::new) == *revision)
         }
         Compare::NothingNewer { range, revision } => transaction.query_one(
             "SELECT NOT EXISTS (SELECT * FROM store WHERE key >= ?1 AND key < ?2 AND revision > ?3)",
-            params![range.start, range.end, revision],
+            params![range.start, range.end, revision.number()],
             |row| row.get(0),
         ),
     }
@@ -197,11 +198,11 @@ fn holds(transaction: &Transaction<'_>, compare: &Compare) -> Result<bool, rusql
 fn apply(
     transaction: &Transaction<'_>,
     write: &Write,
-    revision: i64,
+    revision: Revision,
 ) -> Result<Option<KeyChange>, rusqlite::Error> {
     match write {
         Write::Put { key, value } => {
-            transaction.execute(UPSERT, params![key, value, revision])?;
+            transaction.execute(UPSERT, params![key, value, revision.number()])?;
             let entry = Entry { key: key.clone(), value: value.clone(), revision };
             Ok(Some(KeyChange { key: key.clone(), entry: Some(entry) }))
         }
@@ -220,7 +221,7 @@ mod tests {
         Write::Put { key: key.to_owned(), value: value.into() }
     }
 
-    fn unchanged(key: &str, revision: i64) -> Compare {
+    fn unchanged(key: &str, revision: Revision) -> Compare {
         Compare::Unchanged { key: key.to_owned(), revision }
     }
 
@@ -233,18 +234,26 @@ mod tests {
     #[test]
     fn a_transaction_happens_at_one_revision_or_not_at_all() {
         let (_folder, store) = store();
-        let both = Txn { compares: vec![unchanged("a", 0)], writes: vec![put("a", "1"), put("b", "1")] };
-        assert_eq!(store.commit(&both).unwrap(), Outcome::Applied { revision: 2 });
+        let both = Txn {
+            compares: vec![unchanged("a", Revision::ABSENT)],
+            writes: vec![put("a", "1"), put("b", "1")],
+        };
+        assert_eq!(store.commit(&both).unwrap(), Outcome::Applied { revision: Revision::new(2) });
         assert_eq!(store.commit(&both).unwrap(), Outcome::Refused);
         let range = Range { start: "a".into(), end: "c".into() };
         let empty = Txn { compares: vec![Compare::Empty(range.clone())], writes: vec![put("c", "1")] };
         assert_eq!(store.commit(&empty).unwrap(), Outcome::Refused);
-        let later =
-            Txn { compares: vec![unchanged("a", 2)], writes: vec![Write::Delete { key: "a".into() }] };
-        assert_eq!(store.commit(&later).unwrap(), Outcome::Applied { revision: 3 });
+        let later = Txn {
+            compares: vec![unchanged("a", Revision::new(2))],
+            writes: vec![Write::Delete { key: "a".into() }],
+        };
+        assert_eq!(store.commit(&later).unwrap(), Outcome::Applied { revision: Revision::new(3) });
         let contents = store.range(&range).unwrap();
-        assert_eq!(contents.revision, 3);
-        assert_eq!(contents.entries, [Entry { key: "b".into(), value: "1".into(), revision: 2 }]);
+        assert_eq!(contents.revision, Revision::new(3));
+        assert_eq!(
+            contents.entries,
+            [Entry { key: "b".into(), value: "1".into(), revision: Revision::new(2) }]
+        );
     }
 
     #[test]
@@ -252,20 +261,27 @@ mod tests {
         let (_folder, store) = store();
         let range = Range { start: "b".into(), end: "c".into() };
         let attempt = |revision, writes| {
-            let compares = vec![Compare::NothingNewer { range: range.clone(), revision }];
+            let compares =
+                vec![Compare::NothingNewer { range: range.clone(), revision: Revision::new(revision) }];
             store.commit(&Txn { compares, writes }).unwrap()
         };
         // Nothing is there, and the keys beside the range do not matter.
-        assert_eq!(attempt(0, vec![put("a", "1"), put("c", "1")]), Outcome::Applied { revision: 2 });
-        assert_eq!(attempt(0, vec![put("b1", "1"), put("b2", "1")]), Outcome::Applied { revision: 3 });
+        assert_eq!(
+            attempt(0, vec![put("a", "1"), put("c", "1")]),
+            Outcome::Applied { revision: Revision::new(2) }
+        );
+        assert_eq!(
+            attempt(0, vec![put("b1", "1"), put("b2", "1")]),
+            Outcome::Applied { revision: Revision::new(3) }
+        );
         assert_eq!(attempt(2, vec![put("b1", "2")]), Outcome::Refused);
-        assert_eq!(attempt(3, vec![put("b1", "2")]), Outcome::Applied { revision: 4 });
+        assert_eq!(attempt(3, vec![put("b1", "2")]), Outcome::Applied { revision: Revision::new(4) });
         assert_eq!(attempt(3, vec![]), Outcome::Refused, "one key of two is newer");
         let gone = vec![Write::Delete { key: "b1".into() }];
-        assert_eq!(attempt(4, gone), Outcome::Applied { revision: 5 });
+        assert_eq!(attempt(4, gone), Outcome::Applied { revision: Revision::new(5) });
         assert_eq!(
             attempt(3, vec![put("b2", "2")]),
-            Outcome::Applied { revision: 6 },
+            Outcome::Applied { revision: Revision::new(6) },
             "a deletion is not seen"
         );
     }
@@ -280,9 +296,12 @@ mod tests {
         assert_eq!(contents.entries.len(), 1);
         store.commit(&Txn { writes: vec![put("z", "2")], ..Txn::default() }).unwrap();
         store.commit(&Txn { writes: vec![Write::Delete { key: "b1".into() }], ..Txn::default() }).unwrap();
-        assert_eq!(updates.recv().await, Some(Update::Changed { revision: 3, changes: vec![] }));
+        assert_eq!(
+            updates.recv().await,
+            Some(Update::Changed { revision: Revision::new(3), changes: vec![] })
+        );
         let gone = vec![KeyChange { key: "b1".to_owned(), entry: None }];
-        assert_eq!(updates.recv().await, Some(Update::Changed { revision: 4, changes: gone }));
+        assert_eq!(updates.recv().await, Some(Update::Changed { revision: Revision::new(4), changes: gone }));
     }
 
     #[test]
@@ -291,6 +310,6 @@ mod tests {
         store.commit(&Txn { writes: vec![put("a", "1")], ..Txn::default() }).unwrap();
         drop(store);
         let store = Embedded::open(&folder.path().join("store.db")).unwrap();
-        assert_eq!(store.range(&Range::prefix("a".into())).unwrap().revision, 2);
+        assert_eq!(store.range(&Range::prefix("a".into())).unwrap().revision, Revision::new(2));
     }
 }

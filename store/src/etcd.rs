@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use etcd_client::{Client, CompareOp, GetOptions, TxnOp};
 use polder_api::credentials::EtcdCredentials;
+use polder_ipam::Revision;
 use polder_ipam::key::Range;
 use polder_ipam::store::refusal::{Asker, Cause, Refusal};
 use polder_ipam::store::{Compare, Contents, Entry, Outcome, StoreError, Txn, Update, Write};
@@ -285,8 +286,8 @@ impl Etcd {
         let mut start = range.start.clone();
         loop {
             let mut options = GetOptions::new().with_range(range.end.as_str()).with_limit(PAGE);
-            if contents.revision > 0 {
-                options = options.with_revision(contents.revision);
+            if contents.revision > Revision::ABSENT {
+                options = options.with_revision(contents.revision.number());
             }
             let mut answer = self
                 .call(|mut client| {
@@ -294,8 +295,8 @@ impl Etcd {
                     async move { client.get(page, Some(options)).await }
                 })
                 .await?;
-            if contents.revision == 0 {
-                contents.revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+            if contents.revision == Revision::ABSENT {
+                contents.revision = revision(answer.header());
             }
             let more = answer.more();
             contents.entries.extend(answer.take_kvs().into_iter().filter_map(entry));
@@ -308,8 +309,8 @@ impl Etcd {
     }
 
     /// How many keys the range has: at that revision, or now where that is forgotten.
-    async fn count(&self, range: &Range, revision: i64) -> Result<usize, StoreError> {
-        let count = async |revision| {
+    async fn count(&self, range: &Range, revision: Revision) -> Result<usize, StoreError> {
+        let count = async |revision: i64| {
             let options = GetOptions::new().with_range(range.end.as_str()).with_count_only();
             let options = options.with_revision(revision);
             self.call(|mut client| {
@@ -328,7 +329,7 @@ impl Etcd {
             })
             .await
         };
-        let known = match count(revision).await? {
+        let known = match count(revision.number()).await? {
             Some(number) => Some(number),
             None => count(0).await?,
         };
@@ -356,7 +357,7 @@ impl Etcd {
                 async move { client.txn(request).await }
             })
             .await?;
-        let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+        let revision = revision(answer.header());
         Ok(if answer.succeeded() { Outcome::Applied { revision } } else { Outcome::Refused })
     }
 }
@@ -382,9 +383,14 @@ where
     if outcome.as_ref().is_err_and(&is_stale) { attempt().await } else { Ok(outcome) }
 }
 
+/// The revision of the store at which an answer was given.
+fn revision(header: Option<&etcd_client::ResponseHeader>) -> Revision {
+    header.map_or(Revision::ABSENT, |header| Revision::new(header.revision()))
+}
+
 /// An entry of ours: our keys are text.
 fn entry(pair: etcd_client::KeyValue) -> Option<Entry> {
-    let revision = pair.mod_revision();
+    let revision = Revision::new(pair.mod_revision());
     let (key, value) = pair.into_key_value();
     Some(Entry { key: String::from_utf8(key).ok()?, value, revision })
 }
@@ -397,11 +403,11 @@ fn compare(compare: &Compare) -> etcd_client::Compare {
             none.with_range(range.end.as_str())
         }
         Compare::Unchanged { key, revision } => {
-            etcd_client::Compare::mod_revision(key.as_str(), CompareOp::Equal, *revision)
+            etcd_client::Compare::mod_revision(key.as_str(), CompareOp::Equal, revision.number())
         }
         // There is no "less or equal". What is not there was changed at revision 0.
         Compare::NothingNewer { range, revision } => {
-            let limit = revision.saturating_add(1);
+            let limit = revision.next().number();
             let older = etcd_client::Compare::mod_revision(range.start.as_str(), CompareOp::Less, limit);
             older.with_range(range.end.as_str())
         }

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use etcd_model::chance::{Chance, Step};
 use etcd_model::real::{Real, Stream};
+use polder_ipam::Revision;
 use polder_ipam::key::Range;
 use polder_ipam::store::{Contents, Outcome};
 use polder_simulation::Model;
@@ -129,15 +130,19 @@ impl Pair {
         }
         let everything = Range { start: "\u{1}".to_owned(), end: "~".to_owned() };
         let (revision, keys) = self.real.range_at(&everything, 0).await?;
-        same("the revision", revision, self.model.revision())?;
+        same("the revision", revision, self.model.revision().number())?;
         let entries = keys.iter().map(KeyValue::entry).collect();
-        same("what Polder reads", Contents { revision, entries }, self.model.range(&everything))?;
-        same("what is there", keys, self.model.range_at(&everything, 0).unwrap())?;
+        same(
+            "what Polder reads",
+            Contents { revision: Revision::new(revision), entries },
+            self.model.range(&everything),
+        )?;
+        same("what is there", keys, self.model.range_at(&everything, Revision::ABSENT).unwrap())?;
         self.listen().await
     }
 
     async fn watch(&mut self, range: &Range, from: i64) -> Result<(), String> {
-        let mut watch = self.model.watch(range.clone(), from);
+        let mut watch = self.model.watch(range.clone(), Revision::new(from));
         let mut stream = self.real.watch(range, from).await?;
         same("the opening of a watch", stream.hear(0).await?, watch.send(&self.model).unwrap())?;
         self.watches.push_back((watch, stream, range.clone()));
@@ -182,8 +187,8 @@ fn carry_out(model: &mut Model, step: &Step) -> Result<Answer, String> {
     let answer = match step {
         Step::Commit(txn) => model.commit(txn).map(Answer::Outcome),
         Step::Transact(when, then) => model.transact(when, then).map(Answer::Outcome),
-        Step::Read(range, revision) => model.range_at(range, *revision).map(Answer::Keys),
-        Step::Compact(revision) => model.compact(*revision).map(|()| Answer::Done),
+        Step::Read(range, revision) => model.range_at(range, Revision::new(*revision)).map(Answer::Keys),
+        Step::Compact(revision) => model.compact(Revision::new(*revision)).map(|()| Answer::Done),
         Step::Grant(id) => model.grant(*id, LEASE.into()).map(|()| Answer::Done),
         Step::Revoke(id) => model.revoke(*id).map(|()| Answer::Done),
         Step::KeepAlive(id) => Ok(Answer::Kept(model.keep_alive(*id))),

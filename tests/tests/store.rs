@@ -144,7 +144,7 @@ fn a_lease_is_not_taken_back_from_who_has_come_to_own_its_key() {
                 let sign = sign_of_life(
                     &name,
                     Life { machine_id: &MachineId::new("m"), boot_id: &BootId::new("b") },
-                    revision,
+                    polder_ipam::Revision::new(revision),
                 );
                 let end = async {
                     while !until() {

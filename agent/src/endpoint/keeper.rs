@@ -22,7 +22,8 @@ use super::{Endpoint, Open, no_address};
 use crate::board::Board;
 use crate::config::StoreConfig;
 use crate::kernel::Kernel;
-use crate::kernel::endpoint::interface;
+use crate::kernel::endpoint::{EndpointError, interface};
+use crate::kernel::reaper::NotDeleted;
 use crate::kernel::ruleset;
 use crate::machine::now;
 use crate::node::Node;
@@ -100,6 +101,20 @@ fn new_namespace() -> io::Result<File> {
     namespace::in_a_new_one(|| File::open("/proc/thread-self/ns/net"))?
 }
 
+/// Why the endpoint is not made.
+#[derive(Debug, thiserror::Error)]
+enum NotMade {
+    /// The interfaces of an earlier one are still there.
+    #[error(transparent)]
+    Earlier(#[from] NotDeleted),
+    /// The filter does not let it send.
+    #[error("let it send")]
+    Admission(#[source] Error),
+    /// Its interfaces.
+    #[error(transparent)]
+    Interfaces(#[from] EndpointError),
+}
+
 /// What the endpoint is made with.
 trait Workshop {
     /// What the other tasks tell.
@@ -127,10 +142,10 @@ trait Workshop {
         namespace: Arc<File>,
         cluster: &ClusterRecord,
         wiring: Wiring,
-    ) -> impl Future<Output = Result<IfIndex, String>> + Send;
+    ) -> impl Future<Output = Result<IfIndex, NotMade>> + Send;
 
     /// Takes the interfaces away, whichever of the two there is.
-    fn delete(&self) -> impl Future<Output = Result<(), String>> + Send;
+    fn delete(&self) -> impl Future<Output = Result<(), NotDeleted>> + Send;
 
     /// Gives the addresses back, if it has any, and takes the interfaces away.
     fn release(&self) -> impl Future<Output = ()> + Send;
@@ -164,7 +179,7 @@ impl<W: Workshop> Keeper<W> {
             if self.made.take().is_some()
                 && let Err(error) = self.workshop.delete().await
             {
-                warn!(error, "the probe endpoint is not taken away");
+                warn!(%error, "the probe endpoint is not taken away");
             }
             return Endpoint::Awaited;
         }
@@ -204,7 +219,7 @@ impl<W: Workshop> Keeper<W> {
                 self.workshop.tell_peers();
             }
             Err(error) => {
-                let reason = format!("it cannot be made: {error}");
+                let reason = format!("it cannot be made: {}", in_full(&error));
                 warn!("the probe endpoint: {reason}");
                 self.failed = Some((Instant::now(), reason));
                 // An address that nobody answers at would seem to be cut off.
@@ -229,7 +244,7 @@ impl<W: Workshop> Keeper<W> {
         made.wiring == *wiring && found.unwrap_or(Some(made.index)) == Some(made.index)
     }
 
-    async fn make(&mut self, cluster: &ClusterRecord, wiring: Wiring) -> Result<(), String> {
+    async fn make(&mut self, cluster: &ClusterRecord, wiring: Wiring) -> Result<(), NotMade> {
         // One of an agent that was killed goes with its namespace, a moment later.
         self.workshop.delete().await?;
         let index = self.workshop.make(Arc::clone(&self.namespace), cluster, wiring.clone()).await?;
@@ -290,18 +305,18 @@ impl Workshop for OnNode {
         namespace: Arc<File>,
         cluster: &ClusterRecord,
         wiring: Wiring,
-    ) -> Result<IfIndex, String> {
+    ) -> Result<IfIndex, NotMade> {
         let table = ruleset::table(cluster, &ruleset::Lengths::new());
         let addresses: Vec<IpAddr> = wiring.addresses.iter().map(|own| own.address).collect();
         // Not beside a pass, which would find it half made and complete it.
         let made = self.kernel.run(move |kernel| {
-            kernel.admit_pod(&table, wiring.mac, &addresses).map_err(|error| in_full(&error))?;
-            kernel.make_probe(&namespace, &wiring).map_err(|error| in_full(&error))
+            kernel.admit_pod(&table, wiring.mac, &addresses).map_err(NotMade::Admission)?;
+            Ok(kernel.make_probe(&namespace, &wiring)?)
         });
         made.await
     }
 
-    async fn delete(&self) -> Result<(), String> {
+    async fn delete(&self) -> Result<(), NotDeleted> {
         delete_interfaces(&self.node).await
     }
 
@@ -320,7 +335,7 @@ async fn release(node: &Node) {
         return;
     }
     if let Err(error) = delete_interfaces(node).await {
-        return warn!(error, "the probe endpoint is not released, to be tried again");
+        return warn!(%error, "the probe endpoint is not released, to be tried again");
     }
     if let Err(refusal) = teardown::release(node, &Attachment::of_probe(), LastAdd::Ended).await {
         warn!(%refusal, "the probe endpoint is not released, to be tried again");
@@ -328,9 +343,9 @@ async fn release(node: &Node) {
 }
 
 /// Takes the interfaces away, whichever of the two there is.
-async fn delete_interfaces(node: &Node) -> Result<(), String> {
+async fn delete_interfaces(node: &Node) -> Result<(), NotDeleted> {
     for attach in [AttachMode::Bridge, AttachMode::Routed] {
-        node.pods.reaper.delete(interface(attach)).await.map_err(|error| error.to_string())?;
+        node.pods.reaper.delete(interface(attach)).await?;
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_api::ipam::{DeviationStatus, Repairs};
+use polder_ipam::Revision;
 use polder_ipam::change::Change;
 use polder_ipam::ids::Nonce;
 use polder_ipam::record::{AnswerRecord, InspectionRecord};
@@ -60,7 +61,7 @@ trait Examined {
     fn answer(
         &self,
         record: AnswerRecord,
-        asked: i64,
+        asked: Revision,
     ) -> impl Future<Output = Result<Outcome, StoreError>> + Send;
 }
 
@@ -73,7 +74,7 @@ impl Examined for Task {
         mend(&self.node, repair).await;
     }
 
-    async fn answer(&self, record: AnswerRecord, asked: i64) -> Result<Outcome, StoreError> {
+    async fn answer(&self, record: AnswerRecord, asked: Revision) -> Result<Outcome, StoreError> {
         let node = self.node.config.node.clone();
         self.node.store.commit(&Change::AnswerInspection { node, record, asked }).await
     }
@@ -91,7 +92,7 @@ async fn answer_all<E: Examined>(board: &Board, node: &E) {
             losses = (view.losses, Some(Instant::now()));
         }
         // One that is not who the records say must not answer in his place.
-        let asked = view.inspection.as_ref().filter(|_| board.membership.own_revision(&view) != 0);
+        let asked = view.inspection.as_ref().filter(|_| board.membership.own_revision(&view).is_some());
         let is_new = asked.is_some_and(|asked| answered.as_ref() != Some(&asked.record.id));
         if let Some(asked) = asked.filter(|_| is_new) {
             answered = Some(asked.record.id.clone());

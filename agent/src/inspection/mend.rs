@@ -1,6 +1,7 @@
 //! Puts right what a node has found of itself. Nothing here takes anything from what lives.
 
 use polder_api::IfName;
+use polder_ipam::Revision;
 use polder_ipam::change::{Change, Member, Speaker};
 use polder_ipam::key::Name;
 use polder_ipam::ledger::{Held, LedgerError};
@@ -18,6 +19,8 @@ use crate::node::Node;
 /// Why something is not put right.
 #[derive(Debug, thiserror::Error)]
 enum NotMended {
+    #[error("the store has no record of this node")]
+    Unregistered,
     #[error(transparent)]
     Release(#[from] NotReleased),
     #[error("its record, or that of this node, has changed meanwhile")]
@@ -40,10 +43,7 @@ pub(super) async fn mend(node: &Node, mend: Mend) {
             swept.map(drop).map_err(NotMended::from)
         }
         Mend::Publish(held, address) => publish(node, held, *address).await,
-        Mend::Withdraw { key, revision } => {
-            let records = vec![(Name::from(key.as_str()), Some(*revision))];
-            commit(node, Change::WithdrawAddresses { by: Speaker::Node(me(node)), records }).await
-        }
+        Mend::Withdraw { key, revision } => withdraw(node, key, *revision).await,
         Mend::Restore(pod) => restore(node, pod).await,
         Mend::Reconcile => {
             node.calls.registrar.ring();
@@ -56,11 +56,10 @@ pub(super) async fn mend(node: &Node, mend: Mend) {
     }
 }
 
-fn me(node: &Node) -> Member {
-    Member {
-        node: node.config.node.clone(),
-        revision: node.board.membership.own_revision(&node.board.view()),
-    }
+fn me(node: &Node) -> Result<Member, NotMended> {
+    let revision = node.board.membership.own_revision(&node.board.view());
+    let revision = revision.ok_or(NotMended::Unregistered)?;
+    Ok(Member { node: node.config.node.clone(), revision })
 }
 
 async fn commit(node: &Node, change: Change) -> Result<(), NotMended> {
@@ -68,6 +67,12 @@ async fn commit(node: &Node, change: Change) -> Result<(), NotMended> {
         Outcome::Applied { .. } => Ok(()),
         Outcome::Refused => Err(NotMended::Changed),
     }
+}
+
+/// Takes back the published record that is as of that revision.
+async fn withdraw(node: &Node, key: &str, revision: Revision) -> Result<(), NotMended> {
+    let records = vec![(Name::from(key), Some(revision))];
+    commit(node, Change::WithdrawAddresses { by: Speaker::Node(me(node)?), records }).await
 }
 
 /// Publishes that the attachment has the address, while nobody can take it away.
@@ -80,7 +85,7 @@ async fn publish(node: &Node, held: &Held, address: std::net::IpAddr) -> Result<
     }
     let record = AddressRecord { attachment: held.attachment.clone(), pod: held.pod.clone() };
     let (say, withdraw) = (vec![(address, record)], Vec::new());
-    commit(node, Change::PublishAddresses { by: me(node), say, withdraw }).await
+    commit(node, Change::PublishAddresses { by: me(node)?, say, withdraw }).await
 }
 
 /// Takes down a pod that lives and that the ledger does not have.

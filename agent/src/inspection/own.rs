@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use polder_api::{Attachment, NodeName};
+use polder_ipam::Revision;
 use polder_ipam::invariants::{
     Deviation, Facts, Interface, Invariant, KernelFacts, LedgerFacts, NodeFacts, Published, Repair, check,
 };
@@ -44,7 +45,7 @@ pub(super) enum Mend {
         /// Its key.
         key: String,
         /// The revision.
-        revision: i64,
+        revision: Revision,
     },
     /// Take down a pod that the ledger does not have.
     Restore(LivingPod),

@@ -8,6 +8,7 @@ use polder_api::{Attachment, NodeName, PoolName};
 
 use super::{Deviation, Facts, Invariant, deviation};
 use crate::Cidr;
+use crate::Revision;
 use crate::ids::{Incarnation, Nonce};
 use crate::ledger::Held;
 use crate::moment::Moment;
@@ -38,13 +39,13 @@ pub struct History {
 /// What is remembered of the store.
 #[derive(Debug, Clone)]
 struct Records {
-    revision: i64,
+    revision: Revision,
     fenced: BTreeSet<Incarnation>,
     generations: BTreeMap<IpAddr, u64>,
     /// The pools that no block may be claimed of, and since which revision.
-    closed: BTreeMap<PoolName, i64>,
+    closed: BTreeMap<PoolName, Revision>,
     /// The pools of which nothing may be reserved, and since which revision.
-    sealed: BTreeMap<PoolName, i64>,
+    sealed: BTreeMap<PoolName, Revision>,
 }
 
 impl History {
@@ -212,7 +213,7 @@ impl Records {
         is_put_back: impl Fn(&(Block, Nonce)) -> bool,
         found: &mut Vec<Deviation>,
     ) {
-        let since = |revision: i64| revision > self.revision;
+        let since = |revision: Revision| revision > self.revision;
         let blocks = || view.blocks.iter().filter(|(_, claim)| since(claim.revision));
         // I9.
         let claims = blocks().map(|(block, claim)| {

@@ -114,7 +114,7 @@ impl Scene {
     fn put(&mut self, key: &str, value: Vec<u8>) {
         let key = format!("/polder/v1/{key}");
         self.entries.retain(|entry| entry.key != key);
-        let revision = self.entries.iter().map(|entry| entry.revision).max().unwrap_or(0) + 1;
+        let revision = self.entries.iter().map(|entry| entry.revision).max().unwrap_or_default().next();
         self.entries.push(Entry { key, value, revision });
     }
 
@@ -143,7 +143,7 @@ impl Scene {
 
     fn view(&self) -> View {
         let mut view = View::default();
-        let revision = self.entries.iter().map(|entry| entry.revision).max().unwrap_or(0);
+        let revision = self.entries.iter().map(|entry| entry.revision).max().unwrap_or_default();
         view.apply(Update::Loaded(Contents { revision, entries: self.entries.clone() }));
         assert!(view.refused.is_empty(), "{:?}", view.refused);
         view

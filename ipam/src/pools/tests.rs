@@ -1,3 +1,4 @@
+use crate::Revision;
 use crate::ids::{BootId, Incarnation, MachineId, Nonce};
 use crate::key::Key;
 use crate::pool::default_block_length;
@@ -20,7 +21,7 @@ impl Cluster {
     fn put(&mut self, key: String, value: Vec<u8>) {
         self.0.retain(|entry| entry.key != key);
         let revision = i64::try_from(self.0.len()).unwrap() + 2;
-        self.0.push(Entry { key, value, revision });
+        self.0.push(Entry { key, value, revision: Revision::new(revision) });
     }
 
     fn pool(&mut self, name: &str, record: &PoolRecord) {
@@ -59,7 +60,7 @@ impl Cluster {
 
     fn view(&self) -> View {
         let mut view = View::default();
-        view.apply(Update::Loaded(Contents { revision: 50, entries: self.0.clone() }));
+        view.apply(Update::Loaded(Contents { revision: Revision::new(50), entries: self.0.clone() }));
         view
     }
 }
@@ -98,7 +99,11 @@ fn a_pool_is_added_if_no_other_is_newer_than_what_was_looked_at() {
         Key::all_reservations(),
         Key::blocks_in("10.1.0.0/24".parse().unwrap()),
     ] {
-        assert!(txn.compares.contains(&Compare::NothingNewer { range, revision: 50 }), "{:?}", txn.compares);
+        assert!(
+            txn.compares.contains(&Compare::NothingNewer { range, revision: Revision::new(50) }),
+            "{:?}",
+            txn.compares
+        );
     }
     assert_eq!(txn.writes.len(), 1);
 }
@@ -165,7 +170,10 @@ fn a_pool_that_is_drained_is_active_again_when_it_is_added_again() {
     let draining =
         encode(&PoolRecord { state: PoolState::Draining, ..PoolRecord::new("10.0.0.0/24".parse().unwrap()) });
     let first = txn(drain(&cluster.view(), &name("p")));
-    assert_eq!(first.compares, [Compare::Unchanged { key: "/polder/v1/pools/p".into(), revision: 2 }]);
+    assert_eq!(
+        first.compares,
+        [Compare::Unchanged { key: "/polder/v1/pools/p".into(), revision: Revision::new(2) }]
+    );
     let put = |value: &[u8]| Write::Put { key: "/polder/v1/pools/p".into(), value: value.to_vec() };
     assert_eq!(first.writes, [put(&draining)]);
     cluster.put("/polder/v1/pools/p".into(), draining);
@@ -195,9 +203,9 @@ fn a_pool_is_removed_if_nothing_of_it_is_in_use_and_only_then() {
     assert_eq!(
         txn.compares,
         [
-            Compare::Unchanged { key: "/polder/v1/pools/p".into(), revision: 2 },
+            Compare::Unchanged { key: "/polder/v1/pools/p".into(), revision: Revision::new(2) },
             Compare::Empty(Key::blocks_in("10.0.0.0/24".parse().unwrap())),
-            Compare::NothingNewer { range: Key::all_reservations(), revision: 50 },
+            Compare::NothingNewer { range: Key::all_reservations(), revision: Revision::new(50) },
         ]
     );
     cluster.block("10.0.0.0/26", "n1", "p");

@@ -10,6 +10,7 @@ use crate::pool::{Pool, PoolState};
 use crate::record::{BlockRecord, ClusterRecord, FenceRecord, PodsGone, PoolRecord};
 
 mod identity;
+use crate::Revision;
 use crate::change::MOST_RECORDS;
 use crate::key::Key;
 use crate::record::encode;
@@ -17,7 +18,7 @@ use crate::removal::Quarantine;
 use crate::store::{Compare, Contents, Entry, Update};
 use crate::transaction::transaction;
 
-const NODE_REVISION: i64 = 7;
+const NODE_REVISION: Revision = Revision::new(7);
 const LATE: Moment = Moment::from_millis(10_000_000);
 
 fn name() -> NodeName {
@@ -172,7 +173,10 @@ fn a_pool_that_the_store_has_lost_is_put_back_only_by_a_node_that_is_not_removed
     let node = encode(&*view.nodes[&name()].record);
     let records = kept.into_iter().chain([(Key::Node(name()), node), claimed]);
     let entry = |(key, value): (Key, Vec<u8>)| Entry { key: key.to_string(), value, revision: NODE_REVISION };
-    view.apply(Update::Loaded(Contents { revision: 9, entries: records.map(entry).collect() }));
+    view.apply(Update::Loaded(Contents {
+        revision: Revision::new(9),
+        entries: records.map(entry).collect(),
+    }));
     let (pool, nonce) = ("p".parse().unwrap(), Nonce::new("x"));
     let own = |leaving| Own {
         blocks: vec![OwnedBlock { block, pool: pool_name(), nonce: nonce.clone(), leaving }],

@@ -12,13 +12,14 @@ use std::time::Duration;
 use polder_api::rule;
 
 use super::{Contents, Entry, KeyChange, Update};
+use crate::Revision;
 use crate::key::Range;
 
 /// How far a follower has come.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Position {
     /// Revision up to which everything is known; `None` before the first load.
-    known: Option<i64>,
+    known: Option<Revision>,
     /// The entry that changed last, if that was no deletion. A store that has it has what was known.
     witness: Option<Entry>,
     /// The keys that are there.
@@ -33,19 +34,19 @@ pub enum Heard {
     /// It is open.
     Opened {
         /// The revision of the store.
-        revision: i64,
+        revision: Revision,
     },
     /// These keys changed. None at all is a sign of life.
     Changes {
         /// The revision of the store.
-        revision: i64,
+        revision: Revision,
         /// What changed, in order, and the revision of each.
-        changes: Vec<(i64, KeyChange)>,
+        changes: Vec<(Revision, KeyChange)>,
     },
     /// It is closed, because changes that it should tell of are before this revision and forgotten.
     Compacted {
         /// The revision.
-        revision: i64,
+        revision: Revision,
     },
     /// It is closed for this reason.
     Cancelled {
@@ -89,7 +90,7 @@ impl Position {
     }
 
     /// Up to which revision everything is known.
-    pub fn known(&self) -> i64 {
+    pub fn known(&self) -> Revision {
         self.known.unwrap_or_default()
     }
 
@@ -110,7 +111,7 @@ impl Position {
     }
 
     /// Takes in what is there. The revision to watch from, and what there is to say.
-    pub fn begin(&mut self, there: Contents) -> Result<(i64, Option<Update>), Interruption> {
+    pub fn begin(&mut self, there: Contents) -> Result<(Revision, Option<Update>), Interruption> {
         if self.is_loaded() {
             return Ok((self.resume(there.entries.first())?, None));
         }
@@ -121,7 +122,7 @@ impl Position {
     /// The revision to watch from, given what now stands behind the key of the witness. A store that was emptied, or
     /// set back to an earlier state, may have gone on to any revision by now; one that has the last change as it was
     /// has all before it, too. A wrong no costs one load.
-    fn resume(&self, found: Option<&Entry>) -> Result<i64, Interruption> {
+    fn resume(&self, found: Option<&Entry>) -> Result<Revision, Interruption> {
         match self.known {
             Some(known) if is_witnessed(self.witness.as_ref(), found) => Ok(known),
             _ => Err(Interruption::Gap("the store is not what it was".to_owned())),
@@ -129,7 +130,7 @@ impl Position {
     }
 
     /// Begins anew with all entries. The revision to watch from, and what there is to say.
-    pub fn load(&mut self, contents: Contents) -> (i64, Update) {
+    pub fn load(&mut self, contents: Contents) -> (Revision, Update) {
         self.witness = contents.entries.iter().max_by_key(|entry| entry.revision).cloned();
         self.known = Some(contents.revision);
         self.keys = contents.entries.iter().map(|entry| entry.key.clone()).collect();
@@ -196,19 +197,19 @@ impl Position {
 mod tests {
     use super::*;
 
-    fn entry(key: &str, revision: i64) -> Entry {
+    fn entry(key: &str, revision: Revision) -> Entry {
         Entry { key: key.to_owned(), value: Vec::new(), revision }
     }
 
-    fn put(key: &str, revision: i64) -> (i64, KeyChange) {
+    fn put(key: &str, revision: Revision) -> (Revision, KeyChange) {
         (revision, KeyChange { key: key.to_owned(), entry: Some(entry(key, revision)) })
     }
 
-    fn deleted(key: &str, revision: i64) -> (i64, KeyChange) {
+    fn deleted(key: &str, revision: Revision) -> (Revision, KeyChange) {
         (revision, KeyChange { key: key.to_owned(), entry: None })
     }
 
-    fn loaded(revision: i64, entries: Vec<Entry>) -> Position {
+    fn loaded(revision: Revision, entries: Vec<Entry>) -> Position {
         let mut position = Position::default();
         position.load(Contents { revision, entries });
         position
@@ -216,51 +217,72 @@ mod tests {
 
     #[test]
     fn following_goes_on_where_the_last_change_is_as_it_was() {
-        let mut position = loaded(7, vec![entry("a", 3), entry("b", 5), entry("c", 4)]);
+        let mut position = loaded(
+            Revision::new(7),
+            vec![entry("a", Revision::new(3)), entry("b", Revision::new(5)), entry("c", Revision::new(4))],
+        );
         let all = Range::prefix("a".to_owned());
         assert_eq!(Position::default().to_read(&all), Some(all.clone()));
         assert_eq!(position.to_read(&all), Some(Range::single("b".to_owned())));
-        assert_eq!(position.resume(Some(&entry("b", 5))), Ok(7));
-        assert!(matches!(position.resume(Some(&entry("b", 6))), Err(Interruption::Gap(_))));
+        assert_eq!(position.resume(Some(&entry("b", Revision::new(5)))), Ok(Revision::new(7)));
+        assert!(matches!(position.resume(Some(&entry("b", Revision::new(6)))), Err(Interruption::Gap(_))));
         assert!(matches!(position.resume(None), Err(Interruption::Gap(_))));
-        position.hear(Heard::Changes { revision: 9, changes: vec![put("c", 8), put("a", 9)] }).unwrap();
-        assert_eq!(position.resume(Some(&entry("a", 9))), Ok(9));
+        position
+            .hear(Heard::Changes {
+                revision: Revision::new(9),
+                changes: vec![put("c", Revision::new(8)), put("a", Revision::new(9))],
+            })
+            .unwrap();
+        assert_eq!(position.resume(Some(&entry("a", Revision::new(9)))), Ok(Revision::new(9)));
     }
 
     #[test]
     fn a_deletion_leaves_no_witness_and_following_begins_anew() {
-        let mut position = loaded(7, vec![entry("a", 3)]);
-        position.hear(Heard::Changes { revision: 8, changes: vec![deleted("a", 8)] }).unwrap();
+        let mut position = loaded(Revision::new(7), vec![entry("a", Revision::new(3))]);
+        position
+            .hear(Heard::Changes {
+                revision: Revision::new(8),
+                changes: vec![deleted("a", Revision::new(8))],
+            })
+            .unwrap();
         assert_eq!(position.to_read(&Range::prefix("a".to_owned())), None);
         assert!(matches!(position.begin(Contents::default()), Err(Interruption::Gap(_))));
         assert!(matches!(position.resume(None), Err(Interruption::Gap(_))));
-        assert!(matches!(loaded(7, vec![]).resume(None), Err(Interruption::Gap(_))));
+        assert!(matches!(loaded(Revision::new(7), vec![]).resume(None), Err(Interruption::Gap(_))));
     }
 
     #[test]
     fn what_is_known_already_is_not_heard_again() {
-        let mut position = loaded(7, vec![entry("a", 7)]);
-        let again = vec![deleted("b", 6), put("a", 7)];
-        assert_eq!(position.hear(Heard::Changes { revision: 8, changes: again.clone() }), Ok(None));
-        let changes = [again, vec![put("c", 8)]].concat();
-        let new = vec![put("c", 8).1];
-        let update = position.hear(Heard::Changes { revision: 8, changes });
-        assert_eq!(update, Ok(Some(Update::Changed { revision: 8, changes: new })));
-        assert_eq!(position.resume(Some(&entry("c", 8))), Ok(8));
+        let mut position = loaded(Revision::new(7), vec![entry("a", Revision::new(7))]);
+        let again = vec![deleted("b", Revision::new(6)), put("a", Revision::new(7))];
+        assert_eq!(
+            position.hear(Heard::Changes { revision: Revision::new(8), changes: again.clone() }),
+            Ok(None)
+        );
+        let changes = [again, vec![put("c", Revision::new(8))]].concat();
+        let new = vec![put("c", Revision::new(8)).1];
+        let update = position.hear(Heard::Changes { revision: Revision::new(8), changes });
+        assert_eq!(update, Ok(Some(Update::Changed { revision: Revision::new(8), changes: new })));
+        assert_eq!(position.resume(Some(&entry("c", Revision::new(8)))), Ok(Revision::new(8)));
     }
 
     #[test]
     fn a_store_that_is_behind_what_is_known_is_another_one() {
-        let mut position = loaded(7, vec![entry("a", 3)]);
-        assert!(matches!(position.hear(Heard::Opened { revision: 6 }), Err(Interruption::Gap(_))));
-        assert_eq!(position.hear(Heard::Changes { revision: 6, changes: vec![] }), Ok(None));
+        let mut position = loaded(Revision::new(7), vec![entry("a", Revision::new(3))]);
+        assert!(matches!(
+            position.hear(Heard::Opened { revision: Revision::new(6) }),
+            Err(Interruption::Gap(_))
+        ));
+        assert_eq!(position.hear(Heard::Changes { revision: Revision::new(6), changes: vec![] }), Ok(None));
     }
 
     #[test]
     fn a_deletion_that_was_not_heard_of_is_noticed_by_the_number_of_keys() {
-        let mut position = loaded(7, vec![entry("a", 3), entry("b", 7)]);
-        let changes = vec![put("a", 8), put("c", 8), deleted("b", 9)];
-        position.hear(Heard::Changes { revision: 9, changes }).unwrap();
+        let mut position =
+            loaded(Revision::new(7), vec![entry("a", Revision::new(3)), entry("b", Revision::new(7))]);
+        let changes =
+            vec![put("a", Revision::new(8)), put("c", Revision::new(8)), deleted("b", Revision::new(9))];
+        position.hear(Heard::Changes { revision: Revision::new(9), changes }).unwrap();
         assert!(!position.has_missed(2), "a and c");
         assert!(position.has_missed(1));
         assert!(!Position::default().has_missed(1), "nothing was read yet");
@@ -268,12 +290,19 @@ mod tests {
 
     #[test]
     fn only_a_gap_makes_what_is_known_void() {
-        let mut position = loaded(7, vec![entry("a", 3)]);
+        let mut position = loaded(Revision::new(7), vec![entry("a", Revision::new(3))]);
         let cancelled = position.hear(Heard::Cancelled { reason: "why".to_owned() }).unwrap_err();
         position.lose(cancelled);
-        assert_eq!(position.hear(Heard::Opened { revision: 9 }), Ok(Some(Update::Back { revision: 7 })));
-        assert_eq!(position.hear(Heard::Opened { revision: 9 }), Ok(None), "that was said already");
-        let compacted = position.hear(Heard::Compacted { revision: 9 }).unwrap_err();
+        assert_eq!(
+            position.hear(Heard::Opened { revision: Revision::new(9) }),
+            Ok(Some(Update::Back { revision: Revision::new(7) }))
+        );
+        assert_eq!(
+            position.hear(Heard::Opened { revision: Revision::new(9) }),
+            Ok(None),
+            "that was said already"
+        );
+        let compacted = position.hear(Heard::Compacted { revision: Revision::new(9) }).unwrap_err();
         position.lose(compacted);
         assert!(!position.is_loaded());
     }

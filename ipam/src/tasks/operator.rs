@@ -17,6 +17,7 @@ use polder_api::Attachment;
 use polder_api::message::{Refusal, RefusalKind};
 
 use super::{ATTEMPTS, PodHost};
+use crate::Revision;
 use crate::cause::HostError;
 use crate::store::StoreError;
 use crate::view::{Source, View};
@@ -39,7 +40,7 @@ pub trait Knowledge {
     fn known_otherwise(&self, known: &Arc<View>, patience: Duration) -> impl Future<Output = ()>;
 
     /// Waits until it is known what was written at that revision, but not longer than that. `None` if it is not by then.
-    fn known_at(&self, revision: i64, patience: Duration) -> impl Future<Output = Option<Arc<View>>>;
+    fn known_at(&self, revision: Revision, patience: Duration) -> impl Future<Output = Option<Arc<View>>>;
 }
 
 /// What some requests need besides of the node whose agent is asked.

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use super::records::Records;
 use crate::Cidr;
+use crate::Revision;
 use crate::invariants::Published;
 use crate::key::{Key, Range};
 use crate::store::{Contents, StoreError};
@@ -12,9 +13,9 @@ use crate::store::{Contents, StoreError};
 #[derive(Debug, Clone, Default)]
 pub struct Addresses {
     /// Those that can be read, each with the revision that put it there.
-    pub records: Vec<(Published, i64)>,
+    pub records: Vec<(Published, Revision)>,
     /// The keys of the others, with what is wrong and the revision.
-    pub unreadable: Vec<(String, String, i64)>,
+    pub unreadable: Vec<(String, String, Revision)>,
 }
 
 impl Addresses {
@@ -63,14 +64,18 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_kept_apart_with_its_key() {
-        let entry = |key: &str, value: &str| Entry { key: key.to_owned(), value: value.into(), revision: 5 };
+        let entry = |key: &str, value: &str| Entry {
+            key: key.to_owned(),
+            value: value.into(),
+            revision: Revision::new(5),
+        };
         let record = r#"{"attachment":{"network":"polder","container":"c","interface":"eth0"}}"#;
         let entries = vec![
             entry("/polder/v1/addresses/n1/10.0.0.1", record),
             entry("/polder/v1/addresses/n1/10.0.0.2", "{}"),
             entry("/polder/v1/addresses/n1/x", record),
         ];
-        let addresses = Addresses::parse(Contents { revision: 9, entries });
+        let addresses = Addresses::parse(Contents { revision: Revision::new(9), entries });
         assert_eq!(addresses.count_in("10.0.0.0/24".parse().unwrap()), 1);
         let keys: Vec<&str> = addresses.unreadable.iter().map(|(key, ..)| key.as_str()).collect();
         assert_eq!(keys, ["/polder/v1/addresses/n1/10.0.0.2", "/polder/v1/addresses/n1/x"]);

@@ -45,11 +45,11 @@ pub trait PublisherHost: Host {
 pub async fn run<H: PublisherHost>(host: &H, me: &Me) {
     loop {
         let basis = host.basis();
-        if basis.revision == 0 {
+        let Some(revision) = basis.revision else {
             host.changed(basis).await;
             continue;
-        }
-        let sign = publication::sign_of_life(&me.name, me.life(), basis.revision);
+        };
+        let sign = publication::sign_of_life(&me.name, me.life(), revision);
         let work = race(lease::hold(host.leases(), &sign, ALIVE), publish(host, &sign.by));
         // What was begun is read back by the next round.
         race(host.changed(basis), work).await;

@@ -6,6 +6,7 @@ use polder_api::Mac;
 use polder_api::ipam::Repairs;
 
 use super::*;
+use crate::Revision;
 use crate::change::{Fence, HandOver, Inheritance};
 use crate::ids::{BootId, ClusterId, MachineId, Nonce};
 use crate::pool::PoolState;
@@ -22,7 +23,7 @@ fn name() -> NodeName {
 
 /// Whose record is of revision 7.
 fn me() -> Member {
-    Member { node: name(), revision: 7 }
+    Member { node: name(), revision: Revision::new(7) }
 }
 
 fn incarnation() -> Incarnation {
@@ -61,7 +62,7 @@ fn fence_record() -> FenceRecord {
 }
 
 fn fence() -> Fence {
-    Fence { node: "gone".parse().unwrap(), incarnation: incarnation(), revision: 3 }
+    Fence { node: "gone".parse().unwrap(), incarnation: incarnation(), revision: Revision::new(3) }
 }
 
 fn reservation() -> ReservationRecord {
@@ -69,7 +70,7 @@ fn reservation() -> ReservationRecord {
 }
 
 fn let_go() -> LetGo {
-    LetGo { address: ADDRESS, record: reservation(), revision: 9 }
+    LetGo { address: ADDRESS, record: reservation(), revision: Revision::new(9) }
 }
 
 fn cluster() -> ClusterRecord {
@@ -80,7 +81,7 @@ fn cluster() -> ClusterRecord {
 fn rests_on(change: &Change) -> Vec<String> {
     let short = |key: &str| key.trim_start_matches("/polder/v1/").to_owned();
     let words = |compare: &Compare| match compare {
-        Compare::Unchanged { key, revision: 0 } => format!("no {}", short(key)),
+        Compare::Unchanged { key, revision: Revision::ABSENT } => format!("no {}", short(key)),
         Compare::Unchanged { key, revision } => format!("{}@{revision}", short(key)),
         Compare::Empty(range) => format!("nothing in {}", short(&range.start)),
         Compare::NothingNewer { range, revision } => format!("{} until {revision}", short(&range.start)),
@@ -117,7 +118,7 @@ fn claim() -> Claim {
             nonce: Nonce::new("x"),
         },
         pool: pool().cidr(),
-        pool_revision: 3,
+        pool_revision: Revision::new(3),
     }
 }
 
@@ -133,7 +134,8 @@ fn what_is_put_is_the_record_of_the_change() {
         deviations: Vec::new(),
         left_out: 0,
     };
-    let word = Confirmation { incarnation: incarnation(), record: fence_record(), revision: 3 };
+    let word =
+        Confirmation { incarnation: incarnation(), record: fence_record(), revision: Revision::new(3) };
     let hand_over =
         HandOver { by: me(), address: ADDRESS, record: reservation(), before: None, out_of: None };
     let inherit = Inheritance { by: me(), fence: fence(), blocks: Vec::new(), addresses: vec![let_go()] };
@@ -141,9 +143,16 @@ fn what_is_put_is_the_record_of_the_change() {
     let changes: Vec<(Change, Vec<Vec<u8>>)> = vec![
         (claim().into(), vec![encode(&claim().record)]),
         (Change::RegisterNode { node: name(), record: node(), before: None }, vec![encode(&node())]),
-        (Change::TakeOverNode { node: name(), record: node(), before: 7 }, vec![encode(&node())]),
         (
-            Change::RemoveNode { incarnation: incarnation(), revision: 7, fence: fence_record() },
+            Change::TakeOverNode { node: name(), record: node(), before: Revision::new(7) },
+            vec![encode(&node())],
+        ),
+        (
+            Change::RemoveNode {
+                incarnation: incarnation(),
+                revision: Revision::new(7),
+                fence: fence_record(),
+            },
             vec![encode(&fence_record())],
         ),
         (Change::ConfirmRemoval(word.clone()), vec![encode(&fence_record())]),
@@ -151,13 +160,13 @@ fn what_is_put_is_the_record_of_the_change() {
         (Change::InheritFrom(inherit), vec![encode(&reservation())]),
         (Change::LetGoAddress { by: me(), let_go: let_go() }, vec![encode(&reservation())]),
         (hand_over.into(), vec![encode(&reservation())]),
-        (Change::AddPool { by: None, pool: pool(), as_of: 50 }, vec![pool_record.clone()]),
-        (Change::ReplacePool { pool: pool(), revision: 4 }, vec![pool_record.clone()]),
+        (Change::AddPool { by: None, pool: pool(), as_of: Revision::new(50) }, vec![pool_record.clone()]),
+        (Change::ReplacePool { pool: pool(), revision: Revision::new(4) }, vec![pool_record.clone()]),
         (
             Change::MakeCluster { record: cluster(), pools: Some(vec![pool()]) },
             vec![encode(&cluster()), pool_record],
         ),
-        (Change::ReplaceSettings { record: cluster(), revision: 4 }, vec![encode(&cluster())]),
+        (Change::ReplaceSettings { record: cluster(), revision: Revision::new(4) }, vec![encode(&cluster())]),
         (
             Change::PublishAddresses { by: me(), say: vec![(ADDRESS, said.clone())], withdraw: Vec::new() },
             vec![encode(&said)],
@@ -166,7 +175,7 @@ fn what_is_put_is_the_record_of_the_change() {
         (Change::RestoreSignOfLife(sign), vec![encode(&alive)]),
         (Change::AskInspection(inspection.clone()), vec![encode(&inspection)]),
         (
-            Change::AnswerInspection { node: name(), record: answered.clone(), asked: 8 },
+            Change::AnswerInspection { node: name(), record: answered.clone(), asked: Revision::new(8) },
             vec![encode(&answered)],
         ),
     ];
@@ -186,8 +195,8 @@ fn a_claim_rests_on_node_pool_and_the_absence_of_any_other() {
     assert_eq!(
         transaction(&claim().into()).compares,
         [
-            Compare::Unchanged { key: "/polder/v1/nodes/n1".into(), revision: 7 },
-            Compare::Unchanged { key: "/polder/v1/pools/p".into(), revision: 3 },
+            Compare::Unchanged { key: "/polder/v1/nodes/n1".into(), revision: Revision::new(7) },
+            Compare::Unchanged { key: "/polder/v1/pools/p".into(), revision: Revision::new(3) },
             Compare::Empty(Key::blocks_in("10.0.0.192/26".parse().unwrap())),
             absent("10.0.0.0/24"),
             absent("10.0.0.128/25"),
@@ -199,17 +208,19 @@ fn a_claim_rests_on_node_pool_and_the_absence_of_any_other() {
 #[test]
 fn a_node_registers_in_place_of_its_record_or_if_it_was_never_removed() {
     let register = |before| Change::RegisterNode { node: name(), record: node(), before };
-    check(register(Some(7)), &["nodes/n1@7"], &["nodes/n1"]);
+    check(register(Some(Revision::new(7))), &["nodes/n1@7"], &["nodes/n1"]);
     check(register(None), &["no nodes/n1", "no fences/n1/i"], &["nodes/n1"]);
-    let over = Change::TakeOverNode { node: name(), record: node(), before: 7 };
+    let over = Change::TakeOverNode { node: name(), record: node(), before: Revision::new(7) };
     check(over, &["nodes/n1@7"], &["nodes/n1"]);
 }
 
 #[test]
 fn a_node_is_removed_as_it_was_seen_and_the_word_about_its_pods_is_for_that_fence() {
-    let remove = Change::RemoveNode { incarnation: incarnation(), revision: 7, fence: fence_record() };
+    let remove =
+        Change::RemoveNode { incarnation: incarnation(), revision: Revision::new(7), fence: fence_record() };
     check(remove, &["nodes/n1@7", "no fences/n1/i"], &["-nodes/n1", "fences/n1/i"]);
-    let word = Confirmation { incarnation: incarnation(), record: fence_record(), revision: 3 };
+    let word =
+        Confirmation { incarnation: incarnation(), record: fence_record(), revision: Revision::new(3) };
     check(Change::ConfirmRemoval(word.clone()), &["fences/n1/i@3"], &["fences/n1/i"]);
     let other = Confirmation { incarnation: Incarnation::new("j"), ..word.clone() };
     let both = ["fences/n1/i", "fences/n1/j"];
@@ -218,7 +229,7 @@ fn a_node_is_removed_as_it_was_seen_and_the_word_about_its_pods_is_for_that_fenc
 
 #[test]
 fn what_a_removed_node_had_goes_back_by_a_member_and_while_its_fence_says_so() {
-    let blocks = vec![(block("10.0.0.0/26"), 5)];
+    let blocks = vec![(block("10.0.0.0/26"), Revision::new(5))];
     let inherit = Inheritance { by: me(), fence: fence(), blocks, addresses: vec![let_go()] };
     check(
         Change::InheritFrom(inherit),
@@ -231,7 +242,7 @@ fn what_a_removed_node_had_goes_back_by_a_member_and_while_its_fence_says_so() {
 
 #[test]
 fn what_a_node_lets_go_of_rests_on_its_record_and_on_that_it_has_it() {
-    let blocks = vec![(block("10.0.0.0/26"), 5), (block("10.0.0.64/26"), 6)];
+    let blocks = vec![(block("10.0.0.0/26"), Revision::new(5)), (block("10.0.0.64/26"), Revision::new(6))];
     check(
         Change::GiveBackBlocks { by: me(), blocks },
         &["blocks/4-0a000000-26@5", "blocks/4-0a000040-26@6", "nodes/n1@7"],
@@ -242,25 +253,30 @@ fn what_a_node_lets_go_of_rests_on_its_record_and_on_that_it_has_it() {
         &["reservations/10.1.0.5@9", "nodes/n1@7"],
         &["reservations/10.1.0.5"],
     );
-    let give_up = Change::GiveUpAddress { address: ADDRESS, revision: 9 };
+    let give_up = Change::GiveUpAddress { address: ADDRESS, revision: Revision::new(9) };
     check(give_up, &["reservations/10.1.0.5@9"], &["-reservations/10.1.0.5"]);
 }
 
 #[test]
 fn an_address_is_handed_over_to_a_member_by_whoever_has_it_or_out_of_a_pool_as_it_was_seen() {
-    let hand_over =
-        HandOver { by: me(), address: ADDRESS, record: reservation(), before: Some(9), out_of: None };
+    let hand_over = HandOver {
+        by: me(),
+        address: ADDRESS,
+        record: reservation(),
+        before: Some(Revision::new(9)),
+        out_of: None,
+    };
     let written = ["reservations/10.1.0.5"];
     check(hand_over.clone(), &["nodes/n1@7", "reservations/10.1.0.5@9"], &written);
     let again = HandOver { before: None, ..hand_over };
     check(again.clone(), &["nodes/n1@7", "no reservations/10.1.0.5"], &written);
-    let new = HandOver { out_of: Some(("p".parse().unwrap(), 4)), ..again };
+    let new = HandOver { out_of: Some(("p".parse().unwrap(), Revision::new(4))), ..again };
     check(new, &["nodes/n1@7", "no reservations/10.1.0.5", "pools/p@4"], &written);
 }
 
 #[test]
 fn a_pool_rests_on_all_that_could_be_in_its_way() {
-    let add = |by| Change::AddPool { by, pool: pool(), as_of: 50 };
+    let add = |by| Change::AddPool { by, pool: pool(), as_of: Revision::new(50) };
     let mut compared = vec![
         "no pools/p",
         "pools/ until 50",
@@ -271,8 +287,13 @@ fn a_pool_rests_on_all_that_could_be_in_its_way() {
     check(add(None), &compared, &["pools/p"]);
     compared.push("nodes/n1@7");
     check(add(Some(me())), &compared, &["pools/p"]);
-    check(Change::ReplacePool { pool: pool(), revision: 4 }, &["pools/p@4"], &["pools/p"]);
-    let remove = Change::RemovePool { name: pool().name, cidr: pool().cidr(), revision: 4, as_of: 50 };
+    check(Change::ReplacePool { pool: pool(), revision: Revision::new(4) }, &["pools/p@4"], &["pools/p"]);
+    let remove = Change::RemovePool {
+        name: pool().name,
+        cidr: pool().cidr(),
+        revision: Revision::new(4),
+        as_of: Revision::new(50),
+    };
     let compared = ["pools/p@4", "nothing in blocks/4-0a000000", "reservations/ until 50"];
     check(remove, &compared, &["-pools/p"]);
 }
@@ -282,7 +303,11 @@ fn a_cluster_is_made_where_there_is_none_and_its_pools_where_there_are_none() {
     let make = |pools| Change::MakeCluster { record: cluster(), pools };
     check(make(None), &["no cluster"], &["cluster"]);
     check(make(Some(vec![pool()])), &["no cluster", "nothing in pools/"], &["cluster", "pools/p"]);
-    check(Change::ReplaceSettings { record: cluster(), revision: 4 }, &["cluster@4"], &["cluster"]);
+    check(
+        Change::ReplaceSettings { record: cluster(), revision: Revision::new(4) },
+        &["cluster@4"],
+        &["cluster"],
+    );
 }
 
 #[test]
@@ -296,8 +321,16 @@ fn who_has_an_address_is_said_by_the_node_and_withdrawn_by_others_only_when_it_i
     );
     let withdraw = |by, revision| Change::WithdrawAddresses { by, records: vec![(stray(), revision)] };
     let written = ["-addresses/n1/x"];
-    check(withdraw(Speaker::Node(me()), Some(5)), &["nodes/n1@7", "addresses/n1/x@5"], &written);
-    check(withdraw(Speaker::Anybody(name()), Some(5)), &["no nodes/n1", "addresses/n1/x@5"], &written);
+    check(
+        withdraw(Speaker::Node(me()), Some(Revision::new(5))),
+        &["nodes/n1@7", "addresses/n1/x@5"],
+        &written,
+    );
+    check(
+        withdraw(Speaker::Anybody(name()), Some(Revision::new(5))),
+        &["no nodes/n1", "addresses/n1/x@5"],
+        &written,
+    );
     check(withdraw(Speaker::Anybody(name()), None), &["no nodes/n1"], &written);
 }
 
@@ -316,9 +349,9 @@ fn an_inspection_is_answered_while_it_is_wished_for_and_its_answers_go_when_none
     check(ask, &[], &["inspection"]);
     let record =
         AnswerRecord { id: id(), attachments: 0, interfaces: 0, deviations: Vec::new(), left_out: 0 };
-    let answer = Change::AnswerInspection { node: name(), record, asked: 8 };
+    let answer = Change::AnswerInspection { node: name(), record, asked: Revision::new(8) };
     check(answer, &["inspection@8"], &["answers/n1"]);
-    check(Change::EndInspection { revision: 8 }, &["inspection@8"], &["-inspection"]);
+    check(Change::EndInspection { revision: Revision::new(8) }, &["inspection@8"], &["-inspection"]);
     let names = vec![Name::Key(Key::Answer(name()))];
     check(Change::ForgetAnswers(names), &["no inspection"], &["-answers/n1"]);
 }

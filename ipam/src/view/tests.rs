@@ -1,10 +1,12 @@
 use super::*;
 
-fn entry(key: &str, value: &str, revision: i64) -> Entry {
+use crate::Revision;
+
+fn entry(key: &str, value: &str, revision: Revision) -> Entry {
     Entry { key: format!("/polder/v1/{key}"), value: value.into(), revision }
 }
 
-fn changed(revision: i64, key: &str, value: Option<&str>) -> Update {
+fn changed(revision: Revision, key: &str, value: Option<&str>) -> Update {
     let entry = value.map(|value| entry(key, value, revision));
     Update::Changed { revision, changes: vec![KeyChange { key: format!("/polder/v1/{key}"), entry }] }
 }
@@ -13,22 +15,25 @@ const POOL: &str = r#"{"cidr":"10.0.0.0/16","block_length":26,"state":"active"}"
 
 fn loaded() -> View {
     let mut view = View::default();
-    view.apply(Update::Loaded(Contents { revision: 7, entries: vec![entry("pools/p", POOL, 5)] }));
+    view.apply(Update::Loaded(Contents {
+        revision: Revision::new(7),
+        entries: vec![entry("pools/p", POOL, Revision::new(5))],
+    }));
     view
 }
 
 #[test]
 fn a_record_that_becomes_unreadable_is_named_and_what_it_said_before_stays_in_force() {
     let mut view = loaded();
-    view.apply(changed(8, "pools/p", Some("{}")));
+    view.apply(changed(Revision::new(8), "pools/p", Some("{}")));
     assert!(view.refused["/polder/v1/pools/p"].contains("missing field"));
     assert_eq!(view.pools.len(), 1);
-    let entries = vec![entry("pools/p", "{}", 8)];
-    view.apply(Update::Loaded(Contents { revision: 8, entries }));
+    let entries = vec![entry("pools/p", "{}", Revision::new(8))];
+    view.apply(Update::Loaded(Contents { revision: Revision::new(8), entries }));
     assert_eq!((view.pools.len(), view.refused.len()), (1, 1), "after another load, too");
-    view.apply(changed(9, "pools/p", Some(POOL)));
+    view.apply(changed(Revision::new(9), "pools/p", Some(POOL)));
     assert_eq!((view.pools.len(), view.refused.len()), (1, 0));
-    view.apply(changed(10, "pools/p", None));
+    view.apply(changed(Revision::new(10), "pools/p", None));
     assert!(view.pools.is_empty());
 }
 
@@ -37,10 +42,10 @@ fn the_settings_of_a_cluster_that_is_gone_from_the_store_are_remembered() {
     const CLUSTER: &str = r#"{"id":"c","backend":"auto","attach":"bridge","vxlan":{"vni":1,"port":8472},
         "masquerade":{"enabled":true,"except":[]}}"#;
     let mut view = loaded();
-    view.apply(changed(8, "cluster", Some(CLUSTER)));
+    view.apply(changed(Revision::new(8), "cluster", Some(CLUSTER)));
     let settings = view.settings().unwrap();
     assert_eq!((settings.cluster.id.to_string().as_str(), settings.pools.len()), ("c", 1));
-    let empty = || Update::Loaded(Contents { revision: 1, entries: Vec::new() });
+    let empty = || Update::Loaded(Contents { revision: Revision::new(1), entries: Vec::new() });
     view.apply(empty());
     view.apply(empty());
     assert_eq!((view.cluster.is_none(), view.settings()), (true, Some(settings)));
@@ -50,14 +55,14 @@ fn the_settings_of_a_cluster_that_is_gone_from_the_store_are_remembered() {
 fn what_is_lost_without_anybodys_deleting_it_is_counted() {
     const CLAIM: &str = r#"{"node":"n","incarnation":"i","pool":"p","nonce":"x"}"#;
     let mut view = loaded();
-    view.apply(changed(8, "blocks/4-0a000000-26", Some(CLAIM)));
+    view.apply(changed(Revision::new(8), "blocks/4-0a000000-26", Some(CLAIM)));
     assert_eq!((view.blocks.len(), view.losses), (1, 0), "{:?}", view.refused);
-    let empty = || Update::Loaded(Contents { revision: 9, entries: Vec::new() });
+    let empty = || Update::Loaded(Contents { revision: Revision::new(9), entries: Vec::new() });
     view.apply(empty());
     assert_eq!(view.losses, 1);
     view.apply(empty());
-    view.apply(changed(10, "blocks/4-0a000000-26", Some(CLAIM)));
-    view.apply(changed(11, "blocks/4-0a000000-26", None));
+    view.apply(changed(Revision::new(10), "blocks/4-0a000000-26", Some(CLAIM)));
+    view.apply(changed(Revision::new(11), "blocks/4-0a000000-26", None));
     assert_eq!(view.losses, 1, "a claim that is deleted is not lost");
 }
 
@@ -66,23 +71,26 @@ fn a_store_that_comes_back_as_it_was_earlier_has_lost_what_came_later() {
     let reservation = |generation: u64| format!(r#"{{"owner":"d/a","generation":{generation}}}"#);
     let load = |revision, generation| {
         let reservation = entry("reservations/10.9.0.1", &reservation(generation), revision);
-        Update::Loaded(Contents { revision, entries: vec![entry("pools/p", POOL, 5), reservation] })
+        Update::Loaded(Contents {
+            revision,
+            entries: vec![entry("pools/p", POOL, Revision::new(5)), reservation],
+        })
     };
     let mut view = loaded();
-    view.apply(load(8, 2));
+    view.apply(load(Revision::new(8), 2));
     assert_eq!(view.losses, 0);
-    view.apply(load(9, 1));
+    view.apply(load(Revision::new(9), 1));
     assert_eq!(view.losses, 1, "an earlier hand-over");
-    view.apply(load(8, 1));
+    view.apply(load(Revision::new(8), 1));
     assert_eq!(view.losses, 2, "an earlier revision");
 }
 
 #[test]
 fn a_new_load_replaces_everything() {
     let mut view = loaded();
-    view.apply(changed(8, "strange", Some("{}")));
-    view.apply(Update::Loaded(Contents { revision: 3, entries: Vec::new() }));
-    assert_eq!((view.pools.len(), view.refused.len(), view.revision), (0, 0, 3));
+    view.apply(changed(Revision::new(8), "strange", Some("{}")));
+    view.apply(Update::Loaded(Contents { revision: Revision::new(3), entries: Vec::new() }));
+    assert_eq!((view.pools.len(), view.refused.len(), view.revision.number()), (0, 0, 3));
 }
 
 #[test]
@@ -90,7 +98,7 @@ fn what_is_known_stays_known_while_the_store_is_away() {
     let mut view = loaded();
     view.apply(Update::Lost { reason: "gone".into() });
     assert_eq!((view.pools.len(), view.lost.as_deref()), (1, Some("gone")));
-    view.apply(Update::Back { revision: 7 });
+    view.apply(Update::Back { revision: Revision::new(7) });
     assert_eq!(view.lost, None);
 }
 
@@ -99,12 +107,16 @@ fn pods_get_an_address_of_each_family_that_has_a_pool_in_use() {
     let mut view = loaded();
     assert_eq!(view.families(), [Family::V4].into());
     view.apply(changed(
-        8,
+        Revision::new(8),
         "pools/six",
         Some(r#"{"cidr":"fd00::/64","block_length":122,"state":"draining"}"#),
     ));
     assert_eq!(view.families(), [Family::V4, Family::V6].into());
-    view.apply(changed(9, "pools/six", Some(r#"{"cidr":"fd00::/64","block_length":122,"state":"retired"}"#)));
+    view.apply(changed(
+        Revision::new(9),
+        "pools/six",
+        Some(r#"{"cidr":"fd00::/64","block_length":122,"state":"retired"}"#),
+    ));
     assert_eq!(view.families(), [Family::V4].into());
 }
 
@@ -114,7 +126,7 @@ fn a_pool_around_the_nodes_own_address_is_refused_as_long_as_that_is_so() {
     view.set_surroundings(vec!["10.0.9.9".parse().unwrap()], Vec::new());
     assert!(view.pools.is_empty());
     assert!(view.refused["/polder/v1/pools/p"].contains("this node's own address 10.0.9.9"));
-    view.apply(changed(8, "pools/p", Some(POOL)));
+    view.apply(changed(Revision::new(8), "pools/p", Some(POOL)));
     assert!(view.pools.is_empty(), "a new revision makes it no better");
     view.set_surroundings(vec!["10.1.9.9".parse().unwrap()], Vec::new());
     assert_eq!((view.pools.len(), view.refused.len()), (1, 0));
@@ -151,24 +163,24 @@ fn a_pool_around_what_the_node_needs_is_refused_with_the_remedy_and_is_still_kno
 #[test]
 fn a_pool_of_which_nodes_have_blocks_is_used_on_and_named() {
     let mut view = loaded();
-    view.apply(changed(8, "blocks/4-0a000000-26", Some(CLAIM)));
+    view.apply(changed(Revision::new(8), "blocks/4-0a000000-26", Some(CLAIM)));
     view.set_surroundings(Vec::new(), needing("10.0.9.9"));
     assert_eq!((view.pools.len(), view.refused.len()), (1, 0));
     assert!(view.doubtful["/polder/v1/pools/p"].contains("10.0.9.9, the address of etcd"));
-    view.apply(changed(9, "blocks/4-0a000000-26", None));
+    view.apply(changed(Revision::new(9), "blocks/4-0a000000-26", None));
     assert_eq!((view.pools.len(), view.refused.len(), view.doubtful.len()), (0, 1, 0));
 }
 
 #[test]
 fn of_a_node_inside_a_pool_and_the_pool_the_one_in_use_stands() {
     let mut view = loaded();
-    view.apply(changed(8, "nodes/n", Some(&node("10.0.0.7"))));
+    view.apply(changed(Revision::new(8), "nodes/n", Some(&node("10.0.0.7"))));
     assert!(view.pools.is_empty(), "nobody has a block of it");
     assert!(view.refused["/polder/v1/pools/p"].contains("the underlay address of node n"));
-    view.apply(changed(9, "nodes/n", Some(&node("10.1.0.7"))));
+    view.apply(changed(Revision::new(9), "nodes/n", Some(&node("10.1.0.7"))));
     assert_eq!((view.pools.len(), view.refused.len()), (1, 0));
-    view.apply(changed(10, "blocks/4-0a000000-26", Some(CLAIM)));
-    view.apply(changed(11, "nodes/n", Some(&node("10.0.0.7"))));
+    view.apply(changed(Revision::new(10), "blocks/4-0a000000-26", Some(CLAIM)));
+    view.apply(changed(Revision::new(11), "nodes/n", Some(&node("10.0.0.7"))));
     assert_eq!((view.pools.len(), view.refused.len()), (1, 0));
 }
 
@@ -177,8 +189,8 @@ fn a_pool_that_pods_cannot_use_is_refused_even_where_blocks_of_it_are_claimed() 
     let multicast = r#"{"cidr":"ff02::/64","block_length":122,"state":"active"}"#;
     let claim = CLAIM.replace(r#""p""#, r#""odd""#);
     let mut view = loaded();
-    view.apply(changed(8, "pools/odd", Some(multicast)));
-    view.apply(changed(9, "blocks/6-ff020000000000000000000000000000-122", Some(&claim)));
+    view.apply(changed(Revision::new(8), "pools/odd", Some(multicast)));
+    view.apply(changed(Revision::new(9), "blocks/6-ff020000000000000000000000000000-122", Some(&claim)));
     assert_eq!((view.pools.len(), view.blocks.len()), (1, 1), "{:?}", view.refused);
     let reason = &view.refused["/polder/v1/pools/odd"];
     assert!(reason.contains("multicast") && reason.contains("polderctl pool remove odd"), "{reason}");

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use polder_api::{Attachment, Family, Mac};
 use polder_ipam::Moment;
+use polder_ipam::Revision;
 use polder_ipam::bootstrap::Unsurveyed;
 use polder_ipam::cause::HostError;
 use polder_ipam::change::Change;
@@ -99,7 +100,7 @@ impl Knowledge for Hand {
         RegistrarHost::changed(self, known, patience).await;
     }
 
-    async fn known_at(&self, revision: i64, patience: Duration) -> Option<Arc<View>> {
+    async fn known_at(&self, revision: Revision, patience: Duration) -> Option<Arc<View>> {
         self.wait(Wait::Revision(revision, self.clock() + millis(patience))).await;
         Some(Self::view(self)).filter(|view| view.revision >= revision)
     }
@@ -119,10 +120,10 @@ impl RegistrarHost for Hand {
 
     async fn changed(&self, view: &Arc<View>, patience: Duration) {
         let millis = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
-        self.wait(Wait::Revision(view.revision + 1, self.clock() + millis)).await;
+        self.wait(Wait::Revision(view.revision.next(), self.clock() + millis)).await;
     }
 
-    async fn caught_up(&self, revision: i64) -> Result<(), StoreError> {
+    async fn caught_up(&self, revision: Revision) -> Result<(), StoreError> {
         Self::caught_up(self, revision).await
     }
 

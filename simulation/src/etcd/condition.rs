@@ -51,10 +51,10 @@ impl From<&Compare> for Condition {
         let (range, operator, property) = match compare {
             Compare::Empty(range) => (range.clone(), Operator::Equal, Property::Version(0)),
             Compare::Unchanged { key, revision } => {
-                (Range::single(key.clone()), Operator::Equal, Property::ModRevision(*revision))
+                (Range::single(key.clone()), Operator::Equal, Property::ModRevision(revision.number()))
             }
             Compare::NothingNewer { range, revision } => {
-                (range.clone(), Operator::Less, Property::ModRevision(revision.saturating_add(1)))
+                (range.clone(), Operator::Less, Property::ModRevision(revision.next().number()))
             }
         };
         Self { range, operator, property }

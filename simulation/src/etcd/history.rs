@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use polder_ipam::Revision;
 use polder_ipam::key::Range;
 use polder_ipam::store::{Entry, KeyChange};
 
@@ -27,7 +28,7 @@ pub struct KeyValue {
 impl KeyValue {
     /// What Polder reads of it.
     pub fn entry(&self) -> Entry {
-        Entry { key: self.key.clone(), value: self.value.clone(), revision: self.mod_revision }
+        Entry { key: self.key.clone(), value: self.value.clone(), revision: Revision::new(self.mod_revision) }
     }
 }
 
@@ -44,9 +45,9 @@ pub struct Event {
 
 impl Event {
     /// What Polder hears of it.
-    pub fn change(&self) -> (i64, KeyChange) {
+    pub fn change(&self) -> (Revision, KeyChange) {
         let entry = self.put.as_ref().map(KeyValue::entry);
-        (self.revision, KeyChange { key: self.key.clone(), entry })
+        (Revision::new(self.revision), KeyChange { key: self.key.clone(), entry })
     }
 }
 

@@ -28,7 +28,7 @@ fn after(operations: &[Operation]) -> Model {
 }
 
 fn keys(etcd: &Model) -> Vec<(String, i64)> {
-    etcd.range(&all()).entries.into_iter().map(|entry| (entry.key, entry.revision)).collect()
+    etcd.range(&all()).entries.into_iter().map(|entry| (entry.key, entry.revision.number())).collect()
 }
 
 fn said(watch: &mut Watch, etcd: &Model) -> Vec<(String, i64, bool)> {
@@ -45,10 +45,10 @@ fn said(watch: &mut Watch, etcd: &Model) -> Vec<(String, i64, bool)> {
 fn what_a_transaction_writes_has_one_revision_and_nothing_written_has_none() {
     let mut etcd = after(&[put("a", "1")]);
     let both = [put("b", "1"), delete("a")];
-    assert_eq!(etcd.transact(&[], &both), Ok(Outcome::Applied { revision: 3 }));
+    assert_eq!(etcd.transact(&[], &both), Ok(Outcome::Applied { revision: Revision::new(3) }));
     assert_eq!(keys(&etcd), [("b".to_owned(), 3)]);
-    assert_eq!(etcd.transact(&[], &[delete("a")]), Ok(Outcome::Applied { revision: 3 }));
-    assert_eq!(etcd.transact(&[], &[]), Ok(Outcome::Applied { revision: 3 }));
+    assert_eq!(etcd.transact(&[], &[delete("a")]), Ok(Outcome::Applied { revision: Revision::new(3) }));
+    assert_eq!(etcd.transact(&[], &[]), Ok(Outcome::Applied { revision: Revision::new(3) }));
 }
 
 #[test]
@@ -57,7 +57,10 @@ fn one_key_is_not_written_twice_in_a_transaction() {
     for bad in [[put("a", "1"), put("a", "2")], [put("a", "1"), delete("a")], [delete("a"), put("a", "1")]] {
         assert_eq!(etcd.transact(&[], &bad), Err(Error::DuplicateKey));
     }
-    assert_eq!(etcd.transact(&[], &[delete("a"), delete("a")]), Ok(Outcome::Applied { revision: 1 }));
+    assert_eq!(
+        etcd.transact(&[], &[delete("a"), delete("a")]),
+        Ok(Outcome::Applied { revision: Revision::new(1) })
+    );
     let many: Vec<_> = (0..=LARGEST_TXN).map(|number| put(&number.to_string(), "")).collect();
     assert_eq!(etcd.transact(&[], &many), Err(Error::TooManyOperations));
 }
@@ -70,20 +73,20 @@ fn an_earlier_state_can_be_read_until_it_is_compacted() {
         Ok(keys.into_iter().map(|key| (key.key, key.version)).collect::<Vec<_>>())
     };
     let both = vec![("a".to_owned(), 2), ("b".to_owned(), 1)];
-    assert_eq!(at(&etcd, 4), Ok(both.clone()));
-    assert_eq!(at(&etcd, 6), Err(Error::FutureRevision));
-    etcd.compact(4).unwrap();
-    assert_eq!(at(&etcd, 3), Err(Error::Compacted));
-    assert_eq!(at(&etcd, 4), Ok(both));
-    assert_eq!(at(&etcd, 0), Ok(vec![("a".to_owned(), 2)]));
-    assert_eq!(etcd.compact(4), Err(Error::Compacted));
-    assert_eq!(etcd.compact(6), Err(Error::FutureRevision));
+    assert_eq!(at(&etcd, Revision::new(4)), Ok(both.clone()));
+    assert_eq!(at(&etcd, Revision::new(6)), Err(Error::FutureRevision));
+    etcd.compact(Revision::new(4)).unwrap();
+    assert_eq!(at(&etcd, Revision::new(3)), Err(Error::Compacted));
+    assert_eq!(at(&etcd, Revision::new(4)), Ok(both));
+    assert_eq!(at(&etcd, Revision::ABSENT), Ok(vec![("a".to_owned(), 2)]));
+    assert_eq!(etcd.compact(Revision::new(4)), Err(Error::Compacted));
+    assert_eq!(etcd.compact(Revision::new(6)), Err(Error::FutureRevision));
 }
 
 #[test]
 fn a_watch_tells_what_happened_before_it_and_goes_on() {
     let mut etcd = after(&[put("a", "1"), put("b", "1"), delete("a")]);
-    let mut watch = etcd.watch(all(), 3);
+    let mut watch = etcd.watch(all(), Revision::new(3));
     let deleted = ("a".to_owned(), 4, false);
     assert_eq!(said(&mut watch, &etcd), [("b".to_owned(), 3, true), deleted.clone()]);
     etcd.transact(&[], &[put("c", "1")]).unwrap();
@@ -96,9 +99,9 @@ fn a_watch_tells_what_happened_before_it_and_goes_on() {
 #[test]
 fn compaction_ends_a_watch_that_is_behind_it_and_no_other() {
     let mut etcd = after(&[put("a", "1"), put("b", "1")]);
-    let (mut behind, mut ahead) = (etcd.watch(all(), 2), etcd.watch(all(), 2));
+    let (mut behind, mut ahead) = (etcd.watch(all(), Revision::new(2)), etcd.watch(all(), Revision::new(2)));
     said(&mut ahead, &etcd);
-    etcd.compact(3).unwrap();
+    etcd.compact(Revision::new(3)).unwrap();
     assert_eq!(behind.send(&etcd), Some(Said::Opened { revision: 3 }));
     assert_eq!(behind.send(&etcd), Some(Said::Compacted { revision: 3 }));
     assert_eq!(behind.send(&etcd), Some(Said::Closed));
@@ -115,11 +118,11 @@ fn the_end_of_a_lease_deletes_its_keys_at_one_revision() {
     // One goes over to the other lease, one to none.
     etcd.transact(&[], &[leased("c", 7), put("d", "1")]).unwrap();
     assert_eq!(etcd.advance(9), [8]);
-    assert_eq!((etcd.revision(), keys(&etcd).len()), (3, 4), "a lease without keys ends unseen");
+    assert_eq!((etcd.revision().number(), keys(&etcd).len()), (3, 4), "a lease without keys ends unseen");
     assert_eq!((etcd.keep_alive(7), etcd.keep_alive(8)), (Some(10), None));
     assert_eq!(etcd.advance(9), [0; 0]);
     assert_eq!(etcd.advance(1), [7]);
-    assert_eq!((etcd.revision(), keys(&etcd)), (4, vec![("d".to_owned(), 3)]));
+    assert_eq!((etcd.revision().number(), keys(&etcd)), (4, vec![("d".to_owned(), 3)]));
     assert_eq!(etcd.transact(&[], &[leased("a", 7)]), Err(Error::LeaseNotFound(7)));
 }
 
@@ -128,12 +131,12 @@ fn a_backup_that_is_put_back_is_the_store_as_it_was_and_ends_all_watches() {
     let mut etcd = after(&[put("a", "1")]);
     let backup = etcd.clone();
     etcd.transact(&[], &[put("b", "1")]).unwrap();
-    let mut watch = etcd.watch(all(), 0);
+    let mut watch = etcd.watch(all(), Revision::ABSENT);
     etcd.restore(&backup);
-    assert_eq!((etcd.revision(), keys(&etcd).len()), (2, 1));
+    assert_eq!((etcd.revision().number(), keys(&etcd).len()), (2, 1));
     assert_eq!(watch.send(&etcd), Some(Said::Closed));
-    let mut watch = etcd.watch(all(), 0);
+    let mut watch = etcd.watch(all(), Revision::ABSENT);
     etcd.empty();
-    assert_eq!((etcd.revision(), keys(&etcd).len()), (1, 0));
+    assert_eq!((etcd.revision().number(), keys(&etcd).len()), (1, 0));
     assert_eq!(watch.send(&etcd), Some(Said::Closed));
 }

@@ -56,7 +56,7 @@ impl Said {
 
 impl Watch {
     pub(super) fn new(model: &Model, range: Range, from: i64) -> Self {
-        let next = if from == 0 { model.revision() + 1 } else { from };
+        let next = if from == 0 { model.history.revision() + 1 } else { from };
         Self { range, next, starts: model.starts, state: State::New }
     }
 
@@ -66,7 +66,7 @@ impl Watch {
             self.state = State::Closed;
             return Some(Said::Closed);
         }
-        let revision = model.revision();
+        let revision = model.history.revision();
         if self.state == State::New {
             self.state = State::Open;
             return Some(Said::Opened { revision });

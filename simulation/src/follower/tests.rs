@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use polder_ipam::Revision;
 use polder_ipam::store::{Entry, Txn, Write};
 
 use super::*;
@@ -86,7 +87,7 @@ fn history_that_is_gone_leads_to_a_new_load() {
     polls::<2>(&mut follower, &etcd);
     follower.cut();
     (0..3).for_each(|_| put(&mut etcd, "b2"));
-    etcd.compact(5).unwrap();
+    etcd.compact(Revision::new(5)).unwrap();
     assert_eq!(polls(&mut follower, &etcd), [["lost"], ["lost"]]);
     follower.mend();
     assert_eq!(polls(&mut follower, &etcd), [vec![], vec!["back", "lost"], vec!["loaded"]]);
@@ -100,7 +101,7 @@ fn a_deletion_at_the_revision_of_a_compaction_is_not_missed() {
     polls::<2>(&mut follower, &etcd);
     follower.disconnect();
     delete(&mut etcd, "b1");
-    etcd.compact(4).unwrap();
+    etcd.compact(Revision::new(4)).unwrap();
     assert_eq!(polls(&mut follower, &etcd), [vec!["lost"], vec![], vec!["back", "lost"], vec!["loaded"]]);
 }
 
@@ -112,7 +113,7 @@ fn what_is_under_way_is_late_but_arrives() {
     put(&mut etcd, "b1");
     assert_eq!(polls(&mut follower, &etcd), [[""; 0]]);
     put(&mut etcd, "b2");
-    etcd.compact(3).unwrap();
+    etcd.compact(Revision::new(3)).unwrap();
     follower.mend();
     assert_eq!(polls(&mut follower, &etcd), [["changed", "changed"]]);
 }
@@ -141,7 +142,7 @@ fn step(random: &mut Random, etcd: &mut Model, follower: &mut Follower, copy: &m
         6 => follower.delay(),
         7 => follower.repeat(etcd, 3),
         8 => follower.mend(),
-        9 => drop(etcd.compact(etcd.revision() - i64::from(random.once_in(2)))),
+        9 => drop(etcd.compact(Revision::new(etcd.revision().number() - i64::from(random.once_in(2))))),
         10 => follower.send(etcd),
         _ => follower.poll(etcd).into_iter().for_each(|update| copy.apply(update)),
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use polder_ipam::Revision;
 use polder_ipam::ids::Incarnation;
 use polder_ipam::key::Key;
 use polder_ipam::record::PodsGone;
@@ -105,7 +106,7 @@ impl Cluster {
     }
 
     /// Sends what has changed to all who follow, and forgets it.
-    fn tell(&mut self, revision: i64) {
+    fn tell(&mut self, revision: Revision) {
         let etcd = Arc::make_mut(&mut self.etcd);
         let mut watch = etcd.watch(Key::followed(), revision);
         let opened = watch.send(etcd);

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use polder_api::{Attachment, Family, Mac};
 use polder_ipam::Moment;
+use polder_ipam::Revision;
 use polder_ipam::bootstrap::Unsurveyed;
 use polder_ipam::cause::HostError;
 use polder_ipam::change::Change;
@@ -185,7 +186,7 @@ impl Records for Hand<'_> {
     /// Nobody publishes addresses here, and nobody is heard of who lives under another's name.
     async fn range(&self, range: &Range) -> Result<Contents, StoreError> {
         if matches!(range.start.parse(), Ok(Key::Alive(_))) || range.start.contains("/addresses/") {
-            return Ok(Contents { revision: 0, entries: Vec::new() });
+            return Ok(Contents { revision: Revision::ABSENT, entries: Vec::new() });
         }
         match self.wait(Wait::Read(range.clone())).await {
             Answer::Contents(contents) => contents,
@@ -230,7 +231,7 @@ impl RegistrarHost for Hand<'_> {
         self.wait(Wait::Changed(view.revision)).await;
     }
 
-    async fn caught_up(&self, revision: i64) -> Result<(), StoreError> {
+    async fn caught_up(&self, revision: Revision) -> Result<(), StoreError> {
         if self.read(|machine| machine.agent.watcher.shows(revision)) {
             return Ok(());
         }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
+use polder_ipam::Revision;
 use polder_ipam::registration::Registration;
 use polder_ipam::store::{Compare, Entry, Outcome, Txn, Update, Write};
 
@@ -39,11 +40,11 @@ impl Hash for Cluster {
 }
 
 /// The revisions that anybody still knows, in order. The first is that of what is not there.
-struct Ranks(Vec<i64>);
+struct Ranks(Vec<Revision>);
 
 impl Ranks {
     fn of(cluster: &Cluster) -> Self {
-        let mut known = vec![0];
+        let mut known = vec![Revision::ABSENT];
         known.extend(cluster.truth.entries.values().map(|entry| entry.revision));
         cluster.late.iter().for_each(|sent| add_txn(&mut known, &sent.txn));
         for agent in cluster.machines.iter().map(|machine| &machine.agent) {
@@ -69,12 +70,12 @@ impl Ranks {
         Self(known)
     }
 
-    fn rank(&self, revision: i64) -> usize {
+    fn rank(&self, revision: Revision) -> usize {
         self.0.binary_search(&revision).unwrap_or_else(|place| place)
     }
 }
 
-fn add_txn(known: &mut Vec<i64>, txn: &Txn) {
+fn add_txn(known: &mut Vec<Revision>, txn: &Txn) {
     known.extend(txn.compares.iter().filter_map(|compare| match compare {
         Compare::Unchanged { revision, .. } | Compare::NothingNewer { revision, .. } => Some(*revision),
         Compare::Empty(_) => None,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use polder_api::Attachment;
 use polder_api::message::AddRequest;
+use polder_ipam::Revision;
 use polder_ipam::change::Change;
 use polder_ipam::claim::NoClaim;
 use polder_ipam::ids::Incarnation;
@@ -64,9 +65,9 @@ pub enum Wait {
     /// What the store holds.
     Read(Range),
     /// That the view shows what was written at that revision.
-    CaughtUp(i64),
+    CaughtUp(Revision),
     /// That the view is another one than that of this revision.
-    Changed(i64),
+    Changed(Revision),
     /// A block from the registrar.
     Block(BlockRequest),
     /// A reserved address from the registrar.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use polder_ipam::Revision;
 use polder_ipam::key::Key;
 use polder_ipam::store::{Contents, Entry, Update};
 use polder_ipam::view::{Source, View};
@@ -66,7 +67,7 @@ impl Watcher {
     }
 
     /// Whether it shows what was written at that revision.
-    pub fn shows(&self, revision: i64) -> bool {
+    pub fn shows(&self, revision: Revision) -> bool {
         self.view.source == Source::Store && self.view.revision >= revision
     }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use polder_api::NodeName;
 use polder_api::message::Removal;
 use polder_api::pool::PoolChange;
+use polder_ipam::Revision;
 use polder_ipam::change::Change;
 use polder_ipam::key::Range;
 use polder_ipam::removal::Vouched;
@@ -44,7 +45,7 @@ impl Knowledge for Desk<'_> {
 
     async fn known_otherwise(&self, _: &Arc<View>, _: Duration) {}
 
-    async fn known_at(&self, _: i64, _: Duration) -> Option<Arc<View>> {
+    async fn known_at(&self, _: Revision, _: Duration) -> Option<Arc<View>> {
         Some(self.known())
     }
 }

@@ -3,6 +3,7 @@
 use polder_api::message::{Refusal, RefusalKind};
 use polder_api::pool::PoolChange;
 use polder_ipam::Pool;
+use polder_ipam::Revision;
 use polder_ipam::invariants::{Deviation, Invariant};
 use polder_ipam::pool::PoolState;
 
@@ -27,7 +28,7 @@ pub const OUTCOMES: [&str; 10] =
 /// How it was when an operator asked.
 #[derive(Debug)]
 pub(super) struct Begun {
-    revision: i64,
+    revision: Revision,
     set_backs: u64,
     /// The pool that was to be changed, if it was there.
     pool: Option<Pool>,
@@ -79,9 +80,9 @@ fn outcome(wish: &Wish, begun: &Begun, answer: &Result<String, Refusal>) -> Opti
 }
 
 /// Whether the records are as an operator is told. What has changed since that moment, others may have changed back.
-fn is_so(world: &World, wish: &Wish, since: i64, told: &str) -> bool {
+fn is_so(world: &World, wish: &Wish, since: Revision, told: &str) -> bool {
     let truth = &world.truth;
-    let is_new = |revision: i64| revision > since;
+    let is_new = |revision: Revision| revision > since;
     let pool = |name| truth.pools.get(name);
     match wish {
         Wish::Pools(PoolChange::Add(new)) => pool(&new.name)

@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use etcd_client::{EventType, WatchOptions, WatchResponse};
+use polder_ipam::Revision;
 use polder_ipam::key::Range;
 use polder_ipam::store::position::{Heard, Interruption, Position, VERIFY_EVERY};
 use polder_ipam::store::{Contents, KeyChange, StoreError, Update};
@@ -98,7 +99,8 @@ impl Follower {
         }
         let member = self.etcd.member().await?;
         let mut client = member.client.clone();
-        let options = WatchOptions::new().with_range(self.range.end.as_str()).with_start_revision(from);
+        let options =
+            WatchOptions::new().with_range(self.range.end.as_str()).with_start_revision(from.number());
         let start = self.range.start.clone();
         let opening = client.watch(start, Some(options));
         let mut stream = match timeout_at(Instant::now() + SILENCE, opening).await {
@@ -167,9 +169,9 @@ impl Follower {
 }
 
 fn hear(response: &WatchResponse) -> Heard {
-    let revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
+    let revision = super::revision(response.header());
     if response.compact_revision() != 0 {
-        return Heard::Compacted { revision: response.compact_revision() };
+        return Heard::Compacted { revision: Revision::new(response.compact_revision()) };
     }
     if response.canceled() {
         return Heard::Cancelled { reason: response.cancel_reason().to_owned() };
@@ -181,12 +183,12 @@ fn hear(response: &WatchResponse) -> Heard {
 }
 
 /// The change, with the revision that made it.
-fn change(event: &etcd_client::Event) -> Option<(i64, KeyChange)> {
+fn change(event: &etcd_client::Event) -> Option<(Revision, KeyChange)> {
     let pair = event.kv()?;
     let key = pair.key_str().ok()?.to_owned();
     let entry = match event.event_type() {
         EventType::Put => Some(entry(pair.clone())?),
         EventType::Delete => None,
     };
-    Some((pair.mod_revision(), KeyChange { key, entry }))
+    Some((Revision::new(pair.mod_revision()), KeyChange { key, entry }))
 }

@@ -1,5 +1,6 @@
 //! Operations made up at random: few keys, so that they meet, and revisions close to what is there.
 
+use polder_ipam::Revision;
 use polder_ipam::key::Range;
 use polder_ipam::store::{Compare, Txn, Write};
 use polder_simulation::etcd::{Condition, LeaseId, Operation, Operator, Property};
@@ -95,7 +96,7 @@ impl Chance {
     /// Mostly one of the last revisions, sometimes one that has not come yet.
     fn revision(&mut self, model: &Model) -> i64 {
         let back = [0, 1, 2, 3, 5, 8, 20, 100];
-        let revision = model.revision() + 2 - self.0.one_of(&back);
+        let revision = model.revision().number() + 2 - self.0.one_of(&back);
         revision.max(0)
     }
 
@@ -117,13 +118,15 @@ impl Chance {
     fn compare(&mut self, model: &Model) -> Compare {
         match self.0.below(5) {
             0 => Compare::Empty(self.range()),
-            1 | 2 => Compare::NothingNewer { range: self.range(), revision: self.revision(model) },
+            1 | 2 => {
+                Compare::NothingNewer { range: self.range(), revision: Revision::new(self.revision(model)) }
+            }
             _ => {
                 let key = self.key();
                 let there = model.range(&Range::single(key.clone())).entries.pop();
-                let right = there.map_or(0, |entry| entry.revision);
+                let right = there.map_or(0, |entry| entry.revision.number());
                 let revision = if self.0.once_in(4) { self.revision(model) } else { right };
-                Compare::Unchanged { key, revision }
+                Compare::Unchanged { key, revision: Revision::new(revision) }
             }
         }
     }

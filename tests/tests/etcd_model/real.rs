@@ -6,6 +6,7 @@ use etcd_client::{
     Client, CompactionOptions, Compare, CompareOp, DeleteOptions, Error, EventType, GetOptions,
     LeaseGrantOptions, LeaseTimeToLiveOptions, PutOptions, TxnOp, WatchOptions, WatchStream,
 };
+use polder_ipam::Revision;
 use polder_ipam::key::Range;
 use polder_ipam::store::{Outcome, StoreError};
 use polder_simulation::etcd::{
@@ -126,7 +127,11 @@ impl Real {
             .and_then(then.iter().map(operation).collect::<Vec<_>>());
         let answer = self.client.txn(txn).await.map_err(text)?;
         let revision = answer.header().unwrap().revision();
-        Ok(if answer.succeeded() { Outcome::Applied { revision } } else { Outcome::Refused })
+        Ok(if answer.succeeded() {
+            Outcome::Applied { revision: Revision::new(revision) }
+        } else {
+            Outcome::Refused
+        })
     }
 
     pub(crate) async fn watch(&mut self, range: &Range, from: i64) -> Result<Stream, String> {

@@ -27,7 +27,7 @@ struct State {
     /// Whether there is no address to have.
     is_full: bool,
     /// Why nothing can be made.
-    problem: Option<String>,
+    is_broken: bool,
     has_address: bool,
     /// The number of the interface that is there.
     interface: Option<u32>,
@@ -93,11 +93,11 @@ impl Workshop for Fake {
         Ok(self.with(|state| state.interface.map(IfIndex::new)))
     }
 
-    async fn make(&self, _: Arc<File>, _: &ClusterRecord, _: Wiring) -> Result<IfIndex, String> {
+    async fn make(&self, _: Arc<File>, _: &ClusterRecord, _: Wiring) -> Result<IfIndex, NotMade> {
         self.with(|state| {
             assert!(state.interface.is_none(), "the one before is still there");
-            if let Some(problem) = &state.problem {
-                return Err(problem.clone());
+            if state.is_broken {
+                return Err(EndpointError::Gone(interface(AttachMode::Bridge)).into());
             }
             state.made += 1;
             state.interface = Some(state.made);
@@ -105,7 +105,7 @@ impl Workshop for Fake {
         })
     }
 
-    async fn delete(&self) -> Result<(), String> {
+    async fn delete(&self) -> Result<(), NotDeleted> {
         self.with(|state| state.interface = None);
         Ok(())
     }
@@ -171,12 +171,12 @@ async fn it_is_made_when_the_nodes_own_address_is_there_and_again_when_somebody_
 #[tokio::test(start_paused = true)]
 async fn one_that_cannot_be_made_gives_its_addresses_back_and_is_tried_again_much_later() {
     let mut harness = harness();
-    harness.workshop.with(|state| state.problem = Some("no memory".to_owned()));
+    harness.workshop.with(|state| state.is_broken = true);
     harness.serve();
     let endpoint = harness.after(LOOK / 2).await;
-    assert!(matches!(&endpoint, Endpoint::Without(why) if why.contains("no memory")), "{endpoint:?}");
+    assert!(matches!(&endpoint, Endpoint::Without(why) if why.contains("is not there")), "{endpoint:?}");
     assert!(!harness.workshop.with(|state| state.has_address));
-    harness.workshop.with(|state| state.problem = None);
+    harness.workshop.with(|state| state.is_broken = false);
     assert!(matches!(harness.after(RETRY.saturating_sub(LOOK * 2)).await, Endpoint::Without(_)));
     assert!(is_open(&harness.after(LOOK * 3).await));
 }

@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::Mutex;
 
+use polder_ipam::Revision;
 use polder_ipam::invariants::{Deviation, Invariant};
 use tokio::time::timeout;
 
@@ -22,7 +23,7 @@ struct State {
     is_unreadable: bool,
     looks: usize,
     putting_back: bool,
-    answers: Vec<(AnswerRecord, i64)>,
+    answers: Vec<(AnswerRecord, Revision)>,
 }
 
 impl Fake {
@@ -64,9 +65,9 @@ impl Examined for Fake {
         self.with(|state| state.wrong.retain(|(_, can_mend)| !can_mend));
     }
 
-    async fn answer(&self, record: AnswerRecord, asked: i64) -> Result<Outcome, StoreError> {
+    async fn answer(&self, record: AnswerRecord, asked: Revision) -> Result<Outcome, StoreError> {
         self.with(|state| state.answers.push((record, asked)));
-        Ok(Outcome::Applied { revision: 9 })
+        Ok(Outcome::Applied { revision: Revision::new(9) })
     }
 }
 
@@ -95,7 +96,7 @@ impl Harness {
     fn ask(&self, id: &str, repairs: Repairs) {
         let record = Arc::new(InspectionRecord { id: Nonce::new(id), repairs });
         self.fixture.view.send_modify(|view| {
-            Arc::make_mut(view).inspection = Some(Known { record, revision: 8 });
+            Arc::make_mut(view).inspection = Some(Known { record, revision: Revision::new(8) });
         });
     }
 
@@ -105,7 +106,10 @@ impl Harness {
         self.ask("x", repairs);
         self.pass(patience(repairs) + CERTAIN).await;
         let (record, asked) = self.node.with(|state| state.answers.pop())?;
-        assert_eq!((record.id.as_str(), asked, record.attachments, record.interfaces), ("x", 8, 2, 1));
+        assert_eq!(
+            (record.id.as_str(), asked.number(), record.attachments, record.interfaces),
+            ("x", 8, 2, 1)
+        );
         assert_eq!(self.node.with(|state| state.answers.len()), 0, "one answer is enough");
         Some(record.deviations.into_iter().map(|found| (found.what, found.repaired)).collect())
     }

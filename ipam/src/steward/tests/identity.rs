@@ -2,6 +2,7 @@
 //! incarnation `i1`.
 
 use super::*;
+use crate::Revision;
 use crate::ledger::Standing;
 
 /// A machine that has started as node `n1`.
@@ -159,7 +160,7 @@ fn only_the_machine_that_was_removed_confirms_that_its_pods_are_gone() {
 fn what_cannot_be_read_of_a_lease_is_somebodys_sign_of_life() {
     let me = alive("m", "b");
     let me = Life::from(&me);
-    let entry = |value: &str| Entry { key: String::new(), value: value.into(), revision: 1 };
+    let entry = |value: &str| Entry { key: String::new(), value: value.into(), revision: Revision::new(1) };
     assert_eq!(Double::read(None, me), Double::None);
     assert_eq!(Double::read(Some(&entry(r#"{"boot_id":"b","machine_id":"m"}"#)), me), Double::None);
     let other = Double::read(Some(&entry(r#"{"boot_id":"b","machine_id":"m2"}"#)), me);

@@ -82,7 +82,7 @@ pub async fn allow_removal<H: OperatorHost>(
     let identity = identity.map_err(|error| Reply::Refused(ledger_failed(&error)))?;
     let own_revision = publication::own_revision(&host.known(), &me.name, identity.as_ref(), me.life());
     // Another machine can have the name, while this one waits for it.
-    let is_own = removal.node == me.name && own_revision != 0;
+    let is_own = removal.node == me.name && own_revision.is_some();
     let standing = look(host, records, &removal.node, is_own).await.map_err(unknown)?;
     object(removal, standing).map_err(|objection| match objection {
         Objection::Wrong(problem) => Reply::Refused(invalid(problem)),

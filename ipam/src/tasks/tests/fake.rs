@@ -14,6 +14,7 @@ use std::task::{Context, Poll, Waker};
 use polder_api::{Backend, Family, Mac};
 
 use super::*;
+use crate::Revision;
 use crate::allocator::Rest;
 use crate::change::Change;
 use crate::claim::NoClaim;
@@ -67,7 +68,7 @@ pub(super) type Event = Box<dyn FnOnce(&mut State)>;
 pub(super) struct State {
     pub(super) clock: u64,
     pub(super) names: u64,
-    pub(super) revision: i64,
+    pub(super) revision: Revision,
     pub(super) entries: BTreeMap<String, Entry>,
     pub(super) view: Arc<View>,
     pub(super) ipam: NodeIpam<Memory>,
@@ -98,7 +99,7 @@ pub(super) struct State {
     /// Whether an attachment came or went since the publisher has looked.
     pub(super) has_rung: bool,
     /// The revisions of the node's record that its signs of life rested on.
-    pub(super) signs: Vec<i64>,
+    pub(super) signs: Vec<Revision>,
 }
 
 impl State {
@@ -131,20 +132,20 @@ impl State {
         let Me { name, machine_id, boot_id, .. } = me();
         self.entries.remove(&Key::Node(name.clone()).to_string());
         let fence = FenceRecord { node: name.clone(), machine_id, boot_id, pods: PodsGone::Unknown };
-        self.revision += 1;
+        self.revision = self.revision.next();
         self.put(&Key::Fence(name, identity.incarnation).to_string(), encode(&fence));
         self.load();
     }
 
     fn holds(&self, compare: &Compare) -> bool {
-        let inside = |range: &Range, after: i64| {
+        let inside = |range: &Range, after: Revision| {
             !self.entries.values().any(|entry| range.has(&entry.key) && entry.revision > after)
         };
         match compare {
-            Compare::Empty(range) => inside(range, 0),
+            Compare::Empty(range) => inside(range, Revision::ABSENT),
             Compare::NothingNewer { range, revision } => inside(range, *revision),
             Compare::Unchanged { key, revision } => {
-                self.entries.get(key).map_or(0, |entry| entry.revision) == *revision
+                self.entries.get(key).map_or(Revision::ABSENT, |entry| entry.revision) == *revision
             }
         }
     }
@@ -153,7 +154,7 @@ impl State {
         if !txn.compares.iter().all(|compare| self.holds(compare)) {
             return Outcome::Refused;
         }
-        self.revision += 1;
+        self.revision = self.revision.next();
         for write in &txn.writes {
             match write {
                 Write::Put { key, value } => self.put(key, value.clone()),
@@ -255,7 +256,7 @@ impl Records for Fake {
                 Err(refused(cause))
             }
             Some(Fate::Late(key, value)) => {
-                state.revision += 1;
+                state.revision = state.revision.next();
                 state.put(&key.to_string(), value);
                 Ok(state.commit(&transaction(change)))
             }
@@ -318,7 +319,7 @@ impl RegistrarHost for Fake {
         self.with(State::load);
     }
 
-    async fn caught_up(&self, _: i64) -> Result<(), StoreError> {
+    async fn caught_up(&self, _: Revision) -> Result<(), StoreError> {
         self.with(State::load);
         Ok(())
     }
@@ -420,7 +421,7 @@ pub(super) fn node() -> (Fake, Registrar<'static, Fake>) {
     let state = State {
         clock: 10_000_000,
         names: 0,
-        revision: 1,
+        revision: Revision::new(1),
         entries: BTreeMap::new(),
         view: Arc::default(),
         ipam,

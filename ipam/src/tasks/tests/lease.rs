@@ -5,6 +5,7 @@ use std::future::pending;
 
 use super::fake::{me, until_it_waits};
 use super::*;
+use crate::Revision;
 use crate::change::Sign;
 use crate::publication::sign_of_life;
 use crate::store::Outcome;
@@ -57,7 +58,7 @@ impl LeaseStore for Store {
 
     async fn put(&self, (): &(), change: &Change) -> Result<Outcome, StoreError> {
         let (what, outcome) = match change {
-            Change::SignOfLife(_) => ("put", Outcome::Applied { revision: 9 }),
+            Change::SignOfLife(_) => ("put", Outcome::Applied { revision: Revision::new(9) }),
             Change::RestoreSignOfLife(_) => ("restore", Outcome::Refused),
             other => panic!("{other}"),
         };
@@ -102,7 +103,7 @@ fn sign(change: &Change) -> &Sign {
 fn asked(fails: Fails, pauses: usize) -> Vec<String> {
     let store = Store { fails: RefCell::new(fails), pauses: RefCell::new(pauses), asked: RefCell::default() };
     let me = me();
-    until_it_waits(hold(&store, &sign_of_life(&me.name, me.life(), 7), ALIVE));
+    until_it_waits(hold(&store, &sign_of_life(&me.name, me.life(), Revision::new(7)), ALIVE));
     store.asked.into_inner()
 }
 

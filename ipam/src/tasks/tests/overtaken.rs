@@ -23,7 +23,7 @@ fn overtaken() -> (Fake, Registrar<'static, Fake>, Lock) {
     let mut pool = pool_of("kept", "10.9.0.0/28", 28);
     pool.purpose = Purpose::Reservations;
     fake.with(|state| {
-        state.revision += 1;
+        state.revision = state.revision.next();
         state.put(&Key::Pool(pool.name.clone()).to_string(), encode(&PoolRecord::from(&pool)));
         state.load();
     });

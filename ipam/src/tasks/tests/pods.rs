@@ -295,7 +295,7 @@ fn where_one_of_two_reserved_addresses_is_refused_the_other_is_let_go() {
         let mut pool = pool_of(name, cidr, length);
         pool.purpose = Purpose::Reservations;
         fake.with(|state| {
-            state.revision += 1;
+            state.revision = state.revision.next();
             state.put(&Key::Pool(pool.name.clone()).to_string(), encode(&PoolRecord::from(&pool)));
             state.load();
         });

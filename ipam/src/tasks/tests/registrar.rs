@@ -119,7 +119,7 @@ fn with_reserved_pool() -> (Fake, Registrar<'static, Fake>) {
     let mut reserved = pool_of(RESERVED, "10.9.0.0/28", 28);
     reserved.purpose = Purpose::Reservations;
     fake.with(|state| {
-        state.revision += 1;
+        state.revision = state.revision.next();
         state.put(&Key::Pool(reserved.name.clone()).to_string(), encode(&PoolRecord::from(&reserved)));
         state.load();
     });
@@ -201,7 +201,7 @@ fn a_node_that_is_proven_to_be_itself_serves_while_the_store_takes_no_writes() {
         let node = Key::Node(me().name).to_string();
         let mut record: NodeRecord = serde_json::from_slice(&state.entries[&node].value).unwrap();
         record.mtu = 1400;
-        state.revision += 1;
+        state.revision = state.revision.next();
         state.put(&node, encode(&record));
         state.load();
         state.fates.push_back(Fate::Lost);

@@ -1,6 +1,7 @@
 //! The node of the tests, to what an operator asks for.
 
 use super::*;
+use crate::Revision;
 use crate::tasks::operator::{Knowledge, OperatorHost};
 
 impl Knowledge for Fake {
@@ -16,7 +17,7 @@ impl Knowledge for Fake {
         self.with(State::load);
     }
 
-    async fn known_at(&self, _: i64, _: Duration) -> Option<Arc<View>> {
+    async fn known_at(&self, _: Revision, _: Duration) -> Option<Arc<View>> {
         self.with(State::load);
         Some(self.view())
     }

@@ -3,13 +3,14 @@
 use std::future::poll_fn;
 
 use super::*;
+use crate::Revision;
 use crate::publication::Basis;
 use crate::tasks::lease::LeaseStore;
 use crate::tasks::publisher::PublisherHost;
 
 impl Fake {
     /// The revision of the node's record, as it counts.
-    pub(in crate::tasks::tests) fn basis_revision(&self) -> i64 {
+    pub(in crate::tasks::tests) fn basis_revision(&self) -> Option<Revision> {
         self.basis().revision
     }
 

@@ -34,7 +34,7 @@ fn rewrite(state: &mut State, change: impl FnOnce(&mut NodeRecord)) {
     let key = Key::Node(me().name).to_string();
     let mut record: NodeRecord = serde_json::from_slice(&state.entries[&key].value).unwrap();
     change(&mut record);
-    state.revision += 1;
+    state.revision = state.revision.next();
     state.put(&key, encode(&record));
 }
 
@@ -73,7 +73,7 @@ fn what_is_said_of_a_node_is_not_said_of_the_machine_that_becomes_it_meanwhile()
         let fence =
             state.entries.values().find(|entry| matches!(entry.key.parse(), Ok(Key::Fence(..)))).unwrap();
         let (key, record) = (fence.key.clone(), serde_json::from_slice::<FenceRecord>(&fence.value).unwrap());
-        state.revision += 1;
+        state.revision = state.revision.next();
         state.put(&key, encode(&FenceRecord { pods: PodsGone::Confirmed, ..record }));
         state.put(&node.key, node.value);
         rewrite(state, |record| record.incarnation = Incarnation::new("another"));

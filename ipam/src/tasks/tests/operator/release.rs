@@ -24,7 +24,7 @@ fn refused(fake: &Fake, address: &str, dead: bool) -> String {
 }
 
 fn put(state: &mut State, key: &Key, value: Vec<u8>) {
-    state.revision += 1;
+    state.revision = state.revision.next();
     state.put(&key.to_string(), value);
 }
 
