@@ -47,13 +47,15 @@ pub struct Hand {
     pub machine: usize,
     /// Which agent it belongs to.
     pub epoch: u64,
+    /// Whether the task goes on where an ADD does not end, as a DEL does.
+    overtakes: bool,
     waiting: Waiting,
 }
 
 impl Hand {
     /// A hand for a new task of the agent.
     pub fn new(world: &Shared, machine: usize, epoch: u64) -> Self {
-        Self { world: Rc::clone(world), machine, epoch, waiting: Rc::default() }
+        Self { world: Rc::clone(world), machine, epoch, overtakes: true, waiting: Rc::default() }
     }
 
     /// Does something in the world.

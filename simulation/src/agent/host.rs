@@ -162,12 +162,8 @@ impl RegistrarHost for Hand {
     }
 
     async fn cut_off(&self, attachment: &Attachment) -> Result<(), NotReleased> {
-        let is_cut_off = teardown::cut_off(self, attachment).await;
-        if is_cut_off.is_err() {
-            // It has not gone on without the end of the ADD.
-            self.with(|world| world.machines[self.machine].kernel.overtaken.remove(attachment));
-        }
-        is_cut_off
+        let patient = Self { overtakes: false, ..self.clone() };
+        teardown::cut_off(&patient, attachment).await
     }
 
     async fn remove_gateways(&self) -> Result<(), HostError> {
@@ -201,7 +197,9 @@ impl PodHost for Hand {
             }
             if self.clock() >= until {
                 self.with(|world| {
-                    world.machines[self.machine].kernel.overtaken.insert(attachment.clone());
+                    if self.overtakes {
+                        world.machines[self.machine].kernel.overtaken.insert(attachment.clone());
+                    }
                     world.count(IMPATIENT);
                 });
                 return None;
