@@ -23,7 +23,7 @@ pub struct Client {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens: the agent is not running, or the path is not its socket.
-    #[error("polder-agent is not reachable at {}", socket.display())]
+    #[error("polder-agent is not reachable at {}{}", socket.display(), remedy(source))]
     Unreachable {
         /// The path that was tried.
         socket: PathBuf,
@@ -40,6 +40,18 @@ pub enum ClientError {
         #[source]
         source: FrameError,
     },
+}
+
+/// What helps, where the kernel's answer tells.
+fn remedy(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::NotFound => {
+            ", where there is no socket: start polder-agent on this node, or give the path of its socket"
+        }
+        io::ErrorKind::PermissionDenied => ", which only root may use",
+        io::ErrorKind::ConnectionRefused => ", where it has ended: start it again",
+        _ => "",
+    }
 }
 
 /// Why a question has no answer of its type.

@@ -19,6 +19,7 @@ use crate::call::Call;
 use crate::environment::Verb;
 use crate::error::Error;
 use crate::given::{Given, GivenRoute};
+use crate::patience::until_it_passes;
 use crate::pod::{PodNamespace, host_prefix};
 use crate::result::{Made, result};
 use crate::version::Version;
@@ -38,11 +39,11 @@ pub fn add(call: &Call) -> Result<String, Error> {
         return Err(Error::InterfaceExists(interface.clone()));
     }
     let Some(plugin) = &call.network.conf.delegate else {
-        return attach(call, &mut pod, None);
+        return until_it_passes(Error::passes, || attach(call, &mut pod, None));
     };
     let attached = delegate::add(&call.network, plugin).and_then(|given| {
         can_be_told(call.network.conf.version, &given)?;
-        attach(call, &mut pod, Some(&given))
+        until_it_passes(Error::passes, || attach(call, &mut pod, Some(&given)))
     });
     if attached.is_err() {
         // Whatever it had given, or half given, is free again.

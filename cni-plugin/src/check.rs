@@ -22,15 +22,21 @@ use crate::pod::{PodNamespace, host_prefix};
 
 const AGENT_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Compares what is with what should be, and names the first difference.
+/// Compares what is with what should be, and names the first difference. CRI-O calls it for every pod when it starts, also where the
+/// agent starts at the same time: without an answer of the agent, the result of the ADD says what should be.
 pub fn check(call: &Call) -> Result<(), Error> {
     if let Some(plugin) = &call.network.conf.delegate {
         delegate::call(&call.network, plugin, Verb::Check)?;
     }
     let request = Request::Check(call.attachment());
-    let wiring = match call.network.agent(AGENT_PATIENCE)?.ask(&request)? {
-        Reply::Wiring(wiring) => wiring,
-        other => return Err(unexpected(other)),
+    let asked = call.network.agent(AGENT_PATIENCE).and_then(|mut agent| match agent.ask(&request)? {
+        Reply::Wiring(wiring) => Ok(wiring),
+        other => Err(unexpected(other)),
+    });
+    let wiring = match asked {
+        Ok(wiring) => wiring,
+        Err(error) if error.passes() => return check_alone(call),
+        Err(error) => return Err(error),
     };
     let addresses = wiring.addresses.iter().map(|own| own.address);
     check_previous(call, addresses)?;
@@ -39,23 +45,65 @@ pub fn check(call: &Call) -> Result<(), Error> {
     check_host(&wiring)
 }
 
+/// Compares with what the ADD has answered. It does not name gateways' MAC addresses and bridge ports.
+fn check_alone(call: &Call) -> Result<(), Error> {
+    check_previous(call, std::iter::empty())?;
+    let interface = &call.environment.interface;
+    let mut pod = PodNamespace::open(&call.environment)?;
+    let Some(link) = pod.link(interface)? else {
+        return differs(format!("the pod has no interface {interface}"));
+    };
+    if !link.up {
+        return differs(format!("{interface} in the pod is switched off"));
+    }
+    let found = pod.socket.addresses().map_err(Error::kernel("read what the pod has"))?;
+    for previous in previous_addresses(call, |name| name == interface.as_str()) {
+        if !found.iter().any(|found| found.index == link.index && found.address.ip() == previous.ip()) {
+            return differs(format!("{interface} in the pod does not have the address {}", previous.ip()));
+        }
+    }
+    let name = call.attachment().host_interface();
+    let mut host = RouteSocket::open().map_err(Error::kernel("read the host's interfaces"))?;
+    check_link(&mut host, &name).map(drop)
+}
+
+/// The host's end of the pod's interface, which has to be there and up.
+fn check_link(host: &mut RouteSocket, name: &IfName) -> Result<Link, Error> {
+    match host.link(name.as_str()).map_err(Error::kernel("read the host's interfaces"))? {
+        None => differs(format!("the host has no interface {name}")),
+        Some(link) if !link.up => differs(format!("{name} on the host is switched off")),
+        Some(link) => Ok(link),
+    }
+}
+
 pub(crate) fn differs<T>(what: impl Into<String>) -> Result<T, Error> {
     Err(Error::NotAsAttached(what.into()))
 }
 
 /// The runtime's own record must name the addresses that the pod has.
 pub(crate) fn check_previous(call: &Call, addresses: impl Iterator<Item = IpAddr>) -> Result<(), Error> {
-    let Some(previous) = &call.network.conf.previous else {
+    if call.network.conf.previous.is_none() {
         return Err(Error::Config("prevResult is missing: CHECK needs the result of the ADD".to_owned()));
-    };
-    let ips = previous.get("ips").and_then(Value::as_array).cloned().unwrap_or_default();
-    let known: Vec<IpNetwork> = ips.iter().filter_map(|ip| ip["address"].as_str()?.parse().ok()).collect();
+    }
+    let known = previous_addresses(call, |_| true);
     for address in addresses {
         if !known.iter().any(|known| known.ip() == address) {
             return differs(format!("prevResult does not have the address {address} that the ledger has"));
         }
     }
     Ok(())
+}
+
+/// The addresses that the result of the ADD names, of such interfaces. Those of which it does not say the interface count, too.
+fn previous_addresses(call: &Call, is_wanted: impl Fn(&str) -> bool) -> Vec<IpNetwork> {
+    let Some(previous) = &call.network.conf.previous else { return Vec::new() };
+    let interface = |ip: &Value| {
+        let number = usize::try_from(ip["interface"].as_u64()?).ok()?;
+        previous.get("interfaces")?.get(number)?["name"].as_str()
+    };
+    let ips = previous.get("ips").and_then(Value::as_array).into_iter().flatten();
+    let wanted = ips.filter(|ip| interface(ip).is_none_or(&is_wanted));
+    wanted.filter_map(|ip| ip["address"].as_str()?.parse().ok()).collect()
 }
 
 fn check_pod(pod: &mut PodNamespace, name: &IfName, wiring: &Wiring) -> Result<(), Error> {
@@ -73,13 +121,7 @@ fn check_host(wiring: &Wiring) -> Result<(), Error> {
     let read = || Error::kernel("read the host's interfaces");
     let mut host = RouteSocket::open().map_err(read())?;
     let name = &wiring.host_interface;
-    let link: Link = match host.link(name.as_str()).map_err(read())? {
-        Some(link) => link,
-        None => return differs(format!("the host has no interface {name}")),
-    };
-    if !link.up {
-        return differs(format!("{name} on the host is switched off"));
-    }
+    let link = check_link(&mut host, name)?;
     let index = match wiring.attach {
         Attach::Bridge { locked } => check_port(&mut host, &link, locked, wiring)?,
         Attach::Routed => check_routes(&mut host, &link, wiring)?,

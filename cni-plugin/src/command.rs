@@ -115,15 +115,11 @@ pub fn read(
     let (spoken, text) = netconf::version(&text)?;
     *version = spoken;
     if spoken < verb.since() {
-        return Err(Error::Config(format!("there is no {command} in CNI {spoken}")));
+        return Err(Error::NoCommand { command: verb, version: spoken });
     }
-    let mut needed = text.clone();
-    if verb == Verb::Del {
-        // It must succeed whatever the runtime has kept of the ADD, and whatever was asked for then.
-        ["prevResult", "runtimeConfig", "args"].iter().for_each(|key| drop(needed.remove(*key)));
-    }
+    let needed = netconf::needed_by(verb, &text);
     let wishes = match &environment {
-        Some(environment) if verb != Verb::Del => Wishes::read(&needed, &environment.arguments)?,
+        Some(environment) if verb == Verb::Add => Wishes::read(&needed, &environment.arguments)?,
         _ => Wishes::default(),
     };
     let conf = match program {
@@ -181,6 +177,38 @@ mod tests {
         let answer = run(Program::Polder, variable, &mut r#"{"cniVersion":"0.3.1","name":"n"}"#.as_bytes());
         let Answer::Error(text) = answer else { panic!("no error") };
         let error: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!((&error["cniVersion"], &error["code"]), (&json!("0.3.1"), &json!(7)));
+        assert_eq!((&error["cniVersion"], &error["code"]), (&json!("0.3.1"), &json!(1)));
+    }
+
+    #[test]
+    fn a_key_that_a_verb_does_not_need_keeps_it_from_nothing() {
+        let conf = json!({
+            "cniVersion": "1.1.0", "name": "n", "type": "polder", "isGateway": true, "mtu": "large", "pool": "p",
+            "ipam": { "type": "polder-ipam", "colour": "red", "routes": 7 },
+            "args": { "cni": { "mac": "?" } }, "dns": 1, "prevResult": {}, "cni.dev/valid-attachments": [],
+        });
+        let variable = |name: &str| match name {
+            "CNI_CONTAINERID" | "CNI_IFNAME" => Some("c1".to_owned()),
+            "CNI_NETNS" => Some("/proc/self/ns/net".to_owned()),
+            "CNI_PATH" => Some("/nowhere".to_owned()),
+            _ => None,
+        };
+        let read_for = |program, command: &str, conf: &serde_json::Value| {
+            let (text, mut version) = (conf.to_string(), Version::NEWEST);
+            read(program, command, variable, &mut text.as_bytes(), Duration::ZERO, &mut version)
+        };
+        let mut own = conf.clone();
+        own.as_object_mut().unwrap().remove("ipam");
+        for command in ["DEL", "CHECK", "GC", "STATUS"] {
+            read_for(Program::Polder, command, &own).expect(command);
+            read_for(Program::PolderIpam, command, &conf).expect(command);
+        }
+        for (program, conf) in [(Program::Polder, &own), (Program::PolderIpam, &conf)] {
+            assert!(read_for(program, "ADD", conf).is_err());
+            // What it does need is not guessed.
+            let mut nameless = conf.clone();
+            nameless.as_object_mut().unwrap().remove("name");
+            assert_eq!(read_for(program, "DEL", &nameless).unwrap_err().code(), 7);
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! The parameters that a runtime passes in the environment (CNI specification, section 2, "Parameters").
 
+use std::fmt;
 use std::path::PathBuf;
 
 use polder_api::{ContainerId, IfName, Pod};
@@ -22,6 +23,12 @@ pub enum Verb {
     Status,
     /// Which versions are spoken.
     Version,
+}
+
+impl fmt::Display for Verb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 impl Verb {
@@ -151,7 +158,7 @@ impl Environment {
     }
 }
 
-fn checked<T: std::str::FromStr<Err: std::fmt::Display>>(
+fn checked<T: std::str::FromStr<Err: fmt::Display>>(
     name: &str,
     value: Option<String>,
     problems: &mut Vec<String>,

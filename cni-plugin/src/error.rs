@@ -1,10 +1,14 @@
 //! What can go wrong, and the code that the CNI specification (section "Error") gives it.
 
+use std::io::ErrorKind;
+
 use polder_api::IfName;
 use polder_api::client::ClientError;
+use polder_api::frame::FrameError;
 use polder_api::message::{Refusal, RefusalKind};
 use serde_json::json;
 
+use crate::environment::Verb;
 use crate::version::Version;
 
 /// An error that the runtime is told.
@@ -15,6 +19,14 @@ pub enum Error {
     Version {
         /// What it says.
         given: String,
+    },
+    /// The version of the configuration does not have the command.
+    #[error("CNI {version} has no {command}: it needs cniVersion {} or later", command.since())]
+    NoCommand {
+        /// What was called.
+        command: Verb,
+        /// The version of the configuration.
+        version: Version,
     },
     /// The configuration has a key that is not known.
     #[error("the configuration has a key that polder does not know: {key:?} with value {value}")]
@@ -110,10 +122,22 @@ impl Error {
         move |source| Self::File { action, source }
     }
 
+    /// Whether it may pass by itself within seconds: the agent is being replaced, or it says so.
+    pub fn passes(&self) -> bool {
+        match self {
+            Self::Agent(ClientError::Unreachable { source, .. }) => {
+                matches!(source.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
+            }
+            Self::Agent(ClientError::NoAnswer { source, .. }) => matches!(source, FrameError::Io(_)),
+            Self::Refused(refusal) => refusal.kind == RefusalKind::TryAgain,
+            _ => false,
+        }
+    }
+
     /// The code: 1 to 99 are the specification's, from 100 on they are ours.
     pub fn code(&self) -> u32 {
         match self {
-            Self::Version { .. } => 1,
+            Self::Version { .. } | Self::NoCommand { .. } => 1,
             Self::UnknownKey { .. } => 2,
             Self::Environment(_) => 4,
             Self::Input(_) | Self::Kernel { .. } | Self::File { .. } | Self::BridgeFull => 5,

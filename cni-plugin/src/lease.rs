@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use polder_api::client::ClientError;
 use polder_api::message::{LeasedAddress, Refusal, RefusalKind, Reply, Request};
 
 use crate::agent::{add_request, unexpected};
@@ -9,6 +10,7 @@ use crate::call::Call;
 use crate::check::check_previous;
 use crate::del;
 use crate::error::Error;
+use crate::patience::until_it_passes;
 use crate::result::ipam_result;
 
 /// How long the agent has to answer: it may have to claim a block first.
@@ -17,7 +19,10 @@ const AGENT_PATIENCE: Duration = Duration::from_secs(30);
 /// Gives the container's interface addresses.
 pub fn add(call: &Call) -> Result<String, Error> {
     let request = Request::Lease(add_request(call));
-    let addresses = leased(call.network.agent(AGENT_PATIENCE)?.ask(&request)?)?;
+    // What became of an attempt without an answer is not known: only a DEL undoes it.
+    let passes =
+        |error: &Error| error.passes() && !matches!(error, Error::Agent(ClientError::NoAnswer { .. }));
+    let addresses = until_it_passes(passes, || leased(call.network.agent(AGENT_PATIENCE)?.ask(&request)?))?;
     Ok(ipam_result(&call.network.conf, &addresses))
 }
 
@@ -26,11 +31,16 @@ pub fn del(call: &Call) -> Result<(), Error> {
     del::interface(call)
 }
 
-/// Whether the addresses are those of the ledger.
+/// Whether the addresses are those of the ledger, as far as an agent answers.
 pub fn check(call: &Call) -> Result<(), Error> {
     let request = Request::Leased(call.attachment());
-    let addresses = leased(call.network.agent(AGENT_PATIENCE)?.ask(&request)?)?;
-    check_previous(call, addresses.iter().map(|leased| leased.address.ip()))
+    let asked = call.network.agent(AGENT_PATIENCE).and_then(|mut agent| leased(agent.ask(&request)?));
+    match asked {
+        Ok(addresses) => check_previous(call, addresses.iter().map(|leased| leased.address.ip())),
+        // What the ledger says cannot be known now, and is no difference.
+        Err(error) if error.passes() => check_previous(call, std::iter::empty()),
+        Err(error) => Err(error),
+    }
 }
 
 fn leased(reply: Reply) -> Result<Vec<LeasedAddress>, Error> {

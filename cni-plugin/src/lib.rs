@@ -19,6 +19,7 @@ pub mod lease;
 pub mod loopback;
 pub mod netconf;
 pub mod node;
+pub mod patience;
 pub mod pod;
 pub mod process;
 pub mod result;

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use crate::environment::Verb;
 use crate::error::Error;
 use crate::version::Version;
 
@@ -76,6 +77,28 @@ pub fn version(text: &str) -> Result<(Version, Map<String, Value>), Error> {
         Some(version) => Ok((version, conf)),
         None => Err(Error::Version { given }),
     }
+}
+
+/// The part of a configuration that a verb needs. An ADD needs all of it: what is not understood must not be taken for done. The
+/// others are about a pod that is attached already, and a key that they do not need must not keep them from their work.
+pub fn needed_by(verb: Verb, conf: &Map<String, Value>) -> Map<String, Value> {
+    let more: &[&str] = match verb {
+        Verb::Add | Verb::Version => return conf.clone(),
+        Verb::Del => &[],
+        Verb::Check => &["prevResult"],
+        Verb::Gc => &[VALID, VALID_BEFORE_1_1],
+        Verb::Status => &["pool"],
+    };
+    let is_needed = |key: &str| ["name", "socket", "ipam"].contains(&key) || more.contains(&key);
+    let mut needed: Map<String, Value> = conf
+        .iter()
+        .filter(|(key, _)| is_needed(key))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+    if let Some(Value::Object(ipam)) = needed.get_mut("ipam") {
+        ipam.retain(|key, _| ["type", "socket"].contains(&key.as_str()) || more.contains(&key.as_str()));
+    }
+    needed
 }
 
 impl NetConf {

@@ -54,6 +54,7 @@ mod tests {
 
     fn link(index: u32, name: &str, kind: Kind, controller: Option<u32>) -> (String, Link) {
         let link = Link {
+            has_neighbours: true,
             index: IfIndex::new(index),
             name: name.to_owned(),
             up: true,

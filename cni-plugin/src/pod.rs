@@ -67,7 +67,12 @@ impl PodNamespace {
         let failed = || Error::kernel(format!("configure {interface} in the pod"));
         let gone = || Refusal::new(RefusalKind::Failed, format!("{interface} in the pod is gone again"));
         let index = self.link(interface)?.ok_or_else(gone)?.index;
-        self.keep_addresses(interface)?;
+        if wiring.addresses.iter().any(|own| own.address.is_ipv6()) {
+            // Where new interfaces of the namespace have no IPv6 (`conf/default`).
+            self.set_ipv6(interface, "disable_ipv6", "0")?;
+        }
+        // IPv6 addresses survive the interface's being switched off and on, as others do to change something else of it.
+        self.set_ipv6(interface, "keep_addr_on_down", "1")?;
         let taken = self.socket.default_routes(Table::MAIN).map_err(failed())?;
         let mut operations: Vec<Operation> = vec![
             // Some runtimes do it, and some pods have no runtime.
@@ -103,12 +108,15 @@ impl PodNamespace {
         self.socket.execute_all(operations).map_err(failed())
     }
 
-    /// Lets IPv6 addresses survive the interface's being switched off and on, as others do to change something else of it.
-    fn keep_addresses(&self, interface: &IfName) -> Result<(), Error> {
-        let setting = format!("/proc/sys/net/ipv6/conf/{interface}/keep_addr_on_down");
-        let failed = || Error::file(format!("set {setting} in the pod"));
-        let written = namespace::within(&self.file, || fs::write(&setting, "1")).map_err(failed())?;
-        match written {
+    /// Sets what the kernel does with IPv6 on the interface.
+    fn set_ipv6(&self, interface: &IfName, setting: &str, value: &str) -> Result<(), Error> {
+        let path = format!("/proc/sys/net/ipv6/conf/{interface}/{setting}");
+        let failed = || Error::file(format!("set {path} to {value} in the pod"));
+        let written = namespace::within(&self.file, || {
+            let is_set = fs::read_to_string(&path).is_ok_and(|found| found.trim() == value);
+            if is_set { Ok(()) } else { fs::write(&path, value) }
+        });
+        match written.map_err(failed())? {
             // There is no IPv6, or settings cannot be changed here: no pod has to do without a network for that.
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ReadOnlyFilesystem) => {
                 Ok(())

@@ -55,9 +55,7 @@ impl Wishes {
         ]);
         Ok(Self {
             addresses: match addresses {
-                Some((key, texts)) => {
-                    texts.iter().map(|text| address(key, text)).collect::<Result<_, _>>()?
-                }
+                Some((key, texts)) => distinct(key, &texts)?,
                 None => Vec::new(),
             },
             mac: mac.map(|(key, text)| single(key, &text)).transpose()?,
@@ -74,6 +72,18 @@ impl Wishes {
 /// The first that is there, with where it is.
 fn first<T, const N: usize>(found: [(&'static str, Option<T>); N]) -> Option<(&'static str, T)> {
     found.into_iter().find_map(|(key, value)| Some((key, value?)))
+}
+
+/// The addresses. One that is given twice, as podman's `network reload` does, is one address.
+fn distinct(key: &str, texts: &[String]) -> Result<Vec<IpAddr>, Error> {
+    let mut addresses = Vec::new();
+    for text in texts {
+        let address = address(key, text)?;
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    Ok(addresses)
 }
 
 /// An address, as it is or with the length of its network.
@@ -129,6 +139,13 @@ mod tests {
         assert_eq!(seen(2).addresses.len(), 2);
         assert_eq!(seen(3).mac.unwrap().to_string(), "02:00:00:00:00:01");
         assert_eq!(seen(4).addresses.len(), 1);
+    }
+
+    #[test]
+    fn an_address_that_is_given_twice_is_one() {
+        let conf = json!({ "runtimeConfig": { "ips": ["10.0.0.1", "fd00::1", "10.0.0.1/24"] } });
+        let addresses = read(&conf, &Arguments::default()).unwrap().addresses;
+        assert_eq!(addresses, ["10.0.0.1".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
     }
 
     #[test]

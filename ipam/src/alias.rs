@@ -2,8 +2,9 @@
 
 use polder_api::{Attachment, Pod};
 
-/// `IFALIASZ` (`include/uapi/linux/if.h`) less the NUL.
-const LONGEST: usize = 255;
+/// The longest alias that the kernel takes, in bytes. Its buffer has 256 (`IFALIASZ`, `include/uapi/linux/if_link.h`), and the
+/// attribute is sent with its NUL: Linux 6.18 refuses 255 bytes.
+pub const LONGEST: usize = 254;
 
 /// The attachment and its pod in words, the attachment first.
 pub fn write(attachment: &Attachment, pod: Option<&Pod>) -> String {

@@ -192,7 +192,7 @@ fn a_configuration_that_is_wrong_is_refused_with_its_code_and_its_key() {
         let mut conf = own(case);
         conf.as_object_mut().unwrap().remove("cniVersion");
         let (code, said) = case.refused("CHECK", &[], &[], &conf);
-        assert!(code == 7 && said.contains("no CHECK in CNI 0.1.0"), "{said}");
+        assert!(code == 1 && said.contains("CNI 0.1.0 has no CHECK"), "{said}");
     });
 }
 
@@ -202,7 +202,7 @@ fn a_verb_that_the_version_does_not_have_is_refused() {
         for (verb, since) in [("CHECK", "0.4.0"), ("GC", "1.1.0"), ("STATUS", "1.1.0")] {
             if case.version < since {
                 let (code, said) = case.refused(verb, &[], &[], &own(case));
-                assert!(code == 7 && said.contains(&format!("no {verb} in CNI {}", case.version)), "{said}");
+                assert!(code == 1 && said.contains(&format!("CNI {} has no {verb}", case.version)), "{said}");
             }
         }
     });
