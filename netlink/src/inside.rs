@@ -39,17 +39,20 @@ impl Inside {
             return Ok(Some(format!("{name} in the pod has MAC address {found} instead of {mac}")));
         }
         let found_addresses = pod.addresses()?;
-        let neighbours = pod.neighbours()?;
+        let neighbours = pod.known_neighbours()?;
         for own in addresses {
             let prefix = host_prefix(own.address);
             if !found_addresses.iter().any(|found| found.index == link.index && found.address == prefix) {
                 return Ok(Some(format!("{name} in the pod does not have the address {prefix}")));
             }
-            let gateway = Neighbour { index: link.index, address: own.gateway, mac: *gateway_mac };
-            if !neighbours.contains(&gateway) {
+            // None at all is no fault, as where another plugin has set the MAC address anew: then the pod asks for it.
+            let is_wrong = |found: &&Neighbour| {
+                found.index == link.index && found.address == own.gateway && found.mac != *gateway_mac
+            };
+            if let Some(wrong) = neighbours.iter().find(is_wrong) {
                 return Ok(Some(format!(
-                    "the pod does not know its gateway {} at {gateway_mac}",
-                    own.gateway
+                    "the pod knows its gateway {} at {} instead of {gateway_mac}",
+                    own.gateway, wrong.mac
                 )));
             }
             if !has_way_out(pod, link.index, own)? {

@@ -119,8 +119,22 @@ impl Forward {
 impl RouteSocket {
     /// The permanent neighbours behind all interfaces, of both families.
     pub fn neighbours(&mut self) -> Result<Vec<Neighbour>, Error> {
+        self.neighbours_in(|state| state == NeighbourState::Permanent)
+    }
+
+    /// The neighbours behind all interfaces, of both families, that packets are sent to: the permanent ones, and those that were
+    /// learned (`NUD_VALID`, `include/net/neighbour.h`).
+    pub fn known_neighbours(&mut self) -> Result<Vec<Neighbour>, Error> {
+        use NeighbourState::{Delay, Noarp, Permanent, Probe, Reachable, Stale};
+        self.neighbours_in(|state| matches!(state, Permanent | Noarp | Reachable | Stale | Delay | Probe))
+    }
+
+    fn neighbours_in(&mut self, is_wanted: impl Fn(NeighbourState) -> bool) -> Result<Vec<Neighbour>, Error> {
         let message = NeighbourMessage::default();
-        self.dump(RouteNetlinkMessage::GetNeighbour(message), |message| neighbour(&message))
+        self.dump(RouteNetlinkMessage::GetNeighbour(message), |message| match &message {
+            RouteNetlinkMessage::NewNeighbour(entry) if is_wanted(entry.header.state) => neighbour(entry),
+            _ => None,
+        })
     }
 
     /// The forwarding entries of all bridge ports and tunnels, without those that ports have learned, those of their
@@ -132,11 +146,7 @@ impl RouteSocket {
     }
 }
 
-fn neighbour(message: &RouteNetlinkMessage) -> Option<Neighbour> {
-    let RouteNetlinkMessage::NewNeighbour(message) = message else { return None };
-    if message.header.state != NeighbourState::Permanent {
-        return None;
-    }
+fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
     let mut address = None;
     for attribute in &message.attributes {
         match attribute {

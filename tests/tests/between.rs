@@ -273,7 +273,10 @@ fn a_pods_own_side_that_was_changed_is_named_on_its_node_and_by_a_check_of_the_c
             ("ip -6 route del default".to_owned(), "no default route"),
             ("ip link set eth0 down".to_owned(), "switched off"),
             (format!("ip address del {v4}/32 dev eth0"), "does not have the address"),
-            (format!("ip neigh del {gateway} dev eth0"), "does not know its gateway"),
+            (
+                format!("ip neigh replace {gateway} lladdr 02:00:00:00:00:08 dev eth0 nud permanent"),
+                "at 02:00:00:00:00:08 instead of",
+            ),
             ("ip link set eth0 address 02:00:00:00:00:09".to_owned(), "has MAC address 02:00:00:00:00:09"),
         ] {
             sh(&damage);

@@ -79,7 +79,10 @@ fn damage_the_pod(checked: &Checked<'_>) {
         ("ip link set eth0 down".to_owned(), "eth0 in the pod is switched off"),
         (format!("ip address del {own}/32 dev eth0"), "does not have the address"),
         ("ip route del default".to_owned(), "no default route"),
-        (format!("ip neigh del {gateway} dev eth0"), "does not know its gateway"),
+        (
+            format!("ip neigh replace {gateway} lladdr 02:00:00:00:00:08 dev eth0 nud permanent"),
+            "at 02:00:00:00:00:08 instead of",
+        ),
     ] {
         checked.pod.run("sh", &["-ec", &damage]);
         checked.assert_found(&damage, sign);
