@@ -373,5 +373,4 @@ mod print;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use etcd::pem;
 pub use print::printed;

@@ -81,6 +81,12 @@ impl Task {
                 _ = self.underlay.changed() => {
                     let underlay = self.underlay.borrow().clone();
                     let own = underlay.as_ref().map(|underlay| underlay.addresses()).unwrap_or_default();
+                    let before = self.view.borrow().own.clone();
+                    if before.iter().any(|address| !own.contains(address))
+                        && let Err(error) = self.store.reconnect().await
+                    {
+                        warn!(%error, "the connections to the store are not made anew");
+                    }
                     let needed = underlay.map(|underlay| underlay.needed.clone()).unwrap_or_default();
                     self.view.send_if_modified(|view| {
                         let is_other = view.own != own || view.needed != needed;

@@ -26,7 +26,7 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use self::answer::{CLIENT_CERTIFICATE, explain, refusal};
-use self::config::{Credentials, EtcdConfig, Password};
+use self::config::{Credentials, EtcdConfig, Password, Pem};
 use self::members::{Member, Members};
 use self::session::Turn;
 use crate::writes::{Writes, Written};
@@ -85,8 +85,7 @@ impl Etcd {
                               https:// endpoints on this node";
                 return Err(StoreError::Unusable { store: self.name(), reason: reason.to_owned() });
             }
-            config.identity =
-                Some((shown.certificate.clone().into_bytes(), shown.key.0.clone().into_bytes()));
+            config.identity = Some((inline(&shown.certificate), inline(&shown.key.0)));
         }
         // Whoever shows a certificate is whom it names, and not the agent's user.
         config.credentials = own.user.as_ref().map(|user| Credentials {
@@ -167,6 +166,15 @@ impl Etcd {
 
     fn turn(&self) -> Arc<Mutex<Turn>> {
         Arc::clone(&self.turn)
+    }
+
+    /// Gives up all connections, where an address of this host is gone.
+    pub(crate) async fn reconnect(&self) -> Result<(), StoreError> {
+        self.members.reconnect().await
+    }
+
+    fn reconnections(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.members.reconnections()
     }
 
     /// Goes on to the next member, unless somebody else has left that one already.
@@ -381,6 +389,10 @@ where
 {
     let outcome = attempt().await?;
     if outcome.as_ref().is_err_and(&is_stale) { attempt().await } else { Ok(outcome) }
+}
+
+fn inline(pem: &str) -> Pem {
+    Pem::Inline(pem.to_owned().into_bytes())
 }
 
 /// The revision of the store at which an answer was given.

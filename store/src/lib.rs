@@ -77,6 +77,14 @@ impl Store {
         }
     }
 
+    /// Gives up all connections to it, because an address of this host is gone that they may have been made from.
+    pub async fn reconnect(&self) -> Result<(), StoreError> {
+        match self {
+            Self::Etcd(etcd) => etcd.reconnect().await,
+            Self::Embedded(_) => Ok(()),
+        }
+    }
+
     /// Whether what is sent to it is encrypted, or does not leave this machine.
     pub fn is_encrypted(&self) -> bool {
         match self {

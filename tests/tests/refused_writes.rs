@@ -9,7 +9,7 @@ use std::time::Duration;
 use polder_ipam::store::{Outcome, StoreError, Txn, Write};
 use polder_store::Store;
 use polder_store::etcd::Etcd;
-use polder_store::etcd::config::EtcdConfig;
+use polder_store::etcd::config::{EtcdConfig, Pem};
 use polder_tests::agent::Worker;
 use polder_tests::tls::Authority;
 use polder_tests::{Lab, Topology, cni, wait};
@@ -257,8 +257,8 @@ fn etcd_config(lab: &Lab, folder: &Path) -> EtcdConfig {
     let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
     EtcdConfig {
         endpoints: lab.etcd.endpoints(),
-        ca: Some(read("ca.pem")),
-        identity: Some((read("polder.pem"), read("polder.key"))),
+        ca: Some(Pem::Inline(read("ca.pem"))),
+        identity: Some((Pem::Inline(read("polder.pem")), Pem::Inline(read("polder.key")))),
         ..EtcdConfig::default()
     }
 }

@@ -1,12 +1,9 @@
 //! The `[etcd]` of the configuration: where the cluster's records are, and what the agent shows there.
 
-use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use polder_ipam::prefix::Prefix;
-use polder_store::etcd::config::EtcdConfig;
-use polder_store::etcd::config::{Credentials, Password};
+use polder_store::etcd::config::{Credentials, EtcdConfig, Password, Pem};
 use polder_store::etcd::endpoint::Endpoint;
 use polder_store::etcd::lookup::is_domain;
 use serde::{Deserialize, Serialize};
@@ -135,21 +132,11 @@ fn is_secure(endpoints: &[String]) -> Result<bool, ConfigError> {
     Ok(secure != 0)
 }
 
-/// Reads the file of PEM blocks that the key names.
-fn named_pem(key: &'static str, path: &Path) -> Result<Vec<u8>, ConfigError> {
-    pem(&absolute(key, path)?).or_else(|problem| value(key, problem))
-}
-
-/// Reads a file of PEM blocks; or what is wrong with it.
-pub(crate) fn pem(path: &Path) -> Result<Vec<u8>, String> {
-    match fs::read(path) {
-        Ok(bytes) if String::from_utf8_lossy(&bytes).contains("-----BEGIN ") => Ok(bytes),
-        Ok(_) => Err(format!("{} holds no PEM block", path.display())),
-        // The agent's service is root without the right to read what is another user's.
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => Err(format!(
-            "{0}: {error}. Whoever runs this has to own the file, for the agent: chown root: {0}",
-            path.display()
-        )),
-        Err(error) => Err(format!("{}: {error}", path.display())),
+/// The file of PEM blocks that the key names, which can be read now.
+fn named_pem(key: &'static str, path: &Path) -> Result<Pem, ConfigError> {
+    let pem = Pem::File(absolute(key, path)?);
+    match pem.read() {
+        Ok(_) => Ok(pem),
+        Err(problem) => value(key, problem),
     }
 }

@@ -5,9 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use polder_api::credentials::{ClientCertificate, EtcdCredentials, Secret, User};
-use polder_store::etcd::config::Password;
-
-use crate::config::pem;
+use polder_store::etcd::config::{Password, Pem};
 
 /// The variable with the password of `--etcd-user`. It is no flag: everybody on the machine can read those.
 const PASSWORD: &str = "POLDERCTL_ETCD_PASSWORD";
@@ -65,7 +63,7 @@ impl CredentialArguments {
         };
         let read = |flag: &str, path: &Path| {
             let file = |problem: String| NoCredentials::File(format!("{flag}: {problem}"));
-            let bytes = pem(path).map_err(file)?;
+            let bytes = Pem::File(path.to_owned()).read().map_err(file)?;
             String::from_utf8(bytes).map_err(|_| file(format!("{} is not text", path.display())))
         };
         let certificate = read("--etcd-cert", cert)?;

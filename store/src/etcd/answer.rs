@@ -3,6 +3,8 @@
 //! The codes and texts are those of etcd 3.4.23, 3.5.30 and 3.6.14. A code alone is not enough: the client's own HTTP/2
 //! stack makes 7 and 8 of resets of the connection, and then nobody knows what became of the request.
 
+use std::error::Error as _;
+
 use polder_ipam::store::refusal::{Cause, Refusal};
 
 // Codes of gRPC.
@@ -81,15 +83,22 @@ pub(super) fn refusal(error: &etcd_client::Error) -> Option<Refusal> {
 pub(super) const CLIENT_CERTIFICATE: &str = "does etcd want a client certificate? Then etcd.cert and etcd.key (of polderctl --etcd-cert \
                                   and --etcd-key) must be signed by the authority that it trusts";
 
-/// The error with all that lies behind it, and whether it is known what to look at, which is told then.
+/// The cause of the error, and whether it is known what to look at, which is told then. What lies before the last cause names layers
+/// of the client, and the address once more.
 pub(super) fn explain(error: &etcd_client::Error) -> (String, bool) {
+    // The client's own error names no source.
+    let (mut last, mut source) = match error {
+        etcd_client::Error::GRpcStatus(status) => (status.message().to_owned(), status.source()),
+        etcd_client::Error::TransportError(error) => (error.to_string(), error.source()),
+        error => (error.to_string(), None),
+    };
     let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
+    if last.is_empty() {
+        last.clone_from(&text);
+    }
     while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
+        last = cause.to_string();
+        text = format!("{text}: {last}");
         source = cause.source();
     }
     let hints = [
@@ -105,8 +114,8 @@ pub(super) fn explain(error: &etcd_client::Error) -> (String, bool) {
     let known = hints.iter().find(|(sign, _)| text.contains(sign)).map(|(_, hint)| (*hint).to_owned());
     let denied = text.contains("permission denied").then(|| Cause::Permission.remedy());
     match known.or(denied) {
-        Some(hint) => (format!("{text} ({hint})"), true),
-        None => (text, false),
+        Some(hint) => (format!("{last} ({hint})"), true),
+        None => (last, false),
     }
 }
 
@@ -170,6 +179,17 @@ mod tests {
         ] {
             assert_eq!(cause(code, words), None, "{code} {words}");
         }
+    }
+
+    #[tokio::test]
+    async fn of_a_connection_that_is_refused_the_kernels_words_are_told_with_what_to_look_at() {
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let mut client = etcd_client::Client::connect([format!("http://{closed}")], None).await.unwrap();
+        let error = client.get("x", None).await.unwrap_err();
+        assert_eq!(
+            explain(&error),
+            ("Connection refused (os error 111) (is etcd running there?)".to_owned(), true)
+        );
     }
 
     #[test]

@@ -258,6 +258,7 @@ fn no_answer() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::etcd::config::Pem;
 
     fn found(source: &str, host: &str, address: &str) -> Found {
         let by = Some(By { source: source.to_owned(), host: host.to_owned() });
@@ -282,7 +283,7 @@ mod tests {
         let name = |ca: Option<&str>| {
             let config = EtcdConfig {
                 discovery_srv: Some("example.org.".to_owned()),
-                ca: ca.map(|ca| ca.as_bytes().to_vec()),
+                ca: ca.map(|ca| Pem::Inline(ca.as_bytes().to_vec())),
                 ..EtcdConfig::default()
             };
             match Lookup::new(&config).sources.pop() {

@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions, TlsOptions};
 use polder_ipam::store::StoreError;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::answer::explain;
-use super::config::EtcdConfig;
+use super::config::{EtcdConfig, Tls};
 use super::lookup::{By, Found, Lookup};
 use super::session::Session;
 
@@ -36,25 +36,27 @@ pub(super) struct Member {
     pub(super) client: Client,
     /// How this client is known there.
     pub(super) session: Session,
+    /// What is shown there, and what is believed.
+    tls: Tls,
     /// Whether it is known to be a member itself and no proxy, since it was last left.
     is_direct: AtomicBool,
 }
 
 impl Member {
     /// Prepares a connection. Succeeds whether or not the member is there.
-    async fn new(config: &EtcdConfig, found: Found) -> Result<Arc<Self>, StoreError> {
+    async fn new(tls: Option<&Tls>, found: Found) -> Result<Arc<Self>, StoreError> {
         let mut options = ConnectOptions::new()
             .with_connect_timeout(CONNECT_PATIENCE)
             .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
             .with_keep_alive_while_idle(true)
             // A member that lost touch with the others ends its streams, instead of going quiet.
             .with_require_leader(true);
-        if config.is_secure() {
-            let tls = tls(config);
+        if let Some(tls) = tls {
+            let shown = shown(tls);
             // The certificate names the host, not its address.
             options = options.with_tls(match &found.by {
-                Some(by) => tls.domain_name(&by.host),
-                None => tls,
+                Some(by) => shown.domain_name(&by.host),
+                None => shown,
             });
         }
         // Without the user: with one, it would log in here, and fail where one member of several is away.
@@ -66,7 +68,13 @@ impl Member {
             },
             reason: explain(&error).0,
         })?;
-        Ok(Arc::new(Self { found, client, session: Session::default(), is_direct: AtomicBool::new(false) }))
+        Ok(Arc::new(Self {
+            found,
+            client,
+            session: Session::default(),
+            tls: tls.cloned().unwrap_or_default(),
+            is_direct: AtomicBool::new(false),
+        }))
     }
 
     /// Whether it is known to be a member itself.
@@ -100,6 +108,8 @@ struct Shared {
     known: Mutex<Known>,
     /// Rings when a member was left.
     left: Arc<Notify>,
+    /// How often all connections were given up at once.
+    reconnections: watch::Sender<u64>,
 }
 
 /// What is known of the members.
@@ -118,7 +128,7 @@ impl Members {
         let mut lookup = Lookup::new(config);
         let shared = Arc::new(Shared::new(config.clone(), Known::default()));
         shared.look_up(&mut lookup).await?;
-        if lookup.has_names() {
+        if lookup.has_names() || config.is_renewable() {
             tokio::spawn(follow_names(lookup, Arc::downgrade(&shared), Arc::clone(&shared.left)));
         }
         Ok(Self(shared))
@@ -130,11 +140,40 @@ impl Members {
             let known = self.0.lock();
             (known.members.clone(), known.current, known.problem.clone())
         };
+        let shared = Shared::new(config.clone(), Known::default());
+        let tls = shared.tls()?;
         let mut members = Vec::new();
         for member in before {
-            members.push(Member::new(config, member.found.clone()).await?);
+            members.push(Member::new(tls.as_ref(), member.found.clone()).await?);
         }
-        Ok(Self(Arc::new(Shared::new(config.clone(), Known { members, current, problem }))))
+        *shared.lock() = Known { members, current, problem };
+        Ok(Self(Arc::new(shared)))
+    }
+
+    /// Gives up all connections, and those who read from them are to begin anew: an address of this host is gone that they may have
+    /// been made from, and TCP would try for long.
+    pub(super) async fn reconnect(&self) -> Result<(), StoreError> {
+        let before = self.0.lock().members.clone();
+        let mut members = Vec::new();
+        for member in before {
+            members.push(
+                Member::new(Some(&member.tls).filter(|_| self.is_secure()), member.found.clone()).await?,
+            );
+        }
+        {
+            let mut known = self.0.lock();
+            known.current = known.current.min(members.len().saturating_sub(1));
+            known.members = members;
+        }
+        self.0.reconnections.send_modify(|count| *count += 1);
+        Ok(())
+    }
+
+    /// Changes when all connections were given up.
+    pub(super) fn reconnections(&self) -> watch::Receiver<u64> {
+        let mut reconnections = self.0.reconnections.subscribe();
+        reconnections.mark_unchanged();
+        reconnections
     }
 
     /// How they are reached.
@@ -183,7 +222,21 @@ impl Members {
 
 impl Shared {
     fn new(config: EtcdConfig, known: Known) -> Self {
-        Self { config, known: Mutex::new(known), left: Arc::default() }
+        Self {
+            config,
+            known: Mutex::new(known),
+            left: Arc::default(),
+            reconnections: watch::Sender::default(),
+        }
+    }
+
+    /// What a connection shows, where TLS is used.
+    fn tls(&self) -> Result<Option<Tls>, StoreError> {
+        if !self.config.is_secure() {
+            return Ok(None);
+        }
+        let unusable = |reason| StoreError::Unusable { store: "etcd".to_owned(), reason };
+        self.config.tls().map(Some).map_err(unusable)
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -205,14 +258,20 @@ impl Shared {
         has_names: bool,
     ) -> Result<(), StoreError> {
         let before = self.lock().members.clone();
+        let tls = self.tls()?;
+        let shown = tls.clone().unwrap_or_default();
+        if before.iter().any(|member| member.tls != shown) {
+            info!("the certificates for etcd were renewed");
+        }
         let (mut members, mut failed) = (Vec::new(), None);
         for found in found {
-            if let Some(known) = before.iter().find(|member| member.found == found) {
+            let is_same = |member: &&Arc<Member>| member.found == found && member.tls == shown;
+            if let Some(known) = before.iter().find(is_same) {
                 members.push(Arc::clone(known));
                 continue;
             }
             let is_of_record = found.by.as_ref().is_some_and(By::is_record);
-            match Member::new(&self.config, found).await {
+            match Member::new(tls.as_ref(), found).await {
                 Ok(member) => members.push(member),
                 Err(error) if is_of_record => {
                     problem = Some(error.to_string());
@@ -236,39 +295,40 @@ impl Shared {
             info!("the members of etcd are {}", words(&members).join(", "));
         }
         let used = known.members.get(known.current);
-        let place = used.and_then(|used| members.iter().position(|member| Arc::ptr_eq(member, used)));
+        let place = used.and_then(|used| members.iter().position(|member| member.found == used.found));
         *known = Known { current: place.unwrap_or_default(), members, problem };
         Ok(())
     }
 }
 
-/// Looks names up again and again, until nobody uses the members any more.
+/// Looks names up again and again, and whether certificates were renewed, until nobody uses the members any more.
 async fn follow_names(mut lookup: Lookup, shared: Weak<Shared>, left: Arc<Notify>) {
     loop {
         let _ = timeout(LOOKUP.0, left.notified()).await;
         let Some(shared) = shared.upgrade() else { return };
         if let Err(error) = shared.look_up(&mut lookup).await {
-            warn!(%error, "a member of etcd is left out");
+            warn!(%error, "the members of etcd are as before");
         }
         drop(shared);
         sleep(LOOKUP.1).await;
     }
 }
 
-fn tls(config: &EtcdConfig) -> TlsOptions {
-    let mut tls = TlsOptions::new();
-    if let Some(ca) = &config.ca {
-        tls = tls.ca_certificate(etcd_client::Certificate::from_pem(ca));
+fn shown(tls: &Tls) -> TlsOptions {
+    let mut options = TlsOptions::new();
+    if let Some(ca) = &tls.ca {
+        options = options.ca_certificate(etcd_client::Certificate::from_pem(ca));
     }
-    if let Some((certificate, key)) = &config.identity {
-        tls = tls.identity(etcd_client::Identity::from_pem(certificate, key));
+    if let Some((certificate, key)) = &tls.identity {
+        options = options.identity(etcd_client::Identity::from_pem(certificate, key));
     }
-    tls
+    options
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::etcd::config::Pem;
 
     #[tokio::test]
     async fn other_credentials_start_at_the_member_in_use_and_look_nothing_up() {
@@ -292,7 +352,7 @@ mod tests {
     async fn a_record_that_cannot_be_used_is_named_and_leaves_the_others_alone() {
         let config = EtcdConfig {
             discovery_srv: Some("example.org".to_owned()),
-            ca: Some(Vec::new()),
+            ca: Some(Pem::Inline(Vec::new())),
             ..EtcdConfig::default()
         };
         let found = |host: &str| Found {

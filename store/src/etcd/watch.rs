@@ -97,6 +97,7 @@ impl Follower {
         if let Some(loaded) = loaded {
             self.send(loaded).await?;
         }
+        let mut reconnections = self.etcd.reconnections();
         let member = self.etcd.member().await?;
         let mut client = member.client.clone();
         let options =
@@ -117,7 +118,12 @@ impl Follower {
                 self.verify().await?;
                 verified = Instant::now();
             }
-            match timeout_at(Instant::now() + PROGRESS_EVERY, stream.message()).await {
+            let said = tokio::select! {
+                // Cancel-safe: a message stays in the stream until it is taken.
+                said = timeout_at(Instant::now() + PROGRESS_EVERY, stream.message()) => said,
+                _ = reconnections.changed() => return Err(broken("an address of this node is gone".to_owned())),
+            };
+            match said {
                 Ok(Ok(Some(response))) => {
                     heard = Instant::now();
                     if let Some(update) = self.position.hear(hear(&response))? {
