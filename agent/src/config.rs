@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use self::cni::CniFile;
 use self::etcd::EtcdFile;
+use self::http::HttpAddress;
 use self::layers::Layers;
 use crate::conflist::Network;
 use crate::kernel::sysctl;
@@ -48,7 +49,7 @@ pub struct Flags {
     pub cni_conf_dir: Option<PathBuf>,
     /// Where metrics and health are served [default: 127.0.0.1:9474]
     #[arg(long, value_name = "ADDR")]
-    pub http: Option<SocketAddr>,
+    pub http: Option<HttpAddress>,
     /// Check the configuration, say what is wrong with it, and exit
     #[arg(long)]
     pub check_config: bool,
@@ -155,14 +156,12 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// The file is not what it should be.
-    #[error("{}:{line}: {message}", path.display())]
+    #[error("{}", in_file(path, faults))]
     Parse {
         /// The file.
         path: PathBuf,
-        /// Where in it.
-        line: usize,
-        /// What is wrong.
-        message: String,
+        /// What is wrong, and in which line.
+        faults: Vec<(usize, String)>,
     },
     /// A variable of the environment is not what it should be.
     #[error("environment variable {name}: {problem}")]
@@ -189,6 +188,12 @@ pub enum ConfigError {
 }
 
 /// All that can be set, as it is written, with the defaults of what is not.
+/// One line for each fault.
+fn in_file(path: &Path, faults: &[(usize, String)]) -> String {
+    let line = |(line, problem): &(usize, String)| format!("{}:{line}: {problem}", path.display());
+    faults.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 struct File {
@@ -199,7 +204,7 @@ struct File {
     cni: CniFile,
     proc_sys_net: PathBuf,
     allow_ephemeral_state: bool,
-    http: SocketAddr,
+    http: HttpAddress,
     store: StoreKind,
     mtu: Option<u32>,
     resync_seconds: u64,
@@ -222,7 +227,7 @@ impl Default for File {
             cni: CniFile::default(),
             proc_sys_net: sysctl::USUAL_FOLDER.into(),
             allow_ephemeral_state: false,
-            http: SocketAddr::from(([127, 0, 0, 1], 9474)),
+            http: HttpAddress::new(SocketAddr::from(([127, 0, 0, 1], 9474))),
             store: StoreKind::default(),
             mtu: None,
             resync_seconds: 30,
@@ -300,7 +305,7 @@ impl Config {
             network: file.cni.check()?,
             proc_sys_net,
             allow_ephemeral_state,
-            http: file.http,
+            http: file.http.get(),
             prefix: file.etcd.prefix.clone(),
             store: match file.store {
                 StoreKind::Etcd => StoreConfig::Etcd(file.etcd.check()?),
@@ -374,3 +379,4 @@ mod print;
 mod tests;
 
 pub use print::printed;
+mod http;

@@ -44,7 +44,7 @@ fn a_configuration_that_makes_no_sense_ends_the_agent_before_it_touches_anything
     };
     for (config, sign) in [
         (format!("colour = \"red\"\n{good}"), "agent.toml:1: unknown field `colour`"),
-        (format!("mtu = \"large\"\n{good}"), "agent.toml:1: invalid type: string \"large\""),
+        (format!("mtu = \"large\"\n{good}"), "agent.toml:1: mtu: invalid type: string \"large\""),
         ("node = \"n1\"\n".to_owned(), "etcd.endpoints: no endpoint is given"),
         (bootstrap("\"10.244.0.0/16\", \"10.244.7.0/24\""), "10.244.7.0/24 and 10.244.0.0/16 overlap"),
         (bootstrap("\"10.244.0.0\""), "\"10.244.0.0\" is not a network"),

@@ -1,5 +1,6 @@
 //! The daemon of one node.
 
+use std::env;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,6 +18,9 @@ use tracing_subscriber::EnvFilter;
 ///
 /// Each key of the configuration file can also be set by an environment variable: `POLDER__` and the key, with `__` between the
 /// levels, like `POLDER__UNDERLAY__INTERFACE=eth1`. A flag overrides the variable, the variable the file.
+///
+/// The log goes to standard error. `RUST_LOG` sets its level: error, warn, info (the default), debug or trace. `NO_COLOR` turns
+/// colours off.
 #[derive(Debug, Parser)]
 #[command(version, after_help = AGENT_HELP, args_conflicts_with_subcommands = true)]
 struct Arguments {
@@ -48,6 +52,30 @@ fn main() -> ExitCode {
     match command {
         Some(Command::InstallPlugins { to, from }) => install_plugins(from, to),
         None => serve(flags),
+    }
+}
+
+/// What the log level is unless the variable says otherwise.
+const LEVEL: &str = "info";
+
+/// Writes the log to standard error, in colours on a terminal.
+fn start_log() {
+    let wanted = env::var(EnvFilter::DEFAULT_ENV).ok().filter(|text| !text.is_empty());
+    let (filter, unusable) = match wanted.map(|text| EnvFilter::try_new(&text).map_err(|error| (text, error)))
+    {
+        None => (EnvFilter::new(LEVEL), None),
+        Some(Ok(filter)) => (filter, None),
+        Some(Err(unusable)) => (EnvFilter::new(LEVEL), Some(unusable)),
+    };
+    // https://no-color.org
+    let is_plain = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let colours = std::io::stderr().is_terminal() && !is_plain;
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+    if let Some((text, error)) = unusable {
+        warn!(
+            "environment variable RUST_LOG: {text:?} is no filter ({error}): the level is {LEVEL}. Write a level, like debug, or \
+             polder_agent=debug,warn"
+        );
     }
 }
 
@@ -130,9 +158,7 @@ fn serve(flags: Flags) -> ExitCode {
     if check {
         return ExitCode::SUCCESS;
     }
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+    start_log();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     config.warnings().iter().for_each(|warning| warn!("{warning}"));
     let outcome = runtime.map_err(anyhow::Error::from).and_then(|runtime| {

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 use super::{ConfigError, File, Flags};
@@ -133,18 +135,63 @@ impl Layers {
 fn read_file(path: &Path) -> Result<Table, ConfigError> {
     let text =
         fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-    let parse = || {
-        toml::from_str::<File>(&text)?;
-        toml::from_str::<Table>(&text)
-    };
-    parse().map_err(|error| {
-        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
-        ConfigError::Parse {
-            path: path.to_owned(),
-            line: before.matches('\n').count() + 1,
-            message: one_line(&error),
+    let parse = |faults| ConfigError::Parse { path: path.to_owned(), faults };
+    let whole = |error: &toml::de::Error| (line(&text, error.span()), one_line(error));
+    let table: Table = toml::from_str(&text).map_err(|error| parse(vec![whole(&error)]))?;
+    let Err(first) = toml::from_str::<File>(&text) else { return Ok(table) };
+    let mut faults = Vec::new();
+    if let Ok(keys) = DeTable::parse(&text) {
+        collect_faults(&text, &mut Vec::new(), keys.get_ref(), &mut faults);
+    }
+    if faults.is_empty() {
+        faults.push(whole(&first));
+    }
+    Err(parse(faults))
+}
+
+/// The line that something begins in.
+fn line(text: &str, span: Option<Range<usize>>) -> usize {
+    let before = span.and_then(|span| text.get(..span.start)).unwrap_or_default();
+    before.matches('\n').count() + 1
+}
+
+/// What is wrong with each value of the file, looked at by itself: all of it is told at once.
+fn collect_faults(text: &str, path: &mut KeyPath, table: &DeTable<'_>, faults: &mut Vec<(usize, String)>) {
+    for (key, value) in table {
+        path.push(key.get_ref().to_string());
+        match value.get_ref() {
+            DeValue::Table(inner) => collect_faults(text, path, inner, faults),
+            _ => {
+                let value = toml::from_str::<Table>(&format!("value = {}", &text[value.span()]));
+                let value = value.ok().and_then(|mut table| table.remove("value"));
+                if let Some(Err(problem)) = value.map(|value| takes(path, value)) {
+                    let fault = (line(text, Some(key.span())), with_key(path, problem));
+                    // Everything in an unknown table is unknown.
+                    if !faults.iter().any(|(_, known)| *known == fault.1) {
+                        faults.push(fault);
+                    }
+                }
+            }
         }
-    })
+        path.pop();
+    }
+}
+
+/// The problem with the key that has it, and what to write.
+fn with_key(path: &[String], problem: String) -> String {
+    if problem.starts_with("unknown field") {
+        return problem;
+    }
+    let key = path.join(".");
+    let hint = if key.ends_with("_seconds") { ": write a number of seconds, like 60" } else { "" };
+    format!("{key}: {problem}{hint}")
+}
+
+/// Whether the key takes the value.
+fn takes(path: &[String], value: Value) -> Result<(), String> {
+    let nested =
+        path.iter().rev().fold(value, |value, key| Value::Table(Table::from_iter([(key.clone(), value)])));
+    File::deserialize(nested).map(drop).map_err(|error| one_line(&error))
 }
 
 /// The variables that are ours: their names and values, by the keys that they set.
@@ -169,13 +216,7 @@ fn variables(
 /// The value that a variable stands for: as it is in TOML, or a string without its quotes, whichever the key takes.
 fn of_variable(path: &[String], text: &str) -> Result<Value, String> {
     let literal: Result<Value, _> = text.trim().parse();
-    let check = |value: Value| {
-        let nested = path
-            .iter()
-            .rev()
-            .fold(value.clone(), |value, key| Value::Table(Table::from_iter([(key.clone(), value)])));
-        File::deserialize(nested).map(|_| value).map_err(|error| one_line(&error))
-    };
+    let check = |value: Value| takes(path, value.clone()).map(|()| value);
     let as_string = || check(Value::String(text.to_owned()));
     match literal {
         Ok(value) => check(value).or_else(|problem| as_string().map_err(|_| problem)),
@@ -212,7 +253,10 @@ fn of_flags(flags: &Flags) -> impl Iterator<Item = (&'static str, &'static str, 
 }
 
 fn one_line(error: &toml::de::Error) -> String {
-    error.message().replace('\n', " ")
+    let message = error.message().replace('\n', " ");
+    let whole_number =
+        |message: String, kind: &str| message.replace(&format!("expected {kind}"), "expected a whole number");
+    ["u64", "u32", "u16", "u8"].into_iter().fold(message, whole_number)
 }
 
 #[cfg(test)]

@@ -54,9 +54,32 @@ fn an_unknown_key_or_a_wrong_type_is_named_with_its_line() {
     let error = refused("[etcd]\nendpoint = []\n");
     assert!(error.contains("agent.toml:2: unknown field `endpoint`"), "{error}");
     let error = refused("mtu = \"big\"\n");
-    assert!(error.contains("agent.toml:1: invalid type: string \"big\""), "{error}");
+    assert!(
+        error.contains("agent.toml:1: mtu: invalid type: string \"big\", expected a whole number"),
+        "{error}"
+    );
     let error = refused("node = \"a/b\"\n");
     assert!(error.contains("node name \"a/b\" is not valid"), "{error}");
+}
+
+#[test]
+fn every_fault_of_a_file_is_told_with_its_key_and_what_to_write() {
+    let error = refused(
+        "resync_seconds = \"60s\"\nhttp = \":9474\"\n[ipam]\ncooldown_seconds = 60\ngrace_seconds = -1\n\
+         [labels]\nzone = 1\n[etcd]\nendpoints = \"http://a:1\"\nsurprise = 1\n",
+    );
+    for sign in [
+        "agent.toml:1: resync_seconds: invalid type: string \"60s\", expected a whole number: write a number of seconds, like 60",
+        "agent.toml:2: http: \":9474\" is no address with a port",
+        "agent.toml:5: ipam.grace_seconds: ",
+        "agent.toml:7: labels.zone: ",
+        "agent.toml:9: etcd.endpoints: ",
+        "agent.toml:10: unknown field `surprise`",
+    ] {
+        assert!(error.contains(sign), "{sign} in {error}");
+    }
+    assert_eq!(error.lines().count(), 6, "{error}");
+    assert_eq!(check(&format!("http = \"localhost:1\"\n{ETCD}")).unwrap().http.to_string(), "127.0.0.1:1");
 }
 
 #[test]
