@@ -22,9 +22,10 @@ use self::cni::CniFile;
 use self::etcd::EtcdFile;
 use self::http::HttpAddress;
 use self::layers::Layers;
-use crate::conflist::Network;
+use crate::conflist::{Conflist, Network};
 use crate::kernel::sysctl;
 use crate::machine::{MachineError, default_node_name};
+use crate::state_dir::CONFLIST;
 
 /// The flags of the daemon.
 #[derive(Debug, Default, Parser)]
@@ -187,13 +188,13 @@ pub enum ConfigError {
     Machine(#[from] MachineError),
 }
 
-/// All that can be set, as it is written, with the defaults of what is not.
 /// One line for each fault.
 fn in_file(path: &Path, faults: &[(usize, String)]) -> String {
     let line = |(line, problem): &(usize, String)| format!("{}:{line}: {problem}", path.display());
     faults.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
+/// All that can be set, as it is written, with the defaults of what is not.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 struct File {
@@ -325,6 +326,11 @@ impl Config {
 }
 
 impl Config {
+    /// The file that lets runtimes find the network.
+    pub fn conflist(&self) -> Conflist<'_> {
+        Conflist::new(&self.cni_file, &self.socket, &self.network, self.state_dir.join(CONFLIST))
+    }
+
     /// What may be wrong with it although it can be used, each with the remedy.
     pub fn warnings(&self) -> Vec<String> {
         let pools = self.bootstrap.iter().flat_map(|bootstrap| &bootstrap.pools);
@@ -373,10 +379,10 @@ fn value<T>(key: &'static str, problem: String) -> Result<T, ConfigError> {
 mod bootstrap;
 mod cni;
 mod etcd;
+mod http;
 mod layers;
 mod print;
 #[cfg(test)]
 mod tests;
 
 pub use print::printed;
-mod http;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use polder_api::NetworkName;
 use polder_ipam::cause::Cause;
 use serde_json::{Value, json};
+use tracing::warn;
 
 use crate::file;
 
@@ -26,6 +27,8 @@ pub struct Network {
     pub name: Option<NetworkName>,
     /// The versions of CNI that are offered, oldest first.
     pub versions: &'static [&'static str],
+    /// Whether these are what the configuration says, whatever else is in the file.
+    pub has_fixed_versions: bool,
     /// The plugins that the runtime calls after ours, as they are to be in the file.
     pub chain: Vec<Value>,
 }
@@ -58,28 +61,60 @@ pub struct Conflist<'a> {
     path: &'a Path,
     socket: &'a Path,
     network: &'a Network,
+    written: PathBuf,
 }
 
 impl<'a> Conflist<'a> {
-    /// The configuration at `path`, of the agent that is asked at `socket`.
-    pub fn new(path: &'a Path, socket: &'a Path, network: &'a Network) -> Self {
-        Self { path, socket, network }
+    /// The configuration at `path`, of the agent that is asked at `socket`. At `written` is what an agent wrote last, without what
+    /// others have added.
+    pub fn new(path: &'a Path, socket: &'a Path, network: &'a Network, written: PathBuf) -> Self {
+        Self { path, socket, network, written }
     }
 
     /// Writes it, atomically: a runtime sees the old file or the new one. A file that is right already is left alone. Returns
     /// whether it was written.
     pub fn write(&self) -> io::Result<bool> {
-        if self.is_written() {
-            return Ok(false);
+        let is_missing = !self.is_written();
+        if is_missing {
+            let list = self.with_additions();
+            fs::create_dir_all(self.path.parent().unwrap_or(Path::new("/")))?;
+            file::replace(self.path, text(&list).as_bytes(), 0o644)?;
         }
-        fs::create_dir_all(self.path.parent().unwrap_or(Path::new("/")))?;
-        file::replace(self.path, self.text().as_bytes(), 0o644)?;
-        Ok(true)
+        let own = text(&self.own());
+        if !fs::read_to_string(&self.written).is_ok_and(|written| written == own)
+            && let Err(error) = file::replace(&self.written, own.as_bytes(), 0o600)
+        {
+            warn!(
+                file = %self.written.display(), %error,
+                "what the agent has written into the CNI configuration cannot be noted: a plugin that is taken out of cni.chain \
+                 stays there as if others had added it"
+            );
+        }
+        Ok(is_missing)
     }
 
     /// Whether the file is there, just as it would be written.
     pub fn is_written(&self) -> bool {
-        fs::read_to_string(self.path).is_ok_and(|found| found == self.text())
+        fs::read_to_string(self.path).is_ok_and(|found| found == text(&self.with_additions()))
+    }
+
+    /// The types of the plugins that others have added to the file.
+    pub fn additions(&self) -> Vec<String> {
+        let Some(found) = self.found() else { return Vec::new() };
+        self.added(&found).iter().map(|plugin| type_of(plugin).to_owned()).collect()
+    }
+
+    /// The plugins in the file that neither the configuration has nor the one before had.
+    fn added(&self, found: &Value) -> Vec<Value> {
+        let (own, before) = (self.own(), read(&self.written).unwrap_or_default());
+        let known: Vec<&Value> = plugins(&own).chain(plugins(&before)).collect();
+        let is_added = |plugin: &&Value| {
+            let is_same_type = |other: &&Value| type_of(other) == type_of(plugin);
+            // A second one of a type that is ours is another's. One that was changed is not.
+            let is_second = || plugins(found).filter(is_same_type).any(|other| known.contains(&other));
+            !known.iter().copied().any(|known| is_same_type(&known)) || !known.contains(plugin) && is_second()
+        };
+        plugins(found).filter(is_added).cloned().collect()
     }
 
     /// Writes it if it is not there, or says nothing of us any more. What others have added to it is left alone. Returns
@@ -91,6 +126,11 @@ impl<'a> Conflist<'a> {
         self.write()
     }
 
+    /// Deletes it, if it is ours. Returns whether it was there.
+    pub fn withdraw(&self) -> io::Result<bool> {
+        if self.is_ours(self.path) { remove(self.path) } else { Ok(false) }
+    }
+
     /// Other files beside it that name our plugin and our socket, like the one that was written under another name. A runtime
     /// takes the first by name.
     pub fn others(&self) -> Vec<PathBuf> {
@@ -100,6 +140,18 @@ impl<'a> Conflist<'a> {
         files.filter(|path| path != self.path && is_list(path) && self.is_ours(path)).collect()
     }
 
+    /// The file beside it that a runtime takes instead, if there is one: the first by name. A hidden one counts, too (containerd 1.6
+    /// and 2.1). One of a plugin that calls others is meant to be there.
+    pub fn preceding(&self) -> Option<PathBuf> {
+        let files = fs::read_dir(self.path.parent()?).ok()?.flatten().map(|entry| entry.path());
+        let is_read = |path: &PathBuf| {
+            let extension = path.extension().and_then(|extension| extension.to_str());
+            let is_meta = || fs::read_to_string(path).is_ok_and(|text| text.contains("multus"));
+            matches!(extension, Some("conf" | "conflist" | "json")) && path.is_file() && !is_meta()
+        };
+        files.filter(is_read).filter(|path| path.file_name() < self.path.file_name()).min()
+    }
+
     /// Why a runtime finds no network, where writing it has ended so.
     pub fn not_written(&self, error: io::Error) -> NotWritten {
         NotWritten::Refused { file: self.path.to_owned(), error: Cause::new(error) }
@@ -107,29 +159,107 @@ impl<'a> Conflist<'a> {
 
     /// Whether the file is a list with our plugin, which asks the agent at our socket.
     fn is_ours(&self, path: &Path) -> bool {
-        let Ok(text) = fs::read(path) else { return false };
-        let Ok(list) = serde_json::from_slice::<Value>(&text) else { return false };
+        read(path).is_some_and(|list| self.is_our_list(&list))
+    }
+
+    /// The file, if it is ours.
+    fn found(&self) -> Option<Value> {
+        read(self.path).filter(|list| self.is_our_list(list))
+    }
+
+    fn is_our_list(&self, list: &Value) -> bool {
         let is_text = |key: &str| list[key].as_str().is_some_and(|text| !text.is_empty());
         let mut plugins = list["plugins"].as_array().into_iter().flatten();
         is_text("name")
             && is_text("cniVersion")
-            && plugins.any(|plugin| plugin["type"] == "polder" && plugin["socket"] == json!(self.socket))
+            && plugins.any(|plugin| plugin["type"] == OWN_TYPE && plugin["socket"] == json!(self.socket))
     }
 
-    fn text(&self) -> String {
-        let Network { name, versions, chain } = self.network;
+    /// What the configuration says.
+    fn own(&self) -> Value {
+        self.list(self.network.versions)
+    }
+
+    /// The same, with what others have added to the file: plugins behind those that they followed, capabilities of our plugin, keys
+    /// of the list.
+    fn with_additions(&self) -> Value {
+        let Some(found) = self.found() else { return self.own() };
+        let before = read(&self.written).unwrap_or_default();
+        let additions = self.added(&found);
+        let is_newer = |version: &&&str| **version > USUAL_VERSION;
+        let newer = self.network.versions.iter().filter(is_newer).count();
+        // Plugins of others are often older than ours, and a runtime takes the newest version that is offered.
+        let left_out = if additions.is_empty() || self.network.has_fixed_versions { 0 } else { newer };
+        let mut list = self.list(&self.network.versions[..self.network.versions.len() - left_out]);
+        let mut chain: Vec<Value> = plugins(&list).cloned().collect();
+        if let [ours, ..] = chain.as_mut_slice() {
+            add_missing(
+                &mut ours["capabilities"],
+                &own_plugin(&found)["capabilities"],
+                &own_plugin(&before)["capabilities"],
+            );
+        }
+        let mut place = 0;
+        for plugin in plugins(&found) {
+            if additions.contains(plugin) {
+                chain.insert(place, plugin.clone());
+                place += 1;
+            } else if let Some(known) = chain.iter().position(|known| type_of(known) == type_of(plugin)) {
+                place = known + 1;
+            }
+        }
+        add_missing(&mut list, &found, &before);
+        list["plugins"] = chain.into();
+        list
+    }
+
+    fn list(&self, versions: &[&str]) -> Value {
+        let Network { name, chain, .. } = self.network;
         let newest = versions.last().copied().unwrap_or(USUAL_VERSION);
         let capabilities: serde_json::Map<_, _> =
             OWN_CAPABILITIES.iter().map(|name| ((*name).to_owned(), Value::Bool(true))).collect();
-        let own = json!({ "type": "polder", "socket": self.socket, "capabilities": capabilities });
+        let own = json!({ "type": OWN_TYPE, "socket": self.socket, "capabilities": capabilities });
         let plugins: Vec<Value> = std::iter::once(own).chain(chain.iter().cloned()).collect();
-        let list = json!({
+        json!({
             "cniVersion": newest.min(USUAL_VERSION),
             "cniVersions": versions,
             "name": name.as_ref().map_or("polder", NetworkName::as_str),
             "plugins": plugins,
-        });
-        format!("{list:#}\n")
+        })
+    }
+}
+
+/// The type of our plugin.
+const OWN_TYPE: &str = "polder";
+
+fn text(list: &Value) -> String {
+    format!("{list:#}\n")
+}
+
+fn read(path: &Path) -> Option<Value> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+/// The plugins of a list.
+fn plugins(list: &Value) -> impl Iterator<Item = &Value> {
+    list["plugins"].as_array().into_iter().flatten()
+}
+
+fn type_of(plugin: &Value) -> &str {
+    plugin["type"].as_str().unwrap_or_default()
+}
+
+/// Our plugin in a list, or null.
+fn own_plugin(list: &Value) -> &Value {
+    plugins(list).find(|plugin| type_of(plugin) == OWN_TYPE).unwrap_or(&Value::Null)
+}
+
+/// Adds the keys that others have written into what was found: those that neither it has nor what was written before had.
+fn add_missing(own: &mut Value, found: &Value, before: &Value) {
+    for (key, value) in found.as_object().into_iter().flatten() {
+        if own.get(key).is_none() && before.get(key).is_none() {
+            own[key] = value.clone();
+        }
     }
 }
 
@@ -146,20 +276,111 @@ mod tests {
     const SOCKET: &str = "/run/polder/agent.sock";
 
     fn network(chain: Vec<Value>) -> Network {
-        Network { name: None, versions: &VERSIONS, chain }
+        Network { name: None, versions: &VERSIONS, has_fixed_versions: false, chain }
     }
 
-    /// The configuration in a folder, with no other plugins.
-    struct At(PathBuf, Network);
+    /// The configuration in a folder, and a folder of state.
+    struct At {
+        path: PathBuf,
+        network: Network,
+        state: tempfile::TempDir,
+        written: PathBuf,
+    }
 
     impl At {
         fn conflist(&self) -> Conflist<'_> {
-            Conflist::new(&self.0, Path::new(SOCKET), &self.1)
+            Conflist::new(&self.path, Path::new(SOCKET), &self.network, self.written.clone())
+        }
+
+        /// The types of the plugins in the file, and the versions that it offers.
+        fn found(&self) -> (Vec<String>, usize) {
+            let list = read(&self.path).unwrap();
+            (
+                plugins(&list).map(|plugin| type_of(plugin).to_owned()).collect(),
+                list["cniVersions"].as_array().unwrap().len(),
+            )
         }
     }
 
+    fn with(path: PathBuf, network: Network) -> At {
+        let state = tempfile::tempdir().unwrap();
+        At { path, network, written: state.path().join("conflist"), state }
+    }
+
+    /// With no other plugins.
     fn at(folder: &Path) -> At {
-        At(folder.join("10-polder.conflist"), network(Vec::new()))
+        with(folder.join("10-polder.conflist"), network(Vec::new()))
+    }
+
+    /// Changes the plugins in the file, as others do.
+    fn list_with(file: &At, change: impl FnOnce(&mut Vec<Value>)) {
+        let mut list = read(&file.path).unwrap();
+        change(list["plugins"].as_array_mut().unwrap());
+        fs::write(&file.path, text(&list)).unwrap();
+    }
+
+    #[test]
+    fn what_others_have_added_is_kept_when_an_agent_starts_and_what_the_configuration_had_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let portmap = json!({ "type": "portmap", "capabilities": { "portMappings": true } });
+        let mut file = with(folder.path().join("10-polder.conflist"), network(vec![portmap]));
+        assert!(file.conflist().write().unwrap());
+        let mut list = read(&file.path).unwrap();
+        list["disableCheck"] = true.into();
+        list["plugins"][0]["capabilities"]["dns"] = true.into();
+        fs::write(&file.path, text(&list)).unwrap();
+        list_with(&file, |plugins| plugins.insert(1, json!({ "type": "istio-cni", "log_level": "info" })));
+        // The next agent has no portmap any more.
+        file.network.chain.clear();
+        assert_eq!(file.conflist().additions(), ["istio-cni"]);
+        assert!(file.conflist().write().unwrap());
+        assert_eq!(file.found(), (vec!["polder".to_owned(), "istio-cni".to_owned()], 3));
+        let list = read(&file.path).unwrap();
+        assert_eq!(
+            (&list["disableCheck"], &list["plugins"][0]["capabilities"]["dns"]),
+            (&json!(true), &json!(true))
+        );
+        assert_eq!(list["plugins"][1]["log_level"], "info");
+        assert!(!file.conflist().write().unwrap(), "it is right");
+        // What follows what, and a second plugin of a type of ours.
+        list_with(&file, |plugins| plugins.push(json!({ "type": "tuning", "sysctl": { "a": "1" } })));
+        file.network.chain = vec![json!({ "type": "tuning" }), json!({ "type": "bandwidth" })];
+        assert!(file.conflist().write().unwrap());
+        assert_eq!(file.found().0, ["polder", "istio-cni", "tuning", "bandwidth"]);
+        list_with(&file, |plugins| plugins.push(json!({ "type": "tuning", "sysctl": { "a": "1" } })));
+        file.network.chain.reverse();
+        assert!(file.conflist().write().unwrap());
+        assert_eq!(file.found().0, ["polder", "istio-cni", "bandwidth", "tuning", "tuning"]);
+        file.network.has_fixed_versions = true;
+        assert!(file.conflist().write().unwrap());
+        assert_eq!(file.found().1, 4);
+        assert!(file.state.path().exists());
+    }
+
+    #[test]
+    fn the_first_file_by_name_is_what_a_runtime_takes() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = at(folder.path());
+        file.conflist().write().unwrap();
+        for name in ["99-other.conflist", "10-polder.conflist.bak", "05-old.disabled", "a.conf"] {
+            fs::write(folder.path().join(name), "{}").unwrap();
+        }
+        fs::write(folder.path().join("00-multus.conf"), r#"{"type":"multus"}"#).unwrap();
+        assert_eq!(file.conflist().preceding(), None);
+        for name in ["10-flannel.conflist", "05-x.conf", ".04-hidden.conflist"] {
+            fs::write(folder.path().join(name), "{}").unwrap();
+            assert_eq!(file.conflist().preceding(), Some(folder.path().join(name)));
+        }
+    }
+
+    #[test]
+    fn a_node_that_was_removed_takes_its_own_file_away_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = at(folder.path());
+        file.conflist().write().unwrap();
+        assert!(file.conflist().withdraw().unwrap() && !file.path.exists());
+        fs::write(&file.path, "{}").unwrap();
+        assert!(!file.conflist().withdraw().unwrap() && file.path.exists());
     }
 
     #[test]
@@ -183,10 +404,10 @@ mod tests {
         let network = Network {
             name: Some("pods".parse().unwrap()),
             versions: &VERSIONS[..2],
+            has_fixed_versions: false,
             chain: vec![portmap.clone()],
         };
-        let text = Conflist::new(Path::new("/x"), Path::new(SOCKET), &network).text();
-        let list: Value = serde_json::from_str(&text).unwrap();
+        let list = with("/x".into(), network).conflist().own();
         assert_eq!((&list["name"], &list["cniVersion"]), (&json!("pods"), &json!("0.4.0")));
         assert_eq!(list["cniVersions"], json!(["0.3.1", "0.4.0"]));
         assert_eq!((&list["plugins"][0]["type"], &list["plugins"][1]), (&json!("polder"), &portmap));
@@ -197,17 +418,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         at(folder.path()).conflist().write().unwrap();
         fs::write(folder.path().join("05-other.conflist"), "{}").unwrap();
-        let (path, network) = (folder.path().join("20-pods.conflist"), network(Vec::new()));
-        let conflist = Conflist::new(&path, Path::new(SOCKET), &network);
-        conflist.write().unwrap();
-        assert_eq!(conflist.others(), [folder.path().join("10-polder.conflist")]);
+        let path = folder.path().join("20-pods.conflist");
+        let other = with(path.clone(), network(Vec::new()));
+        other.conflist().write().unwrap();
+        assert_eq!(other.conflist().others(), [folder.path().join("10-polder.conflist")]);
         assert!(remove(&path).unwrap() && !remove(&path).unwrap());
     }
 
     #[test]
     fn a_file_that_is_gone_or_damaged_is_written_again_and_one_with_additions_is_not() {
         let folder = tempfile::tempdir().unwrap();
-        let whole = at(folder.path()).conflist().text();
+        let whole = text(&at(folder.path()).conflist().own());
         let file = folder.path().join("10-polder.conflist");
         assert!(at(folder.path()).conflist().keep().unwrap(), "there was none");
         for damaged in [

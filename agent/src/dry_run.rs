@@ -20,7 +20,6 @@ use tokio::time::timeout;
 use crate::assembly::{Parts, Sockets, assemble};
 use crate::board::Board;
 use crate::config::{Config, StoreConfig};
-use crate::conflist::Conflist;
 use crate::engine::Engine;
 use crate::kernel::Kernel;
 use crate::kernel::desired::{Path as Way, Reached};
@@ -293,7 +292,7 @@ fn files(config: &Config, state: &Path, has_ledger: bool) -> Vec<String> {
         files.push(format!("write {}", state.join(LEDGER).display()));
     }
     files.push(format!("write {} now and then", state.join(follower::SNAPSHOT).display()));
-    let conflist = Conflist::new(&config.cni_file, &config.socket, &config.network);
+    let conflist = config.conflist();
     if !conflist.is_written() {
         files.push(format!("write {}, when the node is ready", config.cni_file.display()));
     }

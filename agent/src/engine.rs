@@ -21,6 +21,7 @@ use polder_api::PerFamily;
 use polder_api::message::Refusal;
 use polder_ipam::cause::HostError;
 use polder_ipam::peers::{Peer, believe};
+use polder_ipam::registration::Registration;
 use polder_ipam::view::Source;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -232,7 +233,14 @@ impl<D: Datapath> Engine<D> {
         self.look_for(&believed.peers, anew).await;
         self.moves.observe(&believed.peers, Instant::now());
         self.losses.prune_from = self.losses.prune_from.filter(|from| *from > Instant::now());
-        let Ok(grounds) = self.grounds(view, believed) else { return self.free_store().await };
+        let Ok(grounds) = self.grounds(view, believed) else {
+            if matches!(self.board().registration(), Registration::Removed(_)) {
+                // Nobody is a peer of it any more.
+                self.entries.pass.send_replace(None);
+                self.announcer.withdraw();
+            }
+            return self.free_store().await;
+        };
         let mut by = self.tools.alarm.take();
         for number in 0..PASSES {
             let started = Instant::now();

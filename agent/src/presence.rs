@@ -2,6 +2,7 @@
 //! runs: in a container it sees those that are mounted into it.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io;
 use std::path::Path;
 
@@ -72,6 +73,12 @@ fn remedy(netns: &Path) -> String {
 /// Where container runtimes have the namespaces of their pods.
 const USUAL_FOLDER: &str = "/run/netns";
 
+/// Whether a container runtime may have pods: a namespace is there, or it is not seen where they would be.
+pub fn may_be_there() -> bool {
+    let folder = fs::read_dir(USUAL_FOLDER).map(|mut names| names.next().is_some());
+    not_seen().is_some() || folder.unwrap_or_else(|error| error.kind() != io::ErrorKind::NotFound)
+}
+
 /// What is not seen of pods' namespaces, and why, in a container that was not given the host's.
 pub fn not_seen() -> Option<String> {
     let folder = Path::new(USUAL_FOLDER);
@@ -119,7 +126,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("ns");
         assert_eq!(Presence::of(&file), Presence::Gone);
-        std::fs::write(&file, "").unwrap();
+        fs::write(&file, "").unwrap();
         let Presence::Unknown(why) = Presence::of(&file) else { panic!("an empty file is no namespace") };
         assert!(
             why.contains("HostToContainer") && why.contains(&folder.path().display().to_string()),

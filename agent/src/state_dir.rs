@@ -13,6 +13,9 @@ pub const LEDGER: &str = "ledger.db";
 /// The file of a store of this node's own.
 pub const STORE: &str = "store.db";
 
+/// The CNI configuration as an agent wrote it last, without what others have added to it.
+pub const CONFLIST: &str = "conflist.json";
+
 /// Makes the state folder, and makes sure that no other agent uses it.
 pub fn lock(folder: &Path) -> anyhow::Result<Flock<fs::File>> {
     let writable = || format!("state_dir {}: can the agent write there?", folder.display());

@@ -41,6 +41,7 @@ pub async fn status(reporter: &Reporter) -> Status {
     let mut problems = problems(reporter, &view, pass.as_deref());
     problems.extend(refused::problems(&reporter.store));
     problems.extend(reporter.told.host.borrow().iter().cloned());
+    problems.extend(preceding(reporter));
     let leases = reporter.told.leases.borrow().among(|name| view.nodes.contains_key(name));
     problems.extend(leases.problems(Instant::now()));
     let shortages = shortage::warnings(&view, &reporter.config.labels, &totals);
@@ -114,6 +115,19 @@ fn missing(reporter: &Reporter, view: &View) -> Vec<String> {
     missing.extend(presence::not_seen());
     missing
 }
+/// The files that a container runtime takes instead of ours.
+fn preceding(reporter: &Reporter) -> Option<String> {
+    let config = &reporter.config;
+    let conflist = config.conflist();
+    let other = conflist.preceding()?;
+    Some(format!(
+        "the container runtime may take {} and not {}: most take the first file by name. If that network is not used any more, delete the \
+         file; or let the name of ours come first (cni.file)",
+        other.display(),
+        config.cni_file.display()
+    ))
+}
+
 
 fn repair(repair: &Repair) -> RepairStatus {
     let since_1970 = repair.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use polder_api::{tombstone, tombstones};
-use polder_ipam::ledger::{Held, Kind, Ledger};
+use polder_ipam::ledger::{Held, Kind, Ledger, Standing};
 use polder_store::ledger::Sqlite;
 
 use crate::config::Places;
@@ -19,7 +19,7 @@ use crate::kernel::sysctl::Sysctls;
 use crate::lock::NodeLock;
 use crate::machine::Machine;
 use crate::presence::Presence;
-use crate::state_dir::{self, LEDGER, STORE};
+use crate::state_dir::{self, CONFLIST, LEDGER, STORE};
 
 /// What becomes of pods that are still attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +83,7 @@ pub fn uninstall(places: &Places, attached: Attached) -> anyhow::Result<Vec<Stri
             Err(error) => failures.push(format!("set {path} back to {previous}: {error}")),
         }
     }
+    let is_member = is_member(ledger.as_ref(), &state.join(STORE)).unwrap_or(true);
     drop(ledger);
     if !failures.is_empty() {
         bail!("{}. The rest is done, and {} is kept: say it again", failures.join("; "), state.display());
@@ -94,12 +95,21 @@ pub fn uninstall(places: &Places, attached: Attached) -> anyhow::Result<Vec<Stri
     leave.into_iter().flatten().for_each(|folder| drop(fs::remove_dir(folder)));
     if is_there {
         done.push(format!("the state in {} is deleted", state.display()));
+    }
+    if is_there && is_member {
         done.push(format!(
             "node {} is still in the cluster: run polderctl node remove {} --dead on another, 10 s from now at the earliest",
             places.node, places.node
         ));
     }
     Ok(done)
+}
+
+/// Whether other nodes may still count on this one: not if it was removed, nor with a store of its own, where there are no others.
+fn is_member(ledger: Option<&Sqlite>, own_store: &Path) -> anyhow::Result<bool> {
+    let identity = ledger.map(Ledger::identity).transpose()?.flatten();
+    let was_removed = identity.is_some_and(|identity| identity.standing == Standing::Removed);
+    Ok(!was_removed && !own_store.exists())
 }
 
 /// The ledger, if there is one. What it says of an earlier boot is void.
@@ -149,7 +159,7 @@ fn delete_files(places: &Places) -> anyhow::Result<()> {
     for name in [LEDGER, STORE] {
         BESIDE.iter().try_for_each(|beside| delete(&state.join(format!("{name}{beside}"))))?;
     }
-    [SNAPSHOT, SNAPSHOT_BEFORE, "lock"].iter().try_for_each(|name| delete(&state.join(name)))
+    [SNAPSHOT, SNAPSHOT_BEFORE, CONFLIST, "lock"].iter().try_for_each(|name| delete(&state.join(name)))
 }
 
 fn delete(file: &Path) -> anyhow::Result<()> {

@@ -168,6 +168,21 @@ fn a_cni_configuration_that_is_deleted_or_damaged_is_written_again() {
     worker.node.shell("ip link set polder0 down");
     worker.wait_for_status("a pass", |status| (status["last_pass"]["count"].as_u64() > passes).then_some(()));
     assert_eq!(worker.node.read(CNI_CONF).unwrap(), more);
+    // Also when the agent starts again, with another configuration.
+    let mut lab = lab;
+    lab.workers[0].kill();
+    lab.workers[0].configure(&format!("{}\n[cni]\nversion = \"1.0.0\"\n", lab.workers[0].configuration()));
+    lab.workers[0].start_and_wait();
+    let worker = &lab.workers[0];
+    let list: Value = serde_json::from_str(&worker.node.read(CNI_CONF).unwrap()).unwrap();
+    let types: Vec<_> = list["plugins"].as_array().unwrap().iter().map(|plugin| &plugin["type"]).collect();
+    assert_eq!(types, ["portmap", "polder"], "{list}");
+    assert_eq!(list["cniVersion"], "1.0.0", "{list}");
+    // A file that a runtime takes instead of ours is named.
+    worker.node.write("/run/cni/net.d/05-other.conflist", "{}");
+    problem(worker, "/run/cni/net.d/05-other.conflist");
+    worker.node.run("rm", &["/run/cni/net.d/05-other.conflist"]);
+    wait_for_no_problem(worker);
 
     // And one that is gone and cannot be written is no readiness.
     worker.node.shell("rm -r /run/cni/net.d; touch /run/cni/net.d");

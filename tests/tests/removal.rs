@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use polder_tests::agent::Worker;
+use polder_tests::agent::{CNI_CONF, Worker};
 use polder_tests::etcd::Etcd;
 use polder_tests::matrix::assert_flat;
 use polder_tests::wait::PATIENCE;
@@ -207,6 +207,34 @@ fn at_a_terminal_a_person_confirms_with_the_number_of_pods_and_the_last_node_is_
     let said = at_a_terminal("2");
     assert!(said.contains("node n1 is removed"), "{said}");
     wait::until_true("the pods to be cut off", || pod_interfaces(worker) == 0);
+}
+
+#[test]
+fn a_node_that_was_removed_has_no_cni_configuration_and_is_no_problem_of_the_others() {
+    let mut lab = lab(3, "10.244.0.0/24");
+    lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 1"));
+    lab.start_agents();
+    let [first, second, third] = lab.workers.as_slice() else { panic!("three nodes") };
+    let pod = first.pod("a");
+    second.remove_node("n1", 1);
+    first.wait_for_status("that it was removed", |status| (status["ready"] == false).then_some(()));
+    second.wait_for_status("what rests of it, and no problem", |status| {
+        let rests = status["removed"][0]["standing"].as_str()?.contains("its pods are gone");
+        (rests && status["removed"][0]["node"] == "n1" && status["problems"] == json!([])).then_some(())
+    });
+    // A runtime needs the file to take down what it has.
+    assert!(first.node.read(CNI_CONF).is_ok(), "the pod cannot be deleted any more");
+    first.delete(&pod);
+    wait::until_true("the CNI configuration to be gone", || first.node.read(CNI_CONF).is_err());
+    // It warns of no peer, whether or not one answers.
+    let warnings = || first.log().lines().filter(|line| line.contains("does not answer")).count();
+    let before = warnings();
+    second.node.run("ip", &["link", "set", "eth0", "down"]);
+    wait::until_true("a member to miss it", || {
+        let log = third.log();
+        log.lines().any(|line| line.contains("does not answer") && line.contains("node=n2"))
+    });
+    assert_eq!(warnings(), before, "{}", first.log());
 }
 
 #[test]

@@ -52,7 +52,12 @@ impl CniFile {
         let Some(newest) = VERSIONS.iter().position(|known| *known == version) else {
             return value("cni.version", format!("{version:?} is none of {}", VERSIONS.join(", ")));
         };
-        Ok(Network { name: self.name, versions: &VERSIONS[..=newest], chain })
+        Ok(Network {
+            name: self.name,
+            versions: &VERSIONS[..=newest],
+            has_fixed_versions: self.version.is_some(),
+            chain,
+        })
     }
 }
 
