@@ -33,6 +33,7 @@ use crate::probe::schedule::{Key, Verdict};
 use crate::readiness::Readiness;
 use crate::repair::Alarm;
 use crate::reporter::{Reporter, Told};
+use crate::requests::PlanRequest;
 use crate::underlay::NotChosen;
 use crate::{
     engine, etcd_addresses, follower, host, http, inspection, monitor, probe, publisher, registrar, server,
@@ -213,8 +214,13 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
         membership,
         passes: Passes::new(datapath.engine.underlay.subscribe(), datapath.engine.pass.subscribe()),
     };
-    let readiness =
-        Readiness::new(board.clone(), datapath.probe.probed.subscribe(), datapath.announced.subscribe());
+    let (unreachable, unreachable_read) = watch::channel(None);
+    let readiness = Readiness::new(
+        board.clone(),
+        datapath.probe.probed.subscribe(),
+        datapath.announced.subscribe(),
+        unreachable_read,
+    );
     let node = Arc::new(Node {
         config,
         features,
@@ -235,7 +241,8 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
             engine: to_engine,
         },
     });
-    let reporter = reporter(&node, readiness.clone(), &records, &datapath);
+    let (unserved, unserved_read) = watch::channel(None);
+    let reporter = reporter(&node, readiness.clone(), &records, &datapath, unserved_read);
     let lines = Lines {
         own_ports: sockets.ports,
         sysctls,
@@ -257,6 +264,7 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
     };
     let threads =
         Threads { ledger: node.ipam.clone(), kernel: kernel.clone(), pods: node.pods.kernel.clone() };
+    let ends = OperatorEnds { plans, adopted: addresses.adopted, unreachable, unserved };
     Ok(Tasks {
         records: record_tasks(&node, records, underlay_changed),
         addresses: AddressTasks {
@@ -265,19 +273,43 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
             publisher: publisher::Task { node: Arc::clone(&node), wake: publisher_wake },
         },
         datapath: datapath_tasks(&node, &kernel, &readiness, datapath, lines),
-        operator: OperatorTasks {
-            server: server::Task {
-                node: Arc::clone(&node),
-                reporter: reporter.clone(),
-                plans,
-                adopted: addresses.adopted,
-            },
-            inspection: inspection::Task { looker: looker(&node), node },
-            http: http::Task { threads: threads.clone(), reporter: reporter.clone() },
-            systemd: systemd::Task { threads, readiness },
-            reporter,
-        },
+        operator: operator_tasks(&node, reporter, &threads, ends),
     })
+}
+
+/// What the tasks that answer write, and whom they ask.
+struct OperatorEnds {
+    plans: mpsc::Sender<PlanRequest>,
+    adopted: watch::Sender<Option<Alive>>,
+    unreachable: watch::Sender<Option<String>>,
+    unserved: watch::Sender<Option<String>>,
+}
+
+fn operator_tasks(
+    node: &Arc<Node>,
+    reporter: Reporter,
+    threads: &Threads,
+    ends: OperatorEnds,
+) -> OperatorTasks {
+    OperatorTasks {
+        server: server::Task {
+            node: Arc::clone(node),
+            reporter: reporter.clone(),
+            plans: ends.plans,
+            adopted: ends.adopted,
+            threads: threads.clone(),
+            unreachable: ends.unreachable,
+        },
+        inspection: inspection::Task { looker: looker(node), node: Arc::clone(node) },
+        http: http::Task {
+            address: node.config.http,
+            unserved: ends.unserved,
+            threads: threads.clone(),
+            reporter: reporter.clone(),
+        },
+        systemd: systemd::Task { threads: threads.clone(), readiness: reporter.readiness.clone() },
+        reporter,
+    }
 }
 
 fn looker(node: &Node) -> Looker {
@@ -295,6 +327,7 @@ fn reporter(
     readiness: Readiness,
     records: &RecordEntries,
     datapath: &DatapathEntries,
+    unserved: watch::Receiver<Option<String>>,
 ) -> Reporter {
     Reporter {
         config: Arc::clone(&node.config),
@@ -308,6 +341,7 @@ fn reporter(
             leases: records.leases.subscribe(),
             endpoint: datapath.probe.endpoint.subscribe(),
             host: datapath.host.subscribe(),
+            unserved,
         },
     }
 }

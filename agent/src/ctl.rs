@@ -6,7 +6,7 @@ use std::cell::OnceCell;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use clap::{Subcommand, ValueEnum};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
@@ -23,6 +23,7 @@ mod block;
 mod cluster;
 pub mod credentials;
 mod ipam;
+mod live;
 mod node;
 mod plan;
 mod pool;
@@ -51,6 +52,8 @@ macro_rules! commands {
 commands! {
     /// How this node is, and what stands in its way
     Status(status),
+    /// Whether the agent does its work, as a liveness probe asks; whether the node is ready is another question
+    Live(live),
     /// What the next pass over the kernel would change; nothing, where all is as it should be
     Plan(plan),
     /// Takes away everything that the agent has made on this machine, and puts kernel settings back to what they were
@@ -158,8 +161,7 @@ impl<'a> Session<'a> {
     fn ask<A: Ask>(&self, ask: A) -> anyhow::Result<A::Answer> {
         let credentials = if A::BY_OPERATOR { self.credentials()? } else { None };
         let socket = self.socket.unwrap_or(Path::new(DEFAULT_SOCKET));
-        let client = Client::connect(socket, PATIENCE)
-            .context("is polder-agent running on this node, and are you root?")?;
+        let client = Client::connect(socket, PATIENCE)?;
         client.with_credentials(credentials).get(ask).map_err(|error| match error {
             AskError::Refused(refusal) => anyhow!(refusal),
             error => anyhow!(error),

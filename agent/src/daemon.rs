@@ -1,11 +1,14 @@
 //! The root of the agent: opens what it works with, and starts the tasks. Nothing imports it but the program.
 
-use anyhow::bail;
+use std::time::Duration;
+
+use anyhow::anyhow;
 use polder_api::Attachment;
 use polder_ipam::tasks::{sweeper, tombstones};
 use polder_netlink::nft::FilterSocket;
 use polder_store::{Embedded, Etcd, Store, open_node};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::assembly::{AddressTasks, Parts, Sockets, Tasks, assemble};
@@ -17,7 +20,10 @@ use crate::kernel::sysctl::Sysctls;
 use crate::lock::NodeLock;
 use crate::machine::Machine;
 use crate::state_dir::{LEDGER, STORE};
-use crate::{container, http, monitor, recovery, server, state_dir, systemd};
+use crate::{container, monitor, recovery, server, state_dir, systemd};
+
+/// How long the tasks have to end.
+const LAST: Duration = Duration::from_secs(1);
 
 /// Runs the agent until it is told to stop. What it has made in the kernel stays when it is gone.
 pub async fn run(config: Config) -> anyhow::Result<()> {
@@ -50,8 +56,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let parts = Parts { machine, features, sysctls, store, ipam, sockets, reaper: Reaper::start()? };
     let Tasks { records, addresses: AddressTasks { node, registrar, publisher }, datapath, operator } =
         assemble(config, parts)?;
-    let api = server::bind(&node.config.socket)?;
-    let web = http::bind(node.config.http).await?;
+    let api = server::Socket::bind(&node.config.socket)?;
     info!(node = %node.config.node, store = node.store.name(), "polder-agent {}", env!("CARGO_PKG_VERSION"));
 
     monitor::start(datapath.monitor)?;
@@ -69,16 +74,24 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tasks.spawn(records.leases.run());
     tasks.spawn(async move { sweeper::run(&*node, leaving, node.config.grace).await });
     tasks.spawn(operator.server.run(api));
-    tasks.spawn(operator.http.run(web));
+    tasks.spawn(operator.http.run());
     tasks.spawn(operator.systemd.run());
 
     let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        _ = terminate.recv() => info!("told to stop: what is in the kernel stays"),
-        _ = tokio::signal::ctrl_c() => info!("interrupted: what is in the kernel stays"),
+    let outcome = tokio::select! {
+        _ = terminate.recv() => {
+            info!("told to stop: what is in the kernel stays");
+            Ok(())
+        }
+        _ = tokio::signal::ctrl_c() => {
+            info!("interrupted: what is in the kernel stays");
+            Ok(())
+        }
         // None of the tasks ends by itself.
-        ended = tasks.join_next() => bail!("a task of the agent has ended: {ended:?}"),
-    }
+        ended = tasks.join_next() => Err(anyhow!("a task of the agent has ended: {ended:?}")),
+    };
     systemd::stopping().await;
-    Ok(())
+    // What they have is closed before another agent may start: the socket goes.
+    let _ = timeout(LAST, tasks.shutdown()).await;
+    outcome
 }

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
-use anyhow::Context;
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -19,21 +19,25 @@ use prometheus_client::metrics::family::Family as Metrics;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use tracing::warn;
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tracing::{info, warn};
 
+use crate::board::set_if_changed;
 use crate::liveness::Threads;
 use crate::reporter::Reporter;
 use crate::status;
 
-/// Makes the socket.
-pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    let hint = || format!("http {address}: cannot listen there, give another address with --http");
-    TcpListener::bind(address).await.with_context(hint)
-}
+/// Before the next attempt to listen, where somebody else does.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// What it tells.
 #[derive(Debug)]
 pub struct Task {
+    /// Where it is asked.
+    pub address: SocketAddr,
+    /// Why it cannot be asked; `None` if it can. Pods need none of it.
+    pub unserved: watch::Sender<Option<String>>,
     /// The agent's threads.
     pub threads: Threads,
     /// What is known of the node.
@@ -42,8 +46,33 @@ pub struct Task {
 
 impl Task {
     /// Serves for ever.
-    pub async fn run(self, listener: TcpListener) {
+    pub async fn run(self) {
+        let listener = listen(self.address, &self.unserved).await;
         serve(self, listener).await;
+    }
+}
+
+/// Listens as soon as nobody else does.
+async fn listen(address: SocketAddr, unserved: &watch::Sender<Option<String>>) -> TcpListener {
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => {
+                if unserved.send_replace(None).is_some() {
+                    info!(%address, "health and metrics are served now");
+                }
+                return listener;
+            }
+            Err(error) => {
+                let problem = format!(
+                    "health and metrics are not served at {address}: {error}. Give another address with http or --http; ss -ltnp \
+                     shows who listens where"
+                );
+                if set_if_changed(unserved, Some(problem.clone())) {
+                    warn!("{problem}");
+                }
+            }
+        }
+        sleep(AGAIN).await;
     }
 }
 
@@ -228,7 +257,7 @@ mod tests {
 
     /// The status line and the body.
     async fn get(agent: Fake, path: &str) -> (String, String) {
-        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let serving = tokio::spawn(serve(agent, listener));
         let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n");
@@ -251,6 +280,20 @@ mod tests {
             ("HTTP/1.1 503 Service Unavailable", "no etcd\nno path\n")
         );
         assert_eq!(get(Fake::default(), "/readyz").await.1, "ok\n");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_port_that_is_taken_is_named_and_tried_again() {
+        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = taken.local_addr().unwrap();
+        let (unserved, told) = watch::channel(None);
+        let waiting = tokio::spawn(async move { listen(address, &unserved).await });
+        sleep(AGAIN / 2).await;
+        let problem = told.borrow().clone().unwrap();
+        assert!(problem.contains(&address.to_string()) && problem.contains("--http"), "{problem}");
+        drop(taken);
+        assert_eq!(waiting.await.unwrap().local_addr().unwrap(), address);
+        assert_eq!(*told.borrow(), None);
     }
 
     #[tokio::test]

@@ -16,6 +16,8 @@ pub struct Readiness {
     probed: watch::Receiver<Result<(), NotProbed>>,
     /// Whether the CNI configuration is in place.
     announced: watch::Receiver<Result<(), NotWritten>>,
+    /// Why no plugin can reach the agent; `None` if it can.
+    unreachable: watch::Receiver<Option<String>>,
 }
 
 impl Readiness {
@@ -24,8 +26,9 @@ impl Readiness {
         board: Board,
         probed: watch::Receiver<Result<(), NotProbed>>,
         announced: watch::Receiver<Result<(), NotWritten>>,
+        unreachable: watch::Receiver<Option<String>>,
     ) -> Self {
-        Self { board, probed, announced }
+        Self { board, probed, announced, unreachable }
     }
 
     /// Why the node is not ready for pods. Empty if it is: then a runtime finds the CNI configuration, too.
@@ -34,6 +37,7 @@ impl Readiness {
         if let (true, Err(reason)) = (reasons.is_empty(), &*self.announced.borrow()) {
             reasons.push(reason.to_string());
         }
+        reasons.extend(self.unreachable.borrow().clone());
         reasons
     }
 
@@ -71,7 +75,8 @@ mod tests {
         let fixture = Fixture::new();
         let (probed, is_open) = watch::channel(Err(NotProbed::Probing));
         let (announced, is_there) = watch::channel(Err(NotWritten::NotYet));
-        let readiness = Readiness::new(fixture.board(), is_open, is_there);
+        let (_server, reachable) = watch::channel(None);
+        let readiness = Readiness::new(fixture.board(), is_open, is_there, reachable);
         assert!(!readiness.reasons().is_empty());
         let (probing, unwritten) = (NotProbed::Probing.to_string(), NotWritten::NotYet.to_string());
         assert!(!readiness.reasons().contains(&probing), "{:?}", readiness.reasons());

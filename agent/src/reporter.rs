@@ -46,6 +46,8 @@ pub struct Told {
     pub endpoint: watch::Receiver<Endpoint>,
     /// What others on the host do to pods or could do, each with its remedy.
     pub host: watch::Receiver<Vec<String>>,
+    /// Why health and metrics are not served over HTTP.
+    pub unserved: watch::Receiver<Option<String>>,
 }
 
 impl Reporter {

@@ -4,10 +4,11 @@ mod connection;
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as BlockingStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use polder_api::NodeName;
@@ -20,11 +21,14 @@ use polder_ipam::tasks::operator::{self, Adoption};
 use polder_ipam::tasks::{collect, teardown};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
-use tracing::info;
+use tokio::time::sleep;
+use tracing::{info, warn};
 
 use self::connection::Answers;
+use crate::board::set_if_changed;
 use crate::caller::Caller;
 use crate::in_flight::Wired;
+use crate::liveness::Threads;
 use crate::node::Node;
 use crate::reporter::Reporter;
 use crate::requests::PlanRequest;
@@ -38,8 +42,48 @@ pub fn refuse_if_answered(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes the socket. One that an agent left behind is replaced, one that an agent answers on is not.
-pub fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+/// The socket: a file that others can delete, and that goes with the agent.
+#[derive(Debug)]
+pub struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+    file: (u64, u64),
+}
+
+impl Socket {
+    /// Makes it. One that an agent left behind is replaced, one that an agent answers on is not.
+    pub fn bind(path: &Path) -> anyhow::Result<Self> {
+        let listener = bind(path)?;
+        let file = id(path).with_context(|| format!("socket {}: it was deleted at once", path.display()))?;
+        Ok(Self { listener, path: path.to_owned(), file })
+    }
+
+    /// Returns when its file is not there any more.
+    async fn gone(&self) {
+        while id(&self.path) == Some(self.file) {
+            sleep(LOOK).await;
+        }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if id(&self.path) == Some(self.file) {
+            // Whoever finds it would take the agent for one that has died.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Which file it is: device and inode.
+fn id(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
+}
+
+/// Between two looks whether the socket is still there.
+const LOOK: Duration = Duration::from_millis(500);
+
+fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     refuse_if_answered(path)?;
     let writable = || format!("socket {}: can the agent write there?", path.display());
     if let Some(folder) = path.parent() {
@@ -65,12 +109,42 @@ pub struct Task {
     pub plans: mpsc::Sender<PlanRequest>,
     /// The machine that an operator says this one is in place of.
     pub adopted: watch::Sender<Option<Alive>>,
+    /// The agent's threads.
+    pub threads: Threads,
+    /// Why no plugin can reach the agent.
+    pub unreachable: watch::Sender<Option<String>>,
 }
 
 impl Task {
-    /// Serves for ever.
-    pub async fn run(self, listener: UnixListener) {
-        connection::serve_all(Arc::new(self), listener, ROOT).await;
+    /// Serves for ever, over another socket where somebody has deleted the one before: `/run` is cleaned up by many.
+    pub async fn run(self, mut socket: Socket) {
+        let task = Arc::new(self);
+        loop {
+            tokio::select! {
+                () = connection::serve_all(Arc::clone(&task), &socket.listener, ROOT) => return,
+                () = socket.gone() => {}
+            }
+            warn!(socket = %socket.path.display(), "the socket was deleted: it is made anew");
+            socket = task.bind_again(&socket.path).await;
+        }
+    }
+
+    async fn bind_again(&self, path: &Path) -> Socket {
+        loop {
+            match Socket::bind(path) {
+                Ok(socket) => {
+                    self.unreachable.send_replace(None);
+                    return socket;
+                }
+                Err(error) => {
+                    let problem = format!("no plugin can reach the agent: {error:#}");
+                    if set_if_changed(&self.unreachable, Some(problem.clone())) {
+                        warn!("{problem}");
+                    }
+                }
+            }
+            sleep(LOOK).await;
+        }
     }
 }
 
@@ -127,6 +201,7 @@ impl Answers for Task {
             }
             Request::Health(request) => Reply::Health(health::health(reporter, &request).await),
             Request::Status => Reply::Status(Box::new(status::status(reporter).await)),
+            Request::Live => Reply::Live(self.threads.standstills().await),
             Request::Plan => Reply::Planned(engine::ask(plans).await?),
             Request::Nodes => Reply::Nodes(status::nodes(reporter).await?),
             Request::Pools => Reply::Pools(pools::list(records, &reporter.store).await?),

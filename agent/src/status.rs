@@ -41,6 +41,7 @@ pub async fn status(reporter: &Reporter) -> Status {
     let mut problems = problems(reporter, &view, pass.as_deref());
     problems.extend(refused::problems(&reporter.store));
     problems.extend(reporter.told.host.borrow().iter().cloned());
+    problems.extend(reporter.told.unserved.borrow().clone());
     problems.extend(preceding(reporter));
     let leases = reporter.told.leases.borrow().among(|name| view.nodes.contains_key(name));
     problems.extend(leases.problems(Instant::now()));

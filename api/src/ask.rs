@@ -55,6 +55,8 @@ macro_rules! asks {
 asks! {
     /// How is this node?
     Status => Status(Box<status::Status>);
+    /// Does the agent do its work?
+    Live => Live(Vec<String>);
     /// What would the next pass over the kernel change?
     Plan => Planned(Vec<String>);
     /// Which nodes does the cluster have?

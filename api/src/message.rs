@@ -50,6 +50,8 @@ pub enum Request {
     Health(HealthRequest),
     /// How this node is.
     Status,
+    /// Whether the agent does its work.
+    Live,
     /// What the next pass over the kernel would change.
     Plan,
     /// The nodes of the cluster, as this node sees them.
@@ -190,6 +192,8 @@ pub enum Reply {
     Health(Health),
     /// To Status.
     Status(Box<Status>),
+    /// To Live: the threads that stand still, in words.
+    Live(Vec<String>),
     /// To Plan: the changes, in order.
     Planned(Vec<String>),
     /// To Nodes.

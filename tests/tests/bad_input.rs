@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::io::ErrorKind;
+use std::net::TcpListener;
+
 use polder_tests::agent::{CNI_CONF, Worker};
 use polder_tests::matrix::assert_flat;
 use polder_tests::tls::Authority;
@@ -133,6 +136,47 @@ fn a_second_agent_on_the_same_node_is_refused() {
     assert!(worker.stop());
     worker.start_and_wait();
     assert_eq!(lab.workers[1].status()["ready"], true);
+}
+
+#[test]
+fn a_port_of_health_and_metrics_that_another_program_has_is_named_and_keeps_no_pod_away() {
+    let mut lab = Lab::build(Topology::one_segment(1));
+    let worker = &mut lab.workers[0];
+    let other = worker.node.within(|| TcpListener::bind("127.0.0.1:9474").unwrap());
+    worker.start_and_wait();
+    let problem = worker.wait_for_status("the port", |status| {
+        let problem = status["problems"][0].as_str()?.to_owned();
+        problem.contains("127.0.0.1:9474").then_some(problem)
+    });
+    assert!(problem.contains("in use") && problem.contains("--http"), "{problem}");
+    worker.pod("a");
+    drop(other);
+    worker.wait_for_status("no problem", |status| (status["problems"] == json!([])).then_some(()));
+    assert_eq!(worker.http("/livez").0, 200);
+}
+
+#[test]
+fn a_socket_that_is_deleted_is_made_anew_and_goes_with_the_agent() {
+    let mut lab = Lab::start(Topology::one_segment(1));
+    let socket = "/run/polder/agent.sock";
+    lab.workers[0].node.run("rm", &[socket]);
+    wait::until("the agent to answer again", || lab.workers[0].try_status());
+    let pod = lab.workers[0].pod("a");
+    lab.workers[0].delete(&pod);
+    assert!(lab.workers[0].stop());
+    assert!(lab.workers[0].node.read(socket).is_err_and(|error| error.kind() == ErrorKind::NotFound));
+}
+
+#[test]
+fn a_log_filter_that_is_wrong_is_named_and_the_agent_runs() {
+    let mut lab = Lab::build(Topology::one_segment(1));
+    let worker = &mut lab.workers[0];
+    worker.variables.push(("RUST_LOG".to_owned(), "polder=loud".to_owned()));
+    worker.start_and_wait();
+    let log = worker.log();
+    let named = log.lines().find(|line| line.contains("RUST_LOG"));
+    assert!(named.is_some_and(|line| line.contains("polder=loud") && line.contains("info")), "{log}");
+    assert!(!log.contains('\u{1b}'), "colours in a file: {log}");
 }
 
 #[test]

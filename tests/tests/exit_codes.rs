@@ -112,7 +112,7 @@ fn an_agent_that_does_not_answer_ends_every_command_with_1() {
     lab.etcd.kill();
     let worker = &mut lab.workers[0];
     for command in ASKING {
-        assert_ends(worker, 1, &[(command, "is polder-agent running on this node")]);
+        assert_ends(worker, 1, &[(command, "start polder-agent on this node")]);
         let elsewhere = format!("--socket /run/nowhere.sock {command}");
         assert_ends(worker, 1, &[(&elsewhere, "/run/nowhere.sock")]);
     }

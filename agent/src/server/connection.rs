@@ -40,7 +40,7 @@ pub(super) trait Answers: Send + Sync + 'static {
 }
 
 /// Serves all connections of that user, for ever.
-pub(super) async fn serve_all<A: Answers>(answers: Arc<A>, listener: UnixListener, user: u32) {
+pub(super) async fn serve_all<A: Answers>(answers: Arc<A>, listener: &UnixListener, user: u32) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };

@@ -130,7 +130,8 @@ async fn what_is_not_understood_is_refused_and_others_are_served_meanwhile() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("agent.sock");
     let fake = Arc::new(Fake::default());
-    let serving = tokio::spawn(serve_all(Arc::clone(&fake), UnixListener::bind(&path).unwrap(), myself()));
+    let (listener, served) = (UnixListener::bind(&path).unwrap(), Arc::clone(&fake));
+    let serving = tokio::spawn(async move { serve_all(served, &listener, myself()).await });
     let mut bad = UnixStream::connect(&path).await.unwrap();
     let mut good = UnixStream::connect(&path).await.unwrap();
     let refused = ask(&mut bad, &encode(&"no question").unwrap()).await;

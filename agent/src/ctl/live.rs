@@ -1,0 +1,46 @@
+//! Whether the agent does its work.
+
+use clap::Args;
+use polder_api::ask;
+use serde::Serialize;
+
+use super::{Printed, Render, Run, Session};
+use crate::exit::Exit;
+
+/// Without arguments.
+#[derive(Debug, Args)]
+pub struct Command {}
+
+/// The threads of the agent that stand still, in words.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+struct Standstills(Vec<String>);
+
+impl Run for Command {
+    fn run(&self, session: &Session<'_>) -> anyhow::Result<Printed> {
+        session.print(&Standstills(session.ask(ask::Live)?))
+    }
+}
+
+impl Render for Standstills {
+    fn table(&self) -> String {
+        if self.0.is_empty() { "ok\n".to_owned() } else { self.0.join("\n") + "\n" }
+    }
+
+    fn exit(&self) -> Exit {
+        Exit::of_look(self.0.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_that_stands_still_is_a_problem() {
+        let well = Standstills(Vec::new());
+        assert_eq!((well.table().as_str(), well.exit()), ("ok\n", Exit::Fine));
+        let still = Standstills(vec!["the ledger".to_owned()]);
+        assert_eq!((still.table().as_str(), still.exit()), ("the ledger\n", Exit::Problem));
+    }
+}
