@@ -178,6 +178,7 @@ fn entries() -> (RecordEntries, AddressEntries, DatapathEntries) {
 
 /// What the engine and the monitor are wired with, besides entries.
 struct Lines {
+    leases: watch::Receiver<Arc<Leases>>,
     own_ports: BTreeSet<u32>,
     sysctls: Sysctls,
     store_at: watch::Receiver<Option<Vec<Needed>>>,
@@ -244,6 +245,7 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
     let (unserved, unserved_read) = watch::channel(None);
     let reporter = reporter(&node, readiness.clone(), &records, &datapath, unserved_read);
     let lines = Lines {
+        leases: records.leases.subscribe(),
         own_ports: sockets.ports,
         sysctls,
         store_at: records.store_at.subscribe(),
@@ -411,6 +413,7 @@ fn datapath_tasks(
             datapath: engine::OnNode { kernel: kernel.clone(), ipam: node.ipam.clone() },
             readiness: readiness.clone(),
             store_at: lines.store_at,
+            leases: lines.leases,
             alarm,
         },
         entries: entries.engine,

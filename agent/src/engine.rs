@@ -17,8 +17,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use polder_api::PerFamily;
 use polder_api::message::Refusal;
+use polder_api::{NodeName, PerFamily};
 use polder_ipam::cause::HostError;
 use polder_ipam::peers::{Peer, believe};
 use polder_ipam::registration::Registration;
@@ -104,6 +104,7 @@ impl<D: Datapath> Task<D> {
         let mut holdings = board.membership.changes();
         let mut registration = board.membership.registrations();
         let mut probed = tools.readiness.probes();
+        let mut leases = tools.leases.clone();
         let mut engine = Engine::new(tools, entries, announcer);
         let mut cause = Cause::Underlay;
         loop {
@@ -111,13 +112,14 @@ impl<D: Datapath> Task<D> {
             holdings.mark_unchanged();
             registration.mark_unchanged();
             engine.work(cause).await;
-            let wake = Instant::now() + engine.pause();
+            let (wake, dead) = (Instant::now() + engine.pause(), engine.dead.clone());
             cause = loop {
                 // Cancel-safe, all of them: what is not taken is seen the next time.
                 break tokio::select! {
                     _ = view.changed() => Cause::Records,
                     _ = holdings.changed() => Cause::Records,
                     _ = registration.changed() => Cause::Records,
+                    () = async { drop(leases.wait_for(|leases| *leases.dead() != dead).await) } => Cause::Records,
                     () = senders.rung() => Cause::Records,
                     () = underlay.rung() => Cause::Underlay,
                     () = engine.disturbed() => Cause::Disturbance,
@@ -154,6 +156,8 @@ pub struct Engine<D = OnNode> {
     passes: Passes,
     /// What others have changed.
     repairing: Repairing,
+    /// The nodes whose agents the last pass took for dead.
+    dead: BTreeSet<NodeName>,
 }
 
 impl<D: Datapath> Engine<D> {
@@ -168,6 +172,7 @@ impl<D: Datapath> Engine<D> {
             losses: Losses::default(),
             passes: Passes::default(),
             repairing: Repairing::default(),
+            dead: BTreeSet::new(),
         }
     }
 
@@ -225,7 +230,8 @@ impl<D: Datapath> Engine<D> {
         if view.source == Source::Nowhere {
             return self.free_store().await;
         }
-        let believed = believe(&view, &self.tools.config.node);
+        self.dead.clone_from(self.tools.leases.borrow().dead());
+        let believed = believe(&view, &self.tools.config.node, &self.dead);
         let anew = cause == Cause::Underlay || self.board().underlay().is_err();
         if anew {
             self.choose_underlay(&believed.peers).await;

@@ -49,6 +49,8 @@ pub struct Leases {
     asked: Option<Instant>,
     /// Since when each one is missing that is.
     missing: BTreeMap<NodeName, Instant>,
+    /// The nodes whose agents were not alive when that was last known, and of which no lease was seen since.
+    dead: BTreeSet<NodeName>,
 }
 
 impl Leases {
@@ -58,6 +60,26 @@ impl Leases {
         let missing = others.difference(living);
         self.missing =
             missing.map(|name| (name.clone(), self.missing.get(name).copied().unwrap_or(now))).collect();
+        self.dead.retain(|name| self.missing.contains_key(name));
+        let sure: Vec<_> = self.not_alive().map(|(name, _)| name.clone()).collect();
+        self.dead.extend(sure);
+    }
+
+    /// What is left while the store cannot tell.
+    #[must_use]
+    fn forgotten(&self) -> Self {
+        Self { dead: self.dead.clone(), ..Self::default() }
+    }
+
+    /// The nodes whose agents are taken for dead, also while the store cannot tell: what goes by that must not change back and
+    /// forth with every loss of the store.
+    pub fn dead(&self) -> &BTreeSet<NodeName> {
+        &self.dead
+    }
+
+    /// Whether it is known that the node's agent is dead, or that it is alive.
+    pub fn are_sure_of(&self, name: &NodeName) -> bool {
+        self.dead.contains(name) || self.are_known() && !self.missing.contains_key(name)
     }
 
     /// Whether there is an answer.
@@ -69,7 +91,7 @@ impl Leases {
     #[must_use]
     pub fn among(&self, is_member: impl Fn(&NodeName) -> bool) -> Self {
         let missing = self.missing.iter().filter(|(name, _)| is_member(name));
-        Self { missing: missing.map(|(name, since)| (name.clone(), *since)).collect(), ..*self }
+        Self { missing: missing.map(|(name, since)| (name.clone(), *since)).collect(), ..self.clone() }
     }
 
     /// The nodes whose agents are not alive, and since when at the latest.
@@ -153,6 +175,24 @@ mod tests {
         assert_eq!(back.problems(start + CONFIRM * 2), Vec::<String>::new());
         leases.take(&names(&["n2"]), &names(&["n2"]), start + CONFIRM * 2);
         assert_eq!(leases.problems(start + CONFIRM * 2), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_node_that_was_dead_is_taken_for_dead_until_its_lease_is_seen_also_while_the_store_is_away() {
+        let (start, all) = (Instant::now(), names(&["n2", "n3"]));
+        let n3 = "n3".parse().unwrap();
+        let mut leases = Leases::default();
+        assert!(!leases.are_sure_of(&n3));
+        leases.take(&all, &names(&["n2"]), start);
+        assert!(leases.dead().is_empty() && !leases.are_sure_of(&n3));
+        leases.take(&all, &names(&["n2"]), start + CONFIRM);
+        assert_eq!(*leases.dead(), names(&["n3"]));
+        leases = leases.forgotten();
+        assert!(!leases.are_known() && leases.are_sure_of(&n3));
+        leases.take(&all, &names(&["n2"]), start + CONFIRM * 2);
+        assert_eq!((leases.dead(), not_alive(&leases)), (&names(&["n3"]), vec![]));
+        leases.take(&all, &all, start + CONFIRM * 3);
+        assert!(leases.dead().is_empty() && leases.are_sure_of(&n3));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The cluster's pools and blocks, as an operator sees them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use polder_api::NodeName;
 use polder_api::message::Refusal;
@@ -40,14 +40,24 @@ pub fn status(view: &View, pool: &Pool, used: Option<&Addresses>) -> PoolStatus 
 }
 
 /// The blocks that are claimed, as this node knows them.
-pub async fn blocks(me: &NodeName, records: &Records, store: &Store) -> Result<Vec<ClaimStatus>, Refusal> {
+pub async fn blocks(
+    me: &NodeName,
+    records: &Records,
+    store: &Store,
+    dead: &BTreeSet<NodeName>,
+) -> Result<Vec<ClaimStatus>, Refusal> {
     let (view, used) = (records.read()?, Addresses::read(store).await.ok());
-    Ok(claims(me, &view, used.as_ref()))
+    Ok(claims(me, &view, used.as_ref(), dead))
 }
 
-/// The claims of all blocks.
-pub fn claims(me: &NodeName, view: &View, used: Option<&Addresses>) -> Vec<ClaimStatus> {
-    let problems = believe(view, me).problems.into_iter();
+/// The claims of all blocks. `dead` are the nodes whose agents are taken for dead.
+pub fn claims(
+    me: &NodeName,
+    view: &View,
+    used: Option<&Addresses>,
+    dead: &BTreeSet<NodeName>,
+) -> Vec<ClaimStatus> {
+    let problems = believe(view, me, dead).problems.into_iter();
     let refused: BTreeMap<String, String> =
         problems.map(|problem| (problem.key, problem.fault.to_string())).collect();
     let mut counts: BTreeMap<Cidr, u64> = BTreeMap::new();

@@ -1,8 +1,9 @@
 //! What answers to operators, runtimes and monitoring are put together from. It only reads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use polder_api::NodeName;
 use polder_store::{NodeIpam, Store};
 use tokio::sync::watch;
 
@@ -51,6 +52,11 @@ pub struct Told {
 }
 
 impl Reporter {
+    /// The nodes whose agents are taken for dead.
+    pub fn dead(&self) -> BTreeSet<NodeName> {
+        self.told.leases.borrow().dead().clone()
+    }
+
     /// What the node would be judged by if it were asked to serve a pod.
     pub fn board(&self) -> &Board {
         &self.readiness.board

@@ -205,9 +205,9 @@ impl Answers for Task {
             Request::Plan => Reply::Planned(engine::ask(plans).await?),
             Request::Nodes => Reply::Nodes(status::nodes(reporter).await?),
             Request::Pools => Reply::Pools(pools::list(records, &reporter.store).await?),
-            Request::Blocks => {
-                Reply::Blocks(pools::blocks(&reporter.config.node, records, &reporter.store).await?)
-            }
+            Request::Blocks => Reply::Blocks(
+                pools::blocks(&reporter.config.node, records, &reporter.store, &reporter.dead()).await?,
+            ),
             Request::Show(subject) => Reply::Shown(Box::new(show::show(reporter, subject).await?)),
             Request::Inspect(repairs) => Reply::Checked(Box::new(
                 inspection::check(&node.board.membership, &operators().await?, repairs).await?,

@@ -128,8 +128,13 @@ impl Look<'_> {
     }
 
     fn claims(&self, wanted: impl Fn(Cidr) -> bool) -> Vec<polder_api::pool::ClaimStatus> {
-        let claims =
-            pools::claims(&self.reporter.config.node, &self.view, self.published.as_ref()).into_iter();
+        let claims = pools::claims(
+            &self.reporter.config.node,
+            &self.view,
+            self.published.as_ref(),
+            &self.reporter.dead(),
+        )
+        .into_iter();
         claims.filter(|claim| claim.block.to_string().parse().is_ok_and(&wanted)).collect()
     }
 
@@ -174,7 +179,12 @@ impl Look<'_> {
         } else if removed.is_empty() {
             return missing(format!("there is no node {name}: see polderctl node list"));
         }
-        shown.blocks = pools::claims(&self.reporter.config.node, &self.view, self.published.as_ref());
+        shown.blocks = pools::claims(
+            &self.reporter.config.node,
+            &self.view,
+            self.published.as_ref(),
+            &self.reporter.dead(),
+        );
         shown.blocks.retain(|claim| claim.node == *name);
         if *name == self.reporter.config.node {
             self.own_counts(|_| true, shown);

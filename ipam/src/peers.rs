@@ -3,7 +3,7 @@
 //! Anybody who can write to the store could write a record that draws other pods' traffic. So a record that does
 //! not fit the others is refused and named. Of two that contradict each other the older one stands.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -81,15 +81,15 @@ pub struct Believed {
     pub problems: Vec<Problem>,
 }
 
-/// What node `me` believes of the records.
-pub fn believe(view: &View, me: &NodeName) -> Believed {
+/// What node `me` believes of the records. `dead` are the nodes whose agents are known not to be alive.
+pub fn believe(view: &View, me: &NodeName, dead: &BTreeSet<NodeName>) -> Believed {
     let mut problems: Vec<Problem> = view
         .refused
         .iter()
         .chain(&view.doubtful)
         .map(|(key, reason)| Problem { key: key.clone(), fault: Fault::Refused(reason.clone()) })
         .collect();
-    let nodes = believable_nodes(view, me, &mut problems);
+    let nodes = believable_nodes(view, me, dead, &mut problems);
     let mut blocks = believable_blocks(view, &nodes, &mut problems);
     let own_blocks = blocks.remove(me).unwrap_or_default();
     let mut held = held_addresses(view, &mut problems);
@@ -107,14 +107,28 @@ pub fn believe(view: &View, me: &NodeName) -> Believed {
 
 type Nodes<'a> = BTreeMap<&'a NodeName, &'a Known<NodeRecord>>;
 
-fn believable_nodes<'a>(view: &'a View, me: &NodeName, problems: &mut Vec<Problem>) -> Nodes<'a> {
+fn believable_nodes<'a>(
+    view: &'a View,
+    me: &NodeName,
+    dead: &BTreeSet<NodeName>,
+    problems: &mut Vec<Problem>,
+) -> Nodes<'a> {
     let mut oldest_first: Vec<_> = view.nodes.iter().collect();
     // What this node says of itself it knows to be true.
     oldest_first.sort_by_key(|(name, known)| (*name != me, known.revision));
+    // What is a node's for its life goes by age, whoever lives.
     let mut owners: HashMap<Identity, &NodeName> = HashMap::new();
+    for (name, known) in oldest_first.iter().filter(|(_, known)| check_shape(view, &known.record).is_ok()) {
+        for identity in Identity::all(&known.record).filter(|identity| !identity.is_of_underlay()) {
+            owners.entry(identity).or_insert(name);
+        }
+    }
+    // An address on the underlay is whoever's uses it: a node can have got that of one that is gone, from DHCP.
+    let (living, gone): (Vec<_>, Vec<_>) =
+        oldest_first.into_iter().partition(|(name, _)| *name == me || !dead.contains(*name));
     let mut nodes = Nodes::new();
-    for (name, known) in oldest_first {
-        match check_node(view, &known.record, &owners) {
+    for (name, known) in living.into_iter().chain(gone) {
+        match check_node(view, name, &known.record, &owners) {
             Ok(()) => {
                 owners.extend(Identity::all(&known.record).map(|identity| (identity, name)));
                 nodes.insert(name, known);
@@ -125,12 +139,21 @@ fn believable_nodes<'a>(view: &'a View, me: &NodeName, problems: &mut Vec<Proble
     nodes
 }
 
-fn check_node(view: &View, record: &NodeRecord, owners: &HashMap<Identity, &NodeName>) -> Result<(), Fault> {
-    if let Some((identity, owner)) =
-        Identity::all(record).find_map(|identity| owners.get_key_value(&identity))
-    {
+fn check_node(
+    view: &View,
+    name: &NodeName,
+    record: &NodeRecord,
+    owners: &HashMap<Identity, &NodeName>,
+) -> Result<(), Fault> {
+    let of_another = |identity| owners.get_key_value(&identity).filter(|(_, owner)| **owner != name);
+    if let Some((identity, owner)) = Identity::all(record).find_map(of_another) {
         return Err(Fault::OfAnother { identity: *identity, owner: (*owner).clone() });
     }
+    check_shape(view, record)
+}
+
+/// Whether the record makes sense by itself.
+fn check_shape(view: &View, record: &NodeRecord) -> Result<(), Fault> {
     for family in Family::BOTH {
         for (kind, addresses) in
             [("underlay", &record.underlay), ("gateway", &record.gateways), ("probe", &record.probes)]
@@ -333,7 +356,7 @@ mod tests {
         fn seen(self) -> (Vec<(String, usize)>, String) {
             let mut view = View::default();
             view.apply(Update::Loaded(Contents { revision: Revision::new(99), entries: self.entries }));
-            let believed = believe(&view, &"me".parse().unwrap());
+            let believed = believe(&view, &"me".parse().unwrap(), &BTreeSet::new());
             assert!(believed.problems.len() < 2, "{:?}", believed.problems);
             assert_eq!(believed.own_blocks, [Block::new("10.244.0.0/26".parse().unwrap())]);
             let peers =
@@ -440,6 +463,34 @@ mod tests {
             let (peers, problem) = cluster.seen();
             assert_eq!(peers, both());
             assert!(problem.contains(sign), "{problem}");
+        }
+    }
+
+    #[test]
+    fn an_underlay_address_is_that_of_the_living_node_and_everything_else_that_of_the_older_record() {
+        let mut cluster = Cluster::new();
+        // `b` has got the address of `a`, and is the younger record.
+        cluster.node("b", &NodeRecord { underlay: node(1).underlay, ..node(2) });
+        let mut view = View::default();
+        view.apply(Update::Loaded(Contents {
+            revision: Revision::new(99),
+            entries: cluster.entries.clone(),
+        }));
+        let names = |view: &View, dead: &[&str]| -> Vec<String> {
+            let dead = dead.iter().map(|name| name.parse().unwrap()).collect();
+            let believed = believe(view, &"me".parse().unwrap(), &dead);
+            believed.peers.iter().map(|peer| peer.name.to_string()).collect()
+        };
+        assert_eq!(names(&view, &[]), ["a"]);
+        assert_eq!(names(&view, &["b"]), ["a"]);
+        assert_eq!(names(&view, &["a"]), ["b"]);
+        assert_eq!(names(&view, &["a", "b"]), ["a"]);
+        // Nobody's death gives his gateway address to another.
+        for underlay in [node(2).underlay, node(1).underlay] {
+            cluster.node("b", &NodeRecord { underlay, gateways: node(1).gateways, ..node(2) });
+            let entries = cluster.entries.clone();
+            view.apply(Update::Loaded(Contents { revision: Revision::new(100), entries }));
+            assert_eq!(names(&view, &["a"]), ["a"]);
         }
     }
 

@@ -3,6 +3,7 @@
 //! Pure: from what is known, one step at a time. Whoever carries a step out comes back with what is known then. Every
 //! step can be carried out again, and none rests on one before it having been seen to succeed.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use polder_api::{Family, Mac, NodeName, PerFamily, rule};
@@ -225,7 +226,7 @@ fn register(facts: &Facts<'_>, identity: &Identity) -> Result<Member, Step> {
 /// Takes over what the store says is the node's, and puts back what the ledger says is. Returns what cannot be put back.
 fn reconcile(facts: &Facts<'_>, identity: &Identity, me: &Member) -> Result<Option<Waiting>, Step> {
     let (view, blocks) = (facts.view, &facts.own.blocks);
-    for block in believe(view, facts.me).own_blocks {
+    for block in believe(view, facts.me, &BTreeSet::new()).own_blocks {
         if !blocks.iter().any(|owned| owned.block == block) {
             // A claim whose outcome was never known, or one that the ledger has lost.
             let BlockRecord { pool, nonce, .. } = (*view.blocks[&block].record).clone();

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use polder_api::{Family, NodeName, PerFamily};
-use polder_ipam::peers::{Believed, believe};
+use polder_ipam::peers::{Believed, Fault, Identity, believe};
 use polder_ipam::record::ClusterRecord;
 use polder_ipam::view::{Source, View};
 use polder_ipam::{Block, Cidr};
@@ -69,7 +69,7 @@ impl<D: Datapath> Engine<D> {
     /// What a pass would do that began now.
     pub(super) async fn draft_now(&mut self) -> Result<Draft, NoPlan> {
         let view = self.board().view();
-        let believed = believe(&view, &self.tools.config.node);
+        let believed = believe(&view, &self.tools.config.node, self.tools.leases.borrow().dead());
         self.look_for(&believed.peers, false).await;
         self.moves.observe(&believed.peers, Instant::now());
         let grounds = self.grounds(view, believed)?;
@@ -122,7 +122,8 @@ impl<D: Datapath> Engine<D> {
         };
         let pools: Vec<Cidr> = view.pools.values().map(|pool| pool.record.cidr()).collect();
         let families = view.families();
-        let prune = self.prune(view, &believed.own_blocks, &blocks);
+        let is_open = self.is_in_dispute(believed);
+        let prune = if is_open { Prune::No } else { self.prune(view, &believed.own_blocks, &blocks) };
         let reach = self.network.reach.clone();
         let registered =
             view.nodes.get(&self.tools.config.node).map(|known| known.record.underlay.as_slice());
@@ -165,6 +166,17 @@ impl<D: Datapath> Engine<D> {
         let all = uplinks.chain(peers).chain(self.network.outward.world.iter().copied());
         let names = all.filter_map(|index| self.network.outward.interfaces.get(&index));
         names.filter(|name| *name != LOOPBACK).cloned().collect()
+    }
+
+    /// Whether two nodes have one underlay address, and it is not known yet which of them lives.
+    fn is_in_dispute(&self, believed: &Believed) -> bool {
+        let leases = self.tools.leases.borrow();
+        believed.problems.iter().any(|problem| match &problem.fault {
+            Fault::OfAnother { identity: Identity::Underlay(_), owner } => {
+                *owner != self.tools.config.node && !leases.are_sure_of(owner)
+            }
+            _ => false,
+        })
     }
 
     /// Whether all is known that the node is to have, so that what is in no record is garbage.

@@ -13,6 +13,7 @@ use crate::board::{Chosen, Pass};
 use crate::config::Config;
 use crate::kernel::features::Features;
 use crate::kernel::sysctl::Sysctls;
+use crate::leases::Leases;
 use crate::readiness::Readiness;
 use crate::repair::{Alarm, Repairs};
 use crate::requests::PlanRequest;
@@ -32,6 +33,8 @@ pub struct Tools<D = OnNode> {
     pub readiness: Readiness,
     /// Where etcd is; `None` until that was first looked for.
     pub store_at: watch::Receiver<Option<Vec<Needed>>>,
+    /// Which other nodes' agents are not alive.
+    pub leases: watch::Receiver<Arc<Leases>>,
     /// Rings when somebody else has changed something of ours in the kernel.
     pub alarm: Arc<Alarm>,
 }

@@ -1,5 +1,6 @@
 //! What the first pass of an agent would do, without doing it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ pub async fn rehearse<D: Datapath>(
             Registration::Removed(reason) => return Err(vec![reason.to_string()]),
             _ => {}
         }
-        let believed = believe(&board.view(), &board.membership.me().name);
+        let believed = believe(&board.view(), &board.membership.me().name, &BTreeSet::new());
         engine.choose_underlay(&believed.peers).await;
         let drafted = engine.draft_now().await;
         let reasons = match drafted {

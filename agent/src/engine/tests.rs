@@ -30,6 +30,7 @@ use crate::kernel::plan::tests::Model;
 use crate::kernel::snapshot::HostNetwork;
 use crate::kernel::state::{Actual, Device};
 use crate::kernel::sysctl::Sysctls;
+use crate::leases::Leases;
 use crate::probe::NotProbed;
 use crate::readiness::Readiness;
 use crate::repair::{Alarm, Repairs};
@@ -129,7 +130,7 @@ struct Harness {
     senders: Bell,
     plans: mpsc::Sender<PlanRequest>,
     running: Pin<Box<dyn Future<Output = ()>>>,
-    _others: (Bell, watch::Sender<Result<(), NotProbed>>),
+    _others: (Bell, watch::Sender<Result<(), NotProbed>>, watch::Sender<Arc<Leases>>),
     _folder: tempfile::TempDir,
 }
 
@@ -151,8 +152,9 @@ impl Harness {
         let config = Arc::new(config(folder.path()));
         let (probed, is_open) = watch::channel(Err(NotProbed::NotYet));
         let (announced, is_there) = watch::channel(Err(NotWritten::NotYet));
-        let readiness = Readiness::new(fixture.board(), is_open, is_there);
+        let readiness = Readiness::new(fixture.board(), is_open, is_there, watch::channel(None).1);
         let (repairs, repaired) = watch::channel(Repairs::default());
+        let (looked_at, leases) = watch::channel(Arc::<Leases>::default());
         let (alarm, (senders, sender_wake), (underlay_changed, underlay_wake)) =
             (Arc::<Alarm>::default(), bell(), bell());
         let (plans, plans_asked) = mpsc::channel(1);
@@ -164,6 +166,7 @@ impl Harness {
                 datapath: kernel.clone(),
                 readiness: readiness.clone(),
                 store_at: watch::channel(Some(Vec::new())).1,
+                leases,
                 alarm: Arc::clone(&alarm),
             },
             entries: Entries {
@@ -184,7 +187,7 @@ impl Harness {
             senders,
             plans,
             running: Box::pin(task.run()),
-            _others: (underlay_changed, probed),
+            _others: (underlay_changed, probed, looked_at),
             _folder: folder,
         }
     }

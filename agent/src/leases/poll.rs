@@ -74,7 +74,7 @@ impl Task {
 
     /// Forgets what is known, and says when to ask next: leases may be missing for no other reason than that the store was away.
     fn forget(&self) -> Instant {
-        drop(self.leases.send_replace(Arc::default()));
+        self.leases.send_modify(|leases| *leases = Arc::new(leases.forgotten()));
         Instant::now() + CONFIRM
     }
 
@@ -84,12 +84,10 @@ impl Task {
         let others: BTreeSet<NodeName> =
             self.records.view().nodes.keys().filter(|name| *name != me).cloned().collect();
         let answer = if others.is_empty() { Ok(BTreeSet::new()) } else { living(&self.store).await };
-        let mut leases = Leases::default();
         // Without an answer nothing is known, also of those that were missing before.
-        if let Ok(living) = answer {
-            leases.clone_from(known);
-            leases.take(&others, &living, Instant::now());
-        }
+        let Ok(living) = answer else { return known.forgotten() };
+        let mut leases = known.clone();
+        leases.take(&others, &living, Instant::now());
         leases
     }
 

@@ -106,6 +106,11 @@ pub enum Identity {
 }
 
 impl Identity {
+    /// Whether it is where peers reach a node.
+    pub(super) fn is_of_underlay(&self) -> bool {
+        matches!(self, Self::Underlay(_))
+    }
+
     /// All of a node.
     pub(super) fn all(record: &NodeRecord) -> impl Iterator<Item = Self> {
         let underlay = record.underlay.iter().copied().map(Self::Underlay);
