@@ -180,6 +180,11 @@ impl<D: Datapath> Engine<D> {
         &self.tools.readiness.board
     }
 
+    /// Whether the node can have no peers.
+    fn is_alone(&self) -> bool {
+        matches!(self.tools.config.store, StoreConfig::Embedded)
+    }
+
     /// How long to wait if nothing happens.
     fn pause(&self) -> Duration {
         let resync = self.tools.config.resync;
@@ -216,10 +221,10 @@ impl<D: Datapath> Engine<D> {
         in_place.sysctls.iter().any(|(path, value)| is_other(path, value))
     }
 
-    /// Remembers what was put right: what should be is what was in place, and is not.
-    fn note_repair(&self, changes: &[Change], by: Vec<String>) {
+    /// Remembers what was put right: what should be is what was in place, and was not.
+    fn note_repair(&self, changes: &[&Change], by: Vec<String>) {
         let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
-        let who = if by.is_empty() { "somebody".to_owned() } else { by.join(", ") };
+        let who = if by.is_empty() { "another program".to_owned() } else { by.join(", ") };
         warn!("{who} changed what is ours in the kernel; repaired: {}", changes.join("; "));
         self.entries.repairs.send_modify(|repairs| repairs.add(&changes, by));
     }
@@ -286,20 +291,26 @@ impl<D: Datapath> Engine<D> {
         }
         info!("changing the kernel: {}", summary(&changes));
         changes.iter().for_each(|change| debug!("{change}"));
-        if self.repairing.in_place.as_ref() == Some(&desired.known()) {
+        let is_repair = self.repairing.in_place.as_ref() == Some(&desired.known());
+        if is_repair {
             // What was read just now may have been heard of just now.
             by.extend(self.tools.alarm.take());
             by.sort();
             by.dedup();
-            self.note_repair(&changes, by.clone());
         }
         self.keep_previous(&changes, &sysctls).await;
+        let wanted = if is_repair { changes.clone() } else { Vec::new() };
         let applied = self.tools.datapath.apply(changes, desired, indexes).await;
         let failures = match applied {
             Ok(failures) => failures,
             Err(error) => return self.not_made(&format_args!("change the kernel's state: {error}")),
         };
-        for failure in failures {
+        let has_failed = |change: &Change| failures.iter().any(|failure| failure.change == *change);
+        let repaired: Vec<&Change> = wanted.iter().filter(|change| !has_failed(change)).collect();
+        if !repaired.is_empty() {
+            self.note_repair(&repaired, by.clone());
+        }
+        for failure in failures.iter().filter(|failure| !failure.follows) {
             warn!("{failure}");
             let list =
                 if failure.change.is_local() { &mut pass.local_failures } else { &mut pass.other_failures };
@@ -376,8 +387,15 @@ impl<D: Datapath> Engine<D> {
         let known = self.board().underlay();
         let facts = match self.tools.datapath.host_network(asked).await {
             Ok(network) => {
-                let pods = self.tools.datapath.own_ranges().await;
-                Ok(Facts { network, store, pods })
+                let view = self.board().view();
+                let own = view.nodes.get(&self.tools.config.node);
+                Ok(Facts {
+                    network,
+                    store,
+                    pods: self.tools.datapath.own_ranges().await,
+                    pools: view.pools.values().map(|pool| pool.record.cidr()).collect(),
+                    registered: own.map(|own| own.record.underlay.clone()).unwrap_or_default(),
+                })
             }
             Err(error) => Err(error),
         };
@@ -392,7 +410,10 @@ impl<D: Datapath> Engine<D> {
         let current = known.unwrap_or_default();
         let chosen = facts
             .map_err(|error| NotChosen::Unreadable(HostError::new(error)))
-            .and_then(|facts| Underlay::choose(&self.tools.config.underlay, &facts, &current))
+            .and_then(|facts| match Underlay::choose(&self.tools.config.underlay, &facts, &current) {
+                Err(NotChosen::Undecided { .. }) if self.is_alone() => Ok(Underlay::of_lone_node(&facts)),
+                chosen => chosen,
+            })
             .map(Arc::new);
         let mut changed = false;
         self.entries.underlay.send_if_modified(|known| {
@@ -402,6 +423,9 @@ impl<D: Datapath> Engine<D> {
             known.clone_from(&chosen);
             is_other
         });
+        if let Ok(chosen) = &chosen {
+            self.network.underlay = Some(Arc::clone(chosen));
+        }
         match chosen {
             Ok(chosen) if changed => {
                 for uplink in chosen.uplinks.values() {

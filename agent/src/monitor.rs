@@ -143,14 +143,10 @@ impl Listener {
             return;
         }
         debug!(?event, "something of ours was changed");
-        // The first socket of a process has its number, as a rule; others have numbers that no process can have.
-        let process = (1..=PID_MAX).contains(&event.port).then(|| repair::process(event.port, None));
-        self.task.alarm.ring(process);
+        // The port of a netlink socket is a process id only in the PID namespace of the sender, so it names nobody here.
+        self.task.alarm.ring(None);
     }
 }
-
-/// `PID_MAX_LIMIT` of the kernel (`include/linux/threads.h`).
-const PID_MAX: u32 = 4 << 20;
 
 #[cfg(test)]
 mod tests {

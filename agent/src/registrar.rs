@@ -157,7 +157,7 @@ impl RegistrarHost for OnNode {
         Ok(Presence {
             underlay: underlay.addresses(),
             vtep_mac: Encapsulation::of(&cluster.record).mac(&cluster.record, &config.node),
-            mtu: pod_mtu(&underlay, &cluster.record, config.mtu).ok_or(NoPresence::NoMtu)?,
+            mtu: pod_mtu(&underlay, &cluster.record, config.mtu),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         })
     }

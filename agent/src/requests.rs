@@ -28,9 +28,6 @@ pub enum NoPlan {
     /// It is not known what is there.
     #[error("read the kernel's state: {0}")]
     Unread(#[source] polder_netlink::Error),
-    /// No packet of a pod would fit.
-    #[error("the underlay has no MTU")]
-    NoMtu,
 }
 
 /// A wish for another block.

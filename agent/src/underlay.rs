@@ -1,5 +1,6 @@
 //! Which of the node's addresses its peers are to use: chosen by the route to them, not by the default route.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use polder_api::{Family, PerFamily};
@@ -8,6 +9,7 @@ use polder_ipam::cause::HostError;
 use polder_ipam::needed::{Needed, What};
 use polder_netlink::IfIndex;
 use polder_netlink::address::Address;
+use polder_netlink::route::Lookup;
 
 use crate::config::UnderlayConfig;
 use crate::kernel::snapshot::HostNetwork;
@@ -94,6 +96,10 @@ pub struct Facts {
     pub store: Vec<Needed>,
     /// This node's own blocks and the addresses of its attachments. Another plugin may have routes to them.
     pub pods: Vec<Cidr>,
+    /// The pools of the cluster: nodes have their addresses elsewhere, and what is in a pool is left from another network.
+    pub pools: Vec<Cidr>,
+    /// The addresses of this node's own record, which peers use.
+    pub registered: Vec<IpAddr>,
 }
 
 impl Facts {
@@ -106,6 +112,14 @@ impl Facts {
         let with_interface =
             |address| Some((address, self.network.interfaces.get(&(address as &Address).index)?));
         self.network.addresses.iter().filter(usable).filter_map(with_interface)
+    }
+
+    /// Those that are chosen by themselves: outside the pools, whose addresses peers refuse, as long as there is one.
+    fn preferred(&self, family: Family) -> Vec<&Address> {
+        let is_in_a_pool = |found: &&Address| self.pools.iter().any(|pool| pool.has(found.address.ip()));
+        let (inside, outside): (Vec<_>, Vec<_>) =
+            self.candidates(family).map(|(found, _)| found).partition(is_in_a_pool);
+        if outside.is_empty() { inside } else { outside }
     }
 
     /// Why these addresses were not chosen, where that can be asked at all.
@@ -158,7 +172,8 @@ impl Facts {
                 needed.push(Needed { range, what: What::Network(interface) });
             }
         }
-        let routers = self.network.routes.iter().filter_map(|(_, way)| way.gateway).filter(is_elsewhere);
+        let routers =
+            self.network.routes.iter().filter_map(|(_, way)| way.next_hop.router()).filter(is_elsewhere);
         needed.extend(routers.map(|router| Needed::host(router, What::Gateway)));
         let in_a_network = |range: Cidr| {
             needed
@@ -176,6 +191,25 @@ impl Facts {
         needed.sort();
         needed.dedup();
         needed
+    }
+
+    /// The address that a route to there is used with. The kernel prefers a whole address (/32, /128) to one of a network as source,
+    /// but that may be a virtual one, which is on another node tomorrow; and temporary ones to lasting ones (`use_tempaddr`).
+    fn source(&self, family: Family, way: &Lookup) -> Option<IpAddr> {
+        let preferred = self.preferred(family);
+        let on_it: Vec<&Address> =
+            preferred.iter().copied().filter(|found| found.index == way.index).collect();
+        let of_network = on_it.iter().find(|found| found.address.prefix() < family.bits());
+        let chosen = preferred.iter().copied().find(|found| Some(found.address.ip()) == way.source);
+        let found = match chosen {
+            Some(chosen) if chosen.address.prefix() < family.bits() || chosen.index != way.index => {
+                Some(chosen)
+            }
+            Some(whole) => of_network.copied().or(Some(whole)),
+            // The kernel's own choice cannot be used.
+            None => of_network.or(on_it.first()).copied(),
+        };
+        Some(found?.address.ip())
     }
 
     fn uplink(&self, address: IpAddr, chosen_by: String) -> Option<Uplink> {
@@ -228,9 +262,19 @@ impl Underlay {
         self.uplinks.values().map(|uplink| uplink.address).collect()
     }
 
+    /// The names of its interfaces.
+    pub fn interfaces(&self) -> BTreeSet<String> {
+        self.uplinks.values().map(|uplink| uplink.interface.clone()).collect()
+    }
+
     /// The address of that family.
     pub fn address(&self, family: Family) -> Option<IpAddr> {
         Some(self.uplinks[family].as_ref()?.address)
+    }
+
+    /// Of a node that has no peers, and needs no address for them.
+    pub fn of_lone_node(facts: &Facts) -> Self {
+        Self { uplinks: PerFamily::NONE, others: Vec::new(), needed: facts.needed() }
     }
 
     /// The family of the underlay that tunnels go over first.
@@ -263,23 +307,29 @@ fn choose(
     if let Some(uplink) = current.and_then(|uplink| facts.uplink(uplink.address, uplink.chosen_by.clone())) {
         return Ok(Some(uplink));
     }
+    let registered = facts.registered.iter().filter(|address| Family::of(**address) == family);
+    let registered =
+        registered.filter_map(|address| facts.uplink(*address, "this node's own record".to_owned()));
+    if let Some(uplink) = registered.into_iter().next() {
+        return Ok(Some(uplink));
+    }
     let by_route = facts.network.routes.iter().find_map(|(what, lookup)| {
-        let source = lookup.source.filter(|source| Family::of(*source) == family && !lookup.local)?;
-        facts.uplink(source, format!("the route to {what}"))
+        let is_of_family = lookup.source.is_some_and(|source| Family::of(source) == family) && !lookup.local;
+        let source = if is_of_family { facts.source(family, lookup) } else { None };
+        facts.uplink(source?, format!("the route to {what}"))
     });
     if by_route.is_some() {
         return Ok(by_route);
     }
-    let mut candidates = facts.candidates(family);
-    match (candidates.next(), candidates.next()) {
-        (Some((only, _)), None) => Ok(facts.uplink(only.address.ip(), format!("the only {family} address"))),
+    match facts.preferred(family).as_slice() {
+        [only] => Ok(facts.uplink(only.address.ip(), format!("the only {family} address"))),
         _ => Ok(None),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use polder_netlink::route::Lookup;
+    use polder_netlink::route::NextHop;
 
     use super::*;
 
@@ -296,13 +346,14 @@ mod tests {
     fn facts() -> Facts {
         let lookup = |index, source: &str| Lookup {
             index: IfIndex::new(index),
-            gateway: None,
+            next_hop: NextHop::Destination,
             source: source.parse().ok(),
             local: false,
         };
         let interface = |index, name: &str, mtu| (IfIndex::new(index), (name.to_owned(), mtu));
         let network = HostNetwork {
             interfaces: [interface(2, "eth0", 1500), interface(3, "eth1", 9000)].into(),
+            meshes: BTreeSet::new(),
             own: [IfIndex::new(5)].into(),
             addresses: vec![
                 address(5, "10.244.0.1/32"),
@@ -320,7 +371,7 @@ mod tests {
             ],
             configured: Vec::new(),
         };
-        Facts { network, store: Vec::new(), pods: Vec::new() }
+        Facts { network, ..Facts::default() }
     }
 
     fn chosen(config: &UnderlayConfig, facts: &Facts, current: &Underlay) -> Vec<String> {
@@ -377,6 +428,51 @@ mod tests {
         let fleeting =
             Underlay::choose(&config("fd00::bad"), &facts(), &Underlay::default()).unwrap_err().to_string();
         assert!(fleeting.contains("lasting"), "{fleeting}");
+    }
+
+    #[test]
+    fn a_virtual_address_is_not_preferred_and_the_one_that_peers_use_is_kept() {
+        let mut facts = facts();
+        facts.network.addresses.push(address(3, "10.0.0.50/32"));
+        facts.network.routes[0].1.source = "10.0.0.50".parse().ok();
+        let first = |facts: &Facts| chosen(&UnderlayConfig::default(), facts, &Underlay::default()).remove(0);
+        assert_eq!(first(&facts), "10.0.0.7 on eth1 by the route to node n2");
+        // An agent that starts keeps what its record says, as long as that is there.
+        facts.registered = vec!["10.0.0.8".parse().unwrap()];
+        assert_eq!(first(&facts), "10.0.0.8 on eth1 by this node's own record");
+        facts.registered = vec!["10.0.0.99".parse().unwrap()];
+        assert_eq!(first(&facts), "10.0.0.7 on eth1 by the route to node n2");
+        // In some clouds it is the only one.
+        facts
+            .network
+            .addresses
+            .retain(|found| found.address.prefix() == 32 || found.index != IfIndex::new(3));
+        assert_eq!(first(&facts), "10.0.0.50 on eth1 by the route to node n2");
+    }
+
+    #[test]
+    fn where_the_kernel_takes_a_temporary_address_a_lasting_one_of_the_same_interface_is_taken() {
+        let mut facts = facts();
+        facts.network.addresses.push(address(3, "fd00::d/128"));
+        facts.network.routes[0].1.source = "fd00::bad".parse().ok();
+        let chosen = chosen(&UnderlayConfig::default(), &facts, &Underlay::default());
+        assert_eq!(chosen[1], "fd00::7 on eth1 by the route to node n2");
+    }
+
+    #[test]
+    fn what_another_network_has_left_in_a_pool_is_no_address_of_the_node() {
+        let mut facts = facts();
+        facts.network.routes.clear();
+        facts.network.addresses = vec![address(2, "192.0.2.7/24"), address(3, "10.244.0.1/24")];
+        assert!(Underlay::choose(&UnderlayConfig::default(), &facts, &Underlay::default()).is_err());
+        facts.pools = vec!["10.244.0.0/16".parse().unwrap()];
+        let chosen = chosen(&UnderlayConfig::default(), &facts, &Underlay::default());
+        assert_eq!(chosen, ["192.0.2.7 on eth0 by the only IPv4 address"]);
+        // Where all are in a pool, it is the pool that is refused.
+        facts.pools = vec!["10.244.0.0/16".parse().unwrap(), "192.0.2.0/24".parse().unwrap()];
+        facts.network.addresses.remove(1);
+        let chosen = self::chosen(&UnderlayConfig::default(), &facts, &Underlay::default());
+        assert_eq!(chosen, ["192.0.2.7 on eth0 by the only IPv4 address"]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InetDevConf, InfoBridge, InfoData, InfoKind,
-    InfoPortData, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoPortData, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
 use nix::errno::Errno;
 use polder_api::Mac;
@@ -38,6 +38,9 @@ pub struct Link {
     pub up: bool,
     /// `IFF_RUNNING`: whether what is sent through it goes out, and is not dropped. The kernel's to decide.
     pub running: bool,
+    /// Whether its neighbours have link-layer addresses, so that a packet goes to any of them whatever its IP addresses are. Not so on
+    /// links like those of `WireGuard`, which sort packets by their IP addresses.
+    pub has_neighbours: bool,
     /// Its link-layer address, where it has one of six bytes.
     pub mac: Option<Mac>,
     /// In bytes.
@@ -248,6 +251,8 @@ impl From<LinkMessage> for Link {
             name: String::new(),
             up: message.header.flags.contains(LinkFlags::Up),
             running: message.header.flags.contains(LinkFlags::Running),
+            has_neighbours: !message.header.flags.intersects(LinkFlags::Noarp | LinkFlags::Pointopoint)
+                && message.header.link_layer_type != LinkLayerType::None,
             mac: None,
             mtu: 0,
             controller: None,

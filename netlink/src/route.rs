@@ -218,13 +218,80 @@ const CONFIGURED: [RouteProtocol; 5] = [
     RouteProtocol::Dhcp,
 ];
 
+/// Whom a host gives a packet to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NextHop {
+    /// The destination itself, which is on the link.
+    Destination,
+    /// This router.
+    Router(IpAddr),
+    /// It cannot be told: there are several, or the route says something that is not read here. Not the destination, to be safe.
+    Unclear,
+}
+
+impl NextHop {
+    /// What all attributes of an answer to a look-up say together (`rt_fill_info` in `net/ipv4/route.c`, `rt6_fill_node` in
+    /// `net/ipv6/route.c`).
+    fn of(attributes: &[RouteAttribute]) -> Self {
+        use RouteAttribute::{
+            CacheInfo, Destination, Dport, Expires, Flowlabel, Gateway, Iif, IpProto, Mark, Metrics,
+            MfcStats, Oif, PrefSource, Preference, Priority, Realm, Source, Sport, Table, TtlPropagate, Uid,
+            Via,
+        };
+        let router = attributes.iter().find_map(|attribute| match attribute {
+            Gateway(address) => ip(address),
+            Via(RouteVia::Inet(address)) => Some((*address).into()),
+            Via(RouteVia::Inet6(address)) => Some((*address).into()),
+            _ => None,
+        });
+        let says_nothing_of_it = |attribute: &RouteAttribute| {
+            matches!(
+                attribute,
+                CacheInfo(_)
+                    | Destination(_)
+                    | Dport(_)
+                    | Expires(_)
+                    | Flowlabel(_)
+                    | Iif(_)
+                    | IpProto(_)
+                    | Mark(_)
+                    | Metrics(_)
+                    | MfcStats(_)
+                    | Oif(_)
+                    | PrefSource(_)
+                    | Preference(_)
+                    | Priority(_)
+                    | Realm(_)
+                    | Source(_)
+                    | Sport(_)
+                    | Table(_)
+                    | TtlPropagate(_)
+                    | Uid(_)
+            )
+        };
+        match router {
+            Some(router) => Self::Router(router),
+            None if attributes.iter().all(says_nothing_of_it) => Self::Destination,
+            None => Self::Unclear,
+        }
+    }
+
+    /// The router, if it is one.
+    pub fn router(self) -> Option<IpAddr> {
+        match self {
+            Self::Router(router) => Some(router),
+            Self::Destination | Self::Unclear => None,
+        }
+    }
+}
+
 /// How the host would reach an address now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lookup {
     /// The interface that it would use.
     pub index: IfIndex,
-    /// The router that it would give the packet to; `None` says that the address is on the link itself.
-    pub gateway: Option<IpAddr>,
+    /// Whom it would give the packet to.
+    pub next_hop: NextHop,
     /// The source address that it would use.
     pub source: Option<IpAddr>,
     /// Whether the address is the host's own.
@@ -412,7 +479,7 @@ fn looked_up(message: &RouteMessage) -> Option<Lookup> {
     match message.header.kind {
         kind @ (RouteType::Unicast | RouteType::Local) => Some(Lookup {
             index: attributes.index?,
-            gateway: attributes.gateway,
+            next_hop: NextHop::of(&message.attributes),
             source: attributes.source,
             local: kind == RouteType::Local,
         }),

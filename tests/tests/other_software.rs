@@ -257,13 +257,13 @@ fn networkd_leaves_ours_alone_with_the_files_that_are_shipped_for_it_and_not_wit
     worker.node.shell("rm /etc/systemd/network/00-polder.network");
     // It may have ended before anybody asks for its name.
     let mut attempts = 0;
-    wait::until("what it does to be named with whose work it is", || {
+    wait::until("what it does to be put right", || {
         attempts += 1;
         let networkd = networkd(worker, &format!("networkd-{attempts}"));
         let repairs = worker.status()["repairs"].clone();
         networkd.kill();
-        let by = |repair: &Value| repair["by"].to_string().contains("systemd-network");
-        if repairs.as_array().unwrap().iter().any(by) { Ok(()) } else { Err(repairs.to_string()) }
+        let is_its = |repair: &Value| repair["changes"].to_string().contains("192.0.2.6");
+        if repairs.as_array().unwrap().iter().any(is_its) { Ok(()) } else { Err(repairs.to_string()) }
     });
     problem(worker, "systemd-networkd runs, and no .network");
     // What it did in its last moment may just be repaired.

@@ -29,6 +29,8 @@ pub(super) struct Grounds {
     view: Arc<View>,
     cluster: Arc<ClusterRecord>,
     underlay: Arc<Underlay>,
+    /// Whether the node has no address on the underlay now, and that is the one that it had.
+    is_cut_off: bool,
     pub(super) believed: Believed,
 }
 
@@ -86,13 +88,17 @@ impl<D: Datapath> Engine<D> {
         let holdings = board.holdings();
         // Until the registrar has made sure that this node is who it says it is, the kernel is left alone.
         let forbidden = board.registration().forbids().is_some();
-        let (Some(cluster), Ok(underlay), Some(_), false) =
-            (&view.cluster, board.underlay(), &holdings.identity, forbidden)
+        let chosen = board.underlay();
+        let is_cut_off = chosen.is_err();
+        // Without an uplink, what is local to the node is looked after as before.
+        let underlay = chosen.ok().or_else(|| self.network.underlay.clone());
+        let (Some(cluster), Some(underlay), Some(_), false) =
+            (&view.cluster, underlay, &holdings.identity, forbidden)
         else {
             return alone();
         };
         // Which records can be believed depends on the node's own addresses: the view is about to follow them.
-        if view.own != underlay.addresses() {
+        if view.own != underlay.addresses() && !is_cut_off {
             return alone();
         }
         // Without a pool there is nothing to be a gateway of.
@@ -100,12 +106,12 @@ impl<D: Datapath> Engine<D> {
             return alone();
         }
         let cluster = Arc::clone(&cluster.record);
-        Ok(Grounds { view, cluster, underlay, believed })
+        Ok(Grounds { view, cluster, underlay, is_cut_off, believed })
     }
 
     /// Reads all that there is, and decides what a pass would do.
     pub(super) async fn draft(&mut self, grounds: &Grounds) -> Result<Draft, NoPlan> {
-        let Grounds { view, cluster, underlay, believed } = grounds;
+        let Grounds { view, cluster, underlay, is_cut_off, believed } = grounds;
         // A pool that the store has lost goes on as it was.
         let pools = view.pools.values().map(|pool| &pool.record).chain(view.lost_pools.values());
         let lengths = ruleset::lengths(pools.map(|pool| &**pool));
@@ -117,12 +123,12 @@ impl<D: Datapath> Engine<D> {
             Err(error) => return Err(NoPlan::Unread(error)),
         };
         let Wired { blocks, gateways, pods } = self.tools.datapath.wired().await;
-        let Some(mtu) = pod_mtu(underlay, cluster, self.tools.config.mtu) else {
-            return Err(NoPlan::NoMtu);
-        };
+        let mtu = pod_mtu(underlay, cluster, self.tools.config.mtu);
         let pools: Vec<Cidr> = view.pools.values().map(|pool| pool.record.cidr()).collect();
-        let families = view.families();
-        let is_open = self.is_in_dispute(believed);
+        // A family that the cluster has given up is looked after as long as pods have addresses of it.
+        let mut families = view.families();
+        families.extend(gateways.iter().map(|gateway| Family::of(*gateway)));
+        let is_open = *is_cut_off || self.is_in_dispute(believed);
         let prune = if is_open { Prune::No } else { self.prune(view, &believed.own_blocks, &blocks) };
         let reach = self.network.reach.clone();
         let registered =
@@ -146,6 +152,7 @@ impl<D: Datapath> Engine<D> {
             families: &families,
             features: self.tools.features,
             carriers: &carriers,
+            meshes: &self.network.outward.meshes,
         };
         let present: BTreeSet<_> = actual.state.pods.keys().cloned().collect();
         let desired = desired(&inputs, &present, &actual.advertised_to);
@@ -205,7 +212,7 @@ fn next_hops(
     let next_hop = |reached: &Reached| match &reached.path {
         Path::Direct { via, .. } => Some(*via),
         Path::Tunnel { remote, .. } => {
-            let router = reach.get(remote).copied().flatten().and_then(|lookup| lookup.gateway);
+            let router = reach.get(remote).copied().flatten().and_then(|lookup| lookup.next_hop.router());
             Some(router.unwrap_or(*remote))
         }
         Path::Unreachable(_) => None,

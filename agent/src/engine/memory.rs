@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use polder_netlink::IfIndex;
@@ -11,6 +12,7 @@ use tokio::time::Instant;
 use crate::kernel::desired::Known;
 use crate::kernel::snapshot::HostNetwork;
 use crate::repair::Pace;
+use crate::underlay::Underlay;
 
 /// What the addresses that are nobody's are called.
 pub(super) const THE_WORLD: &str = "the world";
@@ -28,6 +30,8 @@ pub(super) struct Network {
     pub(super) outward: Outward,
     /// Whether the interfaces could not be read.
     pub(super) unread: bool,
+    /// The node's addresses on the underlay, as they were chosen last.
+    pub(super) underlay: Option<Arc<Underlay>>,
 }
 
 /// What is known of the interfaces that are not ours.
@@ -35,6 +39,8 @@ pub(super) struct Network {
 pub(super) struct Outward {
     /// Their names, by index.
     pub(super) interfaces: BTreeMap<IfIndex, String>,
+    /// Those on which a packet goes to whom its IP addresses say.
+    pub(super) meshes: BTreeSet<IfIndex>,
     /// Those that lead out of the cluster.
     pub(super) world: BTreeSet<IfIndex>,
 }
@@ -43,7 +49,7 @@ impl Outward {
     pub(super) fn of(network: &HostNetwork) -> Self {
         let interfaces = network.interfaces.iter().map(|(index, (name, _))| (*index, name.clone())).collect();
         let world = network.routes.iter().filter(|(what, way)| what == THE_WORLD && !way.local);
-        Self { interfaces, world: world.map(|(_, way)| way.index).collect() }
+        Self { interfaces, meshes: network.meshes.clone(), world: world.map(|(_, way)| way.index).collect() }
     }
 }
 

@@ -14,7 +14,7 @@ use polder_netlink::Error;
 use polder_netlink::IfIndex;
 use polder_netlink::address::Address;
 use polder_netlink::nft::Table;
-use polder_netlink::route::Lookup;
+use polder_netlink::route::{Lookup, NextHop};
 use tokio::sync::watch;
 
 use super::datapath::Wired;
@@ -57,7 +57,12 @@ impl Fake {
 }
 
 fn way() -> Lookup {
-    Lookup { index: IfIndex::new(2), gateway: None, source: "192.0.2.7".parse().ok(), local: false }
+    Lookup {
+        index: IfIndex::new(2),
+        next_hop: NextHop::Destination,
+        source: "192.0.2.7".parse().ok(),
+        local: false,
+    }
 }
 
 impl Datapath for Fake {

@@ -21,6 +21,8 @@ pub struct Failure {
     pub change: Change,
     /// Why.
     pub reason: String,
+    /// Whether it only follows from another: its device could not be made.
+    pub follows: bool,
 }
 
 impl fmt::Display for Failure {
@@ -52,7 +54,25 @@ impl Kernel {
             }
         }
         self.send(waiting, &mut failures)?;
+        self.explain(&mut failures);
         Ok(failures)
+    }
+
+    /// Says who has what a tunnel device needs.
+    fn explain(&mut self, failures: &mut [Failure]) {
+        let of_tunnel = |failure: &&mut Failure| {
+            matches!(
+                &failure.change,
+                Change::CreateLink(Device::Tunnel(_), _) | Change::AdjustLink(Device::Tunnel(_), _)
+            )
+        };
+        for failure in failures.iter_mut().filter(of_tunnel) {
+            let (Change::CreateLink(_, own) | Change::AdjustLink(_, own)) = &failure.change else { continue };
+            let (OwnKind::Tunnel(tunnel), Ok(links)) = (&own.kind, self.routes.links()) else { continue };
+            if let Some(rival) = links.values().find_map(|link| tunnel.rival(link)) {
+                failure.reason = format!("{}. {rival}", failure.reason);
+            }
+        }
     }
 
     fn send(
@@ -119,7 +139,22 @@ fn record(failures: &mut Vec<Failure>, change: Change, outcome: Result<(), Probl
         Err(Problem::Netlink(error)) if error.is_missing() && may_be_gone(&change) => {}
         Err(Problem::Sysctl { source, .. })
             if source.kind() == std::io::ErrorKind::NotFound && may_be_gone(&change) => {}
-        Err(problem) => failures.push(Failure { change, reason: problem.to_string() }),
+        Err(problem) => {
+            let is_gone = match &problem {
+                Problem::NoDevice => true,
+                Problem::Sysctl { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+                _ => false,
+            };
+            let not_made = |failure: &Failure| match (&failure.change, &change) {
+                (Change::CreateLink(device, _), Change::SetSysctl { path, .. }) => {
+                    device.name().is_some_and(|name| path.contains(&format!("/{name}/")))
+                }
+                (Change::CreateLink(..), _) => true,
+                _ => false,
+            };
+            let follows = is_gone && failures.iter().any(not_made);
+            failures.push(Failure { change, reason: problem.to_string(), follows });
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use polder_netlink::IfIndex;
 use polder_netlink::link::Port;
 use polder_netlink::neighbour::Destination;
 use polder_netlink::nft::{Elements, Table};
-use polder_netlink::route::Lookup;
+use polder_netlink::route::{Lookup, NextHop};
 
 use super::endpoint;
 use super::features::Features;
@@ -92,6 +92,8 @@ pub struct Inputs<'a> {
     pub features: Features,
     /// The interfaces of others through which pods' packets come in.
     pub carriers: &'a BTreeSet<String>,
+    /// The interfaces of others on which a packet goes to whom its IP addresses say.
+    pub meshes: &'a BTreeSet<IfIndex>,
 }
 
 /// How a peer's blocks of one family are reached.
@@ -174,7 +176,16 @@ impl Inputs<'_> {
         match self.reach.get(&via).copied().flatten() {
             None => Err(OffLink::NoRoute(via)),
             Some(Lookup { local: true, .. }) => Err(OffLink::OwnAddress(via)),
-            Some(Lookup { gateway: Some(router), .. }) => Err(OffLink::Behind { address: via, router }),
+            Some(Lookup { next_hop: NextHop::Router(router), .. }) => {
+                Err(OffLink::Behind { address: via, router })
+            }
+            Some(Lookup { next_hop: NextHop::Unclear, .. }) => Err(OffLink::Unclear(via)),
+            // Pods' addresses mean nothing there. Who sets the backend to direct knows better.
+            Some(Lookup { index, .. })
+                if self.cluster.backend.uses_tunnels() && self.meshes.contains(&index) =>
+            {
+                Err(OffLink::Mesh(via))
+            }
             Some(Lookup { index, .. }) => Ok(Path::Direct { via, index }),
         }
     }
@@ -205,14 +216,19 @@ impl Inputs<'_> {
     }
 }
 
+/// The MTU of pods on a node without an underlay, in bytes: that of Ethernet.
+const WITHOUT_UNDERLAY: u32 = 1500;
+
 /// The MTU of pods on this underlay, in bytes: what the narrowest uplink takes, less what a tunnel adds to it, or what
 /// was configured if that is less.
-pub fn pod_mtu(underlay: &Underlay, cluster: &ClusterRecord, configured: Option<u32>) -> Option<u32> {
-    let over = underlay.tunnel_families().next()?;
-    let narrowest = underlay.uplinks.values().map(|uplink| uplink.mtu).min()?;
+pub fn pod_mtu(underlay: &Underlay, cluster: &ClusterRecord, configured: Option<u32>) -> u32 {
+    let narrowest = underlay.uplinks.values().map(|uplink| uplink.mtu).min();
+    let Some((over, narrowest)) = underlay.tunnel_families().next().zip(narrowest) else {
+        return configured.unwrap_or(WITHOUT_UNDERLAY);
+    };
     let overhead = if cluster.backend.uses_tunnels() { Encapsulation::of(cluster).overhead(over) } else { 0 };
     let carried = narrowest.saturating_sub(overhead);
-    Some(configured.unwrap_or(carried).min(carried))
+    configured.unwrap_or(carried).min(carried)
 }
 
 /// The MAC address of the bridge: the node's own, so that pods find their gateway even if it was made anew.
@@ -227,8 +243,10 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &
     devices(inputs, &mut state);
     // On the tunnels, too: what is masqueraded into one gets an address of its device, and has to be one that peers let in.
     for device in state.links.keys() {
-        let on_it = inputs.gateways.iter().map(|gateway| (device.clone(), host_prefix(*gateway)));
-        state.addresses.extend(on_it);
+        let usable = inputs.gateways.iter().filter(|gateway| state.has_family(device, Family::of(**gateway)));
+        state
+            .addresses
+            .extend(usable.map(|gateway| (device.clone(), host_prefix(*gateway))).collect::<Vec<_>>());
     }
     // What no node owns is nowhere: without this it would follow the default route, out into the world.
     for pool in inputs.pools {

@@ -20,6 +20,8 @@ use super::tunnel::Tunnel;
 pub struct HostNetwork {
     /// Name and MTU of every interface that is up and not ours, by index.
     pub interfaces: BTreeMap<IfIndex, (String, u32)>,
+    /// Those of them on which a packet goes to whom its IP addresses say ([`Link::has_neighbours`]).
+    pub meshes: BTreeSet<IfIndex>,
     /// The interfaces that are ours.
     pub own: BTreeSet<IfIndex>,
     /// The addresses of all interfaces.
@@ -98,6 +100,7 @@ impl Kernel {
         let usable = links.values().filter(|link| link.up && device(link).is_none());
         let mut network = HostNetwork {
             interfaces: usable.map(|link| (link.index, (link.name.clone(), link.mtu))).collect(),
+            meshes: links.values().filter(|link| !link.has_neighbours).map(|link| link.index).collect(),
             own: links.values().filter(|link| device(link).is_some()).map(|link| link.index).collect(),
             addresses: self.routes.addresses()?,
             configured: self.routes.foreign_routes()?,

@@ -174,6 +174,18 @@ pub struct State {
     pub forwards: BTreeMap<(Device, Mac), Destination>,
 }
 
+/// The smallest MTU of an interface with IPv6, in bytes (`IPV6_MIN_MTU`, RFC 8200 section 5).
+const SMALLEST_WITH_IPV6: u32 = 1280;
+
+impl State {
+    /// Whether that device of ours can have addresses of the family. The kernel takes IPv6 from an interface whose MTU is too small,
+    /// with all its settings.
+    pub fn has_family(&self, device: &Device, family: Family) -> bool {
+        let is_narrow = |link: &OwnLink| link.mtu < SMALLEST_WITH_IPV6;
+        family == Family::V4 || !self.links.get(device).is_some_and(is_narrow)
+    }
+}
+
 /// How the kernel is.
 #[derive(Debug, Clone)]
 pub struct Actual {

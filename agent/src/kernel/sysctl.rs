@@ -67,7 +67,7 @@ pub fn desired(needs: Needs<'_>) -> Vec<(String, String)> {
         // packet of a pod goes through the IP stack anyway.
         families.iter().for_each(|family| set(bridge_calls(*family), "0"));
     }
-    for name in state.links.keys().filter_map(Device::name) {
+    for (device, name) in state.links.keys().filter_map(|device| Some((device, device.name()?))) {
         if families.contains(&Family::V4) {
             set(&forwarding(name), "1");
             set(&format!("net/ipv4/conf/{name}/send_redirects"), "0");
@@ -76,7 +76,7 @@ pub fn desired(needs: Needs<'_>) -> Vec<(String, String)> {
             // strict (__fib_validate_source in net/ipv4/fib_frontend.c).
             set(&format!("net/ipv4/conf/{name}/rp_filter"), "0");
         }
-        if families.contains(&Family::V6) {
+        if families.contains(&Family::V6) && state.has_family(device, Family::V6) {
             // Where new interfaces have no IPv6, ours have: without it they can have neither addresses nor routes.
             set(&format!("net/ipv6/conf/{name}/disable_ipv6"), "0");
             set(&format!("net/ipv6/conf/{name}/accept_ra"), "0");

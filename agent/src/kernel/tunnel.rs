@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use polder_api::status::PathKind;
 use polder_api::{Backend, Family, Mac, NodeName};
 use polder_ipam::record::{ClusterRecord, NodeRecord};
-use polder_netlink::link::{Kind, Vxlan, create_vxlan};
+use polder_netlink::link::{Kind, Link, Vxlan, create_vxlan};
 use polder_netlink::neighbour::Destination;
 use polder_netlink::nft::Rule;
 use polder_netlink::{IfIndex, Operation};
@@ -152,6 +152,16 @@ impl Tunnel {
     pub fn create(&self, name: &str, mac: Mac, mtu: u32) -> [Operation; 3] {
         match self {
             Self::Vxlan(vxlan) => create_vxlan(name, vxlan, mac, mtu),
+        }
+    }
+
+    /// What to do about another device that keeps this one from being made, if that one does.
+    pub fn rival(&self, link: &Link) -> Option<String> {
+        if link.name.starts_with(PREFIX) {
+            return None;
+        }
+        match self {
+            Self::Vxlan(vxlan) => vxlan::rival(vxlan, link),
         }
     }
 

@@ -17,6 +17,16 @@ pub enum OffLink {
     /// Its record, or this node's addresses, are out of date.
     #[error("{0} is an address of this node")]
     OwnAddress(IpAddr),
+    /// What the kernel says of the way is not understood.
+    #[error(
+        "whether {0} is on the same link cannot be told: its route has several next hops, or one of an unknown kind"
+    )]
+    Unclear(IpAddr),
+    /// The link carries only packets between the nodes' own addresses.
+    #[error(
+        "the link to {0} has no link-layer addresses, as of WireGuard, and may carry packets of the nodes alone"
+    )]
+    Mesh(IpAddr),
     /// It is on another link.
     #[error("{address} is behind router {router}")]
     Behind {

@@ -51,9 +51,6 @@ pub enum NoPresence {
     /// Which records can be believed depends on them.
     #[error("the node's own addresses have just changed")]
     Moving,
-    /// No packet would fit.
-    #[error("the underlay has no MTU")]
-    NoMtu,
 }
 
 /// Somebody else is who a node says it is.

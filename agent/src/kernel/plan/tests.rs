@@ -9,7 +9,9 @@ use polder_ipam::ids::{BootId, ClusterId, Incarnation, MachineId};
 use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::record::{AttachMode, Backend, ClusterRecord, Masquerade, NodeRecord, VxlanSettings};
 use polder_ipam::{Block, Cidr};
-use polder_netlink::{IfIndex, nft::Table, route::Lookup};
+use polder_netlink::IfIndex;
+use polder_netlink::nft::Table;
+use polder_netlink::route::{Lookup, NextHop};
 
 use super::*;
 use crate::kernel::desired::{Inputs, desired};
@@ -110,7 +112,8 @@ impl World {
         let reach = self.peers.iter().flat_map(|(number, (on_link, _))| {
             underlay(*number, self.dual).into_iter().map(move |address| {
                 let gateway = (!on_link).then(|| underlay(254, address.is_ipv6()).pop()).flatten();
-                (address, Some(Lookup { index: ETH0, gateway, source: None, local: false }))
+                let next_hop = gateway.map_or(NextHop::Destination, NextHop::Router);
+                (address, Some(Lookup { index: ETH0, next_hop, source: None, local: false }))
             })
         });
         let (blocks, gateways) = blocks(0, 2, self.dual);
@@ -131,6 +134,7 @@ impl World {
             families: &Family::BOTH.into(),
             features: Features { locked_ports: true, tunnels: true, ipv6: true, tried: true },
             carriers: &BTreeSet::from(["eth0".to_owned()]),
+            meshes: &BTreeSet::new(),
         };
         desired(&inputs, present, &[])
     }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use polder_api::status::PathKind;
 use polder_api::{Family, Mac, NodeName};
 use polder_ipam::record::{ClusterRecord, NodeRecord, VxlanSettings};
-use polder_netlink::link::{self, Vxlan};
+use polder_netlink::link::{self, Kind, Link, Vxlan};
 use polder_netlink::neighbour::Destination;
 use polder_netlink::nft::{Match, Rule, Verdict, Within};
 use polder_netlink::{IfIndex, Operation};
@@ -55,6 +55,20 @@ pub(super) fn entries(peer: &NodeRecord, remote: IpAddr) -> Entries {
 /// The address that it sends from is all that can be changed.
 pub(super) fn adjust(device: &Vxlan, index: IfIndex) -> Option<Operation> {
     device.local.map(|local| link::send_from(index, local))
+}
+
+/// Another VXLAN device on the port: one with the VNI keeps this one from being made, one that collects metadata (`external`) from
+/// being switched on.
+pub(super) fn rival(device: &Vxlan, link: &Link) -> Option<String> {
+    let Kind::Vxlan(other) = &link.kind else { return None };
+    let is_in_the_way = other.port == device.port && (other.vni == device.vni || other.vni == 0);
+    is_in_the_way.then(|| {
+        format!(
+            "Device {0} has port {1} and VNI {2}. If no other network uses it any more: ip link delete {0}. Else give Polder \
+             another port or VNI: polderctl cluster set --help",
+            link.name, other.port, other.vni
+        )
+    })
 }
 
 pub(super) fn describe(device: &Vxlan, f: &mut fmt::Formatter<'_>) -> fmt::Result {

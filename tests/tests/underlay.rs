@@ -1,0 +1,184 @@
+//! Networks between the nodes that are not a plain Ethernet with a lasting address.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use polder_tests::agent::Worker;
+use polder_tests::fabric::Families;
+use polder_tests::matrix::{assert_flat, assert_flat_over};
+use polder_tests::wait::PATIENCE;
+use polder_tests::{Lab, Pod, Topology, wait};
+use serde_json::Value;
+
+/// The node's addresses on the underlay.
+fn underlay(worker: &Worker) -> Vec<String> {
+    let status = worker.status();
+    let all = status["underlay"].as_array().unwrap();
+    all.iter().map(|uplink| uplink["address"].as_str().unwrap().to_owned()).collect()
+}
+
+fn texts(list: &Value) -> Vec<String> {
+    list.as_array().into_iter().flatten().map(|text| text.as_str().unwrap().to_owned()).collect()
+}
+
+fn pods(lab: &Lab) -> Vec<Pod> {
+    lab.workers.iter().map(|worker| worker.pod("a")).collect()
+}
+
+#[test]
+fn over_a_link_without_link_layer_addresses_auto_takes_the_tunnel() {
+    let mut lab = Lab::build(Topology::one_segment(2));
+    // As the meshes in user space make it: packets without link-layer header, in UDP.
+    let mut mesh = Vec::new();
+    for (number, other) in [(0, 1), (1, 0)] {
+        let (own, remote) = (lab.underlay(number, false), lab.underlay(other, false));
+        let worker = &lab.workers[number];
+        let mut socat = worker.node.command("socat");
+        socat.arg(format!("UDP4-DATAGRAM:{remote}:9999,bind={own}:9999"));
+        socat.arg(format!("TUN:100.64.0.{}/24,tun-name=mesh0,iff-up", number + 1));
+        mesh.push(worker.node.spawn(&mut socat, "mesh.log"));
+        wait::until_true("the mesh's interface", || {
+            worker.node.shell("ip link set mesh0 mtu 1400 2>&1 || true").is_empty()
+        });
+        worker.configure(&format!("{}\n[underlay]\ninterface = \"mesh0\"\n", worker.configuration()));
+    }
+    lab.start_agents();
+    assert_eq!(underlay(&lab.workers[0]), ["100.64.0.1"]);
+    for (worker, other) in [(0, "n2"), (1, "n1")] {
+        assert_eq!(lab.workers[worker].path_to(other, "ipv4"), "vxlan");
+    }
+    assert_flat(&pods(&lab), 1350);
+    // Who says so gets direct routes.
+    lab.workers[0].ctl(&["cluster", "set", "--backend", "direct"]);
+    wait::until_true("a direct path", || lab.workers[0].path_to("n2", "ipv4") == "direct");
+}
+
+#[test]
+fn a_node_that_has_got_the_address_of_a_dead_one_serves_once_the_dead_ones_lease_is_over() {
+    let mut lab = Lab::build(Topology::one_segment(3));
+    lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 1"));
+    lab.start_agents();
+    let (first, second) = (lab.underlay(0, false), lab.underlay(1, false));
+    lab.workers[0].kill();
+    lab.workers[1].kill();
+    lab.workers[1].node.shell("ip link set eth0 down");
+    lab.workers[0]
+        .node
+        .shell(&format!("ip address delete {first}/24 dev eth0; ip address add {second}/24 dev eth0"));
+    lab.workers[0].start();
+    // The lease, and how long it has to be missing.
+    wait::within(PATIENCE * 3, "the node to be ready", || {
+        let status = lab.workers[0].try_status()?;
+        if status["ready"] == true { Ok(()) } else { Err(status["reasons"].to_string()) }
+    });
+    assert_eq!(underlay(&lab.workers[0]), [second.to_string()]);
+    let third = &lab.workers[2];
+    let sees = |third: &Worker| {
+        let nodes = third.ctl(&["node", "list"]);
+        let node = nodes.as_array().unwrap().iter().find(|node| node["name"] == "n1").cloned().unwrap();
+        node["paths"][0]["probe"] == "answers"
+    };
+    wait::until_true("n3 to believe the node that lives", || sees(third));
+    assert_flat(&[lab.workers[0].pod("a"), third.pod("a")], 1450);
+}
+
+#[test]
+fn a_node_keeps_the_address_of_its_record_beside_a_virtual_one_that_the_kernel_prefers() {
+    let mut lab = Lab::build(Topology::one_segment(2).families(Families::V6));
+    let (own, vip) = (lab.underlay(0, true), "fd10:1::50");
+    lab.workers[0].node.shell(&format!("ip address add {vip}/128 dev eth0 nodad"));
+    lab.start_agents();
+    assert_eq!(underlay(&lab.workers[0]), [own.to_string()]);
+    // It fails over, and the agent there starts anew.
+    lab.workers[0].node.shell(&format!("ip address delete {vip}/128 dev eth0"));
+    lab.workers[1].node.shell(&format!("ip address add {vip}/128 dev eth0 nodad"));
+    lab.workers[1].kill();
+    lab.workers[1].start_and_wait();
+    assert_eq!(underlay(&lab.workers[1]), [lab.underlay(1, true).to_string()]);
+    assert_flat_over(Families::V6, &pods(&lab), 1430);
+}
+
+#[test]
+fn pods_have_ipv6_over_an_underlay_that_is_too_narrow_for_tunnels_with_it() {
+    let topology = Topology { mtu: 1280, ..Topology::one_segment(2) };
+    let lab = Lab::start(topology.families(Families::DUAL).bootstrap("backend = \"direct\""));
+    assert_flat_over(Families::DUAL, &pods(&lab), 1280);
+    for worker in &lab.workers {
+        assert_eq!(texts(&worker.status()["problems"]), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_node_of_its_own_needs_no_network() {
+    let mut lab = Lab::build(Topology::one_segment(1));
+    lab.etcd.kill();
+    let worker = &mut lab.workers[0];
+    worker.node.shell("ip link delete eth0");
+    worker.configure(
+        "store = \"embedded\"\ncni_conf_dir = \"/run/cni/net.d\"\n\
+         [bootstrap]\npools = [\"10.244.0.0/24\", \"fd00:244::/112\"]\n",
+    );
+    worker.start_and_wait();
+    assert_flat_over(Families::DUAL, &[worker.pod("a"), worker.pod("b")], 1500);
+}
+
+#[test]
+fn what_is_local_to_a_node_is_put_right_while_it_has_no_network() {
+    let mut lab = Lab::build(Topology::one_segment(2));
+    lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 1"));
+    lab.start_agents();
+    let worker = &lab.workers[0];
+    let pods = [worker.pod("a"), worker.pod("b")];
+    let address = lab.underlay(0, false);
+    worker.node.shell(&format!("ip address delete {address}/24 dev eth0"));
+    worker.wait_for_status("no address on the underlay", |status| {
+        status["reasons"].to_string().contains("cannot tell at which address").then_some(())
+    });
+    let gateway = pods[0].gateway(pods[0].v4());
+    worker.node.shell(&format!("ip address delete {gateway}/32 dev polder0"));
+    wait::until_true("the gateway to be back", || {
+        worker.node.run("ip", &["address", "show", "dev", "polder0"]).contains(&format!("{gateway}/32"))
+    });
+    assert_flat(&pods, 1450);
+    worker.node.shell(&format!("ip address add {address}/24 dev eth0"));
+    worker.wait_until_ready();
+    assert_flat(&[pods[0].clone(), lab.workers[1].pod("c")], 1450);
+}
+
+#[test]
+fn an_agent_whose_address_was_changed_does_not_wait_for_the_connection_that_had_the_old_one() {
+    let lab = Lab::start(Topology::two_segments());
+    let worker = &lab.workers[1];
+    let all = pods(&lab);
+    let (old, new) = (lab.underlay(1, false), "10.10.1.77");
+    worker.node.shell(&format!(
+        "sysctl -qw net.ipv4.conf.all.promote_secondaries=1; ip address add {new}/24 dev eth0; \
+         ip address delete {old}/24 dev eth0; ip route replace default via 10.10.1.254"
+    ));
+    wait::until_true("the record to have the new address", || {
+        lab.etcd.ctl(&["get", "--print-value-only", "/polder/v1/nodes/n2"]).contains(new)
+    });
+    let log = worker.log();
+    assert!(log.contains("an address of this node is gone"), "{log}");
+    assert!(!log.contains("silent for"), "it waited for a connection that carries nothing: {log}");
+    assert_flat(&all, 1450);
+}
+
+#[test]
+fn another_networks_tunnel_that_is_in_the_way_is_named_and_nothing_is_called_repaired() {
+    let mut lab = Lab::build(Topology::two_segments());
+    lab.workers[0]
+        .node
+        .shell("ip link add flannel.1 type vxlan id 1 dstport 8472 local 10.10.1.1 nolearning");
+    lab.workers[0].start();
+    let worker = &lab.workers[0];
+    let reasons = worker.wait_for_status("the device that is in the way", |status| {
+        let reasons = texts(&status["reasons"]);
+        reasons.iter().any(|reason| reason.contains("flannel.1")).then_some(reasons)
+    });
+    let reason = reasons.iter().find(|reason| reason.contains("flannel.1")).unwrap();
+    assert!(reason.contains("ip link delete flannel.1") && reason.contains("cluster set"), "{reason}");
+    assert_eq!(reasons.iter().filter(|reason| reason.contains("polder.vx")).count(), 1, "{reasons:#?}");
+    assert_eq!(worker.status()["repair_count"], 0);
+    worker.node.shell("ip link delete flannel.1");
+    worker.wait_until_ready();
+}
