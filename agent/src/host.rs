@@ -47,8 +47,12 @@ pub struct Needs {
     pub neighbours: PerFamily<usize>,
     /// The families of the underlay over which tunnels lead to peers, and none of them answers.
     pub closed_tunnels: BTreeSet<Family>,
+    /// The families of which a peer's pods do not answer.
+    pub closed: BTreeSet<Family>,
     /// The UDP port of the tunnels.
     pub tunnel_port: u16,
+    /// The interfaces that tunnels' packets come in by.
+    pub uplinks: BTreeSet<String>,
     /// What pods need of routing.
     pub pods: Pods,
 }
@@ -56,16 +60,22 @@ pub struct Needs {
 /// What is wrong, each with its remedy.
 pub fn problems(there: &Surroundings, gaps: &[Gap], needs: &Needs) -> Vec<String> {
     let between = |judged, filter: &Filter| filter.problem_between(judged, needs.attach, &needs.pods);
-    let forwarded =
-        |filter: &Filter| filter.problem(needs.attach).or_else(|| between(Judged::Forwarded, filter));
     let others = there.other_filters.iter().filter_map(|(judged, filter)| between(*judged, filter));
-    let filters = there.filters.iter().filter_map(forwarded).chain(others);
+    let back =
+        there.other_filters.iter().filter_map(|(_, filter)| filter.problem_of_ways_back(&needs.closed));
+    let has_firewalld = there.filters.iter().chain(&there.host_filters).any(Filter::is_firewalld);
+    let forwarded = |filter: &Filter| {
+        filter.problem(needs.attach, has_firewalld).or_else(|| between(Judged::Forwarded, filter))
+    };
+    let filters = there.filters.iter().filter_map(forwarded).chain(others).chain(back);
     let tunnels = there
         .host_filters
         .iter()
         .filter(|filter| needs.closed_tunnels.iter().any(|family| filter.judges(*family)))
-        .filter_map(|filter| filter.problem_of_tunnels(needs.tunnel_port));
-    let legacy = there.legacy_filters.iter().map(|family| firewall::unreadable(*family, needs.attach));
+        .filter_map(|filter| filter.problem_of_tunnels(needs.tunnel_port, &needs.uplinks));
+    // It may do no harm: it is said where something does.
+    let legacy = there.legacy_filters.iter().filter(|family| needs.closed.contains(family));
+    let legacy = legacy.map(|family| firewall::unreadable(*family, needs.attach));
     let neighbours = there.neighbours.iter().filter_map(|(family, limits)| {
         let needed = Some(needs.neighbours[family]).filter(|needed| *needed > 0)?;
         limits.problem(family, needed)
@@ -186,7 +196,9 @@ impl<S: Survey> Task<S> {
             attach: cluster.attach,
             neighbours: pass.next_hops,
             closed_tunnels: closed_tunnels(&pass.paths, &self.verdicts.borrow()),
+            closed: closed(&self.verdicts.borrow()),
             tunnel_port: Encapsulation::of(cluster).port(cluster),
+            uplinks: self.passes.underlay().map(|underlay| underlay.interfaces()).unwrap_or_default(),
             pods,
         };
         let (asked, closed) = (needs.pods.pools.clone(), !needs.closed_tunnels.is_empty());
@@ -208,6 +220,13 @@ impl<S: Survey> Task<S> {
             is_other
         });
     }
+}
+
+/// The families of which a peer's pods do not answer.
+fn closed(verdicts: &BTreeMap<Key, Verdict>) -> BTreeSet<Family> {
+    let is_closed =
+        |verdict: &Verdict| matches!(verdict, Verdict::Silent | Verdict::Dropped | Verdict::Narrow(_));
+    verdicts.iter().filter(|(_, verdict)| is_closed(verdict)).map(|((_, family), _)| *family).collect()
 }
 
 /// The families of the underlay over which there are tunnels, and none through which a peer answers.
@@ -243,7 +262,9 @@ mod tests {
             attach,
             neighbours: PerFamily::default(),
             closed_tunnels,
+            closed: BTreeSet::new(),
             tunnel_port: 8472,
+            uplinks: BTreeSet::new(),
             pods: Pods::default(),
         }
     }

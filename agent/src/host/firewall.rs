@@ -3,6 +3,8 @@
 //! No rule of ours could help: in nftables accepting a packet does not keep another table from dropping it. So what there
 //! is is judged, and said.
 
+use std::collections::BTreeSet;
+
 use ipnetwork::IpNetwork;
 use polder_api::{BRIDGE, Family, POD_INTERFACE_PREFIX};
 use polder_ipam::record::AttachMode;
@@ -63,7 +65,7 @@ impl Class<'_> {
                 let covers = network.prefix() <= self.pool.prefix() && network.contains(self.pool.ip());
                 covers || (network.prefix() <= self.block && self.pool.contains(network.ip()))
             }
-            (Condition::Other, _) => false,
+            (Condition::OtherWayBack | Condition::Other, _) => false,
         }
     }
 }
@@ -87,7 +89,7 @@ enum Owner {
 
 impl Filter {
     /// What is to be said of it, if it drops pods' packets as far as its rules can be told.
-    pub fn problem(&self, attach: AttachMode) -> Option<String> {
+    pub fn problem(&self, attach: AttachMode, beside_firewalld: bool) -> Option<String> {
         let drops = |way: &Way| self.fate(&|condition| way.fulfils(condition, attach)) == Fate::Dropped;
         let dropped: Vec<Way> = [Way::FromPods, Way::ToPods].into_iter().filter(drops).collect();
         let what = match dropped.as_slice() {
@@ -100,7 +102,7 @@ impl Filter {
         Some(format!(
             "chain {name} of table {family} {table} drops forwarded packets that no rule of it accepts, and none is \
              known to accept {what}: pods may not be reached. {}",
-            self.remedy(&dropped, attach)
+            self.remedy(&dropped, attach, beside_firewalld)
         ))
     }
 
@@ -140,12 +142,17 @@ impl Filter {
 
     /// What is to be said of it where it judges what is for the host and no peer answers through a tunnel, if it drops what comes
     /// through those as far as its rules can be told.
-    pub fn problem_of_tunnels(&self, port: u16) -> Option<String> {
+    pub fn problem_of_tunnels(&self, port: u16, uplinks: &BTreeSet<String>) -> Option<String> {
         (self.fate(&|_| false) == Fate::Dropped).then_some(())?;
         let BaseChain { family, table, name, .. } = &self.base;
         let remedy = match self.owner() {
             Owner::Firewalld => {
-                format!("`firewall-cmd --permanent --add-port={port}/udp` and `firewall-cmd --reload`")
+                // Without its zone it is the default zone's.
+                let uplink = uplinks.first().map_or("the uplink", String::as_str);
+                format!(
+                    "`firewall-cmd --permanent --zone=$(firewall-cmd --get-zone-of-interface={uplink}) --add-port={port}/udp` and \
+                     `firewall-cmd --reload`"
+                )
             }
             Owner::Ufw => format!("`ufw allow {port}/udp`"),
             Owner::Docker | Owner::Iptables => {
@@ -222,7 +229,7 @@ impl Filter {
     }
 
     /// What makes it let pods' packets pass.
-    fn remedy(&self, dropped: &[Way], attach: AttachMode) -> String {
+    fn remedy(&self, dropped: &[Way], attach: AttachMode, beside_firewalld: bool) -> String {
         let BaseChain { family, table, name, .. } = &self.base;
         let iptables = self.iptables();
         let command = |way: &Way| match self.owner() {
@@ -242,7 +249,51 @@ impl Filter {
                     same folders of /etc/firewalld, then `firewall-cmd --reload`"
                 .to_owned();
         }
+        if beside_firewalld && matches!(self.owner(), Owner::Docker | Owner::Iptables) {
+            let version = if self.base.family == TableFamily::Ip6 { "ipv6" } else { "ipv4" };
+            let direct = dropped.iter().map(|way| way.direct(version, attach)).collect::<Vec<_>>();
+            return format!(
+                "Let them pass: {}. firewalld deletes all rules of iptables when it starts and at each reload, whoever made them: only \
+                 a rule of its own lasts, with {} and then `firewall-cmd --reload`",
+                commands.join(" and "),
+                direct.join(" and ")
+            );
+        }
         format!("Let them pass, and make that last: {}", commands.join(" and "))
+    }
+
+    /// Whether it is a filter of firewalld.
+    pub fn is_firewalld(&self) -> bool {
+        self.owner() == Owner::Firewalld
+    }
+
+    /// What is to be said of it, if it drops what comes in by another way than the host would answer by, where pods of these families
+    /// do not answer: two nodes may reach each other by different ways, one directly and one through a tunnel.
+    pub fn problem_of_ways_back(&self, closed: &BTreeSet<Family>) -> Option<String> {
+        let drops = |family: &Family| {
+            let is_dropped = |comes_another_way: bool| {
+                let fulfils = |condition: &Condition| match condition {
+                    Condition::Family(of) => of == family,
+                    condition => comes_another_way && *condition == Condition::OtherWayBack,
+                };
+                self.walk(&self.base.name, &fulfils, DEPTH) == Some(Fate::Dropped)
+            };
+            self.judges(*family) && is_dropped(true) && !is_dropped(false)
+        };
+        let family = closed.iter().find(|family| drops(family))?;
+        let BaseChain { family: table_family, table, name, .. } = &self.base;
+        let remedy = match self.owner() {
+            Owner::Firewalld => {
+                "Set IPv6_rpfilter=no in /etc/firewalld/firewalld.conf, then `firewall-cmd --reload`"
+                    .to_owned()
+            }
+            _ => "Delete that rule, or let packets of the nodes pass before it".to_owned(),
+        };
+        Some(format!(
+            "a rule that chain {name} of table {table_family} {table} leads to drops {family} packets that come in by another interface \
+             than this host would answer by, and peers' pods do not answer: packets between two nodes may take one way there and \
+             another back. {remedy}"
+        ))
     }
 }
 
@@ -264,6 +315,18 @@ impl Way {
             Self::ToPods => "-o",
         };
         format!("`{program} -I {chain} {side} {} -j ACCEPT`", wildcard('+', attach))
+    }
+
+    /// The rule in the words of firewalld, which keeps it.
+    fn direct(self, version: &str, attach: AttachMode) -> String {
+        let side = match self {
+            Self::FromPods => "-i",
+            Self::ToPods => "-o",
+        };
+        format!(
+            "`firewall-cmd --permanent --direct --add-rule {version} filter FORWARD 0 {side} {} -j ACCEPT`",
+            wildcard('+', attach)
+        )
     }
 
     /// In the words of `ufw`.

@@ -69,6 +69,8 @@ pub enum Condition {
     Source(IpNetwork),
     /// The packet goes to an address of that network.
     Destination(IpNetwork),
+    /// The host would not send to the packet's source through the interface that it came in by.
+    OtherWayBack,
     /// Something else.
     Other,
 }

@@ -50,7 +50,7 @@ fn docker(user: Vec<ForeignRule>) -> Filter {
 #[test]
 fn a_policy_that_drops_is_named_with_its_chain_and_the_commands_that_help() {
     let bare = filter(FORWARD, Policy::Drop, &[("FORWARD", Vec::new())]);
-    let problem = bare.problem(AttachMode::Bridge).unwrap();
+    let problem = bare.problem(AttachMode::Bridge, false).unwrap();
     for words in [
         "chain FORWARD of table ip filter",
         "what comes from pods or goes to them",
@@ -58,12 +58,12 @@ fn a_policy_that_drops_is_named_with_its_chain_and_the_commands_that_help() {
     ] {
         assert!(problem.contains(words), "{problem}");
     }
-    let routed = bare.problem(AttachMode::Routed).unwrap();
+    let routed = bare.problem(AttachMode::Routed, false).unwrap();
     assert!(routed.contains("-i pld+ -j ACCEPT"), "{routed}");
     let v6 = filter((TableFamily::Ip6, "filter", "FORWARD"), Policy::Drop, &[]);
-    assert!(v6.problem(AttachMode::Bridge).unwrap().contains("`ip6tables -I FORWARD -i polder0"));
+    assert!(v6.problem(AttachMode::Bridge, false).unwrap().contains("`ip6tables -I FORWARD -i polder0"));
     let own = filter((TableFamily::Inet, "mine", "fwd"), Policy::Drop, &[]);
-    let problem = own.problem(AttachMode::Routed).unwrap();
+    let problem = own.problem(AttachMode::Routed, false).unwrap();
     assert!(problem.contains("`nft insert rule inet mine fwd iifname 'pld*' accept`"), "{problem}");
 }
 
@@ -71,34 +71,34 @@ fn a_policy_that_drops_is_named_with_its_chain_and_the_commands_that_help() {
 fn who_accepts_both_ways_is_no_problem_and_who_accepts_one_is_told_the_other() {
     let with = |rules: Vec<ForeignRule>| filter(FORWARD, Policy::Drop, &[("FORWARD", rules)]);
     let both = with(vec![accept(from("polder0")), accept(to("polder0"))]);
-    assert_eq!(both.problem(AttachMode::Bridge), None);
-    assert!(both.problem(AttachMode::Routed).is_some(), "the interfaces of pods are others");
-    let one = with(vec![accept(from("polder0"))]).problem(AttachMode::Bridge).unwrap();
+    assert_eq!(both.problem(AttachMode::Bridge, false), None);
+    assert!(both.problem(AttachMode::Routed, false).is_some(), "the interfaces of pods are others");
+    let one = with(vec![accept(from("polder0"))]).problem(AttachMode::Bridge, false).unwrap();
     assert!(one.contains("what goes to pods") && !one.contains("-i polder0"), "{one}");
     let all = Names::Prefixed("pld".to_owned());
     let routed = with(vec![
         accept(Condition::Input(vec![Names::Exactly("eth0".to_owned()), all.clone()])),
         accept(Condition::Output(vec![all])),
     ]);
-    assert_eq!(routed.problem(AttachMode::Routed), None);
-    assert_eq!(with(vec![rule(&[], Judgement::Accept)]).problem(AttachMode::Bridge), None);
+    assert_eq!(routed.problem(AttachMode::Routed, false), None);
+    assert_eq!(with(vec![rule(&[], Judgement::Accept)]).problem(AttachMode::Bridge, false), None);
     let narrow = with(vec![rule(&[from("polder0"), to("polder0")], Judgement::Accept)]);
-    assert!(narrow.problem(AttachMode::Bridge).is_some(), "only what stays on the node is accepted");
+    assert!(narrow.problem(AttachMode::Bridge, false).is_some(), "only what stays on the node is accepted");
 }
 
 #[test]
 fn docker_and_ufw_have_a_place_of_their_own_for_it() {
-    let problem = docker(vec![rule(&[], Judgement::Return)]).problem(AttachMode::Bridge).unwrap();
+    let problem = docker(vec![rule(&[], Judgement::Return)]).problem(AttachMode::Bridge, false).unwrap();
     assert!(problem.contains("`iptables -I DOCKER-USER -i polder0 -j ACCEPT`"), "{problem}");
     let told = docker(vec![accept(from("polder0")), accept(to("polder0")), rule(&[], Judgement::Return)]);
-    assert_eq!(told.problem(AttachMode::Bridge), None);
+    assert_eq!(told.problem(AttachMode::Bridge, false), None);
     let ufw = |user: Vec<ForeignRule>| {
         let chains = [
             ("FORWARD", vec![jump("ufw-before-forward")]),
             ("ufw-before-forward", vec![accept(Condition::Other), jump("ufw-user-forward")]),
             ("ufw-user-forward", user),
         ];
-        filter(FORWARD, Policy::Drop, &chains).problem(AttachMode::Bridge)
+        filter(FORWARD, Policy::Drop, &chains).problem(AttachMode::Bridge, false)
     };
     let problem = ufw(Vec::new()).unwrap();
     assert!(
@@ -120,7 +120,7 @@ fn a_chain_that_refuses_at_its_end_drops_whatever_its_policy() {
             ("trusted", vec![rule(&[], Judgement::Accept)]),
         ];
         let base = (TableFamily::Inet, "firewalld", "filter_FORWARD");
-        filter(base, Policy::Accept, &chains).problem(AttachMode::Bridge)
+        filter(base, Policy::Accept, &chains).problem(AttachMode::Bridge, false)
     };
     let problem = firewalld(Vec::new(), Vec::new()).unwrap();
     assert!(
@@ -135,7 +135,7 @@ fn a_chain_that_refuses_at_its_end_drops_whatever_its_policy() {
 #[test]
 fn chains_that_jump_in_a_circle_come_to_an_end() {
     let circle = [("FORWARD", vec![jump("a")]), ("a", vec![jump("FORWARD")])];
-    assert!(filter(FORWARD, Policy::Drop, &circle).problem(AttachMode::Bridge).is_some());
+    assert!(filter(FORWARD, Policy::Drop, &circle).problem(AttachMode::Bridge, false).is_some());
 }
 
 #[test]
@@ -151,20 +151,24 @@ fn a_host_that_lets_nobody_in_is_named_with_the_command_that_lets_tunnels_in() {
     let input = |table, name, user: &str| {
         let chains =
             [(name, vec![accept(from("lo")), accept(Condition::Other), jump(user)]), (user, Vec::new())];
-        filter((TableFamily::Ip, table, name), Policy::Drop, &chains).problem_of_tunnels(8472).unwrap()
+        filter((TableFamily::Ip, table, name), Policy::Drop, &chains)
+            .problem_of_tunnels(8472, &["eth1".to_owned()].into())
+            .unwrap()
     };
     assert!(input("filter", "INPUT", "x").contains("`iptables -I INPUT -p udp --dport 8472 -j ACCEPT`"));
     assert!(input("filter", "INPUT", "ufw-user-input").contains("`ufw allow 8472/udp`"));
-    assert!(input("firewalld", "filter_INPUT", "x").contains("--add-port=8472/udp"));
+    assert!(
+        input("firewalld", "filter_INPUT", "x").contains("--get-zone-of-interface=eth1) --add-port=8472/udp")
+    );
     assert!(input("mine", "in", "x").contains("`nft insert rule ip mine in udp dport 8472 accept`"));
     let open = filter((TableFamily::Inet, "mine", "in"), Policy::Accept, &[("in", vec![jump("x")])]);
-    assert_eq!(open.problem_of_tunnels(8472), None);
+    assert_eq!(open.problem_of_tunnels(8472, &["eth1".to_owned()].into()), None);
 }
 
 fn pods() -> Pods {
     Pods {
         pools: vec![("10.244.0.0/16".parse().unwrap(), 26)],
-        carriers: std::collections::BTreeSet::from(["eth0".to_owned()]),
+        carriers: BTreeSet::from(["eth0".to_owned()]),
         ..Pods::default()
     }
 }

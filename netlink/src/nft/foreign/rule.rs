@@ -34,6 +34,11 @@ const NFTA_CMP_DATA: u16 = 3;
 const NFTA_LOOKUP_SET: u16 = 1;
 const NFTA_LOOKUP_DREG: u16 = 3;
 const NFTA_LOOKUP_FLAGS: u16 = 5;
+const NFTA_FIB_RESULT: u16 = 2;
+const NFT_FIB_RESULT_OIF: u32 = 1;
+const NFTA_FIB_FLAGS: u16 = 3;
+const NFTA_FIB_F_SADDR: u32 = 1;
+const NFTA_FIB_F_IIF: u32 = 1 << 3;
 const NFTA_IMMEDIATE_DATA: u16 = 2;
 const NFTA_DATA_VERDICT: u16 = 2;
 const NFTA_VERDICT_CODE: u16 = 1;
@@ -107,6 +112,16 @@ impl ReadRule {
                     length,
                 });
             }
+            ("fib", Loaded::Unknown) => {
+                let asks_back = NFTA_FIB_F_SADDR | NFTA_FIB_F_IIF;
+                let is_back =
+                    number(data, NFTA_FIB_FLAGS).is_some_and(|flags| flags & asks_back == asks_back);
+                let is_way = number(data, NFTA_FIB_RESULT) == Some(NFT_FIB_RESULT_OIF);
+                if is_back && is_way {
+                    return Loaded::WayBack;
+                }
+                // Something else that it puts into a register.
+            }
             ("cmp", _) => {
                 let is_equal = number(data, NFTA_CMP_OP) == Some(NFT_CMP_EQ);
                 let key = value(data, NFTA_CMP_DATA).and_then(|data| value(data, decode::VALUE));
@@ -142,6 +157,8 @@ enum Loaded {
     Name(Side),
     /// The packet's family.
     Family,
+    /// Whether the host would send to the packet's source through the interface that it came in by; 0 says that it would not.
+    WayBack,
     /// The first bits of an address of the packet.
     Address { family: Family, is_source: bool, length: u8 },
 }
@@ -157,6 +174,7 @@ impl Loaded {
                 Some(&NFPROTO_IPV6) => Some(Condition::Family(Family::V6)),
                 _ => None,
             },
+            Self::WayBack => key.iter().all(|byte| *byte == 0).then_some(Condition::OtherWayBack),
             Self::Address { family, is_source, length } => {
                 let mut bytes = [0; 16];
                 bytes.get_mut(..key.len())?.copy_from_slice(key);
@@ -341,6 +359,26 @@ mod tests {
         let v6 = rule(&[family.concat(), compare(0, &[0xfd, 0, 2, 0x44, 0, 0, 0])]);
         let all = [Condition::Family(Family::V6), Condition::Destination(network("fd00:244::/56"))];
         assert_eq!(v6.conditions, all);
+    }
+
+    #[test]
+    fn a_rule_about_the_way_back_is_told_from_other_questions_to_the_routes() {
+        let fib = |flags: u32, result: u32| {
+            let fields = [(NFTA_FIB_RESULT, result), (NFTA_FIB_FLAGS, flags)];
+            expression(
+                "fib",
+                &fields.map(|(kind, number): (u16, u32)| attribute(kind, &number.to_be_bytes())),
+            )
+        };
+        let missing = |fib: Vec<u8>| rule(&[fib, compare(0, &[0; 4]), verdict(NF_DROP, b"")]).conditions;
+        // firewalld's IPv6_rpfilter: fib saddr . mark . iif oif missing drop
+        assert_eq!(missing(fib(0b1101, NFT_FIB_RESULT_OIF)), [Condition::OtherWayBack]);
+        assert_eq!(
+            missing(fib(0b0010, NFT_FIB_RESULT_OIF)),
+            [Condition::Other],
+            "it asks for the destination"
+        );
+        assert_eq!(missing(fib(0b1001, 3)), [Condition::Other], "it asks for the kind of address");
     }
 
     #[test]
