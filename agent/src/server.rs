@@ -17,6 +17,7 @@ use polder_api::ipam::{Release, Repairs};
 use polder_api::message::{Refusal, RefusalKind, Removal, Reply, Request};
 use polder_api::pool::PoolChange;
 use polder_ipam::record::Alive;
+use polder_ipam::settings::Wanted;
 use polder_ipam::tasks::operator::{self, Adoption};
 use polder_ipam::tasks::{collect, teardown};
 use tokio::net::UnixListener;
@@ -219,8 +220,10 @@ impl Answers for Task {
             Request::ChangePool(change) => {
                 Reply::Done(operator::change_pools(&operators().await?, &records.view(), change).await?)
             }
-            Request::ChangeBackend(backend) => {
-                Reply::Done(operator::change_backend(&operators().await?, backend).await?)
+            Request::ChangeSettings(change) => {
+                let wanted = Wanted::try_from(change);
+                let wanted = wanted.map_err(|error| Refusal::new(RefusalKind::Invalid, error.to_string()))?;
+                Reply::Done(operator::change_settings(&operators().await?, &wanted).await?)
             }
             Request::RemoveNode(removal) => {
                 let (me, store) = (node.board.membership.me(), operators().await?);
@@ -269,7 +272,9 @@ fn wish(request: &Request) -> Option<String> {
         Request::AdoptNode(node) => Some(format!("node adopt {node}")),
         Request::ChangePool(PoolChange::Drain(name)) => Some(format!("pool drain {name}")),
         Request::ChangePool(PoolChange::Remove(name)) => Some(format!("pool remove {name}")),
-        Request::ChangeBackend(backend) => Some(format!("cluster set --backend {backend}")),
+        Request::ChangeSettings(change) => {
+            Some(format!("cluster set {}", serde_json::to_string(change).unwrap_or_default()))
+        }
         Request::Release(Release { address, dead }) => {
             Some(format!("ipam release {address}{}", if *dead { " --dead" } else { "" }))
         }

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use polder_api::message::Refusal;
 use polder_api::status::{
     BlockStatus, ClusterStatus, NodeStanding, NodeStatus, NotUnderlayStatus, PassStatus, PathKind,
-    PathStatus, ProbeState, RepairStatus, Status, StoreStatus, UnderlayStatus,
+    PathStatus, ProbeState, RemovedStatus, RepairStatus, Status, StoreStatus, UnderlayStatus,
 };
 use polder_api::{Family, NodeName, PerFamily};
 use tokio::time::Instant;
@@ -22,6 +22,7 @@ use crate::refused;
 use crate::repair::Repair;
 use crate::reporter::Reporter;
 use crate::underlay::{Other, Underlay};
+use polder_ipam::peers::{Fault, Problem};
 use polder_ipam::tasks::operator;
 use polder_ipam::view::{Source, View};
 use polder_ipam::{record, shortage};
@@ -63,6 +64,10 @@ pub async fn status(reporter: &Reporter) -> Status {
             id: cluster.record.id.to_string(),
             backend: cluster.record.backend,
             attach: cluster.record.attach,
+            vxlan_port: cluster.record.vxlan.port,
+            vxlan_vni: cluster.record.vxlan.vni,
+            masquerade: cluster.record.masquerade.enabled,
+            masquerade_except: cluster.record.masquerade.except.iter().map(|cidr| (*cidr).into()).collect(),
         }),
         store: store(reporter, &view),
         underlay: uplinks
@@ -102,20 +107,13 @@ pub async fn status(reporter: &Reporter) -> Status {
         repair_count: reporter.told.repairs.borrow().count,
         repairs: reporter.told.repairs.borrow().last.iter().map(repair).collect(),
         refused_writes: refused::status(&reporter.store),
+        removed: operator::standings(&view)
+            .into_iter()
+            .map(|(node, standing)| RemovedStatus { node, standing })
+            .collect(),
     }
 }
 
-/// What is done without.
-fn missing(reporter: &Reporter, view: &View) -> Vec<String> {
-    let mut missing = reporter.features.missing();
-    if reporter.config.probe_peers {
-        missing.extend(reporter.told.endpoint.borrow().missing(&view.families()));
-    }
-    missing.extend(insides::not_looked_at());
-    missing.extend(managers::not_looked_at());
-    missing.extend(presence::not_seen());
-    missing
-}
 /// The files that a container runtime takes instead of ours.
 fn preceding(reporter: &Reporter) -> Option<String> {
     let config = &reporter.config;
@@ -129,6 +127,17 @@ fn preceding(reporter: &Reporter) -> Option<String> {
     ))
 }
 
+/// What is done without.
+fn missing(reporter: &Reporter, view: &View) -> Vec<String> {
+    let mut missing = reporter.features.missing();
+    if reporter.config.probe_peers {
+        missing.extend(reporter.told.endpoint.borrow().missing(&view.families()));
+    }
+    missing.extend(insides::not_looked_at());
+    missing.extend(managers::not_looked_at());
+    missing.extend(presence::not_seen());
+    missing
+}
 
 fn repair(repair: &Repair) -> RepairStatus {
     let since_1970 = repair.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -165,7 +174,9 @@ fn problems(reporter: &Reporter, view: &View, pass: Option<&Pass>) -> Vec<String
         Path::Unreachable(reason) => Some(format!("{family} pods of node {node} are unreachable: {reason}")),
         _ => None,
     });
-    let refused = pass.problems.iter().map(ToString::to_string);
+    // What rests of a node that was removed is said as such.
+    let rests = |problem: &&Problem| matches!(problem.fault, Fault::Rests(_));
+    let refused = pass.problems.iter().filter(|problem| !rests(problem)).map(ToString::to_string);
     let mtu = reporter.config.mtu.filter(|mtu| *mtu > pass.mtu).map(|mtu| {
         format!("mtu {mtu} of the configuration is more than the underlay carries: pods get {}", pass.mtu)
     });

@@ -3,7 +3,7 @@
 use crate::ipam::{self, Checked, Repairs, Shown, Subject};
 use crate::message::{Removal, Reply, Request};
 use crate::pool::{self, ClaimStatus, PoolStatus};
-use crate::{Backend, NodeName, status};
+use crate::{NodeName, status};
 
 /// A question, and what its answer is.
 pub trait Ask {
@@ -69,8 +69,8 @@ asks! {
     Blocks => Blocks(Vec<ClaimStatus>);
     /// Change the cluster's pools.
     ChangePool(change: pool::PoolChange) => Done(String) by operator;
-    /// Let the nodes reach each other's pods in this way.
-    ChangeBackend(backend: Backend) => Done(String) by operator;
+    /// Change settings of the cluster.
+    ChangeSettings(change: status::SettingsChange) => Done(String) by operator;
     /// Who has which address, and why?
     Show(subject: Subject) => Shown(Box<Shown>);
     /// Are the records of the cluster, and ledger and kernel of every node, right?
@@ -118,6 +118,7 @@ impl Ask for RemoveNode {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Backend;
 
     /// What is sent, as it was before the questions had types of their own.
     fn sent(ask: impl Ask) -> String {
@@ -134,7 +135,9 @@ mod tests {
         assert_eq!(sent(Blocks), "\"blocks\"");
         let drain = pool::PoolChange::Drain("p".parse().unwrap());
         assert_eq!(sent(ChangePool(drain)), r#"{"change_pool":{"drain":"p"}}"#);
-        assert_eq!(sent(ChangeBackend(Backend::Vxlan)), r#"{"change_backend":"vxlan"}"#);
+        let direct =
+            status::SettingsChange { backend: Some(Backend::Direct), ..status::SettingsChange::default() };
+        assert_eq!(sent(ChangeSettings(direct)), r#"{"change_settings":{"backend":"direct"}}"#);
         assert_eq!(sent(Show(Subject::Cluster)), r#"{"show":"cluster"}"#);
         assert_eq!(sent(Inspect(Repairs::Safe)), r#"{"inspect":"safe"}"#);
         let release = ipam::Release { address: "10.0.0.5".parse().unwrap(), dead: true };
@@ -149,7 +152,7 @@ mod tests {
 
     #[test]
     fn credentials_are_for_questions_that_change_the_cluster_alone() {
-        const { assert!(RemoveNode::BY_OPERATOR && ChangePool::BY_OPERATOR && ChangeBackend::BY_OPERATOR) };
+        const { assert!(RemoveNode::BY_OPERATOR && ChangePool::BY_OPERATOR && ChangeSettings::BY_OPERATOR) };
         const { assert!(Inspect::BY_OPERATOR && Release::BY_OPERATOR) };
         const { assert!(!Status::BY_OPERATOR && !Plan::BY_OPERATOR && !AdoptNode::BY_OPERATOR) };
         const { assert!(!Nodes::BY_OPERATOR && !Pools::BY_OPERATOR && !Blocks::BY_OPERATOR) };
@@ -162,6 +165,6 @@ mod tests {
         assert_eq!(Plan::answer(Reply::Nodes(Vec::new())), Err(Box::new(Reply::Nodes(Vec::new()))));
         let done = || Reply::Done("node n1 is removed".to_owned());
         assert!(matches!(RemoveNode::answer(done()), Ok(Removed::Done(_))));
-        assert!(ChangeBackend::answer(done()).is_ok() && Pools::answer(done()).is_err());
+        assert!(ChangeSettings::answer(done()).is_ok() && Pools::answer(done()).is_err());
     }
 }

@@ -159,6 +159,8 @@ words! {
         Unclaimed = "unclaimed",
         /// It is in no pool.
         Foreign = "foreign",
+        /// Whether somebody has it cannot be known now.
+        Unknown = "unknown",
     }
 }
 

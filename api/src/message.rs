@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use crate::credentials::EtcdCredentials;
 use crate::ipam::{Checked, Release, Repairs, Shown, Subject};
 use crate::pool::{ClaimStatus, PoolChange, PoolStatus};
-use crate::status::{NodeStatus, Status};
-use crate::{Attachment, Backend, IfName, Mac, NetworkName, NodeName, Pod, PoolName};
+use crate::status::{NodeStatus, SettingsChange, Status};
+use crate::{Attachment, IfName, Mac, NetworkName, NodeName, Pod, PoolName};
 
 /// A request as it goes over the socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,8 +66,8 @@ pub enum Request {
     Blocks,
     /// Change the cluster's pools.
     ChangePool(PoolChange),
-    /// Let the nodes reach each other's pods in this way.
-    ChangeBackend(Backend),
+    /// Change settings of the cluster.
+    ChangeSettings(SettingsChange),
     /// Say who has which address, and why.
     Show(Subject),
     /// Check the records of the cluster, and ledger and kernel of every node.

@@ -47,6 +47,18 @@ pub struct Status {
     /// What the store refuses to write, and has not written since. `problems` say what that means and what helps.
     #[serde(default)]
     pub refused_writes: Vec<RefusedWrites>,
+    /// The nodes that were removed and that something is still waited for.
+    #[serde(default)]
+    pub removed: Vec<RemovedStatus>,
+}
+
+/// A node that was removed, as long as something of it rests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemovedStatus {
+    /// Its name.
+    pub node: NodeName,
+    /// What rests, and what it waits for.
+    pub standing: String,
 }
 
 /// Writes that the store refuses again and again.
@@ -80,6 +92,38 @@ pub struct ClusterStatus {
     pub backend: Backend,
     /// How pods hang on their node.
     pub attach: AttachMode,
+    /// The UDP port of VXLAN tunnels.
+    pub vxlan_port: u16,
+    /// The VXLAN network identifier.
+    pub vxlan_vni: u32,
+    /// Whether pods leave the cluster with their node's address.
+    pub masquerade: bool,
+    /// Where they keep their own address nevertheless, besides the pools.
+    pub masquerade_except: Vec<IpNetwork>,
+}
+
+/// A wish for other settings: what is `None` stays.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SettingsChange {
+    /// How the nodes reach each other's pods.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend: Option<Backend>,
+    /// How pods are attached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attach: Option<AttachMode>,
+    /// The UDP port of VXLAN tunnels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// The VXLAN network identifier, 24 bits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vni: Option<u32>,
+    /// Whether pods leave the cluster with their node's address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub masquerade: Option<bool>,
+    /// Where they keep their own address nevertheless: all such ranges, besides the pools.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub except: Option<Vec<IpNetwork>>,
 }
 
 words! {

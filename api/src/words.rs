@@ -93,7 +93,18 @@ mod tests {
         );
         assert_words(
             AddressStanding::ALL,
-            &["used", "gateway", "probe", "resting", "free", "reserved", "excluded", "unclaimed", "foreign"],
+            &[
+                "used",
+                "gateway",
+                "probe",
+                "resting",
+                "free",
+                "reserved",
+                "excluded",
+                "unclaimed",
+                "foreign",
+                "unknown",
+            ],
         );
         assert_words(
             Invariant::ALL,

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use polder_api::status::AttachMode;
 use polder_api::{NodeName, PoolName};
 
 use crate::change::Change;
@@ -85,6 +86,17 @@ pub enum NotChanged {
     /// Pods cannot have addresses of it.
     #[error(transparent)]
     Unfit(#[from] InvalidPool),
+    /// It is decided when a cluster is made.
+    #[error(
+        "pods of this cluster are attached by {from}, and cannot be by {to}: running pods have the devices and the gateway of {from}. \
+         Set attach = \"{to}\" in [bootstrap] of a new cluster"
+    )]
+    Attach {
+        /// What it is.
+        from: AttachMode,
+        /// What it was to be.
+        to: AttachMode,
+    },
     /// There are no settings to change.
     #[error("the cluster has no settings yet: an agent whose configuration has [bootstrap] makes them")]
     NoCluster,
@@ -232,6 +244,16 @@ fn drained(view: &View, known: &Known<Pool>) -> String {
     };
     if pool.purpose == Purpose::Blocks && !view.pools.values().any(|other| open(&other)) {
         let family = pool.family();
+        let is_other = |other: &&Known<Pool>| {
+            let other = &*other.record;
+            other.family() != family && other.state == PoolState::Active && other.purpose == Purpose::Blocks
+        };
+        if view.pools.values().any(|other| is_other(&other)) {
+            return format!(
+                "{rest}; there is no other active {family} pool for its nodes: new pods get no {family} address any more, and each \
+                 node gives its last block back when none of its pods has an address of it"
+            );
+        }
         return format!(
             "{rest}; there is no other active {family} pool for its nodes: they keep a block of it for their own \
              addresses, and start no pods that need one, before you add one with polderctl pool add"

@@ -3,28 +3,230 @@
 //! Pure: from all records as of one revision.
 
 use polder_api::Backend;
+use polder_api::status::{AttachMode, SettingsChange};
 
+use crate::Cidr;
 use crate::change::Change;
+use crate::cidr::ParseCidrError;
 use crate::key::Key;
 use crate::pools::{Decision, NotChanged};
-use crate::record::ClusterRecord;
+use crate::record::{ClusterRecord, Masquerade, VxlanSettings};
 use crate::view::View;
 
-/// Lets the nodes reach each other's pods in this way. All of them take in packets that come the other way, so that it does
-/// not matter who hears of it first.
-pub fn change_backend(view: &View, backend: Backend) -> Result<Decision, NotChanged> {
+/// The largest VXLAN network identifier (RFC 7348: 24 bits).
+const LARGEST_VNI: u32 = (1 << 24) - 1;
+
+/// A wish for other settings that makes no sense, whatever the cluster has.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidSettings {
+    /// The identifier has 24 bits.
+    #[error("VNI {0} is not in 1 to {LARGEST_VNI}")]
+    Vni(u32),
+    /// Port 0 is none.
+    #[error("VXLAN port 0 is no port: give one of 1 to 65535")]
+    Port,
+    /// A range is none.
+    #[error("masquerade exception {0}")]
+    Exception(#[from] ParseCidrError),
+}
+
+/// A wish for other settings, checked.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Wanted {
+    /// How the nodes reach each other's pods.
+    pub backend: Option<Backend>,
+    /// How pods are attached.
+    pub attach: Option<AttachMode>,
+    /// The VXLAN port.
+    pub port: Option<u16>,
+    /// The VXLAN network identifier.
+    pub vni: Option<u32>,
+    /// Whether pods leave the cluster with their node's address.
+    pub masquerade: Option<bool>,
+    /// Where they keep their own address nevertheless.
+    pub except: Option<Vec<Cidr>>,
+}
+
+impl From<Backend> for Wanted {
+    fn from(backend: Backend) -> Self {
+        Self { backend: Some(backend), ..Self::default() }
+    }
+}
+
+impl TryFrom<SettingsChange> for Wanted {
+    type Error = InvalidSettings;
+
+    fn try_from(change: SettingsChange) -> Result<Self, InvalidSettings> {
+        if let Some(vni) = change.vni.filter(|vni| !(1..=LARGEST_VNI).contains(vni)) {
+            return Err(InvalidSettings::Vni(vni));
+        }
+        if change.port == Some(0) {
+            return Err(InvalidSettings::Port);
+        }
+        let parse = |ranges: Vec<ipnetwork::IpNetwork>| {
+            ranges.iter().map(|range| range.to_string().parse()).collect::<Result<Vec<Cidr>, _>>()
+        };
+        Ok(Self {
+            backend: change.backend,
+            attach: change.attach,
+            port: change.port,
+            vni: change.vni,
+            masquerade: change.masquerade,
+            except: change.except.map(parse).transpose()?,
+        })
+    }
+}
+
+/// Changes settings, all at once. Every node follows by itself.
+///
+/// All nodes take in packets that come by another backend, so that it does not matter who hears of it first. Port and VNI of the tunnels
+/// are another matter: a tunnel carries nothing between a node that has heard of it and one that has not.
+pub fn change(view: &View, wanted: &Wanted) -> Result<Decision, NotChanged> {
     let key = Key::Cluster.to_string();
     if let Some(reason) = view.refused.get(&key) {
         return Err(NotChanged::Unreadable { key, reason: reason.clone() });
     }
     let Some(known) = &view.cluster else { return Err(NotChanged::NoCluster) };
-    let before = known.record.backend;
-    if before == backend {
-        return Ok(Decision::Already(format!("the backend is {backend} already")));
+    let before = &*known.record;
+    if let Some(attach) = wanted.attach.filter(|attach| *attach != before.attach) {
+        return Err(NotChanged::Attach { from: before.attach, to: attach });
     }
-    let record = ClusterRecord { backend, ..(*known.record).clone() };
+    let record = ClusterRecord {
+        backend: wanted.backend.unwrap_or(before.backend),
+        vxlan: VxlanSettings {
+            vni: wanted.vni.unwrap_or(before.vxlan.vni),
+            port: wanted.port.unwrap_or(before.vxlan.port),
+        },
+        masquerade: Masquerade {
+            enabled: wanted.masquerade.unwrap_or(before.masquerade.enabled),
+            except: wanted.except.clone().unwrap_or_else(|| before.masquerade.except.clone()),
+        },
+        ..before.clone()
+    };
+    let (differences, same) = compare(wanted, before, &record);
+    if differences.is_empty() {
+        return Ok(Decision::Already(same.join("; ")));
+    }
+    let mut done = differences.join("; ");
+    if record.vxlan != before.vxlan {
+        done += ". Tunnels carry nothing between nodes of which only one has heard of it; let firewalls pass the new port";
+    }
     Ok(Decision::Commit {
         change: Box::new(Change::ReplaceSettings { record, revision: known.revision }),
-        done: format!("the backend is {backend}, and was {before}"),
+        done,
     })
+}
+
+/// What is different of what was wished for, and what was so before, in words.
+fn compare(wanted: &Wanted, before: &ClusterRecord, after: &ClusterRecord) -> (Vec<String>, Vec<String>) {
+    let on = |enabled: bool| if enabled { "on" } else { "off" }.to_owned();
+    let list = |ranges: &[Cidr]| {
+        let all: Vec<String> = ranges.iter().map(ToString::to_string).collect();
+        if all.is_empty() { "none".to_owned() } else { all.join(", ") }
+    };
+    let settings = [
+        ("the backend is", wanted.backend.is_some(), before.backend.to_string(), after.backend.to_string()),
+        (
+            "pods are attached by",
+            wanted.attach.is_some(),
+            before.attach.to_string(),
+            after.attach.to_string(),
+        ),
+        (
+            "the VXLAN port is",
+            wanted.port.is_some(),
+            before.vxlan.port.to_string(),
+            after.vxlan.port.to_string(),
+        ),
+        ("the VNI is", wanted.vni.is_some(), before.vxlan.vni.to_string(), after.vxlan.vni.to_string()),
+        (
+            "masquerade is",
+            wanted.masquerade.is_some(),
+            on(before.masquerade.enabled),
+            on(after.masquerade.enabled),
+        ),
+        (
+            "masquerade exceptions are",
+            wanted.except.is_some(),
+            list(&before.masquerade.except),
+            list(&after.masquerade.except),
+        ),
+    ];
+    let (mut differences, mut same) = (Vec::new(), Vec::new());
+    for (what, _, before, after) in settings.into_iter().filter(|(_, is_wanted, ..)| *is_wanted) {
+        if before == after {
+            same.push(format!("{what} {after} already"));
+        } else {
+            differences.push(format!("{what} {after}, and was {before}"));
+        }
+    }
+    (differences, same)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::Revision;
+    use crate::ids::ClusterId;
+    use crate::view::Known;
+
+    fn view() -> View {
+        let record = Arc::new(ClusterRecord::new(ClusterId::new("c")));
+        let mut view = View::default();
+        view.cluster = Some(Known { record, revision: Revision::new(3) });
+        view
+    }
+
+    fn changed(wanted: &Wanted) -> (ClusterRecord, String) {
+        match change(&view(), wanted).unwrap() {
+            Decision::Commit { change, done } => match *change {
+                Change::ReplaceSettings { record, revision } => {
+                    assert_eq!(revision, Revision::new(3));
+                    (record, done)
+                }
+                other => panic!("{other:?}"),
+            },
+            Decision::Already(already) => panic!("{already}"),
+        }
+    }
+
+    #[test]
+    fn only_what_is_wanted_is_changed_and_what_that_means_is_said() {
+        let before = ClusterRecord::new(ClusterId::new("c"));
+        let (record, done) =
+            changed(&Wanted { port: Some(4789), masquerade: Some(false), ..Wanted::default() });
+        let vxlan = VxlanSettings { port: 4789, ..before.vxlan };
+        assert_eq!(
+            record,
+            ClusterRecord { vxlan, masquerade: Masquerade { enabled: false, except: Vec::new() }, ..before }
+        );
+        assert!(
+            done.starts_with("the VXLAN port is 4789, and was 8472; masquerade is off, and was on. Tunnels"),
+            "{done}"
+        );
+        let except = Some(vec!["192.0.2.0/24".parse().unwrap()]);
+        let (_, done) = changed(&Wanted { except, ..Wanted::default() });
+        assert_eq!(done, "masquerade exceptions are 192.0.2.0/24, and was none");
+        let same = change(&view(), &Backend::Auto.into()).unwrap();
+        assert_eq!(same, Decision::Already("the backend is auto already".to_owned()));
+    }
+
+    #[test]
+    fn what_cannot_be_changed_is_refused_with_the_reason_and_nothing_else_is_changed() {
+        let attach = Wanted { attach: Some(AttachMode::Routed), port: Some(1), ..Wanted::default() };
+        let refused = change(&view(), &attach).unwrap_err().to_string();
+        assert!(refused.contains("bridge") && refused.contains("routed"), "{refused}");
+        let same = Wanted { attach: Some(AttachMode::Bridge), ..Wanted::default() };
+        assert!(matches!(change(&view(), &same), Ok(Decision::Already(_))));
+        for wrong in [
+            SettingsChange { vni: Some(0), ..SettingsChange::default() },
+            SettingsChange { vni: Some(1 << 24), ..SettingsChange::default() },
+            SettingsChange { port: Some(0), ..SettingsChange::default() },
+            SettingsChange { except: Some(vec!["10.0.0.1/8".parse().unwrap()]), ..SettingsChange::default() },
+        ] {
+            assert!(Wanted::try_from(wrong.clone()).is_err(), "{wrong:?}");
+        }
+    }
 }

@@ -65,7 +65,7 @@ async fn serve(hand: Hand, wish: Wish) {
     let me = hand.me();
     let answer = match wish.clone() {
         Wish::Pools(change) => operator::change_pools(&hand, &hand.view(), change).await,
-        Wish::Backend(backend) => operator::change_backend(&hand, backend).await,
+        Wish::Backend(backend) => operator::change_settings(&hand, &backend.into()).await,
         Wish::Release(release) => operator::release(&hand, &me, &hand, release).await,
         Wish::Remove(removal) => remove(&hand, removal).await,
     };

@@ -27,6 +27,57 @@ fn wait_for_paths(lab: &Lab, path: &str) {
 }
 
 #[test]
+fn settings_are_shown_and_changed_for_all_nodes_and_what_cannot_be_is_refused_with_the_reason() {
+    let lab = Lab::start(Topology::two_segments());
+    let pods: Vec<_> = lab.workers.iter().map(|worker| worker.pod("a")).collect();
+    let worker = &lab.workers[0];
+    assert!(worker.node.run("nft", &["list", "table", "inet", "polder"]).contains(" @unmasqueraded4"));
+    let shown = worker.ctl(&["cluster", "show"]);
+    assert_eq!(
+        (&shown["vxlan_port"], &shown["vxlan_vni"], &shown["masquerade"]),
+        (&8472.into(), &1.into(), &true.into())
+    );
+    let said =
+        worker.ctl(&["cluster", "set", "--vxlan-port", "4789", "--vxlan-vni", "7", "--masquerade", "off"]);
+    for sign in
+        ["the VXLAN port is 4789, and was 8472", "the VNI is 7, and was 1", "masquerade is off, and was on"]
+    {
+        assert!(said.to_string().contains(sign), "{said}");
+    }
+    for worker in &lab.workers {
+        // The device is replaced, so that it is away for a moment.
+        wait::until_true("the tunnel to be another one", || {
+            let device = worker.node.shell("ip -d link show polder.vx || true");
+            device.contains("vxlan id 7 ") && device.contains("dstport 4789")
+        });
+        wait::until_true("no masquerading any more", || {
+            !worker.node.run("nft", &["list", "table", "inet", "polder"]).contains(" @unmasqueraded4")
+        });
+    }
+    for worker in &lab.workers {
+        worker.wait_for_status("nothing to do", |status| (status["last_pass"]["writes"] == 0).then_some(()));
+    }
+    assert_flat(&pods, 1450);
+    worker.ctl(&[
+        "cluster",
+        "set",
+        "--masquerade",
+        "on",
+        "--masquerade-except",
+        "192.0.2.0/24,198.51.100.0/24",
+    ]);
+    wait::until_true("the exceptions to be known", || {
+        worker.ctl(&["cluster", "show"])["masquerade_except"]
+            == serde_json::json!(["192.0.2.0/24", "198.51.100.0/24"])
+    });
+    let refused = worker.try_ctl(&["cluster", "set", "--attach", "routed"]).unwrap_err();
+    assert!(refused.contains("running pods have the devices and the gateway of bridge"), "{refused}");
+    let refused = worker.try_ctl(&["cluster", "set", "--vxlan-vni", "16777216"]).unwrap_err();
+    assert!(refused.contains("16777216 is not in 1 to 16777215"), "{refused}");
+    assert!(worker.try_ctl(&["cluster", "set"]).is_err(), "nothing is given");
+}
+
+#[test]
 fn the_backend_is_switched_for_the_whole_cluster_and_no_packet_is_lost() {
     let lab = Lab::start(Topology::one_segment(3).families(Families::DUAL));
     let pods = pods(&lab);

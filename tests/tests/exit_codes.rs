@@ -33,11 +33,13 @@ fn assert_ends(worker: &Worker, code: i32, commands: &[(&str, &str)]) {
 }
 
 /// Every command that asks the agent.
-const ASKING: [&str; 13] = [
+const ASKING: [&str; 15] = [
+    "live",
     "status",
     "plan",
     "node list",
     "node remove n9",
+    "cluster show",
     "cluster set --backend auto",
     "pool list",
     "pool add more 10.250.0.0/24",
@@ -120,7 +122,8 @@ fn an_agent_that_does_not_answer_ends_every_command_with_1() {
     worker.start();
     wait::until("the agent to answer", || worker.try_status());
     assert_ends(worker, 3, &[("status", "ready     no")]);
-    for command in &ASKING[1..] {
+    assert_ends(worker, 0, &[("live", "ok")]);
+    for command in &ASKING[2..] {
         assert_ends(worker, 1, &[(command, "")]);
     }
 }

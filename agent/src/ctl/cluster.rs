@@ -1,25 +1,117 @@
 //! The settings that all nodes share.
 
-use clap::Subcommand;
+use anyhow::anyhow;
+use clap::{Args, Subcommand, ValueEnum};
+use ipnetwork::IpNetwork;
+use polder_api::status::{AttachMode, ClusterStatus, SettingsChange};
 use polder_api::{Backend, ask};
 
-use super::{Printed, Run, Session};
+use super::{Printed, Render, Run, Session};
 
 /// About settings.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Changes them while pods talk; no packet is lost
-    Set {
-        /// How nodes reach each other's pods: auto, direct or vxlan
-        #[arg(long)]
-        backend: Backend,
-    },
+    /// Shows them
+    Show,
+    /// Changes those that are given, for all nodes; the others stay
+    Set(Changes),
+}
+
+/// What is to be changed.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub struct Changes {
+    /// How nodes reach each other's pods: auto, direct or vxlan. Pods talk on, no packet is lost
+    #[arg(long)]
+    backend: Option<Backend>,
+    /// The UDP port of VXLAN tunnels. They are interrupted until all nodes have heard of it
+    #[arg(long, value_name = "PORT")]
+    vxlan_port: Option<u16>,
+    /// The VXLAN network identifier, 1 to 16777215. Tunnels are interrupted until all nodes have heard of it
+    #[arg(long, value_name = "VNI")]
+    vxlan_vni: Option<u32>,
+    /// Whether pods leave the cluster with the address of their node. Connections that exist stay as they are
+    #[arg(long, value_name = "on|off")]
+    masquerade: Option<Switch>,
+    /// Where pods keep their own addresses nevertheless, besides the pools: all such ranges, or none
+    #[arg(long, value_name = "CIDR[,CIDR]|none", value_parser = ranges)]
+    masquerade_except: Option<Ranges>,
+    /// How pods are attached to their node: bridge or routed. Fixed when the cluster is made
+    #[arg(long, value_name = "KIND", value_parser = attachment)]
+    attach: Option<AttachMode>,
+}
+
+/// On or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Switch {
+    On,
+    Off,
+}
+
+/// A list of ranges, which clap is not to take for many arguments.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Ranges(Vec<IpNetwork>);
+
+fn attachment(text: &str) -> Result<AttachMode, anyhow::Error> {
+    let known = AttachMode::ALL.iter().find(|known| known.as_str() == text);
+    known.copied().ok_or_else(|| anyhow!("{text:?} is neither bridge nor routed"))
+}
+
+fn ranges(text: &str) -> Result<Ranges, anyhow::Error> {
+    if text == "none" {
+        return Ok(Ranges(Vec::new()));
+    }
+    let parse = |item: &str| item.trim().parse().map_err(|error| anyhow!("{item:?}: {error}"));
+    Ok(Ranges(text.split(',').map(parse).collect::<Result<_, _>>()?))
 }
 
 impl Run for Command {
     fn run(&self, session: &Session<'_>) -> anyhow::Result<Printed> {
         match self {
-            Self::Set { backend } => session.show(ask::ChangeBackend(*backend)),
+            Self::Show => match session.ask(ask::Status)?.cluster {
+                Some(cluster) => session.print(&cluster),
+                None => {
+                    Err(anyhow!("this node does not know the cluster's settings yet: see polderctl status"))
+                }
+            },
+            Self::Set(changes) => session.show(ask::ChangeSettings(SettingsChange {
+                backend: changes.backend,
+                attach: changes.attach,
+                port: changes.vxlan_port,
+                vni: changes.vxlan_vni,
+                masquerade: changes.masquerade.map(|switch| switch == Switch::On),
+                except: changes.masquerade_except.clone().map(|Ranges(ranges)| ranges),
+            })),
         }
+    }
+}
+
+impl Render for ClusterStatus {
+    fn table(&self) -> String {
+        let except: Vec<String> = self.masquerade_except.iter().map(ToString::to_string).collect();
+        let except = if except.is_empty() { "none".to_owned() } else { except.join(", ") };
+        format!(
+            "id                 {}\nbackend            {}\nattach             {}\nvxlan port         {}\nvxlan vni          {}\n\
+             masquerade         {}\nmasquerade except  {except}\n",
+            self.id,
+            self.backend,
+            self.attach,
+            self.vxlan_port,
+            self.vxlan_vni,
+            if self.masquerade { "on" } else { "off" },
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_a_list_or_none() {
+        assert_eq!(ranges("none").unwrap(), Ranges(Vec::new()));
+        let two = vec!["192.0.2.0/24".parse().unwrap(), "fd00::/8".parse().unwrap()];
+        assert_eq!(ranges("192.0.2.0/24, fd00::/8").unwrap(), Ranges(two));
+        assert!(ranges("192.0.2.0/24,here").unwrap_err().to_string().contains("here"));
     }
 }

@@ -77,10 +77,14 @@ fn status(status: &Status) -> String {
     lines.extend(status.repairs.iter().map(|repair| {
         let ago = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + Duration::from_secs(repair.at));
         let more = if repair.more > 0 { format!("; and {} more", repair.more) } else { String::new() };
-        let by = if repair.by.is_empty() { "somebody".to_owned() } else { repair.by.join(", ") };
+        let by =
+            if repair.by.is_empty() { String::new() } else { format!(", after {}", repair.by.join(", ")) };
         let ago = ago.unwrap_or_default().as_secs();
-        format!("repaired  {ago} s ago, after {by}: {}{more}", repair.changes.join("; "))
+        format!("repaired  {ago} s ago{by}: {}{more}", repair.changes.join("; "))
     }));
+    lines.extend(
+        status.removed.iter().map(|removed| format!("resting   {} is {}", removed.node, removed.standing)),
+    );
     lines.extend(status.missing_features.iter().map(|missing| format!("kernel    {missing}")));
     lines.extend(status.problems.iter().map(|problem| format!("problem   {problem}")));
     lines.join("\n") + "\n"
@@ -100,6 +104,7 @@ mod tests {
             reasons: Vec::new(),
             problems: Vec::new(),
             refused_writes: Vec::new(),
+            removed: Vec::new(),
             cluster: None,
             store: StoreStatus::Connected { store: "etcd".into(), revision: 1 },
             underlay: Vec::new(),

@@ -24,7 +24,7 @@ use crate::view::{Source, View};
 
 pub use self::adoption::{Adoption, adopt};
 pub use self::disconnect::allow_removal;
-pub use self::pools::{change_backend, change_pools, parse_pool};
+pub use self::pools::{change_pools, change_settings, parse_pool};
 pub use self::release::release;
 pub use self::removal::{remove_node, standings};
 

@@ -2,13 +2,14 @@
 
 use polder_api::message::Refusal;
 use polder_api::pool::{NewPool, PoolChange};
-use polder_api::{Backend, rule};
+use polder_api::rule;
 use tracing::info;
 
 use super::{ATTEMPTS, invalid, store_failed};
 use crate::cidr::ParseCidrError;
 use crate::pool::{InvalidPool, PoolState, usual_block_length};
 use crate::pools::{self, Decision, NotChanged};
+use crate::settings::Wanted;
 use crate::store::Outcome;
 use crate::tasks::records::{Records, read_all};
 use crate::view::View;
@@ -38,9 +39,9 @@ pub async fn change_pools(
     Ok(done)
 }
 
-/// Changes how the nodes reach each other's pods, and says what has come of it.
-pub async fn change_backend(records: &impl Records, backend: Backend) -> Result<String, Refusal> {
-    let done = carry_out(records, |view| settings::change_backend(view, backend)).await?;
+/// Changes settings of the cluster, and says what has come of it.
+pub async fn change_settings(records: &impl Records, wanted: &Wanted) -> Result<String, Refusal> {
+    let done = carry_out(records, |view| settings::change(view, wanted)).await?;
     info!("{done}");
     Ok(done)
 }

@@ -12,7 +12,7 @@ use crate::pool::PoolState;
 use crate::record::{BlockRecord, ClusterRecord, PoolRecord, encode};
 use crate::store::refusal::Cause;
 use crate::tasks::ATTEMPTS;
-use crate::tasks::operator::{change_backend, change_pools};
+use crate::tasks::operator::{change_pools, change_settings};
 
 fn change(fake: &Fake, change: PoolChange) -> Result<String, Refusal> {
     at_once(change_pools(fake, &fake.view(), change))
@@ -134,7 +134,7 @@ fn the_backend_is_changed_and_nothing_else_of_the_settings() {
     };
     let before = settings();
     fake.with(|state| state.fates.push_back(Fate::Unanswered));
-    let change = |backend| at_once(change_backend(&fake, backend)).unwrap();
+    let change = |backend| at_once(change_settings(&fake, &Backend::into(backend))).unwrap();
     assert_eq!(change(Backend::Vxlan), "the backend is vxlan, and was auto");
     assert_eq!(settings(), ClusterRecord { backend: Backend::Vxlan, ..before });
     assert_eq!(change(Backend::Vxlan), "the backend is vxlan already");
