@@ -24,6 +24,11 @@ pub fn problems(store: &Store) -> Vec<String> {
     store.writes().refusing().iter().map(|refusing| problem(&name, refusing, now)).collect()
 }
 
+/// Whether the store refuses every write, of whatever node.
+pub fn is_of_all(store: &Store) -> bool {
+    store.writes().refusing().iter().any(|refusing| !refusing.refusal.cause.is_partial())
+}
+
 fn problem(store: &str, refusing: &Refusing, now: SystemTime) -> String {
     let lasts = duration(now.duration_since(refusing.since).unwrap_or_default());
     let (what, topics) = if refusing.refusal.cause.is_partial() {

@@ -18,6 +18,7 @@ use polder_ipam::{Cidr, Moment, Pool};
 
 use crate::machine::now;
 use crate::pools;
+use crate::refused;
 use crate::reporter::Reporter;
 
 /// Says what is known of the subject.
@@ -339,7 +340,14 @@ impl Look<'_> {
     fn unpublished(&self, address: IpAddr, status: &mut AddressStatus) -> (AddressStanding, String) {
         let claim = self.view.blocks.iter().find(|(block, _)| block.cidr().has(address));
         let Some((block, claim)) = claim else {
-            return (AddressStanding::Unclaimed, "no node has claimed its block".to_owned());
+            return match self.view.lost {
+                Some(_) => (
+                    AddressStanding::Unknown,
+                    "the store is away, and a node may have claimed its block: ask when it is back"
+                        .to_owned(),
+                ),
+                None => (AddressStanding::Unclaimed, "no node has claimed its block".to_owned()),
+            };
         };
         let claim = &claim.record;
         status.node = Some(claim.node.clone());
@@ -360,6 +368,8 @@ impl Look<'_> {
                 AddressStanding::Probe,
                 format!("it is the address of the probe endpoint of node {}", claim.node),
             )
+        } else if let Some(why) = self.unpublished_because(&claim.node) {
+            (AddressStanding::Unknown, why)
         } else {
             let node = &claim.node;
             (
@@ -369,6 +379,21 @@ impl Look<'_> {
                 ),
             )
         }
+    }
+
+    /// Why the node may have given the address to a pod without that being read here; `None` where it would be.
+    fn unpublished_because(&self, node: &NodeName) -> Option<String> {
+        if self.view.lost.is_some() {
+            return Some(format!(
+                "the store is away, so what node {node} has published cannot be read: ask when it is back"
+            ));
+        }
+        if self.published.is_none() {
+            return Some(format!("what node {node} has published cannot be read: ask again"));
+        }
+        refused::is_of_all(&self.reporter.store).then(|| {
+            format!("the store refuses writes, so node {node} may not have published it: ask polderctl on node {node}")
+        })
     }
 
     /// An address of which nothing is known but where it is.

@@ -313,6 +313,27 @@ fn who_has_an_address_is_told_wherever_it_is_asked() {
 }
 
 #[test]
+fn while_the_store_is_away_nobody_is_told_that_an_address_of_another_node_is_free() {
+    let mut lab = Lab::start(Topology::one_segment(2));
+    let pod = lab.workers[0].pod("a");
+    wait_until_published(&lab, &[&pod]);
+    lab.etcd.kill();
+    let second = &lab.workers[1];
+    second.wait_for_status("the loss", |status| (status["store"]["state"] == "disconnected").then_some(()));
+    for address in [pod.v4(), beside(&pod)] {
+        let output = second.program("polderctl", &["-o", "json", "ipam", "show", &address.to_string()]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let shown = &shown["addresses"][0];
+        assert_eq!((&shown["standing"], &shown["node"]), (&json!("unknown"), &json!("n1")), "{shown}");
+    }
+    // The node with the block knows by itself.
+    let first = &lab.workers[0];
+    let shown = first.ctl(&["ipam", "show", &pod.v4().to_string()]);
+    assert_eq!(shown["addresses"][0]["standing"], "used", "{shown}");
+}
+
+#[test]
 fn an_address_is_given_up_if_nothing_lives_that_has_it() {
     let lab = Lab::start(Topology::one_segment(2));
     let [first, second] = lab.workers.as_slice() else { panic!("two nodes") };

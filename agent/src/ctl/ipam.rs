@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use clap::Subcommand;
 use polder_api::ask;
-use polder_api::ipam::{AddressStatus, Checked, Release, Repairs, Shown, Subject};
+use polder_api::ipam::{AddressStanding, AddressStatus, Checked, Release, Repairs, Shown, Subject};
 use polder_ipam::Cidr;
 
 use super::{Printed, Render, Run, Session, Usage, block, pool, print, table};
@@ -73,6 +73,11 @@ fn parse(words: &[String]) -> Result<Subject, String> {
 impl Render for Shown {
     fn table(&self) -> String {
         shown(self)
+    }
+
+    fn exit(&self) -> Exit {
+        let is_unknown = |address: &AddressStatus| address.standing == AddressStanding::Unknown;
+        if self.addresses.iter().any(is_unknown) { Exit::Failed } else { Exit::Fine }
     }
 }
 
@@ -152,8 +157,8 @@ fn address(address: &AddressStatus) -> String {
 fn checked(checked: &Checked) -> String {
     let mut lines = Vec::new();
     for found in &checked.deviations {
-        let node = found.node.as_ref().map(|node| format!(" [{node}]")).unwrap_or_default();
-        lines.push(format!("{}{node}: {}", found.invariant, found.what));
+        let node = found.node.as_ref().map(|node| format!("[{node}] ")).unwrap_or_default();
+        lines.push(format!("{node}{} (violates: {})", found.what, found.invariant));
         lines.push(format!("    {}", if found.repaired { "put right" } else { &found.remedy }));
     }
     if checked.left_out > 0 {
