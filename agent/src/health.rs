@@ -36,8 +36,11 @@ pub async fn health(reporter: &Reporter, request: &HealthRequest) -> Health {
 
 /// The families of which a new pod would get no address, in words; of that pool, if one is named.
 pub async fn shortfalls(reporter: &Reporter, pool: Option<&PoolName>) -> Vec<String> {
+    let view = reporter.board().view();
+    let named = pool.and_then(|name| view.pools.get(name)).map(|pool| pool.record.family());
+    let families = named.map_or_else(|| view.families(), |family| [family].into());
     let mut shortfalls = Vec::new();
-    for family in reporter.board().view().families() {
+    for family in families {
         shortfalls.extend(exhausted(reporter, family, pool).await);
     }
     shortfalls
@@ -46,9 +49,6 @@ pub async fn shortfalls(reporter: &Reporter, pool: Option<&PoolName>) -> Vec<Str
 /// Why there is no address of that family, if there is none.
 async fn exhausted(reporter: &Reporter, family: Family, pool: Option<&PoolName>) -> Option<String> {
     let view = reporter.board().view();
-    if pool.is_some_and(|name| view.pools.get(name).is_some_and(|pool| pool.record.family() != family)) {
-        return None;
-    }
     let wanted = pool.cloned();
     let (there_is_one, counts) = reporter
         .ipam

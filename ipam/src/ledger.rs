@@ -153,6 +153,9 @@ pub trait Ledger {
     /// Allocates an address to the node itself. An address that rested is used again.
     fn add_gateway(&mut self, address: IpAddr) -> Result<(), LedgerError>;
 
+    /// Puts the node's own address to rest. Succeeds where it is none.
+    fn remove_gateway(&mut self, address: IpAddr, freed: Moment) -> Result<(), LedgerError>;
+
     /// Puts the node's own address `old` to rest and allocates `new` in its place. The attachments that there are keep the
     /// gateways that they were made with.
     fn replace_gateway(&mut self, old: IpAddr, new: IpAddr, freed: Moment) -> Result<(), LedgerError>;

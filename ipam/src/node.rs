@@ -27,6 +27,8 @@ pub struct NodeIpam<L> {
     expected: BTreeSet<(IpAddr, Attachment)>,
     /// What attachments had that were released before their ADD had ended: its plugin may still make the interface.
     overtaken: BTreeMap<Attachment, Vec<IpAddr>>,
+    /// The attachments that had the addresses which were freed not long ago. Not in the ledger: an agent that starts lets them rest.
+    last: BTreeMap<IpAddr, Attachment>,
     /// Blocks that were claimed not long ago, and when: whoever they were claimed for is about to take an address.
     fresh: BTreeMap<Block, Moment>,
     /// Of how many free addresses it keeps twice as many when it gives a block back.
@@ -74,6 +76,15 @@ pub enum Source {
     Elsewhere(Vec<IpAddr>),
 }
 
+/// What decides which addresses of the node's blocks an attachment gets.
+#[derive(Debug, Clone, Copy)]
+struct Choice<'a> {
+    pool: Option<&'a PoolName>,
+    requested: &'a [IpAddr],
+    reserved: &'a [IpAddr],
+    attachment: &'a Attachment,
+}
+
 /// A wish that was not fulfilled; nothing was allocated.
 #[derive(Debug, thiserror::Error)]
 pub enum AllocateError {
@@ -99,7 +110,13 @@ pub enum AllocateError {
         /// Why.
         why: Refused,
         /// Who has it.
-        holder: Option<Attachment>,
+        holder: Option<Box<Held>>,
+    },
+    /// The node has no address of its own of that family, which pods' packets would go to.
+    #[error("the node has no {family} gateway address")]
+    NoGateway {
+        /// The family.
+        family: Family,
     },
     /// The MAC address that was asked for is another pod's.
     #[error("MAC address {mac} is that of {holder}")]
@@ -177,6 +194,7 @@ impl<L: Ledger> NodeIpam<L> {
             ledger,
             expected: BTreeSet::new(),
             overtaken: BTreeMap::new(),
+            last: BTreeMap::new(),
             fresh: BTreeMap::new(),
             low_water: LOW_WATER,
         };
@@ -311,6 +329,7 @@ impl<L: Ledger> NodeIpam<L> {
             if let Some(address) = self.allocator.next(family, None, Rest::Shortest, now) {
                 self.ledger.add_gateway(address)?;
                 let _ = self.allocator.take(address);
+                self.last.remove(&address);
                 self.gateways.push(address);
                 self.gateways.sort();
                 new = true;
@@ -335,7 +354,9 @@ impl<L: Ledger> NodeIpam<L> {
                     let why = Refused::NotExpected;
                     return Err(AllocateError::Refused { address, why, holder: None });
                 }
-                self.choose(families, pool.as_ref(), requested, reserved, rest, now)?
+                let choice =
+                    Choice { pool: pool.as_ref(), requested, reserved, attachment: &wish.attachment };
+                self.choose(families, &choice, rest, now)?
             }
             Source::Elsewhere(addresses) => addresses.clone(),
         };
@@ -348,6 +369,12 @@ impl<L: Ledger> NodeIpam<L> {
         let Some(first) = addresses.first() else {
             return Err(AllocateError::Shortage { family: Family::V4, counts: Counts::default() });
         };
+        let has_gateway = |family: Family| self.gateways.iter().any(|own| Family::of(*own) == family);
+        let families = addresses.iter().map(|address| Family::of(*address));
+        if let (Kind::Pod, Some(family)) = (wish.kind, families.clone().find(|family| !has_gateway(*family)))
+        {
+            return Err(AllocateError::NoGateway { family });
+        }
         let mac = wish.mac.unwrap_or_else(|| Mac::of_pod(*first));
         let same = |held: &&Held| held.kind == Kind::Pod && held.mac == mac && wish.kind == Kind::Pod;
         if let Some(holder) = self.attachments.values().find(same) {
@@ -369,6 +396,7 @@ impl<L: Ledger> NodeIpam<L> {
         for address in &held.addresses {
             // Those from elsewhere are not the allocator's.
             let _ = self.allocator.take(*address);
+            self.last.remove(address);
             self.expected.remove(&(*address, held.attachment.clone()));
         }
         self.attachments.insert(held.attachment.clone(), held.clone());
@@ -378,19 +406,22 @@ impl<L: Ledger> NodeIpam<L> {
     fn choose(
         &self,
         families: &[Family],
-        pool: Option<&PoolName>,
-        requested: &[IpAddr],
-        reserved: &[IpAddr],
+        choice: &Choice<'_>,
         rest: Rest,
         now: Moment,
     ) -> Result<Vec<IpAddr>, AllocateError> {
+        let Choice { pool, requested, reserved, attachment } = *choice;
         let choose = |family: &Family| {
             if let Some(address) = reserved.iter().copied().find(|address| Family::of(*address) == *family) {
                 return Ok(address);
             }
             if let Some(address) = requested.iter().copied().find(|address| Family::of(*address) == *family) {
                 let refused = |why| AllocateError::Refused { address, why, holder: self.holder(address) };
-                return self.allocator.ask(address, now).map(|()| address).map_err(refused);
+                return match self.allocator.ask(address, now) {
+                    // Nobody else has had it since.
+                    Err(Refused::Resting(_)) if self.last.get(&address) == Some(attachment) => Ok(address),
+                    asked => asked.map(|()| address).map_err(refused),
+                };
             }
             self.allocator.next(*family, pool, rest, now).ok_or_else(|| AllocateError::Shortage {
                 family: *family,
@@ -401,9 +432,9 @@ impl<L: Ledger> NodeIpam<L> {
     }
 
     /// Who has the address.
-    fn holder(&self, address: IpAddr) -> Option<Attachment> {
+    fn holder(&self, address: IpAddr) -> Option<Box<Held>> {
         let held = self.attachments.values().find(|held| held.addresses.contains(&address))?;
-        Some(held.attachment.clone())
+        Some(Box::new(held.clone()))
     }
 
     /// The block of an address, and the gateway for those of its addresses whose interfaces are not ours: the node's
@@ -450,9 +481,13 @@ impl<L: Ledger> NodeIpam<L> {
         for attachment in gone.map(|one| one.attachment.clone()).collect::<Vec<_>>() {
             self.ledger.remove_attachment(&attachment, now)?;
             for address in self.attachments.remove(&attachment).into_iter().flat_map(|held| held.addresses) {
-                self.allocator.free(address, now);
+                if self.allocator.free(address, now) {
+                    self.last.insert(address, attachment.clone());
+                }
             }
         }
+        let rests = |address: &IpAddr| matches!(self.allocator.ask(*address, now), Err(Refused::Resting(_)));
+        self.last.retain(|address, _| rests(address));
         Ok(())
     }
 

@@ -25,14 +25,14 @@ pub enum Denied {
         owner: String,
     },
     /// It is the workload's, and its last pod may still have it.
-    #[error("{address} is still held by {} on node {}: {remedy}", holder.attachment, holder.node)]
+    #[error("{address} is still held by {} on node {}: {}", holder.attachment, holder.node, until.for_holder(*address, holder))]
     Held {
         /// The address.
         address: IpAddr,
         /// By whom.
         holder: Box<Holder>,
         /// What would let it go.
-        remedy: &'static str,
+        until: Until,
     },
     /// It cannot be reserved.
     #[error("{address} cannot be reserved: {reason}")]
@@ -62,6 +62,39 @@ pub enum Denied {
         /// How many are.
         reserved: usize,
     },
+}
+
+/// What lets the holder of an address go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Until {
+    /// The DEL of its pod on this node.
+    Deleted,
+    /// The DEL of its pod on another node, or the word that this node is gone.
+    DeletedElsewhere,
+    /// Its node was removed, and says that its pods are gone.
+    Confirmed,
+    /// Its node has no record and was not removed: only an operator can say that it is gone.
+    Unknown,
+}
+
+impl Until {
+    /// In words, with the command for a node that will never answer.
+    fn for_holder(self, address: IpAddr, Holder { node, .. }: &Holder) -> String {
+        match self {
+            Self::Deleted => "it is handed over when that pod is gone".to_owned(),
+            Self::DeletedElsewhere => format!(
+                "it is handed over when that pod is gone. If the machine of node {node} is gone for good: polderctl node remove \
+                 {node} --dead"
+            ),
+            Self::Confirmed => format!(
+                "node {node} was removed, and has not confirmed that its pods are gone. If its machine is gone for good: polderctl \
+                 node remove {node} --dead"
+            ),
+            Self::Unknown => format!(
+                "node {node} is not known. If its machine is gone for good: polderctl ipam release {address} --dead"
+            ),
+        }
+    }
 }
 
 /// Whether the attachment that holds an address on this node itself is gone.
@@ -131,27 +164,21 @@ fn check_gone(
     if !needs_proof() {
         return Ok(());
     }
-    let held = |remedy| Err(Denied::Held { address, holder: Box::new(last.clone()), remedy });
+    let held = |until| Err(Denied::Held { address, holder: Box::new(last.clone()), until });
     if last.incarnation == next.incarnation {
-        return if last.boot_id != next.boot_id || is_gone(last) {
-            Ok(())
-        } else {
-            held("delete that pod first")
-        };
+        return if last.boot_id != next.boot_id || is_gone(last) { Ok(()) } else { held(Until::Deleted) };
     }
     if let Some(fence) = view.fences.get(&last.incarnation) {
         return match fence.record.pods {
             PodsGone::Confirmed | PodsGone::Vouched => Ok(()),
-            PodsGone::Unknown => held("its node was removed and has not confirmed that its pods are gone"),
+            PodsGone::Unknown => held(Until::Confirmed),
         };
     }
     match view.nodes.get(&last.node).filter(|node| node.record.incarnation == last.incarnation) {
         // A pod does not outlive the boot of its node.
         Some(node) if node.record.boot_id != last.boot_id => Ok(()),
-        Some(_) => held("delete that pod first; if the node is gone, remove it with polderctl node remove"),
-        None => {
-            held("its node is not known; if it is gone for good, say so with polderctl ipam release --dead")
-        }
+        Some(_) => held(Until::DeletedElsewhere),
+        None => held(Until::Unknown),
     }
 }
 

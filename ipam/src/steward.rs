@@ -130,6 +130,8 @@ pub enum Step {
     TakeGateways,
     /// Let another address be the node's own, for the pool of this one is closed and no pod is left in its block.
     MoveGateway(IpAddr),
+    /// Have no address of the node's own of that family any more: the cluster has given the family up.
+    DropGateway(IpAddr),
 }
 
 impl Step {
@@ -146,6 +148,7 @@ impl Step {
             | Self::Claim(_)
             | Self::TakeGateways
             | Self::MoveGateway(_)
+            | Self::DropGateway(_)
             | Self::Settled => true,
             Self::Wait(_)
             | Self::Conflict(_)
@@ -335,7 +338,9 @@ fn needs(facts: &Facts<'_>) -> Needs {
             return Needs { step, reason };
         }
     }
-    Needs { step: None, reason }
+    let is_given_up = |gateway: &&IpAddr| !view.families().contains(&Family::of(**gateway));
+    let lonely = own.lonely_gateways.iter().find(is_given_up);
+    Needs { step: lonely.filter(|_| !facts.caution).map(|gateway| Step::DropGateway(*gateway)), reason }
 }
 
 /// Lets go of reserved addresses that no attachment has any more, and puts back those that the store has lost.

@@ -353,12 +353,16 @@ impl View {
         }
     }
 
-    /// The families of which every pod gets an address: those of the pools that are in use.
+    /// The families of which every pod gets an address: those of the active pools. Where all pools are drained, nobody wants pods
+    /// without addresses: then those of all pools that are in use.
     pub fn families(&self) -> BTreeSet<Family> {
-        let in_use = |pool: &&Known<Pool>| {
-            pool.record.state != PoolState::Retired && pool.record.purpose == Purpose::Blocks
+        let of = |is_wanted: fn(PoolState) -> bool| -> BTreeSet<Family> {
+            let pools = self.pools.values().map(|pool| &pool.record);
+            let wanted = pools.filter(|pool| pool.purpose == Purpose::Blocks && is_wanted(pool.state));
+            wanted.map(|pool| pool.family()).collect()
         };
-        self.pools.values().filter(in_use).map(|pool| pool.record.family()).collect()
+        let active = of(|state| state == PoolState::Active);
+        if active.is_empty() { of(|state| state != PoolState::Retired) } else { active }
     }
 }
 

@@ -138,6 +138,10 @@ impl Ledger for Disk {
         self.write(|ledger| ledger.add_gateway(address))
     }
 
+    fn remove_gateway(&mut self, address: IpAddr, freed: Moment) -> Result<(), LedgerError> {
+        self.write(|ledger| ledger.remove_gateway(address, freed))
+    }
+
     fn replace_gateway(&mut self, old: IpAddr, new: IpAddr, freed: Moment) -> Result<(), LedgerError> {
         self.write(|ledger| ledger.replace_gateway(old, new, freed))
     }

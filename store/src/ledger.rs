@@ -248,6 +248,16 @@ impl Ledger for Sqlite {
         })
     }
 
+    fn remove_gateway(&mut self, address: IpAddr, freed: Moment) -> Result<(), LedgerError> {
+        self.change(|transaction| {
+            transaction.execute(
+                "UPDATE addresses SET gateway = 0, freed_ms = ?2 WHERE address = ?1 AND gateway = 1",
+                params![address.to_string(), millis(freed)],
+            )?;
+            Ok(())
+        })
+    }
+
     fn replace_gateway(&mut self, old: IpAddr, new: IpAddr, freed: Moment) -> Result<(), LedgerError> {
         let gateways = self.gateways()?.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         self.change(|transaction| {

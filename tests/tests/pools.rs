@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use polder_tests::agent::Worker;
 use polder_tests::fabric::Families;
-use polder_tests::matrix::assert_flat;
+use polder_tests::matrix::{assert_flat, assert_flat_over};
 use polder_tests::pod::Pod;
 use polder_tests::talk::while_talking;
 use polder_tests::wait::PATIENCE;
@@ -277,6 +277,43 @@ fn a_pool_that_was_drained_by_mistake_is_active_again_when_it_is_added_again() {
     assert!(worker.ctl(&add).as_str().unwrap().contains("pool p is active again"));
     let after = worker.pod_within(PATIENCE, "after", &of_pool("p"));
     assert_flat(&[before, after], 1450);
+}
+
+#[test]
+fn a_cluster_goes_back_from_two_families_to_one_while_its_pods_talk() {
+    let mut lab = Lab::build(Topology::one_segment(2).families(Families::DUAL));
+    lab.workers.iter().for_each(|worker| configure(worker, SHORT_REST));
+    lab.start_agents();
+    let worker = &lab.workers[0];
+    let dual = worker.pod("dual");
+    let said = worker.ctl(&["pool", "drain", "ipv6"]);
+    assert!(said.to_string().contains("new pods get no IPv6 address any more"), "{said}");
+    let pods: Vec<Pod> = lab
+        .workers
+        .iter()
+        .map(|worker| {
+            wait::until("a pod without IPv6", || {
+                let pod = worker.pod("single");
+                if pod.addresses().len() == 1 {
+                    return Ok(pod);
+                }
+                worker.delete(&pod);
+                Err("it has IPv6".to_owned())
+            })
+        })
+        .collect();
+    assert_flat_over(Families::V4, &[dual.clone(), pods[0].clone(), pods[1].clone()], 1450);
+    let used = refused(worker, &["pool", "remove", "ipv6"]);
+    assert!(used.contains("blocks are claimed"), "{used}");
+    // The pod with IPv6 has its gateway as long as it lives.
+    let gateway = dual.gateway(dual.address_of(polder_api::Family::V6)).to_string();
+    assert!(worker.node.run("ip", &["address", "show", "dev", "polder0"]).contains(&gateway));
+    worker.delete(&dual);
+    wait::until("the pool to be empty", || worker.try_ctl(&["pool", "remove", "ipv6"]));
+    assert!(lab.workers.iter().all(|worker| worker.status()["ready"] == true));
+    assert!(!worker.node.run("ip", &["-6", "address", "show", "dev", "polder0"]).contains("fd00:244"));
+    assert!(worker.ctl_verdict(&["ipam", "check"]).0, "something deviates");
+    assert_flat(&pods, 1450);
 }
 
 #[test]

@@ -120,19 +120,34 @@ fn an_address_that_is_asked_for_comes_with_one_of_the_other_family_and_is_the_wo
 }
 
 #[test]
+fn an_add_waits_for_a_holder_that_is_about_to_leave() {
+    let lab = lab();
+    let worker = &lab.workers[0];
+    let own = worker.pod_with("web-0", &by_name()).v4();
+    // As of a pod of a StatefulSet that is deleted by force: the DEL comes after the ADD of the next one.
+    std::thread::scope(|scope| {
+        let add = scope.spawn(|| add_sandbox(worker, "web-0", "next", "ADD", &by_name()));
+        wait::until_true("the ADD to be refused once", || worker.log().contains("no reserved address"));
+        assert!(worker.cni("DEL", "web-0", "", &by_name()).is_ok());
+        let result = add.join().unwrap().unwrap();
+        assert!(result.to_string().contains(&own.to_string()), "{result}");
+    });
+}
+
+#[test]
 fn an_address_is_not_handed_over_while_its_holder_may_live() {
     let mut lab = lab();
     let pod = lab.workers[0].pod_with("web-0", &by_name());
     let own = pod.v4();
     let refused = |worker: &Worker, container: &str| {
         let error = add_sandbox(worker, "web-0", container, "ADD", &by_name()).unwrap_err();
-        assert_eq!(error["code"], 101, "{error}");
+        assert_eq!(error["code"], 11, "{error}");
         error["msg"].as_str().unwrap().to_owned()
     };
     let said = refused(&lab.workers[1], "again");
     assert!(said.contains("still held by polder/web-0/eth0 on node n1"), "{said}");
     let said = refused(&lab.workers[0], "again");
-    assert!(said.contains("delete that pod first"), "{said}");
+    assert!(said.contains("handed over when that pod is gone") && !said.contains("node remove"), "{said}");
     // Not to be heard from is not to be gone.
     lab.workers[0].kill();
     lab.etcd.ctl(&["del", "/polder/v1/alive/n1"]);

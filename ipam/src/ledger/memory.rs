@@ -127,6 +127,13 @@ impl Ledger for Memory {
         Ok(())
     }
 
+    fn remove_gateway(&mut self, address: IpAddr, freed: Moment) -> Result<(), LedgerError> {
+        if self.addresses.get(&address) == Some(&Use::Gateway) {
+            self.addresses.insert(address, Use::Freed(freed));
+        }
+        Ok(())
+    }
+
     fn replace_gateway(&mut self, old: IpAddr, new: IpAddr, freed: Moment) -> Result<(), LedgerError> {
         self.usable(new)?;
         let gateways = self.gateways()?;

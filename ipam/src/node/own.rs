@@ -35,6 +35,8 @@ pub struct Own {
     /// Its own addresses that are in none of its blocks, or the last of their blocks, out of which nothing goes any more,
     /// and for which there is another.
     pub idle_gateways: Vec<IpAddr>,
+    /// Its own addresses of a family of which nothing goes out any more, and of which no attachment has an address.
+    pub lonely_gateways: Vec<IpAddr>,
     /// The families of which it has no address of its own and could take one.
     pub could_take_gateway: BTreeSet<Family>,
 }
@@ -127,6 +129,7 @@ impl<L: Ledger> NodeIpam<L> {
             },
             spare: self.spare(now),
             idle_gateways: self.idle_gateways(now),
+            lonely_gateways: self.lonely_gateways(),
             could_take_gateway: Family::BOTH
                 .into_iter()
                 .filter(|family| !has_gateway(family) && has_next(*family))
@@ -177,6 +180,27 @@ impl<L: Ledger> NodeIpam<L> {
         self.gateways.iter().filter(idle).copied().collect()
     }
 
+    fn lonely_gateways(&self) -> Vec<IpAddr> {
+        let is_lonely = |family: Family| {
+            let mut owned = self.blocks.iter().filter(|owned| owned.block.family() == family);
+            let mut held = self.attachments.values().flat_map(|held| &held.addresses);
+            owned.all(|owned| self.allocator.is_closed(&owned.pool))
+                && !held.any(|address| Family::of(*address) == family)
+        };
+        self.gateways.iter().copied().filter(|gateway| is_lonely(Family::of(*gateway))).collect()
+    }
+
+    /// Has no address of its own of that family any more, where nothing else needs it. Returns whether it had it.
+    pub fn drop_gateway(&mut self, gateway: IpAddr, now: Moment) -> Result<bool, LedgerError> {
+        if !self.lonely_gateways().contains(&gateway) {
+            return Ok(false);
+        }
+        self.ledger.remove_gateway(gateway, now)?;
+        self.allocator.free(gateway, now);
+        self.gateways.retain(|own| *own != gateway);
+        Ok(true)
+    }
+
     /// Whether the address is in no block of the node. A gateway that was found in the kernel can be of an earlier node of
     /// this name.
     fn is_stray(&self, gateway: IpAddr) -> bool {
@@ -204,6 +228,7 @@ impl<L: Ledger> NodeIpam<L> {
         let unused: Vec<IpAddr> =
             addresses.filter(|address| !pool.excludes(*address) && !used(address)).collect();
         self.ledger.rest(resting_first(&unused), now)?;
+        self.last.retain(|address, _| !owned.block.cidr().has(*address));
         self.add_block(owned, pool, now)
     }
 
@@ -218,6 +243,7 @@ impl<L: Ledger> NodeIpam<L> {
         let unused: Vec<IpAddr> = allocator.rest_unused(now).into_iter().chain(dormant).collect();
         self.ledger.rest(&unused, now)?;
         self.allocator = allocator;
+        self.last.clear();
         Ok(())
     }
 
@@ -257,6 +283,7 @@ impl<L: Ledger> NodeIpam<L> {
         }
         self.allocator.free(old, now);
         let _ = self.allocator.take(new);
+        self.last.remove(&new);
         self.gateways.retain(|gateway| *gateway != old);
         self.gateways.push(new);
         self.gateways.sort();
@@ -271,6 +298,7 @@ impl<L: Ledger> NodeIpam<L> {
         }
         self.dormant.clear();
         self.gateways.clear();
+        self.last.clear();
         // What is handed over to it now is no pod's any more: it is about to say that its pods are gone.
         self.expected.clear();
         Ok(())

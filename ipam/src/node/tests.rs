@@ -150,6 +150,24 @@ fn a_reboot_frees_everything_but_the_gateway_and_lets_it_rest() {
 }
 
 #[test]
+fn whoever_had_an_address_last_may_have_it_again_at_once_and_nobody_else() {
+    let mut node = node();
+    let attachment = node.allocate(asking_for("a", "10.0.0.5"), Rest::Full, NOW).unwrap().attachment;
+    node.release(&attachment, NOW).unwrap();
+    let refused = node.allocate(asking_for("b", "10.0.0.5"), Rest::Full, NOW).unwrap_err();
+    assert!(matches!(refused, AllocateError::Refused { why: Refused::Resting(_), .. }), "{refused}");
+    let next = node.allocate(wish("c", &[Family::V4]), Rest::Shortest, NOW).unwrap();
+    assert_ne!(next.addresses, ["10.0.0.5".parse::<IpAddr>().unwrap()]);
+    node.allocate(asking_for("a", "10.0.0.5"), Rest::Full, NOW).unwrap();
+    node.release(&attachment, NOW).unwrap();
+    let later = NOW + Duration::from_secs(10);
+    let other = node.allocate(asking_for("b", "10.0.0.5"), Rest::Full, later).unwrap().attachment;
+    node.release(&other, later).unwrap();
+    // Somebody else has had it since.
+    assert!(node.allocate(asking_for("a", "10.0.0.5"), Rest::Full, later).is_err());
+}
+
+#[test]
 fn an_address_that_is_asked_for_is_given_or_it_is_said_why_not() {
     let mut node = node();
     let held = node.allocate(asking_for("a", "10.0.0.5"), Rest::Full, NOW).unwrap();
@@ -159,7 +177,7 @@ fn an_address_that_is_asked_for_is_given_or_it_is_said_why_not() {
         Rest::Full,
         now,
     ) {
-        Err(AllocateError::Refused { why, holder, .. }) => (why, holder),
+        Err(AllocateError::Refused { why, holder, .. }) => (why, holder.map(|held| held.attachment)),
         other => panic!("{other:?}"),
     };
     assert_eq!(why(&mut node, "10.0.0.5", NOW), (Refused::Used, Some(held.attachment.clone())));
@@ -307,6 +325,9 @@ fn a_reserved_address_goes_to_a_pod_only_while_it_is_expected() {
     node.forget_all().unwrap();
     assert!(unexpected(node.allocate(reserved("a"), Rest::Full, NOW)), "the node was removed meanwhile");
     node.expect(address, &attachment);
+    let without_gateway = node.allocate(reserved("a"), Rest::Full, NOW);
+    assert!(matches!(without_gateway, Err(AllocateError::NoGateway { family: Family::V4 })));
+    node.restore_gateway("10.0.0.1".parse().unwrap()).unwrap();
     assert_eq!(node.allocate(reserved("a"), Rest::Full, NOW).unwrap().addresses, [address]);
 }
 

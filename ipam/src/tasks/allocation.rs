@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use polder_api::message::{AddRequest, AddressSource, Refusal, RefusalKind};
-use polder_api::{Attachment, Family, PoolName};
+use polder_api::{Attachment, Family, Pod, PoolName};
 
 use super::{Caller, LastAdd, Me, PodHost, Unreserved, Workload, ledger_failed, refuse, teardown};
 use crate::allocator::{Counts, Refused, Rest};
@@ -115,8 +115,11 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
                     claimed = Some(address);
                     continue;
                 }
+                Err(error @ AllocateError::NoGateway { .. }) => {
+                    return Err(Refusal::try_again(error.to_string()));
+                }
                 Err(error @ (AllocateError::Refused { .. } | AllocateError::MacTaken { .. })) => {
-                    return Err(refused(&error));
+                    return Err(refused(&error, &wish.attachment, wish.pod.as_ref()));
                 }
                 Err(AllocateError::Shortage { family, counts }) => (family, counts),
             };
@@ -185,6 +188,11 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
                 let pools = pool.map_or("any pool".to_owned(), |pool| format!("pool {pool}"));
                 return refuse(RefusalKind::Invalid, format!("{address} is not in {pools}"));
             };
+            let family = found.family();
+            if !families.contains(&family) {
+                let problem = format!("{address} cannot be had: no pool gives new pods {family} addresses");
+                return refuse(RefusalKind::Invalid, problem);
+            }
             self.check_labels(found)?;
             match found.purpose {
                 Purpose::Blocks => requested.push(*address),
@@ -277,7 +285,14 @@ fn pool_of(view: &View, address: IpAddr) -> Option<&Pool> {
     view.pools.values().map(|pool| &*pool.record).find(|pool| pool.cidr().has(address))
 }
 
-fn refused(error: &AllocateError) -> Refusal {
+/// Why the pod does not get the address that it asks for.
+fn refused(error: &AllocateError, attachment: &Attachment, pod: Option<&Pod>) -> Refusal {
+    let is_same = |held: &Held| {
+        let is_its_name =
+            |(held, pod): (&Pod, &Pod)| (&held.namespace, &held.name) == (&pod.namespace, &pod.name);
+        held.attachment.container != attachment.container
+            && held.pod.as_ref().zip(pod).is_some_and(is_its_name)
+    };
     match error {
         AllocateError::Refused { address, why: Refused::Resting(left), .. } => {
             let seconds = left.as_secs() + 1;
@@ -286,8 +301,16 @@ fn refused(error: &AllocateError) -> Refusal {
                 format!("{address} was freed just now: it rests for another {seconds} s"),
             )
         }
+        // As where a pod of a StatefulSet is deleted by force: the next one comes before the DEL of the last.
+        AllocateError::Refused { address, why: Refused::Used, holder: Some(held) } if is_same(held) => {
+            let last = &held.attachment;
+            Refusal::try_again(format!(
+                "{address} is still used by {last}, of the same pod: it is free soon after its DEL"
+            ))
+        }
         AllocateError::Refused { address, why: Refused::Used, holder } => {
-            let holder = holder.as_ref().map_or("this node itself".to_owned(), ToString::to_string);
+            let holder =
+                holder.as_ref().map_or("this node itself".to_owned(), |held| held.attachment.to_string());
             Refusal::new(RefusalKind::AddressTaken, format!("{address} is used by {holder}"))
         }
         AllocateError::Refused { address, .. } => {
@@ -313,10 +336,11 @@ fn short(family: Family, counts: Counts, error: &NoClaim) -> Refusal {
 fn unreserved(why: &Unreserved) -> Refusal {
     let kind = match why {
         Unreserved::Denied(Denied::Exhausted { .. }) => RefusalKind::PoolExhausted,
-        Unreserved::TryAgain(_) | Unreserved::Denied(Denied::Unregistered { .. }) => RefusalKind::TryAgain,
-        Unreserved::Denied(Denied::Foreign { .. } | Denied::Held { .. } | Denied::Unfit { .. }) => {
-            RefusalKind::AddressTaken
+        // Whoever holds it may be about to go.
+        Unreserved::TryAgain(_) | Unreserved::Denied(Denied::Unregistered { .. } | Denied::Held { .. }) => {
+            RefusalKind::TryAgain
         }
+        Unreserved::Denied(Denied::Foreign { .. } | Denied::Unfit { .. }) => RefusalKind::AddressTaken,
     };
     Refusal::new(kind, why.to_string())
 }

@@ -277,6 +277,10 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
                 info!(%old, "the node takes another address for its own");
                 self.host.ledger(move |ipam, now| ipam.move_gateway(old, now)).await?;
             }
+            Step::DropGateway(gateway) => {
+                info!(%gateway, "the node gives its own address of a family up that the cluster has given up");
+                self.host.ledger(move |ipam, now| ipam.drop_gateway(gateway, now)).await?;
+            }
             Step::Settled
             | Step::Wait(_)
             | Step::Conflict(_)

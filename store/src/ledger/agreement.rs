@@ -20,6 +20,7 @@ enum Step {
     LeaveBlock(u8),
     RemoveBlock(u8),
     Gateway(u8),
+    RemoveGateway(u8, u16),
     ReplaceGateway(u8, u8, u16),
     Attach(u8, u8, u8),
     Leave(u8),
@@ -36,6 +37,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => small.clone().prop_map(Step::AddBlock),
         1 => small.clone().prop_map(Step::LeaveBlock),
         2 => small.clone().prop_map(Step::RemoveBlock),
+        1 => (address.clone(), any::<u16>()).prop_map(|(last, at)| Step::RemoveGateway(last, at)),
         2 => address.clone().prop_map(Step::Gateway),
         2 => (address.clone(), address.clone(), any::<u16>())
             .prop_map(|(old, new, at)| Step::ReplaceGateway(old, new, at)),
@@ -79,6 +81,7 @@ fn take(ledger: &mut impl Ledger, step: &Step) -> Result<Vec<Held>, LedgerError>
         Step::LeaveBlock(number) => ledger.mark_block_leaving(block(number)),
         Step::RemoveBlock(number) => ledger.remove_block(block(number)),
         Step::Gateway(last) => ledger.add_gateway(address(last)),
+        Step::RemoveGateway(last, freed) => ledger.remove_gateway(address(last), at(freed)),
         // One by itself is never asked for.
         Step::ReplaceGateway(old, new, _) if old == new => Ok(()),
         Step::ReplaceGateway(old, new, freed) => {

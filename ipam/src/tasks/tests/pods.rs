@@ -291,9 +291,13 @@ fn an_add_that_was_admitted_when_the_store_lost_its_pools_is_refused_and_does_no
 #[test]
 fn where_one_of_two_reserved_addresses_is_refused_the_other_is_let_go() {
     let (fake, mut registrar) = registered();
-    for (name, cidr, length) in [("four", "10.9.0.0/28", 28), ("six", "fd00:9::/124", 124)] {
+    for (name, cidr, length, purpose) in [
+        ("pods6", "fd00:8::/120", 124, Purpose::Blocks),
+        ("four", "10.9.0.0/28", 28, Purpose::Reservations),
+        ("six", "fd00:9::/124", 124, Purpose::Reservations),
+    ] {
         let mut pool = pool_of(name, cidr, length);
-        pool.purpose = Purpose::Reservations;
+        pool.purpose = purpose;
         fake.with(|state| {
             state.revision = state.revision.next();
             state.put(&Key::Pool(pool.name.clone()).to_string(), encode(&PoolRecord::from(&pool)));
@@ -318,4 +322,20 @@ fn where_one_of_two_reserved_addresses_is_refused_the_other_is_let_go() {
     fake.with(State::load);
     at_once(registrar.look());
     assert_eq!(holders(), [None]);
+}
+
+#[test]
+fn an_address_of_a_family_that_new_pods_do_not_get_is_refused_and_not_left_out() {
+    let (fake, _) = registered();
+    let mut pool = pool_of("six", "fd00:9::/124", 124);
+    pool.purpose = Purpose::Reservations;
+    fake.with(|state| {
+        state.put(&Key::Pool(pool.name.clone()).to_string(), encode(&PoolRecord::from(&pool)));
+        state.load();
+    });
+    let source = AddressSource::Pools { pool: None, addresses: vec!["fd00:9::5".parse().unwrap()] };
+    let wanted = AddRequest { source, ..request("c1") };
+    let refused = at_once(super::add(&fake, &me(), wanted, &Plugin { is_gone: false })).unwrap_err();
+    assert_eq!(refused.kind, RefusalKind::Invalid, "{refused}");
+    assert!(refused.message.contains("no pool gives new pods IPv6 addresses"), "{refused}");
 }

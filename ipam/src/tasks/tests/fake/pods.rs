@@ -111,7 +111,7 @@ impl PodHost for Fake {
     }
 
     fn families(&self) -> &[Family] {
-        &[Family::V4]
+        &Family::BOTH
     }
 
     fn mtu(&self) -> Option<u32> {
