@@ -20,13 +20,14 @@ use crate::release::NotReleased;
 pub async fn run<H: PodHost>(host: &H, leaving: Vec<Attachment>, grace: Duration) {
     for attachment in leaving {
         let Some(_lock) = host.try_lock(&attachment) else { continue };
-        teardown::release_for(host, &attachment, "an earlier agent had begun to release it").await;
+        let why = "an earlier agent had begun to release it";
+        teardown::release_for(host, &attachment, LastAdd::Ended, why).await;
     }
     let mut missing = Missing::default();
     loop {
         // Whatever is released has been seen missing at least twice.
         host.sleep(grace / 3).await;
-        tombstones::apply_all(host).await;
+        tombstones::apply_all(host, LastAdd::Ended).await;
         end_overtaken(host).await;
         match look(host).await {
             Ok(gone) => {
@@ -44,11 +45,11 @@ pub async fn run<H: PodHost>(host: &H, leaving: Vec<Attachment>, grace: Duration
 }
 
 /// Deletes what plugins have made after their attachments were taken away, where nobody else has done so.
-async fn end_overtaken<H: PodHost>(host: &H) {
+pub(super) async fn end_overtaken<H: PodHost>(host: &H) {
     let all = host.ledger(|ipam, _| ipam.overtaken().cloned().collect::<Vec<_>>()).await;
     for attachment in all {
         if let Some(_lock) = host.try_lock(&attachment) {
-            teardown::release_for(host, &attachment, teardown::MADE_LATE).await;
+            teardown::release_for(host, &attachment, LastAdd::Ended, teardown::MADE_LATE).await;
         }
     }
 }

@@ -34,7 +34,7 @@ pub async fn del<H: PodHost>(host: &H, attachment: &Attachment) -> Result<(), Re
         && let Some(_lock) = host.try_lock(attachment)
     {
         // The ADD has ended meanwhile.
-        release_for(host, attachment, MADE_LATE).await;
+        release_for(host, attachment, LastAdd::Ended, MADE_LATE).await;
     }
     Ok(())
 }
@@ -118,9 +118,9 @@ pub async fn release<H: PodHost>(
 }
 
 /// Takes an attachment away for that reason, for whoever has locked it. What fails is tried again by the sweeper.
-pub async fn release_for<H: PodHost>(host: &H, attachment: &Attachment, why: &str) {
+pub async fn release_for<H: PodHost>(host: &H, attachment: &Attachment, add: LastAdd, why: &str) {
     info!(%attachment, why, "releasing");
-    if let Err(error) = release(host, attachment, LastAdd::Ended).await {
+    if let Err(error) = release(host, attachment, add).await {
         warn!(%attachment, %error, "not released, to be tried again");
     }
 }
@@ -132,12 +132,15 @@ pub async fn abandoned<H: PodHost>(host: &H, attachment: &Attachment) {
     let look = move |ipam: &mut NodeIpam<H::Ledger>, _| (ipam.get(&key).cloned(), ipam.is_overtaken(&key));
     let held = match host.ledger(look).await {
         (Some(held), _) => held,
-        (None, true) => return release_for(host, attachment, MADE_LATE).await,
+        (None, true) => return release_for(host, attachment, LastAdd::Ended, MADE_LATE).await,
         (None, false) => return,
     };
     match is_gone(host, held).await {
         Ok(false) => {}
-        Ok(true) => release_for(host, attachment, "its plugin ended without making an interface").await,
+        Ok(true) => {
+            let why = "its plugin ended without making an interface";
+            release_for(host, attachment, LastAdd::Ended, why).await;
+        }
         Err(error) => warn!(%attachment, %error, "cannot see whether its plugin made an interface"),
     }
 }
