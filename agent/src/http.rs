@@ -214,7 +214,7 @@ fn register_pools(registry: &mut Registry, reporter: &Reporter) {
         let (pool, name) = (&known.record, known.record.name.to_string());
         let claimed = Claimed::of(&view, pool);
         for (state, number) in
-            [("owned", claimed.owned), ("resting", claimed.resting), ("free", claimed.free())]
+            [("owned", claimed.owned.into()), ("resting", claimed.resting.into()), ("free", claimed.free())]
         {
             #[expect(clippy::cast_precision_loss, reason = "of 2^53 blocks one more or less is none")]
             blocks.get_or_create(&[("pool", name.clone()), ("state", state.to_owned())]).set(number as f64);

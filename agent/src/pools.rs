@@ -33,7 +33,7 @@ pub fn status(view: &View, pool: &Pool, used: Option<&Addresses>) -> PoolStatus 
         nodes: pool.nodes.clone(),
         blocks_owned: claimed.owned,
         blocks_resting: claimed.resting,
-        blocks_total: claimed.total,
+        blocks_total: u64::try_from(claimed.total).unwrap_or(u64::MAX),
         reserved: view.reservations.keys().filter(|address| pool.cidr().has(**address)).count() as u64,
         addresses_used: used.map(|used| used.count_in(pool.cidr())),
     }

@@ -24,15 +24,14 @@ pub struct Claimed {
     pub owned: u64,
     /// Blocks of nodes that were removed.
     pub resting: u64,
-    /// All blocks that it is cut into, claimed or not. One that cannot be counted has `u64::MAX`.
-    pub total: u64,
+    /// All blocks that it is cut into, claimed or not.
+    pub total: u128,
 }
 
 impl Claimed {
     /// What is claimed of that pool.
     pub fn of(view: &View, pool: &Pool) -> Self {
-        let total = u64::try_from(pool.last_block()).unwrap_or(u64::MAX).saturating_add(1);
-        let mut claimed = Self { total, ..Self::default() };
+        let mut claimed = Self { total: pool.last_block().saturating_add(1), ..Self::default() };
         for known in view.blocks.values().filter(|known| known.record.pool == pool.name) {
             let removed = u64::from(view.fences.contains_key(&known.record.incarnation));
             claimed.resting += removed;
@@ -42,8 +41,8 @@ impl Claimed {
     }
 
     /// How many nobody has claimed.
-    pub fn free(self) -> u64 {
-        self.total.saturating_sub(self.owned + self.resting)
+    pub fn free(self) -> u128 {
+        self.total.saturating_sub(u128::from(self.owned + self.resting))
     }
 
     /// The part that is claimed, of 1.
@@ -247,7 +246,7 @@ pub struct Warning {
     /// Of what.
     what: String,
     used: u64,
-    total: u64,
+    total: u128,
 }
 
 impl fmt::Display for Warning {
@@ -261,8 +260,8 @@ impl fmt::Display for Warning {
 }
 
 /// The level that so much in use has passed.
-fn level(used: u64, total: u64) -> Option<u8> {
-    let percent = |level: &&u8| used.saturating_mul(100) >= total.saturating_mul(u64::from(**level));
+fn level(used: u64, total: u128) -> Option<u8> {
+    let percent = |level: &&u8| u128::from(used) * 100 >= total.saturating_mul(u128::from(**level));
     LEVELS.iter().rev().find(percent).copied().filter(|_| total > 0)
 }
 
@@ -281,9 +280,9 @@ pub fn warnings(view: &View, labels: &Labels, own: &PerFamily<Counts>) -> Vec<Wa
     }
     for (family, counts) in own.both() {
         let of_family = open.iter().filter(|pool| pool.record.family() == family);
-        let left: u64 = of_family.map(|pool| Claimed::of(view, &pool.record).free().min(1)).sum();
-        let (used, total) = (counts.used, counts.used + counts.resting + counts.free);
-        if let Some(level) = level(used, total).filter(|_| left == 0) {
+        let is_left = of_family.map(|pool| Claimed::of(view, &pool.record).free()).any(|free| free > 0);
+        let (used, total) = (counts.used, u128::from(counts.used + counts.resting + counts.free));
+        if let Some(level) = level(used, total).filter(|_| !is_left) {
             let what = format!("{family} addresses of this node are used, and no block is left to claim");
             warnings.push(Warning { level, what, used, total });
         }
@@ -410,6 +409,8 @@ mod tests {
         let claimed = Claimed::of(&view, pool(&view));
         assert_eq!(claimed, Claimed { owned: 1, resting: 1, total: 8 });
         assert_eq!(claimed.free(), 6);
+        let vast = cluster(record("fd00::/32", 122), &["n1"]);
+        assert_eq!(Claimed::of(&vast, pool(&vast)).free(), (1 << 90) - 1);
         assert_eq!(Block::new("10.0.0.0/30".parse().unwrap()), pool(&view).block(0));
     }
 }

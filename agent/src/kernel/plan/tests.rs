@@ -9,7 +9,6 @@ use polder_ipam::ids::{BootId, ClusterId, Incarnation, MachineId};
 use polder_ipam::ledger::{Held, Kind};
 use polder_ipam::record::{AttachMode, Backend, ClusterRecord, Masquerade, NodeRecord, VxlanSettings};
 use polder_ipam::{Block, Cidr};
-use polder_netlink::IfIndex;
 use polder_netlink::nft::Table;
 use polder_netlink::route::{Lookup, NextHop};
 
