@@ -94,7 +94,7 @@ fn table() -> Table {
                 ],
             },
             Chain {
-                name: "masquerade",
+                name: "masquerading",
                 hook: Hook::SourceNat,
                 rules: vec![Rule {
                     comment: "to the world",
@@ -144,7 +144,7 @@ fn a_table_is_found_intact_as_it_was_made_and_nft_reads_it_in_the_same_way() {
             r#"iifname "pld*" oifname "eth*" oifname != "br" ip saddr @networks ip daddr != @networks fib daddr type unicast counter packets 0 bytes 0 masquerade fully-random"#,
             "elements = { 10.1.0.0/16, 10.9.0.0/24 }",
             "elements = { fd09::1 }",
-            "elements = { 10.9.0.1 . fd00::40 }",
+            "elements = { 10.9.0.1 . 0xfd000000000000000000000000000040 }",
             r#"icmpv6 type nd-neighbor-advert counter packets 0 bytes 0 drop comment "answers""#,
             "type filter hook prerouting priority raw; policy accept;",
             "type filter hook input priority filter; policy accept;",
@@ -160,6 +160,19 @@ fn a_table_is_found_intact_as_it_was_made_and_nft_reads_it_in_the_same_way() {
         ] {
             assert!(text.contains(rule), "nft does not show {rule:?} but\n{text}");
         }
+    });
+}
+
+#[test]
+fn what_nft_lists_can_be_loaded_again() {
+    let listed = || run("nft", &["list", "ruleset"]);
+    in_a_new_namespace(|_| {
+        FilterSocket::open().unwrap().commit(table().install(&elements())).unwrap();
+        let saved = listed();
+        let again = "saved=$(nft list ruleset); nft flush ruleset; printf '%s\\n' \"$saved\" | nft -f -";
+        run("sh", &["-ec", again]);
+        assert!(saved.contains("typeof ip saddr . @th,304,128"), "{saved}");
+        assert_eq!(listed(), saved);
     });
 }
 

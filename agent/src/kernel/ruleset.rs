@@ -46,7 +46,7 @@ pub fn table(cluster: &ClusterRecord, lengths: &Lengths) -> Table {
                 hook: Hook::Input,
                 rules: Encapsulation::of(cluster).rules(cluster, &bearers),
             },
-            Chain { name: "masquerade", hook: Hook::SourceNat, rules: masquerade(cluster) },
+            Chain { name: "masquerading", hook: Hook::SourceNat, rules: masquerade(cluster) },
         ],
     }
 }

@@ -116,11 +116,12 @@ pub fn union(some: &BTreeSet<Element>, others: &BTreeSet<Element>) -> BTreeSet<E
 impl Key {
     /// `nft`'s number for the type of the key, by which it prints elements (`include/datatype.h`).
     pub(super) fn type_number(self) -> u32 {
+        const INTEGER: u32 = 4;
         const ETHER_ADDRESS: u32 = 9;
         match self {
             Self::Address(family) | Self::Network(family) => family_number(family),
             Self::Sender(family) => ETHER_ADDRESS << 6 | family_number(family),
-            Self::Bearer(bearer, carried) => family_number(bearer) << 6 | family_number(carried),
+            Self::Bearer(bearer, _) => family_number(bearer) << 6 | INTEGER,
         }
     }
 

@@ -15,7 +15,7 @@ use netlink_packet_netfilter::{
 use polder_api::Family;
 
 use super::family::TableFamily;
-use super::{Chain, Element, Hook, Interface, Match, Rule, Set, Side, Verdict, Within};
+use super::{Chain, Element, Hook, Interface, Key, Match, Rule, Set, Side, Verdict, Within};
 use crate::Operation;
 
 /// Elements in one message: an attribute is at most 64 KiB long, an element some 60 bytes.
@@ -105,7 +105,7 @@ pub(super) fn get_all_chains() -> NetfilterMessage {
 /// `id` names the set within its transaction.
 pub(super) fn add_set(table: &str, set: &Set, id: u32) -> Operation<NetfilterMessage> {
     let flags = if set.key.has_ranges() { SetFlags::Interval } else { SetFlags::empty() };
-    let attributes = vec![
+    let mut attributes = vec![
         SetAttribute::Table(table.to_owned()),
         SetAttribute::Name(set.name.to_owned()),
         SetAttribute::Flags(flags),
@@ -113,7 +113,36 @@ pub(super) fn add_set(table: &str, set: &Set, id: u32) -> Operation<NetfilterMes
         SetAttribute::KeyLen(set.key.length()),
         SetAttribute::Id(id),
     ];
+    if let Key::Bearer(bearer, carried) = set.key {
+        attributes.push(SetAttribute::UserData(type_of_bearer(bearer, carried)));
+    }
     create(set.side, NfTablesMessage::NewSet(SetMessage { attributes }))
+}
+
+/// What `nft` has to know to write a set whose key has a part without a type so that it can read it again, as `typeof ip saddr .
+/// @th,336,32`: what its version 1.0.6 sends for that (`src/netlink.c`, `src/expression.c` and `src/payload.c` there). The kernel keeps
+/// it and does not look at it.
+fn type_of_bearer(bearer: Family, carried: Family) -> Vec<u8> {
+    const CONCATENATION: u32 = 13;
+    const PAYLOAD: u32 = 7;
+    let one = |kind: u8, value: &[u8]| {
+        let length = u8::try_from(value.len()).expect("a few numbers");
+        [&[kind, length], value].concat()
+    };
+    let number = |kind: u8, value: u32| one(kind, &value.to_ne_bytes());
+    // Protocol (`proto_desc_id`) and field, and of what is no field where it is.
+    let (protocol, field) = match bearer {
+        Family::V4 => (12, 11),
+        Family::V6 => (13, 8),
+    };
+    let sender = [number(0, protocol), number(1, field)].concat();
+    let Field(base, offset, length) = carried_source(carried);
+    let place =
+        [number(0, 0), number(1, 0), number(2, base + 1), number(3, offset * 8), number(4, length * 8)];
+    let part = |index: u8, payload: &[u8]| one(index, &[number(0, PAYLOAD), one(1, payload)].concat());
+    let parts = [part(0, &sender), part(1, &place.concat())].concat();
+    let key = [number(0, CONCATENATION), one(1, &parts)].concat();
+    [number(0, 0), one(3, &key)].concat()
 }
 
 pub(super) fn add_elements<'a>(
