@@ -1,23 +1,22 @@
 //! Plans are carried out on a model of the kernel, which refuses what the kernel would refuse.
 
-use proptest::prelude::*;
-use proptest::sample::Index;
-
-use polder_api::{Attachment, Family, NodeName};
+use polder_api::{Attachment, Family};
 use polder_ipam::Moment;
 use polder_ipam::ids::{BootId, ClusterId, Incarnation, MachineId};
 use polder_ipam::ledger::{Held, Kind};
+use polder_ipam::peers::Peer;
 use polder_ipam::record::{AttachMode, Backend, ClusterRecord, Masquerade, NodeRecord, VxlanSettings};
 use polder_ipam::{Block, Cidr};
 use polder_netlink::nft::Table;
 use polder_netlink::route::{Lookup, NextHop};
+use proptest::prelude::*;
+use proptest::sample::Index;
 
 use super::*;
 use crate::kernel::desired::{Inputs, desired};
 use crate::kernel::features::Features;
 use crate::kernel::state::PodLink;
 use crate::underlay::{Underlay, Uplink};
-use polder_ipam::peers::Peer;
 
 const ETH0: IfIndex = IfIndex::new(2);
 
@@ -106,7 +105,7 @@ impl World {
             let uplink = Uplink { address, index: ETH0, interface, mtu: self.mtu, chosen_by: String::new() };
             (Family::of(address), uplink)
         });
-        let peers: Vec<Peer> =
+        let peers: Vec<_> =
             self.peers.iter().map(|(number, (_, count))| self.peer(*number, *count)).collect();
         let reach = self.peers.iter().flat_map(|(number, (on_link, _))| {
             underlay(*number, self.dual).into_iter().map(move |address| {
@@ -151,8 +150,7 @@ impl World {
             mtu: 1450,
             version: String::new(),
         };
-        let name: NodeName = format!("n{number}").parse().unwrap();
-        Peer { name, record: record.into(), blocks }
+        Peer { name: format!("n{number}").parse().unwrap(), record: record.into(), blocks }
     }
 }
 

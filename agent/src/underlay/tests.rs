@@ -1,0 +1,176 @@
+use polder_netlink::route::NextHop;
+
+use super::*;
+
+fn address(index: u32, address: &str) -> Address {
+    Address { index: IfIndex::new(index), address: address.parse().unwrap(), global: true, fleeting: false }
+}
+
+/// A host with a front (`eth0`, default route) and a back (`eth1`, the route to a peer).
+fn facts() -> Facts {
+    let lookup = |index, source: &str| Lookup {
+        index: IfIndex::new(index),
+        next_hop: NextHop::Destination,
+        source: source.parse().ok(),
+        local: false,
+    };
+    let interface = |index, name: &str, mtu| (IfIndex::new(index), (name.to_owned(), mtu));
+    let network = HostNetwork {
+        interfaces: [interface(2, "eth0", 1500), interface(3, "eth1", 9000)].into(),
+        meshes: BTreeSet::new(),
+        own: [IfIndex::new(5)].into(),
+        addresses: vec![
+            address(5, "10.244.0.1/32"),
+            address(1, "127.0.0.1/8"),
+            address(2, "192.0.2.7/24"),
+            address(3, "10.0.0.7/24"),
+            address(3, "10.0.0.8/24"),
+            Address { fleeting: true, ..address(3, "fd00::bad/64") },
+            address(3, "fd00::7/64"),
+            Address { global: false, ..address(3, "fe80::7/64") },
+        ],
+        routes: vec![
+            ("node n2".to_owned(), lookup(3, "10.0.0.7")),
+            ("the world".to_owned(), lookup(2, "192.0.2.7")),
+        ],
+        configured: Vec::new(),
+    };
+    Facts { network, ..Facts::default() }
+}
+
+fn chosen(config: &UnderlayConfig, facts: &Facts, current: &Underlay) -> Vec<String> {
+    let underlay = Underlay::choose(config, facts, current).unwrap();
+    let text =
+        |uplink: &Uplink| format!("{} on {} by {}", uplink.address, uplink.interface, uplink.chosen_by);
+    underlay.uplinks.values().map(text).collect()
+}
+
+#[test]
+fn the_route_to_a_peer_says_more_than_the_default_route() {
+    let chosen = chosen(&UnderlayConfig::default(), &facts(), &Underlay::default());
+    assert_eq!(
+        chosen,
+        ["10.0.0.7 on eth1 by the route to node n2", "fd00::7 on eth1 by the only IPv6 address"]
+    );
+}
+
+#[test]
+fn of_every_other_address_it_is_said_why_it_was_not_chosen() {
+    let mut facts = facts();
+    facts.network.addresses.push(address(4, "10.9.0.7/24"));
+    let underlay = Underlay::choose(&UnderlayConfig::default(), &facts, &Underlay::default()).unwrap();
+    let others: Vec<_> =
+        underlay.others.iter().map(|other| format!("{}: {}", other.address, other.reason)).collect();
+    assert_eq!(
+        others,
+        [
+            "192.0.2.7: 10.0.0.7 was chosen by the route to node n2",
+            "10.0.0.8: 10.0.0.7 was chosen by the route to node n2",
+            "fd00::bad: it is temporary, deprecated or a duplicate",
+            "fe80::7: it is good on its own link alone",
+            "10.9.0.7: its interface is down",
+        ]
+    );
+}
+
+#[test]
+fn what_is_configured_stands_and_must_be_there() {
+    let interface = UnderlayConfig { interface: Some("eth0".to_owned()), addresses: Vec::new() };
+    assert_eq!(
+        chosen(&interface, &facts(), &Underlay::default()),
+        ["192.0.2.7 on eth0 by underlay.interface"]
+    );
+    let config =
+        |address: &str| UnderlayConfig { interface: None, addresses: vec![address.parse().unwrap()] };
+    assert_eq!(
+        chosen(&config("10.0.0.8"), &facts(), &Underlay::default()),
+        ["10.0.0.8 on eth1 by underlay.addresses"]
+    );
+    let missing =
+        Underlay::choose(&config("10.0.0.9"), &facts(), &Underlay::default()).unwrap_err().to_string();
+    assert!(missing.contains("10.0.0.9"), "{missing}");
+    let fleeting =
+        Underlay::choose(&config("fd00::bad"), &facts(), &Underlay::default()).unwrap_err().to_string();
+    assert!(fleeting.contains("lasting"), "{fleeting}");
+}
+
+#[test]
+fn a_virtual_address_is_not_preferred_and_the_one_that_peers_use_is_kept() {
+    let mut facts = facts();
+    facts.network.addresses.push(address(3, "10.0.0.50/32"));
+    facts.network.routes[0].1.source = "10.0.0.50".parse().ok();
+    let first = |facts: &Facts| chosen(&UnderlayConfig::default(), facts, &Underlay::default()).remove(0);
+    assert_eq!(first(&facts), "10.0.0.7 on eth1 by the route to node n2");
+    // An agent that starts keeps what its record says, as long as that is there.
+    facts.registered = vec!["10.0.0.8".parse().unwrap()];
+    assert_eq!(first(&facts), "10.0.0.8 on eth1 by this node's own record");
+    facts.registered = vec!["10.0.0.99".parse().unwrap()];
+    assert_eq!(first(&facts), "10.0.0.7 on eth1 by the route to node n2");
+    // In some clouds it is the only one.
+    facts.network.addresses.retain(|found| found.address.prefix() == 32 || found.index != IfIndex::new(3));
+    assert_eq!(first(&facts), "10.0.0.50 on eth1 by the route to node n2");
+}
+
+#[test]
+fn where_the_kernel_takes_a_temporary_address_a_lasting_one_of_the_same_interface_is_taken() {
+    let mut facts = facts();
+    facts.network.addresses.push(address(3, "fd00::d/128"));
+    facts.network.routes[0].1.source = "fd00::bad".parse().ok();
+    let chosen = chosen(&UnderlayConfig::default(), &facts, &Underlay::default());
+    assert_eq!(chosen[1], "fd00::7 on eth1 by the route to node n2");
+}
+
+#[test]
+fn what_another_network_has_left_in_a_pool_is_no_address_of_the_node() {
+    let mut facts = facts();
+    facts.network.routes.clear();
+    facts.network.addresses = vec![address(2, "192.0.2.7/24"), address(3, "10.244.0.1/24")];
+    assert!(Underlay::choose(&UnderlayConfig::default(), &facts, &Underlay::default()).is_err());
+    facts.pools = vec!["10.244.0.0/16".parse().unwrap()];
+    let chosen = chosen(&UnderlayConfig::default(), &facts, &Underlay::default());
+    assert_eq!(chosen, ["192.0.2.7 on eth0 by the only IPv4 address"]);
+    // Where all are in a pool, it is the pool that is refused.
+    facts.pools = vec!["10.244.0.0/16".parse().unwrap(), "192.0.2.0/24".parse().unwrap()];
+    facts.network.addresses.remove(1);
+    let chosen = self::chosen(&UnderlayConfig::default(), &facts, &Underlay::default());
+    assert_eq!(chosen, ["192.0.2.7 on eth0 by the only IPv4 address"]);
+}
+
+#[test]
+fn what_is_in_use_stays_in_use_as_long_as_it_is_there() {
+    let mut facts = facts();
+    let first = Underlay::choose(&UnderlayConfig::default(), &facts, &Underlay::default()).unwrap();
+    facts.network.routes.remove(0);
+    assert_eq!(Underlay::choose(&UnderlayConfig::default(), &facts, &first).unwrap(), first);
+    facts.network.addresses.retain(|address| address.address.ip().to_string() != "10.0.0.7");
+    let then = Underlay::choose(&UnderlayConfig::default(), &facts, &first).unwrap();
+    assert_eq!(then.address(Family::V4).unwrap().to_string(), "192.0.2.7");
+}
+
+#[test]
+fn an_address_of_the_host_as_a_whole_has_the_mtu_of_what_its_packets_leave_by() {
+    let mut facts = facts();
+    facts.network.interfaces.insert(IfIndex::new(1), ("lo".to_owned(), 65536));
+    facts.network.addresses.push(address(1, "10.255.0.7/32"));
+    facts.network.routes[0].1.source = "10.255.0.7".parse().ok();
+    let first = Underlay::choose(&UnderlayConfig::default(), &facts, &Underlay::default()).unwrap();
+    let uplink = first.uplinks[Family::V4].as_ref().unwrap();
+    assert_eq!((uplink.address.to_string().as_str(), uplink.mtu), ("10.255.0.7", 9000));
+    assert_eq!(Underlay::choose(&UnderlayConfig::default(), &facts, &first).unwrap(), first);
+    // It may be in the configuration and in no route.
+    facts.network.routes[0].1.source = "10.0.0.7".parse().ok();
+    let addresses = vec!["10.255.0.7".parse().unwrap()];
+    let config = UnderlayConfig { addresses, ..UnderlayConfig::default() };
+    let then = Underlay::choose(&config, &facts, &first).unwrap();
+    assert_eq!(then.uplinks[Family::V4].as_ref().map(|uplink| uplink.mtu), Some(1500));
+}
+
+#[test]
+fn a_host_without_any_route_is_told_what_to_set() {
+    let mut facts = facts();
+    facts.network.routes.clear();
+    facts.network.addresses.retain(|address| address.address.is_ipv4());
+    let error =
+        Underlay::choose(&UnderlayConfig::default(), &facts, &Underlay::default()).unwrap_err().to_string();
+    assert!(error.contains("192.0.2.7 on eth0") && error.contains("Set underlay.interface"), "{error}");
+}

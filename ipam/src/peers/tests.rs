@@ -1,0 +1,202 @@
+use polder_api::Mac;
+
+use crate::ids::{BootId, MachineId, Nonce};
+use crate::record::{PoolRecord, encode};
+use crate::store::{Contents, Entry, Update};
+
+use super::*;
+
+/// A cluster of `me`, `a` and `b` with a block each.
+struct Cluster {
+    entries: Vec<Entry>,
+}
+
+fn node(n: u8) -> NodeRecord {
+    NodeRecord {
+        incarnation: Incarnation::new(format!("i{n}")),
+        machine_id: MachineId::new(format!("m{n}")),
+        boot_id: BootId::new("b"),
+        underlay: vec![IpAddr::from([10, 1, 0, n])],
+        gateways: vec![IpAddr::from([10, 244, n, 1])],
+        probes: Vec::new(),
+        vtep_mac: Mac([2, 0, 0, 0, 0, n]),
+        mtu: 1450,
+        version: "0".into(),
+    }
+}
+
+impl Cluster {
+    fn new() -> Self {
+        let mut cluster = Self { entries: Vec::new() };
+        cluster.put("/polder/v1/pools/p", encode(&PoolRecord::new("10.244.0.0/16".parse().unwrap())));
+        for (name, n) in [("me", 0), ("a", 1), ("b", 2)] {
+            cluster.node(name, &node(n));
+            cluster.block(&format!("10.244.{n}.0/26"), name, n);
+        }
+        cluster
+    }
+
+    fn put(&mut self, key: &str, value: Vec<u8>) {
+        self.entries.retain(|entry| entry.key != key);
+        let revision = i64::try_from(self.entries.len()).unwrap() + 1;
+        self.entries.push(Entry { key: key.to_owned(), value, revision: Revision::new(revision) });
+    }
+
+    fn node(&mut self, name: &str, record: &NodeRecord) {
+        self.put(&format!("/polder/v1/nodes/{name}"), encode(record));
+    }
+
+    fn block(&mut self, block: &str, owner: &str, n: u8) {
+        let record = BlockRecord {
+            node: owner.parse().unwrap(),
+            incarnation: Incarnation::new(format!("i{n}")),
+            pool: "p".parse().unwrap(),
+            nonce: Nonce::new("x"),
+        };
+        let key = Key::Block(Block::new(block.parse().unwrap()));
+        self.put(&key.to_string(), encode(&record));
+    }
+
+    /// The names of the peers with the number of their blocks, and the only problem.
+    fn seen(self) -> (Vec<(String, usize)>, String) {
+        let mut view = View::default();
+        view.apply(Update::Loaded(Contents { revision: Revision::new(99), entries: self.entries }));
+        let believed = believe(&view, &"me".parse().unwrap(), &BTreeSet::new());
+        assert!(believed.problems.len() < 2, "{:?}", believed.problems);
+        assert_eq!(believed.own_blocks, [Block::new("10.244.0.0/26".parse().unwrap())]);
+        let peers = believed.peers.iter().map(|peer| (peer.name.to_string(), peer.blocks.len())).collect();
+        (peers, believed.problems.first().map(ToString::to_string).unwrap_or_default())
+    }
+}
+
+fn both() -> Vec<(String, usize)> {
+    vec![("a".to_owned(), 1), ("b".to_owned(), 1)]
+}
+
+#[test]
+fn the_other_nodes_are_peers_and_the_node_itself_is_none() {
+    assert_eq!(Cluster::new().seen(), (both(), String::new()));
+}
+
+#[test]
+fn a_node_that_claims_what_is_anothers_is_refused_and_the_first_one_stands() {
+    for (change, sign) in [
+        (NodeRecord { underlay: node(1).underlay, ..node(3) }, "underlay address 10.1.0.1 is that of node a"),
+        (
+            NodeRecord { gateways: node(1).gateways, ..node(3) },
+            "gateway address 10.244.1.1 is that of node a",
+        ),
+        (
+            NodeRecord { vtep_mac: node(1).vtep_mac, ..node(3) },
+            "MAC address 02:00:00:00:00:01 is that of node a",
+        ),
+        (
+            NodeRecord { underlay: node(0).underlay, ..node(3) },
+            "underlay address 10.1.0.0 is that of node me",
+        ),
+    ] {
+        let mut cluster = Cluster::new();
+        cluster.node("evil", &change);
+        let (peers, problem) = cluster.seen();
+        assert_eq!(peers, both());
+        assert!(problem.contains("/polder/v1/nodes/evil") && problem.contains(sign), "{problem}");
+    }
+}
+
+#[test]
+fn a_node_record_that_makes_no_sense_is_refused() {
+    let multicast = Mac([1, 0, 0, 0, 0, 1]);
+    for (change, sign) in [
+        (NodeRecord { underlay: vec!["127.0.0.1".parse().unwrap()], ..node(3) }, "no address to reach"),
+        (NodeRecord { underlay: vec!["10.244.9.9".parse().unwrap()], ..node(3) }, "inside pool p"),
+        (NodeRecord { vtep_mac: multicast, ..node(3) }, "no MAC address of a single interface"),
+        (NodeRecord { mtu: 100, ..node(3) }, "its MTU 100"),
+        (NodeRecord { underlay: [node(3).underlay, node(4).underlay].concat(), ..node(3) }, "more than one"),
+    ] {
+        let mut cluster = Cluster::new();
+        cluster.node("evil", &change);
+        let (peers, problem) = cluster.seen();
+        assert_eq!(peers, both());
+        assert!(problem.contains(sign), "{problem}");
+    }
+}
+
+#[test]
+fn a_gateway_in_no_pool_is_ignored_and_named_and_the_node_is_not() {
+    let mut cluster = Cluster::new();
+    let stray =
+        NodeRecord { gateways: vec!["10.244.1.1".parse().unwrap(), "fd00::1".parse().unwrap()], ..node(1) };
+    cluster.node("a", &stray);
+    let (peers, problem) = cluster.seen();
+    assert_eq!(peers, both());
+    assert!(problem.contains("its gateway address fd00::1 is in no pool"), "{problem}");
+}
+
+#[test]
+fn a_probe_address_in_no_block_of_its_node_is_ignored_and_named_and_the_node_is_not() {
+    for (probe, sign) in
+        [("10.244.1.9", ""), ("10.244.2.9", "10.244.2.9 is in no block"), ("10.9.0.1", "10.9.0.1")]
+    {
+        let mut cluster = Cluster::new();
+        cluster.node("a", &NodeRecord { probes: vec![probe.parse().unwrap()], ..node(1) });
+        let (peers, problem) = cluster.seen();
+        assert_eq!(peers, both());
+        assert!(problem.contains(sign) && problem.is_empty() == sign.is_empty(), "{problem}");
+    }
+}
+
+#[test]
+fn a_claim_that_does_not_fit_is_refused_and_draws_no_traffic() {
+    for (block, owner, n, sign) in [
+        ("10.9.0.0/26", "a", 1, "pool p is 10.244.0.0/16"),
+        ("10.9.0.0/26", "me", 0, "pool p is 10.244.0.0/16"),
+        ("10.244.9.0/27", "a", 1, "cut into blocks of /26"),
+        ("10.244.9.0/26", "nobody", 1, "nobody is not a node"),
+        ("10.244.9.0/26", "a", 7, "earlier incarnation of node a"),
+    ] {
+        let mut cluster = Cluster::new();
+        cluster.block(block, owner, n);
+        let (peers, problem) = cluster.seen();
+        assert_eq!(peers, both());
+        assert!(problem.contains(sign), "{problem}");
+    }
+}
+
+#[test]
+fn an_underlay_address_is_that_of_the_living_node_and_everything_else_that_of_the_older_record() {
+    let mut cluster = Cluster::new();
+    // `b` has got the address of `a`, and is the younger record.
+    cluster.node("b", &NodeRecord { underlay: node(1).underlay, ..node(2) });
+    let mut view = View::default();
+    view.apply(Update::Loaded(Contents { revision: Revision::new(99), entries: cluster.entries.clone() }));
+    let names = |view: &View, dead: &[&str]| -> Vec<String> {
+        let dead = dead.iter().map(|name| name.parse().unwrap()).collect();
+        let believed = believe(view, &"me".parse().unwrap(), &dead);
+        believed.peers.iter().map(|peer| peer.name.to_string()).collect()
+    };
+    assert_eq!(names(&view, &[]), ["a"]);
+    assert_eq!(names(&view, &["b"]), ["a"]);
+    assert_eq!(names(&view, &["a"]), ["b"]);
+    assert_eq!(names(&view, &["a", "b"]), ["a"]);
+    // Nobody's death gives his gateway address to another.
+    for underlay in [node(2).underlay, node(1).underlay] {
+        cluster.node("b", &NodeRecord { underlay, gateways: node(1).gateways, ..node(2) });
+        let entries = cluster.entries.clone();
+        view.apply(Update::Loaded(Contents { revision: Revision::new(100), entries }));
+        assert_eq!(names(&view, &["a"]), ["a"]);
+    }
+}
+
+#[test]
+fn of_two_claims_that_overlap_the_older_one_stands_whichever_is_larger() {
+    for (first, second) in [("10.244.8.0/26", "10.244.8.0/25"), ("10.244.8.0/25", "10.244.8.64/26")] {
+        let mut cluster = Cluster::new();
+        cluster.block(first, "a", 1);
+        cluster.block(second, "b", 2);
+        let mut view = View::default();
+        view.apply(Update::Loaded(Contents { revision: Revision::new(99), entries: cluster.entries }));
+        let later = overlapping(&view);
+        let (first, second) = (Block::new(first.parse().unwrap()), Block::new(second.parse().unwrap()));
+        assert_eq!(later, BTreeMap::from([(second, first)]));
+    }
+}

@@ -1,0 +1,116 @@
+//! What runtimes, other plugins and operators do now and then, and what must not fail because of it.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use polder_tests::agent::Worker;
+use polder_tests::cni::code;
+use polder_tests::fabric::Families;
+use polder_tests::matrix::assert_flat_over;
+use polder_tests::traces::assert_nothing_left;
+use polder_tests::{Lab, Pod, Topology, wait};
+use serde_json::{Value, json};
+
+fn node() -> Lab {
+    Lab::start(Topology::one_segment(1).families(Families::DUAL))
+}
+
+/// A DEL, which has to succeed.
+fn del(worker: &Worker, container: &str, netns: &str, conf: &Value) {
+    assert_eq!(worker.cni("DEL", container, netns, conf), Ok(Value::Null), "{container}, {netns:?}, {conf}");
+}
+
+#[test]
+fn a_container_takes_its_own_address_back_at_once_and_nobody_else_does() {
+    let lab = node();
+    let worker = &lab.workers[0];
+    let pod = worker.pod("a");
+    let own = pod.v4().to_string();
+    // As podman's `network reload` asks for it: twice.
+    let mut conf = Worker::netconf("1.0.0");
+    conf["runtimeConfig"] = json!({ "ips": [own, own] });
+    del(worker, "a", pod.netns(), &pod.later_conf());
+    let again = worker.cni("ADD", "a", pod.netns(), &conf).unwrap();
+    assert!(again["ips"].to_string().contains(&own), "{again}");
+    let netns = worker.namespace("b");
+    del(worker, "a", pod.netns(), &conf);
+    assert_eq!(code(worker.cni("ADD", "b", &netns, &conf)), 11);
+}
+
+#[test]
+fn a_pod_with_the_longest_names_is_attached() {
+    let lab = node();
+    let worker = &lab.workers[0];
+    let (container, long) = ("c".repeat(64), |length: usize| "x".repeat(length));
+    for (namespace, name) in [(63, 253), (63, 113), (63, 114), (7, 173), (7, 253)] {
+        let arguments = format!("K8S_POD_NAMESPACE={};K8S_POD_NAME={}", long(namespace), long(name));
+        let netns = worker.namespace(&format!("p{namespace}-{name}"));
+        let variables = [
+            ("CNI_COMMAND", "ADD"),
+            ("CNI_CONTAINERID", container.as_str()),
+            ("CNI_NETNS", netns.as_str()),
+            ("CNI_IFNAME", "eth0"),
+            ("CNI_PATH", &Worker::cni_path()),
+            ("CNI_ARGS", &arguments),
+        ];
+        let conf = Worker::netconf("1.1.0");
+        let output = worker.plugin(&variables, &conf.to_string());
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{namespace} and {name}: {said}");
+        del(worker, &container, &netns, &conf);
+    }
+}
+
+#[test]
+fn a_pod_whose_namespace_has_no_ipv6_by_default_gets_it_on_its_interface() {
+    let lab = node();
+    let worker = &lab.workers[0];
+    let netns = worker.namespace("a");
+    worker.node.shell("nsenter --net=/run/netns/a sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1");
+    let conf = Worker::netconf("1.1.0");
+    let result = worker.cni("ADD", "a", &netns, &conf).unwrap();
+    let pod = Pod::new(&worker.node, "a", &netns, conf, result);
+    assert_flat_over(Families::DUAL, &[pod, worker.pod("b")], 1450);
+}
+
+#[test]
+fn a_pod_is_deleted_and_checked_whatever_else_its_configuration_has_got() {
+    let lab = node();
+    let worker = &lab.workers[0];
+    let pod = worker.pod("a");
+    let mut conf = pod.later_conf();
+    conf["isGateway"] = json!(true);
+    conf["mtu"] = json!("large");
+    assert_eq!(worker.cni("CHECK", "a", pod.netns(), &conf), Ok(Value::Null));
+    let netns = worker.namespace("b");
+    assert_eq!(code(worker.cni("ADD", "b", &netns, &conf)), 2);
+    del(worker, "a", pod.netns(), &conf);
+    assert_nothing_left(&lab, worker);
+}
+
+#[test]
+fn an_add_waits_for_an_agent_that_is_replaced_and_a_check_does_without() {
+    let mut lab = node();
+    let pod = lab.workers[0].pod("a");
+    assert!(lab.workers[0].stop());
+    let worker = &lab.workers[0];
+    assert!(worker.node.read("/run/polder/agent.sock").is_err(), "the socket is gone with the agent");
+    assert_eq!(worker.cni("CHECK", "a", pod.netns(), &pod.later_conf()), Ok(Value::Null));
+    worker.node.shell(&format!("ip link set {} down", pod.host_interface()));
+    assert_eq!(code(worker.cni("CHECK", "a", pod.netns(), &pod.later_conf())), 110);
+    let netns = worker.namespace("b");
+    let conf = Worker::netconf("1.1.0").to_string();
+    let variables = [
+        ("CNI_COMMAND", "ADD"),
+        ("CNI_CONTAINERID", "b"),
+        ("CNI_NETNS", netns.as_str()),
+        ("CNI_IFNAME", "eth0"),
+        ("CNI_PATH", &Worker::cni_path()),
+    ];
+    let pending = worker.pending(&variables);
+    let add = std::thread::spawn(move || pending.finish(&conf));
+    wait::until_true("the plugin to have found no agent", || {
+        worker.node.shell("cat /proc/$(pgrep -x polder)/wchan || true").contains("nanosleep")
+    });
+    lab.workers[0].start_and_wait();
+    assert!(add.join().unwrap(), "the ADD failed although the agent came");
+}
