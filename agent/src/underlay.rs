@@ -212,6 +212,17 @@ impl Facts {
         Some(found?.address.ip())
     }
 
+    /// Whether routes lead to nodes, and none to anywhere from that address: it was chosen while the interface of the right one was
+    /// down, and would stay for ever.
+    fn is_astray(&self, uplink: &Uplink) -> bool {
+        let family = Family::of(uplink.address);
+        let is_of_family =
+            |way: &Lookup| !way.local && way.source.is_some_and(|source| Family::of(source) == family);
+        let ways = || self.network.routes.iter().filter(|(_, way)| is_of_family(way));
+        let is_from_it = |way: &Lookup| way.index == uplink.index || way.source == Some(uplink.address);
+        ways().any(|(what, _)| what.starts_with("node ")) && !ways().any(|(_, way)| is_from_it(way))
+    }
+
     fn uplink(&self, address: IpAddr, chosen_by: String) -> Option<Uplink> {
         let mut candidates = self.candidates(Family::of(address));
         let (found, (interface, _)) = candidates.find(|(found, _)| found.address.ip() == address)?;
@@ -304,13 +315,11 @@ fn choose(
         let found = on_it.next().map(|(found, _)| found.address.ip());
         return Ok(found.and_then(|address| facts.uplink(address, "underlay.interface".to_owned())));
     }
-    if let Some(uplink) = current.and_then(|uplink| facts.uplink(uplink.address, uplink.chosen_by.clone())) {
-        return Ok(Some(uplink));
-    }
+    let in_use = current.and_then(|uplink| facts.uplink(uplink.address, uplink.chosen_by.clone()));
     let registered = facts.registered.iter().filter(|address| Family::of(**address) == family);
     let registered =
         registered.filter_map(|address| facts.uplink(*address, "this node's own record".to_owned()));
-    if let Some(uplink) = registered.into_iter().next() {
+    if let Some(uplink) = in_use.into_iter().chain(registered).find(|uplink| !facts.is_astray(uplink)) {
         return Ok(Some(uplink));
     }
     let by_route = facts.network.routes.iter().find_map(|(what, lookup)| {

@@ -148,6 +148,25 @@ fn what_is_in_use_stays_in_use_as_long_as_it_is_there() {
 }
 
 #[test]
+fn what_was_chosen_while_the_right_interface_was_down_does_not_stay() {
+    let mut facts = facts();
+    let (routes, addresses) = (facts.network.routes.clone(), facts.network.addresses.clone());
+    facts.network.routes.clear();
+    facts.network.addresses = vec![address(4, "198.51.100.7/24")];
+    facts.network.interfaces.insert(IfIndex::new(4), ("docker0".to_owned(), 1500));
+    let astray = Underlay::choose(&UnderlayConfig::default(), &facts, &Underlay::default()).unwrap();
+    assert_eq!(astray.addresses(), ["198.51.100.7".parse::<IpAddr>().unwrap()]);
+    // Also if the agent was started again meanwhile.
+    facts.registered = astray.addresses();
+    facts.network.addresses.extend(addresses);
+    facts.network.routes = routes;
+    for before in [&astray, &Underlay::default()] {
+        let then = Underlay::choose(&UnderlayConfig::default(), &facts, before).unwrap();
+        assert_eq!(then.address(Family::V4).unwrap().to_string(), "10.0.0.7");
+    }
+}
+
+#[test]
 fn an_address_of_the_host_as_a_whole_has_the_mtu_of_what_its_packets_leave_by() {
     let mut facts = facts();
     facts.network.interfaces.insert(IfIndex::new(1), ("lo".to_owned(), 65536));
