@@ -83,7 +83,7 @@ pub fn uninstall(places: &Places, attached: Attached) -> anyhow::Result<Vec<Stri
             Err(error) => failures.push(format!("set {path} back to {previous}: {error}")),
         }
     }
-    let is_member = is_member(ledger.as_ref(), &state.join(STORE)).unwrap_or(true);
+    let is_member = is_member(ledger.as_ref(), &state.join(STORE));
     drop(ledger);
     if !failures.is_empty() {
         bail!("{}. The rest is done, and {} is kept: say it again", failures.join("; "), state.display());
@@ -106,10 +106,10 @@ pub fn uninstall(places: &Places, attached: Attached) -> anyhow::Result<Vec<Stri
 }
 
 /// Whether other nodes may still count on this one: not if it was removed, nor with a store of its own, where there are no others.
-fn is_member(ledger: Option<&Sqlite>, own_store: &Path) -> anyhow::Result<bool> {
-    let identity = ledger.map(Ledger::identity).transpose()?.flatten();
+fn is_member(ledger: Option<&Sqlite>, own_store: &Path) -> bool {
+    let identity = ledger.and_then(|ledger| ledger.identity().ok().flatten());
     let was_removed = identity.is_some_and(|identity| identity.standing == Standing::Removed);
-    Ok(!was_removed && !own_store.exists())
+    !was_removed && !own_store.exists()
 }
 
 /// The ledger, if there is one. What it says of an earlier boot is void.
