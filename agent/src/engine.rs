@@ -30,7 +30,7 @@ use tracing::{debug, info, warn};
 pub use self::announcer::Announcer;
 pub use self::datapath::{Datapath, OnNode};
 use self::draft::{Draft, Grounds};
-use self::memory::{Losses, Network, Outward, Passes, Repairing, THE_WORLD};
+use self::memory::{Losses, Network, Outward, Passes, Repairing};
 use self::moves::Moves;
 pub use self::parts::{Entries, Tools, Wakes};
 pub use self::rehearsal::rehearse;
@@ -38,6 +38,7 @@ use crate::board::{Board, Chosen, Made, Pass, set_if_changed};
 use crate::config::StoreConfig;
 use crate::etcd_addresses;
 use crate::kernel::plan::{Change, summary};
+use crate::kernel::snapshot::WayTo;
 use crate::requests::{NoPlan, PlanRequest};
 use crate::underlay::{Facts, NotChosen, Underlay};
 
@@ -366,23 +367,18 @@ impl<D: Datapath> Engine<D> {
     async fn choose_underlay(&mut self, peers: &[Peer]) {
         // Until it is known where etcd is, nothing can be kept from taking it away: that rings when it is known.
         let Some(store) = self.tools.store_at.borrow().clone() else { return };
-        let mut asked: Vec<(String, IpAddr)> = Vec::new();
+        let mut asked: Vec<(WayTo, IpAddr)> = Vec::new();
         for peer in peers.iter().take(PEERS_ASKED) {
-            asked
-                .extend(peer.record.underlay.iter().map(|address| (format!("node {}", peer.name), *address)));
+            let node = |address: &IpAddr| (WayTo::Node(peer.name.clone()), *address);
+            asked.extend(peer.record.underlay.iter().map(node));
         }
         if let StoreConfig::Etcd(etcd) = &self.tools.config.store {
             asked.extend(
-                etcd.endpoints
-                    .iter()
-                    .filter_map(|url| Some(("etcd".to_owned(), etcd_addresses::address(url)?))),
+                etcd.endpoints.iter().filter_map(|url| Some((WayTo::Etcd, etcd_addresses::address(url)?))),
             );
         }
         asked.extend(
-            WORLD
-                .both()
-                .into_iter()
-                .filter_map(|(_, world)| Some((THE_WORLD.to_owned(), world.parse().ok()?))),
+            WORLD.both().into_iter().filter_map(|(_, world)| Some((WayTo::World, world.parse().ok()?))),
         );
         let known = self.board().underlay();
         let facts = match self.tools.datapath.host_network(asked).await {

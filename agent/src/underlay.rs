@@ -12,7 +12,7 @@ use polder_netlink::address::Address;
 use polder_netlink::route::Lookup;
 
 use crate::config::UnderlayConfig;
-use crate::kernel::snapshot::HostNetwork;
+use crate::kernel::snapshot::{HostNetwork, WayTo};
 
 /// The node's addresses on the network that joins the nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -220,7 +220,7 @@ impl Facts {
             |way: &Lookup| !way.local && way.source.is_some_and(|source| Family::of(source) == family);
         let ways = || self.network.routes.iter().filter(|(_, way)| is_of_family(way));
         let is_from_it = |way: &Lookup| way.index == uplink.index || way.source == Some(uplink.address);
-        ways().any(|(what, _)| what.starts_with("node ")) && !ways().any(|(_, way)| is_from_it(way))
+        ways().any(|(what, _)| matches!(what, WayTo::Node(_))) && !ways().any(|(_, way)| is_from_it(way))
     }
 
     fn uplink(&self, address: IpAddr, chosen_by: String) -> Option<Uplink> {

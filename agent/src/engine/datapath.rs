@@ -16,7 +16,7 @@ use crate::kernel::Kernel;
 use crate::kernel::apply::Failure;
 use crate::kernel::desired::Desired;
 use crate::kernel::plan::Change;
-use crate::kernel::snapshot::HostNetwork;
+use crate::kernel::snapshot::{HostNetwork, WayTo};
 use crate::kernel::state::{Actual, Device};
 use crate::owner::Owner;
 
@@ -47,7 +47,7 @@ pub trait Datapath {
     /// Reads the host's interfaces, and the ways to these addresses.
     fn host_network(
         &self,
-        asked: Vec<(String, IpAddr)>,
+        asked: Vec<(WayTo, IpAddr)>,
     ) -> impl Future<Output = Result<HostNetwork, Error>> + Send;
 
     /// Looks up the ways to peers.
@@ -95,7 +95,7 @@ impl Datapath for OnNode {
         self.kernel.run(move |kernel| kernel.apply(changes, &desired, indexes)).await
     }
 
-    async fn host_network(&self, asked: Vec<(String, IpAddr)>) -> Result<HostNetwork, Error> {
+    async fn host_network(&self, asked: Vec<(WayTo, IpAddr)>) -> Result<HostNetwork, Error> {
         self.kernel.run(move |kernel| kernel.host_network(&asked)).await
     }
 

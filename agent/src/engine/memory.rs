@@ -10,12 +10,9 @@ use polder_netlink::route::Lookup;
 use tokio::time::Instant;
 
 use crate::kernel::desired::Known;
-use crate::kernel::snapshot::HostNetwork;
+use crate::kernel::snapshot::{HostNetwork, WayTo};
 use crate::repair::Pace;
 use crate::underlay::Underlay;
-
-/// What the addresses that are nobody's are called.
-pub(super) const THE_WORLD: &str = "the world";
 
 /// The host's interfaces and routes.
 #[derive(Debug, Default)]
@@ -48,7 +45,7 @@ pub(super) struct Outward {
 impl Outward {
     pub(super) fn of(network: &HostNetwork) -> Self {
         let interfaces = network.interfaces.iter().map(|(index, (name, _))| (*index, name.clone())).collect();
-        let world = network.routes.iter().filter(|(what, way)| what == THE_WORLD && !way.local);
+        let world = network.routes.iter().filter(|(what, way)| *what == WayTo::World && !way.local);
         Self { interfaces, meshes: network.meshes.clone(), world: world.map(|(_, way)| way.index).collect() }
     }
 }

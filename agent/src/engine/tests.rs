@@ -27,7 +27,7 @@ use crate::kernel::apply::Failure;
 use crate::kernel::desired::Desired;
 use crate::kernel::features::Features;
 use crate::kernel::plan::tests::Model;
-use crate::kernel::snapshot::HostNetwork;
+use crate::kernel::snapshot::{HostNetwork, WayTo};
 use crate::kernel::state::{Actual, Device};
 use crate::kernel::sysctl::Sysctls;
 use crate::leases::Leases;
@@ -93,12 +93,12 @@ impl Datapath for Fake {
         Ok(Vec::new())
     }
 
-    async fn host_network(&self, _: Vec<(String, IpAddr)>) -> Result<HostNetwork, Error> {
+    async fn host_network(&self, _: Vec<(WayTo, IpAddr)>) -> Result<HostNetwork, Error> {
         let address = "192.0.2.7/24".parse().unwrap();
         Ok(HostNetwork {
             interfaces: [(IfIndex::new(2), ("eth0".to_owned(), 1500))].into(),
             addresses: vec![Address { index: IfIndex::new(2), address, global: true, fleeting: false }],
-            routes: vec![(THE_WORLD.to_owned(), way())],
+            routes: vec![(WayTo::World, way())],
             ..HostNetwork::default()
         })
     }

@@ -1,9 +1,10 @@
 //! Reading the kernel: what of it is ours, in the words of the desired state.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 
-use polder_api::{IfName, is_host_interface};
+use polder_api::{IfName, NodeName, is_host_interface};
 use polder_ipam::recovery::LivingPod;
 use polder_netlink::address::Address;
 use polder_netlink::link::{Kind, Link};
@@ -26,10 +27,31 @@ pub struct HostNetwork {
     pub own: BTreeSet<IfIndex>,
     /// The addresses of all interfaces.
     pub addresses: Vec<Address>,
-    /// How the host would reach those that it has to reach, the most telling first: what it is, and the way.
-    pub routes: Vec<(String, Lookup)>,
+    /// How the host would reach those that it has to reach, the most telling first.
+    pub routes: Vec<(WayTo, Lookup)>,
     /// The routes that the host is configured with.
     pub configured: Vec<ForeignRoute>,
+}
+
+/// Whom a host has to reach, so that the kernel is asked for the way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WayTo {
+    /// That node.
+    Node(NodeName),
+    /// A member of etcd.
+    Etcd,
+    /// The addresses that are nobody's.
+    World,
+}
+
+impl fmt::Display for WayTo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Node(name) => write!(f, "node {name}"),
+            Self::Etcd => f.write_str("etcd"),
+            Self::World => f.write_str("the world"),
+        }
+    }
 }
 
 impl Kernel {
@@ -95,7 +117,7 @@ impl Kernel {
     }
 
     /// Reads the host's interfaces, addresses and routes. `asked` are those that the node has to reach.
-    pub fn host_network(&mut self, asked: &[(String, IpAddr)]) -> Result<HostNetwork, Error> {
+    pub fn host_network(&mut self, asked: &[(WayTo, IpAddr)]) -> Result<HostNetwork, Error> {
         let links = self.routes.links()?;
         let usable = links.values().filter(|link| link.up && device(link).is_none());
         let mut network = HostNetwork {

@@ -30,8 +30,8 @@ fn facts() -> Facts {
             Address { global: false, ..address(3, "fe80::7/64") },
         ],
         routes: vec![
-            ("node n2".to_owned(), lookup(3, "10.0.0.7")),
-            ("the world".to_owned(), lookup(2, "192.0.2.7")),
+            (WayTo::Node("n2".parse().unwrap()), lookup(3, "10.0.0.7")),
+            (WayTo::World, lookup(2, "192.0.2.7")),
         ],
         configured: Vec::new(),
     };
