@@ -380,6 +380,12 @@ impl Worker {
         self.node.run("ip", &["netns", "delete", pod.name()]);
     }
 
+    /// A DEL, which has to succeed.
+    pub fn del(&self, container: &str, netns: &str, conf: &Value) {
+        let result = self.cni("DEL", container, netns, conf);
+        assert_eq!(result, Ok(Value::Null), "{container}, {netns:?}, {conf}");
+    }
+
     /// Takes a pod's namespace away without a DEL. Returns when its interface is gone, too: the kernel takes namespaces
     /// down later, one after the other.
     pub fn lose(&self, pod: &Pod) {

@@ -116,6 +116,11 @@ impl Lab {
         lab
     }
 
+    /// One node with both families, which serves.
+    pub fn start_node() -> Self {
+        Self::start(Topology::one_segment(1).families(Families::DUAL))
+    }
+
     /// Starts all agents. Returns when they serve, and know each other.
     pub fn start_agents(&mut self) {
         self.workers.iter_mut().for_each(Worker::start);

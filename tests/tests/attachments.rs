@@ -24,18 +24,9 @@ use polder_tests::traces::{assert_nothing_left, traces, used};
 use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::{Value, json};
 
-fn node() -> Lab {
-    Lab::start(Topology::one_segment(1).families(Families::DUAL))
-}
-
-/// A DEL, which has to succeed.
-fn del(worker: &Worker, container: &str, netns: &str, conf: &Value) {
-    assert_eq!(worker.cni("DEL", container, netns, conf), Ok(Value::Null), "{container}, {netns:?}, {conf}");
-}
-
 #[test]
 fn an_add_makes_what_it_says_and_a_del_leaves_nothing() {
-    let lab = node();
+    let lab = Lab::start_node();
     let worker = &lab.workers[0];
     for version in VERSIONS {
         let pod = worker.pod_with(version, &Worker::netconf(version));
@@ -91,7 +82,7 @@ fn assert_is_as_it_says(worker: &Worker, pod: &Pod) {
 
 #[test]
 fn a_second_add_is_refused_and_the_first_attachment_is_whole() {
-    let lab = node();
+    let lab = Lab::start_node();
     let worker = &lab.workers[0];
     let other = worker.pod("other");
     for (count, version) in VERSIONS.into_iter().enumerate() {
@@ -111,7 +102,7 @@ fn a_second_add_is_refused_and_the_first_attachment_is_whole() {
 
 #[test]
 fn an_add_where_the_interface_exists_is_refused_and_leaks_nothing() {
-    let lab = node();
+    let lab = Lab::start_node();
     let worker = &lab.workers[0];
     let netns = worker.namespace("a");
     worker.node.shell("ip -n a link add eth0 type bridge");
@@ -125,7 +116,7 @@ fn an_add_where_the_interface_exists_is_refused_and_leaks_nothing() {
 
 #[test]
 fn an_add_whose_wiring_fails_is_undone() {
-    let lab = node();
+    let lab = Lab::start_node();
     let worker = &lab.workers[0];
     let netns = worker.namespace("a");
     // New interfaces have no IPv6 there, and the plugin cannot switch it on.
@@ -146,7 +137,7 @@ fn an_add_whose_wiring_fails_is_undone() {
 
 #[test]
 fn an_add_while_the_bridge_is_none_is_undone_and_one_after_its_repair_succeeds() {
-    let lab = node();
+    let lab = Lab::start_node();
     let worker = &lab.workers[0];
     let netns = worker.namespace("a");
     for version in VERSIONS {
@@ -157,7 +148,7 @@ fn an_add_while_the_bridge_is_none_is_undone_and_one_after_its_repair_succeeds()
             worker.freeze(true);
             worker.node.shell("ip link del polder0; ip link add polder0 type veth peer name other0");
             worker.freeze(false);
-            let early = add().map(|_| del(worker, "a", &netns, &conf));
+            let early = add().map(|_| worker.del("a", &netns, &conf));
             early.err().ok_or("it came later".to_owned())
         });
         assert!([5, 11].contains(&error["code"].as_u64().unwrap()), "{error}");
@@ -165,14 +156,14 @@ fn an_add_while_the_bridge_is_none_is_undone_and_one_after_its_repair_succeeds()
         assert!(!inside.contains("eth0") && !outside.contains("pld"), "{error}: {inside}{outside}");
         assert_eq!(worker.status()["pods"], 0, "after {error}");
         wait::until("the bridge to be one again", || add().map_err(|error| error.to_string()));
-        del(worker, "a", &netns, &conf);
+        worker.del("a", &netns, &conf);
     }
     assert_nothing_left(&lab, worker);
 }
 
 #[test]
 fn of_two_adds_of_one_attachment_at_once_one_succeeds_and_the_other_leaves_it_alone() {
-    let lab = node();
+    let lab = Lab::start_node();
     let worker = &lab.workers[0];
     for version in VERSIONS {
         let (netns, conf) = (worker.namespace(version), Worker::netconf(version));
@@ -196,7 +187,7 @@ fn of_two_adds_of_one_attachment_at_once_one_succeeds_and_the_other_leaves_it_al
 
 #[test]
 fn two_interfaces_of_one_container_are_two_attachments_and_both_answer() {
-    let lab = node();
+    let lab = Lab::start_node();
     let worker = &lab.workers[0];
     let first = worker.pod("a");
     let reached = |pod: &Pod| {
@@ -231,7 +222,7 @@ fn two_interfaces_of_one_container_are_two_attachments_and_both_answer() {
 
 #[test]
 fn a_del_succeeds_twice_and_for_what_was_never_added_and_without_a_namespace() {
-    let lab = node();
+    let lab = Lab::start_node();
     let worker = &lab.workers[0];
     let kept = worker.pod("kept");
     for version in VERSIONS {
@@ -244,8 +235,8 @@ fn a_del_succeeds_twice_and_for_what_was_never_added_and_without_a_namespace() {
             assert_eq!(worker.status()["pods"], 1);
         }
         for netns in ["", pod.netns(), kept.netns(), "/etc/passwd"] {
-            del(worker, "never-added", netns, &conf);
-            del(worker, version, netns, &conf);
+            worker.del("never-added", netns, &conf);
+            worker.del(version, netns, &conf);
         }
     }
     assert_flat_over(Families::DUAL, &[kept, worker.pod("b")], 1450);
@@ -253,7 +244,7 @@ fn a_del_succeeds_twice_and_for_what_was_never_added_and_without_a_namespace() {
 
 #[test]
 fn a_del_takes_its_own_attachment_wherever_the_namespace_leads_and_whatever_the_runtime_remembers() {
-    let lab = node();
+    let lab = Lab::start_node();
     let worker = &lab.workers[0];
     let (kept, netns) = (worker.pod("kept"), worker.namespace("a"));
     for version in VERSIONS {
@@ -268,14 +259,14 @@ fn a_del_takes_its_own_attachment_wherever_the_namespace_leads_and_whatever_the_
         };
         for netns in ["", "/run/netns/never", kept.netns(), "/etc/passwd"] {
             let pod = attached();
-            del(worker, "a", netns, &pod.later_conf());
+            worker.del("a", netns, &pod.later_conf());
             is_gone(&pod);
         }
         let stranger =
             json!({ "interfaces": [{ "name": kept.host_interface() }], "ips": kept.result()["ips"] });
         for previous in [Value::Null, json!([]), json!("garbage"), json!({ "ips": 5 }), stranger] {
             let pod = attached();
-            del(worker, "a", pod.netns(), &conf(version, &json!({ "prevResult": previous })));
+            worker.del("a", pod.netns(), &conf(version, &json!({ "prevResult": previous })));
             is_gone(&pod);
         }
     }
@@ -296,8 +287,8 @@ fn a_late_del_takes_nothing_from_who_has_the_address_now() {
     let new = worker.pod_within(wait::PATIENCE * 2, "new", &Worker::netconf("1.1.0"));
     assert_eq!(new.v4(), old.v4());
     for version in VERSIONS {
-        del(worker, "old", old.netns(), &conf(version, &json!({ "prevResult": old.result() })));
-        del(worker, "old", new.netns(), &conf(version, &json!({ "prevResult": new.result() })));
+        worker.del("old", old.netns(), &conf(version, &json!({ "prevResult": old.result() })));
+        worker.del("old", new.netns(), &conf(version, &json!({ "prevResult": new.result() })));
     }
     assert_eq!(worker.status()["pods"], 61);
     assert_eq!(worker.cni("CHECK", "new", new.netns(), &new.later_conf()), Ok(Value::Null));
@@ -326,7 +317,7 @@ fn an_exhausted_pool_is_named_with_what_has_become_of_it() {
 
 #[test]
 fn a_del_without_the_agent_takes_the_interface_and_the_agent_frees_the_address_later() {
-    let mut lab = node();
+    let mut lab = Lab::start_node();
     let worker = &lab.workers[0];
     let kept = worker.pod("kept");
     let pods = VERSIONS.map(|version| worker.pod_with(version, &Worker::netconf(version)));
@@ -334,8 +325,8 @@ fn a_del_without_the_agent_takes_the_interface_and_the_agent_frees_the_address_l
     let worker = &lab.workers[0];
     let netns = worker.namespace("late");
     for pod in &pods {
-        del(worker, pod.name(), pod.netns(), &pod.later_conf());
-        del(worker, pod.name(), pod.netns(), &pod.later_conf());
+        worker.del(pod.name(), pod.netns(), &pod.later_conf());
+        worker.del(pod.name(), pod.netns(), &pod.later_conf());
         let links = worker.node.run("ip", &["-o", "link"]);
         assert!(!links.contains(&pod.host_interface()), "the interface is still there: {links}");
         let error = worker.cni("ADD", "late", &netns, pod.conf()).unwrap_err();
@@ -352,7 +343,7 @@ fn a_del_without_the_agent_takes_the_interface_and_the_agent_frees_the_address_l
 
 #[test]
 fn a_plugin_that_dies_before_it_makes_an_interface_gives_the_address_back() {
-    let lab = node();
+    let lab = Lab::start_node();
     let worker = &lab.workers[0];
     // To the agent it is a caller that asks and hangs up.
     let socket = worker.node.outside(Path::new("/run/polder/agent.sock"));
@@ -366,7 +357,7 @@ fn a_plugin_that_dies_before_it_makes_an_interface_gives_the_address_back() {
 
 #[test]
 fn a_plugin_that_dies_before_it_is_heard_gets_nothing() {
-    let lab = node();
+    let lab = Lab::start_node();
     let worker = &lab.workers[0];
     let socket = worker.node.outside(Path::new("/run/polder/agent.sock"));
     // The DEL of such a one may be heard before it.
@@ -413,7 +404,7 @@ fn the_only_pod_of_a_node_gets_the_very_first_packet() {
 
 #[test]
 fn a_hundred_adds_at_once_and_a_hundred_dels_leave_no_trace() {
-    let lab = node();
+    let lab = Lab::start_node();
     let worker = &lab.workers[0];
     let conf = Worker::netconf("1.1.0");
     let names: Vec<String> = (0..100).map(|number| format!("p{number}")).collect();
@@ -454,7 +445,7 @@ fn a_hundred_adds_at_once_and_a_hundred_dels_leave_no_trace() {
 
 #[test]
 fn the_pod_named_in_the_arguments_is_in_etcd_and_in_the_alias() {
-    let lab = node();
+    let lab = Lab::start_node();
     let pod = lab.workers[0].pod("web-0");
     wait::until_true("etcd to be told", || lab.etcd.keys("/polder/v1/addresses/n1/").len() == 2);
     let record =
@@ -466,7 +457,7 @@ fn the_pod_named_in_the_arguments_is_in_etcd_and_in_the_alias() {
 
 #[test]
 fn a_bridge_that_is_full_is_named_with_what_to_do_and_nothing_is_left() {
-    let lab = node();
+    let lab = Lab::start_node();
     let worker = &lab.workers[0];
     // 1,023 ports with that of the probe endpoint, as if there were as many pods.
     worker.node.shell(
@@ -483,7 +474,7 @@ fn a_bridge_that_is_full_is_named_with_what_to_do_and_nothing_is_left() {
 
 #[test]
 fn an_interface_that_is_switched_off_and_on_keeps_its_addresses() {
-    let lab = node();
+    let lab = Lab::start_node();
     let pod = lab.workers[0].pod("a");
     pod.run("sh", &["-ec", "ip link set eth0 down; ip link set eth0 up"]);
     let addresses = pod.run("ip", &["-o", "address", "show", "dev", "eth0"]);

@@ -7,7 +7,6 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use polder_tests::agent::Worker;
 use polder_tests::cni::{VERSIONS, WITH_CHECK, WITH_GC, WITH_RESULTS, code, conf, message, since};
-use polder_tests::fabric::Families;
 use polder_tests::matrix::assert_flat;
 use polder_tests::probe::{self, Echo};
 use polder_tests::wait::PATIENCE;
@@ -15,13 +14,9 @@ use polder_tests::ways::wait_for_ways;
 use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::{Value, json};
 
-fn node() -> Lab {
-    Lab::start(Topology::one_segment(1).families(Families::DUAL))
-}
-
 #[test]
 fn every_version_adds_checks_and_deletes_in_its_own_shape() {
-    let lab = node();
+    let lab = Lab::start_node();
     let worker = &lab.workers[0];
     for version in VERSIONS {
         let name = format!("v{}", version.replace('.', "-"));
@@ -80,7 +75,7 @@ fn nth(worker: &Worker, number: u32) -> IpAddr {
 
 #[test]
 fn a_pod_gets_the_addresses_the_mac_address_and_the_pool_that_it_asks_for() {
-    let lab = node();
+    let lab = Lab::start_node();
     let worker = &lab.workers[0];
     let elsewhere = worker.namespace("elsewhere");
     // What was freed rests: each version asks for addresses of its own.

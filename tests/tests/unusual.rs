@@ -7,38 +7,29 @@ use polder_tests::cni::code;
 use polder_tests::fabric::Families;
 use polder_tests::matrix::assert_flat_over;
 use polder_tests::traces::assert_nothing_left;
-use polder_tests::{Lab, Pod, Topology, wait};
+use polder_tests::{Lab, Pod, wait};
 use serde_json::{Value, json};
-
-fn node() -> Lab {
-    Lab::start(Topology::one_segment(1).families(Families::DUAL))
-}
-
-/// A DEL, which has to succeed.
-fn del(worker: &Worker, container: &str, netns: &str, conf: &Value) {
-    assert_eq!(worker.cni("DEL", container, netns, conf), Ok(Value::Null), "{container}, {netns:?}, {conf}");
-}
 
 #[test]
 fn a_container_takes_its_own_address_back_at_once_and_nobody_else_does() {
-    let lab = node();
+    let lab = Lab::start_node();
     let worker = &lab.workers[0];
     let pod = worker.pod("a");
     let own = pod.v4().to_string();
     // As podman's `network reload` asks for it: twice.
     let mut conf = Worker::netconf("1.0.0");
     conf["runtimeConfig"] = json!({ "ips": [own, own] });
-    del(worker, "a", pod.netns(), &pod.later_conf());
+    worker.del("a", pod.netns(), &pod.later_conf());
     let again = worker.cni("ADD", "a", pod.netns(), &conf).unwrap();
     assert!(again["ips"].to_string().contains(&own), "{again}");
     let netns = worker.namespace("b");
-    del(worker, "a", pod.netns(), &conf);
+    worker.del("a", pod.netns(), &conf);
     assert_eq!(code(worker.cni("ADD", "b", &netns, &conf)), 11);
 }
 
 #[test]
 fn a_pod_with_the_longest_names_is_attached() {
-    let lab = node();
+    let lab = Lab::start_node();
     let worker = &lab.workers[0];
     let (container, long) = ("c".repeat(64), |length: usize| "x".repeat(length));
     for (namespace, name) in [(63, 253), (63, 113), (63, 114), (7, 173), (7, 253)] {
@@ -56,13 +47,13 @@ fn a_pod_with_the_longest_names_is_attached() {
         let output = worker.plugin(&variables, &conf.to_string());
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{namespace} and {name}: {said}");
-        del(worker, &container, &netns, &conf);
+        worker.del(&container, &netns, &conf);
     }
 }
 
 #[test]
 fn a_pod_whose_namespace_has_no_ipv6_by_default_gets_it_on_its_interface() {
-    let lab = node();
+    let lab = Lab::start_node();
     let worker = &lab.workers[0];
     let netns = worker.namespace("a");
     worker.node.shell("nsenter --net=/run/netns/a sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1");
@@ -74,7 +65,7 @@ fn a_pod_whose_namespace_has_no_ipv6_by_default_gets_it_on_its_interface() {
 
 #[test]
 fn a_pod_is_deleted_and_checked_whatever_else_its_configuration_has_got() {
-    let lab = node();
+    let lab = Lab::start_node();
     let worker = &lab.workers[0];
     let pod = worker.pod("a");
     let mut conf = pod.later_conf();
@@ -83,13 +74,13 @@ fn a_pod_is_deleted_and_checked_whatever_else_its_configuration_has_got() {
     assert_eq!(worker.cni("CHECK", "a", pod.netns(), &conf), Ok(Value::Null));
     let netns = worker.namespace("b");
     assert_eq!(code(worker.cni("ADD", "b", &netns, &conf)), 2);
-    del(worker, "a", pod.netns(), &conf);
+    worker.del("a", pod.netns(), &conf);
     assert_nothing_left(&lab, worker);
 }
 
 #[test]
 fn an_add_waits_for_an_agent_that_is_replaced_and_a_check_does_without() {
-    let mut lab = node();
+    let mut lab = Lab::start_node();
     let pod = lab.workers[0].pod("a");
     assert!(lab.workers[0].stop());
     let worker = &lab.workers[0];
