@@ -340,13 +340,13 @@ impl Look<'_> {
     fn unpublished(&self, address: IpAddr, status: &mut AddressStatus) -> (AddressStanding, String) {
         let claim = self.view.blocks.iter().find(|(block, _)| block.cidr().has(address));
         let Some((block, claim)) = claim else {
-            return match self.view.lost {
-                Some(_) => (
+            return match self.published {
+                Some(_) => (AddressStanding::Unclaimed, "no node has claimed its block".to_owned()),
+                None => (
                     AddressStanding::Unknown,
-                    "the store is away, and a node may have claimed its block: ask when it is back"
+                    "the store does not answer, and a node may have claimed its block: ask when it is back"
                         .to_owned(),
                 ),
-                None => (AddressStanding::Unclaimed, "no node has claimed its block".to_owned()),
             };
         };
         let claim = &claim.record;
@@ -383,13 +383,10 @@ impl Look<'_> {
 
     /// Why the node may have given the address to a pod without that being read here; `None` where it would be.
     fn unpublished_because(&self, node: &NodeName) -> Option<String> {
-        if self.view.lost.is_some() {
-            return Some(format!(
-                "the store is away, so what node {node} has published cannot be read: ask when it is back"
-            ));
-        }
         if self.published.is_none() {
-            return Some(format!("what node {node} has published cannot be read: ask again"));
+            return Some(format!(
+                "the store does not answer, so what node {node} has published cannot be read: ask when it is back"
+            ));
         }
         refused::is_of_all(&self.reporter.store).then(|| {
             format!("the store refuses writes, so node {node} may not have published it: ask polderctl on node {node}")
