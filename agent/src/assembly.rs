@@ -29,6 +29,7 @@ use crate::machine::Machine;
 use crate::node::{Calls, Node, Pods};
 use crate::owner::Owner;
 use crate::probe::NotProbed;
+use crate::probe::direct::DirectPaths;
 use crate::probe::schedule::{Key, Verdict};
 use crate::readiness::Readiness;
 use crate::repair::Alarm;
@@ -142,6 +143,7 @@ struct ProbeEntries {
     endpoint: watch::Sender<Endpoint>,
     probed: watch::Sender<Result<(), NotProbed>>,
     verdicts: watch::Sender<Arc<BTreeMap<Key, Verdict>>>,
+    direct: watch::Sender<Arc<DirectPaths>>,
 }
 
 /// All entries, before any task has written its own.
@@ -160,6 +162,7 @@ fn entries() -> (RecordEntries, AddressEntries, DatapathEntries) {
         endpoint: watch::Sender::new(Endpoint::Awaited),
         probed: watch::Sender::new(Err(NotProbed::NotYet)),
         verdicts: watch::Sender::default(),
+        direct: watch::Sender::default(),
     };
     let engine = engine::Entries {
         underlay: watch::Sender::new(Err(NotChosen::NotYet)),
@@ -340,6 +343,7 @@ fn reporter(
         told: Told {
             repairs: datapath.engine.repairs.subscribe(),
             verdicts: datapath.probe.verdicts.subscribe(),
+            direct: datapath.probe.direct.subscribe(),
             leases: records.leases.subscribe(),
             endpoint: datapath.probe.endpoint.subscribe(),
             host: datapath.host.subscribe(),
@@ -396,6 +400,7 @@ fn datapath_tasks(
         endpoint: entries.probe.endpoint.subscribe(),
         probed: entries.probe.probed,
         verdicts: entries.probe.verdicts,
+        direct: entries.probe.direct,
     };
     let host = host::Task {
         resync: config.resync,
@@ -413,6 +418,7 @@ fn datapath_tasks(
             datapath: engine::OnNode { kernel: kernel.clone(), ipam: node.ipam.clone() },
             readiness: readiness.clone(),
             store_at: lines.store_at,
+            direct: prober.direct.subscribe(),
             leases: lines.leases,
             alarm,
         },

@@ -106,12 +106,14 @@ impl<D: Datapath> Task<D> {
         let mut registration = board.membership.registrations();
         let mut probed = tools.readiness.probes();
         let mut leases = tools.leases.clone();
+        let mut direct = tools.direct.clone();
         let mut engine = Engine::new(tools, entries, announcer);
         let mut cause = Cause::Underlay;
         loop {
             view.mark_unchanged();
             holdings.mark_unchanged();
             registration.mark_unchanged();
+            direct.mark_unchanged();
             engine.work(cause).await;
             let (wake, dead) = (Instant::now() + engine.pause(), engine.dead.clone());
             cause = loop {
@@ -121,6 +123,7 @@ impl<D: Datapath> Task<D> {
                     _ = holdings.changed() => Cause::Records,
                     _ = registration.changed() => Cause::Records,
                     () = async { drop(leases.wait_for(|leases| *leases.dead() != dead).await) } => Cause::Records,
+                    _ = direct.changed() => Cause::Records,
                     () = senders.rung() => Cause::Records,
                     () = underlay.rung() => Cause::Underlay,
                     () = engine.disturbed() => Cause::Disturbance,

@@ -4,6 +4,7 @@
 //! packets; and from host to host, which tells a node that is down from one that drops what it should forward.
 
 mod closed;
+pub mod direct;
 mod echo;
 mod pings;
 pub mod schedule;
@@ -26,8 +27,9 @@ use tracing::{info, warn};
 
 pub use self::closed::NotProbed;
 use self::closed::{Blind, Silent};
+use self::direct::DirectPaths;
 use self::pings::{OnNode, Pings, answer, send};
-use self::schedule::{Key, Schedule, Shot, Sizes, Target, Token, Verdict};
+use self::schedule::{Key, Schedule, Shot, Sizes, Target, Token, VOLLEY, Verdict};
 use self::verdict::{ENDPOINT_FAILURES, Living, combine, is_suspect};
 pub use self::words::{problem, state};
 use crate::board::{Pass, Passes, set_if_changed};
@@ -35,8 +37,7 @@ use crate::endpoint::{Endpoint, Open};
 use crate::kernel::desired::Reached;
 use crate::leases;
 
-/// Probes that go out at once, and the time before the next ones do.
-const VOLLEY: usize = 20;
+/// Between two volleys.
 const VOLLEYS_APART: Duration = Duration::from_millis(10);
 
 /// Answers that come together are told together.
@@ -72,6 +73,8 @@ pub struct Task {
     pub probed: watch::Sender<Result<(), NotProbed>>,
     /// What is known of the way to each peer.
     pub verdicts: watch::Sender<Arc<BTreeMap<Key, Verdict>>>,
+    /// What is known of the direct path to each peer on the same link, whichever path its pods' packets take.
+    pub direct: watch::Sender<Arc<DirectPaths>>,
 }
 
 impl Task {
@@ -94,6 +97,7 @@ impl Task {
             pings,
             host: Side::new(self.resync),
             forwarded: Side::new(self.resync),
+            direct: direct::Tests::new(self.resync),
             task: self,
             blind: PerFamily::NONE,
             endpoint: None,
@@ -127,6 +131,9 @@ impl Task {
                 (family, answer) = answer(&prober.pings, &prober.forwarded.echoes) => {
                     prober.take(Route::Forwarded, family, answer);
                 }
+                (family, answer) = answer(&prober.pings, prober.direct.echoes()) => {
+                    prober.take(Route::Underlay, family, answer);
+                }
                 () = sleep_until(prober.wake()) => {}
             }
         }
@@ -140,6 +147,8 @@ struct Prober<P: Pings> {
     host: Side<P::Echo>,
     /// From endpoint to endpoint.
     forwarded: Side<P::Echo>,
+    /// To the peers' underlay addresses.
+    direct: direct::Tests<P::Echo>,
     /// Why there are no sockets on the host, although the node has an address.
     blind: PerFamily<Option<Blind>>,
     /// The endpoint that the sockets of `forwarded` are in.
@@ -173,6 +182,7 @@ impl<E> Side<E> {
 enum Route {
     Host,
     Forwarded,
+    Underlay,
 }
 
 impl<P: Pings> Prober<P> {
@@ -215,6 +225,8 @@ impl<P: Pings> Prober<P> {
         let now = Instant::now();
         self.host.schedule.aim(hosts, now);
         self.forwarded.schedule.aim(endpoints, now);
+        let underlay = self.task.passes.underlay().map(|underlay| underlay.addresses()).unwrap_or_default();
+        self.direct.aim(&self.pings, &pass.paths, &self.host.echoes, &underlay, now);
         self.tell_at.get_or_insert(now);
     }
 
@@ -254,7 +266,8 @@ impl<P: Pings> Prober<P> {
         // Where one does not answer it is soon known what the other does.
         hurry(&shots, &self.host.schedule, &mut self.forwarded.schedule, now);
         hurry(&forwarded, &self.forwarded.schedule, &mut self.host.schedule, now);
-        if shots.is_empty() && forwarded.is_empty() {
+        let tests = self.direct.shoot(&self.pings, &self.host.echoes, now).await;
+        if shots.is_empty() && forwarded.is_empty() && !tests {
             return;
         }
         send(&self.pings, &self.host.echoes, shots).await;
@@ -264,18 +277,27 @@ impl<P: Pings> Prober<P> {
     }
 
     fn take(&mut self, route: Route, family: Family, answer: io::Result<(IpAddr, Token)>) {
-        let side = match route {
-            Route::Host => &mut self.host,
-            Route::Forwarded => &mut self.forwarded,
-        };
         match answer {
             Ok((from, token)) => {
-                side.schedule.take(from, token, Instant::now());
-                self.tell_at.get_or_insert(Instant::now() + SETTLE);
+                let now = Instant::now();
+                match route {
+                    Route::Host => {
+                        self.host.schedule.take(from, token, now);
+                        // From the same address, and to others.
+                        self.direct.take_pods(from, token, now);
+                    }
+                    Route::Forwarded => self.forwarded.schedule.take(from, token, now),
+                    Route::Underlay => self.direct.take_nodes(from, token, now),
+                }
+                self.tell_at.get_or_insert(now + SETTLE);
             }
             Err(error) => {
                 warn!(%family, %error, "answers to probes cannot be read");
-                side.echoes[family] = None;
+                match route {
+                    Route::Host => self.host.echoes[family] = None,
+                    Route::Forwarded => self.forwarded.echoes[family] = None,
+                    Route::Underlay => self.direct.close(family),
+                }
                 self.aimed_by = None;
             }
         }
@@ -283,7 +305,8 @@ impl<P: Pings> Prober<P> {
 
     fn wake(&self) -> Instant {
         let now = Instant::now();
-        let next = [self.host.schedule.next(), self.forwarded.schedule.next()].into_iter().flatten().min();
+        let next = [self.host.schedule.next(), self.forwarded.schedule.next(), self.direct.next()];
+        let next = next.into_iter().flatten().min();
         let next = next.map(|next| next.max(now + VOLLEYS_APART));
         let far = now + PATIENCE;
         [next, self.tell_at, self.ask_at].into_iter().flatten().fold(far, Instant::min)
@@ -298,7 +321,11 @@ impl<P: Pings> Prober<P> {
         }
         self.tell_at = None;
         self.ask_at = None;
+        self.direct.follow_up(now);
         self.ask_for_suspects().await;
+        let alive = &self.alive;
+        let direct = self.direct.judge(|name| living(alive, name), now);
+        set_if_changed(&self.task.direct, Arc::new(direct));
         let verdicts = self.verdicts();
         if self.task.probed.borrow().is_err() {
             let probed = self.judge(pass, &verdicts).await;
@@ -322,17 +349,12 @@ impl<P: Pings> Prober<P> {
         let keys: BTreeSet<&Key> = self.host.schedule.keys().chain(self.forwarded.schedule.keys()).collect();
         let verdict = |key: &Key| {
             let host = self.host.schedule.seen(key).map(|seen| seen.verdict);
-            let living = match self.alive.get(&key.0) {
-                Some((true, _)) => Living::Yes,
-                Some((false, _)) => Living::No,
-                None => Living::Unknown,
-            };
-            combine(host, self.forwarded.schedule.seen(key), living)
+            combine(host, self.forwarded.schedule.seen(key), living(&self.alive, &key.0))
         };
         keys.into_iter().map(|key| (key.clone(), verdict(key))).collect()
     }
 
-    /// Asks the store which agents are alive of those whose endpoints do not answer, although their hosts do.
+    /// Asks the store which agents are alive of those of whom one address answers and another one does not.
     async fn ask_for_suspects(&mut self) {
         let mut suspects: BTreeMap<NodeName, u8> = BTreeMap::new();
         for key in self.forwarded.schedule.keys() {
@@ -341,6 +363,9 @@ impl<P: Pings> Prober<P> {
                 let lost = suspects.entry(key.0.clone()).or_default();
                 *lost = seen.lost.max(*lost);
             }
+        }
+        for name in self.direct.suspects() {
+            suspects.entry(name.clone()).or_default();
         }
         self.alive.retain(|name, _| suspects.contains_key(name));
         let now = Instant::now();
@@ -416,6 +441,15 @@ impl<P: Pings> Prober<P> {
             return Err(NotProbed::Dropped(Silent::of(dropped.iter())));
         }
         Err(NotProbed::Silent(Silent::of(silent.iter())))
+    }
+}
+
+/// What the store has said of a peer's agent.
+fn living(alive: &BTreeMap<NodeName, (bool, Instant)>, name: &NodeName) -> Living {
+    match alive.get(name) {
+        Some((true, _)) => Living::Yes,
+        Some((false, _)) => Living::No,
+        None => Living::Unknown,
     }
 }
 

@@ -13,6 +13,7 @@ use crate::endpoint::Endpoint;
 use crate::kernel::features::Features;
 use crate::leases::Leases;
 use crate::owner::Owner;
+use crate::probe::direct::DirectPaths;
 use crate::probe::schedule::{Key, Verdict};
 use crate::readiness::Readiness;
 use crate::repair::Repairs;
@@ -41,6 +42,8 @@ pub struct Told {
     pub repairs: watch::Receiver<Repairs>,
     /// What the prober knows of the way to each peer.
     pub verdicts: watch::Receiver<Arc<BTreeMap<Key, Verdict>>>,
+    /// What it knows of the direct paths.
+    pub direct: watch::Receiver<Arc<DirectPaths>>,
     /// Which other nodes' agents are not alive.
     pub leases: watch::Receiver<Arc<Leases>>,
     /// Whether the node has a probe endpoint.

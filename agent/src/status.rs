@@ -17,7 +17,7 @@ use crate::kernel::desired::Path;
 use crate::leases;
 use crate::machine::now;
 use crate::presence;
-use crate::probe;
+use crate::probe::{self, direct};
 use crate::refused;
 use crate::repair::Repair;
 use crate::reporter::Reporter;
@@ -183,7 +183,15 @@ fn problems(reporter: &Reporter, view: &View, pass: Option<&Pass>) -> Vec<String
     let verdicts = reporter.told.verdicts.borrow().clone();
     let closed =
         verdicts.iter().filter_map(|(key, verdict)| probe::problem(key, *verdict, pass.paths.get(key)?));
-    refused.chain(unreachable).chain(closed).chain(mtu).chain(pass.other_failures.iter().cloned()).collect()
+    let has_tunnels = view.cluster.as_ref().is_some_and(|cluster| cluster.record.backend.uses_tunnels());
+    let direct = direct::problem(&reporter.told.direct.borrow(), has_tunnels);
+    refused
+        .chain(unreachable)
+        .chain(closed)
+        .chain(direct)
+        .chain(mtu)
+        .chain(pass.other_failures.iter().cloned())
+        .collect()
 }
 
 /// The nodes of the cluster.

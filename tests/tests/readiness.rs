@@ -9,8 +9,8 @@ use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::Value;
 
 /// Two nodes on one segment that probe each other every second. No agent runs.
-fn lab() -> Lab {
-    let lab = Lab::build(Topology::one_segment(2));
+fn lab(backend: &str) -> Lab {
+    let lab = Lab::build(Topology::one_segment(2).bootstrap(&format!("backend = \"{backend}\"")));
     lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 1"));
     lab
 }
@@ -53,7 +53,7 @@ fn probed(worker: &Worker, other: &str) -> String {
 
 #[test]
 fn a_node_is_ready_only_when_a_peer_that_lives_answers_over_the_way_of_the_pods() {
-    let mut lab = lab();
+    let mut lab = lab("direct");
     close(&lab);
     // There is nobody yet who could answer.
     lab.workers[0].start_and_wait();
@@ -109,7 +109,7 @@ fn a_node_without_a_way_to_any_peer_that_lives_is_not_ready() {
 
 #[test]
 fn peers_that_do_not_live_are_not_waited_for() {
-    let mut lab = lab();
+    let mut lab = lab("auto");
     lab.start_agents();
     lab.workers[1].kill();
     assert!(lab.workers[0].stop());
@@ -259,7 +259,7 @@ fn a_peer_whose_agent_is_dead_is_named_and_counted_until_it_is_back_or_removed()
 
 #[test]
 fn a_way_that_loses_long_packets_is_named() {
-    let mut lab = lab();
+    let mut lab = lab("auto");
     lab.start_agents();
     lab.workers.iter().for_each(wait_for_no_problem);
     let port = |mtu: &str| lab.fabric.node().run("ip", &["link", "set", "n2-1", "mtu", mtu]);

@@ -53,6 +53,63 @@ fn over_a_link_without_link_layer_addresses_auto_takes_the_tunnel() {
 }
 
 #[test]
+fn where_the_network_drops_pods_addresses_auto_takes_the_tunnel_until_it_carries_them() {
+    let mut lab = Lab::build(Topology::one_segment(3).families(Families::DUAL));
+    lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 1"));
+    // As many clouds do: what a machine sends has to have its own address.
+    lab.fabric.node().shell(
+        "nft 'add table bridge cloud; add chain bridge cloud sent { type filter hook forward priority 0; }; \
+         add rule bridge cloud sent iifname n1-1 ip saddr 10.244.0.0/16 drop; \
+         add rule bridge cloud sent iifname n1-1 ip6 saddr fd00:244::/56 drop'",
+    );
+    lab.start_agents();
+    let paths = |worker: &Worker| {
+        let others = ["n1", "n2", "n3"].into_iter().filter(|other| worker.node.name() != *other);
+        let paths = others.flat_map(|other| {
+            ["ipv4", "ipv6"].map(|family| format!("{other} {}", worker.path_to(other, family)))
+        });
+        paths.collect::<Vec<_>>()
+    };
+    let tunnels = ["n2 vxlan", "n2 vxlan", "n3 vxlan", "n3 vxlan"];
+    wait::until_true("tunnels from n1", || paths(&lab.workers[0]) == tunnels);
+    let all = pods(&lab);
+    assert_flat_over(Families::DUAL, &all, 1450);
+    let named = |worker: &Worker| {
+        let problems = texts(&worker.status()["problems"]);
+        problems
+            .into_iter()
+            .filter(|problem| problem.contains("drops packets with pods' addresses"))
+            .collect::<Vec<_>>()
+    };
+    assert!(
+        matches!(&named(&lab.workers[0])[..], [one] if one.contains("n2, n3")),
+        "{:?}",
+        named(&lab.workers[0])
+    );
+    // What one node sends is dropped, and nothing of the others.
+    assert_eq!(paths(&lab.workers[1]), ["n1 direct", "n1 direct", "n3 direct", "n3 direct"]);
+    assert_eq!(named(&lab.workers[1]), Vec::<String>::new());
+    // What tests the path keeps its address, although pods' packets to a node behind a tunnel do not.
+    let (own, other) = (all[0].gateway(all[0].v4()), lab.underlay(1, false));
+    let test = format!("ping -c 2 -i 0.2 -W 1 -I {own} {other} >/dev/null && echo answered || echo lost");
+    assert_eq!(lab.workers[0].node.shell(&test).trim(), "lost");
+    // Another agent does not try it with pods' packets again.
+    lab.workers[0].kill();
+    lab.workers[0].start();
+    wait::until_true("the first pass", || {
+        !lab.workers[0].try_status().unwrap_or_default()["last_pass"].is_null()
+    });
+    assert_eq!(paths(&lab.workers[0]), tunnels);
+    lab.fabric.node().shell("nft delete table bridge cloud");
+    wait::within(PATIENCE * 3, "direct paths from n1", || match paths(&lab.workers[0]) {
+        paths if paths.iter().all(|path| path.ends_with("direct")) => Ok(()),
+        paths => Err(paths.join(", ")),
+    });
+    assert_flat_over(Families::DUAL, &all, 1450);
+    assert_eq!(named(&lab.workers[0]), Vec::<String>::new());
+}
+
+#[test]
 fn a_node_that_has_got_the_address_of_a_dead_one_serves_once_the_dead_ones_lease_is_over() {
     let mut lab = Lab::build(Topology::one_segment(3));
     lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 1"));

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use polder_api::{Family, NodeName, PerFamily};
-use polder_ipam::peers::{Believed, Fault, Identity, believe};
+use polder_api::{Backend, Family, NodeName, PerFamily};
+use polder_ipam::peers::{Believed, Fault, Identity, Peer, believe};
 use polder_ipam::record::ClusterRecord;
 use polder_ipam::view::{Source, View};
 use polder_ipam::{Block, Cidr};
@@ -20,7 +20,8 @@ use crate::board::Pass;
 use crate::kernel::desired::{Desired, Inputs, Path, Reached, desired, pod_mtu};
 use crate::kernel::plan::{Change, Prune, plan};
 use crate::kernel::ruleset;
-use crate::kernel::state::Device;
+use crate::kernel::state::{Device, State, Target};
+use crate::probe::direct::Direct;
 use crate::requests::NoPlan;
 use crate::underlay::{LOOPBACK, Underlay};
 
@@ -153,6 +154,7 @@ impl<D: Datapath> Engine<D> {
             features: self.tools.features,
             carriers: &carriers,
             meshes: &self.network.outward.meshes,
+            detours: &self.detours(cluster, &believed.peers, &actual.state),
         };
         let present: BTreeSet<_> = actual.state.pods.keys().cloned().collect();
         let desired = desired(&inputs, &present, &actual.advertised_to);
@@ -163,6 +165,38 @@ impl<D: Datapath> Engine<D> {
         let pass =
             Pass { writes: changes.len(), gateways, mtu, paths, next_hops, carriers, ..Pass::default() };
         Ok(Draft { desired, changes, indexes: actual.indexes, sysctls: actual.sysctls, pass })
+    }
+
+    /// The peers whose pods' packets take a tunnel even where they are on the same link. What is not tested yet goes on as it was:
+    /// the kernel remembers it for an agent that starts.
+    fn detours(
+        &self,
+        cluster: &ClusterRecord,
+        peers: &[Peer],
+        actual: &State,
+    ) -> BTreeSet<(NodeName, Family)> {
+        if cluster.backend != Backend::Auto || !self.tools.config.probe_peers {
+            return BTreeSet::new();
+        }
+        let direct = self.tools.direct.borrow();
+        let goes_through_tunnel = |peer: &Peer, family| {
+            let mut blocks = peer.blocks.iter().filter(|block| block.family() == family);
+            blocks.any(|block| {
+                let way = actual.routes.get(&block.cidr().into());
+                way.is_some_and(|way| matches!(way.target, Target::Tunnel(..)))
+            })
+        };
+        let families = peers.iter().flat_map(|peer| Family::BOTH.map(|family| (peer, family)));
+        let detours = families.filter_map(|(peer, family)| {
+            let key = (peer.name.clone(), family);
+            let is_detour = match direct.get(&key) {
+                Some(Direct::Drops) => true,
+                Some(Direct::Carries) => false,
+                None => goes_through_tunnel(peer, family),
+            };
+            is_detour.then_some(key)
+        });
+        detours.collect()
     }
 
     /// The interfaces of others through which pods' packets come in: from peers, whichever way those send, and from outside

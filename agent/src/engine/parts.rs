@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::kernel::features::Features;
 use crate::kernel::sysctl::Sysctls;
 use crate::leases::Leases;
+use crate::probe::direct::DirectPaths;
 use crate::readiness::Readiness;
 use crate::repair::{Alarm, Repairs};
 use crate::requests::PlanRequest;
@@ -33,6 +34,8 @@ pub struct Tools<D = OnNode> {
     pub readiness: Readiness,
     /// Where etcd is; `None` until that was first looked for.
     pub store_at: watch::Receiver<Option<Vec<Needed>>>,
+    /// What is known of the direct paths to peers on the same link.
+    pub direct: watch::Receiver<Arc<DirectPaths>>,
     /// Which other nodes' agents are not alive.
     pub leases: watch::Receiver<Arc<Leases>>,
     /// Rings when somebody else has changed something of ours in the kernel.

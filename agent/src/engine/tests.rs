@@ -1,15 +1,18 @@
 //! The engine, over a model of the kernel.
 
 use std::fs;
-use std::path::Path;
 use std::pin::Pin;
 use std::sync::Mutex;
 
 use ipnetwork::IpNetwork;
-use polder_ipam::Cidr;
+use polder_api::{Family, Mac};
+use polder_ipam::ids::{Incarnation, MachineId, Nonce};
 use polder_ipam::ledger::LedgerError;
 use polder_ipam::needed::Needed;
+use polder_ipam::record::{BlockRecord, NodeRecord};
 use polder_ipam::registration::{Registration, Unproven};
+use polder_ipam::view::{Known, View};
+use polder_ipam::{Block, Cidr, Revision};
 use polder_netlink::Error;
 use polder_netlink::IfIndex;
 use polder_netlink::address::Address;
@@ -24,7 +27,7 @@ use crate::config::{Config, Flags};
 use crate::conflist::NotWritten;
 use crate::fixture::Fixture;
 use crate::kernel::apply::Failure;
-use crate::kernel::desired::Desired;
+use crate::kernel::desired::{Desired, Path};
 use crate::kernel::features::Features;
 use crate::kernel::plan::tests::Model;
 use crate::kernel::snapshot::{HostNetwork, WayTo};
@@ -32,6 +35,7 @@ use crate::kernel::state::{Actual, Device};
 use crate::kernel::sysctl::Sysctls;
 use crate::leases::Leases;
 use crate::probe::NotProbed;
+use crate::probe::direct::{Direct, DirectPaths};
 use crate::readiness::Readiness;
 use crate::repair::{Alarm, Repairs};
 
@@ -134,12 +138,13 @@ struct Harness {
     alarm: Arc<Alarm>,
     senders: Bell,
     plans: mpsc::Sender<PlanRequest>,
+    direct: watch::Sender<Arc<DirectPaths>>,
     running: Pin<Box<dyn Future<Output = ()>>>,
     _others: (Bell, watch::Sender<Result<(), NotProbed>>, watch::Sender<Arc<Leases>>),
     _folder: tempfile::TempDir,
 }
 
-fn config(folder: &Path) -> Config {
+fn config(folder: &std::path::Path) -> Config {
     let file = folder.join("agent.toml");
     let settings =
         format!("cni_conf_dir = \"{}\"\n[etcd]\nendpoints = [\"http://10.9.9.9:2379\"]\n", folder.display());
@@ -160,6 +165,7 @@ impl Harness {
         let readiness = Readiness::new(fixture.board(), is_open, is_there, watch::channel(None).1);
         let (repairs, repaired) = watch::channel(Repairs::default());
         let (looked_at, leases) = watch::channel(Arc::<Leases>::default());
+        let (direct, direct_paths) = watch::channel(Arc::default());
         let (alarm, (senders, sender_wake), (underlay_changed, underlay_wake)) =
             (Arc::<Alarm>::default(), bell(), bell());
         let (plans, plans_asked) = mpsc::channel(1);
@@ -171,6 +177,7 @@ impl Harness {
                 datapath: kernel.clone(),
                 readiness: readiness.clone(),
                 store_at: watch::channel(Some(Vec::new())).1,
+                direct: direct_paths,
                 leases,
                 alarm: Arc::clone(&alarm),
             },
@@ -192,6 +199,7 @@ impl Harness {
             senders,
             plans,
             running: Box::pin(task.run()),
+            direct,
             _others: (underlay_changed, probed, looked_at),
             _folder: folder,
         }
@@ -306,4 +314,55 @@ async fn what_somebody_takes_away_is_planned_for_whoever_asks_and_put_back_when_
     assert!(!lost.indexes.is_empty() && harness.kernel.with(|state| !state.model.indexes.is_empty()));
     let repairs = harness.repairs.borrow().clone();
     assert_eq!((repairs.count, repairs.last[0].by.as_slice()), (1, &["process 7 (rm)".to_owned()][..]));
+}
+
+/// A peer on the same link, with a block.
+fn with_peer(fixture: &Fixture) -> (NodeName, Family) {
+    let name: NodeName = "n2".parse().unwrap();
+    fixture.view.send_modify(|view| {
+        let mut with = View::clone(view);
+        let own = &with.nodes[&"n1".parse::<NodeName>().unwrap()].record;
+        let record = NodeRecord {
+            incarnation: Incarnation::new("i2"),
+            machine_id: MachineId::new("m2"),
+            underlay: vec!["192.0.2.8".parse().unwrap()],
+            gateways: vec!["10.244.9.1".parse().unwrap()],
+            vtep_mac: Mac([4; 6]),
+            ..NodeRecord::clone(own)
+        };
+        let claim = BlockRecord {
+            node: name.clone(),
+            incarnation: Incarnation::new("i2"),
+            pool: "p".parse().unwrap(),
+            nonce: Nonce::new("x"),
+        };
+        with.nodes.insert(name.clone(), Known { record: Arc::new(record), revision: Revision::new(8) });
+        with.blocks.insert(
+            Block::new("10.244.9.0/26".parse().unwrap()),
+            Known { record: Arc::new(claim), revision: Revision::new(9) },
+        );
+        *view = Arc::new(with);
+    });
+    (name, Family::V4)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_direct_path_that_drops_packets_gives_way_to_the_tunnel_and_stays_so_for_an_agent_that_starts() {
+    let fixture = Fixture::new();
+    let key = with_peer(&fixture);
+    let mut harness = Harness::new(fixture);
+    let takes_tunnel = |pass: &Pass| matches!(pass.paths[&key].path, Path::Tunnel { .. });
+    assert!(!takes_tunnel(&*harness.settled().await), "nothing is known against the direct path");
+    let tell = |harness: &Harness, direct| {
+        drop(harness.direct.send_replace(Arc::new([(key.clone(), direct)].into())));
+    };
+    tell(&harness, Direct::Drops);
+    assert!(takes_tunnel(&*harness.settled().await));
+    // An agent that starts has tested nothing.
+    let kernel = harness.kernel.with(|state| std::mem::take(&mut state.model));
+    let mut next = Harness::new(harness.fixture);
+    next.kernel.with(|state| state.model = kernel);
+    assert!(takes_tunnel(&*next.settled().await));
+    tell(&next, Direct::Carries);
+    assert!(!takes_tunnel(&*next.settled().await));
 }

@@ -94,6 +94,8 @@ pub struct Inputs<'a> {
     pub carriers: &'a BTreeSet<String>,
     /// The interfaces of others on which a packet goes to whom its IP addresses say.
     pub meshes: &'a BTreeSet<IfIndex>,
+    /// The peers on the same link whose pods' packets take a tunnel, because the link drops them.
+    pub detours: &'a BTreeSet<(NodeName, Family)>,
 }
 
 /// How a peer's blocks of one family are reached.
@@ -121,11 +123,22 @@ pub enum Path {
     Unreachable(Unreachable),
 }
 
+/// Where a peer is on the same link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OnLink {
+    /// Its underlay address.
+    pub via: IpAddr,
+    /// The interface that leads there.
+    pub index: IfIndex,
+}
+
 /// How a peer's pods of one family are reached, and what gets there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reached {
     /// The way.
     pub path: Path,
+    /// Where the peer is on the same link, and the cluster has direct routes: used or not.
+    pub on_link: Option<OnLink>,
     /// The peer's own address among them, if it has one.
     pub gateway: Option<IpAddr>,
     /// The address of the peer's probe endpoint, if it has one: packets to it are forwarded as those to its pods.
@@ -142,6 +155,7 @@ impl Inputs<'_> {
             peer.blocks.iter().find(|block| block.family() == family)?;
             let reached = Reached {
                 path: self.path(peer, family),
+                on_link: self.direct(peer, family).and_then(Result::ok),
                 gateway: peer.gateway(family),
                 probe: peer.probe(family),
                 mtu: self.mtu.min(peer.record.mtu),
@@ -162,8 +176,17 @@ impl Inputs<'_> {
     /// How the peer's blocks of that family are reached.
     pub fn path(&self, peer: &Peer, family: Family) -> Path {
         let backend = self.cluster.backend;
-        match backend.uses_direct_routes().then(|| self.on_link(peer, family)) {
-            Some(Ok(path)) => path,
+        match self.direct(peer, family) {
+            Some(Ok(OnLink { via, index })) => {
+                let direct = Path::Direct { via, index };
+                if !backend.uses_tunnels() || !self.takes_detour(peer, family) {
+                    return direct;
+                }
+                match self.tunnelled(peer, family) {
+                    Path::Unreachable(_) => direct,
+                    tunnel => tunnel,
+                }
+            }
             Some(Err(why)) if !backend.uses_tunnels() => {
                 Path::Unreachable(Unreachable::OffLink { why, backend })
             }
@@ -171,7 +194,16 @@ impl Inputs<'_> {
         }
     }
 
-    fn on_link(&self, peer: &Peer, family: Family) -> Result<Path, OffLink> {
+    fn takes_detour(&self, peer: &Peer, family: Family) -> bool {
+        !self.detours.is_empty() && self.detours.contains(&(peer.name.clone(), family))
+    }
+
+    /// Where the peer is on the same link, or why it is not; `None` where the cluster has no direct routes.
+    fn direct(&self, peer: &Peer, family: Family) -> Option<Result<OnLink, OffLink>> {
+        self.cluster.backend.uses_direct_routes().then(|| self.on_link(peer, family))
+    }
+
+    fn on_link(&self, peer: &Peer, family: Family) -> Result<OnLink, OffLink> {
         let via = peer.underlay(family).ok_or(OffLink::NoAddress(family))?;
         match self.reach.get(&via).copied().flatten() {
             None => Err(OffLink::NoRoute(via)),
@@ -186,7 +218,7 @@ impl Inputs<'_> {
             {
                 Err(OffLink::Mesh(via))
             }
-            Some(Lookup { index, .. }) => Ok(Path::Direct { via, index }),
+            Some(Lookup { index, .. }) => Ok(OnLink { via, index }),
         }
     }
 
@@ -264,6 +296,7 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &
         pools: inputs.pools.iter().map(|pool| (*pool).into()).collect(),
         underlay: inputs.underlay.addresses(),
         local: inputs.blocks.iter().map(|block| block.cidr().into()).collect(),
+        own: inputs.gateways.to_vec(),
         unmasqueraded: inputs.cluster.masquerade.except.iter().map(|cidr| (*cidr).into()).collect(),
         ..Members::default()
     };

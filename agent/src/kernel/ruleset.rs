@@ -130,6 +130,17 @@ fn masquerade(cluster: &ClusterRecord) -> Vec<Rule> {
         ],
         verdict: Verdict::Masquerade,
     };
+    // Pods' packets to a peer's underlay address keep their address only where they take the direct path; a test of that path has to
+    // keep it before.
+    let test = |family| Rule {
+        comment: "a node tests direct paths with its address in the pod network",
+        matches: vec![
+            Match::Family(family),
+            Match::Source(Within::Set(family, Sets::of(family).own)),
+            Match::Destination(Within::Set(family, Sets::of(family).peers)),
+        ],
+        verdict: Verdict::Accept,
+    };
     let guests = Family::BOTH.map(guest);
     if !cluster.masquerade.enabled {
         return guests.into();
@@ -146,7 +157,7 @@ fn masquerade(cluster: &ClusterRecord) -> Vec<Rule> {
         ],
         verdict: Verdict::Masquerade,
     };
-    guests.into_iter().chain(Family::BOTH.map(rule)).collect()
+    guests.into_iter().chain(Family::BOTH.map(test)).chain(Family::BOTH.map(rule)).collect()
 }
 
 /// What the sets are filled with.
@@ -164,6 +175,8 @@ pub struct Members {
     pub underlay: Vec<IpAddr>,
     /// The node's own blocks.
     pub local: Vec<IpNetwork>,
+    /// The node's own addresses in the pod network.
+    pub own: Vec<IpAddr>,
     /// Besides the pools: underlay addresses of direct peers, and what was configured.
     pub unmasqueraded: Vec<IpNetwork>,
 }
@@ -197,6 +210,7 @@ pub fn elements(members: &Members, lengths: &Lengths) -> Elements {
         elements.insert(sets.peers, addresses(&members.peers));
         elements.insert(sets.underlay, addresses(&members.underlay));
         elements.insert(sets.pools, networks(&[&members.pools]));
+        elements.insert(sets.own, addresses(&members.own));
         elements.insert(sets.local, networks(&[&members.local]));
         elements.insert(sets.unmasqueraded, networks(&[&members.pools, &members.unmasqueraded]));
     }

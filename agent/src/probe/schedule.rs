@@ -7,7 +7,10 @@ use std::time::Duration;
 use polder_api::{Family, NodeName};
 use tokio::time::Instant;
 
-use crate::kernel::desired::{Path, Reached};
+use crate::kernel::desired::{OnLink, Path, Reached};
+
+/// Probes that go out at once.
+pub(super) const VOLLEY: usize = 20;
 
 /// A peer's pods of one family.
 pub type Key = (NodeName, Family);
@@ -43,6 +46,12 @@ impl Target {
     /// What is to be probed of the endpoint of a peer that is reached so, if it has one.
     pub fn endpoint(reached: &Reached) -> Option<Self> {
         Self::at(reached.probe, reached, Sizes::Both)
+    }
+
+    /// What the direct path to a peer is tested with, if there is one, used or not.
+    pub(super) fn direct(reached: &Reached) -> Option<Self> {
+        let OnLink { via, index } = reached.on_link?;
+        Some(Self { address: via, path: Path::Direct { via, index }, mtu: reached.mtu, sizes: Sizes::Small })
     }
 
     fn at(address: Option<IpAddr>, reached: &Reached, sizes: Sizes) -> Option<Self> {

@@ -11,9 +11,15 @@ use polder_netlink::IfIndex;
 use polder_store::Embedded;
 use tokio::sync::Notify;
 
+use super::direct::Direct;
 use super::*;
-use crate::kernel::desired::Path;
-use crate::underlay::NotChosen;
+use crate::kernel::desired::{OnLink, Path};
+use crate::underlay::{NotChosen, Underlay, Uplink};
+
+/// The node's address in the pod network, and on the underlay; the peer's on the underlay.
+const GATEWAY: &str = "10.0.0.1";
+const OWN: &str = "192.0.2.1";
+const PEER: &str = "192.0.2.2";
 
 /// The peer's own address, and that of its endpoint.
 const HOST: &str = "10.0.1.1";
@@ -27,6 +33,8 @@ struct Fake(Arc<Mutex<Wire>>);
 struct Wire {
     /// Who answers, and to packets of up to which length.
     answering: BTreeMap<IpAddr, usize>,
+    /// From which addresses nothing gets to them.
+    dropped: BTreeSet<IpAddr>,
     /// Whether no socket can be opened.
     is_barred: bool,
     echoes: Vec<Arc<Socket>>,
@@ -71,7 +79,10 @@ impl Pings for Fake {
     }
 
     async fn send(&self, echo: &Arc<Socket>, to: IpAddr, length: usize, token: Token) -> io::Result<()> {
-        if self.with(|wire| wire.answering.get(&to).is_some_and(|most| length <= *most)) {
+        if self.with(|wire| {
+            !wire.dropped.contains(&echo.source)
+                && wire.answering.get(&to).is_some_and(|most| length <= *most)
+        }) {
             echo.answers.lock().unwrap().push_back((to, token));
             echo.came.notify_one();
         }
@@ -96,6 +107,7 @@ struct Fixture {
     endpoint: watch::Sender<Endpoint>,
     probed: watch::Receiver<Result<(), NotProbed>>,
     verdicts: watch::Receiver<Arc<BTreeMap<Key, Verdict>>>,
+    direct: watch::Receiver<Arc<DirectPaths>>,
     running: Pin<Box<dyn Future<Output = ()>>>,
     _folder: tempfile::TempDir,
 }
@@ -111,29 +123,52 @@ fn fixture(probe: Option<&str>) -> Fixture {
     let (endpoint, endpoints) = watch::channel(Endpoint::Without("a test has none".to_owned()));
     let (probed, is_open) = watch::channel(Err(NotProbed::NotYet));
     let (verdicts, told) = watch::channel(Arc::default());
+    let (direct, direct_paths) = watch::channel(Arc::default());
+    let interface = "eth0".to_owned();
+    let uplink = Uplink {
+        address: OWN.parse().unwrap(),
+        index: IfIndex::new(2),
+        interface,
+        mtu: 1500,
+        chosen_by: String::new(),
+    };
+    let uplinks = PerFamily::new(Some(uplink), None);
+    let underlay = Underlay { uplinks, others: Vec::new(), needed: Vec::new() };
     let task = Task {
         probe_peers: true,
         resync: STEADY,
         store: store.clone(),
-        passes: Passes::new(watch::channel(Err(NotChosen::NotYet)).1, passes),
+        passes: Passes::new(watch::channel(Ok(Arc::new(underlay))).1, passes),
         endpoint: endpoints,
         probed,
         verdicts,
+        direct,
     };
     let reached = Reached {
-        path: Path::Direct { via: "192.0.2.2".parse().unwrap(), index: IfIndex::new(2) },
+        path: Path::Direct { via: PEER.parse().unwrap(), index: IfIndex::new(2) },
         gateway: Some(HOST.parse().unwrap()),
         probe: probe.map(|address| address.parse().unwrap()),
         mtu: 1500,
+        on_link: Some(OnLink { via: PEER.parse().unwrap(), index: IfIndex::new(2) }),
     };
     pass.send_replace(Some(Arc::new(Pass {
-        gateways: vec!["10.0.0.1".parse().unwrap()],
+        gateways: vec![GATEWAY.parse().unwrap()],
         paths: [(key(), reached)].into(),
         ..Pass::default()
     })));
     let wire = Fake::default();
     let running = Box::pin(task.probe(wire.clone()));
-    Fixture { wire, store, pass, endpoint, probed: is_open, verdicts: told, running, _folder: folder }
+    Fixture {
+        wire,
+        store,
+        pass,
+        endpoint,
+        probed: is_open,
+        verdicts: told,
+        direct: direct_paths,
+        running,
+        _folder: folder,
+    }
 }
 
 fn key() -> Key {
@@ -238,6 +273,24 @@ async fn a_peer_that_answers_itself_and_whose_endpoint_does_not_drops_what_it_sh
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_direct_path_on_which_only_the_nodes_own_address_is_answered_drops_packets_of_pods() {
+    let mut fixture = fixture(None);
+    let direct = |fixture: &Fixture| fixture.direct.borrow().get(&key()).copied();
+    fixture.peer_lives().await;
+    fixture.wire.answers(PEER, 1500);
+    fixture.wire.with(|wire| wire.dropped.insert(GATEWAY.parse().unwrap()));
+    fixture.pass(Duration::from_secs(3)).await;
+    assert_eq!(direct(&fixture), Some(Direct::Drops));
+    fixture.wire.with(|wire| wire.dropped.clear());
+    fixture.pass(STEADY * 3).await;
+    assert_eq!(direct(&fixture), Some(Direct::Carries));
+    // One that is down says nothing of the link.
+    fixture.wire.is_silent(PEER);
+    fixture.pass(STEADY * 3).await;
+    assert_eq!(direct(&fixture), Some(Direct::Carries));
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_sockets_a_node_is_not_ready_until_it_has_some() {
     let mut fixture = fixture(None);
     fixture.wire.answers(HOST, 1500);
@@ -277,6 +330,7 @@ async fn where_peers_are_not_to_be_probed_the_node_is_ready_without_them() {
         endpoint: watch::channel(Endpoint::Awaited).1,
         probed,
         verdicts: watch::channel(Arc::default()).0,
+        direct: watch::channel(Arc::default()).0,
     };
     assert!(timeout(STEADY, task.run()).await.is_err(), "it has ended");
     assert_eq!(*is_open.borrow(), Ok(()));

@@ -133,6 +133,7 @@ impl World {
             features: Features { locked_ports: true, tunnels: true, ipv6: true, tried: true },
             carriers: &BTreeSet::from(["eth0".to_owned()]),
             meshes: &BTreeSet::new(),
+            detours: &BTreeSet::new(),
         };
         desired(&inputs, present, &[])
     }

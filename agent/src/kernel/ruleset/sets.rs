@@ -20,6 +20,8 @@ pub struct Sets {
     pub underlay: &'static str,
     /// The node's own blocks.
     pub local: &'static str,
+    /// The node's own addresses in the pod network.
+    pub own: &'static str,
     /// Where pods keep their own address.
     pub unmasqueraded: &'static str,
 }
@@ -34,6 +36,7 @@ impl Sets {
                 pools: "pools4",
                 underlay: "underlay4",
                 local: "local4",
+                own: "own4",
                 unmasqueraded: "unmasqueraded4",
             },
             Family::V6 => Self {
@@ -42,6 +45,7 @@ impl Sets {
                 pools: "pools6",
                 underlay: "underlay6",
                 local: "local6",
+                own: "own6",
                 unmasqueraded: "unmasqueraded6",
             },
         }
@@ -58,6 +62,7 @@ pub fn declared(family: Family) -> Vec<Set> {
         of(Side::Ip, sets.pools, Key::Network(family)),
         of(Side::Ip, sets.underlay, Key::Address(family)),
         of(Side::Ip, sets.local, Key::Network(family)),
+        of(Side::Ip, sets.own, Key::Address(family)),
         of(Side::Ip, sets.unmasqueraded, Key::Network(family)),
     ];
     if family == Family::V4 {
