@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::conflist::NotWritten;
 use crate::endpoint::{self, Endpoint};
 use crate::host::insides::Looker;
+use crate::in_flight::InFlight;
 use crate::kernel::Kernel;
 use crate::kernel::features::Features;
 use crate::kernel::reaper::Reaper;
@@ -236,7 +237,7 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
             reaper,
         },
         board,
-        in_flight: Arc::default(),
+        in_flight: Arc::new(InFlight::found()?),
         calls: Calls {
             claims,
             reservations,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use polder_api::Attachment;
-use polder_ipam::tasks::{LastAdd, sweeper, tombstones};
+use polder_ipam::tasks::{sweeper, tombstones};
 use polder_netlink::nft::FilterSocket;
 use polder_store::{Embedded, Etcd, Store, open_node};
 use tokio::signal::unix::{SignalKind, signal};
@@ -60,7 +60,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     info!(node = %node.config.node, store = node.store.name(), "polder-agent {}", env!("CARGO_PKG_VERSION"));
 
     monitor::start(datapath.monitor)?;
-    tombstones::apply_all(&*node, LastAdd::GoesOn).await;
+    tombstones::apply_all(&*node).await;
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(records.follower.run());
     tasks.spawn(registrar.run());

@@ -1,17 +1,25 @@
 //! Who is working on which attachment: one at a time.
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use polder_api::Attachment;
+use polder_api::{Attachment, IfName, MarkedAdd};
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
 /// The attachments that somebody is working on: a plugin that wires, or who takes one away.
 #[derive(Debug, Default)]
 pub struct InFlight {
     attachments: Mutex<BTreeSet<Attachment>>,
     ended: Notify,
+    /// The ADDs that an earlier agent has answered and whose plugins go on, by the interface that they make.
+    earlier: Mutex<BTreeMap<IfName, MarkedAdd>>,
 }
+
+/// How often whoever waits looks whether the ADD of an earlier agent has ended.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Holds an attachment, so that nobody else works on it, until it is dropped.
 #[derive(Debug)]
@@ -21,15 +29,24 @@ pub struct Wired {
 }
 
 impl InFlight {
+    /// On a node of which an earlier agent may have answered ADDs that go on. To be done before the first one is answered.
+    pub fn found() -> io::Result<Self> {
+        let earlier = Mutex::new(MarkedAdd::all()?.into_iter().collect());
+        Ok(Self { earlier, ..Self::default() })
+    }
+
     /// Holds the attachment; `None` if somebody else does.
     pub fn hold(self: &Arc<Self>, attachment: &Attachment) -> Option<Wired> {
+        if self.is_wired_from_before(attachment) {
+            return None;
+        }
         let new = self.lock().insert(attachment.clone());
         new.then(|| Wired { in_flight: Arc::clone(self), attachment: attachment.clone() })
     }
 
     /// Whether somebody holds it.
     pub fn has(&self, attachment: &Attachment) -> bool {
-        self.lock().contains(attachment)
+        self.lock().contains(attachment) || self.is_wired_from_before(attachment)
     }
 
     /// All that somebody holds.
@@ -44,11 +61,30 @@ impl InFlight {
             if let Some(wired) = self.hold(attachment) {
                 return wired;
             }
-            ended.await;
+            let _ = timeout(LOOK, ended).await;
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeSet<Attachment>> {
+    /// Whether a plugin still makes the attachment's interface that an earlier agent has answered.
+    pub fn is_wired_from_before(&self, attachment: &Attachment) -> bool {
+        let earlier = self.earlier();
+        // Nearly always.
+        !earlier.is_empty() && earlier.contains_key(&attachment.host_interface())
+    }
+
+    /// Whether a plugin still makes any interface that an earlier agent has answered.
+    pub fn is_any_wired_from_before(&self) -> bool {
+        !self.earlier().is_empty()
+    }
+
+    /// The ADDs of earlier agents that go on.
+    fn earlier(&self) -> MutexGuard<'_, BTreeMap<IfName, MarkedAdd>> {
+        let mut earlier = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
+        earlier.retain(|_, add| add.goes_on());
+        earlier
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<Attachment>> {
         // A set of names is whole, whoever panicked.
         self.attachments.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -70,11 +106,28 @@ impl Drop for Wired {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use tokio::time::timeout;
+    use polder_api::AddMark;
 
     use super::*;
+
+    #[tokio::test]
+    async fn what_the_plugin_of_an_earlier_agent_wires_is_held_until_that_ends() {
+        let attachment: Attachment = format!("net/in-flight-{}/eth0", std::process::id()).parse().unwrap();
+        let mark = AddMark::set(&attachment).unwrap();
+        let in_flight = Arc::new(InFlight::found().unwrap());
+        let other: Attachment = "net/other/eth0".parse().unwrap();
+        assert!(in_flight.is_any_wired_from_before() && in_flight.is_wired_from_before(&attachment));
+        assert!(in_flight.has(&attachment) && !in_flight.has(&other) && in_flight.hold(&other).is_some());
+        let mut waiting = Box::pin(in_flight.take(&attachment));
+        assert!(timeout(LOOK * 2, &mut waiting).await.is_err());
+        drop(mark);
+        let held = waiting.await;
+        assert!(!in_flight.is_any_wired_from_before());
+        // What this agent answers it knows by itself.
+        let _own = AddMark::set(&attachment).unwrap();
+        drop(held);
+        assert!(in_flight.hold(&attachment).is_some());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn an_attachment_is_held_by_one_at_a_time_and_who_waits_has_it_next() {

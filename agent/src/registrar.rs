@@ -186,6 +186,14 @@ impl RegistrarHost for OnNode {
         teardown::cut_off(&*self.node, attachment).await
     }
 
+    fn is_wired_from_before(&self, attachment: &Attachment) -> bool {
+        self.node.in_flight.is_wired_from_before(attachment)
+    }
+
+    fn is_any_wired_from_before(&self) -> bool {
+        self.node.in_flight.is_any_wired_from_before()
+    }
+
     async fn remove_gateways(&self) -> Result<(), HostError> {
         self.kernel.run(Kernel::remove_gateways).await.map_err(HostError::new)
     }

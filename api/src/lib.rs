@@ -6,6 +6,7 @@
 #[macro_use]
 mod words;
 
+mod add_mark;
 pub mod ask;
 mod attachment;
 mod backend;
@@ -21,6 +22,7 @@ mod name;
 pub mod pool;
 pub mod status;
 
+pub use add_mark::{AddMark, MarkedAdd};
 pub use attachment::{Attachment, Pod, is_host_interface, tombstone, tombstones};
 pub use backend::{Backend, UnknownBackend};
 pub use family::{Family, PerFamily};

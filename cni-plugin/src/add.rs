@@ -1,13 +1,15 @@
 //! ADD: one question to the agent, then the wiring of one interface, all of it or nothing.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use polder_api::client::Client;
 use polder_api::message::{AddRequest, AddressSource, Attach, Refusal, RefusalKind, Reply, Request, Wiring};
-use polder_api::{BRIDGE, Family, Mac};
+use polder_api::{AddMark, BRIDGE, Family, Mac};
 use polder_netlink::link::{self, Link, Port, VethPair};
 use polder_netlink::monitor::Monitor;
 use polder_netlink::neighbour::{Destination, Forward, Neighbour};
@@ -74,8 +76,13 @@ fn attach(call: &Call, pod: &mut PodNamespace, given: Option<&Given>) -> Result<
         other => return Err(unexpected(other)),
     };
     let routes = given.map_or(&[][..], |given| &given.routes);
-    let wired =
-        wire(pod, call, &wiring, routes).and_then(|host| if agent.holds() { Ok(host) } else { Err(lost()) });
+    let held = |agent: &mut Client| if agent.holds() { Ok(()) } else { Err(lost()) };
+    let wired = mark(call).and_then(|_mark| {
+        // An agent that had ended before the mark was set has not told the next one of this ADD.
+        held(&mut agent)?;
+        let host = wire(pod, call, &wiring, routes)?;
+        held(&mut agent).map(|()| host)
+    });
     if wired.is_err() {
         // The agent takes away what there is of the interface, then frees the addresses. If it has gone, this is a DEL
         // like any other: for the next agent, or with a note.
@@ -84,6 +91,17 @@ fn attach(call: &Call, pod: &mut PodNamespace, given: Option<&Given>) -> Result<
     let host = wired?;
     let netns = call.environment.netns.as_deref().unwrap_or_else(|| std::path::Path::new(""));
     Ok(result(&call.network.conf, &Made { wiring: &wiring, host_mac: host.mac, interface, netns, given }))
+}
+
+/// Shows an agent that starts meanwhile that this ADD goes on.
+fn mark(call: &Call) -> Result<AddMark, Error> {
+    AddMark::set(&call.attachment()).map_err(|source| {
+        if source.kind() == ErrorKind::AddrInUse {
+            let problem = format!("another process makes the interface of {}", call.attachment());
+            return Error::Refused(Refusal::new(RefusalKind::TryAgain, problem));
+        }
+        Error::File { action: "mark that this ADD goes on".to_owned(), source }
+    })
 }
 
 /// What it is if all is wired and nobody holds the addresses any more: another pod may get them.

@@ -11,6 +11,11 @@ pub enum NotReleased {
     /// Somebody wires it, or takes it away.
     #[error("{0} is being worked on: waiting for the end of its ADD or DEL")]
     Busy(Attachment),
+    /// An interface is made for an attachment that the ledger may not name any more.
+    #[error(
+        "a plugin still works on an ADD that the agent before this one has answered: waiting for its end"
+    )]
+    EarlierAdd,
     /// Its interface cannot be found, or not deleted.
     #[error(transparent)]
     Interface(#[from] HostError),

@@ -198,6 +198,13 @@ pub trait RegistrarHost: Host {
     /// Takes an attachment of a removed node away, or the probe endpoint: [`teardown::cut_off`].
     fn cut_off(&self, attachment: &Attachment) -> impl Future<Output = Result<(), NotReleased>>;
 
+    /// Whether a plugin still makes the attachment's interface although the agent has ended that answered its ADD.
+    fn is_wired_from_before(&self, attachment: &Attachment) -> bool;
+
+    /// Whether a plugin still makes any interface although the agent has ended that answered its ADD. The ledger may not name it
+    /// any more.
+    fn is_any_wired_from_before(&self) -> bool;
+
     /// Deletes the node's own addresses from the kernel.
     fn remove_gateways(&self) -> impl Future<Output = Result<(), HostError>>;
 

@@ -24,7 +24,7 @@ use polder_ipam::registration::{Holdings, Registration};
 use polder_ipam::steward::Proof;
 use polder_ipam::store::{Contents, Outcome, StoreError, position};
 use polder_ipam::tasks::publisher::run as run_publisher;
-use polder_ipam::tasks::{CATCH_UP, LastAdd, Me, sweeper, tombstones};
+use polder_ipam::tasks::{CATCH_UP, Me, sweeper, tombstones};
 use polder_ipam::transaction::transaction;
 use polder_ipam::view::View;
 use polder_ipam::{Moment, Pool};
@@ -88,6 +88,11 @@ impl Hand {
     /// What the agent knows of the cluster.
     pub fn view(&self) -> Arc<View> {
         self.agent(|agent| Arc::clone(&agent.view))
+    }
+
+    /// The attachments whose interfaces plugins are making.
+    pub fn marked(&self) -> InFlight {
+        self.with(|world| Rc::clone(&world.machines[self.machine].kernel.marked))
     }
 
     /// Waits.
@@ -266,7 +271,7 @@ pub fn start(world: &Shared, index: usize) -> bool {
     guard.note(|| format!("{index}: agent {number} starts, {} attachments are void", void.len()));
     drop(guard);
     spawn(world, index, number, "main", |hand| async move {
-        tombstones::apply_all(&hand, LastAdd::GoesOn).await;
+        tombstones::apply_all(&hand).await;
         hand.agent(|agent| agent.is_open = true);
         let Hand { world, machine, epoch, .. } = &hand;
         spawn(world, *machine, *epoch, "verifier", verify);

@@ -12,6 +12,7 @@ use polder_ipam::tasks::{self, Caller, collect, teardown};
 
 use crate::agent::{Hand, spawn, spawn_plugin};
 use crate::container::Container;
+use crate::in_flight::Lock;
 use crate::settings::{NETWORK, RESERVED};
 use crate::task::Wait;
 use crate::world::{ClosedPool, Shared, World};
@@ -95,6 +96,8 @@ async fn wire(hand: &Hand, request: AddRequest) -> Option<Vec<IpAddr>> {
     let Ending(connection) = &ending;
     hand.wait(Wait::Flag(Rc::clone(&connection.answered), epoch)).await;
     let addresses = connection.answer.borrow_mut().take()?;
+    let holds = || hand.with(|world| world.machines[hand.machine].epoch_running() == Some(epoch));
+    let mark = Lock::new(hand.marked(), &attachment).filter(|_| holds())?;
     hand.turn().await;
     let is_made = hand.with(|world| {
         let machine = &mut world.machines[hand.machine];
@@ -106,8 +109,8 @@ async fn wire(hand: &Hand, request: AddRequest) -> Option<Vec<IpAddr>> {
             kernel.aliases.insert(attachment.clone(), alias.clone());
         }
         if is_made && !machine.disk.names(&attachment) {
-            // Its DEL went on without the lock, or another agent has freed it. Nobody else may.
-            let is_free = kernel.overtaken.contains(&attachment) || machine.epoch_running() != Some(epoch);
+            // Its DEL went on without the lock. Nobody else may.
+            let is_free = kernel.overtaken.contains(&attachment);
             machine.kernel.overtaken.insert(attachment.clone());
             if is_free {
                 world.count(LATE_INTERFACE);
@@ -125,10 +128,10 @@ async fn wire(hand: &Hand, request: AddRequest) -> Option<Vec<IpAddr>> {
         is_made
     });
     hand.turn().await;
-    let holds = || hand.with(|world| world.machines[hand.machine].epoch_running() == Some(epoch));
     if is_made && holds() {
         return Some(addresses);
     }
+    drop(mark);
     if holds() {
         connection.wants_del.set(true);
         connection.spoken.set(true);

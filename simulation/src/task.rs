@@ -110,7 +110,7 @@ impl Wait {
             Self::Until(until) => over(*until),
             Self::Reply(request) => world.is_answered(*request),
             Self::Free(attachment, until) => {
-                over(*until) || agent.is_some_and(|agent| !agent.in_flight.borrow().contains(attachment))
+                over(*until) || agent.is_some() && !machine.is_locked(attachment)
             }
             Self::Revision(revision, until) => {
                 over(*until) || agent.is_some_and(|agent| agent.view.revision >= *revision)

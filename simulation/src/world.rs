@@ -97,9 +97,25 @@ pub struct Kernel {
     /// The attachments whose DEL did not wait for the end of their ADD. An interface that is made afterwards is deleted by the
     /// next pass.
     pub overtaken: BTreeSet<Attachment>,
+    /// The attachments whose interfaces plugins are making.
+    pub marked: InFlight,
 }
 
 impl Machine {
+    /// Whether a plugin makes the interface of the attachment that an earlier agent has answered.
+    pub fn is_wired_from_before(&self, attachment: &Attachment) -> bool {
+        !self.is_locked_by_agent(attachment) && self.kernel.marked.borrow().contains(attachment)
+    }
+
+    /// Whether somebody works on the attachment.
+    pub fn is_locked(&self, attachment: &Attachment) -> bool {
+        self.is_locked_by_agent(attachment) || self.is_wired_from_before(attachment)
+    }
+
+    fn is_locked_by_agent(&self, attachment: &Attachment) -> bool {
+        self.agent.as_ref().is_some_and(|agent| agent.in_flight.borrow().contains(attachment))
+    }
+
     /// Whether the kernel has an interface that the ledger does not name any more, because its DEL was faster than its ADD.
     pub fn has_overtaken(&self) -> bool {
         let is_there = |attachment: &&Attachment| self.kernel.interfaces.contains_key(attachment);

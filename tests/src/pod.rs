@@ -108,14 +108,18 @@ impl Pod {
         gateways.find(|gateway| gateway.is_ipv4() == address.is_ipv4()).expect("a gateway")
     }
 
-    /// The name of the host's end of its `eth0`. It does not come from the result: before CNI 0.3.0 that named none.
-    pub fn host_interface(&self) -> String {
-        let attachment = Attachment {
+    /// The attachment of its `eth0`.
+    pub fn attachment(&self) -> Attachment {
+        Attachment {
             network: self.conf["name"].as_str().expect("a network").parse().expect("a network's name"),
             container: self.name.parse().expect("a container's name"),
             interface: "eth0".parse().expect("an interface's name"),
-        };
-        attachment.host_interface().as_str().to_owned()
+        }
+    }
+
+    /// The name of the host's end of its `eth0`. It does not come from the result: before CNI 0.3.0 that named none.
+    pub fn host_interface(&self) -> String {
+        self.attachment().host_interface().as_str().to_owned()
     }
 
     /// A command to be run in the pod.

@@ -4,6 +4,7 @@
 
 use std::path::Path;
 
+use polder_api::AddMark;
 use polder_tests::agent::{CNI_CONF, Worker};
 use polder_tests::etcd::Etcd;
 use polder_tests::matrix::assert_flat;
@@ -98,6 +99,24 @@ fn a_removed_node_cuts_its_pods_off_and_its_block_goes_to_another_after_the_cool
     assert_eq!(lab.etcd.keys("/polder/v1/fences/").len(), 1, "should it come back after all");
     let new = lab.workers[2].pod("new");
     assert_flat(&[kept, new], 1450);
+}
+
+#[test]
+fn a_removed_node_does_not_say_that_its_pods_are_gone_while_a_plugin_works_that_an_earlier_agent_has_answered()
+ {
+    let mut lab = Lab::start(Topology::one_segment(2));
+    let pod = lab.workers[1].pod("a");
+    lab.workers[1].kill();
+    // What a plugin holds from the agent's answer until its interface is made: this one hangs.
+    let hung = lab.workers[1].node.within(|| AddMark::set(&pod.attachment()).unwrap());
+    lab.workers[1].start();
+    lab.workers[0].remove_node("n2", 1);
+    reason(&lab.workers[1], "is being worked on");
+    let removed = || lab.etcd.ctl(&["get", "--print-value-only", "--prefix", "/polder/v1/fences/n2/"]);
+    assert!(removed().contains("\"unknown\""), "{}", removed());
+    drop(hung);
+    wait::until_true("the removal to be confirmed", || removed().contains("\"confirmed\""));
+    assert_eq!(pod_interfaces(&lab.workers[1]), 0);
 }
 
 #[test]

@@ -37,7 +37,7 @@ async fn admit<H: PodHost>(
         let kind = if is_removed { RefusalKind::Removed } else { RefusalKind::TryAgain };
         return refuse(kind, format!("this node is not ready: {}", obstacles.join("; ")));
     }
-    tombstones::apply(host, attachment, LastAdd::Ended).await;
+    tombstones::apply(host, attachment).await;
     Ok(lock)
 }
 

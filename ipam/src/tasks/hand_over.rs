@@ -152,13 +152,14 @@ impl<H: RegistrarHost> Registrar<'_, H> {
             boot_id: self.me.boot_id.clone(),
             attachment: attachment.clone(),
         };
+        let goes_on = |last: &Attachment| overtaken.contains(last) || self.host.is_wired_from_before(last);
         // What is not in the ledger has no interface, for that goes first; unless its ADD has not ended.
         let is_gone = |last: &Holder| {
             let last = &last.attachment;
-            last == attachment || !(held.contains(last) || overtaken.contains(last))
+            last == attachment || !(held.contains(last) || goes_on(last))
         };
         match reservation::hand_over(view, address, owner, &holder, node.revision, &is_gone) {
-            Err(Denied::Held { holder, .. }) if overtaken.contains(&holder.attachment) => {
+            Err(Denied::Held { holder, .. }) if goes_on(&holder.attachment) => {
                 Err(NotNow::AddGoesOn(holder.attachment).into())
             }
             prepared => Ok(prepared?),

@@ -11,7 +11,7 @@ use std::time::Duration;
 use polder_api::{Attachment, NodeName, PerFamily};
 use tracing::{info, warn};
 
-use super::{Ended, Me, RegistrarHost, attempt};
+use super::{Ended, Me, NotReleased, RegistrarHost, attempt};
 use crate::bootstrap::{Proposal, propose};
 use crate::change::{Change, Claim, Inheritance};
 use crate::claim::NoClaim;
@@ -199,10 +199,15 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
         self.state.quarantine.observe(&view, self.host.now());
         let pools: Vec<Pool> = view.pools.values().map(|pool| (*pool.record).clone()).collect();
         let labels = self.me.labels.clone();
-        let own = self
+        let mut own = self
             .host
             .ledger(move |ipam, now| ipam.learn_pools(&pools, &labels).and_then(|()| ipam.own(now)))
             .await?;
+        // What the ledger has forgotten of an ADD that an earlier agent has answered.
+        own.expected.extend(view.reservations.iter().filter_map(|(address, known)| {
+            let holder = known.record.holder.as_ref()?;
+            self.host.is_wired_from_before(&holder.attachment).then_some(*address)
+        }));
         self.announce(own.identity.clone(), &own.blocks, &own.gateways);
         let step = steward::next(&Facts {
             me: &self.me.name,
@@ -347,6 +352,9 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             }
         }
         self.remove_gateways().await?;
+        if self.host.is_any_wired_from_before() {
+            problem.get_or_insert(NotReleased::EarlierAdd);
+        }
         if let Some(why) = problem {
             return Err(why.into());
         }

@@ -27,7 +27,7 @@ pub async fn run<H: PodHost>(host: &H, leaving: Vec<Attachment>, grace: Duration
     loop {
         // Whatever is released has been seen missing at least twice.
         host.sleep(grace / 3).await;
-        tombstones::apply_all(host, LastAdd::Ended).await;
+        tombstones::apply_all(host).await;
         end_overtaken(host).await;
         match look(host).await {
             Ok(gone) => {

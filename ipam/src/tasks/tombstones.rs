@@ -6,20 +6,19 @@ use polder_api::Attachment;
 use super::teardown::release_for;
 use super::{LastAdd, PodHost};
 
-/// Frees the addresses of all attachments that have a tombstone. To be done before the first ADD: it might be for one of them. An
-/// agent that starts does not know whether the ADDs go on that the last one served.
-pub async fn apply_all<H: PodHost>(host: &H, adds: LastAdd) {
+/// Frees the addresses of all attachments that have a tombstone. To be done before the first ADD: it might be for one of them.
+pub async fn apply_all<H: PodHost>(host: &H) {
     for attachment in host.tombstones() {
         // Whoever works on it applies its tombstone.
         let Some(_lock) = host.try_lock(&attachment) else { continue };
-        apply(host, &attachment, adds).await;
+        apply(host, &attachment).await;
     }
 }
 
 /// Frees the addresses of the attachment if it has a tombstone. For whoever has locked the attachment.
-pub async fn apply<H: PodHost>(host: &H, attachment: &Attachment, add: LastAdd) {
+pub async fn apply<H: PodHost>(host: &H, attachment: &Attachment) {
     if host.has_tombstone(attachment) {
-        release_for(host, attachment, add, "a plugin took it down while the agent was away").await;
+        release_for(host, attachment, LastAdd::Ended, "a plugin took it down while the agent was away").await;
         host.remove_tombstone(attachment);
     }
 }

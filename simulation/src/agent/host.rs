@@ -166,6 +166,18 @@ impl RegistrarHost for Hand {
         teardown::cut_off(&patient, attachment).await
     }
 
+    fn is_wired_from_before(&self, attachment: &Attachment) -> bool {
+        self.with(|world| world.machines[self.machine].is_wired_from_before(attachment))
+    }
+
+    fn is_any_wired_from_before(&self) -> bool {
+        self.with(|world| {
+            let machine = &world.machines[self.machine];
+            let marked = machine.kernel.marked.borrow();
+            marked.iter().any(|attachment| machine.is_wired_from_before(attachment))
+        })
+    }
+
     async fn remove_gateways(&self) -> Result<(), HostError> {
         self.turn().await;
         self.with(|world| world.machines[self.machine].kernel.gateways.clear());
@@ -186,6 +198,9 @@ impl PodHost for Hand {
     type Lock = Lock;
 
     fn try_lock(&self, attachment: &Attachment) -> Option<Lock> {
+        if self.is_wired_from_before(attachment) {
+            return None;
+        }
         Lock::new(self.agent(|agent| Rc::clone(&agent.in_flight)), attachment)
     }
 
@@ -209,7 +224,7 @@ impl PodHost for Hand {
     }
 
     fn is_locked(&self, attachment: &Attachment) -> bool {
-        self.agent(|agent| agent.in_flight.borrow().contains(attachment))
+        self.with(|world| world.machines[self.machine].is_locked(attachment))
     }
 
     async fn gone(&self, held: Vec<Held>) -> Result<BTreeSet<Attachment>, HostError> {

@@ -269,6 +269,15 @@ impl RegistrarHost for Hand<'_> {
         teardown::cut_off(self, attachment).await
     }
 
+    /// A plugin makes the interface in the step in which it has its answer.
+    fn is_wired_from_before(&self, _: &Attachment) -> bool {
+        false
+    }
+
+    fn is_any_wired_from_before(&self) -> bool {
+        false
+    }
+
     async fn remove_gateways(&self) -> Result<(), HostError> {
         Ok(())
     }

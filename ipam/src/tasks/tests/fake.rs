@@ -88,6 +88,7 @@ pub(super) struct State {
     /// What goes wrong.
     pub(super) fault: Option<Fault>,
     pub(super) tombstones: BTreeSet<Attachment>,
+    pub(super) wired_from_before: BTreeSet<Attachment>,
     /// What the node is not ready for.
     pub(super) obstacles: Vec<String>,
     /// How often the sleep of a task ends.
@@ -353,6 +354,14 @@ impl RegistrarHost for Fake {
         teardown::cut_off(self, attachment).await
     }
 
+    fn is_wired_from_before(&self, attachment: &Attachment) -> bool {
+        self.with(|state| state.wired_from_before.contains(attachment))
+    }
+
+    fn is_any_wired_from_before(&self) -> bool {
+        self.with(|state| !state.wired_from_before.is_empty())
+    }
+
     async fn remove_gateways(&self) -> Result<(), HostError> {
         self.with(|state| {
             if state.is_read_only {
@@ -436,6 +445,7 @@ pub(super) fn node() -> (Fake, Registrar<'static, Fake>) {
         interfaces: BTreeSet::new(),
         fault: None,
         tombstones: BTreeSet::new(),
+        wired_from_before: BTreeSet::new(),
         obstacles: Vec::new(),
         sleeps: 0,
         claims: VecDeque::new(),

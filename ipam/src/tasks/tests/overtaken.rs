@@ -135,3 +135,48 @@ fn a_removed_node_says_that_its_pods_are_gone_only_when_no_add_can_make_an_inter
     at_once(registrar.look());
     assert!(fake.is_confirmed() && !has_interface(&fake));
 }
+
+/// The node after its agent has been started anew, while the plugin goes on.
+fn restarted() -> (Fake, Registrar<'static, Fake>) {
+    let (fake, registrar, lock) = overtaken();
+    drop(lock);
+    fake.with(|state| {
+        // It was in the memory of the agent before.
+        state.ipam.release(&attachment("c1"), Moment::BOOT).unwrap();
+        state.wired_from_before.insert(attachment("c1"));
+    });
+    (fake, registrar)
+}
+
+#[test]
+fn a_reserved_address_is_held_by_an_agent_that_starts_while_the_plugin_goes_on() {
+    let (fake, mut registrar) = restarted();
+    fake.with(|state| state.tombstones.insert(attachment("c1")));
+    at_once(tombstones::apply_all(&fake));
+    assert_eq!(fake.tombstones(), [attachment("c1")]);
+    at_once(registrar.look());
+    assert!(is_held(&fake));
+    let wanted = Workload::Pool("kept".parse().unwrap());
+    let refused = at_once(registrar.hand_over(&wanted, "d/web", &attachment("c2"))).unwrap_err();
+    assert_eq!(refused, NotNow::AddGoesOn(attachment("c1")).into());
+    make(&fake);
+    assert!(fake.try_lock(&attachment("c1")).is_none());
+    // It ends, and takes away what it made.
+    fake.with(|state| {
+        state.wired_from_before.clear();
+        state.interfaces.clear();
+    });
+    at_once(registrar.look());
+    assert!(!is_held(&fake));
+}
+
+#[test]
+fn a_removed_node_does_not_say_that_its_pods_are_gone_while_a_plugin_of_an_earlier_agent_goes_on() {
+    let (fake, mut registrar) = restarted();
+    fake.with(State::remove_node);
+    at_once(registrar.look());
+    assert!(!fake.is_confirmed());
+    fake.with(|state| state.wired_from_before.clear());
+    at_once(registrar.look());
+    assert!(fake.is_confirmed());
+}

@@ -197,26 +197,9 @@ fn a_tombstone_frees_the_addresses_before_the_next_add_of_its_attachment() {
     });
     let _lock = fake.try_lock(&attachment("c3")).unwrap();
     assert_ne!(added(&fake, "c1").addresses, before[0]);
-    at_once(tombstones::apply_all(&fake, LastAdd::Ended));
+    at_once(tombstones::apply_all(&fake));
     assert!(has(&fake, "c1") && !has(&fake, "c2"));
     assert_eq!(fake.tombstones(), [attachment("c3")], "whoever works on it applies its tombstone");
-}
-
-#[test]
-fn an_agent_that_starts_takes_an_add_for_one_that_goes_on_until_the_sweeper_has_looked() {
-    let (fake, _) = registered();
-    let held = added(&fake, "c1");
-    fake.with(|state| {
-        state.tombstones.insert(attachment("c1"));
-        state.interfaces.clear();
-    });
-    at_once(tombstones::apply_all(&fake, LastAdd::GoesOn));
-    let expected = || fake.with(|state| state.ipam.own(Moment::BOOT).unwrap().expected);
-    assert!(!has(&fake, "c1"));
-    assert_eq!(expected(), held.addresses.iter().copied().collect(), "its plugin may make the interface yet");
-    at_once(tombstones::apply_all(&fake, LastAdd::Ended));
-    at_once(sweeper::end_overtaken(&fake));
-    assert!(expected().is_empty());
 }
 
 #[test]

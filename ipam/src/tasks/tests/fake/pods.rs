@@ -46,6 +46,9 @@ impl PodHost for Fake {
     type Lock = Lock;
 
     fn try_lock(&self, attachment: &Attachment) -> Option<Lock> {
+        if self.is_wired_from_before(attachment) {
+            return None;
+        }
         let is_new = self.locked.borrow_mut().insert(attachment.clone());
         is_new.then(|| Lock { locked: Rc::clone(&self.locked), attachment: attachment.clone() })
     }
