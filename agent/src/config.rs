@@ -100,6 +100,8 @@ pub struct Config {
     pub resync: Duration,
     /// Whether a node is ready only when a peer answers, if there are any that live.
     pub probe_peers: bool,
+    /// Whether the kernel's NAT runs on while others flush all tables.
+    pub keep_nat: bool,
     /// What proves that this machine is the node of its ledger.
     pub identity: Proof,
     /// What pools may choose the node by.
@@ -214,6 +216,7 @@ struct File {
     etcd: EtcdFile,
     underlay: UnderlayConfig,
     ipam: IpamFile,
+    nftables: NftablesFile,
     labels: Labels,
     bootstrap: Option<bootstrap::File>,
 }
@@ -237,6 +240,7 @@ impl Default for File {
             etcd: EtcdFile::default(),
             underlay: UnderlayConfig::default(),
             ipam: IpamFile::default(),
+            nftables: NftablesFile::default(),
             labels: Labels::new(),
             bootstrap: None,
         }
@@ -256,6 +260,12 @@ enum StoreKind {
 struct IpamFile {
     cooldown_seconds: u64,
     grace_seconds: u64,
+}
+
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+struct NftablesFile {
+    keep_nat: bool,
 }
 
 impl Default for IpamFile {
@@ -318,6 +328,7 @@ impl Config {
             grace: Duration::from_secs(file.ipam.grace_seconds),
             resync: Duration::from_secs(file.resync_seconds),
             probe_peers: file.probe_peers,
+            keep_nat: file.nftables.keep_nat,
             identity: file.identity,
             labels: file.labels,
             bootstrap: file.bootstrap.map(bootstrap::File::check).transpose()?,

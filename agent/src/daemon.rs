@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::anyhow;
 use polder_api::Attachment;
 use polder_ipam::tasks::{sweeper, tombstones};
-use polder_netlink::nft::FilterSocket;
+use polder_netlink::nft::{FilterSocket, NatAnchor};
 use polder_store::{Embedded, Etcd, Store, open_node};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
@@ -16,6 +16,7 @@ use crate::config::{Config, StoreConfig};
 use crate::kernel::Kernel;
 use crate::kernel::features::Features;
 use crate::kernel::reaper::Reaper;
+use crate::kernel::ruleset;
 use crate::kernel::sysctl::Sysctls;
 use crate::lock::NodeLock;
 use crate::machine::Machine;
@@ -34,7 +35,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let machine = Machine::read()?;
     let sysctls = Sysctls::at(config.proc_sys_net.clone())?;
     let features = Features::find_out(&sysctls)?;
-    features.missing().iter().for_each(|missing| warn!("{missing}"));
+    features.missing(config.keep_nat).iter().for_each(|missing| warn!("{missing}"));
+
+    // For as long as the agent runs.
+    let _nat =
+        (config.keep_nat && features.owned_tables).then(|| NatAnchor::hold(ruleset::ANCHOR)).transpose()?;
 
     let (mut ipam, void) = open_node(&config.state_dir.join(LEDGER), &machine.boot_id, config.cooldown)?;
     if !void.is_empty() {

@@ -129,7 +129,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
         state.display(),
         if has_ledger { "has a ledger" } else { "has no ledger, a new one would be made" }
     ));
-    dry.problems = features.missing();
+    dry.problems = features.missing(config.keep_nat);
 
     let store = Embedded::open(&copy.join(STORE))?;
     let mut before = Contents::default();

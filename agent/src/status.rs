@@ -129,7 +129,7 @@ fn preceding(reporter: &Reporter) -> Option<String> {
 
 /// What is done without.
 fn missing(reporter: &Reporter, view: &View) -> Vec<String> {
-    let mut missing = reporter.features.missing();
+    let mut missing = reporter.features.missing(reporter.config.keep_nat);
     if reporter.config.probe_peers {
         missing.extend(reporter.told.endpoint.borrow().missing(&view.families()));
     }

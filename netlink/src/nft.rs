@@ -6,6 +6,7 @@
 //! comes from the cluster's store is ever given to another program. Of tables of others, [`foreign`] reads what they make of
 //! forwarded packets.
 
+mod anchor;
 mod decode;
 mod element;
 mod encode;
@@ -21,6 +22,7 @@ use netlink_packet_netfilter::NetfilterMessage;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use polder_api::Family;
 
+pub use self::anchor::NatAnchor;
 pub use self::element::{Element, Key, union};
 pub use self::family::TableFamily;
 pub use self::monitor::{Author, FilterMonitor};

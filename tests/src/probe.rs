@@ -4,13 +4,15 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 
+use crate::node::Node;
+use crate::pod::Pod;
 use crate::wait;
 
 /// Where echo servers listen. Different pods use the same port.
@@ -96,6 +98,70 @@ fn serve(mut stream: TcpStream, from: SocketAddr) {
 fn seen(answer: &[u8]) -> Result<IpAddr, String> {
     let text = String::from_utf8_lossy(answer);
     text.lines().next().and_then(|line| line.parse().ok()).ok_or(format!("an answer that is none: {text:?}"))
+}
+
+/// A TCP connection on which both ends send something every millisecond.
+#[derive(Debug)]
+pub struct Dialogue {
+    wanted: Arc<AtomicBool>,
+    ends: Vec<End>,
+}
+
+/// One end of a dialogue.
+#[derive(Debug)]
+struct End {
+    received: Arc<AtomicUsize>,
+    thread: JoinHandle<std::io::Result<()>>,
+}
+
+impl Dialogue {
+    /// Begins one from the client to that address of the server.
+    pub fn start(client: &Pod, server: &Node, address: IpAddr) -> Self {
+        let listener = server.within(|| TcpListener::bind((address, PORT))).expect("a free port");
+        let to = SocketAddr::new(address, PORT);
+        let ours = client.within(|| TcpStream::connect_timeout(&to, patience())).expect("a connection");
+        let (theirs, _) = listener.accept().expect("the connection");
+        let wanted = Arc::new(AtomicBool::new(true));
+        let ends = [ours, theirs].map(|stream| {
+            let (wanted, received) = (Arc::clone(&wanted), Arc::<AtomicUsize>::default());
+            let count = Arc::clone(&received);
+            End { received, thread: std::thread::spawn(move || talk(stream, &wanted, &count)) }
+        });
+        Self { wanted, ends: ends.into() }
+    }
+
+    /// Lets both ends hear a hundred more, and ends it. Fails if it has been reset.
+    pub fn finish(self) -> std::io::Result<()> {
+        let received = || self.ends.iter().map(|end| end.received.load(Ordering::Relaxed));
+        let before: Vec<usize> = received().collect();
+        wait::until_true("the dialogue to go on, or to have been reset", || {
+            let go_on = received().zip(&before).all(|(now, before)| now >= before + 100);
+            go_on || self.ends.iter().any(|end| end.thread.is_finished())
+        });
+        self.wanted.store(false, Ordering::Relaxed);
+        self.ends.into_iter().try_for_each(|end| end.thread.join().expect("no panic"))
+    }
+}
+
+fn talk(mut stream: TcpStream, wanted: &AtomicBool, received: &AtomicUsize) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    stream.set_nonblocking(true)?;
+    let is_error = |error: &std::io::Error| error.kind() != ErrorKind::WouldBlock;
+    while wanted.load(Ordering::Relaxed) {
+        if let Some(error) = stream.write(b".").err().filter(is_error) {
+            return Err(error);
+        }
+        match stream.read(&mut [0; 4096]) {
+            // The other end has been told that it is over.
+            Ok(0) => return Ok(()),
+            Err(error) if is_error(&error) => return Err(error),
+            read => {
+                received.fetch_add(read.unwrap_or_default(), Ordering::Relaxed);
+                std::thread::park_timeout(Duration::from_millis(1));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Sends a datagram of that many bytes from the calling thread's namespace; the source address that the echo server

@@ -5,8 +5,9 @@
 use std::net::IpAddr;
 
 use polder_api::Family;
+use polder_tests::agent::Worker;
 use polder_tests::fabric::Families;
-use polder_tests::probe::{self, Echo};
+use polder_tests::probe::{self, Dialogue, Echo};
 use polder_tests::{Lab, Node, Pod, Topology, wait};
 
 fn lab(bootstrap: &str) -> Lab {
@@ -80,6 +81,35 @@ fn the_world_sees_the_nodes_address_unless_masquerading_is_off() {
             assert_eq!(seen_by(world, Lab::world_address(v6), &pod), expected, "with {bootstrap:?}");
         }
     }
+}
+
+#[test]
+fn connections_to_the_world_outlive_a_flush_of_all_tables_only_where_the_kernels_nat_is_kept() {
+    let mut lab = Lab::build(Topology::two_segments().families(Families::DUAL));
+    let keeping = format!("{}\n[nftables]\nkeep_nat = true\n", lab.workers[1].configuration());
+    lab.workers[1].configure(&keeping);
+    lab.start_agents();
+    let world = lab.world.as_ref().unwrap();
+    let outlives = |worker: &Worker| {
+        let pod = worker.pod("a");
+        route_back(&lab, &pod);
+        let dialogues: Vec<_> = [false, true]
+            .into_iter()
+            .map(|v6| Dialogue::start(&pod, world, Lab::world_address(v6)))
+            .collect();
+        worker.node.run("nft", &["flush", "ruleset"]);
+        wait::until_true("the table to be back", || {
+            worker.node.run("nft", &["list", "tables"]).contains("table inet polder\n")
+        });
+        dialogues.into_iter().map(|dialogue| dialogue.finish().is_ok()).collect::<Vec<_>>()
+    };
+    assert_eq!(outlives(&lab.workers[0]), [false, false], "then the setting is of no use");
+    assert_eq!(outlives(&lab.workers[1]), [true, true]);
+    assert!(lab.workers[1].node.run("nft", &["list", "tables"]).contains("table inet polder_nat"));
+    lab.workers[1].kill();
+    wait::until_true("the table to go with its agent", || {
+        !lab.workers[1].node.run("nft", &["list", "tables"]).contains("polder_nat")
+    });
 }
 
 #[test]

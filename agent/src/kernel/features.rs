@@ -9,7 +9,7 @@ use polder_api::{Family, IfName, Mac};
 use polder_ipam::ids::ClusterId;
 use polder_ipam::record::ClusterRecord;
 use polder_netlink::link::{Port, VethPair};
-use polder_netlink::nft::{Elements, FilterSocket};
+use polder_netlink::nft::{Elements, FilterSocket, NatAnchor};
 use polder_netlink::{Error, RouteSocket, link, namespace};
 use tracing::info;
 
@@ -26,6 +26,8 @@ pub struct Features {
     pub locked_ports: bool,
     /// There are tunnels.
     pub tunnels: bool,
+    /// Tables of nftables can belong to a process (Linux 5.12).
+    pub owned_tables: bool,
     /// There is IPv6.
     pub ipv6: bool,
     /// All of that was tried.
@@ -74,19 +76,29 @@ impl Features {
             Err(error) => {
                 info!(%error, "the kernel is not tried before it is used: no network namespace can be made for that");
                 let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-                Ok(Self { locked_ports: locks_ports(&release), tunnels: true, ipv6, tried: false })
+                Ok(Self {
+                    locked_ports: is_since(&release, (5, 18)),
+                    tunnels: true,
+                    owned_tables: is_since(&release, (5, 12)),
+                    ipv6,
+                    tried: false,
+                })
             }
         }
     }
 
-    /// What is missing, and what that means.
-    pub fn missing(&self) -> Vec<String> {
+    /// What is missing, and what that means; `keeps_nat`: whether the kernel's NAT is to be kept running.
+    pub fn missing(&self, keeps_nat: bool) -> Vec<String> {
         let consequences = [
             (
                 self.locked_ports,
                 "bridge ports cannot be locked (Linux 5.18): a pod can send under another MAC address, though not under another IP address",
             ),
             (self.tunnels, Encapsulation::of(&trial_cluster()).missing()),
+            (
+                self.owned_tables || !keeps_nat,
+                "no table of nftables can belong to a process (Linux 5.12): nftables.keep_nat has no effect",
+            ),
             (self.ipv6, "there is no IPv6: pods get no IPv6 address"),
             (
                 self.tried,
@@ -120,16 +132,17 @@ fn probe() -> Result<Features, FeatureError> {
     filter
         .commit(ruleset::table(&cluster, &ruleset::lengths([])).install(&Elements::new()))
         .map_err(nftables)?;
+    let owned_tables = NatAnchor::hold(ruleset::ANCHOR).is_ok();
     let tunnel = Encapsulation::of(&cluster).device(&cluster, None);
     let tunnels = socket.execute_all(tunnel.create("trialtunnel", TRIAL_MAC, 1450)).is_ok();
-    Ok(Features { locked_ports: port.locked, tunnels, ipv6: true, tried: true })
+    Ok(Features { locked_ports: port.locked, tunnels, owned_tables, ipv6: true, tried: true })
 }
 
-/// Whether bridge ports of the kernel of that release can be locked. An older one takes the wish and ignores it.
-fn locks_ports(release: &str) -> bool {
+/// Whether a kernel of that release is at least as new as that one.
+fn is_since(release: &str, first: (u32, u32)) -> bool {
     let mut numbers = release.split(|character: char| !character.is_ascii_digit()).map(str::parse::<u32>);
     let mut next = || numbers.next().and_then(Result::ok).unwrap_or(0);
-    (next(), next()) >= (5, 18)
+    (next(), next()) >= first
 }
 
 /// Makes a port like a pod's, and reads back what the kernel made of it: older ones ignore what they do not know.
@@ -164,21 +177,23 @@ mod tests {
 
     #[test]
     fn what_a_kernel_lacks_is_said_with_what_it_means() {
-        let all = Features { locked_ports: true, tunnels: true, ipv6: true, tried: true };
-        assert_eq!(all.missing(), Vec::<String>::new());
+        let all = Features { locked_ports: true, tunnels: true, owned_tables: true, ipv6: true, tried: true };
+        assert_eq!(all.missing(true), Vec::<String>::new());
         let old = Features { locked_ports: false, ..all };
-        assert!(old.missing()[0].contains("5.18"), "{:?}", old.missing());
+        assert!(old.missing(true)[0].contains("5.18"), "{:?}", old.missing(true));
+        let older = Features { owned_tables: false, ..all };
+        assert!(older.missing(true)[0].contains("keep_nat") && older.missing(false).is_empty());
         let untried = Features { tried: false, ..all };
-        assert!(untried.missing()[0].contains("SYS_ADMIN"), "{:?}", untried.missing());
+        assert!(untried.missing(true)[0].contains("SYS_ADMIN"), "{:?}", untried.missing(true));
     }
 
     #[test]
-    fn a_release_tells_whether_ports_can_be_locked() {
+    fn a_release_tells_how_new_a_kernel_is() {
         for release in ["5.18.0", "6.1.0-18-amd64", "6.18.44-fc", "10.0"] {
-            assert!(locks_ports(release), "{release}");
+            assert!(is_since(release, (5, 18)), "{release}");
         }
         for release in ["5.15.0-100-generic", "4.19", "5.17.15", ""] {
-            assert!(!locks_ports(release), "{release}");
+            assert!(!is_since(release, (5, 18)), "{release}");
         }
     }
 }

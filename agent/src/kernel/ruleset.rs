@@ -23,6 +23,9 @@ use super::tunnel::{self, Encapsulation};
 /// The name of the table.
 pub const NAME: &str = "polder";
 
+/// The name of the table that keeps the kernel's NAT running while this one is away.
+pub const ANCHOR: &str = "polder_nat";
+
 /// The table with nothing in it: to take it away, whatever the cluster's settings were.
 pub fn empty() -> Table {
     Table { name: NAME, sets: Vec::new(), chains: Vec::new() }

@@ -133,7 +133,9 @@ impl Kernel {
 
     fn foreign_filters(&mut self, judged: Judged) -> Result<Vec<Filter>, Error> {
         let chains = self.filter.base_chains(judged)?;
-        let of_others = chains.into_iter().filter(|chain| chain.table != ruleset::NAME);
+        let of_others = chains
+            .into_iter()
+            .filter(|chain| ![ruleset::NAME, ruleset::ANCHOR].contains(&chain.table.as_str()));
         of_others.map(|base| self.foreign_filter(base)).collect()
     }
 

@@ -5,7 +5,7 @@ use netlink_packet_netfilter::nftables::{
     Bitwise, ChainAttribute, ChainMessage, Cmp, DataAttribute, Expressions, Hook as HookAttribute,
     HookNumber, Immediate, InetHookNumber, ListAttribute, Lookup, Meta, MetaKey, NfTablesMessage, Operator,
     Payload, Register, RuleAttribute, RuleMessage, SetAttribute, SetElementAttribute, SetElementFlags,
-    SetElementList, SetElementMessage, SetFlags, SetMessage, TableAttribute, TableMessage,
+    SetElementList, SetElementMessage, SetFlags, SetMessage, TableAttribute, TableFlags, TableMessage,
     Verdict as VerdictNumber, VerdictAttribute,
 };
 use netlink_packet_netfilter::none::ControlMessage;
@@ -55,6 +55,12 @@ fn create(side: Side, message: NfTablesMessage) -> Operation<NetfilterMessage> {
 pub(super) fn add_table(side: Side, name: &str, comment: Option<&str>) -> Operation<NetfilterMessage> {
     let mut attributes = vec![TableAttribute::Name(name.to_owned())];
     attributes.extend(comment.map(|comment| TableAttribute::UserData(user_data(comment))));
+    create(side, NfTablesMessage::NewTable(TableMessage { attributes }))
+}
+
+/// A table that belongs to the socket that makes it, and goes with it.
+pub(super) fn add_owned_table(side: Side, name: &str) -> Operation<NetfilterMessage> {
+    let attributes = vec![TableAttribute::Name(name.to_owned()), TableAttribute::Flags(TableFlags::Owner)];
     create(side, NfTablesMessage::NewTable(TableMessage { attributes }))
 }
 
