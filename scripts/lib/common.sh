@@ -161,7 +161,7 @@ lab_packages=(etcd-server:etcd etcd-client:etcdctl iproute2:ip iputils-ping:ping
 # server, a tunnel in user space, and pip, which gets helm.
 test_packages=(python3-pip:pip3 conntrack:conntrack iptables:iptables containerd:containerd runc:runc openssl:openssl
     containernetworking-plugins:/usr/lib/cni/portmap busybox-static:/bin/busybox systemd:/lib/systemd/systemd-networkd
-    dnsmasq-base:dnsmasq socat:socat)
+    udev:/lib/systemd/systemd-udevd dnsmasq-base:dnsmasq socat:socat)
 
 # Looks for Rust, new enough, and for these subcommands of cargo.
 need_cargo() {

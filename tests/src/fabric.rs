@@ -59,7 +59,7 @@ pub fn address(segment: u8, host: u8, v6: bool) -> IpAddr {
 }
 
 /// The router has this number on every segment.
-const ROUTER: u8 = 254;
+pub const ROUTER: u8 = 254;
 
 impl Fabric {
     /// Makes the segments. With a router they are joined; without one each is on its own.
@@ -144,6 +144,25 @@ impl Fabric {
     /// Pulls the cable between a node and its segment.
     pub fn cut(&self, node: &Node, segment: u8) {
         self.node.run("ip", &["link", "set", &format!("{}-{segment}", node.name()), "down"]);
+    }
+
+    /// Drops what the node sends with an address of these networks, and not in a tunnel: as many clouds do.
+    pub fn drop_sources(&self, node: &Node, segment: u8, networks: &[&str]) {
+        let (name, port) = (node.name(), format!("{}-{segment}", node.name()));
+        let mut rules = format!(
+            "add table bridge {name}; \
+             add chain bridge {name} sent {{ type filter hook prerouting priority 0; }}; "
+        );
+        for network in networks {
+            let family = if network.contains(':') { "ip6" } else { "ip" };
+            rules += &format!("add rule bridge {name} sent iifname {port} {family} saddr {network} drop; ");
+        }
+        self.node.run("nft", &[&rules]);
+    }
+
+    /// Carries all of it again.
+    pub fn carry_sources(&self, node: &Node) {
+        self.node.run("nft", &["delete", "table", "bridge", node.name()]);
     }
 
     /// Plugs the cable in again.

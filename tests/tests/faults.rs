@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use polder_tests::agent::Worker;
-use polder_tests::fabric::Families;
+use polder_tests::fabric::{Families, ROUTER, address};
+use polder_tests::lab::{POOL4, POOL6};
 use polder_tests::matrix::{assert_flat_over, listen};
 use polder_tests::probe::{Echo, Stream};
 use polder_tests::random::{Random, announced_seed};
@@ -28,8 +29,9 @@ const CROWD: usize = 14;
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// What may happen in a step, and how often it does of a hundred times.
-const HAPPENINGS: [(usize, Happening); 9] = [
-    (56, Happening::Spoilt),
+const HAPPENINGS: [(usize, Happening); 10] = [
+    (50, Happening::Spoilt),
+    (6, Happening::Underlay),
     (4, Happening::Harmed),
     (8, Happening::AgentKilled),
     (6, Happening::AgentAway),
@@ -50,6 +52,8 @@ enum Happening {
     AgentKilled,
     /// It stays away until it is this again.
     AgentAway,
+    /// The underlay is one that is easily misread, until it is this again.
+    Underlay,
     /// The interface to the underlay goes down and up, and loses what it had.
     LinkFlaps,
     /// The cable is pulled until it is this again.
@@ -61,6 +65,22 @@ enum Happening {
     /// The node dies, is removed, and another of its name takes its place.
     NodeMadeAnew,
 }
+
+/// How an underlay can be misread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Oddity {
+    /// The node has virtual addresses beside its own.
+    VirtualAddress,
+    /// The route to its neighbour has two next hops, one of them the neighbour.
+    TwoNextHops,
+    /// The network drops what the node sends with a pod's address.
+    SourcesDropped,
+    /// The node has another address.
+    Renumbered,
+}
+
+const ODDITIES: [Oddity; 4] =
+    [Oddity::VirtualAddress, Oddity::TwoNextHops, Oddity::SourcesDropped, Oddity::Renumbered];
 
 /// The lab, and what is wrong with it now.
 struct Site {
@@ -74,6 +94,8 @@ struct Site {
     foreign: Vec<String>,
     away: BTreeSet<usize>,
     cut: BTreeSet<usize>,
+    /// Where the underlay is odd, and how.
+    odd: BTreeSet<(usize, Oddity)>,
     /// Which of the harms is done where.
     harmed: BTreeMap<usize, usize>,
     member: Option<usize>,
@@ -114,6 +136,7 @@ impl Site {
             foreign,
             away: BTreeSet::new(),
             cut: BTreeSet::new(),
+            odd: BTreeSet::new(),
             harmed: BTreeMap::new(),
             member: None,
             steps: Vec::new(),
@@ -167,6 +190,10 @@ impl Site {
                 self.lab.workers[number].kill();
                 self.away.insert(number);
             }
+            Happening::Underlay => {
+                let oddity = *self.random.one_of(&ODDITIES);
+                self.turn(number, oddity);
+            }
             Happening::LinkFlaps => self.flap(number),
             Happening::CableCut if self.cut.contains(&number) => self.mend(number),
             Happening::CableCut => {
@@ -196,6 +223,49 @@ impl Site {
                 self.harmed.insert(number, which);
             }
         }
+    }
+
+    /// Makes the underlay of that node odd, or plain again.
+    fn turn(&mut self, number: usize, oddity: Oddity) {
+        let begins = !self.odd.remove(&(number, oddity));
+        if begins {
+            self.odd.insert((number, oddity));
+        }
+        let worker = &self.lab.workers[number];
+        let (verb, segment) = (if begins { "add" } else { "delete" }, worker.segment);
+        let own = self.lab.underlay(number, false);
+        let router = address(segment, ROUTER, false);
+        let host = u8::try_from(number).unwrap();
+        // A link that was down in between has lost some of it.
+        let shell = match oddity {
+            Oddity::VirtualAddress => {
+                let of = |v6| address(segment, 100 + host, v6);
+                format!(
+                    "ip address {verb} {}/32 dev eth0; ip address {verb} {}/128 dev eth0 nodad",
+                    of(false),
+                    of(true)
+                )
+            }
+            Oddity::TwoNextHops => {
+                let neighbour = self.lab.underlay(number ^ 1, false);
+                format!(
+                    "ip route {verb} {neighbour} nexthop via {neighbour} dev eth0 nexthop via {router} dev eth0"
+                )
+            }
+            Oddity::SourcesDropped if begins => {
+                self.lab.fabric.drop_sources(&worker.node, segment, &[POOL4, POOL6]);
+                return;
+            }
+            Oddity::SourcesDropped => return self.lab.fabric.carry_sources(&worker.node),
+            Oddity::Renumbered => {
+                let other = address(segment, 150 + host, false);
+                let (from, to) = if begins { (own, other) } else { (other, own) };
+                format!(
+                    "ip address delete {from}/24 dev eth0; ip address add {to}/24 dev eth0; ip route replace default via {router}"
+                )
+            }
+        };
+        worker.node.shell(&format!("({shell}) 2>&1 || true"));
     }
 
     fn start(&mut self, number: usize) {
@@ -253,6 +323,11 @@ impl Site {
         self.lab.reboot(number);
         // It has gone with the machine.
         self.harmed.remove(&number);
+        for oddity in ODDITIES {
+            if self.odd.contains(&(number, oddity)) {
+                self.turn(number, oddity);
+            }
+        }
         if self.cut.contains(&number) {
             self.mend(number);
         }
@@ -271,6 +346,7 @@ impl Site {
     fn end_all(&mut self) {
         self.cut.clone().into_iter().for_each(|number| self.mend(number));
         self.away.clone().into_iter().for_each(|number| self.start(number));
+        self.odd.clone().into_iter().for_each(|(number, oddity)| self.turn(number, oddity));
         self.harmed.clone().into_keys().for_each(|number| self.harm(number));
         if let Some(member) = self.member.take() {
             self.lab.etcd.start_member(member);

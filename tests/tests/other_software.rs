@@ -231,25 +231,60 @@ fn networkd(worker: &Worker, log: &str) -> Process {
     networkd
 }
 
+/// A file for interfaces of that name.
+fn file_for(name: &str, keep: &str, address: &str) -> String {
+    format!("[Match]\nName={name}\n[Network]\nKeepConfiguration={keep}\nAddress={address}\n")
+}
+
+/// Files for networkd: for the uplink, what Polder ships, and as many images bring it, one for every interface. What that takes
+/// away from others depends on the host, unless it is said.
+fn configure_networkd(worker: &Worker, uplink: &str) {
+    worker.node.shell(
+        "install -d -o systemd-network -g systemd-network /run/systemd/netif /run/systemd/netif/links \
+         /run/systemd/netif/leases",
+    );
+    let folder = "/etc/systemd/network";
+    worker.node.write(&format!("{folder}/10-uplink.network"), uplink);
+    worker.node.write(&format!("{folder}/50-all.network"), &file_for("*", "no", "192.0.2.6/24"));
+    let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/host/systemd");
+    worker.node.shell(&format!("cp -r {shipped}/* /etc/systemd/"));
+}
+
+#[test]
+fn networkd_with_udev_deletes_neighbours_and_next_hop_objects_of_others_and_nothing_of_ours() {
+    let (lab, pods) = lab("");
+    let worker = &lab.workers[0];
+    let uplink = worker.node.run("ip", &["-o", "-br", "address", "show", "dev", "eth0", "scope", "global"]);
+    let addresses = uplink.split_whitespace().skip(2).collect::<Vec<_>>().join("\nAddress=");
+    configure_networkd(worker, &file_for("eth0", "no", &addresses));
+    let _udev = worker.node.spawn(&mut worker.node.command("/lib/systemd/systemd-udevd"), "udev");
+    wait::until_true("udev to know the interfaces", || {
+        worker
+            .node
+            .shell("udevadm trigger --subsystem-match=net --action=add; udevadm settle; ls /run/udev/data")
+            .contains('n')
+    });
+    // What networkd deletes on an uplink of its own, whatever it is told of routes.
+    worker.node.shell(
+        "ip neighbour add 10.10.1.77 lladdr 02:00:00:00:00:77 nud permanent dev eth0; \
+         ip nexthop add id 77 via 10.10.1.77 dev eth0; ip route add 198.51.100.0/24 nhid 77",
+    );
+    while_talking(&pods, || networkd(worker, "networkd").kill());
+    let left = worker
+        .node
+        .shell("ip neighbour show nud permanent dev eth0; ip nexthop; ip route show 198.51.100.0/24");
+    assert_eq!(left, "", "{}", worker.node.log("networkd"));
+    assert_eq!(worker.status()["repairs"], serde_json::json!([]), "{}", worker.node.log("networkd"));
+    wait_for_no_problem(worker);
+}
+
 #[test]
 fn networkd_leaves_ours_alone_with_the_files_that_are_shipped_for_it_and_not_without() {
     let (lab, pods) = lab("");
     let worker = &lab.workers[0];
     // Without udev it goes on only where it cannot be there: in a container.
-    worker.node.shell(
-        "mount -o remount,bind,ro /sys; \
-         install -d -o systemd-network -g systemd-network /run/systemd/netif /run/systemd/netif/links \
-         /run/systemd/netif/leases",
-    );
-    // Many images bring a file for every interface. What it takes away from others depends on the host, unless it is said.
-    let file = |name, keep, address| {
-        format!("[Match]\nName={name}\n[Network]\nKeepConfiguration={keep}\nAddress={address}\n")
-    };
-    let folder = "/etc/systemd/network";
-    worker.node.write(&format!("{folder}/10-uplink.network"), &file("eth0", "yes", "192.0.2.5/24"));
-    worker.node.write(&format!("{folder}/50-all.network"), &file("*", "no", "192.0.2.6/24"));
-    let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/host/systemd");
-    worker.node.shell(&format!("cp -r {shipped}/* /etc/systemd/"));
+    worker.node.shell("mount -o remount,bind,ro /sys");
+    configure_networkd(worker, &file_for("eth0", "yes", "192.0.2.5/24"));
     while_talking(&pods, || networkd(worker, "networkd").kill());
     assert_eq!(worker.status()["repairs"], serde_json::json!([]), "{}", worker.node.log("networkd"));
     wait_for_no_problem(worker);

@@ -4,6 +4,7 @@
 
 use polder_tests::agent::Worker;
 use polder_tests::fabric::Families;
+use polder_tests::lab::{POOL4, POOL6};
 use polder_tests::matrix::{assert_flat, assert_flat_over};
 use polder_tests::wait::PATIENCE;
 use polder_tests::{Lab, Pod, Topology, wait};
@@ -56,12 +57,7 @@ fn over_a_link_without_link_layer_addresses_auto_takes_the_tunnel() {
 fn where_the_network_drops_pods_addresses_auto_takes_the_tunnel_until_it_carries_them() {
     let mut lab = Lab::build(Topology::one_segment(3).families(Families::DUAL));
     lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 1"));
-    // As many clouds do: what a machine sends has to have its own address.
-    lab.fabric.node().shell(
-        "nft 'add table bridge cloud; add chain bridge cloud sent { type filter hook forward priority 0; }; \
-         add rule bridge cloud sent iifname n1-1 ip saddr 10.244.0.0/16 drop; \
-         add rule bridge cloud sent iifname n1-1 ip6 saddr fd00:244::/56 drop'",
-    );
+    lab.fabric.drop_sources(&lab.workers[0].node, 1, &[POOL4, POOL6]);
     lab.start_agents();
     let paths = |worker: &Worker| {
         let others = ["n1", "n2", "n3"].into_iter().filter(|other| worker.node.name() != *other);
@@ -100,7 +96,7 @@ fn where_the_network_drops_pods_addresses_auto_takes_the_tunnel_until_it_carries
         !lab.workers[0].try_status().unwrap_or_default()["last_pass"].is_null()
     });
     assert_eq!(paths(&lab.workers[0]), tunnels);
-    lab.fabric.node().shell("nft delete table bridge cloud");
+    lab.fabric.carry_sources(&lab.workers[0].node);
     wait::within(PATIENCE * 3, "direct paths from n1", || match paths(&lab.workers[0]) {
         paths if paths.iter().all(|path| path.ends_with("direct")) => Ok(()),
         paths => Err(paths.join(", ")),
