@@ -1,5 +1,5 @@
-//! What the agent's tasks tell each other: the latest value of each entry. An entry has one writer, the task that its sender was
-//! moved into; any number of tasks have receivers, bundled here by who writes them.
+//! Values that the agent's tasks publish to each other: the latest value of each entry. An entry has one writer, the task that
+//! owns its sender; any number of tasks have receivers, grouped here by writer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -30,7 +30,7 @@ pub type Chosen = Result<Arc<Underlay>, NotChosen>;
 pub struct Records(watch::Receiver<Arc<View>>);
 
 impl Records {
-    /// What the follower writes is read from there.
+    /// Reads the value that the follower publishes.
     pub fn new(view: watch::Receiver<Arc<View>>) -> Self {
         Self(view)
     }
@@ -40,26 +40,23 @@ impl Records {
         Arc::clone(&self.0.borrow())
     }
 
-    /// What comes from now on.
+    /// Future changes.
     pub fn changes(&self) -> watch::Receiver<Arc<View>> {
         from_now_on(&self.0)
     }
 
-    /// The records of the cluster, for an operator who asks for them; refused as long as none were read.
+    /// The cluster's records for an operator's request; refused until they were loaded.
     pub fn read(&self) -> Result<Arc<View>, Refusal> {
         let view = self.view();
         if view.source != Source::Nowhere {
             return Ok(view);
         }
-        let why = view.lost.clone().unwrap_or_else(|| "they are being read".to_owned());
-        Err(Refusal::new(
-            RefusalKind::TryAgain,
-            format!("the records of the cluster are not known yet: {why}"),
-        ))
+        let why = view.lost.clone().unwrap_or_else(|| "they are being loaded".to_owned());
+        Err(Refusal::new(RefusalKind::TryAgain, format!("the cluster's records are not known yet: {why}")))
     }
 }
 
-/// Which node this is, and what the cluster has given it, as the registrar knows it.
+/// This node's identity and holdings, as the registrar knows them.
 #[derive(Debug, Clone)]
 pub struct Membership {
     me: Arc<Me>,
@@ -68,7 +65,7 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// What the registrar of that node writes is read from there.
+    /// Reads the values that the registrar of node `me` publishes.
     pub fn new(
         me: Me,
         registration: watch::Receiver<Registration>,
@@ -77,32 +74,32 @@ impl Membership {
         Self { me: Arc::new(me), registration, holdings }
     }
 
-    /// Who the node is.
+    /// The node's identity.
     pub fn me(&self) -> &Me {
         &self.me
     }
 
-    /// Whether the store knows the node.
+    /// Whether the node is registered in the datastore.
     pub fn registration(&self) -> Registration {
         self.registration.borrow().clone()
     }
 
-    /// Its registrations from now on.
+    /// Future changes of its registration.
     pub fn registrations(&self) -> watch::Receiver<Registration> {
         from_now_on(&self.registration)
     }
 
-    /// What the node owns.
+    /// The node's identity, blocks and own addresses.
     pub fn holdings(&self) -> Arc<Holdings> {
         Arc::clone(&self.holdings.borrow())
     }
 
-    /// What it owns from now on.
+    /// Future changes of its holdings.
     pub fn changes(&self) -> watch::Receiver<Arc<Holdings>> {
         from_now_on(&self.holdings)
     }
 
-    /// The revision of the node's own record in the store; 0 if it is not there, or not this node's.
+    /// The revision of the node's own record in the datastore; `None` if it does not exist, or is not this node's.
     pub fn own_revision(&self, view: &View) -> Option<Revision> {
         publication::own_revision(view, &self.me.name, self.holdings().identity.as_ref(), self.me.life())
     }
@@ -116,7 +113,7 @@ pub struct Passes {
 }
 
 impl Passes {
-    /// What the engine writes is read from there.
+    /// Reads the values that the engine publishes.
     pub fn new(underlay: watch::Receiver<Chosen>, pass: watch::Receiver<Option<Arc<Pass>>>) -> Self {
         Self { underlay, pass }
     }
@@ -126,7 +123,7 @@ impl Passes {
         self.underlay.borrow().clone()
     }
 
-    /// Those addresses from now on.
+    /// Future changes of those addresses.
     pub fn underlays(&self) -> watch::Receiver<Chosen> {
         from_now_on(&self.underlay)
     }
@@ -136,7 +133,7 @@ impl Passes {
         self.pass.borrow().clone()
     }
 
-    /// The passes from now on.
+    /// Future passes.
     pub fn changes(&self) -> watch::Receiver<Option<Arc<Pass>>> {
         from_now_on(&self.pass)
     }
@@ -148,48 +145,48 @@ fn from_now_on<T>(entry: &watch::Receiver<T>) -> watch::Receiver<T> {
     entry
 }
 
-/// Whether a pass came to its end.
+/// Whether a pass was completed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Made {
-    /// It did.
+    /// It was completed.
     #[default]
     Yes,
-    /// It did not: what it says was found by an earlier one.
+    /// It failed: its results are those of an earlier pass.
     No,
 }
 
 /// A pass over the kernel.
 #[derive(Debug, Clone, Default)]
 pub struct Pass {
-    /// Whether it came to its end.
+    /// Whether it was completed.
     pub made: Made,
-    /// Its number; the first is 1.
+    /// Its number since the agent started; the first is 1.
     pub count: u64,
-    /// Changes that it made.
+    /// Number of changes that it made.
     pub writes: usize,
-    /// Changes that all passes made so far.
+    /// Number of changes by all passes so far.
     pub written: u64,
-    /// How long it took.
+    /// Its duration.
     pub took: Duration,
-    /// What it could not do of what the node needs to serve its pods.
+    /// Failures of changes that the node needs to serve its pods.
     pub local_failures: Vec<String>,
-    /// What else it could not do.
+    /// Other failures.
     pub other_failures: Vec<String>,
     /// The node's own addresses that are in place.
     pub gateways: Vec<IpAddr>,
     /// The MTU of pods, in bytes.
     pub mtu: u32,
-    /// Records that were not applied.
+    /// Records that were not applied, and why.
     pub problems: Vec<Problem>,
     /// How each peer's blocks of each family are reached.
     pub paths: BTreeMap<Key, Reached>,
-    /// Neighbours on the underlay through which peers are reached, by family.
+    /// Number of underlay neighbours through which peers are reached, by family.
     pub next_hops: PerFamily<usize>,
-    /// The interfaces of others through which pods' packets come in.
+    /// Foreign interfaces on which pods' packets arrive.
     pub carriers: BTreeSet<String>,
 }
 
-/// Makes the value the entry's, and wakes those who wait for it, if it is another one; whether it is.
+/// Publishes the value if it differs, and wakes its receivers; returns whether it did.
 pub fn set_if_changed<T: PartialEq>(entry: &watch::Sender<T>, value: T) -> bool {
     entry.send_if_modified(|known| {
         let changed = *known != value;
@@ -200,14 +197,14 @@ pub fn set_if_changed<T: PartialEq>(entry: &watch::Sender<T>, value: T) -> bool 
     })
 }
 
-/// What the node is judged by when it is asked to serve a pod.
+/// The inputs for the decision whether an ADD is served.
 #[derive(Debug, Clone)]
 pub struct Board {
     /// The cluster's records.
     pub records: Records,
-    /// Which node this is, and what it has.
+    /// This node's identity and holdings.
     pub membership: Membership,
-    /// Its kernel.
+    /// The state of its kernel.
     pub passes: Passes,
 }
 
@@ -237,13 +234,13 @@ impl Board {
         self.passes.last()
     }
 
-    /// What the node may say of itself in the store rests on this now.
+    /// The current basis for the node's publications in the datastore.
     pub fn basis(&self) -> Basis {
         let (view, holdings, me) = (self.view(), self.holdings(), self.membership.me());
         Basis::of(&view, &me.name, holdings.identity.as_ref(), me.life())
     }
 
-    /// Why an ADD would not be served. Empty if it would. ADD and STATUS both ask this.
+    /// Why an ADD would not be served. Empty if it would be. Used by ADD and STATUS.
     pub fn obstacles(&self) -> Vec<String> {
         let (view, holdings, pass) = (self.view(), self.holdings(), self.pass().unwrap_or_default());
         let (registration, underlay) = (self.registration(), self.underlay());

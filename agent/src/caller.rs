@@ -1,4 +1,4 @@
-//! Whoever asks something of the agent, over its socket.
+//! The client at the other end of the agent's socket.
 
 use std::os::fd::AsRawFd;
 
@@ -8,21 +8,21 @@ use tokio::net::UnixStream;
 
 use crate::repair;
 
-/// Who has asked, and may have died since.
+/// The client of a connection. It may have ended since it sent the request.
 #[derive(Debug)]
 pub struct Caller<'a>(&'a UnixStream);
 
 impl<'a> Caller<'a> {
-    /// Whoever is at the other end.
+    /// The client of this connection.
     pub fn new(stream: &'a UnixStream) -> Self {
         Self(stream)
     }
 
-    /// Who it is: the process at the other end of the socket.
+    /// Process and user id of the client, for the log.
     pub fn name(&self) -> String {
-        let Ok(peer) = self.0.peer_cred() else { return "somebody".to_owned() };
+        let Ok(peer) = self.0.peer_cred() else { return "an unknown caller".to_owned() };
         let process = peer.pid().and_then(|id| u32::try_from(id).ok()).filter(|id| *id > 0);
-        let process = process.map_or("a process".to_owned(), |id| repair::process(id, None));
+        let process = process.map_or("an unknown process".to_owned(), |id| repair::process(id, None));
         format!("{process}, uid {}", peer.uid())
     }
 }

@@ -25,7 +25,7 @@ impl fmt::Display for Capability {
 }
 
 impl Capability {
-    /// Whether this process has it. If that cannot be read, it is taken to have it: the kernel will say.
+    /// Whether this process has it. If that cannot be read, it is assumed: the kernel refuses later.
     pub fn is_held(self) -> bool {
         fs::read_to_string("/proc/self/status").ok().and_then(|status| self.is_in(&status)).unwrap_or(true)
     }

@@ -1,5 +1,5 @@
-//! The agent's configuration: a file, variables of the environment that override it, and flags that override both, checked
-//! as a whole before anything is touched.
+//! The agent's configuration: a file, overridden by environment variables, overridden by flags. It is checked as a whole
+//! before the agent changes anything.
 
 use std::env;
 use std::net::{IpAddr, SocketAddr};
@@ -27,107 +27,107 @@ use crate::kernel::sysctl;
 use crate::machine::{MachineError, default_node_name};
 use crate::state_dir::CONFLIST;
 
-/// The flags of the daemon.
+/// Command line flags of `polder-agent`.
 #[derive(Debug, Default, Parser)]
 pub struct Flags {
-    /// The configuration file [default: /etc/polder/agent.toml, if it is there]
+    /// Configuration file [default: /etc/polder/agent.toml, if it exists]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The node's name [default: the host name]
+    /// Name of this node [default: the host name]
     #[arg(long, value_name = "NAME")]
     pub node: Option<NodeName>,
-    /// Where the ledger and the snapshot of the cluster are [default: /var/lib/polder]
+    /// Directory of the ledger and the cluster snapshot [default: /var/lib/polder]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// Where the agent listens for the plugin and polderctl [default: /run/polder/agent.sock]
+    /// Unix socket on which the agent serves the CNI plugins and polderctl [default: /run/polder/agent.sock]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
-    /// The etcd members
+    /// URLs of the etcd members, separated by commas
     #[arg(long, value_name = "URL", value_delimiter = ',')]
     pub etcd: Option<Vec<String>>,
-    /// Where the CNI configuration is written [default: /etc/cni/net.d]
+    /// Directory for the CNI configuration [default: /etc/cni/net.d]
     #[arg(long, value_name = "DIR")]
     pub cni_conf_dir: Option<PathBuf>,
-    /// Where metrics and health are served [default: 127.0.0.1:9474]
+    /// Listen address and port for metrics and health checks [default: 127.0.0.1:9474]
     #[arg(long, value_name = "ADDR")]
     pub http: Option<HttpAddress>,
-    /// Check the configuration, say what is wrong with it, and exit
+    /// Check the configuration, print any errors and warnings, and exit
     #[arg(long)]
     pub check_config: bool,
-    /// Print each value of the configuration and where it comes from, without secrets; check it, and exit
+    /// Print each configuration value and its source (secrets are hidden), check the configuration, and exit
     #[arg(long)]
     pub print_config: bool,
-    /// Print what the agent would do on this node (records, kernel, files), and exit; nothing is changed
+    /// Print what the agent would change on this node (records, kernel, files), and exit without changing anything
     ///
-    /// For a node on which no agent runs yet; a running one is asked by polderctl plan. Reads etcd and the kernel, and works on
-    /// copies. Another node can claim blocks meanwhile: then this one gets others than are shown.
+    /// Use it on a node where no agent is running. For a running agent, use polderctl plan instead. Reads etcd and the kernel,
+    /// and works on copies. If another node claims blocks in the meantime, this node gets other blocks than the plan shows.
     #[arg(long, conflicts_with_all = ["check_config", "print_config"])]
     pub plan: bool,
 }
 
-/// The configuration, checked.
+/// The checked configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The node's name.
     pub node: NodeName,
-    /// Where the ledger and the snapshot of the cluster are.
+    /// Directory of the ledger and the cluster snapshot.
     pub state_dir: PathBuf,
-    /// Where the agent listens.
+    /// Unix socket of the agent.
     pub socket: PathBuf,
-    /// The file of the CNI configuration.
+    /// Path of the CNI configuration file.
     pub cni_file: PathBuf,
-    /// What the CNI configuration says.
+    /// Content of the CNI configuration.
     pub network: Network,
-    /// Where the kernel's settings of the network are.
+    /// Directory of the kernel's network settings, usually `/proc/sys/net`.
     pub proc_sys_net: PathBuf,
     /// Whether the ledger may be lost with the container.
     pub allow_ephemeral_state: bool,
-    /// Where metrics and health are served.
+    /// Listen address for metrics and health.
     pub http: SocketAddr,
-    /// Where the cluster's records are.
+    /// Datastore of the cluster's records.
     pub store: StoreConfig,
-    /// What the keys of the cluster's records start with.
+    /// Key prefix of the cluster's records.
     pub prefix: Prefix,
-    /// What was said about the node's own addresses.
+    /// Configured underlay addresses of the node.
     pub underlay: UnderlayConfig,
-    /// MTU of the pods, in bytes, instead of the one that fits the underlay.
+    /// MTU of the pods in bytes. `None`: derived from the underlay.
     pub mtu: Option<u32>,
-    /// How long a freed address rests.
+    /// Cool-down of a released address.
     pub cooldown: Duration,
-    /// How long a pod has to be gone before its addresses are freed without a DEL.
+    /// How long a pod has to be gone before its addresses are released without a DEL.
     pub grace: Duration,
-    /// Time between two passes over the kernel's state that nothing else asked for.
+    /// Interval of the periodic passes over the kernel state.
     pub resync: Duration,
-    /// Whether a node is ready only when a peer answers, if there are any that live.
+    /// Whether readiness requires that a peer answers, if any peer is alive.
     pub probe_peers: bool,
-    /// Whether the kernel's NAT runs on while others flush all tables.
+    /// Whether the kernel's NAT stays loaded while other software flushes all nftables tables.
     pub keep_nat: bool,
     /// What proves that this machine is the node of its ledger.
     pub identity: Proof,
-    /// What pools may choose the node by.
+    /// Labels by which pools select the node.
     pub labels: Labels,
-    /// What the cluster is to be, if it is not yet.
+    /// First settings of the cluster, used if the datastore has none.
     pub bootstrap: Option<Bootstrap>,
 }
 
-/// Where on this machine the agent keeps what, and as which node: all that it takes to undo what it did.
+/// Node name and paths of the agent on this machine: all that the uninstall needs.
 #[derive(Debug, Clone)]
 pub struct Places {
     /// The node's name.
     pub node: NodeName,
-    /// Where the ledger and the snapshot of the cluster are.
+    /// Directory of the ledger and the cluster snapshot.
     pub state_dir: PathBuf,
-    /// Where the agent listens.
+    /// Unix socket of the agent.
     pub socket: PathBuf,
-    /// The file of the CNI configuration.
+    /// Path of the CNI configuration file.
     pub cni_file: PathBuf,
-    /// Where the kernel's settings of the network are.
+    /// Directory of the kernel's network settings, usually `/proc/sys/net`.
     pub proc_sys_net: PathBuf,
     /// Whether the ledger may be lost with the container.
     pub allow_ephemeral_state: bool,
 }
 
-/// Where the cluster's records are.
+/// Datastore of the cluster's records.
 #[derive(Debug, Clone)]
 pub enum StoreConfig {
     /// In etcd.
@@ -136,13 +136,13 @@ pub enum StoreConfig {
     Embedded,
 }
 
-/// Which of the node's addresses peers are to use.
+/// Underlay addresses of this node, by interface or by address.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct UnderlayConfig {
-    /// Those of this interface.
+    /// Use the addresses of this interface.
     pub interface: Option<String>,
-    /// These: at most one of a family.
+    /// Use these addresses, at most one per family.
     pub addresses: Vec<IpAddr>,
 }
 
@@ -150,7 +150,7 @@ pub struct UnderlayConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("read {}", path.display())]
+    #[error("cannot read {}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -158,15 +158,15 @@ pub enum ConfigError {
         #[source]
         source: std::io::Error,
     },
-    /// The file is not what it should be.
+    /// The file has invalid content.
     #[error("{}", in_file(path, faults))]
     Parse {
         /// The file.
         path: PathBuf,
-        /// What is wrong, and in which line.
+        /// Line number and description of each fault.
         faults: Vec<(usize, String)>,
     },
-    /// A variable of the environment is not what it should be.
+    /// An environment variable is invalid.
     #[error("environment variable {name}: {problem}")]
     Variable {
         /// Its name.
@@ -174,7 +174,7 @@ pub enum ConfigError {
         /// What is wrong, and the remedy.
         problem: String,
     },
-    /// A value that is there does not make sense.
+    /// A value is invalid.
     #[error("{key}: {problem}")]
     Value {
         /// The key or flag.
@@ -182,10 +182,10 @@ pub enum ConfigError {
         /// What is wrong, and the remedy.
         problem: String,
     },
-    /// File, variables and flags are each correct, and together they are not.
-    #[error("file, variables and flags together: {0}")]
+    /// File, variables and flags are valid each, but their combination is not.
+    #[error("the combination of file, variables and flags is invalid: {0}")]
     Merged(String),
-    /// The machine has no name.
+    /// The default node name cannot be determined.
     #[error(transparent)]
     Machine(#[from] MachineError),
 }
@@ -196,7 +196,7 @@ fn in_file(path: &Path, faults: &[(usize, String)]) -> String {
     faults.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// All that can be set, as it is written, with the defaults of what is not.
+/// All settings as written in the file, with defaults for those that are not set.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 struct File {
@@ -289,7 +289,7 @@ impl Config {
         if cooldown < SHORTEST_REST {
             return value(
                 "ipam.cooldown_seconds",
-                format!("a freed address rests for at least {} s", SHORTEST_REST.as_secs()),
+                format!("the cool-down must be at least {} s", SHORTEST_REST.as_secs()),
             );
         }
         if file.ipam.grace_seconds == 0 {
@@ -299,11 +299,17 @@ impl Config {
             return value("resync_seconds", "must be at least 1".to_owned());
         }
         if let Some(mtu) = file.mtu.filter(|mtu| !MTU_RANGE.contains(mtu)) {
-            return value("mtu", format!("{mtu} is not in {} to {}", MTU_RANGE.start(), MTU_RANGE.end()));
+            return value(
+                "mtu",
+                format!("{mtu} is out of range: use {} to {}", MTU_RANGE.start(), MTU_RANGE.end()),
+            );
         }
         for family in Family::BOTH {
             if file.underlay.addresses.iter().filter(|address| Family::of(**address) == family).count() > 1 {
-                return value("underlay.addresses", format!("more than one {family} address"));
+                return value(
+                    "underlay.addresses",
+                    format!("more than one {family} address: set at most one per family"),
+                );
             }
         }
         let Places { node, state_dir, socket, cni_file, proc_sys_net, allow_ephemeral_state } =
@@ -337,12 +343,12 @@ impl Config {
 }
 
 impl Config {
-    /// The file that lets runtimes find the network.
+    /// The CNI configuration file of this node.
     pub fn conflist(&self) -> Conflist<'_> {
         Conflist::new(&self.cni_file, &self.socket, &self.network, self.state_dir.join(CONFLIST))
     }
 
-    /// What may be wrong with it although it can be used, each with the remedy.
+    /// Warnings about a usable configuration, each with a remedy.
     pub fn warnings(&self) -> Vec<String> {
         let pools = self.bootstrap.iter().flat_map(|bootstrap| &bootstrap.pools);
         let doubts = pools.flat_map(|pool| special::doubts(pool.cidr()));
@@ -351,13 +357,14 @@ impl Config {
             StoreConfig::Etcd(etcd) => etcd.credentials.is_some() && !etcd.is_secure(),
             StoreConfig::Embedded => false,
         };
-        let words = "etcd.user: its password is sent without encryption: let etcd speak TLS, and write https:// endpoints (with etcd.discovery_srv: set etcd.ca)";
+        let words = "etcd.user: the password is sent without encryption: enable TLS in etcd and use https:// endpoints \
+                     (with etcd.discovery_srv: set etcd.ca)";
         doubts.chain(in_clear.then(|| words.to_owned())).collect()
     }
 }
 
 impl Places {
-    /// From file, variables and flags, whatever else may be wrong with them.
+    /// From file, variables and flags. Other settings are not checked.
     pub fn load(flags: &Flags) -> Result<Self, ConfigError> {
         let layers = Layers::read(flags, env::vars_os())?;
         Self::of(&layers.file()?).map_err(|error| layers.locate(error))
@@ -380,7 +387,7 @@ fn absolute(key: &'static str, path: &Path) -> Result<PathBuf, ConfigError> {
     if path.is_absolute() {
         return Ok(path.to_owned());
     }
-    value(key, format!("{} is a relative path: write it from the root, like /run/polder", path.display()))
+    value(key, format!("{} is a relative path: use an absolute path, e.g. /run/polder", path.display()))
 }
 
 fn value<T>(key: &'static str, problem: String) -> Result<T, ConfigError> {

@@ -1,4 +1,4 @@
-//! The CNI configuration, put in place when the node can really serve, and never half written.
+//! The CNI configuration file: written atomically, once the node can serve pods.
 
 use std::fs;
 use std::io;
@@ -17,39 +17,39 @@ pub static VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 /// The version for runtimes that do not choose from a list.
 const USUAL_VERSION: &str = "1.0.0";
 
-/// What our plugin takes from the runtime.
+/// Capabilities that Polder's plugin declares.
 pub const OWN_CAPABILITIES: [&str; 3] = ["ips", "mac", "io.kubernetes.cri.pod-annotations"];
 
-/// What the configuration says of the network that is announced.
+/// The network that the CNI configuration announces.
 #[derive(Debug, Clone)]
 pub struct Network {
     /// Its name, unless it is the usual one.
     pub name: Option<NetworkName>,
     /// The versions of CNI that are offered, oldest first.
     pub versions: &'static [&'static str],
-    /// Whether these are what the configuration says, whatever else is in the file.
+    /// Whether `versions` was set in the configuration, so that plugins of other software do not reduce it.
     pub has_fixed_versions: bool,
-    /// The plugins that the runtime calls after ours, as they are to be in the file.
+    /// The plugins that the runtime calls after Polder's, as JSON.
     pub chain: Vec<Value>,
 }
 
 /// Why a runtime finds no network.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotWritten {
-    /// The engine has not come to it.
+    /// The engine has not written it yet.
     #[error("the CNI configuration is not written yet")]
     NotYet,
     /// The file cannot be written.
     #[error(
-        "the CNI configuration {} cannot be written: {error}. Without it the runtime finds no network. Let polder-agent write \
-         there (in a container: mount that folder of the host, writable), or name the folder that the runtime reads with \
-         cni_conf_dir in the configuration",
+        "the CNI configuration {} cannot be written: {error}. Without it the runtime finds no network. Make the directory \
+         writable for polder-agent (in a container: mount that directory of the host, writable), or set cni_conf_dir in \
+         the configuration to the directory that the runtime reads",
         file.display()
     )]
     Refused {
         /// The file.
         file: PathBuf,
-        /// What the file system says.
+        /// Error of the file system.
         #[source]
         error: Cause,
     },
@@ -86,8 +86,8 @@ impl<'a> Conflist<'a> {
         {
             warn!(
                 file = %self.written.display(), %error,
-                "what the agent has written into the CNI configuration cannot be noted: a plugin that is taken out of cni.chain \
-                 stays there as if others had added it"
+                "cannot save a copy of the CNI configuration: a plugin that is later removed from cni.chain stays in the \
+                 configuration, as if other software had added it"
             );
         }
         Ok(is_missing)

@@ -24,8 +24,8 @@ pub fn refuse_lost_state(folder: &Path, allowed: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     bail!(
-        "state_dir {0}: it is on the root file system of the container, and the ledger in it would be lost with the container. \
-         Mount {0} of the host there; or set allow_ephemeral_state = true in the configuration, if it may be lost",
+        "state_dir {0} is on the root file system of the container: its ledger would be lost with the container. Mount {0} \
+         of the host there, or set allow_ephemeral_state = true in the configuration if the ledger may be lost",
         folder.display()
     )
 }

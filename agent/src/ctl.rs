@@ -1,6 +1,5 @@
-//! The commands of `polderctl`. Each is a file with its arguments, its question to the agent and how the answer is printed, and an
-//! entry in the list below. What question has which answer is said in [`polder_api::ask`], and what the agent does about it in
-//! `server.rs`.
+//! The commands of `polderctl`. Each command has an entry in the list below and a file with its arguments, its request to the
+//! agent and its output format. [`polder_api::ask`] pairs each request with the type of its answer; `server.rs` handles requests.
 
 use std::cell::OnceCell;
 use std::path::Path;
@@ -30,10 +29,10 @@ mod pool;
 mod status;
 mod uninstall;
 
-/// Declares the list of commands.
+/// Declares the top-level commands: help text, variant and module of each.
 macro_rules! commands {
     ($($(#[$about:meta])* $name:ident($module:ident),)+) => {
-        /// A command.
+        /// A top-level command of `polderctl`.
         #[derive(Debug, Subcommand)]
         pub enum Command {
             $($(#[$about])* $name($module::Command),)+
@@ -50,43 +49,43 @@ macro_rules! commands {
 }
 
 commands! {
-    /// How this node is, and what stands in its way
+    /// Show the state of this node: readiness, datastore, underlay, blocks, repairs and problems
     Status(status),
-    /// Whether the agent does its work, as a liveness probe asks; whether the node is ready is another question
+    /// Check that all threads of the agent make progress, for a liveness probe (does not check node readiness)
     Live(live),
-    /// What the next pass over the kernel would change; nothing, where all is as it should be
+    /// Show what the next reconcile pass would change in the kernel (nothing, if there is no drift)
     Plan(plan),
-    /// Takes away everything that the agent has made on this machine, and puts kernel settings back to what they were
+    /// Remove everything that the agent created on this machine, and restore the previous kernel settings
     Uninstall(uninstall),
-    /// The nodes of the cluster
+    /// List, remove and adopt nodes of the cluster
     #[command(subcommand)]
     Node(node),
-    /// The settings that all nodes share
+    /// Show and change the settings that all nodes share
     #[command(subcommand)]
     Cluster(cluster),
-    /// The ranges that pods' addresses come from
+    /// List, add, drain and remove pools (the address ranges for pods)
     #[command(subcommand)]
     Pool(pool),
-    /// The blocks of the pools that nodes have claimed
+    /// List the blocks that nodes have claimed from pools
     #[command(subcommand)]
     Block(block),
-    /// Who has which address, whether all is right, and giving one up
+    /// Show, check and release address allocations
     #[command(subcommand)]
     Ipam(ipam),
 }
 
-/// Something that can be carried out.
+/// A command that can be executed.
 pub trait Run {
-    /// Carries it out.
+    /// Executes the command and returns its output and exit code.
     fn run(&self, session: &Session<'_>) -> anyhow::Result<Printed>;
 }
 
-/// An answer that can be printed: as JSON, or for people.
+/// An answer that can be printed as a table or as JSON.
 pub trait Render: Serialize {
-    /// For people.
+    /// The answer as text for people.
     fn table(&self) -> String;
 
-    /// How a command ends that has this answer.
+    /// Exit code of a command with this answer.
     fn exit(&self) -> Exit {
         Exit::Fine
     }
@@ -102,14 +101,14 @@ impl<T: Render> Render for Box<T> {
     }
 }
 
-/// What was done, in words.
+/// A sentence that reports what was done.
 impl Render for String {
     fn table(&self) -> String {
         format!("{self}\n")
     }
 }
 
-/// How to print.
+/// Output format.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 #[expect(missing_docs, reason = "clap would print them, and every --help a line for each argument")]
 pub enum Output {
@@ -117,47 +116,47 @@ pub enum Output {
     Json,
 }
 
-/// What is to be printed, and how the command ends.
+/// Output and exit code of a command.
 #[derive(Debug)]
 pub struct Printed {
-    /// The text.
+    /// Text for standard output.
     pub text: String,
-    /// How it ends.
+    /// Exit code.
     pub exit: Exit,
-    /// Whether it only ends when it is told to.
+    /// Whether the program waits for SIGTERM after printing.
     pub stays: bool,
 }
 
-/// An argument that is wrong, whatever the state of the cluster.
+/// An invalid argument, independent of the state of the cluster.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Usage(pub String);
 
-/// The end of a command that could not be carried out.
+/// Exit code of a command that failed with this error.
 pub fn exit_of(error: &anyhow::Error) -> Exit {
     if error.is::<Usage>() { Exit::Usage } else { Exit::Failed }
 }
 
-/// How long the agent has to answer: it asks all nodes, for a check.
+/// Timeout for an answer of the agent. A check takes longest: the agent asks all nodes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Who asks, and how the answer is printed.
+/// Connection and output settings of one `polderctl` call.
 #[derive(Debug)]
 pub struct Session<'a> {
     socket: Option<&'a Path>,
     output: Output,
     arguments: &'a CredentialArguments,
-    /// Read once: a password can come from standard input.
+    /// Read only once, because a password can come from standard input.
     credentials: OnceCell<Option<EtcdCredentials>>,
 }
 
 impl<'a> Session<'a> {
-    /// With these arguments.
+    /// A session with these arguments.
     pub fn new(socket: Option<&'a Path>, output: Output, arguments: &'a CredentialArguments) -> Self {
         Self { socket, output, arguments, credentials: OnceCell::new() }
     }
 
-    /// Asks the agent. Each question has a connection of its own: the agent does not wait for people.
+    /// Sends a request to the agent. Each request has its own connection: the agent does not wait while a person types.
     fn ask<A: Ask>(&self, ask: A) -> anyhow::Result<A::Answer> {
         let credentials = if A::BY_OPERATOR { self.credentials()? } else { None };
         let socket = self.socket.unwrap_or(Path::new(DEFAULT_SOCKET));
@@ -179,7 +178,7 @@ impl<'a> Session<'a> {
         Ok(self.credentials.get_or_init(|| read).clone())
     }
 
-    /// Prints the answer.
+    /// Formats the answer.
     fn print(&self, answer: &impl Render) -> anyhow::Result<Printed> {
         let text = match self.output {
             Output::Table => answer.table(),
@@ -188,18 +187,18 @@ impl<'a> Session<'a> {
         Ok(Printed { text, exit: answer.exit(), stays: false })
     }
 
-    /// Asks the agent, and prints its answer.
+    /// Sends a request to the agent and formats its answer.
     fn show<A: Ask<Answer: Render>>(&self, ask: A) -> anyhow::Result<Printed> {
         self.print(&self.ask(ask)?)
     }
 }
 
-/// What is printed a line each.
+/// One item per line.
 fn lines(lines: &[String]) -> String {
-    if lines.is_empty() { "nothing\n".to_owned() } else { lines.join("\n") + "\n" }
+    if lines.is_empty() { "nothing to do\n".to_owned() } else { lines.join("\n") + "\n" }
 }
 
-/// A table without lines.
+/// A table without borders.
 fn table<const COLUMNS: usize>(header: [&str; COLUMNS]) -> Table {
     let mut table = Table::new();
     table.load_style(NOTHING).set_header(header);
@@ -233,7 +232,7 @@ mod tests {
         command: Command,
     }
 
-    /// Carries a command out, with an agent that gives that answer to its only question.
+    /// Executes a command against an agent that answers its only request with `reply`.
     fn run(arguments: &[&str], reply: Reply) -> anyhow::Result<Printed> {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("agent.sock");
@@ -241,14 +240,14 @@ mod tests {
         let agent = thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             let asked: Result<Question, _> = frame::read(&mut stream);
-            // Who has found a mistake asks nothing.
+            // A command with an invalid argument sends no request.
             if asked.is_ok() {
                 frame::write(&mut stream, &reply).unwrap();
             }
         });
         let line = Line::parse_from([&["polderctl"], arguments].concat());
         let printed = line.command.run(&Session::new(Some(&socket), Output::Table, &line.credentials));
-        // An agent that was asked nothing still waits.
+        // Unblocks an agent that got no request.
         drop(std::os::unix::net::UnixStream::connect(&socket));
         agent.join().unwrap();
         printed

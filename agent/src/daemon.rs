@@ -1,4 +1,4 @@
-//! The root of the agent: opens what it works with, and starts the tasks. Nothing imports it but the program.
+//! Entry point of the agent: opens ledger, datastore and kernel sockets, and starts the tasks.
 
 use std::time::Duration;
 
@@ -23,10 +23,10 @@ use crate::machine::Machine;
 use crate::state_dir::{LEDGER, STORE};
 use crate::{container, monitor, recovery, server, state_dir, systemd};
 
-/// How long the tasks have to end.
+/// Timeout for the shutdown of the tasks.
 const LAST: Duration = Duration::from_secs(1);
 
-/// Runs the agent until it is told to stop. What it has made in the kernel stays when it is gone.
+/// Runs the agent until SIGTERM or SIGINT. The kernel state is kept.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     container::refuse_lost_state(&config.state_dir, config.allow_ephemeral_state)?;
     let _state = state_dir::lock(&config.state_dir)?;
@@ -43,7 +43,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let (mut ipam, void) = open_node(&config.state_dir.join(LEDGER), &machine.boot_id, config.cooldown)?;
     if !void.is_empty() {
-        info!(attachments = void.len(), "the machine was booted: earlier attachments are void");
+        info!(attachments = void.len(), "the machine has rebooted: dropping earlier attachments");
     }
     let mut kernel = Kernel::open(&sysctls)?;
     recovery::recover(&mut ipam, &mut kernel)?;
@@ -85,15 +85,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let outcome = tokio::select! {
         _ = terminate.recv() => {
-            info!("told to stop: what is in the kernel stays");
+            info!("stopping on SIGTERM: the kernel state is kept");
             Ok(())
         }
         _ = tokio::signal::ctrl_c() => {
-            info!("interrupted: what is in the kernel stays");
+            info!("stopping on SIGINT: the kernel state is kept");
             Ok(())
         }
         // None of the tasks ends by itself.
-        ended = tasks.join_next() => Err(anyhow!("a task of the agent has ended: {ended:?}")),
+        ended = tasks.join_next() => Err(anyhow!("a task of the agent ended unexpectedly: {ended:?}")),
     };
     systemd::stopping().await;
     // What they have is closed before another agent may start: the socket goes.

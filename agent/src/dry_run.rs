@@ -1,5 +1,5 @@
-//! What an agent would do on a node where none runs: its own tasks, on copies of the records and of the ledger, with a kernel
-//! that they can read only.
+//! `polder-agent --plan`: runs the agent's tasks on copies of the records and of the ledger, with read-only access to the
+//! kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write};
@@ -32,30 +32,30 @@ use crate::state_dir::{LEDGER, STORE};
 use crate::underlay::Uplink;
 use crate::{container, engine, follower, recovery, server};
 
-/// How long etcd has to send the records. A login takes seconds, and more when many nodes log in.
+/// Timeout for reading the records from etcd. A login takes seconds, and more when many nodes log in.
 const STORE_PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long the tasks have, once they have the records.
+/// Timeout of the tasks, once the records are read.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// What an agent would do on this node.
 #[derive(Debug, Default)]
 pub struct DryRun {
-    /// The node, and what its state folder has.
+    /// The node, and the content of its state directory.
     node: Vec<String>,
     /// Its addresses on the underlay.
     underlay: Vec<String>,
-    /// How peers would be reached: for each way the nodes.
+    /// The nodes by the path on which they would be reached.
     peers: BTreeMap<String, Vec<String>>,
-    /// Keys that would be written or deleted, and where.
+    /// Name of the datastore, and the keys that would be written or deleted.
     records: (String, Vec<String>),
     /// What would be changed in the kernel.
     kernel: Vec<String>,
     /// Files that would be written.
     files: Vec<String>,
-    /// What is wrong on this host, each with its remedy.
+    /// Problems on this host, each with its remedy.
     problems: Vec<String>,
-    /// What keeps the agent from being ready. Without any, it would serve.
+    /// Why the node would not become ready. Empty if it would.
     obstacles: Vec<String>,
 }
 
@@ -83,7 +83,7 @@ impl fmt::Display for DryRun {
             (&*format!("Records in {store}"), records, true),
             ("Kernel", &self.kernel, true),
             ("Files", &self.files, true),
-            ("Problems of this host", &self.problems, false),
+            ("Problems on this host", &self.problems, false),
             ("The node would not become ready", &self.obstacles, false),
         ];
         for (title, lines, even_empty) in parts {
@@ -100,15 +100,15 @@ impl fmt::Display for DryRun {
     }
 }
 
-/// Nodes that are named for each way.
+/// Maximum number of nodes listed per path.
 const NODES_NAMED: usize = 10;
 
-/// Works it out. Fails where an agent could not start either.
+/// Computes the plan. Fails where an agent could not start.
 pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
     container::refuse_lost_state(&config.state_dir, config.allow_ephemeral_state)?;
     server::refuse_if_answered(&config.socket)
-        .context("an agent runs already: ask it with polderctl plan")?;
-    drop(NodeLock::take().context("an agent runs already: ask it with polderctl plan")?);
+        .context("an agent is already running on this node: use polderctl plan")?;
+    drop(NodeLock::take().context("an agent is already running on this node: use polderctl plan")?);
     let machine = Machine::read()?;
     let sysctls = Sysctls::at(config.proc_sys_net.clone())?;
     let features = Features::find_out(&sysctls)?;
@@ -125,9 +125,9 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
     let mut dry = DryRun::default();
     dry.node.push(format!("{}, machine {}", config.node, machine.machine_id));
     dry.node.push(format!(
-        "state folder {}: {}",
+        "state directory {}: {}",
         state.display(),
-        if has_ledger { "has a ledger" } else { "has no ledger, a new one would be made" }
+        if has_ledger { "has a ledger" } else { "has no ledger, a new one would be created" }
     ));
     dry.problems = features.missing(config.keep_nat);
 
@@ -139,7 +139,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
             let name = etcd.name();
             let read = timeout(STORE_PATIENCE, read(&etcd, &config)).await;
             before = read.ok().unwrap_or_else(|| bail!("no answer within {} s", STORE_PATIENCE.as_secs())).with_context(
-                || format!("{name}: the records cannot be read; without them an agent waits, and leaves the kernel as it is"),
+                || format!("{name}: cannot read the records; without them an agent waits and does not change the kernel"),
             )?;
             store.fill(&before)?;
             name
@@ -185,8 +185,8 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
         Ok(changes) => dry.kernel = changes,
         Err(_) if matches!(board.registration(), Registration::Removed(_)) => {
             dry.obstacles.push(format!(
-                "this node was removed from the cluster: an agent that starts here cuts off its pods ({pods}), deletes the node's own \
-                 addresses from the bridge, and serves no more. To let this machine join again, delete {}",
+                "this node was removed from the cluster: an agent that starts here disconnects its pods ({pods}), deletes \
+                 the node's own addresses from the bridge, and serves no pods. To let this machine join again, delete {}",
                 state.display()
             ));
         }
@@ -209,22 +209,22 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
     Ok(dry)
 }
 
-/// The node's addresses on the underlay, and what they carry.
+/// The node's underlay addresses, and the MTU of pods.
 fn underlay(board: &Board, mtu: u32) -> Vec<String> {
     let uplinks = board.underlay().map(|underlay| underlay.uplinks.clone()).unwrap_or_default();
     let uplink = |uplink: &Uplink| {
         format!("{} on {}, MTU {}: {}", uplink.address, uplink.interface, uplink.mtu, uplink.chosen_by)
     };
-    let mtu = (mtu > 0).then(|| format!("MTU of pods {mtu}"));
+    let mtu = (mtu > 0).then(|| format!("pod MTU {mtu}"));
     uplinks.values().map(uplink).chain(mtu).collect()
 }
 
 /// How a peer is reached.
 fn words(reached: &Reached) -> String {
     match &reached.path {
-        Way::Direct { .. } => "by a direct route".to_owned(),
-        Way::Tunnel { encapsulation, over, .. } => format!("through the {encapsulation} tunnel over {over}"),
-        Way::Unreachable(reason) => format!("unreachable, {reason}"),
+        Way::Direct { .. } => "direct route".to_owned(),
+        Way::Tunnel { encapsulation, over, .. } => format!("{encapsulation} tunnel over {over}"),
+        Way::Unreachable(reason) => format!("unreachable ({reason})"),
     }
 }
 
@@ -235,7 +235,9 @@ fn scratch() -> anyhow::Result<TempDir> {
         .iter()
         .find_map(|folder| tempfile::Builder::new().prefix("polder-plan-").tempdir_in(folder).ok());
     made.with_context(|| {
-        format!("make a folder for a copy of the ledger: none of {folders:?} can be written; set TMPDIR")
+        format!(
+            "cannot create a directory for a copy of the ledger: none of {folders:?} is writable: set TMPDIR"
+        )
     })
 }
 
@@ -250,11 +252,11 @@ fn copy_file(from: &Path, to: &Path, name: &str) -> anyhow::Result<bool> {
     match fs::copy(from.join(name), to.join(name)) {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error).with_context(|| format!("read {}", from.join(name).display())),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", from.join(name).display())),
     }
 }
 
-/// Reads all records that the tasks go by.
+/// Reads all records that the tasks use.
 async fn read(store: &Store, config: &Config) -> anyhow::Result<Contents> {
     let mut all = store.range(&Key::followed()).await?;
     let of_node =
@@ -291,14 +293,14 @@ fn files(config: &Config, state: &Path, has_ledger: bool) -> Vec<String> {
     if !has_ledger {
         files.push(format!("write {}", state.join(LEDGER).display()));
     }
-    files.push(format!("write {} now and then", state.join(follower::SNAPSHOT).display()));
+    files.push(format!("write {} repeatedly", state.join(follower::SNAPSHOT).display()));
     let conflist = config.conflist();
     if !conflist.is_written() {
-        files.push(format!("write {}, when the node is ready", config.cni_file.display()));
+        files.push(format!("write {} once the node is ready", config.cni_file.display()));
     }
     files.extend(conflist.others().iter().map(|other| {
         format!(
-            "{} is an earlier CNI configuration of ours: delete it, a runtime takes the first by name",
+            "{} is an older CNI configuration of Polder: delete it, a runtime uses the first file by name",
             other.display()
         )
     }));

@@ -1,5 +1,5 @@
-//! The node's probe endpoint: an end point like a pod, of the agent's own. Packets from it and to it are forwarded as
-//! those of pods, so the agent probes its peers from there, and the peers probe it.
+//! The node's probe endpoint: the agent's own network endpoint, connected like a pod. The host forwards its packets like pods'
+//! packets, so the agent probes its peers from it, and the peers probe it.
 //!
 //! It is a network namespace without a name, held open by the agent, and a pair of interfaces. Both end with the agent. Its
 //! addresses are in the ledger, and the next agent takes the same ones.
@@ -17,11 +17,11 @@ use polder_ipam::node::{SMALLEST_BLOCK, SMALLEST_POOL};
 /// Whether the node has a probe endpoint.
 #[derive(Debug, Clone)]
 pub enum Endpoint {
-    /// Not yet.
+    /// Not created yet.
     Awaited,
-    /// It has.
+    /// It has one.
     Open(Arc<Open>),
-    /// It has none, and why.
+    /// It has none; the reason.
     Without(String),
     /// It needs none: there can be no peers.
     Unneeded,
@@ -44,7 +44,7 @@ impl Open {
 }
 
 impl Endpoint {
-    /// What is done without, of these families, if anything is.
+    /// The limitation of probes in these families, if part of the endpoint is missing.
     pub fn missing(&self, families: &BTreeSet<Family>) -> Option<String> {
         let (of, reason) = match self {
             Self::Awaited | Self::Unneeded => return None,
@@ -55,14 +55,15 @@ impl Endpoint {
             }
         };
         Some(format!(
-            "the {of}paths to peers are probed from the host alone, and not with packets that are forwarded as pods' are: {reason}"
+            "the {of}paths to peers are probed from the host only, not with packets that are forwarded like those of \
+             pods: {reason}"
         ))
     }
 }
 
 fn no_address() -> String {
     format!(
-        "no block of this node has an address to spare (pools of fewer than {SMALLEST_POOL} addresses and blocks of fewer than \
-         {SMALLEST_BLOCK} have none)"
+        "no block of this node has a spare address (pools with fewer than {SMALLEST_POOL} addresses and blocks with \
+         fewer than {SMALLEST_BLOCK} have none)"
     )
 }

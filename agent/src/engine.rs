@@ -1,7 +1,7 @@
-//! Makes the kernel what it should be, whenever one or the other may have changed.
+//! Reconciles kernel state with the cluster's records whenever one of them may have changed.
 //!
-//! A pass reads everything, plans, applies, and looks again until there is nothing left to do. Nothing is patched
-//! on the word of an event.
+//! A pass reads everything, plans, applies, and repeats until there is nothing left to do. Events only trigger a pass; their
+//! content is not applied.
 
 mod announcer;
 mod datapath;
@@ -42,35 +42,35 @@ use crate::kernel::snapshot::WayTo;
 use crate::requests::{NoPlan, PlanRequest};
 use crate::underlay::{Facts, NotChosen, Underlay};
 
-/// Events that come together are answered together.
+/// Events within this time are handled by one pass.
 const SETTLE: Duration = Duration::from_millis(10);
 
 /// Passes in a row before a difference that does not go away waits for the next event or the clock.
 const PASSES: usize = 3;
 
-/// Peers that are asked for the way to them when the underlay is chosen.
+/// Most peers whose routes are looked up when the underlay is chosen.
 const PEERS_ASKED: usize = 8;
 
-/// Addresses that are nobody's (RFC 5737, RFC 3849): the way to them is the default route.
+/// Documentation addresses (RFC 5737, RFC 3849): the route to them is the default route.
 const WORLD: PerFamily<&str> = PerFamily::new("192.0.2.1", "2001:db8::1");
 
-/// How long what the store has lost is kept nevertheless: it gets its records back from those who have them.
+/// How long state of lost records is kept: the nodes that own those records write them again.
 const LOSS_GRACE: Duration = Duration::from_secs(60);
 
-/// How often it is looked whether the kernel settings are as they should be.
+/// Interval between checks of the kernel settings (sysctls).
 const SETTINGS_EVERY: Duration = Duration::from_millis(400);
 
-/// After a pass that failed: at first soon, then slower.
+/// First pause after a failed pass; it doubles up to `resync`.
 const RETRY: Duration = Duration::from_millis(200);
 
 /// What woke the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cause {
-    /// Records or holdings changed: the ways to known peers did not.
+    /// Records or holdings changed, but not the routes to known peers.
     Records,
-    /// The underlay may have changed, or it is time to look.
+    /// The underlay may have changed, or the periodic pass is due.
     Underlay,
-    /// Somebody has changed something of ours.
+    /// Another program changed Polder's kernel state.
     Disturbance,
 }
 
@@ -86,13 +86,13 @@ pub async fn ask(plans: &mpsc::Sender<PlanRequest>) -> Result<Vec<String>, Refus
 /// The engine, before it runs.
 #[derive(Debug)]
 pub struct Task<D = OnNode> {
-    /// What it works with.
+    /// Its inputs and its access to the kernel.
     pub tools: Tools<D>,
-    /// Its entries.
+    /// The values that it publishes.
     pub entries: Entries,
     /// Lets runtimes find the CNI configuration.
     pub announcer: Announcer,
-    /// What wakes it.
+    /// Its wake-up sources.
     pub wakes: Wakes,
 }
 
@@ -117,7 +117,7 @@ impl<D: Datapath> Task<D> {
             engine.work(cause).await;
             let (wake, dead) = (Instant::now() + engine.pause(), engine.dead.clone());
             cause = loop {
-                // Cancel-safe, all of them: what is not taken is seen the next time.
+                // All cancel-safe: changes that are not taken are seen in the next iteration.
                 break tokio::select! {
                     _ = view.changed() => Cause::Records,
                     _ = holdings.changed() => Cause::Records,
@@ -133,7 +133,7 @@ impl<D: Datapath> Task<D> {
                         continue;
                     }
                     Some(reply) = plans.recv() => {
-                        // Whoever asked may be gone.
+                        // The requester may have given up.
                         let _ = reply.send(engine.plan().await);
                         continue;
                     }
@@ -144,7 +144,7 @@ impl<D: Datapath> Task<D> {
     }
 }
 
-/// The engine, with what it remembers from pass to pass.
+/// The engine, with its state between passes.
 #[derive(Debug)]
 pub struct Engine<D = OnNode> {
     tools: Tools<D>,
@@ -152,15 +152,15 @@ pub struct Engine<D = OnNode> {
     announcer: Announcer,
     /// The host's interfaces and routes.
     network: Network,
-    /// Who has another underlay address than before.
+    /// Nodes whose underlay address changed.
     moves: Moves,
-    /// What the store has lost.
+    /// Records that the datastore lost.
     losses: Losses,
     /// The passes so far.
     passes: Passes,
-    /// What others have changed.
+    /// Changes by other programs, and their repair.
     repairing: Repairing,
-    /// The nodes whose agents the last pass took for dead.
+    /// The nodes whose agents the last pass treated as dead.
     dead: BTreeSet<NodeName>,
 }
 
@@ -189,7 +189,7 @@ impl<D: Datapath> Engine<D> {
         matches!(self.tools.config.store, StoreConfig::Embedded)
     }
 
-    /// How long to wait if nothing happens.
+    /// How long to wait without an event.
     fn pause(&self) -> Duration {
         let resync = self.tools.config.resync;
         let until = |at: Instant| at.saturating_duration_since(Instant::now());
@@ -198,7 +198,7 @@ impl<D: Datapath> Engine<D> {
         [self.passes.retry, prune, moved, again].into_iter().flatten().fold(resync, Duration::min)
     }
 
-    /// Waits until somebody has changed something of ours, and it may be repaired.
+    /// Waits until another program has changed Polder's kernel state and a repair is allowed.
     async fn disturbed(&mut self) {
         let rung = loop {
             if let Some(rung) = self.repairing.rung {
@@ -206,7 +206,7 @@ impl<D: Datapath> Engine<D> {
             }
             tokio::select! {
                 () = self.tools.alarm.rung() => self.repairing.rung = Some(Instant::now()),
-                // Nobody tells of those.
+                // Changes of kernel settings cause no notification.
                 () = sleep_until(self.repairing.settings_due) => {
                     self.repairing.settings_due = Instant::now() + SETTINGS_EVERY;
                     self.repairing.rung = self.settings_differ().then(Instant::now);
@@ -225,11 +225,11 @@ impl<D: Datapath> Engine<D> {
         in_place.sysctls.iter().any(|(path, value)| is_other(path, value))
     }
 
-    /// Remembers what was put right: what should be is what was in place, and was not.
+    /// Records a repair: the desired state is unchanged, but the kernel differed from it.
     fn note_repair(&self, changes: &[&Change], by: Vec<String>) {
         let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
         let who = if by.is_empty() { "another program".to_owned() } else { by.join(", ") };
-        warn!("{who} changed what is ours in the kernel; repaired: {}", changes.join("; "));
+        warn!("{who} changed Polder's kernel state; repaired: {}", changes.join("; "));
         self.entries.repairs.send_modify(|repairs| repairs.add(&changes, by));
     }
 
@@ -250,7 +250,7 @@ impl<D: Datapath> Engine<D> {
         self.losses.prune_from = self.losses.prune_from.filter(|from| *from > Instant::now());
         let Ok(grounds) = self.grounds(view, believed) else {
             if matches!(self.board().registration(), Registration::Removed(_)) {
-                // Nobody is a peer of it any more.
+                // A removed node has no peers.
                 self.entries.pass.send_replace(None);
                 self.announcer.withdraw();
             }
@@ -293,11 +293,11 @@ impl<D: Datapath> Engine<D> {
             self.repairing.in_place = Some(desired.known());
             return pass;
         }
-        info!("changing the kernel: {}", summary(&changes));
+        info!("changing kernel state: {}", summary(&changes));
         changes.iter().for_each(|change| debug!("{change}"));
         let is_repair = self.repairing.in_place.as_ref() == Some(&desired.known());
         if is_repair {
-            // What was read just now may have been heard of just now.
+            // The notification of a change may arrive after the change was read.
             by.extend(self.tools.alarm.take());
             by.sort();
             by.dedup();
@@ -307,7 +307,7 @@ impl<D: Datapath> Engine<D> {
         let applied = self.tools.datapath.apply(changes, desired, indexes).await;
         let failures = match applied {
             Ok(failures) => failures,
-            Err(error) => return self.not_made(&format_args!("change the kernel's state: {error}")),
+            Err(error) => return self.not_made(&format_args!("cannot change kernel state: {error}")),
         };
         let has_failed = |change: &Change| failures.iter().any(|failure| failure.change == *change);
         let repaired: Vec<&Change> = wanted.iter().filter(|change| !has_failed(change)).collect();
@@ -323,12 +323,12 @@ impl<D: Datapath> Engine<D> {
         pass
     }
 
-    /// Writes down what kernel settings were, before they are changed.
+    /// Saves the previous values of kernel settings before they are changed.
     async fn keep_previous(&self, changes: &[Change], found: &BTreeMap<String, String>) {
         let mut previous: Vec<(String, String)> = Vec::new();
         for change in changes {
             let Change::SetSysctl { path, .. } = change else { continue };
-            // Put back in the opposite order: what goes along with a setting comes after it.
+            // Restored in reverse order: dependent settings follow the setting that changes them.
             previous.extend(self.tools.sysctls.dragged_along(path));
             previous.extend(found.get(path).map(|value| (path.clone(), value.clone())));
         }
@@ -336,12 +336,11 @@ impl<D: Datapath> Engine<D> {
             return;
         }
         if let Err(error) = self.tools.datapath.keep_sysctls(previous).await {
-            warn!(%error, "previous kernel settings were not written down");
+            warn!(%error, "cannot save the previous kernel settings in the ledger");
         }
     }
 
-    /// A pass that came to nothing. What the one before found stays true as far as anybody knows: a node that served
-    /// goes on serving.
+    /// The result of a failed pass: the results of the previous pass stay valid, so a node that served pods goes on serving.
     fn not_made(&self, reason: &dyn fmt::Display) -> Pass {
         let reason = reason.to_string();
         warn!("{reason}");
@@ -355,20 +354,25 @@ impl<D: Datapath> Engine<D> {
         pass
     }
 
-    /// Lets the node reach etcd, where a route of ours that is left from before is in the way.
+    /// Deletes Polder's leftover routes that make etcd unreachable.
     async fn free_store(&self) {
         let Some(store) = self.tools.store_at.borrow().clone() else { return };
         match self.tools.datapath.free(store).await {
             Ok(freed) => {
-                freed.iter().for_each(|route| warn!(%route, "deleted: it took etcd away from this node"));
+                for route in &freed {
+                    warn!(%route, "deleted a route of Polder that made etcd unreachable from this node");
+                }
             }
-            Err(error) => warn!(%error, "whether a route takes etcd away from this node is not known"),
+            Err(error) => {
+                warn!(%error, "cannot check whether a route of Polder makes etcd unreachable from this node");
+            }
         }
     }
 
-    /// Chooses the node's addresses on the underlay anew. What cannot be read now stays as it was, and is read soon.
+    /// Chooses the node's underlay addresses again. If the kernel cannot be read, they stay as they are and the read is retried
+    /// soon.
     async fn choose_underlay(&mut self, peers: &[Peer]) {
-        // Until it is known where etcd is, nothing can be kept from taking it away: that rings when it is known.
+        // Without etcd's addresses, they cannot be protected: a bell rings once they are known.
         let Some(store) = self.tools.store_at.borrow().clone() else { return };
         let mut asked: Vec<(WayTo, IpAddr)> = Vec::new();
         for peer in peers.iter().take(PEERS_ASKED) {
@@ -400,7 +404,7 @@ impl<D: Datapath> Engine<D> {
         };
         self.network.unread = facts.is_err();
         if let (Err(error), Ok(_)) = (&facts, &known) {
-            return warn!(%error, "the interfaces cannot be read: the underlay is taken for what it was");
+            return warn!(%error, "cannot list interfaces: keeping the current underlay addresses");
         }
         if let Ok(facts) = &facts {
             self.network.own = facts.network.addresses.iter().map(|found| found.address.ip()).collect();
@@ -429,7 +433,7 @@ impl<D: Datapath> Engine<D> {
             Ok(chosen) if changed => {
                 for uplink in chosen.uplinks.values() {
                     info!(
-                        "underlay address {} on {}: {}",
+                        "underlay address {} on {}, chosen by {}",
                         uplink.address, uplink.interface, uplink.chosen_by
                     );
                 }
@@ -439,8 +443,7 @@ impl<D: Datapath> Engine<D> {
         }
     }
 
-    /// Asks for the ways to the peers: to all of them, or to those to which it is not known. A way that cannot be asked
-    /// for stays as it was.
+    /// Looks up the routes to all peers, or only to those not known yet. If a lookup fails, the known route stays.
     async fn look_for(&mut self, peers: &[Peer], anew: bool) {
         let addresses: BTreeSet<IpAddr> =
             peers.iter().flat_map(|peer| peer.record.underlay.iter().copied()).collect();
@@ -455,7 +458,7 @@ impl<D: Datapath> Engine<D> {
         self.network.doubt = found.is_err();
         match found {
             Ok(found) => self.network.reach.extend(found),
-            Err(error) => warn!(%error, "the ways to peers could not be looked up"),
+            Err(error) => warn!(%error, "cannot look up the routes to peers"),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! At which addresses etcd is: those of the configuration, those that its names stand for, and those of the connections
-//! in use. The pods' network must not take them from the node ([`crate::kernel::guard`]).
+//! etcd's addresses: those in the configuration, those that its names resolve to, and those of the connections in use. Pods'
+//! routes must not make them unreachable ([`crate::kernel::guard`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -19,10 +19,10 @@ use tracing::{info, warn};
 use crate::bell::Bell;
 use crate::config::StoreConfig;
 
-/// How often names are looked up: after all of them were found, and after one was not.
+/// Pause between lookups: after all names were found, and after one was not.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(1));
 
-/// Where the host's name servers are written.
+/// The file with the host's name servers.
 const RESOLVER: &str = "/etc/resolv.conf";
 
 /// The address in a URL, if it is one and not a name.
@@ -44,7 +44,7 @@ fn connected_to(ports: &BTreeSet<u16>) -> Vec<IpAddr> {
     let Ok(descriptors) = fs::read_dir("/proc/self/fd") else { return Vec::new() };
     let numbers = descriptors.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let peers = numbers.filter_map(|descriptor: RawFd| {
-        // What is no socket, or is not connected, has none.
+        // Fails for descriptors that are no connected socket.
         let peer: SockaddrStorage = getpeername(descriptor).ok()?;
         let v4 = peer.as_sockaddr_in().map(|peer| (IpAddr::V4(peer.ip()), peer.port()));
         v4.or_else(|| peer.as_sockaddr_in6().map(|peer| (IpAddr::V6(peer.ip()), peer.port())))
@@ -52,10 +52,10 @@ fn connected_to(ports: &BTreeSet<u16>) -> Vec<IpAddr> {
     peers.filter(|(_, port)| ports.contains(port)).map(|(address, _)| address.to_canonical()).collect()
 }
 
-/// What the node needs for that, without repetition.
+/// The addresses as needed ranges, without duplicates.
 fn needed(addresses: impl Iterator<Item = (String, IpAddr)>) -> Vec<Needed> {
     let elsewhere = addresses.filter(|(_, address)| !address.is_loopback() && !address.is_unspecified());
-    // The first word about an address is the best one.
+    // The first description of an address is the best one.
     let mut by_address = BTreeMap::new();
     for (what, address) in elsewhere {
         by_address.entry(address).or_insert(what);
@@ -63,23 +63,23 @@ fn needed(addresses: impl Iterator<Item = (String, IpAddr)>) -> Vec<Needed> {
     by_address.into_iter().map(|(address, what)| Needed::host(address, What::Store(what))).collect()
 }
 
-/// What is looked for, and the task's entry.
+/// The inputs of the task, and the value that it publishes.
 #[derive(Debug)]
 pub struct Task {
-    /// The store of the configuration.
+    /// The configured datastore.
     pub store: StoreConfig,
-    /// Where etcd is; `None` until that was first looked for.
+    /// etcd's addresses; `None` until they were first looked up.
     pub found: watch::Sender<Option<Vec<Needed>>>,
-    /// Rings when it has moved.
+    /// Rings when they changed.
     pub underlay_changed: Bell,
 }
 
-/// Where it is looked.
+/// Sources of etcd's addresses.
 trait Sources {
-    /// Whether there is anything that can change.
+    /// Whether names are configured, whose addresses can change.
     fn has_names(&self) -> bool;
 
-    /// All members, and what could not be looked up.
+    /// All members, and the error of a failed lookup.
     fn look_up(&mut self) -> impl Future<Output = (Vec<Found>, Option<String>)> + Send;
 
     /// The other ends of this process's connections to one of the ports.
@@ -117,9 +117,9 @@ impl Task {
         self.look(Lookup::new(&config)).await;
     }
 
-    /// Looks for ever.
+    /// Looks addresses up for ever.
     async fn look(&self, mut sources: impl Sources) {
-        // Of all members that had a name so far: connections to those that have no more may be in use.
+        // Ports of all members found by name so far: connections to former members may be in use.
         let mut ports = BTreeSet::new();
         loop {
             let (members, problem) = sources.look_up().await;
@@ -133,7 +133,7 @@ impl Task {
             let servers = if sources.has_names() { sources.name_servers() } else { Vec::new() };
             let servers = servers
                 .into_iter()
-                .map(|server| (format!("the name server ({RESOLVER}) that etcd is found by"), server));
+                .map(|server| (format!("the name server ({RESOLVER}) that resolves etcd's name"), server));
             self.publish(needed(members.chain(connected).chain(servers)));
             if !sources.has_names() {
                 std::future::pending::<()>().await;
@@ -149,8 +149,8 @@ impl Task {
                 let words: Vec<String> = found.iter().map(ToString::to_string).collect();
                 match known {
                     None if words.is_empty() => {}
-                    None => info!("etcd is at: {}", words.join("; ")),
-                    Some(_) => warn!("etcd has moved. It is at: {}", words.join("; ")),
+                    None => info!("etcd addresses: {}", words.join("; ")),
+                    Some(_) => warn!("etcd addresses changed: {}", words.join("; ")),
                 }
                 *known = Some(found);
             }
@@ -241,7 +241,7 @@ mod tests {
         sources.with(|state| state.members.push(member("10.0.0.1")));
         let mut running = Box::pin(task.look(sources.clone()));
         run(&mut running, PAUSE.0 / 2).await;
-        let server = "10.0.0.53, the name server (/etc/resolv.conf) that etcd is found by";
+        let server = "10.0.0.53, the name server (/etc/resolv.conf) that resolves etcd's name";
         assert_eq!(said(&told), ["10.0.0.1, the address of etcd (etcd)", server]);
         assert!(has_rung(&wake).await);
         run(&mut running, PAUSE.0).await;

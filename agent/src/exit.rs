@@ -1,42 +1,43 @@
-//! How `polderctl` and `polder-agent --check-config` end: one set of exit codes, whatever the command and the output format.
+//! Exit codes of `polderctl` and `polder-agent --check-config`: the same set for every command and output format.
 
 use std::process::ExitCode;
 
 use crate::config::ConfigError;
 
-/// The exit codes in words, for `--help`.
+/// Exit codes of `polderctl`, printed by `--help`.
 pub const HELP: &str = "\
 Exit codes:
   0  done, or no problem was found
-  1  the command could not be carried out, or the question could not be answered
-  2  an argument is wrong
+  1  the command failed, or its answer is not available
+  2  an argument is invalid
   3  a problem was found: see docs/polderctl.md for each command";
 
-/// The exit codes of the agent in words, for `--help`.
+/// Exit codes of `polder-agent`, printed by `--help`.
 pub const AGENT_HELP: &str = "\
 Exit codes with --check-config, --print-config and --plan:
-  0  the configuration is correct; with --plan, the node would become ready
-  1  the configuration file, or with --plan anything else that is needed, cannot be read
-  2  an argument is wrong
-  3  the configuration is wrong; with --plan, or the node would not become ready
+  0  the configuration is valid; with --plan, also: the node would become ready
+  1  the configuration file cannot be read; with --plan, also: an agent is already running,
+     or etcd or the kernel cannot be read
+  2  an argument is invalid
+  3  the configuration is invalid; with --plan, also: the node would not become ready
 
 Exit codes otherwise:
-  0   the agent was asked to stop
-  1   the agent cannot go on: a restart can help
-  2   an argument is wrong
-  78  the configuration is wrong or cannot be read: a restart does not help
-      (for RestartPreventExitStatus= of systemd)";
+  0   the agent was stopped by a signal
+  1   the agent failed: a restart can help
+  2   an argument is invalid
+  78  the configuration is invalid or cannot be read: a restart does not help
+      (set RestartPreventExitStatus=78 in the systemd unit)";
 
-/// How a command ends.
+/// Exit code of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// It is done; or the question is answered, and there is no problem.
+    /// Done, or no problem was found.
     Fine = 0,
-    /// It could not be carried out, or the question could not be answered.
+    /// The command failed, or its answer is not available.
     Failed = 1,
-    /// An argument is wrong, whatever the state of the cluster. `clap` ends with the same code.
+    /// An argument is invalid, independent of the state of the cluster. `clap` uses the same code.
     Usage = 2,
-    /// The question is answered, and there is a problem.
+    /// The command succeeded and found a problem.
     Problem = 3,
 }
 
@@ -47,12 +48,12 @@ impl From<Exit> for ExitCode {
 }
 
 impl Exit {
-    /// The end of a command that looks for problems.
+    /// Exit code of a command that checks for problems.
     pub fn of_look(is_well: bool) -> Self {
         if is_well { Self::Fine } else { Self::Problem }
     }
 
-    /// The end of a check of the configuration.
+    /// Exit code of a failed configuration check.
     pub fn of_config(error: &ConfigError) -> Self {
         match error {
             ConfigError::Read { .. } | ConfigError::Machine(_) => Self::Failed,

@@ -1,4 +1,4 @@
-//! Follows the cluster's records, and writes them down for an agent that starts while the store is away.
+//! Watches the cluster's records, and saves a snapshot for an agent that starts while the datastore is unreachable.
 
 use std::fs;
 use std::io::{self, BufWriter};
@@ -19,28 +19,28 @@ use tracing::{info, warn};
 
 use crate::board::Chosen;
 
-/// The file in the state folder that has what the store said last.
+/// The file in `state_dir` with the snapshot of the records.
 pub const SNAPSHOT: &str = "cluster.json";
 
-/// Where it is written before it is whole.
+/// Temporary file of the snapshot until it is complete.
 pub const SNAPSHOT_BEFORE: &str = "cluster.new";
 
-/// How long the store has to answer before an agent that starts goes by what was written down.
+/// How long a starting agent waits for the datastore before it uses the snapshot.
 const STORE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Between a change and its being written down, so that a burst is written once.
+/// Pause between a change and the snapshot, so that a burst is written once.
 const WRITE_DELAY: Duration = Duration::from_secs(2);
 
-/// What the follower reads, and its entry.
+/// The inputs of the follower, and the value that it publishes.
 #[derive(Debug)]
 pub struct Task {
-    /// Where the cluster's records are.
+    /// The datastore with the cluster's records.
     pub store: Store,
-    /// Where they are written down.
+    /// The folder for the snapshot.
     pub state_dir: PathBuf,
-    /// The node's own addresses and what it needs, which records are judged by.
+    /// The node's underlay addresses and the ranges that it needs, for the validation of records.
     pub underlay: watch::Receiver<Chosen>,
-    /// The cluster.
+    /// The cluster's records as they are known.
     pub view: watch::Sender<Arc<View>>,
 }
 
@@ -50,7 +50,7 @@ impl Task {
         let file = self.state_dir.join(SNAPSHOT);
         let mut updates = self.store.follow(Key::followed());
         let mut records = Records::default();
-        // What an earlier agent knew, until there is something newer.
+        // The snapshot of an earlier agent, until newer records are loaded.
         let mut earlier = Some(read(&file));
         let fall_back = Instant::now() + STORE_PATIENCE;
         let mut write_at: Option<Instant> = None;
@@ -68,9 +68,9 @@ impl Task {
                             }
                         }
                         Update::Lost { reason } if self.view.borrow().lost.is_none() => {
-                            warn!(reason, "the store is away");
+                            warn!(reason, "datastore unreachable");
                         }
-                        Update::Back { .. } => info!("the store is back"),
+                        Update::Back { .. } => info!("datastore reachable again"),
                         _ => {}
                     }
                     if matches!(update, Update::Loaded(_) | Update::Changed { .. }) {
@@ -85,7 +85,7 @@ impl Task {
                     if before.iter().any(|address| !own.contains(address))
                         && let Err(error) = self.store.reconnect().await
                     {
-                        warn!(%error, "the connections to the store are not made anew");
+                        warn!(%error, "cannot reconnect to the datastore");
                     }
                     let needed = underlay.map(|underlay| underlay.needed.clone()).unwrap_or_default();
                     self.view.send_if_modified(|view| {
@@ -98,23 +98,23 @@ impl Task {
                 }
                 () = sleep_until(fall_back), if earlier.is_some() => match earlier.take() {
                     Some(Ok(earlier)) => {
-                        info!(revision = earlier.revision.number(), "the store is away: going by what was written down");
+                        info!(revision = earlier.revision.number(), "datastore unreachable: using the saved snapshot");
                         self.take(earlier);
                     }
-                    Some(Err(reason)) => info!(%reason, "nothing is written down to go by: waiting for the store"),
+                    Some(Err(reason)) => info!(%reason, "no usable snapshot: waiting for the datastore"),
                     None => {}
                 },
                 () = sleep_until(write_at.unwrap_or(fall_back)), if write_at.is_some() => {
                     write_at = None;
                     if let Err(error) = write(&file, &records) {
-                        warn!(file = %file.display(), %error, "the records could not be written down");
+                        warn!(file = %file.display(), %error, "cannot save the snapshot of the records");
                     }
                 }
             }
         }
     }
 
-    /// Takes in what an earlier agent knew.
+    /// Publishes the snapshot of an earlier agent.
     fn take(&self, earlier: Contents) {
         self.view.send_modify(|view| {
             let mut earlier = View::from_snapshot(earlier);
@@ -125,7 +125,7 @@ impl Task {
     }
 }
 
-/// The records as they came, unread: whoever starts from them reads them as strictly.
+/// The records as received, not parsed: they are validated again when the snapshot is used.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Records {
@@ -154,7 +154,7 @@ impl Records {
     }
 }
 
-/// A record that is no text is no record either, and is not written down.
+/// `None` for a value that is not UTF-8: it is no valid record and not saved.
 fn text(entry: &Entry) -> Option<(String, (Revision, String))> {
     Some((entry.key.clone(), (entry.revision, String::from_utf8(entry.value.clone()).ok()?)))
 }
@@ -167,14 +167,14 @@ fn write(path: &Path, records: &Records) -> io::Result<()> {
     fs::rename(&temporary, path)
 }
 
-/// What was written down cannot be used.
+/// The snapshot cannot be used.
 #[derive(Debug, thiserror::Error)]
 enum NoSnapshot {
     #[error("{}: {error}", file.display())]
     Unread { file: PathBuf, error: io::Error },
     #[error("{}: {error}", file.display())]
     Unreadable { file: PathBuf, error: serde_json::Error },
-    #[error("{}: {key} is not of this cluster, whose etcd.prefix is {prefix}", file.display())]
+    #[error("{}: {key} belongs to another cluster: this cluster's etcd.prefix is {prefix}", file.display())]
     OtherCluster { file: PathBuf, key: String, prefix: &'static str },
 }
 

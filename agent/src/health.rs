@@ -1,4 +1,4 @@
-//! What the agent says for STATUS: whether an ADD would be served. Answered from what is known here: etcd is not asked.
+//! The agent's answer to STATUS: whether an ADD would be served. Uses local knowledge only: etcd is not read.
 
 use polder_api::message::{Health, HealthRequest, Needed};
 use polder_api::{Family, PoolName};
@@ -11,7 +11,7 @@ use polder_ipam::tasks::could_claim;
 use crate::machine::now;
 use crate::reporter::Reporter;
 
-/// How this node is, for a runtime: what an ADD would be refused for ([`Board::obstacles`](crate::board::Board::obstacles)),
+/// The node's health for a runtime: why an ADD would be refused ([`Board::obstacles`](crate::board::Board::obstacles)),
 /// and whether there is an address for it.
 pub async fn health(reporter: &Reporter, request: &HealthRequest) -> Health {
     let mut health = Health { unavailable: reporter.board().obstacles(), limited: Vec::new() };
@@ -24,8 +24,8 @@ pub async fn health(reporter: &Reporter, request: &HealthRequest) -> Health {
     if let (Needed::Addresses(pool), true) = (&request.pools, health.unavailable.is_empty()) {
         health.unavailable = shortfalls(reporter, pool.as_ref()).await;
     }
-    // Interfaces of other plugins cannot be told from others in the kernel, where the plugin looks for pods: that such pods
-    // run, and would be evicted if STATUS failed, is known here alone.
+    // In the kernel, where the plugin looks for pods, interfaces of other plugins cannot be recognised. Only the agent knows that
+    // such pods run, which would be evicted if STATUS failed.
     let is_lease = |held: &Held| held.kind == Kind::Lease && !held.leaving;
     if !health.unavailable.is_empty() && reporter.ipam.run(move |ipam| ipam.attachments().any(is_lease)).await
     {
@@ -34,7 +34,7 @@ pub async fn health(reporter: &Reporter, request: &HealthRequest) -> Health {
     health
 }
 
-/// The families of which a new pod would get no address, in words; of that pool, if one is named.
+/// A text for each family in which a new pod would get no address; only for `pool`, if one is given.
 pub async fn shortfalls(reporter: &Reporter, pool: Option<&PoolName>) -> Vec<String> {
     let view = reporter.board().view();
     let named = pool.and_then(|name| view.pools.get(name)).map(|pool| pool.record.family());
@@ -46,7 +46,7 @@ pub async fn shortfalls(reporter: &Reporter, pool: Option<&PoolName>) -> Vec<Str
     shortfalls
 }
 
-/// Why there is no address of that family, if there is none.
+/// Why no address of that family is available; `None` if one is.
 async fn exhausted(reporter: &Reporter, family: Family, pool: Option<&PoolName>) -> Option<String> {
     let view = reporter.board().view();
     let wanted = pool.cloned();

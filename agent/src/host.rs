@@ -1,5 +1,5 @@
-//! What others on the host do to pods and could do: looked at from time to time, and said in `status` with its remedy.
-//! Nothing of it is changed: it is not ours.
+//! Effects of other software on the host on pods: checked periodically (at most every 30 s) and reported in `status` with a
+//! remedy. Nothing is changed, because it does not belong to Polder.
 
 pub mod firewall;
 pub mod insides;
@@ -35,29 +35,29 @@ use crate::owner::Owner;
 use crate::presence;
 use crate::probe::schedule::{Key, Verdict};
 
-/// The longest time between two looks.
+/// Longest time between two checks.
 const EVERY: Duration = Duration::from_secs(30);
 
-/// What it is judged by.
+/// The state of this node that the host's settings are checked against.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Needs {
     /// How pods are attached.
     pub attach: AttachMode,
-    /// Neighbours on the underlay through which peers are reached, by family.
+    /// Number of underlay neighbours through which peers are reached, by family.
     pub neighbours: PerFamily<usize>,
-    /// The families of the underlay over which tunnels lead to peers, and none of them answers.
+    /// Underlay families with tunnels to peers, none of which answers.
     pub closed_tunnels: BTreeSet<Family>,
-    /// The families of which a peer's pods do not answer.
+    /// Pod families in which at least one peer's pods do not answer.
     pub closed: BTreeSet<Family>,
     /// The UDP port of the tunnels.
     pub tunnel_port: u16,
-    /// The interfaces that tunnels' packets come in by.
+    /// Interfaces on which tunnel packets arrive.
     pub uplinks: BTreeSet<String>,
-    /// What pods need of routing.
+    /// Pools, addresses and interfaces that routing must not divert.
     pub pods: Pods,
 }
 
-/// What is wrong, each with its remedy.
+/// The problems found, each with its remedy.
 pub fn problems(there: &Surroundings, gaps: &[Gap], needs: &Needs) -> Vec<String> {
     let between = |judged, filter: &Filter| filter.problem_between(judged, needs.attach, &needs.pods);
     let others = there.other_filters.iter().filter_map(|(judged, filter)| between(*judged, filter));
@@ -73,7 +73,7 @@ pub fn problems(there: &Surroundings, gaps: &[Gap], needs: &Needs) -> Vec<String
         .iter()
         .filter(|filter| needs.closed_tunnels.iter().any(|family| filter.judges(*family)))
         .filter_map(|filter| filter.problem_of_tunnels(needs.tunnel_port, &needs.uplinks));
-    // It may do no harm: it is said where something does.
+    // It may be harmless: reported only where pods do not answer.
     let legacy = there.legacy_filters.iter().filter(|family| needs.closed.contains(family));
     let legacy = legacy.map(|family| firewall::unreadable(*family, needs.attach));
     let neighbours = there.neighbours.iter().filter_map(|(family, limits)| {
@@ -85,10 +85,11 @@ pub fn problems(there: &Surroundings, gaps: &[Gap], needs: &Needs) -> Vec<String
         AttachMode::Routed => None,
     };
     let gaps = gaps.iter().map(ToString::to_string);
-    // The kernel goes by the stricter of "all" and the device, whatever ours says.
+    // The kernel uses the stricter of "all" and the device's setting.
     let sources = there.filters_all_sources.then(|| {
-        "net.ipv4.conf.all.rp_filter is not 0: packets are lost while two nodes reach each other by different ways. \
-         Set it to 0, and to 1 on the interfaces that need it"
+        "net.ipv4.conf.all.rp_filter is not 0: packets between two nodes are lost when they take different paths in \
+         each direction. Set it to 0 (`sysctl -w net.ipv4.conf.all.rp_filter=0`), and to 1 only on the interfaces that \
+         need it"
             .to_owned()
     });
     let routing = routing::problems(&there.routing, &needs.pods).into_iter();
@@ -96,39 +97,39 @@ pub fn problems(there: &Surroundings, gaps: &[Gap], needs: &Needs) -> Vec<String
     packets.chain(legacy).chain(neighbours).chain(ports).chain(gaps).chain(sources).collect()
 }
 
-/// What the task looks at, and its entry.
+/// The inputs of the host check, and the value that it publishes.
 #[derive(Debug)]
 pub struct Task<S = OnHost> {
-    /// The time between two timed passes.
+    /// Configured time between two periodic passes (`resync_seconds`).
     pub resync: Duration,
     /// The host.
     pub survey: S,
-    /// The cluster.
+    /// The cluster's records.
     pub records: Records,
     /// The last pass over the kernel.
     pub passes: Passes,
-    /// What is known of the way to each peer.
+    /// Probe results of the path to each peer.
     pub verdicts: watch::Receiver<Arc<BTreeMap<Key, Verdict>>>,
-    /// What is wrong, each with its remedy.
+    /// The problems found, each with its remedy.
     pub host: watch::Sender<Vec<String>>,
 }
 
-/// Looks at a host.
+/// Access to the host that is checked.
 pub trait Survey {
-    /// What is wrong in pods.
+    /// Problems inside pods' network namespaces.
     fn insides(&mut self, cluster: &ClusterRecord) -> impl Future<Output = Vec<String>> + Send;
 
-    /// The attachments whose interfaces are other plugins'.
+    /// The attachments whose interfaces belong to other plugins.
     fn leases(&self) -> impl Future<Output = Vec<Held>> + Send;
 
-    /// What is on the host and not ours ([`Kernel::surroundings`]).
+    /// Foreign filters, routes, rules and limits on the host ([`Kernel::surroundings`]).
     fn surroundings(
         &self,
         pools: Vec<(Cidr, u8)>,
         closed: bool,
     ) -> impl Future<Output = Result<Surroundings, Error>> + Send;
 
-    /// What managers of the network would do to what is ours.
+    /// Network managers that are not configured to ignore Polder's interfaces or routes.
     fn gaps(&self) -> impl Future<Output = Vec<Gap>> + Send;
 }
 
@@ -141,7 +142,7 @@ pub struct OnHost {
 }
 
 impl OnHost {
-    /// Looked at with the kernel for passes over all of it, and into its pods.
+    /// Reads the host through the kernel connection of the passes, and pods through `looker`.
     pub fn new(kernel: Owner<Kernel>, looker: Looker) -> Self {
         Self { kernel, looker, insides: Insides::default() }
     }
@@ -184,7 +185,7 @@ impl<S: Survey> Task<S> {
         }
     }
 
-    /// Looks once.
+    /// Checks once.
     pub(crate) async fn look(&self, cluster: &ClusterRecord, of_pods: Vec<String>) {
         let pass = self.passes.last().unwrap_or_default();
         let view = self.records.view();
@@ -204,8 +205,10 @@ impl<S: Survey> Task<S> {
         let (asked, closed) = (needs.pods.pools.clone(), !needs.closed_tunnels.is_empty());
         let there = match self.survey.surroundings(asked, closed).await {
             Ok(there) => there,
-            // Others change their rules while they are read. What was seen before stays true as far as anybody knows.
-            Err(error) => return debug!(%error, "the packet filters of others cannot be read"),
+            // Other programs may change their rules during the read: the last result stays.
+            Err(error) => {
+                return debug!(%error, "cannot read the packet filters of other programs: keeping the last result");
+            }
         };
         let gaps = self.survey.gaps().await;
         let problems = [problems(&there, &gaps, &needs), presence::problems(leases.iter()), of_pods].concat();
@@ -214,7 +217,7 @@ impl<S: Survey> Task<S> {
             known
                 .iter()
                 .filter(|problem| !problems.contains(problem))
-                .for_each(|problem| info!("over: {problem}"));
+                .for_each(|problem| info!("resolved: {problem}"));
             let is_other = *known != problems;
             *known = problems;
             is_other
@@ -222,14 +225,14 @@ impl<S: Survey> Task<S> {
     }
 }
 
-/// The families of which a peer's pods do not answer.
+/// Pod families in which at least one peer's pods do not answer.
 fn closed(verdicts: &BTreeMap<Key, Verdict>) -> BTreeSet<Family> {
     let is_closed =
         |verdict: &Verdict| matches!(verdict, Verdict::Silent | Verdict::Dropped | Verdict::Narrow(_));
     verdicts.iter().filter(|(_, verdict)| is_closed(verdict)).map(|((_, family), _)| *family).collect()
 }
 
-/// The families of the underlay over which there are tunnels, and none through which a peer answers.
+/// Underlay families with tunnels, none of which leads to a peer that answers.
 fn closed_tunnels(paths: &BTreeMap<Key, Reached>, verdicts: &BTreeMap<Key, Verdict>) -> BTreeSet<Family> {
     let (mut closed, mut open) = (BTreeSet::new(), BTreeSet::new());
     for (key, reached) in paths {

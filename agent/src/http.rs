@@ -1,4 +1,4 @@
-//! Health and metrics over HTTP, for probes and Prometheus. It only tells.
+//! Health and metrics over HTTP, for probes and Prometheus. Read-only.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,15 +28,15 @@ use crate::liveness::Threads;
 use crate::reporter::Reporter;
 use crate::status;
 
-/// Before the next attempt to listen, where somebody else does.
+/// Interval between attempts to listen while the port is in use.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// What it tells.
+/// State of the HTTP server.
 #[derive(Debug)]
 pub struct Task {
-    /// Where it is asked.
+    /// Listen address.
     pub address: SocketAddr,
-    /// Why it cannot be asked; `None` if it can. Pods need none of it.
+    /// Why the server does not listen; `None` if it does. Pods do not depend on it.
     pub unserved: watch::Sender<Option<String>>,
     /// The agent's threads.
     pub threads: Threads,
@@ -58,14 +58,14 @@ async fn listen(address: SocketAddr, unserved: &watch::Sender<Option<String>>) -
         match TcpListener::bind(address).await {
             Ok(listener) => {
                 if unserved.send_replace(None).is_some() {
-                    info!(%address, "health and metrics are served now");
+                    info!(%address, "health and metrics are now served");
                 }
                 return listener;
             }
             Err(error) => {
                 let problem = format!(
-                    "health and metrics are not served at {address}: {error}. Give another address with http or --http; ss -ltnp \
-                     shows who listens where"
+                    "health and metrics are not served at {address}: {error}. Set another address with http or --http; ss -ltnp \
+                     shows which process listens where"
                 );
                 if set_if_changed(unserved, Some(problem.clone())) {
                     warn!("{problem}");
@@ -109,7 +109,7 @@ async fn serve<A: Asked>(agent: A, listener: TcpListener) {
         .route("/metrics", get(metrics::<A>))
         .with_state(Arc::new(agent));
     if let Err(error) = axum::serve(listener, router).await {
-        warn!(%error, "health and metrics are not served any more");
+        warn!(%error, "the server of health and metrics stopped");
     }
 }
 
@@ -150,18 +150,26 @@ async fn registry(reporter: &Reporter) -> Registry {
     let connected = matches!(status.store, StoreStatus::Connected { .. });
     let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
     gauge("ready", "Whether the node is ready", i64::from(status.ready));
-    gauge("store_connected", "Whether the cluster's records are current", i64::from(connected));
+    gauge(
+        "store_connected",
+        "Whether the datastore is connected, and the cluster's records are current",
+        i64::from(connected),
+    );
     let refusing = i64::from(!status.refused_writes.is_empty());
-    gauge("store_refusing_writes", "Whether the store refuses writes of this node", refusing);
+    gauge("store_refusing_writes", "Whether the datastore refuses writes of this node", refusing);
     gauge("attachments", "Attachments in the ledger", count(status.pods));
     gauge(
         "problems",
-        "Records refused, peers unreachable, changes failed, and what others on the host do",
+        "Refused records, unreachable peers, failed changes, and interference of other software on the host",
         count(status.problems.len()),
     );
     if let Some(pass) = &status.last_pass {
-        gauge("last_pass_writes", "Changes that the last pass made in the kernel", count(pass.writes));
-        gauge("last_pass_failures", "Changes that the last pass could not make", count(pass.failures.len()));
+        gauge("last_pass_writes", "Kernel changes that the last pass made", count(pass.writes));
+        gauge(
+            "last_pass_failures",
+            "Kernel changes that failed in the last pass",
+            count(pass.failures.len()),
+        );
     }
     let addresses: Metrics<[(&'static str, String); 2], Gauge> = Metrics::default();
     for block in &status.blocks {
@@ -170,7 +178,7 @@ async fn registry(reporter: &Reporter) -> Registry {
             addresses.get_or_create(&labels).inc_by(i64::try_from(number).unwrap_or(i64::MAX));
         }
     }
-    registry.register("addresses", "Addresses of this node's blocks", addresses);
+    registry.register("addresses", "Addresses of this node's blocks, by state", addresses);
     register_pools(&mut registry, reporter);
     register_failures(&mut registry, reporter.store.writes().failures());
     register_nodes(&mut registry, reporter);
@@ -183,7 +191,7 @@ fn register_failures(registry: &mut Registry, failures: Failures) {
     for (result, number) in [("refused", failures.refused), ("unknown", failures.unknown)] {
         writes.get_or_create(&[("result", result)]).inc_by(number);
     }
-    let help = "Writes that the store has refused, or whose outcome is unknown, since the agent started";
+    let help = "Writes that the datastore refused, or whose outcome is unknown, since the agent started";
     registry.register("store_write_failures", help, writes);
 }
 
@@ -221,8 +229,8 @@ fn register_pools(registry: &mut Registry, reporter: &Reporter) {
         }
         ratio.get_or_create(&[("pool", name)]).set(claimed.ratio());
     }
-    registry.register("pool_blocks", "Blocks of each pool in the cluster", blocks);
-    registry.register("pool_used_ratio", "Blocks of each pool that are claimed, of all that it has", ratio);
+    registry.register("pool_blocks", "Blocks of each pool in the cluster, by state", blocks);
+    registry.register("pool_used_ratio", "Claimed share of the blocks of each pool, 0 to 1", ratio);
 }
 
 #[cfg(test)]

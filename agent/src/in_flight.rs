@@ -1,4 +1,4 @@
-//! Who is working on which attachment: one at a time.
+//! Locks on attachments: one task works on an attachment at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

@@ -1,7 +1,8 @@
-//! Checks the cluster, for an operator: the records among themselves, and each node's ledger and kernel.
+//! `polderctl ipam check`: checks the records against each other, and each node's ledger and kernel.
 //!
-//! Whoever is asked writes a wish into the store, which every agent follows. Each looks at itself and answers in the store;
-//! answers and wish are taken away in the end, also those of somebody who did not come to his end.
+//! The agent that gets the command writes a request into the datastore, which every agent watches. Each agent checks its
+//! node and writes its answer into the datastore. Request and answers are deleted at the end, also those of an earlier
+//! check that did not finish.
 
 mod answer;
 mod mend;
@@ -35,7 +36,7 @@ use crate::machine::random_name;
 
 pub use answer::Task;
 
-/// How long the nodes have to answer; when they put something right, twice as long.
+/// Timeout for the answers of the nodes; doubled for a check with repair.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn patience(repairs: Repairs) -> Duration {
@@ -45,15 +46,15 @@ fn patience(repairs: Repairs) -> Duration {
     }
 }
 
-/// Between two looks at the answers.
+/// Interval between reads of the answers.
 const PAUSE: Duration = Duration::from_millis(200);
 
 fn try_again(error: impl std::fmt::Display) -> Refusal {
-    Refusal::try_again(format!("the cluster cannot be checked: {error}"))
+    Refusal::try_again(format!("cannot check the cluster: {error}"))
 }
 
 fn store_failed(error: StoreError) -> Refusal {
-    operator::store_failed(&error, format!("the cluster cannot be checked: {error}"))
+    operator::store_failed(&error, format!("cannot check the cluster: {error}"))
 }
 
 /// Checks the cluster.
@@ -69,7 +70,7 @@ pub async fn check(membership: &Membership, store: &Store, repairs: Repairs) -> 
         Err(error) => Err(store_failed(error)),
     };
     if let Err(error) = clean_up(store, &id).await {
-        warn!(%error, "what a check has left in the store goes with the next one");
+        warn!(%error, "cannot delete the records of this check: the next check deletes them");
     }
     checked
 }
@@ -99,7 +100,7 @@ async fn ask(
         match read_answers(store, id, &members).await {
             Ok(read) => answers = read,
             Err(error) if started.elapsed() >= patience => return Err(store_failed(error)),
-            Err(error) => debug!(%error, "the answers to a check cannot be read yet"),
+            Err(error) => debug!(%error, "cannot read the answers to a check yet"),
         }
     }
     while !among.is_empty() && started.elapsed() < answer::CERTAIN {
@@ -108,7 +109,7 @@ async fn ask(
     // While blocks and addresses come and go, one look may find what is not so.
     let view = read_all(store).await.map_err(store_failed)?;
     if view.inspection.as_ref().is_none_or(|asked| asked.record.id != *id) {
-        return Err(try_again("somebody else has begun to check it at the same time. Try again"));
+        return Err(try_again("another check started at the same time. Try again"));
     }
     if !among.is_empty() {
         let again = look(&view, store).await.map_err(store_failed)?;
@@ -145,10 +146,10 @@ fn unanswered<T>(
     unanswered.cloned().partition(|name| alive.contains(name))
 }
 
-/// Something that is wrong with the records among themselves.
+/// An inconsistency between records.
 struct Found {
     deviation: Deviation,
-    /// The record of an address that nobody can have.
+    /// The record of an address that no attachment can have.
     record: Option<(Name, Revision)>,
 }
 
@@ -159,7 +160,7 @@ impl Found {
     }
 }
 
-/// What is wrong with the records among themselves.
+/// Finds inconsistencies between records.
 async fn look(view: &View, store: &Store) -> Result<Vec<Found>, StoreError> {
     let addresses = Addresses::read(store).await?;
     let published: Vec<Published> =
@@ -227,7 +228,7 @@ async fn read_answers(
     Ok(answers.collect())
 }
 
-/// Takes the wish away, and all answers, also those to earlier ones. A newer wish of somebody else stays.
+/// Deletes the request and all answers, also those to earlier requests. A newer request is kept.
 async fn clean_up(store: &Store, id: &Nonce) -> Result<(), StoreError> {
     let view = read_all(store).await?;
     if let Some(asked) = &view.inspection {

@@ -1,7 +1,7 @@
-//! The kernel of this node: read, planned for, changed. All of it blocks, and belongs on an [`Owner`]'s thread.
+//! Reading and changing the kernel of this node. All calls block, and belong on an [`Owner`]'s thread.
 //!
-//! [`state`] has the words, [`desired`] says how it should be, [`plan`] what is to be done; those decide and touch
-//! nothing. [`Kernel`] is the rim: it reads, and does what it is told.
+//! [`state`] has the types, [`desired`] computes the desired state, [`plan`] the changes; these do no I/O. [`Kernel`] reads
+//! the kernel and applies the changes.
 //!
 //! [`Owner`]: crate::owner::Owner
 
@@ -49,7 +49,7 @@ impl Kernel {
         Ok(Self { routes: RouteSocket::open()?, filter: FilterSocket::open()?, sysctls: sysctls.clone() })
     }
 
-    /// Opens sockets that read: whatever is to be changed is refused.
+    /// Opens read-only sockets: every change is refused.
     pub fn open_to_read(sysctls: &Sysctls) -> Result<Self, Error> {
         let (routes, filter) = (RouteSocket::open_to_read()?, FilterSocket::open_to_read()?);
         Ok(Self { routes, filter, sysctls: sysctls.to_read() })
@@ -60,7 +60,7 @@ impl Kernel {
         Ok([self.routes.port()?, self.filter.port()?])
     }
 
-    /// Which way the host would send a packet to each of the addresses.
+    /// The route that the host would use for each of the addresses.
     pub fn look_up(&mut self, addresses: &[IpAddr]) -> Result<Vec<(IpAddr, Option<Lookup>)>, Error> {
         let look_up = |address: &IpAddr| Ok((*address, self.routes.look_up(*address)?));
         addresses.iter().map(look_up).collect()

@@ -1,4 +1,4 @@
-//! Which agents are alive: asked of the store now and then. The leases are not followed, because thousands of them are renewed
+//! Which agents are alive: read from the datastore periodically. Leases are not watched, because thousands of them are renewed
 //! all the time.
 
 pub mod poll;
@@ -13,13 +13,14 @@ use polder_ipam::store::StoreError;
 use polder_store::Store;
 use tokio::time::Instant;
 
-/// How long a lease must be missing. An agent takes it anew within seconds after its start, or after the store's return.
+/// How long a lease must be missing before an agent counts as dead. An agent renews it within seconds after its start, or when the
+/// datastore is reachable again.
 const CONFIRM: Duration = Duration::from_secs(15);
 
-/// Up to so many leases are asked for one by one, instead of the whole list.
+/// Up to this many leases are read one by one, instead of the whole list.
 const ONE_BY_ONE: usize = 8;
 
-/// Nodes that are named one by one.
+/// Most nodes that are reported one by one.
 const NAMED: usize = 10;
 
 /// The nodes whose agents hold their leases.
@@ -27,7 +28,7 @@ pub async fn living(store: &Store) -> Result<BTreeSet<NodeName>, StoreError> {
     Ok(publication::living(&store.range(&Key::all_alive()).await?))
 }
 
-/// Those of the nodes whose agents hold their leases. A few are asked for one by one.
+/// Those of the nodes whose agents hold their leases. Few are read one by one.
 pub async fn living_among(store: &Store, names: &[NodeName]) -> Result<BTreeSet<NodeName>, StoreError> {
     if names.len() > ONE_BY_ONE {
         return living(store).await;
@@ -42,19 +43,19 @@ pub async fn living_among(store: &Store, names: &[NodeName]) -> Result<BTreeSet<
     Ok(living)
 }
 
-/// What is known of the other nodes' leases.
+/// The lease state of the other nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Leases {
-    /// When they were asked for; `None` while the store cannot tell.
+    /// When they were read; `None` while the datastore is unreachable.
     asked: Option<Instant>,
-    /// Since when each one is missing that is.
+    /// The nodes without a lease, and since when.
     missing: BTreeMap<NodeName, Instant>,
-    /// The nodes whose agents were not alive when that was last known, and of which no lease was seen since.
+    /// The nodes whose agents were dead when last read, and without a lease since.
     dead: BTreeSet<NodeName>,
 }
 
 impl Leases {
-    /// Takes in an answer of the store: `others` are to be alive, and `living` are.
+    /// Updates from the datastore: `others` are all other nodes, `living` those with a lease.
     fn take(&mut self, others: &BTreeSet<NodeName>, living: &BTreeSet<NodeName>, now: Instant) {
         self.asked = Some(now);
         let missing = others.difference(living);
@@ -65,14 +66,14 @@ impl Leases {
         self.dead.extend(sure);
     }
 
-    /// What is left while the store cannot tell.
+    /// The state while the datastore is unreachable.
     #[must_use]
     fn forgotten(&self) -> Self {
         Self { dead: self.dead.clone(), ..Self::default() }
     }
 
-    /// The nodes whose agents are taken for dead, also while the store cannot tell: what goes by that must not change back and
-    /// forth with every loss of the store.
+    /// The nodes whose agents are treated as dead, also while the datastore is unreachable: decisions based on it must not flap
+    /// with every loss of the datastore.
     pub fn dead(&self) -> &BTreeSet<NodeName> {
         &self.dead
     }
@@ -82,12 +83,12 @@ impl Leases {
         self.dead.contains(name) || self.are_known() && !self.missing.contains_key(name)
     }
 
-    /// Whether there is an answer.
+    /// Whether the leases are known now.
     pub fn are_known(&self) -> bool {
         self.asked.is_some()
     }
 
-    /// What is known of these nodes: some may have been removed since the store was asked.
+    /// The state of these nodes only: some may have been removed since the leases were read.
     #[must_use]
     pub fn among(&self, is_member: impl Fn(&NodeName) -> bool) -> Self {
         let missing = self.missing.iter().filter(|(name, _)| is_member(name));
@@ -100,13 +101,13 @@ impl Leases {
         self.missing.iter().map(|(name, since)| (name, *since)).filter(move |(_, since)| is_sure(*since))
     }
 
-    /// When it is time to ask again, if `pause` is the usual time in between.
+    /// When to read again; `pause` is the usual interval.
     fn next(&self, pause: Duration, now: Instant) -> Instant {
         let unsure = self.missing.values().map(|since| *since + CONFIRM).filter(|at| *at > now).min();
         unsure.map_or(now + pause, |at| at.min(now + pause))
     }
 
-    /// What is wrong, in words.
+    /// The problems to report.
     pub fn problems(&self, now: Instant) -> Vec<String> {
         let not_alive: Vec<_> = self.not_alive().collect();
         let mut problems: Vec<String> = not_alive
@@ -114,15 +115,16 @@ impl Leases {
             .take(NAMED)
             .map(|(name, since)| {
                 format!(
-                    "node {name}: its agent is not alive, it has not renewed its lease for at least {} s. Pods that run there \
-                     keep their network; new pods there get none, and the node learns of no change. Look at polder-agent on \
-                     {name}; if the machine is gone for good: polderctl node remove {name} --dead",
+                    "node {name}: its agent is not alive (lease not renewed for at least {} s). Running pods there keep \
+                     their network; new pods get none, and the node receives no changes. Check polder-agent on {name}; \
+                     if the machine is permanently gone, run `polderctl node remove {name} --dead`",
                     (now - *since).as_secs()
                 )
             })
             .collect();
         if let Some(more) = not_alive.len().checked_sub(NAMED).filter(|more| *more > 0) {
-            problems.push(format!("the agents of {more} more nodes are not alive: see polderctl node list"));
+            problems
+                .push(format!("the agents of {more} more nodes are not alive: see `polderctl node list`"));
         }
         problems
     }

@@ -1,4 +1,4 @@
-//! The daemon of one node.
+//! The Polder node agent as a library: the daemon, and the commands of `polderctl`.
 //!
 //! Each task is a struct with what it owns and reads, and is told to run by [`daemon`]. What it finds out it writes into its own
 //! entries, which others read ([`board`], [`readiness`]). `assembly` makes the channels.

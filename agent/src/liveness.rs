@@ -1,4 +1,4 @@
-//! Whether the agent still does its work, for `/livez` and for systemd's watchdog.
+//! Whether the agent's threads make progress, for `/livez` and for systemd's watchdog.
 
 use std::time::Duration;
 
@@ -7,24 +7,24 @@ use polder_store::NodeIpam;
 use crate::kernel::Kernel;
 use crate::owner::Owner;
 
-/// How long a thread of the agent may finish nothing before it is taken to stand still. The longest job is a pass over the kernel's
-/// state, which with 5,000 peers takes a second.
+/// How long a thread of the agent may finish no job before it counts as stuck. The longest job is a pass over kernel state,
+/// which takes a second with 5,000 peers.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// The threads that the agent cannot do without.
+/// The threads that the agent depends on.
 #[derive(Debug, Clone)]
 pub struct Threads {
-    /// The ledger's.
+    /// The thread of the ledger.
     pub ledger: Owner<NodeIpam>,
-    /// That of passes over the kernel.
+    /// The thread of the passes.
     pub kernel: Owner<Kernel>,
-    /// That of what single pods need of the kernel.
+    /// The thread of kernel operations on single pods.
     pub pods: Owner<Kernel>,
 }
 
 impl Threads {
-    /// Those that stand still, in words. Empty if all do their work. It is no matter of the store or of peers: a restart of the
-    /// agent would not help there.
+    /// A text for each stuck thread. Empty if all make progress. Faults of the datastore or of peers do not count, because a restart
+    /// of the agent would not help.
     pub async fn standstills(&self) -> Vec<String> {
         let (ledger, kernel, pods) =
             tokio::join!(self.ledger.works(PATIENCE), self.kernel.works(PATIENCE), self.pods.works(PATIENCE));
@@ -32,7 +32,7 @@ impl Threads {
         let still = parts.into_iter().filter(|(_, works)| !works);
         let words = |(name, _)| {
             format!(
-                "the agent's thread {name} has finished nothing for {} s: restart the agent",
+                "agent thread {name} has made no progress for {} s: restart the agent",
                 PATIENCE.as_secs()
             )
         };

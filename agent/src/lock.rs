@@ -1,4 +1,5 @@
-//! One agent on a node: its devices, routes and tables are one set, whatever folders two agents were given.
+//! The lock that ensures one agent per node. Devices, routes and tables exist once per node, whatever state directories
+//! two agents use.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -12,7 +13,7 @@ use tracing::warn;
 /// An abstract name belongs to a network namespace, as the devices do, and goes with the process that holds it.
 const NAME: &str = "polder-agent";
 
-/// The node, for as long as this is kept.
+/// Lock of the node, held until it is dropped.
 #[derive(Debug)]
 pub struct NodeLock {
     /// Nobody connects to it. `None` where another user's process has the name.
@@ -26,7 +27,8 @@ impl NodeLock {
     }
 
     fn take_named(name: &str) -> anyhow::Result<Self> {
-        let action = || format!("take the abstract socket @{name}, which one polder-agent of a node holds");
+        let action =
+            || format!("cannot take the abstract socket @{name}, which ensures one polder-agent per node");
         let address = SocketAddr::from_abstract_name(name).with_context(action)?;
         let error = match UnixListener::bind_addr(&address) {
             Ok(listener) => return Ok(Self { _listener: Some(listener) }),
@@ -43,19 +45,19 @@ impl NodeLock {
                 warn!(
                     pid = holder.pid(),
                     uid = holder.uid(),
-                    "a process that is not root holds the abstract socket @{name}: a second agent on this node would not be \
-                     noticed. End that process, and restart polder-agent"
+                    "a non-root process holds the abstract socket @{name}: a second agent on this node would not be \
+                     detected. End that process, and restart polder-agent"
                 );
                 Ok(Self { _listener: None })
             }
             Ok(holder) => bail!(
-                "another polder-agent runs on this node{}: a node has one, whatever its state_dir. Stop that one first, or do \
-                 not start this one",
+                "another polder-agent runs on this node{}: only one can run per node, whatever its state_dir. Stop that one \
+                 first, or do not start this one",
                 process(holder.pid())
             ),
             Err(_) => bail!(
-                "another polder-agent runs on this node, or ends just now: a node has one, whatever its state_dir. Stop that \
-                 one first, or do not start this one"
+                "another polder-agent runs on this node, or is just stopping: only one can run per node, whatever its \
+                 state_dir. Stop that one first, or do not start this one"
             ),
         }
     }

@@ -1,4 +1,4 @@
-//! What tells this machine, and this boot of it, from others.
+//! Identity of this machine and of its boot.
 
 use std::fs;
 use std::path::Path;
@@ -11,11 +11,11 @@ use polder_ipam::record::Life;
 const MACHINE_ID: &str = "/etc/machine-id";
 /// What systemd has there before it has made an id (machine-id(5)), and images that are made for many machines.
 const UNINITIALIZED: &str = "uninitialized";
-const MAKE_ID: &str = "make it with systemd-machine-id-setup, or mount the host's";
+const MAKE_ID: &str = "create it with systemd-machine-id-setup, or mount that of the host";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const RANDOM_UUID: &str = "/proc/sys/kernel/random/uuid";
 
-/// The machine's identity cannot be told.
+/// The machine's identity cannot be determined.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
     /// A file that every machine has is missing or empty.
@@ -29,7 +29,7 @@ pub enum MachineError {
         remedy: &'static str,
     },
     /// The host name is no node name.
-    #[error("the host name cannot be used as node name, give one with --node")]
+    #[error("the host name is not a valid node name: set one with --node")]
     HostName(#[source] polder_api::InvalidName),
 }
 
@@ -43,11 +43,11 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Reads who this machine is.
+    /// Reads machine id and boot id.
     pub fn read() -> Result<Self, MachineError> {
         let machine_id = line(MACHINE_ID, MAKE_ID)?;
         if machine_id == UNINITIALIZED {
-            let problem = format!("says {UNINITIALIZED:?}, which identifies no machine");
+            let problem = format!("contains {UNINITIALIZED:?}, which identifies no machine");
             return Err(MachineError::File { path: MACHINE_ID, problem, remedy: MAKE_ID });
         }
         let boot_id = BootId::new(line(BOOT_ID, "is /proc mounted?")?);
@@ -83,7 +83,7 @@ pub fn now() -> Moment {
     Moment::from_millis(seconds * 1000 + nanos / 1_000_000)
 }
 
-/// A name that nobody else has.
+/// A random unique name.
 pub fn random_name() -> Result<String, MachineError> {
     line(RANDOM_UUID, "is /proc mounted?")
 }

@@ -1,4 +1,4 @@
-//! Listens to the kernel, and rings for whom it concerns.
+//! Receives kernel notifications and wakes the tasks that handle them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -17,22 +17,22 @@ use crate::kernel::ruleset;
 use crate::kernel::state::Device;
 use crate::repair::{self, Alarm};
 
-/// Whom it concerns.
+/// The receivers of kernel notifications.
 #[derive(Debug)]
 pub struct Task {
-    /// The ports of the agent's own sockets: what goes through those is no news.
+    /// Netlink port ids of the agent's own sockets: their changes are ignored.
     pub own: BTreeSet<u32>,
-    /// The neighbours that devices of ours are to have.
+    /// The neighbour entries that Polder's devices should have.
     pub neighbours: watch::Receiver<BTreeSet<IpAddr>>,
-    /// Waits for interfaces to go.
+    /// Waits for deleted interfaces to disappear.
     pub reaper: Reaper,
-    /// Rings when something that is not ours changed.
+    /// Rings when foreign kernel state changed.
     pub underlay_changed: Bell,
-    /// Rings when somebody else has changed something of ours.
+    /// Rings when another program changed Polder's kernel state.
     pub alarm: Arc<Alarm>,
 }
 
-/// Starts listening, on threads of their own that live as long as the process.
+/// Starts the two monitor threads, which run as long as the process.
 pub fn start(task: Task) -> Result<(), Error> {
     let mut monitor = Monitor::open()?;
     let links = RouteSocket::open()?.links()?;
@@ -65,13 +65,13 @@ fn spawn(name: &str, listen: impl FnOnce() -> Error + Send + 'static) -> Result<
     let until_it_fails = move || {
         // Nothing is lost for good: every pass reads everything.
         let error = listen();
-        warn!(%error, "notifications of the kernel are not heard any more");
+        warn!(%error, "kernel notifications stopped: changes by other programs are only found by periodic passes");
     };
     let spawned = thread::Builder::new().name(name.to_owned()).spawn(until_it_fails);
     spawned.map(drop).map_err(|source| Error::Socket { action: "start a thread for", source })
 }
 
-/// Somebody has changed the packet filter.
+/// Another program has changed the packet filter.
 fn of_filter(alarm: &Alarm, author: &Author) {
     debug!(?author, "the packet filter was changed");
     alarm.ring(author.thread.map(|id| repair::process(id, author.name.as_deref())));
@@ -79,7 +79,7 @@ fn of_filter(alarm: &Alarm, author: &Author) {
 
 struct Listener {
     task: Task,
-    /// Which devices of ours there are.
+    /// Polder's existing devices.
     devices: BTreeMap<IfIndex, Device>,
 }
 
@@ -90,7 +90,7 @@ impl Listener {
             What::LinkGone { index, name } => {
                 self.task.reaper.is_gone(*index);
                 match self.devices.remove(index).or_else(|| Device::named(name)) {
-                    // A pod's end goes with the pod. Who looks for such is the sweeper.
+                    // A pod's interface goes with the pod: the sweeper handles that.
                     Some(Device::Pod(_)) => {}
                     Some(_) => self.disturbed(event, is_own),
                     None => self.underlay_changed(event),
@@ -111,7 +111,7 @@ impl Listener {
                 self.disturbed(event, is_own);
             }
             What::Neighbour { index, address } => {
-                // Pods that come and go have theirs on the bridge. In a tunnel there is nobody's but ours.
+                // Pods that come and go have entries on the bridge. A tunnel has only Polder's entries.
                 let is_expected =
                     address.is_none_or(|address| self.task.neighbours.borrow().contains(&address));
                 match self.devices.get(index) {
@@ -142,8 +142,8 @@ impl Listener {
         if is_own {
             return;
         }
-        debug!(?event, "something of ours was changed");
-        // The port of a netlink socket is a process id only in the PID namespace of the sender, so it names nobody here.
+        debug!(?event, "Polder's kernel state was changed");
+        // The port of a netlink socket is a process id only in the PID namespace of the sender, so it identifies no process.
         self.task.alarm.ring(None);
     }
 }

@@ -1,4 +1,4 @@
-//! The node, to those who serve its pods: what it takes to give an attachment its addresses and to take them away.
+//! The node as the pod tasks use it: allocating and releasing the addresses of attachments.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -43,19 +43,19 @@ use crate::requests::{ClaimRequest, ReserveRequest};
 /// The node. Nothing of it is written but through those who own it: the ledger's thread, the kernel's, and the tasks that are called.
 #[derive(Debug)]
 pub struct Node {
-    /// What the operator said.
+    /// The configuration.
     pub config: Arc<Config>,
-    /// What the kernel can do.
+    /// Kernel features.
     pub features: Features,
-    /// Where the cluster's records are.
+    /// The datastore.
     pub store: Store,
     /// The node's addresses.
     pub ipam: Owner<NodeIpam>,
     /// The kernel, for single pods.
     pub pods: Pods,
-    /// What the follower, the registrar and the engine tell.
+    /// State published by the follower, the registrar and the engine.
     pub board: Board,
-    /// Attachments that somebody is working on.
+    /// Attachments that are being worked on.
     pub in_flight: Arc<InFlight>,
     /// How other tasks are called.
     pub calls: Calls,
@@ -66,7 +66,7 @@ pub struct Node {
 pub struct Pods {
     /// Links, routes and the packet filter.
     pub kernel: Owner<Kernel>,
-    /// The connections of addresses that are freed.
+    /// Deletes tracked connections of released addresses.
     pub connections: Owner<FilterSocket>,
     /// Deletes pods' interfaces.
     pub reaper: Reaper,
@@ -205,7 +205,7 @@ impl PodHost for Node {
                 self.pods.kernel.run(move |kernel| kernel.forget_pod(&table, mac, &addresses)).await;
             // Until the next pass forgets it, too: no other pod has that MAC address with that address.
             if let Err(error) = forgotten {
-                warn!(attachment = %held.attachment, %error, "not all of it is forgotten yet");
+                warn!(attachment = %held.attachment, %error, "not all kernel entries of a released pod are deleted yet");
             }
         }
         self.forget_connections(held.addresses.clone());
@@ -289,24 +289,24 @@ impl Node {
                 addresses.iter().try_for_each(|address| socket.forget_connections(*address).map(drop))
             };
             if let Err(error) = connections.run(forget).await {
-                debug!(%error, "connections of freed addresses are not forgotten");
+                debug!(%error, "cannot delete the tracked connections of released addresses");
             }
         });
     }
 }
 
-/// Whose tombstone the file is. One that names nobody is thrown away.
+/// The attachment of a tombstone. An invalid tombstone is deleted.
 fn read_tombstone(file: &Path) -> Option<Attachment> {
     match fs::read_to_string(file).map(|text| text.parse()) {
         Ok(Ok(attachment)) => Some(attachment),
         Ok(Err(error)) => {
             let error: polder_api::InvalidName = error;
-            warn!(file = %file.display(), %error, "a tombstone that cannot be read is thrown away");
+            warn!(file = %file.display(), %error, "deleting an invalid tombstone");
             remove_file(file);
             None
         }
         Err(error) => {
-            warn!(file = %file.display(), %error, "a tombstone cannot be read");
+            warn!(file = %file.display(), %error, "cannot read a tombstone");
             None
         }
     }
@@ -314,6 +314,6 @@ fn read_tombstone(file: &Path) -> Option<Attachment> {
 
 fn remove_file(tombstone: &Path) {
     if let Err(error) = fs::remove_file(tombstone) {
-        warn!(file = %tombstone.display(), %error, "a tombstone cannot be removed");
+        warn!(file = %tombstone.display(), %error, "cannot delete a tombstone");
     }
 }

@@ -53,8 +53,8 @@ impl<T: Send + 'static> Owner<T> {
             let _ = reply.send(job(state));
         });
         let sent = self.jobs.send(job).await;
-        assert!(sent.is_ok(), "the owner's thread has panicked, and its state is lost");
-        answer.await.expect("the owner's thread has panicked, and its state is lost")
+        assert!(sent.is_ok(), "the owner thread panicked, and its state is lost");
+        answer.await.expect("the owner thread panicked, and its state is lost")
     }
 
     /// Whether the thread finishes a job within that time. One with a long queue does its work, too.

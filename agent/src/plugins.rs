@@ -1,4 +1,4 @@
-//! The CNI plugins, put where container runtimes look for them: out of the image to the host, by an init container.
+//! Installs the CNI plugins on the host, from the image, in an init container.
 
 use std::fs;
 use std::io;
@@ -11,7 +11,7 @@ use crate::file;
 /// The programs that a runtime calls.
 pub const PLUGINS: [&str; 2] = ["polder-ipam", "polder"];
 
-/// The plugin that containerd calls beside that of the network: another name of `polder`, where there is none.
+/// The `loopback` plugin that containerd calls: a link to `polder`, if the directory has no other.
 const LOOPBACK: (&str, &str) = ("loopback", "polder");
 
 /// Where runtimes look for plugins, unless they are told another place.
@@ -23,10 +23,10 @@ const MODE: u32 = 0o755;
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
     /// It is not known where they are.
-    #[error("where polder-agent itself is cannot be told: name the folder of the plugins with --from")]
+    #[error("cannot determine the directory of polder-agent: set the directory of the plugins with --from")]
     NoSource(#[source] io::Error),
     /// A plugin is not where it should be copied from.
-    #[error("read the plugin {}: name the folder of the plugins with --from", path.display())]
+    #[error("cannot read the plugin {}: set the directory of the plugins with --from", path.display())]
     Read {
         /// The plugin.
         path: PathBuf,
@@ -36,15 +36,15 @@ pub enum InstallError {
     },
     /// The folder is the container's own.
     #[error(
-        "{} is in the container, and not on the host: mount that folder of the host there, writable (in Kubernetes: hostPath with \
-         type DirectoryOrCreate)",
+        "{} is in the container, not on the host: mount that directory of the host there, writable (in Kubernetes: \
+         hostPath with type DirectoryOrCreate)",
         .0.display()
     )]
     InContainer(PathBuf),
     /// A plugin cannot be written.
     #[error(
-        "write {}: can the agent write there? (In a container: mount that folder of the host, writable.) Or name with --to the \
-         folder where the runtime looks for plugins",
+        "cannot write {}: make it writable (in a container: mount that directory of the host, writable), or set --to to \
+         the directory where the runtime looks for plugins",
         path.display()
     )]
     Write {

@@ -1,5 +1,5 @@
-//! Whether the network namespace that an attachment was made in still exists, as far as the agent can see it from where it
-//! runs: in a container it sees those that are mounted into it.
+//! Whether the network namespace of an attachment still exists, as far as the agent can see: in a container it sees only those
+//! that are mounted into it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,33 +12,35 @@ use polder_ipam::ledger::{Held, Kind};
 
 use crate::container;
 
-/// What is known of a namespace.
+/// Whether a namespace exists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Presence {
-    /// It is there.
+    /// It exists.
     There,
-    /// It is not there any more.
+    /// It no longer exists.
     Gone,
-    /// It cannot be seen from here; why, and what to do. Nothing may be released because of that.
+    /// It is not visible to the agent; the reason and the remedy. Nothing may be released because of that.
     Unknown(String),
 }
 
 impl Presence {
-    /// That of the namespace at this path. Of one whose path was never known nothing is known, either.
+    /// Checks the namespace at this path. An empty path means that it was never recorded.
     pub fn of(netns: &Path) -> Self {
         if netns.as_os_str().is_empty() {
-            return Self::Unknown("it is not known where it is".to_owned());
+            return Self::Unknown("its path is not recorded".to_owned());
         }
         match statfs(netns) {
             Ok(found) if found.filesystem_type() == NSFS_MAGIC => Self::There,
-            // Where the mount of a namespace is not seen, its name comes and goes all the same, as an empty file.
-            Ok(_) => {
-                Self::Unknown(format!("{} is no network namespace here: {}", netns.display(), remedy(netns)))
-            }
+            // Without mount propagation, a namespace appears as an empty file.
+            Ok(_) => Self::Unknown(format!(
+                "{} is not a network namespace here: {}",
+                netns.display(),
+                remedy(netns)
+            )),
             Err(Errno::ENOENT | Errno::ENOTDIR) => Self::of_missing(netns),
             Err(errno) => {
                 let error = io::Error::from(errno);
-                Self::Unknown(format!("{} cannot be looked at ({error}): {}", netns.display(), remedy(netns)))
+                Self::Unknown(format!("cannot check {} ({error}): {}", netns.display(), remedy(netns)))
             }
         }
     }
@@ -46,60 +48,60 @@ impl Presence {
     fn of_missing(netns: &Path) -> Self {
         let folder = netns.parent().unwrap_or(netns);
         if netns.starts_with("/proc") {
-            // Processes of the host have no number in a container, or another one.
+            // In a container, host processes have another id, or none.
             if !container::is_known() {
                 return Self::Gone;
             }
             let path = netns.display();
             return Self::Unknown(format!(
-                "{path} is a path of the host's /proc: let the agent have hostPID"
+                "{path} is in the host's /proc: set hostPID: true for the agent's pod"
             ));
         }
-        // The folder stays when the last namespace in it goes. Without it, it is not the host's that is seen.
+        // The folder stays when its last namespace is deleted. If it is missing, the host's folder is not visible.
         if folder.is_dir() && !container::has_on_its_own_root(folder) {
             return Self::Gone;
         }
-        Self::Unknown(format!("{} of the host is not here: {}", folder.display(), remedy(netns)))
+        Self::Unknown(format!("the host's {} is not mounted here: {}", folder.display(), remedy(netns)))
     }
 }
 
 fn remedy(netns: &Path) -> String {
     format!(
-        "mount {} of the host there, with mountPropagation HostToContainer",
+        "mount the host's {} there, with mountPropagation HostToContainer",
         netns.parent().unwrap_or(netns).display()
     )
 }
 
-/// Where container runtimes have the namespaces of their pods.
+/// The folder in which container runtimes mount pods' namespaces.
 const USUAL_FOLDER: &str = "/run/netns";
 
-/// Whether a container runtime may have pods: a namespace is there, or it is not seen where they would be.
+/// Whether a container runtime may have pods: a namespace exists, or the folder is not visible.
 pub fn may_be_there() -> bool {
     let folder = fs::read_dir(USUAL_FOLDER).map(|mut names| names.next().is_some());
     not_seen().is_some() || folder.unwrap_or_else(|error| error.kind() != io::ErrorKind::NotFound)
 }
 
-/// What is not seen of pods' namespaces, and why, in a container that was not given the host's.
+/// The limitation, if the agent runs in a container without the host's namespaces.
 pub fn not_seen() -> Option<String> {
     let folder = Path::new(USUAL_FOLDER);
     if !container::is_known() {
         return None;
     }
     let missing = if container::has_on_its_own_root(folder) {
-        "is not here"
+        "is not mounted here"
     } else if container::follows_the_host(folder) {
         return None;
     } else {
-        "is mounted without the namespaces that are made later"
+        "is mounted without mount propagation"
     };
     Some(format!(
-        "pods that other plugins attach are not seen, so their addresses are released by DEL alone: {USUAL_FOLDER} of the host \
-         {missing}: {}",
+        "pods that other plugins attach are not visible, so their addresses are released only by DEL: the host's \
+         {USUAL_FOLDER} {missing}: {}",
         remedy(&folder.join("pod"))
     ))
 }
 
-/// What is to be said of the namespaces that cannot be seen and that addresses depend on: once for each folder.
+/// The problems of invisible namespaces with allocated addresses: one for each folder.
 pub fn problems<'a>(attachments: impl Iterator<Item = &'a Held>) -> Vec<String> {
     let mut unseen: BTreeMap<&Path, (usize, String)> = BTreeMap::new();
     for held in attachments.filter(|held| held.kind == Kind::Lease && !held.netns.is_empty()) {
@@ -110,8 +112,8 @@ pub fn problems<'a>(attachments: impl Iterator<Item = &'a Held>) -> Vec<String> 
     }
     let problem = |(count, why)| {
         format!(
-            "whether {count} pods that other plugins attached still live cannot be told, so none of their addresses is released \
-             without a DEL: {why}"
+            "cannot check whether {count} pods that other plugins attached still exist, so their addresses are released \
+             only by DEL: {why}"
         )
     };
     unseen.into_values().map(problem).collect()

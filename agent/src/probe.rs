@@ -1,7 +1,7 @@
-//! Probes: whether the peers answer over the very path that pods' packets take, and whether it carries their longest packets.
+//! Probes: whether peers answer on the path that pods' packets use, and whether it carries packets of full length.
 //!
-//! Each peer is probed twice: from this node's probe endpoint to the peer's, which both hosts forward as they forward pods'
-//! packets; and from host to host, which tells a node that is down from one that drops what it should forward.
+//! Each peer is probed twice: from this node's probe endpoint to the peer's, which both hosts forward like pods' packets; and from
+//! host to host, which distinguishes a node that is down from one that drops forwarded packets.
 
 mod closed;
 pub mod direct;
@@ -37,43 +37,43 @@ use crate::endpoint::{Endpoint, Open};
 use crate::kernel::desired::Reached;
 use crate::leases;
 
-/// Between two volleys.
+/// Pause between two volleys.
 const VOLLEYS_APART: Duration = Duration::from_millis(10);
 
-/// Answers that come together are told together.
+/// Replies within this time are published together.
 const SETTLE: Duration = Duration::from_millis(20);
 
-/// Between two questions to the store about which nodes live.
+/// Pause between two reads of the leases.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
-/// For how long it is waited for an answer, where nobody can say whether there is anybody who could give one.
+/// How long to wait for a reply while the datastore is unreachable and it is unknown whether any peer is alive.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// For how long it is believed that a peer's agent is alive, or is not, once it has been asked for.
+/// How long a read lease state of a peer's agent stays valid.
 const BELIEF: Duration = Duration::from_secs(30);
 
-/// How long it is waited for the store while probes go on.
+/// Timeout of a lease read, so that probes go on.
 const STORE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// What the prober reads, and its entries.
+/// The inputs of the prober, and the values that it publishes.
 #[derive(Debug)]
 pub struct Task {
     /// Whether peers are probed at all.
     pub probe_peers: bool,
-    /// Between two probes of a path that is well.
+    /// Pause between two probes of a path without a fault.
     pub resync: Duration,
-    /// Says who lives.
+    /// The datastore, for the leases of agents.
     pub store: Store,
     /// The peers, as the last pass over the kernel reaches them.
     pub passes: Passes,
     /// The node's own probe endpoint.
     pub endpoint: watch::Receiver<Endpoint>,
-    /// Whether the ways to the peers were seen to be open, or there are none; why not yet. Once they were, it stays so: what
-    /// happens to them later is no reason to turn pods away.
+    /// `Ok` once the paths to the peers were open, or there are no peers; until then the reason. It then stays `Ok`: a later
+    /// fault is no reason to reject pods.
     pub probed: watch::Sender<Result<(), NotProbed>>,
-    /// What is known of the way to each peer.
+    /// Probe results of the path to each peer.
     pub verdicts: watch::Sender<Arc<BTreeMap<Key, Verdict>>>,
-    /// What is known of the direct path to each peer on the same link, whichever path its pods' packets take.
+    /// Test results of the direct path to each peer on the same link, whether or not pods' packets use it.
     pub direct: watch::Sender<Arc<DirectPaths>>,
 }
 
@@ -84,7 +84,7 @@ impl Task {
             drop(self.probed.send_replace(Ok(())));
             return pending().await;
         }
-        // The number of this process, of which there is one on the node, or what fits of it.
+        // The low 16 bits of the process id.
         let identifier = u16::try_from(std::process::id() & 0xffff).expect("16 bits");
         self.probe(OnNode { identifier }).await;
     }
@@ -103,13 +103,13 @@ impl Task {
             endpoint: None,
             aimed_by: None,
             alive: BTreeMap::new(),
-            // There may be nobody to wait for.
+            // There may be no peer to wait for.
             tell_at: Some(Instant::now()),
             silent_since: None,
             ask_at: None,
         };
         loop {
-            // Before the node has an address of its own, nothing is known of anybody.
+            // Without an own address in the pod network, no peer can be probed.
             let pass = passes.borrow_and_update().clone().filter(|pass| !pass.gateways.is_empty());
             let Some(pass) = pass else {
                 if passes.changed().await.is_err() {
@@ -143,29 +143,29 @@ impl Task {
 struct Prober<P: Pings> {
     task: Task,
     pings: P,
-    /// From the node's own addresses in the pod network to the peers' own: nothing of it is forwarded.
+    /// From this host's address in the pod network to the peer host's: not forwarded.
     host: Side<P::Echo>,
     /// From endpoint to endpoint.
     forwarded: Side<P::Echo>,
     /// To the peers' underlay addresses.
     direct: direct::Tests<P::Echo>,
-    /// Why there are no sockets on the host, although the node has an address.
+    /// Why the host sockets could not be opened, by family.
     blind: PerFamily<Option<Blind>>,
-    /// The endpoint that the sockets of `forwarded` are in.
+    /// The endpoint whose namespace has the sockets of `forwarded`.
     endpoint: Option<Arc<Open>>,
     /// The pass that the targets are from.
     aimed_by: Option<Arc<Pass>>,
-    /// Whether the agents of peers are alive whose endpoints do not answer, and when that was asked for.
+    /// For peers whose endpoint does not answer: whether their agent is alive, and when that was read.
     alive: BTreeMap<NodeName, (bool, Instant)>,
-    /// When the others are told what is known.
+    /// When the results are published next.
     tell_at: Option<Instant>,
-    /// Since when no peer answers that ought to before the node is ready.
+    /// Since when no peer has answered, before the node is ready.
     silent_since: Option<Instant>,
-    /// When the store is asked who lives.
+    /// When the leases are read next.
     ask_at: Option<Instant>,
 }
 
-/// The probes that take one of the two routes.
+/// The probes of one kind: schedule and sockets.
 struct Side<E> {
     schedule: Schedule,
     echoes: PerFamily<Option<E>>,
@@ -177,7 +177,7 @@ impl<E> Side<E> {
     }
 }
 
-/// How probes go.
+/// The kind of a probe, by source and target address.
 #[derive(Debug, Clone, Copy)]
 enum Route {
     Host,
@@ -186,7 +186,7 @@ enum Route {
 }
 
 impl<P: Pings> Prober<P> {
-    /// Takes the targets from the last pass over the kernel, and the endpoint that there is.
+    /// Sets the targets from the last pass and the current endpoint.
     fn aim(&mut self, pass: &Arc<Pass>, endpoint: Endpoint) {
         let endpoint = match endpoint {
             Endpoint::Open(open) => Some(open),
@@ -215,7 +215,7 @@ impl<P: Pings> Prober<P> {
             can_forward.then(|| Target::endpoint(reached)).flatten()
         };
         let hosts = pass.paths.iter().filter_map(|(key, reached)| {
-            // The long ones take the path of pods, if there is one.
+            // Full-length probes use the forwarded path, if there is one.
             let sizes = if endpoint(&key.1, reached).is_some() { Sizes::Small } else { Sizes::Both };
             let target = self.host.echoes[key.1].is_some().then(|| Target::host(reached, sizes));
             Some((key.clone(), target.flatten()?))
@@ -238,7 +238,9 @@ impl<P: Pings> Prober<P> {
         for (source, namespace) in sources {
             match self.pings.open(*source, Some(namespace)) {
                 Ok(echo) => self.forwarded.echoes[Family::of(*source)] = Some(echo),
-                Err(error) => warn!(%source, %error, "the probe endpoint has no socket to probe peers with"),
+                Err(error) => {
+                    warn!(%source, %error, "cannot open a socket in the probe endpoint to probe peers");
+                }
             }
         }
         self.endpoint = endpoint;
@@ -263,7 +265,7 @@ impl<P: Pings> Prober<P> {
         let now = Instant::now();
         let shots = self.host.schedule.shoot(now, VOLLEY);
         let forwarded = self.forwarded.schedule.shoot(now, VOLLEY);
-        // Where one does not answer it is soon known what the other does.
+        // If one kind gets no reply, the other is probed at once.
         hurry(&shots, &self.host.schedule, &mut self.forwarded.schedule, now);
         hurry(&forwarded, &self.forwarded.schedule, &mut self.host.schedule, now);
         let tests = self.direct.shoot(&self.pings, &self.host.echoes, now).await;
@@ -272,7 +274,7 @@ impl<P: Pings> Prober<P> {
         }
         send(&self.pings, &self.host.echoes, shots).await;
         send(&self.pings, &self.forwarded.echoes, forwarded).await;
-        // Which may be that an earlier one did not.
+        // An earlier round may have ended without a reply.
         self.tell_at.get_or_insert(Instant::now() + SETTLE);
     }
 
@@ -283,7 +285,7 @@ impl<P: Pings> Prober<P> {
                 match route {
                     Route::Host => {
                         self.host.schedule.take(from, token, now);
-                        // From the same address, and to others.
+                        // Direct tests use the same source address.
                         self.direct.take_pods(from, token, now);
                     }
                     Route::Forwarded => self.forwarded.schedule.take(from, token, now),
@@ -292,7 +294,7 @@ impl<P: Pings> Prober<P> {
                 self.tell_at.get_or_insert(now + SETTLE);
             }
             Err(error) => {
-                warn!(%family, %error, "answers to probes cannot be read");
+                warn!(%family, %error, "cannot read replies to probes");
                 match route {
                     Route::Host => self.host.echoes[family] = None,
                     Route::Forwarded => self.forwarded.echoes[family] = None,
@@ -312,7 +314,7 @@ impl<P: Pings> Prober<P> {
         [next, self.tell_at, self.ask_at].into_iter().flatten().fold(far, Instant::min)
     }
 
-    /// Tells the others what is known, if it is time to.
+    /// Publishes the results, if that is due.
     async fn tell(&mut self, pass: &Pass) {
         let now = Instant::now();
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
@@ -331,7 +333,7 @@ impl<P: Pings> Prober<P> {
             let probed = self.judge(pass, &verdicts).await;
             let is_open = probed.is_ok();
             if set_if_changed(&self.task.probed, probed) && is_open {
-                info!("the ways to the peers are open, as far as there are any");
+                info!("the paths to the peers are open, or there are no peers");
             }
         }
         self.task.verdicts.send_if_modified(|known| {
@@ -344,7 +346,7 @@ impl<P: Pings> Prober<P> {
         });
     }
 
-    /// What is known of the paths to all peers.
+    /// The verdicts on the paths to all peers.
     fn verdicts(&self) -> BTreeMap<Key, Verdict> {
         let keys: BTreeSet<&Key> = self.host.schedule.keys().chain(self.forwarded.schedule.keys()).collect();
         let verdict = |key: &Key| {
@@ -354,7 +356,7 @@ impl<P: Pings> Prober<P> {
         keys.into_iter().map(|key| (key.clone(), verdict(key))).collect()
     }
 
-    /// Asks the store which agents are alive of those of whom one address answers and another one does not.
+    /// Reads the leases of peers of which one address answers and another does not.
     async fn ask_for_suspects(&mut self) {
         let mut suspects: BTreeMap<NodeName, u8> = BTreeMap::new();
         for key in self.forwarded.schedule.keys() {
@@ -373,7 +375,7 @@ impl<P: Pings> Prober<P> {
         let is_said = |name: &NodeName| {
             Family::BOTH.iter().any(|family| known.get(&(name.clone(), *family)) == Some(&Verdict::Dropped))
         };
-        // What is about to be said has to be so now: the lease of an agent that was killed goes on for a while.
+        // Read again before a fault is reported: the lease of a killed agent lasts for a while.
         let is_due = |(name, lost): (&NodeName, &u8)| match self.alive.get(name) {
             None => true,
             Some((true, at)) if *lost >= ENDPOINT_FAILURES && !is_said(name) => now - *at >= ASK_AGAIN,
@@ -390,14 +392,14 @@ impl<P: Pings> Prober<P> {
         for name in names {
             match &living {
                 Some(living) => drop(self.alive.insert(name.clone(), (living.contains(&name), now))),
-                // Nobody knows any more.
+                // The state is unknown again.
                 None => drop(self.alive.remove(&name)),
             }
         }
     }
 
-    /// Whether the node is ready, as far as peers have a say in it: in every family one of them answers, or there is none that
-    /// could. One to which there is no way yet does not answer either.
+    /// Whether the node is ready as far as peers matter: in each family one peer answers, or no live peer could answer. A peer
+    /// without a path counts as not answering.
     async fn judge(&mut self, pass: &Pass, verdicts: &BTreeMap<Key, Verdict>) -> Result<(), NotProbed> {
         if let Some(reason) = self.blind.values().next() {
             return Err(reason.clone().into());
@@ -444,7 +446,7 @@ impl<P: Pings> Prober<P> {
     }
 }
 
-/// What the store has said of a peer's agent.
+/// The last known lease state of a peer's agent.
 fn living(alive: &BTreeMap<NodeName, (bool, Instant)>, name: &NodeName) -> Living {
     match alive.get(name) {
         Some((true, _)) => Living::Yes,
@@ -453,7 +455,7 @@ fn living(alive: &BTreeMap<NodeName, (bool, Instant)>, name: &NodeName) -> Livin
     }
 }
 
-/// Has those probed at once by the other route that did not answer by this one.
+/// Makes the other kind probe those at once that did not answer this kind.
 fn hurry(shots: &[Shot], schedule: &Schedule, other: &mut Schedule, now: Instant) {
     for shot in shots.iter().filter(|shot| shot.lost) {
         if let Some(key) = schedule.key_of(shot.number) {

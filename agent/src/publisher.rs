@@ -1,4 +1,4 @@
-//! The publisher's task ([`polder_ipam::tasks::publisher`]) on a node: what it rests on, and who wakes it.
+//! The publisher's task ([`polder_ipam::tasks::publisher`]) on a node: its basis and its wake-up sources.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -11,19 +11,19 @@ use polder_store::Store;
 use crate::bell::Wake;
 use crate::node::Node;
 
-/// What is published, and who wakes the publisher.
+/// The publisher's node and wake-up source.
 #[derive(Debug)]
 pub struct Task {
     /// The node.
     pub node: Arc<Node>,
-    /// Rings when an attachment came or went.
+    /// Rings when an attachment was added or removed.
     pub wake: Wake,
 }
 
 impl Task {
-    /// Runs for ever. Keeps the lease of a living node, too.
+    /// Runs for ever. Also renews the node's lease.
     pub async fn run(self) {
-        // What it asks etcd makes it large.
+        // Boxed because its etcd requests make the future large.
         Box::pin(run(&self, self.node.board.membership.me())).await;
     }
 }
@@ -51,7 +51,7 @@ impl PublisherHost for Task {
         let board = &self.node.board;
         let (mut view, mut holdings) = (board.records.changes(), board.membership.changes());
         while board.basis() == basis {
-            // Cancel-safe, both: what is not taken is seen the next time. Whoever has their senders ends only with the agent.
+            // Both cancel-safe: changes that are not taken are seen in the next iteration. Their senders live as long as the agent.
             tokio::select! {
                 _ = view.changed() => {}
                 _ = holdings.changed() => {}

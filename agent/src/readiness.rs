@@ -1,5 +1,5 @@
-//! Whether a runtime can use the node. More than that it would serve an ADD: a path to a peer was seen to be open, and the CNI
-//! configuration is in place.
+//! Whether a runtime can use the node. Stricter than serving an ADD: a path to a peer must have been open, and the CNI
+//! configuration must be in place.
 
 use tokio::sync::watch;
 
@@ -7,12 +7,12 @@ use crate::board::Board;
 use crate::conflist::NotWritten;
 use crate::probe::NotProbed;
 
-/// What it is told by.
+/// The inputs of readiness.
 #[derive(Debug, Clone)]
 pub struct Readiness {
     /// Whether an ADD would be served.
     pub board: Board,
-    /// Whether the paths to the peers were seen to be open.
+    /// Whether a path to the peers was open, or why not.
     probed: watch::Receiver<Result<(), NotProbed>>,
     /// Whether the CNI configuration is in place.
     announced: watch::Receiver<Result<(), NotWritten>>,
@@ -21,7 +21,7 @@ pub struct Readiness {
 }
 
 impl Readiness {
-    /// What the prober and the engine write is read from there.
+    /// Reads the values that the prober, the engine and the server publish.
     pub fn new(
         board: Board,
         probed: watch::Receiver<Result<(), NotProbed>>,
@@ -31,7 +31,7 @@ impl Readiness {
         Self { board, probed, announced, unreachable }
     }
 
-    /// Why the node is not ready for pods. Empty if it is: then a runtime finds the CNI configuration, too.
+    /// Why the node is not ready for pods. Empty if it is ready: then the CNI configuration is in place, too.
     pub fn reasons(&self) -> Vec<String> {
         let mut reasons = self.unannounced();
         if let (true, Err(reason)) = (reasons.is_empty(), &*self.announced.borrow()) {
@@ -41,7 +41,7 @@ impl Readiness {
         reasons
     }
 
-    /// Why the CNI configuration is not put in place. Empty if it is.
+    /// Why the CNI configuration is not written. Empty if it is.
     pub fn unannounced(&self) -> Vec<String> {
         let mut reasons = self.board.obstacles();
         if let (true, Err(reason)) = (reasons.is_empty(), &*self.probed.borrow()) {
@@ -50,7 +50,7 @@ impl Readiness {
         reasons
     }
 
-    /// Whether the paths to the peers were seen to be open, from now on.
+    /// Future changes of whether a path to the peers was open.
     pub fn probes(&self) -> watch::Receiver<Result<(), NotProbed>> {
         let mut probed = self.probed.clone();
         probed.mark_unchanged();

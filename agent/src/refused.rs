@@ -1,4 +1,4 @@
-//! What it means for the node that the store refuses writes, and what helps: for `status` and metrics.
+//! Refused writes to the datastore, with their consequences and remedies: for `status` and metrics.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
@@ -8,7 +8,7 @@ use polder_ipam::store::refusal::Cause;
 use polder_store::Store;
 use polder_store::writes::{Refusing, Topic};
 
-/// What the store refuses now, for programs.
+/// The writes that the datastore refuses now, as JSON.
 pub fn status(store: &Store) -> Vec<RefusedWrites> {
     let status = |refusing: Refusing| RefusedWrites {
         reason: refusing.refusal.words,
@@ -18,13 +18,13 @@ pub fn status(store: &Store) -> Vec<RefusedWrites> {
     store.writes().refusing().into_iter().map(status).collect()
 }
 
-/// What the store refuses now, for people.
+/// The writes that the datastore refuses now, as problem texts.
 pub fn problems(store: &Store) -> Vec<String> {
     let (name, now) = (store.name(), SystemTime::now());
     store.writes().refusing().iter().map(|refusing| problem(&name, refusing, now)).collect()
 }
 
-/// Whether the store refuses every write, of whatever node.
+/// Whether the datastore refuses all writes of all nodes.
 pub fn is_of_all(store: &Store) -> bool {
     store.writes().refusing().iter().any(|refusing| !refusing.refusal.cause.is_partial())
 }
@@ -34,14 +34,14 @@ fn problem(store: &str, refusing: &Refusing, now: SystemTime) -> String {
     let (what, topics) = if refusing.refusal.cause.is_partial() {
         ("writes of this node", refusing.topics.clone())
     } else {
-        // Whatever was tried so far, the rest would be refused, too.
+        // Writes that were not tried yet would be refused, too.
         ("all writes", BTreeSet::from([Topic::Blocks, Topic::Addresses, Topic::Alive, Topic::Settings]))
     };
     let consequences: Vec<_> = topics.into_iter().map(consequence).collect();
     let remedy = refusing.refusal.remedy();
     let goes_on = match refusing.refusal.cause {
-        Cause::Disk => "running pods go on",
-        _ => "running pods go on, and new pods get addresses from the blocks that this node has",
+        Cause::Disk => "running pods are not affected",
+        _ => "running pods are not affected, and new pods get addresses from the blocks that this node has",
     };
     format!(
         "{store} has refused {what} for {lasts}: {}: {}; {goes_on}. Remedy: {remedy}",
@@ -50,17 +50,17 @@ fn problem(store: &str, refusing: &Refusing, now: SystemTime) -> String {
     )
 }
 
-/// What does not happen while records of that kind are not written.
+/// The consequence while records of that kind cannot be written.
 fn consequence(topic: Topic) -> &'static str {
     match topic {
         Topic::Blocks => "no new block can be claimed",
-        Topic::Addresses => "addresses of new pods are not published (ipam show)",
-        Topic::Alive => "an agent that starts gets no lease (ALIVE no in node list)",
+        Topic::Addresses => "addresses of new pods are not published (missing in `polderctl ipam show`)",
+        Topic::Alive => "an agent that starts gets no lease (ALIVE no in `polderctl node list`)",
         Topic::Nodes => "changes of this node's record are not written",
         Topic::Settings => "pools and settings cannot be changed",
-        Topic::Reservations => "no reserved address is handed over",
-        Topic::Fences => "no removal of a node is made or confirmed",
-        Topic::Checks => "ipam check does not work",
+        Topic::Reservations => "reserved addresses are not handed over",
+        Topic::Fences => "nodes cannot be removed, and removals are not confirmed",
+        Topic::Checks => "`polderctl ipam check` does not work",
         Topic::Other => "other records are not written",
     }
 }

@@ -1,5 +1,5 @@
-//! The registrar's task ([`polder_ipam::tasks`]) on a node: what it looks at, what it asks of the rest of the agent, and who
-//! wakes it.
+//! The registrar's task ([`polder_ipam::tasks`]) on a node: its inputs, its use of the rest of the agent, and its wake-up
+//! sources.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -30,19 +30,19 @@ use crate::node::Node;
 use crate::owner::Owner;
 use crate::requests::{ClaimRequest, ReserveRequest};
 
-/// Between looks while something is waited for that no record announces.
+/// Pause between checks while waiting for something that no record announces.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// The registrar's task, and what wakes it.
+/// The registrar's task and its wake-up sources.
 #[derive(Debug)]
 pub struct Task {
     /// The node, to the registrar.
     pub host: OnNode,
-    /// Rings when there may be something to give back.
+    /// Rings when there may be a block to release.
     pub wake: Wake,
-    /// Blocks are asked for.
+    /// Requests for blocks.
     pub claims: mpsc::Receiver<ClaimRequest>,
-    /// Reserved addresses are asked for.
+    /// Requests for reserved addresses.
     pub reservations: mpsc::Receiver<ReserveRequest>,
 }
 
@@ -58,7 +58,7 @@ impl Task {
             view.mark_unchanged();
             underlay.mark_unchanged();
             registrar.look().await;
-            // Cancel-safe, all of them: what is not taken is seen the next time.
+            // All cancel-safe: changes that are not taken are seen in the next iteration.
             tokio::select! {
                 _ = view.changed() => {}
                 _ = underlay.changed() => {}
@@ -83,12 +83,12 @@ impl Task {
 async fn claim(registrar: &Registrar<'_, OnNode>, request: ClaimRequest) {
     let ClaimRequest { wanted, reply } = request;
     if reply.as_ref().is_some_and(oneshot::Sender::is_closed) {
-        // Whoever waited has given up, and been told that he gets nothing.
+        // The requester gave up and was refused.
         return;
     }
     match (registrar.serve(wanted, reply.is_some()).await, reply) {
         (result, Some(reply)) => drop(reply.send(result)),
-        (Err(error), None) => warn!("few addresses are left: {error}"),
+        (Err(error), None) => warn!("few addresses are left, and no further block could be claimed: {error}"),
         (Ok(()), None) => {}
     }
 }
@@ -96,25 +96,25 @@ async fn claim(registrar: &Registrar<'_, OnNode>, request: ClaimRequest) {
 async fn reserve(registrar: &Registrar<'_, OnNode>, request: ReserveRequest) {
     let ReserveRequest { wanted, owner, attachment, reply } = request;
     if reply.is_closed() {
-        // Its ADD has given up, and been told that it gets nothing.
+        // Its ADD gave up and was refused.
         return;
     }
     let answer = |came| reply.send(came).is_ok();
     registrar.serve_reservation(&wanted, &owner, &attachment, answer).await;
 }
 
-/// The node, to the registrar: it alone tells whether the node is registered, and what it owns.
+/// [`RegistrarHost`] on this node: the only publisher of its registration and holdings.
 #[derive(Debug)]
 pub struct OnNode {
     /// The node.
     pub node: Arc<Node>,
-    /// The kernel, for passes over all of it: it has the node's own addresses.
+    /// The kernel connection of the passes, for the node's own addresses.
     pub kernel: Owner<Kernel>,
-    /// Whether the store knows the node.
+    /// Whether the node is registered in the datastore.
     pub registration: watch::Sender<Registration>,
-    /// What the node owns.
+    /// The node's identity, blocks and own addresses.
     pub holdings: watch::Sender<Arc<Holdings>>,
-    /// The machine that an operator says this one is in place of.
+    /// The machine that this one replaces, as confirmed by an operator.
     pub adopted: watch::Receiver<Option<Alive>>,
 }
 
@@ -142,7 +142,7 @@ impl RegistrarHost for OnNode {
             Ok(Ok(_)) => Ok(()),
             _ => Err(StoreError::NoAnswer {
                 store: self.node.store.name(),
-                reason: format!("what was written is not seen within {} s", CATCH_UP.as_secs()),
+                reason: format!("a record that was written did not appear within {} s", CATCH_UP.as_secs()),
             }),
         }
     }

@@ -1,4 +1,4 @@
-//! What others have changed of ours in the kernel: heard of at once, put right within a second, and remembered.
+//! Changes of Polder's kernel state by other programs: noticed at once, repaired within a second, and recorded.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -10,19 +10,19 @@ use tokio::time::Instant;
 /// The shortest time between two repairs ...
 const SHORTEST_GAP: Duration = Duration::from_millis(150);
 
-/// ... and the longest, to which it grows while somebody does not stop.
+/// ... and the longest, to which it grows while another program keeps changing state.
 const LONGEST_GAP: Duration = Duration::from_millis(700);
 
-/// Who does nothing for so long has stopped.
+/// Time without a change after which the other program counts as stopped.
 const CALM: Duration = Duration::from_secs(10);
 
-/// Repairs that are remembered.
+/// Most repairs that are kept.
 const REMEMBERED: usize = 16;
 
-/// Changes of a repair that are remembered.
+/// Most changes of a repair that are kept.
 const NAMED: usize = 8;
 
-/// Rings when somebody else has changed something of ours.
+/// Rings when another program changed Polder's kernel state.
 #[derive(Debug, Default)]
 pub struct Alarm {
     bell: Notify,
@@ -30,7 +30,7 @@ pub struct Alarm {
 }
 
 impl Alarm {
-    /// Rings; `by` says who it was, where the kernel tells.
+    /// Rings; `by` names the process, if the kernel reports it.
     pub fn ring(&self, by: Option<String>) {
         self.authors().extend(by);
         self.bell.notify_one();
@@ -41,50 +41,50 @@ impl Alarm {
         self.bell.notified().await;
     }
 
-    /// Who it was, since this was last asked.
+    /// The processes since the last call.
     pub fn take(&self) -> Vec<String> {
         std::mem::take(&mut *self.authors()).into_iter().collect()
     }
 
     fn authors(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
-        // A set of names is whole, whoever panicked.
+        // A panic elsewhere leaves the set of names consistent.
         self.by.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A process, in words.
+/// The text that names a process.
 pub fn process(id: u32, name: Option<&str>) -> String {
     let comm = || std::fs::read_to_string(format!("/proc/{id}/comm")).ok();
     match name.map(str::to_owned).or_else(comm) {
         Some(name) => format!("process {id} ({})", name.trim()),
-        None => format!("process {id}, which has ended"),
+        None => format!("process {id} (ended)"),
     }
 }
 
-/// Something that was put right.
+/// A repair of kernel state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Repair {
-    /// When.
+    /// Time of the repair.
     pub at: SystemTime,
-    /// The first of the changes that it took.
+    /// Its first changes, at most eight.
     pub changes: Vec<String>,
-    /// How many it took besides.
+    /// Number of further changes.
     pub more: usize,
-    /// Who made them necessary, as far as the kernel tells.
+    /// The processes that caused it, if the kernel reports them.
     pub by: Vec<String>,
 }
 
 /// The last repairs, and how many there were.
 #[derive(Debug, Clone, Default)]
 pub struct Repairs {
-    /// The last ones, the very last at the end.
+    /// The last ones, oldest first.
     pub last: VecDeque<Repair>,
-    /// All since the agent started.
+    /// Number of repairs since the agent started.
     pub count: u64,
 }
 
 impl Repairs {
-    /// Remembers one.
+    /// Adds a repair.
     pub fn add(&mut self, changes: &[String], by: Vec<String>) {
         let named = changes.iter().take(NAMED).cloned().collect();
         let more = changes.len().saturating_sub(NAMED);
@@ -96,7 +96,7 @@ impl Repairs {
     }
 }
 
-/// How soon the next repair may follow: a fight with somebody who does not stop is not to take all of the node's time.
+/// Limits the rate of repairs, so that a program that keeps changing state does not use up the node's CPU time.
 #[derive(Debug, Default)]
 pub struct Pace {
     last: Option<Instant>,
@@ -109,7 +109,7 @@ impl Pace {
         self.last.map_or(now, |last| (last + self.gap).max(now))
     }
 
-    /// Notes that there was a look at everything, and whether there was something to repair.
+    /// Records a complete check, and whether something was repaired.
     pub fn note(&mut self, now: Instant, repaired: bool) {
         let calm = self.last.is_none_or(|last| now.duration_since(last) > CALM);
         self.gap = match (calm, repaired) {

@@ -1,4 +1,4 @@
-//! What answers to operators, runtimes and monitoring are put together from. It only reads.
+//! The sources of reports to operators, runtimes and monitoring. Read-only.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,49 +18,49 @@ use crate::probe::schedule::{Key, Verdict};
 use crate::readiness::Readiness;
 use crate::repair::Repairs;
 
-/// Where to read what is known of the node and the cluster.
+/// Sources for reports about the node and the cluster.
 #[derive(Debug, Clone)]
 pub struct Reporter {
-    /// What the operator said.
+    /// The configuration.
     pub config: Arc<Config>,
-    /// What the kernel can do.
+    /// Features that the kernel supports.
     pub features: Features,
-    /// Where the cluster's records are.
+    /// The datastore with the cluster's records.
     pub store: Store,
     /// The node's addresses.
     pub ipam: Owner<NodeIpam>,
-    /// Whether the node is ready, and what that is told by.
+    /// Whether the node is ready, and the inputs for that.
     pub readiness: Readiness,
-    /// What else the tasks tell.
+    /// Further values that the tasks publish.
     pub told: Told,
 }
 
-/// What the tasks tell for reports alone, or nearly so.
+/// Values that the tasks publish mainly for reports.
 #[derive(Debug, Clone)]
 pub struct Told {
-    /// What the engine has put right in the kernel.
+    /// The repairs of kernel state by the engine.
     pub repairs: watch::Receiver<Repairs>,
-    /// What the prober knows of the way to each peer.
+    /// Probe results of the path to each peer.
     pub verdicts: watch::Receiver<Arc<BTreeMap<Key, Verdict>>>,
-    /// What it knows of the direct paths.
+    /// Test results of the direct paths.
     pub direct: watch::Receiver<Arc<DirectPaths>>,
     /// Which other nodes' agents are not alive.
     pub leases: watch::Receiver<Arc<Leases>>,
     /// Whether the node has a probe endpoint.
     pub endpoint: watch::Receiver<Endpoint>,
-    /// What others on the host do to pods or could do, each with its remedy.
+    /// Effects of other software on the host on pods, each with its remedy.
     pub host: watch::Receiver<Vec<String>>,
     /// Why health and metrics are not served over HTTP.
     pub unserved: watch::Receiver<Option<String>>,
 }
 
 impl Reporter {
-    /// The nodes whose agents are taken for dead.
+    /// The nodes whose agents are treated as dead.
     pub fn dead(&self) -> BTreeSet<NodeName> {
         self.told.leases.borrow().dead().clone()
     }
 
-    /// What the node would be judged by if it were asked to serve a pod.
+    /// The inputs for the decision whether an ADD is served.
     pub fn board(&self) -> &Board {
         &self.readiness.board
     }

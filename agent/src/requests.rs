@@ -1,4 +1,4 @@
-//! What tasks ask of each other, each with who waits for the answer.
+//! Requests between tasks, each with the channel for its answer.
 
 use std::net::IpAddr;
 
@@ -8,38 +8,38 @@ use polder_ipam::pool::BlockRequest;
 use polder_ipam::tasks::{Unreserved, Workload};
 use tokio::sync::oneshot;
 
-/// A question to the engine: what the next pass would change.
+/// A request to the engine for the changes of the next pass.
 pub type PlanRequest = oneshot::Sender<Result<Vec<String>, NoPlan>>;
 
-/// Why there is no plan for the kernel.
+/// Why no plan can be made.
 #[derive(Debug, thiserror::Error)]
 pub enum NoPlan {
-    /// Nobody plans any more.
+    /// The engine's task has ended.
     #[error("the engine has stopped")]
     Stopped,
     /// An ADD would not be served, for these reasons.
-    #[error("the kernel is left alone as it is: {}", .0.join("; "))]
+    #[error("kernel state is left unchanged: {}", .0.join("; "))]
     Obstacles(Vec<String>),
-    /// Which records can be believed is not known just now.
+    /// The node's addresses changed, and the records are not validated for them yet.
     #[error(
-        "the kernel is left alone as it is: the records are being read anew, after an address of this node changed"
+        "kernel state is left unchanged: an address of this node changed and the records are being read again"
     )]
     Moving,
-    /// It is not known what is there.
-    #[error("read the kernel's state: {0}")]
+    /// Kernel state cannot be read.
+    #[error("cannot read kernel state: {0}")]
     Unread(#[source] polder_netlink::Error),
 }
 
-/// A wish for another block.
+/// A request for another block.
 #[derive(Debug)]
 pub struct ClaimRequest {
     /// Which one.
     pub wanted: BlockRequest,
-    /// Who waits for it. With nobody waiting, it is for later.
+    /// The channel for the answer; `None` if the block is requested in advance.
     pub reply: Option<oneshot::Sender<Result<(), NoClaim>>>,
 }
 
-/// A wish for a reserved address.
+/// A request for a reserved address.
 #[derive(Debug)]
 pub struct ReserveRequest {
     /// Which one.
@@ -48,6 +48,6 @@ pub struct ReserveRequest {
     pub owner: String,
     /// The pod's attachment.
     pub attachment: Attachment,
-    /// Who waits for it.
+    /// The channel for the answer.
     pub reply: oneshot::Sender<Result<IpAddr, Unreserved>>,
 }

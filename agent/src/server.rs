@@ -1,4 +1,4 @@
-//! The socket, and what becomes of what is asked over it.
+//! The agent's Unix socket, and the handling of requests.
 
 mod connection;
 
@@ -43,7 +43,7 @@ pub fn refuse_if_answered(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The socket: a file that others can delete, and that goes with the agent.
+/// The listening socket. Its file is deleted when the agent ends.
 #[derive(Debug)]
 pub struct Socket {
     listener: UnixListener,
@@ -52,14 +52,15 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Makes it. One that an agent left behind is replaced, one that an agent answers on is not.
+    /// Creates the socket. Replaces a stale file, but not the socket of a running agent.
     pub fn bind(path: &Path) -> anyhow::Result<Self> {
         let listener = bind(path)?;
-        let file = id(path).with_context(|| format!("socket {}: it was deleted at once", path.display()))?;
+        let file = id(path)
+            .with_context(|| format!("socket {}: it was deleted right after its creation", path.display()))?;
         Ok(Self { listener, path: path.to_owned(), file })
     }
 
-    /// Returns when its file is not there any more.
+    /// Returns when the file of the socket was deleted or replaced.
     async fn gone(&self) {
         while id(&self.path) == Some(self.file) {
             sleep(LOOK).await;
@@ -76,17 +77,17 @@ impl Drop for Socket {
     }
 }
 
-/// Which file it is: device and inode.
+/// Device and inode of the file.
 fn id(path: &Path) -> Option<(u64, u64)> {
     fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
-/// Between two looks whether the socket is still there.
+/// Interval between checks that the socket file exists.
 const LOOK: Duration = Duration::from_millis(500);
 
 fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     refuse_if_answered(path)?;
-    let writable = || format!("socket {}: can the agent write there?", path.display());
+    let writable = || format!("socket {}: cannot be created", path.display());
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).with_context(writable)?;
     }
@@ -99,16 +100,16 @@ fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-/// What requests are answered with.
+/// State for answering requests.
 #[derive(Debug)]
 pub struct Task {
-    /// Pods come and go there.
+    /// The node, which attaches and detaches pods.
     pub node: Arc<Node>,
     /// What is known of the node and the cluster.
     pub reporter: Reporter,
-    /// Where it is asked what the next pass would change.
+    /// Requests for the changes of the next pass, to the engine.
     pub plans: mpsc::Sender<PlanRequest>,
-    /// The machine that an operator says this one is in place of.
+    /// Record of the machine that an operator has replaced by this one.
     pub adopted: watch::Sender<Option<Alive>>,
     /// The agent's threads.
     pub threads: Threads,
@@ -117,7 +118,7 @@ pub struct Task {
 }
 
 impl Task {
-    /// Serves for ever, over another socket where somebody has deleted the one before: `/run` is cleaned up by many.
+    /// Serves until the agent ends. Creates the socket again if its file was deleted: many programs clean up `/run`.
     pub async fn run(self, mut socket: Socket) {
         let task = Arc::new(self);
         loop {
@@ -125,7 +126,7 @@ impl Task {
                 () = connection::serve_all(Arc::clone(&task), &socket.listener, ROOT) => return,
                 () = socket.gone() => {}
             }
-            warn!(socket = %socket.path.display(), "the socket was deleted: it is made anew");
+            warn!(socket = %socket.path.display(), "the socket was deleted: creating it again");
             socket = task.bind_again(&socket.path).await;
         }
     }
@@ -138,7 +139,7 @@ impl Task {
                     return socket;
                 }
                 Err(error) => {
-                    let problem = format!("no plugin can reach the agent: {error:#}");
+                    let problem = format!("plugins cannot reach the agent: {error:#}");
                     if set_if_changed(&self.unreachable, Some(problem.clone())) {
                         warn!("{problem}");
                     }
@@ -149,7 +150,7 @@ impl Task {
     }
 }
 
-/// The user that may ask.
+/// User id that may send requests.
 const ROOT: u32 = 0;
 
 impl Answers for Task {
@@ -159,7 +160,7 @@ impl Answers for Task {
         teardown::abandoned(&*self.node, wired.attachment()).await;
     }
 
-    /// What an operator wants changed is asked of the store in the operator's name.
+    /// Changes of an operator are sent to the datastore with the operator's credentials.
     async fn answer(
         &self,
         request: Request,
@@ -168,8 +169,8 @@ impl Answers for Task {
         wiring: &mut Option<Wired>,
     ) -> Result<Reply, Refusal> {
         if let Some(wish) = wish(&request) {
-            let by = credentials.as_ref().map(|shown| format!(", who shows {shown}")).unwrap_or_default();
-            info!("{wish} is asked for by {}{by}", caller.name());
+            let by = credentials.as_ref().map(|shown| format!(", with {shown}")).unwrap_or_default();
+            info!("{wish}: requested by {}{by}", caller.name());
         }
         let Self { node, reporter, plans, .. } = self;
         let records = &reporter.board().records;
@@ -259,7 +260,7 @@ impl Task {
     }
 }
 
-/// What an operator wants changed, in words for the log.
+/// The requested change as a `polderctl` command, for the log.
 fn wish(request: &Request) -> Option<String> {
     match request {
         Request::RemoveNode(Removal { node, dead, disconnect_pods, earlier }) => {
@@ -283,6 +284,6 @@ fn wish(request: &Request) -> Option<String> {
     }
 }
 
-/// What a careful operator wants to know of the password.
+/// Warning appended to a reply if a password was sent over an unencrypted connection.
 const IN_CLEAR: &str =
-    ". The password was sent to etcd without encryption: let etcd speak TLS, and write https:// endpoints";
+    ". The password was sent to etcd without encryption: enable TLS in etcd and use https:// endpoints";

@@ -1,4 +1,4 @@
-//! What the plugin asks for: attachments come and are checked.
+//! Requests of the CNI plugins: ADD, lease and CHECK.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -65,7 +65,7 @@ pub async fn leased(node: &Node, attachment: Attachment) -> Result<Vec<LeasedAdd
     Ok(found.into_iter().map(leased).collect())
 }
 
-/// Says how an attachment that is there should be wired.
+/// The wiring that an existing attachment should have.
 pub async fn check(node: &Node, attachment: Attachment) -> Result<Wiring, Refusal> {
     let view = node.board.view();
     let Some(cluster) = &view.cluster else {

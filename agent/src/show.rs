@@ -1,4 +1,4 @@
-//! Who has which address, since when and why: from the store's records and, for this node, from its ledger.
+//! `polderctl ipam show`: the use of addresses, from the datastore's records and this node's ledger.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::pools;
 use crate::refused;
 use crate::reporter::Reporter;
 
-/// Says what is known of the subject.
+/// Reports all that is known of the subject.
 pub async fn show(reporter: &Reporter, subject: Subject) -> Result<Shown, Refusal> {
     let (facts, counts) = reporter.ipam.run(|ipam| (ipam.facts(now()), ipam.counts(now()))).await;
     let mut facts = facts.map_err(|error| ledger_failed(&error))?;
@@ -38,9 +38,9 @@ pub async fn show(reporter: &Reporter, subject: Subject) -> Result<Shown, Refusa
     let published = Addresses::read(&reporter.store).await;
     let mut shown = Shown::default();
     if let Some(reason) = &view.lost {
-        shown.remarks.push(format!("the store is away ({reason}): this is what was known last"));
+        shown.remarks.push(format!("datastore unreachable ({reason}): showing the last known state"));
     } else if let Err(error) = &published {
-        shown.remarks.push(format!("what other nodes have published is not known: {error}"));
+        shown.remarks.push(format!("cannot read what other nodes have published: {error}"));
     }
     let look = Look { reporter, view, published: published.ok(), facts, now: now() };
     match subject {
@@ -65,9 +65,8 @@ fn invalid(error: impl std::fmt::Display) -> Refusal {
     Refusal::new(RefusalKind::Invalid, error.to_string())
 }
 
-/// What an address of the probe endpoint is.
-const PROBE: &str =
-    "it is that of this node's probe endpoint, from which the paths to other nodes are probed";
+/// Explanation for an address of this node's probe endpoint.
+const PROBE: &str = "it is the address of this node's probe endpoint, which probes the paths to other nodes";
 
 struct Look<'a> {
     reporter: &'a Reporter,
@@ -124,7 +123,9 @@ impl Look<'_> {
         let reserved = self.view.reservations.keys().filter(|address| pool.cidr().has(**address));
         shown.addresses = reserved.map(|address| self.known_elsewhere(*address)).collect();
         if !pool.nodes.is_empty() {
-            shown.remarks.push(format!("it is for nodes with the labels {}", format_labels(&pool.nodes)));
+            shown
+                .remarks
+                .push(format!("only nodes with these labels use the pool: {}", format_labels(&pool.nodes)));
         }
     }
 
@@ -144,7 +145,7 @@ impl Look<'_> {
         if shown.blocks.is_empty() {
             let pool = self.view.every_pool().find(|pool| pool.record.cidr().covers(block));
             shown.remarks.push(match pool {
-                Some(pool) => format!("no node has claimed {block}, of pool {}", pool.record.name),
+                Some(pool) => format!("no node has claimed {block} of pool {}", pool.record.name),
                 None => format!("{block} is in no pool"),
             });
         }
@@ -152,16 +153,16 @@ impl Look<'_> {
         shown.addresses = self.published_where(|address, _| block.has(address));
     }
 
-    /// What this node's own ledger says of its blocks.
+    /// Adds the counts of this node's blocks from its ledger.
     fn own_counts(&self, wanted: impl Fn(Cidr) -> bool, shown: &mut Shown) {
         for (owned, counts) in self.facts.blocks.iter().filter(|(owned, _)| wanted(owned.block.cidr())) {
             let block = owned.block;
             shown.remarks.push(match counts {
                 Some(counts) => format!(
-                    "the ledger of this node: of block {block} {} used, {} resting, {} free, {} never handed out",
+                    "ledger of this node: block {block}: {} used, {} in cool-down, {} free, {} never allocated",
                     counts.used, counts.resting, counts.free, counts.excluded
                 ),
-                None => format!("the ledger of this node: nothing goes out of block {block}"),
+                None => format!("ledger of this node: block {block}: no addresses are allocated from it"),
             });
         }
     }
@@ -172,7 +173,7 @@ impl Look<'_> {
         for (incarnation, fence) in &removed {
             let pods = fence.record.pods;
             shown.remarks.push(format!(
-                "incarnation {incarnation} of node {name} was removed; that its pods are gone is {pods}"
+                "incarnation {incarnation} of node {name} was removed; whether its pods are gone: {pods}"
             ));
         }
         if self.view.nodes.contains_key(name) {
@@ -211,12 +212,12 @@ impl Look<'_> {
             }
         }
         if shown.addresses.is_empty() {
-            return missing(format!("nothing is known of a pod {pod}: write it as NAMESPACE/NAME"));
+            return missing(format!("no address is known of pod {pod}: use NAMESPACE/NAME"));
         }
         Ok(())
     }
 
-    /// The addresses that nodes have published: for those of this node, its ledger is asked.
+    /// The published addresses; those of this node from its ledger.
     fn published_where(
         &self,
         wanted: impl Fn(IpAddr, &polder_ipam::invariants::Published) -> bool,
@@ -249,7 +250,7 @@ impl Look<'_> {
         })
     }
 
-    /// What this node's ledger says.
+    /// Status of an address from this node's ledger.
     fn own(&self, address: IpAddr, condition: Condition) -> AddressStatus {
         let ago = |moment: Moment| format!("{} s ago", self.now.since(moment).as_secs());
         let mut status = self.blank(address);
@@ -260,25 +261,25 @@ impl Look<'_> {
                 status.attachment = Some(held.attachment.clone());
                 status.pod = held.pod.as_ref().map(ToString::to_string).or(status.pod);
                 status.since = Some(ago(held.since));
-                let why = if held.leaving { "is being released" } else { "has it" };
-                (AddressStanding::Used, format!("this node's ledger says that the attachment {why}"))
+                let why = if held.leaving { "is being released" } else { "uses it" };
+                (AddressStanding::Used, format!("the attachment in this node's ledger {why}"))
             }
-            Condition::Gateway => (AddressStanding::Gateway, "it is the node's own, the gateway of its pods".to_owned()),
+            Condition::Gateway => (AddressStanding::Gateway, "it is the node's own address, the gateway of its pods".to_owned()),
             Condition::Probe => (AddressStanding::Probe, PROBE.to_owned()),
             Condition::Freed(moment) => {
                 status.since = Some(ago(moment));
                 let rest = self.reporter.config.cooldown.saturating_sub(self.now.since(moment));
                 let left = rest.as_secs();
                 match left {
-                    0 => (AddressStanding::Free, "it was freed and has rested".to_owned()),
-                    _ => (AddressStanding::Resting, format!("it was freed, and goes to nobody for another {left} s")),
+                    0 => (AddressStanding::Free, "it was released, and its cool-down is over".to_owned()),
+                    _ => (AddressStanding::Resting, format!("it was released, and is in cool-down for another {left} s")),
                 }
             }
-            Condition::Unused => (AddressStanding::Free, "nobody has ever had it since the block was claimed".to_owned()),
+            Condition::Unused => (AddressStanding::Free, "it has not been used since the block was claimed".to_owned()),
             Condition::Excluded => (
                 AddressStanding::Excluded,
-                "it is never handed out: the end of its pool, kept for the gateway of its block, or in a block that \
-                 is given back"
+                "it is never allocated: the first or last of its pool, kept for the gateway of its block, or in a block \
+                 that is being released"
                     .to_owned(),
             ),
         };
@@ -286,7 +287,7 @@ impl Look<'_> {
         status
     }
 
-    /// What the records say.
+    /// Status of an address from the records.
     fn known_elsewhere(&self, address: IpAddr) -> AddressStatus {
         let mut status = self.blank(address);
         let pool = self.view.every_pool().find(|pool| pool.record.cidr().has(address));
@@ -312,31 +313,31 @@ impl Look<'_> {
                         status.attachment = Some(holder.attachment.clone());
                         (
                             AddressStanding::Reserved,
-                            format!("it is reserved, and held in generation {generation}"),
+                            format!("it is reserved, and in use (generation {generation})"),
                         )
                     }
                     None => (
                         AddressStanding::Reserved,
-                        format!("it is reserved, and nobody holds it after {generation}"),
+                        format!("it is reserved, and not in use (last generation {generation})"),
                     ),
                 }
             }
             (None, None, _) => (AddressStanding::Foreign, "it is in no pool".to_owned()),
             (Some(pool), None, _) if pool.record.excludes(address) => {
-                (AddressStanding::Excluded, "it is never handed out: the end of its pool".to_owned())
+                (AddressStanding::Excluded, "it is never allocated: the first or last of its pool".to_owned())
             }
             (Some(pool), None, _) if pool.record.purpose == Purpose::Reservations => {
-                (AddressStanding::Free, "it is for reservations, and nobody has reserved it".to_owned())
+                (AddressStanding::Free, "it is in a pool for reservations, and not reserved".to_owned())
             }
             (Some(_), None, Some((published, _))) => {
-                (AddressStanding::Used, format!("node {} has published that", published.node))
+                (AddressStanding::Used, format!("node {} has published it as used", published.node))
             }
             (Some(_), None, None) => self.unpublished(address, &mut status),
         };
         status
     }
 
-    /// An address of a pool that nobody has published.
+    /// Status of an address of a pool that no node has published.
     fn unpublished(&self, address: IpAddr, status: &mut AddressStatus) -> (AddressStanding, String) {
         let claim = self.view.blocks.iter().find(|(block, _)| block.cidr().has(address));
         let Some((block, claim)) = claim else {
@@ -344,7 +345,7 @@ impl Look<'_> {
                 Some(_) => (AddressStanding::Unclaimed, "no node has claimed its block".to_owned()),
                 None => (
                     AddressStanding::Unknown,
-                    "the store does not answer, and a node may have claimed its block: ask when it is back"
+                    "the datastore is unreachable, and a node may have claimed its block: retry when it is back"
                         .to_owned(),
                 ),
             };
@@ -356,12 +357,12 @@ impl Look<'_> {
         if self.view.fences.contains_key(&claim.incarnation) {
             (
                 AddressStanding::Resting,
-                format!("its block {block} rests, for node {} was removed", claim.node),
+                format!("its block {block} is in cool-down, because node {} was removed", claim.node),
             )
         } else if node.is_some_and(|node| node.record.gateways.contains(&address)) {
             (
                 AddressStanding::Gateway,
-                format!("it is the own address of node {}, the gateway of its pods", claim.node),
+                format!("it is an address of node {} itself, the gateway of its pods", claim.node),
             )
         } else if node.is_some_and(|node| node.record.probes.contains(&address)) {
             (
@@ -375,7 +376,7 @@ impl Look<'_> {
             (
                 AddressStanding::Free,
                 format!(
-                    "node {node} has not published that it is used; only there is known whether it rests"
+                    "node {node} has not published it as used; only that node knows whether it is in cool-down"
                 ),
             )
         }
@@ -385,15 +386,15 @@ impl Look<'_> {
     fn unpublished_because(&self, node: &NodeName) -> Option<String> {
         if self.published.is_none() {
             return Some(format!(
-                "the store does not answer, so what node {node} has published cannot be read: ask when it is back"
+                "the datastore is unreachable, so what node {node} has published cannot be read: retry when it is back"
             ));
         }
         refused::is_of_all(&self.reporter.store).then(|| {
-            format!("the store refuses writes, so node {node} may not have published it: ask polderctl on node {node}")
+            format!("the datastore refuses writes, so node {node} may not have published it: run polderctl on node {node}")
         })
     }
 
-    /// An address of which nothing is known but where it is.
+    /// Status with pool and block only.
     fn blank(&self, address: IpAddr) -> AddressStatus {
         let pool = self.view.every_pool().find(|pool| pool.record.cidr().has(address));
         let block = self.view.blocks.keys().find(|block| block.cidr().has(address));

@@ -1,4 +1,4 @@
-//! The folder of the agent's state: what is in it, and that one agent alone uses it.
+//! The agent's state directory: file names, and the lock that keeps other agents out.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,15 +10,15 @@ use nix::fcntl::{Flock, FlockArg};
 /// The ledger's file.
 pub const LEDGER: &str = "ledger.db";
 
-/// The file of a store of this node's own.
+/// File of the embedded store.
 pub const STORE: &str = "store.db";
 
-/// The CNI configuration as an agent wrote it last, without what others have added to it.
+/// Copy of the CNI configuration that the agent wrote last, without additions of other software.
 pub const CONFLIST: &str = "conflist.json";
 
-/// Makes the state folder, and makes sure that no other agent uses it.
+/// Creates the state directory and locks it against other agents.
 pub fn lock(folder: &Path) -> anyhow::Result<Flock<fs::File>> {
-    let writable = || format!("state_dir {}: can the agent write there?", folder.display());
+    let writable = || format!("state_dir {}: cannot be written", folder.display());
     fs::create_dir_all(folder).with_context(writable)?;
     fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).with_context(writable)?;
     let file = fs::File::create(folder.join("lock")).with_context(writable)?;

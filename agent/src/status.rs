@@ -1,4 +1,4 @@
-//! How this node is, put together from what the agent's tasks have told each other.
+//! The answer to `polderctl status` and `node list`, from the values that the agent's tasks publish.
 
 use std::time::SystemTime;
 
@@ -27,7 +27,7 @@ use polder_ipam::tasks::operator;
 use polder_ipam::view::{Source, View};
 use polder_ipam::{record, shortage};
 
-/// This node.
+/// The status of this node.
 pub async fn status(reporter: &Reporter) -> Status {
     let view = reporter.board().view();
     let pass = reporter.board().pass();
@@ -114,20 +114,20 @@ pub async fn status(reporter: &Reporter) -> Status {
     }
 }
 
-/// The files that a container runtime takes instead of ours.
+/// The problem, if another CNI configuration file precedes Polder's.
 fn preceding(reporter: &Reporter) -> Option<String> {
     let config = &reporter.config;
     let conflist = config.conflist();
     let other = conflist.preceding()?;
     Some(format!(
-        "the container runtime may take {} and not {}: most take the first file by name. If that network is not used any more, delete the \
-         file; or let the name of ours come first (cni.file)",
+        "the container runtime may use {} instead of {}: most runtimes use the first file by name. Delete that file if \
+         its network is no longer used, or set cni.file to a name that sorts before it",
         other.display(),
         config.cni_file.display()
     ))
 }
 
-/// What is done without.
+/// The missing features and checks.
 fn missing(reporter: &Reporter, view: &View) -> Vec<String> {
     let mut missing = reporter.features.missing(reporter.config.keep_nat);
     if reporter.config.probe_peers {
@@ -152,8 +152,8 @@ fn repair(repair: &Repair) -> RepairStatus {
 fn store(reporter: &Reporter, view: &View) -> StoreStatus {
     let store = reporter.store.name();
     let waiting = || match view.source {
-        Source::Nowhere => Some("the records are being read".to_owned()),
-        Source::Snapshot => Some("going by what was written down".to_owned()),
+        Source::Nowhere => Some("the records are being loaded".to_owned()),
+        Source::Snapshot => Some("using the saved snapshot".to_owned()),
         Source::Store => None,
     };
     match view.lost.clone().or_else(waiting) {
@@ -174,11 +174,11 @@ fn problems(reporter: &Reporter, view: &View, pass: Option<&Pass>) -> Vec<String
         Path::Unreachable(reason) => Some(format!("{family} pods of node {node} are unreachable: {reason}")),
         _ => None,
     });
-    // What rests of a node that was removed is said as such.
+    // Blocks in cool-down of a removed node are reported elsewhere.
     let rests = |problem: &&Problem| matches!(problem.fault, Fault::Rests(_));
     let refused = pass.problems.iter().filter(|problem| !rests(problem)).map(ToString::to_string);
     let mtu = reporter.config.mtu.filter(|mtu| *mtu > pass.mtu).map(|mtu| {
-        format!("mtu {mtu} of the configuration is more than the underlay carries: pods get {}", pass.mtu)
+        format!("mtu {mtu} in the configuration exceeds what the underlay supports: pods use {}", pass.mtu)
     });
     let verdicts = reporter.told.verdicts.borrow().clone();
     let closed =
@@ -194,11 +194,11 @@ fn problems(reporter: &Reporter, view: &View, pass: Option<&Pass>) -> Vec<String
         .collect()
 }
 
-/// The nodes of the cluster.
+/// The nodes of the cluster, removed ones included.
 pub async fn nodes(reporter: &Reporter) -> Result<Vec<NodeStatus>, Refusal> {
     let view = reporter.board().records.read()?;
     let pass = reporter.board().pass();
-    // The leases are not followed, because they change all the time: they are asked for.
+    // Leases are not watched, because they change all the time: they are read now.
     let alive = leases::living(&reporter.store).await.ok();
     let node = |(name, known): (&NodeName, &polder_ipam::view::Known<_>)| {
         let record: &record::NodeRecord = &known.record;

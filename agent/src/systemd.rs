@@ -1,4 +1,4 @@
-//! What systemd is told of the agent (`sd_notify(3)`), where the agent is a service of `Type=notify`. Elsewhere nobody is told.
+//! Notifications to systemd (`sd_notify(3)`), where the agent is a service of `Type=notify`.
 
 use std::env;
 use std::time::Duration;
@@ -11,19 +11,19 @@ use tracing::warn;
 use crate::liveness::Threads;
 use crate::readiness::Readiness;
 
-/// Between two looks at whether there is something new to say.
+/// Interval between status checks.
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// The longest text for `systemctl status`, in characters.
 const LONGEST_STATUS: usize = 1000;
 
-/// How often the watchdog is told within its time.
+/// Watchdog notifications per watchdog timeout.
 const TIMES: u32 = 3;
 
-/// How often the threads are looked at where there is no watchdog.
+/// Interval of the thread check where there is no watchdog.
 const WITHOUT_WATCHDOG: Duration = Duration::from_secs(10);
 
-/// What it is told by.
+/// State of the task that notifies systemd.
 #[derive(Debug)]
 pub struct Task {
     /// The agent's threads.
@@ -113,14 +113,14 @@ fn status_line(text: &str) -> String {
 async fn tell(message: String) -> bool {
     let told = spawn_blocking(move || sd_notify::notify(&[NotifyState::Custom(&message)])).await;
     if let Ok(Err(error)) = &told {
-        warn!(%error, "systemd cannot be told how the agent is");
+        warn!(%error, "cannot notify systemd");
     }
     matches!(told, Ok(Ok(())))
 }
 
 /// Tells that the agent was asked to end.
 pub async fn stopping() {
-    let status = status_line("told to stop: what is in the kernel stays");
+    let status = status_line("stopping: the kernel state is kept");
     tell(format!("{}\n{status}", NotifyState::Stopping)).await;
 }
 

@@ -1,4 +1,4 @@
-//! Which of the node's addresses its peers are to use: chosen by the route to them, not by the default route.
+//! Chooses the node's underlay addresses: by the route to its peers, not by the default route.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -14,41 +14,44 @@ use polder_netlink::route::Lookup;
 use crate::config::UnderlayConfig;
 use crate::kernel::snapshot::{HostNetwork, WayTo};
 
-/// The node's addresses on the network that joins the nodes.
+/// The node's addresses on the underlay, the network between the nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Underlay {
     /// At most one of a family.
     pub uplinks: PerFamily<Option<Uplink>>,
-    /// The other addresses of the node, and why it is not one of those.
+    /// The node's other addresses, and why they were not chosen.
     pub others: Vec<Other>,
-    /// What the node has to reach past the pods' network.
+    /// Ranges that the node must reach outside the pod network.
     pub needed: Vec<Needed>,
 }
 
-/// Why the node has no address on the network that joins the nodes.
+/// Why the node has no underlay address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotChosen {
-    /// The engine has not looked yet.
-    #[error("the addresses on the underlay are not chosen yet")]
+    /// The engine has not read the interfaces yet.
+    #[error("the underlay addresses are not chosen yet")]
     NotYet,
-    /// The kernel does not say what it has.
-    #[error("read the interfaces: {0}")]
+    /// The kernel's interfaces cannot be read.
+    #[error("cannot list interfaces: {0}")]
     Unreadable(#[source] HostError),
-    /// Nothing speaks for any of its addresses.
+    /// No route indicates which address to use.
     #[error(
-        "cannot tell at which address peers reach this node: there is no route to peers, to etcd or to the world, and the \
-         addresses are [{}]. Set underlay.interface or underlay.addresses",
+        "cannot determine the underlay address of this node: it has no route to peers, to etcd or out of the cluster; \
+         its addresses are [{}]. Set underlay.interface or underlay.addresses",
         seen.join(", ")
     )]
     Undecided {
         /// The addresses, and their interfaces.
         seen: Vec<String>,
     },
-    /// The one that was configured is not there.
-    #[error("underlay.addresses: no interface that is up has {0} as a lasting global address")]
+    /// The configured address is missing.
+    #[error(
+        "underlay.addresses: no interface that is up has {0} as a global address that is not temporary, deprecated \
+             or duplicate"
+    )]
     NoAddress(IpAddr),
     /// The interface that was configured is not there.
-    #[error("underlay.interface: there is no interface {0} that is up")]
+    #[error("underlay.interface: interface {0} does not exist or is down")]
     NoInterface(String),
 }
 
@@ -57,9 +60,9 @@ pub enum NotChosen {
 pub struct Other {
     /// The address.
     pub address: IpAddr,
-    /// The interface that has it, if that is up and not ours.
+    /// Its interface, if that is up and not Polder's.
     pub interface: Option<String>,
-    /// Why it was not.
+    /// Why it was not chosen.
     pub reason: String,
 }
 
@@ -74,29 +77,29 @@ pub struct Uplink {
     pub interface: String,
     /// Its MTU, in bytes.
     pub mtu: u32,
-    /// Why this address.
+    /// The reason for this choice, for example the route to a peer.
     pub chosen_by: String,
 }
 
-/// Addresses of which it is said why they were not chosen: a host may have one for every service.
+/// Most addresses for which a reason is reported: a host may have one for every service.
 const OTHERS: usize = 16;
 
-/// Addresses of the host on no network that are looked after: a host may have one for every service.
+/// Most host addresses outside a local network that are protected: a host may have one for every service.
 const OWN_ADDRESSES: usize = 64;
 
-/// The interface that every host has, and no packet leaves by.
+/// The loopback interface.
 pub const LOOPBACK: &str = "lo";
 
-/// What the choice is made from.
+/// The inputs of the choice.
 #[derive(Debug, Clone, Default)]
 pub struct Facts {
-    /// What the kernel tells.
+    /// Interfaces, addresses and routes in the kernel.
     pub network: HostNetwork,
-    /// Where etcd is.
+    /// etcd's addresses.
     pub store: Vec<Needed>,
     /// This node's own blocks and the addresses of its attachments. Another plugin may have routes to them.
     pub pods: Vec<Cidr>,
-    /// The pools of the cluster: nodes have their addresses elsewhere, and what is in a pool is left from another network.
+    /// The cluster's pools: an address of the node inside a pool is left over from another network.
     pub pools: Vec<Cidr>,
     /// The addresses of this node's own record, which peers use.
     pub registered: Vec<IpAddr>,
@@ -114,7 +117,7 @@ impl Facts {
         self.network.addresses.iter().filter(usable).filter_map(with_interface)
     }
 
-    /// Those that are chosen by themselves: outside the pools, whose addresses peers refuse, as long as there is one.
+    /// Addresses outside the pools, if there are any: peers reject addresses inside a pool.
     fn preferred(&self, family: Family) -> Vec<&Address> {
         let is_in_a_pool = |found: &&Address| self.pools.iter().any(|pool| pool.has(found.address.ip()));
         let (inside, outside): (Vec<_>, Vec<_>) =
@@ -122,33 +125,30 @@ impl Facts {
         if outside.is_empty() { inside } else { outside }
     }
 
-    /// Why these addresses were not chosen, where that can be asked at all.
+    /// The addresses that were not chosen, with the reason.
     fn others(&self, uplinks: &PerFamily<Option<Uplink>>) -> Vec<Other> {
         let other = |found: &Address| {
             let address = found.address.ip();
             let uplink = uplinks[Family::of(address)].as_ref();
             let is_chosen = uplink.is_some_and(|uplink| uplink.address == address);
-            // An interface of ours is never asked, nor is what every host has of itself.
+            // Polder's interfaces and loopback addresses are no candidates.
             if address.is_loopback() || is_chosen || self.network.own.contains(&found.index) {
                 return None;
             }
             let interface = self.network.interfaces.get(&found.index).map(|(name, _)| name.clone());
             let reason = match (&interface, uplink) {
                 (None, _) => "its interface is down".to_owned(),
-                _ if !found.global => "it is good on its own link alone".to_owned(),
+                _ if !found.global => "its scope is not global".to_owned(),
                 _ if found.fleeting => "it is temporary, deprecated or a duplicate".to_owned(),
                 (_, Some(uplink)) => format!("{} was chosen by {}", uplink.address, uplink.chosen_by),
-                (_, None) => {
-                    "it is not one of those that were configured, and nothing leads to peers from it"
-                        .to_owned()
-                }
+                (_, None) => "it is not configured, and no route to peers uses it".to_owned(),
             };
             Some(Other { address, interface, reason })
         };
         self.network.addresses.iter().filter_map(other).take(OTHERS).collect()
     }
 
-    /// What the node has to reach past the pods' network.
+    /// Ranges that the node must reach outside the pod network.
     fn needed(&self) -> Vec<Needed> {
         let is_elsewhere = |address: &IpAddr| match address {
             IpAddr::V4(v4) => !v4.is_link_local() && !v4.is_loopback() && !v4.is_unspecified(),
@@ -193,8 +193,8 @@ impl Facts {
         needed
     }
 
-    /// The address that a route to there is used with. The kernel prefers a whole address (/32, /128) to one of a network as source,
-    /// but that may be a virtual one, which is on another node tomorrow; and temporary ones to lasting ones (`use_tempaddr`).
+    /// The source address for a route. The kernel prefers a host address (/32, /128) to one with a network prefix, but that may be a
+    /// virtual address that moves to another node; and temporary addresses to permanent ones (`use_tempaddr`).
     fn source(&self, family: Family, way: &Lookup) -> Option<IpAddr> {
         let preferred = self.preferred(family);
         let on_it: Vec<&Address> =
@@ -212,8 +212,8 @@ impl Facts {
         Some(found?.address.ip())
     }
 
-    /// Whether routes lead to nodes, and none to anywhere from that address: it was chosen while the interface of the right one was
-    /// down, and would stay for ever.
+    /// Whether there are routes to nodes, but none uses that address: it was chosen while the interface of the right one was down,
+    /// and would stay in use for ever.
     fn is_astray(&self, uplink: &Uplink) -> bool {
         let family = Family::of(uplink.address);
         let is_of_family =
@@ -230,7 +230,7 @@ impl Facts {
         Some(Uplink { address, index: found.index, interface: interface.clone(), mtu, chosen_by })
     }
 
-    /// What carries packets from that address: an address of the host as a whole is on an interface that none leave by.
+    /// The MTU for packets from that address: a host address on loopback leaves by another interface.
     fn mtu(&self, of: &Address) -> Option<u32> {
         let (interface, own) = self.network.interfaces.get(&of.index)?;
         let family = Family::of(of.address.ip());
@@ -238,7 +238,7 @@ impl Facts {
         let from_it: Vec<IfIndex> =
             ways().filter(|way| way.source == Some(of.address.ip())).map(|way| way.index).collect();
         let leave_by: Vec<IfIndex> = match from_it.as_slice() {
-            // It is not said what packets from there leave by, but not by this.
+            // No route has this source; packets do not leave by loopback.
             [] if interface == LOOPBACK => {
                 ways().filter(|way| way.source.map(Family::of) == Some(family)).map(|way| way.index).collect()
             }
@@ -252,7 +252,7 @@ impl Facts {
 }
 
 impl Underlay {
-    /// Chooses anew. What was in use stays in use as long as it is there: a change makes every peer follow.
+    /// Chooses the addresses. A current one stays as long as it exists, because a change affects every peer.
     pub fn choose(config: &UnderlayConfig, facts: &Facts, current: &Self) -> Result<Self, NotChosen> {
         let mut uplinks = PerFamily::NONE;
         for family in Family::BOTH {
@@ -283,12 +283,12 @@ impl Underlay {
         Some(self.uplinks[family].as_ref()?.address)
     }
 
-    /// Of a node that has no peers, and needs no address for them.
+    /// The underlay of a node without peers, which needs no address.
     pub fn of_lone_node(facts: &Facts) -> Self {
         Self { uplinks: PerFamily::NONE, others: Vec::new(), needed: facts.needed() }
     }
 
-    /// The family of the underlay that tunnels go over first.
+    /// The underlay families for tunnels, in order of preference.
     pub fn tunnel_families(&self) -> impl Iterator<Item = Family> {
         self.uplinks.families()
     }

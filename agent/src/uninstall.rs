@@ -1,4 +1,4 @@
-//! Takes away everything that the agent has made on this machine, and puts back what was there before.
+//! Removes everything that the agent created on this machine, and restores the previous kernel settings.
 
 use std::fs;
 use std::io;
@@ -21,22 +21,22 @@ use crate::machine::Machine;
 use crate::presence::Presence;
 use crate::state_dir::{self, CONFLIST, LEDGER, STORE};
 
-/// What becomes of pods that are still attached.
+/// What to do with pods that are still attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attached {
-    /// Nothing is done as long as there are any.
+    /// Refuse the uninstall while pods are attached.
     Stay,
-    /// They are cut off.
+    /// Disconnect them.
     CutOff,
 }
 
-/// What SQLite keeps beside a file of its own.
+/// Suffixes of the files of a SQLite database.
 const BESIDE: [&str; 3] = ["", "-wal", "-shm"];
 
-/// Takes everything away. What is gone already is no error, and what cannot be taken away keeps nothing else from going.
-/// Returns what was done, in words.
+/// Runs the uninstall. Missing objects are no error, and a failure does not stop the rest. Returns a line for each thing
+/// that was done.
 pub fn uninstall(places: &Places, attached: Attached) -> anyhow::Result<Vec<String>> {
-    const STOP: &str = "stop the agent first, and see to it that nobody starts it again";
+    const STOP: &str = "stop the agent first, and make sure that nothing restarts it";
     let state = &places.state_dir;
     container::refuse_lost_state(state, places.allow_ephemeral_state)?;
     let sysctls = Sysctls::at(places.proc_sys_net.clone())?;
@@ -44,7 +44,7 @@ pub fn uninstall(places: &Places, attached: Attached) -> anyhow::Result<Vec<Stri
     let lock = is_there.then(|| state_dir::lock(state).context(STOP)).transpose()?;
     if UnixStream::connect(&places.socket).is_ok() {
         bail!(
-            "{STOP}: it answers on {}, and its state is not in {}",
+            "{STOP}: an agent answers on {} whose state directory is not {}",
             places.socket.display(),
             state.display()
         );
@@ -54,11 +54,13 @@ pub fn uninstall(places: &Places, attached: Attached) -> anyhow::Result<Vec<Stri
     let ledger = match (open(&state.join(LEDGER)).transpose(), attached) {
         (Some(Err(error)), Attached::CutOff) => {
             done.push(format!(
-                "kernel settings are left as they are, because what they were cannot be read: {error:#}"
+                "kernel settings are not restored, because their previous values cannot be read: {error:#}"
             ));
             None
         }
-        (ledger, _) => ledger.transpose().context("go on without it with --with-pods")?,
+        (ledger, _) => {
+            ledger.transpose().context("cannot read the ledger: use --with-pods to continue without it")?
+        }
     };
     let mut kernel = Kernel::open(&sysctls)?;
     if attached == Attached::Stay {
@@ -69,7 +71,7 @@ pub fn uninstall(places: &Places, attached: Attached) -> anyhow::Result<Vec<Stri
     match conflist::remove(&places.cni_file) {
         Ok(true) => done.push(format!("the CNI configuration {file} is deleted")),
         Ok(false) => {}
-        Err(error) => failures.push(format!("delete the CNI configuration {file}: {error}")),
+        Err(error) => failures.push(format!("cannot delete the CNI configuration {file}: {error}")),
     }
     let (removed, left) = kernel.remove_all();
     failures.extend(left.iter().map(ToString::to_string));
@@ -78,15 +80,19 @@ pub fn uninstall(places: &Places, attached: Attached) -> anyhow::Result<Vec<Stri
     }
     for (path, previous) in ledger.as_ref().map(Ledger::sysctls).transpose()?.unwrap_or_default() {
         match put_back(&sysctls, &path, &previous) {
-            Ok(true) => done.push(format!("{path} is {previous} again")),
+            Ok(true) => done.push(format!("{path} is restored to {previous}")),
             Ok(false) => {}
-            Err(error) => failures.push(format!("set {path} back to {previous}: {error}")),
+            Err(error) => failures.push(format!("cannot restore {path} to {previous}: {error}")),
         }
     }
     let is_member = is_member(ledger.as_ref(), &state.join(STORE));
     drop(ledger);
     if !failures.is_empty() {
-        bail!("{}. The rest is done, and {} is kept: say it again", failures.join("; "), state.display());
+        bail!(
+            "{}. Everything else is done, and {} is kept: run the uninstall again",
+            failures.join("; "),
+            state.display()
+        );
     }
     delete_files(places)?;
     drop((lock, node));
@@ -98,7 +104,8 @@ pub fn uninstall(places: &Places, attached: Attached) -> anyhow::Result<Vec<Stri
     }
     if is_there && is_member {
         done.push(format!(
-            "node {} is still in the cluster: run polderctl node remove {} --dead on another, 10 s from now at the earliest",
+            "node {} is still in the cluster: run polderctl node remove {} --dead on another node, 10 s from now at \
+             the earliest",
             places.node, places.node
         ));
     }
@@ -125,7 +132,7 @@ fn open(ledger: &Path) -> anyhow::Result<Option<Sqlite>> {
 fn refuse_if_attached(kernel: &mut Kernel, ledger: Option<&Sqlite>, socket: &Path) -> anyhow::Result<()> {
     let pods = kernel.pod_interfaces()?.len();
     if pods > 0 {
-        bail!("{pods} pods are attached: delete them first, or cut them off with --with-pods");
+        bail!("{pods} pods are attached: delete them first, or disconnect them with --with-pods");
     }
     let attachments = ledger.map(Ledger::attachments).transpose()?.unwrap_or_default();
     let lives = |held: &&Held| {
@@ -136,8 +143,8 @@ fn refuse_if_attached(kernel: &mut Kernel, ledger: Option<&Sqlite>, socket: &Pat
     let leases = attachments.iter().filter(lives).count();
     if leases > 0 {
         bail!(
-            "{leases} interfaces that another plugin made have addresses of this node: delete their pods first, or give the \
-             addresses up with --with-pods"
+            "{leases} interfaces of another plugin use addresses of this node: delete their pods first, or release the \
+             addresses with --with-pods"
         );
     }
     Ok(())
@@ -163,11 +170,11 @@ fn delete_files(places: &Places) -> anyhow::Result<()> {
 }
 
 fn delete(file: &Path) -> anyhow::Result<()> {
-    gone(fs::remove_file(file)).with_context(|| format!("delete {}", file.display()))
+    gone(fs::remove_file(file)).with_context(|| format!("cannot delete {}", file.display()))
 }
 
 fn delete_folder(folder: &Path) -> anyhow::Result<()> {
-    gone(fs::remove_dir_all(folder)).with_context(|| format!("delete {}", folder.display()))
+    gone(fs::remove_dir_all(folder)).with_context(|| format!("cannot delete {}", folder.display()))
 }
 
 fn gone(outcome: io::Result<()>) -> io::Result<()> {

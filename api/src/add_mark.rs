@@ -1,8 +1,8 @@
-//! The mark of an ADD whose plugin makes an interface. An agent that starts sees by it which ADDs go on that an earlier agent has
-//! answered.
+//! The mark of an ADD whose plugin is creating an interface. It shows a starting agent which ADDs, answered by an earlier agent,
+//! are still running.
 //!
-//! It is a listening unix socket with an abstract name: that belongs to the network namespace, as the interfaces do, and goes with
-//! the process that holds it, however that ends.
+//! The mark is a listening unix socket with an abstract name. The name belongs to the network namespace, like the interfaces, and
+//! disappears when the process that holds it ends, for whatever reason.
 
 use std::fs;
 use std::io::{self, ErrorKind, Read};
@@ -11,19 +11,19 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 
 use crate::{Attachment, IfName};
 
-/// What the names start with; then comes that of the interface on the host.
+/// Prefix of the socket names; the name of the host interface follows.
 const PREFIX: &str = "polder-add-";
 
-/// The mark, for as long as this is kept.
+/// The mark. It exists until this value is dropped.
 #[derive(Debug)]
 pub struct AddMark {
-    /// Nobody accepts who connects: being connected is enough to see the end.
+    /// Connections are never accepted: a connected peer sees the end of the socket.
     _listener: UnixListener,
 }
 
 impl AddMark {
-    /// Marks the ADD. An agent that has died by then does not tell the next one: look whether it still holds the attachment before
-    /// anything is made. Fails with `AddrInUse` while another process makes an interface for the same attachment.
+    /// Marks the ADD. An agent that died before this call cannot inform its successor: check that it still holds the attachment
+    /// before creating anything. Fails with `AddrInUse` while another process creates an interface for the same attachment.
     pub fn set(attachment: &Attachment) -> io::Result<Self> {
         let address = SocketAddr::from_abstract_name(format!("{PREFIX}{}", attachment.host_interface()))?;
         Ok(Self { _listener: UnixListener::bind_addr(&address)? })
@@ -35,7 +35,7 @@ impl AddMark {
 pub struct MarkedAdd(UnixStream);
 
 impl MarkedAdd {
-    /// All that go on in this network namespace, with the interfaces that they make on the host.
+    /// All running ADDs in this network namespace, with the host interfaces that they create.
     pub fn all() -> io::Result<Vec<(IfName, Self)>> {
         let sockets = fs::read_to_string("/proc/thread-self/net/unix")?;
         let names = sockets.lines().filter_map(|line| line.rsplit_once(" @")?.1.strip_prefix(PREFIX));
@@ -58,7 +58,7 @@ impl MarkedAdd {
         Ok(Self(stream))
     }
 
-    /// Whether it still goes on.
+    /// Whether the ADD is still running.
     pub fn goes_on(&self) -> bool {
         (&self.0).read(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
     }

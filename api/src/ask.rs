@@ -1,27 +1,27 @@
-//! What `polderctl` asks, each question tied to the type of its answer. On the socket they are a [`Request`] and a [`Reply`].
+//! The requests of `polderctl`, each tied to the type of its answer. On the socket they are a [`Request`] and a [`Reply`].
 
 use crate::ipam::{self, Checked, Repairs, Shown, Subject};
 use crate::message::{Removal, Reply, Request};
 use crate::pool::{self, ClaimStatus, PoolStatus};
 use crate::{NodeName, status};
 
-/// A question, and what its answer is.
+/// A request with a typed answer.
 pub trait Ask {
-    /// The answer.
+    /// Type of the answer.
     type Answer;
 
-    /// Whether it changes records that no node's own user may change, or can be asked to: whoever asks can show credentials of
-    /// his own to etcd.
+    /// Whether the request changes, or can change, records that the etcd user of a node may not write. The caller can then pass
+    /// its own etcd credentials.
     const BY_OPERATOR: bool;
 
-    /// The question on the socket.
+    /// The request as sent over the socket.
     fn request(self) -> Request;
 
-    /// The answer in a reply; or the reply, if it answers another question.
+    /// Extracts the answer from a reply, or returns the reply if it is of another type.
     fn answer(reply: Reply) -> Result<Self::Answer, Box<Reply>>;
 }
 
-/// Declares questions. Each has the name of its request, and is written with the reply that answers it.
+/// Declares requests. Each has the name of its [`Request`] variant and the [`Reply`] variant that answers it.
 macro_rules! asks {
     (@is operator) => { true };
     (@is) => { false };
@@ -53,46 +53,46 @@ macro_rules! asks {
 }
 
 asks! {
-    /// How is this node?
+    /// Status of this node.
     Status => Status(Box<status::Status>);
-    /// Does the agent do its work?
+    /// Liveness of the agent: names of stuck threads.
     Live => Live(Vec<String>);
-    /// What would the next pass over the kernel change?
+    /// Kernel changes that the next pass would make.
     Plan => Planned(Vec<String>);
-    /// Which nodes does the cluster have?
+    /// Nodes of the cluster.
     Nodes => Nodes(Vec<status::NodeStatus>);
-    /// Let this machine take the place of another that is gone.
+    /// Makes this machine replace another that is gone.
     AdoptNode(name: NodeName) => Done(String);
-    /// Which pools does the cluster have?
+    /// Pools of the cluster.
     Pools => Pools(Vec<PoolStatus>);
-    /// Which blocks are claimed?
+    /// Claimed blocks.
     Blocks => Blocks(Vec<ClaimStatus>);
-    /// Change the cluster's pools.
+    /// Changes a pool.
     ChangePool(change: pool::PoolChange) => Done(String) by operator;
-    /// Change settings of the cluster.
+    /// Changes cluster settings.
     ChangeSettings(change: status::SettingsChange) => Done(String) by operator;
-    /// Who has which address, and why?
+    /// Address allocations, with the reason for each.
     Show(subject: Subject) => Shown(Box<Shown>);
-    /// Are the records of the cluster, and ledger and kernel of every node, right?
+    /// Checks the records of the cluster, and ledger and kernel of every node.
     Inspect(repairs: Repairs) => Checked(Box<Checked>) by operator;
-    /// Give an address up.
+    /// Releases an address.
     Release(release: ipam::Release) => Done(String) by operator;
 }
 
-/// Remove a node from the cluster.
+/// Removes a node from the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemoveNode(pub Removal);
 
-/// What comes of the removal of a node.
+/// Result of a node removal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Removed {
-    /// What was done.
+    /// The result, as text.
     Done(String),
-    /// Nothing was done, because the node is alive and has pods. The question has to say how many.
+    /// Nothing was done, because the node is alive and has pods. The request must give their number.
     Unconfirmed {
-        /// What would happen, and how to confirm it.
+        /// Consequences, and how to confirm.
         message: String,
-        /// How many pods would be disconnected.
+        /// Number of pods that would be disconnected.
         pods: u64,
     },
 }

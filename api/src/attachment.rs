@@ -1,4 +1,4 @@
-//! One interface of one container: what everything else hangs on.
+//! The attachment: one interface of one container, the unit of allocation.
 
 use std::fmt;
 use std::fmt::Write as _;
@@ -16,34 +16,34 @@ use crate::{ContainerId, IfName, InvalidName, NetworkName, POD_INTERFACE_PREFIX,
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Attachment {
-    /// The network's name in the CNI configuration.
+    /// Name of the network in the CNI configuration.
     pub network: NetworkName,
-    /// The container whose network namespace has the interface.
+    /// Container ID, from `CNI_CONTAINERID`.
     pub container: ContainerId,
-    /// The interface in that namespace.
+    /// Name of the interface in the container, from `CNI_IFNAME`.
     pub interface: IfName,
 }
 
-/// The attachment of a node's probe endpoint. A network of that name cannot be told from it.
+/// The attachment of a node's probe endpoint. A CNI network must not have this name.
 const PROBE: [&str; 3] = ["polder.probe", "node", "eth0"];
 
 impl Attachment {
-    /// That of the node's probe endpoint: an end point like a pod, from which the agent probes the ways to its peers.
+    /// The attachment of the node's probe endpoint, from which the agent probes the paths to its peers like a pod.
     pub fn of_probe() -> Self {
         PROBE.join("/").parse().expect("three valid names")
     }
 
-    /// Whether it is that of the node's probe endpoint.
+    /// Whether this is the attachment of the node's probe endpoint.
     pub fn is_probe(&self) -> bool {
         [self.network.as_str(), self.container.as_str(), self.interface.as_str()] == PROBE
     }
 
     /// The name of the host's end of the pair: `pld` and 12 hex digits of a hash of the attachment.
     ///
-    /// It is found without asking anyone, so the plugin can take an attachment down while the agent is away, and
-    /// it names this attachment alone, so a DEL that comes late cannot meet another pod's interface.
+    /// It is computed locally, so the plugin can delete an attachment while the agent does not run. It is unique to this
+    /// attachment, so a late DEL cannot delete another pod's interface.
     ///
-    /// The node's probe endpoint is no pod, and its interface has a name of its own.
+    /// The interface of the node's probe endpoint has a fixed name.
     pub fn host_interface(&self) -> IfName {
         if self.is_probe() {
             return IfName::try_from(PROBE_INTERFACE.to_owned()).expect("twelve bytes, letters and a dot");
@@ -61,7 +61,7 @@ impl Attachment {
     }
 }
 
-/// Whether [`Attachment::host_interface`] gives such names.
+/// Whether the name has the form of [`Attachment::host_interface`].
 pub fn is_host_interface(name: &str) -> bool {
     let digits = name.strip_prefix(POD_INTERFACE_PREFIX);
     digits.is_some_and(|digits| digits.len() == 12 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
@@ -91,19 +91,19 @@ impl FromStr for Attachment {
     }
 }
 
-/// The note that a plugin leaves for an agent that is away: the attachment was taken down and its addresses are to
-/// be freed. It stands beside the agent's socket, under a name of the attachment's own, and holds the attachment as
-/// text. A reboot takes it away, and the attachment with it.
+/// Path of the tombstone that a plugin writes while the agent does not run: the attachment was deleted, and its addresses must be
+/// released. The file is next to the agent's socket and contains the attachment as text. A reboot deletes both the tombstone and
+/// the attachment.
 pub fn tombstone(socket: &Path, attachment: &Attachment) -> PathBuf {
     tombstones(socket).join(attachment.host_interface().as_str())
 }
 
-/// Where such notes are.
+/// Directory of the tombstones.
 pub fn tombstones(socket: &Path) -> PathBuf {
     socket.with_file_name("tombstones")
 }
 
-/// The pod behind an attachment, as the runtime names it. For people and tools, never for a decision.
+/// The pod of an attachment, as reported by the runtime. For display only, never for decisions.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pod {
@@ -111,7 +111,7 @@ pub struct Pod {
     pub namespace: String,
     /// Name of the pod.
     pub name: String,
-    /// Its UID, where the runtime says it.
+    /// UID of the pod, if the runtime passes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
 }

@@ -1,25 +1,25 @@
-//! How the nodes reach each other's pods.
+//! How nodes reach the pods of other nodes.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// How the nodes reach each other's pods.
+/// How nodes reach the pods of other nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
-    /// Directly where the peer is on the same link, else through a tunnel.
+    /// Direct route if the peer is on the same link, otherwise a tunnel.
     #[default]
     Auto,
-    /// Directly or not at all.
+    /// Direct routes only; other peers are unreachable.
     Direct,
-    /// Always through a tunnel.
+    /// Always a VXLAN tunnel.
     Vxlan,
 }
 
 impl Backend {
-    /// Whether a peer on the same link is reached directly.
+    /// Whether peers on the same link get direct routes.
     pub const fn uses_direct_routes(self) -> bool {
         match self {
             Self::Auto | Self::Direct => true,
@@ -36,9 +36,9 @@ impl Backend {
     }
 }
 
-/// Something that is no backend.
+/// The text is not the name of a backend.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no backend: auto, direct or vxlan")]
+#[error("unknown backend {0:?}: use auto, direct or vxlan")]
 pub struct UnknownBackend(String);
 
 impl fmt::Display for Backend {

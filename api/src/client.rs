@@ -10,7 +10,7 @@ use crate::credentials::EtcdCredentials;
 use crate::frame::{self, FrameError};
 use crate::message::{Question, Refusal, Reply, Request};
 
-/// A connection to the agent. It holds what was added on it until it is dropped.
+/// A connection to the agent. It holds the attachments that were added on it until it is dropped.
 #[derive(Debug)]
 pub struct Client {
     stream: UnixStream,
@@ -22,51 +22,51 @@ pub struct Client {
 /// Why there was no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens: the agent is not running, or the path is not its socket.
+    /// Nothing listens: the agent is not running, or the path is not its socket.
     #[error("polder-agent is not reachable at {}{}", socket.display(), remedy(source))]
     Unreachable {
         /// The path that was tried.
         socket: PathBuf,
-        /// What the kernel said.
+        /// Error of the kernel.
         #[source]
         source: io::Error,
     },
-    /// The agent was there and did not answer: it stopped, it is too slow, or it speaks another version.
+    /// The agent accepted the connection but did not answer: it stopped, is too slow, or uses another protocol version.
     #[error("polder-agent at {} did not answer", socket.display())]
     NoAnswer {
         /// The path of its socket.
         socket: PathBuf,
-        /// What happened instead.
+        /// Cause.
         #[source]
         source: FrameError,
     },
 }
 
-/// What helps, where the kernel's answer tells.
+/// The remedy, if the kind of error has one.
 fn remedy(source: &io::Error) -> &'static str {
     match source.kind() {
         io::ErrorKind::NotFound => {
-            ", where there is no socket: start polder-agent on this node, or give the path of its socket"
+            ": no socket there; start polder-agent on this node, or give the path of its socket"
         }
-        io::ErrorKind::PermissionDenied => ", which only root may use",
-        io::ErrorKind::ConnectionRefused => ", where it has ended: start it again",
+        io::ErrorKind::PermissionDenied => ": only root may use the socket",
+        io::ErrorKind::ConnectionRefused => ": it has stopped; start it again",
         _ => "",
     }
 }
 
-/// Why a question has no answer of its type.
+/// Why a request has no answer of its type.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
-    /// There was no reply.
+    /// No reply was received.
     #[error(transparent)]
     NoReply(#[from] ClientError),
-    /// It could not be done.
+    /// The agent refused the request.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The reply answers another question.
+    /// The reply is of another type.
     #[error(
-        "polder-agent has answered another question: are polderctl and polder-agent of the same release? See \
-         polderctl --version and polder-agent --version"
+        "unexpected answer from polder-agent: polderctl and polder-agent must be of the same release; compare \
+         polderctl --version with polder-agent --version"
     )]
     OtherAnswer,
 }
@@ -86,21 +86,21 @@ impl Client {
         }
     }
 
-    /// With what ties its requests to a trace.
+    /// Sets the trace context of the requests (W3C Trace Context).
     #[must_use]
     pub fn traced(mut self, trace: Option<String>) -> Self {
         self.trace = trace;
         self
     }
 
-    /// With what is shown to etcd for its requests.
+    /// Sets the etcd credentials of the requests.
     #[must_use]
     pub fn with_credentials(mut self, credentials: Option<EtcdCredentials>) -> Self {
         self.credentials = credentials;
         self
     }
 
-    /// Asks and waits for the answer.
+    /// Sends a request and waits for the reply.
     pub fn ask(&mut self, request: &Request) -> Result<Reply, ClientError> {
         let question = Question {
             trace: self.trace.clone(),
@@ -111,7 +111,7 @@ impl Client {
         answered.map_err(|source| ClientError::NoAnswer { socket: self.socket.clone(), source })
     }
 
-    /// Asks, and waits for the answer to that question.
+    /// Sends a request and waits for its typed answer.
     pub fn get<A: Ask>(&mut self, ask: A) -> Result<A::Answer, AskError> {
         match self.ask(&ask.request())? {
             Reply::Refused(refusal) => Err(refusal.into()),
@@ -119,8 +119,8 @@ impl Client {
         }
     }
 
-    /// Whether the agent still holds what was added on this connection. Nobody is asked: the agent says nothing by
-    /// itself, and ends the connection when it ends the hold.
+    /// Whether the agent still holds the attachments of this connection. Sends nothing: the agent closes the connection when it
+    /// ends the hold.
     pub fn holds(&mut self) -> bool {
         let heard = self.stream.set_nonblocking(true).and_then(|()| self.stream.read(&mut [0]));
         let silent = heard.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);

@@ -1,4 +1,4 @@
-//! What an operator shows to etcd in the place of what the agent shows.
+//! Credentials of an operator for etcd, used instead of those of the agent.
 
 use std::fmt;
 
@@ -8,25 +8,25 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EtcdCredentials {
-    /// A client certificate, instead of the agent's.
+    /// Client certificate, instead of the agent's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<ClientCertificate>,
-    /// A user to log in as.
+    /// etcd user for the login.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<User>,
 }
 
-/// A client certificate with its key, each as PEM.
+/// A client certificate and its key, each as PEM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClientCertificate {
-    /// The certificate.
+    /// Certificate, as PEM.
     pub certificate: String,
-    /// Its key.
+    /// Private key, as PEM.
     pub key: Secret,
 }
 
-/// A user of etcd.
+/// An etcd user with its password.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct User {
@@ -36,7 +36,7 @@ pub struct User {
     pub password: Secret,
 }
 
-/// A text that is not printed.
+/// A text that `Debug` does not print.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(pub String);
@@ -48,10 +48,10 @@ impl fmt::Debug for Secret {
 }
 
 impl fmt::Display for EtcdCredentials {
-    /// Who it is, as far as that is no secret.
+    /// The identity, without secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.user {
-            Some(user) => write!(f, "etcd's user {}", user.name),
+            Some(user) => write!(f, "etcd user {}", user.name),
             None => f.write_str("a client certificate for etcd"),
         }
     }

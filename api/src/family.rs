@@ -1,4 +1,4 @@
-//! The two address families, treated alike everywhere.
+//! The two IP address families.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -21,7 +21,7 @@ impl Family {
     /// Both, in the order in which addresses are listed.
     pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
 
-    /// That of `address`.
+    /// The family of `address`.
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
@@ -35,7 +35,7 @@ impl Family {
     }
 }
 
-/// One of something for each family; with an `Option`, at most one.
+/// One value per family; with an `Option`, at most one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub struct PerFamily<T> {
     v4: T,
@@ -43,12 +43,12 @@ pub struct PerFamily<T> {
 }
 
 impl<T> PerFamily<T> {
-    /// These two.
+    /// A pair of values.
     pub const fn new(v4: T, v6: T) -> Self {
         Self { v4, v6 }
     }
 
-    /// What `one` makes of each family.
+    /// Calls `one` for each family.
     pub fn each(mut one: impl FnMut(Family) -> T) -> Self {
         Self { v4: one(Family::V4), v6: one(Family::V6) }
     }
@@ -80,37 +80,37 @@ impl<T> IndexMut<Family> for PerFamily<T> {
 }
 
 impl<T> PerFamily<Option<T>> {
-    /// None of either.
+    /// No value for either family.
     pub const NONE: Self = Self { v4: None, v6: None };
 
-    /// Those that there are, in the order in which addresses are listed.
+    /// The values that are set, in the order in which addresses are listed.
     pub fn iter(&self) -> impl Iterator<Item = (Family, &T)> {
         self.both().into_iter().filter_map(|(family, one)| Some((family, one.as_ref()?)))
     }
 
-    /// Those that there are, without their families.
+    /// The values that are set, without their families.
     pub fn values(&self) -> impl Iterator<Item = &T> {
         self.iter().map(|(_, one)| one)
     }
 
-    /// Those that there are, for whoever wants to keep them.
+    /// The values that are set, by value.
     pub fn into_values(self) -> impl Iterator<Item = T> {
         [self.v4, self.v6].into_iter().flatten()
     }
 
-    /// The families of which there is one.
+    /// The families that have a value.
     pub fn families(&self) -> impl Iterator<Item = Family> {
         self.iter().map(|(family, _)| family)
     }
 
-    /// Whether there is none.
+    /// Whether no family has a value.
     pub const fn is_empty(&self) -> bool {
         self.v4.is_none() && self.v6.is_none()
     }
 }
 
 impl<T> FromIterator<(Family, T)> for PerFamily<Option<T>> {
-    /// Of two of one family the last one stays.
+    /// If a family occurs twice, the last value wins.
     fn from_iter<I: IntoIterator<Item = (Family, T)>>(all: I) -> Self {
         let mut found = Self::NONE;
         all.into_iter().for_each(|(family, one)| found[family] = Some(one));

@@ -5,10 +5,10 @@ use std::io::{self, Read, Write};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// The version of the protocol. An agent and a plugin of different versions refuse each other by name.
+/// Protocol version. Agent and plugin refuse a different version with an error that states both.
 pub const VERSION: u8 = 1;
 
-/// Version byte and length.
+/// Length of the header in bytes: version and length.
 pub const HEADER: usize = 5;
 
 /// The longest message, in bytes: room for the nodes of a cluster of 5,000.
@@ -17,21 +17,21 @@ const LONGEST: usize = 16 << 20;
 /// A message that could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
-    /// The other side speaks another version.
-    #[error("protocol version {0} where {VERSION} is spoken: plugin and agent are of different releases")]
+    /// The peer uses another protocol version.
+    #[error("protocol version {0}, expected {VERSION}: plugin and agent are of different releases")]
     Version(u8),
-    /// The message is longer than any that is sent.
-    #[error("message of {0} bytes, over the limit of {LONGEST}")]
+    /// The message exceeds the maximum length.
+    #[error("message of {0} bytes exceeds the limit of {LONGEST}")]
     Length(usize),
-    /// The message is not what was expected.
-    #[error("message that cannot be understood: are both programs of the same release?")]
+    /// The message is not valid JSON of the expected type.
+    #[error("unreadable message: check that both programs are of the same release")]
     Json(#[from] serde_json::Error),
-    /// The socket broke, or its deadline passed.
+    /// I/O error or timeout of the socket.
     #[error("socket")]
     Io(#[from] io::Error),
 }
 
-/// `message` as it goes over the socket.
+/// Encodes `message` with its header.
 pub fn encode(message: &impl Serialize) -> Result<Vec<u8>, FrameError> {
     let mut frame = vec![0; HEADER];
     serde_json::to_writer(&mut frame, message)?;
@@ -42,7 +42,7 @@ pub fn encode(message: &impl Serialize) -> Result<Vec<u8>, FrameError> {
     Ok(frame)
 }
 
-/// How many bytes follow this header.
+/// Number of bytes that follow this header.
 pub fn body_length(header: [u8; HEADER]) -> Result<usize, FrameError> {
     let [version, length @ ..] = header;
     let length = u32::from_le_bytes(length) as usize;

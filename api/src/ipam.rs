@@ -1,4 +1,4 @@
-//! Who has which address and why, whether all of it is right, and giving one up: as an operator asks.
+//! Types of `polderctl ipam`: show, check and release address allocations.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -10,11 +10,11 @@ use crate::pool::{ClaimStatus, PoolStatus};
 use crate::words::UnknownWord;
 use crate::{Attachment, NodeName, PoolName};
 
-/// What is to be shown.
+/// Subject of `polderctl ipam show`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Subject {
-    /// All pools, and what each node has of them.
+    /// All pools, with the share of each node.
     Cluster,
     /// A pool, its blocks and its reserved addresses.
     Pool(PoolName),
@@ -28,14 +28,14 @@ pub enum Subject {
     Pod(String),
 }
 
-/// What is known of a subject.
+/// Answer of `polderctl ipam show`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Shown {
-    /// Sentences.
+    /// Remarks, as text.
     pub remarks: Vec<String>,
     /// Pools.
     pub pools: Vec<PoolStatus>,
-    /// What nodes have.
+    /// Shares of the nodes.
     pub nodes: Vec<NodeShare>,
     /// Blocks that are claimed.
     pub blocks: Vec<ClaimStatus>,
@@ -43,20 +43,20 @@ pub struct Shown {
     pub addresses: Vec<AddressStatus>,
 }
 
-/// What a node has.
+/// Share of a node in the address space.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeShare {
-    /// Its name.
+    /// Node name.
     pub name: NodeName,
-    /// Which of the nodes that had this name.
+    /// Incarnation of the node name.
     pub incarnation: String,
-    /// Whether it is a member.
+    /// Membership of the node.
     pub standing: NodeShareStanding,
-    /// Its own addresses in the pod network.
+    /// The node's gateway addresses.
     pub gateways: Vec<IpAddr>,
-    /// Its blocks.
+    /// Number of claimed blocks.
     pub blocks: u64,
-    /// Addresses that its pods have, as far as it has published them; `None` where the store could not be asked.
+    /// Number of addresses in use by pods, as published by the node; `None` if the datastore was not reachable.
     pub addresses_used: Option<u64>,
 }
 
@@ -64,20 +64,20 @@ pub struct NodeShare {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum NodeShareStanding {
-    /// It is a member.
+    /// The node is a member.
     Member,
-    /// It was removed.
+    /// The node was removed.
     Removed(PodsGone),
 }
 
 words! {
-    /// Whether it is known that the pods of a removed node are gone.
+    /// Whether the pods of a removed node are known to be gone.
     PodsGone {
-        /// It is not.
+        /// Not known.
         Unknown = "unknown",
-        /// The node itself has cut them off.
+        /// Confirmed by the node, which disconnected them.
         Confirmed = "confirmed",
-        /// An operator says so.
+        /// Declared by an operator (`--dead`).
         Vouched = "vouched",
     }
 }
@@ -113,162 +113,162 @@ impl TryFrom<String> for NodeShareStanding {
     }
 }
 
-/// An address, and who has it.
+/// An address and its holder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddressStatus {
     /// The address.
     pub address: IpAddr,
-    /// What it is used for.
+    /// State of the address.
     pub standing: AddressStanding,
-    /// The pool that it is in.
+    /// Pool of the address.
     pub pool: Option<PoolName>,
-    /// The block that it is in, if that is claimed.
+    /// Block of the address, if claimed.
     pub block: Option<IpNetwork>,
-    /// The node that has it.
+    /// Node that owns the address.
     pub node: Option<NodeName>,
-    /// Which of the nodes that had this name.
+    /// Incarnation of the node name.
     pub incarnation: Option<String>,
-    /// What has it.
+    /// Attachment that holds the address.
     pub attachment: Option<Attachment>,
-    /// The pod, as `namespace/name`, where the runtime named it; of a reserved address the workload.
+    /// Pod as `namespace/name`, if the runtime passed it; for a reserved address, the owning workload.
     pub pod: Option<String>,
-    /// Since when.
+    /// Time since when this holds.
     pub since: Option<String>,
-    /// How that is known, and what it means.
+    /// Source and meaning of the state, as text.
     pub why: String,
 }
 
 words! {
-    /// What an address is used for.
+    /// State of an address.
     AddressStanding {
-        /// A pod has it.
+        /// In use by a pod.
         Used = "used",
-        /// It is a node's own, the gateway of its pods.
+        /// Gateway address of a node.
         Gateway = "gateway",
-        /// It is that of a node's probe endpoint.
+        /// Address of a node's probe endpoint.
         Probe = "probe",
-        /// It was freed, and goes to nobody until the cool-down is over.
+        /// Released, and in cool-down.
         Resting = "resting",
-        /// A pod can get it.
+        /// Free.
         Free = "free",
-        /// It belongs to a workload by name.
+        /// Reserved for a workload.
         Reserved = "reserved",
-        /// It is never handed out.
+        /// Never assigned to pods.
         Excluded = "excluded",
-        /// No node has claimed its block.
+        /// In a block that no node has claimed.
         Unclaimed = "unclaimed",
-        /// It is in no pool.
+        /// Not in a pool.
         Foreign = "foreign",
-        /// Whether somebody has it cannot be known now.
+        /// State unknown: its owner cannot be asked now.
         Unknown = "unknown",
     }
 }
 
-/// Whether a check is to put right what it can.
+/// Repair mode of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Repairs {
-    /// It only looks.
+    /// Check only.
     None,
-    /// It puts right what can be put right without taking anything from the living.
+    /// Repair only what does not affect running pods.
     Safe,
 }
 
-/// What a check has found.
+/// Result of a check.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Checked {
-    /// The nodes that have looked at themselves.
+    /// Nodes that answered.
     pub nodes: Vec<NodeChecked>,
-    /// Nodes that are alive and have not answered in time.
+    /// Nodes that are alive but did not answer in time.
     pub silent: Vec<NodeName>,
-    /// Nodes of the cluster that are not alive and have not answered.
+    /// Members of the cluster that are not alive and did not answer.
     pub absent: Vec<NodeName>,
-    /// The node that was asked, if it is not a member of the cluster: nobody has checked it.
+    /// The queried node, if it is not a member of the cluster and therefore was not checked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unregistered: Option<NodeName>,
-    /// What is not as it should be.
+    /// Deviations found.
     pub deviations: Vec<DeviationStatus>,
-    /// How many more there are that were not put right: nodes have only told the number.
+    /// Number of further unrepaired deviations, reported by nodes as a count only.
     pub left_out: u64,
 }
 
-/// A node that has looked at itself.
+/// Check result of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeChecked {
-    /// Its name.
+    /// Node name.
     pub name: NodeName,
-    /// How many attachments its ledger has.
+    /// Number of attachments in its ledger.
     pub attachments: u64,
-    /// How many interfaces of pods its kernel has.
+    /// Number of pod interfaces in its kernel.
     pub interfaces: u64,
 }
 
-/// Something that is not as it should be.
+/// A deviation from an invariant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeviationStatus {
-    /// What should hold.
+    /// The violated invariant.
     pub invariant: Invariant,
-    /// The node that it concerns.
+    /// Affected node.
     pub node: Option<NodeName>,
-    /// What does not hold.
+    /// Description of the deviation.
     pub what: String,
-    /// What to do about it.
+    /// Remedy.
     pub remedy: String,
-    /// Whether it was put right just now.
+    /// Whether this check repaired it.
     pub repaired: bool,
 }
 
 words! {
-    /// What must hold of a cluster at every moment.
+    /// Invariants of a cluster.
     Invariant {
-        /// I1: no two living interfaces of the cluster have the same address.
+        /// I1: no two interfaces in the cluster have the same address.
         Unique = "unique",
-        /// I2: a living address is in a block of its node, or reserved for its attachment.
+        /// I2: an address in use is in a block of its node, or reserved for its attachment.
         Owner = "owner",
-        /// I3: the counts of a block add up to its size, and count what there is.
+        /// I3: the counts of a block add up to its size and match its contents.
         Conservation = "conservation",
-        /// I4: what nobody has is not kept from others for ever.
+        /// I4: an unused address is eventually released.
         NoLeak = "no leak",
-        /// I5: an address with a living interface is neither free nor another's.
+        /// I5: an address on an interface is neither free nor held by another attachment.
         NoEarlyFree = "no early free",
-        /// I6: a freed address rests before somebody else has it.
+        /// I6: a released address goes through the cool-down before it is reassigned.
         CoolDown = "cool-down",
-        /// I7: taking one attachment away changes no other, and no later holder of its address.
+        /// I7: releasing an attachment changes no other attachment and no later holder of its address.
         StaleDel = "stale DEL",
-        /// I8: what was promised is written down.
+        /// I8: an address that was given to a pod is in the ledger.
         Durable = "durable",
-        /// I9: a removed node writes nothing but that its pods are gone.
+        /// I9: a removed node writes only the confirmation that its pods are gone.
         Fenced = "fenced",
         /// I10: claims do not overlap, and each is a block of its pool.
         BlockTree = "block tree",
-        /// I11: what was wired in a living pod is there. The simulation has no pods to look into.
+        /// I11: the wiring inside a running pod is intact. The simulation does not model the inside of pods.
         Wired = "wired",
-        /// What only a newer release knows: its nodes answer in the store, and nodes of this one read that. Nothing here finds it.
+        /// An invariant of a newer release, read from the answer of a node that runs it. This release never reports it.
         #[serde(other)]
         Other = "other",
     }
 }
 
 impl Checked {
-    /// Whether every node of the cluster has answered, and nothing is left that is not as it should be.
+    /// Whether every node answered and no unrepaired deviation is left.
     pub fn is_clean(&self) -> bool {
         self.is_complete() && self.left_out == 0 && self.deviations.iter().all(|found| found.repaired)
     }
 
-    /// Whether every node of the cluster has answered, and there is one.
+    /// Whether every node answered, and at least one did.
     pub fn is_complete(&self) -> bool {
         let all = self.silent.is_empty() && self.absent.is_empty() && self.unregistered.is_none();
         all && !self.nodes.is_empty()
     }
 }
 
-/// An address that is to be given up.
+/// Request to release an address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Release {
     /// The address.
     pub address: IpAddr,
-    /// Whether whoever asks knows that the pod that has it is gone for good.
+    /// Whether the operator declares that the pod is gone for good (`--dead`).
     pub dead: bool,
 }

@@ -1,4 +1,4 @@
-//! The words that plugin, ctl and agent share, and the messages between them.
+//! Types and messages shared by plugin, polderctl and agent.
 //!
 //! This crate is linked into the CNI plugin, which is executed for every pod, so it stays tiny: serde types,
 //! framing and a blocking client, no runtime.
@@ -30,17 +30,17 @@ pub use mac::{Mac, ParseMacError};
 pub use name::{ContainerId, IfName, InvalidName, NetworkName, NodeName, PoolName};
 pub use words::UnknownWord;
 
-/// Where the agent listens unless its configuration says otherwise.
+/// Default path of the agent's socket.
 pub const DEFAULT_SOCKET: &str = "/run/polder/agent.sock";
 
 /// The bridge that every pod's traffic passes; it carries the node's gateway addresses.
 pub const BRIDGE: &str = "polder0";
 
-/// What the name of every host-side pod interface starts with.
+/// Name prefix of every host-side pod interface.
 pub const POD_INTERFACE_PREFIX: &str = "pld";
 
-/// The host's end of the pair of the node's probe endpoint, as a port of the bridge.
+/// Host-side interface of the node's probe endpoint with `attach = "bridge"`.
 pub const PROBE_INTERFACE: &str = "polder.probe";
 
-/// The same with `attach = "routed"`, where filters know pods by the prefix of their interfaces.
+/// The same with `attach = "routed"`, where filters match pods by the prefix of their interfaces.
 pub const PROBE_INTERFACE_ROUTED: &str = "pldprobe";

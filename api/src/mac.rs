@@ -1,4 +1,4 @@
-//! A link-layer address.
+//! MAC addresses.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
@@ -20,9 +20,9 @@ pub struct ParseMacError(String);
 impl Mac {
     /// The MAC address of the pod interface that has `address`.
     ///
-    /// An IPv4 address is legible in it (`0a:58`, then the address); an IPv6 address is hashed to 40 bits. Two
-    /// addresses of one node practically never share one, and the same address always has the same one, so that
-    /// a neighbour entry somebody kept is still right when the address is used again.
+    /// An IPv4 address is embedded (`0a:58`, then the address); an IPv6 address is hashed to 40 bits. Two addresses of one node
+    /// practically never share a MAC address. The same address always gets the same MAC address, so a stale neighbour entry stays
+    /// valid when the address is reused.
     pub fn of_pod(address: IpAddr) -> Self {
         match address {
             IpAddr::V4(v4) => {
@@ -33,7 +33,7 @@ impl Mac {
         }
     }
 
-    /// The link-local address that belongs to it (RFC 4291, appendix A).
+    /// The IPv6 link-local address derived from it (RFC 4291, appendix A).
     pub fn link_local(self) -> Ipv6Addr {
         let (vendor, device) = self.0.split_at(3);
         let mut octets = [0; 16];

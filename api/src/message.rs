@@ -1,8 +1,8 @@
-//! What the plugin and the ctl ask, and what the agent answers.
+//! Requests of the plugin and of polderctl, and replies of the agent.
 //!
-//! A connection carries any number of requests, each answered before the next is read. An [`Request::Add`] holds
-//! its attachment until the connection ends: that is how the agent knows that the plugin is still wiring, and a
-//! plugin that dies on the way gives the attachment back by dying.
+//! A connection carries any number of requests, each answered before the next is read. A [`Request::Add`] holds its attachment
+//! until the connection ends: the agent thereby knows that the plugin is still wiring, and a plugin that dies releases the
+//! attachment.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -20,74 +20,75 @@ use crate::{Attachment, IfName, Mac, NetworkName, NodeName, Pod, PoolName};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Question {
-    /// What ties it to the runtime's call in a trace (W3C Trace Context), for the logs.
+    /// Trace context of the runtime's call (W3C Trace Context), for the logs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<String>,
-    /// What to show to etcd for it instead of what the agent shows, where it changes the cluster.
+    /// etcd credentials for a request that changes the cluster, instead of the agent's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<EtcdCredentials>,
     /// The request.
     pub request: Request,
 }
 
-/// What is wanted of the agent.
+/// The requests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
-    /// Give the attachment addresses, and say how to wire it.
+    /// Allocate addresses for the attachment and return its wiring.
     Add(AddRequest),
-    /// Take the attachment's interface away, then its addresses. Succeeds where there is nothing.
+    /// Delete the attachment's interface, then release its addresses. Succeeds if nothing exists.
     Del(Attachment),
-    /// Say how the attachment should be wired.
+    /// Return the expected wiring of the attachment.
     Check(Attachment),
-    /// Give the attachment addresses, for an interface that another plugin makes.
+    /// Allocate addresses for an interface that another plugin creates.
     Lease(AddRequest),
-    /// Say which addresses the attachment has, for an interface that another plugin has made.
+    /// Return the addresses of an attachment whose interface another plugin created.
     Leased(Attachment),
-    /// Take away every attachment of a network that is not among the valid ones.
+    /// Release every attachment of a network that is not in the list of valid ones.
     Collect(Collection),
-    /// Say whether an ADD would be served.
+    /// Return whether an ADD would succeed.
     Health(HealthRequest),
-    /// How this node is.
+    /// Status of this node.
     Status,
-    /// Whether the agent does its work.
+    /// Liveness of the agent.
     Live,
-    /// What the next pass over the kernel would change.
+    /// Kernel changes that the next pass would make.
     Plan,
     /// The nodes of the cluster, as this node sees them.
     Nodes,
     /// Remove a node from the cluster.
     RemoveNode(Removal),
-    /// Let this machine take the place of another that is gone, as this node.
+    /// Make this machine replace another that is gone, as this node.
     AdoptNode(NodeName),
     /// The pools of the cluster, as this node sees them.
     Pools,
-    /// The blocks that are claimed, as this node sees them.
+    /// The claimed blocks, as this node sees them.
     Blocks,
     /// Change the cluster's pools.
     ChangePool(PoolChange),
     /// Change settings of the cluster.
     ChangeSettings(SettingsChange),
-    /// Say who has which address, and why.
+    /// Show address allocations.
     Show(Subject),
     /// Check the records of the cluster, and ledger and kernel of every node.
     Inspect(Repairs),
-    /// Give an address up.
+    /// Release an address.
     Release(Release),
 }
 
-/// A node that is to be removed.
+/// Request to remove a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Removal {
-    /// Its name.
+    /// Node name.
     pub node: NodeName,
-    /// Whether whoever asks knows that it and its pods are gone for good: nobody waits for it to confirm that.
+    /// Whether the operator declares that the node and its pods are gone for good (`--dead`). Its confirmation is then not
+    /// awaited.
     pub dead: bool,
-    /// How many pods whoever asks knows to be disconnected by it.
+    /// Number of pods that the operator accepts to disconnect (`--disconnect-pods`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disconnect_pods: Option<u64>,
-    /// Whether that is said of machines that had the name before and were removed, and not of the one that has it now.
+    /// Whether `dead` applies to earlier, removed machines of that name only, not to the current one (`--earlier`).
     #[serde(default)]
     pub earlier: bool,
 }
@@ -96,54 +97,53 @@ pub struct Removal {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AddRequest {
-    /// Which interface of which container.
+    /// The attachment.
     pub attachment: Attachment,
-    /// Path of the container's network namespace, for the record.
+    /// Path of the container's network namespace, recorded in the ledger.
     pub netns: String,
-    /// The pod, where the runtime named it.
+    /// The pod, if the runtime passed it.
     pub pod: Option<Pod>,
-    /// Where the addresses come from.
+    /// Source of the addresses.
     pub source: AddressSource,
-    /// Use this MAC address instead of one made from the address.
+    /// MAC address of the pod interface; default: derived from the address.
     #[serde(default)]
     pub mac: Option<Mac>,
-    /// Use this MTU instead of the node's, in bytes.
+    /// MTU in bytes; default: that of the node.
     pub mtu: Option<u32>,
 }
 
-/// Where the addresses of an attachment come from.
+/// Source of the addresses of an attachment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum AddressSource {
-    /// From the node's blocks, one of each family of the cluster.
+    /// The node's blocks, one address per family of the cluster.
     Pools {
-        /// From this pool alone.
+        /// Restricts the allocation to this pool.
         pool: Option<PoolName>,
-        /// These, where there is one of the family.
+        /// Requested addresses, at most one per family.
         addresses: Vec<IpAddr>,
     },
-    /// From another IPAM plugin, which has given these.
+    /// Addresses that another IPAM plugin has assigned.
     Delegated(Vec<IpAddr>),
 }
 
-/// What is left of a network.
+/// Arguments of [`Request::Collect`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Collection {
     /// The network.
     pub network: NetworkName,
-    /// Its attachments that are there.
+    /// Valid attachments of the network.
     pub valid: Vec<Attachment>,
-    /// When the call began, in milliseconds since boot (`CLOCK_BOOTTIME`): what was added later is not known to whoever
-    /// said what is valid.
+    /// Start of the call, in milliseconds since boot (`CLOCK_BOOTTIME`). Attachments that were added later are kept.
     pub began_ms: u64,
 }
 
-/// What an ADD would need.
+/// Needs of an ADD.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HealthRequest {
-    /// Whether it would need addresses of the node's blocks, and of which pool.
+    /// Whether it needs addresses of the node's blocks, and from which pool.
     pub pools: Needed,
 }
 
@@ -151,9 +151,9 @@ pub struct HealthRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Needed {
-    /// One of each family; of this pool alone, if one is named.
+    /// One address per family; from this pool only, if given.
     Addresses(Option<PoolName>),
-    /// None: another IPAM plugin has them.
+    /// None: another IPAM plugin assigns them.
     Nothing,
 }
 
@@ -161,38 +161,38 @@ pub enum Needed {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Health {
-    /// Why an ADD would not be served. Empty, too, while interfaces of other plugins have addresses of this node: their pods
-    /// would be evicted for it.
+    /// Why an ADD would not be served. Also empty while interfaces of other plugins have addresses of this node, because their
+    /// pods would be evicted otherwise.
     pub unavailable: Vec<String>,
-    /// Which of that may cut off pods that run.
+    /// The subset of these problems that can affect running pods.
     pub limited: Vec<String>,
 }
 
-/// An address that was given for an interface of another plugin.
+/// An address for an interface of another plugin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LeasedAddress {
-    /// The address, with the length of the block that it is from: its neighbours are on this node.
+    /// The address, with the prefix length of its block, whose other addresses are on this node.
     pub address: IpNetwork,
-    /// The block's own gateway.
+    /// Gateway address of the block.
     pub gateway: IpAddr,
 }
 
-/// An answer of the agent.
+/// The replies.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
-    /// To Add and Check: what the wiring is to be.
+    /// To Add and Check: the wiring.
     Wiring(Wiring),
-    /// To Lease and Leased.
+    /// To Lease and Leased: the addresses.
     Leased(Vec<LeasedAddress>),
-    /// To Del: interface and addresses are gone. To Collect: those of all that were not valid are.
+    /// To Del: interface deleted and addresses released. To Collect: the same for all attachments that were not valid.
     Deleted,
     /// To Health.
     Health(Health),
     /// To Status.
     Status(Box<Status>),
-    /// To Live: the threads that stand still, in words.
+    /// To Live: the stuck threads, as text.
     Live(Vec<String>),
     /// To Plan: the changes, in order.
     Planned(Vec<String>),
@@ -206,16 +206,16 @@ pub enum Reply {
     Shown(Box<Shown>),
     /// To Inspect.
     Checked(Box<Checked>),
-    /// To what an operator wants changed: what has come of it, in words.
+    /// To a change by an operator: the result, as text.
     Done(String),
-    /// To `RemoveNode`: nothing was done, because the node is alive and has pods. The request has to say how many.
+    /// To `RemoveNode`: nothing was done, because the node is alive and has pods. The request must give their number.
     Unconfirmed {
-        /// What would happen, and how to confirm it.
+        /// Consequences, and how to confirm.
         message: String,
-        /// How many pods would be disconnected.
+        /// Number of pods that would be disconnected.
         pods: u64,
     },
-    /// It could not be done, and nothing was.
+    /// The request failed, and nothing was changed.
     Refused(Refusal),
 }
 
@@ -223,21 +223,21 @@ pub enum Reply {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Wiring {
-    /// Name of the host's end.
+    /// Name of the host-side interface.
     pub host_interface: IfName,
-    /// Its `ifalias`.
+    /// `ifalias` of the host-side interface.
     pub alias: String,
-    /// What the host's end is joined to.
+    /// How the host-side interface is attached.
     pub attach: Attach,
-    /// MAC address of the pod's end.
+    /// MAC address of the pod-side interface.
     pub mac: Mac,
     /// MTU of both ends, in bytes.
     pub mtu: u32,
     /// The pod's addresses, at most one of a family.
     pub addresses: Vec<PodAddress>,
-    /// The MAC address that answers for every gateway.
+    /// MAC address of all gateways.
     pub gateway_mac: Mac,
-    /// Which of the addresses no block of the node has: the host needs a route to each.
+    /// Addresses outside of the node's blocks: the host needs a route to each.
     pub strays: Vec<IpAddr>,
 }
 
@@ -245,13 +245,13 @@ pub struct Wiring {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PodAddress {
-    /// The pod's own.
+    /// Address of the pod.
     pub address: IpAddr,
-    /// The node's, on `polder0`.
+    /// Gateway address of the node, on `polder0`.
     pub gateway: IpAddr,
 }
 
-/// How pods hang on the node.
+/// How pods are attached to the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Attach {
@@ -269,9 +269,9 @@ pub enum Attach {
 #[serde(deny_unknown_fields)]
 #[error("{message}")]
 pub struct Refusal {
-    /// What the caller can do with it.
+    /// Kind of the refusal.
     pub kind: RefusalKind,
-    /// What is wrong, and the remedy.
+    /// Problem and remedy.
     pub message: String,
 }
 
@@ -281,29 +281,29 @@ pub struct Refusal {
 pub enum RefusalKind {
     /// The request itself is wrong.
     Invalid,
-    /// The agent or its store is not ready, or the same attachment is being worked on: try again.
+    /// Agent or datastore not ready, or another operation on the attachment is running: try again.
     TryAgain,
     /// No address is free, and no block can be claimed.
     PoolExhausted,
-    /// An address that was asked for is not to be had.
+    /// A requested address is not available.
     AddressTaken,
     /// The node was removed from the cluster.
     Removed,
-    /// The attachment is there already.
+    /// The attachment already exists.
     Exists,
-    /// The attachment is not there.
+    /// The attachment does not exist.
     Missing,
-    /// The kernel or the ledger said no.
+    /// The kernel or the ledger returned an error.
     Failed,
 }
 
 impl Refusal {
-    /// A refusal of `kind`, with the reason in words.
+    /// A refusal of `kind` with a message.
     pub fn new(kind: RefusalKind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into() }
     }
 
-    /// A refusal where another attempt may help.
+    /// A refusal of kind `TryAgain`.
     pub fn try_again(message: impl fmt::Display) -> Self {
         Self::new(RefusalKind::TryAgain, message.to_string())
     }

@@ -5,7 +5,7 @@
 //! variable `POLDER_MUTANT` names the one that is at work.
 
 #[cfg(all(feature = "mutants", not(debug_assertions)))]
-compile_error!("deliberate defects are for tests alone: build without the feature `mutants`");
+compile_error!("deliberate defects are only for tests: build without the feature `mutants`");
 
 macro_rules! mutants {
     ($($(#[doc = $words:literal])+ $name:ident,)+) => {
@@ -99,7 +99,7 @@ pub fn is(mutant: Mutant) -> bool {
     static AT_WORK: std::sync::LazyLock<Option<Mutant>> = std::sync::LazyLock::new(|| {
         let name = std::env::var("POLDER_MUTANT").ok()?;
         let found = Mutant::ALL.iter().copied().find(|mutant| format!("{mutant:?}") == name);
-        Some(found.unwrap_or_else(|| panic!("there is no mutant {name}")))
+        Some(found.unwrap_or_else(|| panic!("unknown mutant {name}")))
     });
     *AT_WORK == Some(mutant)
 }

@@ -1,19 +1,19 @@
-//! Names that come from outside, checked once where they enter.
+//! Validated names from external input.
 
 use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-/// A name that is not one: what kind of name, what was given, and what is allowed.
+/// The name is not valid: kind of name, given text and rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{kind} {given:?} is not valid: {rule}")]
 pub struct InvalidName {
-    /// What the name would have named.
+    /// Kind of name.
     pub kind: &'static str,
-    /// What was given.
+    /// The given text.
     pub given: String,
-    /// The rule that it breaks.
+    /// The rule for valid names of this kind.
     pub rule: &'static str,
 }
 

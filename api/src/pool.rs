@@ -1,4 +1,4 @@
-//! Pools and blocks, as an operator changes and sees them.
+//! Pools and blocks, as `polderctl pool` changes and shows them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,42 +8,42 @@ use serde::{Deserialize, Serialize};
 
 use crate::{NodeName, PoolName, UnknownWord};
 
-/// A change of the cluster's pools.
+/// A change of a pool.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PoolChange {
-    /// Add one; one that is being drained becomes active again.
+    /// Add a pool; a draining pool with the same parameters becomes active again.
     Add(NewPool),
-    /// Claim no more blocks of it.
+    /// Drain a pool: no further blocks of it are claimed.
     Drain(PoolName),
-    /// Remove one of which nothing is in use.
+    /// Remove an unused pool.
     Remove(PoolName),
 }
 
-/// A pool that is to be added.
+/// Parameters of a new pool.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewPool {
-    /// Its name.
+    /// Pool name.
     pub name: PoolName,
-    /// Its range.
+    /// Address range of the pool.
     pub cidr: IpNetwork,
-    /// The prefix length of its blocks, unless it is the usual one.
+    /// Prefix length of its blocks; default: that of the family.
     pub block_length: Option<u8>,
-    /// What its addresses are for.
+    /// Purpose of its addresses.
     pub purpose: PoolPurpose,
-    /// The labels that a node must have to take addresses from it.
+    /// Labels that a node needs to use the pool. Empty: all nodes.
     pub nodes: BTreeMap<String, String>,
 }
 
 words! {
-    /// What the addresses of a pool are for.
+    /// Purpose of a pool.
     #[derive(Default)]
     PoolPurpose {
-        /// For whichever pod comes: nodes claim blocks of them.
+        /// For any pod: nodes claim blocks.
         #[default]
         Blocks = "blocks",
-        /// For workloads that keep theirs by name. No node owns any of them.
+        /// For workloads that keep their address by pod name. Nodes claim no blocks.
         Reservations = "reservations",
     }
 }
@@ -51,70 +51,70 @@ words! {
 /// A pool of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolStatus {
-    /// Its name.
+    /// Pool name.
     pub name: PoolName,
-    /// Its range.
+    /// Address range of the pool.
     pub cidr: IpNetwork,
-    /// The prefix length of its blocks.
+    /// Prefix length of its blocks.
     pub block_length: u8,
-    /// What its addresses are for.
+    /// Purpose of its addresses.
     pub purpose: PoolPurpose,
-    /// What may happen in it.
+    /// State of the pool.
     pub state: PoolState,
-    /// The labels that a node must have to take addresses from it.
+    /// Labels that a node needs to use the pool. Empty: all nodes.
     pub nodes: BTreeMap<String, String>,
-    /// Blocks that nodes of the cluster own.
+    /// Number of blocks owned by members of the cluster.
     pub blocks_owned: u64,
-    /// Blocks of nodes that were removed.
+    /// Number of blocks held back because their nodes were removed.
     pub blocks_resting: u64,
-    /// All its blocks, claimed or not; 2^64 - 1 where there are more.
+    /// Number of all its blocks, claimed or not; capped at 2^64 - 1.
     pub blocks_total: u64,
-    /// Addresses that are reserved.
+    /// Number of reserved addresses.
     pub reserved: u64,
-    /// Addresses that pods have, as far as their nodes have published them; `None` where the store could not be asked.
+    /// Number of addresses in use by pods, as published by their nodes; `None` if the datastore was not reachable.
     pub addresses_used: Option<u64>,
 }
 
 words! {
-    /// What may happen in a pool.
+    /// State of a pool.
     PoolState {
         /// Nodes may claim blocks.
         Active = "active",
-        /// No new blocks; the pods that have addresses keep them.
+        /// No new blocks; running pods keep their addresses.
         Draining = "draining",
         /// Out of use; the range stays reserved.
         Retired = "retired",
     }
 }
 
-/// A block that was claimed.
+/// A claimed block.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClaimStatus {
     /// The block.
     pub block: IpNetwork,
-    /// The pool that it is cut from.
+    /// Pool of the block.
     pub pool: PoolName,
-    /// Whose it is.
+    /// Owning node.
     pub node: NodeName,
-    /// Which of the nodes that had this name claimed it.
+    /// Incarnation of the owning node.
     pub incarnation: String,
-    /// The revision of the store at which it was claimed.
+    /// Datastore revision of the claim.
     pub revision: i64,
-    /// Addresses that pods have, as far as the node has published them; `None` where the store could not be asked.
+    /// Number of addresses in use by pods, as published by the node; `None` if the datastore was not reachable.
     pub addresses_used: Option<u64>,
-    /// Whether the claim counts.
+    /// State of the claim.
     pub standing: BlockStanding,
 }
 
-/// Whether the claim of a block counts. A string in JSON.
+/// State of a claim. A string in JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum BlockStanding {
-    /// It does.
+    /// The claim is valid.
     Owned,
-    /// The node was removed: nobody else has the block yet.
+    /// The node was removed; the block is not released yet.
     Rests,
-    /// It does not, for this reason.
+    /// The claim is not valid, with the reason.
     Refused(String),
 }
 

@@ -1,4 +1,4 @@
-//! How a node is, for `polderctl` and whoever reads its JSON.
+//! Status of nodes, for `polderctl` and its JSON output.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -15,20 +15,20 @@ pub struct Status {
     pub node: NodeName,
     /// The agent's release.
     pub version: String,
-    /// Whether pods should come to the node; `reasons` say why not.
+    /// Whether the node can run new pods; `reasons` say why not.
     pub ready: bool,
-    /// What stands in the way of being ready, each with its remedy.
+    /// Why the node is not ready, each with its remedy.
     pub reasons: Vec<String>,
-    /// What is wrong or degraded although the node serves: refused records, unreachable peers, what others on the
-    /// host do.
+    /// Problems that do not make the node unready: refused records, unreachable peers, interference of other software on the
+    /// host.
     pub problems: Vec<String>,
     /// The cluster, once known.
     pub cluster: Option<ClusterStatus>,
-    /// The store behind it.
+    /// Datastore of the cluster.
     pub store: StoreStatus,
-    /// The node's own addresses on the underlay, and how each was chosen.
+    /// Underlay addresses of the node, with the reason for each.
     pub underlay: Vec<UnderlayStatus>,
-    /// The node's other addresses, and why each was not chosen.
+    /// Other addresses of the node, with the reason why each is not used.
     pub not_underlay: Vec<NotUnderlayStatus>,
     /// MTU that new pods get, in bytes.
     pub mtu: Option<u32>,
@@ -36,45 +36,45 @@ pub struct Status {
     pub blocks: Vec<BlockStatus>,
     /// Attachments in the ledger.
     pub pods: usize,
-    /// What this kernel lacks of what Polder uses.
+    /// Kernel features that Polder uses and this kernel lacks.
     pub missing_features: Vec<String>,
-    /// The last pass over the kernel's state.
+    /// The last reconcile pass over the kernel state.
     pub last_pass: Option<PassStatus>,
-    /// What others have changed of ours in the kernel and was put right, the last at the end.
+    /// Repairs of Polder's kernel state after changes by others, most recent last.
     pub repairs: Vec<RepairStatus>,
-    /// How often that was, since the agent started.
+    /// Number of repairs since the agent started.
     pub repair_count: u64,
-    /// What the store refuses to write, and has not written since. `problems` say what that means and what helps.
+    /// Writes that the datastore refuses at present. `problems` has consequences and remedy.
     #[serde(default)]
     pub refused_writes: Vec<RefusedWrites>,
-    /// The nodes that were removed and that something is still waited for.
+    /// Removed nodes whose removal is not complete.
     #[serde(default)]
     pub removed: Vec<RemovedStatus>,
 }
 
-/// A node that was removed, as long as something of it rests.
+/// A removed node whose removal is not complete.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemovedStatus {
     /// Its name.
     pub node: NodeName,
-    /// What rests, and what it waits for.
+    /// What is held back, and what it waits for.
     pub standing: String,
 }
 
-/// Writes that the store refuses again and again.
+/// Writes that the datastore repeatedly refuses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefusedWrites {
-    /// Why, in the store's words.
+    /// Reason given by the datastore.
     pub reason: String,
-    /// Since when, in seconds since 1970.
+    /// First refusal, in seconds since 1970.
     pub since: u64,
-    /// How many writes of this node were refused since then.
+    /// Number of refused writes of this node since then.
     pub count: u64,
 }
 
 impl Status {
-    /// Whether the node is ready, its store answers, its last pass did all, and no problem is named. What the kernel lacks and
-    /// what was repaired is no problem.
+    /// Whether the node is ready, its datastore answers, its last pass had no failures, and `problems` is empty. Missing kernel
+    /// features and repairs are not problems.
     pub fn is_well(&self) -> bool {
         self.ready
             && self.problems.is_empty()
@@ -83,51 +83,51 @@ impl Status {
     }
 }
 
-/// The settings that all nodes share.
+/// Cluster settings, shared by all nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterStatus {
-    /// Random identity, made when the cluster was.
+    /// Random ID, generated when the cluster was created.
     pub id: String,
-    /// How the nodes reach each other's pods.
+    /// Backend between the nodes.
     pub backend: Backend,
-    /// How pods hang on their node.
+    /// How pods are attached to their node.
     pub attach: AttachMode,
-    /// The UDP port of VXLAN tunnels.
+    /// UDP port of VXLAN tunnels, 1 to 65535.
     pub vxlan_port: u16,
-    /// The VXLAN network identifier.
+    /// VXLAN network identifier (VNI), 1 to 16777215.
     pub vxlan_vni: u32,
-    /// Whether pods leave the cluster with their node's address.
+    /// Whether traffic of pods to destinations outside the cluster gets the node's source address.
     pub masquerade: bool,
-    /// Where they keep their own address nevertheless, besides the pools.
+    /// Destinations that are exempt from masquerading, besides the pools.
     pub masquerade_except: Vec<IpNetwork>,
 }
 
-/// A wish for other settings: what is `None` stays.
+/// A change of cluster settings: `None` leaves a setting unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SettingsChange {
-    /// How the nodes reach each other's pods.
+    /// Backend between the nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<Backend>,
     /// How pods are attached.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attach: Option<AttachMode>,
-    /// The UDP port of VXLAN tunnels.
+    /// UDP port of VXLAN tunnels, 1 to 65535.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    /// The VXLAN network identifier, 24 bits.
+    /// VXLAN network identifier (VNI), 1 to 16777215.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vni: Option<u32>,
-    /// Whether pods leave the cluster with their node's address.
+    /// Whether traffic of pods to destinations outside the cluster gets the node's source address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub masquerade: Option<bool>,
-    /// Where they keep their own address nevertheless: all such ranges, besides the pools.
+    /// Destinations that are exempt from masquerading, besides the pools; replaces the whole list.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub except: Option<Vec<IpNetwork>>,
 }
 
 words! {
-    /// How pods hang on their node.
+    /// How pods are attached to their node.
     #[derive(Default)]
     AttachMode {
         /// As ports of a bridge.
@@ -138,40 +138,40 @@ words! {
     }
 }
 
-/// Where the cluster's records come from.
+/// State of the connection to the datastore.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum StoreStatus {
-    /// Records are current as of this store revision.
+    /// Connected: the records are current as of this revision.
     Connected {
-        /// The store.
+        /// Name of the datastore, with its endpoints.
         store: String,
         /// Revision of the last record seen.
         revision: i64,
     },
-    /// The store cannot be reached; the last known records are in force.
+    /// Unreachable: the last known records are used.
     Disconnected {
-        /// The store.
+        /// Name of the datastore, with its endpoints.
         store: String,
-        /// Why, and what to look at.
+        /// Reason and remedy.
         reason: String,
     },
 }
 
-/// One address of the node that peers reach it at.
+/// An underlay address of the node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnderlayStatus {
     /// The address.
     pub address: IpAddr,
     /// The interface that has it.
     pub interface: String,
-    /// The MTU of that interface, in bytes.
+    /// MTU of that interface, in bytes.
     pub mtu: u32,
-    /// Why this one.
+    /// Why the address was chosen.
     pub chosen_by: String,
 }
 
-/// One address of the node that peers do not reach it at.
+/// An address of the node that is not used on the underlay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NotUnderlayStatus {
     /// The address.
@@ -182,7 +182,7 @@ pub struct NotUnderlayStatus {
     pub reason: String,
 }
 
-/// One block and what has become of its addresses. The four counts add up to the block's size.
+/// A block and the number of its addresses by state. The four counts add up to the size of the block.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockStatus {
     /// The block.
@@ -191,7 +191,7 @@ pub struct BlockStatus {
     pub pool: PoolName,
     /// Allocated to an attachment or to the node itself.
     pub used: u64,
-    /// Freed less than the cool-down ago.
+    /// In cool-down.
     pub resting: u64,
     /// Ready to be allocated.
     pub free: u64,
@@ -199,31 +199,31 @@ pub struct BlockStatus {
     pub excluded: u64,
 }
 
-/// One pass over the kernel's state.
+/// A reconcile pass over the kernel state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PassStatus {
-    /// How many passes there were since the agent started.
+    /// Number of passes since the agent started.
     pub count: u64,
-    /// Writes of the last one: 0 says that the kernel was as it should be.
+    /// Kernel writes of the last pass: 0 if there was no drift.
     pub writes: usize,
-    /// Writes of all passes since the agent started.
+    /// Kernel writes of all passes since the agent started.
     pub written: u64,
-    /// How long it took, in microseconds.
+    /// Duration in microseconds.
     pub took_us: u64,
-    /// What could not be done.
+    /// Changes that failed.
     pub failures: Vec<String>,
 }
 
-/// Something of ours that somebody else has changed in the kernel, and that was put right.
+/// A repair of Polder's kernel state after a change by others.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RepairStatus {
-    /// When, in seconds since 1970.
+    /// Time of the repair, in seconds since 1970.
     pub at: u64,
-    /// What was done, the first of it.
+    /// The first changes that were made.
     pub changes: Vec<String>,
-    /// How much more was done.
+    /// Number of further changes.
     pub more: usize,
-    /// Who made it necessary, where the kernel tells.
+    /// Processes that caused it, if the kernel reports them.
     pub by: Vec<String>,
 }
 

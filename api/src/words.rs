@@ -35,7 +35,7 @@ macro_rules! words {
 
 /// A string that is none of those of an enum.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is unknown here: polderctl and polder-agent have to be of the same release")]
+#[error("unknown value {0:?}: polderctl and polder-agent must be of the same release")]
 pub struct UnknownWord(pub(crate) String);
 
 #[cfg(test)]

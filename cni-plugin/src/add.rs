@@ -1,4 +1,4 @@
-//! ADD: one question to the agent, then the wiring of one interface, all of it or nothing.
+//! ADD: sends one request to the agent, then creates and configures one interface, completely or not at all.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -27,13 +27,13 @@ use crate::result::{Made, result};
 use crate::version::Version;
 use crate::{del, delegate};
 
-/// How long the agent has to answer: it may have to claim a block first.
+/// Timeout for the agent's answer: it may have to claim a block first.
 const AGENT_PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long the kernel has to let the way to the pod carry. It is a matter of microseconds on an idle machine.
+/// Timeout for the carrier of the pod's interface. On an idle machine it takes microseconds.
 const CARRIER_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Attaches the container, and returns the result for the runtime.
+/// Attaches the container. Returns the result for the runtime.
 pub fn add(call: &Call) -> Result<String, Error> {
     let mut pod = PodNamespace::open(&call.environment)?;
     let interface = &call.environment.interface;
@@ -48,28 +48,29 @@ pub fn add(call: &Call) -> Result<String, Error> {
         until_it_passes(Error::passes, || attach(call, &mut pod, Some(&given)))
     });
     if attached.is_err() {
-        // Whatever it had given, or half given, is free again.
+        // Release what the IPAM plugin allocated, also after a partial ADD.
         let _ = delegate::call(&call.network, plugin, Verb::Del);
     }
     attached
 }
 
-/// Whether the result can name all addresses: before 0.3.0 it has room for one of each family.
+/// Checks that the result can hold all addresses: before 0.3.0 it holds one of each family.
 fn can_be_told(version: Version, given: &Given) -> Result<(), Error> {
     let several =
         |family: &Family| given.addresses.iter().filter(|own| Family::of(**own) == *family).count() > 1;
     match Family::BOTH.iter().find(|family| several(family)) {
         Some(family) if version < Version::V0_3_0 => Err(Error::Config(format!(
-            "the IPAM plugin gave more than one {family} address, and a result of CNI {version} has only one"
+            "the IPAM plugin returned more than one {family} address, but a CNI {version} result holds only one: \
+             set cniVersion 0.3.0 or later"
         ))),
         _ => Ok(()),
     }
 }
 
-/// Attaches the container under the agent's addresses, or those that another plugin has given.
+/// Attaches the container with the agent's addresses, or with those of a delegated IPAM plugin.
 fn attach(call: &Call, pod: &mut PodNamespace, given: Option<&Given>) -> Result<String, Error> {
     let interface = &call.environment.interface;
-    // The connection holds the attachment until this function returns.
+    // The open connection keeps the attachment reserved until this function returns.
     let mut agent = call.network.agent(AGENT_PATIENCE)?;
     let wiring = match agent.ask(&Request::Add(request(call, given)))? {
         Reply::Wiring(wiring) => wiring,
@@ -78,14 +79,14 @@ fn attach(call: &Call, pod: &mut PodNamespace, given: Option<&Given>) -> Result<
     let routes = given.map_or(&[][..], |given| &given.routes);
     let held = |agent: &mut Client| if agent.holds() { Ok(()) } else { Err(lost()) };
     let wired = mark(call).and_then(|_mark| {
-        // An agent that had ended before the mark was set has not told the next one of this ADD.
+        // If the agent ended before the mark was set, the next agent does not know of this ADD.
         held(&mut agent)?;
         let host = wire(pod, call, &wiring, routes)?;
         held(&mut agent).map(|()| host)
     });
     if wired.is_err() {
-        // The agent takes away what there is of the interface, then frees the addresses. If it has gone, this is a DEL
-        // like any other: for the next agent, or with a note.
+        // The agent deletes the interface, then releases the addresses. If the agent is unreachable, this is an
+        // ordinary DEL: by the next agent, or with a tombstone.
         let _ = agent.ask(&Request::Del(call.attachment())).map(drop).or_else(|_| del::interface(call));
     }
     let host = wired?;
@@ -93,21 +94,21 @@ fn attach(call: &Call, pod: &mut PodNamespace, given: Option<&Given>) -> Result<
     Ok(result(&call.network.conf, &Made { wiring: &wiring, host_mac: host.mac, interface, netns, given }))
 }
 
-/// Shows an agent that starts meanwhile that this ADD goes on.
+/// Marks this ADD as in progress, for an agent that starts meanwhile.
 fn mark(call: &Call) -> Result<AddMark, Error> {
     AddMark::set(&call.attachment()).map_err(|source| {
         if source.kind() == ErrorKind::AddrInUse {
-            let problem = format!("another process makes the interface of {}", call.attachment());
+            let problem = format!("another process is creating the interface of {}", call.attachment());
             return Error::Refused(Refusal::new(RefusalKind::TryAgain, problem));
         }
-        Error::File { action: "mark that this ADD goes on".to_owned(), source }
+        Error::File { action: "register this ADD as in progress".to_owned(), source }
     })
 }
 
-/// What it is if all is wired and nobody holds the addresses any more: another pod may get them.
+/// The error if the agent closed the connection: the addresses are no longer reserved, and another pod may get them.
 fn lost() -> Error {
     let problem =
-        "polder-agent has ended the connection before the interface was ready: its addresses are not held";
+        "polder-agent closed the connection before the interface was ready: the addresses are not held";
     Error::Refused(Refusal::new(RefusalKind::TryAgain, problem))
 }
 
@@ -121,16 +122,16 @@ fn request(call: &Call, given: Option<&Given>) -> AddRequest {
     }
 }
 
-/// Makes the pair and configures both ends. Returns the host's end.
+/// Creates the veth pair and configures both ends. Returns the host end.
 fn wire(pod: &mut PodNamespace, call: &Call, wiring: &Wiring, routes: &[GivenRoute]) -> Result<Link, Error> {
-    let mut host = RouteSocket::open().map_err(Error::kernel("open a socket on the host"))?;
+    let mut host = RouteSocket::open().map_err(Error::kernel("open a netlink socket on the host"))?;
     let bridge = match wiring.attach {
         Attach::Bridge { .. } => Some(bridge(&mut host)?),
         Attach::Routed => None,
     };
     let pair = VethPair {
         name: &wiring.host_interface,
-        // A routed pod's gateway is its own host's end, and has to have the address that the pod sends to.
+        // The gateway of a routed pod is the host end of its pair: it needs the MAC address that the pod sends to.
         mac: bridge.is_none().then_some(wiring.gateway_mac),
         peer_name: &call.environment.interface,
         peer_mac: wiring.mac,
@@ -142,7 +143,7 @@ fn wire(pod: &mut PodNamespace, call: &Call, wiring: &Wiring, routes: &[GivenRou
     let settings = link::change(name).alias(&wiring.alias);
     let settings = match wiring.attach {
         Attach::Bridge { locked } => settings.port(&Port::of_pod(locked)),
-        // New interfaces of this host may not forward, and the agent would see to it only after the pod's first packets.
+        // New interfaces of this host may have forwarding off, and the agent would repair that too late for the first packets.
         Attach::Routed => settings.forwarding(),
     };
     let made = host.execute_all([
@@ -154,19 +155,19 @@ fn wire(pod: &mut PodNamespace, call: &Call, wiring: &Wiring, routes: &[GivenRou
     made.map_err(|error| match error.errno() {
         // `BR_MAX_PORTS` of net/bridge/br_private.h.
         Some(Errno::EXFULL) => Error::BridgeFull,
-        _ => Error::kernel(format!("make {name} and {} in the pod", call.environment.interface))(error),
+        _ => Error::kernel(format!("create {name} and {} in the pod", call.environment.interface))(error),
     })?;
     let link = find(&mut host, name)?;
     if bridge.is_none() && wiring.addresses.iter().any(|own| own.address.is_ipv6()) {
         allow_ipv6(name)?;
     }
     host.execute_all(towards_pod(wiring, bridge, link.index))
-        .map_err(Error::kernel(format!("make the way to {name}")))?;
+        .map_err(Error::kernel(format!("add the routes, neighbour and FDB entries for {name}")))?;
     pod.configure(&call.environment.interface, wiring, routes)?;
     wait_until_it_carries(&mut host, name, wiring.attach)
 }
 
-/// Lets the host's end have IPv6 routes, where new interfaces of this host have no IPv6 (`conf/default`).
+/// Enables IPv6 on the host end, where new interfaces of this host have it disabled (`conf/default`).
 fn allow_ipv6(name: &str) -> Result<(), Error> {
     let setting = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
     let is_disabled = fs::read_to_string(&setting).is_ok_and(|value| value.trim() != "0");
@@ -177,14 +178,14 @@ fn allow_ipv6(name: &str) -> Result<(), Error> {
 }
 
 fn bridge(host: &mut RouteSocket) -> Result<IfIndex, Error> {
-    let found = host.link(BRIDGE).map_err(Error::kernel(format!("look for {BRIDGE}")))?;
+    let found = host.link(BRIDGE).map_err(Error::kernel(format!("read interface {BRIDGE}")))?;
     let gone = || {
-        Refusal::new(RefusalKind::TryAgain, format!("{BRIDGE} is gone: the agent is about to make it anew"))
+        Refusal::new(RefusalKind::TryAgain, format!("bridge {BRIDGE} is missing: polder-agent recreates it"))
     };
     Ok(found.ok_or_else(gone)?.index)
 }
 
-/// What leads the host's packets to the pod, without anybody having to ask who it is.
+/// The FDB entry, neighbour entries and routes to the pod. They are static, so no ARP or neighbour discovery is needed.
 fn towards_pod(wiring: &Wiring, bridge: Option<IfIndex>, port: IfIndex) -> Vec<Operation> {
     let neighbour = |index, mac: Mac| {
         wiring.addresses.iter().map(move |own| Neighbour { index, address: own.address, mac }.replace())
@@ -210,28 +211,29 @@ fn routes(addresses: &[IpAddr], index: IfIndex) -> impl Iterator<Item = Operatio
 }
 
 fn find(host: &mut RouteSocket, name: &str) -> Result<Link, Error> {
-    let found = host.link(name).map_err(Error::kernel(format!("look for {name}")))?;
-    let gone = || Refusal::new(RefusalKind::Failed, format!("{name} was made and is gone again"));
+    let found = host.link(name).map_err(Error::kernel(format!("read interface {name}")))?;
+    let gone =
+        || Refusal::new(RefusalKind::Failed, format!("interface {name} disappeared after it was created"));
     Ok(found.ok_or_else(gone)?)
 }
 
-/// Waits until the way to the pod carries, so that its first packet is not lost, in either direction: the kernel sees to
-/// it a moment after the pod's end is up, from a work queue.
+/// Waits for the carrier, so that the pod's first packet is not lost in either direction: the kernel sets it from a work
+/// queue, a moment after the pod end is up.
 fn wait_until_it_carries(host: &mut RouteSocket, name: &str, attach: Attach) -> Result<Link, Error> {
     if let Some(link) = carrying(host, name, attach)? {
         return Ok(link);
     }
-    let failed = || Error::kernel(format!("wait until {name} carries"));
+    let failed = || Error::kernel(format!("wait for the carrier of {name}"));
     let mut monitor = Monitor::of_links().map_err(failed())?;
     let deadline = Instant::now() + CARRIER_PATIENCE;
     loop {
         if let Some(link) = carrying(host, name, attach)? {
             return Ok(link);
         }
-        // What happens to other interfaces does not make it longer.
+        // Events of other interfaces do not extend the deadline.
         let left = deadline.saturating_duration_since(Instant::now());
         if left < Duration::from_millis(1) {
-            let problem = format!("the way through {name} does not carry");
+            let problem = format!("interface {name} has no carrier");
             return Err(Refusal::new(RefusalKind::Failed, problem).into());
         }
         monitor.set_patience(left).map_err(failed())?;
@@ -239,8 +241,8 @@ fn wait_until_it_carries(host: &mut RouteSocket, name: &str, attach: Attach) -> 
     }
 }
 
-/// The host's end of the pair, if the way through it carries. A bridge that had no port drops what the host sends until
-/// it has one that forwards.
+/// The host end of the pair, if it passes packets. A bridge drops packets of the host until it has a port in state
+/// forwarding.
 fn carrying(host: &mut RouteSocket, name: &str, attach: Attach) -> Result<Option<Link>, Error> {
     let link = find(host, name)?;
     let carries = match attach {

@@ -1,11 +1,11 @@
-//! What the agent is asked for, and what its answer means.
+//! Requests to the agent, and its unexpected replies as errors.
 
 use polder_api::message::{AddRequest, AddressSource, Refusal, RefusalKind, Reply};
 
 use crate::call::Call;
 use crate::error::Error;
 
-/// One address of each family, as this pod and this network want them.
+/// Requests one address of each family, with the pool and addresses that the pod or the network configuration names.
 pub(crate) fn own_addresses(call: &Call) -> AddressSource {
     AddressSource::Pools {
         pool: call.wishes.pool.clone().or_else(|| call.network.conf.pool.clone()),
@@ -13,7 +13,7 @@ pub(crate) fn own_addresses(call: &Call) -> AddressSource {
     }
 }
 
-/// What the agent is told of an attachment.
+/// The ADD request for an attachment.
 pub(crate) fn add_request(call: &Call) -> AddRequest {
     let netns = call.environment.netns.as_deref().map(|path| path.to_string_lossy().into_owned());
     AddRequest {
@@ -26,10 +26,10 @@ pub(crate) fn add_request(call: &Call) -> AddRequest {
     }
 }
 
-/// What an answer is that is not the one that was asked for.
+/// The error for a reply of another type: the agent's refusal, or a protocol error.
 pub(crate) fn unexpected(reply: Reply) -> Error {
     Error::Refused(match reply {
         Reply::Refused(refusal) => refusal,
-        other => Refusal::new(RefusalKind::Failed, format!("the agent answered something else: {other:?}")),
+        other => Refusal::new(RefusalKind::Failed, format!("unexpected reply from polder-agent: {other:?}")),
     })
 }

@@ -1,4 +1,4 @@
-//! What a plugin is called with: which one, for which network, about which attachment.
+//! The parameters of one plugin call: program, network, attachment.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -12,19 +12,19 @@ use crate::error::Error;
 use crate::netconf::NetConf;
 use crate::wishes::Wishes;
 
-/// Which of the plugins is called.
+/// The plugin that the runtime called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Program {
-    /// `polder`: interfaces with addresses.
+    /// `polder`: creates interfaces with addresses.
     Polder,
-    /// `polder-ipam`: addresses for the interfaces of another plugin.
+    /// `polder-ipam`: allocates addresses for the interfaces of another plugin.
     PolderIpam,
-    /// `loopback`: the interface of that name.
+    /// `loopback`: sets `lo` up.
     Loopback,
 }
 
 impl Program {
-    /// The program of a file that is called under several names, by the one that it was called.
+    /// The program for the file name of `argv[0]`: `polder` is also installed as `loopback`.
     pub fn called(name: &OsStr) -> Self {
         if Path::new(name).file_name() == Some(OsStr::new("loopback")) {
             Self::Loopback
@@ -33,7 +33,7 @@ impl Program {
         }
     }
 
-    /// Its name.
+    /// The name of the executable.
     pub fn name(self) -> &'static str {
         match self {
             Self::Polder => "polder",
@@ -43,39 +43,39 @@ impl Program {
     }
 }
 
-/// A network, and what a call says beside its configuration.
+/// A network configuration with the parameters that every verb has.
 #[derive(Debug)]
 pub struct Network {
-    /// What the runtime passes on standard input.
+    /// The network configuration from standard input.
     pub conf: NetConf,
-    /// Where other plugins are.
+    /// The folders of `CNI_PATH`, for delegated plugins.
     pub path: Vec<PathBuf>,
-    /// What ties the call to others in a trace.
+    /// The W3C trace context of the call, for the agent's log.
     pub trace: Option<String>,
-    /// When the call began.
+    /// When the call began, as time since boot.
     pub began: Duration,
 }
 
 impl Network {
-    /// Connects to the agent.
+    /// Connects to the agent; no answer may take longer than `patience`.
     pub fn agent(&self, patience: Duration) -> Result<Client, Error> {
         Ok(Client::connect(&self.conf.socket, patience)?.traced(self.trace.clone()))
     }
 }
 
-/// A call about an attachment.
+/// A call for one attachment: ADD, DEL or CHECK.
 #[derive(Debug)]
 pub struct Call {
-    /// What the runtime passes in the environment.
+    /// The parameters from the environment.
     pub environment: Environment,
-    /// What is asked for this pod in particular.
+    /// The addresses, MAC address and pool requested for this pod.
     pub wishes: Wishes,
-    /// The network.
+    /// The network that the attachment belongs to.
     pub network: Network,
 }
 
 impl Call {
-    /// What it is about.
+    /// The attachment: network, container and interface.
     pub fn attachment(&self) -> Attachment {
         Attachment {
             network: self.network.conf.name.clone(),

@@ -1,4 +1,4 @@
-//! CHECK: whether everything that was made is still there. What other plugins added is not our business.
+//! CHECK: compares what ADD made with the kernel. Additions of other plugins are ignored.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -22,8 +22,8 @@ use crate::pod::{PodNamespace, host_prefix};
 
 const AGENT_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Compares what is with what should be, and names the first difference. CRI-O calls it for every pod when it starts, also where the
-/// agent starts at the same time: without an answer of the agent, the result of the ADD says what should be.
+/// Reports the first difference between the kernel and the attachment. CRI-O calls CHECK for every pod when it starts, possibly
+/// while the agent is starting too: if the agent is unreachable, the result of the ADD (`prevResult`) is the reference.
 pub fn check(call: &Call) -> Result<(), Error> {
     if let Some(plugin) = &call.network.conf.delegate {
         delegate::call(&call.network, plugin, Verb::Check)?;
@@ -45,7 +45,7 @@ pub fn check(call: &Call) -> Result<(), Error> {
     check_host(&wiring)
 }
 
-/// Compares with what the ADD has answered. It does not name gateways' MAC addresses and bridge ports.
+/// Compares with `prevResult`, which has no MAC addresses of gateways and no bridge ports.
 fn check_alone(call: &Call) -> Result<(), Error> {
     check_previous(call, std::iter::empty())?;
     let interface = &call.environment.interface;
@@ -54,9 +54,9 @@ fn check_alone(call: &Call) -> Result<(), Error> {
         return differs(format!("the pod has no interface {interface}"));
     };
     if !link.up {
-        return differs(format!("{interface} in the pod is switched off"));
+        return differs(format!("{interface} in the pod is down"));
     }
-    let found = pod.socket.addresses().map_err(Error::kernel("read what the pod has"))?;
+    let found = pod.socket.addresses().map_err(Error::kernel("read the network state of the pod"))?;
     for previous in previous_addresses(call, |name| name == interface.as_str()) {
         if !found.iter().any(|found| found.index == link.index && found.address.ip() == previous.ip()) {
             return differs(format!("{interface} in the pod does not have the address {}", previous.ip()));
@@ -67,11 +67,11 @@ fn check_alone(call: &Call) -> Result<(), Error> {
     check_link(&mut host, &name).map(drop)
 }
 
-/// The host's end of the pod's interface, which has to be there and up.
+/// The host end of the pod's interface, which must exist and be up.
 fn check_link(host: &mut RouteSocket, name: &IfName) -> Result<Link, Error> {
     match host.link(name.as_str()).map_err(Error::kernel("read the host's interfaces"))? {
         None => differs(format!("the host has no interface {name}")),
-        Some(link) if !link.up => differs(format!("{name} on the host is switched off")),
+        Some(link) if !link.up => differs(format!("{name} on the host is down")),
         Some(link) => Ok(link),
     }
 }
@@ -80,7 +80,7 @@ pub(crate) fn differs<T>(what: impl Into<String>) -> Result<T, Error> {
     Err(Error::NotAsAttached(what.into()))
 }
 
-/// The runtime's own record must name the addresses that the pod has.
+/// Checks that `prevResult` lists these addresses.
 pub(crate) fn check_previous(call: &Call, addresses: impl Iterator<Item = IpAddr>) -> Result<(), Error> {
     if call.network.conf.previous.is_none() {
         return Err(Error::Config("prevResult is missing: CHECK needs the result of the ADD".to_owned()));
@@ -88,13 +88,13 @@ pub(crate) fn check_previous(call: &Call, addresses: impl Iterator<Item = IpAddr
     let known = previous_addresses(call, |_| true);
     for address in addresses {
         if !known.iter().any(|known| known.ip() == address) {
-            return differs(format!("prevResult does not have the address {address} that the ledger has"));
+            return differs(format!("prevResult lacks the address {address}, which the ledger has"));
         }
     }
     Ok(())
 }
 
-/// The addresses that the result of the ADD names, of such interfaces. Those of which it does not say the interface count, too.
+/// The addresses in `prevResult` of the wanted interfaces. Addresses without an interface index are included.
 fn previous_addresses(call: &Call, is_wanted: impl Fn(&str) -> bool) -> Vec<IpNetwork> {
     let Some(previous) = &call.network.conf.previous else { return Vec::new() };
     let interface = |ip: &Value| {
@@ -113,7 +113,8 @@ fn check_pod(pod: &mut PodNamespace, name: &IfName, wiring: &Wiring) -> Result<(
         addresses: wiring.addresses.clone(),
         gateway_mac: wiring.gateway_mac,
     };
-    let found = inside.difference(&mut pod.socket).map_err(Error::kernel("read what the pod has"))?;
+    let found =
+        inside.difference(&mut pod.socket).map_err(Error::kernel("read the network state of the pod"))?;
     found.map_or(Ok(()), differs)
 }
 
@@ -130,13 +131,16 @@ fn check_host(wiring: &Wiring) -> Result<(), Error> {
     for own in &wiring.addresses {
         let neighbour = Neighbour { index, address: own.address, mac: wiring.mac };
         if !neighbours.contains(&neighbour) {
-            return differs(format!("the host does not know {} at {}", own.address, wiring.mac));
+            return differs(format!(
+                "the host has no neighbour entry for {} with MAC address {}",
+                own.address, wiring.mac
+            ));
         }
     }
     Ok(())
 }
 
-/// The way through the bridge. Returns the interface on which the pod is a neighbour.
+/// Checks the bridge port and its FDB entry. Returns the interface that has the pod's neighbour entries.
 fn check_port(host: &mut RouteSocket, link: &Link, locked: bool, wiring: &Wiring) -> Result<IfIndex, Error> {
     let read = || Error::kernel("read the host's bridge");
     let name = &wiring.host_interface;
@@ -145,19 +149,19 @@ fn check_port(host: &mut RouteSocket, link: &Link, locked: bool, wiring: &Wiring
         return differs(format!("{name} is not a port of {BRIDGE}"));
     };
     if !link.port.is_some_and(|port| port.is_set_like(&Port::of_pod(locked))) {
-        return differs(format!("{name} is not set as a pod's port"));
+        return differs(format!("bridge port {name} does not have the settings of a pod port"));
     }
     let forward = Forward { index: link.index, mac: wiring.mac, to: Destination::Port };
     if !host.forwards().map_err(read())?.contains(&forward) {
-        return differs(format!("{BRIDGE} does not know that {} is behind {name}", wiring.mac));
+        return differs(format!("{BRIDGE} has no FDB entry for {} on {name}", wiring.mac));
     }
     Ok(bridge)
 }
 
-/// The way without a bridge. Returns the interface on which the pod is a neighbour.
+/// Checks forwarding and routes of a routed pod. Returns the interface that has the pod's neighbour entries.
 fn check_routes(host: &mut RouteSocket, link: &Link, wiring: &Wiring) -> Result<IfIndex, Error> {
     if !link.forwards && wiring.addresses.iter().any(|own| own.address.is_ipv4()) {
-        return differs(format!("{} on the host does not forward what the pod sends", link.name));
+        return differs(format!("{} on the host does not forward IPv4 packets of the pod", link.name));
     }
     let (routes, _) = host.routes().map_err(Error::kernel("read the host's routes"))?;
     for own in &wiring.addresses {

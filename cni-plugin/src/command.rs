@@ -1,4 +1,4 @@
-//! One call of the plugin, from its parameters to its answer.
+//! One plugin call, from its parameters to its output.
 
 use std::io::Read;
 use std::time::Duration;
@@ -14,25 +14,25 @@ use crate::version::Version;
 use crate::wishes::Wishes;
 use crate::{add, check, del, gc, lease, loopback, status};
 
-/// How a call ended.
+/// The outcome of a call.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// Well: this is for standard output.
+    /// Success: print this on standard output.
     Output(String),
-    /// Badly: this is for standard output, and the exit code is not 0.
+    /// Failure: print this on standard output and exit with a code other than 0.
     Error(String),
-    /// It was no call of a runtime: this is for standard error.
+    /// No `CNI_COMMAND`, so not called by a runtime: print this on standard error.
     About(String),
 }
 
-/// Does what the environment and the standard input say.
+/// Runs the command of `CNI_COMMAND` with the configuration from standard input.
 pub fn run(program: Program, variable: impl Fn(&str) -> Option<String>, input: &mut impl Read) -> Answer {
-    // Before anything is read: what is added from now on is unknown to whoever called.
+    // Taken before anything is read: the runtime's list of attachments cannot contain what is added from now on.
     let began = since_boot();
     let Some(command) = variable("CNI_COMMAND") else {
         let versions = Version::ALL.map(Version::as_str).join(", ");
         let (name, release) = (program.name(), env!("CARGO_PKG_VERSION"));
-        return Answer::About(format!("CNI plugin {name} {release}, speaks {versions}"));
+        return Answer::About(format!("CNI plugin {name} {release}, supports CNI {versions}"));
     };
     let mut version = Version::NEWEST;
     let errand = read(program, &command, variable, input, began, &mut version);
@@ -47,7 +47,7 @@ fn since_boot() -> Duration {
     Duration::from(time)
 }
 
-/// Does what a runtime wants; what is to be printed.
+/// Runs the command. Returns the text for standard output.
 fn carry_out(program: Program, errand: &Errand) -> Result<String, Error> {
     let nothing = |()| String::new();
     match (program, errand) {
@@ -58,7 +58,7 @@ fn carry_out(program: Program, errand: &Errand) -> Result<String, Error> {
         (Program::Loopback, Errand::Add(call)) => loopback::add(call),
         (Program::Loopback, Errand::Del(call)) => loopback::del(call).map(nothing),
         (Program::Loopback, Errand::Check(call)) => loopback::check(call).map(nothing),
-        // It keeps nothing, and needs nobody.
+        // The loopback plugin has no state and no agent.
         (Program::Loopback, Errand::Gc(_) | Errand::Status(_)) => Ok(String::new()),
         (_, Errand::Gc(network)) => gc::gc(network).map(nothing),
         (_, Errand::Status(network)) => status::status(program, network).map(nothing),
@@ -71,25 +71,25 @@ fn carry_out(program: Program, errand: &Errand) -> Result<String, Error> {
     }
 }
 
-/// What a runtime wants, read and checked.
+/// A validated command of the runtime.
 #[derive(Debug)]
 pub enum Errand {
-    /// An interface for a container.
+    /// Create an interface in a container.
     Add(Call),
-    /// The interface's end.
+    /// Delete the interface.
     Del(Call),
-    /// Whether the interface is as it was made.
+    /// Check that the interface is as ADD made it.
     Check(Call),
-    /// The end of what the runtime does not know any more.
+    /// Delete attachments that the runtime no longer lists.
     Gc(Network),
-    /// Whether an ADD would be served.
+    /// Report whether an ADD would succeed.
     Status(Network),
-    /// Which versions are spoken.
+    /// List the supported versions.
     Version,
 }
 
-/// Reads what a runtime wants, and touches nothing. `version` becomes the one that the configuration says as soon as it
-/// is known, for the error that may follow.
+/// Reads and validates a command, without side effects. Sets `version` to that of the configuration as soon as it is known,
+/// for the error that may follow.
 pub fn read(
     program: Program,
     command: &str,
@@ -112,10 +112,10 @@ pub fn read(
     };
     let mut text = String::with_capacity(4096);
     input.read_to_string(&mut text).map_err(Error::Input)?;
-    let (spoken, text) = netconf::version(&text)?;
-    *version = spoken;
-    if spoken < verb.since() {
-        return Err(Error::NoCommand { command: verb, version: spoken });
+    let (stated, text) = netconf::version(&text)?;
+    *version = stated;
+    if stated < verb.since() {
+        return Err(Error::NoCommand { command: verb, version: stated });
     }
     let needed = netconf::needed_by(verb, &text);
     let wishes = match &environment {
@@ -123,9 +123,9 @@ pub fn read(
         _ => Wishes::default(),
     };
     let conf = match program {
-        Program::Polder => NetConf::read(spoken, needed)?,
-        Program::PolderIpam => NetConf::read_ipam(spoken, needed)?,
-        Program::Loopback => NetConf::read_any(spoken, &needed)?,
+        Program::Polder => NetConf::read(stated, needed)?,
+        Program::PolderIpam => NetConf::read_ipam(stated, needed)?,
+        Program::Loopback => NetConf::read_any(stated, &needed)?,
     };
     let network = Network { conf: NetConf { text, ..conf }, path, trace: trace(&variable), began };
     let Some(environment) = environment else {

@@ -1,4 +1,4 @@
-//! DEL: the agent takes the attachment away. Without the agent the plugin does, and leaves it a note.
+//! DEL: the agent deletes the attachment. If the agent is unreachable, the plugin does it and writes a tombstone for the agent.
 
 use std::fs;
 use std::io;
@@ -15,11 +15,11 @@ use crate::delegate;
 use crate::environment::Verb;
 use crate::error::Error;
 
-/// How long the agent has to answer before the plugin does it alone.
+/// Timeout for the agent's answer; then the plugin deletes the interface itself.
 const AGENT_PATIENCE: Duration = Duration::from_secs(20);
 
-/// Takes the attachment away, and then the addresses that another plugin has given: while the interface is there,
-/// they are in use.
+/// Deletes the attachment, then releases the addresses of a delegated IPAM plugin: they are in use as long as the
+/// interface exists.
 pub fn del(call: &Call) -> Result<(), Error> {
     interface(call)?;
     match &call.network.conf.delegate {
@@ -28,8 +28,8 @@ pub fn del(call: &Call) -> Result<(), Error> {
     }
 }
 
-/// Takes the interface away. Succeeds where there is nothing, and wherever its namespace path leads now: the host's end
-/// of the pair is found by its name, which no other attachment has.
+/// Deletes the interface. Succeeds if it does not exist, and does not depend on the namespace path: the host end of the
+/// pair is found by its name, which is unique to the attachment.
 pub fn interface(call: &Call) -> Result<(), Error> {
     let attachment = call.attachment();
     match ask(call, &attachment) {
@@ -39,16 +39,16 @@ pub fn interface(call: &Call) -> Result<(), Error> {
     }
 }
 
-/// Asks the agent to take the attachment away.
+/// Asks the agent to delete the attachment.
 pub(crate) fn ask(call: &Call, attachment: &Attachment) -> Result<Reply, Error> {
     Ok(call.network.agent(AGENT_PATIENCE)?.ask(&Request::Del(attachment.clone()))?)
 }
 
-/// Deletes the interface, and leaves a note by which the agent will free the addresses. First the note: an address
-/// whose interface is gone without one is found, but only after a while.
+/// Deletes the interface and writes a tombstone, from which the agent releases the addresses. The tombstone comes first: without
+/// it, the agent finds an address without an interface only after a grace period.
 pub(crate) fn alone(socket: &Path, attachment: &Attachment) -> Result<(), Error> {
     let note = polder_api::tombstone(socket, attachment);
-    bury(socket, attachment).map_err(Error::file(format!("leave {} for the agent", note.display())))?;
+    bury(socket, attachment).map_err(Error::file(format!("write the tombstone {}", note.display())))?;
     let name = attachment.host_interface();
     let failed = || Error::kernel(format!("delete {name}"));
     let mut host = RouteSocket::open().map_err(failed())?;
@@ -59,7 +59,7 @@ pub(crate) fn alone(socket: &Path, attachment: &Attachment) -> Result<(), Error>
     }
 }
 
-/// The agent reads whatever is in the folder: there the note is whole or not at all.
+/// Writes the tombstone by rename, because the agent reads every file in the folder.
 fn bury(socket: &Path, attachment: &Attachment) -> io::Result<()> {
     fs::create_dir_all(polder_api::tombstones(socket))?;
     let unfinished = format!("{}.{}", attachment.host_interface(), std::process::id());

@@ -1,4 +1,4 @@
-//! Asking another plugin: the IPAM plugin that a configuration names (CNI specification, section 4).
+//! Calls the delegated IPAM plugin that `ipam.type` names (CNI specification, section 4).
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -15,14 +15,14 @@ use crate::given::{Given, GivenRoute};
 
 #[derive(Debug, Deserialize)]
 struct GivenAddress {
-    /// Up to 0.2.0 it is called `ip`.
+    /// Named `ip` up to CNI 0.2.0.
     #[serde(alias = "ip")]
     address: IpNetwork,
     #[serde(default)]
     routes: Vec<GivenRoute>,
 }
 
-/// All versions at once: a plugin answers in the shape of one.
+/// The fields of all versions: a result has those of one.
 #[derive(Debug, Deserialize)]
 struct Answer {
     #[serde(default)]
@@ -42,14 +42,15 @@ struct Failure {
     details: String,
 }
 
-/// Asks the plugin for addresses.
+/// Requests addresses from the plugin.
 pub fn add(network: &Network, plugin: &str) -> Result<Given, Error> {
     let output = call(network, plugin, Verb::Add)?;
     parse(&output).map_err(|problem| failed(plugin, 6, problem))
 }
 
 fn parse(output: &[u8]) -> Result<Given, String> {
-    let answer: Answer = serde_json::from_slice(output).map_err(|error| format!("its result: {error}"))?;
+    let answer: Answer =
+        serde_json::from_slice(output).map_err(|error| format!("invalid result: {error}"))?;
     let all = answer.ips.into_iter().chain(answer.ip4).chain(answer.ip6);
     let mut given = Given { routes: answer.routes, dns: answer.dns, ..Given::default() };
     for address in all {
@@ -57,12 +58,12 @@ fn parse(output: &[u8]) -> Result<Given, String> {
         given.routes.extend(address.routes);
     }
     if given.addresses.is_empty() {
-        return Err("its result has no address".to_owned());
+        return Err("the result has no address".to_owned());
     }
     Ok(given)
 }
 
-/// Calls the plugin as this one was called, with another verb perhaps; what it prints.
+/// Runs the plugin with the environment and configuration of this call and with `verb`. Returns its standard output.
 pub fn call(network: &Network, plugin: &str, verb: Verb) -> Result<Vec<u8>, Error> {
     let program = find(network, plugin)?;
     let run = || {
@@ -71,7 +72,7 @@ pub fn call(network: &Network, plugin: &str, verb: Verb) -> Result<Vec<u8>, Erro
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
-        // One that does not read is no failure of ours.
+        // Ignore a write error: the plugin may not read its input.
         let text = serde_json::to_vec(&network.conf.text)?;
         let _ = child.stdin.take().map(|mut input| input.write_all(&text));
         child.wait_with_output()
@@ -84,8 +85,8 @@ pub fn call(network: &Network, plugin: &str, verb: Verb) -> Result<Vec<u8>, Erro
         Ok(failure) if failure.details.is_empty() => failed(plugin, failure.code, failure.msg),
         Ok(failure) => failed(plugin, failure.code, format!("{}: {}", failure.msg, failure.details)),
         Err(_) => {
-            let said = String::from_utf8_lossy(&output.stdout);
-            failed(plugin, 5, format!("it ended with {} and said {:?}", output.status, said.trim()))
+            let printed = String::from_utf8_lossy(&output.stdout);
+            failed(plugin, 5, format!("it ended with {} and printed {:?}", output.status, printed.trim()))
         }
     })
 }
@@ -98,7 +99,7 @@ fn find(network: &Network, plugin: &str) -> Result<PathBuf, Error> {
     let mut candidates = network.path.iter().map(|folder| folder.join(plugin));
     candidates.find(|candidate| candidate.is_file()).ok_or_else(|| {
         let folders: Vec<_> = network.path.iter().map(|folder| folder.display().to_string()).collect();
-        let problem = format!("ipam.type: there is no plugin {plugin} in CNI_PATH ({})", folders.join(":"));
+        let problem = format!("ipam.type: plugin {plugin} not found in CNI_PATH ({})", folders.join(":"));
         Error::Environment(problem)
     })
 }

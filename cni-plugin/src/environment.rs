@@ -8,20 +8,20 @@ use polder_api::{ContainerId, IfName, Pod};
 use crate::error::Error;
 use crate::version::Version;
 
-/// What the runtime wants.
+/// The value of `CNI_COMMAND`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verb {
-    /// An interface for a container.
+    /// Create an interface in a container.
     Add,
-    /// The interface's end.
+    /// Delete the interface.
     Del,
-    /// Whether the interface is as it was made.
+    /// Check that the interface is as ADD made it.
     Check,
-    /// The end of what the runtime does not know any more.
+    /// Delete attachments that the runtime no longer lists.
     Gc,
-    /// Whether an ADD would be served.
+    /// Report whether an ADD would succeed.
     Status,
-    /// Which versions are spoken.
+    /// List the supported versions.
     Version,
 }
 
@@ -35,7 +35,7 @@ impl Verb {
     /// All of them.
     const ALL: [Self; 6] = [Self::Add, Self::Del, Self::Check, Self::Gc, Self::Status, Self::Version];
 
-    /// As `CNI_COMMAND` has it.
+    /// The value as in `CNI_COMMAND`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Add => "ADD",
@@ -47,15 +47,15 @@ impl Verb {
         }
     }
 
-    /// The verb of that name.
+    /// Parses the value of `CNI_COMMAND`; the error is the one for the runtime.
     pub fn parse(text: &str) -> Result<Self, Error> {
         Self::ALL.into_iter().find(|verb| verb.as_str() == text).ok_or_else(|| {
             let known = Self::ALL.map(Self::as_str).join(", ");
-            Error::Environment(format!("CNI_COMMAND is {text:?}: give one of {known}"))
+            Error::Environment(format!("unknown CNI_COMMAND {text:?}: use one of {known}"))
         })
     }
 
-    /// The first version of the specification that has it.
+    /// The first version of the specification that defines the verb.
     pub fn since(self) -> Version {
         match self {
             Self::Add | Self::Del | Self::Version => Version::V0_1_0,
@@ -69,41 +69,41 @@ impl Verb {
     }
 }
 
-/// Which interface of which container, where, and whose.
+/// The parameters of a call for one attachment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Environment {
     /// `CNI_CONTAINERID`.
     pub container: ContainerId,
     /// `CNI_IFNAME`.
     pub interface: IfName,
-    /// `CNI_NETNS`. A DEL may come without.
+    /// `CNI_NETNS`; optional for DEL.
     pub netns: Option<PathBuf>,
-    /// `CNI_NETNS_OVERRIDE`: the namespace may be the one that the plugin runs in.
+    /// `CNI_NETNS_OVERRIDE`: `CNI_NETNS` may be the namespace that the plugin runs in.
     pub own_netns_allowed: bool,
-    /// What `CNI_ARGS` say.
+    /// The parsed `CNI_ARGS`.
     pub arguments: Arguments,
 }
 
-/// What `CNI_ARGS` say.
+/// The parsed `CNI_ARGS`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Arguments {
-    /// The pod.
+    /// The pod, from `K8S_POD_NAMESPACE`, `K8S_POD_NAME` and `K8S_POD_UID`.
     pub pod: Option<Pod>,
-    /// `IP`: the address that it is to have.
+    /// `IP`: the requested address.
     pub address: Option<String>,
-    /// `MAC`: the MAC address that it is to have.
+    /// `MAC`: the requested MAC address.
     pub mac: Option<String>,
 }
 
-/// `CNI_PATH`: where other plugins are.
+/// The folders of `CNI_PATH`, in which delegated plugins are found.
 pub fn search_path(variable: impl Fn(&str) -> Option<String>) -> Result<Vec<PathBuf>, Error> {
     let path = variable("CNI_PATH").filter(|path| !path.is_empty());
     let path = path.ok_or_else(|| Error::Environment("CNI_PATH is not set".to_owned()))?;
     Ok(std::env::split_paths(&path).collect())
 }
 
-/// What ties this call to others in a trace (W3C Trace Context and Baggage), for the logs: `traceparent`, and behind it
-/// what else there is.
+/// The trace context of the call (W3C Trace Context and Baggage) for the logs: `traceparent`, then `tracestate` and `baggage`
+/// if they are set.
 pub fn trace(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
     const LONGEST: usize = 512;
     let value = |name: &str| {
@@ -123,7 +123,7 @@ pub fn trace(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
 }
 
 impl Environment {
-    /// Reads what the verb needs. Everything that is wrong is named at once.
+    /// Reads the variables that the verb needs. The error lists all problems.
     pub fn read(verb: Verb, variable: impl Fn(&str) -> Option<String>) -> Result<Self, Error> {
         let value = |name: &str| variable(name).filter(|value| !value.is_empty());
         let mut problems = Vec::new();
@@ -181,7 +181,7 @@ fn arguments(text: &str) -> Result<Arguments, String> {
     for pair in text.split(';').filter(|pair| !pair.is_empty()) {
         let (key, value) = match pair.split_once('=') {
             Some((key, value)) if !value.contains('=') => (key, value.to_owned()),
-            _ => return Err(format!("CNI_ARGS has {pair:?}, which is not KEY=VALUE")),
+            _ => return Err(format!("CNI_ARGS contains {pair:?}, which is not KEY=VALUE")),
         };
         let value = Some(value).filter(|value| !value.is_empty());
         match key {
@@ -198,7 +198,7 @@ fn arguments(text: &str) -> Result<Arguments, String> {
         }
     }
     if !unknown.is_empty() && !ignores_unknown {
-        return Err(format!("CNI_ARGS has keys that polder does not know: {}", unknown.join(", ")));
+        return Err(format!("unknown keys in CNI_ARGS: {}", unknown.join(", ")));
     }
     arguments.pod = namespace.zip(name).map(|(namespace, name)| Pod { namespace, name, uid });
     Ok(arguments)

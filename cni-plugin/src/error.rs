@@ -1,4 +1,4 @@
-//! What can go wrong, and the code that the CNI specification (section "Error") gives it.
+//! Errors of the plugins, with the codes of the CNI specification (section "Error").
 
 use std::io::ErrorKind;
 
@@ -11,118 +11,118 @@ use serde_json::json;
 use crate::environment::Verb;
 use crate::version::Version;
 
-/// An error that the runtime is told.
+/// An error reported to the container runtime.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The configuration is of a version that is not spoken.
-    #[error("cniVersion {given:?} is not spoken here: give one of {}", spoken())]
+    /// The `cniVersion` of the configuration is not supported.
+    #[error("unsupported cniVersion {given:?}: supported are {}", supported())]
     Version {
-        /// What it says.
+        /// The value of `cniVersion`.
         given: String,
     },
-    /// The version of the configuration does not have the command.
-    #[error("CNI {version} has no {command}: it needs cniVersion {} or later", command.since())]
+    /// The command does not exist in the version of the configuration.
+    #[error("CNI {version} has no {command}: set cniVersion {} or later", command.since())]
     NoCommand {
-        /// What was called.
+        /// The value of `CNI_COMMAND`.
         command: Verb,
         /// The version of the configuration.
         version: Version,
     },
-    /// The configuration has a key that is not known.
-    #[error("the configuration has a key that polder does not know: {key:?} with value {value}")]
+    /// The configuration has an unknown key.
+    #[error("unknown key in the network configuration: {key:?} with value {value}")]
     UnknownKey {
         /// The key.
         key: String,
-        /// Its value.
+        /// Its value, as JSON.
         value: String,
     },
-    /// The environment is not as it should be.
+    /// An environment variable is missing or invalid.
     #[error("{0}")]
     Environment(String),
     /// Standard input cannot be read.
-    #[error("the configuration cannot be read from standard input")]
+    #[error("cannot read the network configuration from standard input")]
     Input(#[source] std::io::Error),
     /// Standard input is not JSON.
-    #[error("the configuration is not a JSON object: {0}")]
+    #[error("the network configuration is not a JSON object: {0}")]
     Decode(String),
-    /// The configuration makes no sense.
+    /// A value in the configuration is invalid.
     #[error("{0}")]
     Config(String),
-    /// The container has an interface of that name already.
-    #[error("the container has an interface {0} already")]
+    /// The container already has an interface of that name.
+    #[error("the container already has an interface {0}")]
     InterfaceExists(IfName),
-    /// The bridge has all the ports that a bridge can have.
+    /// The bridge has the most ports that the kernel allows (1023).
     #[error(
-        "{} has 1023 ports, and a bridge has no more: run pods on other nodes, or set attach to \"routed\" for the cluster",
+        "bridge {} is full (1023 ports): run pods on other nodes, or set attach to \"routed\" for the cluster",
         polder_api::BRIDGE
     )]
     BridgeFull,
-    /// The agent cannot be asked.
+    /// The agent is unreachable or did not answer.
     #[error(transparent)]
     Agent(#[from] ClientError),
-    /// The agent said no.
+    /// The agent refused the request.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The kernel said no.
-    #[error("{action}")]
+    /// A netlink request failed.
+    #[error("cannot {action}")]
     Kernel {
-        /// What was being done.
+        /// The action, as a verb phrase that follows "cannot".
         action: String,
-        /// What it said.
+        /// The kernel's error.
         #[source]
         source: polder_netlink::Error,
     },
-    /// A file or a namespace cannot be used.
-    #[error("{action}")]
+    /// A file or namespace operation failed.
+    #[error("cannot {action}")]
     File {
-        /// What was being done.
+        /// The action, as a verb phrase that follows "cannot".
         action: String,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: std::io::Error,
     },
-    /// Another plugin said no.
+    /// A delegated IPAM plugin failed.
     #[error("{plugin}: {message}")]
     Delegate {
-        /// The plugin.
+        /// The name of the plugin.
         plugin: String,
-        /// Its code.
+        /// The error code that it returned.
         code: u32,
-        /// What it said.
+        /// Its error message and details.
         message: String,
     },
-    /// Two things went wrong, each by itself.
+    /// Two independent errors.
     #[error("{0}; {1}")]
     Both(Box<Error>, Box<Error>),
-    /// An ADD would not be served.
+    /// STATUS: an ADD would fail (code 50).
     #[error("{0}")]
     NotAvailable(String),
-    /// An ADD would not be served, and running pods may be cut off.
+    /// STATUS: an ADD would fail, and running pods may be disconnected (code 51).
     #[error("{0}")]
     Limited(String),
-    /// The interface is not as it was attached.
+    /// CHECK: the interface differs from what ADD made.
     #[error("{0}")]
     NotAsAttached(String),
 }
 
-fn spoken() -> String {
+fn supported() -> String {
     Version::ALL.map(Version::as_str).join(", ")
 }
 
 impl Error {
-    /// For a kernel that refuses: what was being done.
+    /// Maps a netlink error; `action` is a verb phrase that follows "cannot".
     pub fn kernel(action: impl Into<String>) -> impl FnOnce(polder_netlink::Error) -> Self {
         let action = action.into();
         move |source| Self::Kernel { action, source }
     }
 
-    /// For a file that cannot be used: what was being done.
+    /// Maps an I/O error; `action` is a verb phrase that follows "cannot".
     pub fn file(action: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let action = action.into();
         move |source| Self::File { action, source }
     }
 
-    /// Whether it may pass by itself within seconds: the agent is being replaced, or it says so.
+    /// Whether a retry within seconds may succeed: the agent is restarting, or it answered "try again".
     pub fn passes(&self) -> bool {
         match self {
             Self::Agent(ClientError::Unreachable { source, .. }) => {
@@ -134,7 +134,7 @@ impl Error {
         }
     }
 
-    /// The code: 1 to 99 are the specification's, from 100 on they are ours.
+    /// The error code: 1 to 99 are defined by the CNI specification, 100 and up by Polder.
     pub fn code(&self) -> u32 {
         match self {
             Self::Version { .. } | Self::NoCommand { .. } => 1,
@@ -163,7 +163,7 @@ impl Error {
         }
     }
 
-    /// As the runtime reads it. What lies behind the error is in `details`.
+    /// The error as JSON for the runtime. `details` holds the chain of causes.
     pub fn to_json(&self, program: &str, version: Version) -> String {
         let mut details = Vec::new();
         let mut source = std::error::Error::source(self);

@@ -1,4 +1,4 @@
-//! GC: takes away what the runtime does not know any more.
+//! GC: deletes the attachments that the runtime no longer lists.
 
 use std::time::Duration;
 
@@ -12,19 +12,18 @@ use crate::delegate;
 use crate::environment::Verb;
 use crate::error::Error;
 
-/// How long the agent has to answer. There may be hundreds of interfaces to delete.
+/// Timeout for the agent's answer: there may be hundreds of interfaces to delete.
 const AGENT_PATIENCE: Duration = Duration::from_secs(60);
 
 rule! {
-    /// Whether a GC that does not say what is valid says that nothing is.
+    /// Whether a GC without a list of valid attachments is treated as one with an empty list.
     fn no_list_is_an_empty_one() -> bool {
         false
     }
     NoListIsEmptyList => true
 }
 
-/// Takes away every attachment of the network that is not among the valid ones. Without a list of those nothing is
-/// known, and nothing is taken away.
+/// Deletes every attachment of the network that is not in the list of valid ones. Without a list, nothing is deleted.
 pub fn gc(network: &Network) -> Result<(), Error> {
     let own = match &network.conf.valid {
         Some(_) => collect(network),

@@ -1,4 +1,4 @@
-//! What another IPAM plugin has given.
+//! The result of a delegated IPAM plugin.
 
 use std::net::IpAddr;
 
@@ -6,26 +6,26 @@ use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use serde_json::Value;
 
-/// What another IPAM plugin has given.
+/// The result of a delegated IPAM plugin, independent of its version.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Given {
-    /// Addresses.
+    /// The addresses for the pod.
     pub addresses: Vec<IpAddr>,
-    /// The routes that the pod is to have; none says that it is the main plugin's choice.
+    /// The routes for the pod. If empty, the main plugin chooses them.
     pub routes: Vec<GivenRoute>,
-    /// For the pod's resolver.
+    /// DNS settings, passed on in the result.
     pub dns: Option<Value>,
 }
 
-/// A route that another IPAM plugin wants. Whichever router it names, the way out of a pod is its node.
+/// A route requested by a delegated IPAM plugin. Its gateway is ignored: the next hop of a pod is always its node.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct GivenRoute {
-    /// Where to.
+    /// The destination.
     pub dst: IpNetwork,
-    /// The longest packet, in bytes.
+    /// The route MTU, in bytes.
     pub mtu: Option<u32>,
-    /// The longest TCP segment, in bytes.
+    /// The advertised TCP maximum segment size, in bytes.
     pub advmss: Option<u32>,
-    /// Its metric.
+    /// The route metric.
     pub priority: Option<u32>,
 }

@@ -1,4 +1,4 @@
-//! `polder-ipam`: addresses of our pools for the interfaces of another plugin (CNI specification, section 4).
+//! `polder-ipam`: allocates addresses of Polder's pools for the interfaces of another plugin (CNI specification, section 4).
 
 use std::time::Duration;
 
@@ -13,31 +13,31 @@ use crate::error::Error;
 use crate::patience::until_it_passes;
 use crate::result::ipam_result;
 
-/// How long the agent has to answer: it may have to claim a block first.
+/// Timeout for the agent's answer: it may have to claim a block first.
 const AGENT_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Gives the container's interface addresses.
+/// Allocates addresses for the container's interface.
 pub fn add(call: &Call) -> Result<String, Error> {
     let request = Request::Lease(add_request(call));
-    // What became of an attempt without an answer is not known: only a DEL undoes it.
+    // Without an answer the outcome of the attempt is unknown: only a DEL undoes it, so do not retry.
     let passes =
         |error: &Error| error.passes() && !matches!(error, Error::Agent(ClientError::NoAnswer { .. }));
     let addresses = until_it_passes(passes, || leased(call.network.agent(AGENT_PATIENCE)?.ask(&request)?))?;
     Ok(ipam_result(&call.network.conf, &addresses))
 }
 
-/// Takes them back. Succeeds where there are none.
+/// Releases the addresses. Succeeds if there are none.
 pub fn del(call: &Call) -> Result<(), Error> {
     del::interface(call)
 }
 
-/// Whether the addresses are those of the ledger, as far as an agent answers.
+/// Checks that `prevResult` has the addresses in the ledger. Skips the comparison if the agent is unreachable.
 pub fn check(call: &Call) -> Result<(), Error> {
     let request = Request::Leased(call.attachment());
     let asked = call.network.agent(AGENT_PATIENCE).and_then(|mut agent| leased(agent.ask(&request)?));
     match asked {
         Ok(addresses) => check_previous(call, addresses.iter().map(|leased| leased.address.ip())),
-        // What the ledger says cannot be known now, and is no difference.
+        // The agent is unreachable, so the ledger cannot be compared.
         Err(error) if error.passes() => check_previous(call, std::iter::empty()),
         Err(error) => Err(error),
     }
@@ -46,7 +46,7 @@ pub fn check(call: &Call) -> Result<(), Error> {
 fn leased(reply: Reply) -> Result<Vec<LeasedAddress>, Error> {
     match reply {
         Reply::Leased(addresses) if addresses.is_empty() => {
-            Err(Refusal::new(RefusalKind::Failed, "the agent gave no address").into())
+            Err(Refusal::new(RefusalKind::Failed, "polder-agent returned no address").into())
         }
         Reply::Leased(addresses) => Ok(addresses),
         other => Err(unexpected(other)),

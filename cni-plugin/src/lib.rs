@@ -1,8 +1,8 @@
-//! The CNI plugins: what a container runtime calls for every pod.
+//! The CNI plugins, which the container runtime executes for every pod.
 //!
-//! It is executed, reads its environment and standard input, asks the agent once, wires one interface, prints one
-//! result and ends. So it is a static program without a runtime, and everything that can be done before an ADD is
-//! done by the agent before an ADD.
+//! A plugin reads its environment and standard input, sends one request to the agent, configures one interface, prints one
+//! result and exits. It is a static program without an async runtime. The agent prepares everything that does not depend
+//! on the pod before an ADD.
 
 pub mod add;
 pub mod agent;

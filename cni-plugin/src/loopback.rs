@@ -1,5 +1,5 @@
-//! The plugin `loopback`, which containerd calls for every pod beside that of the network, for nodes that have none: it
-//! switches on `lo`.
+//! The plugin `loopback`, for nodes that do not have it: sets `lo` up. containerd calls it for every pod, in addition to the
+//! network's plugin.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -13,10 +13,10 @@ use crate::error::Error;
 use crate::pod::PodNamespace;
 use crate::result::loopback_result;
 
-/// The interface, in every namespace.
+/// The loopback interface, which every network namespace has.
 const LO: &str = "lo";
 
-/// Switches it on.
+/// Sets `lo` up.
 pub fn add(call: &Call) -> Result<String, Error> {
     let mut pod = PodNamespace::open(&call.environment)?;
     switch(&mut pod, true)?;
@@ -30,7 +30,7 @@ pub fn add(call: &Call) -> Result<String, Error> {
     Ok(loopback_result(&call.network.conf, netns, there))
 }
 
-/// Switches it off. Succeeds where the namespace is gone, and `lo` with it.
+/// Sets `lo` down. Succeeds if the namespace no longer exists.
 pub fn del(call: &Call) -> Result<(), Error> {
     match PodNamespace::open(&call.environment) {
         Ok(mut pod) => switch(&mut pod, false),
@@ -39,17 +39,17 @@ pub fn del(call: &Call) -> Result<(), Error> {
     }
 }
 
-/// Whether it is on.
+/// Checks that `lo` is up.
 pub fn check(call: &Call) -> Result<(), Error> {
     let link = PodNamespace::open(&call.environment)?.socket.link(LO);
     match link.map_err(Error::kernel("read lo in the pod"))? {
         Some(Link { up: true, .. }) => Ok(()),
-        _ => differs("lo in the pod is switched off"),
+        _ => differs("lo in the pod is down"),
     }
 }
 
 fn switch(pod: &mut PodNamespace, on: bool) -> Result<(), Error> {
     let change = link::change(LO);
     let change = if on { change.up() } else { change.down() };
-    pod.socket.execute_all([change.into()]).map_err(Error::kernel("switch lo in the pod"))
+    pod.socket.execute_all([change.into()]).map_err(Error::kernel("set lo in the pod up or down"))
 }

@@ -11,40 +11,40 @@ use crate::environment::Verb;
 use crate::error::Error;
 use crate::version::Version;
 
-/// The configuration, checked.
+/// The validated network configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NetConf {
-    /// The version that the runtime speaks.
+    /// `cniVersion`: the version of the result.
     pub version: Version,
-    /// The network's name.
+    /// `name`: the name of the network.
     pub name: NetworkName,
-    /// The agent's socket.
+    /// `socket`: the path of the agent's socket.
     pub socket: PathBuf,
-    /// The only pool to take addresses from.
+    /// `pool`: the only pool to allocate from.
     pub pool: Option<PoolName>,
-    /// MTU instead of the node's, in bytes.
+    /// `mtu`: MTU in bytes, instead of the node's.
     pub mtu: Option<u32>,
-    /// Passed on in the result.
+    /// `dns`: copied to the result.
     pub dns: Option<Value>,
-    /// What the plugins before this one did; what this one did, for CHECK and DEL.
+    /// `prevResult`: for ADD the result of the previous plugins of the chain, for CHECK and DEL the result of the ADD.
     pub previous: Option<Map<String, Value>>,
-    /// The routes that a pod is to have, instead of one to everywhere.
+    /// `ipam.routes`: the pod's routes, instead of a default route.
     pub routes: Option<Vec<Value>>,
-    /// The IPAM plugin that has the addresses, instead of the agent.
+    /// `ipam.type`: the IPAM plugin that allocates the addresses, instead of the agent.
     pub delegate: Option<String>,
-    /// The attachments that the runtime knows, for GC. None is not the same as an empty list.
+    /// The attachments that are valid, for GC. `None` (no list: delete nothing) is not an empty list (delete all).
     pub valid: Option<Vec<ValidAttachment>>,
-    /// All of it, as it came.
+    /// The whole configuration, unchanged, for a delegated plugin.
     pub text: Map<String, Value>,
 }
 
-/// An attachment that the runtime knows.
+/// An attachment that the runtime lists as valid.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct ValidAttachment {
-    /// The container.
+    /// The container ID.
     #[serde(rename = "containerID")]
     pub container: ContainerId,
-    /// Its interface.
+    /// The name of the interface in the container.
     #[serde(rename = "ifname")]
     pub interface: IfName,
 }
@@ -55,19 +55,19 @@ struct Ipam {
     plugin: Option<String>,
 }
 
-/// What runtimes put in, for all plugins or for those that ask for it, and that this one has no use for.
+/// Keys that runtimes add and that this plugin accepts. `NetConf` does not read them; `Wishes` reads the last two.
 const TAKEN: [&str; 4] = ["type", "capabilities", "runtimeConfig", "args"];
 
-/// What is read.
+/// The keys that `NetConf` reads.
 const READ: [&str; 10] =
     ["cniVersion", "name", "socket", "pool", "mtu", "dns", "prevResult", "ipam", VALID, VALID_BEFORE_1_1];
 
 const VALID: &str = "cni.dev/valid-attachments";
 
-/// What runtimes called it before the specification had a name for it.
+/// The name that runtimes used for it before CNI 1.1.0.
 const VALID_BEFORE_1_1: &str = "cni.dev/attachments";
 
-/// The version that the configuration says, or an error that says which are spoken.
+/// Parses the configuration and its `cniVersion`; an unsupported version is an error that lists the supported ones.
 pub fn version(text: &str) -> Result<(Version, Map<String, Value>), Error> {
     let conf: Map<String, Value> =
         serde_json::from_str(text).map_err(|error| Error::Decode(error.to_string()))?;
@@ -79,8 +79,8 @@ pub fn version(text: &str) -> Result<(Version, Map<String, Value>), Error> {
     }
 }
 
-/// The part of a configuration that a verb needs. An ADD needs all of it: what is not understood must not be taken for done. The
-/// others are about a pod that is attached already, and a key that they do not need must not keep them from their work.
+/// The keys of a configuration that a verb needs. ADD needs all: an unknown key is an error, because it would not be applied. The
+/// other verbs concern a pod that is already attached, and must not fail because of a key that they do not need.
 pub fn needed_by(verb: Verb, conf: &Map<String, Value>) -> Map<String, Value> {
     let more: &[&str] = match verb {
         Verb::Add | Verb::Version => return conf.clone(),
@@ -102,14 +102,14 @@ pub fn needed_by(verb: Verb, conf: &Map<String, Value>) -> Map<String, Value> {
 }
 
 impl NetConf {
-    /// Checks the configuration as a whole.
+    /// Validates the configuration of `polder`.
     pub fn read(version: Version, conf: Map<String, Value>) -> Result<Self, Error> {
         only(&conf, &[&READ[..], &TAKEN].concat())?;
         let delegate = delegate(field::<Ipam>(&conf, "ipam")?)?;
         Ok(Self { delegate, mtu: field(&conf, "mtu")?, ..Self::of_network(version, &conf, &conf)? })
     }
 
-    /// Checks the configuration of another plugin, whose `ipam` is ours.
+    /// Validates the configuration of another plugin whose `ipam.type` is `polder-ipam`.
     pub fn read_ipam(version: Version, conf: Map<String, Value>) -> Result<Self, Error> {
         let missing = || Error::Config("ipam is missing".to_owned());
         let own: Map<String, Value> = field(&conf, "ipam")?.ok_or_else(missing)?;
@@ -117,12 +117,12 @@ impl NetConf {
         Ok(Self { routes: field(&own, "routes")?, ..Self::of_network(version, &conf, &own)? })
     }
 
-    /// Takes the configuration of a plugin that needs nothing of it but the network's name.
+    /// Reads the configuration of `loopback`, which needs only the name.
     pub fn read_any(version: Version, conf: &Map<String, Value>) -> Result<Self, Error> {
         Self::of_network(version, conf, &Map::new())
     }
 
-    /// What every network has, and what is ours in it.
+    /// Reads the common keys from `conf` and Polder's keys from `own`.
     fn of_network(
         version: Version,
         conf: &Map<String, Value>,
@@ -148,7 +148,7 @@ impl NetConf {
     }
 }
 
-/// Refuses keys that are none of these: what is not understood must not be taken for done.
+/// Rejects unknown keys, because they would not be applied.
 fn only(conf: &Map<String, Value>, known: &[&str]) -> Result<(), Error> {
     match conf.iter().find(|(key, _)| !known.contains(&key.as_str())) {
         Some((key, value)) => Err(Error::UnknownKey { key: key.clone(), value: value.to_string() }),
@@ -156,20 +156,20 @@ fn only(conf: &Map<String, Value>, known: &[&str]) -> Result<(), Error> {
     }
 }
 
-/// The plugin that is to be asked for addresses, if its name can be one of a file in a folder.
+/// The delegated IPAM plugin, if its name is a valid file name.
 fn delegate(ipam: Option<Ipam>) -> Result<Option<String>, Error> {
     let Some(plugin) = ipam.and_then(|ipam| ipam.plugin) else { return Ok(None) };
     if plugin.is_empty() || plugin.contains('/') || plugin == "." || plugin == ".." {
-        return Err(Error::Config(format!("ipam.type: {plugin:?} is no name of a plugin")));
+        return Err(Error::Config(format!("ipam.type: {plugin:?} is not a plugin name")));
     }
     if plugin == "polder-ipam" {
-        let problem = "ipam.type: polder takes addresses of its own pools by itself: leave ipam out";
+        let problem = "ipam.type: polder allocates from its own pools without an IPAM plugin: remove ipam";
         return Err(Error::Config(problem.to_owned()));
     }
     Ok(Some(plugin))
 }
 
-/// The value of a key; `null` is none.
+/// The value of a key; `null` is treated as missing.
 pub(crate) fn field<T: DeserializeOwned>(conf: &Map<String, Value>, key: &str) -> Result<Option<T>, Error> {
     match conf.get(key) {
         None | Some(Value::Null) => Ok(None),
@@ -214,7 +214,7 @@ mod tests {
             (r#"{"cniVersion":"1.0.0","name":"n","bridge":"cni0"}"#, 2, "\"bridge\" with value \"cni0\""),
             (r#"{"cniVersion":1,"name":"n"}"#, 7, "cniVersion: "),
             (r#"{"cniVersion":"1.0.0","name":"n","ipam":{"type":"../sh"}}"#, 7, "ipam.type: "),
-            (r#"{"cniVersion":"1.0.0","name":"n","ipam":{"type":"polder-ipam"}}"#, 7, "leave ipam out"),
+            (r#"{"cniVersion":"1.0.0","name":"n","ipam":{"type":"polder-ipam"}}"#, 7, "remove ipam"),
             (r#"{"cniVersion":"1.1.0","name":"n","cni.dev/valid-attachments":{}}"#, 7, "valid-attachments: "),
         ] {
             let error = read(text).expect_err(text);

@@ -1,4 +1,4 @@
-//! What of the node's network is in the kernel. A boot takes all of it away, so what is there was made since.
+//! The state of the node's pod network in the kernel. A boot clears it, so all of it was made since the last boot.
 
 use std::collections::BTreeMap;
 
@@ -7,25 +7,25 @@ use polder_netlink::link::{Kind, Link};
 use polder_netlink::route::{Route, Target};
 use polder_netlink::{Error, RouteSocket};
 
-/// What of the node's network is in the kernel.
+/// The state of the node's pod network in the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct NodeNetwork {
-    /// Whether the node was set up: the bridge is up, and there is a route with our protocol number.
+    /// Whether an agent has set up the node since boot: the bridge is up, and a route has our protocol number (84).
     pub set_up: bool,
-    /// Pods with an interface here and a route of ours that leads to it, by itself or over the bridge.
+    /// Number of pod interfaces that a route of ours reaches, directly or over the bridge.
     pub connected: usize,
-    /// Pods with an interface here and no such route.
+    /// Number of pod interfaces without a route of ours.
     pub cut_off: usize,
 }
 
 impl NodeNetwork {
-    /// Reads it from the network namespace of the calling thread.
+    /// Reads the state from the network namespace of the calling thread.
     pub fn read() -> Result<Self, Error> {
         let mut socket = RouteSocket::open()?;
         Ok(Self::of(&socket.links()?, &socket.routes()?.0))
     }
 
-    /// What these interfaces and routes of ours amount to.
+    /// Derives the state from interfaces and from our routes.
     pub fn of(links: &BTreeMap<String, Link>, routes: &[Route]) -> Self {
         let leads_to = |link: &Link| {
             let to = |route: &Route| match route.target {

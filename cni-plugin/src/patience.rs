@@ -1,4 +1,4 @@
-//! How long an ADD waits for what passes by itself: an agent that is being replaced, a pod that is about to give up its address.
+//! Retries of an ADD after a temporary error: the agent is restarting, or another pod is about to release the address.
 
 use std::os::unix::process::parent_id;
 use std::thread;
@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use crate::error::Error;
 
-/// A kubelet whose ADD has failed makes another attempt 10 to 16 s later, so to wait for less than that is the shorter way.
+/// Total time for retries. The kubelet retries a failed ADD after 10 to 16 s, so waiting less than that is faster.
 const PATIENCE: Duration = Duration::from_secs(8);
 
-/// Between two attempts: at first, and at most.
+/// Pause between two attempts: initial (it doubles each time) and maximum.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
-/// Repeats the attempt as long as it fails for such a reason, and whoever has called the plugin is there: nobody would undo what is
-/// added after its end.
+/// Repeats the attempt while `passes` is true for its error, for at most `PATIENCE`. Stops if the calling process has ended:
+/// then no one would undo the ADD.
 #[expect(
     clippy::disallowed_methods,
     reason = "nothing tells a plugin that the agent is back, or that an address is free"

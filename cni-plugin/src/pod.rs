@@ -1,4 +1,4 @@
-//! The pod's network namespace, and what is wired in it.
+//! The pod's network namespace, and the configuration of the pod's interface in it.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -18,17 +18,17 @@ use crate::environment::Environment;
 use crate::error::Error;
 use crate::given::GivenRoute;
 
-/// An open namespace with a socket in it.
+/// An open network namespace with a netlink socket in it.
 #[derive(Debug)]
 pub struct PodNamespace {
-    /// The namespace.
+    /// The open namespace file.
     pub file: File,
-    /// A socket in it.
+    /// A netlink socket in the namespace.
     pub socket: RouteSocket,
 }
 
 impl PodNamespace {
-    /// Opens the namespace that the runtime named, which must not be the host's own.
+    /// Opens the namespace of `CNI_NETNS`, which must not be the host's own.
     pub fn open(environment: &Environment) -> Result<Self, Error> {
         let path = environment.netns.as_deref().unwrap_or(Path::new(""));
         let unusable =
@@ -39,25 +39,25 @@ impl PodNamespace {
             .map_err(|error| unusable(error.to_string()))?;
         if same && !environment.own_netns_allowed {
             return Err(unusable(
-                "is the namespace that the plugin itself runs in: the host's network is not touched"
+                "is the namespace that the plugin itself runs in: refusing to change the host's network"
                     .to_owned(),
             ));
         }
         let inside = namespace::within(&file, RouteSocket::open)
-            .map_err(|error| unusable(format!("is no network namespace ({error})")))?;
-        let socket = inside.map_err(Error::kernel("open a socket in the pod's namespace"))?;
+            .map_err(|error| unusable(format!("is not a network namespace ({error})")))?;
+        let socket = inside.map_err(Error::kernel("open a netlink socket in the pod's namespace"))?;
         Ok(Self { file, socket })
     }
 
-    /// The interface of that name in it.
+    /// The interface of that name in the namespace.
     pub fn link(&mut self, name: &IfName) -> Result<Option<Link>, Error> {
-        self.socket.link(name.as_str()).map_err(Error::kernel(format!("look for {name} in the pod")))
+        self.socket.link(name.as_str()).map_err(Error::kernel(format!("read interface {name} in the pod")))
     }
 
-    /// Gives the pod's interface its addresses, its neighbour and its way out, and switches it on.
+    /// Sets up the pod's interface: addresses, neighbour entry of the gateway, and routes.
     ///
-    /// The first interface has the pod's default route. A later one has one for what is sent from its own addresses:
-    /// the answer to what comes in through an interface must go out through it, or the node drops it.
+    /// The first interface gets the pod's default route. A later one gets a default route in its own table, for packets
+    /// from its own addresses: replies must leave through the interface of the request, or the node drops them.
     pub fn configure(
         &mut self,
         interface: &IfName,
@@ -65,17 +65,17 @@ impl PodNamespace {
         routes: &[GivenRoute],
     ) -> Result<(), Error> {
         let failed = || Error::kernel(format!("configure {interface} in the pod"));
-        let gone = || Refusal::new(RefusalKind::Failed, format!("{interface} in the pod is gone again"));
+        let gone = || Refusal::new(RefusalKind::Failed, format!("{interface} in the pod disappeared"));
         let index = self.link(interface)?.ok_or_else(gone)?.index;
         if wiring.addresses.iter().any(|own| own.address.is_ipv6()) {
-            // Where new interfaces of the namespace have no IPv6 (`conf/default`).
+            // New interfaces of the namespace may have IPv6 disabled (`conf/default`).
             self.set_ipv6(interface, "disable_ipv6", "0")?;
         }
-        // IPv6 addresses survive the interface's being switched off and on, as others do to change something else of it.
+        // Keep IPv6 addresses when another program sets the interface down and up to change something else.
         self.set_ipv6(interface, "keep_addr_on_down", "1")?;
         let taken = self.socket.default_routes(Table::MAIN).map_err(failed())?;
         let mut operations: Vec<Operation> = vec![
-            // Some runtimes do it, and some pods have no runtime.
+            // Some runtimes do it, but not all.
             link::change("lo").up().into(),
             link::without_link_local(interface.as_str()),
         ];
@@ -108,7 +108,7 @@ impl PodNamespace {
         self.socket.execute_all(operations).map_err(failed())
     }
 
-    /// Sets what the kernel does with IPv6 on the interface.
+    /// Sets an IPv6 sysctl of the interface in the pod.
     fn set_ipv6(&self, interface: &IfName, setting: &str, value: &str) -> Result<(), Error> {
         let path = format!("/proc/sys/net/ipv6/conf/{interface}/{setting}");
         let failed = || Error::file(format!("set {path} to {value} in the pod"));
@@ -117,7 +117,7 @@ impl PodNamespace {
             if is_set { Ok(()) } else { fs::write(&path, value) }
         });
         match written.map_err(failed())? {
-            // There is no IPv6, or settings cannot be changed here: no pod has to do without a network for that.
+            // The kernel has no IPv6, or sysctls are read-only: not a reason to fail the ADD.
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ReadOnlyFilesystem) => {
                 Ok(())
             }
@@ -126,7 +126,7 @@ impl PodNamespace {
     }
 }
 
-/// The prefix that has only that address.
+/// The prefix of one address: /32 or /128.
 pub fn host_prefix(address: std::net::IpAddr) -> IpNetwork {
     IpNetwork::new(address, Family::of(address).bits()).expect("the length of a whole address")
 }

@@ -1,4 +1,4 @@
-//! The process that a runtime starts: its environment, its standard input, its standard output, its exit code.
+//! The plugin process: environment, standard input, standard output and exit code.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use crate::call::Program;
 use crate::command::{self, Answer};
 
-/// Does what the runtime wants, and answers.
+/// Runs one plugin call and prints its output.
 pub fn main(program: Program) -> ExitCode {
     let variable = |name: &str| std::env::var(name).ok();
     let (text, code) = match command::run(program, variable, &mut io::stdin()) {
@@ -17,7 +17,7 @@ pub fn main(program: Program) -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
-    // Standard output is the protocol: one write, or an exit code that says that there was none.
+    // Standard output carries the protocol: one write, or a failure exit code.
     match io::stdout().write_all(text.as_bytes()) {
         Ok(()) => code,
         Err(_) => ExitCode::FAILURE,

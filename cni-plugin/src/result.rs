@@ -1,4 +1,4 @@
-//! The result of an ADD, in the shape of each version (CNI specification, section 5).
+//! The result of an ADD, in the format of each version (CNI specification, section 5).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -13,22 +13,22 @@ use crate::netconf::NetConf;
 use crate::pod::host_prefix;
 use crate::version::Version;
 
-/// What was made.
+/// The attachment that ADD made.
 #[derive(Debug)]
 pub struct Made<'a> {
-    /// The wiring.
+    /// The wiring that the agent returned.
     pub wiring: &'a Wiring,
-    /// The MAC address of the host's end.
+    /// The MAC address of the host end of the veth pair.
     pub host_mac: Option<Mac>,
-    /// The pod's interface.
+    /// The name of the interface in the pod.
     pub interface: &'a IfName,
-    /// Its namespace.
+    /// The path of the pod's network namespace.
     pub netns: &'a Path,
-    /// What another IPAM plugin has given.
+    /// The result of a delegated IPAM plugin.
     pub given: Option<&'a Given>,
 }
 
-/// The result, behind that of the plugins before this one.
+/// The result of `polder`, appended to `prevResult`.
 pub fn result(conf: &NetConf, made: &Made<'_>) -> String {
     let wiring = made.wiring;
     let mut result = Shape::behind(conf);
@@ -53,7 +53,7 @@ pub fn result(conf: &NetConf, made: &Made<'_>) -> String {
     result.text(made.given.and_then(|given| given.dns.as_ref()))
 }
 
-/// The abbreviated result of an IPAM plugin: addresses, and the routes that the interface is to have.
+/// The abbreviated result of an IPAM plugin: addresses and routes for the interface.
 pub fn ipam_result(conf: &NetConf, addresses: &[LeasedAddress]) -> String {
     let mut result = Shape::of(conf.version, Map::new(), conf.dns.clone());
     for leased in addresses {
@@ -71,7 +71,7 @@ pub fn ipam_result(conf: &NetConf, addresses: &[LeasedAddress]) -> String {
     result.text(None)
 }
 
-/// The result of the plugin `loopback`: what the plugins before it made, or the interface with its addresses.
+/// The result of `loopback`: `prevResult` if there is one, or the interface with its addresses.
 pub fn loopback_result(conf: &NetConf, netns: &Path, addresses: impl Iterator<Item = IpNetwork>) -> String {
     let mut result = Shape::behind(conf);
     if conf.previous.is_none() {
@@ -81,7 +81,7 @@ pub fn loopback_result(conf: &NetConf, netns: &Path, addresses: impl Iterator<It
     result.text(None)
 }
 
-/// A result that grows, in the shape of one version.
+/// A builder for a result in the format of one version.
 struct Shape {
     version: Version,
     result: Map<String, Value>,
@@ -98,12 +98,12 @@ impl Shape {
         Self { version, result, dns }
     }
 
-    /// Before 0.3.0 a result had one address of each family, with its routes, and nothing else.
+    /// Whether the version is before 0.3.0: a result holds one address of each family with its routes, and nothing else.
     fn is_old(&self) -> bool {
         self.version < Version::V0_3_0
     }
 
-    /// Adds interfaces; the index of the last.
+    /// Appends interfaces. Returns the index of the last.
     fn interfaces(&mut self, interfaces: Vec<Value>) -> usize {
         if self.is_old() {
             return 0;
@@ -185,7 +185,7 @@ const MAIN_TABLE: u32 = 254;
 /// `RT_SCOPE_UNIVERSE`.
 const UNIVERSE: u32 = 0;
 
-/// The metric of a route where none is given; that of IPv6 is `IP6_RT_PRIO_USER` (`include/uapi/linux/ipv6_route.h`).
+/// The kernel's default metric of a route; for IPv6 it is `IP6_RT_PRIO_USER` (`include/uapi/linux/ipv6_route.h`).
 const fn usual_metric(family: Family) -> u32 {
     match family {
         Family::V4 => 0,
@@ -193,7 +193,7 @@ const fn usual_metric(family: Family) -> u32 {
     }
 }
 
-/// What IP and TCP headers take of a packet.
+/// Size of the IP and TCP headers, in bytes.
 const fn tcp_overhead(family: Family) -> u32 {
     match family {
         Family::V4 => 40,
@@ -208,7 +208,7 @@ const fn old_key(family: Family) -> &'static str {
     }
 }
 
-/// All addresses of a family.
+/// The default route's destination: /0 of the family.
 fn everywhere(family: Family) -> IpNetwork {
     let unspecified: IpAddr = match family {
         Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
@@ -217,7 +217,7 @@ fn everywhere(family: Family) -> IpNetwork {
     IpNetwork::new(unspecified, 0).expect("0 is a length of every prefix")
 }
 
-/// The bridge, the host's end and the pod's, which is last and the only one that is in a sandbox.
+/// The bridge, the host end and the pod end. The pod end is last, and the only one with a sandbox.
 fn interfaces(version: Version, made: &Made<'_>) -> Vec<Value> {
     let wiring = made.wiring;
     let mut pair = [
@@ -234,7 +234,7 @@ fn interfaces(version: Version, made: &Made<'_>) -> Vec<Value> {
     bridge.into_iter().chain(pair).collect()
 }
 
-/// The list of that name, made if it is not there. What is there and no list is not the specification's.
+/// The list of that name, created if missing. A value that is not a list violates the specification and is replaced.
 fn list<'a>(result: &'a mut Map<String, Value>, key: &str) -> &'a mut Vec<Value> {
     let value = result.entry(key).or_insert_with(|| json!([]));
     if !value.is_array() {

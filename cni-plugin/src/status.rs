@@ -1,7 +1,7 @@
-//! STATUS: whether the runtime should take the node for one with a network.
+//! STATUS: whether the runtime should report the node's network as ready.
 //!
-//! Kubernetes evicts the running pods of a node whose STATUS fails for five minutes. So it succeeds as long as pods of this
-//! boot are connected in the kernel, whatever an ADD would meet: docs/architecture.md has the reasoning.
+//! Kubernetes evicts the running pods of a node whose STATUS fails for five minutes. So STATUS succeeds as long as pods of
+//! this boot are connected in the kernel, even if an ADD would fail: docs/architecture.md explains why.
 
 use std::time::Duration;
 
@@ -14,15 +14,15 @@ use crate::environment::Verb;
 use crate::error::Error;
 use crate::node::NodeNetwork;
 
-/// How long the agent has to answer. It does so from memory; runtimes ask every few seconds, and hold a lock meanwhile.
+/// Timeout for the agent's answer, which comes from memory. Runtimes call STATUS every few seconds and hold a lock meanwhile.
 const AGENT_PATIENCE: Duration = Duration::from_millis(500);
 
-/// Why an ADD would not be served.
+/// The reason why an ADD would fail.
 #[derive(Debug)]
 enum Obstacle {
-    /// The agent cannot be asked: it is not running, or it does not answer in time.
+    /// The agent is not running, or does not answer in time.
     NoAgent(String),
-    /// The agent, or the plugin that has the addresses, says why.
+    /// The agent or the delegated IPAM plugin reported an error.
     Said(Error),
 }
 
@@ -35,35 +35,36 @@ impl Obstacle {
     }
 }
 
-/// Succeeds if an ADD would be served, or pods would be harmed by a failure.
+/// Succeeds if an ADD would succeed, or if a failure could evict running pods.
 pub fn status(program: Program, network: &Network) -> Result<(), Error> {
     let agent = ask(program, network);
-    // The specification: a plugin that relies on another must execute its STATUS, too.
+    // CNI specification: a plugin that delegates must call STATUS of the delegated plugin too.
     let delegated = match &network.conf.delegate {
         Some(plugin) => delegate::call(network, plugin, Verb::Status).map(drop).map_err(Obstacle::Said),
         None => Ok(()),
     };
     let Err(obstacle) = agent.and(delegated) else { return Ok(()) };
-    // Only now: to read all interfaces takes longer than to ask the agent.
+    // Only after a failure: reading all interfaces takes longer than asking the agent.
     match NodeNetwork::read() {
         Ok(node) => judge(program, obstacle, node),
         Err(source) => {
-            let action = format!("{}; look for pods in the kernel", obstacle.into_error());
-            Err(Error::NotAvailable(with_causes(&Error::Kernel { action, source })))
+            let unread =
+                Error::Kernel { action: "read this node's interfaces and routes".to_owned(), source };
+            Err(Error::NotAvailable(format!("{}; {}", obstacle.into_error(), with_causes(&unread))))
         }
     }
 }
 
-/// What the runtime is told of a node that would not serve an ADD.
+/// The result of STATUS on a node where an ADD would fail.
 fn judge(program: Program, obstacle: Obstacle, node: NodeNetwork) -> Result<(), Error> {
     if node.connected > 0 {
         return Ok(());
     }
     match (program, obstacle) {
-        // The pods that have these addresses have interfaces of another plugin, which nobody but the agent can tell from
-        // others: there may be some, if the node was set up since its boot.
+        // The pods with these addresses have interfaces of another plugin, and only the agent knows which ones they are: some
+        // may exist, if the node was set up since its boot.
         (Program::PolderIpam, Obstacle::NoAgent(_)) if node.set_up => Ok(()),
-        // They were connected once in this boot.
+        // These pods were connected earlier in this boot.
         (Program::Polder, obstacle) if node.cut_off > 0 => Err(Error::Limited(format!(
             "{} pods have no route: {}",
             node.cut_off,
@@ -76,7 +77,7 @@ fn judge(program: Program, obstacle: Obstacle, node: NodeNetwork) -> Result<(), 
     }
 }
 
-/// Asks the agent whether it would serve an ADD.
+/// Asks the agent whether an ADD would succeed.
 fn ask(program: Program, network: &Network) -> Result<(), Obstacle> {
     let pools = match network.conf.delegate {
         None => Needed::Addresses(network.conf.pool.clone()),
@@ -86,11 +87,11 @@ fn ask(program: Program, network: &Network) -> Result<(), Obstacle> {
         network.agent(AGENT_PATIENCE).map(|mut agent| agent.ask(&Request::Health(HealthRequest { pools })));
     let health: Health = match health {
         Ok(Ok(Reply::Health(health))) => health,
-        Ok(Ok(other)) => return Err(away(&unexpected(other))),
-        Ok(Err(error)) => return Err(away(&error.into())),
-        Err(error) => return Err(away(&error)),
+        Ok(Ok(other)) => return Err(agent_unreachable(&unexpected(other))),
+        Ok(Err(error)) => return Err(agent_unreachable(&error.into())),
+        Err(error) => return Err(agent_unreachable(&error)),
     };
-    // Of running pods only those whose interfaces are ours are known to be well or not.
+    // The state of running pods is known only if their interfaces are ours.
     if program == Program::Polder && !health.limited.is_empty() {
         return Err(Obstacle::Said(Error::Limited(health.limited.join("; "))));
     }
@@ -100,8 +101,8 @@ fn ask(program: Program, network: &Network) -> Result<(), Obstacle> {
     Ok(())
 }
 
-/// The agent that cannot be asked is the reason here, and what lies behind it is part of it.
-fn away(error: &Error) -> Obstacle {
+/// The obstacle for an unreachable agent: the message includes the causes.
+fn agent_unreachable(error: &Error) -> Obstacle {
     Obstacle::NoAgent(with_causes(error))
 }
 

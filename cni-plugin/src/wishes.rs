@@ -1,7 +1,7 @@
-//! What is asked for one pod in particular: its addresses, its MAC address, its pool.
+//! The addresses, MAC address and pool requested for one pod.
 //!
-//! The runtime's word (`runtimeConfig`) goes before that of the configuration (`args.cni`), and that before `CNI_ARGS`.
-//! What is known of a pod's annotations came from the runtime.
+//! `runtimeConfig` (which includes the pod's annotations) has precedence over `args.cni` of the configuration, and that over
+//! `CNI_ARGS`.
 
 use std::net::IpAddr;
 
@@ -12,28 +12,28 @@ use crate::environment::Arguments;
 use crate::error::Error;
 use crate::netconf::field;
 
-/// The capability by which containerd and CRI-O pass annotations.
+/// The capability with which containerd and CRI-O pass the pod's annotations.
 const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
 
-/// Names the addresses of a pod, separated by commas.
+/// Annotation: the addresses of a pod, separated by commas.
 const ADDRESS: &str = "polder.dev/address";
 
-/// Names the pool that a pod's addresses come from.
+/// Annotation: the pool that the pod's addresses are allocated from.
 const POOL: &str = "polder.dev/pool";
 
-/// What is asked for.
+/// The requested properties of one pod.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Wishes {
-    /// Addresses, at most one of a family.
+    /// The requested addresses, at most one of each family.
     pub addresses: Vec<IpAddr>,
-    /// The MAC address.
+    /// The requested MAC address.
     pub mac: Option<Mac>,
-    /// The pool, if not the configuration's.
+    /// The requested pool, instead of the configuration's.
     pub pool: Option<PoolName>,
 }
 
 impl Wishes {
-    /// Reads them out of the configuration and what `CNI_ARGS` say.
+    /// Reads the requests from the configuration and `CNI_ARGS`.
     pub fn read(conf: &Map<String, Value>, arguments: &Arguments) -> Result<Self, Error> {
         let runtime = field::<Map<String, Value>>(conf, "runtimeConfig")?.unwrap_or_default();
         let args = field::<Map<String, Value>>(conf, "args")?.unwrap_or_default();
@@ -69,12 +69,12 @@ impl Wishes {
     }
 }
 
-/// The first that is there, with where it is.
+/// The first value that is set, with the name of its key.
 fn first<T, const N: usize>(found: [(&'static str, Option<T>); N]) -> Option<(&'static str, T)> {
     found.into_iter().find_map(|(key, value)| Some((key, value?)))
 }
 
-/// The addresses. One that is given twice, as podman's `network reload` does, is one address.
+/// Parses the addresses and removes duplicates, which podman's `network reload` sends.
 fn distinct(key: &str, texts: &[String]) -> Result<Vec<IpAddr>, Error> {
     let mut addresses = Vec::new();
     for text in texts {
@@ -86,17 +86,17 @@ fn distinct(key: &str, texts: &[String]) -> Result<Vec<IpAddr>, Error> {
     Ok(addresses)
 }
 
-/// An address, as it is or with the length of its network.
+/// Parses an address, with or without a prefix length.
 fn address(key: &str, text: &str) -> Result<IpAddr, Error> {
     let address = text.split_once('/').map_or(text, |(address, _)| address);
-    address.parse().map_err(|_| Error::Config(format!("{key}: {text:?} is no IP address")))
+    address.parse().map_err(|_| Error::Config(format!("{key}: {text:?} is not an IP address")))
 }
 
-/// The MAC address of one interface.
+/// Parses a unicast MAC address.
 fn single(key: &str, text: &str) -> Result<Mac, Error> {
     let mac: Mac = text.parse().map_err(|error| Error::Config(format!("{key}: {error}")))?;
     if mac.0[0] & 1 != 0 || mac.0 == [0; 6] {
-        return Err(Error::Config(format!("{key}: {mac} is no MAC address of a single interface")));
+        return Err(Error::Config(format!("{key}: {mac} is not a unicast MAC address")));
     }
     Ok(mac)
 }

@@ -82,7 +82,7 @@ pub enum Refused {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Untakable {
     /// It is used already.
-    #[error("{0} is used already")]
+    #[error("{0} is already in use")]
     Used(IpAddr),
     /// It is in none of the node's blocks, or one that is never handed out.
     #[error("{0} is not in a block of this node")]

@@ -44,7 +44,7 @@ pub enum Unsurveyed {
     #[error(transparent)]
     Underlay(#[from] HostError),
     /// The view is not up to date with them.
-    #[error("this node's own addresses are being read")]
+    #[error("reading this node's own addresses")]
     Reading,
 }
 
@@ -52,13 +52,13 @@ pub enum Unsurveyed {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum NotProposed {
     /// Nobody has said that there are none.
-    #[error("the cluster's settings are not known")]
+    #[error("the cluster settings are unknown")]
     Unknown,
     /// There are some that cannot be read.
     #[error(transparent)]
     Refused(#[from] RefusedRecord),
     /// There is nothing to make them from.
-    #[error("the cluster has no settings yet, and the configuration has no [bootstrap] to make them from")]
+    #[error("the cluster has no settings yet, and the configuration has no [bootstrap] to create them from")]
     NoBootstrap,
     /// The first pools could overlap with something.
     #[error(transparent)]
@@ -212,7 +212,7 @@ mod tests {
             let said = proposed(view, None, first).unwrap_err().to_string();
             assert!(said.contains(sign), "{said}");
         };
-        says(&View::default(), Some(&bootstrap()), "not known");
+        says(&View::default(), Some(&bootstrap()), "settings are unknown");
         says(&empty(), None, "[bootstrap]");
         let refused = [(Key::Cluster.to_string(), "a riddle".to_owned())].into();
         says(&view(|view| view.refused = refused), Some(&bootstrap()), "a riddle");

@@ -292,39 +292,47 @@ impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::RegisterNode { node, .. } => write!(f, "register node {node}"),
-            Self::TakeOverNode { node, .. } => write!(f, "take node {node} over"),
+            Self::TakeOverNode { node, .. } => write!(f, "take over node {node}"),
             Self::RemoveNode { fence, .. } => write!(f, "remove node {}", fence.node),
             Self::VouchForNode(words) => {
                 let nodes = words.iter().map(|word| (&word.record.node, &word.incarnation));
-                list(f, "vouch for node", nodes.map(|(node, incarnation)| format!("{node} {incarnation}")))
+                list(
+                    f,
+                    "mark pods as gone (--dead): node",
+                    nodes.map(|(node, incarnation)| format!("{node} {incarnation}")),
+                )
             }
             Self::ConfirmRemoval(Confirmation { record, .. }) => {
                 write!(f, "confirm the removal of node {}", record.node)
             }
-            Self::InheritFrom(what) => write!(f, "give back what node {} had", what.fence.node),
-            Self::ForgetFence { fence, .. } => write!(f, "forget node {}", fence.node),
+            Self::InheritFrom(what) => {
+                write!(f, "release the blocks and reservations of removed node {}", what.fence.node)
+            }
+            Self::ForgetFence { fence, .. } => write!(f, "delete the fence of node {}", fence.node),
             Self::ClaimBlock(claim) => write!(f, "claim block {}", claim.block),
             Self::GiveBackBlocks { blocks, .. } => {
-                list(f, "give back block", blocks.iter().map(|(block, _)| block))
+                list(f, "release block", blocks.iter().map(|(block, _)| block))
             }
             Self::HandOverAddress(what) => write!(f, "hand over {}", what.address),
-            Self::LetGoAddress { let_go, .. } => write!(f, "let go of {}", let_go.address),
-            Self::GiveUpAddress { address, .. } => write!(f, "give up {address}"),
+            Self::LetGoAddress { let_go, .. } => write!(f, "clear the holder of {}", let_go.address),
+            Self::GiveUpAddress { address, .. } => write!(f, "delete the reservation of {address}"),
             Self::AddPool { pool, .. } => write!(f, "add pool {}", pool.name),
             Self::ReplacePool { pool, .. } => write!(f, "change pool {}", pool.name),
             Self::RemovePool { name, .. } => write!(f, "remove pool {name}"),
-            Self::MakeCluster { record, .. } => write!(f, "make cluster {}", record.id),
+            Self::MakeCluster { record, .. } => write!(f, "create cluster {}", record.id),
             Self::ReplaceSettings { record, .. } => write!(f, "change the settings of cluster {}", record.id),
             Self::PublishAddresses { by, .. } => write!(f, "publish the addresses of node {}", by.node),
             Self::WithdrawAddresses { records, .. } => {
                 list(f, "withdraw", records.iter().map(|(name, _)| name))
             }
-            Self::SignOfLife(Sign { by, .. }) => write!(f, "say that node {} is alive", by.node),
-            Self::RestoreSignOfLife(Sign { by, .. }) => write!(f, "say again that node {} is alive", by.node),
-            Self::AskInspection(_) => write!(f, "ask all nodes to look at themselves"),
-            Self::EndInspection { .. } => write!(f, "ask no node to look at itself"),
-            Self::AnswerInspection { node, .. } => write!(f, "answer as node {node}"),
-            Self::ForgetAnswers(_) => write!(f, "forget what nodes have answered"),
+            Self::SignOfLife(Sign { by, .. }) => write!(f, "write the sign of life of node {}", by.node),
+            Self::RestoreSignOfLife(Sign { by, .. }) => {
+                write!(f, "restore the sign of life of node {}", by.node)
+            }
+            Self::AskInspection(_) => write!(f, "request a check on all nodes"),
+            Self::EndInspection { .. } => write!(f, "end the check on all nodes"),
+            Self::AnswerInspection { node, .. } => write!(f, "write the check result of node {node}"),
+            Self::ForgetAnswers(_) => write!(f, "delete check results"),
         }
     }
 }

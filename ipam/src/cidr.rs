@@ -25,7 +25,7 @@ pub enum ParseCidrError {
     #[error("{0:?} is not a network: write an address and a prefix length, like 10.244.0.0/16")]
     Malformed(String),
     /// An address with bits behind the prefix.
-    #[error("{given} has address bits behind its prefix: did you mean {meant}?")]
+    #[error("{given} has host bits set: did you mean {meant}?")]
     HostBits {
         /// What was given.
         given: IpNetwork,
@@ -181,7 +181,7 @@ mod tests {
     #[test]
     fn an_address_with_host_bits_is_not_a_network_and_the_error_says_which_is_meant() {
         let error = "10.244.3.1/16".parse::<Cidr>().unwrap_err().to_string();
-        assert_eq!(error, "10.244.3.1/16 has address bits behind its prefix: did you mean 10.244.0.0/16?");
+        assert_eq!(error, "10.244.3.1/16 has host bits set: did you mean 10.244.0.0/16?");
         for bad in ["", "10.0.0.0", "10.0.0.0/33", "fd00::/129", "10.0.0/8", "x/8"] {
             assert!(bad.parse::<Cidr>().is_err(), "{bad:?} was taken");
         }

@@ -84,7 +84,7 @@ impl Kind {
 
 /// A kind of attachment that no release knows.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is no kind of attachment")]
+#[error("unknown attachment kind {0:?}")]
 pub struct UnknownKind(String);
 
 impl FromStr for Kind {

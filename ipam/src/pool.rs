@@ -64,7 +64,9 @@ pub enum InvalidPool {
         block_length: u8,
     },
     /// A node that claims one of its blocks may find no address for a pod in it.
-    #[error("blocks of /{block_length} in pool {cidr} are too small: a node's own address, and the first and the last of the pool, are not for pods; use a block length of at most {}, in a pool that is as large", cidr.family().bits() - 2)]
+    #[error("blocks of /{block_length} in pool {cidr} are too small: pods cannot use a node's own address and \
+             the first and the last of the pool; use a block length of at most {}, in a pool of at least that \
+             size", cidr.family().bits() - 2)]
     BlockTooSmall {
         /// The pool.
         cidr: Cidr,
@@ -73,7 +75,8 @@ pub enum InvalidPool {
     },
     /// Pods cannot have addresses of that range.
     #[error(
-        "{cidr} cannot be a pool: pods cannot use addresses of {special}; choose a private range, like one of 10.0.0.0/8 or fd00::/8"
+        "{cidr} cannot be a pool: pods cannot use addresses of {special}; choose a private range, e.g. in \
+         10.0.0.0/8 or fd00::/8"
     )]
     Special {
         /// The pool.
@@ -82,7 +85,7 @@ pub enum InvalidPool {
         special: Special,
     },
     /// The length of a block is longer than an address.
-    #[error("blocks of /{block_length} in pool {cidr} do not exist: an {} address has {} bits", cidr.family(), cidr.family().bits())]
+    #[error("blocks of /{block_length} in pool {cidr} are impossible: an {} address has {} bits", cidr.family(), cidr.family().bits())]
     NoSuchLength {
         /// The pool.
         cidr: Cidr,

@@ -33,7 +33,7 @@ pub enum Decision {
 /// Why the pools, or the settings, stay as they are.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum NotChanged {
-    /// A record cannot be read, so that nobody knows what stands in the way.
+    /// A record cannot be read, so conflicts with it are unknown.
     #[error("record {key} cannot be read ({reason}): correct it or delete it first")]
     Unreadable {
         /// Its key.
@@ -41,9 +41,9 @@ pub enum NotChanged {
         /// What is wrong with it.
         reason: String,
     },
-    /// There is one of that name, and it is another.
+    /// A different pool of that name exists.
     #[error(
-        "pool {name} is there already, as {there}: give the new one another name, or drain and remove that one"
+        "pool {name} already exists as {there}: choose another name, or drain and remove that pool first"
     )]
     Different {
         /// The name.
@@ -51,10 +51,8 @@ pub enum NotChanged {
         /// What it is.
         there: String,
     },
-    /// Some of its addresses are in another pool.
-    #[error(
-        "{cidr} overlaps pool {other} ({other_cidr}), and every address is in one pool: choose another range"
-    )]
+    /// It overlaps another pool.
+    #[error("{cidr} overlaps pool {other} ({other_cidr}): choose another range")]
     Overlaps {
         /// The range that was wished for.
         cidr: Cidr,
@@ -63,8 +61,8 @@ pub enum NotChanged {
         /// Its range.
         other_cidr: Cidr,
     },
-    /// It lies inside of something that is not the pods'.
-    #[error("{cidr} lies inside {what}: {remedy}")]
+    /// It is inside a range that is not for pods.
+    #[error("{cidr} is inside {what}: {remedy}")]
     Inside {
         /// The range that was wished for.
         cidr: Cidr,
@@ -73,8 +71,8 @@ pub enum NotChanged {
         /// What to do.
         remedy: &'static str,
     },
-    /// Something lies inside that is not the pool's.
-    #[error("{what} lies inside {cidr}: {remedy}")]
+    /// It contains an address that is not for pods.
+    #[error("{what} is inside {cidr}: {remedy}")]
     Inhabited {
         /// The range that was wished for.
         cidr: Cidr,
@@ -86,10 +84,10 @@ pub enum NotChanged {
     /// Pods cannot have addresses of it.
     #[error(transparent)]
     Unfit(#[from] InvalidPool),
-    /// It is decided when a cluster is made.
+    /// The attach mode is fixed when a cluster is created.
     #[error(
-        "pods of this cluster are attached by {from}, and cannot be by {to}: running pods have the devices and the gateway of {from}. \
-         Set attach = \"{to}\" in [bootstrap] of a new cluster"
+        "the attach mode of this cluster is {from} and cannot change to {to}: running pods have the devices \
+         and the gateway of {from}. Set attach = \"{to}\" in [bootstrap] of a new cluster"
     )]
     Attach {
         /// What it is.
@@ -97,13 +95,13 @@ pub enum NotChanged {
         /// What it was to be.
         to: AttachMode,
     },
-    /// There are no settings to change.
-    #[error("the cluster has no settings yet: an agent whose configuration has [bootstrap] makes them")]
+    /// The cluster has no settings.
+    #[error("the cluster has no settings yet: start an agent whose configuration has [bootstrap]")]
     NoCluster,
-    /// There is none of that name.
+    /// The pool does not exist.
     #[error("there is no pool {0}: see polderctl pool list")]
     Unknown(PoolName),
-    /// It is in use.
+    /// The pool is in use.
     #[error("pool {name} is in use: {}: {remedy}", rests.join("; "))]
     InUse {
         /// Its name.
@@ -115,7 +113,7 @@ pub enum NotChanged {
     },
 }
 
-/// Adds the pool; one of the same measures that is being drained becomes active again.
+/// Adds the pool; a draining pool with the same parameters becomes active again.
 pub fn add(view: &View, pool: &Pool) -> Result<Decision, NotChanged> {
     let name = &pool.name;
     if let Some(known) = view.any_pool(name) {
@@ -124,7 +122,7 @@ pub fn add(view: &View, pool: &Pool) -> Result<Decision, NotChanged> {
             return Err(NotChanged::Different { name: name.clone(), there: describe(there) });
         }
         if there.state == PoolState::Active {
-            return Ok(Decision::Already(format!("pool {name} is there already: {}", describe(there))));
+            return Ok(Decision::Already(format!("pool {name} already exists: {}", describe(there))));
         }
         check_range(view, pool)?;
         let again = there.in_state(PoolState::Active);
@@ -146,11 +144,11 @@ pub fn check_range(view: &View, pool: &Pool) -> Result<(), NotChanged> {
     let cidr = pool.cidr();
     if let Some(address) = view.own.iter().find(|address| cidr.has(**address)) {
         let what = format!("{address}, this node's own address,");
-        let remedy = "nodes and pods need ranges of their own, choose another";
+        let remedy = "node and pod ranges must not overlap, choose another range";
         return Err(NotChanged::Inhabited { cidr, what, remedy });
     }
     if let Some(needed) = needed::overlapping(&view.needed, cidr) {
-        let remedy = "pods and what nodes have to reach need ranges of their own, choose another";
+        let remedy = "pod ranges must not overlap addresses that nodes need, choose another range";
         return Err(if needed.range.covers(cidr) && needed.range != cidr {
             NotChanged::Inside { cidr, what: needed.to_string(), remedy }
         } else {
@@ -160,7 +158,7 @@ pub fn check_range(view: &View, pool: &Pool) -> Result<(), NotChanged> {
     for (node, known) in &view.nodes {
         if let Some(address) = known.record.underlay.iter().find(|address| cidr.has(**address)) {
             let what = format!("{address}, the underlay address of node {node},");
-            let remedy = "nodes and pods need ranges of their own, choose another";
+            let remedy = "node and pod ranges must not overlap, choose another range";
             return Err(NotChanged::Inhabited { cidr, what, remedy });
         }
     }
@@ -193,7 +191,10 @@ fn check_room(view: &View, pool: &Pool) -> Result<(), NotChanged> {
     let foreign = |(block, of): &(Block, &str)| block.cidr().overlaps(cidr) && !own(*block, of);
     if let Some((block, of)) = claims.chain(unreadable).find(foreign) {
         let of = if of.is_empty() { String::new() } else { format!(", which was claimed from pool {of},") };
-        return inhabited(format!("block {block}{of}"), "choose another range, or let that block go first");
+        return inhabited(
+            format!("block {block}{of}"),
+            "choose another range, or wait until that block is released",
+        );
     }
     check_range(view, pool)?;
     let unreadable = view.refused.keys().filter_map(|key| unreadable_address(key));
@@ -201,7 +202,7 @@ fn check_room(view: &View, pool: &Pool) -> Result<(), NotChanged> {
     let reserved = reserved.find(|address| cidr.has(*address));
     if let Some(address) = reserved.filter(|_| pool.purpose != Purpose::Reservations) {
         let what = format!("{address}, which is reserved,");
-        return inhabited(what, "choose another range, or give it up with polderctl ipam release");
+        return inhabited(what, "choose another range, or release it with polderctl ipam release");
     }
     Ok(())
 }
@@ -217,15 +218,12 @@ fn unreadable_address(key: &str) -> Option<IpAddr> {
 pub fn drain(view: &View, name: &PoolName) -> Result<Decision, NotChanged> {
     let known = find(view, name)?.ok_or_else(|| NotChanged::Unknown(name.clone()))?;
     if known.record.state != PoolState::Active {
-        return Ok(Decision::Already(format!(
-            "pool {name} is drained already, and {}",
-            drained(view, known)
-        )));
+        return Ok(Decision::Already(format!("pool {name} is already drained: {}", drained(view, known))));
     }
     let draining = known.record.in_state(PoolState::Draining);
     Ok(Decision::Commit {
         change: Box::new(Change::ReplacePool { pool: draining, revision: known.revision }),
-        done: format!("pool {name} is drained: no address of it goes to a new pod, {}", drained(view, known)),
+        done: format!("pool {name} is drained: new pods get no address from it; {}", drained(view, known)),
     })
 }
 
@@ -235,7 +233,7 @@ fn drained(view: &View, known: &Known<Pool>) -> String {
     let (blocks, reserved) = users(view, pool);
     let count = blocks.values().sum::<usize>();
     if count == 0 && reserved.is_empty() {
-        return format!("nothing of it is in use: polderctl pool remove {}", pool.name);
+        return format!("it is unused, remove it with polderctl pool remove {}", pool.name);
     }
     let rest = format!("{count} blocks and {} reserved addresses are still in use", reserved.len());
     let open = |other: &&Known<Pool>| {
@@ -250,13 +248,13 @@ fn drained(view: &View, known: &Known<Pool>) -> String {
         };
         if view.pools.values().any(|other| is_other(&other)) {
             return format!(
-                "{rest}; there is no other active {family} pool for its nodes: new pods get no {family} address any more, and each \
-                 node gives its last block back when none of its pods has an address of it"
+                "{rest}; there is no other active {family} pool for its nodes: new pods get no {family} \
+                 address, and each node releases its last block when none of its pods uses it"
             );
         }
         return format!(
-            "{rest}; there is no other active {family} pool for its nodes: they keep a block of it for their own \
-             addresses, and start no pods that need one, before you add one with polderctl pool add"
+            "{rest}; there is no other active {family} pool for its nodes: they keep one block for their own \
+             addresses, and cannot start pods that need another until you add a pool with polderctl pool add"
         );
     }
     rest
@@ -273,15 +271,15 @@ pub fn remove(view: &View, name: &PoolName) -> Result<Decision, NotChanged> {
         rests.push(format!("{count} blocks are claimed ({})", shortage::Largest::of(&blocks)));
     }
     if let [first, ..] = reserved.as_slice() {
-        rests.push(format!("{} addresses are reserved, like {first}", reserved.len()));
+        rests.push(format!("{} addresses are reserved, e.g. {first}", reserved.len()));
     }
     if !rests.is_empty() {
         let remedy = match (pool.state, pool.purpose) {
-            (PoolState::Active, _) => format!("drain it first, with polderctl pool drain {name}"),
-            (_, Purpose::Reservations) => "give them up with polderctl ipam release".to_owned(),
+            (PoolState::Active, _) => format!("drain it first with polderctl pool drain {name}"),
+            (_, Purpose::Reservations) => "release them with polderctl ipam release".to_owned(),
             _ => format!(
-                "blocks go back when their pods are gone and their addresses have rested, those of a node that was \
-                 removed when it has confirmed that: see polderctl ipam show pool {name}"
+                "blocks are released when their pods are gone and the cool-down is over; blocks of a removed \
+                 node after it confirms that its pods are gone: see polderctl ipam show pool {name}"
             ),
         };
         return Err(NotChanged::InUse { name: name.clone(), rests, remedy });

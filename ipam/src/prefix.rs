@@ -14,8 +14,8 @@ pub struct Prefix(String);
 /// A text that no key can start with.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no prefix: write names of letters, digits, '.', '_' and '-' between slashes, with a slash at both ends, like \
-     {USUAL}"
+    "invalid prefix {0:?}: write names of letters, digits, '.', '_' and '-' between slashes, with a slash at \
+     both ends, like {USUAL}"
 )]
 pub struct InvalidPrefix(String);
 
@@ -92,7 +92,7 @@ mod tests {
             assert_eq!(good.parse::<Prefix>().unwrap().to_string(), good);
         }
         for bad in ["", "/", "//", "polder/", "/polder", "/a//b/", "/a b/", "/ä/"] {
-            assert!(bad.parse::<Prefix>().unwrap_err().to_string().contains("is no prefix"), "{bad}");
+            assert!(bad.parse::<Prefix>().unwrap_err().to_string().contains("invalid prefix"), "{bad}");
         }
     }
 

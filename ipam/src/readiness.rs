@@ -40,7 +40,7 @@ pub fn obstacles(facts: &Facts<'_>) -> Vec<String> {
         _ => otherwise.to_owned(),
     };
     if view.cluster.is_none() || holdings.identity.is_none() {
-        let waiting = || waits_for("the cluster's settings are not there");
+        let waiting = || waits_for("the cluster settings are missing");
         return vec![view.lost.clone().unwrap_or_else(waiting)];
     }
     if let Err(reason) = underlay {
@@ -57,16 +57,16 @@ pub fn obstacles(facts: &Facts<'_>) -> Vec<String> {
     for family in &families {
         let has = |all: &[IpAddr]| all.iter().any(|address| Family::of(*address) == *family);
         if !has(&holdings.gateways) {
-            let why = waits_for("it is being claimed");
+            let why = waits_for("claiming one");
             obstacles.push(format!("the node has no {family} block: {why}"));
         } else if !has(gateways) {
-            obstacles.push(format!("the {family} gateway address is not in place yet"));
+            obstacles.push(format!("the {family} gateway address is not configured yet"));
         }
     }
     let smallest = smallest_mtu(&families);
     if (1..smallest).contains(&mtu) {
         obstacles.push(format!(
-            "the underlay leaves pods an MTU of {mtu}, and their families need {smallest}: raise the underlay's by {}",
+            "the underlay leaves pods an MTU of {mtu}, but they need {smallest}: raise the underlay MTU by {}",
             smallest - mtu
         ));
     }
@@ -182,21 +182,18 @@ mod tests {
         let says = |found: Vec<String>, sign: &str| {
             assert!(found.len() == 1 && found[0].contains(sign), "{found:?} does not say {sign}");
         };
-        says(found(|facts, it| Facts { registration: &it.removed, ..facts }), "are being cut off");
+        says(found(|facts, it| Facts { registration: &it.removed, ..facts }), "disconnecting its pods");
         says(found(|facts, it| Facts { view: &it.no_cluster, ..facts }), "etcd does not answer");
-        says(found(|facts, it| Facts { holdings: &it.nobody, ..facts }), "settings are not there");
+        says(found(|facts, it| Facts { holdings: &it.nobody, ..facts }), "settings are missing");
         says(
             found(|facts, it| Facts { holdings: &it.nobody, registration: &it.waiting, ..facts }),
-            "there is more to do",
+            "registration continues",
         );
         says(found(|facts, it| Facts { underlay: Err(&it.no_underlay), ..facts }), "no uplink");
         says(found(|facts, it| Facts { view: &it.no_pool, ..facts }), "pools/p is refused: no range");
-        says(
-            found(|facts, it| Facts { holdings: &it.one_gateway, ..facts }),
-            "no IPv6 block: it is being claimed",
-        );
+        says(found(|facts, it| Facts { holdings: &it.one_gateway, ..facts }), "no IPv6 block: claiming one");
         says(found(|facts, _| Facts { gateways: &facts.gateways[..1], ..facts }), "IPv6 gateway address");
-        says(found(|facts, _| Facts { mtu: 1230, ..facts }), "raise the underlay's by 50");
+        says(found(|facts, _| Facts { mtu: 1230, ..facts }), "raise the underlay MTU by 50");
         says(found(|facts, it| Facts { failures: &it.failures, ..facts }), "no bridge");
     }
 }

@@ -47,7 +47,7 @@ impl LivingPod {
 
 /// Something that lives could not be written down.
 #[derive(Debug, thiserror::Error)]
-#[error("restore {what} in the ledger")]
+#[error("cannot restore {what} in the ledger")]
 pub struct NotRestored {
     what: String,
     source: LedgerError,
@@ -68,11 +68,12 @@ pub fn recover<L: Ledger>(
     for pod in pods {
         let (name, alias) = (pod.name.clone(), pod.alias.clone());
         let Some(held) = pod.held(now) else {
-            warn!(interface = %name, alias, "the interface does not say whose it is");
+            warn!(interface = %name, alias, "the alias of the interface does not identify its pod: not \
+                                             restored");
             continue;
         };
         info!(attachment = %held.attachment, addresses = ?held.addresses, "restored from the kernel");
-        ipam.restore(held).map_err(failed(format!("the pod behind {name}")))?;
+        ipam.restore(held).map_err(failed(format!("the pod on {name}")))?;
     }
     Ok(())
 }

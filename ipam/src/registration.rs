@@ -45,10 +45,10 @@ pub enum Pending {
     #[error(transparent)]
     Waiting(#[from] Waiting),
     /// The node is at it.
-    #[error("the node's records are being brought up to date")]
+    #[error("updating the node's records")]
     UnderWay,
     /// It goes on with the next look.
-    #[error("there is more to do")]
+    #[error("registration continues")]
     More,
     /// It is tried again.
     #[error(transparent)]
@@ -65,13 +65,13 @@ pub enum Unproven {
     #[error(transparent)]
     Waiting(#[from] Waiting),
     /// The ledger does not say who the node is.
-    #[error("who this node is cannot be written down: {0}")]
+    #[error("cannot save the node's identity: {0}")]
     Unwritten(#[source] Failed),
     /// The store is being asked.
-    #[error("asking whether another machine is node {0}")]
+    #[error("checking whether another machine is alive as node {0}")]
     Asking(NodeName),
     /// The store does not say.
-    #[error("whether another machine is node {node} cannot be asked: {error}")]
+    #[error("cannot check whether another machine is alive as node {node}: {error}")]
     Unasked {
         /// The node.
         node: NodeName,
@@ -88,12 +88,10 @@ pub enum Unproven {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Leaving {
     /// Its pods go.
-    #[error("the pods on this machine are being cut off, for its node was removed")]
+    #[error("this node was removed: disconnecting its pods")]
     CuttingOff,
     /// Something of that failed.
-    #[error(
-        "this node was removed from the cluster, and what is left to do about that fails and is tried again: {0}"
-    )]
+    #[error("this node was removed from the cluster, and the remaining cleanup failed and is retried: {0}")]
     Failed(#[source] Failed),
     /// Its pods are gone.
     #[error(transparent)]
@@ -119,7 +117,7 @@ pub enum Failed {
     #[error(transparent)]
     NotProposed(#[from] NotProposed),
     /// They are another node's.
-    #[error("another node makes the cluster's settings")]
+    #[error("another node is creating the cluster settings")]
     Overtaken,
     /// A pod stays.
     #[error(transparent)]

@@ -1,25 +1,23 @@
-//! Why an attachment is not taken away.
+//! Why an attachment is not released.
 
 use polder_api::Attachment;
 
 use crate::cause::HostError;
 use crate::ledger::LedgerError;
 
-/// An attachment, or its addresses, stay for now.
+/// An attachment or its addresses are not released yet.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum NotReleased {
-    /// Somebody wires it, or takes it away.
-    #[error("{0} is being worked on: waiting for the end of its ADD or DEL")]
+    /// An ADD or DEL of it is running.
+    #[error("an ADD or DEL of {0} is still running: waiting for it to end")]
     Busy(Attachment),
-    /// An interface is made for an attachment that the ledger may not name any more.
-    #[error(
-        "a plugin still works on an ADD that the agent before this one has answered: waiting for its end"
-    )]
+    /// A plugin creates an interface for an attachment that may no longer be in the ledger.
+    #[error("a plugin is still running an ADD that the previous agent answered: waiting for it to end")]
     EarlierAdd,
-    /// Its interface cannot be found, or not deleted.
+    /// Its interface cannot be looked up or deleted.
     #[error(transparent)]
     Interface(#[from] HostError),
-    /// Its interface is gone, and that cannot be written down.
-    #[error("the ledger cannot be written: {0}")]
+    /// Its interface is deleted, but the ledger cannot be written.
+    #[error("cannot write the ledger: {0}")]
     Addresses(#[from] LedgerError),
 }

@@ -36,19 +36,23 @@ pub enum Vouched {
 /// Why a node is not removed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotRemoved {
-    /// Nobody of that name is there or was removed.
-    #[error("there is no node {0}, and none of that name whose blocks still rest: see polderctl node list")]
-    Unknown(NodeName),
-    /// It is removed already.
+    /// No node of that name exists or was removed.
     #[error(
-        "node {0} was removed before, and what it had rests: say --dead if you know that it is gone for good"
+        "there is no node {0}, and no removed node of that name that still holds blocks: see polderctl \
+             node list"
+    )]
+    Unknown(NodeName),
+    /// The node is already removed.
+    #[error(
+        "node {0} was already removed, and its blocks are held back: add --dead if you know that the machine \
+         is gone for good"
     )]
     Already(NodeName),
-    /// The word could be meant for either of two machines.
+    /// The request could apply to either of two machines.
     #[error(
-        "two machines had the name {node}: one was removed and has not confirmed that its pods are gone ({earlier}), and \
-         one is registered now ({now}). If the first is gone for good, say so with polderctl node remove {node} --dead \
-         --earlier; then this command removes the second"
+        "two machines had the name {node}: one was removed and has not confirmed that its pods are gone \
+         ({earlier}), and one is registered now ({now}). If the first is gone for good, run polderctl node \
+         remove {node} --dead --earlier; then this command removes the second"
     )]
     Ambiguous {
         /// The name.

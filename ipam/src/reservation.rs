@@ -44,7 +44,7 @@ pub enum Denied {
     },
     /// The node that is to have it has not registered in its boot.
     #[error(
-        "{address} is not handed over to node {node}, which has not registered since it was booted: try again"
+        "{address} is not assigned to node {node}, which has not registered since its last boot: try again"
     )]
     Unregistered {
         /// The address.
@@ -54,7 +54,8 @@ pub enum Denied {
     },
     /// There is none left.
     #[error(
-        "pool {pool} has no address left: all {reserved} are reserved. Give one back with polderctl ipam release, or add a pool"
+        "pool {pool} has no address left: all {reserved} are reserved. Release one with polderctl ipam \
+         release, or add a pool"
     )]
     Exhausted {
         /// The pool.
@@ -91,7 +92,8 @@ impl Until {
                  node remove {node} --dead"
             ),
             Self::Unknown => format!(
-                "node {node} is not known. If its machine is gone for good: polderctl ipam release {address} --dead"
+                "node {node} is unknown. If its machine is gone for good: polderctl ipam release {address} \
+                 --dead"
             ),
         }
     }
@@ -110,7 +112,8 @@ pub fn hand_over(
     own_revision: Revision,
     is_gone: IsGone<'_>,
 ) -> Result<HandOver, Denied> {
-    let pool = pool_of(view, address).ok_or_else(|| unfit(address, "it is in no pool for reservations"))?;
+    let pool =
+        pool_of(view, address).ok_or_else(|| unfit(address, "it is not in a pool for reservations"))?;
     let is_he = |node: &NodeRecord| node.incarnation == holder.incarnation && node.boot_id == holder.boot_id;
     if !view.nodes.get(&holder.node).is_some_and(|node| is_he(&node.record)) {
         return Err(Denied::Unregistered { address, node: holder.node.clone() });
@@ -121,7 +124,10 @@ pub fn hand_over(
             return Err(unfit(address, &format!("pool {} is not active", pool.record.name)));
         }
         None if pool.record.excludes(address) => {
-            return Err(unfit(address, &format!("it is at the end of pool {}", pool.record.name)));
+            return Err(unfit(
+                address,
+                &format!("it is the first or the last address of pool {}", pool.record.name),
+            ));
         }
         None => 1,
         Some(known) if known.record.owner != owner => {

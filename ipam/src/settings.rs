@@ -20,10 +20,10 @@ const LARGEST_VNI: u32 = (1 << 24) - 1;
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidSettings {
     /// The identifier has 24 bits.
-    #[error("VNI {0} is not in 1 to {LARGEST_VNI}")]
+    #[error("VNI {0} is out of range: use 1 to {LARGEST_VNI}")]
     Vni(u32),
     /// Port 0 is none.
-    #[error("VXLAN port 0 is no port: give one of 1 to 65535")]
+    #[error("invalid VXLAN port 0: use 1 to 65535")]
     Port,
     /// A range is none.
     #[error("masquerade exception {0}")]
@@ -109,7 +109,8 @@ pub fn change(view: &View, wanted: &Wanted) -> Result<Decision, NotChanged> {
     }
     let mut done = differences.join("; ");
     if record.vxlan != before.vxlan {
-        done += ". Tunnels carry nothing between nodes of which only one has heard of it; let firewalls pass the new port";
+        done += ". Tunnels carry nothing until both of their nodes use the new values; permit the new port in \
+                 firewalls";
     }
     Ok(Decision::Commit {
         change: Box::new(Change::ReplaceSettings { record, revision: known.revision }),
@@ -126,12 +127,7 @@ fn compare(wanted: &Wanted, before: &ClusterRecord, after: &ClusterRecord) -> (V
     };
     let settings = [
         ("the backend is", wanted.backend.is_some(), before.backend.to_string(), after.backend.to_string()),
-        (
-            "pods are attached by",
-            wanted.attach.is_some(),
-            before.attach.to_string(),
-            after.attach.to_string(),
-        ),
+        ("the attach mode is", wanted.attach.is_some(), before.attach.to_string(), after.attach.to_string()),
         (
             "the VXLAN port is",
             wanted.port.is_some(),
@@ -155,9 +151,9 @@ fn compare(wanted: &Wanted, before: &ClusterRecord, after: &ClusterRecord) -> (V
     let (mut differences, mut same) = (Vec::new(), Vec::new());
     for (what, _, before, after) in settings.into_iter().filter(|(_, is_wanted, ..)| *is_wanted) {
         if before == after {
-            same.push(format!("{what} {after} already"));
+            same.push(format!("{what} already {after}"));
         } else {
-            differences.push(format!("{what} {after}, and was {before}"));
+            differences.push(format!("{what} now {after} (was {before})"));
         }
     }
     (differences, same)
@@ -203,14 +199,16 @@ mod tests {
             ClusterRecord { vxlan, masquerade: Masquerade { enabled: false, except: Vec::new() }, ..before }
         );
         assert!(
-            done.starts_with("the VXLAN port is 4789, and was 8472; masquerade is off, and was on. Tunnels"),
+            done.starts_with(
+                "the VXLAN port is now 4789 (was 8472); masquerade is now off (was on). Tunnels"
+            ),
             "{done}"
         );
         let except = Some(vec!["192.0.2.0/24".parse().unwrap()]);
         let (_, done) = changed(&Wanted { except, ..Wanted::default() });
-        assert_eq!(done, "masquerade exceptions are 192.0.2.0/24, and was none");
+        assert_eq!(done, "masquerade exceptions are now 192.0.2.0/24 (was none)");
         let same = change(&view(), &Backend::Auto.into()).unwrap();
-        assert_eq!(same, Decision::Already("the backend is auto already".to_owned()));
+        assert_eq!(same, Decision::Already("the backend is already auto".to_owned()));
     }
 
     #[test]

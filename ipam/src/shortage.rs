@@ -117,12 +117,12 @@ impl fmt::Display for AllClaimed {
         let addresses = 1_u128.checked_shl(bits).unwrap_or(u128::MAX);
         write!(
             f,
-            "pool {pool} ({cidr}) has no free block, all {} are claimed, of {addresses} addresses: {owners}",
+            "pool {pool} ({cidr}) has no free block: all {} ({addresses} addresses) are claimed: {owners}",
             claimed.total
         )?;
         match claimed.resting {
             0 => Ok(()),
-            resting => write!(f, "; {resting} of them rest, for their nodes were removed"),
+            resting => write!(f, "; {resting} of them are held back because their nodes were removed"),
         }
     }
 }
@@ -205,7 +205,7 @@ impl Closed {
 
 /// A pool is for nodes with other labels.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
-#[error("is for nodes with the labels {}, and this node's are {}", format_labels(pool), or_none(node))]
+#[error("is for nodes with the labels {}; labels of this node: {}", format_labels(pool), or_none(node))]
 pub struct Foreign {
     /// Those that it is for.
     pub pool: Labels,
@@ -229,14 +229,14 @@ pub fn own_share(family: Family, counts: Counts) -> String {
     let Counts { used, resting, free, excluded } = counts;
     let total = used + resting + free + excluded;
     format!(
-        "no free {family} address: of {total} that this node has, {used} of this node are used, {resting} rest, \
-         {excluded} are never handed out, {free} are free"
+        "no free {family} address: this node has {total}: {used} used, {resting} in cool-down, {excluded} \
+         never assigned, {free} free"
     )
 }
 
 /// What can be done where there is no address left.
-pub const REMEDY: &str = "Add a pool with polderctl pool add, or remove nodes that are gone with polderctl node remove; \
-                          an address whose pod is deleted can be used again after 10 s";
+pub const REMEDY: &str = "Add a pool with polderctl pool add, or remove nodes that are gone with polderctl \
+                          node remove; the address of a deleted pod can be used again after 10 s";
 
 /// A shortage that is to come.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -254,7 +254,8 @@ impl fmt::Display for Warning {
         let Self { level, what, used, total } = self;
         write!(
             f,
-            "{what}: {used} of {total}, more than {level} %. Add a pool with polderctl pool add before there is none left"
+            "{what}: {used} of {total}, more than {level} %. Add a pool with polderctl pool add before none \
+             is left"
         )
     }
 }
@@ -333,7 +334,7 @@ mod tests {
         let view = cluster(record("10.0.0.0/27", 30), &owners);
         assert_eq!(
             AllClaimed::of(&view, pool(&view)).to_string(),
-            "pool p (10.0.0.0/27) has no free block, all 8 are claimed, of 32 addresses: n2 has 3, n5 has 2, n1 has 1, \
+            "pool p (10.0.0.0/27) has no free block: all 8 (32 addresses) are claimed: n2 has 3, n5 has 2, n1 has 1, \
              others 2"
         );
     }
@@ -358,8 +359,8 @@ mod tests {
         });
         let no_pool = |labels: &Labels| NoPool::of(&view, labels, &wanted).to_string();
         let why = no_pool(&zone_b);
-        assert!(why.contains("labels zone=a, and this node's are zone=b"), "{why}");
-        assert!(no_pool(&Labels::new()).ends_with("this node's are none"));
+        assert!(why.contains("labels zone=a; labels of this node: zone=b"), "{why}");
+        assert!(no_pool(&Labels::new()).ends_with("labels of this node: none"));
         let zone_a: Labels = [("zone".to_owned(), "a".to_owned())].into();
         assert!(!no_pool(&zone_a).contains("labels"));
     }

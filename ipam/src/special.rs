@@ -136,8 +136,8 @@ pub fn doubts(range: Cidr) -> Vec<String> {
     let mut doubts: Vec<String> = doubtful
         .map(|entry| {
             format!(
-                "{range} overlaps {entry}: pods cannot reach what else uses these addresses; choose another range if \
-                 something here does"
+                "{range} overlaps {entry}: pods cannot reach anything else that uses these addresses; choose \
+                 another range if you use them elsewhere"
             )
         })
         .collect();

@@ -114,7 +114,7 @@ pub enum StoreError {
         reason: String,
     },
     /// The store has answered that it does not do it. Nothing was changed, but see [`Refusal::effect`].
-    #[error("{store} refuses this: {refusal}")]
+    #[error("{store} refused the request: {refusal}")]
     Refused {
         /// Which store.
         store: String,

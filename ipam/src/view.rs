@@ -282,8 +282,8 @@ impl View {
         let (name, cidr) = (&pool.name, pool.cidr());
         if let Some(address) = self.own.iter().find(|address| cidr.has(**address)) {
             return Use::None(format!(
-                "{cidr} has this node's own address {address} inside: nodes and pods need ranges of their own. Remove it \
-                 with polderctl pool remove {name}"
+                "{cidr} contains this node's own address {address}: node and pod ranges must not overlap. \
+                 Remove it with polderctl pool remove {name}"
             ));
         }
         let in_use = || {
@@ -292,7 +292,8 @@ impl View {
                 || self.reservations.keys().any(reserved)
         };
         let otherwise = format!(
-            "no address of it is used on this node. Remove it with polderctl pool remove {name}, and add another range"
+            "this node uses no address of it. Remove it with polderctl pool remove {name}, and add another \
+             range"
         );
         if let Err(error) = pool.check_use() {
             let first = cidr.first();
@@ -324,9 +325,9 @@ impl View {
         match inside {
             // Its record is refused: an address of the pods' network is no node's.
             Some(_) if in_use() => Use::Full,
-            Some((node, address)) => Use::None(format!(
-                "it has {address}, the underlay address of node {node}, inside: {otherwise}"
-            )),
+            Some((node, address)) => {
+                Use::None(format!("it contains {address}, the underlay address of node {node}: {otherwise}"))
+            }
             None => Use::Full,
         }
     }

@@ -14,18 +14,18 @@ use crate::{Error, IfIndex, Operation, RouteSocket};
 /// An address of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Address {
-    /// The interface.
+    /// The index of the interface.
     pub index: IfIndex,
     /// The address with the length of its on-link prefix.
     pub address: IpNetwork,
-    /// Whether it is for the world, not for this link or host alone.
+    /// Whether its scope is global, not link or host.
     pub global: bool,
-    /// Whether it is about to go: deprecated, temporary, or refused by duplicate address detection.
+    /// Whether it may disappear soon: deprecated, temporary, or failed duplicate address detection.
     pub fleeting: bool,
 }
 
-/// Gives the interface the address, for global use and at once: without waiting for duplicate address detection,
-/// and without a route of the kernel's own making. Succeeds where it has it already.
+/// Adds the address with global scope, without duplicate address detection and without an automatic prefix route. Succeeds
+/// if the interface already has it.
 pub fn add(index: IfIndex, address: IpNetwork) -> Operation {
     let mut message = message(index, address);
     message.header.flags = AddressHeaderFlags::Nodad;
@@ -33,7 +33,7 @@ pub fn add(index: IfIndex, address: IpNetwork) -> Operation {
     Operation::new(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_REPLACE)
 }
 
-/// Takes the address away from the interface.
+/// Deletes the address from the interface.
 pub fn delete(index: IfIndex, address: IpNetwork) -> Operation {
     Operation::new(RouteNetlinkMessage::DelAddress(message(index, address)), 0)
 }
@@ -71,14 +71,14 @@ fn decode(message: &AddressMessage) -> Option<Address> {
     for attribute in &message.attributes {
         match attribute {
             AddressAttribute::Address(ip) => address = Some(*ip),
-            // On a point-to-point link the address is the other side's, and this one is our own.
+            // On a point-to-point link `Address` is the peer's address, and `Local` is our own.
             AddressAttribute::Local(ip) => local = Some(*ip),
             AddressAttribute::Flags(all) => flags = *all,
             _ => {}
         }
     }
     let passing = AddressFlags::Secondary | AddressFlags::Deprecated | AddressFlags::Dadfailed;
-    // IFA_F_SECONDARY is IFA_F_TEMPORARY for IPv6; an IPv4 secondary is as lasting as any.
+    // IFA_F_SECONDARY is IFA_F_TEMPORARY for IPv6; an IPv4 secondary address is permanent.
     let ip = local.or(address)?;
     let passing = if ip.is_ipv4() { AddressFlags::Deprecated } else { passing };
     Some(Address {

@@ -1,4 +1,4 @@
-//! Connection tracking: what the kernel remembers of an address that changes hands.
+//! Connection tracking: deletes the entries of an address that goes to another pod.
 
 use std::net::IpAddr;
 
@@ -14,7 +14,7 @@ use polder_api::Family;
 use crate::nft::FilterSocket;
 use crate::{Error, Operation};
 
-/// `CTA_FILTER` (`include/uapi/linux/netfilter/nfnetlink_conntrack.h`): a dump of those that fit, since Linux 5.8.
+/// `CTA_FILTER` (`include/uapi/linux/netfilter/nfnetlink_conntrack.h`): filters a dump, since Linux 5.8.
 const CTA_FILTER: u16 = 25;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
@@ -24,25 +24,25 @@ const CTA_FILTER_REPLY_FLAGS: u16 = 2;
 /// `CTA_FILTER_F_CTA_IP_SRC` (`net/netfilter/nf_internals.h`).
 const BY_SOURCE: u32 = 1;
 
-/// Nested attributes say so (`NLA_F_NESTED`).
+/// The flag of nested attributes (`NLA_F_NESTED`).
 const NESTED: u16 = 1 << 15;
 
 /// The direction in which an address is the source of a connection's packets.
 #[derive(Clone, Copy)]
 enum Direction {
-    /// It began the connection.
+    /// The address opened the connection.
     Original,
-    /// It answers, whatever address it was spoken to at.
+    /// The address replies, possibly after destination NAT.
     Reply,
 }
 
 impl FilterSocket {
-    /// Forgets all connections of the address, those that it began and those that it answers. How many there were.
+    /// Deletes all connection tracking entries of the address, in both directions. Returns their number.
     pub fn forget_connections(&mut self, address: IpAddr) -> Result<usize, Error> {
         let requests = match Family::of(address) {
             Family::V4 => [Direction::Original, Direction::Reply].map(|of| of_address(address, of)).into(),
-            // The kernel's filter lets through all IPv6 addresses but the one that is asked for
-            // (`ctnetlink_filter_match_tuple` in `net/netfilter/nf_conntrack_netlink.c` takes equal for different).
+            // The kernel's filter is inverted for IPv6: it returns all addresses except the requested one
+            // (`ctnetlink_filter_match_tuple` in `net/netfilter/nf_conntrack_netlink.c` treats equal as different).
             Family::V6 => vec![message(address, ConntrackMessage::Get(Vec::new()))],
         };
         let mut deletes = Vec::new();
@@ -53,7 +53,7 @@ impl FilterSocket {
         for outcome in self.execute(deletes)? {
             match outcome {
                 Ok(()) => count += 1,
-                // It has ended by itself.
+                // The entry expired meanwhile.
                 Err(error) if error.is_missing() => {}
                 Err(error) => return Err(error),
             }
@@ -78,15 +78,15 @@ fn of_address(address: IpAddr, direction: Direction) -> NetfilterMessage {
     let source = Tuple::Ip(vec![IPTuple::SourceAddress(address)]);
     let mut bytes = vec![0; source.buffer_len()];
     source.emit(&mut bytes);
-    // One attribute in another: 8 bytes long, with its header.
+    // A nested attribute: 8 bytes long, including its header.
     let flags = [&8_u16.to_ne_bytes()[..], &flags.to_ne_bytes(), &BY_SOURCE.to_ne_bytes()].concat();
-    // Of an attribute that it does not know, the crate loses the mark that others are in it. Not of a whole message.
+    // The crate drops the nested flag of an attribute that it does not know, but not of a raw message (`Other`).
     let attributes =
         vec![DefaultNla::new(tuple | NESTED, bytes), DefaultNla::new(CTA_FILTER | NESTED, flags)];
     message(address, ConntrackMessage::Other { message_type: ConntrackMessageType::Get.into(), attributes })
 }
 
-/// Deletes a connection that was found, by what its first packet was, if it is one of the address.
+/// The operation that deletes a dumped entry by its original tuple, if the entry belongs to the address.
 fn delete(address: IpAddr, found: NetfilterMessage) -> Option<Operation<NetfilterMessage>> {
     let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = found.inner else {
         return None;

@@ -1,4 +1,4 @@
-//! What can go wrong between us and the kernel.
+//! Errors of netlink requests.
 
 use std::io;
 use std::ops::Range;
@@ -6,15 +6,15 @@ use std::ops::Range;
 use netlink_packet_core::{DecodeError, NLA_HEADER_SIZE};
 use nix::errno::Errno;
 
-/// A request that the kernel refused, or that did not come through.
+/// A netlink request that the kernel refused, or that failed before or after.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The socket itself failed.
-    #[error("{action} netlink socket")]
+    /// A system call on the socket failed.
+    #[error("cannot {action} netlink socket")]
     Socket {
-        /// What was being done with it.
+        /// The action, as a verb phrase between "cannot" and "netlink socket".
         action: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
@@ -23,43 +23,43 @@ pub enum Error {
     Refused {
         /// The error number.
         errno: Errno,
-        /// The kernel's own words (extended acknowledgement), where it had some.
+        /// The text of the extended acknowledgement, if the kernel sent one.
         text: Option<String>,
     },
-    /// The tables changed under every attempt to read them whole (`NLM_F_DUMP_INTR`).
-    #[error("dump interrupted by changes {0} times in a row")]
+    /// The kernel's tables changed during every attempt to dump them (`NLM_F_DUMP_INTR`).
+    #[error("netlink dump interrupted by changes {0} times in a row")]
     Interrupted(u32),
-    /// The kernel sent what we cannot read. Nothing may be concluded from the rest either.
-    #[error("message from the kernel that cannot be decoded: {0}")]
+    /// A message from the kernel cannot be decoded, so the whole answer is unusable.
+    #[error("cannot decode a message from the kernel: {0}")]
     Decode(DecodeError),
-    /// What the kernel says of one of our interfaces cannot be read.
-    #[error("what the kernel says of interface {name} cannot be decoded: {problem}")]
+    /// The message about one of our interfaces cannot be decoded.
+    #[error("cannot decode the kernel's message about interface {name}: {problem}")]
     Interface {
-        /// The interface.
+        /// The name of the interface.
         name: String,
-        /// What cannot be read.
+        /// The decoding error.
         problem: DecodeError,
     },
-    /// A change was asked of a socket that was opened to read.
-    #[error("nothing is changed: this socket is for reading")]
+    /// A change was requested on a socket that was opened with [`crate::Socket::open_to_read`].
+    #[error("change refused: this netlink socket is read-only")]
     ReadOnly,
-    /// The kernel said that all is well and did not send what was asked for.
-    #[error("the kernel's answer is missing")]
+    /// The kernel acknowledged the request without sending the requested object.
+    #[error("no answer from the kernel")]
     NoAnswer,
 }
 
 impl Error {
-    /// The object is there already.
+    /// The object already exists (`EEXIST`).
     pub fn is_exists(&self) -> bool {
         self.errno() == Some(Errno::EEXIST)
     }
 
-    /// The object is not there (any more): what every kind of object says when it is deleted twice.
+    /// The object does not exist: the error numbers with which the kernel answers a second deletion, for all kinds of objects.
     pub fn is_missing(&self) -> bool {
         matches!(self.errno(), Some(Errno::ENODEV | Errno::ENOENT | Errno::ESRCH | Errno::EADDRNOTAVAIL))
     }
 
-    /// The kernel's error number, if it was the kernel that refused.
+    /// The kernel's error number, if the kernel refused the request.
     pub fn errno(&self) -> Option<Errno> {
         match self {
             Self::Refused { errno, .. } => Some(*errno),
@@ -77,7 +77,7 @@ impl Error {
     }
 }
 
-/// It is a part of the message, and so no source besides.
+/// The decoding error is part of the message, so it is not a `source` as well.
 impl From<DecodeError> for Error {
     fn from(problem: DecodeError) -> Self {
         Self::Decode(problem)
@@ -90,14 +90,14 @@ fn message_text(attributes: &[u8]) -> Option<String> {
     text(attributes, NLMSGERR_ATTR_MSG)
 }
 
-/// The text in the first attribute of that kind, without the NUL that ends it.
+/// The text of the first attribute of that kind, without its final NUL.
 pub(crate) fn text(attributes: &[u8], kind: u16) -> Option<String> {
     let value = attributes.get(attribute(attributes, kind)?)?;
     let text = value.strip_suffix(&[0]).unwrap_or(value);
     Some(String::from_utf8_lossy(text).into_owned())
 }
 
-/// Where the value of the first attribute of that kind is.
+/// The byte range of the value of the first attribute of that kind.
 pub(crate) fn attribute(attributes: &[u8], kind: u16) -> Option<Range<usize>> {
     const TYPE_MASK: u16 = 0x3fff;
     let mut at = 0;

@@ -1,18 +1,18 @@
-//! Numbers of interfaces.
+//! Interface indexes.
 
 use std::fmt;
 
-/// The number of an interface (`ifindex`). It counts in one network namespace: in another it is another interface's.
+/// The index of an interface (`ifindex`). It is valid in one network namespace only.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IfIndex(u32);
 
 impl IfIndex {
-    /// The number as the kernel says it.
+    /// Wraps the kernel's index.
     pub const fn new(number: u32) -> Self {
         Self(number)
     }
 
-    /// As the kernel is told.
+    /// The kernel's index.
     pub const fn number(self) -> u32 {
         self.0
     }

@@ -1,4 +1,4 @@
-//! The pod's own side: whether what was wired in its namespace is still there. What others have added is not our business.
+//! The pod's network namespace: compares the interface with what ADD made. Additions of other programs are ignored.
 
 use std::net::IpAddr;
 
@@ -11,28 +11,29 @@ use crate::route::{DefaultRoute, Table};
 use crate::rule::Rule;
 use crate::{Error, IfIndex, RouteSocket};
 
-/// What was wired in the pod.
+/// The configuration that ADD made in the pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inside {
-    /// The pod's interface.
+    /// The name of the pod's interface.
     pub interface: IfName,
-    /// Its MAC address.
+    /// The MAC address of the interface.
     pub mac: Mac,
-    /// Its addresses and their gateways.
+    /// The addresses of the interface and their gateways.
     pub addresses: Vec<PodAddress>,
-    /// The MAC address of every gateway.
+    /// The MAC address of all gateways.
     pub gateway_mac: Mac,
 }
 
 impl Inside {
-    /// The first difference between that and what `pod`, a socket in the pod's namespace, shows. `None` if all is there.
+    /// The first difference between this configuration and the kernel, read through `pod`, a socket in the pod's namespace.
+    /// `None` if there is no difference.
     pub fn difference(&self, pod: &mut RouteSocket) -> Result<Option<String>, Error> {
         let Self { interface: name, mac, addresses, gateway_mac } = self;
         let Some(link) = pod.link(name.as_str())? else {
             return Ok(Some(format!("the pod has no interface {name}")));
         };
         if !link.up {
-            return Ok(Some(format!("{name} in the pod is switched off")));
+            return Ok(Some(format!("{name} in the pod is down")));
         }
         if link.mac != Some(*mac) {
             let found = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
@@ -45,13 +46,14 @@ impl Inside {
             if !found_addresses.iter().any(|found| found.index == link.index && found.address == prefix) {
                 return Ok(Some(format!("{name} in the pod does not have the address {prefix}")));
             }
-            // None at all is no fault, as where another plugin has set the MAC address anew: then the pod asks for it.
+            // A missing entry is not an error: the kernel drops it when another plugin changes the MAC address, and the pod
+            // resolves the gateway with ARP or neighbour discovery.
             let is_wrong = |found: &&Neighbour| {
                 found.index == link.index && found.address == own.gateway && found.mac != *gateway_mac
             };
             if let Some(wrong) = neighbours.iter().find(is_wrong) {
                 return Ok(Some(format!(
-                    "the pod knows its gateway {} at {} instead of {gateway_mac}",
+                    "the pod's neighbour entry of gateway {} has MAC address {} instead of {gateway_mac}",
                     own.gateway, wrong.mac
                 )));
             }
@@ -63,8 +65,8 @@ impl Inside {
     }
 }
 
-/// Whether what the interface sends from the address goes to the gateway: by the pod's default route, or by one that it
-/// has for itself.
+/// Whether packets from the address are routed to the gateway: by the pod's default route, or by that of the interface's own
+/// table.
 fn has_way_out(pod: &mut RouteSocket, index: IfIndex, own: &PodAddress) -> Result<bool, Error> {
     let leads = |route: &DefaultRoute| route.index == Some(index) && route.gateway == Some(own.gateway);
     if pod.default_routes(Table::MAIN)?.iter().any(leads) {
@@ -75,7 +77,7 @@ fn has_way_out(pod: &mut RouteSocket, index: IfIndex, own: &PodAddress) -> Resul
     Ok(pod.rules()?.contains(&rule) && pod.default_routes(table)?.iter().any(leads))
 }
 
-/// The prefix that has only that address.
+/// The prefix of one address: /32 or /128.
 fn host_prefix(address: IpAddr) -> IpNetwork {
     IpNetwork::new(address, Family::of(address).bits()).expect("the length of a whole address")
 }

@@ -1,10 +1,12 @@
-//! Blocking netlink, in the kernel's own terms: the only place that speaks it.
+//! Blocking netlink. No other crate talks to the kernel over netlink.
 //!
-//! A [`Socket`] carries [`Operation`]s, which the modules make: [`link`](mod@link), [`address`], [`route`](mod@route),
-//! [`rule`], [`neighbour`] and [`nft`]. What others have made is read by [`routing`], what a pod has by [`inside`]. Several operations go to the kernel in one send; each has its own outcome.
+//! A [`Socket`] executes [`Operation`]s, which the modules create: [`link`](mod@link), [`address`], [`route`](mod@route),
+//! [`rule`], [`neighbour`] and [`nft`]. [`routing`] reads routes
+//! and rules of other programs, [`inside`] compares a pod's configuration. Several operations go to the kernel in one send;
+//! each has its own outcome.
 //!
-//! Requests block, and that is right: the kernel has done the work when the send returns. What is
-//! asynchronous are notifications, which have a socket of their own in [`monitor`].
+//! Requests block, because the kernel has done the work when the send returns. Notifications are asynchronous and have
+//! their own socket in [`monitor`].
 
 pub mod address;
 pub mod conntrack;
@@ -25,5 +27,5 @@ pub use error::Error;
 pub use index::IfIndex;
 pub use socket::{Operation, Protocol, RouteSocket, Socket};
 
-/// The routing protocol number that all our routes carry, and no one else's.
+/// The routing protocol number of all our routes, which no other program uses.
 pub const ROUTE_PROTOCOL: u8 = 84;

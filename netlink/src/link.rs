@@ -1,4 +1,4 @@
-//! Network interfaces: what they are, and what can be done with them.
+//! Network interfaces: reads, creates, changes and deletes them.
 
 mod port;
 mod unreadable;
@@ -26,61 +26,61 @@ use crate::{Error, IfIndex, Operation, RouteSocket};
 /// The largest MTU of a bridge (`ETH_MAX_MTU`).
 const LARGEST_MTU: u32 = 65_535;
 
-/// An interface as the kernel has it.
+/// The state of an interface in the kernel.
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the kernel's own")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
-    /// Its number in this namespace.
+    /// The index in this network namespace.
     pub index: IfIndex,
     /// Its name.
     pub name: String,
-    /// `IFF_UP`: whether somebody switched it on.
+    /// `IFF_UP`: whether it was set up.
     pub up: bool,
-    /// `IFF_RUNNING`: whether what is sent through it goes out, and is not dropped. The kernel's to decide.
+    /// `IFF_RUNNING`: whether it has a carrier. The kernel sets it.
     pub running: bool,
-    /// Whether its neighbours have link-layer addresses, so that a packet goes to any of them whatever its IP addresses are. Not so on
-    /// links like those of `WireGuard`, which sort packets by their IP addresses.
+    /// Whether its neighbours have link-layer addresses, so that any packet can be sent to any of them. False for links such as
+    /// `WireGuard`, which select the peer by IP address.
     pub has_neighbours: bool,
-    /// Its link-layer address, where it has one of six bytes.
+    /// The link-layer address, if it has six bytes.
     pub mac: Option<Mac>,
-    /// In bytes.
+    /// MTU, in bytes.
     pub mtu: u32,
-    /// The bridge that it is a port of.
+    /// The bridge that it is a port of (`master`).
     pub controller: Option<IfIndex>,
-    /// The number of what it hangs on: of a veth its other end, perhaps in another namespace.
+    /// `IFLA_LINK`: for a veth the index of its other end, possibly in another namespace.
     pub peer: Option<IfIndex>,
     /// `ifalias`.
     pub alias: Option<String>,
-    /// What made it.
+    /// The kind of device.
     pub kind: Kind,
-    /// Whether it is a bridge that looks frames up by their VLAN (`vlan_filtering`). Not where the kernel cannot.
+    /// Whether it is a bridge with `vlan_filtering` on. False if the kernel does not support that.
     pub filters_vlans: bool,
-    /// How it is set as a bridge port, if it is one.
+    /// The settings of the bridge port, if it is one.
     pub port: Option<Port>,
-    /// Whether it makes itself an IPv6 link-local address. `None` where the kernel has no IPv6.
+    /// Whether it generates an IPv6 link-local address. `None` if the kernel has no IPv6.
     pub makes_link_local: Option<bool>,
-    /// Whether IPv4 packets that come in through it are forwarded. In IPv6 no single interface has a say in that.
+    /// Whether IPv4 packets received on it are forwarded. IPv6 forwarding is set for the whole namespace.
     pub forwards: bool,
 }
 
-/// What kind of interface it is.
+/// The kind of an interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
     /// A software bridge.
     Bridge,
-    /// One end of a pair.
+    /// One end of a veth pair.
     Veth,
-    /// A VXLAN tunnel end point.
+    /// A VXLAN tunnel endpoint, with its settings.
     Vxlan(Vxlan),
-    /// Anything else: hardware, or what is not ours.
+    /// Any other kind, for example hardware.
     Other,
 }
 
-/// Creates a bridge, up. Its MAC address and its MTU, being set, do not follow its ports; the MTU only because it is
-/// changed once the bridge is there (`net/bridge/br_if.c`, `br_mtu_auto_adjust`). It has no multicast snooping, which
-/// would cost 10 % of an ADD, and no IPv6 address of its own making.
+/// Creates a bridge and sets it up. MAC address and MTU are set explicitly, so they do not follow the ports; for the MTU
+/// this works only if it is changed after creation (`net/bridge/br_if.c`, `br_mtu_auto_adjust`). Multicast snooping is off,
+/// because it would cost 10 % of an ADD; so is the IPv6 link-local address.
 pub fn create_bridge(name: &str, mac: Mac, mtu: u32) -> [Operation; 3] {
-    // Rather one more than one less, which might be too little for IPv6.
+    // One more, not one less: that may be below the minimum MTU of IPv6.
     let first = if mtu < LARGEST_MTU { mtu + 1 } else { mtu - 1 };
     let bridge = LinkMessageBuilder::<LinkBridge>::new(name)
         .address(mac.0.to_vec())
@@ -91,7 +91,8 @@ pub fn create_bridge(name: &str, mac: Mac, mtu: u32) -> [Operation; 3] {
     [create(bridge), without_link_local(name), change(name).mtu(mtu).up().into()]
 }
 
-/// Lets the bridge with that index look all frames up in VLAN 0. A kernel that knows no VLANs on bridges does nothing else.
+/// Turns VLAN filtering off, so that the bridge looks up all frames in VLAN 0. Succeeds on kernels without VLAN support on
+/// bridges, which always do that.
 pub fn without_vlans(index: IfIndex) -> Operation {
     let info = vec![
         LinkInfo::Kind(InfoKind::Bridge),
@@ -106,13 +107,13 @@ fn create(message: LinkMessage) -> Operation {
     Operation::new(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
 }
 
-/// Deletes the interface, and with a veth its other end. The caller waits out an RCU barrier, some 20 ms, after the
-/// interface is gone and its `RTM_DELLINK` notification is sent.
+/// Deletes the interface; for a veth also its other end. The caller waits for an RCU barrier (about 20 ms) after the
+/// interface is deleted and its `RTM_DELLINK` notification is sent.
 pub fn delete(index: IfIndex) -> Operation {
     Operation::new(RouteNetlinkMessage::DelLink(LinkUnspec::new_with_index(index.number()).build()), 0)
 }
 
-/// Deletes every interface of the group in one go, for the price of one.
+/// Deletes all interfaces of the group in one request, which takes as long as deleting one.
 pub fn delete_group(group: u32) -> Operation {
     let message = LinkMessageBuilder::<LinkUnspec>::new().link_group(group).build();
     Operation::new(RouteNetlinkMessage::DelLink(message), 0)
@@ -128,9 +129,9 @@ pub fn change_index(index: IfIndex) -> Change {
     Change(LinkUnspec::new_with_index(index.number()))
 }
 
-/// Keeps the interface of that name from making itself an IPv6 link-local address. To be said before it is up, in a
-/// change of its own: the kernel switches an interface on before it looks at the rest of the message. Where there is no
-/// IPv6, because the kernel has none or the MTU is too small for it, there is nothing to switch off.
+/// Prevents an automatic IPv6 link-local address. Send it before the interface is up, in a separate request: the kernel sets
+/// an interface up before it reads the rest of the message. Succeeds if there is no IPv6 (not in the kernel, or the MTU is
+/// too small).
 pub fn without_link_local(name: &str) -> Operation {
     let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
     let attribute = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]);
@@ -138,30 +139,30 @@ pub fn without_link_local(name: &str) -> Operation {
     Operation::from(change).harmless_if(Errno::EAFNOSUPPORT)
 }
 
-/// What is to be different about an interface. Sent as `RTM_NEWLINK`, because `RTM_SETLINK` ignores port settings.
+/// Changes to one interface. Sent as `RTM_NEWLINK`, because `RTM_SETLINK` ignores port settings.
 #[derive(Debug)]
 pub struct Change(LinkMessageBuilder<LinkUnspec>);
 
 impl Change {
-    /// Switches it on.
+    /// Sets it up.
     #[must_use]
     pub fn up(self) -> Self {
         Self(self.0.up())
     }
 
-    /// Gives it another MTU, in bytes.
+    /// Sets the MTU, in bytes.
     #[must_use]
     pub fn mtu(self, mtu: u32) -> Self {
         Self(self.0.mtu(mtu))
     }
 
-    /// Gives it another link-layer address.
+    /// Sets the link-layer address.
     #[must_use]
     pub fn mac(self, mac: Mac) -> Self {
         Self(self.0.address(mac.0.to_vec()))
     }
 
-    /// Makes it a port of the bridge with that index, or of none.
+    /// Makes it a port of that bridge, or of none.
     #[must_use]
     pub fn controller(self, bridge: Option<IfIndex>) -> Self {
         Self(self.0.controller(bridge.map_or(0, IfIndex::number)))
@@ -173,7 +174,7 @@ impl Change {
         Self(self.0.link_group(group))
     }
 
-    /// Lets IPv4 packets that come in through it be forwarded, also where new interfaces do not (`conf/default`).
+    /// Turns IPv4 forwarding on, in case new interfaces have it off (`conf/default`).
     #[must_use]
     pub fn forwarding(self) -> Self {
         let mut settings = InetDevConf::default();
@@ -182,25 +183,25 @@ impl Change {
         Self(self.0.append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![family])))
     }
 
-    /// Switches it off.
+    /// Sets it down.
     #[must_use]
     pub fn down(self) -> Self {
         Self(self.0.down())
     }
 
-    /// Gives it another name. Kernels before 6.2 rename only what is switched off.
+    /// Renames it. Kernels before 6.2 rename an interface only if it is down.
     #[must_use]
     pub fn name(self, name: &str) -> Self {
         Self(self.0.name(name))
     }
 
-    /// Gives it an `ifalias`; the kernel takes 255 bytes.
+    /// Sets the `ifalias`, at most 255 bytes.
     #[must_use]
     pub fn alias(self, alias: &str) -> Self {
         Self(self.0.alias(alias))
     }
 
-    /// Sets it as a bridge port.
+    /// Sets the bridge port settings.
     #[must_use]
     pub fn port(self, port: &Port) -> Self {
         Self(self.0.set_port_kind(port::KIND).set_port_data(InfoPortData::BridgePort(port.attributes())))

@@ -1,4 +1,4 @@
-//! Notifications: what changes in the kernel, as it changes.
+//! rtnetlink notifications of changes in the kernel.
 
 mod netconf;
 
@@ -26,63 +26,63 @@ const ALL_ELSE: [u32; 6] = [3, 5, 7, 9, 11, 24];
 /// `include/uapi/linux/rtnetlink.h`
 const RT_TABLE_LOCAL: u8 = 255;
 
-/// A burst of notifications waits in the kernel while we are busy; what does not fit is reported as an overrun.
+/// Size of the receive queue, in bytes. Notifications that do not fit are lost, which is reported as an overrun.
 const RECEIVE_QUEUE: usize = 4 << 20;
 
-/// What happened, and who did it.
+/// A change, and the socket that requested it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// What.
+    /// The change.
     pub what: What,
-    /// The port of the socket through which somebody asked for it, as [`crate::Socket::port`] says. 0 where nobody did, or
-    /// the kernel does not tell.
+    /// The port of the netlink socket that requested it, as in [`crate::Socket::port`]. 0 if no socket did, or if the kernel
+    /// does not report it.
     pub port: u32,
 }
 
-/// What happened.
+/// A change in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum What {
-    /// The interface is gone.
+    /// The interface was deleted.
     LinkGone {
-        /// The number that it had.
+        /// The former index.
         index: IfIndex,
-        /// The name that it had.
+        /// The former name.
         name: String,
     },
     /// The interface appeared or changed.
     Link {
-        /// Its number.
+        /// The index of the interface.
         index: IfIndex,
-        /// Its name.
+        /// The name of the interface.
         name: String,
     },
-    /// What a bridge does with one of its ports changed. Some of that is told in no other way.
+    /// A bridge port was added, removed or changed. Some of these changes cause no other event.
     Port {
         /// The interface that is or was the port.
         index: IfIndex,
     },
-    /// An address came or went.
+    /// An address was added or removed.
     Address {
         /// The interface that has or had it.
         index: IfIndex,
     },
-    /// A neighbour or forwarding entry came, went or changed.
+    /// A neighbour entry or FDB entry was added, removed or changed.
     Neighbour {
         /// The interface that has or had it.
         index: IfIndex,
-        /// The neighbour. None of a forwarding entry.
+        /// The IP address of the neighbour. `None` for an FDB entry.
         address: Option<IpAddr>,
     },
-    /// Somebody set an interface to forward no IPv4 packets any more.
+    /// IPv4 forwarding was turned off on an interface.
     ForwardsNoMore {
-        /// The interface.
+        /// The index of the interface.
         index: IfIndex,
     },
-    /// A route of ours came or went.
+    /// A route with our protocol number was added or removed.
     OwnRoute,
-    /// A route that is not one of ours came or went.
+    /// Any other route was added or removed.
     ForeignRoute,
-    /// Notifications were lost, or could not be read: anything may have happened.
+    /// Notifications were lost or could not be decoded: anything may have changed.
     Overrun,
 }
 
@@ -90,27 +90,27 @@ impl Event {
     const OVERRUN: Self = Self { what: What::Overrun, port: 0 };
 }
 
-/// A socket that hears what happens in one network namespace.
+/// A socket that receives the notifications of one network namespace.
 #[derive(Debug)]
 pub struct Monitor(Inbox);
 
 impl Monitor {
-    /// Starts listening to everything in the network namespace of the calling thread.
+    /// Subscribes to all changes in the network namespace of the calling thread.
     pub fn open() -> Result<Self, Error> {
         Inbox::open(NETLINK_ROUTE, ALL_ELSE.into_iter().chain([LINKS])).map(Self)
     }
 
-    /// Starts listening to what happens to interfaces.
+    /// Subscribes to changes of interfaces only.
     pub fn of_links() -> Result<Self, Error> {
         Inbox::open(NETLINK_ROUTE, [LINKS]).map(Self)
     }
 
-    /// Gives up waiting after that time: [`Monitor::wait`] is then an error.
+    /// Sets the receive timeout, after which [`Monitor::wait`] returns an error.
     pub fn set_patience(&self, patience: Duration) -> Result<(), Error> {
         self.0.set_patience(patience)
     }
 
-    /// Waits for the next events, as many as came together. There may be none: some of what is heard is not told.
+    /// Waits for the next notifications and returns their events. The list may be empty: some notifications are not events.
     pub fn wait(&mut self) -> Result<Vec<Event>, Error> {
         Ok(match self.0.receive()? {
             Received::Messages(messages) => events(messages),
@@ -119,36 +119,36 @@ impl Monitor {
     }
 }
 
-/// A socket for notifications.
+/// A socket for netlink notifications.
 #[derive(Debug)]
 pub(crate) struct Inbox {
     inner: netlink_sys::Socket,
     buffer: Vec<u8>,
 }
 
-/// What came.
+/// The result of one receive call.
 #[derive(Debug)]
 pub(crate) enum Received<'a> {
-    /// These messages, one behind the other. None, if the wait was interrupted.
+    /// Netlink messages, one after another. Empty if the wait was interrupted.
     Messages(&'a [u8]),
-    /// More than was read in time: some of it is lost.
+    /// The receive queue overflowed: notifications were lost.
     Overrun,
 }
 
 impl Inbox {
-    /// Starts listening to these groups in the network namespace of the calling thread.
+    /// Subscribes to these multicast groups in the network namespace of the calling thread.
     pub(crate) fn open(protocol: isize, groups: impl IntoIterator<Item = u32>) -> Result<Self, Error> {
         let mut inner = netlink_sys::Socket::new(protocol).map_err(Error::socket("open"))?;
         inner.bind_auto().map_err(Error::socket("bind"))?;
         setsockopt(&inner, sockopt::RcvBufForce, &RECEIVE_QUEUE)
             .map_err(|errno| Error::socket("configure")(errno.into()))?;
         for group in groups {
-            inner.add_membership(group).map_err(Error::socket("subscribe"))?;
+            inner.add_membership(group).map_err(Error::socket("join a multicast group with"))?;
         }
         Ok(Self { inner, buffer: Vec::with_capacity(64 << 10) })
     }
 
-    /// Gives up waiting after that time: [`Inbox::receive`] is then an error.
+    /// Sets the receive timeout, after which [`Inbox::receive`] returns an error.
     pub(crate) fn set_patience(&self, patience: Duration) -> Result<(), Error> {
         let patience = TimeVal::milliseconds(i64::try_from(patience.as_millis()).unwrap_or(i64::MAX));
         setsockopt(&self.inner, sockopt::ReceiveTimeout, &patience)
@@ -196,7 +196,7 @@ fn events(mut rest: &[u8]) -> Vec<Event> {
 fn what(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<What> {
     let NetlinkPayload::InnerMessage(message) = payload else { return None };
     match message {
-        // A bridge tells of its ports in its own family: one that only left the bridge is not gone.
+        // A bridge reports its ports in family AF_BRIDGE: a port that left the bridge is not a deleted interface.
         RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link)
             if link.header.interface_family != AddressFamily::Unspec =>
         {
@@ -214,7 +214,7 @@ fn what(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<What> {
         }
         RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
             let ours = route.header.protocol == RouteProtocol::from(ROUTE_PROTOCOL);
-            // What the kernel itself routes for each address and interface goes with those.
+            // The kernel's own routes in table local follow addresses and interfaces, which have their own events.
             let kernels = route.header.table == RT_TABLE_LOCAL;
             match (ours, kernels) {
                 (true, _) => Some(What::OwnRoute),

@@ -1,4 +1,4 @@
-//! Network namespaces: entered only to open something in them.
+//! Network namespaces: opens them, compares them and runs jobs in them.
 
 use std::fs::File;
 use std::io;
@@ -8,10 +8,10 @@ use std::path::Path;
 
 use nix::sched::{CloneFlags, setns, unshare};
 
-/// The namespace of the calling thread.
+/// The network namespace of the calling thread.
 const OWN: &str = "/proc/thread-self/ns/net";
 
-/// Which namespace it is: two paths lead to the same one exactly if these are equal.
+/// The identity of a namespace (device and inode): two paths refer to the same namespace exactly if these are equal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct NamespaceId {
     device: u64,
@@ -19,13 +19,13 @@ pub struct NamespaceId {
 }
 
 impl NamespaceId {
-    /// That of an open namespace file.
+    /// The identity of an open namespace file.
     pub fn of(namespace: &File) -> io::Result<Self> {
         let metadata = namespace.metadata()?;
         Ok(Self { device: metadata.dev(), inode: metadata.ino() })
     }
 
-    /// That of the calling thread.
+    /// The identity of the calling thread's namespace.
     pub fn own() -> io::Result<Self> {
         Self::of(&File::open(OWN)?)
     }
@@ -36,26 +36,26 @@ pub fn open(path: &Path) -> io::Result<File> {
     File::open(path)
 }
 
-/// Runs `job` in `namespace` on the calling thread, and comes back, even from a panic.
+/// Runs `job` in `namespace` on the calling thread, then returns to the previous namespace, also after a panic.
 ///
-/// Nothing may be awaited in `job`, and nothing in it may outlive it on this thread.
+/// `job` must not await, and must leave nothing running on this thread.
 pub fn within<T>(namespace: impl AsFd, job: impl FnOnce() -> T) -> io::Result<T> {
     let _home = Home(File::open(OWN)?);
     setns(namespace, CloneFlags::CLONE_NEWNET)?;
     Ok(job())
 }
 
-/// The namespace to go back to.
+/// The namespace to return to.
 struct Home(File);
 
 impl Drop for Home {
-    /// If the way back is barred, nothing may run here any more: it would program the wrong machine.
+    /// Panics if it cannot return: code on this thread would then change the wrong namespace.
     fn drop(&mut self) {
-        setns(&self.0, CloneFlags::CLONE_NEWNET).expect("the way back into the own network namespace");
+        setns(&self.0, CloneFlags::CLONE_NEWNET).expect("return to the own network namespace");
     }
 }
 
-/// Runs `job` on a thread of its own in a new, empty network namespace, which ends with it.
+/// Runs `job` on its own thread in a new, empty network namespace, which is deleted afterwards.
 pub fn in_a_new_one<T: Send>(job: impl FnOnce() -> T + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
         let inside = scope.spawn(|| {

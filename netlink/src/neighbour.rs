@@ -1,5 +1,4 @@
-//! Neighbour entries: which link-layer address has an IP address, and behind which port or peer a link-layer
-//! address is.
+//! Neighbour entries (IP address to link-layer address) and FDB entries (link-layer address to bridge port or tunnel endpoint).
 
 use std::net::IpAddr;
 
@@ -16,47 +15,48 @@ use crate::{Error, IfIndex, Operation, RouteSocket};
 /// `NDA_NH_ID` (`include/uapi/linux/neighbour.h`).
 const NEXT_HOP_OBJECT: u16 = 13;
 
-/// A permanent entry of the ARP or neighbour discovery table. The kernel never asks for it, ages it, or counts it
-/// against the limits of the table.
+/// A permanent neighbour entry (ARP or neighbour discovery). The kernel does not resolve it, age it, or count it against the
+/// table's limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Neighbour {
-    /// The interface behind which the neighbour is.
+    /// The interface of the entry.
     pub index: IfIndex,
-    /// Its IP address.
+    /// The IP address of the neighbour.
     pub address: IpAddr,
-    /// Its link-layer address.
+    /// The link-layer address of the neighbour.
     pub mac: Mac,
 }
 
-/// An entry of a forwarding database; of a bridge, of VLAN 0.
+/// An FDB entry of a VXLAN device or a bridge; for a bridge, in VLAN 0.
 ///
-/// A bridge has one table for each VLAN. As long as it does not filter VLANs it looks all frames up in VLAN 0
-/// (`br_allowed_ingress`, `net/bridge/br_vlan.c`). A kernel with `CONFIG_BRIDGE_VLAN_FILTERING` puts every port into VLAN 1, and
-/// repeats there what is made in VLAN 0 (`br_fdb_add`, `net/bridge/br_fdb.c`); what is deleted from VLAN 0 it deletes from all.
+/// A bridge has one table for each VLAN. While VLAN filtering is off, it looks up all frames in VLAN 0
+/// (`br_allowed_ingress`, `net/bridge/br_vlan.c`). A kernel with `CONFIG_BRIDGE_VLAN_FILTERING` puts every port into
+/// VLAN 1, and copies entries added to VLAN 0 there (`br_fdb_add`, `net/bridge/br_fdb.c`); an entry that is deleted from
+/// VLAN 0 is deleted from all VLANs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Forward {
     /// The bridge port or VXLAN device.
     pub index: IfIndex,
-    /// The link-layer address that it is about.
+    /// The destination link-layer address.
     pub mac: Mac,
-    /// Where frames to it go.
+    /// Where frames to that address are sent.
     pub to: Destination,
 }
 
-/// Where a forwarding database entry leads.
+/// The destination of an FDB entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Destination {
-    /// Out of the bridge port that has the entry.
+    /// The bridge port that has the entry.
     Port,
-    /// Through the tunnel, to the end point with this underlay address.
+    /// The tunnel endpoint with this underlay address.
     Remote(IpAddr),
-    /// Through the tunnel in a way that none of ours has: for a while, by a next hop object, or with a UDP port, a network
-    /// identifier or an interface of its own. Only read, and deleted.
+    /// A tunnel destination that Polder never uses: not permanent, a next hop object, or with its own UDP port, VNI or
+    /// interface. Such entries are only read and deleted.
     Otherwise,
 }
 
 impl Neighbour {
-    /// Makes the entry, whatever was there for its address.
+    /// Creates the entry, or replaces the one for its address.
     pub fn replace(&self) -> Operation {
         Operation::new(RouteNetlinkMessage::NewNeighbour(self.message()), NLM_F_CREATE | NLM_F_REPLACE)
     }
@@ -80,8 +80,8 @@ impl Neighbour {
 }
 
 impl Forward {
-    /// Makes the entry, whatever was there for its link-layer address; but not in place of one [`Destination::Otherwise`],
-    /// which is to be deleted before.
+    /// Creates the entry, or replaces the one for its link-layer address. An entry with [`Destination::Otherwise`] must be
+    /// deleted first.
     pub fn replace(&self) -> Operation {
         let mut message = self.message();
         if let Destination::Remote(underlay) = self.to {
@@ -90,7 +90,7 @@ impl Forward {
         Operation::new(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
     }
 
-    /// Deletes the entry; of a tunnel all that it has for the link-layer address (`vxlan_fdb_delete`,
+    /// Deletes the entry; for a tunnel, all entries of the link-layer address (`vxlan_fdb_delete`,
     /// `drivers/net/vxlan/vxlan_core.c`).
     pub fn delete(&self) -> Operation {
         Operation::new(RouteNetlinkMessage::DelNeighbour(self.message()), 0)
@@ -102,7 +102,7 @@ impl Forward {
         message.header.ifindex = self.index.number();
         message.attributes = vec![NeighbourAttribute::LinkLayerAddress(self.mac.0.to_vec())];
         match self.to {
-            // Not permanent in the bridge's words: that would be an address of the host. `NoArp` is a static entry.
+            // Not `Permanent`: for a bridge that is an address of the host. `Noarp` is a static entry.
             Destination::Port => {
                 message.header.state = NeighbourState::Noarp;
                 message.header.flags = NeighbourFlags::Controller;
@@ -117,13 +117,12 @@ impl Forward {
 }
 
 impl RouteSocket {
-    /// The permanent neighbours behind all interfaces, of both families.
+    /// The permanent neighbour entries of all interfaces, of both families.
     pub fn neighbours(&mut self) -> Result<Vec<Neighbour>, Error> {
         self.neighbours_in(|state| state == NeighbourState::Permanent)
     }
 
-    /// The neighbours behind all interfaces, of both families, that packets are sent to: the permanent ones, and those that were
-    /// learned (`NUD_VALID`, `include/net/neighbour.h`).
+    /// The usable neighbour entries of all interfaces, of both families: permanent and learned ones (`NUD_VALID`, `include/net/neighbour.h`).
     pub fn known_neighbours(&mut self) -> Result<Vec<Neighbour>, Error> {
         use NeighbourState::{Delay, Noarp, Permanent, Probe, Reachable, Stale};
         self.neighbours_in(|state| matches!(state, Permanent | Noarp | Reachable | Stale | Delay | Probe))
@@ -137,8 +136,8 @@ impl RouteSocket {
         })
     }
 
-    /// The forwarding entries of all bridge ports and tunnels, without those that ports have learned, those of their
-    /// own addresses, and those of other VLANs than 0.
+    /// The FDB entries of all bridge ports and tunnels, except learned ones, the ports' own addresses, and entries of VLANs
+    /// other than 0.
     pub fn forwards(&mut self) -> Result<Vec<Forward>, Error> {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Bridge;
@@ -164,7 +163,7 @@ fn forward(message: &RouteNetlinkMessage) -> Option<Forward> {
         return None;
     }
     let remote = message.attributes.iter().find_map(|attribute| match attribute {
-        // The family of the entry is the bridge's, so the address comes as bytes.
+        // The family of the entry is AF_BRIDGE, so the library returns the address as bytes.
         NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => ip(bytes),
         _ => None,
     });
@@ -183,7 +182,7 @@ fn forward(message: &RouteNetlinkMessage) -> Option<Forward> {
     Some(Forward { index: IfIndex::new(message.header.ifindex), mac: mac(message)?, to })
 }
 
-/// The VLAN of a bridge's entry. The kernel does not name VLAN 0 (`fdb_fill_info`, `net/bridge/br_fdb.c`).
+/// The VLAN of a bridge's FDB entry. The kernel omits VLAN 0 (`fdb_fill_info`, `net/bridge/br_fdb.c`).
 fn vlan(message: &NeighbourMessage) -> u16 {
     let vlan = message.attributes.iter().find_map(|attribute| match attribute {
         NeighbourAttribute::Vlan(vlan) => Some(*vlan),
@@ -212,7 +211,7 @@ mod tests {
 
     const POD: Mac = Mac([2, 0, 0, 0, 0, 2]);
 
-    /// An entry of a bridge port as the kernel tells it, through the bytes of the message.
+    /// An FDB entry of a bridge port, decoded from the bytes that the kernel would send.
     fn told(vlan: Option<u16>) -> RouteNetlinkMessage {
         let mut message = Forward { index: IfIndex::new(7), mac: POD, to: Destination::Port }.message();
         message.attributes.push(NeighbourAttribute::Controller(3));

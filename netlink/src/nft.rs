@@ -1,10 +1,9 @@
-//! nftables: one table of ours, made and changed in transactions.
+//! nftables: Polder's table, created and changed in transactions.
 //!
-//! A [`Table`] says what is fixed: sets, chains and rules. In the kernel it is two of the same name, one for IP and one for
-//! ARP, which are made and changed together. What comes and goes are the [`Element`]s of the sets. The
-//! kernel is spoken to directly, so that a pod's entry costs a system call and not a process, and nothing that
-//! comes from the cluster's store is ever given to another program. Of tables of others, [`foreign`] reads what they make of
-//! forwarded packets.
+//! A [`Table`] is the fixed part: sets, chains and rules. In the kernel it is two tables of one name, one of family inet and one
+//! of family arp, which are created and changed together. The variable part are the [`Element`]s of the sets. The crate uses
+//! netlink directly, so an entry of a pod costs a system call instead of a process, and no data from the datastore is
+//! passed to another program. [`foreign`] reads the chains and rules of other tables that affect forwarded packets.
 
 mod anchor;
 mod decode;
@@ -36,21 +35,21 @@ impl Protocol for NetfilterMessage {
     }
 }
 
-/// A socket for nftables.
+/// A netlink socket for nftables.
 pub type FilterSocket = Socket<NetfilterMessage>;
 
-/// The tables of families `inet` and `arp` with one name: everything of them but the elements of their sets.
+/// The tables of families `inet` and `arp` with one name, without the elements of their sets.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Table {
-    /// Its name.
+    /// The name of both tables.
     pub name: &'static str,
-    /// Its sets.
+    /// The sets.
     pub sets: Vec<Set>,
-    /// Its chains.
+    /// The base chains.
     pub chains: Vec<Chain>,
 }
 
-/// What the kernel keeps apart.
+/// The table family: the kernel has separate tables for IP and ARP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Side {
     /// IPv4 and IPv6 (family `inet`).
@@ -63,43 +62,43 @@ impl Side {
     const BOTH: [Self; 2] = [Self::Ip, Self::Arp];
 }
 
-/// A set of elements, to which rules refer by name. One that is on both sides has the same elements on both.
+/// A set, which rules refer to by name. A set that exists on both sides has the same elements on both.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Set {
-    /// Where it is.
+    /// The table that has the set.
     pub side: Side,
-    /// Its name.
+    /// The name of the set.
     pub name: &'static str,
-    /// What its elements are.
+    /// The type of its elements.
     pub key: Key,
 }
 
-/// A base chain. Its policy is to accept: what Polder does not name, it does not judge.
+/// A base chain with policy accept: packets that match no rule pass.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Chain {
-    /// Its name.
+    /// The name of the chain.
     pub name: &'static str,
-    /// Where it hangs.
+    /// The hook and priority.
     pub hook: Hook,
-    /// Its rules, in order.
+    /// The rules, in order of evaluation.
     pub rules: Vec<Rule>,
 }
 
-/// Where a chain hangs, and with which priority.
+/// The hook and priority of a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Hook {
-    /// Everything that comes in, before connection tracking sees it (prerouting, -300).
+    /// All incoming packets, before connection tracking (prerouting, -300).
     Raw,
-    /// What is for the host itself (input, 0).
+    /// Packets for the host itself (input, 0).
     Input,
-    /// ARP that is for the host itself (input, 0).
+    /// ARP packets for the host itself (input, 0).
     ArpInput,
-    /// The source address of what goes out (nat, postrouting, 100).
+    /// Source NAT of outgoing packets (nat, postrouting, 100).
     SourceNat,
 }
 
 impl Hook {
-    /// What comes by there.
+    /// The table family of the hook.
     pub fn side(self) -> Side {
         match self {
             Self::Raw | Self::Input | Self::SourceNat => Side::Ip,
@@ -108,117 +107,117 @@ impl Hook {
     }
 }
 
-/// A rule: if all matches hold, the verdict.
+/// A rule: applies the verdict to packets for which all matches are true. It counts them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Rule {
-    /// What it is for, in words; `nft list` shows it.
+    /// The purpose of the rule, shown by `nft list`.
     pub comment: &'static str,
-    /// What must hold.
+    /// The conditions; all must be true.
     pub matches: Vec<Match>,
-    /// What then happens. Packets are counted.
+    /// The verdict for matching packets.
     pub verdict: Verdict,
 }
 
-/// A property of a packet.
+/// A condition on a packet.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Match {
-    /// It came in through this interface, or one whose name starts so.
+    /// The input interface.
     Input(Interface),
-    /// It goes out through this interface, or one whose name starts so.
+    /// The output interface.
     Output(Interface),
-    /// It does not go out through this interface, nor one whose name starts so.
+    /// Any output interface except this.
     NotOutput(Interface),
-    /// It is of this family. Stands before every match that looks at addresses.
+    /// The address family. Required before every match on addresses.
     Family(Family),
-    /// It is UDP to this port.
+    /// UDP with this destination port.
     UdpTo(u16),
-    /// It is VXLAN of this network identifier. Stands after [`Match::UdpTo`].
+    /// VXLAN with this VNI. Requires [`Match::UdpTo`] before it.
     VxlanOf(u32),
-    /// Its source address is, or is not, in the set.
+    /// The source address, in or not in a set.
     Source(Within),
-    /// Its destination address is, or is not, in the set.
+    /// The destination address, in or not in a set.
     Destination(Within),
-    /// Its sender's link-layer address together with its source address is, or is not, in the set.
+    /// The pair of source link-layer address and source address, in or not in a set.
     Sender(Within),
-    /// Its destination is one address, neither multicast nor broadcast.
+    /// The destination is unicast, neither multicast nor broadcast.
     Unicast,
-    /// It is ICMP for IPv6 of this type.
+    /// ICMP for IPv6 of this type (RFC 4443).
     Icmpv6(u8),
-    /// The packet in the tunnel is of this family. Stands after [`Match::UdpTo`].
+    /// The address family of the inner packet of a tunnel. Requires [`Match::UdpTo`] before it.
     Carries(Family),
-    /// Its source address together with the first bits of that of the packet in the tunnel is, or is not, in the set. Stands
-    /// after [`Match::Family`] and [`Match::Carries`].
+    /// The pair of outer source address and first bits of the inner source address, in or not in a set. Requires
+    /// [`Match::Family`] and [`Match::Carries`] before it.
     Bearer {
-        /// The family of the packet in the tunnel.
+        /// The address family of the inner packet.
         carried: Family,
-        /// How many bits of its source address count.
+        /// The number of bits of the inner source address that are compared.
         length: u8,
-        /// Of the family of the tunnel.
+        /// The set. Its family is the outer one.
         within: Within,
     },
-    /// It is an answer over ARP.
+    /// An ARP reply.
     ArpReply,
-    /// The link-layer address together with the address that it tells over ARP is, or is not, in the set.
+    /// The pair of sender link-layer address and sender address of an ARP packet, in or not in a set.
     ArpSender(Within),
 }
 
-/// An interface, by name.
+/// Interfaces, by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Interface {
-    /// The one of this name.
+    /// The interface with this name.
     Named(&'static str),
-    /// All whose name starts so.
+    /// All interfaces whose name has this prefix.
     Prefixed(&'static str),
 }
 
 /// Membership of a set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Within {
-    /// It is in the set.
+    /// In the set of that family and name.
     Set(Family, &'static str),
-    /// It is not in the set.
+    /// Not in the set of that family and name.
     NotSet(Family, &'static str),
 }
 
-/// What happens to a packet.
+/// The verdict on a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Verdict {
-    /// It is dropped.
+    /// Drops it.
     Drop,
-    /// No later rule of the chain judges it.
+    /// Accepts it in this chain: later rules of the chain are skipped.
     Accept,
-    /// It leaves with the address of the interface that it leaves through, and a random port.
+    /// Translates the source to the address of the output interface and a random port.
     Masquerade,
 }
 
-/// The elements of a table's sets, by the name of the set.
+/// The elements of a table's sets, by set name.
 pub type Elements = BTreeMap<&'static str, BTreeSet<Element>>;
 
-/// What the kernel has in the place of a table.
+/// The state of a table in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
-    /// The very table, with these elements.
+    /// The table exists as defined, with these elements.
     Intact(Elements),
-    /// Nothing, or something else: why it is not the table.
+    /// The table is missing or different; the reason.
     Different(String),
 }
 
-/// How often a set that is on both sides is read again because they differ.
+/// Number of times a set that exists on both sides is read again if the sides differ.
 const ATTEMPTS: usize = 3;
 
-/// Changes that happen together or not at all.
+/// An atomic list of changes.
 #[derive(Debug)]
 pub struct Transaction(Vec<Operation<NetfilterMessage>>);
 
 impl Table {
-    /// A number that is another for another table. The kernel keeps it in the table's comment.
+    /// A hash of the definition, stored in the table's comment to recognise it.
     fn fingerprint(&self) -> String {
         let mut hasher = DefaultHasher::new();
         self.hash(&mut hasher);
         format!("polder {:016x}", hasher.finish())
     }
 
-    /// Makes the table with these elements, in place of whatever is there under its name.
+    /// Creates the table with these elements, and replaces any table of that name.
     pub fn install(&self, elements: &Elements) -> Transaction {
         let mut all = self.delete().0;
         let fingerprint = self.fingerprint();
@@ -235,7 +234,7 @@ impl Table {
         Transaction(all)
     }
 
-    /// Changes the elements of one set. The transaction fails if one that is to go is not there.
+    /// Adds and removes elements of one set. The transaction fails if an element to remove does not exist.
     pub fn change<'a>(
         &self,
         set: &'static str,
@@ -251,12 +250,12 @@ impl Table {
         Transaction(self.named(set).flat_map(change).collect())
     }
 
-    /// The set, on each side where it is.
+    /// The set, once for each side that has it.
     fn named(&self, name: &'static str) -> impl Iterator<Item = &Set> {
         self.sets.iter().filter(move |set| set.name == name)
     }
 
-    /// Puts `elements` in the place of all that the set has.
+    /// Replaces all elements of the set by `elements`.
     pub fn refill(&self, set: &'static str, elements: &BTreeSet<Element>) -> Transaction {
         let refill = |set| {
             let mut all = vec![encode::flush_set(self.name, set)];
@@ -266,7 +265,7 @@ impl Table {
         Transaction(self.named(set).flat_map(refill).collect())
     }
 
-    /// Takes the table away, with all that is in it. It need not be there.
+    /// Deletes the table with its content. Succeeds if it does not exist.
     pub fn delete(&self) -> Transaction {
         let delete = |side| [encode::add_table(side, self.name, None), encode::delete_table(side, self.name)];
         Transaction(Side::BOTH.into_iter().flat_map(delete).collect())
@@ -274,7 +273,7 @@ impl Table {
 }
 
 impl FilterSocket {
-    /// Carries out a transaction. Done or not at all.
+    /// Commits a transaction: all of it or nothing.
     pub fn commit(&mut self, transaction: Transaction) -> Result<(), Error> {
         if transaction.0.is_empty() {
             return Ok(());
@@ -282,7 +281,7 @@ impl FilterSocket {
         self.transact(encode::begin(), transaction.0, encode::end())
     }
 
-    /// Whether there is anything in the place of `table`.
+    /// Whether a table with the name of `table` exists, on either side.
     pub fn has(&mut self, table: &Table) -> Result<bool, Error> {
         for side in Side::BOTH {
             match self.get(encode::get_table(side, table.name)) {
@@ -294,11 +293,13 @@ impl FilterSocket {
         Ok(false)
     }
 
-    /// Reads what the kernel has in the place of `table`.
+    /// Reads the table from the kernel and compares it with `table`.
     pub fn find(&mut self, table: &Table) -> Result<Found, Error> {
         match self.read(table) {
             Ok(found) => Ok(found),
-            Err(error) if error.is_missing() => Ok(Found::Different("a part of it is missing".to_owned())),
+            Err(error) if error.is_missing() => {
+                Ok(Found::Different("a part of the table is missing".to_owned()))
+            }
             Err(error) => Err(error),
         }
     }
@@ -307,13 +308,16 @@ impl FilterSocket {
         for side in Side::BOTH {
             let comment = decode::table_comment(&self.get(encode::get_table(side, table.name))?);
             if comment.as_deref() != Some(table.fingerprint().as_str()) {
-                return Ok(Found::Different(format!("made as {:?}", comment.unwrap_or_default())));
+                return Ok(Found::Different(format!(
+                    "another version created the table (comment {:?})",
+                    comment.unwrap_or_default()
+                )));
             }
         }
         for chain in &table.chains {
             let found = self.get(encode::get_chain(table.name, chain))?;
             if !decode::accepts_by_policy(&found) {
-                return Ok(Found::Different(format!("chain {} has another policy", chain.name)));
+                return Ok(Found::Different(format!("chain {} does not have policy accept", chain.name)));
             }
         }
         let mut rules = Vec::new();
@@ -325,7 +329,7 @@ impl FilterSocket {
             let found =
                 rules.iter().filter(|rule| rule.chain == chain.name).map(|rule| rule.comment.as_str());
             if !found.eq(chain.rules.iter().map(|rule| rule.comment)) {
-                return Ok(Found::Different(format!("chain {} has other rules", chain.name)));
+                return Ok(Found::Different(format!("chain {} has different rules", chain.name)));
             }
         }
         let mut elements = Elements::new();
@@ -333,7 +337,7 @@ impl FilterSocket {
             let found = self.elements(table, set)?;
             let Some(before) = elements.insert(set.name, found.clone()) else { continue };
             let mut differ: BTreeSet<Element> = before.symmetric_difference(&found).cloned().collect();
-            // What has changed between the looks at the two sides is the same when one looks again.
+            // A change between the reads of the two sides disappears when both are read again.
             for _ in 0..ATTEMPTS {
                 if differ.is_empty() {
                     break;
@@ -344,7 +348,10 @@ impl FilterSocket {
                 elements.insert(set.name, two);
             }
             if !differ.is_empty() {
-                return Ok(Found::Different(format!("set {} is not the same on both sides", set.name)));
+                return Ok(Found::Different(format!(
+                    "set {} differs between the inet and the arp table",
+                    set.name
+                )));
             }
         }
         Ok(Found::Intact(elements))

@@ -1,4 +1,4 @@
-//! Routes: ours in the main table, and the default routes of pods.
+//! Routes: Polder's routes in the main table, and the default routes of pods.
 
 use std::net::IpAddr;
 
@@ -15,11 +15,11 @@ use rtnetlink::RouteMessageBuilder;
 use crate::address::family;
 use crate::{Error, IfIndex, Operation, ROUTE_PROTOCOL, RouteSocket};
 
-/// The priority of our routes. A route of somebody else to the same destination has another one, almost certainly,
-/// so that neither replaces the other: replacing goes by destination and priority, not by protocol.
+/// The metric of our routes. Routes of other programs to the same destination almost certainly have another metric, so
+/// neither replaces the other: the kernel replaces by destination and metric, not by protocol.
 const PRIORITY: u32 = 84;
 
-/// What the index of an interface is added to for the number of its own table. Few others count so far.
+/// Base of the table numbers of interfaces: the table is this plus the interface index. Few programs use numbers this high.
 const OWN_TABLES: u32 = 84_000;
 
 /// A routing table.
@@ -27,15 +27,15 @@ const OWN_TABLES: u32 = 84_000;
 pub struct Table(u32);
 
 impl Table {
-    /// The one that everybody uses.
+    /// Table main (254).
     pub const MAIN: Self = Self(RouteHeader::RT_TABLE_MAIN as u32);
 
-    /// The one that is an interface's alone.
+    /// The table of one interface.
     pub const fn of_interface(index: IfIndex) -> Self {
         Self(OWN_TABLES + index.number())
     }
 
-    /// Its number.
+    /// The table number.
     pub(crate) const fn number(self) -> u32 {
         self.0
     }
@@ -47,95 +47,96 @@ impl From<u32> for Table {
     }
 }
 
-/// A route to everywhere.
+/// A default route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DefaultRoute {
-    /// The addresses that it is for.
+    /// The address family.
     pub family: Family,
-    /// The interface that it leaves through. `None` if it is several.
+    /// The output interface. `None` for a multipath route.
     pub index: Option<IfIndex>,
-    /// The router that it leads to, if there is one.
+    /// The gateway, if there is one.
     pub gateway: Option<IpAddr>,
 }
 
 /// One of our routes: in the main table, with our protocol number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Route {
-    /// Where to.
+    /// The destination.
     pub destination: IpNetwork,
-    /// Which way.
+    /// The next hop, or unreachable.
     pub target: Target,
-    /// The source address of what the host itself sends this way.
+    /// The preferred source address of packets that the host itself sends.
     pub source: Option<IpAddr>,
-    /// The longest packet that goes this way, in bytes, if that is less than the interface takes.
+    /// The route MTU in bytes, if it is less than the interface's.
     pub mtu: Option<u32>,
 }
 
-/// Which way a route leads.
+/// The next hop of a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Target {
-    /// Its destinations are neighbours on the interface.
+    /// The destinations are neighbours on the interface.
     Link {
         /// The interface.
         index: IfIndex,
     },
-    /// The gateway takes it on.
+    /// Packets go to the gateway.
     Gateway {
-        /// The interface that leads to the gateway.
+        /// The interface of the gateway.
         index: IfIndex,
         /// The gateway.
         gateway: IpAddr,
-        /// The gateway is a neighbour on the interface although no route says so.
+        /// Flag `onlink`: the gateway is a neighbour on the interface, although no route covers it.
         onlink: bool,
     },
-    /// Nowhere: senders are told that the destination is unreachable.
+    /// Type `unreachable`: senders get an ICMP error.
     Unreachable,
 }
 
-/// A route with our protocol number that is none of ours: of another priority, so that it stands beside ours, or before it.
+/// A route with our protocol number but another metric, so Polder did not create it. It exists beside our route, or has
+/// precedence over it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Impostor {
-    /// Where to.
+    /// The destination.
     pub destination: IpNetwork,
-    /// Its priority; 0 comes before all others.
+    /// The metric; the lowest value has precedence, and 0 is the lowest.
     pub priority: u32,
 }
 
 impl Impostor {
-    /// Deletes it.
+    /// Deletes the route.
     pub fn delete(&self) -> Operation {
         delete_with(self.destination, self.priority)
     }
 }
 
-/// Makes it the route to its destination, in one step with taking away one of ours that was there.
+/// Creates the route, or replaces our route to its destination atomically.
 pub fn replace(route: &Route) -> Operation {
     Operation::new(RouteNetlinkMessage::NewRoute(message(route)), NLM_F_CREATE | NLM_F_REPLACE)
 }
 
-/// A route of a pod. It is the pod's own: it has no protocol number of ours.
+/// A route inside a pod, via an on-link gateway. It does not have our protocol number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OnlinkRoute {
-    /// The table that it is in.
+    /// The routing table.
     pub table: Table,
-    /// Where to; `None` is everywhere.
+    /// The destination; `None` for a default route.
     pub destination: Option<IpNetwork>,
-    /// The longest packet that goes this way, in bytes, if that is less than the interface takes.
+    /// The route MTU in bytes, if it is less than the interface's.
     pub mtu: Option<u32>,
-    /// The longest TCP segment, in bytes, if it is not to follow from that.
+    /// The advertised TCP maximum segment size in bytes; `None` derives it from the MTU.
     pub advmss: Option<u32>,
-    /// Its metric, if not the usual one.
+    /// The metric; `None` for the kernel's default.
     pub priority: Option<u32>,
 }
 
 impl OnlinkRoute {
-    /// The default route of that table.
+    /// A default route in that table.
     pub const fn to_everywhere(table: Table) -> Self {
         Self { table, destination: None, mtu: None, advmss: None, priority: None }
     }
 }
 
-/// Makes a route of a pod, through a gateway that no other route says to be on the link. One that is there is an error.
+/// Creates a route of a pod with flag `onlink`. Fails if the route already exists.
 pub fn onlink(index: IfIndex, gateway: IpAddr, route: &OnlinkRoute) -> Operation {
     let everything = match family(gateway) {
         AddressFamily::Inet => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
@@ -157,7 +158,7 @@ pub fn onlink(index: IfIndex, gateway: IpAddr, route: &OnlinkRoute) -> Operation
     Operation::new(RouteNetlinkMessage::NewRoute(builder.build()), NLM_F_CREATE | NLM_F_EXCL)
 }
 
-/// Deletes our route to the destination. A route that others made there is none of ours.
+/// Deletes our route to the destination. Routes of other programs to it stay.
 pub fn delete(destination: IpNetwork) -> Operation {
     delete_with(destination, PRIORITY)
 }
@@ -197,19 +198,19 @@ fn message(route: &Route) -> RouteMessage {
     builder.build()
 }
 
-/// A route of somebody else in the main table: of the kernel itself, an administrator, DHCP or router advertisements.
+/// A route of another origin in table main: the kernel, an administrator, DHCP or router advertisements.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForeignRoute {
-    /// Where to.
+    /// The destination.
     pub destination: IpNetwork,
-    /// The interface that it leaves through. `None` if it is several.
+    /// The output interface. `None` for a multipath route.
     pub index: Option<IfIndex>,
-    /// The routers that it leads to. None, where the destinations are on the link themselves.
+    /// The gateways. Empty if the destinations are on the link.
     pub gateways: Vec<IpAddr>,
 }
 
-/// Who makes the routes that a host is configured with (`rtnetlink.h`). Routing daemons are left out: their routes can
-/// be very many, and the routers that they lead to are on networks that the kernel has a route to.
+/// The protocols of configured routes (`rtnetlink.h`). Routing daemons are excluded: they can have very many routes, and
+/// their gateways are on networks for which the kernel has a route.
 const CONFIGURED: [RouteProtocol; 5] = [
     RouteProtocol::Kernel,
     RouteProtocol::Boot,
@@ -218,19 +219,20 @@ const CONFIGURED: [RouteProtocol; 5] = [
     RouteProtocol::Dhcp,
 ];
 
-/// Whom a host gives a packet to.
+/// The next hop of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NextHop {
-    /// The destination itself, which is on the link.
+    /// None: the destination is on the link.
     Destination,
-    /// This router.
+    /// A router.
     Router(IpAddr),
-    /// It cannot be told: there are several, or the route says something that is not read here. Not the destination, to be safe.
+    /// Unknown: there are several next hops, or the route has an attribute that is not decoded here. Treated as not on the link,
+    /// to be safe.
     Unclear,
 }
 
 impl NextHop {
-    /// What all attributes of an answer to a look-up say together (`rt_fill_info` in `net/ipv4/route.c`, `rt6_fill_node` in
+    /// The next hop in the answer to a route lookup (`rt_fill_info` in `net/ipv4/route.c`, `rt6_fill_node` in
     /// `net/ipv6/route.c`).
     fn of(attributes: &[RouteAttribute]) -> Self {
         use RouteAttribute::{
@@ -276,7 +278,7 @@ impl NextHop {
         }
     }
 
-    /// The router, if it is one.
+    /// The address of the router, if the next hop is one.
     pub fn router(self) -> Option<IpAddr> {
         match self {
             Self::Router(router) => Some(router),
@@ -285,21 +287,21 @@ impl NextHop {
     }
 }
 
-/// How the host would reach an address now.
+/// The result of a route lookup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lookup {
-    /// The interface that it would use.
+    /// The output interface.
     pub index: IfIndex,
-    /// Whom it would give the packet to.
+    /// The next hop.
     pub next_hop: NextHop,
-    /// The source address that it would use.
+    /// The source address.
     pub source: Option<IpAddr>,
-    /// Whether the address is the host's own.
+    /// Whether the address belongs to the host.
     pub local: bool,
 }
 
 impl RouteSocket {
-    /// Our routes in the main table, of both families, and those that only look like ours.
+    /// Our routes in the main table, of both families, and routes with our protocol number but another metric.
     pub fn routes(&mut self) -> Result<(Vec<Route>, Vec<Impostor>), Error> {
         let (mut routes, mut impostors) = (Vec::new(), Vec::new());
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -317,8 +319,7 @@ impl RouteSocket {
         Ok((routes, impostors))
     }
 
-    /// The routes of others in the main table that the host is configured with, of both families. Those that lead
-    /// nowhere are left out.
+    /// The configured routes of other origin in the main table, of both families, except types such as `unreachable`.
     pub fn foreign_routes(&mut self) -> Result<Vec<ForeignRoute>, Error> {
         let mut routes = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -362,13 +363,13 @@ impl RouteSocket {
             _ => None,
         });
         match dump {
-            // The filter has nothing to look in: the main table of a new namespace is not made yet.
+            // The table does not exist: a new namespace has no main table yet.
             Err(error) if error.is_missing() => Ok(Vec::new()),
             other => other,
         }
     }
 
-    /// Asks the kernel which way it would send a packet to `address`; `None` if it knows none.
+    /// Looks up the route to `address`; `None` if the kernel has none.
     pub fn look_up(&mut self, address: IpAddr) -> Result<Option<Lookup>, Error> {
         let mut message = RouteMessage::default();
         message.header.address_family = family(address);
@@ -383,7 +384,7 @@ impl RouteSocket {
     }
 }
 
-/// What a route message says, by attribute.
+/// The decoded attributes of a route message.
 #[derive(Default)]
 pub(crate) struct Attributes {
     pub(crate) destination: Option<IpAddr>,
@@ -425,7 +426,7 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-/// A route with our protocol number, and its priority.
+/// The route, if it has our protocol number, and its metric.
 fn marked(message: &RouteMessage) -> Option<(Route, u32)> {
     if u8::from(message.header.protocol) != ROUTE_PROTOCOL {
         return None;

@@ -1,4 +1,4 @@
-//! Routes and rules of others: what the kernel asks before ours, or instead of them. They are read, and never changed.
+//! Routes and rules of all tables, which may have precedence over Polder's routes. They are read, never changed.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -11,89 +11,89 @@ use polder_api::Family;
 use crate::route::Attributes;
 use crate::{Error, IfIndex, ROUTE_PROTOCOL, RouteSocket};
 
-/// The number of the table that everybody uses.
+/// The number of table main.
 pub const MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;
 
-/// The number of the table of the host's own addresses, which the kernel keeps.
+/// The number of table local: the host's own addresses, maintained by the kernel.
 pub const LOCAL: u32 = 255;
 
 /// A route of any table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AnyRoute {
-    /// Where to.
+    /// The destination.
     pub destination: IpNetwork,
-    /// The number of its table.
+    /// The table number.
     pub table: u32,
-    /// Its metric: of two routes to the same destination the lower one is taken.
+    /// The metric: of two routes to the same destination, the kernel uses the one with the lower metric.
     pub priority: u32,
-    /// What becomes of packets.
+    /// What the kernel does with packets that match.
     pub leads: Leads,
-    /// The interface that it leads to, if there is one.
+    /// The output interface, if there is one.
     pub index: Option<IfIndex>,
-    /// The router that it leads to, if there is one.
+    /// The gateway, if there is one.
     pub gateway: Option<IpAddr>,
-    /// Whether it carries our protocol number, in the main table.
+    /// Whether it has our protocol number and is in table main.
     pub ours: bool,
 }
 
-/// What becomes of packets that take a route.
+/// What the kernel does with packets that match a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Leads {
-    /// They are sent on.
+    /// It forwards them.
     On,
-    /// They are for the host itself.
+    /// It delivers them to the host itself.
     ToHost,
-    /// They are dropped or refused; the word for it in `ip route`.
+    /// It drops or rejects them; the route type as in `ip route`.
     Nowhere(&'static str),
 }
 
-/// A rule that says which table is asked.
+/// A routing policy rule (`ip rule`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AnyRule {
-    /// The packets that it is for.
+    /// The address family.
     pub family: Family,
-    /// Rules are asked in this order.
+    /// The priority: the kernel evaluates rules in ascending order.
     pub priority: u32,
-    /// The source addresses that it is for, if not all.
+    /// The source prefix, if any.
     pub source: Option<IpNetwork>,
-    /// The destinations that it is for, if not all.
+    /// The destination prefix, if any.
     pub destination: Option<IpNetwork>,
-    /// The interface that packets come in by, if not any.
+    /// The input interface (`iif`), if any.
     pub input: Option<String>,
-    /// Whether a forwarded packet without a mark can be one that it is for, by what else it asks for.
+    /// Whether the remaining selectors can match a forwarded packet without a mark.
     pub otherwise: Applies,
-    /// Whether it is for all packets but those.
+    /// Whether the selectors are inverted (`not`).
     pub inverted: bool,
-    /// What it does with them.
+    /// The action for matching packets.
     pub action: RuleTarget,
 }
 
-/// To how many of some packets something applies.
+/// How many packets of a group something applies to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Applies {
-    /// To none of them.
+    /// None.
     Never,
-    /// Perhaps to some.
+    /// Possibly some.
     Perhaps,
-    /// To all of them.
+    /// All.
     Always,
 }
 
-/// What a rule does.
+/// The action of a routing policy rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RuleTarget {
-    /// The table is asked. Routes of at most that prefix length do not count.
+    /// Look up the table. Routes with at most that prefix length are ignored (`suppress_prefixlength`).
     Table(u32, Option<u32>),
-    /// Packets are dropped or refused; the word for it in `ip rule`.
+    /// Drop or reject packets; the action as in `ip rule`.
     Nowhere(&'static str),
-    /// The rules from that priority on are asked next.
+    /// Continue with the rules from that priority on.
     Goto(u32),
-    /// The next rule is asked.
+    /// Continue with the next rule.
     Nothing,
 }
 
 impl RouteSocket {
-    /// The routes of all tables and both families that `wanted` wants, by destination.
+    /// The routes of all tables and both families whose destination `wanted` accepts.
     pub fn any_routes(&mut self, wanted: impl Fn(IpNetwork) -> bool) -> Result<Vec<AnyRoute>, Error> {
         let mut routes = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -104,7 +104,7 @@ impl RouteSocket {
         Ok(routes)
     }
 
-    /// The rules of both families, in the order in which they are asked.
+    /// The rules of both families, in order of evaluation.
     pub fn any_rules(&mut self) -> Result<Vec<AnyRule>, Error> {
         let mut rules = self.dump(RouteNetlinkMessage::GetRule(RuleMessage::default()), |message| {
             let RouteNetlinkMessage::NewRule(message) = message else { return None };
@@ -122,7 +122,7 @@ fn any_route(message: &RouteMessage, wanted: &impl Fn(IpNetwork) -> bool) -> Opt
         RouteType::BlackHole => Leads::Nowhere("blackhole"),
         RouteType::Unreachable => Leads::Nowhere("unreachable"),
         RouteType::Prohibit => Leads::Nowhere("prohibit"),
-        // The next rule is asked, or it is for no single address.
+        // Type `throw`, or not for unicast.
         _ => return None,
     };
     let unspecified = match message.header.address_family {
@@ -177,7 +177,7 @@ fn any_rule(message: &RuleMessage) -> Option<AnyRule> {
                 goto = *number;
                 continue;
             }
-            // None is told as all bits set.
+            // The kernel reports "none" as all bits set.
             RuleAttribute::SuppressPrefixLen(length) => {
                 suppressed = Some(*length).filter(|length| *length != u32::MAX);
                 continue;
@@ -205,7 +205,7 @@ fn any_rule(message: &RuleMessage) -> Option<AnyRule> {
             RuleAttribute::SuppressIfGroup(_) | RuleAttribute::Realm(_) | RuleAttribute::Protocol(_) => {
                 continue;
             }
-            // What is forwarded comes from no socket, and from no tunnel's metadata.
+            // Forwarded packets have no socket and no tunnel metadata.
             RuleAttribute::Oifname(_) | RuleAttribute::TunId(_) | RuleAttribute::L3MDev(true) => {
                 Applies::Never
             }

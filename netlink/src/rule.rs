@@ -1,4 +1,4 @@
-//! Rules: which routing table answers for which source address.
+//! Routing policy rules that select a table by source address.
 
 use std::net::IpAddr;
 
@@ -11,20 +11,20 @@ use crate::address::family;
 use crate::route::Table;
 use crate::{Error, Operation, RouteSocket};
 
-/// Behind the rule for the host's own addresses (0), before that for the main table (32766).
+/// The rule priority: after the rule for table local (0), before the one for table main (32766).
 const PRIORITY: u32 = 84;
 
-/// What is sent from an address goes the way that a table knows. Where the table knows none, the next rule is asked.
+/// A rule: packets from `source` are routed by `table`. If the table has no route, the kernel continues with the next rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rule {
-    /// The address.
+    /// The source address.
     pub source: IpAddr,
-    /// The table.
+    /// The routing table.
     pub table: Table,
 }
 
 impl Rule {
-    /// Makes the rule. Succeeds where it is there already.
+    /// Creates the rule. Succeeds if it already exists.
     pub fn add(&self) -> Operation {
         let mut message = RuleMessage::default();
         message.header.family = family(self.source);
@@ -41,7 +41,7 @@ impl Rule {
 }
 
 impl RouteSocket {
-    /// The rules for single source addresses, of both families.
+    /// The rules with a single source address, of both families.
     pub fn rules(&mut self) -> Result<Vec<Rule>, Error> {
         self.dump(RouteNetlinkMessage::GetRule(RuleMessage::default()), |message| rule(&message))
     }

@@ -1,8 +1,7 @@
-//! One blocking netlink socket: requests go out in batches, and every request gets its own outcome.
+//! A blocking netlink socket: sends requests in batches and returns the outcome of each.
 //!
-//! What the usual libraries lose on the way is kept here: the error that ends a failed dump, the mark of a dump
-//! that changed while it was read, the kernel's explanation of an error, and answers to a request that an earlier
-//! caller gave up on are not taken for ours.
+//! It keeps what the usual libraries drop: the error at the end of a failed dump, the flag of a dump that was interrupted by
+//! changes, and the kernel's text of an error. It ignores late answers to earlier requests.
 
 mod answer;
 
@@ -23,18 +22,18 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use self::answer::{Answer, all_ended};
 use crate::Error;
 
-/// Room for the largest message that the kernel puts into a dump (32 KiB), and for single ones of any size seen.
+/// Size of the receive buffer, in bytes: the largest dump message of the kernel is 32 KiB, and no larger single one is known.
 const RECEIVE_BUFFER: usize = 64 << 10;
 
-/// Acknowledgements wait in the receive queue, about 800 bytes of it each: this many always fit.
+/// Requests per batch. Acknowledgements wait in the receive queue and take about 800 bytes each: this many always fit.
 const BATCH: usize = 128;
 
-/// The kernel answers within the send; this only guards against waiting for ever for an answer that got lost.
+/// Receive timeout in seconds. The kernel answers during the send, so it only matters if an answer is lost.
 const PATIENCE_SECONDS: i64 = 10;
 
 /// A netlink protocol: its messages and its number.
 pub trait Protocol: NetlinkSerializable + NetlinkDeserializable + Debug {
-    /// `NETLINK_*`.
+    /// The protocol number, `NETLINK_*`.
     const NUMBER: isize;
 
     /// Decodes one message.
@@ -42,8 +41,8 @@ pub trait Protocol: NetlinkSerializable + NetlinkDeserializable + Debug {
         NetlinkMessage::deserialize(message)
     }
 
-    /// What it means that a message cannot be decoded: nothing may be concluded from the others either. Unless it can be
-    /// read in another form, which is returned, or does not concern us.
+    /// Handles a message that cannot be decoded: returns it in a form that can be decoded, or `None` to skip it, or an error if the
+    /// whole answer is unusable (the default).
     fn undecodable(_message: &[u8], error: DecodeError) -> Result<Option<Vec<u8>>, Error> {
         Err(error.into())
     }
@@ -69,19 +68,19 @@ pub struct Operation<M = RouteNetlinkMessage> {
 }
 
 impl<M> Operation<M> {
-    /// `flags` are the `NLM_F_*` beyond request and acknowledgement.
+    /// `flags` are the `NLM_F_*` flags in addition to request and acknowledgement.
     pub fn new(message: impl Into<M>, flags: u16) -> Self {
         Self { message: message.into(), flags, harmless: None }
     }
 
-    /// Where the kernel answers with that error, all is well. Not in a transaction, which is done as a whole.
+    /// Treats that error as success. Not in a transaction, which fails as a whole.
     #[must_use]
     pub fn harmless_if(self, errno: Errno) -> Self {
         Self { harmless: Some(errno), ..self }
     }
 }
 
-/// A blocking socket of one protocol, in the network namespace in which it was opened, wherever it is used.
+/// A blocking socket of one protocol. It belongs to the network namespace in which it was opened, on whatever thread it is used.
 #[derive(Debug)]
 pub struct Socket<M> {
     inner: netlink_sys::Socket,
@@ -96,10 +95,10 @@ impl<M: Protocol> Socket<M> {
     pub fn open() -> Result<Self, Error> {
         let mut inner = netlink_sys::Socket::new(M::NUMBER).map_err(Error::socket("open"))?;
         inner.bind_auto().map_err(Error::socket("bind"))?;
-        // The text of an error, and no copy of the request with it.
+        // Request the text of an error, without a copy of the request.
         inner.set_ext_ack(true).map_err(Error::socket("configure"))?;
         inner.set_cap_ack(true).map_err(Error::socket("configure"))?;
-        // Filters of a dump are the kernel's to apply; one that it does not know is an error, not ignored.
+        // The kernel filters dumps, and rejects a filter that it does not support instead of ignoring it.
         inner.set_netlink_get_strict_chk(true).map_err(Error::socket("configure"))?;
         let timeout = TimeVal::seconds(PATIENCE_SECONDS);
         setsockopt(&inner, sockopt::ReceiveTimeout, &timeout)
@@ -110,21 +109,21 @@ impl<M: Protocol> Socket<M> {
         Ok(Self { inner, read_only: false, sequence: 0, buffer, protocol: PhantomData })
     }
 
-    /// Opens a socket that refuses every change before the kernel hears of it.
+    /// Opens a read-only socket: a change is refused without sending anything to the kernel.
     pub fn open_to_read() -> Result<Self, Error> {
         Ok(Self { read_only: true, ..Self::open()? })
     }
 
-    /// The number by which notifications name this socket.
+    /// The port number by which notifications identify this socket.
     pub fn port(&self) -> Result<u32, Error> {
         let mut address = SocketAddr::new(0, 0);
-        self.inner.get_address(&mut address).map_err(Error::socket("ask"))?;
+        self.inner.get_address(&mut address).map_err(Error::socket("read the port of"))?;
         Ok(address.port_number())
     }
 
-    /// Carries out the operations in order and says for each how it went. One that fails does not stop the rest.
+    /// Executes the operations in order and returns the outcome of each. A failed one does not stop the rest.
     ///
-    /// The outer error means that the socket failed, and that it is not known what was done.
+    /// The outer error means that the socket failed; it is then unknown which operations were executed.
     pub fn execute(
         &mut self,
         operations: impl IntoIterator<Item = Operation<M>>,
@@ -150,14 +149,14 @@ impl<M: Protocol> Socket<M> {
         }
     }
 
-    /// Carries out the operations in order; the first failure is the result, but does not stop the rest.
+    /// Executes the operations in order. Returns the first failure, which does not stop the rest.
     pub fn execute_all(&mut self, operations: impl IntoIterator<Item = Operation<M>>) -> Result<(), Error> {
         self.execute(operations)?.into_iter().collect()
     }
 
-    /// Carries out all operations between `begin` and `end`, or none (nftables). Never split.
+    /// Executes all operations between `begin` and `end`, or none (nftables). Never split into batches.
     ///
-    /// What concerns the transaction as a whole, the kernel answers to its beginning.
+    /// The kernel reports errors of the whole transaction as answer to `begin`.
     pub(crate) fn transact(&mut self, begin: M, operations: Vec<Operation<M>>, end: M) -> Result<(), Error> {
         if self.read_only {
             return Err(Error::ReadOnly);
@@ -171,7 +170,7 @@ impl<M: Protocol> Socket<M> {
         self.exchange(batch, 0, finished)?.into_iter().try_for_each(|answer| answer.end.unwrap_or(Ok(())))
     }
 
-    /// Asks for one object.
+    /// Reads one object.
     pub(crate) fn get(&mut self, message: impl Into<M>) -> Result<M, Error> {
         let mut answers =
             self.exchange(vec![(message.into(), 0)], NLM_F_ACK, |answers| all_ended(answers))?;
@@ -180,8 +179,8 @@ impl<M: Protocol> Socket<M> {
         answer.messages.into_iter().next().ok_or(Error::NoAnswer)
     }
 
-    /// Asks for all objects of a kind: all of them as they were at one moment, or an error. Each is put into our words as
-    /// soon as it comes: of thousands the kernel's own take a kilobyte each.
+    /// Reads all objects of a kind: a consistent dump, or an error. `put` converts each message on arrival, because messages take
+    /// about a kilobyte each and there can be thousands.
     pub(crate) fn dump<T>(
         &mut self,
         message: impl Into<M>,
@@ -202,7 +201,7 @@ impl<M: Protocol> Socket<M> {
         })
     }
 
-    /// Sends all in one go, each with the flags in `extra`, and reads until `finished`.
+    /// Sends all requests at once, each with the flags in `extra`, and reads answers until `finished`.
     fn exchange(
         &mut self,
         batch: Vec<(M, u16)>,
@@ -227,7 +226,7 @@ impl<M: Protocol> Socket<M> {
         Ok(answers)
     }
 
-    /// Reads one datagram into `answers`, which are those to the sequence numbers from `first`.
+    /// Reads one datagram into `answers`; `first` is the sequence number of the first one.
     fn receive(&mut self, first: u32, answers: &mut [Answer<M>]) -> Result<(), Error> {
         self.buffer.clear();
         let length = loop {
@@ -237,13 +236,16 @@ impl<M: Protocol> Socket<M> {
             }
         };
         if length > self.buffer.len() {
-            return Err(DecodeError::from(format!("{length} bytes in one message")).into());
+            return Err(DecodeError::from(format!(
+                "message of {length} bytes is larger than the receive buffer"
+            ))
+            .into());
         }
         answer::take(&self.buffer, first, answers)
     }
 }
 
-/// Appends `message` to `request`, framed and aligned.
+/// Appends `message` to `request` with its netlink header and padding.
 fn append<M: NetlinkSerializable>(request: &mut Vec<u8>, message: M, flags: u16, sequence: u32) {
     let mut header = NetlinkHeader::default();
     header.flags = flags;

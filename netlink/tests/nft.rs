@@ -242,7 +242,10 @@ fn a_dump_that_the_kernel_refuses_is_an_error_and_not_an_empty_table() {
         filter.commit(table.install(&Elements::new())).unwrap();
         assert!(matches!(filter.find(&table).unwrap(), Found::Intact(_)));
         run("nft", &["delete set inet lab spare"]);
-        assert_eq!(filter.find(&table).unwrap(), Found::Different("a part of it is missing".to_owned()));
+        assert_eq!(
+            filter.find(&table).unwrap(),
+            Found::Different("a part of the table is missing".to_owned())
+        );
     });
 }
 

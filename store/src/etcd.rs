@@ -60,7 +60,7 @@ impl Etcd {
     /// Prepares connections to all members. Succeeds whether or not one of them is there.
     pub async fn new(config: &EtcdConfig) -> Result<Self, StoreError> {
         if config.endpoints.is_empty() && config.discovery_srv.is_none() {
-            let reason = "no endpoint is given".to_owned();
+            let reason = "no endpoint is configured".to_owned();
             return Err(StoreError::Unusable { store: "etcd".to_owned(), reason });
         }
         Ok(Self {
@@ -81,8 +81,8 @@ impl Etcd {
         let mut config = self.members.config().clone();
         if let Some(shown) = &own.certificate {
             if !self.members.is_secure() {
-                let reason = "its endpoints are http://, where no certificate is shown: let etcd speak TLS, and set etcd.ca and \
-                              https:// endpoints on this node";
+                let reason = "a client certificate needs TLS, but the endpoints are http://: enable TLS in \
+                              etcd, and set etcd.ca and https:// endpoints on this node";
                 return Err(StoreError::Unusable { store: self.name(), reason: reason.to_owned() });
             }
             config.identity = Some((inline(&shown.certificate), inline(&shown.key.0)));
@@ -93,7 +93,7 @@ impl Etcd {
             password: Password::Inline(user.password.0.clone()),
         });
         if let Some(user) = own.user.as_ref().filter(|_| !self.is_encrypted()) {
-            warn!("the password of etcd's user {} is sent without encryption: let etcd speak TLS", user.name);
+            warn!("the password of etcd user {} is sent unencrypted: enable TLS in etcd", user.name);
         }
         Ok(Self {
             members: self.members.again(&config).await?,
@@ -148,7 +148,7 @@ impl Etcd {
         match asked.await {
             Ok(answer) if answer.header().is_none() => {
                 self.leave(&member);
-                let reason = format!("this is an etcd grpc-proxy, {NOT_THROUGH_PROXIES}");
+                let reason = format!("this is an etcd grpc-proxy: {NOT_THROUGH_PROXIES}");
                 Err(StoreError::Unusable { store: member.to_string(), reason })
             }
             // Who refuses is no proxy: those do not refuse this.
@@ -251,7 +251,7 @@ impl Etcd {
                 self.leave(member);
                 Err(StoreError::NoAnswer {
                     store: member.to_string(),
-                    reason: format!("nothing within {} s", PATIENCE.as_secs()),
+                    reason: format!("no reply within {} s", PATIENCE.as_secs()),
                 })
             }
         }
@@ -341,7 +341,7 @@ impl Etcd {
             Some(number) => Some(number),
             None => count(0).await?,
         };
-        known.ok_or_else(|| self.no_answer("it does not know how many keys it has".to_owned()))
+        known.ok_or_else(|| self.no_answer("the reply has no key count".to_owned()))
     }
 
     /// Follows the range until nobody listens any more.
@@ -434,8 +434,8 @@ fn write(write: &Write) -> TxnOp {
 }
 
 /// Why not, and what to do.
-const NOT_THROUGH_PROXIES: &str = "which hides errors and lets watches go silent: write the addresses of etcd's members \
-                                              into etcd.endpoints";
+const NOT_THROUGH_PROXIES: &str = "it hides errors and stalls watches; set etcd.endpoints to the addresses of \
+                                   the etcd members";
 
 #[cfg(test)]
 mod tests {

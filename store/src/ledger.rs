@@ -366,7 +366,7 @@ impl Ledger for Sqlite {
         self.change(|transaction| {
             let left = "SELECT count(*) FROM attachments";
             if transaction.query_one(left, [], |row| row.get::<_, i64>(0))? > 0 {
-                return Err(constraint("something is attached".to_owned()));
+                return Err(constraint("attachments exist".to_owned()));
             }
             transaction.execute_batch("DELETE FROM addresses; DELETE FROM blocks;")?;
             Ok(())

@@ -71,7 +71,7 @@ impl Store {
             (Self::Etcd(etcd), own) => Ok(Self::Etcd(etcd.for_operator(own).await?)),
             (Self::Embedded(_), None) => Ok(self.clone()),
             (Self::Embedded(_), Some(_)) => {
-                let reason = "this node has no etcd: give no credentials for one".to_owned();
+                let reason = "this node does not use etcd: do not give etcd credentials".to_owned();
                 Err(StoreError::Unusable { store: self.name(), reason })
             }
         }

@@ -12,7 +12,7 @@ use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The file cannot be opened or made.
-    #[error("open {}: can the agent write in {}?", path.display(), path.parent().unwrap_or(path).display())]
+    #[error("cannot open {}: check that the agent can write in {}", path.display(), path.parent().unwrap_or(path).display())]
     Unusable {
         /// The file.
         path: PathBuf,
@@ -21,7 +21,7 @@ pub enum OpenError {
         source: rusqlite::Error,
     },
     /// The file was written by a later release.
-    #[error("{} has layout {found}, and this release knows {known}: go back to the release that wrote it", path.display())]
+    #[error("{} has layout {found}, but this release supports {known}: go back to the release that wrote it", path.display())]
     Layout {
         /// The file.
         path: PathBuf,
@@ -63,7 +63,7 @@ pub(crate) fn open_database(path: &Path, layouts: &[Step]) -> Result<Connection,
     match open(path, layouts) {
         Ok((database, found, needed)) if needed <= layouts.len() => {
             if found > layouts.len() {
-                tracing::warn!(file = %path.display(), found, known = layouts.len(), "a later release has written it");
+                tracing::warn!(file = %path.display(), found, known = layouts.len(), "the file was written by a later release");
             }
             Ok(database)
         }

@@ -119,7 +119,7 @@ impl Writes {
     /// The store has carried out a request, or found that a compare of it does not hold.
     pub(crate) fn taken(&self, written: &Written) {
         if self.lock().take(written) {
-            info!("the store takes writes again");
+            info!("the datastore accepts writes again");
         }
     }
 

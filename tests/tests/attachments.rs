@@ -321,9 +321,13 @@ fn an_exhausted_pool_is_named_with_what_has_become_of_it() {
     let error = worker.try_pod("one-too-many", &Worker::netconf("1.1.0")).unwrap_err();
     assert_eq!(error["code"], 100, "{error}");
     let message = error["msg"].as_str().unwrap();
-    for sign in
-        ["62 of this node are used", "0 rest", "pool ipv4 (10.244.0.0/26)", "all 1 are claimed", "Add a pool"]
-    {
+    for sign in [
+        "62 used",
+        "0 in cool-down",
+        "pool ipv4 (10.244.0.0/26)",
+        "all 1 (64 addresses) are claimed",
+        "Add a pool",
+    ] {
         assert!(message.contains(sign), "{sign} in {message}");
     }
     assert_eq!(worker.status()["pods"], pods.len());
@@ -383,7 +387,7 @@ fn a_plugin_that_dies_before_it_is_heard_gets_nothing() {
     worker.freeze(false);
     wait::until("both to be found gone", || {
         let log = worker.log();
-        if log.matches("whoever wanted it added is gone").count() == 2 { Ok(()) } else { Err(log) }
+        if log.matches("the caller of this ADD has disconnected").count() == 2 { Ok(()) } else { Err(log) }
     });
     assert_eq!(worker.status()["pods"], 0);
     assert_nothing_left(&lab, worker);

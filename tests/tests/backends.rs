@@ -39,9 +39,11 @@ fn settings_are_shown_and_changed_for_all_nodes_and_what_cannot_be_is_refused_wi
     );
     let said =
         worker.ctl(&["cluster", "set", "--vxlan-port", "4789", "--vxlan-vni", "7", "--masquerade", "off"]);
-    for sign in
-        ["the VXLAN port is 4789, and was 8472", "the VNI is 7, and was 1", "masquerade is off, and was on"]
-    {
+    for sign in [
+        "the VXLAN port is now 4789 (was 8472)",
+        "the VNI is now 7 (was 1)",
+        "masquerade is now off (was on)",
+    ] {
         assert!(said.to_string().contains(sign), "{said}");
     }
     for worker in &lab.workers {
@@ -73,7 +75,7 @@ fn settings_are_shown_and_changed_for_all_nodes_and_what_cannot_be_is_refused_wi
     let refused = worker.try_ctl(&["cluster", "set", "--attach", "routed"]).unwrap_err();
     assert!(refused.contains("running pods have the devices and the gateway of bridge"), "{refused}");
     let refused = worker.try_ctl(&["cluster", "set", "--vxlan-vni", "16777216"]).unwrap_err();
-    assert!(refused.contains("16777216 is not in 1 to 16777215"), "{refused}");
+    assert!(refused.contains("VNI 16777216 is out of range: use 1 to 16777215"), "{refused}");
     assert!(worker.try_ctl(&["cluster", "set"]).is_err(), "nothing is given");
 }
 
@@ -86,12 +88,12 @@ fn the_backend_is_switched_for_the_whole_cluster_and_no_packet_is_lost() {
             [("vxlan", "vxlan"), ("direct", "direct"), ("vxlan", "vxlan"), ("auto", "direct")]
         {
             let said = lab.workers[1].ctl(&["cluster", "set", "--backend", backend]);
-            assert!(said.as_str().unwrap().contains(&format!("is {backend}, and was")), "{said}");
+            assert!(said.as_str().unwrap().contains(&format!("is now {backend} (was ")), "{said}");
             wait_for_paths(&lab, path);
         }
     });
     let said = lab.workers[2].ctl(&["cluster", "set", "--backend", "auto"]);
-    assert_eq!(said, "the backend is auto already");
+    assert_eq!(said, "the backend is already auto");
     let error = lab.workers[2].try_ctl(&["cluster", "set", "--backend", "ipip"]).unwrap_err();
     assert!(error.contains("auto, direct or vxlan"), "{error}");
     assert_flat(&pods, 1450);

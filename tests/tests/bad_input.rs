@@ -48,7 +48,7 @@ fn a_configuration_that_makes_no_sense_ends_the_agent_before_it_touches_anything
     for (config, sign) in [
         (format!("colour = \"red\"\n{good}"), "agent.toml:1: unknown field `colour`"),
         (format!("mtu = \"large\"\n{good}"), "agent.toml:1: mtu: invalid type: string \"large\""),
-        ("node = \"n1\"\n".to_owned(), "etcd.endpoints: no endpoint is given"),
+        ("node = \"n1\"\n".to_owned(), "etcd.endpoints: no endpoint is set"),
         (bootstrap("\"10.244.0.0/16\", \"10.244.7.0/24\""), "10.244.7.0/24 and 10.244.0.0/16 overlap"),
         (bootstrap("\"10.244.0.0\""), "\"10.244.0.0\" is not a network"),
         (bootstrap("\"10.244.0.0/27\""), "pool 10.244.0.0/27 is smaller than one block of /26"),
@@ -98,7 +98,7 @@ fn a_folder_that_cannot_be_written_is_named() {
     {
         let (code, said) = refuses_to_start(&mut lab, &format!("state_dir = \"{folder}\"\n{good}"));
         assert_eq!(code, Some(1), "{said}");
-        assert!(said.contains(&format!("state_dir {folder}: can the agent write there?")), "{said}");
+        assert!(said.contains(&format!("state_dir {folder}: cannot be written")), "{said}");
         assert!(said.contains(sign), "{said}");
         assert_untouched(&lab);
     }
@@ -187,7 +187,8 @@ fn while_etcd_is_not_there_the_agent_waits_and_says_so_everywhere() {
     let worker = &lab.workers[0];
     let reason = reasons(worker, "Connection refused");
     assert!(
-        reason.contains("etcd at http://10.10.1.200:2379") && reason.contains("is etcd running there?"),
+        reason.contains("etcd at http://10.10.1.200:2379")
+            && reason.contains("check that etcd is running there"),
         "{reason}"
     );
     let (code, ready) = worker.http("/readyz");
@@ -221,11 +222,11 @@ fn a_wrong_authority_or_client_certificate_is_named_with_the_key_to_set() {
         good.replace("[etcd]\n", &lines)
     };
     for (config, signs) in [
-        (config(&other.ca(), Some(&client)), ["UnknownIssuer", "is etcd.ca the authority"]),
-        (config(&authority.ca(), None), ["does etcd want a client certificate?", "etcd.cert and etcd.key"]),
+        (config(&other.ca(), Some(&client)), ["UnknownIssuer", "etcd.ca is the CA"]),
+        (config(&authority.ca(), None), ["if etcd requires client certificates", "etcd.cert and etcd.key"]),
         (
             config(&authority.ca(), Some(&stranger)),
-            ["does etcd want a client certificate?", "the authority that it trusts"],
+            ["if etcd requires client certificates", "the CA that etcd trusts"],
         ),
     ] {
         lab.workers[0].configure(&config);
@@ -237,7 +238,7 @@ fn a_wrong_authority_or_client_certificate_is_named_with_the_key_to_set() {
     }
     // A certificate that is renewed in its file serves without another start.
     lab.workers[0].start();
-    reasons(&lab.workers[0], "does etcd want a client certificate?");
+    reasons(&lab.workers[0], "if etcd requires client certificates");
     for (of_client, of_stranger) in [(&client.0, &stranger.0), (&client.1, &stranger.1)] {
         std::fs::copy(of_client, of_stranger).unwrap();
     }
@@ -321,7 +322,7 @@ fn a_node_that_cannot_tell_its_own_address_is_told_what_to_set() {
     let config = worker.configuration().replace("10.10.1.200", "etcd.example");
     worker.configure(&config);
     lab.workers[0].start();
-    let reason = reasons(&lab.workers[0], "cannot tell at which address");
+    let reason = reasons(&lab.workers[0], "cannot determine the underlay address");
     assert!(reason.contains("10.10.1.1 on eth0") && reason.contains("Set underlay.interface"), "{reason}");
     lab.workers[0].kill();
     lab.workers[0].configure(&format!("{config}[underlay]\naddresses = [\"10.10.1.77\"]\n"));
@@ -350,7 +351,7 @@ fn an_mtu_that_the_underlay_does_not_carry_is_named_and_not_used() {
     lab.start_agents();
     let status = lab.workers[0].status();
     assert_eq!(status["mtu"], 1450);
-    let problem = "mtu 9000 of the configuration is more than the underlay carries: pods get 1450";
+    let problem = "mtu 9000 in the configuration exceeds what the underlay supports: pods use 1450";
     assert_eq!(status["problems"][0], problem);
 }
 
@@ -383,7 +384,7 @@ fn a_plugin_call_that_is_wrong_gets_one_error_object_and_has_no_effect() {
         (with("CNI_CONTAINERID", "some-%%id"), good.clone(), 4, "CNI_CONTAINERID"),
         (with("CNI_NETNS", ""), good.clone(), 4, "CNI_NETNS is not set"),
         (with("CNI_NETNS", "/run/netns/nobody"), good.clone(), 4, "CNI_NETNS /run/netns/nobody"),
-        (with("CNI_NETNS", "/etc/passwd"), good.clone(), 4, "is no network namespace"),
+        (with("CNI_NETNS", "/etc/passwd"), good.clone(), 4, "is not a network namespace"),
         (with("CNI_NETNS", "/proc/self/ns/net"), good.clone(), 4, "the plugin itself runs in"),
         (with("CNI_ARGS", "FOO=BAR"), good.clone(), 4, "FOO"),
         (all.to_vec(), "{".to_owned(), 6, "not a JSON object"),

@@ -271,11 +271,11 @@ fn a_pods_own_side_that_was_changed_is_named_on_its_node_and_by_a_check_of_the_c
         for (damage, words) in [
             ("ip route del default".to_owned(), "no default route"),
             ("ip -6 route del default".to_owned(), "no default route"),
-            ("ip link set eth0 down".to_owned(), "switched off"),
+            ("ip link set eth0 down".to_owned(), "eth0 in the pod is down"),
             (format!("ip address del {v4}/32 dev eth0"), "does not have the address"),
             (
                 format!("ip neigh replace {gateway} lladdr 02:00:00:00:00:08 dev eth0 nud permanent"),
-                "at 02:00:00:00:00:08 instead of",
+                "MAC address 02:00:00:00:00:08 instead of",
             ),
             ("ip link set eth0 address 02:00:00:00:00:09".to_owned(), "has MAC address 02:00:00:00:00:09"),
         ] {
@@ -292,7 +292,7 @@ fn a_pods_own_side_that_was_changed_is_named_on_its_node_and_by_a_check_of_the_c
         assert_flat(&pods, 1450);
         // A pod that is gone is no problem of this kind.
         sh("ip link set eth0 down");
-        problem(worker, &["switched off"]);
+        problem(worker, &["eth0 in the pod is down"]);
         worker.delete(pod);
         wait_for_no_problem(worker);
     }

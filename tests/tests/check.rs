@@ -76,12 +76,12 @@ fn damage_the_pod(checked: &Checked<'_>) {
     );
     for (damage, sign) in [
         ("ip link set eth0 address 02:00:00:00:00:09".to_owned(), "MAC address 02:00:00:00:00:09"),
-        ("ip link set eth0 down".to_owned(), "eth0 in the pod is switched off"),
+        ("ip link set eth0 down".to_owned(), "eth0 in the pod is down"),
         (format!("ip address del {own}/32 dev eth0"), "does not have the address"),
         ("ip route del default".to_owned(), "no default route"),
         (
             format!("ip neigh replace {gateway} lladdr 02:00:00:00:00:08 dev eth0 nud permanent"),
-            "at 02:00:00:00:00:08 instead of",
+            "MAC address 02:00:00:00:00:08 instead of",
         ),
     ] {
         checked.pod.run("sh", &["-ec", &damage]);
@@ -97,21 +97,21 @@ fn damage_the_node(checked: &Checked<'_>) {
         (
             format!("bridge fdb del {mac} dev {host} master"),
             format!("bridge fdb replace {mac} dev {host} master static"),
-            format!("does not know that {mac} is behind"),
+            format!("no FDB entry for {mac} on"),
         ),
         (
             format!(
                 "ip neigh del {own} dev polder0; ip neigh replace {own} lladdr {mac} dev {host} nud permanent"
             ),
             format!("ip neigh replace {own} lladdr {mac} dev polder0 nud permanent"),
-            format!("does not know {own}"),
+            format!("no neighbour entry for {own} with"),
         ),
     ] {
         checked.assert_found_on_the_node(&damage, &sign);
         checked.worker.node.shell(&repair);
         checked.assert_well(&format!("after the repair of {damage}"));
     }
-    let off = format!("{host} on the host is switched off");
+    let off = format!("{host} on the host is down");
     checked.assert_found_on_the_node(&format!("ip link set {host} down"), &off);
     checked.worker.node.run("ip", &["link", "set", &host, "up"]);
 }

@@ -19,10 +19,7 @@ fn variables(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
 #[test]
 fn the_help_of_the_agent_says_how_a_variable_is_named() {
     let help = node::output(Command::new(dist().join("polder-agent")).arg("--help"));
-    assert!(
-        help.starts_with("The daemon of one node") && help.contains("POLDER__UNDERLAY__INTERFACE"),
-        "{help}"
-    );
+    assert!(help.starts_with("Polder node agent") && help.contains("POLDER__UNDERLAY__INTERFACE"), "{help}");
     assert!(help.contains("install-plugins") && help.contains("--print-config"), "{help}");
 }
 

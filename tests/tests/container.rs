@@ -104,7 +104,7 @@ fn the_agent_runs_as_its_manifest_says_and_pods_of_all_nodes_reach_each_other() 
         assert_eq!(worker.http("/livez").0, 200);
         assert_eq!(worker.http("/readyz"), (200, "ok\n".to_owned()));
         let status = kubelet.runtime.exec_program(&agent.id, &["polderctl", "status"]);
-        assert!(status.output.contains("not looked at from inside"), "{status:?}");
+        assert!(status.output.contains("not inspected from inside"), "{status:?}");
         assert!(status.output.contains("needs SYS_ADMIN"), "{status:?}");
         assert!(!status.output.contains("/run/netns"), "pods' namespaces are not seen: {status:?}");
         kubelet.runtime.wait_for_network();
@@ -281,7 +281,7 @@ fn no_grant_of_the_manifest_is_superfluous_and_each_that_is_missing_is_named() {
             "cni-conf" => {
                 Sign::NotReady(&["/etc/cni/net.d/10-polder.conflist cannot be written", "Read-only"])
             }
-            "netns" => Sign::Says(&["/run/netns of the host is not here", "HostToContainer"]),
+            "netns" => Sign::Says(&["/run/netns is not mounted here", "HostToContainer"]),
             "machine-id" => Sign::Ends(&["/etc/machine-id cannot be read"]),
             "proc-sys-net" => {
                 Sign::Ends(&["proc_sys_net /host/proc/sys/net", "mount the host's /proc/sys/net"])
@@ -296,7 +296,7 @@ fn no_grant_of_the_manifest_is_superfluous_and_each_that_is_missing_is_named() {
         worker,
         &sandbox,
         &alone,
-        &Sign::Says(&["/run/netns of the host is mounted without the namespaces"]),
+        &Sign::Says(&["/run/netns is mounted without mount propagation"]),
     );
     shows(&kubelet, worker, &sandbox, &whole, &Sign::Says(&["needs SYS_ADMIN"]));
 }

@@ -62,9 +62,9 @@ fn what_fails_behind_polder_is_undone_before_it() {
     for version in spoken_by_others() {
         let refused = |conf: &Value| message(worker.cni("ADD", "c", &netns, conf));
         let missing = refused(&conf(version, &json!({ "ipam": { "type": "nobody" } })));
-        assert!(missing.contains("there is no plugin nobody"), "{missing}");
+        assert!(missing.contains("plugin nobody not found"), "{missing}");
         let within = refused(&host_local(version, &json!({ "subnet": "10.244.7.0/24" })));
-        assert!(within.contains("is of pool ipv4, which Polder hands out itself"), "{within}");
+        assert!(within.contains("is in pool ipv4, which Polder manages"), "{within}");
         let one =
             json!({ "subnet": "192.168.78.0/30", "rangeStart": "192.168.78.2", "rangeEnd": "192.168.78.2" });
         let full = host_local(version, &one);
@@ -214,7 +214,7 @@ fn every_verb_goes_on_to_the_ipam_plugin_and_what_it_says_comes_back() {
         // A failed ADD is undone.
         assert_eq!(scripted.asked(), format!("ADD DEL {}", verbs[1..].join(" ")));
         scripted.fails("Segmentation fault");
-        assert!(message(call("ADD", &json!({}))).contains("said \"Segmentation fault\""));
+        assert!(message(call("ADD", &json!({}))).contains("printed \"Segmentation fault\""));
         assert_eq!(scripted.asked(), "ADD DEL");
         scripted.recovers();
         assert_eq!(worker.status()["pods"], 0);

@@ -70,7 +70,7 @@ fn a_plan_on_a_new_node_says_what_its_agent_then_does_and_changes_nothing() {
             None => log.contains(change),
         };
         assert!(
-            is_told || change.starts_with("set ") && change.contains(": add "),
+            is_told || change.starts_with("nft set ") && change.contains(": add "),
             "{kind}: {change}\n{said}"
         );
     }
@@ -133,13 +133,13 @@ fn a_plan_says_why_the_node_would_not_become_ready() {
 
     lab.workers[0].configure(&format!("mtu = 5\n{good}"));
     let (code, _, error) = plan(&lab.workers[0]);
-    assert!(code == Some(3) && error.contains("mtu: 5 is not in"), "{error}");
+    assert!(code == Some(3) && error.contains("mtu: 5 is out of range"), "{error}");
 
     lab.workers[0].configure(&good);
     lab.etcd.kill();
     let (code, said, error) = plan(&lab.workers[0]);
     assert_eq!((code, said.as_str()), (Some(1), ""));
-    assert!(error.contains(":2379") && error.contains("the records cannot be read"), "{error}");
+    assert!(error.contains(":2379") && error.contains("cannot read the records"), "{error}");
 }
 
 #[test]

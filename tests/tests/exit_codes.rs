@@ -99,9 +99,9 @@ fn what_cannot_be_carried_out_ends_with_1() {
             ("node remove nope", "there is no node nope"),
             ("ipam show pool nope", "there is no pool nope"),
             ("ipam show node nope", "there is no node nope"),
-            ("ipam show pod lab/nope", "nothing is known of a pod lab/nope"),
+            ("ipam show pod lab/nope", "no address is known of pod lab/nope"),
             ("ipam release 192.0.2.9", "nothing to release"),
-            (&format!("ipam release {}", pod.v4()), "which lives"),
+            (&format!("ipam release {}", pod.v4()), "which is running"),
             ("uninstall", "stop the agent first"),
             ("uninstall --config /nowhere.toml", "/nowhere.toml"),
         ],
@@ -148,7 +148,7 @@ fn a_wrong_argument_ends_with_2_whatever_the_agent_would_say() {
             ("pool add more 10.245.0.0/24 --block-length 40", "--block-length"),
             ("pool add more 10.245.0.0/24 --nodes zone", "like zone=a"),
             ("pool drain", "NAME"),
-            ("ipam show something", "cannot be shown: write cluster, pool NAME"),
+            ("ipam show something", "cannot be shown: use cluster, pool NAME"),
             ("ipam show pod web-0", "pod NAMESPACE/NAME"),
             ("ipam show node a/b", "a/b"),
             ("ipam show block 10.0.0.1/26", "did you mean 10.0.0.0/26?"),
@@ -174,8 +174,8 @@ fn a_status_that_says_not_ready_or_names_a_problem_ends_with_3() {
 
     lab.etcd.kill();
     wait::until_true("the store to be missed", || worker.status()["store"]["state"] == "disconnected");
-    assert_ends(worker, 3, &[("status", "is away")]);
-    assert_ends(worker, 1, &[("ipam check", "cannot be checked"), ("pool drain ipv4", "")]);
+    assert_ends(worker, 3, &[("status", "is unreachable")]);
+    assert_ends(worker, 1, &[("ipam check", "cannot check the cluster"), ("pool drain ipv4", "")]);
 
     lab.workers[0].kill();
     let worker = &mut lab.workers[0];
@@ -233,8 +233,8 @@ fn a_check_of_a_node_that_is_no_member_does_not_say_that_nothing_deviates() {
         (1, said) => Err(said),
         answered => Ok(answered),
     });
-    assert!(ended == 3 && said.contains("0 of 1 nodes checked") && !said.contains("deviates"), "{said}");
-    assert!(said.contains("n1, this node, is not registered"), "{said}");
+    assert!(ended == 3 && said.contains("0 of 1 nodes checked") && !said.contains("deviation"), "{said}");
+    assert!(said.contains("n1 (this node) is not registered"), "{said}");
     let (_, checked) = worker.ctl_verdict(&["ipam", "check"]);
     assert_eq!(checked["unregistered"], Value::from("n1"), "{checked}");
 }
@@ -253,9 +253,10 @@ fn a_check_of_the_configuration_has_the_same_codes() {
     assert!(code == 1 && said.contains("/nowhere.toml"), "{code}: {said}");
     let (code, said) = check(&["--node", "a/b"]);
     assert!(code == 2 && said.contains("a/b"), "{code}: {said}");
-    for (config, sign) in
-        [(format!("colour = \"red\"\n{good}"), "colour"), (format!("mtu = 1\n{good}"), "mtu: 1 is not in")]
-    {
+    for (config, sign) in [
+        (format!("colour = \"red\"\n{good}"), "colour"),
+        (format!("mtu = 1\n{good}"), "mtu: 1 is out of range"),
+    ] {
         worker.configure(&config);
         let (code, said) = check(&[]);
         assert!(code == 3 && said.contains(sign), "{code}: {said}");

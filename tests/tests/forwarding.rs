@@ -16,7 +16,7 @@ const LONG: Duration = Duration::from_secs(90);
 /// Probes of an endpoint that are missed before that is said: two in each of six rounds, and those of a round more.
 const MISSED: u64 = 16;
 
-const DROPPED: &str = "packets that are forwarded to its";
+const DROPPED: &str = "packets forwarded to its";
 
 /// Nodes on one segment that probe each other every second. No agent runs.
 fn lab(topology: Topology) -> Lab {
@@ -156,8 +156,9 @@ fn a_node_that_drops_what_it_should_forward_is_not_ready_and_says_why() {
     wait::within(LONG, "a reason", || {
         let status = newcomer.try_status()?;
         let reasons = status["reasons"].to_string();
-        let is_said =
-            status["ready"] == false && reasons.contains("forwarded as pods' are") && reasons.contains("n1");
+        let is_said = status["ready"] == false
+            && reasons.contains("forwarded like those of pods")
+            && reasons.contains("n1");
         if is_said { Ok(()) } else { Err(status.to_string()) }
     });
     assert!(newcomer.node.read(CNI_CONF).is_err(), "a runtime is told that the node is ready");

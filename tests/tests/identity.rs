@@ -118,7 +118,10 @@ fn a_machine_that_shares_a_boot_id_does_not_confirm_that_the_pods_of_another_of_
     // The first comes back: it cuts its pods off, confirms, and leaves the second alone.
     lab.workers[1].start();
     let told = reason(&lab.workers[1], "was removed from the cluster");
-    assert!(told.contains("Another machine is node n2 now") && told.contains("leave that one"), "{told}");
+    assert!(
+        told.contains("Another machine is node n2 now") && told.contains("do not change that one"),
+        "{told}"
+    );
     assert!(!told.contains("node remove"), "{told}");
     assert_eq!(pod_interfaces(&lab.workers[1]), 0);
     wait::until_true("the first to confirm", || fences(&lab, "n2") == ["confirmed"]);
@@ -171,7 +174,7 @@ fn a_copied_ledger_takes_a_node_over_only_on_an_operators_word() {
     rename(&lab.workers[1], "n1");
     copy_ledger(&lab.workers[0], &lab.workers[1]);
     lab.workers[1].start();
-    let told = reason(&lab.workers[1], "both ids are others");
+    let told = reason(&lab.workers[1], "machine id and boot id both differ");
     for sign in ["polderctl node adopt n1", "identity = \\\"ledger\\\"", "--node"] {
         assert!(told.contains(sign), "{told} does not say {sign}");
     }
@@ -184,12 +187,12 @@ fn a_copied_ledger_takes_a_node_over_only_on_an_operators_word() {
     assert!(said.contains(original.trim()), "{said}");
     lab.workers[1].wait_until_ready();
     assert_eq!(block_of(&lab.workers[1]), block);
-    assert_eq!(lab.workers[1].ctl(&["node", "adopt", "n1"]), "this machine is node n1 already");
+    assert_eq!(lab.workers[1].ctl(&["node", "adopt", "n1"]), "this machine is already node n1");
 
     // The original was only away. It is not the node any more.
     lab.workers[0].start();
     let told = reason(&lab.workers[0], "node n1 is alive as another machine");
-    assert!(told.contains("taken its place"), "{told}");
+    assert!(told.contains("has replaced it"), "{told}");
     let copy = lab.workers[1].node.read("/etc/machine-id").unwrap();
     assert_eq!(machine_of(&lab, "n1"), copy.trim());
 }
@@ -204,9 +207,9 @@ fn a_copy_of_a_removed_nodes_ledger_does_not_confirm_for_it() {
     rename(&lab.workers[2], "n2");
     copy_ledger(&lab.workers[1], &lab.workers[2]);
     lab.workers[2].start();
-    reason(&lab.workers[2], "both ids are others");
+    reason(&lab.workers[2], "machine id and boot id both differ");
     lab.workers[0].ctl(&["node", "remove", "n2"]);
-    reason(&lab.workers[2], "cannot confirm for the machine that was removed");
+    reason(&lab.workers[2], "cannot confirm that for the removed machine");
     assert_eq!(fences(&lab, "n2"), ["unknown"]);
     lab.workers[1].start();
     wait::until_true("the original to confirm", || fences(&lab, "n2") == ["confirmed"]);
@@ -239,7 +242,7 @@ fn a_machine_that_was_made_anew_says_what_lets_it_join() {
         assert!(told.contains(sign), "{told} does not say {sign}");
     }
     let error = lab.workers[1].try_ctl(&["node", "adopt", "n2"]).unwrap_err();
-    assert!(error.contains("no ledger of node n2"), "{error}");
+    assert!(error.contains("no ledger of the registered node n2"), "{error}");
     // It does as it is told.
     // Until the lease of the machine that is gone has expired, it counts as alive.
     wait::until("the node to be removed", || lab.workers[1].try_ctl(&["node", "remove", "n2", "--dead"]));

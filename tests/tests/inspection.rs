@@ -69,11 +69,11 @@ fn what_deviates_in_the_records_and_on_each_node_is_named_and_put_right() {
     first.lose(&pods[2]);
     let twice = pods[0].v4().to_string();
     let expected: Vec<Vec<String>> = [
-        vec!["n1", "polder/ghost/eth0", "which it has not"],
+        vec!["n1", "polder/ghost/eth0", "which does not have it"],
         vec!["n2", "cannot be read", &key("n2", invented)],
         vec!["n2", "polder/twice/eth0", &twice],
         vec!["n9", "polder/nowhere/eth0", &twice],
-        vec!["n1", "the store does not say that polder/b/eth0"],
+        vec!["n1", "the datastore has no record that polder/b/eth0"],
         vec!["n1", "polder/gone/eth0", "no interface"],
     ]
     .into_iter()
@@ -108,7 +108,9 @@ fn what_deviates_in_the_records_and_on_each_node_is_named_and_put_right() {
 /// store has just lost something, and nothing is garbage for a while.
 fn make_by_hand(lab: &Lab, worker: &Worker, address: IpAddr, neighbour: &Pod) -> Attachment {
     lab.etcd.ctl(&["del", "/polder/v1/cluster"]);
-    wait::until_true("the loss to be seen", || worker.log().contains("what leads to the nodes"));
+    wait::until_true("the loss to be seen", || {
+        worker.log().contains("keeping routes and tunnels to the affected nodes")
+    });
     wait::until_true("the settings to be back", || lab.etcd.keys("/polder/v1/cluster").len() == 1);
     let attachment: Attachment = "polder/by-hand/eth0".parse().unwrap();
     worker.namespace("by-hand");
@@ -133,8 +135,7 @@ fn a_pod_that_lives_and_that_the_ledger_does_not_have_is_taken_down_again_and_ta
     make_by_hand(&lab, worker, address, &pod);
     let (clean, checked) = worker.ctl_verdict(&["ipam", "check"]);
     let lines = findings(&checked);
-    let signs =
-        ["n1", "polder/by-hand/eth0 lives on n1", &address.to_string(), "the ledger does not have it"];
+    let signs = ["n1", "polder/by-hand/eth0 runs on n1", &address.to_string(), "is not in the ledger"];
     assert!(!clean && tells(&lines, &signs), "{lines:#?}");
     let (clean, checked) = worker.ctl_verdict(&["ipam", "check", "--repair"]);
     assert!(clean && tells(&findings(&checked), &signs), "{checked:#}");
@@ -187,7 +188,7 @@ fn an_address_that_lives_twice_is_named_and_not_taken_down_again() {
     for arguments in [&["ipam", "check"][..], &["ipam", "check", "--repair"]] {
         let (clean, checked) = lab.workers[0].ctl_verdict(arguments);
         let lines = findings(&checked);
-        let signs = ["n2", "polder/by-hand/eth0 lives on n2", &address, "the ledger does not have it"];
+        let signs = ["n2", "polder/by-hand/eth0 runs on n2", &address, "is not in the ledger"];
         assert!(!clean && tells(&lines, &signs), "{lines:#?}");
         assert!(checked.to_string().contains("delete the pod"), "{checked}");
     }
@@ -249,8 +250,8 @@ fn a_node_that_does_not_answer_is_named_and_what_a_dead_asker_left_is_taken_away
     let table = lab.workers[0].program("polderctl", &["ipam", "check"]);
     let text = String::from_utf8_lossy(&table.stdout);
     assert_eq!(table.status.code(), Some(3), "{text}");
-    assert!(text.contains("2 of 3 nodes checked") && text.contains("nothing deviates on these\n"), "{text}");
-    assert!(text.contains("n2 is not alive: nothing is known of its pods"), "{text}");
+    assert!(text.contains("2 of 3 nodes checked") && text.contains("no deviations on these\n"), "{text}");
+    assert!(text.contains("n2 is not alive: its pods were not checked"), "{text}");
     lab.workers[1].start_and_wait();
     assert_clean(&lab.workers[0]);
 }
@@ -289,7 +290,7 @@ fn who_has_an_address_is_told_wherever_it_is_asked() {
     );
     let block = node["blocks"][0]["block"].as_str().unwrap();
     let block = first.ctl(&["ipam", "show", "block", block]);
-    assert!(block["remarks"].to_string().contains("2 used, 1 resting"), "{block}");
+    assert!(block["remarks"].to_string().contains("2 used, 1 in cool-down"), "{block}");
     assert_eq!(block["addresses"][0]["pod"], "lab/web-0", "{block}");
     let pool = second.ctl(&["ipam", "show", "pool", "ipv4"]);
     assert_eq!(pool["blocks"].as_array().unwrap().len(), 2, "{pool}");
@@ -304,7 +305,7 @@ fn who_has_an_address_is_told_wherever_it_is_asked() {
     for (words, sign) in [
         (&["ipam", "show", "node", "n9"][..], "there is no node n9"),
         (&["ipam", "show", "pool", "p9"], "there is no pool p9"),
-        (&["ipam", "show", "pod", "lab/never"], "nothing is known of a pod lab/never"),
+        (&["ipam", "show", "pod", "lab/never"], "no address is known of pod lab/never"),
         (&["ipam", "show", "something"], "cannot be shown"),
     ] {
         let said = first.try_ctl(words).unwrap_err();
@@ -342,9 +343,11 @@ fn an_address_is_given_up_if_nothing_lives_that_has_it() {
         worker.try_ctl(&[&["ipam", "release", &address.to_string()], more].concat())
     };
     let refused = release(first, pod.v4(), &["--dead"]).unwrap_err();
-    assert!(refused.contains("polder/a/eth0, which lives: delete the pod"), "{refused}");
-    assert!(release(first, pod.gateway(pod.v4()), &[]).unwrap_err().contains("this node's own"));
-    assert!(release(second, pod.v4(), &[]).unwrap_err().contains("of node n1: ask there"));
+    assert!(refused.contains("polder/a/eth0, which is running: delete the pod"), "{refused}");
+    assert!(
+        release(first, pod.gateway(pod.v4()), &[]).unwrap_err().contains("the gateway address of this node")
+    );
+    assert!(release(second, pod.v4(), &[]).unwrap_err().contains("of node n1: run this on that node"));
     first.lose(&gone);
     release(first, gone.v4(), &[]).unwrap();
     assert_eq!(first.status()["pods"], 1);
@@ -356,7 +359,7 @@ fn an_address_is_given_up_if_nothing_lives_that_has_it() {
     let mut conf = Worker::netconf("1.1.0");
     conf["pool"] = json!("static");
     let named = first.pod_with("named", &conf);
-    for (worker, sign) in [(first, "its interface is there"), (second, "that node is alive and says so")] {
+    for (worker, sign) in [(first, "its interface exists"), (second, "that node is alive and reports it")] {
         wait_until_published(&lab, &[&named]);
         for more in [&[][..], &["--dead"]] {
             let said = release(worker, named.v4(), more).unwrap_err();
@@ -380,10 +383,10 @@ fn an_address_is_given_up_if_nothing_lives_that_has_it() {
     let key = format!("/polder/v1/reservations/{reserved}");
     lab.etcd.ctl(&["put", &key, &holder("n9", &json!("i9"), &node["boot_id"])]);
     let said = release(first, reserved, &[]).unwrap_err();
-    assert!(said.contains("held by polder/db/eth0 on node n9") && said.contains("say --dead"), "{said}");
-    assert!(second.try_ctl(&["pool", "remove", "static"]).unwrap_err().contains("like 10.250.0.5"));
+    assert!(said.contains("held by polder/db/eth0 on node n9") && said.contains("add --dead"), "{said}");
+    assert!(second.try_ctl(&["pool", "remove", "static"]).unwrap_err().contains("e.g. 10.250.0.5"));
     let done = release(first, reserved, &["--dead"]).unwrap();
-    assert!(done.as_str().unwrap().contains("for default/db-0 is given up"), "{done}");
+    assert!(done.as_str().unwrap().contains("for default/db-0 is deleted"), "{done}");
     assert_eq!(lab.etcd.keys(&key), [] as [&str; 0]);
     // One that nobody holds.
     lab.etcd.ctl(&["put", &key, r#"{"owner":"default/db-0","generation":4}"#]);

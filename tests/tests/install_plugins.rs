@@ -40,7 +40,7 @@ fn one_that_is_right_is_left_alone_and_others_are_replaced_under_their_name() {
     let inode = || fs::symlink_metadata(&plugin).unwrap().ino();
     must(&mut install(folder.path()));
     let first = inode();
-    assert!(must(&mut install(folder.path())).contains("the same already"));
+    assert!(must(&mut install(folder.path())).contains("already up to date"));
     assert_eq!(inode(), first, "a runtime that watches the folder is told of nothing");
 
     // A runtime has the old one open: it must not change under its hands.

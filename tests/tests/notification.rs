@@ -46,7 +46,7 @@ fn the_watchdog_is_told_nothing_while_a_thread_of_the_agent_stands_still() {
         systemd.forget();
         systemd.wait_for(WATCHDOG);
         worker.while_thread_stands_still(thread, || {
-            systemd.wait_for_status(&format!("thread {thread} has finished nothing"));
+            systemd.wait_for_status(&format!("thread {thread} has made no progress"));
             systemd.forget();
             // It answers after 3 s, in which a watchdog that is not asked for the same would be told six times.
             assert_eq!(worker.http("/livez").0, 503);

@@ -162,7 +162,7 @@ fn firewalld_refuses_pods_with_a_policy_that_accepts_and_is_seen_through() {
     }
     let zones = "iifname \"polder.vx\" goto filter_FWD_polder\niifname \"polder0\" goto filter_FWD_polder";
     nft(worker, &firewalld(zones, ""));
-    problem(worker, "known to accept what goes to pods");
+    problem(worker, "known to accept packets to pods");
     let policies = "oifname { \"polder0\", \"polder.vx\", \"polder.vx6\" } jump to_pods";
     nft(worker, &firewalld(zones, policies));
     assert_eq!(cut_off(&pods, Families::DUAL), Vec::<String>::new());
@@ -205,7 +205,8 @@ fn those_who_manage_interfaces_are_named_until_they_are_told_to_leave_ours_alone
     worker.node.write("/run/systemd/netif/state", "OPER_STATE=routable\n");
     worker.node.write("/run/NetworkManager/no-stub-resolv.conf", "");
     let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
-    for words in ["systemd-networkd runs, and no .network", "deletes routes of others", "NetworkManager runs"]
+    for words in
+        ["systemd-networkd is running and no .network", "deletes foreign routes", "NetworkManager is running"]
     {
         let text = problem(worker, words);
         // Done as it says: the file goes into the folder.
@@ -217,7 +218,7 @@ fn those_who_manage_interfaces_are_named_until_they_are_told_to_leave_ours_alone
         });
     }
     wait_for_no_problem(worker);
-    assert!(worker.log().contains("over: NetworkManager runs"), "{}", worker.log());
+    assert!(worker.log().contains("resolved: NetworkManager is running"), "{}", worker.log());
 }
 
 /// systemd-networkd itself. Returns when it has set up the node's uplink.
@@ -300,7 +301,7 @@ fn networkd_leaves_ours_alone_with_the_files_that_are_shipped_for_it_and_not_wit
         let is_its = |repair: &Value| repair["changes"].to_string().contains("192.0.2.6");
         if repairs.as_array().unwrap().iter().any(is_its) { Ok(()) } else { Err(repairs.to_string()) }
     });
-    problem(worker, "systemd-networkd runs, and no .network");
+    problem(worker, "systemd-networkd is running and no .network");
     // What it did in its last moment may just be repaired.
     wait::until("all pods to talk again", || match cut_off(&pods, Families::DUAL) {
         cut if cut.is_empty() => Ok(()),

@@ -106,7 +106,7 @@ fn nodes_take_from_the_pools_that_are_for_them_and_pods_from_those_that_they_nam
     assert!(is_in(annotated.v4(), "10.245.0."), "{}", annotated.v4());
     let error = second.try_pod("other", &of_pool("zone-a")).unwrap_err();
     let said = error["msg"].as_str().unwrap();
-    for sign in ["pool zone-a is for nodes with the labels zone=a", "this node's are zone=b"] {
+    for sign in ["pool zone-a is for nodes with the labels zone=a", "labels of this node: zone=b"] {
         assert!(said.contains(sign), "{sign} in {said}");
     }
     let claims = first.ctl(&["block", "list"]);
@@ -131,22 +131,22 @@ fn a_pool_that_is_in_the_way_of_something_is_refused_and_adding_one_twice_is_not
         (["p", "10.244.128.0/17"], "10.244.128.0/17 overlaps pool ipv4 (10.244.0.0/16)"),
         (["p", "10.0.0.0/8"], "10.0.0.0/8 overlaps pool ipv4 (10.244.0.0/16)"),
         (["p", "fd00:244:0:8::/64"], "overlaps pool ipv6 (fd00:244::/56)"),
-        (["p", "10.10.0.0/16"], "10.10.1.1, this node's own address, lies inside"),
+        (["p", "10.10.0.0/16"], "10.10.1.1, this node's own address, is inside"),
         (["p", "10.245.0.0/28"], "at least 28 (--block-length)"),
         (["p", "10.245.0.1/24"], "did you mean 10.245.0.0/24?"),
-        (["ipv4", "10.245.0.0/16"], "pool ipv4 is there already, as 10.244.0.0/16 in blocks of /26"),
+        (["ipv4", "10.245.0.0/16"], "pool ipv4 already exists as 10.244.0.0/16 in blocks of /26"),
     ] {
         let said = refused(worker, &["pool", "add", arguments[0], arguments[1]]);
         assert!(said.contains(sign), "{arguments:?}: {said}");
     }
     let add = ["pool", "add", "p", "10.245.0.0/28", "--block-length", "28"];
-    for sign in ["pool p is added", "pool p is there already"] {
+    for sign in ["pool p is added", "pool p already exists"] {
         assert!(worker.ctl(&add).as_str().unwrap().contains(sign));
     }
     wait_for_pool(worker, "p");
     for (verb, sign) in [
         ("drain", "pool p is drained: "),
-        ("drain", "pool p is drained already"),
+        ("drain", "pool p is already drained"),
         ("remove", "pool p is removed"),
     ] {
         let done = worker.ctl(&["pool", verb, "p"]);
@@ -219,7 +219,7 @@ fn a_pool_is_drained_while_its_pods_go_on_and_removed_when_they_are_gone() {
             new.push(pod);
         }
         let said = refused(worker, &["pool", "remove", "ipv4"]);
-        assert!(said.contains("2 blocks are claimed") && said.contains("blocks go back when"), "{said}");
+        assert!(said.contains("2 blocks are claimed") && said.contains("blocks are released when"), "{said}");
     });
     assert_flat(&[old.clone(), new.clone()].concat(), 1450);
     while_talking(&new, || {
@@ -287,7 +287,7 @@ fn a_cluster_goes_back_from_two_families_to_one_while_its_pods_talk() {
     let worker = &lab.workers[0];
     let dual = worker.pod("dual");
     let said = worker.ctl(&["pool", "drain", "ipv6"]);
-    assert!(said.to_string().contains("new pods get no IPv6 address any more"), "{said}");
+    assert!(said.to_string().contains("new pods get no IPv6 address"), "{said}");
     let pods: Vec<Pod> = lab
         .workers
         .iter()
@@ -357,8 +357,8 @@ fn a_shortage_is_announced_and_named_and_one_del_ends_it() {
     assert_eq!(error["code"], 100, "{error}");
     let said = error["msg"].as_str().unwrap();
     for sign in [
-        "of 32 that this node has, 22 of this node are used, 0 rest, 10 are never handed out, 0 are free",
-        "pool tiny (10.245.0.0/27) has no free block, all 8 are claimed, of 32 addresses: n1 has 8",
+        "this node has 32: 22 used, 0 in cool-down, 10 never assigned, 0 free",
+        "pool tiny (10.245.0.0/27) has no free block: all 8 (32 addresses) are claimed: n1 has 8",
         "Add a pool with polderctl pool add",
     ] {
         assert!(said.contains(sign), "{sign} in {said}");

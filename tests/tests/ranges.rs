@@ -316,7 +316,7 @@ fn a_block_without_an_address_for_a_pod_ends_the_add_instead_of_the_next_claim()
     conf["pool"] = json!("tiny");
     let error = worker.try_pod("a", &conf).unwrap_err();
     let message = error["msg"].as_str().unwrap();
-    assert!(error["code"] == 100 && message.contains("has no address for a pod"), "{error}");
+    assert!(error["code"] == 100 && message.contains("has no address for pods"), "{error}");
     let claims = || lab.etcd.keys("/polder/v1/blocks/4-0af500").len();
     let after = claims();
     assert!(after <= 4, "{after} blocks");

@@ -264,7 +264,7 @@ fn a_way_that_loses_long_packets_is_named() {
     lab.workers.iter().for_each(wait_for_no_problem);
     let port = |mtu: &str| lab.fabric.node().run("ip", &["link", "set", "n2-1", "mtu", mtu]);
     port("1400");
-    let narrow = problem(&lab.workers[0], "packets of 1450 bytes do not get to");
+    let narrow = problem(&lab.workers[0], "packets of 1450 bytes do not reach");
     assert!(narrow.contains("node n2") && narrow.contains("Set mtu"), "{narrow}");
     assert_eq!(probed(&lab.workers[0], "n2"), "narrow");
     lab.workers.iter().for_each(Worker::wait_until_ready);
@@ -292,7 +292,7 @@ fn an_agent_of_which_a_thread_stands_still_is_not_alive_and_says_which() {
         let (code, said) = worker.while_thread_stands_still(thread, || worker.http("/livez"));
         assert_eq!(code, 503, "{said}");
         assert!(
-            said.contains(&format!("thread {thread} has finished nothing")) && said.lines().count() == 1,
+            said.contains(&format!("thread {thread} has made no progress")) && said.lines().count() == 1,
             "{said}"
         );
         assert_eq!(worker.http("/livez"), (200, "ok\n".to_owned()), "it goes on");

@@ -96,7 +96,7 @@ fn assert_true_reason(worker: &Worker, words: &str, remedy: &str) {
     let more = refused() - before;
     assert!(again["code"] == 11 && more < MANY_ATTEMPTS, "{more} writes were refused: {again}");
     let log = worker.log();
-    assert!(!log.contains("lost to other nodes") && !log.contains("too slow"), "{log}");
+    assert!(!log.contains("other nodes were faster") && !log.contains("too slow"), "{log}");
 }
 
 /// Commands that write say that etcd refuses, and not that nobody knows what they have done.
@@ -152,7 +152,7 @@ fn an_etcd_without_space_is_named_by_all_nodes_and_by_the_add_that_needs_a_block
     lab.workers[0].pod_with("last", &of_small_pool());
     for worker in &lab.workers {
         assert_eq!(metric(worker, "polder_store_refusing_writes"), 0);
-        assert!(said(worker, "takes writes again") > 0, "{}", worker.log());
+        assert!(said(worker, "accepts writes again") > 0, "{}", worker.log());
     }
 }
 

@@ -72,14 +72,14 @@ fn a_removed_node_cuts_its_pods_off_and_its_block_goes_to_another_after_the_cool
     let said = lab.workers[0].remove_node("n2", 1);
     // It may have done so before this answer was made.
     let said = said.as_str().unwrap();
-    let signs = ["rest until it has cut its pods off", "its pods are gone"];
+    let signs = ["are held back until it has disconnected its pods", "its pods are gone"];
     assert!(signs.iter().any(|sign| said.contains(sign)), "{said}");
 
     let removed = &lab.workers[1];
     wait::until_true("the pods of the removed node to be cut off", || pod_interfaces(removed) == 0);
     wait::until_true("its own address to be gone from the bridge", || own_addresses(removed).is_empty());
     let told = reason(removed, "was removed from the cluster");
-    assert!(told.contains("delete its state folder"), "{told}");
+    assert!(told.contains("delete its state directory"), "{told}");
     let error = add(removed, "b").unwrap_err();
     assert!(error["code"] == 103 && error["msg"].as_str().unwrap().contains("was removed"), "{error}");
     let error = removed.cni("STATUS", "", "", &Worker::netconf("1.1.0")).unwrap_err();
@@ -111,7 +111,7 @@ fn a_removed_node_does_not_say_that_its_pods_are_gone_while_a_plugin_works_that_
     let hung = lab.workers[1].node.within(|| AddMark::set(&pod.attachment()).unwrap());
     lab.workers[1].start();
     lab.workers[0].remove_node("n2", 1);
-    reason(&lab.workers[1], "is being worked on");
+    reason(&lab.workers[1], "is still running");
     let removed = || lab.etcd.ctl(&["get", "--print-value-only", "--prefix", "/polder/v1/fences/n2/"]);
     assert!(removed().contains("\"unknown\""), "{}", removed());
     drop(hung);
@@ -136,7 +136,7 @@ fn what_a_node_had_that_was_removed_while_it_was_away_rests_until_it_has_confirm
     assert_eq!(claims_of(&lab, "n2"), 1, "the other was removed before, and still rests");
     assert_eq!(pod_interfaces(&lab.workers[1]), 1, "nobody is there to cut the pod off");
     let nodes = operator.ctl(&["node", "list"]).to_string();
-    assert!(nodes.contains("1 blocks rest until it has cut its pods off"), "{nodes}");
+    assert!(nodes.contains("1 blocks are held back until it has disconnected its pods"), "{nodes}");
 
     // Both come back, and learn that they are not in the cluster any more.
     for number in [1, 2] {
@@ -188,7 +188,10 @@ fn a_living_node_with_pods_is_removed_only_by_who_says_how_many_there_are() {
         for (arguments, signs) in [
             (&["n2"][..], ["is alive and has 2 pods", "--disconnect-pods 2"]),
             (&["n2", "--disconnect-pods", "1"][..], ["has 2 pods, not 1", "nothing was done"]),
-            (&["n2", "--dead"][..], ["node n2 is alive", "--dead is for a machine that is gone for good"]),
+            (
+                &["n2", "--dead"][..],
+                ["node n2 is alive", "--dead is only for a machine that is gone for good"],
+            ),
         ] {
             let arguments = [&["node", "remove"], arguments].concat();
             let said = worker.try_ctl(&arguments).unwrap_err();
@@ -199,7 +202,7 @@ fn a_living_node_with_pods_is_removed_only_by_who_says_how_many_there_are() {
     assert_flat(&pods, 1450);
     assert_eq!(lab.etcd.keys("/polder/v1/nodes/").len(), 2);
     let log = first.log();
-    for asked in ["node remove n2 is asked for by", "node remove n2 --dead is asked for by", "uid 0"] {
+    for asked in ["node remove n2: requested by", "node remove n2 --dead: requested by", "uid 0"] {
         assert!(log.contains(asked), "{asked} in {log}");
     }
     first.ctl(&["node", "remove", "n2", "--disconnect-pods", "2"]);

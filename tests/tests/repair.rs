@@ -81,18 +81,18 @@ fn whatever_somebody_changes_is_put_right_and_the_status_says_what_it_was() {
             format!("ip neigh replace {gateway} lladdr 02:00:00:00:00:99 nud permanent dev polder.vx"),
             format!("neighbour {gateway}"),
         ),
-        (format!("bridge fdb delete {vtep} dev polder.vx dst {remote}"), format!("forward {vtep}")),
+        (format!("bridge fdb delete {vtep} dev polder.vx dst {remote}"), format!("FDB entry {vtep}")),
         (
             format!("bridge fdb replace {vtep} dev polder.vx dst 192.0.2.9 self permanent"),
-            format!("forward {vtep}"),
+            format!("FDB entry {vtep}"),
         ),
         (
             format!("bridge fdb replace {vtep} dev polder.vx dst {remote} port 4790 self permanent"),
-            format!("forward {vtep}"),
+            format!("FDB entry {vtep}"),
         ),
         (
             format!("bridge fdb replace {vtep} dev polder.vx dst {remote} self dynamic"),
-            format!("forward {vtep}"),
+            format!("FDB entry {vtep}"),
         ),
         // It may be put right before the last of them.
         (
@@ -101,17 +101,17 @@ fn whatever_somebody_changes_is_put_right_and_the_status_says_what_it_was() {
                  bridge fdb delete {vtep} dev polder.vx; \
                  bridge fdb add {vtep} dev polder.vx nhid 85 self permanent || true"
             ),
-            format!("forward {vtep}"),
+            format!("FDB entry {vtep}"),
         ),
         (
             "bridge fdb append 02:00:00:00:00:97 dev polder.vx dst 192.0.2.8 self permanent".to_owned(),
-            "delete forward of 02:00:00:00:00:97".to_owned(),
+            "delete FDB entry 02:00:00:00:00:97".to_owned(),
         ),
         (
             "bridge fdb append 00:00:00:00:00:00 dev polder.vx dst 192.0.2.8 self permanent; \
              bridge fdb append 00:00:00:00:00:00 dev polder.vx dst 192.0.2.7 vni 7 self permanent"
                 .to_owned(),
-            "delete forward of 00:00:00:00:00:00".to_owned(),
+            "delete FDB entry 00:00:00:00:00:00".to_owned(),
         ),
         (format!("ip address delete {own}/32 dev polder0"), format!("add address {own}/32")),
         (format!("ip address delete {own}/32 dev polder.vx"), format!("add address {own}/32")),
@@ -122,13 +122,13 @@ fn whatever_somebody_changes_is_put_right_and_the_status_says_what_it_was() {
             // In one go: it may be repaired before the last of them.
             "printf 'link set polder0 down\\nlink set polder0 name other\\nlink set other up\\n' | ip -batch - || true"
                 .to_owned(),
-            "give polder0 its name again".to_owned(),
+            "restore the name of polder0".to_owned(),
         ),
         ("ip link delete polder0".to_owned(), "create polder0".to_owned()),
         ("ip link delete polder.vx".to_owned(), "create polder.vx".to_owned()),
-        (format!("ip link set {port} nomaster"), format!("set {port} as a pod's port")),
-        (format!("ip link set {port} down"), format!("set {port} as a pod's port")),
-        (format!("bridge link set dev {port} isolated off"), format!("set {port} as a pod's port")),
+        (format!("ip link set {port} nomaster"), format!("attach pod interface {port}")),
+        (format!("ip link set {port} down"), format!("attach pod interface {port}")),
+        (format!("bridge link set dev {port} isolated off"), format!("attach pod interface {port}")),
         (format!("ip neigh delete {pod} dev polder0"), format!("neighbour {pod}")),
         ("nft delete table inet polder".to_owned(), "install the packet filter".to_owned()),
         ("nft delete table arp polder".to_owned(), "install the packet filter".to_owned()),
@@ -153,7 +153,7 @@ fn whatever_somebody_changes_is_put_right_and_the_status_says_what_it_was() {
     worker.wait_for_status("a pass that finds nothing", |status| {
         (status["last_pass"]["writes"] == 0).then_some(())
     });
-    assert!(worker.log().contains("changed what is ours in the kernel; repaired: route"), "{}", worker.log());
+    assert!(worker.log().contains("changed Polder's kernel state; repaired: set route"), "{}", worker.log());
 }
 
 #[test]
@@ -197,7 +197,7 @@ fn pods_that_come_and_go_are_no_repairs_and_what_is_not_ours_is_left_alone() {
         if repairs == json!([]) { Err("none".to_owned()) } else { Ok(()) }
     });
     for repair in worker.status()["repairs"].as_array().unwrap() {
-        assert_eq!(repair["changes"], json!(["route 10.244.0.0/16 is unreachable"]), "{repair}");
+        assert_eq!(repair["changes"], json!(["set route 10.244.0.0/16 unreachable"]), "{repair}");
     }
     assert_eq!(foreign(), theirs);
     assert_flat(&pods, 1450);

@@ -205,7 +205,7 @@ fn a_pod_without_a_name_has_no_address_by_name() {
     let output = worker.plugin(&variables, &by_name().to_string());
     let error: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(
-        error["code"] == 7 && error["msg"].as_str().unwrap().contains("belongs to a pod by name"),
+        error["code"] == 7 && error["msg"].as_str().unwrap().contains("needs the name of the pod"),
         "{error}"
     );
 }

@@ -150,7 +150,7 @@ fn a_node_with_its_own_user_does_its_work_and_cannot_write_what_is_another_nodes
         );
     }
     let log = worker.log();
-    assert!(log.contains("who shows etcd's user boss") && !log.contains("boss-password"), "{log}");
+    assert!(log.contains("etcd user boss") && !log.contains("boss-password"), "{log}");
 
     // The removed node confirms with its own certificate.
     wait::until("n2 to be removed", || {

@@ -91,7 +91,7 @@ fn an_uninstall_does_not_give_up_addresses_that_other_plugins_interfaces_have() 
     assert!(added.status.success(), "{added:?}");
     assert!(worker.stop());
     let error = worker.try_ctl(&["uninstall"]).unwrap_err();
-    assert!(error.contains("1 interfaces that another plugin made"), "{error}");
+    assert!(error.contains("1 interfaces of another plugin"), "{error}");
     // Its pod is deleted while no agent runs.
     worker.node.shell("ip netns delete leased");
     let said = worker.ctl(&["uninstall"]).to_string();
@@ -107,7 +107,7 @@ fn with_a_ledger_that_cannot_be_read_all_else_can_be_taken_away() {
     let error = worker.try_ctl(&["uninstall"]).unwrap_err();
     assert!(error.contains("ledger.db") && error.contains("--with-pods"), "{error}");
     let said = worker.ctl(&["uninstall", "--with-pods"]).to_string();
-    assert!(said.contains("kernel settings are left as they are"), "{said}");
+    assert!(said.contains("kernel settings are not restored"), "{said}");
     assert_eq!(files(worker), "");
     assert!(!worker.node.shell("ip link; nft list ruleset").contains("polder"));
 }
@@ -141,5 +141,5 @@ fn a_plan_says_what_the_next_pass_would_change_and_changes_nothing() {
     lab.workers[0].start();
     lab.workers[0].wait_for_status("the socket", |_| Some(()));
     let error = lab.workers[0].try_ctl(&["plan"]).unwrap_err();
-    assert!(error.contains("the kernel is left alone as it is"), "{error}");
+    assert!(error.contains("kernel state is left unchanged"), "{error}");
 }

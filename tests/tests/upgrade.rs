@@ -132,7 +132,7 @@ fn a_ledger_that_this_release_cannot_read_keeps_its_agent_away_and_nothing_else(
     while_talking(&pods, || {
         lab.workers[0].start();
         let (code, said) = lab.workers[0].wait_until_ended();
-        let told = format!("ledger.db has layout {}, and this release knows {known}", known + 1);
+        let told = format!("ledger.db has layout {}, but this release supports {known}", known + 1);
         assert!(code != Some(0) && said.contains(&told), "{said}");
     });
     change_ledger(

@@ -1,4 +1,4 @@
-//! The daemon of one node.
+//! The node agent: parses arguments, loads the configuration and starts the daemon.
 
 use std::env;
 use std::io::IsTerminal;
@@ -14,13 +14,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, warn};
 use tracing_subscriber::EnvFilter;
 
-/// The daemon of one node of a Polder network.
+/// Polder node agent: assigns pod addresses and programs this node's routes, tunnels and packet filter
 ///
-/// Each key of the configuration file can also be set by an environment variable: `POLDER__` and the key, with `__` between the
-/// levels, like `POLDER__UNDERLAY__INTERFACE=eth1`. A flag overrides the variable, the variable the file.
+/// Each key of the configuration file can also be set by an environment variable: `POLDER__` followed by the key, with `__`
+/// between the levels, for example `POLDER__UNDERLAY__INTERFACE=eth1`. A flag overrides the variable, the variable
+/// overrides the file.
 ///
-/// The log goes to standard error. `RUST_LOG` sets its level: error, warn, info (the default), debug or trace. `NO_COLOR` turns
-/// colours off.
+/// Logs go to standard error. Set the level with `RUST_LOG`: error, warn, info (default), debug or trace. Set `NO_COLOR` to
+/// turn colours off.
 #[derive(Debug, Parser)]
 #[command(version, after_help = AGENT_HELP, args_conflicts_with_subcommands = true)]
 struct Arguments {
@@ -32,15 +33,16 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Copies the CNI plugins polder and polder-ipam to where the container runtime looks for them, and exits
+    /// Install the CNI plugins polder and polder-ipam into the container runtime's plugin directory, and exit
     ///
-    /// Puts loopback there, too, where there is none. Each is written under another name and renamed, with its mode: a runtime
-    /// finds the old one or the new one. To be run before the agent, which writes the CNI configuration that names them.
+    /// Also installs loopback if the directory has no such plugin. Each file is written under a temporary name and then
+    /// renamed, with its mode: the runtime always finds either the old or the new plugin. Run this before the agent, because
+    /// the agent writes the CNI configuration that names the plugins.
     InstallPlugins {
-        /// Where the container runtime looks for plugins
+        /// Plugin directory of the container runtime
         #[arg(long, value_name = "DIR", default_value = plugins::USUAL_FOLDER)]
         to: PathBuf,
-        /// Where the plugins are [default: the folder of polder-agent itself]
+        /// Directory to copy the plugins from [default: the directory of polder-agent]
         #[arg(long, value_name = "DIR")]
         from: Option<PathBuf>,
     },
@@ -55,7 +57,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What the log level is unless the variable says otherwise.
+/// Log level if `RUST_LOG` is not set or invalid.
 const LEVEL: &str = "info";
 
 /// Writes the log to standard error, in colours on a terminal.
@@ -73,8 +75,8 @@ fn start_log() {
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
     if let Some((text, error)) = unusable {
         warn!(
-            "environment variable RUST_LOG: {text:?} is no filter ({error}): the level is {LEVEL}. Write a level, like debug, or \
-             polder_agent=debug,warn"
+            "environment variable RUST_LOG: invalid filter {text:?} ({error}), using level {LEVEL}: set a level such as debug, or \
+             a filter such as polder_agent=debug,warn"
         );
     }
 }
@@ -84,7 +86,7 @@ fn install_plugins(from: Option<PathBuf>, to: PathBuf) -> ExitCode {
         Ok(written) => {
             written.iter().for_each(|path| println!("{} is installed", path.display()));
             if written.is_empty() {
-                println!("the plugins in {} are the same already", to.display());
+                println!("the plugins in {} are already up to date", to.display());
             }
             ExitCode::SUCCESS
         }
@@ -98,7 +100,7 @@ fn install_plugins(from: Option<PathBuf>, to: PathBuf) -> ExitCode {
 fn plan(config: Config) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let planned = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
-        // However it ends, its copies of the ledger and the records go with it.
+        // The dry run works on copies of the ledger and the records; they are dropped however it ends.
         let planned = runtime.block_on(async {
             let mut terminate = signal(SignalKind::terminate())?;
             tokio::select! {
@@ -123,15 +125,15 @@ fn plan(config: Config) -> ExitCode {
 }
 
 fn serve(flags: Flags) -> ExitCode {
-    // Whoever asks a question is no service, and systemd would not start it again.
+    // These flags print an answer and exit: no service, so no message to systemd and no restart.
     let check = flags.check_config || flags.print_config || flags.plan;
     let refuse = |error: ConfigError| {
         let exit = Exit::of_config(&error);
         let why = format!("{:#}", anyhow::Error::from(error));
         eprintln!("polder-agent: {why}");
         if !check {
-            // Every user can read it, and the reason can quote a secret.
-            systemd::failed("the configuration is wrong: journalctl -u polder-agent says where");
+            // Every user can read this status, and the reason can quote a secret.
+            systemd::failed("invalid configuration: for details run journalctl -u polder-agent");
         }
         // EX_CONFIG of sysexits.h: a restart does not help.
         if check { exit.into() } else { ExitCode::from(78) }
@@ -150,7 +152,7 @@ fn serve(flags: Flags) -> ExitCode {
         config.warnings().iter().for_each(|warning| eprintln!("polder-agent: warning: {warning}"));
     }
     if flags.check_config {
-        eprintln!("polder-agent: the configuration is fine");
+        eprintln!("polder-agent: the configuration is valid");
     }
     if flags.plan {
         return plan(config);

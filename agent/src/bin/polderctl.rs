@@ -1,4 +1,4 @@
-//! Asks the agent of this node, and prints what it says.
+//! `polderctl`: sends a command to the agent of this node and prints the answer.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -11,14 +11,14 @@ use polder_agent::ctl::{Command, Output, Printed, Run, Session, exit_of};
 use polder_agent::exit::{self, Exit};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Looks after a Polder network.
+/// Inspect and manage a Polder pod network
 #[derive(Debug, Parser)]
 #[command(name = "polderctl", version, after_help = exit::HELP)]
 struct Arguments {
-    /// The agent's socket [default: /run/polder/agent.sock]
+    /// Unix socket of the agent [default: /run/polder/agent.sock]
     #[arg(long, value_name = "PATH", global = true)]
     socket: Option<PathBuf>,
-    /// How to print
+    /// Output format
     #[arg(short, value_enum, default_value_t = Output::Table, global = true)]
     output: Output,
     #[command(flatten)]
@@ -33,10 +33,10 @@ fn main() -> ExitCode {
         Ok(Printed { text, exit, stays }) => match io::stdout().write_all(text.as_bytes()) {
             Ok(()) if stays => stay().map_or(Exit::Failed, |()| exit),
             Ok(()) => exit,
-            // Whoever reads has read enough.
+            // The reader closed the pipe (for example `head`): not an error.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => exit,
             Err(error) => {
-                eprintln!("polderctl: the answer cannot be written to standard output: {error}");
+                eprintln!("polderctl: cannot write to standard output: {error}");
                 Exit::Failed
             }
         },
@@ -51,7 +51,7 @@ fn main() -> ExitCode {
     exit.into()
 }
 
-/// Waits until it is told to end.
+/// Waits for SIGTERM.
 fn stay() -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -59,7 +59,7 @@ fn stay() -> io::Result<()> {
     })
 }
 
-/// Ends the program, because an argument is wrong: says what, as for what `clap` finds.
+/// Reports an invalid argument in the format of `clap`, with its exit code, and ends the program.
 fn end_with_usage(problem: &anyhow::Error) -> ! {
     Arguments::command().error(ErrorKind::ValueValidation, problem).exit()
 }

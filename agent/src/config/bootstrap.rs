@@ -1,4 +1,4 @@
-//! The `[bootstrap]` of the configuration: the first settings of a cluster.
+//! Section `[bootstrap]`: the first settings of a cluster.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ use super::{ConfigError, value};
 
 const POOLS: &str = "bootstrap.pools";
 
-/// As it is written, with the defaults of what is not.
+/// The section as written, with defaults.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct File {
@@ -103,7 +103,7 @@ impl<'de> Deserialize<'de> for PoolFile {
 }
 
 impl File {
-    /// The settings, if they make sense.
+    /// The checked settings.
     pub(super) fn check(self) -> Result<Bootstrap, ConfigError> {
         let mut pools: Vec<Pool> = Vec::new();
         for PoolFile(table) in self.pools {
@@ -111,14 +111,17 @@ impl File {
             pools.push(pool);
         }
         if pools.is_empty() {
-            return value(POOLS, "give at least one, like \"10.244.0.0/16\"".to_owned());
+            return value(POOLS, "no pool is set: give at least one, e.g. \"10.244.0.0/16\"".to_owned());
         }
         let VxlanFile { vni, port } = self.vxlan;
         if vni == 0 || vni >= 1 << 24 {
-            return value("bootstrap.vxlan.vni", format!("{vni} is not in 1 to {}", (1 << 24) - 1));
+            return value(
+                "bootstrap.vxlan.vni",
+                format!("{vni} is out of range: use 1 to {}", (1 << 24) - 1),
+            );
         }
         if port == 0 {
-            return value("bootstrap.vxlan.port", "0 is no port".to_owned());
+            return value("bootstrap.vxlan.port", "0 is not a valid port: use 1 to 65535".to_owned());
         }
         let except = self.masquerade_except.iter().map(|text| {
             text.parse()
@@ -134,16 +137,22 @@ impl File {
     }
 }
 
-/// The pool of the table, beside those before it.
+/// The pool of a table, checked against the pools listed before it.
 fn pool(table: PoolTable, others: &[Pool]) -> Result<Pool, ConfigError> {
     let cidr: Cidr = table.cidr.parse().or_else(|error: ParseCidrError| value(POOLS, error.to_string()))?;
     if let Some(other) = others.iter().find(|other| other.cidr().overlaps(cidr)) {
-        return value(POOLS, format!("{cidr} and {} overlap: every address is in one pool", other.cidr()));
+        return value(
+            POOLS,
+            format!("{cidr} and {} overlap: an address can be in one pool only", other.cidr()),
+        );
     }
     let of_family = others.iter().filter(|other| other.family() == cidr.family()).count();
     let name = table.name.unwrap_or_else(|| pool_name(cidr.family(), of_family));
     if let Some(other) = others.iter().find(|other| other.name == name) {
-        return value(POOLS, format!("{cidr} and {} have the same name, {name}", other.cidr()));
+        return value(
+            POOLS,
+            format!("{cidr} and {} have the same name, {name}: give each pool its own name", other.cidr()),
+        );
     }
     let length = table.block_length.unwrap_or_else(|| usual_block_length(table.purpose, cidr));
     let wrong = |error: InvalidPool| match error {

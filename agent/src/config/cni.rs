@@ -1,4 +1,4 @@
-//! The `[cni]` of the configuration: what the container runtime finds, and which plugins it calls after ours.
+//! Section `[cni]`: the CNI configuration file, and the plugins that the runtime calls after Polder's.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use toml::Table;
 use super::{ConfigError, value};
 use crate::conflist::{Network, OWN_CAPABILITIES, VERSIONS};
 
-/// As it is written, with the defaults of what is not.
+/// The section as written, with defaults.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct CniFile {
@@ -27,7 +27,7 @@ impl Default for CniFile {
 }
 
 impl CniFile {
-    /// The name of the file, if a runtime would look at it.
+    /// The file name, if it is one that a runtime reads.
     pub(super) fn file_name(&self) -> Result<&str, ConfigError> {
         let is_name = !self.file.contains('/') && !self.file.starts_with('.');
         if is_name && self.file.ends_with(".conflist") {
@@ -35,14 +35,20 @@ impl CniFile {
         }
         value(
             "cni.file",
-            format!("{:?}: write the name of a file in cni_conf_dir that ends with .conflist", self.file),
+            format!(
+                "{:?} is not a valid file name: set the name of a file in cni_conf_dir that ends with .conflist",
+                self.file
+            ),
         )
     }
 
-    /// What is announced to the runtime, if that makes sense.
+    /// The checked content of the CNI configuration.
     pub(super) fn check(self) -> Result<Network, ConfigError> {
         if let Some(name) = self.name.as_ref().filter(|name| **name == Attachment::of_probe().network) {
-            return value("cni.name", format!("{name} is the name of the node's own probes: choose another"));
+            return value(
+                "cni.name",
+                format!("{name} is reserved for the node's own probes: choose another name"),
+            );
         }
         let chain = self.chain.into_iter().map(plugin).collect::<Result<Vec<_>, _>>()?;
         one_plugin_for_each_capability(&chain)?;
@@ -50,7 +56,10 @@ impl CniFile {
         let usual = if chain.is_empty() { "1.1.0" } else { "1.0.0" };
         let version = self.version.as_deref().unwrap_or(usual);
         let Some(newest) = VERSIONS.iter().position(|known| *known == version) else {
-            return value("cni.version", format!("{version:?} is none of {}", VERSIONS.join(", ")));
+            return value(
+                "cni.version",
+                format!("unsupported version {version:?}: supported are {}", VERSIONS.join(", ")),
+            );
         };
         Ok(Network {
             name: self.name,
@@ -67,19 +76,30 @@ fn plugin(table: Table) -> Result<Value, ConfigError> {
     let plugin = serde_json::to_value(&table).or_else(|error| value(KEY, error.to_string()))?;
     match plugin["type"].as_str() {
         Some("polder" | "polder-ipam") => {
-            return value(KEY, "polder is in the chain already: list the other plugins only".to_owned());
+            return value(KEY, "polder is already in the chain: list only the other plugins".to_owned());
         }
         Some(name) if !name.is_empty() && !name.contains('/') => {}
-        _ => return value(KEY, format!("{plugin} has no type: write {{ type = \"portmap\", ... }}")),
+        _ => {
+            return value(
+                KEY,
+                format!("plugin {plugin} has no type: set it, e.g. {{ type = \"portmap\", ... }}"),
+            );
+        }
     }
     // TOML has dates, JSON has not.
     if plugin.to_string().contains("$__toml_private_datetime") {
-        return value(KEY, format!("{}: write dates in quotes", plugin["type"]));
+        return value(KEY, format!("plugin {}: put dates in quotes", plugin["type"]));
     }
     let capabilities = &plugin["capabilities"];
     let are_flags = capabilities.as_object().is_some_and(|all| all.values().all(Value::is_boolean));
     if !capabilities.is_null() && !are_flags {
-        return value(KEY, format!("{}: write capabilities = {{ portMappings = true }}", plugin["type"]));
+        return value(
+            KEY,
+            format!(
+                "plugin {}: capabilities must be a table of booleans, e.g. capabilities = {{ portMappings = true }}",
+                plugin["type"]
+            ),
+        );
     }
     Ok(plugin)
 }
@@ -93,7 +113,8 @@ fn one_plugin_for_each_capability(chain: &[Value]) -> Result<(), ConfigError> {
         for (capability, _) in declared.filter(|(_, is_on)| **is_on == Value::Bool(true)) {
             if let Some(owner) = owners.insert(capability, name) {
                 let problem = format!(
-                    "the capability {capability} is declared by {owner} and {name}: only one plugin may, take it from {name}"
+                    "capability {capability} is declared by both {owner} and {name}: only one plugin may declare it, \
+                     remove it from {name}"
                 );
                 return value("cni.chain", problem);
             }

@@ -1,4 +1,4 @@
-//! The `[etcd]` of the configuration: where the cluster's records are, and what the agent shows there.
+//! Section `[etcd]`: endpoints and credentials of etcd.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, absolute, value};
 
-/// As it is written.
+/// The section as written.
 #[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct EtcdFile {
@@ -26,24 +26,27 @@ pub(super) struct EtcdFile {
 }
 
 impl EtcdFile {
-    /// Nothing, where the node has no etcd.
+    /// Fails if a key is set that the embedded store does not use.
     pub(super) fn check_absent(&self) -> Result<(), ConfigError> {
         if !self.endpoints.is_empty() {
-            return value("store", "\"embedded\" has no etcd endpoints: remove one or the other".to_owned());
+            return value(
+                "store",
+                "\"embedded\" cannot be combined with etcd.endpoints: remove one of them".to_owned(),
+            );
         }
         if self.discovery_srv.is_some() {
             return value(
                 "etcd.discovery_srv",
-                "a store of the node's own has no etcd: remove it".to_owned(),
+                "not allowed with store = \"embedded\": remove it".to_owned(),
             );
         }
         if self.prefix != Prefix::default() {
-            return value("etcd.prefix", "a store of the node's own has no etcd: remove it".to_owned());
+            return value("etcd.prefix", "not allowed with store = \"embedded\": remove it".to_owned());
         }
         Ok(())
     }
 
-    /// How to reach etcd, if that makes sense.
+    /// The checked connection settings of etcd.
     pub(super) fn check(self) -> Result<EtcdConfig, ConfigError> {
         let has_files = self.ca.is_some() || self.cert.is_some() || self.key.is_some();
         let is_secure = match &self.discovery_srv {
@@ -51,18 +54,21 @@ impl EtcdFile {
             None => is_secure(&self.endpoints)?,
         };
         if !is_secure && has_files {
-            return value("etcd.ca", "certificates are given, but the endpoints are http://".to_owned());
+            return value("etcd.ca", "certificates are set, but the endpoints are http://: use https:// endpoints, or remove the certificates".to_owned());
         }
         let identity = match (&self.cert, &self.key) {
             (Some(certificate), Some(key)) => {
                 Some((named_pem("etcd.cert", certificate)?, named_pem("etcd.key", key)?))
             }
             (None, None) => None,
-            _ => return value("etcd.cert", "a certificate and its key go together: set both".to_owned()),
+            _ => return value("etcd.cert", "only one of etcd.cert and etcd.key is set: set both".to_owned()),
         };
         let ca = self.ca.as_deref().map(|path| named_pem("etcd.ca", path)).transpose()?;
         if is_secure && ca.is_none() {
-            return value("etcd.ca", "TLS needs the authority that signed etcd's certificate".to_owned());
+            return value(
+                "etcd.ca",
+                "TLS needs the CA that signed etcd's certificate: set the path of its PEM file".to_owned(),
+            );
         }
         let credentials = self.credentials()?;
         Ok(EtcdConfig {
@@ -75,38 +81,45 @@ impl EtcdFile {
     }
 
     fn credentials(&self) -> Result<Option<Credentials>, ConfigError> {
-        const HOW: &str = "give the password of etcd.user in etcd.password_file, or in etcd.password";
+        const HOW: &str = "set the password of etcd.user in etcd.password_file or in etcd.password";
         let password = match (&self.password, &self.password_file) {
-            (Some(_), Some(_)) => return value("etcd.password_file", format!("both are set: {HOW}")),
+            (Some(_), Some(_)) => {
+                return value(
+                    "etcd.password_file",
+                    format!("etcd.password is also set: remove one of them. {HOW}"),
+                );
+            }
             (Some(password), None) => Some(Password::Inline(password.clone())),
             (None, Some(path)) => Some(Password::File(absolute("etcd.password_file", path)?)),
             (None, None) => None,
         };
         let (user, password) = match (&self.user, password) {
             (None, None) => return Ok(None),
-            (None, Some(_)) => return value("etcd.user", "a password is set, and no user".to_owned()),
+            (None, Some(_)) => {
+                return value("etcd.user", "a password is set without a user: set etcd.user".to_owned());
+            }
             (Some(_), None) => return value("etcd.password_file", HOW.to_owned()),
             (Some(user), Some(password)) => (user.clone(), password),
         };
         if user.is_empty() {
-            return value("etcd.user", "is empty".to_owned());
+            return value("etcd.user", "must not be empty".to_owned());
         }
         match password.read() {
-            Ok(text) if text.is_empty() => value("etcd.password", "is empty".to_owned()),
+            Ok(text) if text.is_empty() => value("etcd.password", "must not be empty".to_owned()),
             Ok(_) => Ok(Some(Credentials { user, password })),
             Err(problem) => value("etcd.password_file", problem),
         }
     }
 }
 
-/// Fails unless the domain can have SRV records and stands for all members.
+/// Fails unless the value is a domain name and no endpoints are set.
 fn is_domain_alone(domain: &str, endpoints: &[String]) -> Result<(), ConfigError> {
     const KEY: &str = "etcd.discovery_srv";
     if !endpoints.is_empty() {
-        return value(KEY, "etcd.endpoints is set, too: remove one of them".to_owned());
+        return value(KEY, "etcd.endpoints is also set: remove one of them".to_owned());
     }
     if !is_domain(domain) {
-        return value(KEY, format!("{domain:?} is no domain: write a name like example.org"));
+        return value(KEY, format!("{domain:?} is not a domain name: use e.g. example.org"));
     }
     Ok(())
 }
@@ -115,24 +128,25 @@ fn is_domain_alone(domain: &str, endpoints: &[String]) -> Result<(), ConfigError
 fn is_secure(endpoints: &[String]) -> Result<bool, ConfigError> {
     const KEY: &str = "etcd.endpoints";
     if endpoints.is_empty() {
-        let problem = "no endpoint is given: set it, or --etcd, or etcd.discovery_srv, or store = \"embedded\" for a node of its own";
+        let problem = "no endpoint is set: set etcd.endpoints, --etcd or etcd.discovery_srv, or store = \"embedded\" for a \
+                       single node without etcd";
         return value(KEY, problem.to_owned());
     }
     for endpoint in endpoints {
         let has_scheme = endpoint.starts_with("http://") || endpoint.starts_with("https://");
         if !has_scheme || Endpoint::parse(endpoint).is_none() {
-            let problem = format!("{endpoint:?} is not a URL: write http://HOST:PORT or https://HOST:PORT");
+            let problem = format!("{endpoint:?} is not a URL: use http://HOST:PORT or https://HOST:PORT");
             return value(KEY, problem);
         }
     }
     let secure = endpoints.iter().filter(|endpoint| endpoint.starts_with("https://")).count();
     if secure != 0 && secure != endpoints.len() {
-        return value(KEY, "http:// and https:// are mixed".to_owned());
+        return value(KEY, "http:// and https:// endpoints are mixed: use one of them for all".to_owned());
     }
     Ok(secure != 0)
 }
 
-/// The file of PEM blocks that the key names, which can be read now.
+/// The PEM file that `key` names. Fails if it cannot be read.
 fn named_pem(key: &'static str, path: &Path) -> Result<Pem, ConfigError> {
     let pem = Pem::File(absolute(key, path)?);
     match pem.read() {

@@ -1,4 +1,4 @@
-//! Where metrics and health are served.
+//! Listen address for metrics and health.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -6,23 +6,23 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// An address and a port: of the node, or `localhost`.
+/// IP address and port; `localhost` means 127.0.0.1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct HttpAddress(SocketAddr);
 
-/// A text that is no such address.
+/// The text is not an address with a port.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is no address with a port: write one like 127.0.0.1:9474, [::1]:9474 or localhost:9474")]
+#[error("{0:?} is not an address with a port: use e.g. 127.0.0.1:9474, [::1]:9474 or localhost:9474")]
 pub struct NoHttpAddress(String);
 
 impl HttpAddress {
-    /// With an address as it is.
+    /// Wraps a socket address.
     pub const fn new(address: SocketAddr) -> Self {
         Self(address)
     }
 
-    /// As an address.
+    /// The socket address.
     pub const fn get(self) -> SocketAddr {
         self.0
     }

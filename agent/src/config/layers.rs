@@ -1,4 +1,4 @@
-//! Where the values of the configuration come from: flags before variables of the environment before the file.
+//! Sources of configuration values. Precedence: flags, environment variables, file.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -13,23 +13,23 @@ use toml::{Table, Value};
 
 use super::{ConfigError, File, Flags};
 
-/// Where the configuration is unless a flag says otherwise. It may be missing there.
+/// Default path of the configuration file. It need not exist.
 const DEFAULT_FILE: &str = "/etc/polder/agent.toml";
 
-/// What a variable's name starts with. Two underscores: for a Service that is named polder-etcd, Kubernetes gives pods
-/// variables like `POLDER_ETCD_PORT`, and those are no keys.
+/// Prefix of the environment variables. Two underscores: for a Service that is named polder-etcd, Kubernetes gives pods
+/// variables like `POLDER_ETCD_PORT`, which are not configuration keys.
 const PREFIX: &str = "POLDER__";
 
-/// What stands between the levels of a key in a variable's name.
+/// Separator between the levels of a key in a variable name.
 const SEPARATOR: &str = "__";
 
-/// A key, with the tables that it is in before it.
+/// A key, preceded by its tables.
 pub(super) type KeyPath = Vec<String>;
 
 /// Where a value comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// Nobody has set it.
+    /// Not set: the default.
     Default,
     /// This file.
     File(PathBuf),
@@ -50,7 +50,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// What was set, and by what.
+/// All values that were set, and their sources.
 #[derive(Debug, Default)]
 pub(super) struct Layers {
     merged: Table,
@@ -84,7 +84,7 @@ impl Layers {
         Ok(layers)
     }
 
-    /// All of it, with defaults.
+    /// The merged configuration, with defaults.
     pub(super) fn file(&self) -> Result<File, ConfigError> {
         File::deserialize(Value::Table(self.merged.clone()))
             .map_err(|error| ConfigError::Merged(one_line(&error)))
@@ -155,7 +155,7 @@ fn line(text: &str, span: Option<Range<usize>>) -> usize {
     before.matches('\n').count() + 1
 }
 
-/// What is wrong with each value of the file, looked at by itself: all of it is told at once.
+/// Checks each value of the file by itself, so that all faults are reported at once.
 fn collect_faults(text: &str, path: &mut KeyPath, table: &DeTable<'_>, faults: &mut Vec<(usize, String)>) {
     for (key, value) in table {
         path.push(key.get_ref().to_string());
@@ -183,7 +183,7 @@ fn with_key(path: &[String], problem: String) -> String {
         return problem;
     }
     let key = path.join(".");
-    let hint = if key.ends_with("_seconds") { ": write a number of seconds, like 60" } else { "" };
+    let hint = if key.ends_with("_seconds") { ": use a number of seconds, e.g. 60" } else { "" };
     format!("{key}: {problem}{hint}")
 }
 
@@ -194,7 +194,7 @@ fn takes(path: &[String], value: Value) -> Result<(), String> {
     File::deserialize(nested).map(drop).map_err(|error| one_line(&error))
 }
 
-/// The variables that are ours: their names and values, by the keys that they set.
+/// Polder's environment variables: name and value, by the key that they set.
 fn variables(
     environment: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<BTreeMap<KeyPath, (String, String)>, ConfigError> {
@@ -204,7 +204,7 @@ fn variables(
         let Some(key) = name.strip_prefix(PREFIX) else { continue };
         let path: KeyPath = key.split(SEPARATOR).map(str::to_lowercase).collect();
         let refuse = |problem: String| Err(ConfigError::Variable { name: name.clone(), problem });
-        let Ok(text) = text.into_string() else { return refuse("its value is not UTF-8".to_owned()) };
+        let Ok(text) = text.into_string() else { return refuse("the value is not UTF-8".to_owned()) };
         if let Some((other, _)) = variables.get(&path) {
             return refuse(format!("{other} sets the same key: remove one of them"));
         }
@@ -223,11 +223,13 @@ fn of_variable(path: &[String], text: &str) -> Result<Value, String> {
         Err(error) => as_string().map_err(|problem| {
             let begins_with = |signs: &[char]| text.trim_start().starts_with(signs);
             if problem.contains("expected a sequence") {
-                let why = if begins_with(&['[']) { one_line(&error) } else { "that is no list".to_owned() };
-                format!("{why}: write a list as in TOML, like [\"a\", \"b\"]")
+                let why =
+                    if begins_with(&['[']) { one_line(&error) } else { "this is not a list".to_owned() };
+                format!("{why}: use a TOML list, e.g. [\"a\", \"b\"]")
             } else if problem.contains("expected struct") || problem.contains("expected a map") {
-                let why = if begins_with(&['{']) { one_line(&error) } else { "that is no table".to_owned() };
-                format!("{why}: write a table as in TOML, like {{ key = \"value\" }}")
+                let why =
+                    if begins_with(&['{']) { one_line(&error) } else { "this is not a table".to_owned() };
+                format!("{why}: use a TOML table, e.g. {{ key = \"value\" }}")
             } else {
                 problem
             }

@@ -1,4 +1,4 @@
-//! The configuration for people: each value, and where it comes from.
+//! Output of `--print-config`: each value and its source.
 
 use std::env;
 
@@ -7,10 +7,10 @@ use toml::{Table, Value};
 use super::layers::{KeyPath, Layers, Origin};
 use super::{ConfigError, Flags, Places};
 
-/// What nobody is to read over somebody's shoulder.
+/// Keys whose values are not printed.
 const SECRETS: [&[&str]; 1] = [&["etcd", "password"]];
 
-/// Each value that is set or has a default, in TOML, with its origin; whether or not the values make sense.
+/// Each value that is set or has a default, in TOML, with its source. The values are not checked.
 pub fn printed(flags: &Flags) -> Result<String, ConfigError> {
     print(&Layers::read(flags, env::vars_os())?)
 }

@@ -69,8 +69,8 @@ fn every_fault_of_a_file_is_told_with_its_key_and_what_to_write() {
          [labels]\nzone = 1\n[etcd]\nendpoints = \"http://a:1\"\nsurprise = 1\n",
     );
     for sign in [
-        "agent.toml:1: resync_seconds: invalid type: string \"60s\", expected a whole number: write a number of seconds, like 60",
-        "agent.toml:2: http: \":9474\" is no address with a port",
+        "agent.toml:1: resync_seconds: invalid type: string \"60s\", expected a whole number: use a number of seconds, e.g. 60",
+        "agent.toml:2: http: \":9474\" is not an address with a port",
         "agent.toml:5: ipam.grace_seconds: ",
         "agent.toml:7: labels.zone: ",
         "agent.toml:9: etcd.endpoints: ",
@@ -85,34 +85,34 @@ fn every_fault_of_a_file_is_told_with_its_key_and_what_to_write() {
 #[test]
 fn values_that_make_no_sense_are_refused_with_the_remedy() {
     for (text, problem) in [
-        ("", "etcd.endpoints: no endpoint is given"),
+        ("", "etcd.endpoints: no endpoint is set"),
         ("[etcd]\nendpoints = [\"127.0.0.1:2379\"]", "is not a URL"),
-        ("[etcd]\nendpoints = [\"https://a:1\"]", "etcd.ca: TLS needs the authority"),
+        ("[etcd]\nendpoints = [\"https://a:1\"]", "etcd.ca: TLS needs the CA"),
         ("[etcd]\nendpoints = [\"https://a:1\", \"http://b:1\"]", "mixed"),
         ("[etcd]\nendpoints = [\"http://a:1\"]\nca = \"/nowhere\"", "the endpoints are http://"),
         ("[etcd]\nendpoints = [\"https://a:1\"]\nca = \"/nowhere\"", "etcd.ca: /nowhere: No such file"),
-        ("[etcd]\nendpoints = [\"https://a:1\"]\ncert = \"/x\"", "go together"),
-        ("[etcd]\nendpoints = [\"https://a:1\"]\nca = \"/proc/version\"", "holds no PEM block"),
-        ("store = \"embedded\"\n[etcd]\nendpoints = [\"http://a:1\"]", "remove one or the other"),
-        ("[etcd]\nprefix = \"polder\"", "\"polder\" is no prefix: write names of"),
+        ("[etcd]\nendpoints = [\"https://a:1\"]\ncert = \"/x\"", "only one of etcd.cert and etcd.key is set"),
+        ("[etcd]\nendpoints = [\"https://a:1\"]\nca = \"/proc/version\"", "contains no PEM block"),
+        (
+            "store = \"embedded\"\n[etcd]\nendpoints = [\"http://a:1\"]",
+            "store: \"embedded\" cannot be combined with etcd.endpoints",
+        ),
+        ("[etcd]\nprefix = \"polder\"", "invalid prefix \"polder\": write names of"),
         (
             "[etcd]\nendpoints = [\"http://a:1\"]\ndiscovery_srv = \"example.org\"",
-            "etcd.discovery_srv: etcd.endpoints is set, too",
+            "etcd.discovery_srv: etcd.endpoints is also set",
         ),
-        ("[etcd]\ndiscovery_srv = \"https://example.org\"", "is no domain: write a name like example.org"),
+        ("[etcd]\ndiscovery_srv = \"https://example.org\"", "is not a domain name: use e.g. example.org"),
         (
             "[etcd]\ndiscovery_srv = \"example.org\"\ncert = \"/x\"\nkey = \"/x\"",
             "etcd.cert: /x: No such file",
         ),
-        (
-            "store = \"embedded\"\n[etcd]\ndiscovery_srv = \"a\"",
-            "etcd.discovery_srv: a store of the node's own",
-        ),
-        ("store = \"embedded\"\n[etcd]\nprefix = \"/a/\"", "etcd.prefix: a store of the node's own"),
-        ("[etcd]\nendpoints = [\"http://a:1\"]\nuser = \"u\"", "etcd.password_file: give the password"),
+        ("store = \"embedded\"\n[etcd]\ndiscovery_srv = \"a\"", "etcd.discovery_srv: not allowed with store"),
+        ("store = \"embedded\"\n[etcd]\nprefix = \"/a/\"", "etcd.prefix: not allowed with store"),
+        ("[etcd]\nendpoints = [\"http://a:1\"]\nuser = \"u\"", "etcd.password_file: set the password"),
         (
             "[etcd]\nendpoints = [\"http://a:1\"]\npassword = \"p\"",
-            "etcd.user: a password is set, and no user",
+            "etcd.user: a password is set without a user",
         ),
         (
             "[etcd]\nendpoints = [\"http://a:1\"]\nuser = \"u\"\npassword_file = \"/nowhere\"",
@@ -120,9 +120,9 @@ fn values_that_make_no_sense_are_refused_with_the_remedy() {
         ),
         (
             "[etcd]\nendpoints = [\"http://a:1\"]\nuser = \"u\"\npassword = \"p\"\npassword_file = \"/x\"",
-            "both are set",
+            "etcd.password is also set",
         ),
-        ("mtu = 500", "mtu: 500 is not in 576 to 65535"),
+        ("mtu = 500", "mtu: 500 is out of range: use 576 to 65535"),
         ("resync_seconds = 0", "resync_seconds"),
         ("[ipam]\ncooldown_seconds = 9", "at least 10 s"),
         ("[underlay]\naddresses = [\"10.0.0.1\", \"10.0.0.2\"]", "more than one IPv4 address"),
@@ -221,16 +221,16 @@ fn other_plugins_are_chained_and_one_that_would_break_the_chain_is_refused() {
     let newer = chain(&format!("version = \"1.1.0\"\nchain = [{portmap}]")).unwrap().network;
     assert_eq!(newer.versions.last(), Some(&"1.1.0"));
     for (cni, problem) in [
-        (format!("chain = [{portmap}, {portmap}]"), "portMappings is declared by portmap and portmap"),
+        (format!("chain = [{portmap}, {portmap}]"), "portMappings is declared by both portmap and portmap"),
         (
             "chain = [{ type = \"tuning\", capabilities = { mac = true } }]".to_owned(),
-            "the capability mac is declared by polder and tuning: only one plugin may, take it from tuning",
+            "capability mac is declared by both polder and tuning: only one plugin may declare it, remove it from tuning",
         ),
-        ("chain = [{ type = \"polder\" }]".to_owned(), "polder is in the chain already"),
+        ("chain = [{ type = \"polder\" }]".to_owned(), "polder is already in the chain"),
         ("chain = [{ snat = true }]".to_owned(), "has no type"),
-        ("chain = [{ type = \"x\", capabilities = [\"mac\"] }]".to_owned(), "write capabilities = {"),
-        ("version = \"2.0.0\"".to_owned(), "cni.version: \"2.0.0\" is none of 0.3.1"),
-        ("file = \"polder.conf\"".to_owned(), "cni.file: \"polder.conf\": write the name of a file"),
+        ("chain = [{ type = \"x\", capabilities = [\"mac\"] }]".to_owned(), "e.g. capabilities = {"),
+        ("version = \"2.0.0\"".to_owned(), "cni.version: unsupported version \"2.0.0\": supported are 0.3.1"),
+        ("file = \"polder.conf\"".to_owned(), "cni.file: \"polder.conf\" is not a valid file name"),
         ("file = \"../x.conflist\"".to_owned(), "cni.file"),
         ("name = \"polder.probe\"".to_owned(), "cni.name"),
     ] {

@@ -1,4 +1,4 @@
-//! The blocks of the pools that nodes have claimed.
+//! `polderctl block`: the blocks that nodes have claimed from pools.
 
 use clap::Subcommand;
 use polder_api::ask;
@@ -6,10 +6,10 @@ use polder_api::pool::ClaimStatus;
 
 use super::{Printed, Render, Run, Session, print, table};
 
-/// About blocks.
+/// Subcommands of `polderctl block`.
 #[derive(Debug, Clone, Copy, Subcommand)]
 pub enum Command {
-    /// Lists those that are claimed, and by whom
+    /// List the claimed blocks and the node of each
     List,
 }
 
@@ -27,9 +27,9 @@ impl Render for Vec<ClaimStatus> {
     }
 }
 
-/// The blocks that are claimed.
+/// Table of the claimed blocks.
 pub(super) fn blocks(blocks: &[ClaimStatus]) -> String {
-    let mut table = table(["BLOCK", "POOL", "NODE", "SINCE INCARNATION", "USED", "STANDING"]);
+    let mut table = table(["BLOCK", "POOL", "NODE", "INCARNATION", "USED", "STATE"]);
     for claim in blocks {
         table.add_row([
             claim.block.to_string(),

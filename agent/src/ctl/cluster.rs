@@ -1,4 +1,4 @@
-//! The settings that all nodes share.
+//! `polderctl cluster`: the settings that all nodes share.
 
 use anyhow::anyhow;
 use clap::{Args, Subcommand, ValueEnum};
@@ -8,35 +8,35 @@ use polder_api::{Backend, ask};
 
 use super::{Printed, Render, Run, Session};
 
-/// About settings.
+/// Subcommands of `polderctl cluster`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Shows them
+    /// Show the cluster settings
     Show,
-    /// Changes those that are given, for all nodes; the others stay
+    /// Change the given settings on all nodes; other settings stay unchanged
     Set(Changes),
 }
 
-/// What is to be changed.
+/// Arguments of `polderctl cluster set`.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = true)]
 pub struct Changes {
-    /// How nodes reach each other's pods: auto, direct or vxlan. Pods talk on, no packet is lost
+    /// Path to pods of other nodes: auto, direct or vxlan. Traffic continues and no packet is lost
     #[arg(long)]
     backend: Option<Backend>,
-    /// The UDP port of VXLAN tunnels. They are interrupted until all nodes have heard of it
+    /// UDP port of VXLAN tunnels. Tunnels are interrupted until all nodes have applied the change
     #[arg(long, value_name = "PORT")]
     vxlan_port: Option<u16>,
-    /// The VXLAN network identifier, 1 to 16777215. Tunnels are interrupted until all nodes have heard of it
+    /// VXLAN network identifier, 1 to 16777215. Tunnels are interrupted until all nodes have applied the change
     #[arg(long, value_name = "VNI")]
     vxlan_vni: Option<u32>,
-    /// Whether pods leave the cluster with the address of their node. Connections that exist stay as they are
+    /// Use the node's address as source for pod traffic to outside the cluster. Existing connections do not change
     #[arg(long, value_name = "on|off")]
     masquerade: Option<Switch>,
-    /// Where pods keep their own addresses nevertheless, besides the pools: all such ranges, or none
+    /// Destinations without masquerade, in addition to the pools: the complete list of ranges, or none
     #[arg(long, value_name = "CIDR[,CIDR]|none", value_parser = ranges)]
     masquerade_except: Option<Ranges>,
-    /// How pods are attached to their node: bridge or routed. Fixed when the cluster is made
+    /// Attachment of pods to their node: bridge or routed. Fixed at cluster creation, a change is refused
     #[arg(long, value_name = "KIND", value_parser = attachment)]
     attach: Option<AttachMode>,
 }
@@ -48,13 +48,13 @@ pub(super) enum Switch {
     Off,
 }
 
-/// A list of ranges, which clap is not to take for many arguments.
+/// A list of ranges as one argument: a plain `Vec` would make clap expect several arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Ranges(Vec<IpNetwork>);
 
 fn attachment(text: &str) -> Result<AttachMode, anyhow::Error> {
     let known = AttachMode::ALL.iter().find(|known| known.as_str() == text);
-    known.copied().ok_or_else(|| anyhow!("{text:?} is neither bridge nor routed"))
+    known.copied().ok_or_else(|| anyhow!("unknown attachment kind {text:?}: use bridge or routed"))
 }
 
 fn ranges(text: &str) -> Result<Ranges, anyhow::Error> {
@@ -71,7 +71,7 @@ impl Run for Command {
             Self::Show => match session.ask(ask::Status)?.cluster {
                 Some(cluster) => session.print(&cluster),
                 None => {
-                    Err(anyhow!("this node does not know the cluster's settings yet: see polderctl status"))
+                    Err(anyhow!("the cluster settings are not known on this node yet: see polderctl status"))
                 }
             },
             Self::Set(changes) => session.show(ask::ChangeSettings(SettingsChange {

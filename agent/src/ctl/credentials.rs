@@ -1,4 +1,4 @@
-//! What `polderctl` shows to etcd in the place of the node's agent.
+//! Credentials that `polderctl` uses for etcd instead of those of the node's agent.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -7,23 +7,23 @@ use clap::Args;
 use polder_api::credentials::{ClientCertificate, EtcdCredentials, Secret, User};
 use polder_store::etcd::config::{Password, Pem};
 
-/// The variable with the password of `--etcd-user`. It is no flag: everybody on the machine can read those.
+/// Variable with the password of `--etcd-user`. Not a flag, because every user on the machine can read flags.
 const PASSWORD: &str = "POLDERCTL_ETCD_PASSWORD";
 
-/// Whom commands that change the cluster are for etcd.
+/// Credentials for commands that change the cluster.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "An operator's credentials for etcd, for commands that change the cluster")]
+#[command(next_help_heading = "Operator credentials for etcd (used by commands that change the cluster)")]
 pub struct CredentialArguments {
-    /// A client certificate, instead of the one of this node's agent
+    /// Client certificate, used instead of the certificate of this node's agent
     #[arg(long, value_name = "FILE", env = "POLDERCTL_ETCD_CERT", hide_env_values = true, global = true)]
     etcd_cert: Option<PathBuf>,
-    /// Its key
+    /// Private key of --etcd-cert
     #[arg(long, value_name = "FILE", env = "POLDERCTL_ETCD_KEY", hide_env_values = true, global = true)]
     etcd_key: Option<PathBuf>,
-    /// A user; the password is in --etcd-password-file, or in the variable `POLDERCTL_ETCD_PASSWORD`
+    /// User name; set the password with --etcd-password-file or the variable `POLDERCTL_ETCD_PASSWORD`
     #[arg(long, value_name = "NAME", env = "POLDERCTL_ETCD_USER", hide_env_values = true, global = true)]
     etcd_user: Option<String>,
-    /// The file with the password of --etcd-user; /dev/stdin reads it from standard input
+    /// File with the password of --etcd-user; use /dev/stdin to read it from standard input
     #[arg(
         long,
         value_name = "FILE",
@@ -34,17 +34,17 @@ pub struct CredentialArguments {
     etcd_password_file: Option<PathBuf>,
 }
 
-/// Why there are no credentials.
+/// Why the credentials cannot be used.
 #[derive(Debug, PartialEq, Eq)]
 pub enum NoCredentials {
-    /// The arguments do not fit each other.
+    /// The arguments contradict each other or are incomplete.
     Usage(String),
-    /// A file is not what it should be.
+    /// A file cannot be read or has invalid content.
     File(String),
 }
 
 impl CredentialArguments {
-    /// What is to be shown.
+    /// Reads the files and returns the credentials; `None` if no argument is set.
     pub fn read(&self) -> Result<Option<EtcdCredentials>, NoCredentials> {
         let variable = env::var_os(PASSWORD).map(|password| {
             password.into_string().map_err(|_| NoCredentials::Usage(format!("{PASSWORD} is not UTF-8")))
@@ -59,12 +59,12 @@ impl CredentialArguments {
         let (cert, key) = match (&self.etcd_cert, &self.etcd_key) {
             (Some(cert), Some(key)) => (cert, key),
             (None, None) => return Ok(None),
-            _ => return usage("a certificate and its key go together: give --etcd-cert and --etcd-key"),
+            _ => return usage("a certificate needs its key: set both --etcd-cert and --etcd-key"),
         };
         let read = |flag: &str, path: &Path| {
             let file = |problem: String| NoCredentials::File(format!("{flag}: {problem}"));
             let bytes = Pem::File(path.to_owned()).read().map_err(file)?;
-            String::from_utf8(bytes).map_err(|_| file(format!("{} is not text", path.display())))
+            String::from_utf8(bytes).map_err(|_| file(format!("{} is not valid UTF-8", path.display())))
         };
         let certificate = read("--etcd-cert", cert)?;
         Ok(Some(ClientCertificate { certificate, key: Secret(read("--etcd-key", key)?) }))
@@ -72,7 +72,7 @@ impl CredentialArguments {
 
     fn user(&self, variable: Option<String>) -> Result<Option<User>, NoCredentials> {
         const HOW: &str =
-            "give the password of --etcd-user in --etcd-password-file or in POLDERCTL_ETCD_PASSWORD";
+            "set the password of --etcd-user in either --etcd-password-file or POLDERCTL_ETCD_PASSWORD";
         let password = match (variable, &self.etcd_password_file) {
             (Some(_), Some(_)) => return usage(&format!("both are set: {HOW}")),
             (Some(password), None) if password.is_empty() => return usage(&format!("{PASSWORD} is empty")),
@@ -85,7 +85,7 @@ impl CredentialArguments {
             (Some(name), Some(password)) if !name.is_empty() => (name.clone(), password),
             (Some(name), _) if name.is_empty() => return usage("--etcd-user is empty"),
             (Some(_), _) => return usage(HOW),
-            (None, _) => return usage("a password is given, and no user: add --etcd-user NAME"),
+            (None, _) => return usage("a password is set, but no user: add --etcd-user NAME"),
         };
         let password =
             password.read().map_err(|why| NoCredentials::File(format!("--etcd-password-file: {why}")))?;
@@ -125,9 +125,9 @@ mod tests {
 
     #[test]
     fn a_certificate_needs_its_key_and_a_user_one_password() {
-        is_usage(parse(&["--etcd-cert", "a"]).certificate(), "go together");
-        is_usage(parse(&["--etcd-key", "a"]).certificate(), "go together");
-        is_usage(parse(&["--etcd-user", "a"]).user(None), "give the password");
+        is_usage(parse(&["--etcd-cert", "a"]).certificate(), "needs its key");
+        is_usage(parse(&["--etcd-key", "a"]).certificate(), "needs its key");
+        is_usage(parse(&["--etcd-user", "a"]).user(None), "set the password");
         is_usage(parse(&["--etcd-user", ""]).user(Some("p".into())), "--etcd-user is empty");
         is_usage(parse(&["--etcd-user", "a"]).user(Some(String::new())), "is empty");
         is_usage(parse(&[]).user(Some("p".into())), "no user");
@@ -164,6 +164,6 @@ mod tests {
         assert_eq!(read.user.unwrap().password.0, "secret");
         let plain = ["--etcd-cert", &password, "--etcd-key", &key];
         let Err(NoCredentials::File(problem)) = parse(&plain).certificate() else { panic!("it was taken") };
-        assert!(problem.contains("holds no PEM block"), "{problem}");
+        assert!(problem.contains("contains no PEM block"), "{problem}");
     }
 }

@@ -1,4 +1,4 @@
-//! Who has which address, whether all is right, and giving one up.
+//! `polderctl ipam`: show, check and release address allocations.
 
 use std::net::IpAddr;
 
@@ -10,26 +10,26 @@ use polder_ipam::Cidr;
 use super::{Printed, Render, Run, Session, Usage, block, pool, print, table};
 use crate::exit::Exit;
 
-/// About addresses.
+/// Subcommands of `polderctl ipam`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Says who has which address, since when and why
+    /// Show which node and pod have an address, since when and why
     Show {
-        /// cluster, pool NAME, block CIDR, node NAME, pod NAMESPACE/NAME, or an address [default: cluster]
+        /// cluster, pool NAME, block CIDR, node NAME, pod NAMESPACE/NAME, or an IP address [default: cluster]
         #[arg(num_args = 0..=2, value_name = "WHAT")]
         subject: Vec<String>,
     },
-    /// Compares the records of the cluster with ledger and kernel of every node, and says what deviates
+    /// Compare the cluster's records with the ledger and the kernel of every node, and print deviations
     Check {
-        /// Put right what can be put right without taking anything from a pod that lives
+        /// Repair deviations where this takes nothing from a running pod
         #[arg(long)]
         repair: bool,
     },
-    /// Gives an address up: a reserved one, or one of a pod of this node that is gone
+    /// Release a reserved address, or the address of a pod of this node that no longer exists
     Release {
-        /// The address
+        /// Address to release
         address: IpAddr,
-        /// The pod that holds it is gone for good, I know that
+        /// Confirm that the pod that holds the address is gone for good
         #[arg(long)]
         dead: bool,
     },
@@ -49,7 +49,7 @@ impl Run for Command {
     }
 }
 
-/// What is to be shown.
+/// Parses the arguments of `polderctl ipam show`.
 fn parse(words: &[String]) -> Result<Subject, String> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let failed = |error: &dyn std::fmt::Display| error.to_string();
@@ -64,7 +64,7 @@ fn parse(words: &[String]) -> Result<Subject, String> {
         ["pod", name] if name.split('/').count() == 2 => Ok(Subject::Pod((*name).to_owned())),
         [address] if let Ok(address) = address.parse() => Ok(Subject::Address(address)),
         _ => Err(format!(
-            "{:?} cannot be shown: write cluster, pool NAME, block CIDR, node NAME, pod NAMESPACE/NAME or an address",
+            "{:?} cannot be shown: use cluster, pool NAME, block CIDR, node NAME, pod NAMESPACE/NAME or an IP address",
             words.join(" ")
         )),
     }
@@ -91,14 +91,14 @@ impl Render for Checked {
     }
 }
 
-/// What is known of a subject.
+/// Tables of all that is known about a subject.
 fn shown(shown: &Shown) -> String {
     let mut parts: Vec<String> = shown.remarks.iter().map(|remark| format!("{remark}\n")).collect();
     if !shown.pools.is_empty() {
         parts.push(pool::pools(&shown.pools));
     }
     if !shown.nodes.is_empty() {
-        let mut table = table(["NODE", "STANDING", "INCARNATION", "GATEWAYS", "BLOCKS", "ADDRESSES USED"]);
+        let mut table = table(["NODE", "STATE", "INCARNATION", "GATEWAYS", "BLOCKS", "ADDRESSES USED"]);
         for node in &shown.nodes {
             let gateways: Vec<String> = node.gateways.iter().map(ToString::to_string).collect();
             table.add_row([
@@ -118,7 +118,7 @@ fn shown(shown: &Shown) -> String {
     if let [one] = shown.addresses.as_slice() {
         parts.push(address(one));
     } else if !shown.addresses.is_empty() {
-        let mut table = table(["ADDRESS", "STANDING", "NODE", "POD", "ATTACHMENT", "SINCE"]);
+        let mut table = table(["ADDRESS", "STATE", "NODE", "POD", "ATTACHMENT", "SINCE"]);
         for address in &shown.addresses {
             let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
             table.add_row([
@@ -135,10 +135,10 @@ fn shown(shown: &Shown) -> String {
     parts.join("\n")
 }
 
-/// All that is known of one address.
+/// Details of one address, one fact per line.
 fn address(address: &AddressStatus) -> String {
     let mut lines = vec![format!("address      {}", address.address)];
-    lines.push(format!("standing     {}: {}", address.standing, address.why));
+    lines.push(format!("state        {}: {}", address.standing, address.why));
     let facts = [
         ("pool", address.pool.as_ref().map(ToString::to_string)),
         ("block", address.block.as_ref().map(ToString::to_string)),
@@ -153,43 +153,46 @@ fn address(address: &AddressStatus) -> String {
     lines.join("\n") + "\n"
 }
 
-/// What a check has found.
+/// Deviations and summary of a check.
 fn checked(checked: &Checked) -> String {
     let mut lines = Vec::new();
     for found in &checked.deviations {
         let node = found.node.as_ref().map(|node| format!("[{node}] ")).unwrap_or_default();
         lines.push(format!("{node}{} (violates: {})", found.what, found.invariant));
-        lines.push(format!("    {}", if found.repaired { "put right" } else { &found.remedy }));
+        lines.push(format!("    {}", if found.repaired { "repaired" } else { &found.remedy }));
     }
     if checked.left_out > 0 {
-        lines.push(format!("{} more are not shown: put these right and check again", checked.left_out));
+        lines.push(format!(
+            "{} more deviations are not shown: repair these and check again",
+            checked.left_out
+        ));
     }
     lines.push(scope(checked));
-    lines.extend(
-        checked.absent.iter().map(|node| format!("{node} is not alive: nothing is known of its pods")),
-    );
+    lines.extend(checked.absent.iter().map(|node| format!("{node} is not alive: its pods were not checked")));
     lines.extend(checked.silent.iter().map(|node| {
-        format!("{node} is alive and has not answered in time: nothing is known of its pods. Read the log of its agent")
+        format!(
+            "{node} is alive but did not answer in time: its pods were not checked. See the log of its agent"
+        )
     }));
     lines.extend(checked.unregistered.iter().map(|node| {
         format!(
-            "{node}, this node, is not registered as a member of the cluster: nothing is known of its pods. See \
+            "{node} (this node) is not registered as a member of the cluster: its pods were not checked. See \
              polderctl status"
         )
     }));
     lines.join("\n") + "\n"
 }
 
-/// How much was checked, and how much of it deviates.
+/// Summary line: how much was checked, and the number of deviations.
 fn scope(checked: &Checked) -> String {
     let attachments: u64 = checked.nodes.iter().map(|node| node.attachments).sum();
     let interfaces: u64 = checked.nodes.iter().map(|node| node.interfaces).sum();
     let unregistered = usize::from(checked.unregistered.is_some());
     let nodes = checked.nodes.len() + checked.silent.len() + checked.absent.len() + unregistered;
     let found = match checked.deviations.len() as u64 + checked.left_out {
-        0 if checked.nodes.is_empty() => "no node has answered".to_owned(),
-        0 if checked.is_complete() => "nothing deviates".to_owned(),
-        0 => "nothing deviates on these".to_owned(),
+        0 if checked.nodes.is_empty() => "no node answered".to_owned(),
+        0 if checked.is_complete() => "no deviations".to_owned(),
+        0 => "no deviations on these".to_owned(),
         1 => "1 deviation".to_owned(),
         number => format!("{number} deviations"),
     };
@@ -214,7 +217,7 @@ mod tests {
     #[test]
     fn a_check_of_all_nodes_says_that_nothing_deviates() {
         let text = checked(&Checked { nodes: answers(&["n1", "n2"]), ..Checked::default() });
-        assert_eq!(text, "2 of 2 nodes checked: 4 attachments, 4 interfaces; nothing deviates\n");
+        assert_eq!(text, "2 of 2 nodes checked: 4 attachments, 4 interfaces; no deviations\n");
     }
 
     #[test]
@@ -227,11 +230,10 @@ mod tests {
             ..Checked::default()
         });
         assert!(
-            text.starts_with("1 of 3 nodes checked: ") && text.contains("nothing deviates on these\n"),
+            text.starts_with("1 of 3 nodes checked: ") && text.contains("no deviations on these\n"),
             "{text}"
         );
-        for sign in
-            ["n2 is not alive: nothing is known of its pods", "n3 is alive and has not answered in time: "]
+        for sign in ["n2 is not alive: its pods were not checked", "n3 is alive but did not answer in time: "]
         {
             assert!(text.contains(sign), "{text}");
         }
@@ -240,8 +242,8 @@ mod tests {
     #[test]
     fn a_check_that_nobody_answered_does_not_say_that_nothing_deviates() {
         let text = checked(&Checked { unregistered: Some("n1".parse().unwrap()), ..Checked::default() });
-        assert!(text.contains("0 of 1 nodes checked") && text.contains("no node has answered"), "{text}");
-        assert!(text.contains("n1, this node, is not registered") && !text.contains("deviates"), "{text}");
+        assert!(text.contains("0 of 1 nodes checked") && text.contains("no node answered"), "{text}");
+        assert!(text.contains("n1 (this node) is not registered") && !text.contains("deviation"), "{text}");
     }
 
     fn subject(words: &str) -> Result<Subject, String> {

@@ -1,4 +1,4 @@
-//! Whether the agent does its work.
+//! `polderctl live`: checks that all threads of the agent make progress.
 
 use clap::Args;
 use polder_api::ask;
@@ -7,11 +7,11 @@ use serde::Serialize;
 use super::{Printed, Render, Run, Session};
 use crate::exit::Exit;
 
-/// Without arguments.
+/// Takes no arguments.
 #[derive(Debug, Args)]
 pub struct Command {}
 
-/// The threads of the agent that stand still, in words.
+/// Threads of the agent that make no progress, one sentence each.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
 struct Standstills(Vec<String>);

@@ -1,4 +1,4 @@
-//! The nodes of the cluster.
+//! `polderctl node`: list, remove and adopt nodes of the cluster.
 
 use std::io::{self, IsTerminal};
 
@@ -11,33 +11,32 @@ use polder_api::status::NodeStatus;
 
 use super::{Printed, Render, Run, Session, print, table};
 
-/// About nodes.
+/// Subcommands of `polderctl node`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Lists them, and how this node reaches each
+    /// List the nodes, with the path from this node to each
     List,
-    /// Removes one that is not to come back: it cuts its pods off, and its blocks go back when it has confirmed that
+    /// Remove a node permanently. The node disconnects its pods; its blocks are released once it confirms
     Remove {
-        /// Its name
+        /// Name of the node
         name: NodeName,
-        /// The node and its pods are gone for good, I know that: do not wait for its confirmation
+        /// Confirm that the node and its pods are gone for good: do not wait for the node's confirmation
         #[arg(long)]
         dead: bool,
-        /// How many pods of a living node lose their network: it must be the number that it has now
+        /// Confirm that a running node disconnects this many pods: must be its current number of pods
         #[arg(long, value_name = "NUMBER")]
         disconnect_pods: Option<u64>,
-        /// With --dead: say so of a machine that had this name before and was removed, not of the one that has it now
+        /// With --dead: confirm it for an earlier, removed machine of this name, not for the current one
         #[arg(long, requires = "dead")]
         earlier: bool,
     },
-    /// Lets this machine take the place of another, as the node of that name, whose ledger it has: the other machine is gone
-    /// for good, I know that. To be run on the machine that takes over
+    /// Take over a node on this machine, which has its ledger. Confirms that the previous machine is gone for good
     ///
-    /// It is needed where machine id and boot id have both changed, so that the agent cannot tell a restart from a copied
-    /// disk. The agent takes the node over when no other machine is alive under its name. A machine without the ledger
-    /// joins as a new node instead, after polderctl node remove.
+    /// Run it on the machine that takes over. It is needed if both the machine ID and the boot ID have changed, because the
+    /// agent then cannot tell a restart from a copied disk. The agent takes the node over when no other machine is alive under
+    /// its name. A machine without the ledger joins as a new node instead: run polderctl node remove first.
     Adopt {
-        /// The node's name
+        /// Name of the node
         name: NodeName,
     },
 }
@@ -55,7 +54,7 @@ impl Run for Command {
     }
 }
 
-/// Removes a node. If it is alive and has pods, only after somebody has confirmed their number.
+/// Removes a node. If it is alive and has pods, only after the operator has confirmed their number.
 fn remove(session: &Session<'_>, removal: Removal) -> anyhow::Result<Printed> {
     let removed = match session.ask(ask::RemoveNode(removal.clone()))? {
         Removed::Unconfirmed { message, pods } if confirms(&message, pods)? => {
@@ -69,12 +68,12 @@ fn remove(session: &Session<'_>, removal: Removal) -> anyhow::Result<Printed> {
     }
 }
 
-/// Whether a person at the terminal confirms it. Where there is no terminal there is nobody to ask.
+/// Asks for confirmation at the terminal. Returns false without a terminal.
 fn confirms(message: &str, pods: u64) -> anyhow::Result<bool> {
     if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
         return Ok(false);
     }
-    eprint!("{message}\nOr type the number of pods now: ");
+    eprint!("{message}\nOr type the number of pods to confirm: ");
     let mut typed = String::new();
     io::stdin().read_line(&mut typed)?;
     Ok(typed.trim() == pods.to_string())
@@ -86,9 +85,9 @@ impl Render for Vec<NodeStatus> {
     }
 }
 
-/// The nodes of the cluster, for people.
+/// Table of the nodes.
 fn nodes(nodes: &[NodeStatus]) -> String {
-    let header = ["NODE", "ALIVE", "STANDING", "UNDERLAY", "GATEWAYS", "BLOCKS", "PATH", "VERSION"];
+    let header = ["NODE", "ALIVE", "STATE", "UNDERLAY", "GATEWAYS", "BLOCKS", "PATH", "VERSION"];
     let mut table = table(header);
     for node in nodes {
         let join = |items: Vec<String>| if items.is_empty() { "-".to_owned() } else { items.join("\n") };

@@ -1,4 +1,4 @@
-//! What the next pass over the kernel would change.
+//! `polderctl plan`: what the next reconcile pass would change in the kernel.
 
 use clap::Args;
 use polder_api::ask;
@@ -7,11 +7,11 @@ use serde::Serialize;
 use super::{Printed, Render, Run, Session, lines};
 use crate::exit::Exit;
 
-/// Without arguments.
+/// Takes no arguments.
 #[derive(Debug, Args)]
 pub struct Command {}
 
-/// The changes, in order.
+/// The changes in the order in which the pass makes them.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
 struct Changes(Vec<String>);

@@ -1,4 +1,4 @@
-//! The ranges that pods' addresses come from.
+//! `polderctl pool`: list, add, drain and remove pools, the address ranges for pods.
 
 use clap::{Args, Subcommand};
 use polder_api::pool::{NewPool, PoolChange, PoolPurpose, PoolStatus};
@@ -9,39 +9,39 @@ use polder_ipam::tasks::operator;
 
 use super::{Printed, Render, Run, Session, Usage, print, table};
 
-/// About pools.
+/// Subcommands of `polderctl pool`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Lists them, and how much of each is in use
+    /// List the pools, with the number of blocks and addresses in use
     List,
-    /// Adds one; one that is being drained, given again as it is, becomes active again
+    /// Add a pool. A draining pool becomes active again if it is added again with the same arguments
     Add(PoolArguments),
-    /// Lets no more addresses of it go to new pods; existing ones keep theirs, and blocks that are empty go back
+    /// Assign no more addresses of a pool to new pods. Existing pods keep theirs; empty blocks are released
     Drain {
-        /// Its name
+        /// Name of the pool
         name: PoolName,
     },
-    /// Removes one of which nothing is in use
+    /// Remove a pool of which nothing is in use
     Remove {
-        /// Its name
+        /// Name of the pool
         name: PoolName,
     },
 }
 
-/// A pool that is to be added.
+/// Arguments of `polderctl pool add`.
 #[derive(Debug, Args)]
 pub struct PoolArguments {
-    /// Its name
+    /// Name of the pool
     name: PoolName,
-    /// Its range, like `10.245.0.0/16` or `fd00:245::/56`
+    /// Address range, such as `10.245.0.0/16` or `fd00:245::/56`
     cidr: Cidr,
-    /// The prefix length of its blocks [default: 26 for IPv4, 122 for IPv6]
+    /// Prefix length of the blocks [default: 26 for IPv4, 122 for IPv6]
     #[arg(long, value_name = "BITS")]
     block_length: Option<u8>,
-    /// Only for nodes whose configuration has these [labels]
+    /// Restrict the pool to nodes with all of these labels in their configuration [default: all nodes]
     #[arg(long, value_name = "LABEL=VALUE", value_delimiter = ',', value_parser = label)]
     nodes: Vec<(String, String)>,
-    /// For workloads that keep their address by name: no node claims blocks of it
+    /// Use the pool only for addresses that workloads reserve by name: no node claims blocks of it
     #[arg(long)]
     reservations: bool,
 }
@@ -49,7 +49,7 @@ pub struct PoolArguments {
 fn label(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((label, value)) if !label.is_empty() => Ok((label.to_owned(), value.to_owned())),
-        _ => Err("write a label and its value, like zone=a".to_owned()),
+        _ => Err("write LABEL=VALUE, like zone=a".to_owned()),
     }
 }
 
@@ -66,7 +66,7 @@ impl Run for Command {
 }
 
 impl PoolArguments {
-    /// The pool; or what is wrong with it, whatever the state of the cluster.
+    /// The pool, or why it is invalid independent of the state of the cluster.
     fn new_pool(&self) -> Result<NewPool, Usage> {
         let new = NewPool {
             name: self.name.clone(),
@@ -86,16 +86,24 @@ impl Render for Vec<PoolStatus> {
     }
 }
 
-/// The pools of the cluster.
+/// Table of the pools.
 pub(super) fn pools(pools: &[PoolStatus]) -> String {
-    let mut table =
-        table(["POOL", "CIDR", "BLOCKS OF", "FOR", "STATE", "NODES", "BLOCKS CLAIMED", "ADDRESSES USED"]);
+    let mut table = table([
+        "POOL",
+        "CIDR",
+        "BLOCK SIZE",
+        "PURPOSE",
+        "STATE",
+        "NODES",
+        "BLOCKS CLAIMED",
+        "ADDRESSES USED",
+    ]);
     for pool in pools {
         let for_blocks = pool.purpose == PoolPurpose::Blocks;
         let claimed = pool.blocks_owned + pool.blocks_resting;
         let resting = match pool.blocks_resting {
             0 => String::new(),
-            resting => format!(" ({resting} rest)"),
+            resting => format!(" ({resting} of removed nodes)"),
         };
         table.add_row([
             pool.name.to_string(),
@@ -115,7 +123,7 @@ pub(super) fn pools(pools: &[PoolStatus]) -> String {
     print(table)
 }
 
-/// How many blocks the pool has.
+/// Number of blocks of the pool, as a power of two if it is large.
 fn many(pool: &PoolStatus) -> String {
     match pool.block_length - pool.cidr.prefix() {
         bits @ 32.. => format!("2^{bits}"),
@@ -145,6 +153,6 @@ mod tests {
             addresses_used: Some(7),
         };
         let text = pools(&[pool]);
-        assert!(text.contains("4 of 2^66 (1 rest)") && text.contains("zone=a"), "{text}");
+        assert!(text.contains("4 of 2^66 (1 of removed nodes)") && text.contains("zone=a"), "{text}");
     }
 }

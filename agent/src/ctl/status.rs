@@ -1,4 +1,4 @@
-//! How this node is.
+//! `polderctl status`: the state of this node.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +9,7 @@ use polder_api::status::{Status, StoreStatus};
 use super::{Printed, Render, Run, Session};
 use crate::exit::Exit;
 
-/// Without arguments.
+/// Takes no arguments.
 #[derive(Debug, Args)]
 pub struct Command {}
 
@@ -29,7 +29,7 @@ impl Render for Status {
     }
 }
 
-/// The status of a node, for people.
+/// The status of a node as text, one fact per line.
 fn status(status: &Status) -> String {
     let mut lines = vec![
         format!("node      {} (polder {})", status.node, status.version),
@@ -38,7 +38,7 @@ fn status(status: &Status) -> String {
     lines.extend(status.reasons.iter().map(|reason| format!("          {reason}")));
     lines.push(match &status.store {
         StoreStatus::Connected { store, revision } => format!("store     {store}, at revision {revision}"),
-        StoreStatus::Disconnected { store, reason } => format!("store     {store} is away: {reason}"),
+        StoreStatus::Disconnected { store, reason } => format!("store     {store} is unreachable: {reason}"),
     });
     if let Some(cluster) = &status.cluster {
         lines.push(format!(
@@ -54,13 +54,13 @@ fn status(status: &Status) -> String {
     }
     for other in &status.not_underlay {
         let interface = other.interface.as_ref().map(|name| format!(" on {name}")).unwrap_or_default();
-        lines.push(format!("          not {}{interface}: {}", other.address, other.reason));
+        lines.push(format!("          {}{interface} is not used: {}", other.address, other.reason));
     }
     let mtu = status.mtu.map(|mtu| format!(", mtu {mtu}")).unwrap_or_default();
     lines.push(format!("pods      {}{mtu}", status.pods));
     for block in &status.blocks {
         lines.push(format!(
-            "block     {} of pool {}: {} used, {} resting, {} free",
+            "block     {} of pool {}: {} used, {} in cool-down, {} free",
             block.block, block.pool, block.used, block.resting, block.free
         ));
     }
@@ -77,13 +77,16 @@ fn status(status: &Status) -> String {
     lines.extend(status.repairs.iter().map(|repair| {
         let ago = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + Duration::from_secs(repair.at));
         let more = if repair.more > 0 { format!("; and {} more", repair.more) } else { String::new() };
-        let by =
-            if repair.by.is_empty() { String::new() } else { format!(", after {}", repair.by.join(", ")) };
+        let by = if repair.by.is_empty() {
+            String::new()
+        } else {
+            format!(", changed by {}", repair.by.join(", "))
+        };
         let ago = ago.unwrap_or_default().as_secs();
         format!("repaired  {ago} s ago{by}: {}{more}", repair.changes.join("; "))
     }));
     lines.extend(
-        status.removed.iter().map(|removed| format!("resting   {} is {}", removed.node, removed.standing)),
+        status.removed.iter().map(|removed| format!("pending   {} is {}", removed.node, removed.standing)),
     );
     lines.extend(status.missing_features.iter().map(|missing| format!("kernel    {missing}")));
     lines.extend(status.problems.iter().map(|problem| format!("problem   {problem}")));

@@ -1,4 +1,4 @@
-//! Takes everything away that the agent has made on this machine. The agent is not asked.
+//! `polderctl uninstall`: removes everything that the agent created on this machine. Works without the agent.
 
 use std::path::{Path, PathBuf};
 
@@ -12,33 +12,33 @@ use crate::config::{Flags, Places};
 use crate::plugins;
 use crate::uninstall::{Attached, uninstall};
 
-/// What is to be taken away.
+/// Arguments of `polderctl uninstall`.
 #[derive(Debug, Args)]
 pub struct Command {
-    /// The agent's configuration file [default: /etc/polder/agent.toml, if it is there]
+    /// Configuration file of the agent [default: /etc/polder/agent.toml, if it exists]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The agent's folder of state, if it was started with --state-dir
+    /// State directory of the agent, if it was started with --state-dir
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// Where the agent writes the CNI configuration, if it was started with --cni-conf-dir
+    /// Directory of the CNI configuration, if the agent was started with --cni-conf-dir
     #[arg(long, value_name = "DIR")]
     cni_conf_dir: Option<PathBuf>,
-    /// The node's name, if the agent was started with --node
+    /// Name of this node, if the agent was started with --node
     #[arg(long, value_name = "NAME")]
     node: Option<NodeName>,
-    /// Cut off the pods that are still attached
+    /// Disconnect pods that are still attached; without this flag, uninstall refuses if there are any
     #[arg(long)]
     with_pods: bool,
-    /// Delete the plugins from this folder, too
+    /// Also delete the CNI plugins from this directory
     #[arg(long, value_name = "DIR")]
     cni_bin_dir: Option<PathBuf>,
-    /// Do not end when all is done, until told to: for a DaemonSet, which starts again what ends
+    /// Keep running until SIGTERM when done, for a DaemonSet, which restarts containers that end
     #[arg(long)]
     stay: bool,
 }
 
-/// What was done.
+/// The steps that were done, one sentence each.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
 struct Steps(Vec<String>);
@@ -63,7 +63,7 @@ impl Run for Command {
         let mut done = uninstall(&places, attached)?;
         if let Some(folder) = &self.cni_bin_dir {
             let deleted = plugins::remove(folder)
-                .with_context(|| format!("delete the plugins in {}", folder.display()))?;
+                .with_context(|| format!("cannot delete the plugins in {}", folder.display()))?;
             done.extend(deleted.iter().map(|path| format!("{} is deleted", path.display())));
         }
         Ok(Printed { stays: self.stay, ..session.print(&Steps(done))? })

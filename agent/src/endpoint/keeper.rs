@@ -1,4 +1,4 @@
-//! The task that makes the probe endpoint, looks after it, and takes it away.
+//! The task that creates the probe endpoint, keeps it in place, and removes it.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -30,16 +30,16 @@ use crate::node::Node;
 use crate::owner::Owner;
 use crate::wiring::wiring;
 
-/// Between two looks whether it is there.
+/// Pause between two checks of the endpoint.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// Before it is tried again to make one, after that has failed.
+/// Pause before another attempt, after creating it has failed.
 const RETRY: Duration = Duration::from_secs(60);
 
-/// What the task works with, and its entry.
+/// The inputs of the task, and the value that it publishes.
 #[derive(Debug)]
 pub struct Task {
-    /// The node, of which the endpoint has an address.
+    /// The node whose blocks provide the endpoint's addresses.
     pub node: Arc<Node>,
     /// The kernel, for passes over all of it.
     pub kernel: Owner<Kernel>,
@@ -55,9 +55,8 @@ impl Task {
             return pending().await;
         }
         let namespace = if self.node.config.probe_peers {
-            new_namespace().map_err(|error| {
-                format!("a network namespace cannot be made, which needs SYS_ADMIN: {error}")
-            })
+            new_namespace()
+                .map_err(|error| format!("cannot create a network namespace, which needs SYS_ADMIN: {error}"))
         } else {
             Err("probe_peers = false in the configuration".to_owned())
         };
@@ -77,7 +76,7 @@ impl Task {
     }
 }
 
-/// Sees to it for ever that the endpoint is there.
+/// Keeps the endpoint in place. Never returns.
 async fn keep<W: Workshop>(workshop: W, namespace: Arc<File>, endpoint: watch::Sender<Endpoint>) {
     let mut passes = workshop.board().passes.changes();
     let mut holdings = workshop.board().membership.changes();
@@ -87,7 +86,7 @@ async fn keep<W: Workshop>(workshop: W, namespace: Arc<File>, endpoint: watch::S
         holdings.mark_unchanged();
         let endpoint = keeper.tend().await;
         keeper.tell(endpoint);
-        // Cancel-safe, all of them: what is not taken is seen the next time.
+        // All cancel-safe: changes that are not taken are seen in the next iteration.
         tokio::select! {
             _ = passes.changed() => {}
             _ = holdings.changed() => {}
@@ -101,29 +100,29 @@ fn new_namespace() -> io::Result<File> {
     namespace::in_a_new_one(|| File::open("/proc/thread-self/ns/net"))?
 }
 
-/// Why the endpoint is not made.
+/// Why the endpoint cannot be created.
 #[derive(Debug, thiserror::Error)]
 enum NotMade {
-    /// The interfaces of an earlier one are still there.
+    /// The interfaces of an earlier endpoint cannot be deleted.
     #[error(transparent)]
     Earlier(#[from] NotDeleted),
-    /// The filter does not let it send.
-    #[error("let it send")]
+    /// Its addresses cannot be added to the packet filter.
+    #[error("cannot add it to the packet filter")]
     Admission(#[source] Error),
-    /// Its interfaces.
+    /// Its interfaces cannot be created.
     #[error(transparent)]
     Interfaces(#[from] EndpointError),
 }
 
-/// What the endpoint is made with.
+/// Access to the node and its kernel for the endpoint.
 trait Workshop {
-    /// What the other tasks tell.
+    /// The values that other tasks publish.
     fn board(&self) -> &Board;
 
-    /// Whether it has the addresses of these families that it should have.
+    /// Whether its addresses match these families.
     fn fits(&self, families: BTreeSet<Family>) -> impl Future<Output = bool> + Send;
 
-    /// Gives it addresses of these families; `None` if there are none to have.
+    /// Allocates its addresses in these families; `None` if none is free.
     fn take(
         &self,
         families: BTreeSet<Family>,
@@ -133,10 +132,10 @@ trait Workshop {
     /// How it should be wired.
     fn wiring(&self, cluster: &ClusterRecord, held: &Held) -> Wiring;
 
-    /// The number of the interface of that name, if it is there.
+    /// The index of the interface with that name, if it exists.
     fn index_of(&self, name: IfName) -> impl Future<Output = Result<Option<IfIndex>, Error>> + Send;
 
-    /// Makes the interfaces, and lets them send; returns the number of the host's end.
+    /// Creates the interfaces and admits them in the packet filter; returns the index of the host's end.
     fn make(
         &self,
         namespace: Arc<File>,
@@ -144,13 +143,13 @@ trait Workshop {
         wiring: Wiring,
     ) -> impl Future<Output = Result<IfIndex, NotMade>> + Send;
 
-    /// Takes the interfaces away, whichever of the two there is.
+    /// Deletes its interfaces.
     fn delete(&self) -> impl Future<Output = Result<(), NotDeleted>> + Send;
 
-    /// Gives the addresses back, if it has any, and takes the interfaces away.
+    /// Releases its addresses, if it has any, and deletes the interfaces.
     fn release(&self) -> impl Future<Output = ()> + Send;
 
-    /// Has the peers told of it.
+    /// Publishes its addresses to the peers.
     fn tell_peers(&self);
 }
 
@@ -159,11 +158,11 @@ struct Keeper<W> {
     namespace: Arc<File>,
     endpoint: watch::Sender<Endpoint>,
     made: Option<Made>,
-    /// When it could not be made last, and why.
+    /// When creating it failed last, and why.
     failed: Option<(Instant, String)>,
 }
 
-/// What was made, and by what it is seen whether it still is as it should be.
+/// The created endpoint, with the values to check that it is still in place.
 struct Made {
     open: Arc<Open>,
     wiring: Wiring,
@@ -171,15 +170,15 @@ struct Made {
 }
 
 impl<W: Workshop> Keeper<W> {
-    /// Sees to it that the endpoint is there, where it should be.
+    /// Creates the endpoint if it should exist and does not.
     async fn tend(&mut self) -> Endpoint {
         let board = self.workshop.board();
         if board.registration().forbids().is_some() {
-            // Whoever cuts the pods off takes its addresses away, too.
+            // The task that disconnects the pods also releases its addresses.
             if self.made.take().is_some()
                 && let Err(error) = self.workshop.delete().await
             {
-                warn!(%error, "the probe endpoint is not taken away");
+                warn!(%error, "cannot delete the interfaces of the probe endpoint");
             }
             return Endpoint::Awaited;
         }
@@ -203,7 +202,11 @@ impl<W: Workshop> Keeper<W> {
         let held = match self.workshop.take(families, mtu).await {
             Ok(Some(held)) => Held { mtu, ..held },
             Ok(None) => return Endpoint::Without(no_address()),
-            Err(error) => return Endpoint::Without(format!("its address cannot be written down: {error}")),
+            Err(error) => {
+                return Endpoint::Without(format!(
+                    "cannot save the probe endpoint's address in the ledger: {error}"
+                ));
+            }
         };
         let host_interface = interface(cluster.attach);
         let wiring = Wiring { host_interface, ..self.workshop.wiring(&cluster, &held) };
@@ -214,15 +217,15 @@ impl<W: Workshop> Keeper<W> {
         match self.make(&cluster, wiring).await {
             Ok(()) => {
                 self.failed = None;
-                info!(addresses = ?held.addresses, "the probe endpoint is made");
+                info!(addresses = ?held.addresses, "probe endpoint created");
                 // Peers are told of it.
                 self.workshop.tell_peers();
             }
             Err(error) => {
-                let reason = format!("it cannot be made: {}", in_full(&error));
-                warn!("the probe endpoint: {reason}");
+                let reason = format!("cannot create the probe endpoint: {}", in_full(&error));
+                warn!("{reason}");
                 self.failed = Some((Instant::now(), reason));
-                // An address that nobody answers at would seem to be cut off.
+                // A published address without an endpoint would look like a fault.
                 self.give_up().await;
             }
         }
@@ -240,12 +243,12 @@ impl<W: Workshop> Keeper<W> {
     async fn is_made(&self, wiring: &Wiring) -> bool {
         let Some(made) = &self.made else { return false };
         let found = self.workshop.index_of(wiring.host_interface.clone()).await;
-        // If it cannot be asked, nothing speaks for its being gone.
+        // If the kernel cannot be read, assume that it still exists.
         made.wiring == *wiring && found.unwrap_or(Some(made.index)) == Some(made.index)
     }
 
     async fn make(&mut self, cluster: &ClusterRecord, wiring: Wiring) -> Result<(), NotMade> {
-        // One of an agent that was killed goes with its namespace, a moment later.
+        // The interfaces of a killed agent disappear with its namespace, a moment later.
         self.workshop.delete().await?;
         let index = self.workshop.make(Arc::clone(&self.namespace), cluster, wiring.clone()).await?;
         let addresses = wiring.addresses.iter().map(|own| own.address).collect();
@@ -273,7 +276,7 @@ impl<W: Workshop> Keeper<W> {
     }
 }
 
-/// The node, to the endpoint.
+/// [`Workshop`] on this node.
 struct OnNode {
     node: Arc<Node>,
     kernel: Owner<Kernel>,
@@ -308,7 +311,7 @@ impl Workshop for OnNode {
     ) -> Result<IfIndex, NotMade> {
         let table = ruleset::table(cluster, &ruleset::Lengths::new());
         let addresses: Vec<IpAddr> = wiring.addresses.iter().map(|own| own.address).collect();
-        // Not beside a pass, which would find it half made and complete it.
+        // On the thread of the passes, so that none finds it half created.
         let made = self.kernel.run(move |kernel| {
             kernel.admit_pod(&table, wiring.mac, &addresses).map_err(NotMade::Admission)?;
             Ok(kernel.make_probe(&namespace, &wiring)?)
@@ -329,20 +332,20 @@ impl Workshop for OnNode {
     }
 }
 
-/// Gives the endpoint's addresses back, if it has any.
+/// Releases the endpoint's addresses, if it has any.
 async fn release(node: &Node) {
     if node.ipam.run(|ipam| ipam.probe().is_none()).await {
         return;
     }
     if let Err(error) = delete_interfaces(node).await {
-        return warn!(%error, "the probe endpoint is not released, to be tried again");
+        return warn!(%error, "cannot release the probe endpoint: will try again");
     }
     if let Err(refusal) = teardown::release(node, &Attachment::of_probe(), LastAdd::Ended).await {
-        warn!(%refusal, "the probe endpoint is not released, to be tried again");
+        warn!(%refusal, "cannot release the probe endpoint: will try again");
     }
 }
 
-/// Takes the interfaces away, whichever of the two there is.
+/// Deletes the interfaces of both attachment modes.
 async fn delete_interfaces(node: &Node) -> Result<(), NotDeleted> {
     for attach in [AttachMode::Bridge, AttachMode::Routed] {
         node.pods.reaper.delete(interface(attach)).await?;

@@ -1,4 +1,4 @@
-//! Lets runtimes find the CNI configuration when the node is ready.
+//! Writes the CNI configuration for container runtimes when the node is ready.
 
 use std::sync::Arc;
 
@@ -11,13 +11,13 @@ use crate::conflist::NotWritten;
 use crate::presence;
 use crate::readiness::Readiness;
 
-/// Writes the CNI configuration, and tells whether it is in place.
+/// Writes the CNI configuration, and publishes whether it is in place.
 #[derive(Debug)]
 pub struct Announcer {
     config: Arc<Config>,
     readiness: Readiness,
     announced: watch::Sender<Result<(), NotWritten>>,
-    /// Whether this agent has put it in place.
+    /// Whether this agent has written it.
     is_done: bool,
 }
 
@@ -31,8 +31,8 @@ impl Announcer {
         Self { config, readiness, announced, is_done: false }
     }
 
-    /// Takes the CNI configuration away: a node that was removed serves no pod. A runtime that has pods needs it to take them down
-    /// (containerd 2.1: "cni plugin not initialized"), so it stays until there are none.
+    /// Deletes the CNI configuration of a removed node. A runtime with pods needs it to delete them (containerd 2.1: "cni plugin
+    /// not initialized"), so it stays until no pod is left.
     pub(super) fn withdraw(&mut self) {
         if presence::may_be_there() {
             return;
@@ -42,17 +42,17 @@ impl Announcer {
         self.is_done = false;
         match conflist.withdraw() {
             Ok(true) => {
-                info!(file = %config.cni_file.display(), "this node was removed: the CNI configuration is deleted");
+                info!(file = %config.cni_file.display(), "this node was removed: CNI configuration deleted");
             }
             Ok(false) => {}
             Err(error) => {
-                warn!(file = %config.cni_file.display(), %error, "the CNI configuration is not deleted");
+                warn!(file = %config.cni_file.display(), %error, "this node was removed: cannot delete the CNI configuration");
             }
         }
         set_if_changed(&self.announced, Err(NotWritten::NotYet));
     }
 
-    /// Puts the CNI configuration in place once an ADD would be served, and again whenever it is not there any more.
+    /// Writes the CNI configuration once an ADD would be served, and again whenever it is missing.
     pub(super) fn announce(&mut self) {
         if !self.readiness.unannounced().is_empty() {
             return;
@@ -60,7 +60,7 @@ impl Announcer {
         let config = &self.config;
         let conflist = config.conflist();
         let file = config.cni_file.display();
-        // An agent that starts brings its own text, which may be newer.
+        // A starting agent writes its own version, which may be newer.
         let written = if self.is_done { conflist.keep() } else { conflist.write() };
         let outcome = match written {
             Ok(written) => {
@@ -70,10 +70,10 @@ impl Announcer {
                     info!(%file, "ready: the CNI configuration is in place");
                     let additions = conflist.additions();
                     if !additions.is_empty() {
-                        info!(%file, plugins = additions.join(", "), "plugins that others have added are kept");
+                        info!(%file, plugins = additions.join(", "), "keeping the plugins that other programs added");
                     }
                     for other in conflist.others() {
-                        warn!(other = %other.display(), "an earlier CNI configuration of this agent is beside it: delete it, a runtime takes the first by name");
+                        warn!(other = %other.display(), "found an earlier CNI configuration of this agent: delete it, because runtimes use the first file by name");
                     }
                 }
                 self.is_done = true;

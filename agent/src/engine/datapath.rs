@@ -1,4 +1,4 @@
-//! What passes read and change.
+//! Access of passes to the kernel and the ledger.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -20,7 +20,7 @@ use crate::kernel::snapshot::{HostNetwork, WayTo};
 use crate::kernel::state::{Actual, Device};
 use crate::owner::Owner;
 
-/// What the ledger has.
+/// The ledger's contents.
 #[derive(Debug, Clone, Default)]
 pub struct Wired {
     /// The node's blocks.
@@ -31,12 +31,12 @@ pub struct Wired {
     pub pods: Vec<Held>,
 }
 
-/// What passes read and change: the kernel, as is said at [`Kernel`], and the node's ledger.
+/// The kernel (see [`Kernel`]) and the node's ledger, as passes read and change them.
 pub trait Datapath {
-    /// Reads how it is.
+    /// Reads the kernel's current state.
     fn snapshot(&self, table: Table) -> impl Future<Output = Result<Actual, Error>> + Send;
 
-    /// Carries changes out; returns those that failed.
+    /// Applies changes; returns those that failed.
     fn apply(
         &self,
         changes: Vec<Change>,
@@ -44,35 +44,35 @@ pub trait Datapath {
         indexes: BTreeMap<Device, IfIndex>,
     ) -> impl Future<Output = Result<Vec<Failure>, Error>> + Send;
 
-    /// Reads the host's interfaces, and the ways to these addresses.
+    /// Reads the host's interfaces, and the routes to these addresses.
     fn host_network(
         &self,
         asked: Vec<(WayTo, IpAddr)>,
     ) -> impl Future<Output = Result<HostNetwork, Error>> + Send;
 
-    /// Looks up the ways to peers.
+    /// Looks up the routes to peers.
     fn look_up(
         &self,
         addresses: Vec<IpAddr>,
     ) -> impl Future<Output = Result<Vec<(IpAddr, Option<Lookup>)>, Error>> + Send;
 
-    /// Deletes the routes of ours that take the store away; returns those.
+    /// Deletes Polder's routes that make the datastore unreachable; returns them.
     fn free(&self, store: Vec<Needed>) -> impl Future<Output = Result<Vec<IpNetwork>, Error>> + Send;
 
     /// Reads the ranges of this node's own blocks, and the addresses of its attachments.
     fn own_ranges(&self) -> impl Future<Output = Vec<Cidr>> + Send;
 
-    /// Reads what the ledger has.
+    /// Reads the ledger.
     fn wired(&self) -> impl Future<Output = Wired> + Send;
 
-    /// Writes down what kernel settings were, by path.
+    /// Saves previous values of kernel settings, by path.
     fn keep_sysctls(
         &self,
         previous: Vec<(String, String)>,
     ) -> impl Future<Output = Result<(), LedgerError>> + Send;
 }
 
-/// Those of the node that the agent runs on.
+/// [`Datapath`] on the node that the agent runs on.
 #[derive(Debug)]
 pub struct OnNode {
     /// The kernel, for passes over all of it.

@@ -1,4 +1,4 @@
-//! What a pass would do: all that it goes by is read, and nothing is changed in the kernel.
+//! Computes what a pass would do: reads all inputs and changes nothing in the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -25,32 +25,32 @@ use crate::probe::direct::Direct;
 use crate::requests::NoPlan;
 use crate::underlay::{LOOPBACK, Underlay};
 
-/// What a pass goes by.
+/// The inputs of a pass.
 pub(super) struct Grounds {
     view: Arc<View>,
     cluster: Arc<ClusterRecord>,
     underlay: Arc<Underlay>,
-    /// Whether the node has no address on the underlay now, and that is the one that it had.
+    /// Whether the node has no underlay address now, and `underlay` is the previous one.
     is_cut_off: bool,
     pub(super) believed: Believed,
 }
 
-/// What a pass would do.
+/// The planned result of a pass.
 pub(super) struct Draft {
-    /// How the kernel should be.
+    /// The desired kernel state.
     pub(super) desired: Desired,
-    /// What makes it so.
+    /// The changes that lead to it.
     pub(super) changes: Vec<Change>,
-    /// The devices that there are.
+    /// The existing devices.
     pub(super) indexes: BTreeMap<Device, IfIndex>,
-    /// The kernel settings that there are.
+    /// The current kernel settings.
     pub(super) sysctls: BTreeMap<String, String>,
-    /// What there is to say about it.
+    /// The report of the pass.
     pub(super) pass: Pass,
 }
 
 impl Draft {
-    /// What would be changed, in order and in words.
+    /// The planned changes as text, in order.
     pub(super) fn changes(&self) -> Vec<String> {
         let words = |change: &Change| match change {
             Change::SetSysctl { path, .. } => {
@@ -64,12 +64,12 @@ impl Draft {
 }
 
 impl<D: Datapath> Engine<D> {
-    /// What the next pass would change, in order.
+    /// The changes of the next pass, in order.
     pub(super) async fn plan(&mut self) -> Result<Vec<String>, NoPlan> {
         Ok(self.draft_now().await?.changes())
     }
 
-    /// What a pass would do that began now.
+    /// The draft of a pass that starts now.
     pub(super) async fn draft_now(&mut self) -> Result<Draft, NoPlan> {
         let view = self.board().view();
         let believed = believe(&view, &self.tools.config.node, self.tools.leases.borrow().dead());
@@ -79,7 +79,7 @@ impl<D: Datapath> Engine<D> {
         self.draft(&grounds).await
     }
 
-    /// What a pass goes by; or why the kernel is left alone.
+    /// The inputs of a pass, or why the kernel is left unchanged.
     pub(super) fn grounds(&self, view: Arc<View>, believed: Believed) -> Result<Grounds, NoPlan> {
         let board = self.board();
         let alone = || {
@@ -87,22 +87,22 @@ impl<D: Datapath> Engine<D> {
             Err(if obstacles.is_empty() { NoPlan::Moving } else { NoPlan::Obstacles(obstacles) })
         };
         let holdings = board.holdings();
-        // Until the registrar has made sure that this node is who it says it is, the kernel is left alone.
+        // Until the registrar has verified this node's identity, the kernel is left unchanged.
         let forbidden = board.registration().forbids().is_some();
         let chosen = board.underlay();
         let is_cut_off = chosen.is_err();
-        // Without an uplink, what is local to the node is looked after as before.
+        // Without an uplink, node-local state is still maintained.
         let underlay = chosen.ok().or_else(|| self.network.underlay.clone());
         let (Some(cluster), Some(underlay), Some(_), false) =
             (&view.cluster, underlay, &holdings.identity, forbidden)
         else {
             return alone();
         };
-        // Which records can be believed depends on the node's own addresses: the view is about to follow them.
+        // Which records are valid depends on the node's own addresses: the view will be updated for them.
         if view.own != underlay.addresses() && !is_cut_off {
             return alone();
         }
-        // Without a pool there is nothing to be a gateway of.
+        // Without a pool there is no gateway address.
         if view.families().is_empty() && holdings.gateways.is_empty() {
             return alone();
         }
@@ -110,15 +110,15 @@ impl<D: Datapath> Engine<D> {
         Ok(Grounds { view, cluster, underlay, is_cut_off, believed })
     }
 
-    /// Reads all that there is, and decides what a pass would do.
+    /// Reads the current state and computes the changes of a pass.
     pub(super) async fn draft(&mut self, grounds: &Grounds) -> Result<Draft, NoPlan> {
         let Grounds { view, cluster, underlay, is_cut_off, believed } = grounds;
-        // A pool that the store has lost goes on as it was.
+        // A pool that the datastore lost stays in use.
         let pools = view.pools.values().map(|pool| &pool.record).chain(view.lost_pools.values());
         let lengths = ruleset::lengths(pools.map(|pool| &**pool));
         let table = ruleset::table(cluster, &lengths);
         // First the kernel, then the ledger: an attachment is in the ledger before it is in the kernel, and in the
-        // kernel no more when it leaves the ledger. So what is in the kernel and not in the ledger is nobody's.
+        // kernel no more when it leaves the ledger. So state that is in the kernel but not in the ledger has no owner.
         let mut actual = match self.tools.datapath.snapshot(table).await {
             Ok(actual) => actual,
             Err(error) => return Err(NoPlan::Unread(error)),
@@ -126,7 +126,7 @@ impl<D: Datapath> Engine<D> {
         let Wired { blocks, gateways, pods } = self.tools.datapath.wired().await;
         let mtu = pod_mtu(underlay, cluster, self.tools.config.mtu);
         let pools: Vec<Cidr> = view.pools.values().map(|pool| pool.record.cidr()).collect();
-        // A family that the cluster has given up is looked after as long as pods have addresses of it.
+        // A family that the cluster no longer uses is maintained while pods have addresses of it.
         let mut families = view.families();
         families.extend(gateways.iter().map(|gateway| Family::of(*gateway)));
         let is_open = *is_cut_off || self.is_in_dispute(believed);
@@ -167,8 +167,8 @@ impl<D: Datapath> Engine<D> {
         Ok(Draft { desired, changes, indexes: actual.indexes, sysctls: actual.sysctls, pass })
     }
 
-    /// The peers whose pods' packets take a tunnel even where they are on the same link. What is not tested yet goes on as it was:
-    /// the kernel remembers it for an agent that starts.
+    /// The peers on the same link whose pods' packets use a tunnel. A path that is not tested yet keeps its current type, which a
+    /// starting agent reads from the kernel.
     fn detours(
         &self,
         cluster: &ClusterRecord,
@@ -199,8 +199,7 @@ impl<D: Datapath> Engine<D> {
         detours.collect()
     }
 
-    /// The interfaces of others through which pods' packets come in: from peers, whichever way those send, and from outside
-    /// the cluster.
+    /// Foreign interfaces on which pods' packets arrive: from peers on any path, and from outside the cluster.
     fn carriers(&self, underlay: &Underlay) -> BTreeSet<String> {
         let uplinks = underlay.uplinks.values().map(|uplink| uplink.index);
         let peers = self.network.reach.values().flatten().filter(|way| !way.local).map(|way| way.index);
@@ -209,7 +208,7 @@ impl<D: Datapath> Engine<D> {
         names.filter(|name| *name != LOOPBACK).cloned().collect()
     }
 
-    /// Whether two nodes have one underlay address, and it is not known yet which of them lives.
+    /// Whether two nodes have the same underlay address, and it is not known yet which of them is alive.
     fn is_in_dispute(&self, believed: &Believed) -> bool {
         let leases = self.tools.leases.borrow();
         believed.problems.iter().any(|problem| match &problem.fault {
@@ -220,11 +219,11 @@ impl<D: Datapath> Engine<D> {
         })
     }
 
-    /// Whether all is known that the node is to have, so that what is in no record is garbage.
+    /// Whether the records are complete, so that kernel state without a record can be deleted.
     fn prune(&mut self, view: &View, own_blocks: &[Block], blocks: &[Block]) -> Prune {
         if view.losses != self.losses.known {
             self.losses.known = view.losses;
-            warn!("the store has lost records: what leads to the nodes that they were about stays for now");
+            warn!("the datastore lost records: keeping routes and tunnels to the affected nodes for now");
             self.losses.prune_from = Some(Instant::now() + LOSS_GRACE);
         }
         let holdings = self.board().holdings();
@@ -238,7 +237,7 @@ impl<D: Datapath> Engine<D> {
     }
 }
 
-/// How many neighbours on the underlay the ways to all peers need, of each family.
+/// Number of underlay neighbours on the paths to all peers, by family.
 fn next_hops(
     paths: &BTreeMap<(NodeName, Family), Reached>,
     reach: &BTreeMap<IpAddr, Option<Lookup>>,

@@ -1,4 +1,4 @@
-//! What the engine remembers from pass to pass.
+//! The engine's state between passes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -19,11 +19,11 @@ use crate::underlay::Underlay;
 pub(super) struct Network {
     /// How the host reaches the peers' underlay addresses.
     pub(super) reach: BTreeMap<IpAddr, Option<Lookup>>,
-    /// Whether some of that could not be asked.
+    /// Whether a lookup of these routes failed.
     pub(super) doubt: bool,
     /// All addresses of this node that are not its pods'.
     pub(super) own: BTreeSet<IpAddr>,
-    /// What is known of the interfaces that are not ours.
+    /// The foreign interfaces.
     pub(super) outward: Outward,
     /// Whether the interfaces could not be read.
     pub(super) unread: bool,
@@ -31,14 +31,14 @@ pub(super) struct Network {
     pub(super) underlay: Option<Arc<Underlay>>,
 }
 
-/// What is known of the interfaces that are not ours.
+/// Foreign interfaces.
 #[derive(Debug, Default)]
 pub(super) struct Outward {
     /// Their names, by index.
     pub(super) interfaces: BTreeMap<IfIndex, String>,
-    /// Those on which a packet goes to whom its IP addresses say.
+    /// Those that deliver a packet by its IP addresses, without neighbours (such as `WireGuard`).
     pub(super) meshes: BTreeSet<IfIndex>,
-    /// Those that lead out of the cluster.
+    /// Those with a route out of the cluster.
     pub(super) world: BTreeSet<IfIndex>,
 }
 
@@ -50,12 +50,12 @@ impl Outward {
     }
 }
 
-/// What the store has lost.
+/// Records that the datastore lost.
 #[derive(Debug, Default)]
 pub(super) struct Losses {
-    /// Losses of the store that are known.
+    /// Number of losses seen so far.
     pub(super) known: u64,
-    /// When what is in no record is garbage again.
+    /// When kernel state without a record may be deleted again.
     pub(super) prune_from: Option<Instant>,
 }
 
@@ -70,16 +70,16 @@ pub(super) struct Passes {
     pub(super) retry: Option<Duration>,
 }
 
-/// What others have changed.
+/// Changes by other programs, and their repair.
 #[derive(Debug)]
 pub(super) struct Repairing {
     /// How soon the next repair may follow.
     pub(super) pace: Pace,
-    /// What was in place when a pass last found nothing to do.
+    /// The state when a pass last found nothing to do.
     pub(super) in_place: Option<Known>,
-    /// When somebody has changed something of ours, since the last pass.
+    /// When another program changed Polder's kernel state since the last pass.
     pub(super) rung: Option<Instant>,
-    /// When it is looked next whether the kernel settings are as they should be.
+    /// When the kernel settings are checked next.
     pub(super) settings_due: Instant,
 }
 

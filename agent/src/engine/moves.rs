@@ -1,5 +1,5 @@
-//! Underlay addresses that change, of peers and of this node, without a packet being lost: as long as not everybody knows the
-//! new one, the old one is good, too.
+//! Changes of underlay addresses, of peers and of this node, without packet loss: the old address stays valid until all nodes know
+//! the new one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -13,30 +13,30 @@ use tokio::time::Instant;
 
 use crate::underlay::Underlay;
 
-/// For how long tunnels from an address that a peer has left are let in.
+/// How long tunnel packets from a peer's previous address are accepted.
 const GRACE: Duration = Duration::from_secs(60);
 
-/// For how long this node goes on sending from the old one when its record has the new one.
+/// How long this node still sends from the old address once its record has the new one.
 const OVERLAP: Duration = Duration::from_secs(1);
 
-/// Who has moved, and when.
+/// Nodes whose underlay address changed, and when.
 #[derive(Debug, Default)]
 pub(super) struct Moves {
-    /// The peers as they were last.
+    /// The peers' records in the last pass.
     peers: BTreeMap<NodeName, Arc<NodeRecord>>,
-    /// The addresses that they have left, and until when those are good.
+    /// Their previous addresses, and until when those are valid.
     left: BTreeMap<IpAddr, (NodeName, Instant)>,
-    /// Addresses that this node itself is about to leave; and when, once its record has the new one.
+    /// This node's previous addresses; with the end of their use, once its record has the new one.
     leaving: PerFamily<Option<(IpAddr, Option<Instant>)>>,
 }
 
 impl Moves {
-    /// Takes in how the peers are now.
+    /// Updates from the current records of the peers.
     pub(super) fn observe(&mut self, peers: &[Peer], now: Instant) {
         let mut still_there = BTreeMap::new();
         for peer in peers {
             let before = self.peers.remove(&peer.name);
-            // Another node of that name has nothing to do with the first.
+            // A new incarnation is another node.
             let before = before.filter(|before| before.incarnation == peer.record.incarnation);
             let before = before.iter().flat_map(|before| before.underlay.iter().copied());
             let left = before.filter(|address| !peer.record.underlay.contains(address));
@@ -51,7 +51,7 @@ impl Moves {
         }
     }
 
-    /// The addresses that peers have left a short while ago.
+    /// The peers' previous addresses that are still valid.
     pub(super) fn left(&self) -> BTreeMap<NodeName, Vec<IpAddr>> {
         let mut left: BTreeMap<NodeName, Vec<IpAddr>> = BTreeMap::new();
         for (address, (name, _)) in &self.left {
@@ -60,8 +60,8 @@ impl Moves {
         left
     }
 
-    /// The underlay with the addresses that tunnels are to be sent from: those that the peers know, as long as this node still
-    /// has them. `registered` are those of its record, `own` all that it has.
+    /// The underlay with the source addresses for tunnels: those that the peers know, as long as this node still has them.
+    /// `registered` are the addresses in its record, `own` all addresses of this node.
     pub(super) fn sources(
         &mut self,
         underlay: &Underlay,
@@ -92,7 +92,7 @@ impl Moves {
         sources
     }
 
-    /// When something of it runs out.
+    /// When the next of these addresses expires.
     pub(super) fn next(&self) -> Option<Instant> {
         let leaving = self.leaving.values().filter_map(|(_, until)| *until);
         leaving.chain(self.left.values().map(|(_, until)| *until)).min()

@@ -1,4 +1,4 @@
-//! What the engine is made of: what it works with, what it writes, and what wakes it.
+//! The engine's parts: inputs, published values and wake-up sources.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -19,49 +19,49 @@ use crate::readiness::Readiness;
 use crate::repair::{Alarm, Repairs};
 use crate::requests::PlanRequest;
 
-/// What the engine works with.
+/// The engine's inputs and its access to the kernel.
 #[derive(Debug)]
 pub struct Tools<D = OnNode> {
-    /// What the operator said.
+    /// The configuration.
     pub config: Arc<Config>,
-    /// What the kernel can do.
+    /// Features that the kernel supports.
     pub features: Features,
     /// The kernel's settings.
     pub sysctls: Sysctls,
-    /// What passes read and change.
+    /// The kernel and the ledger.
     pub datapath: D,
-    /// What the other tasks tell, and the engine itself.
+    /// The values that tasks publish, the engine's own among them.
     pub readiness: Readiness,
-    /// Where etcd is; `None` until that was first looked for.
+    /// etcd's addresses; `None` until they were first looked up.
     pub store_at: watch::Receiver<Option<Vec<Needed>>>,
-    /// What is known of the direct paths to peers on the same link.
+    /// Test results of the direct paths to peers on the same link.
     pub direct: watch::Receiver<Arc<DirectPaths>>,
     /// Which other nodes' agents are not alive.
     pub leases: watch::Receiver<Arc<Leases>>,
-    /// Rings when somebody else has changed something of ours in the kernel.
+    /// Rings when another program changed Polder's kernel state.
     pub alarm: Arc<Alarm>,
 }
 
-/// The engine's entries.
+/// The values that the engine publishes.
 #[derive(Debug)]
 pub struct Entries {
     /// The node's addresses on the underlay, or why there are none.
     pub underlay: watch::Sender<Chosen>,
     /// The last pass over the kernel.
     pub pass: watch::Sender<Option<Arc<Pass>>>,
-    /// The neighbours that devices of ours are to have.
+    /// The neighbour entries that Polder's devices should have.
     pub neighbours: watch::Sender<BTreeSet<IpAddr>>,
-    /// What was put right in the kernel.
+    /// The repairs of kernel state.
     pub repairs: watch::Sender<Repairs>,
 }
 
-/// What wakes the engine, besides what it reads.
+/// What wakes the engine, besides changes of its inputs.
 #[derive(Debug)]
 pub struct Wakes {
-    /// Something that is not ours changed in the kernel, or etcd has moved.
+    /// Foreign kernel state or etcd's addresses changed.
     pub underlay: Wake,
-    /// An attachment came whose addresses the filter does not know yet.
+    /// A new attachment has addresses that are not in the packet filter yet.
     pub senders: Wake,
-    /// It is asked what the next pass would change.
+    /// Requests for the changes of the next pass.
     pub plans: mpsc::Receiver<PlanRequest>,
 }

@@ -1,4 +1,4 @@
-//! What the first pass of an agent would do, without doing it.
+//! Dry run: computes the first pass of an agent without applying it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{Datapath, Engine};
 
-/// Works out what the first pass would do, and publishes it as if it were done. Waits until the registrar is done, for so long;
-/// then says what is still in the way.
+/// Computes the first pass and publishes it as if it were done. Waits up to `patience` for the registration; then returns the
+/// remaining obstacles.
 pub async fn rehearse<D: Datapath>(
     engine: &mut Engine<D>,
     patience: Duration,

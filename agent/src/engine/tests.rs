@@ -269,7 +269,7 @@ async fn a_pass_that_fails_is_tried_again_soon_then_slower_and_what_it_said_is_w
     harness.kernel.with(|state| state.is_unreadable = true);
     let failed = harness.until(|pass| pass.count == 1).await;
     assert_eq!(failed.made, Made::No);
-    assert!(failed.local_failures[0].contains("read the kernel's state"), "{:?}", failed.local_failures);
+    assert!(failed.local_failures[0].contains("cannot read kernel state"), "{:?}", failed.local_failures);
     let started = Instant::now();
     harness.until(|pass| pass.count == 2).await;
     let first = started.elapsed();
@@ -291,7 +291,7 @@ async fn the_kernel_is_left_alone_until_the_node_is_known_to_be_itself() {
     harness.plans.try_send(reply).unwrap();
     harness.pass(Duration::from_secs(1)).await;
     let reason = planned.await.unwrap().unwrap_err().to_string();
-    assert!(reason.contains("left alone") && reason.contains("has just started"), "{reason}");
+    assert!(reason.contains("left unchanged") && reason.contains("has just started"), "{reason}");
     harness.fixture.registration.send_replace(Registration::Registered);
     harness.settled().await;
 }

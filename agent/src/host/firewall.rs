@@ -1,7 +1,7 @@
-//! Packet filters of others that drop what is forwarded, pods' packets with it, or what comes through tunnels.
+//! Foreign packet filters that drop forwarded packets, and so pods' packets, or packets of tunnels.
 //!
-//! No rule of ours could help: in nftables accepting a packet does not keep another table from dropping it. So what there
-//! is is judged, and said.
+//! A rule of Polder could not help: in nftables, accepting a packet does not keep another table from dropping it. So the
+//! filters are evaluated and reported.
 
 use std::collections::BTreeSet;
 
@@ -15,20 +15,20 @@ use super::routing::Pods;
 use crate::kernel::surroundings::Filter;
 use crate::kernel::tunnel;
 
-/// The kernel's own limit of jumps within jumps (`NFT_JUMP_STACK_SIZE`).
+/// The kernel's limit of nested jumps (`NFT_JUMP_STACK_SIZE`).
 const DEPTH: usize = 16;
 
 /// The chains of `ufw` for an operator's rules.
 const UFW: [&str; 4] = ["ufw-user-forward", "ufw6-user-forward", "ufw-user-input", "ufw6-user-input"];
 
-/// Which packets.
+/// The direction of packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     FromPods,
     ToPods,
 }
 
-/// Packets between pods of which it is known where they come from and go to.
+/// Packets between pods with known source and destination.
 #[derive(Debug, Clone, Copy)]
 struct Class<'a> {
     way: Way,
@@ -50,7 +50,7 @@ impl Class<'_> {
         };
         let of_pods = |names: &[Names]| names.iter().any(|names| are_pods(names, attach));
         match (condition, self.way) {
-            // Before routing nobody knows the way out, and after it not every kernel tells the way in.
+            // Before routing the output interface is unknown; after it, not every kernel reports the input interface.
             (Condition::Input(_), _) if judged == Judged::Outgoing => false,
             (Condition::Output(_), _) if judged == Judged::Incoming => false,
             (Condition::Input(names), Way::FromPods) | (Condition::Output(names), Way::ToPods) => {
@@ -60,7 +60,7 @@ impl Class<'_> {
                 is_outside(names)
             }
             (Condition::Family(family), _) => *family == Family::of(self.pool.ip()),
-            // Whoever turns away single addresses means those.
+            // A rule for single addresses is intentional.
             (Condition::Source(network) | Condition::Destination(network), _) => {
                 let covers = network.prefix() <= self.pool.prefix() && network.contains(self.pool.ip());
                 covers || (network.prefix() <= self.block && self.pool.contains(network.ip()))
@@ -70,14 +70,14 @@ impl Class<'_> {
     }
 }
 
-/// What becomes of a packet.
+/// The outcome for a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Accepted,
     Dropped,
 }
 
-/// Whose filter it is, and so where a rule of the operator's belongs.
+/// The program that owns the filter, which determines where an operator's rule belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Owner {
     Firewalld,
@@ -88,26 +88,26 @@ enum Owner {
 }
 
 impl Filter {
-    /// What is to be said of it, if it drops pods' packets as far as its rules can be told.
+    /// The problem, if it drops pods' packets as far as its rules can be understood.
     pub fn problem(&self, attach: AttachMode, beside_firewalld: bool) -> Option<String> {
         let drops = |way: &Way| self.fate(&|condition| way.fulfils(condition, attach)) == Fate::Dropped;
         let dropped: Vec<Way> = [Way::FromPods, Way::ToPods].into_iter().filter(drops).collect();
         let what = match dropped.as_slice() {
             [] => return None,
-            [Way::FromPods] => "what comes from pods",
-            [Way::ToPods] => "what goes to pods",
-            _ => "what comes from pods or goes to them",
+            [Way::FromPods] => "packets from pods",
+            [Way::ToPods] => "packets to pods",
+            _ => "packets from or to pods",
         };
         let BaseChain { family, table, name, .. } = &self.base;
         Some(format!(
-            "chain {name} of table {family} {table} drops forwarded packets that no rule of it accepts, and none is \
-             known to accept {what}: pods may not be reached. {}",
+            "chain {name} of table {family} {table} drops forwarded packets that no rule accepts, and no rule is known \
+             to accept {what}: pods may be unreachable. {}",
             self.remedy(&dropped, attach, beside_firewalld)
         ))
     }
 
-    /// What is to be said of it, if a rule of it drops packets between pods for where they come from or go to: by addresses,
-    /// or by interfaces. Whatever its policy is, and whatever hook it is on.
+    /// The problem, if one of its rules drops packets between pods by address or interface. Its policy and hook do not
+    /// matter.
     pub fn problem_between(&self, judged: Judged, attach: AttachMode, pods: &Pods) -> Option<String> {
         let mut classes =
             pods.pools.iter().filter(|(pool, _)| self.judges(pool.family())).flat_map(|(pool, block)| {
@@ -133,21 +133,22 @@ impl Filter {
             Way::ToPods => ("to", format!("{ip} daddr {}", class.pool)),
         };
         Some(format!(
-            "a rule that chain {name} of table {family} {table} leads to drops packets {what} pods ({} and {}): pods are not \
-             reached, though peers may answer. Delete that rule, or let pods' packets pass before it, and make that last: \
-             `nft insert rule {family} {table} {name} {condition} accept`",
+            "a rule in chain {name} of table {family} {table}, or in a chain that it jumps to, drops packets {what} \
+             pods (pool {}, interface {}): pods are unreachable, although peers may answer probes. Delete that rule, or \
+             accept pods' packets before it and make that persistent: `nft insert rule {family} {table} {name} \
+             {condition} accept`",
             class.pool, class.outside
         ))
     }
 
-    /// What is to be said of it where it judges what is for the host and no peer answers through a tunnel, if it drops what comes
-    /// through those as far as its rules can be told.
+    /// The problem of a filter for packets to the host while no peer answers through a tunnel, if it drops tunnel packets as far
+    /// as its rules can be understood.
     pub fn problem_of_tunnels(&self, port: u16, uplinks: &BTreeSet<String>) -> Option<String> {
         (self.fate(&|_| false) == Fate::Dropped).then_some(())?;
         let BaseChain { family, table, name, .. } = &self.base;
         let remedy = match self.owner() {
             Owner::Firewalld => {
-                // Without its zone it is the default zone's.
+                // Without a zone the command changes the default zone.
                 let uplink = uplinks.first().map_or("the uplink", String::as_str);
                 format!(
                     "`firewall-cmd --permanent --zone=$(firewall-cmd --get-zone-of-interface={uplink}) --add-port={port}/udp` and \
@@ -161,9 +162,9 @@ impl Filter {
             Owner::Somebody => format!("`nft insert rule {family} {table} {name} udp dport {port} accept`"),
         };
         Some(format!(
-            "no peer answers through a tunnel, and chain {name} of table {family} {table} drops what comes to this host and no \
-             rule of it accepts: if none lets in UDP port {port} from the other nodes, that is why. Let it in, and make that \
-             last: {remedy}"
+            "no peer answers through a tunnel, and chain {name} of table {family} {table} drops packets to this host \
+             that no rule accepts: this is the cause if no rule accepts UDP port {port} from the other nodes. Accept it \
+             and make that persistent: {remedy}"
         ))
     }
 
@@ -176,8 +177,7 @@ impl Filter {
         }
     }
 
-    /// What happens to a packet of which nothing is known but that it fulfils these conditions. A rule that asks for more is
-    /// taken not to apply.
+    /// The outcome for a packet that meets exactly these conditions. A rule with further conditions is treated as not matching.
     fn fate(&self, fulfils: &dyn Fn(&Condition) -> bool) -> Fate {
         let of_policy = match self.base.policy {
             Policy::Accept => Fate::Accepted,
@@ -228,7 +228,7 @@ impl Filter {
         if self.base.family == TableFamily::Ip6 { "ip6tables" } else { "iptables" }
     }
 
-    /// What makes it let pods' packets pass.
+    /// The commands that make the filter accept pods' packets.
     fn remedy(&self, dropped: &[Way], attach: AttachMode, beside_firewalld: bool) -> String {
         let BaseChain { family, table, name, .. } = &self.base;
         let iptables = self.iptables();
@@ -245,21 +245,21 @@ impl Filter {
         };
         let commands: Vec<String> = dropped.iter().filter_map(command).collect();
         if commands.is_empty() {
-            return "Install deploy/host/firewalld/zones/polder.xml and deploy/host/firewalld/policies/polder-pods.xml in the \
-                    same folders of /etc/firewalld, then `firewall-cmd --reload`"
+            return "Install deploy/host/firewalld/zones/polder.xml and deploy/host/firewalld/policies/polder-pods.xml \
+                    in the same folders of /etc/firewalld, then run `firewall-cmd --reload`"
                 .to_owned();
         }
         if beside_firewalld && matches!(self.owner(), Owner::Docker | Owner::Iptables) {
             let version = if self.base.family == TableFamily::Ip6 { "ipv6" } else { "ipv4" };
             let direct = dropped.iter().map(|way| way.direct(version, attach)).collect::<Vec<_>>();
             return format!(
-                "Let them pass: {}. firewalld deletes all rules of iptables when it starts and at each reload, whoever made them: only \
-                 a rule of its own lasts, with {} and then `firewall-cmd --reload`",
+                "Accept them: {}. firewalld deletes all iptables rules when it starts and at each reload. To make the \
+                 rules persistent, add them to firewalld: {}, then `firewall-cmd --reload`",
                 commands.join(" and "),
                 direct.join(" and ")
             );
         }
-        format!("Let them pass, and make that last: {}", commands.join(" and "))
+        format!("Accept them and make that persistent: {}", commands.join(" and "))
     }
 
     /// Whether it is a filter of firewalld.
@@ -267,8 +267,8 @@ impl Filter {
         self.owner() == Owner::Firewalld
     }
 
-    /// What is to be said of it, if it drops what comes in by another way than the host would answer by, where pods of these families
-    /// do not answer: two nodes may reach each other by different ways, one directly and one through a tunnel.
+    /// The problem, if it drops packets that arrive on another interface than the host replies on (reverse path filter) while pods
+    /// of these families do not answer: two nodes may use different paths in each direction, one direct and one through a tunnel.
     pub fn problem_of_ways_back(&self, closed: &BTreeSet<Family>) -> Option<String> {
         let drops = |family: &Family| {
             let is_dropped = |comes_another_way: bool| {
@@ -284,21 +284,21 @@ impl Filter {
         let BaseChain { family: table_family, table, name, .. } = &self.base;
         let remedy = match self.owner() {
             Owner::Firewalld => {
-                "Set IPv6_rpfilter=no in /etc/firewalld/firewalld.conf, then `firewall-cmd --reload`"
+                "Set IPv6_rpfilter=no in /etc/firewalld/firewalld.conf, then run `firewall-cmd --reload`"
                     .to_owned()
             }
-            _ => "Delete that rule, or let packets of the nodes pass before it".to_owned(),
+            _ => "Delete that rule, or accept packets from the nodes before it".to_owned(),
         };
         Some(format!(
-            "a rule that chain {name} of table {table_family} {table} leads to drops {family} packets that come in by another interface \
-             than this host would answer by, and peers' pods do not answer: packets between two nodes may take one way there and \
-             another back. {remedy}"
+            "a rule in chain {name} of table {table_family} {table}, or in a chain that it jumps to, drops {family} \
+             packets that arrive on another interface than the one that this host replies on (reverse path filter), and \
+             peers' pods do not answer: packets between two nodes may take different paths in each direction. {remedy}"
         ))
     }
 }
 
 impl Way {
-    /// Whether a packet that goes this way, and of which nothing else is known, meets the condition.
+    /// Whether a packet in this direction, of which nothing else is known, meets the condition.
     fn fulfils(self, condition: &Condition, attach: AttachMode) -> bool {
         match (self, condition) {
             (Self::FromPods, Condition::Input(names)) | (Self::ToPods, Condition::Output(names)) => {
@@ -308,7 +308,7 @@ impl Way {
         }
     }
 
-    /// The rule in the words of `iptables`.
+    /// The `iptables` command that accepts it.
     fn iptables(self, program: &str, chain: &str, attach: AttachMode) -> String {
         let side = match self {
             Self::FromPods => "-i",
@@ -317,7 +317,7 @@ impl Way {
         format!("`{program} -I {chain} {side} {} -j ACCEPT`", wildcard('+', attach))
     }
 
-    /// The rule in the words of firewalld, which keeps it.
+    /// The permanent firewalld rule that accepts it.
     fn direct(self, version: &str, attach: AttachMode) -> String {
         let side = match self {
             Self::FromPods => "-i",
@@ -329,7 +329,7 @@ impl Way {
         )
     }
 
-    /// In the words of `ufw`.
+    /// The direction in `ufw` syntax.
     fn word(self) -> &'static str {
         match self {
             Self::FromPods => "in",
@@ -337,7 +337,7 @@ impl Way {
         }
     }
 
-    /// In the words of `nft`.
+    /// The interface prefix in `nft` syntax.
     fn interface(self) -> &'static str {
         match self {
             Self::FromPods => "iif",
@@ -346,7 +346,7 @@ impl Way {
     }
 }
 
-/// What is to be said of a table `filter` of legacy iptables.
+/// The problem of a table `filter` of legacy iptables, which the agent cannot read.
 pub fn unreadable(family: Family, attach: AttachMode) -> String {
     let (names, iptables) = match family {
         Family::V4 => ("ip_tables_names", "iptables-legacy"),
@@ -354,13 +354,14 @@ pub fn unreadable(family: Family, attach: AttachMode) -> String {
     };
     let commands = [Way::FromPods, Way::ToPods].map(|way| way.iptables(iptables, "FORWARD", attach));
     format!(
-        "legacy iptables has a table filter (/proc/net/{names}), which cannot be read from here: should `{iptables} -S \
-         FORWARD` show that it drops what no rule accepts, pods may not be reached. Let them pass then: {}",
+        "legacy iptables has a table filter (/proc/net/{names}), which the agent cannot read: if `{iptables} -S \
+         FORWARD` shows that it drops packets that no rule accepts, pods may be unreachable. In that case, accept them: \
+         {}",
         commands.join(" and ")
     )
 }
 
-/// The interfaces of pods, with what stands for the rest of a name.
+/// The name pattern of pods' interfaces; `rest` is the wildcard character.
 fn wildcard(rest: char, attach: AttachMode) -> String {
     match attach {
         AttachMode::Bridge => BRIDGE.to_owned(),

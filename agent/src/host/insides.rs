@@ -1,7 +1,7 @@
-//! Pods whose own side is not as it was wired: looked into from time to time, a few at a time, and named.
+//! Finds pods whose network was changed from inside: some pods are inspected at a time, and differences are reported.
 //!
-//! Nothing of it is repaired. Only whoever is privileged in the pod, or a plugin that runs after ours, can have changed it, and
-//! may have meant to: an interface that is switched off and on again takes more with it than was wired. A new pod has all of it.
+//! Nothing is repaired. Only a privileged program in the pod, or a plugin that runs after Polder, can have changed it, possibly
+//! on purpose: switching an interface off and on removes more than Polder set up. Recreating the pod restores everything.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -26,54 +26,54 @@ use crate::kernel::features::Features;
 use crate::owner::Owner;
 use crate::wiring::wiring;
 
-/// Pods that are looked into at a time. One takes some 0.3 ms, on a thread that nobody waits for.
+/// Pods that are inspected at a time. One takes some 0.3 ms, on a background thread.
 const AT_A_TIME: usize = 32;
 
-/// Looks in a row that have to find the same difference: plugins that run after ours change this and that.
+/// Consecutive inspections that must find a difference before it is reported: later plugins change the pod while they run.
 const LOOKS: usize = 2;
 
-/// What became of a look into a pod.
+/// The result of inspecting a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Look {
-    /// All is as it was wired.
+    /// Nothing was changed.
     Same,
-    /// Something is not; what.
+    /// Something was changed; what.
     Different(String),
-    /// The namespace is gone, and its pod with it; or so much changes in it that nothing can be said.
+    /// The namespace no longer exists, or changes too fast to be read.
     Gone,
-    /// It cannot be looked into; why.
+    /// It cannot be inspected; why.
     Barred(String),
 }
 
-/// Looks into pods.
+/// Inspects pods.
 #[derive(Debug, Clone)]
 pub struct Looker {
-    /// The kernel, for what a single pod needs at once.
+    /// The kernel connection for operations on single pods.
     pub pods: Owner<Kernel>,
     /// The node's addresses.
     pub ipam: Owner<NodeIpam>,
-    /// Attachments that somebody works on.
+    /// Attachments with an operation in progress.
     pub in_flight: Arc<InFlight>,
-    /// Which node it is, and what it has.
+    /// This node's identity and holdings.
     pub membership: Membership,
-    /// What the kernel can do.
+    /// Features that the kernel supports.
     pub features: Features,
 }
 
-/// What is known of pods' own sides.
+/// Results of the inspections so far.
 #[derive(Debug, Default)]
 pub struct Insides {
-    /// The last one that was looked into in turn.
+    /// The attachment inspected last in the round.
     last: Option<Attachment>,
-    /// What was different, how often in a row, and what is to be said of it.
+    /// Changed attachments: how many inspections in a row found it, and the problem text.
     different: BTreeMap<Attachment, (usize, String)>,
-    /// Why pods could not be looked into, if that has been said.
+    /// Why pods cannot be inspected, if that was logged.
     barred: Option<String>,
 }
 
 impl Insides {
-    /// Looks into some more pods, and again into those that were different. Returns what is to be said of all. Looks into none
-    /// where the agent may not: see [`not_looked_at`].
+    /// Inspects the next pods in the round and those that were found changed. Returns the problems of all pods. Inspects none if
+    /// the agent has no permission: see [`not_looked_at`].
     pub async fn look(&mut self, looker: &Looker, cluster: &ClusterRecord) -> Vec<String> {
         if !Capability::SysAdmin.is_held() {
             return Vec::new();
@@ -88,14 +88,14 @@ impl Insides {
         for attachment in self.due(idle.keys()) {
             let held = &idle[&attachment];
             let found = looker.look_into(cluster, held).await;
-            // Somebody may have begun to take it away meanwhile.
+            // A DEL may have begun meanwhile.
             self.take(held, found, !looker.in_flight.has(&held.attachment));
         }
         let certain = self.different.values().filter(|(looks, _)| *looks >= LOOKS);
         certain.map(|(_, problem)| problem.clone()).collect()
     }
 
-    /// Which are to be looked into.
+    /// The attachments to inspect now.
     fn due<'a>(&mut self, all: impl Iterator<Item = &'a Attachment> + Clone) -> BTreeSet<Attachment> {
         let is_next = |attachment: &&Attachment| self.last.as_ref().is_none_or(|last| *attachment > last);
         let mut due: Vec<Attachment> = all.clone().filter(is_next).take(AT_A_TIME).cloned().collect();
@@ -116,52 +116,56 @@ impl Insides {
             Look::Barred(why) => {
                 self.different.remove(&held.attachment);
                 if self.barred.as_ref() != Some(&why) {
-                    info!("pods cannot be looked into, so changes in them are not found: {why}");
+                    info!("cannot inspect pods from inside, changes there are not detected: {why}");
                     self.barred = Some(why);
                 }
             }
             other => {
-                debug!(attachment = %held.attachment, ?other, "looked into a pod");
+                debug!(attachment = %held.attachment, ?other, "inspected a pod");
                 self.different.remove(&held.attachment);
             }
         }
     }
 }
 
-/// What is not looked at, and why, if the agent may not look into pods.
+/// The missing check and its reason, if the agent lacks the permission to inspect pods.
 pub fn not_looked_at() -> Option<String> {
     (!Capability::SysAdmin.is_held()).then(|| {
         format!(
-            "pods are not looked at from inside, so what is changed there is not found: needs {} (podInspection of the Helm chart; pod-inspection.conf for the systemd service)",
+            "pods are not inspected from inside, changes there are not detected: needs {} (podInspection in the Helm \
+             chart; pod-inspection.conf for the systemd service)",
             Capability::SysAdmin
         )
     })
 }
 
-/// Whether it is a pod of ours of which the namespace is known.
+/// Whether it is a pod of Polder with a known namespace.
 pub fn can_be_looked_into(held: &Held) -> bool {
     held.kind == Kind::Pod && !held.leaving && !held.netns.is_empty()
 }
 
-/// What is to be said of a pod.
+/// The problem text of a changed pod.
 pub fn problem(held: &Held, what: &str) -> String {
     let addresses: Vec<String> = held.addresses.iter().map(ToString::to_string).collect();
     let (pod, remedy) = match &held.pod {
         Some(pod) => (
             format!("pod {pod}"),
-            format!("`kubectl delete pod -n {} {}`; whoever made it makes another", pod.namespace, pod.name),
+            format!(
+                "`kubectl delete pod -n {} {}`; its controller creates a new one",
+                pod.namespace, pod.name
+            ),
         ),
-        None => (format!("the pod of {}", held.attachment), "stop it, and let another be made".to_owned()),
+        None => (format!("the pod of {}", held.attachment), "stop it and start a new one".to_owned()),
     };
     format!(
-        "{pod} ({}) is not as it was wired: {what}. Something in the pod, or a plugin after polder, has changed that, and it may \
-         reach nobody. Make the pod anew: {remedy}",
+        "the network of {pod} ({}) was changed: {what}. A program in the pod, or a CNI plugin that runs after polder, \
+         changed it, and the pod may have no connectivity. Recreate the pod: {remedy}",
         addresses.join(", ")
     )
 }
 
 impl Looker {
-    /// Compares the pod's own side with what was wired, which is what CHECK compares, too.
+    /// Compares the pod's side of the network with what Polder set up, as CHECK does.
     pub async fn look_into(&self, cluster: &ClusterRecord, held: &Held) -> Look {
         let wiring = wiring(&self.membership, self.features, cluster, held);
         let inside = Inside {
@@ -174,7 +178,7 @@ impl Looker {
         let looked = spawn_blocking(move || compare(Path::new(&netns), &inside)).await;
         match looked.unwrap_or_else(|error| Look::Barred(error.to_string())) {
             Look::Different(what) => {
-                // Without its interface the pod is gone: that is the sweeper's business.
+                // Without its host interface the pod is gone: the sweeper releases it.
                 let name = held.attachment.host_interface();
                 let lives = self.pods.run(move |kernel: &mut Kernel| kernel.has_pod(&name)).await;
                 if lives.is_ok_and(|lives| lives) { Look::Different(what) } else { Look::Gone }
@@ -188,11 +192,12 @@ fn compare(netns: &Path, inside: &Inside) -> Look {
     let barred = |error: io::Error| match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ENOENT) => Look::Gone,
         Some(Errno::EPERM | Errno::EACCES) => {
-            Look::Barred(format!("{error}: let the agent have {}", Capability::SysAdmin))
+            Look::Barred(format!("{error}: give the agent {}", Capability::SysAdmin))
         }
         // A file where the namespace is mounted elsewhere.
         Some(Errno::EINVAL) => Look::Barred(format!(
-            "{} is no namespace here: give the agent that folder of the host with mountPropagation HostToContainer",
+            "{} does not show the host's network namespaces: mount that host folder into the agent's container with \
+             mountPropagation HostToContainer",
             netns.parent().unwrap_or(netns).display()
         )),
         _ => Look::Barred(error.to_string()),

@@ -8,22 +8,22 @@ use crate::kernel::surroundings::NeighbourLimits;
 /// `net/bridge/br_private.h`).
 const PORTS: usize = 1023;
 
-/// From then on it is time to do something.
+/// A warning is reported above this number of ports.
 const MANY_PORTS: usize = PORTS * 9 / 10;
 
-/// What is to be said of that many ports of our bridge.
+/// The problem, if the bridge has nearly as many ports as it can have.
 pub fn ports(used: usize) -> Option<String> {
     (used > MANY_PORTS).then(|| {
         format!(
-            "bridge {BRIDGE} has {used} ports, and a bridge can have {PORTS}: pods beyond that are not attached. Let \
-             fewer pods run on this node (maxPods of the kubelet), or do without the bridge: attach = \"routed\" in the \
-             settings of the cluster"
+            "bridge {BRIDGE} has {used} of at most {PORTS} ports: further pods cannot be attached once it is full. Run \
+             fewer pods on this node (maxPods of the kubelet), or run the cluster without the bridge (attach = \
+             \"routed\" in the cluster's settings)"
         )
     })
 }
 
 impl NeighbourLimits {
-    /// What is to be said if that many are needed. Others of the same link need some, too: a quarter is left for them.
+    /// The problem, if `needed` neighbour entries exceed the limits. A quarter is reserved for other uses.
     pub fn problem(self, family: Family, needed: usize) -> Option<String> {
         let Self { soft, hard } = self;
         if needed <= soft && needed <= hard / 4 * 3 {
@@ -35,8 +35,8 @@ impl NeighbourLimits {
         };
         let ample = (needed * 2).next_power_of_two();
         Some(format!(
-            "peers are reached through {needed} {family} neighbours, and the kernel keeps {hard} of all together \
-             ({settings}.gc_thresh3), and from {soft} on forgets some again (gc_thresh2): set {settings}.gc_thresh3 to \
+            "peers need {needed} {family} neighbour entries, but the kernel keeps at most {hard} for all uses \
+             ({settings}.gc_thresh3) and removes entries above {soft} (gc_thresh2): set {settings}.gc_thresh3 to \
              {ample} and {settings}.gc_thresh2 to {}",
             ample / 2
         ))

@@ -1,4 +1,4 @@
-//! Programs that manage interfaces, and whether they have been told to leave ours alone.
+//! Programs that manage interfaces, and whether they are configured to ignore Polder's interfaces and routes.
 
 use std::fmt;
 use std::fs;
@@ -6,25 +6,25 @@ use std::path::{Path, PathBuf};
 
 use crate::container;
 
-/// Where systemd looks for configuration, under the root.
+/// Folders under the root in which systemd reads configuration.
 const SYSTEMD: [&str; 5] = ["etc", "run", "usr/local/lib", "usr/lib", "lib"];
 
-/// Where `NetworkManager` does.
+/// Folders under the root in which `NetworkManager` reads configuration.
 const NETWORK_MANAGER: [&str; 3] = ["etc", "run", "usr/lib"];
 
-/// Is there as soon as systemd-networkd has run. Its folder says nothing: systemd makes that at every boot.
+/// Exists once systemd-networkd has run. Its folder alone is no sign: systemd creates that at every boot.
 const NETWORKD_RUNS: &str = "run/systemd/netif/state";
 
 const NETWORK_MANAGER_RUNS: &str = "run/NetworkManager";
 
-/// What somebody who runs has not been told.
+/// A setting that a running network manager lacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gap {
-    /// systemd-networkd: that our interfaces are not its own.
+    /// systemd-networkd: no `.network` file marks Polder's interfaces as unmanaged.
     NetworkdInterfaces,
-    /// systemd-networkd: that our routes are not its own.
+    /// systemd-networkd: `ManageForeignRoutes` is not off, so it deletes Polder's routes.
     NetworkdRoutes,
-    /// `NetworkManager`: that our interfaces are not its own.
+    /// `NetworkManager`: Polder's interfaces are not excluded.
     NetworkManagerInterfaces,
 }
 
@@ -32,34 +32,36 @@ impl fmt::Display for Gap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NetworkdInterfaces => {
-                "systemd-networkd runs, and no .network file says that our interfaces are not its own: one that is for \
-                 every interface changes addresses and routes of ours. Install \
-                 deploy/host/systemd/network/00-polder.network in /etc/systemd/network, then `networkctl reload`"
+                "systemd-networkd is running and no .network file marks Polder's interfaces as unmanaged: a .network \
+                 file that matches every interface changes their addresses and routes. Install \
+                 deploy/host/systemd/network/00-polder.network in /etc/systemd/network, then run `networkctl reload`"
             }
             Self::NetworkdRoutes => {
-                "systemd-networkd runs, and deletes routes of others when it starts or sets an interface up anew: \
-                 packets are lost until ours are back. Install deploy/host/systemd/networkd.conf.d/polder.conf in \
-                 /etc/systemd/networkd.conf.d, then `systemctl restart systemd-networkd`"
+                "systemd-networkd is running and deletes foreign routes when it starts or reconfigures an interface: \
+                 packets are lost until Polder restores its routes. Install \
+                 deploy/host/systemd/networkd.conf.d/polder.conf in /etc/systemd/networkd.conf.d, then run `systemctl \
+                 restart systemd-networkd`"
             }
             Self::NetworkManagerInterfaces => {
-                "NetworkManager runs, and is not told that our interfaces are not its own: it may change addresses and \
-                 routes of ours. Install deploy/host/NetworkManager/conf.d/polder.conf in \
-                 /etc/NetworkManager/conf.d, then `systemctl reload NetworkManager`"
+                "NetworkManager is running and is not configured to ignore Polder's interfaces: it may change their \
+                 addresses and routes. Install deploy/host/NetworkManager/conf.d/polder.conf in \
+                 /etc/NetworkManager/conf.d, then run `systemctl reload NetworkManager`"
             }
         })
     }
 }
 
-/// What is not looked at in a container, and why: its `/etc` and `/run` are not the host's.
+/// The check that is skipped in a container, whose `/etc` and `/run` are not the host's.
 pub fn not_looked_at() -> Option<String> {
     container::is_known().then(|| {
-        "whether systemd-networkd or NetworkManager of the host changes our interfaces is not looked at: needs /etc and /run of the \
-         host, which are not mounted. deploy/host has the files that keep them from it"
+        "not checked whether the host's systemd-networkd or NetworkManager changes Polder's interfaces: needs the \
+         host's /etc and /run, which are not mounted. Install the files in deploy/host on the host to prevent such \
+         changes"
             .to_owned()
     })
 }
 
-/// What those who run have not been told. What cannot be seen, in a container perhaps, is not there.
+/// The settings that running network managers lack. Files that cannot be read, for example in a container, count as absent.
 pub fn gaps(root: &Path) -> Vec<Gap> {
     let mut gaps = Vec::new();
     if root.join(NETWORKD_RUNS).exists() {
@@ -86,30 +88,30 @@ pub fn gaps(root: &Path) -> Vec<Gap> {
     gaps
 }
 
-/// Whether it is for our interfaces, and says that they are not managed.
+/// Whether the file matches Polder's interfaces and sets them to unmanaged.
 fn releases_ours(network: &Path) -> bool {
     has(network, |key, value| key == "Name" && is_ours(value))
         && has(network, |key, value| key == "Unmanaged" && truth(value))
 }
 
-/// Whether it keeps `NetworkManager` from our interfaces, in one way or the other.
+/// Whether the file excludes Polder's interfaces from `NetworkManager`, by either of its two settings.
 fn leaves_ours(settings: &Path) -> bool {
     has(settings, |key, value| key.trim_end_matches('+') == "unmanaged-devices" && is_ours(value))
         || has(settings, |key, value| key == "match-device" && is_ours(value))
             && has(settings, |key, value| key == "managed" && !truth(value))
 }
 
-/// Whether these names are of interfaces of ours, whatever else they name.
+/// Whether these names include Polder's interfaces.
 fn is_ours(names: &str) -> bool {
     names.contains("polder")
 }
 
-/// As systemd writes it.
+/// A systemd boolean.
 fn truth(value: &str) -> bool {
     ["1", "yes", "true", "on"].contains(&value.to_lowercase().as_str())
 }
 
-/// A file of settings, and those that add to it.
+/// A configuration file and its drop-in files.
 fn configuration(main: &Path) -> Vec<PathBuf> {
     let mut all = files(&main.with_added_extension("d"), "conf");
     all.push(main.to_owned());
@@ -122,7 +124,7 @@ fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     paths.filter(|path| path.extension().is_some_and(|found| found == extension)).collect()
 }
 
-/// Whether the file has such a setting. One that cannot be read has none.
+/// Whether the file has a matching setting. A file that cannot be read has none.
 fn has(file: &Path, is_meant: impl Fn(&str, &str) -> bool) -> bool {
     let text = fs::read_to_string(file).unwrap_or_default();
     let settings = text.lines().filter_map(|line| line.split_once('='));

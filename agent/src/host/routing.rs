@@ -1,6 +1,6 @@
-//! Routes and rules of others that lead pods' packets elsewhere than ours do.
+//! Foreign routes and rules that divert pods' packets from Polder's routes.
 //!
-//! They are not ours, and stay: each is named with the command that deletes it.
+//! They are not deleted: each is reported with the command that deletes it.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -13,27 +13,27 @@ use polder_netlink::routing::{AnyRoute, AnyRule, Applies, LOCAL, Leads, MAIN, Ru
 use crate::kernel::state::Device;
 use crate::kernel::surroundings::Routing;
 
-/// Routes and rules that are named at most, of each.
+/// Most routes, and most rules, that are named.
 const NAMED: usize = 8;
 
-/// The metric of our routes. One of others to the same destination is taken instead if it has less.
+/// The metric of Polder's routes. The kernel prefers a foreign route to the same destination with a lower metric.
 const OUR_METRIC: u32 = 84;
 
 /// The usual priority of the rule that leads to the main table.
 const USUAL_PRIORITY: u32 = 32766;
 
-/// What pods need of routing.
+/// What routing must not divert.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Pods {
-    /// The pools, and how long the prefixes of their blocks are.
+    /// The pools, each with the prefix length of its blocks.
     pub pools: Vec<(Cidr, u8)>,
-    /// Addresses that another plugin has given to interfaces of its own on this node: it routes them itself.
+    /// Addresses that another plugin has assigned to its own interfaces on this node: it routes them itself.
     pub leased: Vec<IpAddr>,
-    /// The interfaces of others through which pods' packets come in.
+    /// Foreign interfaces on which pods' packets arrive.
     pub carriers: BTreeSet<String>,
 }
 
-/// What is to be said of it.
+/// The problems found, each with the command that removes its cause.
 pub fn problems(routing: &Routing, pods: &Pods) -> Vec<String> {
     let routes: Vec<String> = routing.routes.iter().filter_map(|route| routing.stray(route, pods)).collect();
     // Rules for one pool are often for the others, too.
@@ -50,23 +50,23 @@ pub fn problems(routing: &Routing, pods: &Pods) -> Vec<String> {
     [routes, rules].into_iter().flat_map(shortened).collect()
 }
 
-/// So many that a person reads them.
+/// At most [`NAMED`] of them, with the number of the others.
 fn shortened(mut problems: Vec<String>) -> Vec<String> {
     let more = problems.len().saturating_sub(NAMED);
     problems.truncate(NAMED);
     if let Some(last) = problems.last_mut().filter(|_| more > 0) {
-        *last = format!("{last} (and {more} more like it)");
+        *last = format!("{last} (and {more} more)");
     }
     problems
 }
 
 impl Routing {
-    /// What is to be said of a route in the tables that are always asked, if it leads pods' packets elsewhere.
+    /// The problem of a route in table main or local, if it diverts pods' packets.
     fn stray(&self, route: &AnyRoute, pods: &Pods) -> Option<String> {
         let to = route.destination;
         let is_asked = route.table == MAIN || (route.table == LOCAL && route.leads == Leads::ToHost);
         let own_device = self.device(route).is_some_and(|name| Device::named(name).is_some());
-        // A device of ours has the node's own addresses.
+        // Polder's devices have the node's own addresses.
         if route.ours || !is_asked || (route.table == LOCAL && own_device) {
             return None;
         }
@@ -75,7 +75,7 @@ impl Routing {
         let is_taken = if self.own.contains(&to) {
             route.priority < OUR_METRIC
         } else {
-            // Less specific than a block, it is behind those of ours that lead anywhere.
+            // A route less specific than a block loses to Polder's routes.
             to.prefix() > *block
         };
         let is_leased = pods.leased.iter().any(|address| to.contains(*address));
@@ -83,8 +83,8 @@ impl Routing {
             return None;
         }
         Some(format!(
-            "a route of others, {}, leads packets to pods elsewhere: pods in {to} of pool {pool} are not reached from this node. \
-             Delete it, and see to it that nobody makes it again: `{}`",
+            "foreign route {} overrides Polder's routes: pods in {to} of pool {pool} are unreachable from this node. \
+             Delete it and stop the program that creates it: `{}`",
             self.words(route),
             self.deletes(route)
         ))
@@ -94,14 +94,14 @@ impl Routing {
         self.interfaces.get(&route.index?).map(String::as_str)
     }
 
-    /// The route in the words of `ip route`.
+    /// The route in `ip route` syntax.
     fn words(&self, route: &AnyRoute) -> String {
         let destination = match route.leads {
             Leads::On => route.destination.to_string(),
             Leads::ToHost => format!("local {}", route.destination),
             Leads::Nowhere(kind) => format!("{kind} {}", route.destination),
         };
-        // What leads nowhere is on no interface, whatever the kernel says.
+        // A blackhole-like route has no interface, although the kernel may report one.
         let device = self.device(route).filter(|_| !matches!(route.leads, Leads::Nowhere(_)));
         let words = [
             Some(destination),
@@ -125,7 +125,7 @@ impl Routing {
         }
     }
 
-    /// What is to be said of the rules that pods' packets from there to there meet before our routes.
+    /// The problems of rules that packets from `source` to `destination` meet before Polder's routes.
     fn misled(&self, source: IpNetwork, destination: IpNetwork, pods: &Pods) -> Vec<String> {
         let (mut problems, mut skip_to, mut perhaps_main) = (Vec::new(), 0, false);
         let family = Family::of(source.ip());
@@ -167,8 +167,8 @@ impl Routing {
         if !perhaps_main {
             let ip = ip(family);
             problems.push(format!(
-                "no {family} rule leads pods' packets to the main routing table, where the routes to pods are: pods are not \
-                 reached. Add one, and make it last: `{ip} rule add pref {USUAL_PRIORITY} lookup main`"
+                "no {family} routing rule sends pods' packets to the main routing table, which has the routes to pods: \
+                 pods are unreachable. Add one and make it persistent: `{ip} rule add pref {USUAL_PRIORITY} lookup main`"
             ));
         }
         problems
@@ -178,9 +178,9 @@ impl Routing {
 fn misleads(rule: &AnyRule, way: &str) -> String {
     let words = words(rule);
     format!(
-        "a rule of others, {words}, leads pods' packets elsewhere than to their routes ({way}): pods may not be reached. \
-         Delete it, and see to it that nobody makes it again: `{} rule del {words}`; or let packets between pods pass before \
-         it",
+        "foreign routing rule {words} overrides Polder's routes ({way}): pods may be unreachable. Delete it and stop \
+         the program that creates it: `{} rule del {words}`; or add a rule with a lower pref that sends packets between \
+         pods to table main",
         ip(rule.family)
     )
 }
@@ -208,7 +208,7 @@ fn applies(rule: &AnyRule, source: IpNetwork, destination: IpNetwork, pods: &Pod
     }
 }
 
-/// The rule in the words of `ip rule`, as far as they are known.
+/// The rule in `ip rule` syntax, as far as its parts are known.
 fn words(rule: &AnyRule) -> String {
     let action = match &rule.action {
         RuleTarget::Table(table, _) => Some(format!("lookup {table}")),

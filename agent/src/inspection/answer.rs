@@ -1,4 +1,4 @@
-//! Answers a check: looks at the node itself, again until what it finds is certain, and puts right what it can.
+//! Answers a check: examines this node until the findings are stable, and repairs what it can.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,10 +20,10 @@ use crate::board::Board;
 use crate::host::insides::Looker;
 use crate::node::Node;
 
-/// Between two looks.
+/// Interval between two examinations.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// For how long something has to deviate. Pods come and go meanwhile, and what is told of them is some way behind.
+/// How long a deviation has to last to be reported. Pods come and go in the meantime, and their records lag behind.
 pub(super) const CERTAIN: Duration = Duration::from_secs(3);
 
 /// How long the store's loss of records excuses what is missing in it.
@@ -33,7 +33,7 @@ const PUTTING_BACK: Duration = Duration::from_secs(60);
 const ROOM: usize = 16;
 const LONGEST: usize = 240;
 
-/// What a node looks at itself with.
+/// State for examining this node.
 #[derive(Debug)]
 pub struct Task {
     /// The node.
@@ -124,10 +124,10 @@ async fn answer<E: Examined>(node: &E, asked: &Known<InspectionRecord>, putting_
             };
             match node.answer(record, asked.revision).await {
                 Ok(outcome) => debug!(?outcome, "answered a check"),
-                Err(error) => warn!(%error, "a check is not answered"),
+                Err(error) => warn!(%error, "cannot answer a check"),
             }
         }
-        Err(error) => warn!(%error, "this node cannot look at itself"),
+        Err(error) => warn!(%error, "cannot check this node"),
     }
 }
 
@@ -182,7 +182,7 @@ impl<E: Examined> Looking<'_, E> {
         loop {
             match self.node.look(self.putting_back).await {
                 Err(error) if Instant::now() < self.until => {
-                    debug!(%error, "this node cannot look at itself yet");
+                    debug!(%error, "cannot check this node yet");
                     sleep(PAUSE).await;
                 }
                 done => return done,

@@ -1,4 +1,4 @@
-//! Puts right what a node has found of itself. Nothing here takes anything from what lives.
+//! Repairs what a node has found in a check. No repair takes anything from a running pod.
 
 use polder_api::IfName;
 use polder_ipam::Revision;
@@ -16,18 +16,18 @@ use super::own::Mend;
 use crate::machine::now;
 use crate::node::Node;
 
-/// Why something is not put right.
+/// Why a repair failed.
 #[derive(Debug, thiserror::Error)]
 enum NotMended {
-    #[error("the store has no record of this node")]
+    #[error("the datastore has no record of this node")]
     Unregistered,
     #[error(transparent)]
     Release(#[from] NotReleased),
-    #[error("its record, or that of this node, has changed meanwhile")]
+    #[error("its record or the record of this node has changed in the meantime")]
     Changed,
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("interface {0} does not say whose it is")]
+    #[error("interface {0} has no known owner")]
     Nameless(IfName),
     #[error(transparent)]
     Kernel(#[from] polder_netlink::Error),
@@ -39,7 +39,7 @@ enum NotMended {
 pub(super) async fn mend(node: &Node, mend: Mend) {
     let done = match &mend {
         Mend::Release(attachment) => {
-            let swept = sweeper::sweep(node, attachment, "a check has found that it is gone").await;
+            let swept = sweeper::sweep(node, attachment, "a check found that it is gone").await;
             swept.map(drop).map_err(NotMended::from)
         }
         Mend::Publish(held, address) => publish(node, held, *address).await,
@@ -51,8 +51,8 @@ pub(super) async fn mend(node: &Node, mend: Mend) {
         }
     };
     match done {
-        Ok(()) => info!(?mend, "put right"),
-        Err(error) => warn!(?mend, %error, "not put right"),
+        Ok(()) => info!(?mend, "repaired"),
+        Err(error) => warn!(?mend, %error, "repair failed"),
     }
 }
 
@@ -88,7 +88,7 @@ async fn publish(node: &Node, held: &Held, address: std::net::IpAddr) -> Result<
     commit(node, Change::PublishAddresses { by: me(node)?, say, withdraw }).await
 }
 
-/// Takes down a pod that lives and that the ledger does not have.
+/// Adds a running pod to the ledger that it does not have.
 async fn restore(node: &Node, pod: &LivingPod) -> Result<(), NotMended> {
     let Some(held) = pod.clone().held(now()) else { return Err(NotMended::Nameless(pod.name.clone())) };
     let Some(_held) = node.in_flight.hold(&held.attachment) else { return Ok(()) };

@@ -1,4 +1,4 @@
-//! What a node finds that looks at itself: its ledger against its kernel, and both against the records.
+//! Examination of this node: its ledger against its kernel, and both against the records.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -24,16 +24,16 @@ use crate::machine::now;
 use crate::node::Node;
 use crate::presence::Presence;
 
-/// Something that does not hold, and how it can be put right.
+/// A deviation and its repair.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Finding {
-    /// What does not hold.
+    /// The deviation.
     pub deviation: Deviation,
-    /// What would put it right without taking anything from the living.
+    /// A repair that takes nothing from running pods, if there is one.
     pub mend: Option<Mend>,
 }
 
-/// What the node can put right by itself.
+/// Repairs that the node can do by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Mend {
     /// Release an attachment of which nothing is left.
@@ -47,16 +47,16 @@ pub(super) enum Mend {
         /// The revision.
         revision: Revision,
     },
-    /// Take down a pod that the ledger does not have.
+    /// Add a running pod to the ledger.
     Restore(LivingPod),
     /// Let the registrar look at what the node owns and holds.
     Reconcile,
 }
 
-/// What a look has found.
+/// Result of an examination.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Look {
-    /// What does not hold.
+    /// The deviations.
     pub findings: Vec<Finding>,
     /// How many attachments the ledger has.
     pub attachments: u64,
@@ -77,16 +77,16 @@ struct Read {
 /// The pods that live and that the ledger does not have, by their attachments.
 type Unknown = BTreeMap<Attachment, Option<LivingPod>>;
 
-/// Why a node cannot look at itself.
+/// Why the examination failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NotLooked {
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("read the ledger: {0}")]
+    #[error("cannot read the ledger: {0}")]
     Ledger(#[from] LedgerError),
-    #[error("read the interfaces: {0}")]
+    #[error("cannot list the interfaces: {0}")]
     Interfaces(#[source] polder_netlink::Error),
-    #[error("look into a pod: {0}")]
+    #[error("cannot read the network of a pod: {0}")]
     Inside(#[source] polder_netlink::Error),
 }
 
@@ -130,8 +130,9 @@ async fn changed_inside(
     let mut findings = Vec::new();
     for held in ledger.attachments.iter().filter(idle) {
         if let insides::Look::Different(what) = looker.look_into(&cluster, held).await {
-            let what = format!("{} on {} is not as it was wired: {what}", held.attachment, node.config.node);
-            let remedy = "make the pod anew: delete it, and let whoever made it make another";
+            let what =
+                format!("{} on {} was changed after its setup: {what}", held.attachment, node.config.node);
+            let remedy = "recreate the pod: delete it, and let its controller create another";
             let deviation = deviation(Invariant::Wired, &node.config.node, what, remedy);
             findings.push(Finding { deviation, mend: None });
         }
@@ -182,8 +183,8 @@ fn judge(node: &Node, view: &View, read: Read, in_flight: BTreeSet<Attachment>, 
         deviation: deviation(
             Invariant::Durable,
             me,
-            format!("the agent of {me} and its ledger do not say the same of {}", held.attachment),
-            "somebody has changed the ledger: restart the agent, and look at that pod",
+            format!("the agent of {me} and its ledger file differ about {}", held.attachment),
+            "the ledger was changed from outside: restart the agent, and check that pod",
         ),
         mend: None,
     }));
@@ -227,8 +228,8 @@ fn nameless(seen: &[SeenPod], ledger: &LedgerFacts, me: &NodeName) -> Vec<Findin
     let nameless = seen.iter().filter(|pod| owner(pod, ledger).is_none());
     let finding = |pod: &SeenPod| {
         let alias = pod.alias.as_deref().unwrap_or("none");
-        let what = format!("interface {} on {me} does not say whose it is (ifalias: {alias})", pod.name);
-        let remedy = "find the pod that has its other end and delete it, or ip link delete it";
+        let what = format!("interface {} on {me} has no known owner (ifalias: {alias})", pod.name);
+        let remedy = "delete the pod at its other end, or delete the interface with ip link delete";
         Finding { deviation: deviation(Invariant::Durable, me, what, remedy), mend: None }
     };
     nameless.map(finding).collect()
@@ -256,12 +257,12 @@ fn unwritten(
                 let addresses: Vec<String> = pod.addresses.iter().map(ToString::to_string).collect();
                 addresses.join(", ")
             }
-            None => "addresses that are not known".to_owned(),
+            None => "unknown addresses".to_owned(),
         };
-        let what = format!("{attachment} lives on {me} with {addresses}, and the ledger does not have it");
+        let what = format!("{attachment} runs on {me} with {addresses}, but is not in the ledger");
         let remedy = match restorable {
-            Some(_) => "polderctl ipam check --repair takes it down in the ledger; or delete the pod",
-            None => "delete the pod: its addresses are not known, or another's",
+            Some(_) => "polderctl ipam check --repair adds it to the ledger; or delete the pod",
+            None => "delete the pod: its addresses are unknown, or belong to another pod",
         };
         Finding {
             deviation: deviation(Invariant::Durable, me, what, remedy),
@@ -288,8 +289,9 @@ fn unpublished(
                 published.address == *address && published.record.attachment == held.attachment
             };
             if !records.iter().any(|published| says(&published)) {
-                let what = format!("the store does not say that {} on {me} has {address}", held.attachment);
-                let remedy = "polderctl ipam check --repair publishes it; so does a restart of the agent";
+                let what =
+                    format!("the datastore has no record that {} on {me} has {address}", held.attachment);
+                let remedy = "polderctl ipam check --repair publishes it; restarting the agent does, too";
                 findings.push(Finding {
                     deviation: deviation(Invariant::Durable, me, what, remedy),
                     mend: Some(Mend::Publish(held.clone(), *address)),

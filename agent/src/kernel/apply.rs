@@ -1,4 +1,4 @@
-//! Carrying out a plan: nothing is decided here.
+//! Applies a plan to the kernel.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,14 +14,14 @@ use super::plan::Change;
 use super::state::{Device, OwnKind, Target, Way};
 use super::sysctl;
 
-/// A change that did not happen.
+/// A change that failed.
 #[derive(Debug)]
 pub struct Failure {
     /// The change.
     pub change: Change,
     /// Why.
     pub reason: String,
-    /// Whether it only follows from another: its device could not be made.
+    /// Whether it is a consequence of another failure: its device could not be created.
     pub follows: bool,
 }
 
@@ -58,7 +58,7 @@ impl Kernel {
         Ok(failures)
     }
 
-    /// Says who has what a tunnel device needs.
+    /// Adds the device that occupies the port or VNI of a tunnel to its failure.
     fn explain(&mut self, failures: &mut [Failure]) {
         let of_tunnel = |failure: &&mut Failure| {
             matches!(
@@ -178,18 +178,18 @@ fn may_be_gone(change: &Change) -> bool {
     }
 }
 
-/// Why a change did not happen.
+/// Why a change failed.
 #[derive(Debug, thiserror::Error)]
 enum Problem {
     #[error(transparent)]
     Netlink(#[from] Error),
-    #[error("{source}. Run `{command}` on the host, and make it last; or {}", sysctl::remedy(source))]
+    #[error("{source}. Run `{command}` on the host and make it persistent, or {}", sysctl::remedy(source))]
     Sysctl { source: std::io::Error, command: String },
-    #[error("its device is not there")]
+    #[error("its device does not exist")]
     NoDevice,
-    #[error("the device was made and is gone again")]
+    #[error("the device was created, but does not exist any more")]
     Vanished,
-    #[error("it is not a device of ours")]
+    #[error("it is not a device of Polder")]
     NotOurs,
 }
 

@@ -1,4 +1,4 @@
-//! How the kernel should be: a function of the cluster, the node and its pods, and of nothing else.
+//! The desired kernel state, computed from the cluster, the node and its pods only.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};

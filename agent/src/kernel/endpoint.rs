@@ -21,13 +21,13 @@ const INSIDE: &str = "eth0";
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
     /// The kernel refused it.
-    #[error("make its interfaces")]
+    #[error("cannot create its interfaces")]
     Netlink(#[from] Error),
     /// Its namespace cannot be entered.
-    #[error("enter its network namespace")]
+    #[error("cannot enter its network namespace")]
     Namespace(#[from] std::io::Error),
-    /// The bridge or the interface is gone again.
-    #[error("{0} is not there")]
+    /// The bridge or the interface does not exist any more.
+    #[error("{0} does not exist")]
     Gone(IfName),
 }
 

@@ -1,5 +1,5 @@
-//! What this kernel can do of what Polder uses, found out by trying it in a network namespace of its own; or taken from what its
-//! release says, where no namespace can be made.
+//! Kernel features that Polder uses, detected by trying them in a temporary network namespace, or derived from the kernel
+//! release where no namespace can be created.
 
 use std::fs::{self, File};
 use std::io;
@@ -18,46 +18,44 @@ use super::sysctl::Sysctls;
 use super::tunnel::Encapsulation;
 use crate::capability::Capability;
 
-/// What this kernel can do.
+/// Detected kernel features.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "each is there or not, whatever the others are")]
 pub struct Features {
     /// Bridge ports can be locked to a MAC address (Linux 5.18).
     pub locked_ports: bool,
-    /// There are tunnels.
+    /// Tunnel devices are available.
     pub tunnels: bool,
     /// Tables of nftables can belong to a process (Linux 5.12).
     pub owned_tables: bool,
-    /// There is IPv6.
+    /// IPv6 is available.
     pub ipv6: bool,
-    /// All of that was tried.
+    /// Whether the features were tested, and not derived from the release.
     pub tried: bool,
 }
 
-/// The kernel lacks something without which there is no pod network.
+/// A required feature is missing.
 #[derive(Debug, thiserror::Error)]
 pub enum FeatureError {
-    /// The agent may not do what it is for.
-    #[error(
-        "polder-agent needs the capability NET_ADMIN, and does not have it: run it as root, or add NET_ADMIN to its container"
-    )]
+    /// The agent lacks the capability `NET_ADMIN`.
+    #[error("polder-agent needs the capability NET_ADMIN: run it as root, or add NET_ADMIN to its container")]
     NotAllowed,
     /// A namespace to try things in cannot be used.
-    #[error("use a network namespace to try the kernel in")]
+    #[error("cannot use a network namespace to test the kernel")]
     Namespace(#[source] io::Error),
-    /// A thing that is needed does not work.
+    /// A required feature does not work.
     #[error("the kernel cannot {what}: {remedy}")]
     Missing {
-        /// What it should do.
+        /// The feature, as a verb phrase.
         what: &'static str,
-        /// What to do about it.
+        /// Remedy.
         remedy: &'static str,
-        /// What it said.
+        /// Error of the kernel.
         #[source]
         source: Error,
     },
-    /// A thing that is needed is taken and not done.
-    #[error("the kernel ignores that bridge ports are to be isolated: Linux 5.10 or newer is needed")]
+    /// The kernel accepts the isolation of bridge ports, but ignores it.
+    #[error("the kernel does not isolate bridge ports: Linux 5.10 or newer is needed")]
     NotIsolated,
 }
 
@@ -74,7 +72,7 @@ impl Features {
         match namespace::in_a_new_one(probe) {
             Ok(found) => found.map(|found| Self { ipv6, ..found }),
             Err(error) => {
-                info!(%error, "the kernel is not tried before it is used: no network namespace can be made for that");
+                info!(%error, "cannot create a network namespace: the kernel features are not tested at the start");
                 let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
                 Ok(Self {
                     locked_ports: is_since(&release, (5, 18)),
@@ -92,17 +90,19 @@ impl Features {
         let consequences = [
             (
                 self.locked_ports,
-                "bridge ports cannot be locked (Linux 5.18): a pod can send under another MAC address, though not under another IP address",
+                "bridge ports cannot be locked (needs Linux 5.18): a pod can send with another MAC address, but not \
+                 with another IP address",
             ),
             (self.tunnels, Encapsulation::of(&trial_cluster()).missing()),
             (
                 self.owned_tables || !keeps_nat,
-                "no table of nftables can belong to a process (Linux 5.12): nftables.keep_nat has no effect",
+                "nftables tables cannot belong to a process (needs Linux 5.12): nftables.keep_nat has no effect",
             ),
-            (self.ipv6, "there is no IPv6: pods get no IPv6 address"),
+            (self.ipv6, "IPv6 is not available: pods get no IPv6 address"),
             (
                 self.tried,
-                "not tried at the start: needs SYS_ADMIN. What the kernel lacks shows as a failure of the first pass",
+                "kernel features are not tested at the start: needs SYS_ADMIN. A missing feature shows as a failure of \
+                 the first pass",
             ),
         ];
         consequences.iter().filter(|(there, _)| !there).map(|(_, what)| (*what).to_owned()).collect()
@@ -114,11 +114,11 @@ fn missing(what: &'static str, remedy: &'static str) -> impl FnOnce(Error) -> Fe
 }
 
 fn probe() -> Result<Features, FeatureError> {
-    const NETLINK: &str = "is the agent root, with CAP_NET_ADMIN?";
-    let mut socket = RouteSocket::open().map_err(missing("be spoken to by netlink", NETLINK))?;
+    const NETLINK: &str = "run the agent as root, with CAP_NET_ADMIN";
+    let mut socket = RouteSocket::open().map_err(missing("be reached over netlink", NETLINK))?;
     socket
         .execute_all(link::create_bridge("trial", TRIAL_MAC, 1450))
-        .map_err(missing("make a bridge", "load module bridge"))?;
+        .map_err(missing("create a bridge", "load module bridge"))?;
     let port = try_port(&mut socket)?;
     if !port.isolated {
         return Err(FeatureError::NotIsolated);
@@ -128,7 +128,7 @@ fn probe() -> Result<Features, FeatureError> {
         "load modules nf_tables, nft_fib_inet, nft_masq and nft_chain_nat; the kernel needs CONFIG_NF_TABLES_INET and CONFIG_NF_TABLES_ARP",
     );
     let cluster = trial_cluster();
-    let mut filter = FilterSocket::open().map_err(missing("be spoken to by netlink", NETLINK))?;
+    let mut filter = FilterSocket::open().map_err(missing("be reached over netlink", NETLINK))?;
     filter
         .commit(ruleset::table(&cluster, &ruleset::lengths([])).install(&Elements::new()))
         .map_err(nftables)?;
@@ -162,7 +162,7 @@ fn try_port(socket: &mut RouteSocket) -> Result<Port, FeatureError> {
     };
     let port = Port::of_pod(true);
     let operations = [link::create_veth(&pair), link::change("trialhost").port(&port).into()];
-    socket.execute_all(operations).map_err(missing("make a pair of interfaces", VETH))?;
+    socket.execute_all(operations).map_err(missing("create a veth pair", VETH))?;
     let made = socket.link("trialhost").map_err(missing("find an interface", VETH))?;
     Ok(made.and_then(|link| link.port).unwrap_or(Port { isolated: false, locked: false, ..port }))
 }

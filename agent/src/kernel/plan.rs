@@ -1,8 +1,7 @@
-//! The plan: the ordered list of changes that turns what is into what should be.
+//! The plan: the ordered list of changes from the actual to the desired kernel state.
 //!
-//! The order is the point. What protects comes before what opens a way; a tunnel's forwarding entry comes before the
-//! neighbour that needs it and that before the route, and they go in the reverse order; what is replaced is replaced in
-//! one step.
+//! The order matters. Packet filter changes come before routes; a tunnel's FDB entry is created before the neighbour entry
+//! that needs it, and that before the route. Deletion is in the reverse order. Replacements are done in one step.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -27,65 +26,65 @@ pub enum Change {
     SetSysctl {
         /// Its path under `/proc/sys`.
         path: String,
-        /// What it is to be.
+        /// The desired value.
         value: String,
     },
-    /// Makes a device of ours.
+    /// Creates a device of Polder.
     CreateLink(Device, OwnLink),
-    /// Deletes the device with that number, which has a name of ours and is not what it should be.
+    /// Deletes the device with that index: it has a name of Polder's devices, but the wrong type.
     DeleteLink(Device, IfIndex),
-    /// Gives the device with that number, which somebody has renamed, its name again.
+    /// Restores the name of the device with that index.
     RenameLink(Device, IfIndex),
-    /// Sets what can be set of a device of ours.
+    /// Adjusts the settings of an existing device.
     AdjustLink(Device, OwnLink),
-    /// Makes the packet filter anew, and why.
+    /// Installs the packet filter again; the text is the reason.
     InstallFilter(String),
-    /// Adds and removes elements of one of its sets.
+    /// Adds and removes elements of an nftables set.
     UpdateSet {
         /// The set.
         set: &'static str,
-        /// What comes.
+        /// Elements to add.
         add: Vec<Element>,
-        /// What goes.
+        /// Elements to remove.
         remove: Vec<Element>,
     },
-    /// Replaces all elements of one of its sets.
+    /// Replaces all elements of an nftables set.
     RefillSet {
         /// The set.
         set: &'static str,
-        /// All that it then has.
+        /// The new elements.
         elements: BTreeSet<Element>,
     },
     /// Gives a device an address.
     AddAddress(Device, IpNetwork),
     /// Makes a pod's interface a port of the bridge, with these settings, and switches it on.
     SetPod(IfName, Option<Port>),
-    /// Makes a neighbour entry.
+    /// Creates or replaces a neighbour entry.
     SetNeighbour(Device, IpAddr, Mac),
-    /// Makes a forwarding entry.
+    /// Creates or replaces an FDB entry.
     SetForward(Device, Mac, Destination),
-    /// Makes a route.
+    /// Creates or replaces a route.
     SetRoute(IpNetwork, Way),
     /// Deletes a route.
     DeleteRoute(IpNetwork),
-    /// Deletes a route that looks like ours and is none.
+    /// Deletes a route that has Polder's protocol number, but was not created by Polder.
     DeleteImpostor(Impostor),
-    /// Deletes a forwarding entry.
+    /// Deletes an FDB entry.
     DeleteForward(Device, Mac, Destination),
     /// Deletes a neighbour entry.
     DeleteNeighbour(Device, IpAddr, Mac),
-    /// Takes an address from a device.
+    /// Deletes an address of a device.
     DeleteAddress(Device, IpNetwork),
-    /// Deletes the interface with that number, which was a pod's and is nobody's.
+    /// Deletes the pod interface with that index: it belongs to no attachment.
     DeletePod(IfName, IfIndex),
 }
 
-/// Whether what is there and not wanted may be deleted.
+/// Whether unwanted objects may be deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Prune {
-    /// All records are known: what is in none of them is garbage.
+    /// All records are known: objects without a record are deleted.
     Yes,
-    /// Records may be missing: what looks like garbage may be a peer.
+    /// Records may be missing: objects without a record may belong to a peer and are kept.
     No,
 }
 
@@ -294,27 +293,29 @@ impl fmt::Display for Change {
             Self::SetSysctl { path, value } => write!(f, "set {path} to {value}"),
             Self::CreateLink(device, link) => write!(f, "create {device}: {link}"),
             Self::DeleteLink(device, _) => write!(f, "delete {device}"),
-            Self::RenameLink(device, _) => write!(f, "give {device} its name again"),
+            Self::RenameLink(device, _) => write!(f, "restore the name of {device}"),
             Self::AdjustLink(device, link) => write!(f, "adjust {device}: {link}"),
             Self::InstallFilter(why) => write!(f, "install the packet filter: {why}"),
             Self::UpdateSet { set, add, remove } => {
-                write!(f, "set {set}: add {}, remove {}", add.len(), remove.len())
+                write!(f, "nft set {set}: add {}, remove {}", add.len(), remove.len())
             }
-            Self::RefillSet { set, .. } => write!(f, "set {set}: fill anew"),
+            Self::RefillSet { set, .. } => write!(f, "nft set {set}: replace all elements"),
             Self::AddAddress(device, address) => write!(f, "add address {address} to {device}"),
-            Self::SetPod(name, Some(_)) => write!(f, "set {name} as a pod's port of the bridge"),
-            Self::SetPod(name, None) => write!(f, "set {name} as a pod's interface"),
-            Self::SetNeighbour(device, address, mac) => write!(f, "neighbour {address} is {mac} on {device}"),
-            Self::SetForward(device, mac, Destination::Remote(remote)) => {
-                write!(f, "forward {mac} through {device} to {remote}")
+            Self::SetPod(name, Some(_)) => write!(f, "attach pod interface {name} to the bridge"),
+            Self::SetPod(name, None) => write!(f, "configure pod interface {name}"),
+            Self::SetNeighbour(device, address, mac) => {
+                write!(f, "set neighbour {address} to {mac} on {device}")
             }
-            Self::SetForward(device, mac, _) => write!(f, "forward {mac} to port {device}"),
-            Self::SetRoute(destination, way) => write!(f, "route {destination} {way}"),
+            Self::SetForward(device, mac, Destination::Remote(remote)) => {
+                write!(f, "set FDB entry {mac} on {device} to {remote}")
+            }
+            Self::SetForward(device, mac, _) => write!(f, "set FDB entry {mac} on port {device}"),
+            Self::SetRoute(destination, way) => write!(f, "set route {destination} {way}"),
             Self::DeleteRoute(destination) => write!(f, "delete route {destination}"),
             Self::DeleteImpostor(Impostor { destination, priority }) => {
-                write!(f, "delete route {destination} metric {priority}, which is none of ours")
+                write!(f, "delete route {destination} metric {priority}, which Polder did not create")
             }
-            Self::DeleteForward(device, mac, _) => write!(f, "delete forward of {mac} on {device}"),
+            Self::DeleteForward(device, mac, _) => write!(f, "delete FDB entry {mac} on {device}"),
             Self::DeleteNeighbour(device, address, _) => write!(f, "delete neighbour {address} on {device}"),
             Self::DeleteAddress(device, address) => write!(f, "delete address {address} from {device}"),
             Self::DeletePod(name, _) => write!(f, "delete {name}, which belongs to no attachment"),
@@ -326,9 +327,9 @@ impl fmt::Display for OwnLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
             OwnKind::Bridge { filters_vlans: false } => write!(f, "bridge")?,
-            OwnKind::Bridge { filters_vlans: true } => write!(f, "bridge that filters VLANs")?,
+            OwnKind::Bridge { filters_vlans: true } => write!(f, "bridge with VLAN filtering")?,
             OwnKind::Tunnel(tunnel) => write!(f, "{tunnel}")?,
-            OwnKind::Foreign => write!(f, "not ours")?,
+            OwnKind::Foreign => write!(f, "not a device of Polder")?,
         }
         write!(f, ", {}, mtu {}", self.mac, self.mtu)
     }
@@ -337,12 +338,12 @@ impl fmt::Display for OwnLink {
 impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.target {
-            Target::Device(device) => write!(f, "is on {device}")?,
+            Target::Device(device) => write!(f, "dev {device}")?,
             Target::Tunnel(family, gateway) => {
-                write!(f, "through {} to {gateway}", Device::Tunnel(*family))?;
+                write!(f, "via {gateway} dev {}", Device::Tunnel(*family))?;
             }
             Target::Direct(_, via) => write!(f, "direct via {via}")?,
-            Target::Unreachable => write!(f, "is unreachable")?,
+            Target::Unreachable => write!(f, "unreachable")?,
         }
         self.mtu.map_or(Ok(()), |mtu| write!(f, ", mtu {mtu}"))
     }
@@ -364,7 +365,7 @@ pub fn summary(changes: &[Change]) -> String {
             Change::AddAddress(..) | Change::DeleteAddress(..) => "addresses",
             Change::SetPod(..) | Change::DeletePod(..) => "pod interfaces",
             Change::SetNeighbour(..) | Change::DeleteNeighbour(..) => "neighbours",
-            Change::SetForward(..) | Change::DeleteForward(..) => "forwards",
+            Change::SetForward(..) | Change::DeleteForward(..) => "FDB entries",
             Change::SetRoute(..) | Change::DeleteRoute(_) | Change::DeleteImpostor(_) => "routes",
         };
         *counts.entry(kind).or_default() += 1;

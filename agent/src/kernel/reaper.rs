@@ -1,8 +1,8 @@
 //! Deleting pods' interfaces.
 //!
-//! The kernel keeps whoever deletes an interface for some 20 ms, in an RCU barrier, after the interface is gone and
-//! everybody was told. So threads sit that out, whoever waits for the interface to be gone is told by the
-//! notification, and interfaces that queue up meanwhile go as a group, for the price of one.
+//! The kernel blocks the caller that deletes an interface for some 20 ms, in an RCU barrier, after the interface is gone and
+//! the notification was sent. So threads do the deletion, waiters are woken by the notification, and interfaces that queue
+//! up in the meantime are deleted as a group, at the cost of one.
 
 use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -25,27 +25,27 @@ const FIRST_GROUP: u32 = 0x50_4c_44_00;
 
 type Done = oneshot::Sender<Result<(), NotDeleted>>;
 
-/// An interface stays.
+/// An interface was not deleted.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum NotDeleted {
-    /// Nobody deletes interfaces any more.
-    #[error("delete {0}: the threads for that have stopped")]
+    /// The threads that delete interfaces have stopped.
+    #[error("cannot delete {0}: the threads that delete interfaces have stopped")]
     Stopped(IfName),
-    /// It is not known whether it is there.
-    #[error("find {name}: {error}")]
+    /// The interface cannot be looked up.
+    #[error("cannot find {name}: {error}")]
     Find {
         /// The interface.
         name: IfName,
-        /// What the kernel says.
+        /// Error of the kernel.
         #[source]
         error: Arc<Error>,
     },
-    /// The kernel does not do it.
-    #[error("delete {name}: {error}")]
+    /// The kernel refused the deletion.
+    #[error("cannot delete {name}: {error}")]
     Delete {
         /// The interface.
         name: IfName,
-        /// What the kernel says.
+        /// Error of the kernel.
         #[source]
         error: Arc<Error>,
     },
@@ -94,7 +94,7 @@ impl Reaper {
         Ok(reaper)
     }
 
-    /// One that deletes nothing: whoever asks is told so.
+    /// A handle without threads: every deletion fails.
     pub fn idle() -> Self {
         Self { queue: channel().0, waiting: Waiting::default() }
     }

@@ -1,6 +1,7 @@
 //! The packet filter: what is in the tables `inet polder` and `arp polder`, and why.
 //!
-//! It judges only what comes from a pod, what comes through a tunnel, and the source address of what leaves for the world.
+//! It filters only packets from pods and packets through tunnels, and translates the source address of packets that leave
+//! the cluster.
 //! There is no chain for forwarded traffic: in nftables accepting a packet does not keep another table from dropping it, so
 //! a rule that accepts ours would promise what it cannot hold. Chains of others that drop it are found and named instead
 //! ([`crate::host::firewall`]).
@@ -68,7 +69,7 @@ fn from_pods(cluster: &ClusterRecord) -> Vec<Rule> {
     for family in Family::BOTH {
         let sets = Sets::of(family);
         rules.push(Rule {
-            comment: "a pod sends under its own address only",
+            comment: "drop packets with a source address that is not the pod's own",
             matches: vec![
                 Match::Input(pods),
                 Match::Family(family),
@@ -79,7 +80,7 @@ fn from_pods(cluster: &ClusterRecord) -> Vec<Rule> {
         // Masqueraded, it would reach another node's tunnel as if this node had sent it. Inside the pods' own
         // addresses the port is like any other.
         rules.push(Rule {
-            comment: "a pod speaks to no node's tunnel",
+            comment: "drop packets from pods to the tunnel port of nodes",
             matches: vec![
                 Match::Input(pods),
                 Match::UdpTo(Encapsulation::of(cluster).port(cluster)),
@@ -91,7 +92,7 @@ fn from_pods(cluster: &ClusterRecord) -> Vec<Rule> {
     }
     // The host knows where its pods are. Whoever answers for an address that no pod has would get what is sent to it.
     rules.push(Rule {
-        comment: "a pod has nothing to advertise",
+        comment: "drop neighbour advertisements from pods",
         matches: vec![Match::Input(pods), Match::Icmpv6(NEIGHBOUR_ADVERTISEMENT)],
         verdict: Verdict::Drop,
     });
@@ -106,12 +107,12 @@ fn arp_from_pods(cluster: &ClusterRecord) -> Vec<Rule> {
     let senders = Sets::of(Family::V4).senders;
     vec![
         Rule {
-            comment: "a pod has nothing to answer",
+            comment: "drop ARP replies from pods",
             matches: vec![Match::Input(pods), Match::ArpReply],
             verdict: Verdict::Drop,
         },
         Rule {
-            comment: "a pod asks under its own address only",
+            comment: "drop ARP requests with a sender address that is not the pod's own",
             matches: vec![Match::Input(pods), Match::ArpSender(Within::NotSet(Family::V4, senders))],
             verdict: Verdict::Drop,
         },
@@ -123,7 +124,7 @@ fn masquerade(cluster: &ClusterRecord) -> Vec<Rule> {
     // back here, and the other node lets in nothing else but the underlay address. That stays: a masqueraded connection ends
     // when its way is another one.
     let guest = |family| Rule {
-        comment: "a node's tunnels carry addresses of the pod network",
+        comment: "masquerade non-pod packets that enter a tunnel",
         matches: vec![
             Match::Output(Interface::Prefixed(tunnel::PREFIX)),
             Match::Family(family),
@@ -136,7 +137,7 @@ fn masquerade(cluster: &ClusterRecord) -> Vec<Rule> {
     // Pods' packets to a peer's underlay address keep their address only where they take the direct path; a test of that path has to
     // keep it before.
     let test = |family| Rule {
-        comment: "a node tests direct paths with its address in the pod network",
+        comment: "keep the source address of probes of direct paths",
         matches: vec![
             Match::Family(family),
             Match::Source(Within::Set(family, Sets::of(family).own)),
@@ -149,7 +150,7 @@ fn masquerade(cluster: &ClusterRecord) -> Vec<Rule> {
         return guests.into();
     }
     let rule = |family| Rule {
-        comment: "a pod leaves for the world with its node's address",
+        comment: "masquerade pod packets that leave the cluster",
         matches: vec![
             // A pod of this node is not the world, wherever its address is from.
             Match::NotOutput(pods(cluster)),

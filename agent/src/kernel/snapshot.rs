@@ -33,14 +33,14 @@ pub struct HostNetwork {
     pub configured: Vec<ForeignRoute>,
 }
 
-/// Whom a host has to reach, so that the kernel is asked for the way.
+/// Destinations whose route the agent looks up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WayTo {
     /// That node.
     Node(NodeName),
     /// A member of etcd.
     Etcd,
-    /// The addresses that are nobody's.
+    /// Destinations outside the cluster.
     World,
 }
 
@@ -49,7 +49,7 @@ impl fmt::Display for WayTo {
         match self {
             Self::Node(name) => write!(f, "node {name}"),
             Self::Etcd => f.write_str("etcd"),
-            Self::World => f.write_str("the world"),
+            Self::World => f.write_str("destinations outside the cluster"),
         }
     }
 }

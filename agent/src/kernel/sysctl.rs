@@ -118,7 +118,7 @@ impl Sysctls {
         let there = folder.join("ipv4");
         if !there.is_dir() {
             bail!(
-                "proc_sys_net {}: the kernel's settings of the network are not there. In a container, mount the host's \
+                "proc_sys_net {}: the kernel's network settings are not there. In a container, mount the host's \
                  {USUAL_FOLDER} there",
                 folder.display()
             );
@@ -208,13 +208,14 @@ pub fn remedy(refused: &io::Error) -> &'static str {
     match refused.raw_os_error().map(Errno::from_raw) {
         // What runtimes do to /proc/sys in every container that is not privileged.
         Some(Errno::EROFS) => {
-            "mount the host's /proc/sys/net into the agent's container and name it with proc_sys_net"
+            "mount the host's /proc/sys/net into the agent's container and set proc_sys_net to that path"
         }
         Some(Errno::EPERM) => "give the agent the capability NET_ADMIN",
         Some(Errno::EACCES) => {
-            "let AppArmor or SELinux allow it; in a container, mount the host's /proc/sys/net and name it with proc_sys_net"
+            "allow it in AppArmor or SELinux; in a container, mount the host's /proc/sys/net and set proc_sys_net to \
+             that path"
         }
-        _ => "let the agent write it",
+        _ => "allow the agent to write it",
     }
 }
 

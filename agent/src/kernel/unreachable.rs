@@ -8,23 +8,23 @@ use polder_api::{Backend, Family};
 /// Why a peer's pods cannot be reached without a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OffLink {
-    /// Nothing leads to it.
+    /// The peer has no underlay address of the family.
     #[error("it has no {0} underlay address")]
     NoAddress(Family),
-    /// The kernel knows no way.
+    /// The kernel has no route.
     #[error("there is no route to {0}")]
     NoRoute(IpAddr),
     /// Its record, or this node's addresses, are out of date.
     #[error("{0} is an address of this node")]
     OwnAddress(IpAddr),
-    /// What the kernel says of the way is not understood.
+    /// The type of the route is not supported.
     #[error(
-        "whether {0} is on the same link cannot be told: its route has several next hops, or one of an unknown kind"
+        "cannot determine whether {0} is on the same link: its route has several next hops, or one of an unknown type"
     )]
     Unclear(IpAddr),
     /// The link carries only packets between the nodes' own addresses.
     #[error(
-        "the link to {0} has no link-layer addresses, as of WireGuard, and may carry packets of the nodes alone"
+        "the link to {0} has no link-layer addresses (e.g. WireGuard), and may carry packets of the nodes only"
     )]
     Mesh(IpAddr),
     /// It is on another link.
@@ -43,16 +43,16 @@ pub enum Unreachable {
     /// The cluster has no tunnels.
     #[error("{why}, and the backend is {backend}")]
     OffLink {
-        /// Why it takes one.
+        /// Why the peer needs a tunnel.
         #[source]
         why: OffLink,
-        /// What the settings say.
+        /// The configured backend.
         backend: Backend,
     },
     /// The kernel has no tunnels.
     #[error("it is not on the same link, and this kernel has no {0}")]
     NoTunnels(PathKind),
-    /// The way through a tunnel leads to its gateway address.
+    /// The peer has no gateway address, which is the next hop in the tunnel.
     #[error("it has no {0} gateway address yet")]
     NoGateway(Family),
     /// No tunnel leads there, over any family.
@@ -63,10 +63,10 @@ pub enum Unreachable {
 /// Why no tunnel leads to a peer over an underlay of one family.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoTunnel {
-    /// It has no end there.
+    /// The peer has no underlay address of the family.
     #[error("it has no {0} underlay address")]
     NoAddress(Family),
-    /// Its end cannot be reached.
+    /// The peer's underlay address cannot be reached.
     #[error("there is no route to {0}: add one, or a default route")]
     NoRoute(IpAddr),
 }

@@ -1,4 +1,4 @@
-//! The task that asks the store which agents are alive.
+//! The task that reads from the datastore which agents are alive.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,22 +14,22 @@ use tracing::{info, warn};
 use super::{CONFIRM, Leases, living};
 use crate::board::Records;
 
-/// The longest time between two questions, in a cluster that is not large.
+/// Longest time between two reads, in a cluster that is not large.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// What each node adds to that time: together the agents ask for some 20 lists of all leases a second, however many they are.
+/// Added for each node: together all agents read some 20 lists of all leases a second, whatever their number.
 const FOR_EACH: Duration = Duration::from_millis(50);
 
-/// What the task reads, and its entry.
+/// The inputs of the task, and the value that it publishes.
 #[derive(Debug)]
 pub struct Task {
-    /// This node, which need not be asked for.
+    /// This node, whose own lease is not checked.
     pub node: NodeName,
-    /// The time between two timed passes.
+    /// Configured time between two periodic passes (`resync_seconds`).
     pub resync: Duration,
-    /// Where the leases are.
+    /// The datastore with the leases.
     pub store: Store,
-    /// The cluster, with the nodes that leases are looked for.
+    /// The cluster's records, for the list of nodes.
     pub records: Records,
     /// Which other nodes' agents are not alive.
     pub leases: watch::Sender<Arc<Leases>>,
@@ -39,7 +39,7 @@ impl Task {
     /// Runs for ever.
     pub async fn run(self) {
         let mut view = self.records.changes();
-        // Agents that were started together do not ask together.
+        // Spreads the reads of agents that were started together.
         let mut next = Instant::now() + self.resync.min(LONGEST).mul_f64(fraction(&self.node));
         let mut was_current = false;
         loop {
@@ -52,7 +52,7 @@ impl Task {
                 }
             }
             was_current = true;
-            // Cancel-safe, both: nothing is taken by waiting. The store can also be lost while it is asked.
+            // Both cancel-safe: waiting takes nothing. The datastore can also be lost during a read.
             tokio::select! {
                 () = sleep_until(next) => {}
                 lost = view.wait_for(|view| !is_current(view)) => match lost {
@@ -72,26 +72,26 @@ impl Task {
         }
     }
 
-    /// Forgets what is known, and says when to ask next: leases may be missing for no other reason than that the store was away.
+    /// Resets the state and returns when to read next: leases may be missing only because the datastore was unreachable.
     fn forget(&self) -> Instant {
         self.leases.send_modify(|leases| *leases = Arc::new(leases.forgotten()));
         Instant::now() + CONFIRM
     }
 
-    /// Asks the store, if there is anybody to ask for.
+    /// Reads the leases, if there are other nodes.
     async fn look(&self, known: &Leases) -> Leases {
         let me = &self.node;
         let others: BTreeSet<NodeName> =
             self.records.view().nodes.keys().filter(|name| *name != me).cloned().collect();
         let answer = if others.is_empty() { Ok(BTreeSet::new()) } else { living(&self.store).await };
-        // Without an answer nothing is known, also of those that were missing before.
+        // Without an answer nothing is known, not even of leases that were missing before.
         let Ok(living) = answer else { return known.forgotten() };
         let mut leases = known.clone();
         leases.take(&others, &living, Instant::now());
         leases
     }
 
-    /// The time between two questions: the one between two timed passes, or what a large cluster needs.
+    /// The time between two reads: `resync`, or longer in a large cluster.
     fn pause(&self) -> Duration {
         let nodes = u32::try_from(self.records.view().nodes.len()).unwrap_or(u32::MAX);
         let pause = self.resync.min(LONGEST).max(FOR_EACH.saturating_mul(nodes));
@@ -117,11 +117,11 @@ fn fraction(node: &NodeName) -> f64 {
 fn log(before: &Leases, now: &Leases) {
     let names = |leases: &Leases| leases.not_alive().map(|(name, _)| name.clone()).collect::<BTreeSet<_>>();
     let (before, after) = (names(before), names(now));
-    after.difference(&before).for_each(|node| warn!(%node, "its agent is not alive"));
+    after.difference(&before).for_each(|node| warn!(%node, "the node's agent is not alive"));
     if now.are_known() {
         before
             .difference(&after)
-            .for_each(|node| info!(%node, "its agent is alive again, or the node is gone"));
+            .for_each(|node| info!(%node, "the node's agent is alive again, or the node was removed"));
     }
 }
 

@@ -1,55 +1,54 @@
-//! Why a node is not ready, as far as its peers have a say in it.
+//! Why a node is not ready because of the paths to its peers.
 
 use std::net::IpAddr;
 
 use polder_api::NodeName;
 use polder_ipam::cause::Cause;
 
-/// The ways to the peers were not seen to be open.
+/// No path to a peer was found open yet.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotProbed {
-    /// The prober has not come to it.
-    #[error("the ways to the peers are not known yet")]
+    /// The prober has not started.
+    #[error("the paths to the peers are not known yet")]
     NotYet,
-    /// It cannot probe.
-    #[error("{0}; probe_peers = false in the configuration does without")]
+    /// A probe socket cannot be opened.
+    #[error("{0}; set probe_peers = false to skip this check")]
     Blind(#[from] Blind),
-    /// There is nothing yet to probe from as pods do.
-    #[error("the probe endpoint is being made")]
+    /// This node's probe endpoint does not exist yet.
+    #[error("the probe endpoint is being created")]
     NoEndpoint,
-    /// Nothing has come back yet.
-    #[error("the ways to the peers are being probed")]
+    /// No reply has arrived yet, and none is overdue.
+    #[error("the paths to the peers are being probed")]
     Probing,
-    /// Nobody can say whether somebody should answer.
-    #[error("no peer answers, and the store cannot be asked which of them live")]
+    /// No peer answers, and the leases cannot be read.
+    #[error("no peer answers, and the datastore is unreachable, so it is not known which peers are alive")]
     Unasked,
-    /// Hosts answer, and do not forward.
+    /// The peers' hosts answer, but their probe endpoints do not.
     #[error(
-        "no peer answers to packets that are forwarded as pods' are, although {} of them answer themselves, {} among them: \
-         look at `polderctl status` on both nodes for forwarding settings and filters; probe_peers = false in the configuration \
-         does without an answer",
+        "no peer answers packets that are forwarded like those of pods, although {} of their hosts answer, e.g. {}: \
+         check `polderctl status` on both nodes for forwarding settings and packet filters; set probe_peers = false to \
+         skip this check",
         .0.count,
         listed(&.0.named)
     )]
     Dropped(Silent),
-    /// Nobody answers who lives.
+    /// No live peer answers.
     #[error(
-        "no peer answers over the way that pods would use, although {} of them live, {} among them: look whether the underlay \
-         lets through what `polderctl node list` names as their paths, and ICMP; probe_peers = false in the configuration does \
-         without an answer",
+        "no peer answers on the pod path ({} are alive, e.g. {}): check that the underlay permits the paths that \
+         `polderctl node list` shows, and ICMP; set probe_peers = false to skip this check",
         .0.count,
         listed(&.0.named)
     )]
     Silent(Silent),
 }
 
-/// A node's own address has no socket for probes.
+/// A probe socket with the node's own address cannot be opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("peers cannot be probed from {source_address}: {error}")]
 pub struct Blind {
-    /// The address.
+    /// The node's own address in the pod network.
     pub source_address: IpAddr,
-    /// What the kernel says.
+    /// The kernel's error.
     #[source]
     pub error: Cause,
 }
@@ -61,11 +60,11 @@ pub struct Silent {
     named: Vec<NodeName>,
 }
 
-/// How many of them are named.
+/// Most peers that are named.
 const NAMED: usize = 5;
 
 impl Silent {
-    /// These.
+    /// Counts these peers and keeps the first names.
     pub(super) fn of<'a>(names: impl ExactSizeIterator<Item = &'a NodeName>) -> Self {
         Self { count: names.len(), named: names.take(NAMED).cloned().collect() }
     }

@@ -1,9 +1,9 @@
-//! Whether the link to a peer carries packets with pods' addresses. In many clouds it does not: what has another source address
-//! than the machine's own is dropped on the way (AWS: source/destination check; `OpenStack`: port security).
+//! Whether the link to a peer carries packets with pods' addresses. Many clouds drop packets whose source is not an address of the
+//! machine (AWS: source/destination check; `OpenStack`: port security).
 //!
-//! Two echo requests go to the peer's underlay address without a tunnel. The first has the node's own address in the pod network
-//! as its source. Where nothing answers it, the second has the node's underlay address. If only the second is answered, the
-//! network drops pods' addresses. If neither is, the peer is down, or ICMP does not get through: nothing is known.
+//! Echo requests go to the peer's underlay address without a tunnel. The first has the node's address in the pod network as
+//! source. If it gets no reply, a second one uses the node's underlay address. If only the second is answered, the network drops
+//! pods' addresses. If neither is answered, the peer is down or ICMP is blocked, and nothing can be concluded.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -19,22 +19,22 @@ use super::schedule::{Key, Schedule, Target, Token, VOLLEY, Verdict};
 use super::verdict::Living;
 use crate::kernel::desired::Reached;
 
-/// What is known of the direct path to a peer.
+/// The test result of the direct path to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direct {
-    /// It carries packets with pods' addresses, or nothing speaks against it.
+    /// It carries packets with pods' addresses, or nothing indicates otherwise.
     Carries,
-    /// It carries packets of the nodes alone.
+    /// It carries packets with the nodes' addresses, but drops those with pods' addresses.
     Drops,
 }
 
-/// What is known of the direct paths, where there are any.
+/// Test results of the direct paths, by peer and family.
 pub type DirectPaths = BTreeMap<Key, Direct>;
 
 /// How long a path that dropped packets has to carry them before pods use it.
 const LASTING: Duration = Duration::from_secs(20);
 
-/// What was concluded.
+/// The current conclusion for a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Judged {
     direct: Direct,
@@ -48,7 +48,7 @@ impl Judged {
     }
 }
 
-/// What is concluded. `pods` is the verdict on packets with the node's address in the pod network, `nodes` that on packets with
+/// Draws the conclusion. `pods` is the verdict on packets with the node's address in the pod network, `nodes` that on packets with
 /// its underlay address.
 fn judge(
     before: Option<Judged>,
@@ -88,7 +88,7 @@ pub(super) struct Tests<E> {
 }
 
 impl<E: Sync> Tests<E> {
-    /// Of no path yet. A path that carries packets is tested again after that time.
+    /// Without any path. A path that carries packets is tested again after `steady`.
     pub(super) fn new(steady: Duration) -> Self {
         Self {
             pods: Schedule::new(steady),
@@ -114,7 +114,7 @@ impl<E: Sync> Tests<E> {
                 self.nodes.echoes[family] = own.and_then(|own| match pings.open(own, None) {
                     Ok(echo) => Some(echo),
                     Err(error) => {
-                        warn!(source = %own, %error, "there is no socket to test direct paths with");
+                        warn!(source = %own, %error, "cannot open a socket to test direct paths");
                         None
                     }
                 });
@@ -128,7 +128,7 @@ impl<E: Sync> Tests<E> {
         self.follow_up(now);
     }
 
-    /// Asks with the node's underlay address where the other tests are not answered.
+    /// Tests with the node's underlay address where the other tests got no reply.
     pub(super) fn follow_up(&mut self, now: Instant) {
         let is_silent = |key: &Key| self.pods.seen(key).is_some_and(|seen| seen.verdict == Verdict::Silent);
         let silent = self.on_link.iter().filter(|(key, _)| is_silent(key));
@@ -155,17 +155,17 @@ impl<E: Sync> Tests<E> {
         &self.nodes.echoes
     }
 
-    /// Takes in that a test with the address in the pod network was answered.
+    /// Records a reply to a test with the address in the pod network.
     pub(super) fn take_pods(&mut self, from: IpAddr, token: Token, now: Instant) {
         self.pods.take(from, token, now);
     }
 
-    /// Takes in that a test with the underlay address was answered.
+    /// Records a reply to a test with the underlay address.
     pub(super) fn take_nodes(&mut self, from: IpAddr, token: Token, now: Instant) {
         self.nodes.schedule.take(from, token, now);
     }
 
-    /// Gives up a socket that cannot be read.
+    /// Closes a socket that cannot be read.
     pub(super) fn close(&mut self, family: Family) {
         self.nodes.echoes[family] = None;
     }
@@ -175,14 +175,14 @@ impl<E: Sync> Tests<E> {
         [self.pods.next(), self.nodes.schedule.next()].into_iter().flatten().min()
     }
 
-    /// The peers of whom it has to be known whether their agents are alive.
+    /// The peers whose lease state is needed for a conclusion.
     pub(super) fn suspects(&self) -> impl Iterator<Item = &NodeName> {
         let is_open = |key: &Key| self.nodes.schedule.seen(key).is_some_and(|seen| seen.verdict.is_open());
         let is_known = |key: &Key| self.judged.get(key).is_some_and(|judged| judged.direct == Direct::Drops);
         self.nodes.schedule.keys().filter(move |key| is_open(key) && !is_known(key)).map(|(name, _)| name)
     }
 
-    /// What is known of the paths.
+    /// Updates and returns the conclusions for all paths.
     pub(super) fn judge(&mut self, living: impl Fn(&NodeName) -> Living, now: Instant) -> DirectPaths {
         for key in self.on_link.keys() {
             let Some(pods) = self.pods.seen(key) else { continue };
@@ -206,10 +206,10 @@ impl<E: Sync> Tests<E> {
     }
 }
 
-/// Peers that are named where direct paths drop packets.
+/// Most peers that are named in the problem.
 const NAMED: usize = 5;
 
-/// What is wrong with direct paths, if anything is. `has_tunnels`: whether pods' packets can go through tunnels instead.
+/// The problem with direct paths, if there is one. `has_tunnels`: whether pods' packets can use tunnels instead.
 pub fn problem(direct: &DirectPaths, has_tunnels: bool) -> Option<String> {
     let dropping = direct.iter().filter(|(_, direct)| **direct == Direct::Drops).map(|((name, _), _)| name);
     let names: BTreeSet<&NodeName> = dropping.collect();
@@ -221,14 +221,17 @@ pub fn problem(direct: &DirectPaths, has_tunnels: bool) -> Option<String> {
         _ => {}
     }
     let (now, remedy) = if has_tunnels {
-        ("they go through tunnels, which are slower", "set the backend to vxlan, which ends this message")
+        (
+            "those packets use tunnels, which are slower",
+            "set the backend to vxlan to end this message: `polderctl cluster set --backend vxlan`",
+        )
     } else {
-        ("they are lost", "set the backend to auto or vxlan")
+        ("those packets are lost", "set the backend to auto or vxlan: `polderctl cluster set --backend auto`")
     };
     Some(format!(
-        "the network drops packets with pods' addresses on the direct path to {}, and carries those with this node's address: \
-         {now}. Let it carry the pods' addresses (AWS: switch off the source/destination check; OpenStack: allowed address pairs \
-         or no port security), or {remedy}: `polderctl cluster set --backend …`",
+        "the network drops packets with pods' addresses on the direct path to {}, but passes packets with this node's \
+         address: {now}. Allow pods' addresses in the network (AWS: disable the source/destination check; OpenStack: \
+         allowed address pairs or no port security), or {remedy}",
         listed.join(", ")
     ))
 }

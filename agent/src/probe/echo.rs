@@ -1,8 +1,8 @@
-//! Echo requests and their answers, with the node's own address in the pod network as their source (RFC 792, RFC 4443).
+//! ICMP echo requests and replies, with the node's own address in the pod network as source (RFC 792, RFC 4443).
 //!
-//! The peer's kernel answers, whether its agent runs or not. Nothing on the way may take them apart: they say so in IPv4, and
-//! in IPv6 nobody may. Each probe tries the path as it is now: what the kernel has learned of its MTU, and believes for ten
-//! minutes after it has changed, does not count.
+//! The peer's kernel answers, whether or not its agent runs. Probes are never fragmented: IPv4 ones have the DF bit set, and
+//! IPv6 routers do not fragment. Probes ignore the path MTU that the kernel caches for ten minutes, so each one tests the current
+//! path.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -26,7 +26,7 @@ const V4_HEADER: usize = 20;
 const V6_HEADER: usize = 40;
 const ICMP_HEADER: usize = 8;
 
-/// Bytes of answers that may wait: those of a large cluster, while this thread does not get to run.
+/// Receive buffer in bytes: holds the replies of a large cluster while this thread does not run.
 const RECEIVE_QUEUE: usize = 4 << 20;
 
 sockopt_impl!(
@@ -47,20 +47,19 @@ sockopt_impl!(
     libc::c_int
 );
 
-/// What marks a probe as one of ours, at the beginning of its data; then come the target's number and the size.
+/// Marks a probe of Polder at the start of its data; the target's number and the size follow.
 const MARK: &[u8; 6] = b"polder";
 const DATA: usize = MARK.len() + 4 + 1;
 
 /// The sockets of one family.
 ///
-/// They are raw ones. What the library calls a UDP socket does no more than to send and to receive, which is the same for
-/// those.
+/// They are raw sockets. The library's UDP socket type only sends and receives, which works for raw sockets, too.
 #[derive(Debug)]
 pub(super) struct Echo {
     source: IpAddr,
-    /// Which of all pings on this node are this agent's.
+    /// The ICMP identifier of this agent's probes.
     identifier: u16,
-    /// Answers come in here; in IPv6 requests go out here, too.
+    /// Receives replies; in IPv6 it also sends requests.
     inbox: UdpSocket,
     /// Whole IPv4 packets, with their header.
     packets: Option<UdpSocket>,
@@ -91,13 +90,12 @@ impl Echo {
         Ok(Self { source, identifier, inbox: asynchronous(inbox)?, packets })
     }
 
-    /// The address that the probes come from.
+    /// The source address of the probes.
     pub(super) fn source(&self) -> IpAddr {
         self.source
     }
 
-    /// Sends a probe in a packet of that length, in bytes, or of the shortest that there is. An error says that the node
-    /// itself cannot send it.
+    /// Sends a probe in a packet of `length` bytes, or of the minimum length. An error means that this node cannot send it.
     pub(super) async fn send(&self, to: IpAddr, length: usize, token: Token) -> io::Result<()> {
         let (header, socket) = match &self.packets {
             Some(packets) => (V4_HEADER, packets),
@@ -113,9 +111,9 @@ impl Echo {
         socket.send_to(&bytes, SocketAddr::new(to, 0)).await.map(drop)
     }
 
-    /// Waits for the next answer to a probe of this agent. Cancel-safe: what is not waited for stays in the socket.
+    /// Waits for the next reply to a probe of this agent. Cancel-safe: unread replies stay in the socket.
     pub(super) async fn receive(&self) -> io::Result<(IpAddr, Token)> {
-        // The rest of a long one is of no interest.
+        // Only the start of a long reply is needed.
         let mut buffer = [0; 128];
         loop {
             let (length, from) = self.inbox.recv_from(&mut buffer).await?;
@@ -149,7 +147,7 @@ fn request(family: Family, identifier: u16, length: usize, token: Token) -> Vec<
     message
 }
 
-/// What an echo reply carries, if it is one to that identifier.
+/// The token of an echo reply, if it has that identifier.
 fn reply(family: Family, identifier: u16, message: &[u8]) -> Option<Token> {
     let (header, data) = message.split_at_checked(ICMP_HEADER)?;
     let is_ours = header[0] == REPLY[family] && header[4..6] == identifier.to_be_bytes();

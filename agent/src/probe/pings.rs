@@ -1,4 +1,4 @@
-//! What probes are sent and received through: sockets on the host and in the probe endpoint.
+//! Sockets for probes, on the host and in the probe endpoint.
 
 use std::fs::File;
 use std::future::pending;
@@ -11,15 +11,15 @@ use polder_netlink::namespace;
 use super::echo::Echo;
 use super::schedule::{Shot, Size, Token};
 
-/// What probes are sent and received through.
+/// Sends and receives probes.
 pub(super) trait Pings {
     /// The sockets of one family.
     type Echo: Sync;
 
-    /// Opens them in that network namespace, or the host's, for probes from that address.
+    /// Opens the sockets in `namespace`, or in the host's, for probes from `source`.
     fn open(&self, source: IpAddr, namespace: Option<&File>) -> io::Result<Self::Echo>;
 
-    /// The address that their probes come from.
+    /// The source address of their probes.
     fn source(&self, echo: &Self::Echo) -> IpAddr;
 
     /// Sends a probe in a packet of that length, in bytes, or of the shortest that there is.
@@ -31,14 +31,14 @@ pub(super) trait Pings {
         token: Token,
     ) -> impl Future<Output = io::Result<()>> + Send;
 
-    /// Receives an answer: from where, and to which probe. Cancel-safe.
+    /// Receives a reply: its source address and the probe's token. Cancel-safe.
     fn receive(&self, echo: &Self::Echo) -> impl Future<Output = io::Result<(IpAddr, Token)>> + Send;
 }
 
 /// Pings of this agent.
 #[derive(Debug)]
 pub(super) struct OnNode {
-    /// Which of all pings on this node are this agent's.
+    /// The ICMP identifier of this agent's probes.
     pub(super) identifier: u16,
 }
 
@@ -86,7 +86,7 @@ pub(super) async fn send<P: Pings>(pings: &P, echoes: &PerFamily<Option<P::Echo>
         let Some(echo) = &echoes[Family::of(to)] else { continue };
         let full = full.map(|length| (Size::Full, length as usize));
         for (size, length) in [(Size::Small, 0)].into_iter().chain(full) {
-            // What cannot be sent does not come back: that is what counts.
+            // A failed send counts as a lost probe.
             let _ = pings.send(echo, to, length, Token { number, size }).await;
         }
     }

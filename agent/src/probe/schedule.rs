@@ -1,4 +1,4 @@
-//! When which peer is probed, and what is concluded from what comes back. Without a clock and without sockets.
+//! When each peer is probed, and the verdict from the replies. Uses neither clock nor sockets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -9,20 +9,20 @@ use tokio::time::Instant;
 
 use crate::kernel::desired::{OnLink, Path, Reached};
 
-/// Probes that go out at once.
+/// Most targets that are probed at once.
 pub(super) const VOLLEY: usize = 20;
 
 /// A peer's pods of one family.
 pub type Key = (NodeName, Family);
 
-/// Where probes go, and how. Another way is probed anew.
+/// A probed address and the path to it. A changed path starts without results.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     /// The address that is probed: the peer's own in the pod network, or that of its probe endpoint.
     pub address: IpAddr,
-    /// The way there.
+    /// The path to it.
     pub path: Path,
-    /// What it carries: the length of the longest packet, in bytes.
+    /// MTU of the path, in bytes: the length of full-size probes.
     pub mtu: u32,
     /// Which sizes are sent.
     pub sizes: Sizes,
@@ -38,17 +38,17 @@ pub enum Sizes {
 }
 
 impl Target {
-    /// What is to be probed of the host of a peer that is reached so, if anything can be.
+    /// The target at the peer's host, if the peer is reachable.
     pub fn host(reached: &Reached, sizes: Sizes) -> Option<Self> {
         Self::at(reached.gateway, reached, sizes)
     }
 
-    /// What is to be probed of the endpoint of a peer that is reached so, if it has one.
+    /// The target at the peer's probe endpoint, if it has one.
     pub fn endpoint(reached: &Reached) -> Option<Self> {
         Self::at(reached.probe, reached, Sizes::Both)
     }
 
-    /// What the direct path to a peer is tested with, if there is one, used or not.
+    /// The target for tests of the direct path to a peer, if there is one, used or not.
     pub(super) fn direct(reached: &Reached) -> Option<Self> {
         let OnLink { via, index } = reached.on_link?;
         Some(Self { address: via, path: Path::Direct { via, index }, mtu: reached.mtu, sizes: Sizes::Small })
@@ -60,7 +60,7 @@ impl Target {
     }
 }
 
-/// What is known of a way.
+/// The result of probing a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// Nothing yet.
@@ -71,29 +71,29 @@ pub enum Verdict {
     Narrow(u32),
     /// It does not answer.
     Silent,
-    /// It answers itself, and what is forwarded as a pod's packet does not arrive, or its answer does not.
+    /// Its host answers, but packets forwarded like a pod's packets, or their replies, are lost.
     Dropped,
 }
 
-/// What has been seen of a target.
+/// The results of a target so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seen {
-    /// What is known.
+    /// The current verdict.
     pub verdict: Verdict,
-    /// Rounds one after the other in which nothing came back.
+    /// Consecutive rounds without any reply.
     pub lost: u8,
-    /// Whether anything ever came back.
+    /// Whether any reply ever arrived.
     pub answered: bool,
 }
 
 impl Verdict {
-    /// Whether anything comes back.
+    /// Whether replies arrive.
     pub fn is_open(self) -> bool {
         matches!(self, Self::Answers | Self::Narrow(_))
     }
 }
 
-/// What a probe carries to and fro.
+/// The data in a probe and its reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Token {
     /// Which target it is for.
@@ -111,27 +111,27 @@ pub enum Size {
     Full,
 }
 
-/// A probe is to be sent there, or one of each size.
+/// A probe to send, or one of each size.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shot {
     /// Which target it is for.
     pub number: u32,
-    /// To whom.
+    /// The target's address.
     pub to: IpAddr,
-    /// Length of the larger packet, in bytes, if there is to be one.
+    /// Length of the full-size packet in bytes, if one is sent.
     pub full: Option<u32>,
-    /// Whether nothing came back in the round before.
+    /// Whether the previous round got no reply.
     pub lost: bool,
 }
 
-/// Rounds that fail one after the other, before it is said so.
+/// Consecutive failed rounds before the verdict changes.
 const FAILURES: u8 = 3;
 
-/// Between two rounds where an answer is missing.
+/// Pause between two rounds while a reply is missing.
 const SOON: Duration = Duration::from_millis(500);
 
-/// Between two rounds after the verdict has turned bad: the first pause, which doubles, and the longest. A peer that starts
-/// at the same time is found soon; one that is away for long is seldom asked.
+/// Pauses between rounds after a bad verdict: the first, which doubles, and the longest. A peer that starts at the same time is
+/// found soon; one that is down for long is probed rarely.
 const FIRST: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -141,25 +141,25 @@ struct State {
     key: Key,
     target: Target,
     verdict: Verdict,
-    /// Whether a round was sent of which the outcome has not been counted.
+    /// Whether a round was sent whose result was not counted yet.
     open: bool,
     /// Which sizes came back in it.
     small: bool,
     full: bool,
-    /// Rounds one after the other in which nothing came back; and in which only the small one did.
+    /// Consecutive rounds without any reply; and with a reply to the small probe only.
     silent: u8,
     narrow: u8,
-    /// Whether anything ever came back.
+    /// Whether any reply ever arrived.
     answered: bool,
     /// The pause after the next round, if the verdict is bad and stays so.
     pause: Duration,
     due: Instant,
 }
 
-/// All targets, each by its number: what is kept of one is small, because a cluster has thousands.
+/// All targets by number. The state of each is small, because a cluster has thousands.
 #[derive(Debug)]
 pub struct Schedule {
-    /// Between two rounds where all is well.
+    /// Pause between two rounds of a target without a fault.
     steady: Duration,
     states: BTreeMap<u32, State>,
     numbers: BTreeMap<Key, u32>,
@@ -168,19 +168,19 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// Without any target yet. Where all is well, they are probed again after that time.
+    /// Without targets. Targets without a fault are probed again after `steady`.
     pub fn new(steady: Duration) -> Self {
         Self { steady, states: BTreeMap::new(), numbers: BTreeMap::new(), due: BTreeSet::new(), next: 0 }
     }
 
-    /// Probes exactly these from now on. Those that are new, or are reached another way, are probed at once.
+    /// Sets the targets. New ones, and those whose path changed, are probed at once.
     pub fn aim(&mut self, targets: impl Iterator<Item = (Key, Target)>, now: Instant) {
         let mut before = std::mem::take(&mut self.numbers);
         let mut states = std::mem::take(&mut self.states);
         let aimed = targets.map(|(key, target)| {
             let known = before.remove(&key).and_then(|number| Some((number, states.remove(&number)?)));
             known.filter(|(_, state)| state.target == target).unwrap_or_else(|| {
-                // An answer to what was sent by another way is none.
+                // A new number: replies to probes on the old path do not count.
                 self.next = self.next.wrapping_add(1);
                 (self.next, State::new(key, target, now))
             })
@@ -191,7 +191,7 @@ impl Schedule {
         self.due = self.states.iter().map(|(number, state)| (state.due, *number)).collect();
     }
 
-    /// Begins a round for those whose time has come, at most so many; and counts the outcome of their last one.
+    /// Starts a round for the due targets, at most `at_most`, and counts the result of their last round.
     pub fn shoot(&mut self, now: Instant, at_most: usize) -> Vec<Shot> {
         let ready = self.due.iter().take_while(|(due, _)| *due <= now).take(at_most);
         let ready: Vec<_> = ready.copied().collect();
@@ -212,7 +212,7 @@ impl Schedule {
         shots
     }
 
-    /// Takes in that a probe has come back from there, however late: the way is there.
+    /// Records a reply, however late: it proves that the path works.
     pub fn take(&mut self, from: IpAddr, token: Token, now: Instant) {
         let state = self.states.get_mut(&token.number).filter(|state| state.target.address == from);
         let Some(state) = state else { return };
@@ -224,7 +224,7 @@ impl Schedule {
             state.narrow = 0;
             state.verdict = Verdict::Answers;
             self.due.remove(&(state.due, token.number));
-            // Not all at the same time.
+            // Spread over time.
             state.due = now + self.steady + self.steady / 64 * (token.number % 16);
             self.due.insert((state.due, token.number));
         } else if matches!(state.verdict, Verdict::Silent) {
@@ -232,7 +232,7 @@ impl Schedule {
         }
     }
 
-    /// Probes a target at once that answered when it was probed last, for there is a doubt.
+    /// Probes a target at once that answered last time, because there is a doubt.
     pub fn hurry(&mut self, key: &Key, now: Instant) {
         let Some(number) = self.numbers.get(key) else { return };
         let state = self.states.get_mut(number).filter(|state| state.due > now + SOON);
@@ -243,12 +243,12 @@ impl Schedule {
         }
     }
 
-    /// Whose target has that number.
+    /// The key of the target with that number.
     pub fn key_of(&self, number: u32) -> Option<&Key> {
         self.states.get(&number).map(|state| &state.key)
     }
 
-    /// What has been seen of a target, if it is one.
+    /// The results of a target, if it exists.
     pub fn seen(&self, key: &Key) -> Option<Seen> {
         let state = self.states.get(self.numbers.get(key)?)?;
         Some(Seen { verdict: state.verdict, lost: state.silent, answered: state.answered })
@@ -282,7 +282,7 @@ impl State {
         }
     }
 
-    /// Counts the outcome of the last round, and opens another.
+    /// Counts the result of the last round and starts another.
     fn count(&mut self) {
         let before = self.verdict;
         let (small, full) = (std::mem::take(&mut self.small), std::mem::take(&mut self.full));
@@ -304,7 +304,7 @@ impl State {
         }
     }
 
-    /// How long until the next round, unless an answer comes.
+    /// The pause until the next round, unless a reply arrives.
     fn pause(&mut self) -> Duration {
         match self.verdict {
             Verdict::Silent | Verdict::Narrow(_) | Verdict::Dropped => {

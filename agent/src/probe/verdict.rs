@@ -1,24 +1,24 @@
-//! What is concluded about the path to a peer from probes of its host and of its probe endpoint. Pure.
+//! Combines the probe results of a peer's host and of its probe endpoint into one verdict. Pure functions.
 
 use super::schedule::{Seen, Verdict};
 
-/// Rounds one after the other without an answer of an endpoint before that is said. They take longer than the lease of an
-/// agent that was killed, and much longer than an upgrade: the endpoint is away as long as the agent is.
+/// Consecutive rounds without a reply of an endpoint before a fault is reported. They take longer than the lease of a killed agent,
+/// and much longer than an upgrade: without its agent, an endpoint does not exist.
 pub(super) const ENDPOINT_FAILURES: u8 = 8;
 
-/// What the store says of the peer's agent.
+/// The lease state of the peer's agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Living {
     /// It is alive.
     Yes,
-    /// It is not, and its endpoint with it.
+    /// It is not alive, so its endpoint does not exist.
     No,
-    /// The store has not been asked, or does not answer.
+    /// The lease was not read, or the datastore is unreachable.
     Unknown,
 }
 
-/// What is known of the path to a peer. `host` is what probes of the peer's own address say, which nobody forwards;
-/// `forwarded` what those of its endpoint say, if it has one.
+/// The verdict on the path to a peer. `host` is the result of probes of the peer host's address, which are not forwarded;
+/// `forwarded` that of probes of its endpoint, if it has one.
 pub(super) fn combine(host: Option<Verdict>, forwarded: Option<Seen>, living: Living) -> Verdict {
     let Some(forwarded) = forwarded else { return host.unwrap_or(Verdict::Unknown) };
     let has_failed = forwarded.lost >= ENDPOINT_FAILURES;
@@ -29,7 +29,7 @@ pub(super) fn combine(host: Option<Verdict>, forwarded: Option<Seen>, living: Li
         (Some(Verdict::Silent), Verdict::Silent) => Verdict::Silent,
         (Some(Verdict::Silent | Verdict::Unknown), _) => Verdict::Unknown,
         (Some(_), _) if living == Living::Yes && has_failed => Verdict::Dropped,
-        // The endpoint is away with its agent, or will be back before it is missed.
+        // The endpoint ended with its agent, or may come back before the fault is reported.
         (Some(host), _) if living == Living::No || has_failed || forwarded.answered => host,
         (Some(_), _) => Verdict::Unknown,
     }

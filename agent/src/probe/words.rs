@@ -1,4 +1,4 @@
-//! What is known of the paths to the peers, in words.
+//! Texts about the paths to the peers: log lines and problems.
 
 use std::collections::BTreeMap;
 
@@ -8,38 +8,38 @@ use tracing::{info, warn};
 use super::schedule::{Key, Verdict};
 use crate::kernel::desired::{Path, Reached};
 
-/// Says what is no longer as it was.
+/// Logs the verdicts that changed.
 pub(super) fn log(before: &BTreeMap<Key, Verdict>, now: &BTreeMap<Key, Verdict>) {
     for ((node, family), verdict) in now {
         let was = before.get(&(node.clone(), *family)).copied().unwrap_or(Verdict::Unknown);
         match (was, verdict) {
             (Verdict::Silent | Verdict::Narrow(_) | Verdict::Dropped, Verdict::Answers) => {
-                info!(%node, %family, "answers again");
+                info!(%node, %family, "peer answers again");
             }
             (
                 Verdict::Unknown | Verdict::Answers | Verdict::Narrow(_) | Verdict::Dropped,
                 Verdict::Silent,
             ) => {
-                warn!(%node, %family, "does not answer");
+                warn!(%node, %family, "peer does not answer on the pod path");
             }
             (
                 Verdict::Unknown | Verdict::Answers | Verdict::Silent | Verdict::Dropped,
                 Verdict::Narrow(bytes),
             ) => {
-                warn!(%node, %family, bytes, "answers, but not to packets of that length");
+                warn!(%node, %family, bytes, "peer answers, but not to packets of this length");
             }
             (
                 Verdict::Unknown | Verdict::Answers | Verdict::Silent | Verdict::Narrow(_),
                 Verdict::Dropped,
             ) => {
-                warn!(%node, %family, "answers, but packets that are forwarded to its pods, or the answers, are dropped");
+                warn!(%node, %family, "peer answers, but packets forwarded to its pods, or their replies, are dropped");
             }
             _ => {}
         }
     }
 }
 
-/// The verdict, as an operator sees it.
+/// The verdict as reported by `status` and `node list`.
 pub fn state(verdict: Option<&Verdict>) -> ProbeState {
     match verdict {
         Some(Verdict::Answers) => ProbeState::Answers,
@@ -50,7 +50,7 @@ pub fn state(verdict: Option<&Verdict>) -> ProbeState {
     }
 }
 
-/// What is wrong with the way to a peer, if anything is.
+/// The problem with the path to a peer, if there is one.
 pub fn problem((node, family): &Key, verdict: Verdict, reached: &Reached) -> Option<String> {
     let way = match &reached.path {
         Path::Direct { via, .. } => format!("directly to {via}"),
@@ -60,16 +60,17 @@ pub fn problem((node, family): &Key, verdict: Verdict, reached: &Reached) -> Opt
     match verdict {
         Verdict::Unknown | Verdict::Answers => None,
         Verdict::Silent => Some(format!(
-            "node {node} does not answer over the way that {family} pods use, {way}: it is down, or what is between does \
-             not let it through"
+            "node {node} does not answer on the path that {family} pods use, {way}: the node is down, or the network \
+             between drops the packets"
         )),
         Verdict::Dropped => Some(format!(
-            "node {node} answers, {way}, but packets that are forwarded to its {family} pods, or the answers, are dropped: look \
-             at `polderctl status` on both nodes for forwarding settings and filters"
+            "node {node} answers, {way}, but packets forwarded to its {family} pods, or their replies, are dropped: \
+             check `polderctl status` on both nodes for forwarding settings and packet filters"
         )),
         Verdict::Narrow(bytes) => Some(format!(
-            "packets of {bytes} bytes do not get to {family} pods of node {node}, {way}, although small ones do: what is \
-             between carries less than the interfaces say. Set mtu in the configuration to what it carries, or raise its MTU"
+            "packets of {bytes} bytes do not reach {family} pods of node {node}, {way}, but small ones do: the network \
+             between has a smaller MTU than the interfaces. Set mtu in the configuration to what it supports, or raise \
+             its MTU"
         )),
     }
 }

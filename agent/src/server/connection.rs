@@ -1,4 +1,4 @@
-//! Connections: who may ask, one question after the other, and what is left to do when one ends.
+//! Connections of the socket: authorisation by user id, sequential requests, and cleanup at the end.
 
 use std::io;
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use tracing::{Instrument, Span, debug, info_span, warn};
 
 use crate::caller::Caller;
 
-/// Connections at once: more than a node has pods that come at once.
+/// Maximum number of concurrent connections: more than pods start at once on a node.
 const CONNECTIONS: usize = 512;
 
-/// How long a connection may say nothing. A plugin that takes longer to wire a pod has hung.
+/// Idle timeout of a connection. A plugin that takes longer to wire a pod has hung.
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// Answers what is asked over connections.
@@ -53,7 +53,7 @@ pub(super) async fn serve_all<A: Answers>(answers: Arc<A>, listener: &UnixListen
                 });
             }
             Err(error) => {
-                warn!(%error, "a connection cannot be accepted");
+                warn!(%error, "cannot accept a connection");
                 sleep(Duration::from_millis(100)).await;
             }
         }
@@ -64,7 +64,7 @@ pub(super) async fn serve_all<A: Answers>(answers: Arc<A>, listener: &UnixListen
 async fn serve<A: Answers>(answers: &A, mut stream: UnixStream, user: u32) {
     match stream.peer_cred() {
         Ok(peer) if peer.uid() == user => {}
-        _ => return debug!("a caller is not served that is not user {user}"),
+        _ => return debug!("connection refused: the caller is not user {user}"),
     }
     let mut wiring = None;
     loop {
@@ -73,7 +73,7 @@ async fn serve<A: Answers>(answers: &A, mut stream: UnixStream, user: u32) {
             Ok(Ok(None)) | Err(_) => break,
             Ok(Err(error)) => {
                 let refusal =
-                    Refusal::new(RefusalKind::Invalid, format!("the request is not understood: {error}"));
+                    Refusal::new(RefusalKind::Invalid, format!("cannot parse the request: {error}"));
                 let _ = write(&mut stream, &Reply::Refused(refusal)).await;
                 break;
             }
@@ -87,7 +87,7 @@ async fn serve<A: Answers>(answers: &A, mut stream: UnixStream, user: u32) {
         let answer = answers.answer(request, credentials, &caller, &mut wiring).instrument(span).await;
         let reply = answer.unwrap_or_else(Reply::Refused);
         if let Err(error) = write(&mut stream, &reply).await {
-            debug!(%error, "the caller is gone");
+            debug!(%error, "the caller closed the connection");
             break;
         }
     }

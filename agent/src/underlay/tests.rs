@@ -67,7 +67,7 @@ fn of_every_other_address_it_is_said_why_it_was_not_chosen() {
             "192.0.2.7: 10.0.0.7 was chosen by the route to node n2",
             "10.0.0.8: 10.0.0.7 was chosen by the route to node n2",
             "fd00::bad: it is temporary, deprecated or a duplicate",
-            "fe80::7: it is good on its own link alone",
+            "fe80::7: its scope is not global",
             "10.9.0.7: its interface is down",
         ]
     );
@@ -91,7 +91,7 @@ fn what_is_configured_stands_and_must_be_there() {
     assert!(missing.contains("10.0.0.9"), "{missing}");
     let fleeting =
         Underlay::choose(&config("fd00::bad"), &facts(), &Underlay::default()).unwrap_err().to_string();
-    assert!(fleeting.contains("lasting"), "{fleeting}");
+    assert!(fleeting.contains("not temporary"), "{fleeting}");
 }
 
 #[test]

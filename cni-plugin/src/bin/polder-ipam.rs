@@ -1,4 +1,4 @@
-//! The plugin that gives other plugins addresses.
+//! The IPAM plugin: allocates addresses for other plugins.
 
 use std::process::ExitCode;
 

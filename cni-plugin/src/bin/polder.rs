@@ -1,4 +1,4 @@
-//! The plugin that wires pods. Called as `loopback`, it is the plugin of that name.
+//! The main plugin: attaches pods. Called as `loopback`, it is the plugin of that name.
 
 use std::process::ExitCode;
 

@@ -9,13 +9,13 @@ use crate::shortage::{AllClaimed, NoPool};
 use crate::store::StoreError;
 use crate::view::{Source, View};
 
-/// Why there is nothing to try.
+/// Why no block is claimed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum NoClaim {
     /// All blocks are claimed, or there is no pool to claim from.
     #[error(transparent)]
     Exhausted(#[from] Exhausted),
-    /// Nothing can be claimed now.
+    /// No block can be claimed now.
     #[error("no block can be claimed: {0}")]
     Unavailable(#[source] Unavailable),
 }
@@ -26,18 +26,19 @@ impl<E: Into<Unavailable>> From<E> for NoClaim {
     }
 }
 
-/// There is no block that the node could claim.
+/// No block is left for the node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Exhausted {
-    /// What it asked for is claimed, in each pool that is open to it.
+    /// The wanted blocks are claimed, in each pool that is open to the node.
     #[error("{}", joined(.0))]
     Taken(Vec<Taken>),
-    /// No pool is open to it.
+    /// No pool is open to the node.
     #[error("{0}")]
     NoPool(NoPool),
-    /// It has claimed one of which every address is a gateway's, or is never handed out.
+    /// The claimed block has only gateway and excluded addresses.
     #[error(
-        "block {block} of pool {pool} is claimed and has no address for a pod: add a pool with larger blocks"
+        "this node claimed block {block} of pool {pool}, but it has no address for pods: add a pool with \
+         larger blocks"
     )]
     Useless {
         /// The block.
@@ -47,13 +48,13 @@ pub enum Exhausted {
     },
 }
 
-/// What is claimed in a pool.
+/// Claimed blocks of a pool.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Taken {
-    /// The one block that is wanted.
-    #[error("block {0} is claimed")]
+    /// The wanted block.
+    #[error("block {0} is already claimed")]
     Block(Block),
-    /// All of them.
+    /// All blocks.
     #[error("{0}")]
     Pool(AllClaimed),
 }
@@ -63,46 +64,46 @@ fn joined(taken: &[Taken]) -> String {
     all.join("; ")
 }
 
-/// Why nothing that takes the store can be had now: another attempt may help.
+/// Why an operation on the datastore is not possible now; a retry may succeed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Unavailable {
-    /// The store does not know the node.
+    /// The node is not registered.
     #[error("the node is not registered")]
     Unregistered,
-    /// The store knows it as it was, or as somebody else.
-    #[error("the node is registered as another machine, or in another boot")]
+    /// The registration is of another boot or machine.
+    #[error("the node is registered with another machine or boot")]
     OtherLife,
-    /// Nothing is heard from the store, for that reason.
+    /// The datastore is unreachable, with the reason.
     #[error("{0}")]
     Silent(String),
-    /// The store was not heard yet.
-    #[error("the store is away")]
+    /// The datastore was not reached yet.
+    #[error("the datastore is unreachable")]
     Away,
-    /// What is missing in the store may only not be there yet.
-    #[error("the store has lost records, and their owners are putting them back")]
+    /// Records were lost; their owners may still restore them.
+    #[error("the datastore lost records, and their owners are restoring them")]
     Caution,
-    /// The store does not do it.
+    /// Error of the datastore.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The ledger cannot be read or written.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    /// The node does not do its part.
+    /// Error of the node.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// Others were faster, every time.
-    #[error("{0} attempts were lost to other nodes")]
+    /// Other nodes were faster in every attempt.
+    #[error("other nodes were faster in {0} attempts")]
     Overtaken(usize),
-    /// Nobody does it any more.
+    /// The agent is stopping.
     #[error("the agent is stopping")]
     Stopping,
-    /// There was no answer in time.
-    #[error("the store is too slow")]
+    /// No reply in time.
+    #[error("the datastore is too slow")]
     TooSlow,
 }
 
 impl Unavailable {
-    /// What keeps the store away, if anything does.
+    /// Why the datastore is unreachable, if it is.
     pub fn away(view: &View) -> Option<Self> {
         match &view.lost {
             Some(reason) => Some(Self::Silent(reason.clone())),

@@ -117,7 +117,7 @@ impl History {
             {
                 if let Some(range) = removed.iter().copied().find(has(address)) {
                     let what = format!(
-                        "{} on {} lives with {address} of {range}, whose pool was removed",
+                        "{} on {} uses {address} of {range}, whose pool was removed",
                         interface.attachment, node.name
                     );
                     found.push(deviation(Invariant::Owner, Some(&node.name), what, "add the pool again"));
@@ -144,7 +144,8 @@ impl History {
                     let rested = now.since(*seen);
                     if rested < self.rest && !self.reserved.iter().any(|pool| pool.has(address)) {
                         let what = format!(
-                            "{address} went to {} on {} {rested:?} after {attachment} on {name} had it",
+                            "{address} was assigned to {} on {} {rested:?} after {attachment} on {name} used \
+                             it",
                             interface.attachment, node.name
                         );
                         found.push(deviation(Invariant::CoolDown, Some(&node.name), what, "report it"));
@@ -199,7 +200,7 @@ impl Records {
             if self.sealed.get(&pool.record.name) == Some(&pool.revision) {
                 let owner = &known.record.owner;
                 let what = format!(
-                    "{address} was reserved for {owner} of pool {}, which is drained",
+                    "{address} was reserved for {owner} from pool {}, which is drained",
                     pool.record.name
                 );
                 found.push(deviation(Invariant::BlockTree, None, what, "report it"));
@@ -227,7 +228,7 @@ impl Records {
             Some((&holder.node, &holder.incarnation, format!("took {address}")))
         });
         for (node, _, what) in claims.chain(nodes).chain(held).filter(|(_, by, _)| self.fenced.contains(by)) {
-            let what = format!("node {node} was removed, and has {what}");
+            let what = format!("node {node} was removed, but {what} afterwards");
             found.push(deviation(Invariant::Fenced, Some(node), what, "report it"));
         }
         // I10: a claim that is gone, and that its owner's ledger still has, is put back whatever has become of its pool.
@@ -239,7 +240,7 @@ impl Records {
             still_closed(&claim.record.pool) && !is_put_back(&(**block, claim.record.nonce.clone()))
         };
         for (block, claim) in blocks().filter(is_new) {
-            let what = format!("{block} was claimed of pool {}, which is closed", claim.record.pool);
+            let what = format!("{block} was claimed from pool {}, which is closed", claim.record.pool);
             found.push(deviation(Invariant::BlockTree, Some(&claim.record.node), what, "report it"));
         }
         // I7.
@@ -258,7 +259,8 @@ impl Records {
 /// I9: whoever says that he lives as a node is the machine, and the boot of it, that the node's record names.
 pub fn check_sign_of_life(me: &NodeName, life: Life<'_>, record: Option<&NodeRecord>) -> Option<Deviation> {
     let is_own = record.is_some_and(|record| Life::from(record) == life);
-    let what = || format!("machine {} says that it lives as {me}, and is not that node", life.machine_id);
+    let what =
+        || format!("machine {} reports that it is alive as {me}, but it is not that node", life.machine_id);
     (!is_own).then(|| deviation(Invariant::Fenced, Some(me), what(), "report it"))
 }
 
@@ -272,7 +274,7 @@ pub fn check_release(
     let others = before.iter().filter(|held| held.attachment != *released);
     let lost = others.filter(|held| !after.contains(held));
     lost.map(|held| {
-        let what = format!("taking {released} away from {node} has changed {}", held.attachment);
+        let what = format!("releasing {released} on {node} changed {}", held.attachment);
         deviation(Invariant::StaleDel, Some(node), what, "report it")
     })
     .collect()

@@ -34,7 +34,7 @@ pub(super) fn check(facts: &Facts<'_>, node: &NodeFacts, found: &mut Vec<Deviati
 
 /// I3.
 fn conservation(node: &NodeFacts, ledger: &LedgerFacts, found: &mut Vec<Deviation>) {
-    const REMEDY: &str = "restart the node's agent, and report what its ledger says";
+    const REMEDY: &str = "restart the node's agent, and report the contents of its ledger";
     let mut add =
         |what: String| found.push(deviation(Invariant::Conservation, Some(&node.name), what, REMEDY));
     let mut used = BTreeSet::new();
@@ -58,11 +58,14 @@ fn conservation(node: &NodeFacts, ledger: &LedgerFacts, found: &mut Vec<Deviatio
         let size = 1_u128 << (owned.block.family().bits() - cidr.length()).min(127);
         let sum = counts.used + counts.resting + counts.free + counts.excluded;
         if u128::from(sum) != size {
-            add(format!("block {} has {size} addresses, and {counts:?} are {sum}", owned.block));
+            add(format!("block {} has {size} addresses, but {counts:?} add up to {sum}", owned.block));
         }
         let inside = used.iter().filter(|address| cidr.has(**address)).count() as u64;
         if inside != counts.used {
-            add(format!("block {} counts {} used addresses, and {inside} are", owned.block, counts.used));
+            add(format!(
+                "block {} counts {} used addresses, but {inside} are used",
+                owned.block, counts.used
+            ));
         }
     }
 }
@@ -73,7 +76,7 @@ fn promises(node: &NodeFacts, ledger: &LedgerFacts, found: &mut Vec<Deviation>) 
         let held = ledger.attachments.iter().find(|held| held.attachment == *attachment);
         if held.is_none_or(|held| held.addresses != *addresses) {
             let what = format!(
-                "{attachment} was told that it has {addresses:?}, and the ledger of {} does not have it",
+                "{attachment} was given {addresses:?}, but the ledger of {} does not list them",
                 node.name
             );
             found.push(deviation(Invariant::Durable, Some(&node.name), what, "delete the pod"));
@@ -92,7 +95,7 @@ fn confirmed(
     let is_confirmed = view.fences.get(own).is_some_and(|fence| fence.record.pods == PodsGone::Confirmed);
     if let (true, Some(interface)) = (is_confirmed, kernel.interfaces.first()) {
         let what = format!(
-            "node {} was removed, it is confirmed that its pods are gone, and {} lives",
+            "node {} was removed and its pods are confirmed gone, but {} is still running",
             node.name, interface.attachment
         );
         found.push(deviation(Invariant::Fenced, Some(&node.name), what, "delete the pod"));
@@ -104,7 +107,7 @@ fn leaks(node: &NodeFacts, ledger: &LedgerFacts, kernel: &KernelFacts, found: &m
     for held in ledger.attachments.iter().filter(|held| !node.in_flight.contains(&held.attachment)) {
         if !is_alive(held, kernel) {
             let what =
-                format!("{} on {} has {:?} and no interface", held.attachment, node.name, held.addresses);
+                format!("{} on {} has {:?} but no interface", held.attachment, node.name, held.addresses);
             let remedy = "the node's agent releases it after its grace period";
             let mut leak = deviation(Invariant::NoLeak, Some(&node.name), what, remedy);
             leak.repair = Some(Repair::Release(held.attachment.clone()));
@@ -133,7 +136,8 @@ fn interfaces(node: &NodeFacts, ledger: &LedgerFacts, kernel: &KernelFacts, foun
         for address in addresses {
             if !held.is_some_and(|held| held.addresses.contains(address)) {
                 let what = format!(
-                    "{attachment} on {} lives with {address}, and the ledger does not have it: the address could go out",
+                    "{attachment} on {} uses {address}, which is not in the ledger: the address could be \
+                     assigned again",
                     node.name
                 );
                 found.push(deviation(Invariant::NoEarlyFree, Some(&node.name), what, "delete the pod"));
@@ -144,7 +148,7 @@ fn interfaces(node: &NodeFacts, ledger: &LedgerFacts, kernel: &KernelFacts, foun
         if !ledger.gateways.contains(gateway)
             && ledger.attachments.iter().any(|held| held.addresses.contains(gateway))
         {
-            let what = format!("{gateway} is the address of {} itself, and a pod's", node.name);
+            let what = format!("{gateway} is both the gateway address of {} and a pod address", node.name);
             found.push(deviation(Invariant::NoEarlyFree, Some(&node.name), what, "delete the pod"));
         }
     }
@@ -167,7 +171,7 @@ fn owners(view: &View, node: &NodeFacts, found: &mut Vec<Deviation>) {
         let claim = view.blocks.iter().find(|(block, _)| block.cidr().has(*gateway));
         if let Some((block, claim)) = claim.filter(|(_, claim)| claim.record.node != node.name) {
             let what = format!(
-                "{} itself has {gateway}, and block {block} is claimed by node {}",
+                "{} itself has {gateway}, but block {block} is claimed by node {}",
                 node.name, claim.record.node
             );
             found.push(deviation(Invariant::Owner, Some(&node.name), what, "restart the node's agent"));
@@ -176,7 +180,7 @@ fn owners(view: &View, node: &NodeFacts, found: &mut Vec<Deviation>) {
     for Interface { attachment, addresses } in &living {
         for address in addresses {
             if let Err(why) = check_owner(view, node, incarnation, *address) {
-                let what = format!("{attachment} on {} lives with {address}: {why}", node.name);
+                let what = format!("{attachment} on {} uses {address}: {why}", node.name);
                 found.push(deviation(Invariant::Owner, Some(&node.name), what, "delete the pod"));
             }
         }
@@ -188,13 +192,13 @@ fn owners(view: &View, node: &NodeFacts, found: &mut Vec<Deviation>) {
 enum NotOwned<'a> {
     #[error("it is held by {} on node {}", .0.attachment, .0.node)]
     HeldByAnother(&'a Holder),
-    #[error("nobody holds the reservation")]
+    #[error("the reservation has no holder")]
     HeldByNobody,
-    #[error("block {0} is being given back")]
+    #[error("block {0} is being released")]
     GivenBack(Block),
     #[error("block {block} is claimed by node {node}")]
     ClaimedByAnother { block: Block, node: &'a NodeName },
-    #[error("its block is claimed by nobody")]
+    #[error("its block is not claimed")]
     ClaimedByNobody,
 }
 
@@ -244,8 +248,8 @@ fn reservations(
         let held = ledger.attachments.iter().any(|held| held.addresses.contains(address));
         if !held && !node.in_flight.contains(&holder.attachment) {
             let what =
-                format!("{address} is held for {} on {}, which is not there", holder.attachment, node.name);
-            let remedy = "the node's agent lets go of it within seconds while it runs";
+                format!("{address} is held for {} on {}, which does not exist", holder.attachment, node.name);
+            let remedy = "the node's agent releases it within seconds while it runs";
             let mut leak = deviation(Invariant::NoLeak, Some(&node.name), what, remedy);
             leak.repair = Some(Repair::LetGo(*address));
             found.push(leak);

@@ -25,7 +25,7 @@ pub(super) fn check(facts: &Facts<'_>, found: &mut Vec<Deviation>) {
         found.push(deviation(
             Invariant::Unique,
             Some(users[0].node),
-            format!("{address} is that of {}", all.join(" and of ")),
+            format!("{address} is used by {}", all.join(" and by ")),
             "delete all of these pods but one",
         ));
     }

@@ -11,7 +11,7 @@ use crate::reservation;
 use crate::view::View;
 
 const BY_HAND: &str =
-    "somebody has written it by hand: look whose pods have addresses in it, and delete the other record";
+    "it was written by hand: check which pods have addresses in it, and delete the other record";
 
 pub(super) fn check(facts: &Facts<'_>, found: &mut Vec<Deviation>) {
     let Some(view) = facts.view else { return };
@@ -35,7 +35,7 @@ fn pools(view: &View, found: &mut Vec<Deviation>) {
     for (number, pool) in pools.iter().enumerate() {
         if let Some(other) = pools[..number].iter().find(|other| other.cidr().overlaps(pool.cidr())) {
             let what = format!("pool {} overlaps pool {}", pool.name, other.name);
-            let remedy = "drain and remove the one that was made by mistake";
+            let remedy = "drain and remove the one that was created by mistake";
             found.push(deviation(Invariant::BlockTree, None, what, remedy));
         }
     }
@@ -51,18 +51,18 @@ fn claims(view: &View, found: &mut Vec<Deviation>) {
         // In the order of the keys a block comes behind all that cover it.
         before.retain(|outer| outer.cidr().overlaps(block.cidr()));
         if let Some(outer) = before.last() {
-            add(format!("claim {key} overlaps that of {outer}"), BY_HAND);
+            add(format!("claim {key} overlaps the claim of {outer}"), BY_HAND);
         }
         before.push(*block);
         match view.pools.get(&claim.pool) {
             // A pool that cannot be read, or not be used here, is another matter.
             None if view.refused.keys().any(|key| key.contains("/pools/")) => {}
             None => add(
-                format!("claim {key} is of pool {}, which is not there", claim.pool),
+                format!("claim {key} is from pool {}, which does not exist", claim.pool),
                 "add the pool again, or delete the claim when no pod has an address in it",
             ),
             Some(pool) if !pool.record.has_block(*block) || pool.record.purpose != Purpose::Blocks => {
-                add(format!("claim {key} is no block of pool {}", claim.pool), BY_HAND);
+                add(format!("claim {key} is not a block of pool {}", claim.pool), BY_HAND);
             }
             Some(_) => {}
         }
@@ -76,16 +76,13 @@ fn orphans(view: &View, found: &mut Vec<Deviation>) {
             || view.nodes.values().any(|node| node.record.incarnation == *incarnation)
     };
     for (block, claim) in view.blocks.iter().filter(|(_, claim)| !known(&claim.record.incarnation)) {
-        let what = format!(
-            "block {block} belongs to an incarnation of node {} that is not known",
-            claim.record.node
-        );
+        let what = format!("block {block} belongs to an unknown incarnation of node {}", claim.record.node);
         let remedy = "start the agent of that node; if the node is gone, delete the claim";
         found.push(deviation(Invariant::NoLeak, Some(&claim.record.node), what, remedy));
     }
     for (address, known_as) in &view.reservations {
         if reservation::pool_of(view, *address).is_none() {
-            let what = format!("reservation of {address} is in no pool for reservations");
+            let what = format!("reserved address {address} is not in a pool for reservations");
             found.push(deviation(
                 Invariant::BlockTree,
                 None,
@@ -95,11 +92,9 @@ fn orphans(view: &View, found: &mut Vec<Deviation>) {
         }
         let Some(holder) = &known_as.record.holder else { continue };
         if !known(&holder.incarnation) {
-            let what = format!(
-                "reserved address {address} is held by {}, whose node is not known",
-                holder.attachment
-            );
-            let remedy = "if node and pod are gone for good, say so with polderctl ipam release --dead";
+            let what =
+                format!("reserved address {address} is held by {}, whose node is unknown", holder.attachment);
+            let remedy = "if node and pod are gone for good, run polderctl ipam release --dead";
             found.push(deviation(Invariant::NoLeak, Some(&holder.node), what, remedy));
         }
     }
@@ -122,7 +117,7 @@ fn published(facts: &Facts<'_>, view: &View, found: &mut Vec<Deviation>) {
         };
         if stale {
             let what = format!(
-                "the store says that {} on {node} has {address}, which it has not",
+                "the datastore lists {address} for {} on {node}, which does not have it",
                 published.record.attachment
             );
             let remedy = "the node's agent withdraws it within seconds while it runs";

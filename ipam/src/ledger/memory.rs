@@ -161,7 +161,7 @@ impl Ledger for Memory {
 
     fn add_attachment(&mut self, held: &Held) -> Result<(), LedgerError> {
         if self.attachments.iter().any(|known| known.attachment == held.attachment) {
-            return Err(LedgerError::new(format!("{} is there already", held.attachment)));
+            return Err(LedgerError::new(format!("{} already exists", held.attachment)));
         }
         held.addresses.iter().try_for_each(|address| self.usable(*address))?;
         self.addresses.extend(held.addresses.iter().map(|address| (*address, Use::Attachment)));

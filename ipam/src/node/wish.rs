@@ -58,13 +58,13 @@ pub(super) struct Choice<'a> {
 #[derive(Debug, thiserror::Error)]
 pub enum AllocateError {
     /// The attachment has its addresses already.
-    #[error("{} is attached already", .0.attachment)]
+    #[error("{} is already attached", .0.attachment)]
     Exists(Box<Held>),
     /// It was released before its ADD had ended, and has to be released again.
-    #[error("its last ADD has not ended")]
+    #[error("its last ADD is still running")]
     Overtaken,
     /// There is no address to give.
-    #[error("no free {family} address: {} used, {} resting, {} free", counts.used, counts.resting, counts.free)]
+    #[error("no free {family} address: {} used, {} in cool-down, {} free", counts.used, counts.resting, counts.free)]
     Shortage {
         /// Of that family.
         family: Family,
@@ -72,7 +72,7 @@ pub enum AllocateError {
         counts: Counts,
     },
     /// The address that was asked for cannot be had.
-    #[error("{address} cannot be had")]
+    #[error("{address} is not available")]
     Refused {
         /// The address.
         address: IpAddr,
@@ -88,7 +88,7 @@ pub enum AllocateError {
         family: Family,
     },
     /// The MAC address that was asked for is another pod's.
-    #[error("MAC address {mac} is that of {holder}")]
+    #[error("MAC address {mac} is used by {holder}")]
     MacTaken {
         /// The MAC address.
         mac: Mac,

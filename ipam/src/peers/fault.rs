@@ -15,7 +15,7 @@ pub enum Fault {
     #[error("{0}")]
     Refused(String),
     /// Two nodes cannot share that.
-    #[error("its {identity} is that of node {owner}")]
+    #[error("its {identity} is already used by node {owner}")]
     OfAnother {
         /// What is another's.
         identity: Identity,
@@ -31,7 +31,7 @@ pub enum Fault {
         kind: &'static str,
     },
     /// No packet to it leaves a host.
-    #[error("{0} is no address to reach a node at")]
+    #[error("{0} cannot be used as the address of a node")]
     Unreachable(IpAddr),
     /// It would lead to a pod.
     #[error("its underlay address {address} is inside pool {pool}")]
@@ -42,19 +42,19 @@ pub enum Fault {
         pool: PoolName,
     },
     /// It is a group's, or nobody's.
-    #[error("{0} is no MAC address of a single interface")]
+    #[error("{0} is not a unicast MAC address")]
     Mac(Mac),
     /// No interface takes it, or no host has to.
-    #[error("its MTU {mtu} is not in {} to {}", MTU_RANGE.start(), MTU_RANGE.end())]
+    #[error("its MTU {mtu} is out of range {} to {}", MTU_RANGE.start(), MTU_RANGE.end())]
     Mtu {
         /// What it says, in bytes.
         mtu: u32,
     },
     /// The rest of the record is used.
-    #[error("its gateway address {0} is in no pool")]
+    #[error("its gateway address {0} is not in a pool")]
     StrayGateway(IpAddr),
     /// The rest of the record is used.
-    #[error("its probe address {0} is in no block of it: the address is not used")]
+    #[error("its probe address {0} is not in one of its blocks: the address is not used")]
     StrayProbe(IpAddr),
     /// Another claim is older.
     #[error("it overlaps {first}, which node {node} claimed first")]
@@ -71,7 +71,7 @@ pub enum Fault {
     #[error("there is no pool {0}")]
     NoPool(PoolName),
     /// Its pool is cut otherwise.
-    #[error("pool {pool} is {cidr}, cut into blocks of /{block_length}")]
+    #[error("pool {pool} is {cidr} with blocks of /{block_length}")]
     NoBlockOf {
         /// The pool.
         pool: PoolName,
@@ -81,7 +81,7 @@ pub enum Fault {
         block_length: u8,
     },
     /// Nobody may use it yet.
-    #[error("its owner {0} was removed: it rests until the pods there are surely gone")]
+    #[error("its owner {0} was removed: it is held back until the pods there are confirmed gone")]
     Rests(NodeName),
     /// Its owner has no record that can be believed.
     #[error("its owner {0} is not a node of the cluster")]
@@ -90,7 +90,7 @@ pub enum Fault {
     #[error("it belongs to an earlier incarnation of node {0}")]
     Earlier(NodeName),
     /// No pool has the address for a workload.
-    #[error("it is in no pool for reservations")]
+    #[error("it is not in a pool for reservations")]
     StrayReservation,
 }
 

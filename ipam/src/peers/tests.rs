@@ -81,18 +81,21 @@ fn the_other_nodes_are_peers_and_the_node_itself_is_none() {
 #[test]
 fn a_node_that_claims_what_is_anothers_is_refused_and_the_first_one_stands() {
     for (change, sign) in [
-        (NodeRecord { underlay: node(1).underlay, ..node(3) }, "underlay address 10.1.0.1 is that of node a"),
+        (
+            NodeRecord { underlay: node(1).underlay, ..node(3) },
+            "underlay address 10.1.0.1 is already used by node a",
+        ),
         (
             NodeRecord { gateways: node(1).gateways, ..node(3) },
-            "gateway address 10.244.1.1 is that of node a",
+            "gateway address 10.244.1.1 is already used by node a",
         ),
         (
             NodeRecord { vtep_mac: node(1).vtep_mac, ..node(3) },
-            "MAC address 02:00:00:00:00:01 is that of node a",
+            "MAC address 02:00:00:00:00:01 is already used by node a",
         ),
         (
             NodeRecord { underlay: node(0).underlay, ..node(3) },
-            "underlay address 10.1.0.0 is that of node me",
+            "underlay address 10.1.0.0 is already used by node me",
         ),
     ] {
         let mut cluster = Cluster::new();
@@ -107,9 +110,12 @@ fn a_node_that_claims_what_is_anothers_is_refused_and_the_first_one_stands() {
 fn a_node_record_that_makes_no_sense_is_refused() {
     let multicast = Mac([1, 0, 0, 0, 0, 1]);
     for (change, sign) in [
-        (NodeRecord { underlay: vec!["127.0.0.1".parse().unwrap()], ..node(3) }, "no address to reach"),
+        (
+            NodeRecord { underlay: vec!["127.0.0.1".parse().unwrap()], ..node(3) },
+            "cannot be used as the address",
+        ),
         (NodeRecord { underlay: vec!["10.244.9.9".parse().unwrap()], ..node(3) }, "inside pool p"),
-        (NodeRecord { vtep_mac: multicast, ..node(3) }, "no MAC address of a single interface"),
+        (NodeRecord { vtep_mac: multicast, ..node(3) }, "is not a unicast MAC address"),
         (NodeRecord { mtu: 100, ..node(3) }, "its MTU 100"),
         (NodeRecord { underlay: [node(3).underlay, node(4).underlay].concat(), ..node(3) }, "more than one"),
     ] {
@@ -129,14 +135,16 @@ fn a_gateway_in_no_pool_is_ignored_and_named_and_the_node_is_not() {
     cluster.node("a", &stray);
     let (peers, problem) = cluster.seen();
     assert_eq!(peers, both());
-    assert!(problem.contains("its gateway address fd00::1 is in no pool"), "{problem}");
+    assert!(problem.contains("its gateway address fd00::1 is not in a pool"), "{problem}");
 }
 
 #[test]
 fn a_probe_address_in_no_block_of_its_node_is_ignored_and_named_and_the_node_is_not() {
-    for (probe, sign) in
-        [("10.244.1.9", ""), ("10.244.2.9", "10.244.2.9 is in no block"), ("10.9.0.1", "10.9.0.1")]
-    {
+    for (probe, sign) in [
+        ("10.244.1.9", ""),
+        ("10.244.2.9", "10.244.2.9 is not in one of its blocks"),
+        ("10.9.0.1", "10.9.0.1"),
+    ] {
         let mut cluster = Cluster::new();
         cluster.node("a", &NodeRecord { probes: vec![probe.parse().unwrap()], ..node(1) });
         let (peers, problem) = cluster.seen();
@@ -150,7 +158,7 @@ fn a_claim_that_does_not_fit_is_refused_and_draws_no_traffic() {
     for (block, owner, n, sign) in [
         ("10.9.0.0/26", "a", 1, "pool p is 10.244.0.0/16"),
         ("10.9.0.0/26", "me", 0, "pool p is 10.244.0.0/16"),
-        ("10.244.9.0/27", "a", 1, "cut into blocks of /26"),
+        ("10.244.9.0/27", "a", 1, "with blocks of /26"),
         ("10.244.9.0/26", "nobody", 1, "nobody is not a node"),
         ("10.244.9.0/26", "a", 7, "earlier incarnation of node a"),
     ] {

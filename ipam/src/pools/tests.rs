@@ -142,7 +142,7 @@ fn what_is_not_the_pools_must_not_be_inside() {
         let key = Key::Block(Block::new("10.1.0.0/26".parse().unwrap()));
         cluster.put(key.to_string(), b"?".to_vec());
     });
-    assert!(said.unwrap_err().contains("block 10.1.0.0/26 lies inside"));
+    assert!(said.unwrap_err().contains("block 10.1.0.0/26 is inside"));
     let said = refused(&|cluster| cluster.node("n9", "10.1.0.9")).unwrap_err();
     assert!(said.contains("10.1.0.9, the underlay address of node n9,"), "{said}");
     let said = refused(&|cluster| cluster.reserve("10.1.0.7")).unwrap_err();
@@ -155,7 +155,7 @@ fn what_is_not_the_pools_must_not_be_inside() {
 #[test]
 fn adding_a_pool_again_changes_nothing_and_another_of_that_name_is_refused() {
     let view = Cluster::new().view();
-    assert!(already(add(&view, &pool("p", "10.0.0.0/24"))).contains("is there already"));
+    assert!(already(add(&view, &pool("p", "10.0.0.0/24"))).contains("already exists"));
     let mut other = pool("p", "10.0.0.0/24");
     other.nodes.insert("zone".into(), "a".into());
     for other in [pool("p", "10.9.0.0/24"), pool("p", "10.0.0.0/25"), other] {
@@ -177,7 +177,7 @@ fn a_pool_that_is_drained_is_active_again_when_it_is_added_again() {
     let put = |value: &[u8]| Write::Put { key: "/polder/v1/pools/p".into(), value: value.to_vec() };
     assert_eq!(first.writes, [put(&draining)]);
     cluster.put("/polder/v1/pools/p".into(), draining);
-    assert!(already(drain(&cluster.view(), &name("p"))).contains("drained already"));
+    assert!(already(drain(&cluster.view(), &name("p"))).contains("is already drained"));
     let again = txn(add(&cluster.view(), &pool("p", "10.0.0.0/24")));
     assert_eq!(again.writes, [put(&encode(&PoolRecord::new("10.0.0.0/24".parse().unwrap())))]);
     assert_eq!(drain(&cluster.view(), &name("q")), Err(NotChanged::Unknown(name("q"))));
@@ -226,7 +226,7 @@ fn a_reserved_address_keeps_its_pool() {
     cluster.pool("static", &record);
     cluster.reserve("10.2.0.7");
     let said = remove(&cluster.view(), &name("static")).unwrap_err().to_string();
-    assert!(said.contains("like 10.2.0.7") && said.contains("polderctl ipam release"), "{said}");
+    assert!(said.contains("e.g. 10.2.0.7") && said.contains("polderctl ipam release"), "{said}");
     assert!(remove(&cluster.view(), &name("p")).is_ok(), "one that it does not concern");
 }
 
@@ -245,13 +245,10 @@ fn a_pool_over_what_this_node_has_to_reach_is_refused_with_what_that_is() {
         ),
     ];
     for (cidr, sign) in [
-        ("10.1.0.0/25", "10.1.0.1, this node's own address, lies inside 10.1.0.0/25"),
-        ("10.1.0.192/26", "10.1.0.254, a gateway of this node's routes, lies inside 10.1.0.192/26"),
-        (
-            "10.1.0.128/26",
-            "10.1.0.128/26 lies inside 10.1.0.0/24, the network of this node's interface eth0: ",
-        ),
-        ("10.9.0.0/16", "10.9.0.5, the address of etcd (etcd.example), lies inside 10.9.0.0/16"),
+        ("10.1.0.0/25", "10.1.0.1, this node's own address, is inside 10.1.0.0/25"),
+        ("10.1.0.192/26", "10.1.0.254, a gateway of this node's routes, is inside 10.1.0.192/26"),
+        ("10.1.0.128/26", "10.1.0.128/26 is inside 10.1.0.0/24, the network of this node's interface eth0: "),
+        ("10.9.0.0/16", "10.9.0.5, the address of etcd (etcd.example), is inside 10.9.0.0/16"),
     ] {
         let said = add(&view, &pool("two", cidr)).unwrap_err().to_string();
         assert!(said.contains(sign) && said.contains("choose another"), "{cidr}: {said}");

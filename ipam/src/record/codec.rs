@@ -49,9 +49,9 @@ pub enum Record {
 }
 
 /// What is said of a fence where an earlier build put it.
-const OLD_FENCE: &str = "it is the fence of a removed node as an earlier build wrote it: fences are at \
-     fences/NODE/INCARNATION. When the node is registered again, remove it again with polderctl node remove, then \
-     delete this key with etcdctl del";
+const OLD_FENCE: &str = "it is the fence of a removed node, written by an earlier build: fences are now at \
+                         fences/NODE/INCARNATION. When the node is registered again, remove it again with \
+                         polderctl node remove, then delete this key with etcdctl del";
 
 /// Reads the record behind a key that agents follow.
 pub fn decode(key: &str, value: &[u8]) -> Result<Record, RefusedRecord> {
@@ -81,7 +81,7 @@ pub fn decode(key: &str, value: &[u8]) -> Result<Record, RefusedRecord> {
             let record: FenceRecord = serde_json::from_slice(value).map_err(unread)?;
             if record.node != node {
                 return Err(refused(&format_args!(
-                    "it names node {}, and its key names {node}",
+                    "it names node {}, but its key names {node}",
                     record.node
                 )));
             }
@@ -92,7 +92,7 @@ pub fn decode(key: &str, value: &[u8]) -> Result<Record, RefusedRecord> {
         }
         Key::Inspection => Record::Inspection(serde_json::from_slice(value).map_err(unread)?),
         Key::Address(..) | Key::Alive(_) | Key::Answer(_) => {
-            return Err(refused(&"agents do not follow it"));
+            return Err(refused(&"agents do not read this key"));
         }
     };
     Ok(record)

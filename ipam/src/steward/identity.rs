@@ -229,7 +229,8 @@ fn introduce(facts: &Facts<'_>, cluster: &ClusterRecord, registered: Option<&Kno
 pub enum NotAdopted {
     /// The agent has another name.
     #[error(
-        "this machine is configured as node {me}, not {wanted}: run this on the machine that is to be node {wanted}"
+        "this machine is configured as node {me}, not {wanted}: run this on the machine that is to become \
+         node {wanted}"
     )]
     Name {
         /// The agent's name.
@@ -239,12 +240,12 @@ pub enum NotAdopted {
     },
     /// The ledger does not name the node.
     #[error(
-        "this machine has no ledger of node {0} as it is registered, so it cannot take its place. If the other machine is gone \
-         for good, run polderctl node remove {0} --dead: this machine then joins as a new node"
+        "this machine has no ledger of the registered node {0}, so it cannot replace it. If the other machine \
+         is gone for good, run polderctl node remove {0} --dead: this machine then joins as a new node"
     )]
     Ledger(NodeName),
     /// Nobody has the name.
-    #[error("node {0} is not registered: nothing is to be taken over")]
+    #[error("node {0} is not registered: there is nothing to adopt")]
     Unregistered(NodeName),
 }
 

@@ -1,4 +1,4 @@
-//! Why a node has nothing to do: what it waits for, who else is it, or that it was removed.
+//! Why a node is not registered: it waits, conflicts with another node, or was removed.
 
 use polder_api::{NodeName, PoolName};
 
@@ -8,58 +8,58 @@ use crate::claim::NoClaim;
 use crate::ids::{ClusterId, Incarnation, MachineId};
 use crate::record::Alive;
 
-/// What a node waits for. What it owns it may use meanwhile.
+/// What a node waits for. It keeps using what it owns.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Waiting {
-    /// Nothing was read from the store yet.
-    #[error("the records are being read")]
+    /// No records were read yet.
+    #[error("reading the records")]
     Records,
-    /// Nothing is heard from the store, for that reason.
+    /// The datastore is unreachable, with the reason.
     #[error("{0}")]
     Silent(String),
-    /// Only what an earlier agent wrote down is known.
-    #[error("the store is away, going by what was written down")]
+    /// Only the snapshot of an earlier agent is known.
+    #[error("datastore unreachable: using the saved snapshot")]
     Away,
-    /// The node cannot say how it is reached.
+    /// The node's record cannot be written yet.
     #[error(transparent)]
     Presence(#[from] NoPresence),
-    /// Nobody can claim a block of a pool that is not there.
-    #[error("pool {pool} of this node's block {block} is gone: add it again with polderctl pool add")]
+    /// The pool of an owned block does not exist.
+    #[error("pool {pool} of this node's block {block} is missing: add it again with polderctl pool add")]
     PoolGone {
         /// The pool.
         pool: PoolName,
         /// The block, of which addresses are in use.
         block: Block,
     },
-    /// There is no block to be had.
+    /// No block can be claimed.
     #[error(transparent)]
     NoClaim(#[from] NoClaim),
-    /// What is missing in the store may only not be there yet.
-    #[error("the store has lost records: nothing is claimed before their owners have put them back")]
+    /// Records were lost; their owners may still restore them.
+    #[error("the datastore lost records: no claims until their owners have restored them")]
     Caution,
 }
 
-/// Why a node cannot say yet how it is reached.
+/// Why the node's record cannot be written yet.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum NoPresence {
-    /// It has no address on the underlay, for that reason.
+    /// The node has no underlay address, with the reason.
     #[error(transparent)]
     Underlay(#[from] HostError),
-    /// The tunnels and the MTU depend on them.
+    /// No cluster settings: tunnels and MTU depend on them.
     #[error("the cluster has no settings yet")]
     NoSettings,
-    /// Which records can be believed depends on them.
+    /// The node's addresses just changed, and records are validated against them.
     #[error("the node's own addresses have just changed")]
     Moving,
 }
 
-/// Somebody else is who a node says it is.
+/// The node conflicts with another node or machine.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Conflict {
-    /// Two nodes have the same addresses.
+    /// Two nodes have the same block.
     #[error(
-        "block {own} of this node's ledger is claimed by node {by} as {claimed}: no address is handed out before one of them \
-         gives it up"
+        "block {own} of this node's ledger is also claimed by node {by} as {claimed}: no address is assigned \
+         until one of the two releases it"
     )]
     Block {
         /// The block as this node has it.
@@ -71,8 +71,8 @@ pub enum Conflict {
     },
     /// The ledger is from another cluster.
     #[error(
-        "the state folder belongs to cluster {ledger}, and the store holds cluster {store}: point the agent at the right \
-         store, or drain the node and give it another folder"
+        "the state directory belongs to cluster {ledger}, but the datastore holds cluster {store}: configure \
+         the right datastore, or drain the node and give it another state directory"
     )]
     Cluster {
         /// That of the ledger.
@@ -82,8 +82,8 @@ pub enum Conflict {
     },
     /// The ledger is another node's.
     #[error(
-        "the state folder belongs to node {ledger}, and this is {me}: start the agent under its old name, or drain the \
-         node and give it another folder"
+        "the state directory belongs to node {ledger}, but this is {me}: start the agent under its old name, \
+         or drain the node and give it another state directory"
     )]
     Name {
         /// Whose the ledger is.
@@ -93,9 +93,10 @@ pub enum Conflict {
     },
     /// The ledger is of an earlier node of that name, or of another.
     #[error(
-        "node {me} is registered as incarnation {registered} ({other}), and the ledger of this machine is of incarnation \
-         {ledger}, which is older or another machine's. If no pod runs here, stop the agent, delete its state folder and start \
-         it; if the other machine is node {me}, give this one another name with --node, too"
+        "node {me} is registered as incarnation {registered} ({other}), but the ledger of this machine is of \
+         incarnation {ledger}, which is older or of another machine. If no pod runs here, stop the agent, \
+         delete its state directory and start it; if the other machine is node {me}, also give this one \
+         another name with --node"
     )]
     Incarnation {
         /// This node.
@@ -107,10 +108,10 @@ pub enum Conflict {
         /// The incarnation of the ledger.
         ledger: Incarnation,
     },
-    /// Nobody can say whether the machine of the record lives.
+    /// It is unknown whether the registered machine is alive.
     #[error(
-        "node {me} is registered as another machine ({other}), and whether that is alive cannot be asked while the store \
-         is away"
+        "node {me} is registered as another machine ({other}), and this node cannot check whether that one is \
+         alive while the datastore is unreachable"
     )]
     Unasked {
         /// This node.
@@ -118,13 +119,14 @@ pub enum Conflict {
         /// The machine of its record.
         other: Alive,
     },
-    /// Both ids are others than those of the record, and the ledger could be a copy.
+    /// Machine id and boot id both differ from the record, and the ledger could be a copy.
     #[error(
-        "node {me} is registered as another machine ({other}). This machine ({own}) has the ledger of node {me}, but both \
-         ids are others: it is that node after a restart that changed them, or it has a copy of its disk. If the other machine \
-         is gone for good, run polderctl node adopt {me} on this machine. If both ids change at each restart (kind), set \
-         identity = \"ledger\" in the agent's configuration. If it is a copy, stop the agent, delete its state folder, and \
-         give it another name with --node"
+        "node {me} is registered as another machine ({other}). This machine ({own}) has the ledger of node \
+         {me}, but machine id and boot id both differ: either a restart changed both, or this machine has a \
+         copy of its disk. If the other machine is gone for good, run polderctl node adopt {me} on this \
+         machine. If both ids change at each restart (kind), set identity = \"ledger\" in the agent's \
+         configuration. If this is a copy, stop the agent, delete its state directory, and give it another \
+         name with --node"
     )]
     Stranger {
         /// This node.
@@ -136,8 +138,8 @@ pub enum Conflict {
     },
     /// The same machine is alive in another boot.
     #[error(
-        "node {me} is alive in another boot ({}): if this machine has just been rebooted, that ends within seconds; if it is \
-         a clone, give it a machine id and a name of its own",
+        "node {me} is alive in another boot ({}): if this machine has just been rebooted, this clears within \
+         seconds; if it is a clone, give it its own machine id and name",
         other.boot_id
     )]
     OtherBoot {
@@ -146,11 +148,12 @@ pub enum Conflict {
         /// What lives.
         other: Alive,
     },
-    /// Another machine lives under the name.
+    /// Another machine with this name is alive.
     #[error(
-        "node {me} is alive as another machine ({other}): if this machine has just been restarted with another machine id, \
-         that ends within seconds. If the other one has taken its place, delete the pods that still run here, stop the agent \
-         and delete its state folder; if this one is a copy, give it another name with --node"
+        "node {me} is alive as another machine ({other}): if this machine has just been restarted with \
+         another machine id, this clears within seconds. If the other machine has replaced it, delete the \
+         pods that still run here, stop the agent and delete its state directory; if this one is a copy, give \
+         it another name with --node"
     )]
     OtherMachine {
         /// This node.
@@ -160,9 +163,9 @@ pub enum Conflict {
     },
     /// The machine is registered under another name.
     #[error(
-        "this machine (machine id {machine_id}) is registered as node {registered}: a clone needs a machine id of its own: rm -f \
-         /etc/machine-id /var/lib/dbus/machine-id && systemd-machine-id-setup, and restart the machine; if the node was renamed, \
-         remove {registered} with polderctl node remove"
+        "this machine (machine id {machine_id}) is registered as node {registered}: a clone needs its own \
+         machine id: rm -f /etc/machine-id /var/lib/dbus/machine-id && systemd-machine-id-setup, and restart \
+         the machine; if the node was renamed, remove {registered} with polderctl node remove"
     )]
     Clone {
         /// That of this machine.
@@ -170,12 +173,13 @@ pub enum Conflict {
         /// The node that has it.
         registered: NodeName,
     },
-    /// The name is another machine's, and there is no ledger.
+    /// The name is registered by another machine, and this machine has no ledger.
     #[error(
-        "node {me} is registered as another machine ({other}), and this machine ({own}) has no ledger of it. If the other \
-         machine is gone for good, run polderctl node remove {me} --dead on any node, also on this one. If it still runs, run \
-         polderctl node remove {me} without --dead: it cuts its pods off and confirms that. Either way this machine then joins \
-         as the new node {me}. If the other machine is to stay, give this one another name with --node"
+        "node {me} is registered as another machine ({other}), and this machine ({own}) has no ledger of it. \
+         If the other machine is gone for good, run polderctl node remove {me} --dead on any node, also on \
+         this one. If it still runs, run polderctl node remove {me} without --dead: it disconnects its pods \
+         and confirms that. In both cases this machine then joins as the new node {me}. To keep the other \
+         machine, give this one another name with --node"
     )]
     Taken {
         /// This node.
@@ -187,15 +191,15 @@ pub enum Conflict {
     },
 }
 
-/// What a machine is told that wants to be a node which was removed.
-const AGAIN: &str = "To let this machine join again, stop the agent, delete its state folder and start it";
+/// Instruction for the machine of a removed node.
+const AGAIN: &str = "To let this machine join again, stop the agent, delete its state directory and start it";
 
 /// A node was removed from its cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Removed {
     /// Nothing is left to do.
     #[error(
-        "node {node} was removed from the cluster, and its pods on this machine are cut off. {}{AGAIN}",
+        "node {node} was removed from the cluster, and its pods on this machine are disconnected. {}{AGAIN}",
         named(node, namesake.as_ref())
     )]
     Done {
@@ -204,11 +208,12 @@ pub enum Removed {
         /// The machine that has the name now.
         namesake: Option<Alive>,
     },
-    /// Its ledger could be a copy: the pods of the machine that was removed may live.
+    /// The ledger could be a copy: pods of the removed machine may still run.
     #[error(
-        "node {node} was removed from the cluster, and this machine has no pods of it. It cannot confirm for the machine that \
-         was removed ({removed}), for both ids are others: its ledger could be a copy. If that machine is gone for good, run \
-         polderctl node remove {node} --dead --earlier on any node. {AGAIN}"
+        "node {node} was removed from the cluster, and this machine has no pods of it. It cannot confirm that \
+         for the removed machine ({removed}): machine id and boot id both differ, so its ledger could be a \
+         copy. If that machine is gone for good, run polderctl node remove {node} --dead --earlier on any \
+         node. {AGAIN}"
     )]
     Stranger {
         /// Its name.
@@ -216,17 +221,17 @@ pub enum Removed {
         /// The machine that was removed.
         removed: Alive,
     },
-    /// The store is away.
+    /// The datastore is unreachable.
     #[error(
-        "node {0} was removed from the cluster, and its pods on this machine are cut off. That is not confirmed yet: the \
-         store is away. {AGAIN}"
+        "node {0} was removed from the cluster, and its pods on this machine are disconnected. This is not \
+         confirmed yet: the datastore is unreachable. {AGAIN}"
     )]
     Unconfirmed(NodeName),
 }
 
 fn named(node: &NodeName, namesake: Option<&Alive>) -> String {
     match namesake {
-        Some(now) => format!("Another machine is node {node} now ({now}): leave that one. "),
+        Some(now) => format!("Another machine is node {node} now ({now}): do not change that one. "),
         None => String::new(),
     }
 }

@@ -125,7 +125,9 @@ impl Position {
     fn resume(&self, found: Option<&Entry>) -> Result<Revision, Interruption> {
         match self.known {
             Some(known) if is_witnessed(self.witness.as_ref(), found) => Ok(known),
-            _ => Err(Interruption::Gap("the store is not what it was".to_owned())),
+            _ => {
+                Err(Interruption::Gap("the datastore was emptied or restored to an earlier state".to_owned()))
+            }
         }
     }
 
@@ -144,13 +146,13 @@ impl Position {
         let known = self.known();
         let changes = match heard {
             Heard::Compacted { revision } => {
-                return Err(Interruption::Gap(format!("history before {revision} is gone")));
+                return Err(Interruption::Gap(format!("history before {revision} was compacted")));
             }
             Heard::Cancelled { reason } => {
                 return Err(Interruption::Broken(format!("the watch was cancelled: {reason}")));
             }
             Heard::Opened { revision } if revision < known => {
-                let gap = format!("the store is at revision {revision} and was at {known}");
+                let gap = format!("the datastore is at revision {revision} but was at {known}");
                 return Err(Interruption::Gap(gap));
             }
             // An event is never older than what is known: this is a late answer to a request for progress.

@@ -1,39 +1,39 @@
-//! What a store refuses: it has answered, and says that it does not do what it was asked.
+//! Refusals: error replies of the datastore.
 
 use std::fmt;
 
 use crate::prefix;
 
-/// Why a request was refused.
+/// Cause of a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Cause {
     /// The store takes no writes because its quota is used up (the NOSPACE alarm).
     NoSpace,
-    /// The client's user may not do that.
+    /// The client's etcd user lacks permission.
     Permission,
-    /// The store does not accept who the client says it is, or wants to know who it is.
+    /// The datastore cannot identify the client.
     Identity,
-    /// The store does not take the client's user and password.
+    /// Wrong user or password.
     Password,
     /// Users or roles were changed while the request was under way.
     StaleAuth,
-    /// The store has too much to do.
+    /// The datastore is overloaded.
     Busy,
     /// The member is a learner, which serves no such request.
     Learner,
-    /// The store does not take such a request: it is too large, or malformed.
+    /// The request is too large or malformed.
     Request,
     /// The store's file cannot be written.
     Disk,
 }
 
-/// Who has asked: what helps against a refusal depends on it.
+/// The client of the request; the remedy depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub enum Asker {
     /// The agent, for its node.
     #[default]
     Agent,
-    /// An operator, with what the node's agent shows to the store.
+    /// An operator, with the credentials of the node's agent.
     Operator,
     /// An operator, with credentials of their own.
     OperatorWithCredentials,
@@ -44,16 +44,16 @@ pub enum Asker {
 pub struct Refusal {
     /// Why.
     pub cause: Cause,
-    /// The store's own words.
+    /// Message of the datastore.
     pub words: String,
-    /// Who was refused.
+    /// The client whose request was refused.
     pub asker: Asker,
 }
 
-/// Whether a write that was refused may have happened all the same.
+/// Whether a refused write may have taken effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
-    /// It did not happen, and will not.
+    /// It did not and will not take effect.
     None,
     /// It did not happen, except that it is one of those that used up the quota: etcd carries these out and answers with the
     /// same words (`quotaApplierV3` of its `apply.go`, in all releases; of 16 writers at once, up to 15 writes on 3.4.23).
@@ -62,84 +62,88 @@ pub enum Effect {
 }
 
 impl Refusal {
-    /// A refusal of what an agent has asked for.
+    /// A refusal of a request of an agent.
     pub fn new(cause: Cause, words: String) -> Self {
         Self { cause, words, asker: Asker::Agent }
     }
 
-    /// What helps whoever was refused.
+    /// Remedy for this client.
     pub fn remedy(&self) -> String {
         let prefix = prefix::in_use();
         match (self.asker, self.cause) {
             (Asker::Operator, Cause::Permission) => format!(
-                "this node's user of etcd may not do that: give polderctl the credentials of an operator, with \
-                 --etcd-cert FILE --etcd-key FILE, or with --etcd-user NAME --etcd-password-file FILE; its role needs \
-                 readwrite on all keys that start with {prefix}"
+                "the etcd user of this node may not do that: give polderctl the credentials of an operator \
+                 with --etcd-cert FILE --etcd-key FILE, or with --etcd-user NAME --etcd-password-file FILE; \
+                 its role needs readwrite on all keys that start with {prefix}"
             ),
             (Asker::OperatorWithCredentials, Cause::Permission) => format!(
-                "whom polderctl shows (--etcd-user, or the common name of --etcd-cert) must be a user of etcd with a role that has \
-                 readwrite on all keys that start with {prefix}: etcdctl role grant-permission ROLE --prefix=true readwrite {prefix}"
+                "the etcd user of polderctl (--etcd-user, or the common name of --etcd-cert) needs a role \
+                 with readwrite on all keys that start with {prefix}: etcdctl role grant-permission ROLE \
+                 --prefix=true readwrite {prefix}"
             ),
             (Asker::OperatorWithCredentials, Cause::Identity) => {
-                "etcd does not know whom polderctl shows: let the common name of --etcd-cert be a user of etcd (with \
-                 --client-cert-auth), or give --etcd-user NAME --etcd-password-file FILE"
+                "etcd does not know the user of polderctl: make the common name of --etcd-cert an etcd user \
+                 (with --client-cert-auth), or give --etcd-user NAME --etcd-password-file FILE"
                     .to_owned()
             }
             (Asker::OperatorWithCredentials, Cause::Password) => {
-                "etcd does not take --etcd-user with this password: correct --etcd-password-file or POLDERCTL_ETCD_PASSWORD"
+                "etcd rejects --etcd-user with this password: correct --etcd-password-file or \
+                 POLDERCTL_ETCD_PASSWORD"
                     .to_owned()
             }
             _ => self.cause.remedy(),
         }
     }
 
-    /// Whether the write may have happened all the same.
+    /// Whether the write may have taken effect.
     pub fn effect(&self) -> Effect {
         if self.cause == Cause::NoSpace { Effect::Perhaps } else { Effect::None }
     }
 }
 
 impl Cause {
-    /// What helps.
+    /// Remedy.
     pub fn remedy(self) -> String {
         let prefix = prefix::in_use();
         let fixed = match self {
             Self::Permission => {
                 return format!(
-                    "the role of this client's user needs readwrite on all keys that start with {prefix}: \
-                     etcdctl role grant-permission ROLE --prefix=true readwrite {prefix}"
+                    "the role of this client's etcd user needs readwrite on all keys that start with \
+                     {prefix}: etcdctl role grant-permission ROLE --prefix=true readwrite {prefix}"
                 );
             }
             Self::Identity => {
                 return format!(
-                    "etcd must know this client: set etcd.user and etcd.password_file, or let the common name of etcd.cert be \
-                     a user of etcd (with --client-cert-auth); its role needs readwrite on {prefix}"
+                    "etcd does not know this client: set etcd.user and etcd.password_file, or make the common \
+                     name of etcd.cert an etcd user (with --client-cert-auth); its role needs readwrite on \
+                     {prefix}"
                 );
             }
             Self::Password => {
-                "etcd does not take etcd.user with its password: correct etcd.password_file on this node, or give the user that \
-                 password in etcd: etcdctl user passwd USER"
+                "etcd rejects etcd.user with its password: correct etcd.password_file on this node, or set \
+                 that password in etcd: etcdctl user passwd USER"
             }
             Self::NoSpace => {
-                "the database of etcd has used up its quota: compact and defragment it, then run etcdctl alarm disarm"
+                "the etcd database has used up its quota: compact and defragment it, then run etcdctl alarm \
+                 disarm"
             }
-            Self::StaleAuth => "users or roles of etcd are being changed: the agent tries again",
-            Self::Busy => "etcd has too many requests under way: the agent tries again",
-            Self::Learner => "this member is a learner: promote it, or take it out of etcd.endpoints",
+            Self::StaleAuth => "etcd users or roles are being changed: the agent retries",
+            Self::Busy => "etcd has too many pending requests: the agent retries",
+            Self::Learner => "this member is a learner: promote it, or remove it from etcd.endpoints",
             Self::Request => {
-                "have --max-txn-ops and --max-request-bytes of etcd at least their default values?"
+                "check that --max-txn-ops and --max-request-bytes of etcd have at least their default values"
             }
-            Self::Disk => "make room on the disk of state_dir, and let the agent write there",
+            Self::Disk => "free space on the disk of state_dir, and check that the agent can write there",
         };
         fixed.to_owned()
     }
 
-    /// Whether it is not over by itself: something has to be done.
+    /// Whether the cause persists until an operator acts.
     pub fn is_lasting(self) -> bool {
         !matches!(self, Self::StaleAuth | Self::Busy | Self::Learner)
     }
 
-    /// Whether it concerns certain records or requests only; else all writes.
+    /// Whether it affects certain records or requests only, not all writes.
     pub fn is_partial(self) -> bool {
         matches!(self, Self::Permission | Self::Request)
     }

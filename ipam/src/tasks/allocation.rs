@@ -102,7 +102,7 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
                 Err(AllocateError::Overtaken) => {
                     let ended = teardown::release(self.host, &wish.attachment, LastAdd::Ended).await;
                     if let Err(error) = ended {
-                        let problem = format!("what an earlier ADD has made is not deleted yet: {error}");
+                        let problem = format!("the interface of an earlier ADD is not deleted yet: {error}");
                         return refuse(RefusalKind::TryAgain, problem);
                     }
                     continue;
@@ -125,7 +125,7 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
             };
             if self.caller.is_gone() {
                 // Blocks that are claimed now would be for nobody.
-                return refuse(RefusalKind::Failed, "the caller is gone");
+                return refuse(RefusalKind::Failed, "the caller has disconnected");
             }
             match (self.host.claim(BlockRequest::Any(family, pool.cloned())).await, rest) {
                 (Ok(()), _) => {}
@@ -149,7 +149,7 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
                         return refuse(
                             RefusalKind::Invalid,
                             format!(
-                                "{address} is of pool {}, which Polder hands out itself: give the other IPAM plugin a \
+                                "{address} is in pool {}, which Polder manages: give the other IPAM plugin a \
                                  range of its own",
                                 pool.name
                             ),
@@ -157,7 +157,7 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
                     }
                     let family = Family::of(*address);
                     if !gateways.iter().any(|gateway| Family::of(*gateway) == family) {
-                        let problem = format!("{address} has no way out: the cluster has no {family} pool");
+                        let problem = format!("{address} has no gateway: the cluster has no {family} pool");
                         return refuse(RefusalKind::Invalid, problem);
                     }
                 }
@@ -176,7 +176,7 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
         let families = self.families(pool)?;
         for family in Family::BOTH {
             if addresses.iter().filter(|address| Family::of(**address) == family).count() > 1 {
-                let problem = format!("more than one {family} address is asked for: a pod has one");
+                let problem = format!("more than one {family} address was requested: a pod gets one");
                 return refuse(RefusalKind::Invalid, problem);
             }
         }
@@ -190,7 +190,8 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
             };
             let family = found.family();
             if !families.contains(&family) {
-                let problem = format!("{address} cannot be had: no pool gives new pods {family} addresses");
+                let problem =
+                    format!("{address} is not available: no pool gives new pods {family} addresses");
                 return refuse(RefusalKind::Invalid, problem);
             }
             self.check_labels(found)?;
@@ -230,7 +231,7 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
     /// Has a reserved address handed over to the pod.
     async fn reserve(&self, request: &AddRequest, wanted: Workload) -> Result<IpAddr, Refusal> {
         let Some(pod) = &request.pod else {
-            let problem = "a reserved address belongs to a pod by name, and the runtime has not named it";
+            let problem = "a reserved address needs the name of the pod, but the runtime did not pass it";
             return refuse(RefusalKind::Invalid, problem);
         };
         let reserved = self.host.reserve(wanted, pod.to_string(), &request.attachment).await;
@@ -250,7 +251,7 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
             return refuse(RefusalKind::TryAgain, "there is no pool to take addresses from");
         }
         if let Some(family) = families.iter().find(|family| !self.host.families().contains(family)) {
-            let problem = format!("the cluster has an {family} pool, and this kernel has no {family}");
+            let problem = format!("the cluster has an {family} pool, but this kernel has no {family}");
             return refuse(RefusalKind::Failed, problem);
         }
         Ok(families)
@@ -265,7 +266,7 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
         let others = |claim: &&Known<BlockRecord>| claim.record.node != self.me.name;
         if let Some(claim) = self.view.blocks.get(&block).filter(others) {
             let problem = format!(
-                "{address} is in block {block} of node {}: only there can a pod have it",
+                "{address} is in block {block} of node {}: only a pod there can use it",
                 claim.record.node
             );
             return refuse(RefusalKind::AddressTaken, problem);
@@ -298,14 +299,14 @@ fn refused(error: &AllocateError, attachment: &Attachment, pod: Option<&Pod>) ->
             let seconds = left.as_secs() + 1;
             Refusal::new(
                 RefusalKind::TryAgain,
-                format!("{address} was freed just now: it rests for another {seconds} s"),
+                format!("{address} was just released: it is in cool-down for another {seconds} s"),
             )
         }
         // As where a pod of a StatefulSet is deleted by force: the next one comes before the DEL of the last.
         AllocateError::Refused { address, why: Refused::Used, holder: Some(held) } if is_same(held) => {
             let last = &held.attachment;
             Refusal::try_again(format!(
-                "{address} is still used by {last}, of the same pod: it is free soon after its DEL"
+                "{address} is still used by {last}, of the same pod: it becomes free soon after its DEL"
             ))
         }
         AllocateError::Refused { address, why: Refused::Used, holder } => {
@@ -314,8 +315,10 @@ fn refused(error: &AllocateError, attachment: &Attachment, pod: Option<&Pod>) ->
             Refusal::new(RefusalKind::AddressTaken, format!("{address} is used by {holder}"))
         }
         AllocateError::Refused { address, .. } => {
-            let problem =
-                format!("{address} is never handed out: it is a gateway's, or at the end of its pool");
+            let problem = format!(
+                "{address} is never assigned to pods: it is a gateway address, or the first or the \
+                         last of its pool"
+            );
             Refusal::new(RefusalKind::AddressTaken, problem)
         }
         other => Refusal::new(RefusalKind::AddressTaken, other.to_string()),
@@ -328,7 +331,7 @@ fn short(family: Family, counts: Counts, error: &NoClaim) -> Refusal {
         NoClaim::Exhausted(why) => {
             Refusal::new(RefusalKind::PoolExhausted, format!("{own}; {why}. {}", shortage::REMEDY))
         }
-        NoClaim::Unavailable(_) => Refusal::try_again(format!("{own}, and {error}")),
+        NoClaim::Unavailable(_) => Refusal::try_again(format!("{own}; {error}")),
     }
 }
 

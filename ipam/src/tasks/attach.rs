@@ -23,13 +23,13 @@ async fn admit<H: PodHost>(
     caller: &impl Caller,
 ) -> Result<H::Lock, Refusal> {
     let Some(lock) = host.try_lock(attachment) else {
-        let problem = format!("{attachment} is being worked on by another ADD or DEL");
+        let problem = format!("another ADD or DEL of {attachment} is running");
         return refuse(RefusalKind::TryAgain, problem);
     };
     // Its DEL may have been served before it, and will not come again.
     if caller.is_gone() {
-        info!(%attachment, "whoever wanted it added is gone");
-        return refuse(RefusalKind::Failed, "the caller is gone");
+        info!(%attachment, "the caller of this ADD has disconnected");
+        return refuse(RefusalKind::Failed, "the caller has disconnected");
     }
     let obstacles = host.obstacles();
     if !obstacles.is_empty() {
@@ -57,8 +57,7 @@ pub async fn add<H: PodHost>(
     let mtu = request.mtu.unwrap_or(largest);
     let smallest = smallest_mtu(&view.families());
     if !(smallest..=largest).contains(&mtu) {
-        let problem =
-            format!("mtu {mtu} is not in {smallest} to {largest}, which is what this node can carry");
+        let problem = format!("mtu {mtu} is out of range: this node supports {smallest} to {largest}");
         return refuse(RefusalKind::Invalid, problem);
     }
     let allocation = Allocation { host, me, caller, view: &view };
@@ -68,7 +67,10 @@ pub async fn add<H: PodHost>(
     };
     if let Err(error) = host.admit(&held).await {
         let _ = teardown::release(host, &attachment, LastAdd::Ended).await;
-        return refuse(RefusalKind::Failed, format!("let {attachment} send under its address: {error}"));
+        return refuse(
+            RefusalKind::Failed,
+            format!("cannot permit {attachment} to send from its address: {error}"),
+        );
     }
     host.attachments_changed();
     info!(%attachment, addresses = ?held.addresses, pod = held.pod.as_ref().map(ToString::to_string), "added");
@@ -84,7 +86,8 @@ async fn already_there<H: PodHost>(host: &H, held: Held) -> Result<Held, Refusal
     }
     if held.kind != Kind::Pod {
         let problem = format!(
-            "{attachment} has addresses of another plugin's interface: it needs a DEL before another ADD"
+            "{attachment} has addresses for the interface of another plugin: it needs a DEL before another \
+             ADD"
         );
         return refuse(RefusalKind::Exists, problem);
     }
@@ -92,9 +95,11 @@ async fn already_there<H: PodHost>(host: &H, held: Held) -> Result<Held, Refusal
         Ok(true) => Ok(held),
         Ok(false) => refuse(
             RefusalKind::Exists,
-            format!("{attachment} is attached already: it needs a DEL before another ADD"),
+            format!("{attachment} is already attached: it needs a DEL before another ADD"),
         ),
-        Err(error) => refuse(RefusalKind::Failed, format!("look for the interface of {attachment}: {error}")),
+        Err(error) => {
+            refuse(RefusalKind::Failed, format!("cannot check the interface of {attachment}: {error}"))
+        }
     }
 }
 
@@ -113,7 +118,7 @@ pub async fn lease<H: PodHost>(
     let held = match allocation.allocate(Kind::Lease, request, 0).await? {
         Allocated::New(held) => held,
         Allocated::Exists(_) => {
-            let problem = format!("{attachment} has addresses already: it needs a DEL before another ADD");
+            let problem = format!("{attachment} already has addresses: it needs a DEL before another ADD");
             return refuse(RefusalKind::Exists, problem);
         }
     };

@@ -25,7 +25,7 @@ pub async fn collect<H: PodHost>(host: &H, collection: Collection) -> Result<(),
     for attachment in stale {
         // An ADD or a DEL that is under way knows better.
         let Some(_lock) = host.try_lock(&attachment) else { continue };
-        info!(%attachment, "the runtime does not know it any more");
+        info!(%attachment, "the runtime no longer lists this attachment: releasing it");
         match teardown::release(host, &attachment, LastAdd::Ended).await {
             Ok(Addresses::Freed) => {}
             Ok(Addresses::Kept(error)) => {
@@ -38,8 +38,5 @@ pub async fn collect<H: PodHost>(host: &H, collection: Collection) -> Result<(),
     if problems.is_empty() {
         return Ok(());
     }
-    Err(Refusal::new(
-        RefusalKind::Failed,
-        format!("not everything could be taken away: {}", problems.join("; ")),
-    ))
+    Err(Refusal::new(RefusalKind::Failed, format!("not everything was released: {}", problems.join("; "))))
 }

@@ -42,19 +42,19 @@ pub enum Unreserved {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum NotNow {
     /// The records cannot be read.
-    #[error("a reserved address needs the store: {0}")]
+    #[error("a reserved address needs the datastore: {0}")]
     Away(#[source] Unavailable),
     /// It cannot be had from the store, or from the node.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
     /// Somebody has removed the pool.
-    #[error("pool {0} is gone")]
+    #[error("pool {0} was removed")]
     PoolGone(PoolName),
     /// The pod that had it is deleted, and its ADD could still make its interface.
-    #[error("{0} had the address, and its ADD has not ended although it was deleted")]
+    #[error("{0} used the address: it was deleted, but its ADD is still running")]
     AddGoesOn(Attachment),
     /// Others were faster, every time.
-    #[error("the reservation changes all the time")]
+    #[error("the reservation keeps changing")]
     Contended,
 }
 
@@ -75,7 +75,7 @@ impl<H: RegistrarHost> Registrar<'_, H> {
         let address = came.as_ref().ok().copied();
         let is_heard = answer(came);
         if let (Some(address), false) = (address, is_heard) {
-            info!(%attachment, %address, "its ADD does not wait any more: the address is let go");
+            info!(%attachment, %address, "the ADD no longer waits: releasing the address");
             self.give_up(address, attachment).await;
         }
     }

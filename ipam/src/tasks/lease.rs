@@ -60,7 +60,7 @@ enum Lost {
 pub async fn hold<S: LeaseStore>(store: &S, sign: &Sign, ttl: Duration) {
     loop {
         if let Err(error) = hold_once(store, sign, ttl).await {
-            debug!(node = %sign.by.node, %error, "the lease is lost");
+            debug!(node = %sign.by.node, %error, "lease lost");
         }
         store.pause(RETRY).await;
     }
@@ -97,8 +97,8 @@ async fn ask<S: LeaseStore>(store: &S, lease: &S::Lease, sign: &Sign) {
     match store.put(lease, &Change::RestoreSignOfLife(sign.clone())).await {
         Ok(Outcome::Refused) => {}
         Ok(Outcome::Applied { .. }) => {
-            debug!(%node, "somebody had deleted the sign of life: it is there again");
+            debug!(%node, "the sign of life was deleted: restored it");
         }
-        Err(error) => debug!(%node, %error, "the sign of life could not be put again"),
+        Err(error) => debug!(%node, %error, "cannot restore the sign of life"),
     }
 }

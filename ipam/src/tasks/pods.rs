@@ -137,5 +137,5 @@ pub fn refuse<T>(kind: RefusalKind, message: impl Into<String>) -> Result<T, Ref
 
 /// The refusal where the ledger cannot be written.
 pub fn ledger_failed(error: &LedgerError) -> Refusal {
-    Refusal::new(RefusalKind::Failed, format!("the ledger cannot be written: {error}"))
+    Refusal::new(RefusalKind::Failed, format!("cannot write the ledger: {error}"))
 }

@@ -36,7 +36,7 @@ impl Addresses {
                 Ok(Key::Address(node, address)) => serde_json::from_slice(&entry.value)
                     .map(|record| Published { node, address, record })
                     .map_err(|error| error.to_string()),
-                _ => Err("its name is not that of a node's address".to_owned()),
+                _ => Err("its key is not that of a node address".to_owned()),
             };
             match read {
                 Ok(published) => addresses.records.push((published, entry.revision)),

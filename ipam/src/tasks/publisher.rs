@@ -68,7 +68,7 @@ async fn publish<H: PublisherHost>(host: &H, by: &Member) {
                 host.pause(BATCH).await;
             }
             Err(error) => {
-                debug!(%error, "addresses are not published");
+                debug!(%error, "cannot publish addresses");
                 host.pause(RETRY).await;
             }
         }

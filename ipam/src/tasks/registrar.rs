@@ -251,21 +251,22 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
                 }
                 if matches!(*change, Change::TakeOverNode { .. }) {
                     warn!(
-                        "taking the place of another machine: unused addresses rest first, for its pods may have had them"
+                        "replacing another machine: unused addresses go into cool-down, because its pods may \
+                         have used them"
                     );
                     self.host.ledger(NodeIpam::rest_unused).await?;
                 }
                 self.commit_step(&change).await?;
             }
             Step::Own(owned) => {
-                info!(block = %owned.block, "taking over a block that the store says is ours");
+                info!(block = %owned.block, "adopting a block that the datastore assigns to this node");
                 self.adopt_block(owned).await?;
             }
             Step::Leave(blocks) => {
                 let leave = move |ipam: &mut NodeIpam<H::Ledger>, now: Moment| {
                     blocks.into_iter().try_for_each(|block| {
                         if ipam.leave(block, now)? {
-                            info!(%block, "giving back a block that is not needed");
+                            info!(%block, "releasing a block that is not needed");
                         }
                         Ok::<_, LedgerError>(())
                     })
@@ -279,11 +280,12 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             }
             Step::TakeGateways => drop(self.host.ledger(NodeIpam::take_gateways).await?),
             Step::MoveGateway(old) => {
-                info!(%old, "the node takes another address for its own");
+                info!(%old, "moving the gateway address of this node");
                 self.host.ledger(move |ipam, now| ipam.move_gateway(old, now)).await?;
             }
             Step::DropGateway(gateway) => {
-                info!(%gateway, "the node gives its own address of a family up that the cluster has given up");
+                info!(%gateway, "removing the gateway address of this node: the cluster has no pool of its \
+                                 family");
                 self.host.ledger(move |ipam, now| ipam.drop_gateway(gateway, now)).await?;
             }
             Step::Settled
@@ -304,22 +306,25 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
         };
         match change {
             Change::InheritFrom(Inheritance { fence, .. }) | Change::ForgetFence { fence, .. } => {
-                info!(node = %fence.node, "gave back what a removed node had");
+                info!(node = %fence.node, "released the blocks and reservations of a removed node");
                 self.forget_addresses(&fence.node).await?;
             }
             // What the steward adds, claims and hands over was there before.
             Change::AddPool { pool, .. } => {
-                warn!(name = %pool.name, "a pool that this node has addresses of was gone from the store");
+                warn!(name = %pool.name, "restored a pool in use on this node that was missing in the \
+                                          datastore");
             }
             Change::ClaimBlock(Claim { block, .. }) => {
-                warn!(%block, "the claim of a block that this node uses was gone from the store");
+                warn!(%block, "restored the claim of a block in use on this node that was missing in the \
+                               datastore");
             }
             Change::HandOverAddress(again) => {
                 let address = again.address;
-                warn!(%address, "the reservation of an address that is in use here was gone from the store");
+                warn!(%address, "restored the reservation of an address in use on this node that was missing \
+                                 in the datastore");
             }
             Change::ConfirmRemoval(_) => info!("confirmed that the pods of this node are gone"),
-            _ => info!(%change, "written"),
+            _ => info!(%change, "record written"),
         }
         Ok(self.host.caught_up(revision).await?)
     }
@@ -345,7 +350,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
         };
         let mut problem = None;
         for attachment in self.host.ledger(all).await {
-            warn!(%attachment, "cutting it off: this node was removed");
+            warn!(%attachment, "disconnecting it: this node was removed");
             // One that stays keeps the node from saying that its pods are gone, and the others from nothing.
             if let Err(why) = self.host.cut_off(&attachment).await {
                 problem.get_or_insert(why);
@@ -390,13 +395,13 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             propose(&view, identity.as_ref(), bootstrap, surroundings, fresh)?;
         let id = record.id.clone();
         if is_restored {
-            warn!(%id, "the store has lost the cluster's settings: putting them back");
+            warn!(%id, "the datastore lost the cluster settings: restoring them");
         }
         let Outcome::Applied { revision } = self.host.commit(&Change::MakeCluster { record, pools }).await?
         else {
             return Err(Failed::Overtaken);
         };
-        info!(%id, "made the cluster's settings");
+        info!(%id, "created the cluster settings");
         Ok(self.host.caught_up(revision).await?)
     }
 

@@ -20,7 +20,7 @@ use crate::release::NotReleased;
 pub async fn run<H: PodHost>(host: &H, leaving: Vec<Attachment>, grace: Duration) {
     for attachment in leaving {
         let Some(_lock) = host.try_lock(&attachment) else { continue };
-        let why = "an earlier agent had begun to release it";
+        let why = "an earlier agent began to release it";
         teardown::release_for(host, &attachment, LastAdd::Ended, why).await;
     }
     let mut missing = Missing::default();
@@ -33,13 +33,13 @@ pub async fn run<H: PodHost>(host: &H, leaving: Vec<Attachment>, grace: Duration
             Ok(gone) => {
                 let is_locked = |attachment: &Attachment| host.is_locked(attachment);
                 for attachment in missing.observe(&gone, is_locked, grace, host.now()) {
-                    let why = "it has been gone for longer than the grace period";
+                    let why = "its interface or namespace has been missing for longer than the grace period";
                     if let Err(error) = sweep(host, &attachment, why).await {
-                        warn!(%attachment, %error, "not released, to be tried again");
+                        warn!(%attachment, %error, "not released: retrying");
                     }
                 }
             }
-            Err(error) => warn!(%error, "the pods' interfaces cannot be looked at"),
+            Err(error) => warn!(%error, "cannot list the pods' interfaces"),
         }
     }
 }

@@ -22,9 +22,9 @@ pub async fn del<H: PodHost>(host: &H, attachment: &Attachment) -> Result<(), Re
     let lock = host.lock(attachment, WIRING_PATIENCE).await;
     if lock.is_none() {
         if !goes_on_without_lock() {
-            return Err(Refusal::try_again(format!("{attachment} is being wired")));
+            return Err(Refusal::try_again(format!("an ADD of {attachment} is running")));
         }
-        warn!(%attachment, "its ADD does not end: taking it away nevertheless");
+        warn!(%attachment, "the ADD does not end: releasing anyway");
     }
     // A runtime must not be kept from forgetting a pod that is gone.
     let add = if lock.is_some() { LastAdd::Ended } else { LastAdd::GoesOn };
@@ -40,7 +40,7 @@ pub async fn del<H: PodHost>(host: &H, attachment: &Attachment) -> Result<(), Re
 }
 
 /// Why something of an attachment is taken away that was released before.
-pub(super) const MADE_LATE: &str = "its ADD went on after its DEL";
+pub(super) const MADE_LATE: &str = "its ADD continued after its DEL";
 
 /// Takes an attachment of a removed node away. Fails while its ADD has not ended: the node would say that its pods are gone, and
 /// the plugin would make an interface that no pass deletes.
@@ -91,7 +91,7 @@ pub async fn release<H: PodHost>(
     let begin = move |ipam: &mut NodeIpam<H::Ledger>, _| (ipam.begin_release(&key), ipam.is_overtaken(&key));
     let ((held, written), is_overtaken) = host.ledger(begin).await;
     if let Err(error) = written {
-        warn!(%attachment, "the ledger cannot be written: {error}");
+        warn!(%attachment, "cannot write the ledger: {error}");
     }
     if !interface_goes_first() {
         let _ = host.free(attachment, add).await;
@@ -111,7 +111,7 @@ pub async fn release<H: PodHost>(
             Addresses::Freed
         }
         Err(error) => {
-            warn!(%attachment, "its interface is gone, its addresses are not free: the ledger cannot be written: {error}");
+            warn!(%attachment, "interface deleted, but addresses not freed: cannot write the ledger: {error}");
             Addresses::Kept(error)
         }
     })
@@ -121,7 +121,7 @@ pub async fn release<H: PodHost>(
 pub async fn release_for<H: PodHost>(host: &H, attachment: &Attachment, add: LastAdd, why: &str) {
     info!(%attachment, why, "releasing");
     if let Err(error) = release(host, attachment, add).await {
-        warn!(%attachment, %error, "not released, to be tried again");
+        warn!(%attachment, %error, "not released: retrying");
     }
 }
 
@@ -138,10 +138,10 @@ pub async fn abandoned<H: PodHost>(host: &H, attachment: &Attachment) {
     match is_gone(host, held).await {
         Ok(false) => {}
         Ok(true) => {
-            let why = "its plugin ended without making an interface";
+            let why = "its plugin ended without creating an interface";
             release_for(host, attachment, LastAdd::Ended, why).await;
         }
-        Err(error) => warn!(%attachment, %error, "cannot see whether its plugin made an interface"),
+        Err(error) => warn!(%attachment, %error, "cannot check whether its plugin created an interface"),
     }
 }
 

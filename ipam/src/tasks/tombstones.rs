@@ -18,7 +18,8 @@ pub async fn apply_all<H: PodHost>(host: &H) {
 /// Frees the addresses of the attachment if it has a tombstone. For whoever has locked the attachment.
 pub async fn apply<H: PodHost>(host: &H, attachment: &Attachment) {
     if host.has_tombstone(attachment) {
-        release_for(host, attachment, LastAdd::Ended, "a plugin took it down while the agent was away").await;
+        release_for(host, attachment, LastAdd::Ended, "a plugin deleted it while the agent was not running")
+            .await;
         host.remove_tombstone(attachment);
     }
 }

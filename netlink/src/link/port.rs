@@ -4,30 +4,30 @@ use netlink_packet_route::link::{BridgePortState, InfoBridgePort, InfoPortKind};
 
 pub(super) const KIND: InfoPortKind = InfoPortKind::Bridge;
 
-/// How the bridge treats one of its ports (`net/bridge/br_netlink.c`).
+/// The settings of a bridge port (`net/bridge/br_netlink.c`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[expect(clippy::struct_excessive_bools, reason = "each is one flag of the kernel's")]
 pub struct Port {
-    /// Whether frames pass. The kernel's to decide, not ours: it is ignored where a port is set.
+    /// Whether the port is in state forwarding. The kernel sets it; it is ignored when a port is configured.
     pub forwarding: bool,
-    /// Whether senders are learned from the frames that they send.
+    /// Whether the bridge learns source MAC addresses from frames.
     pub learning: bool,
-    /// Whether frames that are not for this port reach it, because nobody knows where to send them: unknown
-    /// unicast, multicast and broadcast.
+    /// Whether unknown unicast, multicast and broadcast frames are flooded to the port.
     pub flooding: bool,
-    /// Whether it may exchange frames with the host only, not with other isolated ports.
+    /// Whether the port exchanges no frames with other isolated ports, only with the host.
     pub isolated: bool,
-    /// Whether only senders with an FDB entry on this port are let in (Linux 5.18).
+    /// Whether the port accepts frames only from senders with an FDB entry on it (Linux 5.18).
     pub locked: bool,
 }
 
 impl Port {
-    /// A pod's port: it hears nobody else's frames, and can send under its own address alone.
+    /// The settings of a pod's port: the pod receives no frames of others and, if `locked`, sends only with its own MAC
+    /// address.
     pub const fn of_pod(locked: bool) -> Self {
         Self { forwarding: true, learning: false, flooding: false, isolated: true, locked }
     }
 
-    /// Whether the settings that are ours to make are the same.
+    /// Whether the settings other than `forwarding` are equal.
     pub fn is_set_like(&self, other: &Self) -> bool {
         Self { forwarding: other.forwarding, ..*self } == *other
     }
@@ -40,7 +40,7 @@ impl Port {
             InfoBridgePort::BroadcastFlood(self.flooding),
             InfoBridgePort::Isolated(self.isolated),
         ];
-        // A kernel without it would take the attribute and do nothing: it is not sent unless it is known to work.
+        // Older kernels accept the attribute and ignore it: send it only if the kernel is known to support it.
         if self.locked {
             attributes.push(InfoBridgePort::Locked(true));
         }

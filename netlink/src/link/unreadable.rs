@@ -1,4 +1,4 @@
-//! Messages about interfaces that cannot be decoded: an `ifalias` may be any bytes.
+//! Interface messages that cannot be decoded: an `ifalias` may contain arbitrary bytes.
 
 use netlink_packet_core::DecodeError;
 use polder_api::POD_INTERFACE_PREFIX;
@@ -11,15 +11,15 @@ const NEW_LINK: u16 = 16;
 const NAME: u16 = 3;
 const ALIAS: u16 = 20;
 
-/// What the names of our interfaces start with: those of the node itself, and those of pods.
+/// The name prefixes of our interfaces: those of the node, and those of pods.
 const OURS: [&str; 2] = ["polder", POD_INTERFACE_PREFIX];
 
-/// Where its type is in a message, and where its attributes begin: behind `nlmsghdr` and `ifinfomsg`.
+/// The position of the message type, and the offset of the attributes: after `nlmsghdr` and `ifinfomsg`.
 const TYPE: std::ops::Range<usize> = 4..6;
 const ATTRIBUTES: usize = 32;
 
-/// An interface of somebody else is read without what is no text in its alias, if that helps, and passed over if not. One
-/// that may be ours is an error.
+/// For an interface that is not ours, returns the message with non-ASCII bytes of the alias replaced, or `None` to skip it. For
+/// one that may be ours, returns an error.
 pub(crate) fn undecodable(message: &[u8], problem: DecodeError) -> Result<Option<Vec<u8>>, Error> {
     let is_link = message.get(TYPE) == Some(&NEW_LINK.to_ne_bytes());
     let attributes = message.get(ATTRIBUTES..).filter(|_| is_link).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! A veth pair, made at once where both ends are to be.
+//! Creation of a veth pair, with each end directly in its final namespace.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -9,31 +9,31 @@ use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 use super::create;
 use crate::{IfIndex, Operation};
 
-/// A pair with one end here and one end in another network namespace.
+/// A veth pair with one end in this and one end in another network namespace.
 #[derive(Debug, Clone)]
 pub struct VethPair<'a> {
-    /// Name of the end that is here.
+    /// Name of the end in this namespace.
     pub name: &'a IfName,
-    /// Its MAC address; the kernel makes one up where it does not matter.
+    /// MAC address of this end; if `None`, the kernel chooses one.
     pub mac: Option<Mac>,
     /// Name of the other end.
     pub peer_name: &'a IfName,
     /// MAC address of the other end.
     pub peer_mac: Mac,
-    /// Where the other end is to be.
+    /// The network namespace of the other end.
     pub peer_namespace: BorrowedFd<'a>,
     /// MTU of both ends, in bytes.
     pub mtu: u32,
-    /// The bridge that this end is to be a port of.
+    /// The bridge that this end becomes a port of.
     pub controller: Option<IfIndex>,
 }
 
-/// Creates the pair, both ends down: the kernel refuses a peer that is up before its other end exists, and what
-/// keeps an end from making itself an address has to be said before it is up.
+/// Creates the pair with both ends down: the kernel refuses a peer that is up before its other end exists, and the
+/// link-local address must be turned off before an end is up.
 ///
-/// Each end has one queue: more cost two RCU grace periods with the kernel's lock held (20 % of an ADD), and a
-/// pod's interface has no use for them. The peer is made in its namespace under its last name: moving it there
-/// later would take 20 ms, and the lock with it.
+/// Each end has one queue: more queues cost two RCU grace periods under the kernel's lock (20 % of an ADD), without a
+/// benefit for a pod. The peer is created in its namespace with its final name: moving it there later would take 20 ms
+/// under that lock.
 pub fn create_veth(pair: &VethPair<'_>) -> Operation {
     let peer = one_end(LinkMessageBuilder::<LinkUnspec>::new(), pair.peer_name, pair.mtu)
         .address(pair.peer_mac.0.to_vec())
@@ -51,7 +51,7 @@ pub fn create_veth(pair: &VethPair<'_>) -> Operation {
     create(message)
 }
 
-/// Marks the builder for the end that is here.
+/// Type parameter of the builder for this end.
 #[derive(Debug, Default)]
 struct Veth;
 

@@ -1,4 +1,4 @@
-//! A VXLAN tunnel end point (RFC 7348).
+//! VXLAN tunnel endpoints (RFC 7348).
 
 use std::net::IpAddr;
 
@@ -10,22 +10,22 @@ use rtnetlink::{LinkMessageBuilder, LinkVxlan};
 use super::{change, create, without_link_local};
 use crate::{IfIndex, Operation};
 
-/// What makes one VXLAN device another than the next.
+/// The settings that identify a VXLAN device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Vxlan {
     /// VXLAN network identifier, 24 bits.
     pub vni: u32,
-    /// UDP port, its own and that of its peers.
+    /// UDP port, the same for local and remote endpoints.
     pub port: u16,
-    /// The underlay address that it sends from; its family is that of the tunnel.
+    /// The local underlay address, used as source. Its family is the tunnel's.
     pub local: Option<IpAddr>,
-    /// Whether it learns peers from what they send.
+    /// Whether it learns FDB entries from received packets.
     pub learning: bool,
 }
 
 impl Vxlan {
-    /// Whether a device like this can be made into one like the other while it is there: only the address that it sends from
-    /// can be changed, and only within its family (`vxlan_nl2conf` in `drivers/net/vxlan/vxlan_core.c`).
+    /// Whether an existing device can be changed to these settings: only the local address can be changed, and only within its
+    /// family (`vxlan_nl2conf` in `drivers/net/vxlan/vxlan_core.c`).
     pub fn can_become(&self, other: &Self) -> bool {
         let same_family = match (self.local, other.local) {
             (Some(is), Some(other)) => is.is_ipv4() == other.is_ipv4(),
@@ -50,8 +50,8 @@ impl Vxlan {
     }
 }
 
-/// Creates the device, up, without an IPv6 address of its own making. It is bound to an address and not to an
-/// interface, so that it follows the host's routes to a peer, and outlives the interface.
+/// Creates the device and sets it up, without an IPv6 link-local address. It is bound to an address, not to an interface, so
+/// it follows the host's routes to a peer and survives the deletion of the interface.
 pub fn create_vxlan(name: &str, vxlan: &Vxlan, mac: Mac, mtu: u32) -> [Operation; 3] {
     let mut device = LinkMessageBuilder::<LinkVxlan>::new(name)
         .id(vxlan.vni)
@@ -65,7 +65,7 @@ pub fn create_vxlan(name: &str, vxlan: &Vxlan, mac: Mac, mtu: u32) -> [Operation
     [create(device.build()), without_link_local(name), change(name).up().into()]
 }
 
-/// Lets a device send from that address. What it forwards, and to whom, stays.
+/// Changes the local address of a device. FDB entries stay.
 pub fn send_from(index: IfIndex, local: IpAddr) -> Operation {
     let device = LinkMessageBuilder::<LinkVxlan>::new_with_info_kind(InfoKind::Vxlan).index(index.number());
     Operation::new(RouteNetlinkMessage::NewLink(from(device, local).build()), 0)

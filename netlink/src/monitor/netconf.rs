@@ -1,4 +1,4 @@
-//! Notifications about settings of interfaces, of which the library does not know.
+//! Notifications about interface settings (`RTM_NEWNETCONF`), which the library does not decode.
 
 use netlink_packet_core::NlasIterator;
 
@@ -8,7 +8,7 @@ use crate::IfIndex;
 pub(super) const NEW: u16 = 80;
 pub(super) const DELETED: u16 = 81;
 
-/// The headers in front of the attributes: that of netlink, and `struct netconfmsg`, padded.
+/// Size of the headers before the attributes: the netlink header and `struct netconfmsg`, padded.
 const HEADERS: usize = 16 + 4;
 
 /// `include/uapi/linux/netconf.h`, all of these.
@@ -16,8 +16,8 @@ const IFINDEX: u16 = 1;
 const FORWARDING: u16 = 2;
 const RP_FILTER: u16 = 3;
 
-/// The interface that somebody set to forward nothing any more, if that is what the message says. One that is new tells
-/// all its settings: that is no change.
+/// The interface on which the message turns forwarding off. A message with all settings announces a new interface, which is not
+/// a change.
 pub(super) fn forwards_no_more(message: &[u8]) -> Option<IfIndex> {
     let (mut index, mut forwards, mut is_new) = (None, None, false);
     for attribute in NlasIterator::new(message.get(HEADERS..)?) {

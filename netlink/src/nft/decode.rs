@@ -1,4 +1,4 @@
-//! What the kernel tells about a table.
+//! Decodes the kernel's messages about tables, chains, rules and set elements.
 
 use netlink_packet_core::{
     DecodeError, DefaultNla, Emitable, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload, Nla,
@@ -12,7 +12,7 @@ use netlink_packet_netfilter::{
 use super::Element;
 use crate::error::{attribute, text};
 
-/// Verdicts, and policies of chains, which say what becomes of what no rule judges (`include/uapi/linux/netfilter.h`).
+/// Verdicts, also used as policies of base chains (`include/uapi/linux/netfilter.h`).
 pub(super) const NF_DROP: u32 = 0;
 pub(super) const NF_ACCEPT: u32 = 1;
 
@@ -44,7 +44,7 @@ pub(super) const VALUE: u16 = 1;
 const FLAGS: u16 = 3;
 const INTERVAL_END: u32 = 1;
 
-/// A rule, as far as it can be told from others.
+/// A rule, identified by its chain and comment.
 pub(super) struct FoundRule {
     pub(super) chain: String,
     pub(super) comment: String,
@@ -70,7 +70,7 @@ pub(super) fn accepts_by_policy(message: &NetfilterMessage) -> bool {
     chain.is_some_and(|chain| number(&chain, CHAIN_POLICY) == Some(NF_ACCEPT))
 }
 
-/// The rule, if it is one of that table: kernels before 5.2 send those of all tables.
+/// The rule, if it belongs to that table: kernels before 5.2 send the rules of all tables.
 pub(super) fn rule(message: &NetfilterMessage, of: &str) -> Option<FoundRule> {
     let rule = body(message, NEW_RULE)?;
     let found = FoundRule {
@@ -80,18 +80,17 @@ pub(super) fn rule(message: &NetfilterMessage, of: &str) -> Option<FoundRule> {
     (text(&rule, RULE_TABLE).as_deref() == Some(of)).then_some(found)
 }
 
-/// A comment as `nft` keeps it: type 0, length, text with its NUL.
+/// Decodes a comment in the format of `nft`: type 0, length, text with its NUL.
 fn comment(data: &[u8]) -> Option<String> {
     let [0, length, rest @ ..] = data else { return None };
     let text = rest.get(..usize::from(*length).checked_sub(1)?)?;
     String::from_utf8(text.to_vec()).ok()
 }
 
-/// A message about a chain, a rule or elements of a set, its attributes not yet taken apart.
+/// A message about a chain, a rule or set elements, with its attributes not decoded further.
 ///
-/// The library would do that too. But for each element it first writes the whole message down as text, for an error that it
-/// then does not have: with 10,000 elements that takes four seconds. And chains and rules of others may have in them what
-/// it has never heard of, which is no reason not to know the rest.
+/// The library's decoder formats the whole message as text for each element, for an error message that is not needed: with
+/// 10,000 elements that takes four seconds. It also fails on unknown attributes in chains and rules of other programs.
 pub(super) fn undigested(message: &[u8]) -> Option<Result<NetlinkMessage<NetfilterMessage>, DecodeError>> {
     let header = NetlinkHeader::parse(&NetlinkBuffer::new(&message)).ok()?;
     let [subsys, message_type] = header.message_type.to_be_bytes();
@@ -108,7 +107,7 @@ pub(super) fn undigested(message: &[u8]) -> Option<Result<NetlinkMessage<Netfilt
     })
 }
 
-/// The attributes of a message of that type, one behind the other.
+/// The attributes of a message of that type, as bytes.
 pub(super) fn body(message: &NetfilterMessage, of_type: u8) -> Option<Vec<u8>> {
     let NetfilterMessageInner::Other { message_type, .. } = &message.inner else { return None };
     (*message_type == of_type).then(|| {
@@ -118,15 +117,15 @@ pub(super) fn body(message: &NetfilterMessage, of_type: u8) -> Option<Vec<u8>> {
     })
 }
 
-/// The elements in a message about elements of a set of ours.
+/// The elements in a message about one of our sets.
 pub(super) fn elements(message: &NetfilterMessage) -> Result<Vec<Element>, DecodeError> {
     keys(message, |key, ends_range| {
-        let element = key.and_then(Element::with_key).ok_or("an element of a set with no key of ours")?;
+        let element = key.and_then(Element::with_key).ok_or("unexpected key of a set element")?;
         Ok(if ends_range { element.behind_range() } else { element })
     })
 }
 
-/// What `put` makes of the key of each element in such a message, and whether that is the first behind a range.
+/// Calls `put` with the key of each element in the message, and whether the key ends a range. Returns the results.
 pub(super) fn keys<T>(
     message: &NetfilterMessage,
     put: impl Fn(Option<&[u8]>, bool) -> Result<T, DecodeError>,
@@ -153,12 +152,12 @@ pub(super) fn attributes(bytes: &[u8]) -> impl Iterator<Item = Result<NlaBuffer<
     NlasIterator::new(bytes)
 }
 
-/// What the first attribute of that kind has.
+/// The value of the first attribute of that kind.
 pub(super) fn value(attributes: &[u8], kind: u16) -> Option<&[u8]> {
     attributes.get(attribute(attributes, kind)?)
 }
 
-/// A number of 32 bits, which nftables has in network order.
+/// The 32-bit value of an attribute, which nftables sends in network byte order.
 pub(super) fn number(attributes: &[u8], kind: u16) -> Option<u32> {
     Some(u32::from_be_bytes(value(attributes, kind)?.try_into().ok()?))
 }

@@ -1,4 +1,4 @@
-//! The elements of a set, as the kernel compares them.
+//! Set elements, in the binary form of the kernel.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -6,25 +6,25 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 use polder_api::{Family, Mac};
 
-/// What the elements of a set are.
+/// The type of the elements of a set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Key {
     /// Single addresses.
     Address(Family),
     /// Ranges of addresses.
     Network(Family),
-    /// A link-layer address together with an address.
+    /// Pairs of link-layer address and address.
     Sender(Family),
-    /// An address together with a network: of a tunnel, and of what it carries.
+    /// Pairs of outer address of a tunnel and inner network.
     Bearer(Family, Family),
 }
 
-/// One element of a set, or one end of a range: a key, and whether it is the first address behind a range.
+/// One element of a set, or one end of a range: a key, and whether it ends a range (the first address after it).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Element {
-    /// The key, and zeros.
+    /// The key, padded with zeros.
     bytes: [u8; LONGEST],
-    /// How many of them are the key.
+    /// The length of the key, in bytes.
     length: u8,
     ends_range: bool,
 }
@@ -33,46 +33,46 @@ pub struct Element {
 const LONGEST: usize = 32;
 
 impl Element {
-    /// The element with that key, unless it is longer than any of ours.
+    /// The element with that key; `None` if the key is longer than `LONGEST`.
     pub(super) fn with_key(key: &[u8]) -> Option<Self> {
         let mut bytes = [0; LONGEST];
         bytes.get_mut(..key.len())?.copy_from_slice(key);
         Some(Self { bytes, length: u8::try_from(key.len()).ok()?, ends_range: false })
     }
 
-    /// The same as the first behind a range.
+    /// The same key, as end of a range.
     pub(super) fn behind_range(self) -> Self {
         Self { ends_range: true, ..self }
     }
 
-    /// The key.
+    /// The key, without padding.
     pub(super) fn key(&self) -> &[u8] {
         &self.bytes[..usize::from(self.length)]
     }
 
-    /// Whether it is the first behind a range.
+    /// Whether it ends a range.
     pub(super) fn ends_range(&self) -> bool {
         self.ends_range
     }
 
-    /// An address, for [`Key::Address`].
+    /// An element of a set with [`Key::Address`].
     pub fn address(address: IpAddr) -> Self {
         Self::with_key(&octets(address)).expect("an address is no longer")
     }
 
-    /// A sender, for [`Key::Sender`]. Parts of a key start at multiples of four bytes.
+    /// An element of a set with [`Key::Sender`]. Parts of a key start at multiples of four bytes.
     pub fn sender(mac: Mac, address: IpAddr) -> Self {
         let key = [&mac.0[..], &[0, 0], &octets(address)].concat();
         Self::with_key(&key).expect("no key of ours is longer")
     }
 
-    /// Who may bring packets from a network, for [`Key::Bearer`].
+    /// An element of a set with [`Key::Bearer`]: the tunnel endpoint `bearer` may send packets from `network`.
     pub fn bearer(bearer: IpAddr, network: IpNetwork) -> Self {
         let key = [octets(bearer), octets(network.network())].concat();
         Self::with_key(&key).expect("no key of ours is longer")
     }
 
-    /// The ends of the ranges that cover exactly these networks of one family, for [`Key::Network`].
+    /// The elements of a set with [`Key::Network`]: the ends of ranges that cover exactly these networks of one family.
     pub fn networks(networks: impl IntoIterator<Item = IpNetwork>) -> Vec<Self> {
         let mut ranges: Vec<(IpAddr, Option<IpAddr>)> =
             networks.into_iter().map(|network| (network.network(), behind(network))).collect();
@@ -80,7 +80,7 @@ impl Element {
         let mut merged: Vec<(IpAddr, Option<IpAddr>)> = Vec::new();
         for (first, behind) in ranges {
             match merged.last_mut() {
-                // `None` is behind the last address that there is.
+                // `None` is after the last address of the family.
                 Some((_, end)) if end.is_none_or(|end| first <= end) => {
                     *end = end.and_then(|end| behind.map(|behind| end.max(behind)));
                 }
@@ -97,10 +97,10 @@ impl Element {
     }
 }
 
-/// The ends of the ranges that cover what either covers.
+/// The union of two sets with [`Key::Network`], as ends of ranges.
 pub fn union(some: &BTreeSet<Element>, others: &BTreeSet<Element>) -> BTreeSet<Element> {
     let mut ends: Vec<&Element> = some.iter().chain(others).collect();
-    // Where a range begins that another ends at, they become one.
+    // A range that begins where another ends is joined with it.
     ends.sort_by_key(|end| (end.key(), end.ends_range));
     let (mut depth, mut union) = (0_usize, BTreeSet::new());
     for end in ends {
@@ -114,7 +114,7 @@ pub fn union(some: &BTreeSet<Element>, others: &BTreeSet<Element>) -> BTreeSet<E
 }
 
 impl Key {
-    /// `nft`'s number for the type of the key, by which it prints elements (`include/datatype.h`).
+    /// The datatype number of the key in `nft`, which it needs to print elements (`include/datatype.h`).
     pub(super) fn type_number(self) -> u32 {
         const INTEGER: u32 = 4;
         const ETHER_ADDRESS: u32 = 9;
@@ -157,7 +157,7 @@ fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
-/// The first address behind the network, if there is one.
+/// The first address after the network, if there is one.
 fn behind(network: IpNetwork) -> Option<IpAddr> {
     match network {
         IpNetwork::V4(v4) => {

@@ -1,4 +1,4 @@
-//! nftables messages: what `include/uapi/linux/netfilter/nf_tables.h` wants for each part of a table.
+//! Encodes nftables messages for tables, chains, rules and set elements (`include/uapi/linux/netfilter/nf_tables.h`).
 
 use netlink_packet_core::{DefaultNla, NLM_F_APPEND, NLM_F_CREATE};
 use netlink_packet_netfilter::nftables::{
@@ -18,7 +18,7 @@ use super::family::TableFamily;
 use super::{Chain, Element, Hook, Interface, Key, Match, Rule, Set, Side, Verdict, Within};
 use crate::Operation;
 
-/// Elements in one message: an attribute is at most 64 KiB long, an element some 60 bytes.
+/// Elements per message: an attribute is at most 64 KiB long, an element about 60 bytes.
 const ELEMENTS_PER_MESSAGE: usize = 512;
 
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
@@ -58,7 +58,7 @@ pub(super) fn add_table(side: Side, name: &str, comment: Option<&str>) -> Operat
     create(side, NfTablesMessage::NewTable(TableMessage { attributes }))
 }
 
-/// A table that belongs to the socket that makes it, and goes with it.
+/// Creates a table owned by the sending socket: the kernel deletes it when the socket is closed.
 pub(super) fn add_owned_table(side: Side, name: &str) -> Operation<NetfilterMessage> {
     let attributes = vec![TableAttribute::Name(name.to_owned()), TableAttribute::Flags(TableFlags::Owner)];
     create(side, NfTablesMessage::NewTable(TableMessage { attributes }))
@@ -102,13 +102,13 @@ pub(super) fn get_chain(table: &str, chain: &Chain) -> NetfilterMessage {
     about(chain.hook.side(), NfTablesMessage::GetChain(ChainMessage { attributes }))
 }
 
-/// Asks for the chains of all tables of all families.
+/// Requests the chains of all tables of all families.
 pub(super) fn get_all_chains() -> NetfilterMessage {
     let all = ChainMessage { attributes: Vec::new() };
     of_family(NetfilterProtoFamily::Unspec, NfTablesMessage::GetChain(all))
 }
 
-/// `id` names the set within its transaction.
+/// Creates a set; `id` identifies it within the transaction.
 pub(super) fn add_set(table: &str, set: &Set, id: u32) -> Operation<NetfilterMessage> {
     let flags = if set.key.has_ranges() { SetFlags::Interval } else { SetFlags::empty() };
     let mut attributes = vec![
@@ -125,9 +125,9 @@ pub(super) fn add_set(table: &str, set: &Set, id: u32) -> Operation<NetfilterMes
     create(set.side, NfTablesMessage::NewSet(SetMessage { attributes }))
 }
 
-/// What `nft` has to know to write a set whose key has a part without a type so that it can read it again, as `typeof ip saddr .
-/// @th,336,32`: what its version 1.0.6 sends for that (`src/netlink.c`, `src/expression.c` and `src/payload.c` there). The kernel keeps
-/// it and does not look at it.
+/// User data of a set whose key has a part without a type: with it, `nft` prints `typeof ip saddr . @th,336,32`, which it can
+/// read again. The format is that of nft 1.0.6 (`src/netlink.c`, `src/expression.c` and `src/payload.c` there). The kernel
+/// stores it and does not interpret it.
 fn type_of_bearer(bearer: Family, carried: Family) -> Vec<u8> {
     const CONCATENATION: u32 = 13;
     const PAYLOAD: u32 = 7;
@@ -136,7 +136,7 @@ fn type_of_bearer(bearer: Family, carried: Family) -> Vec<u8> {
         [&[kind, length], value].concat()
     };
     let number = |kind: u8, value: u32| one(kind, &value.to_ne_bytes());
-    // Protocol (`proto_desc_id`) and field, and of what is no field where it is.
+    // Protocol (`proto_desc_id`) and field; for a part that is not a field, its offset.
     let (protocol, field) = match bearer {
         Family::V4 => (12, 11),
         Family::V6 => (13, 8),
@@ -171,7 +171,7 @@ pub(super) fn delete_elements<'a>(
         .collect()
 }
 
-/// Deletes all elements: none is named.
+/// Deletes all elements of the set: the message names no element.
 pub(super) fn flush_set(table: &str, set: &Set) -> Operation<NetfilterMessage> {
     let message = SetElementMessage { attributes: of_set(table, set.name) };
     Operation::new(about(set.side, NfTablesMessage::DeleteSetElement(message)), 0)
@@ -237,25 +237,25 @@ pub(super) fn add_rule(table: &str, chain: &Chain, rule: &Rule) -> Operation<Net
     Operation::new(about(chain.hook.side(), message), NLM_F_CREATE | NLM_F_APPEND)
 }
 
-/// A comment as `nft` keeps it: type 0, length, text with its NUL.
+/// Encodes a comment in the format of `nft`: type 0, length, text with its NUL.
 fn user_data(comment: &str) -> Vec<u8> {
     let text = &comment.as_bytes()[..comment.len().min(120)];
     let length = u8::try_from(text.len() + 1).expect("at most 121");
     [&[0, length], text, &[0]].concat()
 }
 
-/// The kind of interface on which frames have link-layer addresses of six bytes (`include/uapi/linux/if_arp.h`).
+/// The interface type with link-layer addresses of six bytes (`include/uapi/linux/if_arp.h`).
 const ARPHRD_ETHER: u16 = 1;
 
-/// Where in a packet something stands: base (`enum nft_payload_bases`), offset and length in bytes.
+/// A position in a packet: base (`enum nft_payload_bases`), offset and length in bytes.
 #[derive(Clone, Copy)]
 struct Field(u32, u32, u32);
 
 const SENDER_MAC: Field = Field(0, 6, 6);
 const UDP_DESTINATION: Field = Field(2, 2, 2);
-/// Behind the UDP header (8 bytes) come the VXLAN flags (4 bytes), then the identifier (RFC 7348, section 5).
+/// After the UDP header (8 bytes) come the VXLAN flags (4 bytes), then the VNI (RFC 7348, section 5).
 const VXLAN_VNI: Field = Field(2, 12, 3);
-/// Behind the VXLAN header (8 bytes) come the addresses of the frame in the tunnel (12 bytes), then its type.
+/// After the VXLAN header (8 bytes) come the addresses of the inner frame (12 bytes), then its type.
 const CARRIED_TYPE: Field = Field(2, 28, 2);
 const ICMP_TYPE: Field = Field(2, 0, 1);
 /// RFC 826, for Ethernet and IPv4.
@@ -263,7 +263,7 @@ const ARP_OPERATION: Field = Field(1, 6, 2);
 const ARP_SENDER_MAC: Field = Field(1, 8, 6);
 const ARP_SENDER: Field = Field(1, 14, 4);
 
-/// The source address of the packet in a tunnel.
+/// The source address of the inner packet.
 fn carried_source(family: Family) -> Field {
     match family {
         Family::V4 => Field(2, 42, 4),
@@ -324,7 +324,7 @@ fn matching(what: &Match) -> Vec<Expressions> {
             load_meta(MetaKey::Iftype),
             equal(ARPHRD_ETHER.to_ne_bytes().to_vec()),
             load(SENDER_MAC, Register::Reg1),
-            // The six bytes take two registers of four.
+            // The six bytes take two registers of four bytes.
             load(source(within.family()), Register::Reg32_02),
             lookup(within),
         ],
@@ -386,7 +386,7 @@ fn load(Field(base, offset, length): Field, register: Register) -> Expressions {
     ])
 }
 
-/// Keeps the first bits of what is in the register.
+/// Masks the register to its first bits.
 fn mask(register: Register, bytes: u32, length: u8) -> Expressions {
     let mask = (0..bytes).map(|byte| {
         let ones = u32::from(length).saturating_sub(byte * 8).min(8);
@@ -401,7 +401,7 @@ fn mask(register: Register, bytes: u32, length: u8) -> Expressions {
     ])
 }
 
-/// A whole name is compared with its NULs, the start of one without.
+/// A full name is compared including its NULs, a prefix without them.
 fn name_of(interface: Interface) -> Vec<u8> {
     match interface {
         Interface::Named(name) => [name.as_bytes(), &[0; 16][name.len().min(16)..]].concat(),
@@ -438,7 +438,7 @@ fn lookup(within: Within) -> Expressions {
     ])
 }
 
-/// `fib daddr type`: what the routing tables say that the destination is.
+/// `fib daddr type`: the type of the destination according to the routing tables.
 fn load_destination_type() -> Expressions {
     const NFTA_FIB_DREG: u16 = 1;
     const NFTA_FIB_RESULT: u16 = 2;
@@ -475,7 +475,7 @@ fn immediate(verdict: u32) -> Expressions {
     ])
 }
 
-/// An expression that the library has no type for, of 32-bit attributes in network order.
+/// An expression for which the library has no type, with 32-bit attributes in network byte order.
 fn other(name: &str, attributes: &[(u16, u32)]) -> Expressions {
     let attributes =
         attributes.iter().map(|(kind, value)| DefaultNla::new(*kind, value.to_be_bytes().to_vec())).collect();

@@ -1,17 +1,17 @@
-//! The families of tables.
+//! nftables table families.
 
 use std::fmt;
 
 use netlink_packet_netfilter::NetfilterProtoFamily;
 
-/// The family of a table: of what packets it sees. Bridges and single devices are not of interest.
+/// The family of a table: the packets that it processes. Families bridge and netdev are ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TableFamily {
     /// IPv4.
     Ip,
     /// IPv6.
     Ip6,
-    /// Both.
+    /// IPv4 and IPv6.
     Inet,
 }
 
@@ -30,7 +30,7 @@ impl TableFamily {
 }
 
 impl fmt::Display for TableFamily {
-    /// As `nft` calls it.
+    /// The name in `nft`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Ip => "ip",

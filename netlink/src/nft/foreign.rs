@@ -1,4 +1,4 @@
-//! Tables of others: which of their chains judge packets, and what their rules say, as far as it can be told.
+//! Tables of other programs: reads their base chains and rules, as far as they can be decoded.
 
 mod rule;
 
@@ -12,97 +12,97 @@ use super::{FilterSocket, encode};
 use crate::Error;
 use crate::error::text;
 
-/// What becomes of a packet that no rule of a base chain judges.
+/// The policy of a base chain, for packets that match no rule with a verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Policy {
-    /// It passes.
+    /// The packet passes.
     Accept,
-    /// It is dropped.
+    /// The packet is dropped.
     Drop,
 }
 
-/// What a chain judges.
+/// The hook of a base chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Judged {
-    /// What is for the host itself: hook input.
+    /// Hook input: packets for the host itself.
     ForHost,
-    /// What is forwarded: hook forward.
+    /// Hook forward: forwarded packets.
     Forwarded,
-    /// All that comes in: hook prerouting.
+    /// Hook prerouting: all incoming packets.
     Incoming,
-    /// All that goes out: hook postrouting.
+    /// Hook postrouting: all outgoing packets.
     Outgoing,
 }
 
-/// A chain on a hook.
+/// A base chain: a chain on a hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaseChain {
-    /// The family of its table.
+    /// The family of the table.
     pub family: TableFamily,
-    /// Its table.
+    /// The name of the table.
     pub table: String,
-    /// Its name.
+    /// The name of the chain.
     pub name: String,
-    /// Its policy.
+    /// The policy of the chain.
     pub policy: Policy,
 }
 
-/// Names of interfaces in a rule.
+/// A match of interface names in a rule.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Names {
-    /// This one.
+    /// Exactly this name.
     Exactly(String),
-    /// All that begin so.
+    /// All names with this prefix.
     Prefixed(String),
 }
 
-/// What must hold for a rule to apply.
+/// A condition of a rule.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Condition {
-    /// The packet came in through an interface of one of these names.
+    /// The input interface has one of these names.
     Input(Vec<Names>),
-    /// The packet goes out through an interface of one of these names.
+    /// The output interface has one of these names.
     Output(Vec<Names>),
-    /// The packet is of that family.
+    /// The packet has that address family.
     Family(Family),
-    /// The packet comes from an address of that network.
+    /// The source address is in that network.
     Source(IpNetwork),
-    /// The packet goes to an address of that network.
+    /// The destination address is in that network.
     Destination(IpNetwork),
-    /// The host would not send to the packet's source through the interface that it came in by.
+    /// The host has no route to the source through the input interface (reverse path filter).
     OtherWayBack,
-    /// Something else.
+    /// A condition that is not decoded.
     Other,
 }
 
-/// What a rule does with a packet to which it applies.
+/// The verdict of a rule on a matching packet.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Judgement {
-    /// The packet passes this base chain.
+    /// Accepts the packet in this base chain.
     Accept,
-    /// It is dropped or refused.
+    /// Drops or rejects the packet.
     Drop,
-    /// It goes to that chain, and comes back if that does not judge it.
+    /// Jumps to that chain, and continues after this rule if that has no verdict.
     Jump(String),
-    /// It goes to that chain, and then back to where this one was jumped to from.
+    /// Goes to that chain, and then returns to the caller of this one.
     Goto(String),
-    /// It goes back to where this chain was jumped to from.
+    /// Returns to the caller of this chain.
     Return,
-    /// It goes to the next rule.
+    /// Continues with the next rule.
     None,
 }
 
-/// A rule of others.
+/// A rule of another program.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ForeignRule {
-    /// All of these must hold.
+    /// The conditions; all must be true.
     pub conditions: Vec<Condition>,
-    /// What then happens.
+    /// The verdict on matching packets.
     pub judgement: Judgement,
 }
 
 impl FilterSocket {
-    /// All chains that judge that, of all tables.
+    /// The filter chains on that hook, of all tables.
     pub fn base_chains(&mut self, judged: Judged) -> Result<Vec<BaseChain>, Error> {
         self.dump(encode::get_all_chains(), |message| {
             let family = TableFamily::of(message.header.family)?;
@@ -110,7 +110,7 @@ impl FilterSocket {
         })
     }
 
-    /// The rules of one chain, in order. Of a chain that is not there, none.
+    /// The rules of one chain, in order. Empty if the chain does not exist.
     pub fn rules_of(
         &mut self,
         family: TableFamily,
@@ -119,7 +119,7 @@ impl FilterSocket {
     ) -> Result<Vec<ForeignRule>, Error> {
         let found = self.dump(encode::get_rules_of_chain(family, table, chain), |message| {
             let body = decode::body(&message, decode::NEW_RULE)?;
-            // Kernels before 5.2 send those of all chains.
+            // Kernels before 5.2 send the rules of all chains.
             let is_of_chain = text(&body, decode::RULE_TABLE).as_deref() == Some(table)
                 && text(&body, decode::RULE_CHAIN).as_deref() == Some(chain);
             is_of_chain.then(|| read(&body))
@@ -131,11 +131,11 @@ impl FilterSocket {
         read.into_iter().map(|rule| self.resolve(family, table, rule)).collect()
     }
 
-    /// Looks up the names that a rule has in sets.
+    /// Replaces the sets of a rule by the interface names in them.
     fn resolve(&mut self, family: TableFamily, table: &str, rule: ReadRule) -> Result<ForeignRule, Error> {
         let mut conditions = rule.conditions;
         for (side, set) in rule.sets {
-            // Ranges, and what stands for everything, are not names: of such a set nobody knows what is in it.
+            // Ranges and catch-all elements are not names: such a set cannot be decoded.
             let elements = self.dump(encode::get_elements_of(family, table, &set), |message| {
                 Some(decode::keys(&message, |key, ends_range| Ok(key.filter(|_| !ends_range).map(names))))
             })?;
@@ -167,7 +167,7 @@ fn base_chain(family: TableFamily, judged: Judged, body: &[u8]) -> Option<BaseCh
         Judged::Outgoing => NF_INET_POST_ROUTING,
     };
     (number(hook, NFTA_HOOK_HOOKNUM)? == wanted).then_some(())?;
-    // Chains for NAT do not drop, and services have thousands of rules there.
+    // NAT chains do not drop packets, and Services have thousands of rules there.
     let is_filter = text(body, NFTA_CHAIN_TYPE).is_none_or(|kind| kind == "filter");
     is_filter.then_some(())?;
     let drops = number(body, decode::CHAIN_POLICY) == Some(decode::NF_DROP);

@@ -1,4 +1,4 @@
-//! Notifications: who changes a table of the packet filter, as it is changed.
+//! nftables notifications: the process that changed a table.
 
 use std::time::Duration;
 
@@ -13,64 +13,65 @@ const GROUP: u32 = 7;
 /// `NFNL_SUBSYS_NFTABLES`
 const NFTABLES: u8 = 10;
 
-/// `NFT_MSG_NEWGEN` (`include/uapi/linux/netfilter/nf_tables.h`): ends every transaction, and says whose it was.
+/// `NFT_MSG_NEWGEN` (`include/uapi/linux/netfilter/nf_tables.h`): ends every transaction, and has the process that committed it.
 const NEW_GENERATION: u8 = 15;
 
 /// `NFPROTO_INET` and `NFPROTO_ARP`
 const FAMILIES: [u8; 2] = [1, 3];
 
-/// The first attribute of everything that is in a table: its name (`NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE` and so on).
+/// The table name, the first attribute of every object in a table (`NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE` and so on).
 const TABLE: u16 = 1;
 
 /// `NFTA_GEN_PROC_PID`, big-endian, and `NFTA_GEN_PROC_NAME`.
 const PROCESS: (u16, u16) = (2, 3);
 
-/// Where `nlmsg_pid` is in `struct nlmsghdr`, in bytes.
+/// The offset of `nlmsg_pid` in `struct nlmsghdr`, in bytes.
 const PORT: usize = 12;
 
-/// `struct nlmsghdr`, `struct nfgenmsg` and `struct nlattr`, in bytes.
+/// The sizes of `struct nlmsghdr`, `struct nfgenmsg` and `struct nlattr`, in bytes.
 const HEADERS: (usize, usize, usize) = (16, 4, 4);
 
-/// Who changed the table. Nobody is known, where notifications were lost: one may have been about it.
+/// The process that changed the table. The default value stands for lost notifications: the process is then unknown.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Author {
-    /// The port of the socket through which it was done, as [`crate::Socket::port`] says.
+    /// The port of its netlink socket, as in [`crate::Socket::port`].
     pub port: u32,
-    /// The thread, by its number outside of all PID namespaces.
+    /// The thread ID in the initial PID namespace.
     pub thread: Option<u32>,
-    /// The thread's name.
+    /// The name of the thread.
     pub name: Option<String>,
 }
 
-/// A socket that hears who changes the tables of one name.
+/// A socket that receives changes of the tables with one name.
 #[derive(Debug)]
 pub struct FilterMonitor {
     inbox: Inbox,
     table: Transactions,
 }
 
-/// What is told of transactions.
+/// State of decoding the notifications of a transaction.
 #[derive(Debug)]
 struct Transactions {
-    /// The table that is listened for.
+    /// The name of the watched table.
     table: &'static str,
-    /// Whether the transaction that is being told of has touched it.
+    /// Whether the current transaction has changed it.
     touched: bool,
 }
 
 impl FilterMonitor {
-    /// Starts listening to changes of that table in the network namespace of the calling thread.
+    /// Subscribes to changes of that table in the network namespace of the calling thread.
     pub fn open(table: &'static str) -> Result<Self, Error> {
         let inbox = Inbox::open(NETLINK_NETFILTER, [GROUP])?;
         Ok(Self { inbox, table: Transactions { table, touched: false } })
     }
 
-    /// Gives up waiting after that time: [`FilterMonitor::wait`] is then an error.
+    /// Sets the receive timeout, after which [`FilterMonitor::wait`] returns an error.
     pub fn set_patience(&self, patience: Duration) -> Result<(), Error> {
         self.inbox.set_patience(patience)
     }
 
-    /// Waits for what comes next; returns who has changed the table. That may be nobody, for much is told of others.
+    /// Waits for the next notifications and returns the processes that changed the table. The list may be empty: most
+    /// notifications concern other tables.
     pub fn wait(&mut self) -> Result<Vec<Author>, Error> {
         Ok(match self.inbox.receive()? {
             Received::Messages(messages) => self.table.authors(messages),
@@ -109,7 +110,7 @@ impl Transactions {
     }
 }
 
-/// The parts of a buffer, each of which begins with its length and is padded to four bytes.
+/// The parts of a buffer. Each part begins with its length and is padded to four bytes.
 fn parts<'a>(
     buffer: &'a [u8],
     length: impl Fn(&[u8]) -> Option<usize> + 'a,
@@ -123,7 +124,7 @@ fn parts<'a>(
     })
 }
 
-/// What an attribute has, if it is there.
+/// The value of an attribute, if present.
 fn attribute(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     let number = |bytes: &[u8]| bytes.first_chunk::<2>().map(|bytes| u16::from_ne_bytes(*bytes));
     let mut found = parts(attributes, move |header| number(header).map(usize::from));

@@ -1,4 +1,4 @@
-//! What the kernel sends back, taken apart: each message goes to the request that it answers.
+//! Decodes the kernel's answers and assigns each message to its request.
 
 use std::time::Duration;
 
@@ -9,21 +9,21 @@ use netlink_packet_core::{
 use super::Protocol;
 use crate::Error;
 
-/// How often a dump is read again because the table changed under it.
+/// Number of attempts for a dump that is interrupted by changes.
 const DUMP_ATTEMPTS: u32 = 10;
 
-/// Before the second attempt; it grows by as much with each.
+/// Pause before the second attempt; it grows by this amount with each further one.
 const DUMP_PAUSE: Duration = Duration::from_millis(2);
 
 /// `NLM_F_DUMP_INTR` (`include/uapi/linux/netlink.h`).
 const DUMP_INTERRUPTED: u16 = 0x10;
 
-/// What came back for one request.
+/// The answer to one request.
 #[derive(Debug)]
 pub(super) struct Answer<M> {
-    /// The objects.
+    /// The objects received so far.
     pub(super) messages: Vec<M>,
-    /// How it ended, once it has.
+    /// The final status, once received.
     pub(super) end: Option<Result<(), Error>>,
     interrupted: bool,
 }
@@ -54,24 +54,24 @@ impl<M> Answer<M> {
         self.end.get_or_insert(end);
     }
 
-    /// The same answer with other objects.
+    /// Replaces the objects of the answer.
     pub(super) fn with<T>(self, messages: Vec<T>) -> Answer<T> {
         Answer { messages, end: self.end, interrupted: self.interrupted }
     }
 }
 
-/// Whether nothing more will come.
+/// Whether all answers are complete.
 pub(super) fn all_ended<M>(answers: &[Answer<M>]) -> bool {
     answers.iter().all(|answer| answer.end.is_some())
 }
 
-/// Takes one datagram apart into `answers`, which are those to the sequence numbers from `first`.
+/// Decodes one datagram into `answers`; `first` is the sequence number of the first one.
 pub(super) fn take<M: Protocol>(datagram: &[u8], first: u32, answers: &mut [Answer<M>]) -> Result<(), Error> {
     let mut rest = datagram;
     while !rest.is_empty() {
         let length = NetlinkBuffer::new_checked(rest)?.length() as usize;
         let header = NetlinkHeader::parse(&NetlinkBuffer::new(&rest))?;
-        // What an earlier caller did not wait for is not an answer to us.
+        // Ignore late answers to earlier requests.
         if let Some(answer) = answers.get_mut(header.sequence_number.wrapping_sub(first) as usize) {
             let message = match M::decode(&rest[..length]) {
                 Ok(message) => Some(message),
@@ -86,7 +86,7 @@ pub(super) fn take<M: Protocol>(datagram: &[u8], first: u32, answers: &mut [Answ
     Ok(())
 }
 
-/// Reads a dump again and again, until it is whole.
+/// Repeats a dump until it is not interrupted by changes, at most `DUMP_ATTEMPTS` times.
 pub(super) fn whole<M>(mut read: impl FnMut() -> Result<Answer<M>, Error>) -> Result<Vec<M>, Error> {
     for attempt in 0..DUMP_ATTEMPTS {
         pause(attempt);
@@ -99,7 +99,7 @@ pub(super) fn whole<M>(mut read: impl FnMut() -> Result<Answer<M>, Error>) -> Re
     Err(Error::Interrupted(DUMP_ATTEMPTS))
 }
 
-#[expect(clippy::disallowed_methods, reason = "who changes the table cannot be waited for")]
+#[expect(clippy::disallowed_methods, reason = "there is no event for the end of changes by others")]
 fn pause(attempt: u32) {
     if attempt > 0 {
         std::thread::sleep(DUMP_PAUSE * attempt);
@@ -145,7 +145,7 @@ mod tests {
         message(DONE, 0, sequence, &code.to_ne_bytes())
     }
 
-    /// What `requests` requests from number 7 on are answered by these datagrams.
+    /// The answers to `requests` requests from sequence number 7 on, decoded from these datagrams.
     fn answers(requests: usize, datagrams: &[Vec<u8>]) -> Vec<Answer<RouteNetlinkMessage>> {
         let mut answers: Vec<_> = (0..requests).map(|_| Answer::default()).collect();
         datagrams.iter().for_each(|datagram| take(datagram, 7, &mut answers).unwrap());

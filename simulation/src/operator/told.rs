@@ -65,13 +65,13 @@ pub(super) fn check(world: &mut World, wish: &Wish, begun: &Begun, answer: &Resu
 fn outcome(wish: &Wish, begun: &Begun, answer: &Result<String, Refusal>) -> Option<&'static str> {
     let pool_was = |state| begun.pool.as_ref().is_some_and(|pool| pool.state == state);
     Some(match (wish, answer) {
-        (_, Err(refusal)) if refusal.message.contains("not known") => UNKNOWN,
+        (_, Err(refusal)) if refusal.message.contains("is unknown whether") => UNKNOWN,
         (Wish::Pools(PoolChange::Add(_)), Ok(told)) if told.contains("is added") => ADDED,
         (Wish::Pools(PoolChange::Drain(_)), Ok(_)) if pool_was(PoolState::Active) => DRAINED,
         (Wish::Pools(PoolChange::Remove(_)), Ok(_)) if pool_was(PoolState::Draining) => REMOVED,
         (Wish::Pools(PoolChange::Remove(_)), Err(refusal)) if refusal.message.contains("is in use") => IN_USE,
-        (Wish::Backend(_), Ok(told)) if told.contains("and was") => BACKEND,
-        (Wish::Release(_), Ok(told)) if told.contains("is given up") => GIVEN_UP,
+        (Wish::Backend(_), Ok(told)) if told.contains("(was ") => BACKEND,
+        (Wish::Release(_), Ok(told)) if told.contains("is deleted") => GIVEN_UP,
         (Wish::Release(_), Ok(told)) if told.contains("is released") => RELEASED,
         (Wish::Release(_), Err(refusal)) if refusal.kind == RefusalKind::Invalid => LIVES,
         (Wish::Remove(_), Ok(_)) => GONE,
@@ -97,7 +97,7 @@ fn is_so(world: &World, wish: &Wish, since: Revision, told: &str) -> bool {
         }
         Wish::Release(release) => {
             let reservation = truth.reservations.get(&release.address);
-            !told.contains("is given up") || reservation.is_none_or(|known| is_new(known.revision))
+            !told.contains("is deleted") || reservation.is_none_or(|known| is_new(known.revision))
         }
         Wish::Remove(removal) => truth.nodes.get(&removal.node).is_none_or(|known| is_new(known.revision)),
     }

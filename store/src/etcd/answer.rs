@@ -1,4 +1,4 @@
-//! What an answer of etcd means that is an error.
+//! Interpretation of etcd's error replies.
 //!
 //! The codes and texts are those of etcd 3.4.23, 3.5.30 and 3.6.14. A code alone is not enough: the client's own HTTP/2
 //! stack makes 7 and 8 of resets of the connection, and then nobody knows what became of the request.
@@ -15,7 +15,7 @@ const FAILED_PRECONDITION: i32 = 9;
 const UNAVAILABLE: i32 = 14;
 const UNAUTHENTICATED: i32 = 16;
 
-/// What the code and the words of an answer mean; `None` where the outcome is not known.
+/// Meaning of a gRPC code and message; `None` if the outcome of the request is unknown.
 pub(super) fn read(code: i32, words: &str) -> Option<Refusal> {
     let has = |text: &str| words.contains(text);
     let cause = match code {
@@ -40,21 +40,21 @@ pub(super) fn wants_login(refusal: &Refusal) -> bool {
     is_one_of(&refusal.words, &[WITHOUT_LOGIN, VOID_TOKEN, WITHOUT_USERS])
 }
 
-/// Whether etcd has no users, or does not ask for them.
+/// Whether authentication is not enabled in etcd.
 pub(super) fn is_without_users(refusal: &Refusal) -> bool {
     refusal.words.contains(WITHOUT_USERS)
 }
 
-/// Of code 3: etcd does not know who asks.
+/// Code 3: etcd cannot identify the client.
 const IDENTITY: [&str; 2] = [WITHOUT_LOGIN, "etcdserver: invalid auth management"];
 
-/// Of code 3: there is no token, and no certificate that counts.
+/// Code 3: no token and no accepted client certificate.
 const WITHOUT_LOGIN: &str = "etcdserver: user name is empty";
 
-/// Of code 16: the token has run out, or the member was started anew.
+/// Code 16: the token has expired, or the member was restarted.
 const VOID_TOKEN: &str = "etcdserver: invalid auth token";
 
-/// Of code 3: what etcd looks at before it proposes anything to the other members.
+/// Code 3: checks before anything is proposed to other members.
 const ARGUMENTS: [&str; 4] = [
     "etcdserver: too many operations in txn request",
     "etcdserver: request is too large",
@@ -65,7 +65,7 @@ const ARGUMENTS: [&str; 4] = [
 /// Of code 9.
 const NOT_ENABLED: [&str; 2] = [WITHOUT_USERS, "etcdserver: user name not found"];
 
-/// Of code 9: nobody has to log in, and nobody can.
+/// Code 9: authentication is not enabled.
 const WITHOUT_USERS: &str = "etcdserver: authentication is not enabled";
 
 fn is_one_of(words: &str, texts: &[&str]) -> bool {
@@ -80,11 +80,12 @@ pub(super) fn refusal(error: &etcd_client::Error) -> Option<Refusal> {
     }
 }
 
-pub(super) const CLIENT_CERTIFICATE: &str = "does etcd want a client certificate? Then etcd.cert and etcd.key (of polderctl --etcd-cert \
-                                  and --etcd-key) must be signed by the authority that it trusts";
+pub(super) const CLIENT_CERTIFICATE: &str = "if etcd requires client certificates, etcd.cert and etcd.key \
+                                             (polderctl: --etcd-cert and --etcd-key) must be signed by the CA \
+                                             that etcd trusts";
 
-/// The cause of the error, and whether it is known what to look at, which is told then. What lies before the last cause names layers
-/// of the client, and the address once more.
+/// The last cause of the error, with a hint if there is one, and whether there is one. The causes before the last only name
+/// layers of the client and repeat the address.
 pub(super) fn explain(error: &etcd_client::Error) -> (String, bool) {
     // The client's own error names no source.
     let (mut last, mut source) = match error {
@@ -102,14 +103,14 @@ pub(super) fn explain(error: &etcd_client::Error) -> (String, bool) {
         source = cause.source();
     }
     let hints = [
-        ("UnknownIssuer", "is etcd.ca the authority that signed etcd's certificate?"),
-        ("NotValidForName", "does etcd's certificate name the host of the endpoint?"),
+        ("UnknownIssuer", "check that etcd.ca is the CA that signed etcd's certificate"),
+        ("NotValidForName", "check that etcd's certificate includes the host of the endpoint"),
         ("CertificateRequired", CLIENT_CERTIFICATE),
         ("BadCertificate", CLIENT_CERTIFICATE),
         ("UnknownCA", CLIENT_CERTIFICATE),
         ("DecryptError", CLIENT_CERTIFICATE),
-        ("InvalidContentType", "etcd speaks no TLS there: is the endpoint http:// ?"),
-        ("Connection refused", "is etcd running there?"),
+        ("InvalidContentType", "no TLS there: check whether the endpoint must be http://"),
+        ("Connection refused", "check that etcd is running there"),
     ];
     let known = hints.iter().find(|(sign, _)| text.contains(sign)).map(|(_, hint)| (*hint).to_owned());
     let denied = text.contains("permission denied").then(|| Cause::Permission.remedy());
@@ -188,7 +189,7 @@ mod tests {
         let error = client.get("x", None).await.unwrap_err();
         assert_eq!(
             explain(&error),
-            ("Connection refused (os error 111) (is etcd running there?)".to_owned(), true)
+            ("Connection refused (os error 111) (check that etcd is running there)".to_owned(), true)
         );
     }
 

@@ -55,10 +55,10 @@ impl Pem {
         };
         match fs::read(path) {
             Ok(bytes) if String::from_utf8_lossy(&bytes).contains("-----BEGIN ") => Ok(bytes),
-            Ok(_) => Err(format!("{} holds no PEM block", path.display())),
+            Ok(_) => Err(format!("{} contains no PEM block", path.display())),
             // The agent's service is root without the right to read what is another user's.
             Err(error) if error.kind() == ErrorKind::PermissionDenied => Err(format!(
-                "{0}: {error}. Whoever runs this has to own the file, for the agent: chown root: {0}",
+                "{0}: {error}. The user of this process must own the file; for the agent: chown root: {0}",
                 path.display()
             )),
             Err(error) => Err(format!("{}: {error}", path.display())),

@@ -35,8 +35,8 @@ impl Etcd {
         let slow = |_| StoreError::Unusable {
             store: member.to_string(),
             reason: format!(
-                "logging in takes longer than {} s, and goes on: do many clients log in at once? Client certificates \
-                 (etcd.cert) need no login",
+                "the login has taken more than {} s and continues: many clients may be logging in at once; \
+                 client certificates (etcd.cert) need no login",
                 PATIENCE.as_secs()
             ),
         };
@@ -90,17 +90,18 @@ impl Etcd {
             Err(_) => {
                 self.leave(member);
                 let remedy = if self.is_of_one_request() {
-                    ": do many clients log in at once? A client certificate (--etcd-cert) needs no login"
+                    ": many clients may be logging in at once; a client certificate (--etcd-cert) needs no \
+                     login"
                 } else {
                     ""
                 };
-                let reason = format!("no answer to the login within {} s{remedy}", patience.as_secs());
+                let reason = format!("no reply to the login within {} s{remedy}", patience.as_secs());
                 return Err((unusable(reason), Some(AFTER_TIMEOUT)));
             }
         };
         match refusal(&error) {
             Some(refusal) if is_without_users(&refusal) => {
-                info!(store, "authentication is not enabled: going on without a login");
+                info!(store, "etcd authentication is not enabled: continuing without a login");
                 // Nothing is asked of etcd: it takes the token away.
                 let _ = client.update_user(None).await;
                 member.session.logged_in(false);

@@ -146,7 +146,7 @@ impl Source {
                         found.push(match check_target(scheme, domain, &host) {
                             Ok(()) => addresses(name, &Endpoint::of(scheme, &host, port)).await,
                             Err(why) => {
-                                let why = format!("the SRV records {name} lead to {host}: {why}");
+                                let why = format!("SRV records {name} point to {host}: {why}");
                                 Err(Failed { source: name.clone(), host: Some(host), why })
                             }
                         });
@@ -154,7 +154,7 @@ impl Source {
                     found
                 }
                 Err(why) => {
-                    let why = format!("the SRV records {name} cannot be looked up: {why}");
+                    let why = format!("cannot look up SRV records {name}: {why}");
                     vec![Err(Failed { source: name.clone(), host: None, why })]
                 }
             },
@@ -170,9 +170,7 @@ fn check_target(scheme: &str, domain: &str, host: &str) -> Result<(), String> {
     if scheme != "https" || is_below {
         return Ok(());
     }
-    Err(format!(
-        "with TLS the name must be {domain} or end with .{domain} (etcd.discovery_srv): it is not used"
-    ))
+    Err(format!("with TLS the host must be {domain} or end with .{domain} (etcd.discovery_srv): ignored"))
 }
 
 /// The members that have the endpoint's name. A dot at its end says to the name server that it is whole; a certificate has none.
@@ -190,7 +188,7 @@ async fn addresses(source: &str, endpoint: &Endpoint) -> Result<Vec<Found>, Fail
             })
             .collect()),
         Err(why) => {
-            let why = format!("the host {host} of {source} cannot be looked up: {why}");
+            let why = format!("cannot look up host {host} of {source}: {why}");
             Err(Failed { source: source.to_owned(), host: Some(host), why })
         }
     }
@@ -207,7 +205,7 @@ async fn resolve(name: &str, port: u16) -> Result<Vec<IpAddr>, String> {
     // In one order, whatever the name server's: else agents would seem to move.
     addresses.sort_unstable();
     addresses.dedup();
-    if addresses.is_empty() { Err("it has no address".to_owned()) } else { Ok(addresses) }
+    if addresses.is_empty() { Err("no address found".to_owned()) } else { Ok(addresses) }
 }
 
 /// Hosts and ports of the SRV records of that name: by priority, and else in one order. The weights are for balancing, and an
@@ -223,8 +221,8 @@ async fn records(name: &str) -> Result<Vec<(String, u16)>, String> {
     };
     match answer.header().rcode() {
         Rcode::NOERROR => {}
-        Rcode::NXDOMAIN => return Err("there are none".to_owned()),
-        other => return Err(format!("the name server says {other}")),
+        Rcode::NXDOMAIN => return Err("no records found".to_owned()),
+        other => return Err(format!("the name server returned {other}")),
     }
     let section = answer.answer().map_err(|error| error.to_string())?;
     let mut targets = Vec::new();
@@ -239,7 +237,7 @@ async fn records(name: &str) -> Result<Vec<(String, u16)>, String> {
     let targets: Vec<_> =
         targets.into_iter().filter(|(_, host, _)| host != "." && !host.is_empty()).collect();
     if targets.is_empty() {
-        return Err("there are none".to_owned());
+        return Err("no records found".to_owned());
     }
     // With the dot at their end: else the search domains of `/etc/resolv.conf` would be tried first.
     let whole = |host: String| format!("{}.", host.trim_end_matches('.'));
@@ -252,7 +250,7 @@ pub fn is_domain(text: &str) -> bool {
 }
 
 fn no_answer() -> String {
-    format!("no answer within {} s", PATIENCE.as_secs())
+    format!("no reply within {} s", PATIENCE.as_secs())
 }
 
 #[cfg(test)]

@@ -184,7 +184,7 @@ impl Members {
     /// The endpoints, for people.
     pub(super) fn name(&self) -> String {
         let EtcdConfig { endpoints, discovery_srv, .. } = &self.0.config;
-        let records = discovery_srv.iter().map(|domain| format!("the SRV records of {domain}"));
+        let records = discovery_srv.iter().map(|domain| format!("SRV records of {domain}"));
         format!("etcd at {}", endpoints.iter().cloned().chain(records).collect::<Vec<_>>().join(", "))
     }
 
@@ -205,7 +205,7 @@ impl Members {
             return Ok(Arc::clone(member));
         }
         self.0.left.notify_one();
-        let reason = known.problem.clone().unwrap_or_else(|| "no endpoint is given".to_owned());
+        let reason = known.problem.clone().unwrap_or_else(|| "no endpoint is configured".to_owned());
         Err(StoreError::Unusable { store: self.name(), reason })
     }
 
@@ -261,7 +261,7 @@ impl Shared {
         let tls = self.tls()?;
         let shown = tls.clone().unwrap_or_default();
         if before.iter().any(|member| member.tls != shown) {
-            info!("the certificates for etcd were renewed");
+            info!("etcd certificates renewed");
         }
         let (mut members, mut failed) = (Vec::new(), None);
         for found in found {
@@ -292,7 +292,7 @@ impl Shared {
             members.iter().map(|member| member.found.url.clone()).collect::<Vec<_>>()
         };
         if has_names && words(&members) != words(&known.members) {
-            info!("the members of etcd are {}", words(&members).join(", "));
+            info!("etcd members: {}", words(&members).join(", "));
         }
         let used = known.members.get(known.current);
         let place = used.and_then(|used| members.iter().position(|member| member.found == used.found));
@@ -307,7 +307,7 @@ async fn follow_names(mut lookup: Lookup, shared: Weak<Shared>, left: Arc<Notify
         let _ = timeout(LOOKUP.0, left.notified()).await;
         let Some(shared) = shared.upgrade() else { return };
         if let Err(error) = shared.look_up(&mut lookup).await {
-            warn!(%error, "the members of etcd are as before");
+            warn!(%error, "cannot update the list of etcd members: keeping the current one");
         }
         drop(shared);
         sleep(LOOKUP.1).await;

@@ -109,7 +109,7 @@ impl Follower {
             Ok(Err(error)) => return Err(self.etcd.failed(&member, &error).into()),
             Err(_) => {
                 self.etcd.leave(&member);
-                return Err(broken(format!("no watch within {} s", SILENCE.as_secs())));
+                return Err(broken(format!("watch not opened within {} s", SILENCE.as_secs())));
             }
         };
         let (mut heard, mut verified) = (Instant::now(), Instant::now());
@@ -121,7 +121,7 @@ impl Follower {
             let said = tokio::select! {
                 // Cancel-safe: a message stays in the stream until it is taken.
                 said = timeout_at(Instant::now() + PROGRESS_EVERY, stream.message()) => said,
-                _ = reconnections.changed() => return Err(broken("an address of this node is gone".to_owned())),
+                _ = reconnections.changed() => return Err(broken("an address of this node was removed".to_owned())),
             };
             match said {
                 Ok(Ok(Some(response))) => {
@@ -147,12 +147,13 @@ impl Follower {
                     let hint = match timeout_at(Instant::now() + PROBE_PATIENCE, read).await {
                         Ok(Ok(_)) => {
                             format!(
-                                ", though it answers reads: is it an etcd grpc-proxy, {NOT_THROUGH_PROXIES}?"
+                                ", but reads are answered; if this is an etcd grpc-proxy: \
+                                 {NOT_THROUGH_PROXIES}"
                             )
                         }
                         _ => String::new(),
                     };
-                    return Err(broken(format!("silent for {} s{hint}", SILENCE.as_secs())));
+                    return Err(broken(format!("no watch messages for {} s{hint}", SILENCE.as_secs())));
                 }
             }
         }
@@ -164,7 +165,7 @@ impl Follower {
         if !self.position.has_missed(keys) {
             return Ok(());
         }
-        warn!(keys, "the store has another number of records than it told of: reading all of them");
+        warn!(keys, "the watch missed changes (the number of records differs): reading all records");
         let (_, loaded) = self.position.load(self.etcd.range(&self.range).await?);
         Ok(self.send(loaded).await?)
     }

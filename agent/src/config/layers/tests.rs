@@ -74,10 +74,10 @@ fn a_variable_that_is_wrong_is_named_with_the_remedy() {
         ("POLDER__MTU", "big", "invalid type: string \"big\", expected a whole number"),
         ("POLDER__MTU", "-1", "invalid value: integer `-1`, expected a whole number"),
         ("POLDER__NODE", "a/b", "node name \"a/b\" is not valid"),
-        ("POLDER__ETCD__ENDPOINTS", "http://a:1", "write a list as in TOML, like [\"a\", \"b\"]"),
-        ("POLDER__ETCD__ENDPOINTS", "[\"http://a:1\"", "write a list as in TOML, like [\"a\", \"b\"]"),
-        ("POLDER__ETCD", "http://a:1", "write a table as in TOML, like { key = \"value\" }"),
-        ("POLDER__LABELS", "zone=a", "write a table as in TOML, like { key = \"value\" }"),
+        ("POLDER__ETCD__ENDPOINTS", "http://a:1", "use a TOML list, e.g. [\"a\", \"b\"]"),
+        ("POLDER__ETCD__ENDPOINTS", "[\"http://a:1\"", "use a TOML list, e.g. [\"a\", \"b\"]"),
+        ("POLDER__ETCD", "http://a:1", "use a TOML table, e.g. { key = \"value\" }"),
+        ("POLDER__LABELS", "zone=a", "use a TOML table, e.g. { key = \"value\" }"),
     ] {
         let error = refused(&[(name, text)]);
         assert!(error.starts_with(&format!("environment variable {name}: ")), "{error}");

@@ -53,7 +53,7 @@ fn a_policy_that_drops_is_named_with_its_chain_and_the_commands_that_help() {
     let problem = bare.problem(AttachMode::Bridge, false).unwrap();
     for words in [
         "chain FORWARD of table ip filter",
-        "what comes from pods or goes to them",
+        "packets from or to pods",
         "`iptables -I FORWARD -i polder0 -j ACCEPT` and `iptables -I FORWARD -o polder0 -j ACCEPT`",
     ] {
         assert!(problem.contains(words), "{problem}");
@@ -74,7 +74,7 @@ fn who_accepts_both_ways_is_no_problem_and_who_accepts_one_is_told_the_other() {
     assert_eq!(both.problem(AttachMode::Bridge, false), None);
     assert!(both.problem(AttachMode::Routed, false).is_some(), "the interfaces of pods are others");
     let one = with(vec![accept(from("polder0"))]).problem(AttachMode::Bridge, false).unwrap();
-    assert!(one.contains("what goes to pods") && !one.contains("-i polder0"), "{one}");
+    assert!(one.contains("packets to pods") && !one.contains("-i polder0"), "{one}");
     let all = Names::Prefixed("pld".to_owned());
     let routed = with(vec![
         accept(Condition::Input(vec![Names::Exactly("eth0".to_owned()), all.clone()])),
@@ -128,7 +128,7 @@ fn a_chain_that_refuses_at_its_end_drops_whatever_its_policy() {
         "{problem}"
     );
     let zones = vec![rule(&[from("polder0")], Judgement::Goto("trusted".to_owned()))];
-    assert!(firewalld(Vec::new(), zones.clone()).unwrap().contains("known to accept what goes to pods"));
+    assert!(firewalld(Vec::new(), zones.clone()).unwrap().contains("known to accept packets to pods"));
     assert_eq!(firewalld(vec![accept(to("polder0"))], zones), None);
 }
 

@@ -452,7 +452,7 @@ fn a_device_that_is_made_anew_gets_back_all_that_hung_on_it() {
     let changes = model.become_like(&world, Prune::Yes);
     let done: Vec<_> = changes.iter().map(ToString::to_string).collect();
     for part in
-        ["delete polder0", "create polder0", "add address 10.244.0.0/32", "route 10.244.0.0/26 is on polder0"]
+        ["delete polder0", "create polder0", "add address 10.244.0.0/32", "route 10.244.0.0/26 dev polder0"]
     {
         assert!(done.iter().any(|done| done.contains(part)), "{part} is not in {done:#?}");
     }

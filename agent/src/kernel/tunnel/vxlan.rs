@@ -17,7 +17,7 @@ use crate::kernel::ruleset::sets::{Bearers, Sets};
 pub(super) const PATH: PathKind = PathKind::Vxlan;
 pub(super) const TITLE: &str = "VXLAN";
 pub(super) const MISSING: &str =
-    "there is no vxlan (module vxlan): only peers on the same link can be reached";
+    "vxlan is not available (module vxlan): only peers on the same link can be reached";
 
 /// Outer IP header, UDP, VXLAN and the inner Ethernet header.
 pub(super) const fn overhead(underlay: Family) -> u32 {
@@ -64,7 +64,7 @@ pub(super) fn rival(device: &Vxlan, link: &Link) -> Option<String> {
     let is_in_the_way = other.port == device.port && (other.vni == device.vni || other.vni == 0);
     is_in_the_way.then(|| {
         format!(
-            "Device {0} has port {1} and VNI {2}. If no other network uses it any more: ip link delete {0}. Else give Polder \
+            "Device {0} has port {1} and VNI {2}. If no other network uses it: ip link delete {0}. Otherwise give Polder \
              another port or VNI: polderctl cluster set --help",
             link.name, other.port, other.vni
         )
@@ -80,7 +80,7 @@ pub(super) fn rules(settings: VxlanSettings, bearers: &[Bearers]) -> Vec<Rule> {
     let tunnel =
         |family| vec![Match::UdpTo(settings.port), Match::VxlanOf(settings.vni), Match::Family(family)];
     let stranger = |family| Rule {
-        comment: "only a peer's tunnel ends here",
+        comment: "drop tunnel packets that do not come from a peer",
         matches: [tunnel(family), vec![Match::Source(Within::NotSet(family, Sets::of(family).peers))]]
             .concat(),
         verdict: Verdict::Drop,
@@ -89,7 +89,7 @@ pub(super) fn rules(settings: VxlanSettings, bearers: &[Bearers]) -> Vec<Rule> {
         let Bearers { tunnel: family, carried, length } = *bearers;
         let within = Within::Set(family, bearers.name());
         Rule {
-            comment: "a peer brings what comes from its own pods",
+            comment: "accept packets from a peer's own pods",
             matches: [
                 tunnel(family),
                 vec![Match::Carries(carried), Match::Bearer { carried, length, within }],
@@ -99,7 +99,7 @@ pub(super) fn rules(settings: VxlanSettings, bearers: &[Bearers]) -> Vec<Rule> {
         }
     };
     let other = |family| Rule {
-        comment: "a peer brings nothing else",
+        comment: "drop all other packets from a peer",
         matches: tunnel(family),
         verdict: Verdict::Drop,
     };

@@ -25,12 +25,13 @@ pub async fn adopt<H: OperatorHost>(host: &H, me: &Me, wanted: &NodeName) -> Res
     let identity = identity.map_err(|error| Refusal::new(RefusalKind::Failed, error.to_string()))?;
     let other = steward::adopt(&view, &me.name, wanted, identity.as_ref(), me.life()).map_err(invalid)?;
     let Some(other) = other else {
-        return Ok(Adoption::Already(format!("this machine is node {wanted} already")));
+        return Ok(Adoption::Already(format!("this machine is already node {wanted}")));
     };
     let words = format!(
-        "this machine becomes node {wanted} in place of another ({}), as soon as that one is not alive: see polderctl status",
+        "this machine becomes node {wanted} and replaces another ({}) as soon as that one is no longer alive: \
+         see polderctl status",
         Life::from(&other)
     );
-    warn!(node = %wanted, machine_id = %other.machine_id, boot_id = %other.boot_id, "an operator says that this machine is in its place");
+    warn!(node = %wanted, machine_id = %other.machine_id, boot_id = %other.boot_id, "an operator adopts the node on this machine");
     Ok(Adoption::InPlaceOf(other, words))
 }

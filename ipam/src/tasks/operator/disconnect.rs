@@ -45,9 +45,10 @@ fn object(removal: &Removal, standing: Standing) -> Result<(), Objection> {
     }
     if *dead {
         return Err(Objection::Wrong(format!(
-            "node {node} is alive: its agent renews its lease. --dead is for a machine that is gone for good, and would \
-             let other nodes give the addresses of living pods to new ones. If an earlier machine of that name is meant, add \
-             --earlier. If this machine is gone, wait {} s and try again; otherwise leave out --dead",
+            "node {node} is alive: its agent renews its lease. --dead is only for a machine that is gone for \
+             good; here it would let other nodes assign the addresses of running pods to new ones. If you \
+             mean an earlier machine of that name, add --earlier. If this machine is gone, wait {} s and try \
+             again; otherwise omit --dead",
             lease::ALIVE.as_secs()
         )));
     }
@@ -56,8 +57,8 @@ fn object(removal: &Removal, standing: Standing) -> Result<(), Objection> {
         Some(known) if *known == pods => Ok(()),
         None if pods == 0 => Ok(()),
         Some(known) => Err(Objection::Wrong(format!(
-            "node {node} is alive and has {pods} pods, not {known}: nothing was done. Look at polderctl node list, and \
-             give the number that is there"
+            "node {node} is alive and has {pods} pods, not {known}: nothing was done. Give the number that \
+             polderctl node list shows"
         ))),
         None => Err(Objection::Unconfirmed(format!(
             "node {node} is alive and has {pods} pods, which would lose their network at once.{last} Drain the node in \
@@ -75,7 +76,7 @@ pub async fn allow_removal<H: OperatorHost>(
 ) -> Result<(), Reply> {
     let unknown = |error: StoreError| {
         let again = if error.is_lasting() { "" } else { ": try again" };
-        let problem = format!("{error}. Whether node {} is alive is not known{again}", removal.node);
+        let problem = format!("{error}. It is unknown whether node {} is alive{again}", removal.node);
         Reply::Refused(store_failed(&error, problem))
     };
     let identity = host.ledger(|ipam, _| ipam.identity()).await;
@@ -163,7 +164,7 @@ mod tests {
     fn a_living_node_is_not_called_dead_with_or_without_pods() {
         for pods in [0, 2] {
             let wrong = said(&asked(true, Some(pods)), Standing { pods, ..ALIVE });
-            assert!(wrong.contains("node n1 is alive") && wrong.contains("--dead is for"), "{wrong}");
+            assert!(wrong.contains("node n1 is alive") && wrong.contains("--dead is only for"), "{wrong}");
         }
     }
 }

@@ -121,13 +121,13 @@ async fn carry_out(
         }
     }
     let unknown = match said {
-        Some(_) => "; whether the last attempt has taken effect is not known: look whether it has",
+        Some(_) => "; it is unknown whether the last attempt took effect: check before you try again",
         None => "",
     };
     Err(match failure {
         Some(error) => store_failed(&error, format!("{error}{unknown}")),
         None => {
-            let problem = format!("others change the records all the time: try again{unknown}");
+            let problem = format!("the records keep changing: try again{unknown}");
             Refusal::try_again(problem)
         }
     })

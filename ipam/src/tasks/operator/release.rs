@@ -45,11 +45,12 @@ pub async fn release<H: OperatorHost>(
         let Some(known) = found.filter(|_| is_meant) else {
             if tried && found.is_none_or(|found| meant.is_some_and(|meant| meant.owner != found.record.owner))
             {
-                return Ok(format!("the reservation of {address} is given up"));
+                return Ok(format!("the reservation of {address} is deleted"));
             }
             if found.is_some() {
                 return Err(Refusal::try_again(format!(
-                    "the reservation of {address} is another by now: see polderctl ipam show {address}, and try again"
+                    "the reservation of {address} has changed: see polderctl ipam show {address}, and try \
+                     again"
                 )));
             }
             return of_a_block(host, me, &view, address).await;
@@ -64,8 +65,8 @@ pub async fn release<H: OperatorHost>(
         match records.commit(&reservation::give_up(address, known)).await {
             Ok(Outcome::Applied { .. }) => {
                 let owner = &known.record.owner;
-                info!(%address, owner, "the reservation is given up");
-                return Ok(format!("the reservation of {address} for {owner} is given up"));
+                info!(%address, owner, "reservation deleted");
+                return Ok(format!("the reservation of {address} for {owner} is deleted"));
             }
             Ok(Outcome::Refused) => failure = None,
             Err(error) => {
@@ -79,10 +80,10 @@ pub async fn release<H: OperatorHost>(
             }
         }
     }
-    let problem = format!("the reservation of {address} cannot be given up");
+    let problem = format!("cannot delete the reservation of {address}");
     Err(match failure {
         Some(error) => store_failed(&error, format!("{problem}: {error}")),
-        None => Refusal::try_again(format!("{problem}: others change it all the time")),
+        None => Refusal::try_again(format!("{problem}: it keeps changing")),
     })
 }
 
@@ -108,7 +109,7 @@ async fn check_gone<H: OperatorHost>(
     };
     // No word is as good as what can be seen.
     if *node == me.name && host.has_interface(attachment).await.map_err(Refusal::try_again)? {
-        return lives("its interface is there");
+        return lives("its interface exists");
     }
     let registered = view.nodes.get(node).filter(|known| known.record.incarnation == *incarnation);
     if registered.is_some_and(|known| known.record.boot_id == *boot_id) {
@@ -116,15 +117,15 @@ async fn check_gone<H: OperatorHost>(
         let alive = !records.range(&alive).await.map_err(failed)?.entries.is_empty();
         let published = Addresses::read_range(records, &Key::addresses_of(node)).await.map_err(failed)?;
         if alive && published.all().any(|known| known == address) {
-            return lives("that node is alive and says so");
+            return lives("that node is alive and reports it");
         }
     }
     if dead {
         return Ok(());
     }
     refuse(format!(
-        "{address} is held by {attachment} on node {node}: delete that pod; if it and its node are gone for good and you \
-         know that, say --dead"
+        "{address} is held by {attachment} on node {node}: delete that pod; if you know that it and its node \
+         are gone for good, add --dead"
     ))
 }
 
@@ -139,31 +140,33 @@ async fn of_a_block<H: OperatorHost>(
     match condition.map_err(|error| ledger_failed(&error))? {
         Some(Condition::Held(held)) => {
             let attachment = &held.attachment;
-            match sweeper::sweep(host, attachment, "an operator asks for it")
+            match sweeper::sweep(host, attachment, "requested by an operator")
                 .await
                 .map_err(Refusal::try_again)?
             {
-                Swept::Released => Ok(format!("{attachment} is released: {address} rests")),
+                Swept::Released => Ok(format!("{attachment} is released: {address} is in cool-down")),
                 Swept::Alive => {
-                    refuse(format!("{address} is that of {attachment}, which lives: delete the pod"))
+                    refuse(format!("{address} is used by {attachment}, which is running: delete the pod"))
                 }
-                Swept::Busy => Err(Refusal::try_again(format!("{attachment} is being worked on: try again"))),
+                Swept::Busy => Err(Refusal::try_again(format!(
+                    "another ADD or DEL of {attachment} is running: try again"
+                ))),
             }
         }
         Some(Condition::Gateway) => {
-            refuse(format!("{address} is this node's own, the gateway of its pods: drain its pool instead"))
+            refuse(format!("{address} is the gateway address of this node's pods: drain its pool instead"))
         }
         Some(Condition::Probe) => refuse(format!(
-            "{address} is that of this node's probe endpoint: probe_peers = false does without one"
+            "{address} is used by this node's probe endpoint: set probe_peers = false to remove it"
         )),
         Some(Condition::Freed(_) | Condition::Unused | Condition::Excluded) => {
-            Ok(format!("nobody has {address}: there is nothing to release"))
+            Ok(format!("{address} is not in use: there is nothing to release"))
         }
         None => {
             let claim = view.blocks.iter().find(|(block, _)| block.cidr().has(address));
             match claim.map(|(block, claim)| (block, &claim.record.node)) {
                 Some((block, node)) if *node != me.name => {
-                    refuse(format!("{address} is of block {block} of node {node}: ask there"))
+                    refuse(format!("{address} is in block {block} of node {node}: run this on that node"))
                 }
                 _ => Err(Refusal::new(
                     RefusalKind::Missing,

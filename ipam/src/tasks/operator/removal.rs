@@ -32,8 +32,8 @@ pub async fn remove_node(
         let meant = meant.get_or_insert_with(|| found.cloned());
         if found.is_some_and(|found| is_another(meant.as_ref(), found)) {
             return Err(Refusal::try_again(format!(
-                "node {node} is another machine, or in another boot, since its removal began: see polderctl node list, and \
-                 try again"
+                "the machine or the boot of node {node} has changed since its removal began: see polderctl \
+                 node list, and try again"
             )));
         }
         let change = removal::remove(&view, &node, vouched).map_err(invalid)?;
@@ -59,7 +59,7 @@ pub async fn remove_node(
             Err(error) => return failed(records, &node, vouched, &error).await,
         }
     }
-    Err(Refusal::try_again(format!("the record of node {node} changes all the time")))
+    Err(Refusal::try_again(format!("the record of node {node} keeps changing: try again")))
 }
 
 /// Whether the node of that name is not the one that was meant: then what an operator said of that one is not said of it.
@@ -86,7 +86,7 @@ async fn failed(
         Some(Some(done)) => Ok(done),
         Some(None) => Err(Refusal::try_again(format!("node {node} was not removed: {error}"))),
         None => Err(Refusal::try_again(format!(
-            "{error}. It is not known whether node {node} was removed: see polderctl node list"
+            "{error}. It is unknown whether node {node} was removed: see polderctl node list"
         ))),
     }
 }
@@ -108,14 +108,14 @@ pub fn standings(view: &View) -> Vec<(NodeName, String)> {
             // The word without it would be about the machine that has the name now.
             let earlier = if view.nodes.contains_key(&fence.node) { " --earlier" } else { "" };
             format!(
-                "removed: its {blocks} blocks rest until it has cut its pods off and says so ({}), or you vouch with \
-                 polderctl node remove {} --dead{earlier} that they are gone",
+                "removed: its {blocks} blocks are held back until it has disconnected its pods and confirmed \
+                 that ({}), or you confirm that they are gone with polderctl node remove {} --dead{earlier}",
                 Life::from(fence),
                 fence.node
             )
         }
         PodsGone::Confirmed | PodsGone::Vouched => {
-            format!("removed, and its pods are gone: its {blocks} blocks rest for the cool-down")
+            format!("removed, and its pods are gone: its {blocks} blocks are in cool-down")
         }
     };
     let fences = view.fences.iter().filter_map(|(incarnation, fence)| {

@@ -1,5 +1,5 @@
-//! What a rule of others says, taken from its expressions. What is not understood is a condition of which nobody knows
-//! whether it holds.
+//! Decodes rules of other programs from their expressions. An expression that cannot be decoded becomes `Condition::Other`,
+//! which may or may not be true.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -46,10 +46,10 @@ const NFTA_VERDICT_CHAIN: u16 = 2;
 const NFT_JUMP: u32 = (-3_i32).cast_unsigned();
 const NFT_GOTO: u32 = (-4_i32).cast_unsigned();
 const NFT_RETURN: u32 = (-5_i32).cast_unsigned();
-/// `NFTA_MATCH_NAME` and `NFTA_TARGET_NAME`: what `iptables` had before nftables, and still calls.
+/// `NFTA_MATCH_NAME` and `NFTA_TARGET_NAME`: extensions of `iptables` (xtables).
 const XTABLES_NAME: u16 = 1;
 
-/// Which of its two interfaces a rule looks at.
+/// The interface that a condition compares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Side {
     Input,
@@ -65,7 +65,7 @@ impl Side {
     }
 }
 
-/// A rule that may still refer to sets.
+/// A decoded rule, with references to sets not yet resolved.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct ReadRule {
     pub(super) conditions: Vec<Condition>,
@@ -86,7 +86,7 @@ pub(super) fn read(body: &[u8]) -> ReadRule {
 }
 
 impl ReadRule {
-    /// Takes in one expression. `loaded` is what the expression before has put into a register.
+    /// Decodes one expression. `loaded` is the register content after the previous one; returns that after this one.
     fn take(&mut self, expression: &[u8], loaded: Loaded) -> Loaded {
         let name = text(expression, NFTA_EXPR_NAME).unwrap_or_default();
         let data = value(expression, NFTA_EXPR_DATA).unwrap_or_default();
@@ -94,7 +94,7 @@ impl ReadRule {
         match (name.as_str(), loaded) {
             ("meta", _) if value(data, NFTA_META_DREG).is_some() => {
                 return match number(data, NFTA_META_KEY) {
-                    // Two names in a row are looked up together.
+                    // Two loads in a row are compared together, as one key.
                     _ if loaded != Loaded::Unknown => Loaded::Unknown,
                     Some(NFT_META_IIFNAME) => Loaded::Name(Side::Input),
                     Some(NFT_META_OIFNAME) => Loaded::Name(Side::Output),
@@ -120,7 +120,7 @@ impl ReadRule {
                 if is_back && is_way {
                     return Loaded::WayBack;
                 }
-                // Something else that it puts into a register.
+                // Another result of `fib`.
             }
             ("cmp", _) => {
                 let is_equal = number(data, NFTA_CMP_OP) == Some(NFT_CMP_EQ);
@@ -140,7 +140,7 @@ impl ReadRule {
             ("reject", _) => self.judgement = Judgement::Drop,
             ("target", _) if xtables_name() == "REJECT" => self.judgement = Judgement::Drop,
             ("match", _) if xtables_name() == "comment" => {}
-            // They count, write down, or put something into a register.
+            // These have no verdict: they count, log, or load a register.
             ("counter" | "log" | "meta" | "payload" | "ct" | "bitwise" | "target", _) => {}
             _ => self.conditions.push(Condition::Other),
         }
@@ -148,23 +148,23 @@ impl ReadRule {
     }
 }
 
-/// What is in a register.
+/// The content of a register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Loaded {
-    /// Something that is not understood, or nothing.
+    /// Unknown, or nothing.
     Unknown,
-    /// The name of an interface.
+    /// The name of the input or output interface.
     Name(Side),
-    /// The packet's family.
+    /// The address family of the packet.
     Family,
-    /// Whether the host would send to the packet's source through the interface that it came in by; 0 says that it would not.
+    /// The result of a reverse path lookup; 0 if the host has no route to the source through the input interface.
     WayBack,
-    /// The first bits of an address of the packet.
+    /// The first bits of the source or destination address.
     Address { family: Family, is_source: bool, length: u8 },
 }
 
 impl Loaded {
-    /// What it means that it is equal to that.
+    /// The condition that the register has this value.
     fn equals(self, key: &[u8]) -> Option<Condition> {
         match self {
             Self::Unknown => None,
@@ -189,15 +189,15 @@ impl Loaded {
     }
 }
 
-/// The part of an address that is put into a register, from its place in the header (RFC 791, RFC 8200). What is shorter than
-/// an address is its beginning.
+/// The part of an address that a payload expression loads, by its offset in the header (RFC 791, RFC 8200). A length shorter
+/// than an address means its first bytes.
 fn address(payload: &[u8]) -> Loaded {
     let base = number(payload, NFTA_PAYLOAD_BASE);
     let place = (number(payload, NFTA_PAYLOAD_OFFSET), number(payload, NFTA_PAYLOAD_LEN));
     let (family, is_source, bytes) = match place {
         (Some(12), Some(bytes @ 1..=4)) => (Family::V4, true, bytes),
         (Some(16), Some(bytes @ 1..=4)) => (Family::V4, false, bytes),
-        // One byte there is the time to live of IPv4.
+        // A single byte there is the TTL of IPv4.
         (Some(8), Some(bytes @ 2..=16)) => (Family::V6, true, bytes),
         (Some(24), Some(bytes @ 1..=16)) => (Family::V6, false, bytes),
         _ => return Loaded::Unknown,
@@ -210,7 +210,7 @@ fn address(payload: &[u8]) -> Loaded {
     }
 }
 
-/// How many bits a mask leaves, if those are the first ones.
+/// The prefix length of a mask; `None` if its bits are not contiguous from the start.
 fn prefix_length(mask: &[u8]) -> Option<u8> {
     let ones = mask.iter().map(|byte| byte.count_ones()).sum::<u32>();
     let leading = mask.iter().map_while(|byte| (*byte == 0xff).then_some(8_u32)).sum::<u32>();
@@ -218,7 +218,7 @@ fn prefix_length(mask: &[u8]) -> Option<u8> {
     (leading + next == ones).then(|| u8::try_from(ones).ok()).flatten()
 }
 
-/// Whether it asks for nothing but membership.
+/// Whether the lookup tests membership only, without inversion and without a map.
 fn is_plain_lookup(lookup: &[u8]) -> bool {
     value(lookup, NFTA_LOOKUP_DREG).is_none() && number(lookup, NFTA_LOOKUP_FLAGS).unwrap_or(0) == 0
 }
@@ -235,7 +235,7 @@ fn judgement(verdict: &[u8]) -> Judgement {
     }
 }
 
-/// A whole name is compared with its NUL, the start of one without.
+/// A full name is compared including its NUL, a prefix without it.
 pub(super) fn names(key: &[u8]) -> Names {
     let end = key.iter().position(|byte| *byte == 0);
     let name = String::from_utf8_lossy(&key[..end.unwrap_or(key.len())]).into_owned();

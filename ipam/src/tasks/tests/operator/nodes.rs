@@ -105,7 +105,7 @@ fn a_removal_without_an_answer_is_not_repeated_and_one_that_is_refused_late_is_f
     let (fake, _) = registered();
     fake.with(|state| state.fates.push_back(Fate::Lost));
     let unknown = remove(&fake, false).unwrap_err();
-    assert!(unknown.message.contains("It is not known whether node n1 was removed"), "{unknown}");
+    assert!(unknown.message.contains("It is unknown whether node n1 was removed"), "{unknown}");
     assert!(is_member(&fake) && fake.with(|state| state.fates.is_empty()));
     fake.with(|state| state.fates.push_back(Fate::Refused(Cause::NoSpace)));
     let refused = remove(&fake, false).unwrap_err();
@@ -144,7 +144,7 @@ fn who_asks_for_the_removal_of_this_node_has_to_know_how_many_pods_it_has() {
 fn a_machine_adopts_the_node_of_its_ledger_that_another_machine_is_and_no_other() {
     let (fake, _) = registered();
     let adopted = |me: &Me| at_once(adopt(&fake, me, &me.name));
-    assert!(matches!(adopted(&me()), Ok(Adoption::Already(words)) if words.contains("is node n1 already")));
+    assert!(matches!(adopted(&me()), Ok(Adoption::Already(words)) if words.contains("already node n1")));
     let moved = Me { machine_id: MachineId::new("m2"), boot_id: BootId::new("b2"), ..me() };
     let Ok(Adoption::InPlaceOf(other, _)) = adopted(&moved) else { panic!("not adopted") };
     assert_eq!((other.machine_id.as_str(), other.boot_id.as_str()), ("m1", "b1"));

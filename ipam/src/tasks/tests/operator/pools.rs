@@ -51,15 +51,16 @@ fn names(fake: &Fake) -> Vec<String> {
 fn a_pool_is_added_drained_and_removed_and_each_can_be_asked_for_again() {
     let (fake, _) = registered();
     let drain = || PoolChange::Drain("more".parse().unwrap());
-    let steps = [(more(), "is added"), (drain(), "is drained: no address"), (more(), "is active again")];
+    let steps =
+        [(more(), "is added"), (drain(), "is drained: new pods get no address"), (more(), "is active again")];
     for (wanted, said) in steps {
         let answer = change(&fake, wanted).unwrap();
         assert!(answer.contains(said), "{answer}");
     }
     assert_eq!(pools(&fake)[1], ("more".to_owned(), PoolState::Active));
-    assert!(change(&fake, more()).unwrap().contains("is there already"));
+    assert!(change(&fake, more()).unwrap().contains("already exists"));
     change(&fake, drain()).unwrap();
-    assert!(change(&fake, drain()).unwrap().contains("is drained already"));
+    assert!(change(&fake, drain()).unwrap().contains("is already drained"));
     assert_eq!(
         change(&fake, remove("more")).unwrap(),
         "pool more is removed: 10.1.0.0/26 is free for other uses"
@@ -89,8 +90,8 @@ fn a_change_that_is_refused_after_it_was_made_is_found_to_be_made_and_another_re
     for cause in [Cause::NoSpace, Cause::Permission] {
         fake.with(|state| state.fates.push_back(Fate::Refused(cause)));
         let refused = change(&fake, remove("more")).unwrap_err();
-        assert!(refused.message.contains("refuses this"), "{refused}");
-        assert!(!refused.message.contains("not known"), "{refused}");
+        assert!(refused.message.contains("refused the request"), "{refused}");
+        assert!(!refused.message.contains("is unknown"), "{refused}");
     }
     assert_eq!(names(&fake), ["main", "more"]);
 }
@@ -100,7 +101,7 @@ fn a_change_that_is_never_answered_may_have_been_made_and_the_answer_says_so() {
     let (fake, _) = registered();
     fake.with(|state| state.fates.extend((0..ATTEMPTS).map(|_| Fate::Lost)));
     let unknown = change(&fake, more()).unwrap_err();
-    assert!(unknown.kind == RefusalKind::TryAgain && unknown.message.contains("is not known"), "{unknown}");
+    assert!(unknown.kind == RefusalKind::TryAgain && unknown.message.contains("is unknown"), "{unknown}");
     assert_eq!(names(&fake), ["main"]);
     fake.with(|state| state.fates.extend((1..ATTEMPTS).map(|_| Fate::Lost)));
     assert!(change(&fake, more()).unwrap().contains("is added"));
@@ -135,7 +136,7 @@ fn the_backend_is_changed_and_nothing_else_of_the_settings() {
     let before = settings();
     fake.with(|state| state.fates.push_back(Fate::Unanswered));
     let change = |backend| at_once(change_settings(&fake, &Backend::into(backend))).unwrap();
-    assert_eq!(change(Backend::Vxlan), "the backend is vxlan, and was auto");
+    assert_eq!(change(Backend::Vxlan), "the backend is now vxlan (was auto)");
     assert_eq!(settings(), ClusterRecord { backend: Backend::Vxlan, ..before });
-    assert_eq!(change(Backend::Vxlan), "the backend is vxlan already");
+    assert_eq!(change(Backend::Vxlan), "the backend is already vxlan");
 }

@@ -75,29 +75,29 @@ fn a_reservation_that_nobody_holds_is_given_up_also_when_the_answer_is_lost_or_a
         let fake = with_reservation(None);
         fake.with(|state| state.fates.push_back(fate));
         let said = release(&fake, RESERVED, false).unwrap();
-        assert!(said.contains("the reservation of 10.9.0.1") && said.contains("is given up"), "{said}");
+        assert!(said.contains("the reservation of 10.9.0.1") && said.contains("is deleted"), "{said}");
         assert_eq!(owner(&fake), None);
     }
     let fake = with_reservation(None);
     fake.with(|state| state.fates.push_back(Fate::Refused(Cause::Permission)));
-    assert!(refused(&fake, RESERVED, false).contains("cannot be given up"));
+    assert!(refused(&fake, RESERVED, false).contains("cannot delete"));
     assert_eq!(owner(&fake).as_deref(), Some("d/web"));
 }
 
 #[test]
 fn a_reservation_that_a_pod_holds_is_given_up_only_by_who_knows_that_it_is_gone() {
     let fake = with_reservation(Some("n1"));
-    assert!(refused(&fake, RESERVED, false).contains("say --dead"));
+    assert!(refused(&fake, RESERVED, false).contains("add --dead"));
     // No word is as good as an interface, or as a node that says so.
     fake.with(|state| state.interfaces.insert(attachment("c1")));
-    assert!(refused(&fake, RESERVED, true).contains("its interface is there"));
+    assert!(refused(&fake, RESERVED, true).contains("its interface exists"));
     fake.with(|state| {
         state.interfaces.clear();
         let record = AddressRecord { attachment: attachment("c1"), pod: None };
         put(state, &Key::Address(me().name, RESERVED.parse().unwrap()), encode(&record));
         put(state, &Key::Alive(me().name), b"{}".to_vec());
     });
-    assert!(refused(&fake, RESERVED, true).contains("is alive and says so"));
+    assert!(refused(&fake, RESERVED, true).contains("is alive and reports it"));
     fake.with(|state| state.entries.remove(&Key::Alive(me().name).to_string()));
     release(&fake, RESERVED, true).unwrap();
     assert_eq!(owner(&fake), None);
@@ -108,7 +108,7 @@ fn what_is_said_of_a_dead_pod_is_not_said_of_one_that_has_the_address_when_the_a
     let fake = with_reservation(Some("n1"));
     let again = |state: &mut State| reserve(state, "d/web", Some("n2"));
     fake.with(|state| state.fates.push_back(Fate::UnansweredAnd(Box::new(again))));
-    assert!(refused(&fake, RESERVED, true).contains("is another by now"));
+    assert!(refused(&fake, RESERVED, true).contains("has changed"));
     assert_eq!(owner(&fake).as_deref(), Some("d/web"));
     // Another workload has it: it was given up.
     let other = |state: &mut State| reserve(state, "d/db", Some("n2"));
@@ -116,7 +116,7 @@ fn what_is_said_of_a_dead_pod_is_not_said_of_one_that_has_the_address_when_the_a
         reserve(state, "d/web", Some("n1"));
         state.fates.push_back(Fate::UnansweredAnd(Box::new(other)));
     });
-    assert!(release(&fake, RESERVED, true).unwrap().contains("is given up"));
+    assert!(release(&fake, RESERVED, true).unwrap().contains("is deleted"));
     assert_eq!(owner(&fake).as_deref(), Some("d/db"));
 }
 
@@ -130,13 +130,16 @@ fn an_address_of_a_block_is_released_when_its_pod_is_gone_and_nobody_works_on_it
         state.ipam.get(&pod).unwrap().addresses[0]
     });
     let address = address.to_string();
-    assert!(refused(&fake, &address, true).contains("which lives"));
+    assert!(refused(&fake, &address, true).contains("which is running"));
     fake.with(|state| state.interfaces.clear());
     let lock = fake.try_lock(&pod).unwrap();
     let busy = release(&fake, &address, false).unwrap_err();
     assert_eq!(busy.kind, RefusalKind::TryAgain);
     drop(lock);
-    assert_eq!(release(&fake, &address, false).unwrap(), format!("{pod} is released: {address} rests"));
+    assert_eq!(
+        release(&fake, &address, false).unwrap(),
+        format!("{pod} is released: {address} is in cool-down")
+    );
     assert!(release(&fake, &address, false).unwrap().contains("there is nothing to release"));
 }
 
@@ -144,7 +147,7 @@ fn an_address_of_a_block_is_released_when_its_pod_is_gone_and_nobody_works_on_it
 fn an_address_that_is_no_pods_is_not_released() {
     let (fake, _) = registered();
     let gateway = fake.with(|state| state.holdings.gateways[0]).to_string();
-    assert!(refused(&fake, &gateway, true).contains("the gateway of its pods"));
+    assert!(refused(&fake, &gateway, true).contains("the gateway address of this node"));
     let missing = release(&fake, "10.200.0.1", true).unwrap_err();
     assert_eq!(missing.kind, RefusalKind::Missing);
 }
