@@ -55,6 +55,7 @@ pub(crate) struct Parts {
     pub(crate) ipam: NodeIpam,
     pub(crate) sockets: Sockets,
     pub(crate) reaper: Reaper,
+    pub(crate) in_flight: InFlight,
 }
 
 /// The sockets to the kernel.
@@ -192,7 +193,7 @@ struct Lines {
 
 /// Makes the channels, and puts what blocks on threads of its own.
 pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
-    let Parts { machine, features, sysctls, store, ipam, sockets, reaper } = parts;
+    let Parts { machine, features, sysctls, store, ipam, sockets, reaper, in_flight } = parts;
     let (records, addresses, datapath) = entries();
     let config = Arc::new(config);
     let kernel = Owner::spawn("kernel", sockets.kernel)?;
@@ -237,7 +238,7 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
             reaper,
         },
         board,
-        in_flight: Arc::new(InFlight::found()?),
+        in_flight: Arc::new(in_flight),
         calls: Calls {
             claims,
             reservations,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use polder_api::Attachment;
 use polder_ipam::tasks::{sweeper, tombstones};
 use polder_netlink::nft::{FilterSocket, NatAnchor};
@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use crate::assembly::{AddressTasks, Parts, Sockets, Tasks, assemble};
 use crate::config::{Config, StoreConfig};
+use crate::in_flight::InFlight;
 use crate::kernel::Kernel;
 use crate::kernel::features::Features;
 use crate::kernel::reaper::Reaper;
@@ -34,12 +35,20 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let _node = NodeLock::take()?;
     let machine = Machine::read()?;
     let sysctls = Sysctls::at(config.proc_sys_net.clone())?;
-    let features = Features::find_out(&sysctls)?;
+    let mut features = Features::find_out(&sysctls)?;
     features.missing(config.keep_nat).iter().for_each(|missing| warn!("{missing}"));
 
+    let wants_anchor = config.keep_nat && features.owned_tables;
     // For as long as the agent runs.
-    let _nat =
-        (config.keep_nat && features.owned_tables).then(|| NatAnchor::hold(ruleset::ANCHOR)).transpose()?;
+    let _nat = match wants_anchor.then(|| NatAnchor::hold(ruleset::ANCHOR)).transpose() {
+        Ok(anchor) => anchor,
+        Err(error) => {
+            let table = ruleset::ANCHOR;
+            warn!(%error, "nftables.keep_nat has no effect, because table inet {table} cannot be created: delete a table of that name");
+            features.owned_tables = false;
+            None
+        }
+    };
 
     let (mut ipam, void) = open_node(&config.state_dir.join(LEDGER), &machine.boot_id, config.cooldown)?;
     if !void.is_empty() {
@@ -58,7 +67,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let pods = Kernel::open(&sysctls)?;
     let own_ports = [kernel.ports()?, pods.ports()?].into_iter().flatten().collect();
     let sockets = Sockets { kernel, pods, connections: FilterSocket::open()?, ports: own_ports };
-    let parts = Parts { machine, features, sysctls, store, ipam, sockets, reaper: Reaper::start()? };
+    let in_flight = InFlight::found(&config.socket).context("read the marks of ADDs in progress")?;
+    let parts =
+        Parts { machine, features, sysctls, store, ipam, sockets, reaper: Reaper::start()?, in_flight };
     let Tasks { records, addresses: AddressTasks { node, registrar, publisher }, datapath, operator } =
         assemble(config, parts)?;
     let api = server::Socket::bind(&node.config.socket)?;

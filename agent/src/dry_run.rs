@@ -21,6 +21,7 @@ use crate::assembly::{Parts, Sockets, assemble};
 use crate::board::Board;
 use crate::config::{Config, StoreConfig};
 use crate::engine::Engine;
+use crate::in_flight::InFlight;
 use crate::kernel::Kernel;
 use crate::kernel::desired::{Path as Way, Reached};
 use crate::kernel::features::Features;
@@ -169,6 +170,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
             ports: BTreeSet::new(),
         },
         reaper: Reaper::idle(),
+        in_flight: InFlight::default(),
         sysctls: sysctls.to_read(),
     };
     // What is not run stays here until the end, with the entries that it would write.

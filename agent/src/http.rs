@@ -109,7 +109,7 @@ async fn serve<A: Asked>(agent: A, listener: TcpListener) {
         .route("/metrics", get(metrics::<A>))
         .with_state(Arc::new(agent));
     if let Err(error) = axum::serve(listener, router).await {
-        warn!(%error, "the server of health and metrics stopped");
+        warn!(%error, "the HTTP server for health and metrics has stopped");
     }
 }
 

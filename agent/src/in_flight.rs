@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -30,8 +31,8 @@ pub struct Wired {
 
 impl InFlight {
     /// On a node of which an earlier agent may have answered ADDs that go on. To be done before the first one is answered.
-    pub fn found() -> io::Result<Self> {
-        let earlier = Mutex::new(MarkedAdd::all()?.into_iter().collect());
+    pub fn found(socket: &Path) -> io::Result<Self> {
+        let earlier = Mutex::new(MarkedAdd::all(socket)?.into_iter().collect());
         Ok(Self { earlier, ..Self::default() })
     }
 
@@ -61,7 +62,11 @@ impl InFlight {
             if let Some(wired) = self.hold(attachment) {
                 return wired;
             }
-            let _ = timeout(LOOK, ended).await;
+            if self.is_any_wired_from_before() {
+                let _ = timeout(LOOK, ended).await;
+            } else {
+                ended.await;
+            }
         }
     }
 
@@ -80,7 +85,7 @@ impl InFlight {
     /// The ADDs of earlier agents that go on.
     fn earlier(&self) -> MutexGuard<'_, BTreeMap<IfName, MarkedAdd>> {
         let mut earlier = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
-        earlier.retain(|_, add| add.goes_on());
+        earlier.retain(|_, add| add.is_in_progress());
         earlier
     }
 
@@ -112,9 +117,11 @@ mod tests {
 
     #[tokio::test]
     async fn what_the_plugin_of_an_earlier_agent_wires_is_held_until_that_ends() {
-        let attachment: Attachment = format!("net/in-flight-{}/eth0", std::process::id()).parse().unwrap();
-        let mark = AddMark::set(&attachment).unwrap();
-        let in_flight = Arc::new(InFlight::found().unwrap());
+        let attachment: Attachment = "net/c1/eth0".parse().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("agent.sock");
+        let mark = AddMark::set(&socket, &attachment).unwrap();
+        let in_flight = Arc::new(InFlight::found(&socket).unwrap());
         let other: Attachment = "net/other/eth0".parse().unwrap();
         assert!(in_flight.is_any_wired_from_before() && in_flight.is_wired_from_before(&attachment));
         assert!(in_flight.has(&attachment) && !in_flight.has(&other) && in_flight.hold(&other).is_some());
@@ -124,7 +131,7 @@ mod tests {
         let held = waiting.await;
         assert!(!in_flight.is_any_wired_from_before());
         // What this agent answers it knows by itself.
-        let _own = AddMark::set(&attachment).unwrap();
+        let _own = AddMark::set(&socket, &attachment).unwrap();
         drop(held);
         assert!(in_flight.hold(&attachment).is_some());
     }

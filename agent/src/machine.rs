@@ -50,7 +50,7 @@ impl Machine {
             let problem = format!("contains {UNINITIALIZED:?}, which identifies no machine");
             return Err(MachineError::File { path: MACHINE_ID, problem, remedy: MAKE_ID });
         }
-        let boot_id = BootId::new(line(BOOT_ID, "is /proc mounted?")?);
+        let boot_id = BootId::new(line(BOOT_ID, "check that /proc is mounted")?);
         Ok(Self { machine_id: MachineId::new(machine_id), boot_id })
     }
 
@@ -85,5 +85,5 @@ pub fn now() -> Moment {
 
 /// A random unique name.
 pub fn random_name() -> Result<String, MachineError> {
-    line(RANDOM_UUID, "is /proc mounted?")
+    line(RANDOM_UUID, "check that /proc is mounted")
 }

@@ -40,6 +40,9 @@ use crate::leases;
 /// Pause between two volleys.
 const VOLLEYS_APART: Duration = Duration::from_millis(10);
 
+/// Between two conclusions about the direct paths.
+const JUDGE_EVERY: Duration = Duration::from_millis(500);
+
 /// Replies within this time are published together.
 const SETTLE: Duration = Duration::from_millis(20);
 
@@ -107,6 +110,8 @@ impl Task {
             tell_at: Some(Instant::now()),
             silent_since: None,
             ask_at: None,
+            ask_not_before: Instant::now(),
+            judge_at: Instant::now(),
         };
         loop {
             // Without an own address in the pod network, no peer can be probed.
@@ -163,6 +168,10 @@ struct Prober<P: Pings> {
     silent_since: Option<Instant>,
     /// When the leases are read next.
     ask_at: Option<Instant>,
+    /// Until when the store is not asked for suspects again, because it did not answer.
+    ask_not_before: Instant,
+    /// When conclusions about direct paths are drawn at the earliest.
+    judge_at: Instant,
 }
 
 /// The probes of one kind: schedule and sockets.
@@ -323,17 +332,14 @@ impl<P: Pings> Prober<P> {
         }
         self.tell_at = None;
         self.ask_at = None;
-        self.direct.follow_up(now);
         self.ask_for_suspects().await;
-        let alive = &self.alive;
-        let direct = self.direct.judge(|name| living(alive, name), now);
-        set_if_changed(&self.task.direct, Arc::new(direct));
         let verdicts = self.verdicts();
+        self.judge_direct(&verdicts, now);
         if self.task.probed.borrow().is_err() {
             let probed = self.judge(pass, &verdicts).await;
             let is_open = probed.is_ok();
             if set_if_changed(&self.task.probed, probed) && is_open {
-                info!("the paths to the peers are open, or there are no peers");
+                info!("peer check passed: a peer answers on the pod path, or no peer is known to be alive");
             }
         }
         self.task.verdicts.send_if_modified(|known| {
@@ -344,6 +350,22 @@ impl<P: Pings> Prober<P> {
             }
             is_other
         });
+    }
+
+    /// Draws the conclusions about direct paths, though not too often: it looks at every peer.
+    fn judge_direct(&mut self, verdicts: &BTreeMap<Key, Verdict>, now: Instant) {
+        if now < self.judge_at {
+            self.tell_at.get_or_insert(self.judge_at);
+            return;
+        }
+        self.judge_at = now + JUDGE_EVERY;
+        let alive = &self.alive;
+        let (direct, doubted) = self.direct.judge(verdicts, |name| living(alive, name), now);
+        for key in doubted {
+            self.host.schedule.press(&key, now);
+            self.forwarded.schedule.press(&key, now);
+        }
+        set_if_changed(&self.task.direct, Arc::new(direct));
     }
 
     /// The verdicts on the paths to all peers.
@@ -381,7 +403,7 @@ impl<P: Pings> Prober<P> {
             Some((true, at)) if *lost >= ENDPOINT_FAILURES && !is_said(name) => now - *at >= ASK_AGAIN,
             Some((_, at)) => now - *at >= BELIEF,
         };
-        if !suspects.iter().any(is_due) {
+        if now < self.ask_not_before || !suspects.iter().any(is_due) {
             return;
         }
         let names: Vec<NodeName> = suspects.into_keys().collect();
@@ -389,6 +411,9 @@ impl<P: Pings> Prober<P> {
             .await
             .ok()
             .and_then(Result::ok);
+        if living.is_none() {
+            self.ask_not_before = now + ASK_AGAIN;
+        }
         for name in names {
             match &living {
                 Some(living) => drop(self.alive.insert(name.clone(), (living.contains(&name), now))),

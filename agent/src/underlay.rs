@@ -46,8 +46,8 @@ pub enum NotChosen {
     },
     /// The configured address is missing.
     #[error(
-        "underlay.addresses: no interface that is up has {0} as a global address that is not temporary, deprecated \
-             or duplicate"
+        "underlay.addresses: no interface that is up has {0}, or the address is unsuitable: use a global address that \
+         is not temporary, deprecated or a duplicate"
     )]
     NoAddress(IpAddr),
     /// The interface that was configured is not there.

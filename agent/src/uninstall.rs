@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use polder_api::{tombstone, tombstones};
+use polder_api::{add_marks, tombstone, tombstones};
 use polder_ipam::ledger::{Held, Kind, Ledger, Standing};
 use polder_store::ledger::Sqlite;
 
@@ -163,6 +163,7 @@ fn delete_files(places: &Places) -> anyhow::Result<()> {
     let state = &places.state_dir;
     delete(&places.socket)?;
     delete_folder(&tombstones(&places.socket))?;
+    delete_folder(&add_marks(&places.socket))?;
     for name in [LEDGER, STORE] {
         BESIDE.iter().try_for_each(|beside| delete(&state.join(format!("{name}{beside}"))))?;
     }

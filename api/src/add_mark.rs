@@ -1,66 +1,95 @@
-//! The mark of an ADD whose plugin is creating an interface. It shows a starting agent which ADDs, answered by an earlier agent,
-//! are still running.
+//! Marks of ADDs whose plugins are creating an interface. An agent that starts reads from them which ADDs are in progress that an
+//! earlier agent has answered.
 //!
-//! The mark is a listening unix socket with an abstract name. The name belongs to the network namespace, like the interfaces, and
-//! disappears when the process that holds it ends, for whatever reason.
+//! A mark is a locked file in a directory next to the agent's socket, where only root can create files. The lock ends with the
+//! process that holds it, whatever the reason (flock(2)).
 
-use std::fs;
-use std::io::{self, ErrorKind, Read};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
 
+use crate::attachment::is_host_interface;
 use crate::{Attachment, IfName};
 
-/// Prefix of the socket names; the name of the host interface follows.
-const PREFIX: &str = "polder-add-";
-
-/// The mark. It exists until this value is dropped.
+/// The mark of one ADD, for as long as this value exists.
 #[derive(Debug)]
 pub struct AddMark {
-    /// Connections are never accepted: a connected peer sees the end of the socket.
-    _listener: UnixListener,
+    path: PathBuf,
+    _locked: File,
 }
 
 impl AddMark {
-    /// Marks the ADD. An agent that died before this call cannot inform its successor: check that it still holds the attachment
-    /// before creating anything. Fails with `AddrInUse` while another process creates an interface for the same attachment.
-    pub fn set(attachment: &Attachment) -> io::Result<Self> {
-        let address = SocketAddr::from_abstract_name(format!("{PREFIX}{}", attachment.host_interface()))?;
-        Ok(Self { _listener: UnixListener::bind_addr(&address)? })
+    /// Marks the ADD. `socket` is the agent's. The next agent cannot know of an ADD that is marked after the end of the agent that
+    /// answered it: check that the agent still holds the attachment before anything is created. Fails with `WouldBlock` while
+    /// another process creates the interface of the same attachment.
+    pub fn set(socket: &Path, attachment: &Attachment) -> io::Result<Self> {
+        let path = add_marks(socket).join(attachment.host_interface().as_str());
+        let open = || OpenOptions::new().write(true).create(true).truncate(false).open(&path);
+        let file = match open() {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                fs::create_dir_all(add_marks(socket))?;
+                open()?
+            }
+            opened => opened?,
+        };
+        file.try_lock()?;
+        Ok(Self { path, _locked: file })
     }
+}
+
+impl Drop for AddMark {
+    fn drop(&mut self) {
+        // A file that stays is not locked, and means nothing.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Directory of the marks.
+pub fn add_marks(socket: &Path) -> PathBuf {
+    socket.with_file_name("adds")
 }
 
 /// An ADD that another process has marked.
 #[derive(Debug)]
-pub struct MarkedAdd(UnixStream);
+pub struct MarkedAdd(File);
 
 impl MarkedAdd {
-    /// All running ADDs in this network namespace, with the host interfaces that they create.
-    pub fn all() -> io::Result<Vec<(IfName, Self)>> {
-        let sockets = fs::read_to_string("/proc/thread-self/net/unix")?;
-        let names = sockets.lines().filter_map(|line| line.rsplit_once(" @")?.1.strip_prefix(PREFIX));
+    /// All ADDs in progress, by the interface on the host that each creates. Deletes the marks of processes that were killed. To be
+    /// called by an agent before it answers any ADD.
+    pub fn all(socket: &Path) -> io::Result<Vec<(IfName, Self)>> {
+        let files = match fs::read_dir(add_marks(socket)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            files => files?,
+        };
         let mut all = Vec::new();
-        for name in names {
-            let Ok(interface) = IfName::try_from(name.to_owned()) else { continue };
-            match Self::connect(name) {
-                Ok(add) => all.push((interface, add)),
+        for file in files {
+            let file = file?;
+            let name = file.file_name().into_string().ok().and_then(|name| IfName::try_from(name).ok());
+            let Some(interface) = name.filter(|name| is_host_interface(name.as_str())) else { continue };
+            let add = match File::open(file.path()) {
                 // It has ended since.
-                Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
-                Err(error) => return Err(error),
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                opened => Self(opened?),
+            };
+            if add.is_in_progress() {
+                all.push((interface, add));
+            } else {
+                let _ = fs::remove_file(file.path());
             }
         }
         Ok(all)
     }
 
-    fn connect(name: &str) -> io::Result<Self> {
-        let stream = UnixStream::connect_addr(&SocketAddr::from_abstract_name(format!("{PREFIX}{name}"))?)?;
-        stream.set_nonblocking(true)?;
-        Ok(Self(stream))
-    }
-
-    /// Whether the ADD is still running.
-    pub fn goes_on(&self) -> bool {
-        (&self.0).read(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+    /// Whether the ADD is still in progress.
+    pub fn is_in_progress(&self) -> bool {
+        match self.0.try_lock_shared() {
+            Ok(()) => {
+                let _ = self.0.unlock();
+                false
+            }
+            Err(TryLockError::WouldBlock) => true,
+            Err(TryLockError::Error(_)) => false,
+        }
     }
 }
 
@@ -70,18 +99,23 @@ mod tests {
 
     #[test]
     fn an_add_is_seen_while_its_mark_is_kept_and_not_afterwards() {
-        let attachment: Attachment = format!("net/add-mark-{}/eth0", std::process::id()).parse().unwrap();
-        let of_it = || {
-            let all = MarkedAdd::all().unwrap().into_iter();
-            all.filter(|(interface, _)| *interface == attachment.host_interface()).map(|(_, add)| add).next()
-        };
-        assert!(of_it().is_none());
-        let mark = AddMark::set(&attachment).unwrap();
-        assert_eq!(AddMark::set(&attachment).unwrap_err().kind(), ErrorKind::AddrInUse);
-        let seen = of_it().unwrap();
-        assert!(seen.goes_on());
+        let folder = std::env::temp_dir().join(format!("polder-add-mark-{}", std::process::id()));
+        let socket = folder.join("agent.sock");
+        let attachment: Attachment = "net/c1/eth0".parse().unwrap();
+        let all = || MarkedAdd::all(&socket).unwrap();
+        assert!(all().is_empty());
+        let mark = AddMark::set(&socket, &attachment).unwrap();
+        assert_eq!(AddMark::set(&socket, &attachment).unwrap_err().kind(), ErrorKind::WouldBlock);
+        let seen = all();
+        assert!(seen[0].0 == attachment.host_interface() && seen[0].1.is_in_progress());
         drop(mark);
-        assert!(!seen.goes_on() && of_it().is_none());
-        drop(AddMark::set(&attachment).unwrap());
+        assert!(!seen[0].1.is_in_progress() && all().is_empty());
+        // That of a process that was killed, and a file that is none of ours.
+        fs::write(add_marks(&socket).join(attachment.host_interface().as_str()), "").unwrap();
+        fs::write(add_marks(&socket).join("other"), "").unwrap();
+        assert!(all().is_empty());
+        assert_eq!(fs::read_dir(add_marks(&socket)).unwrap().count(), 1);
+        drop(AddMark::set(&socket, &attachment).unwrap());
+        fs::remove_dir_all(folder).unwrap();
     }
 }

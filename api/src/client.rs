@@ -48,8 +48,8 @@ fn remedy(source: &io::Error) -> &'static str {
         io::ErrorKind::NotFound => {
             ": no socket there; start polder-agent on this node, or give the path of its socket"
         }
-        io::ErrorKind::PermissionDenied => ": only root may use the socket",
-        io::ErrorKind::ConnectionRefused => ": it has stopped; start it again",
+        io::ErrorKind::PermissionDenied => ": only root may use the socket; run the command as root",
+        io::ErrorKind::ConnectionRefused => ": the agent has stopped; start it again",
         _ => "",
     }
 }

@@ -22,7 +22,7 @@ mod name;
 pub mod pool;
 pub mod status;
 
-pub use add_mark::{AddMark, MarkedAdd};
+pub use add_mark::{AddMark, MarkedAdd, add_marks};
 pub use attachment::{Attachment, Pod, is_host_interface, tombstone, tombstones};
 pub use backend::{Backend, UnknownBackend};
 pub use family::{Family, PerFamily};

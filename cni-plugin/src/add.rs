@@ -96,8 +96,8 @@ fn attach(call: &Call, pod: &mut PodNamespace, given: Option<&Given>) -> Result<
 
 /// Marks this ADD as in progress, for an agent that starts meanwhile.
 fn mark(call: &Call) -> Result<AddMark, Error> {
-    AddMark::set(&call.attachment()).map_err(|source| {
-        if source.kind() == ErrorKind::AddrInUse {
+    AddMark::set(&call.network.conf.socket, &call.attachment()).map_err(|source| {
+        if source.kind() == ErrorKind::WouldBlock {
             let problem = format!("another process is creating the interface of {}", call.attachment());
             return Error::Refused(Refusal::new(RefusalKind::TryAgain, problem));
         }

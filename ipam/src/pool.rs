@@ -65,8 +65,8 @@ pub enum InvalidPool {
     },
     /// A node that claims one of its blocks may find no address for a pod in it.
     #[error("blocks of /{block_length} in pool {cidr} are too small: pods cannot use a node's own address and \
-             the first and the last of the pool; use a block length of at most {}, in a pool of at least that \
-             size", cidr.family().bits() - 2)]
+             the first and the last of the pool; use a block length of at most {}, and a pool at least as \
+             large as one block", cidr.family().bits() - 2)]
     BlockTooSmall {
         /// The pool.
         cidr: Cidr,

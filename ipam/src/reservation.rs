@@ -82,17 +82,17 @@ impl Until {
     /// In words, with the command for a node that will never answer.
     fn for_holder(self, address: IpAddr, Holder { node, .. }: &Holder) -> String {
         match self {
-            Self::Deleted => "it is handed over when that pod is gone".to_owned(),
+            Self::Deleted => "the address is assigned again when that pod is gone".to_owned(),
             Self::DeletedElsewhere => format!(
-                "it is handed over when that pod is gone. If the machine of node {node} is gone for good: polderctl node remove \
-                 {node} --dead"
+                "the address is assigned again when that pod is gone. If the machine of node {node} is gone for good, run \
+                 polderctl node remove {node} --dead"
             ),
             Self::Confirmed => format!(
-                "node {node} was removed, and has not confirmed that its pods are gone. If its machine is gone for good: polderctl \
-                 node remove {node} --dead"
+                "node {node} was removed, and has not confirmed that its pods are gone. If its machine is gone for good, run \
+                 polderctl node remove {node} --dead"
             ),
             Self::Unknown => format!(
-                "node {node} is unknown. If its machine is gone for good: polderctl ipam release {address} \
+                "node {node} is unknown. If its machine is gone for good, run polderctl ipam release {address} \
                  --dead"
             ),
         }

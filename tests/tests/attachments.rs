@@ -11,10 +11,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use polder_api::Attachment;
 use polder_api::client::Client;
 use polder_api::frame;
 use polder_api::message::{AddRequest, AddressSource, Question, Reply, Request};
-use polder_api::{AddMark, Attachment};
 use polder_tests::agent::Worker;
 use polder_tests::cni::{VERSIONS, WITH_CHECK, WITH_GC, WITH_RESULTS, code, conf, message};
 use polder_tests::fabric::Families;
@@ -183,20 +183,6 @@ fn of_two_adds_of_one_attachment_at_once_one_succeeds_and_the_other_leaves_it_al
         worker.delete(&pod);
         assert_nothing_left(&lab, worker);
     }
-}
-
-#[test]
-fn an_add_is_refused_while_another_process_makes_the_interface_and_is_undone() {
-    let lab = Lab::start_node();
-    let worker = &lab.workers[0];
-    let (netns, conf) = (worker.namespace("a"), Worker::netconf("1.1.0"));
-    let attachment: Attachment = format!("{}/a/eth0", conf["name"].as_str().unwrap()).parse().unwrap();
-    let mark = worker.node.within(|| AddMark::set(&attachment).unwrap());
-    let error = worker.cni("ADD", "a", &netns, &conf).unwrap_err();
-    assert!(error["code"] == 11 && error.to_string().contains("another process"), "{error}");
-    assert_nothing_left(&lab, worker);
-    drop(mark);
-    worker.cni("ADD", "a", &netns, &conf).unwrap();
 }
 
 #[test]

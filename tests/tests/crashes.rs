@@ -3,8 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use polder_api::AddMark;
 use polder_tests::agent::{Worker, dist};
 use polder_tests::steps::{End, kill_after};
 use polder_tests::wait::PATIENCE;
@@ -90,6 +91,21 @@ fn add_and_del(worker: &Worker, names: &[String]) {
         call(worker, "DEL", name);
         worker.node.run("ip", &["netns", "delete", name]);
     }
+}
+
+#[test]
+fn an_add_is_refused_while_another_process_makes_the_interface_and_is_undone() {
+    let lab = lab();
+    let worker = &lab.workers[0];
+    let netns = worker.namespace("a");
+    let socket = worker.node.outside(Path::new("/run/polder/agent.sock"));
+    let mark = AddMark::set(&socket, &"polder/a/eth0".parse().unwrap()).unwrap();
+    let add = || worker.cni("ADD", "a", &netns, &Worker::netconf("1.1.0"));
+    let error = add().unwrap_err();
+    assert!(error["code"] == 11 && error.to_string().contains("another process"), "{error}");
+    assert_nothing_left(&lab, "an ADD that is refused");
+    drop(mark);
+    add().unwrap();
 }
 
 #[test]

@@ -209,7 +209,7 @@ fn a_copy_of_a_removed_nodes_ledger_does_not_confirm_for_it() {
     lab.workers[2].start();
     reason(&lab.workers[2], "machine id and boot id both differ");
     lab.workers[0].ctl(&["node", "remove", "n2"]);
-    reason(&lab.workers[2], "cannot confirm that for the removed machine");
+    reason(&lab.workers[2], "cannot confirm for the removed machine");
     assert_eq!(fences(&lab, "n2"), ["unknown"]);
     lab.workers[1].start();
     wait::until_true("the original to confirm", || fences(&lab, "n2") == ["confirmed"]);

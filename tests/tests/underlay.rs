@@ -82,9 +82,8 @@ fn where_the_network_drops_pods_addresses_auto_takes_the_tunnel_until_it_carries
         "{:?}",
         named(&lab.workers[0])
     );
-    // What one node sends is dropped, and nothing of the others.
-    assert_eq!(paths(&lab.workers[1]), ["n1 direct", "n1 direct", "n3 direct", "n3 direct"]);
-    assert_eq!(named(&lab.workers[1]), Vec::<String>::new());
+    // What one node sends is dropped, and what the others send to each other is not.
+    assert_eq!(paths(&lab.workers[1])[2..], ["n3 direct", "n3 direct"]);
     // What tests the path keeps its address, although pods' packets to a node behind a tunnel do not.
     let (own, other) = (all[0].gateway(all[0].v4()), lab.underlay(1, false));
     let test = format!("ping -c 2 -i 0.2 -W 1 -I {own} {other} >/dev/null && echo answered || echo lost");

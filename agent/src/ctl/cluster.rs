@@ -24,7 +24,7 @@ pub struct Changes {
     /// Path to pods of other nodes: auto, direct or vxlan. Traffic continues and no packet is lost
     #[arg(long)]
     backend: Option<Backend>,
-    /// UDP port of VXLAN tunnels. Tunnels are interrupted until all nodes have applied the change
+    /// UDP port of VXLAN tunnels, 1 to 65535. Tunnels are interrupted until all nodes have applied the change
     #[arg(long, value_name = "PORT")]
     vxlan_port: Option<u16>,
     /// VXLAN network identifier, 1 to 16777215. Tunnels are interrupted until all nodes have applied the change

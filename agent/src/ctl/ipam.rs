@@ -13,7 +13,7 @@ use crate::exit::Exit;
 /// Subcommands of `polderctl ipam`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Show which node and pod have an address, since when and why
+    /// Show which node or pod holds an address, a block or a pool, since when and why
     Show {
         /// cluster, pool NAME, block CIDR, node NAME, pod NAMESPACE/NAME, or an IP address [default: cluster]
         #[arg(num_args = 0..=2, value_name = "WHAT")]
@@ -21,7 +21,7 @@ pub enum Command {
     },
     /// Compare the cluster's records with the ledger and the kernel of every node, and print deviations
     Check {
-        /// Repair deviations where this takes nothing from a running pod
+        /// Repair the deviations that can be repaired without taking anything from a running pod
         #[arg(long)]
         repair: bool,
     },

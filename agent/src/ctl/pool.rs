@@ -21,7 +21,7 @@ pub enum Command {
         /// Name of the pool
         name: PoolName,
     },
-    /// Remove a pool of which nothing is in use
+    /// Remove a pool that has no blocks or addresses in use
     Remove {
         /// Name of the pool
         name: PoolName,

@@ -33,7 +33,7 @@ pub struct Command {
     /// Also delete the CNI plugins from this directory
     #[arg(long, value_name = "DIR")]
     cni_bin_dir: Option<PathBuf>,
-    /// Keep running until SIGTERM when done, for a DaemonSet, which restarts containers that end
+    /// When done, keep running until SIGTERM. For a DaemonSet, which restarts containers that end
     #[arg(long)]
     stay: bool,
 }

@@ -24,7 +24,7 @@ pub enum OffLink {
     Unclear(IpAddr),
     /// The link carries only packets between the nodes' own addresses.
     #[error(
-        "the link to {0} has no link-layer addresses (e.g. WireGuard), and may carry packets of the nodes only"
+        "the link to {0} has no link-layer addresses (e.g. WireGuard) and may drop packets with pod addresses"
     )]
     Mesh(IpAddr),
     /// It is on another link.

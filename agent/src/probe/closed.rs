@@ -25,16 +25,16 @@ pub enum NotProbed {
     Unasked,
     /// The peers' hosts answer, but their probe endpoints do not.
     #[error(
-        "no peer answers packets that are forwarded like those of pods, although {} of their hosts answer, e.g. {}: \
-         check `polderctl status` on both nodes for forwarding settings and packet filters; set probe_peers = false to \
-         skip this check",
+        "no peer answers packets that are forwarded like those of pods, although their hosts answer (hosts: {}, e.g. {}): \
+         check `polderctl status` on this node and on the peer for forwarding settings and packet filters; set \
+         probe_peers = false to skip this check",
         .0.count,
         listed(&.0.named)
     )]
     Dropped(Silent),
     /// No live peer answers.
     #[error(
-        "no peer answers on the pod path ({} are alive, e.g. {}): check that the underlay permits the paths that \
+        "no peer answers on the pod path (alive: {}, e.g. {}): check that the underlay permits the paths that \
          `polderctl node list` shows, and ICMP; set probe_peers = false to skip this check",
         .0.count,
         listed(&.0.named)

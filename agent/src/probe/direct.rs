@@ -1,9 +1,13 @@
 //! Whether the link to a peer carries packets with pods' addresses. Many clouds drop packets whose source is not an address of the
 //! machine (AWS: source/destination check; `OpenStack`: port security).
 //!
-//! Echo requests go to the peer's underlay address without a tunnel. The first has the node's address in the pod network as
-//! source. If it gets no reply, a second one uses the node's underlay address. If only the second is answered, the network drops
-//! pods' addresses. If neither is answered, the peer is down or ICMP is blocked, and nothing can be concluded.
+//! As long as pods use the direct path, the probes of that path show whether it carries their packets. If they stay without reply,
+//! the node sends echo requests from its underlay address to that of the peer. If those are answered, and the peer's agent is alive,
+//! the network drops pods' addresses: the tunnel is used. If the tunnel does not work either, the direct path is used again.
+//!
+//! While the tunnel is used, echo requests from the node's address in the pod network to the peer's underlay address show when the
+//! direct path carries pods' addresses again. They do not show whether it carries packets *to* pods' addresses. So each return that
+//! fails doubles the time until the next one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -17,7 +21,7 @@ use super::Side;
 use super::pings::{Pings, send};
 use super::schedule::{Key, Schedule, Target, Token, VOLLEY, Verdict};
 use super::verdict::Living;
-use crate::kernel::desired::Reached;
+use crate::kernel::desired::{Path, Reached};
 
 /// The test result of the direct path to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,70 +35,132 @@ pub enum Direct {
 /// Test results of the direct paths, by peer and family.
 pub type DirectPaths = BTreeMap<Key, Direct>;
 
-/// How long a path that dropped packets has to carry them before pods use it.
-const LASTING: Duration = Duration::from_secs(20);
+/// How long probes of the direct path stay without reply, while the peer answers to the node's underlay address, until the tunnel
+/// is used. A peer needs some of it to learn the route to a new node.
+const CONFIRM: Duration = Duration::from_secs(5);
 
-/// The current conclusion for a path.
+/// How long the tunnel has to show that it works.
+const TRIAL: Duration = Duration::from_secs(15);
+
+/// How long a path that dropped packets has to carry them before pods use it again: at first, and at most.
+const LASTING: Duration = Duration::from_secs(20);
+const LONGEST: Duration = Duration::from_secs(3600);
+
+/// Between two tests of a path that dropped packets: while it carries them, and at most while it does not.
+const STEADY: Duration = Duration::from_secs(2);
+const SELDOM: Duration = Duration::from_secs(30);
+
+/// What is known about a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Facts {
+    /// Whether pods use the direct path, and not the tunnel.
+    is_direct: bool,
+    /// The verdict on the path that pods use.
+    used: Verdict,
+    /// Whether the last test of the direct path with the node's address in the pod network was answered; `None` before the first.
+    carries: Option<bool>,
+    /// The verdict on packets between the nodes' underlay addresses.
+    nodes: Option<Verdict>,
+    /// Whether the peer's agent is alive.
+    peer: Living,
+}
+
+/// The conclusion for a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Judged {
-    direct: Direct,
-    /// Since when a path that dropped packets carries them.
-    carries_since: Option<Instant>,
+    /// `None` for a path that an earlier agent has left for the tunnel, until it is tested.
+    direct: Option<Direct>,
+    /// Since when pods use it, or the tunnel.
+    since: Instant,
+    /// Since when it seems to drop packets, if pods use it; or to carry them, if they do not.
+    other_since: Option<Instant>,
+    /// How long it has to seem to carry them before pods use it again.
+    lasting: Duration,
+    /// From when on the tunnel may be tried, if pods use the direct path: the last time it did not work, either.
+    tunnel_from: Instant,
 }
 
 impl Judged {
-    const fn new(direct: Direct) -> Self {
-        Self { direct, carries_since: None }
+    fn new(direct: Option<Direct>, now: Instant) -> Self {
+        Self { direct, since: now, other_since: None, lasting: Duration::ZERO, tunnel_from: now }
     }
-}
 
-/// Draws the conclusion. `pods` is the verdict on packets with the node's address in the pod network, `nodes` that on packets with
-/// its underlay address.
-fn judge(
-    before: Option<Judged>,
-    pods: Verdict,
-    nodes: Option<Verdict>,
-    peer: Living,
-    now: Instant,
-) -> Option<Judged> {
-    match (pods, before) {
-        (Verdict::Answers, Some(before)) if before.direct == Direct::Drops => {
-            let since = before.carries_since.unwrap_or(now);
-            let direct = if now - since >= LASTING { Direct::Carries } else { Direct::Drops };
-            Some(Judged { direct, carries_since: Some(since) })
+    /// The next conclusion.
+    fn next(self, facts: &Facts, now: Instant) -> Self {
+        let answers_alone = facts.used == Verdict::Silent
+            && facts.nodes == Some(Verdict::Answers)
+            && facts.peer == Living::Yes;
+        if facts.is_direct {
+            self.while_direct(facts, answers_alone, now)
+        } else {
+            self.while_tunnelled(facts, answers_alone, now)
         }
-        (Verdict::Answers, _) => Some(Judged::new(Direct::Carries)),
-        (Verdict::Silent, before) => match (nodes, peer) {
-            // A peer that has just started does not know yet where this node's pods are.
-            (Some(Verdict::Answers), Living::Yes) => Some(Judged::new(Direct::Drops)),
-            (Some(Verdict::Silent), _) | (_, Living::No) => {
-                Some(before.map_or(Judged::new(Direct::Carries), |before| Judged::new(before.direct)))
-            }
-            _ => before,
-        },
-        _ => before,
+    }
+
+    fn while_direct(self, facts: &Facts, answers_alone: bool, now: Instant) -> Self {
+        if self.direct == Some(Direct::Drops) && !facts.used.is_open() {
+            // The engine is about to use the tunnel, if the cluster has tunnels.
+            return self;
+        }
+        let known = Self { direct: Some(Direct::Carries), ..self };
+        if !answers_alone {
+            let other_since = if facts.used == Verdict::Unknown { self.other_since } else { None };
+            return Self { other_since, ..known };
+        }
+        let since = self.other_since.unwrap_or(now);
+        if now - since < CONFIRM || now < self.tunnel_from {
+            return Self { other_since: Some(since), ..known };
+        }
+        let lasting = (self.lasting * 2).clamp(LASTING, LONGEST);
+        Self { direct: Some(Direct::Drops), since: now, other_since: None, lasting, ..self }
+    }
+
+    fn while_tunnelled(self, facts: &Facts, answers_alone: bool, now: Instant) -> Self {
+        // The engine is about to use the direct path.
+        if self.direct == Some(Direct::Carries) {
+            return self;
+        }
+        let carries = Self { direct: Some(Direct::Carries), since: now, other_since: None, ..self };
+        if answers_alone && now - self.since >= TRIAL {
+            let lasting = (self.lasting * 2).clamp(LASTING, LONGEST);
+            return Self { lasting, tunnel_from: now + lasting, ..carries };
+        }
+        // The peer is up, and no test can be answered: ICMP is blocked between the nodes.
+        if self.direct.is_none() && facts.used.is_open() && facts.nodes == Some(Verdict::Silent) {
+            return carries;
+        }
+        let since = self.other_since.unwrap_or(now);
+        match facts.carries {
+            Some(true) if now - since >= self.lasting => carries,
+            Some(true) => Self { other_since: Some(since), ..self },
+            Some(false) => Self { other_since: None, ..self },
+            None => self,
+        }
     }
 }
 
 /// The tests of all direct paths.
 pub(super) struct Tests<E> {
-    /// With the node's address in the pod network: they are sent through the sockets of the host.
+    /// With the node's address in the pod network, where pods use the tunnel: they are sent through the sockets of the host.
     pods: Schedule,
-    /// With its underlay address, where the others are not answered.
+    /// With its underlay address, where the path that pods use does not answer, or the other tests are not answered.
     nodes: Side<E>,
-    /// Where the latter can go.
-    on_link: BTreeMap<Key, Target>,
+    /// The peers on the same link, and whether pods use the direct path.
+    on_link: BTreeMap<Key, (Target, bool)>,
     judged: BTreeMap<Key, Judged>,
+    /// The keys of `nodes`.
+    asked: BTreeSet<Key>,
 }
 
 impl<E: Sync> Tests<E> {
-    /// Without any path. A path that carries packets is tested again after `steady`.
+    /// Without any path. A path between underlay addresses that is up is tested again after `steady`.
     pub(super) fn new(steady: Duration) -> Self {
         Self {
-            pods: Schedule::new(steady),
+            pods: Schedule::new(STEADY.min(steady)).at_least_every(SELDOM),
             nodes: Side::new(steady),
             on_link: BTreeMap::new(),
             judged: BTreeMap::new(),
+            asked: BTreeSet::new(),
         }
     }
 
@@ -121,21 +187,29 @@ impl<E: Sync> Tests<E> {
             }
         }
         let targets = paths.iter().filter(|((_, family), _)| host[*family].is_some());
-        self.on_link =
-            targets.filter_map(|(key, reached)| Some((key.clone(), Target::direct(reached)?))).collect();
-        self.pods.aim(self.on_link.iter().map(|(key, target)| (key.clone(), target.clone())), now);
+        let on_link = targets.filter_map(|(key, reached)| {
+            let is_direct = matches!(reached.path, Path::Direct { .. });
+            Some((key.clone(), (Target::direct(reached)?, is_direct)))
+        });
+        self.on_link = on_link.collect();
+        let tunnelled = self.on_link.iter().filter(|(_, (_, is_direct))| !is_direct);
+        self.pods.aim(tunnelled.map(|(key, (target, _))| (key.clone(), target.clone())), now);
         self.judged.retain(|key, _| self.on_link.contains_key(key));
-        self.follow_up(now);
     }
 
-    /// Tests with the node's underlay address where the other tests got no reply.
-    pub(super) fn follow_up(&mut self, now: Instant) {
-        let is_silent = |key: &Key| self.pods.seen(key).is_some_and(|seen| seen.verdict == Verdict::Silent);
-        let silent = self.on_link.iter().filter(|(key, _)| is_silent(key));
-        self.nodes.schedule.aim(silent.map(|(key, target)| (key.clone(), target.clone())), now);
+    /// Tests with the node's underlay address where that is of use.
+    fn aim_nodes(&mut self, used: &BTreeMap<Key, Verdict>, now: Instant) {
+        let is_silent = |key: &Key| used.get(key) == Some(&Verdict::Silent);
+        let is_unanswered =
+            |key: &Key| self.pods.seen(key).is_some_and(|seen| seen.verdict == Verdict::Silent);
+        let asked = self.on_link.iter().filter(|(key, _)| is_silent(key) || is_unanswered(key));
+        let asked: BTreeMap<Key, Target> =
+            asked.map(|(key, (target, _))| (key.clone(), target.clone())).collect();
+        self.asked = asked.keys().cloned().collect();
+        self.nodes.schedule.aim(asked.into_iter(), now);
     }
 
-    /// Sends the tests whose time has come; whether there were any.
+    /// Sends the tests that are due. Returns whether any were due.
     pub(super) async fn shoot<P: Pings<Echo = E>>(
         &mut self,
         pings: &P,
@@ -175,34 +249,60 @@ impl<E: Sync> Tests<E> {
         [self.pods.next(), self.nodes.schedule.next()].into_iter().flatten().min()
     }
 
-    /// The peers whose lease state is needed for a conclusion.
+    /// The peers of which it matters whether their agents are alive.
     pub(super) fn suspects(&self) -> impl Iterator<Item = &NodeName> {
         let is_open = |key: &Key| self.nodes.schedule.seen(key).is_some_and(|seen| seen.verdict.is_open());
-        let is_known = |key: &Key| self.judged.get(key).is_some_and(|judged| judged.direct == Direct::Drops);
-        self.nodes.schedule.keys().filter(move |key| is_open(key) && !is_known(key)).map(|(name, _)| name)
+        self.asked.iter().filter(move |key| is_open(key)).map(|(name, _)| name)
     }
 
-    /// Updates and returns the conclusions for all paths.
-    pub(super) fn judge(&mut self, living: impl Fn(&NodeName) -> Living, now: Instant) -> DirectPaths {
-        for key in self.on_link.keys() {
-            let Some(pods) = self.pods.seen(key) else { continue };
-            let nodes = self.nodes.schedule.seen(key).map(|seen| seen.verdict);
+    /// Draws the conclusions. Returns those that matter for the choice of paths, and the keys whose paths are to be probed at once,
+    /// because they have just begun to seem to drop packets. `used` are the verdicts on the paths that pods use.
+    pub(super) fn judge(
+        &mut self,
+        used: &BTreeMap<Key, Verdict>,
+        living: impl Fn(&NodeName) -> Living,
+        now: Instant,
+    ) -> (DirectPaths, Vec<Key>) {
+        self.aim_nodes(used, now);
+        let (mut told, mut doubted) = (DirectPaths::new(), Vec::new());
+        for (key, (_, is_direct)) in &self.on_link {
+            let facts = Facts {
+                is_direct: *is_direct,
+                used: used.get(key).copied().unwrap_or(Verdict::Unknown),
+                carries: self.pods.seen(key).and_then(|seen| match seen.verdict {
+                    Verdict::Unknown => None,
+                    verdict => Some(verdict.is_open() && seen.lost == 0),
+                }),
+                nodes: self.nodes.schedule.seen(key).map(|seen| seen.verdict),
+                peer: living(&key.0),
+            };
             let before = self.judged.get(key).copied();
-            let judged = judge(before, pods.verdict, nodes, living(&key.0), now);
-            let Some(judged) = judged.filter(|judged| Some(*judged) != before) else { continue };
+            let begun = before
+                .unwrap_or_else(|| Judged::new(if *is_direct { Some(Direct::Carries) } else { None }, now));
+            let judged = begun.next(&facts, now);
             let (node, family) = key;
-            match (before.map(|before| before.direct), judged.direct) {
-                (Some(Direct::Carries) | None, Direct::Drops) => {
-                    warn!(%node, %family, "the direct path drops packets with pods' addresses");
+            match (begun.direct, judged.direct) {
+                (Some(Direct::Carries), Some(Direct::Drops)) => {
+                    warn!(%node, %family, "the network drops pods' packets on the direct path: using the tunnel");
                 }
-                (Some(Direct::Drops), Direct::Carries) => {
-                    info!(%node, %family, "the direct path carries packets with pods' addresses again");
+                (Some(Direct::Drops), Some(Direct::Carries)) => {
+                    info!(%node, %family, "using the direct path again");
                 }
                 _ => {}
             }
-            self.judged.insert(key.clone(), judged);
+            if *is_direct && begun.other_since.is_none() && judged.other_since.is_some() {
+                doubted.push(key.clone());
+            }
+            match judged.direct {
+                Some(Direct::Drops) => drop(told.insert(key.clone(), Direct::Drops)),
+                Some(Direct::Carries) if !is_direct => drop(told.insert(key.clone(), Direct::Carries)),
+                _ => {}
+            }
+            if before != Some(judged) {
+                self.judged.insert(key.clone(), judged);
+            }
         }
-        self.judged.iter().map(|(key, judged)| (key.clone(), judged.direct)).collect()
+        (told, doubted)
     }
 }
 
@@ -240,56 +340,104 @@ pub fn problem(direct: &DirectPaths, has_tunnels: bool) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// What is concluded from one verdict after the other, a second apart.
-    fn play(verdicts: &[(Verdict, Option<Verdict>, Living)]) -> Vec<Option<Direct>> {
-        let mut now = Instant::now();
-        let mut judged = None;
-        let mut all = Vec::new();
-        for (pods, nodes, peer) in verdicts {
-            judged = judge(judged, *pods, *nodes, *peer, now);
-            all.push(judged.map(|judged| judged.direct));
-            now += Duration::from_secs(1);
+    /// A path of which conclusions are drawn every second.
+    struct Play {
+        judged: Judged,
+        now: Instant,
+    }
+
+    impl Play {
+        fn new(direct: Option<Direct>) -> Self {
+            let now = Instant::now();
+            Self { judged: Judged::new(direct, now), now }
         }
-        all
-    }
 
-    const ANSWERS: (Verdict, Option<Verdict>, Living) = (Verdict::Answers, None, Living::Unknown);
-    const DROPPED: (Verdict, Option<Verdict>, Living) =
-        (Verdict::Silent, Some(Verdict::Answers), Living::Yes);
-    const SILENT: (Verdict, Option<Verdict>, Living) = (Verdict::Silent, Some(Verdict::Silent), Living::Yes);
-
-    #[test]
-    fn only_a_living_peer_that_answers_to_the_nodes_own_address_alone_is_behind_a_link_that_drops() {
-        let outcome = |step| play(&[step])[0];
-        assert_eq!(outcome(DROPPED), Some(Direct::Drops));
-        assert_eq!(outcome(ANSWERS), Some(Direct::Carries));
-        assert_eq!(outcome(SILENT), Some(Direct::Carries), "nothing is known against it");
-        for peer in [Living::No, Living::Unknown] {
-            assert_ne!(outcome((Verdict::Silent, Some(Verdict::Answers), peer)), Some(Direct::Drops));
+        /// The conclusion after so many seconds in which that is known.
+        fn after(&mut self, seconds: u64, facts: Facts) -> Option<Direct> {
+            for _ in 0..seconds {
+                self.judged = self.judged.next(&facts, self.now);
+                self.now += Duration::from_secs(1);
+            }
+            self.judged.direct
         }
-        assert_eq!(
-            outcome((Verdict::Silent, None, Living::Yes)),
-            None,
-            "the node's own address is to be tried"
-        );
-        assert_eq!(outcome((Verdict::Unknown, None, Living::Yes)), None);
+    }
+
+    const CARRIES: Option<Direct> = Some(Direct::Carries);
+    const DROPS: Option<Direct> = Some(Direct::Drops);
+
+    /// Pods use the direct path, and it carries their packets.
+    const GOOD: Facts =
+        Facts { is_direct: true, used: Verdict::Answers, carries: None, nodes: None, peer: Living::Unknown };
+    /// It does not, and those of the nodes.
+    const DROPPING: Facts =
+        Facts { used: Verdict::Silent, nodes: Some(Verdict::Answers), peer: Living::Yes, ..GOOD };
+    /// The peer is down.
+    const DOWN: Facts = Facts { nodes: Some(Verdict::Silent), ..DROPPING };
+    /// Pods use the tunnel, and the direct path drops their packets.
+    const TUNNELLED: Facts =
+        Facts { is_direct: false, carries: Some(false), nodes: Some(Verdict::Answers), ..GOOD };
+    /// It seems to carry them.
+    const HEALED: Facts = Facts { carries: Some(true), ..TUNNELLED };
+
+    #[test]
+    fn only_a_living_peer_that_answers_to_the_nodes_own_address_alone_for_a_while_is_reached_by_tunnel() {
+        assert_eq!(Play::new(CARRIES).after(5, DROPPING), CARRIES, "the peer may not know this node yet");
+        assert_eq!(Play::new(CARRIES).after(7, DROPPING), DROPS);
+        for other in [
+            GOOD,
+            DOWN,
+            Facts { used: Verdict::Dropped, ..DROPPING },
+            Facts { nodes: None, ..DROPPING },
+            Facts { peer: Living::No, ..DROPPING },
+            Facts { peer: Living::Unknown, ..DROPPING },
+        ] {
+            assert_eq!(Play::new(CARRIES).after(60, other), CARRIES, "{other:?}");
+        }
+        // A link that was down for both is up again: the next probe is answered.
+        let mut play = Play::new(CARRIES);
+        for facts in [DOWN, DROPPING, GOOD, DROPPING] {
+            assert_eq!(play.after(4, facts), CARRIES);
+        }
     }
 
     #[test]
-    fn a_path_that_dropped_packets_is_used_once_it_carries_them_for_a_while() {
-        let mut steps = vec![DROPPED];
-        steps.extend([ANSWERS; 15]);
-        // A single round that fails: it starts over.
-        steps.push(DROPPED);
-        steps.extend([ANSWERS; 20]);
-        assert!(play(&steps).iter().all(|direct| *direct == Some(Direct::Drops)));
-        steps.extend([ANSWERS; 2]);
-        assert_eq!(*play(&steps).last().unwrap(), Some(Direct::Carries));
+    fn a_return_to_the_direct_path_that_fails_doubles_the_time_until_the_next_one() {
+        let mut play = Play::new(CARRIES);
+        for lasting in [20, 40, 80] {
+            assert_eq!(play.after(7, DROPPING), DROPS);
+            assert_eq!(play.after(30, TUNNELLED), DROPS);
+            assert_eq!(play.after(lasting, HEALED), DROPS);
+            // One test that is lost begins it over.
+            assert_eq!(play.after(1, TUNNELLED), DROPS);
+            assert_eq!(play.after(lasting, HEALED), DROPS);
+            assert_eq!(play.after(2, HEALED), CARRIES);
+        }
+        for _ in 0..20 {
+            play.after(7, DROPPING);
+            play.after(4000, HEALED);
+        }
+        assert_eq!(play.judged.lasting, LONGEST);
     }
 
     #[test]
-    fn what_was_concluded_stays_while_the_peer_is_down() {
-        assert_eq!(play(&[DROPPED, SILENT, SILENT])[2], Some(Direct::Drops));
-        assert_eq!(play(&[ANSWERS, SILENT, SILENT])[2], Some(Direct::Carries));
+    fn a_tunnel_that_does_not_work_is_left_and_not_tried_again_soon() {
+        let silent = Facts { used: Verdict::Silent, peer: Living::Yes, ..TUNNELLED };
+        let mut play = Play::new(CARRIES);
+        assert_eq!(play.after(7, DROPPING), DROPS);
+        assert_eq!(play.after(12, silent), DROPS);
+        assert_eq!(play.after(5, silent), CARRIES);
+        assert_eq!(play.after(30, DROPPING), CARRIES);
+        assert_eq!(play.after(30, DROPPING), DROPS, "the network may have changed");
+    }
+
+    #[test]
+    fn an_agent_that_starts_keeps_the_tunnel_until_a_test_is_answered_or_none_can_be() {
+        assert_eq!(Play::new(None).after(60, TUNNELLED), None);
+        assert_eq!(Play::new(None).after(60, Facts { carries: None, ..TUNNELLED }), None);
+        assert_eq!(Play::new(None).after(1, HEALED), CARRIES);
+        let blocked = Facts { nodes: Some(Verdict::Silent), ..TUNNELLED };
+        assert_eq!(Play::new(None).after(1, blocked), CARRIES, "ICMP is blocked");
+        let down = Facts { used: Verdict::Silent, ..blocked };
+        assert_eq!(Play::new(None).after(60, down), None, "the peer is down");
     }
 }

@@ -161,6 +161,8 @@ struct State {
 pub struct Schedule {
     /// Pause between two rounds of a target without a fault.
     steady: Duration,
+    /// The longest pause between rounds to a target with a fault.
+    longest: Duration,
     states: BTreeMap<u32, State>,
     numbers: BTreeMap<Key, u32>,
     due: BTreeSet<(Instant, u32)>,
@@ -170,7 +172,19 @@ pub struct Schedule {
 impl Schedule {
     /// Without targets. Targets without a fault are probed again after `steady`.
     pub fn new(steady: Duration) -> Self {
-        Self { steady, states: BTreeMap::new(), numbers: BTreeMap::new(), due: BTreeSet::new(), next: 0 }
+        Self {
+            steady,
+            longest: AGAIN,
+            states: BTreeMap::new(),
+            numbers: BTreeMap::new(),
+            due: BTreeSet::new(),
+            next: 0,
+        }
+    }
+
+    /// Probes targets with a fault at least that often.
+    pub(super) fn at_least_every(self, longest: Duration) -> Self {
+        Self { longest, ..self }
     }
 
     /// Sets the targets. New ones, and those whose path changed, are probed at once.
@@ -200,7 +214,7 @@ impl Schedule {
             self.due.remove(&(due, number));
             let Some(state) = self.states.get_mut(&number) else { continue };
             state.count();
-            state.due = now + state.pause();
+            state.due = now + state.pause(self.longest);
             shots.push(Shot {
                 number,
                 to: state.target.address,
@@ -241,6 +255,15 @@ impl Schedule {
             state.due = now;
             self.due.insert((now, *number));
         }
+    }
+
+    /// Probes a target with a fault at once, and then with the short pauses of a new one: it may be over.
+    pub(super) fn press(&mut self, key: &Key, now: Instant) {
+        let Some(number) = self.numbers.get(key) else { return };
+        let Some(state) = self.states.get_mut(number) else { return };
+        self.due.remove(&(state.due, *number));
+        (state.due, state.pause) = (now, FIRST);
+        self.due.insert((now, *number));
     }
 
     /// The key of the target with that number.
@@ -305,10 +328,10 @@ impl State {
     }
 
     /// The pause until the next round, unless a reply arrives.
-    fn pause(&mut self) -> Duration {
+    fn pause(&mut self, longest: Duration) -> Duration {
         match self.verdict {
             Verdict::Silent | Verdict::Narrow(_) | Verdict::Dropped => {
-                let longer = (self.pause * 2).min(AGAIN);
+                let longer = (self.pause * 2).min(longest);
                 std::mem::replace(&mut self.pause, longer)
             }
             Verdict::Answers | Verdict::Unknown => SOON,
@@ -317,182 +340,4 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests {
-    use polder_ipam::tasks::lease::ALIVE;
-    use polder_netlink::IfIndex;
-
-    use super::super::verdict::ENDPOINT_FAILURES;
-    use super::*;
-    use crate::kernel::tunnel::Encapsulation;
-
-    fn target(address: &str) -> Target {
-        let address: IpAddr = address.parse().unwrap();
-        let path = Path::Direct { via: "10.0.0.2".parse().unwrap(), index: IfIndex::new(2) };
-        Target { address, path, mtu: 1450, sizes: Sizes::Both }
-    }
-
-    fn key() -> Key {
-        ("n2".parse().unwrap(), Family::V4)
-    }
-
-    /// A schedule with one target, its clock, and what of each round comes back.
-    struct Play {
-        schedule: Schedule,
-        now: Instant,
-    }
-
-    impl Play {
-        fn new() -> Self {
-            let (mut schedule, now) = (Schedule::new(STEADY), Instant::now());
-            schedule.aim([(key(), target("10.244.1.1"))].into_iter(), now);
-            Self { schedule, now }
-        }
-
-        /// Plays rounds of which these sizes come back; the verdict, and how long it is until the next one.
-        fn rounds(&mut self, number: usize, sizes: &[Size]) -> (Verdict, Duration) {
-            for _ in 0..number {
-                self.now = self.schedule.next().unwrap();
-                let shots = self.schedule.shoot(self.now, 10);
-                assert_eq!(shots.len(), 1);
-                for size in sizes {
-                    let token = Token { number: shots[0].number, size: *size };
-                    self.schedule.take(shots[0].to, token, self.now);
-                }
-            }
-            (self.schedule.seen(&key()).unwrap().verdict, self.schedule.next().unwrap() - self.now)
-        }
-    }
-
-    const STEADY: Duration = Duration::from_secs(30);
-    const ALL: &[Size] = &[Size::Small, Size::Full];
-
-    #[test]
-    fn a_peer_that_answers_is_asked_again_after_a_while() {
-        let mut play = Play::new();
-        assert_eq!(play.rounds(1, ALL).0, Verdict::Answers);
-        let (verdict, pause) = play.rounds(1, ALL);
-        assert!(verdict == Verdict::Answers && pause >= STEADY, "{pause:?}");
-    }
-
-    #[test]
-    fn one_lost_probe_is_none_and_three_are_silence_until_one_comes_back() {
-        let mut play = Play::new();
-        play.rounds(2, ALL);
-        for _ in 0..2 {
-            assert_eq!(play.rounds(1, &[]), (Verdict::Answers, SOON));
-        }
-        assert_eq!(play.rounds(1, ALL).0, Verdict::Answers);
-        assert_eq!(play.rounds(3, &[]), (Verdict::Answers, SOON), "the third one may still be answered");
-        assert_eq!(play.rounds(1, &[]).0, Verdict::Silent);
-        assert_eq!(play.rounds(1, ALL).0, Verdict::Answers);
-    }
-
-    #[test]
-    fn a_silent_peer_is_asked_again_soon_and_then_less_and_less_often_until_it_answers() {
-        let mut play = Play::new();
-        play.rounds(1, ALL);
-        for _ in 0..2 {
-            assert_eq!(play.rounds(3, &[]), (Verdict::Answers, SOON));
-            assert_eq!([1, 1, 1, 1, 1].map(|rounds| play.rounds(rounds, &[]).1.as_secs()), [1, 2, 4, 5, 5]);
-            play.rounds(1, ALL);
-        }
-    }
-
-    #[test]
-    fn a_narrow_way_is_asked_again_soon_and_then_less_and_less_often_until_the_verdict_changes() {
-        let mut play = Play::new();
-        let narrow = &[Size::Small];
-        for _ in 0..2 {
-            assert_eq!(play.rounds(3, narrow).1, SOON);
-            assert_eq!(
-                [1, 1, 1, 1, 1].map(|rounds| play.rounds(rounds, narrow).1.as_secs()),
-                [1, 2, 4, 5, 5]
-            );
-            play.rounds(1, ALL);
-        }
-        play.rounds(8, narrow);
-        // What carried small packets carries none, and then small ones again.
-        assert_eq!(play.rounds(4, &[]), (Verdict::Silent, Duration::from_secs(1)));
-        play.rounds(1, narrow);
-        assert_eq!(play.rounds(1, narrow), (Verdict::Narrow(1450), Duration::from_secs(1)));
-    }
-
-    #[test]
-    fn an_endpoint_is_missed_for_longer_than_the_lease_of_an_agent_that_was_killed() {
-        let mut play = Play::new();
-        play.rounds(1, ALL);
-        let first = play.schedule.next().unwrap();
-        while play.schedule.seen(&key()).unwrap().lost < ENDPOINT_FAILURES {
-            play.rounds(1, &[]);
-        }
-        // Half as long again: the lease lasts longer than it should when the store has another leader.
-        let (missed, lease) = (play.now - first, ALIVE);
-        assert!(missed >= lease + lease / 2, "{missed:?}");
-    }
-
-    #[test]
-    fn a_way_that_carries_only_small_packets_is_narrow_until_a_large_one_comes_back() {
-        let mut play = Play::new();
-        play.rounds(1, ALL);
-        assert_eq!(play.rounds(4, &[Size::Small]).0, Verdict::Narrow(1450));
-        assert_eq!(play.rounds(1, &[Size::Small]).0, Verdict::Narrow(1450));
-        assert_eq!(play.rounds(1, ALL).0, Verdict::Answers);
-    }
-
-    #[test]
-    fn nothing_is_known_of_a_peer_that_is_new_or_reached_another_way() {
-        let mut play = Play::new();
-        play.rounds(1, ALL);
-        let other = Path::Tunnel {
-            encapsulation: Encapsulation::Vxlan,
-            over: Family::V4,
-            remote: "10.0.0.2".parse().unwrap(),
-            next_hop: "10.244.1.1".parse().unwrap(),
-        };
-        let mut target = target("10.244.1.1");
-        target.path = other;
-        let moved = || [(key(), target.clone())].into_iter();
-        play.schedule.aim(moved(), play.now);
-        assert_eq!(play.schedule.seen(&key()).unwrap().verdict, Verdict::Unknown);
-        assert_eq!(play.schedule.next(), Some(play.now));
-        play.schedule.shoot(play.now, 10);
-        play.schedule.aim(moved(), play.now);
-        assert_ne!(play.schedule.next(), Some(play.now), "it is the same");
-        play.schedule.aim(std::iter::empty(), play.now);
-        assert_eq!((play.schedule.keys().count(), play.schedule.next()), (0, None));
-    }
-
-    #[test]
-    fn where_only_small_packets_are_sent_they_are_enough() {
-        let mut play = Play::new();
-        let small = Target { sizes: Sizes::Small, ..target("10.244.1.1") };
-        play.schedule.aim([(key(), small)].into_iter(), play.now);
-        let (verdict, pause) = play.rounds(5, &[Size::Small]);
-        assert!(verdict == Verdict::Answers && pause >= STEADY, "{verdict:?} {pause:?}");
-        assert_eq!(play.rounds(4, &[]).0, Verdict::Silent);
-    }
-
-    #[test]
-    fn lost_rounds_are_counted_until_something_comes_back_and_a_doubt_makes_the_next_one_come_early() {
-        let mut play = Play::new();
-        play.rounds(1, ALL);
-        play.schedule.hurry(&key(), play.now);
-        assert_eq!(play.schedule.next(), Some(play.now));
-        play.rounds(4, &[]);
-        assert_eq!(
-            play.schedule.seen(&key()),
-            Some(Seen { verdict: Verdict::Silent, lost: 3, answered: true })
-        );
-        play.rounds(1, &[Size::Small]);
-        assert_eq!(play.schedule.seen(&key()).unwrap().lost, 0);
-    }
-
-    #[test]
-    fn what_comes_from_elsewhere_is_no_answer() {
-        let mut play = Play::new();
-        let shots = play.schedule.shoot(play.now, 10);
-        let token = Token { number: shots[0].number, size: Size::Full };
-        play.schedule.take("10.244.1.2".parse().unwrap(), token, play.now);
-        assert_eq!(play.schedule.seen(&key()).unwrap().verdict, Verdict::Unknown);
-    }
-}
+mod tests;

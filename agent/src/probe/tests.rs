@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use super::direct::Direct;
 use super::*;
 use crate::kernel::desired::{OnLink, Path};
+use crate::kernel::tunnel::Encapsulation;
 use crate::underlay::{NotChosen, Underlay, Uplink};
 
 /// The node's address in the pod network, and on the underlay; the peer's on the underlay.
@@ -201,6 +202,19 @@ impl Fixture {
         self.store.transact(&Txn { writes, ..Txn::default() }).await.unwrap();
     }
 
+    /// The last pass has led pods' packets into the tunnel.
+    fn take_tunnel(&self) {
+        self.pass.send_modify(|pass| {
+            let mut other = Pass::clone(pass.as_ref().unwrap());
+            let remote = PEER.parse().unwrap();
+            let next_hop = HOST.parse().unwrap();
+            let tunnel =
+                Path::Tunnel { encapsulation: Encapsulation::Vxlan, over: Family::V4, remote, next_hop };
+            other.paths.get_mut(&key()).unwrap().path = tunnel;
+            *pass = Some(Arc::new(other));
+        });
+    }
+
     fn open_endpoint(&self) {
         let namespace = Arc::new(File::open("/dev/null").unwrap());
         let open = Open { namespace, addresses: vec!["10.0.0.2".parse().unwrap()] };
@@ -279,13 +293,16 @@ async fn a_direct_path_on_which_only_the_nodes_own_address_is_answered_drops_pac
     fixture.peer_lives().await;
     fixture.wire.answers(PEER, 1500);
     fixture.wire.with(|wire| wire.dropped.insert(GATEWAY.parse().unwrap()));
-    fixture.pass(Duration::from_secs(3)).await;
+    fixture.wire.answers(HOST, 1500);
+    fixture.pass(Duration::from_secs(10)).await;
     assert_eq!(direct(&fixture), Some(Direct::Drops));
+    // The engine follows: through the tunnel, the peer answers.
     fixture.wire.with(|wire| wire.dropped.clear());
-    fixture.pass(STEADY * 3).await;
-    assert_eq!(direct(&fixture), Some(Direct::Carries));
-    // One that is down says nothing of the link.
+    fixture.take_tunnel();
     fixture.wire.is_silent(PEER);
+    fixture.pass(STEADY * 3).await;
+    assert_eq!(direct(&fixture), Some(Direct::Drops));
+    fixture.wire.answers(PEER, 1500);
     fixture.pass(STEADY * 3).await;
     assert_eq!(direct(&fixture), Some(Direct::Carries));
 }

@@ -37,8 +37,8 @@ pub enum Exhausted {
     NoPool(NoPool),
     /// The claimed block has only gateway and excluded addresses.
     #[error(
-        "this node claimed block {block} of pool {pool}, but it has no address for pods: add a pool with \
-         larger blocks"
+        "block {block} of pool {pool}, claimed by this node, has no address for pods: add a pool with larger \
+         blocks"
     )]
     Useless {
         /// The block.

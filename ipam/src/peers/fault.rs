@@ -81,7 +81,7 @@ pub enum Fault {
         block_length: u8,
     },
     /// Nobody may use it yet.
-    #[error("its owner {0} was removed: it is held back until the pods there are confirmed gone")]
+    #[error("its owner {0} was removed: the block is held back until the pods there are confirmed gone")]
     Rests(NodeName),
     /// Its owner has no record that can be believed.
     #[error("its owner {0} is not a node of the cluster")]

@@ -240,7 +240,7 @@ pub enum NotAdopted {
     },
     /// The ledger does not name the node.
     #[error(
-        "this machine has no ledger of the registered node {0}, so it cannot replace it. If the other machine \
+        "this machine has no ledger of the registered node {0}, so it cannot adopt the node. If the other machine \
          is gone for good, run polderctl node remove {0} --dead: this machine then joins as a new node"
     )]
     Ledger(NodeName),

@@ -94,7 +94,7 @@ pub enum Conflict {
     /// The ledger is of an earlier node of that name, or of another.
     #[error(
         "node {me} is registered as incarnation {registered} ({other}), but the ledger of this machine is of \
-         incarnation {ledger}, which is older or of another machine. If no pod runs here, stop the agent, \
+         incarnation {ledger}, which is older or belongs to another machine. If no pod runs here, stop the agent, \
          delete its state directory and start it; if the other machine is node {me}, also give this one \
          another name with --node"
     )]
@@ -210,10 +210,10 @@ pub enum Removed {
     },
     /// The ledger could be a copy: pods of the removed machine may still run.
     #[error(
-        "node {node} was removed from the cluster, and this machine has no pods of it. It cannot confirm that \
-         for the removed machine ({removed}): machine id and boot id both differ, so its ledger could be a \
-         copy. If that machine is gone for good, run polderctl node remove {node} --dead --earlier on any \
-         node. {AGAIN}"
+        "node {node} was removed from the cluster, and this machine has no pods of it. It cannot confirm \
+         for the removed machine ({removed}) that its pods are gone: machine id and boot id both differ, so its \
+         ledger could be a copy. If that machine is gone for good, run polderctl node remove {node} --dead \
+         --earlier on any node. {AGAIN}"
     )]
     Stranger {
         /// Its name.

@@ -1,6 +1,6 @@
 //! Plans are carried out on a model of the kernel, which refuses what the kernel would refuse.
 
-use polder_api::{Attachment, Family};
+use polder_api::Family;
 use polder_ipam::Moment;
 use polder_ipam::ids::{BootId, ClusterId, Incarnation, MachineId};
 use polder_ipam::ledger::{Held, Kind};
@@ -73,11 +73,7 @@ fn blocks(node: u8, count: u8, dual: bool) -> (Vec<Block>, Vec<IpAddr>) {
 
 fn pod(number: u8) -> Held {
     Held {
-        attachment: Attachment {
-            network: "polder".parse().unwrap(),
-            container: format!("pod{number}").parse().unwrap(),
-            interface: "eth0".parse().unwrap(),
-        },
+        attachment: format!("polder/pod{number}/eth0").parse().unwrap(),
         kind: Kind::Pod,
         since: Moment::BOOT,
         addresses: vec![[10, 244, 0, number].into()],
@@ -87,6 +83,19 @@ fn pod(number: u8) -> Held {
         pod: None,
         leaving: false,
         gateways: Vec::new(),
+    }
+}
+
+/// A node without peers, with these pods.
+fn lone(pods: &[u8]) -> World {
+    World {
+        attach: AttachMode::Bridge,
+        backend: Backend::Auto,
+        vni: 1,
+        mtu: 1500,
+        dual: false,
+        peers: BTreeMap::new(),
+        pods: pods.iter().copied().collect(),
     }
 }
 
@@ -464,15 +473,7 @@ fn a_device_that_is_made_anew_gets_back_all_that_hung_on_it() {
 
 #[test]
 fn a_bridge_that_filters_vlans_is_set_back_and_not_made_anew() {
-    let world = World {
-        attach: AttachMode::Bridge,
-        backend: Backend::Auto,
-        vni: 1,
-        mtu: 1500,
-        dual: false,
-        peers: BTreeMap::new(),
-        pods: [1].into(),
-    };
+    let world = lone(&[1]);
     let mut model = Model::of(&world);
     model.state.links.get_mut(&Device::Bridge).unwrap().kind = OwnKind::Bridge { filters_vlans: true };
     let changes = model.become_like(&world, Prune::Yes);
@@ -485,15 +486,7 @@ fn a_route_that_takes_etcd_away_goes_before_the_records_are_known() {
 
     use crate::kernel::guard::Guard;
 
-    let world = World {
-        attach: AttachMode::Bridge,
-        backend: Backend::Auto,
-        vni: 1,
-        mtu: 1500,
-        dual: false,
-        peers: BTreeMap::new(),
-        pods: BTreeSet::new(),
-    };
+    let world = lone(&[]);
     let model = Model::of(&world);
     let mut desired = world.desired(&BTreeSet::new());
     let etcd = Needed::host("10.99.0.5".parse().unwrap(), What::Store("the address of etcd".to_owned()));
