@@ -16,8 +16,17 @@ use polder_cni_plugin::command::{Answer, run};
 use polder_netlink::{RouteSocket, namespace};
 use serde_json::{Value, json};
 
-/// Runs an ADD of `network/c1/eth0`, in which the agent answers, says something that nobody asked for, and is gone.
-fn add(folder: &Path, pod: &File) -> Value {
+/// When the agent ends that has answered an ADD.
+#[derive(Clone, Copy, PartialEq)]
+enum Ends {
+    /// At once: the hold is lost with the answer.
+    AtOnce,
+    /// When it is asked to undo the ADD, without an answer.
+    Later,
+}
+
+/// Runs an ADD of `network/c1/eth0`, in which the agent answers and then ends.
+fn add(folder: &Path, pod: &File, ends: Ends) -> Value {
     let socket = folder.join("agent.sock");
     let listener = UnixListener::bind(&socket).unwrap();
     let netns = format!("/proc/self/fd/{}", pod.as_raw_fd());
@@ -30,9 +39,15 @@ fn add(folder: &Path, pod: &File) -> Value {
             let Request::Add(request) = question.request else { panic!("no ADD") };
             fs::remove_file(&socket).unwrap();
             let mut answer = frame::encode(&Reply::Wiring(wiring(&request.attachment))).unwrap();
-            // With the answer, so that there is no moment in which the hold is not lost yet.
-            answer.push(0);
+            if ends == Ends::AtOnce {
+                // Something that nobody asked for, with the answer: there is no moment in which the hold is not lost yet.
+                answer.push(0);
+            }
             plugin.write_all(&answer).unwrap();
+            if ends == Ends::Later {
+                let question: Question = frame::read(&mut plugin).unwrap();
+                assert!(matches!(question.request, Request::Del(_)));
+            }
         });
         let variable = |name: &str| match name {
             "CNI_COMMAND" => Some("ADD".to_owned()),
@@ -66,7 +81,7 @@ fn wiring(attachment: &Attachment) -> Wiring {
 }
 
 /// What is in the new namespace of a pod after that, and of its node; the error.
-fn after(prepare: &str) -> Value {
+fn after(prepare: &str, ends: Ends) -> Value {
     let folder = tempfile::tempdir().unwrap();
     let pod = namespace::in_a_new_one(|| {
         let status = std::process::Command::new("sh").args(["-ec", prepare]).status().unwrap();
@@ -75,9 +90,10 @@ fn after(prepare: &str) -> Value {
     })
     .expect("tests of the kernel need root");
     let links = |socket: &mut RouteSocket| socket.links().unwrap().into_keys().collect::<Vec<_>>();
-    let (error, host) =
-        namespace::in_a_new_one(|| (add(folder.path(), &pod), links(&mut RouteSocket::open().unwrap())))
-            .unwrap();
+    let (error, host) = namespace::in_a_new_one(|| {
+        (add(folder.path(), &pod, ends), links(&mut RouteSocket::open().unwrap()))
+    })
+    .unwrap();
     let mut inside = namespace::within(&pod, RouteSocket::open).unwrap().unwrap();
     assert_eq!((host, links(&mut inside)), (vec!["lo".to_owned()], vec!["lo".to_owned()]), "{error}");
     let attachment: Attachment = "network/c1/eth0".parse().unwrap();
@@ -88,12 +104,12 @@ fn after(prepare: &str) -> Value {
 
 #[test]
 fn a_wiring_that_fails_is_undone_without_the_agent() {
-    let error = after("ip link set lo up; ip address add 10.244.0.1/32 dev lo # the gateway");
+    let error = after("ip link set lo up; ip address add 10.244.0.1/32 dev lo # the gateway", Ends::Later);
     assert_eq!(error["code"], 5, "{error}");
 }
 
 #[test]
 fn an_interface_whose_addresses_nobody_holds_any_more_is_no_success() {
-    let error = after(":");
+    let error = after(":", Ends::AtOnce);
     assert_eq!(error["code"], 11, "{error}");
 }
