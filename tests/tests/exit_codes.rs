@@ -190,11 +190,14 @@ fn a_plan_that_changes_something_ends_with_3() {
     let lab = Lab::start(Topology::one_segment(1));
     let worker = &lab.workers[0];
     wait::until_true("a plan without changes", || once(worker, &["plan"]).0 == 0);
-    // Something that every pass tries, and that fails.
-    worker.node.shell(
-        "echo 0 > /tmp/zero; mount --bind /tmp/zero /proc/sys/net/ipv4/ip_forward; \
-         mount -o remount,ro,bind /proc/sys/net/ipv4/ip_forward",
-    );
+    // Something that every pass tries, and that fails. The kernel may drop what was just mounted in /proc/sys.
+    wait::until_true("a plan with a change", || {
+        worker.node.shell(
+            "echo 0 > /tmp/zero; mount --bind /tmp/zero /proc/sys/net/ipv4/ip_forward; \
+             mount -o remount,ro,bind /proc/sys/net/ipv4/ip_forward",
+        );
+        once(worker, &["plan"]).0 == 3
+    });
     assert_ends(worker, 3, &[("plan", "set net/ipv4/ip_forward to 1")]);
     worker.wait_for_status("the failure", |status| (status["ready"] == false).then_some(()));
     assert_ends(worker, 3, &[("status", "net/ipv4/ip_forward")]);

@@ -70,7 +70,10 @@ fn a_cluster_whose_pool_is_used_up_goes_on_with_a_second_one_while_its_pods_talk
             let reasons = status["reasons"].to_string();
             reasons.contains("has no free block").then_some(reasons)
         });
-        assert!(reasons.contains("all 2 are claimed") && reasons.contains("has 1"), "{reasons}");
+        assert!(
+            reasons.contains("all 2 (128 addresses) are claimed") && reasons.contains("has 1"),
+            "{reasons}"
+        );
         let done = lab.workers[0].ctl(&["pool", "add", "second", "10.245.0.0/24"]);
         assert!(done.as_str().unwrap().contains("10.245.0.0/24 in blocks of /26, for all nodes"), "{done}");
         newcomer.wait_until_ready();

@@ -238,7 +238,7 @@ fn the_namespace_of_the_host_is_touched_only_on_demand() {
         if case.plugin == "polder" {
             let host = [("CNI_NETNS", "/proc/1/ns/net")];
             let (code, said) = case.refused("ADD", &[], &host, &own(case));
-            assert!(code == 4 && said.contains("is not touched"), "{said}");
+            assert!(code == 4 && said.contains("refusing to change the host's network"), "{said}");
             // On demand it is a namespace like any other: and here it has an interface of that name.
             let demanded = [host[0], ("CNI_NETNS_OVERRIDE", "1")];
             let (code, said) = case.refused("ADD", &[], &demanded, &own(case));

@@ -147,7 +147,7 @@ fn an_address_is_not_handed_over_while_its_holder_may_live() {
     let said = refused(&lab.workers[1], "again");
     assert!(said.contains("still held by polder/web-0/eth0 on node n1"), "{said}");
     let said = refused(&lab.workers[0], "again");
-    assert!(said.contains("handed over when that pod is gone") && !said.contains("node remove"), "{said}");
+    assert!(said.contains("assigned again when that pod is gone") && !said.contains("node remove"), "{said}");
     // Not to be heard from is not to be gone.
     lab.workers[0].kill();
     lab.etcd.ctl(&["del", "/polder/v1/alive/n1"]);
