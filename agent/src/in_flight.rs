@@ -10,19 +10,19 @@ use polder_api::{Attachment, IfName, MarkedAdd};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-/// The attachments that somebody is working on: a plugin that wires, or who takes one away.
+/// The locked attachments: an ADD, a DEL or another task of this node is in progress for each.
 #[derive(Debug, Default)]
 pub struct InFlight {
     attachments: Mutex<BTreeSet<Attachment>>,
     ended: Notify,
-    /// The ADDs that an earlier agent has answered and whose plugins go on, by the interface that they make.
+    /// The ADDs in progress that an earlier agent has answered, by the interface on the host that each creates.
     earlier: Mutex<BTreeMap<IfName, MarkedAdd>>,
 }
 
-/// How often whoever waits looks whether the ADD of an earlier agent has ended.
+/// Interval of checks whether the ADD of an earlier agent has ended: nothing announces that.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Holds an attachment, so that nobody else works on it, until it is dropped.
+/// The lock on an attachment, until it is dropped.
 #[derive(Debug)]
 pub struct Wired {
     in_flight: Arc<InFlight>,
@@ -30,13 +30,13 @@ pub struct Wired {
 }
 
 impl InFlight {
-    /// On a node of which an earlier agent may have answered ADDs that go on. To be done before the first one is answered.
+    /// Finds the ADDs in progress that an earlier agent has answered. To be called before this agent answers one.
     pub fn found(socket: &Path) -> io::Result<Self> {
         let earlier = Mutex::new(MarkedAdd::all(socket)?.into_iter().collect());
         Ok(Self { earlier, ..Self::default() })
     }
 
-    /// Holds the attachment; `None` if somebody else does.
+    /// Locks the attachment; `None` if it is locked.
     pub fn hold(self: &Arc<Self>, attachment: &Attachment) -> Option<Wired> {
         if self.is_wired_from_before(attachment) {
             return None;
@@ -45,17 +45,17 @@ impl InFlight {
         new.then(|| Wired { in_flight: Arc::clone(self), attachment: attachment.clone() })
     }
 
-    /// Whether somebody holds it.
+    /// Whether it is locked.
     pub fn has(&self, attachment: &Attachment) -> bool {
         self.lock().contains(attachment) || self.is_wired_from_before(attachment)
     }
 
-    /// All that somebody holds.
+    /// All attachments that this agent has locked.
     pub fn all(&self) -> BTreeSet<Attachment> {
         self.lock().clone()
     }
 
-    /// Holds the attachment as soon as nobody else does.
+    /// Locks the attachment as soon as it is free.
     pub async fn take(self: &Arc<Self>, attachment: &Attachment) -> Wired {
         loop {
             let ended = self.ended.notified();
@@ -70,19 +70,19 @@ impl InFlight {
         }
     }
 
-    /// Whether a plugin still makes the attachment's interface that an earlier agent has answered.
+    /// Whether an ADD of the attachment is in progress that an earlier agent has answered.
     pub fn is_wired_from_before(&self, attachment: &Attachment) -> bool {
         let earlier = self.earlier();
-        // Nearly always.
+        // The name is a hash: computed only where it matters.
         !earlier.is_empty() && earlier.contains_key(&attachment.host_interface())
     }
 
-    /// Whether a plugin still makes any interface that an earlier agent has answered.
+    /// Whether any such ADD is in progress.
     pub fn is_any_wired_from_before(&self) -> bool {
         !self.earlier().is_empty()
     }
 
-    /// The ADDs of earlier agents that go on.
+    /// The ADDs of earlier agents that are still in progress.
     fn earlier(&self) -> MutexGuard<'_, BTreeMap<IfName, MarkedAdd>> {
         let mut earlier = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
         earlier.retain(|_, add| add.is_in_progress());

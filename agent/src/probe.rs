@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
 pub use self::closed::NotProbed;
-use self::closed::{Blind, Silent};
+use self::closed::{Blind, Peers};
 use self::direct::DirectPaths;
 use self::pings::{OnNode, Pings, answer, send};
 use self::schedule::{Key, Schedule, Shot, Sizes, Target, Token, VOLLEY, Verdict};
@@ -388,12 +388,12 @@ impl<P: Pings> Prober<P> {
                 *lost = seen.lost.max(*lost);
             }
         }
-        for name in self.direct.suspects() {
+        let known = Arc::clone(&self.task.verdicts.borrow());
+        for name in self.direct.suspects(&known) {
             suspects.entry(name.clone()).or_default();
         }
         self.alive.retain(|name, _| suspects.contains_key(name));
         let now = Instant::now();
-        let known = Arc::clone(&self.task.verdicts.borrow());
         let is_said = |name: &NodeName| {
             Family::BOTH.iter().any(|family| known.get(&(name.clone(), *family)) == Some(&Verdict::Dropped))
         };
@@ -465,9 +465,9 @@ impl<P: Pings> Prober<P> {
             return Ok(());
         }
         if !dropped.is_empty() {
-            return Err(NotProbed::Dropped(Silent::of(dropped.iter())));
+            return Err(NotProbed::Dropped(Peers::of(dropped.iter())));
         }
-        Err(NotProbed::Silent(Silent::of(silent.iter())))
+        Err(NotProbed::Silent(Peers::of(silent.iter())))
     }
 }
 

@@ -4,7 +4,7 @@
 //! A mark is a locked file in a directory next to the agent's socket, where only root can create files. The lock ends with the
 //! process that holds it, whatever the reason (flock(2)).
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
@@ -82,14 +82,12 @@ impl MarkedAdd {
 
     /// Whether the ADD is still in progress.
     pub fn is_in_progress(&self) -> bool {
-        match self.0.try_lock_shared() {
-            Ok(()) => {
-                let _ = self.0.unlock();
-                false
-            }
-            Err(TryLockError::WouldBlock) => true,
-            Err(TryLockError::Error(_)) => false,
+        let is_free = self.0.try_lock_shared().is_ok();
+        if is_free {
+            // Another ADD of the same attachment may lock it.
+            let _ = self.0.unlock();
         }
+        !is_free
     }
 }
 

@@ -172,13 +172,7 @@ impl Harness {
         let task = Task {
             tools: Tools {
                 config: Arc::clone(&config),
-                features: Features {
-                    locked_ports: true,
-                    tunnels: true,
-                    owned_tables: true,
-                    ipv6: true,
-                    tried: true,
-                },
+                features: Features::ALL,
                 sysctls: Sysctls::at(sysctls).unwrap(),
                 datapath: kernel.clone(),
                 readiness: readiness.clone(),

@@ -51,8 +51,8 @@ pub(super) async fn mend(node: &Node, mend: Mend) {
         }
     };
     match done {
-        Ok(()) => info!(?mend, "repaired"),
-        Err(error) => warn!(?mend, %error, "repair failed"),
+        Ok(()) => info!(repair = ?mend, "repaired"),
+        Err(error) => warn!(repair = ?mend, %error, "repair failed"),
     }
 }
 

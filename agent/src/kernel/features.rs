@@ -62,6 +62,11 @@ pub enum FeatureError {
 const TRIAL_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 
 impl Features {
+    /// Those of a new kernel.
+    #[cfg(test)]
+    pub(crate) const ALL: Self =
+        Self { locked_ports: true, tunnels: true, owned_tables: true, ipv6: true, tried: true };
+
     /// Tries everything that is needed, and finds out what is there of the rest. Where nothing can be tried, it uses the
     /// kernel's release: what that does not tell shows in the first pass, which names what fails.
     pub fn find_out(sysctls: &Sysctls) -> Result<Self, FeatureError> {
@@ -177,7 +182,7 @@ mod tests {
 
     #[test]
     fn what_a_kernel_lacks_is_said_with_what_it_means() {
-        let all = Features { locked_ports: true, tunnels: true, owned_tables: true, ipv6: true, tried: true };
+        let all = Features::ALL;
         assert_eq!(all.missing(true), Vec::<String>::new());
         let old = Features { locked_ports: false, ..all };
         assert!(old.missing(true)[0].contains("5.18"), "{:?}", old.missing(true));

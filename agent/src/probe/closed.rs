@@ -1,5 +1,6 @@
 //! Why a node is not ready because of the paths to its peers.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use polder_api::NodeName;
@@ -25,21 +26,17 @@ pub enum NotProbed {
     Unasked,
     /// The peers' hosts answer, but their probe endpoints do not.
     #[error(
-        "no peer answers packets that are forwarded like those of pods, although their hosts answer (hosts: {}, e.g. {}): \
+        "no peer answers packets that are forwarded like those of pods, although their hosts answer (hosts: {0}): \
          check `polderctl status` on this node and on the peer for forwarding settings and packet filters; set \
-         probe_peers = false to skip this check",
-        .0.count,
-        listed(&.0.named)
+         probe_peers = false to skip this check"
     )]
-    Dropped(Silent),
+    Dropped(Peers),
     /// No live peer answers.
     #[error(
-        "no peer answers on the pod path (alive: {}, e.g. {}): check that the underlay permits the paths that \
-         `polderctl node list` shows, and ICMP; set probe_peers = false to skip this check",
-        .0.count,
-        listed(&.0.named)
+        "no peer answers on the pod path (alive: {0}): check that the underlay permits the paths that \
+         `polderctl node list` shows, and ICMP; set probe_peers = false to skip this check"
     )]
-    Silent(Silent),
+    Silent(Peers),
 }
 
 /// A probe socket with the node's own address cannot be opened.
@@ -53,9 +50,9 @@ pub struct Blind {
     pub error: Cause,
 }
 
-/// The peers that do not answer.
+/// Some peers, of which a message gives the number and the first names.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Silent {
+pub struct Peers {
     count: usize,
     named: Vec<NodeName>,
 }
@@ -63,14 +60,16 @@ pub struct Silent {
 /// Most peers that are named.
 const NAMED: usize = 5;
 
-impl Silent {
+impl Peers {
     /// Counts these peers and keeps the first names.
     pub(super) fn of<'a>(names: impl ExactSizeIterator<Item = &'a NodeName>) -> Self {
         Self { count: names.len(), named: names.take(NAMED).cloned().collect() }
     }
 }
 
-fn listed(names: &[NodeName]) -> String {
-    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-    names.join(", ")
+impl fmt::Display for Peers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.named.iter().map(NodeName::as_str).collect();
+        write!(f, "{}, e.g. {}", self.count, names.join(", "))
+    }
 }

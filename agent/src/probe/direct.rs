@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::Side;
+use super::closed::Peers;
 use super::pings::{Pings, send};
 use super::schedule::{Key, Schedule, Target, Token, VOLLEY, Verdict};
 use super::verdict::Living;
@@ -143,13 +144,11 @@ impl Judged {
 pub(super) struct Tests<E> {
     /// With the node's address in the pod network, where pods use the tunnel: they are sent through the sockets of the host.
     pods: Schedule,
-    /// With its underlay address, where the path that pods use does not answer, or the other tests are not answered.
+    /// With its underlay address, where the path that pods use does not answer, or the direct path is not tested yet.
     nodes: Side<E>,
     /// The peers on the same link, and whether pods use the direct path.
     on_link: BTreeMap<Key, (Target, bool)>,
     judged: BTreeMap<Key, Judged>,
-    /// The keys of `nodes`.
-    asked: BTreeSet<Key>,
 }
 
 impl<E: Sync> Tests<E> {
@@ -160,7 +159,6 @@ impl<E: Sync> Tests<E> {
             nodes: Side::new(steady),
             on_link: BTreeMap::new(),
             judged: BTreeMap::new(),
-            asked: BTreeSet::new(),
         }
     }
 
@@ -200,13 +198,9 @@ impl<E: Sync> Tests<E> {
     /// Tests with the node's underlay address where that is of use.
     fn aim_nodes(&mut self, used: &BTreeMap<Key, Verdict>, now: Instant) {
         let is_silent = |key: &Key| used.get(key) == Some(&Verdict::Silent);
-        let is_unanswered =
-            |key: &Key| self.pods.seen(key).is_some_and(|seen| seen.verdict == Verdict::Silent);
-        let asked = self.on_link.iter().filter(|(key, _)| is_silent(key) || is_unanswered(key));
-        let asked: BTreeMap<Key, Target> =
-            asked.map(|(key, (target, _))| (key.clone(), target.clone())).collect();
-        self.asked = asked.keys().cloned().collect();
-        self.nodes.schedule.aim(asked.into_iter(), now);
+        let is_untested = |key: &Key| self.judged.get(key).is_some_and(|judged| judged.direct.is_none());
+        let targets = self.on_link.iter().filter(|(key, _)| is_silent(key) || is_untested(key));
+        self.nodes.schedule.aim(targets.map(|(key, (target, _))| (key.clone(), target.clone())), now);
     }
 
     /// Sends the tests that are due. Returns whether any were due.
@@ -249,10 +243,12 @@ impl<E: Sync> Tests<E> {
         [self.pods.next(), self.nodes.schedule.next()].into_iter().flatten().min()
     }
 
-    /// The peers of which it matters whether their agents are alive.
-    pub(super) fn suspects(&self) -> impl Iterator<Item = &NodeName> {
+    /// The peers of which it matters whether their agents are alive. `used` are the verdicts on the paths that pods use.
+    pub(super) fn suspects(&self, used: &BTreeMap<Key, Verdict>) -> impl Iterator<Item = &NodeName> {
         let is_open = |key: &Key| self.nodes.schedule.seen(key).is_some_and(|seen| seen.verdict.is_open());
-        self.asked.iter().filter(move |key| is_open(key)).map(|(name, _)| name)
+        let is_silent = |key: &Key| used.get(key) == Some(&Verdict::Silent);
+        let suspects = self.nodes.schedule.keys().filter(move |key| is_silent(key) && is_open(key));
+        suspects.map(|(name, _)| name)
     }
 
     /// Draws the conclusions. Returns those that matter for the choice of paths, and the keys whose paths are to be probed at once,
@@ -283,10 +279,10 @@ impl<E: Sync> Tests<E> {
             let (node, family) = key;
             match (begun.direct, judged.direct) {
                 (Some(Direct::Carries), Some(Direct::Drops)) => {
-                    warn!(%node, %family, "the network drops pods' packets on the direct path: using the tunnel");
+                    warn!(%node, %family, "the network drops pods' packets on the direct path");
                 }
                 (Some(Direct::Drops), Some(Direct::Carries)) => {
-                    info!(%node, %family, "using the direct path again");
+                    info!(%node, %family, "the direct path is in use again");
                 }
                 _ => {}
             }
@@ -306,20 +302,14 @@ impl<E: Sync> Tests<E> {
     }
 }
 
-/// Most peers that are named in the problem.
-const NAMED: usize = 5;
-
 /// The problem with direct paths, if there is one. `has_tunnels`: whether pods' packets can use tunnels instead.
 pub fn problem(direct: &DirectPaths, has_tunnels: bool) -> Option<String> {
     let dropping = direct.iter().filter(|(_, direct)| **direct == Direct::Drops).map(|((name, _), _)| name);
     let names: BTreeSet<&NodeName> = dropping.collect();
-    let count = names.len();
-    let mut listed: Vec<String> = names.into_iter().take(NAMED).map(ToString::to_string).collect();
-    match count {
-        0 => return None,
-        count if count > NAMED => listed.push(format!("{} more", count - NAMED)),
-        _ => {}
+    if names.is_empty() {
+        return None;
     }
+    let peers = Peers::of(names.into_iter());
     let (now, remedy) = if has_tunnels {
         (
             "those packets use tunnels, which are slower",
@@ -329,10 +319,9 @@ pub fn problem(direct: &DirectPaths, has_tunnels: bool) -> Option<String> {
         ("those packets are lost", "set the backend to auto or vxlan: `polderctl cluster set --backend auto`")
     };
     Some(format!(
-        "the network drops packets with pods' addresses on the direct path to {}, but passes packets with this node's \
-         address: {now}. Allow pods' addresses in the network (AWS: disable the source/destination check; OpenStack: \
-         allowed address pairs or no port security), or {remedy}",
-        listed.join(", ")
+        "the network drops packets with pods' addresses on the direct path to some peers (peers: {peers}), but passes packets \
+         with this node's address: {now}. Allow pods' addresses in the network (AWS: disable the source/destination check; OpenStack: \
+         allowed address pairs or no port security), or {remedy}"
     ))
 }
 

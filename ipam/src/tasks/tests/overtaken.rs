@@ -65,14 +65,19 @@ fn is_held(fake: &Fake) -> bool {
     !fake.records(holder).is_empty()
 }
 
-#[test]
-fn what_a_plugin_makes_after_its_del_goes_when_it_ends_and_its_reserved_address_is_held_until_then() {
-    let (fake, mut registrar, lock) = overtaken();
+/// The reserved address is held, and nobody else gets it, because the ADD goes on.
+fn assert_kept_for_its_add(fake: &Fake, registrar: &mut Registrar<'static, Fake>) {
     at_once(registrar.look());
-    assert!(is_held(&fake));
+    assert!(is_held(fake));
     let wanted = Workload::Pool("kept".parse().unwrap());
     let refused = at_once(registrar.hand_over(&wanted, "d/web", &attachment("c2"))).unwrap_err();
     assert_eq!(refused, NotNow::AddGoesOn(attachment("c1")).into());
+}
+
+#[test]
+fn what_a_plugin_makes_after_its_del_goes_when_it_ends_and_its_reserved_address_is_held_until_then() {
+    let (fake, mut registrar, lock) = overtaken();
+    assert_kept_for_its_add(&fake, &mut registrar);
     make(&fake);
     at_once(teardown::abandoned(&fake, &attachment("c1")));
     drop(lock);
@@ -154,11 +159,7 @@ fn a_reserved_address_is_held_by_an_agent_that_starts_while_the_plugin_goes_on()
     fake.with(|state| state.tombstones.insert(attachment("c1")));
     at_once(tombstones::apply_all(&fake));
     assert_eq!(fake.tombstones(), [attachment("c1")]);
-    at_once(registrar.look());
-    assert!(is_held(&fake));
-    let wanted = Workload::Pool("kept".parse().unwrap());
-    let refused = at_once(registrar.hand_over(&wanted, "d/web", &attachment("c2"))).unwrap_err();
-    assert_eq!(refused, NotNow::AddGoesOn(attachment("c1")).into());
+    assert_kept_for_its_add(&fake, &mut registrar);
     make(&fake);
     assert!(fake.try_lock(&attachment("c1")).is_none());
     // It ends, and takes away what it made.
