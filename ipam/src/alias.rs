@@ -1,12 +1,13 @@
-//! What a pod's interface says of its attachment: for `ip link`, and for a ledger that has to be made anew.
+//! The interface alias (`ifalias`) of a pod: names its attachment and pod. Shown by `ip link`; used to rebuild a lost
+//! ledger.
 
 use polder_api::{Attachment, Pod};
 
-/// The longest alias that the kernel takes, in bytes. Its buffer has 256 (`IFALIASZ`, `include/uapi/linux/if_link.h`), and the
-/// attribute is sent with its NUL: Linux 6.18 refuses 255 bytes.
+/// The maximum length of an alias, in bytes. The kernel's buffer has 256 (`IFALIASZ`,
+/// `include/uapi/linux/if_link.h`), and the attribute is sent with its NUL: Linux 6.18 rejects 255 bytes.
 pub const LONGEST: usize = 254;
 
-/// The attachment and its pod in words, the attachment first.
+/// The alias of an attachment: the attachment, then a space and the pod if it is known, cut to [`LONGEST`] bytes.
 pub fn write(attachment: &Attachment, pod: Option<&Pod>) -> String {
     let mut alias = attachment.to_string();
     if let Some(pod) = pod {
@@ -17,8 +18,8 @@ pub fn write(attachment: &Attachment, pod: Option<&Pod>) -> String {
     alias
 }
 
-/// The attachment that an alias names, and the pod, if its name is there and whole: by it the pod keeps its reserved
-/// address.
+/// The attachment in an alias, and its pod. The pod is `None` if the alias has no pod or may be cut: the pod's name
+/// selects its reserved address, so it must be complete.
 pub fn read(alias: &str) -> Option<(Attachment, Option<Pod>)> {
     let (attachment, pod) =
         alias.split_once(' ').map_or((alias, None), |(attachment, pod)| (attachment, Some(pod)));

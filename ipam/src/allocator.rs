@@ -1,8 +1,8 @@
-//! Which address goes out next: plain data over the node's own blocks.
+//! Chooses the next address to allocate: plain data about the node's own blocks.
 //!
-//! An address is free, used, or resting after it was freed. Resting ones are not free: somewhere a packet to the
-//! old owner may still be under way, a neighbour entry still valid, a client still believing in it. The one that
-//! has been free longest goes out first, so that after a rest it stays unused as long as possible.
+//! An address is free, used, or in cool-down after its release. An address in cool-down is not allocated: packets to
+//! the previous owner may be in transit, neighbour entries may be valid, and clients may still use it. The address
+//! that has been free for the longest time is allocated first, so that each stays unused as long as possible.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -13,10 +13,10 @@ use polder_api::{Family, PoolName, rule};
 use crate::moment::Moment;
 use crate::pool::{Block, Pool};
 
-/// How long a freed address rests at least, whatever else is asked for.
+/// The minimum cool-down of a released address, whatever the configuration.
 pub const SHORTEST_REST: Duration = Duration::from_secs(10);
 
-/// How long a freed address rests unless the configuration says otherwise.
+/// The default cool-down of a released address.
 pub const USUAL_REST: Duration = Duration::from_mins(1);
 
 /// The addresses of one node's blocks.
@@ -24,7 +24,7 @@ pub const USUAL_REST: Duration = Duration::from_mins(1);
 pub struct Allocator {
     rest: Duration,
     blocks: BTreeMap<Block, Addresses>,
-    /// Pools of which nothing goes out any more.
+    /// Pools from which no address is allocated any more.
     closed: BTreeSet<PoolName>,
 }
 
@@ -32,85 +32,85 @@ pub struct Allocator {
 struct Addresses {
     pool: PoolName,
     used: BTreeSet<IpAddr>,
-    /// With the moment when they were freed; never used ones come first. Those that still rest come last.
+    /// With the time of release. Never used addresses (`None`) sort first, addresses in cool-down last.
     unused: BTreeSet<(Option<Moment>, IpAddr)>,
     excluded: u64,
-    /// The first address, where it is kept for the block's own gateway.
+    /// The first address, if it is kept for the block's gateway.
     gateway: Option<IpAddr>,
-    /// How many addresses its pool has.
+    /// The number of addresses of the pool.
     pool_size: u128,
-    /// Whether what seems never used may have been in use until the machine was booted.
+    /// Whether an address that seems never used may have been in use before the machine was booted.
     is_doubted: bool,
 }
 
-/// What has become of the addresses of a block, or of several. The four add up to the size.
+/// The number of addresses of one or more blocks, by state. The four add up to the size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
     /// Allocated.
     pub used: u64,
-    /// Freed, and not yet rested.
+    /// Released, in cool-down.
     pub resting: u64,
     /// Ready to be allocated.
     pub free: u64,
-    /// Never allocated.
+    /// Excluded from allocation: the first and the last address of the pool, and kept gateways.
     pub excluded: u64,
 }
 
-/// How much rest is required of an address.
+/// The cool-down that an address must have completed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rest {
-    /// All of the cool-down.
+    /// The full cool-down.
     Full,
-    /// The least that is ever allowed: for when there is no other address and no other block.
+    /// The minimum cool-down, [`SHORTEST_REST`]: for when there is no other address and no other block.
     Shortest,
 }
 
-/// Why an address that was asked for cannot go out.
+/// Why a requested address is not allocated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
-    /// It is used.
+    /// It is in use.
     Used,
-    /// It still rests, for that long.
+    /// It is in cool-down for this much longer.
     Resting(Duration),
-    /// It is in none of the node's blocks, or one that is never handed out.
+    /// It is in no block of this node, or is excluded from allocation.
     NotHere,
-    /// It is reserved, and not handed over to this node; or the node was removed before its pod had it.
+    /// It is reserved but not handed over to this node, or the node was removed before the pod got the address.
     NotExpected,
 }
 
 /// An address that cannot be marked as used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Untakable {
-    /// It is used already.
+    /// It is already in use.
     #[error("{0} is already in use")]
     Used(IpAddr),
-    /// It is in none of the node's blocks, or one that is never handed out.
+    /// It is in no block of this node, or is excluded from allocation.
     #[error("{0} is not in a block of this node")]
     Foreign(IpAddr),
 }
 
 impl Allocator {
-    /// An allocator without blocks. A `rest` below [`SHORTEST_REST`] is raised to it.
+    /// An allocator without blocks. A cool-down `rest` below [`SHORTEST_REST`] is raised to it.
     pub fn new(rest: Duration) -> Self {
         Self { rest: rest.max(SHORTEST_REST), blocks: BTreeMap::new(), closed: BTreeSet::new() }
     }
 
-    /// From now on nothing goes out of these pools. What is used stays used.
+    /// Sets the pools from which no address is allocated any more. Used addresses stay in use.
     pub fn close(&mut self, pools: BTreeSet<PoolName>) {
         self.closed = pools;
     }
 
-    /// Whether nothing goes out of the pool.
+    /// Whether no address is allocated from the pool.
     pub fn is_closed(&self, pool: &PoolName) -> bool {
         self.closed.contains(pool)
     }
 
-    /// Removes a block.
+    /// Removes the block with its addresses.
     pub fn remove(&mut self, block: Block) {
         self.blocks.remove(&block);
     }
 
-    /// Adds a block of the pool, all of it never used. Adding one that is there changes nothing.
+    /// Adds a block of the pool, all addresses never used. Does nothing if the block exists.
     pub fn add(&mut self, block: Block, pool: &Pool) {
         self.blocks.entry(block).or_insert_with(|| {
             let (excluded, usable): (Vec<_>, Vec<_>) =
@@ -127,15 +127,15 @@ impl Allocator {
         });
     }
 
-    /// Lets what was never used of a block rest for the shortest time since the machine was booted: a power cut can have
-    /// taken the last words about it with it.
+    /// Puts the never used addresses of a block into the minimum cool-down, counted from the boot of the machine: a
+    /// power failure may have lost the last writes about them.
     pub fn doubt(&mut self, block: Block) {
         if let Some(addresses) = self.blocks.get_mut(&block) {
             addresses.is_doubted = true;
         }
     }
 
-    /// The address that would go out next: of that family, and of that pool if one is named.
+    /// The next address to allocate: of that family, and of that pool if one is given.
     pub fn next(&self, family: Family, pool: Option<&PoolName>, rest: Rest, now: Moment) -> Option<IpAddr> {
         let of_pool = |addresses: &&Addresses| {
             pool.is_none_or(|pool| *pool == addresses.pool) && !self.closed.contains(&addresses.pool)
@@ -152,7 +152,8 @@ impl Allocator {
         firsts.min().map(|(_, address)| *address)
     }
 
-    /// Whether that very address may go out. Whoever asks for one has a reason: the shortest rest is enough.
+    /// Checks whether this address may be allocated. A request for one address has a reason: the minimum cool-down is
+    /// enough.
     pub fn ask(&self, address: IpAddr, now: Moment) -> Result<(), Refused> {
         let (_, addresses) =
             self.blocks.iter().find(|(block, _)| block.cidr().has(address)).ok_or(Refused::NotHere)?;
@@ -184,12 +185,12 @@ impl Allocator {
         }
     }
 
-    /// The gateway that is kept for a block.
+    /// The address that is kept for the block's gateway.
     pub fn gateway(&self, block: Block) -> Option<IpAddr> {
         self.blocks.get(&block)?.gateway
     }
 
-    /// How many addresses the pool of a block has.
+    /// The number of addresses of the block's pool. 0 if the block is unknown.
     pub fn pool_size(&self, block: Block) -> u128 {
         self.blocks.get(&block).map_or(0, |addresses| addresses.pool_size)
     }
@@ -207,7 +208,8 @@ impl Allocator {
         Ok(())
     }
 
-    /// Puts a used address, or one that was never used, to rest as freed at that moment. True if it is ours.
+    /// Starts the cool-down of a used or never used address at `freed`. Returns false for any other address, for
+    /// example one that was already released.
     pub fn free(&mut self, address: IpAddr, freed: Moment) -> bool {
         let Some(addresses) = self.block_of(address) else { return false };
         let known = addresses.used.remove(&address) || addresses.unused.remove(&(None, address));
@@ -217,7 +219,7 @@ impl Allocator {
         known
     }
 
-    /// Lets all that is not used rest from that moment. Returns which addresses these are.
+    /// Starts the cool-down of all unused addresses at `since`, and returns them.
     pub fn rest_unused(&mut self, since: Moment) -> Vec<IpAddr> {
         let mut unused = Vec::new();
         for addresses in self.blocks.values_mut() {
@@ -227,14 +229,14 @@ impl Allocator {
         unused
     }
 
-    /// The blocks, each with its pool and the counts at that moment.
+    /// The blocks, each with its pool and its counts at `now`.
     pub fn blocks(&self, now: Moment) -> impl Iterator<Item = (Block, &PoolName, Counts)> {
         self.blocks
             .iter()
             .map(move |(block, addresses)| (*block, &addresses.pool, self.counts(addresses, now)))
     }
 
-    /// The counts of one family, and of one pool if one is named, without pools that are closed.
+    /// The counts of one family, and of one pool if one is given, without closed pools.
     pub fn total(&self, family: Family, pool: Option<&PoolName>, now: Moment) -> Counts {
         let wanted = |name: &PoolName| pool.is_none_or(|pool| pool == name) && !self.closed.contains(name);
         let of_family = self.blocks(now).filter(|(block, name, _)| block.family() == family && wanted(name));
@@ -264,7 +266,7 @@ impl Allocator {
 }
 
 rule! {
-    /// Whether an address that was freed then has rested for long enough.
+    /// Whether the required cool-down of an address released at `freed` is over.
     fn is_over(freed: Moment, required: Duration, now: Moment) -> bool {
         now.since(freed) >= required
     }
@@ -293,7 +295,7 @@ mod tests {
         Pool::new(name.parse().unwrap(), cidr.parse().unwrap(), block_length, PoolState::Active).unwrap()
     }
 
-    /// An allocator over the first `blocks` blocks of 4 addresses of 10.0.0.0/24, and over one of `fd00::/120`.
+    /// An allocator over the first `blocks` blocks of 4 addresses of 10.0.0.0/24, and over one block of `fd00::/120`.
     fn allocator(blocks: u128) -> Allocator {
         let (v4, v6) = (pool("four", "10.0.0.0/24", 30), pool("six", "fd00::/120", 126));
         let mut allocator = Allocator::new(USUAL_REST);
@@ -411,7 +413,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against a model that keeps for every address who has it and since when it has not been used.
+        /// Compares with a model that tracks the used addresses and the release time of each address.
         #[test]
         fn no_address_is_out_twice_none_too_early_and_none_is_lost(steps in prop::collection::vec(step(), 0..200)) {
             let v4 = pool("four", "10.0.0.0/24", 30);

@@ -1,7 +1,7 @@
-//! The life of a change that is sent to a store: it is made, or refused, or nobody knows. Then the store is read for the record that
-//! it would have written.
+//! The outcome of a change that is sent to the datastore: applied, refused, or unknown. If it is unknown, the
+//! datastore is read for the record that the change writes.
 //!
-//! No I/O: whoever drives it asks the store. The tasks do ([`attempt`](crate::tasks)), and so does the complete model.
+//! No I/O: the caller reads the datastore. Callers are the tasks ([`attempt`](crate::tasks)) and the complete model.
 
 use polder_api::rule;
 
@@ -11,48 +11,49 @@ use crate::key::Range;
 use crate::store::{Contents, Entry, Outcome, StoreError};
 use crate::transaction::trace;
 
-/// A change that was sent.
+/// A change that was sent to the datastore.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attempt {
     trace: Option<Entry>,
 }
 
-/// What the answer of the store comes to.
+/// The outcome, as the datastore's answer shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answered {
-    /// The change is made, at this revision.
+    /// The change was applied at this revision.
     Made(Revision),
-    /// What it rests on has changed: nothing of it was made.
+    /// A record that the change depends on has changed: nothing was applied.
     Refused,
-    /// It may have been made: the store has to be read.
+    /// The change may have been applied: the datastore must be read.
     InDoubt(Doubt),
-    /// It was not made; or it is not known whether it was, and no record would show it.
+    /// The change was not applied; or it is unknown whether it was, and no record would show it.
     Failed(StoreError),
 }
 
-/// A change of which it is not known whether it was made.
+/// A change that may or may not have been applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Doubt {
     trace: Entry,
     error: StoreError,
 }
 
-/// What reading the store comes to.
+/// The outcome, as a read of the datastore shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
-    /// The change is made.
+    /// The change was applied.
     Made,
-    /// There is nothing of it. That is not final where the store did not answer: it may still be made.
+    /// The record is missing or different. Not final if the datastore did not answer: the change may still be
+    /// applied.
     NotMade(StoreError),
 }
 
 impl Attempt {
-    /// One at this change.
+    /// An attempt at this change.
     pub fn new(change: &Change) -> Self {
         Self { trace: trace(change) }
     }
 
-    /// Takes in what the store has answered.
+    /// Evaluates the datastore's answer.
     pub fn answered(self, answer: Result<Outcome, StoreError>) -> Answered {
         match (answer, self.trace) {
             (Ok(Outcome::Applied { revision }), _) => Answered::Made(revision),
@@ -64,7 +65,7 @@ impl Attempt {
 }
 
 rule! {
-    /// Whether the record is there as it would have been written.
+    /// Whether the record exists with the value that the change writes.
     fn has(contents: &Contents, trace: &Entry) -> bool {
         contents.entries.iter().any(|entry| entry.key == trace.key && entry.value == trace.value)
     }
@@ -72,17 +73,17 @@ rule! {
 }
 
 impl Doubt {
-    /// The record that the change would have written.
+    /// The record that the change writes.
     pub fn trace(&self) -> &Entry {
         &self.trace
     }
 
-    /// Where to look for it.
+    /// The key range to read.
     pub fn range(&self) -> Range {
         Range::single(self.trace.key.clone())
     }
 
-    /// Takes in what is there.
+    /// Evaluates the contents of [`Doubt::range`].
     pub fn found(self, contents: &Contents) -> Found {
         if has(contents, &self.trace) {
             return Found::Made;
@@ -90,7 +91,7 @@ impl Doubt {
         Found::NotMade(self.error)
     }
 
-    /// What it comes to where the store cannot be read.
+    /// The error of the change, for when the datastore cannot be read.
     pub fn unread(self) -> StoreError {
         self.error
     }

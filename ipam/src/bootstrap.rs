@@ -1,4 +1,4 @@
-//! Which settings a cluster starts with: those that it had, if the store has lost them, or the first ones of a configuration.
+//! The initial settings of a cluster: its previous ones, if the datastore has lost them, or those of a configuration.
 
 use polder_api::Backend;
 
@@ -11,65 +11,65 @@ use crate::pools::{self, NotChanged};
 use crate::record::{AttachMode, ClusterRecord, Masquerade, RefusedRecord, VxlanSettings};
 use crate::view::{Settings, Source, View};
 
-/// The first settings of a cluster, written where there are none.
+/// The initial settings of a cluster, written if it has none.
 #[derive(Debug, Clone)]
 pub struct Bootstrap {
-    /// Its pools.
+    /// The pools.
     pub pools: Vec<Pool>,
-    /// How nodes reach each other.
+    /// The transport between nodes.
     pub backend: Backend,
-    /// How pods hang on their node.
+    /// The attach mode of pods.
     pub attach: AttachMode,
-    /// The tunnels.
+    /// The VXLAN settings.
     pub vxlan: VxlanSettings,
-    /// What pods look like from outside.
+    /// The source NAT of pod packets that leave the cluster.
     pub masquerade: Masquerade,
 }
 
-/// Settings that can be written.
+/// Settings to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proposal {
     /// The settings.
     pub record: ClusterRecord,
-    /// Whether the cluster had them before.
+    /// Whether these are the cluster's previous settings.
     pub is_restored: bool,
-    /// The pools; `None` if somebody has made some already: those are the cluster's pools.
+    /// The pools to write; `None` if the cluster already has pools, which it keeps.
     pub pools: Option<Vec<Pool>>,
 }
 
-/// It is not known yet what is in use around a node.
+/// The addresses in use around a node are not known yet.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Unsurveyed {
-    /// The node does not know its own addresses.
+    /// The node's own addresses cannot be determined.
     #[error(transparent)]
     Underlay(#[from] HostError),
-    /// The view is not up to date with them.
+    /// The view does not have the current addresses yet.
     #[error("reading this node's own addresses")]
     Reading,
 }
 
-/// Why no settings are made.
+/// Why no settings are proposed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum NotProposed {
-    /// Nobody has said that there are none.
+    /// The view is not from the datastore, so it is unknown whether settings exist.
     #[error("the cluster settings are unknown")]
     Unknown,
-    /// There are some that cannot be read.
+    /// Settings exist but cannot be decoded.
     #[error(transparent)]
     Refused(#[from] RefusedRecord),
-    /// There is nothing to make them from.
+    /// There are neither previous settings nor `[bootstrap]`.
     #[error("the cluster has no settings yet, and the configuration has no [bootstrap] to create them from")]
     NoBootstrap,
-    /// The first pools could overlap with something.
+    /// The initial pools cannot be checked for overlaps yet.
     #[error(transparent)]
     Unsurveyed(#[from] Unsurveyed),
-    /// One of the first pools cannot be made.
+    /// An initial pool is invalid, or overlaps addresses in use.
     #[error("bootstrap.pools in the configuration: {0}")]
     Pools(#[source] NotChanged),
 }
 
-/// The settings to write, or what that waits for. `surroundings` says whether it is known what is in use around this node, which
-/// the first pools must not overlap; `fresh` is a name that no cluster has.
+/// The settings to write, or the reason to wait. `surroundings` is an error while the addresses in use around this
+/// node, which the initial pools must not overlap, are unknown. `fresh` is a cluster identifier that is not in use.
 pub fn propose(
     view: &View,
     identity: Option<&Identity>,
@@ -102,7 +102,7 @@ pub fn propose(
 
 fn first_settings(bootstrap: &Bootstrap, identity: Option<&Identity>, fresh: String) -> ClusterRecord {
     ClusterRecord {
-        // A node that has been in a cluster is still in it.
+        // A node that belongs to a cluster stays in it.
         id: identity.map_or(ClusterId::new(fresh), |identity| identity.cluster.clone()),
         backend: bootstrap.backend,
         attach: bootstrap.attach,
@@ -111,8 +111,8 @@ fn first_settings(bootstrap: &Bootstrap, identity: Option<&Identity>, fresh: Str
     }
 }
 
-/// Whether the first pools can be made, as far as this node knows what is in use around it. Those that somebody has made
-/// already are the cluster's instead.
+/// Checks the initial pools against the addresses in use around this node, as far as they are known. Skipped if the
+/// cluster already has pools, which it keeps.
 fn check_pools(view: &View, first: &[Pool]) -> Result<(), NotProposed> {
     if view.every_pool().next().is_some() {
         return Ok(());
@@ -155,7 +155,7 @@ mod tests {
         }
     }
 
-    /// An empty store, and what else is known.
+    /// A view of an empty datastore, with changes.
     fn view(change: impl FnOnce(&mut View)) -> View {
         let mut view = View::default();
         view.source = Source::Store;

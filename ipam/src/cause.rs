@@ -1,17 +1,17 @@
-//! What a part outside of this crate has said of why it failed: a ledger's file, a kernel.
+//! Errors of components outside this crate, for example the ledger file or the kernel.
 
 use std::error::Error;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-/// An error of any type, with its own causes. Two are equal that say the same.
+/// An error of any type, with its sources. Two errors are equal if their messages are equal.
 #[derive(Clone, thiserror::Error)]
 #[error(transparent)]
 pub struct Cause(Arc<dyn Error + Send + Sync>);
 
 impl Cause {
-    /// This one.
+    /// Wraps the error.
     pub fn new(reason: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self(reason.into().into())
     }
@@ -37,13 +37,13 @@ impl Hash for Cause {
     }
 }
 
-/// The node did not do what it was asked: its kernel, or another part that a task works with.
+/// An operation on the node failed: in its kernel, or in another component that a task uses.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 #[error(transparent)]
 pub struct HostError(Cause);
 
 impl HostError {
-    /// For this reason.
+    /// Wraps the reason.
     pub fn new(reason: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self(Cause::new(reason))
     }

@@ -1,8 +1,8 @@
-//! What is to change in the cluster's records, in the words of whoever decides it: claim this block, register this node, hand over
-//! this address. How it is written is the store's matter: [`crate::transaction`] says it for one like etcd.
+//! Changes of the cluster's records, for example: claim a block, register a node, hand over an address.
+//! [`crate::transaction`] translates them for a datastore like etcd.
 //!
-//! A change names what it rests on: records as of the revision at which they were looked at. Where one of them has changed since,
-//! nothing of the change happens.
+//! A change depends on records at the revision at which they were read. If one of them has changed since, nothing is
+//! applied.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -19,229 +19,232 @@ use crate::record::{
     NodeRecord, ReservationRecord,
 };
 
-/// How many records are put into one change at most, where there can be many.
+/// The maximum number of records in one change, for changes that can have many.
 pub const MOST_RECORDS: usize = 128;
 
 /// A change of the cluster's records.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// The node's own record is what it should be.
+    /// Writes the node's own record.
     RegisterNode {
-        /// Its name.
+        /// The name of the node.
         node: NodeName,
-        /// What it says of itself.
+        /// The record to write.
         record: NodeRecord,
-        /// The revision of its record; `None` where it has none, and was not removed either.
+        /// The revision of the current record. `None` if the node has no record; the node must not have been removed
+        /// either.
         before: Option<Revision>,
     },
-    /// The node's own record is what it should be, and was another machine's. The node's ledger can be an old copy: before
-    /// this, all that is not used has to rest ([`crate::node::NodeIpam::rest_unused`]).
+    /// Writes the node's own record over that of another machine. The node's ledger may be an old copy: all unused
+    /// addresses must be put into cool-down first ([`crate::node::NodeIpam::rest_unused`]).
     TakeOverNode {
-        /// Its name.
+        /// The name of the node.
         node: NodeName,
-        /// What it says of itself.
+        /// The record to write.
         record: NodeRecord,
         /// The revision of the other machine's record.
         before: Revision,
     },
-    /// A node is no member any more, and a fence says so.
+    /// Removes a node from the cluster, and writes its fence.
     RemoveNode {
-        /// Which of the nodes that had its name.
+        /// The incarnation of the node.
         incarnation: Incarnation,
-        /// The revision of its record.
+        /// The revision of the node's record.
         revision: Revision,
-        /// The fence.
+        /// The fence to write.
         fence: FenceRecord,
     },
-    /// The pods of removed nodes are gone, as an operator says.
+    /// Confirms for an operator that the pods of removed nodes are gone.
     VouchForNode(Vec<Confirmation>),
-    /// The pods of a removed node are gone, as it says itself.
+    /// Confirms for a removed node that its pods are gone.
     ConfirmRemoval(Confirmation),
-    /// What a removed node had is given back, or part of it.
+    /// Releases the blocks and reserved addresses of a removed node, or a part of them.
     InheritFrom(Inheritance),
-    /// A removed node of which nothing else is left is forgotten.
+    /// Deletes the fence of a removed node that holds nothing else.
     ForgetFence {
-        /// Who forgets it.
+        /// The node that deletes it.
         by: Member,
         /// The removed node.
         fence: Fence,
     },
-    /// A block is a node's; also one that is its own, and whose claim the store has lost.
+    /// Claims a block for a node. Also restores a claim of the node that the datastore has lost.
     ClaimBlock(Claim),
-    /// Blocks are nobody's any more.
+    /// Releases blocks.
     GiveBackBlocks {
-        /// Whose they were.
+        /// The node that claimed them.
         by: Member,
         /// The blocks, with the revisions of their claims.
         blocks: Vec<(Block, Revision)>,
     },
-    /// A reserved address is held by a pod; also by one that uses it already, if the store has lost that.
+    /// Hands a reserved address over to a pod. Also restores the record if the pod already uses the address and the
+    /// datastore has lost the record.
     HandOverAddress(HandOver),
-    /// A reserved address is held by nobody; its workload keeps it.
+    /// Clears the holder of a reserved address. The workload keeps the reservation.
     LetGoAddress {
-        /// Whose pod held it.
+        /// The node of the pod that held it.
         by: Member,
         /// The address.
         let_go: LetGo,
     },
-    /// A reserved address belongs to nobody any more.
+    /// Deletes the reservation of an address.
     GiveUpAddress {
         /// The address.
         address: IpAddr,
         /// The revision of its reservation.
         revision: Revision,
     },
-    /// There is a new pool. No pool, no node, no reservation and no claim inside of it may be newer than what was looked at.
+    /// Adds a pool. Not applied if a pool, a node, a reservation, or a claim inside the new pool is newer than
+    /// `as_of`.
     AddPool {
-        /// The node that puts it back after the store has lost it; `None` if an operator adds it.
+        /// The node that restores a pool that the datastore has lost; `None` if an operator adds it.
         by: Option<Member>,
         /// The pool.
         pool: Pool,
-        /// The revision of all records that were looked at.
+        /// The revision at which all records were read.
         as_of: Revision,
     },
-    /// A pool is drained, or in use again.
+    /// Drains a pool, or makes it active again.
     ReplacePool {
-        /// What it is now.
+        /// The pool in its new state.
         pool: Pool,
-        /// The revision of its record.
+        /// The revision of the pool's record.
         revision: Revision,
     },
-    /// A pool is gone. No block of it may be claimed, and no reservation newer than what was looked at.
+    /// Removes a pool. Not applied if a block of it is claimed, or if a reservation is newer than `as_of`.
     RemovePool {
-        /// Its name.
+        /// The name of the pool.
         name: PoolName,
-        /// Its range.
+        /// The range of the pool.
         cidr: Cidr,
-        /// The revision of its record.
+        /// The revision of the pool's record.
         revision: Revision,
-        /// The revision of all records that were looked at.
+        /// The revision at which all records were read.
         as_of: Revision,
     },
-    /// The cluster has these settings where it had none.
+    /// Writes the settings of a cluster that has none.
     MakeCluster {
         /// The settings.
         record: ClusterRecord,
-        /// Its pools, where it had none; `None` where those that are there stay.
+        /// The pools, if the cluster has none; `None` keeps the existing pools.
         pools: Option<Vec<Pool>>,
     },
-    /// The cluster has other settings.
+    /// Changes the settings of a cluster.
     ReplaceSettings {
         /// The settings.
         record: ClusterRecord,
-        /// The revision of its record.
+        /// The revision of the current settings.
         revision: Revision,
     },
-    /// Who has which of a node's addresses is said anew.
+    /// Updates the published owners of a node's addresses.
     PublishAddresses {
         /// The node.
         by: Member,
-        /// What is said.
+        /// The owners to write, by address.
         say: Vec<(IpAddr, AddressRecord)>,
-        /// What is said no more.
+        /// The records to delete.
         withdraw: Vec<Name>,
     },
-    /// Who has some addresses is said no more.
+    /// Deletes published owners of addresses.
     WithdrawAddresses {
-        /// Who may withdraw it.
+        /// The required state of the node.
         by: Speaker,
-        /// Where it was said; with the revision where nothing else may be said there by now.
+        /// The records to delete; with a revision if the record must be unchanged.
         records: Vec<(Name, Option<Revision>)>,
     },
-    /// A node is alive, as long as somebody keeps this.
+    /// Writes the sign of life of a node, which exists while its lease is valid.
     SignOfLife(Sign),
-    /// The sign of life of a node is put back, where somebody has deleted it.
+    /// Restores the sign of life of a node, if it was deleted.
     RestoreSignOfLife(Sign),
-    /// Every node is to look at itself.
+    /// Requests a check on all nodes.
     AskInspection(InspectionRecord),
-    /// No node is to look at itself any more.
+    /// Ends the check on all nodes.
     EndInspection {
-        /// The revision of the wish.
+        /// The revision of the request.
         revision: Revision,
     },
-    /// A node has looked at itself.
+    /// Writes the check result of a node.
     AnswerInspection {
         /// The node.
         node: NodeName,
-        /// What it has found.
+        /// The check result.
         record: AnswerRecord,
-        /// The revision of the wish: one that was answered too late leaves nothing behind.
+        /// The revision of the request. A result that is too late is not written.
         asked: Revision,
     },
-    /// What nodes have answered is forgotten, while no answer is wished for.
+    /// Deletes check results, if no check is requested.
     ForgetAnswers(Vec<Name>),
 }
 
-/// The node that makes a change. Once its record has changed or is gone, the change is none of its business any more.
+/// The node that makes a change. The change is not applied if the record of the node has changed or is gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
-    /// Its name.
+    /// The name of the node.
     pub node: NodeName,
     /// The revision of its record; 0 if it has none.
     pub revision: Revision,
 }
 
-/// That a node is alive.
+/// The sign of life of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sign {
     /// The node.
     pub by: Member,
-    /// In which life.
+    /// The machine and its boot.
     pub alive: Alive,
 }
 
-/// Who may say which addresses a node has.
+/// The state of a node that a deletion of its published addresses requires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Speaker {
-    /// The node.
+    /// The node is registered, and its record is unchanged.
     Node(Member),
-    /// Anybody, as long as there is no node of that name.
+    /// No node has that name. Any node may delete the addresses.
     Anybody(NodeName),
 }
 
-/// A node that was removed.
+/// A removed node, with its fence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fence {
-    /// Its name.
+    /// The name of the node.
     pub node: NodeName,
-    /// Which of the nodes that had this name.
+    /// The incarnation of the node.
     pub incarnation: Incarnation,
     /// The revision of its fence.
     pub revision: Revision,
 }
 
-/// A word that the pods of a removed node are gone.
+/// A confirmation that the pods of a removed node are gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Confirmation {
-    /// Which of the nodes that had its name.
+    /// The incarnation of the removed node.
     pub incarnation: Incarnation,
-    /// Its fence, with that word.
+    /// Its fence, with the confirmation.
     pub record: FenceRecord,
-    /// The revision of the fence without it.
+    /// The revision of the fence without the confirmation.
     pub revision: Revision,
 }
 
-/// What is given back of a removed node.
+/// Blocks and reserved addresses of a removed node, to be released.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inheritance {
-    /// Who gives it back.
+    /// The node that releases them.
     pub by: Member,
     /// The removed node.
     pub fence: Fence,
     /// Its blocks, with the revisions of their claims.
     pub blocks: Vec<(Block, Revision)>,
-    /// The reserved addresses that its pods held.
+    /// The reserved addresses held by its pods.
     pub addresses: Vec<LetGo>,
 }
 
-/// A claim of a block. Nobody may have claimed anything inside of it, or around it in its pool.
+/// A claim of a block. Not applied if the block, a part of it, or a larger range of the pool around it is claimed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
-    /// Whose it is.
+    /// The node that claims the block.
     pub by: Member,
     /// The block.
     pub block: Block,
-    /// What will stand behind it.
+    /// The record to write.
     pub record: BlockRecord,
     /// The range of its pool.
     pub pool: Cidr,
@@ -252,26 +255,26 @@ pub struct Claim {
 /// A hand-over of a reserved address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HandOver {
-    /// The node of the pod that gets it.
+    /// The node of the new holder.
     pub by: Member,
     /// The address.
     pub address: IpAddr,
-    /// What will stand behind it.
+    /// The reservation to write.
     pub record: ReservationRecord,
-    /// The revision of its reservation; `None` where it has none.
+    /// The revision of the current reservation; `None` if there is none.
     pub before: Option<Revision>,
-    /// The pool that must be as it was, with its revision: that of an address which was nobody's.
+    /// The pool and its revision, which must be unchanged. Set for an address that was not reserved before.
     pub out_of: Option<(PoolName, Revision)>,
 }
 
-/// A reserved address that nobody holds any more.
+/// A reserved address whose holder is cleared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LetGo {
     /// The address.
     pub address: IpAddr,
     /// Its reservation, without the holder.
     pub record: ReservationRecord,
-    /// The revision of the reservation with him.
+    /// The revision of the reservation with the holder.
     pub revision: Revision,
 }
 
@@ -287,7 +290,7 @@ impl From<HandOver> for Change {
     }
 }
 
-/// What it is about, for people: not what it rests on.
+/// The subject of the change, for messages, without the records that it depends on.
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

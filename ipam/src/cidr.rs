@@ -1,4 +1,4 @@
-//! Ranges of addresses with a common prefix, in one spelling each.
+//! Network prefixes, each with one spelling only.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -8,11 +8,11 @@ use ipnetwork::IpNetwork;
 use polder_api::Family;
 use serde::{Deserialize, Serialize};
 
-/// A network prefix: no address bit is set behind it, so that equal ranges are equal values.
+/// A network prefix. No address bit after the prefix is set, so equal ranges are equal values.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Cidr {
-    // Compared first: ranges of one family stand together, in the order of their addresses.
+    // Compared first: ranges of one family sort together, in the order of their addresses.
     family: Family,
     base: u128,
     length: u8,
@@ -21,21 +21,22 @@ pub struct Cidr {
 /// A text that is not a network prefix.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseCidrError {
-    /// Not an address and a prefix length.
+    /// It is not an address with a prefix length.
     #[error("{0:?} is not a network: write an address and a prefix length, like 10.244.0.0/16")]
     Malformed(String),
-    /// An address with bits behind the prefix.
+    /// It has address bits set after the prefix.
     #[error("{given} has host bits set: did you mean {meant}?")]
     HostBits {
-        /// What was given.
+        /// The parsed text.
         given: IpNetwork,
-        /// The network that it is in.
+        /// The network that contains the address.
         meant: Cidr,
     },
 }
 
 impl Cidr {
-    /// The range of that prefix length which has `address` in it; the length is cut to the address's own.
+    /// The range with this prefix length that contains `address`. A length above that of the address is reduced to
+    /// it.
     pub fn around(address: IpAddr, length: u8) -> Self {
         let family = Family::of(address);
         let length = length.min(family.bits());
@@ -43,61 +44,61 @@ impl Cidr {
         Self { family, base, length }
     }
 
-    /// Its address family.
+    /// The address family.
     pub fn family(self) -> Family {
         self.family
     }
 
-    /// Its prefix length.
+    /// The prefix length, in bits.
     pub fn length(self) -> u8 {
         self.length
     }
 
-    /// How many addresses there are; of all of IPv6, half of them.
+    /// The number of addresses. For `::/0` only half of them: 2^128 does not fit into `u128`.
     pub fn size(self) -> u128 {
         1 << (self.family().bits() - self.length()).min(127)
     }
 
-    /// Its first address.
+    /// The first address.
     pub fn first(self) -> IpAddr {
         from_bits(self.family, self.base)
     }
 
-    /// Its last address.
+    /// The last address.
     pub fn last(self) -> IpAddr {
         from_bits(self.family, self.base | host_mask(self.family, self.length))
     }
 
-    /// Whether the address is in it.
+    /// Whether it contains the address.
     pub fn has(self, address: IpAddr) -> bool {
         Family::of(address) == self.family && Self::around(address, self.length).base == self.base
     }
 
-    /// Whether all of `other` is in it.
+    /// Whether it contains all of `other`.
     pub fn covers(self, other: Self) -> bool {
         self.length <= other.length && self.has(other.first())
     }
 
-    /// Whether there is an address in both.
+    /// Whether an address is in both ranges.
     pub fn overlaps(self, other: Self) -> bool {
         self.covers(other) || other.covers(self)
     }
 
-    /// The index of its last part of that prefix length. The count of the parts would be one more than `u128`
-    /// holds, where all IPv6 addresses are cut into single ones.
+    /// The index of the last part with this prefix length. Not the number of parts: for `::/0` in single addresses,
+    /// that is one more than fits into `u128`.
     pub(crate) fn last_part(self, length: u8) -> u128 {
         host_mask(self.family, self.length)
             >> self.host_bits(length).min(127)
             >> u8::from(self.host_bits(length) == 128)
     }
 
-    /// The part of that prefix length with this index.
+    /// The part with this prefix length and index.
     pub(crate) fn part(self, length: u8, index: u128) -> Self {
         let base = self.base | index.checked_shl(self.host_bits(length).into()).unwrap_or(0);
         Self { family: self.family, base, length }
     }
 
-    /// All its addresses, from the first.
+    /// All addresses, in ascending order.
     pub(crate) fn addresses(self) -> impl Iterator<Item = IpAddr> {
         let last = self.base | host_mask(self.family, self.length);
         (self.base..=last).map(move |bits| from_bits(self.family, bits))

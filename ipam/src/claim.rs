@@ -1,7 +1,7 @@
-//! Claiming a block: where to look, and what the claim rests on.
+//! Claims of blocks: which block a node tries, and the records that the claim depends on.
 //!
-//! There are no locks and there is no pending state: either the claim is in the store or it is not. An attempt
-//! whose outcome is unknown is never repeated blindly. It is looked up, and its nonce says whose it is.
+//! There are no locks and no pending state: the claim is either in the datastore or not. If the outcome of an attempt
+//! is unknown, the node never just repeats it. It reads the record: the nonce identifies the attempt.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -23,14 +23,14 @@ mod none;
 
 pub use none::{Exhausted, NoClaim, Taken, Unavailable};
 
-/// How many blocks go back at once: what that rests on has to have room in the change, too.
+/// Maximum number of blocks released in one change, which also needs room for the records that it depends on.
 pub const AT_ONCE: usize = MOST_RECORDS - 2;
 
-/// A node with fewer free addresses of a family than this claims the next block before it needs it; and it keeps twice as
-/// many when it gives a block back.
+/// Number of addresses of one family. A node with fewer free ones claims another block in advance; it keeps twice as
+/// many free when it releases a block.
 pub const LOW_WATER: u64 = 16;
 
-/// What a claim rests on: records that must still be as they were when it takes effect.
+/// The records that must be unchanged when a claim takes effect.
 #[derive(Debug, Clone)]
 pub struct Grounds<'a> {
     /// The claiming node.
@@ -42,7 +42,7 @@ pub struct Grounds<'a> {
 }
 
 impl Claim {
-    /// The claim of the block, if node and pool are as they were.
+    /// The claim of the block; it takes effect only if the records of node and pool are unchanged.
     pub fn new(grounds: Grounds<'_>, block: Block, nonce: Nonce) -> Self {
         let Grounds { by, incarnation, pool } = grounds;
         let record = BlockRecord {
@@ -56,32 +56,32 @@ impl Claim {
 }
 
 rule! {
-    /// Whether nothing is claimed while the owners of lost records put them back.
+    /// Whether claims must wait while the owners of lost records restore them.
     pub(crate) fn holds_off(caution: bool) -> bool {
         caution
     }
     NoCaution => false
 }
 
-/// Who wants to claim, and what he knows.
+/// The claiming node, with the facts that it uses.
 #[derive(Debug, Clone)]
 pub struct Claimant<'a> {
     /// The node's name.
     pub me: &'a NodeName,
-    /// What the configuration says of it.
+    /// The node's labels in its configuration.
     pub labels: &'a Labels,
-    /// Who it is, as its ledger says.
+    /// The identity in its ledger; `None` before the first registration.
     pub identity: Option<&'a Identity>,
-    /// Which machine it is, and which boot of it.
+    /// The machine id and boot id of this machine.
     pub life: Life<'a>,
-    /// The cluster.
+    /// The cluster's records, as last read.
     pub view: &'a View,
-    /// Whether claims wait: the store has lost records, and their owners are putting them back.
+    /// Whether no block is claimed: the datastore lost records, and their owners are restoring them.
     pub caution: bool,
 }
 
 impl Claimant<'_> {
-    /// The claim to try next. `lost` are those blocks that others were faster at.
+    /// The claim to try next. `lost` contains the blocks that other nodes claimed first.
     pub fn attempt(
         &self,
         wanted: &BlockRequest,
@@ -92,7 +92,7 @@ impl Claimant<'_> {
         let (Some(identity), Some(node)) = (self.identity, view.nodes.get(self.me)) else {
             return Err(Unavailable::Unregistered.into());
         };
-        // A claim that rests on the record of another incarnation or machine would be made in its name.
+        // A claim based on the record of another incarnation or machine would belong to that one.
         if node.record.incarnation != identity.incarnation || Life::from(&*node.record) != self.life {
             return Err(Unavailable::OtherLife.into());
         }
@@ -109,8 +109,8 @@ impl Claimant<'_> {
     }
 }
 
-/// The free blocks of the pool, in the order in which the node should try them: from a place of its own, so that
-/// nodes that start together do not meet, then on and round.
+/// The free blocks of the pool in the order in which the node tries them. The start depends on the node's name, so that
+/// nodes that start together try different blocks; after the last block follows the first.
 pub fn candidates<'a>(
     node: &NodeName,
     pool: &'a Pool,
@@ -121,8 +121,8 @@ pub fn candidates<'a>(
     (start..=last).chain(0..start).map(|index| pool.block(index)).filter(move |block| !is_taken(*block))
 }
 
-/// The block that node `me` with these labels should try next, and its pool; or why there is none. Pools that ask for
-/// labels come before those that are for all.
+/// The block that node `me` with these labels tries next, and its pool; or the reason why there is none. Pools
+/// restricted by labels are tried first.
 pub fn next_block<'a>(
     view: &'a View,
     me: &NodeName,
@@ -135,7 +135,7 @@ pub fn next_block<'a>(
     pools.sort_by_key(|pool| Reverse(pool.record.nodes.len()));
     for pool in pools {
         let name = &pool.record.name;
-        // Claims of another size are rare: pools that were cut anew, or what somebody wrote by hand.
+        // Claims of another size are rare: from a pool with a changed block length, or written by hand.
         let sized = |block: &&Block| block.cidr().length() != pool.record.block_length();
         let odd: Vec<&Block> = view.blocks.keys().filter(sized).collect();
         let is_taken = |block: Block| {
@@ -169,7 +169,7 @@ pub fn next_block<'a>(
     })
 }
 
-/// A number that is the node's own in that pool, and the same at every start.
+/// A number that depends on the node's name and the pool's range: the same at every start.
 fn place(node: &NodeName, pool: &Pool) -> u128 {
     let mut hash = Sha256::new();
     hash.update(node.as_str());

@@ -1,4 +1,4 @@
-//! Random names that tell things of one name apart: those that we make, and those that the system gives.
+//! Identifiers that distinguish things with the same name: created by Polder, or by the system.
 
 use std::fmt;
 
@@ -12,12 +12,12 @@ macro_rules! id {
         pub struct $name(String);
 
         impl $name {
-            /// That id. Ids are compared, and say nothing else: any text is one.
+            /// Wraps an identifier. Any text is valid: identifiers are only compared.
             pub fn new(id: impl Into<String>) -> Self {
                 Self(id.into())
             }
 
-            /// As it is written down.
+            /// The identifier as text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -38,25 +38,25 @@ macro_rules! id {
 }
 
 id!(
-    /// Which installation of an operating system (`/etc/machine-id`). Empty where nobody has said it.
+    /// Identifies an operating system installation (`/etc/machine-id`). Empty if unknown.
     #[derive(Default)]
     MachineId
 );
 id!(
-    /// Which boot of a kernel (`/proc/sys/kernel/random/boot_id`).
+    /// Identifies a boot of the kernel (`/proc/sys/kernel/random/boot_id`).
     #[derive(Default)]
     BootId
 );
 
 id!(
-    /// Which of all clusters.
+    /// Identifies a cluster.
     ClusterId
 );
 id!(
-    /// Which of the nodes that had the same name. Made when a node first registers, kept in its ledger.
+    /// Distinguishes nodes that had the same name. Created when a node first registers, kept in its ledger.
     Incarnation
 );
 id!(
-    /// Which of the attempts to write the same record.
+    /// Distinguishes attempts to write the same record.
     Nonce
 );

@@ -1,8 +1,8 @@
-//! What must hold of a cluster at every moment, whatever fails: checked after every step of the simulation, and on a
-//! cluster that runs.
+//! Invariants of a cluster at any time and after any failure. The simulation checks them after every step, and agents
+//! check them on a running cluster.
 //!
-//! Pure: from what is known, to what deviates. Not all of it has to be known: what cannot be decided is not judged. What
-//! changes over time, like how long an address rested, is [`history`]'s.
+//! Pure: a function from known facts to deviations. The facts may be incomplete: an invariant that they do not decide
+//! is not checked. Invariants over time, for example the cool-down of addresses, are in [`history`].
 
 pub mod history;
 mod nodes;
@@ -22,18 +22,18 @@ use crate::ledger::{Held, Identity, OwnedBlock};
 use crate::record::AddressRecord;
 use crate::view::View;
 
-/// Something that does not hold.
+/// A violated invariant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Deviation {
-    /// What should hold.
+    /// The violated invariant.
     pub invariant: Invariant,
-    /// What does not.
+    /// Description of the violation, with its objects.
     pub what: String,
-    /// What to do about it.
+    /// Remedy for the operator.
     pub remedy: String,
-    /// Which node it concerns, if it concerns one.
+    /// The affected node, if it is a single one.
     pub node: Option<NodeName>,
-    /// What would put it right without taking anything from the living.
+    /// A repair that does not affect running pods, if any.
     pub repair: Option<Repair>,
 }
 
@@ -44,93 +44,93 @@ impl fmt::Display for Deviation {
     }
 }
 
-/// What can be put right at once.
+/// A repair that is possible at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Repair {
-    /// Release an attachment of the deviation's node, of which nothing is left.
+    /// Release an attachment of the deviation's node whose interface or namespace is gone.
     Release(Attachment),
-    /// Delete the record that says that the deviation's node has the address.
+    /// Delete the record that lists the address for the deviation's node.
     Withdraw(IpAddr),
-    /// Let go of a reserved address that nobody has.
+    /// Release a reserved address that no attachment has.
     LetGo(IpAddr),
 }
 
-/// What is known.
+/// The facts to check.
 #[derive(Debug, Clone, Default)]
 pub struct Facts<'a> {
-    /// The store's records.
+    /// The datastore's records; `None` if they are unknown.
     pub view: Option<&'a View>,
-    /// Whether the store has lost records, and their owners are putting them back: what is missing is not judged.
+    /// Whether the datastore lost records and their owners are restoring them: missing records are no deviation then.
     pub putting_back: bool,
-    /// What the nodes say that they have, besides those of which more is known.
+    /// The addresses that nodes list in the datastore.
     pub published: &'a [Published],
-    /// The nodes of which more is known than their records. Two can have the same name.
+    /// The nodes with known ledgers or kernels. Two can have the same name.
     pub nodes: &'a [NodeFacts],
 }
 
-/// A record of what has an address.
+/// A record that lists an address for an attachment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Published {
-    /// On which node.
+    /// The node that wrote it.
     pub node: NodeName,
     /// The address.
     pub address: IpAddr,
-    /// What has it.
+    /// Contents of the record.
     pub record: AddressRecord,
 }
 
-/// What is known of a node. Its parts are of one moment.
+/// Facts about a node, all from the same time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeFacts {
-    /// Its name.
+    /// Name of the node.
     pub name: NodeName,
-    /// In which boot it is.
+    /// Current boot of its machine.
     pub boot_id: BootId,
-    /// What its ledger says.
+    /// Contents of its ledger; `None` if unknown.
     pub ledger: Option<LedgerFacts>,
-    /// What its kernel has.
+    /// State of its kernel; `None` if unknown.
     pub kernel: Option<KernelFacts>,
-    /// The attachments that somebody is working on, or has not noticed to be gone: what they are short of is no deviation
-    /// yet.
+    /// The attachments that a task works on, or whose removal is not detected yet: missing parts of these are no
+    /// deviation.
     pub in_flight: BTreeSet<Attachment>,
-    /// What runtimes were told that they have, and have not asked to be taken away.
+    /// Addresses that ADD returned to the runtime, and for which there was no DEL yet.
     pub promised: BTreeMap<Attachment, Vec<IpAddr>>,
 }
 
-/// What a node's ledger says.
+/// Contents of a node's ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LedgerFacts {
-    /// Whose it is.
+    /// Identity of the node; `None` before the first registration.
     pub identity: Option<Identity>,
-    /// The node's blocks, with what has become of their addresses. No counts, where nothing goes out of one.
+    /// The node's blocks with the counts of their addresses. `None` if nothing is allocated from the block.
     pub blocks: Vec<(OwnedBlock, Option<Counts>)>,
-    /// The node's own addresses.
+    /// The node's gateway addresses and those of its probe endpoint.
     pub gateways: Vec<IpAddr>,
-    /// The attachments.
+    /// The pods' attachments.
     pub attachments: Vec<Held>,
 }
 
-/// What a node's kernel has.
+/// State of a node's kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct KernelFacts {
-    /// The pods' interfaces.
+    /// The interfaces of pods.
     pub interfaces: Vec<Interface>,
-    /// The node's own addresses.
+    /// The node's gateway addresses.
     pub gateways: Vec<IpAddr>,
-    /// The network namespaces that there are, of those that the ledger names.
+    /// The existing network namespaces, of those in the ledger.
     pub namespaces: BTreeSet<String>,
 }
 
 /// An interface of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interface {
-    /// Whose it is.
+    /// The attachment that it belongs to.
     pub attachment: Attachment,
-    /// The addresses behind it.
+    /// The pod addresses behind it.
     pub addresses: Vec<IpAddr>,
 }
 
-/// What does not hold of what is known.
+/// Checks all invariants that need only the facts of one moment.
 pub fn check(facts: &Facts<'_>) -> Vec<Deviation> {
     let mut found = Vec::new();
     sharing::check(facts, &mut found);

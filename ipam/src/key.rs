@@ -1,4 +1,4 @@
-//! Where in the store each record is.
+//! The datastore key of each record.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -10,17 +10,18 @@ use crate::ids::Incarnation;
 use crate::prefix;
 use crate::{Block, Cidr};
 
-/// The keys from `start` up to but not including `end`, by their bytes.
+/// The keys from `start` (included) to `end` (excluded), in byte order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Range {
-    /// The first key that is in it.
+    /// The first key of the range.
     pub start: String,
-    /// The first key behind it.
+    /// The first key after the range.
     pub end: String,
 }
 
 impl Range {
-    /// The keys that start with `prefix`, which must not be empty and not end with the last character there is.
+    /// The keys that start with `prefix`, which must not be empty. Its last character must have a successor, like
+    /// '/'.
     pub fn prefix(prefix: String) -> Self {
         let mut end = prefix.clone();
         let last = end.pop().and_then(|last| char::from_u32(u32::from(last) + 1));
@@ -28,13 +29,13 @@ impl Range {
         Self { start: prefix, end }
     }
 
-    /// That key alone.
+    /// The range of this key alone.
     pub fn single(key: String) -> Self {
         let end = format!("{key}\0");
         Self { start: key, end }
     }
 
-    /// Whether the key is in it.
+    /// Whether the key is in the range.
     pub fn has(&self, key: &str) -> bool {
         self.start.as_str() <= key && key < self.end.as_str()
     }
@@ -49,62 +50,62 @@ pub enum Key {
     Pool(PoolName),
     /// A node.
     Node(NodeName),
-    /// The claim of a block. Sorts by address: the claims inside a range of addresses are a range of keys.
+    /// The claim of a block. The keys sort by address: the claims inside a range of addresses are a range of keys.
     Block(Block),
-    /// What has an address, for people and tools.
+    /// The published owner of an address, for people and tools.
     Address(NodeName, IpAddr),
-    /// The lease of a living node.
+    /// The sign of life of a node, deleted when its lease expires.
     Alive(NodeName),
-    /// A node that was removed: its name, and which of the nodes of that name.
+    /// The fence of a removed node: its name and incarnation.
     Fence(NodeName, Incarnation),
-    /// An address that belongs to a workload by name.
+    /// The reservation of an address for a workload.
     Reservation(IpAddr),
-    /// The wish that every node looks at itself.
+    /// The request for a check on all nodes.
     Inspection,
-    /// What a node has found that looked at itself.
+    /// The check result of a node.
     Answer(NodeName),
 }
 
-/// A key that names no record.
+/// A text that is not the key of a record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0} is not a key of a known kind")]
 pub struct UnknownKey(String);
 
 impl Key {
-    /// All records that every agent follows: claims, settings, fences, inspections, nodes, pools, reservations. Addresses,
-    /// leases and answers, which change with every pod and every minute or concern one reader alone, sort before them
-    /// and are left out.
+    /// All records that every agent watches: claims, settings, fences, inspections, nodes, pools, reservations.
+    /// Addresses, leases and answers sort before them and are left out: they change with every pod or every minute,
+    /// or concern one reader only.
     pub fn followed() -> Range {
-        // No further than the prefix: etcd refuses the whole range where a role ends before it.
+        // Ends at the prefix: etcd rejects the whole range if the permission of the role ends before it.
         Range { start: below("b"), ..Range::prefix(prefix::in_use().to_owned()) }
     }
 
-    /// The records of all addresses of a node.
+    /// The published addresses of a node.
     pub fn addresses_of(node: &NodeName) -> Range {
         Range::prefix(below(&format!("addresses/{node}/")))
     }
 
-    /// The leases of all nodes.
+    /// The signs of life of all nodes.
     pub fn all_alive() -> Range {
         Range::prefix(below("alive/"))
     }
 
-    /// The records of all addresses of all nodes.
+    /// The published addresses of all nodes.
     pub fn all_addresses() -> Range {
         Range::prefix(below("addresses/"))
     }
 
-    /// What all nodes have answered.
+    /// The check results of all nodes.
     pub fn all_answers() -> Range {
         Range::prefix(below("answers/"))
     }
 
-    /// All nodes.
+    /// The records of all nodes.
     pub fn all_nodes() -> Range {
         Range::prefix(below("nodes/"))
     }
 
-    /// All pools.
+    /// The records of all pools.
     pub fn all_pools() -> Range {
         Range::prefix(below("pools/"))
     }
@@ -114,20 +115,20 @@ impl Key {
         Range::prefix(below("reservations/"))
     }
 
-    /// The claims of all blocks that start inside `cidr`, whatever their size.
+    /// The claims of all blocks of any size that start inside `cidr`.
     pub fn blocks_in(cidr: Cidr) -> Range {
         let end = format!("{}~", block_base(cidr.family(), cidr.last()));
         Range { start: block_base(cidr.family(), cidr.first()), end }
     }
 }
 
-/// That key of this cluster.
+/// The key with the cluster's prefix.
 fn below(rest: &str) -> String {
     format!("{}{rest}", prefix::in_use())
 }
 
-/// The key of a block up to its length. The hex digits sort like the addresses, and `~` sorts behind everything
-/// that can follow.
+/// The key of a block without its length. The hexadecimal digits sort like the addresses, and `~` sorts after
+/// everything that can follow.
 fn block_base(family: Family, base: IpAddr) -> String {
     let (family, hex) = match base {
         IpAddr::V4(v4) => (family, format!("{:08x}", v4.to_bits())),
@@ -193,12 +194,12 @@ fn parse(text: &str) -> Option<Key> {
     }
 }
 
-/// The name of a record as the store has it, whether or not it is of a known kind.
+/// The name of a record in the datastore, of a known or an unknown kind.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Name {
-    /// A key.
+    /// A key of a known kind.
     Key(Key),
-    /// It is none.
+    /// Any other name.
     Unknown(String),
 }
 

@@ -1,7 +1,7 @@
-//! The node's own durable record of its blocks, attachments and addresses: what it says, and how it is changed.
+//! The node's own durable record of its blocks, attachments and addresses: its contents and changes.
 //!
-//! Every change is all or nothing. On a node the ledger is a file (of the crate `polder-store`); where many nodes are played
-//! through, it is plain data ([`memory`]).
+//! Every change is atomic. On a node the ledger is a file (crate `polder-store`); in a simulation of many nodes it is
+//! plain data ([`memory`]).
 
 pub mod memory;
 
@@ -16,37 +16,37 @@ use crate::ids::{BootId, ClusterId, Incarnation, Nonce};
 use crate::moment::Moment;
 use crate::pool::Block;
 
-/// The ledger cannot be read, or a write did not happen: nothing of it did.
+/// The ledger cannot be read or written. A failed write changed nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("ledger: {0}")]
 pub struct LedgerError(Cause);
 
 impl LedgerError {
-    /// For this reason.
+    /// An error with this reason.
     pub fn new(reason: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self(Cause::new(reason))
     }
 }
 
-/// Whose ledger it is.
+/// Identity of the node that the ledger belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Identity {
-    /// The name under which the node registered.
+    /// Name under which the node registered.
     pub node: polder_api::NodeName,
-    /// Which of the nodes of that name.
+    /// Distinguishes successive nodes with this name.
     pub incarnation: Incarnation,
-    /// In which cluster.
+    /// Id of the cluster.
     pub cluster: ClusterId,
-    /// Whether it is still in it.
+    /// Whether the node still belongs to the cluster.
     pub standing: Standing,
 }
 
 /// Whether a node belongs to its cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Standing {
-    /// It does.
+    /// The node belongs to the cluster.
     Member,
-    /// It was removed: nothing that it had is its own any more.
+    /// The node was removed: it owns no block or address any more.
     Removed,
 }
 
@@ -55,25 +55,25 @@ pub enum Standing {
 pub struct OwnedBlock {
     /// The block.
     pub block: Block,
-    /// Its pool.
+    /// Name of its pool.
     pub pool: PoolName,
-    /// That of the claim.
+    /// Nonce of the claim in the datastore.
     pub nonce: Nonce,
-    /// Whether it is being given back: nothing goes out of it any more.
+    /// Whether it is being released: nothing is allocated from it any more.
     pub leaving: bool,
 }
 
-/// What an attachment is made of.
+/// Type of an attachment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// An interface of ours in the pod.
+    /// Polder creates the interface in the pod.
     Pod,
-    /// Addresses alone: another plugin makes the interface.
+    /// Addresses only: another plugin creates the interface.
     Lease,
 }
 
 impl Kind {
-    /// Its name in the ledger.
+    /// Value in the ledger: `pod` or `lease`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Pod => "pod",
@@ -82,7 +82,7 @@ impl Kind {
     }
 }
 
-/// A kind of attachment that no release knows.
+/// A type of attachment that this release does not know.
 #[derive(Debug, thiserror::Error)]
 #[error("unknown attachment kind {0:?}")]
 pub struct UnknownKind(String);
@@ -98,91 +98,92 @@ impl FromStr for Kind {
 /// An attachment with its addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Held {
-    /// Which one.
+    /// Key of the attachment.
     pub attachment: Attachment,
-    /// What it is made of.
+    /// Interface in a pod, or addresses only.
     pub kind: Kind,
-    /// When it was added.
+    /// Time of its ADD.
     pub since: Moment,
-    /// Its addresses, IPv4 first. Those in none of the node's blocks are reserved, or come from another IPAM plugin.
+    /// Its addresses, IPv4 first. Addresses outside the node's blocks are reserved, or come from another IPAM plugin.
     pub addresses: Vec<IpAddr>,
-    /// The MAC address of the pod's end.
+    /// MAC address of the pod's end of the interface pair.
     pub mac: Mac,
-    /// The MTU of both ends, in bytes.
+    /// MTU of both ends of the interface pair, in bytes.
     pub mtu: u32,
-    /// Path of the network namespace, as the runtime said it.
+    /// Path of the network namespace, as passed by the runtime.
     pub netns: String,
-    /// The pod, where the runtime named it.
+    /// The pod, if the runtime passed its name.
     pub pod: Option<Pod>,
-    /// Whether it is being taken away: it holds its addresses until its interface is gone.
+    /// Whether it is being removed: it keeps its addresses until its interface is gone.
     pub leaving: bool,
-    /// The gateways that it was made with, where they are not the node's any more.
+    /// The gateways at its creation, if the node's gateways have changed since; otherwise empty.
     pub gateways: Vec<IpAddr>,
 }
 
-/// What is kept. After an error nothing has changed.
+/// Operations of a ledger. A failed one changes nothing.
 pub trait Ledger {
-    /// Whose ledger it is, if the node has ever registered.
+    /// The node's identity; `None` before the first registration.
     fn identity(&self) -> Result<Option<Identity>, LedgerError>;
 
-    /// Writes down whose ledger it is.
+    /// Writes the node's identity.
     fn identify(&mut self, identity: &Identity) -> Result<(), LedgerError>;
 
-    /// Says which boot it is. After another one every attachment is void, for its interface and its namespace are
-    /// gone: its addresses rest as if freed when this boot began. Returns the attachments that became void.
+    /// Sets the current boot. After a reboot all attachments are void because their interfaces and namespaces are gone:
+    /// the cool-down of their addresses starts at this boot. Returns the attachments that became void.
     fn enter_boot(&mut self, id: &BootId) -> Result<Vec<Held>, LedgerError>;
 
-    /// The blocks that the node owns.
+    /// The blocks that the node owns, in the order in which they were added.
     fn blocks(&self) -> Result<Vec<OwnedBlock>, LedgerError>;
 
     /// Adds a block that the node owns.
     fn add_block(&mut self, owned: &OwnedBlock) -> Result<(), LedgerError>;
 
-    /// Lets these addresses rest from that moment, also those that rest already. What is used stays used.
+    /// Starts the cool-down of these addresses at `freed`, also of those already in cool-down. Used addresses stay
+    /// used.
     fn rest(&mut self, addresses: &[IpAddr], freed: Moment) -> Result<(), LedgerError>;
 
-    /// Notes that the block is being given back.
+    /// Marks the block as being released.
     fn mark_block_leaving(&mut self, block: Block) -> Result<(), LedgerError>;
 
-    /// Removes a block that the node does not own any more, and what rests in it. Fails where an address of it is used.
+    /// Removes a block that the node no longer owns, with its addresses in cool-down. Fails if an address of it is
+    /// used.
     fn remove_block(&mut self, block: Block) -> Result<(), LedgerError>;
 
-    /// The node's own addresses, IPv4 first.
+    /// The node's gateway addresses, IPv4 first.
     fn gateways(&self) -> Result<Vec<IpAddr>, LedgerError>;
 
-    /// Allocates an address to the node itself. An address that rested is used again.
+    /// Allocates a gateway address. It may be in cool-down.
     fn add_gateway(&mut self, address: IpAddr) -> Result<(), LedgerError>;
 
-    /// Puts the node's own address to rest. Succeeds where it is none.
+    /// Releases a gateway address; its cool-down starts at `freed`. Succeeds if it is not a gateway address.
     fn remove_gateway(&mut self, address: IpAddr, freed: Moment) -> Result<(), LedgerError>;
 
-    /// Puts the node's own address `old` to rest and allocates `new` in its place. The attachments that there are keep the
-    /// gateways that they were made with.
+    /// Releases gateway address `old` at `freed` and allocates `new`. Existing attachments keep the gateways of their
+    /// creation.
     fn replace_gateway(&mut self, old: IpAddr, new: IpAddr, freed: Moment) -> Result<(), LedgerError>;
 
-    /// The addresses that were freed, and when. Those of past boots were freed when this one began.
+    /// The released addresses with the time of their release: for earlier boots, the start of this boot.
     fn resting(&self) -> Result<Vec<(IpAddr, Moment)>, LedgerError>;
 
-    /// All attachments.
+    /// All attachments, including the probe endpoint.
     fn attachments(&self) -> Result<Vec<Held>, LedgerError>;
 
-    /// Adds an attachment with its addresses. Fails, and changes nothing, where the attachment is there already or
-    /// one of the addresses is in use.
+    /// Adds an attachment with its addresses. Fails if the attachment exists or one of the addresses is in use.
     fn add_attachment(&mut self, held: &Held) -> Result<(), LedgerError>;
 
-    /// Notes that the attachment is being taken away.
+    /// Marks the attachment as being removed.
     fn mark_leaving(&mut self, attachment: &Attachment) -> Result<(), LedgerError>;
 
-    /// Removes the attachment; its addresses rest from `freed` on, those that are not the node's are forgotten.
-    /// Succeeds where there is none.
+    /// Removes the attachment. The cool-down of its addresses starts at `freed`; those outside the node's blocks are
+    /// forgotten. Succeeds if the attachment does not exist.
     fn remove_attachment(&mut self, attachment: &Attachment, freed: Moment) -> Result<(), LedgerError>;
 
-    /// Removes all blocks, the node's own addresses and all that rests. Fails where there is an attachment.
+    /// Removes all blocks, gateway addresses and addresses in cool-down. Fails if there is an attachment.
     fn clear(&mut self) -> Result<(), LedgerError>;
 
-    /// Notes what a kernel setting was before it was changed, unless that is noted already.
+    /// Saves the previous value of a kernel setting, unless one is already saved.
     fn keep_sysctl(&mut self, path: &str, previous: &str) -> Result<(), LedgerError>;
 
-    /// What kernel settings were before they were changed, the last changed first.
+    /// The saved previous values of kernel settings as (path, value), the last changed first.
     fn sysctls(&self) -> Result<Vec<(String, String)>, LedgerError>;
 }

@@ -1,13 +1,13 @@
-//! Who owns which address.
+//! IP address management: the owner of each block and of each address.
 //!
-//! Ownership of blocks is decided in the cluster's store, in one transaction per claim. Addresses inside a node's
-//! own blocks are decided by that node alone, and kept in its ledger. So an address can be handed out while the
-//! store is away, and still never twice.
+//! Ownership of blocks is decided in the datastore, in one transaction per claim. Addresses in a node's own blocks
+//! are allocated by that node alone, and recorded in its ledger. So a node can allocate addresses while the datastore
+//! is unreachable, and no address is allocated twice.
 //!
-//! All of it is pure: no clock, no randomness, no input or output. A decision says what is to change ([`change`]), and what
-//! a store is asked for that is data, too ([`transaction`], [`store`]). [`node`] puts the allocator and a ledger ([`ledger`])
-//! together. [`tasks`] carry it out over a trait that an agent implements with what the crate `polder-store` speaks to, and a
-//! simulation with plain data.
+//! Decisions are pure: no clock, no randomness, no I/O. A decision returns the changes to make ([`change`]); requests
+//! to a datastore are data, too ([`transaction`], [`store`]). [`node`] combines the allocator and a ledger
+//! ([`ledger`]). [`tasks`] carry out the decisions through a trait, which an agent implements with the crate
+//! `polder-store`, and a simulation with plain data.
 
 pub mod alias;
 pub mod allocator;

@@ -1,4 +1,4 @@
-//! What has no interface any more: released only when it was missing twice, a grace period apart.
+//! Attachments without an interface: released only if the interface is missing twice, a grace period apart.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -8,12 +8,12 @@ use polder_api::rule;
 
 use crate::moment::Moment;
 
-/// Since when attachments have been seen to miss their interface.
+/// The time since which the interface of each attachment has been missing.
 #[derive(Debug, Clone, Default)]
 pub struct Missing(BTreeMap<Attachment, Moment>);
 
 rule! {
-    /// Whether what has been missed since then is gone.
+    /// Whether the grace period of an interface missing since `since` is over.
     fn is_overdue(since: Moment, grace: Duration, now: Moment) -> bool {
         now.since(since) >= grace
     }
@@ -21,8 +21,8 @@ rule! {
 }
 
 impl Missing {
-    /// Takes in what misses its interface now; returns what has for longer than `grace`, and that nobody works on. That
-    /// one begins anew, should it not be released.
+    /// Takes the attachments whose interface is missing now. Returns those missing for at least `grace`, except those
+    /// with an ADD or DEL in flight. If a returned attachment is not released, its grace period starts again.
     pub fn observe(
         &mut self,
         missing: &BTreeSet<Attachment>,

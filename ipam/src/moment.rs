@@ -1,11 +1,11 @@
-//! Time as the allocator sees it.
+//! Time for the allocator.
 
 use std::time::Duration;
 
 /// A moment, as the time since the machine was booted (`CLOCK_BOOTTIME`).
 ///
-/// It goes on while the machine sleeps and does not jump when somebody sets the clock. Two moments can be compared
-/// only within one boot, which is why every record that holds one belongs to a boot.
+/// The clock includes the time in suspend, and does not jump when the system time is set. Moments can be compared
+/// only within one boot, so every record with a moment belongs to a boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Moment {
     millis: u64,
@@ -25,7 +25,7 @@ impl Moment {
         self.millis
     }
 
-    /// How long before this `earlier` was; nothing if it was not.
+    /// The time from `earlier` to this moment; zero if `earlier` is later.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.millis.saturating_sub(earlier.millis))
     }

@@ -1,6 +1,6 @@
-//! What a node has to reach past the pods' network: etcd, routers, other nodes, the networks that it is connected to.
+//! Addresses that a node must reach outside the pod network: etcd, gateways, its own addresses and its networks.
 //!
-//! Whatever a record says, none of our routes may be the kernel's choice for such an address. Pure.
+//! Whatever the records contain, the kernel must never choose a Polder route for these addresses. Pure.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,25 +9,25 @@ use polder_api::Family;
 
 use crate::Cidr;
 
-/// A host or a network that the node has to reach.
+/// A host or a network that the node must reach.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Needed {
-    /// Its addresses. A host is a range of one.
+    /// The addresses. A host is a range of one.
     pub range: Cidr,
-    /// What it is, in words that follow the range.
+    /// The kind; its text follows the range in messages.
     pub what: What,
 }
 
-/// What is to be reached.
+/// The kind of a needed address.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum What {
-    /// A member of etcd, or what the agent needs to find it.
+    /// A member of etcd, or a host that the agent needs to find it; the text describes it.
     Store(String),
     /// The next hop of a route of the host.
     Gateway,
-    /// The network of the interface of that name.
+    /// The network of the interface with this name.
     Network(String),
-    /// An address of the node itself, on the interface of that name. The kernel prefers it to any route.
+    /// An address of the node itself, on the interface with this name. The kernel prefers it to any route.
     Own(String),
 }
 
@@ -37,7 +37,7 @@ impl Needed {
         Self { range: Cidr::around(address, Family::of(address).bits()), what }
     }
 
-    /// Whether it is a host by itself: it is reached by whichever route is the most specific one.
+    /// Whether it is a single host: packets to it use the most specific route.
     pub fn is_host(&self) -> bool {
         !matches!(self.what, What::Network(_))
     }
@@ -58,15 +58,15 @@ impl fmt::Display for Needed {
     }
 }
 
-/// The first of them that shares addresses with the range; hosts first, for they say more.
+/// The first entry that overlaps the range. Hosts come first, because they are more specific.
 pub fn overlapping(needed: &[Needed], range: Cidr) -> Option<&Needed> {
     let mut inside: Vec<&Needed> = needed.iter().filter(|needed| needed.range.overlaps(range)).collect();
     inside.sort_by_key(|needed| !needed.is_host());
     inside.first().copied()
 }
 
-/// The prefix length of the most specific network of the node that the range is in; 0, where there is none: it is
-/// reached by a route that may be as wide as the default route.
+/// The prefix length of the most specific network of the node that contains the range. 0 if there is no such network:
+/// the range is then reached by a route that may be as wide as the default route.
 pub fn reached_by(needed: &[Needed], range: Cidr) -> u8 {
     let networks = needed.iter().filter(|network| !network.is_host());
     let around = networks.filter(|network| network.range.covers(range));

@@ -1,4 +1,5 @@
-//! What one node decides alone: its blocks, its attachments and their addresses. Ledger first, memory second.
+//! Decisions of one node about its own blocks, attachments and addresses. Each change is written to the ledger before
+//! memory.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -23,23 +24,23 @@ pub struct NodeIpam<L> {
     attachments: BTreeMap<Attachment, Held>,
     /// Blocks of the ledger whose pool is not known yet: nothing is allocated from them.
     dormant: Vec<OwnedBlock>,
-    /// Reserved addresses that are being handed over to this node, and for which attachment.
+    /// Reserved addresses that are being handed over to this node, each with its attachment.
     expected: BTreeSet<(IpAddr, Attachment)>,
-    /// What attachments had that were released before their ADD had ended: its plugin may still make the interface.
+    /// Addresses of attachments that were released before their ADD ended: the plugin may still create the interface.
     overtaken: BTreeMap<Attachment, Vec<IpAddr>>,
-    /// The attachments that had the addresses which were freed not long ago. Not in the ledger: an agent that starts lets them rest.
+    /// The last attachment of each address that is in cool-down. Not in the ledger: empty after an agent start.
     last: BTreeMap<IpAddr, Attachment>,
-    /// Blocks that were claimed not long ago, and when: whoever they were claimed for is about to take an address.
+    /// Blocks that were claimed recently, with the time of the claim: the requester has not allocated its address yet.
     fresh: BTreeMap<Block, Moment>,
-    /// Of how many free addresses it keeps twice as many when it gives a block back.
+    /// Number of addresses. With fewer free ones the node claims a block; on release of a block it keeps twice as many.
     low_water: u64,
 }
 
-/// How long a block is kept at least that was just claimed.
+/// Minimum time between adding a block and releasing it.
 const FRESH: Duration = Duration::from_secs(10);
 
 rule! {
-    /// Whether what was attached in another boot is void.
+    /// Whether attachments of an earlier boot are void.
     fn another_boot_ends_all() -> bool {
         true
     }
@@ -47,7 +48,7 @@ rule! {
 }
 
 rule! {
-    /// Which of the node's own addresses are used when its ledger is opened.
+    /// The gateway addresses of the ledger that are marked as used when a block becomes usable.
     fn kept_gateways(gateways: &[IpAddr]) -> &[IpAddr] {
         gateways
     }
@@ -55,7 +56,8 @@ rule! {
 }
 
 rule! {
-    /// What still rests when the ledger is opened.
+    /// The addresses of the ledger that are still in cool-down when a block becomes usable, with the time of their
+    /// release.
     fn kept_rest(resting: Vec<(IpAddr, Moment)>) -> Vec<(IpAddr, Moment)> {
         resting
     }
@@ -63,7 +65,7 @@ rule! {
 }
 
 rule! {
-    /// What goes when an attachment is released: that one alone, whatever else its pod has.
+    /// Whether releasing `released` also releases `one`: only the same attachment, not others of the same pod.
     fn goes_with(one: &Held, released: &Held) -> bool {
         one.attachment == released.attachment
     }
@@ -71,7 +73,7 @@ rule! {
 }
 
 rule! {
-    /// Whether the attachment was there before the call began, so that whoever called could know of it.
+    /// Whether the attachment was added before the call began, so that the caller could know it.
     fn is_older(held: &Held, began: Moment) -> bool {
         held.since < began
     }
@@ -79,7 +81,7 @@ rule! {
 }
 
 rule! {
-    /// The pools that nothing is handed out of any more, of those that the records close to this node.
+    /// The pools that the node does not allocate from, given those that are closed to it.
     fn shut(closed: BTreeSet<PoolName>) -> BTreeSet<PoolName> {
         closed
     }
@@ -87,7 +89,8 @@ rule! {
 }
 
 impl<L: Ledger> NodeIpam<L> {
-    /// Goes by that ledger in this boot. Returns the attachments of another boot, which are void now.
+    /// Opens the ledger in this boot; `rest` is the cool-down. Returns the attachments of an earlier boot, which are
+    /// now void.
     pub fn with(mut ledger: L, boot_id: &BootId, rest: Duration) -> Result<(Self, Vec<Held>), LedgerError> {
         let void = if another_boot_ends_all() { ledger.enter_boot(boot_id)? } else { Vec::new() };
         let dormant = ledger.blocks()?;
@@ -108,41 +111,41 @@ impl<L: Ledger> NodeIpam<L> {
         Ok((node, void))
     }
 
-    /// What it goes by.
+    /// The ledger that this node uses.
     pub fn ledger(&self) -> &L {
         &self.ledger
     }
 
-    /// Whose ledger it is.
+    /// The node identity that the ledger stores; `None` before the first registration.
     pub fn identity(&self) -> Result<Option<Identity>, LedgerError> {
         self.ledger.identity()
     }
 
-    /// Writes down whose ledger it is.
+    /// Writes the node identity to the ledger.
     pub fn identify(&mut self, identity: &Identity) -> Result<(), LedgerError> {
         self.ledger.identify(identity)
     }
 
-    /// Notes what a kernel setting was before it was changed, unless that is noted already.
+    /// Saves the previous value of a kernel setting, unless one is already saved.
     pub fn keep_sysctl(&mut self, path: &str, previous: &str) -> Result<(), LedgerError> {
         self.ledger.keep_sysctl(path, previous)
     }
 
-    /// Takes down an attachment that is there and that the ledger has lost. Succeeds where the ledger has it.
+    /// Adds an existing attachment that is missing in the ledger. Succeeds if the ledger has it.
     pub fn restore(&mut self, held: Held) -> Result<(), LedgerError> {
         if self.attachments.contains_key(&held.attachment) {
             return Ok(());
         }
         self.ledger.add_attachment(&held)?;
         for address in &held.addresses {
-            // Those of blocks that are not usable yet are taken when they are.
+            // Fails for addresses of blocks that are not usable yet: `wake` takes those.
             let _ = self.allocator.take(*address);
         }
         self.attachments.insert(held.attachment.clone(), held);
         Ok(())
     }
 
-    /// Takes down an address of the node itself that is there and that the ledger has lost. Succeeds where it has it.
+    /// Adds an existing gateway address that is missing in the ledger. Succeeds if the ledger has it.
     pub fn restore_gateway(&mut self, address: IpAddr) -> Result<(), LedgerError> {
         if self.gateways.contains(&address) {
             return Ok(());
@@ -153,8 +156,8 @@ impl<L: Ledger> NodeIpam<L> {
         Ok(())
     }
 
-    /// Takes in which pools there are: makes the blocks of the ledger usable whose pools are among them, and hands
-    /// nothing out of blocks whose pools are not active, or not for a node with these labels.
+    /// Updates the known pools: makes ledger blocks of these pools usable, and stops allocation from blocks whose pools
+    /// are not active or do not match these node labels.
     pub fn learn_pools(&mut self, pools: &[Pool], labels: &Labels) -> Result<(), LedgerError> {
         let open = |name: &PoolName| pools.iter().any(|pool| pool.name == *name && pool.is_open_to(labels));
         let closed = self.blocks.iter().map(|owned| &owned.pool).filter(|name| !open(name)).cloned();
@@ -176,7 +179,7 @@ impl<L: Ledger> NodeIpam<L> {
         Ok(())
     }
 
-    /// Gives the allocator a block, with all that the ledger knows of its addresses.
+    /// Adds a block to the allocator, with the state of its addresses from the ledger.
     fn wake(&mut self, owned: &OwnedBlock, pool: &Pool) -> Result<(), LedgerError> {
         if owned.leaving {
             return Ok(());
@@ -185,7 +188,7 @@ impl<L: Ledger> NodeIpam<L> {
         let inside = |address: &IpAddr| owned.block.cidr().has(*address);
         let held = self.attachments.values().flat_map(|held| &held.addresses);
         for address in held.chain(kept_gateways(&self.gateways)).copied().filter(inside) {
-            // What the ledger says is used is used, whatever else stands in the way.
+            // The ledger decides: an address that the allocator refuses is used all the same.
             let _ = self.allocator.take(address);
         }
         for (address, freed) in kept_rest(self.ledger.resting()?) {
@@ -201,8 +204,8 @@ impl<L: Ledger> NodeIpam<L> {
         Ok(())
     }
 
-    /// Adds a block that the node now owns. It is not given back before whoever it was claimed for had time to use it.
-    /// Succeeds where the node owns it already.
+    /// Adds a block that the node now owns. The node keeps it for at least `FRESH`, so that its requester can use it.
+    /// Succeeds if the node already owns it.
     pub fn add_block(&mut self, owned: OwnedBlock, pool: &Pool, now: Moment) -> Result<(), LedgerError> {
         if self.blocks.iter().any(|known| known.block == owned.block) {
             return Ok(());
@@ -215,18 +218,18 @@ impl<L: Ledger> NodeIpam<L> {
         Ok(())
     }
 
-    /// The blocks that the node owns, the first claimed first.
+    /// The blocks that the node owns, in the order of their claims.
     pub fn blocks(&self) -> &[OwnedBlock] {
         &self.blocks
     }
 
-    /// The node's own addresses, at most one of a family.
+    /// The node's gateway addresses, at most one per family.
     pub fn gateways(&self) -> &[IpAddr] {
         &self.gateways
     }
 
-    /// Allocates the node's own address of each family that has a block and no such address: the first of the
-    /// first block. Returns whether there is a new one.
+    /// Allocates a gateway address in each family that has none and has a free address. Returns whether any was
+    /// allocated.
     pub fn take_gateways(&mut self, now: Moment) -> Result<bool, LedgerError> {
         let mut new = false;
         for family in Family::BOTH {
@@ -245,7 +248,7 @@ impl<L: Ledger> NodeIpam<L> {
         Ok(new)
     }
 
-    /// Fulfils a wish: all of it is in the ledger when this returns, or nothing is.
+    /// Allocates the addresses of a wish. Afterwards the ledger contains all of them, or none.
     pub fn allocate(&mut self, wish: Wish, rest: Rest, now: Moment) -> Result<Held, AllocateError> {
         if let Some(held) = self.attachments.get(&wish.attachment) {
             return Err(AllocateError::Exists(Box::new(held.clone())));
@@ -301,7 +304,7 @@ impl<L: Ledger> NodeIpam<L> {
         };
         self.ledger.add_attachment(&held)?;
         for address in &held.addresses {
-            // Those from elsewhere are not the allocator's.
+            // Addresses from another IPAM plugin are unknown to the allocator.
             let _ = self.allocator.take(*address);
             self.last.remove(address);
             self.expected.remove(&(*address, held.attachment.clone()));
@@ -325,7 +328,7 @@ impl<L: Ledger> NodeIpam<L> {
             if let Some(address) = requested.iter().copied().find(|address| Family::of(*address) == *family) {
                 let refused = |why| AllocateError::Refused { address, why, holder: self.holder(address) };
                 return match self.allocator.ask(address, now) {
-                    // Nobody else has had it since.
+                    // The same attachment used the address last: no cool-down is needed.
                     Err(Refused::Resting(_)) if self.last.get(&address) == Some(attachment) => Ok(address),
                     asked => asked.map(|()| address).map_err(refused),
                 };
@@ -338,41 +341,42 @@ impl<L: Ledger> NodeIpam<L> {
         families.iter().map(choose).collect()
     }
 
-    /// Who has the address.
+    /// The attachment that uses the address.
     fn holder(&self, address: IpAddr) -> Option<Box<Held>> {
         let held = self.attachments.values().find(|held| held.addresses.contains(&address))?;
         Some(Box::new(held.clone()))
     }
 
-    /// The block of an address, and the gateway for those of its addresses whose interfaces are not ours: the node's
-    /// own, or the one that is kept for the block.
+    /// The block of an address, and the gateway for interfaces that another plugin creates in it: the node's gateway
+    /// address, or the address reserved for this block's gateway.
     pub fn neighbourhood(&self, address: IpAddr) -> Option<(Block, IpAddr)> {
         let block = self.blocks.iter().map(|owned| owned.block).find(|block| block.cidr().has(address))?;
         let own = self.gateways.iter().copied();
         let inside = own.clone().find(|gateway| block.cidr().has(*gateway));
         let gateway = inside.or_else(|| self.allocator.gateway(block));
-        // A block whose first address went to a pod has none: the node's own does, where routes are followed.
+        // A block whose first address was given to a pod has no gateway: use the node's own, which works where routes
+        // are applied.
         let gateway = gateway.or_else(|| own.clone().find(|own| Family::of(*own) == block.family()))?;
         Some((block, gateway))
     }
 
-    /// Whether there is an address to give.
+    /// Whether an address can be allocated.
     pub fn could_allocate(&self, family: Family, pool: Option<&PoolName>, rest: Rest, now: Moment) -> bool {
         self.allocator.next(family, pool, rest, now).is_some()
     }
 
-    /// The attachment, if it is there.
+    /// The attachment, if it exists.
     pub fn get(&self, attachment: &Attachment) -> Option<&Held> {
         self.attachments.get(attachment)
     }
 
-    /// All attachments of pods. That of the probe endpoint is none ([`Self::probe`]).
+    /// All pod attachments. Excludes the probe endpoint ([`Self::probe`]).
     pub fn attachments(&self) -> impl Iterator<Item = &Held> {
         self.attachments.values().filter(|held| !held.attachment.is_probe())
     }
 
-    /// Notes that the attachment is being taken away. It keeps its addresses; `None` if it is not there. It is
-    /// leaving even if that could not be written down.
+    /// Marks the attachment as leaving; it keeps its addresses. Returns `None` if it does not exist. It is leaving in
+    /// memory even if the ledger write fails.
     pub fn begin_release(&mut self, attachment: &Attachment) -> (Option<Held>, Result<(), LedgerError>) {
         let Some(held) = self.attachments.get_mut(attachment) else { return (None, Ok(())) };
         let written = if held.leaving { Ok(()) } else { self.ledger.mark_leaving(attachment) };
@@ -380,7 +384,8 @@ impl<L: Ledger> NodeIpam<L> {
         (Some(held.clone()), written)
     }
 
-    /// Puts the addresses of an attachment to rest, whose interface is gone. Succeeds where there is none.
+    /// Releases the addresses of an attachment whose interface is gone; their cool-down starts. Succeeds if it does not
+    /// exist.
     pub fn release(&mut self, attachment: &Attachment, now: Moment) -> Result<(), LedgerError> {
         self.overtaken.remove(attachment);
         let Some(released) = self.attachments.get(attachment) else { return Ok(()) };
@@ -398,7 +403,7 @@ impl<L: Ledger> NodeIpam<L> {
         Ok(())
     }
 
-    /// The counts of each usable block at that moment. The address of the probe endpoint counts as excluded, as it is in
+    /// The counts of each usable block at `now`. The address of the probe endpoint counts as excluded, as in
     /// [`Self::total`].
     pub fn counts(&self, now: Moment) -> Vec<(OwnedBlock, Counts)> {
         let owned = |block| self.blocks.iter().find(|owned| owned.block == block).cloned();
@@ -408,7 +413,7 @@ impl<L: Ledger> NodeIpam<L> {
         counts.collect()
     }
 
-    /// The counts of one family, and of one pool if one is named.
+    /// The counts of one family, optionally of one pool only.
     pub fn total(&self, family: Family, pool: Option<&PoolName>, now: Moment) -> Counts {
         let counted = |address: IpAddr| {
             let mut blocks = self.blocks.iter().filter(|owned| pool.is_none_or(|pool| owned.pool == *pool));
@@ -418,7 +423,7 @@ impl<L: Ledger> NodeIpam<L> {
     }
 }
 
-/// What a GC takes away: what is there of a network, is not valid, and was there before the call began.
+/// The attachments that a GC removes: those that are not in `valid` and were added before the call began.
 pub fn stale<'a>(
     there: impl Iterator<Item = &'a Held>,
     began: Moment,

@@ -1,7 +1,8 @@
-//! The other nodes, as far as their records can be believed.
+//! The other nodes, according to the records that pass validation.
 //!
-//! Anybody who can write to the store could write a record that draws other pods' traffic. So a record that does
-//! not fit the others is refused and named. Of two that contradict each other the older one stands.
+//! Any client that can write to the datastore could write a record that redirects the traffic of other pods. So a
+//! record that contradicts others is refused and reported. Of two contradicting records the older one is used, except
+//! for underlay addresses: there, the record of a node that is alive is preferred.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -23,23 +24,23 @@ mod fault;
 
 pub use fault::{Fault, Identity};
 
-/// Another node, with the blocks that are its own.
+/// Another node, with its blocks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
     /// Its name.
     pub name: NodeName,
-    /// What it says of itself.
+    /// The record that it wrote, without gateway and probe addresses that are not usable.
     pub record: Arc<NodeRecord>,
-    /// Its blocks; and the reserved addresses that it holds, as blocks of one address.
+    /// Its blocks, and the reserved addresses that it holds as blocks of one address.
     pub blocks: Vec<Block>,
 }
 
-/// A record that is not applied, and why.
+/// A problem with a record, which is not applied or only in part.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
-    /// Its key.
+    /// Key of the record in the datastore.
     pub key: String,
-    /// What is wrong with it.
+    /// Result of the validation.
     pub fault: Fault,
 }
 
@@ -50,17 +51,17 @@ impl fmt::Display for Problem {
 }
 
 impl Peer {
-    /// Its underlay address of that family.
+    /// Its underlay address of this family.
     pub fn underlay(&self, family: Family) -> Option<IpAddr> {
         of_family(&self.record.underlay, family)
     }
 
-    /// Its own address in the pod network.
+    /// Its gateway address of this family.
     pub fn gateway(&self, family: Family) -> Option<IpAddr> {
         of_family(&self.record.gateways, family)
     }
 
-    /// The address of its probe endpoint.
+    /// The address of its probe endpoint, of this family.
     pub fn probe(&self, family: Family) -> Option<IpAddr> {
         of_family(&self.record.probes, family)
     }
@@ -70,18 +71,18 @@ fn of_family(addresses: &[IpAddr], family: Family) -> Option<IpAddr> {
     addresses.iter().copied().find(|address| Family::of(*address) == family)
 }
 
-/// What is believed of the records.
+/// The result of validating all records.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Believed {
     /// The other nodes.
     pub peers: Vec<Peer>,
-    /// The blocks that this node itself claims.
+    /// The valid blocks of this node itself.
     pub own_blocks: Vec<Block>,
-    /// The records that are refused.
+    /// The records with problems, sorted by key.
     pub problems: Vec<Problem>,
 }
 
-/// What node `me` believes of the records. `dead` are the nodes whose agents are known not to be alive.
+/// Validates the records from the view of node `me`. `dead` contains the nodes whose agents are known not to be alive.
 pub fn believe(view: &View, me: &NodeName, dead: &BTreeSet<NodeName>) -> Believed {
     let mut problems: Vec<Problem> = view
         .refused
@@ -114,16 +115,17 @@ fn believable_nodes<'a>(
     problems: &mut Vec<Problem>,
 ) -> Nodes<'a> {
     let mut oldest_first: Vec<_> = view.nodes.iter().collect();
-    // What this node says of itself it knows to be true.
+    // This node's own record takes precedence.
     oldest_first.sort_by_key(|(name, known)| (*name != me, known.revision));
-    // What is a node's for its life goes by age, whoever lives.
+    // For gateway addresses and tunnel MAC addresses, the oldest record takes precedence, alive or not.
     let mut owners: HashMap<Identity, &NodeName> = HashMap::new();
     for (name, known) in oldest_first.iter().filter(|(_, known)| check_shape(view, &known.record).is_ok()) {
         for identity in Identity::all(&known.record).filter(|identity| !identity.is_of_underlay()) {
             owners.entry(identity).or_insert(name);
         }
     }
-    // An address on the underlay is whoever's uses it: a node can have got that of one that is gone, from DHCP.
+    // For underlay addresses, nodes that are alive take precedence: DHCP can give them the address of a node that is
+    // gone.
     let (living, gone): (Vec<_>, Vec<_>) =
         oldest_first.into_iter().partition(|(name, _)| *name == me || !dead.contains(*name));
     let mut nodes = Nodes::new();
@@ -152,7 +154,7 @@ fn check_node(
     check_shape(view, record)
 }
 
-/// Whether the record makes sense by itself.
+/// Checks the record by itself and against the pools.
 fn check_shape(view: &View, record: &NodeRecord) -> Result<(), Fault> {
     for family in Family::BOTH {
         for (kind, addresses) in
@@ -181,8 +183,7 @@ fn check_shape(view: &View, record: &NodeRecord) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The record without the gateways that are in no pool: one family's pool may be gone, and the other's is none the
-/// worse for it.
+/// The record without the gateways outside all pools: if the pool of one family is gone, the other family still works.
 fn with_usable_gateways(
     view: &View,
     name: &NodeName,
@@ -197,7 +198,7 @@ fn with_usable_gateways(
     Arc::new(NodeRecord { gateways: usable, ..(**record).clone() })
 }
 
-/// The record without the probe addresses that are in none of the node's blocks.
+/// The record without the probe addresses outside the node's blocks.
 fn with_usable_probes(
     name: &NodeName,
     record: Arc<NodeRecord>,
@@ -235,7 +236,7 @@ fn believable_blocks(
     blocks
 }
 
-/// The reserved addresses, by the incarnation that holds them.
+/// The reserved addresses, by the incarnation of their holder.
 fn held_addresses(view: &View, problems: &mut Vec<Problem>) -> BTreeMap<Incarnation, Vec<Block>> {
     let mut held: BTreeMap<Incarnation, Vec<Block>> = BTreeMap::new();
     for (address, known) in &view.reservations {
@@ -250,11 +251,11 @@ fn held_addresses(view: &View, problems: &mut Vec<Problem>) -> BTreeMap<Incarnat
     held
 }
 
-/// The blocks that overlap one that was claimed before, with that one. Blocks of one pool are of one size, and pools
-/// do not overlap, unless somebody wrote one by hand.
+/// The blocks that overlap an earlier claim, each with the block of that claim. Blocks overlap only if a record was
+/// written by hand: blocks of one pool have one size, and pools do not overlap.
 fn overlapping(view: &View) -> BTreeMap<Block, Block> {
     let mut later = BTreeMap::new();
-    // In the order of the keys a block comes behind all that cover it, and those are the ones still open.
+    // In key order, a block follows all blocks that contain it: those are kept in `open`.
     let mut open: Vec<(Block, Revision)> = Vec::new();
     for (block, known) in &view.blocks {
         open.retain(|(outer, _)| outer.cidr().covers(block.cidr()));

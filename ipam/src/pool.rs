@@ -1,4 +1,4 @@
-//! Pools and the blocks that they are cut into.
+//! Pools and their blocks.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,103 +11,103 @@ use serde::{Deserialize, Serialize};
 use crate::Cidr;
 use crate::special::{self, Special};
 
-/// A range of addresses that the cluster hands out, cut into blocks of one size.
+/// A range of addresses for pods, cut into blocks of one size.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pool {
-    /// Its name.
+    /// The name.
     pub name: PoolName,
     cidr: Cidr,
     block_length: u8,
-    /// Whether blocks of it may be claimed.
+    /// The state. Blocks are claimed from active pools only.
     pub state: PoolState,
-    /// What its addresses are for.
+    /// The purpose of the addresses: blocks or reservations.
     pub purpose: Purpose,
-    /// The labels that a node must have to take addresses from it.
+    /// The labels that a node must have to use the pool. Empty for all nodes.
     pub nodes: Labels,
 }
 
-/// What is said of a node, for pools to choose by.
+/// Labels of a node, by which pools select nodes.
 pub type Labels = BTreeMap<String, String>;
 
-/// The length of the blocks of a pool for that where none is set.
+/// The default block length of a pool with this purpose.
 pub fn usual_block_length(purpose: Purpose, cidr: Cidr) -> u8 {
     let usual = default_block_length(cidr.family());
     match purpose {
         Purpose::Blocks => usual,
-        // No node claims blocks of it: a small one needs no block length.
+        // No node claims blocks of it, so a small pool needs no block length.
         Purpose::Reservations => usual.max(cidr.length()),
     }
 }
 
-/// An aligned slice of a pool that one node owns.
+/// An aligned part of a pool, claimed by at most one node.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Block(Cidr);
 
-/// A pool that cannot be.
+/// A pool with invalid parameters.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum InvalidPool {
     /// The pool is smaller than one of its blocks.
     #[error("pool {cidr} is smaller than one block of /{block_length}: make the pool larger, or set a block length of at least {}", cidr.length())]
     TooSmall {
-        /// The pool.
+        /// The range of the pool.
         cidr: Cidr,
-        /// The length of its blocks.
+        /// The prefix length of its blocks.
         block_length: u8,
     },
-    /// A block would have more addresses than a node keeps track of.
+    /// A block has more addresses than a node can track.
     #[error("blocks of /{block_length} in pool {cidr} are too large: a block has at most {LARGEST_BLOCK} addresses, which is /{}", smallest_length(cidr.family()))]
     BlockTooLarge {
-        /// The pool.
+        /// The range of the pool.
         cidr: Cidr,
-        /// The length of its blocks.
+        /// The prefix length of its blocks.
         block_length: u8,
     },
-    /// A node that claims one of its blocks may find no address for a pod in it.
+    /// A block may have no address for a pod.
     #[error("blocks of /{block_length} in pool {cidr} are too small: pods cannot use a node's own address and \
              the first and the last of the pool; use a block length of at most {}, and a pool at least as \
              large as one block", cidr.family().bits() - 2)]
     BlockTooSmall {
-        /// The pool.
+        /// The range of the pool.
         cidr: Cidr,
-        /// The length of its blocks.
+        /// The prefix length of its blocks.
         block_length: u8,
     },
-    /// Pods cannot have addresses of that range.
+    /// Pods cannot use addresses of that range.
     #[error(
         "{cidr} cannot be a pool: pods cannot use addresses of {special}; choose a private range, e.g. in \
          10.0.0.0/8 or fd00::/8"
     )]
     Special {
-        /// The pool.
+        /// The range of the pool.
         cidr: Cidr,
-        /// The range that it overlaps.
+        /// The special range that it overlaps.
         special: Special,
     },
-    /// The length of a block is longer than an address.
+    /// The block length is longer than an address.
     #[error("blocks of /{block_length} in pool {cidr} are impossible: an {} address has {} bits", cidr.family(), cidr.family().bits())]
     NoSuchLength {
-        /// The pool.
+        /// The range of the pool.
         cidr: Cidr,
-        /// The length of its blocks.
+        /// The prefix length of its blocks.
         block_length: u8,
     },
 }
 
-/// How many addresses a block has at most: a node keeps each of them in memory.
+/// The maximum number of addresses in a block: a node keeps each of them in memory.
 const LARGEST_BLOCK: u32 = 4096;
 
 fn smallest_length(family: Family) -> u8 {
     family.bits() - 12
 }
 
-/// The length of a pool's blocks where none is set: 64 addresses.
+/// The default block length of a pool: 64 addresses.
 pub fn default_block_length(family: Family) -> u8 {
     family.bits() - 6
 }
 
 impl Pool {
-    /// A pool for all nodes and any pod, if there can be one of these measures.
+    /// A pool for blocks, open to all nodes. Fails if the lengths do not fit together.
     pub fn new(name: PoolName, cidr: Cidr, block_length: u8, state: PoolState) -> Result<Self, InvalidPool> {
         if block_length > cidr.family().bits() {
             Err(InvalidPool::NoSuchLength { cidr, block_length })
@@ -120,8 +120,8 @@ impl Pool {
         }
     }
 
-    /// Whether pods can have addresses of it: in every block there is one for a pod, and the range is none that has another
-    /// meaning. Records of pools that fail this can be read, so that they can be named and removed.
+    /// Checks whether pods can use the pool: every block has an address for a pod, and the range is not a special
+    /// one. Records of pools that fail this check can still be decoded, so that they can be listed and removed.
     pub fn check_use(&self) -> Result<(), InvalidPool> {
         let Self { cidr, block_length, .. } = *self;
         if let Some(special) = special::refused(cidr) {
@@ -133,7 +133,7 @@ impl Pool {
         Ok(())
     }
 
-    /// How many addresses for pods the poorest of its blocks has: a node keeps the first of each for a gateway.
+    /// The number of pod addresses in the smallest block: a node keeps the first address of each block for a gateway.
     fn least_for_pods(&self) -> u128 {
         let size = 1_u128.checked_shl(u32::from(self.family().bits() - self.block_length));
         let has_ends = self.cidr.length() + 2 <= self.family().bits();
@@ -145,13 +145,13 @@ impl Pool {
         size.unwrap_or(u128::MAX).saturating_sub(excluded + 1)
     }
 
-    /// The same pool in that state.
+    /// The same pool in this state.
     #[must_use]
     pub fn in_state(&self, state: PoolState) -> Self {
         Self { state, ..self.clone() }
     }
 
-    /// Whether a node with these labels may take addresses from it.
+    /// Whether a node with these labels may use its addresses.
     pub fn serves(&self, labels: &Labels) -> bool {
         self.nodes.iter().all(|(label, value)| labels.get(label) == Some(value))
     }
@@ -161,12 +161,12 @@ impl Pool {
         self.state == PoolState::Active && self.purpose == Purpose::Blocks && self.serves(labels)
     }
 
-    /// Its range.
+    /// The range.
     pub fn cidr(&self) -> Cidr {
         self.cidr
     }
 
-    /// Its address family.
+    /// The address family.
     pub fn family(&self) -> Family {
         self.cidr.family()
     }
@@ -176,12 +176,12 @@ impl Pool {
         self.block_length
     }
 
-    /// Whether `block` is one of the blocks that it is cut into.
+    /// Whether `block` is one of its blocks.
     pub fn has_block(&self, block: Block) -> bool {
         self.cidr.covers(block.0) && block.0.length() == self.block_length
     }
 
-    /// Index of its last block; the first has 0.
+    /// The index of the last block; the first has 0.
     pub fn last_block(&self) -> u128 {
         self.cidr.last_part(self.block_length)
     }
@@ -191,13 +191,13 @@ impl Pool {
         Block(self.cidr.part(self.block_length, index))
     }
 
-    /// The block that an address of the pool is in.
+    /// The block that contains an address of the pool.
     pub fn block_of(&self, address: IpAddr) -> Block {
         Block(Cidr::around(address, self.block_length))
     }
 
-    /// Whether the address is never handed out: the first and the last of the pool, which older software takes for
-    /// the network and its broadcast address. A pool of one or two addresses has none to spare.
+    /// Whether the address is never allocated: the first and the last of the pool, which older software treats as the
+    /// network and broadcast address. A pool of one or two addresses excludes none.
     pub fn excludes(&self, address: IpAddr) -> bool {
         self.cidr.length() + 2 <= self.family().bits()
             && (address == self.cidr.first() || address == self.cidr.last())
@@ -205,17 +205,17 @@ impl Pool {
 }
 
 impl Block {
-    /// The block that has exactly these addresses.
+    /// The block with exactly these addresses.
     pub fn new(cidr: Cidr) -> Self {
         Self(cidr)
     }
 
-    /// Its range.
+    /// The range.
     pub fn cidr(self) -> Cidr {
         self.0
     }
 
-    /// Its address family.
+    /// The address family.
     pub fn family(self) -> Family {
         self.0.family()
     }
@@ -233,16 +233,16 @@ impl fmt::Debug for Block {
     }
 }
 
-/// Which block is wanted.
+/// The requested block.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum BlockRequest {
-    /// One of that family, and of that pool if one is named.
+    /// A block of this family, and of this pool if one is given.
     Any(Family, Option<PoolName>),
-    /// That one.
+    /// This block.
     This(Block),
 }
 
-/// Labels, as they are written on a command line.
+/// Labels as on a command line: `label=value`, separated by commas.
 pub fn format_labels(labels: &Labels) -> String {
     let words: Vec<_> = labels.iter().map(|(label, value)| format!("{label}={value}")).collect();
     words.join(",")
@@ -293,7 +293,7 @@ mod tests {
             let said = unfit.check_use().unwrap_err().to_string();
             let most = if cidr.contains(':') { "at most 126" } else { "at most 30" };
             assert!(said.contains(most), "{cidr} in /{length}: {said}");
-            // Nobody claims a block for reserved addresses.
+            // No node claims a block of reserved addresses.
             assert_eq!(Pool { purpose: Purpose::Reservations, ..unfit }.check_use(), Ok(()));
         }
     }

@@ -1,7 +1,8 @@
-//! How the pools of a cluster change: added, drained, removed; each in one change, or refused with the reason.
+//! Changes of pools: add, drain, remove. Each is one change, or is refused with the reason.
 //!
-//! Pure: from all records as of one revision. A change names what it rests on: pools that do not overlap now do not
-//! overlap then, and a pool that is empty now is empty then. Every change can be asked for again.
+//! Pure: computed from all records at one revision. A change names the records that it depends on: pools that do not
+//! overlap when it is computed do not overlap when it is applied, and an empty pool is still empty then. Every
+//! request can be repeated.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -16,29 +17,29 @@ use crate::pool::{Block, InvalidPool, Pool, PoolState, Purpose, format_labels};
 use crate::view::{Known, View};
 use crate::{Cidr, shortage};
 
-/// What comes of a wish.
+/// The result of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
-    /// It is as it was wished for already.
+    /// The requested state already exists; the message about it.
     Already(String),
-    /// It will be when the change is made.
+    /// The change leads to the requested state.
     Commit {
         /// The change.
         change: Box<Change>,
-        /// What is to be said then.
+        /// The message for when the change is applied.
         done: String,
     },
 }
 
-/// Why the pools, or the settings, stay as they are.
+/// Why the pools or the settings are not changed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum NotChanged {
     /// A record cannot be read, so conflicts with it are unknown.
     #[error("record {key} cannot be read ({reason}): correct it or delete it first")]
     Unreadable {
-        /// Its key.
+        /// The key of the record.
         key: String,
-        /// What is wrong with it.
+        /// The decoding error.
         reason: String,
     },
     /// A different pool of that name exists.
@@ -48,40 +49,40 @@ pub enum NotChanged {
     Different {
         /// The name.
         name: PoolName,
-        /// What it is.
+        /// The parameters of the existing pool.
         there: String,
     },
-    /// It overlaps another pool.
+    /// The range overlaps another pool.
     #[error("{cidr} overlaps pool {other} ({other_cidr}): choose another range")]
     Overlaps {
-        /// The range that was wished for.
+        /// The requested range.
         cidr: Cidr,
-        /// The pool that is there.
+        /// The existing pool.
         other: PoolName,
-        /// Its range.
+        /// The range of the existing pool.
         other_cidr: Cidr,
     },
-    /// It is inside a range that is not for pods.
+    /// The range is inside a range that is not for pods.
     #[error("{cidr} is inside {what}: {remedy}")]
     Inside {
-        /// The range that was wished for.
+        /// The requested range.
         cidr: Cidr,
-        /// What it is inside of.
+        /// The outer range, as text.
         what: String,
-        /// What to do.
+        /// The remedy.
         remedy: &'static str,
     },
-    /// It contains an address that is not for pods.
+    /// The range contains an address that is not for pods.
     #[error("{what} is inside {cidr}: {remedy}")]
     Inhabited {
-        /// The range that was wished for.
+        /// The requested range.
         cidr: Cidr,
-        /// What is inside.
+        /// The address, as text.
         what: String,
-        /// What to do.
+        /// The remedy.
         remedy: &'static str,
     },
-    /// Pods cannot have addresses of it.
+    /// Pods cannot use addresses of the pool.
     #[error(transparent)]
     Unfit(#[from] InvalidPool),
     /// The attach mode is fixed when a cluster is created.
@@ -90,9 +91,9 @@ pub enum NotChanged {
          and the gateway of {from}. Set attach = \"{to}\" in [bootstrap] of a new cluster"
     )]
     Attach {
-        /// What it is.
+        /// The current attach mode.
         from: AttachMode,
-        /// What it was to be.
+        /// The requested attach mode.
         to: AttachMode,
     },
     /// The cluster has no settings.
@@ -104,11 +105,11 @@ pub enum NotChanged {
     /// The pool is in use.
     #[error("pool {name} is in use: {}: {remedy}", rests.join("; "))]
     InUse {
-        /// Its name.
+        /// The name of the pool.
         name: PoolName,
-        /// What uses it.
+        /// The blocks and addresses in use, as text.
         rests: Vec<String>,
-        /// What to do.
+        /// The remedy.
         remedy: String,
     },
 }
@@ -138,7 +139,7 @@ pub fn add(view: &View, pool: &Pool) -> Result<Decision, NotChanged> {
     })
 }
 
-/// Whether pods can have addresses of the pool, as far as this node knows what is in use around it.
+/// Checks whether pods can use the range of the pool, as far as this node knows the addresses in use around it.
 pub fn check_range(view: &View, pool: &Pool) -> Result<(), NotChanged> {
     pool.check_use()?;
     let cidr = pool.cidr();
@@ -165,7 +166,7 @@ pub fn check_range(view: &View, pool: &Pool) -> Result<(), NotChanged> {
     Ok(())
 }
 
-/// Whether nothing is in the way of the pool.
+/// Checks whether a new pool conflicts with other pools, claims, reservations, or addresses in use.
 fn check_room(view: &View, pool: &Pool) -> Result<(), NotChanged> {
     let cidr = pool.cidr();
     let pools = Key::all_pools();
@@ -181,7 +182,7 @@ fn check_room(view: &View, pool: &Pool) -> Result<(), NotChanged> {
         return Err(NotChanged::Overlaps { cidr, other, other_cidr });
     }
     let inhabited = |what: String, remedy| Err(NotChanged::Inhabited { cidr, what, remedy });
-    // Blocks of a pool that somebody has deleted by hand belong to it when it is back.
+    // If the record of a pool was deleted by hand, its blocks belong to it again when it is restored.
     let own = |block: Block, known: &str| known == pool.name.as_str() && pool.has_block(block);
     let claims = view.blocks.iter().map(|(block, known)| (*block, known.record.pool.as_str()));
     let unreadable = view.refused.keys().filter_map(|key| match key.parse() {
@@ -214,7 +215,7 @@ fn unreadable_address(key: &str) -> Option<IpAddr> {
     }
 }
 
-/// Lets no more blocks be claimed from the pool. Pods that have addresses of it keep them.
+/// Stops claims of blocks of the pool. Pods keep their addresses.
 pub fn drain(view: &View, name: &PoolName) -> Result<Decision, NotChanged> {
     let known = find(view, name)?.ok_or_else(|| NotChanged::Unknown(name.clone()))?;
     if known.record.state != PoolState::Active {
@@ -227,7 +228,7 @@ pub fn drain(view: &View, name: &PoolName) -> Result<Decision, NotChanged> {
     })
 }
 
-/// What is left of a pool that is drained, and what would follow.
+/// The remaining users of a drained pool and the consequences, as text.
 fn drained(view: &View, known: &Known<Pool>) -> String {
     let pool = &*known.record;
     let (blocks, reserved) = users(view, pool);
@@ -260,7 +261,7 @@ fn drained(view: &View, known: &Known<Pool>) -> String {
     rest
 }
 
-/// Removes the pool, if nothing of it is in use.
+/// Removes the pool, if it is not in use.
 pub fn remove(view: &View, name: &PoolName) -> Result<Decision, NotChanged> {
     let known = find(view, name)?.ok_or_else(|| NotChanged::Unknown(name.clone()))?;
     let pool = &*known.record;
@@ -296,7 +297,7 @@ pub fn remove(view: &View, name: &PoolName) -> Result<Decision, NotChanged> {
     })
 }
 
-/// The pool, which may be one that cannot be read.
+/// The pool; an error if its record cannot be read.
 fn find<'a>(view: &'a View, name: &PoolName) -> Result<Option<&'a Known<Pool>>, NotChanged> {
     let key = Key::Pool(name.clone()).to_string();
     match (view.any_pool(name), view.refused.get(&key)) {
@@ -306,8 +307,8 @@ fn find<'a>(view: &'a View, name: &PoolName) -> Result<Option<&'a Known<Pool>>, 
     }
 }
 
-/// How many blocks inside the pool each node has claimed, and which addresses of it are reserved. What cannot be read
-/// counts, too.
+/// The number of blocks inside the pool that each node has claimed, and the reserved addresses of the pool.
+/// Unreadable records count as well.
 fn users(view: &View, pool: &Pool) -> (BTreeMap<NodeName, usize>, Vec<IpAddr>) {
     let mut blocks: BTreeMap<NodeName, usize> = BTreeMap::new();
     for (_, known) in view.blocks.iter().filter(|(block, _)| block.cidr().overlaps(pool.cidr())) {
@@ -328,7 +329,7 @@ fn users(view: &View, pool: &Pool) -> (BTreeMap<NodeName, usize>, Vec<IpAddr>) {
     (blocks, reserved)
 }
 
-/// The measures of a pool, in words.
+/// The parameters of a pool, as text.
 fn describe(pool: &Pool) -> String {
     let uses = match pool.purpose {
         Purpose::Blocks => format!("in blocks of /{}", pool.block_length()),

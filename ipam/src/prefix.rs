@@ -1,4 +1,4 @@
-//! What the keys of a cluster start with, so that several clusters can use one etcd.
+//! The prefix of a cluster's keys, so that several clusters can use one etcd.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,12 +6,12 @@ use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
-/// What every key of a cluster starts with, like `/polder/v1/`.
+/// The prefix of all keys of a cluster, like `/polder/v1/`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Prefix(String);
 
-/// A text that no key can start with.
+/// A text that is not a valid prefix.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "invalid prefix {0:?}: write names of letters, digits, '.', '_' and '-' between slashes, with a slash at \
@@ -19,24 +19,24 @@ pub struct Prefix(String);
 )]
 pub struct InvalidPrefix(String);
 
-/// The prefix of this process is another one.
+/// This process already uses another prefix.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("this process already uses the prefix {0}")]
 pub struct OtherPrefix(&'static str);
 
 const USUAL: &str = "/polder/v1/";
 
-/// Set once, before the first key is made. An agent has one cluster, and what names a key to a person must name the one that is
-/// in etcd: if keys had another name inside the agent, somebody would delete the record of another cluster.
+/// Set once, before the first key is created. An agent has one cluster, and messages must show the keys of etcd: if
+/// keys had other names inside the agent, an operator might delete the record of another cluster.
 static IN_USE: OnceLock<String> = OnceLock::new();
 
-/// What every key starts with.
+/// The prefix of all keys of this process.
 pub fn in_use() -> &'static str {
     IN_USE.get().map_or(USUAL, String::as_str)
 }
 
 impl Prefix {
-    /// Lets every key of this process start with it.
+    /// Sets the prefix of all keys of this process.
     pub fn set(&self) -> Result<(), OtherPrefix> {
         let set = IN_USE.get_or_init(|| self.0.clone());
         if *set == self.0 { Ok(()) } else { Err(OtherPrefix(set)) }
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn a_process_has_one_prefix() {
-        // The usual one, which all other tests use.
+        // The default prefix, which all other tests use.
         Prefix::default().set().unwrap();
         Prefix::default().set().unwrap();
         assert_eq!("/other/".parse::<Prefix>().unwrap().set(), Err(OtherPrefix(USUAL)));

@@ -1,5 +1,5 @@
-//! What a node tells the store of itself: that it is alive, and who has which of its addresses. For people and tools, and never
-//! for safety; but only the node that its record names may say it.
+//! Records that a node publishes about itself: its sign of life, and the owners of its addresses. For people and
+//! tools; safety does not depend on them. Only the registered node may publish them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -15,26 +15,26 @@ use crate::record::{AddressRecord, Life, NodeRecord, encode};
 use crate::store::{Contents, Entry};
 use crate::view::{Source, View};
 
-/// What the store says of the addresses of one node.
+/// The published owners of the addresses of one node.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Published {
-    /// Who has each of them; `None` where that is not said as this release says it.
+    /// The owner of each address; `None` if the record is not encoded as in this release.
     said: BTreeMap<IpAddr, Option<AddressRecord>>,
-    /// Where nothing should be.
+    /// Names of records that do not belong there.
     strays: Vec<Name>,
 }
 
 rule! {
-    /// Whether the record is of that machine, in that boot.
+    /// Whether the record was written on that machine in that boot.
     fn is_of(record: &NodeRecord, life: Life<'_>) -> bool {
         Life::from(record) == life
     }
     AnyBootIsOwn => true
 }
 
-/// The revision of the node's own record in the store; `None` if it is not there, or not this node's. One of another boot
-/// or machine is not: a clone has the ledger of its original, and must not seem to be the one that lives before it has
-/// asked; and an original in whose place another machine came is not the node any more.
+/// The revision of the node's own record in the datastore. `None` if it is missing or belongs to another incarnation,
+/// boot or machine. A cloned machine has the ledger of its original, and must not appear alive as that node before it
+/// has checked the record; an original that was replaced by another machine is not the node any more.
 pub fn own_revision(
     view: &View,
     me: &NodeName,
@@ -49,28 +49,29 @@ pub fn own_revision(
     own.filter(|_| view.source == Source::Store).map(|own| own.revision)
 }
 
-/// What a node may say of itself in the store rests on this. Whenever it changes, the node begins anew.
+/// The conditions of what a node publishes. When one of them changes, the node publishes everything again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Basis {
-    /// [`own_revision`]: without one, the node publishes nothing.
+    /// [`own_revision`]. The node publishes nothing while it is `None`.
     pub revision: Option<Revision>,
-    /// How often the store has lost records. What the node has said may be among them, or be there again.
+    /// The number of times that the datastore has lost records. Published records may be lost, or deleted ones
+    /// restored.
     pub losses: u64,
 }
 
 impl Basis {
-    /// What this view and what the node owns say about it.
+    /// The basis according to this view and the node's identity.
     pub fn of(view: &View, me: &NodeName, identity: Option<&Identity>, life: Life<'_>) -> Self {
         Self { revision: own_revision(view, me, identity, life), losses: view.losses }
     }
 }
 
-/// The sign of life of a node in one boot of its machine. Its record must be as of that revision.
+/// The sign of life of a node in one boot of its machine. `revision` is the revision of its record.
 pub fn sign_of_life(me: &NodeName, life: Life<'_>, revision: Revision) -> Sign {
     Sign { by: Member { node: me.clone(), revision }, alive: life.into() }
 }
 
-/// The nodes of which there is a sign of life.
+/// The nodes with a sign of life.
 pub fn living(signs: &Contents) -> BTreeSet<NodeName> {
     let name = |key: &str| match key.parse() {
         Ok(Key::Alive(name)) => Some(name),
@@ -79,7 +80,7 @@ pub fn living(signs: &Contents) -> BTreeSet<NodeName> {
     signs.entries.iter().filter_map(|entry| name(&entry.key)).collect()
 }
 
-/// What the store should say of these attachments.
+/// The records to publish for these attachments.
 pub fn wanted<'a>(attachments: impl Iterator<Item = &'a Held>) -> Published {
     let mut said = BTreeMap::new();
     for held in attachments {
@@ -89,7 +90,7 @@ pub fn wanted<'a>(attachments: impl Iterator<Item = &'a Held>) -> Published {
     Published { said, strays: Vec::new() }
 }
 
-/// What the store says of the addresses of a node, as it was read.
+/// Decodes the published addresses of a node.
 pub fn read(node: &NodeName, contents: &Contents) -> Published {
     let mut published = Published::default();
     for Entry { key, value, .. } in &contents.entries {
@@ -104,7 +105,7 @@ pub fn read(node: &NodeName, contents: &Contents) -> Published {
     published
 }
 
-/// What makes the store say what is wanted, in as many changes of at most that many records as it takes.
+/// The changes from `published` to `wanted`, with at most `most` records each.
 pub fn publish(by: &Member, published: &Published, wanted: &Published, most: usize) -> Vec<Change> {
     enum Part {
         Withdraw(Name),
@@ -129,8 +130,8 @@ pub fn publish(by: &Member, published: &Published, wanted: &Published, most: usi
     changes
 }
 
-/// Withdraws what the store says of the addresses of a removed node, unless there is another of its name by now: that one
-/// looks after them itself. In as many changes of at most that many records as it takes.
+/// The changes that delete the published addresses of a removed node, with at most `most` records each. They are not
+/// applied if a node with this name exists again: that node maintains its addresses itself.
 pub fn forget(node: &NodeName, published: &Contents, most: usize) -> Vec<Change> {
     let names: Vec<_> =
         published.entries.iter().map(|entry| (Name::from(entry.key.as_str()), None)).collect();
@@ -154,7 +155,7 @@ mod tests {
     use crate::record::{Alive, NodeRecord};
     use crate::view::Known;
 
-    /// In which life the node is registered.
+    /// The machine and boot of the registered node.
     fn alive() -> Alive {
         Alive { machine_id: MachineId::new("m1"), boot_id: BootId::new("b1") }
     }

@@ -1,4 +1,4 @@
-//! Whether a node would serve an ADD, and why not: what ADD, STATUS and the operator are told alike.
+//! Readiness: whether a node would serve an ADD, and if not, why. ADD, STATUS and the operator get the same answer.
 
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -10,26 +10,26 @@ use crate::record::MTU_RANGE;
 use crate::registration::{Holdings, Registration};
 use crate::view::View;
 
-/// What it is judged by.
+/// The facts that decide readiness.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts<'a> {
-    /// The cluster as the node knows it.
+    /// The node's view of the cluster.
     pub view: &'a View,
-    /// Whether the store knows the node.
+    /// The registration state of the node.
     pub registration: &'a Registration,
-    /// What the node owns.
+    /// The identity, blocks and addresses of the node.
     pub holdings: &'a Holdings,
-    /// Whether the node has addresses on the underlay, or why not.
+    /// Whether the node has underlay addresses; otherwise the error.
     pub underlay: Result<(), &'a (dyn Error + 'static)>,
-    /// The node's own addresses that are in place in the kernel.
+    /// The node's own addresses that are configured in the kernel.
     pub gateways: &'a [IpAddr],
-    /// The MTU of pods, in bytes; 0 as long as it is not known.
+    /// The MTU of pods, in bytes; 0 if it is not known yet.
     pub mtu: u32,
-    /// What could not be made in the kernel of what the node needs to serve its pods.
+    /// Failed kernel changes that the node needs to serve its pods.
     pub failures: &'a [String],
 }
 
-/// Why an ADD would not be served. Empty if it would.
+/// The reasons to refuse an ADD. Empty if the node is ready.
 pub fn obstacles(facts: &Facts<'_>) -> Vec<String> {
     let Facts { view, registration, holdings, underlay, gateways, mtu, failures } = *facts;
     if let Some(reason) = registration.forbids() {
@@ -122,7 +122,7 @@ mod tests {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 
-    /// The obstacles of a node of both families that serves, but for what is changed.
+    /// The obstacles of a ready dual-stack node after `change`.
     fn found(change: impl for<'a> FnOnce(Facts<'a>, &'a Spoilt) -> Facts<'a>) -> Vec<String> {
         let (view, holdings) = (view(&["10.0.0.0/24", "fd00::/120"]), holdings(&["10.0.0.1", "fd00::1"]));
         let gateways = holdings.gateways.clone();
@@ -138,7 +138,7 @@ mod tests {
         obstacles(&change(facts, &Spoilt::new()))
     }
 
-    /// What a test puts in place of what is right.
+    /// Wrong values for the tests.
     struct Spoilt {
         no_cluster: View,
         no_pool: View,
@@ -173,7 +173,7 @@ mod tests {
     fn a_node_that_has_everything_serves_even_while_its_record_waits() {
         assert_eq!(found(|facts, _| facts), Vec::<String>::new());
         assert_eq!(found(|facts, it| Facts { registration: &it.waiting, ..facts }), Vec::<String>::new());
-        // Before the first pass nothing is known of it.
+        // Before the first pass the MTU is unknown.
         assert_eq!(found(|facts, _| Facts { mtu: 0, ..facts }), Vec::<String>::new());
     }
 

@@ -1,4 +1,4 @@
-//! What stands behind each key of the store: small JSON objects.
+//! The records in the datastore: the value of each key, a small JSON object.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -18,27 +18,27 @@ mod codec;
 
 pub use codec::{Record, RefusedRecord, address, alive, decode, encode};
 
-/// From what every IPv4 host takes (RFC 791, section 3.1) to the largest that an interface takes.
+/// MTU in bytes: from the size that every IPv4 host accepts (RFC 791, section 3.1) to the maximum of an interface.
 pub const MTU_RANGE: std::ops::RangeInclusive<u32> = 576..=65535;
 
-/// The settings that all nodes share.
+/// The settings shared by all nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClusterRecord {
-    /// Random, made with the cluster: what else has the same names in another cluster is not ours.
+    /// Random, created with the cluster: distinguishes objects of another cluster with the same names.
     pub id: ClusterId,
-    /// How peers are reached.
+    /// Paths to peers: direct, VXLAN or automatic.
     pub backend: Backend,
-    /// How pods hang on their node.
+    /// Connection of pods to their node.
     pub attach: AttachMode,
-    /// The tunnels.
+    /// Parameters of the VXLAN tunnels.
     pub vxlan: VxlanSettings,
-    /// What pods look like from outside.
+    /// Source address of traffic from pods to destinations outside the cluster.
     pub masquerade: Masquerade,
 }
 
 impl ClusterRecord {
-    /// The settings of a cluster for which nobody has asked for others.
+    /// The default settings of a new cluster.
     pub fn new(id: ClusterId) -> Self {
         Self {
             id,
@@ -50,13 +50,13 @@ impl ClusterRecord {
     }
 }
 
-/// The tunnels' parameters.
+/// Parameters of the VXLAN tunnels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VxlanSettings {
     /// VXLAN network identifier, 24 bits.
     pub vni: u32,
-    /// UDP port.
+    /// UDP destination port.
     pub port: u16,
 }
 
@@ -66,13 +66,13 @@ impl Default for VxlanSettings {
     }
 }
 
-/// Whether pods leave the cluster with their node's address.
+/// Whether packets from pods leave the cluster with their node's address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Masquerade {
-    /// Whether they do at all.
+    /// Whether it is enabled.
     pub enabled: bool,
-    /// Where they keep their own address nevertheless, besides the pools.
+    /// Destinations, besides the pools, to which pods keep their own address.
     pub except: Vec<Cidr>,
 }
 
@@ -82,20 +82,20 @@ impl Default for Masquerade {
     }
 }
 
-/// A pool, under its name.
+/// A pool; its key contains its name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PoolRecord {
-    /// Its range.
+    /// Range of the pool.
     pub cidr: Cidr,
-    /// The prefix length of its blocks.
+    /// Prefix length of its blocks.
     pub block_length: u8,
-    /// What may happen in it.
+    /// Whether addresses may be allocated from it.
     pub state: PoolState,
-    /// What its addresses are for.
+    /// Use of its addresses: blocks or reservations.
     #[serde(default, skip_serializing_if = "is_usual")]
     pub purpose: Purpose,
-    /// The labels that a node must have to take addresses from it.
+    /// Labels that a node needs to allocate from it; empty for all nodes.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub nodes: Labels,
 }
@@ -117,7 +117,7 @@ impl From<&Pool> for PoolRecord {
 }
 
 impl PoolRecord {
-    /// An active pool with blocks of the usual size.
+    /// An active pool with the default block length.
     pub fn new(cidr: Cidr) -> Self {
         Self {
             cidr,
@@ -129,104 +129,105 @@ impl PoolRecord {
     }
 }
 
-/// A node, written by itself.
+/// A node; written by the node itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NodeRecord {
-    /// Which of the nodes that had this name it is.
+    /// Distinguishes successive nodes with this name.
     pub incarnation: Incarnation,
-    /// Its machine.
+    /// Id of its machine.
     pub machine_id: MachineId,
-    /// Which boot of the machine.
+    /// Id of the current boot of the machine.
     pub boot_id: BootId,
-    /// Where peers reach it: at most one address of a family.
+    /// Underlay addresses, at most one per family.
     pub underlay: Vec<IpAddr>,
-    /// Its own addresses in the pod network, one of a family: the gateways of its pods.
+    /// Gateway addresses of its pods in the pod network, at most one per family.
     pub gateways: Vec<IpAddr>,
-    /// The addresses of its probe endpoint, at most one of a family: what is sent there is forwarded as a pod's packet.
+    /// Addresses of its probe endpoint, at most one per family: packets to it are forwarded like packets to a pod.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub probes: Vec<IpAddr>,
-    /// The MAC address of its end of the tunnels.
+    /// MAC address of its VXLAN tunnel endpoint.
     pub vtep_mac: Mac,
-    /// The MTU of its pods, in bytes.
+    /// MTU of its pods, in bytes.
     pub mtu: u32,
-    /// The release of its agent.
+    /// Version of its agent.
     pub version: String,
 }
 
-/// The claim of a block, under the block.
+/// The claim of a block; its key contains the block.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BlockRecord {
-    /// Whose it is.
+    /// Owner of the block.
     pub node: NodeName,
-    /// Which of the nodes that had this name.
+    /// Incarnation of the owner.
     pub incarnation: Incarnation,
-    /// The pool that it is cut from.
+    /// The pool that contains the block.
     pub pool: PoolName,
-    /// Tells this claim from any other attempt to make the same one.
+    /// Distinguishes this claim from other attempts to claim the same block.
     pub nonce: Nonce,
 }
 
-/// A node that was removed, under its name and incarnation. As long as this is there, its blocks rest: its pods may
-/// live. Only the incarnation that the key names can confirm that they do not, on the machine that is named here.
+/// The fence of a removed node; its key contains name and incarnation. While it exists, the node's blocks are not
+/// allocated again, because its pods may still run. Only this incarnation, on the machine named here, can confirm that
+/// they are gone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FenceRecord {
-    /// Its name, as in the key.
+    /// Node name, as in the key.
     pub node: NodeName,
-    /// The machine that it was.
+    /// Machine id of the removed node.
     pub machine_id: MachineId,
-    /// In which boot it was.
+    /// Boot id of the removed node.
     pub boot_id: BootId,
-    /// Whether it is known that its pods are gone.
+    /// Whether its pods are known to be gone.
     pub pods: PodsGone,
 }
 
-/// An address that belongs to a workload by name, under the address.
+/// An address reserved for a workload name; its key contains the address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReservationRecord {
     /// The workload: `namespace/name` of its pod.
     pub owner: String,
-    /// Who has it now.
+    /// Current holder; `None` if no node holds it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holder: Option<Holder>,
-    /// Counts the hands that it went through: what an earlier holder does late changes nothing.
+    /// Increases with each handover: late changes by an earlier holder have no effect.
     pub generation: u64,
 }
 
-/// Who has a reserved address.
+/// The holder of a reserved address.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Holder {
-    /// On which node.
+    /// Node of the holder.
     pub node: NodeName,
-    /// Which of the nodes that had this name.
+    /// Incarnation of the node.
     pub incarnation: Incarnation,
-    /// In which boot: after another one the pod is gone.
+    /// Boot id of the node's machine: after a reboot the pod is gone.
     pub boot_id: BootId,
-    /// The attachment.
+    /// The attachment that uses it.
     pub attachment: Attachment,
 }
 
-/// A sign of life of a node, under a lease.
+/// Liveness record of a node; its key is bound to a lease.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Alive {
-    /// In which boot it is alive.
+    /// Id of the boot that is alive.
     pub boot_id: BootId,
-    /// On which machine: machines can share a boot id, as containers of one host do.
+    /// Id of the machine: machines can share a boot id, for example containers of one host.
     #[serde(default)]
     pub machine_id: MachineId,
 }
 
-/// One boot of one machine, as far as ids tell.
+/// One boot of one machine, identified by both ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Life<'a> {
-    /// Its machine.
+    /// Machine id.
     pub machine_id: &'a MachineId,
-    /// Which boot.
+    /// Boot id.
     pub boot_id: &'a BootId,
 }
 
@@ -266,39 +267,39 @@ impl fmt::Display for Life<'_> {
     }
 }
 
-/// What has an address, for people and tools.
+/// The user of an address, for operators and tools.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AddressRecord {
     /// The attachment.
     pub attachment: Attachment,
-    /// The pod, where the runtime named it.
+    /// The pod, if the runtime passed its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<Pod>,
 }
 
-/// The wish that every node looks at itself, and answers at [`crate::key::Key::Answer`].
+/// Request that every node checks itself and writes the result to [`crate::key::Key::Answer`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InspectionRecord {
-    /// Tells it from any other.
+    /// Identifies the request.
     pub id: Nonce,
-    /// Whether what is found is to be put right.
+    /// Whether deviations are to be repaired.
     pub repairs: Repairs,
 }
 
-/// What a node has found that looked at itself.
+/// The result of a node's check of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AnswerRecord {
-    /// Which inspection it answers.
+    /// Id of the request that it answers.
     pub id: Nonce,
-    /// How many attachments its ledger has.
+    /// Number of attachments in the node's ledger.
     pub attachments: u64,
-    /// How many interfaces of pods its kernel has.
+    /// Number of pod interfaces in the node's kernel.
     pub interfaces: u64,
-    /// What is not as it should be.
+    /// The deviations that fit into the record.
     pub deviations: Vec<DeviationStatus>,
-    /// How many more there are that were not put right, for which there was no room.
+    /// Number of further deviations that were not repaired and do not fit.
     pub left_out: u64,
 }

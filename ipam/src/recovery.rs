@@ -1,4 +1,4 @@
-//! A ledger that was lost, rebuilt from what the kernel has: before the first address goes out.
+//! Rebuilds a lost ledger from the kernel, before the first address is allocated.
 
 use std::net::IpAddr;
 
@@ -10,14 +10,14 @@ use crate::ledger::{Held, Kind, Ledger, LedgerError};
 use crate::moment::Moment;
 use crate::node::NodeIpam;
 
-/// A pod's interface as the kernel has it.
+/// A pod's interface in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LivingPod {
-    /// Name of the host's end.
+    /// The name of the host end.
     pub name: IfName,
-    /// Its `ifalias`.
+    /// The interface alias (`ifalias`).
     pub alias: String,
-    /// The MAC address of the pod's end.
+    /// The MAC address of the pod end.
     pub mac: Mac,
     /// MTU, in bytes.
     pub mtu: u32,
@@ -26,7 +26,7 @@ pub struct LivingPod {
 }
 
 impl LivingPod {
-    /// What the ledger should say of it; `None` if the interface does not say whose it is.
+    /// The ledger entry of the pod; `None` if the alias does not identify the attachment of this interface.
     pub fn held(self, now: Moment) -> Option<Held> {
         let (attachment, pod) =
             alias::read(&self.alias).filter(|(whose, _)| whose.host_interface() == self.name)?;
@@ -45,7 +45,7 @@ impl LivingPod {
     }
 }
 
-/// Something that lives could not be written down.
+/// An address in use could not be written to the ledger.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot restore {what} in the ledger")]
 pub struct NotRestored {
@@ -53,8 +53,8 @@ pub struct NotRestored {
     source: LedgerError,
 }
 
-/// Takes down which of the pods that live and of the node's own addresses the ledger does not have. To be done only where the
-/// ledger knows nobody: otherwise what is not in it was taken away.
+/// Adds the running pods and the node's own addresses to the ledger, if it does not have them. Only for a ledger
+/// without attachments: in any other ledger, a missing attachment was released.
 pub fn recover<L: Ledger>(
     ipam: &mut NodeIpam<L>,
     gateways: &[IpAddr],

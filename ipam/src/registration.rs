@@ -1,4 +1,4 @@
-//! Whether the store knows the node, and what the node owns: what its registrar tells the other tasks.
+//! The registration state of the node, and its blocks and addresses: the registrar reports them to the other tasks.
 
 use std::error::Error;
 use std::net::IpAddr;
@@ -12,85 +12,86 @@ use crate::release::NotReleased;
 use crate::steward::{Conflict, Removed, Waiting};
 use crate::store::StoreError;
 
-/// What the node owns, as its ledger says.
+/// The identity, blocks and addresses of the node, from its ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Holdings {
-    /// Who it is, in which cluster.
+    /// The identity of the node and its cluster.
     pub identity: Option<Identity>,
-    /// Its blocks.
+    /// The blocks of the node.
     pub blocks: Vec<OwnedBlock>,
-    /// Its own addresses.
+    /// The node's own addresses.
     pub gateways: Vec<IpAddr>,
 }
 
-/// Whether the store knows the node.
+/// The registration state of the node in the datastore.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Registration {
-    /// Not yet, or not as it is now; what is waited for. What the node owns it may use meanwhile.
+    /// Not registered yet, or the record is outdated; the reason. The node may use its blocks and addresses
+    /// meanwhile.
     Waiting(Pending),
-    /// As it is.
+    /// Registered, and the record is current.
     Registered,
-    /// Whether another machine is this node is not known: it must not serve.
+    /// It is unknown whether another machine is alive as this node: it must not serve.
     Unproven(Unproven),
-    /// Somebody else is who this node says it is: it must not serve.
+    /// The node conflicts with another node or cluster: it must not serve.
     Conflict(Box<Conflict>),
     /// The node was removed from the cluster: it must not serve.
     Removed(Leaving),
 }
 
-/// What a node waits for that may serve.
+/// Why a node that may serve is not fully registered.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Pending {
-    /// Something has to change outside.
+    /// An external condition is not met.
     #[error(transparent)]
     Waiting(#[from] Waiting),
-    /// The node is at it.
+    /// The node is updating its records.
     #[error("updating the node's records")]
     UnderWay,
-    /// It goes on with the next look.
+    /// Registration continues in the next pass.
     #[error("registration continues")]
     More,
-    /// It is tried again.
+    /// A step failed, and is retried.
     #[error(transparent)]
     Failed(#[from] Failed),
 }
 
-/// Why it is not known whether another machine is the node.
+/// Why it is unknown whether another machine is alive as the node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Unproven {
-    /// An agent that has just started may be on another machine than the node that its ledger names.
+    /// The agent has just started, and may run on another machine than the node in its ledger.
     #[error("the agent has just started")]
     Started,
-    /// No record was read.
+    /// No record has been read.
     #[error(transparent)]
     Waiting(#[from] Waiting),
-    /// The ledger does not say who the node is.
+    /// The identity of the node cannot be saved in the ledger.
     #[error("cannot save the node's identity: {0}")]
     Unwritten(#[source] Failed),
-    /// The store is being asked.
+    /// The datastore is being read.
     #[error("checking whether another machine is alive as node {0}")]
     Asking(NodeName),
-    /// The store does not say.
+    /// The check failed.
     #[error("cannot check whether another machine is alive as node {node}: {error}")]
     Unasked {
         /// The node.
         node: NodeName,
-        /// Why not.
+        /// The error.
         #[source]
         error: StoreError,
     },
-    /// Something on the way there failed, and is tried again.
+    /// An earlier step failed, and is retried.
     #[error(transparent)]
     Failed(#[from] Failed),
 }
 
-/// How far a node is that was removed.
+/// The progress of a removed node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Leaving {
-    /// Its pods go.
+    /// Its pods are being disconnected.
     #[error("this node was removed: disconnecting its pods")]
     CuttingOff,
-    /// Something of that failed.
+    /// A cleanup step failed, and is retried.
     #[error("this node was removed from the cluster, and the remaining cleanup failed and is retried: {0}")]
     Failed(#[source] Failed),
     /// Its pods are gone.
@@ -98,33 +99,33 @@ pub enum Leaving {
     Removed(#[from] Removed),
 }
 
-/// Why a step was not carried out: it is tried again.
+/// Why a step failed; it is retried.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Failed {
     /// The ledger cannot be read or written.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    /// The store does not do it, or does not answer.
+    /// The datastore refuses the change or does not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The node does not do it.
+    /// The operation on the node failed.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// What the change rests on is not so any more.
+    /// A record that the change depends on has changed.
     #[error("the records have just changed")]
     Changed,
-    /// The cluster gets no settings.
+    /// No settings can be proposed for the cluster.
     #[error(transparent)]
     NotProposed(#[from] NotProposed),
-    /// They are another node's.
+    /// Another node is creating the settings.
     #[error("another node is creating the cluster settings")]
     Overtaken,
-    /// A pod stays.
+    /// An attachment cannot be released.
     #[error(transparent)]
     NotReleased(#[from] NotReleased),
 }
 
-/// An agent that has just started may be on another machine than the node that its ledger names.
+/// An agent that has just started may run on another machine than the node in its ledger.
 impl Default for Registration {
     fn default() -> Self {
         Self::Unproven(Unproven::Started)
@@ -132,7 +133,7 @@ impl Default for Registration {
 }
 
 impl Registration {
-    /// Why the node must not serve, if it must not.
+    /// The reason why the node must not serve, if there is one.
     pub fn forbids(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Unproven(reason) => Some(reason),
@@ -142,7 +143,7 @@ impl Registration {
         }
     }
 
-    /// What becomes of it when a step fails: a node that must not serve does not begin to because of that.
+    /// The state after a failed step: a node that must not serve still must not.
     #[must_use]
     pub fn stalled(&self, why: Failed) -> Self {
         match self {

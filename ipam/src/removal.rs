@@ -1,10 +1,10 @@
-//! A node that is removed, and what becomes of its blocks.
+//! Removal of a node, and release of its blocks.
 //!
-//! The removal fences the node's incarnation: in one change its record goes and a fence stands in its place, so
-//! that nothing that the node still writes takes effect, for all of it rests on that record. Its pods may live, so its
-//! blocks rest: until the node itself has cut them off and says so, or an operator vouches that they are gone, and
-//! the cool-down is over. The cool-down is counted by whoever gives the blocks back, on a clock of his own, from when
-//! he first saw the confirmation: no two machines have to agree about the time.
+//! The removal fences the node's incarnation: one change replaces the node's record by a fence. All writes of the
+//! node depend on its record, so none takes effect any more. Its pods may still run, so its blocks stay claimed until
+//! the node itself has disconnected them and confirms it, or an operator confirms that they are gone, and the
+//! cool-down is over. The node that releases the blocks measures the cool-down with its own clock, from when it first
+//! read the confirmation: no two clocks need to agree.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -22,14 +22,14 @@ use crate::record::{FenceRecord, Life, NodeRecord, PodsGone};
 use crate::reservation;
 use crate::view::{Known, View};
 
-/// Whether somebody answers for it that the node and all its pods are gone for good.
+/// Whether an operator confirms that the node and all its pods are gone permanently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Vouched {
-    /// Nobody does: the node has to confirm it.
+    /// No: the node has to confirm it.
     No,
-    /// The operator does.
+    /// Yes.
     Yes,
-    /// The operator does, for those that had the name before and were removed: not for the one that has it now.
+    /// Yes, for earlier nodes of that name that were removed, not for the node that has the name now.
     Earlier,
 }
 
@@ -55,7 +55,7 @@ pub enum NotRemoved {
          remove {node} --dead --earlier; then this command removes the second"
     )]
     Ambiguous {
-        /// The name.
+        /// The name of both nodes.
         node: NodeName,
         /// The machine that was removed.
         earlier: String,
@@ -64,7 +64,7 @@ pub enum NotRemoved {
     },
 }
 
-/// Removes the node, or vouches for one that was removed before. `None` if that is so already.
+/// Removes the node, or confirms that the pods of a removed node are gone. `None` if there is nothing to change.
 pub fn remove(view: &View, name: &NodeName, vouched: Vouched) -> Result<Option<Change>, NotRemoved> {
     let pods = match vouched {
         Vouched::No => PodsGone::Unknown,
@@ -96,12 +96,12 @@ pub fn remove(view: &View, name: &NodeName, vouched: Vouched) -> Result<Option<C
     }
 }
 
-/// An operator vouches for it that the pods of a removed node are gone.
+/// An operator's confirmation that the pods of a removed node are gone.
 pub fn vouch(incarnation: &Incarnation, fence: &Known<FenceRecord>) -> Confirmation {
     gone(incarnation, fence, PodsGone::Vouched)
 }
 
-/// A removed node says that its pods are gone.
+/// A removed node's own confirmation that its pods are gone.
 pub fn confirm(incarnation: &Incarnation, fence: &Known<FenceRecord>) -> Change {
     Change::ConfirmRemoval(gone(incarnation, fence, PodsGone::Confirmed))
 }
@@ -111,16 +111,16 @@ fn gone(incarnation: &Incarnation, fence: &Known<FenceRecord>, pods: PodsGone) -
     Confirmation { incarnation: incarnation.clone(), record, revision: fence.revision }
 }
 
-/// How much is given back at once: the fence and the record of the node that gives back have to have room in the change,
-/// too.
+/// The number of records released in one change. The change needs room for the fence and for the record of the node
+/// that releases them.
 const AT_ONCE: usize = MOST_RECORDS - 2;
 
-/// How many fences are kept of nodes of which nothing else is left: should one come back after all, or with what its
-/// ledger said earlier, it learns from its fence that nothing that it had is its own.
+/// The number of fences kept for removed nodes that hold nothing else. If such a node returns, or its ledger is an
+/// older copy, its fence shows that it owns nothing any more.
 pub const FENCES_KEPT: usize = 1_000;
 
-/// What is to be given back of a removed node whose pods are gone, at once; the rest the next time. `None` if there is
-/// nothing left to give back. The fence stays.
+/// The blocks and addresses of a removed node that one change releases; the rest follows in later changes. `None` if
+/// nothing is left to release. The fence stays.
 pub fn give_back(view: &View, by: &Member, incarnation: &Incarnation) -> Option<Inheritance> {
     let fence = fence(incarnation, view.fences.get(incarnation)?);
     let blocks: Vec<_> = blocks_of(view, incarnation).take(AT_ONCE).collect();
@@ -138,7 +138,7 @@ fn fence(incarnation: &Incarnation, known: &Known<FenceRecord>) -> Fence {
     Fence { node: known.record.node.clone(), incarnation: incarnation.clone(), revision: known.revision }
 }
 
-/// The incarnations that the store says have something.
+/// The incarnations that hold blocks or reserved addresses in the datastore.
 fn holders(view: &View) -> BTreeSet<&Incarnation> {
     let claims = view.blocks.values().map(|claim| &claim.record.incarnation);
     let held = view.reservations.values().filter_map(|known| known.record.holder.as_ref());
@@ -154,18 +154,19 @@ pub fn blocks_of<'a>(
     own.map(|(block, claim)| (*block, claim.revision))
 }
 
-/// Since when it has been known here that the pods of removed nodes are gone.
+/// When this node first read that the pods of removed nodes are gone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Quarantine {
     rest: Duration,
     gone: BTreeMap<Incarnation, Moment>,
 }
 
-/// How long each of the other nodes, in an order that differs for each removed one, leaves it to those before.
+/// The delay per node: each node waits this long for every node before it, in an order that depends on the removed
+/// node.
 const TURN: Duration = Duration::from_secs(10);
 
 rule! {
-    /// Whether the pods of a removed node are gone: somebody has to say so.
+    /// Whether the pods of a removed node are gone: a confirmation is required.
     fn are_gone(pods: PodsGone) -> bool {
         pods != PodsGone::Unknown
     }
@@ -173,7 +174,7 @@ rule! {
 }
 
 rule! {
-    /// How long the blocks of a removed node rest, when its pods are gone, on nodes where a freed address rests that long.
+    /// The cool-down of a removed node's blocks after its pods are gone, given the cool-down of addresses.
     fn rest_of_removed(rest: Duration) -> Duration {
         rest
     }
@@ -181,12 +182,12 @@ rule! {
 }
 
 impl Quarantine {
-    /// For blocks that rest that long.
+    /// A quarantine with this cool-down.
     pub fn new(rest: Duration) -> Self {
         Self { rest, gone: BTreeMap::new() }
     }
 
-    /// Takes in what is known now.
+    /// Takes the confirmations in the view.
     pub fn observe(&mut self, view: &View, now: Moment) {
         let is_gone = |incarnation: &Incarnation| {
             view.fences.get(incarnation).is_some_and(|fence| are_gone(fence.record.pods))
@@ -197,8 +198,8 @@ impl Quarantine {
         }
     }
 
-    /// What the node is to give back now of one that was removed. Where that is nothing, perhaps it forgets one that was
-    /// removed very long ago.
+    /// The change that this node is to make now: release blocks and addresses of a removed node, or, if none holds
+    /// any, delete the oldest fence above [`FENCES_KEPT`].
     pub fn over(&self, view: &View, by: &Member, now: Moment) -> Option<Change> {
         let is_my_turn = |incarnation: &Incarnation| {
             let since = self.gone.get(incarnation);
@@ -223,7 +224,7 @@ impl Quarantine {
     }
 }
 
-/// How many nodes are to give back before `me`.
+/// The number of nodes before `me` in the order of release.
 fn place(view: &View, me: &NodeName, incarnation: &Incarnation) -> u32 {
     let lot = |name: &NodeName| {
         let mut hash = Sha256::new();

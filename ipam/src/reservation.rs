@@ -1,7 +1,7 @@
-//! Addresses that belong to workloads by name, and move with them from node to node.
+//! Reserved addresses: they belong to workloads by name, and move with them from node to node.
 //!
-//! They are of pools of their own, of which no node claims blocks, so that only the reservation itself says who may
-//! use one. Handing one over takes proof that the earlier holder is gone; that nobody hears from him is none.
+//! They are in separate pools, of which nodes claim no blocks, so only the reservation decides the use of an address.
+//! A hand-over requires proof that the earlier holder is gone; an unreachable holder is not proof.
 
 use std::net::IpAddr;
 
@@ -21,17 +21,17 @@ pub enum Denied {
     Foreign {
         /// The address.
         address: IpAddr,
-        /// To whom.
+        /// The workload that owns it.
         owner: String,
     },
-    /// It is the workload's, and its last pod may still have it.
+    /// It belongs to the workload, but its last pod may still use it.
     #[error("{address} is still held by {} on node {}: {}", holder.attachment, holder.node, until.for_holder(*address, holder))]
     Held {
         /// The address.
         address: IpAddr,
-        /// By whom.
+        /// The last holder.
         holder: Box<Holder>,
-        /// What would let it go.
+        /// The event that clears the holder.
         until: Until,
     },
     /// It cannot be reserved.
@@ -39,10 +39,10 @@ pub enum Denied {
     Unfit {
         /// The address.
         address: IpAddr,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// The node that is to have it has not registered in its boot.
+    /// The node of the new holder has not registered since its boot.
     #[error(
         "{address} is not assigned to node {node}, which has not registered since its last boot: try again"
     )]
@@ -52,7 +52,7 @@ pub enum Denied {
         /// The node.
         node: NodeName,
     },
-    /// There is none left.
+    /// The pool has no free address.
     #[error(
         "pool {pool} has no address left: all {reserved} are reserved. Release one with polderctl ipam \
          release, or add a pool"
@@ -60,26 +60,26 @@ pub enum Denied {
     Exhausted {
         /// The pool.
         pool: PoolName,
-        /// How many are.
+        /// The number of reserved addresses.
         reserved: usize,
     },
 }
 
-/// What lets the holder of an address go.
+/// The event that clears the holder of an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Until {
     /// The DEL of its pod on this node.
     Deleted,
-    /// The DEL of its pod on another node, or the word that this node is gone.
+    /// The DEL of its pod on another node, or a confirmation that this node is gone.
     DeletedElsewhere,
-    /// Its node was removed, and says that its pods are gone.
+    /// A confirmation of its removed node that its pods are gone.
     Confirmed,
-    /// Its node has no record and was not removed: only an operator can say that it is gone.
+    /// Its node has no record and was not removed: only an operator can confirm that it is gone.
     Unknown,
 }
 
 impl Until {
-    /// In words, with the command for a node that will never answer.
+    /// The event as text, with the command for a node that is gone.
     fn for_holder(self, address: IpAddr, Holder { node, .. }: &Holder) -> String {
         match self {
             Self::Deleted => "the address is assigned again when that pod is gone".to_owned(),
@@ -99,11 +99,11 @@ impl Until {
     }
 }
 
-/// Whether the attachment that holds an address on this node itself is gone.
+/// Whether the attachment that holds an address on this node is gone.
 pub type IsGone<'a> = &'a dyn Fn(&Holder) -> bool;
 
-/// Hands the address to `holder`, a pod of workload `owner`. `own_revision` is that of the holder's node record, which
-/// must be of his boot: others take a pod of another boot for gone.
+/// Hands the address over to `holder`, a pod of workload `owner`. `own_revision` is the revision of the holder's node
+/// record, which must be of the holder's boot: other nodes treat a pod of another boot as gone.
 pub fn hand_over(
     view: &View,
     address: IpAddr,
@@ -152,14 +152,14 @@ fn unfit(address: IpAddr, reason: &str) -> Denied {
 }
 
 rule! {
-    /// Whether a reserved address is handed over only when its last pod is gone for certain.
+    /// Whether a reserved address is handed over only with proof that its last pod is gone.
     fn needs_proof() -> bool {
         true
     }
     NoProof => false
 }
 
-/// Whether the pod that had the address is gone beyond doubt.
+/// Checks for proof that the last pod of the address is gone.
 fn check_gone(
     view: &View,
     address: IpAddr,
@@ -181,25 +181,25 @@ fn check_gone(
         };
     }
     match view.nodes.get(&last.node).filter(|node| node.record.incarnation == last.incarnation) {
-        // A pod does not outlive the boot of its node.
+        // A pod does not survive a reboot of its node.
         Some(node) if node.record.boot_id != last.boot_id => Ok(()),
         Some(_) => held(Until::DeletedElsewhere),
         None => held(Until::Unknown),
     }
 }
 
-/// What is left when the holder of an address lets go of it: the workload keeps it.
+/// The reservation without a holder: the workload keeps the address.
 pub fn let_go(address: IpAddr, known: &Known<ReservationRecord>) -> LetGo {
     let record = ReservationRecord { holder: None, ..(*known.record).clone() };
     LetGo { address, record, revision: known.revision }
 }
 
-/// A workload gives its address up; nobody may hold it.
+/// Deletes the reservation of an address. The caller checks that no pod holds it.
 pub fn give_up(address: IpAddr, known: &Known<ReservationRecord>) -> Change {
     Change::GiveUpAddress { address, revision: known.revision }
 }
 
-/// The address of that pool for a workload that names none: the one that it has, or the first that nobody has.
+/// The address for a workload that requests none: its reserved address in the pool, or the first free one.
 pub fn choose(view: &View, pool: &Known<Pool>, owner: &str) -> Result<IpAddr, Denied> {
     let cidr = pool.record.cidr();
     let of_pool = || view.reservations.iter().filter(|(address, _)| cidr.has(**address));
@@ -212,13 +212,13 @@ pub fn choose(view: &View, pool: &Known<Pool>, owner: &str) -> Result<IpAddr, De
         .ok_or_else(|| Denied::Exhausted { pool: pool.record.name.clone(), reserved: of_pool().count() })
 }
 
-/// The pool for reservations that the address is in.
+/// The pool for reservations that contains the address.
 pub fn pool_of(view: &View, address: IpAddr) -> Option<&Known<Pool>> {
     let mut pools = view.pools.values();
     pools.find(|pool| pool.record.purpose == Purpose::Reservations && pool.record.cidr().has(address))
 }
 
-/// Whether a pod of a node with these labels may have an address of the pool.
+/// Whether a pod on a node with these labels may have an address of the pool.
 pub fn serves(pool: &Pool, labels: &Labels) -> bool {
     pool.purpose == Purpose::Reservations && pool.state != PoolState::Retired && pool.serves(labels)
 }
@@ -229,7 +229,7 @@ mod tests {
     use crate::ids::BootId;
     use crate::store::{Contents, Entry, Update};
 
-    /// A cluster with a pool for reservations, and a node that has registered in that boot.
+    /// A cluster with a pool for reservations, and a node that is registered in that boot.
     fn view(boot_id: &str) -> View {
         let pool = r#"{"cidr":"10.1.0.0/24","block_length":26,"state":"active","purpose":"reservations"}"#;
         let node = format!(

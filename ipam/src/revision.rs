@@ -1,17 +1,19 @@
-//! Revisions of the store.
+//! Revisions of the datastore.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A revision of the store, which every change makes greater by one (etcd: `revision` of a response header, `mod_revision` of a key).
-/// The number itself means nothing: revisions are compared, to see whether something changed, or was read later.
+/// A revision of the datastore; every change increases it by one (etcd: `revision` of a response header,
+/// `mod_revision` of a key). The number itself has no meaning: revisions are compared, to
+/// detect a change or a later read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Revision(i64);
 
 impl Revision {
-    /// The revision of a key that does not exist. A comparison with it holds where the key is absent, in etcd as in the embedded store.
+    /// The revision of a key that does not exist. A comparison with it is true if the key is absent, in etcd and in
+    /// the embedded store.
     pub const ABSENT: Self = Self(0);
 
     /// The revision with this number.
@@ -24,7 +26,7 @@ impl Revision {
         self.0
     }
 
-    /// The revision that the next change makes.
+    /// The revision of the next change.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0.saturating_add(1))

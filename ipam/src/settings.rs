@@ -1,6 +1,6 @@
-//! How the settings of a cluster change.
+//! Changes of the cluster settings.
 //!
-//! Pure: from all records as of one revision.
+//! Pure: computed from all records at one revision.
 
 use polder_api::Backend;
 use polder_api::status::{AttachMode, SettingsChange};
@@ -16,34 +16,34 @@ use crate::view::View;
 /// The largest VXLAN network identifier (RFC 7348: 24 bits).
 const LARGEST_VNI: u32 = (1 << 24) - 1;
 
-/// A wish for other settings that makes no sense, whatever the cluster has.
+/// Requested settings that are invalid for any cluster.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidSettings {
-    /// The identifier has 24 bits.
+    /// The VNI is out of range: it has 24 bits, and 0 is not allowed.
     #[error("VNI {0} is out of range: use 1 to {LARGEST_VNI}")]
     Vni(u32),
-    /// Port 0 is none.
+    /// The VXLAN port is 0.
     #[error("invalid VXLAN port 0: use 1 to 65535")]
     Port,
-    /// A range is none.
+    /// An exception is not a valid network prefix.
     #[error("masquerade exception {0}")]
     Exception(#[from] ParseCidrError),
 }
 
-/// A wish for other settings, checked.
+/// Requested settings, validated. `None` keeps the current value.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Wanted {
-    /// How the nodes reach each other's pods.
+    /// The transport between nodes.
     pub backend: Option<Backend>,
-    /// How pods are attached.
+    /// The attach mode of pods.
     pub attach: Option<AttachMode>,
     /// The VXLAN port.
     pub port: Option<u16>,
     /// The VXLAN network identifier.
     pub vni: Option<u32>,
-    /// Whether pods leave the cluster with their node's address.
+    /// Whether pod packets that leave the cluster get their node's address as source.
     pub masquerade: Option<bool>,
-    /// Where they keep their own address nevertheless.
+    /// The destinations for which they keep their own source address.
     pub except: Option<Vec<Cidr>>,
 }
 
@@ -77,10 +77,10 @@ impl TryFrom<SettingsChange> for Wanted {
     }
 }
 
-/// Changes settings, all at once. Every node follows by itself.
+/// Changes all requested settings at once. Every node follows without further requests.
 ///
-/// All nodes take in packets that come by another backend, so that it does not matter who hears of it first. Port and VNI of the tunnels
-/// are another matter: a tunnel carries nothing between a node that has heard of it and one that has not.
+/// All nodes accept packets of every backend, so the order in which nodes switch does not matter. For port and VNI it
+/// does: a tunnel between a node with the new values and a node with the old ones carries no packets.
 pub fn change(view: &View, wanted: &Wanted) -> Result<Decision, NotChanged> {
     let key = Key::Cluster.to_string();
     if let Some(reason) = view.refused.get(&key) {
@@ -118,7 +118,7 @@ pub fn change(view: &View, wanted: &Wanted) -> Result<Decision, NotChanged> {
     })
 }
 
-/// What is different of what was wished for, and what was so before, in words.
+/// The requested settings that change, and those that stay equal, as text.
 fn compare(wanted: &Wanted, before: &ClusterRecord, after: &ClusterRecord) -> (Vec<String>, Vec<String>) {
     let on = |enabled: bool| if enabled { "on" } else { "off" }.to_owned();
     let list = |ranges: &[Cidr]| {

@@ -1,4 +1,4 @@
-//! Running out of addresses: what is said when there are none, and before.
+//! Shortage of addresses: the messages when none is left, and the warnings before.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -11,25 +11,25 @@ use crate::allocator::Counts;
 use crate::pool::{BlockRequest, Labels, Pool, PoolState, Purpose, format_labels};
 use crate::view::View;
 
-/// How many nodes are named of those that have the most blocks.
+/// The number of named nodes among those with the most blocks.
 const NAMED: usize = 3;
 
-/// From how much in use on it is said that there will be a shortage, in percent.
+/// The use in percent that leads to a warning.
 const LEVELS: [u8; 2] = [80, 95];
 
-/// What is claimed of a pool.
+/// The number of claimed blocks of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub struct Claimed {
-    /// Blocks of nodes of the cluster.
+    /// Claimed by nodes of the cluster.
     pub owned: u64,
-    /// Blocks of nodes that were removed.
+    /// Claimed by removed nodes.
     pub resting: u64,
-    /// All blocks that it is cut into, claimed or not.
+    /// All blocks of the pool, claimed or not.
     pub total: u128,
 }
 
 impl Claimed {
-    /// What is claimed of that pool.
+    /// Counts the claims of the pool.
     pub fn of(view: &View, pool: &Pool) -> Self {
         let mut claimed = Self { total: pool.last_block().saturating_add(1), ..Self::default() };
         for known in view.blocks.values().filter(|known| known.record.pool == pool.name) {
@@ -40,19 +40,19 @@ impl Claimed {
         claimed
     }
 
-    /// How many nobody has claimed.
+    /// The number of unclaimed blocks.
     pub fn free(self) -> u128 {
         self.total.saturating_sub(u128::from(self.owned + self.resting))
     }
 
-    /// The part that is claimed, of 1.
+    /// The ratio of claimed blocks, from 0 to 1.
     #[expect(clippy::cast_precision_loss, reason = "of 2^53 blocks one more or less is none")]
     pub fn ratio(self) -> f64 {
         (self.owned + self.resting) as f64 / self.total.max(1) as f64
     }
 }
 
-/// The blocks of a pool, by their nodes.
+/// The number of claimed blocks of a pool, by node.
 pub fn by_node(view: &View, pool: &PoolName) -> BTreeMap<NodeName, usize> {
     let mut blocks = BTreeMap::new();
     for known in view.blocks.values().filter(|known| known.record.pool == *pool) {
@@ -61,17 +61,17 @@ pub fn by_node(view: &View, pool: &PoolName) -> BTreeMap<NodeName, usize> {
     blocks
 }
 
-/// The nodes that have the most blocks of a pool.
+/// The nodes with the most blocks of a pool.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Largest {
-    /// The first few, with how many each has.
+    /// The first few nodes, with the number of blocks of each.
     pub named: Vec<(NodeName, usize)>,
-    /// How many the others have together.
+    /// The number of blocks of all other nodes.
     pub others: usize,
 }
 
 impl Largest {
-    /// The largest of these.
+    /// The largest owners among these nodes.
     pub fn of(blocks: &BTreeMap<NodeName, usize>) -> Self {
         let mut largest: Vec<_> = blocks.iter().collect();
         largest.sort_by_key(|(name, count)| (Reverse(**count), *name));
@@ -89,21 +89,21 @@ impl fmt::Display for Largest {
     }
 }
 
-/// A pool of which no block can be claimed, for all are.
+/// A pool without a free block.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct AllClaimed {
-    /// Its name.
+    /// The name of the pool.
     pub pool: PoolName,
-    /// Its range.
+    /// The range of the pool.
     pub cidr: Cidr,
-    /// How many blocks there are, and how many of them rest.
+    /// The number of blocks, in total and of removed nodes.
     pub claimed: Claimed,
-    /// Who has most of them.
+    /// The nodes with the most blocks.
     pub owners: Largest,
 }
 
 impl AllClaimed {
-    /// Of that pool.
+    /// The state of that pool.
     pub(crate) fn of(view: &View, pool: &Pool) -> Self {
         let owners = Largest::of(&by_node(view, &pool.name));
         Self { pool: pool.name.clone(), cidr: pool.cidr(), claimed: Claimed::of(view, pool), owners }
@@ -127,17 +127,17 @@ impl fmt::Display for AllClaimed {
     }
 }
 
-/// There is no pool that a node can claim such a block from.
+/// No pool is open to the node for the requested block.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct NoPool {
-    /// The block that is wanted.
+    /// The requested block.
     pub wanted: BlockRequest,
-    /// The pools that would have it, and are not for this node.
+    /// The matching pools that are not open to the node, with the reason.
     pub closed: Vec<(PoolName, Cidr, Closed)>,
 }
 
 impl NoPool {
-    /// For a node with these labels.
+    /// The state for a node with these labels.
     pub(crate) fn of(view: &View, labels: &Labels, wanted: &BlockRequest) -> Self {
         let fits = |pool: &&Pool| match wanted {
             BlockRequest::Any(family, None) => pool.family() == *family,
@@ -172,25 +172,25 @@ impl fmt::Display for NoPool {
     }
 }
 
-/// Why no block of a pool is for a node, said of the pool.
+/// Why a node cannot claim a block of a pool: a predicate for the pool in messages.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Closed {
-    /// Workloads take its addresses by name.
+    /// Its addresses are reserved for workloads by name.
     #[error("is for reservations")]
     Reservations,
     /// It is for nodes with other labels.
     #[error(transparent)]
     Foreign(#[from] Foreign),
-    /// It is being emptied.
+    /// It is draining: no block of it is claimed any more.
     #[error("is draining")]
     Draining,
-    /// It is out of use.
+    /// It is retired.
     #[error("is retired")]
     Retired,
 }
 
 impl Closed {
-    /// To a node with these labels, if that is so.
+    /// The reason for a node with these labels, if any.
     fn to(labels: &Labels, pool: &Pool) -> Option<Self> {
         if pool.purpose == Purpose::Reservations {
             return Some(Self::Reservations);
@@ -207,14 +207,14 @@ impl Closed {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("is for nodes with the labels {}; labels of this node: {}", format_labels(pool), or_none(node))]
 pub struct Foreign {
-    /// Those that it is for.
+    /// The labels that the pool requires.
     pub pool: Labels,
     /// Those of the node.
     pub node: Labels,
 }
 
 impl Foreign {
-    /// To a node with these labels, if that is so.
+    /// The difference for a node with these labels, if any.
     pub fn to(labels: &Labels, pool: &Pool) -> Option<Self> {
         (!pool.serves(labels)).then(|| Self { pool: pool.nodes.clone(), node: labels.clone() })
     }
@@ -224,7 +224,7 @@ fn or_none(labels: &Labels) -> String {
     if labels.is_empty() { "none".to_owned() } else { format_labels(labels) }
 }
 
-/// What is said of the node's own addresses where there is none left: of that family and of the pools that were asked.
+/// The message when no address of this family is left in the node's blocks of the requested pools.
 pub fn own_share(family: Family, counts: Counts) -> String {
     let Counts { used, resting, free, excluded } = counts;
     let total = used + resting + free + excluded;
@@ -234,16 +234,16 @@ pub fn own_share(family: Family, counts: Counts) -> String {
     )
 }
 
-/// What can be done where there is no address left.
+/// The remedy when no address is left.
 pub const REMEDY: &str = "Add a pool with polderctl pool add, or remove nodes that are gone with polderctl \
                           node remove; the address of a deleted pod can be used again after 10 s";
 
-/// A shortage that is to come.
+/// A warning before a shortage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
-    /// The level that is passed, in percent.
+    /// The level that is reached, in percent.
     pub level: u8,
-    /// Of what.
+    /// The counted blocks or addresses, as text.
     what: String,
     used: u64,
     total: u128,
@@ -260,14 +260,14 @@ impl fmt::Display for Warning {
     }
 }
 
-/// The level that so much in use has passed.
+/// The highest level that this use reaches.
 fn level(used: u64, total: u128) -> Option<u8> {
     let percent = |level: &&u8| u128::from(used) * 100 >= total.saturating_mul(u128::from(**level));
     LEVELS.iter().rev().find(percent).copied().filter(|_| total > 0)
 }
 
-/// The shortages that are to come on a node with these labels: pools of which most blocks are claimed, and families of
-/// which no block is left and most of the node's addresses are in use. A pool of one block never had another.
+/// The warnings for a node with these labels: pools with most blocks claimed, and families without a free block in
+/// which most of the node's addresses are used. No warning for the blocks of a pool with one block only.
 pub fn warnings(view: &View, labels: &Labels, own: &PerFamily<Counts>) -> Vec<Warning> {
     let open: Vec<_> = view.pools.values().filter(|pool| pool.record.is_open_to(labels)).collect();
     let mut warnings = Vec::new();
@@ -300,7 +300,7 @@ mod tests {
     use crate::store::{Contents, Entry, Update};
     use crate::{Block, key::Key};
 
-    /// A cluster with pool `p` of eight blocks, of which `owners` have claimed the first ones.
+    /// A cluster with pool `p`, of which `owners` have claimed the first blocks.
     fn cluster(record: PoolRecord, owners: &[&str]) -> View {
         let name: PoolName = "p".parse().unwrap();
         let pool = Pool::new(name.clone(), record.cidr, record.block_length, record.state).unwrap();

@@ -1,21 +1,22 @@
-//! Ranges that cannot be pods' addresses, and ranges that are doubtful as such.
+//! Ranges that pods cannot use, and ranges that something else may use.
 //!
 //! The table is that of IANA's special-purpose registries (IPv4 and IPv6, RFC 6890 and RFC 8190) as of 2025, with the
-//! multicast ranges. What a registry calls "not forwardable" is refused: hosts and routers drop such packets. Pure.
+//! multicast ranges. Ranges that a registry marks as "not forwardable" are refused: hosts and routers drop packets to
+//! them. Pure.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::Cidr;
 
-/// A range with a meaning of its own.
+/// A range with a special purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Special {
     base: IpAddr,
     length: u8,
-    /// What a registry says that it is for.
+    /// The purpose, for example from a registry.
     pub purpose: &'static str,
-    /// Where that is written.
+    /// The document that defines it.
     pub source: &'static str,
     /// Whether pods can have addresses of it.
     pub verdict: Verdict,
@@ -24,11 +25,11 @@ pub struct Special {
 /// Whether pods can have addresses of a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Verdict {
-    /// They cannot.
+    /// No.
     Refused,
-    /// They can, but something else may use the same addresses.
+    /// Yes, but something else may use the same addresses.
     Doubtful,
-    /// They can.
+    /// Yes.
     Fine,
 }
 
@@ -56,11 +57,11 @@ const fn v6(
     Special { base, length, purpose, source, verdict }
 }
 
-/// All of them. Where two cover an address, the longer prefix decides.
+/// All special ranges. If two contain an address, the longer prefix decides.
 const TABLE: &[Special] = &[
     v4([0, 0, 0, 0], 8, "\"this network\"", "RFC 791", Refused),
     v4([10, 0, 0, 0], 8, "private use", "RFC 1918", Fine),
-    // kubeadm's `networking.serviceSubnet`, where none is given.
+    // The default of kubeadm's `networking.serviceSubnet`.
     v4([10, 96, 0, 0], 12, "kubeadm's default range for Services", "kubeadm init --service-cidr", Doubtful),
     v4([100, 64, 0, 0], 10, "shared by providers' NAT and some VPNs", "RFC 6598", Doubtful),
     v4([127, 0, 0, 0], 8, "loopback", "RFC 1122", Refused),
@@ -76,12 +77,12 @@ const TABLE: &[Special] = &[
     v4([224, 0, 0, 0], 4, "multicast", "RFC 5771", Refused),
     v4([240, 0, 0, 0], 4, "reserved", "RFC 1112", Refused),
     v4([255, 255, 255, 255], 32, "limited broadcast", "RFC 8190", Refused),
-    // With the unspecified address, loopback, IPv4-compatible and IPv4-mapped addresses.
+    // Contains the unspecified address, loopback, IPv4-compatible and IPv4-mapped addresses.
     v6([0; 8], 8, "reserved, with :: and ::1", "RFC 4291", Refused),
     v6([0, 0, 0, 0, 0, 0, 0, 0], 128, "the unspecified address", "RFC 4291", Refused),
     v6([0, 0, 0, 0, 0, 0, 0, 1], 128, "loopback", "RFC 4291", Refused),
     v6([0, 0, 0, 0, 0, 0xffff, 0, 0], 96, "IPv4-mapped", "RFC 4291", Refused),
-    // Forwardable, but what answers there is a NAT64 gateway.
+    // Forwardable, but packets to it go to a NAT64 gateway.
     v6([0x64, 0xff9b, 0, 0, 0, 0, 0, 0], 96, "NAT64", "RFC 6052", Refused),
     v6([0x64, 0xff9b, 1, 0, 0, 0, 0, 0], 48, "NAT64 of a site", "RFC 8215", Doubtful),
     v6([0x100, 0, 0, 0, 0, 0, 0, 0], 64, "discard-only", "RFC 6666", Doubtful),
@@ -93,7 +94,7 @@ const TABLE: &[Special] = &[
     v6([0x2001, 0x20, 0, 0, 0, 0, 0, 0], 28, "ORCHIDv2", "RFC 7343", Doubtful),
     v6([0x2001, 0x30, 0, 0, 0, 0, 0, 0], 28, "drone identification", "RFC 9374", Doubtful),
     v6([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0], 32, "documentation", "RFC 3849", Refused),
-    // Forwardable, but each such address stands for an IPv4 address.
+    // Forwardable, but each address represents an IPv4 address.
     v6([0x2002, 0, 0, 0, 0, 0, 0, 0], 16, "6to4", "RFC 3056", Refused),
     v6([0x3fff, 0, 0, 0, 0, 0, 0, 0], 20, "documentation", "RFC 9637", Refused),
     v6([0x5f00, 0, 0, 0, 0, 0, 0, 0], 16, "segment routing (SRv6)", "RFC 9602", Doubtful),
@@ -103,7 +104,7 @@ const TABLE: &[Special] = &[
 ];
 
 impl Special {
-    /// Its range.
+    /// The range.
     pub fn range(&self) -> Cidr {
         Cidr::around(self.base, self.length)
     }
@@ -115,12 +116,12 @@ impl fmt::Display for Special {
     }
 }
 
-/// The narrowest entry that has all of the range in it.
+/// The most specific entry that contains the whole range.
 fn around(range: Cidr) -> Option<&'static Special> {
     TABLE.iter().filter(|entry| entry.range().covers(range)).max_by_key(|entry| entry.length)
 }
 
-/// Why pods cannot have addresses of the range: it lies in that special range, or has it inside.
+/// The entry that excludes pods from the range: one that contains the range, or is inside it.
 pub fn refused(range: Cidr) -> Option<&'static Special> {
     let of_all = around(range).filter(|entry| entry.verdict == Refused);
     let inside = || {
@@ -130,7 +131,7 @@ pub fn refused(range: Cidr) -> Option<&'static Special> {
     of_all.or_else(inside)
 }
 
-/// What else may use addresses of a range that is not refused. In words, for whoever adds a pool.
+/// Other possible uses of a range that is not refused: warnings for the operator who adds a pool.
 pub fn doubts(range: Cidr) -> Vec<String> {
     let doubtful = TABLE.iter().filter(|entry| entry.verdict == Doubtful && entry.range().overlaps(range));
     let mut doubts: Vec<String> = doubtful

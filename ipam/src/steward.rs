@@ -1,7 +1,7 @@
-//! What a node does next about its own records: the order of business of a member of the cluster.
+//! The next step of a node for its own records.
 //!
-//! Pure: from what is known, one step at a time. Whoever carries a step out comes back with what is known then. Every
-//! step can be carried out again, and none rests on one before it having been seen to succeed.
+//! Pure: a function of the known facts, one step at a time. The caller carries the step out and calls again with new
+//! facts. Every step can be repeated, and no step assumes that an earlier one succeeded.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -29,66 +29,66 @@ pub use reason::{Conflict, NoPresence, Removed, Waiting};
 mod identity;
 mod reason;
 
-/// What is known.
+/// Input of a decision.
 #[derive(Debug)]
 pub struct Facts<'a> {
     /// The node's name.
     pub me: &'a NodeName,
-    /// Which machine this is, and which boot of it.
+    /// The machine id and boot id of this machine.
     pub life: Life<'a>,
-    /// What proves that this machine is the node of its ledger.
+    /// The evidence required that this machine is the node of its ledger.
     pub proof: Proof,
-    /// The machine that an operator says this one is in place of.
+    /// The machine that this one replaces, as requested with `polderctl node adopt`.
     pub adopted: Option<&'a Alive>,
-    /// What the configuration says of the node.
+    /// The node's labels in its configuration.
     pub labels: &'a Labels,
-    /// The cluster.
+    /// The cluster's records, as last read.
     pub view: &'a View,
-    /// What the ledger says.
+    /// The node's blocks and addresses, and the identity in its ledger.
     pub own: &'a Own,
-    /// How the node is reached, or what that waits for.
+    /// The node's addresses and tunnel parameters, or the reason why they are not known yet.
     pub presence: &'a Result<Presence, NoPresence>,
-    /// Whether the node was alive in another boot, or elsewhere, when that was last asked.
+    /// Result of the last check for another boot or machine with this node's name.
     pub double: Double,
-    /// Whether claims wait: the store has lost records, and their owners are putting them back.
+    /// Whether no block is claimed: the datastore lost records, and their owners are restoring them.
     pub caution: bool,
-    /// The removed nodes whose blocks rest.
+    /// The removed nodes whose blocks are held back.
     pub quarantine: &'a Quarantine,
-    /// The families of which no block could be claimed, with the reason. They are not tried again now.
+    /// The families in which no block could be claimed, with the reason. No claim is tried in them now.
     pub unclaimable: &'a PerFamily<Option<NoClaim>>,
-    /// A name that nobody else has.
+    /// A unique string: the incarnation, if the node joins as a new one.
     pub fresh: &'a str,
-    /// Now.
+    /// Current time on this machine's clock.
     pub now: Moment,
 }
 
-/// How a node is reached.
+/// The node's own addresses and tunnel parameters for its record.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Presence {
-    /// Where peers reach it: at most one address of a family.
+    /// The underlay addresses, at most one per family.
     pub underlay: Vec<IpAddr>,
-    /// The MAC address of its end of the tunnels.
+    /// MAC address of its VXLAN tunnel endpoint.
     pub vtep_mac: Mac,
-    /// The MTU of its pods, in bytes.
+    /// MTU of its pods, in bytes.
     pub mtu: u32,
-    /// The release of its agent.
+    /// Version of its agent.
     pub version: String,
 }
 
-/// Whether somebody else lives under the node's name.
+/// Whether another boot or machine with the node's name is alive.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Double {
-    /// It was not asked.
+    /// Not checked.
     Unasked,
-    /// Nobody does.
+    /// No other is alive.
     None,
-    /// Somebody does: this one.
+    /// This one is alive.
     Alive(Alive),
 }
 
 impl Double {
-    /// What the entry behind the lease of the node's name says to one who has that life. What cannot be read is
-    /// somebody's sign of life, too.
+    /// Evaluates the entry at the node's liveness key (`Key::Alive`) for this boot. An unreadable value counts as
+    /// another that is alive.
     pub fn read(entry: Option<&Entry>, me: Life<'_>) -> Self {
         let Some(entry) = entry else { return Self::None };
         let unknown = || Alive { boot_id: BootId::new("unknown"), machine_id: MachineId::new("unknown") };
@@ -97,46 +97,46 @@ impl Double {
     }
 }
 
-/// What to do next.
+/// The next step of the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// Nothing.
+    /// Nothing to do.
     Settled,
-    /// Nothing, until what is named has changed. What the node owns it may use meanwhile.
+    /// Nothing to do until this changes. The node may use what it owns.
     Wait(Waiting),
-    /// Nothing: somebody else is who this node says it is. It must not serve.
+    /// Nothing to do: another node or machine has this node's identity or block. The node must not serve.
     Conflict(Box<Conflict>),
-    /// Nothing: the node was removed. It must not serve.
+    /// Nothing to do: the node was removed. It must not serve.
     Removed(Removed),
-    /// The cluster has no settings: make them, or wait for them.
+    /// The cluster has no settings: create them, or wait for them.
     Bootstrap,
-    /// Write down who the node is.
+    /// Write the node's identity to the ledger.
     Identify(Identity),
-    /// Ask whether somebody lives under the node's name.
+    /// Check whether another boot or machine is alive with the node's name.
     AskForDouble,
-    /// Take everything away that the node had: it was removed.
+    /// Disconnect all pods and release all blocks and addresses: the node was removed.
     CutOff,
-    /// Make the change.
+    /// Make the change in the datastore.
     Commit(Box<Change>),
-    /// Take down a block that is the node's own.
+    /// Add a block that the node owns to the ledger.
     Own(OwnedBlock),
-    /// Begin to give blocks back.
+    /// Start to release blocks.
     Leave(Vec<Block>),
-    /// Forget blocks that are given back.
+    /// Remove released blocks from the ledger.
     Disown(Vec<Block>),
     /// Claim a block.
     Claim(BlockRequest),
-    /// Allocate the node's own addresses that are missing.
+    /// Allocate the missing gateway addresses.
     TakeGateways,
-    /// Let another address be the node's own, for the pool of this one is closed and no pod is left in its block.
+    /// Replace a gateway address: it is in no block of the node, or its pool is closed and no pod is left in its block.
     MoveGateway(IpAddr),
-    /// Have no address of the node's own of that family any more: the cluster has given the family up.
+    /// Remove the gateway address of a family that the cluster no longer uses.
     DropGateway(IpAddr),
 }
 
 impl Step {
-    /// Whether it is decided only after it is proven that this machine is the node. Where such a step fails, the node goes on
-    /// serving with what it owns.
+    /// Whether this step is decided only after this machine is proven to be the node. If such a step fails, the node
+    /// keeps serving with what it owns.
     pub fn rests_on_identity(&self) -> bool {
         match self {
             Self::Commit(change) => {
@@ -165,12 +165,12 @@ fn commit(change: impl Into<Change>) -> Step {
     Step::Commit(Box::new(change.into()))
 }
 
-/// What to do next.
+/// The next step for these facts.
 pub fn next(facts: &Facts<'_>) -> Step {
     decide(facts).unwrap_or_else(|step| step)
 }
 
-/// The step; as an error where it bars the way to all others.
+/// The step; an error if it blocks all later ones.
 fn decide(facts: &Facts<'_>) -> Result<Step, Step> {
     let view = facts.view;
     if view.source == Source::Nowhere {
@@ -198,7 +198,7 @@ fn decide(facts: &Facts<'_>) -> Result<Step, Step> {
     Ok(needs.reason.or(gone).map_or(Step::Settled, Step::Wait))
 }
 
-/// Makes the node's record what it should be.
+/// Writes the node's record if it differs from the desired one.
 fn register(facts: &Facts<'_>, identity: &Identity) -> Result<Member, Step> {
     let known = facts.view.nodes.get(facts.me);
     let presence = facts.presence.as_ref().map_err(|reason| Step::Wait(reason.clone().into()))?;
@@ -226,12 +226,13 @@ fn register(facts: &Facts<'_>, identity: &Identity) -> Result<Member, Step> {
     }))
 }
 
-/// Takes over what the store says is the node's, and puts back what the ledger says is. Returns what cannot be put back.
+/// Adopts blocks that only the datastore lists for this node, and restores those that only the ledger lists. Returns a
+/// lost pool that prevents a restore.
 fn reconcile(facts: &Facts<'_>, identity: &Identity, me: &Member) -> Result<Option<Waiting>, Step> {
     let (view, blocks) = (facts.view, &facts.own.blocks);
     for block in believe(view, facts.me, &BTreeSet::new()).own_blocks {
         if !blocks.iter().any(|owned| owned.block == block) {
-            // A claim whose outcome was never known, or one that the ledger has lost.
+            // The outcome of this claim was unknown, or the ledger lost it.
             let BlockRecord { pool, nonce, .. } = (*view.blocks[&block].record).clone();
             return Err(Step::Own(OwnedBlock { block, pool, nonce, leaving: false }));
         }
@@ -259,8 +260,7 @@ fn reconcile(facts: &Facts<'_>, identity: &Identity, me: &Member) -> Result<Opti
     Ok(gone)
 }
 
-/// Puts back pools that the store has lost and that this node has addresses of: one that is in use cannot have been
-/// removed.
+/// Restores pools that the datastore lost and in which this node has addresses: a pool in use cannot have been removed.
 fn put_back_pools(facts: &Facts<'_>, me: &Member) -> Result<(), Step> {
     for (name, pool) in &facts.view.lost_pools {
         let of_block = facts.own.blocks.iter().any(|owned| !owned.leaving && owned.pool == *name);
@@ -277,7 +277,7 @@ fn put_back_pools(facts: &Facts<'_>, me: &Member) -> Result<(), Step> {
     Ok(())
 }
 
-/// Gives back blocks that are not needed, many at once: a node can have thousands.
+/// Releases blocks that are not needed, many per change: a node can have thousands.
 fn give_back(facts: &Facts<'_>, identity: &Identity, me: &Member) -> Result<(), Step> {
     let is_own = |claim: &Known<BlockRecord>| claim.record.incarnation == identity.incarnation;
     let leaving = facts.own.blocks.iter().filter(|owned| owned.leaving).map(|owned| owned.block);
@@ -291,23 +291,22 @@ fn give_back(facts: &Facts<'_>, identity: &Identity, me: &Member) -> Result<(), 
         let blocks = claimed.into_iter().take(AT_ONCE).map(known).collect();
         return Err(commit(Change::GiveBackBlocks { by: me.clone(), blocks }));
     }
-    // While others put back what the store has lost, this node's claims may be needed as witnesses.
+    // While other nodes restore lost records, this node's claims can be needed as evidence.
     if facts.own.spare.is_empty() || facts.caution {
         return Ok(());
     }
     Err(Step::Leave(facts.own.spare.clone()))
 }
 
-/// What a node needs to serve.
+/// Result of the check for blocks and gateway addresses.
 struct Needs {
-    /// How to get something that is missing.
+    /// The step that obtains a missing one.
     step: Option<Step>,
-    /// What cannot be had.
+    /// The reason why one cannot be obtained.
     reason: Option<Waiting>,
 }
 
-/// Sees to it that there is a block of each family that addresses go out of, and an address of the node itself. What
-/// cannot be had of one family does not stop the other.
+/// Ensures an open block and a gateway address in each family. A failure in one family does not block the other.
 fn needs(facts: &Facts<'_>) -> Needs {
     let (view, own) = (facts.view, facts.own);
     let mut reason = None;
@@ -343,7 +342,7 @@ fn needs(facts: &Facts<'_>) -> Needs {
     Needs { step: lonely.filter(|_| !facts.caution).map(|gateway| Step::DropGateway(*gateway)), reason }
 }
 
-/// Lets go of reserved addresses that no attachment has any more, and puts back those that the store has lost.
+/// Releases reserved addresses that no attachment uses, and restores those that the datastore lost.
 fn reservations(facts: &Facts<'_>, identity: &Identity, me: &Member) -> Result<(), Step> {
     let mine = |holder: &&Holder| holder.incarnation == identity.incarnation;
     for (address, known) in &facts.view.reservations {
@@ -358,7 +357,8 @@ fn reservations(facts: &Facts<'_>, identity: &Identity, me: &Member) -> Result<(
     for stray in &facts.own.strays {
         let Some(owner) = &stray.owner else { continue };
         let known = facts.view.reservations.get(&stray.address);
-        // A store that was set back knows an earlier holder, or none. If he is another node's, that one lets go first.
+        // A datastore that was restored from a backup has an earlier holder, or none. If the holder is another node, it
+        // must release the address first.
         let is_right = known.and_then(|known| Some((known, known.record.holder.as_ref()?)));
         let is_right = is_right.is_some_and(|(known, holder)| {
             let lives = || facts.own.strays.iter().any(|stray| stray.attachment == holder.attachment);
@@ -383,7 +383,7 @@ fn reservations(facts: &Facts<'_>, identity: &Identity, me: &Member) -> Result<(
 }
 
 rule! {
-    /// Whether the store has lost the claim of a block that this node uses: it is put back.
+    /// Whether the datastore lost the claim of a block that this node uses: the node restores it.
     fn is_lost(owned: &OwnedBlock, view: &View) -> bool {
         !owned.leaving && !view.blocks.contains_key(&owned.block)
     }

@@ -1,7 +1,7 @@
-//! What the store of the cluster's records is asked, and what it answers.
+//! Requests to the datastore of the cluster's records, and its responses.
 //!
-//! All of it is data, so that what decides needs no store, and what plays many nodes through needs none, either. What carries it
-//! out is the crate `polder-store`.
+//! These are plain data, so that decisions and the simulation of many nodes need no datastore. Crate `polder-store`
+//! carries them out.
 
 pub mod position;
 pub mod refusal;
@@ -16,25 +16,25 @@ use crate::key::{Key, Range};
 pub struct Entry {
     /// The key.
     pub key: String,
-    /// What stands behind it.
+    /// Value of the key.
     pub value: Vec<u8>,
-    /// The revision that put it there.
+    /// Revision of the last change of the key.
     pub revision: Revision,
 }
 
 /// All entries of a range as of one revision.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Contents {
-    /// The revision of the store.
+    /// Revision of the datastore.
     pub revision: Revision,
-    /// The entries, by key.
+    /// The entries, in key order.
     pub entries: Vec<Entry>,
 }
 
-/// What must hold for a transaction to take effect.
+/// Condition for a transaction to take effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Compare {
-    /// There is no key in the range.
+    /// No key exists in the range.
     Empty(Range),
     /// The key was last changed at this revision, or does not exist ([`Revision::ABSENT`]).
     Unchanged {
@@ -43,8 +43,8 @@ pub enum Compare {
         /// The revision.
         revision: Revision,
     },
-    /// No key that is in the range was changed after this revision. An empty range holds, and a deletion is not seen:
-    /// whoever must notice one keeps a key that every deletion changes, too.
+    /// No existing key in the range was changed after this revision. True for an empty range. Does not detect
+    /// deletions: to detect them, also compare a key that every deletion changes.
     NothingNewer {
         /// The range.
         range: Range,
@@ -54,42 +54,42 @@ pub enum Compare {
 }
 
 impl Compare {
-    /// The key is not there.
+    /// The key does not exist.
     pub fn absent(key: &Key) -> Self {
         Self::Unchanged { key: key.to_string(), revision: Revision::ABSENT }
     }
 }
 
-/// What a transaction does.
+/// One write of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Write {
-    /// Puts the value behind the key.
+    /// Sets the value of the key.
     Put {
         /// The key.
         key: String,
         /// The value.
         value: Vec<u8>,
     },
-    /// Deletes the key, if it is there.
+    /// Deletes the key, if it exists.
     Delete {
         /// The key.
         key: String,
     },
 }
 
-/// If all compares hold, all writes happen at one revision; else nothing does.
+/// If all compares hold, all writes happen at one revision; otherwise none does.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Txn {
-    /// What must hold.
+    /// The conditions, all of which must hold.
     pub compares: Vec<Compare>,
-    /// What then happens.
+    /// The writes.
     pub writes: Vec<Write>,
 }
 
-/// How many compares, and how many writes, etcd takes in one transaction (`--max-txn-ops`).
+/// Maximum number of compares, and of writes, in one etcd transaction: the default of `--max-txn-ops`.
 pub const LARGEST_TXN: usize = 128;
 
-/// How a transaction ended.
+/// Result of a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// It took effect, at this revision.
@@ -101,48 +101,47 @@ pub enum Outcome {
     Refused,
 }
 
-/// The store did not do what it was asked, or it is not known whether it did. Those are two things: see
-/// [`StoreError::is_unknown`].
+/// A request failed, or its outcome is unknown: see [`StoreError::is_unknown`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum StoreError {
-    /// Nothing was read. Of a transaction, the outcome is not known: it may have taken effect, or may still.
+    /// No response. The outcome of a transaction is unknown: it may have taken effect, or may still do so.
     #[error("{store} does not answer: {reason}")]
     NoAnswer {
-        /// Which store.
+        /// Name of the datastore.
         store: String,
-        /// Why, and what to look at.
+        /// Cause and remedy.
         reason: String,
     },
-    /// The store has answered that it does not do it. Nothing was changed, but see [`Refusal::effect`].
+    /// The datastore refused the request. Nothing was changed, but see [`Refusal::effect`].
     #[error("{store} refused the request: {refusal}")]
     Refused {
-        /// Which store.
+        /// Name of the datastore.
         store: String,
-        /// Why, and what helps.
+        /// Cause and remedy.
         refusal: Refusal,
     },
-    /// The store was not asked: it cannot be used as it is configured, or the client could not log in.
+    /// The request was not sent: the configuration is not usable, or the client could not log in.
     #[error("{store} cannot be used: {reason}")]
     Unusable {
-        /// Which store.
+        /// Name of the datastore.
         store: String,
-        /// Why, and what to look at.
+        /// Cause and remedy.
         reason: String,
     },
 }
 
 impl StoreError {
-    /// Whether a transaction that failed so may have taken effect, or may still.
+    /// Whether a transaction with this error may have taken effect, or may still do so.
     pub fn is_unknown(&self) -> bool {
         matches!(self, Self::NoAnswer { .. })
     }
 
-    /// Whether the next attempt would end so, too, until somebody does something in the store.
+    /// Whether a retry fails in the same way until an operator corrects the cause.
     pub fn is_lasting(&self) -> bool {
         matches!(self, Self::Refused { refusal, .. } if refusal.cause.is_lasting())
     }
 
-    /// Whether it is worth a look what a transaction that failed so has done. Of a refusal, only once.
+    /// Whether the result of a transaction with this error must be read. After a refusal one read is enough.
     pub fn needs_look(&self) -> bool {
         match self {
             Self::NoAnswer { .. } => true,
@@ -157,30 +156,30 @@ impl StoreError {
 pub struct KeyChange {
     /// The key.
     pub key: String,
-    /// What stands behind it now; `None` if it was deleted.
+    /// New entry of the key; `None` if it was deleted.
     pub entry: Option<Entry>,
 }
 
-/// What happens in a followed range.
+/// An update of a watched range.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Update {
-    /// These are all entries. It is the first update; a later one replaces everything that was known.
+    /// All entries. This is the first update; a later one replaces all that is known.
     Loaded(Contents),
     /// These keys changed.
     Changed {
-        /// The revision of the store.
+        /// Revision of the datastore.
         revision: Revision,
-        /// What changed, in order.
+        /// The changes, in order.
         changes: Vec<KeyChange>,
     },
-    /// Nothing is heard from the store. What is known stays known; the next update says that it is back.
+    /// The watch is interrupted. Known records stay valid; the next update ends the interruption.
     Lost {
-        /// Why, and what to look at.
+        /// Cause and remedy.
         reason: String,
     },
-    /// The store is heard again, and nothing was missed.
+    /// The watch has resumed, and no change was missed.
     Back {
-        /// The revision of the store.
+        /// Revision of the datastore.
         revision: Revision,
     },
 }

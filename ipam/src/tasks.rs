@@ -1,5 +1,5 @@
-//! The tasks that carry out what is decided about a node's addresses, over whatever a node is: an agent with etcd, a ledger in
-//! SQLite and a kernel, or a node of a simulation. Both run the code of these modules.
+//! The tasks that carry out the decisions about a node's addresses. A node is an agent with etcd, a SQLite ledger and a
+//! kernel, or a node of a simulation. Both run this code.
 
 mod allocation;
 mod attach;
@@ -50,62 +50,62 @@ pub use self::pods::{CLAIM_PATIENCE, LastAdd, PodHost, Requests, ledger_failed, 
 pub use self::records::Records;
 pub use self::registrar::{Decided, Registrar, RegistrarState};
 
-/// Who the node is, as long as its agent runs.
+/// The identity and settings of the node, constant while its agent runs.
 #[derive(Debug, Clone)]
 pub struct Me {
-    /// Its name.
+    /// The name under which this agent registers.
     pub name: NodeName,
-    /// The machine.
+    /// The machine id, compared with the records of the datastore.
     pub machine_id: MachineId,
-    /// This boot of it.
+    /// The id of the current boot.
     pub boot_id: BootId,
-    /// What proves that this machine is the node of its ledger.
+    /// The proof that this machine is the node that its ledger names.
     pub proof: Proof,
-    /// What pools may choose the node by.
+    /// The labels of the node, by which pools select nodes.
     pub labels: Labels,
-    /// What the cluster is to be, if it is not yet.
+    /// The first settings of the cluster, used only if it has none.
     pub bootstrap: Option<Bootstrap>,
-    /// How long a freed address rests.
+    /// The cool-down of a released address or block.
     pub cooldown: Duration,
 }
 
 impl Me {
-    /// The machine and its boot, to be compared with records.
+    /// The machine id and the boot id, for comparison with records.
     pub fn life(&self) -> Life<'_> {
         Life { machine_id: &self.machine_id, boot_id: &self.boot_id }
     }
 }
 
-/// How long the own view of the records may be behind what was just written.
+/// The longest time that the own view may lag behind a record just written.
 pub const CATCH_UP: Duration = Duration::from_secs(5);
 
-/// What all tasks need of the outside, besides the cluster's records.
+/// The environment of all tasks, in addition to the cluster's records.
 pub trait Host: Records {
-    /// Where the node's addresses are written down.
+    /// The storage of the node's addresses.
     type Ledger: Ledger + 'static;
 
-    /// Now, on the clock that goes on while the machine sleeps and that nobody sets.
+    /// The current time, on a clock that continues during suspend and that nobody can set.
     fn now(&self) -> Moment;
 
-    /// The cluster as it is known now.
+    /// The current view of the cluster.
     fn view(&self) -> Arc<View>;
 
-    /// What the registrar has said last.
+    /// The last state that the registrar published.
     fn registration(&self) -> Registration;
 
-    /// How many records one change may write.
+    /// The maximum number of records in one change.
     fn most_records(&self) -> usize {
         MOST_RECORDS
     }
 
-    /// Does something with the node's addresses, which is written down when this returns.
+    /// Runs `job` on the node's addresses. Its changes are stored when this returns.
     fn ledger<T: Send + 'static>(
         &self,
         job: impl FnOnce(&mut NodeIpam<Self::Ledger>, Moment) -> T + Send + 'static,
     ) -> impl Future<Output = T>;
 }
 
-/// What a task of its own has besides the node is as good a host as the node.
+/// A type that dereferences to a host is a host, too: a task can add its own parts to the node.
 impl<T> Host for T
 where
     T: Deref,
@@ -137,23 +137,23 @@ where
     }
 }
 
-/// What became of a change that was sent to the store.
+/// The outcome of a change that was sent to the datastore.
 #[derive(Debug)]
 enum Ended {
-    /// It is made, at this revision or before it.
+    /// Made, at this revision or before it.
     Made(Revision),
-    /// What it rests on has changed: nothing of it was made.
+    /// Not made: the records that it depends on have changed.
     Refused,
-    /// There was no answer, and there is nothing of it; it may still be made.
+    /// No answer, and the datastore has no trace of the change; it may still be made.
     NotMade(StoreError),
-    /// It was not made; or that is not known.
+    /// Not made, or unknown.
     Failed(StoreError),
 }
 
-/// Attempts at a change of records that others change at the same time, or whose outcome is not known.
+/// Maximum attempts at a change, if others change the same records or the outcome is unknown.
 const ATTEMPTS: usize = 10;
 
-/// Has a change made. An outcome that is not known is looked up, and nothing is sent again.
+/// Sends a change once. If the outcome is unknown, reads the records to find it, without sending the change again.
 async fn attempt(records: &impl Records, change: &Change) -> Ended {
     let doubt = match Attempt::new(change).answered(records.commit(change).await) {
         Answered::Made(revision) => return Ended::Made(revision),
@@ -169,45 +169,46 @@ async fn attempt(records: &impl Records, change: &Change) -> Ended {
     }
 }
 
-/// What the registrar needs besides.
+/// The environment of the registrar, in addition to [`Host`].
 pub trait RegistrarHost: Host {
-    /// A name that nobody else has.
+    /// A new unique name.
     fn fresh_name(&self) -> Result<String, HostError>;
 
-    /// Waits until the view is another one than this, but not longer than that.
+    /// Waits until the current view is not `view` any more, at most for `patience`.
     fn changed(&self, view: &Arc<View>, patience: Duration) -> impl Future<Output = ()>;
 
-    /// Waits until the view shows what was written at that revision. Fails when that takes longer than [`CATCH_UP`].
+    /// Waits until the view shows the record written at `revision`. Fails after [`CATCH_UP`].
     fn caught_up(&self, revision: Revision) -> impl Future<Output = Result<(), StoreError>>;
 
-    /// How this node is reached, or what that waits for.
+    /// How peers reach this node, or why that is not known yet.
     fn presence(&self, view: &View) -> Result<Presence, NoPresence>;
 
-    /// Whether the view knows the addresses in use around this node; or what is waited for.
+    /// Succeeds if the view contains the addresses in use around this node; otherwise returns what is missing.
     fn surroundings(&self, view: &View) -> Result<(), Unsurveyed>;
 
-    /// The machine that an operator says this one is in place of.
+    /// The machine that this one replaces, as confirmed by an operator.
     fn adopted(&self) -> Option<Alive>;
 
-    /// Tells the other tasks whether the store knows the node.
+    /// Publishes the registration state to the other tasks.
     fn register(&self, registration: Registration);
 
-    /// Tells the other tasks what the node owns.
+    /// Publishes the node's identity, blocks and gateway addresses to the other tasks.
     fn announce(&self, holdings: Holdings);
 
-    /// Takes an attachment of a removed node away, or the probe endpoint: [`teardown::cut_off`].
+    /// Releases an attachment, or the probe endpoint, of a removed node: [`teardown::cut_off`].
     fn cut_off(&self, attachment: &Attachment) -> impl Future<Output = Result<(), NotReleased>>;
 
-    /// Whether a plugin still makes the attachment's interface although the agent has ended that answered its ADD.
+    /// Whether a plugin still creates the attachment's interface although the agent that answered its ADD has ended.
     fn is_wired_from_before(&self, attachment: &Attachment) -> bool;
 
-    /// Whether a plugin still makes any interface although the agent has ended that answered its ADD. The ledger may not name it
-    /// any more.
+    /// Whether a plugin still creates any interface although the agent that answered its ADD has ended. The ledger may
+    /// not list its attachment any more.
     fn is_any_wired_from_before(&self) -> bool;
 
-    /// Deletes the node's own addresses from the kernel.
+    /// Deletes the node's gateway addresses from the kernel.
     fn remove_gateways(&self) -> impl Future<Output = Result<(), HostError>>;
 
-    /// Sees each step of the registrar, how often the store had lost records by then, and whether claims wait for that.
+    /// Called with each step of the registrar, the number of record losses of the datastore known by then, and whether
+    /// claims are delayed because of a loss. Does nothing by default.
     fn observe(&self, _step: &Step, _losses: u64, _caution: bool) {}
 }

@@ -1,7 +1,7 @@
-//! How a change is written in a store like etcd: what must hold, and what then happens, by keys and their revisions. Nobody
-//! else builds that, and no rule knows of it.
+//! Translates a change into a transaction of a datastore like etcd: comparisons and writes, by key and revision. Only
+//! this module builds transactions, and decisions do not depend on them.
 //!
-//! Comparisons that a deliberate defect leaves out are functions of their own.
+//! Comparisons that a deliberate defect (mutant) leaves out are separate functions.
 
 use polder_api::NodeName;
 use polder_api::mutant::{Mutant, unless};
@@ -18,7 +18,7 @@ use crate::store::{Compare, Entry, LARGEST_TXN, Txn, Write};
 
 const _: () = assert!(MOST_RECORDS <= LARGEST_TXN, "etcd would refuse the largest change");
 
-/// The transaction that makes the change, or does nothing.
+/// The transaction that applies the change, or nothing.
 pub fn transaction(change: &Change) -> Txn {
     let mut draft = Draft::default();
     match change {
@@ -122,7 +122,8 @@ pub fn transaction(change: &Change) -> Txn {
     txn
 }
 
-/// The record that shows whether the change was made, as no other change would write it; `None` where there is none.
+/// The record that shows whether the change was applied: no other change writes the same. `None` if there is no such
+/// record.
 pub fn trace(change: &Change) -> Option<Entry> {
     let (key, value) = match change {
         Change::ClaimBlock(claim) => (Key::Block(claim.block), encode(&claim.record)),
@@ -132,7 +133,7 @@ pub fn trace(change: &Change) -> Option<Entry> {
     Some(Entry { key: key.to_string(), value, revision: Revision::ABSENT })
 }
 
-/// A transaction that is being written.
+/// A transaction under construction.
 #[derive(Default)]
 struct Draft(Txn);
 
@@ -154,7 +155,7 @@ impl Draft {
         self.0.writes.push(Write::Delete { key: name.to_string() });
     }
 
-    /// Puts the record in place of the one of that revision.
+    /// Replaces the record of that revision.
     fn replace(&mut self, key: Key, revision: Revision, record: &impl Serialize) {
         self.only_if([unchanged(&key, revision)]);
         self.put(&key, record);
@@ -204,7 +205,7 @@ fn record_of(member: &Member) -> Compare {
     unchanged(&Key::Node(member.node.clone()), member.revision)
 }
 
-/// Once the node is removed, it changes nothing any more.
+/// A removed node cannot change anything.
 fn is_member(by: &Member) -> Option<Compare> {
     unless(Mutant::WriteIgnoresNode, record_of(by))
 }
@@ -216,12 +217,12 @@ fn may_say(by: &Speaker) -> Option<Compare> {
     }
 }
 
-/// Only the node that its record names is alive under its name.
+/// Only the registered node can be alive under its name.
 fn sign_of_a_member(by: &Member) -> Option<Compare> {
     unless(Mutant::SignIgnoresNode, record_of(by))
 }
 
-/// A node that was removed does not come back by itself.
+/// A removed node does not register again.
 fn was_not_removed(node: &NodeName, incarnation: &Incarnation) -> Option<Compare> {
     unless(Mutant::FenceIsIgnored, Compare::absent(&Key::Fence(node.clone(), incarnation.clone())))
 }
@@ -235,24 +236,24 @@ fn claimed_from_that_pool(claim: &Claim) -> Option<Compare> {
     unless(Mutant::ClaimIgnoresPool, unchanged(&pool, claim.pool_revision))
 }
 
-/// Neither the block itself nor a part of it.
+/// No claim of the block itself or of a part of it.
 fn nothing_claimed_inside(claim: &Claim) -> Option<Compare> {
     unless(Mutant::ClaimIgnoresClaims, Compare::Empty(Key::blocks_in(claim.block.cidr())))
 }
 
-/// No block of the pool.
+/// No claim of a block of the pool.
 fn nothing_claimed_of(pool: Cidr) -> Option<Compare> {
     unless(Mutant::RemovalIgnoresClaims, Compare::Empty(Key::blocks_in(pool)))
 }
 
-/// A larger claim starts before the block, or where the block starts; there it is found by what is inside.
+/// No claim of a larger range around the block. If it starts with the block, `nothing_claimed_inside` finds it.
 fn nothing_claimed_around(claim: &Claim) -> Option<Vec<Compare>> {
     let absent = |larger| Compare::absent(&Key::Block(larger));
     unless(Mutant::ClaimIgnoresLargerClaims, around(claim.pool, claim.block).map(absent).collect())
 }
 
-/// The larger ranges of the pool that `block` is in: there are no claims of that size, unless somebody made one by
-/// hand or the pool was once cut differently.
+/// The larger ranges of the pool that contain `block` and start before it. Claims of these sizes exist only if they
+/// were written by hand, or the pool had another block length earlier.
 fn around(pool: Cidr, block: Block) -> impl Iterator<Item = Block> {
     let first = block.cidr().first();
     (pool.length()..block.cidr().length())

@@ -1,4 +1,4 @@
-//! The cluster as this node sees it: the store's records, decoded, and those that were refused.
+//! The node's view of the cluster: the decoded records of the datastore, and the refused ones.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -19,69 +19,70 @@ use polder_api::{Family, NodeName, PoolName};
 /// A record as of the revision that last changed it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Known<T> {
-    /// What it says. Shared, because a view is copied at every change.
+    /// The record. Shared, because a view is copied at every change.
     pub record: Arc<T>,
     /// The revision.
     pub revision: Revision,
 }
 
-/// Where the view comes from.
+/// The source of a view.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Source {
-    /// Nowhere yet: nothing is known, not even that there is nothing.
+    /// None yet: nothing is known, not even that a record is missing.
     #[default]
     Nowhere,
-    /// From what an earlier agent wrote down. It may be old: nothing may be deleted on its word.
+    /// The snapshot of an earlier agent. It may be old: nothing may be deleted because of it.
     Snapshot,
-    /// From the store.
+    /// The datastore.
     Store,
 }
 
 /// The records of the cluster.
 #[derive(Debug, Clone, Default)]
 pub struct View {
-    /// Where it comes from.
+    /// The source.
     pub source: Source,
-    /// The revision of the store that it shows.
+    /// The revision of the datastore that the view shows.
     pub revision: Revision,
-    /// Why nothing is heard from the store, while that is so.
+    /// Why the datastore is unreachable, while it is.
     pub lost: Option<String>,
     /// The settings.
     pub cluster: Option<Known<ClusterRecord>>,
-    /// The pools that can be used here.
+    /// The pools that this node can use.
     pub pools: BTreeMap<PoolName, Known<Pool>>,
-    /// The pools that cannot: pods cannot have such addresses, or the node would lose addresses that it needs.
+    /// The pools that it cannot use: pods cannot have their addresses, or the node would lose addresses that it
+    /// needs.
     unusable: BTreeMap<PoolName, Known<Pool>>,
-    /// Their keys among the refused ones.
+    /// The keys of unusable pools in `refused`.
     unusable_keys: BTreeSet<String>,
-    /// The pools that are used here although some of their addresses should not be pods': by key, with the reason.
+    /// The pools in use with addresses that pods should not have: by key, with the reason.
     pub doubtful: BTreeMap<String, String>,
-    /// The addresses of this node on the underlay.
+    /// The underlay addresses of this node.
     pub own: Vec<IpAddr>,
-    /// What this node has to reach past the pods' network.
+    /// The addresses that this node must reach outside the pod network.
     pub needed: Vec<Needed>,
     /// The nodes.
     pub nodes: BTreeMap<NodeName, Known<NodeRecord>>,
     /// The claims.
     pub blocks: BTreeMap<Block, Known<BlockRecord>>,
-    /// The nodes that were removed.
+    /// The fences of removed nodes.
     pub fences: BTreeMap<Incarnation, Known<FenceRecord>>,
-    /// The addresses that belong to workloads by name.
+    /// The reservations of addresses for workloads.
     pub reservations: BTreeMap<IpAddr, Known<ReservationRecord>>,
-    /// The wish that every node looks at itself.
+    /// The request for a check on all nodes.
     pub inspection: Option<Known<InspectionRecord>>,
-    /// The keys whose records were refused, with the reason. Where an earlier record could be read, it stays in force.
+    /// The keys of refused records, with the reason. If an earlier record could be decoded, it stays in force.
     pub refused: BTreeMap<String, String>,
-    /// How often the store seems to have lost records: it lost the settings, which nobody deletes, or came back without
-    /// nodes, claims or reservations that were known before, or as it was earlier.
+    /// The number of times that the datastore seems to have lost records: the settings, which are never deleted, are
+    /// missing; nodes, claims or reservations known before are missing or older; or the revision is lower.
     pub losses: u64,
-    /// The last settings that were known: for a store that has lost them.
+    /// The last known settings, for a datastore that has lost them.
     pub remembered: Option<Settings>,
-    /// The pools that the store had before it lost records, and has not any more.
+    /// The pools that were known before the datastore was last read completely, and are missing since.
     pub lost_pools: BTreeMap<PoolName, Arc<Pool>>,
 }
 
-/// What makes a cluster.
+/// The settings and pools of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// The settings.
@@ -91,7 +92,7 @@ pub struct Settings {
 }
 
 impl View {
-    /// A view of what was written down earlier.
+    /// A view of a snapshot.
     pub fn from_snapshot(contents: Contents) -> Self {
         let mut view = Self { source: Source::Snapshot, revision: contents.revision, ..Self::default() };
         view.take_all(contents.entries);
@@ -99,7 +100,7 @@ impl View {
         view
     }
 
-    /// Takes in an update.
+    /// Applies an update.
     pub fn apply(&mut self, update: Update) {
         match update {
             Update::Loaded(contents) => self.load(contents),
@@ -150,7 +151,7 @@ impl View {
         }
     }
 
-    /// Goes on with what the record of that key said before it could not be read any more.
+    /// Keeps the earlier record of a key whose current record cannot be decoded.
     fn keep(&mut self, key: &str, before: &Self) {
         fn kept<K: Ord + Clone, T: Clone>(now: &mut BTreeMap<K, T>, before: &BTreeMap<K, T>, key: &K) {
             if let (false, Some(record)) = (now.contains_key(key), before.get(key)) {
@@ -168,7 +169,7 @@ impl View {
         }
     }
 
-    /// The settings as they are, or as they were last known.
+    /// The current settings, or the last known ones.
     pub fn settings(&self) -> Option<Settings> {
         let Some(cluster) = &self.cluster else { return self.remembered.clone() };
         Some(Settings {
@@ -177,12 +178,12 @@ impl View {
         })
     }
 
-    /// All pools, also those that cannot be used here.
+    /// All pools, including those that this node cannot use.
     pub fn every_pool(&self) -> impl Iterator<Item = &Known<Pool>> {
         self.pools.values().chain(self.unusable.values())
     }
 
-    /// The pool of that name, also one that cannot be used here.
+    /// The pool with that name, including one that this node cannot use.
     pub fn any_pool(&self, name: &PoolName) -> Option<&Known<Pool>> {
         self.pools.get(name).or_else(|| self.unusable.get(name))
     }
@@ -222,14 +223,14 @@ impl View {
         }
     }
 
-    /// Takes in which addresses the node itself has, and what it has to reach.
+    /// Sets the node's own addresses and the addresses that it must reach.
     pub fn set_surroundings(&mut self, own: Vec<IpAddr>, needed: Vec<Needed>) {
         self.own = own;
         self.needed = needed;
         self.settle_pools();
     }
 
-    /// Whether the change may make a pool usable, or another one unusable. Called before the change is made.
+    /// Whether the change may make a pool usable or unusable. Called before the change is applied.
     fn concerns_pools(&self, change: &KeyChange) -> bool {
         let is_contested = !self.unusable.is_empty() || !self.doubtful.is_empty();
         match change.key.parse() {
@@ -251,7 +252,7 @@ impl View {
         }
     }
 
-    /// Decides which pools can be used here.
+    /// Sorts the pools into usable, doubtful and unusable ones.
     fn settle_pools(&mut self) {
         for key in std::mem::take(&mut self.unusable_keys) {
             self.refused.remove(&key);
@@ -277,7 +278,7 @@ impl View {
         }
     }
 
-    /// Whether the pool can be used here. One that nodes have blocks of stays in use as far as it can.
+    /// Whether this node can use the pool. A pool in use stays in use if possible.
     fn use_of(&self, pool: &Pool) -> Use {
         let (name, cidr) = (&pool.name, pool.cidr());
         if let Some(address) = self.own.iter().find(|address| cidr.has(**address)) {
@@ -323,7 +324,7 @@ impl View {
             Some((node, known.record.underlay.iter().find(|address| cidr.has(**address))?))
         });
         match inside {
-            // Its record is refused: an address of the pods' network is no node's.
+            // The record of that node is refused instead: an underlay address must not be in the pod network.
             Some(_) if in_use() => Use::Full,
             Some((node, address)) => {
                 Use::None(format!("it contains {address}, the underlay address of node {node}: {otherwise}"))
@@ -354,8 +355,8 @@ impl View {
         }
     }
 
-    /// The families of which every pod gets an address: those of the active pools. Where all pools are drained, nobody wants pods
-    /// without addresses: then those of all pools that are in use.
+    /// The families in which every pod gets an address: those of the active pools. If no pool is active, those of all
+    /// pools that are not retired, because pods without addresses are useless.
     pub fn families(&self) -> BTreeSet<Family> {
         let of = |is_wanted: fn(PoolState) -> bool| -> BTreeSet<Family> {
             let pools = self.pools.values().map(|pool| &pool.record);
@@ -367,13 +368,13 @@ impl View {
     }
 }
 
-/// Whether a pool can be used on a node.
+/// Whether a node can use a pool.
 enum Use {
-    /// It can.
+    /// Yes.
     Full,
-    /// It is used, although there is something wrong with it.
+    /// Yes, despite the problem.
     Doubtful(String),
-    /// It cannot, and why.
+    /// No, with the reason.
     None(String),
 }
 

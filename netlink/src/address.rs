@@ -24,8 +24,8 @@ pub struct Address {
     pub fleeting: bool,
 }
 
-/// Adds the address with global scope, without duplicate address detection and without an automatic prefix route. Succeeds
-/// if the interface already has it.
+/// Adds the address with global scope, without duplicate address detection and without an automatic prefix route.
+/// Succeeds if the interface already has it.
 pub fn add(index: IfIndex, address: IpNetwork) -> Operation {
     let mut message = message(index, address);
     message.header.flags = AddressHeaderFlags::Nodad;
@@ -71,7 +71,7 @@ fn decode(message: &AddressMessage) -> Option<Address> {
     for attribute in &message.attributes {
         match attribute {
             AddressAttribute::Address(ip) => address = Some(*ip),
-            // On a point-to-point link `Address` is the peer's address, and `Local` is our own.
+            // On a point-to-point link, `Address` is the peer's address, and `Local` is the interface's own.
             AddressAttribute::Local(ip) => local = Some(*ip),
             AddressAttribute::Flags(all) => flags = *all,
             _ => {}

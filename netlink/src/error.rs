@@ -32,7 +32,7 @@ pub enum Error {
     /// A message from the kernel cannot be decoded, so the whole answer is unusable.
     #[error("cannot decode a message from the kernel: {0}")]
     Decode(DecodeError),
-    /// The message about one of our interfaces cannot be decoded.
+    /// A message about one of Polder's interfaces cannot be decoded.
     #[error("cannot decode the kernel's message about interface {name}: {problem}")]
     Interface {
         /// The name of the interface.
@@ -49,12 +49,13 @@ pub enum Error {
 }
 
 impl Error {
-    /// The object already exists (`EEXIST`).
+    /// Whether the object already exists (`EEXIST`).
     pub fn is_exists(&self) -> bool {
         self.errno() == Some(Errno::EEXIST)
     }
 
-    /// The object does not exist: the error numbers with which the kernel answers a second deletion, for all kinds of objects.
+    /// Whether the object does not exist: the error numbers with which the kernel answers a second deletion, for all
+    /// kinds of objects.
     pub fn is_missing(&self) -> bool {
         matches!(self.errno(), Some(Errno::ENODEV | Errno::ENOENT | Errno::ESRCH | Errno::EADDRNOTAVAIL))
     }

@@ -25,8 +25,8 @@ pub struct Inside {
 }
 
 impl Inside {
-    /// The first difference between this configuration and the kernel, read through `pod`, a socket in the pod's namespace.
-    /// `None` if there is no difference.
+    /// The first difference between this configuration and the kernel, read through `pod`, a socket in the pod's
+    /// namespace. `None` if there is no difference.
     pub fn difference(&self, pod: &mut RouteSocket) -> Result<Option<String>, Error> {
         let Self { interface: name, mac, addresses, gateway_mac } = self;
         let Some(link) = pod.link(name.as_str())? else {
@@ -46,8 +46,8 @@ impl Inside {
             if !found_addresses.iter().any(|found| found.index == link.index && found.address == prefix) {
                 return Ok(Some(format!("{name} in the pod does not have the address {prefix}")));
             }
-            // A missing entry is not an error: the kernel drops it when another plugin changes the MAC address, and the pod
-            // resolves the gateway with ARP or neighbour discovery.
+            // A missing entry is not an error: the kernel drops it when another plugin changes the MAC address, and
+            // the pod resolves the gateway with ARP or neighbour discovery.
             let is_wrong = |found: &&Neighbour| {
                 found.index == link.index && found.address == own.gateway && found.mac != *gateway_mac
             };
@@ -65,8 +65,8 @@ impl Inside {
     }
 }
 
-/// Whether packets from the address are routed to the gateway: by the pod's default route, or by that of the interface's own
-/// table.
+/// Whether packets from the address are routed to the gateway: by a default route in table main, or in the
+/// interface's own table.
 fn has_way_out(pod: &mut RouteSocket, index: IfIndex, own: &PodAddress) -> Result<bool, Error> {
     let leads = |route: &DefaultRoute| route.index == Some(index) && route.gateway == Some(own.gateway);
     if pod.default_routes(Table::MAIN)?.iter().any(leads) {

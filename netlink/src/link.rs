@@ -32,20 +32,20 @@ const LARGEST_MTU: u32 = 65_535;
 pub struct Link {
     /// The index in this network namespace.
     pub index: IfIndex,
-    /// Its name.
+    /// The name.
     pub name: String,
     /// `IFF_UP`: whether it was set up.
     pub up: bool,
     /// `IFF_RUNNING`: whether it has a carrier. The kernel sets it.
     pub running: bool,
-    /// Whether its neighbours have link-layer addresses, so that any packet can be sent to any of them. False for links such as
-    /// `WireGuard`, which select the peer by IP address.
+    /// Whether its neighbours have link-layer addresses, so that any packet can be sent to any of them. False for
+    /// links such as `WireGuard`, which select the peer by IP address.
     pub has_neighbours: bool,
     /// The link-layer address, if it has six bytes.
     pub mac: Option<Mac>,
     /// MTU, in bytes.
     pub mtu: u32,
-    /// The bridge that it is a port of (`master`).
+    /// The bridge, if it is a bridge port (`master`).
     pub controller: Option<IfIndex>,
     /// `IFLA_LINK`: for a veth the index of its other end, possibly in another namespace.
     pub peer: Option<IfIndex>,
@@ -76,11 +76,11 @@ pub enum Kind {
     Other,
 }
 
-/// Creates a bridge and sets it up. MAC address and MTU are set explicitly, so they do not follow the ports; for the MTU
-/// this works only if it is changed after creation (`net/bridge/br_if.c`, `br_mtu_auto_adjust`). Multicast snooping is off,
-/// because it would cost 10 % of an ADD; so is the IPv6 link-local address.
+/// Creates a bridge and sets it up. MAC address and MTU are set explicitly, so they do not follow the ports; for the
+/// MTU this works only if it is changed after creation (`net/bridge/br_if.c`, `br_mtu_auto_adjust`). Multicast
+/// snooping is off, because it would cost 10 % of an ADD; so is the IPv6 link-local address.
 pub fn create_bridge(name: &str, mac: Mac, mtu: u32) -> [Operation; 3] {
-    // One more, not one less: that may be below the minimum MTU of IPv6.
+    // One more, not one less: one less may be below the minimum MTU of IPv6.
     let first = if mtu < LARGEST_MTU { mtu + 1 } else { mtu - 1 };
     let bridge = LinkMessageBuilder::<LinkBridge>::new(name)
         .address(mac.0.to_vec())
@@ -91,8 +91,8 @@ pub fn create_bridge(name: &str, mac: Mac, mtu: u32) -> [Operation; 3] {
     [create(bridge), without_link_local(name), change(name).mtu(mtu).up().into()]
 }
 
-/// Turns VLAN filtering off, so that the bridge looks up all frames in VLAN 0. Succeeds on kernels without VLAN support on
-/// bridges, which always do that.
+/// Turns VLAN filtering off, so that the bridge looks up all frames in VLAN 0. Succeeds on kernels without VLAN
+/// support on bridges, which always do that.
 pub fn without_vlans(index: IfIndex) -> Operation {
     let info = vec![
         LinkInfo::Kind(InfoKind::Bridge),
@@ -129,9 +129,9 @@ pub fn change_index(index: IfIndex) -> Change {
     Change(LinkUnspec::new_with_index(index.number()))
 }
 
-/// Prevents an automatic IPv6 link-local address. Send it before the interface is up, in a separate request: the kernel sets
-/// an interface up before it reads the rest of the message. Succeeds if there is no IPv6 (not in the kernel, or the MTU is
-/// too small).
+/// Prevents an automatic IPv6 link-local address. Send it before the interface is up, in a separate request: the
+/// kernel sets an interface up before it reads the rest of the message. Succeeds if there is no IPv6 (not in the
+/// kernel, or the MTU is too small).
 pub fn without_link_local(name: &str) -> Operation {
     let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
     let attribute = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]);
@@ -162,7 +162,7 @@ impl Change {
         Self(self.0.address(mac.0.to_vec()))
     }
 
-    /// Makes it a port of that bridge, or of none.
+    /// Makes it a port of that bridge; `None` removes it from its bridge.
     #[must_use]
     pub fn controller(self, bridge: Option<IfIndex>) -> Self {
         Self(self.0.controller(bridge.map_or(0, IfIndex::number)))
@@ -195,7 +195,8 @@ impl Change {
         Self(self.0.name(name))
     }
 
-    /// Sets the `ifalias`, at most 255 bytes.
+    /// Sets the `ifalias`, at most 254 bytes: `IFALIASZ` is 256, the attribute is sent with its NUL, and Linux 6.18
+    /// rejects 255 bytes.
     #[must_use]
     pub fn alias(self, alias: &str) -> Self {
         Self(self.0.alias(alias))
@@ -215,12 +216,12 @@ impl From<Change> for Operation {
 }
 
 impl RouteSocket {
-    /// The interface of that name, if there is one.
+    /// The interface with that name; `None` if it does not exist.
     pub fn link(&mut self, name: &str) -> Result<Option<Link>, Error> {
         self.get_link(LinkUnspec::new_with_name(name).build())
     }
 
-    /// The interface with that index, if there is one.
+    /// The interface with that index; `None` if it does not exist.
     pub fn link_by_index(&mut self, index: IfIndex) -> Result<Option<Link>, Error> {
         self.get_link(LinkUnspec::new_with_index(index.number()).build())
     }

@@ -20,7 +20,8 @@ use crate::{Error, IfIndex, ROUTE_PROTOCOL};
 /// `RTNLGRP_LINK` (`include/uapi/linux/rtnetlink.h`).
 const LINKS: u32 = 1;
 
-/// `RTNLGRP_NEIGH`, addresses and routes of both families (`RTNLGRP_IPV4_IFADDR` and so on), and `RTNLGRP_IPV4_NETCONF`.
+/// `RTNLGRP_NEIGH`, addresses and routes of both families (`RTNLGRP_IPV4_IFADDR` and so on), and
+/// `RTNLGRP_IPV4_NETCONF`.
 const ALL_ELSE: [u32; 6] = [3, 5, 7, 9, 11, 24];
 
 /// `include/uapi/linux/rtnetlink.h`
@@ -34,8 +35,8 @@ const RECEIVE_QUEUE: usize = 4 << 20;
 pub struct Event {
     /// The change.
     pub what: What,
-    /// The port of the netlink socket that requested it, as in [`crate::Socket::port`]. 0 if no socket did, or if the kernel
-    /// does not report it.
+    /// The port of the netlink socket that requested it, as in [`crate::Socket::port`]. 0 if no socket did, or if the
+    /// kernel does not report it.
     pub port: u32,
 }
 
@@ -78,7 +79,7 @@ pub enum What {
         /// The index of the interface.
         index: IfIndex,
     },
-    /// A route with our protocol number was added or removed.
+    /// A route with Polder's protocol number was added or removed.
     OwnRoute,
     /// Any other route was added or removed.
     ForeignRoute,
@@ -110,7 +111,8 @@ impl Monitor {
         self.0.set_patience(patience)
     }
 
-    /// Waits for the next notifications and returns their events. The list may be empty: some notifications are not events.
+    /// Waits for the next notifications and returns their events. The list may be empty: some notifications are not
+    /// events.
     pub fn wait(&mut self) -> Result<Vec<Event>, Error> {
         Ok(match self.0.receive()? {
             Received::Messages(messages) => events(messages),

@@ -1,4 +1,5 @@
-//! Neighbour entries (IP address to link-layer address) and FDB entries (link-layer address to bridge port or tunnel endpoint).
+//! Neighbour entries (IP address to link-layer address) and FDB entries (link-layer address to bridge port or tunnel
+//! endpoint).
 
 use std::net::IpAddr;
 
@@ -15,8 +16,8 @@ use crate::{Error, IfIndex, Operation, RouteSocket};
 /// `NDA_NH_ID` (`include/uapi/linux/neighbour.h`).
 const NEXT_HOP_OBJECT: u16 = 13;
 
-/// A permanent neighbour entry (ARP or neighbour discovery). The kernel does not resolve it, age it, or count it against the
-/// table's limits.
+/// A permanent neighbour entry (ARP or neighbour discovery). The kernel does not resolve it, age it, or count it
+/// against the table's limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Neighbour {
     /// The interface of the entry.
@@ -31,8 +32,8 @@ pub struct Neighbour {
 ///
 /// A bridge has one table for each VLAN. While VLAN filtering is off, it looks up all frames in VLAN 0
 /// (`br_allowed_ingress`, `net/bridge/br_vlan.c`). A kernel with `CONFIG_BRIDGE_VLAN_FILTERING` puts every port into
-/// VLAN 1, and copies entries added to VLAN 0 there (`br_fdb_add`, `net/bridge/br_fdb.c`); an entry that is deleted from
-/// VLAN 0 is deleted from all VLANs.
+/// VLAN 1, and copies entries added to VLAN 0 there (`br_fdb_add`, `net/bridge/br_fdb.c`); an entry that is deleted
+/// from VLAN 0 is deleted from all VLANs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Forward {
     /// The bridge port or VXLAN device.
@@ -80,8 +81,8 @@ impl Neighbour {
 }
 
 impl Forward {
-    /// Creates the entry, or replaces the one for its link-layer address. An entry with [`Destination::Otherwise`] must be
-    /// deleted first.
+    /// Creates the entry, or replaces the one for its link-layer address. An entry with [`Destination::Otherwise`]
+    /// must be deleted first.
     pub fn replace(&self) -> Operation {
         let mut message = self.message();
         if let Destination::Remote(underlay) = self.to {
@@ -122,7 +123,8 @@ impl RouteSocket {
         self.neighbours_in(|state| state == NeighbourState::Permanent)
     }
 
-    /// The usable neighbour entries of all interfaces, of both families: permanent and learned ones (`NUD_VALID`, `include/net/neighbour.h`).
+    /// The usable neighbour entries of all interfaces, of both families: permanent and learned ones (`NUD_VALID`,
+    /// `include/net/neighbour.h`).
     pub fn known_neighbours(&mut self) -> Result<Vec<Neighbour>, Error> {
         use NeighbourState::{Delay, Noarp, Permanent, Probe, Reachable, Stale};
         self.neighbours_in(|state| matches!(state, Permanent | Noarp | Reachable | Stale | Delay | Probe))
@@ -136,8 +138,8 @@ impl RouteSocket {
         })
     }
 
-    /// The FDB entries of all bridge ports and tunnels, except learned ones, the ports' own addresses, and entries of VLANs
-    /// other than 0.
+    /// The FDB entries of all bridge ports and tunnels, except learned ones, the ports' own addresses, and entries of
+    /// VLANs other than 0.
     pub fn forwards(&mut self) -> Result<Vec<Forward>, Error> {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Bridge;

@@ -1,9 +1,10 @@
 //! nftables: Polder's table, created and changed in transactions.
 //!
-//! A [`Table`] is the fixed part: sets, chains and rules. In the kernel it is two tables of one name, one of family inet and one
-//! of family arp, which are created and changed together. The variable part are the [`Element`]s of the sets. The crate uses
-//! netlink directly, so an entry of a pod costs a system call instead of a process, and no data from the datastore is
-//! passed to another program. [`foreign`] reads the chains and rules of other tables that affect forwarded packets.
+//! A [`Table`] is the fixed part: sets, chains and rules. In the kernel it is two tables of one name, one of family
+//! inet and one of family arp, which are created and changed together. The variable part are the [`Element`]s of the
+//! sets. The crate uses netlink directly, so an entry of a pod costs a system call instead of a process, and no data
+//! from the datastore is passed to another program. [`foreign`] reads the chains and rules of other tables that
+//! affect forwarded packets.
 
 mod anchor;
 mod decode;

@@ -15,11 +15,12 @@ use rtnetlink::RouteMessageBuilder;
 use crate::address::family;
 use crate::{Error, IfIndex, Operation, ROUTE_PROTOCOL, RouteSocket};
 
-/// The metric of our routes. Routes of other programs to the same destination almost certainly have another metric, so
-/// neither replaces the other: the kernel replaces by destination and metric, not by protocol.
+/// The metric of Polder's routes. Routes of other programs to the same destination almost certainly have another
+/// metric, so neither replaces the other: the kernel replaces by destination and metric, not by protocol.
 const PRIORITY: u32 = 84;
 
-/// Base of the table numbers of interfaces: the table is this plus the interface index. Few programs use numbers this high.
+/// Base of the table numbers of interfaces: the table is this plus the interface index. Few programs use numbers this
+/// high.
 const OWN_TABLES: u32 = 84_000;
 
 /// A routing table.
@@ -58,7 +59,7 @@ pub struct DefaultRoute {
     pub gateway: Option<IpAddr>,
 }
 
-/// One of our routes: in the main table, with our protocol number.
+/// A route of Polder: in the main table, with Polder's protocol number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Route {
     /// The destination.
@@ -92,8 +93,8 @@ pub enum Target {
     Unreachable,
 }
 
-/// A route with our protocol number but another metric, so Polder did not create it. It exists beside our route, or has
-/// precedence over it.
+/// A route with Polder's protocol number but another metric, so Polder did not create it. It exists beside Polder's
+/// route, or has precedence over it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Impostor {
     /// The destination.
@@ -109,12 +110,12 @@ impl Impostor {
     }
 }
 
-/// Creates the route, or replaces our route to its destination atomically.
+/// Creates the route, or replaces Polder's route to its destination atomically.
 pub fn replace(route: &Route) -> Operation {
     Operation::new(RouteNetlinkMessage::NewRoute(message(route)), NLM_F_CREATE | NLM_F_REPLACE)
 }
 
-/// A route inside a pod, via an on-link gateway. It does not have our protocol number.
+/// A route inside a pod, via an on-link gateway. It does not have Polder's protocol number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OnlinkRoute {
     /// The routing table.
@@ -158,7 +159,7 @@ pub fn onlink(index: IfIndex, gateway: IpAddr, route: &OnlinkRoute) -> Operation
     Operation::new(RouteNetlinkMessage::NewRoute(builder.build()), NLM_F_CREATE | NLM_F_EXCL)
 }
 
-/// Deletes our route to the destination. Routes of other programs to it stay.
+/// Deletes Polder's route to the destination. Routes of other programs to it stay.
 pub fn delete(destination: IpNetwork) -> Operation {
     delete_with(destination, PRIORITY)
 }
@@ -209,8 +210,8 @@ pub struct ForeignRoute {
     pub gateways: Vec<IpAddr>,
 }
 
-/// The protocols of configured routes (`rtnetlink.h`). Routing daemons are excluded: they can have very many routes, and
-/// their gateways are on networks for which the kernel has a route.
+/// The protocols of configured routes (`rtnetlink.h`). Routing daemons are excluded: they can have very many routes,
+/// and their gateways are on networks for which the kernel has a route.
 const CONFIGURED: [RouteProtocol; 5] = [
     RouteProtocol::Kernel,
     RouteProtocol::Boot,
@@ -226,8 +227,8 @@ pub enum NextHop {
     Destination,
     /// A router.
     Router(IpAddr),
-    /// Unknown: there are several next hops, or the route has an attribute that is not decoded here. Treated as not on the link,
-    /// to be safe.
+    /// Unknown: there are several next hops, or the route has an attribute that is not decoded here. Treated as not
+    /// on the link, to be safe.
     Unclear,
 }
 
@@ -301,7 +302,8 @@ pub struct Lookup {
 }
 
 impl RouteSocket {
-    /// Our routes in the main table, of both families, and routes with our protocol number but another metric.
+    /// Polder's routes in the main table, of both families, and routes with Polder's protocol number but another
+    /// metric.
     pub fn routes(&mut self) -> Result<(Vec<Route>, Vec<Impostor>), Error> {
         let (mut routes, mut impostors) = (Vec::new(), Vec::new());
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -369,7 +371,7 @@ impl RouteSocket {
         }
     }
 
-    /// Looks up the route to `address`; `None` if the kernel has none.
+    /// Looks up the route to `address`; `None` if the kernel has no route.
     pub fn look_up(&mut self, address: IpAddr) -> Result<Option<Lookup>, Error> {
         let mut message = RouteMessage::default();
         message.header.address_family = family(address);
@@ -426,7 +428,7 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-/// The route, if it has our protocol number, and its metric.
+/// The route and its metric; `None` if it does not have Polder's protocol number.
 fn marked(message: &RouteMessage) -> Option<(Route, u32)> {
     if u8::from(message.header.protocol) != ROUTE_PROTOCOL {
         return None;

@@ -26,24 +26,24 @@ pub struct AnyRoute {
     pub table: u32,
     /// The metric: of two routes to the same destination, the kernel uses the one with the lower metric.
     pub priority: u32,
-    /// What the kernel does with packets that match.
+    /// The action for matching packets.
     pub leads: Leads,
     /// The output interface, if there is one.
     pub index: Option<IfIndex>,
     /// The gateway, if there is one.
     pub gateway: Option<IpAddr>,
-    /// Whether it has our protocol number and is in table main.
+    /// Whether it has Polder's protocol number and is in table main.
     pub ours: bool,
 }
 
-/// What the kernel does with packets that match a route.
+/// The action of a route for matching packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Leads {
-    /// It forwards them.
+    /// Forwards them.
     On,
-    /// It delivers them to the host itself.
+    /// Delivers them to the host itself.
     ToHost,
-    /// It drops or rejects them; the route type as in `ip route`.
+    /// Drops or rejects them; the route type as in `ip route`.
     Nowhere(&'static str),
 }
 
@@ -122,7 +122,7 @@ fn any_route(message: &RouteMessage, wanted: &impl Fn(IpNetwork) -> bool) -> Opt
         RouteType::BlackHole => Leads::Nowhere("blackhole"),
         RouteType::Unreachable => Leads::Nowhere("unreachable"),
         RouteType::Prohibit => Leads::Nowhere("prohibit"),
-        // Type `throw`, or not for unicast.
+        // Type `throw`, or a type that is not for unicast.
         _ => return None,
     };
     let unspecified = match message.header.address_family {

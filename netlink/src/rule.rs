@@ -14,7 +14,8 @@ use crate::{Error, Operation, RouteSocket};
 /// The rule priority: after the rule for table local (0), before the one for table main (32766).
 const PRIORITY: u32 = 84;
 
-/// A rule: packets from `source` are routed by `table`. If the table has no route, the kernel continues with the next rule.
+/// A rule: packets from `source` are routed by `table`. If the table has no route, the kernel continues with the next
+/// rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rule {
     /// The source address.

@@ -1,7 +1,7 @@
 //! A blocking netlink socket: sends requests in batches and returns the outcome of each.
 //!
-//! It keeps what the usual libraries drop: the error at the end of a failed dump, the flag of a dump that was interrupted by
-//! changes, and the kernel's text of an error. It ignores late answers to earlier requests.
+//! It keeps information that common libraries drop: the error at the end of a failed dump, the flag of a dump that
+//! was interrupted by changes, and the kernel's text of an error. It ignores late answers to earlier requests.
 
 mod answer;
 
@@ -22,7 +22,8 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use self::answer::{Answer, all_ended};
 use crate::Error;
 
-/// Size of the receive buffer, in bytes: the largest dump message of the kernel is 32 KiB, and no larger single one is known.
+/// Size of the receive buffer, in bytes: the largest dump message of the kernel is 32 KiB, and no larger single one
+/// is known.
 const RECEIVE_BUFFER: usize = 64 << 10;
 
 /// Requests per batch. Acknowledgements wait in the receive queue and take about 800 bytes each: this many always fit.
@@ -41,8 +42,8 @@ pub trait Protocol: NetlinkSerializable + NetlinkDeserializable + Debug {
         NetlinkMessage::deserialize(message)
     }
 
-    /// Handles a message that cannot be decoded: returns it in a form that can be decoded, or `None` to skip it, or an error if the
-    /// whole answer is unusable (the default).
+    /// Handles a message that cannot be decoded: returns it in a form that can be decoded, or `None` to skip it, or
+    /// an error if the whole answer is unusable (the default).
     fn undecodable(_message: &[u8], error: DecodeError) -> Result<Option<Vec<u8>>, Error> {
         Err(error.into())
     }
@@ -80,7 +81,8 @@ impl<M> Operation<M> {
     }
 }
 
-/// A blocking socket of one protocol. It belongs to the network namespace in which it was opened, on whatever thread it is used.
+/// A blocking socket of one protocol. It belongs to the network namespace in which it was opened, also when another
+/// thread uses it.
 #[derive(Debug)]
 pub struct Socket<M> {
     inner: netlink_sys::Socket,
@@ -179,8 +181,8 @@ impl<M: Protocol> Socket<M> {
         answer.messages.into_iter().next().ok_or(Error::NoAnswer)
     }
 
-    /// Reads all objects of a kind: a consistent dump, or an error. `put` converts each message on arrival, because messages take
-    /// about a kilobyte each and there can be thousands.
+    /// Reads all objects of a kind: a consistent dump, or an error. `put` converts each message on arrival, because
+    /// messages take about a kilobyte each and there can be thousands.
     pub(crate) fn dump<T>(
         &mut self,
         message: impl Into<M>,

@@ -1,4 +1,4 @@
-//! Why there is no block: none is left, or none can be claimed now.
+//! Reasons why no block is claimed: none is left, or none can be claimed now.
 
 use polder_api::PoolName;
 
@@ -9,7 +9,7 @@ use crate::shortage::{AllClaimed, NoPool};
 use crate::store::StoreError;
 use crate::view::{Source, View};
 
-/// Why no block is claimed.
+/// Reason why no block is claimed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum NoClaim {
     /// All blocks are claimed, or there is no pool to claim from.
@@ -41,7 +41,7 @@ pub enum Exhausted {
          blocks"
     )]
     Useless {
-        /// The block.
+        /// The claimed block.
         block: Block,
         /// Its pool.
         pool: PoolName,
@@ -51,10 +51,10 @@ pub enum Exhausted {
 /// Claimed blocks of a pool.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Taken {
-    /// The wanted block.
+    /// The requested block.
     #[error("block {0} is already claimed")]
     Block(Block),
-    /// All blocks.
+    /// All blocks of the pool.
     #[error("{0}")]
     Pool(AllClaimed),
 }
@@ -91,7 +91,7 @@ pub enum Unavailable {
     /// Error of the node.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// Other nodes were faster in every attempt.
+    /// Other nodes were faster in all attempts, with their number.
     #[error("other nodes were faster in {0} attempts")]
     Overtaken(usize),
     /// The agent is stopping.
@@ -103,7 +103,7 @@ pub enum Unavailable {
 }
 
 impl Unavailable {
-    /// Why the datastore is unreachable, if it is.
+    /// The reason, if the datastore is unreachable.
     pub fn away(view: &View) -> Option<Self> {
         match &view.lost {
             Some(reason) => Some(Self::Silent(reason.clone())),

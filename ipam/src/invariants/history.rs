@@ -1,4 +1,4 @@
-//! What must hold between one moment and the next.
+//! Invariants over time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -17,39 +17,39 @@ use crate::record::{BlockRecord, Life, NodeRecord};
 use crate::reservation;
 use crate::view::{Known, View};
 
-/// What was seen before.
+/// The earlier facts.
 #[derive(Debug, Clone)]
 pub struct History {
-    /// How long an address rests at least.
+    /// Minimum cool-down of an address.
     rest: Duration,
-    /// Who lived last with each address, and when he was last seen.
+    /// The last user of each address, and the time of its last observation.
     lived: BTreeMap<IpAddr, (NodeName, Attachment, Moment)>,
-    /// The pools for reservations that there were.
+    /// The ranges of all pools for reservations so far.
     reserved: BTreeSet<Cidr>,
-    /// The claims that there were, each with its nonce.
+    /// All claims so far, each with its nonce.
     claims: BTreeSet<(Block, Nonce)>,
-    /// The reservations that there were, each with its workload.
+    /// All reservations so far, each with its workload.
     workloads: BTreeSet<(IpAddr, String)>,
-    /// The ranges of the pools that there were.
+    /// The ranges of all pools so far.
     ranges: BTreeSet<Cidr>,
-    /// What the store said.
+    /// The datastore's records at the last observation.
     before: Option<Records>,
 }
 
-/// What is remembered of the store.
+/// The facts kept from the datastore's records.
 #[derive(Debug, Clone)]
 struct Records {
     revision: Revision,
     fenced: BTreeSet<Incarnation>,
     generations: BTreeMap<IpAddr, u64>,
-    /// The pools that no block may be claimed of, and since which revision.
+    /// The pools from which no block may be claimed, with the revision of their record.
     closed: BTreeMap<PoolName, Revision>,
-    /// The pools of which nothing may be reserved, and since which revision.
+    /// The pools in which no address may be reserved, with the revision of their record.
     sealed: BTreeMap<PoolName, Revision>,
 }
 
 impl History {
-    /// Nothing was seen; an address has to rest that long.
+    /// An empty history; `rest` is the minimum cool-down of an address.
     pub fn new(rest: Duration) -> Self {
         Self {
             rest,
@@ -62,20 +62,20 @@ impl History {
         }
     }
 
-    /// Forgets what the store said: it was set back.
+    /// Forgets the datastore's records: it was restored to an earlier state.
     pub fn store_was_set_back(&mut self) {
         self.before = None;
     }
 
-    /// Takes in which reservations there are between two moments: one that was given up begins anew.
+    /// Forgets reservations that no longer exist: a new one for the same address starts at its first generation.
     pub fn forget_given_up(&mut self, view: &View) {
         if let Some(before) = &mut self.before {
             before.generations.retain(|address, _| view.reservations.contains_key(address));
         }
     }
 
-    /// Takes in what is known at this moment, on a clock that all nodes share; returns what does not hold of the step
-    /// to it.
+    /// Observes the facts at `now`, on a clock shared by all nodes. Returns the deviations since the previous
+    /// observation.
     pub fn observe(&mut self, facts: &Facts<'_>, now: Moment) -> Vec<Deviation> {
         let mut found = Vec::new();
         self.cool_down(facts, now, &mut found);
@@ -98,7 +98,7 @@ impl History {
         found
     }
 
-    /// I2: a pool is removed only when nothing of it is used.
+    /// I2: a pool is removed only when none of its addresses is used.
     fn removed_pools(&self, facts: &Facts<'_>, found: &mut Vec<Deviation>) {
         let Some(view) = facts.view.filter(|_| !facts.putting_back) else { return };
         let has = |address: IpAddr| move |range: &&Cidr| range.has(address);
@@ -126,7 +126,7 @@ impl History {
         }
     }
 
-    /// I6. A reserved address is its workload's, whose next pod need not wait.
+    /// I6. A reserved address belongs to its workload, so the workload's next pod needs no cool-down.
     fn cool_down(&mut self, facts: &Facts<'_>, now: Moment, found: &mut Vec<Deviation>) {
         let pools = facts.view.iter().flat_map(|view| view.pools.values());
         let pools = pools.filter(|pool| pool.record.purpose == Purpose::Reservations);
@@ -184,7 +184,7 @@ impl Records {
         }
     }
 
-    /// I10: a pool that is drained is reserved nothing of, but what its workload had, and the store has lost.
+    /// I10: no address of a drained pool is reserved, except to restore a lost reservation of the same workload.
     fn compare_reservations(
         &self,
         view: &View,
@@ -231,7 +231,7 @@ impl Records {
             let what = format!("node {node} was removed, but {what} afterwards");
             found.push(deviation(Invariant::Fenced, Some(node), what, "report it"));
         }
-        // I10: a claim that is gone, and that its owner's ledger still has, is put back whatever has become of its pool.
+        // I10: a lost claim that is still in its owner's ledger is restored, even if its pool was closed meanwhile.
         let still_closed = |name: &PoolName| {
             let revision = view.pools.get(name).map(|pool| pool.revision);
             revision.is_some() && self.closed.get(name).copied() == revision
@@ -256,7 +256,7 @@ impl Records {
     }
 }
 
-/// I9: whoever says that he lives as a node is the machine, and the boot of it, that the node's record names.
+/// I9: a machine that reports itself alive as a node has the machine id and boot id of the node's record.
 pub fn check_sign_of_life(me: &NodeName, life: Life<'_>, record: Option<&NodeRecord>) -> Option<Deviation> {
     let is_own = record.is_some_and(|record| Life::from(record) == life);
     let what =
@@ -264,7 +264,7 @@ pub fn check_sign_of_life(me: &NodeName, life: Life<'_>, record: Option<&NodeRec
     (!is_own).then(|| deviation(Invariant::Fenced, Some(me), what(), "report it"))
 }
 
-/// I7: what taking an attachment away has changed besides.
+/// I7: the other attachments that a release has changed.
 pub fn check_release(
     node: &NodeName,
     released: &Attachment,

@@ -1,4 +1,4 @@
-//! One node: its ledger against its kernel, and both against the records.
+//! Invariants of one node: its ledger against its kernel, and both against the datastore's records.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -32,7 +32,7 @@ pub(super) fn check(facts: &Facts<'_>, node: &NodeFacts, found: &mut Vec<Deviati
     }
 }
 
-/// I3.
+/// I3: the counts of each block add up to its size, and no address is used twice.
 fn conservation(node: &NodeFacts, ledger: &LedgerFacts, found: &mut Vec<Deviation>) {
     const REMEDY: &str = "restart the node's agent, and report the contents of its ledger";
     let mut add =
@@ -70,7 +70,7 @@ fn conservation(node: &NodeFacts, ledger: &LedgerFacts, found: &mut Vec<Deviatio
     }
 }
 
-/// I8.
+/// I8: the ledger contains every address that ADD returned to the runtime.
 fn promises(node: &NodeFacts, ledger: &LedgerFacts, found: &mut Vec<Deviation>) {
     for (attachment, addresses) in &node.promised {
         let held = ledger.attachments.iter().find(|held| held.attachment == *attachment);
@@ -84,7 +84,7 @@ fn promises(node: &NodeFacts, ledger: &LedgerFacts, found: &mut Vec<Deviation>) 
     }
 }
 
-/// I9: what a removed node has confirmed.
+/// I9: a removed node that confirmed that its pods are gone has no pod interface.
 fn confirmed(
     view: &View,
     node: &NodeFacts,
@@ -102,7 +102,7 @@ fn confirmed(
     }
 }
 
-/// I4: attachments of which nothing is left.
+/// I4: attachments whose interface or namespace is gone.
 fn leaks(node: &NodeFacts, ledger: &LedgerFacts, kernel: &KernelFacts, found: &mut Vec<Deviation>) {
     for held in ledger.attachments.iter().filter(|held| !node.in_flight.contains(&held.attachment)) {
         if !is_alive(held, kernel) {
@@ -119,18 +119,19 @@ fn leaks(node: &NodeFacts, ledger: &LedgerFacts, kernel: &KernelFacts, found: &m
 fn is_alive(held: &Held, kernel: &KernelFacts) -> bool {
     match held.kind {
         Kind::Pod => kernel.interfaces.iter().any(|interface| interface.attachment == held.attachment),
-        // One whose namespace nobody can see from here ends with its DEL alone.
+        // Without a known namespace, only DEL ends the attachment.
         Kind::Lease => held.netns.is_empty() || kernel.namespaces.contains(&held.netns),
     }
 }
 
-/// I5: interfaces whose addresses are not theirs any more.
+/// I5: interfaces with addresses that the ledger does not list for them.
 fn interfaces(node: &NodeFacts, ledger: &LedgerFacts, kernel: &KernelFacts, found: &mut Vec<Deviation>) {
     for Interface { attachment, addresses } in &kernel.interfaces {
-        // Who has come to nothing keeps what he was given until his interface is gone, whoever works on him.
+        // The addresses of a failed ADD stay in the ledger until its interface is gone, also while a task works on it.
         let held = ledger.attachments.iter().find(|held| held.attachment == *attachment);
         if held.is_none() && node.in_flight.contains(attachment) {
-            // Its DEL was faster than its ADD: the next pass deletes it, and its addresses are in cool-down until then.
+            // DEL ended before its ADD: the next pass deletes the interface, and its addresses are in cool-down until
+            // then.
             continue;
         }
         for address in addresses {
@@ -154,7 +155,7 @@ fn interfaces(node: &NodeFacts, ledger: &LedgerFacts, kernel: &KernelFacts, foun
     }
 }
 
-/// I2.
+/// I2: pods and gateways use only addresses of blocks that the node claims, and reserved addresses that it holds.
 fn owners(view: &View, node: &NodeFacts, found: &mut Vec<Deviation>) {
     let incarnation =
         node.ledger.as_ref().and_then(|ledger| ledger.identity.as_ref()).map(|own| &own.incarnation);
@@ -187,7 +188,7 @@ fn owners(view: &View, node: &NodeFacts, found: &mut Vec<Deviation>) {
     }
 }
 
-/// Why an address that lives on a node is not its own.
+/// Reason why an address in use on a node does not belong to it.
 #[derive(Debug, thiserror::Error)]
 enum NotOwned<'a> {
     #[error("it is held by {} on node {}", .0.attachment, .0.node)]
@@ -220,7 +221,7 @@ fn check_owner<'a>(
             None => Err(NotOwned::HeldByNobody),
         };
     }
-    // A block that the ledger has lost is taken over from the records; one that it gives back has nobody in it.
+    // The node takes a block missing in its ledger from the records. A block that it is releasing must have no user.
     let mut owned = node.ledger.iter().flat_map(|ledger| &ledger.blocks).map(|(owned, _)| owned);
     if let Some(owned) = owned.find(|owned| owned.leaving && owned.block.cidr().has(address)) {
         return Err(NotOwned::GivenBack(owned.block));
@@ -233,7 +234,7 @@ fn check_owner<'a>(
     }
 }
 
-/// I4: reserved addresses that are held for attachments that are not there.
+/// I4: reserved addresses whose attachment does not exist.
 fn reservations(
     view: &View,
     node: &NodeFacts,

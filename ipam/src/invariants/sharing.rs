@@ -1,4 +1,4 @@
-//! One address, one interface.
+//! I1: each address is used by only one interface.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -7,7 +7,7 @@ use polder_api::NodeName;
 
 use super::{Deviation, Facts, Invariant, NodeFacts, deviation};
 
-/// Who has an address.
+/// A user of an address.
 struct User<'a> {
     node: &'a NodeName,
     who: String,
@@ -33,7 +33,7 @@ pub(super) fn check(facts: &Facts<'_>, found: &mut Vec<Deviation>) {
 
 type Name<'a> = Box<dyn Fn() -> String + 'a>;
 
-/// The addresses that live on a node, as its kernel says; as its ledger says, where the kernel was not asked.
+/// The addresses in use on a node: from its kernel, or from its ledger if the kernel's state is unknown.
 fn uses(node: &NodeFacts) -> Vec<(IpAddr, Name<'_>)> {
     let gateway = |address: &IpAddr| (*address, Box::new(|| "the node itself".to_owned()) as Name<'_>);
     if let Some(kernel) = &node.kernel {

@@ -1,4 +1,4 @@
-//! The records among themselves.
+//! Invariants between the datastore's records.
 
 use std::net::IpAddr;
 
@@ -48,14 +48,14 @@ fn claims(view: &View, found: &mut Vec<Deviation>) {
         let mut add = |what: String, remedy: &str| {
             found.push(deviation(Invariant::BlockTree, Some(&claim.node), what, remedy));
         };
-        // In the order of the keys a block comes behind all that cover it.
+        // In key order, a block follows all blocks that contain it.
         before.retain(|outer| outer.cidr().overlaps(block.cidr()));
         if let Some(outer) = before.last() {
             add(format!("claim {key} overlaps the claim of {outer}"), BY_HAND);
         }
         before.push(*block);
         match view.pools.get(&claim.pool) {
-            // A pool that cannot be read, or not be used here, is another matter.
+            // A pool that cannot be decoded or used is reported elsewhere.
             None if view.refused.keys().any(|key| key.contains("/pools/")) => {}
             None => add(
                 format!("claim {key} is from pool {}, which does not exist", claim.pool),
@@ -69,7 +69,7 @@ fn claims(view: &View, found: &mut Vec<Deviation>) {
     }
 }
 
-/// What belongs to nobody: no node, and none whose pods are waited for.
+/// Claims and held addresses of unknown incarnations: neither a registered node nor a removed one.
 fn orphans(view: &View, found: &mut Vec<Deviation>) {
     let known = |incarnation: &Incarnation| {
         view.fences.contains_key(incarnation)
@@ -100,7 +100,7 @@ fn orphans(view: &View, found: &mut Vec<Deviation>) {
     }
 }
 
-/// What nodes say that they have, against what is theirs.
+/// Records of addresses that their node does not have.
 fn published(facts: &Facts<'_>, view: &View, found: &mut Vec<Deviation>) {
     for published in facts.published {
         let (node, address) = (&published.node, published.address);
@@ -128,14 +128,14 @@ fn published(facts: &Facts<'_>, view: &View, found: &mut Vec<Deviation>) {
     }
 }
 
-/// Whether a node of that name could have the address, as far as the records say.
+/// Whether a node of that name could have the address, according to the records.
 fn could_have(view: &View, node: &str, address: IpAddr) -> bool {
     let gone = |incarnation: &Incarnation| {
         view.fences.get(incarnation).is_some_and(|fence| fence.record.pods != PodsGone::Unknown)
     };
     let in_pool = view.pools.values().find(|pool| pool.record.cidr().has(address));
     match in_pool.map(|pool| pool.record.purpose) {
-        // From elsewhere.
+        // The address is from another IPAM plugin.
         None => true,
         Some(Purpose::Reservations) => {
             let holder = view.reservations.get(&address).and_then(|known| known.record.holder.as_ref());

@@ -1,4 +1,4 @@
-//! Each invariant, broken in one way.
+//! Tests: each invariant is violated in one way.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::ledger::{Kind, Standing};
 use crate::record::{BlockRecord, FenceRecord, Holder, PodsGone, PoolRecord, ReservationRecord, encode};
 use crate::store::{Contents, Entry, Update};
 
-/// Node `a` with block 10.0.0.0/30 of pool `p`, where pod `a1` has 10.0.0.2; node `b` with 10.0.0.4/30 and nothing.
+/// Node `a` with block 10.0.0.0/30 of pool `p`, whose pod `a1` has 10.0.0.2; node `b` with 10.0.0.4/30 and no pods.
 struct Scene {
     entries: Vec<Entry>,
     nodes: Vec<NodeFacts>,

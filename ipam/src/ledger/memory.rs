@@ -1,5 +1,5 @@
-//! The ledger as plain data: for model and simulation, which play many nodes through many lives. It keeps what the one
-//! on disk keeps, and refuses what that refuses.
+//! The ledger as plain data, for the model and the simulation of many nodes. It stores and refuses the same as the
+//! file.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use crate::ids::BootId;
 use crate::moment::Moment;
 use crate::pool::Block;
 
-/// The ledger of a node that is only played.
+/// The ledger of a simulated node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Memory {
     identity: Option<Identity>,
@@ -22,7 +22,7 @@ pub struct Memory {
     sysctls: Vec<(String, String)>,
 }
 
-/// What has become of an address that was ever used.
+/// State of an address that was ever used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Use {
     Attachment,
@@ -31,7 +31,7 @@ enum Use {
 }
 
 impl Memory {
-    /// Whether the address may be used now.
+    /// Fails if the address is in use.
     fn usable(&self, address: IpAddr) -> Result<(), LedgerError> {
         match self.addresses.get(&address) {
             None | Some(Use::Freed(_)) => Ok(()),

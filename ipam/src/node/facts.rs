@@ -1,4 +1,4 @@
-//! What a node knows of its addresses, for whoever looks at it from outside.
+//! Facts about a node's addresses, for checks and status reports.
 
 use std::net::IpAddr;
 
@@ -8,29 +8,29 @@ use crate::invariants::LedgerFacts;
 use crate::ledger::{Held, Ledger, LedgerError};
 use crate::moment::Moment;
 
-/// What has become of an address of one of the node's blocks.
+/// State of an address in one of the node's blocks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Condition {
-    /// An attachment has it.
+    /// An attachment uses it.
     Held(Box<Held>),
-    /// It is the node's own.
+    /// It is a gateway address of the node.
     Gateway,
-    /// It is that of the node's probe endpoint.
+    /// It is an address of the node's probe endpoint.
     Probe,
-    /// It was freed at that moment, and nobody has had it since.
+    /// It was released at that time and is not used.
     Freed(Moment),
-    /// Nobody has ever had it.
+    /// No use of it is known.
     Unused,
-    /// It is never handed out: it is at the end of its pool, or kept for the gateway of its block.
+    /// It is never allocated: the first or last address of its pool, or reserved for the gateway of its block.
     Excluded,
 }
 
 impl<L: Ledger> NodeIpam<L> {
-    /// What the ledger says, with the counts by which addresses are handed out.
+    /// The contents of the ledger, with the allocator's counts for each block.
     pub fn facts(&self, now: Moment) -> Result<LedgerFacts, LedgerError> {
         let counts = |block| self.allocator.blocks(now).find(|(known, ..)| *known == block);
         let blocks = self.ledger.blocks()?.into_iter();
-        // The probe endpoint is the node's own, and no pod.
+        // The probe endpoint is not a pod: its addresses are listed with the gateways.
         let (probes, attachments): (Vec<Held>, Vec<Held>) =
             self.ledger.attachments()?.into_iter().partition(|held| held.attachment.is_probe());
         let probes = probes.into_iter().flat_map(|held| held.addresses);
@@ -47,8 +47,8 @@ impl<L: Ledger> NodeIpam<L> {
         })
     }
 
-    /// The attachments that the node goes by and that its ledger does not have, or has otherwise, and the other way round:
-    /// somebody has changed the file.
+    /// The attachments that differ between memory and the ledger file, or exist in only one of them: another program
+    /// changed the file.
     pub fn astray(&self) -> Result<Vec<Held>, LedgerError> {
         let written = self.ledger.attachments()?;
         let unwritten = self.attachments.values().filter(|held| !written.contains(held)).cloned();
@@ -56,7 +56,7 @@ impl<L: Ledger> NodeIpam<L> {
         Ok(unwritten.chain(unknown).collect())
     }
 
-    /// What has become of an address; `None` if it is in none of the node's blocks, and nobody has it here.
+    /// The state of an address; `None` if it is in none of the node's blocks and not used here.
     pub fn condition(&self, address: IpAddr, now: Moment) -> Result<Option<Condition>, LedgerError> {
         if let Some(held) = self.attachments.values().find(|held| held.addresses.contains(&address)) {
             if held.attachment.is_probe() {

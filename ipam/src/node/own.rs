@@ -1,4 +1,4 @@
-//! What a node has, as its steward looks at it, and how it parts with it.
+//! The state of a node as its steward uses it, and how the node releases blocks and addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -13,47 +13,48 @@ use crate::ledger::{Identity, Ledger, LedgerError, OwnedBlock};
 use crate::moment::Moment;
 use crate::pool::{Block, Pool};
 
-/// What a node has.
+/// Blocks, addresses and attachments of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Own {
-    /// Who it is, if it has ever been in a cluster.
+    /// Identity in the cluster; `None` before the first registration.
     pub identity: Option<Identity>,
-    /// Its blocks.
+    /// Blocks of the ledger, including those that are being released.
     pub blocks: Vec<OwnedBlock>,
-    /// Its own addresses.
+    /// Gateway addresses of the node, at most one per family.
     pub gateways: Vec<IpAddr>,
-    /// The addresses of its probe endpoint.
+    /// Addresses of the probe endpoint, at most one per family; none while it is leaving.
     pub probes: Vec<IpAddr>,
-    /// How many attachments there are, with that of the probe endpoint.
+    /// Number of attachments, including the probe endpoint.
     pub attachments: usize,
-    /// The addresses of attachments that are in none of its blocks.
+    /// Addresses of attachments outside the node's blocks.
     pub strays: Vec<Stray>,
-    /// Reserved addresses that are being handed over to it, and those of attachments whose ADD may still make an interface.
+    /// Reserved addresses that are being handed over to this node, and addresses of attachments whose ADD may still
+    /// create an interface.
     pub expected: BTreeSet<IpAddr>,
-    /// Blocks that it can do without.
+    /// Blocks that the node does not need.
     pub spare: Vec<Block>,
-    /// Its own addresses that are in none of its blocks, or the last of their blocks, out of which nothing goes any more,
-    /// and for which there is another.
+    /// Gateway addresses to replace: outside the node's blocks, or the last used address of a block in a closed pool.
+    /// Only those for which another address is free.
     pub idle_gateways: Vec<IpAddr>,
-    /// Its own addresses of a family of which nothing goes out any more, and of which no attachment has an address.
+    /// Gateway addresses of a family in which all the node's blocks are closed and no attachment has an address.
     pub lonely_gateways: Vec<IpAddr>,
-    /// The families of which it has no address of its own and could take one.
+    /// Families without a gateway address in which an address is free.
     pub could_take_gateway: BTreeSet<Family>,
 }
 
-/// An address of an attachment that is in no block of the node.
+/// An address of an attachment outside the node's blocks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stray {
-    /// The address.
+    /// An address in no block of this node.
     pub address: IpAddr,
-    /// The attachment.
+    /// The attachment that uses it.
     pub attachment: Attachment,
     /// The workload: `namespace/name` of its pod.
     pub owner: Option<String>,
 }
 
 impl Own {
-    /// Whether it has nothing.
+    /// Whether the node has no attachments, blocks, gateways or expected addresses.
     pub fn is_bare(&self) -> bool {
         self.attachments == 0
             && self.blocks.is_empty()
@@ -63,7 +64,7 @@ impl Own {
 }
 
 rule! {
-    /// Whether addresses of a block are used: then it is not given back.
+    /// Whether addresses of the block are in use: the block is not released then.
     fn has_used(counts: Counts) -> bool {
         counts.used > 0
     }
@@ -71,7 +72,8 @@ rule! {
 }
 
 rule! {
-    /// What of the unused addresses of a block that the ledger has lost rests first: another pod may have had any of them.
+    /// The unused addresses of a block missing in the ledger that go into cool-down first: another pod may have used
+    /// any of them.
     fn resting_first(unused: &[IpAddr]) -> &[IpAddr] {
         unused
     }
@@ -79,7 +81,7 @@ rule! {
 }
 
 rule! {
-    /// Whether the ledger of a machine that takes the place of another may be an old copy.
+    /// Whether the ledger of a machine that replaces another may be an old copy.
     fn may_be_an_old_copy() -> bool {
         true
     }
@@ -87,18 +89,18 @@ rule! {
 }
 
 impl<L: Ledger> NodeIpam<L> {
-    /// Of how many free addresses there should always be.
+    /// Number of free addresses of a family below which the node claims a block. It keeps twice as many on release.
     pub fn low_water(&self) -> u64 {
         self.low_water
     }
 
-    /// Keeps twice as many free addresses when it gives a block back, instead of twice [`LOW_WATER`](crate::claim::LOW_WATER).
+    /// Sets the number of [`Self::low_water`]; default [`LOW_WATER`](crate::claim::LOW_WATER).
     #[must_use]
     pub fn with_low_water(self, low_water: u64) -> Self {
         Self { low_water, ..self }
     }
 
-    /// What the node has at that moment.
+    /// The node's blocks, addresses and attachments at `now`.
     pub fn own(&self, now: Moment) -> Result<Own, LedgerError> {
         let in_a_block = |address: &IpAddr| self.blocks.iter().any(|owned| owned.block.cidr().has(*address));
         let stray = |address: &IpAddr, held: &crate::ledger::Held| Stray {
@@ -137,13 +139,15 @@ impl<L: Ledger> NodeIpam<L> {
         })
     }
 
-    /// Whether the block has, or had, an address for a pod, or for the node itself.
+    /// Whether the block has any address that can be allocated or is allocated, also for the node itself. True for
+    /// unknown blocks.
     pub fn is_for_pods(&self, block: Block, now: Moment) -> bool {
         let found = self.allocator.blocks(now).find(|(known, ..)| *known == block);
         found.is_none_or(|(_, _, counts)| counts.used + counts.resting + counts.free > 0)
     }
 
-    /// Blocks of which nothing is used and nothing rests, and that the node does not need: as many as go back at once.
+    /// Blocks that the node does not need, without used addresses and without addresses in cool-down: at most
+    /// [`AT_ONCE`].
     fn spare(&self, now: Moment) -> Vec<Block> {
         let mut free: BTreeMap<_, u64> = BTreeMap::new();
         for (_, pool, counts) in self.allocator.blocks(now) {
@@ -190,7 +194,7 @@ impl<L: Ledger> NodeIpam<L> {
         self.gateways.iter().copied().filter(|gateway| is_lonely(Family::of(*gateway))).collect()
     }
 
-    /// Has no address of its own of that family any more, where nothing else needs it. Returns whether it had it.
+    /// Removes the gateway address if nothing else of its family needs it. Returns whether it was removed.
     pub fn drop_gateway(&mut self, gateway: IpAddr, now: Moment) -> Result<bool, LedgerError> {
         if !self.lonely_gateways().contains(&gateway) {
             return Ok(false);
@@ -201,21 +205,21 @@ impl<L: Ledger> NodeIpam<L> {
         Ok(true)
     }
 
-    /// Whether the address is in no block of the node. A gateway that was found in the kernel can be of an earlier node of
-    /// this name.
+    /// Whether the address is outside the node's blocks. A gateway address found in the kernel can be that of an
+    /// earlier node with this name.
     fn is_stray(&self, gateway: IpAddr) -> bool {
         !self.blocks.iter().any(|owned| owned.block.cidr().has(gateway))
     }
 
-    /// The address that would replace that gateway. A stray one can be another node's address at any moment, so its
-    /// replacement needs only the shortest rest.
+    /// The address that would replace this gateway address. Another node can get a stray one at any time, so the
+    /// shortest cool-down is enough for its replacement.
     fn next_gateway(&self, old: IpAddr, now: Moment) -> Option<IpAddr> {
         let rest = if self.is_stray(old) { Rest::Shortest } else { Rest::Full };
         self.allocator.next(Family::of(old), None, rest, now)
     }
 
-    /// Adds a block that the store says is the node's and of which the ledger knows nothing: whoever had an address of it
-    /// may have had it until now, so all that are not used rest. Succeeds where it is known.
+    /// Adds a block that the datastore lists for this node but the ledger does not. Its addresses may have been in use
+    /// until now, so all unused ones go into cool-down. Succeeds if the block is known.
     pub fn adopt_block(&mut self, owned: OwnedBlock, pool: &Pool, now: Moment) -> Result<(), LedgerError> {
         let used = |address: &IpAddr| {
             let mut held = self.attachments.values().flat_map(|held| &held.addresses);
@@ -232,8 +236,8 @@ impl<L: Ledger> NodeIpam<L> {
         self.add_block(owned, pool, now)
     }
 
-    /// Lets every address of its blocks that is not used rest from that moment: another machine with this ledger may have
-    /// had it until now.
+    /// Starts the cool-down of all unused addresses at `now`: another machine with this ledger may have used them until
+    /// now.
     pub fn rest_unused(&mut self, now: Moment) -> Result<(), LedgerError> {
         if !may_be_an_old_copy() {
             return Ok(());
@@ -247,8 +251,8 @@ impl<L: Ledger> NodeIpam<L> {
         Ok(())
     }
 
-    /// Begins to give a block back: nothing goes out of it any more. Refused, with false, where something of it is used
-    /// or rests by now.
+    /// Starts to release a block: nothing is allocated from it any more. Returns false if any of its addresses is in
+    /// use or in cool-down.
     pub fn leave(&mut self, block: Block, now: Moment) -> Result<bool, LedgerError> {
         let empty = |(known, _, counts): (Block, _, Counts)| {
             let is_used = has_used(counts);
@@ -263,7 +267,7 @@ impl<L: Ledger> NodeIpam<L> {
         Ok(true)
     }
 
-    /// Forgets a block that was given back. Succeeds where it is not known.
+    /// Removes a released block from the ledger. Succeeds if it is not known.
     pub fn disown(&mut self, block: Block) -> Result<(), LedgerError> {
         if self.blocks.iter().any(|owned| owned.block == block && owned.leaving) {
             self.ledger.remove_block(block)?;
@@ -273,7 +277,7 @@ impl<L: Ledger> NodeIpam<L> {
         Ok(())
     }
 
-    /// Takes another address for the node's own instead of that one, if there is one. Returns whether there was.
+    /// Replaces a gateway address with another one. Returns false if no address is free.
     pub fn move_gateway(&mut self, old: IpAddr, now: Moment) -> Result<bool, LedgerError> {
         let Some(new) = self.next_gateway(old, now) else { return Ok(false) };
         let before = self.gateways.clone();
@@ -290,7 +294,7 @@ impl<L: Ledger> NodeIpam<L> {
         Ok(true)
     }
 
-    /// Forgets all blocks and the node's own addresses: it was removed. No attachment may be left.
+    /// Removes all blocks and gateway addresses, after the node was removed. Fails if an attachment is left.
     pub fn forget_all(&mut self) -> Result<(), LedgerError> {
         self.ledger.clear()?;
         for owned in std::mem::take(&mut self.blocks) {
@@ -299,19 +303,20 @@ impl<L: Ledger> NodeIpam<L> {
         self.dormant.clear();
         self.gateways.clear();
         self.last.clear();
-        // What is handed over to it now is no pod's any more: it is about to say that its pods are gone.
+        // No pod may use addresses that are still being handed over: the node is about to confirm that its pods are
+        // gone.
         self.expected.clear();
         Ok(())
     }
 
-    /// Expects that a reserved address is handed over to this node for that attachment: until it is used or given up, it
-    /// is not let go. Only meanwhile the attachment can have it.
+    /// Expects the handover of a reserved address to this node for the attachment: it is not released until it is used
+    /// or given up. Only an expected address can be allocated to the attachment.
     pub fn expect(&mut self, address: IpAddr, attachment: &Attachment) {
         self.expected.insert((address, attachment.clone()));
     }
 
-    /// As [`Self::release`], while the ADD of the attachment goes on: it can still make an interface. Until it is released again after
-    /// that, a reserved address that it had is kept, and the attachment is not added again.
+    /// As [`Self::release`], while the ADD of the attachment still runs and can create an interface. Until the next
+    /// release, the node keeps its reserved addresses and refuses another ADD of it.
     pub fn release_before_its_add_ends(
         &mut self,
         attachment: &Attachment,
@@ -323,17 +328,17 @@ impl<L: Ledger> NodeIpam<L> {
         Ok(())
     }
 
-    /// The attachments that were released before their ADD had ended.
+    /// The attachments that were released before their ADD ended.
     pub fn overtaken(&self) -> impl Iterator<Item = &Attachment> {
         self.overtaken.keys()
     }
 
-    /// Whether the attachment was released before its ADD had ended.
+    /// Whether the attachment was released before its ADD ended.
     pub fn is_overtaken(&self, attachment: &Attachment) -> bool {
         self.overtaken.contains_key(attachment)
     }
 
-    /// Expects the address no more for that attachment. Another may still.
+    /// Stops expecting the address for this attachment. Another attachment may still expect it.
     pub fn give_up(&mut self, address: IpAddr, attachment: &Attachment) {
         self.expected.remove(&(address, attachment.clone()));
     }

@@ -1,6 +1,6 @@
-//! The node's probe endpoint: an attachment of the node's own, with an address of each family, that is no pod.
+//! The node's probe endpoint: an attachment of the node itself, with at most one address per family. It is not a pod.
 //!
-//! It takes the last free address of a block, so that pods get the addresses that they would get without it.
+//! It uses the last free address of a block, so that it does not change the addresses that pods get.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -13,16 +13,16 @@ use crate::ledger::{Held, Kind, Ledger, LedgerError, Standing};
 use crate::moment::Moment;
 use crate::pool::Block;
 
-/// Blocks with fewer addresses have none for the endpoint.
+/// Minimum block size, in addresses, for a probe endpoint.
 pub const SMALLEST_BLOCK: u128 = 16;
 
-/// Pools with fewer addresses have none, either: their blocks are for pods.
+/// Minimum pool size, in addresses, for a probe endpoint: smaller pools are for pods only.
 pub const SMALLEST_POOL: u128 = 256;
 
-/// So many addresses stay free for pods when the endpoint takes one.
+/// Minimum number of addresses that stay free in the block when the endpoint takes one.
 const LEFT_FOR_PODS: u64 = 4;
 
-/// So many addresses are looked at from the end of a block.
+/// Number of addresses that are tried from the end of a block.
 const LOOKED_AT: u128 = 64;
 
 impl<L: Ledger> NodeIpam<L> {
@@ -31,8 +31,8 @@ impl<L: Ledger> NodeIpam<L> {
         self.attachments.get(&Attachment::of_probe())
     }
 
-    /// Whether the endpoint has the addresses that it should have: one of each family, where there is one to have, and
-    /// none in a block that is to become empty.
+    /// Whether the endpoint has the right addresses: one in each family that has a suitable address, and none in a
+    /// block that should become empty.
     pub fn probe_fits(&self, families: &BTreeSet<Family>, now: Moment) -> bool {
         let Some(held) = self.probe() else {
             return families.iter().all(|family| self.place(*family, now).is_none());
@@ -46,8 +46,8 @@ impl<L: Ledger> NodeIpam<L> {
             && missing.into_iter().all(|family| self.place(*family, now).is_none())
     }
 
-    /// Gives the endpoint its addresses, of those families of which there are any to have. `None` if there is none, or
-    /// the node is in no cluster. What it has it keeps.
+    /// Allocates the endpoint's addresses, in the families that have a suitable one. Existing addresses stay. `None` if
+    /// there is no suitable address or the node is not a member of a cluster.
     pub fn take_probe(
         &mut self,
         families: &BTreeSet<Family>,
@@ -77,12 +77,12 @@ impl<L: Ledger> NodeIpam<L> {
         match self.allocate(wish, Rest::Full, now) {
             Ok(held) => Ok(Some(held)),
             Err(AllocateError::Ledger(error)) => Err(error),
-            // Such as a MAC address that a pod has asked for.
+            // For example, a pod requested the same MAC address.
             Err(_) => Ok(None),
         }
     }
 
-    /// The counts without the endpoint: its address is none that goes to pods.
+    /// The counts without the endpoint: its addresses count as excluded.
     pub(super) fn without_probe(&self, mut counts: Counts, is_counted: impl Fn(IpAddr) -> bool) -> Counts {
         let own = self.probe().into_iter().flat_map(|held| &held.addresses);
         let own = own.filter(|address| is_counted(**address)).count() as u64;
@@ -91,8 +91,8 @@ impl<L: Ledger> NodeIpam<L> {
         counts
     }
 
-    /// Whether an address of the endpoint is where it may be: not in a block that is given back, and in none of a closed
-    /// pool that would become empty, or could once the gateway has moved.
+    /// Whether the endpoint may keep the address: its block is not being released, and its pool is open. In a closed
+    /// pool it stays while the block has the gateway and there is no other address for the endpoint.
     fn may_stay(&self, address: IpAddr, now: Moment) -> bool {
         let mut blocks = self.blocks.iter().filter(|owned| !owned.leaving);
         let Some(owned) = blocks.find(|owned| owned.block.cidr().has(address)) else { return false };
@@ -101,7 +101,8 @@ impl<L: Ledger> NodeIpam<L> {
         !self.allocator.is_closed(&owned.pool) || is_needed
     }
 
-    /// The address that the endpoint would get: the last free one of a block, if possible of the gateway's.
+    /// The address that the endpoint would get: the last free one of a suitable block, preferably of the gateway's
+    /// block.
     fn place(&self, family: Family, now: Moment) -> Option<IpAddr> {
         let mut blocks: Vec<Block> = self
             .allocator
@@ -123,7 +124,7 @@ impl<L: Ledger> NodeIpam<L> {
     }
 }
 
-/// The address that many places before that one, which must be in the same block.
+/// The address `places` before this one. Both must be in the same block.
 fn before(address: IpAddr, places: u128) -> IpAddr {
     match address {
         IpAddr::V4(v4) => {

@@ -1,4 +1,4 @@
-//! What a node decides about its addresses.
+//! Tests of a node's decisions about its addresses.
 
 use super::*;
 use crate::allocator::USUAL_REST;
@@ -18,12 +18,12 @@ fn open(ledger: Memory, boot: &str) -> (Node, Vec<Held>) {
     NodeIpam::with(ledger, &BootId::new(boot), USUAL_REST).unwrap()
 }
 
-/// The same node, started again.
+/// The same node after an agent restart.
 fn again(before: Node, boot: &str) -> (Node, Vec<Held>) {
     open(before.ledger, boot)
 }
 
-/// A node with the first block of 8 addresses of 10.0.0.0/24, and its gateway 10.0.0.1.
+/// A node with the first block of 8 addresses of 10.0.0.0/24, and gateway 10.0.0.1.
 fn node() -> Node {
     let (mut node, _) = open(Memory::default(), "boot-1");
     let pool = pool("10.0.0.0/24", 29);
@@ -163,7 +163,7 @@ fn whoever_had_an_address_last_may_have_it_again_at_once_and_nobody_else() {
     let later = NOW + Duration::from_secs(10);
     let other = node.allocate(asking_for("b", "10.0.0.5"), Rest::Full, later).unwrap().attachment;
     node.release(&other, later).unwrap();
-    // Somebody else has had it since.
+    // Another attachment used it in between.
     assert!(node.allocate(asking_for("a", "10.0.0.5"), Rest::Full, later).is_err());
 }
 
@@ -253,7 +253,7 @@ fn an_old_copy_of_a_ledger_hands_nothing_out_before_it_has_rested() {
         |node: &mut Node, container, now| node.allocate(wish(container, &[Family::V4]), Rest::Shortest, now);
     assert!(matches!(next(&mut node, "c", before), Err(AllocateError::Shortage { .. })));
     assert_eq!(node.total(Family::V4, None, before).used, 2, "the gateway's and the pod's");
-    // Written down: a restart does not end the rest, and what rested already rests anew.
+    // The cool-down is in the ledger: a restart does not end it, and addresses already in cool-down start again.
     let (mut node, _) = again(node, "boot-1");
     node.learn_pools(&[pool("10.0.0.0/24", 29)], &Labels::new()).unwrap();
     assert!(matches!(next(&mut node, "c", before), Err(AllocateError::Shortage { .. })));
@@ -295,7 +295,7 @@ fn a_gateway_that_was_found_in_the_kernel_and_is_in_no_block_of_the_node_is_move
     node.adopt_block(OwnedBlock { block, pool: pool.name.clone(), nonce, leaving: false }, &pool, NOW)
         .unwrap();
     assert!(node.own(NOW + Duration::from_secs(9)).unwrap().idle_gateways.is_empty(), "all of it rests");
-    // The earlier one can be another node's by now: the shortest rest is enough.
+    // Another node may have the earlier one by now: the shortest cool-down is enough.
     let rested = NOW + Duration::from_secs(10);
     assert_eq!(node.own(rested).unwrap().idle_gateways, [earlier]);
     assert!(node.move_gateway(earlier, rested).unwrap());

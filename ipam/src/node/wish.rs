@@ -1,4 +1,4 @@
-//! What an attachment is to have, and why it does not get it.
+//! Requests for addresses, and the reasons for refusing them.
 
 use std::net::IpAddr;
 
@@ -7,45 +7,44 @@ use polder_api::{Attachment, Family, Mac, Pod, PoolName};
 use crate::allocator::{Counts, Refused};
 use crate::ledger::{Held, Kind, LedgerError};
 
-/// A wish for addresses.
+/// Request for the addresses of one attachment.
 #[derive(Debug, Clone)]
 pub struct Wish {
-    /// For which attachment.
+    /// Key of the attachment.
     pub attachment: Attachment,
-    /// What it is made of.
+    /// Interface in a pod, or addresses only.
     pub kind: Kind,
-    /// Where the addresses come from.
+    /// Source of the addresses.
     pub source: Source,
-    /// The MAC address, if it is not to be made from the first address.
+    /// Requested MAC address; `None` to derive it from the first address.
     pub mac: Option<Mac>,
     /// MTU, in bytes.
     pub mtu: u32,
-    /// Path of the network namespace.
+    /// Path of the network namespace; empty if there is none.
     pub netns: String,
-    /// The pod.
+    /// Pod name and namespace, if known.
     pub pod: Option<Pod>,
 }
 
-/// Where the addresses of an attachment come from.
+/// Source of the addresses of an attachment.
 #[derive(Debug, Clone)]
 pub enum Source {
-    /// From the node's blocks: one address of each of these families, or none at all.
+    /// From the node's blocks: one address of each family, or none at all.
     Blocks {
-        /// The families.
+        /// Families, one address of each.
         families: Vec<Family>,
-        /// Of this pool alone.
+        /// The only pool to use; `None` for any.
         pool: Option<PoolName>,
-        /// These, where there is one of the family.
+        /// Requested addresses, at most one per family; used instead of the next free one.
         requested: Vec<IpAddr>,
-        /// These, which are reserved for the pod, where there is one of the family. This node holds them, and expects
-        /// them still.
+        /// Addresses reserved for the pod, at most one per family. This node must hold and still expect them.
         reserved: Vec<IpAddr>,
     },
-    /// From elsewhere: these, which are none of the node's.
+    /// From another IPAM plugin: addresses outside the node's blocks.
     Elsewhere(Vec<IpAddr>),
 }
 
-/// What decides which addresses of the node's blocks an attachment gets.
+/// The criteria for choosing addresses from the node's blocks.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Choice<'a> {
     pub(super) pool: Option<&'a PoolName>,
@@ -54,48 +53,48 @@ pub(super) struct Choice<'a> {
     pub(super) attachment: &'a Attachment,
 }
 
-/// A wish that was not fulfilled; nothing was allocated.
+/// Reason for refusing a request; nothing was allocated.
 #[derive(Debug, thiserror::Error)]
 pub enum AllocateError {
-    /// The attachment has its addresses already.
+    /// The attachment already has addresses.
     #[error("{} is already attached", .0.attachment)]
     Exists(Box<Held>),
-    /// It was released before its ADD had ended, and has to be released again.
+    /// It was released before its ADD ended, and must be released again.
     #[error("its last ADD is still running")]
     Overtaken,
-    /// There is no address to give.
+    /// No address is free.
     #[error("no free {family} address: {} used, {} in cool-down, {} free", counts.used, counts.resting, counts.free)]
     Shortage {
-        /// Of that family.
+        /// Family of the missing address.
         family: Family,
-        /// What has become of the node's addresses, of that family and pool.
+        /// State of the node's addresses of that family and pool.
         counts: Counts,
     },
-    /// The address that was asked for cannot be had.
+    /// The requested address is not available.
     #[error("{address} is not available")]
     Refused {
-        /// The address.
+        /// Requested address.
         address: IpAddr,
-        /// Why.
+        /// Reason.
         why: Refused,
-        /// Who has it.
+        /// Attachment that uses the address, if any.
         holder: Option<Box<Held>>,
     },
-    /// The node has no address of its own of that family, which pods' packets would go to.
+    /// The node has no gateway address of that family, the next hop of the pods.
     #[error("the node has no {family} gateway address")]
     NoGateway {
-        /// The family.
+        /// Family without a gateway.
         family: Family,
     },
-    /// The MAC address that was asked for is another pod's.
+    /// Another pod uses the requested MAC address.
     #[error("MAC address {mac} is used by {holder}")]
     MacTaken {
-        /// The MAC address.
+        /// Requested MAC address.
         mac: Mac,
-        /// Who has it.
+        /// Attachment that uses the address.
         holder: Attachment,
     },
-    /// It could not be written down.
+    /// The ledger could not be read or written.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
 }

@@ -1,4 +1,4 @@
-//! What is wrong with a record that is not applied.
+//! Problems with records that are not applied, or only in part.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -8,110 +8,110 @@ use polder_api::{Family, Mac, NodeName, PoolName};
 use crate::record::{MTU_RANGE, NodeRecord};
 use crate::{Block, Cidr};
 
-/// Why a record cannot be believed, or why it is not used here.
+/// Reason why a record is not used on this node.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum Fault {
-    /// It cannot be read, or its pool cannot be used here, for that reason.
+    /// The record cannot be decoded, or its pool is not or only partly usable on this node; with the reason.
     #[error("{0}")]
     Refused(String),
-    /// Two nodes cannot share that.
+    /// Two nodes cannot share this address.
     #[error("its {identity} is already used by node {owner}")]
     OfAnother {
-        /// What is another's.
+        /// The address that is already used.
         identity: Identity,
-        /// Whose it is.
+        /// The node that uses it.
         owner: NodeName,
     },
-    /// A node has one of them.
+    /// A node has at most one of them per family.
     #[error("it has more than one {family} {kind} address")]
     TooMany {
         /// The family of the addresses.
         family: Family,
-        /// What they are for.
+        /// `underlay`, `gateway` or `probe`.
         kind: &'static str,
     },
-    /// No packet to it leaves a host.
+    /// An unspecified, loopback or multicast address.
     #[error("{0} cannot be used as the address of a node")]
     Unreachable(IpAddr),
-    /// It would lead to a pod.
+    /// A route to it would lead to a pod.
     #[error("its underlay address {address} is inside pool {pool}")]
     UnderlayInPool {
-        /// The address.
+        /// The underlay address.
         address: IpAddr,
-        /// The pool.
+        /// The pool that contains it.
         pool: PoolName,
     },
-    /// It is a group's, or nobody's.
+    /// A multicast or all-zero MAC address.
     #[error("{0} is not a unicast MAC address")]
     Mac(Mac),
-    /// No interface takes it, or no host has to.
+    /// Outside [`MTU_RANGE`].
     #[error("its MTU {mtu} is out of range {} to {}", MTU_RANGE.start(), MTU_RANGE.end())]
     Mtu {
-        /// What it says, in bytes.
+        /// MTU in the record, in bytes.
         mtu: u32,
     },
-    /// The rest of the record is used.
+    /// The address is ignored; the rest of the record is used.
     #[error("its gateway address {0} is not in a pool")]
     StrayGateway(IpAddr),
-    /// The rest of the record is used.
+    /// The address is ignored; the rest of the record is used.
     #[error("its probe address {0} is not in one of its blocks: the address is not used")]
     StrayProbe(IpAddr),
-    /// Another claim is older.
+    /// An earlier claim overlaps it.
     #[error("it overlaps {first}, which node {node} claimed first")]
     Overlaps {
         /// The block of the older claim.
         first: Block,
-        /// Whose that is.
+        /// Owner of the older claim.
         node: NodeName,
     },
-    /// Some of its addresses are needed here otherwise.
+    /// The pool is unusable on this node: the node needs some of its addresses, or pods cannot have them.
     #[error("pool {0} cannot be used on this node")]
     UnusablePool(PoolName),
-    /// Its pool is not there.
+    /// Its pool does not exist.
     #[error("there is no pool {0}")]
     NoPool(PoolName),
-    /// Its pool is cut otherwise.
+    /// It is outside the pool's range, or not of its block length.
     #[error("pool {pool} is {cidr} with blocks of /{block_length}")]
     NoBlockOf {
         /// The pool.
         pool: PoolName,
-        /// Its range.
+        /// Range of the pool.
         cidr: Cidr,
-        /// The prefix length of its blocks.
+        /// Prefix length of the pool's blocks.
         block_length: u8,
     },
-    /// Nobody may use it yet.
+    /// No node may use the block yet.
     #[error("its owner {0} was removed: the block is held back until the pods there are confirmed gone")]
     Rests(NodeName),
-    /// Its owner has no record that can be believed.
+    /// Its owner has no valid record.
     #[error("its owner {0} is not a node of the cluster")]
     NoNode(NodeName),
-    /// Its owner is gone, and another node has the name.
+    /// Its owner is gone, and another node has the same name.
     #[error("it belongs to an earlier incarnation of node {0}")]
     Earlier(NodeName),
-    /// No pool has the address for a workload.
+    /// No pool for reservations contains the address.
     #[error("it is not in a pool for reservations")]
     StrayReservation,
 }
 
-/// What no two nodes can share.
+/// An address that two nodes cannot share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Identity {
-    /// Where peers reach it.
+    /// Underlay address.
     Underlay(IpAddr),
-    /// Its own address in the pod network.
+    /// Gateway address of the node in the pod network.
     Gateway(IpAddr),
-    /// The MAC address of its end of the tunnels.
+    /// MAC address of the VXLAN tunnel endpoint.
     Tunnel(Mac),
 }
 
 impl Identity {
-    /// Whether it is where peers reach a node.
+    /// Whether it is an underlay address.
     pub(super) fn is_of_underlay(&self) -> bool {
         matches!(self, Self::Underlay(_))
     }
 
-    /// All of a node.
+    /// All addresses of a node that must be unique.
     pub(super) fn all(record: &NodeRecord) -> impl Iterator<Item = Self> {
         let underlay = record.underlay.iter().copied().map(Self::Underlay);
         let gateways = record.gateways.iter().copied().map(Self::Gateway);

@@ -6,7 +6,7 @@ use crate::store::{Contents, Entry, Update};
 
 use super::*;
 
-/// A cluster of `me`, `a` and `b` with a block each.
+/// A cluster of `me`, `a` and `b` with one block each.
 struct Cluster {
     entries: Vec<Entry>,
 }
@@ -57,7 +57,7 @@ impl Cluster {
         self.put(&key.to_string(), encode(&record));
     }
 
-    /// The names of the peers with the number of their blocks, and the only problem.
+    /// The names of the peers with the number of their blocks, and the only problem, if any.
     fn seen(self) -> (Vec<(String, usize)>, String) {
         let mut view = View::default();
         view.apply(Update::Loaded(Contents { revision: Revision::new(99), entries: self.entries }));
@@ -173,7 +173,7 @@ fn a_claim_that_does_not_fit_is_refused_and_draws_no_traffic() {
 #[test]
 fn an_underlay_address_is_that_of_the_living_node_and_everything_else_that_of_the_older_record() {
     let mut cluster = Cluster::new();
-    // `b` has got the address of `a`, and is the younger record.
+    // `b` gets the underlay address of `a`; the record of `b` is newer.
     cluster.node("b", &NodeRecord { underlay: node(1).underlay, ..node(2) });
     let mut view = View::default();
     view.apply(Update::Loaded(Contents { revision: Revision::new(99), entries: cluster.entries.clone() }));
@@ -186,7 +186,7 @@ fn an_underlay_address_is_that_of_the_living_node_and_everything_else_that_of_th
     assert_eq!(names(&view, &["b"]), ["a"]);
     assert_eq!(names(&view, &["a"]), ["b"]);
     assert_eq!(names(&view, &["a", "b"]), ["a"]);
-    // Nobody's death gives his gateway address to another.
+    // A node that is not alive keeps its gateway address.
     for underlay in [node(2).underlay, node(1).underlay] {
         cluster.node("b", &NodeRecord { underlay, gateways: node(1).gateways, ..node(2) });
         let entries = cluster.entries.clone();

@@ -1,7 +1,7 @@
-//! Records as they are in the store: read strictly, and written.
+//! Strict decoding and encoding of the datastore's records.
 //!
-//! A record comes from outside. One that has an unknown field, lacks one or contradicts its key is refused with the
-//! key named, and never applied in part.
+//! Records come from outside this process. A record with an unknown or missing field, or one that contradicts its key,
+//! is refused with its key, and never applied in part.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -23,13 +23,13 @@ use crate::prefix;
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("record {key} is refused: {reason}")]
 pub struct RefusedRecord {
-    /// Where it is.
+    /// Key of the record.
     pub key: String,
-    /// What is wrong with it.
+    /// Decoding error or contradiction.
     pub reason: String,
 }
 
-/// A record of a kind that agents follow.
+/// A record of a type that agents watch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {
     /// At [`Key::Cluster`].
@@ -48,12 +48,12 @@ pub enum Record {
     Inspection(InspectionRecord),
 }
 
-/// What is said of a fence where an earlier build put it.
+/// Reason for refusing a fence at the key of an earlier build.
 const OLD_FENCE: &str = "it is the fence of a removed node, written by an earlier build: fences are now at \
                          fences/NODE/INCARNATION. When the node is registered again, remove it again with \
                          polderctl node remove, then delete this key with etcdctl del";
 
-/// Reads the record behind a key that agents follow.
+/// Decodes the record at a key that agents watch.
 pub fn decode(key: &str, value: &[u8]) -> Result<Record, RefusedRecord> {
     let refused =
         |reason: &dyn fmt::Display| RefusedRecord { key: key.to_owned(), reason: reason.to_string() };
@@ -98,17 +98,17 @@ pub fn decode(key: &str, value: &[u8]) -> Result<Record, RefusedRecord> {
     Ok(record)
 }
 
-/// Reads the record behind [`Key::Address`].
+/// Decodes the record at [`Key::Address`].
 pub fn address(value: &[u8]) -> Result<AddressRecord, serde_json::Error> {
     serde_json::from_slice(value)
 }
 
-/// Reads the record behind [`Key::Alive`].
+/// Decodes the record at [`Key::Alive`].
 pub fn alive(value: &[u8]) -> Result<Alive, serde_json::Error> {
     serde_json::from_slice(value)
 }
 
-/// A record as it goes into the store.
+/// Encodes a record as JSON for the datastore.
 pub fn encode(record: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(record).expect("records are plain data with text keys")
 }

@@ -1,8 +1,9 @@
-//! Who this node is: what machine id, boot id and ledger prove, and what is done about each combination of them.
+//! The identity of this node: the evidence from machine id, boot id and ledger, and the step for each combination of
+//! them.
 //!
-//! The *boot id* proves that the kernel has not restarted; containers of one host share it. The *machine id* proves that
-//! the installation is the same, unless its disk was copied; a container can have another one after each start. The
-//! *ledger* alone names the incarnation; it can be a copy, too. `docs/architecture.md` has the table.
+//! The *boot id* proves that the kernel has not restarted; containers of one host share it. The *machine id* proves
+//! that the installation is the same, unless its disk was copied; a container can have another one after each start.
+//! Only the *ledger* names the incarnation; it can be a copy, too. The table is in `docs/architecture.md`.
 
 use polder_api::NodeName;
 use polder_api::rule;
@@ -15,27 +16,27 @@ use crate::record::{Alive, ClusterRecord, FenceRecord, Life, NodeRecord, PodsGon
 use crate::removal;
 use crate::view::{Known, Source, View};
 
-/// What proves that a machine is the node that its ledger names.
+/// The evidence required that a machine is the node that its ledger names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Proof {
     /// The ledger, and the machine id or the boot id.
     #[default]
     Machine,
-    /// The ledger alone: its user answers for it that it is never copied.
+    /// The ledger alone: the operator guarantees that it is never copied.
     Ledger,
 }
 
-/// What the ids say about this machine and the one of a record.
+/// Relation between this machine and that of a record, according to their ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kinship {
-    /// Both ids are the same: it is the same life.
+    /// Both ids are equal: the same boot.
     Same,
-    /// The same machine was booted.
+    /// The same machine id with another boot id: the machine was rebooted.
     Rebooted,
-    /// Another machine id on the same running kernel: a container that was restarted, or another container.
+    /// Another machine id on the same running kernel: a restarted container, or another container.
     OneKernel,
-    /// Nothing in common: another machine, or one whose restart changed both.
+    /// Both ids differ: another machine, or a restart that changed both.
     Stranger,
 }
 
@@ -51,7 +52,7 @@ impl Kinship {
 }
 
 rule! {
-    /// Whether the ledger's word needs nobody else's.
+    /// Whether the ledger alone is enough evidence.
     fn ledger_is_proof(facts: &Facts<'_>) -> bool {
         facts.proof == Proof::Ledger
     }
@@ -59,7 +60,7 @@ rule! {
 }
 
 rule! {
-    /// Whether that incarnation of a node was removed.
+    /// Whether this incarnation was removed.
     fn was_removed(view: &View, incarnation: &Incarnation) -> bool {
         view.fences.contains_key(incarnation)
     }
@@ -67,7 +68,7 @@ rule! {
 }
 
 rule! {
-    /// Whether the record is of another life than this one, which may not have ended.
+    /// Whether the record is from another boot or machine, which may still be alive.
     fn is_of_another(life: Life<'_>, record: &NodeRecord) -> bool {
         Kinship::of(life, record.into()) != Kinship::Same
     }
@@ -75,7 +76,7 @@ rule! {
 }
 
 rule! {
-    /// The fence that is this machine's, when it has no ledger: nothing else tells, so none is.
+    /// The fence of this machine if it has no ledger. Always `None`: only the ledger identifies a fence.
     fn own_fence<'a>(facts: &Facts<'a>) -> Option<&'a Incarnation> {
         let _ = facts;
         None
@@ -89,12 +90,12 @@ rule! {
     }
 }
 
-/// Whether the record is another machine's, and nothing but an operator's word makes this one its node.
+/// Whether the record is another machine's, and only an operator can permit this machine to take it over.
 pub(super) fn is_strangers(facts: &Facts<'_>, record: &NodeRecord) -> bool {
     Kinship::of(facts.life, record.into()) == Kinship::Stranger && !ledger_is_proof(facts)
 }
 
-/// What a node does that was removed.
+/// The next step of a removed node.
 pub(super) fn leave(facts: &Facts<'_>, identity: &Identity) -> Step {
     if !facts.own.is_bare() {
         return Step::CutOff;
@@ -114,13 +115,13 @@ pub(super) fn leave(facts: &Facts<'_>, identity: &Identity) -> Step {
     Step::Removed(Removed::Unconfirmed(node))
 }
 
-/// Whether this machine can say for the one that was removed that its pods are gone. One with its ledger and other ids
-/// could have a copy, while the pods live on.
+/// Whether this machine can confirm for the removed one that its pods are gone. A machine with the ledger but two other
+/// ids can have a copy of it, while the pods still run.
 fn could_confirm(facts: &Facts<'_>, fence: &FenceRecord) -> bool {
     Kinship::of(facts.life, fence.into()) != Kinship::Stranger || ledger_is_proof(facts)
 }
 
-/// Who this node is: what its ledger says, or what it now becomes.
+/// The identity in the node's ledger, or the step that determines it.
 pub(super) fn identify<'a>(facts: &'a Facts<'_>, cluster: &ClusterRecord) -> Result<&'a Identity, Step> {
     let Facts { me, view, .. } = facts;
     let registered = view.nodes.get(*me);
@@ -129,7 +130,7 @@ pub(super) fn identify<'a>(facts: &'a Facts<'_>, cluster: &ClusterRecord) -> Res
         let (ledger, store) = (identity.cluster.clone(), cluster.id.clone());
         return Err(Step::Conflict(Conflict::Cluster { ledger, store }.into()));
     }
-    // Before all else: whoever has the name now, this ledger's incarnation is no member any more.
+    // Checked first: this ledger's incarnation was removed, even if another machine has the name now.
     if view.source == Source::Store && was_removed(view, &identity.incarnation) {
         return Err(Step::Identify(Identity { standing: Standing::Removed, ..identity.clone() }));
     }
@@ -152,7 +153,7 @@ pub(super) fn identify<'a>(facts: &'a Facts<'_>, cluster: &ClusterRecord) -> Res
     }
 }
 
-/// What stands in the way of being the node that the ledger names: who has its record may be another machine.
+/// The step that prevents this machine from being the node of its ledger: the record may be another machine's.
 fn prove(facts: &Facts<'_>, node: &Known<NodeRecord>) -> Option<Step> {
     let (me, other) = (facts.me, Life::from(&*node.record));
     let is_adopted = facts.adopted.is_some_and(|adopted| Life::from(adopted) == other);
@@ -169,7 +170,7 @@ fn prove(facts: &Facts<'_>, node: &Known<NodeRecord>) -> Option<Step> {
     })
 }
 
-/// What stands in the way of taking the node's record over from another life: perhaps that is no earlier one.
+/// The step that prevents taking the record over from another boot or machine: that one may still be alive.
 fn is_double(facts: &Facts<'_>, node: &Known<NodeRecord>) -> Option<Step> {
     if !is_of_another(facts.life, &node.record) || facts.view.source != Source::Store {
         return None;
@@ -190,7 +191,7 @@ fn alive(facts: &Facts<'_>, other: &Alive) -> Conflict {
     }
 }
 
-/// What a node becomes whose ledger knows nobody.
+/// The next step of a node whose ledger has no identity.
 fn introduce(facts: &Facts<'_>, cluster: &ClusterRecord, registered: Option<&Known<NodeRecord>>) -> Step {
     let become_one = |incarnation: &Incarnation, standing| {
         let (node, incarnation) = (facts.me.clone(), incarnation.clone());
@@ -198,7 +199,7 @@ fn introduce(facts: &Facts<'_>, cluster: &ClusterRecord, registered: Option<&Kno
     };
     if let Some(node) = registered {
         return match Kinship::of(facts.life, (&*node.record).into()) {
-            // Its ledger is lost. What lives in the same boot is the node itself.
+            // Its ledger is lost. In the same boot, no other can be alive: it is this node.
             Kinship::Same | Kinship::Rebooted => is_double(facts, node)
                 .unwrap_or_else(|| become_one(&node.record.incarnation, Standing::Member)),
             Kinship::OneKernel | Kinship::Stranger => {
@@ -217,25 +218,25 @@ fn introduce(facts: &Facts<'_>, cluster: &ClusterRecord, registered: Option<&Kno
         return become_one(incarnation, Standing::Removed);
     }
     if removed.next().is_some() && !facts.own.is_bare() {
-        // Its ledger is lost, and it was removed: the pods that it has are none of the new node's. Without the ledger it
-        // cannot confirm that they are gone.
+        // Its ledger is lost, and a node of this name was removed: the existing pods do not belong to the new node.
+        // Without the ledger it cannot confirm that they are gone.
         return Step::CutOff;
     }
     become_one(&Incarnation::new(facts.fresh.to_owned()), Standing::Member)
 }
 
-/// Why a machine does not take the place of another.
+/// Reason why a machine cannot replace another.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotAdopted {
-    /// The agent has another name.
+    /// The agent has another node name.
     #[error(
         "this machine is configured as node {me}, not {wanted}: run this on the machine that is to become \
          node {wanted}"
     )]
     Name {
-        /// The agent's name.
+        /// Node name of the agent.
         me: NodeName,
-        /// The name that was given.
+        /// Node name in the request.
         wanted: NodeName,
     },
     /// The ledger does not name the node.
@@ -244,12 +245,12 @@ pub enum NotAdopted {
          is gone for good, run polderctl node remove {0} --dead: this machine then joins as a new node"
     )]
     Ledger(NodeName),
-    /// Nobody has the name.
+    /// No node is registered with the name.
     #[error("node {0} is not registered: there is nothing to adopt")]
     Unregistered(NodeName),
 }
 
-/// The machine in whose place this one comes, by an operator's word; `None` if it is the node already.
+/// The machine that this one replaces, at an operator's request; `None` if this machine is already the node.
 pub fn adopt(
     view: &View,
     me: &NodeName,

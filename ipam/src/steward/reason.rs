@@ -1,4 +1,4 @@
-//! Why a node is not registered: it waits, conflicts with another node, or was removed.
+//! Reasons why a node has no further step: it waits, conflicts with another node, or was removed.
 
 use polder_api::{NodeName, PoolName};
 
@@ -8,7 +8,7 @@ use crate::claim::NoClaim;
 use crate::ids::{ClusterId, Incarnation, MachineId};
 use crate::record::Alive;
 
-/// What a node waits for. It keeps using what it owns.
+/// Reason for waiting. The node keeps using what it owns.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Waiting {
     /// No records were read yet.
@@ -26,9 +26,9 @@ pub enum Waiting {
     /// The pool of an owned block does not exist.
     #[error("pool {pool} of this node's block {block} is missing: add it again with polderctl pool add")]
     PoolGone {
-        /// The pool.
+        /// Name of the missing pool.
         pool: PoolName,
-        /// The block, of which addresses are in use.
+        /// The node's block in it.
         block: Block,
     },
     /// No block can be claimed.
@@ -62,11 +62,11 @@ pub enum Conflict {
          until one of the two releases it"
     )]
     Block {
-        /// The block as this node has it.
+        /// The block in this node's ledger.
         own: Block,
-        /// The block of the claim.
+        /// The block of the claim, which overlaps it.
         claimed: Block,
-        /// Whose the claim is.
+        /// Owner of the claim.
         by: NodeName,
     },
     /// The ledger is from another cluster.
@@ -75,23 +75,23 @@ pub enum Conflict {
          the right datastore, or drain the node and give it another state directory"
     )]
     Cluster {
-        /// That of the ledger.
+        /// Cluster id in the ledger.
         ledger: ClusterId,
-        /// That of the store.
+        /// Cluster id in the datastore.
         store: ClusterId,
     },
-    /// The ledger is another node's.
+    /// The ledger belongs to another node name.
     #[error(
         "the state directory belongs to node {ledger}, but this is {me}: start the agent under its old name, \
          or drain the node and give it another state directory"
     )]
     Name {
-        /// Whose the ledger is.
+        /// Node name in the ledger.
         ledger: NodeName,
-        /// This node.
+        /// Configured name of this node.
         me: NodeName,
     },
-    /// The ledger is of an earlier node of that name, or of another.
+    /// The ledger belongs to an earlier node of that name, or to another machine.
     #[error(
         "node {me} is registered as incarnation {registered} ({other}), but the ledger of this machine is of \
          incarnation {ledger}, which is older or belongs to another machine. If no pod runs here, stop the agent, \
@@ -101,9 +101,9 @@ pub enum Conflict {
     Incarnation {
         /// This node.
         me: NodeName,
-        /// The incarnation that has the name.
+        /// The incarnation registered with the name.
         registered: Incarnation,
-        /// The machine that it is on.
+        /// Machine id and boot id of the registered node.
         other: Alive,
         /// The incarnation of the ledger.
         ledger: Incarnation,
@@ -116,7 +116,7 @@ pub enum Conflict {
     Unasked {
         /// This node.
         me: NodeName,
-        /// The machine of its record.
+        /// Machine id and boot id in its record.
         other: Alive,
     },
     /// Machine id and boot id both differ from the record, and the ledger could be a copy.
@@ -131,9 +131,9 @@ pub enum Conflict {
     Stranger {
         /// This node.
         me: NodeName,
-        /// The machine of its record.
+        /// Machine id and boot id in its record.
         other: Alive,
-        /// This machine.
+        /// Machine id and boot id of this machine.
         own: Alive,
     },
     /// The same machine is alive in another boot.
@@ -145,7 +145,7 @@ pub enum Conflict {
     OtherBoot {
         /// This node.
         me: NodeName,
-        /// What lives.
+        /// The boot that is alive.
         other: Alive,
     },
     /// Another machine with this name is alive.
@@ -158,7 +158,7 @@ pub enum Conflict {
     OtherMachine {
         /// This node.
         me: NodeName,
-        /// What lives.
+        /// The machine that is alive.
         other: Alive,
     },
     /// The machine is registered under another name.
@@ -168,9 +168,9 @@ pub enum Conflict {
          the machine; if the node was renamed, remove {registered} with polderctl node remove"
     )]
     Clone {
-        /// That of this machine.
+        /// Machine id of this machine.
         machine_id: MachineId,
-        /// The node that has it.
+        /// The node registered with it.
         registered: NodeName,
     },
     /// The name is registered by another machine, and this machine has no ledger.
@@ -184,9 +184,9 @@ pub enum Conflict {
     Taken {
         /// This node.
         me: NodeName,
-        /// The machine of its record.
+        /// Machine id and boot id in its record.
         other: Alive,
-        /// This machine.
+        /// Machine id and boot id of this machine.
         own: Alive,
     },
 }
@@ -203,9 +203,9 @@ pub enum Removed {
         named(node, namesake.as_ref())
     )]
     Done {
-        /// Its name.
+        /// Name of the removed node.
         node: NodeName,
-        /// The machine that has the name now.
+        /// The machine registered with the name now, if any.
         namesake: Option<Alive>,
     },
     /// The ledger could be a copy: pods of the removed machine may still run.
@@ -216,9 +216,9 @@ pub enum Removed {
          --earlier on any node. {AGAIN}"
     )]
     Stranger {
-        /// Its name.
+        /// Name of the removed node.
         node: NodeName,
-        /// The machine that was removed.
+        /// Machine id and boot id in the fence.
         removed: Alive,
     },
     /// The datastore is unreachable.

@@ -1,4 +1,4 @@
-//! What the changes of a node rest on.
+//! Tests: a removed node cannot change records, because every change depends on the node's record.
 
 use std::collections::BTreeMap;
 
@@ -43,7 +43,7 @@ fn identity() -> Identity {
     }
 }
 
-/// The view of a node that is registered, with these records besides.
+/// The view of a registered node, with additional records.
 fn view(more: Vec<(Key, Vec<u8>)>) -> View {
     let cluster = ClusterRecord::new(ClusterId::new("c"));
     let Presence { underlay, vtep_mac, mtu, version } = presence();
@@ -93,7 +93,7 @@ fn step_of_boot(boot_id: &str, double: Double, view: &View, own: Own) -> Step {
     })
 }
 
-/// What is changed, if that rests on the node's record.
+/// The change of a step, if it depends on the node's record.
 fn change(step: Step) -> Option<Change> {
     let Step::Commit(change) = step else { return None };
     let own = Compare::Unchanged { key: Key::Node(name()).to_string(), revision: NODE_REVISION };
@@ -155,7 +155,7 @@ fn thousands_of_blocks_go_back_in_few_changes() {
         assert!(txn.writes.len().max(txn.compares.len()) <= MOST_RECORDS, "{}", txn.compares.len());
         let Change::GiveBackBlocks { blocks: back, .. } = change else { panic!("{change}") };
         let back: Vec<Block> = back.into_iter().map(|(block, _)| block).collect();
-        // What is gone from the store is forgotten in one step.
+        // Blocks without a claim are removed from the ledger in one step.
         let own = Own { blocks: back.iter().map(owned).collect(), ..Own::default() };
         assert_eq!(step(&view(Vec::new()), own), Step::Disown(back.clone()));
         blocks.retain(|block| !back.contains(block));

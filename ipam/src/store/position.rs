@@ -1,10 +1,10 @@
-//! How far a follower of a range has come, and what it makes of what a watch says.
+//! The position of a watch in a range, and the processing of its events.
 //!
-//! A watch begins with the last revision that is known, and what it says of that is not heard again. To begin behind
-//! it would be wrong: if history was compacted at the first revision that is not known, etcd up to 3.4.33 and 3.5.15
-//! opens the watch and says nothing of what was deleted at that revision. So it refuses, and everything is read.
+//! A watch starts at the last known revision; events of that revision are ignored. A start at the next revision would
+//! be wrong: if history was compacted exactly there, etcd up to 3.4.33 and 3.5.15 opens the watch but does not report
+//! what was deleted at that revision. With a start at the known revision etcd refuses, and everything is read again.
 //!
-//! This decides, and asks nobody: what asks is the follower of a real etcd, or that of a simulated one.
+//! This module makes no requests: the watch of a real or of a simulated etcd does.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -15,60 +15,62 @@ use super::{Contents, Entry, KeyChange, Update};
 use crate::Revision;
 use crate::key::Range;
 
-/// How far a follower has come.
+/// The position of a watch in a range.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Position {
     /// Revision up to which everything is known; `None` before the first load.
     known: Option<Revision>,
-    /// The entry that changed last, if that was no deletion. A store that has it has what was known.
+    /// The last changed entry, unless the last change was a deletion. A datastore with this entry has all known
+    /// entries.
     witness: Option<Entry>,
-    /// The keys that are there.
+    /// The existing keys.
     keys: BTreeSet<String>,
-    /// Whether the last word was that nothing is heard.
+    /// Whether the last update was [`Update::Lost`].
     lost: bool,
 }
 
-/// What a watch says.
+/// An event of a watch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Heard {
-    /// It is open.
+    /// The watch is open.
     Opened {
-        /// The revision of the store.
+        /// Revision of the datastore.
         revision: Revision,
     },
-    /// These keys changed. None at all is a sign of life.
+    /// Changed keys. An empty list shows that the watch is alive.
     Changes {
-        /// The revision of the store.
+        /// Revision of the datastore.
         revision: Revision,
-        /// What changed, in order, and the revision of each.
+        /// The changes in order, each with its revision.
         changes: Vec<(Revision, KeyChange)>,
     },
-    /// It is closed, because changes that it should tell of are before this revision and forgotten.
+    /// The watch was closed: it needs changes before this revision, which were compacted.
     Compacted {
-        /// The revision.
+        /// Compaction revision of the datastore.
         revision: Revision,
     },
-    /// It is closed for this reason.
+    /// The watch was cancelled.
     Cancelled {
-        /// The reason.
+        /// Message of the datastore.
         reason: String,
     },
 }
 
-/// How often it is looked whether something was missed ([`Position::has_missed`]).
+/// Interval of the checks for missed changes ([`Position::has_missed`]).
 pub const VERIFY_EVERY: Duration = Duration::from_secs(180);
 
-/// Why following has to be interrupted.
+/// Reason for interrupting a watch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Interruption {
-    /// It goes on behind what is known.
+    /// The watch can resume at the known revision.
     Broken(String),
-    /// It begins anew.
+    /// Everything must be read again.
     Gap(String),
 }
 
 rule! {
-    /// Whether a watch has not told of everything: there are more keys, or fewer, than it told of.
+    /// Whether the watch missed changes: the number of known keys (`told`) differs from that of existing keys
+    /// (`there`).
     fn differ(told: usize, there: usize) -> bool {
         told != there
     }
@@ -76,7 +78,7 @@ rule! {
 }
 
 rule! {
-    /// Whether the store is what it was, and what has changed since is all that is new.
+    /// Whether the datastore still has the witness, so that only later changes are missing.
     fn is_witnessed(witness: Option<&Entry>, found: Option<&Entry>) -> bool {
         witness.is_some() && witness == found
     }
@@ -84,24 +86,24 @@ rule! {
 }
 
 impl Position {
-    /// Whether everything was read once, and following can go on from there.
+    /// Whether everything was read once, so that the watch can resume.
     fn is_loaded(&self) -> bool {
         self.known.is_some()
     }
 
-    /// Up to which revision everything is known.
+    /// The revision up to which everything is known; 0 before the first read.
     pub fn known(&self) -> Revision {
         self.known.unwrap_or_default()
     }
 
-    /// Whether something was missed, given how many keys there are. etcd does not send again what was deleted at the very
-    /// revision up to which it forgets, to a watch that it has not caught up with, and what it does not forget is no
-    /// deletion: so the number tells. A wrong yes costs one load.
+    /// Whether a change was missed, given the number of existing keys. etcd does not report a deletion at exactly the
+    /// compaction revision to a watch that is still catching up. Compaction drops only deletions at that revision, so
+    /// the number of keys shows the loss. A false positive costs one full read.
     pub fn has_missed(&self, keys: usize) -> bool {
         self.is_loaded() && differ(self.keys.len(), keys)
     }
 
-    /// What to read before a watch is opened, for [`Self::begin`]: the whole range; or where following can go on, the key of the
+    /// The range to read before a watch is opened, for [`Self::begin`]: the whole range; or, to resume, the key of the
     /// witness, if there is one.
     pub fn to_read(&self, range: &Range) -> Option<Range> {
         if !self.is_loaded() {
@@ -110,7 +112,7 @@ impl Position {
         self.witness.as_ref().map(|entry| Range::single(entry.key.clone()))
     }
 
-    /// Takes in what is there. The revision to watch from, and what there is to say.
+    /// Processes the entries that were read. Returns the revision to watch from, and the update, if any.
     pub fn begin(&mut self, there: Contents) -> Result<(Revision, Option<Update>), Interruption> {
         if self.is_loaded() {
             return Ok((self.resume(there.entries.first())?, None));
@@ -119,9 +121,9 @@ impl Position {
         Ok((from, Some(loaded)))
     }
 
-    /// The revision to watch from, given what now stands behind the key of the witness. A store that was emptied, or
-    /// set back to an earlier state, may have gone on to any revision by now; one that has the last change as it was
-    /// has all before it, too. A wrong no costs one load.
+    /// The revision to watch from, given the current entry at the key of the witness. A datastore that was emptied or
+    /// restored to an earlier state may have reached any revision since. If it has the last change unchanged, it has
+    /// all earlier ones, too. A false negative costs one full read.
     fn resume(&self, found: Option<&Entry>) -> Result<Revision, Interruption> {
         match self.known {
             Some(known) if is_witnessed(self.witness.as_ref(), found) => Ok(known),
@@ -131,7 +133,7 @@ impl Position {
         }
     }
 
-    /// Begins anew with all entries. The revision to watch from, and what there is to say.
+    /// Starts again with all entries. Returns the revision to watch from, and the update.
     pub fn load(&mut self, contents: Contents) -> (Revision, Update) {
         self.witness = contents.entries.iter().max_by_key(|entry| entry.revision).cloned();
         self.known = Some(contents.revision);
@@ -140,8 +142,7 @@ impl Position {
         (contents.revision, Update::Loaded(contents))
     }
 
-    /// Takes in what a watch says; what is known already is left out. Returns what there is to say about it, which
-    /// may be nothing.
+    /// Processes an event of a watch, without changes that are already known. Returns the update, if any.
     pub fn hear(&mut self, heard: Heard) -> Result<Option<Update>, Interruption> {
         let known = self.known();
         let changes = match heard {
@@ -155,7 +156,7 @@ impl Position {
                 let gap = format!("the datastore is at revision {revision} but was at {known}");
                 return Err(Interruption::Gap(gap));
             }
-            // An event is never older than what is known: this is a late answer to a request for progress.
+            // Events are never older than the known revision: this is a late response to a progress request.
             Heard::Changes { revision, .. } if revision < known => return Ok(None),
             Heard::Opened { .. } => Vec::new(),
             Heard::Changes { changes, .. } => changes,
@@ -181,7 +182,7 @@ impl Position {
         Ok(Some(update))
     }
 
-    /// Notes that nothing is heard any more, and says so.
+    /// Marks the watch as interrupted and returns the update.
     pub fn lose(&mut self, interruption: Interruption) -> Update {
         self.lost = true;
         let reason = match interruption {

@@ -7,7 +7,7 @@ use crate::prefix;
 /// Cause of a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Cause {
-    /// The store takes no writes because its quota is used up (the NOSPACE alarm).
+    /// The datastore accepts no writes because its quota is used up (NOSPACE alarm).
     NoSpace,
     /// The client's etcd user lacks permission.
     Permission,
@@ -19,11 +19,11 @@ pub enum Cause {
     StaleAuth,
     /// The datastore is overloaded.
     Busy,
-    /// The member is a learner, which serves no such request.
+    /// The etcd member is a learner, which does not serve this request.
     Learner,
     /// The request is too large or malformed.
     Request,
-    /// The store's file cannot be written.
+    /// The datastore's file cannot be written.
     Disk,
 }
 
@@ -39,10 +39,10 @@ pub enum Asker {
     OperatorWithCredentials,
 }
 
-/// A request that the store has refused.
+/// A request that the datastore refused.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Refusal {
-    /// Why.
+    /// Cause of the refusal.
     pub cause: Cause,
     /// Message of the datastore.
     pub words: String,
@@ -55,19 +55,19 @@ pub struct Refusal {
 pub enum Effect {
     /// It did not and will not take effect.
     None,
-    /// It did not happen, except that it is one of those that used up the quota: etcd carries these out and answers with the
-    /// same words (`quotaApplierV3` of its `apply.go`, in all releases; of 16 writers at once, up to 15 writes on 3.4.23).
-    /// One look tells.
+    /// The write did not take effect, unless it is one of those that used up the quota: etcd executes these and returns
+    /// the same message (`quotaApplierV3` of its `apply.go`, in all releases; of 16 concurrent writers, up to 15 writes
+    /// on 3.4.23). One read shows the result.
     Perhaps,
 }
 
 impl Refusal {
-    /// A refusal of a request of an agent.
+    /// The refusal of an agent's request.
     pub fn new(cause: Cause, words: String) -> Self {
         Self { cause, words, asker: Asker::Agent }
     }
 
-    /// Remedy for this client.
+    /// Remedy, depending on the client.
     pub fn remedy(&self) -> String {
         let prefix = prefix::in_use();
         match (self.asker, self.cause) {
@@ -102,7 +102,7 @@ impl Refusal {
 }
 
 impl Cause {
-    /// Remedy.
+    /// Remedy for an agent's request.
     pub fn remedy(self) -> String {
         let prefix = prefix::in_use();
         let fixed = match self {
@@ -138,7 +138,7 @@ impl Cause {
         fixed.to_owned()
     }
 
-    /// Whether the cause persists until an operator acts.
+    /// Whether the cause persists until an operator corrects it.
     pub fn is_lasting(self) -> bool {
         !matches!(self, Self::StaleAuth | Self::Busy | Self::Learner)
     }
@@ -180,7 +180,7 @@ mod tests {
             StoreError::Refused { store: "etcd".to_owned(), refusal }.needs_look()
         };
         assert_eq!(Refusal::new(Cause::NoSpace, String::new()).effect(), Effect::Perhaps);
-        // And so it is worth a look.
+        // So its result must be read.
         assert!(needs_look(Cause::NoSpace));
         assert!(!needs_look(Cause::Permission));
         assert!(!needs_look(Cause::StaleAuth));

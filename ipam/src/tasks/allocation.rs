@@ -1,4 +1,4 @@
-//! Finding addresses for an attachment: in the node's blocks, or in one that is claimed for it.
+//! Allocates addresses to an attachment: from the node's blocks, or from a block that is claimed for it.
 
 use std::net::IpAddr;
 
@@ -16,27 +16,27 @@ use crate::reservation::Denied;
 use crate::shortage::{self, Foreign};
 use crate::view::{Known, View};
 
-/// Where addresses for an attachment are sought.
+/// The context of one allocation.
 #[derive(Debug)]
 pub(super) struct Allocation<'a, H, C> {
     pub(super) host: &'a H,
     pub(super) me: &'a Me,
     pub(super) caller: &'a C,
-    /// The cluster, as the request was admitted by.
+    /// The view of the cluster on which the request was admitted.
     pub(super) view: &'a View,
 }
 
-/// What came of a wish.
+/// The result of a wish.
 #[derive(Debug)]
 pub(super) enum Allocated {
-    /// The attachment has these addresses now.
+    /// The attachment now has these addresses.
     New(Held),
-    /// It had them before.
+    /// The attachment already had these addresses.
     Exists(Held),
 }
 
 impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
-    /// Gives the attachment its addresses: all of them are in the ledger when this returns, or none is.
+    /// Allocates addresses to the attachment. On return, the ledger contains all of them or none.
     pub(super) async fn allocate(
         &self,
         kind: Kind,
@@ -59,13 +59,13 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
         };
         let allocated = self.fulfil(&wish).await;
         if !reserved.is_empty() {
-            // It has them by now, or what was handed over for it is let go.
+            // Used addresses are in the ledger by now; the steward releases the unused ones.
             self.give_up(reserved, &wish.attachment).await;
         }
         allocated
     }
 
-    /// Expects reserved addresses no more for the attachment: those that it does not have are let go.
+    /// Stops expecting reserved addresses for the attachment: the steward releases those that it does not use.
     async fn give_up(&self, reserved: Vec<IpAddr>, attachment: &Attachment) {
         let whose = attachment.clone();
         let give_up = move |ipam: &mut NodeIpam<H::Ledger>, _| {
@@ -75,7 +75,7 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
         self.host.addresses_freed();
     }
 
-    /// Fulfils a wish, with another block if it takes one.
+    /// Fulfils a wish. Claims another block if necessary.
     async fn fulfil(&self, wish: &Wish) -> Result<Allocated, Refusal> {
         let (families, pool) = match &wish.source {
             Source::Blocks { families, pool, .. } => (families.as_slice(), pool.as_ref()),
@@ -98,7 +98,7 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
                     return Ok(Allocated::New(held));
                 }
                 Err(AllocateError::Exists(held)) => return Ok(Allocated::Exists(*held)),
-                // Whoever adds it has locked it: that ADD has ended.
+                // The caller holds the lock of the attachment, so the earlier ADD has ended.
                 Err(AllocateError::Overtaken) => {
                     let ended = teardown::release(self.host, &wish.attachment, LastAdd::Ended).await;
                     if let Err(error) = ended {
@@ -124,19 +124,19 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
                 Err(AllocateError::Shortage { family, counts }) => (family, counts),
             };
             if self.caller.is_gone() {
-                // Blocks that are claimed now would be for nobody.
+                // No attachment would use a block that is claimed now.
                 return refuse(RefusalKind::Failed, "the caller has disconnected");
             }
             match (self.host.claim(BlockRequest::Any(family, pool.cloned())).await, rest) {
                 (Ok(()), _) => {}
-                // No other address and no other block: one that has rested the shortest time must do.
+                // No other address and no other block: accept the shortest cool-down that is allowed.
                 (Err(NoClaim::Exhausted(_)), Rest::Full) => rest = Rest::Shortest,
                 (Err(error), _) => return Err(short(family, counts, &error)),
             }
         }
     }
 
-    /// Where the addresses are to come from, if that makes sense in this cluster. Reserved ones are handed over.
+    /// The source of the addresses, checked against the cluster. Reserved addresses are handed over.
     async fn source(&self, request: &AddRequest) -> Result<Source, Refusal> {
         match &request.source {
             AddressSource::Pools { pool, addresses } => {
@@ -166,7 +166,7 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
         }
     }
 
-    /// Where addresses of the cluster's pools are to come from: of this pool alone if one is named, and these if some are.
+    /// The source of addresses from the cluster's pools: only from `pool` and only `addresses`, if they are given.
     async fn source_in_pools(
         &self,
         request: &AddRequest,
@@ -228,7 +228,7 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
         }
     }
 
-    /// Has a reserved address handed over to the pod.
+    /// Requests the hand-over of a reserved address to the pod.
     async fn reserve(&self, request: &AddRequest, wanted: Workload) -> Result<IpAddr, Refusal> {
         let Some(pod) = &request.pod else {
             let problem = "a reserved address needs the name of the pod, but the runtime did not pass it";
@@ -247,7 +247,7 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
             },
         };
         if families.is_empty() {
-            // The store has lost them since the request was admitted.
+            // The datastore has lost them since the request was admitted.
             return refuse(RefusalKind::TryAgain, "there is no pool to take addresses from");
         }
         if let Some(family) = families.iter().find(|family| !self.host.families().contains(family)) {
@@ -257,7 +257,7 @@ impl<H: PodHost, C: Caller> Allocation<'_, H, C> {
         Ok(families)
     }
 
-    /// Claims the block that the address is in, if it is nobody's.
+    /// Claims the block of the address, unless another node owns it.
     async fn claim_around(&self, address: IpAddr) -> Result<(), Refusal> {
         let Some(pool) = pool_of(self.view, address) else {
             return refuse(RefusalKind::Invalid, format!("{address} is not in any pool"));
@@ -286,7 +286,7 @@ fn pool_of(view: &View, address: IpAddr) -> Option<&Pool> {
     view.pools.values().map(|pool| &*pool.record).find(|pool| pool.cidr().has(address))
 }
 
-/// Why the pod does not get the address that it asks for.
+/// The refusal of a requested address, for the caller.
 fn refused(error: &AllocateError, attachment: &Attachment, pod: Option<&Pod>) -> Refusal {
     let is_same = |held: &Held| {
         let is_its_name =
@@ -302,7 +302,8 @@ fn refused(error: &AllocateError, attachment: &Attachment, pod: Option<&Pod>) ->
                 format!("{address} was just released: it is in cool-down for another {seconds} s"),
             )
         }
-        // As where a pod of a StatefulSet is deleted by force: the next one comes before the DEL of the last.
+        // For example, a pod of a StatefulSet was deleted by force: its successor is added before the DEL of the old
+        // pod.
         AllocateError::Refused { address, why: Refused::Used, holder: Some(held) } if is_same(held) => {
             let last = &held.attachment;
             Refusal::try_again(format!(
@@ -335,11 +336,11 @@ fn short(family: Family, counts: Counts, error: &NoClaim) -> Refusal {
     }
 }
 
-/// Why there is no reserved address, for the caller.
+/// The refusal of a reserved address, for the caller.
 fn unreserved(why: &Unreserved) -> Refusal {
     let kind = match why {
         Unreserved::Denied(Denied::Exhausted { .. }) => RefusalKind::PoolExhausted,
-        // Whoever holds it may be about to go.
+        // The current holder may release it soon.
         Unreserved::TryAgain(_) | Unreserved::Denied(Denied::Unregistered { .. } | Denied::Held { .. }) => {
             RefusalKind::TryAgain
         }

@@ -1,4 +1,4 @@
-//! What becomes of an ADD: the attachment is locked, gets its addresses, and may send under them.
+//! ADD: locks the attachment, allocates its addresses, and permits it to send from them.
 
 use polder_api::Attachment;
 use polder_api::message::{AddRequest, Refusal, RefusalKind};
@@ -10,13 +10,13 @@ use crate::ledger::{Held, Kind};
 use crate::readiness::smallest_mtu;
 use crate::registration::Registration;
 
-/// Who has asked, and may have died since.
+/// The client of a request. It may disconnect while the request is served.
 pub trait Caller {
-    /// Whether nobody waits for the answer any more.
+    /// Whether the client no longer waits for the answer.
     fn is_gone(&self) -> bool;
 }
 
-/// Locks the attachment for somebody who wants to add it, if the node serves.
+/// Locks the attachment for an ADD, if the node serves ADDs.
 async fn admit<H: PodHost>(
     host: &H,
     attachment: &Attachment,
@@ -26,7 +26,7 @@ async fn admit<H: PodHost>(
         let problem = format!("another ADD or DEL of {attachment} is running");
         return refuse(RefusalKind::TryAgain, problem);
     };
-    // Its DEL may have been served before it, and will not come again.
+    // The DEL of this attachment may have been served before this ADD, and is not repeated.
     if caller.is_gone() {
         info!(%attachment, "the caller of this ADD has disconnected");
         return refuse(RefusalKind::Failed, "the caller has disconnected");
@@ -41,7 +41,8 @@ async fn admit<H: PodHost>(
     Ok(lock)
 }
 
-/// Gives the attachment its addresses, and lets it use them. Whoever wires it keeps the lock until that is done.
+/// Allocates addresses to the attachment and permits it to use them. The caller keeps the lock until the interface is
+/// created.
 pub async fn add<H: PodHost>(
     host: &H,
     me: &Me,
@@ -77,8 +78,8 @@ pub async fn add<H: PodHost>(
     Ok((held, lock))
 }
 
-/// What a second ADD of the same attachment gets: a refusal, if the first one is in place. One that came to nothing
-/// is taken up again with the addresses that it has.
+/// The answer to a second ADD of the same attachment: a refusal if its interface exists. If the first ADD left no
+/// interface, the second one continues with the same addresses.
 async fn already_there<H: PodHost>(host: &H, held: Held) -> Result<Held, Refusal> {
     let attachment = held.attachment.clone();
     if held.leaving {
@@ -103,8 +104,8 @@ async fn already_there<H: PodHost>(host: &H, held: Held) -> Result<Held, Refusal
     }
 }
 
-/// Gives the attachment addresses for an interface that another plugin makes. What ends it is its DEL, or the end of
-/// its network namespace.
+/// Allocates addresses for an interface that another plugin creates. They are released by a DEL, or after the network
+/// namespace is gone.
 pub async fn lease<H: PodHost>(
     host: &H,
     me: &Me,

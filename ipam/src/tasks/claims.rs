@@ -1,4 +1,4 @@
-//! Claims blocks: one change each, tried until one is won or there is none.
+//! Claims blocks. Each attempt is one change; attempts continue until one succeeds or no block is available.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -17,16 +17,16 @@ use crate::pool::{Block, BlockRequest, Labels};
 use crate::record::BlockRecord;
 use crate::view::View;
 
-/// Attempts at a block before whoever needs it is told: each fails because somebody else got one, or nobody knows what
-/// became of it.
+/// Maximum attempts before the request fails. An attempt fails because another node claimed the block first, or because
+/// its outcome is unknown.
 const BLOCKS_TRIED: usize = 50;
 
-/// How long a record of somebody who was faster is waited for.
+/// The longest wait for a changed view before the next attempt.
 const FASTER: Duration = Duration::from_millis(200);
 
 impl<H: RegistrarHost> Registrar<'_, H> {
-    /// Serves a wish for another block, unless there are free addresses again: one for whoever waits, or as many as there
-    /// should always be.
+    /// Serves a request for a block: claims one unless enough addresses are free by now, or the node owns the requested
+    /// block. Enough is one address if an ADD waits (`somebody_waits`), otherwise the low-water mark.
     pub async fn serve(&self, wanted: BlockRequest, somebody_waits: bool) -> Result<(), NoClaim> {
         let sought = wanted.clone();
         let served = self.host.ledger(move |ipam, now| match sought {
@@ -39,7 +39,7 @@ impl<H: RegistrarHost> Registrar<'_, H> {
         if served.await { Ok(()) } else { self.claim(wanted).await }
     }
 
-    /// Claims a block.
+    /// Claims a block, and adds it to the ledger.
     pub(super) async fn claim(&self, wanted: BlockRequest) -> Result<(), NoClaim> {
         let mut lost: BTreeSet<Block> = BTreeSet::new();
         let mut unanswered = None;
@@ -63,13 +63,13 @@ impl<H: RegistrarHost> Registrar<'_, H> {
                     return self.take(claim, &view).await;
                 }
                 Ended::Refused => unanswered = None,
-                // Should it still be made, it is taken over when it is seen.
+                // If it is made later, the steward adopts the block once the view shows the claim.
                 Ended::NotMade(error) => unanswered = Some(error),
-                // Another block would fare no better.
+                // The same error is expected for any other block.
                 Ended::Failed(error) => return Err(error.into()),
             }
             lost.insert(block);
-            // Somebody was faster: what he did is about to be seen.
+            // Another node may have claimed it: wait for the view to show that.
             self.host.changed(&view, FASTER).await;
         }
         Err(match unanswered {
@@ -78,7 +78,7 @@ impl<H: RegistrarHost> Registrar<'_, H> {
         })
     }
 
-    /// Takes down a block that was won.
+    /// Adds a claimed block to the ledger.
     async fn take(&self, claim: Claim, view: &View) -> Result<(), NoClaim> {
         let block = claim.block;
         let BlockRecord { pool: name, nonce, .. } = claim.record;
@@ -104,7 +104,7 @@ impl<H: RegistrarHost> Registrar<'_, H> {
     }
 }
 
-/// Whether there is a block to be had, as far as that is known here.
+/// Whether a block is available, as far as this view shows.
 pub fn could_claim(
     view: &View,
     me: &NodeName,

@@ -1,4 +1,4 @@
-//! GC: takes away what a runtime does not know any more.
+//! GC: releases the attachments that the runtime no longer lists.
 
 use std::collections::BTreeSet;
 
@@ -11,8 +11,8 @@ use super::{LastAdd, PodHost, ledger_failed};
 use crate::moment::Moment;
 use crate::node::stale;
 
-/// Takes away every attachment of the network that is not valid and was there before the call began. Goes on after
-/// what fails, and names all of it.
+/// Releases every attachment of the network that is not listed as valid and was added before the call began. Continues
+/// after a failure, and reports all failures.
 pub async fn collect<H: PodHost>(host: &H, collection: Collection) -> Result<(), Refusal> {
     let valid: BTreeSet<Attachment> = collection.valid.into_iter().collect();
     let (network, began) = (collection.network, Moment::from_millis(collection.began_ms));
@@ -23,7 +23,7 @@ pub async fn collect<H: PodHost>(host: &H, collection: Collection) -> Result<(),
         .await;
     let mut problems = Vec::new();
     for attachment in stale {
-        // An ADD or a DEL that is under way knows better.
+        // A running ADD or DEL takes precedence.
         let Some(_lock) = host.try_lock(&attachment) else { continue };
         info!(%attachment, "the runtime no longer lists this attachment: releasing it");
         match teardown::release(host, &attachment, LastAdd::Ended).await {

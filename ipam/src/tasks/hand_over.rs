@@ -15,22 +15,22 @@ use crate::record::Holder;
 use crate::reservation::{self, Denied};
 use crate::view::View;
 
-/// How long another record is waited for after a lost attempt.
+/// The longest wait for a changed view before the next attempt.
 const FASTER: Duration = Duration::from_millis(500);
 
-/// Which address is wanted.
+/// The requested reserved address.
 #[derive(Debug, Clone)]
 pub enum Workload {
-    /// That one.
+    /// This address.
     Address(IpAddr),
-    /// The one that the workload has in that pool, or any.
+    /// The address that the workload has in this pool, or any free address of the pool.
     Pool(PoolName),
 }
 
 /// The workload gets no address now.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Unreserved {
-    /// Not now: it can be asked for again.
+    /// Not now: the request can be repeated.
     #[error(transparent)]
     TryAgain(#[from] NotNow),
     /// The records do not allow it.
@@ -44,23 +44,23 @@ pub enum NotNow {
     /// The records cannot be read.
     #[error("a reserved address needs the datastore: {0}")]
     Away(#[source] Unavailable),
-    /// It cannot be had from the store, or from the node.
+    /// The datastore or the node cannot provide it.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
-    /// Somebody has removed the pool.
+    /// The pool was removed.
     #[error("pool {0} was removed")]
     PoolGone(PoolName),
-    /// The pod that had it is deleted, and its ADD could still make its interface.
+    /// The pod that had the address is deleted, but its ADD can still create an interface.
     #[error("{0} used the address: it was deleted, but its ADD is still running")]
     AddGoesOn(Attachment),
-    /// Others were faster, every time.
+    /// Every attempt was refused, because the records had changed.
     #[error("the reservation keeps changing")]
     Contended,
 }
 
 impl<H: RegistrarHost> Registrar<'_, H> {
-    /// Serves an ADD that waits for a reserved address. `answer` tells it what came of that; false where it does not wait any more.
-    /// Then nobody uses the address, and the steward is to let it go.
+    /// Serves an ADD that waits for a reserved address. `answer` passes the result to the ADD and returns false if the
+    /// ADD no longer waits. In that case the address is unused, and the steward releases it.
     pub async fn serve_reservation(
         &self,
         wanted: &Workload,
@@ -85,8 +85,8 @@ impl<H: RegistrarHost> Registrar<'_, H> {
         self.host.ledger(move |ipam, _| ipam.give_up(address, &whose)).await;
     }
 
-    /// Hands an address over to the attachment, if it is free for the workload. It is expected from then on, until it is used
-    /// or given up.
+    /// Hands an address over to the attachment, if it is free for the workload. The node expects the address from then
+    /// on, until it is used or given up.
     pub(super) async fn hand_over(
         &self,
         wanted: &Workload,
@@ -97,7 +97,7 @@ impl<H: RegistrarHost> Registrar<'_, H> {
             let view = self.host.view();
             let prepared = self.prepare(&view, wanted, owner, attachment).await?;
             let address = prepared.address;
-            // Before it is tried: the steward lets go of what nobody expects.
+            // Before the attempt: the steward releases every address that is not expected.
             let whose = attachment.clone();
             self.host.ledger(move |ipam, _| ipam.expect(address, &whose)).await;
             let outcome = self.carry_over(&prepared).await;
@@ -153,7 +153,8 @@ impl<H: RegistrarHost> Registrar<'_, H> {
             attachment: attachment.clone(),
         };
         let goes_on = |last: &Attachment| overtaken.contains(last) || self.host.is_wired_from_before(last);
-        // What is not in the ledger has no interface, for that goes first; unless its ADD has not ended.
+        // The interface is deleted before the ledger entry, so an attachment that is not in the ledger has no
+        // interface, unless its ADD is still running.
         let is_gone = |last: &Holder| {
             let last = &last.attachment;
             last == attachment || !(held.contains(last) || goes_on(last))
@@ -166,12 +167,12 @@ impl<H: RegistrarHost> Registrar<'_, H> {
         }
     }
 
-    /// Carries out a hand-over; true if it has taken place.
+    /// Carries out a hand-over. Returns true if it was made, false if the records have changed.
     async fn carry_over(&self, prepared: &HandOver) -> Result<bool, Unreserved> {
         match attempt(self.host, &prepared.clone().into()).await {
             Ended::Made(_) => Ok(true),
             Ended::Refused => Ok(false),
-            // Should it still be made, it is let go when it is seen.
+            // If it is made later, the steward releases the address once the view shows it.
             Ended::NotMade(error) | Ended::Failed(error) => {
                 Err(NotNow::Unavailable(Unavailable::Store(error)).into())
             }

@@ -1,7 +1,7 @@
-//! Keeps a node's sign of life in the store, under a lease: it vanishes when nobody renews that.
+//! Keeps a node's sign of life in the datastore, under a lease: it is deleted when the lease expires.
 //!
-//! A node is only said to be alive as long as its record is as it was: the sign is put in one transaction with that condition, each
-//! time that a lease was lost. Somebody else may have come to own the name while this could not run.
+//! The sign is written only if the node's record is unchanged. Check and write are one transaction, repeated each time
+//! that a lease was lost: another machine may have taken over the name while this agent did not run.
 
 use std::time::Duration;
 
@@ -10,53 +10,53 @@ use tracing::debug;
 use crate::change::{Change, Sign};
 use crate::store::{Outcome, StoreError};
 
-/// A node whose agent has not been heard for this long is not alive. Nothing is ever freed for that.
+/// A node whose agent has not renewed its lease for this long is not alive. Nothing is ever freed because of that.
 pub const ALIVE: Duration = Duration::from_secs(10);
 
-/// Before a lease that was lost is granted anew.
+/// Delay before another lease is granted after a loss.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// How often it is asked whether the store would still take the sign. Renewals do not tell: etcd renews leases while it takes
-/// no writes, and for who may not write any more.
+/// Interval of the check that the datastore still accepts the sign. Renewals do not show that: etcd renews leases while
+/// it accepts no writes, and also for a client that may not write any more.
 const ASK_EVERY: Duration = Duration::from_secs(30);
 
-/// A store that grants leases.
+/// A datastore that grants leases.
 pub trait LeaseStore {
-    /// A lease that was granted.
+    /// A granted lease.
     type Lease;
 
-    /// Has a lease granted. What is put under it vanishes when it was not renewed for `ttl`.
+    /// Grants a lease. Keys that are put under it are deleted if it is not renewed for `ttl`.
     fn grant(&self, ttl: Duration) -> impl Future<Output = Result<Self::Lease, StoreError>>;
 
-    /// Makes a change of the records. What it puts vanishes with the lease.
+    /// Makes a change of the records. Keys that it puts are deleted with the lease.
     fn put(&self, lease: &Self::Lease, change: &Change) -> impl Future<Output = Result<Outcome, StoreError>>;
 
-    /// Lets the lease last its whole time from now on. Fails where it has ended, or nothing is heard for `patience`.
+    /// Renews the lease for its full TTL. Fails if the lease has expired, or without an answer within `patience`.
     fn renew(
         &self,
         lease: &mut Self::Lease,
         patience: Duration,
     ) -> impl Future<Output = Result<(), StoreError>>;
 
-    /// Ends the lease, if the store can be reached.
+    /// Ends the lease, if the datastore is reachable.
     fn revoke(&self, lease: Self::Lease) -> impl Future<Output = ()>;
 
-    /// Waits.
+    /// Waits for `time`.
     fn pause(&self, time: Duration) -> impl Future<Output = ()>;
 }
 
-/// Why a sign of life is not kept any more.
+/// Why a sign of life is no longer kept.
 #[derive(Debug, thiserror::Error)]
 enum Lost {
-    /// The store does not do it, or the lease has ended.
+    /// The datastore failed, or the lease has expired.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The node's record is another one.
+    /// The node's record has changed.
     #[error("the node's record has changed")]
     Replaced,
 }
 
-/// Keeps the sign in the store. Never ends; when it is dropped, the sign vanishes within `ttl`.
+/// Keeps the sign in the datastore. Never ends; after it is dropped, the sign is deleted within `ttl`.
 pub async fn hold<S: LeaseStore>(store: &S, sign: &Sign, ttl: Duration) {
     loop {
         if let Err(error) = hold_once(store, sign, ttl).await {
@@ -66,14 +66,14 @@ pub async fn hold<S: LeaseStore>(store: &S, sign: &Sign, ttl: Duration) {
     }
 }
 
-/// Keeps the sign under one lease, until that is lost.
+/// Keeps the sign under one lease, until that lease is lost.
 async fn hold_once<S: LeaseStore>(store: &S, sign: &Sign, ttl: Duration) -> Result<(), Lost> {
     let every = ttl / 3;
     let mut lease = store.grant(ttl).await?;
     match store.put(&lease, &Change::SignOfLife(sign.clone())).await {
         Ok(Outcome::Applied { .. }) => {}
         not_put => {
-            // It may have been put: nothing is to keep it there.
+            // It may have been put: revoke the lease to delete it.
             store.revoke(lease).await;
             return Err(not_put.map_or_else(Lost::Store, |_| Lost::Replaced));
         }
@@ -90,8 +90,8 @@ async fn hold_once<S: LeaseStore>(store: &S, sign: &Sign, ttl: Duration) -> Resu
     }
 }
 
-/// Asks whether the sign could be put: etcd refuses a transaction for a put that would not come to be, too. Nothing is written where
-/// it is there, as it should be.
+/// Checks whether the sign could be put: etcd also refuses a transaction because of a put that would not take effect.
+/// Writes nothing if the sign exists.
 async fn ask<S: LeaseStore>(store: &S, lease: &S::Lease, sign: &Sign) {
     let node = &sign.by.node;
     match store.put(lease, &Change::RestoreSignOfLife(sign.clone())).await {

@@ -1,8 +1,8 @@
-//! What an operator asks an agent for: what is to change in the cluster's records is decided on what the store has, and decided
-//! anew as long as others change the same records, or nobody knows what became of an attempt.
+//! Requests of operators to an agent. A change of the cluster's records is decided on the current records of the
+//! datastore, and decided again if others changed the same records or the outcome of an attempt is unknown.
 //!
-//! Each answer is true when it is given: what is said to be done has been done, and what is said not to be done never will be. Where
-//! neither is known, the answer says so.
+//! An answer is final: a change reported as done was made, and a change reported as not done will never be made. If the
+//! outcome is unknown, the answer reports that.
 
 mod adoption;
 mod disconnect;
@@ -28,34 +28,35 @@ pub use self::pools::{change_pools, change_settings, parse_pool};
 pub use self::release::release;
 pub use self::removal::{remove_node, standings};
 
-/// What the agent that is asked knows of the cluster.
+/// What the agent that answers the request knows of the cluster.
 pub trait Knowledge {
-    /// The store, for people.
+    /// The name of the datastore, for messages.
     fn store_name(&self) -> String;
 
-    /// The cluster as it is known now.
+    /// The current view of the cluster.
     fn known(&self) -> Arc<View>;
 
-    /// Waits until something else is known than this, but not longer than that.
+    /// Waits until the view is not `known` any more, at most for `patience`.
     fn known_otherwise(&self, known: &Arc<View>, patience: Duration) -> impl Future<Output = ()>;
 
-    /// Waits until it is known what was written at that revision, but not longer than that. `None` if it is not by then.
+    /// Waits until the view shows `revision`, at most for `patience`. `None` after that.
     fn known_at(&self, revision: Revision, patience: Duration) -> impl Future<Output = Option<Arc<View>>>;
 }
 
-/// What some requests need besides of the node whose agent is asked.
+/// The environment of requests that concern the node of the answering agent.
 pub trait OperatorHost: PodHost + Knowledge {
     /// Whether the attachment has an interface on this node.
     fn has_interface(&self, attachment: &Attachment) -> impl Future<Output = Result<bool, HostError>>;
 }
 
-/// The answer to a request that has failed so in the store: only what may be over by itself is worth another attempt.
+/// The answer to a request that failed in the datastore: another attempt is offered only for an error that may end
+/// without an operator.
 pub fn store_failed(error: &StoreError, message: impl Into<String>) -> Refusal {
     let kind = if error.is_lasting() { RefusalKind::Failed } else { RefusalKind::TryAgain };
     Refusal::new(kind, message)
 }
 
-/// What the agent knows of the cluster, if it knows it as the store has it.
+/// The view of the agent, if it is up to date with the datastore.
 fn current(agent: &impl Knowledge) -> Result<Arc<View>, Refusal> {
     let view = agent.known();
     if view.source != Source::Store || view.lost.is_some() {

@@ -1,4 +1,4 @@
-//! What the tasks that add pods and take them away need of a node, besides what the registrar needs.
+//! The environment of the tasks that add and release pods.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -15,18 +15,18 @@ use crate::moment::Moment;
 use crate::node::NodeIpam;
 use crate::pool::BlockRequest;
 
-/// How long an ADD waits for another block, or for its reserved address.
+/// The longest time that an ADD waits for another block, or for its reserved address.
 pub const CLAIM_PATIENCE: Duration = Duration::from_secs(15);
 
-/// What is asked of the registrar for an ADD. Each request is answered within [`CLAIM_PATIENCE`].
+/// Requests to the registrar for an ADD. Each request is answered within [`CLAIM_PATIENCE`].
 pub trait Requests {
-    /// Asks for another block, and waits for it.
+    /// Requests another block, and waits for it.
     fn claim(&self, wanted: BlockRequest) -> impl Future<Output = Result<(), NoClaim>>;
 
-    /// Asks for another block for later. The request may be dropped if there are many.
+    /// Requests another block for later. The request may be dropped if many are pending.
     fn claim_ahead(&self, wanted: BlockRequest);
 
-    /// Asks for a reserved address for the pod `owner` (`namespace/name`), and waits for it.
+    /// Requests a reserved address for the pod `owner` (`namespace/name`), and waits for it.
     fn reserve(
         &self,
         wanted: Workload,
@@ -35,68 +35,68 @@ pub trait Requests {
     ) -> impl Future<Output = Result<IpAddr, Unreserved>>;
 }
 
-/// What the tasks about pods need of the outside.
+/// The environment of the tasks that add and release pods, in addition to [`Host`].
 pub trait PodHost: Host + Requests + Sized {
-    /// Keeps everybody else from working on an attachment, until it is dropped.
+    /// The lock of one attachment, released when it is dropped.
     type Lock;
 
-    /// Locks the attachment; `None` if somebody else works on it.
+    /// Locks the attachment; `None` if it is locked.
     fn try_lock(&self, attachment: &Attachment) -> Option<Self::Lock>;
 
-    /// Locks the attachment as soon as nobody else works on it; `None` if that takes longer than `patience`.
+    /// Locks the attachment as soon as it is unlocked; `None` after `patience`.
     fn lock(&self, attachment: &Attachment, patience: Duration) -> impl Future<Output = Option<Self::Lock>>;
 
-    /// Whether somebody works on the attachment.
+    /// Whether the attachment is locked.
     fn is_locked(&self, attachment: &Attachment) -> bool;
 
-    /// Which of these attachments have no interface any more, or no network namespace where the interface is another
-    /// plugin's. What cannot be seen is not gone.
+    /// The attachments among `held` that have no interface any more; if another plugin creates the interface, no
+    /// network namespace. An attachment that cannot be checked is not included.
     fn gone(&self, held: Vec<Held>) -> impl Future<Output = Result<BTreeSet<Attachment>, HostError>>;
 
-    /// Lets the pod send and receive under its addresses.
+    /// Permits the pod to send and receive with its addresses.
     fn admit(&self, held: &Held) -> impl Future<Output = Result<(), HostError>>;
 
-    /// Deletes the attachment's interface. Succeeds where there is none.
+    /// Deletes the attachment's interface. Succeeds if it does not exist.
     fn delete_interface(&self, attachment: &Attachment) -> impl Future<Output = Result<(), HostError>>;
 
-    /// Makes the kernel forget an attachment whose interface is gone: its filter entries and its connections. What fails
-    /// is made up for by the next pass.
+    /// Deletes the filter entries and tracked connections of an attachment whose interface is gone. The next pass
+    /// repeats what fails.
     fn forget(&self, held: &Held) -> impl Future<Output = ()>;
 
-    /// Puts the addresses of an attachment into cool-down, whose interface is gone. Succeeds where there is none.
+    /// Starts the cool-down of the addresses of an attachment whose interface is gone. Succeeds if it has no addresses.
     fn free(&self, attachment: &Attachment, add: LastAdd) -> impl Future<Output = Result<(), LedgerError>> {
         free(self, attachment, add)
     }
 
-    /// The attachments that plugins have taken down while no agent answered.
+    /// The attachments that have a tombstone: a plugin deleted them while no agent answered.
     fn tombstones(&self) -> Vec<Attachment>;
 
-    /// Whether a plugin has taken the attachment down while no agent answered.
+    /// Whether the attachment has a tombstone.
     fn has_tombstone(&self, attachment: &Attachment) -> bool;
 
     /// Removes the attachment's tombstone.
     fn remove_tombstone(&self, attachment: &Attachment);
 
-    /// Why no ADD is served now. Empty if it is.
+    /// The reasons why no ADD is served now; empty if ADDs are served.
     fn obstacles(&self) -> Vec<String>;
 
-    /// The families of addresses that the kernel can carry.
+    /// The address families that the kernel supports.
     fn families(&self) -> &[Family];
 
-    /// The largest MTU of a pod, in bytes; `None` before the node knows it.
+    /// The largest MTU of a pod, in bytes; `None` until it is known.
     fn mtu(&self) -> Option<u32>;
 
-    /// Waits.
+    /// Waits for `time`.
     fn sleep(&self, time: Duration) -> impl Future<Output = ()>;
 
-    /// Tells the publisher that an attachment came or went.
+    /// Notifies the publisher that an attachment was added or released.
     fn attachments_changed(&self);
 
-    /// Tells the registrar that addresses were freed: it may have something to give back.
+    /// Notifies the registrar that addresses were freed: blocks or reservations may be ready for release.
     fn addresses_freed(&self);
 }
 
-/// What [`PodHost::free`] does where nothing else is said.
+/// The default implementation of [`PodHost::free`].
 pub(super) fn free<H: Host>(
     host: &H,
     attachment: &Attachment,
@@ -106,12 +106,12 @@ pub(super) fn free<H: Host>(
     host.ledger(move |ipam, now| add.release(ipam, &attachment, now))
 }
 
-/// Whether the last ADD of an attachment that is released can still make an interface.
+/// Whether the last ADD of a released attachment can still create an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LastAdd {
-    /// It has ended, as whoever has locked the attachment knows.
+    /// It has ended: the caller holds the lock of the attachment.
     Ended,
-    /// It goes on, as far as is known.
+    /// It may still be running.
     GoesOn,
 }
 
@@ -130,12 +130,12 @@ impl LastAdd {
     }
 }
 
-/// Refuses, for that reason.
+/// Returns a refusal as an error.
 pub fn refuse<T>(kind: RefusalKind, message: impl Into<String>) -> Result<T, Refusal> {
     Err(Refusal::new(kind, message))
 }
 
-/// The refusal where the ledger cannot be written.
+/// The refusal of a request that failed because of the ledger.
 pub fn ledger_failed(error: &LedgerError) -> Refusal {
     Refusal::new(RefusalKind::Failed, format!("cannot write the ledger: {error}"))
 }

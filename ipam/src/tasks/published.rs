@@ -1,4 +1,4 @@
-//! What nodes have published of their addresses: for people and tools, as everything there.
+//! The addresses that nodes have published: for people and tools only.
 
 use std::net::IpAddr;
 
@@ -9,22 +9,22 @@ use crate::invariants::Published;
 use crate::key::{Key, Range};
 use crate::store::{Contents, StoreError};
 
-/// The records of addresses, as of one revision.
+/// The address records of the datastore, as of one revision.
 #[derive(Debug, Clone, Default)]
 pub struct Addresses {
-    /// Those that can be read, each with the revision that put it there.
+    /// The readable records, each with the revision of its last change.
     pub records: Vec<(Published, Revision)>,
-    /// The keys of the others, with what is wrong and the revision.
+    /// The unreadable records: key, problem and revision.
     pub unreadable: Vec<(String, String, Revision)>,
 }
 
 impl Addresses {
-    /// Reads those of all nodes.
+    /// Reads the address records of all nodes.
     pub async fn read(records: &impl Records) -> Result<Self, StoreError> {
         Self::read_range(records, &Key::all_addresses()).await
     }
 
-    /// Reads those in the range.
+    /// Reads the address records in `range`.
     pub async fn read_range(records: &impl Records, range: &Range) -> Result<Self, StoreError> {
         Ok(Self::parse(records.range(range).await?))
     }
@@ -46,12 +46,12 @@ impl Addresses {
         addresses
     }
 
-    /// How many of them are inside.
+    /// The number of readable addresses inside `cidr`.
     pub fn count_in(&self, cidr: Cidr) -> u64 {
         self.records.iter().filter(|(published, _)| cidr.has(published.address)).count() as u64
     }
 
-    /// All of them.
+    /// All readable addresses.
     pub fn all(&self) -> impl Iterator<Item = IpAddr> {
         self.records.iter().map(|(published, _)| published.address)
     }

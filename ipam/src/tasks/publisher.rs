@@ -1,5 +1,5 @@
-//! Tells the store that the node is alive, and who has which of its addresses: for people and tools, behind the ADD, never for
-//! safety.
+//! Publishes that the node is alive, and the owner of each of its addresses: for people and tools. An ADD does not wait
+//! for it, and nothing relies on it for safety.
 
 use std::time::Duration;
 
@@ -13,35 +13,35 @@ use crate::key::Key;
 use crate::publication::{self, Basis, Published};
 use crate::store::{Outcome, StoreError};
 
-/// What happens within this time goes together.
+/// Changes within this time are published together.
 const BATCH: Duration = Duration::from_millis(100);
 
-/// Before another attempt.
+/// Delay before another attempt after an error.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// What the publisher needs besides.
+/// The environment of the publisher, in addition to [`Host`].
 pub trait PublisherHost: Host {
-    /// The store, to what keeps a lease there.
+    /// The access to leases in the datastore.
     type Leases: LeaseStore;
 
-    /// The store, to what keeps a lease there.
+    /// The access to leases in the datastore.
     fn leases(&self) -> &Self::Leases;
 
-    /// What the node may say rests on this now.
+    /// The current basis of what the node may publish.
     fn basis(&self) -> Basis;
 
-    /// Waits until it rests on something else.
+    /// Waits until the current basis is not `basis` any more.
     fn changed(&self, basis: Basis) -> impl Future<Output = ()>;
 
-    /// Waits until an attachment came or went, since this was waited for the last time.
+    /// Waits until an attachment was added or released since the last call returned.
     fn rung(&self) -> impl Future<Output = ()>;
 
-    /// Waits.
+    /// Waits for `time`.
     fn pause(&self, time: Duration) -> impl Future<Output = ()>;
 }
 
-/// Runs for ever. Begins anew whenever the node's own record was written, or the store has lost records: what was published may be
-/// among them, or be there again.
+/// Runs for ever. Restarts whenever the node's own record was written, or the datastore lost records: published records
+/// may be among the lost ones, or may have reappeared.
 pub async fn run<H: PublisherHost>(host: &H, me: &Me) {
     loop {
         let basis = host.basis();
@@ -51,14 +51,14 @@ pub async fn run<H: PublisherHost>(host: &H, me: &Me) {
         };
         let sign = publication::sign_of_life(&me.name, me.life(), revision);
         let work = race(lease::hold(host.leases(), &sign, ALIVE), publish(host, &sign.by));
-        // What was begun is read back by the next round.
+        // Dropped changes may have been made: the next iteration reads the records again.
         race(host.changed(basis), work).await;
     }
 }
 
-/// Publishes as the node whose record is as of that revision.
+/// Publishes addresses as long as the node's record has the revision in `by`.
 async fn publish<H: PublisherHost>(host: &H, by: &Member) {
-    // What the store says; `None` before it was read, and after a doubt.
+    // The published records; `None` until they are read, and after an error.
     let mut published: Option<Published> = None;
     loop {
         match synchronize(host, by, published.take()).await {
@@ -75,19 +75,19 @@ async fn publish<H: PublisherHost>(host: &H, by: &Member) {
     }
 }
 
-/// Why the store does not say what the ledger says.
+/// Why the datastore does not match the ledger.
 #[derive(Debug, thiserror::Error)]
 enum NotPublished {
-    /// The store does not do it.
+    /// The datastore failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Somebody has removed or replaced the node.
+    /// The node was removed or replaced.
     #[error("the node's record has changed")]
     Replaced,
 }
 
-/// Makes the store say what the ledger says. `published` is what the store says; it is read if that is not known. Returns what it
-/// says now. It can be ended at any step.
+/// Updates the published records to match the ledger. `published` is their last known state; they are read if it is
+/// `None`. Returns their new state. Can be dropped at any step.
 async fn synchronize<H: Host>(
     host: &H,
     by: &Member,

@@ -1,10 +1,10 @@
-//! Two things at once, of which one ends the other.
+//! Runs two futures until one of them ends.
 
 use std::future::poll_fn;
 use std::pin::pin;
 use std::task::Poll;
 
-/// Goes on with both until one of them ends, and drops the other one where it is. The first is asked first.
+/// Runs both futures until one of them ends, and drops the other one unfinished. Polls `first` first.
 pub(super) async fn race(first: impl Future<Output = ()>, second: impl Future<Output = ()>) {
     let (mut first, mut second) = (pin!(first), pin!(second));
     poll_fn(|context| {

@@ -1,4 +1,4 @@
-//! The cluster's records, to whoever reads and changes them.
+//! Access to the cluster's records, for reading and changing.
 
 use std::ops::Deref;
 
@@ -7,16 +7,16 @@ use crate::key::{Key, Range};
 use crate::store::{Contents, Outcome, StoreError, Update};
 use crate::view::View;
 
-/// Where the cluster's records are.
+/// The cluster's records.
 pub trait Records {
-    /// Makes a change of the records. After an error it may have been made, unless the error says that it has not.
+    /// Makes a change of the records. After an error the change may have been made, unless the error excludes that.
     fn commit(&self, change: &Change) -> impl Future<Output = Result<Outcome, StoreError>>;
 
     /// Reads all entries of the range, as of one revision.
     fn range(&self, range: &Range) -> impl Future<Output = Result<Contents, StoreError>>;
 }
 
-/// What a task has besides the node knows the records as the node does.
+/// A type that dereferences to the records gives access to them, too.
 impl<T> Records for T
 where
     T: Deref,
@@ -31,7 +31,7 @@ where
     }
 }
 
-/// All records that agents follow, as the store has them now.
+/// Reads all records that agents watch, as of one revision of the datastore.
 pub async fn read_all(records: &impl Records) -> Result<View, StoreError> {
     let mut view = View::default();
     view.apply(Update::Loaded(records.range(&Key::followed()).await?));

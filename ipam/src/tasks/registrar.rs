@@ -1,8 +1,8 @@
-//! Carries out what the node's steward decides ([`crate::steward`]): keeps the node known to the cluster, its blocks claimed,
-//! and makes the first settings of a cluster that has none.
+//! Carries out the decisions of the node's steward ([`crate::steward`]): keeps the node registered and its blocks
+//! claimed, and creates the first settings of a cluster that has none.
 //!
-//! Everything here is a change that rests on the records that led to it. What fails is looked at again when
-//! the records change, and now and then.
+//! Each change depends on the records that led to it. A failed step is decided again when the records change, and after
+//! a retry interval.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -27,13 +27,13 @@ use crate::steward::{self, Double, Facts, Step};
 use crate::store::{Outcome, StoreError};
 use crate::view::{Source, View};
 
-/// Steps in a row before others get a turn.
+/// Maximum steps in a row, before the other work of the registrar's task continues.
 const STEPS: usize = 64;
 
-/// How long nothing is claimed after the store has lost records: their owners are putting them back.
+/// How long no block is claimed after the datastore has lost records: their owners are restoring them.
 pub(super) const CAUTION: Duration = Duration::from_secs(60);
 
-/// The registrar of a node. One at a time: nobody else claims blocks for it.
+/// The registrar of a node. Only one runs at a time: nothing else claims blocks for the node.
 #[derive(Debug)]
 pub struct Registrar<'a, H> {
     pub(super) host: &'a H,
@@ -41,42 +41,42 @@ pub struct Registrar<'a, H> {
     state: RegistrarState,
 }
 
-/// What a registrar remembers from one step to the next.
+/// The state that a registrar keeps between steps.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RegistrarState {
-    /// The removed nodes whose blocks rest.
+    /// The removed nodes whose blocks are in cool-down.
     quarantine: Quarantine,
-    /// Losses of the store that are known.
+    /// Number of record losses of the datastore noticed so far.
     losses: u64,
-    /// When the last of them was noticed.
+    /// When the last loss was noticed.
     lost_at: Option<Moment>,
     round: Round,
 }
 
-/// What is remembered until a round of steps ends.
+/// The state that is kept until a round of steps ends.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Round {
-    /// Whether somebody else lives under this node's name.
+    /// Whether another machine, or another boot, is alive under this node's name.
     double: Double,
-    /// Whether it is proven that this machine is the node.
+    /// Whether this machine is proven to be the node.
     is_proven: bool,
-    /// The families of which no block could be claimed, with the reason.
+    /// The families in which no block could be claimed, with the reason.
     unclaimable: PerFamily<Option<NoClaim>>,
 }
 
-/// What a registrar has decided to do next, and the view that it was decided on: by the time it is done, there can be another one.
+/// The next step of a registrar, and the view it was decided on. The current view may be newer by the time of the step.
 #[derive(Debug, Clone)]
 pub struct Decided(Result<(Step, Arc<View>), Failed>);
 
 impl Decided {
-    /// The step; `None` where something fails.
+    /// The step; `None` if the decision failed.
     pub fn step(&self) -> Option<&Step> {
         self.0.as_ref().ok().map(|(step, _)| step)
     }
 }
 
 impl RegistrarState {
-    /// What is remembered by one that has not looked yet.
+    /// The state of a registrar that has not run yet.
     pub fn new(me: &Me) -> Self {
         Self { quarantine: Quarantine::new(me.cooldown), losses: 0, lost_at: None, round: Round::new() }
     }
@@ -89,22 +89,22 @@ impl Round {
 }
 
 impl<'a, H: RegistrarHost> Registrar<'a, H> {
-    /// One that has not looked yet.
+    /// A registrar that has not run yet.
     pub fn new(host: &'a H, me: &'a Me) -> Self {
         Self::with(host, me, RegistrarState::new(me))
     }
 
-    /// One that remembers that.
+    /// A registrar with the state of an earlier one.
     pub const fn with(host: &'a H, me: &'a Me, state: RegistrarState) -> Self {
         Self { host, me, state }
     }
 
-    /// What it remembers.
+    /// The state, to continue with [`Self::with`].
     pub fn into_state(self) -> RegistrarState {
         self.state
     }
 
-    /// Does what there is to do, and tells the others how it stands.
+    /// Carries out all pending steps, and publishes the resulting registration state.
     pub async fn look(&mut self) {
         for _ in 0..STEPS {
             let decided = self.decide().await;
@@ -115,19 +115,20 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
         self.end(Registration::Waiting(Pending::More));
     }
 
-    /// Whether claims wait: the store has lost records, as this view tells, though no round may have noticed it yet.
+    /// Whether claims are delayed because the datastore has lost records. A loss that the view shows counts even before
+    /// the next step notices it.
     pub(super) fn is_cautious(&self, view: &View) -> bool {
         let RegistrarState { losses, lost_at, .. } = self.state;
         view.losses != losses || lost_at.is_some_and(|lost| self.host.now().since(lost) < CAUTION)
     }
 
-    /// Decides on the next step.
+    /// Decides the next step.
     pub async fn decide(&mut self) -> Decided {
         let decided = self.next_step().await;
         if let Ok((step, view)) = &decided {
             self.state.round.is_proven |= step.rests_on_identity();
             if self.state.round.is_proven && matches!(self.host.registration(), Registration::Unproven(_)) {
-                // What is left to do can take long when the store is slow, and the node may serve meanwhile.
+                // The remaining steps can take long with a slow datastore. The node may serve meanwhile.
                 self.publish(Registration::Waiting(Pending::UnderWay));
             }
             self.host.observe(step, self.state.losses, self.is_cautious(view));
@@ -135,7 +136,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
         Decided(decided)
     }
 
-    /// Carries out what was decided last. True if that has ended the round: the others are told how it stands.
+    /// Carries out the last decision. True if that ended the round: the registration state is published.
     pub async fn carry_out(&mut self, Decided(decided): Decided) -> bool {
         let done = match decided {
             Ok((step, view)) => self.make_step(step, &view).await,
@@ -155,11 +156,11 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
         self.publish(registration);
     }
 
-    /// Makes a step. Returns how it stands, if there is nothing more to do now.
+    /// Carries out a step. Returns the registration state if no step is left for now.
     async fn make_step(&mut self, step: Step, view: &View) -> Result<Option<Registration>, Failed> {
         Ok(Some(match step {
             Step::Settled => Registration::Registered,
-            // Before any record was read, the node may be another machine's.
+            // Before any record is read, the node may belong to another machine.
             Step::Wait(reason) if view.source == Source::Nowhere => Registration::Unproven(reason.into()),
             Step::Wait(reason) => Registration::Waiting(reason.into()),
             Step::Conflict(reason) => Registration::Conflict(reason),
@@ -203,7 +204,8 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             .host
             .ledger(move |ipam, now| ipam.learn_pools(&pools, &labels).and_then(|()| ipam.own(now)))
             .await?;
-        // What the ledger has forgotten of an ADD that an earlier agent has answered.
+        // Reserved addresses whose ADD was answered by an earlier agent and still runs: the ledger no longer lists
+        // them.
         own.expected.extend(view.reservations.iter().filter_map(|(address, known)| {
             let holder = known.record.holder.as_ref()?;
             self.host.is_wired_from_before(&holder.attachment).then_some(*address)
@@ -228,7 +230,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
         Ok((step, view))
     }
 
-    /// Makes a step that changes records, the ledger or the kernel.
+    /// Carries out a step that changes records, the ledger or the kernel.
     async fn change(&mut self, step: Step) -> Result<(), Failed> {
         match step {
             Step::Bootstrap => self.bootstrap().await?,
@@ -246,7 +248,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             }
             Step::Commit(change) => {
                 if matches!(*change, Change::ConfirmRemoval(_)) {
-                    // Again, because a pass that had begun before the removal was known can have put them back.
+                    // Repeated, because a pass that began before the removal was known may have restored them.
                     self.remove_gateways().await?;
                 }
                 if matches!(*change, Change::TakeOverNode { .. }) {
@@ -309,7 +311,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
                 info!(node = %fence.node, "released the blocks and reservations of a removed node");
                 self.forget_addresses(&fence.node).await?;
             }
-            // What the steward adds, claims and hands over was there before.
+            // The steward adds pools, claims blocks and hands addresses over only to restore lost records.
             Change::AddPool { pool, .. } => {
                 warn!(name = %pool.name, "restored a pool in use on this node that was missing in the \
                                           datastore");
@@ -329,8 +331,8 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
         Ok(self.host.caught_up(revision).await?)
     }
 
-    /// Looks whether somebody holds the lease of this node's name who is another machine, or was booted as another.
-    /// Until that is known, this node must not serve.
+    /// Checks whether another machine, or another boot of this one, holds the lease of this node's name. Until that is
+    /// known, this node must not serve.
     async fn look_for_double(&mut self) -> Result<(), StoreError> {
         let node = &self.me.name;
         if !matches!(self.host.registration(), Registration::Conflict(_) | Registration::Removed(_)) {
@@ -341,17 +343,19 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
         Ok(())
     }
 
-    /// Takes away all pods of this node, and forgets what it owned.
+    /// Releases all attachments of this node, and deletes its blocks and addresses from the ledger.
     async fn cut_off(&self) -> Result<(), Failed> {
         let all = |ipam: &mut NodeIpam<H::Ledger>, _| -> Vec<Attachment> {
             let held = ipam.attachments().chain(ipam.probe()).map(|held| &held.attachment);
-            // What the plugin of one that was taken away still makes, no pass would delete.
+            // Includes attachments released before their ADD ended: no pass deletes an interface that their plugin
+            // still creates.
             held.chain(ipam.overtaken()).cloned().collect()
         };
         let mut problem = None;
         for attachment in self.host.ledger(all).await {
             warn!(%attachment, "disconnecting it: this node was removed");
-            // One that stays keeps the node from saying that its pods are gone, and the others from nothing.
+            // Any failure prevents the confirmation that the pods are gone. The other attachments are still
+            // disconnected.
             if let Err(why) = self.host.cut_off(&attachment).await {
                 problem.get_or_insert(why);
             }
@@ -364,14 +368,14 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
             return Err(why.into());
         }
         let identity = self.host.ledger(|ipam, _| ipam.identity()).await?;
-        // Fails where an ADD that had begun before was given addresses meanwhile.
+        // Fails if an ADD that was admitted before the removal has allocated addresses meanwhile.
         self.host.ledger(|ipam, _| ipam.forget_all()).await?;
         let node = identity.map_or_else(|| self.me.name.clone(), |identity| identity.node);
         self.forget_addresses(&node).await
     }
 
-    /// An agent that starts without this ledger would take the addresses in the kernel for its own. No pass deletes them, for
-    /// none looks at the kernel of a node that was removed.
+    /// Deletes the gateway addresses from the kernel. Otherwise an agent that starts without this ledger would treat
+    /// them as its own. No pass deletes them: passes do not read the kernel of a removed node.
     async fn remove_gateways(&self) -> Result<(), Failed> {
         Ok(self.host.remove_gateways().await?)
     }
@@ -412,7 +416,7 @@ impl<'a, H: RegistrarHost> Registrar<'a, H> {
         self.host.ledger(move |ipam, now| ipam.adopt_block(owned, &pool, now)).await
     }
 
-    /// Tells the others what the node owns.
+    /// Publishes the node's identity, blocks and gateway addresses to the other tasks.
     pub(super) fn announce(&self, identity: Option<Identity>, blocks: &[OwnedBlock], gateways: &[IpAddr]) {
         self.host.announce(Holdings { identity, blocks: blocks.to_vec(), gateways: gateways.to_vec() });
     }

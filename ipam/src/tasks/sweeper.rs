@@ -1,7 +1,8 @@
-//! Gives back what nobody gives back: the addresses of pods that are gone without a DEL.
+//! Releases the addresses of pods that ended without a DEL.
 //!
-//! The truth is the kernel: an attachment lives as long as its interface, or as its namespace where the interface is
-//! another plugin's. One whose interface is missing twice, a grace period apart, and that nobody is wiring, is released.
+//! The kernel is authoritative: an attachment exists as long as its interface, or as its network namespace if another
+//! plugin creates the interface. It is released if that is missing in two checks, a grace period apart, and no ADD or
+//! DEL of it is running.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use crate::ledger::Held;
 use crate::missing::Missing;
 use crate::release::NotReleased;
 
-/// Runs for ever. First finishes taking away the attachments that an earlier agent had begun to take away.
+/// Runs for ever. First completes the releases that an earlier agent had begun (`leaving`).
 pub async fn run<H: PodHost>(host: &H, leaving: Vec<Attachment>, grace: Duration) {
     for attachment in leaving {
         let Some(_lock) = host.try_lock(&attachment) else { continue };
@@ -25,7 +26,7 @@ pub async fn run<H: PodHost>(host: &H, leaving: Vec<Attachment>, grace: Duration
     }
     let mut missing = Missing::default();
     loop {
-        // Whatever is released has been seen missing at least twice.
+        // With a third of the grace period, an attachment is missing in at least two checks before it is released.
         host.sleep(grace / 3).await;
         tombstones::apply_all(host).await;
         end_overtaken(host).await;
@@ -44,7 +45,7 @@ pub async fn run<H: PodHost>(host: &H, leaving: Vec<Attachment>, grace: Duration
     }
 }
 
-/// Deletes what plugins have made after their attachments were taken away, where nobody else has done so.
+/// Deletes what plugins created after the release of their attachments, unless that was done already.
 pub(super) async fn end_overtaken<H: PodHost>(host: &H) {
     let all = host.ledger(|ipam, _| ipam.overtaken().cloned().collect::<Vec<_>>()).await;
     for attachment in all {
@@ -54,18 +55,18 @@ pub(super) async fn end_overtaken<H: PodHost>(host: &H) {
     }
 }
 
-/// What became of an attachment that seemed to be gone.
+/// The result of sweeping one attachment that was reported gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Swept {
-    /// It was, and is released.
+    /// It was gone, and is released.
     Released,
-    /// It is not: its interface is there, or its namespace, where the interface is another plugin's.
+    /// Its interface exists, or its network namespace if another plugin creates the interface.
     Alive,
-    /// Somebody works on it.
+    /// An ADD, a DEL or another task has locked it.
     Busy,
 }
 
-/// Releases an attachment that is gone, if it still is when nobody else works on it.
+/// Releases an attachment that is gone: locks it, checks it again, and releases it.
 pub async fn sweep<H: PodHost>(host: &H, attachment: &Attachment, why: &str) -> Result<Swept, NotReleased> {
     let Some(_lock) = host.try_lock(attachment) else { return Ok(Swept::Busy) };
     if !look(host).await?.contains(attachment) {
@@ -78,9 +79,9 @@ pub async fn sweep<H: PodHost>(host: &H, attachment: &Attachment, why: &str) -> 
     }
 }
 
-/// The attachments that have no interface any more, or no namespace for one.
+/// The attachments that have no interface any more, or no network namespace if another plugin creates the interface.
 async fn look<H: PodHost>(host: &H) -> Result<BTreeSet<Attachment>, HostError> {
-    // First the ledger, then the kernel: what comes meanwhile is not taken for gone.
+    // The ledger is read before the kernel: an attachment added in between is not reported as gone.
     let held: Vec<Held> = host.ledger(|ipam, _| ipam.attachments().cloned().collect()).await;
     host.gone(held).await
 }

@@ -1,4 +1,4 @@
-//! The end of an attachment: first its interface, then its addresses, whoever wants it gone.
+//! Releases an attachment: first its interface, then its addresses.
 
 use std::time::Duration;
 
@@ -13,12 +13,12 @@ use crate::ledger::{Held, LedgerError};
 use crate::node::NodeIpam;
 use crate::release::NotReleased;
 
-/// How long a DEL waits for an ADD of the same attachment to end.
+/// The longest time that a DEL waits for an ADD of the same attachment to end.
 pub const WIRING_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Takes an attachment away: first its interface, then its addresses. Succeeds where there is nothing.
+/// Releases an attachment: first its interface, then its addresses. Succeeds if nothing is left to release.
 pub async fn del<H: PodHost>(host: &H, attachment: &Attachment) -> Result<(), Refusal> {
-    // A plugin that still wires would make an interface for an attachment that is gone.
+    // Otherwise a plugin that is still running would create an interface for a released attachment.
     let lock = host.lock(attachment, WIRING_PATIENCE).await;
     if lock.is_none() {
         if !goes_on_without_lock() {
@@ -26,7 +26,7 @@ pub async fn del<H: PodHost>(host: &H, attachment: &Attachment) -> Result<(), Re
         }
         warn!(%attachment, "the ADD does not end: releasing anyway");
     }
-    // A runtime must not be kept from forgetting a pod that is gone.
+    // A DEL must not fail because of a hanging ADD: the runtime has to finish the deletion of the pod.
     let add = if lock.is_some() { LastAdd::Ended } else { LastAdd::GoesOn };
     let released = release(host, attachment, add).await;
     drop(released.map_err(|error| Refusal::new(RefusalKind::Failed, error.to_string()))?);
@@ -39,11 +39,11 @@ pub async fn del<H: PodHost>(host: &H, attachment: &Attachment) -> Result<(), Re
     Ok(())
 }
 
-/// Why something of an attachment is taken away that was released before.
+/// The reason logged for the release of what an ADD created after its DEL.
 pub(super) const MADE_LATE: &str = "its ADD continued after its DEL";
 
-/// Takes an attachment of a removed node away. Fails while its ADD has not ended: the node would say that its pods are gone, and
-/// the plugin would make an interface that no pass deletes.
+/// Releases an attachment of a removed node. Fails while its ADD is running: otherwise the node would confirm that its
+/// pods are gone, and the plugin would create an interface that no pass deletes.
 pub async fn cut_off<H: PodHost>(host: &H, attachment: &Attachment) -> Result<(), NotReleased> {
     let Some(_lock) = host.lock(attachment, WIRING_PATIENCE).await else {
         return Err(NotReleased::Busy(attachment.clone()));
@@ -55,7 +55,7 @@ pub async fn cut_off<H: PodHost>(host: &H, attachment: &Attachment) -> Result<()
 }
 
 rule! {
-    /// Whether a DEL goes on whose ADD hangs. The pass deletes an interface that is made after it.
+    /// Whether a DEL continues if the ADD of its attachment hangs. A pass deletes an interface that is created later.
     fn goes_on_without_lock() -> bool {
         true
     }
@@ -63,25 +63,25 @@ rule! {
 }
 
 rule! {
-    /// Whether addresses are freed only when their interface is gone.
+    /// Whether addresses are freed only after their interface is deleted.
     fn interface_goes_first() -> bool {
         true
     }
     FreedFirst => false
 }
 
-/// What became of the addresses of an attachment whose interface is gone.
+/// The addresses of an attachment whose interface is deleted.
 #[derive(Debug)]
 #[must_use]
 pub enum Addresses {
-    /// They are free, or there were none.
+    /// They are freed, or the attachment had none.
     Freed,
-    /// The ledger cannot be written, for that reason: they are freed when the attachment is looked at again.
+    /// The ledger cannot be written: they are freed by the next attempt to release the attachment.
     Kept(LedgerError),
 }
 
-/// Takes an attachment away: also what an ADD has made of it that went on after its DEL. A ledger that cannot be written keeps the
-/// addresses, and nothing else.
+/// Releases an attachment, including what its ADD created after its DEL. If the ledger cannot be written, the interface
+/// is deleted and only the addresses are kept.
 pub async fn release<H: PodHost>(
     host: &H,
     attachment: &Attachment,
@@ -117,7 +117,7 @@ pub async fn release<H: PodHost>(
     })
 }
 
-/// Takes an attachment away for that reason, for whoever has locked it. What fails is tried again by the sweeper.
+/// Releases an attachment, and logs `why`. The caller holds its lock. The sweeper retries a failed release.
 pub async fn release_for<H: PodHost>(host: &H, attachment: &Attachment, add: LastAdd, why: &str) {
     info!(%attachment, why, "releasing");
     if let Err(error) = release(host, attachment, add).await {
@@ -125,8 +125,8 @@ pub async fn release_for<H: PodHost>(host: &H, attachment: &Attachment, add: Las
     }
 }
 
-/// What becomes of an attachment whose plugin has gone away: if there is no interface, there never will be one; one of an
-/// attachment that was taken away meanwhile goes, too. For whoever has locked it.
+/// Releases an attachment whose plugin has disconnected, if it has no interface: it will never get one. If the
+/// attachment was released before its ADD ended, deletes an interface created since. The caller holds its lock.
 pub async fn abandoned<H: PodHost>(host: &H, attachment: &Attachment) {
     let key = attachment.clone();
     let look = move |ipam: &mut NodeIpam<H::Ledger>, _| (ipam.get(&key).cloned(), ipam.is_overtaken(&key));

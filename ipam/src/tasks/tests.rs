@@ -1,4 +1,4 @@
-//! The tasks on a node that is plain data.
+//! Tests of the tasks on a node that is plain data.
 
 mod fake;
 mod lease;

@@ -11,15 +11,15 @@ const NEW_LINK: u16 = 16;
 const NAME: u16 = 3;
 const ALIAS: u16 = 20;
 
-/// The name prefixes of our interfaces: those of the node, and those of pods.
+/// The name prefixes of Polder's interfaces: those of the node, and those of pods.
 const OURS: [&str; 2] = ["polder", POD_INTERFACE_PREFIX];
 
 /// The position of the message type, and the offset of the attributes: after `nlmsghdr` and `ifinfomsg`.
 const TYPE: std::ops::Range<usize> = 4..6;
 const ATTRIBUTES: usize = 32;
 
-/// For an interface that is not ours, returns the message with non-ASCII bytes of the alias replaced, or `None` to skip it. For
-/// one that may be ours, returns an error.
+/// For an interface that is not Polder's, returns the message with non-ASCII bytes of the alias replaced, or `None`
+/// to skip it. For an interface that may be Polder's, returns an error.
 pub(crate) fn undecodable(message: &[u8], problem: DecodeError) -> Result<Option<Vec<u8>>, Error> {
     let is_link = message.get(TYPE) == Some(&NEW_LINK.to_ne_bytes());
     let attributes = message.get(ATTRIBUTES..).filter(|_| is_link).unwrap_or_default();

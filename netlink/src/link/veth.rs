@@ -24,7 +24,7 @@ pub struct VethPair<'a> {
     pub peer_namespace: BorrowedFd<'a>,
     /// MTU of both ends, in bytes.
     pub mtu: u32,
-    /// The bridge that this end becomes a port of.
+    /// The bridge to which this end is added as a port.
     pub controller: Option<IfIndex>,
 }
 

@@ -24,8 +24,8 @@ pub struct Vxlan {
 }
 
 impl Vxlan {
-    /// Whether an existing device can be changed to these settings: only the local address can be changed, and only within its
-    /// family (`vxlan_nl2conf` in `drivers/net/vxlan/vxlan_core.c`).
+    /// Whether an existing device can be changed to these settings: only the local address can be changed, and only
+    /// within its family (`vxlan_nl2conf` in `drivers/net/vxlan/vxlan_core.c`).
     pub fn can_become(&self, other: &Self) -> bool {
         let same_family = match (self.local, other.local) {
             (Some(is), Some(other)) => is.is_ipv4() == other.is_ipv4(),
@@ -50,8 +50,8 @@ impl Vxlan {
     }
 }
 
-/// Creates the device and sets it up, without an IPv6 link-local address. It is bound to an address, not to an interface, so
-/// it follows the host's routes to a peer and survives the deletion of the interface.
+/// Creates the device and sets it up, without an IPv6 link-local address. It is bound to an address, not to an
+/// interface, so it follows the host's routes to a peer and survives the deletion of the interface.
 pub fn create_vxlan(name: &str, vxlan: &Vxlan, mac: Mac, mtu: u32) -> [Operation; 3] {
     let mut device = LinkMessageBuilder::<LinkVxlan>::new(name)
         .id(vxlan.vni)

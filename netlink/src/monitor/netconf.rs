@@ -11,13 +11,13 @@ pub(super) const DELETED: u16 = 81;
 /// Size of the headers before the attributes: the netlink header and `struct netconfmsg`, padded.
 const HEADERS: usize = 16 + 4;
 
-/// `include/uapi/linux/netconf.h`, all of these.
+/// Constants of `include/uapi/linux/netconf.h`.
 const IFINDEX: u16 = 1;
 const FORWARDING: u16 = 2;
 const RP_FILTER: u16 = 3;
 
-/// The interface on which the message turns forwarding off. A message with all settings announces a new interface, which is not
-/// a change.
+/// The interface on which the message turns forwarding off. A message with all settings announces a new interface,
+/// which is not a change.
 pub(super) fn forwards_no_more(message: &[u8]) -> Option<IfIndex> {
     let (mut index, mut forwards, mut is_new) = (None, None, false);
     for attribute in NlasIterator::new(message.get(HEADERS..)?) {

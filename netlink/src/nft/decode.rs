@@ -16,7 +16,7 @@ use crate::error::{attribute, text};
 pub(super) const NF_DROP: u32 = 0;
 pub(super) const NF_ACCEPT: u32 = 1;
 
-/// `NFT_MSG_NEWCHAIN` (`include/uapi/linux/netfilter/nf_tables.h`, as all of these).
+/// `NFT_MSG_NEWCHAIN` (`include/uapi/linux/netfilter/nf_tables.h`, like the constants below).
 pub(super) const NEW_CHAIN: u8 = 3;
 
 /// `NFT_MSG_NEWRULE`
@@ -40,7 +40,7 @@ const LIST: u16 = 3;
 const KEY: u16 = 1;
 pub(super) const VALUE: u16 = 1;
 
-/// `NFTA_SET_ELEM_FLAGS`, and of those `NFT_SET_ELEM_INTERVAL_END`.
+/// `NFTA_SET_ELEM_FLAGS`, and its flag `NFT_SET_ELEM_INTERVAL_END`.
 const FLAGS: u16 = 3;
 const INTERVAL_END: u32 = 1;
 
@@ -89,8 +89,9 @@ fn comment(data: &[u8]) -> Option<String> {
 
 /// A message about a chain, a rule or set elements, with its attributes not decoded further.
 ///
-/// The library's decoder formats the whole message as text for each element, for an error message that is not needed: with
-/// 10,000 elements that takes four seconds. It also fails on unknown attributes in chains and rules of other programs.
+/// The library's decoder formats the whole message as text for each element, for an error message that is not needed:
+/// with 10,000 elements that takes four seconds. It also fails on unknown attributes in chains and rules of other
+/// programs.
 pub(super) fn undigested(message: &[u8]) -> Option<Result<NetlinkMessage<NetfilterMessage>, DecodeError>> {
     let header = NetlinkHeader::parse(&NetlinkBuffer::new(&message)).ok()?;
     let [subsys, message_type] = header.message_type.to_be_bytes();
@@ -117,7 +118,7 @@ pub(super) fn body(message: &NetfilterMessage, of_type: u8) -> Option<Vec<u8>> {
     })
 }
 
-/// The elements in a message about one of our sets.
+/// The elements in a message about one of Polder's sets.
 pub(super) fn elements(message: &NetfilterMessage) -> Result<Vec<Element>, DecodeError> {
     keys(message, |key, ends_range| {
         let element = key.and_then(Element::with_key).ok_or("unexpected key of a set element")?;

@@ -125,9 +125,9 @@ pub(super) fn add_set(table: &str, set: &Set, id: u32) -> Operation<NetfilterMes
     create(set.side, NfTablesMessage::NewSet(SetMessage { attributes }))
 }
 
-/// User data of a set whose key has a part without a type: with it, `nft` prints `typeof ip saddr . @th,336,32`, which it can
-/// read again. The format is that of nft 1.0.6 (`src/netlink.c`, `src/expression.c` and `src/payload.c` there). The kernel
-/// stores it and does not interpret it.
+/// User data of a set whose key has a part without a type: with it, `nft` prints `typeof ip saddr . @th,336,32`,
+/// which it can read again. The format is that of nft 1.0.6 (`src/netlink.c`, `src/expression.c` and `src/payload.c`
+/// there). The kernel stores it and does not interpret it.
 fn type_of_bearer(bearer: Family, carried: Family) -> Vec<u8> {
     const CONCATENATION: u32 = 13;
     const PAYLOAD: u32 = 7;
@@ -253,9 +253,9 @@ struct Field(u32, u32, u32);
 
 const SENDER_MAC: Field = Field(0, 6, 6);
 const UDP_DESTINATION: Field = Field(2, 2, 2);
-/// After the UDP header (8 bytes) come the VXLAN flags (4 bytes), then the VNI (RFC 7348, section 5).
+/// The VNI follows the UDP header (8 bytes) and the VXLAN flags (4 bytes) (RFC 7348, section 5).
 const VXLAN_VNI: Field = Field(2, 12, 3);
-/// After the VXLAN header (8 bytes) come the addresses of the inner frame (12 bytes), then its type.
+/// The type of the inner frame follows the VXLAN header (8 bytes) and the frame's addresses (12 bytes).
 const CARRIED_TYPE: Field = Field(2, 28, 2);
 const ICMP_TYPE: Field = Field(2, 0, 1);
 /// RFC 826, for Ethernet and IPv4.

@@ -82,9 +82,9 @@ pub enum Judgement {
     Accept,
     /// Drops or rejects the packet.
     Drop,
-    /// Jumps to that chain, and continues after this rule if that has no verdict.
+    /// Jumps to that chain; continues after this rule if that chain has no verdict.
     Jump(String),
-    /// Goes to that chain, and then returns to the caller of this one.
+    /// Goes to that chain; at its end, continues in the caller of this chain.
     Goto(String),
     /// Returns to the caller of this chain.
     Return,
@@ -147,7 +147,7 @@ impl FilterSocket {
     }
 }
 
-// `include/uapi/linux/netfilter/nf_tables.h` and `include/uapi/linux/netfilter.h`, all of these.
+// Constants of `include/uapi/linux/netfilter/nf_tables.h` and `include/uapi/linux/netfilter.h`.
 const NFTA_CHAIN_TABLE: u16 = 1;
 const NFTA_CHAIN_NAME: u16 = 3;
 const NFTA_CHAIN_HOOK: u16 = 4;

@@ -13,7 +13,8 @@ const GROUP: u32 = 7;
 /// `NFNL_SUBSYS_NFTABLES`
 const NFTABLES: u8 = 10;
 
-/// `NFT_MSG_NEWGEN` (`include/uapi/linux/netfilter/nf_tables.h`): ends every transaction, and has the process that committed it.
+/// `NFT_MSG_NEWGEN` (`include/uapi/linux/netfilter/nf_tables.h`): ends every transaction, and has the process that
+/// committed it.
 const NEW_GENERATION: u8 = 15;
 
 /// `NFPROTO_INET` and `NFPROTO_ARP`
@@ -31,7 +32,8 @@ const PORT: usize = 12;
 /// The sizes of `struct nlmsghdr`, `struct nfgenmsg` and `struct nlattr`, in bytes.
 const HEADERS: (usize, usize, usize) = (16, 4, 4);
 
-/// The process that changed the table. The default value stands for lost notifications: the process is then unknown.
+/// The process that changed the table. The default value means that notifications were lost, so the process is
+/// unknown.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Author {
     /// The port of its netlink socket, as in [`crate::Socket::port`].

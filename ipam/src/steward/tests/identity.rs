@@ -1,5 +1,5 @@
-//! Which machine is a node: each combination of ledger, machine id and boot id. The record is of machine `m`, boot `b` and
-//! incarnation `i1`.
+//! Tests of the node identity, for each combination of ledger, machine id and boot id. The record has machine id `m`,
+//! boot id `b` and incarnation `i1`.
 
 use super::*;
 use crate::Revision;
@@ -67,7 +67,7 @@ fn fence(incarnation: &str, machine_id: &str, boot_id: &str) -> (Key, Vec<u8>) {
     (Key::Fence(name(), Incarnation::new(incarnation)), encode(&record))
 }
 
-/// A view in which the node is not registered, with these records besides.
+/// A view in which the node is not registered, with additional records.
 fn without_node(more: Vec<(Key, Vec<u8>)>) -> View {
     let mut view = view(more);
     view.nodes.clear();
@@ -125,15 +125,15 @@ fn a_machine_without_the_ledger_is_the_node_only_with_its_machine_id() {
 
 #[test]
 fn a_fence_is_matched_by_the_ledger_alone_and_before_all_else() {
-    // The name is another machine's by now.
+    // Another machine has the name by now.
     let view = view(vec![fence("i0", "m0", "b0")]);
     let Step::Identify(removed) = case(Some("i0"), "m0", "b0").step(&view) else { panic!("it is removed") };
     assert_eq!((removed.incarnation.as_str(), removed.standing), ("i0", Standing::Removed));
-    // A machine without a ledger, under the name and with the boot id of the one that was removed.
+    // A machine without a ledger, with the name and the boot id of the removed one.
     let view = without_node(vec![fence("i1", "m", "b")]);
     let Step::Identify(fresh) = case(None, "m2", "b").step(&view) else { panic!("it joins anew") };
     assert_eq!((fresh.incarnation.as_str(), fresh.standing), ("i2", Standing::Member));
-    // With pods that its ledger does not know it cuts these off first.
+    // If it has addresses but no identity in its ledger, it disconnects its pods first.
     let own = Own { gateways: vec!["10.0.0.1".parse().unwrap()], ..Own::default() };
     assert_eq!(case(None, "m", "b").step_of(&view, own), Step::CutOff);
 }

@@ -1,4 +1,4 @@
-//! Lets this machine take the place of another, as the node whose ledger it has.
+//! Lets this machine replace another as the node named in its ledger.
 
 use polder_api::NodeName;
 use polder_api::message::{Refusal, RefusalKind};
@@ -9,16 +9,18 @@ use crate::record::{Alive, Life};
 use crate::steward;
 use crate::tasks::Me;
 
-/// What an operator's word comes to.
+/// The result of an operator's request to adopt a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Adoption {
-    /// This machine is that node.
+    /// This machine already is the node. The text is the answer to the operator.
     Already(String),
-    /// It becomes that node in place of that machine, once the registrar knows the word.
+    /// It replaces the machine of this record, once the registrar has the record. The text is the answer to the
+    /// operator.
     InPlaceOf(Alive, String),
 }
 
-/// Whether this machine may become the node in place of the one that the records name, by an operator's word.
+/// Checks whether this machine may become the node at an operator's request, and replace the machine named in the
+/// records.
 pub async fn adopt<H: OperatorHost>(host: &H, me: &Me, wanted: &NodeName) -> Result<Adoption, Refusal> {
     let view = current(host)?;
     let identity = host.ledger(|ipam, _| ipam.identity()).await;

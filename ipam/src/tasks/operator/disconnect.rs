@@ -1,5 +1,5 @@
-//! Whether a node may be removed while it is alive: its pods lose their network at once, so whoever asks has to know how
-//! many there are.
+//! Checks whether a node may be removed while it is alive. Its pods lose their network at once, so the operator has to
+//! confirm their number.
 
 use std::collections::BTreeSet;
 
@@ -14,32 +14,32 @@ use crate::tasks::published::Addresses;
 use crate::tasks::records::Records;
 use crate::tasks::{Me, lease, ledger_failed};
 
-/// What is known of a node that is to be removed.
+/// The state of a node that is to be removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Standing {
-    /// Whether it is a node of the cluster, and not removed before.
+    /// Whether it is a node of the cluster, and not yet removed.
     is_member: bool,
-    /// Whether its lease is there.
+    /// Whether its lease is valid, or it is the node that answers this request.
     is_alive: bool,
-    /// How many pods it has, as far as that is known here.
+    /// Number of its pods, as far as known here.
     pods: u64,
-    /// Whether there is no other node.
+    /// Whether it is the only node of the cluster.
     is_last: bool,
 }
 
-/// Why it is not removed.
+/// Why the node is not removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Objection {
-    /// What was said of it is wrong.
+    /// The request contradicts the state of the node.
     Wrong(String),
-    /// Somebody has to say how many pods are disconnected.
+    /// The number of disconnected pods has to be confirmed.
     Unconfirmed(String),
 }
 
 fn object(removal: &Removal, standing: Standing) -> Result<(), Objection> {
     let Removal { node, dead, disconnect_pods, earlier } = removal;
     let Standing { is_member, is_alive, pods, is_last } = standing;
-    // What is said of an earlier machine of that name does not concern the one that is alive.
+    // With `earlier`, the request is about an earlier machine of that name, not the one that is alive.
     if !is_member || !is_alive || *earlier {
         return Ok(());
     }
@@ -67,7 +67,7 @@ fn object(removal: &Removal, standing: Standing) -> Result<(), Objection> {
     }
 }
 
-/// Succeeds if the node may be removed; otherwise with the answer for whoever asks.
+/// Succeeds if the node may be removed; otherwise returns the answer to the request.
 pub async fn allow_removal<H: OperatorHost>(
     host: &H,
     me: &Me,
@@ -110,7 +110,7 @@ async fn look<H: OperatorHost>(
     let is_member = view.nodes.contains_key(node);
     Ok(Standing {
         is_member,
-        // Whoever answers here is alive, whatever became of its lease.
+        // The node that answers this request is alive, even if its lease has expired.
         is_alive: is_own || !lease.entries.is_empty(),
         pods,
         is_last: is_member && view.nodes.len() == 1,

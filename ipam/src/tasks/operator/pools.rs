@@ -15,7 +15,8 @@ use crate::tasks::records::{Records, read_all};
 use crate::view::View;
 use crate::{Cidr, Pool, settings, special};
 
-/// Changes the pools, and says what has come of it. `known` is what the node that is asked knows of its surroundings.
+/// Changes the pools, and returns a message with the result. `known` is the view of this node: it has the underlay
+/// addresses and the destinations that a pool must not cover.
 pub async fn change_pools(
     records: &impl Records,
     known: &View,
@@ -39,20 +40,20 @@ pub async fn change_pools(
     Ok(done)
 }
 
-/// Changes settings of the cluster, and says what has come of it.
+/// Changes settings of the cluster, and returns a message with the result.
 pub async fn change_settings(records: &impl Records, wanted: &Wanted) -> Result<String, Refusal> {
     let done = carry_out(records, |view| settings::change(view, wanted)).await?;
     info!("{done}");
     Ok(done)
 }
 
-/// What was done, and what may be wrong with it.
+/// Appends the warnings to the message.
 fn with_warnings(done: String, warnings: &[String]) -> String {
     let warnings = warnings.iter().map(|warning| format!("\nwarning: {warning}"));
     done + &warnings.collect::<String>()
 }
 
-/// The pool that is asked for; or what is wrong with it, whatever else the cluster has.
+/// The requested pool; or why it is invalid, independent of the records of the cluster.
 pub fn parse_pool(new: NewPool) -> Result<Pool, Refusal> {
     let cidr: Cidr = new.cidr.to_string().parse().map_err(|error: ParseCidrError| invalid(error))?;
     let length = new.block_length.unwrap_or_else(|| usual_block_length(new.purpose, cidr));
@@ -68,15 +69,16 @@ pub fn parse_pool(new: NewPool) -> Result<Pool, Refusal> {
 }
 
 rule! {
-    /// Whether it is looked what has become of an attempt that was not answered.
+    /// Whether the outcome of an attempt without an answer is checked.
     fn looks_again() -> bool {
         true
     }
     NoAnswerIsYes => false
 }
 
-/// Carries a change out. Whatever becomes of an attempt, the next one begins with what is there: what it finds done
-/// is done, and one that takes effect late finds its grounds changed. A refusal is the last attempt.
+/// Carries a change out. Each attempt starts from the current records: a change that they already contain is reported
+/// as done, and an earlier attempt that takes effect late is refused because the records have changed. After a refusal
+/// by the datastore, the records are read once more, without another attempt.
 async fn carry_out(
     records: &impl Records,
     decide: impl Fn(&View) -> Result<Decision, NotChanged>,
@@ -96,10 +98,10 @@ async fn carry_out(
             }
         };
         match decide(&view) {
-            // An attempt whose answer was lost has done it.
+            // An attempt without an answer, or with a refusal, may have made the change.
             Ok(Decision::Already(already)) => return Ok(said.or(refused).unwrap_or(already)),
             Err(not_changed) => return settle(said.or(refused), &not_changed),
-            // It was refused, and is not there.
+            // The datastore refused it, and the records do not contain it.
             Ok(Decision::Commit { .. }) if refused.is_some() => break,
             Ok(Decision::Commit { change, done }) => match records.commit(&change).await {
                 Ok(Outcome::Applied { .. }) => return Ok(done),
@@ -133,7 +135,7 @@ async fn carry_out(
     })
 }
 
-/// What comes of a change that is refused, after an attempt of unknown outcome that would have done what is `said`.
+/// The result if a change is not possible after an attempt of unknown outcome. `said` is the message of that attempt.
 fn settle(said: Option<String>, refused: &NotChanged) -> Result<String, Refusal> {
     match (said, refused) {
         // That attempt has removed the pool.

@@ -1,4 +1,4 @@
-//! Gives an address up, for an operator. Never one that lives.
+//! Releases an address for an operator, unless a running pod uses it.
 
 use std::net::IpAddr;
 
@@ -26,7 +26,7 @@ fn failed(error: StoreError) -> Refusal {
     store_failed(&error, error.to_string())
 }
 
-/// Gives the address up. Says what has come of it.
+/// Releases the address, and returns a message with the result.
 pub async fn release<H: OperatorHost>(
     host: &H,
     me: &Me,
@@ -87,13 +87,13 @@ pub async fn release<H: OperatorHost>(
     })
 }
 
-/// Whether what an operator said of a reservation is still said of the same: that of the same workload, and where he said that the
-/// pod which held it is gone, not held by another by now.
+/// Whether the reservation is still the one that the operator meant: same owner and, with `dead`, no other holder.
 fn is_the_same(meant: &ReservationRecord, now: &ReservationRecord, dead: bool) -> bool {
     meant.owner == now.owner && (!dead || now.holder.is_none() || now.holder == meant.holder)
 }
 
-/// Whether the pod that holds a reserved address is gone, as far as anybody can know, or an operator says so.
+/// Checks that the pod that holds a reserved address is gone, as far as this can be detected, or else that an operator
+/// has confirmed it (`dead`).
 async fn check_gone<H: OperatorHost>(
     host: &H,
     me: &Me,
@@ -107,7 +107,7 @@ async fn check_gone<H: OperatorHost>(
     let lives = |how: &str| {
         refuse(format!("{address} is held by {attachment} on node {node}, and {how}: delete that pod first"))
     };
-    // No word is as good as what can be seen.
+    // An existing interface overrides the operator's confirmation.
     if *node == me.name && host.has_interface(attachment).await.map_err(Refusal::try_again)? {
         return lives("its interface exists");
     }
@@ -129,7 +129,7 @@ async fn check_gone<H: OperatorHost>(
     ))
 }
 
-/// Releases an address of one of this node's blocks, if nothing lives that has it.
+/// Releases an address of one of this node's blocks, unless its pod is running.
 async fn of_a_block<H: OperatorHost>(
     host: &H,
     me: &Me,

@@ -12,8 +12,8 @@ use crate::tasks::CATCH_UP;
 use crate::tasks::records::{Records, read_all};
 use crate::view::View;
 
-/// Removes the node. Says what its blocks wait for now. An attempt of unknown outcome is not repeated: by now, another machine
-/// can be the node.
+/// Removes the node. Returns a message that states what its blocks wait for. An attempt of unknown outcome is not
+/// repeated: meanwhile another machine may have become the node.
 pub async fn remove_node(
     agent: &impl Knowledge,
     records: &impl Records,
@@ -38,7 +38,7 @@ pub async fn remove_node(
         }
         let change = removal::remove(&view, &node, vouched).map_err(invalid)?;
         let Some(change) = change else {
-            // What is known here can be behind: another machine can be the node by now.
+            // This view can be outdated: another machine may be the node by now.
             let now = read_all(records).await.map_err(|error| store_failed(&error, error.to_string()))?;
             if removal::remove(&now, &node, vouched) == Ok(None) {
                 return Ok(waits_for(&now, &node));
@@ -54,7 +54,7 @@ pub async fn remove_node(
                     None => format!("node {node} is removed"),
                 });
             }
-            // The record has changed: that is about to be seen.
+            // The record has changed: wait for the view to show that.
             Ok(Outcome::Refused) => agent.known_otherwise(&view, CATCH_UP).await,
             Err(error) => return failed(records, &node, vouched, &error).await,
         }
@@ -62,12 +62,13 @@ pub async fn remove_node(
     Err(Refusal::try_again(format!("the record of node {node} keeps changing: try again")))
 }
 
-/// Whether the node of that name is not the one that was meant: then what an operator said of that one is not said of it.
+/// Whether the node of that name is not the one that the operator meant: then the operator's confirmation does not
+/// apply.
 fn is_another(meant: Option<&NodeRecord>, found: &NodeRecord) -> bool {
     meant.is_none_or(|meant| found.incarnation != meant.incarnation || Life::from(found) != Life::from(meant))
 }
 
-/// What has become of a removal that the store has refused or not answered.
+/// The result of a removal that the datastore refused or did not answer.
 async fn failed(
     records: &impl Records,
     node: &NodeName,
@@ -101,11 +102,11 @@ fn waits_for(view: &View, node: &NodeName) -> String {
     }
 }
 
-/// The nodes that were removed and of which something is left, and what their blocks wait for.
+/// The removed nodes that still have blocks or unconfirmed pods, with a text that states what their blocks wait for.
 pub fn standings(view: &View) -> Vec<(NodeName, String)> {
     let standing = |fence: &FenceRecord, blocks: usize| match fence.pods {
         PodsGone::Unknown => {
-            // The word without it would be about the machine that has the name now.
+            // Without this option, the command would be about the machine that has the name now.
             let earlier = if view.nodes.contains_key(&fence.node) { " --earlier" } else { "" };
             format!(
                 "removed: its {blocks} blocks are held back until it has disconnected its pods and confirmed \

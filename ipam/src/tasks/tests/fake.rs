@@ -1,4 +1,4 @@
-//! A node that is plain data: its store answers at once, or as a test says.
+//! A node that is plain data. Its datastore answers at once, or as a test specifies.
 
 mod operator;
 mod pods;
@@ -30,36 +30,36 @@ use crate::transaction::transaction;
 
 pub(super) use self::pods::Lock;
 
-/// What becomes of a transaction.
+/// The outcome of a transaction.
 pub(super) enum Fate {
     /// It is carried out.
     Carried,
-    /// There is no answer for as long as anybody waits.
+    /// It is never answered.
     Hangs,
-    /// It is carried out, and the answer is lost.
+    /// It is carried out, but the answer is lost.
     Unanswered,
-    /// It is lost.
+    /// It is lost: not carried out, and not answered.
     Lost,
-    /// Somebody puts this record first.
+    /// This record is written first.
     Late(Key, Vec<u8>),
-    /// It is carried out, and before the answer is lost, this happens.
+    /// It is carried out, this event happens, and the answer is lost.
     UnansweredAnd(Event),
-    /// This happens first.
+    /// This event happens first.
     After(Event),
     /// It is refused for that reason.
     Refused(Cause),
-    /// It is carried out, and answered as if it were refused for that reason.
+    /// It is carried out, but answered with a refusal for that reason.
     MadeAndRefused(Cause),
 }
 
-/// What goes wrong on the node.
+/// A failure on the node.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
     /// No interface can be deleted.
     InterfacesStay,
     /// No address can be freed.
     DiskIsFull,
-    /// Nothing can be read in the store.
+    /// The datastore cannot be read.
     Unreadable,
 }
 
@@ -76,30 +76,30 @@ pub(super) struct State {
     pub(super) holdings: Holdings,
     pub(super) has_gateways: bool,
     pub(super) is_read_only: bool,
-    /// What the node said when it last wrote to the store.
+    /// The registration state at the last write to the datastore.
     pub(super) said_meanwhile: Registration,
     pub(super) fates: VecDeque<Fate>,
-    /// Happens while the ledger is asked.
+    /// Happens during the next access to the ledger.
     pub(super) meanwhile: Option<Event>,
-    /// Happens when the node's own addresses are deleted.
+    /// Happens when the node's gateway addresses are deleted.
     pub(super) without_gateways: Option<Event>,
     /// The pods' interfaces.
     pub(super) interfaces: BTreeSet<Attachment>,
-    /// What goes wrong.
+    /// The active failure.
     pub(super) fault: Option<Fault>,
     pub(super) tombstones: BTreeSet<Attachment>,
     pub(super) wired_from_before: BTreeSet<Attachment>,
-    /// What the node is not ready for.
+    /// The reasons why the node is not ready.
     pub(super) obstacles: Vec<String>,
-    /// How often the sleep of a task ends.
+    /// How many more sleeps of a task end.
     pub(super) sleeps: usize,
-    /// What is answered to requests for blocks; that there is none, when nothing else is left.
+    /// The answers to requests for blocks. When they are used up, the answer is that no block is available.
     pub(super) claims: VecDeque<Result<(), NoClaim>>,
     /// The requests for blocks for later.
     pub(super) ahead: Vec<BlockRequest>,
-    /// Whether an attachment came or went since the publisher has looked.
+    /// Whether an attachment was added or released since the publisher last checked.
     pub(super) has_rung: bool,
-    /// The revisions of the node's record that its signs of life rested on.
+    /// The revisions of the node's record with which its signs of life were written.
     pub(super) signs: Vec<Revision>,
 }
 
@@ -108,7 +108,7 @@ impl State {
         self.entries.insert(key.to_owned(), Entry { key: key.to_owned(), value, revision: self.revision });
     }
 
-    /// Gives a pod of that container an address.
+    /// Allocates an address to a pod with that container ID.
     pub(super) fn allocate(&mut self, container: &str) {
         let wish = Wish {
             attachment: attachment(container),
@@ -127,7 +127,7 @@ impl State {
         self.ipam.allocate(wish, Rest::Full, Moment::from_millis(self.clock)).unwrap();
     }
 
-    /// Somebody removes the node.
+    /// Removes the node from the cluster.
     pub(super) fn remove_node(&mut self) {
         let identity = self.ipam.identity().unwrap().unwrap();
         let Me { name, machine_id, boot_id, .. } = me();
@@ -186,12 +186,12 @@ impl Fake {
         action(&mut self.state.borrow_mut())
     }
 
-    /// Lets time pass.
+    /// Advances the clock.
     pub(super) fn pass(&self, time: Duration) {
         self.with(|state| state.clock += u64::try_from(time.as_millis()).unwrap());
     }
 
-    /// Whether a removed node has said that its pods are gone.
+    /// Whether the removed node has confirmed that its pods are gone.
     pub(super) fn is_confirmed(&self) -> bool {
         let is_confirmed = |key: &Key, value: &[u8]| match key {
             Key::Fence(..) => Some(serde_json::from_slice::<FenceRecord>(value).unwrap().pods),
@@ -278,7 +278,7 @@ impl Records for Fake {
 impl Host for Fake {
     type Ledger = Memory;
 
-    /// Few, so that what is about many records takes several changes.
+    /// Small, so that tests with few records need several changes.
     fn most_records(&self) -> usize {
         2
     }
@@ -376,7 +376,7 @@ impl RegistrarHost for Fake {
     }
 }
 
-/// The result of something that has nothing to wait for.
+/// The result of a future that must not wait.
 pub(super) fn at_once<T>(future: impl Future<Output = T>) -> T {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(result) => result,
@@ -384,7 +384,7 @@ pub(super) fn at_once<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-/// Lets a task that has no end go on until it waits.
+/// Polls a task without an end until it waits.
 pub(super) fn until_it_waits(future: impl Future<Output = ()>) {
     let polled = pin!(future).poll(&mut Context::from_waker(Waker::noop()));
     assert!(polled.is_pending(), "it has ended");
@@ -424,7 +424,7 @@ pub(super) fn attachment(container: &str) -> Attachment {
     }
 }
 
-/// A node that has read an empty store, and its registrar.
+/// A node that has read an empty datastore, and its registrar.
 pub(super) fn node() -> (Fake, Registrar<'static, Fake>) {
     let (ipam, _) = NodeIpam::with(Memory::default(), &BootId::new("b1"), me().cooldown).unwrap();
     let state = State {

@@ -1,4 +1,4 @@
-//! The sign of life, at a store that does as a test says.
+//! The sign of life in a datastore that behaves as a test specifies.
 
 use std::cell::RefCell;
 use std::future::pending;
@@ -12,7 +12,7 @@ use crate::store::Outcome;
 use crate::store::refusal::{Cause, Refusal};
 use crate::tasks::lease::{ALIVE, LeaseStore, hold};
 
-/// What goes wrong, the first time that it is done.
+/// The operation that fails, the first time only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fails {
     Nothing,
@@ -23,7 +23,7 @@ enum Fails {
     Restore,
 }
 
-/// A store that notes what it is asked.
+/// A datastore that records its requests.
 struct Store {
     fails: RefCell<Fails>,
     pauses: RefCell<usize>,
@@ -99,7 +99,7 @@ fn sign(change: &Change) -> &Sign {
     }
 }
 
-/// What the store is asked until so many pauses are over, if that fails first.
+/// The requests to the datastore until `pauses` pauses have ended, if `fails` fails once.
 fn asked(fails: Fails, pauses: usize) -> Vec<String> {
     let store = Store { fails: RefCell::new(fails), pauses: RefCell::new(pauses), asked: RefCell::default() };
     let me = me();

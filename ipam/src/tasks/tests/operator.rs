@@ -1,4 +1,4 @@
-//! What an operator asks for.
+//! Tests of operator requests.
 
 mod nodes;
 mod pools;

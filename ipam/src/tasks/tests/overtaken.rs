@@ -1,4 +1,4 @@
-//! Attachments that are taken away before their ADD has ended.
+//! Attachments that are released before their ADD has ended.
 
 use polder_api::Pod;
 use polder_api::message::{AddRequest, AddressSource};
@@ -17,7 +17,8 @@ impl Caller for Waits {
     }
 }
 
-/// A node with a pod that has a reserved address, was taken away, and whose ADD has not ended: whoever keeps the lock is the plugin.
+/// A node with a pod that has a reserved address and was released by a DEL while its ADD is running. The lock stands
+/// for the plugin.
 fn overtaken() -> (Fake, Registrar<'static, Fake>, Lock) {
     let (fake, registrar) = registered();
     let mut pool = pool_of("kept", "10.9.0.0/28", 28);
@@ -48,7 +49,7 @@ fn request(container: &str) -> AddRequest {
     }
 }
 
-/// The plugin makes the interface after all.
+/// The plugin creates the interface after all.
 fn make(fake: &Fake) {
     fake.with(|state| state.interfaces.insert(attachment("c1")));
 }
@@ -65,7 +66,7 @@ fn is_held(fake: &Fake) -> bool {
     !fake.records(holder).is_empty()
 }
 
-/// The reserved address is held, and nobody else gets it, because the ADD goes on.
+/// The reserved address is still held, and not handed over to another pod, because the ADD is running.
 fn assert_kept_for_its_add(fake: &Fake, registrar: &mut Registrar<'static, Fake>) {
     at_once(registrar.look());
     assert!(is_held(fake));
@@ -141,12 +142,12 @@ fn a_removed_node_says_that_its_pods_are_gone_only_when_no_add_can_make_an_inter
     assert!(fake.is_confirmed() && !has_interface(&fake));
 }
 
-/// The node after its agent has been started anew, while the plugin goes on.
+/// The node after a restart of its agent, while the plugin is still running.
 fn restarted() -> (Fake, Registrar<'static, Fake>) {
     let (fake, registrar, lock) = overtaken();
     drop(lock);
     fake.with(|state| {
-        // It was in the memory of the agent before.
+        // The agent lost this with its memory.
         state.ipam.release(&attachment("c1"), Moment::BOOT).unwrap();
         state.wired_from_before.insert(attachment("c1"));
     });
@@ -162,7 +163,7 @@ fn a_reserved_address_is_held_by_an_agent_that_starts_while_the_plugin_goes_on()
     assert_kept_for_its_add(&fake, &mut registrar);
     make(&fake);
     assert!(fake.try_lock(&attachment("c1")).is_none());
-    // It ends, and takes away what it made.
+    // The plugin ends, and deletes its interface.
     fake.with(|state| {
         state.wired_from_before.clear();
         state.interfaces.clear();

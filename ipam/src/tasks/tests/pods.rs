@@ -1,4 +1,4 @@
-//! ADD, DEL, and what gives back what nobody gives back.
+//! ADD, DEL, and the release of attachments without a DEL.
 
 use polder_api::message::{AddRequest, AddressSource, Collection, Refusal, RefusalKind};
 use polder_api::{Family, Pod};
@@ -12,7 +12,7 @@ use crate::pool::Purpose;
 use crate::record::{PoolRecord, ReservationRecord, encode};
 use crate::registration::Leaving;
 
-/// A caller that waits, or has gone.
+/// The client of an ADD: waiting, or disconnected.
 struct Plugin {
     is_gone: bool,
 }
@@ -38,7 +38,7 @@ fn add(fake: &Fake, container: &str) -> Result<(Held, Lock), Refusal> {
     at_once(super::add(fake, &me(), request(container), &Plugin { is_gone: false }))
 }
 
-/// Adds a pod, with its interface.
+/// Adds a pod and its interface.
 fn added(fake: &Fake, container: &str) -> Held {
     let (held, _) = add(fake, container).unwrap();
     fake.with(|state| state.interfaces.insert(held.attachment.clone()));
@@ -61,7 +61,7 @@ fn free(fake: &Fake) -> u64 {
     fake.with(|state| state.ipam.total(Family::V4, None, Moment::from_millis(state.clock)).free)
 }
 
-/// Lets the sweeper look that often, a third of the grace period apart.
+/// Runs `looks` checks of the sweeper, a third of the grace period apart.
 fn sweep(fake: &Fake, leaving: &[&str], looks: usize) {
     fake.with(|state| state.sleeps = looks);
     let leaving = leaving.iter().map(|container| attachment(container)).collect();
@@ -75,7 +75,7 @@ fn an_add_locks_its_attachment_until_the_interface_is_made() {
     assert_eq!(held.addresses.len(), 1);
     assert_eq!(kind(add(&fake, "c1")), RefusalKind::TryAgain);
     drop(lock);
-    // It came to nothing: the next one takes it up.
+    // The first ADD created no interface: the second one continues with its addresses.
     assert_eq!(add(&fake, "c1").unwrap().0.addresses, held.addresses);
     fake.with(|state| state.interfaces.insert(attachment("c1")));
     assert_eq!(kind(add(&fake, "c1")), RefusalKind::Exists);
@@ -100,7 +100,7 @@ fn an_add_that_finds_no_address_waits_for_a_block_and_then_takes_the_one_that_co
     let (fake, _) = registered();
     let first = added(&fake, "c0");
     del(&fake, "c0").unwrap();
-    // A block of 16 addresses: one is the gateway's, and one is in cool-down.
+    // A block of 16 addresses: one is the gateway address, and one is in cool-down.
     (1..=free(&fake)).for_each(|number| drop(added(&fake, &format!("c{number}"))));
     fake.with(|state| state.claims.push_back(Err(Unavailable::TooSlow.into())));
     assert_eq!(kind(add(&fake, "late")), RefusalKind::TryAgain);
@@ -122,7 +122,7 @@ fn an_add_that_finds_no_address_waits_for_a_block_and_then_takes_the_one_that_co
 fn a_del_deletes_the_interface_then_frees_the_addresses_and_succeeds_where_there_is_nothing() {
     let (fake, _) = registered();
     added(&fake, "c1");
-    // The host of the tests does not free what lives.
+    // The fake node checks that the addresses of an existing interface are not freed.
     del(&fake, "c1").unwrap();
     assert!(!has(&fake, "c1") && fake.with(|state| state.interfaces.is_empty()));
     del(&fake, "c1").unwrap();
@@ -261,7 +261,7 @@ fn a_removed_node_does_not_forget_its_addresses_while_an_add_has_not_ended() {
     assert!(matches!(fake.registration(), Registration::Removed(_)), "{:?}", fake.registration());
     assert!(has(&fake, "c1") && !fake.is_confirmed(), "its plugin can still make the interface");
     drop(lock);
-    // An ADD that was admitted before gets its addresses while the others are cut off.
+    // An ADD that was admitted earlier gets its addresses while the other pods are disconnected.
     fake.with(|state| state.without_gateways = Some(Box::new(|state| state.allocate("c2"))));
     at_once(registrar.look());
     let written = fake.with(|state| state.ipam.ledger().attachments().unwrap());

@@ -1,4 +1,4 @@
-//! The publisher: what it says, as whom, and when it begins anew.
+//! What the publisher publishes, for which record of the node, and when it restarts.
 
 use std::pin::pin;
 
@@ -8,7 +8,7 @@ use crate::key::Key;
 use crate::record::{AddressRecord, Alive};
 use crate::tasks::publisher::run;
 
-/// The containers whose addresses the store says that the node has.
+/// The containers whose addresses are published for the node.
 fn published(fake: &Fake) -> Vec<String> {
     fake.records(|key, value| match key {
         Key::Address(..) => {
@@ -29,7 +29,7 @@ fn is_alive(fake: &Fake) -> bool {
     !boots.is_empty()
 }
 
-/// Gives a pod an address, and rings.
+/// Allocates an address to a pod, and notifies the publisher.
 fn attach(fake: &Fake, container: &str) {
     fake.with(|state| {
         state.allocate(container);
@@ -37,7 +37,7 @@ fn attach(fake: &Fake, container: &str) {
     });
 }
 
-/// Lets so many pauses end.
+/// Lets this number of pauses end.
 fn pauses(fake: &Fake, number: usize) {
     fake.with(|state| state.sleeps = number);
 }
@@ -75,7 +75,7 @@ fn what_the_store_did_not_take_is_tried_again_from_what_is_there_then() {
         let me = me();
         let mut running = pin!(run(&fake, &me));
         until_it_waits(running.as_mut());
-        // Somebody else's word under the node's name meanwhile.
+        // Meanwhile, a stray record appears under the node's name.
         let stray = Key::Address(me.name.clone(), "10.9.9.9".parse().unwrap()).to_string();
         fake.with(|state| state.put(&stray, b"{}".to_vec()));
         pauses(&fake, 1);
@@ -90,7 +90,7 @@ fn a_node_whose_record_was_written_again_begins_anew_also_between_two_changes() 
     for container in ["c1", "c2", "c3"] {
         attach(&fake, container);
     }
-    // Two records in each change: the second one of the three is late.
+    // Each change writes at most two records: the second of the two changes hangs.
     fake.with(|state| state.fates.extend([Fate::Carried, Fate::Hangs]));
     let me = me();
     let mut running = pin!(run(&fake, &me));

@@ -67,7 +67,7 @@ fn a_claim_of_which_nothing_can_be_learned_is_not_taken_until_its_record_is_seen
     assert_eq!(owned(&fake), 2);
 }
 
-/// The block that the node claims next.
+/// The block that the node would claim next.
 fn next(fake: &Fake) -> Block {
     let owned = fake.with(|state| state.ipam.blocks().iter().map(|owned| owned.block).collect());
     next_block(&fake.view(), &me().name, &Labels::new(), &any(), &owned).unwrap().1
@@ -110,10 +110,10 @@ fn nothing_is_claimed_or_handed_over_by_a_view_that_tells_of_a_loss_before_a_rou
     at_once(registrar.claim(any())).unwrap();
 }
 
-/// The pool of addresses that belong to workloads.
+/// The name of the pool of reserved addresses.
 const RESERVED: &str = "reserved";
 
-/// A node in a cluster that has such a pool.
+/// A node in a cluster that has a pool of reserved addresses.
 fn with_reserved_pool() -> (Fake, Registrar<'static, Fake>) {
     let (fake, registrar) = registered();
     let mut reserved = pool_of(RESERVED, "10.9.0.0/28", 28);
@@ -182,11 +182,11 @@ fn a_removed_node_is_cut_off_takes_its_addresses_away_and_serves_no_more() {
         assert!(state.interfaces.is_empty() && state.ipam.get(&pod).is_none());
         assert!(!state.has_gateways && state.ipam.blocks().is_empty());
     });
-    // An error while it confirms that lets it not serve again.
+    // After an error during the confirmation, the node still does not serve.
     fake.with(|state| state.fates.extend([Fate::Lost, Fate::Lost]));
     at_once(registrar.look());
     assert!(fake.registration().forbids().is_some(), "{:?}", fake.registration());
-    // An agent that starts then says so, although the kernel cannot be changed.
+    // A restarted agent reports the removal, although it cannot change the kernel.
     fake.with(|state| (state.registration, state.is_read_only) = (Registration::default(), true));
     let me = me();
     at_once(Registrar::new(&fake, &me).look());
@@ -209,7 +209,7 @@ fn a_node_that_is_proven_to_be_itself_serves_while_the_store_takes_no_writes() {
     let me = me();
     at_once(Registrar::new(&fake, &me).look());
     assert!(matches!(fake.registration(), Registration::Waiting(_)), "{:?}", fake.registration());
-    // While the store was asked, too, which can take long.
+    // It also served during the write to the datastore, which can take long.
     assert_eq!(fake.with(|state| state.said_meanwhile.forbids().map(ToString::to_string)), None);
 }
 

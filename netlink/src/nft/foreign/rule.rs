@@ -1,5 +1,5 @@
-//! Decodes rules of other programs from their expressions. An expression that cannot be decoded becomes `Condition::Other`,
-//! which may or may not be true.
+//! Decodes rules of other programs from their expressions. An expression that cannot be decoded becomes
+//! `Condition::Other`, which may or may not be true.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -10,7 +10,7 @@ use super::{Condition, Judgement, Names};
 use crate::error::text;
 use crate::nft::decode::{self, NF_ACCEPT, NF_DROP, attributes, number, value};
 
-// `include/uapi/linux/netfilter/nf_tables.h` and `include/uapi/linux/netfilter.h`, all of these.
+// Constants of `include/uapi/linux/netfilter/nf_tables.h` and `include/uapi/linux/netfilter.h`.
 const NFTA_LIST_ELEM: u16 = 1;
 const NFTA_RULE_EXPRESSIONS: u16 = 4;
 const NFTA_EXPR_NAME: u16 = 1;
@@ -86,7 +86,7 @@ pub(super) fn read(body: &[u8]) -> ReadRule {
 }
 
 impl ReadRule {
-    /// Decodes one expression. `loaded` is the register content after the previous one; returns that after this one.
+    /// Decodes one expression. `loaded` is the register content before it; returns the content after it.
     fn take(&mut self, expression: &[u8], loaded: Loaded) -> Loaded {
         let name = text(expression, NFTA_EXPR_NAME).unwrap_or_default();
         let data = value(expression, NFTA_EXPR_DATA).unwrap_or_default();
@@ -189,8 +189,8 @@ impl Loaded {
     }
 }
 
-/// The part of an address that a payload expression loads, by its offset in the header (RFC 791, RFC 8200). A length shorter
-/// than an address means its first bytes.
+/// The part of an address that a payload expression loads, by its offset in the header (RFC 791, RFC 8200). A length
+/// shorter than an address means its first bytes.
 fn address(payload: &[u8]) -> Loaded {
     let base = number(payload, NFTA_PAYLOAD_BASE);
     let place = (number(payload, NFTA_PAYLOAD_OFFSET), number(payload, NFTA_PAYLOAD_LEN));

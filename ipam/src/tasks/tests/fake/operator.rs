@@ -1,4 +1,4 @@
-//! The node of the tests, to what an operator asks for.
+//! The fake node as the environment of operator requests.
 
 use super::*;
 use crate::Revision;

@@ -1,10 +1,10 @@
-//! The node of the tests, to the tasks about pods.
+//! The fake node as the environment of the pod tasks.
 
 use super::*;
 use crate::claim::Exhausted;
 use crate::shortage::NoPool;
 
-/// Keeps everybody else from working on an attachment, until it is dropped.
+/// The lock of one attachment, released when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Lock {
     locked: Locked,
@@ -140,7 +140,7 @@ impl PodHost for Fake {
     fn addresses_freed(&self) {}
 }
 
-/// That there is no block.
+/// The error that no block is available.
 fn none() -> NoClaim {
     let wanted = BlockRequest::Any(Family::V4, None);
     Exhausted::NoPool(NoPool { wanted, closed: Vec::new() }).into()

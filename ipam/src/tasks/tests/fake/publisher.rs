@@ -1,4 +1,4 @@
-//! The node of the tests, to the publisher.
+//! The fake node as the environment of the publisher.
 
 use std::future::poll_fn;
 
@@ -9,7 +9,7 @@ use crate::tasks::lease::LeaseStore;
 use crate::tasks::publisher::PublisherHost;
 
 impl Fake {
-    /// The revision of the node's record, as it counts.
+    /// The revision in the publisher's current basis.
     pub(in crate::tasks::tests) fn basis_revision(&self) -> Option<Revision> {
         self.basis().revision
     }
@@ -52,7 +52,7 @@ impl PublisherHost for Fake {
     }
 }
 
-/// A store in which every lease lasts.
+/// A datastore in which leases never expire.
 impl LeaseStore for Fake {
     type Lease = ();
 

@@ -1,4 +1,4 @@
-//! Nodes that operators remove, and machines that take the place of others.
+//! Nodes that operators remove, and machines that replace others.
 
 use polder_api::message::{Refusal, RefusalKind, Removal, Reply};
 
@@ -29,7 +29,7 @@ fn is_member(fake: &Fake) -> bool {
     fake.with(|state| state.entries.contains_key(&Key::Node(me().name).to_string()))
 }
 
-/// Lets the node's record be another.
+/// Changes the node's record in the datastore.
 fn rewrite(state: &mut State, change: impl FnOnce(&mut NodeRecord)) {
     let key = Key::Node(me().name).to_string();
     let mut record: NodeRecord = serde_json::from_slice(&state.entries[&key].value).unwrap();
@@ -64,7 +64,7 @@ fn what_is_said_of_a_node_is_not_said_of_the_machine_that_becomes_it_meanwhile()
         assert!(refused.message.contains("since its removal began"), "{refused}");
         assert_eq!((is_member(&fake), fences(&fake)), (true, Vec::new()));
     }
-    // Nor of one that comes when the node that was meant is gone.
+    // The confirmation does not apply either to a machine that comes after the removal of the node that was meant.
     let (fake, _) = registered();
     let node = fake.with(|state| state.entries[&Key::Node(me().name).to_string()].clone());
     remove(&fake, false).unwrap();
@@ -135,7 +135,7 @@ fn who_asks_for_the_removal_of_this_node_has_to_know_how_many_pods_it_has() {
     fake.with(|state| state.allocate("c1"));
     assert!(matches!(allow(None), Err(Reply::Unconfirmed { pods: 1, .. })));
     assert_eq!(allow(Some(1)), Ok(()));
-    // It answers, so it is not dead.
+    // The answering node is alive.
     let dead = at_once(allow_removal(&fake, &me(), &fake, &removal(true)));
     assert!(matches!(dead, Err(Reply::Refused(refusal)) if refusal.message.contains("node n1 is alive")));
 }

@@ -32,7 +32,7 @@ fn remove(name: &str) -> PoolChange {
     PoolChange::Remove(name.parse().unwrap())
 }
 
-/// The pools that the store has, each with its state.
+/// The pools in the datastore, each with its state.
 fn pools(fake: &Fake) -> Vec<(String, PoolState)> {
     fake.records(|key, value| match key {
         Key::Pool(name) => {
@@ -86,7 +86,7 @@ fn a_change_that_is_refused_after_it_was_made_is_found_to_be_made_and_another_re
     let (fake, _) = registered();
     fake.with(|state| state.fates.push_back(Fate::MadeAndRefused(Cause::NoSpace)));
     assert!(change(&fake, more()).unwrap().contains("is added"));
-    // Both could have been made.
+    // With both causes, the change may have been made.
     for cause in [Cause::NoSpace, Cause::Permission] {
         fake.with(|state| state.fates.push_back(Fate::Refused(cause)));
         let refused = change(&fake, remove("more")).unwrap_err();

@@ -1,4 +1,4 @@
-//! Addresses that operators give up.
+//! Addresses that operators release.
 
 use std::net::IpAddr;
 
@@ -32,7 +32,7 @@ fn key() -> Key {
     Key::Reservation(RESERVED.parse().unwrap())
 }
 
-/// Reserves the address for that workload. A pod of that node's first boot holds it, if one is named.
+/// Reserves the address for that workload. If a node is given, a pod of its first boot holds the address.
 fn reserve(state: &mut State, owner: &str, node: Option<&str>) {
     let identity = state.ipam.identity().unwrap().unwrap();
     let holder = node.map(|node| Holder {
@@ -68,7 +68,7 @@ fn a_reservation_that_nobody_holds_is_given_up_also_when_the_answer_is_lost_or_a
         Fate::Lost,
         Fate::Unanswered,
         Fate::MadeAndRefused(Cause::NoSpace),
-        // A pod that has just let it go.
+        // A pod has just released it.
         Fate::After(Box::new(|state| reserve(state, "d/web", None))),
     ];
     for fate in fates {
@@ -88,7 +88,7 @@ fn a_reservation_that_nobody_holds_is_given_up_also_when_the_answer_is_lost_or_a
 fn a_reservation_that_a_pod_holds_is_given_up_only_by_who_knows_that_it_is_gone() {
     let fake = with_reservation(Some("n1"));
     assert!(refused(&fake, RESERVED, false).contains("add --dead"));
-    // No word is as good as an interface, or as a node that says so.
+    // An existing interface, or the report of a node that is alive, overrides the operator's confirmation.
     fake.with(|state| state.interfaces.insert(attachment("c1")));
     assert!(refused(&fake, RESERVED, true).contains("its interface exists"));
     fake.with(|state| {
@@ -110,7 +110,7 @@ fn what_is_said_of_a_dead_pod_is_not_said_of_one_that_has_the_address_when_the_a
     fake.with(|state| state.fates.push_back(Fate::UnansweredAnd(Box::new(again))));
     assert!(refused(&fake, RESERVED, true).contains("has changed"));
     assert_eq!(owner(&fake).as_deref(), Some("d/web"));
-    // Another workload has it: it was given up.
+    // The owner is another workload now, so the reservation was deleted.
     let other = |state: &mut State| reserve(state, "d/db", Some("n2"));
     fake.with(|state| {
         reserve(state, "d/web", Some("n1"));
