@@ -1,4 +1,4 @@
-//! The agent of a node: the tasks of [`polder_ipam::tasks`], which ship, over data instead of a kernel and a store.
+//! The agent of a node: the production tasks of [`polder_ipam::tasks`], with data in place of a kernel and a store.
 
 pub mod ask;
 pub mod engine;
@@ -38,32 +38,32 @@ use crate::store_request::{Answer, Question, no_answer};
 use crate::task::{Life, Pause, Task, Wait, Waiting};
 use crate::world::{Agent, COOL_DOWN, Keeping, Kernel, Machine, Shared, World};
 
-/// The hand of a task in the world.
+/// Handle of a task to the simulated world.
 #[derive(Clone)]
 pub struct Hand {
-    /// The world.
+    /// The simulated world.
     pub world: Shared,
-    /// On which machine the task is.
+    /// Index of the machine on which the task runs.
     pub machine: usize,
-    /// Which agent it belongs to.
+    /// Epoch of the agent that owns the task; 0 for a plugin.
     pub epoch: u64,
-    /// Whether the task goes on where an ADD does not end, as a DEL does.
+    /// Whether the task continues if an ADD does not end, as a DEL does.
     overtakes: bool,
     waiting: Waiting,
 }
 
 impl Hand {
-    /// A hand for a new task of the agent.
+    /// A handle for a new task of the agent.
     pub fn new(world: &Shared, machine: usize, epoch: u64) -> Self {
         Self { world: Rc::clone(world), machine, epoch, overtakes: true, waiting: Rc::default() }
     }
 
-    /// Does something in the world.
+    /// Runs an action on the world.
     pub fn with<T>(&self, action: impl FnOnce(&mut World) -> T) -> T {
         action(&mut self.world.borrow_mut())
     }
 
-    /// Does something with the agent, which lives as long as its tasks.
+    /// Runs an action on the agent, which exists as long as its tasks.
     pub fn agent<T>(&self, action: impl FnOnce(&mut Agent) -> T) -> T {
         self.with(|world| {
             let agent = world.machines[self.machine].agent.as_mut();
@@ -71,7 +71,7 @@ impl Hand {
         })
     }
 
-    /// Does something with the node's addresses, which is written down when this returns.
+    /// Runs an action on the node's addresses. Changes are on disk when this returns.
     pub fn ipam<T>(&self, action: impl FnOnce(&mut NodeIpam<Disk>, Moment) -> T) -> T {
         self.with(|world| {
             let machine = &mut world.machines[self.machine];
@@ -80,37 +80,37 @@ impl Hand {
         })
     }
 
-    /// The machine's clock.
+    /// The machine's clock, in milliseconds.
     pub fn clock(&self) -> u64 {
         self.with(|world| world.machines[self.machine].clock)
     }
 
-    /// What the agent knows of the cluster.
+    /// The agent's view of the cluster.
     pub fn view(&self) -> Arc<View> {
         self.agent(|agent| Arc::clone(&agent.view))
     }
 
-    /// The attachments whose interfaces plugins are making.
+    /// The attachments whose interfaces plugins are creating.
     pub fn marked(&self) -> InFlight {
         self.with(|world| Rc::clone(&world.machines[self.machine].kernel.marked))
     }
 
-    /// Waits.
+    /// Waits for the condition.
     pub async fn wait(&self, wait: Wait) {
         Pause::new(&self.world, self.machine, &self.waiting, wait).await;
     }
 
-    /// Ends a step.
+    /// Ends a step: the task continues at its next turn.
     pub async fn turn(&self) {
         self.wait(Wait::Turn).await;
     }
 
-    /// Waits until that much time has passed on the machine's clock.
+    /// Waits for this time on the machine's clock, in milliseconds.
     pub async fn sleep(&self, millis: u64) {
         self.wait(Wait::Until(self.clock() + millis)).await;
     }
 
-    /// Makes a change.
+    /// Commits a change to the store.
     pub async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
         match self.ask(Question::Commit(transaction(change))).await? {
             Answer::Outcome(outcome) => Ok(outcome),
@@ -118,7 +118,7 @@ impl Hand {
         }
     }
 
-    /// Reads a range.
+    /// Reads a range of the store.
     pub async fn range(&self, range: Range) -> Result<Contents, StoreError> {
         match self.ask(Question::Range(range)).await? {
             Answer::Contents(contents) => Ok(contents),
@@ -126,7 +126,7 @@ impl Hand {
         }
     }
 
-    /// Asks the store.
+    /// Sends a request to the store and waits for the reply.
     async fn ask(&self, question: Question) -> Result<Answer, StoreError> {
         let is_commit = matches!(question, Question::Commit(_));
         let id = self.with(|world| world.ask(self.machine, question));
@@ -136,23 +136,23 @@ impl Hand {
         self.with(|world| world.take_answer(id))
     }
 
-    /// Waits until the agent's view shows what was written at that revision.
+    /// Waits, at most [`CATCH_UP`], until the agent's view shows that revision.
     pub async fn caught_up(&self, revision: Revision) -> Result<(), StoreError> {
         self.wait(Wait::Revision(revision, self.clock() + host::millis(CATCH_UP))).await;
         if self.view().revision >= revision { Ok(()) } else { Err(no_answer()) }
     }
 
-    /// Who the node is.
+    /// The identity of the node.
     pub fn me(&self) -> Rc<Me> {
         self.agent(|agent| Rc::clone(&agent.me))
     }
 
-    /// A name that nobody else has.
+    /// A name that is unique in the simulation.
     pub fn fresh(&self) -> String {
         self.with(|world| format!("x{}", world.number()))
     }
 
-    /// Keeps what happens for whoever looks at a failure.
+    /// Writes a line to the log, with the machine and its name.
     pub fn note(&self, what: impl FnOnce() -> String) {
         self.with(|world| {
             let name = format!("{}/{}", self.machine, world.machines[self.machine].name);
@@ -161,7 +161,7 @@ impl Hand {
     }
 }
 
-/// A request that is waited for. Where nobody waits any more, it can still arrive.
+/// A request whose reply a task waits for. If the wait is dropped, the request can still arrive.
 struct Asked<'a> {
     hand: &'a Hand,
     id: u64,
@@ -177,7 +177,7 @@ impl Drop for Asked<'_> {
         let Hand { machine, epoch, .. } = *self.hand;
         self.hand.with(|world| {
             world.leave(self.id);
-            // Nobody but a publisher gives up a change while its agent lives.
+            // While the agent runs, only the publisher abandons a change.
             if self.is_commit && world.machines[machine].epoch_running() == Some(epoch) {
                 world.count(publisher::CANCELLED);
             }
@@ -185,10 +185,10 @@ impl Drop for Asked<'_> {
     }
 }
 
-/// For how long a plugin that could go on does not.
+/// Maximum delay of a plugin that is ready, in milliseconds.
 pub const PATIENCE_MS: u64 = 4_000;
 
-/// Begins a task of the agent.
+/// Starts a task of the agent.
 pub fn spawn<F: Future<Output = ()> + 'static>(
     world: &Shared,
     machine: usize,
@@ -202,7 +202,7 @@ pub fn spawn<F: Future<Output = ()> + 'static>(
     world.borrow_mut().spawned.push(task);
 }
 
-/// Begins a task that outlives the agent.
+/// Starts a plugin task. It outlives the agent. Returns its number.
 pub fn spawn_plugin<F: Future<Output = ()> + 'static>(
     world: &Shared,
     machine: usize,
@@ -221,8 +221,8 @@ pub fn spawn_plugin<F: Future<Output = ()> + 'static>(
     number
 }
 
-/// Starts the agent of a machine that has none. What the ledger has lost is taken from the kernel, before anything else.
-/// A disk that is full lets no agent start.
+/// Starts the agent of a machine that has none. First it restores lost ledger entries from the kernel. Returns false
+/// if the disk is full.
 pub fn start(world: &Shared, index: usize) -> bool {
     let number = world.borrow_mut().number();
     let mut guard = world.borrow_mut();
@@ -239,7 +239,7 @@ pub fn start(world: &Shared, index: usize) -> bool {
     machine.ledger_is_whole = true;
     machine.epoch = number;
     if *keeping == Keeping::Embedded {
-        // Who was alive when the file was closed, is not for that reason alive now.
+        // Liveness records from before the file was closed are stale.
         let _ = etcd.transact(&[], &[Operation::Delete(Key::all_alive())]);
     }
     let me = me(machine, proof, first_pools.clone());
@@ -287,7 +287,7 @@ pub fn start(world: &Shared, index: usize) -> bool {
     true
 }
 
-/// Who the node on that machine is, in this boot.
+/// The identity of the node on that machine, in the current boot.
 fn me(machine: &Machine, proof: Proof, pools: Vec<Pool>) -> Me {
     let ClusterRecord { backend, attach, vxlan, masquerade, .. } = settings::first_settings();
     Me {
@@ -301,7 +301,7 @@ fn me(machine: &Machine, proof: Proof, pools: Vec<Pool>) -> Me {
     }
 }
 
-/// Looks now and then whether the watch has told of everything.
+/// Verifies periodically that the watch has missed nothing.
 async fn verify(hand: Hand) {
     loop {
         hand.sleep(host::millis(VERIFY_EVERY)).await;
@@ -316,7 +316,7 @@ async fn verify(hand: Hand) {
     }
 }
 
-/// Where the ledger knows nobody, takes down what the kernel has.
+/// If the ledger has no identity, restores its entries from the kernel.
 fn recover(ipam: &mut NodeIpam<Disk>, kernel: &Kernel, now: Moment) -> Result<(), NotRestored> {
     // A ledger in memory always answers.
     if ipam.identity().is_ok_and(|identity| identity.is_some()) {
@@ -332,8 +332,8 @@ fn recover(ipam: &mut NodeIpam<Disk>, kernel: &Kernel, now: Moment) -> Result<()
     recovery::recover(ipam, &kernel.gateways, pods.collect(), now)
 }
 
-/// How often an agent looks whether it has missed something: more often than on a node, for a cluster has to heal in time.
+/// Interval of the verifier: a third of a node's, so that a cluster recovers within the test time.
 const VERIFY_EVERY: Duration = position::VERIFY_EVERY.checked_div(3).expect("not by 0");
 
-/// How long an interface may be missing.
+/// How long an interface may be missing before its address is released.
 pub const GRACE: Duration = Duration::from_millis(crate::world::GRACE_MS);

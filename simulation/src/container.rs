@@ -1,25 +1,25 @@
-//! A container of a pod.
+//! The containers of the simulated pods.
 
 use polder_api::{Attachment, Pod};
 use polder_ipam::ids::BootId;
 
-/// A container, as the runtime sees it.
+/// A container, as its runtime records it.
 #[derive(Debug, Clone)]
 pub struct Container {
-    /// Its attachment.
+    /// The attachment of the container.
     pub attachment: Attachment,
-    /// Its pod.
+    /// The pod of the container.
     pub pod: Pod,
     /// Whether the pod keeps its address by name.
     pub reserved: bool,
-    /// On which machine.
+    /// Index of the machine.
     pub machine: usize,
-    /// In which boot of it.
+    /// Boot id of the machine when the container was created.
     pub boot_id: BootId,
-    /// Whether it is to live.
+    /// Whether the container should run.
     pub is_wanted: bool,
-    /// Whether the runtime was told that it is attached.
+    /// Whether the runtime received a successful ADD.
     pub is_attached: bool,
-    /// The plugins that work for it.
+    /// Numbers of the plugins that run for the container.
     pub plugins: Vec<u64>,
 }

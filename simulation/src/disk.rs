@@ -1,4 +1,4 @@
-//! A node's disk: the ledger on it, which outlives the agent and the boot, and what can happen to it.
+//! A node's disk with the ledger, which survives agent restarts and reboots, and the faults of the disk.
 
 use std::cell::RefCell;
 use std::net::IpAddr;
@@ -11,41 +11,41 @@ use polder_ipam::ledger::memory::Memory;
 use polder_ipam::ledger::{Held, Identity, Ledger, LedgerError, OwnedBlock};
 use polder_ipam::pool::Block;
 
-/// How many earlier states of the ledger a power cut can bring back.
+/// Number of earlier ledger states kept, for power failures.
 const TAIL: usize = 4;
 
-/// A handle to a disk. Handles to the same disk see the same ledger.
+/// A handle to a disk. Handles to the same disk share one ledger.
 #[derive(Debug, Clone, Default)]
 pub struct Disk(Rc<RefCell<State>>);
 
 #[derive(Debug, Clone, Default)]
 struct State {
     ledger: Memory,
-    /// What the ledger was before its last writes, the last one at the end.
+    /// The ledger before each of its last writes, the latest at the end.
     earlier: Vec<Memory>,
     full: bool,
     writes: u64,
 }
 
 impl Disk {
-    /// The ledger as it is now.
+    /// A copy of the current ledger.
     pub fn ledger(&self) -> Memory {
         self.0.borrow().ledger.clone()
     }
 
-    /// Whether the ledger names the attachment.
+    /// Whether the ledger contains the attachment.
     pub fn names(&self, attachment: &Attachment) -> bool {
         // A ledger in memory always answers.
         let attachments = self.0.borrow().ledger.attachments().unwrap_or_default();
         attachments.iter().any(|held| held.attachment == *attachment)
     }
 
-    /// How often it was written: as long as that is the same, so is the ledger.
+    /// Write counter: while it is the same, the ledger is unchanged.
     pub fn writes(&self) -> u64 {
         self.0.borrow().writes
     }
 
-    /// Lets writes fail, or succeed again.
+    /// Makes writes fail, or succeed again.
     pub fn fill(&self, full: bool) {
         self.0.borrow_mut().full = full;
     }
@@ -62,20 +62,20 @@ impl Disk {
         Self(Rc::new(RefCell::new(State { ledger, ..State::default() })))
     }
 
-    /// Becomes what another disk holds.
+    /// Replaces the ledger with that of another disk.
     pub fn restore(&self, other: &Self) {
         let ledger = other.ledger();
         let mut state = self.0.borrow_mut();
         *state = State { ledger, writes: state.writes + 1, full: state.full, ..State::default() };
     }
 
-    /// Loses the ledger.
+    /// Deletes the ledger.
     pub fn delete(&self) {
         let mut state = self.0.borrow_mut();
         *state = State { writes: state.writes + 1, full: state.full, ..State::default() };
     }
 
-    /// Loses the last writes: what a power cut does to a file that is not synchronized at each.
+    /// Loses up to `writes` of the last writes, as a power failure does if writes are not synchronized to disk.
     pub fn lose_tail(&self, writes: usize) {
         let mut state = self.0.borrow_mut();
         for _ in 0..writes {

@@ -1,8 +1,8 @@
-//! A model of etcd: one value that answers as a member of etcd 3.4 would.
+//! A model of etcd: one value that behaves like a member of etcd 3.4.
 //!
-//! What it knows is etcd's own semantics: one revision for everything that a transaction writes, history that can be
-//! compacted, leases, watches. What it does not know is the way to it. Lost requests and lost replies are the
-//! caller's to simulate: a request is lost when the model is not asked, its reply when the answer is dropped.
+//! It models the semantics of etcd: one revision for all writes of a transaction, history that can be compacted,
+//! leases, watches. It does not model the network. The caller simulates lost requests and replies: for a lost request
+//! it does not call the model, for a lost reply it drops the answer.
 
 mod condition;
 mod error;
@@ -23,40 +23,40 @@ pub use watch::{Said, Watch};
 use history::History;
 use lease::Leases;
 
-/// The whole of an etcd. A clone is a backup of it.
+/// A complete etcd. A clone is a backup of it.
 #[derive(Debug, Clone)]
 pub struct Model {
     history: History,
     leases: Leases,
-    /// How often it was started. Watches end when it ends.
+    /// Number of restarts. Each restart ends all watches.
     starts: u64,
     space: Space,
 }
 
-/// How much of its quota is left.
+/// Remaining storage quota.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Space {
-    /// Enough.
+    /// Enough quota for all writes.
     Enough,
-    /// Enough for one write, which is carried out and answered as if it were not (`quotaApplierV3`).
+    /// Enough for one more write. It takes effect, but the reply is an error (`quotaApplierV3`).
     ForOneWrite,
-    /// None: nothing is put. What only deletes is carried out.
+    /// No quota: puts are refused. A transaction that only deletes is executed.
     None,
 }
 
-/// One of the things that a transaction does.
+/// An operation of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Operation {
-    /// Puts the value behind the key.
+    /// Puts a value under a key.
     Put {
         /// The key.
         key: String,
         /// The value.
         value: Vec<u8>,
-        /// With whose end the key goes away. None takes it off an earlier lease.
+        /// The lease to which the key is attached. `None` detaches the key from an earlier lease.
         lease: Option<LeaseId>,
     },
-    /// Deletes all keys that are in the range.
+    /// Deletes all keys in the range.
     Delete(Range),
 }
 
@@ -76,12 +76,12 @@ impl Default for Model {
 }
 
 impl Model {
-    /// An etcd that was never written to. Its revision is 1. It is one of those that forget the most.
+    /// An empty etcd at revision 1, with [`Deletions::Forgotten`].
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An etcd that was never written to, of one sort or the other.
+    /// An empty etcd at revision 1, with either behaviour for compacted deletions.
     pub fn with(deletions: Deletions) -> Self {
         let space = Space::Enough;
         Self { history: History::new(deletions), leases: Leases::default(), starts: 0, space }
@@ -98,21 +98,21 @@ impl Model {
         Contents { revision: self.revision(), entries }
     }
 
-    /// Reads all entries of the range with all that etcd knows of them, as of an earlier revision; 0 is now.
+    /// Reads all entries of the range with all etcd fields, at an earlier revision; 0 is now.
     pub fn range_at(&self, range: &Range, revision: Revision) -> Result<Vec<KeyValue>, Error> {
         self.history.at(range, revision.number())
     }
 
-    /// Carries out a transaction, as `polder_store::Store::commit` does. An error is etcd's refusal to look
-    /// at it at all.
+    /// Executes a transaction, as `polder_store::Store::commit` does. An error means that etcd rejects the request
+    /// without executing it.
     pub fn commit(&mut self, txn: &Txn) -> Result<Outcome, Error> {
         let conditions: Vec<_> = txn.compares.iter().map(Condition::from).collect();
         let operations: Vec<_> = txn.writes.iter().map(Operation::from).collect();
         self.transact(&conditions, &operations)
     }
 
-    /// Carries out a transaction in etcd's own terms. The revision that it tells is that of the store afterwards: where
-    /// nothing was written, it is that of before.
+    /// Executes a transaction in etcd's own terms. The returned revision is the store's revision afterwards: if
+    /// nothing was written, the previous one.
     pub fn transact(&mut self, when: &[Condition], then: &[Operation]) -> Result<Outcome, Error> {
         check(when, then)?;
         let puts = then.iter().any(|operation| matches!(operation, Operation::Put { .. }));
@@ -133,12 +133,12 @@ impl Model {
         Ok(Outcome::Applied { revision: self.revision() })
     }
 
-    /// Has that much of its quota left from now on.
+    /// Sets the remaining quota.
     pub fn set_space(&mut self, space: Space) {
         self.space = space;
     }
 
-    /// How much of its quota is left.
+    /// Remaining quota.
     pub fn space(&self) -> Space {
         self.space
     }
@@ -163,13 +163,13 @@ impl Model {
         }
     }
 
-    /// Forgets what was changed before that revision, and how. A key that is still there is not forgotten.
+    /// Compacts the history before that revision. Keys that still exist are kept.
     pub fn compact(&mut self, revision: Revision) -> Result<(), Error> {
         self.history.compact(revision.number())
     }
 
-    /// Grants a lease for that many seconds. etcd itself grants none for less than one and a half times its election
-    /// timeout, which is 2 s; here nothing is added.
+    /// Grants a lease, TTL in seconds. etcd itself grants at least one and a half times its election timeout (2 s);
+    /// the model has no minimum.
     pub fn grant(&mut self, id: LeaseId, seconds: u64) -> Result<(), Error> {
         if self.space == Space::None {
             return Err(Error::NoSpace);
@@ -177,17 +177,17 @@ impl Model {
         self.leases.grant(id, seconds)
     }
 
-    /// The lease, if it has not ended.
+    /// The lease, if it has not expired.
     pub fn lease(&self, id: LeaseId) -> Option<&Lease> {
         self.leases.get(id)
     }
 
-    /// Lets the lease last its whole time from now on. Returns that time in seconds; `None` says that it has ended.
+    /// Renews the lease to its full TTL. Returns the TTL in seconds; `None` if the lease has expired.
     pub fn keep_alive(&mut self, id: LeaseId) -> Option<u64> {
         self.leases.keep_alive(id)
     }
 
-    /// Ends a lease, and deletes its keys at one revision.
+    /// Revokes a lease, and deletes its keys at one revision.
     pub fn revoke(&mut self, id: LeaseId) -> Result<(), Error> {
         let keys = self.leases.remove(id).ok_or(Error::LeaseNotFound(id))?;
         self.carry_out(
@@ -196,8 +196,7 @@ impl Model {
         Ok(())
     }
 
-    /// Lets time pass. Leases that have run out are revoked, each by itself, the one that ended first before the
-    /// others.
+    /// Advances time. Expired leases are revoked one by one, in the order of expiry.
     pub fn advance(&mut self, seconds: u64) -> Vec<LeaseId> {
         let ended = self.leases.advance(seconds);
         for id in &ended {
@@ -211,19 +210,18 @@ impl Model {
         Watch::new(self, range, from.number())
     }
 
-    /// Ends and starts again with what it has. Watches end. Leases last their whole time from now on, as they do under
-    /// every new leader.
+    /// Restarts etcd with its data. All watches end. All leases get their full TTL again, as under every new leader.
     pub fn restart(&mut self) {
         self.starts += 1;
         self.leases.renew();
     }
 
-    /// Is replaced by one that was never written to.
+    /// Replaces the store with an empty one.
     pub fn empty(&mut self) {
         *self = Self { starts: self.starts + 1, ..Self::with(self.history.deletions()) };
     }
 
-    /// Is set back to what it was when that backup was made. Its quota is what it is.
+    /// Restores a backup. The quota does not change.
     pub fn restore(&mut self, backup: &Self) {
         let (starts, space) = (self.starts, self.space);
         self.clone_from(backup);
@@ -232,7 +230,7 @@ impl Model {
     }
 }
 
-/// What etcd looks at before anything else (`checkTxnRequest` and `checkIntervals` of its `api/v3rpc/key.go`).
+/// The checks that etcd makes first (`checkTxnRequest` and `checkIntervals` of its `api/v3rpc/key.go`).
 fn check(when: &[Condition], then: &[Operation]) -> Result<(), Error> {
     if when.len().max(then.len()) > LARGEST_TXN {
         return Err(Error::TooManyOperations);

@@ -1,75 +1,75 @@
-//! What can go wrong.
+//! The faults that the simulation can inject.
 
-/// Something that can go wrong.
+/// A fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
-    /// The agent dies, and what it had in memory.
+    /// The agent crashes and loses its memory.
     Crash,
-    /// The machine is booted. All that was in its kernel is gone.
+    /// The machine reboots; the kernel loses all its state.
     Reboot,
-    /// The power is cut: with the kernel, the last writes to the ledger are gone.
+    /// Power failure: the kernel state and the last ledger writes are lost.
     PowerCut,
-    /// The agent ends, and somebody deletes its ledger.
+    /// The agent stops, and its ledger is deleted.
     LedgerDeleted,
-    /// The machine is booted with an empty disk.
+    /// The machine reboots with an empty disk.
     DiskWiped,
-    /// Nothing more can be written to the disk, or again.
+    /// Toggles a full disk: writes fail, or succeed again.
     DiskFull,
-    /// A request never arrives.
+    /// A request is lost before it reaches the store.
     RequestLost,
-    /// A request arrives after who asked has given it up.
+    /// A request reaches the store after its sender has stopped waiting.
     RequestLate,
-    /// A request takes effect, and its reply is lost.
+    /// A request takes effect, but its reply is lost.
     ReplyLost,
-    /// Nothing gets from a node to the store or back, or again.
+    /// Toggles a network partition between a node and the store.
     Partition,
-    /// The store chooses another leader: what is under way is given up.
+    /// The store elects another leader: requests in flight fail.
     LeaderChange,
-    /// The store has no space left, or again.
+    /// Toggles exhausted store quota.
     NoSpace,
-    /// A node may only read what is in the store, or may write again.
+    /// Toggles a read-only store role for a node.
     ReadsOnly,
-    /// A watch ends, and begins again.
+    /// A watch ends, and resumes.
     WatchEnds,
-    /// What a watch says arrives late, or at last.
+    /// Watch events are delayed, or the delay ends.
     WatchDelayed,
-    /// A watch says something again.
+    /// A watch repeats events.
     WatchRepeats,
-    /// The store forgets its history.
+    /// The store compacts its history.
     Compaction,
-    /// The store is emptied.
+    /// The store loses all its data.
     StoreEmptied,
-    /// The store is set back to what it was.
+    /// The store is restored from a backup.
     StoreRestored,
-    /// A plugin is killed.
+    /// A plugin process is killed.
     PluginKilled,
-    /// An operator asks for the removal of a node that lives.
+    /// An operator requests the removal of a live node.
     NodeRemoved,
-    /// A machine is gone for good, its node is removed, and another of its name comes.
+    /// A machine fails permanently. Its node is removed, and a new machine joins under its name.
     NodeReplaced,
-    /// Another machine comes under the name of one that lives, of which sometimes nothing more is heard.
+    /// Another machine joins under the name of a live one. In some cases the original becomes unreachable.
     Rival,
-    /// Another machine comes with a copy of the ledger of one that lives, and that is sometimes cut off. Both of its ids
-    /// are its own.
+    /// Another machine joins with a copy of the ledger of a live one. In some cases the original is partitioned from
+    /// the store. The new machine has its own machine id and boot id.
     LedgerCopied,
-    /// A machine is booted with the ledger that it had lost, when it has been another incarnation since.
+    /// A machine reboots with the ledger that it had lost, after it has joined as another incarnation.
     LedgerBack,
-    /// The clock of a machine begins to run at another speed.
+    /// The clock of a machine changes its speed.
     ClockSpeed,
-    /// An operator asks for another pool, or for one that is drained to be used again.
+    /// An operator adds a pool, or reactivates a drained one.
     PoolAdded,
-    /// An operator asks for a pool to be drained.
+    /// An operator drains a pool.
     PoolDrained,
-    /// An operator asks for a pool to be removed.
+    /// An operator removes a pool.
     PoolRemoved,
-    /// An operator asks for another backend.
+    /// An operator changes the backend.
     SettingsChanged,
-    /// An operator asks for an address to be given up.
+    /// An operator releases an address.
     AddressReleased,
 }
 
 impl Fault {
-    /// All of them.
+    /// All faults.
     pub const ALL: [Self; 31] = [
         Self::Crash,
         Self::Reboot,
@@ -104,7 +104,7 @@ impl Fault {
         Self::AddressReleased,
     ];
 
-    /// Whether it can happen to a node whose records are in a file of its own.
+    /// Whether the fault can occur on a node with an embedded store (local file).
     pub fn happens_to_a_file(self) -> bool {
         match self {
             Self::Crash
@@ -121,18 +121,18 @@ impl Fault {
         }
     }
 
-    /// Whether it is about pools. Who changes them adds, drains and removes some.
+    /// Whether the fault is a pool change. A run has either none or all of these faults.
     pub fn is_about_pools(self) -> bool {
         matches!(self, Self::PoolAdded | Self::PoolDrained | Self::PoolRemoved)
     }
 
-    /// Whether an operator asks for it, and an agent carries it out.
+    /// Whether an operator requests this, and an agent executes it.
     pub fn is_asked_for(self) -> bool {
         self.is_about_pools()
             || matches!(self, Self::SettingsChanged | Self::AddressReleased | Self::NodeRemoved)
     }
 
-    /// Its name.
+    /// Name of the fault in counters and reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Crash => "agent crashed",

@@ -1,4 +1,4 @@
-//! How faults happen, at any step: to agents, machines, disks, and the way to the store.
+//! Injects faults at any step: into agents, machines, disks, and the connection to the store.
 
 mod file;
 mod machines;
@@ -14,7 +14,7 @@ use crate::schedule::Schedule;
 use crate::world::Ids;
 
 impl Schedule {
-    /// Lets that happen, if it can now.
+    /// Injects the fault if it is currently possible.
     pub fn inject(&mut self, fault: Fault) {
         let machine = {
             let mut world = self.world.borrow_mut();
@@ -36,7 +36,7 @@ impl Schedule {
             Fault::Crash => self.crash(machine),
             Fault::Reboot => self.reboot(machine),
             Fault::PowerCut => {
-                // The power of one container cannot be cut.
+                // A single container cannot lose power.
                 if self.world.borrow().ids == Ids::OneKernel {
                     return false;
                 }
@@ -48,7 +48,7 @@ impl Schedule {
                 true
             }
             Fault::LedgerDeleted => {
-                // A plugin that has been given addresses and has made no interface is known to nobody then.
+                // Nothing would record a plugin that has addresses but has not yet created its interface.
                 self.end_plugins(machine);
                 self.crash(machine);
                 self.lose_ledger(machine);

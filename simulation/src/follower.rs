@@ -1,4 +1,4 @@
-//! What follows a range of the model: it decides as the follower of a real etcd does, and goes on when it is told to.
+//! A follower of a range of the model: decides as the follower of a real etcd does, and advances on request.
 
 use std::collections::VecDeque;
 
@@ -9,7 +9,7 @@ use polder_ipam::store::position::{Heard, Interruption, Position};
 
 use crate::etcd::{Event, Model, Said, Watch};
 
-/// A follower of a range. What it says is what `polder_store::Store::follow` says.
+/// A follower of a range. Its updates are those of `polder_store::Store::follow`.
 #[derive(Debug, Clone)]
 pub struct Follower {
     range: Range,
@@ -18,30 +18,30 @@ pub struct Follower {
     link: Link,
 }
 
-/// A watch, and what it has said that has not arrived.
+/// A watch, and its messages in flight.
 #[derive(Debug, Clone)]
 struct Stream {
     watch: Watch,
     under_way: VecDeque<Said>,
 }
 
-/// The way to etcd.
+/// The connection to etcd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Link {
     Whole,
-    /// Nothing arrives, and nobody knows yet.
+    /// No message arrives, but the connection has not failed yet.
     Slow,
     Cut,
 }
 
 impl Follower {
-    /// A follower that has heard nothing yet.
+    /// A follower without data.
     pub fn new(range: Range) -> Self {
         Self { range, position: Position::default(), stream: None, link: Link::Whole }
     }
 
-    /// Goes on, and returns what there is to say: one attempt to reach etcd where nothing is heard from it, else all
-    /// that has arrived.
+    /// Advances, and returns the updates: one connection attempt if there is no stream, else everything that has
+    /// arrived.
     pub fn poll(&mut self, etcd: &Model) -> Vec<Update> {
         match self.link {
             Link::Cut => vec![self.lose(Interruption::Broken("etcd cannot be reached".to_owned()))],
@@ -61,7 +61,7 @@ impl Follower {
         }
     }
 
-    /// Looks whether something was missed; then everything is read again, and the watch goes on.
+    /// Checks for missed changes. If there are any, reads everything again; the watch continues.
     pub fn verify(&mut self, etcd: &Model) -> Option<Update> {
         if self.link != Link::Whole || self.stream.is_none() {
             return None;
@@ -71,7 +71,7 @@ impl Follower {
         self.position.has_missed(keys).then(|| self.position.load(etcd.range(&self.range)).1)
     }
 
-    /// Lets etcd send what it has to say, without anything arriving. What is under way is safe from compaction.
+    /// Lets etcd send its pending messages, without delivery. Messages in flight are safe from compaction.
     pub fn send(&mut self, etcd: &Model) {
         let Some(stream) = &mut self.stream else { return };
         while !stream.under_way.back().is_some_and(Said::is_last) {
@@ -80,39 +80,39 @@ impl Follower {
         }
     }
 
-    /// Ends the stream. What was under way is lost.
+    /// Ends the stream. Messages in flight are lost.
     pub fn disconnect(&mut self) {
         if let Some(stream) = &mut self.stream {
             stream.under_way = VecDeque::from([Said::Closed]);
         }
     }
 
-    /// Ends the stream, and lets no other come about until the link is mended.
+    /// Ends the stream, and prevents a new one until the link is mended.
     pub fn cut(&mut self) {
         self.stream = None;
         self.link = Link::Cut;
     }
 
-    /// Lets nothing arrive until the link is mended; then everything does.
+    /// Stops delivery until the link is mended; then everything arrives.
     pub fn delay(&mut self) {
         if self.link == Link::Whole {
             self.link = Link::Slow;
         }
     }
 
-    /// Puts an end to delay or cut.
+    /// Ends a delay or a cut.
     pub fn mend(&mut self) {
         self.link = Link::Whole;
     }
 
-    /// Lets etcd send the last revisions again, as many as it still knows.
+    /// Lets etcd send the last revisions again, as far as they are retained.
     pub fn repeat(&mut self, etcd: &Model, revisions: i64) {
         if let Some(stream) = &mut self.stream {
             stream.watch.repeat(etcd, revisions);
         }
     }
 
-    /// The range.
+    /// The followed range.
     pub fn range(&self) -> &Range {
         &self.range
     }

@@ -1,4 +1,4 @@
-//! Nothing goes wrong any more: everything must come right.
+//! The end of a run: all faults stop, and the cluster must recover completely.
 
 use polder_api::pool::PoolChange;
 use polder_api::{NodeName, PoolName};
@@ -16,13 +16,13 @@ use crate::operator;
 use crate::schedule::Schedule;
 use crate::world::{Machine, World};
 
-/// For how many seconds a cluster has time to come to rest.
+/// Time for a cluster to recover, in seconds.
 const TIME_TO_HEAL: u64 = 240;
 
-/// What is counted when a pool is drained that something is in use of, emptied and removed.
+/// Counted event: a pool in use is drained, emptied and removed.
 pub const EMPTIED: &str = "pool in use drained, emptied and removed";
 
-/// Puts an end to all faults, and gives the cluster time. Everything must come right.
+/// Ends all faults, and gives the cluster time to recover. Returns an error if anything is still wrong afterwards.
 pub fn heal(schedule: &mut Schedule, steps: &mut u64) -> Result<(), Wrong> {
     let releases = std::mem::take(&mut schedule.faults).contains(&Fault::AddressReleased);
     schedule.mend();
@@ -67,18 +67,18 @@ pub fn heal(schedule: &mut Schedule, steps: &mut u64) -> Result<(), Wrong> {
     }
 }
 
-/// A pool that operators take out of use while nothing else goes wrong: it is drained, its pods are moved, and in the end it can be
-/// removed.
+/// A pool that operators remove while no faults occur: it is drained, its pods are moved, and in the end it must be
+/// removable.
 struct Retirement {
     name: PoolName,
     cidr: Cidr,
-    /// Whether something of it was in use.
+    /// Whether a block of the pool was claimed.
     was_used: bool,
     is_over: bool,
 }
 
 impl Retirement {
-    /// Sometimes a pool that was added is taken out of use.
+    /// Chooses an added pool for removal, in half of the runs.
     fn plan(world: &mut World) -> Option<Self> {
         let own = |pool: &PoolName| world.first_pools.iter().all(|first| first.name != *pool);
         let mut pools = world.truth.pools.iter().filter(|(name, _)| own(name));
@@ -107,7 +107,7 @@ impl Retirement {
         }
     }
 
-    /// Gives the pods that have addresses of it another container each.
+    /// Replaces the container of each pod that has an address of the pool.
     fn move_pods(&self, schedule: &mut Schedule) {
         let of_pool: Vec<usize> = {
             let world = schedule.world.borrow();
@@ -130,7 +130,7 @@ impl Retirement {
     }
 }
 
-/// The runtime takes away what is over, and tries again what has failed.
+/// The runtime removes leftover namespaces of ended containers, and retries failed pods.
 fn clear_up(schedule: &mut Schedule, machine: usize) {
     if schedule.world.borrow().machines[machine].is_destroyed {
         return;
@@ -147,7 +147,7 @@ fn clear_up(schedule: &mut Schedule, machine: usize) {
         (0..world.containers.len()).filter(over).collect()
     };
     over.into_iter().for_each(|index| schedule.remove_namespace(index));
-    // A pod that keeps its address has one container at a time.
+    // A pod that keeps its address has only one container at a time.
     let twice: Vec<usize> = {
         let world = schedule.world.borrow();
         let reserved: Vec<_> =
@@ -162,13 +162,13 @@ fn clear_up(schedule: &mut Schedule, machine: usize) {
     schedule.retry(machine);
 }
 
-/// An operator removes nodes whose machines are gone: what they had sent may have arrived after the first removal. And
-/// those that have joined anew since a backup was made that was put back.
+/// An operator removes nodes of destroyed machines again: their late requests may have arrived after the first
+/// removal. Also removes nodes that joined again after the restored backup was made.
 fn remove_again(world: &mut World) {
     let is_older = |machine: &&Machine| {
         let Some(node) = world.truth.nodes.get(&machine.name) else { return false };
         let is_same = node.record.machine_id == machine.machine_id;
-        // A machine that was made anew is told what to do.
+        // A recreated machine reports the conflict: no remaining machine has the ids of the record.
         let is_gone = |other: &Machine| other.is_destroyed || other.life() != Life::from(&*node.record);
         let is_anew = || world.machines.iter().all(is_gone);
         machine.agent.as_ref().filter(|_| !machine.is_destroyed).is_some_and(|agent| {
@@ -190,7 +190,7 @@ fn remove_again(world: &mut World) {
     }
 }
 
-/// An operator vouches for removed nodes of which no machine is left that could confirm it.
+/// An operator vouches for the pods of removed nodes if no remaining machine could confirm the removal.
 fn vouch(world: &mut World) {
     let could_confirm = |incarnation: &Incarnation| {
         world.machines.iter().filter(|machine| !machine.is_destroyed).any(|machine| {
@@ -199,7 +199,7 @@ fn vouch(world: &mut World) {
         })
     };
     let silent = || world.truth.fences.iter().filter(|(_, fence)| fence.record.pods == PodsGone::Unknown);
-    // The word is about all machines that had the name and were removed.
+    // The vouching covers all removed machines with the name.
     let is_forgotten = |name: &NodeName| {
         let mut of_name = silent().filter(|(_, fence)| fence.record.node == *name);
         of_name.all(|(incarnation, _)| !could_confirm(incarnation))
@@ -210,7 +210,7 @@ fn vouch(world: &mut World) {
     }
 }
 
-/// What should have come to pass, and has not.
+/// Describes what has not recovered.
 fn wanting(world: &World) -> Vec<String> {
     let mut wanting = Vec::new();
     for (index, machine) in world.machines.iter().enumerate().filter(|(_, machine)| !machine.is_destroyed) {

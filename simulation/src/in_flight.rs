@@ -1,4 +1,4 @@
-//! Who works on which attachment: one at a time.
+//! Locks on attachments: at most one task works on an attachment.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -6,17 +6,17 @@ use std::rc::Rc;
 
 use polder_api::Attachment;
 
-/// Who works on which attachment of an agent.
+/// The attachments of one agent on which tasks work.
 pub type InFlight = Rc<RefCell<BTreeSet<Attachment>>>;
 
-/// Keeps everybody else from working on an attachment, until it is dropped.
+/// Lock on an attachment; released on drop.
 pub struct Lock {
     in_flight: InFlight,
     attachment: Attachment,
 }
 
 impl Lock {
-    /// Locks the attachment; `None` if somebody else works on it.
+    /// Locks the attachment; `None` if it is already locked.
     pub fn new(in_flight: InFlight, attachment: &Attachment) -> Option<Self> {
         let is_new = in_flight.borrow_mut().insert(attachment.clone());
         is_new.then(|| Self { in_flight, attachment: attachment.clone() })

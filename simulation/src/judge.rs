@@ -1,4 +1,4 @@
-//! Looks whether all that must hold does.
+//! Checks the invariants.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,16 +11,16 @@ use polder_ipam::ledger::{Ledger, Standing};
 
 use crate::world::{Keeping, Machine, World};
 
-/// How much is held against what is under way.
+/// How to treat operations in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Strictness {
-    /// What has no interface may be about to be noticed.
+    /// A ledger entry without an interface may still be in flight.
     Lenient,
-    /// Nothing is under way any more.
+    /// Nothing is in flight any more.
     Strict,
 }
 
-/// What does not hold.
+/// The invariants that are violated.
 pub fn judge(world: &mut World, strictness: Strictness) -> Vec<Deviation> {
     let nodes: Vec<NodeFacts> =
         world.machines.iter().map(|machine| node(world, machine, strictness)).collect();
@@ -40,16 +40,16 @@ pub fn judge(world: &mut World, strictness: Strictness) -> Vec<Deviation> {
     found
 }
 
-/// What does not hold.
+/// The result of a failed check.
 #[derive(Debug)]
 pub struct Wrong {
-    /// What should hold.
+    /// The violated invariants.
     pub deviations: Vec<Deviation>,
-    /// What should have come to pass, and has not.
+    /// Expected outcomes that have not occurred.
     pub wanting: Vec<String>,
 }
 
-/// Judges the world. Lost records that have been put back are missed from then on.
+/// Checks the world. Once lost records are restored, missing records count as violations again.
 pub fn holds(world: &mut World, strictness: Strictness) -> Result<(), Wrong> {
     if world.putting_back && is_put_back(world) {
         world.putting_back = false;
@@ -58,11 +58,11 @@ pub fn holds(world: &mut World, strictness: Strictness) -> Result<(), Wrong> {
     if deviations.is_empty() { Ok(()) } else { Err(Wrong { deviations, wanting: Vec::new() }) }
 }
 
-/// Whether all agents have noticed that records were lost, and had time to put them back.
+/// Whether all agents have detected the loss of records, and have had time to restore them.
 fn is_put_back(world: &World) -> bool {
     world.machines.iter().filter(|machine| !machine.is_destroyed).all(|machine| {
         machine.agent.as_ref().is_some_and(|agent| {
-            // An agent that was started since learns of no loss.
+            // An agent that started after the loss does not detect it.
             let is_done = world.keeping == Keeping::Etcd || agent.last_step == "Settled";
             is_done
                 && agent.view.cluster.is_some()
@@ -90,7 +90,7 @@ fn node(world: &World, machine: &Machine, strictness: Strictness) -> NodeFacts {
         }
     };
     let serves = machine.agent.as_ref().is_some_and(|agent| !agent.is_forbidden());
-    // A node that was removed breaks its promises.
+    // A removed node does not keep its promises.
     let is_removed = ledger.as_ref().and_then(|ledger| ledger.identity.as_ref());
     let is_removed = is_removed.is_some_and(|identity| identity.standing == Standing::Removed);
     NodeFacts {
@@ -105,7 +105,8 @@ fn node(world: &World, machine: &Machine, strictness: Strictness) -> NodeFacts {
                     addresses: addresses.clone(),
                 })
                 .collect(),
-            // A machine that has no pods and must not serve uses none: a copy of a ledger names those of the original.
+            // A machine without pods that must not serve uses none of its addresses: a copied ledger lists those of
+            // the original.
             gateways: if serves || !interfaces.is_empty() {
                 machine.kernel.gateways.clone()
             } else {

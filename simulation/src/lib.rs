@@ -1,10 +1,11 @@
-//! Many nodes over a store that is plain data, and operators, through every fault at every step, the same way twice for the same seed.
+//! Deterministic simulation: many nodes, a store that is plain data, and operators. Faults can occur at every step;
+//! the same seed replays the same run.
 //!
-//! Nothing here has a clock, threads, or input and output. What decides is `polder-ipam`'s, as on a node, and so are the tasks that
-//! carry it out ([`polder_ipam::tasks`]): the registrar, ADD and DEL, the sweeper, the publisher, and what operators ask an agent for
-//! ([`operator`]). What they work with is data ([`agent`]). Some clusters are one node whose records are in a file of its own. Whether
-//! [`etcd::Model`] answers as etcd does is found out by asking both, with operations made up at random. What a few nodes do in every
-//! order of things is explored in [`model`].
+//! The simulation has no real clock, no threads, and no input or output. It runs the decisions and the tasks of
+//! `polder-ipam` that a node runs ([`polder_ipam::tasks`]): the registrar, ADD and DEL, the sweeper, the publisher,
+//! and the requests of operators to an agent ([`operator`]). Kernel and store are data ([`agent`]). Some clusters are
+//! one node with its records in a local file. Tests with random operations compare [`etcd::Model`] with a real etcd.
+//! [`model`] explores every order of events for a few nodes.
 
 pub mod agent;
 pub mod container;

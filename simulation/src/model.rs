@@ -1,9 +1,10 @@
-//! The cluster as a model that can be explored completely: every order in which things can happen to a few machines, a
-//! few blocks and a few pods.
+//! The cluster as a model that can be explored completely: every order of events for a few machines, a few blocks and
+//! a few pods.
 //!
-//! What decides and what carries it out is what ships: the tasks of [`polder_ipam::tasks`]. Each can stop wherever it waits
-//! for the outside ([`task`]): there an agent can die, a reply be lost, or another machine be faster. What is below that is
-//! [`crate::etcd`], clocks that stand still until time passes, and a kernel that knows which pod has which address.
+//! The decisions and their execution are production code: the tasks of [`polder_ipam::tasks`]. Each can stop wherever
+//! it waits for something outside ([`task`]): there an agent can crash, a reply can be lost, or another machine can
+//! be faster. Below the tasks are [`crate::etcd`], clocks that advance only when time passes, and a kernel that
+//! records the addresses of each pod.
 
 mod action;
 mod choices;
@@ -55,40 +56,40 @@ pub use task::{Answer, Ended, Job, Part, Sent, Stopped, Wait};
 
 use play::Play;
 
-/// The address that belongs to a workload by name.
+/// The address reserved for [`OWNER`].
 pub const RESERVED: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 0, 1));
 
-/// The workload.
+/// The workload that owns the reserved address, as namespace/name.
 pub const OWNER: &str = "default/db";
 
-/// What is explored: where it begins, what may happen how often, and what is wrong on purpose.
+/// A state space: the start, how often each event may occur, and a deliberate defect, if any.
 #[derive(Debug, Clone)]
 pub struct Space {
-    /// What it is called.
+    /// Name in reports.
     pub name: &'static str,
-    /// Where it begins.
+    /// The initial state.
     pub start: Start,
-    /// How often each thing may happen.
+    /// How often each event may occur.
     pub limits: Limits,
-    /// What is wrong on purpose.
+    /// The deliberate defect, if any.
     pub flaw: Option<Flaw>,
-    /// What has happened.
+    /// Number of occurrences of each event.
     pub tally: Arc<Tally>,
 }
 
 impl Space {
-    /// A space in which nothing is wrong.
+    /// A space without a defect.
     pub fn new(name: &'static str, start: Start, limits: Limits) -> Self {
         Self { name, start, limits, flaw: None, tally: Arc::default() }
     }
 
-    /// The same space with something wrong.
+    /// The same space with a deliberate defect.
     #[must_use]
     pub fn with(self, flaw: Flaw) -> Self {
         Self { flaw: Some(flaw), tally: Arc::default(), ..self }
     }
 
-    /// Who the node on a machine is.
+    /// The identity of the node on a machine.
     fn me(&self, machine: &Machine) -> Me {
         Me {
             name: machine.name.clone(),
@@ -101,7 +102,7 @@ impl Space {
         }
     }
 
-    /// The view that a task goes by.
+    /// The view that a task uses, modified by the defect.
     fn bend(&self, view: &Arc<View>, job: &Job) -> Arc<View> {
         let mut view = Arc::clone(view);
         match self.flaw {
@@ -121,7 +122,7 @@ impl Space {
         view
     }
 
-    /// The ledger that a task goes by, if it is another one.
+    /// The modified ledger that a task uses; `None` if it uses the machine's own.
     fn bend_ledger(&self, machine: &Machine, job: &Job) -> Option<NodeIpam<Memory>> {
         let identity = machine.identity().filter(|identity| identity.standing == Standing::Removed)?;
         if self.flaw != Some(Flaw::ConfirmsFirst) || !matches!(job, Job::Decide) {
@@ -132,7 +133,7 @@ impl Space {
         Some(bare)
     }
 
-    /// Who a machine without a ledger takes itself for.
+    /// The identity that a machine without a ledger wrongly assumes because of the defect.
     fn mistake(&self, machine: &Machine) -> Option<Identity> {
         if self.flaw != Some(Flaw::MatchesFencesByBoot) || machine.identity().is_some() {
             return None;
@@ -147,7 +148,7 @@ impl Space {
         Some(Identity { node: machine.name.clone(), incarnation, cluster, standing: Standing::Removed })
     }
 
-    /// The transaction that a node sends for a change.
+    /// The transaction that a node sends for a change, modified by the defect.
     fn transaction(&self, change: &Change) -> Txn {
         let mut txn = transaction(change);
         let of = |compare: &Compare, is_it: fn(&Key) -> bool| matches!(compare, Compare::Unchanged { key, .. } if key.parse().is_ok_and(|key| is_it(&key)));
@@ -174,7 +175,7 @@ impl Model for Space {
     }
 
     fn actions(&self, cluster: &Cluster, actions: &mut Vec<Action>) {
-        // What comes after something is broken proves nothing.
+        // States after a violation are not explored: they prove nothing.
         if cluster.broken.is_none() {
             choices::choices(cluster, actions);
         }

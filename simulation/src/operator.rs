@@ -1,7 +1,7 @@
-//! What operators do: they ask an agent for it, as `polderctl` does, and the tasks that ship carry it out
-//! ([`polder_ipam::tasks::operator`]). The agent can end in the middle, and its store can fail it.
+//! Operators: they send requests to an agent, as `polderctl` does, and production tasks execute them
+//! ([`polder_ipam::tasks::operator`]). The agent can crash while it executes a request, and its store can fail.
 //!
-//! What is told to an operator has to be so: it is checked when it is told.
+//! Every reply to an operator is checked against the records when it is sent.
 
 mod desk;
 mod told;
@@ -26,20 +26,21 @@ use crate::world::{Machine, Shared, World};
 pub use self::desk::{change_pools, remove_node};
 pub use self::told::OUTCOMES;
 
-/// What an operator asks for.
+/// A request of an operator.
 #[derive(Debug, Clone)]
 pub enum Wish {
-    /// Another pool, or one that is drained or gone.
+    /// Add, drain or remove a pool.
     Pools(PoolChange),
-    /// That nodes reach each other's pods in this way.
+    /// Set the backend that connects the nodes.
     Backend(Backend),
-    /// That an address is given up.
+    /// Release an address.
     Release(Release),
-    /// That a node is removed.
+    /// Remove a node.
     Remove(Removal),
 }
 
-/// Lets an operator ask an agent that serves for something of that sort, about that machine. False if there is nothing to ask for, or nobody to ask.
+/// Sends an operator request of that kind, about that machine, to an agent that serves. Returns false if no request
+/// is possible, or if no agent serves.
 pub fn ask(shared: &Shared, machine: usize, sort: Fault) -> bool {
     let mut world = shared.borrow_mut();
     let Some(wish) = wish(&mut world, machine, sort) else { return false };
@@ -48,7 +49,7 @@ pub fn ask(shared: &Shared, machine: usize, sort: Fault) -> bool {
     if asked.is_empty() {
         return false;
     }
-    // A node releases what is its own. Anything else any agent can be asked for.
+    // A node releases its own addresses. Any agent can execute all other requests.
     let is_its_own = matches!(wish, Wish::Release(_)) && asked.contains(&machine);
     let asked = if is_its_own { machine } else { *world.random.one_of(&asked) };
     let Some(epoch) = world.machines[asked].epoch_running() else { return false };
@@ -58,7 +59,7 @@ pub fn ask(shared: &Shared, machine: usize, sort: Fault) -> bool {
     true
 }
 
-/// The agent's part.
+/// The agent's side of the request.
 async fn serve(hand: Hand, wish: Wish) {
     let begun = hand.with(|world| told::Begun::new(world, &wish));
     hand.turn().await;
@@ -73,7 +74,7 @@ async fn serve(hand: Hand, wish: Wish) {
     hand.with(|world| told::check(world, &wish, &begun, &answer));
 }
 
-/// An operator who wants a node removed confirms how many pods are disconnected.
+/// An operator who removes a node confirms the number of pods that are disconnected.
 async fn remove(hand: &Hand, mut removal: Removal) -> Result<String, Refusal> {
     let me = hand.me();
     loop {
@@ -86,11 +87,11 @@ async fn remove(hand: &Hand, mut removal: Removal) -> Result<String, Refusal> {
     }
 }
 
-/// What an operator may want.
+/// A random request of that kind, if possible.
 fn wish(world: &mut World, machine: usize, sort: Fault) -> Option<Wish> {
     Some(match sort {
         Fault::PoolAdded => {
-            // Without settings, the pools of a new cluster would be others than those of its configuration.
+            // Without cluster settings, a new cluster would have other pools than those of the configuration.
             world.truth.cluster.as_ref()?;
             Wish::Pools(PoolChange::Add(world.random.one_of(&settings::more_pools()).clone()))
         }
@@ -110,7 +111,7 @@ fn wish(world: &mut World, machine: usize, sort: Fault) -> Option<Wish> {
     })
 }
 
-/// A pool, mostly one in that state.
+/// A random pool, usually in that state.
 fn any_pool(world: &mut World, state: PoolState) -> Option<PoolName> {
     let pools = world.truth.pools.values();
     let (such, others): (Vec<_>, Vec<_>) =
@@ -119,7 +120,7 @@ fn any_pool(world: &mut World, state: PoolState) -> Option<PoolName> {
     (!such.is_empty()).then(|| world.random.one_of(&such).name.clone())
 }
 
-/// An address that is reserved, or that something on the machine has or had: mostly one that can be given up.
+/// A random release: an address that is reserved, or held on the machine. Usually it can be released.
 fn release(world: &mut World, machine: usize) -> Option<Wish> {
     let reserved = world.truth.reservations.iter().map(|(address, known)| {
         let holder = known.record.holder.as_ref();
@@ -141,13 +142,13 @@ fn release(world: &mut World, machine: usize) -> Option<Wish> {
         return None;
     }
     let address = world.random.one_of(&of).0;
-    // Nobody says of a pod that it is gone for good while it could live.
+    // An operator does not declare a pod dead while it could still run.
     let holder = world.truth.reservations.get(&address).and_then(|known| known.record.holder.as_ref());
     let dead = holder.is_none_or(|holder| is_gone(world, holder));
     Some(Wish::Release(Release { address, dead }))
 }
 
-/// Whether the pod is gone with its node, or with the boot that it was in, and nobody works on it.
+/// Whether the pod is gone with its node or with its boot, and no task works on it.
 fn is_gone(world: &World, holder: &Holder) -> bool {
     let lives = |machine: &Machine| !machine.is_destroyed && machine.boot_id == holder.boot_id;
     !world.machines.iter().any(|machine| lives(machine) && could_have(machine, &holder.attachment))
@@ -159,7 +160,7 @@ fn could_have(machine: &Machine, attachment: &Attachment) -> bool {
         || machine.disk.names(attachment)
 }
 
-/// Lets all pools be used that there should be, but for that one.
+/// Reactivates all pools that should exist, except `but`.
 pub fn open_all_pools(world: &mut World, but: Option<&PoolName>) {
     if world.truth.cluster.is_none() {
         return;
@@ -174,7 +175,7 @@ pub fn open_all_pools(world: &mut World, but: Option<&PoolName>) {
     }
 }
 
-/// Lets a machine take the place of one that is gone: with its ledger as the same node, without it as a new one.
+/// Lets a machine replace a failed one: with its ledger as the same node, without it as a new node.
 pub fn take_place(shared: &Shared, index: usize) {
     let (name, epoch) = {
         let world = shared.borrow();
@@ -199,7 +200,7 @@ async fn adopt(hand: Hand, name: NodeName) {
             });
             hand.with(|world| world.count("node adopted"));
         }
-        // It has no ledger of that node.
+        // The machine has no ledger of that node.
         Err(Refusal { kind: RefusalKind::Invalid, .. }) => hand.with(|world| {
             remove_node(world, &name, Vouched::Yes);
         }),

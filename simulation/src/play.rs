@@ -1,4 +1,4 @@
-//! Plays a seed through, from an empty store to a cluster in which everything is as it should be.
+//! Runs a seed, from an empty store to a fully recovered cluster.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -13,20 +13,20 @@ use crate::judge::{Strictness, Wrong, holds};
 use crate::schedule::{Schedule, add_machine};
 use crate::world::{Keeping, Record, World};
 
-/// Steps with faults.
+/// Number of steps with faults.
 const STEPS: u64 = 350;
 
-/// What was played.
+/// The statistics of one or more runs.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
-    /// How many steps.
+    /// Number of steps.
     pub steps: u64,
-    /// How often each thing happened.
+    /// Number of occurrences of each event.
     pub counts: BTreeMap<&'static str, u64>,
 }
 
 impl Report {
-    /// Takes in what was played besides.
+    /// Adds the statistics of another run.
     pub fn add(&mut self, other: &Self) {
         self.steps += other.steps;
         for (what, count) in &other.counts {
@@ -42,18 +42,18 @@ impl fmt::Display for Report {
     }
 }
 
-/// A seed in which something did not hold.
+/// A seed in which a check failed.
 #[derive(Debug, Clone)]
 pub struct Failure {
     /// The seed.
     pub seed: u64,
-    /// After which step.
+    /// The step after which the check failed.
     pub step: u64,
-    /// What did not hold.
+    /// The violated invariants.
     pub deviations: Vec<Deviation>,
-    /// What else is wrong: what should have come to pass, and has not.
+    /// Expected outcomes that have not occurred.
     pub wanting: Vec<String>,
-    /// The last steps.
+    /// The last log lines.
     pub log: Vec<String>,
 }
 
@@ -67,12 +67,12 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Plays a seed. A seed that fails is played again, for the steps that led there.
+/// Runs a seed. A seed that fails runs a second time, to record its last steps.
 pub fn play(seed: u64) -> Result<Report, Box<Failure>> {
     play_with(seed, Record::Nothing).or_else(|_| play_with(seed, Record::Last))
 }
 
-/// Plays a seed, and keeps that much of it.
+/// Runs a seed, and records its steps as `record` states.
 pub fn play_with(seed: u64, record: Record) -> Result<Report, Box<Failure>> {
     let mut world = World::new(seed);
     world.record = record;
@@ -85,7 +85,7 @@ pub fn play_with(seed: u64, record: Record) -> Result<Report, Box<Failure>> {
     for number in 0..machines {
         add_machine(&mut world, format!("n{number}").parse().expect("a name"));
     }
-    // In each seed other things go wrong, so that each has room to.
+    // Each seed uses a random subset of the faults, so that each fault has room to take effect.
     let can_happen = |fault: &Fault| machines > 1 || fault.happens_to_a_file();
     let all = Fault::ALL.into_iter().filter(can_happen);
     let changes_pools = world.random.once_in(3);
@@ -96,7 +96,7 @@ pub fn play_with(seed: u64, record: Record) -> Result<Report, Box<Failure>> {
     let mut schedule = Schedule { world: Rc::new(RefCell::new(world)), tasks: Vec::new(), faults, rarity };
     schedule.start_agents();
     if schedule.world.borrow_mut().random.below(4) > 0 {
-        // A cluster that has come up. In the others its coming up is what goes wrong.
+        // Usually the cluster starts up completely first. In the other runs faults can occur during the start.
         for _ in 0..5 {
             schedule.settle();
             schedule.advance(1_000);

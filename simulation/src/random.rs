@@ -1,16 +1,16 @@
-//! Numbers that look like chance, and are the same for the same seed on every machine.
+//! Pseudorandom numbers; the same seed gives the same sequence on every machine.
 
-/// A source of numbers (`SplitMix64`, Steele, Lea and Flood 2014).
+/// Pseudorandom number generator (`SplitMix64`, Steele, Lea and Flood 2014).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Random(u64);
 
 impl Random {
-    /// The source for that seed.
+    /// The generator for that seed.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// The next number.
+    /// The next number, over the full `u64` range.
     pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -18,18 +18,18 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number below `end`, which is not 0.
+    /// A number in 0..`end`; `end` must not be 0.
     pub fn below(&mut self, end: usize) -> usize {
         let end = u64::try_from(end).expect("a machine of 64 bits or less");
         usize::try_from(self.number() % end).expect("it is below a usize")
     }
 
-    /// True once in `times`, which is not 0.
+    /// True with probability 1/`times`; `times` must not be 0.
     pub fn once_in(&mut self, times: usize) -> bool {
         self.below(times) == 0
     }
 
-    /// One of these, which are not none.
+    /// A random element; the slice must not be empty.
     pub fn one_of<'a, T>(&mut self, of: &'a [T]) -> &'a T {
         &of[self.below(of.len())]
     }

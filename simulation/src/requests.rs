@@ -1,4 +1,4 @@
-//! What tasks ask of each other, each with who waits for the answer.
+//! Requests between tasks, each with a slot for the reply.
 
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
@@ -9,14 +9,14 @@ use polder_ipam::claim::NoClaim;
 use polder_ipam::pool::BlockRequest;
 use polder_ipam::tasks::{Unreserved, Workload};
 
-/// Where the answer is put for whoever waits for it.
+/// A reply slot, shared by the task that answers and the task that waits.
 #[derive(Debug)]
 pub struct Reply<T> {
-    /// Whether it is there.
+    /// Whether the reply is available.
     pub given: Rc<Cell<bool>>,
-    /// The answer.
+    /// The reply.
     pub answer: Rc<RefCell<Option<T>>>,
-    /// Whether nobody waits for it any more.
+    /// Whether the waiting task has given up.
     pub given_up: Rc<Cell<bool>>,
 }
 
@@ -37,7 +37,7 @@ impl<T> Clone for Reply<T> {
 }
 
 impl<T> Reply<T> {
-    /// Answers. False if nobody waits for it any more.
+    /// Stores the reply. Returns false if the waiting task has given up.
     pub fn give(&self, answer: T) -> bool {
         *self.answer.borrow_mut() = Some(answer);
         self.given.set(true);
@@ -48,21 +48,21 @@ impl<T> Reply<T> {
 /// A request for another block.
 #[derive(Debug, Clone)]
 pub struct ClaimRequest {
-    /// Which one.
+    /// The requested block.
     pub wanted: BlockRequest,
-    /// Who waits for it. With nobody waiting, it is for later.
+    /// The reply slot; `None` if the block is claimed ahead.
     pub reply: Option<Reply<Result<(), NoClaim>>>,
 }
 
 /// A request for a reserved address.
 #[derive(Debug, Clone)]
 pub struct ReserveRequest {
-    /// Which one.
+    /// The requested address, or the pool of the requested address.
     pub wanted: Workload,
-    /// The workload.
+    /// Owner of the reservation, as namespace/name.
     pub owner: String,
     /// The pod's attachment.
     pub attachment: Attachment,
-    /// Who waits for it.
+    /// The reply slot.
     pub reply: Reply<Result<IpAddr, Unreserved>>,
 }

@@ -1,4 +1,4 @@
-//! A container runtime that does what containerd does: it repeats, delays, reorders and loses its calls.
+//! A container runtime that behaves like containerd: it repeats, delays, reorders and loses its calls.
 
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
@@ -17,20 +17,21 @@ use crate::settings::{NETWORK, RESERVED};
 use crate::task::Wait;
 use crate::world::{ClosedPool, Shared, World};
 
-/// A plugin makes an interface whose addresses were freed meanwhile: its DEL did not wait for it, or its agent is another one.
+/// Counted event: a plugin creates an interface after its addresses were released, because its DEL did not wait or
+/// the agent was restarted.
 pub const LATE_INTERFACE: &str = "interface made after its DEL";
 
-/// What a plugin and the agent say to each other about an ADD.
+/// The connection of a plugin to the agent during an ADD.
 #[derive(Clone, Default)]
 struct Connection {
     /// The agent has answered.
     answered: Rc<Cell<bool>>,
     answer: Rc<RefCell<Option<Vec<IpAddr>>>>,
-    /// The plugin has said something, or ended.
+    /// The plugin has sent a message, or has ended.
     spoken: Rc<Cell<bool>>,
-    /// It wants what it has been given taken away.
+    /// The plugin requests the removal of the attachment.
     wants_del: Rc<Cell<bool>>,
-    /// That is done.
+    /// The removal is complete.
     deleted: Rc<Cell<bool>>,
 }
 
@@ -40,7 +41,7 @@ impl Caller for Connection {
     }
 }
 
-/// What ends a connection, however the plugin ends.
+/// Closes the connection when the plugin ends, for any reason.
 struct Ending(Connection);
 
 impl Drop for Ending {
@@ -49,7 +50,7 @@ impl Drop for Ending {
     }
 }
 
-/// Begins an ADD.
+/// Starts an ADD.
 pub fn add(world: &Shared, container: usize) {
     let (machine, request) = {
         let world = world.borrow();
@@ -65,7 +66,7 @@ pub fn add(world: &Shared, container: usize) {
             let machine = &mut world.machines[hand.machine];
             let this = &mut world.containers[container];
             this.plugins.retain(|plugin| *plugin != number);
-            // One that hung for so long that a DEL went on without its end promises nothing.
+            // An ADD that hung for so long that a DEL overtook it promises nothing.
             let is_overtaken = machine.kernel.overtaken.contains(&this.attachment);
             if let (Some(addresses), true, false) = (&added, this.is_wanted, is_overtaken) {
                 this.is_attached = true;
@@ -81,7 +82,7 @@ pub fn add(world: &Shared, container: usize) {
     world.note(|| format!("runtime {machine}: ADD of container {container}"));
 }
 
-/// The plugin's part of an ADD.
+/// The plugin's side of an ADD.
 async fn wire(hand: &Hand, request: AddRequest) -> Option<Vec<IpAddr>> {
     hand.turn().await;
     let attachment = request.attachment.clone();
@@ -109,7 +110,7 @@ async fn wire(hand: &Hand, request: AddRequest) -> Option<Vec<IpAddr>> {
             kernel.aliases.insert(attachment.clone(), alias.clone());
         }
         if is_made && !machine.disk.names(&attachment) {
-            // Its DEL went on without the lock. Nobody else may.
+            // Its DEL timed out waiting for the lock and continued. Only a DEL may do so.
             let is_free = kernel.overtaken.contains(&attachment);
             machine.kernel.overtaken.insert(attachment.clone());
             if is_free {
@@ -144,7 +145,7 @@ async fn wire(hand: &Hand, request: AddRequest) -> Option<Vec<IpAddr>> {
     None
 }
 
-/// The agent's part of an ADD.
+/// The agent's side of an ADD.
 async fn serve(hand: Hand, request: AddRequest, connection: Connection) {
     let attachment = request.attachment.clone();
     let closed = hand.with(|world| closed(world, hand.machine, &attachment));
@@ -172,15 +173,15 @@ async fn serve(hand: Hand, request: AddRequest, connection: Connection) {
     }
 }
 
-/// The pools that a new attachment of the node must get nothing of: the node has seen that they are closed.
+/// The pools that must give no address to a new attachment: the node has seen that they are closed.
 fn closed(world: &World, machine: usize, attachment: &Attachment) -> Vec<ClosedPool> {
     let machine = &world.machines[machine];
-    // What it has it keeps.
+    // An existing attachment keeps its addresses.
     let agent = machine.agent.as_ref().filter(|_| !machine.disk.names(attachment));
     agent.map(|agent| agent.closed.clone()).unwrap_or_default()
 }
 
-/// A pool that is closed gives nothing new, unless it was opened meanwhile.
+/// Checks that the ADD used no closed pool, unless the record of the pool has changed in the meantime.
 fn check_closed(world: &mut World, held: &Held, closed: &[ClosedPool]) {
     let is_closed = |pool: &&ClosedPool| {
         world.truth.pools.get(&pool.name).is_some_and(|known| known.revision == pool.revision)
@@ -199,8 +200,8 @@ fn check_closed(world: &mut World, held: &Held, closed: &[ClosedPool]) {
     }
 }
 
-/// The agent's part of a DEL. Nothing in the simulation keeps it from taking a pod away, so a runtime must never hear that it
-/// has not.
+/// The agent's side of a DEL. No fault in the simulation prevents a removal, so the runtime must never receive a
+/// refusal.
 async fn delete(hand: &Hand, attachment: &Attachment) {
     let Err(refusal) = teardown::del(hand, attachment).await else { return };
     hand.with(|world| {
@@ -215,7 +216,7 @@ async fn delete(hand: &Hand, attachment: &Attachment) {
     });
 }
 
-/// Begins a DEL.
+/// Starts a DEL.
 pub fn del(world: &Shared, container: usize) {
     let (machine, attachment) = {
         let mut world = world.borrow_mut();
@@ -235,7 +236,7 @@ pub fn del(world: &Shared, container: usize) {
     world.note(|| format!("runtime {machine}: DEL of container {container}"));
 }
 
-/// From now on the container is none of the living.
+/// Marks the container as ended, and cancels the promise of its addresses.
 pub fn over(world: &mut World, container: usize) {
     let Container { attachment, machine, .. } = world.containers[container].clone();
     world.containers[container].is_wanted = false;
@@ -243,7 +244,7 @@ pub fn over(world: &mut World, container: usize) {
     world.machines[machine].promised.remove(&attachment);
 }
 
-/// The plugin's part of a DEL.
+/// The plugin's side of a DEL.
 async fn take_down(hand: &Hand, attachment: &Attachment) {
     let epoch = hand.with(|world| {
         let machine = &world.machines[hand.machine];
@@ -261,13 +262,13 @@ async fn take_down(hand: &Hand, attachment: &Attachment) {
             return;
         }
     }
-    // Nobody is there: first a tombstone, then the interface.
+    // No agent is running: first write a tombstone, then delete the interface.
     hand.with(|world| world.machines[hand.machine].tombstones.insert(attachment.clone()));
     hand.turn().await;
     hand.with(|world| world.machines[hand.machine].kernel.interfaces.remove(attachment));
 }
 
-/// Takes away what the runtime does not know: what a GC does. It keeps what was added since it began.
+/// Removes attachments that the runtime does not list, as a GC does. Attachments added after its start are kept.
 pub fn collect(world: &Shared, machine: usize) {
     let Some(epoch) = world.borrow().machines[machine].epoch_running() else { return };
     let (valid, began_ms) = {

@@ -1,4 +1,4 @@
-//! Chooses what happens next, step by step.
+//! Chooses the next event, step by step.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,17 +18,17 @@ use crate::store_request::Progress;
 use crate::task::{Life, Task};
 use crate::world::{COOL_DOWN, Kernel, Machine, Shared, World};
 
-/// The containers that the runtime may still say something about.
+/// Maximum number of recent containers of a machine on which the runtime still acts.
 const REMEMBERED: usize = 10;
 
-/// The containers of a machine that are to live at once.
+/// Maximum number of containers that should run on a machine.
 const CONTAINERS: usize = 3;
 
-/// An ADD hangs.
+/// Counted event: an ADD hangs.
 pub const HUNG: &str = "ADD hangs";
 
-/// For how long an ADD hangs that does: longer than its DEL waits for it, on most clocks, and shorter than an address is in cool-down,
-/// on the fastest.
+/// Time for which an ADD hangs: longer than its DEL waits, on most clocks, and shorter than the cool-down, on the
+/// fastest clock.
 const HANGS: Duration = Duration::from_secs(17);
 
 const _: () = assert!(
@@ -36,19 +36,19 @@ const _: () = assert!(
     "no DEL would lose patience, or an address be given again to who hangs"
 );
 
-/// What goes on, and what could go wrong.
+/// The running tasks and the possible faults.
 pub struct Schedule {
-    /// All that there is.
+    /// The simulated world.
     pub world: Shared,
-    /// What goes on.
+    /// The running tasks.
     pub tasks: Vec<Task>,
-    /// What can go wrong.
+    /// The faults that can occur.
     pub faults: Vec<Fault>,
-    /// One step in so many goes wrong.
+    /// On average, one step in `rarity` injects a fault.
     pub rarity: usize,
 }
 
-/// Adds a machine that has never been in the cluster.
+/// Adds a machine that was never in the cluster.
 pub fn add_machine(world: &mut World, name: NodeName) {
     let number = world.number();
     let rate = 700 + world.random.below(301);
@@ -75,7 +75,7 @@ pub fn add_machine(world: &mut World, name: NodeName) {
 }
 
 impl Schedule {
-    /// Whether nothing may go wrong now: lost records are being put back.
+    /// Whether faults are suspended, because lost records are being restored.
     pub fn is_quiet(&self) -> bool {
         self.world.borrow().putting_back
     }
@@ -84,13 +84,13 @@ impl Schedule {
         self.world.borrow_mut().random.below(end)
     }
 
-    /// A machine.
+    /// Index of a random machine.
     pub fn any_machine(&self) -> usize {
         let machines = self.world.borrow().machines.len();
         self.chance(machines)
     }
 
-    /// Ends the tasks of agents that are gone.
+    /// Ends the tasks of agents that do not run any more.
     pub fn end_tasks(&mut self) {
         let ended: Vec<Task> = {
             let world = self.world.borrow();
@@ -114,7 +114,7 @@ impl Schedule {
         drop::<Vec<Task>>(ended);
     }
 
-    /// Lets one thing happen.
+    /// Executes one random step.
     pub fn step(&mut self) {
         if !self.faults.is_empty() && self.chance(self.rarity) == 0 {
             let fault = self.faults[self.chance(self.faults.len())];
@@ -136,14 +136,14 @@ impl Schedule {
         self.adopt();
     }
 
-    /// Takes in the tasks that have been begun.
+    /// Adds the tasks that were started since.
     fn adopt(&mut self) {
         let spawned = std::mem::take(&mut self.world.borrow_mut().spawned);
         self.tasks.extend(spawned);
         self.end_tasks();
     }
 
-    /// Lets a task go on that can. False if there is none.
+    /// Advances a random ready task. Returns false if no task is ready.
     fn go_on(&mut self) -> bool {
         let ready: Vec<usize> = {
             let world = self.world.borrow();
@@ -162,7 +162,7 @@ impl Schedule {
         true
     }
 
-    /// Lets an ADD hang. Its runtime may lose patience at once.
+    /// Lets an ADD hang. Its runtime may time out immediately.
     fn hang(&mut self, index: usize) {
         let Task { hangs, has_hung, deadline, life, .. } = &mut self.tasks[index];
         (*hangs, *has_hung) = (true, true);
@@ -186,7 +186,7 @@ impl Schedule {
         }
     }
 
-    /// Lets a request or a reply arrive.
+    /// Delivers a random request or reply.
     fn pass_on(&mut self) {
         let mut world = self.world.borrow_mut();
         let open: Vec<usize> = (0..world.requests.len())
@@ -199,7 +199,7 @@ impl Schedule {
         world.pass_on(index);
     }
 
-    /// Lets an agent hear what there is to hear. False if that is nothing.
+    /// Delivers pending store updates to an agent. Returns false if nothing changed.
     fn follow(&mut self, machine: usize) -> bool {
         let mut world = self.world.borrow_mut();
         let World { machines, etcd, .. } = &mut *world;
@@ -213,8 +213,8 @@ impl Schedule {
         has_news
     }
 
-    /// Lets time pass: mostly a moment, sometimes longer. While lost records are put back, only as nobody has
-    /// anything to do.
+    /// Advances time, usually by a moment, sometimes by more. While lost records are being restored, time advances
+    /// only when all tasks are idle.
     fn let_time_pass(&mut self) {
         if self.is_quiet() {
             self.settle();
@@ -228,7 +228,7 @@ impl Schedule {
         self.advance(u64::try_from(span).unwrap_or(1));
     }
 
-    /// Lets that much time pass, on each machine as its clock says.
+    /// Advances the time by `millis`, and each machine's clock at its own speed.
     pub fn advance(&mut self, millis: u64) {
         self.push_on(millis);
         let mut world = self.world.borrow_mut();
@@ -243,7 +243,7 @@ impl Schedule {
         }
     }
 
-    /// No plugin stands still for ever, and kernels are put in order in time.
+    /// Runs plugins that have reached their deadline, and engines before a longer time step.
     fn push_on(&mut self, millis: u64) {
         for _ in 0..50 {
             let index = {
@@ -256,7 +256,7 @@ impl Schedule {
             };
             let Some(index) = index else { return };
             if self.tasks[index].hangs {
-                // From now on it goes on as all others do.
+                // From now on it continues like all other plugins.
                 self.tasks[index].hangs = false;
                 self.tasks[index].deadline = self.world.borrow().now + PATIENCE_MS;
             }
@@ -265,7 +265,7 @@ impl Schedule {
         }
     }
 
-    /// Lets everybody do what there is to do now. False if there is no end to it.
+    /// Runs all tasks until they are idle. Returns false if they do not become idle in 3000 rounds.
     pub fn settle(&mut self) -> bool {
         for _ in 0..3_000 {
             self.adopt();
@@ -290,7 +290,7 @@ impl Schedule {
         false
     }
 
-    /// What operators and time do now and then.
+    /// Occasional actions of operators, such as backups.
     fn care(&mut self) {
         if self.is_quiet() {
             return;
@@ -306,7 +306,7 @@ impl Schedule {
         }
     }
 
-    /// Lets nodes join again that were removed and have nothing any more.
+    /// Lets removed nodes join again once they have nothing left.
     pub fn rejoin(&mut self) {
         let removed: Vec<usize> = {
             let world = self.world.borrow();
@@ -327,7 +327,7 @@ impl Schedule {
         self.end_tasks();
     }
 
-    /// Lets a runtime do something.
+    /// Executes a random action of a runtime.
     fn call(&mut self) {
         let (machine, choice) = {
             let mut world = self.world.borrow_mut();
@@ -347,7 +347,7 @@ impl Schedule {
         }
     }
 
-    /// Starts a container, of a pod if one is given.
+    /// Starts a container, for a new pod or the given one. `pod` is the pod and whether it keeps its address.
     pub fn start_container(&mut self, machine: usize, pod: Option<(polder_api::Pod, bool)>) -> Option<usize> {
         let index = {
             let mut world = self.world.borrow_mut();
@@ -387,7 +387,7 @@ impl Schedule {
         Some(index)
     }
 
-    /// The last containers of a machine in this boot.
+    /// The most recent containers of a machine in its current boot, newest first.
     fn containers(&self, machine: usize, is_wanted: bool) -> Vec<usize> {
         let world = self.world.borrow();
         let boot_id = &world.machines[machine].boot_id;
@@ -412,7 +412,7 @@ impl Schedule {
             match self.chance(8) {
                 0 => self.repeat_add(index),
                 1 => {
-                    // A new sandbox before the DEL of the old one, perhaps on another machine.
+                    // A new sandbox starts before the DEL of the old one, possibly on another machine.
                     let (pod, reserved) = {
                         let world = self.world.borrow();
                         (world.containers[index].pod.clone(), world.containers[index].reserved)
@@ -438,8 +438,8 @@ impl Schedule {
         }
     }
 
-    /// Begins another ADD of a container. A runtime does not while one hangs: whichever ended first would take away what the other
-    /// one was promised.
+    /// Repeats the ADD of a container. A runtime does not repeat a hanging ADD: the first to end would remove the
+    /// addresses promised to the other.
     fn repeat_add(&mut self, index: usize) {
         let hangs =
             |plugin: &u64| self.tasks.iter().any(|task| task.life == Life::Plugin(*plugin) && task.hangs);
@@ -449,11 +449,11 @@ impl Schedule {
         }
     }
 
-    /// Ends a container in one of the ways in which that happens.
+    /// Ends a container in one of several ways.
     pub fn end_container(&mut self, index: usize) {
         runtime::over(&mut self.world.borrow_mut(), index);
         match self.chance(4) {
-            // Its DEL is lost, or comes late.
+            // Its DEL is lost, or arrives late.
             0 => self.remove_namespace(index),
             1 => {
                 self.remove_namespace(index);
@@ -463,7 +463,7 @@ impl Schedule {
         }
     }
 
-    /// Removes the namespace of a container that is over, and the interface with it.
+    /// Removes the namespace of an ended container, and its interface.
     pub fn remove_namespace(&mut self, index: usize) {
         let mut world = self.world.borrow_mut();
         let Container { attachment, machine, boot_id, .. } = world.containers[index].clone();
@@ -477,14 +477,14 @@ impl Schedule {
         world.note(|| format!("runtime {machine}: the namespace of {attachment} is gone"));
     }
 
-    /// Gives pods another container each, where the first one could not be attached.
+    /// Replaces the container of each pod whose ADD failed.
     pub fn retry(&mut self, machine: usize) {
         for index in self.containers(machine, true) {
             let (failed, pod, reserved) = {
                 let world = self.world.borrow();
                 let Container { attachment, is_attached, plugins, pod, reserved, .. } =
                     &world.containers[index];
-                // A pod that was cut off is no better than one that was never attached.
+                // A disconnected pod is treated like a pod that was never attached.
                 let lives =
                     *is_attached && world.machines[machine].kernel.interfaces.contains_key(attachment);
                 let runs = |plugin: &u64| self.tasks.iter().any(|task| task.life == Life::Plugin(*plugin));

@@ -1,4 +1,4 @@
-//! How requests get to the store, are served, and are answered.
+//! The path of a request: to the store, through the store, and back.
 
 use polder_ipam::invariants::history::check_sign_of_life;
 use polder_ipam::key::{Key, Range};
@@ -11,14 +11,14 @@ use crate::store_request::{Answer, Progress, Question, Request, brief, no_answer
 use crate::world::{Keeping, Machine, TAIL, World};
 
 impl World {
-    /// Asks the store.
+    /// Sends a request to the store. Returns the request number.
     pub fn ask(&mut self, machine: usize, question: Question) -> u64 {
         let id = self.number();
         let state =
             if self.machines[machine].is_cut { Progress::Answered(Err(no_answer())) } else { Progress::Sent };
         self.requests.push(Request { id, machine, question, state });
         if self.keeping == Keeping::Embedded {
-            // Whoever asks has done it itself, and may end before it knows.
+            // Embedded store: the write has taken effect, even if the task ends before it reads the reply.
             let index = self.requests.len() - 1;
             self.serve(index);
             let answered = match self.requests[index].state.clone() {
@@ -30,12 +30,12 @@ impl World {
         id
     }
 
-    /// Whether the store has answered that request, or never will.
+    /// Whether the request is finished: a reply has arrived, or the request has failed.
     pub fn is_answered(&self, id: u64) -> bool {
         self.requests.iter().any(|request| request.id == id && matches!(request.state, Progress::Answered(_)))
     }
 
-    /// Takes the answer.
+    /// Removes the request and returns its reply.
     pub fn take_answer(&mut self, id: u64) -> Result<Answer, StoreError> {
         let found = self.requests.iter().position(|request| request.id == id);
         match found.map(|index| self.requests.swap_remove(index).state) {
@@ -44,7 +44,7 @@ impl World {
         }
     }
 
-    /// Lets a request or a reply get one step further.
+    /// Moves a request or a reply one step forward.
     pub fn pass_on(&mut self, index: usize) {
         match self.requests[index].state.clone() {
             Progress::Sent | Progress::Late => self.serve(index),
@@ -53,7 +53,7 @@ impl World {
         }
     }
 
-    /// Lets the store answer a request.
+    /// Lets the store process a request.
     pub fn serve(&mut self, index: usize) {
         let question = self.requests[index].question.clone();
         let (machine, late) =
@@ -65,7 +65,7 @@ impl World {
             Question::Put(lease, txn) => self.commit(machine, Some(*lease), txn),
             Question::Renew(lease) => Answer::Lease(self.renew(*lease)),
             Question::Revoke(lease) => {
-                // One that has ended is no matter.
+                // A lease that has already expired is not an error.
                 let _ = self.etcd.revoke(*lease);
                 Answer::Lease(None)
             }
@@ -108,13 +108,13 @@ impl World {
         outcome.map_or_else(Answer::Refused, Answer::Outcome)
     }
 
-    /// Lets the store carry out a transaction at once.
+    /// Executes a transaction in the store immediately.
     pub fn transact(&mut self, txn: &Txn) -> Result<Outcome, Refusal> {
         self.transact_under(None, txn)
     }
 
     fn transact_under(&mut self, lease: Option<LeaseId>, txn: &Txn) -> Result<Outcome, Refusal> {
-        // A file has no leases: there is nobody else to see that the node is gone.
+        // An embedded store has no leases: no other node could see that this node has failed.
         let lease = lease.filter(|_| self.keeping == Keeping::Etcd);
         let only_if: Vec<Condition> = txn.compares.iter().map(Condition::from).collect();
         let operations: Vec<Operation> = txn.writes.iter().map(|write| operation(write, lease)).collect();
@@ -134,13 +134,13 @@ impl World {
         }
     }
 
-    /// The lease, if it lasts.
+    /// The lease, if it is still valid.
     fn renew(&mut self, lease: LeaseId) -> Option<LeaseId> {
         let lasts = self.keeping == Keeping::Embedded || self.etcd.keep_alive(lease).is_some();
         lasts.then_some(lease)
     }
 
-    /// A sign of life is put by none but the node that its record names.
+    /// Checks that only the node that is named in the node record puts the liveness record.
     fn check_sign(&mut self, write: &Write) {
         let Write::Put { key, value } = write else { return };
         let Ok(Key::Alive(name)) = key.parse() else { return };
@@ -150,12 +150,12 @@ impl World {
         self.found.extend(wrong);
     }
 
-    /// Waits for the answer to a request no more.
+    /// Stops waiting for the reply to a request.
     pub fn leave(&mut self, id: u64) {
         self.leave_all(|request| request.id == id);
     }
 
-    /// What was asked may still arrive; nobody hears what has been answered.
+    /// Abandons requests: one that has not reached the store can still arrive; a reply in flight is dropped.
     pub(crate) fn leave_all(&mut self, is_left: impl Fn(&Request) -> bool) {
         for request in self.requests.iter_mut().filter(|request| is_left(request)) {
             if matches!(request.state, Progress::Sent) {
@@ -173,7 +173,7 @@ fn operation(write: &Write, lease: Option<LeaseId>) -> Operation {
     }
 }
 
-/// What etcd says where it has no space, or the lease has ended.
+/// The refusal of etcd if it has no space, or if the lease has expired.
 fn refusal(error: Error) -> Refusal {
     let cause = match error {
         Error::NoSpace => Cause::NoSpace,

@@ -1,4 +1,4 @@
-//! What a new cluster begins with.
+//! The initial settings of a new cluster.
 
 use polder_api::pool::NewPool;
 use polder_ipam::Pool;
@@ -19,14 +19,14 @@ pub fn first_settings() -> ClusterRecord {
     ClusterRecord::new(ClusterId::new("cluster"))
 }
 
-/// An active pool.
+/// An active pool; `block_length` is a prefix length.
 pub fn pool(name: &str, cidr: &str, block_length: u8) -> Pool {
     let (name, cidr) = (name.parse().expect("a name"), cidr.parse().expect("a range"));
     Pool::new(name, cidr, block_length, PoolState::Active).expect("a pool that can be")
 }
 
-/// Pools that operators add: one that nodes claim from before the others, the same with other measures, one that overlaps it, and
-/// one for reservations.
+/// Pools that operators can add: one that nodes use before the others, the same with another block length, one that
+/// overlaps it, and one for reservations.
 pub fn more_pools() -> [NewPool; 4] {
     let mut kept = pool("kept", "10.9.1.0/29", 29);
     kept.purpose = Purpose::Reservations;
@@ -35,7 +35,7 @@ pub fn more_pools() -> [NewPool; 4] {
     [extra, other, half, new_pool(&kept)]
 }
 
-/// How an operator asks for that pool.
+/// The request to add that pool.
 pub fn new_pool(pool: &Pool) -> NewPool {
     NewPool {
         name: pool.name.clone(),
@@ -46,7 +46,7 @@ pub fn new_pool(pool: &Pool) -> NewPool {
     }
 }
 
-/// The pools of a new cluster: one of each purpose, and sometimes one of the other family.
+/// The pools of a new cluster: one of each purpose, and in a third of the runs one IPv6 pool.
 pub fn first_pools(random: &mut Random) -> Vec<Pool> {
     let mut reserved = pool(RESERVED, "10.9.0.0/29", 29);
     reserved.purpose = Purpose::Reservations;

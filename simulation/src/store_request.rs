@@ -1,4 +1,4 @@
-//! What is on its way to the store and back.
+//! Requests to the store and their replies, while in flight.
 
 use polder_ipam::key::Range;
 use polder_ipam::store::refusal::Refusal;
@@ -6,63 +6,63 @@ use polder_ipam::store::{Contents, Outcome, StoreError, Txn, Write};
 
 use crate::etcd::LeaseId;
 
-/// Something that a node asks of the store.
+/// A request of a node to the store.
 pub struct Request {
-    /// Its number.
+    /// Request number, unique in the simulation.
     pub id: u64,
-    /// Who asks.
+    /// Index of the machine that sent the request.
     pub machine: usize,
-    /// What for.
+    /// The operation requested.
     pub question: Question,
-    /// How far it has come.
+    /// Progress of the request.
     pub state: Progress,
 }
 
-/// What is asked.
+/// The operation that a request asks for.
 #[derive(Debug, Clone)]
 pub enum Question {
-    /// All entries of a range.
+    /// Read all entries of a range.
     Range(Range),
     /// A transaction.
     Commit(Txn),
-    /// A lease of so many seconds.
+    /// Grant a lease, TTL in seconds.
     Grant(u64),
-    /// A transaction whose puts vanish with that lease.
+    /// A transaction whose puts are attached to the lease.
     Put(LeaseId, Txn),
-    /// That the lease lasts its whole time from now on.
+    /// Renew the lease to its full TTL.
     Renew(LeaseId),
-    /// The end of the lease.
+    /// Revoke the lease.
     Revoke(LeaseId),
 }
 
-/// How far a request has come.
+/// Progress of a request.
 #[derive(Debug, Clone)]
 pub enum Progress {
-    /// It is on its way to the store.
+    /// In flight to the store.
     Sent,
-    /// It was given up by who asked, and is still on its way.
+    /// In flight to the store; the sender does not wait for it any more.
     Late,
-    /// The answer is on its way back.
+    /// Served by the store; the reply is in flight.
     Served(Answer),
-    /// The answer is there, or that there will be none.
+    /// The reply has arrived, or the request has failed.
     Answered(Result<Answer, StoreError>),
 }
 
-/// What the store says.
+/// A reply of the store.
 #[derive(Debug, Clone)]
 pub enum Answer {
-    /// To a range.
+    /// Reply to a range read.
     Contents(Contents),
-    /// To a transaction.
+    /// Reply to a transaction.
     Outcome(Outcome),
-    /// To what is asked about a lease: the one that there is now.
+    /// Reply to a lease request: the current lease, if any.
     Lease(Option<LeaseId>),
-    /// To what it refuses.
+    /// The store refused the request.
     Refused(Refusal),
 }
 
 impl Answer {
-    /// What it is to who has asked for something else.
+    /// The error for a caller that expected another kind of reply.
     pub fn error(self) -> StoreError {
         match self {
             Self::Refused(refusal) => StoreError::Refused { store: "etcd".to_owned(), refusal },
@@ -71,12 +71,12 @@ impl Answer {
     }
 }
 
-/// What a request comes to that is never answered.
+/// The error for a request without a reply.
 pub fn no_answer() -> StoreError {
     StoreError::NoAnswer { store: "etcd".to_owned(), reason: "nothing is heard of it".to_owned() }
 }
 
-/// What is asked, for people.
+/// One-line description of a request, for the log.
 pub fn brief(question: &Question) -> String {
     match question {
         Question::Range(range) => format!("for {}", range.start),
@@ -96,7 +96,7 @@ fn writes(txn: &Txn) -> String {
     writes.collect::<Vec<_>>().join(" ")
 }
 
-/// What is answered, for people.
+/// One-line description of a reply, for the log.
 pub fn short(answer: &Answer) -> String {
     match answer {
         Answer::Contents(contents) => format!("{} entries", contents.entries.len()),

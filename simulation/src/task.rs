@@ -1,4 +1,4 @@
-//! Tasks that go on when they are told to: each effect of each is a step of its own, and any of them can be the last.
+//! Tasks that advance only when the scheduler polls them: each effect is one step, and a task can end after any step.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -12,59 +12,61 @@ use polder_ipam::publication::Basis;
 
 use crate::world::{Agent, Shared, World};
 
-/// What a task waits for.
+/// The condition that a task waits for.
 #[derive(Debug, Clone)]
 pub enum Wait {
-    /// Nothing but its turn.
+    /// Its next turn.
     Turn,
-    /// The moment, on its machine's clock, in milliseconds.
+    /// The machine's clock reaches this value, in milliseconds.
     Until(u64),
-    /// The answer of the store to that request.
+    /// The reply of the store to this request.
     Reply(u64),
-    /// That nobody else works on the attachment, or the moment.
+    /// The attachment is unlocked, or the time is reached.
     Free(Attachment, u64),
-    /// That the agent's view shows the revision, or the moment.
+    /// The agent's view shows the revision, or the time is reached.
     Revision(Revision, u64),
-    /// That the kernel has other addresses of the node than its ledger, or interfaces that it does not name, or the moment.
+    /// The node's own addresses in the kernel differ from the ledger, an overtaken interface is not in the ledger, or
+    /// the time is reached.
     Gateways(u64),
-    /// That there is news for the agent's registrar, or the moment.
+    /// The agent's registrar has news, or the time is reached.
     News(u64),
-    /// That what the node may say in the store rests on something else.
+    /// The basis of the node's records in the store differs from this one.
     Basis(Basis),
-    /// That an attachment came or went since the publisher has looked.
+    /// An attachment was added or removed since the publisher last checked.
     Unpublished,
-    /// The flag; or that the agent it was asked of is gone.
+    /// The flag is set, or the agent with this epoch does not run any more.
     Flag(Rc<Cell<bool>>, u64),
 }
 
-/// Where a task says what it waits for: for any of these, each with its number. For nothing before it has begun.
+/// The conditions that a task waits for, any of them suffices; each has a number. Empty before the task has begun.
 pub type Waiting = Rc<RefCell<Vec<(u64, Wait)>>>;
 
-/// Something that goes on step by step.
+/// A task that advances step by step.
 pub struct Task {
-    /// On which machine.
+    /// Index of the machine.
     pub machine: usize,
-    /// Whose it is: it ends with that life.
+    /// The process that owns the task; the task ends with it.
     pub life: Life,
-    /// What it is, for people.
+    /// Name for the log.
     pub name: String,
-    /// When it goes on at the latest, if it can, in milliseconds of nobody's clock. An agent's task can take for ever.
+    /// Time by which a ready task must continue, in milliseconds of [`World::now`]. `u64::MAX` (no deadline) for the
+    /// task of an agent.
     pub deadline: u64,
-    /// Whether it hangs until then, whatever it could do.
+    /// Whether the task hangs until the deadline, even if it is ready.
     pub hangs: bool,
-    /// Whether it has ever hung: it does so once.
+    /// Whether the task has hung before: it hangs at most once.
     pub has_hung: bool,
-    /// What it waits for.
+    /// The conditions that the task waits for.
     pub wait: Waiting,
     future: Pin<Box<dyn Future<Output = ()>>>,
 }
 
-/// What a task ends with.
+/// The process with which a task ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Life {
-    /// The agent that was started as that.
+    /// The agent with this epoch.
     Agent(u64),
-    /// The boot of the machine. It is a plugin, with a number of its own.
+    /// A plugin process, by number. It ends at the latest when the machine reboots.
     Plugin(u64),
 }
 
@@ -81,18 +83,18 @@ impl Task {
         Self { machine, life, name, deadline, hangs: false, has_hung: false, wait, future: Box::pin(future) }
     }
 
-    /// Goes on up to its next effect. True if that was its end.
+    /// Advances to the next effect. Returns true if the task has ended.
     pub fn go_on(&mut self) -> bool {
         let mut context = Context::from_waker(Waker::noop());
         self.future.as_mut().poll(&mut context) == Poll::Ready(())
     }
 
-    /// Whether it is a plugin.
+    /// Whether the task is a plugin.
     pub fn is_plugin(&self) -> bool {
         matches!(self.life, Life::Plugin(_))
     }
 
-    /// Whether it could go on.
+    /// Whether the task can continue.
     pub fn is_ready(&self, world: &World) -> bool {
         let waits = self.wait.borrow();
         waits.is_empty() || waits.iter().any(|(_, wait)| wait.is_over(world, self.machine))
@@ -100,7 +102,7 @@ impl Task {
 }
 
 impl Wait {
-    /// Whether that is so, on that machine.
+    /// Whether the condition holds on that machine.
     fn is_over(&self, world: &World, machine: usize) -> bool {
         let machine = &world.machines[machine];
         let agent = machine.agent.as_ref();
@@ -130,18 +132,18 @@ impl Wait {
     }
 }
 
-/// Ends a step, and waits.
+/// Future that ends the current step and waits.
 pub struct Pause<'a> {
     world: &'a Shared,
     machine: usize,
     waiting: &'a Waiting,
     wanted: Wait,
-    /// The number of what is waited for, once that has begun.
+    /// Number of the entry in `waiting`, after the first poll.
     number: Option<u64>,
 }
 
 impl<'a> Pause<'a> {
-    /// Waits for that, on that machine.
+    /// Waits for the condition on that machine.
     pub fn new(world: &'a Shared, machine: usize, waiting: &'a Waiting, wanted: Wait) -> Self {
         Self { world, machine, waiting, wanted, number: None }
     }
@@ -158,7 +160,7 @@ impl Future for Pause<'_> {
             self.number = Some(number);
             return Poll::Pending;
         }
-        // A task that waits for several things at once is asked for all of them.
+        // A task that waits for several conditions at once polls all of them.
         if self.wanted.is_over(&self.world.borrow(), self.machine) { Poll::Ready(()) } else { Poll::Pending }
     }
 }

@@ -1,4 +1,4 @@
-//! All that there is: machines, the store, what is under way between them, and time.
+//! The simulated world: machines, the store, requests in flight, and time.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
@@ -32,82 +32,82 @@ use crate::store_request::Request;
 use crate::task::Task;
 use crate::{Follower, Model, Random};
 
-/// How long a freed address rests where there are others.
+/// Cool-down of a released address, if others are available.
 pub const COOL_DOWN: Duration = Duration::from_secs(20);
 
-/// How long an interface is missed before its address is free.
+/// Time for which an interface must be missing before its address is released, in milliseconds.
 pub const GRACE_MS: u64 = 9_000;
 
-/// How many of the last steps are kept for whoever looks at a failure.
+/// Number of log lines kept to diagnose a failure.
 const LOG: usize = 60;
 
-/// How many of its last writes a store in a file can lose when the power is cut.
+/// Number of earlier states kept of an embedded store. A power failure loses fewer writes than that.
 pub const TAIL: usize = 4;
 
-/// A machine, and the node that it is.
+/// A machine and its node.
 #[expect(clippy::struct_excessive_bools, reason = "what can befall a machine, each by itself")]
 pub struct Machine {
-    /// The node's name. Another machine can have it, too.
+    /// The node's name. Another machine can have the same name.
     pub name: NodeName,
-    /// `/etc/machine-id`.
+    /// The machine id, as in `/etc/machine-id`.
     pub machine_id: MachineId,
-    /// Which boot it is.
+    /// The boot id of the current boot.
     pub boot_id: BootId,
-    /// Milliseconds since boot, as its clock says.
+    /// The machine's clock: milliseconds since its kernel booted, at the clock's speed.
     pub clock: u64,
-    /// How many thousandths of a second its clock gains in a second.
+    /// Clock speed: milliseconds that the clock gains per second of [`World::now`].
     pub rate: u64,
-    /// Whether it was switched off for good.
+    /// Whether the machine is destroyed permanently.
     pub is_destroyed: bool,
-    /// Its kernel.
+    /// The kernel state.
     pub kernel: Kernel,
-    /// What its disk holds.
+    /// The disk with the ledger.
     pub disk: Disk,
-    /// What its disk held before it was lost.
+    /// A copy of the disk before the ledger was lost.
     pub lost_disk: Option<Disk>,
-    /// Whether what the ledger says was compared with the kernel since it was lost.
+    /// Whether the ledger was restored from the kernel since it was last lost.
     pub ledger_is_whole: bool,
-    /// How many agents were started.
+    /// Number of the last agent started; unique in the simulation.
     pub epoch: u64,
-    /// The agent that runs.
+    /// The running agent.
     pub agent: Option<Agent>,
-    /// Whether its agent is not started again.
+    /// Whether the agent must not be restarted.
     pub is_stopped: bool,
-    /// Whether nothing gets from it to the store or back.
+    /// Whether the machine is partitioned from the store.
     pub is_cut: bool,
-    /// Whether the role of its user at the store lets it read only.
+    /// Whether the machine's store role is read-only.
     pub reads_only: bool,
-    /// What plugins took down while no agent ran.
+    /// The attachments that plugins removed while no agent ran.
     pub tombstones: BTreeSet<Attachment>,
-    /// What the runtime was told that its containers have.
+    /// The addresses that the runtime received for its containers.
     pub promised: BTreeMap<Attachment, Vec<IpAddr>>,
 }
 
-/// What is in a kernel until the next boot.
+/// Kernel state, lost at a reboot.
 #[derive(Debug, Clone, Default)]
 pub struct Kernel {
     /// The pods' interfaces, with their addresses.
     pub interfaces: BTreeMap<Attachment, Vec<IpAddr>>,
-    /// What the interfaces say of their attachments.
+    /// The interface aliases, which describe the attachments.
     pub aliases: BTreeMap<Attachment, String>,
     /// The network namespaces, by container.
     pub namespaces: BTreeSet<String>,
     /// The node's own addresses.
     pub gateways: Vec<IpAddr>,
-    /// The attachments whose DEL did not wait for the end of their ADD. An interface that is made afterwards is deleted by the
-    /// next pass.
+    /// The attachments whose DEL did not wait for the end of the ADD. The next pass deletes an interface that is
+    /// created afterwards.
     pub overtaken: BTreeSet<Attachment>,
-    /// The attachments whose interfaces plugins are making.
+    /// The attachments whose interfaces plugins are creating.
     pub marked: InFlight,
 }
 
 impl Machine {
-    /// Whether a plugin makes the interface of the attachment that an earlier agent has answered.
+    /// Whether a plugin is creating the interface of the attachment after a reply of an earlier agent.
     pub fn is_wired_from_before(&self, attachment: &Attachment) -> bool {
         !self.is_locked_by_agent(attachment) && self.kernel.marked.borrow().contains(attachment)
     }
 
-    /// Whether somebody works on the attachment.
+    /// Whether a task works on the attachment.
     pub fn is_locked(&self, attachment: &Attachment) -> bool {
         self.is_locked_by_agent(attachment) || self.is_wired_from_before(attachment)
     }
@@ -116,72 +116,72 @@ impl Machine {
         self.agent.as_ref().is_some_and(|agent| agent.in_flight.borrow().contains(attachment))
     }
 
-    /// Whether the kernel has an interface that the ledger does not name any more, because its DEL was faster than its ADD.
+    /// Whether the kernel has an interface that is not in the ledger any more, because the DEL overtook the ADD.
     pub fn has_overtaken(&self) -> bool {
         let is_there = |attachment: &&Attachment| self.kernel.interfaces.contains_key(attachment);
         self.kernel.overtaken.iter().filter(is_there).any(|attachment| !self.disk.names(attachment))
     }
 }
 
-/// What an agent knows, and forgets when it ends.
+/// The state of an agent, lost when it ends.
 #[expect(clippy::struct_excessive_bools, reason = "what its tasks tell each other, each by itself")]
 pub struct Agent {
-    /// Which one it is.
+    /// The agent's number.
     pub epoch: u64,
-    /// Who the node is.
+    /// The identity of the node.
     pub me: Rc<Me>,
     /// The node's addresses.
     pub ipam: NodeIpam<Disk>,
-    /// The cluster.
+    /// The agent's view of the cluster.
     pub view: Arc<View>,
-    /// How it learns of it.
+    /// The follower that updates the view.
     pub follower: Follower,
-    /// Who works on which attachment.
+    /// The attachments on which tasks work.
     pub in_flight: InFlight,
-    /// Whether the store knows the node, and whether it may serve.
+    /// Whether the node is registered, and whether it may serve.
     pub registration: Registration,
-    /// What its registrar says that the node owns.
+    /// The node's holdings, as announced by the registrar.
     pub holdings: Holdings,
-    /// Whether it serves at all yet.
+    /// Whether the agent accepts requests.
     pub is_open: bool,
-    /// Wishes for blocks.
+    /// Requests for blocks, for the registrar.
     pub claims: VecDeque<ClaimRequest>,
-    /// Wishes for reserved addresses.
+    /// Requests for reserved addresses, for the registrar.
     pub reservations: VecDeque<ReserveRequest>,
-    /// Whether the registrar has reason to look.
+    /// Whether the registrar must check the records.
     pub news: bool,
-    /// Whether an attachment came or went since the publisher has looked.
+    /// Whether an attachment was added or removed since the publisher last checked.
     pub is_unpublished: bool,
-    /// The machine that an operator says this one is in place of.
+    /// The machine that this one replaces, as declared by an operator.
     pub adopted: Option<Alive>,
-    /// Losses of the store that its registrar knows of.
+    /// Number of store losses that the registrar has handled.
     pub losses: u64,
-    /// Whether its registrar claims nothing because of them.
+    /// Whether the registrar makes no claims because of a loss.
     pub caution: bool,
-    /// What the last step of its registrar was, for people.
+    /// The last step of the registrar, for the log.
     pub last_step: String,
-    /// The pools that it gives nothing new of: its registrar has seen that they are closed, and has nothing else to do.
+    /// The pools from which it allocates nothing new: its registrar has seen that they are closed, and has settled.
     pub closed: Vec<ClosedPool>,
 }
 
-/// A pool of which no address goes to a new pod.
+/// A pool that gives no address to new pods.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClosedPool {
-    /// Its name.
+    /// Name of the pool.
     pub name: PoolName,
     /// The revision of its record.
     pub revision: Revision,
-    /// Its range.
+    /// The CIDR of the pool.
     pub cidr: Cidr,
 }
 
 impl Machine {
-    /// Which machine it is, and which boot of it.
+    /// The machine id and the boot id.
     pub fn life(&self) -> Life<'_> {
         Life { machine_id: &self.machine_id, boot_id: &self.boot_id }
     }
 
-    /// Deletes what its disk holds. A ledger that says who the node is can come back later.
+    /// Deletes the ledger. A copy with an identity is kept, so that it can return later.
     pub fn lose_disk(&mut self) {
         let lost = self.disk.copy();
         if lost.identity().is_ok_and(|identity| identity.is_some()) {
@@ -191,115 +191,115 @@ impl Machine {
         self.ledger_is_whole = false;
     }
 
-    /// What the node may say of itself in the store rests on this now, if an agent runs.
+    /// The current basis of the node's records in the store, if an agent runs.
     pub fn basis(&self) -> Option<Basis> {
         let agent = self.agent.as_ref()?;
         Some(Basis::of(&agent.view, &self.name, agent.holdings.identity.as_ref(), self.life()))
     }
 
-    /// The time on its clock.
+    /// The time on the machine's clock.
     pub fn now(&self) -> Moment {
         Moment::from_millis(self.clock)
     }
 
-    /// The agent that runs, as a number.
+    /// The number of the running agent.
     pub fn epoch_running(&self) -> Option<u64> {
         self.agent.as_ref().map(|agent| agent.epoch)
     }
 }
 
 impl Agent {
-    /// Whether nothing is claimed now, because the store has lost records.
+    /// Whether claims are suspended because the store has lost records.
     pub fn is_cautious(&self) -> bool {
         self.view.losses != self.losses || self.caution
     }
 
-    /// Whether it must not serve.
+    /// Whether the node must not serve.
     pub fn is_forbidden(&self) -> bool {
         self.registration.forbids().is_some()
     }
 }
 
-/// What is kept of the steps.
+/// How steps are recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Record {
-    /// Nothing: a seed that fails is played again.
+    /// Not at all: a seed that fails runs again.
     Nothing,
-    /// The last ones.
+    /// The last steps are kept.
     Last,
-    /// All of them are printed.
+    /// All steps are printed.
     Printed,
 }
 
-/// What tells machines and their boots apart.
+/// The ids that distinguish machines and boots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ids {
-    /// A boot id for each boot, and a machine id that stays.
+    /// The boot id changes at each boot; the machine id is constant.
     Usual,
-    /// Containers of one host: one boot id for all of them. A machine id can be another one after a restart.
+    /// Containers on one host: one boot id for all. The machine id can change at a restart.
     OneKernel,
-    /// Both change at each boot, and the configuration says that the ledger alone counts.
+    /// Both ids change at each boot, and the configuration accepts the ledger alone as proof.
     LedgerAlone,
 }
 
-/// Where the records are.
+/// Location of the records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keeping {
-    /// In an etcd that all machines share.
+    /// An etcd that all machines share.
     Etcd,
-    /// In a file of the one machine that there is.
+    /// A local file of the only machine.
     Embedded,
 }
 
-/// All that there is.
+/// The simulated world.
 pub struct World {
-    /// Chance.
+    /// The random number generator.
     pub random: Random,
-    /// What tells machines and their boots apart.
+    /// The ids that distinguish machines and boots.
     pub ids: Ids,
-    /// Milliseconds since the beginning, by no machine's clock.
+    /// Milliseconds since the start, independent of the machines' clocks.
     pub now: u64,
-    /// Where the store is.
+    /// Location of the records.
     pub keeping: Keeping,
     /// The store.
     pub etcd: Model,
-    /// What a store in a file was before its last writes, the last one at the end.
+    /// The states of an embedded store before its last writes, the latest at the end.
     pub earlier: Vec<Model>,
-    /// How often the store has lost records.
+    /// Number of times that the store has lost records.
     pub set_backs: u64,
-    /// What it was before.
+    /// Backups of the store, at most 2.
     pub backups: Vec<Model>,
-    /// The machines.
+    /// The machines, by index.
     pub machines: Vec<Machine>,
-    /// What is on its way to the store and back.
+    /// The requests in flight to the store and back.
     pub requests: Vec<Request>,
-    /// The containers that the runtimes know of, and those that they have forgotten.
+    /// All containers ever created, by index.
     pub containers: Vec<Container>,
-    /// The records as they are.
+    /// A view of the current records.
     pub truth: View,
-    /// How they are read.
+    /// The follower that updates `truth`.
     pub truth_follower: Follower,
-    /// What was seen before.
+    /// Earlier observations, for invariants over time.
     pub history: History,
-    /// The pools that every node's configuration has for a new cluster.
+    /// The initial pools in every node's configuration.
     pub first_pools: Vec<Pool>,
-    /// Whether the owners of lost records are putting them back.
+    /// Whether the owners of lost records are restoring them.
     pub putting_back: bool,
-    /// The last steps.
+    /// The last log lines.
     pub log: VecDeque<String>,
-    /// How often each thing happened.
+    /// Number of occurrences of each event.
     pub counts: BTreeMap<&'static str, u64>,
-    /// What was found to be wrong in the middle of a step.
+    /// Violations found within a step.
     pub found: Vec<Deviation>,
-    /// Tasks that have not begun.
+    /// Tasks that have not started yet.
     pub spawned: Vec<Task>,
-    /// What is kept of the steps.
+    /// How steps are recorded.
     pub record: Record,
     numbers: u64,
 }
 
 impl World {
-    /// An empty one.
+    /// A world without machines, with an empty store.
     pub fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
         Self {
@@ -328,13 +328,13 @@ impl World {
         }
     }
 
-    /// A number that was not given before.
+    /// A number that was not used before.
     pub fn number(&mut self) -> u64 {
         self.numbers += 1;
         self.numbers
     }
 
-    /// Keeps what happens for whoever looks at a failure.
+    /// Adds a line to the log.
     pub fn note(&mut self, what: impl FnOnce() -> String) {
         if self.record == Record::Nothing {
             return;
@@ -349,12 +349,12 @@ impl World {
         }
     }
 
-    /// Counts something that happened.
+    /// Counts an event.
     pub fn count(&mut self, what: &'static str) {
         *self.counts.entry(what).or_default() += 1;
     }
 
-    /// What proves that a machine is the node of its ledger.
+    /// The proof that a machine is the node of its ledger.
     pub fn proof(&self) -> Proof {
         if self.ids == Ids::LedgerAlone { Proof::Ledger } else { Proof::Machine }
     }
@@ -367,7 +367,7 @@ impl World {
         })
     }
 
-    /// The machines of that name that are not gone.
+    /// Indices of the machines with that name that are not destroyed.
     pub fn namesakes(&self, name: &NodeName) -> Vec<usize> {
         let is_one = |index: &usize| {
             let machine = &self.machines[*index];
@@ -376,7 +376,7 @@ impl World {
         (0..self.machines.len()).filter(is_one).collect()
     }
 
-    /// Takes in that the store has lost records: what it says now was not said after what it said before.
+    /// Records that the store has lost records: its current state does not follow from the previous one.
     pub fn store_was_set_back(&mut self) {
         self.set_backs += 1;
         self.putting_back = true;
@@ -384,7 +384,7 @@ impl World {
         self.look();
     }
 
-    /// Keeps the truth true.
+    /// Updates `truth` from the store.
     pub fn look(&mut self) {
         if self.truth.revision == self.etcd.revision() && self.truth.cluster.is_some() {
             return;
@@ -397,12 +397,12 @@ impl World {
         self.history.forget_given_up(&self.truth);
     }
 
-    /// Ends an agent. Its tasks are the scheduler's to end.
+    /// Ends an agent. The scheduler ends its tasks.
     pub fn kill_agent(&mut self, machine: usize) {
         self.machines[machine].agent = None;
         self.leave_all(|request| request.machine == machine);
     }
 }
 
-/// All that there is, shared by the tasks.
+/// The world, shared by all tasks.
 pub type Shared = Rc<std::cell::RefCell<World>>;

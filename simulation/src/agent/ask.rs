@@ -1,4 +1,4 @@
-//! What an ADD asks of the registrar.
+//! The requests of an ADD to the registrar.
 
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -44,7 +44,7 @@ impl Requests for Hand {
     }
 }
 
-/// Waits for the answer, but not for ever.
+/// Waits for the answer, at most [`CLAIM_PATIENCE`].
 async fn wait<T>(hand: &Hand, reply: &Reply<T>) -> Option<T> {
     let until = hand.clock() + millis(CLAIM_PATIENCE);
     while !reply.given.get() {

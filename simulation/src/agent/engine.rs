@@ -1,4 +1,4 @@
-//! Makes the kernel have the node's own addresses, and no interfaces but those of its attachments.
+//! Reconciles the kernel with the ledger: the node's own addresses, and only the interfaces of its attachments.
 
 use std::collections::BTreeSet;
 
@@ -15,13 +15,12 @@ pub async fn run(hand: Hand) {
     }
 }
 
-/// Makes the kernel what the ledger says. Until the registrar has made sure that this node is who it says it is, the kernel is
-/// left alone.
+/// One pass. It does not touch the kernel until the registrar has verified the node's identity.
 async fn pass(hand: &Hand) {
     if hand.agent(|agent| agent.is_forbidden()) {
         return;
     }
-    // First the kernel, then the ledger: what comes meanwhile is not taken for nobody's.
+    // Read the kernel first, then the ledger: an interface added in between is not treated as foreign.
     let found: Vec<Attachment> =
         hand.with(|world| world.machines[hand.machine].kernel.interfaces.keys().cloned().collect());
     hand.turn().await;

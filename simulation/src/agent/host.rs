@@ -1,5 +1,5 @@
-//! What the tasks of [`polder_ipam::tasks`] work with on a node of the simulation: each thing that they do outside is a step of
-//! its own.
+//! The environment of the tasks of [`polder_ipam::tasks`] on a simulated node: each external effect is a separate
+//! step.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -32,10 +32,10 @@ use crate::disk::Disk;
 use crate::in_flight::Lock;
 use crate::task::Wait;
 
-/// Somebody who takes a pod away has waited in vain for the end of its ADD.
+/// Counted event: a task timed out while it waited for the end of an ADD.
 pub const IMPATIENT: &str = "waited in vain for the end of an ADD";
 
-/// The MTU of every pod.
+/// The MTU of every pod, in bytes.
 pub(super) const MTU: u32 = 1450;
 
 fn brief(step: &Step) -> String {
@@ -73,7 +73,7 @@ impl Host for Hand {
         self.agent(|agent| agent.registration.clone())
     }
 
-    /// Few, so that publishing takes several changes, and can end between them.
+    /// Small, so that publishing takes several changes and can end between them.
     fn most_records(&self) -> usize {
         2
     }
@@ -149,7 +149,7 @@ impl RegistrarHost for Hand {
         self.with(|world| {
             let machine = &mut world.machines[self.machine];
             if matches!(registration, Registration::Removed(_)) {
-                // A node that was removed breaks its promises.
+                // A removed node does not keep its promises.
                 machine.promised.clear();
             }
             let agent = machine.agent.as_mut().expect("a task of an agent ends with it");
@@ -317,7 +317,7 @@ impl PodHost for Hand {
     }
 }
 
-/// A span on a machine's clock.
+/// A duration in milliseconds of a machine's clock.
 pub(crate) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

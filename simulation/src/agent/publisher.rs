@@ -1,4 +1,4 @@
-//! What the publisher ([`polder_ipam::tasks::publisher`]) works with on a node of the simulation.
+//! The environment of the publisher ([`polder_ipam::tasks::publisher`]) on a simulated node.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::etcd::LeaseId;
 use crate::store_request::{Answer, Question};
 use crate::task::Wait;
 
-/// The node's record has changed while its addresses were being published.
+/// Counted event: the publisher abandons a change because the node's record has changed.
 pub const CANCELLED: &str = "publishing cancelled";
 
 impl PublisherHost for Hand {

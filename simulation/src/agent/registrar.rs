@@ -1,4 +1,4 @@
-//! The registrar's task ([`polder_ipam::tasks::Registrar`]) on a node of the simulation: who wakes it.
+//! The task of the registrar ([`polder_ipam::tasks::Registrar`]) on a simulated node, and the events that wake it.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::requests::{ClaimRequest, ReserveRequest};
 use crate::task::Wait;
 use crate::world::ClosedPool;
 
-/// Between looks while something is waited for that no record announces.
+/// Retry interval in milliseconds, for conditions that no record announces.
 const RETRY_MS: u64 = 5_000;
 
 /// Runs as long as the agent.
@@ -46,7 +46,7 @@ pub async fn run(hand: Hand) {
     }
 }
 
-/// The pools that nothing more goes out of.
+/// The pools for blocks that are not active: no new allocation uses them.
 fn closed(view: &View) -> Vec<ClosedPool> {
     let pools = view
         .pools

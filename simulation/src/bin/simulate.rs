@@ -1,4 +1,4 @@
-//! Plays seeds, and stops at the first that fails.
+//! Runs seeds, and stops at the first that fails.
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// Plays one seed, and prints all of it.
+/// Runs one seed, and prints every step.
 fn replay(seed: u64) -> ExitCode {
     match play_with(seed, Record::Printed) {
         Ok(report) => {
@@ -41,7 +41,7 @@ fn replay(seed: u64) -> ExitCode {
     }
 }
 
-/// Plays as many seeds.
+/// Runs `seeds` seeds, from `from` on.
 fn run(from: u64, seeds: u64) -> ExitCode {
     let began = Instant::now();
     let mut total = Report::default();

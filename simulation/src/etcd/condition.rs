@@ -1,4 +1,4 @@
-//! The compares of etcd, all of them.
+//! The compares of an etcd transaction, all kinds.
 
 use polder_ipam::key::Range;
 use polder_ipam::store::Compare;
@@ -6,43 +6,43 @@ use polder_ipam::store::Compare;
 use super::LeaseId;
 use super::history::{History, KeyValue};
 
-/// A compare: every key that is in the range has the property. Of a range without keys, it is asked as of a key that
-/// was never there, whose numbers are all 0.
+/// A compare: every key in the range must have the property. An empty range is compared like a key that never
+/// existed: all its numbers are 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Condition {
-    /// The range.
+    /// The range of keys.
     pub range: Range,
-    /// The key's is compared ...
+    /// Compares the key's property ...
     pub operator: Operator,
-    /// ... with this.
+    /// ... with this value.
     pub property: Property,
 }
 
-/// How two things are compared.
+/// Comparison operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operator {
-    /// The key's is the same.
+    /// The key's property is equal.
     Equal,
-    /// The key's is another one.
+    /// The key's property is not equal.
     NotEqual,
-    /// The key's is more.
+    /// The key's property is greater.
     Greater,
-    /// The key's is less.
+    /// The key's property is less.
     Less,
 }
 
-/// What is compared of a key.
+/// The compared property of a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Property {
-    /// How often it was put since it was not there.
+    /// Number of puts since the key was created.
     Version(i64),
-    /// The revision that created it.
+    /// The revision that created the key.
     CreateRevision(i64),
-    /// The revision that changed it last.
+    /// The revision of the last change.
     ModRevision(i64),
-    /// Its lease; 0 is none.
+    /// The key's lease; 0 is none.
     Lease(LeaseId),
-    /// Its value, by its bytes. A key that is not there has none, and no compare with one holds.
+    /// The value, compared by bytes. A missing key has no value: the compare fails.
     Value(Vec<u8>),
 }
 

@@ -1,14 +1,15 @@
-//! What etcd refuses to do.
+//! The errors of etcd.
 
 use super::LeaseId;
 
-/// A refusal, in the words of etcd. Nothing was changed.
+/// An error with etcd's message. The transaction was not executed, except for [`Error::NoSpace`] after
+/// [`super::Space::ForOneWrite`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The revision is before the one that history begins with.
+    /// The revision is before the compacted one.
     #[error("etcdserver: mvcc: required revision has been compacted")]
     Compacted,
-    /// The revision has not come yet.
+    /// The revision is in the future.
     #[error("etcdserver: mvcc: required revision is a future revision")]
     FutureRevision,
     /// A transaction puts one key twice, or puts a key that it deletes.
@@ -17,16 +18,16 @@ pub enum Error {
     /// A transaction has more compares, or more operations, than [`polder_ipam::store::LARGEST_TXN`].
     #[error("etcdserver: too many operations in txn request")]
     TooManyOperations,
-    /// A key has no characters.
+    /// A key is empty.
     #[error("etcdserver: key is not provided")]
     EmptyKey,
-    /// The quota is used up: nothing is put, and no lease granted.
+    /// The quota is used up: puts and new leases are refused.
     #[error("etcdserver: mvcc: database space exceeded")]
     NoSpace,
-    /// The lease was never granted, or has ended.
+    /// The lease was never granted, or has expired.
     #[error("etcdserver: requested lease not found")]
     LeaseNotFound(LeaseId),
-    /// There is a lease of that number already.
+    /// A lease with this number already exists.
     #[error("etcdserver: lease already exists")]
     LeaseExists(LeaseId),
 }

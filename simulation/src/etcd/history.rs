@@ -1,4 +1,4 @@
-//! Keys and their revisions: what is there, what was there, and what made the difference.
+//! Keys and their revisions: current state, compacted state, and the events between them.
 
 use std::collections::BTreeMap;
 
@@ -8,55 +8,55 @@ use polder_ipam::store::{Entry, KeyChange};
 
 use super::{Error, LeaseId};
 
-/// A key, with all that etcd knows of it.
+/// A key with all its etcd fields.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct KeyValue {
     /// The key.
     pub key: String,
-    /// What stands behind it.
+    /// The value.
     pub value: Vec<u8>,
-    /// The revision that created it.
+    /// The revision that created the key.
     pub create_revision: i64,
-    /// The revision that changed it last.
+    /// The revision of the last change.
     pub mod_revision: i64,
-    /// How often it was put since it was not there.
+    /// Number of puts since the key was created.
     pub version: i64,
-    /// Its lease; 0 is none.
+    /// The key's lease; 0 is none.
     pub lease: LeaseId,
 }
 
 impl KeyValue {
-    /// What Polder reads of it.
+    /// The entry as Polder reads it.
     pub fn entry(&self) -> Entry {
         Entry { key: self.key.clone(), value: self.value.clone(), revision: Revision::new(self.mod_revision) }
     }
 }
 
-/// A key that changed.
+/// A change of one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// The revision that changed it.
+    /// The revision of the change.
     pub revision: i64,
     /// The key.
     pub key: String,
-    /// What it was put to; `None` if it was deleted.
+    /// The new state; `None` if the key was deleted.
     pub put: Option<KeyValue>,
 }
 
 impl Event {
-    /// What Polder hears of it.
+    /// The change as Polder receives it.
     pub fn change(&self) -> (Revision, KeyChange) {
         let entry = self.put.as_ref().map(KeyValue::entry);
         (Revision::new(self.revision), KeyChange { key: self.key.clone(), entry })
     }
 }
 
-/// What a watch from the revision of a compaction says of what was deleted at that very revision.
+/// Whether a watch that starts at the compacted revision reports the deletions of that revision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Deletions {
-    /// Nothing, as etcd does up to 3.4.33 and 3.5.15.
+    /// It does not, as etcd up to 3.4.33 and 3.5.15.
     Forgotten,
-    /// That it was deleted, as etcd does since.
+    /// It does, as later etcd versions.
     Kept,
 }
 
@@ -68,13 +68,13 @@ pub(super) struct History {
     compacted: i64,
     deletions: Deletions,
     now: State,
-    /// What was there at the revision up to which everything is compacted.
+    /// The state at the compacted revision.
     base: State,
-    /// What changed, by revision and in order.
+    /// All events since, by revision and in order.
     events: BTreeMap<i64, Vec<Event>>,
 }
 
-/// One revision in the making. It is there as soon as something changes.
+/// One revision in progress. It exists from its first change on.
 pub(super) struct Step<'a> {
     history: &'a mut History,
     revision: i64,
@@ -83,7 +83,7 @@ pub(super) struct Step<'a> {
 impl History {
     pub(super) fn new(deletions: Deletions) -> Self {
         let (now, base, events) = Default::default();
-        // Revision 0 can be compacted away, once.
+        // Revision 0 can be compacted once.
         Self { revision: 1, compacted: -1, deletions, now, base, events }
     }
 
@@ -118,7 +118,7 @@ impl History {
         Ok(within(&state, range).cloned().collect())
     }
 
-    /// Brings a copy of the base forward to that revision.
+    /// Applies the events up to that revision to a copy of the base.
     fn replay(&self, state: &mut State, to: i64) {
         let new = self.events.range(..=to).filter(|(revision, _)| **revision > self.compacted);
         for event in new.flat_map(|(_, events)| events) {
@@ -129,7 +129,7 @@ impl History {
         }
     }
 
-    /// What changed in the range from that revision on, as far as it is not forgotten.
+    /// All retained events in the range from that revision on.
     pub(super) fn events<'a>(&'a self, range: &'a Range, from: i64) -> impl Iterator<Item = &'a Event> {
         self.events.range(from..).flat_map(|(_, events)| events).filter(|event| range.has(&event.key))
     }
@@ -179,7 +179,7 @@ impl Step<'_> {
         self.note(key, Some(put));
     }
 
-    /// Deletes what is in the range; returns the keys that were.
+    /// Deletes all keys in the range; returns the deleted keys.
     pub(super) fn delete(&mut self, range: &Range) -> Vec<String> {
         let keys: Vec<String> = self.history.now(range).map(|key| key.key.clone()).collect();
         for key in &keys {

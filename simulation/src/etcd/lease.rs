@@ -1,20 +1,20 @@
-//! Leases: keys that go away together when nobody asks for them to stay.
+//! Leases: keys that are deleted together when nobody renews the lease.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Error;
 
-/// The number of a lease, which is not 0.
+/// The number of a lease, not 0.
 pub type LeaseId = i64;
 
-/// A lease that has not ended.
+/// A lease that has not expired.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
-    /// For how many seconds it was granted.
+    /// Granted TTL in seconds.
     pub seconds: u64,
-    /// In how many seconds it ends.
+    /// Remaining TTL in seconds.
     pub left: u64,
-    /// What goes away with it.
+    /// The keys attached to the lease.
     pub keys: BTreeSet<String>,
 }
 
@@ -40,7 +40,7 @@ impl Leases {
         Some(lease.seconds)
     }
 
-    /// Attaches the key to this lease, which is there, and to no other.
+    /// Attaches the key to this lease, which must exist, and detaches it from any other.
     pub(super) fn attach(&mut self, key: &str, id: Option<LeaseId>) {
         for lease in self.0.values_mut() {
             lease.keys.remove(key);
@@ -54,7 +54,7 @@ impl Leases {
         self.0.remove(&id).map(|lease| lease.keys)
     }
 
-    /// Lets time pass; returns what has run out, the first first. It stays until it is removed.
+    /// Advances time; returns the expired leases, the earliest first. They are kept until they are removed.
     pub(super) fn advance(&mut self, seconds: u64) -> Vec<LeaseId> {
         let mut ended: Vec<_> = self
             .0

@@ -1,4 +1,4 @@
-//! What the model promises, in small. That etcd promises the same is found out beside a real one.
+//! Small tests of the model's semantics. Other tests compare it with a real etcd.
 
 use super::*;
 
@@ -18,7 +18,7 @@ fn all() -> Range {
     Range { start: "a".to_owned(), end: "z".to_owned() }
 }
 
-/// An etcd in which each of these happened by itself.
+/// An etcd after these operations, one transaction each.
 fn after(operations: &[Operation]) -> Model {
     let mut etcd = Model::new();
     for operation in operations {
@@ -115,7 +115,7 @@ fn the_end_of_a_lease_deletes_its_keys_at_one_revision() {
     etcd.grant(8, 5).unwrap();
     assert_eq!(etcd.grant(7, 10), Err(Error::LeaseExists(7)));
     etcd.transact(&[], &[leased("a", 7), leased("b", 7), leased("c", 8), leased("d", 8)]).unwrap();
-    // One goes over to the other lease, one to none.
+    // One key moves to the other lease, one to no lease.
     etcd.transact(&[], &[leased("c", 7), put("d", "1")]).unwrap();
     assert_eq!(etcd.advance(9), [8]);
     assert_eq!((etcd.revision().number(), keys(&etcd).len()), (3, 4), "a lease without keys ends unseen");

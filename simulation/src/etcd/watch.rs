@@ -1,16 +1,16 @@
-//! A watch: the server's end of a stream that tells what changes in a range.
+//! A watch: the server side of a stream of changes in a range.
 
 use polder_ipam::key::Range;
 
 use super::{Event, Model};
 
-/// A watch. It stands beside the model, and sends when it is asked to.
+/// A watch. It is separate from the model, and sends on request.
 ///
-/// One that is never asked while others are is a watcher that etcd has not caught up with: compaction ends it.
+/// A watch that is never polled corresponds to a watcher with which etcd has not caught up: compaction ends it.
 #[derive(Debug, Clone)]
 pub struct Watch {
     range: Range,
-    /// The first revision that was not sent.
+    /// The first revision not sent yet.
     next: i64,
     starts: u64,
     state: State,
@@ -23,7 +23,7 @@ enum State {
     Closed,
 }
 
-/// What the server says in a watch.
+/// A message of the server in a watch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Said {
     /// The watch is open.
@@ -31,16 +31,16 @@ pub enum Said {
         /// The revision of the store.
         revision: i64,
     },
-    /// All that has happened since, in order.
+    /// All events since the last message, in order.
     Events {
         /// The revision of the store.
         revision: i64,
-        /// What happened.
+        /// The events.
         events: Vec<Event>,
     },
-    /// Nothing will be said any more: what comes next is before this revision and forgotten.
+    /// The last message: the next revision to send has been compacted.
     Compacted {
-        /// The revision.
+        /// The compacted revision.
         revision: i64,
     },
     /// The stream has ended.
@@ -48,7 +48,7 @@ pub enum Said {
 }
 
 impl Said {
-    /// Whether nothing comes after it.
+    /// Whether this is the last message.
     pub fn is_last(&self) -> bool {
         matches!(self, Self::Compacted { .. } | Self::Closed)
     }
@@ -60,7 +60,7 @@ impl Watch {
         Self { range, next, starts: model.starts, state: State::New }
     }
 
-    /// What there is to say now, if there is something.
+    /// The next message, if any.
     pub fn send(&mut self, model: &Model) -> Option<Said> {
         if self.state == State::Closed || self.starts != model.starts {
             self.state = State::Closed;
@@ -81,9 +81,9 @@ impl Watch {
         (!events.is_empty()).then_some(Said::Events { revision, events })
     }
 
-    /// Goes back by that many revisions, so that they are sent again, as far as they are not forgotten.
+    /// Rewinds by that many revisions, as far as they are retained, so that they are sent again.
     pub fn repeat(&mut self, model: &Model, revisions: i64) {
-        // One that is behind what is forgotten stays where it is.
+        // A watch behind the compacted revision does not move.
         self.next = (self.next - revisions).max(model.history.compacted()).max(1).min(self.next);
     }
 }

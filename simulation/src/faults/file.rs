@@ -1,4 +1,4 @@
-//! What goes wrong where the records are in a file of the node itself: what befalls its disk.
+//! Faults of an embedded store: its file shares the disk of the node.
 
 use polder_ipam::allocator::SHORTEST_REST;
 use polder_ipam::invariants::history::History;
@@ -6,10 +6,10 @@ use polder_ipam::invariants::history::History;
 use crate::Follower;
 use crate::world::{Agent, Keeping, TAIL, World};
 
-/// What is counted when an agent dies whose store is a file.
+/// Counted event: an agent with an embedded store crashes.
 pub const CRASHED_OVER_A_FILE: &str = "agent crashed over a store in a file";
 
-/// Loses all of it.
+/// Loses all records.
 pub(super) fn lose(world: &mut World) {
     if world.keeping == Keeping::Embedded {
         world.earlier.clear();
@@ -18,7 +18,7 @@ pub(super) fn lose(world: &mut World) {
     }
 }
 
-/// Loses the last writes, as many as chance has it: what a power cut does to a file that is not synchronized at each.
+/// Loses a random number of the last writes, as a power failure does if writes are not synchronized to disk.
 pub(super) fn lose_tail(world: &mut World) {
     if world.keeping != Keeping::Embedded {
         return;
@@ -33,13 +33,13 @@ pub(super) fn lose_tail(world: &mut World) {
     }
 }
 
-/// What the pods before had, nobody has any more.
+/// Starts a new history: all earlier pods have lost their addresses.
 fn begin_anew(world: &mut World) {
     world.history = History::new(SHORTEST_REST);
     world.store_was_set_back();
 }
 
-/// A follower that is too far behind reads everything again.
+/// A follower that falls too far behind must read everything again.
 pub(super) fn fall_behind(agent: &mut Agent) {
     agent.follower = Follower::new(agent.follower.range().clone());
 }

@@ -1,4 +1,4 @@
-//! What goes wrong on a machine: its agent, its kernel, its disk, and the plugins on it.
+//! Faults of a machine: its agent, its kernel, its disk, and its plugins.
 
 use polder_ipam::ids::MachineId;
 
@@ -32,7 +32,7 @@ impl Schedule {
         if is_new {
             *machine_id = MachineId::new(format!("machine-{number}"));
         }
-        // The clock is the kernel's.
+        // The kernel owns the clock.
         if ids != Ids::OneKernel {
             *clock = 0;
         }
@@ -52,7 +52,7 @@ impl Schedule {
     pub(super) fn lose_ledger(&self, machine: usize) {
         let mut world = self.world.borrow_mut();
         world.machines[machine].lose_disk();
-        // What only the ledger knew is not known any more: a promise holds as far as there is an interface.
+        // Facts that only the ledger recorded are lost: a promise survives only if the interface exists.
         let Machine { promised, kernel, .. } = &mut world.machines[machine];
         promised.retain(|attachment, _| kernel.interfaces.contains_key(attachment));
     }
@@ -68,7 +68,7 @@ impl Schedule {
         true
     }
 
-    /// Starts what is not running and can be.
+    /// Starts the agent of each machine that has none and can run one.
     pub fn start_agents(&mut self) {
         let down: Vec<usize> = {
             let world = self.world.borrow();

@@ -1,4 +1,5 @@
-//! What goes wrong about who is who: machines that are replaced, that have a name in common, or another's ledger.
+//! Identity faults: a machine is replaced, shares its name with another machine, or starts with the ledger of another
+//! one.
 
 use polder_ipam::ledger::Ledger;
 use polder_ipam::record::PodsGone;
@@ -12,18 +13,18 @@ use crate::operator;
 use crate::schedule::{Schedule, add_machine};
 use crate::world::{Ids, World};
 
-/// How many machines there are at most, with those that are gone.
+/// Maximum number of machines, destroyed ones included.
 const MACHINES: usize = 6;
 
-/// What is counted when another machine comes under a name of whose machine nothing is heard, and that node is removed.
+/// Counted event: another machine joins under the name of an unreachable one, and that node is removed.
 pub const RIVAL_OF_SILENT: &str = "rival of a silent machine";
 
-/// What is counted when another machine comes with a copy of the ledger of one that is cut off.
+/// Counted event: another machine joins with a copy of the ledger of a partitioned one.
 pub const COPY_OF_SILENT: &str = "copy of a silent machine";
 
 impl Schedule {
     pub(super) fn replace(&mut self, machine: usize) -> bool {
-        // Without space the operator cannot remove the old node.
+        // Without space in the store the operator cannot remove the old node.
         let can_be_removed = {
             let world = self.world.borrow();
             world.machines.len() < MACHINES && world.etcd.space() != Space::None
@@ -41,7 +42,8 @@ impl Schedule {
         true
     }
 
-    /// Whether the machine's name is another machine's, or was: an operator who looks sees that, and swears to nothing about that one.
+    /// Whether another machine has, or had, the name of this machine. A careful operator sees that and does not vouch
+    /// for this machine.
     fn has_name_of_another(&self, machine: usize) -> bool {
         let world = self.world.borrow();
         let this = &world.machines[machine];
@@ -52,14 +54,14 @@ impl Schedule {
         ids.any(|id| *id != this.machine_id)
     }
 
-    /// Another machine begins under a name that is in use. It has never been in the cluster. Sometimes nothing more is
-    /// heard of the one that has the name, and an operator removes the node without a word about its pods.
+    /// A new machine joins under a name that is in use. In some cases the original becomes unreachable, and an
+    /// operator removes its node without vouching for its pods.
     pub(super) fn let_rival_come(&mut self, machine: usize) -> bool {
         let Some(rival) = self.add_namesake(machine) else { return false };
         if self.world.borrow_mut().random.once_in(2) {
             self.silence(machine);
             agent::start(&self.world, rival);
-            // Then it is told that the name is another machine's.
+            // Then the rival learns that the name belongs to another machine.
             self.settle_sometimes();
             let is_removed = {
                 let mut world = self.world.borrow_mut();
@@ -68,7 +70,7 @@ impl Schedule {
             };
             if is_removed {
                 self.world.borrow_mut().count(RIVAL_OF_SILENT);
-                // Then it hears of it long before the silent one does.
+                // Then the rival learns of the removal long before the unreachable machine.
                 self.settle_sometimes();
             }
         }
@@ -81,9 +83,10 @@ impl Schedule {
         }
     }
 
-    /// Another machine begins under the name, with a copy of the ledger. Sometimes the original lives on and is cut off.
+    /// A new machine joins with the name and a copy of the ledger of a machine. In some cases the original keeps
+    /// running but is partitioned.
     pub(super) fn copy_ledger(&mut self, machine: usize) -> bool {
-        // Where the boot id of a container or the ledger alone counts, nobody may copy one.
+        // If the boot id of a container or only the ledger proves identity, copying a ledger is not allowed.
         if self.world.borrow().ids != Ids::Usual {
             return false;
         }
@@ -97,7 +100,7 @@ impl Schedule {
         true
     }
 
-    /// Adds another machine of the same name, unless there are enough.
+    /// Adds a machine with the same name, unless the limit is reached.
     fn add_namesake(&self, machine: usize) -> Option<usize> {
         let mut world = self.world.borrow_mut();
         let name = world.machines[machine].name.clone();
@@ -108,7 +111,7 @@ impl Schedule {
         Some(world.machines.len() - 1)
     }
 
-    /// Nothing more is heard of a machine, and its pods live on: its agent does not come back, or it is cut off.
+    /// A machine becomes unreachable while its pods keep running: its agent stays stopped, or it is partitioned.
     fn silence(&mut self, machine: usize) {
         if self.world.borrow_mut().random.once_in(2) {
             self.crash(machine);
@@ -118,7 +121,7 @@ impl Schedule {
         }
     }
 
-    /// A ledger that was lost comes back, when its machine has been another incarnation since.
+    /// Restores a lost ledger after its machine has joined as another incarnation.
     pub(super) fn bring_ledger_back(&mut self, machine: usize) -> bool {
         if self.world.borrow().machines[machine].lost_disk.is_none() && !self.let_it_begin_anew(machine) {
             return false;
@@ -142,12 +145,12 @@ impl Schedule {
         true
     }
 
-    /// A machine is booted without its ledger, its node is removed, and it joins again.
+    /// Reboots a machine without its ledger, removes its node, and lets it join again.
     fn let_it_begin_anew(&mut self, machine: usize) -> bool {
         if self.has_name_of_another(machine) {
             return false;
         }
-        // What is full takes no new ledger, and without space no node is removed.
+        // A full disk accepts no new ledger, and without space no node can be removed.
         self.mend();
         self.reboot(machine);
         let name = self.world.borrow().machines[machine].name.clone();
@@ -159,7 +162,7 @@ impl Schedule {
         self.settle()
     }
 
-    /// Puts an end to rivalries: of the machines that have a name in common, one stays.
+    /// Ends name conflicts: one machine of each name remains.
     pub fn retire_rivals(&mut self) {
         let machines = self.world.borrow().machines.len();
         for machine in 0..machines {
@@ -176,7 +179,8 @@ impl Schedule {
                 let is_it = |index: &&usize| {
                     record.is_some_and(|node| node.record.machine_id == world.machines[**index].machine_id)
                 };
-                // Sometimes the one goes that has the record: the other takes its place by an operator's word.
+                // In some cases the registered machine is destroyed: the other takes its place at the operator's
+                // request.
                 let keeper = rivals.iter().find(is_it).copied().unwrap_or(machine);
                 let other = rivals.iter().copied().find(|rival| *rival != keeper).unwrap_or(keeper);
                 drop(world);

@@ -1,4 +1,4 @@
-//! What goes wrong in the store, and between the store and the nodes.
+//! Faults of the store and of its connections to the nodes.
 
 use super::file::fall_behind;
 use crate::etcd::Space;
@@ -8,8 +8,8 @@ use crate::store_request::{Progress, Request, no_answer};
 use crate::world::{Agent, Keeping, Machine, World};
 
 impl Schedule {
-    /// Only while all agents are there and follow: who is away when it happens learns nothing of what was lost, and can
-    /// do nothing about it in the time in which nobody claims.
+    /// Empties or restores the store, only while all agents run and follow it: an agent that does not run would not
+    /// detect the loss, and could not repair it in the period without claims.
     pub(super) fn set_store_back(&mut self, fault: Fault) -> bool {
         self.mend();
         self.start_agents();
@@ -34,7 +34,7 @@ impl Schedule {
             world.etcd.restore(backup);
             world.backups = backups;
         }
-        // What was under way was under way to what is gone.
+        // Requests in flight were addressed to the lost store.
         world.requests.retain(|request| !matches!(request.state, Progress::Late));
         for request in &mut world.requests {
             request.state = Progress::Answered(Err(no_answer()));
@@ -43,7 +43,7 @@ impl Schedule {
         true
     }
 
-    /// Puts an end to what goes on going wrong.
+    /// Ends all faults that persist.
     pub fn mend(&mut self) {
         let mut world = self.world.borrow_mut();
         world.etcd.set_space(Space::Enough);
@@ -59,7 +59,7 @@ impl Schedule {
     }
 }
 
-/// What happens between the nodes and the store.
+/// Injects a fault between the nodes and the store.
 pub(super) fn happens(world: &mut World, fault: Fault, machine: usize) -> bool {
     match fault {
         Fault::DiskFull => {
@@ -133,7 +133,7 @@ fn lose(world: &mut World, fault: Fault) -> bool {
     true
 }
 
-/// Who has asked is told that there is no answer; the request goes on, where it has not arrived.
+/// Fails a request for its sender. If it has not reached the store, it can still arrive.
 fn give_up(world: &mut World, index: usize) {
     let (machine, question) = (world.requests[index].machine, world.requests[index].question.clone());
     match world.requests[index].state {

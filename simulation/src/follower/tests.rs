@@ -1,4 +1,4 @@
-//! What a follower knows after faults is what is there.
+//! After faults, a follower's data equals the store's.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use polder_ipam::store::{Entry, Txn, Write};
 use super::*;
 use crate::Random;
 
-/// What somebody knows who takes in updates as they come.
+/// The data of a reader that applies each update.
 #[derive(Debug, Default)]
 struct Copy {
     entries: BTreeMap<String, Entry>,
@@ -51,7 +51,7 @@ fn follower() -> Follower {
     Follower::new(Range::prefix("b".to_owned()))
 }
 
-/// What the updates are, in a word each.
+/// The kind of each update, in one word.
 fn words(updates: &[Update]) -> Vec<&'static str> {
     updates
         .iter()
@@ -131,7 +131,7 @@ fn another_store_is_read_anew() {
     assert_eq!(polls(&mut follower, &etcd), [["lost"], ["lost"], ["loaded"]]);
 }
 
-/// One step of chance: a change, a fault, or a poll.
+/// One random step: a change, a fault, or a poll.
 fn step(random: &mut Random, etcd: &mut Model, follower: &mut Follower, copy: &mut Copy) {
     let key = *random.one_of(&["a", "b1", "b2", "b3"]);
     match random.below(12) {

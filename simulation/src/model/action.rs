@@ -1,4 +1,4 @@
-//! What can happen next.
+//! The possible next events.
 
 use std::fmt;
 
@@ -7,91 +7,91 @@ use polder_ipam::removal::Vouched;
 
 use super::machine::{Container, Who};
 
-/// What happens next.
+/// An event of the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// The next change in the store reaches a machine.
+    /// The next change in the store reaches the machine.
     Hear(Who),
-    /// Its registrar does what its steward says.
+    /// The registrar executes the next step of the steward.
     Decide(Who),
-    /// Its registrar serves the ADD that waits for it.
+    /// The registrar serves the waiting ADD.
     Ask(Who),
-    /// The transaction of its registrar meets its fate.
+    /// The transaction of the registrar meets the fate.
     Meet(Who, Fate),
-    /// What became of a transaction is looked up.
+    /// The registrar reads whether its transaction took effect.
     Look(Who),
-    /// What became of it cannot be looked up.
+    /// The registrar fails to read whether its transaction took effect.
     LookInVain(Who),
-    /// Its registrar does not see in time what it waits for.
+    /// The registrar times out while it waits for its view.
     LosePatience(Who),
-    /// An ADD has waited long enough for the registrar.
+    /// An ADD times out while it waits for the registrar.
     GiveUp(Who),
-    /// A task goes on.
+    /// A task continues.
     GoOn(Who, Whose),
-    /// A transaction takes effect, or does not, that nobody waits for.
+    /// A late transaction, by index, reaches the store. No task waits for it.
     Arrive(usize),
-    /// A pod begins.
+    /// ADD of a new pod.
     Add(Who),
-    /// A pod begins whose address is reserved.
+    /// ADD of a new pod with the reserved address.
     AddReserved(Who),
-    /// The runtime says that a pod has ended. It may say so at any time, and again.
+    /// The runtime calls DEL for a pod, at any time, possibly again.
     Del(Who, Container),
-    /// A pod ends.
+    /// A pod ends without a DEL.
     End(Who, Container),
-    /// A block is wanted before it is needed.
+    /// The node claims a block before it needs one.
     Wish(Who),
-    /// A block is not needed.
+    /// The node starts to release a block that it does not need.
     Spare(Who, Block),
-    /// An agent dies, and is started again.
+    /// The agent crashes and is restarted.
     Crash(Who),
-    /// A machine dies, and is booted again.
+    /// The machine reboots.
     Reboot(Who),
-    /// A machine dies for good.
+    /// The machine fails permanently.
     Die(Who),
-    /// A machine is started for the first time.
+    /// The machine starts for the first time.
     Begin(Who),
-    /// A machine is started for the first time, with a copy of the ledger of the one that has its name.
+    /// The machine starts for the first time, with a copy of the ledger of the machine that has its name.
     BeginCopied(Who),
-    /// An operator says that a machine is in place of one that is gone.
+    /// An operator declares that the machine replaces a failed one.
     Adopt(Who),
-    /// The ledger of a removed node is thrown away, and its agent started again.
+    /// The ledger of a removed node is deleted, and its agent is restarted.
     Rejoin(Who),
-    /// An operator removes the node that has a machine's name.
+    /// An operator removes the node that has the machine's name.
     Remove(Who, Vouched),
-    /// Time passes, more than any rest.
+    /// Time passes, longer than any cool-down.
     Rest,
 }
 
-/// Which of the tasks of an agent.
+/// A task of an agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Whose {
-    /// The registrar's.
+    /// The task of the registrar.
     Registrar,
-    /// That of the ADD that waits for the registrar.
+    /// The ADD that waits for the registrar.
     Add,
-    /// That of the DEL of a pod.
+    /// The DEL of a pod.
     Del(Container),
-    /// The one that finishes what the agent before had begun.
+    /// The task that finishes the DELs of the previous agent.
     Sweeper,
 }
 
-/// What becomes of a transaction.
+/// The fate of a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// It is carried out and answered.
+    /// It takes effect, and the reply arrives.
     Answered,
-    /// It is, and arrives again later.
+    /// It takes effect, the reply arrives, and a copy of the transaction arrives later.
     AnsweredAndRepeated,
-    /// It is carried out, and the answer is lost.
+    /// It takes effect, but the reply is lost.
     ReplyLost,
-    /// It is lost.
+    /// The transaction is lost.
     Lost,
-    /// It arrives later, when nobody waits for it.
+    /// It arrives later, when no task waits for it.
     Late,
 }
 
 impl Fate {
-    /// All of them.
+    /// All fates.
     pub const ALL: [Self; 5] =
         [Self::Answered, Self::AnsweredAndRepeated, Self::ReplyLost, Self::Lost, Self::Late];
 }

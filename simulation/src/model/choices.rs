@@ -1,4 +1,4 @@
-//! What can happen next to a cluster.
+//! The events that are possible in a state.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use super::machine::{Machine, Power, Who};
 use super::task::{Stopped, Wait};
 use super::watcher::Behind;
 
-/// Everything that can happen next.
+/// Appends all events that are possible next.
 pub(super) fn choices(cluster: &Cluster, actions: &mut Vec<Action>) {
     for (who, machine) in cluster.machines.iter().enumerate() {
         match machine.power {
@@ -58,7 +58,7 @@ fn agent(cluster: &Cluster, who: Who, machine: &Machine, actions: &mut Vec<Actio
             if agent.adding.as_ref().is_some_and(asks) {
                 actions.push(Action::Ask(who));
             }
-            // Until it has read something, it waits.
+            // The registrar waits until the first read is complete.
             if !matches!(agent.watcher.behind, Behind::Unread) {
                 actions.push(Action::Decide(who));
             }
@@ -106,7 +106,7 @@ fn registrar(cluster: &Cluster, who: Who, stopped: &Stopped, actions: &mut Vec<A
             }
         }
         Wait::CaughtUp(revision) if watcher.shows(*revision) => actions.push(go_on),
-        // Where there is nothing more to hear, time passes.
+        // If there are no more changes to receive, time passes.
         Wait::Changed(revision) if watcher.view.revision != *revision || watcher.is_current() => {
             actions.push(go_on);
         }
@@ -127,7 +127,7 @@ fn pods(cluster: &Cluster, who: Who, machine: &Machine, actions: &mut Vec<Action
     if cluster.left.reserved > 0 && machine.agent.adding.is_none() && machine.agent.is_idle() {
         actions.push(Action::AddReserved(who));
     }
-    // A runtime that says it late says it of pods that are long gone, too.
+    // The runtime can also send a late DEL for a pod that is long gone.
     let is_at_rest = |container: &u8| !machine.agent.deleting.contains_key(container);
     actions.extend((1..=machine.containers).filter(is_at_rest).map(|container| Action::Del(who, container)));
     if cluster.left.ends > 0 {
@@ -146,7 +146,7 @@ fn faults(cluster: &Cluster, who: Who, machine: &Machine, actions: &mut Vec<Acti
     if left.deaths > 0 {
         actions.push(Action::Die(who));
     }
-    // An operator who looks: whoever has the name is gone.
+    // A careful operator: adopts only if the machine with the name is gone.
     let is_other = |node: &NodeRecord| {
         cluster
             .machines
@@ -164,7 +164,7 @@ fn faults(cluster: &Cluster, who: Who, machine: &Machine, actions: &mut Vec<Acti
     }
 }
 
-/// Whether an operator may say of everybody who was known under that name that he is gone: he is careful.
+/// Whether an operator may vouch that every machine with that name is gone. The operator checks first.
 fn may_vouch(cluster: &Cluster, who: Who) -> bool {
     let (view, name) = (&cluster.truth.view, &cluster.machines[who].name);
     if let Some(node) = view.nodes.get(name) {

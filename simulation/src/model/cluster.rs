@@ -1,4 +1,4 @@
-//! The state of everything: the store, the machines, what is under way between them, and what is still to go wrong.
+//! The state of the cluster: store, machines, transactions in flight, and the remaining limits.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -16,67 +16,67 @@ use super::task::Sent;
 use super::watcher::Watcher;
 use crate::etcd::{self, Said};
 
-/// The state of everything.
+/// The complete state.
 #[derive(Debug, Clone)]
 pub struct Cluster {
     /// The store.
     pub etcd: Arc<etcd::Model>,
-    /// What it holds.
+    /// The current contents of the store.
     pub truth: Watcher,
-    /// The machines.
+    /// The machines, by index.
     pub machines: [Arc<Machine>; MACHINES],
-    /// The transactions that are under way though nobody waits for them any more.
+    /// Transactions in flight for which no task waits any more.
     pub late: Vec<Sent>,
-    /// What may still happen.
+    /// Number of times that each event may still occur.
     pub left: Limits,
-    /// How much time has passed.
+    /// Time that has passed, in ticks.
     pub tick: u8,
-    /// The addresses that somebody had since time last passed, and has no more.
+    /// The addresses released since the last tick.
     pub warm: BTreeSet<IpAddr>,
     /// The incarnations that were ever removed.
     pub removed: BTreeMap<Incarnation, Remains>,
-    /// What must not happen, and has.
+    /// The first violation found.
     pub broken: Option<Broken>,
 }
 
-/// What is known of the pods of a removed node.
+/// Knowledge about the pods of a removed node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Remains {
-    /// Nothing.
+    /// The pods may still exist.
     Unknown,
-    /// They are gone, since time last passed.
+    /// The pods are gone, but the cool-down has not passed yet.
     Warm,
-    /// They have been gone for as long as addresses rest.
+    /// The pods are gone, and the cool-down has passed.
     Cold,
 }
 
-/// What must not happen, and is not seen in what is left of it.
+/// A violation that the state itself does not show afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Broken {
     /// A removed node has changed the store.
     WroteAfterFence,
-    /// A removed node's block was given back before its pods were known to be gone, or before it rested.
+    /// A removed node's block was released before its pods were known to be gone, or before its cool-down had passed.
     GivenBackEarly,
-    /// A removed node said that its pods are gone while one was there.
+    /// A removed node confirmed that its pods are gone while one still existed.
     ConfirmedEarly,
-    /// A pod got an address that did not rest.
+    /// A pod got an address without cool-down.
     ReusedWarm,
-    /// Taking one pod away took something from another.
+    /// A DEL released addresses of another pod.
     FreedAnothers,
 }
 
 impl Cluster {
-    /// Notes that something must not have happened.
+    /// Records a violation. The first one is kept.
     pub fn breaks(&mut self, broken: Broken) {
         self.broken.get_or_insert(broken);
     }
 
-    /// The machine, to be changed.
+    /// Mutable access to a machine.
     pub fn machine(&mut self, who: Who) -> &mut Machine {
         Arc::make_mut(&mut self.machines[who])
     }
 
-    /// Lets the store carry out a transaction.
+    /// Executes a transaction in the store.
     pub fn commit(&mut self, sent: &Sent) -> Outcome {
         let outcome =
             Arc::make_mut(&mut self.etcd).commit(&sent.txn).expect("a transaction that etcd looks at");
@@ -95,7 +95,7 @@ impl Cluster {
         outcome
     }
 
-    /// Looks at what is deleted, as of before.
+    /// Checks a deletion, before the view includes it.
     fn deleted(&mut self, key: &Key) {
         let Key::Block(block) = key else { return };
         let Some(claim) = self.truth.view.blocks.get(block) else { return };
@@ -105,7 +105,7 @@ impl Cluster {
         }
     }
 
-    /// Sends what has changed to all who follow, and forgets it.
+    /// Sends the change to all watches, and compacts it.
     fn tell(&mut self, revision: Revision) {
         let etcd = Arc::make_mut(&mut self.etcd);
         let mut watch = etcd.watch(Key::followed(), revision);
@@ -114,7 +114,7 @@ impl Cluster {
         let Some(Said::Events { events, .. }) = watch.send(etcd) else { return };
         let changes = events.iter().map(|event| event.change().1).collect();
         let update = Arc::new(Update::Changed { revision, changes });
-        // Nobody reads what was: whoever has not heard of it has it under way.
+        // No task reads old revisions: every watch that lacks the change has it in flight.
         etcd.compact(revision).expect("a new revision");
         self.truth.push(&update);
         self.truth.hear(&self.etcd);
@@ -140,7 +140,7 @@ impl Cluster {
         }
     }
 
-    /// How many pods an incarnation has.
+    /// Number of pods of an incarnation.
     fn pods_of(&self, incarnation: &Incarnation) -> usize {
         let is_it = |machine: &&Arc<Machine>| {
             machine.identity().is_some_and(|identity| identity.incarnation == *incarnation)
@@ -148,14 +148,14 @@ impl Cluster {
         self.machines.iter().filter(is_it).map(|machine| machine.plugged.len()).sum()
     }
 
-    /// A name for a claim that nothing has that can still be compared with it.
+    /// A claim nonce that does not occur anywhere it could still be compared with.
     pub fn nonce(&self, who: Who) -> String {
         let id = self.machines[who].id;
         let mut names = (1..).map(|number| format!("{id}-x{number}-"));
         names.find(|name| !self.mentions(name)).expect("there is no end of numbers")
     }
 
-    /// Whether a name is anywhere.
+    /// Whether the name occurs anywhere in the state.
     fn mentions(&self, name: &str) -> bool {
         let is_in = |value: &[u8]| value.windows(name.len()).any(|window| window == name.as_bytes());
         let in_txn = |sent: &Sent| {

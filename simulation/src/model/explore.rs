@@ -1,4 +1,4 @@
-//! Exploring a space to its end, and saying what came of it.
+//! Explores a space completely, and reports the result.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,30 +10,30 @@ use stateright::{Checker, HasDiscoveries, Model, Path};
 use super::tally::Tally;
 use super::{Action, Cluster, Space};
 
-/// What came of exploring a space.
+/// The result of exploring a space.
 #[derive(Debug)]
 pub struct Report {
-    /// The space.
+    /// Name of the space.
     pub name: &'static str,
-    /// How many states followed another.
+    /// Number of generated states, repeated ones included.
     pub generated: usize,
-    /// How many of them differ.
+    /// Number of distinct states.
     pub states: usize,
-    /// How many things happen at most, one after another, before there is nothing new.
+    /// Length of the longest sequence of events before no new state appears.
     pub depth: usize,
-    /// How long it took.
+    /// Wall-clock time of the exploration.
     pub took: Duration,
-    /// The properties that do not hold, each with what leads to a state in which it does not.
+    /// The violated properties, each with the events that lead to a violation.
     pub broken: Ways,
-    /// What has happened.
+    /// Number of occurrences of each event.
     pub tally: Arc<Tally>,
 }
 
-/// What leads to a state in which a property does not hold.
+/// For each violated property, the events that lead to a violation.
 pub type Ways = BTreeMap<&'static str, Vec<String>>;
 
 impl Space {
-    /// Explores all of it; or as much as it takes to break a property, in the shortest way.
+    /// Explores the whole space, or until a property is violated, by the shortest sequence of events.
     pub fn explore(self) -> Report {
         let (name, tally, started) = (self.name, Arc::clone(&self.tally), Instant::now());
         let all =
@@ -47,7 +47,7 @@ impl Space {
             broken: broken(&all),
             tally,
         };
-        // What is found first is not always the shortest: the checker looks at many states before it stops.
+        // The first violation is not always the shortest: the checker visits many states before it stops.
         while let Some(shortest) = report.broken.values().map(Vec::len).min() {
             let checker = self.clone().checker().threads(1).target_max_depth(shortest + 1);
             let shorter = broken(&checker.spawn_bfs().join());

@@ -1,36 +1,36 @@
-//! Deliberate defects, to see that the model finds them.
+//! Deliberate defects, to verify that the model detects them.
 
-/// A defect. What production decides is bent on its way in or out.
+/// A defect. It modifies the input or the output of production code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Flaw {
-    /// Transactions do not rest on the node's record.
+    /// Transactions do not compare the node record.
     ForgetsNodeRecord,
-    /// A claim does not ask whether the block is claimed.
+    /// A claim does not compare whether the block is already claimed.
     ForgetsBlocks,
-    /// A transaction whose outcome is unknown counts as one that was refused.
+    /// A transaction with unknown outcome is treated as refused.
     RepeatsBlindly,
-    /// Nobody looks at fences.
+    /// All fences are ignored.
     IgnoresFences,
-    /// A removed node's blocks are given back without its confirmation.
+    /// A removed node's blocks are released without its confirmation.
     NeedsNoConfirmation,
-    /// Blocks of removed nodes do not rest.
+    /// Blocks of removed nodes have no cool-down.
     NeedsNoRest,
     /// A reserved address is handed over without proof that its holder is gone.
     NeedsNoProof,
-    /// A DEL frees the addresses before the interface is gone.
+    /// A DEL releases the addresses before it deletes the interface.
     FreesFirst,
-    /// A DEL takes away the pod by its name.
+    /// A DEL matches the pod by name.
     MatchesByName,
-    /// A removed node confirms before it has cut its pods off.
+    /// A removed node confirms before it has disconnected its pods.
     ConfirmsFirst,
-    /// A machine without a ledger takes a fence of its name and boot for its own.
+    /// A machine without a ledger uses a fence with its name and boot id as its own.
     MatchesFencesByBoot,
-    /// A ledger is proof, also where both ids are others.
+    /// A ledger is accepted as proof of identity even if both ids differ.
     BelievesCopies,
 }
 
 impl Flaw {
-    /// All of them.
+    /// All defects.
     pub const ALL: [Self; 12] = [
         Self::ForgetsNodeRecord,
         Self::ForgetsBlocks,

@@ -1,4 +1,4 @@
-//! What the tasks that ship find on a machine of the model.
+//! The environment of the production tasks on a machine of the model.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -43,29 +43,29 @@ use super::task::{Answer, Job, Part, Sent, Wait};
 /// The MTU of all pods, in bytes.
 const MTU: u32 = 1450;
 
-/// What surrounds a task while it runs.
+/// The environment of a task while it runs.
 pub(super) struct Scene<'a> {
     play: &'a Play<'a>,
     who: Who,
     job: Arc<Job>,
-    /// Whether what happens has not happened before.
+    /// Whether this part of the task runs for the first time.
     is_new: bool,
     tick: u8,
     answer: Option<Answer>,
     left: Left,
 }
 
-/// What a task leaves behind when it stops.
+/// The effects of a task when it stops.
 pub(super) struct Left {
-    /// The machine.
+    /// The machine after this part.
     pub(super) machine: Arc<Machine>,
-    /// The name that it made up.
+    /// The generated name, if any.
     pub(super) fresh: Option<String>,
-    /// What it waits for.
+    /// The condition that the task waits for.
     pub(super) wait: Option<Wait>,
-    /// The addresses of interfaces that went.
+    /// The addresses of removed interfaces.
     pub(super) unplugged: Vec<IpAddr>,
-    /// What must not happen, and has.
+    /// A violation, if any.
     pub(super) broken: Option<Broken>,
 }
 
@@ -77,13 +77,13 @@ impl Left {
 }
 
 impl<'a> Scene<'a> {
-    /// The scene of a task of that machine.
+    /// The environment of a task on that machine.
     pub(super) fn new(play: &'a Play<'a>, who: Who, job: Arc<Job>) -> Rc<RefCell<Self>> {
         let left = Left::new(&play.cluster.machines[who]);
         Rc::new(RefCell::new(Self { play, who, job, is_new: false, tick: 0, answer: None, left }))
     }
 
-    /// Begins a part of the task.
+    /// Starts a part of the task.
     pub(super) fn enter(&mut self, part: &Part, is_new: bool) {
         self.is_new = is_new;
         self.tick = part.tick;
@@ -91,7 +91,7 @@ impl<'a> Scene<'a> {
         self.left = Left { fresh: part.fresh.clone(), ..Left::new(&part.machine) };
     }
 
-    /// What is left now.
+    /// Takes the effects so far.
     pub(super) fn leave(&mut self) -> Left {
         let nothing = Left::new(&self.play.cluster.machines[self.who]);
         std::mem::replace(&mut self.left, nothing)
@@ -107,7 +107,7 @@ impl<'a> Scene<'a> {
         }
     }
 
-    /// A name that nobody has: for the node itself where a step is decided on, and else for a claim.
+    /// A unique name: an incarnation if the registrar decides on a step, otherwise a claim nonce.
     fn fresh(&mut self) -> String {
         if matches!(*self.job, Job::Decide) {
             return self.left.machine.next_incarnation();
@@ -117,7 +117,7 @@ impl<'a> Scene<'a> {
     }
 }
 
-/// The hand of a task in its scene.
+/// Handle of a task to its environment.
 #[derive(Clone)]
 pub(super) struct Hand<'a>(pub(super) Rc<RefCell<Scene<'a>>>);
 
@@ -130,22 +130,22 @@ impl Hand<'_> {
         read(&self.0.borrow().left.machine)
     }
 
-    /// Who the node is.
+    /// The identity of the node.
     pub(super) fn me(&self) -> Me {
         self.with(|scene| scene.play.space.me(&scene.left.machine))
     }
 
-    /// What the registrar remembers.
+    /// The state that the registrar keeps between steps.
     pub(super) fn registrar_state(&self, me: &Me) -> RegistrarState {
         self.read(|machine| machine.agent.state.clone()).unwrap_or_else(|| RegistrarState::new(me))
     }
 
-    /// Lets the registrar remember that.
+    /// Stores the registrar's state.
     pub(super) fn keep(&self, state: RegistrarState) {
         self.with(|scene| scene.machine().agent.state = Some(state));
     }
 
-    /// Answers the ADD that waits for the registrar. False if none does.
+    /// Answers the ADD that waits for the registrar. Returns false if none waits for this answer.
     pub(super) fn answer(&self, answer: Answer) -> bool {
         if let Answer::Address(Err(Unreserved::Denied(Denied::Held { .. }))) = answer {
             self.with(|scene| scene.count(Happening::Denied));
@@ -183,7 +183,7 @@ impl Records for Hand<'_> {
         }
     }
 
-    /// Nobody publishes addresses here, and nobody is heard of who lives under another's name.
+    /// The model has no published addresses, and no liveness records under another machine's name.
     async fn range(&self, range: &Range) -> Result<Contents, StoreError> {
         if matches!(range.start.parse(), Ok(Key::Alive(_))) || range.start.contains("/addresses/") {
             return Ok(Contents { revision: Revision::ABSENT, entries: Vec::new() });
@@ -269,7 +269,7 @@ impl RegistrarHost for Hand<'_> {
         teardown::cut_off(self, attachment).await
     }
 
-    /// A plugin makes the interface in the step in which it has its answer.
+    /// A plugin creates the interface in the same step in which it receives its answer.
     fn is_wired_from_before(&self, _: &Attachment) -> bool {
         false
     }
@@ -300,7 +300,7 @@ impl Requests for Hand<'_> {
         }
     }
 
-    /// What is claimed for later is chosen by [`super::Action::Wish`].
+    /// [`super::Action::Wish`] chooses when to claim ahead.
     fn claim_ahead(&self, _: BlockRequest) {}
 
     async fn reserve(&self, wanted: Workload, _: String, _: &Attachment) -> Result<IpAddr, Unreserved> {
@@ -311,7 +311,7 @@ impl Requests for Hand<'_> {
     }
 }
 
-/// An attachment that somebody works on, until this is dropped.
+/// Lock on an attachment; released on drop.
 pub(super) struct Lock<'a>(Hand<'a>, Attachment);
 
 impl Drop for Lock<'_> {
@@ -328,7 +328,7 @@ impl<'a> PodHost for Hand<'a> {
             .then(|| Lock(self.clone(), attachment.clone()))
     }
 
-    /// Whoever waits has already waited for as long as he would.
+    /// A caller that waits has already used up its timeout.
     async fn lock(&self, attachment: &Attachment, _: Duration) -> Option<Lock<'a>> {
         self.try_lock(attachment)
     }

@@ -1,8 +1,8 @@
-//! How often each thing may happen, so that what can happen has an end.
+//! How often each event may occur, so that the state space is finite.
 
 macro_rules! limits {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// How often each thing may happen.
+        /// How often each event may occur.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
         pub struct Limits {
             $($(#[$doc])* pub $name: u8,)*
@@ -11,40 +11,40 @@ macro_rules! limits {
 }
 
 limits! {
-    /// Pods that are added with an address of the node's blocks.
+    /// ADDs of pods with an address of the node's blocks.
     pods,
-    /// Pods that are added with the address that is reserved for them.
+    /// ADDs of pods with the reserved address.
     reserved,
-    /// Pods that end without anybody's saying so.
+    /// Pods that end without a DEL.
     ends,
-    /// Agents that die and are started again.
+    /// Agent crashes, each followed by a restart.
     crashes,
-    /// Machines that are booted again.
+    /// Machine reboots.
     reboots,
-    /// Machines that are gone for good.
+    /// Permanent failures of machines.
     deaths,
-    /// Machines that begin under the name of another.
+    /// Machines that join under the name of another.
     newcomers,
-    /// Machines that begin under the name of another, with a copy of its ledger.
+    /// Machines that join under the name of another, with a copy of its ledger.
     copies,
-    /// Machines that take the place of one that is gone, by an operator's word.
+    /// Machines that replace a failed one, at an operator's request.
     adoptions,
-    /// Ledgers of removed nodes that are thrown away, so that they join again.
+    /// Deleted ledgers of removed nodes, so that they join again.
     rejoins,
-    /// What an operator does to remove nodes.
+    /// Operator actions that remove nodes.
     removals,
-    /// Requests or replies that are lost.
+    /// Lost requests or replies.
     lost,
-    /// Looks at what became of a transaction that see nothing.
+    /// Failed reads of a transaction's outcome.
     in_vain,
-    /// Requests that take effect when nobody waits for them any more, or once more.
+    /// Requests that take effect after the task has stopped waiting, or a second time.
     late,
-    /// Waits for the own view that end before it shows what was written.
+    /// Timeouts while a task waits for its view or for the registrar.
     impatience,
-    /// Blocks that are claimed before they are needed.
+    /// Blocks claimed before they are needed.
     appetite,
-    /// Empty blocks that are given back.
+    /// Empty blocks that are released.
     spares,
-    /// Times that pass.
+    /// Ticks of time.
     ticks,
 }

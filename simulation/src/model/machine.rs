@@ -1,4 +1,4 @@
-//! A machine of the cluster: what survives its agent, what its agent has in mind, and the truth about its pods.
+//! A machine of the cluster: the state that survives its agent, the agent's state, and the real state of its pods.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -18,28 +18,28 @@ use polder_ipam::tasks::RegistrarState;
 use super::task::{Answer, Sent, Stopped, Wait};
 use super::watcher::Watcher;
 
-/// Which machine.
+/// Index of a machine.
 pub type Who = usize;
 
-/// How many machines there are.
+/// Number of machines.
 pub(super) const MACHINES: usize = 3;
 
-/// Which of the pods that were ever begun on a machine.
+/// Number of a pod on its machine, from 1, in the order of their ADDs.
 pub type Container = u8;
 
-/// How much time passes at once, in milliseconds: more than any rest, and any rest and a node's turn together.
+/// Length of a tick in milliseconds: longer than any cool-down, also with a node's turn added.
 const TICK: u64 = 100_000;
 
-/// How long after its boot a machine's agent runs, in milliseconds: less than any rest.
+/// Time from boot to the start of the agent, in milliseconds: shorter than any cool-down.
 const AFTER_BOOT: u64 = 5_000;
 
-/// The ticks for which the machines have been up when it begins.
+/// Uptime of the machines at the start, in ticks.
 pub(super) const EARLIER: u8 = 10;
 
-/// The machines: their ids, and the names that they have in the cluster. The last one has that of the first.
+/// Machine id and node name of each machine. The last machine shares its name with the first.
 pub(super) const NAMES: [(&str, &str); MACHINES] = [("m1", "n1"), ("m2", "n2"), ("m3", "n1")];
 
-/// The attachments that there can be, made once.
+/// All possible attachments, built once.
 static ATTACHMENTS: LazyLock<BTreeMap<(&str, Container), Attachment>> = LazyLock::new(|| {
     let of = |id: &'static str| {
         (1..10).map(move |container| {
@@ -50,78 +50,78 @@ static ATTACHMENTS: LazyLock<BTreeMap<(&str, Container), Attachment>> = LazyLock
     NAMES.into_iter().flat_map(|(id, _)| of(id)).collect()
 });
 
-/// Whether there is a machine.
+/// Power state of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Power {
-    /// Not yet.
+    /// Not started yet.
     Blank,
-    /// It runs.
+    /// Running.
     On,
-    /// Not any more, and never again.
+    /// Failed permanently.
     Gone,
 }
 
-/// Whose kernel a machine runs on.
+/// The kernel that a machine uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kernel {
-    /// Its own: each boot has another boot id.
+    /// Its own kernel: each boot has a new boot id.
     Own,
-    /// That of a host: all machines have its boot id, and each has another machine id after a restart.
+    /// The kernel of a host: all machines share its boot id, and a restart changes the machine id.
     Shared,
 }
 
 /// A machine.
 #[derive(Debug, Clone)]
 pub struct Machine {
-    /// The first part of its machine id and of every name that it makes up.
+    /// Prefix of its machine id and of every name that it generates.
     pub id: &'static str,
-    /// Whether it has a kernel of its own.
+    /// Own or shared kernel.
     pub kernel: Kernel,
-    /// The name that it has in the cluster.
+    /// Node name in the cluster.
     pub name: NodeName,
-    /// Whether it runs.
+    /// Power state.
     pub power: Power,
-    /// How often it was booted.
+    /// Number of boots, from 1.
     pub boots: u8,
-    /// The tick of the last boot.
+    /// Tick of the last boot.
     pub booted: u8,
-    /// How many incarnations it has made up.
+    /// Number of incarnations that it has generated.
     pub lives: u8,
-    /// Its ledger, and what its agent makes of it.
+    /// The ledger, and the agent's state over it.
     pub ipam: Arc<NodeIpam<Memory>>,
-    /// The interfaces that pods have, with their addresses: the kernel's truth.
+    /// The real interfaces of the pods in the kernel, with their addresses.
     pub plugged: BTreeMap<Container, Vec<IpAddr>>,
-    /// How many pods were ever begun.
+    /// Number of pods ever added.
     pub containers: Container,
-    /// What goes with the agent.
+    /// The agent, with all state that is lost when it ends.
     pub agent: Agent,
 }
 
 /// An agent.
 #[derive(Debug, Clone)]
 pub struct Agent {
-    /// What it knows of the store.
+    /// Its view of the store.
     pub watcher: Watcher,
-    /// The machine that an operator says this one is in place of.
+    /// The machine that this one replaces, as declared by an operator.
     pub adopted: Option<Alive>,
-    /// What its registrar has said last.
+    /// The last registration state that the registrar reported.
     pub registration: Registration,
-    /// What its registrar remembers from step to step, once it has made one.
+    /// The registrar's state between steps, after its first step.
     pub state: Option<RegistrarState>,
-    /// The attachments that somebody works on.
+    /// The locked attachments.
     pub locked: BTreeSet<Attachment>,
-    /// What its registrar does.
+    /// The registrar's current task.
     pub registrar: Option<Stopped>,
     /// The ADD that waits for the registrar.
     pub adding: Option<Stopped>,
-    /// The DELs.
+    /// The DELs in progress.
     pub deleting: BTreeMap<Container, Stopped>,
-    /// What finishes the DELs of the agent before.
+    /// The task that finishes the DELs of the previous agent.
     pub sweeping: Option<Stopped>,
 }
 
 impl Machine {
-    /// A machine that is not there yet.
+    /// A machine that is not started yet.
     pub fn new(id: &'static str, name: &str, kernel: Kernel) -> Self {
         Self {
             id,
@@ -138,17 +138,17 @@ impl Machine {
         }
     }
 
-    /// Its clock, at that tick.
+    /// The machine's clock at that tick.
     pub fn now(&self, tick: u8) -> Moment {
         Moment::from_millis(AFTER_BOOT + u64::from(tick - self.booted) * TICK)
     }
 
-    /// Which boot it is.
+    /// The boot id of the current boot.
     pub fn boot_id(&self) -> BootId {
         boot_id(self.kernel, self.id, self.boots)
     }
 
-    /// `/etc/machine-id`.
+    /// The machine id, as in `/etc/machine-id`.
     pub fn machine_id(&self) -> MachineId {
         match self.kernel {
             Kernel::Own => MachineId::new(self.id),
@@ -156,7 +156,7 @@ impl Machine {
         }
     }
 
-    /// Who its ledger says it is.
+    /// The identity in its ledger.
     pub fn identity(&self) -> Option<Identity> {
         self.ipam.identity().expect("a ledger in memory")
     }
@@ -166,7 +166,7 @@ impl Machine {
         format!("{}-i{}", self.id, self.lives + 1)
     }
 
-    /// The node's addresses, to be changed.
+    /// Mutable access to the node's addresses.
     pub fn ipam(&mut self) -> &mut NodeIpam<Memory> {
         Arc::make_mut(&mut self.ipam)
     }
@@ -176,35 +176,35 @@ impl Machine {
         &ATTACHMENTS[&(self.id, container)]
     }
 
-    /// The pod that has the attachment.
+    /// The pod with the attachment.
     pub fn container(&self, attachment: &Attachment) -> Option<Container> {
         (1..=self.containers).find(|container| self.attachment(*container) == attachment)
     }
 
-    /// What is written down of all attachments but that one.
+    /// The ledger entries of all other attachments.
     pub fn others(&self, attachment: &Attachment) -> Vec<Held> {
         self.ipam.attachments().filter(|held| held.attachment != *attachment).cloned().collect()
     }
 
-    /// The addresses that are in use on it: those of its pods, and its own.
+    /// The addresses in use on the machine: those of its pods, and its own.
     pub fn live(&self) -> impl Iterator<Item = IpAddr> {
         let serves = self.power == Power::On && self.agent.may_serve();
         let own = self.ipam.gateways().iter().filter(move |_| serves);
         self.plugged.values().flatten().chain(own).copied()
     }
 
-    /// Starts its agent, in place of one that died.
+    /// Starts a new agent after the previous one has crashed.
     pub fn restart(&mut self) {
         self.ipam = open(self.ipam.ledger().clone(), &self.boot_id());
         self.agent = Agent::new(Watcher::from_snapshot(&self.agent.watcher));
     }
 
-    /// Begins with a copy of another's ledger.
+    /// Starts with a copy of another machine's ledger.
     pub fn copy(&mut self, other: &NodeIpam<Memory>) {
         self.ipam = open(other.ledger().clone(), &self.boot_id());
     }
 
-    /// Begins anew without a ledger.
+    /// Starts again without a ledger.
     pub fn forget(&mut self) {
         self.ipam = open(Memory::default(), &self.boot_id());
         self.agent = Agent::new(Watcher::default());
@@ -226,17 +226,17 @@ impl Agent {
         }
     }
 
-    /// Whether it takes pods, as far as it is for its registrar to say.
+    /// Whether the registration permits the node to serve.
     pub fn may_serve(&self) -> bool {
         self.registration.forbids().is_none()
     }
 
-    /// Whether its registrar has nothing else to do.
+    /// Whether the registrar has no task.
     pub fn is_idle(&self) -> bool {
         self.registrar.is_none()
     }
 
-    /// Answers the ADD that waits for the registrar. False if none waits for that.
+    /// Answers the ADD that waits for the registrar. Returns false if none waits for this kind of answer.
     pub fn answer(&mut self, answer: Answer) -> bool {
         let Some(adding) = &mut self.adding else { return false };
         let is_asked = matches!(
@@ -249,12 +249,12 @@ impl Agent {
         is_asked
     }
 
-    /// The transactions that are under way for it.
+    /// The transactions in flight of its tasks.
     pub fn under_way(&self) -> impl Iterator<Item = &Sent> {
         self.tasks().filter_map(Stopped::under_way)
     }
 
-    /// Its tasks.
+    /// All its tasks that wait.
     pub fn tasks(&self) -> impl Iterator<Item = &Stopped> {
         self.registrar.iter().chain(&self.adding).chain(self.deleting.values()).chain(&self.sweeping)
     }

@@ -1,4 +1,4 @@
-//! One thing after another happens to the cluster.
+//! Applies one event after another to the cluster.
 
 use std::sync::Arc;
 
@@ -16,16 +16,16 @@ use super::tally::Happening;
 use super::task::Sent;
 use super::watcher::Watcher;
 
-/// A cluster to which something happens.
+/// A cluster and the rules by which events change it.
 pub(super) struct Play<'a> {
-    /// By whose rules.
+    /// The space whose rules apply.
     pub(super) space: &'a Space,
-    /// The cluster.
+    /// The current state.
     pub(super) cluster: Cluster,
 }
 
 impl Play<'_> {
-    /// Lets it happen. False if it comes to nothing.
+    /// Applies an event. Returns false if it has no effect.
     pub(super) fn act(&mut self, action: &Action) -> bool {
         match *action {
             Action::Hear(who) => self.hear(who),
@@ -117,7 +117,7 @@ impl Play<'_> {
         self.space.tally.count(happening);
     }
 
-    /// Lets the store carry a transaction out.
+    /// Executes a transaction in the store.
     pub(super) fn commit(&mut self, sent: &Sent) -> Outcome {
         let outcome = self.cluster.commit(sent);
         let removed = sent.by.as_ref().is_some_and(|by| self.cluster.removed.contains_key(by));
@@ -134,20 +134,20 @@ impl Play<'_> {
         true
     }
 
-    /// Leaves what is under way to itself.
+    /// Leaves the machine's transactions in flight: no task waits for them any more.
     fn abandon(&mut self, who: Who) {
         let machine = Arc::clone(&self.cluster.machines[who]);
         self.cluster.late.extend(machine.agent.under_way().cloned());
     }
 
-    /// Starts an agent in place of one that is no more. It finishes what that one had begun to take away.
+    /// Starts a new agent, which finishes the DELs of the previous one.
     fn restart(&mut self, who: Who) -> bool {
         self.machine(who).restart();
         self.sweep(who);
         true
     }
 
-    /// Takes the interface of a pod away.
+    /// Removes the interface of a pod.
     pub(super) fn unplug(&mut self, who: Who, container: Container) -> bool {
         let addresses = self.machine(who).plugged.remove(&container).unwrap_or_default();
         self.cluster.warm.extend(addresses);
@@ -166,7 +166,7 @@ impl Play<'_> {
         let tick = self.cluster.tick;
         let machine = self.machine(who);
         machine.boots += 1;
-        // The clock is the kernel's.
+        // The kernel owns the clock.
         if machine.kernel == Kernel::Own {
             machine.booted = tick;
         }

@@ -1,4 +1,4 @@
-//! What happens to pods: the runtime's calls, and how they go on.
+//! Pod events: the calls of the runtime, and how their tasks continue.
 
 use std::net::IpAddr;
 
@@ -17,7 +17,7 @@ use super::task::{Answer, Ended, Job, Stopped, Wait};
 use super::{OWNER, RESERVED};
 
 impl Play<'_> {
-    /// A new pod; one of the workload that keeps its address, if it is reserved. False if the ADD is refused at once.
+    /// ADD of a new pod, with the reserved address if `is_reserved`. Returns false if the ADD is refused immediately.
     pub(super) fn add(&mut self, who: Who, is_reserved: bool) -> bool {
         let left = &mut self.cluster.left;
         *(if is_reserved { &mut left.reserved } else { &mut left.pods }) -= 1;
@@ -27,7 +27,7 @@ impl Play<'_> {
         let begun = self.begin(who, Job::Add(request));
         let agent = &self.cluster.machines[who].agent;
         if begun.is_err() && (agent.adding.is_some() || !agent.is_idle()) {
-            // It would wait for a registrar that has something else to do: that is the same ADD later.
+            // It would wait for a busy registrar: that state is the same as a later ADD.
             return false;
         }
         self.settle_add(who, begun);
@@ -35,7 +35,7 @@ impl Play<'_> {
         machine.agent.adding.is_some() || machine.plugged.contains_key(&container)
     }
 
-    /// Takes in how far an ADD has come. Its pod has its interface as soon as it has addresses.
+    /// Records the progress of an ADD. The pod has its interface as soon as it has addresses.
     fn settle_add(&mut self, who: Who, came: Result<Ended, Stopped>) {
         match came {
             Ok(Ended::Added(attachment, addresses)) => self.plug(who, &attachment, addresses),
@@ -49,7 +49,7 @@ impl Play<'_> {
         }
     }
 
-    /// Lets a registrar that has nothing else to do serve the ADD that waits for it.
+    /// Lets an idle registrar serve the waiting ADD.
     pub(super) fn ask(&mut self, who: Who) -> bool {
         let Some(Stopped { job, wait, .. }) = &self.cluster.machines[who].agent.adding else { return false };
         let Job::Add(AddRequest { attachment, .. }) = &**job else { return false };
@@ -61,7 +61,7 @@ impl Play<'_> {
         self.start(who, job)
     }
 
-    /// Lets an ADD go on at once that the registrar has refused something.
+    /// Continues an ADD immediately if the registrar has refused its request.
     pub(super) fn go_on_refused(&mut self, who: Who) {
         let adding = self.cluster.machines[who].agent.adding.as_ref();
         if adding.is_some_and(|adding| matches!(&adding.wait, Wait::Turn(answer) if answer.is_refusal())) {
@@ -69,7 +69,7 @@ impl Play<'_> {
         }
     }
 
-    /// Lets an ADD wait no longer for its registrar.
+    /// Lets the ADD time out while it waits for the registrar.
     pub(super) fn give_up(&mut self, who: Who) -> bool {
         let agent = &mut self.machine(who).agent;
         let has_waited = agent.answer(Answer::Block(Err(Unavailable::TooSlow.into())))
@@ -78,13 +78,13 @@ impl Play<'_> {
         has_waited
     }
 
-    /// Gives a pod its interface.
+    /// Creates the interface of a pod.
     fn plug(&mut self, who: Who, attachment: &Attachment, addresses: Vec<IpAddr>) {
         let is_reserved = addresses.contains(&RESERVED);
         if is_reserved {
             self.count(Happening::HandedOver);
         }
-        // What belongs to a workload by name goes with it.
+        // A reserved address needs no cool-down: it follows its workload.
         if !is_reserved && addresses.iter().any(|address| self.cluster.warm.contains(address)) {
             self.cluster.breaks(Broken::ReusedWarm);
         }
@@ -93,7 +93,7 @@ impl Play<'_> {
         machine.plugged.insert(container, addresses);
     }
 
-    /// The runtime says that a pod has ended.
+    /// The runtime calls DEL for a pod.
     pub(super) fn del(&mut self, who: Who, container: Container) -> bool {
         let machine = &self.cluster.machines[who];
         let whose = machine.attachment(container);
@@ -114,7 +114,7 @@ impl Play<'_> {
         true
     }
 
-    /// A new agent finishes what the one before had begun to take away.
+    /// A new agent finishes the DELs of the previous one.
     pub(super) fn sweep(&mut self, who: Who) {
         let leaving = self.cluster.machines[who].ipam.attachments().filter(|held| held.leaving);
         let leaving: Vec<_> = leaving.map(|held| held.attachment.clone()).collect();
@@ -124,7 +124,7 @@ impl Play<'_> {
         }
     }
 
-    /// Goes on with a task that waits for nothing but its turn.
+    /// Continues a task that waits only for its turn.
     pub(super) fn go_on(&mut self, who: Who, whose: Whose) -> bool {
         let agent = &mut self.machine(who).agent;
         let stopped = match whose {
@@ -144,7 +144,7 @@ impl Play<'_> {
         true
     }
 
-    /// Takes in how far a task has come.
+    /// Records the progress of a task.
     pub(super) fn settle(&mut self, who: Who, whose: Whose, came: Result<Ended, Stopped>) {
         match (whose, came) {
             (Whose::Registrar, came) => self.settle_registrar(who, came),
@@ -152,14 +152,14 @@ impl Play<'_> {
             (Whose::Del(container), Err(stopped)) => {
                 self.machine(who).agent.deleting.insert(container, stopped);
             }
-            // From then on it looks for pods that have ended without a word: nobody says of those that they must be gone.
+            // From here on the sweeper looks for pods that ended without a DEL. No property requires their removal.
             (Whose::Sweeper, Err(Stopped { wait: Wait::Time, .. })) | (_, Ok(_)) => {}
             (Whose::Sweeper, Err(stopped)) => self.machine(who).agent.sweeping = Some(stopped),
         }
     }
 }
 
-/// All pods are of one workload, so that a name says nothing.
+/// All pods belong to one workload, so that the pod name does not identify a pod.
 fn request(machine: &Machine, container: Container, is_reserved: bool) -> AddRequest {
     let (namespace, name) = OWNER.split_once('/').expect("a namespace and a name");
     let addresses = if is_reserved { vec![RESERVED] } else { Vec::new() };

@@ -1,7 +1,7 @@
-//! What of a state matters: two states that agree in it behave alike for ever.
+//! The relevant part of a state: two states that are equal in it behave identically from then on.
 //!
-//! The store counts everything that was ever written. All that is ever asked of a revision is whether it is another one,
-//! or a later one; so the revisions that anybody still knows are numbered anew, in their order.
+//! The revision of the store grows with every write. Tasks only compare revisions for equality or order. So the
+//! revisions still in use are renumbered, in the same order.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -39,7 +39,7 @@ impl Hash for Cluster {
     }
 }
 
-/// The revisions that anybody still knows, in order. The first is that of what is not there.
+/// The revisions still in use, in order. The first is [`Revision::ABSENT`], the revision of a missing key.
 struct Ranks(Vec<Revision>);
 
 impl Ranks {
@@ -106,7 +106,7 @@ impl<H: Hasher> Projection<'_, H> {
         let Machine { id, kernel: _, name: _, power, boots, booted, lives, ipam, plugged, containers, agent } =
             machine;
         self.put((id, power, boots, booted, lives, ipam, plugged, containers));
-        // Nobody does anything else because a node that serves waits for something.
+        // Waiting or registered: a node that serves behaves the same in both.
         let registration = match agent.registration {
             Registration::Waiting(_) | Registration::Registered => 0_u8,
             Registration::Unproven(_) => 1,
@@ -129,7 +129,7 @@ impl<H: Hasher> Projection<'_, H> {
     fn watcher(&mut self, watcher: &Watcher) {
         self.put((watcher.view.source as u8, watcher.view.losses));
         if watcher.is_current() {
-            // It shows what the store holds.
+            // It shows the current contents of the store.
             return self.put(0_u8);
         }
         self.entries(&watcher.entries);
@@ -145,7 +145,8 @@ impl<H: Hasher> Projection<'_, H> {
         }
     }
 
-    /// What a task was told, not when: what it had read by then is in what it waits for.
+    /// Hashes the answers that a task received, not their times: the wait condition covers what the task had read by
+    /// then.
     fn stopped(&mut self, Stopped { job, parts, wait }: &Stopped, watcher: &Watcher) {
         match &**job {
             Job::CarryOut(decided) => self.put((0_u8, decided.step().map(std::mem::discriminant))),

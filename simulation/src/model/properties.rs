@@ -1,4 +1,4 @@
-//! What must hold in every state.
+//! The properties that must hold in every state.
 
 use std::collections::BTreeSet;
 
@@ -11,10 +11,10 @@ use super::machine::{Agent, Machine, Power};
 use super::task::Job;
 use super::{RESERVED, Space};
 
-/// More pods than this may need another block.
+/// With this many pods or more, a node may need another block.
 const A_BLOCK: u8 = 3;
 
-/// All of them.
+/// All properties.
 pub(super) fn all() -> Vec<Property<Space>> {
     vec![
         Property::always("no address is on two live pods", no_address_is_on_two),
@@ -114,7 +114,7 @@ fn nothing_is_kept_for_nobody(_: &Space, cluster: &Cluster) -> bool {
         let Agent { adding, registrar, locked, .. } = &machine.agent;
         let mut overtaken = machine.ipam.overtaken().peekable();
         if overtaken.peek().is_some() {
-            // Until whoever works on it is done with it.
+            // An overtaken attachment stays only until the task that locks it is done.
             return overtaken.all(|attachment| locked.contains(attachment));
         }
         let own = machine.ipam.own(machine.now(cluster.tick)).expect("a ledger in memory");
@@ -124,8 +124,8 @@ fn nothing_is_kept_for_nobody(_: &Space, cluster: &Cluster) -> bool {
     })
 }
 
-/// Only what nobody could know is claimed besides what is wanted: that a transaction took effect that came late, or
-/// that could not be looked up, or of which an agent died.
+/// Two claims per node are allowed only if the node could not know of the first: a transaction took effect late, its
+/// outcome could not be read, or the agent crashed.
 fn no_wish_is_granted_twice(space: &Space, cluster: &Cluster) -> bool {
     let (left, limits) = (&cluster.left, &space.limits);
     let accountable = left.late == limits.late

@@ -1,4 +1,4 @@
-//! The registrar of a machine: its steps and what others ask of it.
+//! The registrar of a machine: its own steps, and the requests of other tasks.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use super::task::{Answer, Ended, Job, Stopped, Wait};
 use crate::store_request::no_answer;
 
 impl Play<'_> {
-    /// The next step of a registrar that has nothing else to do.
+    /// Starts the next step of an idle registrar.
     pub(super) fn decide(&mut self, who: Who) -> bool {
         if self.space.flaw == Some(Flaw::NeedsNoRest) {
             self.believe_seen_before(who);
@@ -33,7 +33,7 @@ impl Play<'_> {
         self.start(who, Job::CarryOut(decided))
     }
 
-    /// A deliberate defect: a registrar takes what it sees for something that it has seen since its boot.
+    /// A deliberate defect: the registrar treats the current view as known since boot.
     fn believe_seen_before(&mut self, who: Who) {
         let (before, tick) = (Arc::clone(&self.cluster.machines[who]), self.cluster.tick);
         self.machine(who).booted = tick;
@@ -43,12 +43,12 @@ impl Play<'_> {
         self.machine(who).agent.state = state;
     }
 
-    /// A block is wanted for later.
+    /// Claims a block ahead.
     pub(super) fn wish(&mut self, who: Who) -> bool {
         self.start(who, Job::Serve { wanted: BlockRequest::Any(Family::V4, None), for_add: false })
     }
 
-    /// Lets a registrar begin something.
+    /// Starts a task of the registrar.
     pub(super) fn start(&mut self, who: Who, job: Job) -> bool {
         if matches!(job, Job::HandOver(..)) {
             self.note_hand_over(who);
@@ -63,7 +63,7 @@ impl Play<'_> {
         true
     }
 
-    /// Tells a registrar what it waits for.
+    /// Gives the registrar the answer that it waits for.
     fn tell_registrar(&mut self, who: Who, answer: Answer) -> bool {
         let Some(stopped) = self.machine(who).agent.registrar.take() else { return false };
         let resumed = self.resume(who, stopped, answer);
@@ -71,7 +71,7 @@ impl Play<'_> {
         true
     }
 
-    /// Takes in how far a registrar has come.
+    /// Records the progress of the registrar's task.
     pub(super) fn settle_registrar(&mut self, who: Who, came: Result<Ended, Stopped>) {
         match came {
             Err(stopped) => self.machine(who).agent.registrar = Some(stopped),
@@ -79,7 +79,7 @@ impl Play<'_> {
         }
     }
 
-    /// Lets the transaction of a registrar meet its fate.
+    /// Applies the fate to the registrar's transaction.
     pub(super) fn meet(&mut self, who: Who, fate: Fate) -> bool {
         let registrar = self.cluster.machines[who].agent.registrar.as_ref();
         let Some(sent) = registrar.and_then(Stopped::under_way).cloned() else { return false };
@@ -124,7 +124,7 @@ impl Play<'_> {
         }
     }
 
-    /// Lets a registrar see what became of its transaction; or that it cannot be seen.
+    /// Lets the registrar read whether its transaction took effect; with `is_in_vain`, the read fails.
     pub(super) fn look(&mut self, who: Who, is_in_vain: bool) -> bool {
         let Some(Stopped { wait: Wait::Read(range), parts, .. }) =
             &self.cluster.machines[who].agent.registrar
@@ -144,7 +144,7 @@ impl Play<'_> {
         self.tell_registrar(who, Answer::Contents(Ok(contents)))
     }
 
-    /// Lets a registrar wait no longer for its view.
+    /// Lets the registrar time out while it waits for its view.
     pub(super) fn lose_patience(&mut self, who: Who) -> bool {
         let registrar = self.cluster.machines[who].agent.registrar.as_ref();
         let answer = match registrar.map(|stopped| &stopped.wait) {
@@ -154,7 +154,7 @@ impl Play<'_> {
         self.tell_registrar(who, answer)
     }
 
-    /// The next change of the store reaches a machine. A step that has only waited for it is over.
+    /// Delivers the next change of the store to a machine. A write that only waited for this change is complete.
     pub(super) fn hear(&mut self, who: Who) -> bool {
         let etcd = Arc::clone(&self.cluster.etcd);
         let agent = &mut self.machine(who).agent;

@@ -1,4 +1,4 @@
-//! Runs the tasks that ship, each up to where it waits for the outside.
+//! Runs the production tasks, each until it waits for something outside.
 
 use std::pin::pin;
 use std::rc::Rc;
@@ -15,12 +15,12 @@ use super::task::{Answer, Ended, Job, Part, Stopped, Wait};
 use crate::agent::GRACE;
 
 impl Play<'_> {
-    /// Begins a task on a machine. It ends at once, or stops.
+    /// Starts a task on a machine. It ends immediately, or stops at a wait.
     pub(super) fn begin(&mut self, who: Who, job: Job) -> Result<Ended, Stopped> {
         self.run(who, Arc::new(job), Vec::new(), None)
     }
 
-    /// Goes on with a task that was told that.
+    /// Continues a task with the answer that it waited for.
     pub(super) fn resume(&mut self, who: Who, stopped: Stopped, answer: Answer) -> Result<Ended, Stopped> {
         let Stopped { job, parts, wait } = stopped;
         self.run(who, job, parts, Some((wait, answer)))
@@ -46,7 +46,7 @@ impl Play<'_> {
                 assert!(poll(part, false).is_pending(), "a task does the same when it is told the same");
             }
             let polled = poll(&now, true);
-            // What the future does when it is dropped is none of what has happened.
+            // Effects of dropping the future do not count.
             (polled, scene.borrow_mut().leave())
         };
         drop(scene);
@@ -63,7 +63,7 @@ impl Play<'_> {
     }
 }
 
-/// A plugin that waits for its answer.
+/// A plugin that waits for its reply without a limit.
 struct Patient;
 
 impl Caller for Patient {
@@ -72,7 +72,7 @@ impl Caller for Patient {
     }
 }
 
-/// Does what a task is for.
+/// Runs the job of a task.
 async fn work(hand: Hand<'_>, job: Arc<Job>) -> Ended {
     let me = hand.me();
     let registrar = || Registrar::with(&hand, &me, hand.registrar_state(&me));

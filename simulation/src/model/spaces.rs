@@ -1,4 +1,4 @@
-//! The spaces that are explored: each small enough to be explored to its end, together all that is feared.
+//! The explored spaces: each is small enough to be explored completely. Together they cover all known risks.
 
 use super::limits::Limits;
 use super::start::Start;
@@ -10,7 +10,7 @@ use super::tally::Happening::{
 use super::{Flaw, Space};
 
 impl Space {
-    /// All spaces, each with what must have happened in it.
+    /// All spaces, each with the events that must have occurred in it.
     #[expect(clippy::too_many_lines, reason = "a list, one entry for each space")]
     pub fn all() -> Vec<(Self, Vec<Happening>)> {
         let none = Limits::default();
@@ -150,7 +150,7 @@ impl Space {
         ]
     }
 
-    /// A space in which the flaw must be found, and the property that it breaks.
+    /// The space in which the defect must be detected, and the property that it violates.
     pub fn against(flaw: Flaw) -> (Self, &'static str) {
         let none = Limits::default();
         let (start, limits, property) = match flaw {

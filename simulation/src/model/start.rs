@@ -1,4 +1,4 @@
-//! Where it begins.
+//! The initial states.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,20 +19,21 @@ use super::task::Wait;
 use super::watcher::Watcher;
 use crate::etcd;
 
-/// Where it begins. There is a pool of two blocks of four addresses, and one of which a workload has an address.
+/// An initial state. All have a pool of two blocks of four addresses, and a pool for reservations, with one address
+/// reserved for a workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
-    /// Two machines know nothing yet.
+    /// Two machines without blocks, not registered yet.
     Empty,
-    /// The first machine has a block, the second knows nothing yet.
+    /// The first machine has a block; the second is not registered yet.
     One,
-    /// Two machines have a block each.
+    /// Two machines with one block each.
     Settled,
-    /// The same, and all machines are containers of one host.
+    /// As `Settled`, but all machines are containers on one host.
     OneKernel,
 }
 
-/// The cluster at that start.
+/// The cluster in the initial state of the space.
 pub(super) fn cluster(space: &Space) -> Cluster {
     let mut etcd = etcd::Model::new();
     let txn = Txn { compares: Vec::new(), writes: settings() };
@@ -58,7 +59,7 @@ pub(super) fn cluster(space: &Space) -> Cluster {
         Start::One => &[0],
         Start::Settled | Start::OneKernel => &[0, 1],
     };
-    // What leads to the start is none of what is explored.
+    // The steps that lead to the initial state are not part of the exploration.
     let quiet = Space { flaw: None, tally: Arc::default(), ..space.clone() };
     let mut play = Play { space: &quiet, cluster };
     first.iter().for_each(|who| settle(&mut play, *who));
@@ -67,7 +68,7 @@ pub(super) fn cluster(space: &Space) -> Cluster {
     play.cluster
 }
 
-/// Lets a machine do all that there is to do, and nothing go wrong.
+/// Runs a machine, without faults, until it has nothing left to do.
 fn settle(play: &mut Play<'_>, who: Who) {
     loop {
         let before = play.cluster.clone();

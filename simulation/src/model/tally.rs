@@ -1,16 +1,16 @@
-//! What has happened at all while everything was played through: a model in which nothing happens proves nothing.
+//! Counts the events of an exploration: a model in which nothing happens proves nothing.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! happenings {
     ($($name:ident $words:literal,)*) => {
-        /// Something that a complete exploration should have met.
+        /// An event that a complete exploration should contain.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Happening {
             $(#[doc = $words] $name,)*
         }
 
-        /// All of them, with words for them.
+        /// All events, with their descriptions.
         pub const HAPPENINGS: &[(Happening, &str)] = &[$((Happening::$name, $words),)*];
     };
 }
@@ -37,17 +37,17 @@ happenings! {
     LetGo "a reserved address was let go",
 }
 
-/// How often each thing has happened.
+/// Number of occurrences of each event.
 #[derive(Debug, Default)]
 pub struct Tally([AtomicU64; HAPPENINGS.len()]);
 
 impl Tally {
-    /// Counts it.
+    /// Counts one occurrence.
     pub fn count(&self, happening: Happening) {
         self.0[happening as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How often it has happened.
+    /// Number of occurrences of the event.
     pub fn of(&self, happening: Happening) -> u64 {
         self.0[happening as usize].load(Ordering::Relaxed)
     }

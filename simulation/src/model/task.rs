@@ -1,7 +1,8 @@
-//! Tasks that ship, each stopped where it waits for the outside.
+//! Production tasks, each stopped where it waits for something outside.
 //!
-//! What a future has come to can neither be copied nor compared. So a stopped task is what it began as, and the answers that it has
-//! been given since. To go on it is run again from its beginning, and finds in each part what it found the first time.
+//! The state of a future can be neither copied nor compared. So a stopped task consists of its job and the answers
+//! received so far. To continue, it runs again from the beginning, and finds in each part the same state as the first
+//! time.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -20,143 +21,143 @@ use polder_ipam::tasks::{Decided, Unreserved, Workload};
 
 use super::machine::Machine;
 
-/// What a task is for.
+/// The job of a task.
 #[derive(Debug, Clone)]
 pub enum Job {
     /// The registrar decides on its next step.
     Decide,
-    /// It carries the step out.
+    /// The registrar executes the step.
     CarryOut(Decided),
-    /// It gets a block, for an ADD that waits for it or for later.
+    /// The registrar claims a block, for a waiting ADD or ahead.
     Serve {
-        /// Which.
+        /// The requested block.
         wanted: BlockRequest,
         /// Whether an ADD waits.
         for_add: bool,
     },
-    /// It gets a reserved address.
+    /// The registrar reserves an address for a workload, and hands it over to the attachment.
     HandOver(Workload, Attachment),
-    /// A pod is added.
+    /// The agent serves an ADD.
     Add(AddRequest),
-    /// A pod is taken away.
+    /// The agent serves a DEL.
     Del(Attachment),
-    /// An agent has just started, and finishes taking these away.
+    /// A new agent finishes the DELs of these attachments.
     Sweep(Vec<Attachment>),
 }
 
-/// What came of a task.
+/// The result of a task.
 #[derive(Debug)]
 pub enum Ended {
-    /// A step is decided on.
+    /// The registrar has decided on a step.
     Decided(Decided),
-    /// The registrar has made a step, or answered an ADD; or a pod is gone.
+    /// The registrar has executed a step or answered an ADD, or a pod is removed.
     Done,
     /// A new pod has these addresses.
     Added(Attachment, Vec<IpAddr>),
-    /// A pod gets none.
+    /// The ADD is refused.
     Refused,
 }
 
-/// What a task waits for.
+/// The condition that a task waits for.
 #[derive(Debug, Clone)]
 pub enum Wait {
-    /// What the store makes of a transaction.
+    /// The outcome of a transaction.
     Commit(Sent),
-    /// What the store holds.
+    /// The contents of a range in the store.
     Read(Range),
-    /// That the view shows what was written at that revision.
+    /// The view shows this revision.
     CaughtUp(Revision),
-    /// That the view is another one than that of this revision.
+    /// The view has another revision than this one.
     Changed(Revision),
     /// A block from the registrar.
     Block(BlockRequest),
     /// A reserved address from the registrar.
     Address(Workload),
-    /// Its turn, now that the registrar has answered that.
+    /// Its turn; the registrar has answered already.
     Turn(Box<Answer>),
-    /// That the interface of a pod goes.
+    /// The interface of a pod is removed.
     Interface(Attachment),
-    /// That its addresses are freed.
+    /// The addresses of a pod are released.
     Free(Attachment),
-    /// That time passes.
+    /// Time passes.
     Time,
 }
 
-/// What a task is told.
+/// The answer that a waiting task receives.
 #[derive(Debug, Clone)]
 pub enum Answer {
-    /// What became of a transaction.
+    /// The outcome of a transaction.
     Committed(Result<Outcome, StoreError>),
-    /// What the store holds.
+    /// The contents of a range in the store.
     Contents(Result<Contents, StoreError>),
-    /// Whether the view shows what was written.
+    /// Whether the view has caught up.
     CaughtUp(Result<(), StoreError>),
-    /// What became of a wish for a block.
+    /// The result of a request for a block.
     Block(Result<(), NoClaim>),
-    /// What became of a wish for a reserved address.
+    /// The result of a request for a reserved address.
     Address(Result<IpAddr, Unreserved>),
-    /// Go on.
+    /// Continue.
     GoOn,
 }
 
-/// A transaction, and who sent it.
+/// A transaction and its sender.
 #[derive(Debug, Clone)]
 pub struct Sent {
-    /// Who.
+    /// The incarnation that sent it; `None` for an operator, or before registration.
     pub by: Option<Incarnation>,
-    /// What for.
+    /// The change that it makes.
     pub change: Arc<Change>,
-    /// What.
+    /// The transaction itself.
     pub txn: Arc<Txn>,
 }
 
 /// A task that waits.
 #[derive(Debug, Clone)]
 pub struct Stopped {
-    /// What for.
+    /// The job of the task.
     pub job: Arc<Job>,
-    /// What it has done so far.
+    /// The parts that it has executed.
     pub parts: Vec<Part>,
-    /// What it waits for.
+    /// The condition that it waits for.
     pub wait: Wait,
 }
 
-/// What a task did without waiting.
+/// The part of a task between two waits.
 #[derive(Debug, Clone)]
 pub struct Part {
-    /// What it had been waiting for, and was told.
+    /// The wait before this part, and its answer. `None` for the first part.
     pub told: Option<(Wait, Answer)>,
-    /// The machine as it was before.
+    /// The machine before this part.
     pub machine: Arc<Machine>,
-    /// When that was.
+    /// Time of this part, in ticks.
     pub tick: u8,
-    /// The name that it made up.
+    /// The generated name, if any.
     pub fresh: Option<String>,
 }
 
 impl Job {
-    /// Whether it is a change of the records that the steward wants.
+    /// Whether the job executes a change of the records for the steward.
     pub fn is_write(&self) -> bool {
         matches!(self, Self::CarryOut(decided) if matches!(decided.step(), Some(Step::Commit(_))))
     }
 }
 
 impl Sent {
-    /// Whether it is the one that a removed node may still write.
+    /// Whether it confirms a removal: the only write permitted to a removed node.
     pub fn confirms(&self) -> bool {
         matches!(*self.change, Change::ConfirmRemoval(_))
     }
 }
 
 impl Answer {
-    /// Whether a registrar gives an ADD nothing.
+    /// Whether the registrar refuses the request of an ADD.
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Block(Err(_)) | Self::Address(Err(_)))
     }
 }
 
 impl Stopped {
-    /// The transaction that is under way for it.
+    /// The transaction in flight, if the task waits for one.
     pub fn under_way(&self) -> Option<&Sent> {
         match &self.wait {
             Wait::Commit(sent) => Some(sent),

@@ -1,4 +1,4 @@
-//! What a machine knows of the store: a view, and the changes that have not reached it.
+//! A machine's copy of the store: its view, and the changes that have not arrived yet.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -10,29 +10,29 @@ use polder_ipam::view::{Source, View};
 
 use crate::etcd;
 
-/// A view, and what it is behind by.
+/// A view, and the changes that it lacks.
 #[derive(Debug, Clone, Default)]
 pub struct Watcher {
-    /// What is known.
+    /// The current view.
     pub view: Arc<View>,
-    /// The entries that it was made from.
+    /// The entries from which the view was built.
     pub entries: Arc<BTreeMap<String, Entry>>,
-    /// What it does not know yet.
+    /// The changes that it lacks.
     pub behind: Behind,
 }
 
-/// What a view does not know yet.
+/// The changes that a view lacks.
 #[derive(Debug, Clone, Default)]
 pub enum Behind {
-    /// Anything: it has to be read.
+    /// Everything: a full read is necessary.
     #[default]
     Unread,
-    /// These changes, each of one revision.
+    /// These changes, one revision each.
     Changes(VecDeque<Arc<Update>>),
 }
 
 impl Watcher {
-    /// What an agent begins with that finds what the last one wrote down.
+    /// The state of a new agent that loads the snapshot of the previous one.
     pub fn from_snapshot(last: &Self) -> Self {
         if last.view.source == Source::Nowhere {
             return Self::default();
@@ -42,19 +42,19 @@ impl Watcher {
         Self { view: Arc::new(view), entries: Arc::clone(&last.entries), behind: Behind::Unread }
     }
 
-    /// Has something under way to it from now on.
+    /// Queues an update, unless a full read is pending.
     pub fn push(&mut self, update: &Arc<Update>) {
         if let Behind::Changes(changes) = &mut self.behind {
             changes.push_back(Arc::clone(update));
         }
     }
 
-    /// Whether nothing is under way to it.
+    /// Whether no update is pending.
     pub fn is_current(&self) -> bool {
         matches!(&self.behind, Behind::Changes(changes) if changes.is_empty())
     }
 
-    /// Whether a value that is known, or under way, has something in it.
+    /// Whether a known or pending value matches.
     pub fn mentions(&self, is_in: &impl Fn(&[u8]) -> bool) -> bool {
         let in_update = |update: &Arc<Update>| match &**update {
             Update::Changed { changes, .. } => {
@@ -66,12 +66,12 @@ impl Watcher {
             || matches!(&self.behind, Behind::Changes(changes) if changes.iter().any(in_update))
     }
 
-    /// Whether it shows what was written at that revision.
+    /// Whether the view includes that revision.
     pub fn shows(&self, revision: Revision) -> bool {
         self.view.source == Source::Store && self.view.revision >= revision
     }
 
-    /// Takes in the next thing that there is to know.
+    /// Applies the next pending update.
     pub fn hear(&mut self, etcd: &etcd::Model) {
         let update = match &mut self.behind {
             Behind::Unread => {

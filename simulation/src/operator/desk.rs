@@ -1,4 +1,5 @@
-//! An operator at the store itself, to whom nothing happens on the way: what is asked for is done at once, by the same tasks.
+//! An operator directly at the store, without faults: requests are executed immediately, by the same production
+//! tasks.
 
 use std::cell::RefCell;
 use std::pin::pin;
@@ -50,14 +51,15 @@ impl Knowledge for Desk<'_> {
     }
 }
 
-/// Changes the pools; whether it is done.
+/// Changes the pools; returns whether the change succeeded.
 pub fn change_pools(world: &mut World, change: PoolChange) -> bool {
     let known = View::default();
     let desk = Desk(RefCell::new(world));
     at_once(operator::change_pools(&desk, &known, change)).is_ok()
 }
 
-/// Removes a node; whether it is removed then. Nobody vouches for pods that live.
+/// Removes a node; returns whether it is removed. `vouched` states whether the operator vouches that the pods are
+/// gone.
 pub fn remove_node(world: &mut World, name: &NodeName, vouched: Vouched) -> bool {
     let (dead, earlier) = (vouched != Vouched::No, vouched == Vouched::Earlier);
     let removal = Removal { node: name.clone(), dead, disconnect_pods: None, earlier };

@@ -1,4 +1,4 @@
-//! What operators are told, and whether it is so.
+//! The replies to operators, and whether they are correct.
 
 use polder_api::message::{Refusal, RefusalKind};
 use polder_api::pool::PoolChange;
@@ -21,16 +21,16 @@ const LIVES: &str = "told that an address that lives is not released";
 const GONE: &str = "told that a node is removed";
 const UNKNOWN: &str = "told that it is not known whether it was done";
 
-/// What comes of an operator's wishes, each of which should happen sooner or later.
+/// Counted outcomes of operator requests; each should occur in some run.
 pub const OUTCOMES: [&str; 10] =
     [ADDED, DRAINED, REMOVED, IN_USE, BACKEND, GIVEN_UP, RELEASED, LIVES, GONE, UNKNOWN];
 
-/// How it was when an operator asked.
+/// The state when the operator sent the request.
 #[derive(Debug)]
 pub(super) struct Begun {
     revision: Revision,
     set_backs: u64,
-    /// The pool that was to be changed, if it was there.
+    /// The pool to change, if it existed.
     pool: Option<Pool>,
 }
 
@@ -45,7 +45,7 @@ impl Begun {
     }
 }
 
-/// Takes in what an operator is told, and holds it against the records.
+/// Counts the outcome of a request, and checks the reply against the records.
 pub(super) fn check(world: &mut World, wish: &Wish, begun: &Begun, answer: &Result<String, Refusal>) {
     if let Some(outcome) = outcome(wish, begun, answer) {
         world.count(outcome);
@@ -79,7 +79,8 @@ fn outcome(wish: &Wish, begun: &Begun, answer: &Result<String, Refusal>) -> Opti
     })
 }
 
-/// Whether the records are as an operator is told. What has changed since that moment, others may have changed back.
+/// Whether the records match the reply. A record changed after `since` is accepted: another request may have changed
+/// it back.
 fn is_so(world: &World, wish: &Wish, since: Revision, told: &str) -> bool {
     let truth = &world.truth;
     let is_new = |revision: Revision| revision > since;
