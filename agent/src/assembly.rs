@@ -1,5 +1,5 @@
-//! Which task has what: the only place that sees all channels. The sender of each entry goes into the task that writes it, receivers
-//! into those that read it.
+//! Creates all channels and connects the tasks: the sender of each entry goes to the task that writes it, the receivers
+//! to the tasks that read it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -42,10 +42,10 @@ use crate::{
     systemd,
 };
 
-/// Claims that wait before whoever wants another has to.
+/// Capacity of the queue of block requests; further requesters wait.
 const CLAIMS_WAITING: usize = 256;
 
-/// What an agent is made of.
+/// The inputs of an agent.
 #[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) machine: Machine,
@@ -58,20 +58,20 @@ pub(crate) struct Parts {
     pub(crate) in_flight: InFlight,
 }
 
-/// The sockets to the kernel.
+/// Sockets to the kernel.
 #[derive(Debug)]
 pub(crate) struct Sockets {
-    /// For passes over all of it.
+    /// For passes over the complete state.
     pub(crate) kernel: Kernel,
-    /// For what a single pod needs at once.
+    /// For operations on single pods.
     pub(crate) pods: Kernel,
-    /// For the connections of addresses that are freed.
+    /// To delete tracked connections of released addresses.
     pub(crate) connections: FilterSocket,
-    /// The ports of those that change the kernel.
+    /// Netlink port ids of the sockets that change the kernel.
     pub(crate) ports: BTreeSet<u32>,
 }
 
-/// The tasks, each with what it owns, and none of them begun.
+/// All tasks with their state, not started yet.
 #[derive(Debug)]
 pub(crate) struct Tasks {
     pub(crate) records: RecordTasks,
@@ -80,7 +80,7 @@ pub(crate) struct Tasks {
     pub(crate) operator: OperatorTasks,
 }
 
-/// The tasks that know what the store says.
+/// The tasks that read the datastore's state.
 #[derive(Debug)]
 pub(crate) struct RecordTasks {
     pub(crate) follower: follower::Task,
@@ -88,16 +88,16 @@ pub(crate) struct RecordTasks {
     pub(crate) leases: leases::poll::Task,
 }
 
-/// The tasks that have the node's addresses.
+/// The tasks that manage the node's addresses.
 #[derive(Debug)]
 pub(crate) struct AddressTasks {
-    /// What they and the server share, and the sweeper has.
+    /// Shared with the server; the sweeper uses it, too.
     pub(crate) node: Arc<Node>,
     pub(crate) registrar: registrar::Task,
     pub(crate) publisher: publisher::Task,
 }
 
-/// The tasks that look after the kernel.
+/// The tasks that manage the kernel state.
 #[derive(Debug)]
 pub(crate) struct DatapathTasks {
     pub(crate) engine: engine::Task,
@@ -107,10 +107,10 @@ pub(crate) struct DatapathTasks {
     pub(crate) host: host::Task,
 }
 
-/// The tasks that answer.
+/// The tasks that serve requests and reports.
 #[derive(Debug)]
 pub(crate) struct OperatorTasks {
-    /// What is known of the node and the cluster.
+    /// Sources for reports about the node and the cluster.
     pub(crate) reporter: Reporter,
     pub(crate) server: server::Task,
     pub(crate) inspection: inspection::Task,
@@ -118,21 +118,21 @@ pub(crate) struct OperatorTasks {
     pub(crate) systemd: systemd::Task,
 }
 
-/// The entries of the tasks that know what the store says.
+/// The entries of [`RecordTasks`].
 struct RecordEntries {
     view: watch::Sender<Arc<View>>,
     store_at: watch::Sender<Option<Vec<Needed>>>,
     leases: watch::Sender<Arc<Leases>>,
 }
 
-/// The entries of the tasks that have the node's addresses, and the word of an operator that they act by.
+/// The entries of [`AddressTasks`], and the operator's confirmation that the registrar uses.
 struct AddressEntries {
     registration: watch::Sender<Registration>,
     holdings: watch::Sender<Arc<Holdings>>,
     adopted: watch::Sender<Option<Alive>>,
 }
 
-/// The entries of the tasks that look after the kernel.
+/// The entries of [`DatapathTasks`].
 struct DatapathEntries {
     engine: engine::Entries,
     announced: watch::Sender<Result<(), NotWritten>>,
@@ -140,7 +140,7 @@ struct DatapathEntries {
     host: watch::Sender<Vec<String>>,
 }
 
-/// The entries of the prober, and of the endpoint that it probes from.
+/// The entries of the prober and of the probe endpoint.
 struct ProbeEntries {
     endpoint: watch::Sender<Endpoint>,
     probed: watch::Sender<Result<(), NotProbed>>,
@@ -148,7 +148,7 @@ struct ProbeEntries {
     direct: watch::Sender<Arc<DirectPaths>>,
 }
 
-/// All entries, before any task has written its own.
+/// Creates all entries with their initial values.
 fn entries() -> (RecordEntries, AddressEntries, DatapathEntries) {
     let records = RecordEntries {
         view: watch::Sender::default(),
@@ -181,7 +181,7 @@ fn entries() -> (RecordEntries, AddressEntries, DatapathEntries) {
     (records, addresses, datapath)
 }
 
-/// What the engine and the monitor are wired with, besides entries.
+/// Connections of engine and monitor other than entries.
 struct Lines {
     leases: watch::Receiver<Arc<Leases>>,
     own_ports: BTreeSet<u32>,
@@ -191,7 +191,7 @@ struct Lines {
     underlay_changed: Bell,
 }
 
-/// Makes the channels, and puts what blocks on threads of its own.
+/// Creates the channels, and moves blocking state to threads of its own.
 pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
     let Parts { machine, features, sysctls, store, ipam, sockets, reaper, in_flight } = parts;
     let (records, addresses, datapath) = entries();
@@ -284,7 +284,7 @@ pub(crate) fn assemble(config: Config, parts: Parts) -> std::io::Result<Tasks> {
     })
 }
 
-/// What the tasks that answer write, and whom they ask.
+/// Senders of the [`OperatorTasks`], and their channels to other tasks.
 struct OperatorEnds {
     plans: mpsc::Sender<PlanRequest>,
     adopted: watch::Sender<Option<Alive>>,

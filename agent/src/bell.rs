@@ -1,10 +1,10 @@
-//! Wakes a task: any number may ring, one waits.
+//! Wakes a task: any number of tasks may ring, one waits.
 
 use std::sync::Arc;
 
 use tokio::sync::Notify;
 
-/// Wakes whoever has the [`Wake`] that was made with it.
+/// Wakes the task that waits on the [`Wake`] of the same pair.
 #[derive(Debug, Clone)]
 pub struct Bell(Arc<Notify>);
 
@@ -12,21 +12,21 @@ pub struct Bell(Arc<Notify>);
 #[derive(Debug)]
 pub struct Wake(Arc<Notify>);
 
-/// Makes a bell, and what waits for it.
+/// Creates a bell and its waiting end.
 pub fn bell() -> (Bell, Wake) {
     let notify = Arc::new(Notify::new());
     (Bell(Arc::clone(&notify)), Wake(notify))
 }
 
 impl Bell {
-    /// Rings. If nobody waits now, the next wait ends at once. Several rings before it count as one.
+    /// Rings. If no task waits now, the next wait ends at once. Several rings before it count as one.
     pub fn ring(&self) {
         self.0.notify_one();
     }
 }
 
 impl Wake {
-    /// Waits until it rings. Cancel-safe: a ring that nobody took is there for the next wait.
+    /// Waits until it rings. Cancel-safe: a ring that was not received ends the next wait.
     pub async fn rung(&self) {
         self.0.notified().await;
     }

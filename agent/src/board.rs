@@ -1,5 +1,5 @@
-//! Values that the agent's tasks publish to each other: the latest value of each entry. An entry has one writer, the task that
-//! owns its sender; any number of tasks have receivers, grouped here by writer.
+//! Values that the agent's tasks publish to each other: the latest value of each entry. An entry has one writer, the
+//! task that owns its sender; any number of tasks have receivers, grouped here by writer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -25,7 +25,7 @@ use crate::underlay::{NotChosen, Underlay};
 /// The node's addresses on the underlay, or why there are none.
 pub type Chosen = Result<Arc<Underlay>, NotChosen>;
 
-/// The cluster's records, as the follower knows them.
+/// The cluster's records, as published by the follower.
 #[derive(Debug, Clone)]
 pub struct Records(watch::Receiver<Arc<View>>);
 
@@ -35,17 +35,17 @@ impl Records {
         Self(view)
     }
 
-    /// The cluster as it is known now.
+    /// The cluster's current records.
     pub fn view(&self) -> Arc<View> {
         Arc::clone(&self.0.borrow())
     }
 
-    /// Future changes.
+    /// Receiver of future changes.
     pub fn changes(&self) -> watch::Receiver<Arc<View>> {
         from_now_on(&self.0)
     }
 
-    /// The cluster's records for an operator's request; refused until they were loaded.
+    /// The cluster's records for an operator's request; refused until they are loaded.
     pub fn read(&self) -> Result<Arc<View>, Refusal> {
         let view = self.view();
         if view.source != Source::Nowhere {
@@ -56,7 +56,7 @@ impl Records {
     }
 }
 
-/// This node's identity and holdings, as the registrar knows them.
+/// This node's identity and holdings, as published by the registrar.
 #[derive(Debug, Clone)]
 pub struct Membership {
     me: Arc<Me>,
@@ -84,7 +84,7 @@ impl Membership {
         self.registration.borrow().clone()
     }
 
-    /// Future changes of its registration.
+    /// Receiver of future changes of the registration.
     pub fn registrations(&self) -> watch::Receiver<Registration> {
         from_now_on(&self.registration)
     }
@@ -94,18 +94,19 @@ impl Membership {
         Arc::clone(&self.holdings.borrow())
     }
 
-    /// Future changes of its holdings.
+    /// Receiver of future changes of the holdings.
     pub fn changes(&self) -> watch::Receiver<Arc<Holdings>> {
         from_now_on(&self.holdings)
     }
 
-    /// The revision of the node's own record in the datastore; `None` if it does not exist, or is not this node's.
+    /// The revision of the node's own record in the datastore; `None` if it does not exist or belongs to another
+    /// machine.
     pub fn own_revision(&self, view: &View) -> Option<Revision> {
         publication::own_revision(view, &self.me.name, self.holdings().identity.as_ref(), self.me.life())
     }
 }
 
-/// The node's kernel, as the engine knows it.
+/// The state of the node's kernel, as published by the engine.
 #[derive(Debug, Clone)]
 pub struct Passes {
     underlay: watch::Receiver<Chosen>,
@@ -123,7 +124,7 @@ impl Passes {
         self.underlay.borrow().clone()
     }
 
-    /// Future changes of those addresses.
+    /// Receiver of future changes of those addresses.
     pub fn underlays(&self) -> watch::Receiver<Chosen> {
         from_now_on(&self.underlay)
     }
@@ -133,7 +134,7 @@ impl Passes {
         self.pass.borrow().clone()
     }
 
-    /// Future passes.
+    /// Receiver of future passes.
     pub fn changes(&self) -> watch::Receiver<Option<Arc<Pass>>> {
         from_now_on(&self.pass)
     }
@@ -145,10 +146,10 @@ fn from_now_on<T>(entry: &watch::Receiver<T>) -> watch::Receiver<T> {
     entry
 }
 
-/// Whether a pass was completed.
+/// Whether a pass completed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Made {
-    /// It was completed.
+    /// It completed.
     #[default]
     Yes,
     /// It failed: its results are those of an earlier pass.
@@ -158,27 +159,27 @@ pub enum Made {
 /// A pass over the kernel.
 #[derive(Debug, Clone, Default)]
 pub struct Pass {
-    /// Whether it was completed.
+    /// Whether the pass completed.
     pub made: Made,
-    /// Its number since the agent started; the first is 1.
+    /// Number of the pass since the agent started; the first is 1.
     pub count: u64,
-    /// Number of changes that it made.
+    /// Number of changes to the kernel in this pass.
     pub writes: usize,
     /// Number of changes by all passes so far.
     pub written: u64,
-    /// Its duration.
+    /// Duration of the pass.
     pub took: Duration,
     /// Failures of changes that the node needs to serve its pods.
     pub local_failures: Vec<String>,
     /// Other failures.
     pub other_failures: Vec<String>,
-    /// The node's own addresses that are in place.
+    /// The node's own addresses that are in the kernel.
     pub gateways: Vec<IpAddr>,
     /// The MTU of pods, in bytes.
     pub mtu: u32,
     /// Records that were not applied, and why.
     pub problems: Vec<Problem>,
-    /// How each peer's blocks of each family are reached.
+    /// The path to each peer's blocks, by peer and family.
     pub paths: BTreeMap<Key, Reached>,
     /// Number of underlay neighbours through which peers are reached, by family.
     pub next_hops: PerFamily<usize>,
@@ -186,7 +187,7 @@ pub struct Pass {
     pub carriers: BTreeSet<String>,
 }
 
-/// Publishes the value if it differs, and wakes its receivers; returns whether it did.
+/// Publishes the value if it differs, and wakes its receivers. Returns whether it differed.
 pub fn set_if_changed<T: PartialEq>(entry: &watch::Sender<T>, value: T) -> bool {
     entry.send_if_modified(|known| {
         let changed = *known != value;
@@ -209,17 +210,17 @@ pub struct Board {
 }
 
 impl Board {
-    /// The cluster as it is known now.
+    /// The cluster's current records.
     pub fn view(&self) -> Arc<View> {
         self.records.view()
     }
 
-    /// Whether the store knows the node.
+    /// Whether the node is registered in the datastore.
     pub fn registration(&self) -> Registration {
         self.membership.registration()
     }
 
-    /// What the node owns.
+    /// The node's identity, blocks and own addresses.
     pub fn holdings(&self) -> Arc<Holdings> {
         self.membership.holdings()
     }
@@ -240,7 +241,7 @@ impl Board {
         Basis::of(&view, &me.name, holdings.identity.as_ref(), me.life())
     }
 
-    /// Why an ADD would not be served. Empty if it would be. Used by ADD and STATUS.
+    /// Why an ADD would be refused. Empty if it would be served. Used by ADD and STATUS.
     pub fn obstacles(&self) -> Vec<String> {
         let (view, holdings, pass) = (self.view(), self.holdings(), self.pass().unwrap_or_default());
         let (registration, underlay) = (self.registration(), self.underlay());

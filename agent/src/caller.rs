@@ -30,7 +30,7 @@ impl<'a> Caller<'a> {
 impl polder_ipam::tasks::Caller for Caller<'_> {
     fn is_gone(&self) -> bool {
         let look = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-        // Who waits says nothing.
+        // While the client waits, it sends nothing and the connection is open: EAGAIN.
         recv(self.0.as_raw_fd(), &mut [0], look) != Err(Errno::EAGAIN)
     }
 }

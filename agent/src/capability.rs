@@ -1,16 +1,16 @@
-//! What the kernel allows this process beyond its user: capabilities(7), by the names that Kubernetes gives them.
+//! Capabilities of this process: capabilities(7), with the names that Kubernetes uses.
 
 use std::fmt;
 use std::fs;
 
-/// A capability that something of the agent depends on.
+/// A capability that the agent needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Capability {
     /// For devices, routes, filters and kernel settings.
     NetAdmin = 12,
     /// For probing peers.
     NetRaw = 13,
-    /// For network namespaces: making them, and entering those of pods.
+    /// For network namespaces: to create them, and to enter those of pods.
     SysAdmin = 21,
 }
 
@@ -25,7 +25,7 @@ impl fmt::Display for Capability {
 }
 
 impl Capability {
-    /// Whether this process has it. If that cannot be read, it is assumed: the kernel refuses later.
+    /// Whether this process has the capability. Returns `true` if that cannot be read: a later operation fails then.
     pub fn is_held(self) -> bool {
         fs::read_to_string("/proc/self/status").ok().and_then(|status| self.is_in(&status)).unwrap_or(true)
     }

@@ -1,5 +1,5 @@
-//! The agent's configuration: a file, overridden by environment variables, overridden by flags. It is checked as a whole
-//! before the agent changes anything.
+//! The agent's configuration: a file, overridden by environment variables, overridden by flags. It is validated
+//! completely before the agent changes anything.
 
 use std::env;
 use std::net::{IpAddr, SocketAddr};
@@ -59,8 +59,9 @@ pub struct Flags {
     pub print_config: bool,
     /// Print what the agent would change on this node (records, kernel, files), and exit without changing anything
     ///
-    /// Use it on a node where no agent is running. For a running agent, use polderctl plan instead. Reads etcd and the kernel,
-    /// and works on copies. If another node claims blocks in the meantime, this node gets other blocks than the plan shows.
+    /// Use it on a node where no agent is running. For a running agent, use polderctl plan instead. Reads etcd and the
+    /// kernel, and works on copies. If another node claims blocks in the meantime, this node gets other blocks than the
+    /// plan shows.
     #[arg(long, conflicts_with_all = ["check_config", "print_config"])]
     pub plan: bool,
 }
@@ -94,7 +95,7 @@ pub struct Config {
     pub mtu: Option<u32>,
     /// Cool-down of a released address.
     pub cooldown: Duration,
-    /// How long a pod has to be gone before its addresses are released without a DEL.
+    /// Time after which the addresses of a missing pod are released without a DEL.
     pub grace: Duration,
     /// Interval of the periodic passes over the kernel state.
     pub resync: Duration,
@@ -102,15 +103,15 @@ pub struct Config {
     pub probe_peers: bool,
     /// Whether the kernel's NAT stays loaded while other software flushes all nftables tables.
     pub keep_nat: bool,
-    /// What proves that this machine is the node of its ledger.
+    /// Required proof that this machine is the node of its ledger.
     pub identity: Proof,
     /// Labels by which pools select the node.
     pub labels: Labels,
-    /// First settings of the cluster, used if the datastore has none.
+    /// Initial settings of the cluster, used if the datastore has none.
     pub bootstrap: Option<Bootstrap>,
 }
 
-/// Node name and paths of the agent on this machine: all that the uninstall needs.
+/// Node name and paths of the agent on this machine: the settings that `uninstall` needs.
 #[derive(Debug, Clone)]
 pub struct Places {
     /// The node's name.
@@ -132,7 +133,7 @@ pub struct Places {
 pub enum StoreConfig {
     /// In etcd.
     Etcd(EtcdConfig),
-    /// In a file of this node alone.
+    /// In a file on this node, for a cluster of one node.
     Embedded,
 }
 
@@ -154,7 +155,7 @@ pub enum ConfigError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error.
         #[source]
         source: std::io::Error,
     },
@@ -169,9 +170,9 @@ pub enum ConfigError {
     /// An environment variable is invalid.
     #[error("environment variable {name}: {problem}")]
     Variable {
-        /// Its name.
+        /// Name of the variable.
         name: String,
-        /// What is wrong, and the remedy.
+        /// The problem and the remedy.
         problem: String,
     },
     /// A value is invalid.
@@ -179,10 +180,10 @@ pub enum ConfigError {
     Value {
         /// The key or flag.
         key: &'static str,
-        /// What is wrong, and the remedy.
+        /// The problem and the remedy.
         problem: String,
     },
-    /// File, variables and flags are valid each, but their combination is not.
+    /// File, variables and flags are each valid, but their combination is not.
     #[error("the combination of file, variables and flags is invalid: {0}")]
     Merged(String),
     /// The default node name cannot be determined.
@@ -275,7 +276,7 @@ impl Default for IpamFile {
 }
 
 impl Config {
-    /// Reads the file that the flags name, and lets variables and flags override it.
+    /// Reads the file that the flags name, and applies variables and flags to it.
     pub fn load(flags: &Flags) -> Result<Self, ConfigError> {
         Self::of(&Layers::read(flags, env::vars_os())?)
     }
@@ -364,7 +365,7 @@ impl Config {
 }
 
 impl Places {
-    /// From file, variables and flags. Other settings are not checked.
+    /// Reads the settings from file, variables and flags. Other settings are not validated.
     pub fn load(flags: &Flags) -> Result<Self, ConfigError> {
         let layers = Layers::read(flags, env::vars_os())?;
         Self::of(&layers.file()?).map_err(|error| layers.locate(error))
@@ -382,7 +383,7 @@ impl Places {
     }
 }
 
-/// The path, if it is absolute. The plugin and `polderctl` have other working directories than the agent.
+/// Returns the path if it is absolute. The plugin and `polderctl` have other working directories than the agent.
 fn absolute(key: &'static str, path: &Path) -> Result<PathBuf, ConfigError> {
     if path.is_absolute() {
         return Ok(path.to_owned());

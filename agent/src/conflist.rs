@@ -11,10 +11,10 @@ use tracing::warn;
 
 use crate::file;
 
-/// The versions of CNI that our plugins speak and runtimes since 2021 ask for, oldest first.
+/// The CNI versions that Polder's plugins support and runtimes since 2021 request, oldest first.
 pub static VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
-/// The version for runtimes that do not choose from a list.
+/// The version for runtimes that do not support a list of versions.
 const USUAL_VERSION: &str = "1.0.0";
 
 /// Capabilities that Polder's plugin declares.
@@ -23,9 +23,9 @@ pub const OWN_CAPABILITIES: [&str; 3] = ["ips", "mac", "io.kubernetes.cri.pod-an
 /// The network that the CNI configuration announces.
 #[derive(Debug, Clone)]
 pub struct Network {
-    /// Its name, unless it is the usual one.
+    /// Name of the network; `None` for `polder`.
     pub name: Option<NetworkName>,
-    /// The versions of CNI that are offered, oldest first.
+    /// The offered CNI versions, oldest first.
     pub versions: &'static [&'static str],
     /// Whether `versions` was set in the configuration, so that plugins of other software do not reduce it.
     pub has_fixed_versions: bool,
@@ -33,10 +33,10 @@ pub struct Network {
     pub chain: Vec<Value>,
 }
 
-/// Why a runtime finds no network.
+/// Why the CNI configuration is not in place.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotWritten {
-    /// The engine has not written it yet.
+    /// The engine has not written the file yet.
     #[error("the CNI configuration is not written yet")]
     NotYet,
     /// The file cannot be written.
@@ -55,7 +55,7 @@ pub enum NotWritten {
     },
 }
 
-/// The file, and what is to be in it.
+/// The CNI configuration file and its intended content.
 #[derive(Debug)]
 pub struct Conflist<'a> {
     path: &'a Path,
@@ -65,14 +65,14 @@ pub struct Conflist<'a> {
 }
 
 impl<'a> Conflist<'a> {
-    /// The configuration at `path`, of the agent that is asked at `socket`. At `written` is what an agent wrote last, without what
-    /// others have added.
+    /// The configuration file at `path`, for the agent with that `socket`. `written` is the copy of the agent's last
+    /// content, without additions of other software.
     pub fn new(path: &'a Path, socket: &'a Path, network: &'a Network, written: PathBuf) -> Self {
         Self { path, socket, network, written }
     }
 
-    /// Writes it, atomically: a runtime sees the old file or the new one. A file that is right already is left alone. Returns
-    /// whether it was written.
+    /// Writes the file atomically: a runtime reads either the old file or the new one. A correct file is not written
+    /// again. Returns whether the file was written.
     pub fn write(&self) -> io::Result<bool> {
         let is_missing = !self.is_written();
         if is_missing {
@@ -93,32 +93,32 @@ impl<'a> Conflist<'a> {
         Ok(is_missing)
     }
 
-    /// Whether the file is there, just as it would be written.
+    /// Whether the file exists with the intended content.
     pub fn is_written(&self) -> bool {
         fs::read_to_string(self.path).is_ok_and(|found| found == text(&self.with_additions()))
     }
 
-    /// The types of the plugins that others have added to the file.
+    /// The types of the plugins that other software has added to the file.
     pub fn additions(&self) -> Vec<String> {
         let Some(found) = self.found() else { return Vec::new() };
         self.added(&found).iter().map(|plugin| type_of(plugin).to_owned()).collect()
     }
 
-    /// The plugins in the file that neither the configuration has nor the one before had.
+    /// The plugins in the file that are neither in the current nor in the previous configuration.
     fn added(&self, found: &Value) -> Vec<Value> {
         let (own, before) = (self.own(), read(&self.written).unwrap_or_default());
         let known: Vec<&Value> = plugins(&own).chain(plugins(&before)).collect();
         let is_added = |plugin: &&Value| {
             let is_same_type = |other: &&Value| type_of(other) == type_of(plugin);
-            // A second one of a type that is ours is another's. One that was changed is not.
+            // A second plugin of a configured type was added by other software. A changed plugin counts as configured.
             let is_second = || plugins(found).filter(is_same_type).any(|other| known.contains(&other));
             !known.iter().copied().any(|known| is_same_type(&known)) || !known.contains(plugin) && is_second()
         };
         plugins(found).filter(is_added).cloned().collect()
     }
 
-    /// Writes it if it is not there, or says nothing of us any more. What others have added to it is left alone. Returns
-    /// whether it was written.
+    /// Writes the file if it is missing or does not contain Polder's plugin. Otherwise it is left unchanged, with
+    /// additions of other software. Returns whether the file was written.
     pub fn keep(&self) -> io::Result<bool> {
         if self.is_ours(self.path) {
             return Ok(false);
@@ -126,13 +126,13 @@ impl<'a> Conflist<'a> {
         self.write()
     }
 
-    /// Deletes it, if it is ours. Returns whether it was there.
+    /// Deletes the file, if it is Polder's. Returns whether it existed.
     pub fn withdraw(&self) -> io::Result<bool> {
         if self.is_ours(self.path) { remove(self.path) } else { Ok(false) }
     }
 
-    /// Other files beside it that name our plugin and our socket, like the one that was written under another name. A runtime
-    /// takes the first by name.
+    /// Other files in the same folder with Polder's plugin and socket, for example under an earlier name. A runtime
+    /// uses the first file by name.
     pub fn others(&self) -> Vec<PathBuf> {
         let folder = self.path.parent().and_then(|folder| fs::read_dir(folder).ok());
         let files = folder.into_iter().flatten().flatten().map(|entry| entry.path());
@@ -140,8 +140,8 @@ impl<'a> Conflist<'a> {
         files.filter(|path| path != self.path && is_list(path) && self.is_ours(path)).collect()
     }
 
-    /// The file beside it that a runtime takes instead, if there is one: the first by name. A hidden one counts, too (containerd 1.6
-    /// and 2.1). One of a plugin that calls others is meant to be there.
+    /// The file in the same folder that a runtime uses instead, if any: the first by name. Hidden files count, too
+    /// (containerd 1.6 and 2.1). A file of Multus is ignored: it precedes Polder's on purpose.
     pub fn preceding(&self) -> Option<PathBuf> {
         let files = fs::read_dir(self.path.parent()?).ok()?.flatten().map(|entry| entry.path());
         let is_read = |path: &PathBuf| {
@@ -152,17 +152,17 @@ impl<'a> Conflist<'a> {
         files.filter(is_read).filter(|path| path.file_name() < self.path.file_name()).min()
     }
 
-    /// Why a runtime finds no network, where writing it has ended so.
+    /// The error of a failed write of the configuration.
     pub fn not_written(&self, error: io::Error) -> NotWritten {
         NotWritten::Refused { file: self.path.to_owned(), error: Cause::new(error) }
     }
 
-    /// Whether the file is a list with our plugin, which asks the agent at our socket.
+    /// Whether the file is a list with Polder's plugin and this agent's socket.
     fn is_ours(&self, path: &Path) -> bool {
         read(path).is_some_and(|list| self.is_our_list(&list))
     }
 
-    /// The file, if it is ours.
+    /// Content of the file, if it is Polder's.
     fn found(&self) -> Option<Value> {
         read(self.path).filter(|list| self.is_our_list(list))
     }
@@ -175,20 +175,20 @@ impl<'a> Conflist<'a> {
             && plugins.any(|plugin| plugin["type"] == OWN_TYPE && plugin["socket"] == json!(self.socket))
     }
 
-    /// What the configuration says.
+    /// The content according to the configuration.
     fn own(&self) -> Value {
         self.list(self.network.versions)
     }
 
-    /// The same, with what others have added to the file: plugins behind those that they followed, capabilities of our plugin, keys
-    /// of the list.
+    /// The content with additions of other software: plugins after those that they followed, capabilities of Polder's
+    /// plugin, keys of the list.
     fn with_additions(&self) -> Value {
         let Some(found) = self.found() else { return self.own() };
         let before = read(&self.written).unwrap_or_default();
         let additions = self.added(&found);
         let is_newer = |version: &&&str| **version > USUAL_VERSION;
         let newer = self.network.versions.iter().filter(is_newer).count();
-        // Plugins of others are often older than ours, and a runtime takes the newest version that is offered.
+        // Plugins of other software are often older, and a runtime uses the newest offered version.
         let left_out = if additions.is_empty() || self.network.has_fixed_versions { 0 } else { newer };
         let mut list = self.list(&self.network.versions[..self.network.versions.len() - left_out]);
         let mut chain: Vec<Value> = plugins(&list).cloned().collect();
@@ -229,7 +229,7 @@ impl<'a> Conflist<'a> {
     }
 }
 
-/// The type of our plugin.
+/// Type of Polder's plugin.
 const OWN_TYPE: &str = "polder";
 
 fn text(list: &Value) -> String {
@@ -249,12 +249,12 @@ fn type_of(plugin: &Value) -> &str {
     plugin["type"].as_str().unwrap_or_default()
 }
 
-/// Our plugin in a list, or null.
+/// Polder's plugin in a list, or null.
 fn own_plugin(list: &Value) -> &Value {
     plugins(list).find(|plugin| type_of(plugin) == OWN_TYPE).unwrap_or(&Value::Null)
 }
 
-/// Adds the keys that others have written into what was found: those that neither it has nor what was written before had.
+/// Adds the keys that other software added to `found`: keys that are neither in `own` nor in `before`.
 fn add_missing(own: &mut Value, found: &Value, before: &Value) {
     for (key, value) in found.as_object().into_iter().flatten() {
         if own.get(key).is_none() && before.get(key).is_none() {
@@ -263,7 +263,7 @@ fn add_missing(own: &mut Value, found: &Value, before: &Value) {
     }
 }
 
-/// Deletes the configuration, and what was left of writing it. Returns whether it was there.
+/// Deletes the configuration and its temporary file. Returns whether the configuration existed.
 pub fn remove(path: &Path) -> io::Result<bool> {
     file::delete(&file::temporary(path))?;
     file::delete(path)
@@ -279,7 +279,7 @@ mod tests {
         Network { name: None, versions: &VERSIONS, has_fixed_versions: false, chain }
     }
 
-    /// The configuration in a folder, and a folder of state.
+    /// A configuration file, and a state folder.
     struct At {
         path: PathBuf,
         network: Network,
@@ -292,7 +292,7 @@ mod tests {
             Conflist::new(&self.path, Path::new(SOCKET), &self.network, self.written.clone())
         }
 
-        /// The types of the plugins in the file, and the versions that it offers.
+        /// The types of the plugins in the file, and the number of offered versions.
         fn found(&self) -> (Vec<String>, usize) {
             let list = read(&self.path).unwrap();
             (
@@ -307,12 +307,12 @@ mod tests {
         At { path, network, written: state.path().join("conflist"), state }
     }
 
-    /// With no other plugins.
+    /// A configuration without further plugins.
     fn at(folder: &Path) -> At {
         with(folder.join("10-polder.conflist"), network(Vec::new()))
     }
 
-    /// Changes the plugins in the file, as others do.
+    /// Changes the plugins in the file, as other software does.
     fn list_with(file: &At, change: impl FnOnce(&mut Vec<Value>)) {
         let mut list = read(&file.path).unwrap();
         change(list["plugins"].as_array_mut().unwrap());
@@ -330,7 +330,7 @@ mod tests {
         list["plugins"][0]["capabilities"]["dns"] = true.into();
         fs::write(&file.path, text(&list)).unwrap();
         list_with(&file, |plugins| plugins.insert(1, json!({ "type": "istio-cni", "log_level": "info" })));
-        // The next agent has no portmap any more.
+        // The next agent has no portmap in its configuration.
         file.network.chain.clear();
         assert_eq!(file.conflist().additions(), ["istio-cni"]);
         assert!(file.conflist().write().unwrap());
@@ -342,7 +342,7 @@ mod tests {
         );
         assert_eq!(list["plugins"][1]["log_level"], "info");
         assert!(!file.conflist().write().unwrap(), "it is right");
-        // What follows what, and a second plugin of a type of ours.
+        // The order of plugins, and a second plugin of a configured type.
         list_with(&file, |plugins| plugins.push(json!({ "type": "tuning", "sysctl": { "a": "1" } })));
         file.network.chain = vec![json!({ "type": "tuning" }), json!({ "type": "bandwidth" })];
         assert!(file.conflist().write().unwrap());

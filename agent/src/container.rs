@@ -1,4 +1,4 @@
-//! The container that the agent may run in: what is written on its own root file system is lost when it ends.
+//! The container that the agent may run in: files on its own root file system are lost when it ends.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -6,19 +6,19 @@ use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 
-/// The file systems of which the writable part is made for one container, or for one run of a machine.
+/// File systems whose writable layer exists only for one container or one run of a machine.
 const LAYERED: [&str; 2] = ["overlay", "aufs"];
 
-/// Set in the environment by whoever runs a container, and by our image: systemd's container interface,
+/// Environment variable set by container managers and by Polder's image: systemd's container interface,
 /// <https://systemd.io/CONTAINER_INTERFACE>.
 const VARIABLE: &str = "container";
 
-/// Whether this program runs in a container, as far as it was told.
+/// Whether this program runs in a container, according to [`VARIABLE`].
 pub fn is_known() -> bool {
     std::env::var_os(VARIABLE).is_some_and(|kind| !kind.is_empty())
 }
 
-/// Refuses a folder of state that would be lost with the container, unless that is allowed.
+/// Refuses a state folder that would be lost with the container, unless `allowed`.
 pub fn refuse_lost_state(folder: &Path, allowed: bool) -> anyhow::Result<()> {
     if allowed || !loses(folder) {
         return Ok(());
@@ -30,18 +30,18 @@ pub fn refuse_lost_state(folder: &Path, allowed: bool) -> anyhow::Result<()> {
     )
 }
 
-/// Whether what is written in that folder does not outlive the container: the folder is on the root file system, and nothing
-/// is mounted there; and that root is layered, or known to be a container's. The folder need not be there yet.
+/// Whether files in that folder are lost with the container: the folder is on the root file system, without a mount of
+/// its own, and that root is layered or a container's. The folder need not exist yet.
 fn loses(folder: &Path) -> bool {
     root_holding(folder).is_some_and(|kind| is_known() || LAYERED.contains(&kind.as_str()))
 }
 
-/// Whether that folder is in the container itself, and not mounted from the host. The folder need not be there yet.
+/// Whether that folder is in the container itself, not mounted from the host. The folder need not exist yet.
 pub fn has_on_its_own_root(folder: &Path) -> bool {
     is_known() && root_holding(folder).is_some()
 }
 
-/// Whether what the host mounts later in that folder appears here, too (mount propagation, `mount_namespaces(7)`).
+/// Whether later mounts of the host in that folder appear here, too (mount propagation, `mount_namespaces(7)`).
 pub fn follows_the_host(folder: &Path) -> bool {
     let Ok(table) = fs::read_to_string("/proc/self/mountinfo") else { return true };
     let line =
@@ -56,15 +56,15 @@ fn is_followed(line: &str) -> bool {
 
 /// The type of the root file system, if the folder is on it.
 fn root_holding(folder: &Path) -> Option<String> {
-    // Two mounts of one file system have the same device: what tells them apart is the table of mounts.
+    // Two mounts of one file system have the same device: only the mount table distinguishes them.
     let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
     let existing = folder.ancestors().find_map(|path| path.canonicalize().ok())?;
     let (point, kind) = mount_of(&table, &existing)?;
     (point == Path::new("/")).then_some(kind)
 }
 
-/// The mount that a path is on, its place and its type: the longest place that leads to the path, and of those mounted at the
-/// same place the last one, which covers the others. The format is that of proc(5).
+/// The mount point of a path and its type: the longest mount point that is a prefix of the path; of several mounts at
+/// the same place the last one, which covers the others. The format is that of proc(5).
 fn mount_of(table: &str, path: &Path) -> Option<(PathBuf, String)> {
     let mounts = table.lines().filter_map(|line| {
         let (before, after) = line.split_once(" - ")?;
@@ -74,7 +74,7 @@ fn mount_of(table: &str, path: &Path) -> Option<(PathBuf, String)> {
     mounts.filter(|(point, _)| path.starts_with(point)).max_by_key(|(point, _)| point.components().count())
 }
 
-/// A path as the table of mounts writes it: blanks and the like are `\` and three octal digits.
+/// Decodes a path of the mount table, in which blanks and some other characters are `\` and three octal digits.
 fn unescaped(text: &str) -> PathBuf {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();

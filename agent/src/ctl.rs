@@ -1,5 +1,6 @@
-//! The commands of `polderctl`. Each command has an entry in the list below and a file with its arguments, its request to the
-//! agent and its output format. [`polder_api::ask`] pairs each request with the type of its answer; `server.rs` handles requests.
+//! The commands of `polderctl`. Each command has an entry in the list below and a file with its arguments, its request
+//! to the agent and its output format. [`polder_api::ask`] pairs each request with the type of its answer; `server.rs`
+//! handles requests.
 
 use std::cell::OnceCell;
 use std::path::Path;
@@ -101,7 +102,7 @@ impl<T: Render> Render for Box<T> {
     }
 }
 
-/// A sentence that reports what was done.
+/// A sentence that reports a completed change.
 impl Render for String {
     fn table(&self) -> String {
         format!("{self}\n")
@@ -156,7 +157,7 @@ impl<'a> Session<'a> {
         Self { socket, output, arguments, credentials: OnceCell::new() }
     }
 
-    /// Sends a request to the agent. Each request has its own connection: the agent does not wait while a person types.
+    /// Sends a request to the agent. Each request has its own connection, so that none stays open while a user types.
     fn ask<A: Ask>(&self, ask: A) -> anyhow::Result<A::Answer> {
         let credentials = if A::BY_OPERATOR { self.credentials()? } else { None };
         let socket = self.socket.unwrap_or(Path::new(DEFAULT_SOCKET));

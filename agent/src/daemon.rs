@@ -39,7 +39,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     features.missing(config.keep_nat).iter().for_each(|missing| warn!("{missing}"));
 
     let wants_anchor = config.keep_nat && features.owned_tables;
-    // For as long as the agent runs.
+    // Held as long as the agent runs.
     let _nat = match wants_anchor.then(|| NatAnchor::hold(ruleset::ANCHOR)).transpose() {
         Ok(anchor) => anchor,
         Err(error) => {
@@ -103,11 +103,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             info!("stopping on SIGINT: the kernel state is kept");
             Ok(())
         }
-        // None of the tasks ends by itself.
+        // No task ends by itself.
         ended = tasks.join_next() => Err(anyhow!("a task of the agent ended unexpectedly: {ended:?}")),
     };
     systemd::stopping().await;
-    // What they have is closed before another agent may start: the socket goes.
+    // Stops the tasks, which deletes the socket, before another agent may start.
     let _ = timeout(LAST, tasks.shutdown()).await;
     outcome
 }

@@ -1,5 +1,5 @@
-//! `polder-agent --plan`: runs the agent's tasks on copies of the records and of the ledger, with read-only access to the
-//! kernel.
+//! `polder-agent --plan`: runs the agent's tasks on copies of the records and of the ledger, with read-only access to
+//! the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write};
@@ -33,24 +33,24 @@ use crate::state_dir::{LEDGER, STORE};
 use crate::underlay::Uplink;
 use crate::{container, engine, follower, recovery, server};
 
-/// Timeout for reading the records from etcd. A login takes seconds, and more when many nodes log in.
+/// Timeout for reading the records from etcd. A login takes seconds, or longer when many nodes log in.
 const STORE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Timeout of the tasks, once the records are read.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// What an agent would do on this node.
+/// The changes that an agent would make on this node.
 #[derive(Debug, Default)]
 pub struct DryRun {
     /// The node, and the content of its state directory.
     node: Vec<String>,
-    /// Its addresses on the underlay.
+    /// The node's addresses on the underlay.
     underlay: Vec<String>,
     /// The nodes by the path on which they would be reached.
     peers: BTreeMap<String, Vec<String>>,
     /// Name of the datastore, and the keys that would be written or deleted.
     records: (String, Vec<String>),
-    /// What would be changed in the kernel.
+    /// Changes that would be made to the kernel.
     kernel: Vec<String>,
     /// Files that would be written.
     files: Vec<String>,
@@ -76,7 +76,7 @@ impl fmt::Display for DryRun {
             format!("{way}: {}{more}", nodes.iter().take(NODES_NAMED).cloned().collect::<Vec<_>>().join(", "))
         });
         let peers: Vec<_> = peers.collect();
-        // Nothing to do is news, nothing wrong is not.
+        // An empty list of changes is printed, an empty list of problems is not.
         let parts = [
             ("Node", &self.node, true),
             ("Underlay", &self.underlay, true),
@@ -121,7 +121,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
     if matches!(config.store, StoreConfig::Embedded) {
         copy_database(&state, copy, STORE)?;
     }
-    // What the store said last: records that it has lost since come back.
+    // The last records from the datastore: the comparison restores records that it has lost since.
     copy_file(&state, copy, follower::SNAPSHOT)?;
     let mut dry = DryRun::default();
     dry.node.push(format!("{}, machine {}", config.node, machine.machine_id));
@@ -166,14 +166,14 @@ pub async fn run(mut config: Config) -> anyhow::Result<DryRun> {
             kernel,
             pods: Kernel::open_to_read(&sysctls)?,
             connections: FilterSocket::open_to_read()?,
-            // Nothing is changed, and nobody listens for changes.
+            // No changes are made, so no notifications are received.
             ports: BTreeSet::new(),
         },
         reaper: Reaper::idle(),
         in_flight: InFlight::default(),
         sysctls: sysctls.to_read(),
     };
-    // What is not run stays here until the end, with the entries that it would write.
+    // The tasks that are not run are kept until the end, because their entries are read.
     let tasks = assemble(config, parts)?;
     let (records, reporter) = (tasks.records, tasks.operator.reporter);
     let mut running = tokio::task::JoinSet::new();
@@ -221,7 +221,7 @@ fn underlay(board: &Board, mtu: u32) -> Vec<String> {
     uplinks.values().map(uplink).chain(mtu).collect()
 }
 
-/// How a peer is reached.
+/// Text for the path to a peer.
 fn words(reached: &Reached) -> String {
     match &reached.path {
         Way::Direct { .. } => "direct route".to_owned(),
@@ -230,7 +230,7 @@ fn words(reached: &Reached) -> String {
     }
 }
 
-/// A folder for copies, which goes with the handle. A container may have no `/tmp`, or cannot write there.
+/// A folder for copies, deleted when the handle is dropped. A container may have no `/tmp`, or no write access to it.
 fn scratch() -> anyhow::Result<TempDir> {
     let folders = [std::env::temp_dir(), "/dev/shm".into(), "/run".into()];
     let made = folders
@@ -243,7 +243,7 @@ fn scratch() -> anyhow::Result<TempDir> {
     })
 }
 
-/// Copies a SQLite file, if there is one, with what is not yet in it. No agent runs that could be writing there.
+/// Copies a SQLite file, if it exists, and its write-ahead log. No agent runs that could write to it.
 fn copy_database(from: &Path, to: &Path, name: &str) -> anyhow::Result<bool> {
     let is_there = copy_file(from, to, name)?;
     copy_file(from, to, &format!("{name}-wal"))?;
@@ -269,7 +269,7 @@ async fn read(store: &Store, config: &Config) -> anyhow::Result<Contents> {
     Ok(all)
 }
 
-/// What was written or deleted between two readings.
+/// The keys written or deleted between two reads.
 fn differences(before: &Contents, after: &Contents) -> Vec<String> {
     let by_key = |contents: &Contents| -> BTreeMap<String, Vec<u8>> {
         contents.entries.iter().map(|entry| (entry.key.clone(), entry.value.clone())).collect()

@@ -1,8 +1,8 @@
-//! The node's probe endpoint: the agent's own network endpoint, connected like a pod. The host forwards its packets like pods'
-//! packets, so the agent probes its peers from it, and the peers probe it.
+//! The node's probe endpoint: the agent's own network endpoint, connected like a pod. The host forwards its packets
+//! like pods' packets, so the agent probes its peers from it, and the peers probe it.
 //!
-//! It is a network namespace without a name, held open by the agent, and a pair of interfaces. Both end with the agent. Its
-//! addresses are in the ledger, and the next agent takes the same ones.
+//! It is an unnamed network namespace, held open by the agent, and an interface pair. Both are deleted when the agent
+//! ends. Its addresses are in the ledger, and the next agent uses them again.
 
 pub mod keeper;
 
@@ -19,20 +19,20 @@ use polder_ipam::node::{SMALLEST_BLOCK, SMALLEST_POOL};
 pub enum Endpoint {
     /// Not created yet.
     Awaited,
-    /// It has one.
+    /// It exists.
     Open(Arc<Open>),
-    /// It has none; the reason.
+    /// It does not exist, for this reason.
     Without(String),
-    /// It needs none: there can be no peers.
+    /// Not needed: the node cannot have peers.
     Unneeded,
 }
 
-/// A probe endpoint that is wired.
+/// An open probe endpoint.
 #[derive(Debug)]
 pub struct Open {
     /// Its network namespace.
     pub namespace: Arc<File>,
-    /// Its addresses, at most one of a family.
+    /// Its addresses, at most one per family.
     pub addresses: Vec<IpAddr>,
 }
 

@@ -1,6 +1,6 @@
 //! Reconciles kernel state with the cluster's records whenever one of them may have changed.
 //!
-//! A pass reads everything, plans, applies, and repeats until there is nothing left to do. Events only trigger a pass; their
+//! A pass reads everything, plans and applies; passes repeat until no change is left. Events only trigger a pass; their
 //! content is not applied.
 
 mod announcer;
@@ -45,7 +45,7 @@ use crate::underlay::{Facts, NotChosen, Underlay};
 /// Events within this time are handled by one pass.
 const SETTLE: Duration = Duration::from_millis(10);
 
-/// Passes in a row before a difference that does not go away waits for the next event or the clock.
+/// Most passes in a row. A remaining difference waits for the next event or the periodic pass.
 const PASSES: usize = 3;
 
 /// Most peers whose routes are looked up when the underlay is chosen.
@@ -74,7 +74,7 @@ enum Cause {
     Disturbance,
 }
 
-/// What the next pass would change, in order.
+/// The changes of the next pass, in order.
 pub async fn ask(plans: &mpsc::Sender<PlanRequest>) -> Result<Vec<String>, Refusal> {
     let (reply, answer) = oneshot::channel();
     let sent = plans.send(reply).await;
@@ -97,7 +97,7 @@ pub struct Task<D = OnNode> {
 }
 
 impl<D: Datapath> Task<D> {
-    /// Runs for ever.
+    /// Runs without end.
     pub async fn run(self) {
         let Self { tools, entries, announcer, wakes: Wakes { underlay, senders, mut plans } } = self;
         let board = &tools.readiness.board;
@@ -117,7 +117,7 @@ impl<D: Datapath> Task<D> {
             engine.work(cause).await;
             let (wake, dead) = (Instant::now() + engine.pause(), engine.dead.clone());
             cause = loop {
-                // All cancel-safe: changes that are not taken are seen in the next iteration.
+                // All branches are cancel-safe: a change that is missed here is detected in the next iteration.
                 break tokio::select! {
                     _ = view.changed() => Cause::Records,
                     _ = holdings.changed() => Cause::Records,
@@ -165,7 +165,7 @@ pub struct Engine<D = OnNode> {
 }
 
 impl<D: Datapath> Engine<D> {
-    /// One that has made no pass yet.
+    /// An engine that has made no pass yet.
     pub fn new(tools: Tools<D>, entries: Entries, announcer: Announcer) -> Self {
         Self {
             tools,
@@ -189,7 +189,7 @@ impl<D: Datapath> Engine<D> {
         matches!(self.tools.config.store, StoreConfig::Embedded)
     }
 
-    /// How long to wait without an event.
+    /// How long to wait for an event before the next pass.
     fn pause(&self) -> Duration {
         let resync = self.tools.config.resync;
         let until = |at: Instant| at.saturating_duration_since(Instant::now());
@@ -217,7 +217,7 @@ impl<D: Datapath> Engine<D> {
         sleep_until(self.repairing.pace.next(rung)).await;
     }
 
-    /// Whether a kernel setting is not what it was when a pass last found nothing to do.
+    /// Whether a kernel setting differs from its value when a pass last had no changes to make.
     fn settings_differ(&self) -> bool {
         let Some(in_place) = &self.repairing.in_place else { return false };
         let found = self.tools.sysctls.read(in_place.sysctls.iter().map(|(path, _)| path));
@@ -340,7 +340,8 @@ impl<D: Datapath> Engine<D> {
         }
     }
 
-    /// The result of a failed pass: the results of the previous pass stay valid, so a node that served pods goes on serving.
+    /// The result of a failed pass. The results of the previous pass stay valid, so a node that served pods continues
+    /// to serve them.
     fn not_made(&self, reason: &dyn fmt::Display) -> Pass {
         let reason = reason.to_string();
         warn!("{reason}");
@@ -369,10 +370,11 @@ impl<D: Datapath> Engine<D> {
         }
     }
 
-    /// Chooses the node's underlay addresses again. If the kernel cannot be read, they stay as they are and the read is retried
-    /// soon.
+    /// Chooses the node's underlay addresses again. If the kernel cannot be read, they stay as they are, and the read
+    /// is retried soon.
     async fn choose_underlay(&mut self, peers: &[Peer]) {
-        // Without etcd's addresses, they cannot be protected: a bell rings once they are known.
+        // While etcd's addresses are unknown, routes to them cannot be protected. A wake-up follows once they are
+        // known.
         let Some(store) = self.tools.store_at.borrow().clone() else { return };
         let mut asked: Vec<(WayTo, IpAddr)> = Vec::new();
         for peer in peers.iter().take(PEERS_ASKED) {

@@ -1,5 +1,5 @@
-//! etcd's addresses: those in the configuration, those that its names resolve to, and those of the connections in use. Pods'
-//! routes must not make them unreachable ([`crate::kernel::guard`]).
+//! etcd's addresses: those in the configuration, those that configured names resolve to, and those of open connections.
+//! Pod routes must not make them unreachable ([`crate::kernel::guard`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -19,13 +19,13 @@ use tracing::{info, warn};
 use crate::bell::Bell;
 use crate::config::StoreConfig;
 
-/// Pause between lookups: after all names were found, and after one was not.
+/// Pause between lookups: after all names were resolved, and after a failure.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(1));
 
 /// The file with the host's name servers.
 const RESOLVER: &str = "/etc/resolv.conf";
 
-/// The address in a URL, if it is one and not a name.
+/// The address in a URL; `None` if the host is a name.
 pub fn address(url: &str) -> Option<IpAddr> {
     match Endpoint::parse(url)?.host {
         Host::Address(address) => Some(address),
@@ -33,18 +33,18 @@ pub fn address(url: &str) -> Option<IpAddr> {
     }
 }
 
-/// The name servers of a `resolv.conf`.
+/// The name servers in the text of a `resolv.conf`.
 fn name_servers(text: &str) -> Vec<IpAddr> {
     let servers = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver"));
     servers.filter_map(|server| server.trim().parse().ok()).collect()
 }
 
-/// The other ends of this process's connections to one of the ports.
+/// The remote addresses of this process's connections to one of the ports.
 fn connected_to(ports: &BTreeSet<u16>) -> Vec<IpAddr> {
     let Ok(descriptors) = fs::read_dir("/proc/self/fd") else { return Vec::new() };
     let numbers = descriptors.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let peers = numbers.filter_map(|descriptor: RawFd| {
-        // Fails for descriptors that are no connected socket.
+        // Fails for descriptors that are not connected sockets.
         let peer: SockaddrStorage = getpeername(descriptor).ok()?;
         let v4 = peer.as_sockaddr_in().map(|peer| (IpAddr::V4(peer.ip()), peer.port()));
         v4.or_else(|| peer.as_sockaddr_in6().map(|peer| (IpAddr::V6(peer.ip()), peer.port())))
@@ -68,9 +68,9 @@ fn needed(addresses: impl Iterator<Item = (String, IpAddr)>) -> Vec<Needed> {
 pub struct Task {
     /// The configured datastore.
     pub store: StoreConfig,
-    /// etcd's addresses; `None` until they were first looked up.
+    /// etcd's addresses; `None` until the first lookup.
     pub found: watch::Sender<Option<Vec<Needed>>>,
-    /// Rings when they changed.
+    /// Rings when the addresses changed.
     pub underlay_changed: Bell,
 }
 
@@ -82,7 +82,7 @@ trait Sources {
     /// All members, and the error of a failed lookup.
     fn look_up(&mut self) -> impl Future<Output = (Vec<Found>, Option<String>)> + Send;
 
-    /// The other ends of this process's connections to one of the ports.
+    /// The remote addresses of this process's connections to one of the ports.
     fn connected_to(&self, ports: &BTreeSet<u16>) -> Vec<IpAddr>;
 
     /// The host's name servers.
@@ -172,7 +172,7 @@ mod tests {
     use super::*;
     use crate::bell::{Wake, bell};
 
-    /// Name servers and connections that are as a test says.
+    /// Name servers and connections that the test sets.
     #[derive(Debug, Clone, Default)]
     struct Fake(Arc<Mutex<State>>);
 

@@ -48,7 +48,7 @@ impl From<Exit> for ExitCode {
 }
 
 impl Exit {
-    /// Exit code of a command that checks for problems.
+    /// Exit code of a command that checks for problems: `is_well` if it found none.
     pub fn of_look(is_well: bool) -> Self {
         if is_well { Self::Fine } else { Self::Problem }
     }

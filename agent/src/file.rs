@@ -1,23 +1,23 @@
-//! Replacing a file as a whole: who opens it finds the old one or the new one, and never a part of either.
+//! Atomic replacement of a file: a reader sees either the complete old file or the complete new one.
 
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// Writes the file under another name in the same folder, with its mode, and renames it. Some runtimes notice a rename, and
-/// neither a write nor a change of the mode.
+/// Writes the file under a temporary name in the same folder, with its mode, and renames it. Some runtimes notice a
+/// rename, but not a write or a change of the mode.
 pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let temporary = temporary(path);
     let written = write(&temporary, content, mode).and_then(|()| fs::rename(&temporary, path));
     if written.is_err() {
-        // A disk that is full is not to be filled by what is useless.
+        // Deleted, because the disk may be full.
         let _ = fs::remove_file(&temporary);
     }
     written
 }
 
-/// Puts a symbolic link in place of whatever has that name.
+/// Replaces the file of that name by a symbolic link.
 pub fn replace_link(path: &Path, to: &Path) -> io::Result<()> {
     let temporary = temporary(path);
     delete(&temporary)?;
@@ -28,18 +28,18 @@ pub fn replace_link(path: &Path, to: &Path) -> io::Result<()> {
 fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
     file.write_all(content)?;
-    // Whatever the umask, and whatever was left there.
+    // Independent of the umask and of the mode of an old temporary file.
     file.set_permissions(fs::Permissions::from_mode(mode))?;
     file.sync_all()
 }
 
-/// Where it is written before it is whole: a hidden name, which runtimes do not read.
+/// Path of the incomplete file: a hidden name, which runtimes do not read.
 pub fn temporary(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.new"))
 }
 
-/// Deletes a file. Returns whether it was there.
+/// Deletes a file. Returns whether it existed.
 pub fn delete(path: &Path) -> io::Result<bool> {
     match fs::remove_file(path) {
         Ok(()) => Ok(true),

@@ -1,4 +1,4 @@
-//! For tests: what the tasks tell each other, in the hand of a test. It is that of a node of a cluster, unless a test says otherwise.
+//! For tests: the entries that the tasks publish, set by the test. By default those of a node of a cluster.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +29,7 @@ pub(crate) struct Fixture {
 }
 
 impl Fixture {
-    /// A node that is registered, and of whose kernel nothing is known.
+    /// A registered node without a completed pass.
     pub(crate) fn new() -> Self {
         let holdings = Holdings { identity: Some(identity()), ..Holdings::default() };
         Self {
@@ -41,7 +41,7 @@ impl Fixture {
         }
     }
 
-    /// What tasks read of it.
+    /// The entries as tasks read them.
     pub(crate) fn board(&self) -> Board {
         Board {
             records: Records::new(self.view.subscribe()),

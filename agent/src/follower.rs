@@ -25,7 +25,7 @@ pub const SNAPSHOT: &str = "cluster.json";
 /// Temporary file of the snapshot until it is complete.
 pub const SNAPSHOT_BEFORE: &str = "cluster.new";
 
-/// How long a starting agent waits for the datastore before it uses the snapshot.
+/// Time that a starting agent waits for the datastore before it uses the snapshot.
 const STORE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Pause between a change and the snapshot, so that a burst is written once.
@@ -40,7 +40,7 @@ pub struct Task {
     pub state_dir: PathBuf,
     /// The node's underlay addresses and the ranges that it needs, for the validation of records.
     pub underlay: watch::Receiver<Chosen>,
-    /// The cluster's records as they are known.
+    /// The cluster's records.
     pub view: watch::Sender<Arc<View>>,
 }
 
@@ -154,7 +154,7 @@ impl Records {
     }
 }
 
-/// `None` for a value that is not UTF-8: it is no valid record and not saved.
+/// `None` if the value is not UTF-8: it is not a valid record and is not saved.
 fn text(entry: &Entry) -> Option<(String, (Revision, String))> {
     Some((entry.key.clone(), (entry.revision, String::from_utf8(entry.value.clone()).ok()?)))
 }

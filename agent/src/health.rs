@@ -12,7 +12,7 @@ use crate::machine::now;
 use crate::reporter::Reporter;
 
 /// The node's health for a runtime: why an ADD would be refused ([`Board::obstacles`](crate::board::Board::obstacles)),
-/// and whether there is an address for it.
+/// and for which families no address is available.
 pub async fn health(reporter: &Reporter, request: &HealthRequest) -> Health {
     let mut health = Health { unavailable: reporter.board().obstacles(), limited: Vec::new() };
     if let Registration::Conflict(reason) = reporter.board().registration() {
@@ -24,8 +24,8 @@ pub async fn health(reporter: &Reporter, request: &HealthRequest) -> Health {
     if let (Needed::Addresses(pool), true) = (&request.pools, health.unavailable.is_empty()) {
         health.unavailable = shortfalls(reporter, pool.as_ref()).await;
     }
-    // In the kernel, where the plugin looks for pods, interfaces of other plugins cannot be recognised. Only the agent knows that
-    // such pods run, which would be evicted if STATUS failed.
+    // The plugin finds pods by their interfaces in the kernel and cannot recognise those of other plugins. Only the
+    // agent knows that these pods run; they would be evicted if STATUS failed.
     let is_lease = |held: &Held| held.kind == Kind::Lease && !held.leaving;
     if !health.unavailable.is_empty() && reporter.ipam.run(move |ipam| ipam.attachments().any(is_lease)).await
     {
@@ -46,7 +46,7 @@ pub async fn shortfalls(reporter: &Reporter, pool: Option<&PoolName>) -> Vec<Str
     shortfalls
 }
 
-/// Why no address of that family is available; `None` if one is.
+/// Why no address of that family is available; `None` if one is available.
 async fn exhausted(reporter: &Reporter, family: Family, pool: Option<&PoolName>) -> Option<String> {
     let view = reporter.board().view();
     let wanted = pool.cloned();

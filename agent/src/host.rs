@@ -1,5 +1,5 @@
-//! Effects of other software on the host on pods: checked periodically (at most every 30 s) and reported in `status` with a
-//! remedy. Nothing is changed, because it does not belong to Polder.
+//! Effects of other software on the host on pods: checked periodically (at least every 30 s) and reported in `status`
+//! with a remedy. Nothing is changed, because these settings do not belong to Polder.
 
 pub mod firewall;
 pub mod insides;
@@ -73,7 +73,7 @@ pub fn problems(there: &Surroundings, gaps: &[Gap], needs: &Needs) -> Vec<String
         .iter()
         .filter(|filter| needs.closed_tunnels.iter().any(|family| filter.judges(*family)))
         .filter_map(|filter| filter.problem_of_tunnels(needs.tunnel_port, &needs.uplinks));
-    // It may be harmless: reported only where pods do not answer.
+    // May be harmless: reported only if pods of a peer do not answer.
     let legacy = there.legacy_filters.iter().filter(|family| needs.closed.contains(family));
     let legacy = legacy.map(|family| firewall::unreadable(*family, needs.attach));
     let neighbours = there.neighbours.iter().filter_map(|(family, limits)| {
@@ -175,7 +175,7 @@ impl<S: Survey> Task<S> {
             let cluster =
                 view.borrow_and_update().cluster.as_ref().map(|cluster| Arc::clone(&cluster.record));
             let Some(cluster) = cluster else {
-                // Its end is the agent's.
+                // The sender is dropped only when the agent ends.
                 let _ = view.changed().await;
                 continue;
             };
@@ -205,7 +205,7 @@ impl<S: Survey> Task<S> {
         let (asked, closed) = (needs.pods.pools.clone(), !needs.closed_tunnels.is_empty());
         let there = match self.survey.surroundings(asked, closed).await {
             Ok(there) => there,
-            // Other programs may change their rules during the read: the last result stays.
+            // Other programs may change their rules during the read: keep the last result.
             Err(error) => {
                 return debug!(%error, "cannot read the packet filters of other programs: keeping the last result");
             }
@@ -285,7 +285,7 @@ mod tests {
         assert_eq!(problems(&there, &[], &needs(AttachMode::Routed)), Vec::<String>::new());
     }
 
-    /// A host that is as a test says.
+    /// A host with the state that the test sets.
     #[derive(Debug, Clone, Default)]
     struct Fake(Arc<Mutex<State>>);
 

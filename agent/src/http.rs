@@ -40,7 +40,7 @@ pub struct Task {
     pub unserved: watch::Sender<Option<String>>,
     /// The agent's threads.
     pub threads: Threads,
-    /// What is known of the node.
+    /// Sources of the node's status.
     pub reporter: Reporter,
 }
 
@@ -52,7 +52,7 @@ impl Task {
     }
 }
 
-/// Listens as soon as nobody else does.
+/// Listens on the address, as soon as no other program does.
 async fn listen(address: SocketAddr, unserved: &watch::Sender<Option<String>>) -> TcpListener {
     loop {
         match TcpListener::bind(address).await {
@@ -76,15 +76,15 @@ async fn listen(address: SocketAddr, unserved: &watch::Sender<Option<String>>) -
     }
 }
 
-/// An agent that is asked how it is.
+/// An agent whose state is requested.
 trait Asked: Send + Sync + 'static {
-    /// The agent's threads that stand still, in words: what systemd's watchdog is told, too.
+    /// A text for each stuck thread of the agent, as for systemd's watchdog.
     fn standstills(&self) -> impl Future<Output = Vec<String>> + Send;
 
     /// Why the node is not ready. Empty if it is.
     fn reasons(&self) -> Vec<String>;
 
-    /// All that can be counted.
+    /// All metrics.
     fn metrics(&self) -> impl Future<Output = Registry> + Send;
 }
 
@@ -121,7 +121,7 @@ async fn ready<A: Asked>(State(agent): State<Arc<A>>) -> (StatusCode, String) {
     unless(&agent.reasons())
 }
 
-/// All is well unless something is wrong.
+/// Status 200 without problems, otherwise 503 with the texts.
 fn unless(wrong: &[String]) -> (StatusCode, String) {
     if wrong.is_empty() {
         (StatusCode::OK, "ok\n".to_owned())
@@ -138,7 +138,7 @@ async fn metrics<A: Asked>(State(agent): State<Arc<A>>) -> (StatusCode, String) 
     }
 }
 
-/// The node's status as gauges. Made for every scrape, so that nothing has to be kept in step.
+/// The node's status as gauges. Computed for every scrape, so that no values have to be kept up to date.
 async fn registry(reporter: &Reporter) -> Registry {
     let status = status::status(reporter).await;
     let mut registry = Registry::with_prefix("polder");
@@ -185,7 +185,7 @@ async fn registry(reporter: &Reporter) -> Registry {
     registry
 }
 
-/// Writes that have failed since the agent started.
+/// Failed writes since the agent started.
 fn register_failures(registry: &mut Registry, failures: Failures) {
     let writes: Metrics<[(&'static str, &'static str); 1], Counter> = Metrics::default();
     for (result, number) in [("refused", failures.refused), ("unknown", failures.unknown)] {
@@ -195,7 +195,7 @@ fn register_failures(registry: &mut Registry, failures: Failures) {
     registry.register("store_write_failures", help, writes);
 }
 
-/// The cluster's nodes by whether their agents are alive. Absent while the store cannot tell.
+/// The cluster's nodes by whether their agents are alive. Absent while the leases are unknown.
 fn register_nodes(registry: &mut Registry, reporter: &Reporter) {
     let view = reporter.board().view();
     let leases = reporter.told.leases.borrow().among(|name| view.nodes.contains_key(name));
@@ -210,10 +210,10 @@ fn register_nodes(registry: &mut Registry, reporter: &Reporter) {
     registry.register("nodes", "Nodes of the cluster, by whether their agents renew their leases", nodes);
 }
 
-/// A gauge that may be a fraction, or larger than any whole number that is counted with.
+/// A gauge for fractions, and for numbers larger than an integer gauge can hold.
 type Fraction = Gauge<f64, AtomicU64>;
 
-/// What is claimed of the pools: an alarm at 80 % leaves time to add one.
+/// Usage of the pools: an alarm at 80 % leaves time to add a pool.
 fn register_pools(registry: &mut Registry, reporter: &Reporter) {
     let view = reporter.board().view();
     let blocks: Metrics<[(&'static str, String); 2], Fraction> = Metrics::default();
@@ -240,7 +240,7 @@ mod tests {
 
     use super::*;
 
-    /// An agent that stands still and is not ready for these reasons.
+    /// An agent with these stuck threads and these reasons for not being ready.
     #[derive(Debug, Clone, Default)]
     struct Fake {
         standstills: Vec<String>,
@@ -263,7 +263,7 @@ mod tests {
         }
     }
 
-    /// The status line and the body.
+    /// Sends a request. Returns the status line and the body.
     async fn get(agent: Fake, path: &str) -> (String, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();

@@ -15,11 +15,11 @@ use tokio::time::timeout;
 pub struct InFlight {
     attachments: Mutex<BTreeSet<Attachment>>,
     ended: Notify,
-    /// The ADDs in progress that an earlier agent has answered, by the interface on the host that each creates.
+    /// The ADDs in progress that an earlier agent has answered, by their interface on the host.
     earlier: Mutex<BTreeMap<IfName, MarkedAdd>>,
 }
 
-/// Interval of checks whether the ADD of an earlier agent has ended: nothing announces that.
+/// Interval of checks whether the ADD of an earlier agent has ended: no event reports that.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// The lock on an attachment, until it is dropped.
@@ -30,7 +30,7 @@ pub struct Wired {
 }
 
 impl InFlight {
-    /// Finds the ADDs in progress that an earlier agent has answered. To be called before this agent answers one.
+    /// Finds the ADDs in progress that an earlier agent has answered. Call it before this agent answers an ADD.
     pub fn found(socket: &Path) -> io::Result<Self> {
         let earlier = Mutex::new(MarkedAdd::all(socket)?.into_iter().collect());
         Ok(Self { earlier, ..Self::default() })
@@ -77,7 +77,7 @@ impl InFlight {
         !earlier.is_empty() && earlier.contains_key(&attachment.host_interface())
     }
 
-    /// Whether any such ADD is in progress.
+    /// Whether any ADD is in progress that an earlier agent has answered.
     pub fn is_any_wired_from_before(&self) -> bool {
         !self.earlier().is_empty()
     }
@@ -90,13 +90,13 @@ impl InFlight {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeSet<Attachment>> {
-        // A set of names is whole, whoever panicked.
+        // A panic elsewhere leaves the set of names consistent.
         self.attachments.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Wired {
-    /// What is held.
+    /// The locked attachment.
     pub fn attachment(&self) -> &Attachment {
         &self.attachment
     }
@@ -130,7 +130,7 @@ mod tests {
         drop(mark);
         let held = waiting.await;
         assert!(!in_flight.is_any_wired_from_before());
-        // What this agent answers it knows by itself.
+        // The mark of an ADD that this agent answers itself.
         let _own = AddMark::set(&socket, &attachment).unwrap();
         drop(held);
         assert!(in_flight.hold(&attachment).is_some());

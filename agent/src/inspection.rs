@@ -1,8 +1,8 @@
 //! `polderctl ipam check`: checks the records against each other, and each node's ledger and kernel.
 //!
-//! The agent that gets the command writes a request into the datastore, which every agent watches. Each agent checks its
-//! node and writes its answer into the datastore. Request and answers are deleted at the end, also those of an earlier
-//! check that did not finish.
+//! The agent that gets the command writes a request into the datastore, which every agent watches. Each agent checks
+//! its node and writes its answer into the datastore. At the end, the request and all answers are deleted, also those
+//! of an earlier check that did not finish.
 
 mod answer;
 mod mend;
@@ -62,10 +62,10 @@ pub async fn check(membership: &Membership, store: &Store, repairs: Repairs) -> 
     let id = Nonce::new(random_name().map_err(try_again)?);
     let record = InspectionRecord { id: id.clone(), repairs };
     let sent = store.commit(&Change::AskInspection(record)).await;
-    // An outcome that is not known shows itself: without the wish there are no answers.
+    // If the outcome is unknown, the answers show it: without the request there are no answers.
     let checked = match sent {
         Ok(_) => ask(membership, store, &id, repairs).await,
-        // Nothing of it is in the store.
+        // The request is not in the datastore.
         Err(error) if !error.needs_look() => return Err(store_failed(error)),
         Err(error) => Err(store_failed(error)),
     };
@@ -91,7 +91,7 @@ async fn ask(
     let mut answers = BTreeMap::new();
     loop {
         let (silent, absent) = unanswered(&members, &alive, &answers);
-        // An agent without a lease can answer, too: the store can have refused it one.
+        // An agent without a lease can answer, too: the datastore may have refused the lease.
         let is_over = silent.is_empty() && (absent.is_empty() || started.elapsed() >= answer::CERTAIN);
         if is_over || started.elapsed() >= patience {
             break;
@@ -106,7 +106,7 @@ async fn ask(
     while !among.is_empty() && started.elapsed() < answer::CERTAIN {
         sleep(PAUSE).await;
     }
-    // While blocks and addresses come and go, one look may find what is not so.
+    // While blocks and addresses change, a single examination can report inconsistencies that do not persist.
     let view = read_all(store).await.map_err(store_failed)?;
     if view.inspection.as_ref().is_none_or(|asked| asked.record.id != *id) {
         return Err(try_again("another check started at the same time. Try again"));
@@ -136,7 +136,7 @@ async fn ask(
     Ok(checked)
 }
 
-/// The members that have not answered: those that are alive, and the others.
+/// The members that have not answered: first those that are alive, then the others.
 fn unanswered<T>(
     members: &BTreeSet<NodeName>,
     alive: &BTreeSet<NodeName>,
@@ -149,7 +149,7 @@ fn unanswered<T>(
 /// An inconsistency between records.
 struct Found {
     deviation: Deviation,
-    /// The record of an address that no attachment can have.
+    /// The record of an address that no attachment can have, with its revision.
     record: Option<(Name, Revision)>,
 }
 
@@ -186,7 +186,7 @@ async fn look(view: &View, store: &Store) -> Result<Vec<Found>, StoreError> {
 }
 
 fn unreadable(key: &str, reason: &str, revision: Option<Revision>) -> Found {
-    // One of a node's own addresses that node names, too, and in the same words.
+    // The node of an unreadable address record reports it, too, with the same text.
     let node = key.strip_prefix(prefix::in_use()).and_then(|key| key.strip_prefix("addresses/"));
     let node: Option<NodeName> = node.and_then(|rest| rest.split('/').next()?.parse().ok());
     let what = match &node {
@@ -200,7 +200,7 @@ fn unreadable(key: &str, reason: &str, revision: Option<Revision>) -> Found {
     }
 }
 
-/// Deletes the record of an address that says of a node that is not there what nobody can withdraw but us.
+/// Deletes the record of an address if its node is not registered: no other agent would withdraw it.
 async fn withdraw(store: &Store, view: &View, found: &Found) -> bool {
     let (Some((name, revision)), Some(node)) = (&found.record, &found.deviation.node) else { return false };
     if view.nodes.contains_key(node) {
@@ -213,7 +213,7 @@ async fn withdraw(store: &Store, view: &View, found: &Found) -> bool {
     matches!(store.commit(&change).await, Ok(Outcome::Applied { .. }))
 }
 
-/// The answers to that check, of members of the cluster.
+/// The answers to that check from members of the cluster. Unreadable answers are ignored.
 async fn read_answers(
     store: &Store,
     id: &Nonce,

@@ -1,7 +1,7 @@
-//! Reading and changing the kernel of this node. All calls block, and belong on an [`Owner`]'s thread.
+//! Reads and changes the kernel of this node. All calls block: run them on an [`Owner`]'s thread.
 //!
-//! [`state`] has the types, [`desired`] computes the desired state, [`plan`] the changes; these do no I/O. [`Kernel`] reads
-//! the kernel and applies the changes.
+//! [`state`] has the types, [`desired`] computes the desired state, [`plan`] the changes; these do no I/O. [`Kernel`]
+//! reads the kernel and applies the changes.
 //!
 //! [`Owner`]: crate::owner::Owner
 
@@ -55,7 +55,8 @@ impl Kernel {
         Ok(Self { routes, filter, sysctls: sysctls.to_read() })
     }
 
-    /// The ports by which the kernel's notifications name the sockets.
+    /// The netlink port IDs of the sockets. The kernel's notifications contain the ID of the socket that made the
+    /// change.
     pub fn ports(&self) -> Result<[u32; 2], Error> {
         Ok([self.routes.port()?, self.filter.port()?])
     }
@@ -66,7 +67,7 @@ impl Kernel {
         addresses.iter().map(look_up).collect()
     }
 
-    /// Lets a pod send under its addresses, before it has an interface.
+    /// Adds a pod's addresses to the packet filter, before the pod has an interface.
     pub fn admit_pod(&mut self, table: &Table, mac: Mac, addresses: &[IpAddr]) -> Result<(), Error> {
         for (set, element) in senders(mac, addresses) {
             self.filter.commit(table.change(set, [&element], []))?;
@@ -74,8 +75,8 @@ impl Kernel {
         Ok(())
     }
 
-    /// Forgets a pod whose interface is gone: its neighbour entries on the bridge, its right to send, and the routes to
-    /// those of its addresses that are in no block. What is not there is forgotten already.
+    /// Deletes the state of a pod whose interface is gone: its neighbour entries on the bridge, its elements in the
+    /// packet filter, and the routes to its addresses that are in no block. Missing objects are ignored.
     pub fn forget_pod(&mut self, table: &Table, mac: Mac, addresses: &[IpAddr]) -> Result<(), Error> {
         let there_or_not = |result: Result<(), Error>| match result {
             Err(error) if !error.is_missing() => Err(error),

@@ -1,5 +1,5 @@
-//! Which agents are alive: read from the datastore periodically. Leases are not watched, because thousands of them are renewed
-//! all the time.
+//! Which agents are alive: read from the datastore periodically. Leases are not watched, because thousands of them are
+//! renewed all the time.
 
 pub mod poll;
 
@@ -13,14 +13,14 @@ use polder_ipam::store::StoreError;
 use polder_store::Store;
 use tokio::time::Instant;
 
-/// How long a lease must be missing before an agent counts as dead. An agent renews it within seconds after its start, or when the
-/// datastore is reachable again.
+/// How long a lease must be missing before an agent counts as dead. An agent renews it within seconds after its start,
+/// or when the datastore is reachable again.
 const CONFIRM: Duration = Duration::from_secs(15);
 
-/// Up to this many leases are read one by one, instead of the whole list.
+/// Maximum number of leases that are read one by one instead of the whole list.
 const ONE_BY_ONE: usize = 8;
 
-/// Most nodes that are reported one by one.
+/// Maximum number of nodes that are reported one by one.
 const NAMED: usize = 10;
 
 /// The nodes whose agents hold their leases.
@@ -28,7 +28,7 @@ pub async fn living(store: &Store) -> Result<BTreeSet<NodeName>, StoreError> {
     Ok(publication::living(&store.range(&Key::all_alive()).await?))
 }
 
-/// Those of the nodes whose agents hold their leases. Few are read one by one.
+/// Those of the given nodes whose agents hold their leases. A few are read one by one.
 pub async fn living_among(store: &Store, names: &[NodeName]) -> Result<BTreeSet<NodeName>, StoreError> {
     if names.len() > ONE_BY_ONE {
         return living(store).await;
@@ -46,16 +46,16 @@ pub async fn living_among(store: &Store, names: &[NodeName]) -> Result<BTreeSet<
 /// The lease state of the other nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Leases {
-    /// When they were read; `None` while the datastore is unreachable.
+    /// Time of the last read; `None` while the datastore is unreachable.
     asked: Option<Instant>,
-    /// The nodes without a lease, and since when.
+    /// The nodes without a lease, with the time since when.
     missing: BTreeMap<NodeName, Instant>,
     /// The nodes whose agents were dead when last read, and without a lease since.
     dead: BTreeSet<NodeName>,
 }
 
 impl Leases {
-    /// Updates from the datastore: `others` are all other nodes, `living` those with a lease.
+    /// Applies a read of the datastore: `others` are all other nodes, `living` those with a lease.
     fn take(&mut self, others: &BTreeSet<NodeName>, living: &BTreeSet<NodeName>, now: Instant) {
         self.asked = Some(now);
         let missing = others.difference(living);
@@ -72,8 +72,8 @@ impl Leases {
         Self { dead: self.dead.clone(), ..Self::default() }
     }
 
-    /// The nodes whose agents are treated as dead, also while the datastore is unreachable: decisions based on it must not flap
-    /// with every loss of the datastore.
+    /// The nodes whose agents are treated as dead, also while the datastore is unreachable: dependent decisions must
+    /// not flap when the datastore is unreachable.
     pub fn dead(&self) -> &BTreeSet<NodeName> {
         &self.dead
     }
@@ -95,13 +95,13 @@ impl Leases {
         Self { missing: missing.map(|(name, since)| (name.clone(), *since)).collect(), ..self.clone() }
     }
 
-    /// The nodes whose agents are not alive, and since when at the latest.
+    /// The nodes whose agents are not alive, with the latest possible start time.
     pub fn not_alive(&self) -> impl Iterator<Item = (&NodeName, Instant)> {
         let is_sure = |since: Instant| self.asked.is_some_and(|asked| asked - since >= CONFIRM);
         self.missing.iter().map(|(name, since)| (name, *since)).filter(move |(_, since)| is_sure(*since))
     }
 
-    /// When to read again; `pause` is the usual interval.
+    /// Time of the next read; `pause` is the usual interval.
     fn next(&self, pause: Duration, now: Instant) -> Instant {
         let unsure = self.missing.values().map(|since| *since + CONFIRM).filter(|at| *at > now).min();
         unsure.map_or(now + pause, |at| at.min(now + pause))

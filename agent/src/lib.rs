@@ -1,24 +1,27 @@
 //! The Polder node agent as a library: the daemon, and the commands of `polderctl`.
 //!
-//! Each task is a struct with what it owns and reads, and is told to run by [`daemon`]. What it finds out it writes into its own
-//! entries, which others read ([`board`], [`readiness`]). `assembly` makes the channels.
+//! Each task is a struct with the state that it owns and its inputs. [`daemon`] starts the tasks. A task publishes its
+//! results in its own entries, which other tasks read ([`board`], [`readiness`]). `assembly` creates the channels.
 //!
-//! | task | does |
+//! | task | purpose |
 //! |---|---|
 //! | [`follower`] | follows the cluster's records |
-//! | [`etcd_addresses`] | finds out where etcd is |
-//! | [`leases`] | asks which agents are alive |
+//! | [`etcd_addresses`] | looks up etcd's addresses |
+//! | [`leases`] | reads which agents are alive |
 //! | [`registrar`] | keeps the node registered and its blocks claimed |
-//! | [`publisher`] | tells the store that the node lives, and who has which address |
-//! | [`sweeper`](polder_ipam::tasks::sweeper) | takes away what ended without a DEL |
-//! | [`engine`] | makes the kernel what it should be |
-//! | [`monitor`] | hears what changes in the kernel |
+//! | [`publisher`] | renews the node's lease and publishes the owner of each address |
+//! | [`sweeper`](polder_ipam::tasks::sweeper) | cleans up attachments that ended without a DEL |
+//! | [`engine`] | reconciles the kernel with the desired state |
+//! | [`monitor`] | receives the kernel's notifications |
 //! | [`endpoint`] | keeps the node's probe endpoint |
 //! | [`probe`] | probes the paths to the peers |
-//! | [`host`] | looks at what others on the host do to pods |
-//! | [`inspection`] | looks at this node, when the cluster is checked |
-//! | [`server`] | serves the plugin ([`service`], [`teardown`](polder_ipam::tasks::teardown)) and [operators](polder_ipam::tasks::operator) |
-//! | [`http`], [`systemd`] | tell monitoring and systemd |
+//! | [`host`] | checks for effects of other software on pods |
+//! | [`inspection`] | checks this node when the cluster is checked |
+//! | [`server`] | serves the plugin ([`service`], [teardown]) and [operators] |
+//! | [`http`], [`systemd`] | report to monitoring and to systemd |
+//!
+//! [teardown]: polder_ipam::tasks::teardown
+//! [operators]: polder_ipam::tasks::operator
 
 mod assembly;
 pub mod bell;

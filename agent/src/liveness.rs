@@ -7,8 +7,8 @@ use polder_store::NodeIpam;
 use crate::kernel::Kernel;
 use crate::owner::Owner;
 
-/// How long a thread of the agent may finish no job before it counts as stuck. The longest job is a pass over kernel state,
-/// which takes a second with 5,000 peers.
+/// Time without a finished job after which a thread of the agent counts as stuck. The longest job is a pass over kernel
+/// state, which takes a second with 5,000 peers.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The threads that the agent depends on.
@@ -23,8 +23,8 @@ pub struct Threads {
 }
 
 impl Threads {
-    /// A text for each stuck thread. Empty if all make progress. Faults of the datastore or of peers do not count, because a restart
-    /// of the agent would not help.
+    /// A text for each stuck thread. Empty if all make progress. Faults of the datastore or of peers do not count,
+    /// because a restart of the agent would not help.
     pub async fn standstills(&self) -> Vec<String> {
         let (ledger, kernel, pods) =
             tokio::join!(self.ledger.works(PATIENCE), self.kernel.works(PATIENCE), self.pods.works(PATIENCE));

@@ -1,5 +1,5 @@
-//! The lock that ensures one agent per node. Devices, routes and tables exist once per node, whatever state directories
-//! two agents use.
+//! The lock that ensures one agent per node. Devices, routes and tables exist once per node, even if two agents use
+//! different state directories.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -10,18 +10,18 @@ use anyhow::{Context, bail};
 use nix::sys::socket::{getsockopt, sockopt};
 use tracing::warn;
 
-/// An abstract name belongs to a network namespace, as the devices do, and goes with the process that holds it.
+/// An abstract socket name belongs to a network namespace, like the devices, and is released when its process ends.
 const NAME: &str = "polder-agent";
 
 /// Lock of the node, held until it is dropped.
 #[derive(Debug)]
 pub struct NodeLock {
-    /// Nobody connects to it. `None` where another user's process has the name.
+    /// Accepts no connections. `None` if a process of another user has the name.
     _listener: Option<UnixListener>,
 }
 
 impl NodeLock {
-    /// Takes the node, unless another agent of this network namespace has it.
+    /// Locks the node, unless another agent of this network namespace has locked it.
     pub fn take() -> anyhow::Result<Self> {
         Self::take_named(NAME)
     }
@@ -40,7 +40,7 @@ impl NodeLock {
         let holder = UnixStream::connect_addr(&address)
             .and_then(|stream| Ok(getsockopt(&stream.as_fd(), sockopt::PeerCredentials)?));
         match holder {
-            // Any user can take an abstract name, and must not keep the agent from starting.
+            // Any user can bind an abstract name; this must not keep the agent from starting.
             Ok(holder) if holder.uid() != 0 => {
                 warn!(
                     pid = holder.pid(),
@@ -63,7 +63,7 @@ impl NodeLock {
     }
 }
 
-/// The process, if it has a number here: one of another PID namespace has none.
+/// Text for the process id; empty for a process of another PID namespace, which has no id in this one.
 fn process(pid: i32) -> String {
     if pid == 0 { String::new() } else { format!(" (process {pid})") }
 }

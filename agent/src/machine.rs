@@ -9,7 +9,7 @@ use polder_ipam::ids::{BootId, MachineId};
 use polder_ipam::record::Life;
 
 const MACHINE_ID: &str = "/etc/machine-id";
-/// What systemd has there before it has made an id (machine-id(5)), and images that are made for many machines.
+/// Content of the file before systemd has created an id (machine-id(5)), and in images made for many machines.
 const UNINITIALIZED: &str = "uninitialized";
 const MAKE_ID: &str = "create it with systemd-machine-id-setup, or mount that of the host";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -18,17 +18,17 @@ const RANDOM_UUID: &str = "/proc/sys/kernel/random/uuid";
 /// The machine's identity cannot be determined.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
-    /// A file that every machine has is missing or empty.
+    /// A required file is missing or invalid.
     #[error("{path} {problem}: {remedy}")]
     File {
         /// The file.
         path: &'static str,
-        /// What is wrong with it.
+        /// The problem with the file.
         problem: String,
-        /// What to do about it.
+        /// The remedy.
         remedy: &'static str,
     },
-    /// The host name is no node name.
+    /// The host name is not a valid node name.
     #[error("the host name is not a valid node name: set one with --node")]
     HostName(#[source] polder_api::InvalidName),
 }
@@ -36,7 +36,7 @@ pub enum MachineError {
 /// The machine that the agent runs on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
-    /// Stays as long as the installation.
+    /// Stays the same for the lifetime of the installation.
     pub machine_id: MachineId,
     /// Changes with every boot.
     pub boot_id: BootId,
@@ -54,7 +54,7 @@ impl Machine {
         Ok(Self { machine_id: MachineId::new(machine_id), boot_id })
     }
 
-    /// The machine and its boot, to be compared with records.
+    /// Machine id and boot id, for a comparison with records.
     pub fn life(&self) -> Life<'_> {
         Life { machine_id: &self.machine_id, boot_id: &self.boot_id }
     }
@@ -69,13 +69,13 @@ fn line(path: &'static str, remedy: &'static str) -> Result<String, MachineError
     Err(MachineError::File { path, problem, remedy })
 }
 
-/// The node's name where none is given: the host name in lower case, as Kubernetes does it.
+/// Default node name: the host name in lower case, as in Kubernetes.
 pub fn default_node_name() -> Result<NodeName, MachineError> {
     let name = nix::unistd::gethostname().unwrap_or_default();
     name.to_string_lossy().to_lowercase().parse().map_err(MachineError::HostName)
 }
 
-/// Now, on the clock that neither stops in sleep nor jumps when somebody sets the time.
+/// The current time of a clock that counts suspend and ignores changes of the system time.
 pub fn now() -> Moment {
     let clock = nix::time::ClockId::CLOCK_BOOTTIME;
     let time = nix::time::clock_gettime(clock).expect("every kernel since 2.6.39 has this clock");
@@ -83,7 +83,7 @@ pub fn now() -> Moment {
     Moment::from_millis(seconds * 1000 + nanos / 1_000_000)
 }
 
-/// A random unique name.
+/// A random unique name: a UUID.
 pub fn random_name() -> Result<String, MachineError> {
     line(RANDOM_UUID, "check that /proc is mounted")
 }

@@ -63,7 +63,7 @@ pub fn start(task: Task) -> Result<(), Error> {
 
 fn spawn(name: &str, listen: impl FnOnce() -> Error + Send + 'static) -> Result<(), Error> {
     let until_it_fails = move || {
-        // Nothing is lost for good: every pass reads everything.
+        // Lost messages do no lasting harm: every pass reads the complete state.
         let error = listen();
         warn!(%error, "kernel notifications stopped: changes by other programs are only found by periodic passes");
     };
@@ -71,7 +71,7 @@ fn spawn(name: &str, listen: impl FnOnce() -> Error + Send + 'static) -> Result<
     spawned.map(drop).map_err(|source| Error::Socket { action: "start a thread for", source })
 }
 
-/// Another program has changed the packet filter.
+/// Handles a change of the packet filter by another program.
 fn of_filter(alarm: &Alarm, author: &Author) {
     debug!(?author, "the packet filter was changed");
     alarm.ring(author.thread.map(|id| repair::process(id, author.name.as_deref())));
@@ -90,7 +90,7 @@ impl Listener {
             What::LinkGone { index, name } => {
                 self.task.reaper.is_gone(*index);
                 match self.devices.remove(index).or_else(|| Device::named(name)) {
-                    // A pod's interface goes with the pod: the sweeper handles that.
+                    // A pod's interface is deleted with the pod: the sweeper handles that.
                     Some(Device::Pod(_)) => {}
                     Some(_) => self.disturbed(event, is_own),
                     None => self.underlay_changed(event),
@@ -111,7 +111,7 @@ impl Listener {
                 self.disturbed(event, is_own);
             }
             What::Neighbour { index, address } => {
-                // Pods that come and go have entries on the bridge. A tunnel has only Polder's entries.
+                // The bridge has entries for pods. A tunnel has only Polder's entries.
                 let is_expected =
                     address.is_none_or(|address| self.task.neighbours.borrow().contains(&address));
                 match self.devices.get(index) {
@@ -143,7 +143,8 @@ impl Listener {
             return;
         }
         debug!(?event, "Polder's kernel state was changed");
-        // The port of a netlink socket is a process id only in the PID namespace of the sender, so it identifies no process.
+        // The port of a netlink socket is a process id only in the PID namespace of the sender, so it identifies no
+        // process.
         self.task.alarm.ring(None);
     }
 }
@@ -156,18 +157,18 @@ mod tests {
     use super::*;
     use crate::bell::{Wake, bell};
 
-    /// The port of a socket of the agent, and of somebody else's.
+    /// Port ids of a socket of the agent, and of another program.
     const OWN: u32 = 7;
     const OTHER: u32 = 5_000_000;
 
-    /// A listener, and whom it rings for.
+    /// A listener and the bells that it rings.
     struct Fixture {
         listener: Listener,
         underlay: Wake,
         alarm: Arc<Alarm>,
     }
 
-    /// On a host that has a bridge, a tunnel and a pod, numbered from 1.
+    /// A host with a bridge, a tunnel and a pod, with interface indexes from 1.
     fn fixture() -> Fixture {
         let (underlay_changed, underlay) = bell();
         let alarm = Arc::<Alarm>::default();
@@ -193,7 +194,7 @@ mod tests {
     }
 
     impl Fixture {
-        /// Who is rung for.
+        /// Handles one event. Returns the bells that it rang.
         async fn hear(&mut self, what: What, port: u32) -> Rung {
             self.listener.hear(&Event { what, port });
             let underlay = timeout(std::time::Duration::ZERO, self.underlay.rung()).await.is_ok();

@@ -40,7 +40,7 @@ use crate::owner::Owner;
 use crate::presence::Presence;
 use crate::requests::{ClaimRequest, ReserveRequest};
 
-/// The node. Nothing of it is written but through those who own it: the ledger's thread, the kernel's, and the tasks that are called.
+/// The node. Only the owners of its state change it: the threads of ledger and kernel, and the tasks that are called.
 #[derive(Debug)]
 pub struct Node {
     /// The configuration.
@@ -57,11 +57,11 @@ pub struct Node {
     pub board: Board,
     /// Attachments that are being worked on.
     pub in_flight: Arc<InFlight>,
-    /// How other tasks are called.
+    /// Channels and bells to other tasks.
     pub calls: Calls,
 }
 
-/// The kernel, for what a single pod needs at once.
+/// The kernel, for operations on a single pod.
 #[derive(Debug)]
 pub struct Pods {
     /// Links, routes and the packet filter.
@@ -72,18 +72,19 @@ pub struct Pods {
     pub reaper: Reaper,
 }
 
-/// How other tasks are called.
+/// Channels and bells to other tasks.
 #[derive(Debug)]
 pub struct Calls {
-    /// Where blocks are asked for.
+    /// Requests for blocks.
     pub claims: mpsc::Sender<ClaimRequest>,
-    /// Where reserved addresses are asked for.
+    /// Requests for reserved addresses.
     pub reservations: mpsc::Sender<ReserveRequest>,
-    /// An attachment went, or the probe endpoint has come: there may be something to give back, or to put in the node's record.
+    /// An attachment ended, or the probe endpoint was created: a block may be free to release, or the node's record may
+    /// change.
     pub registrar: Bell,
-    /// An attachment came or went.
+    /// An attachment was added or removed.
     pub publisher: Bell,
-    /// An attachment came whose addresses the filter does not know yet.
+    /// An attachment was added whose addresses are not in the packet filter yet.
     pub engine: Bell,
 }
 
@@ -132,7 +133,7 @@ impl Requests for Node {
     }
 
     fn claim_ahead(&self, wanted: BlockRequest) {
-        // If the queue is full, whoever asked before will have done it.
+        // A full queue already contains requests for blocks.
         let _ = self.calls.claims.try_send(ClaimRequest { wanted, reply: None });
     }
 
@@ -150,7 +151,7 @@ impl Requests for Node {
             (&mut answer).await.map_err(|_| stopping())?
         };
         timeout(CLAIM_PATIENCE, asked).await.unwrap_or_else(|_| {
-            // From here on the registrar hears that nobody waits. What it has said until now counts.
+            // From here on the registrar can detect that the requester gave up. An answer received before counts.
             answer.close();
             let too_slow = || NotNow::Unavailable(Unavailable::TooSlow);
             answer.try_recv().unwrap_or_else(|_| Err(too_slow().into()))
@@ -177,7 +178,7 @@ impl PodHost for Node {
         let links = self.pods.kernel.run(Kernel::pod_interfaces).await.map_err(HostError::new)?;
         let gone = |held: &Held| match held.kind {
             Kind::Pod => !links.contains(&held.attachment.host_interface()),
-            // Another plugin's interface has no name that we know. It is not longer there than its namespace.
+            // The interface name of another plugin is unknown. The interface ends with its namespace at the latest.
             Kind::Lease => Presence::of(Path::new(&held.netns)) == Presence::Gone,
         };
         Ok(held.into_iter().filter(gone).map(|held| held.attachment).collect())
@@ -203,7 +204,7 @@ impl PodHost for Node {
             let (mac, addresses) = (held.mac, held.addresses.clone());
             let forgotten =
                 self.pods.kernel.run(move |kernel| kernel.forget_pod(&table, mac, &addresses)).await;
-            // Until the next pass forgets it, too: no other pod has that MAC address with that address.
+            // Harmless until the next pass deletes them: no other pod has that MAC address with that address.
             if let Err(error) = forgotten {
                 warn!(attachment = %held.attachment, %error, "not all kernel entries of a released pod are deleted yet");
             }
@@ -212,7 +213,7 @@ impl PodHost for Node {
     }
 
     fn tombstones(&self) -> Vec<Attachment> {
-        // Most of the time there is none.
+        // Usually the folder does not exist.
         let Ok(entries) = fs::read_dir(tombstones(&self.config.socket)) else { return Vec::new() };
         let files = entries.filter_map(|entry| Some(entry.ok()?.path()));
         files.filter_map(|file| read_tombstone(&file)).collect()
@@ -280,8 +281,9 @@ impl Knowledge for Node {
 }
 
 impl Node {
-    /// Lets the kernel forget what the addresses were connected to: the next pod that has one is not to get the last one's
-    /// packets. Nobody waits for it, for it looks at every connection of the node, and the addresses rest for longer.
+    /// Deletes the tracked connections of the addresses, so that the next pod with one of them does not receive packets
+    /// for the last one. Runs in the background: it reads every connection of the node, and the addresses are in
+    /// cool-down for longer.
     fn forget_connections(&self, addresses: Vec<IpAddr>) {
         let connections = self.pods.connections.clone();
         tokio::spawn(async move {

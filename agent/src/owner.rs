@@ -1,7 +1,7 @@
-//! One owner for a piece of state: a thread that has it, and runs what others ask of it, in order.
+//! State with one owner: a thread runs the jobs of other tasks on it, in order.
 //!
-//! For what blocks (SQLite, netlink) and for what must not be shared. The queue is bounded: whoever asks faster
-//! than the owner works waits.
+//! For blocking operations (SQLite, netlink) and state that must not be shared. The queue is bounded: a task waits
+//! while it is full.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,14 +13,14 @@ use tokio::time::timeout;
 
 type Job<T> = Box<dyn FnOnce(&mut T) + Send>;
 
-/// Jobs that wait before the next asker has to.
+/// Maximum number of waiting jobs; further callers wait.
 const QUEUE: usize = 256;
 
-/// A handle to state on a thread of its own. The thread ends with the last handle.
+/// A handle to state that a thread owns. The thread ends when the last handle is dropped.
 #[derive(Debug)]
 pub struct Owner<T> {
     jobs: mpsc::Sender<Job<T>>,
-    /// How many jobs were finished.
+    /// Number of finished jobs.
     finished: Arc<AtomicU64>,
 }
 
@@ -31,7 +31,7 @@ impl<T> Clone for Owner<T> {
 }
 
 impl<T: Send + 'static> Owner<T> {
-    /// Gives the state to a new thread of that name.
+    /// Moves the state to a new thread of that name.
     pub fn spawn(name: &str, mut state: T) -> std::io::Result<Self> {
         let (jobs, mut queue) = mpsc::channel::<Job<T>>(QUEUE);
         let finished = Arc::new(AtomicU64::new(0));
@@ -45,8 +45,8 @@ impl<T: Send + 'static> Owner<T> {
         Ok(Self { jobs, finished })
     }
 
-    /// Runs the job where the state is, after those that were there before. A job that was begun is finished even
-    /// if the asker stops waiting.
+    /// Runs the job on the thread of the state, after all jobs queued before. A job in the queue runs even if the
+    /// caller stops waiting.
     pub async fn run<R: Send + 'static>(&self, job: impl FnOnce(&mut T) -> R + Send + 'static) -> R {
         let (reply, answer) = oneshot::channel();
         let job = Box::new(move |state: &mut T| {
@@ -57,7 +57,7 @@ impl<T: Send + 'static> Owner<T> {
         answer.await.expect("the owner thread panicked, and its state is lost")
     }
 
-    /// Whether the thread finishes a job within that time. One with a long queue does its work, too.
+    /// Whether the thread finishes any job within that time, so that a long queue does not count as stuck.
     pub async fn works(&self, patience: Duration) -> bool {
         let before = self.finished.load(Ordering::Relaxed);
         timeout(patience, self.run(|_| ())).await.is_ok() || self.finished.load(Ordering::Relaxed) != before
@@ -94,7 +94,7 @@ mod tests {
     #[tokio::test]
     async fn a_thread_with_a_long_queue_works_and_one_that_stands_still_does_not() {
         let patience = Duration::from_secs(1);
-        // Each job ends when it is told to, so that it does not matter how fast this machine is.
+        // Each job ends on a signal of the test, so that the speed of the machine does not matter.
         let owner = Owner::spawn("owner", ()).unwrap();
         let (next, told) = std::sync::mpsc::channel::<()>();
         let told = Arc::new(std::sync::Mutex::new(told));

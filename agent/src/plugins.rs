@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use crate::container;
 use crate::file;
 
-/// The programs that a runtime calls.
+/// The plugin programs that a runtime executes.
 pub const PLUGINS: [&str; 2] = ["polder-ipam", "polder"];
 
-/// The `loopback` plugin that containerd calls: a link to `polder`, if the directory has no other.
+/// The `loopback` plugin that containerd calls: a link to `polder`, if the directory has no other `loopback`.
 const LOOPBACK: (&str, &str) = ("loopback", "polder");
 
-/// Where runtimes look for plugins, unless they are told another place.
+/// Default directory in which runtimes search for plugins.
 pub const USUAL_FOLDER: &str = "/opt/cni/bin";
 
 const MODE: u32 = 0o755;
@@ -22,19 +22,19 @@ const MODE: u32 = 0o755;
 /// The plugins were not installed.
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
-    /// It is not known where they are.
+    /// The directory of the running program is unknown.
     #[error("cannot determine the directory of polder-agent: set the directory of the plugins with --from")]
     NoSource(#[source] io::Error),
-    /// A plugin is not where it should be copied from.
+    /// A plugin to be copied cannot be read.
     #[error("cannot read the plugin {}: set the directory of the plugins with --from", path.display())]
     Read {
         /// The plugin.
         path: PathBuf,
-        /// Why.
+        /// The error.
         #[source]
         source: io::Error,
     },
-    /// The folder is the container's own.
+    /// The folder is on the container's own file system, not the host's.
     #[error(
         "{} is in the container, not on the host: mount that directory of the host there, writable (in Kubernetes: \
          hostPath with type DirectoryOrCreate)",
@@ -48,17 +48,17 @@ pub enum InstallError {
         path.display()
     )]
     Write {
-        /// What was to be written.
+        /// The path to be written.
         path: PathBuf,
-        /// Why it was not.
+        /// The error.
         #[source]
         source: io::Error,
     },
 }
 
-/// Copies the plugins from one folder, or from where this program is, to another, each under another name first and then
-/// renamed, with its mode: a runtime that calls it finds the old one or the new one. One that is right already is left
-/// alone, and so is a `loopback` of others. Returns the paths of what was written.
+/// Copies the plugins from a folder (default: that of this program) to another. Each is written under a temporary name
+/// with its mode, and then renamed: a runtime executes either the old or the new plugin. Correct files are not written
+/// again, and a `loopback` of other software is not changed. Returns the paths of the written files.
 pub fn install(from: Option<&Path>, to: &Path) -> Result<Vec<PathBuf>, InstallError> {
     let from = match from {
         Some(folder) => folder.to_owned(),
@@ -67,7 +67,7 @@ pub fn install(from: Option<&Path>, to: &Path) -> Result<Vec<PathBuf>, InstallEr
     if container::has_on_its_own_root(to) {
         return Err(InstallError::InContainer(to.to_owned()));
     }
-    // All of them are read before the first one is written.
+    // Reads all of them before the first one is written.
     let read = |name: &&'static str| {
         let path = from.join(name);
         fs::read(&path)
@@ -90,7 +90,7 @@ pub fn install(from: Option<&Path>, to: &Path) -> Result<Vec<PathBuf>, InstallEr
     Ok(written)
 }
 
-/// Deletes the plugins from a folder. Returns the paths of those that were there.
+/// Deletes the plugins from a folder. Returns the paths of those that existed.
 pub fn remove(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut deleted = Vec::new();
     let loopback = folder.join(LOOPBACK.0);
@@ -104,8 +104,8 @@ pub fn remove(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(deleted)
 }
 
-/// Whether there is a plugin of others. A link to a place outside of the folder may lead nowhere here and to a plugin on the host,
-/// where this folder alone is mounted.
+/// Whether other software has installed a plugin at the path. An absolute link may be broken here, but point to a
+/// plugin on the host: only this folder is mounted.
 fn has_other(path: &Path) -> bool {
     path.exists() || fs::read_link(path).is_ok_and(|to| to.is_absolute())
 }

@@ -1,4 +1,4 @@
-//! The cluster's pools and blocks, as an operator sees them.
+//! The cluster's pools and blocks, for an operator.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,13 +15,13 @@ use polder_store::Store;
 
 use crate::board::Records;
 
-/// The pools, as this node knows them.
+/// The status of all pools, from the records that this node knows.
 pub async fn list(records: &Records, store: &Store) -> Result<Vec<PoolStatus>, Refusal> {
     let (view, used) = (records.read()?, Addresses::read(store).await.ok());
     Ok(view.every_pool().map(|known| status(&view, &known.record, used.as_ref())).collect())
 }
 
-/// One pool.
+/// The status of one pool.
 pub fn status(view: &View, pool: &Pool, used: Option<&Addresses>) -> PoolStatus {
     let claimed = Claimed::of(view, pool);
     PoolStatus {
@@ -39,7 +39,7 @@ pub fn status(view: &View, pool: &Pool, used: Option<&Addresses>) -> PoolStatus 
     }
 }
 
-/// The blocks that are claimed, as this node knows them.
+/// The claimed blocks, from the records that this node knows.
 pub async fn blocks(
     me: &NodeName,
     records: &Records,
@@ -50,7 +50,7 @@ pub async fn blocks(
     Ok(claims(me, &view, used.as_ref(), dead))
 }
 
-/// The claims of all blocks. `dead` are the nodes whose agents are taken for dead.
+/// The claims of all blocks. `dead` are the nodes whose agents are treated as dead.
 pub fn claims(
     me: &NodeName,
     view: &View,
@@ -64,7 +64,7 @@ pub fn claims(
     let mut blocks: Vec<Cidr> = view.blocks.keys().map(|block| block.cidr()).collect();
     blocks.sort();
     for address in used.into_iter().flat_map(Addresses::all) {
-        // Blocks do not overlap, or are refused: the last that begins at or before the address has it, or none.
+        // Valid blocks do not overlap: only the last block that begins at or before the address can contain it.
         let behind = blocks.partition_point(|block| *block <= Cidr::around(address, u8::MAX));
         if let Some(block) =
             behind.checked_sub(1).map(|index| blocks[index]).filter(|block| block.has(address))

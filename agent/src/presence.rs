@@ -1,5 +1,5 @@
-//! Whether the network namespace of an attachment still exists, as far as the agent can see: in a container it sees only those
-//! that are mounted into it.
+//! Whether the network namespace of an attachment still exists, as far as visible to the agent: in a container only
+//! mounted namespaces are visible.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,7 +19,7 @@ pub enum Presence {
     There,
     /// It no longer exists.
     Gone,
-    /// It is not visible to the agent; the reason and the remedy. Nothing may be released because of that.
+    /// It is not visible to the agent; the reason and the remedy. Nothing may be released in this case.
     Unknown(String),
 }
 
@@ -101,7 +101,7 @@ pub fn not_seen() -> Option<String> {
     ))
 }
 
-/// The problems of invisible namespaces with allocated addresses: one for each folder.
+/// Problems of invisible namespaces with allocated addresses, one for each folder.
 pub fn problems<'a>(attachments: impl Iterator<Item = &'a Held>) -> Vec<String> {
     let mut unseen: BTreeMap<&Path, (usize, String)> = BTreeMap::new();
     for held in attachments.filter(|held| held.kind == Kind::Lease && !held.netns.is_empty()) {

@@ -1,7 +1,8 @@
-//! Probes: whether peers answer on the path that pods' packets use, and whether it carries packets of full length.
+//! Probes: whether peers answer on the path that pod packets use, and whether that path transports packets of full
+//! length.
 //!
-//! Each peer is probed twice: from this node's probe endpoint to the peer's, which both hosts forward like pods' packets; and from
-//! host to host, which distinguishes a node that is down from one that drops forwarded packets.
+//! Each peer is probed twice: from this node's probe endpoint to the peer's, which both hosts forward like pods'
+//! packets; and from host to host, which distinguishes a node that is down from one that drops forwarded packets.
 
 mod closed;
 pub mod direct;
@@ -40,7 +41,7 @@ use crate::leases;
 /// Pause between two volleys.
 const VOLLEYS_APART: Duration = Duration::from_millis(10);
 
-/// Between two conclusions about the direct paths.
+/// Shortest time between two evaluations of the direct paths.
 const JUDGE_EVERY: Duration = Duration::from_millis(500);
 
 /// Replies within this time are published together.
@@ -49,13 +50,13 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// Pause between two reads of the leases.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
-/// How long to wait for a reply while the datastore is unreachable and it is unknown whether any peer is alive.
+/// Timeout for a reply while the datastore is unreachable and it is unknown whether any peer is alive.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long a read lease state of a peer's agent stays valid.
+/// How long a lease state that was read stays valid.
 const BELIEF: Duration = Duration::from_secs(30);
 
-/// Timeout of a lease read, so that probes go on.
+/// Timeout of a lease read, so that it does not delay probes.
 const STORE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The inputs of the prober, and the values that it publishes.
@@ -63,20 +64,20 @@ const STORE_PATIENCE: Duration = Duration::from_secs(1);
 pub struct Task {
     /// Whether peers are probed at all.
     pub probe_peers: bool,
-    /// Pause between two probes of a path without a fault.
+    /// Interval between two probes of a path without a fault.
     pub resync: Duration,
     /// The datastore, for the leases of agents.
     pub store: Store,
-    /// The peers, as the last pass over the kernel reaches them.
+    /// The last pass over the kernel, with the paths to the peers.
     pub passes: Passes,
     /// The node's own probe endpoint.
     pub endpoint: watch::Receiver<Endpoint>,
-    /// `Ok` once the paths to the peers were open, or there are no peers; until then the reason. It then stays `Ok`: a later
-    /// fault is no reason to reject pods.
+    /// `Ok` once the paths to the peers were open, or if the node has no peers; until then the reason. Then it stays
+    /// `Ok`: a later fault is no reason to refuse pods.
     pub probed: watch::Sender<Result<(), NotProbed>>,
     /// Probe results of the path to each peer.
     pub verdicts: watch::Sender<Arc<BTreeMap<Key, Verdict>>>,
-    /// Test results of the direct path to each peer on the same link, whether or not pods' packets use it.
+    /// Test results of the direct path to each peer on the same link, whether or not pod packets use it.
     pub direct: watch::Sender<Arc<DirectPaths>>,
 }
 
@@ -106,7 +107,7 @@ impl Task {
             endpoint: None,
             aimed_by: None,
             alive: BTreeMap::new(),
-            // There may be no peer to wait for.
+            // Published at once, because the node may have no peers.
             tell_at: Some(Instant::now()),
             silent_since: None,
             ask_at: None,
@@ -126,7 +127,7 @@ impl Task {
             prober.aim(&pass, endpoint);
             prober.shoot().await;
             prober.tell(&pass).await;
-            // Cancel-safe, all of them: what is not taken is seen the next time.
+            // All branches are cancel-safe: a change that is not received now is received in the next iteration.
             tokio::select! {
                 _ = passes.changed() => {}
                 _ = endpoints.changed() => {}
@@ -156,21 +157,21 @@ struct Prober<P: Pings> {
     direct: direct::Tests<P::Echo>,
     /// Why the host sockets could not be opened, by family.
     blind: PerFamily<Option<Blind>>,
-    /// The endpoint whose namespace has the sockets of `forwarded`.
+    /// The endpoint in whose namespace the sockets of `forwarded` are open.
     endpoint: Option<Arc<Open>>,
-    /// The pass that the targets are from.
+    /// The pass that defined the current targets.
     aimed_by: Option<Arc<Pass>>,
     /// For peers whose endpoint does not answer: whether their agent is alive, and when that was read.
     alive: BTreeMap<NodeName, (bool, Instant)>,
-    /// When the results are published next.
+    /// Time of the next publication of results.
     tell_at: Option<Instant>,
-    /// Since when no peer has answered, before the node is ready.
+    /// Time since when no peer has answered, before the node is ready.
     silent_since: Option<Instant>,
-    /// When the leases are read next.
+    /// Time of the next read of the leases.
     ask_at: Option<Instant>,
-    /// Until when the store is not asked for suspects again, because it did not answer.
+    /// Earliest time of the next lease read for suspects, after a failed read.
     ask_not_before: Instant,
-    /// When conclusions about direct paths are drawn at the earliest.
+    /// Earliest time of the next evaluation of the direct paths.
     judge_at: Instant,
 }
 
@@ -224,7 +225,7 @@ impl<P: Pings> Prober<P> {
             can_forward.then(|| Target::endpoint(reached)).flatten()
         };
         let hosts = pass.paths.iter().filter_map(|(key, reached)| {
-            // Full-length probes use the forwarded path, if there is one.
+            // Full-length probes use the forwarded path, if it exists.
             let sizes = if endpoint(&key.1, reached).is_some() { Sizes::Small } else { Sizes::Both };
             let target = self.host.echoes[key.1].is_some().then(|| Target::host(reached, sizes));
             Some((key.clone(), target.flatten()?))
@@ -323,7 +324,7 @@ impl<P: Pings> Prober<P> {
         [next, self.tell_at, self.ask_at].into_iter().flatten().fold(far, Instant::min)
     }
 
-    /// Publishes the results, if that is due.
+    /// Publishes the results, if they are due.
     async fn tell(&mut self, pass: &Pass) {
         let now = Instant::now();
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
@@ -352,7 +353,7 @@ impl<P: Pings> Prober<P> {
         });
     }
 
-    /// Draws the conclusions about direct paths, though not too often: it looks at every peer.
+    /// Evaluates the direct paths, at most every [`JUDGE_EVERY`], because it reads the state of every peer.
     fn judge_direct(&mut self, verdicts: &BTreeMap<Key, Verdict>, now: Instant) {
         if now < self.judge_at {
             self.tell_at.get_or_insert(self.judge_at);
@@ -378,7 +379,7 @@ impl<P: Pings> Prober<P> {
         keys.into_iter().map(|key| (key.clone(), verdict(key))).collect()
     }
 
-    /// Reads the leases of peers of which one address answers and another does not.
+    /// Reads the leases of peers with one address that answers and another that does not.
     async fn ask_for_suspects(&mut self) {
         let mut suspects: BTreeMap<NodeName, u8> = BTreeMap::new();
         for key in self.forwarded.schedule.keys() {
@@ -423,8 +424,8 @@ impl<P: Pings> Prober<P> {
         }
     }
 
-    /// Whether the node is ready as far as peers matter: in each family one peer answers, or no live peer could answer. A peer
-    /// without a path counts as not answering.
+    /// Whether the node is ready as far as peers matter: in each family one peer answers, or no peer that could answer
+    /// is alive. A peer without a path counts as not answering.
     async fn judge(&mut self, pass: &Pass, verdicts: &BTreeMap<Key, Verdict>) -> Result<(), NotProbed> {
         if let Some(reason) = self.blind.values().next() {
             return Err(reason.clone().into());
@@ -480,7 +481,7 @@ fn living(alive: &BTreeMap<NodeName, (bool, Instant)>, name: &NodeName) -> Livin
     }
 }
 
-/// Makes the other kind probe those at once that did not answer this kind.
+/// Schedules an immediate probe of the other kind for peers that did not answer this kind.
 fn hurry(shots: &[Shot], schedule: &Schedule, other: &mut Schedule, now: Instant) {
     for shot in shots.iter().filter(|shot| shot.lost) {
         if let Some(key) = schedule.key_of(shot.number) {

@@ -51,7 +51,8 @@ impl PublisherHost for Task {
         let board = &self.node.board;
         let (mut view, mut holdings) = (board.records.changes(), board.membership.changes());
         while board.basis() == basis {
-            // Both cancel-safe: changes that are not taken are seen in the next iteration. Their senders live as long as the agent.
+            // Both are cancel-safe: a change that is not received now is received in the next iteration. The senders
+            // exist as long as the agent.
             tokio::select! {
                 _ = view.changed() => {}
                 _ = holdings.changed() => {}

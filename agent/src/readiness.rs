@@ -1,5 +1,5 @@
-//! Whether a runtime can use the node. Stricter than serving an ADD: a path to a peer must have been open, and the CNI
-//! configuration must be in place.
+//! Whether a runtime can use the node. Requires more than serving an ADD: a path to a peer was open, and the CNI
+//! configuration is in place.
 
 use tokio::sync::watch;
 
@@ -31,7 +31,7 @@ impl Readiness {
         Self { board, probed, announced, unreachable }
     }
 
-    /// Why the node is not ready for pods. Empty if it is ready: then the CNI configuration is in place, too.
+    /// Why the node is not ready for pods. Empty if it is ready, which includes that the CNI configuration is in place.
     pub fn reasons(&self) -> Vec<String> {
         let mut reasons = self.unannounced();
         if let (true, Err(reason)) = (reasons.is_empty(), &*self.announced.borrow()) {
@@ -41,7 +41,7 @@ impl Readiness {
         reasons
     }
 
-    /// Why the CNI configuration is not written. Empty if it is.
+    /// Why the CNI configuration is not written. Empty if it is written.
     pub fn unannounced(&self) -> Vec<String> {
         let mut reasons = self.board.obstacles();
         if let (true, Err(reason)) = (reasons.is_empty(), &*self.probed.borrow()) {
@@ -50,7 +50,7 @@ impl Readiness {
         reasons
     }
 
-    /// Future changes of whether a path to the peers was open.
+    /// Receiver of future changes of whether a path to the peers was open.
     pub fn probes(&self) -> watch::Receiver<Result<(), NotProbed>> {
         let mut probed = self.probed.clone();
         probed.mark_unchanged();

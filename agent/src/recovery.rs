@@ -7,8 +7,8 @@ use polder_store::NodeIpam;
 use crate::kernel::Kernel;
 use crate::machine::now;
 
-/// If the ledger is empty, adds the pods that the kernel has, and the addresses of these pods and of the node. A ledger with an
-/// identity is not changed.
+/// If the ledger is empty, adds the pods found in the kernel, and the addresses of these pods and of the node. A ledger
+/// with an identity is not changed.
 pub fn recover(ipam: &mut NodeIpam, kernel: &mut Kernel) -> anyhow::Result<()> {
     if ipam.identity()?.is_some() {
         return Ok(());

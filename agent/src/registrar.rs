@@ -1,5 +1,5 @@
-//! The registrar's task ([`polder_ipam::tasks`]) on a node: its inputs, its use of the rest of the agent, and its wake-up
-//! sources.
+//! The registrar's task ([`polder_ipam::tasks`]) on a node: its inputs, its use of the rest of the agent, and its
+//! wake-up sources.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -30,13 +30,13 @@ use crate::node::Node;
 use crate::owner::Owner;
 use crate::requests::{ClaimRequest, ReserveRequest};
 
-/// Pause between checks while waiting for something that no record announces.
+/// Interval of checks for conditions that no record reports.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// The registrar's task and its wake-up sources.
 #[derive(Debug)]
 pub struct Task {
-    /// The node, to the registrar.
+    /// The node, as the registrar uses it.
     pub host: OnNode,
     /// Rings when there may be a block to release.
     pub wake: Wake,
@@ -58,7 +58,7 @@ impl Task {
             view.mark_unchanged();
             underlay.mark_unchanged();
             registrar.look().await;
-            // All cancel-safe: changes that are not taken are seen in the next iteration.
+            // All branches are cancel-safe: a change that is not received now is received in the next iteration.
             tokio::select! {
                 _ = view.changed() => {}
                 _ = underlay.changed() => {}
@@ -96,7 +96,7 @@ async fn claim(registrar: &Registrar<'_, OnNode>, request: ClaimRequest) {
 async fn reserve(registrar: &Registrar<'_, OnNode>, request: ReserveRequest) {
     let ReserveRequest { wanted, owner, attachment, reply } = request;
     if reply.is_closed() {
-        // Its ADD gave up and was refused.
+        // The ADD gave up and was refused.
         return;
     }
     let answer = |came| reply.send(came).is_ok();
@@ -114,7 +114,7 @@ pub struct OnNode {
     pub registration: watch::Sender<Registration>,
     /// The node's identity, blocks and own addresses.
     pub holdings: watch::Sender<Arc<Holdings>>,
-    /// The machine that this one replaces, as confirmed by an operator.
+    /// The record of the machine that this one replaces, as confirmed by an operator.
     pub adopted: watch::Receiver<Option<Alive>>,
 }
 

@@ -7,19 +7,19 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// The shortest time between two repairs ...
+/// Shortest time between two repairs.
 const SHORTEST_GAP: Duration = Duration::from_millis(150);
 
-/// ... and the longest, to which it grows while another program keeps changing state.
+/// Longest time between two repairs; the time grows to it while another program keeps changing state.
 const LONGEST_GAP: Duration = Duration::from_millis(700);
 
 /// Time without a change after which the other program counts as stopped.
 const CALM: Duration = Duration::from_secs(10);
 
-/// Most repairs that are kept.
+/// Maximum number of repairs that are kept.
 const REMEMBERED: usize = 16;
 
-/// Most changes of a repair that are kept.
+/// Maximum number of changes that are kept per repair.
 const NAMED: usize = 8;
 
 /// Rings when another program changed Polder's kernel state.
@@ -41,7 +41,7 @@ impl Alarm {
         self.bell.notified().await;
     }
 
-    /// The processes since the last call.
+    /// The processes recorded since the last call.
     pub fn take(&self) -> Vec<String> {
         std::mem::take(&mut *self.authors()).into_iter().collect()
     }
@@ -52,7 +52,7 @@ impl Alarm {
     }
 }
 
-/// The text that names a process.
+/// Text for a process: its id, and its name if known.
 pub fn process(id: u32, name: Option<&str>) -> String {
     let comm = || std::fs::read_to_string(format!("/proc/{id}/comm")).ok();
     match name.map(str::to_owned).or_else(comm) {
@@ -74,10 +74,10 @@ pub struct Repair {
     pub by: Vec<String>,
 }
 
-/// The last repairs, and how many there were.
+/// The last repairs and the total number.
 #[derive(Debug, Clone, Default)]
 pub struct Repairs {
-    /// The last ones, oldest first.
+    /// The last repairs, oldest first.
     pub last: VecDeque<Repair>,
     /// Number of repairs since the agent started.
     pub count: u64,
@@ -104,7 +104,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// When the next repair may begin.
+    /// Earliest time of the next repair.
     pub fn next(&self, now: Instant) -> Instant {
         self.last.map_or(now, |last| (last + self.gap).max(now))
     }

@@ -44,9 +44,9 @@ pub struct Told {
     pub verdicts: watch::Receiver<Arc<BTreeMap<Key, Verdict>>>,
     /// Test results of the direct paths.
     pub direct: watch::Receiver<Arc<DirectPaths>>,
-    /// Which other nodes' agents are not alive.
+    /// The nodes whose agents are not alive.
     pub leases: watch::Receiver<Arc<Leases>>,
-    /// Whether the node has a probe endpoint.
+    /// The state of the node's probe endpoint.
     pub endpoint: watch::Receiver<Endpoint>,
     /// Effects of other software on the host on pods, each with its remedy.
     pub host: watch::Receiver<Vec<String>>,

@@ -33,7 +33,7 @@ pub enum NoPlan {
 /// A request for another block.
 #[derive(Debug)]
 pub struct ClaimRequest {
-    /// Which one.
+    /// The requested block.
     pub wanted: BlockRequest,
     /// The channel for the answer; `None` if the block is requested in advance.
     pub reply: Option<oneshot::Sender<Result<(), NoClaim>>>,
@@ -42,9 +42,9 @@ pub struct ClaimRequest {
 /// A request for a reserved address.
 #[derive(Debug)]
 pub struct ReserveRequest {
-    /// Which one.
+    /// The pod that the address is reserved for.
     pub wanted: Workload,
-    /// The workload: `namespace/name` of its pod.
+    /// `namespace/name` of the pod.
     pub owner: String,
     /// The pod's attachment.
     pub attachment: Attachment,

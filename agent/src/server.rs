@@ -35,7 +35,7 @@ use crate::reporter::Reporter;
 use crate::requests::PlanRequest;
 use crate::{engine, health, inspection, pools, service, show, status};
 
-/// Fails if an agent answers there.
+/// Fails if a running agent answers on that socket.
 pub fn refuse_if_answered(path: &Path) -> anyhow::Result<()> {
     if BlockingStream::connect(path).is_ok() {
         bail!("socket {}: another polder-agent answers there", path.display());
@@ -60,7 +60,7 @@ impl Socket {
         Ok(Self { listener, path: path.to_owned(), file })
     }
 
-    /// Returns when the file of the socket was deleted or replaced.
+    /// Returns when the socket file was deleted or replaced.
     async fn gone(&self) {
         while id(&self.path) == Some(self.file) {
             sleep(LOOK).await;
@@ -71,7 +71,7 @@ impl Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         if id(&self.path) == Some(self.file) {
-            // Whoever finds it would take the agent for one that has died.
+            // A remaining file would look like the socket of an agent that has crashed.
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -105,7 +105,7 @@ fn bind(path: &Path) -> anyhow::Result<UnixListener> {
 pub struct Task {
     /// The node, which attaches and detaches pods.
     pub node: Arc<Node>,
-    /// What is known of the node and the cluster.
+    /// Sources for reports about the node and the cluster.
     pub reporter: Reporter,
     /// Requests for the changes of the next pass, to the engine.
     pub plans: mpsc::Sender<PlanRequest>,
@@ -160,7 +160,7 @@ impl Answers for Task {
         teardown::abandoned(&*self.node, wired.attachment()).await;
     }
 
-    /// Changes of an operator are sent to the datastore with the operator's credentials.
+    /// An operator's changes are sent to the datastore with the operator's credentials.
     async fn answer(
         &self,
         request: Request,
@@ -187,7 +187,7 @@ impl Answers for Task {
                 Reply::Wiring(reply)
             }
             Request::Del(attachment) => {
-                // The plugin that is wiring it gives it up.
+                // The plugin that was wiring the attachment requests its DEL: release the lock of that connection.
                 if wiring.as_ref().is_some_and(|wired| *wired.attachment() == attachment) {
                     *wiring = None;
                 }
@@ -243,10 +243,11 @@ impl Answers for Task {
 }
 
 impl Task {
-    /// Takes an operator's word down that this machine is the node in place of another. The registrar acts by it, as the node.
+    /// Records an operator's confirmation that this machine replaces another one as the node. The registrar acts on it
+    /// with the node's credentials.
     ///
-    /// The word is about the machine that the record names at this moment. It ends with the agent, and with any other
-    /// machine's taking the node over.
+    /// The confirmation is valid only for the machine in the current record. It ends with the agent, and when any other
+    /// machine takes over the node.
     async fn adopt(&self, wanted: &NodeName) -> Result<String, Refusal> {
         let node = &self.node;
         Ok(match operator::adopt(&**node, node.board.membership.me(), wanted).await? {

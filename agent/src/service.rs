@@ -15,31 +15,31 @@ use crate::in_flight::Wired;
 use crate::node::Node;
 use crate::wiring::wiring;
 
-/// Gives the attachment its addresses. What is returned with the wiring holds the attachment as being wired.
+/// Allocates the addresses of the attachment. The returned lock marks the attachment as being wired.
 pub async fn add(node: &Node, request: AddRequest, caller: &Caller<'_>) -> Result<(Wiring, Wired), Refusal> {
     let before = node.board.view();
     let (held, wired) = tasks::add(node, node.board.membership.me(), request, caller).await?;
     let now = node.board.view();
-    // Should the store lose the settings just now, those count by which it was admitted.
+    // If the datastore has just lost the settings, those from before the allocation are used.
     let Some(cluster) = now.cluster.as_ref().or(before.cluster.as_ref()) else {
         return refuse(RefusalKind::TryAgain, "the cluster's settings are not known yet");
     };
     let wiring = wiring(&node.board.membership, node.features, &cluster.record, &held);
     if !wiring.strays.is_empty() {
-        // The filter has to know addresses that are in none of the node's blocks.
+        // The packet filter needs addresses that are in none of the node's blocks.
         node.calls.engine.ring();
     }
     Ok((wiring, wired))
 }
 
-/// Gives the attachment addresses for an interface that another plugin makes. What ends it is its DEL, or the end of
-/// its network namespace.
+/// Allocates addresses for an interface of another plugin. They are released by its DEL, or when its network namespace
+/// no longer exists.
 pub async fn lease(
     node: &Node,
     mut request: AddRequest,
     caller: &Caller<'_>,
 ) -> Result<Vec<LeasedAddress>, Refusal> {
-    // A path that cannot be seen from here says nothing when it cannot be seen later.
+    // A path that is not visible to the agent now cannot show later that the namespace is gone.
     if !Path::new(&request.netns).exists() {
         request.netns.clear();
     }
@@ -47,7 +47,7 @@ pub async fn lease(
     leased(node, held.attachment).await
 }
 
-/// The addresses of an attachment whose interface is another plugin's.
+/// The addresses of an attachment with an interface of another plugin.
 pub async fn leased(node: &Node, attachment: Attachment) -> Result<Vec<LeasedAddress>, Refusal> {
     let key = attachment.clone();
     let found = node.ipam.run(move |ipam| {

@@ -21,17 +21,17 @@ use crate::pools;
 use crate::refused;
 use crate::reporter::Reporter;
 
-/// Reports all that is known of the subject.
+/// Reports what records and ledger contain about the subject.
 pub async fn show(reporter: &Reporter, subject: Subject) -> Result<Shown, Refusal> {
     let (facts, counts) = reporter.ipam.run(|ipam| (ipam.facts(now()), ipam.counts(now()))).await;
     let mut facts = facts.map_err(|error| ledger_failed(&error))?;
-    // The probe endpoint is none of the used addresses, as in `status`.
+    // The probe endpoint does not count as a used address, as in `status`.
     for (owned, counted) in &mut facts.blocks {
         let of_block = counts.iter().find(|(known, _)| known.block == owned.block);
         *counted = of_block.map(|(_, counts)| *counts);
     }
     let view = match subject {
-        // The ledger of this node can know it.
+        // Also available from this node's ledger while the records are not loaded.
         Subject::Address(_) | Subject::Pod(_) => reporter.board().view(),
         _ => reporter.board().records.read()?,
     };
@@ -382,7 +382,7 @@ impl Look<'_> {
         }
     }
 
-    /// Why the node may have given the address to a pod without that being read here; `None` where it would be.
+    /// Why a published address may be missing here although a pod has it; `None` if publication works.
     fn unpublished_because(&self, node: &NodeName) -> Option<String> {
         if self.published.is_none() {
             return Some(format!(

@@ -13,7 +13,7 @@ pub const LEDGER: &str = "ledger.db";
 /// File of the embedded store.
 pub const STORE: &str = "store.db";
 
-/// Copy of the CNI configuration that the agent wrote last, without additions of other software.
+/// Copy of the CNI configuration as last written by the agent, without changes of other software.
 pub const CONFLIST: &str = "conflist.json";
 
 /// Creates the state directory and locks it against other agents.

@@ -1,4 +1,4 @@
-//! Notifications to systemd (`sd_notify(3)`), where the agent is a service of `Type=notify`.
+//! Notifications to systemd (`sd_notify(3)`), if the agent is a service of `Type=notify`.
 
 use std::env;
 use std::time::Duration;
@@ -14,13 +14,13 @@ use crate::readiness::Readiness;
 /// Interval between status checks.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// The longest text for `systemctl status`, in characters.
+/// Maximum length of the text for `systemctl status`, in characters.
 const LONGEST_STATUS: usize = 1000;
 
 /// Watchdog notifications per watchdog timeout.
 const TIMES: u32 = 3;
 
-/// Interval of the thread check where there is no watchdog.
+/// Interval of the thread check without a watchdog.
 const WITHOUT_WATCHDOG: Duration = Duration::from_secs(10);
 
 /// State of the task that notifies systemd.
@@ -33,12 +33,12 @@ pub struct Task {
 }
 
 impl Task {
-    /// Tells for ever: once that the agent has started; the watchdog as long as the agent's threads do their work; and what
-    /// `systemctl status` shows, whenever that changes.
+    /// Never returns. Notifies systemd once that the agent has started, the watchdog while the agent's threads make
+    /// progress, and `systemctl status` at each change of the node's state.
     ///
-    /// The agent has started when it answers the plugin, with whatever it has to say, and not only when the node is ready: a node that
-    /// waits for etcd has started. systemd would end it otherwise, and the kubelet, which is ordered after it, would never run the
-    /// etcd that is a static pod.
+    /// The agent has started when it answers the plugin, even if the node is not ready yet: a node that waits for etcd
+    /// has started. Otherwise systemd would stop the agent, and the kubelet, which is ordered after it, would never
+    /// start an etcd that is a static pod.
     pub async fn run(self) {
         if env::var_os("NOTIFY_SOCKET").is_none() {
             return std::future::pending().await;
@@ -47,15 +47,15 @@ impl Task {
     }
 }
 
-/// An agent that systemd is told of.
+/// An agent that reports to systemd.
 trait Reported {
-    /// The agent's threads that stand still, in words.
+    /// A text for each stuck thread of the agent.
     fn standstills(&self) -> impl Future<Output = Vec<String>>;
 
     /// Why the node is not ready. Empty if it is.
     fn reasons(&self) -> Vec<String>;
 
-    /// Sends a message to systemd; whether that succeeded.
+    /// Sends a message to systemd. Returns whether that succeeded.
     fn tell(&self, message: String) -> impl Future<Output = bool>;
 }
 
@@ -73,7 +73,7 @@ impl Reported for Task {
     }
 }
 
-/// Tells for ever; the watchdog at that interval.
+/// Reports for ever; `interval` is the interval of the watchdog notifications.
 async fn report<R: Reported>(agent: &R, interval: Duration) {
     let (mut started, mut last_status) = (false, String::new());
     let mut due = Instant::now();
@@ -90,7 +90,7 @@ async fn report<R: Reported>(agent: &R, interval: Duration) {
             }
         }
         let status = if standstills.is_empty() { words(&agent.reasons()) } else { standstills.join("; ") };
-        // In a message of its own: systemd drops one that is too long as a whole.
+        // In a separate message: systemd drops the whole message if it is too long.
         if status != last_status && agent.tell(status_line(&status)).await {
             last_status = status;
         }
@@ -103,13 +103,13 @@ fn words(reasons: &[String]) -> String {
     if reasons.is_empty() { "ready".to_owned() } else { format!("not ready: {}", reasons.join("; ")) }
 }
 
-/// What `systemctl status` shows: one line. systemd drops a message of more than 4096 bytes.
+/// The text for `systemctl status`: one line. systemd drops a message of more than 4096 bytes.
 fn status_line(text: &str) -> String {
     let line: String = text.replace('\n', " ").chars().take(LONGEST_STATUS).collect();
     NotifyState::Status(&line).to_string()
 }
 
-/// Sends a message; whether that succeeded. systemd reads when it has time for it, and the sender waits until then.
+/// Sends a message. Returns whether that succeeded. The sender blocks until systemd reads the message.
 async fn tell(message: String) -> bool {
     let told = spawn_blocking(move || sd_notify::notify(&[NotifyState::Custom(&message)])).await;
     if let Ok(Err(error)) = &told {
@@ -118,15 +118,15 @@ async fn tell(message: String) -> bool {
     matches!(told, Ok(Ok(())))
 }
 
-/// Tells that the agent was asked to end.
+/// Notifies systemd that the agent is stopping.
 pub async fn stopping() {
     let status = status_line("stopping: the kernel state is kept");
     tell(format!("{}\n{status}", NotifyState::Stopping)).await;
 }
 
-/// Tells why the agent ends.
+/// Reports why the agent ends.
 pub fn failed(why: &str) {
-    // Who is not told reads it in the log.
+    // If this fails, the reason is in the log.
     let _ = sd_notify::notify(&[NotifyState::Custom(&status_line(why))]);
 }
 
@@ -138,7 +138,7 @@ mod tests {
 
     use super::*;
 
-    /// An agent that is as a test says.
+    /// An agent with the state that the test sets.
     #[derive(Debug, Default)]
     struct Fake(Mutex<State>);
 
@@ -146,7 +146,7 @@ mod tests {
     struct State {
         standstills: Vec<String>,
         reasons: Vec<String>,
-        /// Whether systemd does not read.
+        /// Whether messages to systemd fail.
         is_deaf: bool,
         told: Vec<String>,
     }
@@ -156,7 +156,7 @@ mod tests {
             action(&mut self.0.lock().unwrap())
         }
 
-        /// What is told within that time.
+        /// The messages sent within that time.
         async fn told_within(
             &self,
             running: &mut (impl Future<Output = ()> + Unpin),

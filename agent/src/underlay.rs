@@ -17,7 +17,7 @@ use crate::kernel::snapshot::{HostNetwork, WayTo};
 /// The node's addresses on the underlay, the network between the nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Underlay {
-    /// At most one of a family.
+    /// At most one per family.
     pub uplinks: PerFamily<Option<Uplink>>,
     /// The node's other addresses, and why they were not chosen.
     pub others: Vec<Other>,
@@ -34,14 +34,14 @@ pub enum NotChosen {
     /// The kernel's interfaces cannot be read.
     #[error("cannot list interfaces: {0}")]
     Unreadable(#[source] HostError),
-    /// No route indicates which address to use.
+    /// No route determines which address to use.
     #[error(
         "cannot determine the underlay address of this node: it has no route to peers, to etcd or out of the cluster; \
          its addresses are [{}]. Set underlay.interface or underlay.addresses",
         seen.join(", ")
     )]
     Undecided {
-        /// The addresses, and their interfaces.
+        /// The addresses and their interfaces.
         seen: Vec<String>,
     },
     /// The configured address is missing.
@@ -50,7 +50,7 @@ pub enum NotChosen {
          is not temporary, deprecated or a duplicate"
     )]
     NoAddress(IpAddr),
-    /// The interface that was configured is not there.
+    /// The configured interface does not exist or is down.
     #[error("underlay.interface: interface {0} does not exist or is down")]
     NoInterface(String),
 }
@@ -60,7 +60,7 @@ pub enum NotChosen {
 pub struct Other {
     /// The address.
     pub address: IpAddr,
-    /// Its interface, if that is up and not Polder's.
+    /// Its interface; `None` if that is down or belongs to Polder.
     pub interface: Option<String>,
     /// Why it was not chosen.
     pub reason: String,
@@ -73,18 +73,18 @@ pub struct Uplink {
     pub address: IpAddr,
     /// Index of the interface.
     pub index: IfIndex,
-    /// Its name.
+    /// Name of the interface.
     pub interface: String,
-    /// Its MTU, in bytes.
+    /// MTU of the interface, in bytes.
     pub mtu: u32,
     /// The reason for this choice, for example the route to a peer.
     pub chosen_by: String,
 }
 
-/// Most addresses for which a reason is reported: a host may have one for every service.
+/// Maximum number of addresses with a reported reason: a host may have one for every service.
 const OTHERS: usize = 16;
 
-/// Most host addresses outside a local network that are protected: a host may have one for every service.
+/// Maximum number of protected host addresses outside a local network: a host may have one for every service.
 const OWN_ADDRESSES: usize = 64;
 
 /// The loopback interface.
@@ -117,7 +117,7 @@ impl Facts {
         self.network.addresses.iter().filter(usable).filter_map(with_interface)
     }
 
-    /// Addresses outside the pools, if there are any: peers reject addresses inside a pool.
+    /// Addresses outside the pools, if any exist: peers reject addresses inside a pool.
     fn preferred(&self, family: Family) -> Vec<&Address> {
         let is_in_a_pool = |found: &&Address| self.pools.iter().any(|pool| pool.has(found.address.ip()));
         let (inside, outside): (Vec<_>, Vec<_>) =
@@ -131,7 +131,7 @@ impl Facts {
             let address = found.address.ip();
             let uplink = uplinks[Family::of(address)].as_ref();
             let is_chosen = uplink.is_some_and(|uplink| uplink.address == address);
-            // Polder's interfaces and loopback addresses are no candidates.
+            // Polder's interfaces and loopback addresses are not candidates.
             if address.is_loopback() || is_chosen || self.network.own.contains(&found.index) {
                 return None;
             }
@@ -193,8 +193,9 @@ impl Facts {
         needed
     }
 
-    /// The source address for a route. The kernel prefers a host address (/32, /128) to one with a network prefix, but that may be a
-    /// virtual address that moves to another node; and temporary addresses to permanent ones (`use_tempaddr`).
+    /// The source address for a route. The kernel prefers a host address (/32, /128) to an address with a network
+    /// prefix, but a host address may be virtual and move to another node. It also prefers temporary addresses to
+    /// permanent ones (`use_tempaddr`).
     fn source(&self, family: Family, way: &Lookup) -> Option<IpAddr> {
         let preferred = self.preferred(family);
         let on_it: Vec<&Address> =
@@ -206,14 +207,14 @@ impl Facts {
                 Some(chosen)
             }
             Some(whole) => of_network.copied().or(Some(whole)),
-            // The kernel's own choice cannot be used.
+            // The kernel's choice is not usable.
             None => of_network.or(on_it.first()).copied(),
         };
         Some(found?.address.ip())
     }
 
-    /// Whether there are routes to nodes, but none uses that address: it was chosen while the interface of the right one was down,
-    /// and would stay in use for ever.
+    /// Whether routes to nodes exist, but none uses that address: it was chosen while the interface of the correct
+    /// address was down. Without this check it would stay in use.
     fn is_astray(&self, uplink: &Uplink) -> bool {
         let family = Family::of(uplink.address);
         let is_of_family =
@@ -230,7 +231,7 @@ impl Facts {
         Some(Uplink { address, index: found.index, interface: interface.clone(), mtu, chosen_by })
     }
 
-    /// The MTU for packets from that address: a host address on loopback leaves by another interface.
+    /// The MTU for packets from that address: packets from a host address on loopback leave through another interface.
     fn mtu(&self, of: &Address) -> Option<u32> {
         let (interface, own) = self.network.interfaces.get(&of.index)?;
         let family = Family::of(of.address.ip());
@@ -238,7 +239,7 @@ impl Facts {
         let from_it: Vec<IfIndex> =
             ways().filter(|way| way.source == Some(of.address.ip())).map(|way| way.index).collect();
         let leave_by: Vec<IfIndex> = match from_it.as_slice() {
-            // No route has this source; packets do not leave by loopback.
+            // No route has this source, and packets do not leave through loopback.
             [] if interface == LOOPBACK => {
                 ways().filter(|way| way.source.map(Family::of) == Some(family)).map(|way| way.index).collect()
             }
@@ -252,7 +253,7 @@ impl Facts {
 }
 
 impl Underlay {
-    /// Chooses the addresses. A current one stays as long as it exists, because a change affects every peer.
+    /// Chooses the addresses. A current address is kept as long as it exists, because a change affects every peer.
     pub fn choose(config: &UnderlayConfig, facts: &Facts, current: &Self) -> Result<Self, NotChosen> {
         let mut uplinks = PerFamily::NONE;
         for family in Family::BOTH {
@@ -273,7 +274,7 @@ impl Underlay {
         self.uplinks.values().map(|uplink| uplink.address).collect()
     }
 
-    /// The names of its interfaces.
+    /// The names of the interfaces with these addresses.
     pub fn interfaces(&self) -> BTreeSet<String> {
         self.uplinks.values().map(|uplink| uplink.interface.clone()).collect()
     }
@@ -283,7 +284,7 @@ impl Underlay {
         Some(self.uplinks[family].as_ref()?.address)
     }
 
-    /// The underlay of a node without peers, which needs no address.
+    /// The underlay of a node without peers: no addresses.
     pub fn of_lone_node(facts: &Facts) -> Self {
         Self { uplinks: PerFamily::NONE, others: Vec::new(), needed: facts.needed() }
     }

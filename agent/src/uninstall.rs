@@ -21,7 +21,7 @@ use crate::machine::Machine;
 use crate::presence::Presence;
 use crate::state_dir::{self, CONFLIST, LEDGER, STORE};
 
-/// What to do with pods that are still attached.
+/// Handling of pods that are still attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attached {
     /// Refuse the uninstall while pods are attached.
@@ -33,8 +33,8 @@ pub enum Attached {
 /// Suffixes of the files of a SQLite database.
 const BESIDE: [&str; 3] = ["", "-wal", "-shm"];
 
-/// Runs the uninstall. Missing objects are no error, and a failure does not stop the rest. Returns a line for each thing
-/// that was done.
+/// Runs the uninstall. A missing object is not an error, and a failure does not stop the rest. Returns one line for
+/// each completed step.
 pub fn uninstall(places: &Places, attached: Attached) -> anyhow::Result<Vec<String>> {
     const STOP: &str = "stop the agent first, and make sure that nothing restarts it";
     let state = &places.state_dir;
@@ -66,7 +66,7 @@ pub fn uninstall(places: &Places, attached: Attached) -> anyhow::Result<Vec<Stri
     if attached == Attached::Stay {
         refuse_if_attached(&mut kernel, ledger.as_ref(), &places.socket)?;
     }
-    // First what lets others begin anything with us.
+    // The CNI configuration first, so that runtimes start no further requests.
     let file = places.cni_file.display();
     match conflist::remove(&places.cni_file) {
         Ok(true) => done.push(format!("the CNI configuration {file} is deleted")),
@@ -96,7 +96,7 @@ pub fn uninstall(places: &Places, attached: Attached) -> anyhow::Result<Vec<Stri
     }
     delete_files(places)?;
     drop((lock, node));
-    // What else is in these is not ours.
+    // Deleted only if empty: other files in these folders do not belong to Polder.
     let leave = [places.socket.parent(), Some(state)];
     leave.into_iter().flatten().for_each(|folder| drop(fs::remove_dir(folder)));
     if is_there {
@@ -112,14 +112,15 @@ pub fn uninstall(places: &Places, attached: Attached) -> anyhow::Result<Vec<Stri
     Ok(done)
 }
 
-/// Whether other nodes may still count on this one: not if it was removed, nor with a store of its own, where there are no others.
+/// Whether other nodes may still count this node as a member: not if it was removed, nor with an embedded store, which
+/// has no other nodes.
 fn is_member(ledger: Option<&Sqlite>, own_store: &Path) -> bool {
     let identity = ledger.and_then(|ledger| ledger.identity().ok().flatten());
     let was_removed = identity.is_some_and(|identity| identity.standing == Standing::Removed);
     !was_removed && !own_store.exists()
 }
 
-/// The ledger, if there is one. What it says of an earlier boot is void.
+/// The ledger, if it exists. Values from an earlier boot are discarded.
 fn open(ledger: &Path) -> anyhow::Result<Option<Sqlite>> {
     if !ledger.exists() {
         return Ok(None);
@@ -150,8 +151,8 @@ fn refuse_if_attached(kernel: &mut Kernel, ledger: Option<&Sqlite>, socket: &Pat
     Ok(())
 }
 
-/// Puts a kernel setting back to what it was. Whether it was something else, and is still there: those of devices that are gone
-/// went with them.
+/// Restores a kernel setting. Returns whether it was changed: not if it already has that value, or if its device no
+/// longer exists.
 fn put_back(sysctls: &Sysctls, path: &str, previous: &str) -> io::Result<bool> {
     match sysctls.get(path) {
         Ok(now) if now != previous => sysctls.set(path, previous).map(|()| true),

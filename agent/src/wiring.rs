@@ -1,4 +1,4 @@
-//! How an attachment is wired.
+//! Parameters for wiring an attachment.
 
 use std::net::IpAddr;
 
@@ -12,7 +12,7 @@ use crate::board::Membership;
 use crate::kernel::desired::bridge_mac;
 use crate::kernel::features::Features;
 
-/// How an attachment should be wired.
+/// Returns the parameters for wiring an attachment.
 pub(crate) fn wiring(
     membership: &Membership,
     features: Features,

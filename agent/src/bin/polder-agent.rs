@@ -16,12 +16,12 @@ use tracing_subscriber::EnvFilter;
 
 /// Polder node agent: assigns pod addresses and programs this node's routes, tunnels and packet filter
 ///
-/// Each key of the configuration file can also be set by an environment variable: `POLDER__` followed by the key, with `__`
-/// between the levels, for example `POLDER__UNDERLAY__INTERFACE=eth1`. A flag overrides the variable, the variable
+/// Each key of the configuration file can also be set by an environment variable: `POLDER__` followed by the key, with
+/// `__` between the levels, for example `POLDER__UNDERLAY__INTERFACE=eth1`. A flag overrides the variable, the variable
 /// overrides the file.
 ///
-/// Logs go to standard error. Set the level with `RUST_LOG`: error, warn, info (default), debug or trace. Set `NO_COLOR` to
-/// turn colours off.
+/// Logs go to standard error. Set the level with `RUST_LOG`: error, warn, info (default), debug or trace. Set
+/// `NO_COLOR` to turn colours off.
 #[derive(Debug, Parser)]
 #[command(version, after_help = AGENT_HELP, args_conflicts_with_subcommands = true)]
 struct Arguments {
@@ -35,9 +35,9 @@ struct Arguments {
 enum Command {
     /// Install the CNI plugins polder and polder-ipam into the container runtime's plugin directory, and exit
     ///
-    /// Also installs loopback if the directory has no such plugin. Each file is written under a temporary name with its final
-    /// mode, and then renamed: the runtime always finds either the old or the new plugin. Run this before the agent, because
-    /// the agent writes the CNI configuration that names the plugins.
+    /// Also installs loopback if the directory has no such plugin. Each file is written under a temporary name with its
+    /// final mode, and then renamed: the runtime always finds either the old or the new plugin. Run this before the
+    /// agent, because the agent writes the CNI configuration that names the plugins.
     InstallPlugins {
         /// Plugin directory of the container runtime
         #[arg(long, value_name = "DIR", default_value = plugins::USUAL_FOLDER)]

@@ -1,4 +1,4 @@
-//! Section `[bootstrap]`: the first settings of a cluster.
+//! Section `[bootstrap]`: the initial settings of a cluster.
 
 use std::fmt;
 
@@ -55,7 +55,7 @@ impl Default for VxlanFile {
     }
 }
 
-/// A pool: its range alone, or a table.
+/// A pool: only its range, or a table.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
 struct PoolFile(PoolTable);
@@ -103,7 +103,7 @@ impl<'de> Deserialize<'de> for PoolFile {
 }
 
 impl File {
-    /// The checked settings.
+    /// The validated settings.
     pub(super) fn check(self) -> Result<Bootstrap, ConfigError> {
         let mut pools: Vec<Pool> = Vec::new();
         for PoolFile(table) in self.pools {
@@ -167,7 +167,7 @@ fn pool(table: PoolTable, others: &[Pool]) -> Result<Pool, ConfigError> {
         .or_else(|error| value(POOLS, wrong(error)))
 }
 
-/// `ipv4`, `ipv6`; further ones of a family are numbered from 2.
+/// `ipv4` or `ipv6`; further pools of a family are numbered from 2.
 fn pool_name(family: Family, others: usize) -> PoolName {
     let family = family.to_string().to_lowercase();
     let name = if others == 0 { family } else { format!("{family}-{}", others + 1) };

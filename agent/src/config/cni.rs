@@ -27,7 +27,7 @@ impl Default for CniFile {
 }
 
 impl CniFile {
-    /// The file name, if it is one that a runtime reads.
+    /// The file name, if runtimes read files of that name.
     pub(super) fn file_name(&self) -> Result<&str, ConfigError> {
         let is_name = !self.file.contains('/') && !self.file.starts_with('.');
         if is_name && self.file.ends_with(".conflist") {
@@ -42,7 +42,7 @@ impl CniFile {
         )
     }
 
-    /// The checked content of the CNI configuration.
+    /// The validated content of the CNI configuration.
     pub(super) fn check(self) -> Result<Network, ConfigError> {
         if let Some(name) = self.name.as_ref().filter(|name| **name == Attachment::of_probe().network) {
             return value(
@@ -52,7 +52,7 @@ impl CniFile {
         }
         let chain = self.chain.into_iter().map(plugin).collect::<Result<Vec<_>, _>>()?;
         one_plugin_for_each_capability(&chain)?;
-        // Plugins of others are often older than ours, and a runtime takes the newest version that is offered.
+        // Plugins of other software are often older, and a runtime uses the newest offered version.
         let usual = if chain.is_empty() { "1.1.0" } else { "1.0.0" };
         let version = self.version.as_deref().unwrap_or(usual);
         let Some(newest) = VERSIONS.iter().position(|known| *known == version) else {
@@ -70,7 +70,7 @@ impl CniFile {
     }
 }
 
-/// A plugin of the chain, in JSON.
+/// A plugin of the chain as JSON.
 fn plugin(table: Table) -> Result<Value, ConfigError> {
     const KEY: &str = "cni.chain";
     let plugin = serde_json::to_value(&table).or_else(|error| value(KEY, error.to_string()))?;
@@ -86,7 +86,7 @@ fn plugin(table: Table) -> Result<Value, ConfigError> {
             );
         }
     }
-    // TOML has dates, JSON has not.
+    // TOML has dates, JSON does not.
     if plugin.to_string().contains("$__toml_private_datetime") {
         return value(KEY, format!("plugin {}: put dates in quotes", plugin["type"]));
     }
@@ -104,7 +104,8 @@ fn plugin(table: Table) -> Result<Value, ConfigError> {
     Ok(plugin)
 }
 
-/// A runtime gives what a capability stands for to every plugin that declares it: two would set the same thing.
+/// A runtime passes the values of a capability to every plugin that declares it: two plugins would configure the same
+/// thing.
 fn one_plugin_for_each_capability(chain: &[Value]) -> Result<(), ConfigError> {
     let mut owners: BTreeMap<&str, &str> = OWN_CAPABILITIES.iter().map(|name| (*name, "polder")).collect();
     for plugin in chain {

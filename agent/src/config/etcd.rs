@@ -46,7 +46,7 @@ impl EtcdFile {
         Ok(())
     }
 
-    /// The checked connection settings of etcd.
+    /// The validated connection settings of etcd.
     pub(super) fn check(self) -> Result<EtcdConfig, ConfigError> {
         let has_files = self.ca.is_some() || self.cert.is_some() || self.key.is_some();
         let is_secure = match &self.discovery_srv {

@@ -16,26 +16,26 @@ use super::{ConfigError, File, Flags};
 /// Default path of the configuration file. It need not exist.
 const DEFAULT_FILE: &str = "/etc/polder/agent.toml";
 
-/// Prefix of the environment variables. Two underscores: for a Service that is named polder-etcd, Kubernetes gives pods
-/// variables like `POLDER_ETCD_PORT`, which are not configuration keys.
+/// Prefix of the environment variables. Two underscores, because Kubernetes gives pods variables like
+/// `POLDER_ETCD_PORT` for a Service named polder-etcd, which are not configuration keys.
 const PREFIX: &str = "POLDER__";
 
 /// Separator between the levels of a key in a variable name.
 const SEPARATOR: &str = "__";
 
-/// A key, preceded by its tables.
+/// The names of the tables around a key, and the key.
 pub(super) type KeyPath = Vec<String>;
 
-/// Where a value comes from.
+/// Source of a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Origin {
     /// Not set: the default.
     Default,
-    /// This file.
+    /// The configuration file.
     File(PathBuf),
-    /// This variable of the environment.
+    /// An environment variable, by name.
     Variable(String),
-    /// This flag.
+    /// A command line flag, by name.
     Flag(&'static str),
 }
 
@@ -58,8 +58,8 @@ pub(super) struct Layers {
 }
 
 impl Layers {
-    /// Reads the file that the flags name, the variables and the flags. Each is checked alone, so that an error names what is
-    /// wrong and not what comes of it.
+    /// Reads the file that the flags name, the variables and the flags. Each layer is validated separately, so that an
+    /// error names its cause and not a consequence.
     pub(super) fn read(
         flags: &Flags,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
@@ -71,7 +71,7 @@ impl Layers {
             layers.merged = read_file(&path)?;
             layers.note(&[], &Value::Table(layers.merged.clone()), &Origin::File(path));
         }
-        // The shorter path first: who sets a table sets what is in it, unless that is set, too.
+        // Shorter paths first: a variable for a key inside a table overrides that part of the variable for the table.
         for (path, (name, text)) in variables(environment)? {
             let value = of_variable(&path, &text)
                 .map_err(|problem| ConfigError::Variable { name: name.clone(), problem })?;
@@ -90,12 +90,12 @@ impl Layers {
             .map_err(|error| ConfigError::Merged(one_line(&error)))
     }
 
-    /// Where a value comes from.
+    /// The source of a value.
     pub(super) fn origin(&self, path: &[String]) -> &Origin {
         self.origins.get(path).unwrap_or(&Origin::Default)
     }
 
-    /// The error, with the variable that has set what is wrong.
+    /// The error with the name of the variable that set the invalid value.
     pub(super) fn locate(&self, error: ConfigError) -> ConfigError {
         let ConfigError::Value { key, problem } = error else { return error };
         let path: KeyPath = key.split('.').map(str::to_owned).collect();
@@ -113,7 +113,7 @@ impl Layers {
         let mut table = &mut self.merged;
         for name in tables {
             let inner = table.entry(name).or_insert_with(|| Value::Table(Table::new()));
-            // Each layer was checked alone: what has keys is a table in all of them.
+            // Each layer was validated separately: a key with subkeys is a table in all of them.
             let Value::Table(inner) = inner else { return };
             table = inner;
         }
@@ -149,13 +149,13 @@ fn read_file(path: &Path) -> Result<Table, ConfigError> {
     Err(parse(faults))
 }
 
-/// The line that something begins in.
+/// The line number of the start of `span`, from 1.
 fn line(text: &str, span: Option<Range<usize>>) -> usize {
     let before = span.and_then(|span| text.get(..span.start)).unwrap_or_default();
     before.matches('\n').count() + 1
 }
 
-/// Checks each value of the file by itself, so that all faults are reported at once.
+/// Validates each value of the file separately, so that all faults are reported at once.
 fn collect_faults(text: &str, path: &mut KeyPath, table: &DeTable<'_>, faults: &mut Vec<(usize, String)>) {
     for (key, value) in table {
         path.push(key.get_ref().to_string());
@@ -166,7 +166,7 @@ fn collect_faults(text: &str, path: &mut KeyPath, table: &DeTable<'_>, faults: &
                 let value = value.ok().and_then(|mut table| table.remove("value"));
                 if let Some(Err(problem)) = value.map(|value| takes(path, value)) {
                     let fault = (line(text, Some(key.span())), with_key(path, problem));
-                    // Everything in an unknown table is unknown.
+                    // Reported once, because all keys of an unknown table have the same fault.
                     if !faults.iter().any(|(_, known)| *known == fault.1) {
                         faults.push(fault);
                     }
@@ -177,7 +177,7 @@ fn collect_faults(text: &str, path: &mut KeyPath, table: &DeTable<'_>, faults: &
     }
 }
 
-/// The problem with the key that has it, and what to write.
+/// The problem with its key, and a hint for the correct value.
 fn with_key(path: &[String], problem: String) -> String {
     if problem.starts_with("unknown field") {
         return problem;
@@ -187,14 +187,14 @@ fn with_key(path: &[String], problem: String) -> String {
     format!("{key}: {problem}{hint}")
 }
 
-/// Whether the key takes the value.
+/// Whether the value is valid for the key.
 fn takes(path: &[String], value: Value) -> Result<(), String> {
     let nested =
         path.iter().rev().fold(value, |value, key| Value::Table(Table::from_iter([(key.clone(), value)])));
     File::deserialize(nested).map(drop).map_err(|error| one_line(&error))
 }
 
-/// Polder's environment variables: name and value, by the key that they set.
+/// Polder's environment variables: key path, with name and value of the variable.
 fn variables(
     environment: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<BTreeMap<KeyPath, (String, String)>, ConfigError> {
@@ -213,7 +213,7 @@ fn variables(
     Ok(variables)
 }
 
-/// The value that a variable stands for: as it is in TOML, or a string without its quotes, whichever the key takes.
+/// The value of a variable: as TOML, or a string without quotes, depending on the type of the key.
 fn of_variable(path: &[String], text: &str) -> Result<Value, String> {
     let literal: Result<Value, _> = text.trim().parse();
     let check = |value: Value| takes(path, value.clone()).map(|()| value);
@@ -237,10 +237,10 @@ fn of_variable(path: &[String], text: &str) -> Result<Value, String> {
     }
 }
 
-/// What the flags set, and under which key it would be in the file.
+/// The values set by flags: flag, key in the file, and value.
 fn of_flags(flags: &Flags) -> impl Iterator<Item = (&'static str, &'static str, Value)> {
     let text = |value: &dyn fmt::Display| Value::String(value.to_string());
-    // Clap has taken what is not UTF-8; such a path does not exist under its lossy name, and is named so.
+    // Clap accepts paths that are not UTF-8. The lossy name does not exist, and the error message shows it.
     let path = |path: &PathBuf| text(&path.display());
     let list = |items: &Vec<String>| Value::Array(items.iter().map(|item| text(item)).collect());
     let values = [

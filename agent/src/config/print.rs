@@ -10,7 +10,7 @@ use super::{ConfigError, Flags, Places};
 /// Keys whose values are not printed.
 const SECRETS: [&[&str]; 1] = [&["etcd", "password"]];
 
-/// Each value that is set or has a default, in TOML, with its source. The values are not checked.
+/// Each value that is set or has a default, in TOML, with its source. The values are not validated.
 pub fn printed(flags: &Flags) -> Result<String, ConfigError> {
     print(&Layers::read(flags, env::vars_os())?)
 }
@@ -41,7 +41,7 @@ pub(super) fn print(layers: &Layers) -> Result<String, ConfigError> {
     Ok(lines.join("\n") + "\n")
 }
 
-/// All values that are no tables, with their keys. What is in no table comes first.
+/// All values that are not tables, with their keys. Values outside tables come first.
 fn collect(path: &[String], table: &Table, leaves: &mut Vec<(KeyPath, Value)>) {
     let below = |key: &String| [path, std::slice::from_ref(key)].concat();
     for (key, value) in table {
@@ -56,7 +56,7 @@ fn collect(path: &[String], table: &Table, leaves: &mut Vec<(KeyPath, Value)>) {
     }
 }
 
-/// The key as TOML writes it.
+/// The key in TOML syntax.
 fn dotted(path: &[String]) -> String {
     let is_bare = |part: &str| {
         !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')

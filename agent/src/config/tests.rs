@@ -179,7 +179,7 @@ fn a_pool_can_be_given_with_its_name_and_the_length_of_its_blocks() {
     let more = "purpose = \"reservations\"\nnodes = { zone = \"a\" }\n";
     let pool = format!("{ETCD}[[bootstrap.pools]]\ncidr = \"10.2.0.0/28\"\n{more}");
     let pool = check(&pool).unwrap().bootstrap.unwrap().pools.remove(0);
-    // No node claims blocks of it: a small one needs no block length.
+    // No node claims blocks of this pool: even a small pool needs no block length.
     assert_eq!((pool.purpose, pool.block_length()), (polder_ipam::pool::Purpose::Reservations, 28));
     assert_eq!(pool.nodes.get("zone").map(String::as_str), Some("a"));
     let error = refused(&format!("{ETCD}[[bootstrap.pools]]\ncidr = \"10.2.0.0/16\"\npurpose = \"pods\"\n"));

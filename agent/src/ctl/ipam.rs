@@ -91,7 +91,7 @@ impl Render for Checked {
     }
 }
 
-/// Tables of all that is known about a subject.
+/// Tables with all facts about a subject.
 fn shown(shown: &Shown) -> String {
     let mut parts: Vec<String> = shown.remarks.iter().map(|remark| format!("{remark}\n")).collect();
     if !shown.pools.is_empty() {

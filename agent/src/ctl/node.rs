@@ -30,11 +30,12 @@ pub enum Command {
         #[arg(long, requires = "dead")]
         earlier: bool,
     },
-    /// Take over a node on this machine, which must have the node's ledger. Confirms that the previous machine is gone for good
+    /// Take over a node on this machine, which must have the node's ledger. Confirms that the previous machine is gone
+    /// for good
     ///
-    /// Run it on the machine that takes over. It is needed if both the machine ID and the boot ID have changed, because the
-    /// agent then cannot tell a restart from a copied disk. The agent takes the node over when no other machine is alive under
-    /// its name. A machine without the ledger joins as a new node instead: run polderctl node remove first.
+    /// Run it on the machine that takes over. It is needed if both the machine ID and the boot ID have changed, because
+    /// the agent then cannot tell a restart from a copied disk. The agent takes the node over when no other machine is
+    /// alive under its name. A machine without the ledger joins as a new node instead: run polderctl node remove first.
     Adopt {
         /// Name of the node
         name: NodeName,

@@ -33,7 +33,7 @@ use crate::wiring::wiring;
 /// Pause between two checks of the endpoint.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// Pause before another attempt, after creating it has failed.
+/// Pause before the next attempt, after creation failed.
 const RETRY: Duration = Duration::from_secs(60);
 
 /// The inputs of the task, and the value that it publishes.
@@ -41,9 +41,9 @@ const RETRY: Duration = Duration::from_secs(60);
 pub struct Task {
     /// The node whose blocks provide the endpoint's addresses.
     pub node: Arc<Node>,
-    /// The kernel, for passes over all of it.
+    /// The kernel connection of the passes.
     pub kernel: Owner<Kernel>,
-    /// Whether the node has a probe endpoint.
+    /// The state of the node's probe endpoint.
     pub endpoint: watch::Sender<Endpoint>,
 }
 
@@ -86,7 +86,7 @@ async fn keep<W: Workshop>(workshop: W, namespace: Arc<File>, endpoint: watch::S
         holdings.mark_unchanged();
         let endpoint = keeper.tend().await;
         keeper.tell(endpoint);
-        // All cancel-safe: changes that are not taken are seen in the next iteration.
+        // All branches are cancel-safe: a change that is not received now is received in the next iteration.
         tokio::select! {
             _ = passes.changed() => {}
             _ = holdings.changed() => {}
@@ -95,7 +95,7 @@ async fn keep<W: Workshop>(workshop: W, namespace: Arc<File>, endpoint: watch::S
     }
 }
 
-/// An empty network namespace, which lasts as long as it is open.
+/// A new network namespace, which exists as long as the file is open.
 fn new_namespace() -> io::Result<File> {
     namespace::in_a_new_one(|| File::open("/proc/thread-self/ns/net"))?
 }
@@ -119,17 +119,17 @@ trait Workshop {
     /// The values that other tasks publish.
     fn board(&self) -> &Board;
 
-    /// Whether its addresses match these families.
+    /// Whether the endpoint's addresses match these families.
     fn fits(&self, families: BTreeSet<Family>) -> impl Future<Output = bool> + Send;
 
-    /// Allocates its addresses in these families; `None` if none is free.
+    /// Allocates the endpoint's addresses in these families; `None` if none is available.
     fn take(
         &self,
         families: BTreeSet<Family>,
         mtu: u32,
     ) -> impl Future<Output = Result<Option<Held>, LedgerError>> + Send;
 
-    /// How it should be wired.
+    /// Parameters for wiring the endpoint.
     fn wiring(&self, cluster: &ClusterRecord, held: &Held) -> Wiring;
 
     /// The index of the interface with that name, if it exists.
@@ -143,13 +143,13 @@ trait Workshop {
         wiring: Wiring,
     ) -> impl Future<Output = Result<IfIndex, NotMade>> + Send;
 
-    /// Deletes its interfaces.
+    /// Deletes the endpoint's interfaces.
     fn delete(&self) -> impl Future<Output = Result<(), NotDeleted>> + Send;
 
-    /// Releases its addresses, if it has any, and deletes the interfaces.
+    /// Releases the endpoint's addresses, if it has any, and deletes the interfaces.
     fn release(&self) -> impl Future<Output = ()> + Send;
 
-    /// Publishes its addresses to the peers.
+    /// Publishes the endpoint's addresses to the peers.
     fn tell_peers(&self);
 }
 
@@ -158,7 +158,7 @@ struct Keeper<W> {
     namespace: Arc<File>,
     endpoint: watch::Sender<Endpoint>,
     made: Option<Made>,
-    /// When creating it failed last, and why.
+    /// Time and reason of the last failed creation.
     failed: Option<(Instant, String)>,
 }
 
@@ -170,7 +170,7 @@ struct Made {
 }
 
 impl<W: Workshop> Keeper<W> {
-    /// Creates the endpoint if it should exist and does not.
+    /// Creates the endpoint, if it should exist and does not exist.
     async fn tend(&mut self) -> Endpoint {
         let board = self.workshop.board();
         if board.registration().forbids().is_some() {
@@ -218,14 +218,14 @@ impl<W: Workshop> Keeper<W> {
             Ok(()) => {
                 self.failed = None;
                 info!(addresses = ?held.addresses, "probe endpoint created");
-                // Peers are told of it.
+                // Publishes the new addresses to the peers.
                 self.workshop.tell_peers();
             }
             Err(error) => {
                 let reason = format!("cannot create the probe endpoint: {}", in_full(&error));
                 warn!("{reason}");
                 self.failed = Some((Instant::now(), reason));
-                // A published address without an endpoint would look like a fault.
+                // A published address without an endpoint would be reported as a fault by peers.
                 self.give_up().await;
             }
         }
@@ -248,7 +248,7 @@ impl<W: Workshop> Keeper<W> {
     }
 
     async fn make(&mut self, cluster: &ClusterRecord, wiring: Wiring) -> Result<(), NotMade> {
-        // The interfaces of a killed agent disappear with its namespace, a moment later.
+        // The interfaces of a killed agent disappear with its namespace, shortly after its end.
         self.workshop.delete().await?;
         let index = self.workshop.make(Arc::clone(&self.namespace), cluster, wiring.clone()).await?;
         let addresses = wiring.addresses.iter().map(|own| own.address).collect();
@@ -311,7 +311,7 @@ impl Workshop for OnNode {
     ) -> Result<IfIndex, NotMade> {
         let table = ruleset::table(cluster, &ruleset::Lengths::new());
         let addresses: Vec<IpAddr> = wiring.addresses.iter().map(|own| own.address).collect();
-        // On the thread of the passes, so that none finds it half created.
+        // Runs on the thread of the passes, so that no pass finds a half-created endpoint.
         let made = self.kernel.run(move |kernel| {
             kernel.admit_pod(&table, wiring.mac, &addresses).map_err(NotMade::Admission)?;
             Ok(kernel.make_probe(&namespace, &wiring)?)

@@ -22,7 +22,7 @@ pub struct Announcer {
 }
 
 impl Announcer {
-    /// One that has not written it yet.
+    /// An announcer that has not written the file yet.
     pub fn new(
         config: Arc<Config>,
         readiness: Readiness,
@@ -31,8 +31,8 @@ impl Announcer {
         Self { config, readiness, announced, is_done: false }
     }
 
-    /// Deletes the CNI configuration of a removed node. A runtime with pods needs it to delete them (containerd 2.1: "cni plugin
-    /// not initialized"), so it stays until no pod is left.
+    /// Deletes the CNI configuration of a removed node. A runtime needs it to delete the node's pods (containerd 2.1:
+    /// "cni plugin not initialized"), so it stays until no pod is left.
     pub(super) fn withdraw(&mut self) {
         if presence::may_be_there() {
             return;

@@ -25,13 +25,13 @@ use crate::owner::Owner;
 pub struct Wired {
     /// The node's blocks.
     pub blocks: Vec<Block>,
-    /// Its own addresses.
+    /// The node's own addresses in the pod network.
     pub gateways: Vec<IpAddr>,
-    /// Its attachments, and its probe endpoint.
+    /// The node's attachments, and its probe endpoint.
     pub pods: Vec<Held>,
 }
 
-/// The kernel (see [`Kernel`]) and the node's ledger, as passes read and change them.
+/// The kernel (see [`Kernel`]) and the node's ledger, for passes to read and change.
 pub trait Datapath {
     /// Reads the kernel's current state.
     fn snapshot(&self, table: Table) -> impl Future<Output = Result<Actual, Error>> + Send;
@@ -75,9 +75,9 @@ pub trait Datapath {
 /// [`Datapath`] on the node that the agent runs on.
 #[derive(Debug)]
 pub struct OnNode {
-    /// The kernel, for passes over all of it.
+    /// The kernel, for passes.
     pub kernel: Owner<Kernel>,
-    /// The node's addresses.
+    /// The node's ledger.
     pub ipam: Owner<NodeIpam>,
 }
 

@@ -30,7 +30,7 @@ pub(super) struct Grounds {
     view: Arc<View>,
     cluster: Arc<ClusterRecord>,
     underlay: Arc<Underlay>,
-    /// Whether the node has no underlay address now, and `underlay` is the previous one.
+    /// Whether the node has no underlay address at present, and `underlay` is the previous one.
     is_cut_off: bool,
     pub(super) believed: Believed,
 }
@@ -98,7 +98,7 @@ impl<D: Datapath> Engine<D> {
         else {
             return alone();
         };
-        // Which records are valid depends on the node's own addresses: the view will be updated for them.
+        // Which records are valid depends on the node's own addresses: the view is updated for them soon.
         if view.own != underlay.addresses() && !is_cut_off {
             return alone();
         }
@@ -117,8 +117,8 @@ impl<D: Datapath> Engine<D> {
         let pools = view.pools.values().map(|pool| &pool.record).chain(view.lost_pools.values());
         let lengths = ruleset::lengths(pools.map(|pool| &**pool));
         let table = ruleset::table(cluster, &lengths);
-        // First the kernel, then the ledger: an attachment is in the ledger before it is in the kernel, and in the
-        // kernel no more when it leaves the ledger. So state that is in the kernel but not in the ledger has no owner.
+        // First the kernel, then the ledger: an attachment is added to the ledger before the kernel, and removed from
+        // the kernel before the ledger. So state that is in the kernel but not in the ledger has no owner.
         let mut actual = match self.tools.datapath.snapshot(table).await {
             Ok(actual) => actual,
             Err(error) => return Err(NoPlan::Unread(error)),
@@ -167,8 +167,8 @@ impl<D: Datapath> Engine<D> {
         Ok(Draft { desired, changes, indexes: actual.indexes, sysctls: actual.sysctls, pass })
     }
 
-    /// The peers on the same link whose pods' packets use a tunnel. A path that is not tested yet keeps its current type, which a
-    /// starting agent reads from the kernel.
+    /// The peers on the same link for whose pods a tunnel is used. A path without a test result keeps its current type,
+    /// which a starting agent reads from the kernel.
     fn detours(
         &self,
         cluster: &ClusterRecord,

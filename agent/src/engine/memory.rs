@@ -17,28 +17,28 @@ use crate::underlay::Underlay;
 /// The host's interfaces and routes.
 #[derive(Debug, Default)]
 pub(super) struct Network {
-    /// How the host reaches the peers' underlay addresses.
+    /// The host's routes to the peers' underlay addresses; `None` if the host has no route.
     pub(super) reach: BTreeMap<IpAddr, Option<Lookup>>,
-    /// Whether a lookup of these routes failed.
+    /// Whether the last lookup of these routes failed.
     pub(super) doubt: bool,
-    /// All addresses of this node that are not its pods'.
+    /// The addresses of all interfaces of the host.
     pub(super) own: BTreeSet<IpAddr>,
     /// The foreign interfaces.
     pub(super) outward: Outward,
-    /// Whether the interfaces could not be read.
+    /// Whether the last read of the interfaces failed.
     pub(super) unread: bool,
-    /// The node's addresses on the underlay, as they were chosen last.
+    /// The node's underlay addresses, as last chosen.
     pub(super) underlay: Option<Arc<Underlay>>,
 }
 
 /// Foreign interfaces.
 #[derive(Debug, Default)]
 pub(super) struct Outward {
-    /// Their names, by index.
+    /// Names, by index.
     pub(super) interfaces: BTreeMap<IfIndex, String>,
-    /// Those that deliver a packet by its IP addresses, without neighbours (such as `WireGuard`).
+    /// Interfaces that deliver a packet by its IP addresses, without link-layer addresses (e.g. `WireGuard`).
     pub(super) meshes: BTreeSet<IfIndex>,
-    /// Those with a route out of the cluster.
+    /// Interfaces with a route out of the cluster.
     pub(super) world: BTreeSet<IfIndex>,
 }
 
@@ -53,7 +53,7 @@ impl Outward {
 /// Records that the datastore lost.
 #[derive(Debug, Default)]
 pub(super) struct Losses {
-    /// Number of losses seen so far.
+    /// Number of losses detected so far.
     pub(super) known: u64,
     /// When kernel state without a record may be deleted again.
     pub(super) prune_from: Option<Instant>,
@@ -62,24 +62,24 @@ pub(super) struct Losses {
 /// The passes so far.
 #[derive(Debug, Default)]
 pub(super) struct Passes {
-    /// How many there were.
+    /// Number of passes.
     pub(super) count: u64,
-    /// Changes to the kernel so far.
+    /// Number of changes to the kernel.
     pub(super) written: u64,
-    /// When a pass that failed is tried again.
+    /// The pause before a failed pass is repeated; `None` if the last pass succeeded.
     pub(super) retry: Option<Duration>,
 }
 
 /// Changes by other programs, and their repair.
 #[derive(Debug)]
 pub(super) struct Repairing {
-    /// How soon the next repair may follow.
+    /// The limit of the repair rate.
     pub(super) pace: Pace,
-    /// The state when a pass last found nothing to do.
+    /// The desired state when a pass last had no changes to make.
     pub(super) in_place: Option<Known>,
-    /// When another program changed Polder's kernel state since the last pass.
+    /// When another program changed Polder's kernel state; `None` if not since the last pass.
     pub(super) rung: Option<Instant>,
-    /// When the kernel settings are checked next.
+    /// When the kernel settings are checked again.
     pub(super) settings_due: Instant,
 }
 

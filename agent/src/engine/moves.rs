@@ -1,5 +1,5 @@
-//! Changes of underlay addresses, of peers and of this node, without packet loss: the old address stays valid until all nodes know
-//! the new one.
+//! Changes of underlay addresses, of peers and of this node, without packet loss: the old address stays valid until all
+//! nodes know the new one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -24,9 +24,9 @@ const OVERLAP: Duration = Duration::from_secs(1);
 pub(super) struct Moves {
     /// The peers' records in the last pass.
     peers: BTreeMap<NodeName, Arc<NodeRecord>>,
-    /// Their previous addresses, and until when those are valid.
+    /// Their previous addresses, with the node and the end of validity.
     left: BTreeMap<IpAddr, (NodeName, Instant)>,
-    /// This node's previous addresses; with the end of their use, once its record has the new one.
+    /// This node's previous addresses. The end of use is set once the node's record has the new address.
     leaving: PerFamily<Option<(IpAddr, Option<Instant>)>>,
 }
 
@@ -60,8 +60,8 @@ impl Moves {
         left
     }
 
-    /// The underlay with the source addresses for tunnels: those that the peers know, as long as this node still has them.
-    /// `registered` are the addresses in its record, `own` all addresses of this node.
+    /// The underlay with the source addresses for tunnels: the addresses that the peers know, while this node has them.
+    /// `registered` are the addresses in the node's record, `own` all addresses of this node.
     pub(super) fn sources(
         &mut self,
         underlay: &Underlay,
@@ -171,7 +171,7 @@ mod tests {
         assert_eq!(from("10.0.0.1", &both, now), "10.0.0.1");
         assert_eq!(from("10.0.0.9", &both, now), "10.0.0.1", "the others hear of it just now");
         assert_eq!(from("10.0.0.9", &both, now + OVERLAP), "10.0.0.9");
-        // What it has no more it cannot send from.
+        // The node cannot send from an address that it no longer has.
         assert_eq!(from("10.0.0.1", &both, now), "10.0.0.1");
         assert_eq!(from("10.0.0.1", &BTreeSet::from([ip("10.0.0.9")]), now), "10.0.0.9");
     }

@@ -30,15 +30,15 @@ pub struct Tools<D = OnNode> {
     pub sysctls: Sysctls,
     /// The kernel and the ledger.
     pub datapath: D,
-    /// The values that tasks publish, the engine's own among them.
+    /// The values that tasks publish, including the engine's own.
     pub readiness: Readiness,
     /// etcd's addresses; `None` until they were first looked up.
     pub store_at: watch::Receiver<Option<Vec<Needed>>>,
     /// Test results of the direct paths to peers on the same link.
     pub direct: watch::Receiver<Arc<DirectPaths>>,
-    /// Which other nodes' agents are not alive.
+    /// The other nodes whose agents are not alive.
     pub leases: watch::Receiver<Arc<Leases>>,
-    /// Rings when another program changed Polder's kernel state.
+    /// Reports that another program changed Polder's kernel state.
     pub alarm: Arc<Alarm>,
 }
 

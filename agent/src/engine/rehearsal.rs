@@ -10,8 +10,8 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{Datapath, Engine};
 
-/// Computes the first pass and publishes it as if it were done. Waits up to `patience` for the registration; then returns the
-/// remaining obstacles.
+/// Computes the first pass and publishes its results as if it were applied. Waits up to `patience` for the
+/// registration; after that, returns the remaining obstacles.
 pub async fn rehearse<D: Datapath>(
     engine: &mut Engine<D>,
     patience: Duration,

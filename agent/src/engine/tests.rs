@@ -1,4 +1,4 @@
-//! The engine, over a model of the kernel.
+//! Tests the engine with a model of the kernel.
 
 use std::fs;
 use std::pin::Pin;
@@ -39,7 +39,7 @@ use crate::probe::direct::{Direct, DirectPaths};
 use crate::readiness::Readiness;
 use crate::repair::{Alarm, Repairs};
 
-/// A kernel that does what it is told, or cannot be read.
+/// A kernel that applies all changes, or cannot be read.
 #[derive(Clone, Default)]
 struct Fake(Arc<Mutex<State>>);
 
@@ -49,7 +49,7 @@ struct State {
     is_unreadable: bool,
     snapshots: usize,
     freed: usize,
-    /// Rings when it is read next.
+    /// Rung at the next read.
     bell: Option<Bell>,
     sysctls: std::path::PathBuf,
 }
@@ -129,7 +129,7 @@ impl Datapath for Fake {
     }
 }
 
-/// An engine that runs, and who can wake it.
+/// A running engine, and its wake-up sources.
 struct Harness {
     fixture: Fixture,
     kernel: Fake,
@@ -205,7 +205,7 @@ impl Harness {
         }
     }
 
-    /// Lets the engine go on until the last pass is such.
+    /// Lets the engine run until the last pass meets the condition.
     async fn until(&mut self, is_so: impl Fn(&Pass) -> bool) -> Arc<Pass> {
         let wanted = |pass: &Option<Arc<Pass>>| pass.as_deref().is_some_and(&is_so);
         tokio::select! {
@@ -214,7 +214,7 @@ impl Harness {
         }
     }
 
-    /// Lets it go on until there is nothing left to do, as a pass finds that has not been made yet.
+    /// Lets the engine run until a new pass has no changes to make.
     async fn settled(&mut self) -> Arc<Pass> {
         let before = self.count();
         let pass = self.until(|pass| pass.count > before && pass.made == Made::Yes && pass.writes == 0).await;
@@ -223,7 +223,7 @@ impl Harness {
         pass
     }
 
-    /// Lets time pass.
+    /// Lets the engine run for this time.
     async fn pass(&mut self, time: Duration) {
         tokio::select! {
             () = &mut self.running => panic!("it has ended"),
@@ -246,7 +246,7 @@ async fn passes_follow_each_other_until_the_kernel_is_as_it_should_be_and_then_o
     harness.until(|pass| pass.count > settled.count).await;
     harness.pass(Duration::from_secs(1)).await;
     assert_eq!(harness.count(), settled.count + 1);
-    // While it works, too.
+    // The same while the engine works.
     harness.kernel.with(|state| state.bell = Some(harness.senders.clone()));
     harness.senders.ring();
     harness.until(|pass| pass.count > settled.count + 1).await;
@@ -358,7 +358,7 @@ async fn a_direct_path_that_drops_packets_gives_way_to_the_tunnel_and_stays_so_f
     };
     tell(&harness, Direct::Drops);
     assert!(takes_tunnel(&*harness.settled().await));
-    // An agent that starts has tested nothing.
+    // A starting agent has no test results.
     let kernel = harness.kernel.with(|state| std::mem::take(&mut state.model));
     let mut next = Harness::new(harness.fixture);
     next.kernel.with(|state| state.model = kernel);

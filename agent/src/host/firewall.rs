@@ -1,7 +1,7 @@
-//! Foreign packet filters that drop forwarded packets, and so pods' packets, or packets of tunnels.
+//! Foreign packet filters that drop forwarded packets, and so pod packets, or tunnel packets.
 //!
-//! A rule of Polder could not help: in nftables, accepting a packet does not keep another table from dropping it. So the
-//! filters are evaluated and reported.
+//! Rules of Polder cannot prevent that: in nftables, an accept in one table does not keep another table from dropping
+//! the packet. So the filters are evaluated and reported.
 
 use std::collections::BTreeSet;
 
@@ -34,13 +34,13 @@ struct Class<'a> {
     way: Way,
     /// The interface on the other side of this host.
     outside: &'a str,
-    /// The pool of both addresses, and how long the prefixes of its blocks are.
+    /// The pool of both addresses, and the prefix length of its blocks.
     pool: IpNetwork,
     block: u8,
 }
 
 impl Class<'_> {
-    /// Whether packets of it meet the condition.
+    /// Whether packets of this class meet the condition.
     fn fulfils(self, condition: &Condition, judged: Judged, attach: AttachMode) -> bool {
         let is_outside = |names: &[Names]| {
             names.iter().any(|names| match names {
@@ -50,7 +50,8 @@ impl Class<'_> {
         };
         let of_pods = |names: &[Names]| names.iter().any(|names| are_pods(names, attach));
         match (condition, self.way) {
-            // Before routing the output interface is unknown; after it, not every kernel reports the input interface.
+            // Before routing, the output interface is unknown; after routing, some kernels do not report the input
+            // interface.
             (Condition::Input(_), _) if judged == Judged::Outgoing => false,
             (Condition::Output(_), _) if judged == Judged::Incoming => false,
             (Condition::Input(names), Way::FromPods) | (Condition::Output(names), Way::ToPods) => {
@@ -77,7 +78,7 @@ enum Fate {
     Dropped,
 }
 
-/// The program that owns the filter, which determines where an operator's rule belongs.
+/// The program that owns the filter. It determines the place for an operator's rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Owner {
     Firewalld,
@@ -88,7 +89,7 @@ enum Owner {
 }
 
 impl Filter {
-    /// The problem, if it drops pods' packets as far as its rules can be understood.
+    /// The problem, if the filter drops pod packets, as far as its rules are supported here.
     pub fn problem(&self, attach: AttachMode, beside_firewalld: bool) -> Option<String> {
         let drops = |way: &Way| self.fate(&|condition| way.fulfils(condition, attach)) == Fate::Dropped;
         let dropped: Vec<Way> = [Way::FromPods, Way::ToPods].into_iter().filter(drops).collect();
@@ -106,8 +107,8 @@ impl Filter {
         ))
     }
 
-    /// The problem, if one of its rules drops packets between pods by address or interface. Its policy and hook do not
-    /// matter.
+    /// The problem, if a rule of the filter drops packets between pods by address or interface, whatever its policy and
+    /// hook.
     pub fn problem_between(&self, judged: Judged, attach: AttachMode, pods: &Pods) -> Option<String> {
         let mut classes =
             pods.pools.iter().filter(|(pool, _)| self.judges(pool.family())).flat_map(|(pool, block)| {
@@ -141,8 +142,8 @@ impl Filter {
         ))
     }
 
-    /// The problem of a filter for packets to the host while no peer answers through a tunnel, if it drops tunnel packets as far
-    /// as its rules can be understood.
+    /// The problem of a filter for packets to the host, while no peer answers through a tunnel: if it drops tunnel
+    /// packets, as far as its rules are supported here.
     pub fn problem_of_tunnels(&self, port: u16, uplinks: &BTreeSet<String>) -> Option<String> {
         (self.fate(&|_| false) == Fate::Dropped).then_some(())?;
         let BaseChain { family, table, name, .. } = &self.base;
@@ -168,7 +169,7 @@ impl Filter {
         ))
     }
 
-    /// Whether it sees packets of that family.
+    /// Whether the filter applies to packets of that family.
     pub fn judges(&self, family: Family) -> bool {
         match self.base.family {
             TableFamily::Ip => family == Family::V4,
@@ -177,7 +178,8 @@ impl Filter {
         }
     }
 
-    /// The outcome for a packet that meets exactly these conditions. A rule with further conditions is treated as not matching.
+    /// The outcome for a packet that meets exactly these conditions. A rule with further conditions is treated as not
+    /// matching.
     fn fate(&self, fulfils: &dyn Fn(&Condition) -> bool) -> Fate {
         let of_policy = match self.base.policy {
             Policy::Accept => Fate::Accepted,
@@ -223,12 +225,12 @@ impl Filter {
         }
     }
 
-    /// The program for its family.
+    /// The iptables program for the family of the filter.
     fn iptables(&self) -> &'static str {
         if self.base.family == TableFamily::Ip6 { "ip6tables" } else { "iptables" }
     }
 
-    /// The commands that make the filter accept pods' packets.
+    /// The commands that make the filter accept pod packets.
     fn remedy(&self, dropped: &[Way], attach: AttachMode, beside_firewalld: bool) -> String {
         let BaseChain { family, table, name, .. } = &self.base;
         let iptables = self.iptables();
@@ -267,8 +269,9 @@ impl Filter {
         self.owner() == Owner::Firewalld
     }
 
-    /// The problem, if it drops packets that arrive on another interface than the host replies on (reverse path filter) while pods
-    /// of these families do not answer: two nodes may use different paths in each direction, one direct and one through a tunnel.
+    /// The problem, if the filter drops packets that arrive on another interface than the host replies on (reverse path
+    /// filter), while pods of these families do not answer: packets between two nodes may use a direct path in one
+    /// direction and a tunnel in the other.
     pub fn problem_of_ways_back(&self, closed: &BTreeSet<Family>) -> Option<String> {
         let drops = |family: &Family| {
             let is_dropped = |comes_another_way: bool| {
@@ -298,7 +301,7 @@ impl Filter {
 }
 
 impl Way {
-    /// Whether a packet in this direction, of which nothing else is known, meets the condition.
+    /// Whether a packet in this direction, without further known properties, meets the condition.
     fn fulfils(self, condition: &Condition, attach: AttachMode) -> bool {
         match (self, condition) {
             (Self::FromPods, Condition::Input(names)) | (Self::ToPods, Condition::Output(names)) => {
@@ -308,7 +311,7 @@ impl Way {
         }
     }
 
-    /// The `iptables` command that accepts it.
+    /// The `iptables` command that accepts packets of this direction.
     fn iptables(self, program: &str, chain: &str, attach: AttachMode) -> String {
         let side = match self {
             Self::FromPods => "-i",
@@ -317,7 +320,7 @@ impl Way {
         format!("`{program} -I {chain} {side} {} -j ACCEPT`", wildcard('+', attach))
     }
 
-    /// The permanent firewalld rule that accepts it.
+    /// The permanent firewalld rule that accepts packets of this direction.
     fn direct(self, version: &str, attach: AttachMode) -> String {
         let side = match self {
             Self::FromPods => "-i",
@@ -361,7 +364,7 @@ pub fn unreadable(family: Family, attach: AttachMode) -> String {
     )
 }
 
-/// The name pattern of pods' interfaces; `rest` is the wildcard character.
+/// The name pattern of pod interfaces; `rest` is the wildcard character.
 fn wildcard(rest: char, attach: AttachMode) -> String {
     match attach {
         AttachMode::Bridge => BRIDGE.to_owned(),
@@ -369,7 +372,7 @@ fn wildcard(rest: char, attach: AttachMode) -> String {
     }
 }
 
-/// Whether all interfaces of pods have one of these names.
+/// Whether the names match all pod interfaces.
 fn are_pods(names: &Names, attach: AttachMode) -> bool {
     match (names, attach) {
         (Names::Exactly(name), AttachMode::Bridge) => name == BRIDGE,

@@ -1,7 +1,8 @@
-//! Finds pods whose network was changed from inside: some pods are inspected at a time, and differences are reported.
+//! Finds pods whose network was changed from inside: inspects a few pods at a time and reports differences.
 //!
-//! Nothing is repaired. Only a privileged program in the pod, or a plugin that runs after Polder, can have changed it, possibly
-//! on purpose: switching an interface off and on removes more than Polder set up. Recreating the pod restores everything.
+//! Nothing is repaired. Only a privileged program in the pod, or a plugin that runs after Polder, can have changed it,
+//! possibly on purpose. Setting an interface down and up again removes more than Polder configured. Recreating the pod
+//! restores everything.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -26,10 +27,11 @@ use crate::kernel::features::Features;
 use crate::owner::Owner;
 use crate::wiring::wiring;
 
-/// Pods that are inspected at a time. One takes some 0.3 ms, on a background thread.
+/// Number of pods that are inspected at a time. One takes about 0.3 ms, on a background thread.
 const AT_A_TIME: usize = 32;
 
-/// Consecutive inspections that must find a difference before it is reported: later plugins change the pod while they run.
+/// Consecutive inspections that must find a difference before it is reported: later plugins still change the pod during
+/// an ADD.
 const LOOKS: usize = 2;
 
 /// The result of inspecting a pod.
@@ -37,11 +39,11 @@ const LOOKS: usize = 2;
 pub enum Look {
     /// Nothing was changed.
     Same,
-    /// Something was changed; what.
+    /// The difference, as text.
     Different(String),
     /// The namespace no longer exists, or changes too fast to be read.
     Gone,
-    /// It cannot be inspected; why.
+    /// The inspection failed, for this reason.
     Barred(String),
 }
 
@@ -63,17 +65,17 @@ pub struct Looker {
 /// Results of the inspections so far.
 #[derive(Debug, Default)]
 pub struct Insides {
-    /// The attachment inspected last in the round.
+    /// The attachment inspected last in the current round.
     last: Option<Attachment>,
-    /// Changed attachments: how many inspections in a row found it, and the problem text.
+    /// Changed attachments: the number of consecutive inspections that found the change, and the problem text.
     different: BTreeMap<Attachment, (usize, String)>,
-    /// Why pods cannot be inspected, if that was logged.
+    /// The logged reason why pods cannot be inspected.
     barred: Option<String>,
 }
 
 impl Insides {
-    /// Inspects the next pods in the round and those that were found changed. Returns the problems of all pods. Inspects none if
-    /// the agent has no permission: see [`not_looked_at`].
+    /// Inspects the next pods of the round, and those with a known change. Returns the problems of all pods. Without
+    /// the permission it inspects none: see [`not_looked_at`].
     pub async fn look(&mut self, looker: &Looker, cluster: &ClusterRecord) -> Vec<String> {
         if !Capability::SysAdmin.is_held() {
             return Vec::new();
@@ -88,7 +90,7 @@ impl Insides {
         for attachment in self.due(idle.keys()) {
             let held = &idle[&attachment];
             let found = looker.look_into(cluster, held).await;
-            // A DEL may have begun meanwhile.
+            // A DEL may have started meanwhile.
             self.take(held, found, !looker.in_flight.has(&held.attachment));
         }
         let certain = self.different.values().filter(|(looks, _)| *looks >= LOOKS);
@@ -100,7 +102,7 @@ impl Insides {
         let is_next = |attachment: &&Attachment| self.last.as_ref().is_none_or(|last| *attachment > last);
         let mut due: Vec<Attachment> = all.clone().filter(is_next).take(AT_A_TIME).cloned().collect();
         if due.len() < AT_A_TIME {
-            // From the beginning again.
+            // Starts the next round.
             due.extend(all.take(AT_A_TIME - due.len()).cloned());
         }
         self.last = due.last().cloned();
@@ -139,7 +141,7 @@ pub fn not_looked_at() -> Option<String> {
     })
 }
 
-/// Whether it is a pod of Polder with a known namespace.
+/// Whether the attachment is a pod of Polder with a known namespace.
 pub fn can_be_looked_into(held: &Held) -> bool {
     held.kind == Kind::Pod && !held.leaving && !held.netns.is_empty()
 }
@@ -165,7 +167,7 @@ pub fn problem(held: &Held, what: &str) -> String {
 }
 
 impl Looker {
-    /// Compares the pod's side of the network with what Polder set up, as CHECK does.
+    /// Compares the network inside the pod with Polder's configuration, as CHECK does.
     pub async fn look_into(&self, cluster: &ClusterRecord, held: &Held) -> Look {
         let wiring = wiring(&self.membership, self.features, cluster, held);
         let inside = Inside {
@@ -178,7 +180,7 @@ impl Looker {
         let looked = spawn_blocking(move || compare(Path::new(&netns), &inside)).await;
         match looked.unwrap_or_else(|error| Look::Barred(error.to_string())) {
             Look::Different(what) => {
-                // Without its host interface the pod is gone: the sweeper releases it.
+                // Without its host interface the pod is gone, and the sweeper releases it.
                 let name = held.attachment.host_interface();
                 let lives = self.pods.run(move |kernel: &mut Kernel| kernel.has_pod(&name)).await;
                 if lives.is_ok_and(|lives| lives) { Look::Different(what) } else { Look::Gone }
@@ -194,7 +196,7 @@ fn compare(netns: &Path, inside: &Inside) -> Look {
         Some(Errno::EPERM | Errno::EACCES) => {
             Look::Barred(format!("{error}: give the agent {}", Capability::SysAdmin))
         }
-        // A file where the namespace is mounted elsewhere.
+        // The path is a plain file here, because the namespace is mounted elsewhere.
         Some(Errno::EINVAL) => Look::Barred(format!(
             "{} does not show the host's network namespaces: mount that host folder into the agent's container with \
              mountPropagation HostToContainer",

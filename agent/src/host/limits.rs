@@ -1,17 +1,17 @@
-//! Limits of the kernel that a large cluster reaches.
+//! Kernel limits that a large cluster can reach.
 
 use polder_api::{BRIDGE, Family};
 
 use crate::kernel::surroundings::NeighbourLimits;
 
-/// Ports that a bridge can have: their numbers have ten bits, and 0 is none of them (`BR_PORT_BITS` in
+/// Maximum number of ports of a bridge: port numbers have ten bits, and 0 is not used (`BR_PORT_BITS` in
 /// `net/bridge/br_private.h`).
 const PORTS: usize = 1023;
 
 /// A warning is reported above this number of ports.
 const MANY_PORTS: usize = PORTS * 9 / 10;
 
-/// The problem, if the bridge has nearly as many ports as it can have.
+/// The problem, if the bridge is near its maximum number of ports.
 pub fn ports(used: usize) -> Option<String> {
     (used > MANY_PORTS).then(|| {
         format!(

@@ -12,7 +12,7 @@ const SYSTEMD: [&str; 5] = ["etc", "run", "usr/local/lib", "usr/lib", "lib"];
 /// Folders under the root in which `NetworkManager` reads configuration.
 const NETWORK_MANAGER: [&str; 3] = ["etc", "run", "usr/lib"];
 
-/// Exists once systemd-networkd has run. Its folder alone is no sign: systemd creates that at every boot.
+/// Exists if systemd-networkd has run. Its folder is no indication, because systemd creates it at every boot.
 const NETWORKD_RUNS: &str = "run/systemd/netif/state";
 
 const NETWORK_MANAGER_RUNS: &str = "run/NetworkManager";
@@ -61,7 +61,8 @@ pub fn not_looked_at() -> Option<String> {
     })
 }
 
-/// The settings that running network managers lack. Files that cannot be read, for example in a container, count as absent.
+/// The settings that running network managers lack. Files that cannot be read, for example in a container, count as
+/// absent.
 pub fn gaps(root: &Path) -> Vec<Gap> {
     let mut gaps = Vec::new();
     if root.join(NETWORKD_RUNS).exists() {
@@ -106,7 +107,7 @@ fn is_ours(names: &str) -> bool {
     names.contains("polder")
 }
 
-/// A systemd boolean.
+/// The value of a systemd boolean.
 fn truth(value: &str) -> bool {
     ["1", "yes", "true", "on"].contains(&value.to_lowercase().as_str())
 }
@@ -124,7 +125,7 @@ fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     paths.filter(|path| path.extension().is_some_and(|found| found == extension)).collect()
 }
 
-/// Whether the file has a matching setting. A file that cannot be read has none.
+/// Whether the file has a matching setting. A file that cannot be read has no settings.
 fn has(file: &Path, is_meant: impl Fn(&str, &str) -> bool) -> bool {
     let text = fs::read_to_string(file).unwrap_or_default();
     let settings = text.lines().filter_map(|line| line.split_once('='));
@@ -145,7 +146,7 @@ mod tests {
         root
     }
 
-    /// What is shipped, as it is shipped.
+    /// Content of a file in `deploy/host`.
     fn shipped(file: &str) -> String {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/host").join(file);
         fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))

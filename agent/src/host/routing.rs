@@ -1,4 +1,4 @@
-//! Foreign routes and rules that divert pods' packets from Polder's routes.
+//! Foreign routes and rules that divert pod packets from Polder's routes.
 //!
 //! They are not deleted: each is reported with the command that deletes it.
 
@@ -13,30 +13,30 @@ use polder_netlink::routing::{AnyRoute, AnyRule, Applies, LOCAL, Leads, MAIN, Ru
 use crate::kernel::state::Device;
 use crate::kernel::surroundings::Routing;
 
-/// Most routes, and most rules, that are named.
+/// Maximum number of reported routes, and of reported rules.
 const NAMED: usize = 8;
 
 /// The metric of Polder's routes. The kernel prefers a foreign route to the same destination with a lower metric.
 const OUR_METRIC: u32 = 84;
 
-/// The usual priority of the rule that leads to the main table.
+/// Default priority of the rule for the main table.
 const USUAL_PRIORITY: u32 = 32766;
 
-/// What routing must not divert.
+/// The addresses and interfaces whose routing must not be diverted.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Pods {
     /// The pools, each with the prefix length of its blocks.
     pub pools: Vec<(Cidr, u8)>,
-    /// Addresses that another plugin has assigned to its own interfaces on this node: it routes them itself.
+    /// Addresses that another plugin has assigned to its own interfaces on this node, and routes itself.
     pub leased: Vec<IpAddr>,
-    /// Foreign interfaces on which pods' packets arrive.
+    /// Foreign interfaces on which pod packets arrive.
     pub carriers: BTreeSet<String>,
 }
 
 /// The problems found, each with the command that removes its cause.
 pub fn problems(routing: &Routing, pods: &Pods) -> Vec<String> {
     let routes: Vec<String> = routing.routes.iter().filter_map(|route| routing.stray(route, pods)).collect();
-    // Rules for one pool are often for the others, too.
+    // A rule often applies to several pools.
     let mut rules = Vec::new();
     for (source, _) in &pods.pools {
         for (destination, _) in pods.pools.iter().filter(|(pool, _)| pool.family() == source.family()) {
@@ -50,7 +50,7 @@ pub fn problems(routing: &Routing, pods: &Pods) -> Vec<String> {
     [routes, rules].into_iter().flat_map(shortened).collect()
 }
 
-/// At most [`NAMED`] of them, with the number of the others.
+/// The first [`NAMED`] problems, with the number of the others.
 fn shortened(mut problems: Vec<String>) -> Vec<String> {
     let more = problems.len().saturating_sub(NAMED);
     problems.truncate(NAMED);
@@ -61,7 +61,7 @@ fn shortened(mut problems: Vec<String>) -> Vec<String> {
 }
 
 impl Routing {
-    /// The problem of a route in table main or local, if it diverts pods' packets.
+    /// The problem of a route in table main or local, if it diverts pod packets.
     fn stray(&self, route: &AnyRoute, pods: &Pods) -> Option<String> {
         let to = route.destination;
         let is_asked = route.table == MAIN || (route.table == LOCAL && route.leads == Leads::ToHost);
@@ -75,7 +75,7 @@ impl Routing {
         let is_taken = if self.own.contains(&to) {
             route.priority < OUR_METRIC
         } else {
-            // A route less specific than a block loses to Polder's routes.
+            // A route less specific than a block has no effect: Polder's routes are preferred.
             to.prefix() > *block
         };
         let is_leased = pods.leased.iter().any(|address| to.contains(*address));
@@ -115,7 +115,7 @@ impl Routing {
 
     fn deletes(&self, route: &AnyRoute) -> String {
         let ip = ip(Family::of(route.destination.ip()));
-        // A route to the host itself comes with an address, and goes with it.
+        // A route to the host itself is added and deleted with its address.
         let address = self.addresses.iter().find(|found| found.address.ip() == route.destination.ip());
         match (route.leads, address, address.and_then(|found| self.interfaces.get(&found.index))) {
             (Leads::ToHost, Some(found), Some(device)) => {
@@ -125,7 +125,7 @@ impl Routing {
         }
     }
 
-    /// The problems of rules that packets from `source` to `destination` meet before Polder's routes.
+    /// The problems of rules that the kernel uses before Polder's routes, for packets from `source` to `destination`.
     fn misled(&self, source: IpNetwork, destination: IpNetwork, pods: &Pods) -> Vec<String> {
         let (mut problems, mut skip_to, mut perhaps_main) = (Vec::new(), 0, false);
         let family = Family::of(source.ip());
@@ -139,7 +139,7 @@ impl Routing {
             }
             match &rule.action {
                 RuleTarget::Table(MAIN, suppressed) => {
-                    // Whatever the destination, the pool itself has a route there.
+                    // The main table always has a route to the pool, so only its prefix length counts.
                     let counts = suppressed.is_none_or(|length| u32::from(destination.prefix()) > length);
                     match (applies, counts) {
                         (Applies::Always, true) => return problems,
@@ -185,7 +185,7 @@ fn misleads(rule: &AnyRule, way: &str) -> String {
     )
 }
 
-/// To how many of the packets between pods of these pools a rule applies.
+/// Whether a rule applies to all, some or no packets between pods of these pools.
 fn applies(rule: &AnyRule, source: IpNetwork, destination: IpNetwork, pods: &Pods) -> Applies {
     let among = |asked: Option<IpNetwork>, pool: IpNetwork| match asked {
         None => Applies::Always,

@@ -23,13 +23,14 @@ use crate::node::Node;
 /// Interval between two examinations.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// How long a deviation has to last to be reported. Pods come and go in the meantime, and their records lag behind.
+/// How long a deviation has to last to be reported: pods are created and deleted meanwhile, and their records follow
+/// with a delay.
 pub(super) const CERTAIN: Duration = Duration::from_secs(3);
 
-/// How long the store's loss of records excuses what is missing in it.
+/// How long records may be missing after the datastore lost some, without a report.
 const PUTTING_BACK: Duration = Duration::from_secs(60);
 
-/// Deviations in one answer, those first that are not put right, and the bytes of each: together a few KiB.
+/// Most deviations in one answer, unrepaired ones first, and the most bytes of each: together a few KiB.
 const ROOM: usize = 16;
 const LONGEST: usize = 240;
 
@@ -38,26 +39,26 @@ const LONGEST: usize = 240;
 pub struct Task {
     /// The node.
     pub node: Arc<Node>,
-    /// Looks into pods.
+    /// Reads the network inside pods.
     pub looker: Looker,
 }
 
 impl Task {
-    /// Answers every check that is asked for from now on, for ever.
+    /// Answers every check that is requested from now on, without end.
     pub async fn run(self) {
         answer_all(&self.node.board, &self).await;
     }
 }
 
-/// A node that looks at itself.
+/// A node that examines itself.
 trait Examined {
-    /// Looks at the node. While the store's records are being put back, what is missing there is excused.
+    /// Examines the node. While lost records are being restored in the datastore, missing records are not reported.
     fn look(&self, putting_back: bool) -> impl Future<Output = Result<Look, NotLooked>> + Send;
 
-    /// Puts something right. Whether it has succeeded, another look tells.
+    /// Carries out a repair. The next examination shows whether it succeeded.
     fn mend(&self, repair: Mend) -> impl Future<Output = ()> + Send;
 
-    /// Answers the check that was asked for at that revision.
+    /// Answers the check that was requested at that revision.
     fn answer(
         &self,
         record: AnswerRecord,
@@ -80,7 +81,7 @@ impl Examined for Task {
     }
 }
 
-/// Answers for ever.
+/// Answers checks until records are no longer published.
 async fn answer_all<E: Examined>(board: &Board, node: &E) {
     let mut views = board.records.changes();
     let mut answered: Option<Nonce> = None;
@@ -91,12 +92,12 @@ async fn answer_all<E: Examined>(board: &Board, node: &E) {
         if view.losses != losses.0 {
             losses = (view.losses, Some(Instant::now()));
         }
-        // One that is not who the records say must not answer in his place.
+        // A node that does not match its record must not answer in its name.
         let asked = view.inspection.as_ref().filter(|_| board.membership.own_revision(&view).is_some());
         let is_new = asked.is_some_and(|asked| answered.as_ref() != Some(&asked.record.id));
         if let Some(asked) = asked.filter(|_| is_new) {
             answered = Some(asked.record.id.clone());
-            // What was asked for before this agent was there, nobody waits for.
+            // A request from before the start of this agent is not answered.
             if known {
                 let putting_back = losses.1.is_some_and(|lost: Instant| lost.elapsed() < PUTTING_BACK);
                 answer(node, asked, putting_back).await;
@@ -139,7 +140,7 @@ fn short(mut deviation: DeviationStatus) -> DeviationStatus {
     deviation
 }
 
-/// What deviates on this node, and was put right.
+/// The deviations on this node, with the result of their repair.
 async fn examine<E: Examined>(
     node: &E,
     repairs: Repairs,
@@ -169,7 +170,7 @@ async fn examine<E: Examined>(
     Ok((mended.collect(), Look { attachments: left.attachments, interfaces: left.interfaces, ..counts }))
 }
 
-/// Looks at this node, as long as somebody waits for what it finds.
+/// Examines this node until the timeout of the check.
 struct Looking<'a, E> {
     node: &'a E,
     putting_back: bool,
@@ -177,7 +178,7 @@ struct Looking<'a, E> {
 }
 
 impl<E: Examined> Looking<'_, E> {
-    /// Looks, and again if it cannot be done: the store may be slow just now.
+    /// Examines the node, and repeats it after an error until the timeout: the datastore may be slow.
     async fn look(&self) -> Result<Look, NotLooked> {
         loop {
             match self.node.look(self.putting_back).await {
@@ -190,7 +191,7 @@ impl<E: Examined> Looking<'_, E> {
         }
     }
 
-    /// Looks until what deviates has done so for long enough, or nothing does.
+    /// Examines the node until all remaining deviations have lasted for `CERTAIN`, or none is left.
     async fn settle(&self) -> Result<(Vec<Finding>, Look), NotLooked> {
         let mut last = self.look().await?;
         let mut findings = last.findings.clone();
@@ -204,7 +205,7 @@ impl<E: Examined> Looking<'_, E> {
     }
 }
 
-/// Whether the look has found the same.
+/// Whether the examination has the same finding.
 fn has(look: &Look, finding: &Finding) -> bool {
     look.findings.iter().any(|other| other.deviation.what == finding.deviation.what)
 }

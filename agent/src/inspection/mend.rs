@@ -1,4 +1,4 @@
-//! Repairs what a node has found in a check. No repair takes anything from a running pod.
+//! Repairs deviations that a node found in a check. No repair takes anything from a running pod.
 
 use polder_api::IfName;
 use polder_ipam::Revision;
@@ -35,7 +35,7 @@ enum NotMended {
     Ledger(#[from] LedgerError),
 }
 
-/// Carries a repair out. Whether it has succeeded, another look tells.
+/// Carries out a repair. The next examination shows whether it succeeded.
 pub(super) async fn mend(node: &Node, mend: Mend) {
     let done = match &mend {
         Mend::Release(attachment) => {
@@ -69,13 +69,13 @@ async fn commit(node: &Node, change: Change) -> Result<(), NotMended> {
     }
 }
 
-/// Takes back the published record that is as of that revision.
+/// Deletes the published record, if it still has that revision.
 async fn withdraw(node: &Node, key: &str, revision: Revision) -> Result<(), NotMended> {
     let records = vec![(Name::from(key), Some(revision))];
     commit(node, Change::WithdrawAddresses { by: Speaker::Node(me(node)?), records }).await
 }
 
-/// Publishes that the attachment has the address, while nobody can take it away.
+/// Publishes that the attachment has the address, with the attachment locked so that it cannot be released meanwhile.
 async fn publish(node: &Node, held: &Held, address: std::net::IpAddr) -> Result<(), NotMended> {
     let Some(_held) = node.in_flight.hold(&held.attachment) else { return Ok(()) };
     let attachment = held.attachment.clone();
@@ -88,7 +88,7 @@ async fn publish(node: &Node, held: &Held, address: std::net::IpAddr) -> Result<
     commit(node, Change::PublishAddresses { by: me(node)?, say, withdraw }).await
 }
 
-/// Adds a running pod to the ledger that it does not have.
+/// Adds a running pod to the ledger.
 async fn restore(node: &Node, pod: &LivingPod) -> Result<(), NotMended> {
     let Some(held) = pod.clone().held(now()) else { return Err(NotMended::Nameless(pod.name.clone())) };
     let Some(_held) = node.in_flight.hold(&held.attachment) else { return Ok(()) };
@@ -98,7 +98,7 @@ async fn restore(node: &Node, pod: &LivingPod) -> Result<(), NotMended> {
     }
     node.ipam.run(move |ipam| ipam.restore(held)).await?;
     node.calls.publisher.ring();
-    // The filter has to know its addresses.
+    // The packet filter needs its addresses.
     node.calls.engine.ring();
     Ok(())
 }

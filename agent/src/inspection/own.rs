@@ -1,4 +1,4 @@
-//! Examination of this node: its ledger against its kernel, and both against the records.
+//! Examines this node: compares its ledger with its kernel, and both with the records.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -29,27 +29,27 @@ use crate::presence::Presence;
 pub(super) struct Finding {
     /// The deviation.
     pub deviation: Deviation,
-    /// A repair that takes nothing from running pods, if there is one.
+    /// A repair that takes nothing from running pods, if possible.
     pub mend: Option<Mend>,
 }
 
-/// Repairs that the node can do by itself.
+/// Repairs that the node can make by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Mend {
-    /// Release an attachment of which nothing is left.
+    /// Release an attachment that no longer exists on the node.
     Release(Attachment),
     /// Publish that the attachment has the address.
     Publish(Held, IpAddr),
-    /// Delete a record of an address, of that revision.
+    /// Delete a record of an address, if it still has that revision.
     Withdraw {
-        /// Its key.
+        /// The key of the record.
         key: String,
-        /// The revision.
+        /// The revision of the record.
         revision: Revision,
     },
     /// Add a running pod to the ledger.
     Restore(LivingPod),
-    /// Let the registrar look at what the node owns and holds.
+    /// Wake the registrar, which checks the node's records and its ledger.
     Reconcile,
 }
 
@@ -58,13 +58,13 @@ pub(super) enum Mend {
 pub(super) struct Look {
     /// The deviations.
     pub findings: Vec<Finding>,
-    /// How many attachments the ledger has.
+    /// Number of attachments in the ledger.
     pub attachments: u64,
-    /// How many interfaces of pods there are.
+    /// Number of pod interfaces on the host.
     pub interfaces: u64,
 }
 
-/// What is read of a node, all of it at about the same time.
+/// The examined state of a node, all of it read at about the same time.
 struct Read {
     ledger: LedgerFacts,
     astray: Vec<Held>,
@@ -74,7 +74,7 @@ struct Read {
     published: Addresses,
 }
 
-/// The pods that live and that the ledger does not have, by their attachments.
+/// Running pods that are not in the ledger, by attachment; `None` if no namespace with the pod's interface was found.
 type Unknown = BTreeMap<Attachment, Option<LivingPod>>;
 
 /// Why the examination failed.
@@ -90,7 +90,8 @@ pub(super) enum NotLooked {
     Inside(#[source] polder_netlink::Error),
 }
 
-/// Looks at the node. While its pods come and go, one look may find what is not so: only what another finds, too, is.
+/// Examines the node. While its pods change, a single examination can report deviations that do not persist: only those
+/// that a second one confirms are valid.
 pub(super) async fn look(node: &Node, looker: &Looker, putting_back: bool) -> Result<Look, NotLooked> {
     let range = Key::addresses_of(&node.config.node);
     let published = Addresses::read_range(&node.store, &range).await?;
@@ -116,7 +117,7 @@ pub(super) async fn look(node: &Node, looker: &Looker, putting_back: bool) -> Re
     Ok(look)
 }
 
-/// Pods whose own side is not as it was wired.
+/// Pods whose network inside the namespace differs from its setup.
 async fn changed_inside(
     node: &Node,
     looker: &Looker,
@@ -148,7 +149,7 @@ fn judge(node: &Node, view: &View, read: Read, in_flight: BTreeSet<Attachment>, 
     let kernel = KernelFacts {
         interfaces,
         gateways,
-        // What cannot be seen is not reported as gone.
+        // An invisible namespace is not reported as gone.
         namespaces: namespaces.filter(|path| Presence::of(Path::new(path)) != Presence::Gone).collect(),
     };
     let judged = NodeFacts {
@@ -161,7 +162,7 @@ fn judge(node: &Node, view: &View, read: Read, in_flight: BTreeSet<Attachment>, 
     };
     let records: Vec<Published> = published.records.iter().map(|(published, _)| published.clone()).collect();
     let facts = Facts { view: Some(view), putting_back, published: &records, nodes: &[judged] };
-    // What is wrong with the records among themselves, whoever asks finds out.
+    // The agent that runs the check reports inconsistencies among the records themselves.
     let among = Facts { view: Some(view), putting_back, published: &[], nodes: &[] };
     let others = check(&among);
     let own = check(&facts).into_iter().filter(|deviation| !others.contains(deviation));
@@ -195,7 +196,7 @@ fn deviation(invariant: Invariant, me: &NodeName, what: String, remedy: &str) ->
     Deviation { invariant, what, remedy: remedy.to_owned(), node: Some(me.clone()), repair: None }
 }
 
-/// Whose interface it is: what the ledger calls so, or what it calls itself.
+/// The attachment that owns the interface, according to the ledger or else to the interface's alias.
 fn owner(pod: &SeenPod, ledger: &LedgerFacts) -> Option<Attachment> {
     let mut held = ledger.attachments.iter().map(|held| &held.attachment);
     held.find(|attachment| attachment.host_interface() == pod.name).cloned().or_else(|| pod.attachment())
@@ -205,7 +206,7 @@ fn interface(pod: &SeenPod, ledger: &LedgerFacts) -> Option<Interface> {
     Some(Interface { attachment: owner(pod, ledger)?, addresses: pod.addresses.clone() })
 }
 
-/// How what the invariants say can be put right.
+/// The deviation, with the repair for its invariant.
 fn mendable(deviation: Deviation, published: &Addresses, me: &NodeName) -> Finding {
     let mend = match &deviation.repair {
         Some(Repair::Release(attachment)) => Some(Mend::Release(attachment.clone())),
@@ -223,7 +224,7 @@ fn mendable(deviation: Deviation, published: &Addresses, me: &NodeName) -> Findi
     Finding { deviation, mend }
 }
 
-/// Interfaces of pods that do not say whose they are.
+/// Pod interfaces without a known owner.
 fn nameless(seen: &[SeenPod], ledger: &LedgerFacts, me: &NodeName) -> Vec<Finding> {
     let nameless = seen.iter().filter(|pod| owner(pod, ledger).is_none());
     let finding = |pod: &SeenPod| {
@@ -235,7 +236,7 @@ fn nameless(seen: &[SeenPod], ledger: &LedgerFacts, me: &NodeName) -> Vec<Findin
     nameless.map(finding).collect()
 }
 
-/// Pods that live and that the ledger does not have.
+/// Running pods that are not in the ledger.
 fn unwritten(
     unknown: &Unknown,
     ledger: &LedgerFacts,
@@ -272,7 +273,7 @@ fn unwritten(
     idle.map(finding).collect()
 }
 
-/// Addresses that the store does not say who has.
+/// Addresses of attachments without a record in the datastore.
 fn unpublished(
     ledger: &LedgerFacts,
     records: &[Published],

@@ -19,7 +19,7 @@ use super::sysctl;
 pub struct Failure {
     /// The change.
     pub change: Change,
-    /// Why.
+    /// Cause, with a remedy where one is known.
     pub reason: String,
     /// Whether it is a consequence of another failure: its device could not be created.
     pub follows: bool,
@@ -32,7 +32,7 @@ impl fmt::Display for Failure {
 }
 
 impl Kernel {
-    /// Carries out the changes in order. One that fails does not stop the others; returns those.
+    /// Applies the changes in order. A failed change does not stop the others. Returns the failed changes.
     pub fn apply(
         &mut self,
         changes: Vec<Change>,
@@ -41,7 +41,7 @@ impl Kernel {
     ) -> Result<Vec<Failure>, Error> {
         let mut failures = Vec::new();
         let mut indexes = indexes;
-        // Changes by netlink wait here, to go together.
+        // Netlink operations, collected so that they are sent together.
         let mut waiting: Vec<(Change, Vec<Operation>)> = Vec::new();
         for change in changes {
             match operations(&change, &indexes) {
@@ -58,7 +58,7 @@ impl Kernel {
         Ok(failures)
     }
 
-    /// Adds the device that occupies the port or VNI of a tunnel to its failure.
+    /// Adds the device that occupies the port or VNI of a tunnel to the reason of the tunnel's failure.
     fn explain(&mut self, failures: &mut [Failure]) {
         let of_tunnel = |failure: &&mut Failure| {
             matches!(
@@ -90,7 +90,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Changes on which later ones depend, or that do not go by netlink.
+    /// Applies a change that later changes depend on, or that does not use the route socket.
     fn apply_alone(
         &mut self,
         change: &Change,
@@ -126,7 +126,7 @@ impl Kernel {
             Change::RefillSet { set, elements } => {
                 Ok(self.filter.commit(desired.table.refill(set, elements))?)
             }
-            // All others are operations, unless their device is not there.
+            // All other changes are operations. They get here only if their device does not exist.
             _ => Err(Problem::NoDevice),
         }
     }
@@ -135,7 +135,7 @@ impl Kernel {
 fn record(failures: &mut Vec<Failure>, change: Change, outcome: Result<(), Problem>) {
     match outcome {
         Ok(()) => {}
-        // What was to go is gone, or what was to be set has gone with its pod. Another look will tell.
+        // The object to delete does not exist, or the object to set was deleted with its pod. The next pass checks it.
         Err(Problem::Netlink(error)) if error.is_missing() && may_be_gone(&change) => {}
         Err(Problem::Sysctl { source, .. })
             if source.kind() == std::io::ErrorKind::NotFound && may_be_gone(&change) => {}
@@ -158,7 +158,7 @@ fn record(failures: &mut Vec<Failure>, change: Change, outcome: Result<(), Probl
     }
 }
 
-/// Whether it is no failure that what the change is about is not there.
+/// Whether a missing object is not a failure of the change.
 fn may_be_gone(change: &Change) -> bool {
     match change {
         Change::UpdateSet { .. }
@@ -193,7 +193,7 @@ enum Problem {
     NotOurs,
 }
 
-/// The operations that make the change; `None` if it is not made by operations, or its device is not there.
+/// The netlink operations of the change; `None` if it has none, or if its device does not exist.
 fn operations(change: &Change, indexes: &BTreeMap<Device, IfIndex>) -> Option<Vec<Operation>> {
     let index = |device: &Device| match device {
         Device::Uplink(index) => Some(*index),
@@ -223,7 +223,7 @@ fn operations(change: &Change, indexes: &BTreeMap<Device, IfIndex>) -> Option<Ve
             let bridge = if port.is_some() { Some(index(&Device::Bridge)?) } else { None };
             let mut operations = vec![link::change_index(pod).controller(bridge).into()];
             operations.extend(port.map(|port| link::change_index(pod).port(&port).into()));
-            // Without a bridge it is this one that the pod's packets come in by.
+            // Without a bridge, the pod's packets arrive on this interface.
             let settings = link::change_index(pod);
             let settings = if port.is_none() { settings.forwarding() } else { settings };
             operations.push(settings.up().into());

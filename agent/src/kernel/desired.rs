@@ -26,32 +26,32 @@ use super::unreachable::{NoTunnel, OffLink, Unreachable};
 use crate::underlay::Underlay;
 use polder_ipam::peers::Peer;
 
-/// How the kernel should be.
+/// The desired kernel state.
 #[derive(Debug, Clone, PartialEq, Hash)]
 pub struct Desired {
-    /// Everything that netlink tells.
+    /// State that netlink reads and changes.
     pub state: State,
-    /// Kernel settings in the order in which to make them: path under `/proc/sys` and value.
+    /// Kernel settings in the order of writing: path under `/proc/sys` and value.
     pub sysctls: Vec<(String, String)>,
     /// The packet filter.
     pub table: Table,
-    /// The elements of its sets.
+    /// The elements of the table's sets.
     pub elements: Elements,
-    /// What no route of ours may be chosen for.
+    /// Destinations that no route of Polder may capture.
     pub guard: Guard,
 }
 
-/// What is remembered of a desired state: enough to know it again.
+/// A compact copy of a desired state, to detect whether the state has changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Known {
-    /// Another number for another state.
+    /// Hash of the desired state.
     fingerprint: u64,
-    /// Its kernel settings.
+    /// Kernel settings: path under `/proc/sys` and value.
     pub sysctls: Vec<(String, String)>,
 }
 
 impl Desired {
-    /// What is to be remembered of it.
+    /// The compact copy of this state.
     pub fn known(&self) -> Known {
         let mut hasher = DefaultHasher::new();
         self.hash(&mut hasher);
@@ -59,96 +59,96 @@ impl Desired {
     }
 }
 
-/// What the desired state is made from.
+/// The inputs of the desired state.
 #[derive(Debug, Clone)]
 pub struct Inputs<'a> {
     /// The settings of the cluster.
     pub cluster: &'a ClusterRecord,
     /// All pools.
     pub pools: &'a [Cidr],
-    /// How long the prefixes are that peers have addresses in.
+    /// Prefix lengths of the networks in which peers have addresses.
     pub lengths: &'a Lengths,
     /// This node.
     pub node: &'a NodeName,
-    /// Its own blocks.
+    /// The node's own blocks.
     pub blocks: &'a [Block],
-    /// Its own addresses.
+    /// The node's own addresses in the pod network.
     pub gateways: &'a [IpAddr],
-    /// Its addresses on the underlay.
+    /// The node's addresses on the underlay.
     pub underlay: &'a Underlay,
-    /// The MTU of its pods, in bytes.
+    /// The MTU of the node's pods, in bytes.
     pub mtu: u32,
     /// The other nodes.
     pub peers: &'a [Peer],
-    /// Underlay addresses that they have left a moment ago.
+    /// Previous underlay addresses of the peers that are still valid.
     pub left: &'a BTreeMap<NodeName, Vec<IpAddr>>,
-    /// How the host reaches the peers' underlay addresses.
+    /// The host's routes to the peers' underlay addresses.
     pub reach: &'a BTreeMap<IpAddr, Option<Lookup>>,
     /// The attachments of the ledger.
     pub pods: &'a [Held],
-    /// The families of which every pod has an address.
+    /// The families in which every pod has an address.
     pub families: &'a BTreeSet<Family>,
-    /// What this kernel can do.
+    /// The features of this kernel.
     pub features: Features,
-    /// The interfaces of others through which pods' packets come in.
+    /// Foreign interfaces on which pods' packets arrive.
     pub carriers: &'a BTreeSet<String>,
-    /// The interfaces of others on which a packet goes to whom its IP addresses say.
+    /// Interfaces that deliver a packet by its IP addresses, without link-layer addresses.
     pub meshes: &'a BTreeSet<IfIndex>,
-    /// The peers on the same link whose pods' packets take a tunnel, because the link drops them.
+    /// The peers on the same link for whose pods a tunnel is used, because the link drops the packets.
     pub detours: &'a BTreeSet<(NodeName, Family)>,
 }
 
-/// How a peer's blocks of one family are reached.
+/// The path to a peer's blocks of one family.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Path {
-    /// Straight to its underlay address.
+    /// Directly to the peer's underlay address.
     Direct {
-        /// That address.
+        /// The peer's underlay address.
         via: IpAddr,
-        /// The interface that leads there.
+        /// The outgoing interface.
         index: IfIndex,
     },
     /// Through a tunnel.
     Tunnel {
-        /// How its packets are encapsulated.
+        /// The encapsulation of the tunnel.
         encapsulation: Encapsulation,
         /// The family of the underlay.
         over: Family,
         /// The peer's underlay address.
         remote: IpAddr,
-        /// The address behind the tunnel that routes lead to.
+        /// The next hop of the routes, an address behind the tunnel.
         next_hop: IpAddr,
     },
-    /// Not at all, and why.
+    /// No path; the reason.
     Unreachable(Unreachable),
 }
 
-/// Where a peer is on the same link.
+/// The next hop to a peer on the same link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OnLink {
-    /// Its underlay address.
+    /// The peer's underlay address.
     pub via: IpAddr,
-    /// The interface that leads there.
+    /// The outgoing interface.
     pub index: IfIndex,
 }
 
-/// How a peer's pods of one family are reached, and what gets there.
+/// The path to a peer's pods of one family, and its properties.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reached {
-    /// The way.
+    /// The path.
     pub path: Path,
-    /// Where the peer is on the same link, and the cluster has direct routes: used or not.
+    /// The next hop if the peer is on the same link and the backend uses direct routes; also if the path is a tunnel.
     pub on_link: Option<OnLink>,
-    /// The peer's own address among them, if it has one.
+    /// The peer's own address in the pod network, if it has one.
     pub gateway: Option<IpAddr>,
-    /// The address of the peer's probe endpoint, if it has one: packets to it are forwarded as those to its pods.
+    /// The address of the peer's probe endpoint, if it has one. Packets to it take the same path as packets to pods.
     pub probe: Option<IpAddr>,
-    /// Length of the longest packet that may be sent there, in bytes.
+    /// The smaller of the pod MTUs of both nodes, in bytes.
     pub mtu: u32,
 }
 
 impl Inputs<'_> {
-    /// How the peers' pods are reached, where there can be any.
+    /// The paths to the pods of all peers, for each family in which the peer has blocks.
     pub fn reached(&self) -> BTreeMap<(NodeName, Family), Reached> {
         let families = self.peers.iter().flat_map(|peer| Family::BOTH.map(|family| (peer, family)));
         let reached = families.filter_map(|(peer, family)| {
@@ -162,18 +162,18 @@ impl Inputs<'_> {
             };
             Some(((peer.name.clone(), family), reached))
         });
-        // Collected: nodes of a map into which ascending keys are inserted one by one are only half full.
+        // Uses `collect`: inserting ascending keys one by one leaves the nodes of the map half full.
         reached.collect()
     }
 
-    /// The addresses of a pod that are in none of the node's blocks, and have to be routed one by one.
+    /// The addresses of a pod that are in none of the node's blocks. Each needs its own route.
     fn strays<'p>(&self, pod: &'p Held) -> impl Iterator<Item = IpAddr> + use<'p, '_> {
         let blocks = self.blocks;
         let stray = |address: &IpAddr| !blocks.iter().any(|block| block.cidr().has(*address));
         pod.addresses.iter().copied().filter(stray)
     }
 
-    /// How the peer's blocks of that family are reached.
+    /// The path to the peer's blocks of that family.
     pub fn path(&self, peer: &Peer, family: Family) -> Path {
         let backend = self.cluster.backend;
         match self.direct(peer, family) {
@@ -198,7 +198,7 @@ impl Inputs<'_> {
         !self.detours.is_empty() && self.detours.contains(&(peer.name.clone(), family))
     }
 
-    /// Where the peer is on the same link, or why it is not; `None` where the cluster has no direct routes.
+    /// The direct next hop, or why there is no direct path; `None` if the backend does not use direct routes.
     fn direct(&self, peer: &Peer, family: Family) -> Option<Result<OnLink, OffLink>> {
         self.cluster.backend.uses_direct_routes().then(|| self.on_link(peer, family))
     }
@@ -212,7 +212,7 @@ impl Inputs<'_> {
                 Err(OffLink::Behind { address: via, router })
             }
             Some(Lookup { next_hop: NextHop::Unclear, .. }) => Err(OffLink::Unclear(via)),
-            // Pods' addresses mean nothing there. Who sets the backend to direct knows better.
+            // The link may drop packets with pod addresses. With the backend `direct`, it is used all the same.
             Some(Lookup { index, .. })
                 if self.cluster.backend.uses_tunnels() && self.meshes.contains(&index) =>
             {
@@ -248,11 +248,11 @@ impl Inputs<'_> {
     }
 }
 
-/// The MTU of pods on a node without an underlay, in bytes: that of Ethernet.
+/// The MTU of pods on a node without an underlay, in bytes: the MTU of Ethernet.
 const WITHOUT_UNDERLAY: u32 = 1500;
 
-/// The MTU of pods on this underlay, in bytes: what the narrowest uplink takes, less what a tunnel adds to it, or what
-/// was configured if that is less.
+/// The MTU of pods on this underlay, in bytes: the smallest MTU of the uplinks, minus the overhead of a tunnel, or the
+/// configured MTU if that is smaller.
 pub fn pod_mtu(underlay: &Underlay, cluster: &ClusterRecord, configured: Option<u32>) -> u32 {
     let narrowest = underlay.uplinks.values().map(|uplink| uplink.mtu).min();
     let Some((over, narrowest)) = underlay.tunnel_families().next().zip(narrowest) else {
@@ -263,24 +263,27 @@ pub fn pod_mtu(underlay: &Underlay, cluster: &ClusterRecord, configured: Option<
     configured.unwrap_or(carried).min(carried)
 }
 
-/// The MAC address of the bridge: the node's own, so that pods find their gateway even if it was made anew.
+/// The MAC address of the bridge, derived from the node name: the pods' neighbour entries for their gateway stay valid
+/// when the bridge is created again.
 pub fn bridge_mac(node: &NodeName) -> Mac {
     Mac::hashed(0x06, &[b"bridge", node.as_str().as_bytes()])
 }
 
-/// How the kernel should be. What can be made only by others is taken from what is there: the pods' interfaces, and
-/// who depends on router advertisements.
+/// Computes the desired kernel state. `present` are the existing pod interfaces, `advertised_to` the settings of
+/// foreign interfaces that depend on router advertisements: only other programs create these.
 pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &[String]) -> Desired {
     let mut state = State::default();
     devices(inputs, &mut state);
-    // On the tunnels, too: what is masqueraded into one gets an address of its device, and has to be one that peers let in.
+    // Tunnel devices get them, too: a packet that is masqueraded into a tunnel gets an address of its device as source
+    // address, which the peers must accept.
     for device in state.links.keys() {
         let usable = inputs.gateways.iter().filter(|gateway| state.has_family(device, Family::of(**gateway)));
         state
             .addresses
             .extend(usable.map(|gateway| (device.clone(), host_prefix(*gateway))).collect::<Vec<_>>());
     }
-    // What no node owns is nowhere: without this it would follow the default route, out into the world.
+    // Pool addresses in no known block are unreachable. Without these routes, packets to them would follow the default
+    // route and leave the cluster.
     for pool in inputs.pools {
         let nowhere = Way { target: Target::Unreachable, source: None, mtu: None };
         state.routes.insert((*pool).into(), nowhere);
@@ -305,14 +308,14 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &
         for underlay in peer.record.underlay.iter().chain(left) {
             members.peers.push(*underlay);
             let pods = peer.blocks.iter().map(|block| block.cidr().into());
-            // And what the node itself sends.
+            // Packets that the peer itself sends.
             let own = peer.record.underlay.iter().map(|own| host_prefix(*own));
             members.bearers.extend(pods.chain(own).map(|network| (*underlay, network)));
         }
         reach_peer(inputs, peer, &mut state, &mut members);
     }
     for pod in inputs.pods.iter().filter(|pod| !pod.leaving && pod.kind == Kind::Pod) {
-        // Addresses that are not of our blocks: the pod leaves for the world like any other.
+        // For an address outside the node's blocks, too, packets that leave the cluster are masqueraded.
         members.local.extend(inputs.strays(pod).map(host_prefix));
         members.senders.extend(pod.addresses.iter().map(|address| (pod.mac, *address)));
         let name = if pod.attachment.is_probe() {
@@ -323,7 +326,8 @@ pub fn desired(inputs: &Inputs<'_>, present: &BTreeSet<IfName>, advertised_to: &
         if present.contains(&name) {
             wire_pod(inputs, pod, name, &mut state);
         } else if pod.attachment.is_probe() && inputs.cluster.attach == AttachMode::Bridge {
-            // The interface of the probe endpoint ends with its agent. The next agent makes it again, with the same addresses.
+            // The interface of the probe endpoint is deleted when its agent ends. The next agent creates it again, with
+            // the same addresses.
             let neighbours = pod.addresses.iter().map(|address| ((Device::Bridge, *address), pod.mac));
             state.neighbours.extend(neighbours);
         }
@@ -370,7 +374,7 @@ fn devices(inputs: &Inputs<'_>, state: &mut State) {
 }
 
 fn reach_peer(inputs: &Inputs<'_>, peer: &Peer, state: &mut State, members: &mut Members) {
-    // A packet that the peer's pods cannot take is refused here, where its sender can be told.
+    // Packets that are too large for the peer's pods are rejected here, where the sender can be notified.
     let mtu = (peer.record.mtu < inputs.mtu).then_some(peer.record.mtu);
     for family in Family::BOTH {
         let mut blocks = peer.blocks.iter().filter(|block| block.family() == family).peekable();
@@ -388,7 +392,8 @@ fn reach_peer(inputs: &Inputs<'_>, peer: &Peer, state: &mut State, members: &mut
                 let Entries { mac, to } = encapsulation.entries(&peer.record, remote);
                 state.neighbours.insert((device.clone(), next_hop), mac);
                 state.forwards.insert((device, mac), to);
-                // What the node itself sends comes back the same way only if it comes from the pod network.
+                // Replies to the node's own packets return through the tunnel only if the source address is in the pod
+                // network.
                 let source = inputs.gateways.iter().copied().find(|own| Family::of(*own) == family);
                 Way { target: Target::Tunnel(over, next_hop), source, mtu }
             }

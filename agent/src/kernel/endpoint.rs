@@ -1,4 +1,4 @@
-//! The interfaces of the node's probe endpoint, made as a plugin makes those of a pod.
+//! Creates the interfaces of the node's probe endpoint, in the same way as the plugin creates those of a pod.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -17,13 +17,13 @@ use super::Kernel;
 /// The interface inside the endpoint's namespace.
 const INSIDE: &str = "eth0";
 
-/// The endpoint's interface was not made.
+/// Why the endpoint's interfaces were not created.
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
-    /// The kernel refused it.
+    /// The kernel refused an operation.
     #[error("cannot create its interfaces")]
     Netlink(#[from] Error),
-    /// Its namespace cannot be entered.
+    /// The endpoint's namespace cannot be entered.
     #[error("cannot enter its network namespace")]
     Namespace(#[from] std::io::Error),
     /// The bridge or the interface does not exist any more.
@@ -31,7 +31,7 @@ pub enum EndpointError {
     Gone(IfName),
 }
 
-/// The name of the host's end.
+/// The name of the endpoint's interface on the host.
 pub fn interface(attach: AttachMode) -> IfName {
     name(match attach {
         AttachMode::Bridge => PROBE_INTERFACE,
@@ -44,16 +44,17 @@ fn name(name: &str) -> IfName {
 }
 
 impl Kernel {
-    /// The number of the interface of that name, if it is there.
+    /// The index of the interface with that name; `None` if it does not exist.
     pub fn index_of(&mut self, name: &IfName) -> Result<Option<IfIndex>, Error> {
         Ok(self.routes.link(name.as_str())?.map(|link| link.index))
     }
 
-    /// Makes the pair with its other end in `namespace`, and all that leads there and out of it. There must be none.
-    /// Returns the number of the host's end.
+    /// Creates the veth pair with one end in `namespace`, with its addresses, entries and routes. The pair must not
+    /// exist yet. Returns the index of the host's end.
     pub fn make_probe(&mut self, namespace: &File, wiring: &Wiring) -> Result<IfIndex, EndpointError> {
         let mut inside = namespace::within(namespace, || {
-            // Where new namespaces begin without IPv6; where there is none, there is nothing to switch on.
+            // IPv6 may be disabled by default in new namespaces. The error is ignored: a kernel without IPv6 lacks the
+            // setting.
             let _ = self.sysctls.set("net/ipv6/conf/default/disable_ipv6", "0");
             RouteSocket::open()
         })??;
@@ -92,7 +93,7 @@ impl Kernel {
     }
 }
 
-/// What leads from the host to the endpoint.
+/// The operations on the host: neighbour entries, and an FDB entry or routes to the endpoint.
 fn towards(wiring: &Wiring, bridge: Option<IfIndex>, index: IfIndex) -> Vec<Operation> {
     let behind = bridge.unwrap_or(index);
     let neighbours = wiring.addresses.iter().map(|own| own.address);
@@ -109,7 +110,7 @@ fn towards(wiring: &Wiring, bridge: Option<IfIndex>, index: IfIndex) -> Vec<Oper
     routes.chain(neighbours).collect()
 }
 
-/// What leads out of the endpoint's namespace.
+/// The operations in the endpoint's namespace: addresses, neighbour entries of the gateways and default routes.
 fn outwards(wiring: &Wiring, index: IfIndex) -> Vec<Operation> {
     let mut operations = vec![link::change("lo").up().into(), link::without_link_local(INSIDE)];
     operations.extend(wiring.addresses.iter().map(|own| address::add(index, host_prefix(own.address))));

@@ -1,5 +1,5 @@
-//! Kernel features that Polder uses, detected by trying them in a temporary network namespace, or derived from the kernel
-//! release where no namespace can be created.
+//! Kernel features that Polder uses, detected by tests in a temporary network namespace, or derived from the kernel
+//! release if no namespace can be created.
 
 use std::fs::{self, File};
 use std::io;
@@ -40,7 +40,7 @@ pub enum FeatureError {
     /// The agent lacks the capability `NET_ADMIN`.
     #[error("polder-agent needs the capability NET_ADMIN: run it as root, or add NET_ADMIN to its container")]
     NotAllowed,
-    /// A namespace to try things in cannot be used.
+    /// The network namespace for the tests cannot be used.
     #[error("cannot use a network namespace to test the kernel")]
     Namespace(#[source] io::Error),
     /// A required feature does not work.
@@ -62,13 +62,14 @@ pub enum FeatureError {
 const TRIAL_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 
 impl Features {
-    /// Those of a new kernel.
+    /// All features, as in a new kernel.
     #[cfg(test)]
     pub(crate) const ALL: Self =
         Self { locked_ports: true, tunnels: true, owned_tables: true, ipv6: true, tried: true };
 
-    /// Tries everything that is needed, and finds out what is there of the rest. Where nothing can be tried, it uses the
-    /// kernel's release: what that does not tell shows in the first pass, which names what fails.
+    /// Tests all required features and detects the optional ones. If no namespace can be created, derives them from the
+    /// kernel release. A missing feature that the release does not show causes a failure of the first pass, which names
+    /// it.
     pub fn find_out(sysctls: &Sysctls) -> Result<Self, FeatureError> {
         if !Capability::NetAdmin.is_held() {
             return Err(FeatureError::NotAllowed);
@@ -90,7 +91,7 @@ impl Features {
         }
     }
 
-    /// What is missing, and what that means; `keeps_nat`: whether the kernel's NAT is to be kept running.
+    /// Missing features and their consequences; `keeps_nat`: whether the kernel's NAT is to be kept running.
     pub fn missing(&self, keeps_nat: bool) -> Vec<String> {
         let consequences = [
             (
@@ -143,14 +144,14 @@ fn probe() -> Result<Features, FeatureError> {
     Ok(Features { locked_ports: port.locked, tunnels, owned_tables, ipv6: true, tried: true })
 }
 
-/// Whether a kernel of that release is at least as new as that one.
+/// Whether the kernel release is at least version `first` (major, minor).
 fn is_since(release: &str, first: (u32, u32)) -> bool {
     let mut numbers = release.split(|character: char| !character.is_ascii_digit()).map(str::parse::<u32>);
     let mut next = || numbers.next().and_then(Result::ok).unwrap_or(0);
     (next(), next()) >= first
 }
 
-/// Makes a port like a pod's, and reads back what the kernel made of it: older ones ignore what they do not know.
+/// Creates a port like a pod's and reads its settings back: older kernels ignore unknown settings.
 fn try_port(socket: &mut RouteSocket) -> Result<Port, FeatureError> {
     const VETH: &str = "load module veth";
     let name = |name: &str| -> IfName { name.parse().expect("a valid name") };

@@ -1,5 +1,5 @@
-//! What no route of ours may be chosen for, whatever a record says: etcd, gateways, other nodes, and the networks that
-//! the node is connected to. A node that loses one of those cannot be told any more that a record was wrong.
+//! Destinations that no route of Polder may capture, whatever a record contains: etcd, gateways, other nodes, and the
+//! networks that the node is connected to. A node that loses one of them can no longer receive corrected records.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -13,23 +13,24 @@ use polder_netlink::{Error, route};
 use super::Kernel;
 use super::state::{Target, Way};
 
-/// What is guarded.
+/// The guarded destinations.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Hash)]
 pub struct Guard {
-    /// What the node needs, with the prefix length of the route that leads there, or less.
+    /// Ranges that the node needs, each with the prefix length of the node's most specific network around it; 0 if none
+    /// contains it.
     ranges: Vec<(Cidr, u8)>,
-    /// The hosts among them.
+    /// The single addresses among the needed ranges.
     hosts: BTreeSet<IpAddr>,
-    /// The underlay addresses of other nodes, which can be thousands.
+    /// The underlay addresses of other nodes. There can be thousands.
     nodes: BTreeSet<IpAddr>,
     /// The networks that the node is connected to.
     networks: Vec<Cidr>,
 }
 
 impl Guard {
-    /// Guards what is needed, and the underlay addresses of other nodes.
+    /// Guards the needed ranges and the underlay addresses of other nodes.
     pub fn new(needed: &[Needed], nodes: impl Iterator<Item = IpAddr>) -> Self {
-        // The kernel looks for its own addresses before it looks at any route of ours.
+        // The kernel looks up its own addresses before all routes of Polder.
         let needed_all = needed;
         let routed = || needed_all.iter().filter(|needed| !matches!(needed.what, What::Own(_)));
         Self {
@@ -40,13 +41,13 @@ impl Guard {
         }
     }
 
-    /// Whether the kernel would choose this route for something that is guarded. The most specific route wins: one that is
-    /// wider than the network of an interface takes nothing from it.
+    /// Whether the kernel would use this route for a guarded destination. The most specific route wins: a route that is
+    /// wider than the network of an interface captures nothing from that network.
     pub fn is_captured_by(&self, destination: &IpNetwork, way: &Way) -> bool {
         let range = Cidr::around(destination.ip(), destination.prefix());
         let is_single = range.length() == range.family().bits();
         if is_single && matches!(way.target, Target::Device(_)) {
-            // A pod of this node: its address was given to it here, by us or by another IPAM plugin.
+            // A pod of this node: Polder or another IPAM plugin allocated its address on this node.
             return self.is_host(range.first());
         }
         let mut inside = self.nodes.range(range.first()..=range.last());
@@ -59,15 +60,15 @@ impl Guard {
             || inside.any(is_nodes)
     }
 
-    /// Whether it is a host that is guarded: no device of ours can have its address.
+    /// Whether the address is a guarded host. No device of Polder may have this address.
     pub fn is_host(&self, address: IpAddr) -> bool {
         self.hosts.contains(&address) || self.nodes.contains(&address)
     }
 }
 
 impl Kernel {
-    /// Deletes the routes of ours that take etcd away from the node; where they led to. For when no record is known:
-    /// they may be what keeps the records away.
+    /// Deletes Polder's routes that make etcd unreachable, and returns their destinations. Used while no records are
+    /// known: these routes may be the cause.
     pub fn free(&mut self, store: &[Needed]) -> Result<Vec<IpNetwork>, Error> {
         let guard = Guard::new(store, std::iter::empty());
         let (routes, _) = self.routes.routes()?;
@@ -144,7 +145,7 @@ mod tests {
             // The routes of the interfaces are more specific.
             "10.10.0.0/23",
             "172.16.0.0/12",
-            // The kernel's own table is asked first.
+            // The kernel looks up its local table first.
             "10.98.0.0/16",
             "fd00::/56",
         ] {

@@ -1,4 +1,4 @@
-//! The pods' interfaces, all of them: also those that nobody would know again.
+//! Reads all pod interfaces, also those without a known owner.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,22 +13,22 @@ use polder_netlink::{Error, RouteSocket, namespace};
 use super::Kernel;
 use super::snapshot::pod;
 
-/// Where container runtimes keep the network namespaces of their pods.
+/// Directories in which container runtimes keep the network namespaces of their pods.
 const NAMESPACES: [&str; 2] = ["/run/netns", "/run/docker/netns"];
 
-/// An interface with the name of a pod's.
+/// A pod interface, identified by its name and its type veth.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SeenPod {
-    /// Its name.
+    /// Interface name on the host.
     pub name: IfName,
-    /// Its `ifalias`.
+    /// Its `ifalias`. The first word is the attachment.
     pub alias: Option<String>,
-    /// The addresses behind it.
+    /// The addresses of the neighbour entries that lead to it.
     pub addresses: Vec<IpAddr>,
 }
 
 impl SeenPod {
-    /// Whose it is, as it says itself. Nobody's, where its name says something else.
+    /// The attachment in the alias; `None` if the interface of that attachment has another name.
     pub fn attachment(&self) -> Option<Attachment> {
         let attachment: Attachment = self.alias.as_deref()?.split(' ').next()?.parse().ok()?;
         (attachment.host_interface() == self.name).then_some(attachment)
@@ -36,7 +36,7 @@ impl SeenPod {
 }
 
 impl Kernel {
-    /// All interfaces of pods.
+    /// All pod interfaces on the host.
     pub fn seen_pods(&mut self) -> Result<Vec<SeenPod>, Error> {
         let links = self.routes.links()?;
         let attached = self.attached()?.into_iter();
@@ -50,18 +50,18 @@ impl Kernel {
         Ok(seen.collect())
     }
 
-    /// Whether there is an interface of that name.
+    /// Whether an interface with that name exists.
     pub fn has_pod(&mut self, name: &IfName) -> Result<bool, Error> {
         Ok(self.routes.link(name.as_str())?.is_some())
     }
 
-    /// What is behind an interface of a pod, as the pod itself has it: for one of which the host has forgotten the rest.
-    /// `None` if its namespace is not where namespaces are, or has no such interface.
+    /// Reads the MAC address and the addresses of a pod inside its network namespace, because the host may have lost
+    /// its entries. `None` if the namespace is not in the usual directories, or has no interface of this pair.
     pub fn look_inside(&mut self, attachment: &Attachment) -> Result<Option<LivingPod>, Error> {
         let name = attachment.host_interface();
         let Some(host) = self.routes.link(name.as_str())? else { return Ok(None) };
         for path in namespaces() {
-            // One that goes away meanwhile is not the one that is looked for.
+            // Unreadable namespaces are skipped: they may have been deleted meanwhile.
             let Some((mac, addresses)) = inside(&path, attachment, &host) else { continue };
             let alias = host.alias.clone().unwrap_or_default();
             return Ok(Some(LivingPod { name, alias, mac, mtu: host.mtu, addresses }));
@@ -75,7 +75,7 @@ fn namespaces() -> Vec<PathBuf> {
     entries.flatten().filter_map(|entry| Some(entry.ok()?.path())).collect()
 }
 
-/// MAC address and addresses of the other end of `host`, if it is in the namespace at that path.
+/// MAC address and addresses of the other end of `host`; `None` if it is not in the namespace at that path.
 fn inside(path: &Path, attachment: &Attachment, host: &Link) -> Option<(polder_api::Mac, Vec<IpAddr>)> {
     let file = namespace::open(path).ok()?;
     let mut socket = namespace::within(&file, RouteSocket::open).ok()?.ok()?;

@@ -1,7 +1,8 @@
 //! The plan: the ordered list of changes from the actual to the desired kernel state.
 //!
-//! The order matters. Packet filter changes come before routes; a tunnel's FDB entry is created before the neighbour entry
-//! that needs it, and that before the route. Deletion is in the reverse order. Replacements are done in one step.
+//! The order matters. Packet filter changes come before routes; a tunnel's FDB entry is created before the neighbour
+//! entry that needs it, and the neighbour entry before the route. Deletion is in the reverse order. Replacements are
+//! done in one step.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -57,7 +58,7 @@ pub enum Change {
     },
     /// Gives a device an address.
     AddAddress(Device, IpNetwork),
-    /// Makes a pod's interface a port of the bridge, with these settings, and switches it on.
+    /// Makes a pod's interface a port of the bridge, with these settings, or detaches it (`None`), and sets it up.
     SetPod(IfName, Option<Port>),
     /// Creates or replaces a neighbour entry.
     SetNeighbour(Device, IpAddr, Mac),
@@ -88,13 +89,13 @@ pub enum Prune {
     No,
 }
 
-/// The changes that turn `actual` into `desired`, in order. None, if it is so already.
+/// The changes that turn `actual` into `desired`, in order. Empty if there is no difference.
 pub fn plan(desired: &Desired, actual: &Actual, prune: Prune) -> Vec<Change> {
     let mut changes = Vec::new();
     let (want, have) = (&desired.state, &actual.state);
     filter(desired, &actual.filter, prune, &mut changes);
     let remade = links(want, actual, &mut changes);
-    // What hung on a device that is made anew is gone with it.
+    // The kernel deletes the addresses, routes and entries of a device that is created again.
     let gone = |device: &Device| remade.contains(device);
     let forgot_forwards =
         |device: &Device| gone(device) || (matches!(device, Device::Pod(_)) && gone(&Device::Bridge));
@@ -137,7 +138,8 @@ pub fn plan(desired: &Desired, actual: &Actual, prune: Prune) -> Vec<Change> {
         }
     }
     if prune == Prune::No {
-        // What takes etcd away from the node would keep all records from it: that cannot wait for them.
+        // A captured route can make etcd, and with it all records, unreachable: it is deleted even if records may be
+        // missing.
         let captured = have.routes.iter().filter(|(destination, way)| {
             !want.routes.contains_key(*destination) && desired.guard.is_captured_by(destination, way)
         });
@@ -149,7 +151,7 @@ pub fn plan(desired: &Desired, actual: &Actual, prune: Prune) -> Vec<Change> {
     changes
 }
 
-/// Bridge and tunnels. Returns those that are made anew.
+/// Plans the changes of the bridge and the tunnels. Returns the devices that are created.
 fn links(want: &State, actual: &Actual, changes: &mut Vec<Change>) -> BTreeSet<Device> {
     let mut remade = BTreeSet::new();
     for (device, link) in &want.links {
@@ -188,7 +190,7 @@ fn filter(desired: &Desired, found: &Found, prune: Prune, changes: &mut Vec<Chan
         Found::Different(why) => return changes.push(Change::InstallFilter(why.clone())),
     };
     let none = BTreeSet::new();
-    // One that is on both sides is changed on both at once.
+    // One change covers both sides, IP and ARP, of a set that exists on both.
     let mut seen = BTreeSet::new();
     for set in desired.table.sets.iter().filter(|set| seen.insert(set.name)) {
         let want = desired.elements.get(set.name).unwrap_or(&none);
@@ -217,7 +219,7 @@ fn filter(desired: &Desired, found: &Found, prune: Prune, changes: &mut Vec<Chan
     }
 }
 
-/// What is there and should not be, in the reverse order of its making.
+/// Plans the deletion of existing objects that are not desired, in the reverse order of their creation.
 fn garbage(
     want: &State,
     actual: &Actual,
@@ -269,7 +271,7 @@ fn device_of(way: &Way) -> Option<Device> {
 }
 
 impl Change {
-    /// Whether it concerns what the node itself needs to serve its pods, and not the way to one peer.
+    /// Whether the node needs the change to serve its own pods. False for paths to peers and for most deletions.
     pub fn is_local(&self) -> bool {
         match self {
             Self::SetRoute(_, way) => !matches!(way.target, Target::Tunnel(..) | Target::Direct(..)),
@@ -349,7 +351,7 @@ impl fmt::Display for Way {
     }
 }
 
-/// How many of each kind, for the log.
+/// Number of changes of each kind, for the log.
 pub fn summary(changes: &[Change]) -> String {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for change in changes {

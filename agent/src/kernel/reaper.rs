@@ -1,8 +1,8 @@
-//! Deleting pods' interfaces.
+//! Deletes pod interfaces.
 //!
-//! The kernel blocks the caller that deletes an interface for some 20 ms, in an RCU barrier, after the interface is gone and
-//! the notification was sent. So threads do the deletion, waiters are woken by the notification, and interfaces that queue
-//! up in the meantime are deleted as a group, at the cost of one.
+//! The kernel blocks the caller that deletes an interface for some 20 ms, in an RCU barrier, after the interface is
+//! gone and the notification was sent. So separate threads delete interfaces, the notification ends the wait of the
+//! callers, and interfaces that queue up meanwhile are deleted as a group, which takes as long as one deletion.
 
 use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -14,13 +14,13 @@ use polder_netlink::{Error, IfIndex, RouteSocket, link};
 use tokio::sync::oneshot;
 use tracing::warn;
 
-/// Threads that wait for the kernel.
+/// Number of threads that delete interfaces.
 const THREADS: u32 = 16;
 
-/// Interfaces that go together at most: a large group keeps the kernel's lock for long.
+/// Most interfaces that are deleted as one group: a large group holds the kernel's lock for a long time.
 const GROUP: usize = 8;
 
-/// The first of the group numbers that are used while interfaces go ("PLD").
+/// First of the interface group numbers that the threads use for deletion ("PLD" in ASCII).
 const FIRST_GROUP: u32 = 0x50_4c_44_00;
 
 type Done = oneshot::Sender<Result<(), NotDeleted>>;
@@ -51,14 +51,14 @@ pub enum NotDeleted {
     },
 }
 
-/// A handle to the threads.
+/// Handle to the threads that delete interfaces.
 #[derive(Debug, Clone)]
 pub struct Reaper {
     queue: Sender<(IfName, Done)>,
     waiting: Waiting,
 }
 
-/// Who waits for which interface, by its number.
+/// The waiting callers, by interface index.
 #[derive(Debug, Clone, Default)]
 struct Waiting(Arc<Mutex<HashMap<IfIndex, Vec<Done>>>>);
 
@@ -73,13 +73,13 @@ impl Waiting {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<IfIndex, Vec<Done>>> {
-        // A map of senders is whole, whoever panicked.
+        // The map stays valid if a thread panics while it holds the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Reaper {
-    /// Starts the threads, in the network namespace of the calling one.
+    /// Starts the threads, in the network namespace of the calling thread.
     pub fn start() -> Result<Self, Error> {
         let (queue, jobs) = channel();
         let jobs = Arc::new(Mutex::new(jobs));
@@ -99,7 +99,7 @@ impl Reaper {
         Self { queue: channel().0, waiting: Waiting::default() }
     }
 
-    /// Deletes the interface, and returns when it is gone. Succeeds where there is none.
+    /// Deletes the interface, and returns when it is gone. Succeeds if it does not exist.
     pub async fn delete(&self, name: IfName) -> Result<(), NotDeleted> {
         let (done, gone) = oneshot::channel();
         let stopped = || NotDeleted::Stopped(name.clone());
@@ -107,7 +107,7 @@ impl Reaper {
         gone.await.map_err(|_| stopped())?
     }
 
-    /// Says that the interface with that number is gone.
+    /// Ends the wait of the callers for the interface with that index, which is gone.
     pub fn is_gone(&self, index: IfIndex) {
         self.waiting.finish(index, &Ok(()));
     }
@@ -138,7 +138,8 @@ fn work(mut socket: RouteSocket, group: u32, jobs: &Mutex<Receiver<(IfName, Done
             }
         };
         let outcome = outcome.map_err(Arc::new);
-        // One of a group may have gone by itself, and then the others are gone nevertheless: look.
+        // The request for a group can fail because one interface is already gone, although the others were deleted:
+        // check each.
         for (index, name) in indexes {
             let result = match (&outcome, socket.link_by_index(index)) {
                 (_, Ok(None)) | (Ok(()), _) => Ok(()),
@@ -152,7 +153,7 @@ fn work(mut socket: RouteSocket, group: u32, jobs: &Mutex<Receiver<(IfName, Done
     }
 }
 
-/// Waits for work, then takes what else has queued up.
+/// Waits for the first queued interface, then takes up to `GROUP` in total.
 fn next_batch(jobs: &Mutex<Receiver<(IfName, Done)>>) -> Option<Vec<(IfName, Done)>> {
     let jobs = jobs.lock().unwrap_or_else(PoisonError::into_inner);
     let first = jobs.recv().ok()?;

@@ -1,4 +1,4 @@
-//! Taking away all that is ours, and nothing else.
+//! Removes Polder's kernel state, and nothing else.
 
 use std::collections::BTreeSet;
 
@@ -8,8 +8,8 @@ use polder_netlink::{Error, IfIndex, address, link, route};
 use super::{Kernel, ruleset};
 
 impl Kernel {
-    /// Deletes every device, route and table of ours. What hangs on a device goes with it. Returns how much there was, and what
-    /// could not be deleted.
+    /// Deletes all devices, routes and tables of Polder. The kernel deletes dependent objects with their device.
+    /// Returns the number of deleted objects, and the errors.
     pub fn remove_all(&mut self) -> (usize, Vec<Error>) {
         let parts = [self.remove_routes(), self.remove_devices(), self.remove_filter()];
         let (mut removed, mut failures) = (0, Vec::new());

@@ -1,10 +1,10 @@
-//! The packet filter: what is in the tables `inet polder` and `arp polder`, and why.
+//! The packet filter: the rules of the tables `inet polder` and `arp polder`, and their reasons.
 //!
-//! It filters only packets from pods and packets through tunnels, and translates the source address of packets that leave
-//! the cluster.
-//! There is no chain for forwarded traffic: in nftables accepting a packet does not keep another table from dropping it, so
-//! a rule that accepts ours would promise what it cannot hold. Chains of others that drop it are found and named instead
-//! ([`crate::host::firewall`]).
+//! It filters only packets from pods and packets through tunnels, and translates the source address of packets that
+//! leave the cluster.
+//! It has no chain for forwarded traffic: in nftables, a rule that accepts a packet does not keep another table from
+//! dropping it, so a rule that accepts pod packets would guarantee nothing. Foreign chains that drop these packets are
+//! found and reported instead ([`crate::host::firewall`]).
 
 pub mod sets;
 
@@ -24,10 +24,10 @@ use super::tunnel::{self, Encapsulation};
 /// The name of the table.
 pub const NAME: &str = "polder";
 
-/// The name of the table that keeps the kernel's NAT running while this one is away.
+/// The name of the table that keeps the kernel's NAT running while the table `polder` does not exist.
 pub const ANCHOR: &str = "polder_nat";
 
-/// The table with nothing in it: to take it away, whatever the cluster's settings were.
+/// The table without contents, to delete it whatever the settings of the cluster were.
 pub fn empty() -> Table {
     Table { name: NAME, sets: Vec::new(), chains: Vec::new() }
 }
@@ -55,7 +55,7 @@ pub fn table(cluster: &ClusterRecord, lengths: &Lengths) -> Table {
     }
 }
 
-/// Where pods are.
+/// The interfaces on which pods' packets arrive.
 fn pods(cluster: &ClusterRecord) -> Interface {
     match cluster.attach {
         AttachMode::Bridge => Interface::Named(BRIDGE),
@@ -77,8 +77,8 @@ fn from_pods(cluster: &ClusterRecord) -> Vec<Rule> {
             ],
             verdict: Verdict::Drop,
         });
-        // Masqueraded, it would reach another node's tunnel as if this node had sent it. Inside the pods' own
-        // addresses the port is like any other.
+        // After masquerading, the packet would reach another node's tunnel port as if this node had sent it. For pod
+        // addresses as destination, the port has no special meaning.
         rules.push(Rule {
             comment: "drop packets from pods to the tunnel port of nodes",
             matches: vec![
@@ -90,7 +90,8 @@ fn from_pods(cluster: &ClusterRecord) -> Vec<Rule> {
             verdict: Verdict::Drop,
         });
     }
-    // The host knows where its pods are. Whoever answers for an address that no pod has would get what is sent to it.
+    // The host has neighbour entries for its pods. A pod that answers for an address of no pod would receive the
+    // packets to it.
     rules.push(Rule {
         comment: "drop neighbour advertisements from pods",
         matches: vec![Match::Input(pods), Match::Icmpv6(NEIGHBOUR_ADVERTISEMENT)],
@@ -99,7 +100,7 @@ fn from_pods(cluster: &ClusterRecord) -> Vec<Rule> {
     rules
 }
 
-/// The type in ICMP for IPv6 (RFC 4861, section 4.4).
+/// `ICMPv6` type (RFC 4861, section 4.4).
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 
 fn arp_from_pods(cluster: &ClusterRecord) -> Vec<Rule> {
@@ -120,9 +121,9 @@ fn arp_from_pods(cluster: &ClusterRecord) -> Vec<Rule> {
 }
 
 fn masquerade(cluster: &ClusterRecord) -> Vec<Rule> {
-    // What comes from no pod goes to one of another node under this node's own address in the pod network: its answer comes
-    // back here, and the other node lets in nothing else but the underlay address. That stays: a masqueraded connection ends
-    // when its way is another one.
+    // Packets with a non-pod source address enter a tunnel with this node's own address in the pod network: the replies
+    // return to this node, and the peer accepts no other address but the underlay address. The underlay address is not
+    // masqueraded, because a masqueraded connection ends when its path changes.
     let guest = |family| Rule {
         comment: "masquerade non-pod packets that enter a tunnel",
         matches: vec![
@@ -134,8 +135,8 @@ fn masquerade(cluster: &ClusterRecord) -> Vec<Rule> {
         ],
         verdict: Verdict::Masquerade,
     };
-    // Pods' packets to a peer's underlay address keep their address only where they take the direct path; a test of that path has to
-    // keep it before.
+    // Pod packets to a peer's underlay address keep their source address only on a direct path. A probe of that path
+    // has to keep it before the path is used.
     let test = |family| Rule {
         comment: "keep the source address of probes of direct paths",
         matches: vec![
@@ -152,7 +153,7 @@ fn masquerade(cluster: &ClusterRecord) -> Vec<Rule> {
     let rule = |family| Rule {
         comment: "masquerade pod packets that leave the cluster",
         matches: vec![
-            // A pod of this node is not the world, wherever its address is from.
+            // Packets to a pod of this node do not leave the cluster, whatever range its address is from.
             Match::NotOutput(pods(cluster)),
             Match::Family(family),
             Match::Source(Within::Set(family, Sets::of(family).local)),
@@ -164,14 +165,15 @@ fn masquerade(cluster: &ClusterRecord) -> Vec<Rule> {
     guests.into_iter().chain(Family::BOTH.map(test)).chain(Family::BOTH.map(rule)).collect()
 }
 
-/// What the sets are filled with.
+/// The contents of the sets.
 #[derive(Debug, Default)]
 pub struct Members {
-    /// Every pod's MAC address with each of its addresses.
+    /// The MAC address of every pod with each of its addresses.
     pub senders: Vec<(Mac, IpAddr)>,
     /// The underlay addresses of all peers.
     pub peers: Vec<IpAddr>,
-    /// From which of those packets with a source address in the network may come.
+    /// The underlay address of a peer, with a network: tunnel packets from the peer may have inner source addresses in
+    /// the network.
     pub bearers: Vec<(IpAddr, IpNetwork)>,
     /// All pools.
     pub pools: Vec<IpNetwork>,
@@ -181,7 +183,8 @@ pub struct Members {
     pub local: Vec<IpNetwork>,
     /// The node's own addresses in the pod network.
     pub own: Vec<IpAddr>,
-    /// Besides the pools: underlay addresses of direct peers, and what was configured.
+    /// Networks to which pods keep their source address, besides the pools: underlay addresses of direct peers, and
+    /// configured networks.
     pub unmasqueraded: Vec<IpNetwork>,
 }
 

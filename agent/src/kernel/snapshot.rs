@@ -1,4 +1,4 @@
-//! Reading the kernel: what of it is ours, in the words of the desired state.
+//! Reads Polder's part of the kernel state, in the types of the desired state.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -19,24 +19,26 @@ use super::tunnel::Tunnel;
 /// The interfaces, addresses and routes of the host.
 #[derive(Debug, Clone, Default)]
 pub struct HostNetwork {
-    /// Name and MTU of every interface that is up and not ours, by index.
+    /// Name and MTU, in bytes, of every foreign interface that is up, by index.
     pub interfaces: BTreeMap<IfIndex, (String, u32)>,
-    /// Those of them on which a packet goes to whom its IP addresses say ([`Link::has_neighbours`]).
+    /// Interfaces that deliver a packet by its IP addresses ([`Link::has_neighbours`] is false). Includes interfaces
+    /// that are down.
     pub meshes: BTreeSet<IfIndex>,
-    /// The interfaces that are ours.
+    /// Polder's interfaces.
     pub own: BTreeSet<IfIndex>,
     /// The addresses of all interfaces.
     pub addresses: Vec<Address>,
-    /// How the host would reach those that it has to reach, the most telling first.
+    /// The host's routes to the requested destinations, in the order of the request. Destinations without a route are
+    /// left out.
     pub routes: Vec<(WayTo, Lookup)>,
-    /// The routes that the host is configured with.
+    /// The configured routes of other origin in the main table.
     pub configured: Vec<ForeignRoute>,
 }
 
 /// Destinations whose route the agent looks up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WayTo {
-    /// That node.
+    /// An underlay address of that node.
     Node(NodeName),
     /// A member of etcd.
     Etcd,
@@ -55,10 +57,10 @@ impl fmt::Display for WayTo {
 }
 
 impl Kernel {
-    /// Reads all that is ours. The packet filter is compared with `table`, if there is one to compare with.
+    /// Reads Polder's kernel state. The packet filter is compared with `table`.
     pub fn snapshot(&mut self, table: &Table) -> Result<Actual, Error> {
-        // First what hangs on interfaces, then the interfaces: a plugin makes them in the other order, and what it makes
-        // meanwhile is not to look as if its interface were missing.
+        // Addresses, routes and entries are read before the interfaces. A plugin creates the interface first, so an
+        // entry that it creates meanwhile does not seem to lack its interface.
         let addresses = self.routes.addresses()?;
         let (routes, impostors) = self.routes.routes()?;
         let neighbours = self.routes.neighbours()?;
@@ -87,7 +89,7 @@ impl Kernel {
             indexes.iter().map(|(device, index)| (*index, device.clone())).collect();
         let ours = |index: IfIndex| devices.get(&index).cloned();
         for address in addresses {
-            // An address that is for the link alone is the kernel's business.
+            // The kernel manages link-local addresses.
             if let Some(device) = ours(address.index).filter(|_| address.global) {
                 state.addresses.insert((device, address.address));
             }
@@ -116,7 +118,7 @@ impl Kernel {
         })
     }
 
-    /// Reads the host's interfaces, addresses and routes. `asked` are those that the node has to reach.
+    /// Reads the host's interfaces, addresses and routes, and the routes to the destinations in `asked`.
     pub fn host_network(&mut self, asked: &[(WayTo, IpAddr)]) -> Result<HostNetwork, Error> {
         let links = self.routes.links()?;
         let usable = links.values().filter(|link| link.up && device(link).is_none());
@@ -136,14 +138,14 @@ impl Kernel {
         Ok(network)
     }
 
-    /// The numbers of all devices of ours.
+    /// The indexes of all devices of Polder.
     pub(super) fn own_devices(&mut self) -> Result<BTreeSet<IfIndex>, Error> {
         let links = self.routes.links()?;
         let is_ours = |link: &&Link| device(link).or_else(|| renamed(link, &links)).is_some();
         Ok(links.values().filter(is_ours).map(|link| link.index).collect())
     }
 
-    /// The names of the pods' interfaces.
+    /// The names of the pod interfaces.
     pub fn pod_interfaces(&mut self) -> Result<BTreeSet<IfName>, Error> {
         let links = self.routes.links()?;
         Ok(links.values().filter_map(pod).collect())
@@ -154,15 +156,15 @@ impl Kernel {
         Ok(self.bridge_addresses()?.into_iter().map(|found| found.address.ip()).collect())
     }
 
-    /// The addresses of the bridge, without those that the kernel gives it.
+    /// The addresses of the bridge, without the link-local ones that the kernel assigns.
     pub(super) fn bridge_addresses(&mut self) -> Result<Vec<Address>, Error> {
         let Some(bridge) = self.routes.link(polder_api::BRIDGE)? else { return Ok(Vec::new()) };
         let on_bridge = self.routes.addresses()?.into_iter().filter(|found| found.index == bridge.index);
         Ok(on_bridge.filter(|found| found.global).collect())
     }
 
-    /// The pods' interfaces with their aliases, and the addresses behind each: what an attachment leaves in the
-    /// kernel.
+    /// The pod interfaces with their aliases, and the addresses behind each: the state of attachments in the kernel.
+    /// Interfaces without an alias or a neighbour entry are left out.
     pub fn attached(&mut self) -> Result<Vec<LivingPod>, Error> {
         let links = self.routes.links()?;
         let forwards = self.routes.forwards()?;
@@ -170,7 +172,8 @@ impl Kernel {
         let mut pods = Vec::new();
         for link in links.values() {
             let (Some(name), Some(alias)) = (pod(link), &link.alias) else { continue };
-            // The neighbours are behind the interface itself, or behind the bridge with the port's address.
+            // Neighbour entries are on the interface itself, or on the bridge with a MAC address of the port's FDB
+            // entries.
             let macs: BTreeSet<_> =
                 forwards.iter().filter(|f| f.index == link.index).map(|f| f.mac).collect();
             let behind = neighbours.iter().filter(|n| n.index == link.index || macs.contains(&n.mac));
@@ -184,7 +187,7 @@ impl Kernel {
     }
 }
 
-/// The name of the interface, if it is a pod's.
+/// The name of the interface, if it is a pod interface.
 pub(super) fn pod(link: &Link) -> Option<IfName> {
     match device(link) {
         Some(Device::Pod(name)) if is_host_interface(name.as_str()) => Some(name),
@@ -192,13 +195,13 @@ pub(super) fn pod(link: &Link) -> Option<IfName> {
     }
 }
 
-/// What the interface is for, if it is ours.
+/// The device that the interface is, if it is Polder's.
 fn device(link: &Link) -> Option<Device> {
-    // What has the name of a pod's interface and is none is somebody else's.
+    // An interface with the name of a pod interface that is not a veth belongs to another program.
     Device::named(&link.name).filter(|device| !matches!(device, Device::Pod(_)) || link.kind == Kind::Veth)
 }
 
-/// The device that this is under another name, if there is none of its own name.
+/// The device that was renamed to this interface, if no interface has the device's own name.
 fn renamed(link: &Link, links: &BTreeMap<String, Link>) -> Option<Device> {
     let device = link.alias.as_deref().and_then(Device::marked)?;
     let is_of_kind = match device {

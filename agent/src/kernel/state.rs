@@ -1,4 +1,4 @@
-//! The part of a node's kernel that is ours: as it is, and as it should be, in the same words.
+//! Polder's part of a node's kernel state. The same types describe the actual and the desired state.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -14,41 +14,41 @@ use polder_netlink::route::Impostor;
 
 use super::tunnel::{self, Tunnel};
 
-/// An interface, by what it is for. Its number in the kernel changes whenever it is made anew.
+/// An interface, by its purpose. Its index in the kernel changes when it is created again.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Device {
     /// `polder0`.
     Bridge,
-    /// The tunnels over an underlay of that family.
+    /// The tunnel device over an underlay of that family.
     Tunnel(Family),
-    /// The host's end of a pod's pair, or of that of the probe endpoint, which is wired like a pod.
+    /// The host's end of the veth pair of a pod, or of the probe endpoint, which is wired like a pod.
     Pod(IfName),
-    /// An interface of the underlay, which is not ours.
+    /// An interface of the underlay, not created by Polder.
     Uplink(IfIndex),
 }
 
 impl Device {
-    /// The devices that the agent makes.
+    /// The devices that the agent creates.
     pub const OWN: [Self; 3] = [Self::Bridge, Self::Tunnel(Family::V4), Self::Tunnel(Family::V6)];
 
-    /// The device of that name, if it is a name of ours.
+    /// The device with that name; `None` if it is not a name of Polder's devices.
     pub fn named(name: &str) -> Option<Self> {
         let own = Self::OWN.into_iter().find(|device| device.name() == Some(name));
         let is_pod = is_host_interface(name) || [PROBE_INTERFACE, PROBE_INTERFACE_ROUTED].contains(&name);
         own.or_else(|| is_pod.then(|| name.parse().ok().map(Self::Pod)).flatten())
     }
 
-    /// The `ifalias` by which a device that the agent made is known even under another name.
+    /// The `ifalias` that identifies a device of the agent even under another name.
     pub fn mark(&self) -> Option<String> {
         Some(format!("polder: {}", self.name()?))
     }
 
-    /// The device that the agent made with that `ifalias`.
+    /// The device of the agent with that `ifalias`.
     pub fn marked(alias: &str) -> Option<Self> {
         Self::OWN.into_iter().find(|device| device.mark().as_deref() == Some(alias))
     }
 
-    /// The name of a device of ours.
+    /// The name of a device of Polder; `None` for an uplink.
     pub fn name(&self) -> Option<&str> {
         match self {
             Self::Bridge => Some(BRIDGE),
@@ -69,48 +69,48 @@ impl fmt::Display for Device {
     }
 }
 
-/// A device that the agent makes.
+/// A device that the agent creates.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct OwnLink {
-    /// What it is.
+    /// Its type, with the settings of that type.
     pub kind: OwnKind,
-    /// Its MAC address.
+    /// MAC address; all zero if the kernel reports none.
     pub mac: Mac,
     /// Its MTU, in bytes.
     pub mtu: u32,
-    /// Whether it is switched on.
+    /// `IFF_UP`: whether it is set up.
     pub up: bool,
-    /// What of its identity is right.
+    /// Which of its identifiers are correct.
     pub identity: Identity,
 }
 
-/// By what a device of ours is known.
+/// The identifiers of a device of Polder: its name and its mark, an `ifalias`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Identity {
-    /// By its name and its mark.
+    /// Name and mark are correct.
     Whole,
-    /// By its name alone.
+    /// Only the name is correct.
     Unmarked,
-    /// By its mark alone: somebody has renamed it.
+    /// Only the mark is correct: another program has renamed the device.
     Renamed,
 }
 
-/// What a device of ours is.
+/// The type of a device of Polder.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum OwnKind {
     /// The bridge of the pods.
     Bridge {
-        /// Whether it looks frames up by their VLAN. Forwarding entries of ours are of VLAN 0.
+        /// Whether FDB lookups use the VLAN. Polder's FDB entries have VLAN 0.
         filters_vlans: bool,
     },
-    /// A tunnel end point.
+    /// A tunnel device.
     Tunnel(Tunnel),
-    /// Not ours, although it has a name of ours.
+    /// A foreign device that has a name of Polder's devices.
     Foreign,
 }
 
 impl OwnKind {
-    /// Whether a device of this kind can be made into one of the other while it is there.
+    /// Whether an existing device of this kind can be changed into the other kind.
     pub fn can_become(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Tunnel(is), Self::Tunnel(other)) => is.can_become(other),
@@ -123,54 +123,54 @@ impl OwnKind {
 /// The host's end of a pod's pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PodLink {
-    /// Its settings as a port of the bridge, if it is one.
+    /// Its settings as a port of the bridge, if it is a port.
     pub port: Option<Port>,
-    /// Whether it is switched on.
+    /// `IFF_UP`: whether it is set up.
     pub up: bool,
-    /// Whether IPv4 packets of the pod are forwarded. Those of a port of the bridge come in through the bridge.
+    /// Whether IPv4 packets that arrive on this interface are forwarded. Packets of a bridge port arrive on the bridge.
     pub forwards: bool,
 }
 
-/// A route of ours.
+/// A route of Polder.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Way {
-    /// Which way.
+    /// The target of the route.
     pub target: Target,
-    /// The source address of what the node itself sends this way.
+    /// The preferred source address for packets of the node itself.
     pub source: Option<IpAddr>,
-    /// The longest packet, in bytes, if that is less than the interface takes.
+    /// The largest packet, in bytes, if that is less than the MTU of the interface.
     pub mtu: Option<u32>,
 }
 
-/// Which way a route leads.
+/// The target of a route.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Target {
-    /// The destinations are on the device.
+    /// The destinations are on-link on the device.
     Device(Device),
-    /// Through a tunnel, to the peer that has this address there.
+    /// Through the tunnel over an underlay of that family, with this next hop.
     Tunnel(Family, IpAddr),
-    /// Straight to a peer's underlay address.
+    /// Through the underlay interface, directly to a peer's underlay address.
     Direct(Device, IpAddr),
-    /// Nowhere.
+    /// The kernel rejects packets to the destination.
     Unreachable,
 }
 
-/// Interfaces, addresses, routes, neighbours and forwarding entries.
+/// Interfaces, addresses, routes, neighbour entries and FDB entries.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct State {
-    /// Bridge and tunnels.
+    /// The bridge and the tunnel devices.
     pub links: BTreeMap<Device, OwnLink>,
-    /// The pods' interfaces.
+    /// The pod interfaces, by name on the host.
     pub pods: BTreeMap<IfName, PodLink>,
-    /// Addresses of devices of ours.
+    /// Addresses of Polder's devices.
     pub addresses: BTreeSet<(Device, IpNetwork)>,
     /// Routes, by destination.
     pub routes: BTreeMap<IpNetwork, Way>,
-    /// Routes that look like ours and are none.
+    /// Routes with Polder's protocol number that Polder did not create.
     pub impostors: BTreeSet<Impostor>,
-    /// Permanent neighbours behind devices of ours.
+    /// Permanent neighbour entries on Polder's devices.
     pub neighbours: BTreeMap<(Device, IpAddr), Mac>,
-    /// Forwarding entries of devices of ours.
+    /// FDB entries of Polder's devices.
     pub forwards: BTreeMap<(Device, Mac), Destination>,
 }
 
@@ -178,26 +178,26 @@ pub struct State {
 const SMALLEST_WITH_IPV6: u32 = 1280;
 
 impl State {
-    /// Whether that device of ours can have addresses of the family. The kernel takes IPv6 from an interface whose MTU is too small,
-    /// with all its settings.
+    /// Whether the device can have addresses of the family. The kernel disables IPv6 on an interface whose MTU is too
+    /// small, and removes its IPv6 settings.
     pub fn has_family(&self, device: &Device, family: Family) -> bool {
         let is_narrow = |link: &OwnLink| link.mtu < SMALLEST_WITH_IPV6;
         family == Family::V4 || !self.links.get(device).is_some_and(is_narrow)
     }
 }
 
-/// How the kernel is.
+/// The actual kernel state.
 #[derive(Debug, Clone)]
 pub struct Actual {
-    /// Everything that netlink tells.
+    /// State that is read by netlink.
     pub state: State,
     /// Kernel settings, by their path under `/proc/sys`.
     pub sysctls: BTreeMap<String, String>,
-    /// The packet filter.
+    /// The packet filter, compared with the desired table.
     pub filter: Found,
-    /// The number of each device that is there now.
+    /// The index of each existing device.
     pub indexes: BTreeMap<Device, IfIndex>,
-    /// Settings of interfaces that are not ours which take in router advertisements only as long as the host does
-    /// not forward IPv6, which it does not yet.
+    /// The `accept_ra` settings of foreign interfaces that accept router advertisements only while the host does not
+    /// forward IPv6. Empty if the host forwards IPv6 already.
     pub advertised_to: Vec<String>,
 }

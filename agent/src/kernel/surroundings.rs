@@ -1,4 +1,4 @@
-//! Reading what is on the host and not ours. It is judged elsewhere, and never changed.
+//! Reads the foreign network state of the host. Other modules evaluate it; Polder never changes it.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,68 +14,71 @@ use polder_netlink::{Error, IfIndex};
 
 use super::{Kernel, ruleset};
 
-/// Chains of one filter that are read: somebody who has more does not lead pods' packets through all of them.
+/// Most chains that are read of one filter. On a host with more, pods' packets do not pass all of them.
 const CHAINS: usize = 64;
 
-/// What is on the host and not ours.
+/// The foreign network state of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Surroundings {
-    /// Routes and rules.
+    /// Routes and policy rules.
     pub routing: Routing,
-    /// Chains of others that judge what is forwarded.
+    /// Foreign chains for forwarded packets.
     pub filters: Vec<Filter>,
-    /// Those that judge what is for the host itself.
+    /// Foreign chains for packets to the host itself. Empty unless tunnels are closed.
     pub host_filters: Vec<Filter>,
-    /// Those that judge all that comes in, or all that goes out.
+    /// Foreign chains for all incoming or all outgoing packets.
     pub other_filters: Vec<(Judged, Filter)>,
-    /// The families of which legacy iptables has a table `filter`. Netlink does not tell what is in it.
+    /// The families for which legacy iptables has a table `filter`. Its contents cannot be read by netlink.
     pub legacy_filters: BTreeSet<Family>,
-    /// How many neighbours the kernel keeps. Unknown outside of the machine's first network namespace.
+    /// Limits of the neighbour table; `None` outside the machine's first network namespace.
     pub neighbours: PerFamily<Option<NeighbourLimits>>,
-    /// Ports of our bridge.
+    /// Number of ports of bridge `polder0`.
     pub bridge_ports: usize,
-    /// Whether the source address of what comes in is checked on all interfaces.
+    /// Whether the source addresses of incoming packets are checked on all interfaces: `net.ipv4.conf.all.rp_filter` is
+    /// not 0.
     pub filters_all_sources: bool,
 }
 
-/// Routes and rules.
+/// Routes and policy rules.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Routing {
-    /// The destinations of our routes.
+    /// The destinations of Polder's routes.
     pub own: BTreeSet<IpNetwork>,
-    /// Routes of others to addresses of pools, or to more than those.
+    /// Foreign routes whose destination overlaps a pool.
     pub routes: Vec<AnyRoute>,
-    /// All rules, in order.
+    /// All policy rules, in order.
     pub rules: Vec<AnyRule>,
-    /// The names of the interfaces.
+    /// Interface names, by index.
     pub interfaces: BTreeMap<IfIndex, String>,
     /// The addresses of the host.
     pub addresses: Vec<Address>,
 }
 
-/// A chain of others that judges packets, with the chains that it jumps to.
+/// A foreign base chain, with the chains that it leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter {
-    /// Where it hangs.
+    /// The chain at the netfilter hook.
     pub base: BaseChain,
-    /// The rules of the chain and of those that it leads to, by the name of the chain.
+    /// Rules of the base chain and of the chains that it leads to, by chain name.
     pub chains: BTreeMap<String, Vec<ForeignRule>>,
 }
 
-/// How many neighbours the kernel keeps, in all network namespaces together.
+/// Limits of the kernel's neighbour table, for all network namespaces together.
 ///
-/// Permanent entries, as ours of pods and tunnels are, do not count (`exempt_from_gc` in `net/core/neighbour.c`, Linux
-/// 5.0). Those on the underlay do: peers that are reached directly, or to whose tunnel the way is direct.
+/// Permanent entries, like Polder's entries for pods and tunnels, do not count (`exempt_from_gc` in
+/// `net/core/neighbour.c`, Linux 5.0). Entries on the underlay do: peers with a direct path, and tunnel endpoints on
+/// the same link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NeighbourLimits {
-    /// `gc_thresh2`: with more, the kernel forgets some every few seconds, those in use not excepted.
+    /// `gc_thresh2`: with more entries, the kernel removes some every few seconds, including entries in use.
     pub soft: usize,
-    /// `gc_thresh3`: with so many there is no new one, and what is sent there is lost.
+    /// `gc_thresh3`: with this many entries, the kernel adds no entry, and packets to a new neighbour are lost.
     pub hard: usize,
 }
 
 impl Kernel {
-    /// Reads all of it, of routes those to the pools. What is for the host itself is of interest only where tunnels are closed.
+    /// Reads the foreign state; of the routes only those to the pools. Chains for the host itself are read only if
+    /// tunnels are closed.
     pub fn surroundings(
         &mut self,
         pools: &[(Cidr, u8)],
@@ -100,7 +103,7 @@ impl Kernel {
         })
     }
 
-    /// Routes to pools, and all rules.
+    /// Reads the routes to the pools, and all policy rules.
     fn routing(&mut self, pools: &[(Cidr, u8)]) -> Result<Routing, Error> {
         let found = self.routes.any_routes(|destination| is_wanted(pools, destination))?;
         let (own, routes): (Vec<_>, Vec<_>) = found.into_iter().partition(|route| route.ours);
@@ -139,7 +142,7 @@ impl Kernel {
         of_others.map(|base| self.foreign_filter(base)).collect()
     }
 
-    /// Chains that see pods' packets before and after they are forwarded.
+    /// Foreign chains that pods' packets pass before and after they are forwarded.
     fn other_filters(&mut self) -> Result<Vec<(Judged, Filter)>, Error> {
         let mut filters = Vec::new();
         for judged in [Judged::Incoming, Judged::Outgoing] {
@@ -148,7 +151,7 @@ impl Kernel {
         Ok(filters)
     }
 
-    /// Reads a chain and those that it leads to, as far as it can be told that it does.
+    /// Reads a chain and the chains that it leads to. Jumps with unknown conditions are not followed.
     fn foreign_filter(&mut self, base: BaseChain) -> Result<Filter, Error> {
         let mut chains = BTreeMap::new();
         let mut wanted = vec![base.name.clone()];
@@ -180,7 +183,7 @@ fn has_legacy_filter(family: Family) -> bool {
     fs::read_to_string(names).is_ok_and(|names| names.lines().any(|name| name == "filter"))
 }
 
-/// Whether routes to that destination are of interest.
+/// Whether the destination overlaps a pool.
 fn is_wanted(pools: &[(Cidr, u8)], destination: IpNetwork) -> bool {
     let range = Cidr::around(destination.ip(), destination.prefix());
     pools.iter().any(|(pool, _)| pool.overlaps(range))

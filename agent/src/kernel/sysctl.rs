@@ -12,72 +12,74 @@ use polder_ipam::record::AttachMode;
 
 use super::state::{Device, State};
 
-/// Where the kernel has those of the network, of which all of ours are.
+/// The directory of the kernel's network settings. All settings of Polder are in it.
 pub const USUAL_FOLDER: &str = "/proc/sys/net";
 
-/// The settings as this process finds them: those of the network namespace of the thread that reads or writes, wherever
-/// they are mounted.
+/// The kernel settings at their mount point: those of the network namespace of the thread that reads or writes them.
 #[derive(Debug, Clone)]
 pub struct Sysctls {
     folder: PathBuf,
     read_only: bool,
 }
 
-/// What the settings depend on.
+/// The inputs of the settings.
 #[derive(Debug, Clone, Copy)]
 pub struct Needs<'a> {
-    /// The families of which every pod has an address.
+    /// The families in which every pod has an address.
     pub families: &'a BTreeSet<Family>,
     /// How pods are attached.
     pub attach: AttachMode,
-    /// The devices that the agent makes.
+    /// The desired state with the devices that the agent creates.
     pub state: &'a State,
-    /// The settings of interfaces of others that would lose their router advertisements.
+    /// The `accept_ra` settings of foreign interfaces that would lose their router advertisements.
     pub advertised_to: &'a [String],
-    /// The interfaces of others through which pods' packets come in: from peers, and from outside the cluster.
+    /// Foreign interfaces on which pods' packets arrive: from peers, and from outside the cluster.
     pub carriers: &'a BTreeSet<String>,
 }
 
-/// What the settings are to be, in the order in which to make them.
+/// The desired settings, in the order of writing.
 pub fn desired(needs: Needs<'_>) -> Vec<(String, String)> {
     let Needs { families, attach, state, advertised_to, carriers } = needs;
     let mut settings = Vec::new();
     let mut set = |path: &str, value: &str| settings.push((path.to_owned(), value.to_owned()));
     if families.contains(&Family::V4) {
-        // Before those of single interfaces: the kernel sets them all to the same when this one changes.
+        // Before the settings of single interfaces: a change of this setting sets all of them to its value.
         set("net/ipv4/ip_forward", "1");
-        // In IPv4 the interface that a packet comes in by decides whether it is forwarded (`IN_DEV_FORWARD` in
-        // `ip_route_input_slow`, net/ipv4/route.c). In IPv6 only the setting of "all" does (`ip6_forward` in
-        // net/ipv6/ip6_output.c); an interface's own says whether it takes router advertisements, so it is left alone.
+        // In IPv4, the interface on which a packet arrives decides whether it is forwarded (`IN_DEV_FORWARD` in
+        // `ip_route_input_slow`, net/ipv4/route.c). In IPv6, only the setting of "all" decides (`ip6_forward` in
+        // net/ipv6/ip6_output.c); the setting of an interface controls whether it accepts router advertisements, so it
+        // is not changed.
         carriers.iter().for_each(|name| set(&forwarding(name), "1"));
-        // A pod's packet to another pod of its node leaves through the bridge that it came in by. The host would tell
-        // the sender of a better way, which is none: ports are isolated. The setting of "all" is or-ed to the bridge's.
+        // A pod's packet to another pod of its node leaves through the bridge on which it arrived, so the host would
+        // send the pod a redirect. It would be wrong: ports are isolated. The kernel combines the settings of "all" and
+        // of the bridge by OR.
         set("net/ipv4/conf/all/send_redirects", "0");
     }
     if families.contains(&Family::V6) {
-        // A host that forwards ignores router advertisements, and with them loses its own default route, unless it
-        // is told before to take them all the same.
+        // A host that forwards ignores router advertisements and loses its default route, unless this setting is
+        // written first.
         advertised_to.iter().for_each(|path| set(path, "2"));
         set("net/ipv6/conf/all/forwarding", "1");
     }
     if attach == AttachMode::Bridge {
-        // With br_netfilter, rules of the IP stack see a frame as soon as it is on the bridge. If one then gives it to
-        // another pod of the same bridge, as a service does, the bridge itself carries it on, past the IP stack
-        // (br_nf_pre_routing_finish in net/bridge/br_netfilter_hooks.c), and its ports are isolated: it is lost. Every
-        // packet of a pod goes through the IP stack anyway.
+        // With br_netfilter, rules of the IP stack see a frame when it enters the bridge. If a rule redirects it to
+        // another pod on the same bridge, as for a service, the bridge forwards it past the IP stack
+        // (br_nf_pre_routing_finish in net/bridge/br_netfilter_hooks.c), and drops it because its ports are isolated.
+        // Every packet of a pod passes the IP stack anyway.
         families.iter().for_each(|family| set(bridge_calls(*family), "0"));
     }
     for (device, name) in state.links.keys().filter_map(|device| Some((device, device.name()?))) {
         if families.contains(&Family::V4) {
             set(&forwarding(name), "1");
             set(&format!("net/ipv4/conf/{name}/send_redirects"), "0");
-            // The packet filter binds every pod to its own address, and a tunnel may carry what is answered directly.
-            // Only 0 lets that in whatever else is there: as long as a device has no address, loose (2) is as strict as
-            // strict (__fib_validate_source in net/ipv4/fib_frontend.c).
+            // The packet filter binds every pod to its own address, and replies to packets from a tunnel may use a
+            // direct path. Only 0 accepts these packets in all cases: while a device has no address, loose mode (2) is
+            // as strict as strict mode (__fib_validate_source in net/ipv4/fib_frontend.c).
             set(&format!("net/ipv4/conf/{name}/rp_filter"), "0");
         }
         if families.contains(&Family::V6) && state.has_family(device, Family::V6) {
-            // Where new interfaces have no IPv6, ours have: without it they can have neither addresses nor routes.
+            // IPv6 may be disabled on new interfaces. Without it, Polder's devices can have neither IPv6 addresses nor
+            // routes.
             set(&format!("net/ipv6/conf/{name}/disable_ipv6"), "0");
             set(&format!("net/ipv6/conf/{name}/accept_ra"), "0");
         }
@@ -85,17 +87,17 @@ pub fn desired(needs: Needs<'_>) -> Vec<(String, String)> {
     settings
 }
 
-/// Whether what comes in through that interface over IPv4 is forwarded.
+/// The setting: whether IPv4 packets that arrive on the interface are forwarded.
 fn forwarding(interface: &str) -> String {
     format!("net/ipv4/conf/{interface}/forwarding")
 }
 
-/// The command that makes a setting on the host, for an agent that cannot: a container's `/proc/sys` may be read-only.
+/// The command to write a setting on the host, if the agent cannot: in a container, `/proc/sys` may be read-only.
 pub fn command(path: &str, value: &str) -> String {
     format!("sysctl -w {path}={value}")
 }
 
-/// Whether rules of the IP stack see what is on bridges.
+/// The setting: whether rules of the IP stack see frames on bridges.
 const fn bridge_calls(family: Family) -> &'static str {
     match family {
         Family::V4 => "net/bridge/bridge-nf-call-iptables",
@@ -103,8 +105,8 @@ const fn bridge_calls(family: Family) -> &'static str {
     }
 }
 
-/// Whether a kernel that does not have the setting (yet) is as it should be: without the module `br_netfilter` nobody
-/// looks at bridges, and interfaces of others come and go.
+/// Whether the setting may be missing: without the module `br_netfilter`, no rules see frames on bridges, and foreign
+/// interfaces appear and disappear.
 pub fn may_be_missing(path: &str) -> bool {
     let interface = path.strip_prefix("net/ipv4/conf/").and_then(|rest| rest.strip_suffix("/forwarding"));
     let is_of_others = interface.is_some_and(|name| Device::named(name).is_none());
@@ -112,8 +114,8 @@ pub fn may_be_missing(path: &str) -> bool {
 }
 
 impl Sysctls {
-    /// Those in that folder: `/proc/sys/net` itself, or the same mounted elsewhere. In a container that is not privileged
-    /// `/proc/sys` is read-only, and nothing can be mounted there.
+    /// The settings in that folder: `/proc/sys/net`, or another mount of it. In an unprivileged container, `/proc/sys`
+    /// is read-only, and nothing can be mounted there.
     pub fn at(folder: PathBuf) -> anyhow::Result<Self> {
         let there = folder.join("ipv4");
         if !there.is_dir() {
@@ -126,24 +128,24 @@ impl Sysctls {
         Ok(Self { folder, read_only: false })
     }
 
-    /// The same, where none can be written.
+    /// The same settings, read-only.
     #[must_use]
     pub fn to_read(&self) -> Self {
         Self { read_only: true, ..self.clone() }
     }
 
-    /// Reads the settings that are there.
+    /// Reads the settings that exist.
     pub fn read<'a>(&self, paths: impl IntoIterator<Item = &'a String>) -> BTreeMap<String, String> {
         let value = |path: &String| Some((path.clone(), self.get(path).ok()?));
         paths.into_iter().filter_map(value).collect()
     }
 
-    /// Reads one setting.
+    /// Reads one setting, by its path under `/proc/sys`, without surrounding white space.
     pub fn get(&self, path: &str) -> io::Result<String> {
         Ok(fs::read_to_string(self.full(path))?.trim().to_owned())
     }
 
-    /// Writes one setting.
+    /// Writes one setting, by its path under `/proc/sys`.
     pub fn set(&self, path: &str, value: &str) -> io::Result<()> {
         if self.read_only {
             return Err(io::ErrorKind::ReadOnlyFilesystem.into());
@@ -151,9 +153,9 @@ impl Sysctls {
         fs::write(self.full(path), value)
     }
 
-    /// What the kernel changes together with that setting, and what it is now where that is not what the kernel would make of
-    /// it when the setting is put back: `inet_forward_change` in `net/ipv4/devinet.c`, and `addrconf_fixup_forwarding` in
-    /// `net/ipv6/addrconf.c`.
+    /// The settings that the kernel changes together with this setting, with their current values. Left out are those
+    /// that already have the value that the kernel assigns when the setting is restored to 0: `inet_forward_change` in
+    /// `net/ipv4/devinet.c`, and `addrconf_fixup_forwarding` in `net/ipv6/addrconf.c`.
     pub fn dragged_along(&self, path: &str) -> Vec<(String, String)> {
         let folder = match path {
             "net/ipv4/ip_forward" => "net/ipv4/conf",
@@ -170,7 +172,7 @@ impl Sysctls {
         all.filter(is_so).map(|(path, value)| (path, value.to_owned())).collect()
     }
 
-    /// Whether this kernel has that family.
+    /// Whether this kernel supports that family.
     pub fn has_family(&self, family: Family) -> bool {
         let folder = match family {
             Family::V4 => "net/ipv4",
@@ -179,8 +181,8 @@ impl Sysctls {
         self.full(folder).exists()
     }
 
-    /// The `accept_ra` settings of interfaces of others that take in router advertisements only as long as the host does
-    /// not forward IPv6, which it does not yet.
+    /// The `accept_ra` settings of foreign interfaces that accept router advertisements only while the host does not
+    /// forward IPv6. Empty if the host forwards IPv6 already.
     pub fn advertised_to(&self) -> Vec<String> {
         if self.get("net/ipv6/conf/all/forwarding").is_ok_and(|value| value != "0") {
             return Vec::new();
@@ -191,22 +193,22 @@ impl Sysctls {
         paths.filter(|path| self.get(path).is_ok_and(|value| value == "1")).collect()
     }
 
-    /// The names in a folder of settings of interfaces.
+    /// The directory names in a folder of interface settings: interfaces, `all` and `default`.
     fn interfaces(&self, folder: &str) -> impl Iterator<Item = String> {
         let entries = fs::read_dir(self.full(folder)).into_iter().flatten().flatten();
         entries.filter_map(|entry| entry.file_name().into_string().ok())
     }
 
-    /// Where a setting is. The one place that knows.
+    /// The file of a setting.
     fn full(&self, path: &str) -> PathBuf {
         self.folder.join(path.strip_prefix("net/").unwrap_or(path))
     }
 }
 
-/// What lets the agent make a setting that the kernel has refused, if it is a matter of what its container was granted.
+/// The remedy for a setting that the kernel refused to write.
 pub fn remedy(refused: &io::Error) -> &'static str {
     match refused.raw_os_error().map(Errno::from_raw) {
-        // What runtimes do to /proc/sys in every container that is not privileged.
+        // Runtimes mount /proc/sys read-only in every unprivileged container.
         Some(Errno::EROFS) => {
             "mount the host's /proc/sys/net into the agent's container and set proc_sys_net to that path"
         }

@@ -1,5 +1,5 @@
-//! Tunnels to peers. What belongs to one encapsulation alone is in the module with its name, and each question has one
-//! `match` here. Everybody else says "tunnel".
+//! Tunnels to peers. Code for a single encapsulation is in the module of that name, and each property has one `match`
+//! here. Other modules use the term "tunnel" only.
 
 mod vxlan;
 
@@ -16,7 +16,7 @@ use polder_netlink::{IfIndex, Operation};
 
 use super::ruleset::sets::Bearers;
 
-/// How the names of all tunnel devices begin.
+/// The prefix of the names of all tunnel devices.
 pub const PREFIX: &str = "polder.vx";
 
 /// The name of the tunnel device over an underlay of that family. It does not depend on the encapsulation: a device of
@@ -35,39 +35,39 @@ pub enum Encapsulation {
     Vxlan,
 }
 
-/// What the neighbour entry and the forwarding entry for a peer say.
+/// The contents of the neighbour entry and the FDB entry for a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entries {
     /// The MAC address of the next hop.
     pub mac: Mac,
-    /// Where frames to that address are sent.
+    /// The destination of frames to that address.
     pub to: Destination,
 }
 
 impl Encapsulation {
-    /// The one of the cluster's tunnels. These are there with every backend: a node that sends directly receives what comes
-    /// through them from a peer that does not.
+    /// The encapsulation of the cluster's tunnels. They exist with every backend: a node with a direct path still
+    /// receives tunnel packets from a peer without one.
     pub fn of(cluster: &ClusterRecord) -> Self {
         match cluster.backend {
             Backend::Auto | Backend::Direct | Backend::Vxlan => Self::Vxlan,
         }
     }
 
-    /// The kind of path that it makes, as the status names it.
+    /// The kind of the path, for the status.
     pub const fn path(self) -> PathKind {
         match self {
             Self::Vxlan => vxlan::PATH,
         }
     }
 
-    /// What it means that the kernel does not have it.
+    /// The consequence if the kernel does not support it, as a log message.
     pub const fn missing(self) -> &'static str {
         match self {
             Self::Vxlan => vxlan::MISSING,
         }
     }
 
-    /// What it adds to a packet over an underlay of that family, in bytes.
+    /// The bytes that it adds to a packet over an underlay of that family.
     pub const fn overhead(self, over: Family) -> u32 {
         match self {
             Self::Vxlan => vxlan::overhead(over),
@@ -88,28 +88,28 @@ impl Encapsulation {
         }
     }
 
-    /// The device that sends from that underlay address.
+    /// The tunnel device that sends from that underlay address.
     pub fn device(self, cluster: &ClusterRecord, local: Option<IpAddr>) -> Tunnel {
         match self {
             Self::Vxlan => Tunnel::Vxlan(vxlan::device(cluster.vxlan, local)),
         }
     }
 
-    /// The next hop of the routes to the peer's pods. `gateway` is its own address in the pod network.
+    /// The next hop of the routes to the peer's pods. `gateway` is the peer's own address in the pod network.
     pub fn next_hop(self, peer: &NodeRecord, gateway: IpAddr) -> IpAddr {
         match self {
             Self::Vxlan => vxlan::next_hop(peer, gateway),
         }
     }
 
-    /// The device's entries for the peer with that underlay address.
+    /// The neighbour entry and the FDB entry for the peer with that underlay address.
     pub fn entries(self, peer: &NodeRecord, remote: IpAddr) -> Entries {
         match self {
             Self::Vxlan => vxlan::entries(peer, remote),
         }
     }
 
-    /// The packet filter's rules for what tunnels bring to this node.
+    /// The packet filter's rules for packets that arrive through tunnels.
     pub fn rules(self, cluster: &ClusterRecord, bearers: &[Bearers]) -> Vec<Rule> {
         match self {
             Self::Vxlan => vxlan::rules(cluster.vxlan, bearers),
@@ -125,7 +125,7 @@ impl fmt::Display for Encapsulation {
     }
 }
 
-/// A tunnel device, with what only one encapsulation has.
+/// A tunnel device, with the settings of its encapsulation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Tunnel {
     /// A VXLAN tunnel end point.
@@ -133,7 +133,7 @@ pub enum Tunnel {
 }
 
 impl Tunnel {
-    /// The tunnel device that an interface of that kind is; `None` if the agent makes no such devices.
+    /// The tunnel device for an interface of that kind; `None` if the kind is not a tunnel of the agent.
     pub const fn of(kind: &Kind) -> Option<Self> {
         match kind {
             Kind::Vxlan(vxlan) => Some(Self::Vxlan(*vxlan)),
@@ -141,21 +141,21 @@ impl Tunnel {
         }
     }
 
-    /// Whether a device like this can be made into one like the other while it is there.
+    /// Whether an existing device like this can be changed into the other.
     pub fn can_become(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Vxlan(is), Self::Vxlan(other)) => is.can_become(other),
         }
     }
 
-    /// Creates the device, up.
+    /// Creates the device and sets it up.
     pub fn create(&self, name: &str, mac: Mac, mtu: u32) -> [Operation; 3] {
         match self {
             Self::Vxlan(vxlan) => create_vxlan(name, vxlan, mac, mtu),
         }
     }
 
-    /// What to do about another device that keeps this one from being made, if that one does.
+    /// The remedy if another device prevents the creation of this one; `None` if it does not.
     pub fn rival(&self, link: &Link) -> Option<String> {
         if link.name.starts_with(PREFIX) {
             return None;
@@ -165,7 +165,7 @@ impl Tunnel {
         }
     }
 
-    /// Makes the device with that index into this one, besides its MAC address and MTU.
+    /// Changes the device with that index into this one, except for its MAC address and MTU.
     pub fn adjust(&self, index: IfIndex) -> Option<Operation> {
         match self {
             Self::Vxlan(vxlan) => vxlan::adjust(vxlan, index),

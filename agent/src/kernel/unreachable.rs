@@ -14,10 +14,10 @@ pub enum OffLink {
     /// The kernel has no route.
     #[error("there is no route to {0}")]
     NoRoute(IpAddr),
-    /// Its record, or this node's addresses, are out of date.
+    /// The record of the peer, or the addresses of this node, are out of date.
     #[error("{0} is an address of this node")]
     OwnAddress(IpAddr),
-    /// The type of the route is not supported.
+    /// The route has several next hops, or an unknown type.
     #[error(
         "cannot determine whether {0} is on the same link: its route has several next hops, or one of an unknown type"
     )]
@@ -27,10 +27,10 @@ pub enum OffLink {
         "the link to {0} has no link-layer addresses (e.g. WireGuard) and may drop packets with pod addresses"
     )]
     Mesh(IpAddr),
-    /// It is on another link.
+    /// The peer is behind a router.
     #[error("{address} is behind router {router}")]
     Behind {
-        /// Its underlay address.
+        /// The underlay address of the peer.
         address: IpAddr,
         /// The next hop to it.
         router: IpAddr,
@@ -55,12 +55,12 @@ pub enum Unreachable {
     /// The peer has no gateway address, which is the next hop in the tunnel.
     #[error("it has no {0} gateway address yet")]
     NoGateway(Family),
-    /// No tunnel leads there, over any family.
+    /// No tunnel to the peer is possible, over either family.
     #[error("{}", joined(.0))]
     NoTunnel(Vec<NoTunnel>),
 }
 
-/// Why no tunnel leads to a peer over an underlay of one family.
+/// Why no tunnel to a peer is possible over an underlay of one family.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoTunnel {
     /// The peer has no underlay address of the family.

@@ -14,10 +14,10 @@ use tracing::{info, warn};
 use super::{CONFIRM, Leases, living};
 use crate::board::Records;
 
-/// Longest time between two reads, in a cluster that is not large.
+/// Longest time between two reads in a cluster of normal size.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// Added for each node: together all agents read some 20 lists of all leases a second, whatever their number.
+/// Added for each node: in a large cluster, all agents together read about 20 lists of all leases per second.
 const FOR_EACH: Duration = Duration::from_millis(50);
 
 /// The inputs of the task, and the value that it publishes.
@@ -31,7 +31,7 @@ pub struct Task {
     pub store: Store,
     /// The cluster's records, for the list of nodes.
     pub records: Records,
-    /// Which other nodes' agents are not alive.
+    /// The nodes whose agents are not alive.
     pub leases: watch::Sender<Arc<Leases>>,
 }
 
@@ -52,7 +52,7 @@ impl Task {
                 }
             }
             was_current = true;
-            // Both cancel-safe: waiting takes nothing. The datastore can also be lost during a read.
+            // Both are cancel-safe: a wait receives nothing. The datastore can also become unreachable during a read.
             tokio::select! {
                 () = sleep_until(next) => {}
                 lost = view.wait_for(|view| !is_current(view)) => match lost {
@@ -72,7 +72,8 @@ impl Task {
         }
     }
 
-    /// Resets the state and returns when to read next: leases may be missing only because the datastore was unreachable.
+    /// Resets the state and returns the time of the next read: leases may be missing only because the datastore was
+    /// unreachable.
     fn forget(&self) -> Instant {
         self.leases.send_modify(|leases| *leases = Arc::new(leases.forgotten()));
         Instant::now() + CONFIRM
@@ -84,7 +85,7 @@ impl Task {
         let others: BTreeSet<NodeName> =
             self.records.view().nodes.keys().filter(|name| *name != me).cloned().collect();
         let answer = if others.is_empty() { Ok(BTreeSet::new()) } else { living(&self.store).await };
-        // Without an answer nothing is known, not even of leases that were missing before.
+        // Without an answer the state is unknown, also that of leases that were missing before.
         let Ok(living) = answer else { return known.forgotten() };
         let mut leases = known.clone();
         leases.take(&others, &living, Instant::now());
@@ -99,12 +100,12 @@ impl Task {
     }
 }
 
-/// Whether the records are those of the store as it is.
+/// Whether the records are current: read from the datastore, which is reachable.
 fn is_current(view: &View) -> bool {
     view.source == Source::Store && view.lost.is_none()
 }
 
-/// A number from 0 to 1 that differs from node to node.
+/// A number from 0 to 1 that is different on each node.
 fn fraction(node: &NodeName) -> f64 {
     // FNV-1a.
     let hash = node
@@ -152,7 +153,7 @@ mod tests {
         running.abort();
     }
 
-    /// The lease of that node's agent.
+    /// The record key of that node's lease.
     fn lease(node: &str) -> String {
         Key::Alive(node.parse().unwrap()).to_string()
     }

@@ -50,14 +50,14 @@ pub struct Blind {
     pub error: Cause,
 }
 
-/// Some peers, of which a message gives the number and the first names.
+/// A number of peers, with the first names for messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peers {
     count: usize,
     named: Vec<NodeName>,
 }
 
-/// Most peers that are named.
+/// Maximum number of names.
 const NAMED: usize = 5;
 
 impl Peers {

@@ -1,13 +1,14 @@
-//! Whether the link to a peer carries packets with pods' addresses. Many clouds drop packets whose source is not an address of the
-//! machine (AWS: source/destination check; `OpenStack`: port security).
+//! Whether the link to a peer carries packets with pod addresses. Many clouds drop packets whose source is not an
+//! address of the machine (AWS: source/destination check; `OpenStack`: port security).
 //!
-//! As long as pods use the direct path, the probes of that path show whether it carries their packets. If they stay without reply,
-//! the node sends echo requests from its underlay address to that of the peer. If those are answered, and the peer's agent is alive,
-//! the network drops pods' addresses: the tunnel is used. If the tunnel does not work either, the direct path is used again.
+//! While pods use the direct path, the probes of that path show whether it carries their packets. If these probes get
+//! no reply, the node sends echo requests from its underlay address to that of the peer. If those are answered, and the
+//! peer's agent is alive, the network drops packets with pod addresses, and the tunnel is used. If the tunnel does not
+//! work either, the direct path is used again.
 //!
-//! While the tunnel is used, echo requests from the node's address in the pod network to the peer's underlay address show when the
-//! direct path carries pods' addresses again. They do not show whether it carries packets *to* pods' addresses. So each return that
-//! fails doubles the time until the next one.
+//! While the tunnel is used, echo requests from the node's address in the pod network to the peer's underlay address
+//! show when the direct path carries packets with pod addresses again. They do not show whether it carries packets *to*
+//! pod addresses. So each failed return doubles the time until the next one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -27,38 +28,39 @@ use crate::kernel::desired::{Path, Reached};
 /// The test result of the direct path to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direct {
-    /// It carries packets with pods' addresses, or nothing indicates otherwise.
+    /// It carries packets with pod addresses, or nothing indicates otherwise.
     Carries,
-    /// It carries packets with the nodes' addresses, but drops those with pods' addresses.
+    /// It carries packets with the nodes' addresses, but drops those with pod addresses.
     Drops,
 }
 
 /// Test results of the direct paths, by peer and family.
 pub type DirectPaths = BTreeMap<Key, Direct>;
 
-/// How long probes of the direct path stay without reply, while the peer answers to the node's underlay address, until the tunnel
-/// is used. A peer needs some of it to learn the route to a new node.
+/// Time without replies on the direct path, while the peer answers to the node's underlay address, until the tunnel is
+/// used. A peer needs part of it to learn the route to a new node.
 const CONFIRM: Duration = Duration::from_secs(5);
 
-/// How long the tunnel has to show that it works.
+/// Time after the change to the tunnel before a silent tunnel counts as failed.
 const TRIAL: Duration = Duration::from_secs(15);
 
-/// How long a path that dropped packets has to carry them before pods use it again: at first, and at most.
+/// How long a path that dropped packets must carry them before pods use it again: the minimum and the maximum.
 const LASTING: Duration = Duration::from_secs(20);
 const LONGEST: Duration = Duration::from_secs(3600);
 
-/// Between two tests of a path that dropped packets: while it carries them, and at most while it does not.
+/// Pause between two tests of a path that dropped packets: while it carries them, and the maximum while it does not.
 const STEADY: Duration = Duration::from_secs(2);
 const SELDOM: Duration = Duration::from_secs(30);
 
-/// What is known about a path.
+/// The known state of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Facts {
     /// Whether pods use the direct path, and not the tunnel.
     is_direct: bool,
     /// The verdict on the path that pods use.
     used: Verdict,
-    /// Whether the last test of the direct path with the node's address in the pod network was answered; `None` before the first.
+    /// Whether the last test of the direct path with the node's address in the pod network was answered; `None` before
+    /// the first test.
     carries: Option<bool>,
     /// The verdict on packets between the nodes' underlay addresses.
     nodes: Option<Verdict>,
@@ -66,18 +68,18 @@ struct Facts {
     peer: Living,
 }
 
-/// The conclusion for a path.
+/// The result for a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Judged {
-    /// `None` for a path that an earlier agent has left for the tunnel, until it is tested.
+    /// `None` until the first test, if an earlier agent used the tunnel.
     direct: Option<Direct>,
-    /// Since when pods use it, or the tunnel.
+    /// Start of the use of the current path, direct or tunnel.
     since: Instant,
-    /// Since when it seems to drop packets, if pods use it; or to carry them, if they do not.
+    /// Time since when the direct path seems to drop packets, if pods use it, or to carry them, if pods use the tunnel.
     other_since: Option<Instant>,
-    /// How long it has to seem to carry them before pods use it again.
+    /// How long it must seem to carry packets before pods use it again.
     lasting: Duration,
-    /// From when on the tunnel may be tried, if pods use the direct path: the last time it did not work, either.
+    /// Earliest time of the next change to the tunnel, after a failed one.
     tunnel_from: Instant,
 }
 
@@ -86,7 +88,7 @@ impl Judged {
         Self { direct, since: now, other_since: None, lasting: Duration::ZERO, tunnel_from: now }
     }
 
-    /// The next conclusion.
+    /// The next result.
     fn next(self, facts: &Facts, now: Instant) -> Self {
         let answers_alone = facts.used == Verdict::Silent
             && facts.nodes == Some(Verdict::Answers)
@@ -126,7 +128,7 @@ impl Judged {
             let lasting = (self.lasting * 2).clamp(LASTING, LONGEST);
             return Self { lasting, tunnel_from: now + lasting, ..carries };
         }
-        // The peer is up, and no test can be answered: ICMP is blocked between the nodes.
+        // The peer is up, but no test can be answered: ICMP is blocked between the nodes.
         if self.direct.is_none() && facts.used.is_open() && facts.nodes == Some(Verdict::Silent) {
             return carries;
         }
@@ -142,9 +144,11 @@ impl Judged {
 
 /// The tests of all direct paths.
 pub(super) struct Tests<E> {
-    /// With the node's address in the pod network, where pods use the tunnel: they are sent through the sockets of the host.
+    /// Tests with the node's address in the pod network, while pods use the tunnel: sent through the sockets of the
+    /// host.
     pods: Schedule,
-    /// With its underlay address, where the path that pods use does not answer, or the direct path is not tested yet.
+    /// Tests with the node's underlay address, while the path of pods does not answer, or before the first test of the
+    /// direct path.
     nodes: Side<E>,
     /// The peers on the same link, and whether pods use the direct path.
     on_link: BTreeMap<Key, (Target, bool)>,
@@ -152,7 +156,7 @@ pub(super) struct Tests<E> {
 }
 
 impl<E: Sync> Tests<E> {
-    /// Without any path. A path between underlay addresses that is up is tested again after `steady`.
+    /// No paths yet. A path between underlay addresses that is up is tested again after `steady`.
     pub(super) fn new(steady: Duration) -> Self {
         Self {
             pods: Schedule::new(STEADY.min(steady)).at_least_every(SELDOM),
@@ -162,7 +166,7 @@ impl<E: Sync> Tests<E> {
         }
     }
 
-    /// Tests the direct paths to these peers from now on, as far as there are sockets on the host.
+    /// Sets the peers whose direct paths are tested, in families with sockets on the host.
     pub(super) fn aim<P: Pings<Echo = E>>(
         &mut self,
         pings: &P,
@@ -195,7 +199,7 @@ impl<E: Sync> Tests<E> {
         self.judged.retain(|key, _| self.on_link.contains_key(key));
     }
 
-    /// Tests with the node's underlay address where that is of use.
+    /// Sets the targets of the tests with the node's underlay address: paths without a reply, and untested paths.
     fn aim_nodes(&mut self, used: &BTreeMap<Key, Verdict>, now: Instant) {
         let is_silent = |key: &Key| used.get(key) == Some(&Verdict::Silent);
         let is_untested = |key: &Key| self.judged.get(key).is_some_and(|judged| judged.direct.is_none());
@@ -238,12 +242,12 @@ impl<E: Sync> Tests<E> {
         self.nodes.echoes[family] = None;
     }
 
-    /// When the next test is due.
+    /// Time of the next test.
     pub(super) fn next(&self) -> Option<Instant> {
         [self.pods.next(), self.nodes.schedule.next()].into_iter().flatten().min()
     }
 
-    /// The peers of which it matters whether their agents are alive. `used` are the verdicts on the paths that pods use.
+    /// The peers whose lease state affects the result. `used` are the verdicts on the paths that pods use.
     pub(super) fn suspects(&self, used: &BTreeMap<Key, Verdict>) -> impl Iterator<Item = &NodeName> {
         let is_open = |key: &Key| self.nodes.schedule.seen(key).is_some_and(|seen| seen.verdict.is_open());
         let is_silent = |key: &Key| used.get(key) == Some(&Verdict::Silent);
@@ -251,8 +255,9 @@ impl<E: Sync> Tests<E> {
         suspects.map(|(name, _)| name)
     }
 
-    /// Draws the conclusions. Returns those that matter for the choice of paths, and the keys whose paths are to be probed at once,
-    /// because they have just begun to seem to drop packets. `used` are the verdicts on the paths that pods use.
+    /// Evaluates all tests. Returns the results that affect the choice of paths, and the keys whose paths must be
+    /// probed at once, because they just began to look like they drop packets. `used` are the verdicts on the paths
+    /// that pods use.
     pub(super) fn judge(
         &mut self,
         used: &BTreeMap<Key, Verdict>,
@@ -302,7 +307,7 @@ impl<E: Sync> Tests<E> {
     }
 }
 
-/// The problem with direct paths, if there is one. `has_tunnels`: whether pods' packets can use tunnels instead.
+/// The problem with direct paths, if any. `has_tunnels`: whether pod packets can use tunnels instead.
 pub fn problem(direct: &DirectPaths, has_tunnels: bool) -> Option<String> {
     let dropping = direct.iter().filter(|(_, direct)| **direct == Direct::Drops).map(|((name, _), _)| name);
     let names: BTreeSet<&NodeName> = dropping.collect();
@@ -329,7 +334,7 @@ pub fn problem(direct: &DirectPaths, has_tunnels: bool) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// A path of which conclusions are drawn every second.
+    /// A path that is evaluated every second.
     struct Play {
         judged: Judged,
         now: Instant,
@@ -341,7 +346,7 @@ mod tests {
             Self { judged: Judged::new(direct, now), now }
         }
 
-        /// The conclusion after so many seconds in which that is known.
+        /// The result after that number of seconds with these facts.
         fn after(&mut self, seconds: u64, facts: Facts) -> Option<Direct> {
             for _ in 0..seconds {
                 self.judged = self.judged.next(&facts, self.now);
@@ -357,7 +362,7 @@ mod tests {
     /// Pods use the direct path, and it carries their packets.
     const GOOD: Facts =
         Facts { is_direct: true, used: Verdict::Answers, carries: None, nodes: None, peer: Living::Unknown };
-    /// It does not, and those of the nodes.
+    /// The direct path drops pod packets, but not packets between the nodes' addresses.
     const DROPPING: Facts =
         Facts { used: Verdict::Silent, nodes: Some(Verdict::Answers), peer: Living::Yes, ..GOOD };
     /// The peer is down.
@@ -365,7 +370,7 @@ mod tests {
     /// Pods use the tunnel, and the direct path drops their packets.
     const TUNNELLED: Facts =
         Facts { is_direct: false, carries: Some(false), nodes: Some(Verdict::Answers), ..GOOD };
-    /// It seems to carry them.
+    /// The direct path seems to carry pod packets again.
     const HEALED: Facts = Facts { carries: Some(true), ..TUNNELLED };
 
     #[test]
@@ -382,7 +387,7 @@ mod tests {
         ] {
             assert_eq!(Play::new(CARRIES).after(60, other), CARRIES, "{other:?}");
         }
-        // A link that was down for both is up again: the next probe is answered.
+        // A link that was down for all packets is up again: the next probe is answered.
         let mut play = Play::new(CARRIES);
         for facts in [DOWN, DROPPING, GOOD, DROPPING] {
             assert_eq!(play.after(4, facts), CARRIES);
@@ -396,7 +401,7 @@ mod tests {
             assert_eq!(play.after(7, DROPPING), DROPS);
             assert_eq!(play.after(30, TUNNELLED), DROPS);
             assert_eq!(play.after(lasting, HEALED), DROPS);
-            // One test that is lost begins it over.
+            // A lost test restarts the time.
             assert_eq!(play.after(1, TUNNELLED), DROPS);
             assert_eq!(play.after(lasting, HEALED), DROPS);
             assert_eq!(play.after(2, HEALED), CARRIES);

@@ -1,8 +1,8 @@
 //! ICMP echo requests and replies, with the node's own address in the pod network as source (RFC 792, RFC 4443).
 //!
-//! The peer's kernel answers, whether or not its agent runs. Probes are never fragmented: IPv4 ones have the DF bit set, and
-//! IPv6 routers do not fragment. Probes ignore the path MTU that the kernel caches for ten minutes, so each one tests the current
-//! path.
+//! The peer's kernel answers, whether or not its agent runs. Probes are never fragmented: IPv4 ones have the DF bit
+//! set, and IPv6 routers do not fragment. Probes ignore the path MTU that the kernel caches for ten minutes, so each
+//! one tests the current path.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -95,7 +95,8 @@ impl Echo {
         self.source
     }
 
-    /// Sends a probe in a packet of `length` bytes, or of the minimum length. An error means that this node cannot send it.
+    /// Sends a probe in a packet of `length` bytes, or of the minimum length. An error means that this node cannot send
+    /// it.
     pub(super) async fn send(&self, to: IpAddr, length: usize, token: Token) -> io::Result<()> {
         let (header, socket) = match &self.packets {
             Some(packets) => (V4_HEADER, packets),
@@ -130,7 +131,7 @@ fn asynchronous(socket: OwnedFd) -> io::Result<UdpSocket> {
     UdpSocket::from_std(socket.into())
 }
 
-/// An echo request of that length, in bytes; at least as long as what it carries.
+/// An echo request of that length, in bytes, but at least as long as its mark and token.
 fn request(family: Family, identifier: u16, length: usize, token: Token) -> Vec<u8> {
     let mut message = vec![REQUEST[family], 0, 0, 0];
     message.extend(identifier.to_be_bytes());
@@ -157,7 +158,8 @@ fn reply(family: Family, identifier: u16, message: &[u8]) -> Option<Token> {
     Some(Token { number: u32::from_be_bytes(*number), size })
 }
 
-/// An IPv4 header (RFC 791) that forbids fragments. Length, checksum and identification are filled in by the kernel (raw(7)).
+/// An IPv4 header (RFC 791) that forbids fragments. Length, checksum and identification are filled in by the kernel
+/// (raw(7)).
 fn v4_header(from: Ipv4Addr, to: Ipv4Addr, data: usize) -> [u8; V4_HEADER] {
     const VERSION_AND_LENGTH: u8 = 0x45;
     const DO_NOT_FRAGMENT: u8 = 0x40;

@@ -22,7 +22,7 @@ pub(super) trait Pings {
     /// The source address of their probes.
     fn source(&self, echo: &Self::Echo) -> IpAddr;
 
-    /// Sends a probe in a packet of that length, in bytes, or of the shortest that there is.
+    /// Sends a probe in a packet of that length, in bytes, or of the minimum length.
     fn send(
         &self,
         echo: &Self::Echo,
@@ -35,7 +35,7 @@ pub(super) trait Pings {
     fn receive(&self, echo: &Self::Echo) -> impl Future<Output = io::Result<(IpAddr, Token)>> + Send;
 }
 
-/// Pings of this agent.
+/// [`Pings`] on real sockets.
 #[derive(Debug)]
 pub(super) struct OnNode {
     /// The ICMP identifier of this agent's probes.
@@ -65,7 +65,7 @@ impl Pings for OnNode {
     }
 }
 
-/// The next answer, of either family. Cancel-safe.
+/// The next reply of either family. Cancel-safe.
 pub(super) async fn answer<P: Pings>(
     pings: &P,
     echoes: &PerFamily<Option<P::Echo>>,
@@ -80,7 +80,7 @@ pub(super) async fn answer<P: Pings>(
     }
 }
 
-/// Sends probes, from the address of the family that each goes to.
+/// Sends probes, each from the address of its target's family.
 pub(super) async fn send<P: Pings>(pings: &P, echoes: &PerFamily<Option<P::Echo>>, shots: Vec<Shot>) {
     for Shot { number, to, full, .. } in shots {
         let Some(echo) = &echoes[Family::of(to)] else { continue };

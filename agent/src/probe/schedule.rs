@@ -1,4 +1,4 @@
-//! When each peer is probed, and the verdict from the replies. Uses neither clock nor sockets.
+//! Times of the probes of each peer, and the verdict from the replies. Uses neither clock nor sockets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -9,10 +9,10 @@ use tokio::time::Instant;
 
 use crate::kernel::desired::{OnLink, Path, Reached};
 
-/// Most targets that are probed at once.
+/// Maximum number of targets that are probed at once.
 pub(super) const VOLLEY: usize = 20;
 
-/// A peer's pods of one family.
+/// A peer's name, and the family of its pods.
 pub type Key = (NodeName, Family);
 
 /// A probed address and the path to it. A changed path starts without results.
@@ -24,16 +24,16 @@ pub struct Target {
     pub path: Path,
     /// MTU of the path, in bytes: the length of full-size probes.
     pub mtu: u32,
-    /// Which sizes are sent.
+    /// The probe sizes that are sent.
     pub sizes: Sizes,
 }
 
-/// Which sizes of probes are sent.
+/// The probe sizes that are sent to a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sizes {
-    /// Only the smallest.
+    /// Only packets of minimum length.
     Small,
-    /// The smallest, and the longest that a pod can send.
+    /// Packets of minimum length, and of the maximum length that a pod can send.
     Both,
 }
 
@@ -48,7 +48,7 @@ impl Target {
         Self::at(reached.probe, reached, Sizes::Both)
     }
 
-    /// The target for tests of the direct path to a peer, if there is one, used or not.
+    /// The target for tests of the direct path to a peer on the same link, whether or not pods use that path.
     pub(super) fn direct(reached: &Reached) -> Option<Self> {
         let OnLink { via, index } = reached.on_link?;
         Some(Self { address: via, path: Path::Direct { via, index }, mtu: reached.mtu, sizes: Sizes::Small })
@@ -63,15 +63,15 @@ impl Target {
 /// The result of probing a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// Nothing yet.
+    /// No result yet.
     Unknown,
-    /// The peer answers, to packets of every size.
+    /// The peer answers to packets of every size.
     Answers,
-    /// It answers to small packets, and not to those of that length, in bytes.
+    /// The peer answers to small packets, but not to packets of this length, in bytes.
     Narrow(u32),
-    /// It does not answer.
+    /// The peer does not answer.
     Silent,
-    /// Its host answers, but packets forwarded like a pod's packets, or their replies, are lost.
+    /// The peer's host answers, but packets forwarded like pod packets, or their replies, are lost.
     Dropped,
 }
 
@@ -96,25 +96,25 @@ impl Verdict {
 /// The data in a probe and its reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Token {
-    /// Which target it is for.
+    /// Number of the target.
     pub number: u32,
-    /// How large it is.
+    /// Size of the probe.
     pub size: Size,
 }
 
-/// How large a probe is.
+/// Size of a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Size {
-    /// As small as it can be.
+    /// Minimum length.
     Small,
-    /// As long as the longest packet of a pod.
+    /// Length of the longest packet of a pod.
     Full,
 }
 
 /// A probe to send, or one of each size.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shot {
-    /// Which target it is for.
+    /// Number of the target.
     pub number: u32,
     /// The target's address.
     pub to: IpAddr,
@@ -130,8 +130,8 @@ const FAILURES: u8 = 3;
 /// Pause between two rounds while a reply is missing.
 const SOON: Duration = Duration::from_millis(500);
 
-/// Pauses between rounds after a bad verdict: the first, which doubles, and the longest. A peer that starts at the same time is
-/// found soon; one that is down for long is probed rarely.
+/// Pauses between rounds after a bad verdict: the first one, which doubles, and the longest. A peer that starts at the
+/// same time is found soon; a peer that is down for a long time is probed rarely.
 const FIRST: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -141,22 +141,22 @@ struct State {
     key: Key,
     target: Target,
     verdict: Verdict,
-    /// Whether a round was sent whose result was not counted yet.
+    /// Whether a round was sent whose result is not counted yet.
     open: bool,
-    /// Which sizes came back in it.
+    /// Whether a reply of each size arrived in that round.
     small: bool,
     full: bool,
-    /// Consecutive rounds without any reply; and with a reply to the small probe only.
+    /// Consecutive rounds without any reply, and with a reply to the small probe only.
     silent: u8,
     narrow: u8,
     /// Whether any reply ever arrived.
     answered: bool,
-    /// The pause after the next round, if the verdict is bad and stays so.
+    /// The pause after the next round, if the verdict is bad and does not change.
     pause: Duration,
     due: Instant,
 }
 
-/// All targets by number. The state of each is small, because a cluster has thousands.
+/// All targets by number. The state of each is small, because a cluster has thousands of them.
 #[derive(Debug)]
 pub struct Schedule {
     /// Pause between two rounds of a target without a fault.
@@ -170,7 +170,7 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// Without targets. Targets without a fault are probed again after `steady`.
+    /// No targets yet. Targets without a fault are probed again after `steady`.
     pub fn new(steady: Duration) -> Self {
         Self {
             steady,
@@ -182,24 +182,24 @@ impl Schedule {
         }
     }
 
-    /// Probes targets with a fault at least that often.
+    /// Sets the longest pause between rounds to a target with a fault.
     pub(super) fn at_least_every(self, longest: Duration) -> Self {
         Self { longest, ..self }
     }
 
-    /// Sets the targets. New ones, and those whose path changed, are probed at once.
+    /// Sets the targets. New targets and those with a changed path are probed at once.
     pub fn aim(&mut self, targets: impl Iterator<Item = (Key, Target)>, now: Instant) {
         let mut before = std::mem::take(&mut self.numbers);
         let mut states = std::mem::take(&mut self.states);
         let aimed = targets.map(|(key, target)| {
             let known = before.remove(&key).and_then(|number| Some((number, states.remove(&number)?)));
             known.filter(|(_, state)| state.target == target).unwrap_or_else(|| {
-                // A new number: replies to probes on the old path do not count.
+                // A new number, so that replies to probes on the old path are ignored.
                 self.next = self.next.wrapping_add(1);
                 (self.next, State::new(key, target, now))
             })
         });
-        // Collected: a map into which thousands of ascending keys are inserted one by one is half empty.
+        // Collected: a map built by inserting thousands of ascending keys one by one is half empty.
         self.states = aimed.collect();
         self.numbers = self.states.iter().map(|(number, state)| (state.key.clone(), *number)).collect();
         self.due = self.states.iter().map(|(number, state)| (state.due, *number)).collect();
@@ -226,7 +226,7 @@ impl Schedule {
         shots
     }
 
-    /// Records a reply, however late: it proves that the path works.
+    /// Records a reply, even a late one: it proves that the path works.
     pub fn take(&mut self, from: IpAddr, token: Token, now: Instant) {
         let state = self.states.get_mut(&token.number).filter(|state| state.target.address == from);
         let Some(state) = state else { return };
@@ -238,7 +238,7 @@ impl Schedule {
             state.narrow = 0;
             state.verdict = Verdict::Answers;
             self.due.remove(&(state.due, token.number));
-            // Spread over time.
+            // Spread over time, so that targets are not probed at once.
             state.due = now + self.steady + self.steady / 64 * (token.number % 16);
             self.due.insert((state.due, token.number));
         } else if matches!(state.verdict, Verdict::Silent) {
@@ -246,7 +246,7 @@ impl Schedule {
         }
     }
 
-    /// Probes a target at once that answered last time, because there is a doubt.
+    /// Schedules an immediate probe of a target with an open verdict, because of a doubt.
     pub fn hurry(&mut self, key: &Key, now: Instant) {
         let Some(number) = self.numbers.get(key) else { return };
         let state = self.states.get_mut(number).filter(|state| state.due > now + SOON);
@@ -257,7 +257,7 @@ impl Schedule {
         }
     }
 
-    /// Probes a target with a fault at once, and then with the short pauses of a new one: it may be over.
+    /// Probes a target with a fault at once, and then with the short pauses of a new target: the fault may be over.
     pub(super) fn press(&mut self, key: &Key, now: Instant) {
         let Some(number) = self.numbers.get(key) else { return };
         let Some(state) = self.states.get_mut(number) else { return };
@@ -282,7 +282,7 @@ impl Schedule {
         self.numbers.keys()
     }
 
-    /// When something is to be sent.
+    /// Time of the next probe.
     pub fn next(&self) -> Option<Instant> {
         self.due.first().map(|(due, _)| *due)
     }
@@ -305,7 +305,7 @@ impl State {
         }
     }
 
-    /// Counts the result of the last round and starts another.
+    /// Counts the result of the last round and starts the next one.
     fn count(&mut self) {
         let before = self.verdict;
         let (small, full) = (std::mem::take(&mut self.small), std::mem::take(&mut self.full));

@@ -1,4 +1,4 @@
-//! The prober, over sockets that answer as a test says.
+//! The prober, on sockets whose replies the test defines.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -17,26 +17,26 @@ use crate::kernel::desired::{OnLink, Path};
 use crate::kernel::tunnel::Encapsulation;
 use crate::underlay::{NotChosen, Underlay, Uplink};
 
-/// The node's address in the pod network, and on the underlay; the peer's on the underlay.
+/// The node's address in the pod network, and on the underlay; the peer's address on the underlay.
 const GATEWAY: &str = "10.0.0.1";
 const OWN: &str = "192.0.2.1";
 const PEER: &str = "192.0.2.2";
 
-/// The peer's own address, and that of its endpoint.
+/// The peer's own address in the pod network, and the address of its endpoint.
 const HOST: &str = "10.0.1.1";
 const ENDPOINT: &str = "10.0.1.2";
 
-/// Probes that come back, or do not.
+/// Sockets without a network.
 #[derive(Clone, Default)]
 struct Fake(Arc<Mutex<Wire>>);
 
 #[derive(Default)]
 struct Wire {
-    /// Who answers, and to packets of up to which length.
+    /// Maximum packet length, in bytes, that each answering address replies to.
     answering: BTreeMap<IpAddr, usize>,
-    /// From which addresses nothing gets to them.
+    /// Source addresses whose packets are dropped.
     dropped: BTreeSet<IpAddr>,
-    /// Whether no socket can be opened.
+    /// Whether opening a socket fails.
     is_barred: bool,
     echoes: Vec<Arc<Socket>>,
 }
@@ -100,7 +100,7 @@ impl Pings for Fake {
     }
 }
 
-/// A prober that runs, and what it tells.
+/// A running prober, and the values that it publishes.
 struct Fixture {
     wire: Fake,
     store: Store,
@@ -113,10 +113,10 @@ struct Fixture {
     _folder: tempfile::TempDir,
 }
 
-/// Between two probes of a path that is well.
+/// Interval between two probes of a path without a fault.
 const STEADY: Duration = Duration::from_secs(30);
 
-/// On a node with one peer, of which the endpoint is known or not.
+/// A node with one peer; `probe` is the address of the peer's endpoint, if known.
 fn fixture(probe: Option<&str>) -> Fixture {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::Embedded(Embedded::open(&folder.path().join("store")).unwrap());
@@ -177,12 +177,12 @@ fn key() -> Key {
 }
 
 impl Fixture {
-    /// Lets time pass.
+    /// Runs the prober for that time.
     async fn pass(&mut self, time: Duration) {
         assert!(timeout(time, &mut self.running).await.is_err(), "it has ended");
     }
 
-    /// Lets half a steady round pass: time for several rounds to a peer that does not answer.
+    /// Runs for one and a half steady rounds: enough for several rounds to a peer that does not answer.
     async fn some_time(&mut self) {
         self.pass(STEADY + STEADY / 2).await;
     }
@@ -195,14 +195,14 @@ impl Fixture {
         self.probed.borrow().clone()
     }
 
-    /// The peer's agent holds its lease.
+    /// Creates the lease of the peer's agent.
     async fn peer_lives(&self) {
         let key = RecordKey::Alive("n2".parse().unwrap()).to_string();
         let writes = vec![Write::Put { key, value: b"{}".to_vec() }];
         self.store.transact(&Txn { writes, ..Txn::default() }).await.unwrap();
     }
 
-    /// The last pass has led pods' packets into the tunnel.
+    /// A pass in which pod packets use the tunnel.
     fn take_tunnel(&self) {
         self.pass.send_modify(|pass| {
             let mut other = Pass::clone(pass.as_ref().unwrap());
@@ -229,7 +229,7 @@ async fn a_path_is_broken_after_some_rounds_without_an_answer_and_heals_with_the
     fixture.pass(Duration::from_secs(1)).await;
     assert_eq!((fixture.verdict(), fixture.probed()), (Some(Verdict::Answers), Ok(())));
     fixture.wire.is_silent(HOST);
-    // The first round that fails.
+    // The first failed round.
     fixture.pass(STEADY.saturating_sub(Duration::from_millis(900))).await;
     assert_eq!(fixture.verdict(), Some(Verdict::Answers), "one packet can be lost");
     fixture.pass(Duration::from_secs(5)).await;
@@ -296,7 +296,7 @@ async fn a_direct_path_on_which_only_the_nodes_own_address_is_answered_drops_pac
     fixture.wire.answers(HOST, 1500);
     fixture.pass(Duration::from_secs(10)).await;
     assert_eq!(direct(&fixture), Some(Direct::Drops));
-    // The engine follows: through the tunnel, the peer answers.
+    // The engine changes the path: through the tunnel, the peer answers.
     fixture.wire.with(|wire| wire.dropped.clear());
     fixture.take_tunnel();
     fixture.wire.is_silent(PEER);

@@ -2,8 +2,8 @@
 
 use super::schedule::{Seen, Verdict};
 
-/// Consecutive rounds without a reply of an endpoint before a fault is reported. They take longer than the lease of a killed agent,
-/// and much longer than an upgrade: without its agent, an endpoint does not exist.
+/// Consecutive rounds without a reply of an endpoint before a fault is reported. They take longer than the lease of a
+/// killed agent, and much longer than an upgrade: an endpoint exists only while its agent runs.
 pub(super) const ENDPOINT_FAILURES: u8 = 8;
 
 /// The lease state of the peer's agent.
@@ -17,8 +17,8 @@ pub(super) enum Living {
     Unknown,
 }
 
-/// The verdict on the path to a peer. `host` is the result of probes of the peer host's address, which are not forwarded;
-/// `forwarded` that of probes of its endpoint, if it has one.
+/// The verdict on the path to a peer. `host` is the result of probes of the peer host's address, which are not
+/// forwarded; `forwarded` that of probes of its endpoint, if it has one.
 pub(super) fn combine(host: Option<Verdict>, forwarded: Option<Seen>, living: Living) -> Verdict {
     let Some(forwarded) = forwarded else { return host.unwrap_or(Verdict::Unknown) };
     let has_failed = forwarded.lost >= ENDPOINT_FAILURES;

@@ -50,7 +50,7 @@ pub fn state(verdict: Option<&Verdict>) -> ProbeState {
     }
 }
 
-/// The problem with the path to a peer, if there is one.
+/// The problem with the path to a peer, if any.
 pub fn problem((node, family): &Key, verdict: Verdict, reached: &Reached) -> Option<String> {
     let way = match &reached.path {
         Path::Direct { via, .. } => format!("directly to {via}"),

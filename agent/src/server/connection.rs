@@ -15,18 +15,18 @@ use tracing::{Instrument, Span, debug, info_span, warn};
 
 use crate::caller::Caller;
 
-/// Maximum number of concurrent connections: more than pods start at once on a node.
+/// Maximum number of concurrent connections: more than the number of pods that start at once on a node.
 const CONNECTIONS: usize = 512;
 
 /// Idle timeout of a connection. A plugin that takes longer to wire a pod has hung.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// Answers what is asked over connections.
+/// Serves the requests of connections.
 pub(super) trait Answers: Send + Sync + 'static {
-    /// An attachment that the plugin at the other end is wiring.
+    /// Lock on an attachment that the plugin of the connection is wiring.
     type Wired: Send;
 
-    /// Answers a request. `wiring` is what the connection holds, from its ADD to its end or its DEL.
+    /// Answers a request. `wiring` is the lock of the connection, from its ADD to its DEL or its end.
     fn answer(
         &self,
         request: Request,
@@ -35,7 +35,7 @@ pub(super) trait Answers: Send + Sync + 'static {
         wiring: &mut Option<Self::Wired>,
     ) -> impl Future<Output = Result<Reply, Refusal>> + Send;
 
-    /// The connection has ended that an attachment was wired over.
+    /// Handles the end of a connection with an attachment that is still being wired.
     fn abandoned(&self, wired: Self::Wired) -> impl Future<Output = ()> + Send;
 }
 
@@ -60,7 +60,7 @@ pub(super) async fn serve_all<A: Answers>(answers: Arc<A>, listener: &UnixListen
     }
 }
 
-/// Serves one connection to its end.
+/// Serves one connection until it ends.
 async fn serve<A: Answers>(answers: &A, mut stream: UnixStream, user: u32) {
     match stream.peer_cred() {
         Ok(peer) if peer.uid() == user => {}

@@ -6,7 +6,7 @@ fn address(index: u32, address: &str) -> Address {
     Address { index: IfIndex::new(index), address: address.parse().unwrap(), global: true, fleeting: false }
 }
 
-/// A host with a front (`eth0`, default route) and a back (`eth1`, the route to a peer).
+/// A host with a front interface (`eth0`, default route) and a back interface (`eth1`, the route to a peer).
 fn facts() -> Facts {
     let lookup = |index, source: &str| Lookup {
         index: IfIndex::new(index),
@@ -101,12 +101,12 @@ fn a_virtual_address_is_not_preferred_and_the_one_that_peers_use_is_kept() {
     facts.network.routes[0].1.source = "10.0.0.50".parse().ok();
     let first = |facts: &Facts| chosen(&UnderlayConfig::default(), facts, &Underlay::default()).remove(0);
     assert_eq!(first(&facts), "10.0.0.7 on eth1 by the route to node n2");
-    // An agent that starts keeps what its record says, as long as that is there.
+    // A starting agent keeps the address of its record as long as that exists.
     facts.registered = vec!["10.0.0.8".parse().unwrap()];
     assert_eq!(first(&facts), "10.0.0.8 on eth1 by this node's own record");
     facts.registered = vec!["10.0.0.99".parse().unwrap()];
     assert_eq!(first(&facts), "10.0.0.7 on eth1 by the route to node n2");
-    // In some clouds it is the only one.
+    // In some clouds, a host address is the only address.
     facts.network.addresses.retain(|found| found.address.prefix() == 32 || found.index != IfIndex::new(3));
     assert_eq!(first(&facts), "10.0.0.50 on eth1 by the route to node n2");
 }
@@ -129,7 +129,7 @@ fn what_another_network_has_left_in_a_pool_is_no_address_of_the_node() {
     facts.pools = vec!["10.244.0.0/16".parse().unwrap()];
     let chosen = chosen(&UnderlayConfig::default(), &facts, &Underlay::default());
     assert_eq!(chosen, ["192.0.2.7 on eth0 by the only IPv4 address"]);
-    // Where all are in a pool, it is the pool that is refused.
+    // If all addresses are in pools, one of them is used: the pool is refused instead.
     facts.pools = vec!["10.244.0.0/16".parse().unwrap(), "192.0.2.0/24".parse().unwrap()];
     facts.network.addresses.remove(1);
     let chosen = self::chosen(&UnderlayConfig::default(), &facts, &Underlay::default());
@@ -156,7 +156,7 @@ fn what_was_chosen_while_the_right_interface_was_down_does_not_stay() {
     facts.network.interfaces.insert(IfIndex::new(4), ("docker0".to_owned(), 1500));
     let astray = Underlay::choose(&UnderlayConfig::default(), &facts, &Underlay::default()).unwrap();
     assert_eq!(astray.addresses(), ["198.51.100.7".parse::<IpAddr>().unwrap()]);
-    // Also if the agent was started again meanwhile.
+    // Also after a restart of the agent.
     facts.registered = astray.addresses();
     facts.network.addresses.extend(addresses);
     facts.network.routes = routes;
@@ -176,7 +176,7 @@ fn an_address_of_the_host_as_a_whole_has_the_mtu_of_what_its_packets_leave_by() 
     let uplink = first.uplinks[Family::V4].as_ref().unwrap();
     assert_eq!((uplink.address.to_string().as_str(), uplink.mtu), ("10.255.0.7", 9000));
     assert_eq!(Underlay::choose(&UnderlayConfig::default(), &facts, &first).unwrap(), first);
-    // It may be in the configuration and in no route.
+    // The address may be configured without a route that uses it.
     facts.network.routes[0].1.source = "10.0.0.7".parse().ok();
     let addresses = vec!["10.255.0.7".parse().unwrap()];
     let config = UnderlayConfig { addresses, ..UnderlayConfig::default() };

@@ -41,7 +41,7 @@ fn a_flag_comes_before_a_variable_and_a_variable_before_the_file() {
 #[test]
 fn every_kind_of_value_can_be_a_variable() {
     let variables = [
-        // A name of digits, and one with a sign of TOML.
+        // A name of digits, and a name with a special character of TOML.
         ("POLDER__NODE", "1234"),
         ("POLDER__ETCD__ENDPOINTS", "[\"http://a:1\", \"http://b:1\"]"),
         ("POLDER__MTU", "1500"),
@@ -85,7 +85,7 @@ fn a_variable_that_is_wrong_is_named_with_the_remedy() {
     }
     let error = refused(&[("POLDER__MTU", "1400"), ("POLDER__mtu", "1500")]);
     assert!(error.contains("POLDER__MTU") && error.contains("sets the same key"), "{error}");
-    // What is wrong only with the rest, too.
+    // A value that is invalid only in combination is reported with its variable, too.
     let error = refused(&[("POLDER__RESYNC_SECONDS", "0")]);
     assert!(
         error.contains(
@@ -126,7 +126,7 @@ fn a_value_is_printed_with_its_origin() {
     assert_eq!(line("state_dir = \"/var/lib/polder\""), "default");
     assert_eq!(line("etcd.password = \"(not shown)\""), "variable POLDER__ETCD__PASSWORD");
     assert!(!printed.contains("cret"), "{printed}");
-    // It is a configuration itself: the same one.
+    // The output is a valid configuration with the same values.
     let again = print::print(&layers(&printed, &[], &[]).unwrap()).unwrap();
     let values = |text: &str| {
         text.lines().map(|line| line.split("  # ").next().unwrap().trim().to_owned()).collect::<Vec<_>>()

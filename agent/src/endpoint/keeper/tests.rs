@@ -1,4 +1,4 @@
-//! The keeper, with a workshop that does as a test says.
+//! The keeper, with a workshop that the test controls.
 
 use std::pin::Pin;
 use std::sync::Mutex;
@@ -15,7 +15,7 @@ use super::*;
 use crate::board::Pass;
 use crate::fixture::Fixture;
 
-/// A workshop, and what was made in it.
+/// A workshop and its state.
 #[derive(Clone)]
 struct Fake {
     board: Board,
@@ -24,14 +24,14 @@ struct Fake {
 
 #[derive(Default)]
 struct State {
-    /// Whether there is no address to have.
+    /// Whether no address is available.
     is_full: bool,
-    /// Why nothing can be made.
+    /// Whether creation fails.
     is_broken: bool,
     has_address: bool,
-    /// The number of the interface that is there.
+    /// Index of the existing interface.
     interface: Option<u32>,
-    /// How often it was made, and the peers told.
+    /// How often the endpoint was created, and published to the peers.
     made: u32,
     told: u32,
 }
@@ -119,7 +119,7 @@ impl Workshop for Fake {
     }
 }
 
-/// A keeper that runs, on a node whose own addresses are not in place yet.
+/// A running keeper, on a node whose own addresses are not in place yet.
 struct Harness {
     fixture: Fixture,
     workshop: Fake,
@@ -137,13 +137,13 @@ fn harness() -> Harness {
 }
 
 impl Harness {
-    /// The engine puts the node's own address in place.
+    /// Puts the node's own address in place, as the engine does.
     fn serve(&self) {
         let gateways = vec!["10.244.0.1".parse().unwrap()];
         self.fixture.pass.send_replace(Some(Arc::new(Pass { gateways, mtu: 1450, ..Pass::default() })));
     }
 
-    /// Lets time pass; what is told then.
+    /// Runs for that time. Returns the published value.
     async fn after(&mut self, time: Duration) -> Endpoint {
         assert!(timeout(time, &mut self.running).await.is_err(), "it has ended");
         self.endpoint.borrow().clone()

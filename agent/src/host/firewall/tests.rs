@@ -1,4 +1,4 @@
-//! Filters as others make them.
+//! Filters as other software creates them.
 
 use polder_netlink::nft::foreign::ForeignRule;
 
@@ -36,7 +36,7 @@ fn filter(
 
 const FORWARD: (TableFamily, &str, &str) = (TableFamily::Ip, "filter", "FORWARD");
 
-/// What Docker makes: its own bridge is accepted, and the operator has a chain.
+/// Docker's filter: it accepts packets of its own bridge, and has a chain for the operator.
 fn docker(user: Vec<ForeignRule>) -> Filter {
     let forward = vec![
         jump("DOCKER-USER"),
@@ -220,7 +220,7 @@ fn rules_that_do_not_drop_what_goes_between_pods_are_not_named() {
         let filter = filter((TableFamily::Inet, "mine", "c"), Policy::Accept, &[("c", vec![drop])]);
         assert_eq!(filter.problem_between(judged, AttachMode::Bridge, &pods()), None, "{conditions:?}");
     }
-    // What is accepted before is not dropped.
+    // A packet that an earlier rule accepts is not dropped.
     let rules = vec![accept(destination("10.244.0.0/16")), rule(&[], Judgement::Drop)];
     let filter = filter((TableFamily::Inet, "mine", "c"), Policy::Accept, &[("c", rules)]);
     assert_eq!(filter.problem_between(Judged::Forwarded, AttachMode::Bridge, &pods()), None);

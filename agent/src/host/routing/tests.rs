@@ -43,7 +43,7 @@ fn pods() -> Pods {
     }
 }
 
-/// Our route to a block, and the rules that every host has, with others.
+/// Polder's route to a block and the default rules, with further routes and rules.
 fn routing(routes: Vec<AnyRoute>, rules: Vec<AnyRule>) -> Routing {
     let mut rules = [vec![lookup(0, LOCAL), lookup(32766, MAIN), lookup(32767, 253)], rules].concat();
     rules.sort_by_key(|rule| rule.priority);
@@ -86,7 +86,7 @@ fn routes_that_change_no_packets_way_are_not_named() {
         route(MAIN, "10.244.0.0/18", 0),
         route(MAIN, "10.244.1.0/26", 100),
         route(100, "10.244.1.7/32", 0),
-        // That of another plugin whose interface has the address.
+        // The route of another plugin whose interface has the address.
         route(MAIN, "10.244.9.5/32", 0),
         AnyRoute { ours: true, ..route(MAIN, "10.244.1.7/32", 0) },
         AnyRoute {
@@ -117,7 +117,7 @@ fn a_rule_is_named_where_it_leads_pods_packets_elsewhere() {
         AnyRule { destination: Some(net("10.244.1.0/26")), ..lookup(50, 100) },
         AnyRule { input: Some("polder0".to_owned()), ..lookup(50, 100) },
         AnyRule { input: Some("eth0".to_owned()), ..lookup(50, 100) },
-        // As wg-quick has it, without the rule before it.
+        // A rule as wg-quick creates it, without the rule before it.
         AnyRule { otherwise: Applies::Never, inverted: true, ..lookup(50, 100) },
         rule(50, RuleTarget::Nowhere("blackhole")),
     ] {
@@ -135,7 +135,7 @@ fn rules_that_change_no_pods_way_are_not_named() {
         vec![AnyRule { otherwise: Applies::Never, ..lookup(50, 100) }],
         // The table has no route for pods.
         vec![lookup(50, 101)],
-        // What comes before leaves the way to pods to the main table.
+        // An earlier rule sends packets to pods to the main table.
         vec![rule(40, RuleTarget::Table(MAIN, Some(0))), lookup(50, 100)],
         vec![
             AnyRule { destination: Some(net("10.0.0.0/8")), ..lookup(40, MAIN) },

@@ -1,4 +1,4 @@
-//! Answers to checks, of a node in which a test says what is wrong.
+//! Answers to checks, from a node whose deviations the test sets.
 
 use std::pin::Pin;
 use std::sync::Mutex;
@@ -10,15 +10,15 @@ use tokio::time::timeout;
 use super::*;
 use crate::fixture::Fixture;
 
-/// A node, and what it has answered.
+/// A node with its answers.
 #[derive(Clone, Default)]
 struct Fake(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
-    /// What is wrong, and whether the node can put it right.
+    /// Text of each deviation, and whether the node can repair it.
     wrong: Vec<(&'static str, bool)>,
-    /// For how many looks it stays so.
+    /// Number of examinations for which they last.
     looks_left: Option<usize>,
     is_unreadable: bool,
     looks: usize,
@@ -71,14 +71,14 @@ impl Examined for Fake {
     }
 }
 
-/// A node that is asked.
+/// A node that receives check requests.
 struct Harness {
     fixture: Arc<Fixture>,
     node: Fake,
     running: Pin<Box<dyn Future<Output = ()>>>,
 }
 
-/// The answer: what is wrong, and whether it was put right.
+/// The deviations in an answer, and whether each was repaired.
 type Said = Vec<(String, bool)>;
 
 impl Harness {
@@ -100,7 +100,7 @@ impl Harness {
         });
     }
 
-    /// Asks the node, which is known to have been there before, and returns its answer.
+    /// Requests a check from the running node, and returns its answer.
     async fn answer(&mut self, repairs: Repairs) -> Option<Said> {
         self.pass(Duration::ZERO).await;
         self.ask("x", repairs);

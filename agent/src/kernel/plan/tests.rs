@@ -1,4 +1,4 @@
-//! Plans are carried out on a model of the kernel, which refuses what the kernel would refuse.
+//! Applies plans to a model of the kernel, which refuses the changes that the kernel would refuse.
 
 use polder_api::Family;
 use polder_ipam::Moment;
@@ -20,7 +20,7 @@ use crate::underlay::{Underlay, Uplink};
 
 const ETH0: IfIndex = IfIndex::new(2);
 
-/// A node's view of its cluster, in the small.
+/// A small cluster, as seen from one node.
 #[derive(Debug, Clone)]
 struct World {
     attach: AttachMode,
@@ -28,7 +28,7 @@ struct World {
     vni: u32,
     mtu: u32,
     dual: bool,
-    /// By number: whether it is on the same link, and how many blocks of each family it has.
+    /// By node number: whether the peer is on the same link, and how many blocks of each family it has.
     peers: BTreeMap<u8, (bool, u8)>,
     pods: BTreeSet<u8>,
 }
@@ -59,7 +59,7 @@ fn underlay(node: u8, dual: bool) -> Vec<IpAddr> {
     std::iter::once(IpAddr::from([10, 1, 0, node])).chain(v6).collect()
 }
 
-/// How long the blocks are.
+/// The prefix lengths of blocks and of single addresses.
 const LENGTHS: [(Family, u8); 4] = [(Family::V4, 26), (Family::V4, 32), (Family::V6, 120), (Family::V6, 128)];
 
 /// The blocks of a node, and its own addresses: the first of the first block of each family.
@@ -100,7 +100,7 @@ fn lone(pods: &[u8]) -> World {
 }
 
 impl World {
-    /// How the kernel should be, when the interfaces of these pods are there.
+    /// The desired kernel state if the interfaces of these pods exist.
     fn desired(&self, present: &BTreeSet<IfName>) -> Desired {
         let cluster = ClusterRecord {
             id: ClusterId::new("c"),
@@ -164,7 +164,7 @@ impl World {
     }
 }
 
-/// A kernel, as far as plans are concerned with it.
+/// The part of a kernel that plans read or change.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Model {
     state: State,
@@ -175,7 +175,7 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    /// What the plugin does: a pair of interfaces, the host's end a port or not.
+    /// Creates a pod interface, like the plugin. It is not a port of the bridge yet.
     fn plug(&mut self, number: u8) {
         let name = pod(number).attachment.host_interface();
         if !self.state.pods.contains_key(&name) {
@@ -208,7 +208,7 @@ impl Model {
         }
     }
 
-    /// A device goes, and all that hung on it.
+    /// Deletes a device, and everything that depends on it.
     fn unplug(&mut self, device: &Device) {
         assert!(self.indexes.remove(device).is_some(), "{device} is not there");
         let state = &mut self.state;
@@ -309,7 +309,7 @@ impl Model {
         }
     }
 
-    /// The destinations that are lost in a tunnel: nobody knows the peer behind it.
+    /// The destinations that are lost in a tunnel: it has no entry for the peer.
     fn holes(&self) -> BTreeSet<IpNetwork> {
         let is_hole = |way: &Way| match way.target {
             Target::Tunnel(family, gateway) => {
@@ -323,7 +323,7 @@ impl Model {
         ways.filter(|(_, way)| is_hole(way)).map(|(destination, _)| *destination).collect()
     }
 
-    /// Plans for that world and carries the plan out; what was done.
+    /// Applies the plan for that world, and returns its changes.
     fn become_like(&mut self, world: &World, prune: Prune) -> Vec<Change> {
         let desired = world.desired(&self.present());
         let changes = plan(&desired, &self.actual(&desired.table), prune);
@@ -331,7 +331,7 @@ impl Model {
         changes
     }
 
-    /// A node of that world.
+    /// The kernel of a node in that world.
     fn of(world: &World) -> Self {
         let mut model = Self::default();
         world.pods.iter().for_each(|number| model.plug(*number));
@@ -339,7 +339,7 @@ impl Model {
         model
     }
 
-    /// Somebody takes one thing away.
+    /// Deletes or changes one object, as another program might.
     fn vandalise(&mut self, what: u8, which: &Index) {
         fn pick<T>(all: impl IntoIterator<Item = T>, which: &Index) -> Option<T> {
             let mut all: Vec<T> = all.into_iter().collect();
@@ -373,7 +373,7 @@ fn vandalism() -> impl Strategy<Value = Vec<(u8, Index)>> {
 }
 
 proptest! {
-    /// From any state to any other, by one plan, and nothing is left to do.
+    /// One plan leads from any state to any other, and leaves nothing to do.
     #[test]
     fn a_plan_makes_what_is_wanted_of_whatever_there_is(before in worlds(), after in worlds(), harm in vandalism()) {
         let mut model = Model::of(&before);
@@ -393,7 +393,7 @@ proptest! {
         prop_assert_eq!(plan(&desired, &model.actual(&desired.table), Prune::Yes), []);
     }
 
-    /// No step of a plan opens a hole: a route goes through a tunnel only while the tunnel knows the peer.
+    /// No step of a plan loses packets: a route uses a tunnel only while the tunnel has the entries of the peer.
     #[test]
     fn no_step_on_the_way_loses_packets_in_a_tunnel(before in worlds(), after in worlds()) {
         let mut model = Model::of(&before);
@@ -405,7 +405,7 @@ proptest! {
         }
     }
 
-    /// A pod's packets pass only when the filter knows the pod, and nothing is routed before the filter is there.
+    /// A pod's packets pass only while the filter has the pod, and no route is created before the filter.
     #[test]
     fn what_protects_comes_before_what_opens_a_way(before in worlds(), after in worlds()) {
         let mut model = Model::of(&before);
@@ -423,7 +423,7 @@ proptest! {
         }
     }
 
-    /// While records may be missing nothing is taken away that is not replaced.
+    /// While records may be missing, no object is deleted without a replacement.
     #[test]
     fn without_all_records_nothing_is_taken_for_garbage(known in worlds(), fewer in vandalism()) {
         let mut model = Model::of(&known);

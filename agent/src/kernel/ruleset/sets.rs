@@ -1,4 +1,4 @@
-//! The sets of the packet filter: what they are called, and what kind of elements they have.
+//! The sets of the packet filter: their names and the types of their elements.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
@@ -10,9 +10,9 @@ use polder_netlink::nft::{Key, Set, Side};
 /// The sets of one family.
 #[derive(Debug, Clone, Copy)]
 pub struct Sets {
-    /// Every pod's MAC address with its address.
+    /// The MAC address of every pod with each of its addresses.
     pub senders: &'static str,
-    /// The underlay addresses from which tunnels come.
+    /// The underlay addresses from which tunnel packets are accepted.
     pub peers: &'static str,
     /// All pools.
     pub pools: &'static str,
@@ -22,12 +22,12 @@ pub struct Sets {
     pub local: &'static str,
     /// The node's own addresses in the pod network.
     pub own: &'static str,
-    /// Where pods keep their own address.
+    /// The networks to which pods keep their source address.
     pub unmasqueraded: &'static str,
 }
 
 impl Sets {
-    /// Those of that family.
+    /// The set names of that family.
     pub const fn of(family: Family) -> Self {
         match family {
             Family::V4 => Self {
@@ -52,7 +52,7 @@ impl Sets {
     }
 }
 
-/// The sets of one family, to be declared.
+/// The declarations of the sets of one family.
 pub fn declared(family: Family) -> Vec<Set> {
     let sets = Sets::of(family);
     let of = |side, name, key| Set { side, name, key };
@@ -71,27 +71,27 @@ pub fn declared(family: Family) -> Vec<Set> {
     all
 }
 
-/// How long the prefixes are that peers have addresses in: blocks of the pools, and single addresses.
+/// Family and prefix length of the networks in which peers have addresses: blocks of the pools, and single addresses.
 pub type Lengths = BTreeSet<(Family, u8)>;
 
-/// The lengths, where pods get addresses of these pools.
+/// The lengths for pods with addresses of these pools.
 pub fn lengths<'a>(pools: impl IntoIterator<Item = &'a Pool>) -> Lengths {
     let single = Family::BOTH.map(|family| (family, family.bits()));
     pools.into_iter().map(|pool| (pool.family(), pool.block_length())).chain(single).collect()
 }
 
-/// Who may bring packets of one family through tunnels of one family, by networks of one length.
+/// The set of inner source networks that peers may use in tunnels, for one family each and one prefix length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Bearers {
     /// The family of the underlay.
     pub tunnel: Family,
     /// The family of the packets in the tunnel.
     pub carried: Family,
-    /// How long the networks' prefixes are.
+    /// The prefix length of the networks.
     pub length: u8,
 }
 
-/// The names of their sets, of which there can be no more than these.
+/// The names of all possible sets.
 static BEARERS: LazyLock<BTreeMap<Bearers, String>> = LazyLock::new(|| {
     let number = |family| if family == Family::V4 { 4 } else { 6 };
     let mut all = BTreeMap::new();
@@ -107,7 +107,7 @@ static BEARERS: LazyLock<BTreeMap<Bearers, String>> = LazyLock::new(|| {
 });
 
 impl Bearers {
-    /// Those for networks of these lengths.
+    /// The sets for networks of these lengths, for both tunnel families.
     pub fn all(lengths: &Lengths) -> Vec<Self> {
         let of = |tunnel| {
             lengths.iter().map(move |(carried, length)| Self { tunnel, carried: *carried, length: *length })
@@ -115,12 +115,12 @@ impl Bearers {
         Family::BOTH.into_iter().flat_map(of).collect()
     }
 
-    /// The name of their set.
+    /// The name of the set, e.g. `bearers4_6_64`: tunnel family, carried family and prefix length.
     pub fn name(&self) -> &'static str {
         BEARERS.get(self).map(String::as_str).expect("a prefix is no longer than an address")
     }
 
-    /// Their set.
+    /// The declaration of the set.
     pub fn set(&self) -> Set {
         Set { side: Side::Ip, name: self.name(), key: Key::Bearer(self.tunnel, self.carried) }
     }

@@ -19,7 +19,7 @@ pub(super) const TITLE: &str = "VXLAN";
 pub(super) const MISSING: &str =
     "vxlan is not available (module vxlan): only peers on the same link can be reached";
 
-/// Outer IP header, UDP, VXLAN and the inner Ethernet header.
+/// Size of the outer IP header, UDP, VXLAN and the inner Ethernet header, in bytes.
 pub(super) const fn overhead(underlay: Family) -> u32 {
     let ip = match underlay {
         Family::V4 => 20,
@@ -28,7 +28,7 @@ pub(super) const fn overhead(underlay: Family) -> u32 {
     ip + 8 + 8 + 14
 }
 
-/// The same whenever the device is made anew: peers have it in their entries.
+/// The same whenever the device is created again: peers have it in their neighbour and FDB entries.
 pub(super) fn mac(cluster: &ClusterRecord, node: &NodeName) -> Mac {
     Mac::hashed(0x06, &[b"vtep", cluster.id.as_str().as_bytes(), node.as_str().as_bytes()])
 }
@@ -38,9 +38,9 @@ pub(super) const fn device(settings: VxlanSettings, local: Option<IpAddr>) -> Vx
     Vxlan { vni, port, local, learning: false }
 }
 
-/// In IPv4 the peer's own address in the pod network, in IPv6 one for the tunnel alone. For the kernel refuses to route an
-/// IPv6 prefix to an address inside of it as long as the prefix leads through another device (`ip6_route_check_nh_onlink` in
-/// `net/ipv6/route.c`).
+/// In IPv4, the peer's own address in the pod network; in IPv6, an address for the tunnel only. The kernel refuses a
+/// route of an IPv6 prefix through an address inside it while the prefix is routed through another device
+/// (`ip6_route_check_nh_onlink` in `net/ipv6/route.c`).
 pub(super) fn next_hop(peer: &NodeRecord, gateway: IpAddr) -> IpAddr {
     match Family::of(gateway) {
         Family::V4 => gateway,
@@ -52,13 +52,13 @@ pub(super) fn entries(peer: &NodeRecord, remote: IpAddr) -> Entries {
     Entries { mac: peer.vtep_mac, to: Destination::Remote(remote) }
 }
 
-/// The address that it sends from is all that can be changed.
+/// Only the source address can be changed.
 pub(super) fn adjust(device: &Vxlan, index: IfIndex) -> Option<Operation> {
     device.local.map(|local| link::send_from(index, local))
 }
 
-/// Another VXLAN device on the port: one with the VNI keeps this one from being made, one that collects metadata (`external`) from
-/// being switched on.
+/// The remedy if another VXLAN device uses the port. With the same VNI, it prevents the creation of this device; if it
+/// collects metadata (`external`), this device cannot be set up.
 pub(super) fn rival(device: &Vxlan, link: &Link) -> Option<String> {
     let Kind::Vxlan(other) = &link.kind else { return None };
     let is_in_the_way = other.port == device.port && (other.vni == device.vni || other.vni == 0);

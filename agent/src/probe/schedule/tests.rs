@@ -1,4 +1,4 @@
-//! The schedule, played without sockets.
+//! The schedule without sockets.
 
 use polder_ipam::tasks::lease::ALIVE;
 use polder_netlink::IfIndex;
@@ -17,7 +17,7 @@ fn key() -> Key {
     ("n2".parse().unwrap(), Family::V4)
 }
 
-/// A schedule with one target, its clock, and what of each round comes back.
+/// A schedule with one target, and its clock.
 struct Play {
     schedule: Schedule,
     now: Instant,
@@ -30,7 +30,7 @@ impl Play {
         Self { schedule, now }
     }
 
-    /// Plays rounds of which these sizes come back; the verdict, and how long it is until the next one.
+    /// Runs rounds with replies of these sizes. Returns the verdict and the time until the next round.
     fn rounds(&mut self, number: usize, sizes: &[Size]) -> (Verdict, Duration) {
         for _ in 0..number {
             self.now = self.schedule.next().unwrap();
@@ -90,7 +90,7 @@ fn a_narrow_way_is_asked_again_soon_and_then_less_and_less_often_until_the_verdi
         play.rounds(1, ALL);
     }
     play.rounds(8, narrow);
-    // What carried small packets carries none, and then small ones again.
+    // A path that passed small packets passes none, and then small packets again.
     assert_eq!(play.rounds(4, &[]), (Verdict::Silent, Duration::from_secs(1)));
     play.rounds(1, narrow);
     assert_eq!(play.rounds(1, narrow), (Verdict::Narrow(1450), Duration::from_secs(1)));
@@ -104,7 +104,7 @@ fn an_endpoint_is_missed_for_longer_than_the_lease_of_an_agent_that_was_killed()
     while play.schedule.seen(&key()).unwrap().lost < ENDPOINT_FAILURES {
         play.rounds(1, &[]);
     }
-    // Half as long again: the lease lasts longer than it should when the store has another leader.
+    // Factor 1.5: a lease can last longer when the datastore changes its leader.
     let (missed, lease) = (play.now - first, ALIVE);
     assert!(missed >= lease + lease / 2, "{missed:?}");
 }

@@ -1,4 +1,4 @@
-//! Connections, to a server that notes what it is asked.
+//! Connections to a server that records its requests.
 
 use std::sync::Mutex;
 
@@ -7,7 +7,7 @@ use polder_api::frame::encode;
 
 use super::*;
 
-/// What is asked, and what becomes of it.
+/// Records the requests and their outcomes.
 #[derive(Debug, Default)]
 struct Fake(Mutex<Vec<String>>);
 
@@ -32,7 +32,7 @@ impl Answers for Fake {
         wiring: &mut Option<Attachment>,
     ) -> Result<Reply, Refusal> {
         match request {
-            // An ADD would say more.
+            // CHECK is used instead of ADD, because its message is shorter.
             Request::Check(attachment) => {
                 self.note(format!("begin {attachment}"));
                 *wiring = Some(attachment);
@@ -64,7 +64,7 @@ fn question(request: Request) -> Vec<u8> {
     encode(&Question { trace: None, credentials: None, request }).unwrap()
 }
 
-/// Sends bytes, and returns what is answered until the server has nothing more to say.
+/// Sends bytes. Returns the reply; `None` if the server closes the connection.
 async fn ask(stream: &mut UnixStream, bytes: &[u8]) -> Option<Reply> {
     stream.write_all(bytes).await.unwrap();
     answer(stream).await
@@ -78,7 +78,7 @@ async fn answer(stream: &mut UnixStream) -> Option<Reply> {
     Some(serde_json::from_slice(&body).unwrap())
 }
 
-/// A connection that is served, and what serves it.
+/// A connection, and the task that serves it.
 fn connection(user: u32) -> (Arc<Fake>, UnixStream, tokio::task::JoinHandle<()>) {
     let (near, far) = UnixStream::pair().unwrap();
     let fake = Arc::new(Fake::default());
@@ -90,7 +90,7 @@ fn connection(user: u32) -> (Arc<Fake>, UnixStream, tokio::task::JoinHandle<()>)
 #[tokio::test]
 async fn who_is_another_user_gets_no_answer() {
     let (fake, mut stream, serving) = connection(myself() + 1);
-    // The other end may be closed before anything is written.
+    // Fails if the server has already closed the connection.
     let _ = stream.write_all(&question(Request::Del(attachment()))).await;
     assert!(answer(&mut stream).await.is_none());
     serving.await.unwrap();
