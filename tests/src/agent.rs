@@ -1,4 +1,4 @@
-//! The real agent on a node of the lab, and the real plugin beside it.
+//! The real agent and the real plugin on a node of the lab.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -15,34 +15,34 @@ use crate::scripted::SCRIPTED_PLUGINS;
 use crate::standstill;
 use crate::wait;
 
-/// Where Debian's package containernetworking-plugins has its plugins.
+/// Plugin directory of Debian's package containernetworking-plugins.
 pub const CNI_PLUGINS: &str = "/usr/lib/cni";
 
-/// Where the node's CNI configuration is written.
+/// Path of the node's CNI configuration.
 pub const CNI_CONF: &str = "/run/cni/net.d/10-polder.conflist";
 
 const CONFIG: &str = "/etc/polder/agent.toml";
 const LOG: &str = "agent.log";
 
-/// A node with the agent's configuration, and the agent, if it runs.
+/// A node with the agent's configuration, and the agent if it runs.
 #[derive(Debug)]
 pub struct Worker {
-    // Dropped first: a process that was stopped has to be woken before its machine can end.
+    // Dropped first: a stopped process must be continued before its machine can end.
     agent: Option<Process>,
-    /// What the agent finds in its environment.
+    /// Environment variables of the agent.
     pub variables: Vec<(String, String)>,
     /// The machine.
     pub node: Node,
-    /// The segment that it is on.
+    /// The node's segment.
     pub segment: u8,
 }
 
-/// A plugin that waits for its configuration.
+/// A running plugin that waits for its configuration.
 #[derive(Debug)]
 pub struct Pending(std::process::Child);
 
 impl Pending {
-    /// Gives it the configuration, and waits for its end; true if it ended well.
+    /// Passes the configuration and waits for the plugin's end. Returns whether it succeeded.
     pub fn finish(mut self, input: &str) -> bool {
         let mut pipe = self.0.stdin.take().expect("piped");
         pipe.write_all(input.as_bytes()).expect("the plugin reads");
@@ -51,14 +51,14 @@ impl Pending {
     }
 }
 
-/// The folder with the binaries that are tested: those of `scripts/build`, unless `POLDER_DIST` names others.
+/// The folder with the tested binaries: those of `scripts/build`, unless `POLDER_DIST` is set.
 pub fn dist() -> PathBuf {
     let named = std::env::var_os("POLDER_DIST").map(PathBuf::from);
     let folder = named.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../dist"));
     folder.canonicalize().unwrap_or_else(|_| panic!("{} is not there: run scripts/build", folder.display()))
 }
 
-/// One of our programs, or of the reference plugins.
+/// Path of a Polder program or of a reference plugin.
 pub(crate) fn program(name: &str) -> PathBuf {
     let own = dist().join(name);
     if own.exists() { own } else { Path::new(CNI_PLUGINS).join(name) }
@@ -72,7 +72,7 @@ impl Worker {
         worker
     }
 
-    /// Its name.
+    /// Name of the node.
     pub fn name(&self) -> &str {
         self.node.name()
     }
@@ -107,7 +107,7 @@ impl Worker {
         self.wait_until_ready();
     }
 
-    /// Waits until the agent serves: until a runtime would see its configuration, and its status says so, too.
+    /// Waits until the agent serves: its CNI configuration is visible to a runtime, and its status is ready.
     pub fn wait_until_ready(&self) {
         wait::until(&format!("the agent of {} to be ready", self.name()), || {
             let status = self.try_status()?;
@@ -117,19 +117,19 @@ impl Worker {
         wait::until_true("the CNI configuration", || self.node.read(CNI_CONF).is_ok());
     }
 
-    /// Ends the agent without any warning.
+    /// Kills the agent with SIGKILL.
     pub fn kill(&mut self) {
         if let Some(agent) = self.agent.take() {
             agent.kill();
         }
     }
 
-    /// Whether the agent was started and has not ended, by itself or otherwise.
+    /// Whether the agent was started and has not ended.
     pub fn runs(&mut self) -> bool {
         self.agent.as_mut().is_some_and(|agent| agent.ended().is_none())
     }
 
-    /// Asks the agent to end; true if it ended well.
+    /// Ends the agent with SIGTERM. Returns whether it succeeded.
     pub fn stop(&mut self) -> bool {
         self.agent.take().is_none_or(Process::stop)
     }
@@ -139,8 +139,8 @@ impl Worker {
         self.agent.as_ref().expect("the agent runs").freeze(frozen);
     }
 
-    /// Takes all routes of ours away. The kernel may be taking some of them away itself: the probe endpoint of an agent that has
-    /// ended goes a little later, with its route, and a flush that meets that gives up.
+    /// Deletes all routes of Polder. Repeated, because a flush fails if the kernel deletes a route meanwhile: the probe
+    /// endpoint of an ended agent is deleted shortly after it, with its route.
     pub fn flush_routes(&self) {
         wait::until("all routes of ours to be gone", || {
             let flush = self.node.command("ip").args(["route", "flush", "proto", "84"]).output();
@@ -149,19 +149,19 @@ impl Worker {
         });
     }
 
-    /// Does something while the agent's thread of that name stands still, and the others go on.
+    /// Runs a job while the agent's thread of that name is stopped. The other threads continue.
     pub fn while_thread_stands_still<T>(&self, thread: &str, job: impl FnOnce() -> T) -> T {
         let agent = self.agent.as_ref().and_then(Process::pid).expect("the agent runs");
         standstill::while_thread(agent, thread, job)
     }
 
-    /// Pulls the node's plug, and boots it again, without network and without agent.
+    /// Powers the node off and boots it again, without network and agent.
     pub fn reboot(&mut self) {
         self.kill();
         self.node.reboot();
     }
 
-    /// Waits until the agent ends by itself, and returns its exit code and what it said.
+    /// Waits until the agent ends by itself. Returns its exit code and its log.
     pub fn wait_until_ended(&mut self) -> (Option<i32>, String) {
         let agent = self.agent.as_mut().expect("the agent runs");
         let status = wait::until("the agent to end", || agent.ended().ok_or("it still runs".to_owned()));
@@ -169,7 +169,7 @@ impl Worker {
         (status.code(), self.log())
     }
 
-    /// What the agent has said.
+    /// The agent's log.
     pub fn log(&self) -> String {
         self.node.log(LOG)
     }
@@ -180,25 +180,25 @@ impl Worker {
             .unwrap_or_else(|error| panic!("polderctl {arguments:?} on {}: {error}", self.name()))
     }
 
-    /// Runs `polderctl` and returns its JSON, also where that names a problem; or why there is no answer.
+    /// Runs `polderctl` and returns its JSON, even if it reports a problem, or the error.
     pub fn try_ctl(&self, arguments: &[&str]) -> Result<Value, String> {
         self.verdict(arguments).map(|(_, json)| json)
     }
 
-    /// Removes a node that is alive and has so many pods, once their addresses are published; what is said of it.
+    /// Removes a live node with this number of pods, once their addresses are published. Returns the JSON output.
     pub fn remove_node(&self, name: &str, pods: u64) -> Value {
         let pods = pods.to_string();
         let arguments = ["node", "remove", name, "--disconnect-pods", &pods];
         wait::until(&format!("node {name} to be removed"), || self.try_ctl(&arguments))
     }
 
-    /// Runs `polderctl` and returns whether it found no problem, with its JSON.
+    /// Runs `polderctl`. Returns whether it found no problem, and its JSON.
     pub fn ctl_verdict(&self, arguments: &[&str]) -> (bool, Value) {
         self.verdict(arguments)
             .unwrap_or_else(|error| panic!("polderctl {arguments:?} on {}: {error}", self.name()))
     }
 
-    /// Runs `polderctl` with these variables in its environment, as `try_ctl` does.
+    /// Runs `polderctl` with these environment variables, like `try_ctl`.
     pub fn try_ctl_with(&self, variables: &[(&str, &str)], arguments: &[&str]) -> Result<Value, String> {
         self.verdict_with(variables, arguments).map(|(_, json)| json)
     }
@@ -218,7 +218,7 @@ impl Worker {
         Ok((found_no_problem, json))
     }
 
-    /// Runs one of our programs on the node, as a person would.
+    /// Runs a Polder program on the node, like an operator.
     pub fn program(&self, name: &str, arguments: &[&str]) -> Output {
         self.program_with(name, &[], arguments)
     }
@@ -241,7 +241,7 @@ impl Worker {
         self.try_ctl(&["status"])
     }
 
-    /// Waits until the status is such that `look` finds something in it.
+    /// Waits until `look` finds a value in the status.
     pub fn wait_for_status<T>(&self, what: &str, mut look: impl FnMut(&Value) -> Option<T>) -> T {
         wait::until(&format!("{what} on {}", self.name()), || {
             let status = self.try_status()?;
@@ -249,8 +249,8 @@ impl Worker {
         })
     }
 
-    /// Whether bridge ports of this kernel can be locked (Linux 5.18, or one to which it was backported). Where they cannot be,
-    /// the status says so, and a test asserts what is there instead.
+    /// Whether this kernel can lock bridge ports (Linux 5.18, or a backport). If not, the status reports it, and tests
+    /// check the alternative.
     pub fn locks_ports(&self) -> bool {
         let missing = self.status()["missing_features"].to_string();
         let locks = !missing.contains("bridge ports cannot be locked");
@@ -261,13 +261,13 @@ impl Worker {
         locks
     }
 
-    /// Asks the agent's own HTTP server; the status code, and the body.
+    /// Sends a request to the agent's HTTP server. Returns the status code and the body.
     pub fn http(&self, path: &str) -> (u16, String) {
         let place = ("127.0.0.1".to_owned(), 9474);
         self.node.http(&place, path).expect("the agent serves HTTP")
     }
 
-    /// How this node reaches the pods of another: `direct`, `vxlan` or `unreachable`, by family.
+    /// The path from this node to the pods of another, for a family: `direct`, `vxlan` or `unreachable`.
     pub fn path_to(&self, other: &str, family: &str) -> String {
         let nodes = self.ctl(&["node", "list"]);
         let node = nodes.as_array().into_iter().flatten().find(|node| node["name"] == other);
@@ -276,8 +276,7 @@ impl Worker {
         path.and_then(|path| path["path"].as_str()).unwrap_or("none").to_owned()
     }
 
-    /// Whether this node knows how to reach the pods of another: a peer whose record does not name its gateway yet has no
-    /// way.
+    /// Whether this node has a path to the pods of another. A peer whose record has no gateway yet has no path.
     pub fn has_path_to(&self, other: &str, family: &str) -> bool {
         matches!(self.path_to(other, family).as_str(), "direct" | "vxlan")
     }
@@ -287,19 +286,19 @@ impl Worker {
         json!({ "cniVersion": version, "name": "polder", "type": "polder" })
     }
 
-    /// Runs the plugin as a runtime does: the variables are all the environment that it has.
+    /// Runs the plugin with exactly these environment variables, as a runtime does.
     pub fn plugin(&self, variables: &[(&str, &str)], input: &str) -> Output {
         self.any_plugin("polder", variables, input)
     }
 
-    /// Runs one of our plugins, or of the reference plugins.
+    /// Runs one of Polder's plugins or of the reference plugins.
     pub fn any_plugin(&self, name: &str, variables: &[(&str, &str)], input: &str) -> Output {
         let mut command = self.node.command("env");
         command.arg("-i").args(variables.iter().map(|(name, value)| format!("{name}={value}")));
         feed(command.arg(program(name)), input)
     }
 
-    /// Starts the plugin, and returns when it waits for its configuration.
+    /// Starts the plugin. Returns when it waits for its configuration.
     pub fn pending(&self, variables: &[(&str, &str)]) -> Pending {
         let mut command = self.node.command("env");
         command.arg("-i").args(variables.iter().map(|(name, value)| format!("{name}={value}")));
@@ -310,7 +309,8 @@ impl Worker {
             let plugin = node::child_of(nsenter)?;
             let path = format!("/proc/{plugin}/syscall");
             let call = std::fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
-            // read(0, ...) on x86-64 and, with another number, elsewhere: the first argument is the descriptor.
+            // The system call is read(0, ...), whose number depends on the architecture: the first argument is the
+            // descriptor.
             let name = std::fs::read_to_string(format!("/proc/{plugin}/comm")).unwrap_or_default();
             let reads = call.split(' ').nth(1) == Some("0x0") && name.trim() == "polder";
             if reads { Ok(()) } else { Err(format!("{name}: {call}")) }
@@ -318,17 +318,17 @@ impl Worker {
         Pending(child)
     }
 
-    /// Where a runtime of this node would look for plugins: our own, the reference plugins, and the scripted ones.
+    /// Plugin directories of a runtime of this node: Polder's, the reference plugins, and the scripted plugins.
     pub fn cni_path() -> String {
         format!("{}:{CNI_PLUGINS}:{SCRIPTED_PLUGINS}", dist().display())
     }
 
-    /// Runs the plugin for a container's `eth0`. Its JSON is the result, or the error.
+    /// Runs the plugin for a container's `eth0`. Returns its JSON, the result or the error.
     pub fn cni(&self, verb: &str, container: &str, netns: &str, conf: &Value) -> Result<Value, Value> {
         self.cni_for("eth0", verb, container, netns, conf)
     }
 
-    /// Runs the plugin that the configuration names for an interface of a container.
+    /// Runs the plugin of the configuration for an interface of a container.
     pub fn cni_for(
         &self,
         interface: &str,
@@ -340,17 +340,17 @@ impl Worker {
         Caller::of(&self.node).cni(interface, verb, container, netns, conf)
     }
 
-    /// Makes a pod and attaches it.
+    /// Creates a pod and attaches it.
     pub fn pod(&self, name: &str) -> Pod {
         self.pod_with(name, &Self::netconf("1.1.0"))
     }
 
-    /// Makes a pod and attaches it with this configuration.
+    /// Creates a pod and attaches it with this configuration.
     pub fn pod_with(&self, name: &str, conf: &Value) -> Pod {
         self.try_pod(name, conf).unwrap_or_else(|error| panic!("ADD of {name} on {}: {error:#}", self.name()))
     }
 
-    /// Makes a pod and attaches it, as a runtime does that tries again with another namespace.
+    /// Creates a pod and attaches it. Repeats that with another namespace, like a runtime, until the timeout.
     pub fn pod_within(&self, patience: Duration, name: &str, conf: &Value) -> Pod {
         wait::within(patience, &format!("ADD of {name} on {}", self.name()), || {
             self.try_pod(name, conf).map_err(|error| {
@@ -360,34 +360,34 @@ impl Worker {
         })
     }
 
-    /// Makes a pod and tries to attach it.
+    /// Creates a pod and tries to attach it.
     pub fn try_pod(&self, name: &str, conf: &Value) -> Result<Pod, Value> {
         let netns = self.namespace(name);
         let result = self.cni("ADD", name, &netns, conf)?;
         Ok(Pod::new(&self.node, name, &netns, conf.clone(), result))
     }
 
-    /// Makes an empty network namespace; its path in the node.
+    /// Creates an empty network namespace. Returns its path in the node.
     pub fn namespace(&self, name: &str) -> String {
         self.node.run("ip", &["netns", "add", name]);
         format!("/run/netns/{name}")
     }
 
-    /// Detaches a pod and takes its namespace away.
+    /// Detaches a pod and deletes its namespace.
     pub fn delete(&self, pod: &Pod) {
         let result = self.cni("DEL", pod.name(), pod.netns(), pod.conf());
         assert!(result.is_ok(), "DEL of {} on {}: {result:?}", pod.name(), self.name());
         self.node.run("ip", &["netns", "delete", pod.name()]);
     }
 
-    /// A DEL, which has to succeed.
+    /// Runs a DEL, which must succeed.
     pub fn del(&self, container: &str, netns: &str, conf: &Value) {
         let result = self.cni("DEL", container, netns, conf);
         assert_eq!(result, Ok(Value::Null), "{container}, {netns:?}, {conf}");
     }
 
-    /// Takes a pod's namespace away without a DEL. Returns when its interface is gone, too: the kernel takes namespaces
-    /// down later, one after the other.
+    /// Deletes a pod's namespace without a DEL. Returns when its interface is deleted, too: the kernel deletes
+    /// namespaces later, one after the other.
     pub fn lose(&self, pod: &Pod) {
         self.node.run("ip", &["netns", "delete", pod.name()]);
         let interface = pod.host_interface();
@@ -395,7 +395,7 @@ impl Worker {
         wait::until_true(&format!("{interface} to be gone"), || !is_there());
     }
 
-    /// Lets the node and the agent outlive this program.
+    /// Keeps the node and the agent running after the end of this program.
     pub fn keep(&mut self) {
         std::mem::forget(self.agent.take());
         self.node.keep();

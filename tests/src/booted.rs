@@ -1,4 +1,5 @@
-//! A machine that a real systemd has booted, made of namespaces and this machine's files. What is written in it is gone with it.
+//! A machine booted by a real systemd, made of namespaces and this machine's files. Files written in it are lost at its
+//! end.
 
 use std::fs::File;
 use std::path::Path;
@@ -9,7 +10,7 @@ use tempfile::TempDir;
 use crate::node::{child_of, helper};
 use crate::{cgroup, wait};
 
-/// The machine. It ends when this is dropped, with all that runs in it.
+/// The machine. It ends, with all its processes, when this is dropped.
 #[derive(Debug)]
 pub struct Booted {
     /// `unshare`, whose child is systemd.
@@ -19,7 +20,7 @@ pub struct Booted {
 }
 
 impl Booted {
-    /// Boots it, with these folders of this machine at the same place. It has no network but `lo`.
+    /// Boots the machine with these folders of this machine at the same path. Its only interface is `lo`.
     pub fn boot(shared: &[&Path]) -> Self {
         let folder = tempfile::tempdir().expect("a folder for the machine");
         let log = File::create(folder.path().join("console")).expect("a log file");
@@ -43,7 +44,7 @@ impl Booted {
         wait::until("systemd to have booted", || {
             let state = machine.attempt("systemctl is-system-running");
             let said = String::from_utf8_lossy(&state.stdout).trim().to_owned();
-            // A unit of this machine that cannot run in a lab is no matter.
+            // Failed units of this machine that cannot run in a lab do not matter.
             if ["running", "degraded"].contains(&said.as_str()) {
                 Ok(())
             } else {
@@ -59,7 +60,7 @@ impl Booted {
         format!("{said} {log}")
     }
 
-    /// Runs a line of shell in the machine, and returns what it prints.
+    /// Runs a shell command line in the machine, and returns its output. Fails if the command fails.
     pub fn shell(&self, line: &str) -> String {
         let output = self.attempt(line);
         let [text, error] =
@@ -68,7 +69,7 @@ impl Booted {
         text
     }
 
-    /// Runs a line of shell in the machine.
+    /// Runs a shell command line in the machine.
     pub fn attempt(&self, line: &str) -> Output {
         let mut command = Command::new("nsenter");
         command.args([
@@ -98,7 +99,7 @@ impl Drop for Booted {
     fn drop(&mut self) {
         let _ = self.outer.kill();
         let _ = self.outer.wait();
-        // The groups are empty when the last process is gone, which is a little later.
+        // The groups become empty shortly after the last process has ended.
         wait::until_true("the machine's control groups to be gone", || {
             cgroup::remove(self.folder.path());
             !cgroup::is_there(self.folder.path())

@@ -1,4 +1,4 @@
-//! A runtime's way into a node, to call plugins there while others end, cut off or reboot the node.
+//! Access of a runtime to a node, to call plugins while other threads stop, disconnect or reboot the node.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -15,18 +15,18 @@ use crate::agent::{Worker, program};
 use crate::node::Node;
 use crate::wait::{self, PATIENCE};
 
-/// Longer than any of our programs waits for whatever it waits for.
+/// Longer than any timeout of Polder's programs.
 const UNTIL_IT_HANGS: Duration = PATIENCE.saturating_mul(4);
 
-/// Holds the namespaces of a node as it is in this boot. After a reboot whatever is run through it fails, wherever the
-/// numbers of the node's processes went.
+/// Holds the namespaces of a node in its current boot. After a reboot all commands fail, even if process ids of the
+/// node are used again.
 #[derive(Debug, Clone)]
 pub struct Caller {
     namespaces: Arc<Vec<(&'static str, File)>>,
 }
 
 impl Caller {
-    /// The way into that node, which runs.
+    /// Access to that running node.
     pub fn of(node: &Node) -> Self {
         let folder = Path::new("/proc").join(node.pid().to_string()).join("ns");
         let open = |(option, name): (&'static str, &str)| {
@@ -37,7 +37,7 @@ impl Caller {
         Self { namespaces: Arc::new(all.into_iter().map(open).collect()) }
     }
 
-    /// A command to be run in the node.
+    /// A command that runs in the node.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command.args(
@@ -49,13 +49,14 @@ impl Caller {
         command
     }
 
-    /// Runs a command; what it says, if it ends well.
+    /// Runs a command. Returns its output if it succeeds.
     pub fn attempt(&self, program: &str, arguments: &[&str]) -> Option<String> {
         let output = self.command(program).args(arguments).stdin(Stdio::null()).output().ok()?;
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// The plugin that the configuration names, for an interface of a container. It waits to be told the configuration.
+    /// The plugin of the configuration, for an interface of a container. It waits for its configuration on standard
+    /// input.
     pub fn plugin(&self, interface: &str, verb: &str, container: &str, netns: &str, conf: &Value) -> Command {
         let variables = [
             ("CNI_COMMAND", verb),
@@ -63,7 +64,7 @@ impl Caller {
             ("CNI_NETNS", netns),
             ("CNI_IFNAME", interface),
             ("CNI_PATH", &Worker::cni_path()),
-            // The reference plugins run programs of the system.
+            // The reference plugins run system programs.
             ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
             ("CNI_ARGS", &format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=lab;K8S_POD_NAME={container}")),
         ];
@@ -73,7 +74,7 @@ impl Caller {
         command
     }
 
-    /// Runs the plugin. Its JSON is the result, or the error; that of a plugin which came to no end is null.
+    /// Runs the plugin. Returns its JSON, the result or the error; null for an error without JSON.
     pub fn cni(
         &self,
         interface: &str,
@@ -94,17 +95,17 @@ impl Caller {
     }
 }
 
-/// Runs a command to its end, and tells it that. One that hangs fails the test.
+/// Runs a command to its end, with this standard input. Fails the test if it hangs.
 pub(crate) fn feed(command: &mut Command, input: &str) -> Output {
     let piped = || Stdio::piped();
     let mut child =
         command.stdin(piped()).stdout(piped()).stderr(piped()).spawn().expect("nsenter is installed");
-    // A program that ends without reading is no failure of the test.
+    // A program may end without reading its input.
     let _ = child.stdin.take().expect("piped").write_all(input.as_bytes());
     finish(child, command)
 }
 
-/// Waits until a command that was started has ended. One that hangs fails the test, and ends with its node.
+/// Waits for the end of a started command. Fails the test if it hangs; the command then ends with its node.
 pub(crate) fn finish(child: Child, command: &Command) -> Output {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || sender.send(child.wait_with_output()));

@@ -1,24 +1,24 @@
-//! The control groups that a runtime on a node of the lab makes: the one thing that it does to the host.
+//! Control groups of runtimes on a node of the lab: the only thing that the lab changes on the host.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// The group that all groups of a node are in, as `/polder-lab-x-n1`: named after the lab's folder, which is nobody
-/// else's, and the node's folder in it.
+/// The parent of all groups of a node, for example `/polder-lab-x-n1`: named after the lab's folder, which is unique,
+/// and the node's folder in it.
 pub fn of_node(folder: &Path) -> String {
     let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     format!("/{}-{}", folder.parent().map(name).unwrap_or_default(), name(folder))
 }
 
-/// Removes the group of a node with all in it, under each controller where it is (cgroup v1) and under the one
-/// tree (v2). Nobody may be in there any more.
+/// Removes the group of a node and all groups in it, in each hierarchy of cgroup v1 and in that of v2. They must
+/// contain no process.
 pub fn remove(folder: &Path) {
     places(folder).for_each(|place| remove_tree(&place));
 }
 
-/// Whether there is a group of that node anywhere.
+/// Whether a group of that node exists in any hierarchy.
 pub fn is_there(folder: &Path) -> bool {
     places(folder).any(|place| place.exists())
 }

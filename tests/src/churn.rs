@@ -1,4 +1,4 @@
-//! Runtimes that attach and detach pods on all nodes while everything else fails, in an order that one number decides.
+//! Runtimes that attach and detach pods on all nodes while faults happen, in an order determined by a seed.
 
 pub mod census;
 pub mod pace;

@@ -1,4 +1,4 @@
-//! A small disk for a node: it survives the node's reboots, and can be filled without harm to anybody else.
+//! A small disk for a node: it survives reboots of the node, and can be filled without effects on other nodes.
 
 use std::path::{Path, PathBuf};
 
@@ -6,15 +6,15 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
 /// A file system of limited size, mounted for the calling thread, its children and the nodes that it boots. It is
-/// gone with them, however they end.
+/// deleted with them, even if they are killed.
 #[derive(Debug)]
 pub struct Disk(PathBuf);
 
 impl Disk {
-    /// Mounts an empty disk at a folder, which is made.
+    /// Creates a folder and mounts an empty disk on it.
     pub fn mount(folder: &Path, mebibytes: u32) -> Self {
         std::fs::create_dir_all(folder).expect("a folder for the disk");
-        // The host must not see it: nobody would take it away if this program were killed.
+        // A mount on the host would remain if this program were killed.
         unshare(CloneFlags::CLONE_NEWNS).expect("root may have mounts of its own");
         let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
         mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("root may change its mounts");
@@ -27,7 +27,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // On another thread than the one that made it there is nothing to be taken away.
+        // Fails without effect on a thread other than the one that mounted it.
         let _ = umount2(&self.0, MntFlags::MNT_DETACH);
     }
 }

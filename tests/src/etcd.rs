@@ -1,4 +1,4 @@
-//! A real etcd, on machines of its own.
+//! A real etcd on its own machines.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, TcpStream};
@@ -7,33 +7,33 @@ use std::path::{Path, PathBuf};
 use crate::node::{Node, Process};
 use crate::wait;
 
-/// An etcd cluster, each of its members on a machine of its own. Without members it is none.
+/// An etcd cluster, each member on its own machine. It can be empty.
 #[derive(Debug)]
 pub struct Etcd {
     members: Vec<Member>,
     tls: Option<Tls>,
-    /// What `etcdctl` shows of itself.
+    /// Client certificate and key of `etcdctl`.
     client: Option<(PathBuf, PathBuf)>,
-    /// As whom `etcdctl` logs in.
+    /// User of `etcdctl`, as `name:password`.
     user: Option<String>,
 }
 
 #[derive(Debug)]
 struct Member {
-    // Dropped first: a process that was stopped has to be woken before its machine can end.
+    // Dropped first: a stopped process must be continued before its machine can end.
     process: Option<Process>,
     node: Node,
     address: IpAddr,
 }
 
-/// Certificates for etcd, as files that its machines can read.
+/// Certificates for etcd, in files that its machines can read.
 #[derive(Debug, Clone)]
 pub struct Tls {
-    /// The authority that clients must be signed by.
+    /// The authority that must have signed client certificates.
     pub ca: PathBuf,
     /// etcd's own certificate.
     pub certificate: PathBuf,
-    /// Its key.
+    /// Key of etcd's certificate.
     pub key: PathBuf,
 }
 
@@ -65,7 +65,7 @@ impl Etcd {
         ]);
         command.args(["--listen-peer-urls", &peer(member), "--initial-advertise-peer-urls", &peer(member)]);
         command.args(["--initial-cluster", &cluster.join(",")]);
-        // The disk of a busy test machine is slow: that is no reason for an election.
+        // The disk of a busy test machine is slow, which must not cause elections.
         command.args(["--heartbeat-interval", "200", "--election-timeout", "2000"]);
         if let Some(tls) = &self.tls {
             command.arg("--client-cert-auth");
@@ -76,7 +76,7 @@ impl Etcd {
         self.members[number].process = Some(process);
     }
 
-    /// Ends a member without any warning.
+    /// Kills a member with SIGKILL.
     pub fn kill_member(&mut self, number: usize) {
         if let Some(process) = self.members[number].process.take() {
             process.kill();
@@ -98,7 +98,7 @@ impl Etcd {
         &self.members[number].node
     }
 
-    /// Ends all members without any warning.
+    /// Kills all members with SIGKILL.
     pub fn kill(&mut self) {
         (0..self.members.len()).for_each(|number| self.kill_member(number));
     }
@@ -117,12 +117,12 @@ impl Etcd {
         self.members.iter().map(|member| format!("{scheme}://{}:2379", bracketed(member.address))).collect()
     }
 
-    /// The machines.
+    /// The machines of the members.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
         self.members.iter().map(|member| &member.node)
     }
 
-    /// Lets them outlive this program.
+    /// Keeps the members running after the end of this program.
     pub fn keep(&mut self) {
         for member in &mut self.members {
             std::mem::forget(member.process.take());
@@ -130,13 +130,13 @@ impl Etcd {
         }
     }
 
-    /// Runs `etcdctl` and returns what it prints. A disk that stands still for some seconds makes it give up, and an
-    /// election, too: so it is run again. What it is asked for has to be the same when it is done twice.
+    /// Runs `etcdctl` and returns its output. Repeats a failed command, because a slow disk or an election can cause a
+    /// timeout: the command must be idempotent.
     pub fn ctl(&self, arguments: &[&str]) -> String {
         wait::until(&format!("etcdctl {arguments:?}"), || self.try_ctl(arguments))
     }
 
-    /// Runs `etcdctl` and returns what it prints, if etcd answers.
+    /// Runs `etcdctl` and returns its output, or the error.
     pub fn try_ctl(&self, arguments: &[&str]) -> Result<String, String> {
         let mut command = self.members[0].node.command("env");
         command.args(["ETCDCTL_API=3", "etcdctl", "--endpoints", &self.endpoints().join(",")]);
@@ -149,7 +149,7 @@ impl Etcd {
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
 
-    /// Runs a program that uses `etcdctl`, as that would be used here.
+    /// Runs a program that uses `etcdctl`, with the same connection settings.
     pub fn run(&self, program: &str, arguments: &[&str]) -> Result<String, String> {
         let mut command = self.members[0].node.command("env");
         command.arg(format!("ETCDCTL_ENDPOINTS={}", self.endpoints().join(",")));
@@ -162,17 +162,17 @@ impl Etcd {
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
 
-    /// Lets `etcdctl` use this certificate and key from now on.
+    /// Makes `etcdctl` use this certificate and key from now on.
     pub fn identify(&mut self, certificate: &Path, key: &Path) {
         self.client = Some((certificate.to_owned(), key.to_owned()));
     }
 
-    /// Lets `etcdctl` log in as that user from now on, given as `name:password`; or not any more.
+    /// Makes `etcdctl` log in as this user (`name:password`) from now on; `None` for no login.
     pub fn log_in(&mut self, user: Option<&str>) {
         self.user = user.map(str::to_owned);
     }
 
-    /// Changes users or roles. What was done by an attempt that got no answer is not done again.
+    /// Changes users or roles. A change by an earlier attempt without an answer counts as success.
     pub fn change_users(&self, arguments: &[&str]) {
         wait::until(&format!("etcdctl {arguments:?}"), || match self.try_ctl(arguments) {
             Err(error) if !error.contains("already exists") => Err(error),
@@ -180,7 +180,7 @@ impl Etcd {
         });
     }
 
-    /// Lets etcd refuse all writes as it does when its quota is used up: its alarm is raised, by its own API.
+    /// Makes etcd refuse all writes, as when its quota is used up: raises the alarm through etcd's API.
     pub fn run_out_of_space(&self) {
         let body = r#"{"action":"ACTIVATE","memberID":0,"alarm":"NOSPACE"}"#;
         let Member { node, address, .. } = &self.members[0];
@@ -197,7 +197,7 @@ impl Etcd {
         });
     }
 
-    /// Ends that.
+    /// Clears that alarm.
     pub fn have_space_again(&self) {
         self.ctl(&["alarm", "disarm"]);
     }
@@ -228,7 +228,7 @@ impl Etcd {
 
     fn wait_until_healthy(&self) {
         if self.tls.is_some() {
-            // Only a client with a certificate could ask: a listening socket must do.
+            // A request would need a client certificate, so only the listening socket is checked.
             return wait::until_true("etcd to listen", || {
                 self.members[0].node.shell("ss -Hltn 'sport = :2379'").contains(":2379")
             });

@@ -1,4 +1,4 @@
-//! The network that joins the nodes: segments, each of them one link, and a router between them.
+//! The network between the nodes: segments, each a single link, and a router between them.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -7,10 +7,10 @@ use polder_api::Family;
 
 use crate::node::{Node, output};
 
-/// The number of the segment on which hosts are that are not nodes.
+/// Number of the segment of hosts that are not nodes.
 pub const WORLD: u8 = 9;
 
-/// Switches and a router, in a namespace of their own.
+/// Switches and a router, in one namespace.
 #[derive(Debug)]
 pub struct Fabric {
     node: Node,
@@ -27,14 +27,14 @@ pub struct Families {
 }
 
 impl Families {
-    /// IPv4 alone.
+    /// Only IPv4.
     pub const V4: Self = Self { v4: true, v6: false };
-    /// IPv6 alone.
+    /// Only IPv6.
     pub const V6: Self = Self { v4: false, v6: true };
-    /// Both.
+    /// IPv4 and IPv6.
     pub const DUAL: Self = Self { v4: true, v6: true };
 
-    /// Those of the addresses or prefixes.
+    /// The families of the addresses or prefixes.
     pub fn of<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> Self {
         texts.into_iter().fold(Self { v4: false, v6: false }, |all, text| {
             let v6 = text.as_ref().contains(':');
@@ -42,7 +42,7 @@ impl Families {
         })
     }
 
-    /// Each of them.
+    /// Iterates over the families.
     pub fn each(self) -> impl Iterator<Item = Family> {
         let wanted = move |family: &Family| if *family == Family::V4 { self.v4 } else { self.v6 };
         Family::BOTH.into_iter().filter(wanted)
@@ -58,18 +58,18 @@ pub fn address(segment: u8, host: u8, v6: bool) -> IpAddr {
     }
 }
 
-/// The router has this number on every segment.
+/// Host number of the router on every segment.
 pub const ROUTER: u8 = 254;
 
 impl Fabric {
-    /// Makes the segments. With a router they are joined; without one each is on its own.
+    /// Creates the segments. With a router they are connected, without one they are separate.
     pub fn new(folder: &Path, segments: &[u8], families: Families, router: bool) -> Self {
         let node = Node::boot("fabric", folder);
         let mut lines = String::new();
         for segment in segments {
             lines += &format!(
-                // With an address of its own: else it takes that of a port, and the router is another one for all who know
-                // it whenever a node is plugged in.
+                // A fixed MAC address: otherwise the bridge uses that of a port, and the router's MAC address changes
+                // when a node is connected.
                 "ip link add seg{segment} address 52:54:00:ff:00:{segment:02x} type bridge mcast_snooping 0\n\
                  echo 0 > /proc/sys/net/ipv6/conf/seg{segment}/accept_dad\n\
                  ip link set seg{segment} up\n"
@@ -93,24 +93,24 @@ impl Fabric {
         Self { node, families }
     }
 
-    /// The namespace.
+    /// The namespace of switches and router.
     pub fn node(&self) -> &Node {
         &self.node
     }
 
-    /// Lets it outlive this program.
+    /// Keeps the fabric running after the end of this program.
     pub fn keep(&mut self) {
         self.node.keep();
     }
 
-    /// Joins a node to a segment as host `host`, with an interface `eth0` of that MTU.
+    /// Connects a node to a segment as host `host`, with an interface `eth0` of that MTU.
     pub fn join(&self, node: &Node, segment: u8, host: u8, mtu: u32) {
         let port = format!("{}-{segment}", node.name());
-        // That of an earlier boot goes with what is left of it, which takes a while on a busy machine.
+        // The interface of an earlier boot is deleted with its namespace, which takes time on a busy machine.
         let _ = self.node.command("ip").args(["link", "delete", "dev", &port]).output();
-        // Both ends are born where they belong; the host has none of it.
+        // Both ends are created in their namespaces, so the host has no interface.
         let (here, there) = (self.node.pid().to_string(), node.pid().to_string());
-        // A machine has the same one after each boot. Who has just heard of one does not believe in another for a second.
+        // The same MAC address after each boot: a neighbour that has just learned one rejects another for a second.
         let mac = format!("52:54:00:00:{segment:02x}:{host:02x}");
         let outer = [port.as_str(), "netns", &here, "type", "veth"];
         let inner = ["peer", "name", "eth0", "address", &mac, "netns", &there];
@@ -141,12 +141,12 @@ impl Fabric {
         }
     }
 
-    /// Pulls the cable between a node and its segment.
+    /// Disconnects a node from its segment.
     pub fn cut(&self, node: &Node, segment: u8) {
         self.node.run("ip", &["link", "set", &format!("{}-{segment}", node.name()), "down"]);
     }
 
-    /// Drops what the node sends with an address of these networks, and not in a tunnel: as many clouds do.
+    /// Drops packets of the node with a source in these networks outside tunnels, as many clouds do.
     pub fn drop_sources(&self, node: &Node, segment: u8, networks: &[&str]) {
         let (name, port) = (node.name(), format!("{}-{segment}", node.name()));
         let mut rules = format!(
@@ -160,12 +160,12 @@ impl Fabric {
         self.node.run("nft", &[&rules]);
     }
 
-    /// Carries all of it again.
+    /// Forwards all packets of the node again.
     pub fn carry_sources(&self, node: &Node) {
         self.node.run("nft", &["delete", "table", "bridge", node.name()]);
     }
 
-    /// Plugs the cable in again.
+    /// Connects the node to its segment again.
     pub fn mend(&self, node: &Node, segment: u8) {
         self.node.run("ip", &["link", "set", &format!("{}-{segment}", node.name()), "up"]);
     }

@@ -1,4 +1,4 @@
-//! Frames made by hand, sent past the sender's own IP stack, and heard before the receiver's.
+//! Frames built by tests, sent without the sender's IP stack, and captured before the receiver's.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -16,11 +16,11 @@ use polder_api::Mac;
 
 use crate::wait;
 
-/// To everybody on the link.
+/// The broadcast MAC address.
 pub const BROADCAST: Mac = Mac([0xff; 6]);
-/// To every IPv6 host on the link (RFC 2464, section 7).
+/// The MAC address of all IPv6 hosts on the link (RFC 2464, section 7).
 pub const ALL_NODES_MAC: Mac = Mac([0x33, 0x33, 0, 0, 0, 1]);
-/// Every IPv6 host on the link.
+/// The multicast address of all IPv6 hosts on the link.
 pub const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
 const IPV4: u16 = 0x0800;
@@ -30,27 +30,27 @@ const IPV6: u16 = 0x86dd;
 const UDP: u8 = 17;
 const ICMP6: u8 = 58;
 
-/// What every mark begins with.
+/// The first bytes of every mark.
 const SIGN: [u8; 8] = *b"LabMark:";
 
-/// Bytes that are in one packet of the whole lab alone, however that is wrapped.
+/// Bytes that occur in only one packet of the lab, even if that packet is encapsulated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mark(u64);
 
 impl Mark {
-    /// One that was never there before.
+    /// A new, unique mark.
     #[expect(clippy::new_without_default, reason = "no two are the same: none is the default")]
     pub fn new() -> Self {
         static LAST: AtomicU64 = AtomicU64::new(0);
         Self(LAST.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Its 16 bytes.
+    /// The 16 bytes of the mark.
     pub fn bytes(self) -> Vec<u8> {
         [SIGN, self.0.to_be_bytes()].concat()
     }
 
-    /// The mark that is in these bytes.
+    /// The mark in these bytes, if any.
     pub fn find(bytes: &[u8]) -> Option<Self> {
         let at = bytes.windows(SIGN.len()).position(|window| window == SIGN)? + SIGN.len();
         let number = bytes.get(at..at + 8)?.try_into().ok()?;
@@ -63,7 +63,7 @@ pub fn ip_frame(to: Mac, from: Mac, packet: &[u8]) -> Vec<u8> {
     ethernet(to, from, if packet[0] >> 4 == 4 { IPV4 } else { IPV6 }, packet)
 }
 
-/// The same frame with a tag that gives it a priority and no VLAN: hosts take it like one without.
+/// The same frame with an 802.1Q tag with a priority and without a VLAN: hosts accept it like an untagged frame.
 pub fn with_priority(frame: &[u8]) -> Vec<u8> {
     let (addresses, rest) = frame.split_at(12);
     [addresses, &VLAN.to_be_bytes(), &[0xa0, 0], rest].concat()
@@ -73,32 +73,32 @@ fn ethernet(to: Mac, from: Mac, kind: u16, payload: &[u8]) -> Vec<u8> {
     [&to.0[..], &from.0, &kind.to_be_bytes(), payload].concat()
 }
 
-/// An IP packet with a datagram.
+/// An IP packet with a UDP datagram.
 pub fn udp(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Vec<u8> {
     let length = length(8 + payload.len()).to_be_bytes();
     let mut datagram =
         [&from.port().to_be_bytes()[..], &to.port().to_be_bytes(), &length, &[0, 0], payload].concat();
     let sum = checksum(&[&pseudo_header(from.ip(), to.ip(), UDP, datagram.len()), &datagram]);
-    // 0 would mean that there is none (RFC 768).
+    // 0 would mean no checksum (RFC 768).
     datagram[6..8].copy_from_slice(&if sum == 0 { [0xff; 2] } else { sum.to_be_bytes() });
     ip(from.ip(), to.ip(), UDP, &datagram)
 }
 
-/// What a VXLAN datagram carries (RFC 7348).
+/// The payload of a VXLAN datagram (RFC 7348).
 pub fn vxlan(vni: u32, inner: &[u8]) -> Vec<u8> {
     [&[0x08, 0, 0, 0][..], &(vni << 8).to_be_bytes(), inner].concat()
 }
 
-/// What an ARP packet is for, by its number (RFC 826).
+/// Operation code of an ARP packet (RFC 826).
 #[derive(Debug, Clone, Copy)]
 pub enum Operation {
-    /// Who has that address?
+    /// A request for the MAC address of an IP address.
     Request = 1,
-    /// I have it.
+    /// A reply with the MAC address of an IP address.
     Reply = 2,
 }
 
-/// A frame with an ARP packet. The mark is behind it, where a frame that is too short is filled up.
+/// A frame with an ARP packet. The mark is in the padding.
 pub fn arp(
     (to, from): (Mac, Mac),
     operation: Operation,
@@ -111,7 +111,7 @@ pub fn arp(
     ethernet(to, from, ARP, &[&head[..], &sender, &target, &mark.bytes()].concat())
 }
 
-/// Whether the frame is the answer to a question that was put to the address: who has it, or whether it is there.
+/// Whether the frame is a reply of the address to a neighbour request or an echo request.
 pub fn is_answer(frame: &[u8], address: IpAddr) -> bool {
     let has = |at: usize, value: &[u8]| frame.get(at..at + value.len()) == Some(value);
     match address {
@@ -124,30 +124,31 @@ pub fn is_answer(frame: &[u8], address: IpAddr) -> bool {
     }
 }
 
-/// An IPv6 packet that asks for an answer with the same mark (RFC 4443, section 4.1).
+/// An IPv6 packet with an echo request that contains the mark (RFC 4443, section 4.1).
 pub fn echo_request(from: Ipv6Addr, to: Ipv6Addr, mark: Mark) -> Vec<u8> {
     icmp6(from, to, &[&[128, 0, 0, 0, 0, 0, 0, 0]], mark)
 }
 
-/// An IPv6 packet that asks who has the address (RFC 4861, section 4.3).
+/// An IPv6 packet with a neighbour solicitation for the address (RFC 4861, section 4.3).
 pub fn solicitation(from: Ipv6Addr, to: Ipv6Addr, target: Ipv6Addr, mac: Mac, mark: Mark) -> Vec<u8> {
     icmp6(from, to, &[&[135, 0, 0, 0, 0, 0, 0, 0][..], &target.octets(), &[1, 1], &mac.0], mark)
 }
 
-/// An IPv6 packet that says that the address is at that MAC address, whatever was said before (section 4.4).
+/// An IPv6 packet with a neighbour advertisement of the address at that MAC address, with the override flag (section
+/// 4.4).
 pub fn advertisement(from: Ipv6Addr, to: Ipv6Addr, target: Ipv6Addr, mac: Mac, mark: Mark) -> Vec<u8> {
     icmp6(from, to, &[&[136, 0, 0, 0, 0x20, 0, 0, 0][..], &target.octets(), &[2, 1], &mac.0], mark)
 }
 
-/// An IPv6 packet that offers its sender as a router, and a prefix of 64 bits for an address (section 4.2).
+/// An IPv6 packet with a router advertisement of its sender and a 64-bit prefix (section 4.2).
 pub fn router_advertisement(from: Ipv6Addr, to: Ipv6Addr, prefix: Ipv6Addr, mac: Mac, mark: Mark) -> Vec<u8> {
     let router = [134, 0, 0, 0, 64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0];
-    // On this link, to make addresses of; for an hour, and as long preferred.
+    // A prefix on this link, for address configuration; valid and preferred for one hour.
     let information = [3, 4, 64, 0xc0, 0, 0, 0x0e, 0x10, 0, 0, 0x0e, 0x10, 0, 0, 0, 0];
     icmp6(from, to, &[&router, &[1, 1], &mac.0, &information, &prefix.octets()], mark)
 }
 
-/// The mark goes with it as an option that nobody knows, and hosts pass over (section 4.6).
+/// The mark is added as an unknown option, which hosts ignore (section 4.6).
 fn icmp6(from: Ipv6Addr, to: Ipv6Addr, parts: &[&[u8]], mark: Mark) -> Vec<u8> {
     let mut message = [&parts.concat()[..], &[253, 3, 0, 0, 0, 0, 0, 0], &mark.bytes()].concat();
     let sum = checksum(&[&pseudo_header(from.into(), to.into(), ICMP6, message.len()), &message]);
@@ -155,7 +156,7 @@ fn icmp6(from: Ipv6Addr, to: Ipv6Addr, parts: &[&[u8]], mark: Mark) -> Vec<u8> {
     ip(from.into(), to.into(), ICMP6, &message)
 }
 
-/// Hosts take neighbour discovery only with a hop limit of 255, which no router has lowered.
+/// Hosts accept neighbour discovery only with hop limit 255, which shows that no router has forwarded the packet.
 const HOPS: u8 = 255;
 
 fn ip(from: IpAddr, to: IpAddr, protocol: u8, body: &[u8]) -> Vec<u8> {
@@ -189,7 +190,7 @@ fn length(bytes: usize) -> u16 {
     u16::try_from(bytes).expect("a packet that fits")
 }
 
-/// The Internet checksum (RFC 1071) of parts that have an even length, but for the last.
+/// The Internet checksum (RFC 1071) of parts that have an even length, except the last one.
 fn checksum(parts: &[&[u8]]) -> u16 {
     let words = parts.iter().flat_map(|part| part.chunks(2));
     let mut sum: u32 =
@@ -200,11 +201,11 @@ fn checksum(parts: &[&[u8]]) -> u16 {
     !u16::try_from(sum).expect("folded")
 }
 
-/// As much of a frame as is looked at: what has a mark is shorter.
+/// Maximum length that is read of a frame, in bytes: frames with a mark are shorter.
 const LONGEST: usize = 2048;
 
-/// Binds the calling thread to one processor, always the same. Packets wait their turn for each processor apart: only
-/// what was sent on one and the same arrives in the order in which it was sent.
+/// Binds the calling thread to one processor, always the same. Each processor has its own packet queue: only packets
+/// sent on the same processor arrive in the order in which they were sent.
 pub fn keep_in_order() {
     let this = Pid::from_raw(0);
     let allowed = sched_getaffinity(this).expect("every thread may ask");
@@ -218,12 +219,12 @@ fn packet_socket() -> OwnedFd {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll);
     let socket = socket.expect("root may hear everything");
-    // Room for all that passes while nobody reads.
+    // Buffer for the packets that arrive between two reads.
     setsockopt(&socket, RcvBufForce, &(8 << 20)).expect("root may have a large buffer");
     socket
 }
 
-/// The next frame that was heard, and where that was.
+/// The next captured frame: its length, and its interface.
 fn next(socket: &OwnedFd, buffer: &mut [u8]) -> Option<(usize, Option<SockaddrStorage>)> {
     match recvfrom(socket.as_raw_fd(), buffer) {
         Ok(heard) => Some(heard),
@@ -232,8 +233,8 @@ fn next(socket: &OwnedFd, buffer: &mut [u8]) -> Option<(usize, Option<SockaddrSt
     }
 }
 
-/// Hears every frame that comes in or goes out by any interface of a network namespace, before any filter can drop
-/// what comes in.
+/// Captures every frame that is received or sent on any interface of a network namespace, before a filter can drop
+/// received frames.
 #[derive(Debug)]
 pub struct Ear {
     socket: OwnedFd,
@@ -241,12 +242,12 @@ pub struct Ear {
 }
 
 impl Ear {
-    /// Opens one in the calling thread's namespace.
+    /// Opens a capture in the calling thread's namespace.
     pub fn open() -> Self {
         Self { socket: packet_socket(), marks: BTreeSet::new() }
     }
 
-    /// Whether a packet with that mark was there until now.
+    /// Whether a packet with that mark was captured until now.
     pub fn has_heard(&mut self, mark: Mark) -> bool {
         self.any(|_| false);
         self.marks.contains(&mark)
@@ -257,12 +258,12 @@ impl Ear {
         wait::until_true(what, || self.has_heard(mark));
     }
 
-    /// Waits for a frame such as that, among those that nobody has asked for yet.
+    /// Waits for a matching frame among those not read yet.
     pub fn wait_for_any(&mut self, what: &str, is_it: impl Fn(&[u8]) -> bool) {
         wait::until_true(what, || self.any(&is_it));
     }
 
-    /// Takes note of all that was heard, and tells whether a frame such as that was among it.
+    /// Reads all captured frames and records their marks. Returns whether one of the frames matches.
     fn any(&mut self, is_it: impl Fn(&[u8]) -> bool) -> bool {
         let mut buffer = [0; LONGEST];
         let mut found = false;
@@ -274,7 +275,7 @@ impl Ear {
     }
 }
 
-/// Sends frames as they are.
+/// Sends complete frames.
 #[derive(Debug)]
 pub struct Mouth {
     socket: OwnedFd,
@@ -282,10 +283,10 @@ pub struct Mouth {
 }
 
 impl Mouth {
-    /// Opens one in the calling thread's namespace, on the interface that leads to that address.
+    /// Opens a sender in the calling thread's namespace, on the interface of the route to that address.
     pub fn towards(address: IpAddr) -> Self {
         let socket = packet_socket();
-        // The kernel says which interface that is with the first frame that leaves by it.
+        // The capture of a first packet to the address shows the interface.
         let mark = Mark::new();
         let any: IpAddr =
             if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
@@ -303,7 +304,7 @@ impl Mouth {
         Self { socket, interface }
     }
 
-    /// Sends a frame, behind all that was sent before.
+    /// Sends a frame after all those sent before.
     pub fn send(&self, frame: &[u8]) {
         let job = || {
             keep_in_order();

@@ -1,4 +1,4 @@
-//! Container images made on the spot, from programs of this machine.
+//! Container images created by tests from programs of this machine.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -11,14 +11,15 @@ use sha2::{Digest, Sha256};
 use crate::agent::dist;
 use crate::node::output;
 
-/// The name of the image.
+/// Name of the image.
 pub const IMAGE: &str = "polder.test/busybox:1";
 
-/// Of Debian's package busybox-static, or of busybox, which is on many machines and which the other would replace.
+/// From Debian's package busybox-static, or from busybox, which many machines have and which busybox-static would
+/// replace.
 const BUSYBOX: &str = "/bin/busybox";
 
-/// Makes the image as an archive that `ctr images import` reads; the file. Beside busybox it has a page, `/www/page`,
-/// and a program that says who asks for it, `/www/cgi-bin/who`.
+/// Creates the image as an archive for `ctr images import` and returns its path. In addition to busybox, it has a page,
+/// `/www/page`, and a program that prints the client's address, `/www/cgi-bin/who`.
 pub fn make(folder: &Path) -> PathBuf {
     let root = folder.join("root");
     for part in ["bin", "www/cgi-bin", "tmp", "proc", "sys", "dev", "etc"] {
@@ -36,7 +37,8 @@ pub fn make(folder: &Path) -> PathBuf {
     pack(folder, IMAGE, json!({ "Cmd": ["/bin/busybox", "sleep", "86400"] }))
 }
 
-/// Makes an image of that name with these programs, in `/usr/local/bin`, and the libraries that they need; the file.
+/// Creates an image of that name with these programs in `/usr/local/bin` and their libraries. Returns the path of the
+/// archive.
 pub fn of_programs(folder: &Path, name: &str, programs: &[PathBuf]) -> PathBuf {
     let root = folder.join("root");
     for program in programs {
@@ -48,7 +50,7 @@ pub fn of_programs(folder: &Path, name: &str, programs: &[PathBuf]) -> PathBuf {
     pack(folder, name, json!({}))
 }
 
-/// Makes Polder's own image, of the binaries that are tested; the file.
+/// Creates Polder's own image from the tested binaries. Returns the path of the archive.
 pub fn of_polder(folder: &Path) -> PathBuf {
     let file = folder.join("polder.tar");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/image");
@@ -61,7 +63,7 @@ fn put(file: &Path, inside: &Path) {
     fs::copy(file, inside).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
 }
 
-/// Makes an image of that name out of `root`; the file.
+/// Creates an image of that name from `root`. Returns the path of the archive.
 fn pack(folder: &Path, name: &str, runs: Value) -> PathBuf {
     let (root, archive) = (folder.join("root"), folder.join("archive"));
     fs::create_dir_all(&archive).expect("a folder for the archive");
@@ -84,7 +86,7 @@ fn pack(folder: &Path, name: &str, runs: Value) -> PathBuf {
     image
 }
 
-/// The libraries that a program needs. A static one needs none.
+/// The libraries of a program; none for a static program.
 fn libraries(program: &Path) -> Vec<PathBuf> {
     let output = Command::new("ldd").arg(program).output().expect("ldd is installed");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -1,8 +1,8 @@
-//! What is in a node's kernel, as other programs than ours see it.
+//! The state of a node's kernel, as reported by other programs than Polder's.
 
 use crate::agent::Worker;
 
-/// The release of the kernel: its first two numbers.
+/// The kernel release: its first two numbers.
 pub fn release() -> (u32, u32) {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("a release");
     let mut numbers =
@@ -10,8 +10,8 @@ pub fn release() -> (u32, u32) {
     numbers.next().zip(numbers.next()).expect("two numbers")
 }
 
-/// Everything of ours that is in a node's kernel, without what counts, ages or depends on when a device was made, and without
-/// the interface of the probe endpoint, which ends with its agent.
+/// Polder's complete state in a node's kernel, without counters, ages and values that depend on when a device was
+/// created, and without the interface of the probe endpoint, which ends with its agent.
 pub fn kernel_state(worker: &Worker) -> Vec<String> {
     let state = worker.node.shell(
         "{ ip -o -d link show; ip -o address; ip route show table all; ip -6 route show table all; \
@@ -25,15 +25,15 @@ pub fn kernel_state(worker: &Worker) -> Vec<String> {
     lines
 }
 
-/// The line without timers, and without the number of a device. Whether a bridge has a carrier changes a moment after its first
-/// port came or its last one went.
+/// The line without timers and without the index of a device. The carrier of a bridge changes shortly after its first
+/// port was added or its last port was removed.
 fn lasting(line: &str) -> String {
     let line = line.find("_timer").map_or(line, |at| &line[..at]);
     let name = line.split_once(": ").filter(|(number, _)| number.bytes().all(|byte| byte.is_ascii_digit()));
     name.map_or(line, |(_, rest)| rest).replace(" linkdown", "")
 }
 
-/// What is different now, in words.
+/// The differences from the earlier state, as text.
 pub fn difference(worker: &Worker, before: &[String]) -> Option<String> {
     let now = kernel_state(worker);
     let gone: Vec<_> = before.iter().filter(|line| !now.contains(line)).collect();
@@ -42,7 +42,7 @@ pub fn difference(worker: &Worker, before: &[String]) -> Option<String> {
     (!is_same).then(|| format!("the kernel of {} lost {gone:#?} and got {new:#?}", worker.name()))
 }
 
-/// Nothing is different now.
+/// Fails if the state has changed.
 #[track_caller]
 pub fn assert_unchanged(worker: &Worker, before: &[String]) {
     if let Some(difference) = difference(worker, before) {

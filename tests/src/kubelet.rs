@@ -1,5 +1,5 @@
-//! The part of kubelet that starts a pod of a DaemonSet: it prepares the volumes on a node of the lab, and asks the runtime for
-//! what the manifest says, with what kubelet adds to it.
+//! The part of kubelet that starts a pod of a DaemonSet: prepares the volumes on a node of the lab, and sends the
+//! runtime the manifest's containers with kubelet's additions.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -16,10 +16,10 @@ use crate::node::Node;
 use crate::runtime::{Runtime, Sandbox};
 use crate::wait;
 
-/// Where the files of the volumes are on a node, and the logs of the containers.
+/// Folder on a node for the files of the volumes and the logs of the containers.
 const FOLDER: &str = "/var/lib/kubelet";
 
-/// What kubelet hides in a container that is not privileged, and what it makes read-only (`defaultMaskedPaths` and
+/// Paths that kubelet hides in an unprivileged container, and paths that it makes read-only (`defaultMaskedPaths` and
 /// `defaultReadonlyPaths` in `pkg/securitycontext/util.go`).
 const MASKED: [&str; 11] = [
     "/proc/asound",
@@ -41,9 +41,9 @@ const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
 pub struct Kubelet<'a> {
     /// The node.
     pub node: &'a Node,
-    /// Its runtime.
+    /// The node's runtime.
     pub runtime: &'a Runtime,
-    /// What is to run.
+    /// The manifest of the pods.
     pub manifest: &'a Manifest,
     /// The node's address.
     pub address: IpAddr,
@@ -58,18 +58,18 @@ pub struct Started {
 }
 
 impl Kubelet<'_> {
-    /// Writes the files of a ConfigMap or Secret to where its volume finds them.
+    /// Writes the files of a ConfigMap or Secret to the folder of its volume.
     pub fn write(&self, volume: &str, files: &[(&str, &str)]) {
         files.iter().for_each(|(name, text)| self.node.write(&format!("{FOLDER}/{volume}/{name}"), text));
     }
 
-    /// Makes the pod's sandbox.
+    /// Creates the pod's sandbox.
     pub fn sandbox(&self, name: &str) -> Sandbox {
         assert_eq!(self.manifest.pod()["hostNetwork"], true);
         self.runtime.run_host_pod(name, &format!("{FOLDER}/log/{name}"))
     }
 
-    /// Starts the pod: the init containers one after the other, which have to end well, and then its container.
+    /// Starts the pod: the init containers one after the other, which must succeed, and then its container.
     pub fn run(&self, name: &str) -> (Sandbox, Started) {
         let sandbox = self.sandbox(name);
         for init in self.manifest.containers("initContainers") {
@@ -89,7 +89,7 @@ impl Kubelet<'_> {
         Started { id: self.runtime.start_container(sandbox, config), log }
     }
 
-    /// Waits for its end; its exit code, and what it said.
+    /// Waits for the end of the container. Returns its exit code and its log.
     pub fn end_of(&self, started: &Started) -> (i32, String) {
         let code = wait::until("the container to end", || {
             self.runtime.exit_code(&started.id).ok_or_else(|| self.log(started))
@@ -97,14 +97,14 @@ impl Kubelet<'_> {
         (code, self.log(started))
     }
 
-    /// What it has said so far.
+    /// The container's log so far.
     pub fn log(&self, started: &Started) -> String {
         self.node.read(&started.log).unwrap_or_default()
     }
 
     fn config(&self, container: &Container) -> ContainerConfig {
         let Container(written) = container;
-        // References to variables of the container itself, in other variables to those before.
+        // References to variables: in arguments to those of the container, in variables to earlier ones.
         let replace = |envs: &[KeyValue], word: String| {
             envs.iter().fold(word, |word, env| word.replace(&format!("$({})", env.key), &env.value))
         };
@@ -132,7 +132,7 @@ impl Kubelet<'_> {
         }
     }
 
-    /// Asks what a probe of the container asks, like `readinessProbe`.
+    /// Performs a probe of the container, for example `readinessProbe`.
     pub fn probe(&self, container: &Container, probe: &str) -> Result<(), String> {
         let get = &container.0[probe]["httpGet"];
         let place =

@@ -1,4 +1,4 @@
-//! A whole lab: fabric, etcd, nodes with agents.
+//! A complete lab: fabric, etcd, and nodes with agents.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -10,24 +10,24 @@ use crate::fabric::{Fabric, Families, WORLD, address};
 use crate::node::Node;
 use crate::wait;
 
-/// What a lab is made of. The defaults are a segment with IPv4 and one etcd.
+/// Configuration of a lab. The defaults are one segment with IPv4 and one etcd member.
 #[derive(Debug, Clone)]
 pub struct Topology {
-    /// For each node its segment.
+    /// The segment of each node.
     pub nodes: Vec<u8>,
     /// The families of the underlay.
     pub underlay: Families,
-    /// Whether the segments are joined by a router, which is then everybody's default route.
+    /// Whether a router connects the segments. It is then the default route of all nodes.
     pub router: bool,
     /// The MTU of the underlay, in bytes.
     pub mtu: u32,
-    /// Pools.
+    /// The cluster's pools.
     pub pools: Vec<&'static str>,
-    /// More of the agents' `[bootstrap]`.
+    /// Further keys of the agents' `[bootstrap]`.
     pub bootstrap: String,
-    /// Members of etcd.
+    /// Number of etcd members.
     pub etcd_members: u8,
-    /// The size of each node's `/var/lib` in MiB, if it is to be a disk of its own.
+    /// Size of a separate disk for each node's `/var/lib`, in MiB; `None` for no separate disk.
     pub disk: Option<u32>,
 }
 
@@ -46,12 +46,12 @@ impl Default for Topology {
     }
 }
 
-/// The usual pools.
+/// The default IPv4 pool.
 pub const POOL4: &str = "10.244.0.0/16";
-/// The usual pools.
+/// The default IPv6 pool.
 pub const POOL6: &str = "fd00:244::/56";
 
-/// The first host number of etcd's members, of nodes, and that of a host of the world.
+/// The first host number of etcd members and of nodes, and the host number of the outside host.
 const ETCD_HOST: u8 = 200;
 const NODE_HOST: u8 = 1;
 const WORLD_HOST: u8 = 7;
@@ -67,7 +67,7 @@ impl Topology {
         Self { nodes: vec![1, 1, 2], router: true, ..Self::default() }
     }
 
-    /// With these families, of the underlay and of the pods.
+    /// Uses these families for the underlay and the pods.
     #[must_use]
     pub fn families(mut self, families: Families) -> Self {
         self.underlay = families;
@@ -79,7 +79,7 @@ impl Topology {
         self
     }
 
-    /// With more of the first settings.
+    /// Adds keys to the initial settings.
     #[must_use]
     pub fn bootstrap(mut self, lines: &str) -> Self {
         self.bootstrap = lines.to_owned();
@@ -94,14 +94,14 @@ pub struct Lab {
     pub workers: Vec<Worker>,
     /// etcd.
     pub etcd: Etcd,
-    /// What joins them.
+    /// The network between the nodes.
     pub fabric: Fabric,
-    /// A host that is no node, on a segment of its own, where there is a router.
+    /// A host outside the cluster on its own segment, if the lab has a router.
     pub world: Option<Node>,
-    /// What it is made of.
+    /// The lab's configuration.
     pub topology: Topology,
-    /// Whether it stays when the program fails, and says how to enter it. Usually it does, except in a continuous
-    /// integration (`CI` is set), where nobody could look.
+    /// Whether the lab keeps running when the program fails, and prints how to enter it. Default: true, except in
+    /// continuous integration (`CI` is set).
     pub keep_failed: bool,
     disks: Vec<Disk>,
     folder: Option<tempfile::TempDir>,
@@ -116,12 +116,12 @@ impl Lab {
         lab
     }
 
-    /// One node with both families, which serves.
+    /// A lab with one ready dual-stack node.
     pub fn start_node() -> Self {
         Self::start(Topology::one_segment(1).families(Families::DUAL))
     }
 
-    /// Starts all agents. Returns when they serve, and know each other.
+    /// Starts all agents. Returns when they serve, and have paths to each other.
     pub fn start_agents(&mut self) {
         self.workers.iter_mut().for_each(Worker::start);
         self.workers.iter().for_each(Worker::wait_until_ready);
@@ -142,7 +142,7 @@ impl Lab {
         Self::build_with_tls(topology, |_| None)
     }
 
-    /// Builds the lab with an etcd that speaks TLS; the certificates are made for its addresses.
+    /// Builds the lab with an etcd that uses TLS; the certificates are created for its addresses.
     pub fn build_with_tls(topology: Topology, tls: impl FnOnce(&[IpAddr]) -> Option<Tls>) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "the lab needs root: run it with sudo scripts/test");
         let folder = tempfile::Builder::new().prefix("polder-lab-").tempdir().expect("a temporary folder");
@@ -208,7 +208,7 @@ impl Lab {
         }
     }
 
-    /// Pulls the plug of a node, and boots it again with its network. Its agent does not run yet.
+    /// Powers a node off and boots it again with its network. Its agent does not run yet.
     pub fn reboot(&mut self, number: usize) {
         self.workers[number].reboot();
         let worker = &self.workers[number];
@@ -220,12 +220,12 @@ impl Lab {
         address(self.workers[number].segment, NODE_HOST + u8::try_from(number).expect("a small lab"), v6)
     }
 
-    /// The address of the host that is no node.
+    /// The address of the host outside the cluster.
     pub fn world_address(v6: bool) -> IpAddr {
         address(WORLD, WORLD_HOST, v6)
     }
 
-    /// The agent's configuration on the node of that name.
+    /// The agent's configuration for the node of that name.
     pub fn config(&self, name: &str) -> String {
         let quoted = |items: &[String]| {
             let items: Vec<_> = items.iter().map(|item| format!("{item:?}")).collect();
@@ -241,12 +241,12 @@ impl Lab {
         )
     }
 
-    /// Where the lab's files are.
+    /// The folder of the lab's files.
     pub fn folder(&self) -> &Path {
         self.folder.as_ref().expect("the folder is there as long as the lab").path()
     }
 
-    /// Lets the lab outlive this program; where its files are.
+    /// Keeps the lab running after the end of this program. Returns the folder of its files.
     pub fn keep(&mut self) -> PathBuf {
         self.kept = true;
         self.workers.iter_mut().for_each(Worker::keep);
@@ -258,7 +258,7 @@ impl Lab {
         self.folder.take().expect("a lab is kept once").keep()
     }
 
-    /// How a person enters the nodes, finds what they say, and ends the lab.
+    /// Commands to enter the nodes and to end the lab, with the folders of the logs.
     pub fn how_to_enter(&self) -> String {
         let workers = self.workers.iter().map(|worker| &worker.node);
         let all: Vec<_> =

@@ -1,8 +1,8 @@
-//! The lab: nodes made of namespaces, joined by segments and a router, with a real etcd, real agents and the real
+//! The lab: nodes made of namespaces, connected by segments and a router, with a real etcd, real agents and the real
 //! plugin.
 //!
 //! A node has its own network, mounts (`/run`, `/var/lib`, `/etc`), processes, host name, machine id and boot id. All
-//! that runs in it ends with it, and it ends with the program that made it, however that ends.
+//! its processes end with the node, and the node ends with the program that created it, even if that is killed.
 
 pub mod agent;
 pub mod booted;

@@ -1,4 +1,4 @@
-//! What a pod of a DaemonSet in `deploy/kubernetes` says, as kubelet reads it: the manifest is the only source of it.
+//! The pods of the `DaemonSets` in `deploy/kubernetes`, as kubelet reads them: the manifest is their only source.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::node::output;
 #[derive(Debug, Clone)]
 pub struct Manifest(Vec<Value>);
 
-/// A container of a pod, as it is written, and as a test changes it.
+/// A container of a pod, from the manifest or changed by a test.
 #[derive(Debug, Clone)]
 pub struct Container(pub Value);
 
@@ -22,7 +22,7 @@ impl Manifest {
         Self::read_with(name, &[])
     }
 
-    /// Reads it with these words replaced, each of which has to be there.
+    /// Reads it with these words replaced. Each of them must occur in the file.
     pub fn read_with(name: &str, replaced: &[(String, String)]) -> Self {
         let path =
             Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes").join(name).join("polder.yaml");
@@ -38,7 +38,7 @@ impl Manifest {
         Self(serde_saphyr::from_multiple(text).unwrap_or_else(|error| panic!("{error} in {text}")))
     }
 
-    /// The same with that `DaemonSet` only.
+    /// A copy with only that `DaemonSet`.
     #[must_use]
     pub fn only(&self, daemonset: &str) -> Self {
         let is_other =
@@ -56,7 +56,7 @@ impl Manifest {
         files.iter().map(|(name, value)| (name.clone(), plain(value))).collect()
     }
 
-    /// The one document of that kind.
+    /// The only document of that kind.
     pub fn document(&self, kind: &str) -> &Value {
         let mut found = self.0.iter().filter(|document| document["kind"] == kind);
         let document = found.next().unwrap_or_else(|| panic!("there is no {kind}"));
@@ -69,7 +69,7 @@ impl Manifest {
         text(&self.document("ConfigMap")["data"][file])
     }
 
-    /// What the pods of the DaemonSet are.
+    /// The pod template's specification of the DaemonSet.
     pub fn pod(&self) -> &Value {
         &self.document("DaemonSet")["spec"]["template"]["spec"]
     }
@@ -79,7 +79,7 @@ impl Manifest {
         self.pod()[list].as_array().into_iter().flatten().cloned().map(Container).collect()
     }
 
-    /// The one container of that list.
+    /// The only container of that list.
     pub fn container(&self, list: &str) -> Container {
         let [container] = <[Container; 1]>::try_from(self.containers(list)).expect("one container");
         container
@@ -93,28 +93,28 @@ impl Manifest {
 }
 
 impl Container {
-    /// Its name.
+    /// Name of the container.
     pub fn name(&self) -> String {
         text(&self.0["name"])
     }
 
-    /// A list of words in it, like `args`.
+    /// A list of strings of the container, for example `args`.
     pub fn words(&self, list: &str) -> Vec<String> {
         self.0[list].as_array().into_iter().flatten().map(text).collect()
     }
 
-    /// The names of the volumes that are mounted.
+    /// The names of the mounted volumes.
     pub fn mounts(&self) -> Vec<String> {
         self.0["volumeMounts"].as_array().into_iter().flatten().map(|mount| text(&mount["name"])).collect()
     }
 
-    /// The capabilities that are added.
+    /// The added capabilities.
     pub fn capabilities(&self) -> Vec<String> {
         let added = self.0["securityContext"]["capabilities"]["add"].as_array();
         added.into_iter().flatten().map(text).collect()
     }
 
-    /// The same without that mount.
+    /// A copy without that mount.
     #[must_use]
     pub fn without_mount(mut self, name: &str) -> Self {
         let mounts = self.0["volumeMounts"].as_array_mut().expect("it has mounts");
@@ -122,7 +122,7 @@ impl Container {
         self
     }
 
-    /// The same with that mount as it is by default: what the host mounts there later does not appear.
+    /// A copy with that mount without propagation: later mounts of the host in it do not appear.
     #[must_use]
     pub fn without_propagation(mut self, name: &str) -> Self {
         let mounts = self.0["volumeMounts"].as_array_mut().into_iter().flatten();
@@ -132,7 +132,7 @@ impl Container {
         self
     }
 
-    /// The same with another program.
+    /// A copy with another program.
     #[must_use]
     pub fn with_command(mut self, command: &[String]) -> Self {
         self.0["command"] = json!(command);
@@ -140,7 +140,7 @@ impl Container {
         self
     }
 
-    /// The same without that capability.
+    /// A copy without that capability.
     #[must_use]
     pub fn without_capability(mut self, name: &str) -> Self {
         let added = self.0["securityContext"]["capabilities"]["add"].as_array_mut().expect("some are added");
@@ -149,7 +149,7 @@ impl Container {
     }
 }
 
-/// A word of a manifest.
+/// The text of a string value.
 pub fn text(value: &Value) -> String {
     value.as_str().unwrap_or_else(|| panic!("{value} is no text")).to_owned()
 }

@@ -1,4 +1,4 @@
-//! Every pair of pods: whether each reaches the other at its own address, and is seen at its own.
+//! All pairs of pods: whether each reaches the other at its own address, and is seen with its own address.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -8,20 +8,20 @@ use crate::fabric::Families;
 use crate::pod::Pod;
 use crate::probe::{self, Echo};
 
-/// A pair of pods, and how it went.
+/// A pair of pods, with one address of each.
 #[derive(Debug)]
 pub struct Pair<'a> {
-    /// Who sends.
+    /// The sending pod.
     pub from: &'a Pod,
-    /// His address.
+    /// Address of the sending pod.
     pub from_address: IpAddr,
-    /// Who answers.
+    /// The answering pod.
     pub to: &'a Pod,
-    /// His address.
+    /// Address of the answering pod.
     pub to_address: IpAddr,
 }
 
-/// All ordered pairs of different pods, once for each family. Every pod has to have an address of each.
+/// All ordered pairs of different pods, once for each family. Every pod must have an address of each family.
 pub fn pairs(pods: &[Pod], families: Families) -> Vec<Pair<'_>> {
     let mut pairs = Vec::new();
     for from in pods {
@@ -44,24 +44,24 @@ pub fn listen(pods: &[Pod]) -> Vec<Echo> {
         .collect()
 }
 
-/// What a pair saw of each other.
+/// Results of a successful check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
-    /// What `ping` measured.
+    /// Round-trip time as printed by `ping`.
     pub round_trip: String,
-    /// The addresses under which the receiver saw the sender, over UDP and TCP.
+    /// The addresses of the sender that the receiver saw, over UDP and TCP.
     pub sources: BTreeSet<IpAddr>,
 }
 
-/// Ping, UDP and TCP between all pairs, in both directions, with the largest packet that the MTU allows, too. Fails
-/// with all that went wrong. A family that one pod has, all must have.
+/// Sends ping, UDP and TCP between all pairs, in both directions, also with the largest packet that the MTU permits.
+/// Fails with all problems. If one pod has a family, all pods must have it.
 pub fn assert_flat(pods: &[Pod], mtu: usize) {
     let addresses = pods.iter().flat_map(Pod::addresses);
     assert_flat_over(Families::of(addresses.map(|address| address.to_string())), pods, mtu);
 }
 
-/// A datagram and its answer between all pairs, in both directions: for more pods than [`assert_flat`] has time for.
-/// The receiver has to see the sender at his own address.
+/// Sends a datagram between all pairs, in both directions, and checks the reply: for more pods than [`assert_flat`] can
+/// check in time. The receiver must see the sender's own address.
 pub fn assert_reachable(pods: &[Pod], families: Families) {
     let servers = listen(pods);
     let pairs = pairs(pods, families);
@@ -79,7 +79,7 @@ pub fn assert_reachable(pods: &[Pod], families: Families) {
     assert!(problems.is_empty(), "{} of {} pairs: {problems:#?}", problems.len(), pairs.len());
 }
 
-/// Like [`assert_flat`], over these families: pods without one of them are a failure, too.
+/// Like [`assert_flat`], for these families: fails if a pod lacks one of them.
 pub fn assert_flat_over(families: Families, pods: &[Pod], mtu: usize) {
     let servers = listen(pods);
     let pairs = pairs(pods, families);
@@ -91,7 +91,7 @@ pub fn assert_flat_over(families: Families, pods: &[Pod], mtu: usize) {
 }
 
 impl Pair<'_> {
-    /// Ping, UDP and TCP: whether all arrives, and the receiver sees the sender's own address and no other.
+    /// Sends ping, UDP and TCP: whether all of them arrive, and the receiver sees only the sender's own address.
     pub fn check(&self, mtu: usize) -> Result<Seen, String> {
         let seen = self.look(mtu).and_then(|seen| {
             let own = seen.sources == BTreeSet::from([self.from_address]);
@@ -100,8 +100,8 @@ impl Pair<'_> {
         seen.map_err(|problem| format!("{self}: {problem}"))
     }
 
-    /// Sends ping, UDP and TCP from one to the other, small and in the largest packet that the MTU allows. The echo
-    /// servers run.
+    /// Sends ping, UDP and TCP to the receiver, small and in the largest packet that the MTU permits. The echo servers
+    /// must run.
     fn look(&self, mtu: usize) -> Result<Seen, String> {
         let Pair { from, from_address, to_address, .. } = *self;
         let headers = if from_address.is_ipv4() { 20 + 8 } else { 40 + 8 };

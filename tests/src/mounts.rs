@@ -1,4 +1,4 @@
-//! Mounting, for the first process of a machine of the lab.
+//! Mounts for the first process of a machine of the lab.
 
 use std::path::Path;
 
@@ -12,13 +12,13 @@ pub fn mount_new(kind: &str, target: impl AsRef<Path>, data: Option<&str>) -> an
         .with_context(|| format!("mount {kind} on {}", target.display()))
 }
 
-/// Lets what is at one place be at another, too.
+/// Creates a bind mount.
 pub fn bind(source: &Path, target: &Path, more: MsFlags) -> anyhow::Result<()> {
     mount(Some(source), target, None::<&str>, MsFlags::MS_BIND | more, None::<&str>)
         .with_context(|| format!("bind {} to {}", source.display(), target.display()))
 }
 
-/// Lets nothing of what is mounted here be seen outside, nor the other way round.
+/// Makes all mounts private: mounts of the node and of the host do not propagate to each other.
 pub fn keep_apart() -> anyhow::Result<()> {
     let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).context("change /")

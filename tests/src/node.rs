@@ -14,10 +14,10 @@ use nix::unistd::Pid;
 
 use crate::{cgroup, wait};
 
-/// How often a machine was booted: no two boots have the same id, on whichever machine.
+/// Number of boots of all machines, so that each boot has a different id.
 static BOOTS: AtomicU32 = AtomicU32::new(0);
 
-/// A machine: namespaces, and a first process that holds them.
+/// A machine: namespaces and a first process that keeps them.
 #[derive(Debug)]
 pub struct Node {
     name: String,
@@ -29,9 +29,9 @@ pub struct Node {
 struct Running {
     /// `unshare`, whose child is the node's first process.
     outer: Child,
-    /// Its end is the node's end.
+    /// The node ends when this is closed.
     input: Option<ChildStdin>,
-    /// The first process, as the host numbers it.
+    /// Process id of the first process, on the host.
     pid: i32,
 }
 
@@ -40,12 +40,12 @@ struct Running {
 pub struct Process {
     /// `nsenter`, which stays until its child ends.
     outer: Child,
-    /// The process itself, as the host numbers it, if it lived long enough to be seen.
+    /// Process id on the host; `None` if it ended before it was found.
     pid: Option<Pid>,
 }
 
 impl Node {
-    /// Boots a machine of that name. What it writes under `/var/lib` and `/etc` is in `folder`.
+    /// Boots a machine of that name. Its files in `/var/lib` and `/etc` are in `folder`.
     pub fn boot(name: &str, folder: &Path) -> Self {
         let folder = folder.join(name);
         fs::create_dir_all(&folder).expect("a folder for the node");
@@ -54,22 +54,22 @@ impl Node {
         node
     }
 
-    /// Its name.
+    /// Name of the node.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Where its files are, as the host sees them.
+    /// The folder of its files, on the host.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Its first process, as the host numbers it.
+    /// Process id of its first process, on the host.
     pub fn pid(&self) -> i32 {
         self.running.as_ref().expect("the node runs").pid
     }
 
-    /// How a person enters it.
+    /// Command with which a user enters the node.
     pub fn how_to_enter(&self) -> String {
         format!("nsenter --target {} --mount --net --uts --pid", self.pid())
     }
@@ -77,7 +77,7 @@ impl Node {
     fn start(&self) -> Running {
         let boot = BOOTS.fetch_add(1, Ordering::Relaxed);
         let boot_id = format!("{:08x}-0000-4000-8000-{:012x}", std::process::id(), boot);
-        // A node that is kept must not hold on to what this program says.
+        // A node that is kept must not hold this program's standard error open.
         let errors =
             File::options().create(true).append(true).open(self.folder.join("boot.log")).expect("a log file");
         let mut outer = Command::new("unshare")
@@ -98,14 +98,14 @@ impl Node {
         Running { outer, input, pid }
     }
 
-    /// Pulls the plug: everything that runs ends at once, what is in memory is gone, what is on disk stays. Then
-    /// boots again, without any network connection.
+    /// Powers the node off: all processes end at once, memory is lost, files on disk are kept. Then boots it again,
+    /// without a network connection.
     pub fn reboot(&mut self) {
         self.halt();
         self.running = Some(self.start());
     }
 
-    /// Pulls the plug.
+    /// Powers the node off.
     pub fn halt(&mut self) {
         if let Some(mut running) = self.running.take() {
             drop(running.input.take());
@@ -113,7 +113,7 @@ impl Node {
         }
     }
 
-    /// Lets the node outlive this program.
+    /// Keeps the node running after the end of this program.
     pub fn keep(&mut self) {
         if let Some(input) = self.running.as_mut().and_then(|running| running.input.as_mut()) {
             let _ = input.write_all(b"keep\n");
@@ -123,7 +123,7 @@ impl Node {
         }
     }
 
-    /// A command to be run in the node.
+    /// A command that runs in the node.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = self.enter(&[]);
         command.arg(program);
@@ -140,24 +140,24 @@ impl Node {
         command
     }
 
-    /// A command to be run in a network namespace that the node knows by that path.
+    /// A command that runs in a network namespace, given by its path in the node.
     pub fn command_in(&self, netns: &Path, program: impl AsRef<OsStr>) -> Command {
         let mut command = self.enter(&[format!("--net={}", self.outside(netns).display())]);
         command.arg(program);
         command
     }
 
-    /// Runs a command in the node, and returns what it prints.
+    /// Runs a command in the node and returns its output.
     pub fn run(&self, program: &str, arguments: &[&str]) -> String {
         output(self.command(program).args(arguments))
     }
 
-    /// Runs a line of shell in the node.
+    /// Runs a shell command line in the node and returns its output.
     pub fn shell(&self, line: &str) -> String {
         self.run("sh", &["-ec", line])
     }
 
-    /// A path in the node, as the host sees it.
+    /// The path on the host of a path in the node.
     pub fn outside(&self, path: &Path) -> PathBuf {
         let relative = path.strip_prefix("/").unwrap_or(path);
         Path::new("/proc").join(self.pid().to_string()).join("root").join(relative)
@@ -182,7 +182,7 @@ impl Node {
         within(&self.outside(Path::new("/proc/1/ns/net")), job)
     }
 
-    /// Asks an HTTP server from this machine; the status code, and the body.
+    /// Sends a request to an HTTP server from this machine. Returns the status code and the body.
     pub fn http(&self, place: &(String, u16), path: &str) -> Result<(u16, String), String> {
         let ask = || -> std::io::Result<String> {
             let mut stream = TcpStream::connect(place)?;
@@ -199,7 +199,7 @@ impl Node {
         parts.ok_or_else(|| format!("no HTTP answer: {answer}"))
     }
 
-    /// Starts a process in the node; what it says goes to that file in the node's folder.
+    /// Starts a process in the node. Its output goes to that file in the node's folder.
     pub fn spawn(&self, command: &mut Command, log: &str) -> Process {
         let log = File::options().create(true).append(true).open(self.folder.join(log)).expect("a log file");
         command.stdin(Stdio::null());
@@ -207,7 +207,7 @@ impl Node {
         let mut outer = command.spawn().expect("nsenter of util-linux is installed");
         let nsenter = outer.id();
         let pid = wait::until("nsenter to start its command", || match outer.try_wait() {
-            // It was over before it could be seen.
+            // It ended before it was found.
             Ok(Some(_)) => Ok(None),
             _ => child_of(nsenter).map(|pid| Some(Pid::from_raw(pid))),
         });
@@ -230,24 +230,24 @@ impl Drop for Node {
 }
 
 impl Process {
-    /// Its number, as the host knows it, if it lived long enough to be seen.
+    /// Process id on the host; `None` if the process ended before it was found.
     pub(crate) fn pid(&self) -> Option<Pid> {
         self.pid
     }
 
-    /// Sends it a signal.
+    /// Sends a signal to the process.
     fn signal(&self, signal: Signal) {
         if let Some(pid) = self.pid {
             let _ = kill(pid, signal);
         }
-        // `nsenter` stops when its child does, and has to be woken.
+        // `nsenter` stops together with its child, and must be continued.
         if let (Signal::SIGCONT | Signal::SIGKILL, Ok(outer)) = (signal, i32::try_from(self.outer.id())) {
             let _ = kill(Pid::from_raw(outer), Signal::SIGCONT);
         }
     }
 
-    /// Stops it, or lets it go on. When it is stopped, none of its threads does anything any more: the signal alone may
-    /// return before the last of them has seen it.
+    /// Stops the process, or continues it. Returns when all its threads are stopped: the signal alone may return
+    /// earlier.
     pub fn freeze(&self, frozen: bool) {
         self.signal(if frozen { Signal::SIGSTOP } else { Signal::SIGCONT });
         let Some(pid) = self.pid.filter(|_| frozen) else { return };
@@ -264,24 +264,24 @@ impl Process {
         });
     }
 
-    /// Ends it without any warning, and waits until it is gone.
+    /// Kills the process with SIGKILL, and waits for its end.
     pub fn kill(mut self) {
         self.end();
     }
 
-    /// Asks it to end, and waits until it has.
+    /// Ends the process with SIGTERM and waits for its end. Returns whether it succeeded.
     pub fn stop(mut self) -> bool {
         self.signal(Signal::SIGTERM);
         self.outer.wait().is_ok_and(|status| status.success())
     }
 
-    /// Whether it has ended, and how.
+    /// The exit status, if it has ended.
     pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
         self.outer.try_wait().expect("a child can be waited for")
     }
 
     fn end(&mut self) {
-        // `nsenter` may just be about to stop, and has to be woken then, too.
+        // Repeated, because `nsenter` may be about to stop, and must be continued then.
         wait::until_true("a killed process to be gone", || {
             let ended = self.ended().is_some();
             if !ended {
@@ -310,7 +310,7 @@ pub fn within<T: Send>(netns: &Path, job: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// Runs a command to its end, and returns what it prints. A failure is a panic that says what was run.
+/// Runs a command to its end and returns its output. Panics with the command if it fails.
 pub fn output(command: &mut Command) -> String {
     let output = command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -325,7 +325,7 @@ pub(crate) fn child_of(pid: u32) -> Result<i32, String> {
     children.split_whitespace().next().and_then(|child| child.parse().ok()).ok_or("no child yet".to_owned())
 }
 
-/// A program that is built together with the one that runs.
+/// Path of a program built together with the running one.
 pub fn helper(name: &str) -> PathBuf {
     let this = std::env::current_exe().expect("the program that runs has a path");
     let found = this.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.exists());

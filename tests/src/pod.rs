@@ -22,7 +22,7 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// The pod that the plugin has attached with that result.
+    /// The pod that the plugin has attached with this result.
     pub fn new(node: &Node, name: &str, netns: &str, conf: Value, result: Value) -> Self {
         let command = node.command_in(Path::new(netns), "");
         let words = std::iter::once(command.get_program()).chain(command.get_args());
@@ -39,7 +39,7 @@ impl Pod {
         }
     }
 
-    /// Its name, which is its container's ID, too.
+    /// Name of the pod, also its container ID.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -49,7 +49,7 @@ impl Pod {
         &self.node
     }
 
-    /// The path of its namespace, in the node.
+    /// Path of its namespace in the node.
     pub fn netns(&self) -> &str {
         &self.netns
     }
@@ -59,25 +59,25 @@ impl Pod {
         &self.conf
     }
 
-    /// What the plugin said.
+    /// The result of the ADD.
     pub fn result(&self) -> &Value {
         &self.result
     }
 
-    /// The configuration as the runtime passes it from then on: with what the plugin said.
+    /// The configuration that a runtime passes after the ADD: with the result as `prevResult`.
     pub fn later_conf(&self) -> Value {
         let mut conf = self.conf.clone();
         conf["prevResult"] = self.result.clone();
         conf
     }
 
-    /// What the result says of each address. Before CNI 0.3.0 it had one of each family, under other names.
+    /// The entries of the addresses in the result. Before CNI 0.3.0 it had one per family, under other keys.
     fn ips(&self) -> impl Iterator<Item = &Value> {
         let old = ["ip4", "ip6"].into_iter().filter_map(|key| self.result.get(key));
         self.result["ips"].as_array().into_iter().flatten().chain(old)
     }
 
-    /// Its addresses.
+    /// Addresses of the pod.
     pub fn addresses(&self) -> Vec<IpAddr> {
         let address = |ip: &Value| {
             let text = ip.get("address").or_else(|| ip.get("ip"))?.as_str()?;
@@ -86,13 +86,13 @@ impl Pod {
         self.ips().filter_map(address).collect()
     }
 
-    /// Its address of that family, which it has to have.
+    /// Its address of that family. Panics if it has none.
     pub fn address_of(&self, family: Family) -> IpAddr {
         let found = self.addresses().into_iter().find(|address| Family::of(*address) == family);
         found.unwrap_or_else(|| panic!("{} on {} has no {family} address", self.name, self.node))
     }
 
-    /// Its address of the family that `other` is of.
+    /// Its address of the same family as `other`.
     pub fn address_like(&self, other: IpAddr) -> IpAddr {
         self.address_of(Family::of(other))
     }
@@ -102,7 +102,7 @@ impl Pod {
         self.address_of(Family::V4)
     }
 
-    /// Its gateway of the family of `address`.
+    /// Its gateway of the same family as `address`.
     pub fn gateway(&self, address: IpAddr) -> IpAddr {
         let mut gateways = self.ips().filter_map(|ip| ip["gateway"].as_str()?.parse::<IpAddr>().ok());
         gateways.find(|gateway| gateway.is_ipv4() == address.is_ipv4()).expect("a gateway")
@@ -117,24 +117,24 @@ impl Pod {
         }
     }
 
-    /// The name of the host's end of its `eth0`. It does not come from the result: before CNI 0.3.0 that named none.
+    /// The host interface of its `eth0`. Not read from the result, which has no interfaces before CNI 0.3.0.
     pub fn host_interface(&self) -> String {
         self.attachment().host_interface().as_str().to_owned()
     }
 
-    /// A command to be run in the pod.
+    /// A command that runs in the pod.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(&self.enter[0]);
         command.args(&self.enter[1..]).arg(program);
         command
     }
 
-    /// How a person enters it.
+    /// Command with which a user enters the pod.
     pub fn how_to_enter(&self) -> String {
         self.enter.join(" ").trim_end_matches(" --").to_owned()
     }
 
-    /// Runs a command in the pod, and returns what it prints.
+    /// Runs a command in the pod and returns its output.
     pub fn run(&self, program: &str, arguments: &[&str]) -> String {
         crate::node::output(self.command(program).args(arguments))
     }

@@ -1,4 +1,4 @@
-//! Traffic: what a pod sends, and what the one that it sends to sees.
+//! Test traffic between pods, and the source addresses that the receiver sees.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -15,18 +15,18 @@ use crate::node::Node;
 use crate::pod::Pod;
 use crate::wait;
 
-/// Where echo servers listen. Different pods use the same port.
+/// Port of the echo servers. Different pods use the same port.
 pub const PORT: u16 = 7007;
 
-/// How long a probe waits for an answer.
+/// Timeout of a probe.
 fn patience() -> Duration {
     wait::here(Duration::from_secs(3))
 }
 
-/// How often an idle server looks whether it is still wanted.
+/// Interval at which an idle server checks whether it must end.
 const IDLE: TimeVal = TimeVal::new(0, 50_000);
 
-/// A server that tells everybody which address it sees them at.
+/// An echo server whose reply contains the source address of the request.
 #[derive(Debug)]
 pub struct Echo {
     wanted: Arc<AtomicBool>,
@@ -37,8 +37,8 @@ impl Echo {
     /// Starts a TCP and a UDP server on the address, in the network namespace of the calling thread.
     pub fn start(address: IpAddr) -> Self {
         let wanted = Arc::new(AtomicBool::new(true));
-        // The socket of the server before lives on for as long as a program takes to start that was started elsewhere
-        // just then, for it begins with a copy of all that is open.
+        // A program that is just being started elsewhere briefly has copies of all open sockets, also of those of an
+        // earlier server.
         let udp = wait::until(&format!("port {PORT} of {address} to be free"), || {
             UdpSocket::bind((address, PORT)).map_err(|error| error.to_string())
         });
@@ -46,7 +46,7 @@ impl Echo {
         let tcp = wait::until(&format!("port {PORT} of {address} to be free"), || {
             TcpListener::bind((address, PORT)).map_err(|error| error.to_string())
         });
-        // It limits how long a listener waits for a connection, too.
+        // Also limits the time of an accept.
         setsockopt(&tcp, sockopt::ReceiveTimeout, &IDLE).expect("a time-out");
         let (udp_wanted, tcp_wanted) = (Arc::clone(&wanted), Arc::clone(&wanted));
         let threads = vec![
@@ -79,7 +79,7 @@ impl Drop for Echo {
     }
 }
 
-/// The sender's address, then as many bytes as he sent.
+/// The sender's address, and then as many bytes as it sent.
 fn answer(from: SocketAddr, sent: &[u8]) -> Vec<u8> {
     let mut answer = format!("{}\n", from.ip()).into_bytes();
     answer.resize(answer.len().max(sent.len()), b'.');
@@ -115,7 +115,7 @@ struct End {
 }
 
 impl Dialogue {
-    /// Begins one from the client to that address of the server.
+    /// Starts a dialogue from the client to that address of the server.
     pub fn start(client: &Pod, server: &Node, address: IpAddr) -> Self {
         let listener = server.within(|| TcpListener::bind((address, PORT))).expect("a free port");
         let to = SocketAddr::new(address, PORT);
@@ -130,7 +130,8 @@ impl Dialogue {
         Self { wanted, ends: ends.into() }
     }
 
-    /// Lets both ends hear a hundred more, and ends it. Fails if it has been reset.
+    /// Waits until both ends have received a hundred more messages, and ends the dialogue. Fails if the connection was
+    /// reset.
     pub fn finish(self) -> std::io::Result<()> {
         let received = || self.ends.iter().map(|end| end.received.load(Ordering::Relaxed));
         let before: Vec<usize> = received().collect();
@@ -152,7 +153,7 @@ fn talk(mut stream: TcpStream, wanted: &AtomicBool, received: &AtomicUsize) -> s
             return Err(error);
         }
         match stream.read(&mut [0; 4096]) {
-            // The other end has been told that it is over.
+            // The other end has finished.
             Ok(0) => return Ok(()),
             Err(error) if is_error(&error) => return Err(error),
             read => {
@@ -164,8 +165,8 @@ fn talk(mut stream: TcpStream, wanted: &AtomicBool, received: &AtomicUsize) -> s
     Ok(())
 }
 
-/// Sends a datagram of that many bytes from the calling thread's namespace; the source address that the echo server
-/// saw, and the time until its answer came.
+/// Sends a datagram of that many bytes from the calling thread's namespace. Returns the source address that the echo
+/// server saw, and the round-trip time.
 pub fn udp(from: IpAddr, to: IpAddr, bytes: usize) -> Result<(IpAddr, Duration), String> {
     let error = |error: std::io::Error| format!("udp {from} to {to}: {error}");
     let socket = UdpSocket::bind((from, 0)).map_err(error)?;
@@ -178,12 +179,12 @@ pub fn udp(from: IpAddr, to: IpAddr, bytes: usize) -> Result<(IpAddr, Duration),
     Ok((seen(&buffer[..length])?, start.elapsed()))
 }
 
-/// Connects, sends that many bytes, and reads as many back; the source address that the echo server saw.
+/// Connects, sends that many bytes, and reads as many. Returns the source address that the echo server saw.
 pub fn tcp(to: IpAddr, bytes: usize) -> Result<IpAddr, String> {
     tcp_at(to, PORT, bytes)
 }
 
-/// Like [`tcp`], at a port from which the echo server's is reached.
+/// Like [`tcp`], to a port that leads to the echo server.
 pub fn tcp_at(to: IpAddr, port: u16, bytes: usize) -> Result<IpAddr, String> {
     let error = |error: std::io::Error| format!("tcp to {to}: {error}");
     let mut stream = TcpStream::connect_timeout(&SocketAddr::new(to, port), patience()).map_err(error)?;
@@ -198,8 +199,8 @@ pub fn tcp_at(to: IpAddr, port: u16, bytes: usize) -> Result<IpAddr, String> {
     seen(&answer)
 }
 
-/// Pings once with that many bytes of data, which must not be fragmented; the round-trip time as `ping` says it. An
-/// error is all that it says.
+/// Pings once with that many bytes of data, without fragmentation. Returns the round-trip time as printed by `ping`, or
+/// its complete output as the error.
 pub fn ping(mut command: Command, to: IpAddr, bytes: usize) -> Result<String, String> {
     let patience = patience().as_secs().to_string();
     command.args(["-n", "-c", "1", "-W", &patience, "-M", "do", "-s", &bytes.to_string(), &to.to_string()]);
@@ -210,21 +211,22 @@ pub fn ping(mut command: Command, to: IpAddr, bytes: usize) -> Result<String, St
     if output.status.success() { time.map(str::to_owned).ok_or(text) } else { Err(text) }
 }
 
-/// Datagrams that go on in the background, a hundred in a second, each of which has to come back.
+/// Datagrams sent in the background, a hundred per second. Each of them must come back.
 #[derive(Debug)]
 pub struct Stream {
     wanted: Arc<AtomicBool>,
     sender: JoinHandle<(u32, u32)>,
 }
 
-/// Between two datagrams.
+/// Interval between two datagrams.
 const PACE: Duration = Duration::from_millis(10);
 
-/// How many are sent before anything may happen, and after it has happened.
+/// Number of datagrams before and after the tested event.
 const BEFORE_AND_AFTER: u32 = 30;
 
 impl Stream {
-    /// Starts sending, in the network namespace of the calling thread, to an echo server. Returns when it flows.
+    /// Starts sending from the network namespace of the calling thread to an echo server. Returns after the first
+    /// datagrams.
     pub fn start(from: IpAddr, to: IpAddr) -> Self {
         let socket = UdpSocket::bind((from, 0)).and_then(|socket| {
             socket.connect((to, PORT))?;
@@ -261,7 +263,7 @@ impl Stream {
         Self { wanted, sender }
     }
 
-    /// Lets all go on a little, then end; how many each has sent and how many came back.
+    /// Ends the streams after some further datagrams. Returns the numbers of sent and returned datagrams of each.
     pub fn finish(streams: Vec<Self>) -> Vec<(u32, u32)> {
         streams.iter().for_each(|stream| stream.wanted.store(false, Ordering::Relaxed));
         let counts = streams.into_iter().map(|stream| stream.sender.join());

@@ -1,18 +1,18 @@
-//! Programs that a test runs to their end, on no node.
+//! Programs that a test runs to their end, outside the nodes.
 
 use std::process::{Command, Output};
 
-/// What a program said: its output, and then its complaints.
+/// Standard output and standard error of a program.
 pub fn said(output: &Output) -> String {
     [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat()
 }
 
-/// Runs a program that succeeds; what it said.
+/// Runs a program that must succeed, and returns its output.
 pub fn must(command: &mut Command) -> String {
     run(command, 0)
 }
 
-/// Runs a program that refuses what it is told, with exit code 1; what it said.
+/// Runs a program that must refuse its input with exit code 1, and returns its output.
 pub fn refused(command: &mut Command) -> String {
     run(command, 1)
 }

@@ -1,19 +1,19 @@
-//! Chance that can be repeated: everything is decided by one number.
+//! Reproducible random numbers, determined by a seed.
 
-/// The environment variable that gives the number.
+/// The environment variable with the seed.
 pub const SEED: &str = "POLDER_SEED";
 
-/// A source of numbers (`SplitMix64`, Steele, Lea and Flood 2014): the same seed, the same numbers.
+/// A source of random numbers (`SplitMix64`, Steele, Lea and Flood 2014). The same seed gives the same numbers.
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 
 impl Random {
-    /// A source that begins with that seed.
+    /// A source with that seed.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// The next one.
+    /// The next number.
     pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -21,37 +21,37 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number below the limit, which is not 0.
+    /// A random number below `limit`, which must not be 0.
     pub fn below(&mut self, limit: usize) -> usize {
         let limit = limit as u64;
         usize::try_from(self.number() % limit).expect("it is below a usize")
     }
 
-    /// Whether something happens that happens in that many of a hundred cases.
+    /// Returns true with a probability of `percent` %.
     pub fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
 
-    /// One of several, of which there is one at least.
+    /// A random element. The slice must not be empty.
     pub fn one_of<'a, T>(&mut self, several: &'a [T]) -> &'a T {
         &several[self.below(several.len())]
     }
 
-    /// Puts them in any order (Fisher and Yates).
+    /// Shuffles the elements (Fisher and Yates).
     pub fn shuffle<T>(&mut self, several: &mut [T]) {
         for last in (1..several.len()).rev() {
             several.swap(last, self.below(last + 1));
         }
     }
 
-    /// Another source, which goes its own way.
+    /// An independent source, derived from this one.
     #[must_use]
     pub fn branch(&mut self) -> Self {
         Self(self.number())
     }
 }
 
-/// The seed that the environment gives, or a new one. It is printed now, and with whatever fails in this program.
+/// The seed from the environment, or a new one. It is printed now, and again if this program fails.
 pub fn announced_seed() -> u64 {
     let given = std::env::var(SEED).ok();
     let seed = match &given {

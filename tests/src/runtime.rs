@@ -1,4 +1,4 @@
-//! A real container runtime on a node of the lab: containerd, driven over CRI as kubelet does it.
+//! A real container runtime on a node of the lab: containerd, controlled over CRI as by kubelet.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -34,7 +34,7 @@ pub struct Runtime {
     attempts: AtomicU32,
 }
 
-/// The folders of a node in which the runtime looks for CNI plugins and their configuration.
+/// Folders of a node with the CNI plugins and their configuration.
 #[derive(Debug, Clone, Copy)]
 struct CniFolders {
     /// Plugins.
@@ -43,48 +43,48 @@ struct CniFolders {
     configuration: &'static str,
 }
 
-/// Those of the lab, of its own.
+/// The folders of the lab.
 const LAB_FOLDERS: CniFolders = CniFolders { plugins: "/run/cni/bin", configuration: "/run/cni/net.d" };
-/// Those that the manifests name.
+/// The folders in the manifests.
 const MANIFESTS_FOLDERS: CniFolders = CniFolders { plugins: "/opt/cni/bin", configuration: "/etc/cni/net.d" };
 
-/// A pod as the runtime knows it.
+/// A pod sandbox of the runtime.
 #[derive(Debug, Clone)]
 pub struct Sandbox {
     /// The runtime's ID.
     pub id: String,
-    /// The addresses that the runtime says it has.
+    /// The addresses that the runtime reports.
     pub addresses: Vec<String>,
     config: PodSandboxConfig,
 }
 
-/// What a command in a container said.
+/// Result of a command in a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Said {
     /// Its exit code.
     pub code: i32,
-    /// Its output.
+    /// Standard output.
     pub output: String,
-    /// Its complaints.
+    /// Standard error.
     pub errors: String,
 }
 
-/// Which containerd it is.
+/// The containerd release.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Release {
-    /// The one that is installed: it speaks CNI 1.0.
+    /// The installed one, which supports CNI 1.0.
     Installed,
-    /// One with its programs in this folder, which speaks CNI 1.1.
+    /// One with its programs in this folder, which supports CNI 1.1.
     Newer(PathBuf),
 }
 
 impl Release {
-    /// The newer one, where `scripts/test` could get it and says where it is.
+    /// The newer release, if `scripts/test` has provided it.
     pub fn newer() -> Option<Self> {
         std::env::var_os("POLDER_NEWER_CONTAINERD").map(|folder| Self::Newer(folder.into()))
     }
 
-    /// `PATH` with its programs first.
+    /// `PATH` with the programs of the release first.
     fn path(&self) -> String {
         let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
         match self {
@@ -95,10 +95,10 @@ impl Release {
 }
 
 impl Runtime {
-    /// Starts containerd on a node whose agent serves, with all that it uses in the node's own folders.
+    /// Starts containerd on a node with a serving agent. All its folders are the node's own.
     pub fn start(worker: &Worker, release: &Release) -> Self {
         worker.node.shell("mkdir -p /run/cni/bin");
-        // What the agent's command would make a link to ours.
+        // Plugins of other software, which the agent's install command would replace by a link to Polder's.
         let of_others = ["tuning", "loopback"].map(|name| Path::new(CNI_PLUGINS).join(name));
         for plugin in of_others.into_iter().chain([dist().join("polder")]) {
             worker.node.shell(&format!("ln -s {} /run/cni/bin/", plugin.display()));
@@ -108,23 +108,24 @@ impl Runtime {
         runtime
     }
 
-    /// Starts containerd, with these images, on a node that nothing of Polder is on, as the manifests expect it.
+    /// Starts containerd with these images on a node without Polder, as the manifests expect it.
     pub fn start_for_manifests(node: &Node, images: &[&Path]) -> Self {
-        // What a host shares with its containers, as systemd makes it, and a folder for plugins of the node's own.
+        // Shared mounts as systemd sets them up, and a plugin folder of the node's own.
         node.shell("mount --make-rshared /; mount -t tmpfs tmpfs /opt");
         let runtime = Self::start_without_network(node, &Release::Installed, MANIFESTS_FOLDERS);
         images.iter().for_each(|image| runtime.import(node, image));
         runtime
     }
 
-    /// Starts containerd on a node that nothing of Polder is on.
+    /// Starts containerd on a node without Polder.
     fn start_without_network(node: &Node, release: &Release, cni: CniFolders) -> Self {
         Self::start_configured(node, release, cni.plugins, &config(cni))
     }
 
-    /// Starts containerd as kind configures it (`images/base/files/etc/containerd/config.toml` of kind 0.33): its folders for CNI
-    /// are the usual ones, and containers are made of a specification of kind's. What is not possible in the lab is as kind's
-    /// entrypoint changes it where that is not possible either: the snapshotter, and the limits of a user namespace.
+    /// Starts containerd with kind's configuration (`images/base/files/etc/containerd/config.toml` of kind 0.33): the
+    /// CNI folders are the default ones, and containers use kind's base specification. Settings that are not possible
+    /// in the lab are changed as kind's entrypoint does it where they are not possible: the snapshotter, and the limits
+    /// of a user namespace.
     pub fn start_of_kind(node: &Node) -> Self {
         node.shell("mkdir -p /etc/containerd; ctr oci spec >/etc/containerd/cri-base.json");
         Self::start_configured(node, &Release::Installed, "/opt/cni/bin", &config_of_kind())
@@ -148,22 +149,22 @@ impl Runtime {
         Self { _containerd: containerd, tokio, client, cgroup, path, attempts }
     }
 
-    /// Puts the image in that archive where the runtime finds it.
+    /// Imports the image from that archive into the runtime.
     pub fn import(&self, node: &Node, archive: &Path) {
         import(node, &self.path, archive);
     }
 
-    /// A number that no container of this runtime has had.
+    /// An attempt number that no container of this runtime has used.
     pub fn next_attempt(&self) -> u32 {
         self.attempts.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Waits until the runtime says that the network is ready, as kubelet does.
+    /// Waits until the runtime reports that the network is ready, as kubelet does.
     pub fn wait_for_network(&self) {
         wait::until("the runtime's network to be ready", || self.network_problem().map_or(Ok(()), Err));
     }
 
-    /// Why the runtime takes the network for not ready, if it does.
+    /// The reason for which the runtime reports that the network is not ready, if it does.
     pub fn network_problem(&self) -> Option<String> {
         let request = k8s_cri::v1::StatusRequest::default;
         let status = match self.call(async |mut client| client.status(request()).await) {
@@ -201,7 +202,7 @@ impl Runtime {
         self.run_sandbox(config)
     }
 
-    /// Runs a pod sandbox on the host's network; the logs of its containers are in that folder.
+    /// Runs a pod sandbox in the host's network. The logs of its containers are in that folder.
     pub fn run_host_pod(&self, name: &str, logs: &str) -> Sandbox {
         let config = PodSandboxConfig {
             metadata: Some(PodSandboxMetadata {
@@ -238,7 +239,7 @@ impl Runtime {
         Ok(Sandbox { id, addresses: std::iter::once(network.ip).chain(more).collect(), config })
     }
 
-    /// Runs a container in a pod; its ID.
+    /// Runs a container in a pod and returns its ID.
     pub fn run_container(&self, pod: &Sandbox, name: &str, command: &[&str]) -> String {
         let config = ContainerConfig {
             metadata: Some(ContainerMetadata { name: name.to_owned(), attempt: 0 }),
@@ -252,7 +253,7 @@ impl Runtime {
         self.start_container(pod, config)
     }
 
-    /// Runs a container of that configuration in a pod; its ID.
+    /// Runs a container with that configuration in a pod and returns its ID.
     pub fn start_container(&self, pod: &Sandbox, config: ContainerConfig) -> String {
         let request = CreateContainerRequest {
             pod_sandbox_id: pod.id.clone(),
@@ -266,7 +267,7 @@ impl Runtime {
         container_id
     }
 
-    /// How a container has ended, if it has.
+    /// The exit code of a container, if it has ended.
     pub fn exit_code(&self, container: &str) -> Option<i32> {
         let request = ContainerStatusRequest { container_id: container.to_owned(), verbose: false };
         let status = self.must(async |mut client| client.container_status(request.clone()).await);
@@ -274,7 +275,7 @@ impl Runtime {
         (status.state == i32::from(ContainerState::ContainerExited)).then_some(status.exit_code)
     }
 
-    /// Ends a container, as kubelet does, and removes it.
+    /// Stops and removes a container, as kubelet does.
     pub fn remove_container(&self, container: &str) {
         let stop = StopContainerRequest { container_id: container.to_owned(), timeout: 10 };
         self.must(async |mut client| client.stop_container(stop.clone()).await);
@@ -296,7 +297,7 @@ impl Runtime {
         Said { code: said.exit_code, output: text(&said.stdout), errors: text(&said.stderr) }
     }
 
-    /// Runs a pod with a server that says who asks; the pod, and its container.
+    /// Runs a pod with a server that returns the client's address. Returns the pod and its container.
     pub fn serve(&self, name: &str) -> (Sandbox, String) {
         let sandbox = self.run_pod(name);
         let server = ["httpd", "-f", "-h", "/www", "-p", "0.0.0.0:8080"];
@@ -304,7 +305,7 @@ impl Runtime {
         (sandbox, container)
     }
 
-    /// Asks such a server from a container; who the server takes it for.
+    /// Sends a request to that server from a container. Returns the client address that the server saw.
     pub fn seen(&self, client: &str, server: &str) -> String {
         let get = format!(r"printf 'GET /cgi-bin/who HTTP/1.0\r\n\r\n' | busybox nc -w 5 {server} 8080");
         wait::until(&format!("{server} to answer"), || {
@@ -318,7 +319,7 @@ impl Runtime {
         })
     }
 
-    /// Begins to send packets from a container to an address, 50 in a second.
+    /// Starts to send packets from a container to an address, 50 per second.
     pub fn send(&self, client: &str, to: &str) {
         let ping = format!("busybox ping -i 0.02 {to} >/replies 2>&1 & echo $! >/sender");
         let said = self.exec(client, &["sh", "-c", &ping]);
@@ -326,7 +327,7 @@ impl Runtime {
         self.wait_for_replies(client, 1);
     }
 
-    /// Waits until that many of these packets were answered.
+    /// Waits until this number of packets was answered.
     pub fn wait_for_replies(&self, client: &str, number: usize) {
         wait::until("packets to be answered", || {
             let replies = self.replies(client);
@@ -334,21 +335,21 @@ impl Runtime {
         });
     }
 
-    /// Ends that; which packets were not answered, of those before the last that was.
+    /// Stops sending. Returns the numbers of the unanswered packets before the last answered one.
     pub fn lost(&self, client: &str) -> Vec<usize> {
         self.exec(client, &["sh", "-c", "kill $(cat /sender)"]);
         let replies = self.replies(client);
         (0..replies.last().copied().unwrap_or_default()).filter(|number| !replies.contains(number)).collect()
     }
 
-    /// Which packets were answered.
+    /// The numbers of the answered packets.
     fn replies(&self, client: &str) -> BTreeSet<usize> {
         let output = self.exec(client, &["cat", "/replies"]).output;
         let number = |line: &str| line.split_once("seq=")?.1.split(' ').next()?.parse().ok();
         output.lines().filter_map(number).collect()
     }
 
-    /// Stops a pod, which takes it off the network.
+    /// Stops a pod, which detaches it from the network.
     pub fn stop_pod(&self, pod: &Sandbox) {
         let stop = StopPodSandboxRequest { pod_sandbox_id: pod.id.clone() };
         self.must(async |mut client| client.stop_pod_sandbox(stop.clone()).await);

@@ -1,13 +1,13 @@
-//! What others do to what is ours in a node's kernel, at random.
+//! Random changes of Polder's kernel state by other programs.
 
 use crate::agent::Worker;
 use crate::random::Random;
 
-/// Something that somebody does: what, and the shell that does it. `$F` is a family, 4 or 6, `pick` one of the lines that it
-/// reads, `ports` are the pods' interfaces. What is not there to be spoiled is left alone.
+/// A change by another program: its description, and the shell command. In the command, `$F` is a family, 4 or 6,
+/// `pick` returns one of its input lines, and `ports` are the pod interfaces. A missing object is skipped.
 pub type Deed = (&'static str, &'static str);
 
-/// What is done.
+/// The changes that Polder must repair.
 pub const DEEDS: [Deed; 35] = [
     (
         "deletes a route",
@@ -88,19 +88,19 @@ pub const DEEDS: [Deed; 35] = [
     ("takes IPv6 from the bridge", "echo 1 > /proc/sys/net/ipv6/conf/polder0/disable_ipv6"),
 ];
 
-/// Something that is not ours to put right: what, the shell that does it, what `status` says of it, and the shell that undoes it
-/// for both families.
+/// A change that Polder must not repair: its description and shell command, a part of the text in `status`, and the
+/// shell command that reverts it, for both families.
 #[derive(Debug, Clone, Copy)]
 pub struct Harm {
-    /// What is done, and how.
+    /// Description and shell command.
     pub deed: Deed,
-    /// A word of what is said of it.
+    /// A part of the text that `status` must contain.
     pub named: &'static str,
-    /// What undoes it.
+    /// The shell command that reverts the change.
     pub undo: &'static str,
 }
 
-/// What is done that `status` has to name.
+/// The changes that `status` must report.
 pub const HARMS: [Harm; 5] = [
     Harm {
         deed: ("routes a pod's address elsewhere", "ip -$F route add blackhole $(host 9)"),
@@ -138,7 +138,7 @@ pub const HARMS: [Harm; 5] = [
     },
 ];
 
-/// Undoes a harm, if it is done.
+/// Reverts a change, if it was made.
 pub fn undo(harm: &Harm, worker: &Worker) {
     let random = &mut Random::new(1);
     for family in ["F=4", "F=6"] {
@@ -146,14 +146,14 @@ pub fn undo(harm: &Harm, worker: &Worker) {
     }
 }
 
-/// Does one of these things on the node; says which.
+/// Makes a random change on the node. Returns its description.
 pub fn spoil(worker: &Worker, random: &mut Random) -> &'static str {
     let deed = random.one_of(&DEEDS);
     commit(deed, worker, random);
     deed.0
 }
 
-/// Does that. What the commands say is returned: some have nothing to spoil, or are refused.
+/// Makes that change. Returns the output of the command: a command may find nothing to change, or fail.
 pub fn commit(deed: &(&str, &str), worker: &Worker, random: &mut Random) -> String {
     let (number, family) = (random.below(1000), if random.chance(50) { 4 } else { 6 });
     worker.node.shell(&format!(
@@ -167,7 +167,7 @@ pub fn commit(deed: &(&str, &str), worker: &Worker, random: &mut Random) -> Stri
     ))
 }
 
-/// Makes what is not ours, and looks like ours.
+/// Creates foreign objects that are similar to Polder's.
 pub fn make_foreign(worker: &Worker) {
     worker.node.shell(
         "ip link add other0 type bridge; ip address add 192.0.2.1/24 dev other0; ip link set other0 up\n\
@@ -183,7 +183,7 @@ pub fn make_foreign(worker: &Worker) {
     );
 }
 
-/// What is there of it.
+/// The foreign objects that exist.
 pub fn foreign(worker: &Worker) -> String {
     worker.node.shell(
         "ip -o link show other0 | cut -d: -f2-; ip -o link show other.vx | cut -d: -f2-\n\

@@ -1,11 +1,11 @@
-//! An IPAM plugin that does what a test wants: it writes down what it is asked, and answers what it is told to.
+//! An IPAM plugin that a test controls: it records its requests and returns the configured result.
 
 use serde_json::{Value, json};
 
 use crate::cni::WITH_RESULTS;
 use crate::node::Node;
 
-/// Where such plugins are on a node.
+/// Folder of such plugins on a node.
 pub const SCRIPTED_PLUGINS: &str = "/run/scripted";
 
 const SCRIPT: &str = r#"#!/bin/sh
@@ -20,7 +20,7 @@ if [ "$CNI_COMMAND" = ADD ]; then cat result; fi
 pub struct ScriptedIpam<'a>(&'a Node);
 
 impl<'a> ScriptedIpam<'a> {
-    /// Puts the plugin on a node.
+    /// Installs the plugin on a node.
     pub fn new(node: &'a Node) -> Self {
         let program = format!("{SCRIPTED_PLUGINS}/scripted-ipam");
         node.write(&program, SCRIPT);
@@ -28,12 +28,12 @@ impl<'a> ScriptedIpam<'a> {
         Self(node)
     }
 
-    /// The configuration that names it.
+    /// A network configuration with this plugin.
     pub fn conf() -> Value {
         json!({ "ipam": { "type": "scripted-ipam" } })
     }
 
-    /// From now on it gives these IPv4 addresses, in the shape of that version. Before 0.3.0 that is the first alone.
+    /// Makes the plugin return these IPv4 addresses in the format of that version; before 0.3.0 only the first one.
     pub fn gives(&self, version: &str, addresses: &[&str]) {
         let ip = |address: &&str| match version {
             "1.0.0" | "1.1.0" => json!({ "address": address }),
@@ -47,17 +47,17 @@ impl<'a> ScriptedIpam<'a> {
         self.0.write(&path("result"), &result.to_string());
     }
 
-    /// From now on it fails, and says this.
+    /// Makes the plugin fail with this error.
     pub fn fails(&self, error: &str) {
         self.0.write(&path("error"), error);
     }
 
-    /// From now on it does not fail any more.
+    /// Makes the plugin succeed again.
     pub fn recovers(&self) {
         self.0.run("rm", &[&path("error")]);
     }
 
-    /// What it was asked since the last time, in a row.
+    /// The requests since the last call, in order.
     pub fn asked(&self) -> String {
         let asked = self.0.read(&path("asked")).unwrap_or_default();
         self.0.run("rm", &["-f", &path("asked")]);

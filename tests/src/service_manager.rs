@@ -1,4 +1,4 @@
-//! What systemd hears of an agent: its end of the socket that `sd_notify(3)` speaks to.
+//! The messages of an agent to systemd: the receiving end of the socket of `sd_notify(3)`.
 
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::agent::Worker;
 use crate::wait;
 
-/// The end of the socket, and all lines that were heard.
+/// The receiving socket, and all lines received.
 #[derive(Debug)]
 pub struct ServiceManager {
     socket: UnixDatagram,
@@ -14,7 +14,7 @@ pub struct ServiceManager {
 }
 
 impl ServiceManager {
-    /// Listens to the agent of that node from its next start on, which is told of a watchdog with this time.
+    /// Receives the messages of that node's agent from its next start on, and sets this watchdog timeout.
     pub fn of(worker: &mut Worker, watchdog: Duration) -> Self {
         let path = worker.node.folder().join("notify.sock");
         let socket = UnixDatagram::bind(&path).expect("a socket in the node's folder");
@@ -27,7 +27,7 @@ impl ServiceManager {
         Self { socket, heard: Vec::new() }
     }
 
-    /// All that was heard so far, line by line.
+    /// All lines received so far.
     pub fn heard(&mut self) -> &[String] {
         let mut message = [0; 4096];
         while let Ok(length) = self.socket.recv(&mut message) {
@@ -37,23 +37,23 @@ impl ServiceManager {
         &self.heard
     }
 
-    /// Forgets what was heard.
+    /// Discards all lines received so far.
     pub fn forget(&mut self) {
         self.heard();
         self.heard.clear();
     }
 
-    /// How often that line was heard.
+    /// How often that line was received.
     pub fn count(&mut self, line: &str) -> usize {
         self.heard().iter().filter(|heard| *heard == line).count()
     }
 
-    /// Waits until that line is heard.
+    /// Waits until that line is received.
     pub fn wait_for(&mut self, line: &str) {
         self.wait_for_any(line, |heard| heard == line);
     }
 
-    /// Waits until the status says that.
+    /// Waits until a status with these words is received.
     pub fn wait_for_status(&mut self, words: &str) {
         self.wait_for_any(words, |heard| heard.starts_with("STATUS=") && heard.contains(words));
     }

@@ -1,4 +1,4 @@
-//! A thread of a process that stands still, while the others go on.
+//! Stops one thread of a process while the others continue.
 
 use std::fs;
 
@@ -6,7 +6,8 @@ use nix::sys::ptrace::{self, Options};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
-/// Stops the thread of that name, does the job, and lets it go on. If the job panics, it goes on when the caller's thread ends.
+/// Stops the thread of that name, runs the job, and continues the thread. After a panic of the job, it continues when
+/// the caller's thread ends.
 pub fn while_thread<T>(process: Pid, name: &str, job: impl FnOnce() -> T) -> T {
     let thread = find(process, name);
     ptrace::seize(thread, Options::empty()).expect("root traces any thread");

@@ -1,4 +1,4 @@
-//! A plugin that is killed after a certain system call: what a crash, the OOM killer or an impatient runtime does.
+//! A plugin that is killed after a given system call, like by a crash, the OOM killer or an impatient runtime.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -15,15 +15,15 @@ use nix::unistd::Pid;
 pub enum End {
     /// It was killed.
     Killed,
-    /// It ended before it could be killed: it has no more system calls than that.
+    /// It ended before: it has fewer system calls.
     Ended,
 }
 
-/// Runs a command, which execs the plugin in the end, with its standard input from a file, and kills the plugin when its
-/// `last`th system call has returned.
+/// Runs a command that finally execs the plugin, with its standard input from a file, and kills the plugin after the
+/// return of its `last`th system call.
 ///
-/// On a thread of its own: only the thread that traces can wait for what it traces, and no other thread's children are
-/// waited for here.
+/// Uses a separate thread: only the tracing thread can wait for its tracees, and it must not wait for children of other
+/// threads.
 pub fn kill_after(last: usize, command: &Command, input: &Path) -> End {
     std::thread::scope(|scope| {
         let traced = scope.spawn(|| trace(last, command, input));
@@ -33,7 +33,7 @@ pub fn kill_after(last: usize, command: &Command, input: &Path) -> End {
 
 fn trace(last: usize, command: &Command, input: &Path) -> End {
     let input = File::open(input).expect("the input is there");
-    // It waits for its tracer before it becomes what it is to be.
+    // The shell stops itself until it is traced, and then execs the command.
     let mut waiting = Command::new("sh");
     waiting
         .args(["-c", "kill -STOP $$; exec \"$@\"", "sh"])
@@ -61,7 +61,7 @@ fn trace(last: usize, command: &Command, input: &Path) -> End {
             Err(errno) => panic!("wait for the plugin: {errno}"),
         }
     }
-    // It is gone already; this is for its handle.
+    // It has already ended; this updates its handle.
     let _ = outer.try_wait();
     tracer.end
 }
@@ -101,12 +101,12 @@ impl Tracer {
                 }
                 None
             }
-            // A child begins with a stop that is for its tracer.
+            // The first stop of a new child is only for the tracer.
             WaitStatus::Stopped(_, Signal::SIGSTOP | Signal::SIGTRAP) => None,
             WaitStatus::Stopped(_, signal) => Some(signal),
             _ => return,
         };
-        // It may be gone meanwhile.
+        // Fails if the process has ended meanwhile.
         let _ =
             if self.plugin == Some(pid) { ptrace::syscall(pid, signal) } else { ptrace::cont(pid, signal) };
     }

@@ -1,10 +1,10 @@
-//! Pods that talk while something happens to the network.
+//! Traffic between pods during a change of the network.
 
 use crate::matrix::listen;
 use crate::pod::Pod;
 use crate::probe::Stream;
 
-/// Sends from the first pod to all others while something happens. Not one packet may be lost.
+/// Sends from the first pod to all others during `happen`. No packet may be lost.
 pub fn while_talking(pods: &[Pod], happen: impl FnOnce()) {
     let _servers = listen(&pods[1..]);
     let streams =

@@ -1,4 +1,4 @@
-//! Certificates for an etcd that wants them.
+//! Certificates for an etcd with TLS.
 
 use std::fs;
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, 
 
 use crate::etcd::Tls;
 
-/// An authority, and a folder in which what it signs is put.
+/// A certificate authority, and the folder for the certificates that it signs.
 #[derive(Debug)]
 pub struct Authority {
     folder: PathBuf,
@@ -16,7 +16,7 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Makes an authority; `ca.pem` in the folder is its certificate.
+    /// Creates an authority. Its certificate is `ca.pem` in the folder.
     pub fn new(folder: &Path, name: &str) -> Self {
         fs::create_dir_all(folder).expect("a folder for certificates");
         let key = KeyPair::generate().expect("a key");
@@ -28,17 +28,17 @@ impl Authority {
         Self { folder: folder.to_owned(), issuer: Issuer::new(params, key) }
     }
 
-    /// Its own certificate.
+    /// File of the authority's certificate.
     pub fn ca(&self) -> PathBuf {
         self.folder.join("ca.pem")
     }
 
-    /// Signs a certificate of that name for these addresses; its file and that of its key.
+    /// Signs a certificate of that name for these addresses. Returns the files of certificate and key.
     pub fn sign(&self, name: &str, addresses: &[IpAddr]) -> (PathBuf, PathBuf) {
         self.sign_for(name, addresses.iter().copied().map(SanType::IpAddress).collect())
     }
 
-    /// Signs a certificate of that name for what is in the list.
+    /// Signs a certificate of that name for these alternative names.
     fn sign_for(&self, name: &str, alternatives: Vec<SanType>) -> (PathBuf, PathBuf) {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::default();
@@ -51,13 +51,13 @@ impl Authority {
         paths
     }
 
-    /// What an etcd at these addresses needs.
+    /// Certificates for an etcd at these addresses.
     pub fn for_etcd(&self, addresses: &[IpAddr]) -> Tls {
         let (certificate, key) = self.sign("etcd", addresses);
         Tls { ca: self.ca(), certificate, key }
     }
 
-    /// What an etcd needs whose members are found by this name, which may begin with `*.`, and not by their addresses.
+    /// Certificates for an etcd whose members are addressed by this name, which may begin with `*.`.
     pub fn for_etcd_named(&self, name: &str) -> Tls {
         let name = SanType::DnsName(name.try_into().expect("a name in ASCII"));
         let (certificate, key) = self.sign_for("etcd", vec![name]);

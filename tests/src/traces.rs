@@ -1,4 +1,4 @@
-//! What attachments leave on a node and in etcd, wherever it is.
+//! Traces of attachments on a node and in etcd.
 
 use std::collections::BTreeMap;
 
@@ -7,14 +7,14 @@ use serde_json::Value;
 use crate::agent::Worker;
 use crate::{Lab, wait};
 
-/// Everything that belongs to attachments, by where it is. Each is empty if there are none.
+/// All objects of attachments, by place. A text is empty if the place has none.
 pub fn traces(lab: &Lab, worker: &Worker) -> BTreeMap<&'static str, String> {
     let lines = |text: String, sign: &str| {
         text.lines().filter(|line| line.contains(sign)).collect::<Vec<_>>().join("\n")
     };
     let run = |program: &str, line: &str| worker.node.run(program, &line.split(' ').collect::<Vec<_>>());
     let status = worker.status();
-    // The node's own, and of no attachment.
+    // Belongs to the node, not to an attachment.
     let endpoint = endpoint(lab, worker);
     let senders = |set: &str| {
         let listed = run("nft", &format!("list set inet polder {set}")).replace(['\n', '\t'], " ");
@@ -31,13 +31,13 @@ pub fn traces(lab: &Lab, worker: &Worker) -> BTreeMap<&'static str, String> {
         ("senders4", senders("senders4")),
         ("senders6", senders("senders6")),
         ("ledger", more(pods, 0)),
-        // The gateways are of no attachment.
+        // The gateways belong to no attachment.
         ("addresses", more(used(&status), gateways)),
         ("etcd", lab.etcd.keys("/polder/v1/addresses/").join("\n")),
     ])
 }
 
-/// The addresses of the node's probe endpoint, as its record says.
+/// The addresses of the node's probe endpoint, from its record.
 pub fn endpoint(lab: &Lab, worker: &Worker) -> Vec<String> {
     let key = format!("/polder/v1/nodes/{}", worker.name());
     let record: Value = serde_json::from_str(lab.etcd.ctl(&["get", "--print-value-only", &key]).trim())
@@ -46,20 +46,20 @@ pub fn endpoint(lab: &Lab, worker: &Worker) -> Vec<String> {
     probes.filter_map(|address| address.as_str().map(str::to_owned)).collect()
 }
 
-/// The parts of the text in which none of the addresses is.
+/// The parts of the text without any of the addresses.
 fn not_of(addresses: &[String], separator: char, text: &str) -> String {
     let is_other = |part: &&str| !part.split_whitespace().any(|word| addresses.iter().any(|own| own == word));
     let parts = text.split(separator).map(str::trim).filter(|part| !part.is_empty());
     parts.filter(is_other).collect::<Vec<_>>().join("\n")
 }
 
-/// How many addresses of the node's blocks are out.
+/// Number of used addresses in the node's blocks.
 pub fn used(status: &Value) -> u64 {
     let blocks = status["blocks"].as_array().into_iter().flatten();
     blocks.map(|block| block["used"].as_u64().expect("a count")).sum()
 }
 
-/// Waits until there is nothing of any attachment. etcd is told a moment later than all others.
+/// Waits until no trace of an attachment is left. etcd is updated shortly after the other places.
 pub fn assert_nothing_left(lab: &Lab, worker: &Worker) {
     wait::until("nothing to be left", || {
         let mut traces = traces(lab, worker);

@@ -3,17 +3,16 @@
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-/// Longer than anything takes on a slow and busy machine, shorter than a person's patience.
+/// Timeout of most waits: longer than any operation on a slow and busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Between two looks.
+/// Pause between two checks.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// The variable with the number by which every deadline is multiplied, where the machine is slower than any real one: an
-/// emulator.
+/// Environment variable with the factor for every timeout, for machines slower than any real one, such as an emulator.
 pub const SLOWNESS: &str = "POLDER_SLOWNESS";
 
-/// That deadline on this machine, which is as slow as [`SLOWNESS`] says.
+/// The timeout on this machine, multiplied by [`SLOWNESS`].
 pub fn here(deadline: Duration) -> Duration {
     static FACTOR: LazyLock<u32> = LazyLock::new(|| {
         let Ok(given) = std::env::var(SLOWNESS) else { return 1 };
@@ -23,18 +22,18 @@ pub fn here(deadline: Duration) -> Duration {
     deadline.saturating_mul(*FACTOR)
 }
 
-/// Waits until `look` finds something, and returns it. At the deadline it panics with what was waited for and what
-/// the last look said.
+/// Waits until `look` returns `Ok`, and returns the value. After the timeout it panics with `what` and the last error.
 pub fn until<T>(what: &str, look: impl FnMut() -> Result<T, String>) -> T {
     within(PATIENCE, what, look)
 }
 
-/// Like [`until`], with another deadline.
+/// Like [`until`], with another timeout.
 pub fn within<T>(patience: Duration, what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
     let patience = here(patience);
     let deadline = Instant::now() + patience;
     loop {
-        // One that the machine held up until after the deadline is not the last: what it waited for may just be happening.
+        // A check that started before the deadline and ended after it is not the last: its condition may be about to
+        // hold.
         let begun = Instant::now();
         match look() {
             Ok(found) => return found,

@@ -1,4 +1,4 @@
-//! The ways of all nodes to all blocks.
+//! The routes of all nodes to all blocks.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -6,21 +6,21 @@ use std::time::Duration;
 use crate::agent::Worker;
 use crate::{Lab, wait};
 
-/// The destinations of all routes of ours on a node that are somebody's block.
+/// The destinations of Polder's routes on a node that are blocks.
 fn routed(worker: &Worker) -> BTreeSet<String> {
     let routes = worker.node.shell("ip route show proto 84; ip -6 route show proto 84");
     let blocks = routes.lines().filter(|line| !line.starts_with("unreachable"));
     blocks.filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
 }
 
-/// The blocks that are claimed.
+/// The claimed blocks.
 fn claimed(worker: &Worker) -> Result<BTreeSet<String>, String> {
     let blocks = worker.try_ctl(&["block", "list"])?;
     let blocks = blocks.as_array().into_iter().flatten();
     Ok(blocks.filter_map(|block| block["block"].as_str()).map(str::to_owned).collect())
 }
 
-/// Waits until every node has a route to every block that is claimed, and to no other.
+/// Waits until every node has routes to all claimed blocks, and to no other.
 pub fn wait_for_ways(lab: &Lab, patience: Duration) {
     wait::within(patience, "all nodes to know all blocks and no other", || {
         let claimed = claimed(&lab.workers[0])?;

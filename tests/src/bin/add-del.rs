@@ -1,4 +1,4 @@
-//! How long the ADD and the DEL of a pod take, one after the other, with the programs of `POLDER_DIST`.
+//! Measures the time of sequential ADDs and DELs of pods, with the programs of `POLDER_DIST`.
 
 use std::time::{Duration, Instant};
 
@@ -6,8 +6,8 @@ use clap::Parser;
 use polder_tests::agent::Worker;
 use polder_tests::{Lab, Topology};
 
-/// Measures ADD and DEL on one node. Prints their p50 and p99 in microseconds, with the start of the plugin in the node's
-/// namespace.
+/// Measures ADD and DEL on one node. Prints their p50 and p99 in microseconds, with the start of the plugin in the
+/// node's namespace.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// Pods
@@ -15,7 +15,7 @@ struct Arguments {
     pods: u32,
 }
 
-/// Pods before it is measured: the first ones find cold caches, and wait for a block.
+/// Pods before the measurement: the first ones find cold caches, and wait for a block.
 const WARM_UP: u32 = 10;
 
 fn main() -> anyhow::Result<()> {
@@ -48,7 +48,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The time that so many percent of the calls did not exceed.
+/// The given percentile of the times.
 fn at(sorted: &[Duration], percent: usize) -> Duration {
     let last = sorted.len().saturating_sub(1);
     sorted.get(last * percent / 100).copied().unwrap_or_default()

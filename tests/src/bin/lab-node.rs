@@ -1,8 +1,8 @@
-//! The first process of a lab node: it sets the node up, and its end is the node's end.
+//! The first process of a lab node: it sets the node up, and the node ends with it.
 //!
-//! To be run as `unshare --mount --net --uts --pid --fork --kill-child lab-node NAME FOLDER BOOT_ID`. It says
-//! `ready PID` when the node is there, with the process number that the host knows it by, and then lives until its
-//! standard input ends. The line `keep` makes it outlive that.
+//! Run it as `unshare --mount --net --uts --pid --fork --kill-child lab-node NAME FOLDER BOOT_ID`. It prints `ready
+//! PID` when the node is set up, with its process id on the host, and runs until its standard input ends. After the
+//! line `keep` it continues to run.
 
 use std::fs;
 use std::io::{self, BufRead, Write};
@@ -18,10 +18,10 @@ use polder_tests::mounts::{bind, keep_apart, mount_new};
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [name, folder, boot_id] = arguments.as_slice() else { bail!("NAME FOLDER BOOT_ID") };
-    // While /proc is still the host's, it tells what the host calls this process.
+    // While /proc is still the host's, the link has the process id on the host.
     let pid = fs::read_link("/proc/self").context("read /proc/self")?;
     set_up(name, Path::new(folder), boot_id)?;
-    // A first process has to take note of the end of every process that has lost its parent.
+    // A first process must reap all orphaned processes.
     std::thread::spawn(|| {
         loop {
             if wait().is_err() {
@@ -69,7 +69,7 @@ fn set_up(name: &str, folder: &Path, boot_id: &str) -> anyhow::Result<()> {
     if up.success() { Ok(()) } else { bail!("lo cannot be switched on") }
 }
 
-/// `/etc` is the host's, except for what is written in the node: that is in `own`, and stays with the node.
+/// Mounts the host's `/etc`, except for files written in the node: they are in `own`, and are kept with the node.
 fn own_etc(own: &Path, work: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(own)?;
     fs::create_dir_all(work)?;
@@ -77,7 +77,7 @@ fn own_etc(own: &Path, work: &Path) -> anyhow::Result<()> {
     if mount_new("overlay", "/etc", Some(&layers)).is_ok() {
         return Ok(());
     }
-    // An overlay cannot be put on an overlay, which is what a container has for its files.
+    // An overlay cannot be mounted on an overlay, which is the root file system of a container.
     if !own.join("passwd").exists() {
         let copied = Command::new("cp").arg("-a").arg("/etc/.").arg(own).status().context("run cp")?;
         if !copied.success() {
@@ -88,7 +88,7 @@ fn own_etc(own: &Path, work: &Path) -> anyhow::Result<()> {
     bind(own, Path::new("/etc"), MsFlags::empty())
 }
 
-/// `/sys` names the node's own interfaces. The control groups in it are the host's.
+/// Mounts a `/sys` with the node's own interfaces. The control groups in it are the host's.
 fn own_sys() -> anyhow::Result<()> {
     let (groups, kept) = (Path::new("/sys/fs/cgroup"), Path::new("/run/cgroup"));
     fs::create_dir(kept)?;

@@ -1,7 +1,8 @@
-//! The first process of a machine that systemd boots: it makes the machine out of this one's files, and becomes systemd.
+//! The first process of a machine booted by systemd: it sets the machine up from this machine's files, and execs
+//! systemd.
 //!
-//! To be run as `unshare --mount --net --uts --ipc --pid --fork --kill-child lab-systemd FOLDER CONTROL_GROUP SHARED...`. Whatever
-//! is written in the machine is in memory, and gone with it, except in the folders that are shared with it.
+//! Run it as `unshare --mount --net --uts --ipc --pid --fork --kill-child lab-systemd FOLDER CONTROL_GROUP SHARED...`.
+//! Files written in the machine are in memory and lost at its end, except in the shared folders.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -15,7 +16,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{chdir, pivot_root, sethostname};
 use polder_tests::mounts::{bind, keep_apart, mount_new};
 
-/// What a machine without devices and without a user has no use for.
+/// Units that a machine without devices and without users does not need.
 const LEFT_OUT: [&str; 8] = [
     "systemd-logind.service",
     "systemd-modules-load.service",
@@ -27,7 +28,7 @@ const LEFT_OUT: [&str; 8] = [
     "systemd-udevd.service",
 ];
 
-/// What is started.
+/// The target that is started.
 const TARGET: &str = "[Unit]\nRequires=basic.target\nAfter=basic.target\nAllowIsolate=yes\n";
 
 fn main() -> anyhow::Result<()> {
@@ -39,14 +40,14 @@ fn main() -> anyhow::Result<()> {
     let root = folder.join("root");
     lay_files(folder, &root)?;
     sethostname("booted").context("set the host name")?;
-    // The first process has to know the machine by its number, which only a /proc of its own shows.
+    // The first process needs its process id in the machine, which only a new /proc shows.
     mount_new("proc", root.join("proc"), None)?;
     mount_new("sysfs", root.join("sys"), None)?;
     mount_new("cgroup2", root.join("sys/fs/cgroup"), None)?;
     devices(&root.join("dev"))?;
     mount_new("tmpfs", root.join("run"), Some("mode=755"))?;
     units(&root.join("etc/systemd/system"))?;
-    // Or /tmp is emptied at boot, where a shared folder may be.
+    // Keeps /tmp at boot, because it may contain a shared folder.
     fs::create_dir_all(root.join("etc/tmpfiles.d"))?;
     symlink("/dev/null", root.join("etc/tmpfiles.d/tmp.conf"))?;
     for path in shared {
@@ -71,7 +72,7 @@ fn main() -> anyhow::Result<()> {
     Err(systemd.exec()).context("run systemd")
 }
 
-/// Lets systemd see a control group of the machine's own as the root of all.
+/// Makes a control group of the machine the root of all groups that systemd sees.
 fn enter_group(folder: &Path, group: &str) -> anyhow::Result<()> {
     let all = folder.join("cgroup");
     fs::create_dir(&all)?;
@@ -83,7 +84,7 @@ fn enter_group(folder: &Path, group: &str) -> anyhow::Result<()> {
     unshare(CloneFlags::CLONE_NEWCGROUP).context("see no other control group")
 }
 
-/// The files of this machine, with what is written kept in memory.
+/// Mounts the files of this machine, with changes kept in memory.
 fn lay_files(folder: &Path, root: &Path) -> anyhow::Result<()> {
     let memory = folder.join("memory");
     fs::create_dir(&memory)?;
@@ -94,7 +95,7 @@ fn lay_files(folder: &Path, root: &Path) -> anyhow::Result<()> {
     fs::create_dir(&work)?;
     let layers = format!("lowerdir=/,upperdir={},workdir={}", upper.display(), work.display());
     mount_new("overlay", root, Some(&layers))?;
-    // The agent's ledger must be on no layered file system.
+    // The agent's ledger must not be on a layered file system.
     let var_lib = root.join("var/lib/polder");
     fs::create_dir_all(&var_lib)?;
     mount_new("tmpfs", &var_lib, None)
@@ -117,7 +118,7 @@ fn devices(dev: &Path) -> anyhow::Result<()> {
 
 fn units(folder: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(folder)?;
-    // What the owner of this machine has switched on.
+    // Units that this machine's administrator has enabled.
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         if path.extension().is_some_and(|end| end == "wants" || end == "requires") {

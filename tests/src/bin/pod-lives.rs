@@ -1,7 +1,7 @@
-//! What the lives of pods cost: pods in a second, writes to etcd, bytes in ledger and etcd.
+//! Measures the costs of pods: pods per second, writes to etcd, and bytes in ledger and etcd.
 //!
-//! The first figures are of the real plugin, called as a runtime calls it, with `nsenter` before it. The last ones are
-//! of lives that are told to the agent alone, without any interface: they leave the same traces in ledger and etcd.
+//! The first figures are for the real plugin, called through `nsenter` as by a runtime. The last ones are for requests
+//! sent to the agent without creating interfaces: they leave the same traces in ledger and etcd.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -16,21 +16,21 @@ use polder_tests::fabric::Families;
 use polder_tests::{Lab, Topology, wait};
 use serde_json::Value;
 
-/// Measures the lives of pods on one node with a dual-stack pool.
+/// Measures the costs of pods on one node with a dual-stack pool.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// Pods for each rate
     #[arg(long, default_value_t = 100)]
     pods: u32,
-    /// Lives that are told to the agent alone
+    /// Attachments that are requested from the agent only, without interfaces
     #[arg(long, default_value_t = 10_000)]
     lives: u32,
 }
 
-/// ADDs at a time where there are several.
+/// Concurrent ADDs, where several run at once.
 const AT_ONCE: usize = 8;
 
-/// Longer than the agent takes for anything.
+/// Longer than any request to the agent takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> anyhow::Result<()> {
@@ -41,11 +41,11 @@ fn main() -> anyhow::Result<()> {
 
     rates(&lab, "etcd up", pods)?;
     writes(&lab, pods)?;
-    // Blocks are claimed while that is possible.
+    // Blocks are claimed as long as possible.
     hold_at_once(&lab.workers[0], 3 * pods)?;
     wait::within(PATIENCE, "addresses to have rested", || {
         let free = sum(&lab.workers[0].status(), "free");
-        // Of both families, one for each pod of two rounds.
+        // Free addresses of both families, one of each for every pod of two rounds.
         if free > 4 * u64::from(pods) { Ok(()) } else { Err(format!("{free} are free")) }
     });
     lab.etcd.kill();
@@ -69,7 +69,7 @@ fn main() -> anyhow::Result<()> {
     sizes(&lab, "after")
 }
 
-/// ADDs and DELs in a second, one after the other and several at once.
+/// ADDs and DELs per second, sequential and concurrent.
 fn rates(lab: &Lab, state: &str, pods: u32) -> anyhow::Result<()> {
     let worker = &lab.workers[0];
     for at_once in [1, AT_ONCE] {
@@ -97,7 +97,7 @@ fn rates(lab: &Lab, state: &str, pods: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Revisions of etcd for the life of a pod: one that is alone, and those that come together.
+/// Revisions of etcd per pod: for single pods, and for many pods at once.
 fn writes(lab: &Lab, pods: u32) -> anyhow::Result<()> {
     let worker = &lab.workers[0];
     let published = |count: u32| {
@@ -129,7 +129,7 @@ fn client(worker: &Worker) -> anyhow::Result<Client> {
     Ok(Client::connect(&socket, PATIENCE)?)
 }
 
-/// Attachments that come and go without any interface.
+/// Adds and deletes attachments without interfaces, one after the other.
 fn live(worker: &Worker, lives: u32) -> anyhow::Result<()> {
     let mut client = client(worker)?;
     for number in 0..lives {
@@ -139,7 +139,7 @@ fn live(worker: &Worker, lives: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// So many attachments at a time, for a moment.
+/// Adds this number of attachments, and then deletes them.
 fn hold_at_once(worker: &Worker, count: u32) -> anyhow::Result<()> {
     let mut held = Vec::new();
     for number in 0..count {

@@ -1,4 +1,4 @@
-//! Three nodes, a real etcd, two pods on each node: a flat network, and the proof of it.
+//! Three nodes, a real etcd, and two pods on each node: shows that the pod network is flat.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -22,7 +22,7 @@ struct Arguments {
     /// The families of nodes and pods
     #[arg(long, value_enum, default_value = "ipv4")]
     families: Choice,
-    /// Leave it running, and say how to enter a pod
+    /// Keep it running, and print how to enter a pod
     #[arg(long)]
     keep: bool,
 }
@@ -75,7 +75,7 @@ fn main() -> anyhow::Result<ExitCode> {
     Ok(if works { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Starts the agents, and says what each node has become.
+/// Starts the agents, and prints the state of each node.
 fn start(lab: &mut Lab) {
     lab.start_agents();
     for worker in &lab.workers {
@@ -114,7 +114,7 @@ fn attach(lab: &Lab) -> Vec<Pod> {
     pods
 }
 
-/// Tries every pair, and prints the table; what does not work.
+/// Checks every pair and prints the table. Returns the problems.
 fn prove(lab: &Lab, pods: &[Pod], pairs: &[Pair<'_>], mtu: usize) -> anyhow::Result<Vec<String>> {
     let servers = listen(pods);
     let mut table = Table::new();
@@ -140,7 +140,7 @@ fn prove(lab: &Lab, pods: &[Pod], pairs: &[Pair<'_>], mtu: usize) -> anyhow::Res
     Ok(problems)
 }
 
-/// Which way a packet of the pair goes, as the sender's kernel says.
+/// The path of a packet of the pair, from the sender's kernel.
 fn path(lab: &Lab, pair: &Pair<'_>) -> anyhow::Result<String> {
     let worker = lab.workers.iter().find(|worker| worker.name() == pair.from.node()).context("the node")?;
     let route = worker.node.run("ip", &["-j", "route", "get", &pair.to_address.to_string()]);
@@ -154,7 +154,7 @@ fn path(lab: &Lab, pair: &Pair<'_>) -> anyhow::Result<String> {
     .to_owned())
 }
 
-/// What the kernel's routes of this node mean.
+/// Prints an explanation of this node's routes.
 fn explain_routes(worker: &Worker) -> anyhow::Result<()> {
     let mut owners: BTreeMap<IpNetwork, (String, Vec<Value>)> = BTreeMap::new();
     for node in worker.ctl(&["node", "list"]).as_array().into_iter().flatten() {

@@ -1,4 +1,5 @@
-//! What a large cluster costs one of its nodes: a real agent over a real etcd that has the records of thousands of peers.
+//! Measures the costs of a large cluster for one node: a real agent and a real etcd with the records of thousands of
+//! peers.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::mpsc;
@@ -27,24 +28,24 @@ struct Arguments {
     /// Blocks that move from one peer to another in a second
     #[arg(long, default_value_t = 100)]
     rate: u32,
-    /// For so many seconds
+    /// Duration of these moves, in seconds
     #[arg(long, default_value_t = 10)]
     seconds: u32,
 }
 
-/// Room for 16,384 blocks of the usual size.
+/// A pool for 16,384 blocks of the default size.
 const POOL: &str = "10.128.0.0/12";
 
 /// The first address of the pool, and of the peers' underlay.
 const FIRST: (Ipv4Addr, Ipv4Addr) = (Ipv4Addr::new(10, 128, 0, 0), Ipv4Addr::new(172, 16, 0, 0));
 
-/// Addresses of a block.
+/// Number of addresses in a block.
 const BLOCK: u32 = 64;
 
-/// Peers whose records go in one transaction.
+/// Number of peers per transaction.
 const AT_ONCE: usize = 60;
 
-/// Longer than anything takes.
+/// Longer than any measured operation takes.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 fn main() -> anyhow::Result<()> {
@@ -74,7 +75,7 @@ fn main() -> anyhow::Result<()> {
     churn(&lab, &peers, &arguments)?;
     memory(&lab.workers[0], "after the changes");
 
-    // An empty kernel, and what was written down: as after a boot, without etcd.
+    // An empty kernel and the saved snapshot: the same state as after a boot without etcd.
     ensure!(lab.workers[0].stop(), "the agent ends well");
     lab.etcd.kill();
     lab.workers[0].node.shell("ip link delete polder.vx");
@@ -84,7 +85,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A peer that is nothing but records.
+/// A peer that exists only as records.
 #[derive(Debug, Clone, Copy)]
 struct Peer(u32);
 
@@ -138,7 +139,7 @@ impl Peer {
     }
 }
 
-/// Does something with etcd.
+/// Runs a job with a connection to etcd.
 fn with_store<T>(
     endpoints: &[String],
     job: impl AsyncFnOnce(Store) -> anyhow::Result<T>,
@@ -170,7 +171,7 @@ fn own_routes(worker: &Worker) -> usize {
     worker.node.shell("ip -o route show proto 84 | wc -l").trim().parse().unwrap_or(0)
 }
 
-/// Starts the agent, and says how long it takes until the kernel has all routes and a pass finds nothing to do.
+/// Starts the agent, and prints the time until the kernel has all routes, and the duration of a pass without changes.
 fn measure_start(worker: &mut Worker, routes: usize, what: &str) {
     let begin = Instant::now();
     worker.start();
@@ -210,7 +211,7 @@ fn memory(worker: &Worker, when: &str) {
     );
 }
 
-/// Lets blocks move from peer to peer, and says how soon the kernel follows.
+/// Moves blocks between peers, and prints how fast the kernel follows.
 fn churn(lab: &Lab, peers: &[Peer], arguments: &Arguments) -> anyhow::Result<()> {
     let worker = &lab.workers[0];
     let (endpoints, changes) = (lab.etcd.endpoints(), arguments.rate * arguments.seconds);
@@ -232,7 +233,7 @@ fn churn(lab: &Lab, peers: &[Peer], arguments: &Arguments) -> anyhow::Result<()>
             })
         });
         let mut latencies: Vec<f64> = Vec::new();
-        // The newest each time, so that looking does not fall behind.
+        // Only the newest change is checked, so that the checks keep up.
         while let Ok(mut newest) = seen.recv() {
             while let Ok(newer) = seen.try_recv() {
                 newest = newer;

@@ -1,4 +1,4 @@
-//! Who has which address, asked of everybody who knows: the kernel, the ledgers, etcd.
+//! The owner of each address, according to all sources: the kernel, the ledgers and etcd.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use crate::agent::Worker;
 use crate::churn::truth::Holder;
 use crate::etcd::Etcd;
 
-/// What everybody says at about the same time.
+/// The state of all sources at about the same time.
 #[derive(Debug, Default)]
 pub struct Census {
     /// The addresses of pods in the kernel.
@@ -22,31 +22,31 @@ pub struct Census {
     pub published: BTreeSet<(String, IpAddr)>,
     /// The claims in etcd, each with its node.
     pub claims: BTreeSet<(IpNetwork, String)>,
-    /// Addresses that two pods have.
+    /// Addresses that two pods have, as texts.
     pub twice: Vec<String>,
 }
 
 /// A node.
 #[derive(Debug)]
 pub struct NodeCensus {
-    /// Its own addresses on the bridge.
+    /// The node's own addresses on the bridge.
     pub gateways: Vec<IpAddr>,
-    /// Namespaces in which there is an interface of a pod.
+    /// Number of namespaces with a pod interface.
     pub interfaces: usize,
-    /// The hosts' ends of pods' interfaces.
+    /// Number of pod interfaces on the host.
     pub ends: usize,
-    /// The attachments in the ledger.
+    /// Number of attachments in the ledger.
     pub attachments: u64,
-    /// The used addresses in the ledger.
+    /// Number of used addresses in the ledger.
     pub used: u64,
     /// The blocks in the ledger.
     pub blocks: BTreeSet<IpNetwork>,
-    /// What stands in the way of being ready.
+    /// Why the node is not ready; empty if it is ready.
     pub reasons: String,
 }
 
 impl Census {
-    /// Asks everybody.
+    /// Reads all sources.
     pub fn take(lab: &Lab) -> Result<Self, String> {
         let mut census =
             Self { published: published(&lab.etcd)?, claims: claims(&lab.etcd)?, ..Self::default() };
@@ -92,8 +92,8 @@ impl Census {
         Ok(())
     }
 
-    /// What does not agree with `live`, what the test itself knows, or with each other. It may be that something is
-    /// still under way.
+    /// The differences between the sources, and from `live`, the state known by the test. Changes in progress can cause
+    /// differences.
     pub fn differences(&self, live: &BTreeMap<IpAddr, Holder>) -> Vec<String> {
         let mut differences = self.twice.clone();
         let mut differ =
@@ -150,7 +150,7 @@ impl Census {
     }
 }
 
-/// The first word of a line of `ip -o address`, and the address in it.
+/// The first word of a line of `ip -o address`, and the address in the line.
 fn first_and_address(line: &str) -> Option<(String, IpAddr)> {
     let mut words = line.split_whitespace();
     let first = words.next()?.to_owned();

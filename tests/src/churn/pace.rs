@@ -1,4 +1,4 @@
-//! How far the runtimes are, all together, and how far they may go: faults happen at steps, and not at times.
+//! Progress of all runtimes together, and their limit: faults happen at steps, not at times.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -17,7 +17,7 @@ struct Steps {
 }
 
 impl Pace {
-    /// Of that many steps none is done, and none is allowed yet.
+    /// No step is done, and none is allowed yet; `last` is the total number.
     pub fn new(last: usize) -> Self {
         Self { steps: Mutex::new(Steps { done: 0, allowed: 0, last }), changed: Condvar::new() }
     }
@@ -26,7 +26,7 @@ impl Pace {
         self.steps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the next step, as soon as it is allowed; false after the last one.
+    /// Takes the next step as soon as it is allowed. Returns false after the last step.
     pub fn step(&self) -> bool {
         let mut steps = self.steps();
         loop {
@@ -42,7 +42,7 @@ impl Pace {
         }
     }
 
-    /// Allows as many steps, and returns when they are taken, or there are to be no more.
+    /// Allows steps up to this number. Returns when they are done, or no step is left.
     pub fn go_on_to(&self, step: usize) {
         let mut steps = self.steps();
         steps.allowed = step;
@@ -52,13 +52,13 @@ impl Pace {
         }
     }
 
-    /// Allows as many steps, without waiting.
+    /// Allows steps up to this number, without waiting.
     pub fn allow(&self, step: usize) {
         self.steps().allowed = step;
         self.changed.notify_all();
     }
 
-    /// Ends it: there is no further step.
+    /// Ends the run: no further step is allowed.
     pub fn stop(&self) {
         let mut steps = self.steps();
         steps.last = steps.done;
@@ -66,7 +66,7 @@ impl Pace {
     }
 }
 
-/// Stops the others when whoever has it panics, so that the program ends.
+/// Stops the other threads if its owner panics, so that the program ends.
 #[derive(Debug)]
 pub struct StopOnPanic<'a>(pub &'a Pace);
 

@@ -1,4 +1,4 @@
-//! One of the runtimes of a node: it attaches, checks and detaches pods, and is as careless about it as they come.
+//! A runtime of a node: it attaches, checks and detaches pods, with the errors of careless runtimes.
 
 use std::io::Write;
 use std::net::IpAddr;
@@ -14,24 +14,24 @@ use crate::churn::tally::Tally;
 use crate::churn::truth::{Holder, Truth};
 use crate::random::Random;
 
-/// Pods of one runtime at most.
+/// Maximum number of pods of one runtime.
 const PODS: usize = 5;
 
-/// Attempts at an ADD that is to be tried again, and the time between two.
+/// Number of attempts at an ADD that returns "try again later", and the time between two attempts.
 const ATTEMPTS: usize = 4;
 const BETWEEN: Duration = Duration::from_millis(150);
 
-/// An abandoned ADD is that old at most, in milliseconds: more than one takes.
+/// Maximum age of an abandoned ADD, in milliseconds: longer than an ADD takes.
 const LONGEST_ADD: usize = 60;
 
-/// What all runtimes share.
+/// State that all runtimes share.
 #[derive(Debug)]
 pub struct Common<'a> {
-    /// Who has which address.
+    /// The owner of each address.
     pub truth: &'a Truth,
-    /// How far they may go.
+    /// Limit of the steps.
     pub pace: &'a Pace,
-    /// What has happened.
+    /// Counts of events.
     pub tally: &'a Tally,
 }
 
@@ -47,18 +47,18 @@ pub struct Runtime<'a> {
     pods: Vec<Running>,
 }
 
-/// A pod that runs.
+/// A running pod.
 #[derive(Debug, Clone)]
 pub struct Running {
-    /// Its node.
+    /// Name of the node.
     pub node: String,
-    /// Its container.
+    /// Container ID.
     pub container: String,
-    /// What the ADD said.
+    /// Result of the ADD.
     pub result: Value,
 }
 
-/// What a runtime may do to one of its pods.
+/// Actions of a runtime on one of its pods.
 #[derive(Debug, Clone, Copy)]
 enum Deed {
     Del,
@@ -71,7 +71,7 @@ enum Deed {
     DelAndAdd,
 }
 
-/// Each of them as often as it is to happen.
+/// The actions, each repeated according to its probability.
 const DEEDS: &[Deed] = &[
     Deed::Del,
     Deed::Del,
@@ -93,7 +93,7 @@ impl<'a> Runtime<'a> {
         Self { common, site, random, name: name.to_owned(), made: 0, boot: 0, pods: Vec::new() }
     }
 
-    /// Works for as many steps as there are. Returns the pods that then run.
+    /// Runs until the last step. Returns the pods that run then.
     pub fn work(mut self) -> Vec<Running> {
         let _guard = StopOnPanic(self.common.pace);
         while self.common.pace.step() {
@@ -110,7 +110,7 @@ impl<'a> Runtime<'a> {
         self.pods
     }
 
-    /// The node as it is now. After a reboot no pod runs.
+    /// The node in its current boot. After a reboot no pod runs.
     fn enter(&mut self) -> Boot {
         let boot = self.site.enter();
         if boot.number != self.boot {
@@ -159,7 +159,7 @@ impl<'a> Runtime<'a> {
         }
     }
 
-    /// Adds, and tries again as long as it is told to.
+    /// Runs an ADD, and repeats it while it returns "try again later".
     fn add(&mut self, boot: &Boot, container: &str) {
         for _ in 0..ATTEMPTS {
             if self.common.truth.is_known_to_be_wrong() {
@@ -174,15 +174,15 @@ impl<'a> Runtime<'a> {
         self.give_up(boot, container);
     }
 
-    /// Calls the plugin, and does not wait for its end.
+    /// Starts an ADD and does not wait for its end.
     fn abandon(&mut self, boot: &Boot, container: &str) {
         let mut command = boot.caller.plugin("eth0", "ADD", container, &path(container), &conf());
         let spawned = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         let mut child = spawned.expect("nsenter is installed");
-        // On a node that has gone nobody reads.
+        // Fails if the node is down.
         let _ = child.stdin.take().expect("piped").write_all(conf().to_string().as_bytes());
         std::thread::park_timeout(Duration::from_millis(self.random.below(LONGEST_ADD) as u64));
-        // What it has started goes on.
+        // Only `nsenter` is killed: the plugin that it started continues.
         let _ = child.kill();
         let _ = child.wait();
         self.common.tally.count("ADD abandoned");
@@ -196,7 +196,7 @@ impl<'a> Runtime<'a> {
         }
     }
 
-    /// Takes away what an ADD has left that came to nothing.
+    /// Cleans up after a failed ADD.
     fn give_up(&mut self, boot: &Boot, container: &str) {
         if self.random.chance(60) {
             self.del(boot, container);
@@ -214,7 +214,7 @@ impl<'a> Runtime<'a> {
         }
     }
 
-    /// Does something to one of the pods.
+    /// Performs a random action on one of the pods.
     fn treat(&mut self, boot: &Boot) {
         let chosen = self.random.below(self.pods.len());
         let deed = *self.random.one_of(DEEDS);
@@ -246,7 +246,7 @@ impl<'a> Runtime<'a> {
         remove(boot, &container);
     }
 
-    /// A pod that runs is as it was made, as far as the agent can tell.
+    /// Runs CHECK on a running pod. It may be refused for now, but must not report a difference.
     fn check(&self, boot: &Boot, pod: &Running) {
         let mut conf = conf();
         conf["prevResult"] = pod.result.clone();
@@ -258,7 +258,7 @@ impl<'a> Runtime<'a> {
         }
     }
 
-    /// A pod that runs is not added again.
+    /// Repeats the ADD of a running pod, which must fail.
     fn add_again(&self, boot: &Boot, pod: &Running) {
         if let Ok(result) = self.call(boot, "ADD", &pod.container, &conf()) {
             self.common.truth.is_wrong(format!("{pod:?} was added again: {result}"));
@@ -278,14 +278,14 @@ fn remove(boot: &Boot, container: &str) {
     let _ = boot.caller.attempt("ip", &["netns", "delete", container]);
 }
 
-/// What an error says, without names and numbers: few different things.
+/// The text of an error without names and numbers, so that few different texts exist.
 fn cause(error: &Value) -> String {
     let words = error["msg"].as_str().unwrap_or_default().split_whitespace();
     let plain = words.filter(|word| !word.contains(|c: char| c.is_ascii_digit()));
     plain.take(10).collect::<Vec<_>>().join(" ")
 }
 
-/// The addresses that an ADD has returned.
+/// The addresses in the result of an ADD.
 pub fn addresses(result: &Value) -> Vec<IpAddr> {
     let none = json!([]);
     let ips = result.get("ips").unwrap_or(&none).as_array().into_iter().flatten();

@@ -1,4 +1,4 @@
-//! What fails, when, and for how long: decided before it begins.
+//! The faults of a run with their times, determined before it starts.
 
 use crate::Lab;
 use crate::caller::Caller;
@@ -7,42 +7,42 @@ use crate::churn::tally::Tally;
 use crate::churn::truth::Truth;
 use crate::random::Random;
 
-/// Something that fails for a while.
+/// A temporary fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// A member of etcd is killed.
+    /// One etcd member is killed.
     MemberKilled,
-    /// It hangs.
+    /// One member is stopped with SIGSTOP.
     MemberFrozen,
-    /// Its cable is pulled.
+    /// One member is disconnected.
     MemberCut,
-    /// Two of the three are killed.
+    /// Two of three members are killed.
     QuorumKilled,
-    /// All hang.
+    /// All members are stopped with SIGSTOP.
     QuorumFrozen,
-    /// The cables of two are pulled.
+    /// Two members are disconnected.
     QuorumCut,
     /// The agent is killed.
     AgentKilled,
-    /// The agent is killed and started at once, twice.
+    /// The agent is killed and started at once, two times.
     AgentRestarted,
-    /// The agent hangs.
+    /// The agent is stopped with SIGSTOP.
     AgentFrozen,
-    /// The node's plug is pulled; its agent comes later than the node.
+    /// The node is powered off; its agent starts later than the node.
     NodeRebooted,
-    /// The node's cable is pulled.
+    /// The node is disconnected.
     NodeCut,
     /// The agent is killed, and its ledger deleted.
     LedgerLost,
-    /// The agent is killed, its ledger deleted, and the node's plug is pulled.
+    /// The agent is killed, its ledger is deleted, and the node is powered off.
     LedgerLostAndRebooted,
-    /// There is no space left on the agent's disk.
+    /// The agent's disk is full.
     DiskFull,
-    /// There is none, and the agent is killed and started.
+    /// The agent's disk is full, and the agent is killed and started.
     DiskFullAndKilled,
 }
 
-/// Faults of etcd, and faults of nodes: one of each kind may be there at the same time.
+/// Faults of etcd, and faults of nodes: one of each kind can be active at the same time.
 const OF_ETCD: [Fault; 6] = [
     Fault::MemberKilled,
     Fault::MemberFrozen,
@@ -63,22 +63,22 @@ const OF_NODES: [Fault; 9] = [
     Fault::DiskFullAndKilled,
 ];
 
-/// Members of etcd, and the segment that they are on.
+/// Number of etcd members, and their segment.
 const MEMBERS: usize = 3;
 const SEGMENT: u8 = 1;
 
-/// Where the agent's ledger is, and what takes the space.
+/// The files of the agent's ledger, and the file that fills the disk.
 const LEDGER: &str = "/var/lib/polder/ledger.db*";
 const FILLING: &str = "/var/lib/polder/full";
 
 /// The beginning or the end of a fault.
 #[derive(Debug, Clone, Copy)]
 pub struct Event {
-    /// The step at which it happens.
+    /// Step of the event.
     pub step: usize,
-    /// What fails.
+    /// The fault.
     pub fault: Fault,
-    /// Which member, or which node.
+    /// Index of the member or node.
     pub target: usize,
     /// Whether it begins or ends.
     pub edge: Edge,
@@ -93,7 +93,7 @@ pub enum Edge {
     Ends,
 }
 
-/// Each fault once, in any order, at any time of that many steps.
+/// Each fault once, in random order, at random steps below `steps`.
 pub fn script(random: &mut Random, steps: usize) -> Vec<Event> {
     let mut events = lane(random, steps, &OF_ETCD);
     events.extend(lane(random, steps, &OF_NODES));
@@ -101,7 +101,7 @@ pub fn script(random: &mut Random, steps: usize) -> Vec<Event> {
     events
 }
 
-/// Faults one after the other.
+/// Faults of one kind, one after the other.
 fn lane(random: &mut Random, steps: usize, faults: &[Fault]) -> Vec<Event> {
     let mut faults = faults.to_vec();
     random.shuffle(&mut faults);
@@ -117,21 +117,21 @@ fn lane(random: &mut Random, steps: usize, faults: &[Fault]) -> Vec<Event> {
     events
 }
 
-/// Makes faults happen.
+/// Applies the events.
 #[derive(Debug)]
 pub struct Saboteur<'a> {
-    /// To what.
+    /// The lab.
     pub lab: &'a mut Lab,
-    /// Its nodes as the runtimes see them.
+    /// The lab's nodes, as the runtimes use them.
     pub sites: &'a [Site],
-    /// Who has which address.
+    /// The owner of each address.
     pub truth: &'a Truth,
-    /// What has happened.
+    /// Counts of events.
     pub tally: &'a Tally,
 }
 
 impl Saboteur<'_> {
-    /// Lets it happen.
+    /// Applies an event.
     pub fn act(&mut self, event: &Event) {
         let Event { fault, target, edge, step } = *event;
         println!(
@@ -236,7 +236,7 @@ impl Saboteur<'_> {
         self.lab.workers[target].node.shell(&filling);
     }
 
-    /// Says so if an agent has ended by itself. Each of them is to run.
+    /// Reports agents that have ended by themselves. All of them must run.
     pub fn expect_agents(&mut self) {
         for worker in &mut self.lab.workers {
             if !worker.runs() {

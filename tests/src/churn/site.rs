@@ -1,11 +1,11 @@
-//! A node as its runtimes see it: there, or switched off for a moment.
+//! A node as its runtimes see it: running or powered off.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::caller::Caller;
 use crate::wait::{self, PATIENCE};
 
-/// A node that may be rebooted while runtimes work there.
+/// A node that may be rebooted while runtimes use it.
 #[derive(Debug)]
 pub struct Site {
     /// The node's name.
@@ -17,9 +17,9 @@ pub struct Site {
 /// A boot of a node.
 #[derive(Debug, Clone)]
 pub struct Boot {
-    /// Its number, from 0 on.
+    /// Number of the boot, from 0.
     pub number: u64,
-    /// The way in.
+    /// Access to the node.
     pub caller: Caller,
 }
 
@@ -34,7 +34,7 @@ impl Site {
         self.boot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The way into the node, as soon as it runs.
+    /// Access to the node, as soon as it runs.
     pub fn enter(&self) -> Boot {
         let mut boot = self.boot();
         loop {
@@ -48,12 +48,12 @@ impl Site {
         }
     }
 
-    /// Lets nobody in any more.
+    /// Denies access from now on.
     pub fn close(&self) {
         *self.boot() = None;
     }
 
-    /// The node runs again.
+    /// Allows access: the node runs again.
     pub fn open(&self, boot: Boot) {
         *self.boot() = Some(boot);
         self.changed.notify_all();

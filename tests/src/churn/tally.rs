@@ -1,4 +1,4 @@
-//! How often what has happened.
+//! Counts of events.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 pub struct Tally(Mutex<BTreeMap<String, usize>>);
 
 impl Tally {
-    /// It has happened once more.
+    /// Counts one event of this name.
     pub fn count(&self, what: impl Into<String>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(what.into()).or_default() += 1;
     }

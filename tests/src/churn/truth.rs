@@ -1,24 +1,24 @@
-//! What the test itself knows of who has which address, whatever Polder says.
+//! The owner of each address as known by the test, independent of Polder.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The shortest time that a freed address rests.
+/// Shortest cool-down of a released address.
 const REST: Duration = Duration::from_secs(10);
 
 /// A pod on a node.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Holder {
-    /// The node.
+    /// Name of the node.
     pub node: String,
-    /// The container.
+    /// Container ID.
     pub container: String,
 }
 
-/// Who has which address, and what has been seen that must never be. An address is somebody's from the moment when an
-/// ADD returns it until the moment before its end begins.
+/// The owner of each address, and the detected errors. A pod owns an address from the return of its ADD until just
+/// before its end begins.
 #[derive(Debug, Default)]
 pub struct Truth(Mutex<State>);
 
@@ -32,12 +32,12 @@ struct State {
 
 impl Truth {
     fn state(&self) -> MutexGuard<'_, State> {
-        // Each change is whole, whoever panicked.
+        // A panic elsewhere leaves the state consistent.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The node's plug is about to be pulled: whatever runs there ends, and whatever an ADD of before says is about
-    /// nothing. The number of the boot that comes.
+    /// To be called before the node is powered off: its pods end, and results of earlier ADDs become void. Returns the
+    /// number of the next boot.
     pub fn boots(&self, node: &str) -> u64 {
         let mut state = self.state();
         state.live.retain(|_, holder| holder.node != node);
@@ -47,7 +47,7 @@ impl Truth {
         *boot
     }
 
-    /// An ADD of that boot has returned these addresses; false if that boot is over.
+    /// Records the addresses returned by an ADD of that boot. Returns false if that boot has ended.
     pub fn came(&self, holder: &Holder, boot: u64, addresses: &[IpAddr]) -> bool {
         let mut state = self.state();
         if state.boots.get(&holder.node).copied().unwrap_or_default() != boot {
@@ -59,7 +59,7 @@ impl Truth {
             }
             if let Some((before, freed)) = state.freed.remove(address) {
                 let rested = freed.elapsed();
-                // Who comes again before he was missed has what he had.
+                // A pod that is added again before its release is complete gets its own addresses.
                 if rested < REST && before != *holder {
                     state.wrong.push(format!("{address} of {before:?} went to {holder:?} after {rested:?}"));
                 }
@@ -68,7 +68,7 @@ impl Truth {
         true
     }
 
-    /// The end of the pod is about to begin.
+    /// To be called before the end of the pod begins.
     pub fn goes(&self, holder: &Holder) {
         let mut state = self.state();
         let (gone, live) =
@@ -79,22 +79,22 @@ impl Truth {
         state.freed.extend(gone.into_iter().map(|(address, holder)| (address, (holder, now))));
     }
 
-    /// Something is not as it must be.
+    /// Records an error.
     pub fn is_wrong(&self, what: String) {
         self.state().wrong.push(what);
     }
 
-    /// What has been seen that must never be.
+    /// The detected errors.
     pub fn wrong(&self) -> Vec<String> {
         self.state().wrong.clone()
     }
 
-    /// Whether any of that has been seen: then nothing else matters.
+    /// Whether an error was detected: then the run can stop.
     pub fn is_known_to_be_wrong(&self) -> bool {
         !self.state().wrong.is_empty()
     }
 
-    /// Who has which address.
+    /// The owner of each address.
     pub fn live(&self) -> BTreeMap<IpAddr, Holder> {
         self.state().live.clone()
     }
