@@ -87,13 +87,13 @@ impl Follower {
         }
     }
 
-    /// Ends the stream, and prevents a new one until the link is mended.
+    /// Ends the stream, and prevents a new one until the link is restored.
     pub fn cut(&mut self) {
         self.stream = None;
         self.link = Link::Cut;
     }
 
-    /// Stops delivery until the link is mended; then everything arrives.
+    /// Stops delivery until the link is restored; then everything arrives.
     pub fn delay(&mut self) {
         if self.link == Link::Whole {
             self.link = Link::Slow;

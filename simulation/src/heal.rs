@@ -190,7 +190,7 @@ fn remove_again(world: &mut World) {
     }
 }
 
-/// An operator vouches for the pods of removed nodes if no remaining machine could confirm the removal.
+/// An operator confirms that the pods of removed nodes are gone if no remaining machine could confirm the removal.
 fn vouch(world: &mut World) {
     let could_confirm = |incarnation: &Incarnation| {
         world.machines.iter().filter(|machine| !machine.is_destroyed).any(|machine| {
@@ -199,7 +199,7 @@ fn vouch(world: &mut World) {
         })
     };
     let silent = || world.truth.fences.iter().filter(|(_, fence)| fence.record.pods == PodsGone::Unknown);
-    // The vouching covers all removed machines with the name.
+    // The confirmation covers all removed machines with the name.
     let is_forgotten = |name: &NodeName| {
         let mut of_name = silent().filter(|(_, fence)| fence.record.node == *name);
         of_name.all(|(incarnation, _)| !could_confirm(incarnation))

@@ -90,7 +90,7 @@ fn node(world: &World, machine: &Machine, strictness: Strictness) -> NodeFacts {
         }
     };
     let serves = machine.agent.as_ref().is_some_and(|agent| !agent.is_forbidden());
-    // A removed node does not keep its promises.
+    // A removed node does not keep its guarantees.
     let is_removed = ledger.as_ref().and_then(|ledger| ledger.identity.as_ref());
     let is_removed = is_removed.is_some_and(|identity| identity.standing == Standing::Removed);
     NodeFacts {

@@ -66,7 +66,7 @@ pub fn add(world: &Shared, container: usize) {
             let machine = &mut world.machines[hand.machine];
             let this = &mut world.containers[container];
             this.plugins.retain(|plugin| *plugin != number);
-            // An ADD that hung for so long that a DEL overtook it promises nothing.
+            // An ADD that hung for so long that a DEL overtook it guarantees nothing.
             let is_overtaken = machine.kernel.overtaken.contains(&this.attachment);
             if let (Some(addresses), true, false) = (&added, this.is_wanted, is_overtaken) {
                 this.is_attached = true;
@@ -236,7 +236,7 @@ pub fn del(world: &Shared, container: usize) {
     world.note(|| format!("runtime {machine}: DEL of container {container}"));
 }
 
-/// Marks the container as ended, and cancels the promise of its addresses.
+/// Marks the container as ended, and ends the guarantee of its addresses.
 pub fn over(world: &mut World, container: usize) {
     let Container { attachment, machine, .. } = world.containers[container].clone();
     world.containers[container].is_wanted = false;

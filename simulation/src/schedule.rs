@@ -439,7 +439,7 @@ impl Schedule {
     }
 
     /// Repeats the ADD of a container. A runtime does not repeat a hanging ADD: the first to end would remove the
-    /// addresses promised to the other.
+    /// addresses guaranteed to the other.
     fn repeat_add(&mut self, index: usize) {
         let hangs =
             |plugin: &u64| self.tasks.iter().any(|task| task.life == Life::Plugin(*plugin) && task.hangs);

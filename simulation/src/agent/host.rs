@@ -149,7 +149,7 @@ impl RegistrarHost for Hand {
         self.with(|world| {
             let machine = &mut world.machines[self.machine];
             if matches!(registration, Registration::Removed(_)) {
-                // A removed node does not keep its promises.
+                // A removed node does not keep its guarantees.
                 machine.promised.clear();
             }
             let agent = machine.agent.as_mut().expect("a task of an agent ends with it");

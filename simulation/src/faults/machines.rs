@@ -52,7 +52,7 @@ impl Schedule {
     pub(super) fn lose_ledger(&self, machine: usize) {
         let mut world = self.world.borrow_mut();
         world.machines[machine].lose_disk();
-        // Facts that only the ledger recorded are lost: a promise survives only if the interface exists.
+        // Facts that only the ledger recorded are lost: a guarantee survives only if the interface exists.
         let Machine { promised, kernel, .. } = &mut world.machines[machine];
         promised.retain(|attachment, _| kernel.interfaces.contains_key(attachment));
     }

@@ -42,8 +42,8 @@ impl Schedule {
         true
     }
 
-    /// Whether another machine has, or had, the name of this machine. A careful operator sees that and does not vouch
-    /// for this machine.
+    /// Whether another machine has, or had, the name of this machine. A careful operator sees that and does not confirm
+    /// that the pods of this machine are gone.
     fn has_name_of_another(&self, machine: usize) -> bool {
         let world = self.world.borrow();
         let this = &world.machines[machine];
@@ -55,7 +55,7 @@ impl Schedule {
     }
 
     /// A new machine joins under a name that is in use. In some cases the original becomes unreachable, and an
-    /// operator removes its node without vouching for its pods.
+    /// operator removes its node without confirming that its pods are gone.
     pub(super) fn let_rival_come(&mut self, machine: usize) -> bool {
         let Some(rival) = self.add_namesake(machine) else { return false };
         if self.world.borrow_mut().random.once_in(2) {

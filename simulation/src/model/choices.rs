@@ -164,7 +164,7 @@ fn faults(cluster: &Cluster, who: Who, machine: &Machine, actions: &mut Vec<Acti
     }
 }
 
-/// Whether an operator may vouch that every machine with that name is gone. The operator checks first.
+/// Whether an operator may confirm that every machine with that name is gone. The operator checks first.
 fn may_vouch(cluster: &Cluster, who: Who) -> bool {
     let (view, name) = (&cluster.truth.view, &cluster.machines[who].name);
     if let Some(node) = view.nodes.get(name) {

@@ -58,7 +58,7 @@ pub fn change_pools(world: &mut World, change: PoolChange) -> bool {
     at_once(operator::change_pools(&desk, &known, change)).is_ok()
 }
 
-/// Removes a node; returns whether it is removed. `vouched` states whether the operator vouches that the pods are
+/// Removes a node; returns whether it is removed. `vouched` states whether the operator confirms that the pods are
 /// gone.
 pub fn remove_node(world: &mut World, name: &NodeName, vouched: Vouched) -> bool {
     let (dead, earlier) = (vouched != Vouched::No, vouched == Vouched::Earlier);
