@@ -128,7 +128,7 @@ fn a_node_that_has_got_the_address_of_a_dead_one_serves_once_the_dead_ones_lease
     });
     assert_eq!(underlay(&lab.workers[0]), [second.to_string()]);
     let third = &lab.workers[2];
-    wait::within(patience, "n3 to believe the node that lives", || {
+    wait::within(patience, "n3 to reach the node that is alive", || {
         let nodes = third.ctl(&["node", "list"]);
         let node = nodes.as_array().unwrap().iter().find(|node| node["name"] == "n1").unwrap();
         let path = &node["paths"][0];
