@@ -1,8 +1,8 @@
-//! Marks of ADDs whose plugins are creating an interface. An agent that starts reads from them which ADDs are in progress that an
-//! earlier agent has answered.
+//! Marks of ADDs whose plugin is creating an interface. At its start, an agent reads from them the ADDs in progress
+//! that an earlier agent has answered.
 //!
-//! A mark is a locked file in a directory next to the agent's socket, where only root can create files. The lock ends with the
-//! process that holds it, whatever the reason (flock(2)).
+//! A mark is a locked file in a directory next to the agent's socket, where only root can create files. The kernel
+//! releases the lock when the process ends, even if it is killed (flock(2)).
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -19,9 +19,9 @@ pub struct AddMark {
 }
 
 impl AddMark {
-    /// Marks the ADD. `socket` is the agent's. The next agent cannot know of an ADD that is marked after the end of the agent that
-    /// answered it: check that the agent still holds the attachment before anything is created. Fails with `WouldBlock` while
-    /// another process creates the interface of the same attachment.
+    /// Sets the mark; `socket` is the agent's socket. If the agent that answered the ADD ends before the mark is set,
+    /// the next agent does not know of the ADD: check that the agent still holds the attachment before you create
+    /// anything. Fails with `WouldBlock` while another process creates the interface of the same attachment.
     pub fn set(socket: &Path, attachment: &Attachment) -> io::Result<Self> {
         let path = add_marks(socket).join(attachment.host_interface().as_str());
         let open = || OpenOptions::new().write(true).create(true).truncate(false).open(&path);
@@ -39,7 +39,7 @@ impl AddMark {
 
 impl Drop for AddMark {
     fn drop(&mut self) {
-        // A file that stays is not locked, and means nothing.
+        // A file that cannot be removed is no longer locked, and is ignored.
         let _ = fs::remove_file(&self.path);
     }
 }
@@ -54,8 +54,8 @@ pub fn add_marks(socket: &Path) -> PathBuf {
 pub struct MarkedAdd(File);
 
 impl MarkedAdd {
-    /// All ADDs in progress, by the interface on the host that each creates. Deletes the marks of processes that were killed. To be
-    /// called by an agent before it answers any ADD.
+    /// All ADDs in progress, each with its host interface. Deletes the marks of killed processes. An agent must call
+    /// this before it answers any ADD.
     pub fn all(socket: &Path) -> io::Result<Vec<(IfName, Self)>> {
         let files = match fs::read_dir(add_marks(socket)) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -67,7 +67,7 @@ impl MarkedAdd {
             let name = file.file_name().into_string().ok().and_then(|name| IfName::try_from(name).ok());
             let Some(interface) = name.filter(|name| is_host_interface(name.as_str())) else { continue };
             let add = match File::open(file.path()) {
-                // It has ended since.
+                // The ADD has ended meanwhile.
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
                 opened => Self(opened?),
             };
@@ -84,7 +84,7 @@ impl MarkedAdd {
     pub fn is_in_progress(&self) -> bool {
         let is_free = self.0.try_lock_shared().is_ok();
         if is_free {
-            // Another ADD of the same attachment may lock it.
+            // Another ADD of the same attachment must be able to lock the file.
             let _ = self.0.unlock();
         }
         !is_free
@@ -108,7 +108,7 @@ mod tests {
         assert!(seen[0].0 == attachment.host_interface() && seen[0].1.is_in_progress());
         drop(mark);
         assert!(!seen[0].1.is_in_progress() && all().is_empty());
-        // That of a process that was killed, and a file that is none of ours.
+        // The mark of a killed process, and a file that is not a mark.
         fs::write(add_marks(&socket).join(attachment.host_interface().as_str()), "").unwrap();
         fs::write(add_marks(&socket).join("other"), "").unwrap();
         assert!(all().is_empty());

@@ -1,4 +1,5 @@
-//! The requests of `polderctl`, each tied to the type of its answer. On the socket they are a [`Request`] and a [`Reply`].
+//! The requests of `polderctl`, each with the type of its answer. They are sent as a [`Request`], and answered with a
+//! [`Reply`].
 
 use crate::ipam::{self, Checked, Repairs, Shown, Subject};
 use crate::message::{Removal, Reply, Request};
@@ -10,8 +11,8 @@ pub trait Ask {
     /// Type of the answer.
     type Answer;
 
-    /// Whether the request changes, or can change, records that the etcd user of a node may not write. The caller can then pass
-    /// its own etcd credentials.
+    /// Whether the request can change records that the etcd user of a node may not write. The caller can then pass its
+    /// own etcd credentials.
     const BY_OPERATOR: bool;
 
     /// The request as sent over the socket.
@@ -61,7 +62,7 @@ asks! {
     Plan => Planned(Vec<String>);
     /// Nodes of the cluster.
     Nodes => Nodes(Vec<status::NodeStatus>);
-    /// Makes this machine replace another that is gone.
+    /// Confirms that this machine replaces a lost machine as the node of that name.
     AdoptNode(name: NodeName) => Done(String);
     /// Pools of the cluster.
     Pools => Pools(Vec<PoolStatus>);
@@ -120,7 +121,7 @@ mod tests {
     use super::*;
     use crate::Backend;
 
-    /// What is sent, as it was before the questions had types of their own.
+    /// The JSON of the request, as sent over the socket.
     fn sent(ask: impl Ask) -> String {
         serde_json::to_string(&ask.request()).unwrap()
     }

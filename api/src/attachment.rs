@@ -12,7 +12,7 @@ use crate::{ContainerId, IfName, InvalidName, NetworkName, POD_INTERFACE_PREFIX,
 
 /// The key that the CNI specification gives an attachment: network name, container ID, interface name.
 ///
-/// As text it is the three joined by `/`, none of which can contain one.
+/// As text, the three parts are joined by `/`, which no part can contain.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Attachment {
@@ -38,10 +38,10 @@ impl Attachment {
         [self.network.as_str(), self.container.as_str(), self.interface.as_str()] == PROBE
     }
 
-    /// The name of the host's end of the pair: `pld` and 12 hex digits of a hash of the attachment.
+    /// Name of the host end of the veth pair: `pld` and 12 hex digits of a hash of the attachment.
     ///
-    /// It is computed locally, so the plugin can delete an attachment while the agent does not run. It is unique to this
-    /// attachment, so a late DEL cannot delete another pod's interface.
+    /// The plugin computes it locally, so it can delete an attachment while the agent does not run. Each attachment has
+    /// its own name, so a late DEL cannot delete another pod's interface.
     ///
     /// The interface of the node's probe endpoint has a fixed name.
     pub fn host_interface(&self) -> IfName {
@@ -91,9 +91,9 @@ impl FromStr for Attachment {
     }
 }
 
-/// Path of the tombstone that a plugin writes while the agent does not run: the attachment was deleted, and its addresses must be
-/// released. The file is next to the agent's socket and contains the attachment as text. A reboot deletes both the tombstone and
-/// the attachment.
+/// Path of the tombstone that a plugin writes while the agent does not run: the attachment was deleted, and its
+/// addresses must be released. The file is in a directory next to the agent's socket and contains the attachment as
+/// text. A reboot deletes both the tombstone and the attachment.
 pub fn tombstone(socket: &Path, attachment: &Attachment) -> PathBuf {
     tombstones(socket).join(attachment.host_interface().as_str())
 }

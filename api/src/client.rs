@@ -19,13 +19,13 @@ pub struct Client {
     credentials: Option<EtcdCredentials>,
 }
 
-/// Why there was no answer.
+/// Why no answer was received.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nothing listens: the agent is not running, or the path is not its socket.
+    /// Cannot connect: the agent does not run, the path is not its socket, or the caller has no permission.
     #[error("polder-agent is not reachable at {}{}", socket.display(), remedy(source))]
     Unreachable {
-        /// The path that was tried.
+        /// Path of the socket that was tried.
         socket: PathBuf,
         /// Error of the kernel.
         #[source]
@@ -34,7 +34,7 @@ pub enum ClientError {
     /// The agent accepted the connection but did not answer: it stopped, is too slow, or uses another protocol version.
     #[error("polder-agent at {} did not answer", socket.display())]
     NoAnswer {
-        /// The path of its socket.
+        /// Path of the agent's socket.
         socket: PathBuf,
         /// Cause.
         #[source]
@@ -72,7 +72,7 @@ pub enum AskError {
 }
 
 impl Client {
-    /// Connects to the agent at `socket`; no answer may then take longer than `patience`.
+    /// Connects to the agent at `socket`. `patience` is the timeout of each read and write.
     pub fn connect(socket: &Path, patience: Duration) -> Result<Self, ClientError> {
         let connect = || {
             let stream = UnixStream::connect(socket)?;
@@ -119,8 +119,8 @@ impl Client {
         }
     }
 
-    /// Whether the agent still holds the attachments of this connection. Sends nothing: the agent closes the connection when it
-    /// ends the hold.
+    /// Whether the agent still holds the attachments of this connection. Sends nothing: the agent closes the connection
+    /// when it ends the hold.
     pub fn holds(&mut self) -> bool {
         let heard = self.stream.set_nonblocking(true).and_then(|()| self.stream.read(&mut [0]));
         let silent = heard.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
@@ -144,7 +144,7 @@ mod tests {
     fn a_connection_holds_until_it_ends_or_something_comes_unasked() {
         let (mut client, mut agent) = connected();
         assert!(client.holds());
-        // To have looked changes nothing: the next question waits for its answer.
+        // `holds` has no side effect: the next request still waits for its reply.
         let refusal = Reply::Refused(Refusal::new(RefusalKind::Missing, "nothing"));
         let answer = refusal.clone();
         let agent = std::thread::spawn(move || {

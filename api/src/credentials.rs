@@ -30,9 +30,9 @@ pub struct ClientCertificate {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct User {
-    /// The user's name.
+    /// Name of the etcd user.
     pub name: String,
-    /// The password.
+    /// Password of the etcd user.
     pub password: Secret,
 }
 

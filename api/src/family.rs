@@ -18,7 +18,7 @@ pub enum Family {
 }
 
 impl Family {
-    /// Both, in the order in which addresses are listed.
+    /// Both families, in the order in which addresses are listed.
     pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
 
     /// The family of `address`.
@@ -26,7 +26,7 @@ impl Family {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
-    /// Length of an address, in bits: the prefix length of a single one.
+    /// Length of an address in bits, which is also the prefix length of a single address.
     pub fn bits(self) -> u8 {
         match self {
             Self::V4 => 32,
@@ -53,7 +53,7 @@ impl<T> PerFamily<T> {
         Self { v4: one(Family::V4), v6: one(Family::V6) }
     }
 
-    /// Both, in the order in which addresses are listed.
+    /// Both values, in the order in which addresses are listed.
     pub const fn both(&self) -> [(Family, &T); 2] {
         [(Family::V4, &self.v4), (Family::V6, &self.v6)]
     }

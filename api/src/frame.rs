@@ -1,4 +1,4 @@
-//! One message on the socket: a version byte, the length as a little-endian `u32`, then that much JSON.
+//! One message on the socket: a version byte, the length as a little-endian `u32`, then that many bytes of JSON.
 
 use std::io::{self, Read, Write};
 
@@ -11,7 +11,7 @@ pub const VERSION: u8 = 1;
 /// Length of the header in bytes: version and length.
 pub const HEADER: usize = 5;
 
-/// The longest message, in bytes: room for the nodes of a cluster of 5,000.
+/// Maximum length of the JSON of a message, in bytes: enough to list the nodes of a cluster of 5,000.
 const LONGEST: usize = 16 << 20;
 
 /// A message that could not be read or written.

@@ -132,7 +132,7 @@ pub struct AddressStatus {
     pub attachment: Option<Attachment>,
     /// Pod as `namespace/name`, if the runtime passed it; for a reserved address, the owning workload.
     pub pod: Option<String>,
-    /// Time since when this holds.
+    /// Start of this state: an age in seconds, or a datastore revision; as text.
     pub since: Option<String>,
     /// Source and meaning of the state, as text.
     pub why: String,
@@ -197,9 +197,9 @@ pub struct Checked {
 pub struct NodeChecked {
     /// Node name.
     pub name: NodeName,
-    /// Number of attachments in its ledger.
+    /// Number of attachments in the node's ledger.
     pub attachments: u64,
-    /// Number of pod interfaces in its kernel.
+    /// Number of pod interfaces in the node's kernel.
     pub interfaces: u64,
 }
 

@@ -1,7 +1,7 @@
 //! Types and messages shared by plugin, polderctl and agent.
 //!
-//! This crate is linked into the CNI plugin, which is executed for every pod, so it stays tiny: serde types,
-//! framing and a blocking client, no runtime.
+//! This crate is linked into the CNI plugin, which is executed for every pod, so it must stay small: serde types,
+//! framing and a blocking client, no async runtime.
 
 #[macro_use]
 mod words;
@@ -33,7 +33,7 @@ pub use words::UnknownWord;
 /// Default path of the agent's socket.
 pub const DEFAULT_SOCKET: &str = "/run/polder/agent.sock";
 
-/// The bridge that every pod's traffic passes; it carries the node's gateway addresses.
+/// Name of the bridge. It has the node's gateway addresses and, with `attach = "bridge"`, the pod interfaces as ports.
 pub const BRIDGE: &str = "polder0";
 
 /// Name prefix of every host-side pod interface.
@@ -42,5 +42,6 @@ pub const POD_INTERFACE_PREFIX: &str = "pld";
 /// Host-side interface of the node's probe endpoint with `attach = "bridge"`.
 pub const PROBE_INTERFACE: &str = "polder.probe";
 
-/// The same with `attach = "routed"`, where filters match pods by the prefix of their interfaces.
+/// Host-side interface of the node's probe endpoint with `attach = "routed"`. It has the prefix of the pod interfaces,
+/// because filters match pods by this prefix.
 pub const PROBE_INTERFACE_ROUTED: &str = "pldprobe";

@@ -20,9 +20,9 @@ pub struct ParseMacError(String);
 impl Mac {
     /// The MAC address of the pod interface that has `address`.
     ///
-    /// An IPv4 address is embedded (`0a:58`, then the address); an IPv6 address is hashed to 40 bits. Two addresses of one node
-    /// practically never share a MAC address. The same address always gets the same MAC address, so a stale neighbour entry stays
-    /// valid when the address is reused.
+    /// An IPv4 address is embedded (`0a:58`, then the address); an IPv6 address is hashed to 40 bits. Two addresses of
+    /// a node practically never have the same MAC address. The same address always gets the same MAC address, so a
+    /// stale neighbour entry stays valid when the address is reused.
     pub fn of_pod(address: IpAddr) -> Self {
         match address {
             IpAddr::V4(v4) => {
@@ -33,7 +33,7 @@ impl Mac {
         }
     }
 
-    /// The IPv6 link-local address derived from it (RFC 4291, appendix A).
+    /// The IPv6 link-local address derived from the MAC address (RFC 4291, appendix A).
     pub fn link_local(self) -> Ipv6Addr {
         let (vendor, device) = self.0.split_at(3);
         let mut octets = [0; 16];
@@ -41,12 +41,12 @@ impl Mac {
         octets[8..11].copy_from_slice(vendor);
         octets[11..13].copy_from_slice(&[0xff, 0xfe]);
         octets[13..].copy_from_slice(device);
-        // Whether it is locally administered, the other way round.
+        // Inverts the universal/local bit.
         octets[8] ^= 2;
         octets.into()
     }
 
-    /// A locally administered unicast address that starts with `first` and goes on with a hash of `parts`.
+    /// A locally administered unicast address: the octet `first`, then 40 bits of a hash of `parts`.
     pub fn hashed(first: u8, parts: &[&[u8]]) -> Self {
         debug_assert_eq!(first & 0b11, 0b10, "locally administered, unicast");
         let mut hash = Sha256::new();

@@ -1,8 +1,8 @@
 //! Requests of the plugin and of polderctl, and replies of the agent.
 //!
-//! A connection carries any number of requests, each answered before the next is read. A [`Request::Add`] holds its attachment
-//! until the connection ends: the agent thereby knows that the plugin is still wiring, and a plugin that dies releases the
-//! attachment.
+//! A connection carries any number of requests. The agent answers each one before it reads the next. A [`Request::Add`]
+//! holds its attachment until the connection ends: the agent detects that the plugin is still wiring, and releases the
+//! attachment if the plugin dies.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -16,7 +16,7 @@ use crate::pool::{ClaimStatus, PoolChange, PoolStatus};
 use crate::status::{NodeStatus, SettingsChange, Status};
 use crate::{Attachment, IfName, Mac, NetworkName, NodeName, Pod, PoolName};
 
-/// A request as it goes over the socket.
+/// A request as sent over the socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Question {
@@ -44,7 +44,7 @@ pub enum Request {
     Lease(AddRequest),
     /// Return the addresses of an attachment whose interface another plugin created.
     Leased(Attachment),
-    /// Release every attachment of a network that is not in the list of valid ones.
+    /// Release every attachment of a network that is not in the list of valid attachments.
     Collect(Collection),
     /// Return whether an ADD would succeed.
     Health(HealthRequest),
@@ -54,15 +54,15 @@ pub enum Request {
     Live,
     /// Kernel changes that the next pass would make.
     Plan,
-    /// The nodes of the cluster, as this node sees them.
+    /// The nodes of the cluster, as known to this node.
     Nodes,
     /// Remove a node from the cluster.
     RemoveNode(Removal),
-    /// Make this machine replace another that is gone, as this node.
+    /// Confirm that this machine replaces a lost machine as the node of that name.
     AdoptNode(NodeName),
-    /// The pools of the cluster, as this node sees them.
+    /// The pools of the cluster, as known to this node.
     Pools,
-    /// The claimed blocks, as this node sees them.
+    /// The claimed blocks, as known to this node.
     Blocks,
     /// Change the cluster's pools.
     ChangePool(PoolChange),
@@ -82,8 +82,8 @@ pub enum Request {
 pub struct Removal {
     /// Node name.
     pub node: NodeName,
-    /// Whether the operator declares that the node and its pods are gone for good (`--dead`). Its confirmation is then not
-    /// awaited.
+    /// Whether the operator declares that the node and its pods are gone for good (`--dead`). The removal then does not
+    /// wait for the node's confirmation.
     pub dead: bool,
     /// Number of pods that the operator accepts to disconnect (`--disconnect-pods`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -143,7 +143,7 @@ pub struct Collection {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HealthRequest {
-    /// Whether it needs addresses of the node's blocks, and from which pool.
+    /// Whether the ADD needs addresses of the node's blocks, and from which pool.
     pub pools: Needed,
 }
 
@@ -153,16 +153,16 @@ pub struct HealthRequest {
 pub enum Needed {
     /// One address per family; from this pool only, if given.
     Addresses(Option<PoolName>),
-    /// None: another IPAM plugin assigns them.
+    /// No addresses: another IPAM plugin assigns them.
     Nothing,
 }
 
-/// Whether an ADD would be served, and whether running pods are well.
+/// Whether an ADD would succeed, and problems that can affect running pods.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Health {
-    /// Why an ADD would not be served. Also empty while interfaces of other plugins have addresses of this node, because their
-    /// pods would be evicted otherwise.
+    /// Why an ADD would fail. Also empty while interfaces of other plugins have addresses of this node: otherwise their
+    /// pods would be evicted.
     pub unavailable: Vec<String>,
     /// The subset of these problems that can affect running pods.
     pub limited: Vec<String>,
@@ -172,7 +172,7 @@ pub struct Health {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LeasedAddress {
-    /// The address, with the prefix length of its block, whose other addresses are on this node.
+    /// The address, with the prefix length of its block: all addresses of the block belong to this node.
     pub address: IpNetwork,
     /// Gateway address of the block.
     pub gateway: IpAddr,
@@ -219,7 +219,7 @@ pub enum Reply {
     Refused(Refusal),
 }
 
-/// All that the plugin needs to wire one pod interface.
+/// The parameters for wiring one pod interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Wiring {
@@ -233,11 +233,11 @@ pub struct Wiring {
     pub mac: Mac,
     /// MTU of both ends, in bytes.
     pub mtu: u32,
-    /// The pod's addresses, at most one of a family.
+    /// The pod's addresses, at most one per family.
     pub addresses: Vec<PodAddress>,
     /// MAC address of all gateways.
     pub gateway_mac: Mac,
-    /// Addresses outside of the node's blocks: the host needs a route to each.
+    /// Addresses outside the node's blocks: the host needs a route to each.
     pub strays: Vec<IpAddr>,
 }
 
@@ -264,7 +264,7 @@ pub enum Attach {
     Routed,
 }
 
-/// Why a request was not carried out.
+/// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(deny_unknown_fields)]
 #[error("{message}")]
@@ -275,7 +275,7 @@ pub struct Refusal {
     pub message: String,
 }
 
-/// The kinds of refusal that a caller can tell apart. The plugin gives each its CNI error code.
+/// The kinds of refusal that a caller can distinguish. The plugin maps each to a CNI error code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RefusalKind {

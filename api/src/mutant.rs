@@ -1,8 +1,8 @@
-//! Deliberate defects. Each breaks one promise, and for each there is a test that must fail under it: `docs/mutants.md`
-//! says which, and `scripts/test` sees to it.
+//! Deliberate defects. Each violates one rule, and one test must fail with it: `docs/mutants.md` lists the tests, and
+//! `scripts/test` runs them.
 //!
-//! They are there only in builds for tests: the feature `mutants`, which a release build refuses. There the environment
-//! variable `POLDER_MUTANT` names the one that is at work.
+//! The defects exist only in test builds with the feature `mutants`; a release build refuses it. The environment
+//! variable `POLDER_MUTANT` selects the active defect by name.
 
 #[cfg(all(feature = "mutants", not(debug_assertions)))]
 compile_error!("deliberate defects are only for tests: build without the feature `mutants`");
@@ -14,86 +14,87 @@ macro_rules! mutants {
         pub enum Mutant { $($(#[doc = $words])+ $name,)+ }
 
         impl Mutant {
-            /// All of them.
+            /// All defects, in the order of the table in `docs/mutants.md`.
             pub const ALL: &[Self] = &[$(Self::$name,)+];
         }
     };
 }
 
 mutants! {
-    /// A claim does not rest on the node's record.
+    /// A claim does not require the node's record to be unchanged.
     ClaimIgnoresNode,
-    /// A claim does not rest on the pool's record.
+    /// A claim does not require the pool's record to be unchanged.
     ClaimIgnoresPool,
-    /// A claim does not ask whether the block is claimed.
+    /// A claim does not check whether the block is claimed.
     ClaimIgnoresClaims,
-    /// A claim does not ask whether a larger block around it is claimed.
+    /// A claim does not check whether a larger block that contains it is claimed.
     ClaimIgnoresLargerClaims,
-    /// The removal of a pool does not ask whether blocks of it are claimed.
+    /// The removal of a pool does not check whether its blocks are claimed.
     RemovalIgnoresClaims,
-    /// A pool that is drained gives addresses to new pods.
+    /// A drained pool allocates addresses to new pods.
     DrainedPoolGives,
-    /// A change whose outcome is not known is made, to the operator.
+    /// A change with an unknown outcome is reported to the operator as made.
     NoAnswerIsYes,
-    /// A claim whose outcome is not known is taken for made, whatever stands behind the key.
+    /// A claim with an unknown outcome is treated as made, even if the record has another value.
     ClaimIsPresumed,
-    /// What a node writes, besides claims, does not rest on its record.
+    /// Writes of a node other than claims do not require its record to be unchanged.
     WriteIgnoresNode,
-    /// A node does not look whether it was removed.
+    /// A node does not check whether it was removed.
     FenceIsIgnored,
-    /// A machine without a ledger takes a fence of its name and boot for its own, and confirms.
+    /// A machine without a ledger treats a fence with its name and boot id as its own, and confirms the removal.
     FenceMatchedByBootId,
-    /// A machine takes a node over by its ledger alone, which may be a copy.
+    /// A machine takes over a node with only its ledger as proof, which may be a copy.
     CopyIsBelieved,
-    /// A removed node's blocks are given back although nobody has said that its pods are gone.
+    /// A removed node's blocks are released although its pods are not confirmed to be gone.
     SilenceConfirms,
-    /// A removed node's blocks do not rest.
+    /// A removed node's blocks are released without cool-down.
     RemovedBlocksDoNotRest,
-    /// A block is given back although addresses of it are used.
+    /// A block is released although addresses of it are used.
     UsedBlockIsSpare,
-    /// A claim that the store has lost is not put back.
+    /// A claim that the datastore has lost is not restored.
     LostClaimStaysLost,
-    /// Blocks are claimed while the owners of lost records put them back.
+    /// Blocks are claimed while the owners of lost records restore them.
     NoCaution,
-    /// A block that the ledger has lost is handed out at once.
+    /// Addresses of a block that the ledger has lost are allocated without cool-down.
     AdoptedBlockDoesNotRest,
-    /// A machine with an old copy of a ledger hands out at once what the machine before it may have had.
+    /// A machine with an old copy of a ledger allocates, without cool-down, addresses that the earlier machine may have
+    /// used.
     OldCopyDoesNotRest,
-    /// A node's address of its own is forgotten when its ledger is opened.
+    /// A node's gateway addresses are not marked as used when its ledger is opened.
     GatewayIsForgotten,
-    /// A resting address counts as free.
+    /// An address in cool-down counts as free.
     RestIsSkipped,
-    /// What rests is forgotten when the ledger is opened.
+    /// Cool-downs are forgotten when the ledger is opened.
     RestIsForgotten,
     /// A reserved address is handed over without proof that its holder is gone.
     NoProof,
-    /// What was attached in another boot counts as attached.
+    /// Attachments of another boot count as existing.
     BootIsIgnored,
-    /// Addresses are freed before the interface is gone.
+    /// Addresses are released before the interface is deleted.
     FreedFirst,
-    /// A DEL gives up on an ADD that hangs.
+    /// A DEL fails if the ADD of its attachment hangs.
     DelGivesUp,
-    /// What misses its interface once is released.
+    /// An attachment is released after its interface was missing once.
     MissedOnce,
-    /// A release takes away all attachments of the pod.
+    /// A release deletes all attachments of the pod.
     ReleaseByPod,
-    /// A GC takes away what was added since it began.
+    /// A GC deletes attachments that were added after it began.
     YoungIsStale,
-    /// A GC without a list of what is valid takes everything away.
+    /// A GC without a list of valid attachments deletes all attachments.
     NoListIsEmptyList,
-    /// Following goes on in a store that is another one, or was set back.
+    /// A watch continues on a datastore that was emptied or restored to an earlier state.
     WitnessIsIgnored,
-    /// A watch that has not told of everything is believed.
+    /// A watch that did not report a deletion is trusted.
     WatchIsBelieved,
-    /// A node takes a record over from another boot without looking whether that lives.
+    /// A node takes over its record from another boot without checking whether that boot is still alive.
     DoubleIsIgnored,
-    /// A node's own record counts in whichever boot of it, and on whichever machine.
+    /// A node treats its record as its own even if it is from another boot or machine.
     AnyBootIsOwn,
-    /// The sign of life is put whether or not the node's record is as it was.
+    /// The key `alive/NODE` is written even if the node's record has changed.
     SignIgnoresNode,
 }
 
-/// Whether that defect is at work.
+/// Whether that defect is active.
 #[cfg(feature = "mutants")]
 pub fn is(mutant: Mutant) -> bool {
     static AT_WORK: std::sync::LazyLock<Option<Mutant>> = std::sync::LazyLock::new(|| {
@@ -104,14 +105,14 @@ pub fn is(mutant: Mutant) -> bool {
     *AT_WORK == Some(mutant)
 }
 
-/// Whether that defect is at work: in this build, none is.
+/// Whether that defect is active: never in this build.
 #[cfg(not(feature = "mutants"))]
 pub const fn is(_: Mutant) -> bool {
     false
 }
 
-/// A rule that a deliberate defect can break. In builds for tests, and only there, the last expression takes the place of the rule's
-/// body while that defect is at work.
+/// A rule that a deliberate defect can violate. In test builds the last expression replaces the body of the rule while
+/// that defect is active.
 #[macro_export]
 macro_rules! rule {
     (
@@ -129,7 +130,7 @@ macro_rules! rule {
     };
 }
 
-/// What a rule demands, unless that defect leaves it out.
+/// The condition of a rule; `None` if that defect is active.
 pub fn unless<T>(defect: Mutant, demand: T) -> Option<T> {
     (!is(defect)).then_some(demand)
 }

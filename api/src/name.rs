@@ -17,7 +17,7 @@ pub struct InvalidName {
     pub rule: &'static str,
 }
 
-// Shared: there are few of them, and many who know them.
+// `Arc<str>`: few different names exist, each with many copies.
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident, $kind:literal, $valid:expr, $rule:literal) => {
         $(#[$doc])*
@@ -88,22 +88,23 @@ name!(
     "1 to 253 of a-z A-Z 0-9 _ . -, starting with a letter or digit"
 );
 name!(
-    /// A node of the cluster, unique in it. A Kubernetes node name is one.
+    /// Name of a node, unique in the cluster. Every Kubernetes node name is valid.
     NodeName, "node name", |s| is_token(s, 253),
     "1 to 253 of a-z A-Z 0-9 _ . -, starting with a letter or digit"
 );
 name!(
-    /// An address pool.
+    /// Name of an address pool, unique in the cluster.
     PoolName, "pool name", |s| is_token(s, 63),
     "1 to 63 of a-z A-Z 0-9 _ . -, starting with a letter or digit"
 );
 name!(
-    /// A network interface: what the kernel's `dev_valid_name` and the CNI specification both take.
+    /// Name of a network interface. Both the kernel's `dev_valid_name` and the CNI specification accept it.
     IfName, "interface name", is_interface,
     "1 to 15 bytes, no '/', ':' or white space, not \".\" or \"..\""
 );
 
-/// The characters that CNI allows in network names and container IDs; safe in paths and etcd keys.
+/// Whether the text has the form that CNI requires of network names and container IDs. It is safe in paths and etcd
+/// keys.
 fn is_token(text: &str, longest: usize) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
     text.len() <= longest

@@ -1,4 +1,4 @@
-//! Pools and blocks, as `polderctl pool` changes and shows them.
+//! Pools and blocks, for `polderctl pool` and `polderctl block`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -67,7 +67,7 @@ pub struct PoolStatus {
     pub blocks_owned: u64,
     /// Number of blocks held back because their nodes were removed.
     pub blocks_resting: u64,
-    /// Number of all its blocks, claimed or not; capped at 2^64 - 1.
+    /// Number of all blocks of the pool, claimed or not; at most 2^64 - 1.
     pub blocks_total: u64,
     /// Number of reserved addresses.
     pub reserved: u64,

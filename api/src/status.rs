@@ -8,21 +8,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Backend, Family, NodeName, PoolName};
 
-/// One node as its agent sees it.
+/// Status of a node, reported by its agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// The node's name.
+    /// Node name.
     pub node: NodeName,
-    /// The agent's release.
+    /// Release of the agent.
     pub version: String,
-    /// Whether the node can run new pods; `reasons` say why not.
+    /// Whether the node can run new pods; if not, `reasons` explains why.
     pub ready: bool,
     /// Why the node is not ready, each with its remedy.
     pub reasons: Vec<String>,
-    /// Problems that do not make the node unready: refused records, unreachable peers, interference of other software on the
-    /// host.
+    /// Problems that do not make the node unready: refused records, unreachable peers, interference of other software
+    /// on the host.
     pub problems: Vec<String>,
-    /// The cluster, once known.
+    /// Cluster settings; `None` until they are known.
     pub cluster: Option<ClusterStatus>,
     /// Datastore of the cluster.
     pub store: StoreStatus,
@@ -30,17 +30,17 @@ pub struct Status {
     pub underlay: Vec<UnderlayStatus>,
     /// Other addresses of the node, with the reason why each is not used.
     pub not_underlay: Vec<NotUnderlayStatus>,
-    /// MTU that new pods get, in bytes.
+    /// MTU of new pods, in bytes.
     pub mtu: Option<u32>,
     /// The blocks that the node owns.
     pub blocks: Vec<BlockStatus>,
-    /// Attachments in the ledger.
+    /// Number of attachments in the ledger.
     pub pods: usize,
-    /// Kernel features that Polder uses and this kernel lacks.
+    /// Kernel features and checks that Polder uses and that are not available on this node.
     pub missing_features: Vec<String>,
     /// The last reconcile pass over the kernel state.
     pub last_pass: Option<PassStatus>,
-    /// Repairs of Polder's kernel state after changes by others, most recent last.
+    /// Repairs of Polder's kernel state after changes by other programs, most recent last.
     pub repairs: Vec<RepairStatus>,
     /// Number of repairs since the agent started.
     pub repair_count: u64,
@@ -55,9 +55,9 @@ pub struct Status {
 /// A removed node whose removal is not complete.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemovedStatus {
-    /// Its name.
+    /// Node name.
     pub node: NodeName,
-    /// What is held back, and what it waits for.
+    /// State of the node's blocks, and the condition for their release, as text.
     pub standing: String,
 }
 
@@ -73,8 +73,8 @@ pub struct RefusedWrites {
 }
 
 impl Status {
-    /// Whether the node is ready, its datastore answers, its last pass had no failures, and `problems` is empty. Missing kernel
-    /// features and repairs are not problems.
+    /// Whether the node is ready, its datastore is reachable, its last pass had no failures, and `problems` is empty.
+    /// Missing kernel features and repairs are not problems.
     pub fn is_well(&self) -> bool {
         self.ready
             && self.problems.is_empty()
@@ -146,7 +146,7 @@ pub enum StoreStatus {
     Connected {
         /// Name of the datastore, with its endpoints.
         store: String,
-        /// Revision of the last record seen.
+        /// Datastore revision of the records.
         revision: i64,
     },
     /// Unreachable: the last known records are used.
@@ -163,7 +163,7 @@ pub enum StoreStatus {
 pub struct UnderlayStatus {
     /// The address.
     pub address: IpAddr,
-    /// The interface that has it.
+    /// The interface with this address.
     pub interface: String,
     /// MTU of that interface, in bytes.
     pub mtu: u32,
@@ -171,12 +171,12 @@ pub struct UnderlayStatus {
     pub chosen_by: String,
 }
 
-/// An address of the node that is not used on the underlay.
+/// An address of the node that is not an underlay address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NotUnderlayStatus {
     /// The address.
     pub address: IpAddr,
-    /// The interface that has it, if that is up.
+    /// The interface with this address; `None` if the interface is down or belongs to Polder.
     pub interface: Option<String>,
     /// Why it was not chosen.
     pub reason: String,
@@ -187,7 +187,7 @@ pub struct NotUnderlayStatus {
 pub struct BlockStatus {
     /// The block.
     pub block: IpNetwork,
-    /// Its pool.
+    /// Pool of the block.
     pub pool: PoolName,
     /// Allocated to an attachment or to the node itself.
     pub used: u64,
@@ -214,7 +214,7 @@ pub struct PassStatus {
     pub failures: Vec<String>,
 }
 
-/// A repair of Polder's kernel state after a change by others.
+/// A repair of Polder's kernel state after a change by another program.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RepairStatus {
     /// Time of the repair, in seconds since 1970.
@@ -223,28 +223,28 @@ pub struct RepairStatus {
     pub changes: Vec<String>,
     /// Number of further changes.
     pub more: usize,
-    /// Processes that caused it, if the kernel reports them.
+    /// Processes that made the repaired change, if the kernel reports them.
     pub by: Vec<String>,
 }
 
 /// A node of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeStatus {
-    /// Its name.
+    /// Node name.
     pub name: NodeName,
-    /// Whether it is a member.
+    /// Membership of the node.
     pub standing: NodeStanding,
-    /// Where peers reach it.
+    /// Underlay addresses in the node's record; empty for a removed node.
     pub underlay: Vec<IpAddr>,
-    /// Its gateway addresses.
+    /// Gateway addresses in the node's record.
     pub gateways: Vec<IpAddr>,
-    /// The blocks that it owns.
+    /// Blocks that the node has claimed; empty for a removed node.
     pub blocks: Vec<IpNetwork>,
-    /// How this node reaches it.
+    /// Paths from this node to that node, at most one per family.
     pub paths: Vec<PathStatus>,
-    /// Whether its lease is alive; `None` where the store could not be asked.
+    /// Whether the node's lease is valid; `None` for a removed node, or if the leases cannot be read.
     pub alive: Option<bool>,
-    /// The release of its agent.
+    /// Release of the node's agent; empty for a removed node.
     pub version: String,
 }
 
@@ -252,13 +252,13 @@ pub struct NodeStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", from = "String")]
 pub enum NodeStanding {
-    /// It is.
+    /// The node is a member.
     Member,
-    /// It was removed: what its blocks wait for.
+    /// The node was removed; with the state of its blocks as text.
     Removed(String),
 }
 
-/// What JSON says of a member.
+/// The string for [`NodeStanding::Member`].
 const MEMBER: &str = "member";
 
 impl fmt::Display for NodeStanding {
@@ -282,16 +282,16 @@ impl From<String> for NodeStanding {
     }
 }
 
-/// How the blocks of one family of a peer are reached.
+/// The path to a node's pods, for one family.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathStatus {
-    /// The family of the pods' addresses.
+    /// Family of the pod addresses.
     pub family: Family,
-    /// Which way its packets take.
+    /// Kind of the path.
     pub path: PathKind,
-    /// The peer's underlay address that is used, or why there is none.
+    /// The peer's underlay address, or the reason why the pods are unreachable; empty for this node.
     pub via: String,
-    /// What probes over it have shown.
+    /// Result of the probes of this path.
     pub probe: ProbeState,
 }
 

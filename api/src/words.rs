@@ -1,7 +1,7 @@
-//! Enums whose values are one string each, the same in JSON and in text. The strings are what scripts rely on; the names of the
-//! variants are not.
+//! Enums with one string for each variant, the same in JSON and in text. Scripts rely on the strings, not on the names
+//! of the variants.
 
-/// Declares such an enum. A variant is written with its string.
+/// Declares an enum with one string for each variant.
 macro_rules! words {
     (
         $(#[$about:meta])*
@@ -14,10 +14,10 @@ macro_rules! words {
         }
 
         impl $name {
-            /// Every value.
+            /// All variants.
             pub const ALL: &[Self] = &[$(Self::$variant),+];
 
-            /// Its string.
+            /// The string of the variant.
             pub fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$variant => $word,)+
@@ -33,7 +33,7 @@ macro_rules! words {
     };
 }
 
-/// A string that is none of those of an enum.
+/// A string that matches no variant of an enum.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unknown value {0:?}: polderctl and polder-agent must be of the same release")]
 pub struct UnknownWord(pub(crate) String);
@@ -50,7 +50,7 @@ mod tests {
     use crate::status::{AttachMode, NodeStanding, PathKind, ProbeState, StoreStatus};
     use crate::{Backend, Family};
 
-    /// The values have these strings in JSON, and are read from them.
+    /// Checks that the values are written as these strings in JSON, and are read from them.
     fn assert_json<T: Serialize + DeserializeOwned + PartialEq + Debug>(values: &[T], strings: &[&str]) {
         let written: Vec<String> = values
             .iter()
@@ -62,7 +62,7 @@ mod tests {
         }
     }
 
-    /// The same, and text has them, too.
+    /// Like [`assert_json`], and checks that `Display` writes the same strings.
     fn assert_words<T: Serialize + DeserializeOwned + PartialEq + Debug + Display>(
         values: &[T],
         strings: &[&str],

@@ -30,7 +30,7 @@ use crate::{del, delegate};
 /// Timeout for the agent's answer: it may have to claim a block first.
 const AGENT_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Timeout for the carrier of the pod's interface. On an idle machine it takes microseconds.
+/// Timeout for the carrier of the pod's interface. On an idle machine the carrier appears within microseconds.
 const CARRIER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Attaches the container. Returns the result for the runtime.
@@ -48,13 +48,13 @@ pub fn add(call: &Call) -> Result<String, Error> {
         until_it_passes(Error::passes, || attach(call, &mut pod, Some(&given)))
     });
     if attached.is_err() {
-        // Release what the IPAM plugin allocated, also after a partial ADD.
+        // Release the addresses of the IPAM plugin, also after a partial ADD.
         let _ = delegate::call(&call.network, plugin, Verb::Del);
     }
     attached
 }
 
-/// Checks that the result can hold all addresses: before 0.3.0 it holds one of each family.
+/// Checks that the result can hold all addresses: before CNI 0.3.0 it holds one address of each family.
 fn can_be_told(version: Version, given: &Given) -> Result<(), Error> {
     let several =
         |family: &Family| given.addresses.iter().filter(|own| Family::of(**own) == *family).count() > 1;
@@ -94,7 +94,7 @@ fn attach(call: &Call, pod: &mut PodNamespace, given: Option<&Given>) -> Result<
     Ok(result(&call.network.conf, &Made { wiring: &wiring, host_mac: host.mac, interface, netns, given }))
 }
 
-/// Marks this ADD as in progress, for an agent that starts meanwhile.
+/// Marks this ADD as in progress, for an agent that starts before the ADD ends.
 fn mark(call: &Call) -> Result<AddMark, Error> {
     AddMark::set(&call.network.conf.socket, &call.attachment()).map_err(|source| {
         if source.kind() == ErrorKind::WouldBlock {
@@ -143,7 +143,8 @@ fn wire(pod: &mut PodNamespace, call: &Call, wiring: &Wiring, routes: &[GivenRou
     let settings = link::change(name).alias(&wiring.alias);
     let settings = match wiring.attach {
         Attach::Bridge { locked } => settings.port(&Port::of_pod(locked)),
-        // New interfaces of this host may have forwarding off, and the agent would repair that too late for the first packets.
+        // Forwarding may be off for new interfaces of this host. A repair by the agent would be too late for the first
+        // packets.
         Attach::Routed => settings.forwarding(),
     };
     let made = host.execute_all([
@@ -217,8 +218,8 @@ fn find(host: &mut RouteSocket, name: &str) -> Result<Link, Error> {
     Ok(found.ok_or_else(gone)?)
 }
 
-/// Waits for the carrier, so that the pod's first packet is not lost in either direction: the kernel sets it from a work
-/// queue, a moment after the pod end is up.
+/// Waits for the carrier, so that the pod's first packet is not lost in either direction: the kernel sets the carrier
+/// from a work queue, shortly after the pod end is up.
 fn wait_until_it_carries(host: &mut RouteSocket, name: &str, attach: Attach) -> Result<Link, Error> {
     if let Some(link) = carrying(host, name, attach)? {
         return Ok(link);

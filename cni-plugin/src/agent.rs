@@ -1,4 +1,4 @@
-//! Requests to the agent, and its unexpected replies as errors.
+//! Requests to the agent, and errors for unexpected replies.
 
 use polder_api::message::{AddRequest, AddressSource, Refusal, RefusalKind, Reply};
 

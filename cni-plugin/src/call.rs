@@ -43,7 +43,7 @@ impl Program {
     }
 }
 
-/// A network configuration with the parameters that every verb has.
+/// A network configuration with the parameters of every verb.
 #[derive(Debug)]
 pub struct Network {
     /// The network configuration from standard input.
@@ -57,7 +57,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// Connects to the agent; no answer may take longer than `patience`.
+    /// Connects to the agent. `patience` is the timeout of each answer.
     pub fn agent(&self, patience: Duration) -> Result<Client, Error> {
         Ok(Client::connect(&self.conf.socket, patience)?.traced(self.trace.clone()))
     }

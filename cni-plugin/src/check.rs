@@ -22,8 +22,9 @@ use crate::pod::{PodNamespace, host_prefix};
 
 const AGENT_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Reports the first difference between the kernel and the attachment. CRI-O calls CHECK for every pod when it starts, possibly
-/// while the agent is starting too: if the agent is unreachable, the result of the ADD (`prevResult`) is the reference.
+/// Reports the first difference between the kernel and the attachment. CRI-O calls CHECK for every pod when it starts,
+/// possibly while the agent starts too: if the agent is unreachable, the reference is the result of the ADD
+/// (`prevResult`).
 pub fn check(call: &Call) -> Result<(), Error> {
     if let Some(plugin) = &call.network.conf.delegate {
         delegate::call(&call.network, plugin, Verb::Check)?;
@@ -67,7 +68,7 @@ fn check_alone(call: &Call) -> Result<(), Error> {
     check_link(&mut host, &name).map(drop)
 }
 
-/// The host end of the pod's interface, which must exist and be up.
+/// Reads the host end of the pod's interface, which must exist and be up.
 fn check_link(host: &mut RouteSocket, name: &IfName) -> Result<Link, Error> {
     match host.link(name.as_str()).map_err(Error::kernel("read the host's interfaces"))? {
         None => differs(format!("the host has no interface {name}")),

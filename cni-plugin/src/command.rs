@@ -21,13 +21,13 @@ pub enum Answer {
     Output(String),
     /// Failure: print this on standard output and exit with a code other than 0.
     Error(String),
-    /// No `CNI_COMMAND`, so not called by a runtime: print this on standard error.
+    /// No `CNI_COMMAND`, so the caller is not a runtime: print this on standard error.
     About(String),
 }
 
 /// Runs the command of `CNI_COMMAND` with the configuration from standard input.
 pub fn run(program: Program, variable: impl Fn(&str) -> Option<String>, input: &mut impl Read) -> Answer {
-    // Taken before anything is read: the runtime's list of attachments cannot contain what is added from now on.
+    // Read the clock before the input: attachments that are added later cannot be in the runtime's list.
     let began = since_boot();
     let Some(command) = variable("CNI_COMMAND") else {
         let versions = Version::ALL.map(Version::as_str).join(", ");
@@ -88,8 +88,8 @@ pub enum Errand {
     Version,
 }
 
-/// Reads and validates a command, without side effects. Sets `version` to that of the configuration as soon as it is known,
-/// for the error that may follow.
+/// Reads and validates a command, without side effects. Sets `version` as soon as the version of the configuration is
+/// known: errors are reported in it.
 pub fn read(
     program: Program,
     command: &str,
@@ -143,7 +143,7 @@ pub fn read(
 mod tests {
     use super::*;
 
-    /// Input that must not be touched.
+    /// Input that must not be read: a read panics.
     struct Untouched;
 
     impl Read for Untouched {
@@ -205,7 +205,7 @@ mod tests {
         }
         for (program, conf) in [(Program::Polder, &own), (Program::PolderIpam, &conf)] {
             assert!(read_for(program, "ADD", conf).is_err());
-            // What it does need is not guessed.
+            // A missing required key is an error.
             let mut nameless = conf.clone();
             nameless.as_object_mut().unwrap().remove("name");
             assert_eq!(read_for(program, "DEL", &nameless).unwrap_err().code(), 7);

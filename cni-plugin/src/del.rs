@@ -1,4 +1,5 @@
-//! DEL: the agent deletes the attachment. If the agent is unreachable, the plugin does it and writes a tombstone for the agent.
+//! DEL: the agent deletes the attachment. If the agent is unreachable, the plugin deletes the interface and writes a
+//! tombstone for the agent.
 
 use std::fs;
 use std::io;
@@ -15,7 +16,7 @@ use crate::delegate;
 use crate::environment::Verb;
 use crate::error::Error;
 
-/// Timeout for the agent's answer; then the plugin deletes the interface itself.
+/// Timeout for the agent's answer; after it, the plugin deletes the interface itself.
 const AGENT_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Deletes the attachment, then releases the addresses of a delegated IPAM plugin: they are in use as long as the
@@ -44,8 +45,8 @@ pub(crate) fn ask(call: &Call, attachment: &Attachment) -> Result<Reply, Error> 
     Ok(call.network.agent(AGENT_PATIENCE)?.ask(&Request::Del(attachment.clone()))?)
 }
 
-/// Deletes the interface and writes a tombstone, from which the agent releases the addresses. The tombstone comes first: without
-/// it, the agent finds an address without an interface only after a grace period.
+/// Writes a tombstone, from which the agent releases the addresses, and then deletes the interface. Without a tombstone
+/// the agent finds an address without an interface only after a grace period.
 pub(crate) fn alone(socket: &Path, attachment: &Attachment) -> Result<(), Error> {
     let note = polder_api::tombstone(socket, attachment);
     bury(socket, attachment).map_err(Error::file(format!("write the tombstone {}", note.display())))?;

@@ -22,7 +22,7 @@ struct GivenAddress {
     routes: Vec<GivenRoute>,
 }
 
-/// The fields of all versions: a result has those of one.
+/// The fields of all versions; each result has those of one version.
 #[derive(Debug, Deserialize)]
 struct Answer {
     #[serde(default)]

@@ -32,7 +32,7 @@ impl fmt::Display for Verb {
 }
 
 impl Verb {
-    /// All of them.
+    /// All values of `CNI_COMMAND`.
     const ALL: [Self; 6] = [Self::Add, Self::Del, Self::Check, Self::Gc, Self::Status, Self::Version];
 
     /// The value as in `CNI_COMMAND`.
@@ -47,7 +47,7 @@ impl Verb {
         }
     }
 
-    /// Parses the value of `CNI_COMMAND`; the error is the one for the runtime.
+    /// Parses the value of `CNI_COMMAND`. An unknown value is an error with code 4.
     pub fn parse(text: &str) -> Result<Self, Error> {
         Self::ALL.into_iter().find(|verb| verb.as_str() == text).ok_or_else(|| {
             let known = Self::ALL.map(Self::as_str).join(", ");
@@ -95,15 +95,15 @@ pub struct Arguments {
     pub mac: Option<String>,
 }
 
-/// The folders of `CNI_PATH`, in which delegated plugins are found.
+/// The folders of `CNI_PATH`, which are searched for delegated plugins.
 pub fn search_path(variable: impl Fn(&str) -> Option<String>) -> Result<Vec<PathBuf>, Error> {
     let path = variable("CNI_PATH").filter(|path| !path.is_empty());
     let path = path.ok_or_else(|| Error::Environment("CNI_PATH is not set".to_owned()))?;
     Ok(std::env::split_paths(&path).collect())
 }
 
-/// The trace context of the call (W3C Trace Context and Baggage) for the logs: `traceparent`, then `tracestate` and `baggage`
-/// if they are set.
+/// The trace context of the call for the logs (W3C Trace Context and Baggage): `traceparent`, then `tracestate` and
+/// `baggage` if they are set.
 pub fn trace(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
     const LONGEST: usize = 512;
     let value = |name: &str| {

@@ -51,7 +51,7 @@ pub enum Error {
     /// The container already has an interface of that name.
     #[error("the container already has an interface {0}")]
     InterfaceExists(IfName),
-    /// The bridge has the most ports that the kernel allows (1023).
+    /// The bridge has the maximum number of ports that the kernel allows (1023).
     #[error(
         "bridge {} is full (1023 ports): run pods on other nodes, or set attach to \"routed\" for the cluster",
         polder_api::BRIDGE
@@ -86,9 +86,9 @@ pub enum Error {
     Delegate {
         /// The name of the plugin.
         plugin: String,
-        /// The error code that it returned.
+        /// The error code from the plugin.
         code: u32,
-        /// Its error message and details.
+        /// The error message and details from the plugin.
         message: String,
     },
     /// Two independent errors.

@@ -20,7 +20,7 @@ pub struct Given {
 /// A route requested by a delegated IPAM plugin. Its gateway is ignored: the next hop of a pod is always its node.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct GivenRoute {
-    /// The destination.
+    /// The destination prefix.
     pub dst: IpNetwork,
     /// The route MTU, in bytes.
     pub mtu: Option<u32>,

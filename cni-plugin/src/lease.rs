@@ -1,4 +1,5 @@
-//! `polder-ipam`: allocates addresses of Polder's pools for the interfaces of another plugin (CNI specification, section 4).
+//! `polder-ipam`: allocates addresses of Polder's pools for the interfaces of another plugin (CNI specification,
+//! section 4).
 
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ pub fn add(call: &Call) -> Result<String, Error> {
     Ok(ipam_result(&call.network.conf, &addresses))
 }
 
-/// Releases the addresses. Succeeds if there are none.
+/// Releases the addresses. Succeeds if the attachment has no addresses.
 pub fn del(call: &Call) -> Result<(), Error> {
     del::interface(call)
 }

@@ -1,8 +1,8 @@
 //! The CNI plugins, which the container runtime executes for every pod.
 //!
-//! A plugin reads its environment and standard input, sends one request to the agent, configures one interface, prints one
-//! result and exits. It is a static program without an async runtime. The agent prepares everything that does not depend
-//! on the pod before an ADD.
+//! A plugin reads its environment and standard input, sends one request to the agent, configures one interface, prints
+//! one result and exits. It is a static program without an async runtime. Before an ADD, the agent prepares everything
+//! that does not depend on the pod.
 
 pub mod add;
 pub mod agent;

@@ -1,4 +1,4 @@
-//! The plugin `loopback`, for nodes that do not have it: sets `lo` up. containerd calls it for every pod, in addition to the
+//! The plugin `loopback`, for nodes without it: sets `lo` up. containerd calls it for every pod, in addition to the
 //! network's plugin.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -64,14 +64,14 @@ const READ: [&str; 10] =
 
 const VALID: &str = "cni.dev/valid-attachments";
 
-/// The name that runtimes used for it before CNI 1.1.0.
+/// The key that runtimes used instead of `VALID` before CNI 1.1.0.
 const VALID_BEFORE_1_1: &str = "cni.dev/attachments";
 
 /// Parses the configuration and its `cniVersion`; an unsupported version is an error that lists the supported ones.
 pub fn version(text: &str) -> Result<(Version, Map<String, Value>), Error> {
     let conf: Map<String, Value> =
         serde_json::from_str(text).map_err(|error| Error::Decode(error.to_string()))?;
-    // The specification before 0.2.0 had no such key.
+    // Before 0.2.0 the specification does not define this key.
     let given = field::<String>(&conf, "cniVersion")?.unwrap_or_else(|| "0.1.0".to_owned());
     match Version::parse(&given) {
         Some(version) => Ok((version, conf)),
@@ -79,8 +79,8 @@ pub fn version(text: &str) -> Result<(Version, Map<String, Value>), Error> {
     }
 }
 
-/// The keys of a configuration that a verb needs. ADD needs all: an unknown key is an error, because it would not be applied. The
-/// other verbs concern a pod that is already attached, and must not fail because of a key that they do not need.
+/// The keys of a configuration that a verb needs. ADD needs all: an unknown key is an error, because it would not be
+/// applied. The other verbs concern an attached pod, and must not fail because of a key that they do not need.
 pub fn needed_by(verb: Verb, conf: &Map<String, Value>) -> Map<String, Value> {
     let more: &[&str] = match verb {
         Verb::Add | Verb::Version => return conf.clone(),

@@ -1,4 +1,4 @@
-//! The state of the node's pod network in the kernel. A boot clears it, so all of it was made since the last boot.
+//! The state of the node's pod network in the kernel. It is lost at a reboot, so it was created since the last boot.
 
 use std::collections::BTreeMap;
 
@@ -10,11 +10,12 @@ use polder_netlink::{Error, RouteSocket};
 /// The state of the node's pod network in the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct NodeNetwork {
-    /// Whether an agent has set up the node since boot: the bridge is up, and a route has our protocol number (84).
+    /// Whether an agent has set up the node since boot: the bridge is up, and a route has Polder's protocol number
+    /// (84).
     pub set_up: bool,
-    /// Number of pod interfaces that a route of ours reaches, directly or over the bridge.
+    /// Number of pod interfaces that a Polder route reaches, directly or over the bridge.
     pub connected: usize,
-    /// Number of pod interfaces without a route of ours.
+    /// Number of pod interfaces that no Polder route reaches.
     pub cut_off: usize,
 }
 
@@ -25,7 +26,7 @@ impl NodeNetwork {
         Ok(Self::of(&socket.links()?, &socket.routes()?.0))
     }
 
-    /// Derives the state from interfaces and from our routes.
+    /// Derives the state from the interfaces and the Polder routes.
     pub fn of(links: &BTreeMap<String, Link>, routes: &[Route]) -> Self {
         let leads_to = |link: &Link| {
             let to = |route: &Route| match route.target {

@@ -6,14 +6,15 @@ use std::time::{Duration, Instant};
 
 use crate::error::Error;
 
-/// Total time for retries. The kubelet retries a failed ADD after 10 to 16 s, so waiting less than that is faster.
+/// Total time for retries. The kubelet retries a failed ADD after 10 to 16 s, so retries within a shorter time are
+/// faster.
 const PATIENCE: Duration = Duration::from_secs(8);
 
 /// Pause between two attempts: initial (it doubles each time) and maximum.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
-/// Repeats the attempt while `passes` is true for its error, for at most `PATIENCE`. Stops if the calling process has ended:
-/// then no one would undo the ADD.
+/// Repeats the attempt while `passes` is true for its error, for at most `PATIENCE`. Stops if the calling process has
+/// ended, because no runtime would undo the ADD.
 #[expect(
     clippy::disallowed_methods,
     reason = "nothing tells a plugin that the agent is back, or that an address is free"

@@ -49,7 +49,7 @@ impl PodNamespace {
         Ok(Self { file, socket })
     }
 
-    /// The interface of that name in the namespace.
+    /// Reads the interface of that name in the namespace; `None` if it does not exist.
     pub fn link(&mut self, name: &IfName) -> Result<Option<Link>, Error> {
         self.socket.link(name.as_str()).map_err(Error::kernel(format!("read interface {name} in the pod")))
     }
@@ -75,7 +75,7 @@ impl PodNamespace {
         self.set_ipv6(interface, "keep_addr_on_down", "1")?;
         let taken = self.socket.default_routes(Table::MAIN).map_err(failed())?;
         let mut operations: Vec<Operation> = vec![
-            // Some runtimes do it, but not all.
+            // Not all runtimes set lo up.
             link::change("lo").up().into(),
             link::without_link_local(interface.as_str()),
         ];
@@ -90,7 +90,7 @@ impl PodNamespace {
             if !is_first {
                 operations.push(Rule { source: own.address, table }.add());
             }
-            // Further addresses of a family go the same way.
+            // The routes of the first address serve the other addresses of the same family.
             if led_out.contains(&Family::of(own.address)) {
                 continue;
             }

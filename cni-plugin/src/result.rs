@@ -71,7 +71,7 @@ pub fn ipam_result(conf: &NetConf, addresses: &[LeasedAddress]) -> String {
     result.text(None)
 }
 
-/// The result of `loopback`: `prevResult` if there is one, or the interface with its addresses.
+/// The result of `loopback`: `prevResult` if it is set, else the interface with its addresses.
 pub fn loopback_result(conf: &NetConf, netns: &Path, addresses: impl Iterator<Item = IpNetwork>) -> String {
     let mut result = Shape::behind(conf);
     if conf.previous.is_none() {
@@ -98,7 +98,7 @@ impl Shape {
         Self { version, result, dns }
     }
 
-    /// Whether the version is before 0.3.0: a result holds one address of each family with its routes, and nothing else.
+    /// Whether the version is before 0.3.0: a result holds only one address of each family with its routes.
     fn is_old(&self) -> bool {
         self.version < Version::V0_3_0
     }
@@ -281,7 +281,7 @@ mod tests {
         serde_json::from_str(&result(&conf, &made)).unwrap()
     }
 
-    /// The file with the result of that version.
+    /// The expected result, from `tests/golden`.
     fn golden(name: &str) -> Value {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
         let text =

@@ -1,7 +1,7 @@
 //! STATUS: whether the runtime should report the node's network as ready.
 //!
-//! Kubernetes evicts the running pods of a node whose STATUS fails for five minutes. So STATUS succeeds as long as pods of
-//! this boot are connected in the kernel, even if an ADD would fail: docs/architecture.md explains why.
+//! Kubernetes evicts the running pods of a node whose STATUS fails for five minutes. So STATUS succeeds as long as pods
+//! of this boot are connected in the kernel, even if an ADD would fail: docs/architecture.md explains why.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::environment::Verb;
 use crate::error::Error;
 use crate::node::NodeNetwork;
 
-/// Timeout for the agent's answer, which comes from memory. Runtimes call STATUS every few seconds and hold a lock meanwhile.
+/// Timeout for the agent's answer, which comes from memory. Runtimes call STATUS every few seconds, under a lock.
 const AGENT_PATIENCE: Duration = Duration::from_millis(500);
 
 /// The reason why an ADD would fail.
@@ -61,8 +61,8 @@ fn judge(program: Program, obstacle: Obstacle, node: NodeNetwork) -> Result<(), 
         return Ok(());
     }
     match (program, obstacle) {
-        // The pods with these addresses have interfaces of another plugin, and only the agent knows which ones they are: some
-        // may exist, if the node was set up since its boot.
+        // Another plugin created the interfaces of pods with these addresses, and only the agent knows which ones. Some
+        // may exist if the node was set up since its boot.
         (Program::PolderIpam, Obstacle::NoAgent(_)) if node.set_up => Ok(()),
         // These pods were connected earlier in this boot.
         (Program::Polder, obstacle) if node.cut_off > 0 => Err(Error::Limited(format!(
@@ -91,7 +91,7 @@ fn ask(program: Program, network: &Network) -> Result<(), Obstacle> {
         Ok(Err(error)) => return Err(agent_unreachable(&error.into())),
         Err(error) => return Err(agent_unreachable(&error)),
     };
-    // The state of running pods is known only if their interfaces are ours.
+    // The state of running pods is known only if Polder created their interfaces.
     if program == Program::Polder && !health.limited.is_empty() {
         return Err(Obstacle::Said(Error::Limited(health.limited.join("; "))));
     }
@@ -101,7 +101,7 @@ fn ask(program: Program, network: &Network) -> Result<(), Obstacle> {
     Ok(())
 }
 
-/// The obstacle for an unreachable agent: the message includes the causes.
+/// The obstacle for an unreachable agent. Its message includes the causes.
 fn agent_unreachable(error: &Error) -> Obstacle {
     Obstacle::NoAgent(with_causes(error))
 }

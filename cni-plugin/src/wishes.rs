@@ -1,6 +1,6 @@
 //! The addresses, MAC address and pool requested for one pod.
 //!
-//! `runtimeConfig` (which includes the pod's annotations) has precedence over `args.cni` of the configuration, and that over
+//! Precedence, highest first: `runtimeConfig` (which includes the pod's annotations), `args.cni` of the configuration,
 //! `CNI_ARGS`.
 
 use std::net::IpAddr;

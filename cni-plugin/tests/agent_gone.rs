@@ -1,5 +1,5 @@
-//! An agent that goes while the plugin wires: the real plugin in a network namespace of its own, with an agent that only
-//! this test knows. Needs root.
+//! The agent ends during an ADD. Runs the real plugin in its own network namespace, with an agent that this test
+//! simulates. Needs root.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -16,16 +16,16 @@ use polder_cni_plugin::command::{Answer, run};
 use polder_netlink::{RouteSocket, namespace};
 use serde_json::{Value, json};
 
-/// When the agent ends that has answered an ADD.
+/// The time at which the agent ends, after it answered the ADD.
 #[derive(Clone, Copy, PartialEq)]
 enum Ends {
-    /// At once: the hold is lost with the answer.
+    /// Immediately: the addresses are no longer held when the plugin has the answer.
     AtOnce,
-    /// When it is asked to undo the ADD, without an answer.
+    /// At the DEL request that undoes the ADD, which it does not answer.
     Later,
 }
 
-/// Runs an ADD of `network/c1/eth0`, in which the agent answers and then ends.
+/// Runs an ADD of `network/c1/eth0`; the agent answers and then ends. Returns the error.
 fn add(folder: &Path, pod: &File, ends: Ends) -> Value {
     let socket = folder.join("agent.sock");
     let listener = UnixListener::bind(&socket).unwrap();
@@ -40,7 +40,7 @@ fn add(folder: &Path, pod: &File, ends: Ends) -> Value {
             fs::remove_file(&socket).unwrap();
             let mut answer = frame::encode(&Reply::Wiring(wiring(&request.attachment))).unwrap();
             if ends == Ends::AtOnce {
-                // Something that nobody asked for, with the answer: there is no moment in which the hold is not lost yet.
+                // Add an unexpected byte to the answer, so that the plugin never sees a valid hold.
                 answer.push(0);
             }
             plugin.write_all(&answer).unwrap();
@@ -80,7 +80,8 @@ fn wiring(attachment: &Attachment) -> Wiring {
     }
 }
 
-/// What is in the new namespace of a pod after that, and of its node; the error.
+/// Runs the ADD in new namespaces for node and pod. Checks that no interface remains and that the tombstone exists;
+/// returns the error.
 fn after(prepare: &str, ends: Ends) -> Value {
     let folder = tempfile::tempdir().unwrap();
     let pod = namespace::in_a_new_one(|| {

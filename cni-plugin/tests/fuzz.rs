@@ -1,6 +1,6 @@
-//! Whatever comes in from outside: it is understood or refused, and nothing panics.
+//! External input is accepted or refused, without a panic.
 //!
-//! `PROPTEST_CASES` says how many cases are tried; `scripts/fuzz` tries them without end.
+//! `PROPTEST_CASES` is the number of cases; `scripts/fuzz` runs without a limit.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -14,7 +14,7 @@ use polder_cni_plugin::version::Version;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
-/// JSON of any kind, and what configurations are made of more often than by chance.
+/// Random JSON, in which keys and values of real configurations are frequent.
 fn json() -> impl Strategy<Value = Value> {
     let text = prop_oneof![
         "[ -~]{0,20}".prop_map(String::from),
@@ -75,7 +75,7 @@ fn json() -> impl Strategy<Value = Value> {
     })
 }
 
-/// A configuration that is right, but for one thing or two.
+/// A valid configuration with up to two changed keys, random JSON, or random bytes.
 fn conf() -> impl Strategy<Value = Vec<u8>> {
     let right =
         json!({ "cniVersion": "1.1.0", "name": "n", "type": "polder", "ipam": { "type": "polder-ipam" } });
@@ -111,7 +111,7 @@ fn verb() -> impl Strategy<Value = &'static str> {
     prop::sample::select(vec!["ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION"])
 }
 
-/// An error is one JSON object with a code of the table, in whatever version.
+/// Checks that the error is one JSON object with a known code.
 fn assert_presentable(error: &Error, version: Version) {
     let text = error.to_json("polder", version);
     let error: Value = serde_json::from_str(&text).unwrap();

@@ -1,4 +1,4 @@
-//! The store of a node that has no etcd: the same records and transactions, in a SQLite file.
+//! The datastore of a node without etcd: the same records and transactions, in a SQLite file.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +13,7 @@ use tokio::sync::{broadcast, mpsc};
 use crate::sqlite::{OpenError, Step, open_database};
 use crate::writes::{Writes, Written};
 
-/// Changes that a follower may be behind before it has to read everything again.
+/// Maximum number of changes that a follower may be behind; then it reads everything again.
 const CHANGES_KEPT: usize = 256;
 
 const LAYOUTS: &[Step] = &[Step::Remakes(
@@ -26,7 +26,7 @@ INSERT INTO store_revision VALUES (1);
 
 const UPSERT: &str = "INSERT OR REPLACE INTO store (key, value, revision) VALUES (?1, ?2, ?3)";
 
-/// A store in a file, for one process.
+/// A datastore in a file, for one process.
 #[derive(Debug, Clone)]
 pub struct Embedded {
     path: PathBuf,
@@ -36,7 +36,7 @@ pub struct Embedded {
 }
 
 impl Embedded {
-    /// Opens the file, or makes it. Who was alive when it was closed, is not for that reason alive now.
+    /// Opens the file, or creates it. Deletes the records of alive nodes: they may be out of date.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
         let database = open_database(path, LAYOUTS)?;
         let alive = Key::all_alive();
@@ -48,7 +48,7 @@ impl Embedded {
         Ok(Self { path: path.to_owned(), database, changes, writes: Writes::default() })
     }
 
-    /// Takes in entries of another store, with their revisions. For a store that is a copy.
+    /// Adds entries of another datastore, with their revisions. For a copy of a datastore.
     pub fn fill(&self, copied: &Contents) -> Result<(), StoreError> {
         self.with(|database| {
             let transaction = database.transaction()?;
@@ -97,7 +97,8 @@ impl Embedded {
             }
             transaction.execute("UPDATE store_revision SET revision = ?1", params![revision.number()])?;
             transaction.commit()?;
-            // Here, so that followers hear of changes in their order. Nobody has to listen.
+            // Send under the lock, so that followers get the changes in order. Without followers, `send` fails: ignore
+            // that.
             let _ = self.changes.send((revision, changes));
             Ok(Some(revision))
         });
@@ -122,7 +123,7 @@ impl Embedded {
                     Err(error) => Update::Lost { reason: error.to_string() },
                 },
                 Some(revision) => match changes.recv().await {
-                    // What happened between subscribing and reading was read.
+                    // The contents that were read include the changes since the subscription.
                     Ok((at, _)) if at <= revision => continue,
                     Ok((at, mut changes)) => {
                         known = Some(at);
@@ -133,7 +134,7 @@ impl Embedded {
                         known = None;
                         continue;
                     }
-                    // This holds a sender itself.
+                    // Cannot occur: `self` holds a sender.
                     Err(broadcast::error::RecvError::Closed) => return,
                 },
             };
@@ -150,7 +151,7 @@ impl Embedded {
         &self,
         job: impl FnOnce(&mut Connection) -> Result<T, rusqlite::Error>,
     ) -> Result<T, StoreError> {
-        // A panic elsewhere cannot have left a transaction half done: SQLite rolls it back.
+        // A panic cannot leave a transaction half done: SQLite rolls it back.
         let mut database = self.database.lock().unwrap_or_else(PoisonError::into_inner);
         job(&mut database).map_err(|error| {
             let (store, words) = (self.name(), error.to_string());
@@ -163,7 +164,7 @@ impl Embedded {
     }
 }
 
-/// Whether nothing was written: SQLite finds out before it commits, and rolls back.
+/// Whether nothing was written: SQLite detects these errors before the commit, and rolls back.
 fn is_refusal(error: &rusqlite::Error) -> bool {
     let codes =
         [ErrorCode::DiskFull, ErrorCode::ReadOnly, ErrorCode::PermissionDenied, ErrorCode::CannotOpen];
@@ -265,7 +266,7 @@ mod tests {
                 vec![Compare::NothingNewer { range: range.clone(), revision: Revision::new(revision) }];
             store.commit(&Txn { compares, writes }).unwrap()
         };
-        // Nothing is there, and the keys beside the range do not matter.
+        // The range is empty. The keys outside it do not matter.
         assert_eq!(
             attempt(0, vec![put("a", "1"), put("c", "1")]),
             Outcome::Applied { revision: Revision::new(2) }

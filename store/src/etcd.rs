@@ -1,5 +1,5 @@
-//! etcd, with what its client leaves to the caller: deadlines, another member when one fails, pages, and reasons
-//! that tell an operator what to look at.
+//! The etcd datastore. Adds to the client: timeouts, failover to another member, pages, and error messages with a
+//! remedy.
 
 mod answer;
 pub mod config;
@@ -31,16 +31,16 @@ use self::members::{Member, Members};
 use self::session::Turn;
 use crate::writes::{Writes, Written};
 
-/// gRPC's code of a revision that is forgotten, or is yet to come.
+/// gRPC code for a revision that was compacted or does not exist yet.
 const OUT_OF_RANGE: i32 = 11;
 
-/// How long a member has for one answer. A leader that was lost is replaced within about a second.
+/// Timeout for one answer of a member. etcd replaces a lost leader within about a second.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Entries in one page: far below the 4 MiB that the client decodes at once.
 const PAGE: i64 = 2000;
 
-/// An etcd cluster. Clones are one.
+/// An etcd cluster. Clones share their state.
 #[derive(Clone)]
 pub struct Etcd {
     members: Members,
@@ -57,7 +57,7 @@ impl std::fmt::Debug for Etcd {
 }
 
 impl Etcd {
-    /// Prepares connections to all members. Succeeds whether or not one of them is there.
+    /// Prepares connections to all members. Succeeds even if no member is reachable.
     pub async fn new(config: &EtcdConfig) -> Result<Self, StoreError> {
         if config.endpoints.is_empty() && config.discovery_srv.is_none() {
             let reason = "no endpoint is configured".to_owned();
@@ -72,8 +72,8 @@ impl Etcd {
         })
     }
 
-    /// The same etcd for an operator: with these credentials, or else with those that the agent has. What an operator is
-    /// refused says nothing about the node, so it has an account of its own.
+    /// The same etcd for an operator: with these credentials, or without them with the agent's. Its writes are counted
+    /// separately, because a refusal of an operator's request is not a problem of the node.
     pub(crate) async fn for_operator(&self, own: Option<&EtcdCredentials>) -> Result<Self, StoreError> {
         let Some(own) = own else {
             return Ok(Self { writes: Writes::default(), asker: Asker::Operator, ..self.clone() });
@@ -87,7 +87,7 @@ impl Etcd {
             }
             config.identity = Some((inline(&shown.certificate), inline(&shown.key.0)));
         }
-        // Whoever shows a certificate is whom it names, and not the agent's user.
+        // A client certificate names its own user, so the agent's user is not used.
         config.credentials = own.user.as_ref().map(|user| Credentials {
             user: user.name.clone(),
             password: Password::Inline(user.password.0.clone()),
@@ -109,7 +109,7 @@ impl Etcd {
         self.members.is_secure()
     }
 
-    /// Whether a request has credentials of its own, and ends with it.
+    /// Whether the credentials are those of one request, and are dropped with it.
     fn is_of_one_request(&self) -> bool {
         self.asker == Asker::OperatorWithCredentials
     }
@@ -122,7 +122,7 @@ impl Etcd {
         &self.writes
     }
 
-    /// The member in use. One that turns out to be a proxy is left for the next, as long as there is one.
+    /// The member in use. If it is a proxy, tries the next members, each once.
     async fn member(&self) -> Result<Arc<Member>, StoreError> {
         let mut outcome = self.direct_member().await;
         for _ in 1..self.members.count() {
@@ -134,11 +134,11 @@ impl Etcd {
         outcome
     }
 
-    /// The member in use; an error that it cannot be used if it is a proxy, which is left then.
+    /// The member in use. If it is a proxy, leaves it and returns an error.
     ///
-    /// `etcd grpc-proxy` takes the codes of errors away, so that a refusal looks like an outcome that nobody knows, and watches
-    /// through it can go silent for ever. It answers for itself when it is asked for the members, without the header that
-    /// etcd's answers have (`server/proxy/grpcproxy/cluster.go`; 3.4.23).
+    /// `etcd grpc-proxy` removes the codes of errors, so that a refusal looks like an unknown outcome, and watches
+    /// through it can stall forever. It answers a request for the member list itself, without the header of etcd's
+    /// answers (`server/proxy/grpcproxy/cluster.go`; 3.4.23).
     async fn direct_member(&self) -> Result<Arc<Member>, StoreError> {
         let member = self.members.current()?;
         if member.is_direct() {
@@ -151,7 +151,7 @@ impl Etcd {
                 let reason = format!("this is an etcd grpc-proxy: {NOT_THROUGH_PROXIES}");
                 Err(StoreError::Unusable { store: member.to_string(), reason })
             }
-            // Who refuses is no proxy: those do not refuse this.
+            // A proxy does not refuse this request, so this is a member.
             Ok(_) | Err(StoreError::Refused { .. }) => {
                 member.set_direct(true);
                 Ok(member)
@@ -168,7 +168,7 @@ impl Etcd {
         Arc::clone(&self.turn)
     }
 
-    /// Gives up all connections, where an address of this host is gone.
+    /// Replaces all connections, after an address of this host was removed.
     pub(crate) async fn reconnect(&self) -> Result<(), StoreError> {
         self.members.reconnect().await
     }
@@ -177,15 +177,15 @@ impl Etcd {
         self.members.reconnections()
     }
 
-    /// Goes on to the next member, unless somebody else has left that one already.
+    /// Switches to the next member, unless another call has already left this one.
     fn leave(&self, member: &Arc<Member>) {
         self.members.leave(member);
     }
 
-    /// The error with all that lies behind it, and what to look at where that is known.
+    /// The last cause of the error, with a hint if one is known.
     fn explain(&self, error: &etcd_client::Error) -> String {
         let (text, is_known) = explain(error);
-        // With TLS 1.3 the client may have gone on before it is told that its certificate is not enough.
+        // With TLS 1.3 the client may send data before it learns that the member refuses its certificate.
         let closed = ["broken pipe", "connection reset", "connection closed"];
         let is_tls = self.members.is_secure();
         if is_known || !is_tls || !closed.iter().any(|sign| text.contains(sign)) {
@@ -198,8 +198,8 @@ impl Etcd {
         StoreError::NoAnswer { store: self.name(), reason }
     }
 
-    /// What an error of that member means. It is left for the next, unless it has answered: who refuses is well. A learner
-    /// is left, too, because others serve what it refuses.
+    /// Converts an error of that member. Leaves the member if it sent no refusal: a member that refuses works. Also
+    /// leaves a learner, because the other members serve the request.
     fn failed(&self, member: &Arc<Member>, error: &etcd_client::Error) -> StoreError {
         let store = member.to_string();
         match refusal(error) {
@@ -217,8 +217,8 @@ impl Etcd {
         }
     }
 
-    /// Calls the member in use; if it fails, it is left for the next. Where there is a user, it is logged in there first, and
-    /// again where the member does not know it any more.
+    /// Calls the member in use; if the call fails, leaves the member. With a user, logs in first, and again if the
+    /// member no longer accepts the login.
     async fn call<T, F>(&self, call: impl Fn(Client) -> F) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
@@ -257,8 +257,8 @@ impl Etcd {
         }
     }
 
-    /// Calls the member in use with a write, and keeps account of how it ends. A learner has done nothing: the others are
-    /// asked.
+    /// Sends a write to the member in use, and counts the outcome. A learner does not carry out the write, so the next
+    /// members are tried.
     async fn write<T, F>(&self, written: Written, call: impl Fn(Client) -> F) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
@@ -277,7 +277,7 @@ impl Etcd {
         outcome
     }
 
-    /// Reading can be repeated: every member is asked until one answers. A refusal is an answer.
+    /// Reads can be repeated: tries each member once, until one answers or refuses.
     pub(crate) async fn range(&self, range: &Range) -> Result<Contents, StoreError> {
         let mut outcome = self.range_once(range).await;
         for _ in 1..self.members.count() {
@@ -309,14 +309,14 @@ impl Etcd {
             let more = answer.more();
             contents.entries.extend(answer.take_kvs().into_iter().filter_map(entry));
             match contents.entries.last() {
-                // The smallest key behind the last one of this page.
+                // The smallest key after the last one of this page.
                 Some(last) if more => start = format!("{}\0", last.key),
                 _ => return Ok(contents),
             }
         }
     }
 
-    /// How many keys the range has: at that revision, or now where that is forgotten.
+    /// The number of keys in the range: at that revision, or now if that revision is not available.
     async fn count(&self, range: &Range, revision: Revision) -> Result<usize, StoreError> {
         let count = async |revision: i64| {
             let options = GetOptions::new().with_range(range.end.as_str()).with_count_only();
@@ -344,13 +344,13 @@ impl Etcd {
         known.ok_or_else(|| self.no_answer("the reply has no key count".to_owned()))
     }
 
-    /// Follows the range until nobody listens any more.
+    /// Follows the range until the receiver is dropped.
     pub(crate) async fn follow(self, range: Range, updates: mpsc::Sender<Update>) {
         watch::follow(self, range, updates).await;
     }
 
-    /// A transaction goes to one member, once: whoever asked must find out what became of it. It goes again only where it is
-    /// known that nothing did.
+    /// Sends a transaction to one member, once: after an error the caller must find out its outcome. Sends it again
+    /// only if it is known to have had no effect.
     pub(crate) async fn commit(&self, txn: &Txn) -> Result<Outcome, StoreError> {
         let request = etcd_client::Txn::new()
             .when(txn.compares.iter().map(compare).collect::<Vec<_>>())
@@ -378,8 +378,8 @@ fn is_from_learner(error: &StoreError) -> bool {
     matches!(error, StoreError::Refused { refusal, .. } if refusal.cause == Cause::Learner)
 }
 
-/// Tries again, once and at once, what etcd has refused because users or roles were changed just then, as every client is
-/// refused for a moment, whatever it may do. Nothing was done, and the next attempt usually passes.
+/// Retries once, immediately, if etcd refused a request because users or roles were just changed: it then refuses
+/// requests of all clients for a moment. The request had no effect, and the next attempt usually succeeds.
 async fn again_if_stale<T, E, L, F>(
     attempt: impl Fn() -> F,
     is_stale: impl Fn(&E) -> bool,
@@ -395,12 +395,12 @@ fn inline(pem: &str) -> Pem {
     Pem::Inline(pem.to_owned().into_bytes())
 }
 
-/// The revision of the store at which an answer was given.
+/// The revision of the datastore in the header of an answer; `ABSENT` without a header.
 fn revision(header: Option<&etcd_client::ResponseHeader>) -> Revision {
     header.map_or(Revision::ABSENT, |header| Revision::new(header.revision()))
 }
 
-/// An entry of ours: our keys are text.
+/// Converts an entry; `None` if its key is not UTF-8, which Polder's keys always are.
 fn entry(pair: etcd_client::KeyValue) -> Option<Entry> {
     let revision = Revision::new(pair.mod_revision());
     let (key, value) = pair.into_key_value();
@@ -409,7 +409,7 @@ fn entry(pair: etcd_client::KeyValue) -> Option<Entry> {
 
 fn compare(compare: &Compare) -> etcd_client::Compare {
     match compare {
-        // Every key of the range must hold, and none that is there has version 0.
+        // The compare must hold for every key of the range. An existing key never has version 0.
         Compare::Empty(range) => {
             let none = etcd_client::Compare::version(range.start.as_str(), CompareOp::Equal, 0);
             none.with_range(range.end.as_str())
@@ -417,7 +417,7 @@ fn compare(compare: &Compare) -> etcd_client::Compare {
         Compare::Unchanged { key, revision } => {
             etcd_client::Compare::mod_revision(key.as_str(), CompareOp::Equal, revision.number())
         }
-        // There is no "less or equal". What is not there was changed at revision 0.
+        // etcd has no "less or equal". A missing key has modification revision 0.
         Compare::NothingNewer { range, revision } => {
             let limit = revision.next().number();
             let older = etcd_client::Compare::mod_revision(range.start.as_str(), CompareOp::Less, limit);
@@ -433,7 +433,7 @@ fn write(write: &Write) -> TxnOp {
     }
 }
 
-/// Why not, and what to do.
+/// Reason and remedy for a proxy.
 const NOT_THROUGH_PROXIES: &str = "it hides errors and stalls watches; set etcd.endpoints to the addresses of \
                                    the etcd members";
 
@@ -443,7 +443,7 @@ mod tests {
 
     use super::*;
 
-    /// How often it is tried, and how it ends, where the attempts end so.
+    /// Runs attempts with these outcomes. Returns the number of attempts and the final outcome.
     async fn play(ends: &[Result<u8, &'static str>]) -> (usize, Result<Result<u8, &'static str>, ()>) {
         let attempts = Cell::new(0);
         let attempt = || {

@@ -1,8 +1,8 @@
 //! The ledger on disk, in SQLite.
 //!
-//! A committed write survives the death of the process (WAL, `synchronous=NORMAL`). A power cut may take the last
-//! ones with it; it takes the pods, too, and every attachment belongs to a boot. That no address is recorded twice
-//! is the database's word, not ours: it is a primary key.
+//! A committed write survives a crash of the process (WAL, `synchronous=NORMAL`). A power failure may lose the last
+//! writes, but it also ends the pods, and attachments are valid for one boot only. A primary key in the database
+//! prevents duplicate addresses.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -18,15 +18,15 @@ use rusqlite::{Connection, Params, Row, Transaction, TransactionBehavior, params
 
 use crate::sqlite::{OpenError, Step, open_database};
 
-/// The addresses of this node, with their ledger on disk.
+/// The addresses of this node, with the ledger on disk.
 pub type NodeIpam = node::NodeIpam<Sqlite>;
 
-/// Opens the ledger on disk for this boot. Returns the attachments of another boot, which are void now.
+/// Opens the ledger on disk for this boot. Returns the attachments of an earlier boot, which are void.
 pub fn open_node(path: &Path, boot_id: &BootId, rest: Duration) -> Result<(NodeIpam, Vec<Held>), OpenError> {
     Ok(NodeIpam::with(Sqlite::open(path)?, boot_id, rest)?)
 }
 
-/// The layouts of the tables, each as the step from the one before: a ledger of any earlier release is read.
+/// The layouts of the tables, each as the step from the previous one: ledgers of all earlier releases can be read.
 const LAYOUTS: &[Step] = &[
     Step::Remakes(
         "
@@ -83,12 +83,12 @@ pub struct Sqlite {
 }
 
 impl Sqlite {
-    /// Opens the ledger, or makes an empty one.
+    /// Opens the ledger, or creates an empty one.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
         Ok(Self { database: open_database(path, LAYOUTS)? })
     }
 
-    /// Makes changes, all of them or none.
+    /// Runs `job` in one transaction: all its changes are made, or none.
     fn change<T>(
         &mut self,
         job: impl FnOnce(&Transaction<'_>) -> Result<T, rusqlite::Error>,
@@ -102,7 +102,7 @@ impl Sqlite {
         change().map_err(failed)
     }
 
-    /// Makes a change that is one statement.
+    /// Executes one statement as a transaction.
     fn execute(&mut self, statement: &str, parameters: impl Params) -> Result<(), LedgerError> {
         self.database.execute(statement, parameters).map(drop).map_err(failed)
     }
@@ -161,7 +161,7 @@ impl Ledger for Sqlite {
             for held in &void {
                 end(transaction, &held.attachment, &blocks, Moment::BOOT)?;
             }
-            // The kernel has begun anew, and what others want of it may be something else now.
+            // The kernel has its initial values again, which may differ from the saved ones.
             transaction.execute("DELETE FROM sysctls", [])?;
             transaction.execute(
                 "UPDATE addresses SET freed_ms = ?1 WHERE freed_ms IS NOT NULL",
@@ -387,7 +387,7 @@ impl Ledger for Sqlite {
     }
 }
 
-/// Ends an attachment: the addresses in one of these blocks rest, others are forgotten.
+/// Deletes an attachment. Its addresses in `blocks` are in cool-down from `freed`; its other addresses are deleted.
 fn end(
     transaction: &Transaction<'_>,
     attachment: &Attachment,
@@ -413,13 +413,13 @@ fn end(
     Ok(())
 }
 
-/// Forgets that an address rested, because it goes out again. One that is in use stays.
+/// Ends the cool-down of an address that is allocated again. Does not change an address in use.
 fn end_rest(transaction: &Transaction<'_>, address: IpAddr) -> Result<(), rusqlite::Error> {
     let delete = "DELETE FROM addresses WHERE address = ?1 AND freed_ms IS NOT NULL";
     transaction.execute(delete, params![address.to_string()]).map(|_| ())
 }
 
-/// What SQLite says where a rule of the tables is broken.
+/// The error of SQLite for a violated constraint of the tables.
 fn constraint(what: String) -> rusqlite::Error {
     let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CONSTRAINT);
     rusqlite::Error::SqliteFailure(code, Some(what))
@@ -433,7 +433,7 @@ fn moment(millis: i64) -> Moment {
     Moment::from_millis(u64::try_from(millis).unwrap_or_default())
 }
 
-/// A column of text that is read as something else.
+/// A text column, parsed as `T`.
 struct Text<T>(T);
 
 impl<T> Text<T> {
@@ -442,7 +442,7 @@ impl<T> Text<T> {
     }
 }
 
-/// A column of addresses that are separated by spaces.
+/// A text column with addresses, separated by spaces.
 struct Spaced(Vec<IpAddr>);
 
 impl FromSql for Spaced {

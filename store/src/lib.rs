@@ -1,8 +1,8 @@
-//! Where the cluster's records and the node's ledger are: etcd, or a file of this node.
+//! Storage of the cluster's records and of the node's ledger: etcd, or a file of this node.
 //!
-//! `polder-ipam` says what a store is asked ([`polder_ipam::store`]) and what a ledger keeps ([`polder_ipam::ledger`]), and decides
-//! what is to change. This carries it out: records are read, followed and changed in transactions by [`etcd`], or on a node of its
-//! own by [`embedded`]; the ledger is in SQLite ([`ledger`]).
+//! `polder-ipam` defines the requests to a datastore ([`polder_ipam::store`]) and the contents of a ledger
+//! ([`polder_ipam::ledger`]), and decides on changes. This crate carries them out: [`etcd`] reads, follows and changes
+//! records in transactions, or [`embedded`] does on a node without etcd; the ledger is in SQLite ([`ledger`]).
 
 pub mod embedded;
 pub mod etcd;
@@ -26,12 +26,12 @@ pub use crate::etcd::Etcd;
 pub use crate::ledger::{NodeIpam, open_node};
 use crate::writes::Writes;
 
-/// The place where the cluster's records are.
+/// The datastore of the cluster's records.
 #[derive(Debug, Clone)]
 pub enum Store {
     /// An etcd cluster.
     Etcd(Etcd),
-    /// A file of this node alone.
+    /// A file of this node; not shared with other nodes.
     Embedded(Embedded),
 }
 
@@ -45,11 +45,11 @@ impl Records for Store {
     }
 }
 
-/// Updates that a slow reader leaves waiting before the store is asked to wait, too.
+/// Maximum number of updates in the queue of a receiver. When it is full, the sending task waits for the receiver.
 const UPDATES_WAITING: usize = 64;
 
 impl Store {
-    /// The store, for people.
+    /// Name and location of the datastore, for messages.
     pub fn name(&self) -> String {
         match self {
             Self::Etcd(etcd) => etcd.name(),
@@ -57,7 +57,7 @@ impl Store {
         }
     }
 
-    /// How the writes of this process have ended.
+    /// The outcomes of this process's writes.
     pub fn writes(&self) -> &Writes {
         match self {
             Self::Etcd(etcd) => etcd.writes(),
@@ -65,7 +65,7 @@ impl Store {
         }
     }
 
-    /// The store for an operator's request: with these credentials, or else with those that the agent has.
+    /// The datastore for an operator's request: with these credentials, or without them with the agent's.
     pub async fn for_operator(&self, own: Option<&EtcdCredentials>) -> Result<Self, StoreError> {
         match (self, own) {
             (Self::Etcd(etcd), own) => Ok(Self::Etcd(etcd.for_operator(own).await?)),
@@ -77,7 +77,7 @@ impl Store {
         }
     }
 
-    /// Gives up all connections to it, because an address of this host is gone that they may have been made from.
+    /// Replaces all connections, because an address of this host that they may use was removed.
     pub async fn reconnect(&self) -> Result<(), StoreError> {
         match self {
             Self::Etcd(etcd) => etcd.reconnect().await,
@@ -85,7 +85,7 @@ impl Store {
         }
     }
 
-    /// Whether what is sent to it is encrypted, or does not leave this machine.
+    /// Whether the traffic to the datastore is encrypted or does not leave this machine.
     pub fn is_encrypted(&self) -> bool {
         match self {
             Self::Etcd(etcd) => etcd.is_encrypted(),
@@ -93,7 +93,7 @@ impl Store {
         }
     }
 
-    /// Reads all entries of the range, as of one revision.
+    /// Reads all entries of the range, at one revision.
     pub async fn range(&self, range: &Range) -> Result<Contents, StoreError> {
         match self {
             Self::Etcd(etcd) => etcd.range(range).await,
@@ -101,12 +101,13 @@ impl Store {
         }
     }
 
-    /// Makes a change, or none of it. After an error it may have taken effect, unless the error says that it has not.
+    /// Commits the change, completely or not at all. After an error with [`StoreError::is_unknown`] it may have taken
+    /// effect.
     pub async fn commit(&self, change: &Change) -> Result<Outcome, StoreError> {
         self.transact(&transaction(change)).await
     }
 
-    /// Carries out a transaction, like [`Store::commit`]. For tests, and for what fills a store for them.
+    /// Carries out a transaction, like [`Store::commit`]. For tests, and for programs that fill a datastore for tests.
     pub async fn transact(&self, txn: &Txn) -> Result<Outcome, StoreError> {
         match self {
             Self::Etcd(etcd) => etcd.commit(txn).await,
@@ -114,8 +115,8 @@ impl Store {
         }
     }
 
-    /// Follows the range until the receiver is dropped: first all of it, then every change, through every
-    /// disconnection.
+    /// Follows the range until the receiver is dropped: first all entries, then every change, also after
+    /// disconnections.
     pub fn follow(&self, range: Range) -> mpsc::Receiver<Update> {
         let (updates, receiver) = mpsc::channel(UPDATES_WAITING);
         match self.clone() {
@@ -126,12 +127,12 @@ impl Store {
     }
 }
 
-/// A lease that a store has granted.
+/// A lease granted by a datastore.
 #[derive(Debug)]
 pub enum Lease {
-    /// One of etcd.
+    /// A lease of etcd.
     Etcd(Box<etcd::lease::Lease>),
-    /// None: there is nobody else to see that this node is gone. As long as somebody asks, it is there.
+    /// No lease: no other node uses this datastore, so the node counts as alive while the process runs.
     Embedded,
 }
 

@@ -1,7 +1,8 @@
-//! The layouts of a SQLite file of ours: how one becomes the next, and which releases can work with it.
+//! The layouts of Polder's SQLite files: the steps between them, and the releases that can use a file.
 //!
-//! `user_version` is the file's layout. What a later release has added does not keep an earlier one from working with
-//! the file, so that a node can go back to it: the earlier one names the columns that it knows, and the others get their defaults.
+//! `user_version` is the layout of the file. An earlier release can still use the file if later releases only added
+//! columns and tables, so a node can be downgraded: the earlier release names the columns that it knows, and the other
+//! columns get their defaults.
 
 use std::path::{Path, PathBuf};
 
@@ -11,12 +12,12 @@ use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 /// A file cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The file cannot be opened or made.
+    /// The file cannot be opened or created.
     #[error("cannot open {}: check that the agent can write in {}", path.display(), path.parent().unwrap_or(path).display())]
     Unusable {
         /// The file.
         path: PathBuf,
-        /// What SQLite said.
+        /// The error of SQLite.
         #[source]
         source: rusqlite::Error,
     },
@@ -25,12 +26,12 @@ pub enum OpenError {
     Layout {
         /// The file.
         path: PathBuf,
-        /// Its layout.
+        /// The layout of the file.
         found: usize,
-        /// The newest that is known.
+        /// The newest layout that this release supports.
         known: usize,
     },
-    /// The ledger in it cannot be used.
+    /// The ledger in the file cannot be used.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
 }
@@ -38,9 +39,9 @@ pub enum OpenError {
 /// The step from one layout to the next, in SQL.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Step {
-    /// Only adds columns and tables. The release before can leave them at their defaults, and do without what they say.
+    /// Only adds columns and tables. The previous release leaves them at their defaults and works without them.
     Adds(&'static str),
-    /// Changes what the release before relies on, or adds what it must not ignore.
+    /// Changes data that the previous release uses, or adds data that it must not ignore.
     Remakes(&'static str),
 }
 
@@ -52,13 +53,13 @@ impl Step {
     }
 }
 
-/// The earliest layout whose release can work with the last of these.
+/// The earliest layout whose release can use a file of the last layout in `layouts`.
 fn readable_from(layouts: &[Step]) -> usize {
     layouts.iter().rposition(|step| matches!(step, Step::Remakes(_))).map_or(0, |index| index + 1)
 }
 
-/// Opens a SQLite file of ours, and brings it to the last of these layouts. One of a later layout is opened as it is, where the
-/// release that made it said that this one can work with it.
+/// Opens a SQLite file and upgrades it to the last of these layouts. A file of a later layout is opened unchanged if
+/// its table `readable` permits this release.
 pub(crate) fn open_database(path: &Path, layouts: &[Step]) -> Result<Connection, OpenError> {
     match open(path, layouts) {
         Ok((database, found, needed)) if needed <= layouts.len() => {
@@ -76,7 +77,8 @@ fn number(layout: usize) -> u32 {
     u32::try_from(layout).unwrap_or(u32::MAX)
 }
 
-/// The file, its layout as it was found, and the layout that one has to know.
+/// Returns the database, its layout before an upgrade, and the earliest layout that can use it (0 unless the file has a
+/// later layout).
 fn open(path: &Path, layouts: &[Step]) -> Result<(Connection, usize, usize), rusqlite::Error> {
     let mut database = Connection::open(path)?;
     database.busy_timeout(std::time::Duration::from_secs(5))?;
@@ -106,7 +108,7 @@ fn open(path: &Path, layouts: &[Step]) -> Result<(Connection, usize, usize), rus
     Ok((database, found, 0))
 }
 
-/// The earliest layout whose release can work with this file, where that was written down.
+/// The earliest layout whose release can use this file; `None` if the file does not contain it.
 fn readable_by(database: &Connection) -> Result<Option<usize>, rusqlite::Error> {
     let table = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'readable'";
     if !database.prepare(table)?.exists([])? {

@@ -1,4 +1,4 @@
-//! How writes end: counted, and what is refused again and again is remembered until a write succeeds.
+//! The outcomes of writes: failures are counted, and repeated refusals are remembered until a write succeeds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,10 +9,10 @@ use polder_ipam::store::refusal::{Cause, Refusal};
 use polder_ipam::store::{StoreError, Txn, Write};
 use tracing::{info, warn};
 
-/// A refusal that is this old is no news any more: whoever still wants to write tries much more often.
+/// A refusal is forgotten after this time: a writer retries much more often.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(90);
 
-/// What a key is about: its first part behind the [`prefix`].
+/// The topic of a key: its first part after the [`prefix`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Topic {
     /// The claims of blocks.
@@ -21,7 +21,7 @@ pub enum Topic {
     Addresses,
     /// The leases of living nodes.
     Alive,
-    /// The nodes.
+    /// The records of nodes.
     Nodes,
     /// Pools and the settings of the cluster.
     Settings,
@@ -31,7 +31,7 @@ pub enum Topic {
     Fences,
     /// Checks of the cluster, and the answers to them.
     Checks,
-    /// Anything else.
+    /// All other keys.
     Other,
 }
 
@@ -52,16 +52,16 @@ impl Topic {
     }
 }
 
-/// What a request writes, as far as that matters for its refusal.
+/// The topics and the kind of a write, for the account of refusals.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Written {
     topics: BTreeSet<Topic>,
-    /// Whether it puts something: an etcd without space deletes, and puts nothing.
+    /// Whether it contains a put: etcd without space refuses puts, but not deletions.
     puts: bool,
 }
 
 impl Written {
-    /// What is put under a lease, which is granted before.
+    /// The grant of a lease, under which the record of an alive node is then put.
     pub(crate) fn sign_of_life() -> Self {
         Self { topics: BTreeSet::from([Topic::Alive]), puts: true }
     }
@@ -79,56 +79,56 @@ impl From<&Txn> for Written {
     }
 }
 
-/// What the store refuses.
+/// Writes that the datastore refuses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusing {
-    /// Why, in the store's words.
+    /// The cause, and the message of the datastore.
     pub refusal: Refusal,
-    /// What was to be written.
+    /// The topics of the refused writes.
     pub topics: BTreeSet<Topic>,
-    /// Since when.
+    /// Time of the first refusal.
     pub since: SystemTime,
-    /// How many writes were refused since then.
+    /// Number of refused writes since then.
     pub count: u64,
 }
 
-/// How many writes have failed.
+/// Numbers of failed writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Failures {
-    /// They were refused.
+    /// Writes without effect: refused, or not sent.
     pub refused: u64,
-    /// Their outcome is not known.
+    /// Writes with an unknown outcome.
     pub unknown: u64,
 }
 
-/// How the writes of this process have ended. All clones are one.
+/// The outcomes of this process's writes. Clones share their state.
 #[derive(Debug, Clone, Default)]
 pub struct Writes(Arc<Mutex<Account>>);
 
 impl Writes {
-    /// How many have failed.
+    /// The numbers of failed writes.
     pub fn failures(&self) -> Failures {
         self.lock().failures
     }
 
-    /// What the store refuses now.
+    /// The writes that the datastore currently refuses.
     pub fn refusing(&self) -> Vec<Refusing> {
         self.lock().refusing(Instant::now())
     }
 
-    /// The store has carried out a request, or found that a compare of it does not hold.
+    /// Notes that the datastore answered a request: it applied it, or a compare did not hold.
     pub(crate) fn taken(&self, written: &Written) {
         if self.lock().take(written) {
             info!("the datastore accepts writes again");
         }
     }
 
-    /// A request has failed.
+    /// Notes a failed request.
     pub(crate) fn failed(&self, written: &Written, error: &StoreError) {
         let now = (Instant::now(), SystemTime::now());
         let StoreError::Refused { store, refusal } = error else {
             let failures = &mut self.lock().failures;
-            // What could not be asked for was not done.
+            // A request that was not sent had no effect.
             let count = if error.is_unknown() { &mut failures.unknown } else { &mut failures.refused };
             return *count += 1;
         };
@@ -138,7 +138,7 @@ impl Writes {
     }
 
     fn lock(&self) -> MutexGuard<'_, Account> {
-        // Each change of it is whole, whoever panicked.
+        // A panic cannot leave the state half changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -159,14 +159,14 @@ struct Known {
 }
 
 impl Known {
-    /// Whether it goes on: what may be over at once has to be refused again.
+    /// Whether to report it. A cause that may be temporary must be refused more than once.
     fn goes_on(&self, cause: Cause) -> bool {
         cause.is_lasting() || self.count > 1
     }
 }
 
 impl Account {
-    /// True if nothing is refused any more, and something was.
+    /// Returns true if a refusal was reported and none remains.
     fn take(&mut self, written: &Written) -> bool {
         let reported = self.refused.iter().any(|(cause, known)| known.goes_on(*cause));
         self.refused.retain(|cause, known| {
@@ -179,7 +179,7 @@ impl Account {
         reported && self.refused.is_empty()
     }
 
-    /// True if this has to be reported, and was not yet.
+    /// Returns true if this refusal must be reported now.
     fn refuse(&mut self, written: &Written, refusal: &Refusal, now: (Instant, SystemTime)) -> bool {
         self.failures.refused += 1;
         self.forget(now.0);
@@ -238,7 +238,7 @@ mod tests {
     }
 
     fn at(seconds: u64) -> (Instant, SystemTime) {
-        // One beginning for all.
+        // All times are relative to the first call.
         static BEGINNING: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
         let beginning = *BEGINNING.get_or_init(Instant::now);
         let since_1970 = Duration::from_secs(1_000 + seconds);

@@ -110,7 +110,7 @@ impl Fabric {
         let _ = self.node.command("ip").args(["link", "delete", "dev", &port]).output();
         // Both ends are created in their namespaces, so the host has no interface.
         let (here, there) = (self.node.pid().to_string(), node.pid().to_string());
-        // The same MAC address after each boot: a neighbour that has just learned one rejects another for a second.
+        // The same MAC address after each boot: a neighbour ignores another one for a second.
         let mac = format!("52:54:00:00:{segment:02x}:{host:02x}");
         let outer = [port.as_str(), "netns", &here, "type", "veth"];
         let inner = ["peer", "name", "eth0", "address", &mac, "netns", &there];

@@ -124,8 +124,7 @@ impl Runtime {
 
     /// Starts containerd with kind's configuration (`images/base/files/etc/containerd/config.toml` of kind 0.33): the
     /// CNI folders are the default ones, and containers use kind's base specification. Settings that are not possible
-    /// in the lab are changed as kind's entrypoint does it where they are not possible: the snapshotter, and the limits
-    /// of a user namespace.
+    /// in the lab are replaced as by kind's entrypoint: the snapshotter, and the limits of a user namespace.
     pub fn start_of_kind(node: &Node) -> Self {
         node.shell("mkdir -p /etc/containerd; ctr oci spec >/etc/containerd/cri-base.json");
         Self::start_configured(node, &Release::Installed, "/opt/cni/bin", &config_of_kind())

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::cni::WITH_RESULTS;
 use crate::node::Node;
 
-/// Folder of such plugins on a node.
+/// Folder of the scripted plugins on a node.
 pub const SCRIPTED_PLUGINS: &str = "/run/scripted";
 
 const SCRIPT: &str = r#"#!/bin/sh

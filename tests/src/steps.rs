@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 pub enum End {
     /// It was killed.
     Killed,
-    /// It ended before: it has fewer system calls.
+    /// It ended earlier: it makes fewer system calls.
     Ended,
 }
 

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::agent::Worker;
 use crate::{Lab, wait};
 
-/// All objects of attachments, by place. A text is empty if the place has none.
+/// All objects of attachments, as one text for each place. The text of a place without objects is empty.
 pub fn traces(lab: &Lab, worker: &Worker) -> BTreeMap<&'static str, String> {
     let lines = |text: String, sign: &str| {
         text.lines().filter(|line| line.contains(sign)).collect::<Vec<_>>().join("\n")

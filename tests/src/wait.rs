@@ -32,8 +32,8 @@ pub fn within<T>(patience: Duration, what: &str, mut look: impl FnMut() -> Resul
     let patience = here(patience);
     let deadline = Instant::now() + patience;
     loop {
-        // A check that started before the deadline and ended after it is not the last: its condition may be about to
-        // hold.
+        // A check that started before the deadline but ended after it is not the last: the condition may hold in the
+        // next check.
         let begun = Instant::now();
         match look() {
             Ok(found) => return found,

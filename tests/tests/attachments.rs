@@ -1,8 +1,7 @@
-//! Attachments: what a runtime may do with them, in which order it likes, and what is left afterwards.
+//! Attachments: the calls that a runtime may make, their order, and what remains afterwards.
 //!
-//! Where the version of a call could matter, all versions are tried. One is enough for what is about the clock, about
-//! many at once, about a pool or a bridge that is full, or about what goes on between kernel, agent and etcd: there the
-//! version is forgotten already.
+//! Tests use all CNI versions where the version of a call could matter. One version is enough for timing, many calls at
+//! once, a full pool or bridge, and the work of kernel, agent and etcd, which does not depend on the version.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -40,7 +39,7 @@ fn an_add_makes_what_it_says_and_a_del_leaves_nothing() {
     }
 }
 
-/// Compares what is in the kernel with the result.
+/// Compares the kernel state with the result.
 fn assert_is_as_it_says(worker: &Worker, pod: &Pod) {
     let inside = pod.run("ip", &["-o", "address", "show", "dev", "eth0"]);
     assert_eq!(pod.addresses().len(), 2, "{}", pod.result());
@@ -92,7 +91,7 @@ fn a_second_add_is_refused_and_the_first_attachment_is_whole() {
         });
         let before = traces(&lab, worker);
         assert_eq!(code(worker.cni("ADD", version, pod.netns(), pod.conf())), 102);
-        // The same attachment for another namespace, in which there is no such interface yet.
+        // The same attachment for another namespace, which does not have this interface yet.
         let elsewhere = worker.namespace(&format!("not-{version}"));
         assert_eq!(code(worker.cni("ADD", version, &elsewhere, pod.conf())), 102);
         assert_eq!(traces(&lab, worker), before);
@@ -119,7 +118,7 @@ fn an_add_whose_wiring_fails_is_undone() {
     let lab = Lab::start_node();
     let worker = &lab.workers[0];
     let netns = worker.namespace("a");
-    // New interfaces have no IPv6 there, and the plugin cannot switch it on.
+    // New interfaces in this namespace have no IPv6, and the plugin cannot enable it.
     worker.node.shell(
         "ip netns exec a sysctl -q net.ipv6.conf.default.disable_ipv6=1; \
          mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys",
@@ -144,7 +143,7 @@ fn an_add_while_the_bridge_is_none_is_undone_and_one_after_its_repair_succeeds()
         let conf = Worker::netconf(version);
         let add = || worker.cni("ADD", "a", &netns, &conf);
         let error = wait::until("an ADD to come before the repair", || {
-            // Unfrozen, the agent would repair it between the two commands.
+            // The agent is frozen because it could repair the bridge between the two commands.
             worker.freeze(true);
             worker.node.shell("ip link del polder0; ip link add polder0 type veth peer name other0");
             worker.freeze(false);
@@ -199,7 +198,7 @@ fn two_interfaces_of_one_container_are_two_attachments_and_both_answer() {
         }
     };
     let check_first = || worker.cni("CHECK", "a", first.netns(), &first.later_conf());
-    // From the second time on, what the one before has left in the container is still there.
+    // From the second version on, the container still has what the earlier versions left in it.
     for version in VERSIONS {
         let call = |verb: &str, conf: &Value| worker.cni_for("net1", verb, "a", first.netns(), conf);
         let result = call("ADD", &Worker::netconf(version)).unwrap();
@@ -281,9 +280,9 @@ fn a_late_del_takes_nothing_from_who_has_the_address_now() {
     let worker = &lab.workers[0];
     let old = worker.pod("old");
     worker.delete(&old);
-    // All other addresses of the only block are taken, so that the freed one has to go out again.
+    // All other addresses of the only block are used, so the released one must be allocated again.
     let mut pods: Vec<_> = (0..60).map(|number| worker.pod(&format!("p{number}"))).collect();
-    // It has to rest before.
+    // It is in cool-down first.
     let new = worker.pod_within(wait::PATIENCE * 2, "new", &Worker::netconf("1.1.0"));
     assert_eq!(new.v4(), old.v4());
     for version in VERSIONS {
@@ -302,7 +301,7 @@ fn an_exhausted_pool_is_named_with_what_has_become_of_it() {
     let topology = Topology { pools: vec!["10.244.0.0/26"], ..Topology::one_segment(1) };
     let lab = Lab::start(topology);
     let worker = &lab.workers[0];
-    // Less the pool's first and last address, and the gateway.
+    // Without the first and the last address of the pool, and the gateway.
     let pods: Vec<_> = (0..61).map(|number| worker.pod(&format!("p{number}"))).collect();
     let error = worker.try_pod("one-too-many", &Worker::netconf("1.1.0")).unwrap_err();
     assert_eq!(error["code"], 100, "{error}");
@@ -349,7 +348,7 @@ fn a_del_without_the_agent_takes_the_interface_and_the_agent_frees_the_address_l
 fn a_plugin_that_dies_before_it_makes_an_interface_gives_the_address_back() {
     let lab = Lab::start_node();
     let worker = &lab.workers[0];
-    // To the agent it is a caller that asks and hangs up.
+    // To the agent, this is a client that sends a request and disconnects.
     let socket = worker.node.outside(Path::new("/run/polder/agent.sock"));
     let mut plugin = Client::connect(&socket, Duration::from_secs(30)).unwrap();
     let reply = plugin.ask(&Request::Add(an_add("x"))).unwrap();
@@ -364,7 +363,7 @@ fn a_plugin_that_dies_before_it_is_heard_gets_nothing() {
     let lab = Lab::start_node();
     let worker = &lab.workers[0];
     let socket = worker.node.outside(Path::new("/run/polder/agent.sock"));
-    // The DEL of such a one may be heard before it.
+    // The agent may handle a DEL for this attachment before the ADD.
     worker.freeze(true);
     for request in [Request::Add(an_add("x")), Request::Lease(an_add("y"))] {
         let mut plugin = UnixStream::connect(&socket).unwrap();
@@ -379,7 +378,7 @@ fn a_plugin_that_dies_before_it_is_heard_gets_nothing() {
     assert_nothing_left(&lab, worker);
 }
 
-/// What a plugin asks for.
+/// The ADD request of a plugin for a container.
 fn an_add(container: &str) -> AddRequest {
     let attachment = Attachment {
         network: "polder".parse().unwrap(),
@@ -396,7 +395,7 @@ fn the_only_pod_of_a_node_gets_the_very_first_packet() {
     for attach in ["bridge", "routed"] {
         let lab = Lab::start(Topology::one_segment(1).bootstrap(&format!("attach = {attach:?}")));
         let worker = &lab.workers[0];
-        // Without a port the bridge carries nothing. It is made to carry in the background, so that once is not enough.
+        // Without a port, the bridge has no carrier. The carrier changes in the background, so one round is not enough.
         for round in 0..40 {
             let pod = worker.pod(&format!("p{round}"));
             let answer = probe::ping(worker.node.command("ping"), pod.v4(), 56);
@@ -463,7 +462,7 @@ fn the_pod_named_in_the_arguments_is_in_etcd_and_in_the_alias() {
 fn a_bridge_that_is_full_is_named_with_what_to_do_and_nothing_is_left() {
     let lab = Lab::start_node();
     let worker = &lab.workers[0];
-    // 1,023 ports with that of the probe endpoint, as if there were as many pods.
+    // 1,023 ports including that of the probe endpoint, as with the same number of pods.
     worker.node.shell(
         "for n in $(seq 1022); do echo link add q$n type veth peer name r$n; echo link set q$n master polder0; done \
          | ip -batch -",

@@ -1,4 +1,4 @@
-//! The ways between nodes change under pods that talk.
+//! Paths between nodes change while pods exchange packets.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -21,7 +21,7 @@ fn wait_for_paths(lab: &Lab, path: &str) {
                 wait::until_true(&what, || worker.path_to(other.name(), family) == path);
             }
         }
-        // What was made before is gone, too.
+        // Kernel objects of the previous paths are deleted, too.
         worker.wait_for_status("nothing to do", |status| (status["last_pass"]["writes"] == 0).then_some(()));
     }
 }
@@ -47,7 +47,7 @@ fn settings_are_shown_and_changed_for_all_nodes_and_what_cannot_be_is_refused_wi
         assert!(said.to_string().contains(sign), "{said}");
     }
     for worker in &lab.workers {
-        // The device is replaced, so that it is away for a moment.
+        // The device is replaced, so it is missing for a moment.
         wait::until_true("the tunnel to be another one", || {
             let device = worker.node.shell("ip -d link show polder.vx || true");
             device.contains("vxlan id 7 ") && device.contains("dstport 4789")
@@ -99,7 +99,7 @@ fn the_backend_is_switched_for_the_whole_cluster_and_no_packet_is_lost() {
     assert_flat(&pods, 1450);
 }
 
-/// The underlay addresses of a node, as another knows them.
+/// The underlay addresses of node `name`, as reported by the agent of `worker`.
 fn known(worker: &Worker, name: &str) -> String {
     let nodes = worker.ctl(&["node", "list"]);
     let node = nodes.as_array().unwrap().iter().find(|node| node["name"] == name).unwrap().clone();
@@ -108,12 +108,12 @@ fn known(worker: &Worker, name: &str) -> String {
 
 #[test]
 fn a_node_moves_to_another_underlay_address_and_no_packet_is_lost() {
-    // To the second node it is direct, to the third through a tunnel.
+    // The path to the second node is direct, the path to the third uses a tunnel.
     let mut lab = Lab::start(Topology::two_segments());
     let pods = pods(&lab);
     let (old, new) = ("10.10.1.1", "10.10.1.101");
     while_talking(&pods, || {
-        // As systemd has it: without, a second address goes with the first.
+        // As systemd sets it: otherwise, the kernel deletes the second address with the first.
         lab.workers[0].node.shell(&format!(
             "sysctl -qw net.ipv4.conf.eth0.promote_secondaries=1; ip address add {new}/24 dev eth0"
         ));
@@ -124,7 +124,7 @@ fn a_node_moves_to_another_underlay_address_and_no_packet_is_lost() {
         assert!(lab.workers[0].stop());
         lab.workers[0]
             .configure(&format!("{}[underlay]\naddresses = [\"{new}\"]\n", lab.workers[0].configuration()));
-        // As long as it can tell nobody of the new address, it sends from the old one.
+        // While the node cannot publish its new address, it sends from the old one.
         lab.etcd.freeze(true);
         lab.workers[0].start();
         lab.workers[0].wait_for_status("the new address to be chosen", |status| {
@@ -153,7 +153,7 @@ fn a_node_moves_to_another_underlay_address_and_no_packet_is_lost() {
     assert_flat(&pods, 1450);
 }
 
-/// Waits until these nodes send nothing to that address any more.
+/// Waits until these nodes have no route or FDB entry to that address.
 fn wait_until_given_up(workers: &[Worker], address: &str) {
     for worker in workers {
         wait::until(&format!("{} to go by another address than {address}", worker.name()), || {
@@ -167,7 +167,7 @@ fn wait_until_given_up(workers: &[Worker], address: &str) {
 fn a_node_whose_address_was_replaced_is_found_at_the_new_one() {
     let lab = Lab::start(Topology::two_segments());
     let pods = pods(&lab);
-    // As when a lease of DHCP is another: the connections of the agent to etcd are dead, too.
+    // As after a change of a DHCP lease: the agent's connections to etcd are dead, too.
     lab.workers[0].node.shell(
         "ip address flush dev eth0; ip address add 10.10.1.101/24 dev eth0; ip route add default via 10.10.1.254",
     );
@@ -195,7 +195,8 @@ fn pods_follow_the_underlays_mtu() {
         lab.workers[0].wait_for_status(&format!("pods of {mtu} bytes"), |status| {
             (status["mtu"] == mtu && status["last_pass"]["writes"] == 0).then_some(())
         });
-        // The others have to know it, too: a packet that is too long for a peer's pods is refused by its sender's node.
+        // The other nodes must know the MTU, too: the sender's node refuses packets that are too long for the peer's
+        // pods.
         for other in &lab.workers[1..] {
             wait::until_true("the others to know", || {
                 other.node.shell("ip route show proto 84").contains("mtu 1350") == (mtu == 1350)
@@ -212,7 +213,7 @@ fn pods_follow_the_underlays_mtu() {
     assert_flat(&[before.as_slice(), &[new]].concat(), 1350);
     set("1500");
     wait_for(1450);
-    // What was learned of a way is forgotten after ten minutes, and new pods know nothing of it.
+    // A learned path MTU expires after ten minutes, and new pods have learned none.
     let after: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("after")).collect();
     assert_flat(&after, 1450);
 }

@@ -1,4 +1,4 @@
-//! What is wrong is named, with the remedy, and nothing is half done.
+//! Errors are reported with their remedy, and failed steps leave no partial changes.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -11,7 +11,7 @@ use polder_tests::tls::Authority;
 use polder_tests::{Lab, Topology, wait};
 use serde_json::{Value, json};
 
-/// Starts the agent of the first node, which must end by itself; its exit code and what it said.
+/// Starts the agent of the first node, which must end by itself. Returns its exit code and its log output.
 fn refuses_to_start(lab: &mut Lab, config: &str) -> (Option<i32>, String) {
     let worker = &mut lab.workers[0];
     let said_before = worker.log().len();
@@ -21,7 +21,7 @@ fn refuses_to_start(lab: &mut Lab, config: &str) -> (Option<i32>, String) {
     (code, said[said_before..].to_owned())
 }
 
-/// Nothing of ours is in the kernel, and nothing in etcd.
+/// Polder has no objects in the kernel and no records in etcd.
 fn assert_untouched(lab: &Lab) {
     let worker = &lab.workers[0];
     let kernel = worker.node.shell("ip link; ip route show proto 84; nft list ruleset");
@@ -30,7 +30,7 @@ fn assert_untouched(lab: &Lab) {
     assert_eq!(lab.etcd.keys("/polder/"), Vec::<String>::new());
 }
 
-/// Why the agent of a node does not serve.
+/// Waits until the reasons why the node is not ready contain `sign`. Returns the reasons.
 fn reasons(worker: &Worker, sign: &str) -> String {
     worker.wait_for_status(&format!("a reason with {sign:?}"), |status| {
         let reasons = status["reasons"].to_string();
@@ -129,7 +129,7 @@ fn a_second_agent_on_the_same_node_is_refused() {
         worker.try_ctl(&["--socket", "/run/other/agent.sock", "uninstall", "--state-dir", "/run/other"]);
     assert!(error.unwrap_err().contains("stop the agent first"));
 
-    // What was held goes with the one that held it, and other nodes of the machine have their own.
+    // The locks end with the agent that held them, and other nodes on this machine have their own.
     let worker = &mut lab.workers[0];
     worker.kill();
     worker.start_and_wait();
@@ -236,7 +236,7 @@ fn a_wrong_authority_or_client_certificate_is_named_with_the_key_to_set() {
         assert!(lab.workers[0].node.read(CNI_CONF).is_err());
         lab.workers[0].kill();
     }
-    // A certificate that is renewed in its file serves without another start.
+    // A certificate that is renewed in its file is used without a restart.
     lab.workers[0].start();
     reasons(&lab.workers[0], "if etcd requires client certificates");
     for (of_client, of_stranger) in [(&client.0, &stranger.0), (&client.1, &stranger.1)] {
@@ -316,7 +316,8 @@ fn a_node_name_that_is_taken_is_refused_to_the_newcomer() {
 #[test]
 fn a_node_that_cannot_tell_its_own_address_is_told_what_to_set() {
     let mut lab = Lab::build(Topology::one_segment(1));
-    // Two addresses, etcd named by neither, and no route that tells which of them peers would use.
+    // Two addresses, an etcd endpoint with a name instead of an address, and no route that shows which address peers
+    // use.
     let worker = &lab.workers[0];
     worker.node.shell("ip address add 192.0.2.1/24 dev eth0; echo 10.10.1.200 etcd.example >> /etc/hosts");
     let config = worker.configuration().replace("10.10.1.200", "etcd.example");

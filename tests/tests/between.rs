@@ -1,5 +1,6 @@
-//! What lies between a pod and the wire: single interfaces that do not forward, routes, rules and filters of others, and
-//! the pod's own side. What is ours is put right; the rest is named in `status`, on the node where it is.
+//! Faults between a pod and the underlay: single interfaces that do not forward, routes, rules and filters of other
+//! programs, and the pod's own interface. Polder repairs its own objects; `status` reports the rest on the affected
+//! node.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -12,7 +13,7 @@ use polder_tests::matrix::assert_flat;
 use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::Value;
 
-/// Both ways to attach pods.
+/// Both values of `attach`.
 const ATTACH: [&str; 2] = ["attach = \"bridge\"", "attach = \"routed\""];
 
 /// Two nodes on a link and one behind a router, dual-stack. Nothing runs yet.
@@ -73,7 +74,7 @@ fn forwarding_that_is_switched_off_on_an_interface_is_switched_on_again() {
             let also = if also == "pod" { pod.host_interface() } else { also.to_owned() };
             let interfaces = ["eth0".to_owned(), "polder.vx".to_owned(), also];
             let paths = interfaces.map(|name| format!("net/ipv4/conf/{name}/forwarding"));
-            // A setting is compared with what was in place when there was nothing to do.
+            // The agent compares a setting with the value that it had when a pass found nothing to do.
             worker.wait_for_status("a pass that finds nothing", |status| {
                 (status["last_pass"]["writes"] == 0).then_some(())
             });
@@ -127,15 +128,15 @@ fn texts(status: &Value) -> Vec<String> {
     problems.map(|problem| problem.as_str().unwrap().to_owned()).collect()
 }
 
-/// The problem that says all of that, once the agent has seen it.
+/// Waits for a problem that contains all of these words, and returns it.
 fn problem(worker: &Worker, words: &[&str]) -> String {
     worker.wait_for_status(&format!("a problem that says {words:?}"), |status| {
         texts(status).into_iter().find(|text| words.iter().all(|word| text.contains(word)))
     })
 }
 
-/// The problem with that word, once the agent has seen it, and no other. What is named with it stays named; a peer that a busy
-/// machine holds up answers again.
+/// Waits until the only problem contains `word`, and returns it. A wrong report would remain; a peer that is slow on a
+/// busy machine answers again.
 fn only_problem(worker: &Worker, word: &str) -> String {
     worker.wait_for_status(&format!("{word} to be the only problem"), |status| {
         match texts(status).as_slice() {
@@ -149,12 +150,12 @@ fn wait_for_no_problem(worker: &Worker) {
     worker.wait_for_status("no problem", |status| texts(status).is_empty().then_some(()));
 }
 
-/// The commands in a text.
+/// The commands in a text: the parts between backquotes.
 fn commands(text: &str) -> Vec<&str> {
     text.split('`').skip(1).step_by(2).collect()
 }
 
-/// A lab whose agents look around every second, and a pod on each node.
+/// A lab whose agents make a pass every second, with a pod on each node.
 fn watched(bootstrap: &str) -> (Lab, Vec<Pod>) {
     let mut lab = built(bootstrap);
     lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 1"));
@@ -164,7 +165,7 @@ fn watched(bootstrap: &str) -> (Lab, Vec<Pod>) {
     (lab, pods)
 }
 
-/// Whether the pod of the first node reaches that of the second, over that family.
+/// Whether the pod of the first node reaches the pod of the second node over `family`.
 fn reaches(pods: &[Pod], family: Family) -> bool {
     let to = pods[1].address_of(family).to_string();
     pods[0].command("ping").args(["-c1", "-W1", &to]).output().unwrap().status.success()
@@ -208,7 +209,7 @@ fn routes_and_rules_of_others_that_cut_pods_off_are_named_with_the_command_that_
             ] {
                 worker.node.shell(&disturbance);
                 let text = problem(worker, &[&words]);
-                // The host answers itself for an address that it has.
+                // The host itself replies for an address that it has.
                 if disturbance.contains("dev odd") {
                     wait::until_true("the host to answer", || reaches(&pods, family));
                 } else {
@@ -230,9 +231,9 @@ fn routes_and_rules_of_others_that_cut_pods_off_are_named_with_the_command_that_
             wait_for_no_problem(worker);
         }
         assert_flat(&pods, 1450);
-        // What changes no pod's way is not named.
+        // Routes and rules that do not affect a pod's path are not reported.
         let own = pods[0].v4();
-        // Table 100 would take etcd away from what the host sends itself.
+        // Table 100 would block the host's own packets to etcd.
         worker.node.shell(&format!(
             "ip route add 10.244.0.0/18 via 10.10.1.254; ip route add {own}/32 dev lo table 101; ip rule add pref 51 fwmark 1 \
              lookup 100; ip rule add pref 52 from 10.10.1.1 lookup 101; ip rule add pref 53 oif eth0 lookup 101; \
@@ -282,7 +283,7 @@ fn a_pods_own_side_that_was_changed_is_named_on_its_node_and_by_a_check_of_the_c
             sh(&damage);
             let text = problem(worker, &[words, &v4.to_string()]);
             assert!(text.contains("`kubectl delete pod -n lab a`"), "{text}");
-            // It is not on the others.
+            // The other nodes do not report it.
             lab.workers[1..].iter().for_each(wait_for_no_problem);
             let (_, checked) = worker.ctl_verdict(&["ipam", "check"]);
             assert!(checked["deviations"].to_string().contains(words), "{checked}");
@@ -290,7 +291,7 @@ fn a_pods_own_side_that_was_changed_is_named_on_its_node_and_by_a_check_of_the_c
             wait_for_no_problem(worker);
         }
         assert_flat(&pods, 1450);
-        // A pod that is gone is no problem of this kind.
+        // The problem ends when the pod is deleted.
         sh("ip link set eth0 down");
         problem(worker, &["eth0 in the pod is down"]);
         worker.delete(pod);
@@ -326,7 +327,7 @@ fn a_rule_of_others_that_drops_pods_packets_by_address_or_interface_is_named_wha
             problem(worker, &["chain c of table inet mine"]);
             assert!(!reaches(&pods, family), "{rule} on {hook} does no harm");
             assert!(!texts(&peer.status()).iter().any(|text| text.contains("mine")), "it is not the peer's");
-            // Each command lets packets of one pool pass.
+            // Each command permits packets of one pool.
             wait::until("the commands to help", || match texts(&worker.try_status()?) {
                 said if said.is_empty() => Ok(()),
                 said => {
@@ -338,7 +339,7 @@ fn a_rule_of_others_that_drops_pods_packets_by_address_or_interface_is_named_wha
             wait::until_true("the pod to be reached again", || reaches(&pods, family));
             worker.node.run("nft", &["delete", "table", "inet", "mine"]);
         }
-        // Single addresses, protocols and other networks are what somebody wants to turn away.
+        // Rules for single addresses, protocols and other networks are intentional and not reported.
         let to = pods[1].v4();
         worker.node.write(
             "/run/others.nft",

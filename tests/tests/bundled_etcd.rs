@@ -1,6 +1,6 @@
-//! The etcd that comes with Polder: each member started by containerd with what the manifest in `deploy/kubernetes` grants, with the
-//! certificates of `scripts/etcd-certificates` and the commands of `docs/install.md`. Its image is made of Debian's etcd, in place
-//! of the one that the manifest names.
+//! The etcd that comes with Polder: containerd starts each member with the grants of the manifest in
+//! `deploy/kubernetes`, the certificates of `scripts/etcd-certificates` and the commands of `docs/install.md`. The
+//! image contains Debian's etcd instead of the one in the manifest.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -13,20 +13,20 @@ use polder_tests::manifest::{Container, Manifest, text};
 use polder_tests::runtime::{Runtime, Sandbox};
 use polder_tests::{Lab, Topology, image, node, wait};
 
-/// Where the project's files are.
+/// The top folder of the project.
 fn top() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-/// Nodes with a runtime and the images, and neither agents nor etcd.
+/// Nodes with a container runtime and the images, without agents and etcd.
 struct Cluster {
-    // Dropped first: they run on the lab's nodes.
+    // Dropped first: the runtimes run on the lab's nodes.
     runtimes: Vec<Runtime>,
     lab: Lab,
     folder: tempfile::TempDir,
 }
 
-/// A member of etcd on the node of that number.
+/// An etcd member on one node.
 struct Member<'a> {
     kubelet: Kubelet<'a>,
     container: Container,
@@ -35,7 +35,7 @@ struct Member<'a> {
 }
 
 impl Cluster {
-    /// None where there is no etcd that the manifest could run.
+    /// Returns `None` if no etcd is available that the manifest can run.
     fn start(nodes: usize) -> Option<Self> {
         let Some(programs) = std::env::var_os("POLDER_NEWER_ETCD").map(PathBuf::from) else {
             println!(
@@ -60,12 +60,12 @@ impl Cluster {
         self.lab.underlay(number, false).to_string()
     }
 
-    /// The manifest, with these nodes for its examples.
+    /// The manifest, with the names and addresses of these nodes instead of the examples.
     fn manifest(&self, name: &str, members: &[usize]) -> Manifest {
         Manifest::read_with(name, &self.examples(members))
     }
 
-    /// The examples of a manifest, and what they are here.
+    /// The example names and addresses of a manifest, and their replacements in the lab.
     fn examples(&self, members: &[usize]) -> Vec<(String, String)> {
         let replaced = (1..).zip(members).flat_map(|(place, member)| {
             let name = self.lab.workers[*member].name().to_owned();
@@ -74,8 +74,8 @@ impl Cluster {
         replaced.collect()
     }
 
-    /// The one command of docs/install.md that has these words, with the nodes of the lab for its examples: what comes behind
-    /// kubectl, or all of it.
+    /// The only command of docs/install.md that contains `words`, with the lab's nodes instead of the examples. For
+    /// `kubectl exec`, only the part after ` -- `.
     fn documented(&self, words: &str) -> Vec<String> {
         let docs = fs::read_to_string(top().join("docs/install.md")).unwrap();
         let commands = docs.lines().map(str::trim).filter(|line| {
@@ -124,7 +124,7 @@ impl Cluster {
         self.kubelet(number, &manifest, "etcd", &secrets.secret("polder-etcd")).run("polder");
     }
 
-    /// Starts a member, of a manifest that has no other DaemonSet.
+    /// Starts a member. The manifest must not have another DaemonSet.
     fn start_member<'a>(&'a self, number: usize, manifest: &'a Manifest, secrets: &Manifest) -> Member<'a> {
         let kubelet = self.kubelet(number, manifest, "etcd-member", &secrets.secret("polder-etcd-member"));
         let (sandbox, started) = kubelet.run("polder-etcd");
@@ -137,7 +137,7 @@ impl Cluster {
         self.runtimes[number].wait_for_network();
     }
 
-    /// Starts a pod on each node, and lets all reach all.
+    /// Starts a pod on each node. All pods must reach each other.
     fn assert_new_pods_reach_each_other(&self, name: &str) {
         let serve = |runtime: &Runtime| runtime.serve(name);
         let pods: Vec<_> = self.runtimes.iter().map(serve).collect();
@@ -150,7 +150,7 @@ impl Cluster {
 }
 
 impl Member<'_> {
-    /// Whether the kubelet would say so, by that probe.
+    /// The result of a probe of the container, run as by the kubelet.
     fn probe(&self, probe: &str) -> Result<(), String> {
         self.kubelet.probe(&self.container, probe)
     }
@@ -161,7 +161,7 @@ impl Member<'_> {
         });
     }
 
-    /// Runs a command in the container, which has to end well; what it prints.
+    /// Repeats a command in the container until it succeeds. Returns its output.
     fn exec(&self, command: &[String]) -> String {
         let words: Vec<_> = command.iter().map(String::as_str).collect();
         wait::until(&format!("{words:?}"), || {
@@ -176,18 +176,18 @@ impl Member<'_> {
         )
     }
 
-    /// Ends it at once, as a lack of memory does.
+    /// Kills etcd, as the kernel does when memory is exhausted.
     fn kill(&self) {
         self.kubelet.node.shell("kill -9 $(pidof etcd)");
         assert_eq!(self.kubelet.end_of(&self.started).0, 137);
     }
 
-    /// What the kubelet does with a container that has ended.
+    /// Starts the container again, as the kubelet does when it has ended.
     fn start_again(&mut self) {
         self.started = self.kubelet.start(&self.sandbox, &self.container);
     }
 
-    /// Runs another program in the place of etcd, to its end.
+    /// Runs another program instead of etcd, until it ends.
     fn run_instead(&self, command: &[String]) {
         let started = self.kubelet.start(&self.sandbox, &self.container.clone().with_command(command));
         let (code, said) = self.kubelet.end_of(&started);
@@ -195,7 +195,7 @@ impl Member<'_> {
     }
 }
 
-/// What a member says, at its port for other members, to whom shows that certificate.
+/// The reply on a member's peer port to a client with the certificate `name`.
 fn said_to_a_peer(member: &Member<'_>, folder: &Path, name: &str) -> String {
     let file = |end: &str| folder.join(format!("{name}.{end}")).display().to_string();
     let ask = format!(
@@ -222,7 +222,7 @@ fn three_members_serve_the_agents_and_lose_one_and_then_all_of_their_data() {
     (0..3).for_each(|number| cluster.wait_until_ready(number));
     cluster.assert_new_pods_reach_each_other("first");
 
-    // Who is let in.
+    // Clients with the wrong certificate, or without one, are refused.
     let folder = cluster.certificates();
     assert!(said_to_a_peer(&members[1], &folder, "polder-etcd-member").contains("peerURLs"));
     let said = said_to_a_peer(&members[1], &folder, "polder");
@@ -233,7 +233,7 @@ fn three_members_serve_the_agents_and_lose_one_and_then_all_of_their_data() {
         cluster.lab.workers[0].node.command("etcdctl").args([&endpoint, &ca, "get", "x"]).output().unwrap();
     assert!(!refused.status.success(), "who has no certificate is let in");
 
-    // One is killed: etcd goes on, and it comes back.
+    // One member is killed: etcd continues, and the member comes back.
     members[0].kill();
     cluster.lab.workers[1].ctl(&["pool", "add", "more", "10.245.0.0/24"]);
     cluster.assert_new_pods_reach_each_other("second");
@@ -242,7 +242,7 @@ fn three_members_serve_the_agents_and_lose_one_and_then_all_of_their_data() {
     let health = members[1].exec(&cluster.documented("endpoint health"));
     assert!(!health.contains("unhealthy"), "{health}");
 
-    // The backup, at a member, and where etcdctl is.
+    // The backup, made in a member's container, and on a machine with etcdctl.
     members[0].etcdctl(&["put", "/of/somebody/else", "before"]);
     members[0].exec(&cluster.documented("snapshot save /var"));
     let mut elsewhere = cluster.lab.workers[2].node.command("sh");
@@ -252,7 +252,7 @@ fn three_members_serve_the_agents_and_lose_one_and_then_all_of_their_data() {
     node::output(&mut elsewhere);
     members[0].etcdctl(&["put", "/of/somebody/else", "after"]);
 
-    // All of them end, and their data are gone.
+    // All members end, and their data is lost.
     for member in &members {
         member.kubelet.runtime.remove_container(&member.started.id);
         member.kubelet.node.shell("mv /var/lib/polder-etcd/data /var/lib/polder-etcd/data.old");
@@ -314,7 +314,7 @@ fn a_member_takes_the_place_of_one_whose_node_is_lost() {
     let fourth = cluster.start_member(3, &next, &secrets);
     fourth.wait_until_ready();
 
-    // Two of the three that there are now suffice, and the new one is one of them.
+    // Two of the three current members are enough, and the new member is one of them.
     members[0].kill();
     wait::until("the new member to answer", || fourth.probe("readinessProbe"));
     let value = fourth.etcdctl(&["get", "--print-value-only", "/polder/v1/key"]);

@@ -1,4 +1,4 @@
-//! CHECK: it finds whatever is missing, and nothing where all is well.
+//! CHECK reports everything that is missing, and nothing if all is correct.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -7,7 +7,7 @@ use polder_tests::cni::{WITH_CHECK, code, message, since};
 use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::Value;
 
-/// A pod that is damaged and repaired, each time to be found by a CHECK.
+/// A pod that is damaged and repaired several times. CHECK must report each damage.
 struct Checked<'a> {
     worker: &'a Worker,
     pod: &'a Pod,
@@ -27,7 +27,7 @@ impl Checked<'_> {
         assert!(found.contains(sign), "{damage}: {found} does not say {sign:?}");
     }
 
-    /// Damages the node's side until a CHECK sees it: the agent may be about to repair it.
+    /// Damages the node's side until CHECK reports it: the agent may repair the damage before the CHECK.
     fn assert_found_on_the_node(&self, damage: &str, sign: &str) {
         wait::until(&format!("CHECK to find {damage}"), || {
             self.worker.node.shell(damage);
@@ -51,7 +51,7 @@ fn check_finds_what_is_missing_and_nothing_where_all_is_well() {
         let pod = worker.pod_with(version, &Worker::netconf(version));
         let checked = Checked { worker, pod: &pod };
         checked.assert_well("right after the ADD");
-        // What a later plugin of the chain adds is none of our business.
+        // Changes by later plugins of the chain are not checked.
         pod.run("ip", &["route", "add", "192.0.2.0/24", "dev", "eth0"]);
         pod.run("ip", &["link", "set", "eth0", "mtu", "1400"]);
         checked.assert_well("with what others have added");
@@ -68,7 +68,8 @@ fn check_finds_what_is_missing_and_nothing_where_all_is_well() {
 fn damage_the_pod(checked: &Checked<'_>) {
     let (own, gateway) = (checked.pod.v4(), checked.pod.gateway(checked.pod.v4()));
     let (bridge, mac) = (checked.mac(0), checked.mac(2));
-    // One thing takes others with it: the route goes with the address, the neighbour with the link.
+    // Some changes remove other entries, too: the route is deleted with the address, the neighbour entry when the link
+    // goes down.
     let repair = format!(
         "ip link set eth0 address {mac} up; ip address replace {own}/32 dev eth0; \
          ip neigh replace {gateway} lladdr {bridge} dev eth0 nud permanent; \

@@ -1,4 +1,5 @@
-//! Pods that come and go while the agent repairs, and on three nodes and three members of etcd while everything fails.
+//! Pods are added and deleted while the agent repairs; and on three nodes with three etcd members during all kinds of
+//! faults.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -20,7 +21,7 @@ use polder_tests::random::{Random, announced_seed};
 use polder_tests::ways::wait_for_ways;
 use polder_tests::{Lab, Pod, Topology, wait};
 
-/// Steps of all runtimes together, up to the end of the last fault; and those after it, without a quorum.
+/// Steps of all runtimes together until the end of the random faults, and those after them without a quorum.
 const STEPS: usize = 900;
 const WITHOUT_QUORUM: usize = 90;
 
@@ -30,8 +31,7 @@ const RUNTIMES: usize = 3;
 /// The nodes' disks, in MiB.
 const DISK: u32 = 16;
 
-/// How long it may take until everything is as it should be: lost DELs are noticed, connections to members that
-/// were cut off are given up.
+/// Longest time until all counts are exact: lost DELs are detected, and connections to disconnected members time out.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 fn lab() -> Lab {
@@ -49,7 +49,7 @@ fn lab() -> Lab {
     lab
 }
 
-/// Waits until everybody says the same as the test; how long it took.
+/// Waits until all counts equal those of the test. Returns the time that it took.
 fn assert_exact(lab: &Lab, truth: &Truth, when: &str) -> Duration {
     let begin = Instant::now();
     wait::within(PATIENCE, "etcd to be healthy", || {
@@ -67,8 +67,8 @@ fn assert_nothing_wrong(truth: &Truth) {
     assert!(wrong.is_empty(), "{} times something was that must never be: {wrong:#?}", wrong.len());
 }
 
-/// Lets the runtimes work while everything fails, and at last without a quorum; the pods that run then, and how long
-/// there was none.
+/// Lets the runtimes work during the faults, and finally without a quorum. Returns the pods that run at the end, and
+/// the time without a quorum.
 fn churn(
     lab: &mut Lab,
     sites: &[Site],
@@ -94,7 +94,7 @@ fn churn(
         for (number, event) in events.iter().chain([&last]).enumerate() {
             pace.go_on_to(event.step);
             assert_nothing_wrong(truth);
-            // While it happens, the runtimes go on to the next.
+            // During the fault, the runtimes continue up to the next event.
             pace.allow(events.get(number + 1).map_or(STEPS, |next| next.step));
             saboteur.act(event);
         }
@@ -125,10 +125,10 @@ fn whatever_fails_every_address_that_is_used_is_that_of_one_live_interface() {
     let pods: Vec<Pod> = running.iter().map(|pod| pod_of(&lab, pod)).collect();
     wait_for_ways(&lab, PATIENCE);
     assert_reachable(&pods, Families::DUAL);
-    // The node may have to claim a block, and its connection to the store be dead, which it finds out just then.
+    // The node may need a new block, and may detect only then that its connection to the datastore is dead.
     let last = |worker: &Worker| worker.pod_within(PATIENCE, "last", &Worker::netconf("1.1.0"));
     let one_each: Vec<Pod> = lab.workers.iter().map(last).collect();
-    // They may have needed new blocks, of which the others hear a moment later.
+    // The pods may have needed new blocks, which the other nodes learn a moment later.
     wait_for_ways(&lab, PATIENCE);
     assert_flat(&one_each, 1450);
     for pod in pods.iter().chain(&one_each) {
@@ -152,7 +152,7 @@ fn pod_of(lab: &Lab, running: &Running) -> Pod {
     Pod::new(&worker.node, container, &netns, Worker::netconf("1.1.0"), result.clone())
 }
 
-/// Pods that each thread adds one after the other, and the threads.
+/// Pods that each thread adds one after the other, and the number of threads.
 const ROUNDS: usize = 15;
 const THREADS: usize = 6;
 
@@ -178,7 +178,7 @@ fn what_an_add_has_made_stays_whatever_the_agent_repairs_meanwhile() {
             .collect();
         scope.spawn(|| {
             while busy.load(Ordering::Relaxed) {
-                // Nobody's, so that there is something to be repaired.
+                // A neighbour entry of no pod, so that the agent has something to repair.
                 worker
                     .node
                     .shell("ip neigh replace 10.244.0.1 lladdr 02:00:00:00:00:01 dev polder0 nud permanent");

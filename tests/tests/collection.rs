@@ -1,4 +1,4 @@
-//! GC: it takes away what the runtime does not know any more, and nothing else. There is only one version with it.
+//! GC deletes attachments that are missing in the runtime's list, and nothing else. Only version 1.1.0 has it.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -12,7 +12,7 @@ use polder_tests::traces::assert_nothing_left;
 use polder_tests::{Lab, Pod, Topology};
 use serde_json::{Value, json};
 
-/// GC of a network, with these valid attachments, or without a list.
+/// Runs GC of a network with these valid attachments, or without a list.
 fn gc(worker: &Worker, network: &Value, valid: Option<&[&Pod]>) -> Result<Value, Value> {
     let mut conf = conf(WITH_GC, network);
     if let Some(valid) = valid {
@@ -45,7 +45,7 @@ fn gc_spares_what_was_added_after_it_began() {
     let worker = &lab.workers[0];
     let _old = worker.pod("old");
     let path = Worker::cni_path();
-    // The runtime has made its list, and started the plugin, which does not have it yet.
+    // The runtime has made its list and started the plugin, but has not passed the list to it yet.
     let plugin = worker.pending(&[("CNI_COMMAND", "GC"), ("CNI_PATH", &path)]);
     let new = worker.pod("new");
     assert!(plugin.finish(&conf(WITH_GC, &json!({ "cni.dev/valid-attachments": [] })).to_string()));
@@ -53,8 +53,8 @@ fn gc_spares_what_was_added_after_it_began() {
     probe::ping(worker.node.command("ping"), new.v4(), 56).unwrap();
 }
 
-/// Something that the kernel does not delete has the name of the host's end of the pair, which is gone: the loopback
-/// interface, which has many names here.
+/// Replaces the host's end of each pair with something of the same name that the kernel does not delete: an alternative
+/// name of the loopback interface.
 fn put_in_the_way(worker: &Worker, pods: &[&Pod]) {
     for name in pods.iter().map(|pod| pod.host_interface()) {
         worker.node.shell(&format!("ip link del {name}; ip link property add dev lo altname {name}"));
@@ -67,7 +67,7 @@ fn clear_the_way(worker: &Worker, pods: &[&Pod]) {
     }
 }
 
-/// What an error says of these attachments, and whether it says something of others.
+/// The error must name all attachments in `failed`, and none in `others`.
 #[track_caller]
 fn assert_names(error: &str, network: &str, failed: &[&Pod], others: &[&Pod]) {
     let names = |pod: &&Pod| error.contains(&format!("{network}/{}/eth0", pod.name()));
@@ -78,7 +78,7 @@ fn assert_names(error: &str, network: &str, failed: &[&Pod], others: &[&Pod]) {
 fn gc_goes_on_after_what_it_cannot_take_away_and_names_all_of_it() {
     let lab = Lab::start(Topology::one_segment(1).families(Families::DUAL));
     let worker = &lab.workers[0];
-    // GC comes to them in the order of their names: each that fails has one behind it that does not.
+    // GC deletes in the order of the names: each attachment that fails is followed by one that succeeds.
     let [a, b, c, d, kept] = ["a", "b", "c", "d", "kept"].map(|name| worker.pod(name));
     put_in_the_way(worker, &[&a, &c]);
     let error = message(gc(worker, &json!({}), Some(&[&kept])));
@@ -131,7 +131,7 @@ fn gc_goes_on_to_the_ipam_plugin_and_neither_waits_for_the_others_success() {
     let own = worker.pod("own");
     assert_eq!(scripted.asked(), "ADD ADD ADD");
 
-    // Both fail, each by itself: both are named, and what could be taken away is gone.
+    // Both fail independently: both are reported, and everything else is deleted.
     scripted.fails(r#"{"code": 5, "msg": "no way", "details": "today"}"#);
     put_in_the_way(worker, &[&a]);
     let error = message(gc(worker, &other, Some(&[&c])));
@@ -140,14 +140,14 @@ fn gc_goes_on_to_the_ipam_plugin_and_neither_waits_for_the_others_success() {
     assert_eq!(scripted.asked(), "GC");
     assert_eq!(worker.status()["pods"], 3);
 
-    // The plugin behind alone.
+    // Only the IPAM plugin fails.
     clear_the_way(worker, &[&a]);
     let error = message(gc(worker, &other, Some(&[&c])));
     assert_names(&error, "other", &[], &[&a, &b, &c]);
     assert!(error.contains("scripted-ipam: no way: today"), "{error}");
     assert_eq!(worker.status()["pods"], 2);
 
-    // Our own alone, then nothing.
+    // Only Polder fails, then neither.
     scripted.recovers();
     put_in_the_way(worker, &[&c]);
     assert_names(&message(gc(worker, &other, Some(&[]))), "other", &[&c], &[&own]);
@@ -155,7 +155,7 @@ fn gc_goes_on_to_the_ipam_plugin_and_neither_waits_for_the_others_success() {
     assert_eq!(gc(worker, &other, Some(&[])), Ok(Value::Null));
     assert_eq!(scripted.asked(), "GC GC GC");
     assert_eq!(worker.status()["pods"], 1);
-    // Without a list nothing is known; that is for the plugin behind to judge for itself.
+    // Without a list, Polder deletes nothing; the IPAM plugin decides for itself.
     assert_eq!(gc(worker, &other, None), Ok(Value::Null));
     assert_eq!(scripted.asked(), "GC");
     probe::ping(worker.node.command("ping"), own.v4(), 56).unwrap();

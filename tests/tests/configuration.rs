@@ -1,4 +1,4 @@
-//! One configuration for many nodes and clusters: variables of the environment beside the file.
+//! One configuration file for many nodes and clusters, with environment variables for the differences.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -8,7 +8,7 @@ use polder_tests::agent::{Worker, dist};
 use polder_tests::matrix::assert_flat;
 use polder_tests::{Lab, Topology, node, wait};
 
-/// What Kubernetes gives every pod beside a Service named polder-etcd.
+/// Variables that Kubernetes sets in pods if a Service named polder-etcd exists.
 const INJECTED: [(&str, &str); 2] =
     [("POLDER_ETCD_PORT", "tcp://10.96.0.7:2379"), ("POLDER_ETCD_SERVICE_HOST", "10.96.0.7")];
 
@@ -41,7 +41,7 @@ fn all_nodes_have_one_file_and_variables_make_the_difference() {
     let pods: Vec<_> = lab.workers.iter().map(|worker| worker.pod("pod")).collect();
     assert_flat(&pods, 1450);
 
-    // Another start, with a variable that is no key.
+    // A restart with a variable that names no key.
     let worker = &mut lab.workers[0];
     assert!(worker.stop());
     worker.variables.push(("POLDER__ETCD__ENDPOINT".to_owned(), "[]".to_owned()));
@@ -75,7 +75,7 @@ fn two_clusters_with_the_same_names_and_ranges_share_an_etcd() {
     assert_ne!(cluster(&lab.workers[0]), cluster(&lab.workers[1]));
     assert_eq!(keys("/polder/v1/"), Vec::<String>::new());
 
-    // What is wrong in one of them is named there, by the key that it has in etcd.
+    // A problem in one cluster is reported only there, with the record's key in etcd.
     let evil = format!("{}pools/evil", PREFIXES[1]);
     lab.etcd.ctl(&["put", &evil, "{}"]);
     let problems = |worker: &Worker| worker.status()["problems"].to_string();
@@ -96,7 +96,7 @@ fn one_name_stands_for_all_members_of_etcd_and_is_looked_up_again_after_a_loss()
     lab.workers[0].variables = variables(&[("POLDER__ETCD__ENDPOINTS", endpoint)]);
     lab.workers[0].start_and_wait();
 
-    // The first member loses the others, and still takes connections.
+    // The first member is disconnected from the others, and still accepts connections of clients.
     hosts(&lab, &[0, 1, 2]);
     for direction in ["input", "output"] {
         let rules = format!(

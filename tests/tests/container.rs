@@ -1,5 +1,5 @@
-//! The agent in a container: from the image of `scripts/image`, with what the manifest in `deploy/kubernetes` grants and nothing
-//! else, started by containerd over CRI as kubelet does it.
+//! The agent in a container: from the image of `scripts/image`, with only the grants of the manifest in
+//! `deploy/kubernetes`, started by containerd over CRI, as by the kubelet.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -14,9 +14,9 @@ use polder_tests::runtime::{Runtime, Sandbox};
 use polder_tests::tls::Authority;
 use polder_tests::{Lab, Topology, image, node, wait};
 
-/// Nodes with a runtime and the image, and nothing of Polder.
+/// Nodes, the first ones with a container runtime and the image. No agent runs.
 struct Cluster {
-    // Dropped first: they run on the lab's nodes.
+    // Dropped first: the runtimes run on the lab's nodes.
     runtimes: Vec<Runtime>,
     lab: Lab,
     manifest: Manifest,
@@ -35,7 +35,7 @@ impl Cluster {
         Self { runtimes, lab, manifest: Manifest::read("base"), authority, _folder: folder }
     }
 
-    /// The part of kubelet that starts the agent's pods on a node, with its volumes.
+    /// A stand-in for the kubelet of a node: starts the agent's pods, with their volumes.
     fn kubelet(&self, number: usize) -> Kubelet<'_> {
         self.kubelet_for(number, &self.manifest)
     }
@@ -125,7 +125,7 @@ fn the_agent_runs_as_its_manifest_says_and_pods_of_all_nodes_reach_each_other() 
     };
     all_reach_all(&pods);
 
-    // What a rolling update does: the container ends, another one comes. No packet of a pod is lost meanwhile.
+    // As in a rolling update: the container ends, and a new one starts. No packet of a pod is lost.
     let (sandbox, agent) = &agents[0];
     let [(_, sender), (receiver, _), ..] = &pods[..] else { panic!("there are three") };
     cluster.runtimes[0].send(sender, &receiver.addresses[0]);
@@ -147,9 +147,10 @@ fn the_agent_runs_as_its_manifest_says_and_pods_of_all_nodes_reach_each_other() 
     assert_eq!(first.status()["problems"], serde_json::json!([]), "{}", kubelets[0].log(&agents[0].1));
 }
 
-/// What kind makes of a container when it starts: `images/base/files/usr/local/bin/entrypoint` makes another machine id each time,
-/// and all mounts shared. `/var` is a volume, and what is in `/etc` and `/opt` stays with the container; `/run` is in memory. The boot
-/// id is that of the machine, for what runs in a container of the lab, too: its `/proc` is not that of the lab's node.
+/// Does what kind does when a container starts: `images/base/files/usr/local/bin/entrypoint` writes a new machine id
+/// each time, and makes all mounts shared. `/var` is a volume; `/etc` and `/opt` persist with the container; `/run` is
+/// in memory. The boot id is that of the machine, also in containers of the lab: their `/proc` is not that of the lab's
+/// node.
 fn start_node_of_kind(worker: &Worker, image: &Path, machine_id: char) -> Runtime {
     worker.node.shell("mkdir -p /var/lib/opt; mount --bind /var/lib/opt /opt; mount --make-rshared /");
     worker.node.write("/etc/machine-id", &format!("{}\n", machine_id.to_string().repeat(32)));
@@ -209,26 +210,26 @@ fn a_node_of_kind_that_restarts_keeps_its_blocks_and_its_pods_come_back() {
     };
     assert_eq!(names(&lab.workers[1].status()["blocks"]), names(&blocks));
 
-    // As kubelet does with pods whose sandboxes have ended.
+    // As the kubelet does for pods whose sandboxes have ended.
     [&web, &database].into_iter().for_each(|sandbox| runtime.remove_pod(sandbox));
     let (web, web_container) = runtime.serve("web");
     let again = wait::until("the database to be back", || runtime.try_run_pod("database", &reserved));
     assert_eq!(again.addresses, database.addresses, "it has its address by its name");
     assert_eq!(runtimes[0].seen(&peer_container, &web.addresses[0]), peer.addresses[0]);
     assert_eq!(runtime.seen(&web_container, &peer.addresses[0]), web.addresses[0]);
-    // Nobody has said of the third pod that it is gone, and the boot is the same.
+    // The third pod got no DEL, and the boot id is the same.
     lab.workers[1].wait_for_status("what is gone to be released", |status| {
         (status["pods"] == 2 && status["problems"] == serde_json::json!([])).then_some(())
     });
 }
 
-/// What is seen without a grant.
+/// The effect of a missing grant.
 enum Sign {
-    /// The container ends, and says this.
+    /// The container ends, and its output contains these words.
     Ends(&'static [&'static str]),
-    /// The node is not ready, because of this.
+    /// The node is not ready, and the reasons contain these words.
     NotReady(&'static [&'static str]),
-    /// The node is ready, and its status says this.
+    /// The node is ready, and its status contains these words.
     Says(&'static [&'static str]),
 }
 
@@ -331,7 +332,7 @@ fn the_cleanup_waits_for_agent_and_pods_and_leaves_nothing_on_the_node() {
         .shell("ls -d /var/lib/polder /run/polder /etc/cni/net.d/* /opt/cni/bin/polder* 2>/dev/null || :");
     assert_eq!(left, "");
 
-    // The container that stays ends when it is told to, well before it would be killed.
+    // The last container runs until it is stopped.
     let done = cleanup.start(&sandbox, &manifest.container("containers"));
     wait::until("the container to be done", || {
         let said = cleanup.log(&done);

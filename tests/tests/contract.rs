@@ -1,5 +1,6 @@
-//! The CNI specification, from outside: every verb in every version, what a pod may ask for, plugins in a row. STATUS is
-//! in 1.1.0 alone; and that a block has another owner, or an address had another pod, is the same in every version.
+//! The CNI specification, tested from outside: every verb in every version, requested addresses, MAC address and pool,
+//! and chained plugins. STATUS exists only in 1.1.0; blocks of other owners and addresses of earlier pods do not depend
+//! on the version.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -60,7 +61,7 @@ fn status_is_answered_while_etcd_hangs() {
     let lab = Lab::start(Topology::one_segment(1));
     let status = || lab.workers[0].cni("STATUS", "", "", &conf("1.1.0", &json!({})));
     assert_eq!(status(), Ok(Value::Null));
-    // Longer than the agent has to answer would be a failure.
+    // The test fails if the answer takes longer than the agent's time limit.
     lab.etcd.freeze(true);
     assert_eq!(status(), Ok(Value::Null));
     lab.etcd.freeze(false);
@@ -78,7 +79,7 @@ fn a_pod_gets_the_addresses_the_mac_address_and_the_pool_that_it_asks_for() {
     let lab = Lab::start_node();
     let worker = &lab.workers[0];
     let elsewhere = worker.namespace("elsewhere");
-    // What was freed rests: each version asks for addresses of its own.
+    // Released addresses are in cool-down: each version requests other addresses.
     for (number, version) in (10..).step_by(5).zip(VERSIONS) {
         let (first, second, third) = (nth(worker, number), nth(worker, number + 1), nth(worker, number + 2));
         let mac = format!("02:00:00:00:00:{number}");
@@ -163,7 +164,7 @@ fn a_pod_with_an_address_that_another_had_is_reached_at_once_and_gets_nothing_of
     let lab = Lab::start(Topology::two_segments());
     let others: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("other")).collect();
     let worker = &lab.workers[0];
-    // Connections are followed only where a rule needs it.
+    // The kernel tracks connections only if a rule needs it.
     worker.node.shell("nft 'add table ip followed; add chain ip followed every { type filter hook prerouting priority 0; }; add rule ip followed every ct state new counter'");
     let first = worker.pod("first");
     let address = first.v4();
@@ -195,7 +196,7 @@ fn a_pod_with_an_address_that_another_had_is_reached_at_once_and_gets_nothing_of
     probe::ping(worker.node.command("ping"), address, 56).unwrap();
 }
 
-/// Calls the plugins of a list as a runtime does: each gets the result of the one before; a DEL goes backwards.
+/// Calls the plugins of a list as a runtime does: each gets the previous result, and DEL uses the reverse order.
 fn chain(worker: &Worker, verb: &str, name: &str, plugins: &[Value], last: &Value) -> Result<Value, Value> {
     let (netns, mut result) = (format!("/run/netns/{name}"), last.clone());
     let mut order: Vec<&Value> = plugins.iter().collect();
@@ -215,7 +216,7 @@ fn chain(worker: &Worker, verb: &str, name: &str, plugins: &[Value], last: &Valu
     Ok(result)
 }
 
-/// `polder` and the plugins that are usually behind it.
+/// `polder`, and the plugins that usually follow it.
 fn usual_plugins(version: &str) -> Vec<Value> {
     let fast = 1_000_000_000;
     let mut plugins = vec![
@@ -228,7 +229,7 @@ fn usual_plugins(version: &str) -> Vec<Value> {
         } } }),
         json!({ "type": "tuning", "sysctl": { "net.core.somaxconn": "500" } }),
     ];
-    // Debian's speaks nothing older.
+    // Debian's plugin `firewall` does not support older versions.
     if version >= "0.4.0" {
         plugins.push(json!({ "type": "firewall" }));
     }
@@ -250,7 +251,7 @@ fn plugins_behind_polder_do_their_work_and_a_host_port_answers_the_world() {
         let result = chain(worker, "ADD", version, &plugins, &Value::Null).unwrap();
         let pod = Pod::new(&worker.node, version, &netns, plugins[0].clone(), result.clone());
         if version >= WITH_CHECK {
-            // After all that the others have done, what is ours is as it was made.
+            // After the changes of all other plugins, a CHECK of `polder` succeeds.
             assert_eq!(chain(worker, "CHECK", version, &plugins[..1], &result), Ok(result.clone()));
         }
         assert_eq!(pod.run("cat", &["/proc/sys/net/core/somaxconn"]).trim(), "500");

@@ -1,5 +1,5 @@
-//! A plugin that is killed after each of its system calls: nothing is lost, nothing is left, and the next call works.
-//! In one version, for all of them make the same system calls: what differs is the text that is read and printed.
+//! A plugin is killed after each of its system calls: nothing is lost, nothing remains, and the next call works. One
+//! version is enough because all make the same system calls: only the text that is read and printed differs.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -21,7 +21,7 @@ fn lab() -> Lab {
     lab
 }
 
-/// Runs the plugin for a container, and kills it after that many system calls.
+/// Runs the plugin for a container, and kills it after `after` system calls.
 fn killed(worker: &Worker, verb: &str, container: &str, after: usize) -> End {
     let input: PathBuf = worker.node.folder().join("netconf.json");
     std::fs::write(&input, Worker::netconf("1.1.0").to_string()).unwrap();
@@ -40,10 +40,10 @@ fn call(worker: &Worker, verb: &str, container: &str) {
     assert!(outcome.is_ok(), "{verb} of {container}: {outcome:?}");
 }
 
-/// Nothing of any pod is there: not in the kernel, not in the ledger, not in etcd.
+/// Waits until nothing of any pod is left in the kernel, the ledger and etcd.
 fn assert_nothing_left(lab: &Lab, context: &str) {
     let worker = &lab.workers[0];
-    // More than a hundred network namespaces may be on their way out.
+    // The kernel may still be deleting more than a hundred network namespaces.
     wait::within(PATIENCE * 3, &format!("nothing to be left {context}"), || {
         let (status, links) = (worker.try_status()?, worker.node.run("ip", &["-o", "link"]));
         let used: u64 =
@@ -54,8 +54,8 @@ fn assert_nothing_left(lab: &Lab, context: &str) {
     });
 }
 
-/// Kills an ADD, or a DEL of what was added, after each of its system calls, each time for another container; the
-/// containers' names. After each, `then` is told which one it was.
+/// Kills an ADD, or a DEL after a complete ADD, after each of its system calls, each time for another container. Calls
+/// `then` after each with the number of system calls and the container's name. Returns the names.
 fn after_each_call(worker: &Worker, verb: &str, round: &str, then: impl Fn(usize, &str)) -> Vec<String> {
     let mut names = Vec::new();
     for after in 1..ENOUGH {
@@ -80,7 +80,7 @@ fn after_each_call(worker: &Worker, verb: &str, round: &str, then: impl Fn(usize
     names
 }
 
-/// What works with a container that nothing is left of.
+/// ADD and DEL must succeed for containers that have left nothing.
 fn add_and_del(worker: &Worker, names: &[String]) {
     for name in names {
         worker.namespace(name);
@@ -117,7 +117,7 @@ fn an_add_that_is_killed_after_any_system_call_is_undone_by_its_del() {
         let links = worker.node.run("ip", &["-o", "link"]);
         assert!(!links.contains("pld"), "after system call {after}: {links}");
         assert_eq!(worker.status()["pods"], 0, "after system call {after}");
-        // The same attachment again, from the beginning.
+        // The same attachment again, from the start.
         call(worker, "ADD", name);
         call(worker, "DEL", name);
         worker.node.run("ip", &["netns", "delete", name]);
@@ -153,7 +153,7 @@ fn a_del_that_is_killed_after_any_system_call_can_be_repeated_or_forgotten() {
     after_each_call(worker, "DEL", "k", |after, name| {
         if after % 2 == 0 {
             call(worker, "DEL", name);
-            // The same attachment again, from the beginning.
+            // The same attachment again, from the start.
             call(worker, "ADD", name);
             call(worker, "DEL", name);
         }

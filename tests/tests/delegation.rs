@@ -1,5 +1,5 @@
-//! Delegation both ways: other IPAM plugins behind `polder`, and `polder-ipam` behind other plugins. Debian's reference
-//! plugins speak no 1.1.0: there the other plugin is a scripted one.
+//! Delegation in both directions: `polder` calls other IPAM plugins, and other plugins call `polder-ipam`. Debian's
+//! reference plugins do not support 1.1.0: a scripted plugin is used for it.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -11,12 +11,12 @@ use polder_tests::scripted::ScriptedIpam;
 use polder_tests::{Lab, Pod, Topology};
 use serde_json::{Value, json};
 
-/// The versions that the reference plugins speak.
+/// The versions that the reference plugins support.
 fn spoken_by_others() -> impl Iterator<Item = &'static str> {
     VERSIONS.into_iter().filter(|version| *version < WITH_GC)
 }
 
-/// `polder` with addresses of `host-local` out of this range.
+/// `polder` with addresses of `host-local` from `range`.
 fn host_local(version: &str, range: &Value) -> Value {
     let ipam = json!({
         "type": "host-local", "dataDir": "/run/host-local",
@@ -45,7 +45,7 @@ fn another_ipam_plugin_gives_the_addresses_and_takes_them_back() {
         if version >= WITH_CHECK {
             assert_eq!(worker.cni("CHECK", "a", a.netns(), &a.later_conf()), Ok(Value::Null));
         }
-        // One without its namespace.
+        // A DEL without the namespace.
         worker.node.run("ip", &["netns", "delete", "b"]);
         assert_eq!(worker.cni("DEL", "b", "", &b.later_conf()), Ok(Value::Null));
         worker.delete(&a);
@@ -103,20 +103,20 @@ fn other_plugins_get_addresses_of_our_pools() {
             assert_eq!(worker.status()["pods"], 0);
         }
     }
-    // Pods of the point-to-point plugin are part of the flat network.
+    // Pods of the plugin `ptp` are part of the flat network.
     let conf =
         json!({ "cniVersion": "1.0.0", "name": "other", "type": "ptp", "ipam": { "type": "polder-ipam" } });
     let pods: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod_with("x", &conf)).collect();
     assert_flat(&pods, 1450);
 }
 
-/// What all addresses of the node's first block begin with.
+/// The first three octets of the node's first block and a period: all its addresses start with them.
 fn first_three(worker: &Worker) -> String {
     let block = worker.status()["blocks"][0]["block"].as_str().unwrap().to_owned();
     format!("{}.", block.rsplit_once('.').unwrap().0)
 }
 
-/// Not every kernel has ipvlan, and no plugin of Debian's speaks 1.1.0: they would ask with this.
+/// Makes the call of an ipvlan plugin: not every kernel has ipvlan, and no plugin of Debian supports 1.1.0.
 #[test]
 fn a_plugin_that_asks_for_an_address_gets_it_in_the_shape_of_its_version() {
     let lab = Lab::start(Topology::one_segment(1));
@@ -228,7 +228,7 @@ fn several_addresses_of_a_family_are_for_results_that_have_room_for_them() {
     let scripted = ScriptedIpam::new(&worker.node);
     let netns = worker.namespace("old");
     for version in VERSIONS.into_iter().filter(|version| *version < WITH_RESULTS) {
-        // It does not keep to its version, either.
+        // The scripted plugin replies in another version than the requested one.
         scripted.gives(WITH_GC, &["192.168.7.8/24", "192.168.8.8/24"]);
         let old = message(worker.cni("ADD", "old", &netns, &conf(version, &ScriptedIpam::conf())));
         assert!(old.contains("more than one IPv4 address"), "{old}");

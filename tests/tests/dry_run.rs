@@ -1,4 +1,4 @@
-//! `polder-agent --plan`: what an agent would do on a node, before it is started there.
+//! `polder-agent --plan`: shows the changes that an agent would make on a node, before it is started there.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -7,7 +7,7 @@ use polder_tests::fabric::Families;
 use polder_tests::kernel_state::{assert_unchanged, kernel_state};
 use polder_tests::{Lab, Topology, wait};
 
-/// Runs it; its exit code, what it printed, and its error. Its copies must go with it.
+/// Runs `polder-agent --plan`. Returns its exit code, standard output and standard error. It must delete its copies.
 fn plan(worker: &Worker) -> (Option<i32>, String, String) {
     const COPIES: &str = "/run/copies";
     worker.node.run("mkdir", &["-p", COPIES]);
@@ -18,19 +18,19 @@ fn plan(worker: &Worker) -> (Option<i32>, String, String) {
     (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
 
-/// The lines under that title.
+/// The indented lines below the line that starts with `title`.
 fn part<'a>(said: &'a str, title: &str) -> Vec<&'a str> {
     let after = said.lines().skip_while(|line| !line.starts_with(title)).skip(1);
     after.take_while(|line| line.starts_with(' ')).map(str::trim).collect()
 }
 
-/// Everything of an agent on that node outside the kernel, with the time of its last change.
+/// All files of the agent on that node, each with its size and the time of its last change.
 fn files(worker: &Worker) -> String {
     let folders = "/var/lib/polder /run/polder /run/cni/net.d";
     worker.node.shell(&format!("find {folders} -printf '%p %s %T@\n' 2>/dev/null | sort"))
 }
 
-/// All records but who is alive, which agents that run write again and again.
+/// All records except those in `alive`, which running agents write again and again.
 fn records(lab: &Lab) -> Vec<String> {
     let keys = lab.etcd.keys("/polder/").into_iter().filter(|key| !key.contains("/alive/"));
     keys.map(|key| lab.etcd.ctl(&["get", &key])).collect()
@@ -58,13 +58,13 @@ fn a_plan_on_a_new_node_says_what_its_agent_then_does_and_changes_nothing() {
     );
     assert!(part(&said, "Peers").iter().any(|line| line.contains("n1 (IPv4), n1 (IPv6)")), "{said}");
 
-    // The agent that starts now does all of that.
+    // The agent makes all these changes when it starts.
     let worker = &mut lab.workers[1];
     worker.start_and_wait();
     let log = worker.log();
     for change in part(&said, "Kernel") {
         let kind = change.split(' ').next().unwrap();
-        // What is added to a set depends on how much is known in which pass.
+        // The elements that are added to a set depend on the records that the pass has.
         let is_told = match change.split_once(" (now ") {
             Some((setting, _)) => log.contains(setting),
             None => log.contains(change),
@@ -99,7 +99,7 @@ fn a_plan_on_a_node_whose_agent_was_stopped_has_nothing_to_do_or_says_what_was_s
     assert!(error.contains("polderctl plan"), "{error}");
 
     let pod = worker.pod("a");
-    // The agent ends as if it had crashed: what it had not yet moved into its ledger's file is beside it.
+    // The agent ends as in a crash: changes that are not yet in the file of its ledger are in a file beside it.
     lab.workers[0].kill();
     let worker = &lab.workers[0];
     let (code, said, error) = plan(worker);
@@ -164,7 +164,7 @@ fn a_plan_takes_nothing_away_where_the_node_was_removed() {
     }
     assert!(lab.workers[0].node.run("ip", &["-o", "link"]).contains(&pod.host_interface()));
 
-    // An agent has cut it off meanwhile.
+    // An agent has disconnected the pods in the meantime.
     let worker = &mut lab.workers[0];
     worker.start();
     worker.wait_for_status("the removal", |status| {
@@ -186,7 +186,7 @@ fn a_plan_goes_by_the_store_of_the_configuration_and_not_by_a_file_of_an_earlier
     assert!(lab.workers[0].stop());
     let (code, said, error) = plan(&lab.workers[0]);
     assert_eq!((code, part(&said, "Records")), (Some(0), vec!["none"]), "{said}{error}");
-    // Of all that it had, only what its file says is left.
+    // Only the file of the embedded datastore is left.
     lab.workers[0].node.shell("cd /var/lib/polder; rm -f ledger.db* cluster.json; ip link delete polder0");
     lab.workers[0].configure(&with_etcd);
     let (code, said, error) = plan(&lab.workers[0]);

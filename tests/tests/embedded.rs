@@ -1,4 +1,4 @@
-//! A node of its own, without etcd.
+//! A single node without etcd.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -6,7 +6,7 @@ use polder_tests::fabric::Families;
 use polder_tests::matrix::assert_flat_over;
 use polder_tests::{Lab, Topology};
 
-/// A node whose agent keeps the cluster's records itself.
+/// A node whose agent stores the cluster's records itself.
 fn lab() -> Lab {
     let mut lab = Lab::build(Topology::one_segment(1));
     lab.etcd.kill();
@@ -46,7 +46,7 @@ fn a_node_without_etcd_serves_again_after_a_reboot() {
 fn a_node_without_etcd_takes_one_block_after_another_until_there_is_none() {
     let lab = lab();
     let worker = &lab.workers[0];
-    // 256 less the first, the last and the gateway of each of four blocks.
+    // 256 addresses less the first, the last and one gateway in each of four blocks.
     for number in 0..250 {
         worker.pod(&format!("p{number}"));
     }

@@ -1,4 +1,4 @@
-//! What endpoints of etcd and SRV records lead to, besides the addresses of its members.
+//! Endpoints of etcd other than the addresses of its members: SRV records and proxies.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -8,12 +8,12 @@ use polder_tests::tls::Authority;
 use polder_tests::{Lab, Topology, wait};
 use serde_json::Value;
 
-/// What the name servers are asked for where TLS is used, and where it is not.
+/// Names of the SRV records for etcd with TLS, and without TLS.
 const WITH_TLS: &str = "_etcd-client-ssl._tcp.polder.test";
 const WITHOUT_TLS: &str = "_etcd-client._tcp.polder.test";
 
-/// A name server, on the machine of the first member: with these members in the SRV records of that name, and with the
-/// addresses of all.
+/// Starts a name server on the machine of the first member, with `members` in the SRV records of the name `records`,
+/// and with the addresses of all members.
 fn serve_names(lab: &Lab, records: &str, members: &[u8]) -> Process {
     let node = lab.etcd.machine(0);
     let mut command = node.command("dnsmasq");
@@ -53,7 +53,7 @@ fn srv_records_name_the_members_and_are_looked_up_again_after_a_loss_but_never_t
     let etcd =
         format!("[etcd]\ndiscovery_srv = \"polder.test\"\nca = \"{ca}\"\ncert = \"{cert}\"\nkey = \"{key}\"");
     lab.workers[0].configure(&others.join("\n").replace("[etcd]", &etcd));
-    // The file of the host may be a link that leads out of the node.
+    // The host's /etc/resolv.conf may be a symbolic link that points outside the node.
     lab.workers[0].node.shell("rm -f /etc/resolv.conf; echo nameserver 10.10.1.200 > /etc/resolv.conf");
 
     let names = serve_names(&lab, WITH_TLS, &[0]);
@@ -64,18 +64,19 @@ fn srv_records_name_the_members_and_are_looked_up_again_after_a_loss_but_never_t
         hears_store(worker);
     };
     add(&lab, "first", "10.245.0.0/16");
-    // What the records lead to is not taken away by a pool.
+    // A pool must not contain an address that the SRV records point to.
     let said = lab.workers[0].try_ctl(&["pool", "add", "oops", "10.10.1.192/26"]).unwrap_err();
     assert!(said.contains("10.10.1.200, the address of etcd (etcd0.polder.test)"), "{said}");
 
-    // The only member that was named is lost, and the records name the others.
+    // The only member in the records is killed, and the records now name the other members.
     names.kill();
     let names = serve_names(&lab, WITH_TLS, &[1, 2]);
     lab.etcd.kill_member(0);
     add(&lab, "second", "10.246.0.0/16");
     lab.etcd.start_member(0);
 
-    // Records for TLS are gone, and there are others: the agent stays with what it knows, and does not go without TLS.
+    // The records for TLS are replaced by records without TLS: the agent keeps its known members and does not connect
+    // without TLS.
     names.kill();
     let names = serve_names(&lab, WITHOUT_TLS, &[0, 1, 2]);
     lab.etcd.kill_member(1);
@@ -89,14 +90,14 @@ fn srv_records_name_the_members_and_are_looked_up_again_after_a_loss_but_never_t
     assert!(asked.contains(&format!("query[SRV] {WITH_TLS}")), "{asked}");
     assert!(!asked.contains(&format!("query[SRV] {WITHOUT_TLS}")), "{asked}");
 
-    // They come back.
+    // The records for TLS are back.
     names.kill();
     let _names = serve_names(&lab, WITH_TLS, &[0, 1, 2]);
     lab.workers[0].wait_until_ready();
     add(&lab, "fourth", "10.248.0.0/16");
 }
 
-/// An `etcd grpc-proxy` on the machine of etcd, at that port.
+/// Starts an `etcd grpc-proxy` on the machine of etcd, on that port.
 fn start_proxy(lab: &Lab, port: u16, arguments: &[&str]) -> Process {
     let node = lab.etcd.machine(0);
     let mut command = node.command("etcd");
@@ -136,12 +137,13 @@ fn a_grpc_proxy_is_named_and_not_used_and_a_member_beside_it_is() {
     lab.workers[0].configure(&with(&format!("{proxy}, {member}")));
     lab.workers[0].start_and_wait();
     hears_store(&lab.workers[0]);
-    // Whoever gives credentials need not find that out again. This etcd has no users, and takes any.
+    // A request with its own credentials does not repeat the detection. This etcd has no users, and accepts any
+    // credentials.
     let check = ["--etcd-user", "root", "ipam", "check"];
     lab.workers[0].try_ctl_with(&[("POLDERCTL_ETCD_PASSWORD", "secret")], &check).unwrap();
     assert!(lab.workers[0].stop());
 
-    // One that does not answer for itself is known by its silence.
+    // A proxy that does not identify itself is detected because it sends no watch messages.
     lab.workers[0].configure(&with("\"http://10.10.1.200:3380\""));
     lab.workers[0].start();
     refused(

@@ -1,6 +1,7 @@
-//! The model of etcd that the simulations run on, beside a real etcd: whatever one is asked, the other says the same.
+//! Compares the model of etcd that the simulations use with a real etcd: both must give the same answer to every
+//! request.
 //!
-//! The operations are made up at random. A failure names the seed; `POLDER_SEED` makes up the same ones again.
+//! The operations are random. A failure prints the seed; set `POLDER_SEED` to repeat the same operations.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -24,30 +25,30 @@ use polder_simulation::etcd::{Deletions, KeyValue, LeaseId, Operation, Said, Wat
 use polder_tests::Node;
 use polder_tests::etcd::Etcd;
 
-/// How many operations are compared.
+/// Number of operations that are compared.
 const STEPS: usize = 3000;
 
-/// Watches that are open at a time.
+/// Maximum number of open watches.
 const WATCHES: usize = 20;
 
-/// Steps that a failure shows.
+/// Number of last steps that a failure prints.
 const SHOWN: usize = 40;
 
-/// How long a lease lasts, in seconds: longer than the test.
+/// Duration of a lease in seconds: longer than the test.
 const LEASE: u32 = 3600;
 
-/// What is said to a step.
+/// The answer to a step.
 #[derive(Debug, Clone, PartialEq)]
 enum Answer {
     Outcome(Outcome),
     Keys(Vec<KeyValue>),
-    /// For how many seconds it was granted, and its keys; none if there is no such lease.
+    /// Granted duration in seconds, and the keys; `None` if the lease does not exist.
     Lease(Option<(u64, Vec<String>)>),
     Kept(Option<u64>),
     Done,
 }
 
-/// The same store twice.
+/// A real etcd and the model, with the same contents.
 struct Pair {
     real: Real,
     model: Model,
@@ -71,13 +72,13 @@ fn the_model_says_what_a_real_etcd_says() {
                 panic!("{difference}\nthe last of {} steps, POLDER_SEED={seed}:\n{last:#?}", done.len());
             }
         }
-        // An event too many shows at the next one.
+        // A surplus event is detected with the next event.
         pair.write_to_every_watch().await.unwrap();
         println!("{STEPS} steps and {} events of watches in {:?}", pair.events, started.elapsed());
     });
 }
 
-/// Runs a job beside an etcd that was never written to.
+/// Runs `job` with a new, empty etcd and a model.
 fn in_a_new_etcd(job: impl AsyncFnOnce(Pair) + Send) {
     let memory = Path::new("/dev/shm");
     let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
@@ -96,11 +97,11 @@ fn in_a_new_etcd(job: impl AsyncFnOnce(Pair) + Send) {
 }
 
 impl Pair {
-    /// Does it to both when it does not matter how far etcd has come with its watches.
+    /// Applies a step to both when the progress of etcd's watches does not affect the result.
     ///
-    /// etcd reads the past of a watch ten times a second (`syncWatchersLoop`, `server/storage/mvcc/watchable_store.go`).
-    /// A compaction that comes before that ends the watch, even if there was nothing to tell; the model has read it
-    /// already.
+    /// etcd reads the past events of a watch ten times a second (`syncWatchersLoop`,
+    /// `server/storage/mvcc/watchable_store.go`). An earlier compaction ends the watch, even if no event was due; the
+    /// model has already read the past events.
     async fn carry_out_when_even(&mut self, step: &Step) -> Result<(), String> {
         if matches!(step, Step::Compact(_)) {
             self.write_to_every_watch().await?;
@@ -108,7 +109,7 @@ impl Pair {
         self.carry_out(step).await
     }
 
-    /// Writes something that each watch has to tell. One that tells it has read its past.
+    /// Writes a key of each watch. A watch that reports this event has read its past events.
     async fn write_to_every_watch(&mut self) -> Result<(), String> {
         let keys: Vec<_> = self.watches.iter().map(|(_, _, range)| range.start.clone()).collect();
         for key in keys {
@@ -118,7 +119,7 @@ impl Pair {
         Ok(())
     }
 
-    /// Does it to both, and looks for differences.
+    /// Applies a step to both, and compares the results.
     async fn carry_out(&mut self, step: &Step) -> Result<(), String> {
         if let Step::Watch(asked) = step {
             for (range, from) in asked {
@@ -152,7 +153,7 @@ impl Pair {
         Ok(())
     }
 
-    /// Compares what all watches have to say now.
+    /// Compares the messages of all watches that are due now.
     async fn listen(&mut self) -> Result<(), String> {
         let mut open = VecDeque::new();
         for (mut watch, mut stream, range) in self.watches.drain(..) {
@@ -182,7 +183,7 @@ fn same<T: PartialEq + std::fmt::Debug>(what: &str, real: T, model: T) -> Result
     }
 }
 
-/// Does it to the model.
+/// Applies a step to the model.
 fn carry_out(model: &mut Model, step: &Step) -> Result<Answer, String> {
     let answer = match step {
         Step::Commit(txn) => model.commit(txn).map(Answer::Outcome),
@@ -217,13 +218,13 @@ fn a_deletion_at_the_revision_of_a_compaction_is_heard_of_or_not_as_the_version_
         ] {
             pair.carry_out(&step).await.unwrap();
         }
-        // c and d, and a where it is not forgotten.
+        // The events of c and d, and of a if etcd still reports its deletion.
         let forgotten = pair.real.deletions().await == Deletions::Forgotten;
         assert_eq!(pair.events, if forgotten { 2 } else { 3 });
     });
 }
 
-/// A lease of two seconds ends by itself within this.
+/// Longest time until a lease of two seconds expires.
 const END_OF_A_LEASE: Duration = Duration::from_secs(15);
 
 #[test]
@@ -236,7 +237,7 @@ fn a_lease_that_runs_out_deletes_its_keys_at_one_revision() {
         pair.carry_out(&Step::Watch(vec![(all, 0)])).await.unwrap();
         pair.carry_out(&Step::Transact(vec![], vec![leased("b"), leased("a")])).await.unwrap();
         assert_eq!(pair.model.advance(2), [7]);
-        // The watch waits for the end.
+        // The watch waits until the lease has expired.
         tokio::time::timeout(END_OF_A_LEASE, pair.listen()).await.unwrap().unwrap();
         pair.carry_out(&Step::Lease(7)).await.unwrap();
     });

@@ -1,4 +1,5 @@
-//! What `polderctl` and `polder-agent --check-config` end with: 0 fine, 1 not carried out or not answered, 2 usage, 3 a problem.
+//! Exit codes of `polderctl` and `polder-agent --check-config`: 0 success, 1 not carried out or no answer, 2 usage, 3 a
+//! problem.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -6,7 +7,8 @@ use polder_tests::agent::Worker;
 use polder_tests::{Lab, Topology, wait};
 use serde_json::{Value, json};
 
-/// How `polderctl` ends, and what it says; the same with both formats. For what can be said twice.
+/// Runs `polderctl` with both output formats, which must end with the same code. Returns the code, and the output as a
+/// table. Only for commands that can be repeated.
 fn end(worker: &Worker, arguments: &[&str]) -> (i32, String) {
     let [(table, said), (json, _)] =
         [&[][..], &["-o", "json"]].map(|format| once(worker, &[arguments, format].concat()));
@@ -14,14 +16,14 @@ fn end(worker: &Worker, arguments: &[&str]) -> (i32, String) {
     (table, said)
 }
 
-/// How `polderctl` ends, and what it says.
+/// Runs `polderctl`. Returns its exit code and its output.
 fn once(worker: &Worker, arguments: &[&str]) -> (i32, String) {
     let output = worker.program("polderctl", arguments);
     let said = [output.stdout, output.stderr].concat();
     (output.status.code().expect("an exit code"), String::from_utf8_lossy(&said).into_owned())
 }
 
-/// Each of these ends so, and says so.
+/// Each command must end with `code`, and its output must contain its words.
 fn assert_ends(worker: &Worker, code: i32, commands: &[(&str, &str)]) {
     for (command, sign) in commands {
         let (ended, said) = end(worker, &command.split(' ').collect::<Vec<_>>());
@@ -32,7 +34,7 @@ fn assert_ends(worker: &Worker, code: i32, commands: &[(&str, &str)]) {
     }
 }
 
-/// Every command that asks the agent.
+/// Every command that sends a request to the agent.
 const ASKING: [&str; 15] = [
     "live",
     "status",
@@ -118,7 +120,7 @@ fn an_agent_that_does_not_answer_ends_every_command_with_1() {
         let elsewhere = format!("--socket /run/nowhere.sock {command}");
         assert_ends(worker, 1, &[(&elsewhere, "/run/nowhere.sock")]);
     }
-    // One that has read no records knows the answer to none of these but the first.
+    // An agent that has read no records can answer only the first two.
     worker.start();
     wait::until("the agent to answer", || worker.try_status());
     assert_ends(worker, 3, &[("status", "ready     no")]);
@@ -131,7 +133,7 @@ fn an_agent_that_does_not_answer_ends_every_command_with_1() {
 #[test]
 fn a_wrong_argument_ends_with_2_whatever_the_agent_would_say() {
     let lab = Lab::build(Topology::one_segment(1));
-    // No agent runs: what is wrong in itself is not asked for.
+    // No agent runs: usage errors are detected without a request.
     assert_ends(
         &lab.workers[0],
         2,
@@ -190,7 +192,7 @@ fn a_plan_that_changes_something_ends_with_3() {
     let lab = Lab::start(Topology::one_segment(1));
     let worker = &lab.workers[0];
     wait::until_true("a plan without changes", || once(worker, &["plan"]).0 == 0);
-    // Something that every pass tries, and that fails. The kernel may drop what was just mounted in /proc/sys.
+    // A change that every pass tries and that fails. The kernel may drop a new mount in /proc/sys.
     wait::until_true("a plan with a change", || {
         worker.node.shell(
             "echo 0 > /tmp/zero; mount --bind /tmp/zero /proc/sys/net/ipv4/ip_forward; \

@@ -1,4 +1,5 @@
-//! Everything that is ours is spoiled at random, on nodes that fail, while all pods talk; and then it is as it should be.
+//! Polder's kernel objects are changed at random on nodes with faults, while all pods exchange packets. At the end, the
+//! kernel state must be correct.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -16,19 +17,19 @@ use polder_tests::ways::wait_for_ways;
 use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::{Value, json};
 
-/// Things that happen.
+/// Number of steps, with one random event each.
 const STEPS: usize = 800;
 
-/// Members of etcd.
+/// Number of etcd members.
 const MEMBERS: usize = 3;
 
-/// Pods of a crowd: with the others on its node they need another block.
+/// Number of pods in a crowd: with the other pods on its node, they need another block.
 const CROWD: usize = 14;
 
-/// How long it may take until all is as it should be.
+/// Longest time until the state is correct.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// What may happen in a step, and how often it does of a hundred times.
+/// The event of a step, and its probability in percent.
 const HAPPENINGS: [(usize, Happening); 10] = [
     (50, Happening::Spoilt),
     (6, Happening::Underlay),
@@ -44,65 +45,65 @@ const HAPPENINGS: [(usize, Happening); 10] = [
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Happening {
-    /// Somebody changes something of ours in the kernel.
+    /// Another program changes one of Polder's kernel objects.
     Spoilt,
-    /// Somebody does something that is not ours to put right, until it is this again.
+    /// Another program does something that Polder must not repair. The next event of this kind on the node undoes it.
     Harmed,
     /// The agent is killed and started at once.
     AgentKilled,
-    /// It stays away until it is this again.
+    /// The agent is killed. The next event of this kind on the node starts it.
     AgentAway,
-    /// The underlay is one that is easily misread, until it is this again.
+    /// The underlay gets a property that is easily misread, or loses it.
     Underlay,
-    /// The interface to the underlay goes down and up, and loses what it had.
+    /// The underlay interface goes down and up, and loses its configuration.
     LinkFlaps,
-    /// The cable is pulled until it is this again.
+    /// The cable is unplugged. The next event of this kind on the node plugs it in.
     CableCut,
-    /// A member of etcd stays away until it is this again.
+    /// A member of etcd is killed. The next event of this kind starts it.
     MemberKilled,
-    /// Many pods come and go, so that blocks are claimed and given back.
+    /// Many pods are added and deleted, so that blocks are claimed and released.
     Crowd,
-    /// The node dies, is removed, and another of its name takes its place.
+    /// The node dies and is removed, and another machine of the same name replaces it.
     NodeMadeAnew,
 }
 
-/// How an underlay can be misread.
+/// A property of an underlay that is easily misread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Oddity {
-    /// The node has virtual addresses beside its own.
+    /// The node has virtual addresses in addition to its own.
     VirtualAddress,
-    /// The route to its neighbour has two next hops, one of them the neighbour.
+    /// The route to the neighbour node has two next hops, one of them the neighbour.
     TwoNextHops,
-    /// The network drops what the node sends with a pod's address.
+    /// The network drops packets of the node with the source address of a pod.
     SourcesDropped,
-    /// The node has another address.
+    /// The node's underlay address is replaced.
     Renumbered,
 }
 
 const ODDITIES: [Oddity; 4] =
     [Oddity::VirtualAddress, Oddity::TwoNextHops, Oddity::SourcesDropped, Oddity::Renumbered];
 
-/// The lab, and what is wrong with it now.
+/// The lab, and its current faults.
 struct Site {
     lab: Lab,
     random: Random,
-    /// The pod of each node, and what goes on from there.
+    /// The pod of each node; `servers` and `streams` run in these pods.
     pods: Vec<Pod>,
     servers: Vec<Vec<Echo>>,
     streams: Vec<Stream>,
-    /// What was there of others.
+    /// Kernel objects of other programs on each node.
     foreign: Vec<String>,
     away: BTreeSet<usize>,
     cut: BTreeSet<usize>,
-    /// Where the underlay is odd, and how.
+    /// The current oddities, each with the number of its node.
     odd: BTreeSet<(usize, Oddity)>,
-    /// Which of the harms is done where.
+    /// The current harm of each node: an index into `HARMS`.
     harmed: BTreeMap<usize, usize>,
     member: Option<usize>,
     steps: Vec<String>,
 }
 
-/// With a failure it says what has happened, behind what has failed.
+/// Prints the steps if the test fails.
 impl Drop for Site {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -145,7 +146,7 @@ impl Site {
         site
     }
 
-    /// Lets the pod of that node talk to all others.
+    /// Starts streams from the pod of that node to the pods of all other nodes.
     fn talk(&mut self, number: usize) {
         let from = &self.pods[number];
         let others = self.pods.iter().filter(|to| to.node() != from.node());
@@ -170,8 +171,8 @@ impl Site {
             }
         };
         self.steps.push(format!("n{}: {what}", number + 1));
-        // Often it is put right before something else happens, and often not.
-        // One that hears nothing of the others may know too little for that.
+        // In 30 % of the steps, the agent repairs everything before the next event. A disconnected agent may not have
+        // the records for that.
         if self.random.chance(30) && !self.away.contains(&number) && !self.cut.contains(&number) {
             self.lab.workers[number].wait_for_status("a pass that finds nothing", settled);
         }
@@ -225,7 +226,7 @@ impl Site {
         }
     }
 
-    /// Makes the underlay of that node odd, or plain again.
+    /// Adds the oddity to the underlay of that node, or removes it.
     fn turn(&mut self, number: usize, oddity: Oddity) {
         let begins = !self.odd.remove(&(number, oddity));
         if begins {
@@ -236,7 +237,7 @@ impl Site {
         let own = self.lab.underlay(number, false);
         let router = address(segment, ROUTER, false);
         let host = u8::try_from(number).unwrap();
-        // A link that was down in between has lost some of it.
+        // If the link was down in the meantime, the kernel has deleted part of it.
         let shell = match oddity {
             Oddity::VirtualAddress => {
                 let of = |v6| address(segment, 100 + host, v6);
@@ -279,7 +280,7 @@ impl Site {
         self.cut.remove(&number);
     }
 
-    /// As a network manager does it: down, and up with what it should have.
+    /// As a network manager does: sets the interface down and up, and restores its configuration.
     fn flap(&self, number: usize) {
         let worker = &self.lab.workers[number];
         let v6 = self.lab.underlay(number, true);
@@ -290,8 +291,8 @@ impl Site {
         self.lab.fabric.default_route(&worker.node, worker.segment);
     }
 
-    /// Pods for which the node needs another block, one after the other. Those that get no address while the node cannot claim
-    /// one are none.
+    /// Adds pods for which the node needs another block, one after the other, and deletes them. A pod may get no
+    /// address while the node cannot claim a block.
     fn crowd(&self, number: usize) {
         if self.away.contains(&number) {
             return;
@@ -308,7 +309,7 @@ impl Site {
         }
     }
 
-    /// Another machine of the same name, with nothing of what the first one had.
+    /// Replaces the node with another machine of the same name, without any state of the first one.
     fn make_anew(&mut self, number: usize) {
         let other = (number + 1) % self.lab.workers.len();
         if self.away.contains(&other) || self.cut.contains(&other) {
@@ -316,12 +317,12 @@ impl Site {
         }
         let name = self.lab.workers[number].name().to_owned();
         self.lab.workers[number].kill();
-        // The store may be busy with an election.
+        // The datastore may be electing a leader.
         wait::until("the node to be removed", || {
             self.lab.workers[other].try_ctl(&["node", "remove", &name, "--dead"]).map(drop)
         });
         self.lab.reboot(number);
-        // It has gone with the machine.
+        // The harm ended with the machine.
         self.harmed.remove(&number);
         for oddity in ODDITIES {
             if self.odd.contains(&(number, oddity)) {
@@ -342,7 +343,7 @@ impl Site {
         self.talk(number);
     }
 
-    /// Lets everything work again.
+    /// Ends all faults.
     fn end_all(&mut self) {
         self.cut.clone().into_iter().for_each(|number| self.mend(number));
         self.away.clone().into_iter().for_each(|number| self.start(number));
@@ -362,8 +363,8 @@ fn settled(status: &Value) -> Option<()> {
     (pass["writes"] == 0 && pass["failures"] == json!([])).then_some(())
 }
 
-/// Neither now nor in another pass there is anything to do. What the last crowd needed is given back some time later: what
-/// is written for that, is once.
+/// Neither the plan nor another pass has anything to do. Blocks of the last crowd are released later; the writes for
+/// that happen only once.
 fn finds_nothing(worker: &Worker) -> Result<(), String> {
     let before = worker.wait_for_status("a pass that finds nothing", |status| {
         settled(status)?;
@@ -388,10 +389,10 @@ fn each_thing_that_is_done_at_random_does_some_damage_that_is_put_right() {
     make_foreign(worker);
     let _pod = worker.pod("a");
     for deed in &DEEDS {
-        // Of what was done before, nothing is left to be put right.
+        // Nothing is left to repair from earlier changes.
         wait::until("nothing to do", || finds_nothing(worker));
         let before = worker.status()["last_pass"]["written"].as_u64();
-        // Chance has it that there is nothing to be spoiled in one family, or nothing that the kernel lets one do.
+        // By chance, there may be nothing to change in one family, or the kernel may refuse all changes.
         wait::until(&format!("something to be written where somebody {}", deed.0), || {
             let said = commit(deed, worker, &mut random);
             let last = worker.status()["last_pass"].clone();

@@ -1,4 +1,5 @@
-//! What Kubernetes promises: every pod reaches every other at its own address, whatever joins the nodes.
+//! The network model of Kubernetes: every pod reaches every other pod at its own address, on any network between the
+//! nodes.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

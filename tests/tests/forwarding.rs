@@ -1,4 +1,4 @@
-//! Peers are probed with packets that both hosts forward as they forward those of pods.
+//! Peers are probed with packets that both hosts forward like packets of pods.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -10,10 +10,11 @@ use polder_tests::traces::endpoint;
 use polder_tests::{Lab, Topology, wait};
 use serde_json::Value;
 
-/// What takes several rounds of probes, and more than the lease of an agent.
+/// Longer than several rounds of probes, and than the lease of an agent.
 const LONG: Duration = Duration::from_secs(90);
 
-/// Probes of an endpoint that are missed before that is said: two in each of six rounds, and those of a round more.
+/// Probes of an endpoint without a reply before the agent reports it: two in each of the 8 rounds of
+/// `ENDPOINT_FAILURES`.
 const MISSED: u64 = 16;
 
 const DROPPED: &str = "packets forwarded to its";
@@ -25,8 +26,8 @@ fn lab(topology: Topology) -> Lab {
     lab
 }
 
-/// Has a node drop what it should forward to pods, between the underlay and its own, in a table of somebody else's. No probe of
-/// the node's own address passes there.
+/// Makes a node drop echo packets that it forwards between the underlay and its pods, in a table of another program.
+/// Probes of the node's own address are not forwarded.
 fn drop_forwarded(worker: &Worker) {
     worker.node.shell(
         "nft 'add table inet x; add chain inet x forward { type filter hook forward priority 0; }; \
@@ -39,7 +40,7 @@ fn forward_again(worker: &Worker) {
     worker.node.shell("nft delete table inet x");
 }
 
-/// The words for what probes of that node say of the other, for each family.
+/// The verdict of a node's probes of node `other`, for each family.
 fn probed(worker: &Worker, other: &str) -> Vec<String> {
     let nodes = worker.ctl(&["node", "list"]);
     let node = nodes.as_array().unwrap().iter().find(|node| node["name"] == other).unwrap().clone();
@@ -55,7 +56,7 @@ fn wait_until_probed(worker: &Worker, other: &str, word: &str) {
     });
 }
 
-/// The problem of that node in which these words are.
+/// Waits for a problem of that node that contains `words`, and returns it.
 fn problem(worker: &Worker, words: &str) -> String {
     wait::within(LONG, &format!("a problem with {words:?}"), || {
         let status = worker.try_status()?;
@@ -65,7 +66,8 @@ fn problem(worker: &Worker, words: &str) -> String {
     })
 }
 
-/// Probes that went through hook forward of a node to an address. Answers to probes of its own go there, too, and do not count.
+/// Counts the probes that a node forwards to `address`. Replies to its own probes pass the same hook, but are not
+/// counted.
 fn count_forwarded(worker: &Worker, address: &str) -> impl Fn() -> u64 {
     let (ip, icmp, chain) =
         if address.contains(':') { ("ip6", "icmpv6", "six") } else { ("ip", "icmp", "four") };
@@ -137,7 +139,7 @@ fn a_peer_that_drops_what_it_should_forward_is_named_until_it_forwards_again() {
     let said = problem(&lab.workers[0], DROPPED);
     assert!(said.contains("node n2 answers") && said.contains("both nodes"), "{said}");
     assert!(lab.workers[0].log().contains("are dropped"), "the log does not say it");
-    // The node itself sees it of all its peers, and what is between the others is well.
+    // The node itself reports it for all its peers; the path between the other nodes is not affected.
     wait_until_probed(&lab.workers[1], "n1", "dropped");
     wait_until_probed(&lab.workers[1], "n3", "dropped");
     wait_until_probed(&lab.workers[0], "n3", "answers");
@@ -185,7 +187,7 @@ fn an_agent_that_is_replaced_or_away_is_no_fault_of_forwarding() {
         let node = nodes.as_array().unwrap().iter().find(|node| node["name"] == "n2").unwrap().clone();
         if node["alive"] == false { Ok(()) } else { Err(node.to_string()) }
     });
-    // A host that forwards nothing would have been named after so many probes without an answer.
+    // After this number of probes without a reply, a host that does not forward would have been reported.
     wait::within(LONG, "probes to go on", || match probes() {
         sent if sent >= MISSED => Ok(()),
         sent => Err(format!("{sent} probes")),
@@ -194,9 +196,9 @@ fn an_agent_that_is_replaced_or_away_is_no_fault_of_forwarding() {
     assert!(!lab.workers[0].log().contains("are dropped"), "{}", lab.workers[0].log());
     let status = lab.workers[0].status();
     assert!(!status["problems"].to_string().contains(DROPPED), "{status}");
-    // Its pods are reached as before, and its host says so.
+    // Its pods are still reachable, and its host answers.
     assert_eq!(probed(&lab.workers[0], "n2"), ["answers"]);
-    // Another node does not wait for an endpoint that is away with its agent.
+    // A starting node does not wait for an endpoint whose agent does not run.
     assert!(lab.workers[0].stop());
     lab.workers[0].start();
     wait::within(LONG, "n1 to be ready", || {

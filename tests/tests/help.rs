@@ -29,7 +29,8 @@ fn help(program: &str, subcommand: &[&str]) -> String {
     texts.join("\n")
 }
 
-/// The subcommands in a help text, without `help`: the first word of each line below `Commands:` that is indented by two spaces.
+/// The subcommands in a help text, without `help`: the first word of each line below `Commands:` with an indentation of
+/// two spaces.
 fn listed<'a>(help: &[&'a str]) -> impl Iterator<Item = &'a str> {
     let lines =
         help.iter().skip_while(|line| **line != "Commands:").skip(1).take_while(|line| !line.is_empty());

@@ -1,4 +1,4 @@
-//! Which machine is a node: what machine id, boot id and ledger prove, one against the other.
+//! Identity of a node: the evidence of machine id, boot id and ledger, also where they contradict each other.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -8,13 +8,13 @@ use polder_tests::agent::Worker;
 use polder_tests::{Lab, Topology, wait};
 use serde_json::Value;
 
-/// Freed addresses rest as short as they can: what waits for that waits for ten seconds.
+/// The shortest cool-down that is permitted, 10 s, for tests that wait until it ends.
 const SHORT_REST: &str = "[ipam]\ncooldown_seconds = 10";
 
-/// The boot id of containers of one host.
+/// The boot id that containers of one host share.
 const HOST_BOOT: &str = "0b007000-0000-4000-8000-000000000001\n";
 
-/// A lab whose nodes are not started.
+/// A lab whose agents are not started.
 fn lab(nodes: usize) -> Lab {
     let lab = Lab::build(Topology { pools: vec!["10.244.0.0/24"], ..Topology::one_segment(nodes) });
     for worker in &lab.workers {
@@ -52,7 +52,8 @@ fn pod_interfaces(worker: &Worker) -> usize {
     worker.node.run("ip", &["-o", "link"]).matches(": pld").count()
 }
 
-/// What the node says while it does not serve: the same in its status as to a runtime.
+/// Waits until the node is not ready with a reason that contains `sign`. A runtime must get the same reason. Returns
+/// the reasons.
 fn reason(worker: &Worker, sign: &str) -> String {
     let told = worker.wait_for_status(&format!("a reason with {sign:?}"), |status| {
         let reasons = status["reasons"].to_string();
@@ -64,7 +65,7 @@ fn reason(worker: &Worker, sign: &str) -> String {
     told
 }
 
-/// What becomes of the fences of the nodes of that name: of each, whether it is known that its pods are gone.
+/// The field `pods` of each fence of that node name: whether its pods are known to be gone.
 fn fences(lab: &Lab, name: &str) -> Vec<String> {
     let pods = |key: &String| {
         let record: Value =
@@ -99,7 +100,7 @@ fn a_machine_that_shares_a_boot_id_does_not_confirm_that_the_pods_of_another_of_
     let told = reason(&lab.workers[2], "is registered as another machine");
     assert!(told.contains("polderctl node remove n2 --dead"), "{told}");
 
-    // Its lease may still be there.
+    // Its lease may still be valid.
     lab.workers[0].remove_node("n2", 1);
     lab.workers[2].wait_until_ready();
     assert_eq!(fences(&lab, "n2"), ["unknown"], "nobody has confirmed, for the first machine is away");
@@ -108,14 +109,14 @@ fn a_machine_that_shares_a_boot_id_does_not_confirm_that_the_pods_of_another_of_
     let own = lab.workers[2].pod("b");
     assert_ne!(own.addresses(), pod.addresses());
 
-    // The word that the first is gone must not hit the second.
+    // `--dead` for the first machine must not affect the second.
     wait::until_true("the lease of the second", || !lab.etcd.keys("/polder/v1/alive/n2").is_empty());
     let nodes = lab.workers[0].ctl(&["node", "list"]).to_string();
     assert!(nodes.contains("polderctl node remove n2 --dead --earlier"), "{nodes}");
     let error = lab.workers[0].try_ctl(&["node", "remove", "n2", "--dead"]).unwrap_err();
     assert!(error.contains("is alive") && error.contains("add --earlier"), "{error}");
 
-    // The first comes back: it cuts its pods off, confirms, and leaves the second alone.
+    // The first machine comes back: it disconnects its pods, confirms, and does not affect the second.
     lab.workers[1].start();
     let told = reason(&lab.workers[1], "was removed from the cluster");
     assert!(
@@ -189,7 +190,7 @@ fn a_copied_ledger_takes_a_node_over_only_on_an_operators_word() {
     assert_eq!(block_of(&lab.workers[1]), block);
     assert_eq!(lab.workers[1].ctl(&["node", "adopt", "n1"]), "this machine is already node n1");
 
-    // The original was only away. It is not the node any more.
+    // The original machine starts again. It is no longer the node.
     lab.workers[0].start();
     let told = reason(&lab.workers[0], "node n1 is alive as another machine");
     assert!(told.contains("has replaced it"), "{told}");
@@ -243,8 +244,7 @@ fn a_machine_that_was_made_anew_says_what_lets_it_join() {
     }
     let error = lab.workers[1].try_ctl(&["node", "adopt", "n2"]).unwrap_err();
     assert!(error.contains("no ledger of the registered node n2"), "{error}");
-    // It does as it is told.
-    // Until the lease of the machine that is gone has expired, it counts as alive.
+    // Follows the instruction. The old machine counts as alive until its lease has expired.
     wait::until("the node to be removed", || lab.workers[1].try_ctl(&["node", "remove", "n2", "--dead"]));
     lab.workers[1].wait_until_ready();
     lab.workers[1].pod("a");

@@ -1,4 +1,4 @@
-//! Looking at who has which address, checking that all of it is right, and giving addresses up.
+//! Shows the owner of each address, checks all records, and releases addresses.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -12,7 +12,7 @@ use polder_tests::pod::Pod;
 use polder_tests::{Lab, Topology, probe, wait};
 use serde_json::{Value, json};
 
-/// A record of what has an address.
+/// The record of an address of that container.
 fn record(container: &str) -> String {
     json!({ "attachment": { "network": "polder", "container": container, "interface": "eth0" } }).to_string()
 }
@@ -21,13 +21,13 @@ fn key(node: &str, address: IpAddr) -> String {
     format!("/polder/v1/addresses/{node}/{address}")
 }
 
-/// An address of the block of a pod that nobody has.
+/// An unused address in the block of a pod.
 fn beside(pod: &Pod) -> IpAddr {
     let IpAddr::V4(own) = pod.v4() else { panic!("IPv4") };
     Ipv4Addr::from_bits((own.to_bits() | 0x3f) - 3).into()
 }
 
-/// Waits until the addresses of all pods are in the store.
+/// Waits until the IPv4 addresses of all pods are in the datastore.
 fn wait_until_published(lab: &Lab, pods: &[&Pod]) {
     for pod in pods {
         let key = key(pod.node(), pod.v4());
@@ -35,13 +35,13 @@ fn wait_until_published(lab: &Lab, pods: &[&Pod]) {
     }
 }
 
-/// What a check finds, one line each.
+/// The deviations that a check found, one line each: node and text.
 fn findings(checked: &Value) -> Vec<String> {
     let found = checked["deviations"].as_array().unwrap().iter();
     found.map(|found| format!("{} {}", found["node"], found["what"].as_str().unwrap())).collect()
 }
 
-/// Whether one of the lines has all the signs.
+/// Whether one of the lines contains all signs.
 fn tells(lines: &[String], signs: &[&str]) -> bool {
     lines.iter().any(|line| signs.iter().all(|sign| line.contains(sign)))
 }
@@ -65,7 +65,7 @@ fn what_deviates_in_the_records_and_on_each_node_is_named_and_put_right() {
     lab.etcd.ctl(&["put", &key("n2", pods[0].v4()), &record("twice")]);
     lab.etcd.ctl(&["put", &key("n9", pods[0].v4()), &record("nowhere")]);
     lab.etcd.ctl(&["del", &key("n1", pods[1].v4())]);
-    // Without a DEL, and long before the sweeper takes it for gone.
+    // Without a DEL, and long before the sweeper treats the pod as gone.
     first.lose(&pods[2]);
     let twice = pods[0].v4().to_string();
     let expected: Vec<Vec<String>> = [
@@ -104,8 +104,8 @@ fn what_deviates_in_the_records_and_on_each_node_is_named_and_put_right() {
     assert_flat(&[pods[0].clone(), pods[1].clone(), pods[3].clone()], 1450);
 }
 
-/// Makes a pod without an agent and without a ledger, with that address. Nobody takes its interface away, because the
-/// store has just lost something, and nothing is garbage for a while.
+/// Creates a pod with that address, without an agent and without a ledger. No agent deletes its interface: after a loss
+/// of records in the datastore, nothing is collected for a while.
 fn make_by_hand(lab: &Lab, worker: &Worker, address: IpAddr, neighbour: &Pod) -> Attachment {
     lab.etcd.ctl(&["del", "/polder/v1/cluster"]);
     wait::until_true("the loss to be seen", || {
@@ -143,7 +143,7 @@ fn a_pod_that_lives_and_that_the_ledger_does_not_have_is_taken_down_again_and_ta
     wait::until("the pod to answer", || probe::ping(worker.node.command("ping"), address, 56));
     let shown = worker.ctl(&["ipam", "show", &address.to_string()]);
     assert_eq!(shown["addresses"][0]["attachment"]["container"], "by-hand", "{shown}");
-    // Its addresses go out to nobody else, and its DEL is like any other's.
+    // Its address is not allocated to other pods, and a DEL works as usual.
     let mut wish = Worker::netconf("1.1.0");
     wish["runtimeConfig"] = json!({ "ips": [address] });
     wish["capabilities"] = json!({ "ips": true });
@@ -201,7 +201,7 @@ fn an_address_that_lives_twice_is_named_and_not_taken_down_again() {
 fn a_healthy_cluster_whose_pods_come_and_go_has_nothing_to_be_told() {
     let lab = Lab::start(Topology::one_segment(3));
     std::thread::scope(|scope| {
-        // Also a check that fails is one that is over.
+        // Dropped at the end of the checks, also if one of them fails.
         let checking = Arc::new(());
         for worker in &lab.workers {
             let checking = Arc::downgrade(&checking);
@@ -328,7 +328,7 @@ fn while_the_store_is_away_nobody_is_told_that_an_address_of_another_node_is_fre
         let shown = &shown["addresses"][0];
         assert_eq!((&shown["standing"], &shown["node"]), (&json!("unknown"), &json!("n1")), "{shown}");
     }
-    // The node with the block knows by itself.
+    // The node that owns the block does not need the datastore to answer.
     let first = &lab.workers[0];
     let shown = first.ctl(&["ipam", "show", &pod.v4().to_string()]);
     assert_eq!(shown["addresses"][0]["standing"], "used", "{shown}");
@@ -353,7 +353,8 @@ fn an_address_is_given_up_if_nothing_lives_that_has_it() {
     assert_eq!(first.status()["pods"], 1);
     let again = release(first, gone.v4(), &[]).unwrap();
     assert!(again.as_str().unwrap().contains("there is nothing to release"), "{again}");
-    // A reserved address belongs to the pod's name also when the pod is gone; but not while it lives is it given up.
+    // A reserved address belongs to the pod's name, also when the pod is gone. It cannot be released while the pod
+    // runs.
     second.ctl(&["pool", "add", "static", "10.250.0.0/28", "--reservations"]);
     wait::until_true("the pool to be known", || first.ctl(&["pool", "list"]).to_string().contains("static"));
     let mut conf = Worker::netconf("1.1.0");
@@ -370,7 +371,7 @@ fn an_address_is_given_up_if_nothing_lives_that_has_it() {
     assert_eq!((&shown["standing"], &shown["node"]), (&json!("reserved"), &json!("n1")), "{shown}");
     first.delete(&named);
     wait::until("the reservation to be given up", || release(second, named.v4(), &[]));
-    // One that a pod of a node holds which is not there any more.
+    // A reservation that a pod holds on a node that no longer exists.
     let node = lab.etcd.ctl(&["get", "--print-value-only", "/polder/v1/nodes/n1"]);
     let node: Value = serde_json::from_str(node.trim()).unwrap();
     let attachment = json!({ "network": "polder", "container": "db", "interface": "eth0" });
@@ -388,7 +389,7 @@ fn an_address_is_given_up_if_nothing_lives_that_has_it() {
     let done = release(first, reserved, &["--dead"]).unwrap();
     assert!(done.as_str().unwrap().contains("for default/db-0 is deleted"), "{done}");
     assert_eq!(lab.etcd.keys(&key), [] as [&str; 0]);
-    // One that nobody holds.
+    // A reservation without a holder.
     lab.etcd.ctl(&["put", &key, r#"{"owner":"default/db-0","generation":4}"#]);
     release(second, reserved, &[]).unwrap();
     assert_eq!(lab.etcd.keys(&key), [] as [&str; 0]);

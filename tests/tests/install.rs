@@ -1,4 +1,4 @@
-//! `scripts/install`, into a folder that stands for the root of another machine. No lab is needed.
+//! `scripts/install` with a folder as the root of another machine. No lab is needed.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -19,7 +19,7 @@ use tempfile::TempDir;
 const PROGRAMS: [&str; 4] = ["polder", "polder-ipam", "polder-agent", "polderctl"];
 const CONFIGURATION: &str = "etc/polder/agent.toml";
 
-/// A machine that is a folder, and two releases to be installed on it.
+/// A folder as a machine, and two releases to install on it.
 struct Machine {
     root: TempDir,
     releases: TempDir,
@@ -33,7 +33,7 @@ impl Machine {
             fs::create_dir(&folder).unwrap();
             for name in PROGRAMS {
                 let mut program = fs::read(dist().join(name)).unwrap();
-                // It runs all the same.
+                // The program still runs with these bytes at its end.
                 program.extend(release.as_bytes());
                 fs::write(folder.join(name), program).unwrap();
                 fs::set_permissions(
@@ -74,7 +74,7 @@ impl Machine {
         must(&mut self.command(arguments))
     }
 
-    /// Which release that program is of, if it is whole.
+    /// The release of the program at that path. `None` if the file is missing or incomplete.
     fn release_of(&self, path: &str) -> Option<&'static str> {
         let program = fs::read(self.path(path)).ok()?;
         let is_of = |release: &&str| {
@@ -103,7 +103,8 @@ impl Machine {
         }
     }
 
-    /// Every file, with what would show that it was written again.
+    /// Every file with its inode number and its modification time in seconds and nanoseconds: they show whether it was
+    /// written again.
     fn files(&self) -> BTreeMap<PathBuf, (u64, i64, i64)> {
         let mut files = BTreeMap::new();
         let mut folders = vec![self.root.path().to_owned()];
@@ -184,7 +185,7 @@ fn an_agent_that_would_refuse_the_configuration_is_not_installed() {
     machine.install("first");
     fs::write(machine.path(CONFIGURATION), "store = \"embedded\"\n").unwrap();
     let agent = machine.release("second").join("polder-agent");
-    // A stand-in: no release refuses yet what another accepts.
+    // A stand-in: no release refuses a configuration yet that another accepts.
     fs::write(&agent, "#!/bin/sh\n[ \"$1\" = --version ] && echo polder-agent 9 || { echo polder-agent: no such key; exit 3; }\n")
         .unwrap();
     let files = machine.files();
@@ -208,7 +209,7 @@ fn killed_at_any_moment_an_upgrade_leaves_a_whole_release_and_the_next_one_finis
         let (next, before) = (releases.next().unwrap(), machine.installed().unwrap());
         let mut child = machine.installing(next).stderr(Stdio::null()).process_group(0).spawn().unwrap();
         pause(whole * part / 6);
-        // With all that it has started.
+        // Together with all its child processes.
         killpg(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGKILL).unwrap();
         child.wait().unwrap();
         let after = machine.installed().unwrap();

@@ -1,4 +1,4 @@
-//! `polder-agent install-plugins`: how the CNI plugins get from an image to the host. No lab is needed.
+//! `polder-agent install-plugins`: copies the CNI plugins from an image to the host. No lab is needed.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -43,7 +43,7 @@ fn one_that_is_right_is_left_alone_and_others_are_replaced_under_their_name() {
     assert!(must(&mut install(folder.path())).contains("already up to date"));
     assert_eq!(inode(), first, "a runtime that watches the folder is told of nothing");
 
-    // A runtime has the old one open: it must not change under its hands.
+    // A runtime has the old file open: its content must not change.
     let open = folder.path().join("open");
     fs::write(&plugin, "an older one").unwrap();
     fs::hard_link(&plugin, &open).unwrap();
@@ -107,7 +107,7 @@ fn a_ledger_that_would_be_lost_with_the_container_is_refused_before_anything_is_
     let forgotten = Path::new("/polder-test-not-mounted/state");
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("agent.toml");
-    // An agent that went on would end at its socket, and not run on this machine.
+    // If the agent continued, it would end at its socket, and not run on this machine.
     let text = format!(
         "node = \"n1\"\nstore = \"embedded\"\nstate_dir = {forgotten:?}\nsocket = \"/dev/null/agent.sock\"\n"
     );

@@ -1,4 +1,4 @@
-//! `scripts/kind`, with stand-ins for docker, kind and kubectl. The pods that it lets ask each other are pods of the lab.
+//! `scripts/kind`, with stand-ins for docker, kind and kubectl. The pods that contact each other are pods of the lab.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -17,20 +17,20 @@ fn project(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
 }
 
-/// A machine with the stand-ins, and what they write down.
+/// A machine with the stand-ins, and the calls that they record.
 struct Machine {
     folder: tempfile::TempDir,
 }
 
 impl Machine {
-    /// With these of the three.
+    /// A machine with these of the three tools.
     fn with(tools: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let machine = Self { folder };
         for part in ["bin", "state/enter"] {
             fs::create_dir_all(machine.path(part)).unwrap();
         }
-        // All other programs are the machine's own.
+        // All other programs are those of this machine.
         for program in fs::read_dir("/usr/bin").unwrap().map(|entry| entry.unwrap().path()) {
             let name = program.file_name().unwrap().to_str().unwrap();
             if !["docker", "kind", "kubectl"].contains(&name) {
@@ -62,7 +62,7 @@ impl Machine {
         Manifest::parse(&self.read(name))
     }
 
-    /// Puts that pod, or daemonset, where kubectl exec finds it: the command enters it.
+    /// Defines the command with which `kubectl exec` enters that pod or daemonset.
     fn enter(&self, name: &str, command: &str) {
         let file = self.path("state/enter").join(name);
         fs::write(&file, format!("#!/bin/sh\nexec {command} \"$@\"\n")).unwrap();
@@ -94,7 +94,7 @@ struct Run {
     errors: String,
 }
 
-/// The lab's pods as those of the cluster, with the server that the manifest gives them.
+/// Presents the lab's pods as pods of the cluster, with the server of the manifest in each.
 fn show_pods(machine: &Machine, lab: &Lab) -> Vec<Process> {
     let manifest = Manifest::parse(&fs::read_to_string(project("deploy/kind/pods.yaml")).unwrap());
     let server = manifest.container("containers").words("command");
@@ -142,7 +142,7 @@ fn it_makes_a_cluster_without_another_pod_network_and_shows_whom_each_pod_sees()
         }
     }
 
-    // In this order: nothing can be applied before the image is there, and no pod starts before Polder.
+    // The order matters: the image is loaded before anything is applied, and Polder runs before pods start.
     let calls = machine.read("calls");
     let calls: Vec<_> = calls.lines().map(|call| call.replace("kubectl --context kind-lab ", "")).collect();
     let expected = [
@@ -165,7 +165,7 @@ fn it_makes_a_cluster_without_another_pod_network_and_shows_whom_each_pod_sees()
         "--namespace polder-try exec a-lab-worker -- sh",
         "--namespace polder-try exec b-lab-worker -- sh",
     ];
-    // The shell's lines of exec are lines of the file, too.
+    // Shell scripts that are passed to exec have several lines in the file; all lines after the first are indented.
     let heads: Vec<_> = calls.iter().filter(|call| !call.starts_with(' ')).collect();
     assert_eq!(heads.len(), expected.len(), "{heads:#?}");
     for (call, head) in heads.iter().zip(expected) {
@@ -198,7 +198,7 @@ fn it_makes_a_cluster_without_another_pod_network_and_shows_whom_each_pod_sees()
         assert!(command.contains(part), "{part} in {command}");
     }
 
-    // Somebody hides who the pods of the first node are.
+    // A rule of another program hides the source addresses of the first node's pods.
     lab.workers[0].node.shell(
         "nft add table ip hide; nft add chain ip hide out '{ type nat hook postrouting priority 0; }'; \
          nft add rule ip hide out oifname != polder0 ip protocol tcp masquerade",
@@ -254,7 +254,7 @@ fn clusters_of_others_are_left_alone() {
     assert_eq!(run.code, 0, "{run:?}");
     assert_eq!(machine.read("clusters"), "kind\npolder-2\n");
 
-    // One whose name only begins alike is another one.
+    // A cluster whose name only starts the same is another cluster.
     machine.write("fail", "kind create cluster *");
     let run = machine.run(&["--image", &image]);
     assert!(run.errors.contains("kind has not created the cluster"), "{run:?}");

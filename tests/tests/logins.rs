@@ -1,4 +1,4 @@
-//! An etcd that has users with passwords.
+//! An etcd with users and passwords.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 const ROOT: &str = "root:root-password";
 const PASSWORD_FILE: &str = "/etc/polder/etcd-password";
 
-/// Whether the agent's writes are taken: a pool is added, and known everywhere.
+/// Adds a pool, and waits until the agent lists it: etcd must accept the agent's writes.
 fn add_pool(worker: &Worker, name: &str, cidr: &str) -> Result<(), String> {
     worker.try_ctl(&["pool", "add", name, cidr])?;
     wait::until_true("the pool to be known", || worker.ctl(&["pool", "list"]).to_string().contains(name));
@@ -36,7 +36,7 @@ fn users(lab: &Lab, password: &str) {
     }
 }
 
-/// How often etcd's members were asked for a login of the agent's user, as they say.
+/// Number of refused logins in the logs of all etcd members.
 fn refused_logins(lab: &Lab) -> usize {
     let logs = lab.etcd.nodes().map(|node| node.log("etcd.log"));
     logs.map(|log| log.lines().filter(|line| line.contains("invalid password")).count()).sum()
@@ -49,14 +49,14 @@ fn an_agent_with_a_password_goes_on_while_authentication_comes_and_goes_and_memb
     lab.workers[0].configure(&lab.workers[0].configuration().replace("[etcd]\n", &user));
     lab.workers[0].node.write(PASSWORD_FILE, "first\n");
 
-    // One member is away, and the others have no authentication yet.
+    // One member does not run, and the others have no authentication yet.
     lab.etcd.kill_member(0);
     lab.workers[0].start_and_wait();
     wait_until_well(&lab.workers[0]);
     add_pool(&lab.workers[0], "before", "10.245.0.0/16").unwrap();
     lab.etcd.start_member(0);
 
-    // Enabled while the agent runs.
+    // Authentication is enabled while the agent runs.
     users(&lab, "first");
     lab.etcd.change_users(&["auth", "enable"]);
     lab.etcd.log_in(Some(ROOT));
@@ -66,7 +66,7 @@ fn an_agent_with_a_password_goes_on_while_authentication_comes_and_goes_and_memb
     };
     add(&lab, "enabled", "10.246.0.0/16");
 
-    // A user that polderctl logs in as counts instead of the agent's, and for that command alone.
+    // The user of polderctl replaces the agent's user, only for that command.
     lab.etcd.change_users(&["role", "add", "reader"]);
     lab.etcd.change_users(&["role", "grant-permission", "reader", "--prefix=true", "read", "/polder/v1/"]);
     lab.etcd.change_users(&["user", "add", "reader:reader-password"]);
@@ -81,7 +81,7 @@ fn an_agent_with_a_password_goes_on_while_authentication_comes_and_goes_and_memb
     assert!(said.to_string().contains("sent to etcd without encryption"), "{said}");
     assert!(lab.workers[0].log().contains("the password of etcd user polder is sent unencrypted"));
 
-    // Members that were started anew know no token.
+    // Restarted members know no token.
     for number in 0..3 {
         lab.etcd.kill_member(number);
         add(&lab, &format!("without{number}"), &format!("10.247.{number}.0/24"));
@@ -90,7 +90,7 @@ fn an_agent_with_a_password_goes_on_while_authentication_comes_and_goes_and_memb
     }
     assert_eq!(refused_logins(&lab), 0);
 
-    // Another password: said, and tried again seldom, until the file has it.
+    // Another password: the agent reports it, and retries rarely until the file has the new password.
     lab.etcd.change_users(&["user", "delete", "polder"]);
     lab.etcd.change_users(&["user", "add", "polder:second"]);
     lab.etcd.change_users(&["user", "grant-role", "polder", "polder"]);
@@ -107,7 +107,7 @@ fn an_agent_with_a_password_goes_on_while_authentication_comes_and_goes_and_memb
     lab.workers[0].node.write(PASSWORD_FILE, "second\n");
     add(&lab, "second", "10.250.0.0/16");
 
-    // Disabled while the agent runs.
+    // Authentication is disabled while the agent runs.
     lab.etcd.change_users(&["auth", "disable"]);
     lab.etcd.log_in(None);
     add(&lab, "disabled", "10.251.0.0/16");

@@ -1,4 +1,4 @@
-//! The plugin `loopback`, which `polder` is when it is called so: it does what the reference plugin does.
+//! The plugin `loopback`, a link to `polder`, does the same as the reference plugin.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -13,7 +13,7 @@ const NETNS: &str = "/run/netns/pod";
 const OWN: &str = "/run/own/loopback";
 const REFERENCE: &str = "/usr/lib/cni/loopback";
 
-/// A node with a namespace for a pod and our plugin under that name.
+/// A node with a namespace for a pod, and `polder` linked as `loopback`.
 fn lab() -> Lab {
     let lab = Lab::build(Topology::one_segment(1));
     let polder = dist().join("polder");
@@ -28,7 +28,7 @@ fn conf(version: &str) -> Value {
     json!({ "cniVersion": version, "name": "cni-loopback", "type": "loopback" })
 }
 
-/// Calls a plugin; what it printed, if it succeeded.
+/// Calls a plugin. Returns its output if it succeeds.
 fn call(node: &Node, plugin: &str, verb: &str, netns: &str, conf: &Value) -> Result<Value, String> {
     let line = format!("printf %s '{conf}' | {plugin}");
     let mut command = node.command("sh");
@@ -53,7 +53,7 @@ fn it_switches_lo_on_and_off_and_says_what_the_reference_plugin_says() {
     for version in VERSIONS {
         let conf = conf(version);
         let mut results = Vec::new();
-        // The reference plugin of this Debian does not know the newest one.
+        // Debian's reference plugin does not support the newest version.
         let reference = (version <= "1.0.0").then_some(REFERENCE);
         for plugin in reference.into_iter().chain([OWN]) {
             let result = call(node, plugin, "ADD", NETNS, &conf).unwrap();
@@ -73,7 +73,7 @@ fn it_switches_lo_on_and_off_and_says_what_the_reference_plugin_says() {
             results.push(result);
         }
         let own = results.pop().unwrap();
-        // The reference plugin answers in the shape of 1.0.0, whatever version it then says that this is.
+        // The reference plugin prints the format of 1.0.0, regardless of the version in its result.
         let address = |number: usize| json!([own["ips"][number]["address"], own["ips"][number]["version"]]);
         if version < "0.3.0" {
             assert_eq!((&own["ip4"]["ip"], &own["ip6"]["ip"]), (&json!("127.0.0.1/8"), &json!("::1/128")));
@@ -87,7 +87,7 @@ fn it_switches_lo_on_and_off_and_says_what_the_reference_plugin_says() {
     }
 }
 
-/// Without what is empty, which the reference plugin writes in some versions and leaves out in others.
+/// The result without empty values, which the reference plugin writes in some versions and omits in others.
 fn without_nothing(result: &Value) -> Value {
     match result {
         Value::Object(object) => {

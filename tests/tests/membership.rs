@@ -1,4 +1,4 @@
-//! Nodes that come and go, and ways that change.
+//! Nodes join and leave, and paths change.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -7,7 +7,7 @@ use polder_tests::fabric::Families;
 use polder_tests::matrix::{assert_flat, assert_flat_over};
 use polder_tests::{Lab, Topology, wait};
 
-/// No pass happens because of the clock: what changes, changes because of what happened.
+/// No pass is triggered by the clock: all changes follow from events.
 const WITHOUT_THE_CLOCK: &str = "resync_seconds = 3600";
 
 fn start(lab: &mut Lab) {
@@ -48,13 +48,13 @@ fn a_node_that_joins_is_reachable_from_all_others_without_their_asking() {
 
 #[test]
 fn a_node_that_is_removed_leaves_nothing_behind_on_the_others() {
-    // One on the same link, and one behind the router.
+    // One node on the same link, and one behind the router.
     for number in [1, 2] {
         assert_forgotten(number);
     }
 }
 
-/// Whether the text has the address or network as a word.
+/// Whether the text contains the address or network as a word.
 fn names(text: &str, address: &str) -> bool {
     text.split(|c: char| !c.is_ascii_hexdigit() && !".:/".contains(c)).any(|word| word == address)
 }
@@ -70,7 +70,7 @@ fn assert_forgotten(number: usize) {
         let addresses = record[field].as_array().unwrap().iter();
         addresses.map(|address| address.as_str().unwrap().to_owned()).collect()
     };
-    // A gateway is what a tunnel leads to; a way on the link does without.
+    // Only a tunnel uses the gateway address; a path on the same link does not.
     let known = [blocks, addresses("underlay")].concat();
     let traces = [known.clone(), addresses("gateways")].concat();
     let everything = |worker: &Worker| {
@@ -121,7 +121,7 @@ fn auto_chooses_again_when_a_route_to_a_peer_changes() {
     path("direct");
     worker.node.run("ip", &["route", "add", &format!("{peer}/32"), "via", "10.10.1.254"]);
     path("vxlan");
-    // The other node still sends directly: both ways are always open.
+    // The other node still sends directly: both paths are always accepted.
     assert_eq!(lab.workers[1].path_to("n1", "ipv4"), "direct");
     assert_flat(&pods, 1450);
     worker.node.run("ip", &["route", "del", &format!("{peer}/32")]);
@@ -135,7 +135,7 @@ fn a_peer_that_cannot_be_reached_is_named_and_comes_back_by_itself() {
     start(&mut lab);
     let worker = &lab.workers[0];
     worker.node.run("ip", &["route", "del", "default"]);
-    // Keep etcd within reach: it is on the same segment.
+    // etcd stays reachable: it is on the same segment.
     let problem = worker.wait_for_status("the unreachable peer to be named", |status| {
         let problems = status["problems"].as_array()?;
         problems

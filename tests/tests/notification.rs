@@ -1,4 +1,4 @@
-//! What the agent says to systemd, as `sd_notify(3)` says it.
+//! Messages of the agent to systemd (`sd_notify(3)`).
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -11,7 +11,7 @@ use polder_tests::{Lab, Topology};
 const READY: &str = "READY=1";
 const WATCHDOG: &str = "WATCHDOG=1";
 
-/// Shorter than any operator would set it: the watchdog is told three times within it.
+/// Shorter than any operator would configure. The agent sends three watchdog messages per timeout.
 const WATCHDOG_TIME: Duration = Duration::from_millis(1500);
 
 #[test]
@@ -22,7 +22,7 @@ fn an_agent_that_waits_for_etcd_has_started_and_says_what_it_waits_for() {
     let mut systemd = ServiceManager::of(worker, WATCHDOG_TIME);
     worker.start();
     systemd.wait_for(READY);
-    // What is ordered after the agent is answered by it, if only with a reason.
+    // The agent answers services that are ordered after it, even if only with a reason.
     assert_eq!(worker.try_status().unwrap()["ready"], false);
     systemd.wait_for_status("not ready: ");
     systemd.forget();
@@ -48,7 +48,8 @@ fn the_watchdog_is_told_nothing_while_a_thread_of_the_agent_stands_still() {
         worker.while_thread_stands_still(thread, || {
             systemd.wait_for_status(&format!("thread {thread} has made no progress"));
             systemd.forget();
-            // It answers after 3 s, in which a watchdog that is not asked for the same would be told six times.
+            // `/livez` answers after 3 s. Without the same check for the watchdog, six messages would be sent
+            // meanwhile.
             assert_eq!(worker.http("/livez").0, 503);
             assert_eq!(systemd.count(WATCHDOG), 0, "{:?}", systemd.heard());
         });

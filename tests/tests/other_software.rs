@@ -1,4 +1,4 @@
-//! What other software on a node does to pods, and what `status` says of it.
+//! Effects of other software on a node's pods, and the problems that `status` reports about it.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -10,7 +10,7 @@ use polder_tests::talk::while_talking;
 use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::Value;
 
-/// Two nodes on a link and one behind a router, that look around every second, and a pod on each.
+/// Two nodes on a link and one behind a router, with a pass every second, and a pod on each node.
 fn lab(bootstrap: &str) -> (Lab, Vec<Pod>) {
     let mut lab = Lab::build(Topology::two_segments().families(Families::DUAL).bootstrap(bootstrap));
     lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 1"));
@@ -25,7 +25,7 @@ fn texts(status: &Value) -> Vec<String> {
     problems.map(|problem| problem.as_str().unwrap().to_owned()).collect()
 }
 
-/// The problem that says so, once the agent has seen it.
+/// Waits until `status` reports a problem that contains these words. Returns its text.
 fn problem(worker: &Worker, words: &str) -> String {
     worker.wait_for_status(&format!("a problem that says {words:?}"), |status| {
         texts(status).into_iter().find(|text| text.contains(words))
@@ -36,12 +36,12 @@ fn wait_for_no_problem(worker: &Worker) {
     worker.wait_for_status("no problem", |status| texts(status).is_empty().then_some(()));
 }
 
-/// The commands in a text.
+/// The commands in a text: the parts between backquotes.
 fn commands(text: &str) -> Vec<&str> {
     text.split('`').skip(1).step_by(2).collect()
 }
 
-/// Which pairs of pods do not reach each other over that family.
+/// The pairs of pods that do not reach each other over these families, as node names: `n1 to n2`.
 fn cut_off(pods: &[Pod], families: Families) -> Vec<String> {
     let _servers = listen(pods);
     let all = pairs(pods, families);
@@ -54,7 +54,7 @@ fn nft(worker: &Worker, rules: &str) {
     worker.node.run("nft", &["-f", "/run/others.nft"]);
 }
 
-/// What Docker makes of the chain that judges what is forwarded: it drops all but what comes from Docker's own bridge.
+/// Docker's chain for forwarded packets: it drops everything except packets from Docker's own bridge and their replies.
 fn docker(table: &str) -> String {
     format!(
         "table {table} filter {{\n\
@@ -68,8 +68,8 @@ fn docker(table: &str) -> String {
     )
 }
 
-/// On the first node somebody makes a filter that cuts its pods off; `status` says which, and the commands that it names put
-/// an end to it.
+/// Installs a filter on the first node that cuts its pods off. `status` must name the filter, and the commands in that
+/// text must restore the connections.
 fn assert_the_commands_help(lab: &Lab, pods: &[Pod], families: Families, filter: &str, named: &[&str]) {
     let worker = &lab.workers[0];
     assert_eq!(texts(&worker.status()), Vec::<String>::new());
@@ -100,7 +100,7 @@ fn a_filter_like_dockers_is_named_and_the_commands_that_are_named_let_pods_throu
     let chain = "chain FORWARD of table ip6 filter";
     let command = "`ip6tables -I DOCKER-USER -o polder0 -j ACCEPT`";
     assert_the_commands_help(&lab, &pods, Families::V6, &docker("ip6"), &[chain, command]);
-    // Another that does not drop is no business of ours, and neither is what comes later to the world alone.
+    // Not reported: a chain that accepts by policy and drops only TCP port 25 from eth0.
     nft(
         &lab.workers[0],
         "table inet others {\nchain watch {\ntype filter hook forward priority 10\niifname \"eth0\" tcp dport 25 drop\n}\n}\n",
@@ -117,11 +117,11 @@ fn a_filter_of_anybody_is_named_with_commands_for_nft_also_without_a_bridge() {
     let command = "`nft insert rule inet mine ahead oifname 'pld*' accept`";
     let worker = &lab.workers[0];
     assert_the_commands_help(&lab, &pods, Families::V4, filter, &["chain ahead of table inet mine", command]);
-    // The chain of those who use iptables and not Docker.
+    // The forward chain of hosts that use iptables without Docker.
     let plain =
         "table ip filter {\nchain FORWARD {\ntype filter hook forward priority filter; policy drop;\n}\n}\n";
     assert_the_commands_help(&lab, &pods, Families::V4, plain, &["`iptables -I FORWARD -i pld+ -j ACCEPT`"]);
-    // Rules in other words are understood, too.
+    // Other notations of the same rules are recognised too.
     worker.node.shell("nft flush chain inet mine ahead");
     problem(worker, "chain ahead");
     worker.node.shell(
@@ -134,8 +134,8 @@ fn a_filter_of_anybody_is_named_with_commands_for_nft_also_without_a_bridge() {
     wait_for_no_problem(worker);
 }
 
-/// What firewalld 1.3 makes with one zone, without what is not about forwarding. The default zone refuses; `polder.xml` and
-/// `polder-pods.xml` of `deploy/host` make the rest.
+/// The forwarding part of the rules of firewalld 1.3 with one zone. The default zone rejects. `zones` and `policies`
+/// are the rules for `polder.xml` and `polder-pods.xml` of `deploy/host`.
 fn firewalld(zones: &str, policies: &str) -> String {
     format!(
         "table inet firewalld {{}}\ndelete table inet firewalld\ntable inet firewalld {{\n\
@@ -184,7 +184,8 @@ fn a_host_that_does_not_let_tunnels_in_is_named_and_the_command_that_is_named_le
     worker.node.shell(commands(&text)[0]);
     wait_for_no_problem(worker);
     assert_eq!(cut_off(&pods, Families::DUAL), Vec::<String>::new());
-    // As long as peers answer, nothing is said of it: whoever looked after this one was made has seen that they do.
+    // The input chain is reported only while no peer answers. The check that finds the new chain also sees that peers
+    // answer.
     nft(
         worker,
         "table inet later {\nchain ahead {\ntype filter hook forward priority 0; policy drop;\n}\n}\n",
@@ -201,7 +202,7 @@ fn those_who_manage_interfaces_are_named_until_they_are_told_to_leave_ours_alone
     lab.start_agents();
     let worker = &lab.workers[0];
     assert_eq!(texts(&worker.status()), Vec::<String>::new());
-    // What they leave there when they run.
+    // Files that the managers create there while they run.
     worker.node.write("/run/systemd/netif/state", "OPER_STATE=routable\n");
     worker.node.write("/run/NetworkManager/no-stub-resolv.conf", "");
     let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
@@ -209,7 +210,7 @@ fn those_who_manage_interfaces_are_named_until_they_are_told_to_leave_ours_alone
         ["systemd-networkd is running and no .network", "deletes foreign routes", "NetworkManager is running"]
     {
         let text = problem(worker, words);
-        // Done as it says: the file goes into the folder.
+        // Follows the remedy in the text: copies the file into the folder.
         let file = text.split(' ').find(|word| word.starts_with("deploy/host/")).unwrap();
         let folder = text.split([' ', ',']).find(|word| word.starts_with("/etc/")).unwrap();
         worker.node.shell(&format!("mkdir -p {folder} && cp {shipped}/{file} {folder}/"));
@@ -221,7 +222,7 @@ fn those_who_manage_interfaces_are_named_until_they_are_told_to_leave_ours_alone
     assert!(worker.log().contains("resolved: NetworkManager is running"), "{}", worker.log());
 }
 
-/// systemd-networkd itself. Returns when it has set up the node's uplink.
+/// Starts systemd-networkd. Returns when it has configured the node's uplink.
 fn networkd(worker: &Worker, log: &str) -> Process {
     let mut command = worker.node.command("/lib/systemd/systemd-networkd");
     let networkd = worker.node.spawn(command.env("SYSTEMD_LOG_LEVEL", "debug"), log);
@@ -232,13 +233,13 @@ fn networkd(worker: &Worker, log: &str) -> Process {
     networkd
 }
 
-/// A file for interfaces of that name.
+/// A `.network` file for interfaces of that name; `keep` is the value of `KeepConfiguration=`.
 fn file_for(name: &str, keep: &str, address: &str) -> String {
     format!("[Match]\nName={name}\n[Network]\nKeepConfiguration={keep}\nAddress={address}\n")
 }
 
-/// Files for networkd: for the uplink, what Polder ships, and as many images bring it, one for every interface. What that takes
-/// away from others depends on the host, unless it is said.
+/// Writes the files for networkd: one for the uplink, one for all interfaces, as in many images, and the files that
+/// Polder ships. The first two set `KeepConfiguration=`, because its default depends on the host.
 fn configure_networkd(worker: &Worker, uplink: &str) {
     worker.node.shell(
         "install -d -o systemd-network -g systemd-network /run/systemd/netif /run/systemd/netif/links \
@@ -265,7 +266,7 @@ fn networkd_with_udev_deletes_neighbours_and_next_hop_objects_of_others_and_noth
             .shell("udevadm trigger --subsystem-match=net --action=add; udevadm settle; ls /run/udev/data")
             .contains('n')
     });
-    // What networkd deletes on an uplink of its own, whatever it is told of routes.
+    // networkd deletes these on an uplink that it manages, even with `ManageForeignRoutes=no`.
     worker.node.shell(
         "ip neighbour add 10.10.1.77 lladdr 02:00:00:00:00:77 nud permanent dev eth0; \
          ip nexthop add id 77 via 10.10.1.77 dev eth0; ip route add 198.51.100.0/24 nhid 77",
@@ -283,7 +284,7 @@ fn networkd_with_udev_deletes_neighbours_and_next_hop_objects_of_others_and_noth
 fn networkd_leaves_ours_alone_with_the_files_that_are_shipped_for_it_and_not_without() {
     let (lab, pods) = lab("");
     let worker = &lab.workers[0];
-    // Without udev it goes on only where it cannot be there: in a container.
+    // Without udev, networkd configures interfaces only where udev cannot run, as in a container: /sys is read-only.
     worker.node.shell("mount -o remount,bind,ro /sys");
     configure_networkd(worker, &file_for("eth0", "yes", "192.0.2.5/24"));
     while_talking(&pods, || networkd(worker, "networkd").kill());
@@ -291,7 +292,7 @@ fn networkd_leaves_ours_alone_with_the_files_that_are_shipped_for_it_and_not_wit
     wait_for_no_problem(worker);
 
     worker.node.shell("rm /etc/systemd/network/00-polder.network");
-    // It may have ended before anybody asks for its name.
+    // networkd may be stopped before the repair is recorded: try again.
     let mut attempts = 0;
     wait::until("what it does to be put right", || {
         attempts += 1;
@@ -302,7 +303,7 @@ fn networkd_leaves_ours_alone_with_the_files_that_are_shipped_for_it_and_not_wit
         if repairs.as_array().unwrap().iter().any(is_its) { Ok(()) } else { Err(repairs.to_string()) }
     });
     problem(worker, "systemd-networkd is running and no .network");
-    // What it did in its last moment may just be repaired.
+    // The repair of networkd's last changes may still be in progress.
     wait::until("all pods to talk again", || match cut_off(&pods, Families::DUAL) {
         cut if cut.is_empty() => Ok(()),
         cut => Err(format!("{cut:?}")),

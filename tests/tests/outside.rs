@@ -1,4 +1,4 @@
-//! Pods and what is no pod: their own node, other nodes, and the world outside.
+//! Pods and hosts that are not pods: their own node, other nodes, and a host outside the cluster.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -56,7 +56,7 @@ fn a_pod_and_other_nodes_reach_each_other_without_nat_where_the_underlay_carries
             own,
             "node 2 is on the same link"
         );
-        // The router between would not know the way back to a pod: behind it, only the node's address is good.
+        // The router has no route to pods: a node behind it must see the node's address instead.
         assert_eq!(seen_by(&lab.workers[2].node, lab.underlay(2, v6), &pod), lab.underlay(0, v6));
         assert_eq!(seen_by_pod(&pod, &lab.workers[1].node, own), lab.underlay(1, v6));
         let gateway = lab.workers[2].pod(&format!("c{v6}")).gateway(own);
@@ -200,7 +200,7 @@ fn a_node_sends_no_redirects_to_its_pods() {
             probe::ping(a.command("ping"), to, 56).unwrap();
         }
     }
-    // What a pod is told of a better way is counted by its own kernel.
+    // The pod's kernel counts the redirects that it receives.
     let counters = a.run("cat", &["/proc/net/snmp", "/proc/net/snmp6"]);
     let icmp: Vec<Vec<&str>> = counters
         .lines()
@@ -213,7 +213,7 @@ fn a_node_sends_no_redirects_to_its_pods() {
     assert_eq!(v6.split_whitespace().nth(1), Some("0"), "redirects over IPv6");
 }
 
-/// Tells the router which node the pod is on.
+/// Adds routes to the pod through the first node, on the router.
 fn route_back(lab: &Lab, pod: &Pod) {
     for own in pod.addresses() {
         let via = lab.underlay(0, own.is_ipv6()).to_string();

@@ -1,5 +1,5 @@
-//! STATUS of the plugins. Kubernetes evicts the running pods of a node whose STATUS fails: it must not fail while pods of
-//! this boot are connected, whatever an ADD would meet.
+//! STATUS of the plugins. Kubernetes evicts the running pods of a node whose STATUS fails: it must not fail while pods
+//! of this boot are connected, even if an ADD would fail.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -16,7 +16,7 @@ fn status(worker: &Worker) -> Result<Value, Value> {
     worker.cni("STATUS", "", "", &Worker::netconf("1.1.0"))
 }
 
-/// STATUS of `polder-ipam`, as a plugin asks it that has it for its addresses.
+/// Calls STATUS of `polder-ipam`, as a plugin that delegates IPAM to it does.
 fn ipam_status(worker: &Worker) -> Result<(), Value> {
     let variables = [("CNI_COMMAND", "STATUS"), ("CNI_PATH", &Worker::cni_path())];
     let output = worker.any_plugin("polder-ipam", &variables, &ipam_conf().to_string());
@@ -27,7 +27,7 @@ fn ipam_conf() -> Value {
     json!({ "cniVersion": "1.1.0", "name": "other", "type": "macvlan", "ipam": { "type": "polder-ipam" } })
 }
 
-/// Leases addresses for an interface of another plugin.
+/// Allocates addresses for an interface of another plugin.
 fn lease(worker: &Worker, name: &str) {
     let netns = worker.namespace(name);
     let variables = [
@@ -41,7 +41,7 @@ fn lease(worker: &Worker, name: &str) {
     assert!(added.status.success(), "{added:?}");
 }
 
-/// Waits for a problem of that node in which these words are.
+/// Waits until the node reports a problem that contains these words. Returns its text.
 fn wait_for_problem(worker: &Worker, words: &str) -> String {
     worker.wait_for_status(&format!("a problem with {words:?}"), |status| {
         let problems = status["problems"].as_array()?.iter().filter_map(Value::as_str);
@@ -53,13 +53,13 @@ fn answers(worker: &Worker, pod: &Pod) {
     probe::ping(worker.node.command("ping"), pod.v4(), 56).unwrap();
 }
 
-/// Waits until STATUS of a node without pods succeeds. The agent has half a second to answer it, which is not always enough on
-/// a busy machine; with pods that does not matter.
+/// Waits until STATUS succeeds on a node without pods. The timeout for the agent's answer is 500 ms, which is not
+/// always enough on a busy machine. With pods, STATUS succeeds even after that timeout.
 fn wait_until_well(worker: &Worker) {
     wait::until("STATUS to succeed", || status(worker).map_err(|error| error.to_string()));
 }
 
-/// Waits until STATUS of a node without pods says what an ADD would meet, with this code.
+/// Waits until STATUS fails on a node without pods, with this error code and these words.
 fn wait_until_fails(ask: impl Fn() -> Result<Value, Value>, code: u64, words: &str) {
     wait::until(&format!("STATUS to fail with {code} and {words:?}"), || match ask() {
         Err(error) if error["code"] == code && error["msg"].to_string().contains(words) => Ok(()),
@@ -67,7 +67,7 @@ fn wait_until_fails(ask: impl Fn() -> Result<Value, Value>, code: u64, words: &s
     });
 }
 
-/// What it says that an ADD would meet, with this code.
+/// Asserts that STATUS failed with this error code and these words.
 fn fails(outcome: Result<Value, Value>, code: u64, words: &str) {
     let error = outcome.unwrap_err();
     assert!(error["code"] == code && error["msg"].to_string().contains(words), "{error}");
@@ -111,7 +111,7 @@ fn status_fails_for_a_drained_pool_only_where_no_pod_is() {
     wait::until("an ADD to be possible again", || status(without).map_err(|error| error.to_string()));
 }
 
-/// The agent of a node with a pod, and that of a node without.
+/// Freezes, then kills the agents of a node with a pod and of a node without: STATUS still succeeds on the first.
 fn assert_well_without_an_agent(attach: &str) {
     let mut lab = Lab::start(Topology::one_segment(2).bootstrap(&format!("attach = \"{attach}\"")));
     let pod = lab.workers[0].pod("a");
@@ -122,11 +122,11 @@ fn assert_well_without_an_agent(attach: &str) {
     fails(status(&lab.workers[1]), 50, "/run/polder/agent.sock did not answer");
     lab.workers.iter_mut().for_each(Worker::kill);
     assert_eq!(status(&lab.workers[0]), WELL, "{attach}: the agent was killed");
-    // Of this node nobody would lose a pod, and what is scheduled to it would wait.
+    // This node has no pods to evict, and new pods could not start on it.
     fails(status(&lab.workers[1]), 50, "/run/polder/agent.sock");
     answers(&lab.workers[0], &pod);
 
-    // It is no promise for ever: what is in the kernel decides.
+    // STATUS fails if the pods' kernel state is missing.
     let worker = &mut lab.workers[0];
     worker.flush_routes();
     fails(status(worker), 51, "1 pods have no route");
@@ -151,7 +151,7 @@ fn status_does_not_depend_on_peers() {
     lab.start_agents();
     let (survivor, peer) = (0, 1);
     let pod = lab.workers[survivor].pod("a");
-    // ICMP is dropped by a firewall.
+    // A firewall drops ICMP.
     lab.fabric.node().shell(
         "nft 'add table bridge f; add chain bridge f c { type filter hook forward priority 0; }; \
          add rule bridge f c ip protocol icmp drop'",
@@ -161,7 +161,7 @@ fn status_does_not_depend_on_peers() {
     wait_until_well(&lab.workers[peer]);
     lab.fabric.node().shell("nft delete table bridge f");
 
-    // The peer dies, and the survivor has no pod, either.
+    // The peer dies, and then the survivor has no pods either.
     lab.workers[peer].kill();
     lab.workers[peer].node.run("ip", &["link", "set", "eth0", "down"]);
     let worker = &lab.workers[survivor];
@@ -219,7 +219,7 @@ fn status_of_addresses_for_other_plugins_succeeds_while_any_may_be_in_use() {
     assert_eq!(ipam_status(with), Ok(()), "a pod has an address");
     wait_until_fails(|| ipam_status(without).map(|()| Value::Null), 50, "drain");
 
-    // Nobody else can tell the interfaces that have them.
+    // Only the agent knows which interfaces have the addresses.
     let worker = &mut lab.workers[0];
     worker.kill();
     assert_eq!(ipam_status(worker), Ok(()));

@@ -15,7 +15,7 @@ use polder_tests::ways::wait_for_ways;
 use polder_tests::{Lab, Topology, wait};
 use serde_json::{Value, json};
 
-/// Freed addresses rest as short as is allowed.
+/// The shortest cool-down that the configuration accepts.
 const SHORT_REST: &str = "[ipam]\ncooldown_seconds = 10\n";
 
 /// Adds tables to the agent's configuration.
@@ -23,20 +23,20 @@ fn configure(worker: &Worker, tables: &str) {
     worker.configure(&format!("{}{tables}", worker.configuration()));
 }
 
-/// The pool of that name, as `polderctl pool list` has it.
+/// The pool of that name in the output of `polderctl pool list`; null if it is missing.
 fn pool(worker: &Worker, name: &str) -> Value {
     let pools = worker.ctl(&["pool", "list"]);
     pools.as_array().unwrap().iter().find(|pool| pool["name"] == name).cloned().unwrap_or_default()
 }
 
-/// A configuration that asks for addresses of a pool.
+/// A network configuration that requests addresses from this pool.
 fn of_pool(name: &str) -> Value {
     let mut conf = Worker::netconf("1.1.0");
     conf["pool"] = json!(name);
     conf
 }
 
-/// What `polderctl` says is wrong.
+/// The error message of a `polderctl` command that must fail.
 fn refused(worker: &Worker, arguments: &[&str]) -> String {
     worker.try_ctl(arguments).expect_err(&format!("{arguments:?} was done"))
 }
@@ -50,7 +50,7 @@ fn is_in(address: IpAddr, prefix: &str) -> bool {
     address.to_string().starts_with(prefix)
 }
 
-/// STATUS for a runtime, of a network that takes addresses of that pool.
+/// Calls STATUS with this network configuration.
 fn plugin_status(worker: &Worker, conf: &Value) -> Result<(), Value> {
     let variables = [("CNI_COMMAND", "STATUS"), ("CNI_PATH", &Worker::cni_path())];
     let output = worker.plugin(&variables, &conf.to_string());
@@ -59,7 +59,7 @@ fn plugin_status(worker: &Worker, conf: &Value) -> Result<(), Value> {
 
 #[test]
 fn a_cluster_whose_pool_is_used_up_goes_on_with_a_second_one_while_its_pods_talk() {
-    // Two blocks, for three nodes.
+    // Two blocks for three nodes.
     let topology = Topology { pools: vec!["10.244.0.0/25"], ..Topology::one_segment(2) };
     let mut lab = Lab::start(topology);
     let mut pods: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("old")).collect();
@@ -117,7 +117,7 @@ fn nodes_take_from_the_pools_that_are_for_them_and_pods_from_those_that_they_nam
         claims.as_array().unwrap().iter().filter(|claim| claim["pool"] == "zone-a").collect();
     assert!(claims.len() == 1 && claims[0]["block"].as_str().unwrap().ends_with("/28"), "{claims:?}");
     assert_eq!(claims[0]["node"], "n1");
-    // A node takes first what is for nodes like it.
+    // A node prefers pools whose labels match its own.
     lab.workers[2].start_and_wait();
     let unasked = lab.workers[2].pod("unasked");
     assert!(is_in(unasked.v4(), "10.245.0."), "{}", unasked.v4());
@@ -211,11 +211,11 @@ fn a_pool_is_drained_while_its_pods_go_on_and_removed_when_they_are_gone() {
         );
         for worker in &lab.workers {
             wait::until_true("the drain to be known", || pool(worker, "ipv4")["state"] == "draining");
-            // What is claimed next comes from the other pool; what is free in the old one goes to nobody.
+            // New blocks come from the other pool. Free addresses of the old pool are not allocated.
             let pod = wait::until("a pod of the other pool", || {
                 match worker.try_pod("new", &Worker::netconf("1.1.0")) {
                     Ok(pod) if is_in(pod.v4(), "10.245.") => Ok(pod),
-                    // The blocks are closed a moment later.
+                    // The agent closes its blocks a moment later.
                     other => Err(undo(worker, "new", other)),
                 }
             });
@@ -249,7 +249,7 @@ fn a_pool_is_drained_while_its_pods_go_on_and_removed_when_they_are_gone() {
     assert_flat(&new, 1450);
 }
 
-/// Takes away what was made for a pod that is not what is waited for; says what it was.
+/// Cleans up after an unexpected ADD: deletes the pod, or its network namespace. Returns the reason.
 fn undo(worker: &Worker, name: &str, pod: Result<Pod, Value>) -> String {
     match pod {
         Ok(pod) => {
@@ -274,7 +274,7 @@ fn a_pool_that_was_drained_by_mistake_is_active_again_when_it_is_added_again() {
     worker.ctl(&["pool", "drain", "p"]);
     wait::until("nothing of it to go out", || match worker.try_pod("refused", &of_pool("p")) {
         Err(error) if error["msg"].as_str().unwrap().contains("pool p (10.245.0.0/24) is draining") => Ok(()),
-        // The agent may not have heard of it yet.
+        // The agent may not know of the drain yet.
         other => Err(undo(worker, "refused", other)),
     });
     assert!(worker.ctl(&add).as_str().unwrap().contains("pool p is active again"));
@@ -308,7 +308,7 @@ fn a_cluster_goes_back_from_two_families_to_one_while_its_pods_talk() {
     assert_flat_over(Families::V4, &[dual.clone(), pods[0].clone(), pods[1].clone()], 1450);
     let used = refused(worker, &["pool", "remove", "ipv6"]);
     assert!(used.contains("blocks are claimed"), "{used}");
-    // The pod with IPv6 has its gateway as long as it lives.
+    // The gateway of the pod with IPv6 stays until the pod is deleted.
     let gateway = dual.gateway(dual.address_of(polder_api::Family::V6)).to_string();
     assert!(worker.node.run("ip", &["address", "show", "dev", "polder0"]).contains(&gateway));
     worker.delete(&dual);
@@ -325,7 +325,7 @@ fn a_shortage_is_announced_and_named_and_one_del_ends_it() {
     configure(&lab.workers[0], SHORT_REST);
     lab.start_agents();
     let worker = &lab.workers[0];
-    // Eight blocks of four addresses, of which the first of each and the ends of the pool go to nobody.
+    // Eight blocks of four addresses. Not for pods: one address per block, for a gateway, and both ends of the pool.
     worker.ctl(&["pool", "add", "tiny", "10.245.0.0/27", "--block-length", "30"]);
     wait_for_pool(worker, "tiny");
     let metric = |name: &str| {
@@ -340,7 +340,7 @@ fn a_shortage_is_announced_and_named_and_one_del_ends_it() {
     let mut announced = Vec::new();
     for number in 0..22 {
         pods.push(worker.pod_with(&format!("p{number}"), &conf));
-        // A claim is seen when its pod is there.
+        // The claim is visible when the ADD has returned.
         let claimed = pool(worker, "tiny")["blocks_owned"].as_f64().unwrap() / 8.0;
         assert!((metric("polder_pool_used_ratio{pool=\"tiny\"}") - claimed).abs() < 1e-9);
         let level =
@@ -370,7 +370,7 @@ fn a_shortage_is_announced_and_named_and_one_del_ends_it() {
     assert_eq!(plugin_status(worker, &conf), Ok(()), "its pods would be evicted");
     let freed = pods.pop().unwrap();
     worker.delete(&freed);
-    // It has to rest before.
+    // The address is in cool-down first.
     let next = worker.pod_within(PATIENCE * 2, "next", &conf);
     assert_eq!(next.v4(), freed.v4());
     pods.push(next);

@@ -1,11 +1,11 @@
-//! What a runtime may say, and how the plugins answer: codes, names, one JSON object or nothing. No call here has any
-//! effect, and that is part of what is tested.
+//! Input from runtimes, and the answers of the plugins: codes, names, one JSON object or nothing. Except for the last
+//! test, no call here changes anything on the node, which is also tested.
 //!
-//! The cases are those by which the reference plugins can be told from the specification, as far as they concern the
-//! protocol; those about attachments are in `attachments.rs`, `check.rs`, `collection.rs`, `contract.rs`, `delegation.rs`
-//! and `crashes.rs`. Not here, because they are about options of the reference `bridge` plugin that `polder` does not
-//! have: hairpin and promiscuous mode, VLANs, MAC spoofing checks as an option (they are always on), several subnets in
-//! one pool.
+//! The cases are those in which the reference plugins differ from the specification, as far as they concern the
+//! protocol; those about attachments are in `attachments.rs`, `check.rs`, `collection.rs`, `contract.rs`,
+//! `delegation.rs` and `crashes.rs`. Not covered, because they test options of the reference `bridge` plugin that
+//! `polder` does not have: hairpin and promiscuous mode, VLANs, MAC spoofing checks as an option (they are always on),
+//! several subnets in one pool.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 const PLUGINS: [&str; 2] = ["polder", "polder-ipam"];
 
-/// A call that is right in every way, but for its namespace: there is nothing at that path.
+/// A call that is valid except for its namespace: the path does not exist.
 const CALL: [(&str, &str); 4] = [
     ("CNI_CONTAINERID", "c1"),
     ("CNI_NETNS", "/run/netns/nobody"),
@@ -26,7 +26,8 @@ const CALL: [(&str, &str); 4] = [
     ("CNI_PATH", "/opt/cni/bin"),
 ];
 
-/// What a call would change. A bridge has no carrier before its first port is up, which can take a moment.
+/// Prints the state that a call could change. A bridge has no carrier until its first port is up, which can take a
+/// moment.
 const STATE: &str = "ip -o link | wc -l; ip route | sed 's/ linkdown//'; ls /run/polder";
 
 struct Case<'a> {
@@ -48,7 +49,7 @@ impl Case<'_> {
         self.worker.any_plugin(self.plugin, &variables, input)
     }
 
-    /// The code and the message of an error that is presented as it should be.
+    /// The code and the message of an error that is reported in the correct form.
     fn refused(&self, verb: &str, without: &[&str], with: &[(&str, &str)], input: &Value) -> (u64, String) {
         let output = self.run(verb, without, with, &input.to_string());
         self.error(&output)
@@ -63,7 +64,7 @@ impl Case<'_> {
     }
 }
 
-/// Tries every plugin in every version. Afterwards the node is as it was.
+/// Tests every plugin with every version. Afterwards the node must be unchanged.
 fn every(test: impl Fn(&Case<'_>)) {
     let lab = Lab::start(Topology::one_segment(1));
     let worker = &lab.workers[0];
@@ -77,7 +78,7 @@ fn every(test: impl Fn(&Case<'_>)) {
     assert_eq!(worker.status()["pods"], 0);
 }
 
-/// The configuration of `polder` alone: it knows its own keys, and `polder-ipam` only those in `ipam`.
+/// The configuration for the plugin: `polder` gets no `ipam`, `polder-ipam` accepts only its keys in `ipam`.
 fn own(case: &Case<'_>) -> Value {
     let mut conf = case.conf();
     if case.plugin == "polder" {
@@ -144,7 +145,7 @@ fn names_that_are_none_are_refused_with_their_variable() {
             let (code, said) = case.refused("ADD", &[], &[("CNI_ARGS", arguments)], &own(case));
             assert!(code == 4 && said.contains(sign), "{said}");
         }
-        // Unknown keys that may be ignored are; then the namespace is what is wrong.
+        // With `IgnoreUnknown`, unknown keys are ignored: the error is about the namespace.
         let ignored = [("CNI_ARGS", "IgnoreUnknown=1;FOO=BAR")];
         if case.plugin == "polder" {
             let (code, said) = case.refused("ADD", &[], &ignored, &own(case));
@@ -188,7 +189,7 @@ fn a_configuration_that_is_wrong_is_refused_with_its_code_and_its_key() {
         }
     });
     every(|case| {
-        // Before there was a version, there was 0.1.0: it has no CHECK.
+        // A configuration without a version has version 0.1.0, which has no CHECK.
         let mut conf = own(case);
         conf.as_object_mut().unwrap().remove("cniVersion");
         let (code, said) = case.refused("CHECK", &[], &[], &conf);
@@ -234,12 +235,12 @@ fn a_del_succeeds_whatever_is_wrong_with_its_past() {
 #[test]
 fn the_namespace_of_the_host_is_touched_only_on_demand() {
     every(|case| {
-        // The other plugin gives an address, and touches no namespace.
+        // `polder-ipam` only allocates an address, and does not use the namespace.
         if case.plugin == "polder" {
             let host = [("CNI_NETNS", "/proc/1/ns/net")];
             let (code, said) = case.refused("ADD", &[], &host, &own(case));
             assert!(code == 4 && said.contains("refusing to change the host's network"), "{said}");
-            // On demand it is a namespace like any other: and here it has an interface of that name.
+            // With the override it is a namespace like any other. It already has an interface of that name.
             let demanded = [host[0], ("CNI_NETNS_OVERRIDE", "1")];
             let (code, said) = case.refused("ADD", &[], &demanded, &own(case));
             assert!(code == 102 && said.contains("eth0"), "{said}");

@@ -1,4 +1,4 @@
-//! Pools whose ranges the nodes need for something else, or that pods cannot use: refused, named, and undone.
+//! Pools whose ranges the nodes need for other purposes, or that pods cannot use: rejected, reported, and removed.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -11,18 +11,18 @@ use serde_json::{Value, json};
 
 const ETCD: &str = "10.10.1.200";
 
-/// What `polderctl` says is wrong.
+/// The error message of a `polderctl` command that must fail.
 fn refused(worker: &Worker, arguments: &[&str]) -> String {
     worker.try_ctl(arguments).expect_err(&format!("{arguments:?} was done"))
 }
 
-/// Writes a pool's record, past `polderctl`.
+/// Writes a pool's record to etcd directly, without the checks of `polderctl`.
 fn write_pool(lab: &Lab, name: &str, cidr: &str, block_length: u8) {
     let record = json!({ "cidr": cidr, "block_length": block_length, "state": "active" });
     lab.etcd.ctl(&["put", &format!("/polder/v1/pools/{name}"), &record.to_string()]);
 }
 
-/// What the node's status says of the record of that pool.
+/// Waits until the node's status reports a problem with this pool's record. Returns its text.
 fn problem(worker: &Worker, pool: &str) -> String {
     let key = format!("/polder/v1/pools/{pool} ");
     worker.wait_for_status(&format!("the record of pool {pool} to be named"), |status| {
@@ -31,7 +31,7 @@ fn problem(worker: &Worker, pool: &str) -> String {
     })
 }
 
-/// Waits until the node is ready, talks to etcd, and has no problem.
+/// Waits until the node is ready, is connected to etcd, and has no problem.
 fn wait_until_well(worker: &Worker) {
     worker.wait_for_status("all to be well", |status| {
         let is_well = status["ready"] == true && status["problems"] == json!([]);
@@ -39,7 +39,7 @@ fn wait_until_well(worker: &Worker) {
     });
 }
 
-/// A lab whose agents go over the kernel every second.
+/// A lab whose agents start a pass every second.
 fn busy(topology: Topology) -> Lab {
     let mut lab = Lab::build(topology);
     lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 1"));
@@ -47,14 +47,15 @@ fn busy(topology: Topology) -> Lab {
     lab
 }
 
-/// Waits until the agent has gone over the kernel with what it knows now: the pass that has just begun may know less.
+/// Waits until a pass has used the agent's current records. The pass in progress may use older ones, so it waits for
+/// two.
 fn wait_for_a_pass(worker: &Worker) {
     let count = |status: &Value| status["last_pass"]["count"].as_u64().unwrap_or_default();
     let before = count(&worker.status());
     worker.wait_for_status("two passes", |status| (count(status) >= before + 2).then_some(()));
 }
 
-/// The route that the host's kernel chooses.
+/// The route that the node's kernel chooses.
 fn route_to(worker: &Worker, address: &str) -> String {
     worker.node.shell(&format!("ip route get {address} 2>&1 || true"))
 }
@@ -75,7 +76,7 @@ fn a_pool_around_what_the_nodes_need_is_not_added() {
         (2, "10.10.1.192/26", "10.10.1.200, the address of etcd"),
         (0, "10.10.1.128/26", "10.10.1.0/24, the network of this node's interface eth0"),
         (0, "10.10.1.0/24", "10.10.1.1, this node's own address"),
-        // Only the record of that node tells it here.
+        // Only the record of node n3 shows this address here.
         (0, "10.10.2.0/26", "10.10.2.3, the underlay address of node n3"),
         (2, "10.10.2.192/26", "10.10.2.254, a gateway of this node's routes"),
     ] {
@@ -97,7 +98,7 @@ fn a_pool_record_around_etcd_takes_etcd_from_nobody_and_can_be_removed() {
         assert!(said.contains("polderctl pool remove oops"), "{said}");
         assert_reaches_etcd(worker);
     }
-    // The rest goes on, and hears of what changes in etcd.
+    // The rest works, and the nodes still receive changes from etcd.
     let after = lab.workers[2].pod("after");
     assert_flat(&[before, after], 1450);
     let claims = lab.workers[1].ctl(&["block", "list"]).to_string();
@@ -114,7 +115,7 @@ fn a_pool_record_around_etcd_takes_etcd_from_nobody_and_can_be_removed() {
 #[test]
 fn a_pool_record_around_etcd_of_which_a_block_is_claimed_takes_etcd_from_nobody() {
     let lab = busy(Topology::two_segments());
-    // What is in use is not left out like a record that nobody has used: there would be routes to it.
+    // A pool in use is not left out like an unused one: without the check there would be routes to its blocks.
     let block = "/polder/v1/blocks/4-0a0a01c0-26";
     let claim = json!({ "node": "n9", "incarnation": "gone", "pool": "oops", "nonce": "by-hand" });
     lab.etcd.ctl(&["put", block, &claim.to_string()]);
@@ -139,7 +140,7 @@ fn etcd_that_has_a_name_is_not_taken_away_either() {
         worker.configure(&worker.configuration().replace(ETCD, "etcd.example"));
     }
     lab.start_agents();
-    // Behind a router: nothing but the name tells that its address is needed.
+    // This node is behind a router: only the configured name shows that the address is needed.
     let worker = &lab.workers[2];
     let said = refused(worker, &["pool", "add", "oops", "10.10.1.192/26"]);
     assert!(said.contains("10.10.1.200, the address of etcd (etcd.example)"), "{said}");
@@ -154,7 +155,7 @@ fn etcd_that_has_a_name_is_not_taken_away_either() {
 #[test]
 fn a_route_over_etcd_that_is_left_from_before_goes_at_the_start_without_any_record() {
     let mut lab = Lab::start(Topology::two_segments());
-    // With what was written down, and without.
+    // With the snapshot, and without.
     for forget in ["true", "rm -f /var/lib/polder/cluster.json"] {
         let worker = &mut lab.workers[2];
         worker.kill();
@@ -206,7 +207,7 @@ fn a_network_that_one_node_alone_knows_is_kept_there_and_the_overlap_named() {
         second.ctl(&["pool", "remove", "p"]);
         Err("it was added".to_owned())
     });
-    // Each block of it is narrower than that network: a route to one would be chosen instead.
+    // Each block is narrower than that network: the kernel would prefer the route to the block.
     first.ctl(&["pool", "add", "p", "10.77.0.0/24"]);
     let said = problem(second, "p");
     assert!(said.contains("10.77.0.0/24, the network of this node's interface other0"), "{said}");
@@ -290,7 +291,7 @@ fn a_record_of_a_range_that_pods_cannot_use_stops_nobody_and_can_be_removed() {
     }
     let pods: Vec<_> = lab.workers.iter().map(|worker| worker.pod("a")).collect();
     assert_flat(&pods, 1450);
-    // Others can be added beside them.
+    // Other pools can still be added.
     lab.workers[0].ctl(&["pool", "add", "more", "10.246.0.0/16"]);
     for pool in ["odd", "meta", "tiny"] {
         let done = lab.workers[0].ctl(&["pool", "remove", pool]);
@@ -302,7 +303,7 @@ fn a_record_of_a_range_that_pods_cannot_use_stops_nobody_and_can_be_removed() {
 #[test]
 fn a_block_without_an_address_for_a_pod_ends_the_add_instead_of_the_next_claim() {
     let lab = Lab::start(Topology::one_segment(2));
-    // Somebody has a block of it: it is in use, whatever it is like.
+    // A node has claimed a block: the pool is in use, although its blocks are too small.
     let record = lab.etcd.ctl(&["get", "--print-value-only", "/polder/v1/nodes/n2"]);
     let record: Value = serde_json::from_str(record.trim()).unwrap();
     let claim =
@@ -320,12 +321,12 @@ fn a_block_without_an_address_for_a_pod_ends_the_add_instead_of_the_next_claim()
     let claims = || lab.etcd.keys("/polder/v1/blocks/4-0af500").len();
     let after = claims();
     assert!(after <= 4, "{after} blocks");
-    // Nothing goes on behind it: another ADD is served, and nothing more is claimed.
+    // No work continues in the background: another ADD succeeds, and no more blocks are claimed.
     worker.pod("b");
     assert_eq!(claims(), after);
 }
 
-/// The smallest pools and blocks that are taken: each gives an address to a pod.
+/// The smallest accepted pools and blocks: each has an address for a pod.
 #[test]
 fn the_smallest_pools_that_are_taken_give_addresses_to_pods() {
     for (range, length) in [("10.244.0.0/31", 31), ("10.244.0.0/30", 30), ("10.244.0.0/29", 30)] {
@@ -334,7 +335,7 @@ fn the_smallest_pools_that_are_taken_give_addresses_to_pods() {
         lab.workers[0].configure(&lab.workers[0].configuration().replace("\"10.244.0.0/16\"", &table));
         lab.workers[0].start_and_wait();
         lab.workers[0].pod("a");
-        // When there is no more, the ADD is told so, and nothing goes on behind it.
+        // When no address is left, the ADD fails with that reason, and no more blocks are claimed.
         let error = wait::until("the pool to be used up", || {
             let name = format!("more-{}", lab.workers[0].status()["pods"]);
             lab.workers[0].try_pod(&name, &Worker::netconf("1.1.0")).err().ok_or_else(|| name.clone())

@@ -1,4 +1,4 @@
-//! A node is ready when the way that its pods will use is open, and says of each peer whether it is.
+//! A node becomes ready when a live peer answers on the pod path. It reports the probe result of each peer.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -8,14 +8,14 @@ use polder_tests::wait::PATIENCE;
 use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::Value;
 
-/// Two nodes on one segment that probe each other every second. No agent runs.
+/// Two nodes on one segment that probe each other every second. The agents are not started.
 fn lab(backend: &str) -> Lab {
     let lab = Lab::build(Topology::one_segment(2).bootstrap(&format!("backend = \"{backend}\"")));
     lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 1"));
     lab
 }
 
-/// Lets the underlay drop what pods send to each other, and nothing else.
+/// Drops packets to pods in the underlay, and nothing else.
 fn close(lab: &Lab) {
     lab.fabric.node().shell(
         "nft 'add table bridge pods; add chain bridge pods c { type filter hook forward priority 0; }; \
@@ -31,7 +31,7 @@ fn cni_status(worker: &Worker) -> Result<Value, Value> {
     worker.cni("STATUS", "", "", &Worker::netconf("1.1.0"))
 }
 
-/// The problem of that node in which these words are.
+/// Waits until the node reports a problem that contains these words. Returns its text.
 fn problem(worker: &Worker, words: &str) -> String {
     worker.wait_for_status(&format!("a problem with {words:?}"), |status| {
         let problems = status["problems"].as_array()?.iter().filter_map(Value::as_str);
@@ -44,7 +44,7 @@ fn wait_for_no_problem(worker: &Worker) {
         .wait_for_status("no problem", |status| (status["problems"] == serde_json::json!([])).then_some(()));
 }
 
-/// What probes of that node say of the other.
+/// The result of the node's probes of the other node, on the first path.
 fn probed(worker: &Worker, other: &str) -> String {
     let nodes = worker.ctl(&["node", "list"]);
     let node = nodes.as_array().unwrap().iter().find(|node| node["name"] == other).unwrap();
@@ -55,7 +55,7 @@ fn probed(worker: &Worker, other: &str) -> String {
 fn a_node_is_ready_only_when_a_peer_that_lives_answers_over_the_way_of_the_pods() {
     let mut lab = lab("direct");
     close(&lab);
-    // There is nobody yet who could answer.
+    // No peer is alive yet that could answer.
     lab.workers[0].start_and_wait();
     lab.workers[1].start();
     let newcomer = &lab.workers[1];
@@ -78,7 +78,7 @@ fn a_node_is_ready_only_when_a_peer_that_lives_answers_over_the_way_of_the_pods(
     assert_flat(&pods, 1450);
     lab.workers.iter().for_each(wait_for_no_problem);
 
-    // Later it is no reason to turn pods away, but it is said.
+    // Later this is no reason to reject pods, but it is reported.
     close(&lab);
     let newcomer = &lab.workers[1];
     let silent = problem(newcomer, "does not answer");
@@ -115,13 +115,13 @@ fn peers_that_do_not_live_are_not_waited_for() {
     assert!(lab.workers[0].stop());
     lab.workers[1].node.run("ip", &["link", "set", "eth0", "down"]);
     lab.workers[0].node.run("rm", &[CNI_CONF]);
-    // As if its lease had run out.
+    // As if the peer's lease had expired.
     lab.etcd.ctl(&["del", "/polder/v1/alive/n2"]);
     lab.workers[0].start_and_wait();
     problem(&lab.workers[0], "node n2 does not answer");
 }
 
-/// Whether the node calls itself ready, in every place where it does.
+/// Whether the node is ready according to its status, and the HTTP status code of `/readyz`.
 fn is_ready(worker: &Worker) -> (bool, u16) {
     (worker.status()["ready"] == true, worker.http("/readyz").0)
 }
@@ -143,7 +143,7 @@ fn a_node_whose_cni_configuration_cannot_be_written_is_not_ready_until_it_can() 
     let (code, text) = worker.http("/readyz");
     assert!(code == 503 && text.contains(CNI_CONF), "{code} {text}");
     assert!(worker.http("/metrics").1.contains("polder_ready 0"));
-    // Whoever calls the plugin nevertheless is served.
+    // Calls of the plugin still succeed.
     worker.pod("a");
     worker.node.run("mount", &["-o", "remount,rw", folder]);
     worker.wait_until_ready();
@@ -161,14 +161,14 @@ fn a_cni_configuration_that_is_deleted_or_damaged_is_written_again() {
             worker.node.read(CNI_CONF).is_ok_and(|text| text == whole)
         });
     }
-    // What another program has added stays.
+    // Entries that another program added stay.
     let more = whole.replace("\"plugins\": [", "\"plugins\": [{ \"type\": \"portmap\" },");
     worker.node.write(CNI_CONF, &more);
     let passes = worker.status()["last_pass"]["count"].as_u64();
     worker.node.shell("ip link set polder0 down");
     worker.wait_for_status("a pass", |status| (status["last_pass"]["count"].as_u64() > passes).then_some(()));
     assert_eq!(worker.node.read(CNI_CONF).unwrap(), more);
-    // Also when the agent starts again, with another configuration.
+    // They also stay when the agent starts again, with another configuration.
     let mut lab = lab;
     lab.workers[0].kill();
     lab.workers[0].configure(&format!("{}\n[cni]\nversion = \"1.0.0\"\n", lab.workers[0].configuration()));
@@ -178,13 +178,13 @@ fn a_cni_configuration_that_is_deleted_or_damaged_is_written_again() {
     let types: Vec<_> = list["plugins"].as_array().unwrap().iter().map(|plugin| &plugin["type"]).collect();
     assert_eq!(types, ["portmap", "polder"], "{list}");
     assert_eq!(list["cniVersion"], "1.0.0", "{list}");
-    // A file that a runtime takes instead of ours is named.
+    // Another file that a runtime uses instead of ours is reported.
     worker.node.write("/run/cni/net.d/05-other.conflist", "{}");
     problem(worker, "/run/cni/net.d/05-other.conflist");
     worker.node.run("rm", &["/run/cni/net.d/05-other.conflist"]);
     wait_for_no_problem(worker);
 
-    // And one that is gone and cannot be written is no readiness.
+    // A node is not ready if the file is missing and cannot be written.
     worker.node.shell("rm -r /run/cni/net.d; touch /run/cni/net.d");
     let not_ready = |status: &Value| (status["ready"] == false).then(|| status["reasons"].to_string());
     let reason = worker.wait_for_status("the reason", not_ready);
@@ -193,7 +193,7 @@ fn a_cni_configuration_that_is_deleted_or_damaged_is_written_again() {
     worker.wait_until_ready();
 }
 
-/// The number of the lease of a node's agent, as `etcdctl` takes it.
+/// The lease ID of a node's agent in hexadecimal, as `etcdctl` expects it.
 fn lease_of(lab: &Lab, name: &str) -> String {
     let found = lab.etcd.ctl(&["get", "--write-out=json", &format!("/polder/v1/alive/{name}")]);
     let found: Value = serde_json::from_str(&found).unwrap();
@@ -222,7 +222,8 @@ fn a_peer_whose_agent_is_dead_is_named_and_counted_until_it_is_back_or_removed()
         assert_eq!(is_ready(worker), (true, 200), "that is nothing to turn pods away for");
     }
 
-    // Without the store nobody knows who lives, and right after its return nobody is called dead.
+    // Without the datastore, no node knows which agents are alive. Right after its return, no agent is reported as
+    // dead.
     lab.workers[2].start_and_wait();
     let worker = &lab.workers[0];
     wait::until_true("the agent to be alive again", || counted(worker, 3, 0));
@@ -237,7 +238,7 @@ fn a_peer_whose_agent_is_dead_is_named_and_counted_until_it_is_back_or_removed()
         if text.contains("polder_nodes{state=\"not_alive\"} 0\n") { Ok(()) } else { Err(text) }
     });
 
-    // A lease that is lost is taken anew within seconds, and the node is not called dead meanwhile.
+    // A lost lease is granted again within seconds, and the node is not reported as dead meanwhile.
     let worker = &lab.workers[0];
     lab.etcd.ctl(&["lease", "revoke", &lease_of(&lab, "n3")]);
     wait::until("the lease to be taken anew", || {
@@ -272,7 +273,7 @@ fn a_way_that_loses_long_packets_is_named() {
     lab.workers.iter().for_each(wait_for_no_problem);
     assert_eq!(probed(&lab.workers[0], "n2"), "answers");
 
-    // What the message says to do helps, too.
+    // The remedy in the message works too.
     port("1400");
     problem(&lab.workers[0], "packets of 1450 bytes");
     for worker in &mut lab.workers {

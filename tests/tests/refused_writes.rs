@@ -1,4 +1,4 @@
-//! An etcd that answers, and refuses to write: it has no space left, or its users and roles do not allow it.
+//! An etcd that answers but refuses writes: it has no space left, or its users and roles do not permit them.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -16,17 +16,17 @@ use polder_tests::{Lab, Topology, cni, wait};
 use serde_json::{Value, json};
 use tokio::runtime;
 
-/// A node that has nothing to write asks every 30 s.
+/// Timeout until a refusal is noticed. A node without pending writes checks every 30 s.
 const TO_BE_NOTICED: Duration = Duration::from_secs(120);
 
-/// More pods than a block of the small pool has addresses for.
+/// More pods than a block of the small pool has addresses.
 const MANY: usize = 8;
 
-/// More writes than an ADD tries, with all that is written besides meanwhile. One that takes a refusal for an unknown outcome
-/// tries one block after the other, 50 of them.
+/// More writes than an ADD attempts, including other writes at the same time. An ADD that treats a refusal as an
+/// unknown outcome attempts one block after the other, up to 50.
 const MANY_ATTEMPTS: u64 = 25;
 
-/// How many writes were refused.
+/// The number of refused writes.
 const REFUSED: &str = "polder_store_write_failures_total{result=\"refused\"}";
 
 const NO_SPACE: &str = "database space exceeded";
@@ -54,7 +54,7 @@ fn wait_until_well(worker: &Worker) {
     });
 }
 
-/// The value of a metric, by its name and labels.
+/// The value of a metric; `name` includes its labels.
 fn metric(worker: &Worker, name: &str) -> u64 {
     let (_, text) = worker.http("/metrics");
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -65,31 +65,31 @@ fn of_small_pool() -> Value {
     cni::conf("1.1.0", &json!({ "pool": "small" }))
 }
 
-/// Adds a pool with blocks of four addresses, of which the node has one then.
+/// Adds a pool with blocks of four addresses, and one pod, so that the node owns a block.
 fn add_small_pool(worker: &Worker) {
     worker.ctl(&["pool", "add", "small", "10.245.0.0/24", "--block-length", "30"]);
     wait::until_true("the pool to be known", || worker.ctl(&["pool", "list"]).to_string().contains("small"));
     worker.pod_with("first", &of_small_pool());
 }
 
-/// Adds pods until there is no address for another; the error of its ADD.
+/// Adds pods until no address is left. Returns the error of the last ADD.
 fn fill_block(worker: &Worker) -> Value {
     let mut pods = (0..MANY).map(|number| worker.try_pod(&format!("pod{number}"), &of_small_pool()));
     pods.find_map(Result::err).expect("the block is full at some time")
 }
 
-/// The lines of the agent's log that say it.
+/// The number of lines in the agent's log that contain these words.
 fn said(worker: &Worker, words: &str) -> usize {
     worker.log().lines().filter(|line| line.contains(words)).count()
 }
 
-/// An ADD that needs a block is told what etcd says, and nothing else is blamed.
+/// An ADD that needs a block reports etcd's reason and the remedy, and no other reason.
 fn assert_true_reason(worker: &Worker, words: &str, remedy: &str) {
     let error = fill_block(worker);
     let message = error["msg"].as_str().unwrap();
     assert!(error["code"] == 11 && message.contains(words) && message.contains(remedy), "{error}");
     assert!(!message.contains("too slow") && !message.contains("does not answer"), "{error}");
-    // A refusal ends the attempt: other blocks would be refused, too.
+    // A refusal ends the attempt: etcd would refuse other blocks too.
     let refused = || metric(worker, REFUSED);
     let before = refused();
     let again = worker.try_pod("again", &of_small_pool()).unwrap_err();
@@ -99,7 +99,7 @@ fn assert_true_reason(worker: &Worker, words: &str, remedy: &str) {
     assert!(!log.contains("other nodes were faster") && !log.contains("too slow"), "{log}");
 }
 
-/// Commands that write say that etcd refuses, and not that nobody knows what they have done.
+/// Commands that write report the refusal, and not an unknown outcome.
 fn assert_commands_refused(worker: &Worker, words: &str) {
     for arguments in [
         &["pool", "add", "another", "10.246.0.0/16"][..],
@@ -124,7 +124,7 @@ fn an_etcd_without_space_is_named_by_all_nodes_and_by_the_add_that_needs_a_block
     let mut lab = Lab::start(Topology::one_segment(2));
     add_small_pool(&lab.workers[0]);
     lab.etcd.run_out_of_space();
-    // Nothing happens on the second node: it finds out by itself.
+    // The second node has nothing to write: it detects the refusal by its own check.
     for worker in &lab.workers {
         let problem = wait_for_problem(worker, &[NO_SPACE]);
         for part in ["no new block", "not published", "no lease", "etcdctl alarm disarm"] {
@@ -140,7 +140,7 @@ fn an_etcd_without_space_is_named_by_all_nodes_and_by_the_add_that_needs_a_block
 
     lab.workers[0].kill();
     wait::until_true("the lease to run out", || !is_alive(&lab.workers[1], "n1"));
-    // Its record would have to be written anew, and it has to ask first whether it lives elsewhere.
+    // After the reboot the node must write its record again, and first check whether its name is alive elsewhere.
     lab.reboot(0);
     lab.workers[0].start_and_wait();
     wait_for_problem(&lab.workers[0], &[NO_SPACE]);
@@ -177,15 +177,15 @@ fn a_removed_node_does_not_serve_while_it_cannot_confirm_that_its_pods_are_gone(
     wait::until_true("the removal to be confirmed", || fences().contains("confirmed"));
 }
 
-/// What the keys start with where that is not the usual prefix.
+/// A key prefix other than the default.
 const PREFIX: &str = "/clusters/blue/";
 
-/// Gives `polder` that permission on what is ours, in place of what it had.
+/// Grants `polder` this permission on the prefix, which replaces the previous one.
 fn permit(lab: &Lab, permission: &str, prefix: &str) {
     lab.etcd.change_users(&["role", "grant-permission", "polder", "--prefix=true", permission, prefix]);
 }
 
-/// A lab whose etcd knows its clients by their certificates: `polder` may read and write what is ours, and no more.
+/// A lab whose etcd identifies clients by their certificates: `polder` may read and write under the prefix only.
 fn lab_with_users(folder: &Path, prefix: &str) -> Lab {
     let authority = Authority::new(folder, "polder-lab");
     let mut lab =
@@ -221,19 +221,19 @@ fn a_role_that_may_read_only_is_named_with_what_is_refused_and_the_grant_that_he
     permit(&lab, "read", PREFIX);
     let grant = format!("etcdctl role grant-permission ROLE --prefix=true readwrite {PREFIX}");
     for worker in &lab.workers {
-        // What is refused is named as soon as it was tried: the lease is, too, in the end.
+        // A refused write is reported as soon as it was attempted; the lease may be the last.
         wait_for_problem(worker, &[NO_PERMISSION, &grant, "no lease"]);
         assert_eq!(worker.status()["ready"], true);
     }
     assert_true_reason(&lab.workers[0], NO_PERMISSION, "grant-permission");
     assert_commands_refused(&lab.workers[0], NO_PERMISSION);
-    // The commands that somebody gave are over; what the node itself wants to write is still refused.
+    // The refused commands are over; the node's own writes are still refused.
     lab.workers[0].kill();
     wait::until_true("the lease to run out", || !is_alive(&lab.workers[1], "n1"));
     lab.workers[0].start_and_wait();
     wait_for_problem(&lab.workers[0], &[NO_PERMISSION, "no lease"]);
 
-    // Revoked altogether: the watch that runs goes on.
+    // All permissions are revoked: the existing watch continues.
     lab.etcd.change_users(&["role", "revoke-permission", "polder", "--prefix=true", PREFIX]);
     wait_for_problem(&lab.workers[1], &[NO_PERMISSION]);
 
@@ -243,7 +243,7 @@ fn a_role_that_may_read_only_is_named_with_what_is_refused_and_the_grant_that_he
     lab.workers[0].pod_with("last", &of_small_pool());
 }
 
-/// Sets a flag when it goes, also where a test fails.
+/// Sets a flag when it is dropped, also if the test fails.
 struct AtTheEnd<'a>(&'a AtomicBool);
 
 impl Drop for AtTheEnd<'_> {
@@ -252,7 +252,7 @@ impl Drop for AtTheEnd<'_> {
     }
 }
 
-/// A client at etcd, by its certificate.
+/// The configuration of an etcd client with the certificate of `polder`.
 fn etcd_config(lab: &Lab, folder: &Path) -> EtcdConfig {
     let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
     EtcdConfig {
@@ -279,7 +279,7 @@ fn a_write_that_meets_a_change_of_users_is_done_or_known_not_to_be() {
             let put = Write::Put { key, value: b"{}".to_vec() };
             match store.transact(&Txn { compares: Vec::new(), writes: vec![put] }).await {
                 Ok(Outcome::Applied { .. }) => drop(written.fetch_add(1, Ordering::Relaxed)),
-                // Changed twice in a row.
+                // The users changed twice in a row.
                 Err(StoreError::Refused { refusal, .. }) => {
                     assert!(refusal.words.contains("revision of auth store is old"), "{refusal}");
                 }
@@ -303,13 +303,14 @@ fn a_write_that_meets_a_change_of_users_is_done_or_known_not_to_be() {
                     })
                     .await;
                     assert_eq!(store.writes().failures().unknown, 0);
-                    // Tried once only, several writers would be refused at each change; tried again, hardly ever one.
+                    // With one attempt per write, several writers would be refused at each change; with a retry, hardly
+                    // any.
                     let refused = store.writes().failures().refused;
                     assert!(refused < CHANGES, "{refused} writes were refused at {CHANGES} changes");
                 });
             });
         });
-        // Whatever ends this: the writers must not go on for ever.
+        // Even if this thread panics, the writers must end.
         let end = AtTheEnd(&done);
         for number in 0..CHANGES {
             lab.etcd.change_users(&["role", "add", &format!("role{number}")]);

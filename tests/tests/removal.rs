@@ -1,4 +1,4 @@
-//! Nodes that are removed, nodes that come under a name that was another's, and blocks that go back.
+//! Removed nodes, nodes with the name of another node, and blocks that are released.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -12,10 +12,10 @@ use polder_tests::wait::PATIENCE;
 use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::{Value, json};
 
-/// Freed addresses rest as short as they can: what waits for that waits for ten seconds.
+/// The shortest permitted cool-down, because some tests wait for its end: 10 s.
 const SHORT_REST: &str = "[ipam]\ncooldown_seconds = 10";
 
-/// A lab whose nodes are not started, with that pool.
+/// A lab with this pool. The agents are not started.
 fn lab(nodes: usize, pool: &'static str) -> Lab {
     let lab = Lab::build(Topology { pools: vec![pool], ..Topology::one_segment(nodes) });
     lab.workers.iter().for_each(rest_shortly);
@@ -26,7 +26,7 @@ fn rest_shortly(worker: &Worker) {
     worker.configure(&format!("{}{SHORT_REST}\n", worker.configuration()));
 }
 
-/// The blocks that are claimed, with the nodes' names.
+/// The claims: the key of each block, and the name of its node.
 fn claims(lab: &Lab) -> Vec<(String, String)> {
     let node = |key: &String| {
         let record: Value = serde_json::from_str(lab.etcd.ctl(&["get", "--print-value-only", key]).trim())
@@ -52,7 +52,7 @@ fn add(worker: &Worker, name: &str) -> Result<Pod, Value> {
     worker.try_pod(name, &Worker::netconf("1.1.0"))
 }
 
-/// What the node says while it does not serve.
+/// Waits until the node is not ready for a reason that contains this text. Returns its reasons.
 fn reason(worker: &Worker, sign: &str) -> String {
     worker.wait_for_status(&format!("a reason with {sign:?}"), |status| {
         let reasons = status["reasons"].to_string();
@@ -62,7 +62,7 @@ fn reason(worker: &Worker, sign: &str) -> String {
 
 #[test]
 fn a_removed_node_cuts_its_pods_off_and_its_block_goes_to_another_after_the_cool_down() {
-    // Two blocks, and both have owners.
+    // Two blocks, both claimed.
     let mut lab = lab(2, "10.244.0.0/25");
     lab.start_agents();
     let kept = lab.workers[0].pod("kept");
@@ -70,7 +70,7 @@ fn a_removed_node_cuts_its_pods_off_and_its_block_goes_to_another_after_the_cool
     let block = claims(&lab).into_iter().find(|(_, node)| node == "n2").unwrap().0;
     assert_ne!(own_addresses(&lab.workers[1]), "");
     let said = lab.workers[0].remove_node("n2", 1);
-    // It may have done so before this answer was made.
+    // The node may have disconnected its pods before this answer was made.
     let said = said.as_str().unwrap();
     let signs = ["are held back until it has disconnected its pods", "its pods are gone"];
     assert!(signs.iter().any(|sign| said.contains(sign)), "{said}");
@@ -107,7 +107,7 @@ fn a_removed_node_does_not_say_that_its_pods_are_gone_while_a_plugin_works_that_
     let mut lab = Lab::start(Topology::one_segment(2));
     let pod = lab.workers[1].pod("a");
     lab.workers[1].kill();
-    // What a plugin holds from the agent's answer until its interface is made: this one hangs.
+    // A plugin holds this from the agent's answer until its interface is created. This plugin hangs.
     let socket = lab.workers[1].node.outside(Path::new("/run/polder/agent.sock"));
     let hung = AddMark::set(&socket, &pod.attachment()).unwrap();
     lab.workers[1].start();
@@ -128,7 +128,7 @@ fn what_a_node_had_that_was_removed_while_it_was_away_rests_until_it_has_confirm
     lab.workers[1].kill();
     lab.workers[2].kill();
     let operator = &lab.workers[0];
-    // Its lease may still be there.
+    // Its lease may still be valid.
     operator.remove_node("n2", 1);
     operator.ctl(&["node", "remove", "n3"]);
     let said = operator.ctl(&["node", "remove", "n3", "--dead"]);
@@ -139,7 +139,7 @@ fn what_a_node_had_that_was_removed_while_it_was_away_rests_until_it_has_confirm
     let nodes = operator.ctl(&["node", "list"]).to_string();
     assert!(nodes.contains("1 blocks are held back until it has disconnected its pods"), "{nodes}");
 
-    // Both come back, and learn that they are not in the cluster any more.
+    // Both start again, and detect that they are not in the cluster any more.
     for number in [1, 2] {
         lab.workers[number].start();
         reason(&lab.workers[number], "was removed from the cluster");
@@ -147,7 +147,7 @@ fn what_a_node_had_that_was_removed_while_it_was_away_rests_until_it_has_confirm
     assert_eq!(pod_interfaces(&lab.workers[1]), 0, "the pod is cut off");
     wait::until_true("the other block to go back", || claims_of(&lab, "n2") == 0);
 
-    // Without its ledger the machine is a new node of the old name.
+    // Without its ledger the machine is a new node with the old name.
     let worker = &mut lab.workers[1];
     worker.kill();
     worker.node.shell("rm -r /var/lib/polder; ip netns delete a");
@@ -165,7 +165,7 @@ fn a_node_that_lost_its_ledger_and_was_removed_joins_anew_without_the_old_pods_a
     lab.workers[0].remove_node("n2", 1);
     lab.workers[1].node.shell("rm /var/lib/polder/ledger.db*");
     lab.workers[1].start();
-    // A record that went while the agent was away could be lost: nothing is claimed for a minute.
+    // A record that was deleted while the agent did not run could be a loss: the node claims no block for 60 s.
     wait::within(PATIENCE * 4, "the node to be ready", || match lab.workers[1].try_status()? {
         status if status["ready"] == true => Ok(()),
         status => Err(status["reasons"].to_string()),
@@ -245,11 +245,11 @@ fn a_node_that_was_removed_has_no_cni_configuration_and_is_no_problem_of_the_oth
         let rests = status["removed"][0]["standing"].as_str()?.contains("its pods are gone");
         (rests && status["removed"][0]["node"] == "n1" && status["problems"] == json!([])).then_some(())
     });
-    // A runtime needs the file to take down what it has.
+    // A runtime needs the file to delete its pods.
     assert!(first.node.read(CNI_CONF).is_ok(), "the pod cannot be deleted any more");
     first.delete(&pod);
     wait::until_true("the CNI configuration to be gone", || first.node.read(CNI_CONF).is_err());
-    // It warns of no peer, whether or not one answers.
+    // The removed node reports no silent peer, whether or not a peer is silent.
     let warnings = || first.log().lines().filter(|line| line.contains("does not answer")).count();
     let before = warnings();
     second.node.run("ip", &["link", "set", "eth0", "down"]);
@@ -273,7 +273,7 @@ fn a_clone_of_a_living_machine_does_not_serve_and_says_why() {
     lab.start_agents();
     let pod = lab.workers[0].pod("a");
     let machine_id = lab.workers[0].node.read("/etc/machine-id").unwrap();
-    // Under a name of its own, and under the same one, with and without a copy of the ledger.
+    // First with a name of its own, then with the same name, without and with a copy of the ledger.
     lab.add_worker(1);
     let clone = &mut lab.workers[1];
     rest_shortly(clone);
@@ -302,7 +302,7 @@ fn a_clone_of_a_living_machine_does_not_serve_and_says_why() {
     reason(clone, "node n1 is alive in another boot");
     assert_ne!(clone.status()["blocks"], json!([]), "it has the ledger");
     assert_eq!(add(clone, "b").unwrap_err()["code"], 11);
-    // It has to hear of something, look again, and still not take what is another's.
+    // The clone receives a change, checks again, and still does not replace the records of the original.
     original.ctl(&["pool", "add", "more", "10.245.0.0/24"]);
     wait::until_true("the clone to hear of it", || clone.ctl(&["pool", "list"]).to_string().contains("more"));
     let (clean, checked) = original.ctl_verdict(&["ipam", "check", "--repair"]);
@@ -311,10 +311,10 @@ fn a_clone_of_a_living_machine_does_not_serve_and_says_why() {
     reason(clone, "node n1 is alive in another boot");
     assert_eq!(records(&lab.etcd), before);
 
-    // When the first is gone for good, the second is it.
+    // When the original is gone for good, the clone is node n1.
     assert!(lab.workers[0].stop());
     lab.workers[0].node.shell(&format!("ip link del {}", pod.host_interface()));
-    // Its lease has to run out, and then what was the first one's rests.
+    // The original's lease must expire first, and then its addresses are in cool-down.
     wait::within(PATIENCE * 2, "the second to be ready", || match lab.workers[1].try_status()? {
         status if status["ready"] == true => Ok(()),
         status => Err(status["reasons"].to_string()),
@@ -326,7 +326,7 @@ fn blocks_that_are_not_needed_any_more_go_back() {
     let mut lab = lab(2, "10.244.0.0/24");
     lab.start_agents();
     let worker = &lab.workers[0];
-    // One block has 64 addresses, and the next is claimed before they are out.
+    // One block has 64 addresses, and the next is claimed before they are used up.
     let pods: Vec<Pod> = (0..61).map(|number| worker.pod(&format!("p{number}"))).collect();
     wait::until_true("another block", || claims_of(&lab, "n1") == 2);
     let (kept, rest) = pods.split_at(2);

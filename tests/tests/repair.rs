@@ -1,4 +1,4 @@
-//! Whoever changes what is ours in the kernel: it is put right because the kernel tells, and remembered.
+//! Changes of Polder's kernel state by other programs: the kernel reports them, the agent repairs and records them.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -10,10 +10,10 @@ use polder_tests::matrix::assert_flat;
 use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::{Value, json};
 
-/// Longer than an agent that has been told of something waits before it looks.
+/// Longer than an agent waits before a pass after a notification.
 const LONGEST_GAP: Duration = Duration::from_secs(1);
 
-/// Three nodes that would look by themselves only after hours, with a pod on each.
+/// Three nodes without periodic passes for an hour, with a pod on each.
 fn lab() -> (Lab, Vec<Pod>) {
     let mut lab = Lab::build(Topology::two_segments());
     lab.workers.iter().for_each(|worker| worker.configure_also("resync_seconds = 3600"));
@@ -27,7 +27,7 @@ fn repairs(worker: &Worker) -> u64 {
     worker.status()["repair_count"].as_u64().unwrap()
 }
 
-/// The repair that says so, among those behind the first `earlier`.
+/// Waits for a repair with these words, after the first `earlier` repairs. Returns it.
 fn repair(worker: &Worker, earlier: u64, words: &str) -> Value {
     worker.wait_for_status(&format!("a repair that says {words:?}"), |status| {
         let new = usize::try_from(status["repair_count"].as_u64()? - earlier).unwrap();
@@ -36,7 +36,7 @@ fn repair(worker: &Worker, earlier: u64, words: &str) -> Value {
     })
 }
 
-/// Waits until no pass is about to be made: it would find what the kernel has not told of.
+/// Waits until no pass is pending: it would find changes that the kernel did not report.
 fn wait_until_nobody_looks(worker: &Worker) {
     let (mut last, mut since) = (None, Instant::now());
     wait::until("no more passes", || {
@@ -69,7 +69,7 @@ fn whatever_somebody_changes_is_put_right_and_the_status_says_what_it_was() {
     let before = kernel_state(worker);
     let forwards_no_more = |name: &str| format!("echo 0 > /proc/sys/net/ipv4/conf/{name}/forwarding");
 
-    // What somebody does, and a word of what it takes to put it right.
+    // Commands of another program, and words of the expected repair.
     let disturbances = [
         (format!("ip route delete {direct}"), format!("route {direct} direct")),
         (
@@ -94,7 +94,7 @@ fn whatever_somebody_changes_is_put_right_and_the_status_says_what_it_was() {
             format!("bridge fdb replace {vtep} dev polder.vx dst {remote} self dynamic"),
             format!("FDB entry {vtep}"),
         ),
-        // It may be put right before the last of them.
+        // The entry may be repaired before the last command.
         (
             format!(
                 "ip nexthop add id 84 via {remote} fdb; ip nexthop add id 85 group 84 fdb; \
@@ -119,7 +119,7 @@ fn whatever_somebody_changes_is_put_right_and_the_status_says_what_it_was() {
         ("ip link set polder0 address 02:00:00:00:00:77".to_owned(), "adjust polder0".to_owned()),
         ("ip link set polder.vx mtu 1300".to_owned(), "adjust polder.vx".to_owned()),
         (
-            // In one go: it may be repaired before the last of them.
+            // In one batch: the bridge may be repaired before the last command.
             "printf 'link set polder0 down\\nlink set polder0 name other\\nlink set other up\\n' | ip -batch - || true"
                 .to_owned(),
             "restore the name of polder0".to_owned(),
@@ -133,7 +133,7 @@ fn whatever_somebody_changes_is_put_right_and_the_status_says_what_it_was() {
         ("nft delete table inet polder".to_owned(), "install the packet filter".to_owned()),
         ("nft delete table arp polder".to_owned(), "install the packet filter".to_owned()),
         ("nft flush set inet polder peers4".to_owned(), "set peers4: add".to_owned()),
-        // It is there for ARP, too, and no longer the same.
+        // The ARP filter has the same set, which then differs.
         ("nft flush set inet polder senders4".to_owned(), "set senders4".to_owned()),
         ("sysctl -w net.ipv4.ip_forward=0".to_owned(), "net/ipv4/ip_forward to 1".to_owned()),
         (forwards_no_more("eth0"), "net/ipv4/conf/eth0/forwarding to 1".to_owned()),
@@ -163,10 +163,10 @@ fn the_status_says_which_process_it_was_where_the_kernel_tells() {
     worker.node.shell("nft flush set inet polder senders4");
     let by = repair(worker, 0, "set senders4")["by"].to_string();
     assert!(by.contains("process") && by.contains("(nft)"), "{by}");
-    // Of routes it tells the port of a socket, which is a process id only in the sender's own PID namespace.
+    // For routes the kernel reports a socket's port, which is a process ID only in the sender's own PID namespace.
     worker.node.shell("(echo 'route delete 10.244.0.0/16'; sleep 1) | ip -batch -");
     assert_eq!(repair(worker, 0, "route 10.244.0.0/16")["by"], json!([]));
-    // What is in nobody's way in the tunnel is heard of, too.
+    // An additional entry on the tunnel interface is detected too, although it conflicts with nothing.
     let stranger = "10.244.255.7 lladdr 02:00:00:00:00:98 nud permanent dev polder.vx";
     worker.node.shell(&format!("(echo 'neigh add {stranger}'; sleep 1) | ip -batch -"));
     assert_eq!(repair(worker, 0, "delete neighbour 10.244.255.7")["by"], json!([]));
@@ -187,7 +187,7 @@ fn pods_that_come_and_go_are_no_repairs_and_what_is_not_ours_is_left_alone() {
         worker.node.shell("ip address show other; ip route show 198.51.100.0/24; nft list table inet other")
     };
     let theirs = foreign();
-    // While much else changes, something that is put right may go with that, and is no repair of its own.
+    // During many other changes, a repair may be part of another pass, and is then not recorded as a repair.
     wait::until("a repair", || {
         worker.node.shell("ip route delete 10.244.0.0/16");
         wait::until_true("the route to be back", || {

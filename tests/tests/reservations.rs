@@ -1,4 +1,4 @@
-//! Addresses that belong to workloads by name, on whatever node they come back.
+//! Addresses that are reserved for workloads by name, on any node.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
 
-/// Two nodes, with a pool for reservations.
+/// Three nodes, with a pool for reservations.
 fn lab() -> Lab {
     let lab = Lab::start(Topology::two_segments().families(Families::DUAL));
     let pool = r#"{"cidr":"10.99.0.0/24","block_length":26,"state":"active","purpose":"reservations"}"#;
@@ -41,7 +41,7 @@ fn address(last: u8) -> IpAddr {
     IpAddr::from([10, 99, 0, last])
 }
 
-/// Tries to add another sandbox of a pod.
+/// Calls the plugin for another sandbox of a pod.
 fn add_sandbox(
     worker: &Worker,
     pod: &str,
@@ -91,12 +91,12 @@ fn a_workload_keeps_its_address_on_whatever_node_it_comes_back() {
     here.delete(&pod);
     wait::until_true("the address to be let go", || holder(&lab, own)["holder"].is_null());
     assert_eq!(holder(&lab, own)["owner"], "lab/web-0", "the workload keeps it");
-    // The other node may not have heard of it yet.
+    // The other node may not know of the release yet.
     let pod = there.pod_within(PATIENCE, "web-0", &by_name());
     assert_eq!(pod.v4(), own);
     others.iter().for_each(|other| assert_reachable(other, &pod));
 
-    // What the old sandbox's runtime does late changes nothing.
+    // A late DEL from the runtime of the old sandbox changes nothing.
     for _ in 0..2 {
         assert!(here.cni("DEL", "web-0", "", &by_name()).is_ok());
     }
@@ -124,7 +124,7 @@ fn an_add_waits_for_a_holder_that_is_about_to_leave() {
     let lab = lab();
     let worker = &lab.workers[0];
     let own = worker.pod_with("web-0", &by_name()).v4();
-    // As of a pod of a StatefulSet that is deleted by force: the DEL comes after the ADD of the next one.
+    // As for a pod of a StatefulSet that is deleted by force: the DEL comes after the ADD of the next pod.
     std::thread::scope(|scope| {
         let add = scope.spawn(|| add_sandbox(worker, "web-0", "next", "ADD", &by_name()));
         wait::until_true("the ADD to be refused once", || worker.log().contains("no reserved address"));
@@ -148,14 +148,14 @@ fn an_address_is_not_handed_over_while_its_holder_may_live() {
     assert!(said.contains("still held by polder/web-0/eth0 on node n1"), "{said}");
     let said = refused(&lab.workers[0], "again");
     assert!(said.contains("assigned again when that pod is gone") && !said.contains("node remove"), "{said}");
-    // Not to be heard from is not to be gone.
+    // An unreachable node may still run its pods.
     lab.workers[0].kill();
     lab.etcd.ctl(&["del", "/polder/v1/alive/n1"]);
     refused(&lab.workers[1], "still");
     lab.workers[1].ctl(&["node", "remove", "n1"]);
     let said = refused(&lab.workers[1], "and-still");
     assert!(said.contains("has not confirmed"), "{said}");
-    // The node comes back, cuts the pod off and says so.
+    // The node comes back, disconnects the pod and confirms that.
     lab.workers[0].start();
     let there = &lab.workers[1];
     let result = wait::until("the address to be handed over", || add_sandbox_again(there, "web-0", "retry"));

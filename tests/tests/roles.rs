@@ -1,4 +1,4 @@
-//! A user of etcd for each node: what it may write, and what it may not.
+//! One etcd user per node: the writes that etcd permits, and those that it refuses.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -12,7 +12,7 @@ use serde_json::json;
 
 type Certificate = (PathBuf, PathBuf);
 
-/// Lets the agent show that certificate from its next start on.
+/// Configures the agent's etcd certificate, from its next start on.
 fn identify(worker: &Worker, authority: &Authority, (cert, key): &Certificate) {
     let [ca, cert, key] = [&authority.ca(), cert, key].map(|path| path.display().to_string());
     let lines = worker.configuration();
@@ -23,7 +23,7 @@ fn identify(worker: &Worker, authority: &Authority, (cert, key): &Certificate) {
     worker.configure(&config.replace("[etcd]\n", &tls));
 }
 
-/// What is an operator's is refused with the remedy.
+/// Commands of an operator are refused, with the remedy.
 fn assert_commands_refused(worker: &Worker) {
     for command in [
         &["pool", "add", "more", "10.245.0.0/16"][..],
@@ -38,7 +38,7 @@ fn assert_commands_refused(worker: &Worker) {
     }
 }
 
-/// An operator's user and password, which nobody finds among the arguments: the pool "more" is drained and removed.
+/// Uses an operator's user and password, which is not among the arguments: pool `more` is drained and removed.
 fn change_pools_with_a_password(lab: &Lab, folder: &Path) {
     let worker = &lab.workers[0];
     lab.etcd.change_users(&["user", "add", "boss:boss-password"]);
@@ -67,11 +67,11 @@ fn a_node_with_its_own_user_does_its_work_and_cannot_write_what_is_another_nodes
     for (worker, certificate) in lab.workers.iter().zip([&n1, &n2]) {
         identify(worker, &authority, certificate);
     }
-    // Somebody has to write the first settings.
+    // The agents write the first settings before etcd checks permissions.
     lab.start_agents();
     let roles = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/etcd-roles");
     for _ in 0..2 {
-        // The second time, all is there.
+        // The second run finds everything in place.
         let arguments = [roles.to_str().unwrap(), "--operator", "admin", "n1", "n2"];
         wait::until("etcd to have its roles", || lab.etcd.run("bash", &arguments));
     }
@@ -81,7 +81,7 @@ fn a_node_with_its_own_user_does_its_work_and_cannot_write_what_is_another_nodes
         lab.etcd.change_users(arguments);
     }
 
-    // What it may not write is refused, and what is its own is not.
+    // Writes to other keys are refused, writes to the node's own keys are not.
     lab.etcd.identify(&n1.0, &n1.1);
     let put = |key: &str| lab.etcd.try_ctl(&["put", &format!("/polder/v1/{key}"), "{}"]);
     for of_others in [
@@ -104,7 +104,7 @@ fn a_node_with_its_own_user_does_its_work_and_cannot_write_what_is_another_nodes
     }
     lab.etcd.identify(&root.0, &root.1);
 
-    // All that a node does by itself, from its start on.
+    // Everything that a node does by itself, from its start on.
     for worker in &mut lab.workers {
         assert!(worker.stop());
         worker.start_and_wait();
@@ -117,12 +117,12 @@ fn a_node_with_its_own_user_does_its_work_and_cannot_write_what_is_another_nodes
         assert_eq!(worker.status()["problems"], json!([]));
     }
 
-    // What is an operator's is refused at once, with the remedy, and not left open. The node is well all the same.
+    // Operator commands are refused at once, with the remedy and a known outcome. The node has no problem.
     let worker = &lab.workers[0];
     assert_commands_refused(worker);
     assert_eq!(worker.status()["problems"], json!([]));
 
-    // With an operator's certificate it is done, and the agent goes on with its own.
+    // With an operator's certificate the commands succeed, and the agent continues with its own.
     let path = |path: &PathBuf| path.display().to_string();
     let [cert, key] = [path(&admin.0), path(&admin.1)];
     let certificate = ["--etcd-cert", &cert, "--etcd-key", &key];
@@ -135,10 +135,10 @@ fn a_node_with_its_own_user_does_its_work_and_cannot_write_what_is_another_nodes
     let said = worker.try_ctl(&["pool", "drain", "more"]).expect_err("the agent has kept the credentials");
     assert!(said.contains("permission denied"), "{said}");
 
-    // So it is with a user and a password.
+    // The same with a user and a password.
     change_pools_with_a_password(&lab, folder.path());
 
-    // A certificate that names nobody, or another node, is as good as none.
+    // A certificate of an unknown user, or of another node, is refused too.
     let nobody = authority.sign("nobody", &[]);
     for shown in [&nobody, &n2] {
         let [cert, key] = [path(&shown.0), path(&shown.1)];

@@ -1,4 +1,4 @@
-//! A real container runtime: what Kubernetes promises of the containers of a pod, and of pods among each other.
+//! A real container runtime: the guarantees of Kubernetes for the containers of a pod, and between pods.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -8,7 +8,7 @@ use polder_tests::{Lab, Topology, wait};
 
 const SLEEP: [&str; 2] = ["sleep", "86400"];
 
-/// The installed runtime, and the newer one where there is one.
+/// The installed runtime, and the newer one if it is configured.
 fn releases() -> Vec<Release> {
     let newer = Release::newer();
     if newer.is_none() {
@@ -39,19 +39,19 @@ impl<'a> Pod<'a> {
         &self.sandbox.addresses[0]
     }
 
-    /// What a container says to a command that must succeed.
+    /// Runs a command in a container. Returns its output; the command must succeed.
     fn says(&self, container: &str, command: &[&str]) -> String {
         let said = self.runtime.exec(container, command);
         assert_eq!(said.code, 0, "{command:?}: {said:?}");
         said.output
     }
 
-    /// Starts a server in the first container; it goes on in the background.
+    /// Starts a server in the first container, in the background.
     fn serve(&self, listen: &str) {
         self.says(&self.first, &["httpd", "-h", "/www", "-p", listen]);
     }
 
-    /// Gets a page from a server, from the second container.
+    /// Requests a page from a server, from the second container. Returns the last line.
     fn get(&self, server: &str, port: u16, page: &str) -> String {
         let get = format!(r"printf 'GET {page} HTTP/1.0\r\n\r\n' | busybox nc -w 5 {server} {port}");
         let answer = self.says(&self.second, &["sh", "-c", &get]);
@@ -128,7 +128,7 @@ fn give_back(release: &Release) {
         lab.etcd.ctl(&["get", "--print-value-only", &key]).contains(r#""namespace":"default","name":"a""#)
     });
     for pod in &pods {
-        // kubelet stops a pod again when it is not sure.
+        // kubelet stops a pod again if it is unsure of the outcome.
         runtime.stop_pod(&pod.sandbox);
         runtime.remove_pod(&pod.sandbox);
     }
@@ -145,13 +145,13 @@ fn a_pod_gets_the_address_and_the_pool_that_its_annotations_name() {
 
 fn annotate(release: &Release) {
     let mut lab = Lab::build(Topology::one_segment(1).families(Families::DUAL));
-    // A plugin of others after ours: the runtime calls both.
+    // A plugin of another project after ours: the runtime calls both.
     let chain = "[cni]\nchain = [{ type = \"tuning\", sysctl = { \"net.core.somaxconn\" = \"567\" } }]\n";
     lab.workers[0]
         .configure(&lab.workers[0].configuration().replace("[etcd]\n", &format!("{chain}[etcd]\n")));
     lab.start_agents();
     let runtime = Runtime::start(&lab.workers[0], release);
-    // In a block that nobody has yet, so that no other pod has it by chance.
+    // In a block that no node owns, so that no other pod has the address by chance.
     let wanted = "10.244.255.77";
     let asked =
         [("polder.dev/address", wanted), ("polder.dev/pool", "ipv4"), ("example.com/other", "anything")];
@@ -164,7 +164,7 @@ fn annotate(release: &Release) {
     let tuned = runtime.exec(&container, &["cat", "/proc/sys/net/core/somaxconn"]).output;
     assert_eq!(tuned.trim(), "567", "the chained plugin was not called");
 
-    // What cannot be had is said to whoever looks at the pod.
+    // The runtime's error contains the plugin's reason.
     let refused = runtime.try_run_pod("asks-too", &asked).unwrap_err();
     assert!(refused.contains(wanted) && refused.contains(&pod.id), "{refused}");
     let refused = runtime.try_run_pod("asks-wrongly", &[("polder.dev/pool", "nobody")]).unwrap_err();

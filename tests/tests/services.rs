@@ -1,5 +1,5 @@
-//! Services as kube-proxy makes them, with NAT on every node: a pod's packet has to pass the node's IP stack once, and
-//! the other end sees who sent it.
+//! Services as kube-proxy implements them, with NAT on every node: a pod's packet must pass the node's IP stack once,
+//! and the server sees the sender's address.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -10,8 +10,8 @@ use polder_tests::fabric::{Families, address};
 use polder_tests::probe::{self, Echo, PORT};
 use polder_tests::{Lab, Pod, Topology, wait};
 
-/// With `br_netfilter`, rules of the IP stack see what is on bridges. A new network namespace begins with 1, and
-/// Kubernetes' installers set that, too.
+/// With `br_netfilter`, rules of the IP stack also process packets on bridges. The settings are 1 in a new network
+/// namespace, and Kubernetes installers set them to 1 too.
 const BRIDGE_CALLS: [&str; 2] = ["net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables"];
 
 fn lab(bootstrap: &str) -> Lab {
@@ -22,8 +22,8 @@ fn service(v6: bool) -> IpAddr {
     if v6 { "fd00:10:96::1".parse().unwrap() } else { "10.96.0.1".parse().unwrap() }
 }
 
-/// Makes the service on that node, in place of any other: one address, one pod behind it. Only what a pod sends to itself
-/// is masqueraded.
+/// Creates the service on that node, and replaces the previous one: one address, one pod behind it. Only packets from a
+/// pod to itself are masqueraded.
 fn serve(worker: &Worker, pod: &Pod) {
     for own in pod.addresses() {
         let v6 = own.is_ipv6();
@@ -44,8 +44,8 @@ fn serve(worker: &Worker, pod: &Pod) {
     }
 }
 
-/// Pods behind the service on the same node, on one on the same link, and on one behind a router: all are reached from a
-/// pod, from the node, and the first from itself.
+/// Pods behind the service on the same node, on a node on the same link, and on a node behind a router: all are
+/// reachable from a pod and from the node, and the first also from itself.
 fn assert_services_work(lab: &Lab, round: &str) {
     let worker = &lab.workers[0];
     let client = worker.pod(&format!("client{round}"));
@@ -70,9 +70,9 @@ fn assert_services_work(lab: &Lab, round: &str) {
     worker.delete(&client);
 }
 
-/// What `br_netfilter` is set to, or nothing, if this kernel has none: then it says what is not tested.
+/// The settings of `br_netfilter`. `None` if this kernel does not have it, with a message that this is not tested.
 fn bridge_calls(worker: &Worker) -> Option<[String; 2]> {
-    // The node's own are seen by what runs in it alone.
+    // The settings are per network namespace: read them in the node.
     let read = |setting| worker.node.shell(&format!("sysctl -n {setting}")).trim().to_owned();
     let is_there = worker.node.shell("ls /proc/sys/net").lines().any(|folder| folder == "bridge");
     if !is_there {
@@ -126,7 +126,7 @@ fn a_node_with_addresses_that_are_not_of_the_underlay_reaches_pods_behind_tunnel
             "ip address add {own} dev lo nodad; ip route replace default via {router} dev eth0 src {own}"
         ));
     }
-    // Who comes from outside gets an address of the node, as kube-proxy does it for node ports.
+    // Traffic from outside gets an address of the node, as kube-proxy does it for node ports.
     worker.node.shell(
         "nft 'add table inet nodeport; add chain inet nodeport c { type nat hook postrouting priority 100; }; \
          add rule inet nodeport c iifname eth0 ct status dnat masquerade'",

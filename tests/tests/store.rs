@@ -1,4 +1,4 @@
-//! What goes on when etcd loses, garbles or replaces what it had.
+//! The cluster when etcd loses, corrupts or replaces its records.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -24,12 +24,12 @@ fn pods(lab: &Lab, name: &str) -> Vec<Pod> {
     lab.workers.iter().map(|worker| worker.pod(name)).collect()
 }
 
-/// The keys of everything that agents write.
+/// All keys that agents write.
 fn keys(lab: &Lab) -> Vec<String> {
     lab.etcd.keys("/polder/")
 }
 
-/// Waits until the store has the same keys as before, and all nodes serve and know the ways to all others.
+/// Waits until etcd has the same keys as before, and all nodes are ready and have paths to all others.
 fn assert_restored(lab: &Lab, before: &[String]) {
     wait::until("all records to be back", || {
         let now = keys(lab);
@@ -71,7 +71,7 @@ fn a_store_that_is_replaced_by_an_empty_one_gets_everything_back_without_the_fir
         written.is_ok_and(|text| text.matches("blocks/").count() == 3)
     });
     for worker in &lab.workers {
-        // The agents that run know the settings, and those of the configuration do not matter any more.
+        // Running agents know the settings, and do not need those of the configuration any more.
         let config = worker.configuration();
         worker.configure(config.split("[bootstrap]").next().unwrap());
     }
@@ -92,7 +92,7 @@ fn a_store_that_went_on_without_us_is_read_anew() {
     let old = pods(&lab, "old");
     wait::until_true("the addresses to be published", || keys(&lab).len() == 10);
     let before = keys(&lab);
-    // Another store, and one that is further than the old one ever was.
+    // Another store, whose revision is higher than the old one ever was.
     lab.workers.iter().for_each(|worker| worker.freeze(true));
     lab.etcd.kill();
     lab.etcd.nodes().for_each(|node| drop(node.shell("rm -r /var/lib/etcd")));
@@ -162,7 +162,7 @@ fn a_lease_is_not_taken_back_from_who_has_come_to_own_its_key() {
     hold(first, &is_held);
     write("second");
     wait::until_true("the lease to run out", || !is_held());
-    // More than one attempt.
+    // Long enough for more than one attempt.
     let started = Instant::now();
     hold(first, &|| is_held() || started.elapsed() > Duration::from_secs(5));
     assert!(!is_held());
@@ -174,7 +174,7 @@ fn any_member_of_three_may_end() {
     let old = pods(&lab, "old");
     for number in 0..3 {
         while_talking(&old, || lab.etcd.kill_member(number));
-        // What needs etcd works with the other two: a node comes, and everybody knows it.
+        // Operations that need etcd work with the other two members: a node joins, and all others detect it.
         lab.add_worker(1).start_and_wait();
         let new = lab.workers.last().unwrap().name().to_owned();
         for worker in lab.workers.iter().filter(|worker| worker.name() != new) {

@@ -1,4 +1,4 @@
-//! What goes on when parts of Polder end.
+//! The cluster while parts of Polder do not run.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -11,7 +11,7 @@ use polder_tests::ways::wait_for_ways;
 use polder_tests::{Lab, Pod, Topology, wait};
 use serde_json::json;
 
-/// A lab with a pod on each node, on one segment and behind a router.
+/// A lab with a pod on each node. The nodes are on one segment and behind a router.
 fn lab() -> (Lab, Vec<Pod>) {
     let lab = Lab::start(Topology::two_segments());
     let pods = lab.workers.iter().map(|worker| worker.pod(&format!("{}-old", worker.name()))).collect();
@@ -92,7 +92,7 @@ fn with_etcd_dead_pods_keep_talking_and_come_and_go() {
     });
     wait::until("etcd to be told who has which address", || {
         let keys = lab.etcd.keys("/polder/v1/addresses/");
-        // Three nodes, each with its old and its new pod, less the one that went.
+        // Three nodes, each with its old and its new pod, minus the deleted one.
         if keys.len() == 5 { Ok(()) } else { Err(format!("{keys:?}")) }
     });
 }

@@ -1,4 +1,4 @@
-//! The agent as a service, under a real systemd: the unit, and `scripts/install` on a machine that runs.
+//! The agent as a service, under a real systemd: the unit, and `scripts/install` on a running machine.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -11,19 +11,19 @@ use polder_tests::booted::Booted;
 use polder_tests::wait;
 use serde_json::Value;
 
-/// The checkout.
+/// The top folder of the repository.
 fn top() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
 }
 
-/// The line that installs the binaries which are tested.
+/// The command that installs the binaries under test.
 fn install(arguments: &str) -> String {
     format!("{}/scripts/install --from {} {arguments}", top().display(), dist().display())
 }
 
 #[test]
 fn systemd_accepts_the_unit_and_finds_that_it_leaves_the_agent_little() {
-    // The units of this machine, so that those are found that ours names.
+    // The units of this machine, because our unit refers to some of them.
     let root = tempfile::tempdir().unwrap();
     let units = root.path().join("usr/lib/systemd");
     fs::create_dir_all(&units).unwrap();
@@ -52,7 +52,7 @@ fn systemd_accepts_the_unit_and_finds_that_it_leaves_the_agent_little() {
     };
     install("");
     verify();
-    // In tenths; a service without any restriction has 96.
+    // The exposure level in tenths; a service without any restriction has 96.
     exposure("24");
     fs::create_dir_all(&inspection).unwrap();
     fs::copy(top().join("deploy/systemd/pod-inspection.conf"), format!("{inspection}/pod-inspection.conf"))
@@ -65,7 +65,7 @@ fn systemd_accepts_the_unit_and_finds_that_it_leaves_the_agent_little() {
     verify();
 }
 
-/// A node of its own, booted by systemd, with Polder installed.
+/// A node booted by systemd, with Polder installed. The agent is not started.
 fn booted() -> Booted {
     let machine = Booted::boot(&[&top(), &dist()]);
     let said = machine.shell(&format!("{} 2>&1", install("")));
@@ -95,7 +95,7 @@ fn status(machine: &Booted) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
-/// Calls the plugin that was installed for the pod `a`.
+/// Calls the installed plugin for the pod `a`.
 fn plugin(machine: &Booted, verb: &str) -> String {
     machine.shell(&format!(
         "export CNI_COMMAND={verb} CNI_CONTAINERID=a CNI_NETNS=/run/netns/a CNI_IFNAME=eth0 CNI_PATH=/opt/cni/bin
@@ -103,7 +103,7 @@ fn plugin(machine: &Booted, verb: &str) -> String {
     ))
 }
 
-/// Makes a pod and attaches it. It reaches its node.
+/// Creates the pod `a` and attaches it. It must reach its node.
 fn attach(machine: &Booted) {
     machine.shell("ip netns add a");
     plugin(machine, "ADD");
@@ -128,7 +128,7 @@ fn as_a_service_the_agent_does_its_work_with_what_the_unit_leaves_it_and_pods_ou
     wait_until_ready(&machine);
     machine.shell("test -e /run/polder/stays; rm /run/polder/stays");
     assert_eq!(status(&machine)["pods"], 1);
-    // What was changed behind its back is put right, in the kernel and below /proc/sys/net.
+    // Changes by other programs are repaired, in the kernel and below /proc/sys/net.
     machine
         .shell("ip neigh flush dev polder0 nud permanent; sysctl -q net.ipv4.conf.polder0.send_redirects=1");
     wait::until_true("the setting to be put right", || {
@@ -138,7 +138,7 @@ fn as_a_service_the_agent_does_its_work_with_what_the_unit_leaves_it_and_pods_ou
         machine.attempt("ip netns exec a ping -c 1 -W 1 192.0.2.10").status.success()
     });
 
-    // A watchdog that is not told anything.
+    // The agent sends no watchdog messages.
     machine.shell(
         "mkdir -p /run/systemd/system/polder-agent.service.d
          printf '[Service]\nWatchdogSec=10\n' >/run/systemd/system/polder-agent.service.d/watchdog.conf
@@ -150,7 +150,7 @@ fn as_a_service_the_agent_does_its_work_with_what_the_unit_leaves_it_and_pods_ou
     wait_until_ready(&machine);
     assert_pod_reaches_its_node(&machine);
 
-    // A configuration that is wrong is no reason to try again.
+    // With a wrong configuration, systemd does not try again.
     machine.shell("echo no_such_key = 1 | cat - /etc/polder/agent.toml >/tmp/wrong; cp /tmp/wrong /etc/polder/agent.toml");
     assert!(!machine.attempt("systemctl restart polder-agent").status.success());
     assert_eq!(

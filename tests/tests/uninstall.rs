@@ -1,4 +1,4 @@
-//! What an operator does to a node: looks at what would be changed, and takes everything away again.
+//! Operator actions on a node: the plan of the next changes, and the removal of everything.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -11,7 +11,7 @@ use polder_tests::ways::wait_for_ways;
 use polder_tests::{Lab, Pod, Topology};
 use serde_json::{Value, json};
 
-/// Everything of ours outside the kernel.
+/// All files of Polder: state, runtime files and CNI configuration.
 fn files(worker: &Worker) -> String {
     worker.node.shell("find /var/lib/polder /run/polder /run/cni/net.d -mindepth 1 2>/dev/null || true")
 }
@@ -19,7 +19,7 @@ fn files(worker: &Worker) -> String {
 #[test]
 fn an_uninstall_leaves_the_kernel_and_the_folders_as_they_were_before_the_agent() {
     let mut lab = Lab::build(Topology::two_segments().families(Families::DUAL));
-    // The kernel changes these together with forwarding.
+    // The kernel changes these settings together with forwarding.
     lab.workers[1].node.shell(
         "echo 0 > /proc/sys/net/ipv4/conf/all/accept_redirects; echo 1 > /proc/sys/net/ipv6/conf/eth0/forwarding; \
          echo 1 > /proc/sys/net/ipv4/conf/eth0/forwarding",
@@ -28,7 +28,7 @@ fn an_uninstall_leaves_the_kernel_and_the_folders_as_they_were_before_the_agent(
     lab.start_agents();
     let pods: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("a")).collect();
     assert_flat(&pods, 1450);
-    // What only looks like ours goes, too.
+    // A route with Polder's protocol number, and a bridge with another name, are removed too.
     lab.workers[0]
         .node
         .shell("ip route add blackhole 198.51.100.0/24 proto 84; ip link set polder0 name other");
@@ -39,7 +39,7 @@ fn an_uninstall_leaves_the_kernel_and_the_folders_as_they_were_before_the_agent(
     let error = lab.workers[0].try_ctl(&["uninstall"]).unwrap_err();
     assert!(error.contains("1 pods are attached") && error.contains("--with-pods"), "{error}");
     assert_ne!(files(&lab.workers[0]), before[0].1, "nothing is half done");
-    // What is left where an agent was killed while it wrote.
+    // Temporary files of an agent that was killed during a write.
     lab.workers[0].node.shell("touch /var/lib/polder/cluster.new /run/cni/net.d/.10-polder.conflist.new");
     for (worker, (kernel, files_before)) in lab.workers.iter().zip(&before) {
         let said = worker.ctl(&["uninstall", "--with-pods"]).to_string();
@@ -49,10 +49,10 @@ fn an_uninstall_leaves_the_kernel_and_the_folders_as_they_were_before_the_agent(
         assert_eq!(worker.ctl(&["uninstall"]), json!([]), "the second time there is nothing to do");
     }
 
-    // The machine joins again as if it had never been there, once its old self is removed.
+    // After the uninstall the machine joins again like a new node.
     lab.start_agents();
     let pods: Vec<Pod> = lab.workers.iter().map(|worker| worker.pod("again")).collect();
-    // The addresses of the blocks that they had rest, so that these are others.
+    // The earlier addresses are in cool-down, so the nodes use other ones.
     wait_for_ways(&lab, PATIENCE);
     assert_flat(&pods, 1450);
 }
@@ -120,7 +120,7 @@ fn a_plan_says_what_the_next_pass_would_change_and_changes_nothing() {
         (status["last_pass"]["writes"] == 0).then_some(())
     });
     assert_eq!(worker.ctl(&["plan"]), json!([]));
-    // Something that every pass tries, and that fails.
+    // A change that every pass attempts, and that fails.
     worker.node.shell(
         "echo 0 > /tmp/zero; mount --bind /tmp/zero /proc/sys/net/ipv4/ip_forward; \
          mount -o remount,ro,bind /proc/sys/net/ipv4/ip_forward",
@@ -134,7 +134,7 @@ fn a_plan_says_what_the_next_pass_would_change_and_changes_nothing() {
     assert_ne!(failed, json!(null));
     assert_eq!(plan(), json!(["set net/ipv4/ip_forward to 1 (now 0)"]));
 
-    // An agent that leaves the kernel alone says why.
+    // An agent that leaves the kernel unchanged reports the reason.
     lab.etcd.kill();
     lab.workers[0].kill();
     lab.workers[0].node.shell("umount /proc/sys/net/ipv4/ip_forward; rm -r /var/lib/polder");

@@ -1,4 +1,4 @@
-//! What runtimes, other plugins and operators do now and then, and what must not fail because of it.
+//! Rare actions of runtimes, other plugins and operators that must not cause failures.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -16,7 +16,7 @@ fn a_container_takes_its_own_address_back_at_once_and_nobody_else_does() {
     let worker = &lab.workers[0];
     let pod = worker.pod("a");
     let own = pod.v4().to_string();
-    // As podman's `network reload` asks for it: twice.
+    // As podman's `network reload` requests it: twice.
     let mut conf = Worker::netconf("1.0.0");
     conf["runtimeConfig"] = json!({ "ips": [own, own] });
     worker.del("a", pod.netns(), &pod.later_conf());

@@ -1,4 +1,4 @@
-//! Another release of the agent takes over a node, and goes again. Its pods talk meanwhile.
+//! Another release of the agent runs on a node, and then this one again. Its pods communicate meanwhile.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -22,7 +22,7 @@ fn lab() -> (Lab, Vec<Pod>) {
 
 const LEDGER: &str = "/var/lib/polder/ledger.db";
 
-/// A copy of a node's ledger. SQLite itself does not find its way into another mount namespace.
+/// A copy of a node's ledger. SQLite cannot open files in another mount namespace.
 fn copy(worker: &Worker) -> (TempDir, Connection) {
     let folder = tempfile::tempdir().unwrap();
     for beside in ["", "-wal"] {
@@ -44,13 +44,14 @@ fn change_ledger(worker: &Worker, sql: &str) {
     fs::copy(folder.path().join("ledger.db"), worker.node.outside(Path::new(LEDGER))).unwrap();
 }
 
-/// The layout of the ledger.
+/// The layout version of the ledger.
 fn layout(worker: &Worker) -> u32 {
     let (_folder, ledger) = copy(worker);
     ledger.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap()
 }
 
-/// Ends all agents, leaves the nodes to `leave` as another release would leave them, and starts the agents again.
+/// Stops all agents, lets `leave` change each node to the state that another release would leave, and starts the agents
+/// again.
 fn take_over(lab: &mut Lab, pods: &[Pod], leave: impl Fn(&Worker)) {
     while_talking(pods, || {
         for worker in &mut lab.workers {
@@ -87,7 +88,7 @@ fn an_agent_goes_on_with_what_the_release_before_left_behind_and_no_packet_is_lo
              ALTER TABLE attachments DROP COLUMN gateways;
              PRAGMA user_version = 2;",
         );
-        // It filtered less.
+        // The earlier release had fewer filter rules.
         worker.node.shell("nft delete table arp polder; nft flush chain inet polder tunnels");
     });
     assert!(lab.workers.iter().all(|worker| layout(worker) == known));

@@ -1,7 +1,7 @@
-//! What a pod, or a host that is no node, puts on the wire that is not its own: it reaches nobody.
+//! Forged packets from a pod, or from a host that is not a node: they reach no receiver.
 //!
-//! In every test the forged packets go first, and one that is not forged goes behind them, the same way. When that has
-//! arrived, the others would have, too.
+//! In every test the forged packets are sent first, then a genuine one on the same path. When that has arrived, the
+//! others would have arrived too.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -21,7 +21,7 @@ use wire::stage::{
     wait_for,
 };
 
-/// Both families outside, each with both inside.
+/// Each outer family with each inner family.
 const NESTED: [[Family; 2]; 4] =
     [[Family::V4, Family::V4], [Family::V4, Family::V6], [Family::V6, Family::V4], [Family::V6, Family::V6]];
 
@@ -103,7 +103,8 @@ fn nobody_believes_or_hears_what_a_pod_says_over_arp_of_an_address_that_is_not_i
     });
 }
 
-/// `a` asks, under another's address and its own MAC address, for the gateway: who answers usually takes note of both.
+/// `a` sends an ARP request for the gateway, with another address and its own MAC address: the receiver of a request
+/// usually records both.
 fn asking_as(stage: &Stage, address: IpAddr) -> Forged {
     forged(format!("a request under {address}"), |mark| {
         let gateway = (Mac([0; 6]), v4(stage.a.gateway(address)));
@@ -112,7 +113,7 @@ fn asking_as(stage: &Stage, address: IpAddr) -> Forged {
     })
 }
 
-/// `a` says without being asked that an address is at its MAC address. Over IPv6 it says so under its own address.
+/// `a` announces, unsolicited, that an address is at its MAC address. Over IPv6 it sends that from its own address.
 fn claiming(stage: &Stage, address: IpAddr) -> Forged {
     forged(format!("a claim of {address}"), |mark| {
         let gateway = stage.a.gateway(address);
@@ -156,7 +157,8 @@ fn what_is_sent_to_a_pod_that_is_gone_reaches_no_other_pod_whatever_that_says() 
             if address.is_ipv4() {
                 before.push(asking_as(stage, address));
             }
-            // It claims before the host has anything for that address, and while the host may be asking who has it.
+            // It claims the address before the host has a neighbour entry for it, and while the host may be resolving
+            // it.
             for (when, claims) in [("before", before), ("meanwhile", vec![claiming(stage, address)])] {
                 claims.iter().for_each(|claim| stage.mouth.send(&claim.bytes));
                 let mark = Mark::new();
@@ -165,7 +167,7 @@ fn what_is_sent_to_a_pod_that_is_gone_reaches_no_other_pod_whatever_that_says() 
             }
             let own = stage.a.address_like(address);
             hear(stage, "a", own);
-            // What the host keeps while it asks would go out now.
+            // The host would now send the packets that it queues while it resolves the address.
             let late = claiming(stage, address);
             stage.mouth.send(&late.bytes);
             hear(stage, "a", own);
@@ -209,7 +211,7 @@ fn nobody_takes_a_pod_for_a_router() {
     let [tried, taken] = [0xfd66, 0xfd67].map(|first| Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0));
     let known = |node: &Node| node.run("ip", &["-6", "address"]) + &node.run("ip", &["-6", "route"]);
     on_both_stages(|stage| {
-        // Where it comes from a router, a host that is none takes it: it is a good one.
+        // A host that is not a router accepts this packet from the router's side: it is valid.
         let world = Lab::world_address(true);
         let router = stage.lab.fabric.node().within(|| Mouth::towards(world));
         let link_local = "fe80::99".parse().unwrap();
@@ -247,8 +249,8 @@ fn nobody_takes_a_pod_for_a_router() {
 }
 
 impl Stage {
-    /// Sends datagrams from `a` to a node's tunnel, whereas others arrive, with and without something well-formed for
-    /// the pod there.
+    /// Sends datagrams from `a` to a node's tunnel port, with and without a well-formed packet for the pod there.
+    /// Datagrams to another port must arrive before and after.
     fn speak_to_tunnel(&mut self, target: IpAddr, to: (usize, &Pod)) -> Vec<Forged> {
         let own = self.a.address_like(target);
         let socket = listen(&self.lab.workers[to.0].node, target);
@@ -283,7 +285,7 @@ fn a_pod_speaks_to_no_nodes_tunnel() {
         for outer in Family::BOTH {
             for (peer, victim) in [((2, &d), (0, &b)), ((0, &a), (1, &c)), ((0, &a), (2, &d))] {
                 stage.assert_tunnel_carries(peer, victim, [outer, outer]);
-                // Pods may speak to each other at the same port, so this gets as far as the other node.
+                // Pods may use the same port between each other, so these datagrams reach the other node.
                 let gateway = victim.1.gateway(victim.1.address_of(outer));
                 let at_gateway = stage.speak_to_tunnel(gateway, victim);
                 let underlay = stage.lab.underlay(victim.0, outer == Family::V6);

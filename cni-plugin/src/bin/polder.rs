@@ -1,4 +1,4 @@
-//! The main plugin: attaches pods. Called as `loopback`, it is the plugin of that name.
+//! The main plugin: attaches pods. If called as `loopback`, it is the loopback plugin.
 
 use std::process::ExitCode;
 

@@ -1,13 +1,13 @@
 //! Interpretation of etcd's error replies.
 //!
-//! The codes and texts are those of etcd 3.4.23, 3.5.30 and 3.6.14. A code alone is not enough: the client's own HTTP/2
-//! stack makes 7 and 8 of resets of the connection, and then nobody knows what became of the request.
+//! The codes and texts are those of etcd 3.4.23, 3.5.30 and 3.6.14. A code alone is not enough: the client's HTTP/2
+//! stack returns 7 and 8 for resets of the connection, and then the outcome of the request is unknown.
 
 use std::error::Error as _;
 
 use polder_ipam::store::refusal::{Cause, Refusal};
 
-// Codes of gRPC.
+// gRPC status codes.
 const INVALID_ARGUMENT: i32 = 3;
 const PERMISSION_DENIED: i32 = 7;
 const RESOURCE_EXHAUSTED: i32 = 8;
@@ -62,7 +62,7 @@ const ARGUMENTS: [&str; 4] = [
     "etcdserver: key is not provided",
 ];
 
-/// Of code 9.
+/// Code 9: etcd has no authentication, or no user of this name.
 const NOT_ENABLED: [&str; 2] = [WITHOUT_USERS, "etcdserver: user name not found"];
 
 /// Code 9: authentication is not enabled.
@@ -72,7 +72,7 @@ fn is_one_of(words: &str, texts: &[&str]) -> bool {
     texts.iter().any(|text| words.contains(text))
 }
 
-/// The refusal that the error is, if it is one.
+/// The refusal in the error; `None` if the error is not a refusal.
 pub(super) fn refusal(error: &etcd_client::Error) -> Option<Refusal> {
     match error {
         etcd_client::Error::GRpcStatus(status) => read(status.code().into(), status.message()),
@@ -84,10 +84,10 @@ pub(super) const CLIENT_CERTIFICATE: &str = "if etcd requires client certificate
                                              (polderctl: --etcd-cert and --etcd-key) must be signed by the CA \
                                              that etcd trusts";
 
-/// The last cause of the error, with a hint if there is one, and whether there is one. The causes before the last only name
+/// The last cause of the error, with a hint if one is known; and whether one is known. The other causes only name
 /// layers of the client and repeat the address.
 pub(super) fn explain(error: &etcd_client::Error) -> (String, bool) {
-    // The client's own error names no source.
+    // The error of the client does not return its source.
     let (mut last, mut source) = match error {
         etcd_client::Error::GRpcStatus(status) => (status.message().to_owned(), status.source()),
         etcd_client::Error::TransportError(error) => (error.to_string(), error.source()),
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn what_etcd_refuses_is_a_known_outcome() {
-        // Each seen on 3.4.23, 3.5.30 and 3.6.14, unless another release is named.
+        // Each observed on 3.4.23, 3.5.30 and 3.6.14, unless another release is named.
         for (code, words, expected) in [
             (8, "etcdserver: mvcc: database space exceeded", Cause::NoSpace),
             (8, "etcdserver: too many requests", Cause::Busy),
@@ -144,7 +144,7 @@ mod tests {
             (3, "etcdserver: request is too large", Cause::Request),
             (3, "etcdserver: duplicate key given in txn request", Cause::Request),
             (9, "etcdserver: authentication is not enabled", Cause::Identity),
-            // 3.5.30, of a certificate whose name is no user.
+            // 3.5.30, for a certificate whose name is not a user.
             (9, "etcdserver: user name not found", Cause::Identity),
             // 3.4 and 3.5.
             (14, "etcdserver: rpc not supported for learner", Cause::Learner),
@@ -160,7 +160,7 @@ mod tests {
         for (code, words) in [
             (1, "context canceled"),
             (2, "transport error"),
-            // By way of a grpc-proxy, which loses the code.
+            // Through a grpc-proxy, which loses the code.
             (2, "etcdserver: permission denied"),
             (4, "context deadline exceeded"),
             (5, "etcdserver: requested lease not found"),
@@ -169,8 +169,8 @@ mod tests {
             (14, "etcdserver: leader changed"),
             (14, "etcdserver: unhealthy cluster"),
             (14, "connection refused"),
-            // What the client's own HTTP/2 stack makes of GOAWAY with ENHANCE_YOUR_CALM and INADEQUATE_SECURITY, and of
-            // a proxy's 401 and 403.
+            // Results of the client's HTTP/2 stack for GOAWAY with ENHANCE_YOUR_CALM and INADEQUATE_SECURITY, and for
+            // the codes 401 and 403 of a proxy.
             (8, "h2 protocol error: http2 error"),
             (7, "h2 protocol error: http2 error"),
             (7, "grpc-status header missing, mapped from HTTP status code 403"),

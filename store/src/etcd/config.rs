@@ -1,39 +1,39 @@
-//! How to reach etcd, and as whom.
+//! Configuration of the connection to etcd.
 
 use std::fmt;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
-/// How to reach etcd.
+/// Endpoints, certificates and user for etcd.
 #[derive(Debug, Clone, Default)]
 pub struct EtcdConfig {
-    /// URLs of the members. A name stands for all members whose addresses it has.
+    /// URLs of the members. A name means all members at its addresses.
     pub endpoints: Vec<String>,
-    /// A domain whose SRV records name members. With an authority they are those for TLS.
+    /// A domain whose SRV records name members. If `ca` is set, the records for TLS are used.
     pub discovery_srv: Option<String>,
-    /// The authority that signed the members' certificates; the system has none that would be right.
+    /// The CA that signed the members' certificates; the CAs of the system are not used.
     pub ca: Option<Pem>,
-    /// Our own certificate and its key.
+    /// The client certificate and its key.
     pub identity: Option<(Pem, Pem)>,
-    /// A user to log in as.
+    /// The user for the login.
     pub credentials: Option<Credentials>,
 }
 
 impl EtcdConfig {
-    /// Whether TLS is used. That is never for a name server to say.
+    /// Whether TLS is used. Only the configuration decides this, never a name server.
     pub fn is_secure(&self) -> bool {
         let is_secure = |endpoint: &String| endpoint.starts_with("https://");
         self.endpoints.iter().any(is_secure) || self.discovery_srv.is_some() && self.ca.is_some()
     }
 }
 
-/// Certificates or a key, in blocks of PEM.
+/// Certificates or a key, as PEM blocks.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Pem {
-    /// These.
+    /// The PEM text itself.
     Inline(Vec<u8>),
-    /// Those in this file. It is read for each connection: certificates are renewed.
+    /// A file with the PEM text. It is read again regularly, because certificates are renewed.
     File(PathBuf),
 }
 
@@ -47,7 +47,7 @@ impl fmt::Debug for Pem {
 }
 
 impl Pem {
-    /// The blocks; or why there are none, with the remedy.
+    /// Reads the PEM text. The error includes the remedy.
     pub fn read(&self) -> Result<Vec<u8>, String> {
         let path = match self {
             Self::Inline(bytes) => return Ok(bytes.clone()),
@@ -56,7 +56,7 @@ impl Pem {
         match fs::read(path) {
             Ok(bytes) if String::from_utf8_lossy(&bytes).contains("-----BEGIN ") => Ok(bytes),
             Ok(_) => Err(format!("{} contains no PEM block", path.display())),
-            // The agent's service is root without the right to read what is another user's.
+            // The agent's service runs as root, but cannot read files that only another user can read.
             Err(error) if error.kind() == ErrorKind::PermissionDenied => Err(format!(
                 "{0}: {error}. The user of this process must own the file; for the agent: chown root: {0}",
                 path.display()
@@ -66,24 +66,24 @@ impl Pem {
     }
 }
 
-/// What is shown in a TLS connection, and what is believed there.
+/// The CA and the client certificate of a TLS connection.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub(super) struct Tls {
-    /// The authority.
+    /// The CA, as PEM; `None` if not configured.
     pub(super) ca: Option<Vec<u8>>,
-    /// The client's certificate and key.
+    /// The client certificate and its key, as PEM.
     pub(super) identity: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 impl EtcdConfig {
-    /// Reads what a TLS connection takes.
+    /// Reads the certificates and the key.
     pub(super) fn tls(&self) -> Result<Tls, String> {
         let ca = self.ca.as_ref().map(Pem::read).transpose()?;
         let read = |(certificate, key): &(Pem, Pem)| Ok::<_, String>((certificate.read()?, key.read()?));
         Ok(Tls { ca, identity: self.identity.as_ref().map(read).transpose()? })
     }
 
-    /// Whether what it takes can be renewed.
+    /// Whether certificates are in files, which can be renewed.
     pub(super) fn is_renewable(&self) -> bool {
         let is_file = |pem: &Pem| matches!(pem, Pem::File(_));
         self.ca.as_ref().is_some_and(is_file) || self.identity.as_ref().is_some_and(|(pem, _)| is_file(pem))
@@ -93,18 +93,18 @@ impl EtcdConfig {
 /// A user of etcd.
 #[derive(Debug, Clone)]
 pub struct Credentials {
-    /// The user's name.
+    /// Name of the user.
     pub user: String,
-    /// The password.
+    /// The password of the user.
     pub password: Password,
 }
 
-/// A password, which is not printed.
+/// A password. `Debug` does not print it.
 #[derive(Clone)]
 pub enum Password {
-    /// It is this.
+    /// The password itself.
     Inline(String),
-    /// It is in this file, and is read for each login: it may be changed meanwhile.
+    /// A file with the password. It is read for each login, because the password may change.
     File(PathBuf),
 }
 
@@ -118,7 +118,7 @@ impl fmt::Debug for Password {
 }
 
 impl Password {
-    /// The password, without the end of its line; or why there is none.
+    /// Reads the password, without the line break at its end.
     pub fn read(&self) -> Result<String, String> {
         match self {
             Self::Inline(password) => Ok(password.clone()),

@@ -1,24 +1,24 @@
-//! Where a member of etcd is, as its URL says.
+//! The location of an etcd member, from its URL.
 
 use std::fmt;
 use std::net::IpAddr;
 
-/// The URL of a member, or of several that have one name.
+/// The URL of a member, or of several members with the same name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     scheme: String,
-    /// The host.
+    /// Host name or IP address.
     pub host: Host,
-    /// The port.
+    /// TCP port; by default 443 for https, else 80.
     pub port: u16,
 }
 
 /// The host in a URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Host {
-    /// It is an address.
+    /// An IP address.
     Address(IpAddr),
-    /// It is a name, which may stand for several addresses.
+    /// A name, which may have several addresses.
     Name(String),
 }
 
@@ -32,12 +32,12 @@ impl fmt::Display for Host {
 }
 
 impl Endpoint {
-    /// That port of a host.
+    /// Creates an endpoint from a scheme, a host name and a port.
     pub(super) fn of(scheme: &str, host: &str, port: u16) -> Self {
         Self { scheme: scheme.to_owned(), host: Host::Name(host.to_owned()), port }
     }
 
-    /// Reads a URL, if it has a host.
+    /// Parses a URL; `None` if it has no scheme or host, or an invalid port.
     pub fn parse(url: &str) -> Option<Self> {
         let (scheme, rest) = url.split_once("://")?;
         let authority = rest.split('/').next()?;
@@ -57,7 +57,7 @@ impl Endpoint {
         Some(Self { scheme: scheme.to_owned(), host, port })
     }
 
-    /// The URL of one of its addresses.
+    /// The URL with this address as the host.
     pub(super) fn at(&self, address: IpAddr) -> String {
         let Self { scheme, port, .. } = self;
         match address {

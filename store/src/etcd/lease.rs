@@ -1,4 +1,4 @@
-//! Leases of etcd: what is put under one is there as long as it is renewed.
+//! Leases of etcd: the keys under a lease exist as long as it is renewed.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use tokio::time::timeout;
 use super::{Etcd, compare, write};
 use crate::writes::Written;
 
-/// A lease that was granted.
+/// A granted lease.
 #[derive(Debug)]
 pub struct Lease {
     id: i64,
-    /// How it is renewed, once it was.
+    /// The renewal stream; `None` before the first renewal.
     stream: Option<(LeaseKeeper, LeaseKeepAliveStream)>,
 }
 
@@ -26,7 +26,7 @@ impl Etcd {
         Ok(Lease { id: grant.await?.id(), stream: None })
     }
 
-    /// Carries out a transaction. What it puts vanishes with the lease.
+    /// Carries out a transaction. Its puts are deleted when the lease ends.
     pub(crate) async fn commit_under(&self, lease: &Lease, txn: &Txn) -> Result<Outcome, StoreError> {
         let leased = |one: &Write| match one {
             Write::Put { key, value } => {
@@ -55,7 +55,7 @@ impl Etcd {
             answers.message().await
         };
         match timeout(patience, renewal).await {
-            // An expired lease is not an error to etcd: its time to live is 0.
+            // etcd does not return an error for an expired lease: its time to live is 0.
             Ok(Ok(Some(answer))) if answer.ttl() > 0 => Ok(()),
             Ok(Ok(_)) => Err(self.no_answer("the lease expired".to_owned())),
             Ok(Err(error)) => Err(self.no_answer(self.explain(&error))),
@@ -64,7 +64,7 @@ impl Etcd {
     }
 
     pub(crate) async fn revoke(&self, lease: Lease) {
-        // One that stays ends by itself.
+        // If this fails, the lease expires.
         let _ = self.call(|mut client| async move { client.lease_revoke(lease.id).await }).await;
     }
 }

@@ -1,9 +1,9 @@
-//! Logging in at an etcd that has users with passwords.
+//! Login at an etcd that has users with passwords.
 //!
-//! A login costs a member about 0.1 s of a core (bcrypt). There is no queue, and the member finishes what nobody waits for any
-//! more: of 1,000 agents that log in at once, give up after 5 s and try again, none gets in. So an agent logs in at one member
-//! at a time, waits for a minute, and pauses longer after each failure. Tokens are kept for each member: one that was restarted
-//! knows none.
+//! A login costs a member about 0.1 s of a core (bcrypt). etcd has no queue for logins, and finishes those that the
+//! client has given up: if 1,000 agents log in at the same time, give up after 5 s and retry, no login succeeds. So an
+//! agent logs in at one member at a time, waits for up to a minute, and increases the pause after each failure. Tokens
+//! are kept for each member: a restarted member knows none.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,15 +18,16 @@ use super::members::Member;
 use super::session::{AFTER_REFUSAL, AFTER_TIMEOUT, Known, NoLogin};
 use super::{Etcd, PATIENCE};
 
-/// How long a member has for a login.
+/// Timeout for a login of the agent.
 const LOGIN_PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long a member has for the login of an operator: polderctl waits for a minute in all.
+/// Timeout for the login of an operator. It is shorter because polderctl waits for a minute in total.
 const OPERATOR_PATIENCE: Duration = Duration::from_secs(30);
 
 impl Etcd {
-    /// Logs in at that member, unless somebody has since `known`. Waits no longer than for another request; the login itself goes
-    /// on, and whoever comes later finds it done. With the credentials of one request nobody comes later: it ends with the request.
+    /// Logs in at that member, unless another call did since `known`. Returns an error after `PATIENCE`; the login
+    /// itself continues in the background, for later calls. A login with the credentials of one request ends with the
+    /// request.
     pub(super) async fn log_in(&self, member: &Arc<Member>, known: Known) -> Result<(), StoreError> {
         if self.is_of_one_request() {
             return self.log_in_for_request(member, known).await;
@@ -58,7 +59,7 @@ impl Etcd {
         }
     }
 
-    /// Logs in at that member, unless that was done since `known`, and is dropped with the request.
+    /// Logs in at that member, unless another call did since `known`. The login is dropped with the request.
     async fn log_in_for_request(&self, member: &Arc<Member>, known: Known) -> Result<(), StoreError> {
         let turn = self.turn();
         let mut turn = turn.lock().await;
@@ -70,7 +71,7 @@ impl Etcd {
         turn.note(outcome)
     }
 
-    /// Logs in at that member; or why not, and how long the pauses are to be.
+    /// Logs in at that member. The error includes the pauses before the next login.
     async fn log_in_now(&self, member: &Arc<Member>, patience: Duration) -> Result<(), NoLogin> {
         let Some(credentials) = self.credentials() else { return Ok(()) };
         let store = member.to_string();
@@ -102,7 +103,7 @@ impl Etcd {
         match refusal(&error) {
             Some(refusal) if is_without_users(&refusal) => {
                 info!(store, "etcd authentication is not enabled: continuing without a login");
-                // Nothing is asked of etcd: it takes the token away.
+                // This sends no request: it only deletes the client's token.
                 let _ = client.update_user(None).await;
                 member.session.logged_in(false);
                 Ok(())
@@ -112,7 +113,7 @@ impl Etcd {
             None => {
                 self.leave(member);
                 let reason = self.explain(&error);
-                // What etcd itself says has cost it something; a connection that is refused has not.
+                // An error from etcd has cost it CPU time, so pause; a refused connection has not.
                 let pauses = reason.contains("etcdserver").then_some(AFTER_REFUSAL);
                 Err((unusable(format!("cannot log in: {reason}")), pauses))
             }

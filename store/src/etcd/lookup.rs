@@ -1,4 +1,4 @@
-//! Where the members of etcd are: the addresses of the configured names, and of the names in a domain's SRV records.
+//! Finds the addresses of etcd members: of the configured names, and of the names in a domain's SRV records.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -13,39 +13,39 @@ use tokio::time::timeout;
 use super::config::EtcdConfig;
 use super::endpoint::{Endpoint, Host};
 
-/// How long a name server has.
+/// Timeout for a name server.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// A member, as far as the configuration and the name servers tell.
+/// A member, from the configuration and the name servers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
-    /// Its URL, with its address.
+    /// URL of the member, with its IP address as the host.
     pub url: String,
-    /// Its address.
+    /// IP address of the member.
     pub address: IpAddr,
-    /// Its port.
+    /// TCP port of the member.
     pub port: u16,
-    /// By which name it was found; `None` where the configuration has the address.
+    /// The name that resolved to the address; `None` if the configuration contains the address.
     pub by: Option<By>,
 }
 
-/// A name that was looked up.
+/// A resolved name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct By {
-    /// What stands for the member in the configuration: an endpoint, or the name of the SRV records.
+    /// The configured source of the member: an endpoint, or the name of the SRV records.
     pub source: String,
-    /// The name that has the address, which is the one in the member's certificate.
+    /// The host name of the address, which must be in the member's certificate.
     pub host: String,
 }
 
 impl By {
-    /// Whether it is the target of an SRV record.
+    /// Whether the source is an SRV record.
     pub(super) fn is_record(&self) -> bool {
         !self.source.contains("://")
     }
 }
 
-/// What could not be looked up: everything that the source stands for, or one of its names.
+/// A failed lookup: of the whole source, or of one of its names.
 struct Failed {
     source: String,
     host: Option<String>,
@@ -60,14 +60,14 @@ impl Failed {
     }
 }
 
-/// What stands for members in the configuration.
+/// A configured source of members.
 #[derive(Debug, Clone)]
 enum Source {
     Endpoint(String),
     Records { scheme: &'static str, domain: String, name: String },
 }
 
-/// Looks the members up, again and again.
+/// Looks up the members, and keeps the last result for failed lookups.
 #[derive(Debug, Clone)]
 pub struct Lookup {
     sources: Vec<Source>,
@@ -75,11 +75,11 @@ pub struct Lookup {
 }
 
 impl Lookup {
-    /// For these members. Nothing is looked up yet.
+    /// Creates a lookup of the configured members, without a query.
     pub fn new(config: &EtcdConfig) -> Self {
         let mut sources: Vec<_> = config.endpoints.iter().cloned().map(Source::Endpoint).collect();
         sources.extend(config.discovery_srv.iter().map(|domain| {
-            // The configuration says whether TLS is used. Records of the other kind are not even asked for.
+            // The configuration decides whether TLS is used. The records of the other service are not queried.
             let (scheme, service) = if config.is_secure() {
                 ("https", "_etcd-client-ssl._tcp")
             } else {
@@ -91,7 +91,7 @@ impl Lookup {
         Self { sources, last: Vec::new() }
     }
 
-    /// Whether there is anything that can change.
+    /// Whether the members can change: a source has names.
     pub fn has_names(&self) -> bool {
         let is_name = |endpoint: &String| {
             Endpoint::parse(endpoint).is_some_and(|endpoint| matches!(endpoint.host, Host::Name(_)))
@@ -102,8 +102,8 @@ impl Lookup {
         })
     }
 
-    /// All members, in the order of the configuration, and what could not be looked up. What a name stood for stays until it
-    /// is known to stand for something else.
+    /// Looks up all members, in the order of the configuration. Also returns the last error. After a failed lookup the
+    /// previous addresses of the name remain.
     pub async fn look_up(&mut self) -> (Vec<Found>, Option<String>) {
         let (mut all, mut problem) = (Vec::new(), None);
         for source in &self.sources {
@@ -162,8 +162,8 @@ impl Source {
     }
 }
 
-/// With TLS, the certificate has to name the target, and so a forged record must not choose a name for which somebody else has
-/// a certificate of the same authority.
+/// With TLS the certificate must name the target. A forged record must not choose a name for which another party has a
+/// certificate of the same CA, so the target must be in the domain.
 fn check_target(scheme: &str, domain: &str, host: &str) -> Result<(), String> {
     let [domain, host] = [domain, host].map(|name| name.trim_end_matches('.').to_ascii_lowercase());
     let is_below = host.strip_suffix(&domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
@@ -173,7 +173,8 @@ fn check_target(scheme: &str, domain: &str, host: &str) -> Result<(), String> {
     Err(format!("with TLS the host must be {domain} or end with .{domain} (etcd.discovery_srv): ignored"))
 }
 
-/// The members that have the endpoint's name. A dot at its end says to the name server that it is whole; a certificate has none.
+/// The members with the endpoint's name. A trailing dot marks the name as complete for the name server; names in
+/// certificates have no trailing dot.
 async fn addresses(source: &str, endpoint: &Endpoint) -> Result<Vec<Found>, Failed> {
     let name = endpoint.host.to_string();
     let host = name.trim_end_matches('.').to_owned();
@@ -194,7 +195,7 @@ async fn addresses(source: &str, endpoint: &Endpoint) -> Result<Vec<Found>, Fail
     }
 }
 
-/// The addresses that a name stands for, each once.
+/// Resolves a name to its addresses, without duplicates.
 async fn resolve(name: &str, port: u16) -> Result<Vec<IpAddr>, String> {
     let found = match timeout(PATIENCE, lookup_host((name, port))).await {
         Ok(Ok(found)) => found,
@@ -202,15 +203,17 @@ async fn resolve(name: &str, port: u16) -> Result<Vec<IpAddr>, String> {
         Err(_) => return Err(no_answer()),
     };
     let mut addresses: Vec<IpAddr> = found.map(|address| address.ip().to_canonical()).collect();
-    // In one order, whatever the name server's: else agents would seem to move.
+    // Sort them: otherwise the order of the name server would look like a change of members.
     addresses.sort_unstable();
     addresses.dedup();
     if addresses.is_empty() { Err("no address found".to_owned()) } else { Ok(addresses) }
 }
 
-/// Hosts and ports of the SRV records of that name: by priority, and else in one order. The weights are for balancing, and an
-/// agent stays at one member. The system's resolver knows no such records; the name servers are those of its
-/// `/etc/resolv.conf`, which is read each time because it may have changed.
+/// Hosts and ports of the SRV records of that name, sorted by priority, then by host and port. Weights are ignored:
+/// they balance load, but an agent stays at one member.
+///
+/// The system's resolver does not support SRV records. The name servers are those of `/etc/resolv.conf`, which is read
+/// each time because it may have changed.
 async fn records(name: &str) -> Result<Vec<(String, u16)>, String> {
     let question = name.parse::<Name<Vec<u8>>>().map_err(|error| error.to_string())?;
     let resolver = StubResolver::new();
@@ -233,18 +236,18 @@ async fn records(name: &str) -> Result<Vec<(String, u16)>, String> {
     }
     targets.sort();
     targets.dedup();
-    // A single dot says that the service is not there (RFC 2782).
+    // A target of a single dot means that the service is not available (RFC 2782).
     let targets: Vec<_> =
         targets.into_iter().filter(|(_, host, _)| host != "." && !host.is_empty()).collect();
     if targets.is_empty() {
         return Err("no records found".to_owned());
     }
-    // With the dot at their end: else the search domains of `/etc/resolv.conf` would be tried first.
+    // Add a trailing dot: without it, the resolver would try the search domains of `/etc/resolv.conf` first.
     let whole = |host: String| format!("{}.", host.trim_end_matches('.'));
     Ok(targets.into_iter().map(|(_, host, port)| (whole(host), port)).collect())
 }
 
-/// Whether that can be the name of a domain.
+/// Whether the text is a valid domain name.
 pub fn is_domain(text: &str) -> bool {
     !text.is_empty() && text != "." && !text.contains(['/', ':']) && text.parse::<Name<Vec<u8>>>().is_ok()
 }

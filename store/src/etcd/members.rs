@@ -1,8 +1,8 @@
-//! The members of an etcd cluster: a connection to each, of which one is in use.
+//! The members of an etcd cluster: one connection to each; one connection is in use.
 //!
-//! The client's own balancing over several would send every other request to a member that is known to be down. And it stays at
-//! the first address of a name for as long as that takes connections, though the member there may have lost the others: so each
-//! address of a name is a member here, and names are looked up again when a member was left, and every minute.
+//! The load balancing of the client would send every other request to a member that is down. The client also stays at
+//! the first address of a name as long as it accepts connections, even if that member has lost contact with the others.
+//! So each address of a name is a member here, and names are looked up again after a member was left, and every minute.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,44 +22,44 @@ use super::session::Session;
 
 const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
 
-/// A connection that carries nothing is asked for a sign of life this often, and has this long to give it.
+/// Interval and timeout of keep-alive requests, also on an idle connection.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
 
-/// How often names are looked up: in any case, and at most.
+/// Longest and shortest interval of name lookups.
 const LOOKUP: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(1));
 
-/// A member.
+/// A member of the etcd cluster.
 pub(super) struct Member {
-    /// Where it is, and how that is known.
+    /// Its address and the source of the address.
     found: Found,
-    /// The connection.
+    /// The client, connected to this member only.
     pub(super) client: Client,
-    /// How this client is known there.
+    /// The login at this member.
     pub(super) session: Session,
-    /// What is shown there, and what is believed.
+    /// The client certificate and the trusted CA of the connection.
     tls: Tls,
-    /// Whether it is known to be a member itself and no proxy, since it was last left.
+    /// Whether it is known not to be a proxy, since it was last left.
     is_direct: AtomicBool,
 }
 
 impl Member {
-    /// Prepares a connection. Succeeds whether or not the member is there.
+    /// Prepares a connection. Succeeds even if the member is unreachable.
     async fn new(tls: Option<&Tls>, found: Found) -> Result<Arc<Self>, StoreError> {
         let mut options = ConnectOptions::new()
             .with_connect_timeout(CONNECT_PATIENCE)
             .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
             .with_keep_alive_while_idle(true)
-            // A member that lost touch with the others ends its streams, instead of going quiet.
+            // A member without a leader then ends its streams, instead of sending nothing.
             .with_require_leader(true);
         if let Some(tls) = tls {
             let shown = shown(tls);
-            // The certificate names the host, not its address.
+            // The certificate contains the host name, not the address.
             options = options.with_tls(match &found.by {
                 Some(by) => shown.domain_name(&by.host),
                 None => shown,
             });
         }
-        // Without the user: with one, it would log in here, and fail where one member of several is away.
+        // Without a user: the client would log in here, and fail if this member is unreachable.
         let client = Client::connect([&found.url], Some(options)).await;
         let client = client.map_err(|error| StoreError::Unusable {
             store: match &found.by {
@@ -77,12 +77,12 @@ impl Member {
         }))
     }
 
-    /// Whether it is known to be a member itself.
+    /// Whether it is known not to be a proxy.
     pub(super) fn is_direct(&self) -> bool {
         self.is_direct.load(Ordering::Relaxed)
     }
 
-    /// Notes that it is, or that it has to be asked again: somebody else may answer at its address by now.
+    /// Sets whether it is known not to be a proxy. Another server may answer at its address later.
     pub(super) fn set_direct(&self, is_direct: bool) {
         self.is_direct.store(is_direct, Ordering::Relaxed);
     }
@@ -99,31 +99,31 @@ impl fmt::Display for Member {
     }
 }
 
-/// All members. Clones are one.
+/// All members. Clones share their state.
 #[derive(Clone)]
 pub(super) struct Members(Arc<Shared>);
 
 struct Shared {
     config: EtcdConfig,
     known: Mutex<Known>,
-    /// Rings when a member was left.
+    /// Notified when a member was left, or if no member is known.
     left: Arc<Notify>,
-    /// How often all connections were given up at once.
+    /// Number of times that all connections were replaced at once.
     reconnections: watch::Sender<u64>,
 }
 
-/// What is known of the members.
+/// The known members.
 #[derive(Default)]
 struct Known {
     members: Vec<Arc<Member>>,
-    /// The place of the one in use.
+    /// Index of the member in use.
     current: usize,
-    /// Why there is none for a name.
+    /// The last lookup error, for example of a name without an address.
     problem: Option<String>,
 }
 
 impl Members {
-    /// Prepares connections to all members. Succeeds whether or not one of them is there.
+    /// Prepares connections to all members. Succeeds even if no member is reachable.
     pub(super) async fn new(config: &EtcdConfig) -> Result<Self, StoreError> {
         let mut lookup = Lookup::new(config);
         let shared = Arc::new(Shared::new(config.clone(), Known::default()));
@@ -134,7 +134,7 @@ impl Members {
         Ok(Self(shared))
     }
 
-    /// Prepares connections of their own to the members that are known now, with other credentials. The one in use stays so.
+    /// Prepares separate connections to the known members, with other credentials. The member in use stays the same.
     pub(super) async fn again(&self, config: &EtcdConfig) -> Result<Self, StoreError> {
         let (before, current, problem) = {
             let known = self.0.lock();
@@ -150,8 +150,8 @@ impl Members {
         Ok(Self(Arc::new(shared)))
     }
 
-    /// Gives up all connections, and those who read from them are to begin anew: an address of this host is gone that they may have
-    /// been made from, and TCP would try for long.
+    /// Replaces all connections, and lets their watches start again: an address of this host that they may use was
+    /// removed, and TCP would retry for a long time.
     pub(super) async fn reconnect(&self) -> Result<(), StoreError> {
         let before = self.0.lock().members.clone();
         let mut members = Vec::new();
@@ -169,19 +169,19 @@ impl Members {
         Ok(())
     }
 
-    /// Changes when all connections were given up.
+    /// Changes when all connections are replaced.
     pub(super) fn reconnections(&self) -> watch::Receiver<u64> {
         let mut reconnections = self.0.reconnections.subscribe();
         reconnections.mark_unchanged();
         reconnections
     }
 
-    /// How they are reached.
+    /// The configuration of the members.
     pub(super) fn config(&self) -> &EtcdConfig {
         &self.0.config
     }
 
-    /// The endpoints, for people.
+    /// The configured endpoints and SRV domain, for messages.
     pub(super) fn name(&self) -> String {
         let EtcdConfig { endpoints, discovery_srv, .. } = &self.0.config;
         let records = discovery_srv.iter().map(|domain| format!("SRV records of {domain}"));
@@ -193,12 +193,12 @@ impl Members {
         self.0.config.is_secure()
     }
 
-    /// How many there are.
+    /// Number of members.
     pub(super) fn count(&self) -> usize {
         self.0.lock().members.len()
     }
 
-    /// The one in use.
+    /// The member in use.
     pub(super) fn current(&self) -> Result<Arc<Member>, StoreError> {
         let known = self.0.lock();
         if let Some(member) = known.members.get(known.current) {
@@ -209,7 +209,7 @@ impl Members {
         Err(StoreError::Unusable { store: self.name(), reason })
     }
 
-    /// Goes on to the next, unless somebody else has left that one already.
+    /// Switches to the next member, unless another call has already left this one.
     pub(super) fn leave(&self, member: &Arc<Member>) {
         member.set_direct(false);
         let mut known = self.0.lock();
@@ -230,7 +230,7 @@ impl Shared {
         }
     }
 
-    /// What a connection shows, where TLS is used.
+    /// Reads the certificates and the key of a connection; `None` without TLS.
     fn tls(&self) -> Result<Option<Tls>, StoreError> {
         if !self.config.is_secure() {
             return Ok(None);
@@ -240,12 +240,12 @@ impl Shared {
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
-        // Each change of it is whole, whoever panicked.
+        // A panic cannot leave the state half changed.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks up which members there are. Those that stay keep their connections. A record that leads to no usable name leaves
-    /// the others alone; an endpoint that cannot be used is a fault of the configuration.
+    /// Looks up the members. Members that remain keep their connections. An unusable name in an SRV record does not
+    /// affect the other members; an unusable endpoint is an error of the configuration.
     async fn look_up(&self, lookup: &mut Lookup) -> Result<(), StoreError> {
         let (found, problem) = lookup.look_up().await;
         self.take(found, problem, lookup.has_names()).await
@@ -280,7 +280,7 @@ impl Shared {
                 Err(error) => return Err(error),
             }
         }
-        // With no member at all the fault is what all have in common, such as the certificates.
+        // If no member is usable, the cause is common to all, for example the certificates.
         if let Some(error) = failed.filter(|_| members.is_empty()) {
             return Err(error);
         }
@@ -301,7 +301,7 @@ impl Shared {
     }
 }
 
-/// Looks names up again and again, and whether certificates were renewed, until nobody uses the members any more.
+/// Looks up names and reads renewed certificates repeatedly, until the members are dropped.
 async fn follow_names(mut lookup: Lookup, shared: Weak<Shared>, left: Arc<Notify>) {
     loop {
         let _ = timeout(LOOKUP.0, left.notified()).await;
@@ -335,14 +335,14 @@ mod tests {
         let endpoints = [1, 2, 3].map(|number| format!("http://127.0.0.1:{number}")).to_vec();
         let agents = Members::new(&EtcdConfig { endpoints, ..EtcdConfig::default() }).await.unwrap();
         agents.leave(&agents.current().unwrap());
-        // Were it asked, this name would be looked up, and nothing found.
+        // A lookup of this name would fail.
         let config =
             EtcdConfig { endpoints: vec!["http://etcd.invalid:1".to_owned()], ..EtcdConfig::default() };
         let operators = agents.again(&config).await.unwrap();
         assert_eq!(operators.count(), 3);
         let [first, second] = [&agents, &operators].map(|members| members.current().unwrap());
         assert_eq!((first.found.url.as_str(), &second.found), ("http://127.0.0.1:2", &first.found));
-        // Each goes its own way from there.
+        // Each now changes its member independently.
         operators.leave(&second);
         assert_eq!(operators.current().unwrap().found.url, "http://127.0.0.1:3");
         assert!(Arc::ptr_eq(&agents.current().unwrap(), &first));
@@ -369,7 +369,7 @@ mod tests {
             shared.lock().members.iter().map(|member| &member.found).collect::<Vec<_>>(),
             [&found("a.example.org")]
         );
-        // What is known stays where nothing can be used.
+        // The known members remain if no new member is usable.
         assert!(shared.take(vec![found("a b.example.org")], None, true).await.is_err());
         assert_eq!(shared.lock().members.len(), 1);
     }

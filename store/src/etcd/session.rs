@@ -1,4 +1,4 @@
-//! How the client is known at the members of etcd, and when it may log in.
+//! State of the logins at the members of etcd, and pauses after failed logins.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -9,39 +9,39 @@ use tokio::time::Instant;
 
 use super::answer::wants_login;
 
-/// Before the next login after a refused one: the first pause, and the longest.
+/// First and longest pause after a refused login.
 pub(super) const AFTER_REFUSAL: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(120));
 
-/// The same after one that the member had no time for.
+/// First and longest pause after a login that timed out.
 pub(super) const AFTER_TIMEOUT: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(600));
 
-/// How the client is known at a member.
+/// State of the login at one member.
 #[derive(Debug, Default)]
 pub(super) struct Session(Mutex<Known>);
 
-/// What is known of that.
+/// A copy of the state of the login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Known {
-    /// How many logins have ended well. Whoever was refused with an earlier one need not log in again.
+    /// Number of successful logins. A request that was refused with an earlier login does not need another one.
     logins: u64,
-    /// Whether the last one has given a token: an etcd without authentication gives none.
+    /// Whether the last login returned a token: etcd without authentication returns none.
     has_token: bool,
 }
 
 impl Known {
-    /// Whether somebody has logged in there.
+    /// Whether there was no successful login yet.
     pub(super) fn is_new(self) -> bool {
         self.logins == 0
     }
 
-    /// Whether a request that has ended so is worth a repetition after a login.
+    /// Whether to repeat a request with this outcome after a login.
     pub(super) fn is_void<T>(self, outcome: &Result<T, StoreError>) -> bool {
         let Err(StoreError::Refused { refusal, .. }) = outcome else { return false };
         match refusal.cause {
-            // Tokens that are signed (JWT) are void after every change of users or roles, until the next login.
+            // Signed tokens (JWT) are invalid after every change of users or roles, until the next login.
             Cause::StaleAuth => true,
             Cause::Identity => wants_login(refusal),
-            // Authentication was enabled meanwhile, and etcd uses the name in the client's certificate.
+            // Authentication was enabled since the login, and etcd uses the name in the client certificate.
             Cause::Permission => !self.has_token,
             _ => false,
         }
@@ -63,11 +63,11 @@ impl Session {
     }
 }
 
-/// Whose turn it is to log in, and since when nobody may.
+/// Allows one login at a time, and none during the pause after a failure.
 #[derive(Debug, Default)]
 pub(super) struct Turn(Option<Failed>);
 
-/// Why a login has failed, and how long the pauses are to be.
+/// The error of a login, and the first and longest pause; `None` for no pause.
 pub(super) type NoLogin = (StoreError, Option<(Duration, Duration)>);
 
 #[derive(Debug)]
@@ -78,7 +78,7 @@ struct Failed {
 }
 
 impl Turn {
-    /// The error of the last login, as long as the next one has to wait.
+    /// Returns the error of the last login during the pause after it.
     pub(super) fn check(&self, now: Instant) -> Result<(), StoreError> {
         match &self.0 {
             Some(failed) if now < failed.until => Err(failed.error.clone()),
@@ -86,7 +86,7 @@ impl Turn {
         }
     }
 
-    /// Notes how a login has ended.
+    /// Notes the outcome of a login.
     pub(super) fn note(&mut self, outcome: Result<(), NoLogin>) -> Result<(), StoreError> {
         match &outcome {
             Ok(()) => self.0 = None,
@@ -96,7 +96,8 @@ impl Turn {
         outcome.map_err(|(error, _)| error)
     }
 
-    /// Notes a failure. Its pause is between half and all of what it could be, so that agents do not come back together.
+    /// Notes a failure. A random share of 50 to 100 % of the pause is used, so that agents do not retry at the same
+    /// time.
     fn fail(&mut self, error: &StoreError, (first, longest): (Duration, Duration), now: Instant, share: f64) {
         let before = self.0.as_ref().map_or(Duration::ZERO, |failed| failed.pause);
         let pause = (before * 2).clamp(first, longest.max(before));
@@ -124,7 +125,7 @@ mod tests {
         assert_eq!((after(&turn, 3), after(&turn, 4)), (Err(error("b")), Ok(())));
         (0..20).for_each(|_| turn.fail(&error("c"), AFTER_REFUSAL, now, 1.0));
         assert_eq!((after(&turn, 119), after(&turn, 120)), (Err(error("c")), Ok(())));
-        // A refusal after a long pause for a member without time makes it no shorter.
+        // A refusal does not shorten a long pause after a timeout.
         (0..20).for_each(|_| turn.fail(&error("d"), AFTER_TIMEOUT, now, 1.0));
         turn.fail(&error("e"), AFTER_REFUSAL, now, 1.0);
         assert_eq!((after(&turn, 599), after(&turn, 600)), (Err(error("e")), Ok(())));

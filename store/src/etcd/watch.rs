@@ -1,8 +1,8 @@
-//! Following a range of etcd: everything once, then every change, whatever happens on the way.
+//! Follows a range of etcd: first all entries, then every change, also after interruptions.
 //!
-//! The client's watch ends with its stream, and says nothing of what was missed. Here the revision of the last
-//! change is remembered and the watch goes on from there, at another member if need be. Where that cannot be done
-//! (the history is compacted away, the store is another one or was set back in time) everything is read again.
+//! The client's watch ends with its stream and does not report missed changes. So this module remembers the revision of
+//! the last change and resumes the watch there, if necessary at another member. If that is impossible (the history was
+//! compacted, or the datastore was replaced or restored to an earlier state), it reads all entries again.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -18,23 +18,23 @@ use tracing::warn;
 
 use super::{Etcd, NOT_THROUGH_PROXIES, entry};
 
-/// A silent stream is asked for a sign of life this often ...
+/// Time without a message after which a progress report is requested.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 
-/// ... and given up when it has said nothing for this long.
+/// Time without a message after which the stream is closed.
 const SILENCE: Duration = Duration::from_secs(15);
 
-/// How long a member whose stream was silent has to show that it is there all the same.
+/// Timeout of a read at a member whose stream was silent.
 const PROBE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Between attempts: at first at once, then slower, so that a whole cluster of agents does not hammer a store that
-/// comes back.
+/// Shortest and longest pause between attempts. The pause doubles, so that a cluster of agents does not overload a
+/// datastore that recovers.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
 
-/// The receiver is gone: nobody wants to know any more.
+/// The receiver was dropped.
 struct Unwanted;
 
-/// Why a stream ended.
+/// Reason for the end of a stream.
 enum Ended {
     Unwanted,
     Interrupted(Interruption),
@@ -69,7 +69,7 @@ struct Follower {
     position: Position,
 }
 
-/// Follows until nobody listens any more.
+/// Follows the range until the receiver is dropped.
 pub(super) async fn follow(etcd: Etcd, range: Range, updates: mpsc::Sender<Update>) {
     let mut follower = Follower { etcd, range, updates, position: Position::default() };
     let mut pause = RETRY.0;
@@ -80,14 +80,14 @@ pub(super) async fn follow(etcd: Etcd, range: Range, updates: mpsc::Sender<Updat
         if follower.send(lost).await.is_err() {
             return;
         }
-        // A stream that lived is a new beginning.
+        // A stream that lasted longer than `SILENCE` resets the pause.
         pause = if started.elapsed() > SILENCE { RETRY.0 } else { (pause * 2).min(RETRY.1) };
         tokio::time::sleep(pause).await;
     }
 }
 
 impl Follower {
-    /// Loads if need be, then follows one stream to its end.
+    /// Reads all entries, or to resume only the last changed one; then follows one stream to its end.
     async fn run(&mut self) -> Result<Infallible, Ended> {
         let there = match self.position.to_read(&self.range) {
             Some(range) => self.etcd.range(&range).await?,
@@ -119,7 +119,7 @@ impl Follower {
                 verified = Instant::now();
             }
             let said = tokio::select! {
-                // Cancel-safe: a message stays in the stream until it is taken.
+                // Cancel-safe: a message stays in the stream until it is read.
                 said = timeout_at(Instant::now() + PROGRESS_EVERY, stream.message()) => said,
                 _ = reconnections.changed() => return Err(broken("an address of this node was removed".to_owned())),
             };
@@ -136,7 +136,7 @@ impl Follower {
                 }
                 Ok(Err(error)) => return Err(self.etcd.failed(&member, &error).into()),
                 Err(_) if heard.elapsed() < SILENCE => {
-                    // The answer counts as a sign of life and no more: etcd before 3.4.25 may send it ahead of events
+                    // The answer shows only that the stream is alive: etcd before 3.4.25 may send it ahead of events
                     // that it seems to confirm.
                     let _ = stream.request_progress().await;
                 }
@@ -159,7 +159,7 @@ impl Follower {
         }
     }
 
-    /// Reads everything again where something was missed. The watch goes on.
+    /// Reads all entries again if changes were missed. The watch continues.
     async fn verify(&mut self) -> Result<(), Ended> {
         let keys = self.etcd.count(&self.range, self.position.known()).await?;
         if !self.position.has_missed(keys) {
@@ -189,7 +189,7 @@ fn hear(response: &WatchResponse) -> Heard {
     Heard::Changes { revision, changes: response.events().iter().filter_map(change).collect() }
 }
 
-/// The change, with the revision that made it.
+/// Converts an event to a change and its revision.
 fn change(event: &etcd_client::Event) -> Option<(Revision, KeyChange)> {
     let pair = event.kv()?;
     let key = pair.key_str().ok()?.to_owned();

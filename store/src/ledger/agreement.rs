@@ -1,4 +1,4 @@
-//! The ledger on disk and the one that is plain data: what is played with one holds on a node with the other.
+//! Compares the ledger on disk with the ledger in memory, so that tests with the latter are valid for the former.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -49,7 +49,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Three blocks of four addresses, and two addresses that are in none.
+/// Three blocks of four addresses; the last two test addresses are in no block.
 fn block(number: u8) -> Block {
     Block::new(format!("10.0.0.{}/30", number * 4).parse().unwrap())
 }
@@ -82,7 +82,7 @@ fn take(ledger: &mut impl Ledger, step: &Step) -> Result<Vec<Held>, LedgerError>
         Step::RemoveBlock(number) => ledger.remove_block(block(number)),
         Step::Gateway(last) => ledger.add_gateway(address(last)),
         Step::RemoveGateway(last, freed) => ledger.remove_gateway(address(last), at(freed)),
-        // One by itself is never asked for.
+        // No caller replaces a gateway with the same address.
         Step::ReplaceGateway(old, new, _) if old == new => Ok(()),
         Step::ReplaceGateway(old, new, freed) => {
             ledger.replace_gateway(address(old), address(new), at(freed))
@@ -123,7 +123,7 @@ fn by_name(mut held: Vec<Held>) -> Vec<Held> {
 }
 
 proptest! {
-    /// Whatever is played with one holds on a node with the other.
+    /// Both ledgers have the same contents and results after the same steps.
     #[test]
     fn both_ledgers_keep_and_refuse_the_same(steps in prop::collection::vec(step(), 0..40)) {
         let mut memory = Memory::default();

@@ -1,4 +1,4 @@
-//! The ledger on disk.
+//! Tests of the ledger on disk.
 
 use super::*;
 use polder_ipam::ledger::Kind;
@@ -10,7 +10,7 @@ fn ledger() -> (tempfile::TempDir, Sqlite) {
     (folder, ledger)
 }
 
-/// The block that has all addresses of these tests but one.
+/// The block of all IPv4 addresses 10.0.0.0 to 10.0.0.63.
 fn owned() -> OwnedBlock {
     let block = Block::new("10.0.0.0/26".parse().unwrap());
     OwnedBlock { block, pool: "p".parse().unwrap(), nonce: Nonce::new("x"), leaving: false }
@@ -110,7 +110,7 @@ fn another_boot_voids_all_attachments_and_their_addresses_rest_from_its_beginnin
     assert_eq!(ledger.sysctls().unwrap(), [], "what was set before the boot is not what was before");
 }
 
-/// What a later release does to the ledger.
+/// Upgrades the ledger as a later release with `step` does.
 fn upgrade(path: &Path, step: Step) {
     let layouts = [LAYOUTS, &[step]].concat();
     drop(open_database(path, &layouts).unwrap());

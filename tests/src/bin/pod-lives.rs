@@ -27,7 +27,7 @@ struct Arguments {
     lives: u32,
 }
 
-/// Concurrent ADDs, where several run at once.
+/// Number of concurrent ADDs.
 const AT_ONCE: usize = 8;
 
 /// Longer than any request to the agent takes.

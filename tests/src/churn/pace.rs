@@ -17,7 +17,7 @@ struct Steps {
 }
 
 impl Pace {
-    /// No step is done, and none is allowed yet; `last` is the total number.
+    /// Starts without done or allowed steps; `last` is the total number of steps.
     pub fn new(last: usize) -> Self {
         Self { steps: Mutex::new(Steps { done: 0, allowed: 0, last }), changed: Condvar::new() }
     }
