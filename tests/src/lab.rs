@@ -8,7 +8,7 @@ use crate::disk::Disk;
 use crate::etcd::{Etcd, Tls};
 use crate::fabric::{Fabric, Families, WORLD, address};
 use crate::node::Node;
-use crate::wait;
+use crate::{probe, wait};
 
 /// Configuration of a lab. The defaults are one segment with IPv4 and one etcd member.
 #[derive(Debug, Clone)]
@@ -280,6 +280,7 @@ impl Drop for Lab {
                 let lines: Vec<_> = log.lines().collect();
                 eprintln!("--- the end of the agent's log on {}:", worker.name());
                 lines[lines.len().saturating_sub(25)..].iter().for_each(|line| eprintln!("{line}"));
+                eprintln!("--- dropped on {}:\n{}", worker.name(), probe::drops(worker.node.command("sh")));
             }
             if self.keep_failed {
                 eprintln!("\nThe lab is kept, for a look at what went wrong:\n{}", self.how_to_enter());

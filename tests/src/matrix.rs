@@ -85,7 +85,12 @@ pub fn assert_flat_over(families: Families, pods: &[Pod], mtu: usize) {
     let pairs = pairs(pods, families);
     let expected = pods.len() * (pods.len() - 1) * families.each().count();
     assert!(pairs.len() == expected && expected > 0, "{} pairs instead of {expected}", pairs.len());
-    let problems: Vec<String> = pairs.iter().filter_map(|pair| pair.check(mtu).err()).collect();
+    let check = |pair: &Pair<'_>| {
+        let problem = pair.check(mtu).err()?;
+        let [from, to] = [pair.from, pair.to].map(|pod| probe::drops(pod.command("sh")));
+        Some(format!("{problem}; dropped in the sender: {from:?}, in the receiver: {to:?}"))
+    };
+    let problems: Vec<String> = pairs.iter().filter_map(check).collect();
     drop(servers);
     assert!(problems.is_empty(), "{} of {} pairs: {problems:#?}", problems.len(), pairs.len());
 }

@@ -211,6 +211,20 @@ pub fn ping(mut command: Command, to: IpAddr, bytes: usize) -> Result<String, St
     if output.status.success() { time.map(str::to_owned).ok_or(text) } else { Err(text) }
 }
 
+/// Where the kernel has dropped packets in the namespaces that the command enters: counters of IP and ICMP, of
+/// interfaces and of nftables rules that are not zero. For the message of a test that has failed.
+pub fn drops(mut command: Command) -> String {
+    let script = "awk 'NF == 2 && $2 > 0 && /Discards|NoRoutes|Err|Fails|Drop|Unreach/' /proc/net/snmp6; \
+                  tail -n +3 /proc/net/dev | awk '$4 + $5 + $12 + $13 > 0'; \
+                  awk '$2 != \"00000000\" { print \"backlog dropped 0x\" $2 }' /proc/net/softnet_stat; \
+                  nft list ruleset | grep -E 'packets [1-9].* drop'; ip neigh show nud failed; \
+                  ip neigh show nud incomplete";
+    match command.args(["-c", script]).output() {
+        Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
+        Err(error) => error.to_string(),
+    }
+}
+
 /// Datagrams sent in the background, a hundred per second. Each of them must come back.
 #[derive(Debug)]
 pub struct Stream {
